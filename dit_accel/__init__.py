@@ -1,0 +1,40 @@
+"""Faster diffusion-transformer video pipelines without training, at a fidelity the user chooses.
+
+    import dit_accel
+    with dit_accel.accelerate(pipe, threshold=0.1) as handle:
+        video = pipe("a red circle moving right").frames
+    print(handle.report().summary())
+
+Importing this package imports neither torch nor diffusers and touches no device.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from dit_accel.accelerate import Handle, accelerate
+    from dit_accel.families import FAMILIES
+    from dit_accel.outcome import Report, SiteReport
+    from dit_accel.windows import EDCW
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "accelerate": "dit_accel.accelerate",
+    "Handle": "dit_accel.accelerate",
+    "FAMILIES": "dit_accel.families",
+    "Report": "dit_accel.outcome",
+    "SiteReport": "dit_accel.outcome",
+    "EDCW": "dit_accel.windows",
+}
+__all__ = ["EDCW", "FAMILIES", "Handle", "Report", "SiteReport", "__version__", "accelerate"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(_HOMES[name]), name)
+    globals()[name] = value  # over the submodule of the same name, where there is one
+    return value

@@ -1,0 +1,224 @@
+"""Carries out windows at the sites of a model: compute and keep, or reuse.
+
+A `Site` wraps one attention, one block, or the whole block stack, and holds what it kept, per role
+and branch. The decision of a step is made once, before its first forward, for all sites and
+branches together; the drifts measured on the way stay on the device and are read in one transfer a
+step. Holds no formula: drift.py measures, windows.py decides.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from dit_accel.drift import relative_l1
+from dit_accel.families import Family
+from dit_accel.outcome import SiteReport
+from dit_accel.patching import Patches
+from dit_accel.session import Session
+from dit_accel.windows import EDCW, Windows
+
+Forward = Callable[..., torch.Tensor]
+
+
+@dataclass
+class Trace:
+    """What one branch did at one site: steps, and drifts by computed step."""
+
+    computed: list[int] = field(default_factory=list)
+    reused: list[int] = field(default_factory=list)
+    drift: dict[int, float] = field(default_factory=dict)
+
+
+class Site:
+    """One place whose output can be kept: windows, kept values and a trace per branch."""
+
+    def __init__(self, transformer: str, name: str, cache: Cache) -> None:
+        self.transformer, self.name, self.cache = transformer, name, cache
+        self.begin(None)
+
+    def begin(self, total: int | None) -> None:
+        """Forget the last run."""
+        self.windows = Windows(self.cache.config, total)
+        self.reuses = False
+        self.kept: dict[tuple[str, str], torch.Tensor] = {}
+        self.traces: dict[str, Trace] = {}
+
+    def serve(self, like: torch.Tensor) -> torch.Tensor | None:
+        """The kept value, if this step reuses and one that fits `like` is there; else None."""
+        session = self.cache.session
+        kept = self.kept.get((session.role, session.branch)) if self.reuses else None
+        if kept is None or kept.shape != like.shape or kept.device != like.device:
+            return None
+        self._trace().reused.append(session.step)
+        return kept
+
+    def keep(self, value: torch.Tensor) -> None:
+        """Keep a fresh value, and measure how far the one before was from it."""
+        session = self.cache.session
+        key = (session.role, session.branch)
+        before = self.kept.get(key)
+        comparable = before is not None and before.shape == value.shape
+        drift = relative_l1(before, value) if before is not None and comparable else None
+        self.kept[key] = value
+        trace = self._trace()
+        trace.computed.append(session.step)
+        self.cache.pending.append((self, trace, session.step, drift))
+
+    def _trace(self) -> Trace:
+        return self.traces.setdefault(self.cache.session.branch, Trace())
+
+    # --- the three kinds of site ---
+
+    def wrap_attention(self, inner: Forward) -> Forward:
+        """Keeps the attention's output; tokens come first, as in every self-attention module."""
+
+        def forward(*args: Any, **kwargs: Any) -> torch.Tensor:
+            tokens = args[0] if args else kwargs["hidden_states"]
+            kept = None if self.cache.session.paused else self.serve(tokens)
+            if kept is not None:
+                return kept
+            output = inner(*args, **kwargs)
+            if not self.cache.session.paused:
+                self.keep(output)
+            return output
+
+        return _outside_graphs(forward)
+
+    def wrap_stack(self, forwards: list[Forward], hidden: tuple[str, int]) -> list[Forward]:
+        """Keeps the residual of a run of blocks: of one block, or of the whole stack.
+
+        The first block decides. When it reuses, it returns its input plus the residual and the
+        others pass that on untouched.
+        """
+        entered: list[torch.Tensor] = []  # the stack's input while it is being computed
+        last = len(forwards) - 1
+
+        def wrap(index: int, inner: Forward) -> Forward:
+            def forward(*args: Any, **kwargs: Any) -> torch.Tensor:
+                if self.cache.session.paused:
+                    return inner(*args, **kwargs)
+                name, place = hidden
+                tokens = kwargs[name] if name in kwargs else args[place]
+                if index == 0:
+                    entered.clear()
+                    kept = self.serve(tokens)
+                    if kept is not None:
+                        return tokens + kept
+                    entered.append(tokens)
+                if not entered:
+                    return tokens
+                output = inner(*args, **kwargs)
+                if index == last:
+                    self.keep(output - entered.pop())
+                return output
+
+            return _outside_graphs(forward)
+
+        return [wrap(index, inner) for index, inner in enumerate(forwards)]
+
+
+class Cache:
+    """All sites of one kind in a pipeline's transformers; an observer of its session."""
+
+    def __init__(self, session: Session, family: Family, kind: str, config: EDCW) -> None:
+        self.session, self.family, self.kind, self.config = session, family, kind, config
+        self.sites: list[Site] = []
+        self.pending: list[tuple[Site, Trace, int, torch.Tensor | None]] = []
+        self.kept_bytes = self.device_reads = 0
+
+    def install(self, patches: Patches) -> None:
+        """Make the sites and wrap their modules."""
+        for name, module in self.session.transformers.items():
+            blocks = [
+                (f"{group}.{i}", block)
+                for group in self.family.blocks
+                for i, block in enumerate(getattr(module, group))
+            ]
+            if self.kind == "attention":
+                for path, block in blocks:
+                    site = self._site(name, f"{path}.{self.family.attention}")
+                    patches.wrap(getattr(block, self.family.attention), "forward", site.wrap_attention)
+            elif self.kind == "block":
+                for path, block in blocks:
+                    self._wrap_stack(patches, self._site(name, path), [block])
+            else:
+                self._wrap_stack(patches, self._site(name, "stack"), [block for _, block in blocks])
+
+    def _site(self, transformer: str, name: str) -> Site:
+        self.sites.append(Site(transformer, name, self))
+        return self.sites[-1]
+
+    def _wrap_stack(self, patches: Patches, site: Site, blocks: list[torch.nn.Module]) -> None:
+        wrapped = iter(site.wrap_stack([block.forward for block in blocks], self.family.hidden))
+        for block in blocks:
+            patches.wrap(block, "forward", lambda _: next(wrapped))
+
+    # --- observer of the session ---
+
+    def run_begins(self, total: int | None) -> None:
+        self.pending.clear()
+        self.kept_bytes = self.device_reads = 0
+        for site in self.sites:
+            site.begin(total)
+
+    def step_begins(self, step: int) -> None:
+        self.settle()
+        for site in self.sites:
+            site.reuses = not site.windows.computes(step)
+
+    def forward_ends(self, transformer: str) -> None:
+        """Nothing to do between the branches: they share the step's decision."""
+
+    def settle(self) -> None:
+        """Read the drifts of the last step, all in one transfer, and let the windows see them."""
+        held = sum(kept.nbytes for site in self.sites for kept in site.kept.values())
+        self.kept_bytes = max(self.kept_bytes, held)
+        tensors = [drift for *_, drift in self.pending if drift is not None]
+        values = iter(self._read(tensors))
+        worst: dict[Site, tuple[int, float | None]] = {}
+        for site, trace, step, drift in self.pending:
+            value = None if drift is None else next(values)
+            if value is not None:
+                trace.drift[step] = value
+            worst[site] = (step, _larger(worst.get(site, (step, None))[1], value))
+        self.pending.clear()
+        for site, (step, value) in worst.items():
+            site.windows.observe(step, value)
+
+    def _read(self, drifts: list[torch.Tensor]) -> list[float]:
+        if not drifts:
+            return []
+        self.device_reads += 1
+        home = drifts[0].device
+        numbers: list[float] = torch.stack([drift.to(home) for drift in drifts]).tolist()
+        return numbers
+
+    # --- for the report ---
+
+    def site_reports(self) -> tuple[SiteReport, ...]:
+        """What every site did in every branch of the last run."""
+        return tuple(
+            SiteReport(
+                site.transformer, branch, site.name,
+                tuple(trace.computed), tuple(trace.reused), dict(trace.drift),
+            )
+            for site in self.sites
+            for branch, trace in site.traces.items()
+        )  # fmt: skip
+
+
+def _larger(a: float | None, b: float | None) -> float | None:
+    """The worse drift of two branches; anything not finite counts as infinite."""
+    drifts = [x if math.isfinite(x) else math.inf for x in (a, b) if x is not None]
+    return max(drifts, default=None)
+
+
+def _outside_graphs(forward: Forward) -> Forward:
+    """Keep torch.compile from tracing our bookkeeping; what is wrapped is still compiled."""
+    wrapped: Forward = torch.compiler.disable(forward, recursive=False)
+    return wrapped

@@ -1,0 +1,50 @@
+"""The `dit-accel` command: one file a verb. Asking it for help imports neither torch nor diffusers.
+
+A new verb is one file with one function, and one row of `VERBS`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import Annotated
+
+import typer
+
+from dit_accel import __version__
+from dit_accel.cli.generate import generate
+from dit_accel.cli.models import models
+
+VERBS: dict[str, Callable[..., None]] = {"generate": generate, "models": models}
+
+app = typer.Typer(
+    help="Training-free acceleration of diffusion-transformer video pipelines.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+for _name, _verb in VERBS.items():
+    app.command(_name)(_verb)
+
+
+def main() -> None:
+    """The entry point of the console script."""
+    for name, quiet in (("OPENCV_FFMPEG_LOGLEVEL", "-8"), ("OPENCV_LOG_LEVEL", "OFF")):
+        os.environ.setdefault(name, quiet)  # read when cv2 is imported; failures reach us anyway
+    app(prog_name="dit-accel")
+
+
+def _show_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"dit-accel {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version."),
+    ] = False,
+) -> None:
+    pass

@@ -1,0 +1,5 @@
+"""`python -m dit_accel.cli`: the command where its script is not on the path."""
+
+from dit_accel.cli import main
+
+main()

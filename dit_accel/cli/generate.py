@@ -1,0 +1,148 @@
+"""`dit-accel generate`: one clip from one prompt, accelerated, and if asked its uncached twin."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+
+from dit_accel.cli import files as writing
+from dit_accel.cli import options
+from dit_accel.cli.errors import reported, say
+from dit_accel.cli.files import Files
+from dit_accel.cli.progress import StepBar
+from dit_accel.cli.request import Request, slug
+from dit_accel.cli.summary import show
+from dit_accel.windows import DEFAULT_THRESHOLD
+
+if TYPE_CHECKING:
+    from dit_accel.cli.loading import Model
+    from dit_accel.cli.running import Take
+    from dit_accel.cli.settings import Settings
+
+
+def generate(
+    prompt: options.Prompt,
+    model: options.Model = None,
+    threshold: options.Threshold = DEFAULT_THRESHOLD,
+    site: options.Site = "model",
+    seed: options.Seed = 0,
+    steps: options.Steps = None,
+    guidance: options.Guidance = None,
+    height: options.Height = None,
+    width: options.Width = None,
+    frames: options.Frames = None,
+    fps: options.Fps = None,
+    negative: options.Negative = None,
+    compare: options.Compare = False,
+    output: options.Output = None,
+    overwrite: options.Overwrite = False,
+    as_json: options.Json = False,
+    dtype: options.Dtype = None,
+    device: options.Device = None,
+    verbose: options.Verbose = False,
+) -> None:
+    """Make a clip from a prompt with a training-free cache at work.
+
+    Beside the video it writes a sidecar JSON: versions, every setting, and the report.
+    """
+    request = Request(
+        prompt=prompt,
+        model=model,
+        threshold=threshold,
+        site=site,
+        seed=seed,
+        steps=steps,
+        guidance=guidance,
+        height=height,
+        width=width,
+        frames=frames,
+        fps=fps,
+        negative=negative,
+        compare=compare,
+        output=output,
+        overwrite=overwrite,
+        dtype=dtype,
+        device=device,
+    )
+    with reported(verbose=verbose):
+        _generate(request, as_json=as_json, verbose=verbose)
+
+
+def _generate(request: Request, *, as_json: bool, verbose: bool) -> None:
+    request.check()
+    output = request.output or Path(f"{slug(request.prompt)}.mp4")
+    files = writing.name_files(output, compare=request.compare)
+    writing.check_files(files, overwrite=request.overwrite)
+    with _status("starting", quiet=as_json):
+        from dit_accel.cli.loading import quiet_libraries
+        from dit_accel.cli.settings import resolve
+
+        muted = quiet_libraries(verbose=verbose)
+    with muted:
+        model, device, dtype = _find(request)
+        settings = resolve(request, model, device=device, dtype=dtype)
+        take, uncached = _run(model, settings, quiet=as_json)
+        with _status("writing", quiet=as_json):
+            content = _write(files, model, settings, take, uncached)
+    _tell(files, settings, take, content, as_json=as_json)
+
+
+def _find(request: Request) -> tuple[Model, str, str]:
+    """The model's folder, the device and the dtype."""
+    from dit_accel.cli.loading import choose_device, choose_dtype, find
+
+    device = choose_device(request.device)
+    return find(request.model), device, choose_dtype(request.dtype, device)
+
+
+def _run(model: Model, settings: Settings, *, quiet: bool) -> tuple[Take, Take | None]:
+    """The accelerated clip, after its uncached twin where one was asked for."""
+    from dit_accel.cli import loading, prompt, running
+
+    with _status(f"loading {model.name}", quiet=quiet):
+        pipe = loading.load(model, device=settings.device, dtype=settings.dtype)
+    running.check_accepted(pipe, settings)
+    for remark in prompt.remarks(pipe, settings):
+        say(remark, style="yellow")
+    uncached = None
+    if settings.compare:
+        with _status("warming up", quiet=quiet):
+            running.warm_up(pipe, settings)
+        with StepBar("uncached", settings.steps, quiet=quiet) as bar:
+            uncached = running.take_uncached(pipe, settings, bar)
+    with StepBar("accelerated", settings.steps, quiet=quiet) as bar:
+        return running.take_accelerated(pipe, settings, bar), uncached
+
+
+def _write(
+    files: Files, model: Model, settings: Settings, take: Take, uncached: Take | None
+) -> dict[str, Any]:
+    """Write every file or none; returns what the sidecar holds."""
+    from dit_accel.cli.record import record
+
+    content = record(files, model, settings, take, uncached)
+    clips = writing.clips_of(files, take.frames, uncached.frames if uncached else None)
+    with writing.all_or_none(files) as folder:
+        writing.write_clips(folder, clips, settings.fps)
+        writing.write_json(folder, files.sidecar, content)
+    return content
+
+
+def _tell(
+    files: Files, settings: Settings, take: Take, content: dict[str, Any], *, as_json: bool
+) -> None:
+    if as_json:
+        sys.stdout.write(writing.as_json(content) + "\n")
+    else:
+        show(files, settings, take, content["comparison"])
+
+
+def _status(text: str, *, quiet: bool) -> contextlib.AbstractContextManager[object]:
+    """A line that turns while the body runs; nothing of it is left."""
+    if quiet:
+        return contextlib.nullcontext()
+    return Console(stderr=True).status(f"{text} ...")

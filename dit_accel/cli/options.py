@@ -1,0 +1,130 @@
+"""The options of `generate`, one line of help each."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from dit_accel.cli.request import DTYPES
+from dit_accel.families import SITES
+
+_CACHE, _CLIP, _MACHINE, _RESULT = "What is reused", "The clip", "The machine", "The result"
+
+Prompt = Annotated[
+    str, typer.Argument(metavar="PROMPT", help="What the clip shows.", show_default=False)
+]
+Model = Annotated[
+    str | None,
+    typer.Option(
+        help="A diffusers folder or a hub id; else the embedded miniature.",
+        show_default=False,
+        metavar="FOLDER|HUB/ID",
+    ),
+]
+Threshold = Annotated[
+    float,
+    typer.Option(
+        help="The largest drift that a reused value may have; 0 reuses nothing.",
+        rich_help_panel=_CACHE,
+    ),
+]
+Site = Annotated[
+    str,
+    typer.Option(
+        metavar="|".join(SITES),
+        help="The place whose output is kept and used again.",
+        rich_help_panel=_CACHE,
+    ),
+]
+Compare = Annotated[
+    bool,
+    typer.Option(
+        "--compare",
+        help="Make the uncached twin too: PSNR, SSIM, speedup, side-by-side clip.",
+        rich_help_panel=_RESULT,
+    ),
+]
+Json = Annotated[
+    bool,
+    typer.Option("--json", help="One JSON object on stdout.", rich_help_panel=_RESULT),
+]
+Output = Annotated[
+    Path | None,
+    typer.Option(
+        "--output",
+        "-o",
+        help="Ends in .mp4, .mkv or .npy (both lossless), .gif or .png; else named by the prompt.",
+        show_default=False,
+        rich_help_panel=_RESULT,
+    ),
+]
+Overwrite = Annotated[
+    bool,
+    typer.Option("--overwrite", help="Replace files that exist.", rich_help_panel=_RESULT),
+]
+Seed = Annotated[int, typer.Option(help="Draws the noise.", rich_help_panel=_CLIP)]
+Steps = Annotated[
+    int | None,
+    typer.Option(help="Denoising steps.", show_default="the model's", rich_help_panel=_CLIP),
+]
+Guidance = Annotated[
+    float | None,
+    typer.Option(
+        help="Weight of the prompt; 1 or less is without guidance.",
+        show_default="the model's",
+        rich_help_panel=_CLIP,
+    ),
+]
+Height = Annotated[
+    int | None,
+    typer.Option(
+        help="Of the frames in pixels.", show_default="the model's", rich_help_panel=_CLIP
+    ),
+]
+Width = Annotated[
+    int | None,
+    typer.Option(
+        help="Of the frames in pixels.", show_default="the model's", rich_help_panel=_CLIP
+    ),
+]
+Frames = Annotated[
+    int | None,
+    typer.Option(help="How many.", show_default="the model's", rich_help_panel=_CLIP),
+]
+Fps = Annotated[
+    float | None,
+    typer.Option(
+        help="Frames per second of the file.", show_default="the model's", rich_help_panel=_CLIP
+    ),
+]
+Negative = Annotated[
+    str | None,
+    typer.Option(help="What the clip must not show.", show_default=False, rich_help_panel=_CLIP),
+]
+Dtype = Annotated[
+    str | None,
+    typer.Option(
+        metavar="|".join(DTYPES),
+        help="What to compute in; the VAE stays in float32.",
+        show_default="bfloat16 on CUDA, else float32",
+        rich_help_panel=_MACHINE,
+    ),
+]
+Device = Annotated[
+    str | None,
+    typer.Option(
+        help="cpu, cuda, cuda:N or mps.",
+        show_default="cuda if there is one, else cpu",
+        rich_help_panel=_MACHINE,
+    ),
+]
+Verbose = Annotated[
+    bool,
+    typer.Option(
+        "--verbose",
+        help="Let diffusers and transformers speak, and show tracebacks.",
+        rich_help_panel=_MACHINE,
+    ),
+]

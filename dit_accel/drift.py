@@ -1,0 +1,48 @@
+"""How far a kept value is from a fresh one: relative errors, and what guidance makes of them.
+
+Knows tensors, nothing of sites, steps or models. Results stay on the device of their inputs as
+0-dimensional float32 tensors; whoever needs numbers reads many of them at once.
+
+Sources: UniCP (arXiv 2502.04393) measures the error between attention outputs of different steps;
+the norm is not public. We take the relative L1 norm, as TeaCache (arXiv 2411.19108 §3.3) does.
+Guided error: classifier-free guidance (arXiv 2207.12598 eq. 6) is linear, so it applies to errors.
+"""
+
+from __future__ import annotations
+
+import torch
+
+
+def relative_l1(kept: torch.Tensor, fresh: torch.Tensor) -> torch.Tensor:
+    """Drift: sum |fresh - kept| / sum |fresh|, accumulated in float32.
+
+    Args:
+        kept: any shape, floating point.
+        fresh: the same shape as `kept`.
+
+    Returns:
+        A 0-dimensional float32 tensor >= 0 on the device of `fresh`; 0 for two equal tensors (also
+        when both are zero), infinite when only `fresh` is zero, NaN when either holds a NaN.
+
+    Raises:
+        ValueError: the shapes differ.
+    """
+    if kept.shape != fresh.shape:
+        raise ValueError(f"kept has shape {tuple(kept.shape)}, fresh {tuple(fresh.shape)}; accepted: equal shapes")
+    change = torch.linalg.vector_norm(fresh - kept, 1, dtype=torch.float32)
+    size = torch.linalg.vector_norm(fresh, 1, dtype=torch.float32)
+    return torch.where(change == 0, change, change / size)
+
+
+def guided_error(cond: torch.Tensor, uncond: torch.Tensor, guidance: float) -> torch.Tensor:
+    """Error of `u + s (c - u)` when the branches are off by `cond` and `uncond`.
+
+    Args:
+        cond: error of the conditional branch, any shape.
+        uncond: error of the unconditional branch, same shape.
+        guidance: the scale s of classifier-free guidance.
+
+    Returns:
+        `(1 - s) * uncond + s * cond`, same shape.
+    """
+    return (1 - guidance) * uncond + guidance * cond

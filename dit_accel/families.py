@@ -1,0 +1,86 @@
+"""What is true of the models: one row per transformer class, found by the class's name.
+
+A row says where the blocks and their attentions are and what a block's forward is called with, so
+that the plumbing needs no knowledge of any model. Names only: nothing is imported, so that the
+table can be read without torch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+SITES = ("attention", "block", "model")
+
+
+@dataclass(frozen=True)
+class Family:
+    """One transformer class.
+
+    Args:
+        name: short name, for the command line and reports.
+        transformer: name of the diffusers class.
+        pipelines: the diffusers pipelines that are tested with it.
+        components: attributes of a pipeline that may hold such a transformer.
+        blocks: attributes of the transformer that hold its blocks, in the order they run.
+        hidden: a block's argument that carries the tokens through the stack, and its position.
+        returns: the blocks' outputs that go on to the next block: "hidden" alone.
+        attention: a block's submodule that computes self-attention.
+        branches: how classifier-free guidance runs: "separate" forwards or one "batched".
+        sites: which sites are safe: the whole stack only where nothing is added between blocks.
+        notes: one phrase for people.
+    """
+
+    name: str
+    transformer: str
+    pipelines: tuple[str, ...]
+    components: tuple[str, ...]
+    blocks: tuple[str, ...]
+    hidden: tuple[str, int]
+    returns: str
+    attention: str
+    branches: str
+    sites: tuple[str, ...]
+    notes: str
+
+
+FAMILIES: dict[str, Family] = {
+    row.transformer: row
+    for row in (
+        Family(
+            name="wan",
+            transformer="WanTransformer3DModel",
+            pipelines=("WanPipeline",),
+            components=("transformer", "transformer_2"),
+            blocks=("blocks",),
+            hidden=("hidden_states", 0),
+            returns="hidden",
+            attention="attn1",
+            branches="separate",
+            sites=SITES,
+            notes="Wan 2.1 and 2.2 text-to-video; both transformers of Wan 2.2",
+        ),
+    )
+}
+
+
+def family_of(pipe: Any) -> Family:
+    """The row of a pipeline's transformer.
+
+    Raises:
+        ValueError: the pipeline has no transformer, or its class is in no row.
+    """
+    transformer = getattr(pipe, "transformer", None) or getattr(pipe, "transformer_2", None)
+    name = type(transformer).__name__
+    if transformer is None or name not in FAMILIES:
+        found = f"a {name}" if transformer is not None else "no transformer"
+        raise ValueError(
+            f"pipe is a {type(pipe).__name__} with {found}; accepted transformers: {', '.join(FAMILIES)}"
+        )
+    return FAMILIES[name]
+
+
+def transformers_of(pipe: Any, family: Family) -> dict[str, Any]:
+    """The pipeline's transformers by component name, those that are loaded."""
+    found = {name: getattr(pipe, name, None) for name in family.components}
+    return {name: module for name, module in found.items() if module is not None}

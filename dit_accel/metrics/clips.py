@@ -1,0 +1,77 @@
+"""What every metric demands of its two clips, checked in one place.
+
+It knows shapes, dtypes and finiteness. It does not know whether float frames really span
+`data_range`: frames in [0, 255] that are scored with `data_range=1.0` pass.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+
+def check_pair(
+    reference: npt.NDArray[Any],
+    test: npt.NDArray[Any],
+    *,
+    data_range: float,
+    smallest: int = 1,
+) -> None:
+    """Refuse a pair of clips that cannot be scored.
+
+    Args:
+        reference: `(T, H, W, C)`, uint8 or float, C of 1 or 3, finite.
+        test: same shape; uint8 if and only if `reference` is.
+        data_range: largest minus smallest possible value; 255 for uint8.
+        smallest: least H and W that the metric can score.
+
+    Raises:
+        ValueError: naming the argument, its value and what is accepted.
+    """
+    _check_clip("reference", reference, smallest)
+    if reference.shape != test.shape:
+        raise ValueError(
+            f"test has shape {test.shape}, reference has {reference.shape}: they must be equal"
+        )
+    _check_clip("test", test, smallest)
+    if (reference.dtype == np.uint8) != (test.dtype == np.uint8):
+        raise ValueError(
+            f"reference is {reference.dtype} and test is {test.dtype}: "
+            "both must be uint8, or both float"
+        )
+    _check_data_range(data_range, is_uint8=reference.dtype == np.uint8)
+    _check_finite("reference", reference)
+    _check_finite("test", test)
+
+
+def _check_clip(name: str, clip: npt.NDArray[Any], smallest: int) -> None:
+    if clip.ndim != 4 or clip.shape[3] not in (1, 3) or len(clip) == 0:
+        raise ValueError(
+            f"{name} has shape {clip.shape}: "
+            "must be (T, H, W, C) with at least one frame and C of 1 or 3"
+        )
+    if min(clip.shape[1:3]) < smallest:
+        raise ValueError(
+            f"{name} has frames of {clip.shape[1]}x{clip.shape[2]}: "
+            f"must be at least {smallest}x{smallest}"
+        )
+    if clip.dtype != np.uint8 and not np.issubdtype(clip.dtype, np.floating):
+        raise ValueError(f"{name} has dtype {clip.dtype}: must be uint8 or float")
+
+
+def _check_data_range(data_range: float, *, is_uint8: bool) -> None:
+    if not (math.isfinite(data_range) and data_range > 0):
+        raise ValueError(f"data_range is {data_range}: must be finite and greater than 0")
+    if is_uint8 and data_range != 255:
+        raise ValueError(f"data_range is {data_range}: must be 255 for uint8 clips")
+
+
+def _check_finite(name: str, clip: npt.NDArray[Any]) -> None:
+    if clip.dtype == np.uint8:
+        return
+    for index, frame in enumerate(clip):
+        if not np.isfinite(frame).all():
+            raise ValueError(f"{name} has NaN or infinite values in frame {index}: must be finite")

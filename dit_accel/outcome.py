@@ -1,0 +1,70 @@
+"""What an accelerated run did: the report of a handle. Plain data, no tensors, no models."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class SiteReport:
+    """One site in one branch: `name` is the module's path, `drift` is by computed step."""
+
+    transformer: str
+    branch: str
+    name: str
+    computed: tuple[int, ...]
+    reused: tuple[int, ...]
+    drift: dict[int, float]
+
+
+@dataclass(frozen=True)
+class Report:
+    """One run of an accelerated pipeline.
+
+    FLOPs are of the transformers' forwards: `flops_full` as the stock pipeline would spend them,
+    `flops_spent` as this run did; None, with the reason in `notes`, where they could not be
+    counted. `seconds` spans the denoising loop. `peak_memory_bytes` is the device allocator's peak,
+    or the process's high-water mark on a CPU. `kept_bytes` is the most held by kept values.
+    """
+
+    family: str
+    site: str
+    threshold: float
+    steps: int
+    branches: tuple[str, ...]
+    sites: tuple[SiteReport, ...]
+    flops_full: int | None
+    flops_spent: int | None
+    seconds: float
+    peak_memory_bytes: int | None
+    kept_bytes: int
+    device_reads: int
+    notes: tuple[str, ...] = ()
+
+    @property
+    def flops_kept(self) -> float | None:
+        """Share of the stock pipeline's FLOPs that was spent, 0 to 1."""
+        return None if not self.flops_full else (self.flops_spent or 0) / self.flops_full
+
+    @property
+    def steps_computed(self) -> float:
+        """Steps computed, mean over sites and branches; sites of two experts count once."""
+        actions = [(len(s.computed), len(s.computed) + len(s.reused)) for s in self.sites]
+        done, total = map(sum, zip(*actions, strict=True)) if actions else (0, 0)
+        return self.steps * done / total if total else 0.0
+
+    def to_dict(self) -> dict[str, Any]:
+        """The report as JSON-able data, derived figures included."""
+        return asdict(self) | {"flops_kept": self.flops_kept, "steps_computed": self.steps_computed}
+
+    def summary(self) -> str:
+        """One paragraph for people."""
+        kept = self.flops_kept
+        text = (
+            f"{self.family}, site {self.site}, threshold {self.threshold:g}: computed "
+            f"{self.steps_computed:.1f} of {self.steps} steps"
+            + (f", {kept:.0%} of the FLOPs" if kept is not None else "")
+            + f", {self.seconds:.2f} s, {self.kept_bytes / 2**20:.1f} MiB held by kept values."
+        )
+        return " ".join((text, *self.notes))

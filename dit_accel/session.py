@@ -1,0 +1,141 @@
+"""Which run, step, branch and role a forward of the transformer belongs to.
+
+Where the pipeline enters `transformer.cache_context(name, step_index=...)`, the branch is that name
+and the step that index (diffusers >= 0.36 gives the index for Wan, 0.35 the name only). Else the
+step is the position of the `timestep` argument among the scheduler's timesteps, and the branch is
+told by which text embedding is passed. Call parity is never used: it breaks without guidance.
+
+A new run begins when a step comes back: an earlier one, or one whose forward was already seen. So
+an aborted run leaves nothing behind for the next.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+import torch
+from torch.utils._pytree import tree_map_only
+
+from dit_accel.patching import Patches
+
+
+class Observer(Protocol):
+    """What wants to be told about a run."""
+
+    def run_begins(self, total: int | None) -> None: ...
+
+    def step_begins(self, step: int) -> None: ...
+
+    def forward_ends(self, transformer: str) -> None: ...
+
+
+class Session:
+    """Where a pipeline is: `step`, `total`, `branch`, `role`; told to the observers in order."""
+
+    def __init__(self, pipe: Any, transformers: dict[str, torch.nn.Module]) -> None:
+        self.pipe = pipe
+        self.transformers = transformers
+        self.observers: list[Observer] = []
+        self.inputs: dict[tuple[str, str], tuple[tuple[Any, ...], dict[str, Any]]] = {}
+        self.role = "target"
+        self.paused = False
+        self._context: tuple[str, int | None, int | None] | None = None
+        self._forget()
+
+    def install(self, patches: Patches) -> None:
+        """Wrap `forward` and, where there is one, `cache_context` of every transformer."""
+        for name, module in self.transformers.items():
+            if hasattr(module, "cache_context"):
+                patches.wrap(module, "cache_context", self._wrap_context)
+            patches.wrap(module, "forward", lambda inner, name=name: self._wrap_forward(name, inner))
+
+    def _forget(self) -> None:
+        self.step, self.total, self.branch = -1, None, ""
+        self._seen: set[tuple[str, str]] = set()
+        self._texts: list[int] = []
+        self.inputs.clear()
+
+    def _wrap_context(self, inner: Any) -> Any:
+        @contextmanager
+        def cache_context(name: str, *args: Any, **kwargs: Any) -> Iterator[None]:
+            before = self._context
+            self._context = (name, kwargs.get("step_index"), kwargs.get("num_inference_steps"))
+            try:
+                with inner(name, *args, **kwargs):
+                    yield
+            finally:
+                self._context = before
+
+        return cache_context
+
+    def _wrap_forward(self, name: str, inner: Any) -> Any:
+        @torch.compiler.disable(recursive=False)
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            if self.paused:
+                return inner(*args, **kwargs)
+            self._enter(name, args, kwargs)
+            output = inner(*args, **kwargs)
+            for observer in self.observers:
+                observer.forward_ends(name)
+            return output
+
+        return forward
+
+    def _enter(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        context, index, total = self._context or (None, None, None)
+        timesteps = self.pipe.scheduler.timesteps
+        timestep = kwargs["timestep"] if "timestep" in kwargs else args[1]
+        step = position(timestep, timesteps) if index is None else index
+        branch = context or self._branch_of(kwargs.get("encoder_hidden_states"))
+        if step < self.step or (step == self.step and (name, branch) in self._seen) or self.step < 0:
+            self._forget()
+            self.total = len(timesteps) if total is None else total
+            for observer in self.observers:
+                observer.run_begins(self.total)
+        if context is None:  # after _forget: the texts of a new run are numbered afresh
+            branch = self._branch_of(kwargs.get("encoder_hidden_states"))
+        if step != self.step:
+            self.step, self._seen = step, set()
+            for observer in self.observers:
+                observer.step_begins(step)
+        self.branch = branch
+        self._seen.add((name, branch))
+        if (name, branch) not in self.inputs:
+            self.inputs[name, branch] = tree_map_only(torch.Tensor, _shape_of, (args, kwargs))
+
+    def _branch_of(self, text: torch.Tensor | None) -> str:
+        """Name of a text embedding that stays the same over a run: diffusers runs cond first."""
+        key = 0 if text is None else text.data_ptr()
+        if key not in self._texts:
+            self._texts.append(key)
+        index = self._texts.index(key)
+        return ("cond", "uncond")[index] if index < 2 else f"branch{index}"
+
+
+def _shape_of(tensor: torch.Tensor) -> torch.Tensor:
+    return torch.empty_like(tensor, device="meta")
+
+
+def position(timestep: torch.Tensor, timesteps: torch.Tensor) -> int:
+    """0-based step of a forward's timestep among the scheduler's.
+
+    A timestep that is a view of the schedule (as diffusers' pipelines pass it) is located by its
+    place in memory, without reading the device; any other by its value.
+
+    Args:
+        timestep: any shape; all elements equal, or zero where a frame is given (Wan 2.2 TI2V).
+        timesteps: shape (steps,).
+
+    Raises:
+        ValueError: the value is not in the schedule.
+    """
+    if timestep.untyped_storage().data_ptr() == timesteps.untyped_storage().data_ptr():
+        return int((timestep.storage_offset() - timesteps.storage_offset()) // timesteps.stride(0))
+    value = timestep.max().to(timesteps.device, timesteps.dtype)
+    found = (timesteps - value).abs().argmin()
+    gap, step = torch.stack([(timesteps[found] - value).abs(), found.to(timesteps.dtype)]).tolist()
+    if gap > 1e-3 * max(1.0, float(timesteps.abs().max())):
+        raise ValueError(f"timestep {value.item()} is not one of the scheduler's {len(timesteps)} timesteps")
+    return int(step)

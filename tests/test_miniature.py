@@ -1,0 +1,72 @@
+"""Where the embedded miniature is found, and which call defaults a model folder may name."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from dit_accel import miniature
+
+
+def write_defaults(folder: Path, text: str) -> Path:
+    (folder / miniature.DEFAULTS_FILE).write_text(text, encoding="utf-8")
+    return folder
+
+
+def test_path_prefers_the_installed_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "model_index.json").write_text("{}")
+    monkeypatch.setattr(miniature, "_installed", lambda: tmp_path)
+    assert miniature.path() == tmp_path
+
+
+def test_path_falls_back_to_the_checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "assets" / miniature.NAME
+    folder.mkdir(parents=True)
+    (folder / "model_index.json").write_text("{}")
+    monkeypatch.setattr(miniature, "_installed", lambda: None)
+    monkeypatch.setattr(miniature, "__file__", str(tmp_path / "dit_accel" / "miniature.py"))
+    assert miniature.path() == folder
+
+
+def test_a_missing_miniature_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(miniature, "_installed", lambda: tmp_path)
+    monkeypatch.setattr(miniature, "__file__", str(tmp_path / "dit_accel" / "miniature.py"))
+    with pytest.raises(FileNotFoundError, match="the embedded miniature is missing") as caught:
+        miniature.path()
+    assert str(tmp_path) in str(caught.value)
+
+
+def test_the_miniature_of_this_checkout_names_its_defaults() -> None:
+    try:
+        folder = miniature.path()
+    except FileNotFoundError:
+        pytest.skip("the miniature is not built here")
+    assert set(miniature.call_defaults(folder)) == set(miniature.DEFAULT_KEYS)
+
+
+def test_call_defaults_are_read_as_they_stand(tmp_path: Path) -> None:
+    stated = {"height": 64, "guidance_scale": 4.5, "fps": 8}
+    assert miniature.call_defaults(write_defaults(tmp_path, json.dumps(stated))) == stated
+
+
+def test_a_folder_without_the_file_has_no_defaults(tmp_path: Path) -> None:
+    assert miniature.call_defaults(tmp_path) == {}
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("{", "is not JSON"),
+        ("[1]", "must be an object of height, width"),
+        ('{"heigth": 64}', "must be an object of height, width"),
+        ('{"height": 0}', "height is 0 in .*must be a whole number above 0"),
+        ('{"height": 64.5}', "height is 64.5 in .*must be a whole number above 0"),
+        ('{"height": true}', "height is True in .*must be a whole number above 0"),
+        ('{"fps": "8"}', "fps is '8' in .*must be a number above 0"),
+    ],
+)
+def test_wrong_defaults_are_refused_by_name(tmp_path: Path, text: str, told: str) -> None:
+    with pytest.raises(ValueError, match=told):
+        miniature.call_defaults(write_defaults(tmp_path, text))
