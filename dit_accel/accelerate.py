@@ -1,8 +1,8 @@
 """`accelerate(pipe, ...)`: install on a pipeline, report what happened, remove.
 
-    with accelerate(pipe, threshold=0.1, site="model") as handle:
-        video = pipe(prompt).frames
-    print(handle.report().summary())
+with accelerate(pipe, threshold=0.1, site="model") as handle:
+    video = pipe(prompt).frames
+print(handle.report().summary())
 """
 
 from __future__ import annotations
@@ -162,7 +162,8 @@ class _Clock:
         return self._watch.peak_memory_bytes if self._watch else None
 
     def run_begins(self, total: int | None) -> None:
-        self._watch = Stopwatch(next(iter(self._session.transformers.values())).device)
+        transformer = next(iter(self._session.transformers.values()))
+        self._watch = Stopwatch(next(transformer.parameters()).device)
         self._watch.start()
 
     def step_begins(self, step: int) -> None:

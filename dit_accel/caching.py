@@ -19,7 +19,7 @@ from dit_accel.drift import relative_l1
 from dit_accel.families import Family
 from dit_accel.outcome import SiteReport
 from dit_accel.patching import Patches
-from dit_accel.session import Session
+from dit_accel.session import Session, outside_graphs
 from dit_accel.windows import EDCW, Windows
 
 Forward = Callable[..., torch.Tensor]
@@ -87,7 +87,7 @@ class Site:
                 self.keep(output)
             return output
 
-        return _outside_graphs(forward)
+        return outside_graphs(forward)
 
     def wrap_stack(self, forwards: list[Forward], hidden: tuple[str, int]) -> list[Forward]:
         """Keeps the residual of a run of blocks: of one block, or of the whole stack.
@@ -117,7 +117,7 @@ class Site:
                     self.keep(output - entered.pop())
                 return output
 
-            return _outside_graphs(forward)
+            return outside_graphs(forward)
 
         return [wrap(index, inner) for index, inner in enumerate(forwards)]
 
@@ -142,7 +142,9 @@ class Cache:
             if self.kind == "attention":
                 for path, block in blocks:
                     site = self._site(name, f"{path}.{self.family.attention}")
-                    patches.wrap(getattr(block, self.family.attention), "forward", site.wrap_attention)
+                    patches.wrap(
+                        getattr(block, self.family.attention), "forward", site.wrap_attention
+                    )
             elif self.kind == "block":
                 for path, block in blocks:
                     self._wrap_stack(patches, self._site(name, path), [block])
@@ -216,9 +218,3 @@ def _larger(a: float | None, b: float | None) -> float | None:
     """The worse drift of two branches; anything not finite counts as infinite."""
     drifts = [x if math.isfinite(x) else math.inf for x in (a, b) if x is not None]
     return max(drifts, default=None)
-
-
-def _outside_graphs(forward: Forward) -> Forward:
-    """Keep torch.compile from tracing our bookkeeping; what is wrapped is still compiled."""
-    wrapped: Forward = torch.compiler.disable(forward, recursive=False)
-    return wrapped

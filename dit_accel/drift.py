@@ -28,7 +28,8 @@ def relative_l1(kept: torch.Tensor, fresh: torch.Tensor) -> torch.Tensor:
         ValueError: the shapes differ.
     """
     if kept.shape != fresh.shape:
-        raise ValueError(f"kept has shape {tuple(kept.shape)}, fresh {tuple(fresh.shape)}; accepted: equal shapes")
+        shapes = f"kept has shape {tuple(kept.shape)}, fresh {tuple(fresh.shape)}"
+        raise ValueError(f"{shapes}; accepted: equal shapes")
     change = torch.linalg.vector_norm(fresh - kept, 1, dtype=torch.float32)
     size = torch.linalg.vector_norm(fresh, 1, dtype=torch.float32)
     return torch.where(change == 0, change, change / size)

@@ -75,7 +75,8 @@ def family_of(pipe: Any) -> Family:
     if transformer is None or name not in FAMILIES:
         found = f"a {name}" if transformer is not None else "no transformer"
         raise ValueError(
-            f"pipe is a {type(pipe).__name__} with {found}; accepted transformers: {', '.join(FAMILIES)}"
+            f"pipe is a {type(pipe).__name__} with {found}; "
+            f"accepted transformers: {', '.join(FAMILIES)}"
         )
     return FAMILIES[name]
 

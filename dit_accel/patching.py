@@ -27,7 +27,8 @@ class Patches:
         """
         if is_patched(owner, name):
             raise RuntimeError(
-                f"{type(owner).__name__}.{name} is accelerated already; call remove() on its handle first"
+                f"{type(owner).__name__}.{name} is accelerated already; "
+                "call remove() on its handle first"
             )
         own = name in vars(owner)
         before = getattr(owner, name)
@@ -45,8 +46,8 @@ class Patches:
         for owner, name, after, _, _ in self._done:
             if vars(owner).get(name) is not after:
                 raise RuntimeError(
-                    f"{type(owner).__name__}.{name} was wrapped again after accelerate() (by offloading or "
-                    "another cache?); undo that first, then call remove()"
+                    f"{type(owner).__name__}.{name} was wrapped again after accelerate() "
+                    "(by offloading or another cache?); undo that first, then call remove()"
                 )
         for owner, name, _, own, before in reversed(self._done):
             if own:

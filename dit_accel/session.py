@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -49,10 +50,11 @@ class Session:
         for name, module in self.transformers.items():
             if hasattr(module, "cache_context"):
                 patches.wrap(module, "cache_context", self._wrap_context)
-            patches.wrap(module, "forward", lambda inner, name=name: self._wrap_forward(name, inner))
+            patches.wrap(module, "forward", partial(self._wrap_forward, name))
 
     def _forget(self) -> None:
-        self.step, self.total, self.branch = -1, None, ""
+        self.step, self.branch = -1, ""
+        self.total: int | None = None
         self._seen: set[tuple[str, str]] = set()
         self._texts: list[int] = []
         self.inputs.clear()
@@ -71,7 +73,6 @@ class Session:
         return cache_context
 
     def _wrap_forward(self, name: str, inner: Any) -> Any:
-        @torch.compiler.disable(recursive=False)
         def forward(*args: Any, **kwargs: Any) -> Any:
             if self.paused:
                 return inner(*args, **kwargs)
@@ -81,7 +82,7 @@ class Session:
                 observer.forward_ends(name)
             return output
 
-        return forward
+        return outside_graphs(forward)
 
     def _enter(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         context, index, total = self._context or (None, None, None)
@@ -89,7 +90,8 @@ class Session:
         timestep = kwargs["timestep"] if "timestep" in kwargs else args[1]
         step = position(timestep, timesteps) if index is None else index
         branch = context or self._branch_of(kwargs.get("encoder_hidden_states"))
-        if step < self.step or (step == self.step and (name, branch) in self._seen) or self.step < 0:
+        again = step == self.step and (name, branch) in self._seen
+        if again or step < self.step or self.step < 0:
             self._forget()
             self.total = len(timesteps) if total is None else total
             for observer in self.observers:
@@ -112,6 +114,11 @@ class Session:
             self._texts.append(key)
         index = self._texts.index(key)
         return ("cond", "uncond")[index] if index < 2 else f"branch{index}"
+
+
+def outside_graphs(forward: Any) -> Any:
+    """Keep torch.compile from tracing our bookkeeping; what is wrapped is still compiled."""
+    return torch.compiler.disable(forward, recursive=False)  # type: ignore[no-untyped-call]
 
 
 def _shape_of(tensor: torch.Tensor) -> torch.Tensor:
@@ -137,5 +144,7 @@ def position(timestep: torch.Tensor, timesteps: torch.Tensor) -> int:
     found = (timesteps - value).abs().argmin()
     gap, step = torch.stack([(timesteps[found] - value).abs(), found.to(timesteps.dtype)]).tolist()
     if gap > 1e-3 * max(1.0, float(timesteps.abs().max())):
-        raise ValueError(f"timestep {value.item()} is not one of the scheduler's {len(timesteps)} timesteps")
+        raise ValueError(
+            f"timestep {value.item()} is not one of the scheduler's {len(timesteps)} timesteps"
+        )
     return int(step)

@@ -19,7 +19,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-DEFAULT_THRESHOLD = 0.1
+DEFAULT_THRESHOLD = 0.2
 
 
 @dataclass(frozen=True)

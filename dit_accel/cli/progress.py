@@ -22,6 +22,7 @@ class StepBar:
     def __init__(self, label: str, steps: int, *, quiet: bool) -> None:
         self._label = label
         self._steps = steps
+        self._quiet = quiet
         self._progress = Progress(
             TextColumn("{task.description:<24}"),
             BarColumn(bar_width=32),
@@ -37,7 +38,8 @@ class StepBar:
         self._task = self._progress.add_task(self._says("reading text"), total=steps)
 
     def __enter__(self) -> Self:
-        self._progress.start()
+        if not self._quiet:
+            self._progress.start()
         return self
 
     def __exit__(
@@ -48,7 +50,8 @@ class StepBar:
     ) -> None:
         if kind is None:
             self._progress.update(self._task, description=self._says("done"))
-        self._progress.stop()
+        if not self._quiet:  # a disabled bar still ends its line in older versions of rich
+            self._progress.stop()
 
     def begin(self) -> None:
         """The denoising loop starts."""

@@ -169,7 +169,7 @@ def _comparison_rows(comparison: dict[str, Any]) -> list[Row]:
     return [
         ("", ""),
         ("uncached twin", spent),
-        ("speedup", Text(_speedup(comparison), style="bold green")),
+        ("speedup", _speedup(comparison)),
         ("PSNR", Text(_psnr(comparison), style="bold")),
         ("SSIM", Text(f"{fidelity['ssim']['value']:.4f}", style="bold")),
     ]
@@ -181,6 +181,9 @@ def _psnr(comparison: dict[str, Any]) -> str:
     return f"{comparison['fidelity']['psnr_db']['value']:.2f} dB"
 
 
-def _speedup(comparison: dict[str, Any]) -> str:
+def _speedup(comparison: dict[str, Any]) -> Text:
     loop, whole = comparison["speedup_denoising"], comparison["speedup_whole"]
-    return f"{loop:.2f}x denoising, {whole:.2f}x in all" if loop and whole else "not measured"
+    if not loop or not whole:
+        return Text("not measured")
+    style = "bold green" if loop > 1 else "bold yellow"
+    return Text(f"{loop:.2f}x denoising, {whole:.2f}x in all", style=style)
