@@ -42,7 +42,15 @@ MOTIONS = {
     "bounce": "bouncing",
     "still": "standing still",
 }
-BACKGROUNDS = ("plain gray", "plain black", "plain white", "striped", "checkered", "gradient", "dotted")
+BACKGROUNDS = (
+    "plain gray",
+    "plain black",
+    "plain white",
+    "striped",
+    "checkered",
+    "gradient",
+    "dotted",
+)
 PANS = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}
 PLACES = {
     1: ("on the left", "in the middle", "on the right"),
@@ -130,9 +138,7 @@ def sample_scene(rng: random.Random, aspect: float = 1.0, max_subjects: int = 3)
     if count > 1 and rng.random() < 0.1:
         colors = colors[:1] * count
     wide, high = max(aspect, 1.0), max(1 / aspect, 1.0)
-    subjects = tuple(
-        _sample_subject(rng, colors[i], i, count, wide, high) for i in range(count)
-    )
+    subjects = tuple(_sample_subject(rng, colors[i], i, count, wide, high) for i in range(count))
     background = rng.choice(BACKGROUNDS)
     textured = not background.startswith("plain")
     return Scene(
@@ -169,7 +175,9 @@ def _sample_subject(
     if motion in ("left", "right", "circle"):
         x = min(max(x, radius + travel + 0.01), wide - radius - travel - 0.01)
     y = high / 2 + rng.uniform(-1, 1) * max(free_y - 0.02, 0.0)
-    return Subject(color, rng.choice(SHAPES), motion, size, place, (x, y), radius, travel, rng.random())
+    return Subject(
+        color, rng.choice(SHAPES), motion, size, place, (x, y), radius, travel, rng.random()
+    )
 
 
 def _tones(rng: random.Random, background: str) -> tuple[float, float]:
@@ -228,9 +236,7 @@ def _coverage(
     return (0.5 - distance * unit).clamp(0, 1)
 
 
-def _signed_distance(
-    shape: str, x: torch.Tensor, y: torch.Tensor, r: torch.Tensor
-) -> torch.Tensor:
+def _signed_distance(shape: str, x: torch.Tensor, y: torch.Tensor, r: torch.Tensor) -> torch.Tensor:
     """Distance to the outline of a shape of outer radius about r, negative inside."""
     if shape == "circle":
         return torch.hypot(x, y) - r
@@ -279,7 +285,7 @@ def _backgrounds(
 
 
 def _texture(scene: Scene, x: torch.Tensor, y: torch.Tensor, unit: int) -> torch.Tensor:
-    """How much of the second tone a pixel has, in [0, 1]; periods are fractions of the short side."""
+    """Share of the second tone in a pixel, in [0, 1]; periods are fractions of the short side."""
     if scene.background == "striped":
         skew = scene.texture[2]
         return _square_wave((x * (1 - skew) + y * skew) * 4, unit / 4)
@@ -287,7 +293,9 @@ def _texture(scene: Scene, x: torch.Tensor, y: torch.Tensor, unit: int) -> torch
         a, b = _square_wave(x * 2.5, unit / 2.5), _square_wave(y * 2.5, unit / 2.5)
         return a * b + (1 - a) * (1 - b)
     if scene.background == "gradient":
-        return 0.5 + 0.5 * torch.sin((x + y - sum(scene.texture[:2])) * 2.0 + scene.texture[0] * 6.28)
+        return 0.5 + 0.5 * torch.sin(
+            (x + y - sum(scene.texture[:2])) * 2.0 + scene.texture[0] * 6.28
+        )
     if scene.background == "dotted":
         px, py = torch.remainder(x * 4, 1) - 0.5, torch.remainder(y * 4, 1) - 0.5
         return (0.5 - (torch.hypot(px, py) - 0.22) * unit / 4).clamp(0, 1)

@@ -39,10 +39,11 @@ make_venv() {
 }
 
 pip_quietly() {
-    local venv=$1
+    local venv=$1 log=$1/pip.log
     shift
-    "$venv/bin/python" -m pip --disable-pip-version-check --no-input -qq "$@" </dev/null ||
-        die "pip $* failed in $venv"
+    "$venv/bin/python" -m pip --disable-pip-version-check --no-input -q "$@" </dev/null >"$log" 2>&1 && return
+    grep -v '^WARNING' "$log" | tail -n 30 >&2
+    die "pip $* failed (the whole output: $log)"
 }
 
 install_torch() {

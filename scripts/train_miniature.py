@@ -1,10 +1,10 @@
 """Train the embedded miniature `assets/mini-wan/` from nothing: VAE, latents once, denoiser.
 
-    python scripts/train_miniature.py --preset gpu --out assets/mini-wan     # minutes on one GPU
-    python scripts/train_miniature.py --preset cpu --out /tmp/mini-wan       # hours on two CPU cores
+    python scripts/train_miniature.py --preset gpu --out assets/mini-wan    # minutes on one GPU
+    python scripts/train_miniature.py --preset cpu --out out/mini-wan       # hours on two CPU cores
 
-Every class is a stock one (`AutoencoderKLWan`, `UMT5EncoderModel`, `WanTransformer3DModel`), so that
-the result loads with `WanPipeline.from_pretrained(out)`. Data is the procedural world of
+Every class is a stock one (`AutoencoderKLWan`, `UMT5EncoderModel`, `WanTransformer3DModel`), so
+that the result loads with `WanPipeline.from_pretrained(out)`. Data is the procedural world of
 `miniature_world.py`; nothing is downloaded. The run is seeded; `--work` keeps checkpoints, and the
 same command goes on from the last one. Beside the model it writes the loss curve (CSV and PNG) and
 a sample sheet.
@@ -236,7 +236,9 @@ def render_pool(preset: Preset, run: Run) -> torch.Tensor:
     """Clips for the VAE, uint8 (N, 3, T, H, W); rendered again on every start, from the seed."""
     parts = []
     for first in range(0, preset.vae_clips, 250):
-        scenes = [scene_at(TRAIN_STREAM, first + j) for j in range(min(250, preset.vae_clips - first))]
+        scenes = [
+            scene_at(TRAIN_STREAM, first + j) for j in range(min(250, preset.vae_clips - first))
+        ]
         clips = render(scenes, *preset.vae_size, run.device)
         parts.append(((clips + 1) * 127.5).round().to(torch.uint8))
     run.say(f"rendered {preset.vae_clips} clips for the VAE")
@@ -356,7 +358,9 @@ def train_denoiser(
     ema = [p.detach().clone() for p in model.parameters()]
     if run.finished("denoiser", model):
         return model["transformer"], model["text_encoder"]
-    tokens = tokenizer(captions, padding="max_length", max_length=TEXT_LENGTH, truncation=True, return_tensors="pt")
+    tokens = tokenizer(
+        captions, padding="max_length", max_length=TEXT_LENGTH, truncation=True, return_tensors="pt"
+    )
     ids, empty = tokens.input_ids.to(run.device), tokenizer("").input_ids
     decay = [p for p in model.parameters() if p.ndim >= 2]
     rest = [p for p in model.parameters() if p.ndim < 2]
@@ -380,7 +384,9 @@ def train_denoiser(
         for group in optimizer.param_groups:
             group["lr"] = preset.lr * schedule(i, preset.iterations)
         with run.autocast():
-            loss = flow_matching_loss(model, x, text, 512 if size == DEFAULT and i % 8 == 4 else 64, draw)
+            loss = flow_matching_loss(
+                model, x, text, 512 if size == DEFAULT and i % 8 == 4 else 64, draw
+            )
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -430,7 +436,11 @@ def curriculum(preset: Preset) -> Iterator[tuple[int, tuple[int, int, int], int]
         sizes = itertools.cycle(stage.sizes)
         for i in range(first, first + count):
             size = next(sizes)
-            yield i, size, max(2, round(stage.batch * min(1.0, tokens_of(DEFAULT) / tokens_of(size))))
+            yield (
+                i,
+                size,
+                max(2, round(stage.batch * min(1.0, tokens_of(DEFAULT) / tokens_of(size)))),
+            )
         first += count
 
 
@@ -572,7 +582,9 @@ def draw_curve(path: Path, curve: list[tuple[str, int, float]]) -> None:
     figure.savefig(path, dpi=120)
 
 
-def draw_sheet(path: Path, pipe: WanPipeline, device: torch.device, rows: int, seed: int = 0) -> None:
+def draw_sheet(
+    path: Path, pipe: WanPipeline, device: torch.device, rows: int, seed: int = 0
+) -> None:
     """One row a prompt of the sheet's stream: five frames of the clip, the caption above."""
     import cv2
 
@@ -582,10 +594,20 @@ def draw_sheet(path: Path, pipe: WanPipeline, device: torch.device, rows: int, s
         caption = scene_at(SHEET_STREAM, 10_000 + i).caption()
         clip = sample(pipe, [caption], seed + i)[0]
         frames = clip[:: (len(clip) - 1) // 4][:5]
-        strip = np.concatenate([np.pad(f, ((0, 0), (0, 2), (0, 0)), constant_values=1) for f in frames], 1)
-        strip = cv2.resize((strip * 255).round().astype(np.uint8), None, fx=2, fy=2, interpolation=cv2.INTER_NEAREST)
+        strip = np.concatenate(
+            [np.pad(f, ((0, 0), (0, 2), (0, 0)), constant_values=1) for f in frames], 1
+        )
+        strip = cv2.resize(
+            (strip * 255).round().astype(np.uint8),
+            None,
+            fx=2,
+            fy=2,
+            interpolation=cv2.INTER_NEAREST,
+        )
         title = np.full((18, strip.shape[1], 3), 255, np.uint8)
-        cv2.putText(title, caption[:100], (3, 13), cv2.FONT_HERSHEY_SIMPLEX, 0.36, (0, 0, 0), 1, cv2.LINE_AA)
+        cv2.putText(
+            title, caption[:100], (3, 13), cv2.FONT_HERSHEY_SIMPLEX, 0.36, (0, 0, 0), 1, cv2.LINE_AA
+        )
         strips += [title, strip]
     cv2.imwrite(str(path), np.concatenate(strips)[:, :, ::-1])
 
@@ -593,25 +615,38 @@ def draw_sheet(path: Path, pipe: WanPipeline, device: torch.device, rows: int, s
 def sample(pipe: WanPipeline, prompts: list[str], seed: int, **settings) -> np.ndarray:
     """Clips (B, T, H, W, 3) in [0, 1] at the miniature's defaults; noise from CPU generators."""
     frames, height, width = DEFAULT
-    call = dict(height=height, width=width, num_frames=frames, guidance_scale=4.0, max_sequence_length=64)
+    call = {
+        "height": height, "width": width, "num_frames": frames, "guidance_scale": 4.0,
+        "max_sequence_length": 64,
+    }  # fmt: skip
     generators = [torch.Generator().manual_seed(seed + i) for i in range(len(prompts))]
     return pipe(prompts, generator=generators, output_type="np", **{**call, **settings}).frames
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--preset", choices=sorted(PRESETS), default="gpu" if torch.cuda.is_available() else "cpu")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument(
+        "--preset", choices=sorted(PRESETS), default="gpu" if torch.cuda.is_available() else "cpu"
+    )
     parser.add_argument("--out", type=Path, default=Path("assets/mini-wan"))
     parser.add_argument("--work", type=Path, default=Path(".run/miniature"), help="checkpoints")
     parser.add_argument("--init", type=Path, help="pipeline folder to go on from (its VAE is kept)")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--save-every", type=float, default=120.0, help="seconds between checkpoints")
+    parser.add_argument(
+        "--save-every", type=float, default=120.0, help="seconds between checkpoints"
+    )
     parser.add_argument("--sheet-rows", type=int, default=12)
     for name in ("vae_iterations", "iterations", "pool"):
         parser.add_argument("--" + name.replace("_", "-"), type=int, help="override the preset")
     args = parser.parse_args()
 
-    overrides = {key: value for key in ("vae_iterations", "iterations", "pool") if (value := getattr(args, key))}
+    overrides = {
+        key: value
+        for key in ("vae_iterations", "iterations", "pool")
+        if (value := getattr(args, key))
+    }
     preset = dataclasses.replace(PRESETS[args.preset], **overrides)
     torch.manual_seed(args.seed)
     random.seed(args.seed)

@@ -25,7 +25,7 @@ def one_thread() -> None:
 
 @pytest.fixture(scope="session")
 def tiny_wan() -> Callable[..., WanPipeline]:
-    """The builder `tiny.tiny_wan(seed=0, transformer_2=False, ...)`; every call gives a new pipeline."""
+    """The builder `tiny.tiny_wan(seed=0, transformer_2=False, ...)`: a new pipeline every call."""
     import tiny
 
     return tiny.tiny_wan

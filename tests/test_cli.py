@@ -43,7 +43,7 @@ DEFAULTS = {
 
 
 def invoke(*words: str) -> Result:
-    """Run `dit-accel WORDS` in this process, stdout and stderr apart (click before 8.2 mixes them)."""
+    """Run `dit-accel WORDS` in this process, stdout and stderr apart, as click 8.2 keeps them."""
     known = inspect.signature(CliRunner.__init__).parameters
     options: dict[str, Any] = {"mix_stderr": False} if "mix_stderr" in known else {}
     return CliRunner(**options).invoke(app, words)

@@ -1,4 +1,4 @@
-"""Tiny pipelines of real diffusers classes, built in code: no file, no network, under a second a call.
+"""Tiny pipelines of real diffusers classes, built in code: no file, no network, quick to call.
 
 The weights are random, so a clip means nothing; shapes, hooks, branches and schedules are the real
 ones. Building leaves the global random state as it was.
@@ -22,10 +22,10 @@ from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
 
 TEXT_WIDTH = 32
 VOCABULARY = 128
-WORDS = (
-    "a the red green blue circle square triangle moving left right up down "
-    "on plain gray background slowly fast"
-).split()
+WORDS = [
+    *("a", "the", "red", "green", "blue", "circle", "square", "triangle", "moving"),
+    *("left", "right", "up", "down", "on", "plain", "gray", "background", "slowly", "fast"),
+]
 
 CALL: dict[str, Any] = {
     "prompt": "a red circle moving right",
@@ -76,7 +76,7 @@ def tiny_wan(
 
 
 def tiny_tokenizer() -> PreTrainedTokenizerFast:
-    """One token a word; words that are not in `WORDS` become `<unk>`. Ends in `</s>` as UMT5 does."""
+    """One token a word; words not in `WORDS` become `<unk>`. `</s>` ends, as in UMT5."""
     words = ["<pad>", "</s>", "<unk>", *WORDS]
     assert len(words) <= VOCABULARY
     tokenizer = Tokenizer(

@@ -1,0 +1,147 @@
+"""The table of docs/edcw.md: sites x thresholds against the uncached clip and against fewer steps.
+
+    OMP_NUM_THREADS=1 python scripts/table_edcw.py --prompts 16 --out docs/edcw.json
+
+One run: the same prompts, seeds and process for every row. For each prompt the uncached clip is
+made first; every row is then compared with it on the frames in memory. The control "fewer steps, no
+cache" is run at several step counts, and read off at each row's FLOPs by linear interpolation.
+Means over prompts with 95 % bootstrap intervals. Results are kept prompt by prompt in `--out`, so
+that an interrupted run goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from check_miniature import choose
+from diffusers import WanPipeline
+from train_miniature import sample
+
+from dit_accel import EDCW, accelerate
+from dit_accel.bench import measure
+from dit_accel.metrics import psnr, ssim
+
+STEPS = 50
+ROWS = [
+    (site, threshold) for site in ("attention", "block", "model") for threshold in (0.1, 0.2, 0.4)
+]
+FEWER = (10, 15, 20, 30, 45)
+
+
+def one_prompt(
+    pipe: WanPipeline, prompt: str, seed: int, rows: list[dict[str, Any]]
+) -> list[dict[str, Any]]:
+    """Every row on one prompt; the first result is the uncached clip itself."""
+    reference, full = run(pipe, prompt, seed, STEPS, None)
+    results = [full | {"psnr_db": 100.0, "ssim": 1.0}]
+    for row in rows:
+        clip, cost = run(pipe, prompt, seed, row["steps"], row["config"] and row)
+        scores = {
+            "psnr_db": psnr(reference, clip, data_range=1.0),
+            "ssim": ssim(reference, clip, data_range=1.0),
+        }
+        cost["flops"] /= full["flops"]
+        results.append(cost | scores | {"speedup": full["seconds"] / cost["seconds"]})
+    return results
+
+
+def run(
+    pipe: WanPipeline, prompt: str, seed: int, steps: int, row: dict[str, Any] | None
+) -> tuple[np.ndarray, dict[str, Any]]:
+    """A clip (T, H, W, 3) and what it cost; without a row the stock pipeline. FLOPs in steps."""
+    if row is None:
+        with measure("cpu") as watch:
+            clip = sample(pipe, [prompt], seed, num_inference_steps=steps)[0]
+        cost = {"flops": float(steps), "computed": steps, "kept_mib": 0.0}
+        return clip, cost | {"seconds": watch.seconds}
+    with accelerate(pipe, site=row["site"], config=EDCW(**row["config"])) as handle:
+        with measure("cpu") as watch:
+            clip = sample(pipe, [prompt], seed, num_inference_steps=steps)[0]
+        report = handle.report()
+    assert report.flops_kept is not None
+    return clip, {
+        "seconds": watch.seconds,
+        "flops": report.flops_kept * steps,
+        "computed": report.steps_computed,
+        "kept_mib": report.kept_bytes / 2**20,
+    }
+
+
+def interval(values: list[float], draws: int = 2000) -> tuple[float, float, float]:
+    """Mean with its 95 % bootstrap interval over prompts."""
+    data = np.array(values)
+    picks = np.random.default_rng(0).integers(0, len(data), (draws, len(data)))
+    low, high = np.percentile(data[picks].mean(1), (2.5, 97.5))
+    return float(data.mean()), float(low), float(high)
+
+
+def table(rows: list[dict[str, Any]], results: list[list[dict[str, Any]]]) -> str:
+    """Markdown; the last column is the control at the same FLOPs."""
+    columns = list(zip(*results, strict=True))[1:]
+    mean = [{key: np.mean([r[key] for r in column]) for key in column[0]} for column in columns]
+    control = sorted(
+        (m["flops"], m["psnr_db"]) for m, row in zip(mean, rows, strict=True) if not row["config"]
+    )
+    lines = [
+        "| method | steps computed | FLOPs kept | speedup (seconds) | PSNR dB | SSIM | kept MiB "
+        "| fewer steps at equal FLOPs, dB |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for row, column, m in zip(rows, columns, mean, strict=True):
+        db, low, high = interval([r["psnr_db"] for r in column])
+        other = (
+            f"{np.interp(m['flops'], *zip(*control, strict=True)):.1f}"
+            if row["config"] and control
+            else "–"
+        )
+        lines.append(
+            f"| {row['name']} | {m['computed']:.1f} | {m['flops']:.0%} | {m['speedup']:.2f}× | "
+            f"{db:.1f} [{low:.1f}, {high:.1f}] | {m['ssim']:.4f} | {m['kept_mib']:.1f} | {other} |"
+        )
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--model", type=Path, default=Path("assets/mini-wan"))
+    parser.add_argument("--prompts", type=int, default=16)
+    parser.add_argument("--out", type=Path, default=Path("docs/edcw.json"))
+    parser.add_argument("--growth", action="store_true", help="compare the rules of growth instead")
+    args = parser.parse_args()
+
+    if args.growth:
+        rows = [
+            {"name": f"{site} δ={t}, {rule}", "site": site, "steps": STEPS,
+             "config": {"threshold": t, "growth": rule}}
+            for site in ("block", "model") for t in (0.1, 0.2, 0.4) for rule in ("step", "rate")
+        ]  # fmt: skip
+    else:
+        rows = [
+            {"name": f"EDCW {site} δ={t}", "site": site, "steps": STEPS, "config": {"threshold": t}}
+            for site, t in ROWS
+        ]
+    if not args.growth:
+        rows += [{"name": f"{n} steps", "site": "", "steps": n, "config": None} for n in FEWER]
+    pipe = WanPipeline.from_pretrained(args.model)
+    pipe.set_progress_bar_config(disable=True)
+    sample(pipe, ["a red circle"], 0, num_inference_steps=2)  # warm-up
+    results = json.loads(args.out.read_text())["results"] if args.out.exists() else []
+    for i, scene in enumerate(choose(args.prompts, 2, 3)):
+        if i >= len(results):
+            results.append(one_prompt(pipe, scene.caption(), 1000 + i, rows))
+            args.out.parent.mkdir(parents=True, exist_ok=True)
+            part = args.out.with_suffix(".part")
+            part.write_text(json.dumps({"rows": rows, "results": results}) + "\n")
+            part.replace(args.out)
+            print(f"prompt {i + 1} of {args.prompts}", flush=True)
+    print(table(rows, results))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,252 @@
+"""The contract of accelerate(): every site on real, tiny diffusers pipelines."""
+
+from contextlib import nullcontext
+
+import numpy as np
+import pytest
+import torch
+from tiny import CALL, tiny_wan
+
+import dit_accel
+from dit_accel import EDCW, accelerate
+from dit_accel.families import FAMILIES, SITES
+
+STEPS = 12
+LOOSE = EDCW(threshold=1e9, first=2)
+
+
+def call(pipe, seed=0, **changes):
+    settings = {**CALL, "num_inference_steps": STEPS, **changes}
+    return pipe(generator=torch.Generator().manual_seed(seed), **settings).frames
+
+
+def state_of(pipe):
+    """Every instance attribute of every module of the transformers, and their hooks."""
+    modules = [m for name in ("transformer", "transformer_2") for m in _modules(pipe, name)]
+    return [(sorted(vars(m)), len(m._forward_hooks), len(m._forward_pre_hooks)) for m in modules]
+
+
+def _modules(pipe, name):
+    part = getattr(pipe, name, None)
+    return [] if part is None else list(part.modules())
+
+
+@pytest.fixture(params=[False, True], ids=["wan2.1", "wan2.2"])
+def pipe(request):
+    return tiny_wan(transformer_2=request.param)
+
+
+@pytest.mark.parametrize("site", SITES)
+def test_threshold_zero_is_bit_equal_and_removal_restores(pipe, site):
+    stock, before = call(pipe), state_of(pipe)
+    handle = accelerate(pipe, threshold=0.0, site=site)
+    assert np.array_equal(call(pipe), stock)
+    assert handle.report().steps_computed == STEPS
+    assert handle.report().flops_kept == 1.0
+    handle.remove()
+    assert state_of(pipe) == before
+    assert np.array_equal(call(pipe), stock)
+
+
+@pytest.mark.parametrize("site", SITES)
+def test_reuse_saves_changes_the_clip_and_leaves_nothing_behind(pipe, site):
+    stock, before = call(pipe), state_of(pipe)
+    with accelerate(pipe, site=site, config=LOOSE) as handle:
+        fast = call(pipe)
+        report = handle.report()
+    assert not np.array_equal(fast, stock), "the control: reuse must have an effect"
+    assert report.flops_kept < 0.95 and report.kept_bytes > 0
+    assert all(s.computed and s.computed[0] < STEPS for s in report.sites)
+    assert any(s.reused for s in report.sites)
+    assert state_of(pipe) == before and np.array_equal(call(pipe), stock)
+
+
+@pytest.mark.parametrize("site", SITES)
+def test_branches_share_their_decisions_and_both_ends_are_computed(site):
+    pipe = tiny_wan()
+    with accelerate(pipe, site=site, config=LOOSE) as handle:
+        call(pipe)
+        report = handle.report()
+    assert set(report.branches) == {"cond", "uncond"}
+    by_site = {}
+    for one in report.sites:
+        by_site.setdefault(one.name, set()).add((one.computed, one.reused))
+        assert {0, 1, STEPS - 1} <= set(one.computed)
+        assert sorted(one.computed + one.reused) == list(range(STEPS))
+        assert set(one.drift) == set(one.computed) - {0}
+    assert all(len(actions) == 1 for actions in by_site.values())
+    expected = {"attention": 3, "block": 3, "model": 1}[site]
+    assert len(by_site) == expected
+
+
+def test_one_device_read_a_step():
+    pipe = tiny_wan()
+    with accelerate(pipe, threshold=0.0, site="attention") as handle:
+        call(pipe)
+        assert handle.report().device_reads == STEPS - 1  # nothing to compare at step 0
+
+
+def test_no_guidance_is_one_branch_and_the_same_steps():
+    pipe = tiny_wan()
+    with accelerate(pipe, config=LOOSE) as handle:
+        call(pipe, guidance_scale=1.0)
+        (site,) = handle.report().sites
+    assert site.branch == "cond"
+    assert sorted(site.computed + site.reused) == list(range(STEPS))
+
+
+def test_two_experts_keep_apart_and_each_begins_with_a_compute():
+    pipe = tiny_wan(transformer_2=True)
+    with accelerate(pipe, config=LOOSE) as handle:
+        call(pipe)
+        sites = handle.report().sites
+    steps = {s.transformer: sorted(s.computed + s.reused) for s in sites}
+    assert sorted(steps["transformer"] + steps["transformer_2"]) == list(range(STEPS))
+    assert steps["transformer"][-1] < steps["transformer_2"][0]
+    for site in sites:
+        assert site.computed[0] == steps[site.transformer][0]
+
+
+def test_two_pipelines_do_not_touch_each_other():
+    one, two = tiny_wan(seed=1), tiny_wan(seed=2)
+    stock_one, stock_two = call(one), call(two)
+    with accelerate(one, config=LOOSE):
+        fast_one = call(one)
+        assert np.array_equal(call(two), stock_two)
+        with accelerate(two, site="block", config=LOOSE):
+            fast_two = call(two)
+            assert np.array_equal(call(one), fast_one)
+            assert not np.array_equal(fast_two, stock_two)
+        assert np.array_equal(call(two), stock_two)
+    assert np.array_equal(call(one), stock_one)
+
+
+def test_an_interrupted_run_leaves_the_next_one_right():
+    pipe = tiny_wan()
+
+    def stop(pipe, step, timestep, tensors):
+        if step == 5:
+            raise KeyboardInterrupt
+        return tensors
+
+    with accelerate(pipe, config=LOOSE) as handle:
+        clean = call(pipe)
+        with pytest.raises(KeyboardInterrupt):
+            call(pipe, seed=7, callback_on_step_end=stop)
+        assert np.array_equal(call(pipe), clean)
+        assert handle.report().steps == STEPS
+
+
+def test_another_size_after_the_first_run():
+    pipe = tiny_wan()
+    with accelerate(pipe, site="attention", config=LOOSE):
+        small = call(pipe)
+        large = call(pipe, height=32, width=32)
+        assert large.shape != small.shape
+        assert np.array_equal(call(pipe), small)
+
+
+def test_installing_twice_raises_and_changes_nothing():
+    pipe = tiny_wan()
+    with accelerate(pipe, config=LOOSE):
+        fast, before = call(pipe), state_of(pipe)
+        with pytest.raises(RuntimeError, match="accelerated already; call remove"):
+            accelerate(pipe, site="block")
+        assert state_of(pipe) == before and np.array_equal(call(pipe), fast)
+
+
+def test_wrapped_by_somebody_else_is_not_torn_apart():
+    pipe = tiny_wan()
+    handle = accelerate(pipe)
+    ours = pipe.transformer.forward
+    pipe.transformer.forward = lambda *args, **kwargs: ours(*args, **kwargs)
+    with pytest.raises(RuntimeError, match="was wrapped again after accelerate"):
+        handle.remove()
+    pipe.transformer.forward = ours
+    handle.remove()
+    assert "forward" not in vars(pipe.transformer)
+
+
+def test_values_that_are_not_finite_are_never_reused():
+    pipe = tiny_wan()
+    with accelerate(pipe, config=LOOSE) as handle:
+        call(pipe, prompt=None, prompt_embeds=torch.full((1, 16, 32), float("nan")),
+             negative_prompt=None, negative_prompt_embeds=torch.zeros(1, 16, 32))  # fmt: skip
+        assert all(not site.reused for site in handle.report().sites)
+
+
+def test_steps_without_a_cache_context_are_found_by_the_timestep():
+    pipe = tiny_wan()
+    with accelerate(pipe, config=LOOSE) as handle:
+        call(pipe)
+        expected = handle.report()
+    with accelerate(pipe, config=LOOSE) as handle:
+        ours = pipe.transformer.cache_context
+        pipe.transformer.cache_context = lambda *args, **kwargs: nullcontext()
+        call(pipe)
+        got = handle.report()
+        pipe.transformer.cache_context = ours
+    assert [(s.branch, s.computed, s.reused) for s in got.sites] == [
+        (s.branch, s.computed, s.reused) for s in expected.sites
+    ]
+
+
+def test_report_before_any_run_and_after_removal():
+    pipe = tiny_wan()
+    handle = accelerate(pipe)
+    with pytest.raises(RuntimeError, match="no run yet"):
+        handle.report()
+    call(pipe)
+    handle.remove()
+    report = handle.report()
+    assert report.steps == STEPS and "wan, site model" in report.summary()
+    assert report.to_dict()["flops_kept"] == report.flops_kept
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        ({"site": "layer"}, "site is 'layer'; accepted for wan: attention, block, model"),
+        ({"threshold": -1}, "threshold is -1; accepted: a finite number >= 0"),
+    ],
+)
+def test_bad_arguments_are_named_and_nothing_is_installed(arguments, text):
+    pipe = tiny_wan()
+    before = state_of(pipe)
+    with pytest.raises(ValueError, match=text):
+        accelerate(pipe, **arguments)
+    assert state_of(pipe) == before
+
+
+def test_unknown_models_are_refused_with_the_accepted_list():
+    class Other:
+        transformer = torch.nn.Linear(1, 1)
+
+    with pytest.raises(
+        ValueError, match=f"with a Linear; accepted transformers: {', '.join(FAMILIES)}"
+    ):
+        accelerate(Other())
+
+
+def test_flops_kept_by_hand():
+    """Model site: a reused step saves its three blocks, and nothing else of the forward."""
+    from dit_accel.bench import count_flops
+
+    pipe = tiny_wan()
+    with accelerate(pipe, config=LOOSE) as handle:
+        call(pipe)
+        report, inputs = handle.report(), dict(handle._session.inputs)
+    args, kwargs = inputs["transformer", "cond"]
+    costs = count_flops(pipe.transformer, args, kwargs)
+    blocks = sum(costs[f"blocks.{i}"] for i in range(3))
+    reused = len(report.sites[0].reused)
+    assert report.flops_full == 2 * STEPS * costs[""]
+    assert report.flops_spent == report.flops_full - 2 * reused * blocks
+    assert 0 < blocks < costs[""]
+
+
+def test_public_names_are_there():
+    for name in dit_accel.__all__:
+        assert getattr(dit_accel, name) is not None
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        dit_accel.nothing  # noqa: B018

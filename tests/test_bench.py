@@ -1,0 +1,53 @@
+import sys
+import time
+
+import pytest
+import torch
+
+from dit_accel.bench import count_flops, measure
+
+
+def test_flops_of_a_linear_layer_by_hand():
+    # (5 x 8) @ (8 x 3): 5 * 8 * 3 multiplications, each with an addition.
+    model = torch.nn.Sequential(torch.nn.Linear(8, 3), torch.nn.ReLU())
+    counts = count_flops(model, (torch.empty(5, 8, device="meta"),))
+    assert counts[""] == counts["0"] == 2 * 5 * 8 * 3
+
+
+def test_flops_of_attention_by_hand():
+    class Attend(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.unused = torch.nn.Linear(1, 1)
+
+        def forward(self, q, k, v):
+            return torch.nn.functional.scaled_dot_product_attention(q, k, v)
+
+    q, k = torch.empty(1, 2, 10, 4), torch.empty(1, 2, 7, 4)
+    # per head: 10 x 7 scores over 4 channels, and as much again for the weighted sum of values
+    assert count_flops(Attend(), (q, k, k))[""] == 2 * (2 * 2 * 10 * 7 * 4)
+
+
+def test_counting_changes_nothing():
+    model = torch.nn.Linear(4, 4)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    count_flops(model, (torch.empty(2, 4),))
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+    assert type(next(model.parameters())) is torch.nn.Parameter
+
+
+def test_stopwatch_measures_at_least_what_was_slept():
+    with measure("cpu") as watch:
+        time.sleep(0.02)
+    assert watch.seconds >= 0.02
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux lets the mark be reset")
+def test_peak_memory_sees_what_was_held_and_forgets_it():
+    with measure("cpu") as large:
+        block = torch.ones(64 << 20, dtype=torch.uint8)
+        del block
+    with measure("cpu") as small:
+        pass
+    assert large.peak_memory_bytes and small.peak_memory_bytes
+    assert large.peak_memory_bytes - small.peak_memory_bytes > 32 << 20

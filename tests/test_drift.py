@@ -1,0 +1,46 @@
+import math
+
+import pytest
+import torch
+
+from dit_accel.drift import guided_error, relative_l1
+
+
+def test_closed_form():
+    kept, fresh = torch.tensor([1.0, 2.0, 5.0]), torch.tensor([2.0, -2.0, 4.0])
+    assert relative_l1(kept, fresh).item() == pytest.approx((1 + 4 + 1) / 8)
+
+
+def test_equal_is_exactly_zero_even_when_zero():
+    x = torch.randn(3, 4)
+    assert relative_l1(x, x.clone()).item() == 0.0
+    assert relative_l1(torch.zeros(2), torch.zeros(2)).item() == 0.0
+
+
+def test_what_is_not_finite_stays_visible():
+    assert math.isinf(relative_l1(torch.ones(2), torch.zeros(2)).item())
+    assert math.isnan(relative_l1(torch.tensor([1.0, math.nan]), torch.ones(2)).item())
+
+
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 1e3])
+def test_does_not_depend_on_scale(scale):
+    kept, fresh = torch.randn(64), torch.randn(64)
+    expected = relative_l1(kept, fresh).item()
+    assert relative_l1(kept * scale, fresh * scale).item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_half_precision_is_summed_in_float32():
+    fresh = torch.full((100_000,), 1.0, dtype=torch.float16)  # the sum overflows float16
+    assert relative_l1(fresh * 0.5, fresh).item() == pytest.approx(0.5)
+
+
+def test_shapes_that_differ_are_refused():
+    with pytest.raises(ValueError, match=r"kept has shape \(2,\), fresh \(3,\); accepted: equal"):
+        relative_l1(torch.ones(2), torch.ones(3))
+
+
+def test_guided_error_is_what_guidance_makes_of_two_errors():
+    c, u, dc, du = (torch.randn(5, dtype=torch.float64) for _ in range(4))
+    guide = lambda cond, uncond: uncond + 4.0 * (cond - uncond)  # noqa: E731
+    exact = guide(c + dc, u + du) - guide(c, u)
+    torch.testing.assert_close(guided_error(dc, du, 4.0), exact)

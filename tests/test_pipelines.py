@@ -1,0 +1,96 @@
+"""The pipeline subclass: the parent in everything but speed and the report."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from diffusers import DiffusionPipeline, WanPipeline
+from tiny import CALL, tiny_wan
+
+pipelines = pytest.importorskip("dit_accel.pipelines", reason="not installed")
+Accelerated = pipelines.AcceleratedWanPipeline
+
+
+def call(pipe, **changes):
+    settings = {**CALL, "num_inference_steps": 10, **changes}
+    return pipe(generator=torch.Generator().manual_seed(0), **settings)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    path = tmp_path_factory.mktemp("models") / "tiny"
+    tiny_wan().save_pretrained(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def stock(folder):
+    pipe = WanPipeline.from_pretrained(folder)
+    pipe.set_progress_bar_config(disable=True)
+    return call(pipe).frames
+
+
+def load(folder):
+    pipe = Accelerated.from_pretrained(folder)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def test_threshold_zero_is_the_parent_and_the_output_carries_the_report(folder, stock):
+    output = call(load(folder), threshold=0.0)
+    assert np.array_equal(output.frames, stock)
+    assert output.report.steps_computed == 10
+
+
+def test_accelerates_and_leaves_the_model_clean(folder, stock):
+    pipe = load(folder)
+    output = call(pipe, threshold=1e9, site="block")
+    assert output.report.flops_kept < 1 and output.report.site == "block"
+    assert not np.array_equal(output.frames, stock)
+    assert "forward" not in vars(pipe.transformer)
+
+
+def test_tuples_callbacks_and_output_types_are_the_parents(folder):
+    pipe, seen = load(folder), []
+
+    def note(pipe, step, timestep, tensors):
+        seen.append(step)
+        return tensors
+
+    result = call(pipe, return_dict=False, output_type="latent", callback_on_step_end=note)
+    assert isinstance(result, tuple) and isinstance(result[0], torch.Tensor)
+    assert seen == list(range(10)) and pipe.last_report.steps == 10
+
+
+def test_from_pipe_keeps_the_dtype_and_shares_the_modules(folder):
+    base = WanPipeline.from_pretrained(folder).to(torch.bfloat16)
+    pipe = Accelerated.from_pipe(base)
+    assert pipe.transformer is base.transformer and pipe.dtype == torch.bfloat16
+    assert next(base.transformer.blocks.parameters()).dtype == torch.bfloat16
+
+
+def test_saved_as_the_parent_so_that_anyone_can_load_it(folder, stock, tmp_path):
+    load(folder).save_pretrained(tmp_path / "saved")
+    index = json.loads((tmp_path / "saved" / "model_index.json").read_text())
+    assert index["_class_name"] == "WanPipeline"
+    again = DiffusionPipeline.from_pretrained(tmp_path / "saved")
+    again.set_progress_bar_config(disable=True)
+    assert type(again) is WanPipeline and np.array_equal(call(again).frames, stock)
+
+
+def test_loads_by_path_as_a_custom_pipeline(folder, stock, monkeypatch, tmp_path):
+    from pathlib import Path
+
+    source = Path(pipelines.__file__).with_name("wan.py")
+    pipe = DiffusionPipeline.from_pretrained(
+        folder, custom_pipeline=str(source), trust_remote_code=True
+    )
+    pipe.set_progress_bar_config(disable=True)
+    assert type(pipe).__name__ == "AcceleratedWanPipeline"
+    assert np.array_equal(call(pipe, threshold=0.0).frames, stock)
+
+
+def test_bad_settings_stop_before_the_run(folder):
+    with pytest.raises(ValueError, match="threshold is -1"):
+        call(load(folder), threshold=-1)
