@@ -1,1 +1,1 @@
-"""Data that comes with the package: `importlib.resources.files("dit_accel.assets")` is its folder."""
+"""Data that comes with the package; `importlib.resources.files("dit_accel.assets")` finds it."""
