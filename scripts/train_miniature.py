@@ -617,10 +617,10 @@ def sample(pipe: WanPipeline, prompts: list[str], seed: int, **settings) -> np.n
     frames, height, width = DEFAULT
     call = {
         "height": height, "width": width, "num_frames": frames, "guidance_scale": 4.0,
-        "max_sequence_length": 64,
+        "max_sequence_length": 64, "output_type": "np",
     }  # fmt: skip
     generators = [torch.Generator().manual_seed(seed + i) for i in range(len(prompts))]
-    return pipe(prompts, generator=generators, output_type="np", **{**call, **settings}).frames
+    return pipe(prompts, generator=generators, **{**call, **settings}).frames
 
 
 def main() -> None:
