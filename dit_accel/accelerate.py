@@ -139,11 +139,9 @@ class Handle:
     def _cost(self, costs: dict[str, int], site: str) -> int:
         if site != "stack":
             return costs[site]
-        return sum(costs[group] for group in self.family.blocks if group in costs) or sum(
-            cost
-            for path, cost in costs.items()
-            if path.count(".") == 1 and path.split(".")[0] in self.family.blocks
-        )
+        groups = self.family.blocks  # lists, which are not called: their members are counted
+        members = (path for path in costs if path.count(".") == 1 and path.split(".")[0] in groups)
+        return sum(costs[path] for path in members)
 
 
 class _Clock:
