@@ -18,10 +18,9 @@ import cv2
 import numpy as np
 import torch
 from diffusers import WanPipeline
-from miniature_world import COLORS, Scene, Subject, render, scene_at
-from train_miniature import DEFAULT, sample
+from miniature_output import sample
+from miniature_world import CHECK_STREAM, COLORS, DEFAULT, Scene, Subject, render, scene_at
 
-CHECK_STREAM = 3  # train_miniature.py trains on stream 1 and draws its sheet from stream 2
 STEPS = 50
 
 

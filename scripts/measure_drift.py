@@ -20,7 +20,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from check_miniature import choose
 from diffusers import WanPipeline
-from train_miniature import sample
+from miniature_output import sample
 
 from dit_accel import accelerate
 

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from check_miniature import choose
 from diffusers import WanPipeline
-from train_miniature import sample
+from miniature_output import sample
 
 from dit_accel import EDCW, accelerate
 from dit_accel.bench import measure

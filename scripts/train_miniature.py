@@ -18,164 +18,33 @@ logit-normal (arXiv 2403.03206 §3.1), 10 % empty captions for classifier-free g
 from __future__ import annotations
 
 import argparse
-import csv
 import dataclasses
 import itertools
-import json
 import math
 import random
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 import torch.nn.functional as F
-from diffusers import (
-    AutoencoderKLWan,
-    FlowMatchEulerDiscreteScheduler,
-    WanPipeline,
-    WanTransformer3DModel,
+from diffusers import AutoencoderKLWan, WanTransformer3DModel
+from miniature_output import draw_curve, draw_sheet, export
+from miniature_recipe import (
+    COMPRESSION,
+    PRESETS,
+    TEXT_LENGTH,
+    Preset,
+    build_text_encoder,
+    build_tokenizer,
+    build_transformer,
+    build_vae,
 )
-from miniature_world import (
-    BACKGROUNDS,
-    COLORS,
-    MOTIONS,
-    PLACES,
-    SHAPES,
-    SIZES,
-    render,
-    scene_at,
-)
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
-from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
+from miniature_run import Run, graphed
+from miniature_world import DEFAULT, TRAIN_STREAM, render, scene_at
+from transformers import PreTrainedTokenizerFast, UMT5EncoderModel
 
-TRAIN_STREAM, SHEET_STREAM = 1, 2  # check_miniature.py uses a third: no scene is seen in training
-TEXT_LENGTH = 48
-COMPRESSION = 8  # pixels per latent cell; four frames per latent frame
-
-
-@dataclass(frozen=True)
-class Stage:
-    """A part of the denoiser's curriculum: `share` of all iterations, batches of one size each."""
-
-    share: float
-    batch: int
-    sizes: tuple[tuple[int, int, int], ...]  # (frames, height, width)
-
-
-@dataclass(frozen=True)
-class Preset:
-    """Everything that differs between machines. Iterations, not seconds: a run is repeatable."""
-
-    layers: int
-    heads: int
-    ffn: int
-    vae_dim: int
-    vae_iterations: int
-    vae_batch: int
-    vae_size: tuple[int, int, int]
-    vae_lr: float
-    vae_clips: int
-    pool: int
-    iterations: int
-    lr: float
-    ema: float
-    curriculum: tuple[Stage, ...]
-    compile: bool
-
-
-DEFAULT = (17, 64, 64)
-PRESETS = {
-    "gpu": Preset(
-        layers=12, heads=6, ffn=640, vae_dim=40,
-        vae_iterations=6000, vae_batch=16, vae_size=DEFAULT, vae_lr=2e-3, vae_clips=12_000,
-        pool=40_000, iterations=7000, lr=1.2e-3, ema=0.9995,
-        curriculum=(
-            Stage(0.25, 512, ((9, 48, 48),)),
-            Stage(0.75, 256, (DEFAULT,) * 6 + ((17, 96, 96), (33, 64, 64))),
-        ),
-        compile=True,
-    ),
-    "cpu": Preset(
-        layers=8, heads=4, ffn=512, vae_dim=24,
-        vae_iterations=3000, vae_batch=4, vae_size=(9, 48, 48), vae_lr=2e-3, vae_clips=3000,
-        pool=3000, iterations=14_000, lr=1.5e-3, ema=0.9995,
-        curriculum=(
-            Stage(0.45, 24, ((9, 32, 32),)),
-            Stage(0.3, 12, ((9, 48, 48), (17, 48, 48))),
-            Stage(0.25, 8, (DEFAULT,)),
-        ),
-        compile=False,
-    ),
-    "refine": Preset(  # the GPU's model, carried on with --init on two CPU cores
-        layers=12, heads=6, ffn=640, vae_dim=40,
-        vae_iterations=0, vae_batch=4, vae_size=DEFAULT, vae_lr=0.0, vae_clips=0,
-        pool=1600, iterations=1500, lr=6e-4, ema=0.995,
-        curriculum=(Stage(1.0, 8, (DEFAULT,)),),
-        compile=False,
-    ),
-    "smoke": Preset(
-        layers=2, heads=2, ffn=64, vae_dim=8,
-        vae_iterations=4, vae_batch=2, vae_size=(9, 32, 32), vae_lr=1e-3, vae_clips=8,
-        pool=8, iterations=4, lr=1e-3, ema=0.9,
-        curriculum=(Stage(0.5, 2, ((9, 32, 32),)), Stage(0.5, 2, (DEFAULT,))),
-        compile=False,
-    ),
-}  # fmt: skip
-
-
-# --- models ---------------------------------------------------------------------------------
-
-
-def build_tokenizer() -> PreTrainedTokenizerFast:
-    """Word level: every word of the world, lower case, an end token, <unk> for the rest."""
-    phrases = [*COLORS, *SHAPES, *MOTIONS.values(), *BACKGROUNDS, *SIZES]
-    phrases += [place for places in PLACES.values() for place in places]
-    phrases += ["a an on and the camera pans left right up down background ,"]
-    words = sorted({word for phrase in phrases for word in phrase.split()})
-    vocabulary = {word: i for i, word in enumerate(["<pad>", "</s>", "<unk>", *words])}
-    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
-    tokenizer.normalizer = normalizers.Lowercase()
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="$A </s>", special_tokens=[("</s>", vocabulary["</s>"])]
-    )
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>", unk_token="<unk>"
-    )
-
-
-def build_text_encoder(vocab_size: int) -> UMT5EncoderModel:
-    config = UMT5Config(
-        vocab_size=vocab_size, d_model=128, d_kv=32, d_ff=256, num_layers=2, num_heads=4,
-        dropout_rate=0.0, pad_token_id=0, eos_token_id=1, decoder_start_token_id=0,
-    )  # fmt: skip
-    return UMT5EncoderModel(config)
-
-
-def build_vae(preset: Preset) -> AutoencoderKLWan:
-    return AutoencoderKLWan(
-        base_dim=preset.vae_dim, z_dim=48, dim_mult=[1, 2, 2], num_res_blocks=1,
-        temperal_downsample=[True, True], is_residual=True, patch_size=2,
-        in_channels=12, out_channels=12, scale_factor_spatial=COMPRESSION, scale_factor_temporal=4,
-        latents_mean=[0.0] * 48, latents_std=[1.0] * 48,
-    )  # fmt: skip
-
-
-def build_transformer(preset: Preset) -> WanTransformer3DModel:
-    model = WanTransformer3DModel(
-        patch_size=(1, 1, 1), num_attention_heads=preset.heads, attention_head_dim=32,
-        in_channels=48, out_channels=48, text_dim=128, freq_dim=128, ffn_dim=preset.ffn,
-        num_layers=preset.layers, cross_attn_norm=True, rope_max_seq_len=64,
-    )  # fmt: skip
-    torch.nn.init.zeros_(model.proj_out.weight)
-    torch.nn.init.zeros_(model.proj_out.bias)
-    return model
-
-
-# --- stage 1: the VAE -----------------------------------------------------------------------
+# --- stage 1: the VAE --------------------------------------------------------------
 
 
 def autoencode(vae: AutoencoderKLWan, clip: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -201,8 +70,6 @@ def autoencode(vae: AutoencoderKLWan, clip: torch.Tensor) -> tuple[torch.Tensor,
 
 
 def train_vae(preset: Preset, run: Run) -> AutoencoderKLWan:
-    if run.init is not None:
-        return AutoencoderKLWan.from_pretrained(run.init / "vae").to(run.device)
     vae = build_vae(preset).to(run.device)
     if run.finished("vae", vae):
         return vae
@@ -216,6 +83,7 @@ def train_vae(preset: Preset, run: Run) -> AutoencoderKLWan:
         capturable=run.device.type == "cuda", foreach=run.device.type == "cuda",
     )  # fmt: skip
     start = run.resume("vae", vae, optimizer)
+    optimizer.param_groups[0]["lr"] = lr
     clips = render_pool(preset, run)
     step = vae_step(vae, optimizer, preset, run)
     for i in range(start, preset.vae_iterations):
@@ -248,11 +116,7 @@ def render_pool(preset: Preset, run: Run) -> torch.Tensor:
 def vae_step(
     vae: AutoencoderKLWan, optimizer: torch.optim.Optimizer, preset: Preset, run: Run
 ) -> Callable[[torch.Tensor], torch.Tensor]:
-    """One optimiser step: clips in [-1, 1] -> mean squared error. A CUDA graph on a GPU.
-
-    The VAE runs chunk by chunk through small kernels, so that launching them costs more than
-    running them; a graph launches once.
-    """
+    """One optimiser step: clips in [-1, 1] -> mean squared error. A CUDA graph on a GPU."""
 
     def step(clip: torch.Tensor) -> torch.Tensor:
         with run.autocast():
@@ -266,26 +130,7 @@ def vae_step(
         optimizer.step()
         return mse.detach()
 
-    if run.device.type != "cuda":
-        return step
-    torch.backends.cudnn.benchmark = True
-    static = torch.zeros(preset.vae_batch, 3, *preset.vae_size, device=run.device)
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        for _ in range(3):
-            step(static.normal_())
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        captured = step(static)
-
-    def replay(clip: torch.Tensor) -> torch.Tensor:
-        static.copy_(clip)
-        graph.replay()
-        return captured
-
-    return replay
+    return graphed(step, run.device)
 
 
 @torch.no_grad()
@@ -297,7 +142,7 @@ def measure_latents(vae: AutoencoderKLWan, clips: torch.Tensor, run: Run) -> Non
     vae.register_to_config(latents_mean=mean, latents_std=std)
 
 
-# --- stage 2: latents, once -----------------------------------------------------------------
+# --- stage 2: latents, once --------------------------------------------------------------
 
 
 @dataclass
@@ -340,7 +185,7 @@ def encode_pools(vae: AutoencoderKLWan, preset: Preset, run: Run) -> tuple[dict,
     return pools, captions
 
 
-# --- stage 3: the denoiser ------------------------------------------------------------------
+# --- stage 3: the denoiser --------------------------------------------------------------
 
 
 def train_denoiser(
@@ -352,9 +197,6 @@ def train_denoiser(
             "text_encoder": build_text_encoder(len(tokenizer)),
         }
     ).to(run.device)
-    for name, part in model.items():
-        if run.init is not None:
-            part.load_state_dict(type(part).from_pretrained(run.init / name).state_dict())
     ema = [p.detach().clone() for p in model.parameters()]
     if run.finished("denoiser", model):
         return model["transformer"], model["text_encoder"]
@@ -364,13 +206,20 @@ def train_denoiser(
     ids, empty = tokens.input_ids.to(run.device), tokenizer("").input_ids
     decay = [p for p in model.parameters() if p.ndim >= 2]
     rest = [p for p in model.parameters() if p.ndim < 2]
+    lr = torch.tensor(0.0, device=run.device)
     optimizer = torch.optim.AdamW(
         [{"params": decay, "weight_decay": 0.01}, {"params": rest, "weight_decay": 0.0}],
-        lr=preset.lr, betas=(0.9, 0.98), fused=run.device.type == "cuda",
+        lr=lr, betas=(0.9, 0.98), fused=run.device.type == "cuda",
+        capturable=run.device.type == "cuda",
     )  # fmt: skip
     start = run.resume("denoiser", model, optimizer, ema)
+    for group in optimizer.param_groups:
+        group["lr"] = lr
+    step = denoiser_step(model, optimizer, run)
     if preset.compile:
         model["transformer"].compile_repeated_blocks(fullgraph=True, dynamic=False)
+    else:
+        step = graphed(step, run.device)
     for i, size, batch in curriculum(preset):
         if i < start:
             continue
@@ -381,16 +230,13 @@ def train_denoiser(
         text = ids[pool.rows[pick]].clone()
         dropped = torch.rand(batch, generator=draw, device=run.device) < 0.1
         text[dropped] = torch.tensor(empty + [0] * (TEXT_LENGTH - len(empty)), device=run.device)
-        for group in optimizer.param_groups:
-            group["lr"] = preset.lr * schedule(i, preset.iterations)
-        with run.autocast():
-            loss = flow_matching_loss(
-                model, x, text, 512 if size == DEFAULT and i % 8 == 4 else 64, draw
-            )
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
+        lr.fill_(preset.lr * schedule(i, preset.iterations))
+        length = 512 if size == DEFAULT and i % 8 == 4 else 64
+        text = F.pad(text, (0, length - TEXT_LENGTH))
+        sigma = torch.sigmoid(torch.randn(batch, generator=draw, device=run.device))
+        sigma = 2.0 * sigma / (1 + sigma)  # shift 2: towards noise
+        noise = torch.randn(x.shape, generator=draw, device=run.device)
+        loss = step(x, text, sigma, noise)
         torch._foreach_lerp_(ema, list(model.parameters()), 1 - min(preset.ema, (1 + i) / (10 + i)))
         run.tick(
             "denoiser", i, loss,
@@ -403,29 +249,38 @@ def train_denoiser(
     return model["transformer"], model["text_encoder"]
 
 
-def flow_matching_loss(
-    model: torch.nn.ModuleDict,
-    x: torch.Tensor,
-    text: torch.Tensor,
-    text_length: int,
-    draw: torch.Generator,
-) -> torch.Tensor:
-    """Mean squared error of the predicted flow; x (B, 48, F, h, w), text ids (B, TEXT_LENGTH)."""
-    batch = len(x)
-    sigma = torch.sigmoid(torch.randn(batch, generator=draw, device=x.device))
-    sigma = 2.0 * sigma / (1 + sigma)  # shift 2: towards noise
-    noise = torch.randn(x.shape, generator=draw, device=x.device)
-    s = sigma.view(-1, 1, 1, 1, 1)
-    mask = (text != 0).long()
-    states = model["text_encoder"](input_ids=text, attention_mask=mask).last_hidden_state
-    states = F.pad(states * mask[..., None], (0, 0, 0, text_length - TEXT_LENGTH))
-    flow = model["transformer"](
-        hidden_states=(1 - s) * x + s * noise,
-        timestep=sigma * 1000,
-        encoder_hidden_states=states,
-        return_dict=False,
-    )[0]
-    return F.mse_loss(flow.float(), noise - x)
+def denoiser_step(
+    model: torch.nn.ModuleDict, optimizer: torch.optim.Optimizer, run: Run
+) -> Callable[..., torch.Tensor]:
+    """One optimiser step of flow matching -> the mean squared error of the predicted flow.
+
+    Latents and noise (B, 48, F, h, w), padded text ids (B, L) of which the first TEXT_LENGTH are
+    read, sigma (B,) in (0, 1).
+    """
+
+    def step(
+        x: torch.Tensor, text: torch.Tensor, sigma: torch.Tensor, noise: torch.Tensor
+    ) -> torch.Tensor:
+        with run.autocast():
+            s = sigma.view(-1, 1, 1, 1, 1)
+            ids = text[:, :TEXT_LENGTH]
+            mask = (ids != 0).long()
+            states = model["text_encoder"](input_ids=ids, attention_mask=mask).last_hidden_state
+            states = F.pad(states * mask[..., None], (0, 0, 0, text.shape[1] - TEXT_LENGTH))
+            flow = model["transformer"](
+                hidden_states=(1 - s) * x + s * noise,
+                timestep=sigma * 1000,
+                encoder_hidden_states=states,
+                return_dict=False,
+            )[0]
+            loss = F.mse_loss(flow.float(), noise - x)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0, foreach=True)
+        optimizer.step()
+        return loss.detach()
+
+    return step
 
 
 def curriculum(preset: Preset) -> Iterator[tuple[int, tuple[int, int, int], int]]:
@@ -455,172 +310,7 @@ def schedule(i: int, total: int) -> float:
     return min(1.0, (i + 1) / warm) * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * i / total)))
 
 
-# --- the run: checkpoints, log, device --------------------------------------------------------
-
-
-class Run:
-    """Where a training run lives: device, log and checkpoints in `work`, written atomically."""
-
-    def __init__(
-        self, work: Path, device: torch.device, save_every: float, init: Path | None = None
-    ) -> None:
-        self.work, self.device, self.save_every, self.init = work, device, save_every, init
-        work.mkdir(parents=True, exist_ok=True)
-        self.started = self.saved = time.time()
-        self.curve: list[tuple[str, int, float]] = []
-        if (work / "curve.json").exists():
-            self.curve = [tuple(row) for row in json.loads((work / "curve.json").read_text())]
-        self.sum: torch.Tensor | float = 0.0
-
-    def say(self, text: str) -> None:
-        print(f"[{time.time() - self.started:7.1f} s] {text}", flush=True)
-
-    def autocast(self) -> torch.autocast:
-        gpu = self.device.type == "cuda"  # no weight cache: it does not survive a graph capture
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=gpu, cache_enabled=False)
-
-    def tick(self, name: str, i: int, loss: torch.Tensor, state) -> None:
-        """Log the mean loss every 100 iterations; save every `save_every` seconds."""
-        self.sum = self.sum + loss.detach()
-        if (i + 1) % 100 == 0:
-            mean, self.sum = float(self.sum) / 100, 0.0
-            if not math.isfinite(mean):
-                raise RuntimeError(f"{name}: the loss is {mean} at iteration {i + 1}")
-            self.curve.append((name, i + 1, mean))
-            note = f" ({10 * math.log10(4 / mean):.2f} dB)" if name == "vae" else ""
-            self.say(f"{name} {i + 1}: loss {mean:.5f}{note}")
-        if time.time() - self.saved > self.save_every:
-            self._save(f"{name}.pt", {"iteration": i + 1, **state()})
-            (self.work / "curve.json").write_text(json.dumps(self.curve))
-            self.saved = time.time()
-
-    def resume(self, name: str, model, optimizer, ema: list[torch.Tensor] | None = None) -> int:
-        path = self.work / f"{name}.pt"
-        if not path.exists():
-            return 0
-        state = torch.load(path, map_location=self.device)
-        model.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
-        for mine, saved in zip(ema or [], state.get("ema", []), strict=True):
-            mine.copy_(saved)
-        last = state["iteration"]
-        self.curve = [row for row in self.curve if row[0] != name or row[1] <= last]
-        self.say(f"{name}: goes on at iteration {last}")
-        return last
-
-    def finish(self, name: str, model: torch.nn.Module) -> None:
-        config = dict(model.config) if name == "vae" else {}
-        self._save(f"{name}-final.pt", {"model": model.state_dict(), "config": config})
-        (self.work / "curve.json").write_text(json.dumps(self.curve))
-
-    def finished(self, name: str, model: torch.nn.Module) -> bool:
-        path = self.work / f"{name}-final.pt"
-        if not path.exists():
-            return False
-        state = torch.load(path, map_location=self.device)
-        model.load_state_dict(state["model"])
-        if name == "vae":
-            kept = ("latents_mean", "latents_std")
-            model.register_to_config(**{key: state["config"][key] for key in kept})
-        self.say(f"{name}: finished before")
-        return True
-
-    def _save(self, name: str, state: dict) -> None:
-        temporary = self.work / (name + ".part")
-        torch.save(state, temporary)
-        temporary.replace(self.work / name)
-
-
-# --- what comes out -------------------------------------------------------------------------
-
-
-def export(out: Path, run: Run, vae, transformer, text_encoder, tokenizer) -> WanPipeline:
-    """The pipeline folder, the call's defaults and the loss curve.
-
-    Transformer and VAE in float16, which diffusers loads as float32; the small text encoder in
-    float32, since transformers keeps the stored dtype.
-    """
-    pipe = WanPipeline(
-        tokenizer=tokenizer,
-        text_encoder=text_encoder.eval().float().cpu(),
-        vae=vae.eval().float().cpu(),
-        scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
-        transformer=transformer.eval().float().cpu(),
-    )
-    for part in (pipe.vae, pipe.transformer):
-        for tensor in itertools.chain(part.parameters(), part.buffers()):
-            tensor.data = tensor.data.half() if tensor.is_floating_point() else tensor.data
-    pipe.save_pretrained(out)
-    for name in ("model_index.json", "tokenizer/tokenizer_config.json"):  # transformers 4 and 5
-        text = (out / name).read_text().replace("TokenizersBackend", "PreTrainedTokenizerFast")
-        (out / name).write_text(text)
-    frames, height, width = DEFAULT
-    defaults = {
-        "height": height, "width": width, "num_frames": frames, "num_inference_steps": 50,
-        "guidance_scale": 4.0, "max_sequence_length": 64, "fps": 8,
-    }  # fmt: skip
-    (out / "generation_defaults.json").write_text(json.dumps(defaults, indent=2) + "\n")
-    with open(out.parent / f"{out.name}-loss.csv", "w", newline="") as file:
-        csv.writer(file).writerows([("stage", "iteration", "loss"), *run.curve])
-    size = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
-    run.say(f"wrote {out}: {size / 1e6:.1f} MB")
-    return WanPipeline.from_pretrained(out)
-
-
-def draw_curve(path: Path, curve: list[tuple[str, int, float]]) -> None:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(1, 2, figsize=(9, 3), layout="constrained")
-    for axis, name in zip(axes, ("vae", "denoiser"), strict=True):
-        rows = [(i, loss) for stage, i, loss in curve if stage == name]
-        axis.plot(*zip(*rows, strict=True) if rows else ((), ()), linewidth=1)
-        axis.set(title=name, xlabel="iteration", ylabel="loss (mean squared error)", yscale="log")
-        axis.grid(alpha=0.3)
-    figure.savefig(path, dpi=120)
-
-
-def draw_sheet(
-    path: Path, pipe: WanPipeline, device: torch.device, rows: int, seed: int = 0
-) -> None:
-    """One row a prompt of the sheet's stream: five frames of the clip, the caption above."""
-    import cv2
-
-    pipe.to(device).set_progress_bar_config(disable=True)
-    strips = []
-    for i in range(rows):
-        caption = scene_at(SHEET_STREAM, 10_000 + i).caption()
-        clip = sample(pipe, [caption], seed + i)[0]
-        frames = clip[:: (len(clip) - 1) // 4][:5]
-        strip = np.concatenate(
-            [np.pad(f, ((0, 0), (0, 2), (0, 0)), constant_values=1) for f in frames], 1
-        )
-        strip = cv2.resize(
-            (strip * 255).round().astype(np.uint8),
-            None,
-            fx=2,
-            fy=2,
-            interpolation=cv2.INTER_NEAREST,
-        )
-        title = np.full((18, strip.shape[1], 3), 255, np.uint8)
-        cv2.putText(
-            title, caption[:100], (3, 13), cv2.FONT_HERSHEY_SIMPLEX, 0.36, (0, 0, 0), 1, cv2.LINE_AA
-        )
-        strips += [title, strip]
-    cv2.imwrite(str(path), np.concatenate(strips)[:, :, ::-1])
-
-
-def sample(pipe: WanPipeline, prompts: list[str], seed: int, **settings) -> np.ndarray:
-    """Clips (B, T, H, W, 3) in [0, 1] at the miniature's defaults; noise from CPU generators."""
-    frames, height, width = DEFAULT
-    call = {
-        "height": height, "width": width, "num_frames": frames, "guidance_scale": 4.0,
-        "max_sequence_length": 64, "output_type": "np",
-    }  # fmt: skip
-    generators = [torch.Generator().manual_seed(seed + i) for i in range(len(prompts))]
-    return pipe(prompts, generator=generators, **{**call, **settings}).frames
+# --- the command --------------------------------------------------------------
 
 
 def main() -> None:
@@ -632,7 +322,6 @@ def main() -> None:
     )
     parser.add_argument("--out", type=Path, default=Path("assets/mini-wan"))
     parser.add_argument("--work", type=Path, default=Path(".run/miniature"), help="checkpoints")
-    parser.add_argument("--init", type=Path, help="pipeline folder to go on from (its VAE is kept)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
         "--save-every", type=float, default=120.0, help="seconds between checkpoints"
@@ -652,7 +341,7 @@ def main() -> None:
     random.seed(args.seed)
     torch.set_float32_matmul_precision("high")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    run = Run(args.work, device, args.save_every, args.init)
+    run = Run(args.work, device, args.save_every)
     tokenizer = build_tokenizer()
     vae = train_vae(preset, run).eval().requires_grad_(False)
     pools, captions = encode_pools(vae, preset, run)

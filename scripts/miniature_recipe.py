@@ -1,0 +1,122 @@
+"""The recipe of the miniature: its models, and what differs between machines (presets)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from diffusers import AutoencoderKLWan, WanTransformer3DModel
+from miniature_world import BACKGROUNDS, COLORS, DEFAULT, MOTIONS, PLACES, SHAPES, SIZES
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
+
+TEXT_LENGTH = 48
+COMPRESSION = 8  # pixels per latent cell; four frames per latent frame
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A part of the denoiser's curriculum: `share` of all iterations, batches of one size each."""
+
+    share: float
+    batch: int
+    sizes: tuple[tuple[int, int, int], ...]  # (frames, height, width)
+
+
+@dataclass(frozen=True)
+class Preset:
+    """Everything that differs between machines. Iterations, not seconds: a run is repeatable."""
+
+    layers: int
+    heads: int
+    ffn: int
+    vae_dim: int
+    vae_iterations: int
+    vae_batch: int
+    vae_size: tuple[int, int, int]
+    vae_lr: float
+    vae_clips: int
+    pool: int
+    iterations: int
+    lr: float
+    ema: float
+    curriculum: tuple[Stage, ...]
+    compile: bool
+
+
+PRESETS = {
+    "gpu": Preset(
+        layers=12, heads=6, ffn=640, vae_dim=40,
+        vae_iterations=6000, vae_batch=16, vae_size=DEFAULT, vae_lr=2e-3, vae_clips=12_000,
+        pool=50_000, iterations=16_000, lr=1.2e-3, ema=0.9995,
+        curriculum=(
+            Stage(0.25, 512, ((9, 48, 48),)),
+            Stage(0.75, 256, (DEFAULT,) * 6 + ((17, 96, 96), (33, 64, 64))),
+        ),
+        compile=True,
+    ),
+    "cpu": Preset(
+        layers=8, heads=4, ffn=512, vae_dim=24,
+        vae_iterations=3000, vae_batch=4, vae_size=(9, 48, 48), vae_lr=2e-3, vae_clips=3000,
+        pool=3000, iterations=14_000, lr=1.5e-3, ema=0.9995,
+        curriculum=(
+            Stage(0.45, 24, ((9, 32, 32),)),
+            Stage(0.3, 12, ((9, 48, 48), (17, 48, 48))),
+            Stage(0.25, 8, (DEFAULT,)),
+        ),
+        compile=False,
+    ),
+    "smoke": Preset(
+        layers=2, heads=2, ffn=64, vae_dim=8,
+        vae_iterations=4, vae_batch=2, vae_size=(9, 32, 32), vae_lr=1e-3, vae_clips=8,
+        pool=8, iterations=4, lr=1e-3, ema=0.9,
+        curriculum=(Stage(0.5, 2, ((9, 32, 32),)), Stage(0.5, 2, (DEFAULT,))),
+        compile=False,
+    ),
+}  # fmt: skip
+
+
+def build_tokenizer() -> PreTrainedTokenizerFast:
+    """Word level: every word of the world, lower case, an end token, <unk> for the rest."""
+    phrases = [*COLORS, *SHAPES, *MOTIONS.values(), *BACKGROUNDS, *SIZES]
+    phrases += [place for places in PLACES.values() for place in places]
+    phrases += ["a an on and the camera pans left right up down background ,"]
+    words = sorted({word for phrase in phrases for word in phrase.split()})
+    vocabulary = {word: i for i, word in enumerate(["<pad>", "</s>", "<unk>", *words])}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    tokenizer.normalizer = normalizers.Lowercase()
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="$A </s>", special_tokens=[("</s>", vocabulary["</s>"])]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>", unk_token="<unk>"
+    )
+
+
+def build_text_encoder(vocab_size: int) -> UMT5EncoderModel:
+    config = UMT5Config(
+        vocab_size=vocab_size, d_model=128, d_kv=32, d_ff=256, num_layers=2, num_heads=4,
+        dropout_rate=0.0, pad_token_id=0, eos_token_id=1, decoder_start_token_id=0,
+    )  # fmt: skip
+    return UMT5EncoderModel(config)
+
+
+def build_vae(preset: Preset) -> AutoencoderKLWan:
+    return AutoencoderKLWan(
+        base_dim=preset.vae_dim, z_dim=48, dim_mult=[1, 2, 2], num_res_blocks=1,
+        temperal_downsample=[True, True], is_residual=True, patch_size=2,
+        in_channels=12, out_channels=12, scale_factor_spatial=COMPRESSION, scale_factor_temporal=4,
+        latents_mean=[0.0] * 48, latents_std=[1.0] * 48,
+    )  # fmt: skip
+
+
+def build_transformer(preset: Preset) -> WanTransformer3DModel:
+    model = WanTransformer3DModel(
+        patch_size=(1, 1, 1), num_attention_heads=preset.heads, attention_head_dim=32,
+        in_channels=48, out_channels=48, text_dim=128, freq_dim=128, ffn_dim=preset.ffn,
+        num_layers=preset.layers, cross_attn_norm=True, rope_max_seq_len=64,
+    )  # fmt: skip
+    torch.nn.init.zeros_(model.proj_out.weight)
+    torch.nn.init.zeros_(model.proj_out.bias)
+    return model
