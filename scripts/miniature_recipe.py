@@ -36,7 +36,8 @@ class Preset:
     vae_size: tuple[int, int, int]
     vae_lr: float
     vae_clips: int
-    pool: int
+    pool: int  # clips encoded at the default size
+    pool_other: int  # at every other size
     iterations: int
     lr: float
     ema: float
@@ -48,7 +49,7 @@ PRESETS = {
     "gpu": Preset(
         layers=12, heads=6, ffn=640, vae_dim=40,
         vae_iterations=6000, vae_batch=16, vae_size=DEFAULT, vae_lr=2e-3, vae_clips=12_000,
-        pool=50_000, iterations=16_000, lr=1.2e-3, ema=0.9995,
+        pool=50_000, pool_other=12_500, iterations=16_000, lr=1.2e-3, ema=0.9995,
         curriculum=(
             Stage(0.25, 512, ((9, 48, 48),)),
             Stage(0.75, 256, (DEFAULT,) * 6 + ((17, 96, 96), (33, 64, 64))),
@@ -56,12 +57,12 @@ PRESETS = {
         compile=True,
     ),
     "cpu": Preset(
-        layers=8, heads=4, ffn=512, vae_dim=24,
-        vae_iterations=3000, vae_batch=4, vae_size=(9, 48, 48), vae_lr=2e-3, vae_clips=3000,
-        pool=3000, iterations=14_000, lr=1.5e-3, ema=0.9995,
+        layers=8, heads=5, ffn=512, vae_dim=24,
+        vae_iterations=4000, vae_batch=4, vae_size=(9, 48, 48), vae_lr=2e-3, vae_clips=6000,
+        pool=10_000, pool_other=12_000, iterations=40_000, lr=1.5e-3, ema=0.9995,
         curriculum=(
-            Stage(0.45, 24, ((9, 32, 32),)),
-            Stage(0.3, 12, ((9, 48, 48), (17, 48, 48))),
+            Stage(0.5, 32, ((9, 32, 32),)),
+            Stage(0.25, 16, ((9, 48, 48), (17, 48, 48))),
             Stage(0.25, 8, (DEFAULT,)),
         ),
         compile=False,
@@ -69,7 +70,7 @@ PRESETS = {
     "smoke": Preset(
         layers=2, heads=2, ffn=64, vae_dim=8,
         vae_iterations=4, vae_batch=2, vae_size=(9, 32, 32), vae_lr=1e-3, vae_clips=8,
-        pool=8, iterations=4, lr=1e-3, ema=0.9,
+        pool=8, pool_other=8, iterations=4, lr=1e-3, ema=0.9,
         curriculum=(Stage(0.5, 2, ((9, 32, 32),)), Stage(0.5, 2, (DEFAULT,))),
         compile=False,
     ),

@@ -163,7 +163,7 @@ def encode_pools(vae: AutoencoderKLWan, preset: Preset, run: Run) -> tuple[dict,
     batch = 128 if run.device.type == "cuda" else 8
     for size in sizes:
         frames, height, width = size
-        count = preset.pool if size == DEFAULT else preset.pool // 4
+        count = preset.pool if size == DEFAULT else preset.pool_other
         path = run.work / f"latents-{frames}x{height}x{width}.pt"
         scenes = [scene_at(TRAIN_STREAM, first + i, width / height) for i in range(count)]
         first += count
@@ -218,8 +218,6 @@ def train_denoiser(
     step = denoiser_step(model, optimizer, run)
     if preset.compile:
         model["transformer"].compile_repeated_blocks(fullgraph=True, dynamic=False)
-    else:
-        step = graphed(step, run.device)
     for i, size, batch in curriculum(preset):
         if i < start:
             continue
