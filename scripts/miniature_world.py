@@ -60,7 +60,7 @@ PLACES = {
 SIZES = {"small": 0.105, "": 0.15, "big": 0.2}
 SLOTS = 3
 DEFAULT = (17, 64, 64)  # frames, height, width of the miniature's clips
-TRAIN_STREAM, SHEET_STREAM, CHECK_STREAM = 1, 2, 3  # no checked scene is seen in training
+TRAIN_STREAM, SHEET_STREAM, CHECK_STREAM, PROMPT_STREAM = 1, 2, 3, 4  # each its own scenes
 
 
 @dataclass(frozen=True)

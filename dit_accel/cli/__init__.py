@@ -12,10 +12,15 @@ from typing import Annotated
 import typer
 
 from dit_accel import __version__
+from dit_accel.cli.evaluate import evaluate
 from dit_accel.cli.generate import generate
 from dit_accel.cli.models import models
 
-VERBS: dict[str, Callable[..., None]] = {"generate": generate, "models": models}
+VERBS: dict[str, Callable[..., None]] = {
+    "generate": generate,
+    "evaluate": evaluate,
+    "models": models,
+}
 
 app = typer.Typer(
     help="Training-free acceleration of diffusion-transformer video pipelines.",

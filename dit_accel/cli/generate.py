@@ -20,8 +20,8 @@ from dit_accel.windows import DEFAULT_THRESHOLD
 
 if TYPE_CHECKING:
     from dit_accel.cli.loading import Model
-    from dit_accel.cli.running import Take
     from dit_accel.cli.settings import Settings
+    from dit_accel.takes import Take
 
 
 def generate(

@@ -15,6 +15,7 @@ from dit_accel import miniature
 from dit_accel.cli.errors import BadInput
 from dit_accel.cli.loading import Model
 from dit_accel.cli.request import Request
+from dit_accel.takes import Clip
 
 FALLBACK_FPS = 16.0
 _PIPELINE_STRIDE = 16  # diffusers' video pipelines refuse what is no multiple of it
@@ -48,6 +49,12 @@ class Settings:
     dtype: str
     device: str
     compare: bool
+
+    @property
+    def clip(self) -> Clip:
+        """The part that decides the clip, the model apart."""
+        names = (field.name for field in dataclasses.fields(Clip))
+        return Clip(**{name: getattr(self, name) for name in names})
 
     def to_dict(self) -> dict[str, Any]:
         """Every field, JSON-able."""

@@ -13,8 +13,8 @@ from dit_accel.cli.files import Files
 
 if TYPE_CHECKING:
     from dit_accel import Report, SiteReport
-    from dit_accel.cli.running import Take
     from dit_accel.cli.settings import Settings
+    from dit_accel.takes import Take
 
 SHADES = "·░▒▓█"
 PLAIN_SHADES = ".-+x#"

@@ -1,0 +1,350 @@
+"""`dit-accel evaluate`: many prompts by many methods, scored against their uncached twins."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+from dit_accel.cli import options
+from dit_accel.cli.errors import BadInput, RunFailed, reported, say
+from dit_accel.cli.request import Request
+
+if TYPE_CHECKING:
+    from dit_accel.cli.loading import Model
+    from dit_accel.evaluate.jobs import Job, Plan, Shard
+    from dit_accel.evaluate.store import Store
+
+DEFAULT_METHODS = "uncached,edcw:0.1,fewer-steps:25"
+DEFAULT_METRICS = "psnr_db,ssim"
+NOISE_FLOOR = "rerun,rerun/attention,rerun/dtype"
+_WORK, _TABLE = "How the work is shared", "What is compared"
+
+
+@dataclass(frozen=True)
+class Asked:
+    """The options that `generate` does not have."""
+
+    prompts: Path
+    out: Path
+    methods: str
+    metrics: str
+    seeds: str
+    noise_floor: bool
+    limit: int | None
+    shard: str | None
+    backend: str
+    workers: int
+    keep_clips: bool
+    retry_failed: bool
+
+
+def evaluate(
+    prompts: Annotated[
+        Path,
+        typer.Argument(
+            metavar="PROMPTS", help="A .jsonl or .txt file, or VBench's .json.", show_default=False
+        ),
+    ],
+    out: Annotated[
+        Path,
+        typer.Option(
+            help="The folder of the evaluation; an old one is gone on with.", show_default=False
+        ),
+    ],
+    model: options.Model = None,
+    methods: Annotated[
+        str,
+        typer.Option(
+            help="Names of methods, each with its number; NAME:* is a whole sweep.",
+            rich_help_panel=_TABLE,
+        ),
+    ] = DEFAULT_METHODS,
+    metrics: Annotated[
+        str, typer.Option(help="Names of metrics.", rich_help_panel=_TABLE)
+    ] = DEFAULT_METRICS,
+    noise_floor: Annotated[
+        bool,
+        typer.Option(
+            "--noise-floor",
+            help="Also run the uncached model again: as it is, and in other arithmetic.",
+            rich_help_panel=_TABLE,
+        ),
+    ] = False,
+    seeds: Annotated[
+        str, typer.Option(help="Seeds, with commas between.", rich_help_panel=_TABLE)
+    ] = "0",
+    limit: Annotated[
+        int | None,
+        typer.Option(
+            help="Take the first so many prompts.",
+            show_default="all",
+            rich_help_panel=_TABLE,
+            min=1,
+        ),
+    ] = None,
+    shard: Annotated[
+        str | None,
+        typer.Option(
+            metavar="i/n",
+            help="Do one of n parts, from 0.",
+            show_default="from torchrun's or SLURM's variables, else all",
+            rich_help_panel=_WORK,
+        ),
+    ] = None,
+    backend: Annotated[
+        str,
+        typer.Option(
+            metavar="local|ray", help="This process, or a Ray cluster.", rich_help_panel=_WORK
+        ),
+    ] = "local",
+    workers: Annotated[
+        int, typer.Option(help="Actors on the Ray cluster.", rich_help_panel=_WORK, min=1)
+    ] = 1,
+    keep_clips: Annotated[
+        bool,
+        typer.Option(help="Keep every clip; uncached ones are always kept.", rich_help_panel=_WORK),
+    ] = True,
+    retry_failed: Annotated[
+        bool,
+        typer.Option(
+            "--retry-failed", help="Make again what failed before.", rich_help_panel=_WORK
+        ),
+    ] = False,
+    steps: options.Steps = None,
+    guidance: options.Guidance = None,
+    height: options.Height = None,
+    width: options.Width = None,
+    frames: options.Frames = None,
+    fps: options.Fps = None,
+    negative: options.Negative = None,
+    as_json: options.Json = False,
+    dtype: options.Dtype = None,
+    device: options.Device = None,
+    verbose: options.Verbose = False,
+) -> None:
+    """Score methods against the uncached model, prompt by prompt.
+
+    Stop it whenever you like: the same command goes on where it was.
+    """
+    asked = Asked(
+        prompts, out, methods, metrics, seeds, noise_floor, limit, shard, backend, workers,
+        keep_clips, retry_failed,
+    )  # fmt: skip
+    request = Request(
+        prompt="(from the file)",
+        threshold=0.0,
+        site="model",
+        model=model,
+        steps=steps,
+        guidance=guidance,
+        height=height,
+        width=width,
+        frames=frames,
+        fps=fps,
+        negative=negative,
+        dtype=dtype,
+        device=device,
+    )
+    with reported(verbose=verbose):
+        _evaluate(asked, request, as_json=as_json, verbose=verbose)
+
+
+def _evaluate(asked: Asked, request: Request, *, as_json: bool, verbose: bool) -> None:
+    request.check()
+    if asked.backend not in ("local", "ray"):
+        raise BadInput(f"--backend is {asked.backend!r}: must be local or ray")
+    from dit_accel.cli.loading import choose_device, choose_dtype, find, quiet_libraries
+
+    with _as_command_errors(), quiet_libraries(verbose=verbose):
+        shard = _shard(asked.shard)
+        device = _own_device(choose_device(request.device))
+        model = find(request.model)
+        plan = _plan(asked, request, model, device, choose_dtype(request.dtype, device))
+        store, plan = _open(asked, plan)
+        groups = shard.of(plan.groups())
+        if asked.retry_failed:
+            _forget_failed(store, groups)
+        _work(store, plan, model, device, groups, asked, quiet=as_json)
+        _tell(store, plan, as_json=as_json)
+
+
+def _plan(asked: Asked, request: Request, model: Model, device: str, dtype: str) -> Plan:
+    from dit_accel.cli.record import versions
+    from dit_accel.cli.settings import resolve
+    from dit_accel.evaluate import jobs
+    from dit_accel.methods import METHODS, parse_list
+
+    settings = resolve(request, model, device=device, dtype=dtype)
+    methods = parse_list(asked.methods + ("," + NOISE_FLOOR if asked.noise_floor else ""))
+    for name in dict.fromkeys(setting.method for setting in methods):
+        lacking = METHODS[name].lacking()
+        if lacking:
+            raise BadInput(f"--methods has {name}: {lacking}")
+    return jobs.Plan(
+        model=jobs.Model(model.name, settings.pipeline, jobs.fingerprint(model.folder)),
+        clip=settings.clip,
+        dtype=dtype,
+        device=device.partition(":")[0],
+        prompts=_read_prompts(asked),
+        seeds=_seeds(asked.seeds),
+        methods=methods,
+        metrics=_metrics(asked.metrics),
+        versions={name: versions()[name] for name in jobs.CORE},
+        keep_clips=asked.keep_clips,
+    )
+
+
+def _read_prompts(asked: Asked) -> tuple[Any, ...]:
+    from dit_accel.evaluate.prompts import read_prompts
+
+    try:
+        return read_prompts(asked.prompts)[: asked.limit]
+    except OSError as error:
+        raise BadInput(f"PROMPTS is {str(asked.prompts)!r}: {error.strerror}") from error
+
+
+def _metrics(text: str) -> tuple[str, ...]:
+    from dit_accel.metrics import METRICS
+
+    names = tuple(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
+    for name in names or (text,):
+        if name not in METRICS:
+            raise BadInput(f"--metrics has {name!r}: accepted are {', '.join(METRICS)}")
+    return names
+
+
+def _seeds(text: str) -> tuple[int, ...]:
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isdigit() and int(part) < 2**63 for part in parts):
+        raise BadInput(f"--seeds is {text!r}: must be whole numbers from 0, with commas between")
+    return tuple(dict.fromkeys(int(part) for part in parts))
+
+
+def _shard(text: str | None) -> Shard:
+    from dit_accel.evaluate.jobs import parse_shard, shard_of_environment
+
+    return parse_shard(text) if text is not None else shard_of_environment()
+
+
+def _own_device(device: str) -> str:
+    """Under a launcher, this process's GPU of its machine."""
+    import os
+
+    local = os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID"))
+    return f"cuda:{int(local)}" if device == "cuda" and local else device
+
+
+def _open(asked: Asked, plan: Plan) -> tuple[Store, Plan]:
+    from dit_accel.evaluate.store import Store
+
+    store = Store(asked.out)
+    try:
+        return store, store.open(plan)
+    except OSError as error:
+        raise BadInput(f"--out is {str(asked.out)!r}: {error.strerror}") from error
+
+
+def _forget_failed(store: Store, groups: list[tuple[Job, ...]]) -> None:
+    from dit_accel.evaluate.runner import FAILED
+
+    for job in (job for group in groups for job in group):
+        result = store.result(job.id)
+        if result is not None and result["status"] == FAILED:
+            store.forget(job.id)
+
+
+def _work(
+    store: Store,
+    plan: Plan,
+    model: Model,
+    device: str,
+    groups: list[tuple[Job, ...]],
+    asked: Asked,
+    *,
+    quiet: bool,
+) -> None:
+    from dit_accel.evaluate import worker
+
+    jobs = [job for group in groups for job in group]
+    done = sum(store.done(job.id) for job in jobs)
+    if done and not quiet:
+        say(f"{done} of {len(jobs)} clips are there already", style="yellow")
+    with _bar(len(jobs), done, quiet=quiet) as advance:
+        if asked.backend == "ray":
+            _check_ray()
+            open_groups = [g for g in groups if not all(store.done(job.id) for job in g)]
+            worker.work_with_ray(
+                store, plan, str(model.folder), open_groups, asked.workers,
+                told=lambda count: advance(count, ""),
+            )  # fmt: skip
+        else:
+            worker.work(
+                store, plan, str(model.folder), device, groups,
+                told=lambda job, result: advance(1, f"{job.method.label} · {job.prompt_id}"),
+            )  # fmt: skip
+
+
+def _check_ray() -> None:
+    import importlib.util
+
+    if importlib.util.find_spec("ray") is None:
+        raise BadInput("--backend is 'ray', which is not installed: pip install 'dit-accel[ray]'")
+
+
+@contextlib.contextmanager
+def _bar(total: int, done: int, *, quiet: bool) -> Iterator[Callable[[int, str], None]]:
+    columns = (TextColumn("{task.description:<40}"), BarColumn(bar_width=32), MofNCompleteColumn(),
+               TextColumn("clips"), TimeElapsedColumn(), TextColumn("gone,"),
+               TimeRemainingColumn(elapsed_when_finished=False), TextColumn("left"))  # fmt: skip
+    with Progress(*columns, console=Console(stderr=True), disable=quiet) as progress:
+        task = progress.add_task("loading", total=total, completed=done)
+        yield lambda count, text: progress.update(task, advance=count, description=text[:40])
+
+
+def _tell(store: Store, plan: Plan, *, as_json: bool) -> None:
+    from dit_accel.cli.files import as_json as encode
+    from dit_accel.cli.table import summary_table
+    from dit_accel.evaluate.summary import summarise
+
+    summary = summarise(store, plan)
+    store.write_summary(summary.to_dict())
+    if as_json:
+        sys.stdout.write(encode(summary.to_dict()) + "\n")
+        return
+    console = Console(highlight=False)
+    console.print(summary_table(summary, plan.metrics))
+    console.print(f"{summary.done} of {summary.jobs} clips done, in {store.folder}")
+
+
+@contextlib.contextmanager
+def _as_command_errors() -> Iterator[None]:
+    """What the evaluation raises, in the words of a command's end."""
+    from dit_accel.evaluate.runner import ChildFailed
+    from dit_accel.evaluate.store import StoreError
+
+    try:
+        yield
+    except ValueError as error:
+        raise BadInput(str(error)) from error
+    except StoreError as error:
+        raise BadInput(f"--out: {error}") from error
+    except ChildFailed as error:
+        raise RunFailed(str(error)) from error
+    except OSError as error:
+        where = f"{error.filename} cannot be written: " if error.filename else ""
+        raise RunFailed(f"{where}{error.strerror or error}; what is done is kept") from error

@@ -1,0 +1,62 @@
+"""Everything that makes a pipeline faster, runnable side by side: one table.
+
+A row says what its number means, which numbers it takes, how to put it on a pipeline, and whether
+it needs a process of its own. Rows of other people's packages call their public API with their own
+defaults; where a default does nothing or fails on a family, the row does nothing or fails too, and
+the evaluation says so.
+
+A method is written `name` or `name:number`, e.g. `edcw:0.1`. A new one is one row here.
+"""
+
+from __future__ import annotations
+
+from dit_accel.methods.cachedit import CACHE_DIT
+from dit_accel.methods.diffusers_caches import DIFFUSERS
+from dit_accel.methods.floor import FLOOR
+from dit_accel.methods.ours import OURS
+from dit_accel.methods.row import Context, Effect, Method, Setting
+
+METHODS: dict[str, Method] = {row.name: row for row in (*OURS, *DIFFUSERS, *CACHE_DIT, *FLOOR)}
+UNCACHED = "uncached"
+
+
+def parse(text: str) -> Setting:
+    """`name` or `name:number` -> the method with its number.
+
+    Raises:
+        ValueError: the name is in no row, or the number is not accepted; the text names both.
+    """
+    name, colon, number = text.strip().partition(":")
+    if name not in METHODS:
+        raise ValueError(f"method is {name!r}; accepted: {', '.join(METHODS)}")
+    return METHODS[name].at(number if colon else None)
+
+
+def parse_list(text: str) -> tuple[Setting, ...]:
+    """Several, with commas between; `NAME:*` is the row's whole sweep, each once.
+
+    Raises:
+        ValueError: as `parse`, or the list is empty.
+    """
+    settings: list[Setting] = []
+    for part in filter(None, (part.strip() for part in text.split(","))):
+        name, _, number = part.partition(":")
+        if number == "*" and name in METHODS:
+            settings += METHODS[name].swept()
+        else:
+            settings.append(parse(part))
+    if not settings:
+        raise ValueError(f"methods is {text!r}; accepted: at least one of {', '.join(METHODS)}")
+    return tuple(dict.fromkeys(settings))
+
+
+__all__ = [
+    "METHODS",
+    "UNCACHED",
+    "Context",
+    "Effect",
+    "Method",
+    "Setting",
+    "parse",
+    "parse_list",
+]

@@ -1,0 +1,54 @@
+"""Rows of the noise floor: the uncached model again, with nothing changed that a user would change.
+
+A cache whose score is not below these cannot be told apart from running the model twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from dit_accel.families import family_of, transformers_of
+from dit_accel.methods.row import Context, Effect, Method
+
+
+@contextmanager
+def _rerun(pipe: Any, number: float | int | None, context: Context) -> Iterator[Effect]:
+    yield Effect()
+
+
+@contextmanager
+def _other_attention(pipe: Any, number: float | int | None, context: Context) -> Iterator[Effect]:
+    with sdpa_kernel(SDPBackend.MATH):
+        yield Effect(remarks=("attention by torch's unfused implementation",))
+
+
+@contextmanager
+def _other_dtype(pipe: Any, number: float | int | None, context: Context) -> Iterator[Effect]:
+    """float32 weights under bfloat16 autocast; 16-bit weights widened, which is exactly undone."""
+    modules = list(transformers_of(pipe, family_of(pipe)).values())
+    dtype = modules[0].dtype
+    if dtype == torch.float32:
+        with torch.autocast(pipe.device.type, torch.bfloat16):
+            yield Effect(remarks=("float32 weights under bfloat16 autocast",))
+        return
+    for module in modules:
+        module.to(torch.float32)
+    try:
+        yield Effect(remarks=(f"{dtype} weights widened to float32".replace("torch.", ""),))
+    finally:
+        for module in modules:
+            module.to(dtype)
+
+
+FLOOR = (
+    Method("rerun", "uncached, the same settings again", _rerun, control=True),
+    Method(
+        "rerun/attention", "uncached, another attention backend", _other_attention, control=True
+    ),
+    Method("rerun/dtype", "uncached, the denoiser in another dtype", _other_dtype, control=True),
+)

@@ -1,0 +1,69 @@
+"""Rows: no cache at all, dit_accel's own, and the plainest rival of every cache, fewer steps."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
+
+from dit_accel.accelerate import accelerate
+from dit_accel.methods.row import Apply, Context, Effect, Method
+
+
+@contextmanager
+def _uncached(pipe: Any, number: float | int | None, context: Context) -> Iterator[Effect]:
+    yield Effect()
+
+
+@contextmanager
+def _fewer_steps(pipe: Any, number: float | int | None, context: Context) -> Iterator[Effect]:
+    if number is None or number >= context.clip.steps:
+        raise ValueError(f"fewer-steps is {number}; accepted: below the {context.clip.steps} steps")
+    yield Effect(overrides={"num_inference_steps": int(number)})
+
+
+def _edcw(site: str) -> Apply:
+    def apply(
+        pipe: Any, number: float | int | None, context: Context
+    ) -> AbstractContextManager[Effect]:
+        return _accelerated(pipe, site, float(number or 0.0))
+
+    return apply
+
+
+@contextmanager
+def _accelerated(pipe: Any, site: str, threshold: float) -> Iterator[Effect]:
+    with accelerate(pipe, threshold=threshold, site=site) as handle:
+        yield Effect(report=handle.report)
+
+
+OURS = (
+    Method("uncached", "the stock pipeline, which all others are scored against", _uncached),
+    *(
+        Method(
+            name=name,
+            summary=f"error-aware dynamic cache windows at the site {site}",
+            apply=_edcw(site),
+            number="threshold δ",
+            default=0.1,
+            sweep=sweep,
+        )
+        for name, site, sweep in (
+            ("edcw", "model", (0.05, 0.1, 0.2, 0.4)),
+            ("edcw/block", "block", (0.1, 0.2, 0.4)),
+            ("edcw/attention", "attention", (0.1, 0.2, 0.4)),
+        )
+    ),
+    Method(
+        name="fewer-steps",
+        summary="no cache, and fewer denoising steps",
+        apply=_fewer_steps,
+        number="steps",
+        default=25,
+        sweep=(40, 30, 25, 20, 15, 10),
+        low=1,
+        high=1000,
+        whole=True,
+        control=True,
+    ),
+)

@@ -1,0 +1,187 @@
+"""Run a pipeline once and keep what there is to know of it: frames, latents, seconds, memory.
+
+The denoising loop is timed from the denoiser's first call to the end of the last step, by the same
+clock with and without acceleration, so that the ratio of two runs compares like with like.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol, Self
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+    from dit_accel.outcome import Report
+
+
+@dataclass(frozen=True)
+class Clip:
+    """What decides a clip, the model apart; `negative` and the last two None where the pipeline
+    takes none."""
+
+    prompt: str
+    negative: str | None
+    seed: int
+    steps: int
+    guidance: float
+    height: int
+    width: int
+    frames: int
+    fps: float | None = None
+    max_sequence_length: int | None = None
+
+
+@dataclass(frozen=True)
+class Take:
+    """One clip as it was made: frames `(T, H, W, 3)` float in [0, 1]; latents `(B, C, F, h, w)`
+    float32, of the last step; the report where dit_accel was at work."""
+
+    frames: npt.NDArray[np.floating[Any]]
+    latents: npt.NDArray[np.float32]
+    denoising_seconds: float
+    whole_seconds: float
+    peak_memory_bytes: int | None
+    report: Report | None = None
+
+    def costs(self) -> dict[str, float | int | None]:
+        """Seconds and memory, JSON-able."""
+        return {
+            "denoising_seconds": self.denoising_seconds,
+            "whole_seconds": self.whole_seconds,
+            "peak_memory_bytes": self.peak_memory_bytes,
+        }
+
+
+class NotFiniteError(RuntimeError):
+    """The model made frames with NaN or infinite values."""
+
+
+class Watcher(Protocol):
+    """What wants to know how far the loop is."""
+
+    def begin(self) -> None:
+        """The denoising loop starts."""
+
+    def reach(self, done: int) -> None:
+        """So many steps are done."""
+
+
+def take(
+    pipe: Any,
+    clip: Clip,
+    *,
+    device: str,
+    watchers: tuple[Watcher, ...] = (),
+    overrides: dict[str, Any] | None = None,
+) -> Take:
+    """Make a clip.
+
+    Args:
+        pipe: a diffusers video pipeline.
+        clip: what to make.
+        device: where the pipeline is; it is synchronised around the clock.
+        watchers: told of the loop's progress.
+        overrides: arguments of the pipeline's call that replace the clip's.
+
+    Raises:
+        NotFiniteError: a frame has NaN or infinite values.
+    """
+    import numpy as np
+
+    from dit_accel import bench
+
+    arguments = call_arguments(pipe, clip) | (overrides or {})
+    clock = _LoopClock(pipe, device, int(arguments["num_inference_steps"]), watchers)
+    with clock, bench.measure(device) as measured:
+        frames = pipe(**arguments, callback_on_step_end=clock.step_ended).frames[0]
+    if not np.isfinite(frames).all():
+        raise NotFiniteError("the model made frames that are not finite")
+    return Take(
+        frames=frames,
+        latents=clock.latents.float().cpu().numpy(),
+        denoising_seconds=clock.seconds,
+        whole_seconds=measured.seconds,
+        peak_memory_bytes=measured.peak_memory_bytes,
+    )
+
+
+def warm_up(pipe: Any, clip: Clip) -> None:
+    """One uncached step, thrown away: the first call also pays for allocation and kernels."""
+    pipe(**call_arguments(pipe, clip) | {"num_inference_steps": 1})
+
+
+def call_arguments(pipe: Any, clip: Clip) -> dict[str, Any]:
+    """The arguments of the pipeline's call; the noise is drawn on the CPU, for every device."""
+    import torch
+
+    accepted = inspect.signature(pipe.__call__).parameters
+    optional = {
+        "negative_prompt": clip.negative,
+        "max_sequence_length": clip.max_sequence_length,
+        "frame_rate": clip.fps,
+    }
+    return {
+        "prompt": clip.prompt,
+        "height": clip.height,
+        "width": clip.width,
+        "num_frames": clip.frames,
+        "num_inference_steps": clip.steps,
+        "guidance_scale": clip.guidance,
+        "generator": torch.Generator("cpu").manual_seed(clip.seed),
+        "output_type": "np",
+    } | {name: value for name, value in optional.items() if name in accepted and value is not None}
+
+
+class _LoopClock:
+    """Times the denoising loop of one call, and tells the watchers."""
+
+    def __init__(self, pipe: Any, device: str, steps: int, watchers: tuple[Watcher, ...]) -> None:
+        parts = (getattr(pipe, name, None) for name in ("transformer", "transformer_2"))
+        self._models = [part for part in parts if part is not None]
+        self._device = device
+        self._steps = steps
+        self._watchers = watchers
+        self._hooks = contextlib.ExitStack()
+        self._start: float | None = None
+        self.seconds = 0.0
+        self.latents: Any = None
+
+    def __enter__(self) -> Self:
+        for model in self._models:
+            hook = model.register_forward_pre_hook(self._denoiser_called)
+            self._hooks.callback(hook.remove)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._hooks.close()
+
+    def _denoiser_called(self, *_: object) -> None:
+        if self._start is None:
+            self._synchronise()
+            self._start = time.perf_counter()
+            for watcher in self._watchers:
+                watcher.begin()
+
+    def step_ended(
+        self, pipe: Any, step: int, timestep: Any, kept: dict[str, Any]
+    ) -> dict[str, Any]:
+        """The pipeline's callback after each step."""
+        if step + 1 >= self._steps and self._start is not None:
+            self._synchronise()
+            self.seconds = time.perf_counter() - self._start
+            self.latents = kept["latents"]
+        for watcher in self._watchers:
+            watcher.reach(step + 1)
+        return kept
+
+    def _synchronise(self) -> None:
+        import torch
+
+        from dit_accel import bench
+
+        bench.synchronise(torch.device(self._device))
