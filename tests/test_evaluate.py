@@ -465,3 +465,17 @@ def test_two_methods_are_compared_on_the_prompts_that_both_have(prompts, model, 
     )
     assert interval.n == 3 and interval.value > 0
     assert verdict == "better"
+
+
+def test_a_new_metric_is_scored_on_the_kept_clips_without_making_them_again(
+    prompts, model, tmp_path
+):
+    out = tmp_path / "a"
+    methods = ("--methods", "edcw:9,fewer-steps:2", "--limit", "1")
+    evaluate(prompts, model, out, *methods, "--metrics", "ssim")
+    run = evaluate(prompts, model, out, *methods, "--metrics", "psnr_db,ssim")
+    assert "2 clips scored again" in run.stderr
+    both = tmp_path / "both"
+    evaluate(prompts, model, both, *methods, "--metrics", "ssim,psnr_db")
+    assert results(out) == results(both)
+    assert len((out / "journal.jsonl").read_text().splitlines()) == 6

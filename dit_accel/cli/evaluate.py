@@ -51,6 +51,7 @@ class Asked:
     workers: int
     keep_clips: bool
     retry_failed: bool
+    rescore: bool
 
 
 def evaluate(
@@ -125,6 +126,10 @@ def evaluate(
             "--retry-failed", help="Make again what failed before.", rich_help_panel=_WORK
         ),
     ] = False,
+    rescore: Annotated[
+        bool,
+        typer.Option("--rescore", help="Score every kept clip again.", rich_help_panel=_WORK),
+    ] = False,
     steps: options.Steps = None,
     guidance: options.Guidance = None,
     height: options.Height = None,
@@ -143,7 +148,7 @@ def evaluate(
     """
     asked = Asked(
         prompts, out, methods, metrics, seeds, noise_floor, limit, shard, backend, workers,
-        keep_clips, retry_failed,
+        keep_clips, retry_failed, rescore,
     )  # fmt: skip
     request = Request(
         prompt="(from the file)",
@@ -169,6 +174,7 @@ def _evaluate(asked: Asked, request: Request, *, as_json: bool, verbose: bool) -
     if asked.backend not in ("local", "ray"):
         raise BadInput(f"--backend is {asked.backend!r}: must be local or ray")
     from dit_accel.cli.loading import choose_device, choose_dtype, find, quiet_libraries
+    from dit_accel.evaluate.worker import rescore
 
     with _as_command_errors(), quiet_libraries(verbose=verbose):
         shard = _shard(asked.shard)
@@ -180,6 +186,9 @@ def _evaluate(asked: Asked, request: Request, *, as_json: bool, verbose: bool) -
         if asked.retry_failed:
             _forget_failed(store, groups)
         _work(store, plan, model, device, groups, asked, quiet=as_json)
+        scored = rescore(store, plan, groups, asked.rescore)
+        if scored and not as_json:
+            say(f"{scored} clips scored again", style="yellow")
         _tell(store, plan, as_json=as_json)
 
 

@@ -14,16 +14,19 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from dit_accel import takes, video
 from dit_accel.evaluate.jobs import Job, Plan
 from dit_accel.evaluate.probe import Probe
 from dit_accel.evaluate.store import Result, Store, StoreError, frames_hash
 from dit_accel.methods import METHODS, UNCACHED, Context
+from dit_accel.metrics import METRICS
 from dit_accel.metrics.scoring import score_clips
 from dit_accel.outcome import Report
 
 Load = Callable[[], Any]
+Latents = npt.NDArray[np.float32]
 Told = Callable[[Job, Result], None]
 
 OK, NO_EFFECT, FAILED = "ok", "no effect", "failed"
@@ -72,6 +75,31 @@ class Runner:
                 self.store.note("end", job.id)
                 told(job, result)
 
+    def rescore(self, jobs: Iterable[Job], again: bool = False) -> int:
+        """Score kept clips by the plan's metrics that their results lack; returns how many.
+
+        Args:
+            again: score by all metrics, whether the results have them or not.
+
+        Raises:
+            StoreError: a clip was not kept, or cannot be read.
+        """
+        count = 0
+        for job in jobs:
+            result = self.store.result(job.id)
+            if result is None or result.get("scores") is None:
+                continue
+            if again or self._lacks(result):
+                frames = self.store.read_clip(job.id, result["frames_sha256"])
+                self._score(job, self.store.read_latents(job.id), frames, result)
+                self.store.write_result(job.id, result)
+                count += 1
+        return count
+
+    def _lacks(self, result: Result) -> bool:
+        kept = {name: entry["version"] for name, entry in result["scores"].items()}
+        return any(kept.get(name) != METRICS[name].version for name in self.plan.metrics)
+
     def _result(self, job: Job) -> Result:
         base = {
             "id": job.id,
@@ -118,15 +146,14 @@ class Runner:
             "scores": None,
             "clock": {**take.costs(), **machine(self.device)},
         }
-        if job.method.method == UNCACHED:
-            self.store.write_latents(job.id, take.latents)
-        else:
-            self._score(job, take, frames, result)
+        if job.method.method != UNCACHED:
+            self._score(job, take.latents, frames, result)
         if self.plan.keep_clips or job.method.method == UNCACHED:
+            self.store.write_latents(job.id, take.latents)
             self.store.write_clip(job.id, frames, job.clip.fps or 16.0)
         return result
 
-    def _score(self, job: Job, take: takes.Take, frames: video.Frames, result: Result) -> None:
+    def _score(self, job: Job, latents: Latents, frames: video.Frames, result: Result) -> None:
         """Adds the scores; and says so where the method changed nothing at all."""
         twin = job.reference.id
         reference = self.store.result(twin)
@@ -139,9 +166,12 @@ class Runner:
             frames,
             data_range=255,
             metrics=self.plan.metrics,
-            latents=(self.store.read_latents(twin), take.latents),
+            latents=(self.store.read_latents(twin), latents),
         )
-        result["scores"] = {name: score.to_dict() for name, score in scores.items()}
+        result["scores"] = {
+            name: {**score.to_dict(), "version": METRICS[name].version}
+            for name, score in scores.items()
+        }
         same = reference["frames_sha256"] == result["frames_sha256"]
         nothing_saved = result["computed"] == reference["computed"]
         if same and nothing_saved and not METHODS[job.method.method].control:

@@ -3,7 +3,7 @@
     manifest.json      the plan: model, settings, prompts, seeds, methods, versions
     jobs/<id>.json     a result; the job is done if and only if this is there
     clips/<id>.mkv     its frames, bit-exact (FFV1)
-    latents/<id>.npy   the last latents of an uncached clip, for the latent metrics
+    latents/<id>.npy   its last latents, for the latent metrics
     calibration/       what peers measured before their first run
     journal.jsonl      when each job began and ended
     summary.json       the table, as it was when the command last ended
@@ -34,7 +34,7 @@ from dit_accel.methods import parse
 from dit_accel.takes import Clip
 
 Result = dict[str, Any]
-_SHARED = ("model", "clip", "dtype", "device", "metrics", "versions")
+_SHARED = ("model", "clip", "dtype", "device", "versions")
 
 
 class StoreError(Exception):
@@ -68,7 +68,7 @@ class Store:
         return _plan(content)
 
     def open(self, plan: Plan) -> Plan:
-        """Begin, or go on with, an evaluation: prompts, seeds and methods are added.
+        """Begin, or go on with, an evaluation: prompts, seeds, methods and metrics are added.
 
         Raises:
             StoreError: the folder holds an evaluation with other settings; each is named.
@@ -153,12 +153,12 @@ class Store:
         return frames
 
     def write_latents(self, job: str, latents: npt.NDArray[np.float32]) -> None:
-        """Keep the last latents of an uncached clip."""
+        """Keep the last latents of a clip."""
         with self._placed(f"latents/{job}.npy") as path, path.open("wb") as file:
             np.save(file, latents)
 
     def read_latents(self, job: str) -> npt.NDArray[np.float32]:
-        """The last latents of an uncached clip.
+        """The last latents of a clip.
 
         Raises:
             StoreError: they are missing or broken.
@@ -248,6 +248,7 @@ def _merged(before: Plan, now: Plan) -> Plan:
         prompts=tuple(prompts.values()),
         seeds=tuple(dict.fromkeys(before.seeds + now.seeds)),
         methods=tuple(dict.fromkeys(before.methods + now.methods)),
+        metrics=tuple(dict.fromkeys(before.metrics + now.metrics)),
     )
 
 

@@ -40,6 +40,16 @@ def work(
     run_groups(runner, groups, child, told)
 
 
+def rescore(store: Store, plan: Plan, groups: Sequence[tuple[Job, ...]], again: bool) -> int:
+    """Score kept clips by metrics that are new, or by all of them again; returns how many.
+
+    Raises:
+        StoreError: a clip was not kept, or cannot be read.
+    """
+    runner = Runner(store, plan, lambda: None, plan.device)
+    return runner.rescore((job for group in groups for job in group), again)
+
+
 def work_with_ray(
     store: Store,
     plan: Plan,
