@@ -479,3 +479,24 @@ def test_a_new_metric_is_scored_on_the_kept_clips_without_making_them_again(
     evaluate(prompts, model, both, *methods, "--metrics", "ssim,psnr_db")
     assert results(out) == results(both)
     assert len((out / "journal.jsonl").read_text().splitlines()) == 6
+
+
+def test_the_vbench_export_has_its_names_and_refuses_what_cannot_be_one(prompts, model, tmp_path):
+    from dit_accel.video import read_video
+
+    out, there = tmp_path / "a", tmp_path / "vbench"
+    evaluate(prompts, model, out, "--methods", "edcw:9", "--seeds", "3,5", "--limit", "1")
+    run = CliRunner().invoke(app, ["vbench-export", str(out), "--out", str(there)])
+    assert run.exit_code == 0, run.output
+    names = sorted(str(path.relative_to(there)) for path in there.rglob("*.mp4"))
+    assert names == [
+        f"{folder}/{PROMPTS[0]}-{index}.mp4"
+        for folder in ("edcw-9", "uncached")
+        for index in (0, 1)
+    ]
+    assert read_video(there / names[0])[0].shape == (9, 16, 16, 3)
+    long = tmp_path / "long.jsonl"
+    long.write_text(json.dumps({"id": "long", "prompt": "red " * 80}))
+    evaluate(long, model, tmp_path / "b", "--methods", "edcw:9")
+    run = CliRunner().invoke(app, ["vbench-export", str(tmp_path / "b"), "--out", str(there)])
+    assert run.exit_code == 2 and "prompts long cannot name a file" in run.stderr
