@@ -10,6 +10,8 @@ from __future__ import annotations
 from types import TracebackType
 from typing import Any
 
+import torch
+
 from dit_accel.bench import Stopwatch, count_flops
 from dit_accel.caching import Cache
 from dit_accel.families import Family, family_of, transformers_of
@@ -122,18 +124,15 @@ class Handle:
     def _flops(self, sites: tuple[Any, ...]) -> tuple[int | None, int | None, tuple[str, ...]]:
         """FLOPs the stock pipeline would have spent and what this run spent."""
         full = saved = 0
-        self._session.paused = True
         try:
             for (name, branch), (args, kwargs) in self._session.inputs.items():
-                costs = count_flops(self._transformers[name], args, kwargs)
+                costs = count_flops(_without_weights(self._transformers[name]), args, kwargs)
                 mine = [s for s in sites if (s.transformer, s.branch) == (name, branch)]
                 full += costs[""] * max((len(s.computed) + len(s.reused) for s in mine), default=0)
                 saved += sum(self._cost(costs, s.name) * len(s.reused) for s in mine)
         except (RuntimeError, NotImplementedError, TypeError) as error:
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             return None, None, (f"FLOPs could not be counted: {reason}",)
-        finally:
-            self._session.paused = False
         return full, full - saved, ()
 
     def _cost(self, costs: dict[str, int], site: str) -> int:
@@ -142,6 +141,12 @@ class Handle:
         groups = self.family.blocks  # lists, which are not called: their members are counted
         members = (path for path in costs if path.count(".") == 1 and path.split(".")[0] in groups)
         return sum(costs[path] for path in members)
+
+
+def _without_weights(transformer: Any) -> Any:
+    """A stock twin to count on: no weights, none of the hooks that offload or cache."""
+    with torch.device("meta"):
+        return type(transformer).from_config(transformer.config)
 
 
 class _Clock:

@@ -79,12 +79,11 @@ class Site:
 
         def forward(*args: Any, **kwargs: Any) -> torch.Tensor:
             tokens = args[0] if args else kwargs["hidden_states"]
-            kept = None if self.cache.session.paused else self.serve(tokens)
+            kept = self.serve(tokens)
             if kept is not None:
                 return kept
             output = inner(*args, **kwargs)
-            if not self.cache.session.paused:
-                self.keep(output)
+            self.keep(output)
             return output
 
         return outside_graphs(forward)
@@ -100,8 +99,6 @@ class Site:
 
         def wrap(index: int, inner: Forward) -> Forward:
             def forward(*args: Any, **kwargs: Any) -> torch.Tensor:
-                if self.cache.session.paused:
-                    return inner(*args, **kwargs)
                 name, place = hidden
                 tokens = kwargs[name] if name in kwargs else args[place]
                 if index == 0:

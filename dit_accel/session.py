@@ -41,7 +41,6 @@ class Session:
         self.observers: list[Observer] = []
         self.inputs: dict[tuple[str, str], tuple[tuple[Any, ...], dict[str, Any]]] = {}
         self.role = "target"
-        self.paused = False
         self._context: tuple[str, int | None, int | None] | None = None
         self._forget()
 
@@ -74,8 +73,6 @@ class Session:
 
     def _wrap_forward(self, name: str, inner: Any) -> Any:
         def forward(*args: Any, **kwargs: Any) -> Any:
-            if self.paused:
-                return inner(*args, **kwargs)
             self._enter(name, args, kwargs)
             output = inner(*args, **kwargs)
             for observer in self.observers:
