@@ -327,11 +327,11 @@ def _bar(total: int, done: int, *, quiet: bool) -> Iterator[Callable[[int, str],
 
 def _tell(store: Store, plan: Plan, *, as_json: bool) -> None:
     from dit_accel.cli.files import as_json as encode
-    from dit_accel.cli.table import summary_table
+    from dit_accel.cli.table import markdown_table, summary_table
     from dit_accel.evaluate.summary import summarise
 
     summary = summarise(store, plan)
-    store.write_summary(summary.to_dict())
+    store.write_summary(summary.to_dict(), markdown_table(summary, plan.metrics))
     if as_json:
         sys.stdout.write(encode(summary.to_dict()) + "\n")
         return

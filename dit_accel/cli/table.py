@@ -1,4 +1,4 @@
-"""The table of an evaluation, for a terminal."""
+"""The table of an evaluation: for a terminal, and as Markdown for documents."""
 
 from __future__ import annotations
 
@@ -30,6 +30,20 @@ def summary_table(summary: Summary, metrics: tuple[str, ...]) -> Table:
     return table
 
 
+def markdown_table(summary: Summary, metrics: tuple[str, ...]) -> str:
+    """The same, with the floor and the errors named below it."""
+    shown = [name for name in SHOWN if name in metrics]
+    heads = ["method", "clips", "steps computed", "FLOPs kept", "speedup (seconds)", *shown]
+    lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
+    for row in summary.rows:
+        scores = [_score(row, name) for name in shown]
+        lines.append("| " + " | ".join([row.label, _clips(row), *_costs(row), *scores]) + " |")
+    floor = [f"{name} {value:.4g} ({label})" for name, (label, value) in summary.floor.items()]
+    notes = [NOTE, *(["Noise floor: " + ", ".join(floor) + "."] if floor else [])]
+    notes += [f"{row.label}: {error}." for row in summary.rows for error in row.errors]
+    return "\n".join([*lines, "", *notes]) + "\n"
+
+
 def _clips(row: Row) -> str:
     counts = [f"{row.status['ok']}"]
     counts += [f"{row.status[name]} {name}" for name in ("no effect", "failed") if row.status[name]]
@@ -39,7 +53,7 @@ def _clips(row: Row) -> str:
 def _costs(row: Row) -> list[str]:
     steps = f"{row.steps_computed.value:.1f}" if row.steps_computed else "–"
     flops = f"{row.flops_kept.value:.0%}" if row.flops_kept else "–"
-    speedup = f"{row.speedup.value:.2f}×" if row.speedup else "–"
+    speedup = f"{interval_text(row.speedup, 2)}×" if row.speedup else "–"
     return [steps, flops, speedup]
 
 

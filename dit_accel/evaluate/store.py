@@ -6,7 +6,7 @@
     latents/<id>.npy   its last latents, for the latent metrics
     calibration/       what peers measured before their first run
     journal.jsonl      when each job began and ended
-    summary.json       the table, as it was when the command last ended
+    summary.json, .md  the table, as it was when the command last ended
 
 Only `clock` of a result tells of the machine's moment; all else is the same whenever it is made.
 """
@@ -180,9 +180,10 @@ class Store:
         """Keep what a peer measured."""
         self._write(f"calibration/{name}.json", _as_json(value))
 
-    def write_summary(self, content: Any) -> None:
+    def write_summary(self, content: Any, markdown: str) -> None:
         """Keep the table as it is now."""
         self._write("summary.json", _as_json(content))
+        self._write("summary.md", markdown.rstrip())
 
     def note(self, event: str, job: str) -> None:
         """A line in the journal; lines of several processes do not mix."""

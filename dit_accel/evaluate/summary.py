@@ -99,7 +99,7 @@ def summarise(store: Store, plan: Plan | None = None) -> Summary:
     floor = _floor(rows, plan.metrics)
     control = [c for s, c in clips.items() if s.method == STEPS]
     for row, setting in zip(rows, clips, strict=True):
-        row.in_floor.update(_in_floor(row, floor))
+        row.in_floor.update(_in_floor(setting, clips, floor))
         row.against_steps.update(_against_steps(setting, clips[setting], control, plan.metrics))
     done = sum(result is not None for result in results.values())
     return Summary(tuple(rows), floor, len(results), done)
@@ -218,15 +218,20 @@ def _floor(rows: Iterable[Row], metrics: Iterable[str]) -> dict[str, tuple[str, 
     return floor
 
 
-def _in_floor(row: Row, floor: Mapping[str, tuple[str, float]]) -> dict[str, bool]:
-    """By metric, whether the row cannot be told apart from the noise floor, or is better."""
+def _in_floor(
+    setting: Setting, clips: Mapping[Setting, Clips], floor: Mapping[str, tuple[str, float]]
+) -> dict[str, bool]:
+    """By metric, whether the method cannot be told apart from the noise floor, or is better."""
     told: dict[str, bool] = {}
-    for metric, (_, value) in floor.items():
-        mine = row.scores.get(metric)
-        if mine is not None and row.method.split("/")[0] != FLOOR:
-            higher = METRICS[metric].direction == "higher"
-            best = (mine.high if higher else mine.low) or mine.value
-            told[metric] = best >= value if higher else best <= value
+    if setting.method == UNCACHED or setting.method.split("/")[0] == FLOOR:
+        return told
+    for metric, (label, _) in floor.items():
+        mine = clips[setting].mean(score(metric))
+        theirs = next(c for s, c in clips.items() if s.label == label).mean(score(metric))
+        common = [prompt for prompt in mine if prompt in theirs]
+        if common:
+            gap = statistics.difference([mine[p] for p in common], [theirs[p] for p in common])
+            told[metric] = statistics.verdict(gap, METRICS[metric].direction) != "worse"
     return told
 
 
