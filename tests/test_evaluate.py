@@ -361,6 +361,7 @@ def test_plain_text_and_vbench_lists_are_read_and_twins_of_a_line_count_once(tmp
         (["--methods", "edcw:lots"], "threshold δ: a number from 0"),
         (["--methods", "fewer-steps:2.5"], "steps: a whole number from 1"),
         (["--methods", "uncached:1"], "takes no number"),
+        (["--methods", "fewer-steps:8"], "method is 'fewer-steps:8'; accepted: below the 8 steps"),
         (["--methods", ","], "methods is ','"),
         (["--metrics", "psnr_db,beauty"], "--metrics has 'beauty': accepted are psnr_db"),
         (["--seeds", "0,x"], "--seeds is '0,x'"),
@@ -395,6 +396,7 @@ def test_methods_parse_with_numbers_defaults_and_sweeps():
     assert parse("fewer-steps:10").number == 10
     labels = [setting.label for setting in parse_list("uncached, edcw:*,edcw:0.1")]
     assert labels == ["uncached", "edcw:0.05", "edcw:0.1", "edcw:0.2", "edcw:0.4"]
+    assert [s.number for s in parse_list("fewer-steps:*", steps=20)] == [15, 10]
     for name, row in METHODS.items():
         assert parse(row.swept()[0].label).method == name
 

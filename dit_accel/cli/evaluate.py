@@ -199,7 +199,8 @@ def _plan(asked: Asked, request: Request, model: Model, device: str, dtype: str)
     from dit_accel.methods import METHODS, parse_list
 
     settings = resolve(request, model, device=device, dtype=dtype)
-    methods = parse_list(asked.methods + ("," + NOISE_FLOOR if asked.noise_floor else ""))
+    floor = f",{NOISE_FLOOR}" if asked.noise_floor else ""
+    methods = parse_list(asked.methods + floor, settings.steps)
     for name in dict.fromkeys(setting.method for setting in methods):
         lacking = METHODS[name].lacking()
         if lacking:

@@ -32,22 +32,34 @@ def parse(text: str) -> Setting:
     return METHODS[name].at(number if colon else None)
 
 
-def parse_list(text: str) -> tuple[Setting, ...]:
+def parse_list(text: str, steps: int | None = None) -> tuple[Setting, ...]:
     """Several, with commas between; `NAME:*` is the row's whole sweep, each once.
 
+    Args:
+        steps: of the clips that are to be made; sweeps keep what is below it, where steps are
+            what they count.
+
     Raises:
-        ValueError: as `parse`, or the list is empty.
+        ValueError: as `parse`, or the list is empty, or `fewer-steps` would not be fewer.
     """
     settings: list[Setting] = []
     for part in filter(None, (part.strip() for part in text.split(","))):
         name, _, number = part.partition(":")
         if number == "*" and name in METHODS:
-            settings += METHODS[name].swept()
+            settings += [s for s in METHODS[name].swept() if _fewer(s, steps)]
         else:
             settings.append(parse(part))
     if not settings:
         raise ValueError(f"methods is {text!r}; accepted: at least one of {', '.join(METHODS)}")
+    for setting in settings:
+        if not _fewer(setting, steps):
+            raise ValueError(f"method is {setting.label!r}; accepted: below the {steps} steps")
     return tuple(dict.fromkeys(settings))
+
+
+def _fewer(setting: Setting, steps: int | None) -> bool:
+    fewer = setting.method == "fewer-steps" and setting.number is not None
+    return steps is None or not fewer or int(setting.number or 0) < steps
 
 
 __all__ = [
