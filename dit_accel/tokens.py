@@ -1,0 +1,241 @@
+"""The token grid: latent frames x rows x columns of tokens, and which pixels each token stands for.
+
+Shape legend, for every docstring of the package:
+
+    B  batch (branches of guidance included where they share one forward)
+    N  tokens of a sequence: F x rows x columns of video, then the text tokens, if they join it
+    H  attention heads
+    D  width of one head
+    F  latent frames
+
+Order: a video token's index runs over columns first, then rows, then latent frames; text tokens
+follow the video. A model whose sequence has text first needs its own offset; this file knows none.
+
+Time is causal, as in the VAEs of Wan and its relatives: latent frame 0 is pixel frame 0 alone, and
+latent frame k > 0 is the `temporal` pixel frames that end at `temporal * k`: 4k - 3 to 4k with a
+stride of 4. A clip has therefore 1 more frame than a multiple of the stride. What a token stands
+for is the cell that it replaces; what it has seen of its neighbours through the VAE's convolutions
+is not known here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+
+Span = tuple[int, int]  # half-open: (first, end)
+
+
+@dataclass(frozen=True)
+class TokenStrides:
+    """What one token spans.
+
+    Args:
+        temporal: pixel frames of a latent frame (the first latent frame has one), >= 1.
+        spatial: pixels of a latent cell's side, >= 1.
+        patch: latent cells of a token's side, >= 1.
+
+    Raises:
+        ValueError: a stride is no integer >= 1.
+    """
+
+    temporal: int = 4
+    spatial: int = 8
+    patch: int = 2
+
+    def __post_init__(self) -> None:
+        for name in ("temporal", "spatial", "patch"):
+            _at_least(name, getattr(self, name), 1)
+
+    @property
+    def side(self) -> int:
+        """Pixels of a token's side."""
+        return self.spatial * self.patch
+
+
+@dataclass(frozen=True)
+class Box:
+    """A half-open box in space and time, in pixels or in tokens: its holder's name says which.
+
+    Args:
+        frames, rows, columns: (first, end) each, 0 <= first < end.
+
+    Raises:
+        ValueError: a span is empty, reversed, negative or not made of integers.
+    """
+
+    frames: Span
+    rows: Span
+    columns: Span
+
+    def __post_init__(self) -> None:
+        for name in ("frames", "rows", "columns"):
+            span = getattr(self, name)
+            whole = len(span) == 2 and all(_is_whole(edge) for edge in span)
+            if not whole or not 0 <= span[0] < span[1]:
+                accepted = "integers (first, end) with 0 <= first < end"
+                raise ValueError(f"{name} is {span!r}; accepted: {accepted}")
+
+
+@dataclass(frozen=True)
+class TokenGrid:
+    """The tokens of one sequence.
+
+    Args:
+        frames: latent frames F, >= 1.
+        height: rows of tokens, >= 1.
+        width: columns of tokens, >= 1.
+        text: text tokens that follow the video in the same sequence, >= 0.
+        strides: the pixels that a token stands for.
+
+    Raises:
+        ValueError: a size is out of range.
+    """
+
+    frames: int
+    height: int
+    width: int
+    text: int = 0
+    strides: TokenStrides = field(default_factory=TokenStrides)
+
+    def __post_init__(self) -> None:
+        for name, least in (("frames", 1), ("height", 1), ("width", 1), ("text", 0)):
+            _at_least(name, getattr(self, name), least)
+
+    @classmethod
+    def from_pixels(
+        cls,
+        frames: int,
+        height: int,
+        width: int,
+        *,
+        strides: TokenStrides | None = None,
+        text: int = 0,
+    ) -> TokenGrid:
+        """The grid of a clip of `frames` pixel frames of `height` x `width` pixels.
+
+        `strides` None: those of Wan 2.1, the defaults of `TokenStrides`.
+
+        Raises:
+            ValueError: a side is no multiple of a token's, or `frames` is not 1 more than a
+                multiple of the temporal stride.
+        """
+        strides = strides or TokenStrides()
+        _at_least("frames", frames, 1)
+        if (frames - 1) % strides.temporal:
+            accepted = f"1 more than a multiple of {strides.temporal}"
+            raise ValueError(f"frames is {frames}; accepted: {accepted}")
+        for name, value in (("height", height), ("width", width)):
+            _at_least(name, value, 1)
+            if value % strides.side:
+                raise ValueError(f"{name} is {value}; accepted: a multiple of {strides.side}")
+        latent = (frames - 1) // strides.temporal + 1
+        return cls(latent, height // strides.side, width // strides.side, text, strides)
+
+    @property
+    def video_tokens(self) -> int:
+        """F x rows x columns."""
+        return self.frames * self.height * self.width
+
+    @property
+    def tokens(self) -> int:
+        """N: all tokens of the sequence."""
+        return self.video_tokens + self.text
+
+    @property
+    def text_span(self) -> Span:
+        """Half-open range of the text tokens' indices; (N, N) where there are none."""
+        return self.video_tokens, self.tokens
+
+    @property
+    def pixels(self) -> Box:
+        """The whole clip, in pixels."""
+        side = self.strides.side
+        end = (self.frames - 1) * self.strides.temporal + 1
+        return Box((0, end), (0, self.height * side), (0, self.width * side))
+
+    def latent_frame(self, pixel_frame: int) -> int:
+        """The latent frame that stands for a pixel frame."""
+        _within("pixel_frame", pixel_frame, self.pixels.frames[1])
+        return -(-pixel_frame // self.strides.temporal)
+
+    def pixel_frames(self, latent_frame: int) -> Span:
+        """The pixel frames that a latent frame stands for: (0, 1), (1, 5), (5, 9), ... at 4."""
+        _within("latent_frame", latent_frame, self.frames)
+        last = latent_frame * self.strides.temporal
+        return (last - self.strides.temporal + 1 if latent_frame else 0), last + 1
+
+    def to_tokens(self, pixels: Box) -> Box:
+        """The smallest box of tokens that covers a box of pixels.
+
+        Raises:
+            ValueError: the box reaches beyond the clip.
+        """
+        _inside("pixels", pixels, self.pixels)
+        side, last = self.strides.side, pixels.frames[1] - 1
+        frames = self.latent_frame(pixels.frames[0]), self.latent_frame(last) + 1
+        return Box(frames, _cover(pixels.rows, side), _cover(pixels.columns, side))
+
+    def to_pixels(self, tokens: Box) -> Box:
+        """The pixels that a box of tokens stands for.
+
+        Raises:
+            ValueError: the box reaches beyond the grid.
+        """
+        _inside("tokens", tokens, self._all)
+        side, last = self.strides.side, tokens.frames[1] - 1
+        frames = self.pixel_frames(tokens.frames[0])[0], self.pixel_frames(last)[1]
+        return Box(frames, _scale(tokens.rows, side), _scale(tokens.columns, side))
+
+    def indices(self, tokens: Box) -> torch.Tensor:
+        """Indices in the sequence of a box of tokens, ascending: int64, (tokens of the box,).
+
+        Raises:
+            ValueError: the box reaches beyond the grid.
+        """
+        _inside("tokens", tokens, self._all)
+        shape = (self.frames, self.height, self.width)
+        cells = torch.arange(self.video_tokens).view(shape)
+        (a, b), (c, d), (e, f) = tokens.frames, tokens.rows, tokens.columns
+        return cells[a:b, c:d, e:f].flatten()
+
+    def place(self, index: int) -> tuple[int, int, int]:
+        """(latent frame, row, column) of a video token."""
+        _within("index", index, self.video_tokens)
+        rest, column = divmod(index, self.width)
+        return *divmod(rest, self.height), column
+
+    @property
+    def _all(self) -> Box:
+        return Box((0, self.frames), (0, self.height), (0, self.width))
+
+
+def _cover(span: Span, side: int) -> Span:
+    return span[0] // side, -(-span[1] // side)
+
+
+def _scale(span: Span, side: int) -> Span:
+    return span[0] * side, span[1] * side
+
+
+def _is_whole(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _at_least(name: str, value: int, least: int) -> None:
+    if not _is_whole(value) or value < least:
+        raise ValueError(f"{name} is {value!r}; accepted: an integer >= {least}")
+
+
+def _within(name: str, value: int, end: int) -> None:
+    if not _is_whole(value) or not 0 <= value < end:
+        raise ValueError(f"{name} is {value!r}; accepted: an integer from 0 to {end - 1}")
+
+
+def _inside(unit: str, box: Box, whole: Box) -> None:
+    for name in ("frames", "rows", "columns"):
+        end = getattr(whole, name)[1]
+        if getattr(box, name)[1] > end:
+            span = getattr(box, name)
+            raise ValueError(f"{name} of the box is {span} in {unit}; accepted: an end up to {end}")
