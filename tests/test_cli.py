@@ -22,6 +22,7 @@ from typer.testing import CliRunner, Result
 
 from dit_accel import video
 from dit_accel.cli import app, loading, summary
+from dit_accel.cli.errors import BadInput
 from dit_accel.cli.loading import missing_parts
 from dit_accel.cli.progress import StepBar
 from dit_accel.cli.request import slug
@@ -645,6 +646,14 @@ def test_strides_come_from_the_models_own_configuration(model_folder: Path) -> N
     assert read_strides(model) == Strides(spatial=16, temporal=4, pixels_per_token=16, longest=32)
 
 
-def test_sizes_on_the_edge_are_accepted() -> None:
-    check_sizes(Strides(16, 4, 16, 32), height=512, width=16, frames=125)
-    check_sizes(Strides(16, 4, 16, 32), height=16, width=512, frames=1)
+@pytest.mark.parametrize(
+    ("option", "edge", "beyond"),
+    [("height", 512, 528), ("width", 512, 528), ("frames", 125, 129)],
+)
+def test_sizes_on_the_edge_are_accepted(option: str, edge: int, beyond: int) -> None:
+    # 32 tokens of 16 pixels; 32 latent frames: 31 x 4 + 1
+    strides, least = Strides(16, 4, 16, 32), {"height": 16, "width": 16, "frames": 1}
+    check_sizes(strides, **least)
+    check_sizes(strides, **{**least, option: edge})
+    with pytest.raises(BadInput, match=f"--{option} is {beyond}: .* at most {edge}$"):
+        check_sizes(strides, **{**least, option: beyond})
