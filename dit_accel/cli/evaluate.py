@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from dit_accel.evaluate.jobs import Job, Plan, Shard
     from dit_accel.evaluate.store import Store
 
-DEFAULT_METHODS = "uncached,edcw:0.1,fewer-steps:25"
+DEFAULT_METHODS = "uncached,edcw:*,fewer-steps:*"
 DEFAULT_METRICS = "psnr_db,ssim"
 NOISE_FLOOR = "rerun,rerun/attention,rerun/dtype"
 _WORK, _TABLE = "How the work is shared", "What is compared"
