@@ -12,63 +12,56 @@ reference: a sharp clip that is shifted by one pixel scores below a blurred one.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, Literal, Protocol
 
-import numpy as np
-import numpy.typing as npt
+from dit_accel.metrics.clips import Unavailable
 
-# A module and its main function share a name: these lines make the package attribute the function.
-from dit_accel.metrics.psnr import psnr, psnr_frames, psnr_mean
+# Some modules and their main function share a name: these lines make the package attribute the
+# function.
+from dit_accel.metrics.latents import LatentSums, latent_cosine, latent_rel_l2
+from dit_accel.metrics.mae import mae, mae_frames
+from dit_accel.metrics.mae import mean as _mean
+from dit_accel.metrics.psnr import (
+    psnr,
+    psnr_frames,
+    psnr_mean,
+    psnr_pooled,
+    psnr_pooled_mean,
+)
+from dit_accel.metrics.row import Metric
 from dit_accel.metrics.ssim import ssim, ssim_frames, ssim_mean
+from dit_accel.metrics.temporal import (
+    SPAN,
+    flicker,
+    flicker_frames,
+    flicker_mean,
+    tdiff,
+    tdiff_frames,
+    tof,
+    tof_frames,
+)
 
 __all__ = [
     "METRICS",
     "Metric",
+    "Unavailable",
+    "flicker",
+    "flicker_frames",
+    "latent_cosine",
+    "latent_rel_l2",
+    "mae",
+    "mae_frames",
     "psnr",
     "psnr_frames",
     "psnr_mean",
+    "psnr_pooled",
     "ssim",
     "ssim_frames",
     "ssim_mean",
+    "tdiff",
+    "tdiff_frames",
+    "tof",
+    "tof_frames",
 ]
-
-
-class ClipFunction(Protocol):
-    """Two clips `(T, H, W, C)` -> one score."""
-
-    def __call__(
-        self, reference: npt.NDArray[Any], test: npt.NDArray[Any], *, data_range: float
-    ) -> float: ...
-
-
-class FramesFunction(Protocol):
-    """Two clips `(T, H, W, C)` -> scores `(T,)`."""
-
-    def __call__(
-        self, reference: npt.NDArray[Any], test: npt.NDArray[Any], *, data_range: float
-    ) -> npt.NDArray[np.float64]: ...
-
-
-@dataclass(frozen=True)
-class Metric:
-    """One row: what is measured, how, and which way is better.
-
-    Where a metric is a mean over frames, `frames` and `mean` are its two halves, so that a caller
-    who keeps the frame scores computes them once: `function(a, b) == mean(frames(a, b))`.
-    """
-
-    name: str
-    unit: str
-    range: tuple[float, float]
-    direction: Literal["higher", "lower"]
-    convention: str
-    version: int
-    function: ClipFunction
-    frames: FramesFunction | None = None
-    mean: Callable[[npt.NDArray[np.float64]], float] | None = None
-
 
 METRICS: dict[str, Metric] = {
     row.name: row
@@ -83,6 +76,20 @@ METRICS: dict[str, Metric] = {
             function=psnr,
             frames=psnr_frames,
             mean=psnr_mean,
+            per_frame=True,
+            counts_exact=True,
+        ),
+        Metric(
+            name="psnr_pooled_db",
+            unit="dB",
+            range=(0.0, math.inf),
+            direction="higher",
+            convention="rgb, of one error pooled over the clip",
+            version=1,
+            function=psnr_pooled,
+            frames=psnr_frames,
+            mean=psnr_pooled_mean,
+            counts_exact=True,
         ),
         Metric(
             name="ssim",
@@ -94,6 +101,79 @@ METRICS: dict[str, Metric] = {
             function=ssim,
             frames=ssim_frames,
             mean=ssim_mean,
+            per_frame=True,
+        ),
+        Metric(
+            name="mae",
+            unit="levels",
+            range=(0.0, math.inf),
+            direction="lower",
+            convention="rgb, mean over frames, in levels of 255",
+            version=1,
+            function=mae,
+            frames=mae_frames,
+            mean=_mean,
+            per_frame=True,
+        ),
+        Metric(
+            name="tdiff",
+            unit="levels",
+            range=(0.0, math.inf),
+            direction="lower",
+            convention="rgb, mean error of frame differences, in levels of 255",
+            version=1,
+            function=tdiff,
+            frames=tdiff_frames,
+            mean=_mean,
+            span=SPAN,
+            per_frame=True,
+        ),
+        Metric(
+            name="flicker",
+            unit="",
+            range=(0.0, 1.0),
+            direction="lower",
+            convention="distance of VBench's temporal_flickering, as a share of 1",
+            version=1,
+            function=flicker,
+            frames=flicker_frames,
+            mean=flicker_mean,
+            span=SPAN,
+        ),
+        Metric(
+            name="tof",
+            unit="px",
+            range=(0.0, math.inf),
+            direction="lower",
+            convention="mean length of the flows' difference, DIS fast on 8-bit luma, a frame",
+            version=1,
+            function=tof,
+            frames=tof_frames,
+            mean=_mean,
+            span=SPAN,
+            per_frame=True,
+        ),
+        Metric(
+            name="latent_rel_l2",
+            unit="",
+            range=(0.0, math.inf),
+            direction="lower",
+            convention="error over reference, L2 norms of the whole latents",
+            version=1,
+            function=latent_rel_l2,
+            accumulator=lambda _: LatentSums("rel_l2"),
+            family="latents",
+        ),
+        Metric(
+            name="latent_cosine",
+            unit="",
+            range=(-1.0, 1.0),
+            direction="higher",
+            convention="of the whole latents, not centred",
+            version=1,
+            function=latent_cosine,
+            accumulator=lambda _: LatentSums("cosine"),
+            family="latents",
         ),
     )
 }

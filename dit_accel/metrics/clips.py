@@ -13,12 +13,17 @@ import numpy as np
 import numpy.typing as npt
 
 
+class Unavailable(Exception):
+    """A metric that cannot be measured here, and why: told as a reason, never guessed around."""
+
+
 def check_pair(
     reference: npt.NDArray[Any],
     test: npt.NDArray[Any],
     *,
     data_range: float,
     smallest: int = 1,
+    fewest: int = 1,
 ) -> None:
     """Refuse a pair of clips that cannot be scored.
 
@@ -27,6 +32,7 @@ def check_pair(
         test: same shape; uint8 if and only if `reference` is.
         data_range: largest minus smallest possible value; 255 for uint8.
         smallest: least H and W that the metric can score.
+        fewest: least T that the metric can score.
 
     Raises:
         ValueError: naming the argument, its value and what is accepted.
@@ -37,6 +43,8 @@ def check_pair(
             f"test has shape {test.shape}, reference has {reference.shape}: they must be equal"
         )
     _check_clip("test", test, smallest)
+    if len(reference) < fewest:
+        raise ValueError(f"reference has {len(reference)} frames: must be at least {fewest}")
     if (reference.dtype == np.uint8) != (test.dtype == np.uint8):
         raise ValueError(
             f"reference is {reference.dtype} and test is {test.dtype}: "
@@ -45,6 +53,29 @@ def check_pair(
     _check_data_range(data_range, is_uint8=reference.dtype == np.uint8)
     _check_finite("reference", reference)
     _check_finite("test", test)
+
+
+def to_levels(name: str, clip: npt.NDArray[Any], data_range: float) -> npt.NDArray[np.uint8]:
+    """A clip in 8-bit levels, for metrics that stand on 8-bit code; rounding noise is clipped.
+
+    Args:
+        name: what error messages call it.
+        clip: `(T, H, W, C)`, uint8 or float in [0, data_range].
+        data_range: largest possible value; 255 for uint8.
+
+    Returns:
+        `(T, H, W, C)` uint8; the same array if it was uint8 already.
+
+    Raises:
+        ValueError: if values lie outside.
+    """
+    if clip.dtype == np.uint8:
+        return clip
+    low, high = float(clip.min()), float(clip.max())
+    if low < -1e-3 * data_range or high > (1 + 1e-3) * data_range:
+        raise ValueError(f"{name} spans [{low}, {high}]: must be in [0, {data_range}] here")
+    scaled = clip.astype(np.float64) * (255 / data_range)
+    return np.rint(scaled.clip(0, 255)).astype(np.uint8)
 
 
 def _check_clip(name: str, clip: npt.NDArray[Any], smallest: int) -> None:

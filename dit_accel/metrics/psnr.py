@@ -45,9 +45,12 @@ def psnr(
     """
     if not pooled:
         return psnr_mean(psnr_frames(reference, test, data_range=data_range))
-    check_pair(reference, test, data_range=data_range)
-    errors = _mean_squared_errors(reference, test)
-    return float(_decibels(errors.mean(keepdims=True), data_range)[0])
+    return psnr_pooled_mean(psnr_frames(reference, test, data_range=data_range))
+
+
+def psnr_pooled(reference: npt.NDArray[Any], test: npt.NDArray[Any], *, data_range: float) -> float:
+    """`psnr` with `pooled=True`."""
+    return psnr(reference, test, data_range=data_range, pooled=True)
 
 
 def psnr_frames(
@@ -77,14 +80,26 @@ def psnr_mean(frames: npt.NDArray[np.float64]) -> float:
     return float(np.minimum(frames, EXACT_DB).mean())
 
 
+def psnr_pooled_mean(frames: npt.NDArray[np.float64]) -> float:
+    """Frame scores `(T,)` in dB -> the PSNR of the mean of their errors; the range cancels out."""
+    error = float((10.0 ** (-frames / 10.0)).mean())
+    return -10.0 * math.log10(error) if error > 0 else math.inf
+
+
 def _mean_squared_errors(
     reference: npt.NDArray[Any], test: npt.NDArray[Any]
 ) -> npt.NDArray[np.float64]:
-    errors = np.empty(len(reference))
-    for index, (expected, actual) in enumerate(zip(reference, test, strict=True)):
-        difference = expected.astype(np.float64) - actual.astype(np.float64)
-        errors[index] = np.mean(difference * difference)
-    return errors
+    pairs = zip(reference, test, strict=True)
+    return np.array([_mean_squared_error(expected, actual) for expected, actual in pairs])
+
+
+def _mean_squared_error(expected: npt.NDArray[Any], actual: npt.NDArray[Any]) -> float:
+    import cv2
+
+    if expected.dtype == np.uint8:  # an exact sum of integers
+        return float(cv2.norm(expected, actual, cv2.NORM_L2SQR)) / expected.size
+    difference = expected.astype(np.float64) - actual.astype(np.float64)
+    return float(np.mean(difference * difference))
 
 
 def _decibels(errors: npt.NDArray[np.float64], data_range: float) -> npt.NDArray[np.float64]:

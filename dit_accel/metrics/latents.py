@@ -1,0 +1,109 @@
+"""How far the denoised latents are from the reference's: a family of its own.
+
+No decoder stands between the model and these numbers, so they move before pixels do and do not
+depend on codecs or 8 bits; and they say nothing of what is seen. Never average them with metrics of
+pixels. They take arrays of any shape, sums in float64.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from dit_accel.metrics.clips import Unavailable
+
+
+def latent_rel_l2(reference: npt.NDArray[Any], test: npt.NDArray[Any]) -> float:
+    """Relative error ‖test - reference‖ / ‖reference‖ in the L2 norm.
+
+    Args:
+        reference: any shape, float, finite.
+        test: same shape.
+
+    Returns:
+        At least 0, which only exact latents reach.
+
+    Raises:
+        ValueError: if the arrays cannot be compared.
+        Unavailable: if the reference is all zero.
+    """
+    sums = LatentSums("rel_l2")
+    sums.update(reference, test)
+    return sums.compute()
+
+
+def latent_cosine(reference: npt.NDArray[Any], test: npt.NDArray[Any]) -> float:
+    """Cosine of the angle between two latents, each as one vector.
+
+    Args:
+        reference: any shape, float, finite.
+        test: same shape.
+
+    Returns:
+        In [-1, 1]; 1 where one is a positive multiple of the other.
+
+    Raises:
+        ValueError: if the arrays cannot be compared.
+        Unavailable: if either is all zero.
+    """
+    sums = LatentSums("cosine")
+    sums.update(reference, test)
+    return sums.compute()
+
+
+class LatentSums:
+    """Both metrics of latents that come in parts, of any shapes: three sums are all they need."""
+
+    def __init__(self, of: str) -> None:
+        self._of = of
+        self._reference = self._test = self._product = self._error = 0.0
+
+    def update(self, reference: npt.NDArray[Any], test: npt.NDArray[Any]) -> None:
+        """Take the next part of both latents, of equal shape.
+
+        Raises:
+            ValueError: naming the argument, its value and what is accepted.
+        """
+        x, y = _vector("reference", reference), _vector("test", test)
+        if np.shape(reference) != np.shape(test):
+            raise ValueError(
+                f"test has shape {np.shape(test)}, reference has {np.shape(reference)}: "
+                "latents must be of equal shape"
+            )
+        self._reference += float(x @ x)
+        self._test += float(y @ y)
+        self._product += float(x @ y)
+        self._error += float((y - x) @ (y - x))
+
+    def frames(self) -> None:
+        """Latents have no frames of pixels."""
+
+    def compute(self) -> float:
+        """The score of all parts so far.
+
+        Raises:
+            Unavailable: if it would be a division by zero.
+        """
+        if self._reference == 0:
+            raise Unavailable("the reference latents are all zero")
+        if self._of == "rel_l2":
+            return math.sqrt(self._error / self._reference)
+        if self._test == 0:
+            raise Unavailable("the test latents are all zero")
+        cosine = self._product / math.sqrt(self._reference) / math.sqrt(self._test)
+        return max(-1.0, min(1.0, cosine))
+
+
+def _vector(name: str, latents: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
+    array = np.asarray(latents)
+    if array.size == 0:
+        raise ValueError(f"{name} has shape {array.shape}: latents must hold at least one value")
+    if not np.issubdtype(array.dtype, np.floating):
+        raise ValueError(f"{name} has dtype {array.dtype}: latents must be float")
+    vector = array.astype(np.float64).ravel()
+    if not np.isfinite(vector).all():
+        raise ValueError(f"{name} has NaN or infinite values: latents must be finite")
+    return vector

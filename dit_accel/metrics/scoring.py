@@ -1,0 +1,167 @@
+"""Score a clip by several metrics at once, whole or in chunks, into results that JSON takes.
+
+A metric that cannot be measured here (latents that were not given, one frame where two are
+needed, weights that are missing) is None with its reason; clips that cannot be compared at all
+are an error.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from dit_accel.metrics import METRICS
+from dit_accel.metrics.accumulate import Accumulator
+from dit_accel.metrics.clips import Unavailable
+from dit_accel.metrics.row import Metric
+
+Clip = npt.NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Score:
+    """What one metric says of one clip.
+
+    Attributes:
+        value: the score; infinite for the PSNR of an exact clip; None where it was not measured.
+        frames: scores of the frames, or of pairs of neighbours; None where there are none.
+        reason: why `value` is None.
+        exact_frames: frames without any error, which count as 100 dB in a mean; None where the
+            metric does not tell.
+    """
+
+    value: float | None
+    frames: tuple[float, ...] | None = None
+    reason: str | None = None
+    exact_frames: int | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-safe: infinity as the string "inf" or "-inf"; NaN is refused.
+
+        Raises:
+            ValueError: if a score is NaN.
+        """
+        return {
+            "value": _jsonable(self.value),
+            "frames": None if self.frames is None else [_jsonable(x) for x in self.frames],
+            "reason": self.reason,
+            "exact_frames": self.exact_frames,
+        }
+
+
+class Scorer:
+    """Several metrics over two clips that come in chunks."""
+
+    def __init__(self, rows: Mapping[str, Metric], *, data_range: float) -> None:
+        self._rows = rows
+        self._running: dict[str, Accumulator] = {}
+        self._reasons: dict[str, str] = {}
+        for name, row in rows.items():
+            try:
+                self._running[name] = row.start(data_range=data_range)
+            except Unavailable as unavailable:
+                self._reasons[name] = str(unavailable)
+
+    def update(self, reference: Clip, test: Clip) -> None:
+        """Take the next frames of both clips.
+
+        Args:
+            reference: `(T, H, W, C)`, uint8 or float, T of at least 1.
+            test: same shape and kind of dtype.
+
+        Raises:
+            ValueError: if the clips cannot be compared.
+        """
+        for accumulator in self._running.values():
+            accumulator.update(reference, test)
+
+    def compute(self) -> dict[str, Score]:
+        """The score by every metric, in the order they were asked for."""
+        return {name: self._score(name) for name in self._rows}
+
+    def _score(self, name: str) -> Score:
+        if name in self._reasons:
+            return Score(None, reason=self._reasons[name])
+        accumulator, row = self._running[name], self._rows[name]
+        try:
+            value = accumulator.compute()
+        except Unavailable as unavailable:
+            return Score(None, reason=str(unavailable))
+        frames = accumulator.frames()
+        if frames is None:
+            return Score(value)
+        return Score(
+            value=value,
+            frames=tuple(map(float, frames)) if row.per_frame else None,
+            exact_frames=int(np.isposinf(frames).sum()) if row.counts_exact else None,
+        )
+
+
+def score_clips(
+    reference: Clip,
+    test: Clip,
+    *,
+    data_range: float,
+    metrics: Sequence[str],
+    latents: tuple[Clip, Clip] | None = None,
+) -> dict[str, Score]:
+    """Score a clip against its reference by several metrics.
+
+    Args:
+        reference: `(T, H, W, C)`, uint8 or float.
+        test: same shape and kind of dtype.
+        data_range: largest minus smallest possible value; 255 for uint8.
+        metrics: names of rows of `METRICS`.
+        latents: of the reference and of the test, of any equal shape, for the latent metrics.
+
+    Returns:
+        By name, in the order of `metrics`.
+
+    Raises:
+        ValueError: if a metric is unknown, or the clips or latents cannot be compared.
+    """
+    rows = rows_of(metrics)
+    pixels = {name: row for name, row in rows.items() if row.family == "pixels"}
+    scorer = Scorer(pixels, data_range=data_range)
+    scorer.update(reference, test)
+    scores = scorer.compute()
+    for name, row in rows.items():
+        if row.family == "latents":
+            scores[name] = _score_latents(row, latents)
+    return {name: scores[name] for name in rows}
+
+
+def rows_of(metrics: Sequence[str]) -> dict[str, Metric]:
+    """The rows of `METRICS` by these names.
+
+    Raises:
+        ValueError: naming an unknown one, and all that are known.
+    """
+    for name in metrics:
+        if name not in METRICS:
+            raise ValueError(f"metrics has {name!r}: must be of {', '.join(METRICS)}")
+    return {name: METRICS[name] for name in metrics}
+
+
+def _score_latents(row: Metric, latents: tuple[Clip, Clip] | None) -> Score:
+    if latents is None:
+        return Score(None, reason="no latents were given")
+    accumulator = row.start(data_range=1.0)
+    accumulator.update(*latents)
+    try:
+        return Score(accumulator.compute())
+    except Unavailable as unavailable:
+        return Score(None, reason=str(unavailable))
+
+
+def _jsonable(value: float | None) -> float | str | None:
+    if value is None or math.isfinite(value):
+        return value
+    if math.isnan(value):
+        raise ValueError("a score is NaN: scores must be finite or infinite")
+    return "inf" if value > 0 else "-inf"

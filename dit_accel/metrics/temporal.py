@@ -1,0 +1,141 @@
+"""What metrics of single frames cannot see: whether the clip moves as its reference does.
+
+A warp that jumps from frame to frame and one that stands still can share their PSNR; the first
+flickers. Three metrics tell them apart, all on pairs of neighbouring frames:
+
+- `tdiff`: mean |Δtest - Δreference|, Δ the difference of neighbouring frames; in 8-bit levels.
+- `flicker`: how far apart the clips are in VBench's `temporal_flickering`, (255 - mean|Δ|) / 255;
+  the sign is dropped, because frozen motion is as wrong as added flicker. It compares amounts of
+  change, not where: a clip with the same amount in other places scores 0.
+- `tof`: mean length of flow(test) - flow(reference) in pixels a frame, by OpenCV's DIS flow on
+  luma. After tOF of TecoGAN (arXiv 1811.09393, section 4), which takes another flow and L1.
+
+They do not know frame rates: all are per frame. They do not see an error that stands still.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from typing import Any, cast
+
+import numpy as np
+import numpy.typing as npt
+
+from dit_accel.metrics.clips import check_pair, to_levels
+from dit_accel.metrics.mae import LEVELS, mean, mean_abs
+
+Clip = npt.NDArray[Any]
+Scores = npt.NDArray[np.float64]
+
+SPAN = 2
+SMALLEST_FLOW = 12
+"""Least H and W that OpenCV's DIS flow takes."""
+
+
+def tdiff(reference: Clip, test: Clip, *, data_range: float) -> float:
+    """Mean absolute error of the differences between neighbouring frames.
+
+    Args:
+        reference: `(T, H, W, C)`, uint8 or float, T of at least 2.
+        test: same shape and kind of dtype.
+        data_range: largest minus smallest possible value; 255 for uint8.
+
+    Returns:
+        Levels of 255; 0 where both clips change alike.
+
+    Raises:
+        ValueError: if the clips cannot be compared; see `clips.check_pair`.
+    """
+    return mean(tdiff_frames(reference, test, data_range=data_range))
+
+
+def tdiff_frames(reference: Clip, test: Clip, *, data_range: float) -> Scores:
+    """`tdiff` of each pair of neighbours; arguments and errors as there. Returns `(T - 1,)`."""
+    check_pair(reference, test, data_range=data_range, fewest=SPAN)
+    changes = zip(_changes(reference), _changes(test), strict=True)
+    errors = [mean_abs(expected, actual) for expected, actual in changes]
+    return np.array(errors) * (LEVELS / data_range)
+
+
+def flicker(reference: Clip, test: Clip, *, data_range: float) -> float:
+    """Distance of the two clips' `temporal_flickering`; arguments and errors as of `tdiff`.
+
+    Returns:
+        In [0, 1]; 0 where both clips change by the same amount.
+    """
+    return flicker_mean(flicker_frames(reference, test, data_range=data_range))
+
+
+def flicker_frames(reference: Clip, test: Clip, *, data_range: float) -> Scores:
+    """How much more the test changes, for each pair of neighbours; below 0 where it is less.
+
+    Arguments and errors as of `tdiff`. Returns `(T - 1,)`, as shares of `data_range`.
+    """
+    check_pair(reference, test, data_range=data_range, fewest=SPAN)
+    pairs = zip(_amounts(reference), _amounts(test), strict=True)
+    return np.array([actual - expected for expected, actual in pairs]) / data_range
+
+
+def flicker_mean(frames: Scores) -> float:
+    """The size of the mean of `flicker_frames`."""
+    return abs(float(frames.mean()))
+
+
+def tof(reference: Clip, test: Clip, *, data_range: float) -> float:
+    """Distance of the two clips' optical flows.
+
+    Args:
+        reference: `(T, H, W, C)`, uint8 or float in [0, data_range]; T of at least 2, H and W of
+            at least 12.
+        test: same shape and kind of dtype.
+        data_range: largest possible value; 255 for uint8.
+
+    Returns:
+        Pixels a frame; 0 where both clips move alike.
+
+    Raises:
+        ValueError: if the clips cannot be compared; see `clips.check_pair`.
+    """
+    return mean(tof_frames(reference, test, data_range=data_range))
+
+
+def tof_frames(reference: Clip, test: Clip, *, data_range: float) -> Scores:
+    """`tof` of each pair of neighbours; arguments and errors as there. Returns `(T - 1,)`."""
+    check_pair(reference, test, data_range=data_range, fewest=SPAN, smallest=SMALLEST_FLOW)
+    flows = zip(
+        _flows("reference", reference, data_range), _flows("test", test, data_range), strict=True
+    )
+    return np.array(
+        [np.sqrt(((actual - expected) ** 2).sum(axis=-1)).mean() for expected, actual in flows],
+        dtype=np.float64,
+    )
+
+
+def _amounts(clip: Clip) -> list[float]:
+    return [mean_abs(before, after) for before, after in itertools.pairwise(clip)]
+
+
+def _changes(clip: Clip) -> Iterator[Clip]:
+    wide = np.int16 if clip.dtype == np.uint8 else np.float64
+    for before, after in itertools.pairwise(clip):
+        yield np.subtract(after, before, dtype=wide)
+
+
+def _flows(name: str, clip: Clip, data_range: float) -> Iterator[npt.NDArray[np.float32]]:
+    """The flow from each frame to the next, `(H, W, 2)` in pixels."""
+    import cv2
+
+    dis: Any = cv2  # its type stubs lack the function
+    estimate = dis.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_FAST)
+    lumas = (_luma(frame) for frame in to_levels(name, clip, data_range))
+    for before, after in itertools.pairwise(lumas):
+        yield estimate.calc(before, after, None)
+
+
+def _luma(frame: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+    import cv2
+
+    if frame.shape[-1] == 1:
+        return np.ascontiguousarray(frame[..., 0])
+    return cast("npt.NDArray[np.uint8]", cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY))
