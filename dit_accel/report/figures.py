@@ -12,13 +12,23 @@ from dit_accel.report.evidence import Evidence
 from dit_accel.report.svg import Size, look
 
 CEILING = {"psnr_db": 60.0}  # above, it is drawn at the edge: 100 dB would flatten the rest
+_NAMES = {
+    "psnr_db": "PSNR",
+    "psnr_pooled_db": "PSNR of the pooled error",
+    "ssim": "SSIM",
+    "mae": "MAE",
+    "tdiff": "temporal difference",
+    "tof": "tOF",
+    "lpips": "LPIPS",
+    "latent_rel_l2": "latents, relative L2",
+    "latent_cosine": "latents, cosine",
+}
 WIDE, NARROW = (1040, 13.0), (358, 11.5)
 
 
 def title(metric: str) -> str:
     """A metric's name with its unit, as it stands on an axis."""
-    known = {"psnr_db": "PSNR", "ssim": "SSIM", "tof": "tOF", "mae": "MAE", "lpips": "LPIPS"}
-    name = known.get(metric, metric.replace("_", " "))
+    name = _NAMES.get(metric, metric.replace("_", " "))
     unit = METRICS[metric].unit if metric in METRICS else ""
     return f"{name}, {unit}" if unit and unit not in name else name
 

@@ -26,7 +26,7 @@ from dit_accel.report.figures import (
     shown_at,
     title,
 )  # fmt: skip
-from dit_accel.report.labels import Label, place
+from dit_accel.report.labels import Label, Points, place
 from dit_accel.report.svg import FLOOR, MUTED, PAPER, TIP, Look, Size, drawing, look, to_svg
 
 
@@ -127,16 +127,11 @@ def _front(evidence: Evidence, axis: Axis, metric: str, shown: list[Point], size
 
 
 def _point(axes: Any, point: Point, style: Look, gid: str, metric: str) -> None:
-    x, at = point.x, shown_at(metric, point.y.value)
-    bars = [((x.low, x.high), (at, at))]
-    bars += [
-        ((x.value, x.value), tuple(end_at(metric, end) for end in (point.y.low, point.y.high)))
-    ]
-    for across, up in bars:
-        if None not in (*across, *up):
-            axes.plot(across, up, color=style.colour, linewidth=1, alpha=0.75, zorder=2)
+    at = shown_at(metric, point.y.value)
+    for bar in _bars(point, metric):
+        axes.plot(*bar.T, color=style.colour, linewidth=1, alpha=0.75, zorder=2)
     axes.plot(
-        [x.value], [at], marker=style.marker, markersize=8.5,
+        [point.x.value], [at], marker=style.marker, markersize=8.5,
         color=style.colour, markerfacecolor=style.colour if point.front else PAPER,
         markeredgecolor=style.colour, markeredgewidth=1.6, zorder=4, gid=gid, clip_on=False,
     )  # fmt: skip
@@ -188,13 +183,7 @@ def _write_labels(
         np.array([(p.x.value, shown_at(metric, p.y.value)) for p in family])
         for family in families.values()
     ]
-    bars = [
-        np.array([(p.x.value, low), (p.x.value, high)])
-        for family in families.values()
-        for p in family
-        if (low := end_at(metric, p.y.low)) is not None
-        and (high := end_at(metric, p.y.high)) is not None
-    ]
+    bars = [bar for family in families.values() for p in family for bar in _bars(p, metric)]
     names, numbers = [], []
     for name, family in families.items():
         if not family:
@@ -215,6 +204,18 @@ def _write_labels(
             if p.setting.number is not None and not single
         ]  # fmt: skip
     place(axes, [*([] if size.narrow else names), *numbers], [*lines, *bars])
+
+
+def _bars(point: Point, metric: str) -> list[Points]:
+    """The point's intervals as lines."""
+    x, y = point.x, point.y
+    at, low, high = shown_at(metric, y.value), end_at(metric, y.low), end_at(metric, y.high)
+    found = []
+    if x.low is not None and x.high is not None:
+        found.append(np.array([(x.low, at), (x.high, at)]))
+    if low is not None and high is not None:
+        found.append(np.array([(x.value, low), (x.value, high)]))
+    return found
 
 
 def _tip(point: Point, axis: Axis, metric: str) -> str:

@@ -44,6 +44,7 @@ def render(store: Store, plan: Plan) -> str:
         undefined=jinja2.StrictUndefined,
     )
     environment.filters["zip_titles"] = _with_titles
+    environment.filters["breakable"] = _breakable
     page = environment.get_template("page.html.j2")
     return page.render(
         plan=plan,
@@ -84,6 +85,13 @@ def render(store: Store, plan: Plan) -> str:
 
 def _with_titles(metrics: Iterable[str], title: Callable[[str], str]) -> list[tuple[str, str]]:
     return [(metric, title(metric).split(",")[0]) for metric in metrics]
+
+
+def _breakable(label: str) -> Any:
+    """A method's label that breaks before its number and after its owner."""
+    from markupsafe import Markup, escape
+
+    return Markup(str(escape(label)).replace(":", "<wbr>:").replace("/", "/<wbr>"))
 
 
 @dataclass(frozen=True)
