@@ -12,7 +12,7 @@ if [[ ${1:-} == --lowest ]]; then
     setup_env "$venv" "[dev]" requirements/lowest.txt
 else
     venv=.venv
-    setup_env "$venv" "[dev]"
+    setup_env "$venv" "[dev,peers,ray]"
     say "ruff"
     "$venv/bin/ruff" check --quiet .
     "$venv/bin/ruff" format --check .

@@ -27,7 +27,7 @@ from dit_accel.methods import METHODS, parse, parse_list
 
 SIZE = ["--height", "16", "--width", "16", "--frames", "9", "--steps", "8", "--guidance", "4"]
 PROMPTS = ("a red circle moving right", "a blue square moving left", "the green triangle")
-METHODS_RUN = "uncached,edcw:9,edcw:0,fewer-steps:2,diffusers/taylor-seer:3"
+METHODS_RUN = "uncached,edcw:9,edcw:0,fewer-steps:2,diffusers/pab:2"
 
 
 @pytest.fixture(scope="module")
@@ -66,6 +66,13 @@ def results(out: Path) -> dict[str, Any]:
     return found
 
 
+def needs(*methods: str) -> None:
+    for name in methods:
+        lacking = METHODS[name].lacking()
+        if lacking:
+            pytest.skip(lacking)
+
+
 def statuses(out: Path) -> dict[str, set[str]]:
     found: dict[str, set[str]] = {}
     for path in (out / "jobs").glob("*.json"):
@@ -78,8 +85,10 @@ def statuses(out: Path) -> dict[str, set[str]]:
 
 
 def test_a_run_scores_every_method_and_says_what_had_no_effect(prompts, model, tmp_path):
+    needs("diffusers/taylor-seer", "diffusers/faster-cache")
     out = tmp_path / "a"
-    run = evaluate(prompts, model, out, "--methods", METHODS_RUN + ",diffusers/faster-cache:2")
+    methods = "edcw:9,edcw:0,fewer-steps:2,diffusers/taylor-seer:3,diffusers/faster-cache:2"
+    run = evaluate(prompts, model, out, "--methods", methods)
     assert run.exit_code == 0, run.output
     assert statuses(out) == {
         "uncached": {"ok"},
@@ -102,6 +111,7 @@ def test_a_run_scores_every_method_and_says_what_had_no_effect(prompts, model, t
 
 
 def test_after_a_failure_the_next_method_runs_on_a_clean_pipeline(prompts, model, tmp_path):
+    needs("diffusers/faster-cache")
     one, other = tmp_path / "one", tmp_path / "other"
     evaluate(prompts, model, one, "--methods", "diffusers/faster-cache:2,edcw:9,rerun")
     evaluate(prompts, model, other, "--methods", "edcw:9,rerun")
@@ -237,7 +247,7 @@ def test_a_local_ray_cluster_equals_one_run(prompts, model, tmp_path):
 
 @pytest.mark.slow
 def test_cache_dit_runs_in_a_process_of_its_own(prompts, model, tmp_path):
-    pytest.importorskip("cache_dit")
+    needs("cache-dit/dbcache")
     run = evaluate(
         prompts, model, tmp_path / "a", "--methods", "cache-dit/dbcache:0.5", "--limit", "1"
     )
@@ -254,6 +264,7 @@ def test_cache_dit_runs_in_a_process_of_its_own(prompts, model, tmp_path):
 
 
 def test_peers_that_need_it_are_calibrated_once(prompts, model, tmp_path):
+    needs("diffusers/mag-cache")
     out = tmp_path / "a"
     run = evaluate(prompts, model, out, "--methods", "diffusers/mag-cache:*")
     assert run.exit_code == 0, run.output

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from dit_accel.evaluate.store import Store
 
 DEFAULT_METHODS = "uncached,edcw:*,fewer-steps:*"
-DEFAULT_METRICS = "psnr_db,ssim"
+DEFAULT_METRICS = "psnr_db,ssim,mae,tdiff,flicker,tof,latent_rel_l2,latent_cosine"
 NOISE_FLOOR = "rerun,rerun/attention,rerun/dtype"
 _WORK, _TABLE = "How the work is shared", "What is compared"
 

@@ -33,9 +33,7 @@ def _cache(config_class: str, configure: Configure) -> Apply:
     def apply(pipe: Any, number: float | int | None, context: Context) -> Iterator[Effect]:
         import diffusers
 
-        kind = getattr(diffusers, config_class, None)
-        if kind is None:
-            raise RuntimeError(f"diffusers {diffusers.__version__} has no {config_class}")
+        kind = getattr(diffusers, config_class)
         modules = list(transformers_of(pipe, family_of(pipe)).values())
         with contextlib.ExitStack() as stack:
             for module in modules:
@@ -119,6 +117,7 @@ def _row(
         sweep=sweep,
         low=low,
         whole=isinstance(sweep[0], int),
+        diffusers_class=config_class,
     )
 
 

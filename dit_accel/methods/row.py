@@ -60,6 +60,7 @@ class Method:
         low, high: the range that is accepted.
         whole: whether the number must be whole.
         package: the distribution that it needs beyond the core, and its extra in ours.
+        diffusers_class: what it needs of diffusers, which not every version has.
         own_process: whether it changes classes, so that nothing else may share its process.
         control: whether it is no acceleration, but what one is compared with.
     """
@@ -74,6 +75,7 @@ class Method:
     high: float = math.inf
     whole: bool = False
     package: tuple[str, str] | None = None
+    diffusers_class: str | None = None
     own_process: bool = False
     control: bool = False
 
@@ -107,6 +109,11 @@ class Method:
 
     def lacking(self) -> str | None:
         """What must be installed before this runs, or None."""
+        if self.diffusers_class is not None:
+            import diffusers
+
+            if not hasattr(diffusers, self.diffusers_class):
+                return f"diffusers {diffusers.__version__} has no {self.diffusers_class}"
         if self.package is None or importlib.util.find_spec(self.package[0].replace("-", "_")):
             return None
         name, extra = self.package
