@@ -38,12 +38,17 @@ def compare(take: Take, uncached: Take) -> dict[str, Any]:
     The PSNR of identical clips is infinite, which JSON writes as null: `identical` says so.
     """
     from dit_accel.metrics import METRICS
+    from dit_accel.metrics.scoring import score_clips
 
-    fidelity = {}
-    for name in FIDELITY:
-        row = METRICS[name]
-        value = row.function(uncached.frames, take.frames, data_range=1.0)
-        fidelity[name] = {"value": value, "convention": row.convention, "version": row.version}
+    scores = score_clips(uncached.frames, take.frames, data_range=1.0, metrics=FIDELITY)
+    fidelity = {
+        name: {
+            "value": score.value,
+            "convention": METRICS[name].convention,
+            "version": METRICS[name].version,
+        }
+        for name, score in scores.items()
+    }
     return {
         "identical": bool((uncached.frames == take.frames).all()),
         "fidelity": fidelity,
