@@ -18,6 +18,7 @@ from dit_accel.metrics.clips import Unavailable
 # Some modules and their main function share a name: these lines make the package attribute the
 # function.
 from dit_accel.metrics.latents import LatentSums, latent_cosine, latent_rel_l2
+from dit_accel.metrics.lpips import lpips, lpips_frames, start_lpips
 from dit_accel.metrics.mae import mae, mae_frames
 from dit_accel.metrics.mae import mean as _mean
 from dit_accel.metrics.psnr import (
@@ -39,6 +40,7 @@ from dit_accel.metrics.temporal import (
     tof,
     tof_frames,
 )
+from dit_accel.metrics.vmaf import VmafSpool, vmaf
 
 __all__ = [
     "METRICS",
@@ -48,6 +50,8 @@ __all__ = [
     "flicker_frames",
     "latent_cosine",
     "latent_rel_l2",
+    "lpips",
+    "lpips_frames",
     "mae",
     "mae_frames",
     "psnr",
@@ -61,6 +65,7 @@ __all__ = [
     "tdiff_frames",
     "tof",
     "tof_frames",
+    "vmaf",
 ]
 
 METRICS: dict[str, Metric] = {
@@ -152,6 +157,32 @@ METRICS: dict[str, Metric] = {
             mean=_mean,
             span=SPAN,
             per_frame=True,
+        ),
+        Metric(
+            name="lpips",
+            unit="",
+            range=(0.0, math.inf),
+            direction="lower",
+            convention="AlexNet v0.1, mean over the frame and over frames",
+            version=1,
+            function=lpips,
+            frames=lpips_frames,
+            mean=_mean,
+            per_frame=True,
+            accumulator=start_lpips,
+            needs="AlexNet's weights",
+        ),
+        Metric(
+            name="vmaf",
+            unit="",
+            range=(0.0, 100.0),
+            direction="higher",
+            convention="vmaf_v0.6.1 of yuv420p, mean over frames",
+            version=1,
+            function=vmaf,
+            per_frame=True,
+            accumulator=VmafSpool,
+            needs="an ffmpeg with libvmaf",
         ),
         Metric(
             name="latent_rel_l2",

@@ -7,7 +7,10 @@ are an error.
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import math
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +21,8 @@ import numpy.typing as npt
 from dit_accel.metrics import METRICS
 from dit_accel.metrics.accumulate import Accumulator
 from dit_accel.metrics.clips import Unavailable
+from dit_accel.metrics.conventions import CONVENTIONS
+from dit_accel.metrics.lpips import start_lpips
 from dit_accel.metrics.row import Metric
 
 Clip = npt.NDArray[Any]
@@ -80,6 +85,11 @@ class Scorer:
         for accumulator in self._running.values():
             accumulator.update(reference, test)
 
+    @property
+    def unavailable(self) -> dict[str, str]:
+        """Metrics that cannot be measured here, known before the first frame: name -> reason."""
+        return dict(self._reasons)
+
     def compute(self) -> dict[str, Score]:
         """The score by every metric, in the order they were asked for."""
         return {name: self._score(name) for name in self._rows}
@@ -109,6 +119,7 @@ def score_clips(
     data_range: float,
     metrics: Sequence[str],
     latents: tuple[Clip, Clip] | None = None,
+    lpips_weights: str | os.PathLike[str] | None = None,
 ) -> dict[str, Score]:
     """Score a clip against its reference by several metrics.
 
@@ -118,6 +129,7 @@ def score_clips(
         data_range: largest minus smallest possible value; 255 for uint8.
         metrics: names of rows of `METRICS`.
         latents: of the reference and of the test, of any equal shape, for the latent metrics.
+        lpips_weights: see `lpips.find_weights`.
 
     Returns:
         By name, in the order of `metrics`.
@@ -125,7 +137,7 @@ def score_clips(
     Raises:
         ValueError: if a metric is unknown, or the clips or latents cannot be compared.
     """
-    rows = rows_of(metrics)
+    rows = rows_of(metrics, lpips_weights=lpips_weights)
     pixels = {name: row for name, row in rows.items() if row.family == "pixels"}
     scorer = Scorer(pixels, data_range=data_range)
     scorer.update(reference, test)
@@ -136,16 +148,41 @@ def score_clips(
     return {name: scores[name] for name in rows}
 
 
-def rows_of(metrics: Sequence[str]) -> dict[str, Metric]:
-    """The rows of `METRICS` by these names.
+def rows_of(
+    metrics: Sequence[str],
+    *,
+    convention: str | None = None,
+    lpips_weights: str | os.PathLike[str] | None = None,
+) -> dict[str, Metric]:
+    """The rows by these names.
+
+    Args:
+        metrics: names of rows of `METRICS`, or of those that the convention has.
+        convention: a key of `CONVENTIONS`; ours if None.
+        lpips_weights: a file for `lpips.find_weights`.
 
     Raises:
-        ValueError: naming an unknown one, and all that are known.
+        ValueError: naming an unknown name, and all that are known.
     """
+    if convention is not None and convention not in CONVENTIONS:
+        accepted = ", ".join(CONVENTIONS)
+        raise ValueError(f"convention is {convention!r}: must be one of {accepted}")
+    known = METRICS if convention is None else CONVENTIONS[convention]
+    whose = "" if convention is None else f" of convention {convention}"
     for name in metrics:
-        if name not in METRICS:
-            raise ValueError(f"metrics has {name!r}: must be of {', '.join(METRICS)}")
-    return {name: METRICS[name] for name in metrics}
+        if name not in known:
+            raise ValueError(f"metrics has {name!r}: must be of {', '.join(known)}{whose}")
+    rows = {name: known[name] for name in metrics}
+    if lpips_weights is not None and "lpips" in rows:
+        rows["lpips"] = _with_weights(rows["lpips"], lpips_weights)
+    return rows
+
+
+def _with_weights(row: Metric, weights: str | os.PathLike[str]) -> Metric:
+    start: Any = row.accumulator
+    if start is start_lpips or getattr(start, "func", None) is start_lpips:
+        row = dataclasses.replace(row, accumulator=functools.partial(start, weights=weights))
+    return row
 
 
 def _score_latents(row: Metric, latents: tuple[Clip, Clip] | None) -> Score:

@@ -1,0 +1,245 @@
+"""LPIPS: distance of two frames in the features of a trained AlexNet; lower is closer.
+
+LPIPS v0.1 (Zhang et al., arXiv 1801.03924, section 3) in plain torch: no torchvision, and the
+`lpips` package only for its linear heads. The backbone's weights are looked for, in this order, in
+the given path, in `$DIT_ACCEL_LPIPS_WEIGHTS`, and where torchvision caches its download. Without
+them there is no score: a random backbone would give numbers that look like one.
+
+It does not download. It works on the CPU, some frames at a time.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from dit_accel.metrics.accumulate import FrameScores
+from dit_accel.metrics.clips import Unavailable, check_pair, to_levels
+from dit_accel.metrics.mae import mean
+
+if TYPE_CHECKING:
+    import torch
+
+VARIABLE = "DIT_ACCEL_LPIPS_WEIGHTS"
+BACKBONE = "alexnet-owt-7be5be79.pth"
+HEADS = "alex.pth"
+SMALLEST = 31
+"""Least H and W from which AlexNet's last convolution still gets a value."""
+
+_CONVOLUTIONS = ((0, 4, 2), (3, 1, 2), (6, 1, 1), (8, 1, 1), (10, 1, 1))  # layer, stride, padding
+_POOLED_BEFORE = (3, 6)
+_SHIFT, _SCALE = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)
+_BATCH = 4
+
+Tensors = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Weights:
+    """The files of a network; `heads` may be the backbone's file."""
+
+    backbone: Path
+    heads: Path
+
+
+def lpips(
+    reference: npt.NDArray[Any],
+    test: npt.NDArray[Any],
+    *,
+    data_range: float,
+    weights: str | os.PathLike[str] | None = None,
+    spatial: bool = False,
+) -> float:
+    """LPIPS of a clip: the mean over frames.
+
+    Args:
+        reference: `(T, H, W, C)` RGB or grey, uint8 or float in [0, data_range]; H, W of at
+            least 31.
+        test: same shape and kind of dtype.
+        data_range: largest possible value; 255 for uint8.
+        weights: see `find_weights`.
+        spatial: enlarge each layer's map to the frame's size before its mean; moves the sixth
+            digit.
+
+    Returns:
+        At least 0, which exact clips reach.
+
+    Raises:
+        ValueError: if the clips cannot be compared, or a file holds other weights.
+        Unavailable: if there are no weights here.
+    """
+    frames = lpips_frames(reference, test, data_range=data_range, weights=weights, spatial=spatial)
+    return mean(frames)
+
+
+def lpips_frames(
+    reference: npt.NDArray[Any],
+    test: npt.NDArray[Any],
+    *,
+    data_range: float,
+    weights: str | os.PathLike[str] | None = None,
+    spatial: bool = False,
+) -> npt.NDArray[np.float64]:
+    """LPIPS of each frame; arguments and errors as of `lpips`. Returns `(T,)`."""
+    check_pair(reference, test, data_range=data_range, smallest=SMALLEST)
+    network = _load(find_weights(weights))
+    scores = []
+    for at in range(0, len(reference), _BATCH):
+        pair = [
+            _as_input(to_levels(name, clip[at : at + _BATCH], data_range))
+            for name, clip in (("reference", reference), ("test", test))
+        ]
+        scores.append(_distance(network, *pair, spatial=spatial))
+    return np.concatenate(scores)
+
+
+def start_lpips(
+    data_range: float,
+    *,
+    weights: str | os.PathLike[str] | None = None,
+    spatial: bool = False,
+) -> FrameScores:
+    """An accumulator, once the weights are found and loaded; errors as of `lpips`."""
+    _load(find_weights(weights))
+    frames = functools.partial(lpips_frames, weights=weights, spatial=spatial)
+    return FrameScores(frames, mean, span=1, data_range=data_range)
+
+
+def find_weights(path: str | os.PathLike[str] | None = None) -> Weights:
+    """Where the network lies on this machine.
+
+    Args:
+        path: torchvision's AlexNet (keys `features.*`), with or without the heads
+            (`lin0.model.1.weight`, ...) in the same file; else `$DIT_ACCEL_LPIPS_WEIGHTS`, else
+            torch's hub cache. Heads that are not in it are taken from an `alex.pth` beside it,
+            else from an installed `lpips` or `torchmetrics`.
+
+    Raises:
+        Unavailable: saying what is missing, and where it was looked for.
+    """
+    backbone = _find_backbone(path)
+    if "lin0.model.1.weight" in _tensors(backbone):
+        return Weights(backbone, backbone)
+    for heads in (backbone.with_name(HEADS), *_packaged_heads()):
+        if heads.is_file():
+            return Weights(backbone, heads)
+    raise Unavailable(
+        f"no linear heads: neither {HEADS} beside {backbone}, nor in the lpips package "
+        "(pip install --no-deps lpips)"
+    )
+
+
+def _find_backbone(path: str | os.PathLike[str] | None) -> Path:
+    named = path or os.environ.get(VARIABLE)
+    if named:
+        if not Path(named).is_file():
+            raise Unavailable(f"no weights: {os.fspath(named)} is no file")
+        return Path(named)
+    home = os.environ.get("TORCH_HOME") or Path(
+        os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "torch"
+    )
+    cached = Path(home, "hub", "checkpoints", BACKBONE)
+    if not cached.is_file():
+        raise Unavailable(
+            f"no weights: pass --lpips-weights, set {VARIABLE}, or put {BACKBONE} of torchvision "
+            f"at {cached}"
+        )
+    return cached
+
+
+def _packaged_heads() -> list[Path]:
+    """Found without importing: these packages import torchvision, which may not load."""
+    places = {
+        "lpips": "weights/v0.1",
+        "torchmetrics": "functional/image/lpips_models",
+    }
+    found = []
+    for package, folder in places.items():
+        spec = importlib.util.find_spec(package)
+        if spec is not None and spec.origin is not None:
+            found.append(Path(spec.origin).parent / folder / HEADS)
+    return found
+
+
+@functools.lru_cache(maxsize=4)
+def _tensors(path: Path) -> Tensors:
+    import torch
+
+    try:
+        loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise ValueError(f"weights is {str(path)!r}: torch cannot read it ({error})") from error
+    if not isinstance(loaded, dict):
+        raise ValueError(f"weights is {str(path)!r}: must hold a dict of tensors")
+    return loaded
+
+
+@functools.lru_cache(maxsize=4)
+def _load(weights: Weights) -> Tensors:
+    """The tensors that are used, by torchvision's and lpips' names, in float32."""
+    backbone, heads = _tensors(weights.backbone), _tensors(weights.heads)
+    wanted = {
+        **{f"features.{layer}.{part}": (backbone, weights.backbone)
+           for layer, _, _ in _CONVOLUTIONS for part in ("weight", "bias")},
+        **{f"lin{index}.model.1.weight": (heads, weights.heads)
+           for index in range(len(_CONVOLUTIONS))},
+    }  # fmt: skip
+    for name, (tensors, path) in wanted.items():
+        if name not in tensors:
+            raise ValueError(f"weights is {str(path)!r}: it has no {name!r}; AlexNet has")
+    return {name: tensors[name].float() for name, (tensors, _) in wanted.items()}
+
+
+def _as_input(clip: npt.NDArray[np.uint8]) -> torch.Tensor:
+    """uint8 `(T, H, W, C)` -> `(T, 3, H, W)`, from [-1, 1] to the backbone's scale."""
+    import torch
+
+    rgb = np.repeat(clip, 3, axis=3) if clip.shape[3] == 1 else clip
+    frames = torch.from_numpy(np.ascontiguousarray(rgb.transpose(0, 3, 1, 2))).float()
+    shift, scale = (torch.tensor(row).view(1, 3, 1, 1) for row in (_SHIFT, _SCALE))
+    return (frames / 127.5 - 1 - shift) / scale
+
+
+def _distance(
+    network: Tensors, reference: torch.Tensor, test: torch.Tensor, *, spatial: bool
+) -> npt.NDArray[np.float64]:
+    """Of frames `(T, 3, H, W)`: `(T,)`."""
+    import torch
+    import torch.nn.functional as F
+
+    total = torch.zeros(len(reference))
+    with torch.no_grad():
+        pairs = zip(_features(network, reference), _features(network, test), strict=True)
+        for index, (expected, actual) in enumerate(pairs):
+            error = (_unit(expected) - _unit(actual)) ** 2
+            error = F.conv2d(error, network[f"lin{index}.model.1.weight"])
+            if spatial:
+                error = F.interpolate(error, size=reference.shape[2:], mode="bilinear")
+            total += error.mean(dim=(1, 2, 3))
+    return total.double().numpy()
+
+
+def _features(network: Tensors, frames: torch.Tensor) -> list[torch.Tensor]:
+    """What each of AlexNet's five convolutions puts out, behind its ReLU."""
+    import torch.nn.functional as F
+
+    features = []
+    for layer, stride, padding in _CONVOLUTIONS:
+        if layer in _POOLED_BEFORE:
+            frames = F.max_pool2d(frames, 3, 2)
+        weight, bias = (network[f"features.{layer}.{part}"] for part in ("weight", "bias"))
+        frames = F.relu(F.conv2d(frames, weight, bias, stride=stride, padding=padding))
+        features.append(frames)
+    return features
+
+
+def _unit(features: torch.Tensor) -> torch.Tensor:
+    """Each position's channels as a vector of length 1."""
+    return features / (features.square().sum(dim=1, keepdim=True).sqrt() + 1e-10)

@@ -1,0 +1,148 @@
+"""VMAF of a clip against its reference, through an ffmpeg that has libvmaf; optional.
+
+Netflix's `vmaf_v0.6.1`, on frames converted to 4:2:0, the mean over frames. It was trained on what
+codecs do to films, and saturates: below about 17 dB of PSNR it is near 0 whatever the clip looks
+like. It says nothing of clips that drifted to another content.
+
+Both clips are kept as raw frames in a temporary folder while they come, so memory stays small. The
+ffmpeg is the first on the PATH that lists libvmaf, else the one in the `imageio-ffmpeg` package.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from dit_accel.metrics.accumulate import check_follows
+from dit_accel.metrics.clips import Unavailable, check_pair, to_levels
+
+SMALLEST = 16
+_SECONDS = 30.0  # to list the filters
+
+Clip = npt.NDArray[Any]
+
+
+def vmaf(reference: Clip, test: Clip, *, data_range: float) -> float:
+    """VMAF of a clip: the mean over frames.
+
+    Args:
+        reference: `(T, H, W, C)`, uint8 or float in [0, data_range]; H and W even, at least 16.
+        test: same shape and kind of dtype.
+        data_range: largest possible value; 255 for uint8.
+
+    Returns:
+        In [0, 100]. Exact clips score somewhat below 100.
+
+    Raises:
+        ValueError: if the clips cannot be compared; see `clips.check_pair`.
+        Unavailable: if there is no ffmpeg with libvmaf, or it fails.
+    """
+    spool = VmafSpool(data_range)
+    spool.update(reference, test)
+    return spool.compute()
+
+
+class VmafSpool:
+    """Both clips on disk, scored by ffmpeg at the end."""
+
+    def __init__(self, data_range: float) -> None:
+        self._ffmpeg = find_ffmpeg()
+        self._data_range = data_range
+        self._folder = tempfile.TemporaryDirectory(prefix="dit-accel-vmaf-")
+        self._first: Clip | None = None
+        self._scores: npt.NDArray[np.float64] | None = None
+
+    def update(self, reference: Clip, test: Clip) -> None:
+        """Take the next frames; arguments and errors as of `vmaf`."""
+        check_pair(reference, test, data_range=self._data_range, smallest=SMALLEST)
+        height, width = reference.shape[1:3]
+        if height % 2 or width % 2:
+            raise ValueError(f"reference has frames of {height}x{width}: VMAF needs even sizes")
+        if self._first is None:
+            self._first = reference[:1].copy()
+        check_follows(self._first, reference)
+        for name, clip in (("reference", reference), ("test", test)):
+            levels = to_levels(name, clip, self._data_range)
+            rgb = np.repeat(levels, 3, axis=3) if levels.shape[3] == 1 else levels
+            with Path(self._folder.name, f"{name}.rgb").open("ab") as file:
+                file.write(np.ascontiguousarray(rgb).tobytes())
+        self._scores = None
+
+    def frames(self) -> npt.NDArray[np.float64] | None:
+        """The scores of the frames; None before `compute`."""
+        return self._scores
+
+    def compute(self) -> float:
+        """The score of all frames so far.
+
+        Raises:
+            Unavailable: if ffmpeg fails, with what it said last.
+        """
+        if self._first is None:
+            raise Unavailable("needs at least 1 frame, and has 0")
+        self._scores = _run(self._ffmpeg, Path(self._folder.name), self._first.shape[1:3])
+        return float(self._scores.mean())
+
+
+@functools.cache
+def find_ffmpeg() -> str:
+    """The path of an ffmpeg with libvmaf.
+
+    Raises:
+        Unavailable: saying where it was looked for.
+    """
+    for path in (shutil.which("ffmpeg"), _packaged_ffmpeg()):
+        if path is not None and _has_libvmaf(path):
+            return path
+    raise Unavailable(
+        "no ffmpeg with libvmaf: neither on the PATH nor in imageio-ffmpeg "
+        "(pip install imageio-ffmpeg)"
+    )
+
+
+def _packaged_ffmpeg() -> str | None:
+    try:
+        import imageio_ffmpeg
+
+        return str(imageio_ffmpeg.get_ffmpeg_exe())
+    except Exception:  # not installed, or installed without a binary for this platform
+        return None
+
+
+def _has_libvmaf(ffmpeg: str) -> bool:
+    try:
+        listed = subprocess.run(
+            [ffmpeg, "-hide_banner", "-filters"],
+            capture_output=True,
+            text=True,
+            timeout=_SECONDS,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return False
+    return " libvmaf " in listed.stdout
+
+
+def _run(ffmpeg: str, folder: Path, size: tuple[int, ...]) -> npt.NDArray[np.float64]:
+    raw = ["-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{size[1]}x{size[0]}", "-r", "25"]
+    filters = (
+        "[0:v]format=yuv420p[test];[1:v]format=yuv420p[reference];"
+        "[test][reference]libvmaf=log_fmt=json:log_path=log.json:n_threads=1"
+    )
+    command = [ffmpeg, "-nostdin", "-hide_banner", "-loglevel", "error"]
+    command += [*raw, "-i", "test.rgb", *raw, "-i", "reference.rgb"]
+    command += ["-lavfi", filters, "-f", "null", "-"]
+    ended = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    if ended.returncode != 0:
+        last = (ended.stderr.strip().splitlines() or ["no message"])[-1]
+        raise Unavailable(f"{ffmpeg} failed: {last}")
+    log = json.loads((folder / "log.json").read_text())
+    return np.array([frame["metrics"]["vmaf"] for frame in log["frames"]], dtype=np.float64)
