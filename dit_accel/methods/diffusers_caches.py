@@ -21,12 +21,13 @@ from dit_accel.methods.row import Apply, Context, Effect, Method
 Configure = Callable[[Any, Any, float | int | None, Context], Any]
 
 
-def _cache(config_class: str, configure: Configure) -> Apply:
+def _cache(config_class: str, configure: Configure, separate: str = "") -> Apply:
     """A context that enables a cache of diffusers on every transformer of a pipeline.
 
     Args:
         config_class: name of the configuration at diffusers' top level.
         configure: (class, pipe, number, context) -> configuration.
+        separate: what it does wrong where guidance runs as separate forwards.
     """
 
     @contextmanager
@@ -34,12 +35,14 @@ def _cache(config_class: str, configure: Configure) -> Apply:
         import diffusers
 
         kind = getattr(diffusers, config_class)
-        modules = list(transformers_of(pipe, family_of(pipe)).values())
+        family = family_of(pipe)
+        modules = list(transformers_of(pipe, family).values())
+        faulty = separate and family.branches == "separate" and context.clip.guidance > 1
         with contextlib.ExitStack() as stack:
             for module in modules:
                 module.enable_cache(configure(kind, pipe, number, context))
                 stack.callback(module.disable_cache)
-            yield Effect()
+            yield Effect(remarks=(separate,) if faulty else ())
 
     return apply
 
@@ -107,11 +110,12 @@ def _row(
     sweep: tuple[float | int, ...],
     *,
     low: float = 0.0,
+    separate: str = "",
 ) -> Method:
     return Method(
         name=f"diffusers/{name}",
         summary=summary,
-        apply=_cache(config_class, configure),
+        apply=_cache(config_class, configure, separate),
         number=number,
         default=sweep[0],
         sweep=sweep,
@@ -128,7 +132,8 @@ DIFFUSERS = (
          "threshold", (0.06, 0.12, 0.24)),
     _row("sea-cache", "SeaCache", "SeaCacheConfig", _by_threshold, "threshold", (0.1, 0.25, 0.5)),
     _row("pab", "Pyramid Attention Broadcast", "PyramidAttentionBroadcastConfig",
-         _attention_broadcast, "skip range", (2, 4), low=1),
+         _attention_broadcast, "skip range", (2, 4), low=1,
+         separate="it counts calls as steps, and serves one branch what it kept of the other"),
     _row("faster-cache", "FasterCache", "FasterCacheConfig", _faster_cache, "skip range", (2,),
          low=1),
     _row("taylor-seer", "TaylorSeer, default modules", "TaylorSeerCacheConfig", _taylor_seer,
