@@ -58,7 +58,7 @@ PRESETS = {
     ),
     "cpu": Preset(
         layers=8, heads=5, ffn=512, vae_dim=24,
-        vae_iterations=4000, vae_batch=4, vae_size=(9, 48, 48), vae_lr=2e-3, vae_clips=6000,
+        vae_iterations=12_000, vae_batch=8, vae_size=(9, 48, 48), vae_lr=2e-3, vae_clips=6000,
         pool=10_000, pool_other=12_000, iterations=40_000, lr=1.5e-3, ema=0.9995,
         curriculum=(
             Stage(0.5, 32, ((9, 32, 32),)),
