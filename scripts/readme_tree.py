@@ -11,7 +11,14 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 BEGIN, END = "<!-- tree -->\n", "<!-- /tree -->"
-FOLDERS = ("dit_accel", "dit_accel/metrics", "dit_accel/cli", "pipelines", "scripts")
+FOLDERS = (
+    "dit_accel",
+    "dit_accel/metrics",
+    "dit_accel/video",
+    "dit_accel/cli",
+    "pipelines",
+    "scripts",
+)
 
 
 def phrase(path: Path) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import importlib.util
 import os
+import pathlib
 import re
 import subprocess
 import sys
@@ -15,7 +16,15 @@ import pytest
 
 from dit_accel import video
 from dit_accel.metrics import psnr
-from dit_accel.video import check_output, read_video, side_by_side, to_uint8, write_video
+from dit_accel.video import (
+    check_output,
+    codec_of,
+    read_video,
+    side_by_side,
+    stream_video,
+    to_uint8,
+    write_video,
+)
 
 
 def noise(shape=(5, 34, 50, 3), seed=0):
@@ -111,7 +120,7 @@ def test_contact_sheet_holds_every_frame(tmp_path):
 
 
 def test_a_large_contact_sheet_is_shrunk():
-    assert video._contact_sheet(np.zeros((30, 480, 832, 3), np.uint8)).shape[1] == 3840
+    assert video.contact_sheet(np.zeros((30, 480, 832, 3), np.uint8)).shape[1] == 3840
 
 
 def test_gif_has_every_frame(tmp_path):
@@ -128,7 +137,7 @@ def test_writing_and_reading_print_nothing(tmp_path):
         "    write_video(sys.argv[1] + '/c' + s, np.zeros((2, 32, 32, 3), np.uint8), fps=8)\n"
         "    s == '.png' or read_video(sys.argv[1] + '/c' + s)\n"
     )
-    root = os.path.dirname(os.path.dirname(video.__file__))
+    root = pathlib.Path(video.__file__).parents[2]
     command = [sys.executable, "-c", code, str(tmp_path)]
     run = subprocess.run(command, capture_output=True, text=True, cwd=root, check=False)
     assert (run.returncode, run.stdout, run.stderr) == (0, "", "")
@@ -225,7 +234,7 @@ def test_a_full_disk_leaves_the_old_file(tmp_path, monkeypatch, suffix):
     target = tmp_path / f"clip{suffix}"
     target.write_bytes(b"precious")
     monkeypatch.setattr(np, "save", no_space)
-    monkeypatch.setattr(video.Path, "write_bytes", no_space)
+    monkeypatch.setattr(pathlib.Path, "write_bytes", no_space)
     with pytest.raises(OSError, match="path could not be written: No space left") as caught:
         write_video(target, noise(), fps=8)
     assert (caught.value.errno, caught.value.filename) == (errno.ENOSPC, str(target))
@@ -301,7 +310,7 @@ def test_a_folder_that_cannot_be_written_is_refused(tmp_path, monkeypatch):
     def denied(*arguments, **options):
         raise PermissionError(errno.EACCES, "Permission denied")
 
-    monkeypatch.setattr(video.Path, "touch", denied)
+    monkeypatch.setattr(pathlib.Path, "touch", denied)
     with pytest.raises(PermissionError, match=r"no file can be created .*\(Permission denied\)"):
         check_output(tmp_path / "clip.npy")
 
@@ -314,7 +323,7 @@ def test_a_good_output_is_accepted_and_nothing_is_created(tmp_path, suffix):
 
 def test_a_suffix_without_a_working_codec_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(cv2, "VideoWriter", ClosedWriter)
-    video._codec.cache_clear()
+    writing._codec.cache_clear()
     with pytest.raises(ValueError, match=r"encodes none of FFV1.*or write \.npy"):
         check_output(tmp_path / "clip.mkv")
     monkeypatch.undo()
@@ -381,3 +390,53 @@ def test_side_by_side_refuses_unequal_clips_and_odd_gaps():
         side_by_side(noise(), noise(), gap=3)
     with pytest.raises(ValueError, match="left spans"):
         side_by_side(noise() * 1.0, noise())
+
+
+# Streaming, and what a file says of itself
+
+
+@pytest.mark.parametrize("suffix", [".mkv", ".npy", ".mp4"])
+@pytest.mark.parametrize("chunk", [1, 4, 5, 6])
+def test_a_stream_in_chunks_is_the_clip(tmp_path, suffix, chunk):
+    path = tmp_path / f"clip{suffix}"
+    write_video(path, noise((5, 34, 50, 3)), fps=8)
+    chunks = list(stream_video(path, chunk=chunk))
+    assert [len(part) for part in chunks[:-1]] == [chunk] * (len(chunks) - 1)
+    np.testing.assert_array_equal(np.concatenate(chunks), read_video(path)[0])
+
+
+def test_a_stream_checks_its_arguments_at_once(tmp_path):
+    with pytest.raises(ValueError, match="chunk is 0: must be at least 1"):
+        stream_video(tmp_path / "clip.npy", chunk=0)
+    with pytest.raises(FileNotFoundError, match="path is no file"):
+        stream_video(tmp_path / "missing.mkv")
+    with pytest.raises(ValueError, match=r"must end in one of \.mp4"):
+        stream_video(tmp_path / "clip.txt")
+
+
+@pytest.mark.parametrize("suffix", [".mkv", ".npy"])
+def test_a_clip_that_was_cut_off_is_refused(tmp_path, suffix):
+    path = tmp_path / f"clip{suffix}"
+    write_video(path, noise((20, 64, 64, 3)), fps=8)
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) * 6 // 10])
+    with pytest.raises(ValueError, match="cut off|no whole numpy array"):
+        read_video(path)
+
+
+@pytest.mark.parametrize(
+    ("suffix", "name", "lossless"),
+    [(".mkv", "ffv1", True), (".npy", "npy", True), (".mp4", None, False)],
+)
+def test_a_file_tells_its_codec(tmp_path, suffix, name, lossless):
+    path = tmp_path / f"clip{suffix}"
+    write_video(path, noise((2, 32, 32, 3)), fps=8)
+    codec = codec_of(path)
+    assert codec.lossless is lossless
+    assert codec.name == name or name is None
+
+
+def test_an_unreadable_file_has_no_codec(tmp_path):
+    (tmp_path / "clip.mkv").write_bytes(b"no clip" * 99)
+    with pytest.raises(ValueError, match="no frame of it can be decoded"):
+        codec_of(tmp_path / "clip.mkv")

@@ -1,0 +1,38 @@
+"""Clips in memory: the one quantiser to 8 bits, which every file and every score goes through."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import numpy as np
+import numpy.typing as npt
+
+Frames = npt.NDArray[np.uint8]
+
+
+def to_uint8(frames: npt.NDArray[Any], *, name: str = "frames") -> Frames:
+    """Round a clip to 8 bits: the one quantiser of every file, so that equal clips stay equal.
+
+    Args:
+        frames: `(T, H, W, 3)` RGB, uint8 or float in [0, 1]; rounding noise outside is clipped.
+        name: what error messages call it.
+
+    Returns:
+        `(T, H, W, 3)` uint8; the same array if it was uint8 already.
+
+    Raises:
+        ValueError: naming the argument, its value and what is accepted.
+    """
+    if frames.ndim != 4 or frames.shape[3] != 3 or 0 in frames.shape:
+        raise ValueError(f"{name} has shape {frames.shape}: must be (T, H, W, 3), none of them 0")
+    if frames.dtype == np.uint8:
+        return cast("Frames", frames)
+    if not np.issubdtype(frames.dtype, np.floating):
+        raise ValueError(f"{name} has dtype {frames.dtype}: must be uint8, or float in [0, 1]")
+    clip: Frames = np.empty(frames.shape, np.uint8)
+    for index, frame in enumerate(frames):
+        low, high = float(frame.min()), float(frame.max())
+        if not (low >= -1e-3 and high <= 1 + 1e-3):
+            raise ValueError(f"{name} spans [{low}, {high}] in frame {index}: must be in [0, 1]")
+        clip[index] = np.rint(np.clip(frame.astype(np.float32), 0, 1) * 255)
+    return clip
