@@ -67,16 +67,19 @@ def main() -> None:
     draw(args.plot, drift)
     mean = drift.mean(0)
     third = len(mean) // 3
-    thirds = {
+    middle = slice(third, 2 * third)
+    figures = {
         "first_5": mean[:5].mean(),
-        "middle_third": mean[third : 2 * third].mean(),
+        "middle_third": mean[middle].mean(),
         "last_5": mean[-5:].mean(),
         "lowest": mean.min(),
         "lowest_at_step": int(mean.argmin()) + 1,
         "block_lowest": drift.mean(1).min(),
         "block_highest": drift.mean(1).max(),
+        "blocks_first_5": drift[:, :5].mean(1),
+        "blocks_middle_third": drift[:, middle].mean(1),
     }
-    print(json.dumps({key: round(float(value), 4) for key, value in thirds.items()}))
+    print(json.dumps({key: np.round(value, 4).tolist() for key, value in figures.items()}))
 
 
 if __name__ == "__main__":

@@ -105,6 +105,29 @@ def table(rows: list[dict[str, Any]], results: list[list[dict[str, Any]]]) -> st
     return "\n".join(lines)
 
 
+def lead(rows: list[dict[str, Any]], results: list[list[dict[str, Any]]], site: str) -> str:
+    """How far growth by rate is ahead of growth by step at equal FLOPs, prompt by prompt.
+
+    Each rule's PSNR over FLOPs is a line through its thresholds; the lead is the mean distance of
+    the two lines where both reach.
+    """
+    leads = []
+    for result in results:
+        lines = []
+        for rule in ("rate", "step"):
+            points = [
+                (r["flops"], r["psnr_db"])
+                for row, r in zip(rows, result[1:], strict=True)
+                if row["site"] == site and row["config"]["growth"] == rule
+            ]
+            lines.append(np.array(sorted(points)).T)
+        shared = np.linspace(max(x[0] for x, _ in lines), min(x[-1] for x, _ in lines), 50)
+        rate, step = (np.interp(shared, x, y) for x, y in lines)
+        leads.append(float((rate - step).mean()))
+    db, low, high = interval(leads)
+    return f"{site}: rate ahead of step by {db:+.1f} dB [{low:+.1f}, {high:+.1f}] at equal FLOPs"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
@@ -141,6 +164,8 @@ def main() -> None:
             part.replace(args.out)
             print(f"prompt {i + 1} of {args.prompts}", flush=True)
     print(table(rows, results))
+    if args.growth:
+        print("\n".join(lead(rows, results, site) for site in ("block", "model")))
 
 
 if __name__ == "__main__":
