@@ -43,8 +43,8 @@ def render(store: Store, plan: Plan) -> str:
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
+    environment.filters |= {"breakable": _breakable, "fixed": _fixed, "signed": _signed}
     environment.filters["zip_titles"] = _with_titles
-    environment.filters["breakable"] = _breakable
     page = environment.get_template("page.html.j2")
     return page.render(
         plan=plan,
@@ -92,6 +92,14 @@ def _breakable(label: str) -> Any:
     from markupsafe import Markup, escape
 
     return Markup(str(escape(label)).replace(":", "<wbr>:").replace("/", "/<wbr>"))
+
+
+def _fixed(value: float, decimals: int, scale: float = 1) -> str:
+    return f"{value * scale:.{decimals}f}".replace("-", "−")
+
+
+def _signed(value: float, decimals: int) -> str:
+    return f"{value:+.{decimals}f}".replace("-", "−")
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@
   const plot = document.getElementById("paired-plot");
   const note = document.getElementById("paired-note");
   const baseline = document.getElementById("baseline");
+  const SVG = document.querySelector("svg").namespaceURI;
   const STEPS = "fewer steps at equal FLOPs";
   const DOTS = 200, DRAWS = 2000;
   const metric = () => document.querySelector('input[name="prompts-y"]:checked').value;
@@ -50,7 +51,7 @@
       .filter(Boolean);
 
   const element = (name, attributes, text) => {
-    const made = document.createElementNS("http://www.w3.org/2000/svg", name);
+    const made = document.createElementNS(SVG, name);
     for (const [key, value] of Object.entries(attributes)) {
       if (key === "fill" || key === "stroke") made.style[key] = value;
       else made.setAttribute(key, value);
