@@ -16,12 +16,14 @@ from dit_accel.cli.evaluate import evaluate
 from dit_accel.cli.generate import generate
 from dit_accel.cli.models import models
 from dit_accel.cli.report import report
+from dit_accel.cli.score import score
 from dit_accel.cli.vbench_export import vbench_export
 
 VERBS: dict[str, Callable[..., None]] = {
     "generate": generate,
     "evaluate": evaluate,
     "report": report,
+    "score": score,
     "models": models,
     "vbench-export": vbench_export,
 }
