@@ -15,6 +15,7 @@ FOLDERS = (
     "dit_accel",
     "dit_accel/metrics",
     "dit_accel/video",
+    "dit_accel/report",
     "dit_accel/cli",
     "pipelines",
     "scripts",

@@ -265,17 +265,17 @@ def test_the_heat_map_is_the_difference_times_the_factor_that_is_told(store, evi
     assert player.factor > 1
 
 
-def test_large_clips_are_made_smaller_until_the_page_has_room(tmp_path):
-    labels_ = ("uncached", "edcw:0.2", "fewer-steps:6")
-    store = fake_run(tmp_path / "a", fake_plan(3, labels_, side=176))
+def test_large_clips_are_coded_and_made_smaller_until_the_page_has_room(tmp_path):
+    store = fake_run(tmp_path / "a", fake_plan(3, ("uncached", "edcw:0.2"), side=176))
     evidence = gather(store, store.plan())
     exact = clips.gallery(store, evidence, 10**9)
-    assert exact.tier.quality is None
-    budget = 110_000
-    tight = clips.gallery(store, evidence, budget)
-    assert tight.tier.quality is not None and tight.players[0].width == 160
-    assert sum(map(len, tight.sheets.values())) <= budget
-    assert {len(exact.players), len(tight.players) + tight.left_out} == {3}
+    assert exact.tier.quality is None and len(exact.players) == 3
+    full = sum(map(len, exact.sheets.values()))
+    coded = clips.gallery(store, evidence, full // 2)
+    assert coded.tier.quality is not None and len(coded.players) == 3
+    assert sum(map(len, coded.sheets.values())) <= full // 2
+    least = clips.gallery(store, evidence, 1)
+    assert least.players[0].width == 160 and least.left_out == 2
 
 
 def picture(uri: str) -> np.ndarray:

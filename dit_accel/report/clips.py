@@ -192,19 +192,23 @@ def _factor(apart: video.Frames) -> int:
 
 
 def _tier(reader: _Reader, first: Sequence[Chosen], budget: int) -> Tier:
-    """The best at which the clips over all methods take most of the budget at most."""
-    for chosen in first[:1]:
-        both = reader.both(chosen.pair)
-        for tier in TIERS if both is not None else ():
-            assert both is not None
+    """The best at which the clips over all methods take most of the budget at most.
+
+    Guessed from the worst of them and the median one, whose heat maps are the most unlike.
+    """
+    samples = [(c, both) for c in (*first[:1], *first[1:][-1:]) if (both := reader.both(c.pair))]
+    for tier in TIERS:
+        costs = [0]
+        for chosen, both in samples:
             width, height = _scaled(both[0].shape[2], both[0].shape[1], tier)
             if len(both[0]) * width * height > _MOST_PIXELS:
-                continue
+                costs.append(budget)
+                break
             _, sheets = _player(chosen, both, tier, known={})
-            if len(first) * sum(map(len, sheets.values())) <= _SHARE_OF_FIRST * budget:
-                return tier
-        return TIERS[-1]
-    return TIERS[0]
+            costs.append(sum(map(len, sheets.values())))
+        if len(first) * max(costs) <= _SHARE_OF_FIRST * budget:
+            return tier
+    return TIERS[-1]
 
 
 def _player(
