@@ -128,8 +128,8 @@ class Handle:
             for (name, branch), (args, kwargs) in self._session.inputs.items():
                 costs = count_flops(_without_weights(self._transformers[name]), args, kwargs)
                 mine = [s for s in sites if (s.transformer, s.branch) == (name, branch)]
-                full += costs[""] * max((len(s.computed) + len(s.reused) for s in mine), default=0)
-                saved += sum(self._cost(costs, s.name) * len(s.reused) for s in mine)
+                full += costs[""] * max((len(s.computed) + len(s.served) for s in mine), default=0)
+                saved += sum(self._cost(costs, s.name) * len(s.served) for s in mine)
         except (RuntimeError, NotImplementedError, TypeError) as error:
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             return None, None, (f"FLOPs could not be counted: {reason}",)

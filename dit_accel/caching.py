@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from dit_accel import forecast
 from dit_accel.drift import relative_l1
 from dit_accel.families import Family
 from dit_accel.outcome import SiteReport
@@ -31,7 +32,16 @@ class Trace:
 
     computed: list[int] = field(default_factory=list)
     reused: list[int] = field(default_factory=list)
+    forecast: list[int] = field(default_factory=list)
     drift: dict[int, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Kept:
+    """A value and the timestep that it is of."""
+
+    time: float
+    value: torch.Tensor
 
 
 class Site:
@@ -45,29 +55,43 @@ class Site:
         """Forget the last run."""
         self.windows = Windows(self.cache.config, total)
         self.reuses = False
-        self.kept: dict[tuple[str, str], torch.Tensor] = {}
+        self.kept: dict[tuple[str, str], list[Kept]] = {}
         self.traces: dict[str, Trace] = {}
 
     def serve(self, like: torch.Tensor) -> torch.Tensor | None:
-        """The kept value, if this step reuses and one that fits `like` is there; else None."""
-        session = self.cache.session
-        kept = self.kept.get((session.role, session.branch)) if self.reuses else None
-        if kept is None or kept.shape != like.shape or kept.device != like.device:
+        """What the kept values make of this step, if it is served and they fit; else None."""
+        kept = self._fitting(like) if self.reuses else []
+        if not kept:
             return None
-        self._trace().reused.append(session.step)
-        return kept
+        trace = self._trace()
+        (trace.forecast if len(kept) > 1 else trace.reused).append(self.cache.session.step)
+        return self._predict(kept)
 
     def keep(self, value: torch.Tensor) -> None:
-        """Keep a fresh value, and measure how far the one before was from it."""
-        session = self.cache.session
-        key = (session.role, session.branch)
-        before = self.kept.get(key)
-        comparable = before is not None and before.shape == value.shape
-        drift = relative_l1(before, value) if before is not None and comparable else None
-        self.kept[key] = value
+        """Keep a fresh value, and measure how far off the kept ones would have been."""
+        session, config = self.cache.session, self.cache.config
+        before = self._fitting(value)
+        drift = relative_l1(self._predict(before), value) if before else None
+        now = Kept(session.time if config.order else 0.0, value)
+        older = [kept for kept in before if kept.time != now.time]
+        self.kept[session.role, session.branch] = [now, *older][: config.order + 1]
         trace = self._trace()
         trace.computed.append(session.step)
         self.cache.pending.append((self, trace, session.step, drift))
+
+    def _fitting(self, like: torch.Tensor) -> list[Kept]:
+        """The kept values of this role and branch, latest first; none if they are of another run's
+        size or device."""
+        session = self.cache.session
+        kept = self.kept.get((session.role, session.branch), [])
+        fits = all(k.value.shape == like.shape and k.value.device == like.device for k in kept)
+        return kept if fits else []
+
+    def _predict(self, kept: list[Kept]) -> torch.Tensor:
+        if len(kept) == 1:
+            return kept[0].value
+        factors = forecast.weights([k.time for k in kept], self.cache.session.time)
+        return forecast.combine(factors, [k.value for k in kept])
 
     def _trace(self) -> Trace:
         return self.traces.setdefault(self.cache.session.branch, Trace())
@@ -175,13 +199,14 @@ class Cache:
 
     def settle(self) -> None:
         """Read the drifts of the last step, all in one transfer, and let the windows see them."""
-        held = sum(kept.nbytes for site in self.sites for kept in site.kept.values())
+        values = (kept.value for site in self.sites for many in site.kept.values() for kept in many)
+        held = sum(value.nbytes for value in values)
         self.kept_bytes = max(self.kept_bytes, held)
         tensors = [drift for *_, drift in self.pending if drift is not None]
-        values = iter(self._read(tensors))
+        numbers = iter(self._read(tensors))
         worst: dict[Site, tuple[int, float | None]] = {}
         for site, trace, step, drift in self.pending:
-            value = None if drift is None else next(values)
+            value = None if drift is None else next(numbers)
             if value is not None:
                 trace.drift[step] = value
             worst[site] = (step, _larger(worst.get(site, (step, None))[1], value))
@@ -205,6 +230,7 @@ class Cache:
             SiteReport(
                 site.transformer, branch, site.name,
                 tuple(trace.computed), tuple(trace.reused), dict(trace.drift),
+                tuple(trace.forecast),
             )
             for site in self.sites
             for branch, trace in site.traces.items()

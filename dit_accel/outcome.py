@@ -8,7 +8,11 @@ from typing import Any
 
 @dataclass(frozen=True)
 class SiteReport:
-    """One site in one branch: `name` is the module's path, `drift` is by computed step."""
+    """One site in one branch: `name` is the module's path, `drift` is by computed step.
+
+    A step is in one of `computed`, `reused` (served from one kept value) and `forecast` (from
+    several).
+    """
 
     transformer: str
     branch: str
@@ -16,6 +20,12 @@ class SiteReport:
     computed: tuple[int, ...]
     reused: tuple[int, ...]
     drift: dict[int, float]
+    forecast: tuple[int, ...] = ()
+
+    @property
+    def served(self) -> tuple[int, ...]:
+        """Steps that were not computed."""
+        return tuple(sorted(self.reused + self.forecast))
 
 
 @dataclass(frozen=True)
@@ -50,7 +60,7 @@ class Report:
     @property
     def steps_computed(self) -> float:
         """Steps computed, mean over sites and branches; sites of two experts count once."""
-        actions = [(len(s.computed), len(s.computed) + len(s.reused)) for s in self.sites]
+        actions = [(len(s.computed), len(s.computed) + len(s.served)) for s in self.sites]
         done, total = map(sum, zip(*actions, strict=True)) if actions else (0, 0)
         return self.steps * done / total if total else 0.0
 

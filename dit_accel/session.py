@@ -56,7 +56,15 @@ class Session:
         self.total: int | None = None
         self._seen: set[tuple[str, str]] = set()
         self._texts: list[int] = []
+        self._times: list[float] = []
         self.inputs.clear()
+
+    @property
+    def time(self) -> float:
+        """The scheduler's timestep of this step; all of a run are read from the device at once."""
+        if not self._times:
+            self._times = self.pipe.scheduler.timesteps.flatten().tolist()
+        return self._times[self.step]
 
     def _wrap_context(self, inner: Any) -> Any:
         @contextmanager

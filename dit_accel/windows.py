@@ -32,6 +32,8 @@ class EDCW:
         first: steps computed at the start, >= 1.
         last: steps computed at the end, >= 0.
         growth: "step" grows a window by one, "rate" to what the measured drift per step allows.
+        order: of the polynomial that serves a window: 0 the kept value itself, 1 the line through
+            the last two, 2 the parabola through the last three (`forecast`).
 
     Raises:
         ValueError: a value is out of range.
@@ -42,6 +44,7 @@ class EDCW:
     first: int = 4
     last: int = 1
     growth: str = "rate"
+    order: int = 0
 
     def __post_init__(self) -> None:
         if not (isinstance(self.threshold, (int, float)) and 0 <= self.threshold < math.inf):
@@ -50,6 +53,8 @@ class EDCW:
             value = getattr(self, name)
             if not isinstance(value, int) or value < least:
                 raise ValueError(f"{name} is {value!r}; accepted: an integer >= {least}")
+        if self.order not in (0, 1, 2):
+            raise ValueError(f"order is {self.order!r}; accepted: 0, 1, 2")
         if self.growth not in ("step", "rate"):
             raise ValueError(f"growth is {self.growth!r}; accepted: 'step', 'rate'")
 

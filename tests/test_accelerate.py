@@ -250,3 +250,29 @@ def test_public_names_are_there():
         assert getattr(dit_accel, name) is not None
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         dit_accel.nothing  # noqa: B018
+
+
+@pytest.mark.parametrize("order", [1, 2])
+@pytest.mark.parametrize("site", SITES)
+def test_a_forecast_is_the_polynomial_through_the_kept_values(site, order):
+    """The first values are reused, later ones forecast; drift is of what would have been served."""
+    pipe = tiny_wan()
+    with accelerate(pipe, site=site, config=EDCW(threshold=1e9, first=3, order=order)) as handle:
+        clip = call(pipe)
+        report = handle.report()
+    one = report.sites[0]
+    assert one.forecast and not one.reused  # three steps are computed before the first window
+    assert sorted(one.computed + one.served) == list(range(STEPS))
+    assert report.kept_bytes % (order + 1) == 0
+    with accelerate(pipe, site=site, config=EDCW(threshold=1e9, first=3)) as handle:
+        assert not np.array_equal(call(pipe), clip)
+        assert handle.report().kept_bytes * (order + 1) == report.kept_bytes
+        assert handle.report().sites[0].drift[1] == one.drift[1]  # one kept value: the same
+        assert handle.report().sites[0].drift[2] != one.drift[2]
+
+
+def test_a_forecast_with_threshold_zero_is_the_stock_clip():
+    pipe = tiny_wan()
+    stock = call(pipe)
+    with accelerate(pipe, config=EDCW(threshold=0.0, order=1)):
+        assert np.array_equal(call(pipe), stock)

@@ -86,6 +86,14 @@ def test_group_offload_after_acceleration_is_named_when_the_handle_is_removed(ac
 
 def offload(pipe: Any) -> None:
     cpu = torch.device("cpu")
-    pipe.transformer.enable_group_offload(
-        onload_device=cpu, offload_device=cpu, offload_type="block_level", num_blocks_per_group=1
-    )
+    try:
+        pipe.transformer.enable_group_offload(
+            onload_device=cpu,
+            offload_device=cpu,
+            offload_type="block_level",
+            num_blocks_per_group=1,
+        )
+    except AttributeError as error:  # diffusers 0.35 asks for the accelerator's type
+        if torch.accelerator.current_accelerator() is not None:
+            raise
+        pytest.skip(f"this diffusers offloads groups with an accelerator only: {error}")

@@ -50,7 +50,7 @@ def shares_computed(sites: Iterable[SiteReport], steps: int) -> list[float]:
         for step in site.computed:
             computed[step] += 1
             ran[step] += 1
-        for step in site.reused:
+        for step in site.served:
             ran[step] += 1
     return [done / total if total else 0.0 for done, total in zip(computed, ran, strict=True)]
 
@@ -129,7 +129,7 @@ def _report_rows(report: Report, shades: str) -> list[Row]:
         ("kept values", bytes_text(report.kept_bytes)),
         *(("", Text(note, style="yellow")) for note in report.notes),
     ]
-    if not any(site.reused for site in report.sites):
+    if not any(site.served for site in report.sites):
         rows.append(("", Text(_nothing_reused(report), style="yellow")))
     return rows
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from dit_accel.accelerate import accelerate
 from dit_accel.methods.row import Apply, Context, Effect, Method
+from dit_accel.windows import EDCW
 
 
 @contextmanager
@@ -22,18 +23,18 @@ def _fewer_steps(pipe: Any, number: float | int | None, context: Context) -> Ite
     yield Effect(overrides={"num_inference_steps": int(number)})
 
 
-def _edcw(site: str) -> Apply:
+def _edcw(site: str, order: int = 0) -> Apply:
     def apply(
         pipe: Any, number: float | int | None, context: Context
     ) -> AbstractContextManager[Effect]:
-        return _accelerated(pipe, site, float(number or 0.0))
+        return _accelerated(pipe, site, EDCW(threshold=float(number or 0.0), order=order))
 
     return apply
 
 
 @contextmanager
-def _accelerated(pipe: Any, site: str, threshold: float) -> Iterator[Effect]:
-    with accelerate(pipe, threshold=threshold, site=site) as handle:
+def _accelerated(pipe: Any, site: str, config: EDCW) -> Iterator[Effect]:
+    with accelerate(pipe, config=config, site=site) as handle:
         yield Effect(report=handle.report)
 
 
@@ -52,6 +53,20 @@ OURS = (
             ("edcw", "model", (0.05, 0.1, 0.2, 0.4)),
             ("edcw/block", "block", (0.1, 0.2, 0.4)),
             ("edcw/attention", "attention", (0.1, 0.2, 0.4)),
+        )
+    ),
+    *(
+        Method(
+            name=name,
+            summary=f"the same at the site model, served by {what}",
+            apply=_edcw("model", order),
+            number="threshold δ",
+            default=0.1,
+            sweep=(0.02, 0.05, 0.1, 0.2, 0.4),
+        )
+        for name, order, what in (
+            ("edcw-line", 1, "the line through the last two kept values"),
+            ("edcw-parabola", 2, "the parabola through the last three"),
         )
     ),
     Method(

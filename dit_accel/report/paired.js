@@ -118,7 +118,7 @@
         svg.append(element("text", { x: width - right + 14, y: y + 4.5, class: "muted" }, text));
       }
       for (const dot of thinned(row.values)) {
-        svg.append(element("circle", { cx: x(dot), cy: y, r: 3.6, fill: `var(${row.colour})`, "fill-opacity": 0.5 }));
+        svg.append(element("circle", { cx: x(dot), cy: y, r: 3.6, fill: `var(${row.colour})`, "fill-opacity": 0.6 }));
       }
       if (from !== null) svg.append(element("line", { x1: x(from), x2: x(to), y1: y, y2: y, stroke: "var(--ink)", "stroke-width": 1.8 }));
       svg.append(element("line", { x1: x(value), x2: x(value), y1: y - 7, y2: y + 7, stroke: "var(--ink)", "stroke-width": 2.6 }));

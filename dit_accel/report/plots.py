@@ -52,7 +52,7 @@ def _prompts(evidence: Evidence, metric: str, shown: list[Setting], size: Size) 
             values = [shown_at(metric, value) for value in scores]
             style = look(slots[setting.method])
             axes.plot(
-                thinned(values), [place_] * len(thinned(values)), "o", markersize=6, alpha=0.45,
+                thinned(values), [place_] * len(thinned(values)), "o", markersize=6, alpha=0.6,
                 color=style.colour, markeredgewidth=0, zorder=2,
             )  # fmt: skip
             score = rows[setting].scores[metric]

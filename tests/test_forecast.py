@@ -1,0 +1,58 @@
+"""Forecasts of kept values: arithmetic that can be followed by hand."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from dit_accel.forecast import combine, weights
+
+
+def test_one_value_is_reused_as_it_is():
+    value = torch.tensor([3.0])
+    assert weights([7.0], 2.0) == (1.0,)
+    assert combine((1.0,), [value]) is value
+
+
+def test_a_line_by_hand():
+    """Kept 5 at time 10 and 7 at time 8: the line falls by 1 a unit of time, so 9 at time 6."""
+    factors = weights([8.0, 10.0], 6.0)
+    assert factors == (2.0, -1.0)
+    assert combine(factors, [torch.tensor(7.0), torch.tensor(5.0)]).item() == 9.0
+
+
+def test_a_parabola_by_hand():
+    """t² through 1, 4 and 9 at 1, 2 and 3 is 16 at 4: 1 - 3·4 + 3·9."""
+    assert weights([1.0, 2.0, 3.0], 4.0) == (1.0, -3.0, 3.0)
+    values = [torch.tensor(x) for x in (1.0, 4.0, 9.0)]
+    assert combine(weights([1.0, 2.0, 3.0], 4.0), values).item() == 16.0
+
+
+@pytest.mark.parametrize("degree", [0, 1, 2])
+def test_polynomials_up_to_the_order_are_exact_at_uneven_places(degree):
+    kept, at = [1000.0, 857.0, 602.0][: degree + 1], 311.0
+    coefficients = [2.0, -0.5, 0.01][: degree + 1]
+
+    def value(t: float) -> float:
+        return sum(c * t**k for k, c in enumerate(coefficients))
+
+    forecast = sum(w * value(t) for w, t in zip(weights(kept, at), kept, strict=True))
+    assert forecast == pytest.approx(value(at))
+
+
+def test_weights_sum_to_one_and_hit_what_was_kept():
+    kept = [900.0, 700.0, 650.0]
+    assert sum(weights(kept, 123.0)) == pytest.approx(1.0)
+    assert weights(kept, 700.0) == (0.0, 1.0, 0.0)
+
+
+def test_combine_keeps_what_was_kept():
+    values = [torch.ones(2), torch.full((2,), 3.0)]
+    assert combine((2.0, -1.0), values).tolist() == [-1.0, -1.0]
+    assert values[0].tolist() == [1.0, 1.0]
+
+
+@pytest.mark.parametrize("kept", [[], [3.0, 3.0]])
+def test_places_must_differ(kept):
+    with pytest.raises(ValueError, match="at least one place, all different"):
+        weights(kept, 1.0)
