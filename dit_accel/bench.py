@@ -88,6 +88,18 @@ def peak_memory(device: torch.device) -> int | None:
     return marks[0] if marks else None
 
 
+def free_memory(device: torch.device) -> int | None:
+    """Bytes that can still be allocated on a device; None where it cannot be told."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:
+        return None
+    marks = [int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable")]
+    return marks[0] if device.type == "cpu" and marks else None
+
+
 def count_flops(
     module: torch.nn.Module, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
 ) -> dict[str, int]:

@@ -23,7 +23,7 @@ from dit_accel.patching import Patches
 from dit_accel.session import Session, outside_graphs
 from dit_accel.windows import EDCW, Windows
 
-Forward = Callable[..., torch.Tensor]
+Forward = Callable[..., Any]  # a module's forward: tokens, or tokens and text
 
 
 @dataclass
@@ -112,30 +112,32 @@ class Site:
 
         return outside_graphs(forward)
 
-    def wrap_stack(self, forwards: list[Forward], hidden: tuple[str, int]) -> list[Forward]:
+    def wrap_stack(self, forwards: list[Forward], family: Family) -> list[Forward]:
         """Keeps the residual of a run of blocks: of one block, or of the whole stack.
 
         The first block decides. When it reuses, it returns its input plus the residual and the
-        others pass that on untouched.
+        others pass that on untouched. Text that goes along is passed on as it came in.
         """
         entered: list[torch.Tensor] = []  # the stack's input while it is being computed
-        last = len(forwards) - 1
+        last, text = len(forwards) - 1, family.text
 
         def wrap(index: int, inner: Forward) -> Forward:
-            def forward(*args: Any, **kwargs: Any) -> torch.Tensor:
-                name, place = hidden
-                tokens = kwargs[name] if name in kwargs else args[place]
+            def forward(*args: Any, **kwargs: Any) -> Any:
+                def passed(tokens: torch.Tensor) -> Any:
+                    return tokens if text is None else (tokens, _argument(text, args, kwargs))
+
+                tokens = _argument(family.hidden, args, kwargs)
                 if index == 0:
                     entered.clear()
                     kept = self.serve(tokens)
                     if kept is not None:
-                        return tokens + kept
+                        return passed(tokens + kept)
                     entered.append(tokens)
                 if not entered:
-                    return tokens
+                    return passed(tokens)
                 output = inner(*args, **kwargs)
                 if index == last:
-                    self.keep(output - entered.pop())
+                    self.keep((output if text is None else output[0]) - entered.pop())
                 return output
 
             return outside_graphs(forward)
@@ -177,7 +179,7 @@ class Cache:
         return self.sites[-1]
 
     def _wrap_stack(self, patches: Patches, site: Site, blocks: list[torch.nn.Module]) -> None:
-        wrapped = iter(site.wrap_stack([block.forward for block in blocks], self.family.hidden))
+        wrapped = iter(site.wrap_stack([block.forward for block in blocks], self.family))
         for block in blocks:
             patches.wrap(block, "forward", lambda _: next(wrapped))
 
@@ -235,6 +237,12 @@ class Cache:
             for site in self.sites
             for branch, trace in site.traces.items()
         )  # fmt: skip
+
+
+def _argument(where: tuple[str, int], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """An argument of a call by its name, or by its position where it was given so."""
+    name, place = where
+    return kwargs[name] if name in kwargs else args[place]
 
 
 def _larger(a: float | None, b: float | None) -> float | None:

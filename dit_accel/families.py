@@ -24,10 +24,14 @@ class Family:
         components: attributes of a pipeline that may hold such a transformer.
         blocks: attributes of the transformer that hold its blocks, in the order they run.
         hidden: a block's argument that carries the tokens through the stack, and its position.
-        returns: the blocks' outputs that go on to the next block: "hidden" alone.
+        text: the argument, and its position, of the text that a block returns beside the tokens;
+            None where a block returns the tokens alone. The stack's own output is of the tokens
+            only, in every family, so that the text need not be kept with the whole stack.
         attention: a block's submodule that computes self-attention.
-        branches: how classifier-free guidance runs: "separate" forwards or one "batched".
-        sites: which sites are safe: the whole stack only where nothing is added between blocks.
+        branches: how classifier-free guidance runs: "separate" forwards, one "batched", or
+            "embedded" in the weights, where one forward a step is all.
+        sites: which sites are safe: the whole stack only where nothing is added between blocks,
+            the others only where a value is one tensor.
         notes: one phrase for people.
     """
 
@@ -37,7 +41,7 @@ class Family:
     components: tuple[str, ...]
     blocks: tuple[str, ...]
     hidden: tuple[str, int]
-    returns: str
+    text: tuple[str, int] | None
     attention: str
     branches: str
     sites: tuple[str, ...]
@@ -54,11 +58,50 @@ FAMILIES: dict[str, Family] = {
             components=("transformer", "transformer_2"),
             blocks=("blocks",),
             hidden=("hidden_states", 0),
-            returns="hidden",
+            text=None,
             attention="attn1",
             branches="separate",
             sites=SITES,
             notes="Wan 2.1 and 2.2 text-to-video; both transformers of Wan 2.2",
+        ),
+        Family(
+            name="hunyuan-video",
+            transformer="HunyuanVideoTransformer3DModel",
+            pipelines=("HunyuanVideoPipeline",),
+            components=("transformer",),
+            blocks=("transformer_blocks", "single_transformer_blocks"),
+            hidden=("hidden_states", 0),
+            text=("encoder_hidden_states", 1),
+            attention="attn",
+            branches="embedded",
+            sites=("model",),
+            notes="HunyuanVideo text-to-video",
+        ),
+        Family(
+            name="cogvideox",
+            transformer="CogVideoXTransformer3DModel",
+            pipelines=("CogVideoXPipeline",),
+            components=("transformer",),
+            blocks=("transformer_blocks",),
+            hidden=("hidden_states", 0),
+            text=("encoder_hidden_states", 1),
+            attention="attn1",
+            branches="batched",
+            sites=("model",),
+            notes="CogVideoX 2B, 5B and 1.5 text-to-video",
+        ),
+        Family(
+            name="ltx",
+            transformer="LTXVideoTransformer3DModel",
+            pipelines=("LTXPipeline",),
+            components=("transformer",),
+            blocks=("transformer_blocks",),
+            hidden=("hidden_states", 0),
+            text=None,
+            attention="attn1",
+            branches="batched",
+            sites=SITES,
+            notes="LTX-Video 0.9 text-to-video",
         ),
     )
 }

@@ -93,8 +93,8 @@ class Session:
         context, index, total = self._context or (None, None, None)
         timesteps = self.pipe.scheduler.timesteps
         timestep = kwargs["timestep"] if "timestep" in kwargs else args[1]
-        step = position(timestep, timesteps) if index is None else index
         branch = context or self._branch_of(kwargs.get("encoder_hidden_states"))
+        step = self._which(positions(timestep, timesteps), name, branch) if index is None else index
         again = step == self.step and (name, branch) in self._seen
         if again or step < self.step or self.step < 0:
             self._forget()
@@ -111,6 +111,14 @@ class Session:
         self._seen.add((name, branch))
         if (name, branch) not in self.inputs:
             self.inputs[name, branch] = tree_map_only(torch.Tensor, _shape_of, (args, kwargs))
+
+    def _which(self, steps: list[int], name: str, branch: str) -> int:
+        """Of several steps with the same rounded timestep, the one that comes next."""
+        if len(steps) == 1 or getattr(self.pipe.scheduler, "step_index", 0) is None:
+            return steps[0]  # the scheduler has not stepped yet: it is the run's first
+        if self.step in steps and (name, branch) not in self._seen:
+            return self.step
+        return next((step for step in steps if step > self.step), steps[0])
 
     def _branch_of(self, text: torch.Tensor | None) -> str:
         """Name of a text embedding that stays the same over a run: diffusers runs cond first."""
@@ -130,11 +138,12 @@ def _shape_of(tensor: torch.Tensor) -> torch.Tensor:
     return torch.empty_like(tensor, device="meta")
 
 
-def position(timestep: torch.Tensor, timesteps: torch.Tensor) -> int:
-    """0-based step of a forward's timestep among the scheduler's.
+def positions(timestep: torch.Tensor, timesteps: torch.Tensor) -> list[int]:
+    """0-based steps that a forward's timestep may be of, among the scheduler's.
 
     A timestep that is a view of the schedule (as diffusers' pipelines pass it) is located by its
-    place in memory, without reading the device; any other by its value.
+    place in memory, without reading the device; any other by its value, as its dtype rounds it:
+    bfloat16 has one number for 994 and 997, so that there can be several.
 
     Args:
         timestep: any shape; all elements equal, or zero where a frame is given (Wan 2.2 TI2V).
@@ -144,12 +153,14 @@ def position(timestep: torch.Tensor, timesteps: torch.Tensor) -> int:
         ValueError: the value is not in the schedule.
     """
     if timestep.untyped_storage().data_ptr() == timesteps.untyped_storage().data_ptr():
-        return int((timestep.storage_offset() - timesteps.storage_offset()) // timesteps.stride(0))
-    value = timestep.max().to(timesteps.device, timesteps.dtype)
-    found = (timesteps - value).abs().argmin()
-    gap, step = torch.stack([(timesteps[found] - value).abs(), found.to(timesteps.dtype)]).tolist()
-    if gap > 1e-3 * max(1.0, float(timesteps.abs().max())):
+        return [
+            int((timestep.storage_offset() - timesteps.storage_offset()) // timesteps.stride(0))
+        ]
+    value = timestep.max().to(timesteps.device)
+    schedule = timesteps.to(value.dtype).float()
+    *gaps, now = torch.cat([(schedule - value).abs(), value.float()[None]]).tolist()
+    if min(gaps) > 1e-3 * max(1.0, abs(now)):
         raise ValueError(
-            f"timestep {value.item()} is not one of the scheduler's {len(timesteps)} timesteps"
+            f"timestep {now:g} is not one of the scheduler's {len(timesteps)} timesteps"
         )
-    return int(step)
+    return [step for step, gap in enumerate(gaps) if gap == min(gaps)]

@@ -96,7 +96,7 @@ def take(
     from dit_accel import bench
 
     arguments = call_arguments(pipe, clip) | (overrides or {})
-    clock = _LoopClock(pipe, device, int(arguments["num_inference_steps"]), watchers)
+    clock = LoopClock(pipe, device, int(arguments["num_inference_steps"]), watchers)
     with clock, bench.measure(device) as measured:
         frames = pipe(**arguments, callback_on_step_end=clock.step_ended).frames[0]
     if not np.isfinite(frames).all():
@@ -111,8 +111,11 @@ def take(
 
 
 def warm_up(pipe: Any, clip: Clip) -> None:
-    """One uncached step, thrown away: the first call also pays for allocation and kernels."""
-    pipe(**call_arguments(pipe, clip) | {"num_inference_steps": 1})
+    """Two uncached steps, thrown away: the first call also pays for allocation and kernels.
+
+    One step would do but for schedules that are stretched to an end (LTX's), which need two.
+    """
+    pipe(**call_arguments(pipe, clip) | {"num_inference_steps": 2})
 
 
 def call_arguments(pipe: Any, clip: Clip) -> dict[str, Any]:
@@ -137,7 +140,7 @@ def call_arguments(pipe: Any, clip: Clip) -> dict[str, Any]:
     } | {name: value for name, value in optional.items() if name in accepted and value is not None}
 
 
-class _LoopClock:
+class LoopClock:
     """Times the denoising loop of one call, and tells the watchers."""
 
     def __init__(self, pipe: Any, device: str, steps: int, watchers: tuple[Watcher, ...]) -> None:

@@ -12,6 +12,7 @@ from typing import Annotated
 import typer
 
 from dit_accel import __version__
+from dit_accel.cli.bench import bench
 from dit_accel.cli.evaluate import evaluate
 from dit_accel.cli.generate import generate
 from dit_accel.cli.models import models
@@ -24,6 +25,7 @@ VERBS: dict[str, Callable[..., None]] = {
     "evaluate": evaluate,
     "report": report,
     "score": score,
+    "bench": bench,
     "models": models,
     "vbench-export": vbench_export,
 }
