@@ -62,7 +62,7 @@ FAMILIES: dict[str, Family] = {
             attention="attn1",
             branches="separate",
             sites=SITES,
-            notes="Wan 2.1 and 2.2 text-to-video; both transformers of Wan 2.2",
+            notes="Wan 2.1 and 2.2, both experts",
         ),
         Family(
             name="hunyuan-video",
@@ -75,7 +75,7 @@ FAMILIES: dict[str, Family] = {
             attention="attn",
             branches="embedded",
             sites=("model",),
-            notes="HunyuanVideo text-to-video",
+            notes="HunyuanVideo 1.0",
         ),
         Family(
             name="cogvideox",
@@ -88,7 +88,7 @@ FAMILIES: dict[str, Family] = {
             attention="attn1",
             branches="batched",
             sites=("model",),
-            notes="CogVideoX 2B, 5B and 1.5 text-to-video",
+            notes="CogVideoX 2B, 5B and 1.5",
         ),
         Family(
             name="ltx",
@@ -101,7 +101,7 @@ FAMILIES: dict[str, Family] = {
             attention="attn1",
             branches="batched",
             sites=SITES,
-            notes="LTX-Video 0.9 text-to-video",
+            notes="LTX-Video 0.9",
         ),
     )
 }

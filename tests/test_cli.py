@@ -12,7 +12,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +27,7 @@ from dit_accel.cli.progress import StepBar
 from dit_accel.cli.request import slug
 from dit_accel.cli.settings import Strides, check_sizes, read_strides
 from dit_accel.families import FAMILIES
+from dit_accel.outcome import SiteReport
 
 ROOT = Path(__file__).resolve().parent.parent
 PROMPT = "a red circle moving right"
@@ -602,22 +602,21 @@ def test_slug(prompt: str, name: str) -> None:
     assert slug(prompt) == name
 
 
-@dataclass(frozen=True)
-class Site:
-    """A `SiteReport` of which only the steps matter."""
-
-    computed: tuple[int, ...]
-    reused: tuple[int, ...]
+def site(*computed: int, steps: int) -> SiteReport:
+    """Of which only the steps matter; the odd ones that are not computed are forecast."""
+    rest = set(range(steps)) - set(computed)
+    reused, forecast = (tuple(s for s in sorted(rest) if s % 2 == odd) for odd in (0, 1))
+    return SiteReport("transformer", "cond", "stack", computed, reused, {}, forecast)
 
 
 def test_strip_of_one_site() -> None:
-    shares = summary.shares_computed([Site((0, 1, 4), (2, 3))], 5)  # type: ignore[list-item]
+    shares = summary.shares_computed([site(0, 1, 4, steps=5)], 5)
     assert summary.strip(shares) == "██··█"
 
 
 def test_strip_of_many_sites_shades_what_lies_between() -> None:
-    sites = [Site((0,), (1, 2)), Site((0, 1), (2,)), Site((0,), (1, 2))]
-    shares = summary.shares_computed(sites, 3)  # type: ignore[arg-type]
+    sites = [site(0, steps=3), site(0, 1, steps=3), site(0, steps=3)]
+    shares = summary.shares_computed(sites, 3)
     assert shares == [1.0, 1 / 3, 0.0]
     assert summary.strip(shares) == "█▒·"
     assert summary.strip([0.001, 0.5, 0.999], summary.PLAIN_SHADES) == "-+x"

@@ -33,11 +33,11 @@ def _as_json() -> str:
 
 
 def _as_table() -> Table:
-    table = Table("family", "transformer", "sites", "guidance", "notes", box=SIMPLE)
-    table.columns[1].header = "transformer,\npipelines"
-    table.columns[1].no_wrap = True
+    table = Table("family", "transformer,\npipelines, notes", "sites", "guidance", box=SIMPLE)
+    for column in table.columns:
+        column.no_wrap = True
     for family in FAMILIES.values():
-        classes = "\n".join((family.transformer, *family.pipelines))
-        sites = "\n".join(family.sites)
-        table.add_row(family.name, classes, sites, family.branches, family.notes)
+        classes = "\n".join((family.transformer, *family.pipelines, f"[dim]{family.notes}[/]"))
+        table.add_row(family.name, classes, "\n".join(family.sites), family.branches)
+        table.add_section()
     return table
