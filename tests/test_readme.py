@@ -2,10 +2,12 @@ import re
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "scripts"))
 
-import methods_table  # noqa: E402
+import docs_tables  # noqa: E402
 from readme_tree import in_readme, tree  # noqa: E402
 
 
@@ -13,9 +15,10 @@ def test_tree_is_what_the_docstrings_say():
     assert in_readme() == tree(), "run: python scripts/readme_tree.py --write"
 
 
-def test_the_methods_page_is_what_the_table_says():
-    assert methods_table.in_page() == methods_table.table(), (
-        "run: python scripts/methods_table.py --write"
+@pytest.mark.parametrize("name", docs_tables.TABLES)
+def test_the_pages_of_the_docs_are_what_the_tables_say(name):
+    assert docs_tables.in_page(name) == docs_tables.TABLES[name][1](), (
+        "run: python scripts/docs_tables.py --write"
     )
 
 

@@ -1,5 +1,7 @@
-"""Every setting of a run, resolved: what the user asked, else the folder's own defaults, else those
-of the pipeline's call; and the checks that need the model's configuration, but not its weights."""
+"""Every setting of a run, resolved, and the checks that need the model's configuration alone.
+
+A setting is what the user asked, else the folder's own default, else that of the pipeline's call.
+"""
 
 from __future__ import annotations
 
