@@ -408,6 +408,10 @@ def test_methods_parse_with_numbers_defaults_and_sweeps():
     labels = [setting.label for setting in parse_list("uncached, edcw:*,edcw:0.1")]
     assert labels == ["uncached", "edcw:0.05", "edcw:0.1", "edcw:0.2", "edcw:0.4"]
     assert [s.number for s in parse_list("fewer-steps:*", steps=20)] == [15, 10]
+    several = parse_list("edcw:0.1,0.2,uncached,diffusers/pab:2,4")
+    assert [s.label for s in several] == [
+        "edcw:0.1", "edcw:0.2", "uncached", "diffusers/pab:2", "diffusers/pab:4"
+    ]  # fmt: skip
     for name, row in METHODS.items():
         assert parse(row.swept()[0].label).method == name
 

@@ -33,7 +33,10 @@ def bench(
         ),
     ] = next(iter(DENOISERS)),
     methods: Annotated[
-        str, typer.Option(help="Names of methods, each with its number; NAME:* is a whole sweep.")
+        str,
+        typer.Option(
+            help="Names of methods with their numbers: NAME:0.1,0.2; NAME:* is a whole sweep."
+        ),
     ] = DEFAULT_METHODS,
     small: Annotated[
         bool | None,

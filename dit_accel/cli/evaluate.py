@@ -71,7 +71,7 @@ def evaluate(
     methods: Annotated[
         str,
         typer.Option(
-            help="Names of methods, each with its number; NAME:* is a whole sweep.",
+            help="Names of methods with their numbers: NAME:0.1,0.2; NAME:* is a whole sweep.",
             rich_help_panel=_TABLE,
         ),
     ] = DEFAULT_METHODS,
@@ -305,7 +305,7 @@ def _work(
         else:
             worker.work(
                 store, plan, str(model.folder), device, groups,
-                told=lambda job, result: advance(1, f"{job.method.label} · {job.prompt_id}"),
+                told=lambda job, result: advance(1, job.method.label),
             )  # fmt: skip
 
 
@@ -318,12 +318,12 @@ def _check_ray() -> None:
 
 @contextlib.contextmanager
 def _bar(total: int, done: int, *, quiet: bool) -> Iterator[Callable[[int, str], None]]:
-    columns = (TextColumn("{task.description:<40}"), BarColumn(bar_width=32), MofNCompleteColumn(),
-               TextColumn("clips"), TimeElapsedColumn(), TextColumn("gone,"),
+    columns = (TextColumn("{task.description:<27}"), BarColumn(bar_width=12), MofNCompleteColumn(),
+               TimeElapsedColumn(), TextColumn("gone,"),
                TimeRemainingColumn(elapsed_when_finished=False), TextColumn("left"))  # fmt: skip
     with Progress(*columns, console=Console(stderr=True), disable=quiet) as progress:
         task = progress.add_task("loading", total=total, completed=done)
-        yield lambda count, text: progress.update(task, advance=count, description=text[:40])
+        yield lambda count, text: progress.update(task, advance=count, description=text[:27])
 
 
 def _tell(store: Store, plan: Plan, *, as_json: bool) -> None:

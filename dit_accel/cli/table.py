@@ -21,7 +21,7 @@ def summary_table(summary: Summary, metrics: tuple[str, ...]) -> Table:
     """One row a method: what was computed, what it saved, what it cost in fidelity."""
     shown = [name for name in SHOWN if name in metrics]
     table = Table(caption=NOTE, caption_justify="left", title_justify="left")
-    table.add_column("method")
+    table.add_column("method", no_wrap=True)
     for name in ("clips", "steps", "FLOPs", "speedup", *shown):
         table.add_column(name, justify="right")
     for row in summary.rows:

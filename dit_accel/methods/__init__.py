@@ -33,7 +33,8 @@ def parse(text: str) -> Setting:
 
 
 def parse_list(text: str, steps: int | None = None) -> tuple[Setting, ...]:
-    """Several, with commas between; `NAME:*` is the row's whole sweep, each once.
+    """Several, with commas between, each once. `NAME:*` is the row's whole sweep; a number alone is
+    of the method before it, so that `edcw:0.1,0.2` is two.
 
     Args:
         steps: of the clips that are to be made; sweeps keep what is below it, where steps are
@@ -45,6 +46,9 @@ def parse_list(text: str, steps: int | None = None) -> tuple[Setting, ...]:
     settings: list[Setting] = []
     for part in filter(None, (part.strip() for part in text.split(","))):
         name, _, number = part.partition(":")
+        if settings and _is_number(part):
+            name, number = settings[-1].method, part
+            part = f"{name}:{number}"
         if number == "*" and name in METHODS:
             settings += [s for s in METHODS[name].swept() if _fewer(s, steps)]
         else:
@@ -55,6 +59,14 @@ def parse_list(text: str, steps: int | None = None) -> tuple[Setting, ...]:
         if not _fewer(setting, steps):
             raise ValueError(f"method is {setting.label!r}; accepted: below the {steps} steps")
     return tuple(dict.fromkeys(settings))
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _fewer(setting: Setting, steps: int | None) -> bool:
