@@ -12,11 +12,14 @@ from typing import Any
 
 import torch
 
+from dit_accel import following
 from dit_accel.bench import Stopwatch, count_flops
 from dit_accel.caching import Cache
 from dit_accel.families import Family, family_of, transformers_of
+from dit_accel.following import Follower
 from dit_accel.outcome import Report
 from dit_accel.patching import Patches
+from dit_accel.planner import Plan
 from dit_accel.session import Session
 from dit_accel.windows import DEFAULT_THRESHOLD, EDCW
 
@@ -27,8 +30,9 @@ def accelerate(
     threshold: float = DEFAULT_THRESHOLD,
     site: str = "model",
     config: EDCW | None = None,
+    plan: Plan | None = None,
 ) -> Handle:
-    """Put error-aware dynamic cache windows on a diffusers video pipeline, in place.
+    """Put error-aware dynamic cache windows, or a plan, on a diffusers video pipeline, in place.
 
     Args:
         pipe: a pipeline whose transformer is in `dit_accel.FAMILIES`.
@@ -37,6 +41,8 @@ def accelerate(
         site: what is kept: "attention" (each self-attention's output), "block" (each block's
             residual) or "model" (the residual of the whole block stack).
         config: all settings of the windows; its threshold takes the place of `threshold`.
+        plan: which steps to compute and what serves the others, decided beforehand (`planner`);
+            carried out at the denoiser's output, in place of windows at a site.
 
     Returns:
         The handle: a context manager with `report()` and `remove()`.
@@ -48,6 +54,10 @@ def accelerate(
     Source: UniCP (arXiv 2502.04393), EDCW; our reading.
     """
     family = family_of(pipe)
+    if plan is not None:
+        if config is not None or threshold != DEFAULT_THRESHOLD or site != "model":
+            raise ValueError("plan is given with threshold, site or config; accepted: plan alone")
+        return Handle(pipe, family, following.SITE, None, plan)
     if site not in family.sites:
         raise ValueError(f"site is {site!r}; accepted for {family.name}: {', '.join(family.sites)}")
     return Handle(pipe, family, site, config or EDCW(threshold=threshold))
@@ -56,17 +66,24 @@ def accelerate(
 class Handle:
     """An installed acceleration. Made by `accelerate`; leaves nothing behind when removed."""
 
-    def __init__(self, pipe: Any, family: Family, site: str, config: EDCW) -> None:
-        self.family, self.site, self.config = family, site, config
+    def __init__(
+        self, pipe: Any, family: Family, site: str, config: EDCW | None, plan: Plan | None = None
+    ) -> None:
+        self.family, self.site, self.config, self.plan = family, site, config, plan
         self._transformers = transformers_of(pipe, family)
         self._patches = Patches()
         self._session = Session(pipe, self._transformers)
-        self._cache = Cache(self._session, family, site, config)
+        self._cache: Cache | Follower
         self._clock = _Clock(self._session)
-        self._session.observers = [self._clock, self._cache]
         try:
             self._session.install(self._patches)
-            self._cache.install(self._patches)
+            if plan is not None:
+                self._cache = Follower(self._session, plan)
+                self._session.answer = self._cache.answer
+            else:
+                self._cache = Cache(self._session, family, site, config or EDCW())
+                self._cache.install(self._patches)
+            self._session.observers = [self._cache, self._clock]
         except BaseException:
             self._patches.undo()
             raise
@@ -90,8 +107,7 @@ class Handle:
         """
         self._cache.settle()
         self._patches.undo()
-        for site in self._cache.sites:
-            site.kept.clear()
+        self._cache.clear()
 
     def report(self) -> Report:
         """What the last run did.
@@ -108,7 +124,7 @@ class Handle:
         return Report(
             family=self.family.name,
             site=self.site,
-            threshold=self.config.threshold,
+            threshold=self.config.threshold if self.config is not None else None,
             steps=session.total or session.step + 1,
             branches=tuple(dict.fromkeys(branch for _, branch in session.inputs)),
             sites=sites,
@@ -136,6 +152,8 @@ class Handle:
         return full, full - saved, ()
 
     def _cost(self, costs: dict[str, int], site: str) -> int:
+        if site == following.SITE:
+            return costs[""]
         if site != "stack":
             return costs[site]
         groups = self.family.blocks  # lists, which are not called: their members are counted

@@ -224,6 +224,11 @@ class Cache:
         numbers: list[float] = torch.stack([drift.to(home) for drift in drifts]).tolist()
         return numbers
 
+    def clear(self) -> None:
+        """Free what is kept."""
+        for site in self.sites:
+            site.kept.clear()
+
     # --- for the report ---
 
     def site_reports(self) -> tuple[SiteReport, ...]:

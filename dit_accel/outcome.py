@@ -34,13 +34,14 @@ class Report:
 
     FLOPs are of the transformers' forwards: `flops_full` as the stock pipeline would spend them,
     `flops_spent` as this run did; None, with the reason in `notes`, where they could not be
-    counted. `seconds` spans the denoising loop. `peak_memory_bytes` is the device allocator's peak,
-    or the process's high-water mark on a CPU. `kept_bytes` is the most held by kept values.
+    counted. `threshold` is None where a plan decided. `seconds` spans the denoising loop.
+    `peak_memory_bytes` is the device allocator's peak, or the process's high-water mark on a CPU.
+    `kept_bytes` is the most held by kept values.
     """
 
     family: str
     site: str
-    threshold: float
+    threshold: float | None
     steps: int
     branches: tuple[str, ...]
     sites: tuple[SiteReport, ...]
@@ -64,6 +65,11 @@ class Report:
         done, total = map(sum, zip(*actions, strict=True)) if actions else (0, 0)
         return self.steps * done / total if total else 0.0
 
+    @property
+    def rule(self) -> str:
+        """What decided: a threshold, or a plan made beforehand."""
+        return "by plan" if self.threshold is None else f"threshold {self.threshold:g}"
+
     def to_dict(self) -> dict[str, Any]:
         """The report as JSON-able data, derived figures included."""
         return asdict(self) | {"flops_kept": self.flops_kept, "steps_computed": self.steps_computed}
@@ -72,7 +78,7 @@ class Report:
         """One paragraph for people."""
         kept = self.flops_kept
         text = (
-            f"{self.family}, site {self.site}, threshold {self.threshold:g}: computed "
+            f"{self.family}, site {self.site}, {self.rule}: computed "
             f"{self.steps_computed:.1f} of {self.steps} steps"
             + (f", {kept:.0%} of the FLOPs" if kept is not None else "")
             + f", {self.seconds:.2f} s, {self.kept_bytes / 2**20:.1f} MiB held by kept values."

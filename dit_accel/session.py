@@ -11,7 +11,7 @@ an aborted run leaves nothing behind for the next.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, Protocol
@@ -32,15 +32,24 @@ class Observer(Protocol):
     def forward_ends(self, transformer: str) -> None: ...
 
 
+def _compute(forward: Callable[[], Any]) -> Any:
+    return forward()
+
+
 class Session:
-    """Where a pipeline is: `step`, `total`, `branch`, `role`; told to the observers in order."""
+    """Where a pipeline is: `step`, `total`, `branch`, `role`; told to the observers in order.
+
+    `answer` makes the output of each forward from the call of what is wrapped, which it may leave.
+    """
 
     def __init__(self, pipe: Any, transformers: dict[str, torch.nn.Module]) -> None:
         self.pipe = pipe
         self.transformers = transformers
         self.observers: list[Observer] = []
+        self.answer: Callable[[Callable[[], Any]], Any] = _compute
         self.inputs: dict[tuple[str, str], tuple[tuple[Any, ...], dict[str, Any]]] = {}
         self.role = "target"
+        self.transformer = ""  # the name of the one that is running
         self._context: tuple[str, int | None, int | None] | None = None
         self._forget()
 
@@ -82,7 +91,7 @@ class Session:
     def _wrap_forward(self, name: str, inner: Any) -> Any:
         def forward(*args: Any, **kwargs: Any) -> Any:
             self._enter(name, args, kwargs)
-            output = inner(*args, **kwargs)
+            output = self.answer(partial(inner, *args, **kwargs))
             for observer in self.observers:
                 observer.forward_ends(name)
             return output
@@ -107,7 +116,7 @@ class Session:
             self.step, self._seen = step, set()
             for observer in self.observers:
                 observer.step_begins(step)
-        self.branch = branch
+        self.branch, self.transformer = branch, name
         self._seen.add((name, branch))
         if (name, branch) not in self.inputs:
             self.inputs[name, branch] = tree_map_only(torch.Tensor, _shape_of, (args, kwargs))

@@ -122,7 +122,7 @@ def _report_rows(report: Report, shades: str) -> list[Row]:
     computed = f"{report.steps_computed:.1f}".removesuffix(".0")
     reused = f"{report.steps - report.steps_computed:.1f}".removesuffix(".0")
     rows: list[Row] = [
-        ("cache", f"site {report.site}, threshold {report.threshold:g}"),
+        ("cache", f"site {report.site}, {report.rule}"),
         ("steps", f"{computed} computed, {reused} reused (mean over the sites)"),
         *_strip_rows(report, shades),
         ("FLOPs kept", _flops(report)),
