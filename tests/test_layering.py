@@ -25,6 +25,7 @@ MATHS = (
     "windows",
     "planner",
     "pca",
+    "pruning",
     "shift",
     "visibility",
     "positions",

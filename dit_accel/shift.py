@@ -1,0 +1,154 @@
+"""Dynamic weight shift (DWS): at a place and step, the pruned value, the kept one, or a blend.
+
+Two estimates of one value are at hand: the kept one, off by e_k (it is old), and the pruned one,
+off by e_p (it is approximate). Their blend w·pruned + (1 - w)·kept is off by w e_p + (1 - w) e_k,
+whose expected square is least at
+
+    w* = (σ_k² - ρ σ_k σ_p) / (σ_k² + σ_p² - 2 ρ σ_k σ_p)
+
+clamped to [0, 1], where σ are root mean square errors and ρ their correlation. Unclamped and with
+ρ = 0, 1/σ² of the blend is the sum of the two 1/σ²: it beats both. With ρ = σ_p/σ_k or more the
+kept value has nothing to add, and w* is 1.
+
+Knows numbers; no tensors, sites or models. How large the errors are is measured by who asks.
+
+Source: UniCP (arXiv 2502.04393, DWS) switches dynamically between pruned and cached outputs; its
+rule is not public. The blend by expected squared error is our reading.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+ACTIONS = ("compute", "prune", "blend", "reuse")
+
+
+@dataclass(frozen=True)
+class DWS:
+    """Settings of the choice.
+
+    Args:
+        tolerance: the relative error (root mean square) that a value may be expected to have, >= 0;
+            None: the threshold of the cache windows.
+        margin: share of the squared error that a blend must save over the better of the two, in
+            [0, 1); what saves less is not worth holding both.
+        recheck: steps in a row that may go without a full compute, >= 1.
+
+    Raises:
+        ValueError: a value is out of range.
+    """
+
+    tolerance: float | None = None
+    margin: float = 0.05
+    recheck: int = 8
+
+    def __post_init__(self) -> None:
+        if self.tolerance is not None and not 0 <= self.tolerance < math.inf:
+            raise ValueError(f"tolerance is {self.tolerance!r}; accepted: a number >= 0, or None")
+        if not 0 <= self.margin < 1:
+            raise ValueError(f"margin is {self.margin!r}; accepted: a number from 0 to below 1")
+        if not isinstance(self.recheck, int) or self.recheck < 1:
+            raise ValueError(f"recheck is {self.recheck!r}; accepted: an integer >= 1")
+
+
+@dataclass(frozen=True)
+class Errors:
+    """Relative root mean square errors of a kept and of a pruned value, and their correlation."""
+
+    kept: float
+    pruned: float
+    correlation: float
+
+    @classmethod
+    def measured(cls, sums: Iterable[tuple[float, float, float, float]]) -> Errors:
+        """From sums of squares, one tuple a branch: of e_k, of e_p, of e_k e_p, of the true value.
+
+        >>> Errors.measured([(4.0, 1.0, 1.0, 100.0)])
+        Errors(kept=0.2, pruned=0.1, correlation=0.5)
+        """
+        kept, pruned, both, size = map(sum, zip(*sums, strict=True))
+        if size <= 0 or not math.isfinite(kept + pruned + both + size):
+            return cls(math.inf, math.inf, 0.0)
+        product = math.sqrt(kept * pruned)
+        correlation = both / product if product > 0 else 0.0
+        return cls(math.sqrt(kept / size), math.sqrt(pruned / size), correlation)
+
+    def aged(self, steps: float) -> Errors:
+        """With a kept value that is so many times as old, its error growing in proportion."""
+        return Errors(self.kept * steps, self.pruned, self.correlation)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """An action of `ACTIONS`, the pruned value's weight in it, and the error expected of it."""
+
+    action: str
+    weight: float
+    error: float
+
+
+def blend_weight(errors: Errors) -> float:
+    """w*, the weight of the pruned value, in [0, 1].
+
+    >>> blend_weight(Errors(kept=2.0, pruned=1.0, correlation=0.0))
+    0.8
+    """
+    k, p, both = errors.kept**2, errors.pruned**2, _both(errors)
+    between = k + p - 2 * both  # the mean square of e_k - e_p
+    if not math.isfinite(between):
+        return 0.0 if errors.pruned > errors.kept else 1.0
+    if between <= 0:  # the same error: either will do
+        return 1.0
+    return min(max((k - both) / between, 0.0), 1.0)
+
+
+def blend_error(errors: Errors, weight: float) -> float:
+    """Relative root mean square error of the blend at a weight.
+
+    >>> round(blend_error(Errors(kept=2.0, pruned=1.0, correlation=0.0), 0.8) ** 2, 12)
+    0.8
+    """
+    old = 1 - weight
+    square = 2 * weight * old * _both(errors) if weight and old else 0.0
+    square += (weight * errors.pruned) ** 2 if weight else 0.0
+    square += (old * errors.kept) ** 2 if old else 0.0
+    return math.sqrt(max(square, 0.0))
+
+
+def kept_error(distance: float, pruned: float, correlation: float) -> float:
+    """σ_k from how far the pruned value is from the kept one: d² = σ_k² + σ_p² - 2 ρ σ_k σ_p.
+
+    The larger root, never below 0; a distance too small for this σ_p and ρ counts as the least
+    that fits.
+
+    >>> kept_error(distance=0.5, pruned=0.3, correlation=0.0)
+    0.4
+    """
+    room = max(distance**2 - pruned**2 * (1 - correlation**2), 0.0)
+    return max(correlation * pruned + math.sqrt(room), 0.0)
+
+
+def choose(errors: Errors, tolerance: float, config: DWS) -> Choice:
+    """The best of pruned, kept and blend; a full compute where even that is expected too far off.
+
+    Args:
+        errors: of the two values now.
+        tolerance: the error that is good enough, where `config` names none.
+    """
+    allowed = tolerance if config.tolerance is None else config.tolerance
+    weight = blend_weight(errors)
+    alone = min(errors.kept, errors.pruned)
+    if blend_error(errors, weight) ** 2 > (1 - config.margin) * alone**2:
+        weight = 0.0 if errors.kept <= errors.pruned else 1.0
+    error = blend_error(errors, weight)
+    if not error <= allowed:
+        return Choice("compute", 1.0, 0.0)
+    action = {0.0: "reuse", 1.0: "prune"}.get(weight, "blend")
+    return Choice(action, weight, error)
+
+
+def _both(errors: Errors) -> float:
+    """ρ σ_k σ_p."""
+    return errors.correlation * errors.kept * errors.pruned

@@ -1,0 +1,110 @@
+"""DWS by hand: the weight is a minimum, the blend beats both, and the choice follows the errors."""
+
+import math
+
+import pytest
+import torch
+
+from dit_accel.shift import DWS, Choice, Errors, blend_error, blend_weight, choose, kept_error
+
+GRID = [
+    Errors(kept, pruned, rho)
+    for kept in (0.05, 0.2, 1.0)
+    for pruned in (0.05, 0.1, 0.7)
+    for rho in (-0.5, 0.0, 0.4, 0.9)
+]
+
+
+@pytest.mark.parametrize("errors", GRID)
+def test_the_weight_is_the_best_of_all_weights(errors):
+    best = min((blend_error(errors, w / 1000), w / 1000) for w in range(1001))
+    weight = blend_weight(errors)
+    assert blend_error(errors, weight) <= best[0] + 1e-12
+    assert weight == pytest.approx(best[1], abs=1e-3) or errors.correlation > 0.8
+
+
+def test_by_hand():
+    assert blend_weight(Errors(1.0, 1.0, 0.0)) == 0.5
+    assert blend_error(Errors(1.0, 1.0, 0.0), 0.5) == pytest.approx(math.sqrt(0.5))
+    assert blend_weight(Errors(2.0, 1.0, 0.5)) == 1.0  # ρ = σ_p/σ_k: kept adds nothing
+    assert blend_weight(Errors(1.0, 2.0, 0.5)) == 0.0
+    assert blend_weight(Errors(0.3, 0.3, 1.0)) == 1.0  # the same error
+    assert blend_weight(Errors(math.inf, 0.1, 0.0)) == 1.0
+    assert blend_weight(Errors(0.1, math.inf, 0.0)) == 0.0
+
+
+def test_the_formula_is_that_of_tensors():
+    """On drawn errors the blend's real mean square is what is expected of it, and least."""
+    generator = torch.Generator().manual_seed(0)
+    kept = torch.randn(100_000, generator=generator)
+    pruned = 0.3 * kept + 0.5 * torch.randn(100_000, generator=generator)
+    sums = [float(x) for x in (kept @ kept, pruned @ pruned, kept @ pruned)]
+    errors = Errors.measured([(*sums, float(len(kept)))])
+    weight = blend_weight(errors)
+
+    def real(w):
+        return float((w * pruned + (1 - w) * kept).square().mean().sqrt())
+
+    assert real(weight) == pytest.approx(blend_error(errors, weight), rel=1e-4)
+    assert real(weight) < min(real(weight - 0.05), real(weight + 0.05), real(0), real(1))
+
+
+def test_measured_sums_over_the_branches():
+    errors = Errors.measured([(4.0, 1.0, 1.0, 50.0), (0.0, 0.0, 0.0, 50.0)])
+    assert errors == Errors(0.2, 0.1, 0.5)
+    assert Errors.measured([(math.nan, 1.0, 0.0, 1.0)]) == Errors(math.inf, math.inf, 0.0)
+    assert Errors.measured([(1.0, 1.0, 0.0, 0.0)]) == Errors(math.inf, math.inf, 0.0)
+
+
+@pytest.mark.parametrize("errors", GRID)
+def test_the_kept_error_is_found_again_from_the_distance(errors):
+    k, p, rho = errors.kept, errors.pruned, errors.correlation
+    distance = math.sqrt(k * k + p * p - 2 * rho * k * p)
+    found = kept_error(distance, p, rho)
+    assert math.isclose(found, k, rel_tol=1e-6) or found > k  # two roots: the larger is taken
+    if k >= rho * p:
+        assert found == pytest.approx(k, rel=1e-6)
+
+
+def test_a_distance_too_small_is_no_error():
+    assert kept_error(0.0, 0.3, 0.0) == 0.0
+
+
+@pytest.mark.parametrize(
+    ("errors", "action"),
+    [
+        (Errors(1.0, 0.05, 0.0), "prune"),  # the old value would save less than the margin
+        (Errors(0.12, 0.1, 0.0), "blend"),
+        (Errors(0.05, 1.0, 0.0), "reuse"),
+        (Errors(1.0, 0.5, 0.0), "compute"),
+        (Errors(math.inf, math.inf, 0.0), "compute"),
+        (Errors(0.01, math.nan, 0.0), "compute"),
+    ],
+)
+def test_choices(errors, action):
+    assert choose(errors, 0.1, DWS()).action == action
+
+
+def test_a_blend_can_be_good_enough_where_neither_is():
+    errors = Errors(0.12, 0.12, 0.0)
+    choice = choose(errors, 0.1, DWS())
+    assert choice == Choice("blend", 0.5, pytest.approx(0.12 / math.sqrt(2)))
+    assert choose(errors, 0.08, DWS()).action == "compute"
+    assert choose(errors, 0.08, DWS(tolerance=0.1)).action == "blend"
+
+
+def test_age_wears_the_kept_value_alone():
+    assert Errors(0.1, 0.2, 0.3).aged(3) == Errors(pytest.approx(0.3), 0.2, 0.3)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"tolerance": -1}, "tolerance is -1; accepted: a number >= 0, or None"),
+        ({"margin": 1.0}, "margin is 1.0; accepted: a number from 0 to below 1"),
+        ({"recheck": 0}, "recheck is 0; accepted: an integer >= 1"),
+    ],
+)
+def test_bad_settings_are_named(given, message):
+    with pytest.raises(ValueError, match=message):
+        DWS(**given)
