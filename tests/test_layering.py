@@ -31,7 +31,7 @@ MATHS = (
     "positions",
 )
 KNOWLEDGE = ("families", "profile", "layout", "miniature", "outcome")
-PLUMBING = ("patching", "session", "attention", "caching", "following")
+PLUMBING = ("patching", "programs", "kernels", "session", "attention", "caching", "following")
 LAYERS = {
     "assets": 0,  # data, no code: free to all
     **dict.fromkeys(MATHS, 1),
@@ -40,7 +40,11 @@ LAYERS = {
 }
 USE = 4  # every module that is not named above
 NAMES = {0: "data", 1: "maths", 2: "knowledge", 3: "plumbing", 4: "use"}
-PLUMBING_RANKS = {"patching": 0, "session": 1, "attention": 2, "caching": 2, "following": 2}
+PLUMBING_RANKS = {
+    **dict.fromkeys(("patching", "programs"), 0),
+    **dict.fromkeys(("session", "kernels"), 1),
+    **dict.fromkeys(("attention", "caching", "following"), 2),
+}
 ALONE = {"metrics", "video", "bench"}
 ROOT_MODULE = ""  # `dit_accel` itself: lazy, so its constants are free to all, its names are not
 
