@@ -30,10 +30,16 @@ class Preset:
     layers: int
     heads: int
     ffn: int
+    patch: tuple[int, int, int]  # of the denoiser, in latent cells
+    muon: float  # learning rate of Muon for the denoiser's matrices; 0: AdamW for everything
+    channels: int  # of the latents
     vae_dim: int
+    vae_mult: tuple[int, int, int]
+    vae_blocks: int
+    vae_muon: float
     vae_iterations: int
     vae_batch: int
-    vae_size: tuple[int, int, int]
+    vae_size: tuple[int, int, int]  # crops of this size out of clips of the default size
     vae_lr: float
     vae_clips: int
     pool: int  # clips encoded at the default size
@@ -42,37 +48,37 @@ class Preset:
     lr: float
     ema: float
     curriculum: tuple[Stage, ...]
+    long_text: bool  # train text of 512 tokens too, the pipeline's own default
     compile: bool
 
 
 PRESETS = {
     "gpu": Preset(
-        layers=12, heads=6, ffn=640, vae_dim=40,
+        layers=12, heads=6, ffn=640, patch=(1, 1, 1), muon=0.0,
+        channels=48, vae_dim=40, vae_mult=(1, 2, 2), vae_blocks=1, vae_muon=0.0,
         vae_iterations=6000, vae_batch=16, vae_size=DEFAULT, vae_lr=2e-3, vae_clips=12_000,
         pool=50_000, pool_other=12_500, iterations=16_000, lr=1.2e-3, ema=0.9995,
         curriculum=(
             Stage(0.25, 512, ((9, 48, 48),)),
             Stage(0.75, 256, (DEFAULT,) * 6 + ((17, 96, 96), (33, 64, 64))),
         ),
-        compile=True,
+        long_text=True, compile=True,
     ),
     "cpu": Preset(
-        layers=8, heads=5, ffn=512, vae_dim=24,
-        vae_iterations=12_000, vae_batch=8, vae_size=(9, 48, 48), vae_lr=2e-3, vae_clips=6000,
-        pool=10_000, pool_other=12_000, iterations=40_000, lr=1.5e-3, ema=0.9995,
-        curriculum=(
-            Stage(0.5, 32, ((9, 32, 32),)),
-            Stage(0.25, 16, ((9, 48, 48), (17, 48, 48))),
-            Stage(0.25, 8, (DEFAULT,)),
-        ),
-        compile=False,
+        layers=6, heads=4, ffn=384, patch=(1, 2, 2), muon=5e-3,
+        channels=24, vae_dim=32, vae_mult=(1, 1, 1), vae_blocks=0, vae_muon=3e-3,
+        vae_iterations=2000, vae_batch=8, vae_size=(9, 32, 32), vae_lr=3e-3, vae_clips=3000,
+        pool=12_000, pool_other=10_000, iterations=6400, lr=1.5e-3, ema=0.998,
+        curriculum=(Stage(0.3125, 64, ((9, 48, 48),)), Stage(0.6875, 32, (DEFAULT,))),
+        long_text=False, compile=False,
     ),
     "smoke": Preset(
-        layers=2, heads=2, ffn=64, vae_dim=8,
+        layers=2, heads=2, ffn=64, patch=(1, 2, 2), muon=5e-3,
+        channels=8, vae_dim=8, vae_mult=(1, 1, 1), vae_blocks=0, vae_muon=3e-3,
         vae_iterations=4, vae_batch=2, vae_size=(9, 32, 32), vae_lr=1e-3, vae_clips=8,
         pool=8, pool_other=8, iterations=4, lr=1e-3, ema=0.9,
         curriculum=(Stage(0.5, 2, ((9, 32, 32),)), Stage(0.5, 2, (DEFAULT,))),
-        compile=False,
+        long_text=False, compile=False,
     ),
 }  # fmt: skip
 
@@ -104,19 +110,22 @@ def build_text_encoder(vocab_size: int) -> UMT5EncoderModel:
 
 
 def build_vae(preset: Preset) -> AutoencoderKLWan:
+    z = preset.channels
     return AutoencoderKLWan(
-        base_dim=preset.vae_dim, z_dim=48, dim_mult=[1, 2, 2], num_res_blocks=1,
+        base_dim=preset.vae_dim, z_dim=z, dim_mult=list(preset.vae_mult),
+        num_res_blocks=preset.vae_blocks,
         temperal_downsample=[True, True], is_residual=True, patch_size=2,
         in_channels=12, out_channels=12, scale_factor_spatial=COMPRESSION, scale_factor_temporal=4,
-        latents_mean=[0.0] * 48, latents_std=[1.0] * 48,
+        latents_mean=[0.0] * z, latents_std=[1.0] * z,
     )  # fmt: skip
 
 
 def build_transformer(preset: Preset) -> WanTransformer3DModel:
     model = WanTransformer3DModel(
-        patch_size=(1, 1, 1), num_attention_heads=preset.heads, attention_head_dim=32,
-        in_channels=48, out_channels=48, text_dim=128, freq_dim=128, ffn_dim=preset.ffn,
-        num_layers=preset.layers, cross_attn_norm=True, rope_max_seq_len=64,
+        patch_size=preset.patch, num_attention_heads=preset.heads, attention_head_dim=32,
+        in_channels=preset.channels, out_channels=preset.channels,
+        text_dim=128, freq_dim=128, ffn_dim=preset.ffn, num_layers=preset.layers,
+        cross_attn_norm=True, rope_max_seq_len=64,
     )  # fmt: skip
     torch.nn.init.zeros_(model.proj_out.weight)
     torch.nn.init.zeros_(model.proj_out.bias)

@@ -1,7 +1,7 @@
 """Train the embedded miniature `assets/mini-wan/` from nothing: VAE, latents once, denoiser.
 
-    python scripts/train_miniature.py --preset gpu --out assets/mini-wan    # minutes on one GPU
-    python scripts/train_miniature.py --preset cpu --out out/mini-wan       # hours on two CPU cores
+    python scripts/train_miniature.py --preset gpu --out assets/mini-wan      # minutes on one GPU
+    python scripts/train_miniature.py --preset cpu --out out/mini-wan-cpu  # under 2 h on a CPU core
 
 Every class is a stock one (`AutoencoderKLWan`, `UMT5EncoderModel`, `WanTransformer3DModel`), so
 that the result loads with `WanPipeline.from_pretrained(out)`. Data is the procedural world of
@@ -29,6 +29,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKLWan, WanTransformer3DModel
+from miniature_muon import Muon, Together
 from miniature_output import draw_curve, draw_sheet, export
 from miniature_recipe import (
     COMPRESSION,
@@ -77,20 +78,25 @@ def train_vae(preset: Preset, run: Run) -> AutoencoderKLWan:
         half = vae.config.z_dim
         vae.quant_conv.weight[half:] *= 0.01
         vae.quant_conv.bias[half:] = -6.0
-    lr = torch.tensor(0.0, device=run.device)
-    optimizer = torch.optim.AdamW(
-        vae.parameters(), lr=lr, betas=(0.9, 0.99), weight_decay=0,
-        capturable=run.device.type == "cuda", foreach=run.device.type == "cuda",
-    )  # fmt: skip
+    gpu = run.device.type == "cuda"
+    matrices, rest = split(vae, preset.vae_muon)
+    rates = [torch.tensor(0.0, device=run.device) for _ in range(2)]
+    optimizer = Together(
+        torch.optim.AdamW(
+            rest, lr=rates[0], betas=(0.9, 0.99), weight_decay=0, capturable=gpu, foreach=gpu
+        ),
+        *([Muon(matrices, rates[1])] if matrices else []),
+    )
     start = run.resume("vae", vae, optimizer)
-    optimizer.param_groups[0]["lr"] = lr
+    optimizer.set_lr(*rates)
     clips = render_pool(preset, run)
-    step = vae_step(vae, optimizer, preset, run)
+    step = vae_step(vae, optimizer, run)
     for i in range(start, preset.vae_iterations):
         draw = torch.Generator(run.device).manual_seed(i)
         pick = torch.randint(len(clips), (preset.vae_batch,), generator=draw, device=run.device)
-        lr.fill_(preset.vae_lr * schedule(i, preset.vae_iterations))
-        mse = step(clips[pick].float() / 127.5 - 1)
+        for rate, peak in zip(rates, (preset.vae_lr, preset.vae_muon), strict=True):
+            rate.fill_(peak * schedule(i, preset.vae_iterations))
+        mse = step(crop(clips[pick], preset.vae_size, draw).float() / 127.5 - 1)
         run.tick(
             "vae", i, mse,
             lambda: {"model": vae.state_dict(), "optimizer": optimizer.state_dict()},
@@ -100,6 +106,28 @@ def train_vae(preset: Preset, run: Run) -> AutoencoderKLWan:
     return vae
 
 
+def split(
+    model: torch.nn.Module, muon: float
+) -> tuple[list[torch.nn.Parameter], list[torch.nn.Parameter]]:
+    """Parameters for Muon (matrices and convolutions, no embeddings, no last layer); the others."""
+    outer = ("shared", "embed_tokens", "relative_attention_bias", "proj_out")
+    matrices, rest = [], []
+    for name, parameter in model.named_parameters():
+        inner = min(parameter.flatten(1).shape) > 1 if parameter.ndim >= 2 else False
+        inner = inner and not any(part in name for part in outer)
+        (matrices if muon and inner else rest).append(parameter)
+    return matrices, rest
+
+
+def crop(clips: torch.Tensor, size: tuple[int, int, int], draw: torch.Generator) -> torch.Tensor:
+    """The same random window (frames, height, width) of every clip; all of it if as large."""
+    for axis, (whole, part) in enumerate(zip(clips.shape[2:], size, strict=True), 2):
+        if part < whole:
+            first = int(torch.randint(whole - part + 1, (), generator=draw, device=draw.device))
+            clips = clips.narrow(axis, first, part)
+    return clips
+
+
 def render_pool(preset: Preset, run: Run) -> torch.Tensor:
     """Clips for the VAE, uint8 (N, 3, T, H, W); rendered again on every start, from the seed."""
     parts = []
@@ -107,14 +135,14 @@ def render_pool(preset: Preset, run: Run) -> torch.Tensor:
         scenes = [
             scene_at(TRAIN_STREAM, first + j) for j in range(min(250, preset.vae_clips - first))
         ]
-        clips = render(scenes, *preset.vae_size, run.device)
+        clips = render(scenes, *DEFAULT, run.device)
         parts.append(((clips + 1) * 127.5).round().to(torch.uint8))
     run.say(f"rendered {preset.vae_clips} clips for the VAE")
     return torch.cat(parts)
 
 
 def vae_step(
-    vae: AutoencoderKLWan, optimizer: torch.optim.Optimizer, preset: Preset, run: Run
+    vae: AutoencoderKLWan, optimizer: Together, run: Run
 ) -> Callable[[torch.Tensor], torch.Tensor]:
     """One optimiser step: clips in [-1, 1] -> mean squared error. A CUDA graph on a GPU."""
 
@@ -147,7 +175,7 @@ def measure_latents(vae: AutoencoderKLWan, clips: torch.Tensor, run: Run) -> Non
 
 @dataclass
 class Pool:
-    """Normalised latents of one size (N, 48, F, h, w) in float16 and their captions' rows."""
+    """Normalised latents of one size (N, C, F, h, w) in float16 and their captions' rows."""
 
     latents: torch.Tensor
     rows: torch.Tensor
@@ -204,17 +232,20 @@ def train_denoiser(
         captions, padding="max_length", max_length=TEXT_LENGTH, truncation=True, return_tensors="pt"
     )
     ids, empty = tokens.input_ids.to(run.device), tokenizer("").input_ids
-    decay = [p for p in model.parameters() if p.ndim >= 2]
-    rest = [p for p in model.parameters() if p.ndim < 2]
-    lr = torch.tensor(0.0, device=run.device)
-    optimizer = torch.optim.AdamW(
-        [{"params": decay, "weight_decay": 0.01}, {"params": rest, "weight_decay": 0.0}],
-        lr=lr, betas=(0.9, 0.98), fused=run.device.type == "cuda",
-        capturable=run.device.type == "cuda",
+    gpu = run.device.type == "cuda"
+    matrices, others = split(model, preset.muon)
+    decay = [p for p in others if p.ndim >= 2]
+    rest = [p for p in others if p.ndim < 2]
+    rates = [torch.tensor(0.0, device=run.device) for _ in range(2)]
+    optimizer = Together(
+        torch.optim.AdamW(
+            [{"params": decay, "weight_decay": 0.01}, {"params": rest, "weight_decay": 0.0}],
+            lr=rates[0], betas=(0.9, 0.98), fused=gpu, capturable=gpu,
+        ),
+        *([Muon(matrices, rates[1], weight_decay=0.01)] if matrices else []),
     )  # fmt: skip
     start = run.resume("denoiser", model, optimizer, ema)
-    for group in optimizer.param_groups:
-        group["lr"] = lr
+    optimizer.set_lr(*rates)
     step = denoiser_step(model, optimizer, run)
     if preset.compile:
         model["transformer"].compile_repeated_blocks(fullgraph=True, dynamic=False)
@@ -228,8 +259,9 @@ def train_denoiser(
         text = ids[pool.rows[pick]].clone()
         dropped = torch.rand(batch, generator=draw, device=run.device) < 0.1
         text[dropped] = torch.tensor(empty + [0] * (TEXT_LENGTH - len(empty)), device=run.device)
-        lr.fill_(preset.lr * schedule(i, preset.iterations))
-        length = 512 if size == DEFAULT and i % 8 == 4 else 64
+        for rate, peak in zip(rates, (preset.lr, preset.muon), strict=True):
+            rate.fill_(peak * schedule(i, preset.iterations))
+        length = 512 if preset.long_text and size == DEFAULT and i % 8 == 4 else 64
         text = F.pad(text, (0, length - TEXT_LENGTH))
         sigma = torch.sigmoid(torch.randn(batch, generator=draw, device=run.device))
         sigma = 2.0 * sigma / (1 + sigma)  # shift 2: towards noise
@@ -248,11 +280,11 @@ def train_denoiser(
 
 
 def denoiser_step(
-    model: torch.nn.ModuleDict, optimizer: torch.optim.Optimizer, run: Run
+    model: torch.nn.ModuleDict, optimizer: Together, run: Run
 ) -> Callable[..., torch.Tensor]:
     """One optimiser step of flow matching -> the mean squared error of the predicted flow.
 
-    Latents and noise (B, 48, F, h, w), padded text ids (B, L) of which the first TEXT_LENGTH are
+    Latents and noise (B, C, F, h, w), padded text ids (B, L) of which the first TEXT_LENGTH are
     read, sigma (B,) in (0, 1).
     """
 
@@ -338,6 +370,7 @@ def main() -> None:
     torch.manual_seed(args.seed)
     random.seed(args.seed)
     torch.set_float32_matmul_precision("high")
+    torch.set_flush_denormal(True)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     run = Run(args.work, device, args.save_every)
     tokenizer = build_tokenizer()

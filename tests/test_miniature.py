@@ -1,11 +1,14 @@
-"""Where the embedded miniature is found, and which call defaults a model folder may name."""
+"""Where the miniature is found, which call defaults a folder may name, how its trainer steps."""
 
 from __future__ import annotations
 
+import importlib
 import json
 from pathlib import Path
+from types import ModuleType
 
 import pytest
+import torch
 
 from dit_accel import miniature
 
@@ -70,3 +73,36 @@ def test_a_folder_without_the_file_has_no_defaults(tmp_path: Path) -> None:
 def test_wrong_defaults_are_refused_by_name(tmp_path: Path, text: str, told: str) -> None:
     with pytest.raises(ValueError, match=told):
         miniature.call_defaults(write_defaults(tmp_path, text))
+
+
+@pytest.fixture
+def muon(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(str(Path(__file__).parent.parent / "scripts"))
+    return importlib.import_module("miniature_muon")
+
+
+@pytest.mark.parametrize("shape", [(16, 48), (48, 16), (32, 32)])
+def test_muon_makes_updates_nearly_orthogonal(muon: ModuleType, shape: tuple[int, int]) -> None:
+    matrix = torch.randn(*shape, generator=torch.Generator().manual_seed(0))
+    values = torch.linalg.svdvals(muon.orthogonal(matrix))
+    assert values.min() > 0.3 and values.max() < 1.3
+
+
+def test_muon_minimises_and_resumes(muon: ModuleType) -> None:
+    target = torch.randn(8, 4, 3, generator=torch.Generator().manual_seed(0))
+
+    def run(steps: int, weight: torch.nn.Parameter, saved: list | None = None) -> list[dict]:
+        optimizer = muon.Together(muon.Muon([weight], lr=0.2))
+        if saved:
+            optimizer.load_state_dict(saved)
+        for _ in range(steps):
+            optimizer.zero_grad()
+            (weight - target).square().mean().backward()
+            optimizer.step()
+        return optimizer.state_dict()
+
+    whole, halves = (torch.nn.Parameter(torch.zeros_like(target)) for _ in range(2))
+    run(100, whole)
+    run(50, halves, run(50, halves))
+    assert torch.equal(whole, halves)
+    assert (whole - target).square().mean() < 0.1 * target.square().mean()
