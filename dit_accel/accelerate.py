@@ -21,6 +21,7 @@ from dit_accel.outcome import Report
 from dit_accel.patching import Patches
 from dit_accel.planner import Plan
 from dit_accel.session import Session
+from dit_accel.unicp import PRESETS, PrunedCache, UniCP
 from dit_accel.windows import DEFAULT_THRESHOLD, EDCW
 
 
@@ -31,6 +32,7 @@ def accelerate(
     site: str = "model",
     config: EDCW | None = None,
     plan: Plan | None = None,
+    accel: str | UniCP | None = None,
 ) -> Handle:
     """Put error-aware dynamic cache windows, or a plan, on a diffusers video pipeline, in place.
 
@@ -43,6 +45,10 @@ def accelerate(
         config: all settings of the windows; its threshold takes the place of `threshold`.
         plan: which steps to compute and what serves the others, decided beforehand (`planner`);
             carried out at the denoiser's output, in place of windows at a site.
+        accel: "unicp-paper", or a `UniCP` of your own: at each self-attention, windows with this
+            threshold, and where they do not serve, pruned attention by the shift of weight; with a
+            `UniCP` its windows' threshold counts. Where pruning does not pay, it is off and the
+            report says so.
 
     Returns:
         The handle: a context manager with `report()` and `remove()`.
@@ -54,6 +60,11 @@ def accelerate(
     Source: UniCP (arXiv 2502.04393), EDCW; our reading.
     """
     family = family_of(pipe)
+    if accel is not None:
+        if plan is not None or config is not None or site != "model":
+            raise ValueError("accel is given with plan, site or config; accepted: threshold alone")
+        preset = _preset(accel, threshold)
+        return Handle(pipe, family, "attention", preset.windows, preset=preset)
     if plan is not None:
         if config is not None or threshold != DEFAULT_THRESHOLD or site != "model":
             raise ValueError("plan is given with threshold, site or config; accepted: plan alone")
@@ -63,11 +74,25 @@ def accelerate(
     return Handle(pipe, family, site, config or EDCW(threshold=threshold))
 
 
+def _preset(accel: str | UniCP, threshold: float) -> UniCP:
+    if isinstance(accel, UniCP):
+        return accel
+    if accel not in PRESETS:
+        raise ValueError(f"accel is {accel!r}; accepted: {', '.join(PRESETS)}, or a UniCP")
+    return PRESETS[accel](windows=EDCW(threshold=threshold))
+
+
 class Handle:
     """An installed acceleration. Made by `accelerate`; leaves nothing behind when removed."""
 
     def __init__(
-        self, pipe: Any, family: Family, site: str, config: EDCW | None, plan: Plan | None = None
+        self,
+        pipe: Any,
+        family: Family,
+        site: str,
+        config: EDCW | None,
+        plan: Plan | None = None,
+        preset: UniCP | None = None,
     ) -> None:
         self.family, self.site, self.config, self.plan = family, site, config, plan
         self._transformers = transformers_of(pipe, family)
@@ -81,7 +106,11 @@ class Handle:
                 self._cache = Follower(self._session, plan)
                 self._session.answer = self._cache.answer
             else:
-                self._cache = Cache(self._session, family, site, config or EDCW())
+                self._cache = (
+                    Cache(self._session, family, site, config or EDCW())
+                    if preset is None
+                    else PrunedCache(self._session, family, preset)
+                )
                 self._cache.install(self._patches)
             self._session.observers = [self._cache, self._clock]
         except BaseException:
@@ -134,7 +163,7 @@ class Handle:
             peak_memory_bytes=self._clock.peak_memory_bytes,
             kept_bytes=cache.kept_bytes,
             device_reads=cache.device_reads,
-            notes=notes,
+            notes=notes + (cache.notes() if isinstance(cache, PrunedCache) else ()),
         )
 
     def _flops(self, sites: tuple[Any, ...]) -> tuple[int | None, int | None, tuple[str, ...]]:
@@ -144,8 +173,11 @@ class Handle:
             for (name, branch), (args, kwargs) in self._session.inputs.items():
                 costs = count_flops(_without_weights(self._transformers[name]), args, kwargs)
                 mine = [s for s in sites if (s.transformer, s.branch) == (name, branch)]
-                full += costs[""] * max((len(s.computed) + len(s.served) for s in mine), default=0)
-                saved += sum(self._cost(costs, s.name) * len(s.served) for s in mine)
+                full += costs[""] * max((s.steps for s in mine), default=0)
+                for s in mine:
+                    saved += self._cost(costs, s.name) * len(s.served)
+                    unspent = sum(1 - share for share in s.spent.values())
+                    saved += round(unspent * _products(costs, s.name)) if unspent else 0
         except (RuntimeError, NotImplementedError, TypeError) as error:
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             return None, None, (f"FLOPs could not be counted: {reason}",)
@@ -159,6 +191,13 @@ class Handle:
         groups = self.family.blocks  # lists, which are not called: their members are counted
         members = (path for path in costs if path.count(".") == 1 and path.split(".")[0] in groups)
         return sum(costs[path] for path in members)
+
+
+def _products(costs: dict[str, int], attention: str) -> int:
+    """FLOPs of an attention less those of the projections inside it."""
+    inside = [path for path in costs if path.startswith(f"{attention}.")]
+    tops = (p for p in inside if not any(p.startswith(f"{other}.") for other in inside))
+    return costs[attention] - sum(costs[path] for path in tops)
 
 
 def _without_weights(transformer: Any) -> Any:

@@ -28,12 +28,15 @@ Forward = Callable[..., Any]  # a module's forward: tokens, or tokens and text
 
 @dataclass
 class Trace:
-    """What one branch did at one site: steps, and drifts by computed step."""
+    """What one branch did at one site: steps, drifts by computed step, `spent` as in a report."""
 
     computed: list[int] = field(default_factory=list)
     reused: list[int] = field(default_factory=list)
     forecast: list[int] = field(default_factory=list)
+    pruned: list[int] = field(default_factory=list)
+    blended: list[int] = field(default_factory=list)
     drift: dict[int, float] = field(default_factory=dict)
+    spent: dict[int, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -67,16 +70,22 @@ class Site:
         (trace.forecast if len(kept) > 1 else trace.reused).append(self.cache.session.step)
         return self._predict(kept)
 
-    def keep(self, value: torch.Tensor) -> None:
-        """Keep a fresh value, and measure how far off the kept ones would have been."""
+    def keep(
+        self, value: torch.Tensor, done: str = "computed", fresh: torch.Tensor | None = None
+    ) -> None:
+        """Keep a value, and measure how far the kept ones would have been off it, or off `fresh`.
+
+        `done` names the trace's list of steps that this one belongs to.
+        """
         session, config = self.cache.session, self.cache.config
         before = self._fitting(value)
-        drift = relative_l1(self._predict(before), value) if before else None
+        fresh = value if fresh is None else fresh
+        drift = relative_l1(self._predict(before), fresh) if before else None
         now = Kept(session.time if config.order else 0.0, value)
         older = [kept for kept in before if kept.time != now.time]
         self.kept[session.role, session.branch] = [now, *older][: config.order + 1]
         trace = self._trace()
-        trace.computed.append(session.step)
+        getattr(trace, done).append(session.step)
         self.cache.pending.append((self, trace, session.step, drift))
 
     def _fitting(self, like: torch.Tensor) -> list[Kept]:
@@ -152,6 +161,7 @@ class Cache:
         self.session, self.family, self.kind, self.config = session, family, kind, config
         self.sites: list[Site] = []
         self.pending: list[tuple[Site, Trace, int, torch.Tensor | None]] = []
+        self.questions: list[tuple[torch.Tensor, Callable[[list[float]], None]]] = []
         self.kept_bytes = self.device_reads = 0
 
     def install(self, patches: Patches) -> None:
@@ -187,6 +197,7 @@ class Cache:
 
     def run_begins(self, total: int | None) -> None:
         self.pending.clear()
+        self.questions.clear()
         self.kept_bytes = self.device_reads = 0
         for site in self.sites:
             site.begin(total)
@@ -205,7 +216,7 @@ class Cache:
         held = sum(value.nbytes for value in values)
         self.kept_bytes = max(self.kept_bytes, held)
         tensors = [drift for *_, drift in self.pending if drift is not None]
-        numbers = iter(self._read(tensors))
+        numbers = iter(self._read(tensors + [asked for asked, _ in self.questions]))
         worst: dict[Site, tuple[int, float | None]] = {}
         for site, trace, step, drift in self.pending:
             value = None if drift is None else next(numbers)
@@ -213,15 +224,23 @@ class Cache:
                 trace.drift[step] = value
             worst[site] = (step, _larger(worst.get(site, (step, None))[1], value))
         self.pending.clear()
+        for asked, tell in self.questions:
+            tell([next(numbers) for _ in range(asked.numel())])
+        self.questions.clear()
         for site, (step, value) in worst.items():
             site.windows.observe(step, value)
 
-    def _read(self, drifts: list[torch.Tensor]) -> list[float]:
-        if not drifts:
+    def ask(self, numbers: torch.Tensor, tell: Callable[[list[float]], None]) -> None:
+        """Have numbers read from the device with the step's drifts, and told."""
+        self.questions.append((numbers, tell))
+
+    def _read(self, tensors: list[torch.Tensor]) -> list[float]:
+        if not tensors:
             return []
         self.device_reads += 1
-        home = drifts[0].device
-        numbers: list[float] = torch.stack([drift.to(home) for drift in drifts]).tolist()
+        home = tensors[0].device
+        flat = [tensor.to(home, torch.float32).flatten() for tensor in tensors]
+        numbers: list[float] = torch.cat(flat).tolist()
         return numbers
 
     def clear(self) -> None:
@@ -237,7 +256,8 @@ class Cache:
             SiteReport(
                 site.transformer, branch, site.name,
                 tuple(trace.computed), tuple(trace.reused), dict(trace.drift),
-                tuple(trace.forecast),
+                tuple(trace.forecast), tuple(trace.pruned), tuple(trace.blended),
+                dict(trace.spent),
             )
             for site in self.sites
             for branch, trace in site.traces.items()

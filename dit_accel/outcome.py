@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 
@@ -10,8 +10,10 @@ from typing import Any
 class SiteReport:
     """One site in one branch: `name` is the module's path, `drift` is by computed step.
 
-    A step is in one of `computed`, `reused` (served from one kept value) and `forecast` (from
-    several).
+    A step is in one of `computed` (in full), `reused` (served from one kept value), `forecast`
+    (from several), `pruned` (computed with less attention) and `blended` (of pruned and kept).
+    `spent` is, by step, the share of dense attention's products (of queries with keys, of weights
+    with values) that was computed, where it is not 1.
     """
 
     transformer: str
@@ -21,10 +23,19 @@ class SiteReport:
     reused: tuple[int, ...]
     drift: dict[int, float]
     forecast: tuple[int, ...] = ()
+    pruned: tuple[int, ...] = ()
+    blended: tuple[int, ...] = ()
+    spent: dict[int, float] = field(default_factory=dict)
+
+    @property
+    def steps(self) -> int:
+        """Steps that the site was asked at."""
+        parts = self.computed, self.reused, self.forecast, self.pruned, self.blended
+        return sum(map(len, parts))
 
     @property
     def served(self) -> tuple[int, ...]:
-        """Steps that were not computed."""
+        """Steps that were not computed, not even in part."""
         return tuple(sorted(self.reused + self.forecast))
 
 
@@ -60,8 +71,8 @@ class Report:
 
     @property
     def steps_computed(self) -> float:
-        """Steps computed, mean over sites and branches; sites of two experts count once."""
-        actions = [(len(s.computed), len(s.computed) + len(s.served)) for s in self.sites]
+        """Steps computed in full, mean over sites and branches; two experts' sites count once."""
+        actions = [(len(s.computed), s.steps) for s in self.sites]
         done, total = map(sum, zip(*actions, strict=True)) if actions else (0, 0)
         return self.steps * done / total if total else 0.0
 
@@ -77,9 +88,11 @@ class Report:
     def summary(self) -> str:
         """One paragraph for people."""
         kept = self.flops_kept
+        partly = sum(len(s.pruned) + len(s.blended) for s in self.sites)
         text = (
             f"{self.family}, site {self.site}, {self.rule}: computed "
             f"{self.steps_computed:.1f} of {self.steps} steps"
+            + (f", pruned or blended {partly / len(self.sites):.1f}" if partly else "")
             + (f", {kept:.0%} of the FLOPs" if kept is not None else "")
             + f", {self.seconds:.2f} s, {self.kept_bytes / 2**20:.1f} MiB held by kept values."
         )

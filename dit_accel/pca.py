@@ -171,7 +171,7 @@ def value_basis(output: torch.Tensor, values: Moments) -> Basis:
 
 def project(rows: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
     """`(B, N, H, D)` by a factor `(H, D, r)` -> `(B, N, H, r)`, in the dtype of the rows."""
-    return torch.einsum("bnhd,hdr->bnhr", rows, factor.to(rows.dtype))
+    return (rows.transpose(1, 2) @ factor.to(rows.dtype)).transpose(1, 2)
 
 
 def slice_logits(

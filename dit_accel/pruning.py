@@ -59,6 +59,19 @@ class Blocks:
                 raise ValueError(f"{name} is {size!r}; accepted: an integer >= 1")
 
 
+def blocks_for(tokens: int) -> Blocks:
+    """Blocks for a sequence: 128 queries by 64 keys, as kernels like them; smaller ones where fewer
+    than 20 key blocks would be left to choose from.
+
+    >>> blocks_for(75_600).key, blocks_for(640).key, blocks_for(320)
+    (64, 32, Blocks(query=16, key=16, tile=(1, 4, 4)))
+    """
+    for blocks in (Blocks(128, 64), Blocks(32, 32, (2, 4, 4))):
+        if tokens >= 20 * blocks.key:
+            return blocks
+    return Blocks(16, 16, (1, 4, 4))
+
+
 @dataclass(frozen=True)
 class Kept:
     """The key blocks that every query block keeps.

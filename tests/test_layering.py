@@ -31,7 +31,10 @@ MATHS = (
     "positions",
 )
 KNOWLEDGE = ("families", "profile", "layout", "miniature", "outcome")
-PLUMBING = ("patching", "programs", "kernels", "session", "attention", "caching", "following")
+PLUMBING = (
+    *("patching", "programs", "kernels", "session"),
+    *("attention", "caching", "following", "pcas", "unicp"),
+)
 LAYERS = {
     "assets": 0,  # data, no code: free to all
     **dict.fromkeys(MATHS, 1),
@@ -43,7 +46,8 @@ NAMES = {0: "data", 1: "maths", 2: "knowledge", 3: "plumbing", 4: "use"}
 PLUMBING_RANKS = {
     **dict.fromkeys(("patching", "programs"), 0),
     **dict.fromkeys(("session", "kernels"), 1),
-    **dict.fromkeys(("attention", "caching", "following"), 2),
+    **dict.fromkeys(("attention", "caching", "following", "pcas"), 2),
+    "unicp": 3,
 }
 ALONE = {"metrics", "video", "bench"}
 ROOT_MODULE = ""  # `dit_accel` itself: lazy, so its constants are free to all, its names are not

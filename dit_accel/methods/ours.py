@@ -8,6 +8,8 @@ from typing import Any
 
 from dit_accel.accelerate import accelerate
 from dit_accel.methods.row import Apply, Context, Effect, Method
+from dit_accel.pcas import PCAS
+from dit_accel.unicp import UniCP
 from dit_accel.windows import EDCW
 
 
@@ -35,6 +37,37 @@ def _edcw(site: str, order: int = 0) -> Apply:
 @contextmanager
 def _accelerated(pipe: Any, site: str, config: EDCW) -> Iterator[Effect]:
     with accelerate(pipe, config=config, site=site) as handle:
+        yield Effect(report=handle.report)
+
+
+def _unicp(**changes: Any) -> Apply:
+    """The preset, less what is switched off; pruned also where that is slower, to be measured."""
+
+    def apply(
+        pipe: Any, number: float | int | None, context: Context
+    ) -> AbstractContextManager[Effect]:
+        parts = {"pcas": PCAS(always=True), **changes}
+        return _preset(pipe, UniCP(windows=EDCW(threshold=float(number or 0.0)), **parts))
+
+    return apply
+
+
+def _pruned(pipe: Any, number: float | int | None, _: Context) -> AbstractContextManager[Effect]:
+    return _preset(pipe, _alone(PCAS(keep_mass=float(number or 1.0), cap=1.0, always=True)))
+
+
+def _sliced(pipe: Any, number: float | int | None, _: Context) -> AbstractContextManager[Effect]:
+    rank = int(number or 1)
+    return _preset(pipe, _alone(PCAS(mode="slice", rank=rank, value_rank=rank, always=True)))
+
+
+def _alone(pcas: PCAS) -> UniCP:
+    return UniCP(windows=EDCW(threshold=0.0), pcas=pcas, shift=None)
+
+
+@contextmanager
+def _preset(pipe: Any, preset: UniCP) -> Iterator[Effect]:
+    with accelerate(pipe, accel=preset) as handle:
         yield Effect(report=handle.report)
 
 
@@ -68,6 +101,47 @@ OURS = (
             ("edcw-line", 1, "the line through the last two kept values"),
             ("edcw-parabola", 2, "the parabola through the last three"),
         )
+    ),
+    *(
+        Method(
+            name=f"unicp-paper{name}",
+            summary=what,
+            apply=_unicp(**changes),
+            number="threshold δ",
+            default=0.1,
+            sweep=(0.05, 0.1, 0.2, 0.4),
+        )
+        for name, what, changes in (
+            ("", "at attentions: windows, pruned attention, and the shift between them", {}),
+            ("/no-prune", "the same, nothing pruned: windows alone", {"pcas": None, "shift": None}),
+            ("/no-shift", "the same, pruned wherever windows do not serve", {"shift": None}),
+            (
+                "/no-tail",
+                "the same, what is pruned is dropped",
+                {"pcas": PCAS(tail=False, always=True)},
+            ),
+        )
+    ),
+    Method(
+        name="pcas/prune",
+        summary="attention to the key blocks that matter, after dense first steps",
+        apply=_pruned,
+        number="kept mass",
+        default=0.9,
+        sweep=(0.5, 0.7, 0.9),
+        low=0.01,
+        high=1.0,
+    ),
+    Method(
+        name="pcas/slice",
+        summary="attention at a rank of queries, keys and values, after dense first steps",
+        apply=_sliced,
+        number="rank",
+        default=64,
+        sweep=(16, 24, 64, 96),
+        low=1,
+        high=1024,
+        whole=True,
     ),
     Method(
         name="fewer-steps",
