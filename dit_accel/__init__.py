@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from dit_accel.accelerate import Handle, accelerate
     from dit_accel.families import FAMILIES
     from dit_accel.outcome import Report, SiteReport
+    from dit_accel.pcas import PCAS
+    from dit_accel.shift import DWS
+    from dit_accel.trimming import trim_text
+    from dit_accel.unicp import UniCP
     from dit_accel.windows import EDCW
 
 __version__ = "0.1.0"
@@ -28,8 +32,24 @@ _HOMES = {
     "Report": "dit_accel.outcome",
     "SiteReport": "dit_accel.outcome",
     "EDCW": "dit_accel.windows",
+    "PCAS": "dit_accel.pcas",
+    "DWS": "dit_accel.shift",
+    "UniCP": "dit_accel.unicp",
+    "trim_text": "dit_accel.trimming",
 }
-__all__ = ["EDCW", "FAMILIES", "Handle", "Report", "SiteReport", "__version__", "accelerate"]
+__all__ = [
+    "DWS",
+    "EDCW",
+    "FAMILIES",
+    "PCAS",
+    "Handle",
+    "Report",
+    "SiteReport",
+    "UniCP",
+    "__version__",
+    "accelerate",
+    "trim_text",
+]
 
 
 def __getattr__(name: str) -> Any:

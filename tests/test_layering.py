@@ -33,7 +33,7 @@ MATHS = (
 KNOWLEDGE = ("families", "profile", "layout", "miniature", "outcome")
 PLUMBING = (
     *("patching", "programs", "kernels", "session"),
-    *("attention", "caching", "following", "pcas", "unicp"),
+    *("attention", "caching", "following", "pcas", "trimming", "unicp"),
 )
 LAYERS = {
     "assets": 0,  # data, no code: free to all
@@ -46,7 +46,7 @@ NAMES = {0: "data", 1: "maths", 2: "knowledge", 3: "plumbing", 4: "use"}
 PLUMBING_RANKS = {
     **dict.fromkeys(("patching", "programs"), 0),
     **dict.fromkeys(("session", "kernels"), 1),
-    **dict.fromkeys(("attention", "caching", "following", "pcas"), 2),
+    **dict.fromkeys(("attention", "caching", "following", "pcas", "trimming"), 2),
     "unicp": 3,
 }
 ALONE = {"metrics", "video", "bench"}

@@ -9,6 +9,7 @@ from typing import Any
 from dit_accel.accelerate import accelerate
 from dit_accel.methods.row import Apply, Context, Effect, Method
 from dit_accel.pcas import PCAS
+from dit_accel.trimming import trim_text
 from dit_accel.unicp import UniCP
 from dit_accel.windows import EDCW
 
@@ -59,6 +60,12 @@ def _pruned(pipe: Any, number: float | int | None, _: Context) -> AbstractContex
 def _sliced(pipe: Any, number: float | int | None, _: Context) -> AbstractContextManager[Effect]:
     rank = int(number or 1)
     return _preset(pipe, _alone(PCAS(mode="slice", rank=rank, value_rank=rank, always=True)))
+
+
+@contextmanager
+def _trimmed(pipe: Any, number: float | int | None, context: Context) -> Iterator[Effect]:
+    with trim_text(pipe):
+        yield Effect()
 
 
 def _alone(pcas: PCAS) -> UniCP:
@@ -143,6 +150,7 @@ OURS = (
         high=1024,
         whole=True,
     ),
+    Method("trim-text", "HunyuanVideo: padded text and its mask taken away; exact", _trimmed),
     Method(
         name="fewer-steps",
         summary="no cache, and fewer denoising steps",
