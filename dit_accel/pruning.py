@@ -32,6 +32,8 @@ import torch.nn.functional as F
 
 from dit_accel.tokens import TokenGrid
 
+GROUPS = 8  # of rows that are gathered together
+
 
 @dataclass(frozen=True)
 class Blocks:
@@ -222,40 +224,40 @@ def gathered_attention(
 ) -> tuple[torch.Tensor, float]:  # fmt: skip
     """The same sums over the kept blocks alone, by gathering them: for devices without the kernel.
 
-    Rows of one head are padded to its longest list, which is what it costs. Reads the counts from
-    the device.
+    Rows are sorted by how much they keep and taken in `GROUPS` groups, each padded to its longest
+    list, which is what it costs. Reads the counts from the device.
 
     Returns:
         as `pruned_attention`, and the share of the block pairs that were computed.
     """
-    batch, tokens, heads, width = query.shape
-    scale = width**-0.5 if scale is None else scale
-    total = kept.order.shape[-1]
-    q = _cut(query, blocks.query)
-    k, v = _cut(key, blocks.key), _cut(value, blocks.key)
+    tokens, scale = query.shape[1], query.shape[-1] ** -0.5 if scale is None else scale
+    q, k, v = _cut(query, blocks.query), _cut(key, blocks.key), _cut(value, blocks.key)
+    shape, total = q.shape[:3], kept.order.shape[-1]
+    q, k, v = q.flatten(0, 2), k.flatten(0, 1), v.flatten(0, 1)
     (means, sizes), (averages, _) = (block_means(x, blocks.key) for x in (key, value))
-    real = (torch.arange(total * blocks.key, device=key.device) < tokens).view(total, blocks.key)
-    rows = kept.mask()
-    longest: list[list[int]] = kept.counts.amax(-1).tolist()
-    out = torch.empty_like(q[..., : value.shape[-1]])
-    for b in range(batch):
-        for h in range(heads):
-            most = longest[b][h]
-            order, counts = kept.order[b, h, :, :most].long(), kept.counts[b, h]
-            here = torch.arange(most, device=order.device) < counts[:, None]
-            seen = (real[order] & here[..., None]).flatten(1)
-            logits = q[b, h] @ k[b, h][order].flatten(1, 2).mT * scale
-            logits = logits.float().masked_fill(~seen[:, None], -math.inf)
-            if tail:
-                more = (q[b, h] @ means[b, :, h].mT * scale).float() + sizes.log()
-                more = more.masked_fill(rows[b, h][:, None], -math.inf)
-                logits = torch.cat([logits, more], -1)
-            weights = logits.softmax(-1).to(v.dtype)
-            near, far = weights[..., : seen.shape[-1]], weights[..., seen.shape[-1] :]
-            result = near @ v[b, h][order].flatten(1, 2)
-            out[b, h] = result + far @ averages[b, :, h] if tail else result
-    share = sum(sum(row) for row in longest) / (batch * heads * total)
-    return out.flatten(2, 3)[:, :, :tokens].transpose(1, 2), share
+    means, averages = (x.transpose(1, 2).flatten(0, 1) for x in (means, averages))
+    ends = torch.arange(total * blocks.key, device=key.device).view(total, blocks.key) < tokens
+    order, counts, mask = kept.order.flatten(0, 2).long(), kept.counts.flatten(), kept.mask()
+    head = torch.arange(len(k), device=key.device).repeat_interleave(shape[2])
+    out, spent = q.new_empty(*q.shape[:2], value.shape[-1]), 0
+    for rows in counts.argsort().chunk(GROUPS):
+        most, heads = int(counts[rows].max()), head[rows]
+        spent += most * len(rows)
+        near = order[rows, :most]
+        listed = torch.arange(most, device=key.device) < counts[rows, None]
+        logits = q[rows] @ k[heads[:, None], near].flatten(1, 2).mT * scale
+        seen = (ends[near] & listed[..., None]).flatten(1)
+        logits = logits.float().masked_fill(~seen[:, None], -math.inf)
+        if tail:
+            more = (q[rows] @ means[heads].mT * scale).float() + sizes.log()
+            more = more.masked_fill(mask.flatten(0, 2)[rows, None], -math.inf)
+            logits = torch.cat([logits, more], -1)
+        weights = logits.softmax(-1).to(v.dtype)
+        width = seen.shape[-1]
+        mixed = weights[..., :width] @ v[heads[:, None], near].flatten(1, 2)
+        out[rows] = mixed + weights[..., width:] @ averages[heads] if tail else mixed
+    out = torch.unflatten(out, 0, shape).flatten(2, 3)[:, :, :tokens].transpose(1, 2)
+    return out, spent / (len(q) * total)
 
 
 def _cut(rows: torch.Tensor, block: int) -> torch.Tensor:
