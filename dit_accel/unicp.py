@@ -226,13 +226,18 @@ class PrunedSite(Site):
         if self.sums and len(self.sums[0]) == 4:
             found = Errors.measured(self.sums)  # type: ignore[arg-type]
             self.errors = found.aged(1 / max(self.age, 1))
-        elif self.sums and self.errors is not None:
-            gone, size = map(sum, zip(*self.sums, strict=True))
-            distance = math.sqrt(gone / size) if size > 0 else math.inf
-            pruned, correlation = self.errors.pruned, self.errors.correlation
-            kept = kept_error(distance, pruned, correlation) / max(self.age, 1)
-            self.errors = Errors(kept, pruned, correlation)
+        elif self.sums:
+            self._follow(*map(sum, zip(*self.sums, strict=True)))
         self.sums = []
+
+    def _follow(self, gone: float, size: float) -> None:
+        """The pruned value is so far from the kept one: squares, summed over the branches."""
+        if not math.isfinite(gone + size):
+            self.off = "a pruned value was not finite"
+        elif self.errors is not None and size > 0:
+            pruned, correlation = self.errors.pruned, self.errors.correlation
+            kept = kept_error(math.sqrt(gone / size), pruned, correlation)
+            self.errors = Errors(kept / max(self.age, 1), pruned, correlation)
 
     def _spend(self, share: Share, beside: float) -> None:
         """Note the FLOPs of this call's attention, as shares of the dense one's."""

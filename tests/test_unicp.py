@@ -163,6 +163,22 @@ def call_with_windows(pipe):
         return call(pipe, **SIZE)
 
 
+@pytest.mark.parametrize("shift", [None, DWS()], ids=["no shift", "shift"])
+def test_a_value_that_is_not_finite_ends_the_pruning(shift, monkeypatch):
+    real, calls = Pruner.attend, []
+
+    def broken(self, *rows):
+        mixed, share = real(self, *rows)
+        calls.append(1)
+        return (mixed * math.nan if len(calls) > 6 else mixed), share
+
+    monkeypatch.setattr(Pruner, "attend", broken)
+    with np.errstate(invalid="ignore"):
+        _, report = run(tiny_wan(), UniCP(EDCW(threshold=10.0, max_window=1), PRUNE, shift))
+    assert any("a pruned value was not finite" in note for note in report.notes)
+    assert report.sites[0].computed[-1] == STEPS - 1
+
+
 def test_first_blocks_can_stay_dense():
     _, report = run(tiny_wan(), UniCP(NEVER, PCAS(**SMALL, cap=1.0, dense_blocks=2), None))
     assert [bool(site.pruned) for site in report.sites] == [False] * 4 + [True] * 2
