@@ -40,6 +40,7 @@ class Preset:
     vae_iterations: int
     vae_batch: int
     vae_size: tuple[int, int, int]  # crops of this size out of clips of the default size
+    vae_tail: float  # share of its iterations, the last ones, whose crops keep every frame
     vae_lr: float
     vae_clips: int
     pool: int  # clips encoded at the default size
@@ -56,7 +57,8 @@ PRESETS = {
     "gpu": Preset(
         layers=12, heads=6, ffn=640, patch=(1, 1, 1), muon=0.0,
         channels=48, vae_dim=40, vae_mult=(1, 2, 2), vae_blocks=1, vae_muon=0.0,
-        vae_iterations=6000, vae_batch=16, vae_size=DEFAULT, vae_lr=2e-3, vae_clips=12_000,
+        vae_iterations=6000, vae_batch=16, vae_size=DEFAULT, vae_tail=0.0,
+        vae_lr=2e-3, vae_clips=12_000,
         pool=50_000, pool_other=12_500, iterations=16_000, lr=1.2e-3, ema=0.9995,
         curriculum=(
             Stage(0.25, 512, ((9, 48, 48),)),
@@ -67,15 +69,17 @@ PRESETS = {
     "cpu": Preset(
         layers=6, heads=4, ffn=384, patch=(1, 2, 2), muon=5e-3,
         channels=24, vae_dim=32, vae_mult=(1, 1, 1), vae_blocks=0, vae_muon=3e-3,
-        vae_iterations=2000, vae_batch=8, vae_size=(9, 32, 32), vae_lr=3e-3, vae_clips=3000,
-        pool=12_000, pool_other=10_000, iterations=6400, lr=1.5e-3, ema=0.998,
+        vae_iterations=2500, vae_batch=8, vae_size=(9, 32, 32), vae_tail=0.2,
+        vae_lr=3e-3, vae_clips=3000,
+        pool=12_000, pool_other=10_000, iterations=6000, lr=1.5e-3, ema=0.998,
         curriculum=(Stage(0.3125, 64, ((9, 48, 48),)), Stage(0.6875, 32, (DEFAULT,))),
         long_text=False, compile=False,
     ),
     "smoke": Preset(
         layers=2, heads=2, ffn=64, patch=(1, 2, 2), muon=5e-3,
         channels=8, vae_dim=8, vae_mult=(1, 1, 1), vae_blocks=0, vae_muon=3e-3,
-        vae_iterations=4, vae_batch=2, vae_size=(9, 32, 32), vae_lr=1e-3, vae_clips=8,
+        vae_iterations=4, vae_batch=2, vae_size=(9, 32, 32), vae_tail=0.5,
+        vae_lr=1e-3, vae_clips=8,
         pool=8, pool_other=8, iterations=4, lr=1e-3, ema=0.9,
         curriculum=(Stage(0.5, 2, ((9, 32, 32),)), Stage(0.5, 2, (DEFAULT,))),
         long_text=False, compile=False,

@@ -93,10 +93,11 @@ def train_vae(preset: Preset, run: Run) -> AutoencoderKLWan:
     step = vae_step(vae, optimizer, run)
     for i in range(start, preset.vae_iterations):
         draw = torch.Generator(run.device).manual_seed(i)
-        pick = torch.randint(len(clips), (preset.vae_batch,), generator=draw, device=run.device)
+        size, batch, share = vae_stage(preset, i)
+        pick = torch.randint(len(clips), (batch,), generator=draw, device=run.device)
         for rate, peak in zip(rates, (preset.vae_lr, preset.vae_muon), strict=True):
-            rate.fill_(peak * schedule(i, preset.vae_iterations))
-        mse = step(crop(clips[pick], preset.vae_size, draw).float() / 127.5 - 1)
+            rate.fill_(peak * share)
+        mse = step(crop(clips[pick], size, draw).float() / 127.5 - 1)
         run.tick(
             "vae", i, mse,
             lambda: {"model": vae.state_dict(), "optimizer": optimizer.state_dict()},
@@ -117,6 +118,21 @@ def split(
         inner = inner and not any(part in name for part in outer)
         (matrices if muon and inner else rest).append(parameter)
     return matrices, rest
+
+
+def vae_stage(preset: Preset, i: int) -> tuple[tuple[int, int, int], int, float]:
+    """Iteration `i`'s size, batch and share of the peak learning rate.
+
+    Short crops first. The decoder hands features on from frame to frame and drifts over frames
+    later than it ever saw, so the tail has all frames, fewer crops at a time, and a lower peak.
+    """
+    frames, height, width = preset.vae_size
+    tail = round(preset.vae_iterations * preset.vae_tail)
+    head = preset.vae_iterations - tail
+    if i < head:
+        return preset.vae_size, preset.vae_batch, schedule(i, head)
+    batch = max(1, round(preset.vae_batch * frames / DEFAULT[0]))
+    return (DEFAULT[0], height, width), batch, 0.3 * schedule(i - head, tail)
 
 
 def crop(clips: torch.Tensor, size: tuple[int, int, int], draw: torch.Generator) -> torch.Tensor:
