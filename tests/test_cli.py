@@ -19,14 +19,14 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner, Result
 
-from dit_accel import video
-from dit_accel.cli import app, loading, summary
+from dit_accel import loading, video
+from dit_accel.cli import app, summary
 from dit_accel.cli.errors import BadInput
-from dit_accel.cli.loading import missing_parts
 from dit_accel.cli.progress import StepBar
 from dit_accel.cli.request import slug
 from dit_accel.cli.settings import Strides, check_sizes, read_strides
 from dit_accel.families import FAMILIES
+from dit_accel.loading import missing_parts
 from dit_accel.outcome import SiteReport
 
 ROOT = Path(__file__).resolve().parent.parent

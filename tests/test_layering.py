@@ -24,13 +24,16 @@ MATHS = (
     "forecast",
     "windows",
     "planner",
+    "plans",
+    "fitting",
+    "steering",
     "pca",
     "pruning",
     "shift",
     "visibility",
     "positions",
 )
-KNOWLEDGE = ("families", "profile", "layout", "miniature", "outcome")
+KNOWLEDGE = ("families", "profile", "layout", "miniature", "outcome", "targets")
 PLUMBING = (
     *("patching", "programs", "kernels", "session"),
     *("attention", "caching", "following", "pcas", "trimming", "unicp"),
@@ -84,6 +87,8 @@ def internal_fault(module: str, target: str) -> str | None:
         return None
     if source_part in ALONE:
         return f"{source_part} stands alone"
+    if target_part == "cli":
+        return "nothing stands above the command line"
     up, down = LAYERS.get(source_part, USE), LAYERS.get(target_part, USE)
     if up < down:
         return f"{NAMES[up]} must not know {NAMES[down]}"
@@ -163,6 +168,7 @@ def test_the_sources_are_found():
         ("metrics.psnr", "from ..drift import relative_l1", "metrics stands alone"),
         ("video", "from dit_accel.metrics import psnr", "video stands alone"),
         ("bench", "import dit_accel.tokens", "bench stands alone"),
+        ("evaluate.worker", "from dit_accel.cli import errors", "nothing stands above"),
         ("pipelines.wan", "from diffusers.hooks import HookRegistry", "only patching"),
     ],
 )

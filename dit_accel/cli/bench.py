@@ -103,8 +103,8 @@ def _bench(
 ) -> None:
     from dit_accel import methods as table
     from dit_accel import speed
-    from dit_accel.cli.loading import choose_device, choose_dtype, quiet_libraries
     from dit_accel.evaluate.runner import machine
+    from dit_accel.loading import choose_device, choose_dtype, quiet_libraries
 
     device = choose_device(device)
     dtype = choose_dtype(dtype, device)

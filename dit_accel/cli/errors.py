@@ -13,34 +13,23 @@ from collections.abc import Iterator
 import typer
 from rich.console import Console
 
+from dit_accel.errors import BadInput, CommandError, RunFailed
 
-class CommandError(Exception):
-    """An end that the user is told of in words, without a traceback."""
-
-    exit_code = 1
-
-
-class BadInput(CommandError):
-    """An option or argument that is not accepted: names it, its value, and what is."""
-
-    exit_code = 2
-
-
-class RunFailed(CommandError):
-    """The input was right, and yet it went wrong."""
+INTERRUPTED = "no half-written file is left"
 
 
 @contextlib.contextmanager
-def reported(*, verbose: bool = False) -> Iterator[None]:
+def reported(*, verbose: bool = False, interrupted: str = INTERRUPTED) -> Iterator[None]:
     """Turn whatever ends the body into a message and an exit code.
 
     Args:
+        interrupted: what becomes of the work when Ctrl-C is pressed.
         verbose: also print the traceback of an error that nobody foresaw.
     """
     try:
         yield
     except KeyboardInterrupt as interrupt:
-        say("stopped by Ctrl-C; no half-written file is left", style="yellow")
+        say(f"stopped by Ctrl-C; {interrupted}", style="yellow")
         raise typer.Exit(130) from interrupt
     except CommandError as error:
         say(str(error))
@@ -75,3 +64,6 @@ def _is_out_of_memory(error: Exception) -> bool:
         or "OutOfMemoryError" in names
         or "can't allocate memory" in str(error)
     )
+
+
+__all__ = ["BadInput", "CommandError", "RunFailed", "reported", "say"]

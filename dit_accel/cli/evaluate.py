@@ -25,9 +25,9 @@ from dit_accel.cli.errors import BadInput, RunFailed, reported, say
 from dit_accel.cli.request import Request
 
 if TYPE_CHECKING:
-    from dit_accel.cli.loading import Model
     from dit_accel.evaluate.jobs import Job, Plan, Shard
     from dit_accel.evaluate.store import Store
+    from dit_accel.loading import Model
 
 DEFAULT_METHODS = "uncached,edcw:*,fewer-steps:*"
 DEFAULT_METRICS = "psnr_db,ssim,mae,tdiff,flicker,tof,latent_rel_l2,latent_cosine"
@@ -173,8 +173,8 @@ def _evaluate(asked: Asked, request: Request, *, as_json: bool, verbose: bool) -
     request.check()
     if asked.backend not in ("local", "ray"):
         raise BadInput(f"--backend is {asked.backend!r}: must be local or ray")
-    from dit_accel.cli.loading import choose_device, choose_dtype, find, quiet_libraries
     from dit_accel.evaluate.worker import rescore
+    from dit_accel.loading import choose_device, choose_dtype, find, quiet_libraries
 
     with _as_command_errors(), quiet_libraries(verbose=verbose):
         shard = _shard(asked.shard)

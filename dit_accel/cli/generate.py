@@ -19,8 +19,8 @@ from dit_accel.cli.summary import show
 from dit_accel.windows import DEFAULT_THRESHOLD
 
 if TYPE_CHECKING:
-    from dit_accel.cli.loading import Model
     from dit_accel.cli.settings import Settings
+    from dit_accel.loading import Model
     from dit_accel.takes import Take
 
 
@@ -78,8 +78,8 @@ def _generate(request: Request, *, as_json: bool, verbose: bool) -> None:
     files = writing.name_files(output, compare=request.compare)
     writing.check_files(files, overwrite=request.overwrite)
     with _status("starting", quiet=as_json):
-        from dit_accel.cli.loading import quiet_libraries
         from dit_accel.cli.settings import resolve
+        from dit_accel.loading import quiet_libraries
 
         muted = quiet_libraries(verbose=verbose)
     with muted:
@@ -93,7 +93,7 @@ def _generate(request: Request, *, as_json: bool, verbose: bool) -> None:
 
 def _find(request: Request) -> tuple[Model, str, str]:
     """The model's folder, the device and the dtype."""
-    from dit_accel.cli.loading import choose_device, choose_dtype, find
+    from dit_accel.loading import choose_device, choose_dtype, find
 
     device = choose_device(request.device)
     return find(request.model), device, choose_dtype(request.dtype, device)
@@ -101,7 +101,8 @@ def _find(request: Request) -> tuple[Model, str, str]:
 
 def _run(model: Model, settings: Settings, *, quiet: bool) -> tuple[Take, Take | None]:
     """The accelerated clip, after its uncached twin where one was asked for."""
-    from dit_accel.cli import loading, prompt, running
+    from dit_accel import loading
+    from dit_accel.cli import prompt, running
 
     with _status(f"loading {model.name}", quiet=quiet):
         pipe = loading.load(model, device=settings.device, dtype=settings.dtype)

@@ -8,8 +8,8 @@ from typing import Any
 
 import dit_accel
 from dit_accel.cli.files import Files
-from dit_accel.cli.loading import Model
 from dit_accel.cli.settings import Settings, model_revision
+from dit_accel.loading import Model
 from dit_accel.takes import Take
 
 FORMAT = 1

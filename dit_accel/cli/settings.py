@@ -15,8 +15,8 @@ from typing import Any
 
 from dit_accel import miniature
 from dit_accel.cli.errors import BadInput
-from dit_accel.cli.loading import Model
 from dit_accel.cli.request import Request
+from dit_accel.loading import Model
 from dit_accel.takes import Clip
 
 FALLBACK_FPS = 16.0

@@ -109,7 +109,7 @@ class _Actor:
 
 def load(plan: Plan, folder: str, device: str) -> Any:
     """The pipeline of a plan, silent, on a device."""
-    from dit_accel.cli import loading
+    from dit_accel import loading
 
     model = loading.look_into(Path(folder), name=plan.model.name)
     return loading.load(model, device=device, dtype=plan.dtype)
@@ -121,7 +121,7 @@ def _run_in_child(folder: str, device: str, store: Store, ids: Sequence[str]) ->
 
 def _child(store_folder: str, folder: str, device: str, ids: list[str], parent: int) -> None:
     """In the new process. It ends before its next job when the parent is gone."""
-    from dit_accel.cli.loading import quiet_libraries
+    from dit_accel.loading import quiet_libraries
 
     store = Store(Path(store_folder))
     plan = store.plan()

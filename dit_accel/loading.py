@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from dit_accel import miniature
-from dit_accel.cli.errors import BadInput, RunFailed
+from dit_accel.errors import BadInput, RunFailed
 from dit_accel.families import FAMILIES, Family
 
 REACH_SECONDS = 5.0
