@@ -47,6 +47,8 @@ class Preset:
     pool_other: int  # at every other size
     iterations: int
     lr: float
+    warm: int  # iterations of warm-up
+    hold: float  # share of the iterations after which the learning rate begins to fall
     ema: float
     curriculum: tuple[Stage, ...]
     long_text: bool  # train text of 512 tokens too, the pipeline's own default
@@ -59,7 +61,8 @@ PRESETS = {
         channels=48, vae_dim=40, vae_mult=(1, 2, 2), vae_blocks=1, vae_muon=0.0,
         vae_iterations=6000, vae_batch=16, vae_size=DEFAULT, vae_tail=0.0,
         vae_lr=2e-3, vae_clips=12_000,
-        pool=50_000, pool_other=12_500, iterations=16_000, lr=1.2e-3, ema=0.9995,
+        pool=50_000, pool_other=12_500, iterations=16_000, lr=1.2e-3,
+        warm=320, hold=0.0, ema=0.9995,
         curriculum=(
             Stage(0.25, 512, ((9, 48, 48),)),
             Stage(0.75, 256, (DEFAULT,) * 6 + ((17, 96, 96), (33, 64, 64))),
@@ -71,8 +74,9 @@ PRESETS = {
         channels=24, vae_dim=32, vae_mult=(1, 1, 1), vae_blocks=0, vae_muon=3e-3,
         vae_iterations=2500, vae_batch=8, vae_size=(9, 32, 32), vae_tail=0.2,
         vae_lr=3e-3, vae_clips=3000,
-        pool=12_000, pool_other=10_000, iterations=6000, lr=1.5e-3, ema=0.998,
-        curriculum=(Stage(0.3125, 64, ((9, 48, 48),)), Stage(0.6875, 32, (DEFAULT,))),
+        pool=12_000, pool_other=10_000, iterations=5000, lr=1.5e-3,
+        warm=100, hold=0.6, ema=0.998,
+        curriculum=(Stage(0.3, 64, ((9, 48, 48),)), Stage(0.7, 32, (DEFAULT,))),
         long_text=False, compile=False,
     ),
     "smoke": Preset(
@@ -80,7 +84,8 @@ PRESETS = {
         channels=8, vae_dim=8, vae_mult=(1, 1, 1), vae_blocks=0, vae_muon=3e-3,
         vae_iterations=4, vae_batch=2, vae_size=(9, 32, 32), vae_tail=0.5,
         vae_lr=1e-3, vae_clips=8,
-        pool=8, pool_other=8, iterations=4, lr=1e-3, ema=0.9,
+        pool=8, pool_other=8, iterations=4, lr=1e-3,
+        warm=1, hold=0.5, ema=0.9,
         curriculum=(Stage(0.5, 2, ((9, 32, 32),)), Stage(0.5, 2, (DEFAULT,))),
         long_text=False, compile=False,
     ),

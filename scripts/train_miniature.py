@@ -275,8 +275,9 @@ def train_denoiser(
         text = ids[pool.rows[pick]].clone()
         dropped = torch.rand(batch, generator=draw, device=run.device) < 0.1
         text[dropped] = torch.tensor(empty + [0] * (TEXT_LENGTH - len(empty)), device=run.device)
+        share = schedule(i, preset.iterations, preset.warm, preset.hold)
         for rate, peak in zip(rates, (preset.lr, preset.muon), strict=True):
-            rate.fill_(peak * schedule(i, preset.iterations))
+            rate.fill_(peak * share)
         length = 512 if preset.long_text and size == DEFAULT and i % 8 == 4 else 64
         text = F.pad(text, (0, length - TEXT_LENGTH))
         sigma = torch.sigmoid(torch.randn(batch, generator=draw, device=run.device))
@@ -350,10 +351,11 @@ def tokens_of(size: tuple[int, int, int]) -> int:
     return ((frames - 1) // 4 + 1) * (height // COMPRESSION) * (width // COMPRESSION)
 
 
-def schedule(i: int, total: int) -> float:
-    """Share of the peak learning rate: linear warm-up over 2 %, cosine to 1 %."""
-    warm = max(1, total // 50)
-    return min(1.0, (i + 1) / warm) * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * i / total)))
+def schedule(i: int, total: int, warm: int = 0, hold: float = 0.0) -> float:
+    """Share of the peak learning rate: linear warm-up (else over 2 %), hold, cosine to 1 %."""
+    warm = warm or max(1, total // 50)
+    fallen = max(0.0, i / total - hold) / (1 - hold)
+    return min(1.0, (i + 1) / warm) * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * fallen)))
 
 
 # --- the command --------------------------------------------------------------
