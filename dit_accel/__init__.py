@@ -14,7 +14,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from dit_accel.accelerate import Handle, accelerate
+    from dit_accel.acceleration import Handle, accelerate
     from dit_accel.families import FAMILIES
     from dit_accel.outcome import Report, SiteReport
     from dit_accel.pcas import PCAS
@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
-    "accelerate": "dit_accel.accelerate",
-    "Handle": "dit_accel.accelerate",
+    "accelerate": "dit_accel.acceleration",
+    "Handle": "dit_accel.acceleration",
     "FAMILIES": "dit_accel.families",
     "Report": "dit_accel.outcome",
     "SiteReport": "dit_accel.outcome",
@@ -56,5 +56,5 @@ def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     value = getattr(importlib.import_module(_HOMES[name]), name)
-    globals()[name] = value  # over the submodule of the same name, where there is one
+    globals()[name] = value
     return value

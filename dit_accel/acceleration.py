@@ -7,19 +7,23 @@ print(handle.report().summary())
 
 from __future__ import annotations
 
+import math
+import os
 from types import TracebackType
 from typing import Any
 
 import torch
 
-from dit_accel import following
+from dit_accel import following, targets
+from dit_accel.autopilot import Autopilot, checked, find_profile, load_profile
 from dit_accel.bench import Stopwatch, count_flops
 from dit_accel.caching import Cache
 from dit_accel.families import Family, family_of, transformers_of
-from dit_accel.following import Follower
+from dit_accel.following import Course, Follower, PlanCourse
 from dit_accel.outcome import Report
 from dit_accel.patching import Patches
-from dit_accel.planner import Plan
+from dit_accel.plans import Plan
+from dit_accel.profile import Profile
 from dit_accel.session import Session
 from dit_accel.unicp import PRESETS, PrunedCache, UniCP
 from dit_accel.windows import DEFAULT_THRESHOLD, EDCW
@@ -28,13 +32,19 @@ from dit_accel.windows import DEFAULT_THRESHOLD, EDCW
 def accelerate(
     pipe: Any,
     *,
-    threshold: float = DEFAULT_THRESHOLD,
+    threshold: float | None = None,
     site: str = "model",
     config: EDCW | None = None,
-    plan: Plan | None = None,
+    plan: Plan | Course | None = None,
+    mix: tuple[float, ...] = (1.0,),
     accel: str | UniCP | None = None,
+    quality: float | None = None,
+    speedup: float | None = None,
+    profile: Profile | str | os.PathLike[str] | None = None,
+    guard: bool = True,
+    force: bool = False,
 ) -> Handle:
-    """Put error-aware dynamic cache windows, or a plan, on a diffusers video pipeline, in place.
+    """Accelerate a diffusers video pipeline, in place: to a quality, a speed or a threshold.
 
     Args:
         pipe: a pipeline whose transformer is in `dit_accel.FAMILIES`.
@@ -45,10 +55,21 @@ def accelerate(
         config: all settings of the windows; its threshold takes the place of `threshold`.
         plan: which steps to compute and what serves the others, decided beforehand (`planner`);
             carried out at the denoiser's output, in place of windows at a site.
+        mix: of the parts that the plan's forecasts have.
         accel: "unicp-paper", or a `UniCP` of your own: at each self-attention, windows with this
             threshold, and where they do not serve, pruned attention by the shift of weight; with a
             `UniCP` its windows' threshold counts. Where pruning does not pay, it is off and the
             report says so.
+        quality: PSNR in dB against the uncached clip that 95 % of clips shall reach.
+        speedup: steps over computed steps.
+        profile: what calibration measured of this pipeline, or the file of it; else it is looked
+            for in the model's folder and in the user's cache; where there is none, the first run is
+            computed whole and recorded.
+        guard: whether a run may leave its plan where what is measured on the way is far from what
+            was to be expected.
+        force: use a profile of another pipeline all the same.
+
+    With no target at all: windows at the default threshold.
 
     Returns:
         The handle: a context manager with `report()` and `remove()`.
@@ -60,18 +81,47 @@ def accelerate(
     Source: UniCP (arXiv 2502.04393), EDCW; our reading.
     """
     family = family_of(pipe)
+    targets.check_choice((("quality", quality), ("speedup", speedup), ("threshold", threshold)))
+    if quality is not None or speedup is not None:
+        if plan is not None or config is not None or accel is not None or site != "model":
+            raise ValueError(
+                "quality or speedup is given with plan, config, accel or site; accepted: alone"
+            )
+        return _piloted(pipe, family, profile, quality, speedup, guard=guard, force=force)
+    if profile is not None:
+        raise ValueError("profile is given without a target; accepted: with quality or speedup")
     if accel is not None:
         if plan is not None or config is not None or site != "model":
             raise ValueError("accel is given with plan, site or config; accepted: threshold alone")
-        preset = _preset(accel, threshold)
+        preset = _preset(accel, DEFAULT_THRESHOLD if threshold is None else threshold)
         return Handle(pipe, family, "attention", preset.windows, preset=preset)
     if plan is not None:
-        if config is not None or threshold != DEFAULT_THRESHOLD or site != "model":
+        if config is not None or threshold is not None or site != "model":
             raise ValueError("plan is given with threshold, site or config; accepted: plan alone")
-        return Handle(pipe, family, following.SITE, None, plan)
+        course = PlanCourse(plan, mix) if isinstance(plan, Plan) else plan
+        return Handle(pipe, family, following.SITE, None, course)
     if site not in family.sites:
         raise ValueError(f"site is {site!r}; accepted for {family.name}: {', '.join(family.sites)}")
-    return Handle(pipe, family, site, config or EDCW(threshold=threshold))
+    windows = config or EDCW(threshold=DEFAULT_THRESHOLD if threshold is None else threshold)
+    return Handle(pipe, family, site, windows)
+
+
+def _piloted(
+    pipe: Any, family: Family, given: Profile | str | os.PathLike[str] | None,
+    quality: float | None, speedup: float | None, *, guard: bool, force: bool,
+) -> Handle:  # fmt: skip
+    for name, value, least in (("quality", quality, 0.0), ("speedup", speedup, 1.0)):
+        if value is not None and not (least < value < math.inf or value == least == 1.0):
+            raise ValueError(f"{name} is {value!r}; accepted: a finite number above {least:g}")
+    source = given if given is not None else find_profile(pipe)
+    profile = load_profile(source) if source is not None else None
+    remarks = checked(profile, pipe, force=force) if profile is not None else ()
+    course = Autopilot(
+        pipe, family, profile, quality=quality, speedup=speedup, guard=guard, remarks=remarks
+    )
+    handle = Handle(pipe, family, following.SITE, None, course)
+    handle.follower.heard, handle.follower.heard_start = course.hear, course.hear_start
+    return handle
 
 
 def _preset(accel: str | UniCP, threshold: float) -> UniCP:
@@ -91,10 +141,10 @@ class Handle:
         family: Family,
         site: str,
         config: EDCW | None,
-        plan: Plan | None = None,
+        course: Course | None = None,
         preset: UniCP | None = None,
     ) -> None:
-        self.family, self.site, self.config, self.plan = family, site, config, plan
+        self.family, self.site, self.config = family, site, config
         self._transformers = transformers_of(pipe, family)
         self._patches = Patches()
         self._session = Session(pipe, self._transformers)
@@ -102,8 +152,8 @@ class Handle:
         self._clock = _Clock(self._session)
         try:
             self._session.install(self._patches)
-            if plan is not None:
-                self._cache = Follower(self._session, plan)
+            if course is not None:
+                self._cache = Follower(self._session, course)
                 self._session.answer = self._cache.answer
             else:
                 self._cache = (
@@ -116,6 +166,17 @@ class Handle:
         except BaseException:
             self._patches.undo()
             raise
+
+    @property
+    def follower(self) -> Follower:
+        """What carries out a plan.
+
+        Raises:
+            RuntimeError: no plan is at work, but windows at a site.
+        """
+        if not isinstance(self._cache, Follower):
+            raise RuntimeError("follower: windows are at work here, no plan")
+        return self._cache
 
     def __enter__(self) -> Handle:
         return self
@@ -145,6 +206,8 @@ class Handle:
             RuntimeError: nothing has run yet.
         """
         session, cache = self._session, self._cache
+        course = cache.course if isinstance(cache, Follower) else None
+        pilot = course if isinstance(course, Autopilot) else None
         if session.step < 0:
             raise RuntimeError("report: no run yet; call the pipeline first")
         cache.settle()
@@ -163,7 +226,11 @@ class Handle:
             peak_memory_bytes=self._clock.peak_memory_bytes,
             kept_bytes=cache.kept_bytes,
             device_reads=cache.device_reads,
-            notes=notes + (cache.notes() if isinstance(cache, PrunedCache) else ()),
+            quality=pilot.quality if pilot else None,
+            speedup=pilot.speedup if pilot else None,
+            prediction=pilot.prediction() if pilot else None,
+            planned=pilot.steering.plan.computed if pilot else (),
+            notes=notes + cache.notes(),
         )
 
     def _flops(self, sites: tuple[Any, ...]) -> tuple[int | None, int | None, tuple[str, ...]]:

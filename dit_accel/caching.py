@@ -243,6 +243,10 @@ class Cache:
         numbers: list[float] = torch.cat(flat).tolist()
         return numbers
 
+    def notes(self) -> tuple[str, ...]:
+        """Nothing to add."""
+        return ()
+
     def clear(self) -> None:
         """Free what is kept."""
         for site in self.sites:

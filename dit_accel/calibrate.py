@@ -1,34 +1,55 @@
-"""Measure a pipeline uncached, so that plans can be made for it: predictions, sampler, gain.
+"""Measure a pipeline, so that plans can be made for it: the profile.
 
-Three things, from a handful of clips:
+From a handful of clips, one after the other:
 
-- the inner products of each clip's predictions after guidance (`gram`), from one uncached run;
-- what one unit of each prediction adds to the final latents (`shares`): a twin of the scheduler is
-  stepped along on unit vectors, one a step, so that any sampler that is linear in the predictions
-  gives its shares, Euler and multistep alike; that they rebuild the final latents is checked;
-- how errors fare (`gain`, `memory`): runs that reuse a single prediction at one step, and what
-  became of the error that it made.
+1. *Uncached*: the inner products of each clip's predictions, part by part, and of the noise that it
+   started from; what one unit of each guided prediction adds to the final latents (`shares`): a
+   twin of the scheduler is stepped along on unit vectors, so that any sampler that is linear in the
+   predictions gives its shares, Euler and multistep alike. That they rebuild the final latents is
+   checked.
+2. *Probes* on the first clips: runs that reuse a single prediction at one step, and what became of
+   the error that it made (`gain`, `memory`).
+3. *Rungs*: a plan for each of a ladder of speeds, carried out on every clip. What changes its
+   windows' lines is fitted, clip after clip, to what is really left (`fitting`); each clip is
+   served by changes that have not seen it, and scored against its uncached twin: honest errors.
 
-Memory: the predictions of the clips that are probed, in float32 on the CPU, one latent a step each.
+Memory: the predictions of one clip, in float32 on the CPU. With `work`, what is done is kept in a
+folder, clip by clip, and the same call goes on where it was.
 """
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import hashlib
 import math
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Self
 
 import torch
 
-from dit_accel.accelerate import accelerate
+from dit_accel.acceleration import accelerate
+from dit_accel.families import family_of
+from dit_accel.fitting import Moments
+from dit_accel.following import Follower, PlanCourse
+from dit_accel.identity import identify
+from dit_accel.metrics import psnr
 from dit_accel.patching import Patches
-from dit_accel.planner import Field, Plan
+from dit_accel.planner import Field, fit, search, turning
+from dit_accel.plans import Forecast, Plan, Schedule, lines, reads
+from dit_accel.profile import Profile, Rung
+from dit_accel.sampling import Lanes
 from dit_accel.takes import Clip, call_arguments
 
 LINEAR = 0.02  # relative error up to which the shares must rebuild the final latents
+DEPTH = 5  # computed predictions that a refined forecast reads
+LADDER = (1.25, 1.5, 2.0, 2.5, 3.0, 3.4, 3.85, 4.2, 4.55, 5.0, 5.6, 6.25, 7.2)
+CAREFUL = 1.3  # how many times the computed steps of a rung its careful end has, in all
+RISKY = 3.3  # speedup from which on a rung has a careful end
+FIRST = 4  # clips whose changes were fitted to fewer others than this are not scored
 Told = Callable[[str, int, int], None]
 
 
@@ -41,39 +62,58 @@ class Recording:
     """One uncached run of n steps, latents of N numbers.
 
     Args:
-        predictions: `(n, N)` float32, after guidance.
-        shares: `(n,)` float64, what one unit of each adds to the final latents.
-        times: `(n,)` float64, the scheduler's timesteps.
+        parts: `(B, n, N)` float32, the parts of the guided prediction.
+        schedule: of this run.
+        start: `(N,)` float32, the noise.
         final: `(N,)` float32, the final latents.
+        frames: as the pipeline gave them.
     """
 
-    predictions: torch.Tensor
-    shares: torch.Tensor
-    times: torch.Tensor
+    parts: torch.Tensor
+    schedule: Schedule
+    start: torch.Tensor
     final: torch.Tensor
+    frames: Any
+
+    @property
+    def gram(self) -> torch.Tensor:
+        """`(R, R)` float64: inner products of all rows, over the squared norm of the final."""
+        rows = torch.cat([*self.parts, self.start[None]])
+        gram = torch.zeros(len(rows), len(rows), dtype=torch.float64)
+        for piece in torch.split(rows, 1 << 18, dim=1):
+            gram += piece.double() @ piece.double().T
+        return gram / self.final.double().square().sum()
+
+    def guided(self, step: int) -> torch.Tensor:
+        """`(N,)`: the guided prediction of a step."""
+        return torch.einsum("b,bn->n", torch.tensor(self.schedule.mix), self.parts[:, step])
 
 
 def calibrate(
     pipe: Any,
     clips: Sequence[Clip],
     *,
+    speedups: Sequence[float] = LADDER,
     probes: int = 8,
     probed: int = 3,
+    dtype: str = "float32",
+    work: Path | None = None,
     overrides: dict[str, Any] | None = None,
     told: Told = lambda what, done, total: None,
-) -> Field:
-    """Measure what plans are made of.
+) -> Profile:
+    """Measure what plans are made of, and the plans.
 
     Args:
         pipe: a diffusers pipeline of a known family, not accelerated.
         clips: of equal size, steps and guidance; a dozen or more.
+        speedups: the ladder; each is a plan that is carried out on every clip. Empty: none is, and
+            plans rest on inner products alone.
         probes: steps at which a single prediction is reused, >= 2.
         probed: clips that are probed, from the first on, 1 to all; each costs `probes` runs.
+        dtype: what the denoiser computes in, for the profile's identity.
+        work: folder for what is done so far; it can be deleted afterwards.
         overrides: arguments of the pipeline's call that replace the clips'.
         told: hears what is being done, how much of it is done, and of how much.
-
-    Returns:
-        the field of this pipeline at this size, number of steps and guidance.
 
     Raises:
         ValueError: there are no clips, they differ in what must be equal, or a number is out of
@@ -89,21 +129,290 @@ def calibrate(
         raise ValueError(
             f"probes is {probes}, probed is {probed}; accepted: at least 2, and 1 to {len(clips)}"
         )
-    recordings, grams = [], []
-    for index, clip in enumerate(clips):
-        told("uncached", index, len(clips))
-        recording = record(pipe, clip, overrides)
-        grams.append(_gram(recording))
-        if index < probed:
-            recordings.append(recording)
-    first = recordings[0]
-    found = []
-    for index, (clip, recording) in enumerate(zip(clips, recordings, strict=False)):
-        for place, step in enumerate(probe_steps(clip.steps, probes)):
-            told("probes", index * probes + place, probed * probes)
-            found.append((step, *_probe(pipe, clip, overrides, recording, step)))
-    gain, memory = summed_up(found, clips[0].steps)
-    return Field(torch.stack(grams), first.shares, first.times, gain, memory)
+    wrong = [s for s in speedups if not 1 < s <= clips[0].steps]
+    if wrong:
+        raise ValueError(f"speedups has {wrong}; accepted: above 1, up to {clips[0].steps}")
+    return _Calibration(pipe, clips, speedups, work, overrides, told).run(probes, probed, dtype)
+
+
+class _Calibration:
+    """One call of `calibrate`."""
+
+    def __init__(
+        self, pipe: Any, clips: Sequence[Clip], speedups: Sequence[float], work: Path | None,
+        overrides: dict[str, Any] | None, told: Told,
+    ) -> None:  # fmt: skip
+        self.pipe, self.clips, self.speedups = pipe, clips, speedups
+        self.overrides, self.told = overrides, told
+        self.kept = _Work(work, clips, overrides)
+        self.recordings: dict[int, Recording] = {}
+
+    def run(self, probes: int, probed: int, dtype: str) -> Profile:
+        grams = [self._gram(index) for index in range(len(self.clips))]
+        schedule = self._recording(0).schedule
+        found = [self._probed(index, probes) for index in range(probed)]
+        gain, memory = summed_up([p for part in found for p in part], schedule.total)
+        field = Field(schedule, torch.stack(grams), gain, memory)
+        plans = self._ladder(field)
+        results = [self._rungs(index, field, plans) for index in range(len(self.clips))]
+        rungs, careful = _summary(plans, results, schedule.total)
+        made = {"clips": len(self.clips), "probes": probes, "probed": probed, **versions()}
+        clip = self.clips[0]
+        identity = identify(
+            self.pipe, steps=clip.steps, guidance=clip.guidance, height=clip.height,
+            width=clip.width, frames=clip.frames, dtype=dtype, parts=len(schedule.mix),
+        )  # fmt: skip
+        return Profile(identity, schedule, field.gram, gain, memory, DEPTH, rungs, careful, made)
+
+    def _recording(self, index: int) -> Recording:
+        if index not in self.recordings:
+            if sum(r.parts.nbytes for r in self.recordings.values()) > 2 << 30:
+                self.recordings.clear()
+            self.recordings[index] = record(self.pipe, self.clips[index], self.overrides)
+        return self.recordings[index]
+
+    def _gram(self, index: int) -> torch.Tensor:
+        def make() -> torch.Tensor:
+            self.told("uncached", index, len(self.clips))
+            return self._recording(index).gram
+
+        return self.kept.get(f"gram-{index}", make)
+
+    def _probed(self, index: int, probes: int) -> list[tuple[int, float, float]]:
+        def make() -> list[tuple[int, float, float]]:
+            clip, recording = self.clips[index], self._recording(index)
+            steps = probe_steps(clip.steps, probes)
+            found = []
+            for place, step in enumerate(steps):
+                self.told("probe", index * len(steps) + place, 0)
+                found.append((step, *_probe(self.pipe, clip, self.overrides, recording, step)))
+            return found
+
+        return self.kept.get(f"probe-{index}-{probes}", make)
+
+    def _ladder(self, field: Field) -> list[tuple[tuple[int, ...], tuple[int, ...] | None]]:
+        """Computed steps of every rung, fastest last, and of its careful end."""
+        counts = sorted({round(field.total / s) for s in self.speedups}, reverse=True)
+        counts = [count for count in counts if 2 <= count < field.total]
+
+        def make() -> list[tuple[tuple[int, ...], tuple[int, ...] | None]]:
+            self.told("search", 0, 0)
+            plans: list[tuple[tuple[int, ...], tuple[int, ...] | None]] = []
+            before: tuple[int, ...] | None = None
+            for count in counts:
+                start = _thinned(before, count) if before else None
+                found = search(field, count, start=start)[0].computed
+                risky = field.total / count >= RISKY
+                plans.append((found, careful_end(found, field) if risky else None))
+                before = found
+            return plans
+
+        return self.kept.get(f"ladder-{counts}", make)
+
+    def _rungs(
+        self, index: int, field: Field, plans: Sequence[tuple[tuple[int, ...], Any]]
+    ) -> list[_Outcome]:
+        """Carries out every plan on one clip; changes are fitted to the clips before it."""
+        every = [computed for rung in plans for computed in rung if computed is not None]
+        if not every:
+            return []
+        before = self.kept.moments(index - 1)
+
+        def make() -> list[_Outcome]:
+            moments = copy.deepcopy(before)
+            recording, found = self._recording(index), []
+            for place, computed in enumerate(every):
+                self.told("rungs", index * len(every) + place, len(self.clips) * len(every))
+                found.append(self._carry_out(index, computed, field, recording, moments))
+            self.kept.keep_moments(index, moments)
+            self.recordings.pop(index, None)
+            return found
+
+        return self.kept.get(f"rungs-{index}", make)
+
+    def _carry_out(
+        self, index: int, computed: tuple[int, ...], field: Field, recording: Recording,
+        moments: dict[tuple[int, ...], Moments],
+    ) -> _Outcome:  # fmt: skip
+        prior = fit(computed, field, depth=DEPTH)[0]
+        with accelerate(self.pipe, plan=prior, mix=field.schedule.mix) as handle:
+            course = _Fitting(handle.follower, index, computed, prior, recording, moments)
+            handle.follower.course = course
+            with _Sampler(self.pipe.scheduler) as sampler:
+                frames = _run(self.pipe, self.clips[index], self.overrides)
+            handle.report()
+        error = sampler.final - recording.final
+        latents = -20 * math.log10(max(float(error.norm() / recording.final.norm()), 1e-9))
+        return _Outcome(
+            computed,
+            min(float(psnr(recording.frames, frames, data_range=1.0)), 100.0),
+            latents,
+            tuple(course.surprise.get(step, math.nan) for step in computed),
+            {step: moment.change() for step, moment in course.problems.items()},
+        )
+
+
+@dataclass(frozen=True)
+class _Outcome:
+    """One plan on one clip; `changes` fitted to all clips up to it, by window."""
+
+    computed: tuple[int, ...]
+    psnr_db: float
+    latents_db: float
+    surprise: tuple[float, ...]
+    changes: dict[int, torch.Tensor | None]
+
+
+class _Fitting(PlanCourse):
+    """Follows the computed steps of a plan, and fits every window's change when it opens."""
+
+    def __init__(
+        self, follower: Follower, prompt: int, computed: tuple[int, ...], prior: Plan,
+        recording: Recording, moments: dict[tuple[int, ...], Moments],
+    ) -> None:  # fmt: skip
+        super().__init__(prior, recording.schedule.mix)
+        self.follower, self.prompt, self.recording = follower, prompt, recording
+        self.computed, self.moments = computed, moments
+        self.schedule = recording.schedule
+        self.surprise: dict[int, float] = {}
+        self.problems: dict[int, Moments] = {}  # of this plan, by the step that opens the window
+        self._behind = torch.zeros_like(recording.final)  # what should have been added, and was not
+        self._forecasts: dict[int, Forecast] = dict(prior.forecasts)
+
+    def learn(self, step: int, surprise: float | None) -> None:
+        if surprise is not None:
+            self.surprise[step] = surprise
+
+    def forecast_of(self, step: int) -> Forecast | None:
+        if step not in self.plan.forecasts:
+            if step - 1 in self.computed and step > 0:
+                self._passed(step - 1)
+            return None
+        if step - 1 in self.computed:
+            self._open(step - 1)
+        return self._forecasts[step]
+
+    def reads(self, step: int) -> tuple[int, ...]:
+        return tuple(reads(self.computed, step, DEPTH))
+
+    def _open(self, opened: int) -> None:
+        """A window opens after this computed step: fit its change, and foresee what it adds."""
+        self._passed(opened)
+        place = self.computed.index(opened)
+        closed = (*self.computed[1:], self.schedule.total)[place]
+        read = reads(self.computed, opened, DEPTH)
+        ends = torch.tensor([opened]), torch.tensor([closed])
+        line = lines(torch.tensor([read]), *ends, self.schedule)[0]
+        features = self._features(read)
+        due = sum(
+            (float(self.schedule.shares[s]) * self.recording.guided(s)
+             for s in range(opened + 1, closed)),
+            torch.zeros_like(self._behind),
+        )  # fmt: skip
+        left = due + self._behind - _weighted(line, features)
+        history = (*self.computed[: place + 1], closed)
+        problem = self.moments.setdefault(history, Moments())
+        change = problem.change()  # before this prompt is known to it
+        if change is None:
+            change = self._prior(read, opened, closed) - line
+        size = float(self.recording.final.square().mean())
+        problem.add(self.prompt, features, left, size)
+        self.problems[opened] = problem
+        plan = Plan.of(self.computed[: place + 1], self.schedule, {opened: change}, DEPTH)
+        self._forecasts |= {s: plan.forecasts[s] for s in range(opened + 1, closed)}
+        self._behind = left - _weighted(change, features)
+
+    def _passed(self, step: int) -> None:
+        """A computed step added its own prediction, not the uncached run's."""
+        parts = self._features([step])[:-1]
+        added = _weighted(torch.tensor(self.schedule.mix), parts)
+        self._behind += float(self.schedule.shares[step]) * (self.recording.guided(step) - added)
+
+    def _features(self, read: Sequence[int]) -> torch.Tensor:
+        """`(F, N)` float32: the kept parts of these steps, and the noise."""
+        kept = list(self.follower.kept.values())[: len(self.schedule.mix)]
+        rows = [part[step] for part in kept for step in read]
+        start = next(iter(self.follower.start.values()), torch.zeros_like(rows[0]))
+        return torch.stack([row.detach().float().cpu().flatten() for row in [*rows, start]])
+
+    def _prior(self, read: Sequence[int], opened: int, closed: int) -> torch.Tensor:
+        """The window's weights in the plan that was fitted on uncached runs."""
+        sums = torch.zeros(len(self.schedule.mix), len(read), dtype=torch.float64)
+        start = 0.0
+        for step in range(opened + 1, closed):
+            share, served = float(self.schedule.shares[step]), self.plan.forecasts[step]
+            start += share * served.start
+            for part, weights in enumerate(served.reads):
+                for place, at in enumerate(read):
+                    sums[part, place] += share * self.schedule.mix[part] * weights.get(at, 0.0)
+        return torch.cat([sums.flatten(), torch.tensor([start], dtype=torch.float64)])
+
+
+def _weighted(weights: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+    return torch.einsum("f,fn->n", weights.to(rows.dtype), rows)
+
+
+def careful_end(computed: tuple[int, ...], field: Field) -> tuple[int, ...] | None:
+    """The same steps up to where a run may turn careful, and more of them after it; None where
+    there is no room."""
+    turn = turning(computed, field.total)
+    begun = [step for step in computed if step <= turn]
+    more = round(CAREFUL * len(computed))
+    room = field.total - turn - 1
+    count = min(more - len(begun), room)
+    if count <= len(computed) - len(begun) or room < 3:
+        return None
+    found = search(field, len(begun) + count, fixed=begun)[0].computed
+    return found
+
+
+def _thinned(steps: Sequence[int], count: int) -> list[int]:
+    """`count` of these steps, evenly, the first among them."""
+    return [steps[round(i * (len(steps) - 1) / max(count - 1, 1))] for i in range(count)]
+
+
+def _summary(
+    plans: Sequence[tuple[tuple[int, ...], Any]],
+    results: Sequence[Sequence[_Outcome]],
+    total: int,
+) -> tuple[tuple[Rung, ...], tuple[Rung, ...]]:
+    """Outcomes of every clip -> rungs, and their careful ends."""
+    rungs: list[Rung] = []
+    careful: list[Rung] = []
+    place = 0
+    for first, second in plans:
+        for computed, into in ((first, rungs), (second, careful)):
+            if computed is None:
+                continue
+            into.append(_rung([outcomes[place] for outcomes in results], total))
+            place += 1
+    return tuple(rungs), tuple(careful)
+
+
+def _rung(outcomes: Sequence[_Outcome], total: int) -> Rung:
+    scored = outcomes[FIRST:] if len(outcomes) > 2 * FIRST else outcomes
+    computed = scored[0].computed
+    logs = torch.tensor([o.surprise for o in scored], dtype=torch.float64).clamp_min(1e-9).log()
+    mean = logs.mean(0).nan_to_num()
+    spread = logs.std(0).nan_to_num().clamp_min(1e-3) if len(scored) > 1 else torch.ones_like(mean)
+    turn = turning(computed, total)
+    seen = [i for i, step in enumerate(computed) if step <= turn and i >= 2]
+    alarm = ((logs - mean) / spread).nan_to_num()[:, seen]
+    width = max(len(c) for c in outcomes[-1].changes.values() if c is not None)
+    changes = torch.zeros(len(computed), width, dtype=torch.float64)
+    for row, step in enumerate(computed):
+        change = outcomes[-1].changes.get(step)
+        if change is not None:
+            changes[row, : len(change)] = change
+    return Rung(
+        computed, changes,
+        torch.tensor([o.psnr_db for o in scored], dtype=torch.float64),
+        torch.tensor([o.latents_db for o in scored], dtype=torch.float64),
+        mean, spread, alarm.mean(1) if seen else torch.zeros(len(scored), dtype=torch.float64),
+    )  # fmt: skip
+
+
+# --- single runs --------------------------------------------------------------
 
 
 def record(pipe: Any, clip: Clip, overrides: dict[str, Any] | None = None) -> Recording:
@@ -112,43 +421,57 @@ def record(pipe: Any, clip: Clip, overrides: dict[str, Any] | None = None) -> Re
     Raises:
         NotLinearError: predictions and shares do not rebuild the final latents.
     """
-    with _Sampler(pipe.scheduler) as sampler:
-        _run(pipe, clip, overrides)
-    times = pipe.scheduler.timesteps.double().cpu().flatten()
-    predictions = torch.stack(sampler.predictions)
-    rebuilt = sampler.shares[:-1].float() @ predictions + sampler.shares[-1] * sampler.start
+    family = family_of(pipe)
+    two = family.branches == "separate" and clip.guidance > 1
+    mix = (1.0, 1.0 - clip.guidance) if two else (1.0,)
+    heard: tuple[list[torch.Tensor], ...] = ([], [])
+    with (
+        accelerate(pipe, plan=Plan(clip.steps, {}), mix=mix) as handle,
+        _Sampler(pipe.scheduler) as sampler,
+    ):
+        handle.follower.heard = lambda part, value: heard[part].append(_flat(value))
+        frames = _run(pipe, clip, overrides)
+    guided = torch.stack(sampler.predictions)
+    parts = torch.stack([torch.stack(part) for part in heard[: len(mix)]]) if two else guided[None]
+    if two:
+        mixed = torch.einsum("b,bsn->sn", torch.tensor(mix), parts)
+        if float((mixed - guided).norm() / guided.norm()) > LINEAR:  # guidance that varies, say
+            parts, mix = guided[None], (1.0,)
+    rebuilt = sampler.shares[:-1].float() @ guided + sampler.shares[-1] * sampler.start
     error = float((rebuilt - sampler.final).norm() / sampler.final.norm())
     if not error < LINEAR:
         raise NotLinearError(
             f"{type(pipe.scheduler).__name__} is not linear in the predictions: they rebuild the "
             f"final latents with an error of {error:.1%}; accepted: less than {LINEAR:.0%}"
         )
-    return Recording(predictions, sampler.shares[:-1], times, sampler.final)
+    times = pipe.scheduler.timesteps.double().cpu().flatten()
+    schedule = Schedule(sampler.shares[:-1], times, mix)
+    return Recording(parts, schedule, sampler.start, sampler.final, frames)
 
 
-def _run(pipe: Any, clip: Clip, overrides: dict[str, Any] | None) -> None:
-    pipe(**call_arguments(pipe, clip) | {"output_type": "latent"} | (overrides or {}))
+def _run(pipe: Any, clip: Clip, overrides: dict[str, Any] | None) -> Any:
+    return pipe(**call_arguments(pipe, clip) | (overrides or {})).frames[0]
+
+
+def _flat(value: torch.Tensor) -> torch.Tensor:
+    return value.detach().float().cpu().flatten()
 
 
 class _Sampler:
-    """Listens to a scheduler's steps, and steps a twin of it along on unit vectors.
-
-    Lane s of the twin starts at 0 and is given a prediction of 1 at step s and 0 at all others; the
-    last lane starts at 1 and is given 0 throughout. Where they end are the shares of the
-    predictions, and of the noise that the run started from.
-    """
+    """Listens to a scheduler's steps."""
 
     def __init__(self, scheduler: Any) -> None:
         self._scheduler = scheduler
         self._patches = Patches()
-        self._twin: Any = None
+        self._lanes: Lanes | None = None
         self.predictions: list[torch.Tensor] = []
-        self.start = self.final = self._lanes = torch.empty(0)
+        self.start = self.final = torch.empty(0)
 
     @property
     def shares(self) -> torch.Tensor:
         """`(n + 1,)` float64: of every prediction, then of the start."""
-        return self._lanes.flatten().double()
+        assert self._lanes is not None
+        return self._lanes.shares
 
     def __enter__(self) -> Self:
         self._patches.wrap(self._scheduler, "step", self._listen)
@@ -159,32 +482,19 @@ class _Sampler:
 
     def _listen(self, inner: Callable[..., Any]) -> Callable[..., Any]:
         def step(output: torch.Tensor, timestep: Any, sample: torch.Tensor, **kwargs: Any) -> Any:
-            if self._twin is None:
-                self._begin(sample)
-            self._follow(timestep, kwargs)
-            self.predictions.append(output.detach().float().cpu().flatten())
+            if self._lanes is None:
+                self._lanes = Lanes(self._scheduler)
+                self.start = _flat(sample)
+            self._lanes.step(timestep, **kwargs)
+            self.predictions.append(_flat(output))
             stepped = inner(output, timestep, sample, **kwargs)
-            self.final = stepped[0].detach().float().cpu().flatten()
+            self.final = _flat(stepped[0])
             return stepped
 
         return step
 
-    def _begin(self, sample: torch.Tensor) -> None:
-        self._twin = copy.deepcopy(self._scheduler)
-        vars(self._twin).pop("step", None)  # ours, which listens
-        self.start = sample.detach().float().cpu().flatten()
-        self._lanes = torch.zeros(1, len(self._scheduler.timesteps) + 1, 1, 1, 1)
-        self._lanes[0, -1] = 1
 
-    def _follow(self, timestep: Any, kwargs: dict[str, Any]) -> None:
-        unit = torch.zeros_like(self._lanes)
-        unit[0, len(self.predictions)] = 1
-        self._lanes = self._twin.step(unit, timestep, self._lanes, **kwargs)[0].float()
-
-
-def _gram(recording: Recording) -> torch.Tensor:
-    rows = recording.predictions.double()
-    return rows @ rows.T / recording.final.double().square().sum()
+# --- gain and memory --------------------------------------------------------------
 
 
 def probe_steps(total: int, probes: int) -> list[int]:
@@ -197,11 +507,15 @@ def _probe(
     pipe: Any, clip: Clip, overrides: dict[str, Any] | None, recording: Recording, step: int
 ) -> tuple[float, float]:
     """Of an error made at one step: how much larger it is at the end, and the cosine of both."""
-    plan = Plan(clip.steps, {step: {step - 1: 1.0}})
-    with accelerate(pipe, plan=plan), _Sampler(pipe.scheduler) as sampler:
-        _run(pipe, clip, overrides)
-    before, fresh = recording.predictions[step - 1], recording.predictions[step]
-    made = float(recording.shares[step]) * (before - fresh)
+    mix = recording.schedule.mix
+    reused = Forecast(tuple({step - 1: 1.0} for _ in mix))
+    with (
+        accelerate(pipe, plan=Plan(clip.steps, {step: reused}), mix=mix),
+        _Sampler(pipe.scheduler) as sampler,
+    ):
+        _run(pipe, clip, {"output_type": "latent"} | (overrides or {}))
+    change = recording.guided(step - 1) - recording.guided(step)
+    made = float(recording.schedule.shares[step]) * change
     became = sampler.final - recording.final
     sizes = float(made.norm()), float(became.norm())
     if 0.0 in sizes:
@@ -236,3 +550,60 @@ def _between(places: Sequence[int], values: Sequence[float], at: int) -> float:
             share = (at - places[i - 1]) / (places[i] - places[i - 1])
             return values[i - 1] + share * (values[i] - values[i - 1])
     return values[-1]
+
+
+# --- what is done so far --------------------------------------------
+
+
+def versions() -> dict[str, str]:
+    """Of the packages that a profile depends on."""
+    import importlib.metadata
+
+    return {name: importlib.metadata.version(name) for name in ("dit-accel", "diffusers", "torch")}
+
+
+class _Work:
+    """A folder of what is done, one file a piece; nothing is kept where there is no folder."""
+
+    def __init__(
+        self, folder: Path | None, clips: Sequence[Clip], overrides: dict[str, Any] | None
+    ) -> None:
+        self.folder = folder
+        if folder is None:
+            return
+        folder.mkdir(parents=True, exist_ok=True)
+        mine = hashlib.sha256(repr((list(clips), overrides)).encode()).hexdigest()
+        stamp = folder / "clips"
+        if stamp.is_file() and stamp.read_text() != mine:
+            raise ValueError(f"work is {folder}, which is of other clips; accepted: another folder")
+        stamp.write_text(mine)
+
+    def get(self, name: str, make: Callable[[], Any]) -> Any:
+        """What is kept under a name, else what `make` returns, which is then kept."""
+        if self.folder is None:
+            return make()
+        path = self.folder / f"{hashlib.sha256(name.encode()).hexdigest()[:24]}.pt"
+        if path.is_file():
+            with contextlib.suppress(OSError, RuntimeError, EOFError):
+                return torch.load(path, weights_only=False)
+        value = make()
+        self._write(path, value)
+        return value
+
+    def moments(self, index: int) -> dict[tuple[int, ...], Moments]:
+        """As they were after a clip; none before the first."""
+        if index < 0:
+            return {}
+        return self.get(f"moments-{index}", lambda: self._last)
+
+    def keep_moments(self, index: int, moments: dict[tuple[int, ...], Moments]) -> None:
+        """Keep them for the next clip."""
+        self._last = moments
+        if self.folder is not None:
+            self.get(f"moments-{index}", lambda: moments)
+
+    @staticmethod
+    def _write(path: Path, value: Any) -> None:
+        part = path.with_suffix(".part")
+        torch.save(value, part)
+        part.replace(path)

@@ -1,54 +1,185 @@
-"""Carries out a plan at the denoiser's output: computes and keeps a prediction, or forecasts it.
+"""Carries out forecasts at the denoiser's output: computes and keeps a prediction, or serves one.
 
-At the output every family is alike: one tensor a branch and step, whatever lies inside. A
-prediction is kept for as long as the plan still reads it. Where a forecast cannot be made (what it
-reads is not kept), the step is computed, and counted as such.
-Holds no formula: planner.py decides, forecast.py combines.
+At the output every family is alike: one tensor a branch and step, whatever lies inside. Which steps
+are served, and by what, is asked of a `Course`, once a step; a plan is the simplest one. A
+prediction is kept for as long as the course may still read it. Where a forecast cannot be made
+(what it reads is not kept, or has another shape), the step is computed, and counted as such.
+
+Where a forecast has two parts, the second branch of classifier-free guidance is kept and served as
+its difference from the first, which the pipeline asks for before it.
+
+At every computed step the line through the last two predictions is compared with the fresh one: the
+*surprise*, of the guided prediction. It stays on the device until the next step begins, and is read
+there together with whether all that is kept is finite and how fast the latents moved: one transfer
+a step. What cannot be right (a value that is not finite, latents that jump, another text) is told
+to the course at once.
+
+Holds no formula: plans.py and the course decide, forecast.py combines, drift.py measures.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
 
 import torch
 
-from dit_accel import forecast
+from dit_accel import drift, forecast
 from dit_accel.outcome import SiteReport
-from dit_accel.planner import Plan
+from dit_accel.plans import Forecast, Plan
 from dit_accel.session import Session
 
 SITE = "output"
+JUMP = 3.0  # times as fast as in the step before: no sampler moves its latents so
+
+
+class Course(Protocol):
+    """What decides, step by step."""
+
+    @property
+    def mix(self) -> tuple[float, ...]:
+        """Weight of every part in the guided prediction."""
+
+    def begin(self, total: int | None) -> None:
+        """A run begins.
+
+        Raises:
+            ValueError: this course is not for a run of so many steps.
+        """
+
+    def forecast_of(self, step: int) -> Forecast | None:
+        """What serves a step; None: it is computed."""
+
+    def learn(self, step: int, surprise: float | None) -> None:
+        """The computed step was so far from its line (relative; None: there was none); not finite
+        where a prediction was not."""
+
+    def trip(self, step: int, why: str) -> None:
+        """After this step something was found that cannot be right."""
+
+    def reads(self, step: int) -> tuple[int, ...]:
+        """Computed steps up to this one that a later step may read."""
+
+    def notes(self) -> tuple[str, ...]:
+        """What of the last run a reader of the report must know."""
+
+
+class PlanCourse:
+    """Follows a plan, whatever is measured on the way."""
+
+    def __init__(self, plan: Plan, mix: tuple[float, ...] = (1.0,)) -> None:
+        self.plan, self.mix = plan, mix
+
+    def begin(self, total: int | None) -> None:
+        """Refuses another number of steps."""
+        if total != self.plan.total:
+            raise ValueError(f"the plan is for {self.plan.total} steps; this run has {total}")
+
+    def forecast_of(self, step: int) -> Forecast | None:
+        """As planned."""
+        return self.plan.forecasts.get(step)
+
+    def learn(self, step: int, surprise: float | None) -> None:
+        """Changes nothing."""
+
+    def trip(self, step: int, why: str) -> None:
+        """Changes nothing."""
+
+    def reads(self, step: int) -> tuple[int, ...]:
+        """As planned."""
+        return self.plan.reads(step)
+
+    def notes(self) -> tuple[str, ...]:
+        """None."""
+        return ()
 
 
 class Follower:
-    """Answers the forwards of a session by a plan; an observer of it."""
+    """Answers the forwards of a session by a course; an observer of it."""
 
-    def __init__(self, session: Session, plan: Plan) -> None:
-        self.session, self.plan = session, plan
-        self.kept: dict[tuple[str, str], dict[int, torch.Tensor]] = {}
+    def __init__(self, session: Session, course: Course) -> None:
+        self.session, self.course = session, course
+        self.kept: dict[tuple[str, str], dict[int, torch.Tensor]] = {}  # parts, by step
+        self.start: dict[str, torch.Tensor] = {}  # the noise that a role started from
         self.done: dict[tuple[str, str], dict[int, bool]] = {}  # was it computed, by step
         self.kept_bytes = self.device_reads = 0
+        self.heard: Callable[[int, torch.Tensor], None] = lambda part, value: None
+        self.heard_start: Callable[[torch.Tensor], None] = lambda latents: None
         self._form: Callable[[torch.Tensor], Any] = _as_tuple
+        self._forget()
+
+    def _forget(self) -> None:
+        self.kept.clear()
+        self.start.clear()
+        self._now: dict[str, torch.Tensor] = {}  # this step's first part, by role
+        self._missed: list[torch.Tensor] = []  # how far lines missed it, part by part
+        self._size: torch.Tensor | None = None  # this step's guided prediction, where computed
+        self._served: Forecast | None = None
+        self._latents: torch.Tensor | None = None  # at the step before
+        self._speed: float | None = None
+        self._text: torch.Tensor | None = None
 
     def answer(self, forward: Callable[[], Any]) -> Any:
         """The forward's output: computed, or forecast in the form that it had before."""
         session = self.session
+        first = session.role not in self._now
+        part = 0 if first or len(self.course.mix) == 1 else 1
         kept = self.kept.setdefault((session.role, session.branch), {})
-        weights = self.plan.forecasts.get(session.step)
-        served = weights is not None and all(step in kept for step in weights)
+        value = self._serve(part, kept) if self._served is not None else None
         done = self.done.setdefault((session.transformer, session.branch), {})
-        done[session.step] = not served
-        if weights is not None and served:
-            values = [kept[step] for step in weights]
-            return self._form(forecast.combine(list(weights.values()), values))
-        output = forward()
-        self._form = _form_of(output)
-        value = output[0]
-        if any(old.shape != value.shape or old.device != value.device for old in kept.values()):
-            kept.clear()
-        kept[session.step] = value
+        done[session.step] = value is None
+        if value is None:
+            output = forward()
+            self._form = _form_of(output)
+            value = output[0]
+            self._keep(part, kept, value, first=first)
+        else:
+            output = self._form(value)
+        if first:
+            self._now[session.role] = value
         return output
+
+    def _serve(self, part: int, kept: dict[int, torch.Tensor]) -> torch.Tensor | None:
+        """The forecast of one branch; None where what it reads is not there."""
+        served = self._served
+        assert served is not None
+        weights = served.reads[min(part, len(served.reads) - 1)]
+        start = self.start.get(self.session.role)
+        adds = served.start if part == 0 else 0.0
+        if not all(step in kept for step in weights) or (adds and start is None):
+            return None
+        values = [kept[step] for step in weights]
+        factors = list(weights.values())
+        if adds and start is not None:
+            values, factors = [*values, start], [*factors, adds]
+        if part == 1:
+            values, factors = [self._now[self.session.role], *values], [1.0, *factors]
+        return forecast.combine(factors, values)
+
+    def _keep(
+        self, part: int, kept: dict[int, torch.Tensor], value: torch.Tensor, *, first: bool
+    ) -> None:
+        """Keep a fresh prediction, and measure how far the line of those before misses it."""
+        session, mix = self.session, self.course.mix
+        fresh = value - self._now[session.role] if part == 1 else value
+        if any(old.shape != fresh.shape or old.device != fresh.device for old in kept.values()):
+            kept.clear()
+        if first and session.step == 0 and _alike(session.latents, value):
+            self.start[session.role] = session.latents.clone()
+            self.heard_start(session.latents)
+        self.heard(part, fresh)
+        weight = mix[part]
+        before = sorted((step for step in kept if step < session.step), reverse=True)[:2]
+        kept[session.step] = fresh
+        if part == 0 and not first:
+            return  # one part for several branches: the first speaks for all
+        if len(before) == 2:
+            factors = forecast.weights([session.time_of(s) for s in before], session.time)
+            line = forecast.combine(factors, [kept[s] for s in before])
+            self._missed.append(weight * (line - fresh))
+        sized = weight * fresh
+        self._size = sized if self._size is None or part == 0 else self._size + sized
 
     # --- observer of the session ---
 
@@ -56,28 +187,73 @@ class Follower:
         """Forget the last run.
 
         Raises:
-            ValueError: the plan is for another number of steps.
+            ValueError: the course is for another number of steps.
         """
-        if total != self.plan.total:
-            raise ValueError(f"the plan is for {self.plan.total} steps; this run has {total}")
-        self.kept.clear()
+        self._forget()
+        self.course.begin(total)
         self.done.clear()
-        self.kept_bytes = 0
+        self.kept_bytes = self.device_reads = 0
 
     def step_begins(self, step: int) -> None:
-        """Free what no step from here on reads."""
+        """Read what was measured, ask the course, and free what is not read again."""
+        self._check_text(step)
+        if self._now:
+            self._measure(step)
+        self._latents = self.session.latents
+        self._now, self._missed, self._size = {}, [], None
+        self._served = self.course.forecast_of(step)
         held = (value for kept in self.kept.values() for value in kept.values())
         self.kept_bytes = max(self.kept_bytes, sum(value.nbytes for value in held))
-        read = set(self.plan.reads(step - 1))
+        read = {*self.course.reads(step - 1)}
         for kept in self.kept.values():
-            for old in [old for old in kept if old not in read]:
+            recent = sorted(kept)[-2:]  # the next surprise reads them
+            for old in [old for old in kept if old not in read and old not in recent]:
                 del kept[old]
 
     def forward_ends(self, transformer: str) -> None:
         """Nothing to do."""
 
+    def _check_text(self, step: int) -> None:
+        """Pipelines hand in the same tensor at every step; another one is compared."""
+        text, before = self.session.text, self._text
+        self._text = text
+        if text is None or before is None or text is before:
+            return
+        if text.shape != before.shape or not torch.equal(text, before):
+            self.course.trip(step - 1, "the text changed")
+
+    def _measure(self, step: int) -> None:
+        """Tell the course of the step before this one: one read of the device for all there is."""
+        course, before = self.course, step - 1
+        held = [value for kept in self.kept.values() for value in kept.values()]
+        whole = torch.stack([value.sum(dtype=torch.float32) for value in held]).sum()
+        missed = whole.new_zeros(())
+        if self._missed and self._size is not None:
+            missed = drift.relative_l2_of(_sum(self._missed), self._size)
+        surprise, total, speed = torch.stack([missed, whole, self._moved(step, whole)]).tolist()
+        self.device_reads += 1
+        finite = math.isfinite(total)
+        if self._size is not None:
+            known = surprise if self._missed else None
+            course.learn(before, known if finite else math.nan)
+        if not finite:
+            course.trip(before, "a kept value was not finite")
+            for kept in self.kept.values():
+                kept.clear()
+        elif self._speed and not speed <= JUMP * self._speed:
+            course.trip(before, "the latents jumped")
+        self._speed = speed
+
+    def _moved(self, step: int, like: torch.Tensor) -> torch.Tensor:
+        """How fast the latents moved over the last step, in the scheduler's time."""
+        latents, before = self.session.latents, self._latents
+        gap = abs(self.session.time_of(step) - self.session.time_of(step - 1))
+        if before is None or not _alike(latents, before) or not gap:
+            return like.new_zeros(())
+        return torch.linalg.vector_norm(latents - before, dtype=torch.float32) / gap
+
     def settle(self) -> None:
-        """Nothing is measured on the way yet."""
+        """Nothing is left to read: the last step's surprise steers nothing."""
 
     # --- for the report ---
 
@@ -92,9 +268,22 @@ class Follower:
             for (transformer, branch), done in self.done.items()
         )  # fmt: skip
 
+    def notes(self) -> tuple[str, ...]:
+        """The course's."""
+        return self.course.notes()
+
     def clear(self) -> None:
         """Free what is kept."""
-        self.kept.clear()
+        self._forget()
+
+
+def _alike(latents: Any, value: torch.Tensor) -> bool:
+    """Whether what the denoiser was given lies in the space of what it predicts."""
+    return isinstance(latents, torch.Tensor) and latents.shape == value.shape
+
+
+def _sum(values: Sequence[torch.Tensor]) -> torch.Tensor:
+    return values[0] if len(values) == 1 else torch.stack(list(values)).sum(0)
 
 
 def _form_of(output: Any) -> Callable[[torch.Tensor], Any]:

@@ -47,7 +47,8 @@ class Report:
     `flops_spent` as this run did; None, with the reason in `notes`, where they could not be
     counted. `threshold` is None where a plan decided. `seconds` spans the denoising loop.
     `peak_memory_bytes` is the device allocator's peak, or the process's high-water mark on a CPU.
-    `kept_bytes` is the most held by kept values.
+    `kept_bytes` is the most held by kept values. `quality` (dB) and `speedup` are what was asked
+    for, `prediction` what is expected of this run, `planned` the steps that were to be computed.
     """
 
     family: str
@@ -63,6 +64,10 @@ class Report:
     kept_bytes: int
     device_reads: int
     notes: tuple[str, ...] = ()
+    quality: float | None = None
+    speedup: float | None = None
+    prediction: dict[str, float | None] | None = None
+    planned: tuple[int, ...] = ()
 
     @property
     def flops_kept(self) -> float | None:
@@ -79,6 +84,10 @@ class Report:
     @property
     def rule(self) -> str:
         """What decided: a threshold, or a plan made beforehand."""
+        if self.quality is not None:
+            return f"quality {self.quality:g} dB"
+        if self.speedup is not None:
+            return f"speedup {self.speedup:g}x"
         return "by plan" if self.threshold is None else f"threshold {self.threshold:g}"
 
     def to_dict(self) -> dict[str, Any]:

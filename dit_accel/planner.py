@@ -1,8 +1,8 @@
 """Which steps are computed, and what serves the others, decided before the first step.
 
 What a sampler adds to the latents is linear in the model's predictions, and so is every forecast
-made of kept predictions. So the error that a *window* (the served steps between two computed ones)
-leaves in the latents is a weighted sum of the predictions themselves, and its size follows from
+made of kept predictions. So the error that a *window* (a computed step and the served ones after
+it) leaves in the latents is a weighted sum of the predictions themselves, and its size follows from
 their inner products alone (the Gram matrix G of an uncached run): a quadratic form, no model run.
 
 Two things happen to that error on the way to the last step. It grows or shrinks (the `gain`), and
@@ -10,14 +10,16 @@ it turns away from where it pointed: after some tens of steps its direction is l
 measured, and both matter: on G alone, a plan whose late windows pay back the errors of its early
 ones looks far better than it is. Here every window pays back what is *still there* of them:
 
-    carried  <- fade x carried + window          weights of predictions, one per step
+    carried  <- fade x carried + window          weights of the rows of G
     energy   <- growth^2 x energy + 2 fade <carried, window>_G + <window, window>_G
 
-The weights of a window's forecasts start as the line through the last two computed predictions, and
-are corrected by ridge regression, over the last `depth` of them, for the least energy after the
-window. Exact in this model: everything above. Not exact: that a perturbed trajectory has the
-predictions of the uncached one (first order), and that growth and fading are the same for all
-directions and prompts.
+A window's forecasts start as the line through the last two computed predictions. The *change* of
+its weights is found by ridge regression, for the least energy after the window: here over G
+(`fit`), or over what accelerated runs really left (`refine`).
+
+Exact in this model: everything above. Not exact: that a perturbed trajectory has the predictions of
+the uncached one (first order), and that growth and fading are the same for all directions and
+prompts.
 
 Knows numbers, steps and matrices; no tensors of a model, no scheduler. Ours; the Gram form and the
 fit to what a window leaves, rather than to each step, are not from UniCP (arXiv 2502.04393).
@@ -25,27 +27,27 @@ fit to what a window leaves, rather than to each step, are not from UniCP (arXiv
 
 from __future__ import annotations
 
-import math
-import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
 
-from dit_accel import forecast
+from dit_accel.plans import Plan, Schedule, lines
 
-Weights = Mapping[int, float]
+DEPTH = 4  # computed predictions that a forecast reads
+DECIDED = 0.3  # share of the steps after which a run may turn careful
+RIDGE = 1e-2  # how strongly a change fitted on uncached runs is held back
 
 
 @dataclass(frozen=True)
 class Field:
-    """What calibration knows of a sampler and its model. n is the number of steps.
+    """What calibration knows of a sampler and its model.
 
     Args:
-        gram: `(P, n, n)` float64: of each of P prompts, the inner products of its predictions
-            (after guidance) over the squared norm of its final latents.
-        shares: `(n,)` what one unit of each prediction adds to the final latents, by the sampler.
-        times: `(n,)` the scheduler's timesteps, falling: where forecasts are read.
+        schedule: of n steps and B parts of the guided prediction.
+        gram: `(P, R, R)` float64: of each of P prompts the inner products of R = B n + 1 rows, the
+            predictions of the first part by step, those of the next, and the noise that the run
+            started from; over the squared norm of the final latents.
         gain: `(n,)` how much larger an error made at a step is at the end, root mean square, > 0.
         memory: steps after which an error has turned away by e, > 0; infinite: never.
 
@@ -53,23 +55,21 @@ class Field:
         ValueError: the shapes do not fit, or a value is not finite or out of range.
     """
 
+    schedule: Schedule
     gram: torch.Tensor
-    shares: torch.Tensor
-    times: torch.Tensor
     gain: torch.Tensor
     memory: float
     mean: torch.Tensor = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        n = self.total
-        shapes = [tuple(t.shape) for t in (self.gram, self.shares, self.times, self.gain)]
-        if self.gram.ndim != 3 or shapes != [(len(self.gram), n, n), (n,), (n,), (n,)]:
+        n, rows = self.schedule.total, self.schedule.rows
+        shapes = tuple(self.gram.shape), tuple(self.gain.shape)
+        if self.gram.ndim != 3 or shapes != ((len(self.gram), rows, rows), (n,)):
             raise ValueError(
-                f"gram, shares, times and gain have shapes {shapes}; "
-                "accepted: (P, n, n), (n,), (n,), (n,)"
+                f"gram and gain have shapes {shapes}; accepted: (P, {rows}, {rows}), ({n},)"
             )
-        if not all(t.isfinite().all() for t in (self.gram, self.shares, self.times, self.gain)):
-            raise ValueError("gram, shares, times or gain is not finite")
+        if not (self.gram.isfinite().all() and self.gain.isfinite().all()):
+            raise ValueError("gram or gain is not finite")
         if not (self.memory > 0 and bool((self.gain > 0).all())):
             raise ValueError("memory or gain is not above 0")
         object.__setattr__(self, "mean", self.gram.mean(0))
@@ -77,63 +77,20 @@ class Field:
     @property
     def total(self) -> int:
         """Steps of the sampler."""
-        return int(self.gram.shape[-1])
+        return self.schedule.total
 
-    def growth(self, opened: int, closed: int) -> float:
+    def growth(self, opened: torch.Tensor, closed: torch.Tensor) -> torch.Tensor:
         """Factor on the norm of an error over the steps from `opened` to `closed`."""
         last = self.total - 1
-        return float(self.gain[min(opened, last)] / self.gain[min(closed, last)])
+        return self.gain[opened.clamp_max(last)] / self.gain[closed.clamp_max(last)]
 
-    def fade(self, opened: int, closed: int) -> float:
+    def fade(self, opened: torch.Tensor, closed: torch.Tensor) -> torch.Tensor:
         """Factor on the part of it that still points the same way."""
-        return self.growth(opened, closed) * math.exp(-(closed - opened) / self.memory)
-
-
-@dataclass(frozen=True)
-class Plan:
-    """Every step of a run: computed, or a weighted sum of what was computed before it.
-
-    Args:
-        total: steps of the run.
-        forecasts: by served step, the weights of computed steps before it; all others are computed.
-
-    Raises:
-        ValueError: the first step is served, or a forecast reads what is not computed before it.
-    """
-
-    total: int
-    forecasts: Mapping[int, Weights]
-
-    def __post_init__(self) -> None:
-        for step, weights in self.forecasts.items():
-            if not 0 < step < self.total:
-                raise ValueError(f"step {step} is served; accepted: 1 to {self.total - 1}")
-            wrong = [s for s in weights if not 0 <= s < step or s in self.forecasts]
-            if wrong or not weights:
-                raise ValueError(
-                    f"the forecast of step {step} reads {wrong or 'nothing'}; "
-                    "accepted: steps computed before it"
-                )
-
-    @property
-    def computed(self) -> tuple[int, ...]:
-        """The computed steps, in order."""
-        return tuple(step for step in range(self.total) if step not in self.forecasts)
-
-    @property
-    def windows(self) -> Iterator[tuple[int, int]]:
-        """(computed step, the next one or the end): what lies between is served."""
-        opened = self.computed
-        return zip(opened, (*opened[1:], self.total), strict=True)
-
-    def reads(self, step: int) -> tuple[int, ...]:
-        """Computed steps that a served step after `step` still reads."""
-        later = (weights for served, weights in self.forecasts.items() if served > step)
-        return tuple(sorted({read for weights in later for read in weights if read <= step}))
+        return self.growth(opened, closed) * torch.exp(-(closed - opened) / self.memory)
 
 
 def fit(
-    computed: Sequence[int], field: Field, *, depth: int = 3, ridge: float = 1e-2
+    computed: Sequence[int], field: Field, *, depth: int = DEPTH, ridge: float = RIDGE
 ) -> tuple[Plan, float]:
     """The plan that computes these steps, its forecasts fitted, and the energy it leaves.
 
@@ -141,7 +98,7 @@ def fit(
         computed: steps, 0 among them.
         field: what calibration knows.
         depth: computed predictions that a forecast may read, >= 1; 1 is reuse.
-        ridge: how strongly corrections are held back, >= 0, as a share of the predictions' size.
+        ridge: how strongly changes are held back, >= 0, as a share of the predictions' size.
 
     Returns:
         the plan, and the expected squared error of the final latents over their squared norm.
@@ -152,42 +109,39 @@ def fit(
     steps = sorted(set(computed))
     if not steps or steps[0] != 0 or steps[-1] >= field.total:
         raise ValueError(f"computed is {steps}; accepted: 0 and steps below {field.total}")
-    gram, carried = field.mean, torch.zeros(field.total, dtype=torch.float64)
-    forecasts: dict[int, Weights] = {}
-    energy = 0.0
-    for place, opened in enumerate(steps):
-        closed = steps[place + 1] if place + 1 < len(steps) else field.total
-        energy *= field.growth(opened, closed) ** 2
-        carried *= field.fade(opened, closed)
-        if closed - opened == 1:
-            continue
-        read = steps[max(0, place - depth + 1) : place + 1][::-1]
-        rows = _lines(read, range(opened + 1, closed), field.times)
-        shares = field.shares[opened + 1 : closed]
-        window = torch.zeros_like(carried)
-        window[opened + 1 : closed] = -shares
-        window[read] += shares @ rows
-        among = gram[read][:, read]
-        held = among + ridge * torch.diag(among.diagonal())
-        wanted = -(gram[read] @ (window + carried))
-        change = torch.linalg.lstsq(held, wanted[:, None], driver="gelsd").solution[:, 0]
-        window[read] += change
-        rows = rows + change / shares.sum()
-        energy += float(window @ gram @ (window + 2 * carried))
+    energy, changes = _walk(torch.tensor([steps]), field, depth, ridge)
+    by_window = {opened: change[0] for opened, change in zip(steps, changes, strict=True)}
+    return Plan.of(steps, field.schedule, by_window, depth), float(energy[0])
+
+
+def _walk(
+    computed: torch.Tensor, field: Field, depth: int, ridge: float
+) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    """Energies `(C,)` of C candidates with k computed steps each `(C, k)`, and every window's
+    changes `(C, features)`; the candidates go along together."""
+    schedule, gram = field.schedule, field.mean
+    count, total = len(computed), schedule.total
+    carried = torch.zeros(count, schedule.rows, dtype=torch.float64)
+    energy = torch.zeros(count, dtype=torch.float64)
+    changes = []
+    ends = torch.cat([computed[:, 1:], torch.full((count, 1), total)], 1)
+    for place in range(computed.shape[1]):
+        opened, closed = computed[:, place], ends[:, place]
+        energy = energy * field.growth(opened, closed) ** 2
+        carried = carried * field.fade(opened, closed)[:, None]
+        read = computed[:, max(0, place - depth + 1) : place + 1].flip(1)
+        rows = schedule.feature_rows(read)  # (C, features): rows of G that the forecasts read
+        window = schedule.missing(opened, closed)
+        window = window.scatter_add(1, rows, lines(read, opened, closed, schedule))
+        among = gram[rows[:, :, None], rows[:, None, :]]
+        held = among + torch.diag_embed(ridge * torch.diagonal(among, dim1=1, dim2=2) + 1e-30)
+        wanted = -((window + carried) @ gram).gather(1, rows)
+        change = torch.linalg.solve(held, wanted) * (closed - opened > 1)[:, None]
+        window = window.scatter_add(1, rows, change)
+        energy = energy + torch.einsum("cr,cr->c", window @ gram, window + 2 * carried)
         carried = carried + window
-        for step, row in zip(range(opened + 1, closed), rows.tolist(), strict=True):
-            forecasts[step] = dict(zip(read, row, strict=True))
-    return Plan(field.total, forecasts), max(energy, 0.0)
-
-
-def _lines(read: Sequence[int], served: range, times: torch.Tensor) -> torch.Tensor:
-    """Weights `(served, read)` of the line through the last two computed; of reuse, where one."""
-    rows = torch.zeros(len(served), len(read), dtype=torch.float64)
-    places = times[list(read[:2])].tolist()
-    for row, step in enumerate(served):
-        weights = forecast.weights(places, float(times[step]))
-        rows[row, : len(weights)] = torch.tensor(weights, dtype=torch.float64)
-    return rows
+        changes.append(change)
+    return energy.clamp_min(0.0), changes
 
 
 def energies(plan: Plan, field: Field) -> torch.Tensor:
@@ -195,16 +149,22 @@ def energies(plan: Plan, field: Field) -> torch.Tensor:
 
     The written-out form of what `fit` adds up on the way, for any plan.
     """
-    carried = torch.zeros(field.total, dtype=torch.float64)
+    schedule = field.schedule
+    carried = torch.zeros(schedule.rows, dtype=torch.float64)
     energy = torch.zeros(len(field.gram), dtype=torch.float64)
     for opened, closed in plan.windows:
-        energy = energy * field.growth(opened, closed) ** 2
-        carried = carried * field.fade(opened, closed)
+        ends = torch.tensor(opened), torch.tensor(closed)
+        energy = energy * field.growth(*ends) ** 2
+        carried = carried * field.fade(*ends)
         window = torch.zeros_like(carried)
         for step in range(opened + 1, closed):
-            window[step] -= field.shares[step]
-            for read, weight in plan.forecasts[step].items():
-                window[read] += field.shares[step] * weight
+            share = schedule.shares[step]
+            forecast = plan.forecasts[step]
+            for part, (mix, weights) in enumerate(zip(schedule.mix, forecast.reads, strict=True)):
+                window[part * plan.total + step] -= share * mix
+                for read, weight in weights.items():
+                    window[part * plan.total + read] += share * mix * weight
+            window[-1] += share * forecast.start
         energy = energy + field.gram @ (window + 2 * carried) @ window
         carried = carried + window
     return energy.clamp_min(0.0)
@@ -214,18 +174,24 @@ def search(
     field: Field,
     count: int,
     *,
-    depth: int = 3,
-    ridge: float = 1e-2,
-    trials: int = 1500,
+    depth: int = DEPTH,
+    ridge: float = RIDGE,
+    rounds: int = 120,
+    candidates: int = 48,
     start: Sequence[int] | None = None,
+    fixed: Sequence[int] = (0,),
     seed: int = 0,
 ) -> tuple[Plan, float]:
-    """The best plan found that computes `count` steps: simulated annealing over which ones.
+    """The best plan found that computes `count` steps: annealing over which ones.
+
+    Every round looks at many plans that differ from the present one in one computed step, all at
+    once, and goes on with one of the better ones.
 
     Args:
         count: steps to compute, 1 to all.
-        trials: plans that are looked at.
+        rounds, candidates: how many times so many plans are looked at.
         start: computed steps to begin with; spread evenly where none are given.
+        fixed: the computed steps up to the last of these are these, whatever comes after.
         seed: of a private generator: the same field gives the same plan.
 
     Returns:
@@ -237,22 +203,25 @@ def search(
     total = field.total
     if not 1 <= count <= total:
         raise ValueError(f"count is {count}; accepted: 1 to {total}")
-    draw = random.Random(seed)
-    now = _filled(set(start or evenly(total, count)), total, count)
-    plan, least = fit(sorted(now), field, depth=depth, ridge=ridge)
-    level = least
-    for trial in range(trials if 1 < count < total else 0):
-        candidate = _moved(now, total, draw)
-        if candidate is None:
-            continue
-        found, energy = fit(sorted(candidate), field, depth=depth, ridge=ridge)
-        heat = 0.3 * (1 - trial / trials) + 1e-3
-        worse = math.log(max(energy, 1e-300) / max(level, 1e-300))
-        if worse < 0 or draw.random() < math.exp(-worse / heat):
-            now, level = candidate, energy
-        if energy < least:
-            plan, least = found, energy
-    return plan, least
+    first = sorted({0, *fixed})
+    if len(first) > count or total - first[-1] - 1 < count - len(first):
+        raise ValueError(f"fixed is {first}; accepted: at most {count} steps, with room after them")
+    after = evenly(total - first[-1] - 1, count - len(first)) if count > len(first) else ()
+    even = [*first, *(first[-1] + 1 + step for step in after)]
+    now = torch.tensor([_filled(start or even, total, count)])
+    if count in (len(first), total):
+        return fit(now[0].tolist(), field, depth=depth, ridge=ridge)
+    draw = torch.Generator().manual_seed(seed)
+    best, least = now, _walk(now, field, depth, ridge)[0]
+    for number in range(rounds):
+        moved = _moved(now, len(first), total, candidates, draw)
+        energy, _ = _walk(moved, field, depth, ridge)
+        heat = 0.2 * (1 - number / rounds) + 1e-3
+        odds = torch.softmax(-energy.clamp_min(1e-300).log() / heat, 0)
+        now = moved[torch.multinomial(odds, 1, generator=draw)]
+        if energy.min() < least:
+            best, least = moved[energy.argmin()][None], energy.min()
+    return fit(best[0].tolist(), field, depth=depth, ridge=ridge)
 
 
 def evenly(total: int, count: int) -> tuple[int, ...]:
@@ -260,18 +229,30 @@ def evenly(total: int, count: int) -> tuple[int, ...]:
     return tuple(sorted({round(place * total / count) for place in range(count)}))
 
 
-def _filled(steps: set[int], total: int, count: int) -> frozenset[int]:
+def turning(computed: Sequence[int], total: int) -> int:
+    """The computed step at which a run decides whether to turn careful."""
+    return max(step for step in computed if step <= max(DECIDED * total, computed[1]))
+
+
+def _filled(steps: Sequence[int], total: int, count: int) -> list[int]:
     """Exactly `count` steps, 0 among them: the last ones left out, the first missing ones added."""
-    kept = sorted(steps | {0})[:count]
+    kept = sorted({*steps, 0})[:count]
     missing = (step for step in range(total) if step not in kept)
-    return frozenset(kept + [next(missing) for _ in range(count - len(kept))])
+    return sorted(kept + [next(missing) for _ in range(count - len(kept))])
 
 
-def _moved(steps: frozenset[int], total: int, draw: random.Random) -> frozenset[int] | None:
-    """One computed step elsewhere, mostly near where it was; None if that place is taken."""
-    leaves = draw.choice(sorted(steps - {0}))
-    near = leaves + draw.choice((-2, -1, 1, 2))
-    comes = near if draw.random() < 0.6 else draw.randrange(1, total)
-    if comes in steps or not 0 < comes < total:
-        return None
-    return (steps - {leaves}) | {comes}
+def _moved(
+    now: torch.Tensor, fixed: int, total: int, candidates: int, draw: torch.Generator
+) -> torch.Tensor:
+    """`(C, k)`: plans with one computed step of `now` `(1, k)` elsewhere, mostly near where it was;
+    the first `fixed` stay. The present plan is among them."""
+    count, last = now.shape[1], int(now[0, fixed - 1])
+    leaves = torch.randint(fixed, count, (candidates,), generator=draw)
+    near = now[0, leaves] + torch.randint(0, 4, (candidates,), generator=draw) - 2
+    near = torch.where(near >= now[0, leaves], near + 1, near)  # -2, -1, 1, 2
+    far = torch.randint(last + 1, total, (candidates,), generator=draw)
+    comes = torch.where(torch.rand(candidates, generator=draw) < 0.6, near, far)
+    taken = (now == comes[:, None]).any(1) | (comes <= last) | (comes >= total)
+    moved = now.repeat(candidates, 1)
+    moved[torch.arange(candidates), leaves] = comes
+    return torch.cat([moved[~taken].sort(1).values, now])

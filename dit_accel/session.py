@@ -50,6 +50,8 @@ class Session:
         self.inputs: dict[tuple[str, str], tuple[tuple[Any, ...], dict[str, Any]]] = {}
         self.role = "target"
         self.transformer = ""  # the name of the one that is running
+        self.latents: Any = None  # what it was given, while it runs
+        self.text: Any = None
         self._context: tuple[str, int | None, int | None] | None = None
         self._forget()
 
@@ -71,9 +73,13 @@ class Session:
     @property
     def time(self) -> float:
         """The scheduler's timestep of this step; all of a run are read from the device at once."""
+        return self.time_of(self.step)
+
+    def time_of(self, step: int) -> float:
+        """The scheduler's timestep of a step."""
         if not self._times:
             self._times = self.pipe.scheduler.timesteps.flatten().tolist()
-        return self._times[self.step]
+        return self._times[step]
 
     def _wrap_context(self, inner: Any) -> Any:
         @contextmanager
@@ -90,8 +96,11 @@ class Session:
 
     def _wrap_forward(self, name: str, inner: Any) -> Any:
         def forward(*args: Any, **kwargs: Any) -> Any:
+            self.latents = kwargs["hidden_states"] if "hidden_states" in kwargs else args[0]
+            self.text = kwargs.get("encoder_hidden_states")
             self._enter(name, args, kwargs)
             output = self.answer(partial(inner, *args, **kwargs))
+            self.latents = self.text = None
             for observer in self.observers:
                 observer.forward_ends(name)
             return output

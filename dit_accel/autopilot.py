@@ -1,0 +1,285 @@
+"""A quality or a speed that the user named -> the course of each run, from the pipeline's profile.
+
+What a run needs to know is there when it begins: the number of steps, the guidance and the
+scheduler's timesteps. A profile of just these serves its measured plans; one of others is carried
+over by its timesteps, and the report says so. Without a profile the first run is computed whole and
+recorded; the runs after it are planned from that record, with a margin for what was not measured.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dit_accel import targets
+from dit_accel.families import Family
+from dit_accel.identity import identify
+from dit_accel.plans import Forecast, Plan, Schedule
+from dit_accel.profile import Identity, Profile, ProfileError
+from dit_accel.sampling import schedule_of
+from dit_accel.steering import Steering
+from dit_accel.targets import Decision
+
+FILE = "dit-accel-profile.safetensors"
+FEWEST = 8  # steps: below, there is nothing to serve from
+# Where nothing was measured: gain and memory as the miniature's (docs/planning.md), over the run.
+_GAIN = (20.0, 8.0, 4.0, 2.0, 1.2, 0.9, 0.8, 0.7, 0.7, 1.0)
+_MEMORY = 0.6  # of the run
+
+
+def cache_folder() -> Path:
+    """Where profiles of models lie that bring none: `$DIT_ACCEL_CACHE`, or ~/.cache/dit-accel."""
+    given = os.environ.get("DIT_ACCEL_CACHE")
+    return Path(given) if given else Path.home() / ".cache" / "dit-accel"
+
+
+def cached_path(identity: Identity) -> Path:
+    """The file in the cache for a pipeline's profile."""
+    return cache_folder() / "profiles" / f"{identity.weights}-{identity.sampler}.safetensors"
+
+
+def find_profile(pipe: Any) -> Path | None:
+    """The profile of a pipeline, or of a model's folder: in its folder, else in the user's cache.
+
+    Args:
+        pipe: a pipeline, or the folder of a model.
+    """
+    folder = pipe
+    if not isinstance(pipe, (str, os.PathLike)):
+        folder = getattr(pipe.config, "_name_or_path", None) or ""
+    path = Path(folder) / FILE
+    if str(folder) and path.is_file():
+        return path
+    if isinstance(pipe, (str, os.PathLike)):
+        return None
+    cached = cached_path(identify(pipe))
+    return cached if cached.is_file() else None
+
+
+def decide(
+    profile: Profile,
+    schedule: Schedule | None = None,
+    *,
+    quality: float | None = None,
+    speedup: float | None = None,
+) -> Decision:
+    """What a run will do by a profile.
+
+    Args:
+        schedule: of the run; None: as it was calibrated.
+        quality, speedup: one of them.
+
+    Raises:
+        ValueError: neither or both are given, one is out of range, or the run has too few steps.
+    """
+    if (quality is None) == (speedup is None):
+        raise ValueError("quality and speedup: accepted is one of them")
+    own = profile.schedule
+    run = schedule or own
+    if run.total < FEWEST:
+        raise ValueError(
+            f"a run of {run.total} steps has nothing to serve from; accepted: {FEWEST} or more, "
+            "or accelerate by threshold"
+        )
+    if len(run.mix) != len(own.mix):
+        raise ProfileError(
+            f"the profile is of {_branches(own)}, this run of {_branches(run)}: its plans do not "
+            "carry over; calibrate at this guidance"
+        )
+    if _same(run, own) and profile.rungs:
+        if quality is not None:
+            return targets.for_quality(profile, quality)
+        return targets.for_speedup(profile, speedup or 1.0)
+    return targets.carried(profile, run, quality=quality, speedup=speedup)
+
+
+def _branches(schedule: Schedule) -> str:
+    return "two branches (guidance above 1)" if len(schedule.mix) > 1 else "one branch"
+
+
+def _same(one: Schedule, other: Schedule) -> bool:
+    return (
+        one.total == other.total
+        and torch.allclose(one.times, other.times, rtol=1e-3)
+        and all(abs(a - b) < 1e-6 for a, b in zip(one.mix, other.mix, strict=True))
+    )
+
+
+class Autopilot:
+    """A course (`following.Course`) that decides when a run begins.
+
+    Args:
+        pipe, family: what it runs on.
+        profile: None: the first run is recorded.
+        quality, speedup: one of them.
+        guard: whether the guard may override plans.
+        remarks: what the report says of every run.
+    """
+
+    def __init__(
+        self, pipe: Any, family: Family, profile: Profile | None, *,
+        quality: float | None, speedup: float | None, guard: bool = True,
+        remarks: tuple[str, ...] = (),
+    ) -> None:  # fmt: skip
+        self.pipe, self.family, self.profile = pipe, family, profile
+        self.quality, self.speedup, self.guard = quality, speedup, guard
+        self.remarks = remarks
+        self.decision: Decision | None = None
+        self.steering = Steering(Plan(1, {}), [0.0])
+        self._decisions: dict[tuple[int, tuple[float, ...]], Decision] = {}
+        self._recorder: _Recorder | None = None
+
+    @property
+    def mix(self) -> tuple[float, ...]:
+        """Of the run that is under way."""
+        return self.steering.mix
+
+    def begin(self, total: int | None) -> None:
+        """Decide for the run that begins.
+
+        Raises:
+            ValueError: the target or the profile does not suit this run.
+        """
+        schedule = schedule_of(self.pipe.scheduler, self._mix())
+        if self.profile is None and self._recorder is not None and self._recorder.whole:
+            self.profile = self._recorder.profile()
+        if self.profile is None:
+            self._recorder = _Recorder(schedule, self._identity(schedule))
+            self.decision = None
+            self.steering = Steering(
+                Plan(schedule.total, {}), schedule.times.tolist(), schedule.mix, guard=False
+            )
+            return
+        self._recorder = None
+        key = (schedule.total, schedule.mix)
+        if key not in self._decisions:
+            self._decisions[key] = decide(
+                self.profile, schedule, quality=self.quality, speedup=self.speedup
+            )
+        self.decision = self._decisions[key]
+        self.steering = self.decision.steering(guard=self.guard)
+        self.steering.begin(total)
+
+    def hear(self, part: int, value: torch.Tensor) -> None:
+        """A fresh part of the guided prediction."""
+        if self._recorder is not None:
+            self._recorder.hear(part, value)
+
+    def hear_start(self, latents: torch.Tensor) -> None:
+        """The noise that the run starts from."""
+        if self._recorder is not None:
+            self._recorder.start = latents.detach().float().cpu().flatten()
+
+    def forecast_of(self, step: int) -> Forecast | None:
+        """As steered."""
+        return self.steering.forecast_of(step)
+
+    def learn(self, step: int, surprise: float | None) -> None:
+        """To the steering."""
+        self.steering.learn(step, surprise)
+
+    def trip(self, step: int, why: str) -> None:
+        """To the steering."""
+        self.steering.trip(step, why)
+
+    def reads(self, step: int) -> tuple[int, ...]:
+        """As steered."""
+        return self.steering.reads(step)
+
+    def notes(self) -> tuple[str, ...]:
+        """What was carried over, turned to or overridden."""
+        found = [*self.remarks]
+        if self._recorder is not None:
+            found.append(
+                "No profile was found: this run was computed whole and recorded; the next ones are "
+                "planned from it. `dit-accel calibrate` measures a profile once for all."
+            )
+        if self.decision is not None:
+            found += self.decision.notes
+        return (*found, *self.steering.notes())
+
+    def prediction(self) -> dict[str, float | None] | None:
+        """What is expected of the run, its surprises so far known; JSON-able."""
+        if self.decision is None:
+            return None
+        known = self.decision.known(self.steering.score, self.steering.turned)
+        return None if known is None else dataclasses.asdict(known)
+
+    def _mix(self) -> tuple[float, ...]:
+        guidance = float(getattr(self.pipe, "guidance_scale", 1.0) or 1.0)
+        two = self.family.branches == "separate" and guidance > 1
+        if two and self.profile is not None and len(self.profile.schedule.mix) == 1:
+            return (1.0,)
+        return (1.0, 1.0 - guidance) if two else (1.0,)
+
+    def _identity(self, schedule: Schedule) -> Identity:
+        return identify(self.pipe, steps=schedule.total, parts=len(schedule.mix))
+
+
+class _Recorder:
+    """Keeps the parts of one run, and makes of them what a profile can be made of."""
+
+    def __init__(self, schedule: Schedule, identity: Identity) -> None:
+        self.schedule, self.identity = schedule, identity
+        self.parts: list[list[torch.Tensor]] = [[] for _ in schedule.mix]
+        self.start: torch.Tensor | None = None
+
+    def hear(self, part: int, value: torch.Tensor) -> None:
+        self.parts[part].append(value.detach().float().cpu().flatten())
+
+    @property
+    def whole(self) -> bool:
+        return all(len(part) == self.schedule.total for part in self.parts)
+
+    def profile(self) -> Profile:
+        total = self.schedule.total
+        parts = [torch.stack(part) for part in self.parts]
+        start = self.start if self.start is not None else torch.zeros_like(parts[0][0])
+        rows = torch.cat([*parts, start[None]])
+        weights = torch.cat([mix * self.schedule.shares for mix in self.schedule.mix])
+        final = weights.float() @ rows[:-1] + start
+        gram = rows.double() @ rows.double().T / final.double().square().sum()
+        places = torch.linspace(0, len(_GAIN) - 1, total, dtype=torch.float64)
+        low = places.floor().long().clamp_max(len(_GAIN) - 2)
+        logs = torch.tensor(_GAIN, dtype=torch.float64).log()
+        gain = (logs[low] + (places - low) * (logs[low + 1] - logs[low])).exp()
+        return Profile(
+            self.identity, self.schedule, gram[None], gain, _MEMORY * total, 4, (), (),
+            {"clips": 1, "probes": 0},
+        )  # fmt: skip
+
+
+def load_profile(given: Profile | str | os.PathLike[str]) -> Profile:
+    """A profile, or the file of one.
+
+    Raises:
+        ProfileError, FileNotFoundError: as `Profile.load`.
+    """
+    return given if isinstance(given, Profile) else Profile.load(given)
+
+
+def checked(profile: Profile, pipe: Any, *, force: bool) -> tuple[str, ...]:
+    """What the report must say of a profile that is not quite of this pipeline.
+
+    Raises:
+        ProfileError: it is of another one, and is not forced.
+    """
+    here = identify(pipe, steps=profile.identity.steps, parts=profile.identity.parts)
+    differences = profile.identity.refusals(here)
+    if differences and not force:
+        raise ProfileError(
+            f"the profile is of another pipeline: {'; '.join(differences)}. "
+            "Calibrate this one, or force it"
+        )
+    if differences:
+        return (f"The profile is of another pipeline, and was forced: {'; '.join(differences)}.",)
+    return ()
+
+
+Hear = Callable[[int, torch.Tensor], None]
+__all__ = ["Autopilot", "cached_path", "checked", "decide", "find_profile", "load_profile"]

@@ -1,0 +1,202 @@
+"""What a plan is: which steps are computed, and the weighted sums that serve the others.
+
+The guided prediction is a sum of *parts*. With classifier-free guidance s the first part is the
+conditional prediction c and the second the difference u - c of the unconditional one, mixed as
+c + (1 - s)(u - c); without, the prediction itself is the only one. A forecast gives every part
+weights of its own over the steps that were computed, and may add some of the noise that the run
+started from, which every prediction of a flow contains.
+
+What a window (a computed step and the served ones after it) adds to the latents depends only on the
+sums of its forecasts' weights, times what one unit of a prediction adds (`shares`). So a window is
+the line through the last two computed predictions, which is what every forecast starts from, plus a
+*change*: one number a feature, spread evenly over the served steps.
+
+Shapes: C candidates, n steps, B parts, R = B n + 1 rows (parts by step, then the noise), D computed
+steps that are read, latest first; features are B D + 1: the parts of these steps, then the noise.
+Knows numbers only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from dit_accel import forecast
+
+Weights = Mapping[int, float]
+Changes = Mapping[int, torch.Tensor]  # by the step that opens a window: one number a feature
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """What is known of a sampler before a run.
+
+    Args:
+        shares: `(n,)` float64, what one unit of each guided prediction adds to the final latents.
+        times: `(n,)` float64, the scheduler's timesteps, falling: where forecasts are read.
+        mix: weight of every part in the guided prediction.
+
+    Raises:
+        ValueError: the shapes do not fit, or a value is not finite.
+    """
+
+    shares: torch.Tensor
+    times: torch.Tensor
+    mix: tuple[float, ...] = (1.0,)
+
+    def __post_init__(self) -> None:
+        shapes = tuple(self.shares.shape), tuple(self.times.shape)
+        if self.shares.ndim != 1 or shapes[0] != shapes[1] or not self.mix:
+            raise ValueError(f"shares and times have shapes {shapes}; accepted: (n,), (n,)")
+        if not (self.shares.isfinite().all() and self.times.isfinite().all()):
+            raise ValueError("shares or times is not finite")
+
+    @property
+    def total(self) -> int:
+        """Steps."""
+        return len(self.shares)
+
+    @property
+    def rows(self) -> int:
+        """Rows of a Gram matrix: every part by step, and the noise."""
+        return len(self.mix) * self.total + 1
+
+    def feature_rows(self, read: torch.Tensor) -> torch.Tensor:
+        """`(C, D)` computed steps -> `(C, B D + 1)`: the rows that forecasts read."""
+        parts = [read + part * self.total for part in range(len(self.mix))]
+        return torch.cat([*parts, torch.full_like(read[:, :1], self.rows - 1)], 1)
+
+    def missing(self, opened: torch.Tensor, closed: torch.Tensor) -> torch.Tensor:
+        """`(C, R)`: what the served steps would have added, with the sign of an error."""
+        steps = torch.arange(self.total)
+        served = (steps > opened[:, None]) & (steps < closed[:, None])
+        added = torch.where(served, self.shares, 0.0)
+        parts = [-mix * added for mix in self.mix]
+        return torch.cat([*parts, torch.zeros(len(opened), 1, dtype=torch.float64)], 1)
+
+
+def lines(
+    read: torch.Tensor, opened: torch.Tensor, closed: torch.Tensor, schedule: Schedule
+) -> torch.Tensor:
+    """What the served steps of windows add when a line serves them: `(C, B D + 1)` by feature.
+
+    Args:
+        read: `(C, D)` computed steps, latest first; the line goes through the first two.
+        opened, closed: `(C,)`.
+    """
+    steps, times = torch.arange(schedule.total), schedule.times
+    served = (steps > opened[:, None]) & (steps < closed[:, None])
+    shares = torch.where(served, schedule.shares, 0.0)
+    sums = torch.zeros(read.shape, dtype=torch.float64)
+    sums[:, 0] = shares.sum(1)
+    if read.shape[1] > 1:
+        here, before = times[read[:, 0]], times[read[:, 1]]
+        slope = (times - here[:, None]) / (here - before)[:, None]
+        forward = (shares * slope).sum(1)
+        sums[:, 0] += forward
+        sums[:, 1] -= forward
+    parts = [mix * sums for mix in schedule.mix]
+    return torch.cat([*parts, torch.zeros(len(read), 1, dtype=torch.float64)], 1)
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """A served step: of every part, the weights of computed steps; and of the noise."""
+
+    reads: tuple[Weights, ...]
+    start: float = 0.0
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Every step of a run: computed, or a weighted sum of what was computed before it.
+
+    Args:
+        total: steps of the run.
+        forecasts: by served step; all others are computed.
+
+    Raises:
+        ValueError: the first step is served, or a forecast reads what is not computed before it.
+    """
+
+    total: int
+    forecasts: Mapping[int, Forecast]
+
+    def __post_init__(self) -> None:
+        for step, served in self.forecasts.items():
+            if not 0 < step < self.total:
+                raise ValueError(f"step {step} is served; accepted: 1 to {self.total - 1}")
+            for weights in served.reads or ({},):
+                wrong = [s for s in weights if not 0 <= s < step or s in self.forecasts]
+                if wrong or not weights:
+                    raise ValueError(
+                        f"the forecast of step {step} reads {wrong or 'nothing'}; "
+                        "accepted: steps computed before it"
+                    )
+
+    @classmethod
+    def of(cls, computed: Sequence[int], schedule: Schedule, changes: Changes, depth: int) -> Plan:
+        """The plan of computed steps and of what changes each window's line.
+
+        Args:
+            computed: in order, 0 first.
+            changes: by the step that opens a window, `(B D + 1,)`; a window without one is a line.
+            depth: computed steps that a forecast reads at most.
+        """
+        forecasts: dict[int, Forecast] = {}
+        for opened, closed in windows(computed, schedule.total):
+            read = reads(computed, opened, depth)
+            change = changes.get(opened, torch.zeros(len(schedule.mix) * len(read) + 1))
+            forecasts |= _spread(read, range(opened + 1, closed), change, schedule)
+        return cls(schedule.total, forecasts)
+
+    @property
+    def computed(self) -> tuple[int, ...]:
+        """The computed steps, in order."""
+        return tuple(step for step in range(self.total) if step not in self.forecasts)
+
+    @property
+    def windows(self) -> Iterator[tuple[int, int]]:
+        """(computed step, the next one or the end): what lies between is served."""
+        return windows(self.computed, self.total)
+
+    def reads(self, step: int) -> tuple[int, ...]:
+        """Computed steps that a served step after `step` still reads."""
+        later = (f.reads for served, f in self.forecasts.items() if served > step)
+        found = {read for parts in later for weights in parts for read in weights if read <= step}
+        return tuple(sorted(found))
+
+
+def windows(computed: Sequence[int], total: int) -> Iterator[tuple[int, int]]:
+    """(computed step, the next one or the end) for every computed step."""
+    return zip(computed, (*computed[1:], total), strict=True)
+
+
+def reads(computed: Sequence[int], opened: int, depth: int) -> list[int]:
+    """The last `depth` computed steps up to the one that opens a window, latest first."""
+    return [step for step in computed if step <= opened][::-1][:depth]
+
+
+def _spread(
+    read: Sequence[int], served: range, change: torch.Tensor, schedule: Schedule
+) -> dict[int, Forecast]:
+    """A window's change, evenly over its served steps, on top of the line: one forecast a step."""
+    if not served:
+        return {}
+    whole = float(schedule.shares[served.start : served.stop].sum())
+    parts = [
+        part / (mix * whole)
+        for part, mix in zip(
+            change[:-1].double().chunk(len(schedule.mix)), schedule.mix, strict=True
+        )
+    ]
+    places = schedule.times[list(read[:2])].tolist()
+    found = {}
+    for step in served:
+        line = forecast.weights(places, float(schedule.times[step]))
+        weights = [part + torch.tensor([*line, *[0.0] * (len(read) - len(line))]) for part in parts]
+        by_part = tuple(dict(zip(read, part.tolist(), strict=True)) for part in weights)
+        found[step] = Forecast(by_part, float(change[-1]) / whole)
+    return found

@@ -1,0 +1,272 @@
+"""The profile file: what calibration measured of one pipeline; safetensors with a JSON header.
+
+A profile knows two kinds of things. The *field* (inner products of predictions, gain, memory) lets
+plans be made for any number of steps and any guidance, without a run. The *rungs* are plans of the
+calibrated number of steps that were carried out and refined, with what they really gave, prompt by
+prompt. It is stored over the scheduler's timesteps, so that another number of steps is served by
+interpolation; what cannot be carried over is refused, with the difference named.
+
+Knows numbers and files; nothing of a live model.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dit_accel.planner import Field
+from dit_accel.plans import Plan, Schedule
+
+FORMAT = "dit-accel-profile"
+VERSION = 1
+SUFFIX = ".safetensors"
+
+
+class ProfileError(ValueError):
+    """A file that is no profile, or a profile that is not of this pipeline."""
+
+
+@dataclass(frozen=True)
+class Identity:
+    """What a profile is of, or a run wants one for.
+
+    Args:
+        pipeline, transformer, scheduler: class names.
+        weights: a short hash of the transformer's configuration and some of its weights.
+        sampler: a short hash of the scheduler's configuration.
+        parts: of the guided prediction; 2 where guidance runs as separate forwards.
+        steps, guidance, height, width, frames, dtype: of the clips.
+    """
+
+    pipeline: str
+    transformer: str
+    scheduler: str
+    weights: str
+    sampler: str
+    parts: int
+    steps: int
+    guidance: float
+    height: int
+    width: int
+    frames: int
+    dtype: str
+
+    def refusals(self, wanted: Identity) -> tuple[str, ...]:
+        """Differences from `wanted` over which a profile cannot be carried, each in words."""
+        names = ["pipeline", "transformer", "scheduler", "weights", "sampler", "parts"]
+        if self.parts == 1:
+            names.append("guidance")
+        return self._named(wanted, names)
+
+    def carried(self, wanted: Identity) -> tuple[str, ...]:
+        """Differences over which it is carried, each in words."""
+        names = ["steps", "height", "width", "frames", "dtype"]
+        if self.parts > 1:
+            names.append("guidance")
+        return self._named(wanted, names)
+
+    def _named(self, wanted: Identity, names: list[str]) -> tuple[str, ...]:
+        pairs = ((name, getattr(self, name), getattr(wanted, name)) for name in names)
+        return tuple(
+            f"{name} is {mine} in the profile, {theirs} here"
+            for name, mine, theirs in pairs
+            if mine != theirs
+        )
+
+
+@dataclass(frozen=True)
+class Rung:
+    """A plan that was carried out on every calibration prompt.
+
+    Args:
+        computed: its computed steps, in order.
+        changes: `(k, F)` float64, of every window's line.
+        psnr_db: `(P,)` of each prompt against its uncached twin, served by changes that had not
+            seen it.
+        latents_db: `(P,)` the same of the latents, relative to their size.
+        surprise: `(k,)` mean of the logarithm of what the line missed by at each computed step.
+        spread: `(k,)` its standard deviation over prompts.
+        alarm: `(P,)` mean of (log surprise - mean) / spread up to the step where a run may turn
+            careful.
+    """
+
+    computed: tuple[int, ...]
+    changes: torch.Tensor
+    psnr_db: torch.Tensor
+    latents_db: torch.Tensor
+    surprise: torch.Tensor
+    spread: torch.Tensor
+    alarm: torch.Tensor
+
+
+@dataclass(frozen=True)
+class Profile:
+    """What calibration measured.
+
+    Args:
+        identity: of what.
+        schedule: of the calibrated number of steps.
+        gram: `(P, R, R)`, as `planner.Field` takes it.
+        gain: `(n,)`.
+        memory: in steps.
+        depth: computed predictions that the rungs' forecasts read.
+        rungs: from many computed steps to few; a run turns from one to the `careful` one.
+        careful: by rung, the same beginning with more computed steps after `decided`; empty where
+            there is none.
+        prompts: how many were calibrated on.
+        made: versions and settings, for people.
+    """
+
+    identity: Identity
+    schedule: Schedule
+    gram: torch.Tensor
+    gain: torch.Tensor
+    memory: float
+    depth: int
+    rungs: tuple[Rung, ...]
+    careful: tuple[Rung, ...]
+    made: dict[str, Any]
+
+    @property
+    def field(self) -> Field:
+        """For planning at the calibrated steps and guidance."""
+        return Field(self.schedule, self.gram, self.gain, self.memory)
+
+    def plan_of(self, rung: Rung) -> Plan:
+        """The rung as a plan."""
+        parts = len(self.schedule.mix)
+        changes = {
+            step: rung.changes[place, : parts * min(place + 1, self.depth) + 1]
+            for place, step in enumerate(rung.computed)
+        }
+        return Plan.of(rung.computed, self.schedule, changes, self.depth)
+
+    def field_for(self, schedule: Schedule) -> Field:
+        """The field over another schedule: rows are interpolated in the timestep.
+
+        Args:
+            schedule: of as many parts; its mix may be another (another guidance).
+
+        Raises:
+            ProfileError: the number of parts differs.
+        """
+        if len(schedule.mix) != len(self.schedule.mix):
+            raise ProfileError(
+                f"the profile has {len(self.schedule.mix)} parts, the run {len(schedule.mix)}"
+            )
+        to = _interpolation(self.schedule.times, schedule.times)
+        parts = len(schedule.mix)
+        eye = torch.eye(parts + 1, dtype=torch.float64)
+        wide = torch.kron(eye, to)[: parts * len(to) + 1, : parts * to.shape[1] + 1]
+        wide[-1], wide[:, -1], wide[-1, -1] = 0.0, 0.0, 1.0
+        ratio = self.schedule.total / schedule.total
+        gain = (to @ self.gain.log()).exp()
+        return Field(schedule, wide @ self.gram @ wide.T, gain, self.memory / ratio)
+
+    def save(self, path: Path) -> None:
+        """Write the file, whole or not at all.
+
+        Raises:
+            OSError: it cannot be written.
+        """
+        from safetensors.torch import save_file
+
+        tensors = {"gram": self.gram.float(), "gain": self.gain,
+                   "shares": self.schedule.shares, "times": self.schedule.times}  # fmt: skip
+        for kind in ("rungs", "careful"):
+            for place, rung in enumerate(getattr(self, kind)):
+                for name in _RUNG_TENSORS:
+                    tensors[f"{kind}.{place}.{name}"] = getattr(rung, name)
+        head = {
+            "format": FORMAT,
+            "version": VERSION,
+            "identity": dataclasses.asdict(self.identity),
+            "mix": list(self.schedule.mix),
+            "memory": self.memory,
+            "depth": self.depth,
+            "rungs": [rung.computed for rung in self.rungs],
+            "careful": [rung.computed for rung in self.careful],
+            "made": self.made,
+        }
+        path = Path(path)
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".part")
+        os.close(handle)
+        try:
+            contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
+            save_file(contiguous, temporary, metadata={"profile": json.dumps(head)})
+            os.chmod(temporary, 0o644)
+            os.replace(temporary, path)
+        finally:
+            Path(temporary).unlink(missing_ok=True)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Profile:
+        """Read a file.
+
+        Raises:
+            ProfileError: it is no profile, or of a version that is not known.
+            FileNotFoundError: it is not there.
+        """
+        from safetensors import SafetensorError, safe_open
+
+        if not Path(path).is_file():
+            raise FileNotFoundError(f"no profile at {path}")
+        try:
+            with safe_open(str(path), "pt") as file:
+                head = json.loads((file.metadata() or {}).get("profile", "{}"))
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        except (SafetensorError, ValueError) as error:
+            raise ProfileError(f"{path} is no profile: {error}") from error
+        if head.get("format") != FORMAT or head.get("version") != VERSION:
+            found = f"format {head.get('format')!r}, version {head.get('version')!r}"
+            raise ProfileError(f"{path} has {found}; accepted: {FORMAT}, version {VERSION}")
+        try:
+            return cls._of(head, tensors)
+        except (KeyError, TypeError, ValueError) as error:
+            raise ProfileError(f"{path} is a damaged profile: {error}") from error
+
+    @classmethod
+    def _of(cls, head: dict[str, Any], tensors: dict[str, torch.Tensor]) -> Profile:
+        rungs = {
+            kind: tuple(
+                Rung(
+                    tuple(computed),
+                    **{name: tensors[f"{kind}.{place}.{name}"] for name in _RUNG_TENSORS},
+                )
+                for place, computed in enumerate(head[kind])
+            )
+            for kind in ("rungs", "careful")
+        }
+        schedule = Schedule(tensors["shares"], tensors["times"], tuple(head["mix"]))
+        profile = cls(
+            Identity(**head["identity"]), schedule, tensors["gram"].double(), tensors["gain"],
+            float(head["memory"]), int(head["depth"]), rungs["rungs"], rungs["careful"],
+            head["made"],
+        )  # fmt: skip
+        _ = profile.field  # its shapes are checked there
+        return profile
+
+
+_RUNG_TENSORS = tuple(f.name for f in dataclasses.fields(Rung) if f.name != "computed")
+
+
+def _interpolation(given: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
+    """`(m, n)`: weights of values at n given (falling) times for values at m wanted ones; level
+    beyond the ends."""
+    weights = torch.zeros(len(wanted), len(given), dtype=torch.float64)
+    for row, time in enumerate(wanted.tolist()):
+        after = int((given > time).sum())  # the first that is not above
+        if after in (0, len(given)):
+            weights[row, min(after, len(given) - 1)] = 1.0
+            continue
+        high, low = float(given[after - 1]), float(given[after])
+        share = (high - time) / (high - low)
+        weights[row, after - 1], weights[row, after] = 1 - share, share
+    return weights

@@ -1,0 +1,370 @@
+"""From a profile and a target to a plan, with what it promises: decided before the first step.
+
+A quality is a bound for every clip, not for their mean: `coverage` of the clips must reach it. The
+profile has, for every plan of its ladder, what each calibration prompt got; a new prompt is taken
+to be one more of them (normal, with Student's t for how few they are). Among all plans, and all
+scores at which a run may turn careful, the one with the greatest speed that keeps the promise is
+taken. A speed is met as nearly as whole steps allow; nothing turns careful then.
+
+Knows numbers; no tensors of a model. Ours.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from scipy import stats
+
+from dit_accel.planner import Field, evenly, fit, search, turning
+from dit_accel.plans import Plan, Schedule
+from dit_accel.profile import Profile, Rung
+from dit_accel.steering import Band, Steering
+
+COVERAGE = 0.95
+INTERVAL = 0.90
+UNKNOWN_DB = 6.0  # spread over prompts, where none was measured
+UNREFINED_DB = 3.0  # what refining gains: taken off where a plan rests on inner products alone
+
+
+_ROUNDS = 12  # of the search for a plan that begins near one that is known
+_SHARES = (0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.5, 0.6, 0.7, 0.8)
+
+
+class TargetError(ValueError):
+    """A target that this profile cannot promise."""
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a decision promises.
+
+    Args:
+        speedup: steps over computed steps, expected.
+        computed: steps, expected.
+        psnr_db: of a clip against its uncached twin, expected.
+        low_db, high_db: between which a clip lies with 90 % probability.
+        reach: probability that a clip reaches the quality that was asked for; None for a speed.
+    """
+
+    speedup: float
+    computed: float
+    psnr_db: float
+    low_db: float
+    high_db: float
+    reach: float | None = None
+
+
+@dataclass(frozen=True)
+class Outlook:
+    """A plan's PSNR given the score up to the turn: intercept, slope, and what is left, with the
+    prompts' own scores."""
+
+    count: int
+    base: float
+    slope: float
+    left: float
+    scores: tuple[float, ...]
+
+    @classmethod
+    def of(cls, rung: Rung) -> Outlook:
+        scores, psnr = rung.alarm, rung.psnr_db
+        number = len(psnr)
+        if number < 4 or float(scores.std()) < 1e-6:
+            left = float(psnr.std()) if number > 1 else 6.0
+            return cls(len(rung.computed), float(psnr.mean()), 0.0, left, tuple(scores.tolist()))
+        centred = scores - scores.mean()
+        slope = min(float((centred * psnr).sum() / (centred**2).sum()), 0.0)
+        rest = psnr - psnr.mean() - slope * centred
+        left = math.sqrt(float((rest**2).sum()) / (number - 2))
+        base = float(psnr.mean() - slope * scores.mean())
+        return cls(len(rung.computed), base, slope, left, tuple(scores.tolist()))
+
+    def at(self, score: float) -> float:
+        """Expected PSNR."""
+        return self.base + self.slope * score
+
+    @property
+    def half(self) -> float:
+        """Half the width of the interval around it."""
+        number = len(self.scores)
+        quantile = float(stats.t.ppf(0.5 + INTERVAL / 2, max(number - 2, 1)))
+        return max(self.left, 0.3) * math.sqrt(1 + 1 / max(number, 1)) * quantile
+
+    def reach(self, quality: float, score: float) -> float:
+        """Probability that a prompt with this score reaches the quality."""
+        number = len(self.scores)
+        width = max(self.left, 0.3) * math.sqrt(1 + 1 / max(number, 1))
+        return float(stats.t.cdf((self.at(score) - quality) / width, max(number - 2, 1)))
+
+
+@dataclass(frozen=True)
+class Decision:
+    """A plan, what it may turn to, and what is promised; `notes` in words."""
+
+    plan: Plan
+    mix: tuple[float, ...]
+    times: tuple[float, ...]
+    prediction: Prediction | None
+    bands: dict[int, Band]
+    careful: Plan | None = None
+    turn: int = -1
+    alarm: float = math.inf
+    notes: tuple[str, ...] = ()
+    outlooks: tuple[Outlook, ...] = ()
+
+    def known(self, score: float, turned: bool) -> Prediction | None:
+        """What is expected once a run's score is known, and whether it turned careful."""
+        if not self.outlooks or self.prediction is None:
+            return self.prediction
+        outlook = self.outlooks[-1 if turned else 0]
+        centre, half = outlook.at(score), outlook.half
+        return Prediction(
+            self.plan.total / outlook.count, outlook.count, centre, centre - half, centre + half,
+            self.prediction.reach,
+        )  # fmt: skip
+
+    def steering(self, *, guard: bool = True) -> Steering:
+        """The course of a run by this decision."""
+        return Steering(
+            self.plan, self.times, self.mix, self.bands, self.careful, self.turn, self.alarm, guard
+        )
+
+
+def for_quality(profile: Profile, quality: float, coverage: float = COVERAGE) -> Decision:
+    """The fastest plan by which `coverage` of the clips reach `quality` dB.
+
+    Args:
+        profile: with rungs.
+        quality: PSNR in dB against the uncached clip, > 0.
+        coverage: share of clips, above 0, below 1.
+
+    Raises:
+        ValueError: a number is out of range.
+        TargetError: the profile has no rungs.
+    """
+    if not 0 < quality < math.inf or not 0 < coverage < 1:
+        raise ValueError(
+            f"quality is {quality}, coverage is {coverage}; accepted: a number of dB above 0, and "
+            "a share between 0 and 1"
+        )
+    if not profile.rungs:
+        raise TargetError("the profile has no rungs; calibrate with speedups to promise a quality")
+    best: tuple[float, Rung, Rung | None, float, float] | None = None
+    ends = {rung.computed[: _begun(rung, profile)]: rung for rung in profile.careful}
+    for rung in profile.rungs:
+        end = ends.get(rung.computed[: _begun(rung, profile)])
+        for speed, second, alarm, reach in _ways(profile, rung, end, quality):
+            if reach >= coverage and (best is None or speed > best[0]):
+                best = speed, rung, second, alarm, reach
+    if best is None:
+        return _everything(profile.schedule, quality, profile)
+    _, rung, second, alarm, reach = best
+    return _decision(profile, rung, second, alarm, reach)
+
+
+def for_speedup(profile: Profile, speedup: float) -> Decision:
+    """The plan whose number of computed steps comes nearest to a speedup.
+
+    Args:
+        profile: a rung is taken where one is as near as whole steps allow, else a plan is made.
+        speedup: steps over computed steps, >= 1.
+
+    Raises:
+        ValueError: the speedup is out of range.
+    """
+    total = profile.schedule.total
+    if not 1 <= speedup <= total / 2:
+        raise ValueError(f"speedup is {speedup}; accepted: 1 to {total / 2:g} at {total} steps")
+    counts = (math.floor(total / speedup), math.ceil(total / speedup))
+    count = min(counts, key=lambda n: abs(total / n - speedup) if n else math.inf)
+    if count >= total:
+        return _everything(profile.schedule, None, profile)
+    rung = next((rung for rung in profile.rungs if len(rung.computed) == count), None)
+    if rung is not None:
+        return _decision(profile, rung, None, math.inf, None)
+    return _planned(profile.field, *search(profile.field, count), profile)
+
+
+def carried(
+    profile: Profile,
+    schedule: Schedule,
+    *,
+    quality: float | None = None,
+    speedup: float | None = None,
+    coverage: float = COVERAGE,
+) -> Decision:
+    """A decision for another number of steps or another guidance than was calibrated.
+
+    Plans are made anew from the field, interpolated in the timestep. What they promise is what the
+    rungs really gave, moved by how the foretold errors differ, less what refining had gained.
+
+    Raises:
+        ValueError: neither or both of the targets are given, or one is out of range.
+    """
+    if (quality is None) == (speedup is None):
+        raise ValueError("accepted: one of quality and speedup")
+    field = profile.field_for(schedule)
+    total = schedule.total
+    if speedup is not None:
+        if not 1 <= speedup <= total / 2:
+            raise ValueError(f"speedup is {speedup}; accepted: 1 to {total / 2:g} at {total} steps")
+        counts = [max(2, round(total / speedup))]
+    else:
+        known = [len(rung.computed) / profile.schedule.total for rung in profile.rungs]
+        counts = sorted({max(2, round(total * share)) for share in known or _SHARES})
+    for count in (count for count in counts if count < total):  # the fastest first
+        computed = _mapped(profile, schedule, count)
+        decision = _planned(field, *fit(computed, field), profile)
+        if quality is None or _normal_reach(decision.prediction, quality) >= coverage:
+            better = search(field, count, start=computed, rounds=_ROUNDS, candidates=24)
+            return _planned(field, *better, profile)
+    return _everything(schedule, quality, profile)
+
+
+def _mapped(profile: Profile, schedule: Schedule, count: int) -> list[int]:
+    """Computed steps at the timesteps of the rung of about the same share; even without rungs."""
+    total = schedule.total
+    share = count / total
+    if not profile.rungs:
+        return list(evenly(total, count))
+    rung = min(profile.rungs, key=lambda r: abs(len(r.computed) / profile.schedule.total - share))
+    places = [
+        rung.computed[round(i * (len(rung.computed) - 1) / (count - 1))] for i in range(count)
+    ]
+    found: set[int] = {0}
+    for place in places[1:]:
+        time = profile.schedule.times[place]
+        near = (schedule.times - time).abs().argsort().tolist()
+        found.add(next(step for step in near if step not in found))
+    return sorted(found)
+
+
+def _ways(
+    profile: Profile, rung: Rung, end: Rung | None, quality: float
+) -> list[tuple[float, Rung | None, float, float]]:
+    """(speed, careful end, alarm, reach) of a rung alone, and with its end at several alarms."""
+    total, first = profile.schedule.total, Outlook.of(rung)
+    scores = first.scores
+    alone = statistics.fmean(first.reach(quality, s) for s in scores)
+    found: list[tuple[float, Rung | None, float, float]] = [
+        (total / first.count, None, math.inf, alone)
+    ]
+    if end is None:
+        return found
+    second = Outlook.of(end)
+    for alarm in sorted({round(s, 2) for s in scores})[:-1]:
+        turned = [s > alarm for s in scores]
+        reach = statistics.fmean(
+            (second if turn else first).reach(quality, s)
+            for s, turn in zip(scores, turned, strict=True)
+        )
+        speed = statistics.fmean(total / (second if t else first).count for t in turned)
+        found.append((speed, end, alarm, reach))
+    return found
+
+
+def _decision(
+    profile: Profile, rung: Rung, second: Rung | None, alarm: float, reach: float | None
+) -> Decision:
+    total = profile.schedule.total
+    first = Outlook.of(rung)
+    after = Outlook.of(second) if second is not None else first
+    pairs = [(after if s > alarm else first, s) for s in first.scores]
+    speeds = [total / outlook.count for outlook, _ in pairs]
+    centre = statistics.fmean(outlook.at(s) for outlook, s in pairs)
+    spread = math.sqrt(statistics.fmean(o.left**2 + (o.at(s) - centre) ** 2 for o, s in pairs))
+    half = spread * float(stats.t.ppf(0.5 + INTERVAL / 2, max(len(pairs) - 2, 1)))
+    prediction = Prediction(
+        statistics.fmean(speeds), statistics.fmean(o.count for o, _ in pairs),
+        centre, centre - half, centre + half, reach,
+    )  # fmt: skip
+    turn = rung.computed[_begun(rung, profile) - 1]
+    return Decision(
+        profile.plan_of(rung), profile.schedule.mix, tuple(profile.schedule.times.tolist()),
+        prediction, _bands(rung), profile.plan_of(second) if second is not None else None,
+        turn, alarm, outlooks=(first, after),
+    )  # fmt: skip
+
+
+def _bands(rung: Rung) -> dict[int, Band]:
+    """By computed step, from the third on: before, there is no line."""
+    places = zip(rung.computed, rung.surprise.tolist(), rung.spread.tolist(), strict=True)
+    return {step: Band(mean, spread) for step, mean, spread in list(places)[2:]}
+
+
+def _begun(rung: Rung, profile: Profile) -> int:
+    """How many of its computed steps a rung shares with its careful end."""
+    turn = turning(rung.computed, profile.schedule.total)
+    return sum(step <= turn for step in rung.computed)
+
+
+def _planned(field: Field, plan: Plan, energy: float, profile: Profile) -> Decision:
+    """A plan that was not carried out in calibration, and what it may be expected to give."""
+    note = "Planned from inner products; no run of this plan was made in calibration."
+    foretold = -10 * math.log10(max(energy, 1e-12))
+    centre, spread = foretold, UNKNOWN_DB
+    if profile.rungs:
+        known = [
+            (-10 * math.log10(max(fit(r.computed, profile.field)[1], 1e-12)), r)
+            for r in profile.rungs
+        ]
+        near = min(known, key=lambda pair: abs(pair[0] - foretold))
+        psnr = near[1].psnr_db
+        centre = float(psnr.mean()) + foretold - near[0] - UNREFINED_DB
+        spread = float(psnr.std()) if len(psnr) > 1 else UNKNOWN_DB
+    count, schedule = len(plan.computed), field.schedule
+    prediction = Prediction(
+        field.total / count, count, centre, centre - 1.75 * spread, centre + 1.75 * spread
+    )
+    return Decision(
+        plan, schedule.mix, tuple(schedule.times.tolist()), prediction, {}, notes=(note,)
+    )
+
+
+def _normal_reach(promised: Prediction | None, quality: float) -> float:
+    if promised is None:
+        return 0.0
+    width = (promised.high_db - promised.low_db) / 3.5
+    return float(stats.norm.cdf((promised.psnr_db - quality) / max(width, 1e-9)))
+
+
+def _everything(schedule: Schedule, quality: float | None, profile: Profile) -> Decision:
+    """Every step computed: what is left where no plan keeps the promise."""
+    notes: tuple[str, ...] = ()
+    if quality is not None:
+        best = max((float(r.psnr_db.mean()) for r in profile.rungs), default=0.0)
+        notes = (
+            f"No plan of this profile reaches {quality:g} dB for enough clips (the best gives "
+            f"{best:.1f} dB on average): every step is computed.",
+        )
+    plan = Plan(schedule.total, {})
+    exact = Prediction(1.0, schedule.total, math.inf, math.inf, math.inf, 1.0)
+    return Decision(plan, schedule.mix, tuple(schedule.times.tolist()), exact, {}, notes=notes)
+
+
+def describe(decision: Decision) -> str:
+    """A decision in one line for people."""
+    promised = decision.prediction
+    if promised is None:
+        return f"computes {len(decision.plan.computed)} of {decision.plan.total} steps"
+    if math.isinf(promised.psnr_db):
+        return f"computes all {decision.plan.total} steps: exact"
+    return (
+        f"computes {promised.computed:.1f} of {decision.plan.total} steps "
+        f"({promised.speedup:.2f}x), expected {promised.psnr_db:.1f} dB "
+        f"[{promised.low_db:.1f}, {promised.high_db:.1f}]"
+    )
+
+
+def check_choice(names: Sequence[tuple[str, float | None]]) -> None:
+    """Refuse more than one target.
+
+    Raises:
+        ValueError: naming those that were given.
+    """
+    given = [f"{name}={value:g}" for name, value in names if value is not None]
+    if len(given) > 1:
+        raise ValueError(f"{' and '.join(given)} are given; accepted: one of them")
