@@ -23,6 +23,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 ACTIONS = ("compute", "prune", "blend", "reuse")
+STRICTER = 0.25
+"""A window's error is none at its computed step and the threshold at most at its end; that of
+pruning is there at every step. Measured: docs/pcas.md."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +34,7 @@ class DWS:
 
     Args:
         tolerance: the relative error (root mean square) that a value may be expected to have, >= 0;
-            None: the threshold of the cache windows.
+            None: `STRICTER` times the threshold of the cache windows.
         margin: share of the squared error that a blend must save over the better of the two, in
             [0, 1); what saves less is not worth holding both.
         recheck: steps in a row that may go without a full compute, >= 1.
@@ -51,6 +54,10 @@ class DWS:
             raise ValueError(f"margin is {self.margin!r}; accepted: a number from 0 to below 1")
         if not isinstance(self.recheck, int) or self.recheck < 1:
             raise ValueError(f"recheck is {self.recheck!r}; accepted: an integer >= 1")
+
+    def allowed(self, threshold: float) -> float:
+        """The error that is good enough beside windows of this threshold."""
+        return STRICTER * threshold if self.tolerance is None else self.tolerance
 
 
 @dataclass(frozen=True)
@@ -130,20 +137,19 @@ def kept_error(distance: float, pruned: float, correlation: float) -> float:
     return max(correlation * pruned + math.sqrt(room), 0.0)
 
 
-def choose(errors: Errors, tolerance: float, config: DWS) -> Choice:
+def choose(errors: Errors, threshold: float, config: DWS) -> Choice:
     """The best of pruned, kept and blend; a full compute where even that is expected too far off.
 
     Args:
         errors: of the two values now.
-        tolerance: the error that is good enough, where `config` names none.
+        threshold: of the cache windows.
     """
-    allowed = tolerance if config.tolerance is None else config.tolerance
     weight = blend_weight(errors)
     alone = min(errors.kept, errors.pruned)
     if blend_error(errors, weight) ** 2 > (1 - config.margin) * alone**2:
         weight = 0.0 if errors.kept <= errors.pruned else 1.0
     error = blend_error(errors, weight)
-    if not error <= allowed:
+    if not error <= config.allowed(threshold):
         return Choice("compute", 1.0, 0.0)
     action = {0.0: "reuse", 1.0: "prune"}.get(weight, "blend")
     return Choice(action, weight, error)

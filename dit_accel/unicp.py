@@ -125,9 +125,8 @@ class PrunedSite(Site):
         choice = FULL
         if self.errors is not None:
             choice = choose(self.errors.aged(max(self.age, 1)), threshold, shift)
-        allowed = threshold if shift.tolerance is None else shift.tolerance
         due = self.tried is None or step >= self.tried + shift.recheck
-        self.trying = due and allowed > 0
+        self.trying = due and shift.allowed(threshold) > 0
         return FULL if self.trying else choice
 
     def _fit(self) -> None:

@@ -82,15 +82,20 @@ def test_a_distance_too_small_is_no_error():
     ],
 )
 def test_choices(errors, action):
-    assert choose(errors, 0.1, DWS()).action == action
+    assert choose(errors, 0.4, DWS()).action == action
 
 
 def test_a_blend_can_be_good_enough_where_neither_is():
     errors = Errors(0.12, 0.12, 0.0)
-    choice = choose(errors, 0.1, DWS())
+    choice = choose(errors, 0.4, DWS())
     assert choice == Choice("blend", 0.5, pytest.approx(0.12 / math.sqrt(2)))
-    assert choose(errors, 0.08, DWS()).action == "compute"
-    assert choose(errors, 0.08, DWS(tolerance=0.1)).action == "blend"
+    assert choose(errors, 0.32, DWS()).action == "compute"
+    assert choose(errors, 0.32, DWS(tolerance=0.1)).action == "blend"
+
+
+def test_without_a_tolerance_it_is_a_quarter_of_the_windows_threshold():
+    assert DWS().allowed(0.4) == 0.1
+    assert DWS(tolerance=0.3).allowed(0.4) == 0.3
 
 
 def test_age_wears_the_kept_value_alone():

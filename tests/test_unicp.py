@@ -90,7 +90,7 @@ def test_a_rank_rule_finds_the_rank_with_the_steps_own_read():
 
 def test_windows_serve_and_what_they_do_not_is_chosen():
     pipe = tiny_wan()
-    _, report = run(pipe, UniCP(EDCW(threshold=0.6, first=2), PRUNE, DWS(recheck=4)))
+    _, report = run(pipe, UniCP(EDCW(threshold=0.6, first=2), PRUNE, DWS(0.6, recheck=4)))
     for site in report.sites:
         done = actions(site)
         assert sorted(step for steps in done.values() for step in steps) == list(range(STEPS))
@@ -119,7 +119,7 @@ def test_every_action_is_carried_out(errors, done, monkeypatch):
     monkeypatch.setattr("dit_accel.unicp.kept_error", lambda distance, *_: errors.kept)
     pipe = tiny_wan()
     short = EDCW(threshold=0.1, max_window=1)  # the windows themselves serve nothing
-    _, report = run(pipe, UniCP(short, PRUNE, DWS(recheck=20)))
+    _, report = run(pipe, UniCP(short, PRUNE, DWS(tolerance=0.1, recheck=20)))
     for site in report.sites:
         assert site.computed[:4] == (0, 1, 2, 3)  # dense, and the one made both ways
         assert site.spent[3] > 1
