@@ -44,7 +44,7 @@ def reported(*, verbose: bool = False, interrupted: str = INTERRUPTED) -> Iterat
 def say(message: str, *, style: str = "bold red") -> None:
     """One message on stderr, never wrapped or coloured inside, so that it can be searched."""
     console = Console(stderr=True)
-    label = {"bold red": "error", "yellow": "note"}[style]
+    label = {"bold red": "error", "yellow": "note", "cyan": "plan"}[style]
     console.print(f"[{style}]{label}:[/] ", end="", soft_wrap=True)
     console.print(message, soft_wrap=True, markup=False, highlight=False)
 

@@ -15,10 +15,10 @@ from dit_accel.cli.errors import reported, say
 from dit_accel.cli.files import Files
 from dit_accel.cli.progress import StepBar
 from dit_accel.cli.request import Request, slug
-from dit_accel.cli.summary import show
-from dit_accel.windows import DEFAULT_THRESHOLD
+from dit_accel.cli.summary import foretold, show
 
 if TYPE_CHECKING:
+    from dit_accel.cli.aim import Aim
     from dit_accel.cli.settings import Settings
     from dit_accel.loading import Model
     from dit_accel.takes import Take
@@ -27,8 +27,17 @@ if TYPE_CHECKING:
 def generate(
     prompt: options.Prompt,
     model: options.Model = None,
-    threshold: options.Threshold = DEFAULT_THRESHOLD,
+    quality: options.Quality = None,
+    speedup: options.Speedup = None,
+    threshold: options.Threshold = None,
+    profile: options.Profile = None,
+    force: options.Force = False,
+    no_guard: options.NoGuard = False,
     site: options.Site = "model",
+    accel: options.Accel = None,
+    no_forecast: options.NoForecast = False,
+    no_prune: options.NoPrune = False,
+    no_shift: options.NoShift = False,
     seed: options.Seed = 0,
     steps: options.Steps = None,
     guidance: options.Guidance = None,
@@ -45,15 +54,25 @@ def generate(
     device: options.Device = None,
     verbose: options.Verbose = False,
 ) -> None:
-    """Make a clip from a prompt with a training-free cache at work.
+    """Make a clip from a prompt, accelerated to a quality, a speed or a threshold.
 
-    Beside the video it writes a sidecar JSON: versions, every setting, and the report.
+    Beside the video it writes a sidecar JSON: versions, every setting, what was promised, and the
+    report.
     """
     request = Request(
         prompt=prompt,
         model=model,
+        quality=quality,
+        speedup=speedup,
         threshold=threshold,
+        profile=profile,
+        force=force,
+        guard=not no_guard,
         site=site,
+        accel=accel,
+        forecast=not no_forecast,
+        prune=not no_prune,
+        shift=not no_shift,
         seed=seed,
         steps=steps,
         guidance=guidance,
@@ -78,6 +97,7 @@ def _generate(request: Request, *, as_json: bool, verbose: bool) -> None:
     files = writing.name_files(output, compare=request.compare)
     writing.check_files(files, overwrite=request.overwrite)
     with _status("starting", quiet=as_json):
+        from dit_accel.cli.aim import check_steps, read_profile
         from dit_accel.cli.settings import resolve
         from dit_accel.loading import quiet_libraries
 
@@ -85,10 +105,13 @@ def _generate(request: Request, *, as_json: bool, verbose: bool) -> None:
     with muted:
         model, device, dtype = _find(request)
         settings = resolve(request, model, device=device, dtype=dtype)
-        take, uncached = _run(model, settings, quiet=as_json)
+        check_steps(settings)
+        if request.profile is not None:
+            read_profile(request.profile)
+        aim, take, uncached = _run(model, settings, windowed=request.windowed, quiet=as_json)
         with _status("writing", quiet=as_json):
-            content = _write(files, model, settings, take, uncached)
-    _tell(files, settings, take, content, as_json=as_json)
+            content = _write(files, model, aim, take, uncached)
+    _tell(files, aim.settings, take, content, as_json=as_json)
 
 
 def _find(request: Request) -> tuple[Model, str, str]:
@@ -99,16 +122,23 @@ def _find(request: Request) -> tuple[Model, str, str]:
     return find(request.model), device, choose_dtype(request.dtype, device)
 
 
-def _run(model: Model, settings: Settings, *, quiet: bool) -> tuple[Take, Take | None]:
+def _run(
+    model: Model, settings: Settings, *, windowed: bool, quiet: bool
+) -> tuple[Aim, Take, Take | None]:
     """The accelerated clip, after its uncached twin where one was asked for."""
     from dit_accel import loading
     from dit_accel.cli import prompt, running
+    from dit_accel.cli.aim import take_aim
 
     with _status(f"loading {model.name}", quiet=quiet):
         pipe = loading.load(model, device=settings.device, dtype=settings.dtype)
+    aim = take_aim(pipe, settings, windowed=windowed)
+    settings = aim.settings
     running.check_accepted(pipe, settings)
-    for remark in prompt.remarks(pipe, settings):
+    for remark in (*aim.remarks, *prompt.remarks(pipe, settings)):
         say(remark, style="yellow")
+    if aim.decision is not None and not quiet:
+        say(foretold(settings, aim.decision), style="cyan")
     uncached = None
     if settings.compare:
         with _status("warming up", quiet=quiet):
@@ -116,16 +146,17 @@ def _run(model: Model, settings: Settings, *, quiet: bool) -> tuple[Take, Take |
         with StepBar("uncached", settings.steps, quiet=quiet) as bar:
             uncached = running.take_uncached(pipe, settings, bar)
     with StepBar("accelerated", settings.steps, quiet=quiet) as bar:
-        return running.take_accelerated(pipe, settings, bar), uncached
+        return aim, running.take_accelerated(pipe, settings, bar), uncached
 
 
 def _write(
-    files: Files, model: Model, settings: Settings, take: Take, uncached: Take | None
+    files: Files, model: Model, aim: Aim, take: Take, uncached: Take | None
 ) -> dict[str, Any]:
     """Write every file or none; returns what the sidecar holds."""
     from dit_accel.cli.record import record
 
-    content = record(files, model, settings, take, uncached)
+    settings = aim.settings
+    content = record(files, model, aim, take, uncached)
     clips = writing.clips_of(files, take.frames, uncached.frames if uncached else None)
     with writing.all_or_none(files) as folder:
         writing.write_clips(folder, clips, settings.fps)
@@ -139,7 +170,7 @@ def _tell(
     if as_json:
         sys.stdout.write(writing.as_json(content) + "\n")
     else:
-        show(files, settings, take, content["comparison"])
+        show(files, settings, take, content["comparison"], content["promise"])
 
 
 def _status(text: str, *, quiet: bool) -> contextlib.AbstractContextManager[object]:

@@ -7,8 +7,9 @@ from typing import Annotated
 
 import typer
 
-from dit_accel.cli.request import DTYPES
+from dit_accel.cli.request import ACCELS, DTYPES
 from dit_accel.families import SITES
+from dit_accel.windows import DEFAULT_THRESHOLD
 
 _CACHE, _CLIP, _MACHINE, _RESULT = "What is reused", "The clip", "The machine", "The result"
 
@@ -23,10 +24,79 @@ Model = Annotated[
         metavar="FOLDER|HUB/ID",
     ),
 ]
+Quality = Annotated[
+    float | None,
+    typer.Option(
+        metavar="DB",
+        help="PSNR against the uncached clip, which 95 % of clips shall reach.",
+        show_default="36 where a profile is found",
+        rich_help_panel=_CACHE,
+    ),
+]
+Speedup = Annotated[
+    float | None,
+    typer.Option(
+        metavar="X",
+        help="So many times fewer computed steps.",
+        show_default=False,
+        rich_help_panel=_CACHE,
+    ),
+]
 Threshold = Annotated[
-    float,
+    float | None,
     typer.Option(
         help="The largest drift that a reused value may have; 0 reuses nothing.",
+        show_default=f"{DEFAULT_THRESHOLD} where no profile is found",
+        rich_help_panel=_CACHE,
+    ),
+]
+Profile = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE",
+        help="What `calibrate` measured.",
+        show_default="in the model's folder, or in the cache",
+        rich_help_panel=_CACHE,
+    ),
+]
+Force = Annotated[
+    bool,
+    typer.Option(
+        "--force", help="Use the profile of another model all the same.", rich_help_panel=_CACHE
+    ),
+]
+NoGuard = Annotated[
+    bool,
+    typer.Option(
+        "--no-guard", help="Keep to the plan, whatever is measured.", rich_help_panel=_CACHE
+    ),
+]
+Accel = Annotated[
+    str | None,
+    typer.Option(
+        metavar="|".join(ACCELS),
+        help="Windows, pruning and blending at each attention, by --threshold.",
+        show_default=False,
+        rich_help_panel=_CACHE,
+    ),
+]
+NoForecast = Annotated[
+    bool,
+    typer.Option(
+        "--no-forecast",
+        help="With --accel: kept values are served as they are.",
+        rich_help_panel=_CACHE,
+    ),
+]
+NoPrune = Annotated[
+    bool,
+    typer.Option("--no-prune", help="With --accel: attention stays dense.", rich_help_panel=_CACHE),
+]
+NoShift = Annotated[
+    bool,
+    typer.Option(
+        "--no-shift",
+        help="With --accel: pruned wherever windows do not serve.",
         rich_help_panel=_CACHE,
     ),
 ]

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.metadata
 import platform
 from typing import Any
 
 import dit_accel
+from dit_accel.cli.aim import Aim
 from dit_accel.cli.files import Files
-from dit_accel.cli.settings import Settings, model_revision
+from dit_accel.cli.settings import model_revision
 from dit_accel.loading import Model
 from dit_accel.takes import Take
 
@@ -17,10 +19,12 @@ FIDELITY = ("psnr_db", "ssim")
 
 
 def record(
-    files: Files, model: Model, settings: Settings, take: Take, uncached: Take | None
+    files: Files, model: Model, aim: Aim, take: Take, uncached: Take | None
 ) -> dict[str, Any]:
-    """Files, versions, settings, costs, the report, and the comparison where there is one."""
-    report = take.report
+    """Files, versions, settings, costs, the promise, the report, and the comparison where there is
+    one."""
+    report, settings = take.report, aim.settings
+    comparison = compare(take, uncached) if uncached is not None else None
     return {
         "format": FORMAT,
         "files": {name: path.name for name, path in files.present().items()},
@@ -28,7 +32,34 @@ def record(
         "settings": settings.to_dict() | {"model_revision": model_revision(model.folder)},
         "costs": take.costs(),
         "report": report.to_dict() if report is not None else None,
-        "comparison": compare(take, uncached) if uncached is not None else None,
+        "promise": promise(aim, take, comparison),
+        "comparison": comparison,
+    }
+
+
+def promise(aim: Aim, take: Take, comparison: dict[str, Any] | None) -> dict[str, Any] | None:
+    """What was foretold before the run, beside what was measured; None without a plan.
+
+    `speedup` is of computed steps; `reached` and `inside` (the foretold interval) are None where
+    there is no uncached twin to measure against.
+    """
+    if aim.decision is None or aim.decision.prediction is None:
+        return None
+    foretold, report = aim.decision.prediction, take.report
+    psnr = comparison["fidelity"]["psnr_db"]["value"] if comparison is not None else None
+    quality = aim.settings.quality
+    return {
+        "quality": quality,
+        "speedup": aim.settings.speedup,
+        "foretold": dataclasses.asdict(foretold),
+        "planned": list(aim.decision.plan.computed),
+        "measured": {
+            "speedup": report.steps / report.steps_computed if report is not None else None,
+            "computed": report.steps_computed if report is not None else None,
+            "psnr_db": psnr,
+        },
+        "reached": None if psnr is None or quality is None else psnr >= quality,
+        "inside": None if psnr is None else foretold.low_db <= psnr <= foretold.high_db,
     }
 
 

@@ -12,6 +12,7 @@ from dit_accel.cli.errors import BadInput
 from dit_accel.families import SITES
 
 DTYPES = ("float32", "bfloat16", "float16")
+ACCELS = ("unicp-paper",)
 FPS_RANGE = (0.01, 1000.0)
 LARGEST_SEED = 2**63 - 1
 
@@ -21,8 +22,17 @@ class Request:
     """The options of `generate`; None where the user left the choice to the model."""
 
     prompt: str
-    threshold: float
-    site: str
+    threshold: float | None = None
+    site: str = "model"
+    quality: float | None = None
+    speedup: float | None = None
+    profile: Path | None = None
+    force: bool = False
+    guard: bool = True
+    accel: str | None = None
+    forecast: bool = True
+    prune: bool = True
+    shift: bool = True
     model: str | None = None
     compare: bool = False
     seed: int = 0
@@ -46,16 +56,59 @@ class Request:
         """
         if not self.prompt.strip():
             raise BadInput('PROMPT is empty: say what the clip shows, e.g. "a red circle"')
+        self._check_target()
         _within("--threshold", self.threshold, 0.0)
         _within("--seed", self.seed, 0, LARGEST_SEED)
         _within("--guidance", self.guidance, 0.0)
         for name in ("steps", "height", "width", "frames"):
             _within(f"--{name}", getattr(self, name), 1)
         _within("--fps", self.fps, *FPS_RANGE)
-        for name, accepted in (("site", SITES), ("dtype", DTYPES)):
+        for name, accepted in (("site", SITES), ("dtype", DTYPES), ("accel", ACCELS)):
             value = getattr(self, name)
             if value is not None and value not in accepted:
                 raise BadInput(f"--{name} is {value!r}: must be one of {', '.join(accepted)}")
+
+    @property
+    def windowed(self) -> bool:
+        """Whether windows were asked for, by a threshold or a place, and not a plan."""
+        return self.threshold is not None or self.accel is not None or self.site != "model"
+
+    def _check_target(self) -> None:
+        """One target at most, and nothing beside it that it would leave undone."""
+        check_target(self.quality, self.speedup, self.threshold)
+        target = "--quality" if self.quality is not None else "--speedup"
+        planned = self.quality is not None or self.speedup is not None
+        if planned and self.site != "model":
+            raise BadInput(f"--site is {self.site!r}: has no meaning with {target}; drop one")
+        if planned and self.accel is not None:
+            raise BadInput(f"--accel is {self.accel!r}: has no meaning with {target}; drop one")
+        if self.accel is not None and self.site != "model":
+            raise BadInput(f"--site is {self.site!r}: --accel {self.accel} works at attentions")
+        given = {"--profile": self.profile, "--force": self.force, "--no-guard": not self.guard}
+        for option, value in given.items():
+            if value and self.windowed:
+                raise BadInput(f"{option} is given: applies to --quality and --speedup only")
+        switches = {"forecast": self.forecast, "prune": self.prune, "shift": self.shift}
+        for name, on in switches.items():
+            if not on and self.accel is None:
+                raise BadInput(f"--no-{name} is given: applies to --accel {ACCELS[0]} only")
+
+
+def check_target(
+    quality: float | None, speedup: float | None, threshold: float | None = None
+) -> None:
+    """Refuse more than one target, and one that is out of range.
+
+    Raises:
+        BadInput: naming those that were given.
+    """
+    targets = {"--quality": quality, "--speedup": speedup, "--threshold": threshold}
+    given = [f"{option} {value:g}" for option, value in targets.items() if value is not None]
+    if len(given) > 1:
+        raise BadInput(f"{' and '.join(given)} are given: accepted is one of them")
+    if quality is not None and not 0 < quality < math.inf:
+        raise BadInput(f"--quality is {quality}: must be a number of dB above 0, e.g. 32")
+    _within("--speedup", speedup, 1.0)
 
 
 def slug(prompt: str, *, longest: int = 60) -> str:

@@ -42,7 +42,7 @@ def check_accepted(pipe: Any, settings: Settings) -> None:
     """Refuse before the work what `accelerate` refuses.
 
     Raises:
-        BadInput: if site or threshold do not suit this pipeline.
+        BadInput: if site, threshold or target do not suit this pipeline.
     """
     try:
         with _accelerated(pipe, settings):
@@ -54,4 +54,31 @@ def check_accepted(pipe: Any, settings: Settings) -> None:
 def _accelerated(pipe: Any, settings: Settings) -> Any:
     from dit_accel import accelerate
 
+    if settings.quality is not None or settings.speedup is not None:
+        return accelerate(
+            pipe,
+            quality=settings.quality,
+            speedup=settings.speedup,
+            profile=settings.profile,
+            guard=settings.guard,
+            force=settings.force,
+        )
+    if settings.accel is not None:
+        return accelerate(pipe, accel=_preset(settings))
     return accelerate(pipe, threshold=settings.threshold, site=settings.site)
+
+
+def _preset(settings: Settings) -> Any:
+    """UniCP less what is switched off; where nothing is pruned there is nothing to shift."""
+    from dit_accel.pcas import PCAS
+    from dit_accel.shift import DWS
+    from dit_accel.unicp import UniCP
+    from dit_accel.windows import DEFAULT_THRESHOLD, EDCW
+
+    threshold = DEFAULT_THRESHOLD if settings.threshold is None else settings.threshold
+    windows = EDCW(threshold=threshold)
+    return UniCP(
+        windows=windows if settings.forecast else dataclasses.replace(windows, order=0),
+        pcas=PCAS() if settings.prune else None,
+        shift=DWS() if settings.prune and settings.shift else None,
+    )

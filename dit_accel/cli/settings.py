@@ -38,8 +38,17 @@ class Settings:
     negative: str | None
     model: str
     pipeline: str
+    quality: float | None
+    speedup: float | None
+    profile: str | None
+    force: bool
+    guard: bool
+    threshold: float | None
     site: str
-    threshold: float
+    accel: str | None
+    forecast: bool
+    prune: bool
+    shift: bool
     seed: int
     steps: int
     guidance: float
@@ -94,8 +103,17 @@ def resolve(request: Request, model: Model, *, device: str, dtype: str) -> Setti
         negative=_negative(request, call),
         model=model.name,
         pipeline=str(model.index["_class_name"]),
-        site=request.site,
+        quality=request.quality,
+        speedup=request.speedup,
+        profile=str(request.profile) if request.profile is not None else None,
+        force=request.force,
+        guard=request.guard,
         threshold=request.threshold,
+        site=request.site,
+        accel=request.accel,
+        forecast=request.forecast,
+        prune=request.prune,
+        shift=request.shift,
         seed=request.seed,
         fps=request.fps or float(defaults.get("fps") or defaults.get("frame_rate") or FALLBACK_FPS),
         max_sequence_length=defaults.get("max_sequence_length"),

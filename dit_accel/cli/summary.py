@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from dit_accel import Report, SiteReport
     from dit_accel.cli.settings import Settings
     from dit_accel.takes import Take
+    from dit_accel.targets import Decision
 
 SHADES = "·░▒▓█"
 PLAIN_SHADES = ".-+x#"
@@ -24,7 +26,13 @@ LABEL_WIDTH = 16
 Row = tuple[str, str | Text]
 
 
-def show(files: Files, settings: Settings, take: Take, comparison: dict[str, Any] | None) -> None:
+def show(
+    files: Files,
+    settings: Settings,
+    take: Take,
+    comparison: dict[str, Any] | None,
+    promise: dict[str, Any] | None = None,
+) -> None:
     """Print the summary of a run on stdout."""
     console = Console(highlight=False)
     plain = not console.encoding.lower().startswith("utf")
@@ -33,7 +41,18 @@ def show(files: Files, settings: Settings, take: Take, comparison: dict[str, Any
         rows += _report_rows(take.report, PLAIN_SHADES if plain else SHADES)
     if comparison is not None:
         rows += _comparison_rows(comparison)
-    _print_aligned(console, rows)
+    if promise is not None:
+        rows += _promise_rows(promise)
+    print_aligned(console, rows)
+
+
+def foretold(settings: Settings, decision: Decision) -> str:
+    """One line before the run: what was asked for, and what is expected of it."""
+    from dit_accel.targets import describe
+
+    by_quality = settings.quality is not None
+    asked = f"quality {settings.quality:g} dB" if by_quality else f"speedup {settings.speedup:g}x"
+    return " ".join((f"{asked}: {describe(decision)}.", *decision.notes))
 
 
 def strip(shares: Sequence[float], shades: str = SHADES) -> str:
@@ -80,7 +99,7 @@ def _shade(share: float, count: int) -> int:
     return 1 + min(count - 3, int(share * (count - 2)))
 
 
-def _print_aligned(console: Console, rows: Sequence[Row]) -> None:
+def print_aligned(console: Console, rows: Sequence[Row]) -> None:
     """Label and value a line; long values are left to the terminal, so that paths can be copied."""
     for label, value in rows:
         text = value if isinstance(value, Text) else Text(value)
@@ -143,6 +162,8 @@ def _flops(report: Report) -> str:
 def _nothing_reused(report: Report) -> str:
     if report.threshold == 0:
         return "threshold 0 reuses nothing: this is the stock pipeline's clip"
+    if report.threshold is None:
+        return "every step was computed, so nothing was saved"
     return "nothing was reused, so nothing was saved: raise --threshold, or take more --steps"
 
 
@@ -173,6 +194,29 @@ def _comparison_rows(comparison: dict[str, Any]) -> list[Row]:
         ("PSNR", Text(_psnr(comparison), style="bold")),
         ("SSIM", Text(f"{fidelity['ssim']['value']:.4f}", style="bold")),
     ]
+
+
+def _promise_rows(promise: dict[str, Any]) -> list[Row]:
+    """Promised against measured."""
+    told, found = promise["foretold"], promise["measured"]
+    speed = f"{told['speedup']:.2f}x foretold, {found['speedup']:.2f}x measured (computed steps)"
+    rows: list[Row] = [("", ""), ("speed", speed)]
+    if not math.isinf(told["psnr_db"]):
+        text = f"{told['psnr_db']:.1f} dB [{told['low_db']:.1f}, {told['high_db']:.1f}] foretold"
+        rows.append(("quality", f"{text}{_measured(promise)}"))
+    if promise["quality"] is not None and promise["reached"] is not None:
+        kept = "reached" if promise["reached"] else "missed"
+        style = "bold green" if promise["reached"] else "bold yellow"
+        rows.append(("", Text(f"{promise['quality']:g} dB asked for: {kept}", style=style)))
+    return rows
+
+
+def _measured(promise: dict[str, Any]) -> str:
+    psnr = promise["measured"]["psnr_db"]
+    if psnr is None:
+        return "; --compare measures it"
+    where = "above" if psnr > promise["foretold"]["psnr_db"] else "below"
+    return f", {psnr:.1f} dB measured" + ("" if promise["inside"] else f" ({where} it)")
 
 
 def _psnr(comparison: dict[str, Any]) -> str:

@@ -1,0 +1,189 @@
+"""What a run aims at, decided before it: a quality or a speed by a profile, else a threshold.
+
+With none of them given it is a quality of 36 dB where the model has a profile that suits the run,
+else the default threshold.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dit_accel.cli.errors import BadInput
+from dit_accel.cli.settings import Settings
+from dit_accel.windows import DEFAULT_THRESHOLD
+
+if TYPE_CHECKING:
+    from dit_accel.profile import Profile
+    from dit_accel.targets import Decision
+
+DEFAULT_QUALITY = 36.0
+CALIBRATE = "`dit-accel calibrate` measures one"
+
+
+@dataclass(frozen=True)
+class Aim:
+    """Settings with every target resolved; the decision where there is a plan; remarks in words."""
+
+    settings: Settings
+    decision: Decision | None = None
+    remarks: tuple[str, ...] = ()
+
+
+def read_profile(path: str | Path) -> Profile:
+    """The profile of a file.
+
+    Raises:
+        BadInput: naming `--profile`, and what is wrong with it.
+    """
+    from dit_accel.profile import Profile, ProfileError
+
+    try:
+        return Profile.load(path)
+    except (ProfileError, OSError) as error:
+        raise BadInput(f"--profile is {str(path)!r}: {error}") from error
+
+
+def check_steps(settings: Settings) -> None:
+    """Refuse a plan for a run that is too short for one, before anything is loaded.
+
+    Raises:
+        BadInput: naming `--steps`.
+    """
+    from dit_accel.autopilot import FEWEST
+
+    planned = settings.quality is not None or settings.speedup is not None
+    if planned and settings.steps < FEWEST:
+        target = "--quality" if settings.quality is not None else "--speedup"
+        raise BadInput(
+            f"--steps is {settings.steps}: {target} needs at least {FEWEST}, for with fewer each "
+            "step is too far from the next to serve it; pass --threshold"
+        )
+
+
+def take_aim(pipe: Any, settings: Settings, *, windowed: bool) -> Aim:
+    """Decide for a run.
+
+    Args:
+        pipe: loaded.
+        settings: as the user asked.
+        windowed: whether windows were asked for.
+
+    Raises:
+        BadInput: there is no profile, or it does not suit the pipeline or the run.
+    """
+    if windowed:
+        return _by_threshold(settings)
+    given = settings.quality is not None or settings.speedup is not None
+    path = settings.profile or _found(pipe)
+    if path is None:
+        if not given:
+            return _by_threshold(settings)
+        option = _option(settings)
+        raise BadInput(
+            f"{option} needs a profile of this model, and none was found in its folder or the "
+            f"cache: {CALIBRATE}; or pass --profile or --threshold"
+        )
+    if given:
+        return _by_profile(pipe, settings, path)
+    try:
+        chosen = dataclasses.replace(settings, quality=DEFAULT_QUALITY)
+        return _by_profile(pipe, chosen, path)
+    except BadInput as error:
+        if settings.profile is not None:
+            raise
+        aim = _by_threshold(settings)
+        note = f"went on with --threshold {DEFAULT_THRESHOLD:g}: {error}"
+        return dataclasses.replace(aim, remarks=(note,))
+
+
+def decide(
+    profile: Profile,
+    scheduler: Any,
+    *,
+    steps: int,
+    guidance: float,
+    separate: bool,
+    quality: float | None,
+    speedup: float | None,
+) -> Decision | None:
+    """What a run will do by a profile; None where the scheduler does not tell before the run.
+
+    Args:
+        scheduler: of the run; None where it is not known: the profile's steps alone will do.
+        separate: whether guidance runs as separate forwards.
+
+    Raises:
+        ValueError: the target or the profile does not suit the run.
+    """
+    from dit_accel import autopilot
+    from dit_accel.sampling import planned_schedule
+
+    own = profile.schedule
+    mix = (1.0, 1.0 - guidance) if separate and guidance > 1 else (1.0,)
+    if mix != (1.0,) and len(own.mix) == 1 and abs(profile.identity.guidance - guidance) < 1e-6:
+        mix = (1.0,)  # guidance that varies, say: planned for as a whole
+    if scheduler is not None:
+        try:
+            schedule = planned_schedule(scheduler, steps, mix)
+        except ValueError:
+            if steps != own.total:
+                return None
+            schedule = dataclasses.replace(own, mix=mix)
+    elif steps == own.total:
+        schedule = dataclasses.replace(own, mix=mix)
+    else:
+        raise ValueError(
+            f"steps is {steps}, and the profile is of {own.total}: other timesteps need the "
+            "model's scheduler"
+        )
+    return autopilot.decide(profile, schedule, quality=quality, speedup=speedup)
+
+
+def _by_threshold(settings: Settings) -> Aim:
+    threshold = DEFAULT_THRESHOLD if settings.threshold is None else settings.threshold
+    remarks: tuple[str, ...] = ()
+    if not settings.forecast:
+        remarks = ("--no-forecast changes nothing: unicp-paper's windows forecast nothing",)
+    return Aim(dataclasses.replace(settings, threshold=threshold), remarks=remarks)
+
+
+def _by_profile(pipe: Any, settings: Settings, path: str) -> Aim:
+    from dit_accel import autopilot
+    from dit_accel.families import family_of
+
+    profile = read_profile(path)
+    option = _option(settings)
+    try:
+        autopilot.checked(profile, pipe, force=settings.force)
+    except ValueError as error:
+        text = str(error).replace("or force it", "or pass --force")
+        raise BadInput(f"--profile is {path!r}: {text}") from error
+    try:
+        decision = decide(
+            profile,
+            pipe.scheduler,
+            steps=settings.steps,
+            guidance=settings.guidance,
+            separate=family_of(pipe).branches == "separate",
+            quality=settings.quality,
+            speedup=settings.speedup,
+        )
+    except ValueError as error:
+        raise BadInput(f"{option}: {error}") from error
+    return Aim(dataclasses.replace(settings, profile=path), decision)
+
+
+def _found(pipe: Any) -> str | None:
+    from dit_accel import autopilot
+
+    path = autopilot.find_profile(pipe)
+    return str(path) if path is not None else None
+
+
+def _option(settings: Settings) -> str:
+    if settings.quality is not None:
+        return f"--quality {settings.quality:g}"
+    return f"--speedup {settings.speedup:g}"
