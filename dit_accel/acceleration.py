@@ -43,6 +43,8 @@ def accelerate(
     profile: Profile | str | os.PathLike[str] | None = None,
     guard: bool = True,
     force: bool = False,
+    static: bool = False,
+    cache_memory: int | None = None,
 ) -> Handle:
     """Accelerate a diffusers video pipeline, in place: to a quality, a speed or a threshold.
 
@@ -68,6 +70,10 @@ def accelerate(
         guard: whether a run may leave its plan where what is measured on the way is far from what
             was to be expected.
         force: use a profile of another pipeline all the same.
+        static: with quality or speedup: every run does exactly the same, and the device is never
+            read (for torch.compile and CUDA graphs); no guard, and nothing turns careful.
+        cache_memory: with quality or speedup: bytes that kept values may hold on the device; older
+            ones wait in the CPU's memory. None: no bound.
 
     With no target at all: windows at the default threshold.
 
@@ -87,7 +93,10 @@ def accelerate(
             raise ValueError(
                 "quality or speedup is given with plan, config, accel or site; accepted: alone"
             )
-        return _piloted(pipe, family, profile, quality, speedup, guard=guard, force=force)
+        return _piloted(
+            pipe, family, profile, quality, speedup, guard=guard, force=force, static=static,
+            memory=cache_memory,
+        )  # fmt: skip
     if profile is not None:
         raise ValueError("profile is given without a target; accepted: with quality or speedup")
     if accel is not None:
@@ -108,7 +117,8 @@ def accelerate(
 
 def _piloted(
     pipe: Any, family: Family, given: Profile | str | os.PathLike[str] | None,
-    quality: float | None, speedup: float | None, *, guard: bool, force: bool,
+    quality: float | None, speedup: float | None, *, guard: bool, force: bool, static: bool,
+    memory: int | None,
 ) -> Handle:  # fmt: skip
     for name, value, least in (("quality", quality, 0.0), ("speedup", speedup, 1.0)):
         if value is not None and not (least < value < math.inf or value == least == 1.0):
@@ -117,10 +127,12 @@ def _piloted(
     profile = load_profile(source) if source is not None else None
     remarks = checked(profile, pipe, force=force) if profile is not None else ()
     course = Autopilot(
-        pipe, family, profile, quality=quality, speedup=speedup, guard=guard, remarks=remarks
-    )
+        pipe, family, profile, quality=quality, speedup=speedup, guard=guard, static=static,
+        remarks=remarks,
+    )  # fmt: skip
     handle = Handle(pipe, family, following.SITE, None, course)
-    handle.follower.heard, handle.follower.heard_start = course.hear, course.hear_start
+    follower = handle.follower
+    follower.heard, follower.heard_start, follower.memory = course.hear, course.hear_start, memory
     return handle
 
 

@@ -67,12 +67,14 @@ def decide(
     *,
     quality: float | None = None,
     speedup: float | None = None,
+    static: bool = False,
 ) -> Decision:
     """What a run will do by a profile.
 
     Args:
         schedule: of the run; None: as it was calibrated.
         quality, speedup: one of them.
+        static: whether the run may not turn careful on the way.
 
     Raises:
         ValueError: neither or both are given, one is out of range, or the run has too few steps.
@@ -93,7 +95,7 @@ def decide(
         )
     if _same(run, own) and profile.rungs:
         if quality is not None:
-            return targets.for_quality(profile, quality)
+            return targets.for_quality(profile, quality, static=static)
         return targets.for_speedup(profile, speedup or 1.0)
     return targets.carried(profile, run, quality=quality, speedup=speedup)
 
@@ -118,21 +120,28 @@ class Autopilot:
         profile: None: the first run is recorded.
         quality, speedup: one of them.
         guard: whether the guard may override plans.
+        static: whether every run of the same steps does exactly the same: no guard, no turning.
         remarks: what the report says of every run.
     """
 
     def __init__(
         self, pipe: Any, family: Family, profile: Profile | None, *,
-        quality: float | None, speedup: float | None, guard: bool = True,
+        quality: float | None, speedup: float | None, guard: bool = True, static: bool = False,
         remarks: tuple[str, ...] = (),
     ) -> None:  # fmt: skip
         self.pipe, self.family, self.profile = pipe, family, profile
-        self.quality, self.speedup, self.guard = quality, speedup, guard
+        self.quality, self.speedup, self.static = quality, speedup, static
+        self.guard = guard and not static
         self.remarks = remarks
         self.decision: Decision | None = None
         self.steering = Steering(Plan(1, {}), [0.0])
         self._decisions: dict[tuple[int, tuple[float, ...]], Decision] = {}
         self._recorder: _Recorder | None = None
+
+    @property
+    def measures(self) -> bool:
+        """As the run's steering."""
+        return self.steering.measures
 
     @property
     def mix(self) -> tuple[float, ...]:
@@ -159,8 +168,9 @@ class Autopilot:
         key = (schedule.total, schedule.mix)
         if key not in self._decisions:
             self._decisions[key] = decide(
-                self.profile, schedule, quality=self.quality, speedup=self.speedup
-            )
+                self.profile, schedule, quality=self.quality, speedup=self.speedup,
+                static=self.static,
+            )  # fmt: skip
         self.decision = self._decisions[key]
         self.steering = self.decision.steering(guard=self.guard)
         self.steering.begin(total)

@@ -46,7 +46,7 @@ from dit_accel.takes import Clip, call_arguments
 
 LINEAR = 0.02  # relative error up to which the shares must rebuild the final latents
 DEPTH = 5  # computed predictions that a refined forecast reads
-LADDER = (1.25, 1.5, 2.0, 2.5, 3.0, 3.4, 3.85, 4.2, 4.55, 5.0, 5.6, 6.25, 7.2)
+LADDER = (2.0, 2.5, 3.0, 3.4, 3.85, 4.2, 4.55, 5.0, 5.6, 6.25, 7.2)
 CAREFUL = 1.3  # how many times the computed steps of a rung its careful end has, in all
 RISKY = 3.3  # speedup from which on a rung has a careful end
 FIRST = 4  # clips whose changes were fitted to fewer others than this are not scored
@@ -216,7 +216,7 @@ class _Calibration:
         every = [computed for rung in plans for computed in rung if computed is not None]
         if not every:
             return []
-        before = self.kept.moments(index - 1)
+        before = self.kept.moments(index - 1, every)
 
         def make() -> list[_Outcome]:
             moments = copy.deepcopy(before)
@@ -224,11 +224,11 @@ class _Calibration:
             for place, computed in enumerate(every):
                 self.told("rungs", index * len(every) + place, len(self.clips) * len(every))
                 found.append(self._carry_out(index, computed, field, recording, moments))
-            self.kept.keep_moments(index, moments)
+            self.kept.keep_moments(index, every, moments)
             self.recordings.pop(index, None)
             return found
 
-        return self.kept.get(f"rungs-{index}", make)
+        return self.kept.get(f"rungs-{index}-{every}", make)
 
     def _carry_out(
         self, index: int, computed: tuple[int, ...], field: Field, recording: Recording,
@@ -240,7 +240,6 @@ class _Calibration:
             handle.follower.course = course
             with _Sampler(self.pipe.scheduler) as sampler:
                 frames = _run(self.pipe, self.clips[index], self.overrides)
-            handle.report()
         error = sampler.final - recording.final
         latents = -20 * math.log10(max(float(error.norm() / recording.final.norm()), 1e-9))
         return _Outcome(
@@ -265,6 +264,8 @@ class _Outcome:
 
 class _Fitting(PlanCourse):
     """Follows the computed steps of a plan, and fits every window's change when it opens."""
+
+    measures = True
 
     def __init__(
         self, follower: Follower, prompt: int, computed: tuple[int, ...], prior: Plan,
@@ -590,17 +591,17 @@ class _Work:
         self._write(path, value)
         return value
 
-    def moments(self, index: int) -> dict[tuple[int, ...], Moments]:
-        """As they were after a clip; none before the first."""
+    def moments(self, index: int, plans: Any) -> dict[tuple[int, ...], Moments]:
+        """As they were after a clip, of these plans; none before the first."""
         if index < 0:
             return {}
-        return self.get(f"moments-{index}", lambda: self._last)
+        return self.get(f"moments-{index}-{plans}", lambda: self._last)
 
-    def keep_moments(self, index: int, moments: dict[tuple[int, ...], Moments]) -> None:
+    def keep_moments(self, index: int, plans: Any, moments: dict[tuple[int, ...], Moments]) -> None:
         """Keep them for the next clip."""
         self._last = moments
         if self.folder is not None:
-            self.get(f"moments-{index}", lambda: moments)
+            self.get(f"moments-{index}-{plans}", lambda: moments)
 
     @staticmethod
     def _write(path: Path, value: Any) -> None:

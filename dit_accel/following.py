@@ -41,6 +41,10 @@ class Course(Protocol):
     def mix(self) -> tuple[float, ...]:
         """Weight of every part in the guided prediction."""
 
+    @property
+    def measures(self) -> bool:
+        """Whether it wants to learn what is measured; else the device is never read."""
+
     def begin(self, total: int | None) -> None:
         """A run begins.
 
@@ -66,7 +70,9 @@ class Course(Protocol):
 
 
 class PlanCourse:
-    """Follows a plan, whatever is measured on the way."""
+    """Follows a plan, and measures nothing on the way."""
+
+    measures = False
 
     def __init__(self, plan: Plan, mix: tuple[float, ...] = (1.0,)) -> None:
         self.plan, self.mix = plan, mix
@@ -98,8 +104,9 @@ class PlanCourse:
 class Follower:
     """Answers the forwards of a session by a course; an observer of it."""
 
-    def __init__(self, session: Session, course: Course) -> None:
-        self.session, self.course = session, course
+    def __init__(self, session: Session, course: Course, memory: int | None = None) -> None:
+        """`memory`: bytes that kept values may hold on the device; older ones go to the CPU."""
+        self.session, self.course, self.memory = session, course, memory
         self.kept: dict[tuple[str, str], dict[int, torch.Tensor]] = {}  # parts, by step
         self.start: dict[str, torch.Tensor] = {}  # the noise that a role started from
         self.done: dict[tuple[str, str], dict[int, bool]] = {}  # was it computed, by step
@@ -149,7 +156,8 @@ class Follower:
         adds = served.start if part == 0 else 0.0
         if not all(step in kept for step in weights) or (adds and start is None):
             return None
-        values = [kept[step] for step in weights]
+        device = self.session.latents.device
+        values = [kept[step].to(device) for step in weights]
         factors = list(weights.values())
         if adds and start is not None:
             values, factors = [*values, start], [*factors, adds]
@@ -163,7 +171,7 @@ class Follower:
         """Keep a fresh prediction, and measure how far the line of those before misses it."""
         session, mix = self.session, self.course.mix
         fresh = value - self._now[session.role] if part == 1 else value
-        if any(old.shape != fresh.shape or old.device != fresh.device for old in kept.values()):
+        if any(old.shape != fresh.shape for old in kept.values()):
             kept.clear()
         if first and session.step == 0 and _alike(session.latents, value):
             self.start[session.role] = session.latents.clone()
@@ -172,11 +180,11 @@ class Follower:
         weight = mix[part]
         before = sorted((step for step in kept if step < session.step), reverse=True)[:2]
         kept[session.step] = fresh
-        if part == 0 and not first:
+        if not self.course.measures or (part == 0 and not first):
             return  # one part for several branches: the first speaks for all
         if len(before) == 2:
             factors = forecast.weights([session.time_of(s) for s in before], session.time)
-            line = forecast.combine(factors, [kept[s] for s in before])
+            line = forecast.combine(factors, [kept[s].to(fresh.device) for s in before])
             self._missed.append(weight * (line - fresh))
         sized = weight * fresh
         self._size = sized if self._size is None or part == 0 else self._size + sized
@@ -196,14 +204,14 @@ class Follower:
 
     def step_begins(self, step: int) -> None:
         """Read what was measured, ask the course, and free what is not read again."""
-        self._check_text(step)
-        if self._now:
-            self._measure(step)
-        self._latents = self.session.latents
+        if self.course.measures:
+            self._check_text(step)
+            if self._now:
+                self._measure(step)
+            self._latents = self.session.latents
         self._now, self._missed, self._size = {}, [], None
         self._served = self.course.forecast_of(step)
-        held = (value for kept in self.kept.values() for value in kept.values())
-        self.kept_bytes = max(self.kept_bytes, sum(value.nbytes for value in held))
+        self._count_kept()
         read = {*self.course.reads(step - 1)}
         for kept in self.kept.values():
             recent = sorted(kept)[-2:]  # the next surprise reads them
@@ -212,6 +220,18 @@ class Follower:
 
     def forward_ends(self, transformer: str) -> None:
         """Nothing to do."""
+
+    def _count_kept(self) -> None:
+        """Bytes held on the device; where they are more than allowed, the oldest go to the CPU."""
+        device = self.session.latents.device
+        places = sorted((s, key) for key, kept in self.kept.items() for s in kept)
+        here = [(s, key) for s, key in places if self.kept[key][s].device == device]
+        held = sum(self.kept[key][s].nbytes for s, key in here)
+        self.kept_bytes = max(self.kept_bytes, held)
+        for s, key in here if self.memory is not None and device.type != "cpu" else ():
+            if held > (self.memory or 0):
+                held -= self.kept[key][s].nbytes
+                self.kept[key][s] = self.kept[key][s].cpu()
 
     def _check_text(self, step: int) -> None:
         """Pipelines hand in the same tensor at every step; another one is compared."""
@@ -225,8 +245,10 @@ class Follower:
     def _measure(self, step: int) -> None:
         """Tell the course of the step before this one: one read of the device for all there is."""
         course, before = self.course, step - 1
-        held = [value for kept in self.kept.values() for value in kept.values()]
-        whole = torch.stack([value.sum(dtype=torch.float32) for value in held]).sum()
+        device = self.session.latents.device
+        kept = [value for kept in self.kept.values() for value in kept.values()]
+        sums = [v.sum(dtype=torch.float32) for v in kept if v.device == device]
+        whole = torch.stack(sums).sum() if sums else torch.zeros((), device=device)
         missed = whole.new_zeros(())
         if self._missed and self._size is not None:
             missed = drift.relative_l2_of(_sum(self._missed), self._size)
@@ -238,8 +260,8 @@ class Follower:
             course.learn(before, known if finite else math.nan)
         if not finite:
             course.trip(before, "a kept value was not finite")
-            for kept in self.kept.values():
-                kept.clear()
+            for spoilt in self.kept.values():
+                spoilt.clear()
         elif self._speed and not speed <= JUMP * self._speed:
             course.trip(before, "the latents jumped")
         self._speed = speed

@@ -53,11 +53,13 @@ def combine(factors: Sequence[float], values: Sequence[torch.Tensor]) -> torch.T
         values: of equal shape and dtype; at least one.
 
     Returns:
-        the first value itself where it is alone with factor 1, else a new tensor of its shape.
+        the first value itself where it is alone with factor 1, else a new tensor of its shape and
+        dtype; added up in float32 at least, since weights of both signs amplify rounding.
     """
     if len(values) == 1 and factors[0] == 1:
         return values[0]
-    total = values[0] * factors[0]
+    wide = torch.promote_types(values[0].dtype, torch.float32)
+    total = values[0].to(wide) * factors[0]
     for factor, value in zip(factors[1:], values[1:], strict=True):
         total.add_(value, alpha=factor)
-    return total
+    return total.to(values[0].dtype)

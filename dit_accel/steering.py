@@ -61,7 +61,8 @@ class Steering:
         careful: the plan to turn to, which computes the same steps up to `turn`.
         turn: the computed step after which it is decided.
         alarm: mean score of the surprises up to there above which the run turns.
-        guard: whether the guard may override the plan.
+        guard: whether the guard may override the plan. With neither it nor a careful plan the
+            course is static: nothing is measured.
     """
 
     plan: Plan
@@ -90,6 +91,11 @@ class Steering:
         self.computed: list[int] = []
         self.tripped: tuple[int, str] | None = None
         self._windows: Windows | None = None
+
+    @property
+    def measures(self) -> bool:
+        """Whether anything measured could change the course."""
+        return self.guard or self.careful is not None
 
     @property
     def score(self) -> float:

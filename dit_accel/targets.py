@@ -133,13 +133,16 @@ class Decision:
         )
 
 
-def for_quality(profile: Profile, quality: float, coverage: float = COVERAGE) -> Decision:
+def for_quality(
+    profile: Profile, quality: float, coverage: float = COVERAGE, *, static: bool = False
+) -> Decision:
     """The fastest plan by which `coverage` of the clips reach `quality` dB.
 
     Args:
         profile: with rungs.
         quality: PSNR in dB against the uncached clip, > 0.
         coverage: share of clips, above 0, below 1.
+        static: whether runs may not turn careful on the way.
 
     Raises:
         ValueError: a number is out of range.
@@ -153,7 +156,8 @@ def for_quality(profile: Profile, quality: float, coverage: float = COVERAGE) ->
     if not profile.rungs:
         raise TargetError("the profile has no rungs; calibrate with speedups to promise a quality")
     best: tuple[float, Rung, Rung | None, float, float] | None = None
-    ends = {rung.computed[: _begun(rung, profile)]: rung for rung in profile.careful}
+    careful = () if static else profile.careful
+    ends = {rung.computed[: _begun(rung, profile)]: rung for rung in careful}
     for rung in profile.rungs:
         end = ends.get(rung.computed[: _begun(rung, profile)])
         for speed, second, alarm, reach in _ways(profile, rung, end, quality):
