@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 NAME = "mini-wan"
+CALIBRATION = "calibration.jsonl"
 DEFAULTS_FILE = "generation_defaults.json"
 DEFAULT_KEYS = (
     "height",
@@ -32,12 +33,16 @@ def path() -> Path:
     Raises:
         FileNotFoundError: if it lies neither in the installed package nor in a source checkout.
     """
-    places = _installed(), Path(__file__).resolve().parent.parent / "assets" / NAME
-    for place in places:
-        if place is not None and (place / "model_index.json").is_file():
-            return place
-    looked = " or ".join(str(place) for place in places if place is not None)
-    raise FileNotFoundError(f"the embedded miniature is missing: no model_index.json in {looked}")
+    return _asset(NAME, "model_index.json", "the embedded miniature is missing")
+
+
+def prompts(name: str) -> Path:
+    """A file of prompts of the miniature's world, e.g. `CALIBRATION`.
+
+    Raises:
+        FileNotFoundError: as `path`.
+    """
+    return _asset("prompts", name, "the miniature's prompts are missing") / name
 
 
 def call_defaults(folder: str | os.PathLike[str]) -> dict[str, int | float]:
@@ -66,10 +71,20 @@ def call_defaults(folder: str | os.PathLike[str]) -> dict[str, int | float]:
     return {key: _number(source, key, value) for key, value in found.items()}
 
 
-def _installed() -> Path | None:
+def _asset(folder: str, file: str, missing: str) -> Path:
+    """The folder of the assets that holds a file: in the package, else beside it."""
+    beside = Path(__file__).resolve().parent.parent / "assets" / folder
+    places = [place for place in (_installed(folder), beside) if place is not None]
+    for place in places:
+        if (place / file).is_file():
+            return place
+    raise FileNotFoundError(f"{missing}: no {file} in {' or '.join(map(str, places))}")
+
+
+def _installed(folder: str) -> Path | None:
     """The copy in the wheel; None in a checkout, where `dit_accel.assets` is no package."""
     try:
-        return Path(str(importlib.resources.files("dit_accel.assets") / NAME))
+        return Path(str(importlib.resources.files("dit_accel.assets") / folder))
     except ModuleNotFoundError:
         return None
 

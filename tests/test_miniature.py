@@ -20,7 +20,7 @@ def write_defaults(folder: Path, text: str) -> Path:
 
 def test_path_prefers_the_installed_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "model_index.json").write_text("{}")
-    monkeypatch.setattr(miniature, "_installed", lambda: tmp_path)
+    monkeypatch.setattr(miniature, "_installed", lambda folder: tmp_path)
     assert miniature.path() == tmp_path
 
 
@@ -28,13 +28,13 @@ def test_path_falls_back_to_the_checkout(tmp_path: Path, monkeypatch: pytest.Mon
     folder = tmp_path / "assets" / miniature.NAME
     folder.mkdir(parents=True)
     (folder / "model_index.json").write_text("{}")
-    monkeypatch.setattr(miniature, "_installed", lambda: None)
+    monkeypatch.setattr(miniature, "_installed", lambda folder: None)
     monkeypatch.setattr(miniature, "__file__", str(tmp_path / "dit_accel" / "miniature.py"))
     assert miniature.path() == folder
 
 
 def test_a_missing_miniature_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(miniature, "_installed", lambda: tmp_path)
+    monkeypatch.setattr(miniature, "_installed", lambda folder: tmp_path)
     monkeypatch.setattr(miniature, "__file__", str(tmp_path / "dit_accel" / "miniature.py"))
     with pytest.raises(FileNotFoundError, match="the embedded miniature is missing") as caught:
         miniature.path()

@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
-from dit_accel.accelerate import accelerate
+from dit_accel.acceleration import accelerate
+from dit_accel.autopilot import find_profile
 from dit_accel.methods.row import Apply, Context, Effect, Method
 from dit_accel.pcas import PCAS
 from dit_accel.trimming import trim_text
@@ -75,6 +76,23 @@ def _alone(pcas: PCAS) -> UniCP:
 @contextmanager
 def _preset(pipe: Any, preset: UniCP) -> Iterator[Effect]:
     with accelerate(pipe, accel=preset) as handle:
+        yield Effect(report=handle.report)
+
+
+def _target(name: str) -> Apply:
+    def apply(
+        pipe: Any, number: float | int | None, context: Context
+    ) -> AbstractContextManager[Effect]:
+        return _targeted(pipe, {name: float(number or 0.0)})
+
+    return apply
+
+
+@contextmanager
+def _targeted(pipe: Any, target: dict[str, float]) -> Iterator[Effect]:
+    if find_profile(pipe) is None:
+        raise ValueError("no profile of this model was found: `dit-accel calibrate` makes one")
+    with accelerate(pipe, quality=target.get("quality"), speedup=target.get("speedup")) as handle:
         yield Effect(report=handle.report)
 
 
@@ -151,6 +169,26 @@ OURS = (
         whole=True,
     ),
     Method("trim-text", "HunyuanVideo: padded text and its mask taken away; exact", _trimmed),
+    Method(
+        name="quality",
+        summary="the fastest plan by which 95 % of clips reach so many dB, with its guard",
+        apply=_target("quality"),
+        number="dB",
+        default=32,
+        sweep=(28, 32, 36, 45),
+        low=1.0,
+        high=100.0,
+    ),
+    Method(
+        name="speedup",
+        summary="the best plan of so many times fewer computed steps, with its guard",
+        apply=_target("speedup"),
+        number="steps over computed steps",
+        default=2.5,
+        sweep=(1.5, 2.0, 2.5, 3.0, 4.0, 5.0),
+        low=1.0,
+        high=100.0,
+    ),
     Method(
         name="fewer-steps",
         summary="no cache, and fewer denoising steps",
