@@ -196,7 +196,8 @@ def _spread(
     found = {}
     for step in served:
         line = forecast.weights(places, float(schedule.times[step]))
-        weights = [part + torch.tensor([*line, *[0.0] * (len(read) - len(line))]) for part in parts]
+        whole_line = torch.tensor([*line, *[0.0] * (len(read) - len(line))], dtype=torch.float64)
+        weights = [part + whole_line for part in parts]
         by_part = tuple(dict(zip(read, part.tolist(), strict=True)) for part in weights)
         found[step] = Forecast(by_part, float(change[-1]) / whole)
     return found

@@ -7,26 +7,39 @@ import math
 import pytest
 import torch
 
-from dit_accel.planner import Field, Plan, energies, evenly, fit, search
+from dit_accel.planner import Field, energies, evenly, fit, search, turning
+from dit_accel.plans import Forecast, Plan, Schedule
 
 
 def field_of(
     predictions: list[list[float]],
     *,
+    second: list[list[float]] | None = None,
+    noise: list[float] | None = None,
+    mix: tuple[float, ...] = (1.0,),
     gain: list[float] | None = None,
     memory: float = math.inf,
     others: tuple[list[list[float]], ...] = (),
 ) -> Field:
     """Of predictions written out as vectors; every step adds one unit of its prediction."""
-    rows = [torch.tensor(p, dtype=torch.float64) for p in (predictions, *others)]
-    n = len(predictions)
+    n, width = len(predictions), len(predictions[0])
+    end = [*(second or []), noise or [0.0] * width]
+    rows = [torch.tensor([*p, *end], dtype=torch.float64) for p in (predictions, *others)]
     return Field(
+        Schedule(
+            shares=torch.ones(n, dtype=torch.float64),
+            times=torch.arange(n, 0, -1, dtype=torch.float64),
+            mix=mix,
+        ),
         gram=torch.stack([r @ r.T for r in rows]),
-        shares=torch.ones(n, dtype=torch.float64),
-        times=torch.arange(n, 0, -1, dtype=torch.float64),
         gain=torch.tensor(gain or [1.0] * n, dtype=torch.float64),
         memory=memory,
     )
+
+
+def reusing(total: int, served: dict[int, int]) -> Plan:
+    """Steps served by one that was computed, as it was."""
+    return Plan(total, {step: Forecast(({read: 1.0},)) for step, read in served.items()})
 
 
 def smooth(n: int = 20, seed: int = 0) -> list[list[float]]:
@@ -34,13 +47,14 @@ def smooth(n: int = 20, seed: int = 0) -> list[list[float]]:
     draw = torch.Generator().manual_seed(seed)
     phases = torch.rand(6, generator=draw, dtype=torch.float64) * 6
     time = torch.linspace(-1, 1, n, dtype=torch.float64) ** 3
-    return torch.sin(3 * time[:, None] + phases).tolist()
+    pace = torch.linspace(1, 5, 6, dtype=torch.float64)
+    return torch.sin(pace * time[:, None] + phases).tolist()
 
 
 def test_a_plan_by_hand():
     """Reuse of 1 for 2 leaves -1 of it; the next window, 4 for 5, leaves another -1: -2 in all."""
     field = field_of([[1.0], [2.0], [4.0], [5.0]])
-    plan = Plan(4, {1: {0: 1.0}, 3: {2: 1.0}})
+    plan = reusing(4, {1: 0, 3: 2})
     assert plan.computed == (0, 2)
     assert list(plan.windows) == [(0, 2), (2, 4)]
     assert energies(plan, field).tolist() == [4.0]
@@ -48,21 +62,21 @@ def test_a_plan_by_hand():
 
 def test_errors_that_cancel_cost_nothing():
     field = field_of([[1.0], [2.0], [5.0], [4.0]])
-    plan = Plan(4, {1: {0: 1.0}, 3: {2: 1.0}})  # -1, then +1
+    plan = reusing(4, {1: 0, 3: 2})  # -1, then +1
     assert energies(plan, field).tolist() == [0.0]
 
 
 def test_an_error_that_has_turned_away_does_not_cancel():
     """With no memory at all the two errors of one unit add up like independent ones: 1 + 1."""
     field = field_of([[1.0], [2.0], [5.0], [4.0]], memory=1e-9)
-    plan = Plan(4, {1: {0: 1.0}, 3: {2: 1.0}})
+    plan = reusing(4, {1: 0, 3: 2})
     assert energies(plan, field).tolist() == [2.0]
 
 
 def test_gain_counts_from_where_a_window_ends():
     """The first window's error of -1 is 3 times as large at the end: 3², and 1² of the second."""
     field = field_of([[1.0, 0.0], [2.0, 0.0], [0.0, 5.0], [0.0, 4.0]], gain=[6.0, 6.0, 3.0, 1.0])
-    plan = Plan(4, {1: {0: 1.0}, 3: {2: 1.0}})
+    plan = reusing(4, {1: 0, 3: 2})
     assert energies(plan, field).tolist() == [10.0]
 
 
@@ -70,7 +84,44 @@ def test_a_straight_line_is_forecast_exactly():
     field = field_of([[float(s), 2.0 - s] for s in range(6)])
     plan, energy = fit([0, 1], field, ridge=0.0, depth=2)
     assert energy == pytest.approx(0.0, abs=1e-18)
-    assert plan.forecasts[2] == pytest.approx({1: 2.0, 0: -1.0})
+    assert plan.forecasts[2].reads[0] == pytest.approx({1: 2.0, 0: -1.0})
+    assert plan.forecasts[2].start == 0.0
+
+
+def test_two_parts_by_hand():
+    """Guidance 2: c - (u - c). Step 1 should be 2 - 3 = -1; reuse of both parts gives 1 - 1 = 0, an
+    error of 1; twice the second part gives 1 - 2 = -1, which is right."""
+    field = field_of([[1.0], [2.0]], second=[[1.0], [3.0]], mix=(1.0, -1.0))
+    plan = Plan(2, {1: Forecast(({0: 1.0}, {0: 1.0}))})
+    assert energies(plan, field).tolist() == [1.0]
+    plan = Plan(2, {1: Forecast(({0: 1.0}, {0: 2.0}))})
+    assert energies(plan, field).tolist() == [0.0]
+
+
+def test_the_noise_by_hand():
+    """Step 1 should be 4; reuse gives 1, and the noise, which is 2, adds 3 when taken 1.5 times."""
+    field = field_of([[1.0], [4.0]], noise=[2.0])
+    assert energies(reusing(2, {1: 0}), field).tolist() == [9.0]
+    plan = Plan(2, {1: Forecast(({0: 1.0},), start=1.5)})
+    assert energies(plan, field).tolist() == [0.0]
+
+
+def test_a_fit_takes_from_the_noise_what_the_predictions_do_not_have():
+    """Step 1 is step 0 and a half of the noise, which point in different directions."""
+    field = field_of([[1.0, 0.0], [1.0, 0.5]], noise=[0.0, 1.0])
+    plan, energy = fit([0], field, ridge=0.0)
+    assert energy == pytest.approx(0.0, abs=1e-18)
+    assert plan.forecasts[1].reads[0] == pytest.approx({0: 1.0})
+    assert plan.forecasts[1].start == pytest.approx(0.5)
+
+
+def test_energies_are_prompt_by_prompt_and_a_fit_is_for_their_mean():
+    """One prompt wants twice step 0 at step 1, the other all but none of it: 1 is in between."""
+    field = field_of([[1.0], [2.0]], others=([[1.0], [0.0]],))
+    assert energies(reusing(2, {1: 0}), field).tolist() == [1.0, 1.0]
+    plan, energy = fit([0], field, ridge=0.0)
+    assert plan.forecasts[1].reads[0] == pytest.approx({0: 1.0})
+    assert energy == pytest.approx(1.0)
 
 
 def test_all_steps_computed_is_exact():
@@ -89,6 +140,18 @@ def test_the_energy_of_a_fit_is_that_of_its_plan(memory, ridge):
     assert energies(plan, field).mean().item() == pytest.approx(energy, rel=1e-9)
 
 
+@pytest.mark.parametrize("ridge", [1e-6, 1e-2])
+def test_so_it_is_with_two_parts_and_the_noise(ridge):
+    field = field_of(
+        smooth(), second=smooth(seed=4), noise=[1.0, -1.0, 0.5, 0.0, 2.0, 0.3], mix=(1.0, -4.0),
+        gain=torch.linspace(4, 0.5, 20).tolist(), memory=12.0, others=(smooth(seed=1),),
+    )  # fmt: skip
+    plan, energy = fit([0, 1, 2, 5, 9, 14, 18], field, ridge=ridge)
+    assert len(plan.forecasts[3].reads) == 2
+    assert plan.forecasts[3].start != 0.0
+    assert energies(plan, field).mean().item() == pytest.approx(energy, rel=1e-7)
+
+
 def test_a_fit_is_no_worse_than_the_line_it_starts_from():
     """Window by window: with all memory and no ridge, the fit is the least squares optimum."""
     field = field_of(smooth())
@@ -97,17 +160,9 @@ def test_a_fit_is_no_worse_than_the_line_it_starts_from():
     assert bent < line
 
 
-def test_what_is_read_later_is_what_must_be_kept():
-    plan = Plan(6, {2: {1: 2.0, 0: -1.0}, 4: {3: 1.0}, 5: {3: 1.0}})
-    assert plan.reads(1) == (0, 1)
-    assert plan.reads(2) == ()
-    assert plan.reads(3) == (3,)
-    assert plan.reads(5) == ()
-
-
 def test_search_beats_even_spacing_and_computes_more_where_the_curve_turns():
     field = field_of(smooth(40))
-    plan, energy = search(field, 10, trials=400)
+    plan, energy = search(field, 10, rounds=40)
     assert len(plan.computed) == 10
     assert energy < fit(evenly(40, 10), field)[1]
     ends = sum(step < 10 or step >= 30 for step in plan.computed)
@@ -117,7 +172,7 @@ def test_search_beats_even_spacing_and_computes_more_where_the_curve_turns():
 def test_search_is_the_same_each_time_and_leaves_the_global_generator_alone():
     field = field_of(smooth())
     before = torch.random.get_rng_state()
-    first, second = (search(field, 8, trials=200, seed=3)[0] for _ in range(2))
+    first, second = (search(field, 8, rounds=10, seed=3)[0] for _ in range(2))
     assert first == second
     assert torch.equal(torch.random.get_rng_state(), before)
 
@@ -126,7 +181,24 @@ def test_search_is_never_worse_than_where_it_began():
     field = field_of(smooth())
     for count in range(2, 19, 4):
         start = evenly(20, count)
-        assert search(field, count, trials=50, start=start)[1] <= fit(start, field)[1]
+        assert search(field, count, rounds=4, candidates=12, start=start)[1] <= fit(start, field)[1]
+
+
+def test_search_leaves_the_fixed_beginning_alone():
+    field = field_of(smooth(40))
+    fixed = (0, 3, 4, 11)
+    plan, _ = search(field, 10, fixed=fixed, rounds=20)
+    assert plan.computed[:4] == fixed
+    assert len(plan.computed) == 10
+    assert search(field, 4, fixed=fixed)[0].computed == fixed
+    all_after = search(field, 32, fixed=fixed)[0]  # 28 steps after step 11, all of them wanted
+    assert all_after.computed == (*fixed, *range(12, 40))
+
+
+def test_a_start_of_another_count_is_filled_or_cut():
+    field = field_of(smooth())
+    for start in ([0, 5], [0, 1, 2, 3, 4, 5, 6, 7, 8]):
+        assert len(search(field, 6, start=start, rounds=2)[0].computed) == 6
 
 
 @pytest.mark.parametrize(("total", "count"), [(50, 1), (50, 7), (50, 50), (3, 2)])
@@ -138,29 +210,31 @@ def test_evenly_spread_steps(total, count):
     assert max(gaps) - min(gaps) <= 1
 
 
-@pytest.mark.parametrize(
-    ("forecasts", "message"),
-    [
-        ({0: {1: 1.0}}, "step 0 is served; accepted: 1 to 3"),
-        ({2: {3: 1.0}}, r"the forecast of step 2 reads \[3\]"),
-        ({1: {0: 1.0}, 2: {1: 1.0}}, r"the forecast of step 2 reads \[1\]"),
-        ({2: {}}, "the forecast of step 2 reads nothing"),
-    ],
-)
-def test_plans_that_cannot_be_carried_out_are_refused(forecasts, message):
-    with pytest.raises(ValueError, match=message):
-        Plan(4, forecasts)
+def test_turning_is_the_last_computed_step_of_the_first_three_tenths():
+    assert turning((0, 2, 5, 9, 15, 16, 30), 50) == 15
+    assert turning((0, 2, 5, 9, 14, 16, 30), 50) == 14
+    assert turning((0, 20, 30), 50) == 20  # none there: the second computed step
 
 
 def test_bad_input_is_named():
     field = field_of(smooth())
     with pytest.raises(ValueError, match=r"computed is \[1, 2\]; accepted: 0 and steps below 20"):
         fit([1, 2], field)
+    with pytest.raises(ValueError, match=r"computed is \[0, 20\]; accepted: 0 and steps below 20"):
+        fit([0, 20], field)
     with pytest.raises(ValueError, match="count is 21; accepted: 1 to 20"):
         search(field, 21)
-    with pytest.raises(ValueError, match=r"accepted: \(P, n, n\)"):
-        Field(torch.ones(3, 3), *(torch.ones(3) for _ in range(3)), 1.0)
+    with pytest.raises(ValueError, match=r"fixed is \[0, 1, 2\]; accepted: at most 2 steps, with"):
+        search(field, 2, fixed=(0, 1, 2))
+    with pytest.raises(
+        ValueError, match=r"fixed is \[0, 17\]; accepted: at most 6 steps, with room"
+    ):
+        search(field, 6, fixed=(0, 17))
+    schedule = Schedule(torch.ones(2), torch.ones(2))
+    with pytest.raises(ValueError, match=r"accepted: \(P, 3, 3\), \(2,\)"):
+        Field(schedule, torch.ones(1, 2, 2), torch.ones(2), 1.0)
     with pytest.raises(ValueError, match="is not finite"):
-        Field(torch.full((1, 2, 2), math.nan), *(torch.ones(2) for _ in range(3)), 1.0)
-    with pytest.raises(ValueError, match="memory or gain is not above 0"):
-        Field(torch.ones(1, 2, 2), *(torch.ones(2) for _ in range(3)), 0.0)
+        Field(schedule, torch.full((1, 3, 3), math.nan), torch.ones(2), 1.0)
+    for gain, memory in ((torch.ones(2), 0.0), (torch.zeros(2), 1.0)):
+        with pytest.raises(ValueError, match="memory or gain is not above 0"):
+            Field(schedule, torch.ones(1, 3, 3), gain, memory)
