@@ -13,6 +13,7 @@ import typer
 
 from dit_accel import __version__
 from dit_accel.cli.bench import bench
+from dit_accel.cli.calibrate import calibrate
 from dit_accel.cli.evaluate import evaluate
 from dit_accel.cli.generate import generate
 from dit_accel.cli.models import models
@@ -22,6 +23,7 @@ from dit_accel.cli.vbench_export import vbench_export
 
 VERBS: dict[str, Callable[..., None]] = {
     "generate": generate,
+    "calibrate": calibrate,
     "evaluate": evaluate,
     "report": report,
     "score": score,
