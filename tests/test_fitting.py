@@ -1,0 +1,97 @@
+"""Changes fitted to what runs really left: least squares that can be done by hand."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from dit_accel.fitting import Moments
+
+AXES = torch.eye(2)
+
+
+def row(*values: float) -> torch.Tensor:
+    return torch.tensor(values)
+
+
+def test_nothing_is_known_before_the_first_prompt():
+    moments = Moments()
+    assert moments.change() is None
+    moments.add(3, AXES, row(1.0, 1.0), 1.0)
+    assert moments.change(without=3) is None
+    assert moments.change() is not None
+
+
+def test_one_prompt_is_solved_exactly():
+    """Features (1, 0) and (1, 1) make (5, 2) of 3 and 2 of them."""
+    moments = Moments()
+    moments.add(0, torch.tensor([[1.0, 0.0], [1.0, 1.0]]), row(5.0, 2.0), 1.0)
+    assert moments.change(ridge=0.0).tolist() == pytest.approx([3.0, 2.0])
+
+
+def test_what_the_features_do_not_reach_is_left():
+    """One feature along (1, 1): of (4, 2) it makes (3, 3)."""
+    moments = Moments()
+    moments.add(0, torch.tensor([[1.0, 1.0]]), row(4.0, 2.0), 1.0)
+    assert moments.change(ridge=0.0).tolist() == pytest.approx([3.0])
+
+
+def test_prompts_are_weighed_by_the_inverse_square_of_what_their_line_leaves():
+    """Prompts want 1 and 3 of the same feature. With weights 1 / 1² and 1 / 3² the best is
+    (1 + 3 / 9) / (1 + 1 / 9) = 1.2, not their mean: it is relative error that counts."""
+    moments = Moments()
+    for prompt, wanted in enumerate((1.0, 3.0)):
+        moments.add(prompt, torch.tensor([[1.0]]), row(wanted), 0.0)
+    assert moments.change(ridge=0.0).tolist() == pytest.approx([1.2])
+
+
+def test_a_prompt_whose_line_is_all_but_exact_weighs_no_more_than_the_floor():
+    """It leaves 0, over a floor of a millionth of the size; the other wants 1: 1 / (1 + 10^6)."""
+    moments = Moments()
+    moments.add(0, torch.tensor([[1.0]]), row(1.0), 0.0)
+    moments.add(1, torch.tensor([[1.0]]), row(0.0), 1.0)
+    assert moments.change(ridge=0.0).tolist() == pytest.approx([1 / (1 + 1e6)])
+
+
+def test_a_second_time_replaces_the_first():
+    once, twice = Moments(), Moments()
+    twice.add(0, AXES, row(7.0, -3.0), 1.0)
+    for moments in (once, twice):
+        moments.add(0, AXES, row(1.0, 2.0), 1.0)
+        moments.add(1, AXES, row(2.0, 2.0), 1.0)
+    assert torch.equal(once.change(), twice.change())
+
+
+def test_a_prompt_that_is_left_out_has_no_part():
+    """Bit-equal to never having seen it: its run can be an honest one."""
+    all_three, two = Moments(), Moments()
+    draw = torch.Generator().manual_seed(0)
+    for prompt in range(3):
+        features, left = torch.randn(2, 5, generator=draw), torch.randn(5, generator=draw)
+        all_three.add(prompt, features, left, 1.0)
+        if prompt != 1:
+            two.add(prompt, features, left, 1.0)
+    assert torch.equal(all_three.change(without=1), two.change())
+    assert not torch.equal(all_three.change(), two.change())
+
+
+def test_a_ridge_holds_back():
+    """Half again the feature's own square: 3 / (1 + 0.5) = 2."""
+    moments = Moments()
+    moments.add(0, torch.tensor([[1.0]]), row(3.0), 1.0)
+    assert moments.change(ridge=0.5).tolist() == pytest.approx([2.0])
+
+
+def test_a_feature_that_is_nothing_changes_nothing():
+    """The noise of a pipeline that does not show it is a row of zeros."""
+    moments = Moments()
+    moments.add(0, torch.tensor([[1.0, 0.0], [0.0, 0.0]]), row(3.0, 1.0), 1.0)
+    assert moments.change(ridge=0.0).tolist() == pytest.approx([3.0, 0.0])
+
+
+def test_features_of_a_low_precision_are_summed_in_float64():
+    moments = Moments()
+    moments.add(0, torch.full((1, 4096), 1.0, dtype=torch.bfloat16), torch.ones(4096), 1.0)
+    (change,) = moments.change(ridge=0.0).tolist()
+    assert change == pytest.approx(1.0, abs=1e-12)
+    assert moments.change().dtype == torch.float64
