@@ -17,6 +17,7 @@ from dit_accel.cli.calibrate import calibrate
 from dit_accel.cli.evaluate import evaluate
 from dit_accel.cli.generate import generate
 from dit_accel.cli.models import models
+from dit_accel.cli.plan import plan
 from dit_accel.cli.report import report
 from dit_accel.cli.score import score
 from dit_accel.cli.vbench_export import vbench_export
@@ -24,6 +25,7 @@ from dit_accel.cli.vbench_export import vbench_export
 VERBS: dict[str, Callable[..., None]] = {
     "generate": generate,
     "calibrate": calibrate,
+    "plan": plan,
     "evaluate": evaluate,
     "report": report,
     "score": score,

@@ -1,0 +1,85 @@
+"""A plan as a picture: which steps are computed, and what it promises beside the whole ladder.
+
+Needs matplotlib, of the extra `report`; opens no window and leaves no state of its own.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from dit_accel.plans import Plan
+    from dit_accel.profile import Profile
+    from dit_accel.targets import Decision
+
+COMPUTED, FORECAST, CAREFUL, PROMPTS = "#1f6f8b", "#dbe7ec", "#c7522a", "#8fb3c0"
+
+
+def draw(
+    path: Path, profile: Profile, decision: Decision | None, quality: float | None = None
+) -> None:
+    """Write a .png or .svg.
+
+    Args:
+        decision: None: the ladder alone.
+        quality: that was asked for, drawn as a line.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    from matplotlib.figure import Figure
+
+    heights = (1, 3) if decision is not None else (3,)
+    figure = Figure(figsize=(8, 1.5 * sum(heights)), layout="constrained")
+    axes = figure.subplots(len(heights), squeeze=False, height_ratios=heights)[:, 0]
+    if decision is not None:
+        _steps(axes[0], decision)
+    _ladder(axes[-1], profile, decision, quality)
+    figure.savefig(path, dpi=150)
+
+
+def _steps(axes: Any, decision: Decision) -> None:
+    rows: list[tuple[str, Plan]] = [("plan", decision.plan)]
+    if decision.careful is not None:
+        rows.append(("careful end", decision.careful))
+    for row, (_, plan) in enumerate(rows):
+        computed = set(plan.computed)
+        colours = [COMPUTED if step in computed else FORECAST for step in range(plan.total)]
+        axes.barh([row] * plan.total, 0.9, left=range(plan.total), height=0.7, color=colours)
+    if decision.careful is not None:
+        axes.axvline(decision.turn + 0.95, color=CAREFUL, linewidth=1)
+    axes.set_yticks(range(len(rows)), [name for name, _ in rows])
+    axes.set_ylim(len(rows) - 0.5, -0.5)
+    axes.set_xlim(0, decision.plan.total)
+    axes.set_xlabel("step (dark: computed, light: forecast)")
+    axes.spines[["top", "right", "left"]].set_visible(False)
+    axes.tick_params(left=False)
+
+
+def _ladder(axes: Any, profile: Profile, decision: Decision | None, quality: float | None) -> None:
+    total = profile.schedule.total
+    for rung in profile.rungs:
+        psnr = rung.psnr_db.tolist()
+        axes.plot([total / len(rung.computed)] * len(psnr), psnr, "_", color=PROMPTS)
+    means = [(total / len(r.computed), float(r.psnr_db.mean())) for r in profile.rungs]
+    if means:
+        axes.plot(*zip(*means, strict=True), "o-", color=COMPUTED, label="calibration, mean")
+    promised = decision.prediction if decision is not None else None
+    if promised is not None and math.isfinite(promised.psnr_db):
+        reach = [
+            [promised.psnr_db - promised.low_db],
+            [promised.high_db - promised.psnr_db],
+        ]
+        axes.errorbar(
+            [promised.speedup], [promised.psnr_db], yerr=reach, fmt="D", color=CAREFUL, capsize=4,
+            label="this plan, 90 % of clips",
+        )  # fmt: skip
+    if quality is not None:
+        axes.axhline(quality, color=CAREFUL, linestyle=":", linewidth=1, label="asked for")
+    axes.set_xlabel("speedup (steps / computed steps)")
+    axes.set_ylabel("PSNR, dB")
+    axes.spines[["top", "right"]].set_visible(False)
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(frameon=False)

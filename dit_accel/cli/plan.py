@@ -1,0 +1,341 @@
+"""`dit-accel plan`: what a quality or a speed would cost, told from the profile alone."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import importlib.util
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.text import Text
+
+from dit_accel.cli import options
+from dit_accel.cli.errors import BadInput, RunFailed, reported
+from dit_accel.cli.request import Request, check_target
+
+if TYPE_CHECKING:
+    from dit_accel.loading import Model
+    from dit_accel.plans import Plan
+    from dit_accel.profile import Profile
+    from dit_accel.targets import Decision
+
+PLOTS = (".png", ".svg")
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A decision and what it is for."""
+
+    decision: Decision
+    quality: float | None
+    speedup: float | None
+    steps: int
+    guidance: float
+
+    @property
+    def asked(self) -> str:
+        """The target in words."""
+        if self.quality is not None:
+            return f"{self.quality:g} dB"
+        return f"{self.speedup:g}x"
+
+
+def plan(
+    profile: options.Profile = None,
+    model: options.Model = None,
+    quality: Annotated[
+        float | None,
+        typer.Option(
+            metavar="DB",
+            help="PSNR against the uncached clip, which 95 % of clips shall reach.",
+            show_default="with neither: the whole ladder",
+        ),
+    ] = None,
+    speedup: options.Speedup = None,
+    steps: Annotated[
+        int | None, typer.Option(help="Denoising steps.", show_default="as calibrated")
+    ] = None,
+    guidance: Annotated[
+        float | None, typer.Option(help="Weight of the prompt.", show_default="as calibrated")
+    ] = None,
+    plot: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help=f"Draw it: ends in {' or '.join(PLOTS)}.", show_default=False
+        ),
+    ] = None,
+    overwrite: options.Overwrite = False,
+    as_json: options.Json = False,
+    verbose: options.Verbose = False,
+) -> None:
+    """Show the plan for a quality or a speed, and what it promises, without running the model.
+
+    With neither of them: every plan of the profile, and what it gave on the calibration prompts.
+    """
+    request = Request("(none)", quality=quality, speedup=speedup, steps=steps, guidance=guidance)
+    with reported(verbose=verbose):
+        request.check()
+        check_target(quality, speedup)
+        _check_plot(plot, overwrite=overwrite)
+        _plan(request, profile, model, plot, as_json=as_json, verbose=verbose)
+
+
+def _plan(
+    request: Request,
+    path: Path | None,
+    name: str | None,
+    plot: Path | None,
+    *,
+    as_json: bool,
+    verbose: bool,
+) -> None:
+    from dit_accel.cli.aim import read_profile
+    from dit_accel.loading import find, quiet_libraries
+
+    with quiet_libraries(verbose=verbose):
+        model = find(name) if path is None or name is not None else None
+        found = path or _find(model)
+        profile = read_profile(found)
+        planned = None
+        if request.quality is not None or request.speedup is not None:
+            planned = _decide(request, profile, model)
+        elif request.steps is not None or request.guidance is not None:
+            option = "--steps" if request.steps is not None else "--guidance"
+            raise BadInput(f"{option} is given: applies with --quality or --speedup")
+    if plot is not None:
+        _draw(plot, profile, planned)
+    if as_json:
+        from dit_accel.cli.files import as_json as encode
+
+        sys.stdout.write(encode(_content(found, profile, planned, model)) + "\n")
+        return
+    console = Console(highlight=False)
+    _show(console, found, profile, planned, model)
+    if plot is not None:
+        console.print(f"plot            {plot}", soft_wrap=True)
+
+
+def _check_plot(path: Path | None, *, overwrite: bool) -> None:
+    if path is None:
+        return
+    shown = f"--plot is {str(path)!r}"
+    if path.suffix not in PLOTS:
+        raise BadInput(f"{shown}: must end in {' or '.join(PLOTS)}")
+    if path.is_dir() or not path.absolute().parent.is_dir():
+        raise BadInput(f"{shown}: it is a folder, or its folder is not there")
+    if path.exists() and not overwrite:
+        raise BadInput(f"{shown}, which exists; pass --overwrite, or another --plot")
+    if importlib.util.find_spec("matplotlib") is None:
+        raise BadInput(f"{shown}: matplotlib is not installed: pip install 'dit-accel[report]'")
+
+
+def _find(model: Model | None) -> Path:
+    """The profile in the model's folder; else the model is loaded, for the cache knows weights."""
+    from dit_accel import autopilot
+    from dit_accel.loading import load
+
+    assert model is not None
+    path = autopilot.find_profile(model.folder)
+    if path is None and any((autopilot.cache_folder() / "profiles").glob("*.safetensors")):
+        with Console(stderr=True).status(f"loading {model.name}, to know its profile ..."):
+            path = autopilot.find_profile(load(model, device="cpu", dtype="float32"))
+    if path is None:
+        raise BadInput(
+            f"--model is {model.name!r}: no profile of it was found in its folder or the cache; "
+            "`dit-accel calibrate` measures one, or pass --profile"
+        )
+    return path
+
+
+def _decide(request: Request, profile: Profile, model: Model | None) -> Planned:
+    from dit_accel.cli.aim import decide
+
+    identity = profile.identity
+    steps = identity.steps if request.steps is None else request.steps
+    guidance = identity.guidance if request.guidance is None else request.guidance
+    same = steps == identity.steps
+    try:
+        decision = decide(
+            profile,
+            None if same or model is None else _scheduler(model),
+            steps=steps,
+            guidance=guidance,
+            separate=_separate(profile),
+            quality=request.quality,
+            speedup=request.speedup,
+        )
+    except ValueError as error:
+        hint = "" if same or model is not None else "; pass --model"
+        raise BadInput(f"{_option(request)}: {error}{hint}") from error
+    if decision is None:
+        raise BadInput(
+            f"--steps is {steps}: the scheduler {identity.scheduler} tells its timesteps only when "
+            f"a run begins; accepted is {identity.steps}, as calibrated"
+        )
+    return Planned(decision, request.quality, request.speedup, steps, guidance)
+
+
+def _separate(profile: Profile) -> bool:
+    from dit_accel.families import FAMILIES
+
+    family = FAMILIES.get(profile.identity.transformer)
+    return family is not None and family.branches == "separate"
+
+
+def _option(request: Request) -> str:
+    if request.quality is not None:
+        return f"--quality {request.quality:g}"
+    return f"--speedup {request.speedup:g}"
+
+
+def _scheduler(model: Model) -> Any:
+    """The scheduler of a model's folder, without the model."""
+    library, name = model.index["scheduler"]
+    try:
+        kind = getattr(importlib.import_module(library), name)
+        return kind.from_pretrained(str(model.folder / "scheduler"))
+    except (ImportError, AttributeError, OSError, ValueError) as error:
+        raise RunFailed(f"the scheduler of {model.name} cannot be loaded: {error}") from error
+
+
+def held(plan: Plan, parts: int) -> int:
+    """Most tensors of the size of the latents that a run by a plan holds: every kept part, and the
+    noise that it started from."""
+    most = 0
+    recent: list[int] = []  # the next surprise reads them
+    for step in range(plan.total):
+        if step not in plan.forecasts:
+            recent = [*recent[-1:], step]
+        most = max(most, len({*plan.reads(step), *recent}))
+    noise = any(served.start for served in plan.forecasts.values())
+    return most * parts + int(noise)
+
+
+def latent_bytes(model: Model, profile: Profile) -> int | None:
+    """Of one tensor of the size of the latents, as this model was calibrated."""
+    from dit_accel.cli.settings import component_config, read_strides
+
+    identity, strides = profile.identity, read_strides(model)
+    transformer = component_config(model, "transformer") or component_config(model, "transformer_2")
+    channels = transformer.get("out_channels") or transformer.get("in_channels")
+    patch = transformer.get("patch_size", 1)
+    pixels = strides.pixels_per_token // int(patch if isinstance(patch, int) else patch[-1])
+    if not channels or not pixels:
+        return None
+    frames = (identity.frames - 1) // strides.temporal + 1
+    area = (identity.height // pixels) * (identity.width // pixels)
+    width = 4 if identity.dtype == "float32" else 2
+    return int(channels) * frames * area * width
+
+
+def _content(
+    path: Path, profile: Profile, planned: Planned | None, model: Model | None
+) -> dict[str, Any]:
+    from dit_accel.cli.ladder import rows
+
+    content = {"profile": str(path), "identity": dataclasses.asdict(profile.identity)}
+    if planned is None:
+        return content | {"ladder": rows(profile)}
+    decision = planned.decision
+    parts = len(decision.mix)
+    size = latent_bytes(model, profile) if model is not None else None
+    tensors = held(decision.plan, parts)
+    careful = None
+    if decision.careful is not None:
+        careful = {
+            "computed": list(decision.careful.computed),
+            "after": decision.turn,
+            "alarm": decision.alarm,
+        }
+    promised = decision.prediction
+    return content | {
+        "quality": planned.quality,
+        "speedup": planned.speedup,
+        "steps": planned.steps,
+        "guidance": planned.guidance,
+        "computed": list(decision.plan.computed),
+        "careful": careful,
+        "prediction": dataclasses.asdict(promised) if promised is not None else None,
+        "held_tensors": tensors,
+        "held_bytes": None if size is None else tensors * size,
+        "notes": list(decision.notes),
+    }
+
+
+def _show(
+    console: Console, path: Path, profile: Profile, planned: Planned | None, model: Model | None
+) -> None:
+    from dit_accel.cli.ladder import ladder_table
+    from dit_accel.cli.summary import print_aligned
+
+    if planned is not None:
+        rows = [("profile", str(path)), *_of(profile), ("", ""), *_rows(planned, profile, model)]
+        print_aligned(console, rows)
+        return
+    if not profile.rungs:
+        raise BadInput(f"--profile is {str(path)!r}: it has no plans; pass --quality or --speedup")
+    console.print(ladder_table(profile))
+    console.print(f"profile  {path}", soft_wrap=True)
+
+
+def _of(profile: Profile) -> list[tuple[str, str | Text]]:
+    i = profile.identity
+    size = f"{i.width}x{i.height}, {i.frames} frames"
+    clip = f"{size}, {i.steps} steps, guidance {i.guidance:g}, {i.dtype}"
+    return [("of", f"{i.pipeline}, {clip}, {profile.made.get('clips', '?')} prompts")]
+
+
+def _rows(planned: Planned, profile: Profile, model: Model | None) -> list[tuple[str, str | Text]]:
+    from dit_accel.cli.summary import bytes_text, strip
+
+    decision, promised = planned.decision, planned.decision.prediction
+    rows: list[tuple[str, str | Text]] = [
+        ("asked for", f"{planned.asked} at {planned.steps} steps, guidance {planned.guidance:g}"),
+        ("plan", Text(strip(_shares(decision.plan)), style="cyan")),
+    ]
+    if decision.careful is not None:
+        rows.append(("careful end", Text(strip(_shares(decision.careful)), style="cyan")))
+        rows.append(
+            ("", f"turned to after step {decision.turn}, where a prompt surprises too much by then")
+        )
+    rows.append(("", Text("█ computed, · forecast", style="dim")))
+    if promised is not None:
+        speed = f"{promised.speedup:.2f}x, {promised.computed:.1f} of {planned.steps} steps"
+        rows.append(("speed", f"{speed} computed"))
+        rows.append(("PSNR", Text(_psnr(promised), style="bold")))
+        if planned.quality is not None and promised.reach is not None:
+            share = f"{promised.reach:.0%} of clips reach {planned.asked}"
+            rows.append(("reach", share))
+    tensors = held(decision.plan, len(decision.mix))
+    size = latent_bytes(model, profile) if model is not None else None
+    what = f"{tensors} tensors of the size of the latents"
+    rows.append(("held", what + (f", {bytes_text(tensors * size)}" if size else "")))
+    return [*rows, *(("", Text(note, style="yellow")) for note in decision.notes)]
+
+
+def _shares(plan: Plan) -> list[float]:
+    computed = set(plan.computed)
+    return [float(step in computed) for step in range(plan.total)]
+
+
+def _psnr(promised: Any) -> str:
+    if promised.psnr_db == float("inf"):
+        return "exact"
+    interval = f"90 % of clips from {promised.low_db:.1f} to {promised.high_db:.1f}"
+    return f"{promised.psnr_db:.1f} dB expected, {interval}"
+
+
+def _draw(path: Path, profile: Profile, planned: Planned | None) -> None:
+    from dit_accel.cli.drawing import draw
+
+    decision = planned.decision if planned is not None else None
+    quality = planned.quality if planned is not None else None
+    try:
+        draw(path, profile, decision, quality)
+    except OSError as error:
+        raise RunFailed(f"{path} cannot be written: {error.strerror or error}") from error
