@@ -9,6 +9,7 @@ recorded; the runs after it are planned from that record, with a margin for what
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -214,11 +215,14 @@ class Autopilot:
         return (*found, *self.steering.notes())
 
     def prediction(self) -> dict[str, float | None] | None:
-        """What is expected of the run, its surprises so far known; JSON-able."""
+        """What is expected of the run, its surprises so far known; JSON-able: None where exact."""
         if self.decision is None:
             return None
         known = self.decision.known(self.steering.score, self.steering.turned)
-        return None if known is None else dataclasses.asdict(known)
+        if known is None:
+            return None
+        found: dict[str, float | None] = dataclasses.asdict(known)
+        return {k: v if v is not None and math.isfinite(v) else None for k, v in found.items()}
 
     def _mix(self) -> tuple[float, ...]:
         guidance = float(getattr(self.pipe, "guidance_scale", 1.0) or 1.0)

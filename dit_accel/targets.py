@@ -189,7 +189,7 @@ def for_speedup(profile: Profile, speedup: float) -> Decision:
     rung = next((rung for rung in profile.rungs if len(rung.computed) == count), None)
     if rung is not None:
         return _decision(profile, rung, None, math.inf, None)
-    return _planned(profile.field, *search(profile.field, count), profile)
+    return carried(profile, profile.schedule, speedup=total / count)
 
 
 def carried(
