@@ -224,6 +224,7 @@ class Profile:
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         except (SafetensorError, ValueError) as error:
             raise ProfileError(f"{path} is no profile: {error}") from error
+        head = head if isinstance(head, dict) else {}
         if head.get("format") != FORMAT or head.get("version") != VERSION:
             found = f"format {head.get('format')!r}, version {head.get('version')!r}"
             raise ProfileError(f"{path} has {found}; accepted: {FORMAT}, version {VERSION}")
@@ -251,6 +252,10 @@ class Profile:
             head["made"],
         )  # fmt: skip
         _ = profile.field  # its shapes are checked there
+        for rung in (*profile.rungs, *profile.careful):
+            rows = {len(tensor) for tensor in (rung.changes, rung.surprise, rung.spread)}
+            if rows != {len(rung.computed)}:
+                raise ValueError(f"a rung of {len(rung.computed)} steps has values of {rows}")
         return profile
 
 

@@ -1,0 +1,97 @@
+"""Made-up profiles, for tests: a smooth run of few dimensions and rungs with known errors."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from dit_accel.planner import turning
+from dit_accel.plans import Schedule
+from dit_accel.profile import Identity, Profile, Rung
+
+STEPS = 20
+IDENTITY = Identity(
+    pipeline="WanPipeline", transformer="WanTransformer3DModel",
+    scheduler="FlowMatchEulerDiscreteScheduler", weights="0123", sampler="4567", parts=1,
+    steps=STEPS, guidance=1.0, height=16, width=16, frames=9, dtype="float32",
+)  # fmt: skip
+
+
+def schedule_of(steps: int = STEPS, mix: tuple[float, ...] = (1.0,)) -> Schedule:
+    """Euler's: equal shares that add up to -1, timesteps from 1000 down."""
+    times = 1000 * (1 - torch.arange(steps, dtype=torch.float64) / steps)
+    return Schedule(torch.full((steps,), -1 / steps, dtype=torch.float64), times, mix)
+
+
+def gram_of(schedule: Schedule, prompts: int = 2) -> torch.Tensor:
+    """Of predictions along a curve in 6 dimensions, parts after each other, and a noise."""
+    found = []
+    for prompt in range(prompts):
+        draw = torch.Generator().manual_seed(prompt)
+        noise = torch.randn(6, generator=draw, dtype=torch.float64)
+        pace = torch.linspace(1, 3, 6, dtype=torch.float64)
+        rows = [
+            torch.sin(pace * schedule.times[:, None] / 400 + prompt + part)
+            for part in range(len(schedule.mix))
+        ]
+        whole = torch.cat([*rows, noise[None]]).float().double()
+        found.append(whole @ whole.T)
+    return torch.stack(found)
+
+
+def rung_of(
+    computed: Sequence[int],
+    psnr_db: Sequence[float],
+    *,
+    alarm: Sequence[float] | None = None,
+    parts: int = 1,
+    depth: int = 3,
+) -> Rung:
+    """Its windows are lines; it surprises by 0.1, times or over 1.2 from prompt to prompt."""
+    psnr = torch.tensor(psnr_db, dtype=torch.float64)
+    count = len(computed)
+    return Rung(
+        computed=tuple(computed),
+        changes=torch.zeros(count, parts * depth + 1, dtype=torch.float64),
+        psnr_db=psnr,
+        latents_db=psnr - 10,
+        surprise=torch.full((count,), 0.1, dtype=torch.float64).log(),
+        spread=torch.full((count,), 1.2, dtype=torch.float64).log(),
+        alarm=torch.tensor(alarm or [0.0] * len(psnr), dtype=torch.float64),
+    )
+
+
+def profile_of(
+    rungs: Sequence[Rung] = (),
+    careful: Sequence[Rung] = (),
+    *,
+    schedule: Schedule | None = None,
+    identity: Identity = IDENTITY,
+    **changes: Any,
+) -> Profile:
+    """A profile of these rungs; gain 4 to 1, memory of half the run."""
+    schedule = schedule or schedule_of()
+    given = {
+        "gram": gram_of(schedule).float().double(),
+        "gain": torch.linspace(4, 1, schedule.total, dtype=torch.float64),
+        "memory": schedule.total / 2,
+        "depth": 3,
+        "made": {"clips": 2, "torch": "0"},
+    }
+    return Profile(
+        identity=identity, schedule=schedule, rungs=tuple(rungs), careful=tuple(careful),
+        **given | changes,
+    )  # fmt: skip
+
+
+def spread_out(mean: float, deviation: float, count: int = 8) -> list[float]:
+    """Numbers of exactly this mean and (unbiased) standard deviation."""
+    steps = torch.linspace(-1, 1, count, dtype=torch.float64)
+    return (mean + deviation * steps / steps.std()).tolist()
+
+
+def begun(computed: Sequence[int], total: int = STEPS) -> tuple[int, ...]:
+    """The steps up to where a run may turn careful."""
+    return tuple(step for step in computed if step <= turning(computed, total))

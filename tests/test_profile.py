@@ -1,0 +1,240 @@
+"""The profile file: what goes in comes out, whole or not at all, and what is refused."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from profiles import IDENTITY, gram_of, profile_of, rung_of, schedule_of
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from dit_accel.plans import Forecast, Schedule
+from dit_accel.profile import Profile, ProfileError
+
+
+@pytest.fixture
+def profile() -> Profile:
+    first = rung_of((0, 2, 4, 8, 14), [40.0, 41.5, 39.0], alarm=[0.1, -0.1, 0.0], parts=2)
+    careful = rung_of((0, 2, 4, 6, 8, 11, 14), [44.0, 45.5, 43.0], parts=2)
+    schedule = schedule_of(mix=(1.0, -3.0))
+    identity = dataclasses.replace(IDENTITY, parts=2, guidance=4.0)
+    return profile_of([first], [careful], schedule=schedule, identity=identity)
+
+
+def tensors_of(profile: Profile) -> dict[str, torch.Tensor]:
+    found = {"gram": profile.gram, "gain": profile.gain,
+             "shares": profile.schedule.shares, "times": profile.schedule.times}  # fmt: skip
+    for kind in ("rungs", "careful"):
+        for place, rung in enumerate(getattr(profile, kind)):
+            for name, value in vars(rung).items():
+                if isinstance(value, torch.Tensor):
+                    found[f"{kind}.{place}.{name}"] = value
+    return found
+
+
+def rewritten(path: Path, **changes: Any) -> Path:
+    """The file with other values in its header; None takes one out."""
+    with safe_open(str(path), "pt") as file:
+        head = json.loads(file.metadata()["profile"])
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    head = {k: v for k, v in (head | changes).items() if v is not None}
+    save_file(tensors, str(path), metadata={"profile": json.dumps(head)})
+    return path
+
+
+def test_what_is_saved_is_loaded_bit_equal(profile, tmp_path):
+    path = tmp_path / "a.safetensors"
+    profile.save(path)
+    loaded = Profile.load(path)
+    before, after = tensors_of(profile), tensors_of(loaded)
+    assert before.keys() == after.keys()
+    for name, value in before.items():
+        assert torch.equal(value, after[name]), name
+        assert value.dtype == after[name].dtype == torch.float64, name
+    for name in ("identity", "memory", "depth", "made"):
+        assert getattr(loaded, name) == getattr(profile, name)
+    assert loaded.schedule.mix == profile.schedule.mix
+    assert [rung.computed for rung in loaded.rungs] == [(0, 2, 4, 8, 14)]
+    loaded.save(tmp_path / "b.safetensors")
+    assert (tmp_path / "b.safetensors").read_bytes() == path.read_bytes()
+
+
+def test_a_profile_without_rungs_is_one(tmp_path):
+    profile_of().save(tmp_path / "a.safetensors")
+    loaded = Profile.load(str(tmp_path / "a.safetensors"))
+    assert (loaded.rungs, loaded.careful) == ((), ())
+    assert loaded.field.total == 20
+
+
+def test_inner_products_are_kept_in_float32(tmp_path):
+    exact = gram_of(schedule_of()) + 1e-12
+    profile_of(gram=exact).save(tmp_path / "a.safetensors")
+    assert torch.equal(Profile.load(tmp_path / "a.safetensors").gram, exact.float().double())
+
+
+def test_the_plan_of_a_rung_has_its_changes(profile):
+    """Of each window as many as it has features: two parts of one, two, three and three steps."""
+    rung = profile.rungs[0]
+    changes = rung.changes.clone()
+    changes[0, :3] = torch.tensor([1.0, -3.0, 0.5])  # by mix and shares: -20, -20 and -10 at step 1
+    plan = profile.plan_of(dataclasses.replace(rung, changes=changes))
+    assert plan.computed == rung.computed
+    served = plan.forecasts[1]
+    assert served.reads[0] == pytest.approx({0: 1.0 - 20.0})
+    assert served.reads[1] == pytest.approx({0: 1.0 - 20.0})
+    assert served.start == pytest.approx(-10.0)
+    assert plan.forecasts[15] == Forecast(
+        ({14: pytest.approx(7 / 6), 8: pytest.approx(-1 / 6), 4: 0.0},) * 2
+    )
+
+
+def test_nothing_is_left_where_writing_fails(profile, tmp_path, monkeypatch):
+    path = tmp_path / "a.safetensors"
+    path.write_bytes(b"what was there")
+
+    def full(*_: Any) -> None:
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(os, "replace", full)
+    with pytest.raises(OSError, match="no space left"):
+        profile.save(path)
+    assert [file.name for file in tmp_path.iterdir()] == ["a.safetensors"]
+    assert path.read_bytes() == b"what was there"
+
+
+def test_a_folder_that_is_not_there_is_an_error_of_the_system(profile, tmp_path):
+    with pytest.raises(FileNotFoundError):
+        profile.save(tmp_path / "nowhere" / "a.safetensors")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_that_is_not_there_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"no profile at .*a\.safetensors"):
+        Profile.load(tmp_path / "a.safetensors")
+
+
+def test_a_foreign_file_is_refused(tmp_path):
+    text, weights = tmp_path / "a.txt", tmp_path / "b.safetensors"
+    text.write_text("hello")
+    with pytest.raises(ProfileError, match=r"a\.txt is no profile: "):
+        Profile.load(text)
+    save_file({"w": torch.ones(1)}, str(weights))
+    with pytest.raises(ProfileError, match=r"has format None, version None; accepted: dit-accel-"):
+        Profile.load(weights)
+
+
+@pytest.mark.parametrize("head", ["[]", "3", '"text"', "null", "{"])
+def test_a_header_that_is_no_object_is_refused(tmp_path, head):
+    path = tmp_path / "a.safetensors"
+    save_file({"w": torch.ones(1)}, str(path), metadata={"profile": head})
+    with pytest.raises(ProfileError, match=r"a\.safetensors"):
+        Profile.load(path)
+
+
+def test_a_file_that_was_cut_off_is_refused(profile, tmp_path):
+    path = tmp_path / "a.safetensors"
+    profile.save(path)
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(ProfileError, match="is no profile"):
+        Profile.load(path)
+
+
+def test_another_version_is_refused(profile, tmp_path):
+    profile.save(tmp_path / "a.safetensors")
+    path = rewritten(tmp_path / "a.safetensors", version=2)
+    with pytest.raises(ProfileError, match="version 2; accepted: dit-accel-profile, version 1"):
+        Profile.load(path)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"identity": None},
+        {"identity": {"pipeline": "WanPipeline"}},
+        {"mix": [1.0]},
+        {"memory": "long"},
+        {"memory": 0.0},
+        {"rungs": [[0, 2], [0, 3]]},
+        {"rungs": [[0, 2, 4]]},
+    ],
+    ids=str,
+)
+def test_a_damaged_header_is_refused(profile, tmp_path, changes):
+    profile.save(tmp_path / "a.safetensors")
+    path = rewritten(tmp_path / "a.safetensors", **changes)
+    with pytest.raises(ProfileError, match="is a damaged profile"):
+        Profile.load(path)
+
+
+def test_what_a_profile_is_not_carried_over_is_refused_by_name():
+    other = dataclasses.replace(IDENTITY, weights="89ab", scheduler="UniPC", steps=30)
+    assert IDENTITY.refusals(IDENTITY) == ()
+    assert IDENTITY.refusals(other) == (
+        "scheduler is FlowMatchEulerDiscreteScheduler in the profile, UniPC here",
+        "weights is 0123 in the profile, 89ab here",
+    )
+
+
+@pytest.mark.parametrize("parts", [1, 2])
+def test_guidance_is_carried_over_where_there_are_two_parts(parts):
+    mine = dataclasses.replace(IDENTITY, parts=parts, guidance=4.0)
+    other = dataclasses.replace(mine, guidance=6.0)
+    said = ("guidance is 4.0 in the profile, 6.0 here",)
+    assert mine.refusals(other) == (said if parts == 1 else ())
+    assert mine.carried(other) == (said if parts == 2 else ())
+
+
+def test_what_is_carried_over_is_named():
+    other = dataclasses.replace(
+        IDENTITY, steps=30, height=32, width=48, frames=17, dtype="bfloat16"
+    )
+    assert IDENTITY.refusals(other) == ()
+    assert IDENTITY.carried(other) == (
+        "steps is 20 in the profile, 30 here",
+        "height is 16 in the profile, 32 here",
+        "width is 16 in the profile, 48 here",
+        "frames is 9 in the profile, 17 here",
+        "dtype is float32 in the profile, bfloat16 here",
+    )
+
+
+def test_the_field_over_its_own_timesteps_is_itself(profile):
+    field = profile.field_for(profile.schedule)
+    assert torch.equal(field.gram, profile.gram)
+    assert torch.allclose(field.gain, profile.gain, rtol=1e-12)
+    assert field.memory == profile.memory
+
+
+def test_the_field_at_every_second_timestep_has_these_rows(profile):
+    """The timesteps of ten steps are every second of twenty; memory counts in steps."""
+    half = schedule_of(10, mix=(1.0, -5.0))
+    field = profile.field_for(half)
+    rows = [*range(0, 20, 2), *range(20, 40, 2), 40]
+    assert torch.allclose(field.gram, profile.gram[:, rows][:, :, rows], rtol=1e-12)
+    assert torch.allclose(field.gain, profile.gain[::2], rtol=1e-12)
+    assert field.memory == profile.memory / 2
+    assert field.schedule is half
+
+
+def test_between_two_timesteps_rows_are_on_the_line_and_beyond_the_ends_level():
+    """Predictions 0, 10 and 20 at 1000, 500 and 0; asked for at 1200, 750 and -100."""
+    rows = torch.tensor([[0.0], [10.0], [20.0], [1.0]], dtype=torch.float64)
+    given = Schedule(torch.ones(3), torch.tensor([1000.0, 500.0, 0.0], dtype=torch.float64))
+    gain = torch.tensor([1.0, 100.0, 1.0], dtype=torch.float64)
+    profile = profile_of(schedule=given, gram=(rows @ rows.T)[None], gain=gain)
+    wanted = Schedule(torch.ones(3), torch.tensor([1200.0, 750.0, -100.0], dtype=torch.float64))
+    field = profile.field_for(wanted)
+    expected = torch.tensor([[0.0], [5.0], [20.0], [1.0]], dtype=torch.float64)
+    assert torch.allclose(field.gram[0], expected @ expected.T)
+    assert field.gain.tolist() == pytest.approx([1.0, 10.0, 1.0])
+
+
+def test_a_field_of_other_parts_is_refused(profile):
+    with pytest.raises(ProfileError, match="the profile has 2 parts, the run 1"):
+        profile.field_for(schedule_of())
