@@ -385,18 +385,17 @@ def _summary(
         for computed, into in ((first, rungs), (second, careful)):
             if computed is None:
                 continue
-            into.append(_rung([outcomes[place] for outcomes in results], total))
+            into.append(_rung([outcomes[place] for outcomes in results], turning(first, total)))
             place += 1
     return tuple(rungs), tuple(careful)
 
 
-def _rung(outcomes: Sequence[_Outcome], total: int) -> Rung:
+def _rung(outcomes: Sequence[_Outcome], turn: int) -> Rung:
     scored = outcomes[FIRST:] if len(outcomes) > 2 * FIRST else outcomes
     computed = scored[0].computed
     logs = torch.tensor([o.surprise for o in scored], dtype=torch.float64).clamp_min(1e-9).log()
     mean = logs.mean(0).nan_to_num()
     spread = logs.std(0).nan_to_num().clamp_min(1e-3) if len(scored) > 1 else torch.ones_like(mean)
-    turn = turning(computed, total)
     seen = [i for i, step in enumerate(computed) if step <= turn and i >= 2]
     alarm = ((logs - mean) / spread).nan_to_num()[:, seen]
     width = max(len(c) for c in outcomes[-1].changes.values() if c is not None)

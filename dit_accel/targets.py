@@ -156,11 +156,10 @@ def for_quality(
     if not profile.rungs:
         raise TargetError("the profile has no rungs; calibrate with speedups to promise a quality")
     best: tuple[float, Rung, Rung | None, float, float] | None = None
-    careful = () if static else profile.careful
-    ends = {rung.computed[: _begun(rung, profile)]: rung for rung in careful}
     for rung in profile.rungs:
-        end = ends.get(rung.computed[: _begun(rung, profile)])
-        for speed, second, alarm, reach in _ways(profile, rung, end, quality):
+        ends = () if static else _ends(profile, rung)
+        ways = (way for end in (None, *ends) for way in _ways(profile, rung, end, quality))
+        for speed, second, alarm, reach in ways:
             if reach >= coverage and (best is None or speed > best[0]):
                 best = speed, rung, second, alarm, reach
     if best is None:
@@ -210,6 +209,8 @@ def carried(
     """
     if (quality is None) == (speedup is None):
         raise ValueError("accepted: one of quality and speedup")
+    if quality is not None and not 0 < quality < math.inf:
+        raise ValueError(f"quality is {quality}; accepted: a number of dB above 0")
     field = profile.field_for(schedule)
     total = schedule.total
     if speedup is not None:
@@ -244,6 +245,17 @@ def _mapped(profile: Profile, schedule: Schedule, count: int) -> list[int]:
         near = (schedule.times - time).abs().argsort().tolist()
         found.add(next(step for step in near if step not in found))
     return sorted(found)
+
+
+def _ends(profile: Profile, rung: Rung) -> tuple[Rung, ...]:
+    """What a rung may turn to: its beginning, and more computed steps after it, which may be early
+    ones as well."""
+    begun = _begun(rung, profile)
+    return tuple(
+        end
+        for end in profile.careful
+        if end.computed[:begun] == rung.computed[:begun] and len(end.computed) > len(rung.computed)
+    )
 
 
 def _ways(
@@ -339,10 +351,11 @@ def _everything(schedule: Schedule, quality: float | None, profile: Profile) -> 
     """Every step computed: what is left where no plan keeps the promise."""
     notes: tuple[str, ...] = ()
     if quality is not None:
-        best = max((float(r.psnr_db.mean()) for r in profile.rungs), default=0.0)
+        known = [float(r.psnr_db.mean()) for r in profile.rungs]
+        best = f" (the best gives {max(known):.1f} dB on average)" if known else ""
         notes = (
-            f"No plan of this profile reaches {quality:g} dB for enough clips (the best gives "
-            f"{best:.1f} dB on average): every step is computed.",
+            f"No plan of this profile reaches {quality:g} dB for enough clips{best}: every step is "
+            "computed.",
         )
     plan = Plan(schedule.total, {})
     exact = Prediction(1.0, schedule.total, math.inf, math.inf, math.inf, 1.0)

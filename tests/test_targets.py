@@ -1,0 +1,302 @@
+"""Targets on made-up profiles: the fastest plan that keeps a promise, and what is said of it."""
+
+from __future__ import annotations
+
+import math
+import statistics
+
+import pytest
+import torch
+from profiles import STEPS, begun, profile_of, rung_of, schedule_of, spread_out
+from scipy import stats
+
+from dit_accel import targets
+from dit_accel.profile import ProfileError
+from dit_accel.targets import (
+    Outlook,
+    TargetError,
+    carried,
+    check_choice,
+    describe,
+    for_quality,
+    for_speedup,
+)
+
+SLOW = (0, 1, 2, 4, 6, 8, 10, 12, 14, 16, 17, 18)
+MIDDLE = (0, 1, 2, 5, 8, 11, 14, 17)
+FAST = (0, 2, 4, 8, 14)
+LADDER = (
+    rung_of(SLOW, spread_out(50.0, 1.0)),
+    rung_of(MIDDLE, spread_out(42.0, 1.0)),
+    rung_of(FAST, spread_out(34.0, 1.0)),
+)
+
+
+def promised(mean: float, deviation: float, count: int, coverage: float = 0.95) -> float:
+    """The quality that a normal sample's next member reaches with this probability."""
+    width = deviation * math.sqrt(1 + 1 / count)
+    return mean - width * float(stats.t.ppf(coverage, count - 2))
+
+
+@pytest.mark.parametrize(
+    ("quality", "computed"), [(30.0, FAST), (36.0, MIDDLE), (46.0, SLOW), (1.0, FAST)]
+)
+def test_the_fastest_rung_that_keeps_the_promise(quality, computed):
+    decision = for_quality(profile_of(LADDER), quality)
+    assert decision.plan.computed == computed
+    assert decision.prediction.reach >= 0.95
+    assert decision.prediction.speedup == pytest.approx(STEPS / len(computed))
+
+
+def test_the_promise_is_kept_up_to_the_last_tenth_of_a_decibel():
+    """0.05 dB below what Student's t allows at 95 %, the rung is taken; 0.05 above, the next."""
+    edge = promised(42.0, 1.0, 8)
+    assert for_quality(profile_of(LADDER), edge - 0.05).plan.computed == MIDDLE
+    assert for_quality(profile_of(LADDER), edge + 0.05).plan.computed == SLOW
+
+
+def test_less_coverage_is_faster():
+    profile = profile_of(LADDER)
+    quality = promised(42.0, 1.0, 8, 0.6)
+    assert for_quality(profile, quality - 0.05, 0.6).plan.computed == MIDDLE
+    assert for_quality(profile, quality - 0.05, 0.95).plan.computed == SLOW
+
+
+def test_few_prompts_promise_less():
+    """The same mean and spread of three prompts says far less of the next one."""
+    profile = profile_of([rung_of(MIDDLE, spread_out(42.0, 1.0, 3))])
+    assert for_quality(profile, 38.5).plan.computed == tuple(range(STEPS))
+    assert for_quality(profile_of(LADDER), 38.5).plan.computed == MIDDLE
+
+
+def test_the_order_of_the_rungs_does_not_matter():
+    for rungs in (LADDER, LADDER[::-1]):
+        assert for_quality(profile_of(rungs), 36.0).plan.computed == MIDDLE
+
+
+def test_a_quality_that_no_plan_reaches_computes_every_step_and_says_so():
+    decision = for_quality(profile_of(LADDER), 60.0)
+    assert decision.plan.computed == tuple(range(STEPS))
+    assert decision.notes == (
+        "No plan of this profile reaches 60 dB for enough clips (the best gives 50.0 dB on "
+        "average): every step is computed.",
+    )
+    assert decision.prediction.psnr_db == math.inf
+    assert describe(decision) == "computes all 20 steps: exact"
+
+
+def test_what_is_expected_is_what_the_prompts_got():
+    decision = for_quality(profile_of(LADDER), 36.0)
+    expected = decision.prediction
+    assert expected.psnr_db == pytest.approx(42.0)
+    half = float(stats.t.ppf(0.95, 6))
+    assert expected.high_db - expected.psnr_db == pytest.approx(half)
+    assert expected.psnr_db - expected.low_db == pytest.approx(half)
+    assert describe(decision) == ("computes 8.0 of 20 steps (2.50x), expected 42.0 dB [40.1, 43.9]")
+
+
+def test_the_bands_are_those_of_the_rung_from_its_third_step_on():
+    decision = for_quality(profile_of(LADDER), 36.0)
+    assert tuple(decision.bands) == MIDDLE[2:]
+    band = decision.bands[5]
+    assert (band.mean, band.spread) == pytest.approx((math.log(0.1), math.log(1.2)))
+
+
+# --- turning careful ---
+
+ALARM = [-1.5, -1.0, -0.5, 0.0, 0.0, 0.5, 1.0, 1.5]
+FALLING = [34.0 - 4.0 * score for score in ALARM]
+"""What a rung gives whose surprises tell all: 34 dB, less 4 for every deviation."""
+CAREFUL = (0, 2, 4, 6, 8, 10, 12, 14, 16, 18)
+
+
+def test_an_outlook_is_the_line_through_the_scores_of_the_prompts():
+    outlook = Outlook.of(rung_of(FAST, FALLING, alarm=ALARM))
+    assert (outlook.base, outlook.slope) == pytest.approx((34.0, -4.0))
+    assert outlook.left == pytest.approx(0.0, abs=1e-9)
+    assert outlook.at(1.5) == pytest.approx(28.0)
+
+
+def test_surprise_never_promises_more():
+    """Where calm prompts happened to do worse, the slope is none."""
+    outlook = Outlook.of(rung_of(FAST, FALLING[::-1], alarm=ALARM))
+    assert outlook.slope == 0.0
+    assert outlook.at(3.0) == pytest.approx(statistics.fmean(FALLING))
+
+
+def test_prompts_that_surprise_turn_careful_where_that_keeps_the_promise():
+    """Of the rung alone prompts with a score of 0.5 and more miss 33 dB; its end gives all 45."""
+    rungs = [LADDER[0], rung_of(FAST, FALLING, alarm=ALARM)]
+    end = rung_of(CAREFUL, spread_out(45.0, 0.5), alarm=ALARM)
+    alone = for_quality(profile_of(rungs), 33.0)
+    assert alone.plan.computed == SLOW
+    decision = for_quality(profile_of(rungs, [end]), 33.0)
+    assert (decision.plan.computed, decision.careful.computed) == (FAST, CAREFUL)
+    assert decision.turn == begun(FAST)[-1] == 4
+    assert 0.0 <= decision.alarm < 0.5
+    mean = statistics.fmean([STEPS / len(FAST)] * 5 + [STEPS / len(CAREFUL)] * 3)
+    assert decision.prediction.speedup == pytest.approx(mean)
+    steering = decision.steering()
+    assert (steering.turn, steering.alarm) == (decision.turn, decision.alarm)
+
+
+def test_the_careful_end_is_found_by_the_beginning_that_it_shares():
+    """It may compute more right after the turn: steps 5 and 6 are still of the first three tenths
+    of the run, and yet not of the beginning."""
+    computed = (0, 2, 4, 5, 6, 8, 10, 12, 14, 16)
+    rungs = [LADDER[0], rung_of(FAST, FALLING, alarm=ALARM)]
+    end = rung_of(computed, spread_out(45.0, 0.5), alarm=ALARM)
+    assert begun(computed) != begun(FAST)
+    assert for_quality(profile_of(rungs, [end]), 33.0).careful.computed == computed
+
+
+def test_an_end_of_another_beginning_is_not_turned_to():
+    other = rung_of((0, 1, 3, *range(6, 16, 2)), spread_out(45.0, 0.5), alarm=ALARM)
+    rungs = [LADDER[0], rung_of(FAST, FALLING, alarm=ALARM)]
+    assert for_quality(profile_of(rungs, [other]), 33.0).plan.computed == SLOW
+
+
+def test_what_is_static_does_not_turn():
+    rungs = [LADDER[0], rung_of(FAST, FALLING, alarm=ALARM)]
+    end = rung_of(CAREFUL, spread_out(45.0, 0.5), alarm=ALARM)
+    decision = for_quality(profile_of(rungs, [end]), 33.0, static=True)
+    assert (decision.plan.computed, decision.careful) == (SLOW, None)
+    assert not decision.steering(guard=False).measures
+
+
+def test_what_is_known_on_the_way_narrows_what_is_expected():
+    rungs = [LADDER[0], rung_of(FAST, FALLING, alarm=ALARM)]
+    end = rung_of(CAREFUL, spread_out(45.0, 0.5), alarm=ALARM)
+    decision = for_quality(profile_of(rungs, [end]), 33.0)
+    calm = decision.known(-1.0, turned=False)
+    assert calm.psnr_db == pytest.approx(38.0)
+    assert calm.speedup == STEPS / len(FAST)
+    assert calm.high_db - calm.low_db < decision.prediction.high_db - decision.prediction.low_db
+    turned = decision.known(1.0, turned=True)
+    assert turned.psnr_db == pytest.approx(45.0, abs=1.0)
+    assert turned.computed == len(CAREFUL)
+
+
+# --- a speed ---
+
+
+@pytest.mark.parametrize(
+    ("speedup", "computed"), [(4.0, FAST), (2.5, MIDDLE), (2.4, MIDDLE), (1.7, SLOW)]
+)
+def test_a_speed_takes_the_rung_that_is_as_near_as_whole_steps_allow(speedup, computed):
+    decision = for_speedup(profile_of(LADDER), speedup)
+    assert decision.plan.computed == computed
+    assert (decision.careful, decision.prediction.reach) == (None, None)
+
+
+@pytest.mark.parametrize(("speedup", "count"), [(3.0, 7), (3.3, 6), (10.0, 2), (1.1, 18)])
+def test_a_speed_without_a_rung_is_planned_and_says_so(speedup, count):
+    decision = for_speedup(profile_of(LADDER), speedup)
+    assert len(decision.plan.computed) == count
+    assert "no run of this plan was made in calibration" in decision.notes[0]
+    assert decision.bands == {}
+
+
+def test_the_speed_of_one_computes_every_step():
+    decision = for_speedup(profile_of(LADDER), 1.0)
+    assert (len(decision.plan.computed), decision.notes) == (STEPS, ())
+
+
+# --- carried over ---
+
+
+def test_other_steps_are_planned_at_the_timesteps_of_a_rung():
+    decision = carried(profile_of(LADDER), schedule_of(40), speedup=2.5)
+    assert decision.plan.total == 40
+    assert len(decision.plan.computed) == 16
+    assert decision.times == tuple(schedule_of(40).times.tolist())
+    assert "no run of this plan was made in calibration" in decision.notes[0]
+
+
+def test_steps_are_mapped_by_their_timesteps():
+    """Step 2 k of forty is at the timestep of step k of twenty."""
+    found = targets._mapped(profile_of([LADDER[1]]), schedule_of(40), 8)
+    assert found == [2 * step for step in MIDDLE]
+
+
+def test_a_quality_is_carried_over_with_a_margin():
+    """A quality well below the fastest rung's is served as fast; one that its measured runs would
+    just have reached is not promised any more."""
+    profile = profile_of(LADDER)
+    easy = carried(profile, schedule_of(40), quality=15.0)
+    assert len(easy.plan.computed) == 10
+    close = carried(profile, profile.schedule, quality=31.5)  # foretold the same: 34 - 3 dB
+    assert len(close.plan.computed) > len(FAST)
+    assert for_quality(profile, 31.5).plan.computed == FAST
+
+
+def test_what_is_carried_over_to_itself_is_expected_to_give_what_it_gave_less_refining():
+    decision = carried(profile_of([LADDER[1]]), schedule_of(), speedup=2.5)
+    assert decision.prediction.psnr_db >= 42.0 - targets.UNREFINED_DB - 1e-6
+
+
+def test_a_quality_that_is_not_reached_elsewhere_computes_every_step():
+    decision = carried(profile_of(LADDER), schedule_of(30), quality=90.0)
+    assert decision.plan.computed == tuple(range(30))
+    assert "every step is computed" in decision.notes[0]
+
+
+def test_a_profile_without_rungs_plans_from_inner_products():
+    decision = carried(profile_of(), schedule_of(30), quality=5.0)
+    assert len(decision.plan.computed) < 30
+    decision = carried(profile_of(), schedule_of(30), quality=300.0)
+    assert decision.plan.computed == tuple(range(30))
+    assert "0.0 dB" not in decision.notes[0]
+
+
+# --- refusals ---
+
+
+@pytest.mark.parametrize("quality", [0.0, -3.0, math.inf, math.nan])
+def test_a_quality_out_of_range_is_refused(quality):
+    with pytest.raises(ValueError, match=rf"quality is {quality}.*accepted: a number of dB above"):
+        for_quality(profile_of(LADDER), quality)
+    with pytest.raises(ValueError, match=rf"quality is {quality}"):
+        carried(profile_of(LADDER), schedule_of(30), quality=quality)
+
+
+@pytest.mark.parametrize("coverage", [0.0, 1.0, 1.5])
+def test_a_coverage_out_of_range_is_refused(coverage):
+    with pytest.raises(ValueError, match=rf"coverage is {coverage}; accepted: .* between 0 and 1"):
+        for_quality(profile_of(LADDER), 40.0, coverage)
+
+
+@pytest.mark.parametrize("speedup", [0.5, 10.1, math.nan])
+def test_a_speed_out_of_range_is_refused(speedup):
+    message = rf"speedup is {speedup}; accepted: 1 to 10 at 20 steps"
+    with pytest.raises(ValueError, match=message):
+        for_speedup(profile_of(LADDER), speedup)
+    with pytest.raises(ValueError, match=message):
+        carried(profile_of(LADDER), schedule_of(), speedup=speedup)
+
+
+def test_a_quality_needs_rungs():
+    with pytest.raises(TargetError, match="the profile has no rungs; calibrate with speedups"):
+        for_quality(profile_of(), 40.0)
+
+
+def test_one_target_is_accepted():
+    for given in ({}, {"quality": 30.0, "speedup": 2.0}):
+        with pytest.raises(ValueError, match="accepted: one of quality and speedup"):
+            carried(profile_of(LADDER), schedule_of(30), **given)
+    check_choice((("quality", 3.0), ("speedup", None)))
+    with pytest.raises(ValueError, match=r"quality=30 and speedup=2.5 are given; accepted: one"):
+        check_choice((("quality", 30.0), ("speedup", 2.5)))
+
+
+def test_a_schedule_of_other_parts_is_refused():
+    with pytest.raises(ProfileError, match="the profile has 1 parts, the run 2"):
+        carried(profile_of(LADDER), schedule_of(30, mix=(1.0, -3.0)), speedup=2.0)
+
+
+def test_decisions_are_the_same_every_time():
+    first, second = (carried(profile_of(LADDER), schedule_of(40), speedup=3.0) for _ in range(2))
+    assert first == second
+    before = torch.random.get_rng_state()
+    for_speedup(profile_of(LADDER), 3.0)
+    assert torch.equal(torch.random.get_rng_state(), before)
