@@ -45,6 +45,7 @@ class Asked:
     metrics: str
     seeds: str
     noise_floor: bool
+    profile: Path | None
     limit: int | None
     shard: str | None
     backend: str
@@ -89,6 +90,15 @@ def evaluate(
     seeds: Annotated[
         str, typer.Option(help="Seeds, with commas between.", rich_help_panel=_TABLE)
     ] = "0",
+    profile: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="What `calibrate` measured: for the methods quality and speedup.",
+            show_default="in the model's folder, or in the cache",
+            rich_help_panel=_TABLE,
+        ),
+    ] = None,
     limit: Annotated[
         int | None,
         typer.Option(
@@ -147,8 +157,8 @@ def evaluate(
     Stop it whenever you like: the same command goes on where it was.
     """
     asked = Asked(
-        prompts, out, methods, metrics, seeds, noise_floor, limit, shard, backend, workers,
-        keep_clips, retry_failed, rescore,
+        prompts, out, methods, metrics, seeds, noise_floor, profile, limit, shard, backend,
+        workers, keep_clips, retry_failed, rescore,
     )  # fmt: skip
     request = Request(
         prompt="(from the file)",
@@ -181,7 +191,8 @@ def _evaluate(asked: Asked, request: Request, *, as_json: bool, verbose: bool) -
         device = _own_device(choose_device(request.device))
         model = find(request.model)
         plan = _plan(asked, request, model, device, choose_dtype(request.dtype, device))
-        store, plan = _open(asked, plan)
+        profile = _profile(asked, plan, model)
+        store, plan = _open(asked, plan, profile)
         groups = shard.of(plan.groups())
         if asked.retry_failed:
             _forget_failed(store, groups)
@@ -217,6 +228,25 @@ def _plan(asked: Asked, request: Request, model: Model, device: str, dtype: str)
         versions={name: versions()[name] for name in jobs.CORE},
         keep_clips=asked.keep_clips,
     )
+
+
+def _profile(asked: Asked, plan: Plan, model: Model) -> Path | None:
+    """The profile that a method needs, made sure of; None where none needs one."""
+    from dit_accel.cli.aim import read_profile
+    from dit_accel.cli.plan import find_profile
+    from dit_accel.methods import METHODS
+
+    needing = [m.method for m in plan.methods if METHODS[m.method].profiled]
+    if not needing:
+        return None
+    path = asked.profile or find_profile(model)
+    if path is None:
+        raise BadInput(
+            f"--methods has {needing[0]}, and no profile of {model.name} was found in its folder "
+            "or the cache: `dit-accel calibrate` measures one, or pass --profile"
+        )
+    read_profile(path)
+    return path
 
 
 def _read_prompts(asked: Asked) -> tuple[Any, ...]:
@@ -259,12 +289,20 @@ def _own_device(device: str) -> str:
     return f"cuda:{int(local)}" if device == "cuda" and local else device
 
 
-def _open(asked: Asked, plan: Plan) -> tuple[Store, Plan]:
+def _open(asked: Asked, plan: Plan, profile: Path | None) -> tuple[Store, Plan]:
+    import dataclasses
+    import hashlib
+
     from dit_accel.evaluate.store import Store
 
     store = Store(asked.out)
     try:
-        return store, store.open(plan)
+        if profile is None:
+            return store, store.open(plan)
+        name = hashlib.sha256(profile.read_bytes()).hexdigest()[:20]
+        plan = store.open(dataclasses.replace(plan, profile=name))
+        store.keep_profile(name, profile)
+        return store, plan
     except OSError as error:
         raise BadInput(f"--out is {str(asked.out)!r}: {error.strerror}") from error
 

@@ -99,7 +99,13 @@ def _plan(
 
     with quiet_libraries(verbose=verbose):
         model = find(name) if path is None or name is not None else None
-        found = path or _find(model)
+        found = path or (find_profile(model) if model is not None else None)
+        if found is None:
+            raise BadInput(
+                f"--model is {model.name if model is not None else name!r}: no profile of it was "
+                "found in its folder or the cache; `dit-accel calibrate` measures one, or pass "
+                "--profile"
+            )
         profile = read_profile(found)
         planned = None
         if request.quality is not None or request.speedup is not None:
@@ -134,21 +140,15 @@ def _check_plot(path: Path | None, *, overwrite: bool) -> None:
         raise BadInput(f"{shown}: matplotlib is not installed: pip install 'dit-accel[report]'")
 
 
-def _find(model: Model | None) -> Path:
-    """The profile in the model's folder; else the model is loaded, for the cache knows weights."""
+def find_profile(model: Model) -> Path | None:
+    """The profile in a model's folder; else the model is loaded, for the cache knows weights."""
     from dit_accel import autopilot
     from dit_accel.loading import load
 
-    assert model is not None
     path = autopilot.find_profile(model.folder)
     if path is None and any((autopilot.cache_folder() / "profiles").glob("*.safetensors")):
         with Console(stderr=True).status(f"loading {model.name}, to know its profile ..."):
             path = autopilot.find_profile(load(model, device="cpu", dtype="float32"))
-    if path is None:
-        raise BadInput(
-            f"--model is {model.name!r}: no profile of it was found in its folder or the cache; "
-            "`dit-accel calibrate` measures one, or pass --profile"
-        )
     return path
 
 

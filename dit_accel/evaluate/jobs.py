@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dit_accel.autopilot import FILE as PROFILE
 from dit_accel.evaluate.prompts import Prompt
 from dit_accel.methods import METHODS, UNCACHED, Setting
 from dit_accel.takes import Clip
@@ -39,7 +40,8 @@ class Plan:
     """A whole evaluation: every prompt × seed × method, and what they share.
 
     `clip` holds the settings in common; its prompt, negative and seed are replaced by each job's.
-    `device` is a type ("cpu", "cuda"): which of several is a matter of the process.
+    `device` is a type ("cpu", "cuda"): which of several is a matter of the process. `profile` is
+    the hash of the model's profile, where a method needs one; the store keeps the file.
     """
 
     model: Model
@@ -52,6 +54,7 @@ class Plan:
     metrics: tuple[str, ...]
     versions: Mapping[str, str]
     keep_clips: bool = True
+    profile: str | None = None
 
     def groups(self) -> list[tuple[Job, ...]]:
         """Jobs by prompt and seed, the uncached twin of a group first: the unit of a shard."""
@@ -66,6 +69,8 @@ class Plan:
         negative = self.clip.negative if prompt.negative is None else prompt.negative
         clip = dataclasses.replace(self.clip, prompt=prompt.prompt, negative=negative, seed=seed)
         extra = METHODS[method.method].version()
+        if METHODS[method.method].profiled and self.profile is not None:
+            extra = {**extra, "profile": self.profile}
         return Job(
             prompt_id=prompt.id,
             clip=clip,
@@ -118,10 +123,12 @@ def fingerprint(folder: Path) -> str:
     """A hash over a model folder: names, sizes, and the content of all small files.
 
     Of a file of over 1 MiB the first and the last MiB are read: weights that differ only between
-    are taken for the same.
+    are taken for the same. A profile that lies there is no part of the model.
     """
     digest = hashlib.sha256()
     for path in sorted(part for part in folder.rglob("*") if part.is_file()):
+        if path == folder / PROFILE:
+            continue
         size = path.stat().st_size
         digest.update(f"{path.relative_to(folder).as_posix()} {size}\n".encode())
         with path.open("rb") as file:

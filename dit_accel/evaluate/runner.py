@@ -121,7 +121,9 @@ class Runner:
     def _make(self, job: Job) -> Result:
         pipe = self._ready(job)
         method = METHODS[job.method.method]
-        context = Context(job.clip, self._calibrate)
+        named = self.plan.profile
+        profile = self.store.profile_path(named) if named is not None else None
+        context = Context(job.clip, self._calibrate, profile)
         with (
             Probe(pipe) as probe,
             method.apply(pipe, job.method.number, context) as effect,

@@ -19,6 +19,7 @@ import hashlib
 import json
 import os
 import secrets
+import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -83,7 +84,7 @@ class Store:
                     + ": choose another folder"
                 )
             plan = _merged(before, plan)
-        for name in ("jobs", "clips", "latents", "calibration"):
+        for name in ("jobs", "clips", "latents", "calibration", "profiles"):
             (self.folder / name).mkdir(parents=True, exist_ok=True)
         self._write(
             "manifest.json",
@@ -180,6 +181,16 @@ class Store:
         """Keep what a peer measured."""
         self._write(f"calibration/{name}.json", _as_json(value))
 
+    def profile_path(self, name: str) -> Path:
+        """Where the profile of a plan lies, by its hash."""
+        return self.folder / "profiles" / f"{name}.safetensors"
+
+    def keep_profile(self, name: str, source: Path) -> None:
+        """Keep a copy, so that every process and every resume plans by the same."""
+        if not self.profile_path(name).exists():
+            with self._placed(f"profiles/{name}.safetensors") as path:
+                shutil.copyfile(source, path)
+
     def write_summary(self, content: Any, markdown: str) -> None:
         """Keep the table as it is now."""
         self._write("summary.json", _as_json(content))
@@ -235,6 +246,7 @@ def _plan(content: dict[str, Any]) -> Plan:
         metrics=tuple(content["metrics"]),
         versions=content["versions"],
         keep_clips=content["keep_clips"],
+        profile=content.get("profile"),
     )
 
 
@@ -250,6 +262,7 @@ def _merged(before: Plan, now: Plan) -> Plan:
         seeds=tuple(dict.fromkeys(before.seeds + now.seeds)),
         methods=tuple(dict.fromkeys(before.methods + now.methods)),
         metrics=tuple(dict.fromkeys(before.metrics + now.metrics)),
+        profile=now.profile or before.profile,
     )
 
 

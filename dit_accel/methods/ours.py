@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
 from typing import Any
 
 from dit_accel.acceleration import accelerate
@@ -83,16 +84,20 @@ def _target(name: str) -> Apply:
     def apply(
         pipe: Any, number: float | int | None, context: Context
     ) -> AbstractContextManager[Effect]:
-        return _targeted(pipe, {name: float(number or 0.0)})
+        return _targeted(pipe, {name: float(number or 0.0)}, context.profile)
 
     return apply
 
 
 @contextmanager
-def _targeted(pipe: Any, target: dict[str, float]) -> Iterator[Effect]:
-    if find_profile(pipe) is None:
-        raise ValueError("no profile of this model was found: `dit-accel calibrate` makes one")
-    with accelerate(pipe, quality=target.get("quality"), speedup=target.get("speedup")) as handle:
+def _targeted(pipe: Any, target: dict[str, Any], profile: Path | None) -> Iterator[Effect]:
+    profile = profile or find_profile(pipe)
+    if profile is None:
+        raise ValueError(
+            "no profile of this model was found in its folder or the cache: `dit-accel calibrate` "
+            "makes one"
+        )
+    with accelerate(pipe, profile=profile, **target) as handle:
         yield Effect(report=handle.report)
 
 
@@ -178,6 +183,7 @@ OURS = (
         sweep=(28, 32, 36, 45),
         low=1.0,
         high=100.0,
+        profiled=True,
     ),
     Method(
         name="speedup",
@@ -188,6 +194,7 @@ OURS = (
         sweep=(1.5, 2.0, 2.5, 3.0, 4.0, 5.0),
         low=1.0,
         high=100.0,
+        profiled=True,
     ),
     Method(
         name="fewer-steps",

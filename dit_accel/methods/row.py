@@ -8,6 +8,7 @@ import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from dit_accel.outcome import Report
@@ -37,10 +38,12 @@ class Context:
         clip: the clip that is to be made.
         calibrate: makes an uncached clip with the pipeline as it is, and keeps, under a name, what
             the function given returns after it; a later call with the same name makes no clip.
+        profile: the model's profile (`dit-accel calibrate`), where there is one.
     """
 
     clip: Clip
     calibrate: Callable[[str, Callable[[Callable[[], None]], Any]], Any]
+    profile: Path | None = None
 
 
 Apply = Callable[[Any, float | int | None, Context], AbstractContextManager[Effect]]
@@ -63,6 +66,7 @@ class Method:
         diffusers_class: what it needs of diffusers, which not every version has.
         own_process: whether it changes classes, so that nothing else may share its process.
         control: whether it is no acceleration, but what one is compared with.
+        profiled: whether it needs the model's profile.
     """
 
     name: str
@@ -78,6 +82,7 @@ class Method:
     diffusers_class: str | None = None
     own_process: bool = False
     control: bool = False
+    profiled: bool = False
 
     def at(self, number: str | None) -> Setting:
         """This method with a number, given as text; with its default for None.
