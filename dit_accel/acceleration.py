@@ -128,7 +128,7 @@ def _piloted(
     remarks = checked(profile, pipe, force=force) if profile is not None else ()
     course = Autopilot(
         pipe, family, profile, quality=quality, speedup=speedup, guard=guard, static=static,
-        remarks=remarks,
+        force=force, remarks=remarks,
     )  # fmt: skip
     handle = Handle(pipe, family, following.SITE, None, course)
     follower = handle.follower

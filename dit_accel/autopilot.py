@@ -18,7 +18,8 @@ from typing import Any
 import torch
 
 from dit_accel import targets
-from dit_accel.families import Family
+from dit_accel.families import Family, transformers_of
+from dit_accel.following import guided
 from dit_accel.identity import identify
 from dit_accel.plans import Forecast, Plan, Schedule
 from dit_accel.profile import Identity, Profile, ProfileError
@@ -84,11 +85,7 @@ def decide(
         raise ValueError("quality and speedup: accepted is one of them")
     own = profile.schedule
     run = schedule or own
-    if run.total < FEWEST:
-        raise ValueError(
-            f"a run of {run.total} steps has nothing to serve from; accepted: {FEWEST} or more, "
-            "or accelerate by threshold"
-        )
+    _check_steps(run)
     if len(run.mix) != len(own.mix):
         raise ProfileError(
             f"the profile is of {_branches(own)}, this run of {_branches(run)}: its plans do not "
@@ -101,6 +98,14 @@ def decide(
     return targets.carried(profile, run, quality=quality, speedup=speedup)
 
 
+def _check_steps(run: Schedule) -> None:
+    if run.total < FEWEST:
+        raise ValueError(
+            f"a run of {run.total} steps has nothing to serve from; accepted: {FEWEST} or more, "
+            "or accelerate by threshold"
+        )
+
+
 def _branches(schedule: Schedule) -> str:
     return "two branches (guidance above 1)" if len(schedule.mix) > 1 else "one branch"
 
@@ -109,6 +114,7 @@ def _same(one: Schedule, other: Schedule) -> bool:
     return (
         one.total == other.total
         and torch.allclose(one.times, other.times, rtol=1e-3)
+        and torch.allclose(one.shares, other.shares, rtol=1e-2, atol=1e-4)
         and all(abs(a - b) < 1e-6 for a, b in zip(one.mix, other.mix, strict=True))
     )
 
@@ -122,21 +128,23 @@ class Autopilot:
         quality, speedup: one of them.
         guard: whether the guard may override plans.
         static: whether every run of the same steps does exactly the same: no guard, no turning.
+        force: whether a profile of one part serves a run of another guidance.
         remarks: what the report says of every run.
     """
 
     def __init__(
         self, pipe: Any, family: Family, profile: Profile | None, *,
         quality: float | None, speedup: float | None, guard: bool = True, static: bool = False,
-        remarks: tuple[str, ...] = (),
+        force: bool = False, remarks: tuple[str, ...] = (),
     ) -> None:  # fmt: skip
         self.pipe, self.family, self.profile = pipe, family, profile
         self.quality, self.speedup, self.static = quality, speedup, static
         self.guard = guard and not static
-        self.remarks = remarks
+        self.force, self.remarks = force, remarks
         self.decision: Decision | None = None
         self.steering = Steering(Plan(1, {}), [0.0])
-        self._decisions: dict[tuple[int, tuple[float, ...]], Decision] = {}
+        self._decisions: dict[tuple[tuple[float, ...], ...], Decision] = {}
+        self._carried: tuple[str, ...] = ()
         self._recorder: _Recorder | None = None
 
     @property
@@ -156,6 +164,8 @@ class Autopilot:
             ValueError: the target or the profile does not suit this run.
         """
         schedule = schedule_of(self.pipe.scheduler, self._mix())
+        self._carried = ()
+        _check_steps(schedule)
         if self.profile is None and self._recorder is not None and self._recorder.whole:
             self.profile = self._recorder.profile()
         if self.profile is None:
@@ -166,7 +176,8 @@ class Autopilot:
             )
             return
         self._recorder = None
-        key = (schedule.total, schedule.mix)
+        self._check_guidance(self.profile.identity)
+        key = tuple(schedule.times.tolist()), tuple(schedule.shares.tolist()), schedule.mix
         if key not in self._decisions:
             self._decisions[key] = decide(
                 self.profile, schedule, quality=self.quality, speedup=self.speedup,
@@ -175,16 +186,20 @@ class Autopilot:
         self.decision = self._decisions[key]
         self.steering = self.decision.steering(guard=self.guard)
         self.steering.begin(total)
+        self._carry(self.profile.identity, schedule)
 
     def hear(self, part: int, value: torch.Tensor) -> None:
         """A fresh part of the guided prediction."""
         if self._recorder is not None:
-            self._recorder.hear(part, value)
+            self._recorder.hear(part, guided(value, self._guidance(), self.family.branches))
 
     def hear_start(self, latents: torch.Tensor) -> None:
         """The noise that the run starts from."""
+        if self.profile is not None and self.profile.identity.height:
+            self._carry_size(self.profile.identity, latents)
         if self._recorder is not None:
-            self._recorder.start = latents.detach().float().cpu().flatten()
+            start = guided(latents, self._guidance(), self.family.branches)
+            self._recorder.start = start.detach().float().cpu().flatten()
 
     def forecast_of(self, step: int) -> Forecast | None:
         """As steered."""
@@ -204,7 +219,7 @@ class Autopilot:
 
     def notes(self) -> tuple[str, ...]:
         """What was carried over, turned to or overridden."""
-        found = [*self.remarks]
+        found = [*self.remarks, *self._carried]
         if self._recorder is not None:
             found.append(
                 "No profile was found: this run was computed whole and recorded; the next ones are "
@@ -215,8 +230,11 @@ class Autopilot:
         return (*found, *self.steering.notes())
 
     def prediction(self) -> dict[str, float | None] | None:
-        """What is expected of the run, its surprises so far known; JSON-able: None where exact."""
-        if self.decision is None:
+        """What is expected of the run, its surprises so far known; JSON-able: None where exact.
+
+        Nothing is, where no profile is there yet, or the guard has left the plan.
+        """
+        if self.decision is None or self.steering.tripped is not None:
             return None
         known = self.decision.known(self.steering.score, self.steering.turned)
         if known is None:
@@ -224,15 +242,50 @@ class Autopilot:
         found: dict[str, float | None] = dataclasses.asdict(known)
         return {k: v if v is not None and math.isfinite(v) else None for k, v in found.items()}
 
+    def _guidance(self) -> float:
+        return float(getattr(self.pipe, "guidance_scale", 1.0) or 1.0)
+
+    def _check_guidance(self, mine: Identity) -> None:
+        """A profile of one part is of one guidance."""
+        here = self._guidance()
+        if mine.parts > 1 or abs(mine.guidance - here) < 1e-6:
+            return
+        difference = f"guidance is {mine.guidance:g} in the profile, {here:g} here"
+        if not self.force:
+            raise ProfileError(
+                f"{difference}, and plans of one part do not carry over: calibrate at this "
+                "guidance, or force it"
+            )
+        self._carried = (f"The profile was forced: {difference}.",)
+
+    def _carry(self, mine: Identity, schedule: Schedule) -> None:
+        """Note over what the profile is carried, as far as it is known when a run begins."""
+        transformer = next(iter(transformers_of(self.pipe, self.family).values()))
+        dtype = str(transformer.dtype).removeprefix("torch.") if mine.dtype else ""
+        guidance = self._guidance() if mine.parts > 1 and mine.guidance else mine.guidance
+        here = dataclasses.replace(mine, steps=schedule.total, guidance=guidance, dtype=dtype)
+        self._carried += tuple(f"Carried over: {what}." for what in mine.carried(here))
+
+    def _carry_size(self, mine: Identity, latents: torch.Tensor) -> None:
+        """The same of the clip's size, where the latents show it."""
+        scale = getattr(self.pipe, "vae_scale_factor_spatial", None)
+        if latents.ndim != 5 or not scale:
+            return  # packed
+        height, width = (side * scale for side in latents.shape[-2:])
+        here = dataclasses.replace(mine, height=height, width=width)
+        self._carried += tuple(f"Carried over: {what}." for what in mine.carried(here))
+
     def _mix(self) -> tuple[float, ...]:
-        guidance = float(getattr(self.pipe, "guidance_scale", 1.0) or 1.0)
+        guidance = self._guidance()
         two = self.family.branches == "separate" and guidance > 1
         if two and self.profile is not None and len(self.profile.schedule.mix) == 1:
             return (1.0,)
         return (1.0, 1.0 - guidance) if two else (1.0,)
 
     def _identity(self, schedule: Schedule) -> Identity:
-        return identify(self.pipe, steps=schedule.total, parts=len(schedule.mix))
+        return identify(
+            self.pipe, steps=schedule.total, parts=len(schedule.mix), guidance=self._guidance()
+        )
 
 
 class _Recorder:
@@ -257,7 +310,10 @@ class _Recorder:
         rows = torch.cat([*parts, start[None]])
         weights = torch.cat([mix * self.schedule.shares for mix in self.schedule.mix])
         final = weights.float() @ rows[:-1] + start
-        gram = rows.double() @ rows.double().T / final.double().square().sum()
+        gram = torch.zeros(len(rows), len(rows), dtype=torch.float64)
+        for piece in torch.split(rows, 1 << 18, dim=1):
+            gram += piece.double() @ piece.double().T
+        gram /= final.double().square().sum()
         places = torch.linspace(0, len(_GAIN) - 1, total, dtype=torch.float64)
         low = places.floor().long().clamp_max(len(_GAIN) - 2)
         logs = torch.tensor(_GAIN, dtype=torch.float64).log()
@@ -283,7 +339,8 @@ def checked(profile: Profile, pipe: Any, *, force: bool) -> tuple[str, ...]:
     Raises:
         ProfileError: it is of another one, and is not forced.
     """
-    here = identify(pipe, steps=profile.identity.steps, parts=profile.identity.parts)
+    mine = profile.identity  # its guidance is compared when a run begins
+    here = identify(pipe, steps=mine.steps, parts=mine.parts, guidance=mine.guidance)
     differences = profile.identity.refusals(here)
     if differences and not force:
         raise ProfileError(

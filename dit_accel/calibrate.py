@@ -26,6 +26,7 @@ import math
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -34,7 +35,7 @@ import torch
 from dit_accel.acceleration import accelerate
 from dit_accel.families import family_of
 from dit_accel.fitting import Moments
-from dit_accel.following import Follower, PlanCourse
+from dit_accel.following import Follower, PlanCourse, guided
 from dit_accel.identity import identify
 from dit_accel.metrics import psnr
 from dit_accel.patching import Patches
@@ -150,6 +151,13 @@ class _Calibration:
     def run(self, probes: int, probed: int, dtype: str) -> Profile:
         grams = [self._gram(index) for index in range(len(self.clips))]
         schedule = self._recording(0).schedule
+        clip = self.clips[0]
+        separate = family_of(self.pipe).branches == "separate" and clip.guidance > 1
+        if separate and len(schedule.mix) == 1 and self.speedups:
+            raise ValueError(
+                f"guidance is not {clip.guidance:g} at every step; accepted: the same at all, or "
+                "no speedups"
+            )
         found = [self._probed(index, probes) for index in range(probed)]
         gain, memory = summed_up([p for part in found for p in part], schedule.total)
         field = Field(schedule, torch.stack(grams), gain, memory)
@@ -157,7 +165,6 @@ class _Calibration:
         results = [self._rungs(index, field, plans) for index in range(len(self.clips))]
         rungs, careful = _summary(plans, results, schedule.total)
         made = {"clips": len(self.clips), "probes": probes, "probed": probed, **versions()}
-        clip = self.clips[0]
         identity = identify(
             self.pipe, steps=clip.steps, guidance=clip.guidance, height=clip.height,
             width=clip.width, frames=clip.frames, dtype=dtype, parts=len(schedule.mix),
@@ -236,7 +243,10 @@ class _Calibration:
     ) -> _Outcome:  # fmt: skip
         prior = fit(computed, field, depth=DEPTH)[0]
         with accelerate(self.pipe, plan=prior, mix=field.schedule.mix) as handle:
-            course = _Fitting(handle.follower, index, computed, prior, recording, moments)
+            fold = partial(
+                guided, guidance=self.clips[index].guidance, branches=handle.family.branches
+            )
+            course = _Fitting(handle.follower, index, computed, prior, recording, moments, fold)
             handle.follower.course = course
             with _Sampler(self.pipe.scheduler) as sampler:
                 frames = _run(self.pipe, self.clips[index], self.overrides)
@@ -270,8 +280,10 @@ class _Fitting(PlanCourse):
     def __init__(
         self, follower: Follower, prompt: int, computed: tuple[int, ...], prior: Plan,
         recording: Recording, moments: dict[tuple[int, ...], Moments],
+        fold: Callable[[torch.Tensor], torch.Tensor],
     ) -> None:  # fmt: skip
         super().__init__(prior, recording.schedule.mix)
+        self.fold = fold
         self.follower, self.prompt, self.recording = follower, prompt, recording
         self.computed, self.moments = computed, moments
         self.schedule = recording.schedule
@@ -334,7 +346,7 @@ class _Fitting(PlanCourse):
         kept = list(self.follower.kept.values())[: len(self.schedule.mix)]
         rows = [part[step] for part in kept for step in read]
         start = next(iter(self.follower.start.values()), torch.zeros_like(rows[0]))
-        return torch.stack([row.detach().float().cpu().flatten() for row in [*rows, start]])
+        return torch.stack([_flat(self.fold(row)) for row in [*rows, start]])
 
     def _prior(self, read: Sequence[int], opened: int, closed: int) -> torch.Tensor:
         """The window's weights in the plan that was fitted on uncached runs."""

@@ -299,6 +299,24 @@ class Follower:
         self._forget()
 
 
+def guided(value: torch.Tensor, guidance: float, branches: str) -> torch.Tensor:
+    """What one forward's prediction is to the sampler: where both branches of classifier-free
+    guidance came in one batch, the unconditional one first, they are combined.
+
+    Args:
+        value: `(B, ...)`, of a forward; or what it was given, twice.
+        guidance: the scale s.
+        branches: as in `families.Family`.
+
+    Returns:
+        the value itself, or `(B / 2, ...)`: u + s (c - u).
+    """
+    if branches != "batched" or guidance <= 1:
+        return value
+    uncond, cond = value.chunk(2)
+    return uncond + guidance * (cond - uncond)
+
+
 def _alike(latents: Any, value: torch.Tensor) -> bool:
     """Whether what the denoiser was given lies in the space of what it predicts."""
     return isinstance(latents, torch.Tensor) and latents.shape == value.shape

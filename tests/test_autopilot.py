@@ -1,0 +1,339 @@
+"""Quality and speed as the target, on real pipelines of tiny width: which profile serves a run,
+what is refused, and what the report says."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+import pytest
+import tiny
+import torch
+from profiles import gram_of, profile_of, rung_of
+
+from dit_accel import accelerate
+from dit_accel.autopilot import FILE, Autopilot, cached_path, decide, find_profile
+from dit_accel.families import family_of
+from dit_accel.identity import identify
+from dit_accel.plans import Schedule
+from dit_accel.profile import Profile, ProfileError
+from dit_accel.sampling import planned_schedule
+
+STEPS, GUIDANCE = 12, 4.0
+COMPUTED = (0, 1, 2, 4, 7, 10)
+
+
+def run(pipe: Any, **changes: Any) -> Any:
+    given = tiny.CALL | {"num_inference_steps": STEPS, "guidance_scale": GUIDANCE} | changes
+    return pipe(**given, generator=torch.Generator().manual_seed(0)).frames
+
+
+def profile_for(
+    pipe: Any,
+    mix: tuple[float, ...] = (1.0, 1.0 - GUIDANCE),
+    *,
+    steps: int = STEPS,
+    **identity: Any,
+) -> Profile:
+    """Of this pipeline, with made-up inner products and one rung."""
+    schedule = planned_schedule(pipe.scheduler, steps, mix)
+    given = {"steps": steps, "guidance": GUIDANCE, "height": 16, "width": 16, "frames": 9,
+             "dtype": "float32", "parts": len(mix)}  # fmt: skip
+    rung = rung_of(COMPUTED, [40.0 + i / 10 for i in range(8)], parts=len(mix))
+    rung = dataclasses.replace(rung, spread=torch.full((len(COMPUTED),), 1e6, dtype=torch.float64))
+    return profile_of(
+        [rung], schedule=schedule, identity=identify(pipe, **given | identity),
+        gram=gram_of(Schedule(schedule.shares, schedule.times, mix)),
+    )  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def no_profiles(tmp_path, monkeypatch):
+    monkeypatch.setenv("DIT_ACCEL_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture(scope="module")
+def pipe() -> Any:
+    return tiny.tiny_wan()
+
+
+@pytest.fixture(scope="module")
+def stock(pipe: Any) -> Any:
+    return run(pipe)
+
+
+# --- with a profile ---
+
+
+@pytest.mark.parametrize("target", [{"quality": 30.0}, {"speedup": 2.0}], ids=str)
+def test_a_profile_of_this_run_serves_its_measured_plan(pipe, stock, target):
+    with accelerate(pipe, profile=profile_for(pipe), **target) as handle:
+        assert not np.array_equal(run(pipe), stock)
+        report = handle.report()
+    assert report.planned == COMPUTED
+    assert {site.computed for site in report.sites} == {COMPUTED}
+    assert report.notes == ()
+    assert report.prediction["psnr_db"] == pytest.approx(40.35, abs=0.01)
+    assert (report.quality, report.speedup) == (target.get("quality"), target.get("speedup"))
+    assert np.array_equal(run(pipe), stock)
+    assert "forward" not in vars(pipe.transformer)
+
+
+def test_a_quality_out_of_reach_is_bit_equal_to_stock_and_said(pipe, stock):
+    with accelerate(pipe, profile=profile_for(pipe), quality=80.0) as handle:
+        assert np.array_equal(run(pipe), stock)
+        report = handle.report()
+    assert report.steps_computed == STEPS
+    assert "No plan of this profile reaches 80 dB" in report.notes[0]
+    assert report.prediction["psnr_db"] is None  # exact, and JSON has no infinity
+
+
+def test_a_second_run_does_the_same(pipe):
+    with accelerate(pipe, profile=profile_for(pipe), quality=30.0):
+        assert np.array_equal(run(pipe), run(pipe))
+
+
+def test_a_profile_is_read_from_a_file_too(pipe, tmp_path):
+    path = tmp_path / "a.safetensors"
+    profile_for(pipe).save(path)
+    with accelerate(pipe, profile=str(path), quality=30.0) as handle:
+        run(pipe)
+        assert handle.report().planned == COMPUTED
+
+
+def test_profiles_are_found_in_the_model_s_folder_and_then_in_the_cache(tmp_path, monkeypatch):
+    pipe = tiny.tiny_wan()
+    assert find_profile(pipe) is None
+    cached = cached_path(identify(pipe))
+    cached.parent.mkdir(parents=True)
+    profile_for(pipe).save(cached)
+    assert find_profile(pipe) == cached
+    folder = tmp_path / "model"
+    folder.mkdir()
+    profile_for(pipe).save(folder / FILE)
+    pipe.register_to_config(_name_or_path=str(folder))
+    assert find_profile(pipe) == folder / FILE == find_profile(folder)
+    with accelerate(pipe, quality=30.0) as handle:
+        run(pipe)
+        assert handle.report().planned == COMPUTED
+
+
+@pytest.mark.parametrize("target", [{"quality": 5.0}, {"speedup": 2.0}], ids=str)
+def test_other_steps_and_another_guidance_are_carried_over_and_named(pipe, target):
+    with accelerate(pipe, profile=profile_for(pipe), **target) as handle:
+        run(pipe, num_inference_steps=16, guidance_scale=6.0)
+        report = handle.report()
+    assert report.steps == 16
+    assert report.steps_computed == len(report.planned) < 16
+    assert "Carried over: steps is 12 in the profile, 16 here." in report.notes
+    assert "Carried over: guidance is 4.0 in the profile, 6.0 here." in report.notes
+    assert any("no run of this plan was made in calibration" in note for note in report.notes)
+
+
+def test_another_size_is_carried_over_and_named(pipe):
+    with accelerate(pipe, profile=profile_for(pipe), quality=30.0) as handle:
+        run(pipe, height=32)
+        assert handle.report().notes == ("Carried over: height is 16 in the profile, 32 here.",)
+        run(pipe)
+        assert handle.report().notes == ()
+
+
+def test_another_dtype_is_carried_over_and_named(pipe):
+    profile = profile_for(pipe, dtype="bfloat16")
+    with accelerate(pipe, profile=profile, quality=30.0) as handle:
+        run(pipe)
+        (note,) = handle.report().notes
+    assert note == "Carried over: dtype is bfloat16 in the profile, float32 here."
+
+
+# --- a profile of something else ---
+
+
+def test_a_profile_of_other_weights_is_refused_with_the_difference_named(pipe, stock):
+    other = profile_for(tiny.tiny_wan(seed=5))
+    mine, theirs = identify(pipe).weights, other.identity.weights
+    with pytest.raises(ProfileError, match=f"weights is {theirs} in the profile, {mine} here"):
+        accelerate(pipe, profile=other, quality=30.0)
+    assert "forward" not in vars(pipe.transformer)
+    assert np.array_equal(run(pipe), stock)
+
+
+def test_a_profile_of_other_weights_can_be_forced_and_is_noted(pipe):
+    other = profile_for(tiny.tiny_wan(seed=5))
+    with accelerate(pipe, profile=other, quality=30.0, force=True) as handle:
+        run(pipe)
+        report = handle.report()
+    assert "is of another pipeline, and was forced: weights is" in report.notes[0]
+    assert report.planned == COMPUTED
+
+
+def test_a_profile_of_another_sampler_is_refused(pipe):
+    other = tiny.tiny_wan()
+    other.scheduler = type(other.scheduler).from_config(other.scheduler.config, shift=7.0)
+    with pytest.raises(ProfileError, match="sampler is"):
+        accelerate(pipe, profile=profile_for(other), quality=30.0)
+
+
+def test_guidance_1_against_a_profile_of_two_parts_is_refused_when_the_run_begins(pipe, stock):
+    with (
+        accelerate(pipe, profile=profile_for(pipe), quality=30.0),
+        pytest.raises(ProfileError, match=r"two branches .* this run of one branch"),
+    ):
+        run(pipe, guidance_scale=1.0)
+    assert np.array_equal(run(pipe), stock)
+
+
+def test_a_profile_of_one_part_is_of_one_guidance(pipe):
+    """Calibrated without guidance it serves runs without; guided ones are refused, or noted."""
+    profile = profile_for(pipe, mix=(1.0,), guidance=1.0)
+    with accelerate(pipe, profile=profile, quality=30.0) as handle:
+        run(pipe, guidance_scale=1.0)
+        assert (handle.report().planned, handle.report().notes) == (COMPUTED, ())
+        with pytest.raises(ProfileError, match="guidance is 1 in the profile, 4 here, and plans"):
+            run(pipe)
+    with accelerate(pipe, profile=profile, quality=30.0, force=True) as handle:
+        run(pipe)
+        assert handle.report().notes == (
+            "The profile was forced: guidance is 1 in the profile, 4 here.",
+        )
+
+
+# --- without a profile ---
+
+
+@pytest.mark.parametrize("target", [{"quality": 20.0}, {"speedup": 2.0}], ids=str)
+def test_without_a_profile_the_first_run_is_recorded_and_the_next_ones_planned(pipe, stock, target):
+    with accelerate(pipe, **target) as handle:
+        assert np.array_equal(run(pipe), stock)
+        first = handle.report()
+        assert not np.array_equal(run(pipe), stock)
+        second = handle.report()
+    assert first.steps_computed == STEPS
+    assert "No profile was found: this run was computed whole and recorded" in first.notes[0]
+    assert first.prediction is None
+    assert second.steps_computed == len(second.planned) < STEPS
+    assert "Planned from inner products" in second.notes[0]
+
+
+def test_a_recorded_run_that_was_broken_off_is_recorded_anew(pipe):
+    class Stop(Exception):
+        pass
+
+    def stop(pipe: Any, step: int, *_: Any) -> Any:
+        if step == 5:
+            raise Stop
+        return {}
+
+    with accelerate(pipe, speedup=2.0) as handle:
+        with pytest.raises(Stop):
+            run(pipe, callback_on_step_end=stop)
+        run(pipe)
+        assert handle.report().steps_computed == STEPS
+        run(pipe)
+        assert handle.report().steps_computed == STEPS / 2
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_few_steps_are_refused(pipe, known):
+    profile = profile_for(pipe) if known else None
+    with (
+        accelerate(pipe, profile=profile, quality=30.0),
+        pytest.raises(ValueError, match="a run of 4 steps has nothing to serve from; accepted: 8"),
+    ):
+        run(pipe, num_inference_steps=4)
+
+
+# --- decisions ---
+
+
+def test_a_decision_is_not_kept_for_other_timesteps():
+    """Samplers that shift by the clip's size have other timesteps for the same number of steps."""
+    pipe = tiny.tiny_wan()
+    family = family_of(pipe)
+    course = Autopilot(pipe, family, profile_for(pipe), quality=None, speedup=2.0)
+    pipe._guidance_scale = GUIDANCE
+    decisions = []
+    for shift in (3.0, 9.0, 3.0):
+        pipe.scheduler.set_shift(shift)
+        pipe.scheduler.set_timesteps(STEPS)
+        course.begin(STEPS)
+        decisions.append(course.decision)
+        assert course.steering.times == tuple(pipe.scheduler.timesteps.double().tolist())
+    assert decisions[0] is decisions[2]
+
+
+def test_one_target_is_decided_for(pipe):
+    for given in ({}, {"quality": 30.0, "speedup": 2.0}):
+        with pytest.raises(ValueError, match="quality and speedup: accepted is one of them"):
+            decide(profile_for(pipe), **given)
+    with pytest.raises(ValueError, match="quality=30 and speedup=2 are given"):
+        accelerate(pipe, quality=30.0, speedup=2.0)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"quality": 0.0}, "quality is 0.0; accepted: a finite number above 0"),
+        ({"quality": float("inf")}, "quality is inf"),
+        ({"speedup": 0.5}, "speedup is 0.5; accepted: a finite number above 1"),
+        ({"quality": 30.0, "site": "block"}, "quality or speedup is given with plan, config"),
+        ({"threshold": 0.1, "quality": 30.0}, "quality=30 and threshold=0.1 are given"),
+    ],
+)
+def test_bad_targets_are_named_and_nothing_is_installed(pipe, given, message):
+    with pytest.raises(ValueError, match=message):
+        accelerate(pipe, **given)
+    assert "forward" not in vars(pipe.transformer)
+
+
+def test_a_profile_without_a_target_is_refused(pipe):
+    with pytest.raises(ValueError, match="profile is given without a target"):
+        accelerate(pipe, profile=profile_for(pipe))
+
+
+# --- neighbours ---
+
+
+def test_two_pipelines_do_not_influence_each_other():
+    one, two = tiny.tiny_wan(seed=1), tiny.tiny_wan(seed=2)
+    alone = {}
+    for name, pipe in (("one", one), ("two", two)):
+        with accelerate(pipe, profile=profile_for(pipe), quality=30.0):
+            alone[name] = run(pipe)
+    stock = run(two)
+    with accelerate(one, profile=profile_for(one), quality=30.0) as first:
+        assert np.array_equal(run(one), alone["one"])
+        assert np.array_equal(run(two), stock)
+        with accelerate(two, profile=profile_for(two), quality=30.0) as second:
+            assert np.array_equal(run(two), alone["two"])
+            assert np.array_equal(run(one), alone["one"])
+            assert first.follower.kept is not second.follower.kept
+        assert np.array_equal(run(two), stock)
+
+
+def test_removal_leaves_nothing():
+    pipe = tiny.tiny_wan()
+    before = [sorted(vars(module)) for module in pipe.transformer.modules()]
+    handle = accelerate(pipe, profile=profile_for(pipe), quality=30.0)
+    run(pipe)
+    assert "step" not in vars(pipe.scheduler)
+    handle.remove()
+    assert [sorted(vars(module)) for module in pipe.transformer.modules()] == before
+    assert (handle.follower.kept, handle.follower.start) == ({}, {})
+    assert handle.report().planned == COMPUTED
+
+
+# --- identity ---
+
+
+def test_an_identity_is_told_by_weights_configuration_and_sampler(pipe):
+    mine = identify(pipe)
+    assert identify(tiny.tiny_wan()) == mine
+    assert identify(tiny.tiny_wan(seed=1)).weights != mine.weights
+    assert identify(tiny.tiny_wan(transformer_2=True)).weights != mine.weights
+    other = tiny.tiny_wan()
+    other.scheduler = type(other.scheduler).from_config(other.scheduler.config, shift=7.0)
+    assert (identify(other).weights, identify(other).sampler != mine.sampler) == (
+        mine.weights, True,
+    )  # fmt: skip
