@@ -314,6 +314,7 @@ def test_two_pipelines_do_not_influence_each_other():
 
 def test_removal_leaves_nothing():
     pipe = tiny.tiny_wan()
+    run(pipe)  # diffusers' own registry of hooks comes with the first call
     before = [sorted(vars(module)) for module in pipe.transformer.modules()]
     handle = accelerate(pipe, profile=profile_for(pipe), quality=30.0)
     run(pipe)
