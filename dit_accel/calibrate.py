@@ -23,6 +23,7 @@ import contextlib
 import copy
 import hashlib
 import math
+import os
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -588,7 +589,10 @@ class _Work:
         stamp = folder / "clips"
         if stamp.is_file() and stamp.read_text() != mine:
             raise ValueError(f"work is {folder}, which is of other clips; accepted: another folder")
-        stamp.write_text(mine)
+        if not stamp.is_file():
+            part = folder / f"clips.{os.getpid()}"  # others may work in the same folder
+            part.write_text(mine)
+            part.replace(stamp)
 
     def get(self, name: str, make: Callable[[], Any]) -> Any:
         """What is kept under a name, else what `make` returns, which is then kept."""
@@ -616,6 +620,6 @@ class _Work:
 
     @staticmethod
     def _write(path: Path, value: Any) -> None:
-        part = path.with_suffix(".part")
+        part = path.with_suffix(f".{os.getpid()}")
         torch.save(value, part)
         part.replace(path)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+import importlib.util
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -128,8 +129,18 @@ def pruned_attention(
 
 
 def _usual(query: torch.Tensor, blocks: Blocks) -> Launch:
-    """What runs everywhere; float32 fills the shared memory with one stage."""
-    return Launch(8 if blocks.query >= 128 else 4, 1 if query.dtype == torch.float32 else 3)
+    """The fastest in the benchmark on an H100 (docs/pcas.md); float32 fills the shared memory with
+    one stage."""
+    if query.dtype == torch.float32:
+        return Launch(8 if blocks.query >= 128 else 4, 1)
+    hopper = torch.cuda.is_available() and torch.cuda.get_device_capability(query.device) >= (9, 0)
+    return Launch(4, 3, accelerator=hopper and _has_tables())
+
+
+@functools.cache
+def _has_tables() -> bool:
+    """Whether this Triton knows the tables that the tensor memory accelerator reads."""
+    return importlib.util.find_spec("triton.tools.tensor_descriptor") is not None
 
 
 def _precision(rows: torch.Tensor) -> str:

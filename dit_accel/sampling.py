@@ -21,6 +21,9 @@ class Lanes:
 
     def __init__(self, scheduler: Any) -> None:
         self._twin = copy.deepcopy(scheduler)
+        for name, value in list(vars(self._twin).items()):
+            if isinstance(value, torch.Tensor):
+                setattr(self._twin, name, value.cpu())
         vars(self._twin).pop("step", None)  # one that is listened to
         for name in ("_step_index", "_begin_index"):
             if hasattr(self._twin, name):
@@ -34,6 +37,8 @@ class Lanes:
         """The next step, with what the pipeline passes to the scheduler's."""
         unit = torch.zeros_like(self._values)
         unit[0, self._done] = 1
+        if isinstance(timestep, torch.Tensor):
+            timestep = timestep.cpu()
         self._values = self._twin.step(unit, timestep, self._values, **kwargs)[0].float()
         self._done += 1
 
