@@ -2,6 +2,8 @@
 
     from dit_accel.pipelines import AcceleratedWanPipeline
     pipe = AcceleratedWanPipeline.from_pretrained(path)
+    out = pipe("a red circle moving right", quality=32)    # dB, by the model's profile
+    out = pipe("a red circle moving right", speedup=2.5)
     out = pipe("a red circle moving right", threshold=0.1, site="model")
     out.frames, out.report
 
@@ -23,7 +25,7 @@ from diffusers import WanPipeline
 from diffusers.pipelines.wan.pipeline_output import WanPipelineOutput
 
 from dit_accel import Report, accelerate
-from dit_accel.windows import DEFAULT_THRESHOLD
+from dit_accel.autopilot import find_profile
 
 
 @dataclass
@@ -34,21 +36,40 @@ class AcceleratedWanPipelineOutput(WanPipelineOutput):
 
 
 class AcceleratedWanPipeline(WanPipeline):
-    """`WanPipeline` with error-aware dynamic cache windows (UniCP, arXiv 2502.04393) in each call.
+    """`WanPipeline` accelerated in each call: to a quality or a speed by the model's profile, or by
+    error-aware dynamic cache windows (UniCP, arXiv 2502.04393).
 
-    Two more keyword arguments of the call, `threshold` and `site`, go to `dit_accel.accelerate`;
-    `threshold=0` is bit-equal to the parent. With `return_dict=False` the parent's tuple comes
-    back, and the report is in `pipe.last_report` either way. The pipeline is saved as a plain
-    `WanPipeline`, so that whoever loads the folder needs no dit_accel.
+    Five more keyword arguments of the call, `quality`, `speedup`, `profile`, `threshold` and
+    `site`, go to `dit_accel.accelerate`; none given: windows at the default threshold, as there;
+    `threshold=0` is bit-equal to the parent. A quality or a speed needs a profile
+    (`dit-accel calibrate`): given, or found in the model's folder or the cache. With
+    `return_dict=False` the parent's tuple comes back, and the report is in `pipe.last_report`
+    either way. The pipeline is saved as a plain `WanPipeline`, so that whoever loads the folder
+    needs no dit_accel.
     """
 
     last_report: Report | None = None
 
     @functools.wraps(WanPipeline.__call__)
     def __call__(
-        self, *args: Any, threshold: float = DEFAULT_THRESHOLD, site: str = "model", **kwargs: Any
+        self,
+        *args: Any,
+        threshold: float | None = None,
+        site: str = "model",
+        quality: float | None = None,
+        speedup: float | None = None,
+        profile: Any = None,
+        **kwargs: Any,
     ) -> Any:
-        with accelerate(self, threshold=threshold, site=site) as handle:
+        planned = quality is not None or speedup is not None
+        if planned and profile is None and (profile := find_profile(self)) is None:
+            raise ValueError(
+                "quality and speedup need a profile, and none of this model was found in its "
+                "folder or the cache: `dit-accel calibrate` measures one"
+            )
+        with accelerate(
+            self, threshold=threshold, site=site, quality=quality, speedup=speedup, profile=profile
+        ) as handle:
             output = super().__call__(*args, **kwargs)
             self.last_report = handle.report()
         if isinstance(output, tuple):

@@ -1,6 +1,7 @@
 """The pipeline subclass: the parent in everything but speed and the report."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -94,3 +95,32 @@ def test_loads_by_path_as_a_custom_pipeline(folder, stock, monkeypatch, tmp_path
 def test_bad_settings_stop_before_the_run(folder):
     with pytest.raises(ValueError, match="threshold is -1"):
         call(load(folder), threshold=-1)
+
+
+def test_a_quality_is_planned_by_the_profile_and_the_report_says_what_was_promised(
+    folder, stock, profile_file
+):
+    pipe = load(folder)
+    output = call(pipe, num_frames=5, quality=12, profile=profile_file)
+    report = output.report
+    assert (report.quality, report.threshold) == (12, None)
+    assert len(report.planned) == report.steps_computed < 10
+    assert report.prediction["psnr_db"] > 12
+    assert call(pipe, num_frames=5, speedup=2, profile=profile_file).report.steps_computed == 5
+    assert np.array_equal(call(pipe, threshold=0).frames, stock)
+
+
+def test_a_profile_in_the_models_folder_is_found(profile_file, tmp_path):
+    folder = tmp_path / "own"
+    tiny_wan().save_pretrained(folder)
+    with pytest.raises(ValueError, match="quality and speedup need a profile"):
+        call(load(folder), speedup=2)
+    shutil.copy(profile_file, folder / "dit-accel-profile.safetensors")
+    assert call(load(folder), num_frames=5, speedup=2).report.steps_computed == 5
+
+
+def test_one_target_a_call(folder, profile_file):
+    with pytest.raises(ValueError, match="quality=30 and threshold"):
+        call(load(folder), quality=30, threshold=0.1, profile=profile_file)
+    with pytest.raises(ValueError, match="profile is given without a target"):
+        call(load(folder), profile=profile_file)
