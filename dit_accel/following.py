@@ -110,6 +110,7 @@ class Follower:
         self.kept: dict[tuple[str, str], dict[int, torch.Tensor]] = {}  # parts, by step
         self.start: dict[str, torch.Tensor] = {}  # the noise that a role started from
         self.done: dict[tuple[str, str], dict[int, bool]] = {}  # was it computed, by step
+        self._unmade: set[int] = set()  # steps whose forecasts could not be made
         self.kept_bytes = self.device_reads = 0
         self.heard: Callable[[int, torch.Tensor], None] = lambda part, value: None
         self.heard_start: Callable[[torch.Tensor], None] = lambda latents: None
@@ -125,17 +126,22 @@ class Follower:
         self._served: Forecast | None = None
         self._latents: torch.Tensor | None = None  # at the step before
         self._speed: float | None = None
-        self._text: torch.Tensor | None = None
+        self._texts: dict[str, torch.Tensor | None] = {}  # by branch; "" is a step's first
 
     def answer(self, forward: Callable[[], Any]) -> Any:
         """The forward's output: computed, or forecast in the form that it had before."""
         session = self.session
         first = session.role not in self._now
         part = 0 if first or len(self.course.mix) == 1 else 1
+        if not first and self.course.measures and self._changed(session.branch):
+            self.course.trip(session.step - 1, "the text changed")
+            self._served = self.course.forecast_of(session.step)
         kept = self.kept.setdefault((session.role, session.branch), {})
         value = self._serve(part, kept) if self._served is not None else None
         done = self.done.setdefault((session.transformer, session.branch), {})
         done[session.step] = value is None
+        if value is None and self._served is not None:
+            self._unmade.add(session.step)
         if value is None:
             output = forward()
             self._form = _form_of(output)
@@ -200,12 +206,14 @@ class Follower:
         self._forget()
         self.course.begin(total)
         self.done.clear()
+        self._unmade.clear()
         self.kept_bytes = self.device_reads = 0
 
     def step_begins(self, step: int) -> None:
         """Read what was measured, ask the course, and free what is not read again."""
         if self.course.measures:
-            self._check_text(step)
+            if self._changed(""):
+                self.course.trip(step - 1, "the text changed")
             if self._now:
                 self._measure(step)
             self._latents = self.session.latents
@@ -214,7 +222,7 @@ class Follower:
         self._count_kept()
         read = {*self.course.reads(step - 1)}
         for kept in self.kept.values():
-            recent = sorted(kept)[-2:]  # the next surprise reads them
+            recent = sorted(kept)[-2:] if self.course.measures else []  # for the next surprise
             for old in [old for old in kept if old not in read and old not in recent]:
                 del kept[old]
 
@@ -233,21 +241,22 @@ class Follower:
                 held -= self.kept[key][s].nbytes
                 self.kept[key][s] = self.kept[key][s].cpu()
 
-    def _check_text(self, step: int) -> None:
-        """Pipelines hand in the same tensor at every step; another one is compared."""
-        text, before = self.session.text, self._text
-        self._text = text
+    def _changed(self, branch: str) -> bool:
+        """Whether the text is another than before: pipelines hand in the same tensor at every step;
+        one that is not the same is compared."""
+        text, before = self.session.text, self._texts.get(branch)
+        self._texts[branch] = text
         if text is None or before is None or text is before:
-            return
-        if text.shape != before.shape or not torch.equal(text, before):
-            self.course.trip(step - 1, "the text changed")
+            return False
+        return text.shape != before.shape or not torch.equal(text, before)
 
     def _measure(self, step: int) -> None:
         """Tell the course of the step before this one: one read of the device for all there is."""
         course, before = self.course, step - 1
         device = self.session.latents.device
         kept = [value for kept in self.kept.values() for value in kept.values()]
-        sums = [v.sum(dtype=torch.float32) for v in kept if v.device == device]
+        held = [*kept, *self.start.values()]
+        sums = [v.sum(dtype=torch.float32) for v in held if v.device == device]
         whole = torch.stack(sums).sum() if sums else torch.zeros((), device=device)
         missed = whole.new_zeros(())
         if self._missed and self._size is not None:
@@ -262,6 +271,7 @@ class Follower:
             course.trip(before, "a kept value was not finite")
             for spoilt in self.kept.values():
                 spoilt.clear()
+            self.start.clear()
         elif self._speed and not speed <= JUMP * self._speed:
             course.trip(before, "the latents jumped")
         self._speed = speed
@@ -291,8 +301,12 @@ class Follower:
         )  # fmt: skip
 
     def notes(self) -> tuple[str, ...]:
-        """The course's."""
-        return self.course.notes()
+        """The course's, and which forecasts could not be made."""
+        if not self._unmade:
+            return self.course.notes()
+        steps = ", ".join(map(str, sorted(self._unmade)))
+        note = f"Computed although planned to be served, as what is read was not there: {steps}."
+        return (*self.course.notes(), note)
 
     def clear(self) -> None:
         """Free what is kept."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from collections import Counter
 from typing import Any
 
 import numpy as np
@@ -10,11 +12,44 @@ import tiny
 import torch
 
 from dit_accel import accelerate
-from dit_accel.planner import Plan
+from dit_accel.following import PlanCourse, guided
+from dit_accel.plans import Forecast, Plan
+from dit_accel.steering import Steering
 
 STEPS = 6
-PLAN = Plan(STEPS, {2: {1: 2.0, 0: -1.0}, 4: {3: 1.0}})
+LINE, REUSE = {1: 2.0, 0: -1.0}, {3: 1.0}
+PLAN = Plan(STEPS, {2: Forecast((LINE,)), 4: Forecast((REUSE,))})
 NEUTRAL = Plan(STEPS, {})
+MIX = (1.0, -3.0)  # of guidance 4
+TWO_PARTS = Plan(
+    STEPS,
+    {
+        2: Forecast(({1: 2.0, 0: -1.0}, {1: 0.75, 0: 0.5}), start=0.125),
+        4: Forecast(({3: 1.0, 0: 0.25}, {3: 1.5}), start=-0.25),
+    },
+)
+
+
+class Asked(PlanCourse):
+    """A plan that wants to be told, and writes down what it was."""
+
+    measures = True
+
+    def __init__(self, plan: Plan, mix: tuple[float, ...] = (1.0,)) -> None:
+        super().__init__(plan, mix)
+        self.asked: list[int] = []
+        self.learnt: dict[int, float | None] = {}
+        self.trips: list[tuple[int, str]] = []
+
+    def forecast_of(self, step: int) -> Forecast | None:
+        self.asked.append(step)
+        return super().forecast_of(step)
+
+    def learn(self, step: int, surprise: float | None) -> None:
+        self.learnt[step] = surprise
+
+    def trip(self, step: int, why: str) -> None:
+        self.trips.append((step, why))
 
 
 def run(pipe: Any, **changes: Any) -> Any:
@@ -42,27 +77,236 @@ def test_a_plan_that_computes_all_is_bit_equal_and_removal_restores(pipe, stock)
     assert "forward" not in vars(pipe.transformer)
 
 
-def test_served_steps_are_the_weighted_sums_of_what_was_computed(pipe):
-    """Against a written-out sampler: the stock pipeline with a hook that swaps the outputs."""
-    seen: dict[tuple[int, int], torch.Tensor] = {}
+def replayed(pipe: Any, plan: Plan, parts: int) -> Any:
+    """A written-out follower: the stock pipeline with a hook that swaps the outputs."""
+    seen: dict[tuple[int, int], torch.Tensor] = {}  # parts by step
+    now: list[torch.Tensor] = []
+    noise: list[torch.Tensor] = []
     calls = iter(range(2 * STEPS))
 
-    def swap(module: Any, args: Any, output: Any) -> Any:
+    def swap(module: Any, args: Any, kwargs: Any, output: Any) -> Any:
         step, branch = divmod(next(calls), 2)
-        weights = PLAN.forecasts.get(step)
-        seen[step, branch] = output[0] if weights is None else sum(
-            w * seen[read, branch] for read, w in weights.items()
-        )  # fmt: skip
-        return (seen[step, branch],)
+        second = branch == 1 and parts == 2
+        if step == branch == 0:
+            noise.append(kwargs["hidden_states"].clone())
+        served = plan.forecasts.get(step)
+        if served is None:
+            value = output[0]
+            seen[step, branch] = value - now[0] if second else value
+        else:
+            weights = served.reads[branch if parts == 2 else 0]
+            value = sum(w * seen[read, branch] for read, w in weights.items())
+            value = value + now[0] if second else value + served.start * noise[0]
+        now[:] = now if branch else [value]
+        return (value,)
 
-    with accelerate(pipe, plan=PLAN):
-        planned = run(pipe)
-    hook = pipe.transformer.register_forward_hook(swap)
+    hook = pipe.transformer.register_forward_hook(swap, with_kwargs=True)
     try:
-        written_out = run(pipe)
+        return run(pipe)
     finally:
         hook.remove()
-    assert np.abs(planned - written_out).max() < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("plan", "mix"), [(PLAN, (1.0,)), (TWO_PARTS, MIX)], ids=["one part", "two parts"]
+)
+def test_served_steps_are_the_weighted_sums_of_what_was_computed(pipe, plan, mix):
+    with accelerate(pipe, plan=plan, mix=mix):
+        planned = run(pipe)
+    assert np.abs(planned - replayed(pipe, plan, len(mix))).max() < 1e-5
+
+
+def test_a_plan_of_two_parts_that_reuses_both_reuses_both_branches(pipe):
+    """c and u - c as they were are c and u as they were."""
+    whole = {s: Forecast(({s - 1: 1.0},)) for s in (2, 4)}
+    parts = {s: Forecast(({s - 1: 1.0}, {s - 1: 1.0})) for s in (2, 4)}
+    with accelerate(pipe, plan=Plan(STEPS, whole)):
+        one = run(pipe)
+    with accelerate(pipe, plan=Plan(STEPS, parts), mix=MIX):
+        assert np.abs(run(pipe) - one).max() < 1e-5
+
+
+def test_all_computed_is_bit_equal_with_two_parts_too(pipe, stock):
+    """What is kept is the difference, what is handed on is the branch itself."""
+    with accelerate(pipe, plan=NEUTRAL, mix=MIX):
+        assert np.array_equal(run(pipe), stock)
+    with accelerate(pipe, plan=Asked(NEUTRAL, MIX)):
+        assert np.array_equal(run(pipe), stock)
+
+
+def test_a_course_is_asked_once_a_step_and_told_of_every_computed_one(pipe):
+    course = Asked(PLAN, MIX)
+    with accelerate(pipe, plan=course):
+        run(pipe)
+    assert course.asked == list(range(STEPS))
+    assert list(course.learnt) == [0, 1, 3]  # the last step's surprise steers nothing
+    assert (course.learnt[0], course.learnt[1]) == (None, None)
+    assert 0 < course.learnt[3] < 10
+    assert course.trips == []
+
+
+def test_the_surprise_is_how_far_the_line_misses_the_guided_prediction(pipe):
+    """By hand from the parts that are heard: |1 (line - c) - 3 (line - d)| over |c - 3 d|."""
+    course = Asked(NEUTRAL, MIX)
+    heard: tuple[list[torch.Tensor], list[torch.Tensor]] = ([], [])
+    with accelerate(pipe, plan=course) as handle:
+        handle.follower.heard = lambda part, value: heard[part].append(value)
+        run(pipe)
+        times = pipe.scheduler.timesteps.tolist()
+    mixed = [c - 3 * d for c, d in zip(*heard, strict=True)]
+    for step in (2, 3, 4):
+        ahead = (times[step] - times[step - 1]) / (times[step - 1] - times[step - 2])
+        line = mixed[step - 1] + ahead * (mixed[step - 1] - mixed[step - 2])
+        missed = float((line - mixed[step]).norm() / mixed[step].norm())
+        assert course.learnt[step] == pytest.approx(missed, rel=1e-3)
+
+
+def test_the_noise_is_heard_and_is_what_the_run_started_from(pipe):
+    heard, given = [], torch.randn(1, 16, 3, 2, 2, generator=torch.Generator().manual_seed(3))
+    with accelerate(pipe, plan=NEUTRAL) as handle:
+        handle.follower.heard_start = heard.append
+        run(pipe, latents=given)
+    (start,) = heard
+    assert torch.equal(start, given)
+
+
+# --- reads of the device ---
+
+
+@pytest.fixture
+def reads(monkeypatch) -> Counter[str]:
+    """How often the package's own code has a tensor's numbers read, by function."""
+    counted: Counter[str] = Counter()
+
+    def watch(name: str) -> None:
+        inner = getattr(torch.Tensor, name)
+
+        def read(self: torch.Tensor, *args: Any) -> Any:
+            code = sys._getframe(1).f_code
+            if "dit_accel" in code.co_filename:
+                counted[code.co_name] += 1
+            return inner(self, *args)
+
+        monkeypatch.setattr(torch.Tensor, name, read)
+
+    for name in ("tolist", "item", "__bool__", "__float__", "__int__", "cpu", "numpy"):
+        watch(name)
+    return counted
+
+
+def test_the_device_is_read_once_a_step_at_most(pipe, reads):
+    course = Steering(TWO_PARTS, [float(STEPS - s) for s in range(STEPS)], MIX)
+    with accelerate(pipe, plan=course) as handle:
+        run(pipe)
+        assert handle.report().device_reads == STEPS - 1
+    assert reads == {"_measure": STEPS - 1, "time_of": 1}  # the timesteps once a run
+
+
+def test_a_course_that_measures_nothing_reads_nothing(pipe, reads):
+    with accelerate(pipe, plan=TWO_PARTS, mix=MIX) as handle:
+        run(pipe)
+        assert handle.report().device_reads == 0
+    assert reads == {}
+
+
+# --- what is kept ---
+
+
+@pytest.mark.parametrize("measures", [True, False])
+def test_values_are_kept_as_long_as_they_are_read_and_no_longer(pipe, measures):
+    """Step 0 while step 4 reads it; where surprises are measured, two are always held for them."""
+    plan = Plan(STEPS, {4: Forecast(({3: 1.0, 0: 0.25},))})
+    held: dict[int, list[int]] = {}
+
+    def look(pipe: Any, step: int, *_: Any) -> dict[str, Any]:
+        held[step] = sorted(handle.follower.kept["target", "cond"])
+        return {}
+
+    with accelerate(pipe, plan=Asked(plan) if measures else plan) as handle:
+        run(pipe, callback_on_step_end=look)
+        kept = handle.follower.kept
+        assert kept
+    if measures:
+        assert held == {
+            0: [0], 1: [0, 1], 2: [0, 1, 2], 3: [0, 1, 2, 3], 4: [0, 2, 3], 5: [2, 3, 5],
+        }  # fmt: skip
+    else:
+        assert held == {0: [0], 1: [0, 1], 2: [0, 2], 3: [0, 3], 4: [0, 3], 5: [5]}
+    assert kept == {}, "removal frees what is kept"
+
+
+def test_what_a_forecast_reads_and_is_not_there_is_computed_and_said(pipe, stock):
+    """The noise that the run started from, taken away after the first step."""
+
+    def steal(pipe: Any, step: int, *_: Any) -> dict[str, Any]:
+        handle.follower.start.clear()
+        return {}
+
+    plan = Plan(STEPS, {3: Forecast(({2: 1.0},), start=0.5)})
+    with accelerate(pipe, plan=plan) as handle:
+        assert np.array_equal(run(pipe, callback_on_step_end=steal), stock)
+        report = handle.report()
+        assert report.steps_computed == STEPS
+        assert report.notes == (
+            "Computed although planned to be served, as what is read was not there: 3.",
+        )
+        run(pipe)
+        assert handle.report().notes == ()
+
+
+# --- what cannot be right ---
+
+
+def inject(step: int, change: Any) -> Any:
+    """A callback that changes something after a step."""
+
+    def callback(pipe: Any, at: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+        return change(tensors) if at == step else {}
+
+    return callback
+
+
+@pytest.mark.parametrize("name", ["prompt_embeds", "negative_prompt_embeds"])
+def test_another_text_trips_before_it_is_served(pipe, name):
+    """In either branch; the same text in another tensor is no other text."""
+    inputs = {"callback_on_step_end_tensor_inputs": ["latents", name]}
+    for change, expected in (
+        (lambda tensors: {name: tensors[name] + 1.0}, [(2, "the text changed")]),
+        (lambda tensors: {name: tensors[name].clone()}, []),
+    ):
+        course = Asked(NEUTRAL, MIX)
+        with accelerate(pipe, plan=course):
+            run(pipe, callback_on_step_end=inject(2, change), **inputs)
+        assert course.trips == expected
+
+
+def test_latents_that_jump_trip(pipe):
+    course = Asked(NEUTRAL, MIX)
+    scaled = inject(2, lambda tensors: {"latents": tensors["latents"] * 5.0})
+    with accelerate(pipe, plan=course):
+        run(pipe, callback_on_step_end=scaled)
+    assert (2, "the latents jumped") in course.trips
+
+
+@pytest.mark.parametrize("where", ["kept", "start"])
+def test_a_kept_value_that_is_not_finite_is_never_served(pipe, stock, where):
+    """It is found before the step that would read it; what is served is computed instead."""
+
+    def poison(tensors: Any) -> dict[str, Any]:
+        follower = handle.follower
+        value = follower.start["target"] if where == "start" else follower.kept["target", "cond"][1]
+        value[0, 0, 0, 0, 0] = float("nan")
+        return {}
+
+    plan = Plan(STEPS, {2: Forecast(({1: 1.0},), start=0.5)})
+    course = Asked(plan)
+    with accelerate(pipe, plan=course) as handle:
+        frames = run(pipe, callback_on_step_end=inject(1, poison))
+    assert np.array_equal(frames, stock)
+    assert course.trips == [(1, "a kept value was not finite")]
+
+
+# --- reports, experts and runs ---
 
 
 def test_the_report_says_what_was_done(pipe):
@@ -75,6 +319,7 @@ def test_the_report_says_what_was_done(pipe):
     assert report.flops_kept == pytest.approx(4 / STEPS)
     assert report.threshold is None
     assert "site output, by plan: computed 4.0 of 6 steps" in report.summary()
+    assert report.notes == ()
     latents = 16 * 3 * 2 * 2 * 4  # channels, latent frames, height, width, bytes of float32
     assert report.kept_bytes == 2 * 2 * latents  # steps 0 and 1, of two branches
 
@@ -126,3 +371,51 @@ def test_a_plan_for_another_number_of_steps_is_refused_before_the_work(pipe, sto
 def test_a_plan_is_given_alone(pipe):
     with pytest.raises(ValueError, match="plan is given with threshold, site or config"):
         accelerate(pipe, plan=PLAN, threshold=0.5)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_forecasts_have_the_dtype_of_the_predictions(dtype):
+    pipe = tiny.tiny_wan()
+    pipe.transformer.to(dtype)
+    course = Steering(TWO_PARTS, [float(STEPS - s) for s in range(STEPS)], MIX)
+    with accelerate(pipe, plan=course) as handle:
+        frames = run(pipe)
+        kept = [v for part in handle.follower.kept.values() for v in part.values()]
+        assert {value.dtype for value in kept} == {dtype}
+    assert np.isfinite(frames).all()
+
+
+def test_another_size_after_the_first_run(pipe):
+    with accelerate(pipe, plan=TWO_PARTS, mix=MIX):
+        small = run(pipe)
+        assert run(pipe, height=32).shape != small.shape
+        assert np.array_equal(run(pipe), small)
+
+
+def test_the_output_class_is_handed_back_where_the_pipeline_asks_for_it(pipe):
+    from types import SimpleNamespace
+
+    kinds = []
+    with accelerate(pipe, plan=PLAN):
+        forward = pipe.transformer.forward
+
+        def asking(*args: Any, **kwargs: Any) -> Any:
+            output = forward(*args, **kwargs | {"return_dict": True})
+            kinds.append(type(output))
+            return (output.sample,)
+
+        pipe.transformer.forward = asking
+        try:
+            run(pipe)
+        finally:
+            pipe.transformer.forward = forward
+    assert len(set(kinds)) == 1 and kinds[0] not in (tuple, SimpleNamespace)
+
+
+def test_both_branches_of_a_batch_make_one_guided_prediction():
+    """u = 1, c = 3 and s = 4: 1 + 4 (3 - 1) = 9; what both were given is itself."""
+    batch = torch.tensor([[1.0], [3.0]])
+    assert guided(batch, 4.0, "batched").tolist() == [[9.0]]
+    assert guided(torch.tensor([[5.0], [5.0]]), 4.0, "batched").tolist() == [[5.0]]
+    assert guided(batch, 4.0, "separate") is batch
+    assert guided(batch, 1.0, "batched") is batch
