@@ -56,7 +56,6 @@ class Request:
         """
         if not self.prompt.strip():
             raise BadInput('PROMPT is empty: say what the clip shows, e.g. "a red circle"')
-        self._check_target()
         _within("--threshold", self.threshold, 0.0)
         _within("--seed", self.seed, 0, LARGEST_SEED)
         _within("--guidance", self.guidance, 0.0)
@@ -67,6 +66,7 @@ class Request:
             value = getattr(self, name)
             if value is not None and value not in accepted:
                 raise BadInput(f"--{name} is {value!r}: must be one of {', '.join(accepted)}")
+        self._check_target()
 
     @property
     def windowed(self) -> bool:

@@ -1,0 +1,479 @@
+"""Calibrate, plan and generate by a profile, as the user of the command meets them."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from test_cli import DEFAULTS, PROMPT, invoke, names
+
+from dit_accel import calibrate as measuring
+from dit_accel import metrics, miniature
+from dit_accel.cli.ladder import rows
+from dit_accel.cli.pace import Pace
+from dit_accel.cli.plan import held
+from dit_accel.plans import Forecast, Plan
+from dit_accel.profile import Profile
+
+PROMPTS = ("a red circle moving right", "a blue square", "a green triangle", "a red square")
+QUICK = ("--speedups", "2", "--probes", "2", "--limit", "3")
+
+
+@pytest.fixture(scope="session")
+def model_folder(tmp_path_factory: pytest.TempPathFactory, tiny_wan: Any) -> Path:
+    """The tiny model, with the steps that `tiny_profile` was calibrated at."""
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    tiny_wan().save_pretrained(folder)
+    defaults = {**DEFAULTS, "num_inference_steps": 10}
+    (folder / "generation_defaults.json").write_text(json.dumps(defaults))
+    return folder
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty current folder, an empty cache of profiles, and wide tables."""
+    folder = tmp_path / "here"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("DIT_ACCEL_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("COLUMNS", "150")
+    return folder
+
+
+@pytest.fixture
+def prompts(tmp_path: Path) -> str:
+    path = tmp_path / "prompts.txt"
+    path.write_text("\n".join(PROMPTS))
+    return str(path)
+
+
+def refused(result: Any, *texts: str) -> None:
+    """Exit code 2, one message with these texts, and no traceback."""
+    told = " ".join(result.stderr.split())
+    assert result.exit_code == 2, told
+    assert all(text in told for text in texts), told
+    assert "Traceback" not in told
+
+
+# --- calibrate ---------------------------------------------------------------------------------
+
+
+def test_calibrate_writes_a_profile_into_the_cache_where_generate_finds_it(
+    here: Path, model_folder: Path, prompts: str, tmp_path: Path
+) -> None:
+    model = ["--model", str(model_folder)]
+    result = invoke("calibrate", *model, "--prompts", prompts, *QUICK, "--json")
+    assert result.exit_code == 0, result.stderr
+    content = json.loads(result.stdout)
+    path = Path(content["profile"])
+    assert path.parent == tmp_path / "cache" / "profiles" and path.suffix == ".safetensors"
+    assert names(path.parent) == [path.name]  # the work folder is gone
+    assert Profile.load(path).made["clips"] == 3
+    assert [row["speedup"] for row in content["ladder"]] == [2.0]
+    again = invoke("calibrate", *model, "--prompts", prompts, *QUICK)
+    refused(again, "which exists; pass --overwrite, or another --out")
+
+    made = invoke("generate", PROMPT, *model, "--speedup", "2", "--json", "--output", "a.npy")
+    assert made.exit_code == 0, made.stderr
+    assert json.loads(made.stdout)["settings"]["profile"] == str(path)
+    told = invoke("plan", *model, "--speedup", "2", "--json")
+    assert json.loads(told.stdout)["profile"] == str(path)
+
+
+def test_calibrate_goes_on_after_ctrl_c(
+    here: Path, model_folder: Path, prompts: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = ["calibrate", "--model", str(model_folder), "--prompts", prompts, *QUICK]
+    command += ["--out", "p.safetensors", "--seed", "7"]
+    begin, heard = Pace.begin, []
+
+    def press(pace: Pace, what: str, done: int, total: int, now: float) -> None:
+        begin(pace, what, done, total, now)
+        heard.append((what, done))
+        if (what, done) == ("rungs", 1):
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Pace, "begin", press)
+    stopped = invoke(*command)
+    assert stopped.exit_code == 130
+    assert "what is done is kept, and the same command goes on where it was" in stopped.stderr
+    assert names(here) == ["p.safetensors.work"]
+    other = invoke(*command[:-1], "8")
+    refused(other, "--work is 'p.safetensors.work', begun with other prompts or clips")
+    heard.clear()
+    monkeypatch.setattr(Pace, "begin", lambda *args: (begin(*args), heard.append(args[1:3])))
+    done = invoke(*command)
+    assert done.exit_code == 0, done.stderr
+    assert heard == [("rungs", 1), ("rungs", 2)]
+    assert names(here) == ["p.safetensors"]
+    whole = invoke(*command[:-3], "q.safetensors", "--seed", "7")
+    assert whole.exit_code == 0, whole.stderr
+    one, other = (Profile.load(f"{name}.safetensors") for name in "pq")
+    assert one.rungs[0].psnr_db.tolist() == other.rungs[0].psnr_db.tolist()
+
+
+def test_calibrate_keeps_out_of_folders_that_hold_something_else(
+    here: Path, model_folder: Path, prompts: str
+) -> None:
+    (here / "mine").mkdir()
+    (here / "mine" / "letter.txt").write_text("dear")
+    command = ["calibrate", "--model", str(model_folder), "--prompts", prompts, *QUICK]
+    result = invoke(*command, "--out", "p.safetensors", "--work", "mine")
+    refused(result, "--work is 'mine', which holds something else")
+    assert names(here / "mine") == ["letter.txt"]
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ([], "--prompts is not given: name a file of 12 prompts or more"),
+        (["--prompts", "no.txt"], "--prompts is 'no.txt': No such file or directory"),
+        (["--prompts", "no.doc"], "no.doc ends in '.doc'; accepted: .jsonl, .txt, .json"),
+        (["--speedups", "2,x"], "--speedups is '2,x': must be numbers above 1"),
+        (["--speedups", "1"], "--speedups is '1': must be numbers above 1"),
+        (["--speedups", "6"], "--speedups has 6: must be at most 5 at 10 steps"),
+        (["--steps", "7"], "--steps is 7: plans need at least 8"),
+        (["--out", "p.json"], "--out is 'p.json': must end in .safetensors"),
+        (["--out", "no/p.safetensors"], "there is no such folder"),
+        (["--height", "17"], "--height is 17: must be a multiple of 16"),
+    ],
+)
+def test_calibrate_refuses_before_the_work(
+    here: Path, model_folder: Path, prompts: str, options: list[str], told: str
+) -> None:
+    given = [] if not options or options[0] == "--prompts" else ["--prompts", prompts]
+    refused(invoke("calibrate", "--model", str(model_folder), *given, *options), told)
+    assert names(here) == []
+
+
+def test_the_miniature_brings_prompts_to_calibrate_on_that_no_evaluation_uses() -> None:
+    from dit_accel.evaluate.prompts import read_prompts
+
+    path = miniature.prompts(miniature.CALIBRATION)
+    ours = {row.prompt for row in read_prompts(path)}
+    assert len(ours) >= 12
+    assert not ours & {row.prompt for row in read_prompts(path.with_name("miniature.jsonl"))}
+
+
+def test_pace_by_hand() -> None:
+    """Two clips of 10 steps, one probe, rungs of 6 and 4 steps: 2·10 + 10 + 10 + 2·(6+4) = 60."""
+    pace = Pace(2, 10, 1, [6, 4])
+    assert pace.total == 60 and pace.left(0.0) is None
+    pace.begin("uncached", 0, 2, 100.0)
+    pace.begin("uncached", 1, 2, 102.0)  # 10 in 2 s; 50 are left
+    assert (pace.position, pace.left(102.0)) == (10, 10.0)
+    assert pace.left(103.0) == 9.0
+    pace.begin("rungs", 1, 4, 104.0)  # the probe and the search were kept: 20 in 4 s, 15 left
+    assert (pace.position, pace.left(104.0)) == (45, 3.0)
+    pace.begin("rungs", 2, 8, 105.0)  # twice as many rungs as thought, of half the weight
+    assert pace.total == 60 and pace.position == 45
+
+
+# --- plan --------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def plan(here: Path, profile_file: Path) -> Any:
+    return lambda *options: invoke("plan", "--profile", str(profile_file), *options)
+
+
+def test_plan_without_a_target_is_the_ladder(plan: Any, tiny_profile: Profile) -> None:
+    told = plan()
+    assert told.exit_code == 0, told.stderr
+    assert "1.43x" in told.stdout and "5 of 10" in told.stdout
+    ladder = json.loads(plan("--json").stdout)["ladder"]
+    assert ladder == rows(tiny_profile)
+    for row, rung in zip(ladder, tiny_profile.rungs, strict=True):
+        assert row["mean_db"] == pytest.approx(rung.psnr_db.mean().item())
+        assert row["low_db"] == pytest.approx(rung.psnr_db.quantile(0.05).item())
+        assert row["worst_db"] == rung.psnr_db.min().item()
+
+
+def test_plan_to_a_speed_is_the_rung_and_says_what_it_promises(
+    plan: Any, tiny_profile: Profile
+) -> None:
+    content = json.loads(plan("--speedup", "2", "--json").stdout)
+    assert tuple(content["computed"]) == tiny_profile.rungs[1].computed
+    assert content["prediction"]["speedup"] == 2
+    assert content["prediction"]["psnr_db"] == pytest.approx(
+        tiny_profile.rungs[1].psnr_db.mean().item(), abs=0.5
+    )
+    told = plan("--speedup", "2").stdout
+    strip = "".join("█" if step in content["computed"] else "·" for step in range(10))
+    assert all(text in told for text in (strip, "2.00x", "dB expected", "tensors of the size"))
+
+
+def test_plan_to_a_quality_out_of_reach_computes_everything_and_says_so(plan: Any) -> None:
+    content = json.loads(plan("--quality", "90", "--json").stdout)
+    assert content["computed"] == list(range(10))
+    assert content["prediction"]["psnr_db"] is None  # infinite
+    assert "No plan of this profile reaches 90 dB" in content["notes"][0]
+    assert "exact" in plan("--quality", "90").stdout
+
+
+def test_plan_carries_over_to_other_steps_and_guidance_by_the_models_scheduler(
+    plan: Any, model_folder: Path
+) -> None:
+    refused(plan("--speedup", "2", "--steps", "20"), "--speedup 2: steps is 20", "pass --model")
+    options = ("--model", str(model_folder), "--speedup", "2", "--steps", "20", "--guidance", "6")
+    content = json.loads(plan(*options, "--json").stdout)
+    assert (content["steps"], content["guidance"], len(content["computed"])) == (20, 6.0, 10)
+    assert content["held_bytes"] == content["held_tensors"] * 16 * 2 * 2 * 2 * 4  # C F h w float32
+    assert any("no run of this plan was made" in note for note in content["notes"])
+
+
+@pytest.mark.parametrize("suffix", [".png", ".svg"])
+def test_plan_draws(plan: Any, here: Path, suffix: str) -> None:
+    pytest.importorskip("matplotlib")
+    path = here / f"plan{suffix}"
+    result = plan("--quality", "12", "--plot", str(path))
+    assert result.exit_code == 0, result.stderr
+    assert path.read_bytes()[:4] in (b"\x89PNG", b"<?xm")
+    refused(plan("--plot", str(path)), "which exists; pass --overwrite, or another --plot")
+    assert plan("--plot", str(path), "--overwrite").exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (["--quality", "30", "--speedup", "2"], "--quality 30 and --speedup 2 are given"),
+        (["--quality", "0"], "--quality is 0.0: must be a number of dB above 0"),
+        (["--quality", "nan"], "--quality is nan: must be a number of dB above 0"),
+        (["--speedup", "0.5"], "--speedup is 0.5: must be at least 1"),
+        (["--speedup", "6"], "--speedup 6: speedup is 6.0; accepted: 1 to 5 at 10 steps"),
+        (["--speedup", "2", "--guidance", "1"], "this run of one branch"),
+        (["--steps", "20"], "--steps is given: applies with --quality or --speedup"),
+        (["--plot", "p.pdf"], "--plot is 'p.pdf': must end in .png or .svg"),
+        (["--plot", "no/p.png"], "its folder is not there"),
+    ],
+)
+def test_plan_refuses(plan: Any, options: list[str], told: str) -> None:
+    refused(plan(*options), told)
+
+
+def test_plan_without_a_profile_says_how_to_get_one(here: Path, model_folder: Path) -> None:
+    result = invoke("plan", "--model", str(model_folder))
+    refused(result, "no profile of it was found", "`dit-accel calibrate` measures one")
+    (here / "no.safetensors").write_text("nothing")
+    refused(invoke("plan", "--profile", "no.safetensors"), "--profile is 'no.safetensors'")
+    refused(invoke("plan", "--profile", "gone.safetensors"), "no profile at gone.safetensors")
+
+
+def test_plan_says_where_matplotlib_comes_from(plan: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    find = importlib.util.find_spec
+    lacking = lambda name, *rest: None if name == "matplotlib" else find(name, *rest)  # noqa: E731
+    monkeypatch.setattr(importlib.util, "find_spec", lacking)
+    refused(plan("--plot", "p.png"), "matplotlib is not installed: pip install 'dit-accel[report]'")
+
+
+def test_held_by_hand() -> None:
+    """Steps 0 and 2 computed of 4, two parts: at step 3 both are read, and the noise."""
+    reads = ({2: 2.0, 0: -1.0}, {2: 1.0})
+    plan = Plan(4, {1: Forecast(({0: 1.0}, {0: 1.0})), 3: Forecast(reads, start=0.1)})
+    assert held(plan, parts=2) == 2 * 2 + 1
+    assert held(Plan(4, {}), parts=1) == 2  # the line that a surprise is measured from
+
+
+# --- generate by a profile -----------------------------------------------------------------------
+
+
+@pytest.fixture
+def generate(here: Path, model_folder: Path, profile_file: Path) -> Any:
+    def run(*options: str, profile: bool = True) -> Any:
+        given = ["--profile", str(profile_file)] if profile else []
+        return invoke("generate", PROMPT, "--model", str(model_folder), *given, *options)
+
+    return run
+
+
+def test_generate_tells_before_the_run_and_keeps_promised_and_measured(
+    generate: Any, profile_file: Path
+) -> None:
+    result = generate("--quality", "12", "--compare", "--output", "a.npy")
+    assert result.exit_code == 0, result.stderr
+    assert "plan: quality 12 dB: computes" in result.stderr
+    assert result.stderr.index("plan:") < result.stderr.index("uncached:")
+    content = json.loads(Path("a.npy.json").read_text())
+    settings, promise = content["settings"], content["promise"]
+    assert (settings["quality"], settings["threshold"]) == (12.0, None)
+    assert (settings["profile"], settings["guard"], settings["force"]) == (
+        str(profile_file), True, False
+    )  # fmt: skip
+    measured = metrics.psnr(np.load("a-uncached.npy"), np.load("a.npy"), data_range=255)
+    assert promise["measured"]["psnr_db"] == pytest.approx(measured, abs=2)  # before 8 bits
+    compared = content["comparison"]["fidelity"]["psnr_db"]["value"]
+    assert promise["measured"]["psnr_db"] == compared
+    assert promise["measured"]["computed"] == len(promise["planned"]) < 10
+    assert promise["reached"] is (promise["measured"]["psnr_db"] >= 12)
+    assert promise["foretold"]["psnr_db"] == content["report"]["prediction"]["psnr_db"]
+    assert "foretold" in result.stdout and "12 dB asked for: reached" in result.stdout
+
+
+def test_generate_is_what_accelerate_makes(
+    generate: Any, model_folder: Path, tiny_profile: Profile
+) -> None:
+    from dit_accel import accelerate, loading, takes
+    from dit_accel.takes import Clip
+
+    assert generate("--speedup", "2", "--no-guard", "--output", "a.npy").exit_code == 0
+    model = loading.look_into(model_folder, name="tiny")
+    pipe = loading.load(model, device="cpu", dtype="float32")
+    clip = Clip(PROMPT, None, 0, 10, 4.0, 16, 16, 5, 8.0, 16)
+    with accelerate(pipe, speedup=2, profile=tiny_profile, guard=False):
+        frames = takes.take(pipe, clip, device="cpu").frames
+    from dit_accel import video
+
+    assert np.array_equal(np.load("a.npy"), video.to_uint8(frames))
+
+
+def test_generate_without_a_target_takes_36_db_where_there_is_a_profile(
+    generate: Any, tmp_path: Path
+) -> None:
+    made = json.loads(generate("--json", "--output", "a.npy").stdout)
+    assert (made["settings"]["quality"], made["settings"]["threshold"]) == (36.0, None)
+    made = json.loads(generate("--json", "--output", "b.npy", profile=False).stdout)
+    assert (made["settings"]["quality"], made["settings"]["threshold"]) == (None, 0.2)
+    assert made["promise"] is None
+
+
+def test_generate_falls_back_to_windows_where_a_found_profile_does_not_suit(
+    here: Path, model_folder: Path, profile_file: Path, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(model_folder, tmp_path / "own"))
+    shutil.copy(profile_file, folder / "dit-accel-profile.safetensors")
+    command = ["generate", PROMPT, "--model", str(folder), "--guidance", "1"]
+    result = invoke(*command, "--output", "a.npy")
+    assert result.exit_code == 0, result.stderr
+    assert "note: went on with --threshold 0.2:" in result.stderr
+    assert "calibrate at this guidance" in result.stderr
+    refused(
+        invoke(*command, "--quality", "30", "--output", "b.npy"),
+        "--quality 30: the profile is of two branches (guidance above 1), this run of one branch",
+    )
+
+
+def test_generate_refuses_the_profile_of_another_model_unless_forced(
+    generate: Any, here: Path, tmp_path: Path, profile_file: Path, tiny_wan: Any
+) -> None:
+    folder = tmp_path / "other"
+    tiny_wan(seed=1).save_pretrained(folder)
+    (folder / "generation_defaults.json").write_text(
+        json.dumps({**DEFAULTS, "num_inference_steps": 10})
+    )
+    command = ["generate", PROMPT, "--model", str(folder), "--profile", str(profile_file)]
+    command += ["--speedup", "2", "--output", "a.npy"]
+    refused(invoke(*command), "the profile is of another pipeline: weights is", "pass --force")
+    forced = invoke(*command, "--force", "--json")
+    assert forced.exit_code == 0, forced.stderr
+    content = json.loads(forced.stdout)
+    assert content["settings"]["force"] is True
+    assert any("was forced" in note for note in content["report"]["notes"])
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (["--quality", "30", "--speedup", "2"], "--quality 30 and --speedup 2 are given"),
+        (["--speedup", "2", "--threshold", "0"], "--speedup 2 and --threshold 0 are given"),
+        (["--quality", "-3"], "--quality is -3.0: must be a number of dB above 0"),
+        (
+            ["--quality", "30", "--site", "block"],
+            "--site is 'block': has no meaning with --quality",
+        ),
+        (["--speedup", "2", "--accel", "unicp-paper"], "--accel is 'unicp-paper': has no meaning"),
+        (["--accel", "magic"], "--accel is 'magic': must be one of unicp-paper"),
+        (["--accel", "unicp-paper", "--site", "block"], "works at attentions"),
+        (["--threshold", "0.1"], "--profile is given: applies to --quality and --speedup only"),
+        (["--quality", "30", "--steps", "7"], "--steps is 7: --quality needs at least 8"),
+    ],
+)
+def test_generate_refuses(generate: Any, here: Path, options: list[str], told: str) -> None:
+    refused(generate(*options), told)
+    assert names(here) == []
+
+
+@pytest.mark.parametrize("flag", ["forecast", "prune", "shift"])
+def test_switches_of_the_preset_are_refused_elsewhere(generate: Any, flag: str) -> None:
+    for options in ([], ["--threshold", "0.1"]):
+        refused(
+            generate(f"--no-{flag}", *options, profile=False),
+            f"--no-{flag} is given: applies to --accel unicp-paper only",
+        )
+
+
+@pytest.mark.parametrize("option", ["--force", "--no-guard"])
+def test_options_of_plans_are_refused_with_windows(generate: Any, option: str) -> None:
+    told = f"{option} is given: applies to --quality and --speedup only"
+    refused(generate(option, "--threshold", "0.1", profile=False), told)
+
+
+def test_the_preset_and_its_switches(generate: Any) -> None:
+    options = ["--accel", "unicp-paper", "--threshold", "0.3", "--no-prune", "--no-forecast"]
+    result = generate(*options, "--output", "a.npy", profile=False)
+    assert result.exit_code == 0, result.stderr
+    assert "note: --no-forecast changes nothing" in result.stderr
+    content = json.loads(Path("a.npy.json").read_text())
+    settings = content["settings"]
+    assert (settings["accel"], settings["threshold"]) == ("unicp-paper", 0.3)
+    assert [settings[name] for name in ("forecast", "prune", "shift")] == [False, False, True]
+    assert content["report"]["site"] == "attention"
+    assert not any("PCAS" in note for note in content["report"]["notes"])
+    whole = generate("--accel", "unicp-paper", "--json", "--output", "b.npy", profile=False)
+    assert any("PCAS was off" in note for note in json.loads(whole.stdout)["report"]["notes"])
+
+
+def test_generate_without_any_profile_says_how_to_get_one(generate: Any) -> None:
+    refused(
+        generate("--quality", "30", profile=False),
+        "--quality 30 needs a profile of this model",
+        "`dit-accel calibrate` measures one",
+    )
+
+
+# --- evaluate by a profile -----------------------------------------------------------------------
+
+
+def test_evaluate_keeps_the_profile_and_names_it_in_the_jobs_that_need_it(
+    here: Path, model_folder: Path, prompts: str, profile_file: Path
+) -> None:
+    command = ["evaluate", prompts, "--model", str(model_folder), "--out", "run", "--limit", "1"]
+    methods = ["--methods", "speedup:2,edcw:9"]
+    refused(invoke(*command, *methods), "--methods has speedup, and no profile of")
+    assert names(here) == []
+    result = invoke(*command, *methods, "--profile", str(profile_file))
+    assert result.exit_code == 0, result.stderr
+    (kept,) = (here / "run" / "profiles").iterdir()
+    assert kept.read_bytes() == profile_file.read_bytes()
+    jobs = [json.loads(path.read_text()) for path in (here / "run" / "jobs").iterdir()]
+    named = {job["job"]["method"]: job["job"]["versions"].get("profile") for job in jobs}
+    assert named == {"uncached": None, "edcw:9": None, "speedup:2": kept.stem}
+    (planned,) = (job for job in jobs if job["job"]["method"] == "speedup:2")
+    assert planned["report"]["speedup"] == 2 and planned["report"]["steps_computed"] == 5
+
+
+def test_a_profile_in_the_folder_is_no_part_of_the_models_fingerprint(
+    model_folder: Path, profile_file: Path, tmp_path: Path
+) -> None:
+    from dit_accel.evaluate.jobs import fingerprint
+
+    folder = Path(shutil.copytree(model_folder, tmp_path / "own"))
+    shutil.copy(profile_file, folder / "dit-accel-profile.safetensors")
+    assert fingerprint(folder) == fingerprint(model_folder)
+
+
+def test_a_sampler_that_is_not_linear_fails_in_words(
+    here: Path, model_folder: Path, prompts: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise measuring.NotLinearError("OddScheduler is not linear in the predictions")
+
+    monkeypatch.setattr(measuring, "calibrate", fail)
+    command = ["calibrate", "--model", str(model_folder), "--prompts", prompts, *QUICK]
+    result = invoke(*command, "--out", "p.safetensors")
+    assert result.exit_code == 1
+    assert "error: OddScheduler is not linear in the predictions" in result.stderr
