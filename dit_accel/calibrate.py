@@ -146,12 +146,12 @@ class _Calibration:
     ) -> None:  # fmt: skip
         self.pipe, self.clips, self.speedups = pipe, clips, speedups
         self.overrides, self.told = overrides, told
-        self.kept = _Work(work, clips, overrides)
+        self.kept = _Work(work, clips, overrides, pipe)
         self.recordings: dict[int, Recording] = {}
 
     def run(self, probes: int, probed: int, dtype: str) -> Profile:
         grams = [self._gram(index) for index in range(len(self.clips))]
-        schedule = self._recording(0).schedule
+        schedule = self.kept.get("schedule", lambda: self._recording(0).schedule)
         clip = self.clips[0]
         separate = family_of(self.pipe).branches == "separate" and clip.guidance > 1
         if separate and len(schedule.mix) == 1 and self.speedups:
@@ -332,7 +332,8 @@ class _Fitting(PlanCourse):
         size = float(self.recording.final.square().mean())
         problem.add(self.prompt, features, left, size)
         self.problems[opened] = problem
-        plan = Plan.of(self.computed[: place + 1], self.schedule, {opened: change}, DEPTH)
+        up_to_close = self.computed[: place + 2]  # else the change spreads to the end of the run
+        plan = Plan.of(up_to_close, self.schedule, {opened: change}, DEPTH)
         self._forecasts |= {s: plan.forecasts[s] for s in range(opened + 1, closed)}
         self._behind = left - _weighted(change, features)
 
@@ -579,18 +580,27 @@ class _Work:
     """A folder of what is done, one file a piece; nothing is kept where there is no folder."""
 
     def __init__(
-        self, folder: Path | None, clips: Sequence[Clip], overrides: dict[str, Any] | None
-    ) -> None:
+        self, folder: Path | None, clips: Sequence[Clip], overrides: dict[str, Any] | None,
+        pipe: Any,
+    ) -> None:  # fmt: skip
         self.folder = folder
         if folder is None:
             return
         folder.mkdir(parents=True, exist_ok=True)
         mine = hashlib.sha256(repr((list(clips), overrides)).encode()).hexdigest()
-        stamp = folder / "clips"
+        identity = identify(pipe)
+        self._stamp("clips", mine)
+        self._stamp("pipelines", f"{identity.weights} {identity.sampler}")
+
+    def _stamp(self, of: str, mine: str) -> None:
+        assert self.folder is not None
+        stamp = self.folder / of
         if stamp.is_file() and stamp.read_text() != mine:
-            raise ValueError(f"work is {folder}, which is of other clips; accepted: another folder")
+            raise ValueError(
+                f"work is {self.folder}, which is of other {of}; accepted: another folder"
+            )
         if not stamp.is_file():
-            part = folder / f"clips.{os.getpid()}"  # others may work in the same folder
+            part = self.folder / f"{of}.{os.getpid()}"  # others may work in the same folder
             part.write_text(mine)
             part.replace(stamp)
 

@@ -1,25 +1,49 @@
-"""Calibration: samplers told by unit vectors, on every family's real pipeline, and what is made of
-the probes."""
+"""Calibration: samplers told by unit vectors, honest rungs, and a folder that survives a kill."""
 
 from __future__ import annotations
 
+import dataclasses
 import math
+from typing import Any
 
 import pytest
+import tiny
 import torch
+from diffusers import FlowMatchEulerDiscreteScheduler, UniPCMultistepScheduler
 from test_speed import trial
 
 from dit_accel import accelerate, speed
+from dit_accel import calibrate as calibrating
 from dit_accel.calibrate import NotLinearError, calibrate, probe_steps, record, summed_up
 from dit_accel.denoisers import DENOISERS
-from dit_accel.planner import Plan, energies, search
+from dit_accel.metrics import psnr
+from dit_accel.planner import Field, energies
+from dit_accel.plans import Forecast, Plan
+from dit_accel.profile import Profile
+from dit_accel.sampling import planned_schedule, schedule_of
+from dit_accel.takes import Clip, call_arguments
+
+STEPS = 10
+CLIPS = [
+    Clip(prompt, "blue square", seed, STEPS, 4.0, 16, 16, 9, max_sequence_length=16)
+    for seed, prompt in enumerate(("a red circle moving right", "a green square", "a triangle up"))
+]
+COMPUTED = (0, 1, 2, 4, 7)
 
 
-def prepared(name: str, **changes):
-    """A tiny pipeline, its clip, and its embeddings."""
+def prepared(name: str, **changes: Any):
+    """A tiny pipeline, its clip, and what its call is given; there is no VAE."""
     run = trial(name, **changes)
     given = speed.embeddings(run.prompt, run.guidance, "cpu", torch.float32)
-    return speed.build(run), run.clip, given
+    return speed.build(run), run.clip, given | {"output_type": "latent"}
+
+
+@pytest.fixture(scope="module")
+def pipe() -> Any:
+    return tiny.tiny_wan()
+
+
+# --- samplers ---
 
 
 @pytest.mark.parametrize("name", DENOISERS)
@@ -27,15 +51,63 @@ def test_shares_rebuild_the_final_latents_of_every_sampler(name):
     """UniPC's multistep, Euler with a shift, DDIM on velocities, Euler with a stretched end."""
     pipe, clip, given = prepared(name)
     recording = record(pipe, clip, given)
-    assert recording.predictions.shape == (clip.steps, recording.final.numel())
-    assert recording.shares.shape == recording.times.shape == (clip.steps,)
+    parts = 2 if name.startswith("wan") else 1
+    assert recording.parts.shape == (parts, clip.steps, recording.final.numel())
+    assert recording.schedule.total == clip.steps
+    assert len(recording.schedule.mix) == parts
+    assert recording.gram.shape == (parts * clip.steps + 1,) * 2
     assert "step" not in vars(pipe.scheduler)
+    if name.startswith("wan"):
+        pipe.scheduler.set_timesteps(clip.steps)  # forgets the run, as every run begins
+    foretold = schedule_of(pipe.scheduler, recording.schedule.mix)
+    assert torch.allclose(foretold.shares, recording.schedule.shares, atol=1e-6)
+
+
+def euler() -> Any:
+    return FlowMatchEulerDiscreteScheduler(shift=3.0)
+
+
+def unipc(order: int) -> Any:
+    return UniPCMultistepScheduler(
+        prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0, solver_order=order,
+        num_train_timesteps=1000,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "scheduler",
+    [euler(), unipc(1), unipc(2), unipc(3)],
+    ids=["euler", "unipc1", "unipc2", "unipc3"],
+)
+def test_shares_are_what_a_run_of_any_predictions_adds_up_to(scheduler):
+    schedule = planned_schedule(scheduler, STEPS, (1.0,))
+    scheduler.set_timesteps(STEPS)
+    draw = torch.Generator().manual_seed(0)
+    start = latents = torch.randn(1, 4, 1, 2, 2, generator=draw)
+    added = torch.zeros_like(start, dtype=torch.float64)
+    for step, time in enumerate(scheduler.timesteps):
+        prediction = torch.randn(latents.shape, generator=draw)
+        latents = scheduler.step(prediction, time, latents, return_dict=False)[0]
+        added += schedule.shares[step] * prediction
+    assert torch.allclose(start + added, latents.double(), atol=2e-5)
+    assert schedule.times.tolist() == scheduler.timesteps.tolist()
 
 
 def test_shares_of_euler_are_the_differences_of_its_noise_levels():
-    pipe, clip, given = prepared("hunyuan-video")
-    shares = record(pipe, clip, given).shares
-    assert torch.allclose(shares, pipe.scheduler.sigmas.diff().double(), atol=1e-6)
+    scheduler = euler()
+    schedule = planned_schedule(scheduler, STEPS, (1.0,))
+    scheduler.set_timesteps(STEPS)
+    assert torch.allclose(schedule.shares, scheduler.sigmas.diff().double(), atol=1e-6)
+
+
+def test_a_scheduler_that_is_looked_at_stays_as_it_is():
+    scheduler = unipc(2)
+    planned_schedule(scheduler, STEPS, (1.0,))
+    assert scheduler.num_inference_steps is None
+    scheduler.set_timesteps(STEPS)
+    before = {k: v for k, v in vars(scheduler).items() if not isinstance(v, torch.Tensor)}
+    schedule_of(scheduler, (1.0,))
+    assert {k: v for k, v in vars(scheduler).items() if not isinstance(v, torch.Tensor)} == before
 
 
 def test_a_sampler_that_is_not_linear_is_refused(monkeypatch):
@@ -50,44 +122,186 @@ def test_a_sampler_that_is_not_linear_is_refused(monkeypatch):
         record(pipe, clip, given)
 
 
+# --- profiles ---
+
+
+def tensors_of(profile: Profile) -> list[torch.Tensor]:
+    found = [profile.gram, profile.gain, profile.schedule.shares, profile.schedule.times]
+    for rung in (*profile.rungs, *profile.careful):
+        found += [value for value in vars(rung).values() if isinstance(value, torch.Tensor)]
+    return found
+
+
+def test_the_shape_of_a_profile(pipe):
+    """Two rungs, of which the faster one is risky enough to have a careful end."""
+    told: list[tuple[str, int, int]] = []
+    profile = calibrate(
+        pipe, CLIPS[:2], speedups=(2.0, 3.4), probes=3, probed=1,
+        told=lambda *news: told.append(news),
+    )  # fmt: skip
+    identity = profile.identity
+    assert (identity.pipeline, identity.parts, identity.steps) == ("WanPipeline", 2, STEPS)
+    assert (identity.guidance, identity.height, identity.frames) == (4.0, 16, 9)
+    assert profile.schedule.mix == (1.0, -3.0)
+    assert profile.gram.shape == (2, 2 * STEPS + 1, 2 * STEPS + 1)
+    assert profile.gain.shape == (STEPS,)
+    assert [len(rung.computed) for rung in profile.rungs] == [5, 3]
+    for rung in (*profile.rungs, *profile.careful):
+        count = len(rung.computed)
+        assert rung.computed[0] == 0
+        assert rung.psnr_db.shape == rung.latents_db.shape == rung.alarm.shape == (2,)
+        assert rung.surprise.shape == rung.spread.shape == (count,)
+        assert rung.changes.shape[0] == count
+        assert (rung.spread > 0).all()
+        assert profile.plan_of(rung).computed == rung.computed
+    assert told[0] == ("uncached", 0, 2)
+    assert {what for what, *_ in told} == {"uncached", "probe", "search", "rungs"}
+    for value in tensors_of(profile):
+        assert value.isfinite().all()
+
+
+def fixed_ladder(monkeypatch: Any) -> None:
+    monkeypatch.setattr(calibrating._Calibration, "_ladder", lambda self, field: [(COMPUTED, None)])
+
+
+def frames_of(pipe: Any, clip: Clip, plan: Plan) -> Any:
+    with accelerate(pipe, plan=plan, mix=(1.0, -3.0)):
+        return pipe(**call_arguments(pipe, clip)).frames[0]
+
+
+def test_each_clip_is_served_by_changes_that_have_not_seen_it(pipe, monkeypatch):
+    """What the second clip is said to get is what it gets from a profile of the first alone; and
+    the first, what the plan gives that comes before any is refined: lines, here."""
+    fixed_ladder(monkeypatch)
+
+    def lines(computed: Any, field: Field, *, depth: int) -> tuple[Plan, float]:
+        return Plan.of(computed, field.schedule, {}, depth), 0.0
+
+    monkeypatch.setattr(calibrating, "fit", lines)
+    settings = {"speedups": (2.0,), "probes": 2, "probed": 1}
+    one = calibrate(pipe, CLIPS[:1], **settings)
+    both = calibrate(pipe, CLIPS[:2], **settings)
+    (rung,) = both.rungs
+    second = frames_of(pipe, CLIPS[1], one.plan_of(one.rungs[0]))
+    stock = [record(pipe, clip).frames for clip in CLIPS[:2]]
+    assert psnr(stock[1], second, data_range=1.0) == pytest.approx(float(rung.psnr_db[1]), abs=0.01)
+    prior, _ = lines(COMPUTED, both.field, depth=calibrating.DEPTH)
+    first = frames_of(pipe, CLIPS[0], prior)
+    assert psnr(stock[0], first, data_range=1.0) == pytest.approx(float(rung.psnr_db[0]), abs=0.01)
+    seen = frames_of(pipe, CLIPS[1], both.plan_of(rung))
+    assert psnr(stock[1], seen, data_range=1.0) > float(rung.psnr_db[1])
+
+
+class Killed(Exception):
+    pass
+
+
+@pytest.mark.parametrize("at", [("uncached", 1), ("probe", 1), ("rungs", 1), ("rungs", 2)], ids=str)
+def test_a_calibration_that_was_killed_goes_on_where_it_was(pipe, tmp_path, monkeypatch, at):
+    """Bit-equal to one that was not, and nothing that was finished is told of again."""
+    fixed_ladder(monkeypatch)
+    settings = {"speedups": (2.0,), "probes": 2, "probed": 1}
+    if not hasattr(pipe, "_whole"):
+        pipe._whole = calibrate(pipe, CLIPS, **settings)  # once for all cases
+    told: list[tuple[str, int]] = []
+
+    def kill(what: str, done: int, total: int) -> None:
+        if (what, done) == at:
+            raise Killed
+        told.append((what, done))
+
+    with pytest.raises(Killed):
+        calibrate(pipe, CLIPS, work=tmp_path, told=kill, **settings)
+    assert "forward" not in vars(pipe.transformer) and "step" not in vars(pipe.scheduler)
+    before, again = set(told), []
+    profile = calibrate(
+        pipe,
+        CLIPS,
+        work=tmp_path,
+        told=lambda what, done, _: again.append((what, done)),
+        **settings,
+    )
+    finished = (
+        before - {("probe", 0)} if at[0] == "probe" else before
+    )  # a clip's probes go together
+    assert again[0] == (at if at[0] != "probe" else ("probe", 0))
+    assert not finished & set(again)
+    for whole, resumed in zip(tensors_of(pipe._whole), tensors_of(profile), strict=True):
+        assert torch.equal(whole, resumed)
+
+
+def test_a_finished_folder_gives_the_profile_without_a_run(pipe, tmp_path, monkeypatch):
+    fixed_ladder(monkeypatch)
+    settings = {"speedups": (2.0,), "probes": 2, "probed": 1, "work": tmp_path}
+    first = calibrate(pipe, CLIPS[:1], **settings)
+
+    def run(*_: Any) -> None:
+        raise AssertionError("a run is made")
+
+    monkeypatch.setattr(calibrating, "_run", run)
+    second = calibrate(pipe, CLIPS[:1], **settings)
+    for one, other in zip(tensors_of(first), tensors_of(second), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_a_folder_of_something_else_is_refused(pipe, tmp_path):
+    settings = {"speedups": (), "probes": 2, "probed": 1, "work": tmp_path}
+    calibrate(pipe, CLIPS[:1], **settings)
+    with pytest.raises(ValueError, match="which is of other clips; accepted: another folder"):
+        calibrate(pipe, CLIPS[1:2], **settings)
+    with pytest.raises(ValueError, match="which is of other pipelines; accepted: another folder"):
+        calibrate(tiny.tiny_wan(seed=3), CLIPS[:1], **settings)
+
+
+def test_without_speedups_there_are_no_rungs(pipe):
+    profile = calibrate(pipe, CLIPS[:1], speedups=(), probes=2, probed=1)
+    assert (profile.rungs, profile.careful) == ((), ())
+
+
+@pytest.mark.parametrize("name", ["hunyuan-video", "cogvideox-2b", "ltx-video"])
+def test_families_of_one_forward_a_step_are_calibrated_as_one_part(name, monkeypatch):
+    """Branches in one batch are combined: features are of the guided prediction."""
+    fixed_ladder(monkeypatch)
+    monkeypatch.setattr(calibrating, "psnr", lambda *_, **__: 40.0)  # of latents: there is no VAE
+    pipe, clip, given = prepared(name, steps=STEPS)
+    clips = [clip, dataclasses.replace(clip, seed=clip.seed + 1)]
+    profile = calibrate(pipe, clips, speedups=(2.0,), probes=2, probed=1, overrides=given)
+    assert (profile.identity.parts, profile.schedule.mix) == (1, (1.0,))
+    (rung,) = profile.rungs
+    assert (rung.latents_db > 0).all()
+    with accelerate(pipe, speedup=2.0, profile=profile) as handle:
+        latents = pipe(**call_arguments(pipe, clip) | given).frames
+        report = handle.report()
+    assert report.planned == COMPUTED
+    assert report.steps_computed == len(COMPUTED)
+    assert not report.notes[1:]
+    assert torch.isfinite(latents).all()
+
+
+def test_a_guidance_that_varies_is_refused_for_rungs(monkeypatch):
+    """Wan 2.2 may guide its experts differently: what is kept by branch is then no prediction."""
+    pipe = tiny.tiny_wan(transformer_2=True)
+    with pytest.raises(ValueError, match="guidance is not 4 at every step; accepted: the same"):
+        calibrate(
+            pipe, CLIPS[:1], speedups=(2.0,), probes=2, probed=1,
+            overrides={"guidance_scale_2": 1.5},
+        )  # fmt: skip
+
+
 def test_a_field_foretells_what_one_reused_prediction_does_at_the_last_step():
     """There nothing comes after it, so that the foretold error is exact."""
     pipe, clip, given = prepared("wan2.1-1.3b")
-    field = calibrate(pipe, [clip], probes=3, probed=1, overrides=given)
+    recording = record(pipe, clip, given)
     last = clip.steps - 1
-    plan = Plan(clip.steps, {last: {last - 1: 1.0}})
-    stock = record(pipe, clip, given).final
-    with accelerate(pipe, plan=plan):
-        made = pipe(**_arguments(pipe, clip, given)).frames.flatten()
-    error = ((made - stock).norm() / stock.norm()) ** 2
+    plan = Plan(clip.steps, {last: Forecast(({last - 1: 1.0}, {last - 1: 1.0}))})
+    field = Field(recording.schedule, recording.gram[None], torch.ones(clip.steps), memory=math.inf)
+    with accelerate(pipe, plan=plan, mix=recording.schedule.mix):
+        made = pipe(**call_arguments(pipe, clip) | given).frames.flatten()
+    error = ((made - recording.final).norm() / recording.final.norm()) ** 2
     assert energies(plan, field).item() == pytest.approx(error.item(), rel=1e-3)
 
 
-def test_from_calibration_to_a_planned_run():
-    pipe, clip, given = prepared("wan2.1-1.3b")
-    told = []
-    field = calibrate(
-        pipe,
-        [clip, clip],
-        probes=3,
-        probed=1,
-        overrides=given,
-        told=lambda *news: told.append(news),
-    )
-    assert told[0] == ("uncached", 0, 2)
-    assert told[-1] == ("probes", 2, 3)
-    plan, energy = search(field, 4, trials=20)
-    assert 0 < energy < math.inf
-    with accelerate(pipe, plan=plan) as handle:
-        frames = pipe(**_arguments(pipe, clip, given)).frames
-        assert handle.report().steps_computed == 4
-    assert torch.isfinite(frames).all()
-
-
-def _arguments(pipe, clip, given):
-    from dit_accel.takes import call_arguments
-
-    return call_arguments(pipe, clip) | {"output_type": "latent"} | given
+# --- probes ---
 
 
 def test_probes_are_summed_up_by_hand():
@@ -111,11 +325,30 @@ def test_probe_steps(total, probes):
     assert steps == sorted(set(steps))
 
 
-def test_bad_input_is_named():
-    pipe, clip, given = prepared("wan2.1-1.3b")
+def test_a_schedule_that_cannot_be_known_before_a_run_is_refused():
+    class Told(FlowMatchEulerDiscreteScheduler):
+        def set_timesteps(self, steps: int) -> None:  # type: ignore[override]
+            raise ValueError("`mu` must be passed")
+
+    with pytest.raises(ValueError, match="Told cannot be planned for without a run: `mu` must be"):
+        planned_schedule(Told(), STEPS, (1.0,))
+
+
+def test_bad_input_is_named(pipe):
     with pytest.raises(ValueError, match="clips have 0 kinds of steps"):
         calibrate(pipe, [])
+    mixed = [CLIPS[0], dataclasses.replace(CLIPS[1], guidance=5.0)]
+    with pytest.raises(ValueError, match="clips have 2 kinds of steps, guidance and size"):
+        calibrate(pipe, mixed)
     with pytest.raises(
         ValueError, match="probes is 1, probed is 3; accepted: at least 2, and 1 to"
     ):
-        calibrate(pipe, [clip], probes=1, overrides=given)
+        calibrate(pipe, CLIPS, probes=1)
+    with pytest.raises(
+        ValueError, match="probes is 8, probed is 4; accepted: at least 2, and 1 to"
+    ):
+        calibrate(pipe, CLIPS, probed=4)
+    with pytest.raises(
+        ValueError, match=r"speedups has \[1.0, 11.0\]; accepted: above 1, up to 10"
+    ):
+        calibrate(pipe, CLIPS, speedups=(1.0, 2.0, 11.0))
