@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import importlib
 import importlib.util
@@ -97,7 +98,8 @@ def _plan(
     from dit_accel.cli.aim import read_profile
     from dit_accel.loading import find, quiet_libraries
 
-    with quiet_libraries(verbose=verbose):
+    alone = path is not None and name is None  # then no library of models is needed at all
+    with contextlib.nullcontext() if alone else quiet_libraries(verbose=verbose):
         model = find(name) if path is None or name is not None else None
         found = path or (find_profile(model) if model is not None else None)
         if found is None:
@@ -216,6 +218,12 @@ def held(plan: Plan, parts: int) -> int:
     return most * parts + int(noise)
 
 
+def _held(decision: Decision) -> int:
+    """Whichever way the run turns."""
+    plans = [decision.plan, *([decision.careful] if decision.careful is not None else [])]
+    return max(held(plan, len(decision.mix)) for plan in plans)
+
+
 def latent_bytes(model: Model, profile: Profile) -> int | None:
     """Of one tensor of the size of the latents, as this model was calibrated."""
     from dit_accel.cli.settings import component_config, read_strides
@@ -242,9 +250,8 @@ def _content(
     if planned is None:
         return content | {"ladder": rows(profile)}
     decision = planned.decision
-    parts = len(decision.mix)
     size = latent_bytes(model, profile) if model is not None else None
-    tensors = held(decision.plan, parts)
+    tensors = _held(decision)
     careful = None
     if decision.careful is not None:
         careful = {
@@ -311,7 +318,7 @@ def _rows(planned: Planned, profile: Profile, model: Model | None) -> list[tuple
         if planned.quality is not None and promised.reach is not None:
             share = f"{promised.reach:.0%} of clips reach {planned.asked}"
             rows.append(("reach", share))
-    tensors = held(decision.plan, len(decision.mix))
+    tensors = _held(decision)
     size = latent_bytes(model, profile) if model is not None else None
     what = f"{tensors} tensors of the size of the latents"
     rows.append(("held", what + (f", {bytes_text(tensors * size)}" if size else "")))
