@@ -10,8 +10,9 @@ From a handful of clips, one after the other:
 2. *Probes* on the first clips: runs that reuse a single prediction at one step, and what became of
    the error that it made (`gain`, `memory`).
 3. *Rungs*: a plan for each of a ladder of speeds, carried out on every clip. What changes its
-   windows' lines is fitted, clip after clip, to what is really left (`fitting`); each clip is
-   served by changes that have not seen it, and scored against its uncached twin: honest errors.
+   windows' lines is fitted, clip after clip, to what is really left (`fitting`), in two passes;
+   each clip is served by changes that have not seen it, and scored against its uncached twin:
+   honest errors.
 
 Memory: the predictions of one clip, in float32 on the CPU. With `work`, what is done is kept in a
 folder, clip by clip, and the same call goes on where it was.
@@ -49,9 +50,9 @@ from dit_accel.takes import Clip, call_arguments
 LINEAR = 0.02  # relative error up to which the shares must rebuild the final latents
 DEPTH = 5  # computed predictions that a refined forecast reads
 LADDER = (2.0, 2.5, 3.0, 3.4, 3.85, 4.2, 4.55, 5.0, 5.6, 6.25, 7.2)
+LEAST = 3  # clips that a change is fitted to; before, it is as fitted on uncached runs
+PASSES = 2  # over the clips: the first ones of the first pass are served by few others
 CAREFUL = 1.3  # how many times the computed steps of a rung its careful end has, in all
-RISKY = 3.3  # speedup from which on a rung has a careful end
-FIRST = 4  # clips whose changes were fitted to fewer others than this are not scored
 Told = Callable[[str, int, int], None]
 
 
@@ -96,6 +97,7 @@ def calibrate(
     clips: Sequence[Clip],
     *,
     speedups: Sequence[float] = LADDER,
+    careful: bool = False,
     probes: int = 8,
     probed: int = 3,
     dtype: str = "float32",
@@ -110,6 +112,8 @@ def calibrate(
         clips: of equal size, steps and guidance; a dozen or more.
         speedups: the ladder; each is a plan that is carried out on every clip. Empty: none is, and
             plans rest on inner products alone.
+        careful: whether every rung gets a careful end too, which a run may turn to; doubles the
+            runs, and did not pay on the miniature (docs/planning.md).
         probes: steps at which a single prediction is reused, >= 2.
         probed: clips that are probed, from the first on, 1 to all; each costs `probes` runs.
         dtype: what the denoiser computes in, for the profile's identity.
@@ -134,7 +138,8 @@ def calibrate(
     wrong = [s for s in speedups if not 1 < s <= clips[0].steps]
     if wrong:
         raise ValueError(f"speedups has {wrong}; accepted: above 1, up to {clips[0].steps}")
-    return _Calibration(pipe, clips, speedups, work, overrides, told).run(probes, probed, dtype)
+    calibration = _Calibration(pipe, clips, speedups, work, overrides, told, careful)
+    return calibration.run(probes, probed, dtype)
 
 
 class _Calibration:
@@ -142,10 +147,10 @@ class _Calibration:
 
     def __init__(
         self, pipe: Any, clips: Sequence[Clip], speedups: Sequence[float], work: Path | None,
-        overrides: dict[str, Any] | None, told: Told,
+        overrides: dict[str, Any] | None, told: Told, careful: bool = False,
     ) -> None:  # fmt: skip
         self.pipe, self.clips, self.speedups = pipe, clips, speedups
-        self.overrides, self.told = overrides, told
+        self.overrides, self.told, self.careful = overrides, told, careful
         self.kept = _Work(work, clips, overrides, pipe)
         self.recordings: dict[int, Recording] = {}
 
@@ -163,7 +168,8 @@ class _Calibration:
         gain, memory = summed_up([p for part in found for p in part], schedule.total)
         field = Field(schedule, torch.stack(grams), gain, memory)
         plans = self._ladder(field)
-        results = [self._rungs(index, field, plans) for index in range(len(self.clips))]
+        for turn in range(PASSES):
+            results = [self._rungs(turn, index, field, plans) for index in range(len(self.clips))]
         rungs, careful = _summary(plans, results, schedule.total)
         made = {"clips": len(self.clips), "probes": probes, "probed": probed, **versions()}
         identity = identify(
@@ -210,33 +216,33 @@ class _Calibration:
             for count in counts:
                 start = _thinned(before, count) if before else None
                 found = search(field, count, start=start)[0].computed
-                risky = field.total / count >= RISKY
-                plans.append((found, careful_end(found, field) if risky else None))
+                plans.append((found, careful_end(found, field) if self.careful else None))
                 before = found
             return plans
 
-        return self.kept.get(f"ladder-{counts}", make)
+        return self.kept.get(f"ladder-{counts}-{self.careful}", make)
 
     def _rungs(
-        self, index: int, field: Field, plans: Sequence[tuple[tuple[int, ...], Any]]
+        self, turn: int, index: int, field: Field, plans: Sequence[tuple[tuple[int, ...], Any]]
     ) -> list[_Outcome]:
-        """Carries out every plan on one clip; changes are fitted to the clips before it."""
+        """Carries out every plan on one clip; changes are fitted to the other clips so far."""
         every = [computed for rung in plans for computed in rung if computed is not None]
         if not every:
             return []
-        before = self.kept.moments(index - 1, every)
+        place = turn * len(self.clips) + index
+        before = self.kept.moments(place - 1, every)
 
         def make() -> list[_Outcome]:
             moments = copy.deepcopy(before)
             recording, found = self._recording(index), []
-            for place, computed in enumerate(every):
-                self.told("rungs", index * len(every) + place, len(self.clips) * len(every))
+            for number, computed in enumerate(every):
+                whole = PASSES * len(self.clips) * len(every)
+                self.told("rungs", place * len(every) + number, whole)
                 found.append(self._carry_out(index, computed, field, recording, moments))
-            self.kept.keep_moments(index, every, moments)
-            self.recordings.pop(index, None)
+            self.kept.keep_moments(place, every, moments)
             return found
 
-        return self.kept.get(f"rungs-{index}-{every}", make)
+        return self.kept.get(f"rungs-{place}-{every}", make)
 
     def _carry_out(
         self, index: int, computed: tuple[int, ...], field: Field, recording: Recording,
@@ -326,7 +332,7 @@ class _Fitting(PlanCourse):
         left = due + self._behind - _weighted(line, features)
         history = (*self.computed[: place + 1], closed)
         problem = self.moments.setdefault(history, Moments())
-        change = problem.change()  # before this prompt is known to it
+        change = problem.change(without=self.prompt, least=LEAST)
         if change is None:
             change = self._prior(read, opened, closed) - line
         size = float(self.recording.final.square().mean())
@@ -405,8 +411,7 @@ def _summary(
 
 
 def _rung(outcomes: Sequence[_Outcome], turn: int) -> Rung:
-    scored = outcomes[FIRST:] if len(outcomes) > 2 * FIRST else outcomes
-    computed = scored[0].computed
+    scored, computed = outcomes, outcomes[0].computed
     logs = torch.tensor([o.surprise for o in scored], dtype=torch.float64).clamp_min(1e-9).log()
     mean = logs.mean(0).nan_to_num()
     spread = logs.std(0).nan_to_num().clamp_min(1e-3) if len(scored) > 1 else torch.ones_like(mean)

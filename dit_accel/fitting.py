@@ -47,10 +47,13 @@ class Moments:
         self.matrices[prompt] = rows @ rows.T * weight
         self.vectors[prompt] = rows @ wanted * weight
 
-    def change(self, *, without: int | None = None, ridge: float = RIDGE) -> torch.Tensor | None:
-        """`(F,)` float64: the change fitted to all prompts but one; None where none is known."""
+    def change(
+        self, *, without: int | None = None, least: int = 1, ridge: float = RIDGE
+    ) -> torch.Tensor | None:
+        """`(F,)` float64: the change fitted to all prompts but one; None where fewer than `least`
+        are known."""
         known = [prompt for prompt in self.matrices if prompt != without]
-        if not known:
+        if len(known) < max(least, 1):
             return None
         matrix = torch.stack([self.matrices[prompt] for prompt in known]).sum(0)
         vector = torch.stack([self.vectors[prompt] for prompt in known]).sum(0)

@@ -1,8 +1,10 @@
-"""The table of docs/planning.md: plans on the miniature against the uncached clip and fewer steps.
+"""The ablation of docs/planning.md: what each part of planning gives, many prompts in lockstep.
 
-OMP_NUM_THREADS=1 python scripts/table_plan.py --prompts 16 --out docs/planning.json
+python scripts/table_plan.py --prompts 64 --calibration 32 --computed 25 20 16 12 10
 
-Calibrates on clips of other prompts, then runs every plan on prompts that it has not seen.
+The miniature's denoiser is run on a batch of prompts, step by step, without the pipeline around it;
+forecasts are summed a window at a time. One GPU does all of it in two minutes; a CPU takes hours at
+these numbers. Latents are decoded, rounded to 8 bits and scored against the uncached ones.
 """
 
 from __future__ import annotations
@@ -11,11 +13,10 @@ import argparse
 import json
 import statistics
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from diffusers import WanPipeline
 
@@ -23,138 +24,206 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from miniature_world import PROMPT_STREAM, scene_at
 
-from dit_accel import accelerate, metrics, miniature
-from dit_accel.calibrate import calibrate
-from dit_accel.planner import Field, Plan, energies, evenly, fit, search
-from dit_accel.takes import Clip, Take, take
+from dit_accel import miniature
+from dit_accel.calibrate import probe_steps, summed_up
+from dit_accel.fitting import Moments
+from dit_accel.planner import Field, fit, search
+from dit_accel.plans import lines, reads, windows
+from dit_accel.sampling import schedule_of
 
+SIZE = (48, 5, 8, 8)  # channels, latent frames, height, width
 PROMPTS = Path(__file__).resolve().parents[1] / "assets" / "prompts" / "miniature.jsonl"
-UNCORRECTED = 1e12  # a ridge that lets no correction through
-CALIBRATION = 5000  # where its prompts begin in the world's stream, far from those of PROMPTS
+Changes = dict[int, torch.Tensor]
+
+
+class Batch:
+    """P prompts in lockstep; latents `(P, N)`."""
+
+    def __init__(self, pipe: Any, prompts: Sequence[str], seeds: Sequence[int], steps: int) -> None:
+        self.pipe, self.device = pipe, pipe.device
+        self.guidance = float(miniature.call_defaults(miniature.path())["guidance_scale"])
+        texts = [pipe.encode_prompt(p, max_sequence_length=64, device=pipe.device) for p in prompts]
+        self.texts = tuple(torch.cat(part) for part in zip(*texts, strict=True))
+        draws = (torch.randn(SIZE, generator=torch.Generator().manual_seed(s)) for s in seeds)
+        self.noise = torch.stack(list(draws)).flatten(1).to(pipe.device)
+        pipe.scheduler.set_timesteps(steps, device=pipe.device)
+        self.times = pipe.scheduler.timesteps.clone()
+        self.schedule = schedule_of(pipe.scheduler, (1.0, 1.0 - self.guidance))
+
+    def parts(self, step: int, latents: torch.Tensor) -> torch.Tensor:
+        """`(B, P, N)`: the conditional prediction, and the difference of the unconditional one."""
+        cond, uncond = (
+            torch.cat(
+                [
+                    self.pipe.transformer(
+                        hidden_states=x.unflatten(1, SIZE),
+                        timestep=self.times[step].expand(len(x)),
+                        encoder_hidden_states=text,
+                        return_dict=False,
+                    )[0].flatten(1)
+                    for x, text in zip(latents.split(64), texts.split(64), strict=True)
+                ]
+            )
+            for texts in self.texts
+        )
+        return torch.stack([cond, uncond - cond])
+
+    def guided(self, parts: torch.Tensor) -> torch.Tensor:
+        """`(P, N)`: parts, mixed."""
+        return torch.einsum("b,bpn->pn", torch.tensor(self.schedule.mix, device=self.device), parts)
+
+    def run(self) -> None:
+        """Uncached: `all` parts `(n, B, P, N)`, and latents before every step and at the end."""
+        self.latents, self.all = [self.noise], []
+        for step, share in enumerate(self.schedule.shares.tolist()):
+            self.all.append(self.parts(step, self.latents[-1]))
+            self.latents.append(self.latents[-1] + share * self.guided(self.all[-1]))
+
+    def pixels(self, latents: torch.Tensor) -> torch.Tensor:
+        """`(P, 3, T, H, W)` uint8."""
+        config = self.pipe.vae.config
+        shape = (1, -1, 1, 1, 1)
+        mean, std = (torch.tensor(v, device=self.device).view(shape)
+                     for v in (config.latents_mean, config.latents_std))  # fmt: skip
+        clips = [self.pipe.vae.decode(x.unflatten(1, SIZE) * std + mean, return_dict=False)[0]
+                 for x in latents.split(8)]  # fmt: skip
+        return ((torch.cat(clips) / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8)
+
+    def psnr(self, latents: torch.Tensor) -> list[float]:
+        """dB of every prompt against its uncached clip."""
+        if not hasattr(self, "_stock"):
+            self._stock = self.pixels(self.latents[-1]).float()
+        error = (self.pixels(latents).float() - self._stock).square().flatten(1).mean(1) / 255**2
+        return (-10 * error.clamp_min(1e-10).log10()).tolist()
+
+    def accelerated(
+        self, computed: Sequence[int], depth: int, change_of: Callable[..., torch.Tensor | None]
+    ) -> torch.Tensor:
+        """Final latents of a run that computes these steps; `change_of(opened, features, left)` is
+        what changes each window's line."""
+        latents, kept = self.noise, {}
+        for opened, closed in windows(computed, self.schedule.total):
+            kept[opened] = self.parts(opened, latents)
+            latents = latents + float(self.schedule.shares[opened]) * self.guided(kept[opened])
+            if closed - opened == 1:
+                continue
+            read = reads(computed, opened, depth)
+            ends = torch.tensor([opened]), torch.tensor([closed])
+            line = lines(torch.tensor([read]), *ends, self.schedule)[0]
+            features = [kept[step][part] for part in range(2) for step in read] + [self.noise]
+            rows = torch.stack(features)  # (F, P, N)
+            left = self.latents[closed] - latents - _weighted(line, rows)
+            change = change_of(opened, rows, left)
+            latents = latents + _weighted(line if change is None else line + change, rows)
+        return latents
+
+
+def _weighted(weights: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+    return torch.einsum("f,fpn->pn", weights.to(rows), rows)
+
+
+def field_of(batch: Batch, probed: int = 8) -> Field:
+    """Inner products of a batch, and gain and memory from reuses of single predictions."""
+    n, final = batch.schedule.total, batch.latents[-1]
+    grams = []
+    for p in range(len(final)):
+        parts = torch.stack(batch.all)[:, :, p].transpose(0, 1).flatten(0, 1)
+        rows = torch.cat([parts, batch.noise[p][None]]).double()
+        grams.append((rows @ rows.T / final[p].double().square().sum()).cpu())
+    found = []
+    for step in probe_steps(n, 10):
+        latents, reused = batch.latents[step], batch.guided(batch.all[step - 1])
+        share = float(batch.schedule.shares[step])
+        made = share * (reused - batch.guided(batch.all[step]))
+        latents = latents + share * reused
+        for later in range(step + 1, n):
+            guided = batch.guided(batch.parts(later, latents))
+            latents = latents + float(batch.schedule.shares[later]) * guided
+        became = latents - final
+        cosine = torch.nn.functional.cosine_similarity(made, became)
+        gain = became.norm(dim=1) / made.norm(dim=1)
+        found += [(step, float(gain[p]), float(cosine[p])) for p in range(min(probed, len(gain)))]
+    return Field(batch.schedule, torch.stack(grams), *summed_up(found, n))
+
+
+def refined(batch: Batch, computed: Sequence[int], depth: int, ridge: float) -> Changes:
+    """Every window's change, fitted to what a batch's accelerated run leaves."""
+    changes: Changes = {}
+
+    def change_of(opened: int, rows: torch.Tensor, left: torch.Tensor) -> torch.Tensor:
+        moments = Moments()
+        for p in range(rows.shape[1]):
+            size = float(batch.latents[-1][p].square().mean())
+            moments.add(p, rows[:, p].cpu(), left[p].cpu(), size)
+        changes[opened] = moments.change(ridge=ridge)
+        return changes[opened]
+
+    batch.accelerated(computed, depth, change_of)
+    return changes
+
+
+def planned(computed: Sequence[int], field: Field, depth: int) -> Changes:
+    """Every window's change as fitted on uncached runs."""
+    plan, _ = fit(computed, field, depth=depth)
+    changes = {}
+    for opened, closed in windows(computed, field.total):
+        read = reads(computed, opened, depth)
+        ends = torch.tensor([opened]), torch.tensor([closed])
+        total = -lines(torch.tensor([read]), *ends, field.schedule)[0]
+        for step in range(opened + 1, closed):
+            share, served = float(field.schedule.shares[step]), plan.forecasts[step]
+            weights = [mix * served.reads[part].get(at, 0.0)
+                       for part, mix in enumerate(field.schedule.mix) for at in read]  # fmt: skip
+            total += share * torch.tensor([*weights, served.start], dtype=torch.float64)
+        changes[opened] = total
+    return changes
 
 
 def main() -> None:
-    args = _arguments()
-    pipe = WanPipeline.from_pretrained(str(miniature.path()))
-    pipe.set_progress_bar_config(disable=True)
-    unseen = [json.loads(line)["prompt"] for line in PROMPTS.read_text().splitlines()]
-    field = _field(pipe, args, set(unseen))
-    print(f"memory {field.memory:.1f} steps, gain", [round(g, 2) for g in field.gain.tolist()])
-    counts = [round(args.steps / speedup) for speedup in args.speedups]
-    plans = {
-        "reuse, even": _plans(counts, lambda n: _reuse(field, n)),
-        "line, searched": _plans(counts, lambda n: search(field, n, depth=2, ridge=UNCORRECTED)),
-        "fitted, searched": _plans(counts, lambda n: search(field, n)),
-    }
-    rows: dict[tuple[str, int], list[float]] = {}
-    for index, prompt in enumerate(unseen[: args.prompts]):
-        clip = _clip(prompt, args.steps, seed=index)
-        stock = take(pipe, clip, device="cpu")
-        for name, by_count in plans.items():
-            for count, plan in by_count.items():
-                with accelerate(pipe, plan=plan):
-                    made = take(pipe, clip, device="cpu")
-                rows.setdefault((name, count), []).append(_psnr(stock, made))
-        for count in counts:
-            made = take(pipe, clip, device="cpu", overrides={"num_inference_steps": count})
-            rows.setdefault(("fewer steps", count), []).append(_psnr(stock, made))
-        print(f"{index + 1} of {args.prompts} prompts", flush=True)
-        _write(args, field, counts, plans, rows)
-    print(_table(args.steps, counts, rows, plans, field))
-
-
-def _reuse(field: Field, count: int) -> tuple[Plan, float]:
-    return fit(evenly(field.total, count), field, depth=1, ridge=UNCORRECTED)
-
-
-def _plans(counts: list[int], make: Callable[[int], tuple[Plan, float]]) -> dict[int, Plan]:
-    return {count: make(count)[0] for count in counts}
-
-
-def _field(pipe: Any, args: argparse.Namespace, taken: set[str]) -> Field:
-    prompts: list[str] = []
-    for index in range(CALIBRATION, CALIBRATION + 100 * args.calibration):
-        caption = scene_at(PROMPT_STREAM, index).caption()
-        if caption not in taken and caption not in prompts and len(prompts) < args.calibration:
-            prompts.append(caption)
-    clips = [_clip(prompt, args.steps, seed=1000 + i) for i, prompt in enumerate(prompts)]
-    return calibrate(
-        pipe,
-        clips,
-        told=lambda what, done, total: print(f"{what} {done + 1} of {total}", flush=True),
-    )
-
-
-def _clip(prompt: str, steps: int, seed: int) -> Clip:
-    given = miniature.call_defaults(miniature.path())
-    return Clip(
-        prompt=prompt, negative=None, seed=seed, steps=steps,
-        guidance=float(given["guidance_scale"]), height=int(given["height"]),
-        width=int(given["width"]), frames=int(given["num_frames"]),
-        max_sequence_length=int(given["max_sequence_length"]),
-    )  # fmt: skip
-
-
-def _psnr(stock: Take, made: Take) -> float:
-    return float(metrics.psnr(stock.frames, made.frames, data_range=1.0))
-
-
-def _write(
-    args: argparse.Namespace,
-    field: Field,
-    counts: list[int],
-    plans: dict[str, dict[int, Plan]],
-    rows: dict[tuple[str, int], list[float]],
-) -> None:
-    content = {
-        "steps": args.steps,
-        "calibration": args.calibration,
-        "memory": field.memory,
-        "gain": field.gain.tolist(),
-        "rows": [{"method": m, "computed": n, "psnr_db": v} for (m, n), v in rows.items()],
-        "plans": {m: {n: p.computed for n, p in by.items()} for m, by in plans.items()},
-    }
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    args.out.write_text(json.dumps(content, indent=1) + "\n")
-
-
-def _table(
-    steps: int,
-    counts: list[int],
-    rows: dict[tuple[str, int], list[float]],
-    plans: dict[str, dict[int, Plan]],
-    field: Field,
-) -> str:
-    heads = [f"{n} ({steps / n:.1f}×)" for n in counts]
-    lines = [f"| computed of {steps} | " + " | ".join(heads) + " |"]
-    lines.append("|---" * (len(counts) + 1) + "|")
-    for name in dict.fromkeys(method for method, _ in rows):
-        cells = [_interval(rows[name, n]) for n in counts]
-        lines.append(f"| {name} | " + " | ".join(cells) + " |")
-    for name, by_count in plans.items():
-        errors = [statistics.fmean(energies(by_count[n], field).log10().tolist()) for n in counts]
-        cells = [f"{-10 * error:.1f}" for error in errors]
-        lines.append(f"| foretold of the latents: {name} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
-
-
-def _interval(values: list[float]) -> str:
-    draw = np.random.default_rng(0)
-    picks = draw.integers(0, len(values), (10_000, len(values)))
-    low, high = np.percentile(np.asarray(values)[picks].mean(1), [2.5, 97.5])
-    return f"{statistics.fmean(values):.1f} [{low:.1f}, {high:.1f}]"
-
-
-def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--prompts", type=int, default=16)
-    parser.add_argument("--calibration", type=int, default=12)
+    parser.add_argument("--prompts", type=int, default=64)
+    parser.add_argument("--calibration", type=int, default=32)
     parser.add_argument("--steps", type=int, default=50)
-    parser.add_argument("--speedups", type=float, nargs="+", default=[2, 2.5, 3.1, 4.2])
-    parser.add_argument("--out", type=Path, default=Path("out/planning.json"))
-    return parser.parse_args()
+    parser.add_argument("--computed", type=int, nargs="+", default=[33, 25, 20, 16, 12, 10])
+    parser.add_argument("--out", type=Path)
+    args = parser.parse_args()
+    torch.set_grad_enabled(False)
+    torch.backends.cudnn.allow_tf32 = False
+    pipe = WanPipeline.from_pretrained(str(miniature.path()))
+    pipe.to("cuda" if torch.cuda.is_available() else "cpu")
+    unseen = [json.loads(line)["prompt"] for line in PROMPTS.read_text().splitlines()]
+    captions = dict.fromkeys(scene_at(PROMPT_STREAM, 5000 + i).caption() for i in range(500))
+    known = [caption for caption in captions if caption not in unseen][: args.calibration]
+    batches = []
+    for prompts, first in ((known, 1000), (unseen[: args.prompts], 0)):
+        seeds = range(first, first + len(prompts))
+        batches.append(Batch(pipe, prompts, seeds, args.steps))
+        batches[-1].run()
+    calibration, held_out = batches
+    field = field_of(calibration)
+    rows: dict[str, dict[int, list[float]]] = {}
+    for count in args.computed:
+        computed = search(field, count)[0].computed
+        print(count, computed, flush=True)
+        for name, depth, changes in (
+            ("line", 2, {}),
+            ("fitted on uncached runs", 4, planned(computed, field, 4)),
+            ("refined, 3 predictions", 3, refined(calibration, computed, 3, 1e-4)),
+            ("refined, 5 predictions", 5, refined(calibration, computed, 5, 1e-4)),
+            ("refined, 5 predictions, ridge 1e-3", 5, refined(calibration, computed, 5, 1e-3)),
+        ):
+            final = held_out.accelerated(computed, depth, lambda o, *_, c=changes: c.get(o))
+            rows.setdefault(name, {})[count] = held_out.psnr(final)
+        fewer = Batch(pipe, unseen[: args.prompts], range(args.prompts), count)
+        fewer.run()
+        rows.setdefault("fewer steps", {})[count] = held_out.psnr(fewer.latents[-1])
+        for name, by_count in rows.items():
+            values = by_count[count]
+            print(f"  {name}: {statistics.fmean(values):.1f} dB, lowest {min(values):.1f}")
+        pipe.scheduler.set_timesteps(args.steps, device=pipe.device)
+    if args.out:
+        args.out.write_text(json.dumps(rows) + "\n")
 
 
 if __name__ == "__main__":
-    torch.set_num_threads(1)
     main()
