@@ -285,7 +285,7 @@ def _measure(
     usual = tuple(s for s in measuring.LADDER if s <= settings.steps / 2)
     speedups = speedups if speedups is not None else usual
     probed = min(PROBED, len(clips))
-    rungs = _rungs(settings.steps, speedups, measuring.RISKY, measuring.CAREFUL)
+    rungs = measuring.PASSES * _rungs(settings.steps, speedups)
     probes = probed * len(measuring.probe_steps(settings.steps, asked.probes))
     pace = Pace(len(clips), settings.steps, probes, rungs)
     try:
@@ -311,12 +311,10 @@ def _measure(
         ) from error
 
 
-def _rungs(steps: int, speedups: tuple[float, ...], risky: float, careful: float) -> list[int]:
-    """Computed steps of the plans that are carried out on every clip, as far as is known before."""
+def _rungs(steps: int, speedups: tuple[float, ...]) -> list[int]:
+    """Computed steps of the plans that are carried out on every clip in a pass."""
     counts = sorted({round(steps / speedup) for speedup in speedups})
-    counts = [count for count in counts if 2 <= count < steps]
-    ends = [round(careful * count) for count in counts if steps / count >= risky]
-    return [*counts, *ends]
+    return [count for count in counts if 2 <= count < steps]
 
 
 class _Left(TextColumn):
