@@ -95,3 +95,14 @@ def test_features_of_a_low_precision_are_summed_in_float64():
     (change,) = moments.change(ridge=0.0).tolist()
     assert change == pytest.approx(1.0, abs=1e-12)
     assert moments.change().dtype == torch.float64
+
+
+def test_a_change_wants_as_many_prompts_as_it_is_told():
+    """Those that are left out do not count."""
+    moments = Moments()
+    for prompt in range(3):
+        moments.add(prompt, AXES, row(1.0, float(prompt)), 1.0)
+    assert moments.change(least=3) is not None
+    assert moments.change(least=4) is None
+    assert moments.change(without=1, least=3) is None
+    assert moments.change(without=7, least=3) is not None
