@@ -1,0 +1,199 @@
+"""Faults put into accelerated runs of the miniature, and what the guard makes of them.
+
+OMP_NUM_THREADS=1 python scripts/check_guard.py --prompts 8 --profile PATH
+
+A fault strikes after a step in the middle of the run. The reference is the uncached run with the
+same fault; a run with the guard is compared with one without it, and with the uncached run of as
+many steps as the guarded one computed, struck at the same share of the run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import math
+import statistics
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from dit_accel import accelerate, miniature  # noqa: E402
+from dit_accel.metrics import psnr  # noqa: E402
+from dit_accel.profile import Profile  # noqa: E402
+from dit_accel.takes import Clip, call_arguments  # noqa: E402
+
+WHEN = 0.45  # of the run
+ANOTHER = "a small green triangle moving up on a dotted background"
+NONE, TEXT, LATENTS, NAN, WRONG = (
+    "none", "text changes", "latents x 1.5", "NaN in a kept value", "profile of another model",
+)  # fmt: skip
+FAULTS = (NONE, TEXT, LATENTS, NAN, WRONG)
+Strike = Callable[[dict[str, Any]], dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One fault on one clip: steps that the guarded run computed, PSNRs in dB, and its notes."""
+
+    fault: str
+    computed: float
+    guarded_db: float
+    unguarded_db: float
+    fewer_db: float
+    notes: tuple[str, ...]
+
+
+def load() -> Any:
+    """The miniature, quiet."""
+    from diffusers import WanPipeline
+
+    pipe = WanPipeline.from_pretrained(str(miniature.path()))
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def clip_of(prompt: str, seed: int, steps: int) -> Clip:
+    """The miniature's clip at its own settings."""
+    return Clip(prompt, None, seed, steps, 4.0, 64, 64, 17, max_sequence_length=64)
+
+
+def other_model(pipe: Any) -> Any:
+    """A pipeline whose denoiser has other weights: noise of a fifth of each weight's spread."""
+    other = copy.copy(pipe)
+    transformer = copy.deepcopy(pipe.transformer)
+    draw = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for weight in transformer.parameters():
+            if weight.numel() > 1:
+                weight += 0.2 * weight.std() * torch.randn(weight.shape, generator=draw)
+    other.register_modules(transformer=transformer)
+    return other
+
+
+def check(
+    pipe: Any, profile: Profile, wrong: Profile, clip: Clip, fault: str, **target: Any
+) -> Row:
+    """Runs a fault on a clip: uncached, guarded, unguarded, and with fewer steps."""
+    target = target or {"speedup": 2.5}
+    given = wrong if fault == WRONG else profile
+    reference = stock(pipe, clip, fault)
+    guarded, report = accelerated(pipe, given, clip, fault, guard=True, **target)
+    unguarded, _ = accelerated(pipe, given, clip, fault, guard=False, **target)
+    steps = math.ceil(report.steps_computed)
+    fewer = stock(pipe, replace(clip, steps=steps), fault)
+    scores = (decibels(reference, frames) for frames in (guarded, unguarded, fewer))
+    return Row(fault, report.steps_computed, *scores, report.notes)
+
+
+def stock(pipe: Any, clip: Clip, fault: str) -> Any:
+    """An uncached run, struck by what is not of the cache."""
+    return run(pipe, clip, strike_of(pipe, fault))
+
+
+def accelerated(
+    pipe: Any, profile: Profile, clip: Clip, fault: str, *, guard: bool, **target: Any
+) -> tuple[Any, Any]:
+    """An accelerated run, struck; and its report."""
+    with accelerate(pipe, profile=profile, guard=guard, force=True, **target) as handle:
+
+        def poison(tensors: dict[str, Any]) -> dict[str, Any]:
+            kept = handle.follower.kept["target", "cond"]
+            kept[max(kept)][0, 0, 0, 0, 0] = math.nan
+            return {}
+
+        frames = run(pipe, clip, poison if fault == NAN else strike_of(pipe, fault))
+        return frames, handle.report()
+
+
+def strike_of(pipe: Any, fault: str) -> Strike:
+    """What a fault does to the tensors of the pipeline's loop."""
+    if fault == TEXT:
+        text = pipe.encode_prompt(ANOTHER, None, False, max_sequence_length=64)[0]
+        return lambda tensors: {"prompt_embeds": text.to(tensors["prompt_embeds"].dtype)}
+    if fault == LATENTS:
+        return lambda tensors: {"latents": tensors["latents"] * 1.5}
+    return lambda tensors: {}
+
+
+def run(pipe: Any, clip: Clip, strike: Strike) -> Any:
+    """Frames of a run that is struck after a step."""
+    last = max(0, round(WHEN * clip.steps) - 1)
+
+    def callback(_: Any, step: int, __: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+        return strike(tensors) if step == last else {}
+
+    return pipe(
+        **call_arguments(pipe, clip), callback_on_step_end=callback,
+        callback_on_step_end_tensor_inputs=["latents", "prompt_embeds"],
+    ).frames[0]  # fmt: skip
+
+
+def decibels(reference: Any, frames: Any) -> float:
+    """PSNR, at most 100 dB; 0 of what is not finite."""
+    if not np.isfinite(frames).all():
+        return 0.0
+    return min(float(psnr(reference, frames, data_range=1.0)), 100.0)
+
+
+def table(rows: Sequence[Row]) -> str:
+    """Means by fault, as Markdown."""
+    lines = [
+        "| fault | computed steps | guarded, dB | unguarded, dB | fewer steps, dB | reported |",
+        "|---|---|---|---|---|---|",
+    ]
+    for fault in dict.fromkeys(row.fault for row in rows):
+        mine = [row for row in rows if row.fault == fault]
+        means = [
+            statistics.fmean(getattr(row, name) for row in mine)
+            for name in ("computed", "guarded_db", "unguarded_db", "fewer_db")
+        ]
+        told = sum(
+            any(word in n for n in row.notes for word in ("Guard", "forced")) for row in mine
+        )
+        figures = " | ".join(f"{mean:.1f}" for mean in means)
+        lines.append(f"| {fault} | {figures} | {told} of {len(mine)} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--prompts", type=int, default=8)
+    parser.add_argument("--profile", type=Path, required=True)
+    parser.add_argument(
+        "--wrong", type=Path, help="of another model; made here where none is given"
+    )
+    parser.add_argument("--speedup", type=float, default=2.5)
+    options = parser.parse_args()
+    pipe, profile = load(), Profile.load(options.profile)
+    wrong = Profile.load(options.wrong) if options.wrong else wrong_profile(pipe, profile)
+    steps = profile.identity.steps
+    lines = (ROOT / "assets/prompts/miniature.jsonl").read_text().splitlines()
+    prompts = [json.loads(line)["prompt"] for line in lines][: options.prompts]
+    rows = []
+    for place, prompt in enumerate(prompts):
+        clip = clip_of(prompt, 1000 + place, steps)
+        for fault in FAULTS:
+            rows.append(check(pipe, profile, wrong, clip, fault, speedup=options.speedup))
+            print(rows[-1], file=sys.stderr, flush=True)
+    print(table(rows))
+
+
+def wrong_profile(pipe: Any, profile: Profile) -> Profile:
+    """A profile of another model, of as many steps, by four clips."""
+    from dit_accel.calibrate import calibrate
+
+    clips = [clip_of(ANOTHER, seed, profile.identity.steps) for seed in range(4)]
+    return calibrate(other_model(pipe), clips, speedups=(2.5,), probes=3, probed=1)
+
+
+if __name__ == "__main__":
+    main()
