@@ -27,7 +27,7 @@ from dit_accel.windows import EDCW, Windows
 
 BAND = 6.0  # standard deviations of the logarithm of a surprise that are still inside the band
 LEAST = math.log(3.0)  # and so is anything below this ratio to what is expected
-HARMLESS = 0.1  # and any surprise below this, of the prediction's own size
+HARMLESS = 0.5  # and any surprise below this, of the prediction's own size: prompts differ much
 WARM = 2  # steps that the guard has computed before the first window may open
 
 

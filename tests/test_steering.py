@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from dit_accel.plans import Forecast, Plan
-from dit_accel.steering import BAND, Band, Steering
+from dit_accel.steering import BAND, HARMLESS, Band, Steering
 
 TOTAL = 24
 
@@ -55,13 +55,19 @@ def test_a_score_is_in_standard_deviations_of_the_logarithm():
 
 
 def test_the_band_holds_six_deviations_and_always_three_times_the_expected():
-    wide, narrow = Band(math.log(0.1), 0.5), Band(math.log(0.1), 0.01)
-    assert wide.holds(0.1 * math.exp(0.5 * BAND - 0.01))
-    assert not wide.holds(0.1 * math.exp(0.5 * BAND + 0.01))
-    assert narrow.holds(0.299)
-    assert not narrow.holds(0.301)
+    wide, narrow = Band(math.log(0.3), 0.5), Band(math.log(0.3), 0.01)
+    assert wide.holds(0.3 * math.exp(0.5 * BAND - 0.01))
+    assert not wide.holds(0.3 * math.exp(0.5 * BAND + 0.01))
+    assert narrow.holds(0.899)
+    assert not narrow.holds(0.901)
     assert narrow.holds(0.0)  # nothing at all is no fault
     assert not narrow.holds(math.nan)
+
+
+def test_prompts_differ_too_much_for_a_small_surprise_to_be_a_fault():
+    calm = Band(math.log(0.01), 0.01)
+    assert calm.holds(HARMLESS)
+    assert not calm.holds(1.01 * HARMLESS)
 
 
 def test_a_run_turns_careful_when_its_mean_score_passes_the_alarm():
@@ -94,14 +100,14 @@ def test_what_either_plan_reads_is_kept_up_to_the_turn():
 
 def test_the_guard_trips_on_a_surprise_outside_the_band_and_says_so():
     course = steering()
-    done = drive(course, {5: 0.5})
+    done = drive(course, {5: 0.7})
     assert course.tripped is not None
     assert course.tripped[0] == 5
     assert done[:4] == PLAN.computed[:4]
     assert {6, 7} <= set(done), "the next steps are computed at once"
     (note,) = course.notes()
     assert note == (
-        "Guard after step 5: the surprise was 5.0 times the expected; "
+        "Guard after step 5: the surprise was 7.0 times the expected; "
         "went on by error-aware windows."
     )
 
@@ -146,7 +152,7 @@ def test_windows_are_served_by_lines_through_what_was_computed_after_the_fault()
 
 def test_after_a_trip_the_last_step_is_computed():
     course = steering()
-    assert drive(course, {5: 0.5})[-1] == TOTAL - 1
+    assert drive(course, {5: 0.7})[-1] == TOTAL - 1
 
 
 def test_the_first_fault_is_the_one_that_is_told():
