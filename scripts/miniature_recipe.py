@@ -76,7 +76,7 @@ PRESETS = {
         vae_lr=3e-3, vae_clips=3000,
         pool=12_000, pool_other=10_000, iterations=5000, lr=1.5e-3,
         warm=100, hold=0.6, ema=0.998,
-        curriculum=(Stage(0.3, 64, ((9, 48, 48),)), Stage(0.7, 32, (DEFAULT,))),
+        curriculum=(Stage(0.2534, 64, ((9, 48, 48),)), Stage(0.7466, 32, (DEFAULT,))),
         long_text=False, compile=False,
     ),
     "smoke": Preset(
