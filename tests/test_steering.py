@@ -11,6 +11,7 @@ from dit_accel.plans import Forecast, Plan
 from dit_accel.steering import BAND, HARMLESS, Band, Steering
 
 TOTAL = 24
+USUAL = 1.0  # the surprise that is expected everywhere
 
 
 def plan_of(*computed: int, total: int = TOTAL) -> Plan:
@@ -21,7 +22,7 @@ def plan_of(*computed: int, total: int = TOTAL) -> Plan:
 
 PLAN = plan_of(0, 1, 2, 5, 10, 15, 20)
 CAREFUL = plan_of(0, 1, 2, 5, 8, 10, 12, 15, 17, 20, 22)
-BANDS = {step: Band(math.log(0.1), 0.2) for step in (2, 5, 10, 15, 20)}
+BANDS = {step: Band(math.log(USUAL), 0.2) for step in (2, 5, 10, 15, 20)}
 
 
 def steering(**changes: Any) -> Steering:
@@ -30,12 +31,12 @@ def steering(**changes: Any) -> Steering:
 
 
 def drive(steering: Steering, surprises: dict[int, float] | None = None, until: int = TOTAL):
-    """The steps that a run computes; a surprise is 0.1 where no other is given."""
+    """The steps that a run computes; surprises are the usual where no other is given."""
     done: list[int] = []
     for step in range(until):
         if steering.forecast_of(step) is None:
             done.append(step)
-            usual = None if len(done) < 3 else 0.1
+            usual = None if len(done) < 3 else USUAL
             steering.learn(step, (surprises or {}).get(step, usual))
     return tuple(done)
 
@@ -44,13 +45,13 @@ def test_what_is_expected_changes_nothing():
     course = steering(careful=CAREFUL, turn=5, alarm=1.0)
     assert drive(course) == PLAN.computed
     assert (course.tripped, course.turned, course.notes()) == (None, False, ())
-    assert course.surprises == dict.fromkeys((2, 5, 10, 15, 20), 0.1)
+    assert course.surprises == dict.fromkeys((2, 5, 10, 15, 20), USUAL)
 
 
 def test_a_score_is_in_standard_deviations_of_the_logarithm():
-    band = Band(math.log(0.1), 0.2)
-    assert band.score(0.1) == pytest.approx(0.0)
-    assert band.score(0.1 * math.exp(0.4)) == pytest.approx(2.0)
+    band = Band(math.log(USUAL), 0.2)
+    assert band.score(USUAL) == pytest.approx(0.0)
+    assert band.score(USUAL * math.exp(0.4)) == pytest.approx(2.0)
     assert band.score(math.nan) == band.score(math.inf) == math.inf
 
 
@@ -70,9 +71,15 @@ def test_prompts_differ_too_much_for_a_small_surprise_to_be_a_fault():
     assert not calm.holds(1.01 * HARMLESS)
 
 
+def test_a_surprise_that_is_small_by_itself_is_harmless_whatever_was_expected():
+    band = Band(math.log(HARMLESS / 1000), 0.01)
+    assert band.holds(HARMLESS)
+    assert not band.holds(HARMLESS * 1.01)
+
+
 def test_a_run_turns_careful_when_its_mean_score_passes_the_alarm():
     """Two surprises of e^0.5 times the expected: each 2.5 deviations, so is their mean."""
-    high = 0.1 * math.exp(0.5)
+    high = USUAL * math.exp(0.5)
     course = steering(careful=CAREFUL, turn=5, alarm=2.4)
     assert drive(course, {2: high, 5: high}) == CAREFUL.computed
     assert course.score == pytest.approx(2.5)
@@ -86,7 +93,7 @@ def test_a_run_turns_careful_when_its_mean_score_passes_the_alarm():
 
 def test_surprises_after_the_turn_do_not_count():
     course = steering(careful=CAREFUL, turn=5, alarm=0.5)
-    assert drive(course, {10: 0.2, 15: 0.2, 20: 0.2}) == PLAN.computed
+    assert drive(course, {10: 2.0, 15: 2.0, 20: 2.0}) == PLAN.computed
 
 
 def test_what_either_plan_reads_is_kept_up_to_the_turn():
@@ -177,7 +184,7 @@ def test_only_what_can_change_the_course_is_measured():
 
 def test_a_new_run_forgets_the_last():
     course = steering(careful=CAREFUL, turn=5, alarm=1.0)
-    high = 0.1 * math.exp(0.5)
+    high = USUAL * math.exp(0.5)
     drive(course, {2: high, 5: high, 10: 9.0})
     assert course.turned and course.tripped
     course.begin(TOTAL)
