@@ -107,14 +107,14 @@ def test_what_either_plan_reads_is_kept_up_to_the_turn():
 
 def test_the_guard_trips_on_a_surprise_outside_the_band_and_says_so():
     course = steering()
-    done = drive(course, {5: 0.7})
+    done = drive(course, {5: 5.0})
     assert course.tripped is not None
     assert course.tripped[0] == 5
     assert done[:4] == PLAN.computed[:4]
     assert {6, 7} <= set(done), "the next steps are computed at once"
     (note,) = course.notes()
     assert note == (
-        "Guard after step 5: the surprise was 7.0 times the expected; "
+        "Guard after step 5: the surprise was 5.0 times the expected; "
         "went on by error-aware windows."
     )
 
@@ -159,7 +159,7 @@ def test_windows_are_served_by_lines_through_what_was_computed_after_the_fault()
 
 def test_after_a_trip_the_last_step_is_computed():
     course = steering()
-    assert drive(course, {5: 0.7})[-1] == TOTAL - 1
+    assert drive(course, {5: 5.0})[-1] == TOTAL - 1
 
 
 def test_the_first_fault_is_the_one_that_is_told():
