@@ -1,15 +1,23 @@
-"""Whose profile it is: a pipeline told by its classes, configuration and some of its weights."""
+"""Whose profile it is: a pipeline told by its weights, and by what its scheduler does.
+
+Weights are told by their names, shapes and some of their values as bfloat16 has them, so that a
+pipeline is the same in every dtype; a scheduler by the timesteps and shares of a short run, so that
+it is the same in every version of diffusers that does the same.
+"""
 
 from __future__ import annotations
 
 import hashlib
-import json
 from typing import Any
+
+import torch
 
 from dit_accel.families import family_of, transformers_of
 from dit_accel.profile import Identity
+from dit_accel.sampling import planned_schedule
 
 _SAMPLED = 40  # every so many tensors of the weights are looked at, the first values of each
+_STEPS = 10  # of the short run
 
 
 def identify(
@@ -21,11 +29,12 @@ def identify(
     modules = transformers_of(pipe, family)
     digest = hashlib.sha256()
     for name, module in modules.items():
-        digest.update(f"{name} {_text(module.config)}".encode())
-        for key, weight in sorted(module.state_dict().items())[::_SAMPLED]:
-            some = [float(f"{v:.2g}") for v in weight.flatten()[:16].double().cpu().tolist()]
-            digest.update(f"{key} {some}".encode())
-    sampler = hashlib.sha256(_text(pipe.scheduler.config).encode())
+        state = sorted(module.state_dict().items())
+        digest.update(f"{name} {[(key, tuple(weight.shape)) for key, weight in state]}".encode())
+        for _, weight in state[::_SAMPLED]:
+            some = weight.flatten()[:16].to(torch.bfloat16).double().cpu().tolist()
+            digest.update(str([f"{value:.2g}" for value in some]).encode())
+    sampler = hashlib.sha256(_behaviour(pipe.scheduler).encode())
     return Identity(
         pipeline=family.pipelines[0],
         transformer=type(next(iter(modules.values()))).__name__,
@@ -37,7 +46,12 @@ def identify(
     )  # fmt: skip
 
 
-def _text(config: Any) -> str:
-    """A configuration less what differs from version to version."""
-    kept = {k: v for k, v in dict(config).items() if not k.startswith("_") and v is not None}
-    return json.dumps(kept, sort_keys=True, default=str)
+def _behaviour(scheduler: Any) -> str:
+    """What a scheduler does in a short run; of one that must be told more, some of its settings."""
+    try:
+        short = planned_schedule(scheduler, _STEPS, (1.0,))
+    except ValueError:
+        names = ("shift", "use_dynamic_shifting", "num_train_timesteps", "prediction_type")
+        return str([(name, scheduler.config.get(name)) for name in names])
+    times, shares = short.times.tolist(), short.shares.tolist()
+    return str([f"{value:.3g}" for value in (*times, *shares)])
