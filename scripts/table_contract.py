@@ -154,7 +154,9 @@ def _number(label: str) -> float:
 def _interval(found: Interval, sign: str = "") -> str:
     if found.low is None or found.high is None:
         return f"{found.value:{sign}.1f}"
-    return f"{found.value:{sign}.1f} [{found.low:{sign}.1f}, {found.high:{sign}.1f}]"
+    digits = 1 if abs(found.value) >= 2 or abs(found.low) >= 2 else 3
+    values = (f"{v:{sign}.{digits}f}" for v in (found.value, found.low, found.high))
+    return "{} [{}, {}]".format(*values)
 
 
 if __name__ == "__main__":
