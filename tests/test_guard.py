@@ -78,8 +78,8 @@ def test_a_fault_is_reported(rows, fault):
 
 BEHIND = pytest.mark.xfail(
     strict=False,
-    reason="at 20 steps, dB where as many steps give: text 31.3 (32.3), latents 40.8 (46.0), NaN 45.0 "
-    "(49.1), another model's profile 41.5 (44.8): docs/planning.md",
+    reason="at 20 steps, dB where as many steps give: text 31.3 (32.3), latents 40.8 (46.0), "
+    "NaN 45.0 (49.1), another model's profile 41.5 (44.8): docs/planning.md",
 )
 
 
