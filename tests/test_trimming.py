@@ -145,6 +145,8 @@ def test_it_goes_with_windows(pipe, monkeypatch):
 
 
 def test_the_users_backend_reaches_the_stock_processor(pipe):
+    if not all(hasattr(processor, "_attention_backend") for processor in _processors(pipe)):
+        pytest.skip("this diffusers' HunyuanVideo processor has no backend of its own")
     with trim_text(pipe):
         pipe.transformer.set_attention_backend("native")
     processors = {str(p._attention_backend).lower() for p in _processors(pipe)}
