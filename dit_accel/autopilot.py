@@ -11,7 +11,6 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ from dit_accel import targets
 from dit_accel.families import Family, transformers_of
 from dit_accel.following import guided
 from dit_accel.identity import identify
+from dit_accel.planner import gram_of
 from dit_accel.plans import Forecast, Plan, Schedule
 from dit_accel.profile import Identity, Profile, ProfileError
 from dit_accel.sampling import schedule_of
@@ -310,10 +310,7 @@ class _Recorder:
         rows = torch.cat([*parts, start[None]])
         weights = torch.cat([mix * self.schedule.shares for mix in self.schedule.mix])
         final = weights.float() @ rows[:-1] + start
-        gram = torch.zeros(len(rows), len(rows), dtype=torch.float64)
-        for piece in torch.split(rows, 1 << 18, dim=1):
-            gram += piece.double() @ piece.double().T
-        gram /= final.double().square().sum()
+        gram = gram_of(rows, final)
         places = torch.linspace(0, len(_GAIN) - 1, total, dtype=torch.float64)
         low = places.floor().long().clamp_max(len(_GAIN) - 2)
         logs = torch.tensor(_GAIN, dtype=torch.float64).log()
@@ -352,5 +349,4 @@ def checked(profile: Profile, pipe: Any, *, force: bool) -> tuple[str, ...]:
     return ()
 
 
-Hear = Callable[[int, torch.Tensor], None]
 __all__ = ["Autopilot", "cached_path", "checked", "decide", "find_profile", "load_profile"]

@@ -41,7 +41,7 @@ from dit_accel.following import Follower, PlanCourse, guided
 from dit_accel.identity import identify
 from dit_accel.metrics import psnr
 from dit_accel.patching import Patches
-from dit_accel.planner import Field, fit, search, turning
+from dit_accel.planner import Field, fit, gram_of, search, turning
 from dit_accel.plans import Forecast, Plan, Schedule, lines, reads
 from dit_accel.profile import Profile, Rung
 from dit_accel.sampling import Lanes
@@ -81,11 +81,7 @@ class Recording:
     @property
     def gram(self) -> torch.Tensor:
         """`(R, R)` float64: inner products of all rows, over the squared norm of the final."""
-        rows = torch.cat([*self.parts, self.start[None]])
-        gram = torch.zeros(len(rows), len(rows), dtype=torch.float64)
-        for piece in torch.split(rows, 1 << 18, dim=1):
-            gram += piece.double() @ piece.double().T
-        return gram / self.final.double().square().sum()
+        return gram_of(torch.cat([*self.parts, self.start[None]]), self.final)
 
     def guided(self, step: int) -> torch.Tensor:
         """`(N,)`: the guided prediction of a step."""

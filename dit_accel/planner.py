@@ -89,6 +89,14 @@ class Field:
         return self.growth(opened, closed) * torch.exp(-(closed - opened) / self.memory)
 
 
+def gram_of(rows: torch.Tensor, final: torch.Tensor) -> torch.Tensor:
+    """`(R, R)` float64: inner products of rows `(R, N)`, over the squared norm of `final`."""
+    gram = torch.zeros(len(rows), len(rows), dtype=torch.float64)
+    for piece in torch.split(rows, 1 << 18, dim=1):  # in pieces: no copy of all in float64
+        gram += piece.double() @ piece.double().T
+    return gram / final.double().square().sum()
+
+
 def fit(
     computed: Sequence[int], field: Field, *, depth: int = DEPTH, ridge: float = RIDGE
 ) -> tuple[Plan, float]:
