@@ -35,18 +35,22 @@ def relative_l1(kept: torch.Tensor, fresh: torch.Tensor) -> torch.Tensor:
     return torch.where(change == 0, change, change / size)
 
 
-def relative_l2_of(change: torch.Tensor, fresh: torch.Tensor) -> torch.Tensor:
+def relative_l2_of(
+    change: torch.Tensor, fresh: torch.Tensor, dim: int | None = None
+) -> torch.Tensor:
     """Norm of a change over the norm of what it is a change of, in float32.
 
     Args:
         change: any shape, floating point.
         fresh: the same shape.
+        dim: the dimension that norms are taken over; None: all.
 
     Returns:
-        A 0-dimensional float32 tensor >= 0; 0 for no change, NaN when either holds a NaN.
+        A float32 tensor >= 0, 0-dimensional or without `dim`; 0 for no change, NaN when either
+        holds a NaN.
     """
-    size = torch.linalg.vector_norm(change, 2, dtype=torch.float32)
-    of = torch.linalg.vector_norm(fresh, 2, dtype=torch.float32)
+    size = torch.linalg.vector_norm(change, 2, dim=dim, dtype=torch.float32)
+    of = torch.linalg.vector_norm(fresh, 2, dim=dim, dtype=torch.float32)
     return torch.where(size == 0, size, size / of)
 
 

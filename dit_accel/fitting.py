@@ -12,13 +12,17 @@ run of a prompt can be served by changes that have not seen it, and so its error
 Later prompts run with changes fitted to the earlier ones, on trajectories that these changes shape
 themselves (as imitation learning gathers its data, arXiv 1011.0686 §3).
 
-Prompts are weighed by the inverse square of what their line leaves: it is relative error that
-decibels measure. Knows tensors of features and numbers; no model. Ours.
+Prompts are weighed by the inverse of what their line leaves: between the plain sum of squares,
+which serves the few hardest prompts alone, and relative errors, which decibels measure, and which
+leave the hardest ones behind (docs/planning.md has the three). Knows tensors of features and
+numbers; no model. Ours.
 
 Shapes: F features, N numbers of a latent.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 
@@ -42,10 +46,19 @@ class Moments:
             left: `(N,)`, what is still to be added when the line has served the window.
             size: mean square of what a whole run adds, > 0.
         """
-        rows, wanted = features.double(), left.double()
-        weight = 1 / float(wanted.square().mean() + _FLOOR * size) / wanted.numel()
-        self.matrices[prompt] = rows @ rows.T * weight
-        self.vectors[prompt] = rows @ wanted * weight
+        self.add_all([prompt], features[:, None], left[None], torch.tensor([size]))
+
+    def add_all(
+        self, prompts: Sequence[int], features: torch.Tensor, left: torch.Tensor, size: torch.Tensor
+    ) -> None:
+        """As `add`, of several prompts: `(F, P, N)`, `(P, N)` and `(P,)`, on any device."""
+        rows, wanted = features.double().transpose(0, 1), left.double()
+        floor = _FLOOR * size.to(wanted)
+        weight = (wanted.square().mean(1) + floor) ** -0.5 / wanted.shape[1]
+        matrices = (rows @ rows.mT * weight[:, None, None]).cpu()
+        vectors = (rows @ wanted[:, :, None] * weight[:, None, None])[:, :, 0].cpu()
+        self.matrices |= dict(zip(prompts, matrices.unbind(), strict=True))
+        self.vectors |= dict(zip(prompts, vectors.unbind(), strict=True))
 
     def change(
         self, *, without: int | None = None, least: int = 1, ridge: float = RIDGE
@@ -59,3 +72,16 @@ class Moments:
         vector = torch.stack([self.vectors[prompt] for prompt in known]).sum(0)
         held = matrix + torch.diag(ridge * matrix.diagonal() + 1e-30)
         return torch.linalg.solve(held, vector)
+
+    def changes_without(
+        self, prompts: Sequence[int], *, least: int = 1, ridge: float = RIDGE
+    ) -> torch.Tensor | None:
+        """`(P, F)` float64: for each of these prompts, which are all known, the change fitted to
+        all others; None where fewer than `least` others are known."""
+        if len(self.matrices) - 1 < max(least, 1):
+            return None
+        matrices = torch.stack([self.matrices[prompt] for prompt in prompts])
+        vectors = torch.stack([self.vectors[prompt] for prompt in prompts])
+        others = torch.stack(list(self.matrices.values())).sum(0) - matrices
+        held = others + torch.diag_embed(ridge * others.diagonal(dim1=1, dim2=2) + 1e-30)
+        return torch.linalg.solve(held, torch.stack(list(self.vectors.values())).sum(0) - vectors)

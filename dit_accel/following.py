@@ -159,17 +159,17 @@ class Follower:
         assert served is not None
         weights = served.reads[min(part, len(served.reads) - 1)]
         start = self.start.get(self.session.role)
-        adds = served.start if part == 0 else 0.0
+        adds = part == 0 and (isinstance(served.start, torch.Tensor) or served.start != 0.0)
         if not all(step in kept for step in weights) or (adds and start is None):
             return None
         device = self.session.latents.device
         values = [kept[step].to(device) for step in weights]
         factors = list(weights.values())
         if adds and start is not None:
-            values, factors = [*values, start], [*factors, adds]
+            values, factors = [*values, start], [*factors, served.start]
         if part == 1:
             values, factors = [self._now[self.session.role], *values], [1.0, *factors]
-        return forecast.combine(factors, values)
+        return forecast.combine([_over_rows(factor, values[0]) for factor in factors], values)
 
     def _keep(
         self, part: int, kept: dict[int, torch.Tensor], value: torch.Tensor, *, first: bool
@@ -334,6 +334,14 @@ def guided(value: torch.Tensor, guidance: float, branches: str) -> torch.Tensor:
 def _alike(latents: Any, value: torch.Tensor) -> bool:
     """Whether what the denoiser was given lies in the space of what it predicts."""
     return isinstance(latents, torch.Tensor) and latents.shape == value.shape
+
+
+def _over_rows(factor: float | torch.Tensor, like: torch.Tensor) -> float | torch.Tensor:
+    """Weights by row, `(P,)`, as they are broadcast over P rows, or over P in each branch."""
+    if not isinstance(factor, torch.Tensor):
+        return factor
+    rows = factor.to(like.device, torch.promote_types(like.dtype, torch.float32))
+    return rows.repeat(len(like) // len(rows)).view(-1, *[1] * (like.ndim - 1))
 
 
 def _sum(values: Sequence[torch.Tensor]) -> torch.Tensor:

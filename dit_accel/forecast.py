@@ -45,21 +45,26 @@ def weights(kept: Sequence[float], at: float) -> tuple[float, ...]:
     )
 
 
-def combine(factors: Sequence[float], values: Sequence[torch.Tensor]) -> torch.Tensor:
+def combine(
+    factors: Sequence[float | torch.Tensor], values: Sequence[torch.Tensor]
+) -> torch.Tensor:
     """The weighted sum of kept values.
 
     Args:
-        factors: one a value.
+        factors: one a value: a number, or a tensor that is broadcast over it.
         values: of equal shape and dtype; at least one.
 
     Returns:
         the first value itself where it is alone with factor 1, else a new tensor of its shape and
         dtype; added up in float32 at least, since weights of both signs amplify rounding.
     """
-    if len(values) == 1 and factors[0] == 1:
+    if len(values) == 1 and not isinstance(factors[0], torch.Tensor) and factors[0] == 1:
         return values[0]
     wide = torch.promote_types(values[0].dtype, torch.float32)
     total = values[0].to(wide) * factors[0]
     for factor, value in zip(factors[1:], values[1:], strict=True):
-        total.add_(value, alpha=factor)
+        if isinstance(factor, torch.Tensor):
+            total.add_(value * factor)
+        else:
+            total.add_(value, alpha=factor)
     return total.to(values[0].dtype)

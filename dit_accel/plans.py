@@ -20,12 +20,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
 from dit_accel import forecast
 
-Weights = Mapping[int, float]
+Weights = Mapping[int, Any]  # by computed step: a number, or one a row of the batch
 Changes = Mapping[int, torch.Tensor]  # by the step that opens a window: one number a feature
 
 
@@ -103,10 +104,13 @@ def lines(
 
 @dataclass(frozen=True)
 class Forecast:
-    """A served step: of every part, the weights of computed steps; and of the noise."""
+    """A served step: of every part, the weights of computed steps; and of the noise.
+
+    A weight is a number, or one number a row of the batch, `(P,)`.
+    """
 
     reads: tuple[Weights, ...]
-    start: float = 0.0
+    start: float | torch.Tensor = 0.0
 
 
 @dataclass(frozen=True)
@@ -149,7 +153,7 @@ class Plan:
         for opened, closed in windows(computed, schedule.total):
             read = reads(computed, opened, depth)
             change = changes.get(opened, torch.zeros(len(schedule.mix) * len(read) + 1))
-            forecasts |= _spread(read, range(opened + 1, closed), change, schedule)
+            forecasts |= spread(read, range(opened + 1, closed), change, schedule)
         return cls(schedule.total, forecasts)
 
     @property
@@ -179,25 +183,53 @@ def reads(computed: Sequence[int], opened: int, depth: int) -> list[int]:
     return [step for step in computed if step <= opened][::-1][:depth]
 
 
-def _spread(
+def spread(
     read: Sequence[int], served: range, change: torch.Tensor, schedule: Schedule
 ) -> dict[int, Forecast]:
-    """A window's change, evenly over its served steps, on top of the line: one forecast a step."""
+    """A window's change, evenly over its served steps, on top of the line: one forecast a step.
+
+    Args:
+        read: computed steps that the forecasts read, latest first.
+        served: steps.
+        change: `(F,)`; or `(P, F)`, one a row of the batch.
+    """
     if not served:
         return {}
     whole = float(schedule.shares[served.start : served.stop].sum())
     parts = [
         part / (mix * whole)
         for part, mix in zip(
-            change[:-1].double().chunk(len(schedule.mix)), schedule.mix, strict=True
+            change[..., :-1].double().chunk(len(schedule.mix), -1), schedule.mix, strict=True
         )
     ]
+    start = change[..., -1] / whole
     places = schedule.times[list(read[:2])].tolist()
     found = {}
     for step in served:
         line = forecast.weights(places, float(schedule.times[step]))
         whole_line = torch.tensor([*line, *[0.0] * (len(read) - len(line))], dtype=torch.float64)
-        weights = [part + whole_line for part in parts]
-        by_part = tuple(dict(zip(read, part.tolist(), strict=True)) for part in weights)
-        found[step] = Forecast(by_part, float(change[-1]) / whole)
+        by_part = tuple(dict(zip(read, _numbers(part + whole_line), strict=True)) for part in parts)
+        found[step] = Forecast(by_part, float(start) if start.ndim == 0 else start)
     return found
+
+
+def _numbers(weights: torch.Tensor) -> list[Any]:
+    return weights.tolist() if weights.ndim == 1 else list(weights.unbind(-1))
+
+
+def window_sums(plan: Plan, read: Sequence[int], served: range, schedule: Schedule) -> torch.Tensor:
+    """What a plan's window adds to the latents, by feature: `(F,)` float64.
+
+    Args:
+        read: computed steps that its forecasts read, latest first.
+        served: its steps.
+    """
+    sums = torch.zeros(len(schedule.mix), len(read), dtype=torch.float64)
+    start = 0.0
+    for step in served:
+        share, made = float(schedule.shares[step]), plan.forecasts[step]
+        start += share * float(made.start)
+        for part, weights in enumerate(made.reads):
+            for place, at in enumerate(read):
+                sums[part, place] += share * schedule.mix[part] * weights.get(at, 0.0)
+    return torch.cat([sums.flatten(), torch.tensor([start], dtype=torch.float64)])

@@ -113,7 +113,7 @@ class Profile:
     Args:
         identity: of what.
         schedule: of the calibrated number of steps.
-        gram: `(P, R, R)`, as `planner.Field` takes it.
+        gram: `(P, R, R)`, as `planner.Field` takes it; of calibration the mean over clips, P = 1.
         gain: `(n,)`.
         memory: in steps.
         depth: computed predictions that the rungs' forecasts read.

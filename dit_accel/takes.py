@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
@@ -122,7 +123,6 @@ def call_arguments(pipe: Any, clip: Clip) -> dict[str, Any]:
     """The arguments of the pipeline's call; the noise is drawn on the CPU, for every device."""
     import torch
 
-    accepted = inspect.signature(pipe.__call__).parameters
     optional = {
         "negative_prompt": clip.negative,
         "max_sequence_length": clip.max_sequence_length,
@@ -137,7 +137,32 @@ def call_arguments(pipe: Any, clip: Clip) -> dict[str, Any]:
         "guidance_scale": clip.guidance,
         "generator": torch.Generator("cpu").manual_seed(clip.seed),
         "output_type": "np",
-    } | {name: value for name, value in optional.items() if name in accepted and value is not None}
+    } | {
+        name: value for name, value in optional.items() if value is not None and _takes(pipe, name)
+    }
+
+
+def _takes(pipe: Any, argument: str) -> bool:
+    return argument in inspect.signature(pipe.__call__).parameters
+
+
+def batch_arguments(pipe: Any, clips: Sequence[Clip]) -> dict[str, Any]:
+    """As `call_arguments`, of several clips that are made by one call; each has noise of its own.
+
+    Args:
+        clips: of equal steps, guidance and size; one is called as it would be alone.
+    """
+    import torch
+
+    arguments = call_arguments(pipe, clips[0])
+    if len(clips) == 1:
+        return arguments
+    if any(clip.negative is not None for clip in clips) and _takes(pipe, "negative_prompt"):
+        arguments["negative_prompt"] = [clip.negative or "" for clip in clips]
+    return arguments | {
+        "prompt": [clip.prompt for clip in clips],
+        "generator": [torch.Generator("cpu").manual_seed(clip.seed) for clip in clips],
+    }
 
 
 class LoopClock:

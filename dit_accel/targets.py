@@ -2,9 +2,12 @@
 
 A quality is a bound for every clip, not for their mean: `coverage` of the clips must reach it. The
 profile has, for every plan of its ladder, what each calibration prompt got; a new prompt is taken
-to be one more of them (normal, with Student's t for how few they are). Among all plans, and all
-scores at which a run may turn careful, the one with the greatest speed that keeps the promise is
-taken. A speed is met as nearly as whole steps allow; nothing turns careful then.
+to be one more of them. Where they are many, their own distribution is believed, which has a long
+tail downwards: the share of all clips that reach the quality is, with 90 % confidence, at least
+what the share of those counted says (Clopper and Pearson 1934). Where they are few, a normal one
+with Student's t. Among all plans, and all scores at which a run may turn careful, the one with the
+greatest speed that keeps the promise is taken. A speed is met as nearly as whole steps allow;
+nothing turns careful then.
 
 Knows numbers; no tensors of a model. Ours.
 """
@@ -25,6 +28,8 @@ from dit_accel.steering import Band, Steering
 
 COVERAGE = 0.95
 INTERVAL = 0.90
+CONFIDENCE = 0.90  # that the share of clips is as promised, where it is counted
+MANY = 45  # prompts, of which all reach a quality: from there on 95 % are sure enough
 UNKNOWN_DB = 6.0  # spread over prompts, where none was measured
 UNREFINED_DB = 3.0  # what refining gains: taken off where a plan rests on inner products alone
 
@@ -46,7 +51,7 @@ class Prediction:
         computed: steps, expected.
         psnr_db: of a clip against its uncached twin, expected.
         low_db, high_db: between which a clip lies with 90 % probability.
-        reach: probability that a clip reaches the quality that was asked for; None for a speed.
+        reach: share of clips that reach the quality that was asked for, at least; None for a speed.
     """
 
     speedup: float
@@ -67,31 +72,57 @@ class Outlook:
     slope: float
     left: float
     scores: tuple[float, ...]
+    psnr_db: tuple[float, ...] = ()
 
     @classmethod
     def of(cls, rung: Rung) -> Outlook:
         scores, psnr = rung.alarm, rung.psnr_db
-        number = len(psnr)
+        number, known = len(psnr), (tuple(rung.alarm.tolist()), tuple(rung.psnr_db.tolist()))
         if number < 4 or float(scores.std()) < 1e-6:
-            left = float(psnr.std()) if number > 1 else 6.0
-            return cls(len(rung.computed), float(psnr.mean()), 0.0, left, tuple(scores.tolist()))
+            left = float(psnr.std()) if number > 1 else UNKNOWN_DB
+            return cls(len(rung.computed), float(psnr.mean()), 0.0, left, *known)
         centred = scores - scores.mean()
         slope = min(float((centred * psnr).sum() / (centred**2).sum()), 0.0)
         rest = psnr - psnr.mean() - slope * centred
         left = math.sqrt(float((rest**2).sum()) / (number - 2))
         base = float(psnr.mean() - slope * scores.mean())
-        return cls(len(rung.computed), base, slope, left, tuple(scores.tolist()))
+        return cls(len(rung.computed), base, slope, left, *known)
 
     def at(self, score: float) -> float:
         """Expected PSNR."""
         return self.base + self.slope * score
 
-    @property
-    def half(self) -> float:
-        """Half the width of the interval around it."""
-        number = len(self.scores)
+    def around(self, score: float) -> tuple[float, float]:
+        """Between which a clip with this score lies with 90 % probability."""
+        number, centre = len(self.scores), self.at(score)
+        if len(self.psnr_db) >= MANY:
+            rest = [p - self.at(s) for p, s in zip(self.psnr_db, self.scores, strict=True)]
+            low, *_, high = statistics.quantiles(rest, n=20, method="inclusive")
+            return centre + low, centre + high
         quantile = float(stats.t.ppf(0.5 + INTERVAL / 2, max(number - 2, 1)))
-        return max(self.left, 0.3) * math.sqrt(1 + 1 / max(number, 1)) * quantile
+        half = max(self.left, 0.3) * math.sqrt(1 + 1 / max(number, 1)) * quantile
+        return centre - half, centre + half
+
+    def promise(self, quality: float) -> float:
+        """Share of clips that reach the quality, of which one can be sure."""
+        number = len(self.psnr_db)
+        if number < MANY:
+            return statistics.fmean(self.reach(quality, score) for score in self.scores)
+        reached = sum(psnr >= quality for psnr in self.psnr_db)
+        least = stats.beta.ppf(1 - CONFIDENCE, reached, number - reached + 1) if reached else 0.0
+        return float(least)
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """Between which a clip's PSNR lies with 90 % probability, before its run."""
+        if len(self.psnr_db) >= MANY:
+            low, *_, high = statistics.quantiles(self.psnr_db, n=20, method="inclusive")
+            return low, high
+        centre = statistics.fmean(self.at(score) for score in self.scores)
+        spread = math.hypot(self.left, statistics.pstdev([self.at(s) for s in self.scores]))
+        number = len(self.scores)
+        half = spread * float(stats.t.ppf(0.5 + INTERVAL / 2, max(number - 2, 1)))
+        return centre - half, centre + half
 
     def reach(self, quality: float, score: float) -> float:
         """Probability that a prompt with this score reaches the quality."""
@@ -120,10 +151,9 @@ class Decision:
         if not self.outlooks or self.prediction is None:
             return self.prediction
         outlook = self.outlooks[-1 if turned else 0]
-        centre, half = outlook.at(score), outlook.half
         return Prediction(
-            self.plan.total / outlook.count, outlook.count, centre, centre - half, centre + half,
-            self.prediction.reach,
+            self.plan.total / outlook.count, outlook.count, outlook.at(score),
+            *outlook.around(score), self.prediction.reach,
         )  # fmt: skip
 
     def steering(self, *, guard: bool = True) -> Steering:
@@ -264,7 +294,7 @@ def _ways(
     """(speed, careful end, alarm, reach) of a rung alone, and with its end at several alarms."""
     total, first = profile.schedule.total, Outlook.of(rung)
     scores = first.scores
-    alone = statistics.fmean(first.reach(quality, s) for s in scores)
+    alone = first.promise(quality)
     found: list[tuple[float, Rung | None, float, float]] = [
         (total / first.count, None, math.inf, alone)
     ]
@@ -293,9 +323,10 @@ def _decision(
     centre = statistics.fmean(outlook.at(s) for outlook, s in pairs)
     spread = math.sqrt(statistics.fmean(o.left**2 + (o.at(s) - centre) ** 2 for o, s in pairs))
     half = spread * float(stats.t.ppf(0.5 + INTERVAL / 2, max(len(pairs) - 2, 1)))
+    low, high = (centre - half, centre + half) if second is not None else first.interval
     prediction = Prediction(
-        statistics.fmean(speeds), statistics.fmean(o.count for o, _ in pairs),
-        centre, centre - half, centre + half, reach,
+        statistics.fmean(speeds), statistics.fmean(o.count for o, _ in pairs), centre, low, high,
+        reach,
     )  # fmt: skip
     turn = rung.computed[_begun(rung, profile) - 1]
     return Decision(

@@ -25,10 +25,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 from miniature_world import PROMPT_STREAM, scene_at
 
 from dit_accel import miniature
-from dit_accel.calibrate import probe_steps, summed_up
 from dit_accel.fitting import Moments
 from dit_accel.planner import Field, fit, search
 from dit_accel.plans import lines, reads, windows
+from dit_accel.recording import probe_steps, summed_up
 from dit_accel.sampling import schedule_of
 
 SIZE = (48, 5, 8, 8)  # channels, latent frames, height, width

@@ -20,7 +20,7 @@ CALIBRATION = 5000  # where the prompts to calibrate on begin in the world's str
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--count", type=int, default=64, help="prompts to evaluate on")
-    parser.add_argument("--calibration", type=int, default=32, help="prompts to calibrate on")
+    parser.add_argument("--calibration", type=int, default=384, help="prompts to calibrate on")
     args = parser.parse_args()
     seen: set[str] = set()
     write(FOLDER / "miniature.jsonl", "world", 0, args.count, seen)

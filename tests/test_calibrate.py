@@ -12,14 +12,16 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, UniPCMultistepScheduler
 from test_speed import trial
 
-from dit_accel import accelerate, speed
+from dit_accel import accelerate, refining, speed
 from dit_accel import calibrate as calibrating
-from dit_accel.calibrate import NotLinearError, calibrate, probe_steps, record, summed_up
+from dit_accel import recording as recordings
+from dit_accel.calibrate import calibrate, passes
 from dit_accel.denoisers import DENOISERS
 from dit_accel.metrics import psnr
 from dit_accel.planner import Field, energies
 from dit_accel.plans import Forecast, Plan
 from dit_accel.profile import Profile
+from dit_accel.recording import NotLinearError, probe_steps, record, record_all, summed_up
 from dit_accel.sampling import planned_schedule, schedule_of
 from dit_accel.takes import Clip, call_arguments
 
@@ -143,7 +145,7 @@ def test_the_shape_of_a_profile(pipe):
     assert (identity.pipeline, identity.parts, identity.steps) == ("WanPipeline", 2, STEPS)
     assert (identity.guidance, identity.height, identity.frames) == (4.0, 16, 9)
     assert profile.schedule.mix == (1.0, -3.0)
-    assert profile.gram.shape == (2, 2 * STEPS + 1, 2 * STEPS + 1)
+    assert profile.gram.shape == (1, 2 * STEPS + 1, 2 * STEPS + 1)
     assert profile.gain.shape == (STEPS,)
     assert [len(rung.computed) for rung in profile.rungs] == [5, 3]
     for rung in (*profile.rungs, *profile.careful):
@@ -160,8 +162,64 @@ def test_the_shape_of_a_profile(pipe):
         assert value.isfinite().all()
 
 
+# --- batches ---
+
+
+def test_clips_of_a_batch_are_recorded_as_they_would_be_alone(pipe):
+    """Each has noise of its own; batched arithmetic rounds otherwise, no more."""
+    together = record_all(pipe, CLIPS)
+    for clip, one in zip(CLIPS, together, strict=True):
+        alone = record(pipe, clip)
+        assert torch.equal(one.start, alone.start)
+        assert torch.allclose(one.parts, alone.parts, atol=1e-4)
+        assert torch.allclose(one.final, alone.final, atol=1e-4)
+        assert psnr(alone.frames, one.frames, data_range=1.0) > 60
+
+
+def test_in_one_batch_every_clip_is_served_by_changes_fitted_to_the_others(pipe, monkeypatch):
+    """What the third clip is said to get is what it gets from changes that two batched clips
+    leave: those of a profile of these two, whose runs had been served by each other."""
+    fixed_ladder(monkeypatch)
+    monkeypatch.setattr(refining, "LEAST", 1)
+    settings = {"speedups": (2.0,), "probes": 2, "probed": 1, "batch": 3}
+    told: list[tuple[str, int, int]] = []
+    profile = calibrate(pipe, CLIPS, told=lambda *news: told.append(news), **settings)
+    assert [news for news in told if news[0] == "rungs"] == [("rungs", 0, 3)]  # one pass
+    (rung,) = profile.rungs
+    assert rung.psnr_db.shape == rung.alarm.shape == (3,)
+    one_by_one = calibrate(pipe, CLIPS, **settings | {"batch": 1})
+    for row in range(3):  # other runs shaped their changes, but they are not far
+        assert abs(rung.psnr_db[row] - one_by_one.rungs[0].psnr_db[row]) < 6
+    assert torch.allclose(profile.gram, one_by_one.gram, rtol=1e-3, atol=1e-6)
+
+
+def test_a_batch_of_guided_pairs_is_served_row_by_row(monkeypatch):
+    """Families that run both branches as one batch: every row has its weights in each half."""
+    fixed_ladder(monkeypatch)
+    monkeypatch.setattr(refining, "psnr", lambda *_, **__: 40.0)
+    monkeypatch.setattr(refining, "LEAST", 1)
+    pipe, clip, given = prepared("cogvideox-2b", steps=STEPS)
+    two = {
+        name: torch.cat([value] * 2) if isinstance(value, torch.Tensor) else value
+        for name, value in given.items()
+    }
+    clips = [clip, dataclasses.replace(clip, seed=clip.seed + 1)]
+    settings = {"speedups": (2.0,), "probes": 2, "probed": 2}
+    together = calibrate(pipe, clips, overrides=two | {"prompt": None}, batch=2, **settings)
+    (rung,) = together.rungs
+    assert rung.psnr_db.shape == (2,)
+    assert (rung.latents_db > 0).all()
+
+
+@pytest.mark.parametrize(
+    ("clips", "batch", "expected"), [(3, 1, 2), (3, 2, 2), (3, 3, 1), (1, 4, 2)]
+)
+def test_one_pass_is_enough_where_all_come_to_a_window_together(clips, batch, expected):
+    assert passes(clips, batch) == expected
+
+
 def fixed_ladder(monkeypatch: Any) -> None:
-    monkeypatch.setattr(calibrating._Calibration, "_ladder", lambda self, field: [(COMPUTED, None)])
+    monkeypatch.setattr(calibrating._Calibration, "_ladder", lambda *_: [(COMPUTED, None)])
 
 
 def frames_of(pipe: Any, clip: Clip, plan: Plan) -> Any:
@@ -177,9 +235,9 @@ def test_each_clip_is_served_by_changes_that_have_not_seen_it(pipe, monkeypatch)
     def lines(computed: Any, field: Field, *, depth: int) -> tuple[Plan, float]:
         return Plan.of(computed, field.schedule, {}, depth), 0.0
 
-    monkeypatch.setattr(calibrating, "fit", lines)
+    monkeypatch.setattr(refining, "fit", lines)
     monkeypatch.setattr(calibrating, "PASSES", 1)
-    monkeypatch.setattr(calibrating, "LEAST", 1)
+    monkeypatch.setattr(refining, "LEAST", 1)
     settings = {"speedups": (2.0,), "probes": 2, "probed": 1}
     one = calibrate(pipe, CLIPS[:1], **settings)
     both = calibrate(pipe, CLIPS[:2], **settings)
@@ -187,7 +245,7 @@ def test_each_clip_is_served_by_changes_that_have_not_seen_it(pipe, monkeypatch)
     second = frames_of(pipe, CLIPS[1], one.plan_of(one.rungs[0]))
     stock = [record(pipe, clip).frames for clip in CLIPS[:2]]
     assert psnr(stock[1], second, data_range=1.0) == pytest.approx(float(rung.psnr_db[1]), abs=0.01)
-    prior, _ = lines(COMPUTED, both.field, depth=calibrating.DEPTH)
+    prior, _ = lines(COMPUTED, both.field, depth=refining.DEPTH)
     first = frames_of(pipe, CLIPS[0], prior)
     assert psnr(stock[0], first, data_range=1.0) == pytest.approx(float(rung.psnr_db[0]), abs=0.01)
     seen = frames_of(pipe, CLIPS[1], both.plan_of(rung))
@@ -240,7 +298,8 @@ def test_a_finished_folder_gives_the_profile_without_a_run(pipe, tmp_path, monke
     def run(*_: Any) -> None:
         raise AssertionError("a run is made")
 
-    monkeypatch.setattr(calibrating, "_run", run)
+    monkeypatch.setattr(refining, "run", run)
+    monkeypatch.setattr(recordings, "run", run)
     second = calibrate(pipe, CLIPS[:1], **settings)
     for one, other in zip(tensors_of(first), tensors_of(second), strict=True):
         assert torch.equal(one, other)
@@ -264,7 +323,7 @@ def test_without_speedups_there_are_no_rungs(pipe):
 def test_families_of_one_forward_a_step_are_calibrated_as_one_part(name, monkeypatch):
     """Branches in one batch are combined: features are of the guided prediction."""
     fixed_ladder(monkeypatch)
-    monkeypatch.setattr(calibrating, "psnr", lambda *_, **__: 40.0)  # of latents: there is no VAE
+    monkeypatch.setattr(refining, "psnr", lambda *_, **__: 40.0)  # of latents: there is no VAE
     pipe, clip, given = prepared(name, steps=STEPS)
     clips = [clip, dataclasses.replace(clip, seed=clip.seed + 1)]
     profile = calibrate(pipe, clips, speedups=(2.0,), probes=2, probed=1, overrides=given)
@@ -337,6 +396,8 @@ def test_a_schedule_that_cannot_be_known_before_a_run_is_refused():
 
 
 def test_bad_input_is_named(pipe):
+    with pytest.raises(ValueError, match="batch is 0; accepted: 1 or more"):
+        calibrate(pipe, CLIPS, batch=0)
     with pytest.raises(ValueError, match="clips have 0 kinds of steps"):
         calibrate(pipe, [])
     mixed = [CLIPS[0], dataclasses.replace(CLIPS[1], guidance=5.0)]

@@ -36,21 +36,21 @@ def test_what_the_features_do_not_reach_is_left():
     assert moments.change(ridge=0.0).tolist() == pytest.approx([3.0])
 
 
-def test_prompts_are_weighed_by_the_inverse_square_of_what_their_line_leaves():
-    """Prompts want 1 and 3 of the same feature. With weights 1 / 1² and 1 / 3² the best is
-    (1 + 3 / 9) / (1 + 1 / 9) = 1.2, not their mean: it is relative error that counts."""
+def test_prompts_are_weighed_by_the_inverse_of_what_their_line_leaves():
+    """Prompts want 1 and 3 of the same feature. With weights 1 / 1 and 1 / 3 the best is
+    (1 + 3 / 3) / (1 + 1 / 3) = 1.5, neither their mean nor what relative errors would have."""
     moments = Moments()
     for prompt, wanted in enumerate((1.0, 3.0)):
         moments.add(prompt, torch.tensor([[1.0]]), row(wanted), 0.0)
-    assert moments.change(ridge=0.0).tolist() == pytest.approx([1.2])
+    assert moments.change(ridge=0.0).tolist() == pytest.approx([1.5])
 
 
 def test_a_prompt_whose_line_is_all_but_exact_weighs_no_more_than_the_floor():
-    """It leaves 0, over a floor of a millionth of the size; the other wants 1: 1 / (1 + 10^6)."""
+    """It leaves 0, over a floor of a millionth of the size; the other wants 1: 1 / (1 + 10^3)."""
     moments = Moments()
     moments.add(0, torch.tensor([[1.0]]), row(1.0), 0.0)
     moments.add(1, torch.tensor([[1.0]]), row(0.0), 1.0)
-    assert moments.change(ridge=0.0).tolist() == pytest.approx([1 / (1 + 1e6)])
+    assert moments.change(ridge=0.0).tolist() == pytest.approx([1 / (1 + 1e3)])
 
 
 def test_a_second_time_replaces_the_first():
@@ -106,3 +106,17 @@ def test_a_change_wants_as_many_prompts_as_it_is_told():
     assert moments.change(least=4) is None
     assert moments.change(without=1, least=3) is None
     assert moments.change(without=7, least=3) is not None
+
+
+def test_changes_without_each_are_those_of_all_others():
+    """And several prompts at once are taken in as one after the other."""
+    draw = torch.Generator().manual_seed(1)
+    features, left = torch.randn(2, 3, 5, generator=draw), torch.randn(3, 5, generator=draw)
+    together, one_by_one = Moments(), Moments()
+    together.add_all([4, 5, 6], features, left, torch.ones(3))
+    for row, prompt in enumerate((4, 5, 6)):
+        one_by_one.add(prompt, features[:, row], left[row], 1.0)
+    changes = together.changes_without([6, 4])
+    assert torch.allclose(changes[0], one_by_one.change(without=6))
+    assert torch.allclose(changes[1], one_by_one.change(without=4))
+    assert together.changes_without([4], least=3) is None

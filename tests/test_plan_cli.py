@@ -13,7 +13,7 @@ import pytest
 from test_cli import DEFAULTS, PROMPT, invoke, names
 
 from dit_accel import calibrate as measuring
-from dit_accel import metrics, miniature
+from dit_accel import metrics, miniature, recording
 from dit_accel.cli.ladder import rows
 from dit_accel.cli.pace import Pace
 from dit_accel.cli.plan import held
@@ -470,7 +470,7 @@ def test_a_sampler_that_is_not_linear_fails_in_words(
     here: Path, model_folder: Path, prompts: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*_: Any, **__: Any) -> None:
-        raise measuring.NotLinearError("OddScheduler is not linear in the predictions")
+        raise recording.NotLinearError("OddScheduler is not linear in the predictions")
 
     monkeypatch.setattr(measuring, "calibrate", fail)
     command = ["calibrate", "--model", str(model_folder), "--prompts", prompts, *QUICK]

@@ -102,6 +102,40 @@ def test_the_bands_are_those_of_the_rung_from_its_third_step_on():
     assert (band.mean, band.spread) == pytest.approx((math.log(0.1), math.log(1.2)))
 
 
+# --- many prompts ---
+
+
+def tailed(count: int, failing: int) -> list[float]:
+    """So many prompts, most at 40 dB and some at 20: nothing like a normal distribution."""
+    return [20.0] * failing + [40.0] * (count - failing)
+
+
+@pytest.mark.parametrize(("failing", "computed"), [(0, FAST), (7, FAST), (8, SLOW), (20, SLOW)])
+def test_of_many_prompts_the_share_that_reaches_is_counted(failing, computed):
+    """Of 256 prompts 7 may fail. If really 5 % did, 7 or fewer would be seen less than once in ten
+    times (the sum over k <= 7 of C(256, k) 0.05^k 0.95^(256 - k) is 0.055), 8 or fewer more often
+    (0.103). So 95 % are sure to nine tenths with 7 failures, not with 8."""
+    rungs = [rung_of(SLOW, spread_out(50.0, 1.0)), rung_of(FAST, tailed(256, failing))]
+    decision = for_quality(profile_of(rungs), 30.0)
+    assert decision.plan.computed == computed
+    assert Outlook.of(rungs[1]).promise(30.0) <= (256 - failing) / 256
+    assert (Outlook.of(rungs[1]).promise(30.0) >= 0.95) == (failing <= 7)
+
+
+def test_fewer_than_many_prompts_are_not_counted():
+    """45 without a failure: 0.95^45 = 0.099; 44 do not do, and a normal one is taken."""
+    assert 0.95**targets.MANY < 1 - targets.CONFIDENCE < 0.95 ** (targets.MANY - 1)
+    outlook = Outlook.of(rung_of(FAST, [40.0] * targets.MANY))
+    assert outlook.promise(39.0) == pytest.approx(0.1 ** (1 / 45))
+    assert outlook.promise(41.0) == 0.0
+
+
+def test_the_interval_of_many_prompts_is_their_own():
+    """101 prompts at 0, 1, ... 100 dB: 90 % of them lie between 5 and 95."""
+    decision = for_speedup(profile_of([rung_of(FAST, [float(i) for i in range(101)])]), 4.0)
+    assert (decision.prediction.low_db, decision.prediction.high_db) == pytest.approx((5.0, 95.0))
+
+
 # --- turning careful ---
 
 ALARM = [-1.5, -1.0, -0.5, 0.0, 0.0, 0.5, 1.0, 1.5]

@@ -50,6 +50,7 @@ class Asked:
     work: Path | None
     speedups: str | None
     probes: int
+    batch: int
     overwrite: bool
 
 
@@ -82,10 +83,13 @@ def calibrate(
     speedups: Annotated[
         str | None,
         typer.Option(
-            help="The plans that are carried out, with commas between.", show_default="2 to 7.2"
+            help="The plans that are carried out, with commas between.", show_default="2 to 8.33"
         ),
     ] = None,
     probes: Annotated[int, typer.Option(help="Steps that are probed.", min=2)] = 8,
+    batch: Annotated[
+        int, typer.Option(help="Clips made by one call of the pipeline; needs its memory.", min=1)
+    ] = 1,
     seed: Annotated[
         int, typer.Option(help="Of the first clip; each next one's is 1 more.")
     ] = FIRST_SEED,
@@ -105,7 +109,7 @@ def calibrate(
 
     Stop it whenever you like: the same command goes on where it was.
     """
-    asked = Asked(prompts, limit, out, work, speedups, probes, overwrite)
+    asked = Asked(prompts, limit, out, work, speedups, probes, batch, overwrite)
     request = Request(
         prompt="(from the file)",
         model=model,
@@ -281,13 +285,15 @@ def _measure(
     quiet: bool,
 ) -> Profile:
     from dit_accel import calibrate as measuring
+    from dit_accel.recording import NotLinearError
 
     usual = tuple(s for s in measuring.LADDER if s <= settings.steps / 2)
     speedups = speedups if speedups is not None else usual
     probed = min(PROBED, len(clips))
-    rungs = measuring.PASSES * _rungs(settings.steps, speedups)
+    passes = measuring.passes(len(clips), asked.batch)
+    rungs = passes * _rungs(settings.steps, speedups)
     probes = probed * len(measuring.probe_steps(settings.steps, asked.probes))
-    pace = Pace(len(clips), settings.steps, probes, rungs)
+    pace = Pace(len(clips), settings.steps, probes, rungs, asked.batch)
     try:
         with _bar(pace, quiet=quiet) as told:
             return measuring.calibrate(
@@ -296,11 +302,12 @@ def _measure(
                 speedups=speedups,
                 probes=asked.probes,
                 probed=probed,
+                batch=asked.batch,
                 dtype=settings.dtype,
                 work=work,
                 told=told,
             )
-    except measuring.NotLinearError as error:
+    except NotLinearError as error:
         raise RunFailed(str(error)) from error
     except ValueError as error:
         if "work is" not in str(error):

@@ -29,10 +29,13 @@ class Pace:
         steps: of an uncached run.
         probes: runs of all probes together.
         rungs: computed steps of the runs that each clip has after its uncached one.
+        batch: pieces that are done together, of all stages but the search.
     """
 
-    def __init__(self, clips: int, steps: int, probes: int, rungs: Sequence[int]) -> None:
-        each = sum(rungs) / max(len(rungs), 1)
+    def __init__(
+        self, clips: int, steps: int, probes: int, rungs: Sequence[int], batch: int = 1
+    ) -> None:
+        each, self._batch = sum(rungs) / max(len(rungs), 1), batch
         self._stages = {
             "uncached": _Stage(clips, steps),
             "probe": _Stage(probes, steps),
@@ -65,7 +68,8 @@ class Pace:
         whole = sum(part.whole for part in list(self._stages.values())[:before])
         self._began = now if self._began is None else self._began
         self._worked += self._doing
-        self._doing, self._now = stage.weight, now
+        together = min(self._batch, stage.pieces) if what != "search" else 1
+        self._doing, self._now = stage.weight * together, now
         self.position = min(whole + done * stage.weight, self.total)
 
     def left(self, now: float) -> float | None:
