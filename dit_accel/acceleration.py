@@ -133,6 +133,7 @@ def _piloted(
     handle = Handle(pipe, family, following.SITE, None, course)
     follower = handle.follower
     follower.heard, follower.heard_start, follower.memory = course.hear, course.hear_start, memory
+    follower.heard_text = course.hear_text
     return handle
 
 

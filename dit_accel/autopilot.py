@@ -17,8 +17,9 @@ from typing import Any
 import torch
 
 from dit_accel import targets
+from dit_accel.difficulty import pooled
 from dit_accel.families import Family, transformers_of
-from dit_accel.following import guided
+from dit_accel.following import conditional, guided
 from dit_accel.identity import identify
 from dit_accel.planner import gram_of
 from dit_accel.plans import Forecast, Plan, Schedule
@@ -70,11 +71,13 @@ def decide(
     quality: float | None = None,
     speedup: float | None = None,
     static: bool = False,
+    text: torch.Tensor | None = None,
 ) -> Decision:
     """What a run will do by a profile.
 
     Args:
         schedule: of the run; None: as it was calibrated.
+        text: `(B, T)` pooled embeddings of its prompts, which a quality is then promised for.
         quality, speedup: one of them.
         static: whether the run may not turn careful on the way.
 
@@ -85,6 +88,7 @@ def decide(
         raise ValueError("quality and speedup: accepted is one of them")
     own = profile.schedule
     run = schedule or own
+    profile = profile if static else profile.for_text(text)
     _check_steps(run)
     if len(run.mix) != len(own.mix):
         raise ProfileError(
@@ -143,7 +147,8 @@ class Autopilot:
         self.force, self.remarks = force, remarks
         self.decision: Decision | None = None
         self.steering = Steering(Plan(1, {}), [0.0])
-        self._decisions: dict[tuple[tuple[float, ...], ...], Decision] = {}
+        self._decisions: dict[tuple[Any, ...], Decision] = {}
+        self._text: torch.Tensor | None = None  # pooled, of the run's prompts
         self._carried: tuple[str, ...] = ()
         self._recorder: _Recorder | None = None
 
@@ -177,11 +182,15 @@ class Autopilot:
             return
         self._recorder = None
         self._check_guidance(self.profile.identity)
-        key = tuple(schedule.times.tolist()), tuple(schedule.shares.tolist()), schedule.mix
+        text = self._text if self.profile.difficulty is not None else None
+        key: tuple[Any, ...] = (
+            tuple(schedule.times.tolist()), tuple(schedule.shares.tolist()), schedule.mix,
+            None if text is None else tuple(text.flatten().tolist()),
+        )  # fmt: skip
         if key not in self._decisions:
             self._decisions[key] = decide(
                 self.profile, schedule, quality=self.quality, speedup=self.speedup,
-                static=self.static,
+                static=self.static, text=text,
             )  # fmt: skip
         self.decision = self._decisions[key]
         self.steering = self.decision.steering(guard=self.guard)
@@ -192,6 +201,13 @@ class Autopilot:
         """A fresh part of the guided prediction."""
         if self._recorder is not None:
             self._recorder.hear(part, guided(value, self._guidance(), self.family.branches))
+
+    def hear_text(self, text: Any) -> None:
+        """What the run's first forward is given, before it is decided."""
+        self._text = None
+        if self.profile is not None and self.profile.difficulty is not None:
+            said = conditional(text, self._guidance(), self.family.branches)
+            self._text = pooled(said) if said is not None else None
 
     def hear_start(self, latents: torch.Tensor) -> None:
         """The noise that the run starts from."""

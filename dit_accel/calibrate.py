@@ -27,6 +27,7 @@ from typing import Any
 
 import torch
 
+from dit_accel.difficulty import Difficulty
 from dit_accel.families import family_of
 from dit_accel.identity import identify
 from dit_accel.planner import Field, search, turning
@@ -128,7 +129,8 @@ class _Calibration:
         self._problems: Problems = {}
 
     def run(self, probes: int, probed: int, dtype: str) -> Profile:
-        grams = list(chain.from_iterable(self._grams(batch) for batch in self.batches))
+        known = list(chain.from_iterable(self._known(batch) for batch in self.batches))
+        grams, texts = zip(*known, strict=True)
         schedule = self.kept.get("schedule", lambda: self._recorded(self.batches[0])[0].schedule)
         clip = self.clips[0]
         separate = family_of(self.pipe).branches == "separate" and clip.guidance > 1
@@ -150,7 +152,10 @@ class _Calibration:
             width=clip.width, frames=clip.frames, dtype=dtype, parts=len(schedule.mix),
         )  # fmt: skip
         gram = field.mean[None]  # expected energies are linear in it: one matrix tells as much
-        return Profile(identity, schedule, gram, gain, memory, DEPTH, rungs, careful, made)
+        return Profile(
+            identity, schedule, gram, gain, memory, DEPTH, rungs, careful, made,
+            difficulty(texts, rungs),
+        )  # fmt: skip
 
     def _recorded(self, batch: tuple[int, ...]) -> list[Recording]:
         if batch not in self._recordings:
@@ -161,12 +166,14 @@ class _Calibration:
             self._recordings[batch] = record_all(self.pipe, clips, self.overrides)
         return self._recordings[batch]
 
-    def _grams(self, batch: tuple[int, ...]) -> list[torch.Tensor]:
-        def make() -> list[torch.Tensor]:
-            self.told("uncached", batch[0], len(self.clips))
-            return [recording.gram for recording in self._recorded(batch)]
+    def _known(self, batch: tuple[int, ...]) -> list[tuple[torch.Tensor, torch.Tensor | None]]:
+        """Of every clip of a batch the Gram matrix and the pooled text."""
 
-        return self.kept.get(f"grams-{batch}", make)
+        def make() -> list[tuple[torch.Tensor, torch.Tensor | None]]:
+            self.told("uncached", batch[0], len(self.clips))
+            return [(recording.gram, recording.text) for recording in self._recorded(batch)]
+
+        return self.kept.get(f"known-{batch}", make)
 
     def _probed(
         self, batch: tuple[int, ...], probes: int, probed: int
@@ -228,6 +235,14 @@ class _Calibration:
 
         found, self._problems = self.kept.get(f"rungs-{number}-{every}", make)
         return found
+
+
+def difficulty(texts: Sequence[torch.Tensor | None], rungs: Sequence[Rung]) -> Difficulty | None:
+    """How hard prompts are by their texts; None where texts or plans are not known."""
+    said = [text for text in texts if text is not None]
+    if not rungs or len(said) < len(texts):
+        return None
+    return Difficulty.fitted(torch.stack(said), torch.stack([rung.psnr_db for rung in rungs]))
 
 
 def careful_end(computed: tuple[int, ...], field: Field) -> tuple[int, ...] | None:

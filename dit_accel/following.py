@@ -114,6 +114,7 @@ class Follower:
         self.kept_bytes = self.device_reads = 0
         self.heard: Callable[[int, torch.Tensor], None] = lambda part, value: None
         self.heard_start: Callable[[torch.Tensor], None] = lambda latents: None
+        self.heard_text: Callable[[Any], None] = lambda text: None
         self._form: Callable[[torch.Tensor], Any] = _as_tuple
         self._forget()
 
@@ -204,6 +205,7 @@ class Follower:
             ValueError: the course is for another number of steps.
         """
         self._forget()
+        self.heard_text(self.session.text)
         self.course.begin(total)
         self.done.clear()
         self._unmade.clear()
@@ -329,6 +331,19 @@ def guided(value: torch.Tensor, guidance: float, branches: str) -> torch.Tensor:
         return value
     uncond, cond = value.chunk(2)
     return uncond + guidance * (cond - uncond)
+
+
+def conditional(text: Any, guidance: float, branches: str) -> torch.Tensor | None:
+    """The text of the prompts themselves, of what a run's first forward is given: `(B, L, T)`.
+
+    Args:
+        text: of the forward; None where it has none of that form.
+        guidance: the scale s.
+        branches: as in `families.Family`.
+    """
+    if not isinstance(text, torch.Tensor) or text.ndim != 3:
+        return None
+    return text.chunk(2)[1] if branches == "batched" and guidance > 1 else text
 
 
 def _alike(latents: Any, value: torch.Tensor) -> bool:

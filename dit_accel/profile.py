@@ -21,6 +21,7 @@ from typing import Any
 
 import torch
 
+from dit_accel.difficulty import Difficulty
 from dit_accel.planner import Field
 from dit_accel.plans import Plan, Schedule
 
@@ -122,6 +123,7 @@ class Profile:
             there is none.
         prompts: how many were calibrated on.
         made: versions and settings, for people.
+        difficulty: how hard prompts are, by their text; None where that is not known.
     """
 
     identity: Identity
@@ -133,6 +135,26 @@ class Profile:
     rungs: tuple[Rung, ...]
     careful: tuple[Rung, ...]
     made: dict[str, Any]
+    difficulty: Difficulty | None = None
+
+    def for_text(self, text: torch.Tensor | None) -> Profile:
+        """As it would be, were all clips of calibration as hard as these prompts.
+
+        Args:
+            text: `(B, T)` pooled embeddings; None, or of another width: the profile itself.
+        """
+        known = self.difficulty
+        if known is None or text is None or text.shape[-1] != len(known.centre):
+            return self
+        hard = known.of(text)
+
+        def moved(rungs: tuple[Rung, ...]) -> tuple[Rung, ...]:
+            return tuple(
+                dataclasses.replace(rung, psnr_db=known.shifted(rung.psnr_db, hard))
+                for rung in rungs
+            )
+
+        return dataclasses.replace(self, rungs=moved(self.rungs), careful=moved(self.careful))
 
     @property
     def field(self) -> Field:
@@ -184,6 +206,9 @@ class Profile:
             for place, rung in enumerate(getattr(self, kind)):
                 for name in _RUNG_TENSORS:
                     tensors[f"{kind}.{place}.{name}"] = getattr(rung, name)
+        if self.difficulty is not None:
+            for name, value in vars(self.difficulty).items():
+                tensors[f"difficulty.{name}"] = value
         head = {
             "format": FORMAT,
             "version": VERSION,
@@ -250,6 +275,9 @@ class Profile:
             Identity(**head["identity"]), schedule, tensors["gram"].double(), tensors["gain"],
             float(head["memory"]), int(head["depth"]), rungs["rungs"], rungs["careful"],
             head["made"],
+            Difficulty(*(tensors[f"difficulty.{name}"] for name in _DIFFICULTY))
+            if f"difficulty.{_DIFFICULTY[0]}" in tensors
+            else None,
         )  # fmt: skip
         _ = profile.field  # its shapes are checked there
         for rung in (*profile.rungs, *profile.careful):
@@ -259,6 +287,7 @@ class Profile:
         return profile
 
 
+_DIFFICULTY = tuple(f.name for f in dataclasses.fields(Difficulty))
 _RUNG_TENSORS = tuple(f.name for f in dataclasses.fields(Rung) if f.name != "computed")
 
 

@@ -22,7 +22,9 @@ from typing import Any, Self
 import torch
 
 from dit_accel.acceleration import accelerate
+from dit_accel.difficulty import pooled
 from dit_accel.families import family_of
+from dit_accel.following import conditional
 from dit_accel.patching import Patches
 from dit_accel.planner import gram_of
 from dit_accel.plans import Forecast, Plan, Schedule
@@ -46,6 +48,7 @@ class Recording:
         start: `(N,)` float32, the noise.
         final: `(N,)` float32, the final latents.
         frames: as the pipeline gave them.
+        text: `(T,)` pooled embedding of the prompt; None where the denoiser has no such text.
     """
 
     parts: torch.Tensor
@@ -53,6 +56,7 @@ class Recording:
     start: torch.Tensor
     final: torch.Tensor
     frames: Any
+    text: torch.Tensor | None = None
 
     @property
     def gram(self) -> torch.Tensor:
@@ -93,11 +97,13 @@ def record_all(
     two = family.branches == "separate" and guidance > 1
     mix = (1.0, 1.0 - guidance) if two else (1.0,)
     heard: tuple[list[torch.Tensor], ...] = ([], [])
+    said: list[Any] = []
     with (
         accelerate(pipe, plan=Plan(clips[0].steps, {}), mix=mix) as handle,
         Sampler(pipe.scheduler) as sampler,
     ):
         handle.follower.heard = lambda part, value: heard[part].append(flat(value))
+        handle.follower.heard_text = said.append
         frames = run(pipe, clips, overrides)
     predictions = torch.stack(sampler.predictions)  # (n, P, N)
     parts = torch.stack([torch.stack(part) for part in heard[: len(mix)]]) if two else None
@@ -117,10 +123,12 @@ def record_all(
         )
     times = pipe.scheduler.timesteps.double().cpu().flatten()
     schedule = Schedule(sampler.shares[:-1], times, mix)
+    spoken = conditional(said[0], guidance, family.branches)
+    texts = pooled(spoken) if spoken is not None else [None] * len(clips)
     return [
         Recording(
             parts[:, :, row].contiguous(), schedule, sampler.start[row], sampler.final[row],
-            frames[row],
+            frames[row], texts[row],
         )
         for row in range(len(clips))
     ]  # fmt: skip

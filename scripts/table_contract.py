@@ -23,6 +23,8 @@ import numpy as np
 from dit_accel.evaluate.statistics import Interval, difference, mean
 from dit_accel.evaluate.store import Store
 
+LADDER = 5  # plans at least that hindsight may choose from
+
 Points = dict[str, dict[str, list[tuple[float, dict[str, Any]]]]]  # method, prompt: (FLOPs, result)
 
 
@@ -31,31 +33,50 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--metric", default="psnr_db")
     args = parser.parse_args()
-    store = Store(args.folder)
-    points: Points = defaultdict(lambda: defaultdict(list))
-    for group in store.plan().groups():
-        results = {job.method.label: store.result(job.id) for job in group}
-        if any(result is None for result in results.values()):
-            continue  # a prompt counts when all of its clips are there
-        full = sum(results["uncached"]["flops"])
-        for label, result in results.items():
-            if result["scores"]:
-                name = label.partition(":")[0]
-                spent = sum(result["flops"]) / full
-                points[name][result["prompt_id"]].append((spent, {**result, "label": label}))
-    print(front(points, args.metric), "\n")
+    points, missing = read(Store(args.folder))
+    if missing:
+        print(f"Not run: {', '.join(missing)}.\n")
+    if points["speedup"]:
+        print(front(points, args.metric), "\n")
     print(contract(points))
 
 
+def read(store: Store) -> tuple[Points, list[str]]:
+    """Finished clips; a method's only of prompts that have all of its settings, and those methods
+    left out that no clip is finished of."""
+    points: Points = defaultdict(lambda: defaultdict(list))
+    groups = [
+        {job.method.label: result for job in group if (result := store.result(job.id))}
+        for group in store.plan().groups()
+    ]
+    labels = {job.method.label for group in store.plan().groups() for job in group}
+    made = {label for results in groups for label in results}
+    wanted = defaultdict(set)
+    for label in made:
+        wanted[label.partition(":")[0]].add(label)
+    for results in groups:
+        if "uncached" not in results:
+            continue
+        full = sum(results["uncached"]["flops"])
+        for name, settings in wanted.items():
+            if name != "uncached" and settings <= set(results):
+                for label in settings:
+                    result = results[label]
+                    spent = sum(result["flops"]) / full
+                    points[name][result["prompt_id"]].append((spent, {**result, "label": label}))
+    return points, sorted(labels - made)
+
+
 def value(result: dict[str, Any], metric: str) -> float:
-    found = result["scores"][metric]["value"]
-    return 100.0 if found is None or found > 100 else float(found)
+    found = float(result["scores"][metric]["value"] or "inf")
+    return min(found, 100.0)
 
 
 def front(points: Points, metric: str) -> str:
-    ours = points["speedup"]
-    labels = sorted({r["label"] for runs in ours.values() for _, r in runs}, key=_number)
     rivals = [n for n in points if n not in ("uncached", "speedup", "quality")]
+    common = set(points["speedup"]).intersection(*(points[name] for name in rivals))
+    ours = {prompt: runs for prompt, runs in points["speedup"].items() if prompt in common}
+    labels = sorted({r["label"] for runs in ours.values() for _, r in runs}, key=_number)
     lines = [
         f"| {metric}, {len(ours)} prompts | " + " | ".join(labels) + " |",
         "|---" * (len(labels) + 1) + "|",
@@ -109,42 +130,49 @@ def contract(points: Points) -> str:
     ]
     runs = points["quality"]
     for label in sorted({r["label"] for rs in runs.values() for _, r in rs}, key=_number):
-        wanted, reached, speeds, best, values, errors, inside = (
-            _number(label),
-            [],
-            [],
-            [],
-            [],
-            [],
-            [],
-        )
-        for prompt, results in runs.items():
-            result = next(r for _, r in results if r["label"] == label)
-            psnr, report = value(result, "psnr_db"), result["report"]
-            values.append(psnr)
-            reached.append(psnr >= wanted)
-            speeds.append(report["steps"] / report["steps_computed"])
-            ladder = [
-                r["report"]["steps"] / r["report"]["steps_computed"]
-                for _, r in points["speedup"][prompt]
-                if value(r, "psnr_db") >= wanted
-            ]
-            best.append(max(ladder, default=1.0))
-            promised = report["prediction"]
-            if promised and promised["psnr_db"] is not None:
-                errors.append(psnr - promised["psnr_db"])
-                inside.append(promised["low_db"] <= psnr <= promised["high_db"])
-        share = statistics.fmean(speeds) / statistics.fmean(best)
-        off = statistics.median(map(abs, errors)) if errors else float("nan")
-        near = statistics.fmean(abs(e) <= 2 for e in errors) if errors else float("nan")
-        kept = statistics.fmean(inside) if inside else float("nan")
-        lines.append(
-            f"| {wanted:g} dB | {sum(reached)} of {len(reached)} ({statistics.fmean(reached):.0%}) "
-            f"| {statistics.fmean(speeds):.2f}× | {statistics.fmean(best):.2f}× | {share:.0%} "
-            f"| {min(values):.1f}, {statistics.fmean(values):.1f} | {off:.1f} dB | {near:.0%} "
-            f"| {kept:.0%} |"
-        )
+        mine = {p: next(r for _, r in rs if r["label"] == label) for p, rs in runs.items()}
+        cells = (*_reached(mine, _number(label)), *_hindsight(mine, points, _number(label)))
+        lines.append(f"| {_number(label):g} dB | " + " | ".join((*cells, *_foretold(mine))) + " |")
     return "\n".join(lines)
+
+
+def _speed(result: dict[str, Any]) -> float:
+    return result["report"]["steps"] / result["report"]["steps_computed"]
+
+
+def _reached(mine: dict[str, dict[str, Any]], wanted: float) -> tuple[str, str]:
+    reached = [value(result, "psnr_db") >= wanted for result in mine.values()]
+    speed = statistics.fmean(map(_speed, mine.values()))
+    return f"{sum(reached)} of {len(reached)} ({statistics.fmean(reached):.0%})", f"{speed:.2f}×"
+
+
+def _hindsight(mine: dict[str, dict[str, Any]], points: Points, wanted: float) -> tuple[str, str]:
+    """Of the prompts that have every plan: the fastest that reached the quality, clip by clip."""
+    ladders = {p: [r for _, r in points["speedup"][p]] for p in mine if p in points["speedup"]}
+    if not ladders or min(map(len, ladders.values())) < LADDER:
+        return "-", "-"
+    best = [
+        max((_speed(r) for r in ladder if value(r, "psnr_db") >= wanted), default=1.0)
+        for ladder in ladders.values()
+    ]
+    share = statistics.fmean(_speed(mine[p]) for p in ladders) / statistics.fmean(best)
+    return f"{statistics.fmean(best):.2f}× ({len(best)} clips)", f"{share:.0%}"
+
+
+def _foretold(mine: dict[str, dict[str, Any]]) -> tuple[str, str, str, str]:
+    values = [value(result, "psnr_db") for result in mine.values()]
+    pairs = [
+        (v, promised)
+        for v, result in zip(values, mine.values(), strict=True)
+        if (promised := result["report"]["prediction"]) and promised["psnr_db"] is not None
+    ]
+    span = f"{min(values):.1f}, {statistics.fmean(values):.1f}"
+    if not pairs:
+        return span, "-", "-", "-"
+    errors = [abs(v - promised["psnr_db"]) for v, promised in pairs]
+    inside = [promised["low_db"] <= v <= promised["high_db"] for v, promised in pairs]
+    near, kept = statistics.fmean(error <= 2 for error in errors), statistics.fmean(inside)
+    return span, f"{statistics.median(errors):.1f} dB", f"{near:.0%}", f"{kept:.0%}"
 
 
 def _number(label: str) -> float:

@@ -23,6 +23,7 @@ MATHS = (
     "drift",
     "forecast",
     "windows",
+    "difficulty",
     "planner",
     "plans",
     "fitting",

@@ -1,0 +1,137 @@
+"""How hard prompts are by their text: fits whose answer is known, and promises that follow them."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+from profiles import profile_of, rung_of
+
+from dit_accel.autopilot import decide
+from dit_accel.difficulty import MANY, Difficulty, pooled
+from dit_accel.profile import Profile
+
+FAST, SLOW = (0, 2, 4, 8, 14), (0, 1, 2, 4, 6, 8, 10, 12, 14, 16, 17, 18)
+CLIPS = 100
+
+
+def drawn(noise: float, clips: int = CLIPS, width: int = 6) -> tuple[torch.Tensor, torch.Tensor]:
+    """Texts, and PSNR of two plans that falls by 5 dB a unit of the first channel."""
+    draw = torch.Generator().manual_seed(0)
+    texts = torch.randn(clips, width, generator=draw, dtype=torch.float64)
+    rest = noise * torch.randn(2, clips, generator=draw, dtype=torch.float64)
+    return texts, torch.tensor([[50.0], [36.0]]) - 5 * texts[:, 0] + rest
+
+
+def test_what_the_text_tells_is_found():
+    """Without noise the line is exact: one unit of the first channel is one deviation harder."""
+    texts, psnr = drawn(0.0)
+    found = Difficulty.fitted(texts, psnr)
+    unit = float(found.of(torch.tensor([[1.0] + [0.0] * 5])) - found.of(torch.zeros(1, 6)))
+    assert unit == pytest.approx(1 / float(texts[:, 0].std()), rel=0.02)
+    others = torch.eye(6)[1:]
+    for row in others:
+        assert abs(found.of(row[None]) - found.of(torch.zeros(1, 6))) < 0.02
+
+
+def test_clips_are_foretold_without_themselves():
+    """`known` of a clip is what a fit of the others says of it, at the ridge that was chosen."""
+    texts, psnr = drawn(5.0)
+    whole = Difficulty.fitted(texts, psnr)
+    without = torch.arange(CLIPS) != 7
+    part = Difficulty.fitted(texts[without], psnr[:, without])
+    assert part.of(texts[7:8]) == pytest.approx(float(whole.known[7]), abs=0.02)
+    seen = torch.corrcoef(torch.stack([whole.known, texts[:, 0]]))[0, 1]
+    assert seen > 0.9
+
+
+def test_a_text_that_tells_nothing_moves_nothing():
+    """PSNR of pure noise: leaving clips out shows that nothing is foretold, and it is held back."""
+    texts, _ = drawn(0.0)
+    psnr = 40 + 5 * torch.randn(2, CLIPS, generator=torch.Generator().manual_seed(1))
+    found = Difficulty.fitted(texts, psnr)
+    moved = found.shifted(psnr[0].double(), found.of(3 * torch.ones(1, 6))) - psnr[0]
+    assert moved.abs().max() < 3
+
+
+@pytest.mark.parametrize("clips", [3, MANY - 1])
+def test_few_clips_are_not_fitted(clips):
+    assert Difficulty.fitted(*drawn(0.0, clips)) is None
+
+
+def test_texts_that_are_all_alike_are_not_fitted():
+    assert Difficulty.fitted(torch.ones(CLIPS, 6), drawn(1.0)[1]) is None
+
+
+def test_more_channels_than_clips_are_no_matter():
+    texts, psnr = drawn(1.0, clips=60, width=500)
+    found = Difficulty.fitted(texts, psnr)
+    assert found.weights.shape == (500,)
+    assert found.known.isfinite().all()
+
+
+def test_clips_are_shifted_to_the_difficulty_of_the_prompt():
+    """Difficulties -1, 0, 1 and PSNR 45, 40, 35: at 2, all of them are 30."""
+    known = torch.tensor([-1.0, 0.0, 1.0], dtype=torch.float64)
+    line = Difficulty(torch.zeros(2), torch.zeros(2), known)
+    psnr = torch.tensor([45.0, 40.0, 35.0], dtype=torch.float64)
+    assert line.shifted(psnr, 2.0).tolist() == pytest.approx([30.0] * 3)
+    assert line.shifted(psnr.flip(0), 2.0).tolist() == [35.0, 40.0, 45.0]  # never easier so
+
+
+def test_pooling_leaves_padding_out():
+    text = torch.tensor([[[2.0, 4.0], [4.0, 0.0], [0.0, 0.0]], [[0.0, 0.0]] * 3])
+    assert pooled(text).tolist() == [[3.0, 2.0], [0.0, 0.0]]
+
+
+def test_another_width_is_refused():
+    found = Difficulty.fitted(*drawn(1.0))
+    with pytest.raises(ValueError, match="text has 3 channels; accepted: 6"):
+        found.of(torch.zeros(1, 3))
+
+
+@pytest.fixture
+def profile() -> Profile:
+    texts, psnr = drawn(1.0)
+    rungs = [rung_of(SLOW, psnr[0].tolist()), rung_of(FAST, psnr[1].tolist())]
+    return dataclasses.replace(profile_of(rungs), difficulty=Difficulty.fitted(texts, psnr))
+
+
+def test_a_hard_prompt_is_given_more_steps(profile):
+    """FAST gives 36 dB, give or take 5 by the text: 30 dB hold for an easy prompt, not for all."""
+    easy, hard = torch.zeros(1, 6), torch.zeros(1, 6)
+    easy[0, 0], hard[0, 0] = -1.0, 1.5
+    assert decide(profile, quality=32.0).plan.computed == SLOW
+    assert decide(profile, quality=32.0, text=easy).plan.computed == FAST
+    assert decide(profile, quality=32.0, text=hard).plan.computed == SLOW
+    assert decide(profile, quality=32.0, text=easy).prediction.psnr_db == pytest.approx(41, abs=1)
+    assert decide(profile, quality=32.0, text=hard).prediction.psnr_db == pytest.approx(42.5, abs=1)
+
+
+def test_of_several_prompts_the_hardest_decides(profile):
+    both = torch.zeros(2, 6)
+    both[0, 0], both[1, 0] = -1.0, 1.5
+    assert decide(profile, quality=32.0, text=both).plan.computed == SLOW
+
+
+def test_static_runs_do_the_same_for_every_prompt(profile):
+    easy = torch.zeros(1, 6)
+    easy[0, 0] = -1.0
+    decision = decide(profile, quality=32.0, text=easy, static=True)
+    assert decision.plan.computed == decide(profile, quality=32.0, static=True).plan.computed
+
+
+def test_another_text_encoder_changes_nothing(profile):
+    assert profile.for_text(torch.zeros(1, 7)) is profile
+    assert profile.for_text(None) is profile
+
+
+def test_it_is_kept_in_the_file(profile, tmp_path):
+    profile.save(tmp_path / "p.safetensors")
+    again = Profile.load(tmp_path / "p.safetensors")
+    for name, value in vars(profile.difficulty).items():
+        assert torch.equal(vars(again.difficulty)[name], value)
+    bare = dataclasses.replace(profile, difficulty=None)
+    bare.save(tmp_path / "q.safetensors")
+    assert Profile.load(tmp_path / "q.safetensors").difficulty is None
