@@ -33,7 +33,7 @@ MATHS = (
     "visibility",
     "positions",
 )
-KNOWLEDGE = ("families", "profile", "layout", "miniature", "outcome", "targets")
+KNOWLEDGE = ("families", "profile", "layout", "miniature", "outcome", "targets", "video")
 PLUMBING = (
     *("patching", "programs", "kernels", "session"),
     *("attention", "caching", "following", "pcas", "trimming", "unicp"),
@@ -52,7 +52,7 @@ PLUMBING_RANKS = {
     **dict.fromkeys(("attention", "caching", "following", "pcas", "trimming"), 2),
     "unicp": 3,
 }
-ALONE = {"metrics", "video", "bench"}
+ALONE = {"metrics", "video", "bench"}  # `video` knows files alone, so that `layout` may know it
 ROOT_MODULE = ""  # `dit_accel` itself: lazy, so its constants are free to all, its names are not
 
 
