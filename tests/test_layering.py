@@ -32,6 +32,7 @@ MATHS = (
     "shift",
     "visibility",
     "positions",
+    "merging",
 )
 KNOWLEDGE = ("families", "profile", "layout", "miniature", "outcome", "targets")
 PLUMBING = (
