@@ -36,7 +36,7 @@ def attention_part(
     scale = query.shape[-1] ** -0.5
     keys, values = key.to(wide).permute(0, 2, 3, 1), value.to(wide).transpose(1, 2)
     outputs, sums = [], []
-    for some in query.to(wide).transpose(1, 2).split(queries, dim=2):
+    for some in torch.split(query.to(wide).transpose(1, 2), queries, dim=2):
         logits = (some * scale) @ keys
         log_sum = logits.logsumexp(-1)
         outputs.append((logits - log_sum[..., None]).exp_() @ values)

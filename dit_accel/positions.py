@@ -168,7 +168,7 @@ def rotary(places: torch.Tensor, width: int, theta: float = THETA) -> Rotary:
 
 
 def slow_only(moved: Rotary, native: Rotary, share: float) -> Rotary:
-    """Moved embeddings for the slowest `share` of every axis' frequencies, native ones for the rest.
+    """Moved embeddings for the slowest `share` of every axis' frequencies, else native ones.
 
     The fast ones tell neighbours apart: moving them too invites copying token by token.
     """

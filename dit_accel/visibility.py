@@ -207,7 +207,7 @@ def gather_plan(
 ) -> GatherPlan:
     """What `dense_mask` says, as unmasked calls; arguments as there, all on one device."""
     none = labels.new_zeros(0)
-    present = labels.unique().tolist()
+    present = sorted(set(labels.tolist()))
     merged: dict[tuple[tuple[int, ...], int], list[tuple[int, torch.Tensor]]] = {}
     for one in present:
         keys = tuple(other for other in present if sees(one, other, isolation))

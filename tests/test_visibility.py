@@ -90,7 +90,7 @@ def test_every_subject_that_is_there_has_a_token_in_every_frame(seed):
 def test_more_subjects_than_tokens_is_named():
     cover = torch.zeros(2, 1, 1, 2)
     cover[:, 0, 0, 0] = 0.2
-    with pytest.raises(ValueError, match="no token for subject . in latent frame 0"):
+    with pytest.raises(ValueError, match=r"no token for subject \d in latent frame 0"):
         labels(cover, [0, 0])
 
 
