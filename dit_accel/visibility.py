@@ -17,10 +17,12 @@ code; the closed background and the plan are ours.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
+
+from dit_accel.merging import attention_part, merge
 
 ISOLATIONS = ("off", "open", "closed")
 BACKGROUND = 0
@@ -240,6 +242,7 @@ def gathered_attention(
     key: torch.Tensor,
     value: torch.Tensor,
     references: tuple[torch.Tensor, torch.Tensor] | None = None,
+    elsewhere: Mapping[int, torch.Tensor] | None = None,
 ) -> torch.Tensor:
     """Attention by a plan.
 
@@ -248,6 +251,8 @@ def gathered_attention(
         attend: unmasked attention of `(B, n, H, D)` queries over `(B, m, H, D)` keys and values.
         query, key, value: `(B, N, H, D)`.
         references: keys and values `(B, R, H, D)`; needed where a call of the plan reads them.
+        elsewhere: by class, the queries `(B, N, H, D)` that read references where these stand at
+            other positions than for the clip's own keys: both parts are merged.
 
     Returns:
         `(B, N, H, D)`.
@@ -256,16 +261,22 @@ def gathered_attention(
         return attend(query, key, value)
     out = torch.empty((*query.shape[:3], value.shape[-1]), dtype=query.dtype, device=query.device)
     for group in plan.groups:
-        keys, values = take(key, group.keys), take(value, group.keys)
+        asked, own = take(query, group.queries), (take(key, group.keys), take(value, group.keys))
         if group.references.numel():
             assert references is not None, "the plan reads references"
-            keys, values = (
-                torch.cat([own, take(read, group.references)], dim=1)
-                for own, read in zip((keys, values), references, strict=True)
+            read = take(references[0], group.references), take(references[1], group.references)
+            moved = (elsewhere or {}).get(group.classes[0])
+            mixed = (
+                attend(asked, *(torch.cat(both, dim=1) for both in zip(own, read, strict=True)))
+                if moved is None
+                else merge(
+                    [attention_part(asked, *own), attention_part(take(moved, group.queries), *read)]
+                )
             )
-        mixed = attend(take(query, group.queries), keys, values)
+        else:
+            mixed = attend(asked, *own)
         if group.queries is None:
-            return mixed
+            return mixed.to(out.dtype)
         out[:, group.queries] = mixed.to(out.dtype)
     return out
 
