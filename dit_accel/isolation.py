@@ -57,7 +57,8 @@ class Scene:
         self.prompts, self.rows, self.clips = prompts, rows, clips
         self.texts = Texts(session, family)
         self.layers: list[Layer] = []
-        self._stages: dict[tuple[TokenGrid, torch.device], tuple[Stage, ...]] = {}
+        self._tables: dict[str, torch.dtype] = {}
+        self._stages: dict[Any, tuple[Stage, ...]] = {}
         self.stages: tuple[Stage, ...] = ()
         self.run_begins(None)
 
@@ -70,7 +71,7 @@ class Scene:
         """
         check_family(self.family)
         for name, module in self.session.transformers.items():
-            _check_rotary(module, self.family)
+            self._tables[name] = _check_rotary(module, self.family)
             blocks = [block for group in self.family.blocks for block in getattr(module, group)]
             for index, block in enumerate(blocks):
                 own = getattr(block, self.family.attention)
@@ -105,23 +106,23 @@ class Scene:
 
     def carry(self, name: str, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         """Call a transformer's forward: with the rows of files behind the user's, cut off again."""
-        module = self.session.transformers[name]
         latents = kwargs["hidden_states"] if "hidden_states" in kwargs else args[0]
         self._check_rows(len(latents))
-        self._look(module, args, kwargs, latents)
+        self._look(name, args, kwargs, latents)
         args, kwargs = self.clips.extend(args, kwargs, self.session, self.texts)
         return self.clips.cut(forward(*args, **kwargs), len(latents))
 
-    def _look(self, module: Any, args: Any, kwargs: Any, latents: torch.Tensor) -> None:
+    def _look(self, name: str, args: Any, kwargs: Any, latents: torch.Tensor) -> None:
         """The rows in tokens, for this size on this device."""
+        module, dtype = self.session.transformers[name], self._tables[name]
         grid = attention.grid_of(module, args, kwargs)
         strides = _strides(self.session.pipe, module)
         grid = TokenGrid(grid.frames, grid.height, grid.width, strides=strides)
-        key = grid, latents.device
+        key = grid, latents.device, dtype
         if key not in self._stages:
             width = module.config.attention_head_dim
             made = staging.stages(self.rows(grid), grid, self.config, width)
-            self._stages = {key: tuple(stage.to(latents.device) for stage in made)}
+            self._stages = {key: tuple(stage.to(latents.device, dtype) for stage in made)}
         self.stages = self._stages[key]
         self.device = latents.device
 
@@ -289,8 +290,8 @@ def check_family(family: Family) -> None:
         raise ValueError(f"family is {family.name!r}; accepted with a layout: {accepted}")
 
 
-def _check_rotary(module: Any, family: Family) -> None:
-    """Refuse positions that are not made as `positions` makes them."""
+def _check_rotary(module: Any, family: Family) -> torch.dtype:
+    """Refuse positions that are not made as `positions` makes them; the dtype that they are in."""
     rope = getattr(module, family.rotary or "", None)
     if rope is None:
         raise ValueError(f"{type(module).__name__} has no {family.rotary}; accepted: rotary ones")
@@ -298,8 +299,10 @@ def _check_rotary(module: Any, family: Family) -> None:
     with torch.no_grad():
         theirs = rope(torch.empty(1, 1, *sides))
     ours = positions.rotary(positions.places(TokenGrid(2, 2, 2)), module.config.attention_head_dim)
-    if any(not torch.equal(a.cpu(), b) for a, b in zip(theirs, ours, strict=True)):
+    if any(not torch.equal(a.cpu(), b.to(a.dtype)) for a, b in zip(theirs, ours, strict=True)):
         raise ValueError(f"{type(module).__name__} has other rotary angles; accepted: those of Wan")
+    dtype: torch.dtype = theirs[0].dtype
+    return dtype
 
 
 def _staged(attn: Any, patches: Patches) -> Staged:

@@ -200,11 +200,11 @@ class Stage:
         found = torch.bincount(self.labels, minlength=len(self.texts) + 1).tolist()
         return {("background" if i == 0 else str(i)): n for i, n in enumerate(found)}
 
-    def to(self, device: torch.device) -> Stage:
-        """The same with what an attention reads on a device."""
+    def to(self, device: torch.device, dtype: torch.dtype) -> Stage:
+        """The same with what an attention reads on a device, tables in the model's own dtype."""
 
         def move(table: Rotary) -> Rotary:
-            return table[0].to(device), table[1].to(device)
+            return table[0].to(device, dtype), table[1].to(device, dtype)
 
         sources = tuple(
             replace(
