@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import os
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
@@ -21,6 +21,7 @@ from dit_accel.caching import Cache
 from dit_accel.families import Family, family_of, transformers_of
 from dit_accel.following import Course, EveryStep, Follower, PlanCourse
 from dit_accel.isolation import Scene
+from dit_accel.layout import Layout
 from dit_accel.outcome import Report, SceneReport
 from dit_accel.patching import Patches
 from dit_accel.plans import Plan
@@ -29,9 +30,6 @@ from dit_accel.session import Session
 from dit_accel.staging import SceneConfig
 from dit_accel.unicp import PRESETS, PrunedCache, UniCP
 from dit_accel.windows import DEFAULT_THRESHOLD, EDCW
-
-if TYPE_CHECKING:
-    from dit_accel.layout import Layout
 
 
 def accelerate(
@@ -97,7 +95,7 @@ def accelerate(
     Source: UniCP (arXiv 2502.04393), EDCW; IR-Diffusion (arXiv 2411.19261); our reading.
     """
     family = family_of(pipe)
-    staged = scenes.prepare(pipe, family, layout, scene)
+    staged = scenes.prepare(family, layout, scene)
     targets.check_choice((("quality", quality), ("speedup", speedup), ("threshold", threshold)))
     if quality is not None or speedup is not None:
         if plan is not None or config is not None or accel is not None or site != "model":

@@ -42,10 +42,10 @@ class Texts:
 
     def _wrap(self, ask: Ask, inner: Any) -> Any:
         def encode_prompt(*args: Any, **kwargs: Any) -> Any:
-            given = kwargs.get("prompt", args[0] if args else None)
+            given: Any = kwargs.get("prompt", args[0] if args else None)
             ready = kwargs.get("prompt_embeds")
-            count = len(ready) if ready is not None else 1 if isinstance(given, str) else len(given)
-            wanted = ask(count * (kwargs.get("num_videos_per_prompt") or 1))
+            many = [given] if isinstance(given, str) else given if ready is None else ready
+            wanted = ask(len(many) * (kwargs.get("num_videos_per_prompt") or 1))
             found = inner(*args, **kwargs)
             self.clear()
             if wanted:

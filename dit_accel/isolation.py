@@ -44,14 +44,15 @@ class Scene:
         session: of the pipeline.
         family: its row.
         config: the settings.
-        prompts: how many rows the pipeline is called for.
+        prompts: of the subjects of every row that the pipeline is called for; None: none of its
+            own.
         rows: of a token grid, those rows and the further ones, in order.
         clips: the further rows' frames.
     """
 
     def __init__(
-        self, session: Session, family: Family, config: SceneConfig, prompts: int, rows: Rows,
-        clips: Clips,
+        self, session: Session, family: Family, config: SceneConfig,
+        prompts: Sequence[Sequence[str | None]], rows: Rows, clips: Clips,
     ) -> None:  # fmt: skip
         self.session, self.family, self.config = session, family, config
         self.prompts, self.rows, self.clips = prompts, rows, clips
@@ -91,15 +92,16 @@ class Scene:
     def _ask(self, count: int) -> list[tuple[int, int, str]]:
         """Whether a call for so many clips is for the shots; which texts it needs: row, class."""
         self._check_rows(count)
-        empty = TokenGrid(1, 1, 1)
-        texts = ((i, row.texts) for i, row in enumerate(self.rows(empty)))
-        found = [(i, s + 1, t) for i, many in texts for s, t in enumerate(many) if t]
-        return [one for one in found if self.config.text > 0 or one[0] >= self.prompts]
+        rows = [*(self.prompts if self.config.text > 0 else ())]
+        own = [(i, s + 1, t) for i, many in enumerate(rows) for s, t in enumerate(many) if t]
+        further = enumerate(self.clips.texts, start=len(self.prompts))
+        return own + [(i, 1, text) for i, text in further if text]
 
     def _check_rows(self, count: int) -> None:
-        if count != self.prompts:
+        shots = len(self.prompts)
+        if count != shots:
             raise ValueError(
-                f"the call is for {count} clips; accepted: {self.prompts}, one a shot of the layout"
+                f"the call is for {count} clips; accepted: {shots}, one a shot of the layout"
             )
 
     # --- a forward ---
@@ -114,7 +116,8 @@ class Scene:
 
     def _look(self, name: str, args: Any, kwargs: Any, latents: torch.Tensor) -> None:
         """The rows in tokens, for this size on this device."""
-        module, dtype = self.session.transformers[name], self._tables[name]
+        module: Any = self.session.transformers[name]
+        dtype = self._tables[name]
         grid = attention.grid_of(module, args, kwargs)
         strides = _strides(self.session.pipe, module)
         grid = TokenGrid(grid.frames, grid.height, grid.width, strides=strides)
@@ -149,7 +152,7 @@ class Scene:
             self._told[transformer] = [
                 (row, self.stages[row].tokens_of(label).to(self.device), text, self.config.text)
                 for (row, label), text in self.texts.embedded(transformer).items()
-                if row < self.prompts  # a further row has its text already, as a whole
+                if row < len(self.prompts)  # a further row has its text already, as a whole
             ]
         for _, tokens, text, _ in self._told[transformer]:
             self.extra_flops += blending.flops(len(tokens), *text.shape[1:])

@@ -30,7 +30,8 @@ class Clips:
     """The frames of references, their latents, and the noise that they get.
 
     Args:
-        frames: one clip each, `(T, H, W, 3)` in [0, 1]; an image is one frame.
+        frames: one clip each, `(T, H, W, 3)` in [0, 1], any T (an image has one) and size: they
+            are fitted to the user's clips, in time as well.
         texts: what each shows; None: the text of the first row stands in.
         seed: of the noise.
         first: rows of the user's call, which they come after.
@@ -137,8 +138,12 @@ def _fits(one: torch.Tensor | None, text: torch.Tensor) -> torch.Tensor:
 
 
 def fitted(clip: torch.Tensor, frames: int, size: Sequence[int]) -> torch.Tensor:
-    """A clip `(T, H, W, 3)` in another size: `(3, frames, *size)`; the last frame is held."""
-    chosen = clip[[min(i, len(clip) - 1) for i in range(frames)]].permute(0, 3, 1, 2).float()
+    """A clip `(T, H, W, 3)` in another size and length: `(3, frames, *size)`.
+
+    Each frame is the one at the nearest share of the clip, first and last ones stay.
+    """
+    pace = (len(clip) - 1) / max(frames - 1, 1)
+    chosen = clip[[round(i * pace) for i in range(frames)]].permute(0, 3, 1, 2).float()
     if tuple(chosen.shape[2:]) != tuple(size):
         chosen = F.interpolate(
             chosen, size=tuple(size), mode="bilinear", antialias=True, align_corners=False

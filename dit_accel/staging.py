@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from dit_accel import positions, visibility
-from dit_accel.positions import BoxMap, Rotary
+from dit_accel.positions import Rotary
 from dit_accel.tokens import TokenGrid
 from dit_accel.visibility import GatherPlan
 
@@ -146,14 +146,12 @@ class Row:
         name: for people.
         coverage: `(S, F, rows, columns)`, shares from 0 to 1.
         z: one number a subject: the highest has what several cover.
-        texts: a subject's own prompt; None: it has none.
         readings: what its subjects read.
     """
 
     name: str
     coverage: torch.Tensor
     z: tuple[int, ...]
-    texts: tuple[str | None, ...] = ()
     readings: tuple[Reading, ...] = ()
 
 
@@ -178,12 +176,12 @@ class Source:
 
 @dataclass(frozen=True)
 class Stage:
-    """One row in tokens: classes `(N,)` int64, what it reads, and its subjects' texts."""
+    """One row in tokens: how many subjects, classes `(N,)` int64, and what it reads."""
 
     name: str
+    subjects: int
     labels: torch.Tensor
     sources: tuple[Source, ...]
-    texts: tuple[str | None, ...]
 
     @property
     def references(self) -> torch.Tensor:
@@ -197,7 +195,7 @@ class Stage:
 
     def counts(self) -> dict[str, int]:
         """Tokens by class: "background", then subjects by their number from 1."""
-        found = torch.bincount(self.labels, minlength=len(self.texts) + 1).tolist()
+        found = torch.bincount(self.labels, minlength=self.subjects + 1).tolist()
         return {("background" if i == 0 else str(i)): n for i, n in enumerate(found)}
 
     def to(self, device: torch.device, dtype: torch.dtype) -> Stage:
@@ -252,9 +250,8 @@ def stages(
     where = positions.places(grid)
     return tuple(
         Stage(
-            row.name, classes[i],
+            row.name, len(row.z), classes[i],
             tuple(_source(rows, i, r, classes, where, config, width) for r in row.readings),
-            row.texts or (None,) * len(row.z),
         )
         for i, row in enumerate(rows)
     )  # fmt: skip
@@ -269,11 +266,9 @@ def _source(
     made = Source(reading.subject + 1, reading.row, tokens, native, None)
     if not config.reposition or not len(tokens):
         return made
-    boxes = (
-        positions.extents(rows[r].coverage[s])
-        for r, s in ((reading.row, reading.source), (row, reading.subject))
-    )
-    laid: BoxMap = positions.box_map(*boxes, alpha=config.alpha)
+    source = positions.extents(rows[reading.row].coverage[reading.source])
+    target = positions.extents(rows[row].coverage[reading.subject])
+    laid = positions.box_map(source, target, config.alpha)
     if laid.static:
         moved = positions.rotary(laid(where[tokens]), width)
         return replace(made, keys=positions.slow_only(moved, native, config.frequencies))

@@ -1,4 +1,4 @@
-"""Scenes on real, tiny pipelines: neutral is identity, exact isolation, references, and the caches."""
+"""Scenes on real, tiny pipelines: neutral is identity, exact isolation, references, caches."""
 
 import contextlib
 
@@ -31,14 +31,14 @@ def cover(grid, *spans):
     return torch.stack(shares)[:, None, None].expand(shape)
 
 
-def rows(*shots, readings=None, texts=None):
+def rows(*shots, readings=None):
     """Rows of shots, each a list of spans."""
 
     def made(grid):
         return [
             Row(
                 f"shot {i + 1}", cover(grid, *spans), tuple(range(len(spans))),
-                (texts or {}).get(i, (None,) * len(spans)), (readings or {}).get(i, ()),
+                (readings or {}).get(i, ()),
             )
             for i, spans in enumerate(shots)
         ]  # fmt: skip
@@ -47,12 +47,13 @@ def rows(*shots, readings=None, texts=None):
 
 
 @contextlib.contextmanager
-def scene(pipe, made, how=None, shots=1, clips=None, **changes):
+def scene(pipe, made, how=None, shots=1, clips=None, texts=(), **changes):
     """A handle with a scene of rows made by hand."""
 
     def prepared(session):
         given = clips or Clips((), (), 0, shots)
-        return Scene(session, family_of(pipe), how or SceneConfig(), shots, made, given)
+        prompts = [*texts] + [()] * (shots - len(texts))
+        return Scene(session, family_of(pipe), how or SceneConfig(), prompts, made, given)
 
     settings = {"site": SITE, "config": EDCW(threshold=0.0), "course": EveryStep()} | changes
     handle = Handle(pipe, family_of(pipe), scene=prepared, **settings)
@@ -104,13 +105,13 @@ def test_two_subjects_change_the_clip_and_the_report_says_what_was_done():
 def test_settings_that_put_nothing_to_work_are_bit_equal():
     pipe = tiny_wan()
     stock = run(pipe)
-    both = rows([(0, 0.5), (0.5, 1)], texts={0: ("red", "blue")})
+    both = rows([(0, 0.5), (0.5, 1)])
     for config in (
         SceneConfig(isolate=False, text=0.0),
         SceneConfig(steps=(0, 0)),
         SceneConfig(layers=(0.5, 0.5), text=0.0),
     ):
-        with scene(pipe, both, config):
+        with scene(pipe, both, config, texts=[("red", "blue")]):
             assert np.array_equal(run(pipe), stock), config
 
 
@@ -250,7 +251,7 @@ class Moving:
         moving = still.clone()
         moving[:, -1] = moving[:, -1].roll(1, -1)
         reading = (Reading(0, 0, 0),)
-        return [Row("shot 1", still, (0,)), Row("shot 2", moving, (0,), (), reading)]
+        return [Row("shot 1", still, (0,)), Row("shot 2", moving, (0,), reading)]
 
 
 def test_a_moving_box_is_read_on_the_query_side():
@@ -278,7 +279,8 @@ def test_both_sides_agree_in_a_run_where_boxes_are_shifted(monkeypatch):
 def test_a_subjects_own_text_that_is_the_scenes_changes_nothing_but_rounding():
     pipe = tiny_wan()
     stock = run(pipe)
-    with scene(pipe, rows([(0, 0.5)], texts={0: (CALL["prompt"],)}), SceneConfig(isolate=False)):
+    same = [(CALL["prompt"],)]
+    with scene(pipe, rows([(0, 0.5)]), SceneConfig(isolate=False), texts=same):
         ours = run(pipe)
     np.testing.assert_allclose(ours, stock, atol=2e-5)
 
@@ -287,9 +289,9 @@ def test_a_subjects_own_text_that_is_the_scenes_changes_nothing_but_rounding():
 def test_a_subjects_own_text_reaches_its_tokens_in_the_conditional_branch_only(experts):
     pipe = tiny_wan(transformer_2=experts)
     stock = run(pipe)
-    told = rows([(0, 0.5)], texts={0: ("a green triangle",)})
+    told = {"texts": [("a green triangle",)]}
     seen = {}
-    with scene(pipe, told, SceneConfig(isolate=False)) as handle:
+    with scene(pipe, rows([(0, 0.5)]), SceneConfig(isolate=False), **told) as handle:
         ours = run(pipe)
         assert handle.report().scene.extra_flops > 0
         scene_ = handle._scene
@@ -310,8 +312,8 @@ def with_file(pipe, config=None, frames=5):
     clip = torch.rand(frames, 20, 40, 3, generator=generator)
 
     def made(grid):
-        file = Row("file", cover(grid, (0, 0.5)), (0,), ("a red circle",))
-        return [Row("shot 1", cover(grid, (0.5, 1)), (0,), (), (Reading(0, 1, 0),)), file]
+        file = Row("file", cover(grid, (0, 0.5)), (0,))
+        return [Row("shot 1", cover(grid, (0.5, 1)), (0,), (Reading(0, 1, 0),)), file]
 
     return scene(
         pipe, made, config or SceneConfig(dropout=0), clips=Clips([clip], ["a red circle"], 0, 1)
@@ -494,11 +496,11 @@ def test_two_pipelines_with_scenes_do_not_touch_each_other():
 
 def test_half_precision_and_a_compiled_transformer_run():
     pipe = tiny_wan()
-    made = rows([(0, 0.5)], [(0.5, 1)], readings={1: (Reading(0, 0, 0),)}, texts={0: ("red",)})
-    with scene(pipe, made, shots=2):
+    made = rows([(0, 0.5)], [(0.5, 1)], readings={1: (Reading(0, 0, 0),)})
+    with scene(pipe, made, shots=2, texts=[("red",)]):
         right = run(pipe, prompt=TWO, negative_prompt=None)
     pipe.transformer.compile(backend="eager")
-    with scene(pipe, made, shots=2):
+    with scene(pipe, made, shots=2, texts=[("red",)]):
         np.testing.assert_allclose(run(pipe, prompt=TWO, negative_prompt=None), right, atol=2e-5)
     half = tiny_wan()
     half.transformer.to(torch.bfloat16)

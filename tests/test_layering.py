@@ -34,7 +34,7 @@ MATHS = (
     "positions",
     "merging",
 )
-KNOWLEDGE = ("families", "profile", "layout", "miniature", "outcome", "staging", "targets")
+KNOWLEDGE = ("families", "profile", "layout", "miniature", "outcome", "staging", "targets", "video")
 PLUMBING = (
     *("patching", "programs", "kernels", "session"),
     *("attention", "caching", "following", "pcas", "trimming", "unicp"),
@@ -57,7 +57,7 @@ PLUMBING_RANKS = {
     "unicp": 3,
     "isolation": 4,
 }
-ALONE = {"metrics", "video", "bench"}
+ALONE = {"metrics", "video", "bench"}  # `video` knows files alone, so that `layout` may know it
 ROOT_MODULE = ""  # `dit_accel` itself: lazy, so its constants are free to all, its names are not
 
 
