@@ -44,7 +44,7 @@ class SceneReport:
     """What a layout's isolation and references did in one run.
 
     `classes` are tokens by class ("background", subjects from "1") of every row, `reads` the keys
-    of references that it reads. `further_rows` came from files; `calls` are of self-attention, where
+    of references that it reads. `further_rows` came from files; `calls` are of self-attention where
     rows were split. `extra_flops` is beside the stock pipeline's, negative where isolation saves
     more than reading costs; further rows are not in it. `held_bytes` are indices, tables and
     latents of files over the run, `gathered_bytes` the most keys and values of references at once.
