@@ -2,45 +2,44 @@
 
 The miniature's world paints flat colours over greys. So the part of a pixel's colour that is not
 grey says what covers it and how much: `alpha` of a palette colour is exact on a true rendering, at
-edges too. Shapes are told by laying the world's own seven shapes over that alpha, at the best place
-and size, and adding up over frames; the one that overlaps most is named.
+edges too. Shapes are told by the mean of that alpha over frames, at one size and place, beside what
+the VAE leaves of each shape of about that size (`scene_shapes.py`); the best overlap names it.
 
 A verdict on a subject asks its own region only (where the layout puts it): is its colour the one
 that covers most there, and does that have its shape? A verdict on a clip adds what went wrong:
 colours or shapes that changed places (`swapped`), and fewer subjects than asked (`merged`).
 
 How far the judge can be trusted: `python scripts/scene_checks.py` runs it on true renderings, and
-on renderings of scenes with exchanged colours or shapes, which it must call wrong.
+on renderings of scenes with exchanged colours or shapes, which it must call wrong; with `--model`
+all of them go through the model's VAE first, which is the most that any method can reach.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import cv2
 import numpy as np
 import torch
 from check_miniature import moves_as
 from miniature_world import (
-    CHECK_STREAM,
     COLORS,
     DEFAULT,
-    SHAPES,
     Scene,
-    _signed_distance,
     render,
-    scene_at,
 )
+from scene_shapes import Templates, mean_mask, moments, through_vae
 
 NAMES = tuple(COLORS)
 PALETTE = np.array([COLORS[name] for name in NAMES], np.float32) / 255
 LEAST_SHARE, LEAST_FRAMES = 0.003, 0.8  # of the frame, of the frames: as in check_miniature
 CHROMA = 22.0  # in CIELAB: greyer pixels have no colour
-SIDE = 32  # of a scale-normalised mask
 
 Region = tuple[float, float, float, float]  # x0, y0, x1, y1 in shares of the frame
 
@@ -102,26 +101,38 @@ def alpha_of(clip: np.ndarray, color: int) -> np.ndarray:
     return np.clip(chroma @ own / (own @ own), 0, 1).astype(np.float32)
 
 
-def look(clip: np.ndarray, region: Region) -> Seen:
-    """What is in a region of a clip (T, H, W, 3) in [0, 1]."""
+def own_alpha(clip: np.ndarray, region: Region) -> tuple[int, np.ndarray]:
+    """The colour that covers most of a region, and the alpha (T, h, w) of its largest piece."""
     inside = _window(clip.shape[1:3], region)
     colors = colors_of(clip)[(slice(None), *inside)]
-    counts = np.stack([(colors == i).sum((1, 2)) for i in range(len(NAMES))])  # (8, T)
-    best = int(counts.sum(1).argmax())
+    best = int(np.bincount(colors[colors >= 0], minlength=len(NAMES)).argmax())
+    alpha = alpha_of(clip[(slice(None), *inside)], best)
+    return best, np.where(_near(colors == best), alpha, 0).astype(np.float32)
+
+
+def look(clip: np.ndarray, region: Region) -> Seen:
+    """What is in a region of a clip (T, H, W, 3) in [0, 1]."""
+    best, alpha = own_alpha(clip, region)
     area = clip.shape[1] * clip.shape[2]
-    present = counts[best] >= LEAST_SHARE * area
-    if present.mean() < LEAST_FRAMES:
+    present = (alpha > 0.5).sum((1, 2)) >= LEAST_SHARE * area
+    found = mean_mask(alpha[present]) if present.any() else None
+    if found is None or present.mean() < LEAST_FRAMES:
         return Seen(None, None, 0.0, None)
-    own = colors == best
-    part = clip[(slice(None), *inside)]
-    alpha = np.where(_near(own), alpha_of(part, best), 0)
-    shape, overlap = shape_of(alpha[present])
-    core = part[own & (alpha > 0.85)]
-    lab = cv2.cvtColor(core.mean(0)[None, None].astype(np.float32), cv2.COLOR_RGB2LAB)[0, 0]
-    lab = None if not len(core) else tuple(float(value) for value in lab)
-    masks = [m for m in map(normalised, alpha[present]) if m is not None]
-    mask = np.mean(masks, axis=0) if masks else None
+    mask, reach = found
+    inside = _window(clip.shape[1:3], region)
+    core = clip[(slice(None), *inside)][alpha > 0.85]
+    lab = None
+    if len(core):
+        mean = core.mean(0)[None, None].astype(np.float32)
+        lab = tuple(float(value) for value in cv2.cvtColor(mean, cv2.COLOR_RGB2LAB)[0, 0])
+    shape, overlap = templates().name(mask, reach)
     return Seen(NAMES[best], shape, overlap, lab, mask, _path(alpha, inside, clip.shape[1:3]))
+
+
+@functools.cache
+def templates() -> Templates:
+    """Of `assets/mini-wan-shapes.npz`, read once."""
+    return Templates()
 
 
 def judge(clip: np.ndarray, expected: Sequence[Expected]) -> Verdict:
@@ -162,86 +173,6 @@ def copies(second: Seen, own: str, other: str) -> bool | None:
     return bool(moves_as(second.path, other) and not moves_as(second.path, own))
 
 
-def shape_of(alpha: np.ndarray) -> tuple[str | None, float]:
-    """The world's shape that fits alphas (T, h, w) best, and its mean overlap over frames."""
-    frames = alpha[:: max(1, len(alpha) // 6)]
-    scores = [fit for fit in map(_fits, frames) if fit is not None]
-    if not scores:
-        return None, 0.0
-    mean = np.mean(scores, axis=0)
-    return SHAPES[int(mean.argmax())], float(mean.max())
-
-
-def normalised(alpha: np.ndarray) -> np.ndarray | None:
-    """An alpha (h, w) at one size and place: (SIDE, SIDE); None where there is next to nothing."""
-    at = _moments(alpha)
-    if at is None:
-        return None
-    x, y, reach = at
-    scale = SIDE / (6.4 * reach)  # reach is the rms distance; an outline lies at 1.3 to 2 of it
-    move = np.array(
-        [[scale, 0, SIDE / 2 - 0.5 - scale * x], [0, scale, SIDE / 2 - 0.5 - scale * y]]
-    )
-    return cv2.warpAffine(alpha, move, (SIDE, SIDE), flags=cv2.INTER_LINEAR)
-
-
-def _fits(alpha: np.ndarray) -> np.ndarray | None:
-    """The best overlap of each shape over places and sizes near the one that moments give."""
-    at = _moments(alpha)
-    if at is None:
-        return None
-    target = torch.from_numpy(alpha)
-    rows = torch.arange(alpha.shape[0], dtype=torch.float32)[None, :, None]
-    columns = torch.arange(alpha.shape[1], dtype=torch.float32)[None, None, :]
-    scores = []
-    for shape in SHAPES:
-        x, y, r = at[0], at[1], at[2] / _REACH[shape]
-        best = -1.0
-        for step in (1.0, 0.4):
-            grid = torch.cartesian_prod(*[torch.tensor([-step, 0, step])] * 2)
-            sizes = r * (1 + step * torch.tensor([-0.16, -0.08, 0, 0.08, 0.16]))
-            tries = torch.cat([torch.cat([grid, s.expand(9, 1)], 1) for s in sizes])
-            dx, dy, radius = (tries[:, i, None, None] for i in range(3))
-            off = torch.broadcast_tensors(columns - x - dx, rows - y - dy)
-            cover = (0.5 - _signed_distance(shape, *off, radius)).clamp(0, 1)
-            over = torch.minimum(cover, target).sum((1, 2)) / torch.maximum(cover, target).sum(
-                (1, 2)
-            )
-            top = int(over.argmax())
-            best = max(best, float(over[top]))
-            x, y, r = x + float(tries[top, 0]), y + float(tries[top, 1]), float(tries[top, 2])
-        scores.append(best)
-    return np.array(scores)
-
-
-def _moments(alpha: np.ndarray) -> tuple[float, float, float] | None:
-    """Centre x and y and rms distance from it, in pixels; None under 8 pixels of area."""
-    mass = float(alpha.sum())
-    if mass < 8:
-        return None
-    rows, columns = np.indices(alpha.shape)
-    x, y = float((columns * alpha).sum() / mass), float((rows * alpha).sum() / mass)
-    spread = ((columns - x) ** 2 + (rows - y) ** 2) * alpha
-    return x, y, float(np.sqrt(spread.sum() / mass))
-
-
-def _reaches() -> dict[str, float]:
-    """The rms distance of each shape of radius 1; the triangle's centre is off its mass's."""
-    span = torch.linspace(-1.6, 1.6, 201)
-    y, x = torch.meshgrid(span, span, indexing="ij")
-    one = torch.ones(())
-    found = {}
-    for shape in SHAPES:
-        cover = (_signed_distance(shape, x, y, one) < 0).float()
-        cx, cy = (x * cover).sum() / cover.sum(), (y * cover).sum() / cover.sum()
-        spread = ((x - cx) ** 2 + (y - cy) ** 2) * cover
-        found[shape] = float((spread.sum() / cover.sum()).sqrt())
-    return found
-
-
-_REACH = _reaches()
-
-
 def _near(own: np.ndarray) -> np.ndarray:
     """The largest piece of a colour in each frame (T, h, w), and the pixel around it."""
     found = np.zeros(own.shape, bool)
@@ -260,7 +191,7 @@ def _path(
     unit = min(size)
     rows = []
     for frame in alpha:
-        at = _moments(frame)
+        at = moments(frame)
         if at is not None:
             x, y = at[0] + 0.5 + inside[1].start, at[1] + 0.5 + inside[0].start
             rows.append((x / unit, y / unit, float(frame.sum()) / unit**2))
@@ -324,40 +255,50 @@ def exchanged(scene: Scene, field: str) -> Scene:
     return dataclasses.replace(scene, subjects=tuple(subjects))
 
 
-def trust(count: int, seed: int = 0) -> dict[str, float]:
-    """How often the judge is right on true renderings with and without an exchange."""
-    stream = (scene_at(CHECK_STREAM, 900_000 + 10_000 * seed + i) for i in range(50 * count))
-    several = [
-        s for s in stream
-        if len({x.color for x in s.subjects}) == len({x.shape for x in s.subjects})
-        == len(s.subjects) > 1
-    ][:count]  # fmt: skip
-    found = {"scenes": float(len(several))}
-    for field in ("", "color", "shape"):
-        drawn = [exchanged(scene, field) if field else scene for scene in several]
-        clips = (render(drawn, *DEFAULT).permute(0, 2, 3, 4, 1).numpy() + 1) / 2
-        verdicts = [judge(c, expected_of(s)) for c, s in zip(clips, several, strict=True)]
-        if not field:
-            found["right"] = float(np.mean([v.right for v in verdicts]))
-            found["color"] = float(np.mean([x for v in verdicts for x in v.color]))
-            found["shape"] = float(np.mean([x for v in verdicts for x in v.shape]))
-            found["motion"] = float(np.mean([x for v in verdicts for x in v.motion]))
-            found["merged"] = float(np.mean([v.merged for v in verdicts]))
-            found["swapped"] = float(np.mean([v.swapped for v in verdicts]))
-        else:
+def trust(
+    scenes: Sequence[Scene],
+    vae: torch.nn.Module | None = None,
+    fields: Sequence[str] = ("", "color", "shape"),
+) -> dict[str, float]:
+    """How often the judge is right on scenes with and without an exchange of a property."""
+    found = {"scenes": float(len(scenes))}
+    for field in fields:
+        drawn = [exchanged(scene, field) if field else scene for scene in scenes]
+        clips = render(drawn, *DEFAULT)
+        seen = (
+            (clips.permute(0, 2, 3, 4, 1).numpy() + 1) / 2
+            if vae is None
+            else through_vae(vae, clips)
+        )
+        verdicts = [judge(c, expected_of(s)) for c, s in zip(seen, scenes, strict=True)]
+        if field:
             found[f"{field}_wrong"] = float(np.mean([not v.right for v in verdicts]))
             found[f"{field}_swapped"] = float(np.mean([v.swapped for v in verdicts]))
+            continue
+        for name in ("right", "merged", "swapped"):
+            found[name] = float(np.mean([getattr(v, name) for v in verdicts]))
+        for name in ("color", "shape", "motion"):
+            found[name] = float(np.mean([x for v in verdicts for x in getattr(v, name)]))
     return {name: round(value, 4) for name, value in found.items()}
 
 
 def main() -> None:
+    from scene_cases import case_at
+
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("--scenes", type=int, default=64)
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--scenes", type=int, default=64, help="of each suite")
+    parser.add_argument("--model", type=Path, help="whose VAE the renderings go through first")
     args = parser.parse_args()
-    print(json.dumps(trust(args.scenes, args.seed)))
+    vae = None
+    if args.model is not None:
+        from diffusers import AutoencoderKLWan
+
+        vae = AutoencoderKLWan.from_pretrained(args.model / "vae").float()
+    for suite in ("two", "three", "similar"):
+        scenes = [case_at(suite, index).scenes[0] for index in range(args.scenes)]
+        print(json.dumps({"suite": suite, **trust(scenes, vae)}), flush=True)
 
 
 if __name__ == "__main__":

@@ -32,23 +32,34 @@ STEPS, GUIDANCE = 50, 4.0
 STOCK = "stock"
 _PAIRS = ("two", "three", "similar")
 _SHOTS = ("shots", "unsaid")
+_ALONE: dict[str, Any] = {"share": False}  # isolation without references
+_READ: dict[str, Any] = {"isolate": False, "text": 0.0}  # references without isolation
 # The settings of `SceneConfig` by method, and the suites that it is measured on.
 METHODS: dict[str, tuple[dict[str, Any] | None, tuple[str, ...]]] = {
     STOCK: (None, SUITES),
-    "isolation, background open": ({"isolation": "open", "share": False}, _PAIRS),
-    "isolation, background closed": ({"isolation": "closed", "share": False}, _PAIRS),
-    "isolation off, own prompts": ({"isolation": "off", "share": False}, _PAIRS),
-    "isolation open, global prompt": (
-        {"isolation": "open", "share": False, "own_prompt": 0.0}, _PAIRS,
-    ),
-    "reference, not repositioned": ({"share": True, "alpha": 0.0}, _SHOTS),
+    "own texts only": ({**_ALONE, "isolate": False}, _PAIRS),
+    "isolation only": ({**_ALONE, "text": 0.0}, _PAIRS),
+    "isolation only, closed": ({**_ALONE, "text": 0.0, "background": "closed"}, _PAIRS),
+    "isolation and texts": ({**_ALONE}, _PAIRS),
+    "isolation and texts, closed": ({**_ALONE, "background": "closed"}, _PAIRS),
+    "reference": ({**_READ, "reposition": False}, _SHOTS),
     **{
-        f"reference, alpha {alpha:g}": ({"share": True, "alpha": alpha}, _SHOTS)
+        f"reference, alpha {alpha:g}": ({**_READ, "alpha": alpha}, _SHOTS)
         for alpha in (0.25, 0.5, 0.75, 1.0)
     },
-}  # fmt: skip
+    "reference, alpha 1, no dropout": ({**_READ, "dropout": 0.0}, _SHOTS),
+    "reference, no dropout": ({**_READ, "reposition": False, "dropout": 0.0}, _SHOTS),
+    "all, as by default": ({}, _SHOTS),
+}
 METRICS = ("right", "color", "shape", "motion", "swapped", "merged")
 IDENTITY = ("identity_color", "identity_shape", "second_color", "second_shape", "copied")
+
+
+def load(model: Path, device: str) -> WanPipeline:
+    """The pipeline on its device."""
+    pipe = WanPipeline.from_pretrained(model)
+    pipe.to(device).set_progress_bar_config(disable=True)
+    return pipe
 
 
 def generate(
@@ -126,6 +137,8 @@ def run(pipe: WanPipeline, args: argparse.Namespace) -> None:
     done = {(r["suite"], r["method"], r["index"]) for r in read(str(args.out), args)}
     args.out.parent.mkdir(parents=True, exist_ok=True)
     with args.out.open("a") as file:
+        if args.out.stat().st_size:
+            file.write("\n")  # the last line may have been cut off
         for suite, method, left in todo(args.suites, args.methods, args.scenes, args.shard, done):
             size = args.batch if method == STOCK else 1
             for first in range(0, len(left), size):
@@ -237,9 +250,7 @@ def main() -> None:
     args = parser.parse_args()
 
     if not args.table:
-        pipe = WanPipeline.from_pretrained(args.model)
-        pipe.to(args.device).set_progress_bar_config(disable=True)
-        run(pipe, args)
+        run(load(args.model, args.device), args)
     print(table(read(str(args.out), args)))
 
 
