@@ -6,10 +6,12 @@ import numpy as np
 import pytest
 import torch
 from test_accelerate import call, state_of
+from test_visibility import Sizes
 from tiny import CALL, tiny_wan
 
 from dit_accel import EDCW, accelerate
 from dit_accel.acceleration import Handle
+from dit_accel.bench import FlopMeter
 from dit_accel.families import family_of
 from dit_accel.following import SITE, EveryStep
 from dit_accel.isolation import Scene
@@ -271,6 +273,32 @@ def test_both_sides_agree_in_a_run_where_boxes_are_shifted(monkeypatch):
     monkeypatch.setattr("dit_accel.positions.BoxMap.static", False)
     query_side = two_shots((0, 0.5), (0.5, 1), SceneConfig(dropout=0))
     np.testing.assert_allclose(key_side, query_side, atol=2e-5)
+
+
+@pytest.mark.parametrize("made", [rows([(0, 0.5), (0.5, 1)]), Moving()], ids=["key", "query"])
+def test_nothing_of_n_by_n_is_made_in_a_forward(made, monkeypatch):
+    monkeypatch.setattr("dit_accel.merging.MOST", 2**14)
+    pipe = tiny_wan()
+    batch = 1 if made.__class__ is not Moving else 2
+    given = inputs(batch=batch) | {"hidden_states": torch.randn(batch, 16, 3, 16, 16)}
+    with scene(pipe, made, SceneConfig(dropout=0), shots=batch):
+        with Sizes() as sizes:
+            forward(pipe, given)
+    assert sizes.largest < (3 * 8 * 8) ** 2
+
+
+def test_the_flops_that_are_told_are_those_that_were_spent():
+    pipe = tiny_wan()
+    prompts = {"prompt": TWO, "negative_prompt": None, "output_type": "latent"}
+    with FlopMeter() as stock:
+        run(pipe, **prompts)
+    made = rows([(0, 0.5), (0.5, 1)], [(0.5, 1)], readings={1: (Reading(0, 0, 0),)})
+    with scene(pipe, made, SceneConfig(dropout=0), shots=2) as handle:
+        with FlopMeter() as ours:
+            run(pipe, **prompts)
+        found = handle.report()
+    assert ours.flops - stock.flops == found.scene.extra_flops
+    assert found.flops_spent - found.flops_full == found.scene.extra_flops
 
 
 # --- texts ---
