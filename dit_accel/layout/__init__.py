@@ -1,7 +1,7 @@
 """Layouts: which subject is where in which shot, and what it shall look like.
 
-`load` reads a file; `Layout` and its parts may as well be made in Python, and are checked when made;
-`coverage` lays a shot over a grid of tokens. Only that last one imports torch.
+`load` reads a file; `Layout` and its parts may as well be made in Python, and are checked when
+made; `coverage` lays a shot over a grid of tokens. Only that last one imports torch.
 """
 
 from __future__ import annotations
@@ -9,8 +9,9 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from dit_accel.layout.checks import LayoutError
 from dit_accel.layout.reading import load, parse
-from dit_accel.layout.scene import Box, Keyframe, Layout, LayoutError, Reference, Shot, Subject
+from dit_accel.layout.scene import Box, Keyframe, Layout, Reference, Shot, Subject
 
 if TYPE_CHECKING:
     from dit_accel.layout.coverage import coverage, reference_coverage

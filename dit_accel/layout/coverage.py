@@ -14,7 +14,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from dit_accel.layout.scene import Box, LayoutError, Reference, Shot, Subject
+from dit_accel.layout.checks import LayoutError
+from dit_accel.layout.scene import Box, Reference, Shot, Subject
 from dit_accel.tokens import TokenGrid
 from dit_accel.video import stream_video
 

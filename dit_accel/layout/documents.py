@@ -1,8 +1,8 @@
 """JSON and YAML as plain mappings, lists and scalars; nothing that a file says can be costly.
 
-Of YAML, what JSON can say too: no aliases, tags or second documents; scalars as YAML 1.2 reads them,
-so that `no` and `2001-01-01` are text. It is built from the parser's events, so that depth and
-size are known before anything is made. A key that is there twice is refused in both.
+Of YAML, what JSON can say too: no aliases, tags or second documents; scalars as YAML 1.2 reads
+them, so that `no` and `2001-01-01` are text. It is built from the parser's events, so that depth
+and size are known before anything is made. A key that is there twice is refused in both.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from dit_accel.layout.scene import LayoutError, shown
+from dit_accel.layout.checks import LayoutError, shown
 
 LARGEST_BYTES = 1 << 19
 DEEPEST = 16

@@ -14,6 +14,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from dit_accel.layout.checks import (
+    LayoutError,
+    check_count,
+    check_id,
+    check_text,
+    check_unique,
+    check_version,
+    not_accepted,
+    shown,
+)
 from dit_accel.layout.documents import LARGEST_BYTES, document
 from dit_accel.layout.scene import (
     MOST_KEYFRAMES,
@@ -21,16 +31,9 @@ from dit_accel.layout.scene import (
     MOST_SUBJECTS,
     Keyframe,
     Layout,
-    LayoutError,
     Reference,
     Shot,
     Subject,
-    check_count,
-    check_text,
-    check_unique,
-    check_version,
-    not_accepted,
-    shown,
 )
 
 SUFFIXES = (".yaml", ".yml", ".json")
@@ -107,8 +110,9 @@ class _Reader:
         known = ("id", "prompt", "box", "keyframes", "mask", "z", "reference")
         fields = _fields(found, known, needed=("id",))
         id = fields["id"]
-        prompt = fields.get("prompt", cast.get(id) if isinstance(id, str) else None)
-        if "prompt" not in fields and prompt is None:
+        check_id("id", id)
+        prompts = {**cast, id: fields["prompt"]} if "prompt" in fields else cast
+        if id not in prompts:
             raise LayoutError(
                 "prompt", "is missing; accepted: text here, or in the subject at the top"
             )
@@ -117,7 +121,7 @@ class _Reader:
             with _field("reference"):
                 reference = self.reference(fields["reference"])
         keyframes, mask = self._where(fields)
-        return Subject(id, prompt, keyframes, mask, fields.get("z", 0), reference)
+        return Subject(id, prompts[id], keyframes, mask, fields.get("z", 0), reference)
 
     def reference(self, found: Any) -> Reference:
         known = ("shot", "subject", "file", "box", "keyframes", "mask")

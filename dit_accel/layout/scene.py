@@ -11,43 +11,28 @@ Source: IR-Diffusion (arXiv 2411.19261) takes masks from a detector; the file of
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from dit_accel.layout.checks import (
+    VERSION,
+    LayoutError,
+    check_count,
+    check_id,
+    check_text,
+    check_unique,
+    check_version,
+    is_share,
+    not_accepted,
+)
+
 Box = tuple[float, float, float, float]
 
-VERSION = 1
 WHOLE: Box = (0.0, 0.0, 1.0, 1.0)
 MOST_SHOTS, MOST_SUBJECTS, MOST_KEYFRAMES = 32, 16, 1024
-LONGEST_TEXT = 10_000
 REACH_OF_Z = 1_000_000
-_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
-_ID_WORDS = "1 to 64 letters, digits, _ and -, a letter or digit first"
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f\ud800-\udfff]")
 _BOX_WORDS = "[x0, y0, x1, y1] with 0 <= x0 < x1 <= 1 and 0 <= y0 < y1 <= 1"
-
-
-class LayoutError(ValueError):
-    """A layout that is not accepted: names the field, its value, and what is.
-
-    Args:
-        field: where it is, e.g. `shots[0].id`; empty for the whole layout.
-        said: what is wrong with it.
-    """
-
-    def __init__(self, field: str, said: str) -> None:
-        super().__init__(f"{field} {said}" if field else said)
-        self.field = field
-        self.said = said
-
-    def inside(self, prefix: str) -> LayoutError:
-        """The same, of a field that is part of another."""
-        if not prefix:
-            return self
-        joint = "" if not self.field or self.field.startswith("[") else "."
-        return LayoutError(f"{prefix}{joint}{self.field}", self.said)
 
 
 @dataclass(frozen=True)
@@ -66,10 +51,10 @@ class Keyframe:
     box: Box
 
     def __post_init__(self) -> None:
-        if not _is_share(self.at):
+        if not is_share(self.at):
             raise not_accepted("at", self.at, "a number from 0 to 1")
         box = self.box
-        if not isinstance(box, Sequence) or len(box) != 4 or not all(map(_is_share, box)):
+        if not isinstance(box, Sequence) or len(box) != 4 or not all(map(is_share, box)):
             raise not_accepted("box", box, _BOX_WORDS)
         if not (box[0] < box[2] and box[1] < box[3]):
             raise not_accepted("box", box, f"{_BOX_WORDS}; this one is empty")
@@ -105,7 +90,7 @@ class Reference:
             said = "neither" if self.shot is None else "both"
             raise LayoutError("", f"names {said} of shot and file; accepted: one of them")
         if self.shot is not None:
-            _check_id("shot", self.shot)
+            check_id("shot", self.shot)
             if self.keyframes or self.mask is not None:
                 name = "keyframes" if self.keyframes else "mask"
                 raise LayoutError(
@@ -114,7 +99,7 @@ class Reference:
         elif self.subject is not None:
             raise LayoutError("subject", "is given with a file; accepted: with a shot only")
         if self.subject is not None:
-            _check_id("subject", self.subject)
+            check_id("subject", self.subject)
         if self.file is not None:
             if self.keyframes and self.mask is not None:
                 raise LayoutError("mask", "is given beside keyframes; accepted: one of them")
@@ -150,7 +135,7 @@ class Subject:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "keyframes", tuple(self.keyframes))
-        _check_id("id", self.id)
+        check_id("id", self.id)
         check_text("prompt", self.prompt)
         if isinstance(self.z, bool) or not isinstance(self.z, int) or abs(self.z) > REACH_OF_Z:
             raise not_accepted("z", self.z, f"an integer from -{REACH_OF_Z} to {REACH_OF_Z}")
@@ -192,7 +177,7 @@ class Shot:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "subjects", tuple(self.subjects))
-        _check_id("id", self.id)
+        check_id("id", self.id)
         check_text("prompt", self.prompt)
         check_count("subjects", len(self.subjects), 1, MOST_SUBJECTS)
         check_unique("subjects", [subject.id for subject in self.subjects])
@@ -296,12 +281,6 @@ def interpolate(keyframes: Sequence[Keyframe], u: float) -> Box:
     return edges[0], edges[1], edges[2], edges[3]
 
 
-def check_version(version: object) -> None:
-    """Raises LayoutError for a version of the format that is not known."""
-    if type(version) is not int or version != VERSION:
-        raise not_accepted("version", version, str(VERSION))
-
-
 def check_keyframes(keyframes: Sequence[Keyframe]) -> None:
     """Raises LayoutError for too many of them, or times that do not ascend."""
     check_count("keyframes", len(keyframes), 0, MOST_KEYFRAMES)
@@ -309,68 +288,6 @@ def check_keyframes(keyframes: Sequence[Keyframe]) -> None:
         if not keyframes[i].at > keyframes[i - 1].at:
             accepted = f"above {keyframes[i - 1].at:g}, the keyframe before it"
             raise not_accepted(f"keyframes[{i}].at", keyframes[i].at, accepted)
-
-
-def check_text(field: str, value: object, least: int = 1) -> None:
-    """Raises LayoutError for what is no text, is blank, too long, or has control characters."""
-    if not isinstance(value, str):
-        raise not_accepted(field, value, "text")
-    if len(value) > LONGEST_TEXT:
-        raise LayoutError(field, f"has {len(value)} characters; accepted: up to {LONGEST_TEXT}")
-    if len(value.strip()) < least:
-        raise not_accepted(field, value, "text that is not blank")
-    if _CONTROL.search(value):
-        raise not_accepted(field, value, "text without control characters and lone surrogates")
-
-
-def check_count(field: str, count: int, least: int, most: int) -> None:
-    """Raises LayoutError where there are too few or too many."""
-    if not least <= count <= most:
-        raise LayoutError(field, f"has {count} entries; accepted: {least} to {most}")
-
-
-def check_unique(field: str, ids: Sequence[str]) -> None:
-    """Raises LayoutError for an id that was there before."""
-    for i, id in enumerate(ids):
-        if id in ids[:i]:
-            raise LayoutError(
-                f"{field}[{i}].id",
-                f"is {id!r}, as {field}[{ids.index(id)}].id; accepted: an id of its own",
-            )
-
-
-def not_accepted(field: str, value: object, accepted: str) -> LayoutError:
-    """`FIELD is VALUE; accepted: ...`, long values shortened."""
-    return LayoutError(field, f"is {shown(value)}; accepted: {accepted}")
-
-
-def shown(value: object) -> str:
-    """A value in a message: short, printable, and never expensive to write out."""
-    if isinstance(value, int) and not isinstance(value, bool) and value.bit_length() > 128:
-        return "a whole number of many digits"
-    if isinstance(value, str):
-        return ascii(value[:60]) if _CONTROL.search(value) else repr(value[:60])
-    if isinstance(value, (list, tuple)):
-        parts = [shown(part) for part in value[:4]] + (["..."] if len(value) > 4 else [])
-        text = f"[{', '.join(parts)}]"
-    elif isinstance(value, dict):
-        text = f"a mapping of {len(value)} keys"
-    elif value is None:
-        text = "null"
-    else:
-        text = repr(value)
-    return text if len(text) <= 120 else text[:117] + "..."
-
-
-def _is_share(value: object) -> bool:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        return False
-    return 0 <= value <= 1  # so neither NaN nor infinite
-
-
-def _check_id(field: str, value: object) -> None:
-    if not isinstance(value, str) or not _ID.fullmatch(value):
-        raise not_accepted(field, value, _ID_WORDS)
 
 
 def _reads(subject: Subject) -> str | None:
