@@ -44,7 +44,8 @@ class SceneConfig:
         text: weight of a subject's own prompt over the scene's, in its tokens, 0 to 1.
         steps, share_steps: part of the run at which subjects are isolated and have their own texts,
             and at which references are read: half-open fractions.
-        layers, share_layers: the same of the depth of the denoiser.
+        layers, share_layers: the same of the depth of the denoiser; references are read in its
+            second half, as in the source's code: below, reading blurs what is not there yet.
         least: share of a token that a subject must cover to own it, above 0.
         seed: of our own draws: dropout and the noise of references that are files.
 
@@ -63,7 +64,7 @@ class SceneConfig:
     steps: Fractions = (0.0, 1.0)
     share_steps: Fractions = (0.0, 1.0)
     layers: Fractions = (0.0, 1.0)
-    share_layers: Fractions = (0.0, 1.0)
+    share_layers: Fractions = (0.5, 1.0)
     least: float = 0.5
     seed: int = 0
 

@@ -407,7 +407,8 @@ def test_one_decision_serves_writing_and_reading():
     pipe = tiny_wan()
     made = rows([(0, 0.5)], [(0.5, 1)], readings={1: (Reading(0, 0, 0),)})
     loose = {"site": "attention", "config": EDCW(threshold=1e9, first=1, last=0), "course": None}
-    with scene(pipe, made, SceneConfig(dropout=0), shots=2, **loose) as handle:
+    everywhere = SceneConfig(dropout=0, share_layers=(0, 1))
+    with scene(pipe, made, everywhere, shots=2, **loose) as handle:
         run(pipe, prompt=TWO, negative_prompt=None, num_inference_steps=8)
         found = handle.report()
     computed = sum(len(site.computed) for site in found.sites)
