@@ -130,7 +130,10 @@ class Scene:
 
     def acts(self, layer: int, layers: int) -> Acts:
         """What is at work at this step in this layer."""
-        return self.now & staging.acts_in(self.config, layer, layers)
+        branch = self.now
+        if self.config.amplify and self.session.branch == "uncond":
+            branch = replace(branch, shares=False)
+        return branch & staging.acts_in(self.config, layer, layers)
 
     def plans(self, acts: Acts) -> tuple[GatherPlan, ...] | None:
         """What every row computes; None: all of them plain attention."""

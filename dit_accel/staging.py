@@ -41,6 +41,8 @@ class SceneConfig:
         frequencies: share of rotary frequencies, the slowest, that are repositioned, 0 to 1.
         dropout: share of a subject's tokens that do not read its reference at a step, drawn anew at
             each, 0 to 1: against copying.
+        amplify: references are read in the conditional branch only, so that guidance amplifies what
+            they add, as it does with the prompt; False: in both branches, as in the source.
         text: weight of a subject's own prompt over the scene's, in its tokens, 0 to 1.
         steps, share_steps: part of the run at which subjects are isolated and have their own texts,
             and at which references are read: half-open fractions.
@@ -60,6 +62,7 @@ class SceneConfig:
     alpha: float = 1.0
     frequencies: float = 1.0
     dropout: float = 0.5
+    amplify: bool = False
     text: float = 0.9
     steps: Fractions = (0.0, 1.0)
     share_steps: Fractions = (0.0, 1.0)
@@ -69,7 +72,7 @@ class SceneConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("isolate", "share", "reposition"):
+        for name in ("isolate", "share", "reposition", "amplify"):
             if not isinstance(getattr(self, name), bool):
                 raise ValueError(f"{name} is {getattr(self, name)!r}; accepted: True, False")
         if self.background not in BACKGROUNDS:

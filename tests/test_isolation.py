@@ -233,6 +233,8 @@ def test_reposition_dropout_and_share_each_have_an_effect():
         "seed": SceneConfig(dropout=0.5, seed=1),
         "unread": SceneConfig(share=False),
         "late": SceneConfig(dropout=0, share_steps=(0.5, 1)),
+        "deep": SceneConfig(dropout=0, share_layers=(0, 1)),
+        "amplified": SceneConfig(dropout=0, amplify=True),
     }
     found = {name: two_shots(*boxes, config) for name, config in settings.items()}
     names = sorted(found)
@@ -330,6 +332,17 @@ def test_a_subjects_own_text_reaches_its_tokens_in_the_conditional_branch_only(e
     assert len(seen["cond"]) == 1 and not seen["uncond"]
     ((row, tokens, text, weight),) = seen["cond"]
     assert (row, len(tokens), weight) == (0, 12, 0.9) and text.shape[-1] == 24
+
+
+def test_amplified_references_are_read_in_the_conditional_branch_only():
+    pipe = tiny_wan()
+    made = rows([(0, 0.5)], [(0.5, 1)], readings={1: (Reading(0, 0, 0),)})
+    calls = {}
+    for amplify in (False, True):
+        with scene(pipe, made, SceneConfig(dropout=0, amplify=amplify), shots=2) as handle:
+            run(pipe, prompt=TWO, negative_prompt=None)
+            calls[amplify] = handle.report().scene.calls
+    assert calls[False] == 2 * calls[True] == 3 * 4 * 2  # of one layer, 4 steps, 2 branches
 
 
 # --- references that are files ---
