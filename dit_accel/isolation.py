@@ -21,10 +21,10 @@ from typing import Any
 
 import torch
 
-from dit_accel import attention, blending, positions, staging
+from dit_accel import attention, blending, positions, staging, supported
 from dit_accel.attention import Attend, Staged
 from dit_accel.blending import Blended, Texts
-from dit_accel.families import FAMILIES, Family
+from dit_accel.families import Family
 from dit_accel.lockstep import Clips
 from dit_accel.outcome import SceneReport
 from dit_accel.patching import Patches
@@ -70,16 +70,15 @@ class Scene:
             ValueError: the transformers are not such as can be isolated; nothing is changed then
                 but what the caller undoes.
         """
-        check_family(self.family)
+        supported.check_family(self.family)
         for name, module in self.session.transformers.items():
-            self._tables[name] = _check_rotary(module, self.family)
+            self._tables[name] = supported.check_rotary(module, self.family)
             blocks = [block for group in self.family.blocks for block in getattr(module, group)]
             for index, block in enumerate(blocks):
                 own = getattr(block, self.family.attention)
                 other = getattr(block, self.family.cross_attention or "")
-                if getattr(other, "add_k_proj", None) is not None:
-                    raise ValueError(f"{name} reads an image too; accepted: text to video")
-                self.layers.append(Layer(self, index, len(blocks), _staged(own, patches)))
+                supported.check_text_only(other)
+                self.layers.append(Layer(self, index, len(blocks), supported.staged(own, patches)))
                 patches.wrap(other, "processor", self._blended(name))
         self.session.carry = self.carry
         self.session.changes = self.changes
@@ -119,7 +118,7 @@ class Scene:
         module: Any = self.session.transformers[name]
         dtype = self._tables[name]
         grid = attention.grid_of(module, args, kwargs)
-        strides = _strides(self.session.pipe, module)
+        strides = supported.strides_of(self.session.pipe, module)
         grid = TokenGrid(grid.frames, grid.height, grid.width, strides=strides)
         key = grid, latents.device, dtype
         if key not in self._stages:
@@ -131,7 +130,10 @@ class Scene:
 
     def acts(self, layer: int, layers: int) -> Acts:
         """What is at work at this step in this layer."""
-        return self.now & staging.acts_in(self.config, layer, layers)
+        branch = self.now
+        if self.config.amplify and self.session.branch == "uncond":
+            branch = replace(branch, shares=False)
+        return branch & staging.acts_in(self.config, layer, layers)
 
     def plans(self, acts: Acts) -> tuple[GatherPlan, ...] | None:
         """What every row computes; None: all of them plain attention."""
@@ -280,55 +282,3 @@ class Layer:
         heads = query.shape[2] * query.shape[3]
         self.scene.calls += len(plan.groups)
         self.scene.extra_flops += 4 * heads * (plan.pairs - plan.tokens**2)
-
-
-def check_family(family: Family) -> None:
-    """Refuse a family whose attentions have no stages.
-
-    Raises:
-        ValueError: naming those that have.
-    """
-    if family.cross_attention is None or family.rotary is None or family.text_embedder is None:
-        accepted = ", ".join(f.name for f in FAMILIES.values() if f.cross_attention is not None)
-        raise ValueError(f"family is {family.name!r}; accepted with a layout: {accepted}")
-
-
-def _check_rotary(module: Any, family: Family) -> torch.dtype:
-    """Refuse positions that are not made as `positions` makes them; the dtype that they are in."""
-    rope = getattr(module, family.rotary or "", None)
-    if rope is None:
-        raise ValueError(f"{type(module).__name__} has no {family.rotary}; accepted: rotary ones")
-    sides = [2 * patch for patch in module.config.patch_size]
-    with torch.no_grad():
-        theirs = rope(torch.empty(1, 1, *sides))
-    ours = positions.rotary(positions.places(TokenGrid(2, 2, 2)), module.config.attention_head_dim)
-    if any(not torch.equal(a.cpu(), b.to(a.dtype)) for a, b in zip(theirs, ours, strict=True)):
-        raise ValueError(f"{type(module).__name__} has other rotary angles; accepted: those of Wan")
-    dtype: torch.dtype = theirs[0].dtype
-    return dtype
-
-
-def _staged(attn: Any, patches: Patches) -> Staged:
-    """Stages on one attention.
-
-    Raises:
-        ValueError: they are taken by pruned attention, whose blocks know no classes.
-    """
-    if isinstance(attn.processor, Staged):
-        raise ValueError(
-            "accel prunes attention, and with a layout each class would need blocks of its own; "
-            "accepted: accel=UniCP(pcas=None, shift=None), on the command line --no-prune"
-        )
-    if getattr(attn.processor, "_parallel_config", None) is not None:
-        raise ValueError("context parallelism is on; accepted with a layout: off")
-    return attention.install(attn, patches)
-
-
-def _strides(pipe: Any, module: Any) -> Any:
-    from dit_accel.tokens import TokenStrides
-
-    return TokenStrides(
-        int(getattr(pipe, "vae_scale_factor_temporal", 4)),
-        int(getattr(pipe, "vae_scale_factor_spatial", 8)),
-        int(module.config.patch_size[-1]),
-    )

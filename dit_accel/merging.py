@@ -4,7 +4,7 @@ Where the same query meets two sets of keys at two positions of its own, one sof
 needed and no single call can compute it. Each part gives its output and the logarithm of the sum of
 its exponentials; the parts are then weighed by those sums. Equal to one softmax over all keys.
 
-Queries are taken some at a time, so that nothing of N x N is ever made.
+Queries are taken some at a time, so that nothing of N x N is made however many there are.
 """
 
 from __future__ import annotations
@@ -13,20 +13,20 @@ from collections.abc import Sequence
 
 import torch
 
-QUERIES = 1024  # at a time
+MOST = 2**25  # logits at a time
 
 Part = tuple[torch.Tensor, torch.Tensor]  # output (B, n, H, D), log of the sum (B, n, H)
 
 
 def attention_part(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, queries: int = QUERIES
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, most: int | None = None
 ) -> Part:
     """Attention over one part of the keys.
 
     Args:
         query: `(B, n, H, D)`.
         key, value: `(B, m, H, D)`, m >= 1.
-        queries: how many are computed at a time, >= 1.
+        most: logits at a time, which the queries are parted by; None: `MOST`.
 
     Returns:
         the output `(B, n, H, D)` and the logarithm of the sum of exponentials `(B, n, H)`, both in
@@ -35,6 +35,8 @@ def attention_part(
     wide = torch.promote_types(query.dtype, torch.float32)
     scale = query.shape[-1] ** -0.5
     keys, values = key.to(wide).permute(0, 2, 3, 1), value.to(wide).transpose(1, 2)
+    row = keys.shape[0] * keys.shape[1] * keys.shape[-1]
+    queries = max(1, (MOST if most is None else most) // max(row, 1))
     outputs, sums = [], []
     for some in torch.split(query.to(wide).transpose(1, 2), queries, dim=2):
         logits = (some * scale) @ keys

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from dit_accel import isolation, layout, video
+from dit_accel import layout, supported, video
 from dit_accel.families import Family
 from dit_accel.isolation import Scene
 from dit_accel.layout import Layout, LayoutError, Reference
@@ -44,7 +44,7 @@ def prepare(
         if config is not None:
             raise ValueError("scene is given without layout; accepted: with a layout")
         return None
-    isolation.check_family(family)
+    supported.check_family(family)
     found = given if isinstance(given, Layout) else layout.load(given)
     chosen = config or SceneConfig()
     files = _files(found) if chosen.share else {}

@@ -41,10 +41,13 @@ class SceneConfig:
         frequencies: share of rotary frequencies, the slowest, that are repositioned, 0 to 1.
         dropout: share of a subject's tokens that do not read its reference at a step, drawn anew at
             each, 0 to 1: against copying.
+        amplify: references are read in the conditional branch only, so that guidance amplifies what
+            they add, as it does with the prompt; False: in both branches, as in the source.
         text: weight of a subject's own prompt over the scene's, in its tokens, 0 to 1.
         steps, share_steps: part of the run at which subjects are isolated and have their own texts,
             and at which references are read: half-open fractions.
-        layers, share_layers: the same of the depth of the denoiser.
+        layers, share_layers: the same of the depth of the denoiser; references are read in its
+            second half, as in the source's code: below, reading blurs what is not there yet.
         least: share of a token that a subject must cover to own it, above 0.
         seed: of our own draws: dropout and the noise of references that are files.
 
@@ -59,16 +62,17 @@ class SceneConfig:
     alpha: float = 1.0
     frequencies: float = 1.0
     dropout: float = 0.5
+    amplify: bool = False
     text: float = 0.9
     steps: Fractions = (0.0, 1.0)
     share_steps: Fractions = (0.0, 1.0)
     layers: Fractions = (0.0, 1.0)
-    share_layers: Fractions = (0.0, 1.0)
+    share_layers: Fractions = (0.5, 1.0)
     least: float = 0.5
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("isolate", "share", "reposition"):
+        for name in ("isolate", "share", "reposition", "amplify"):
             if not isinstance(getattr(self, name), bool):
                 raise ValueError(f"{name} is {getattr(self, name)!r}; accepted: True, False")
         if self.background not in BACKGROUNDS:

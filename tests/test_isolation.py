@@ -6,10 +6,12 @@ import numpy as np
 import pytest
 import torch
 from test_accelerate import call, state_of
+from test_visibility import Sizes
 from tiny import CALL, tiny_wan
 
 from dit_accel import EDCW, accelerate
 from dit_accel.acceleration import Handle
+from dit_accel.bench import FlopMeter
 from dit_accel.families import family_of
 from dit_accel.following import SITE, EveryStep
 from dit_accel.isolation import Scene
@@ -231,6 +233,8 @@ def test_reposition_dropout_and_share_each_have_an_effect():
         "seed": SceneConfig(dropout=0.5, seed=1),
         "unread": SceneConfig(share=False),
         "late": SceneConfig(dropout=0, share_steps=(0.5, 1)),
+        "deep": SceneConfig(dropout=0, share_layers=(0, 1)),
+        "amplified": SceneConfig(dropout=0, amplify=True),
     }
     found = {name: two_shots(*boxes, config) for name, config in settings.items()}
     names = sorted(found)
@@ -273,6 +277,32 @@ def test_both_sides_agree_in_a_run_where_boxes_are_shifted(monkeypatch):
     np.testing.assert_allclose(key_side, query_side, atol=2e-5)
 
 
+@pytest.mark.parametrize("made", [rows([(0, 0.5), (0.5, 1)]), Moving()], ids=["key", "query"])
+def test_nothing_of_n_by_n_is_made_in_a_forward(made, monkeypatch):
+    monkeypatch.setattr("dit_accel.merging.MOST", 2**14)
+    pipe = tiny_wan()
+    batch = 2 if isinstance(made, Moving) else 1
+    given = inputs(batch=batch)
+    given["hidden_states"] = given["hidden_states"].repeat(1, 1, 1, 4, 2)
+    with scene(pipe, made, SceneConfig(dropout=0), shots=batch), Sizes() as sizes:
+        forward(pipe, given)
+    assert sizes.largest < (3 * 8 * 8) ** 2
+
+
+def test_the_flops_that_are_told_are_those_that_were_spent():
+    pipe = tiny_wan()
+    prompts = {"prompt": TWO, "negative_prompt": None, "output_type": "latent"}
+    with FlopMeter() as stock:
+        run(pipe, **prompts)
+    made = rows([(0, 0.5), (0.5, 1)], [(0.5, 1)], readings={1: (Reading(0, 0, 0),)})
+    with scene(pipe, made, SceneConfig(dropout=0), shots=2) as handle:
+        with FlopMeter() as ours:
+            run(pipe, **prompts)
+        found = handle.report()
+    assert ours.flops - stock.flops == found.scene.extra_flops
+    assert found.flops_spent - found.flops_full == found.scene.extra_flops
+
+
 # --- texts ---
 
 
@@ -302,6 +332,17 @@ def test_a_subjects_own_text_reaches_its_tokens_in_the_conditional_branch_only(e
     assert len(seen["cond"]) == 1 and not seen["uncond"]
     ((row, tokens, text, weight),) = seen["cond"]
     assert (row, len(tokens), weight) == (0, 12, 0.9) and text.shape[-1] == 24
+
+
+def test_amplified_references_are_read_in_the_conditional_branch_only():
+    pipe = tiny_wan()
+    made = rows([(0, 0.5)], [(0.5, 1)], readings={1: (Reading(0, 0, 0),)})
+    calls = {}
+    for amplify in (False, True):
+        with scene(pipe, made, SceneConfig(dropout=0, amplify=amplify), shots=2) as handle:
+            run(pipe, prompt=TWO, negative_prompt=None)
+            calls[amplify] = handle.report().scene.calls
+    assert calls[False] == 2 * calls[True] == 3 * 4 * 2  # of one layer, 4 steps, 2 branches
 
 
 # --- references that are files ---
@@ -379,7 +420,8 @@ def test_one_decision_serves_writing_and_reading():
     pipe = tiny_wan()
     made = rows([(0, 0.5)], [(0.5, 1)], readings={1: (Reading(0, 0, 0),)})
     loose = {"site": "attention", "config": EDCW(threshold=1e9, first=1, last=0), "course": None}
-    with scene(pipe, made, SceneConfig(dropout=0), shots=2, **loose) as handle:
+    everywhere = SceneConfig(dropout=0, share_layers=(0, 1))
+    with scene(pipe, made, everywhere, shots=2, **loose) as handle:
         run(pipe, prompt=TWO, negative_prompt=None, num_inference_steps=8)
         found = handle.report()
     computed = sum(len(site.computed) for site in found.sites)

@@ -38,7 +38,7 @@ KNOWLEDGE = ("families", "profile", "layout", "miniature", "outcome", "staging",
 PLUMBING = (
     *("patching", "programs", "kernels", "session"),
     *("attention", "caching", "following", "pcas", "trimming", "unicp"),
-    *("blending", "lockstep", "isolation"),
+    *("blending", "lockstep", "supported", "isolation"),
 )
 LAYERS = {
     "assets": 0,  # data, no code: free to all
@@ -54,6 +54,7 @@ PLUMBING_RANKS = {
     **dict.fromkeys(("attention", "caching", "following", "pcas", "trimming"), 2),
     "blending": 2,
     "lockstep": 3,
+    "supported": 3,
     "unicp": 3,
     "isolation": 4,
 }

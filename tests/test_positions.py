@@ -207,5 +207,8 @@ def test_merged_parts_are_one_softmax(seed):
         *(x.transpose(1, 2) for x in (q, k, v))
     ).transpose(1, 2)
     torch.testing.assert_close(whole, sdpa, rtol=0, atol=1e-12)
-    parts = [attention_part(q, k[:, a:b], v[:, a:b], queries=7) for a, b in ((0, 11), (11, 30))]
+    parts = [
+        attention_part(q, k[:, a:b], v[:, a:b], most=7 * 6 * (b - a))
+        for a, b in ((0, 11), (11, 30))
+    ]
     torch.testing.assert_close(merge(parts), whole, rtol=0, atol=1e-12)
