@@ -19,8 +19,10 @@ from dit_accel.layout import Layout, LayoutError, Reference
 from dit_accel.layout.reading import IMAGES
 from dit_accel.lockstep import Clips
 from dit_accel.session import Session
-from dit_accel.staging import Reading, Row, SceneConfig
+from dit_accel.staging import Reading, Row, SceneConfig, stages
 from dit_accel.tokens import TokenGrid
+
+ANY_WIDTH = 12  # of a head, where only what a layout asks for is looked at
 
 Prepared = Callable[[Session], Scene]
 
@@ -47,19 +49,32 @@ def prepare(
     supported.check_family(family)
     found = given if isinstance(given, Layout) else layout.load(given)
     chosen = config or SceneConfig()
-    files = _files(found) if chosen.share else {}
+    clips, rows = _read(found, chosen)
+    prompts = [[subject.prompt for subject in shot.subjects] for shot in found.shots]
+    return lambda session: Scene(session, family, chosen, prompts, rows, clips)
+
+
+def check(found: Layout, grid: TokenGrid, config: SceneConfig | None = None) -> None:
+    """Refuse a layout that a clip of this size cannot hold: without any model.
+
+    Raises:
+        ValueError: a file cannot be read or has another length, or a subject finds no token.
+    """
+    chosen = config or SceneConfig()
+    stages(_read(found, chosen)[1](grid), grid, chosen, width=ANY_WIDTH)
+
+
+def _read(found: Layout, config: SceneConfig) -> tuple[Clips, Callable[[TokenGrid], list[Row]]]:
+    """The frames of its files, and its rows by the tokens' grid."""
+    files = _files(found) if config.share else {}
     clips = Clips(
         [read_frames(reference, field) for reference, (_, field) in files.items()],
         [prompt for prompt, _ in files.values()],
-        chosen.seed,
+        config.seed,
         len(found.shots),
     )
-    prompts = [[subject.prompt for subject in shot.subjects] for shot in found.shots]
-
-    def rows(grid: TokenGrid) -> list[Row]:
-        return _rows(found, [*files], [len(clip) for clip in clips.frames], grid, chosen)
-
-    return lambda session: Scene(session, family, chosen, prompts, rows, clips)
+    lengths = [len(clip) for clip in clips.frames]
+    return clips, lambda grid: _rows(found, [*files], lengths, grid, config)
 
 
 def _files(found: Layout) -> dict[Reference, tuple[str, str]]:
