@@ -47,7 +47,7 @@ def prepare(
     supported.check_family(family)
     found = given if isinstance(given, Layout) else layout.load(given)
     chosen = config or SceneConfig()
-    files = _files(found) if chosen.share else {}
+    files = files_of(found) if chosen.share else {}
     clips = Clips(
         [read_frames(reference, field) for reference, (_, field) in files.items()],
         [prompt for prompt, _ in files.values()],
@@ -57,12 +57,12 @@ def prepare(
     prompts = [[subject.prompt for subject in shot.subjects] for shot in found.shots]
 
     def rows(grid: TokenGrid) -> list[Row]:
-        return _rows(found, [*files], [len(clip) for clip in clips.frames], grid, chosen)
+        return rows_of(found, [*files], [len(clip) for clip in clips.frames], grid, chosen)
 
     return lambda session: Scene(session, family, chosen, prompts, rows, clips)
 
 
-def _files(found: Layout) -> dict[Reference, tuple[str, str]]:
+def files_of(found: Layout) -> dict[Reference, tuple[str, str]]:
     """References to files, each once, with the prompt and the field of who refers first."""
     files: dict[Reference, tuple[str, str]] = {}
     for i, shot in enumerate(found.shots):
@@ -74,7 +74,7 @@ def _files(found: Layout) -> dict[Reference, tuple[str, str]]:
     return files
 
 
-def _rows(
+def rows_of(
     found: Layout, files: list[Reference], lengths: list[int], grid: TokenGrid, config: SceneConfig
 ) -> list[Row]:
     """Every shot and every file in the tokens of a grid."""
