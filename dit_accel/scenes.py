@@ -66,7 +66,7 @@ def check(found: Layout, grid: TokenGrid, config: SceneConfig | None = None) -> 
 
 def _read(found: Layout, config: SceneConfig) -> tuple[Clips, Callable[[TokenGrid], list[Row]]]:
     """The frames of its files, and its rows by the tokens' grid."""
-    files = _files(found) if config.share else {}
+    files = files_of(found) if config.share else {}
     clips = Clips(
         [read_frames(reference, field) for reference, (_, field) in files.items()],
         [prompt for prompt, _ in files.values()],
@@ -74,10 +74,10 @@ def _read(found: Layout, config: SceneConfig) -> tuple[Clips, Callable[[TokenGri
         len(found.shots),
     )
     lengths = [len(clip) for clip in clips.frames]
-    return clips, lambda grid: _rows(found, [*files], lengths, grid, config)
+    return clips, lambda grid: rows_of(found, [*files], lengths, grid, config)
 
 
-def _files(found: Layout) -> dict[Reference, tuple[str, str]]:
+def files_of(found: Layout) -> dict[Reference, tuple[str, str]]:
     """References to files, each once, with the prompt and the field of who refers first."""
     files: dict[Reference, tuple[str, str]] = {}
     for i, shot in enumerate(found.shots):
@@ -89,7 +89,7 @@ def _files(found: Layout) -> dict[Reference, tuple[str, str]]:
     return files
 
 
-def _rows(
+def rows_of(
     found: Layout, files: list[Reference], lengths: list[int], grid: TokenGrid, config: SceneConfig
 ) -> list[Row]:
     """Every shot and every file in the tokens of a grid."""
