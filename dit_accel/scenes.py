@@ -108,8 +108,9 @@ def rows_of(
             raise error.inside(f"shots[{i}]") from error
         z = tuple(subject.z for subject in shot.subjects)
         rows.append(Row(shot.id, cover, z, tuple(readings)))
-    for reference, length in zip(files, lengths, strict=True):
-        rows.append(Row(f"file {_name(reference)}", _cover(reference, length, grid), (0,)))
+    for n, (reference, length) in enumerate(zip(files, lengths, strict=True), start=1):
+        name = f"file {n}: {_name(reference)}"  # the same file may be there with another box
+        rows.append(Row(name, _cover(reference, length, grid), (0,)))
     return rows
 
 
