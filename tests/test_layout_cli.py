@@ -181,7 +181,7 @@ def test_it_is_drawn_over_clips(tmp_path):
         (["--out", "a.png", "--height", "50"], "--height is 50: must be a multiple of 16"),
         (
             ["--out", "a.png", "--frames", "16"],
-            "--frames is 16: must be 1 more than a multiple of 4",
+            "--frames is 16: must be 1 more than a mul",
         ),
         (["--out", "a.png", "--model", "./no"], "--model is './no': no such folder"),
         (["--out", "taken.png"], "--out is 'taken.png': it exists; pass --overwrite to replace it"),
@@ -244,7 +244,7 @@ def test_a_model_without_its_configuration_is_named(wan, tmp_path):
     result = invoke("layout", "plan", str(SHOTS), "--model", str(folder))
     assert result.exit_code == 2 and "incomplete: vae/config.json missing" in result.stderr
     result = invoke("generate", "a cat", "--model", str(wan))
-    assert result.exit_code == 2 and "transformer/*.safetensors missing" in result.stderr
+    assert result.exit_code == 2 and "incomplete: transformer/*.safetensors, " in result.stderr
 
 
 def test_a_family_without_layouts_is_named(wan, tmp_path):
