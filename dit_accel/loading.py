@@ -90,12 +90,6 @@ def missing_parts(folder: Path, index: dict[str, Any]) -> list[str]:
     return missing
 
 
-def _missing_configs(folder: Path) -> list[str]:
-    found = [(folder / part / "config.json").is_file() for part in ("transformer", "transformer_2")]
-    missing = [] if any(found) else ["transformer/config.json"]
-    return missing if (folder / "vae" / "config.json").is_file() else [*missing, "vae/config.json"]
-
-
 def load(model: Model, *, device: str, dtype: str) -> Any:
     """Load the pipeline onto its device; the VAE stays in float32, as its authors advise.
 
@@ -208,6 +202,12 @@ def _class_of(index: dict[str, Any], part: str) -> str | None:
     if isinstance(entry, list) and len(entry) == 2 and entry[0] and entry[1]:
         return str(entry[1])
     return None
+
+
+def _missing_configs(folder: Path) -> list[str]:
+    found = [(folder / part / "config.json").is_file() for part in ("transformer", "transformer_2")]
+    missing = [] if any(found) else ["transformer/config.json"]
+    return missing if (folder / "vae" / "config.json").is_file() else [*missing, "vae/config.json"]
 
 
 def _missing_weights(part: Path) -> list[str]:

@@ -197,6 +197,7 @@ def _drawn(found: Layout, plan: Blueprint, clips: list[Frames]) -> list[Drawn]:
     from dit_accel.visibility import labels
 
     grid = plan.grid
+    known = tuple(dict.fromkeys(subject.id for shot in found.shots for subject in shot.subjects))
     drawn = []
     for i, shot in enumerate(found.shots):
         try:
@@ -207,7 +208,7 @@ def _drawn(found: Layout, plan: Blueprint, clips: list[Frames]) -> list[Drawn]:
         except ValueError as error:
             raise BadInput(f"shots[{i}]: {error}") from error
         owner = owner.view(grid.frames, grid.height, grid.width)
-        drawn.append(Drawn(shot, owner, grid, clips[i] if clips else None))
+        drawn.append(Drawn(shot, owner, grid, clips[i] if clips else None, known))
     return drawn
 
 
@@ -277,8 +278,8 @@ def _show(
         held = ", ".join(f"{name} {count}" for name, count in row.tokens.items())
         table.add_row(row.name, held, str(row.reads), str(row.calls), f"{row.pairs:.0%}")
     console.print(table)
-    stock, scene = told.stock_flops / 1e12, told.scene_flops / 1e12
-    console.print(f"denoiser: {scene:.3g} TFLOPs, stock {stock:.3g} ({told.extra:+.1%})")
+    stock, scene = _flops(told.stock_flops), _flops(told.scene_flops)
+    console.print(f"denoiser: {scene}, stock {stock} ({told.extra:+.1%})")
     console.print(
         f"memory: read at one attention {_bytes(told.read_bytes)}, noted for it "
         f"{_bytes(told.raw_bytes)}, tables {_bytes(told.table_bytes)}"
@@ -288,8 +289,9 @@ def _show(
         f"a dense mask of a clip {_bytes(told.mask_bytes)}[/]"
     )
     console.print(
-        "[dim]calls and pairs: of one attention where all is at work; 1 call and 100 % are "
-        "plain attention[/]"
+        "[dim]calls and pairs: of one attention where all is at work; 1 and 100 % are plain "
+        "attention[/]",
+        soft_wrap=True,
     )
 
 
@@ -379,6 +381,13 @@ def _plain(text: str) -> str:
 
 def _count(count: int, noun: str) -> str:
     return f"{count} {noun}{'' if count == 1 else 's'}"
+
+
+def _flops(count: int) -> str:
+    for unit, size in (("PFLOPs", 1e15), ("TFLOPs", 1e12)):
+        if count >= size:
+            return f"{count / size:.3g} {unit}"
+    return f"{count / 1e9:.3g} GFLOPs"
 
 
 def _bytes(count: int) -> str:

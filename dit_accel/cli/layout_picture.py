@@ -17,7 +17,7 @@ from PIL import Image, ImageDraw, ImageFont
 if TYPE_CHECKING:
     import torch
 
-    from dit_accel.layout import Shot
+    from dit_accel.layout import Reference, Shot
     from dit_accel.tokens import TokenGrid
     from dit_accel.video import Frames
 
@@ -32,7 +32,7 @@ COLOURS = (
 )
 PAPER, INK, FAINT, SOIL = (250, 250, 248), (32, 36, 42), (120, 126, 134), (62, 66, 72)
 EDGE, GAP, SIDE = 20, 10, 256  # pixels: margin, between frames, shorter side of a frame
-TINT = 0.55
+TINT, FAINT_TINT = 0.55, 0.3  # of tokens, over grey and over a clip
 
 
 @dataclass(frozen=True)
@@ -44,12 +44,19 @@ class Drawn:
         labels: `(F, rows, columns)` int64: 0 background, i + 1 subject i.
         grid: of the clip.
         clip: `(T, H, W, 3)` uint8 frames to draw over; None: plain grey.
+        known: ids in the order of the layout, which colours go by: a subject keeps its own.
     """
 
     shot: Shot
     labels: torch.Tensor
     grid: TokenGrid
     clip: Frames | None = None
+    known: tuple[str, ...] = ()
+
+    def colour(self, index: int) -> tuple[int, ...]:
+        """Of a subject, by its index in the shot."""
+        id = self.shot.subjects[index].id
+        return COLOURS[(self.known.index(id) if id in self.known else index) % len(COLOURS)]
 
 
 def sheet(shots: Sequence[Drawn], *, count: int = 5) -> Frames:
@@ -110,7 +117,8 @@ def _frame(drawn: Drawn, frame: int) -> Image.Image:
     picture = Image.new("RGB", (wide, high), SOIL)
     if drawn.clip is not None:
         picture = Image.fromarray(drawn.clip[frame]).resize((wide, high), Image.Resampling.BICUBIC)
-    picture = Image.blend(picture, _tints(drawn, frame, picture), TINT)
+    tint = TINT if drawn.clip is None else FAINT_TINT
+    picture = Image.blend(picture, _tints(drawn, frame, picture), tint)
     pen = ImageDraw.Draw(picture, "RGBA")
     step = max(1, math.ceil(8 / scale))  # of a fine grid, every so-manieth line
     for row in range(step, grid.height, step):
@@ -124,7 +132,7 @@ def _frame(drawn: Drawn, frame: int) -> Image.Image:
     for index in order:
         subject = drawn.shot.subjects[index]
         if subject.mask is None:
-            _box(pen, subject.box_at(frame / max(end, 1)), wide, high, _colour(index))
+            _box(pen, subject.box_at(frame / max(end, 1)), wide, high, drawn.colour(index))
     for index in order:  # ids above all boxes
         _tag(pen, drawn, index, frame, wide, high)
     return picture
@@ -139,7 +147,7 @@ def _tints(drawn: Drawn, frame: int, picture: Image.Image) -> Image.Image:
         Image.fromarray(labels.astype(np.uint8)).resize(size, Image.Resampling.NEAREST)
     )
     for index in range(len(drawn.shot.subjects)):
-        tinted[whose == index + 1] = _colour(index)
+        tinted[whose == index + 1] = drawn.colour(index)
     return Image.fromarray(tinted)
 
 
@@ -169,7 +177,7 @@ def _tag(
         row, column = ((here.mean(0) + 0.5) / here.new_tensor(labels.shape)).tolist()
         x, y = column * wide - room / 2, row * high - 9
     left, top = min(max(x, 0.0), wide - room), min(max(y, 0.0), high - 19.0)
-    pen.rounded_rectangle((left, top, left + room, top + 18), 3, fill=_colour(index))
+    pen.rounded_rectangle((left, top, left + room, top + 18), 3, fill=drawn.colour(index))
     pen.text((left + 5, top + 1), text, fill=(16, 18, 22), font=font)
 
 
@@ -194,8 +202,14 @@ def _legend(drawn: Drawn) -> list[tuple[tuple[int, ...], str]]:
                 subject.reference.file and subject.reference.file.name
             )
             reads = f", reads {other}"
-        rows.append((_colour(index), f"{subject.id}: {count(index + 1)}{reads}"))
+        rows.append((drawn.colour(index), f"{subject.id}: {count(index + 1)}{reads}"))
     return [*rows, (SOIL, f"background: {count(0)}")]
+
+
+def _source(reference: Reference, own: str) -> str:
+    if reference.file is not None:
+        return reference.file.name
+    return f"{reference.subject or own} of {reference.shot}"
 
 
 def _wrapped(text: str, font: ImageFont.FreeTypeFont, room: float, most: int = 3) -> list[str]:
@@ -222,10 +236,6 @@ def _moments(grid: TokenGrid, count: int) -> list[int]:
 
 def _length(grid: TokenGrid) -> int:
     return grid.pixels.frames[1]
-
-
-def _colour(index: int) -> tuple[int, ...]:
-    return COLOURS[index % len(COLOURS)]
 
 
 def _font(size: int) -> ImageFont.FreeTypeFont:
