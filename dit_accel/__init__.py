@@ -16,9 +16,11 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from dit_accel.acceleration import Handle, accelerate
     from dit_accel.families import FAMILIES
+    from dit_accel.layout import Layout
     from dit_accel.outcome import Report, SiteReport
     from dit_accel.pcas import PCAS
     from dit_accel.shift import DWS
+    from dit_accel.staging import SceneConfig
     from dit_accel.trimming import trim_text
     from dit_accel.unicp import UniCP
     from dit_accel.windows import EDCW
@@ -31,6 +33,8 @@ _HOMES = {
     "FAMILIES": "dit_accel.families",
     "Report": "dit_accel.outcome",
     "SiteReport": "dit_accel.outcome",
+    "Layout": "dit_accel.layout",
+    "SceneConfig": "dit_accel.staging",
     "EDCW": "dit_accel.windows",
     "PCAS": "dit_accel.pcas",
     "DWS": "dit_accel.shift",
@@ -43,7 +47,9 @@ __all__ = [
     "FAMILIES",
     "PCAS",
     "Handle",
+    "Layout",
     "Report",
+    "SceneConfig",
     "SiteReport",
     "UniCP",
     "__version__",

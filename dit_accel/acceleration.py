@@ -14,17 +14,20 @@ from typing import Any
 
 import torch
 
-from dit_accel import following, targets
+from dit_accel import following, scenes, targets
 from dit_accel.autopilot import Autopilot, checked, find_profile, load_profile
 from dit_accel.bench import Stopwatch, count_flops
 from dit_accel.caching import Cache
 from dit_accel.families import Family, family_of, transformers_of
-from dit_accel.following import Course, Follower, PlanCourse
-from dit_accel.outcome import Report
+from dit_accel.following import Course, EveryStep, Follower, PlanCourse
+from dit_accel.isolation import Scene
+from dit_accel.layout import Layout
+from dit_accel.outcome import Report, SceneReport
 from dit_accel.patching import Patches
 from dit_accel.plans import Plan
 from dit_accel.profile import Profile
 from dit_accel.session import Session
+from dit_accel.staging import SceneConfig
 from dit_accel.unicp import PRESETS, PrunedCache, UniCP
 from dit_accel.windows import DEFAULT_THRESHOLD, EDCW
 
@@ -45,6 +48,8 @@ def accelerate(
     force: bool = False,
     static: bool = False,
     cache_memory: int | None = None,
+    layout: Layout | str | os.PathLike[str] | None = None,
+    scene: SceneConfig | None = None,
 ) -> Handle:
     """Accelerate a diffusers video pipeline, in place: to a quality, a speed or a threshold.
 
@@ -74,8 +79,11 @@ def accelerate(
             read (for torch.compile and CUDA graphs); no guard, and nothing turns careful.
         cache_memory: with quality or speedup: bytes that kept values may hold on the device; older
             ones wait in the CPU's memory. None: no bound.
+        layout: subjects, their boxes and references, or the file of them: the pipeline is then to
+            be called for one prompt a shot, `prompt=layout.prompts`.
+        scene: settings of isolation, references and subjects' texts; None: the defaults.
 
-    With no target at all: windows at the default threshold.
+    With no target at all: windows at the default threshold; with a layout alone, no cache.
 
     Returns:
         The handle: a context manager with `report()` and `remove()`.
@@ -84,9 +92,10 @@ def accelerate(
         ValueError: the pipeline is of no known family, or a setting is out of range.
         RuntimeError: the pipeline is accelerated already; nothing is changed.
 
-    Source: UniCP (arXiv 2502.04393), EDCW; our reading.
+    Source: UniCP (arXiv 2502.04393), EDCW; IR-Diffusion (arXiv 2411.19261); our reading.
     """
     family = family_of(pipe)
+    staged = scenes.prepare(family, layout, scene)
     targets.check_choice((("quality", quality), ("speedup", speedup), ("threshold", threshold)))
     if quality is not None or speedup is not None:
         if plan is not None or config is not None or accel is not None or site != "model":
@@ -95,7 +104,7 @@ def accelerate(
             )
         return _piloted(
             pipe, family, profile, quality, speedup, guard=guard, force=force, static=static,
-            memory=cache_memory,
+            memory=cache_memory, scene=staged,
         )  # fmt: skip
     if profile is not None:
         raise ValueError("profile is given without a target; accepted: with quality or speedup")
@@ -103,22 +112,24 @@ def accelerate(
         if plan is not None or config is not None or site != "model":
             raise ValueError("accel is given with plan, site or config; accepted: threshold alone")
         preset = _preset(accel, DEFAULT_THRESHOLD if threshold is None else threshold)
-        return Handle(pipe, family, "attention", preset.windows, preset=preset)
+        return Handle(pipe, family, "attention", preset.windows, preset=preset, scene=staged)
     if plan is not None:
         if config is not None or threshold is not None or site != "model":
             raise ValueError("plan is given with threshold, site or config; accepted: plan alone")
         course = PlanCourse(plan, mix) if isinstance(plan, Plan) else plan
-        return Handle(pipe, family, following.SITE, None, course)
+        return Handle(pipe, family, following.SITE, None, course, scene=staged)
+    if staged is not None and threshold is None and config is None and site == "model":
+        return Handle(pipe, family, following.SITE, EDCW(threshold=0.0), EveryStep(), scene=staged)
     if site not in family.sites:
         raise ValueError(f"site is {site!r}; accepted for {family.name}: {', '.join(family.sites)}")
     windows = config or EDCW(threshold=DEFAULT_THRESHOLD if threshold is None else threshold)
-    return Handle(pipe, family, site, windows)
+    return Handle(pipe, family, site, windows, scene=staged)
 
 
 def _piloted(
     pipe: Any, family: Family, given: Profile | str | os.PathLike[str] | None,
     quality: float | None, speedup: float | None, *, guard: bool, force: bool, static: bool,
-    memory: int | None,
+    memory: int | None, scene: scenes.Prepared | None,
 ) -> Handle:  # fmt: skip
     for name, value, least in (("quality", quality, 0.0), ("speedup", speedup, 1.0)):
         if value is not None and not (least < value < math.inf or value == least == 1.0):
@@ -130,7 +141,7 @@ def _piloted(
         pipe, family, profile, quality=quality, speedup=speedup, guard=guard, static=static,
         force=force, remarks=remarks,
     )  # fmt: skip
-    handle = Handle(pipe, family, following.SITE, None, course)
+    handle = Handle(pipe, family, following.SITE, None, course, scene=scene)
     follower = handle.follower
     follower.heard, follower.heard_start, follower.memory = course.hear, course.hear_start, memory
     follower.heard_text = course.hear_text
@@ -156,6 +167,7 @@ class Handle:
         config: EDCW | None,
         course: Course | None = None,
         preset: UniCP | None = None,
+        scene: scenes.Prepared | None = None,
     ) -> None:
         self.family, self.site, self.config = family, site, config
         self._transformers = transformers_of(pipe, family)
@@ -163,6 +175,8 @@ class Handle:
         self._session = Session(pipe, self._transformers)
         self._cache: Cache | Follower
         self._clock = _Clock(self._session)
+        self._scene: Scene | None = None
+        self._done: SceneReport | None = None  # of the scene, once it is removed
         try:
             self._session.install(self._patches)
             if course is not None:
@@ -176,6 +190,10 @@ class Handle:
                 )
                 self._cache.install(self._patches)
             self._session.observers = [self._cache, self._clock]
+            self._scene = scene(self._session) if scene is not None else None
+            if self._scene is not None:
+                self._scene.install(self._patches)
+                self._session.observers = [self._scene, self._cache, self._clock]
         except BaseException:
             self._patches.undo()
             raise
@@ -211,6 +229,9 @@ class Handle:
         self._cache.settle()
         self._patches.undo()
         self._cache.clear()
+        if self._scene is not None:
+            self._done = self._done or self._scene.report()
+            self._scene.clear()
 
     def report(self) -> Report:
         """What the last run did.
@@ -226,6 +247,7 @@ class Handle:
         cache.settle()
         sites = cache.site_reports()
         full, spent, notes = self._flops(sites)
+        scene = self._scene_report()
         return Report(
             family=self.family.name,
             site=self.site,
@@ -244,6 +266,7 @@ class Handle:
             prediction=pilot.prediction() if pilot else None,
             planned=pilot.steering.plan.computed if pilot else (),
             notes=notes + cache.notes(),
+            scene=scene,
         )
 
     def _flops(self, sites: tuple[Any, ...]) -> tuple[int | None, int | None, tuple[str, ...]]:
@@ -261,7 +284,18 @@ class Handle:
         except (RuntimeError, NotImplementedError, TypeError) as error:
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             return None, None, (f"FLOPs could not be counted: {reason}",)
-        return full, full - saved, ()
+        return full, self._with_scene(full - saved), ()
+
+    def _scene_report(self) -> SceneReport | None:
+        return self._done or (self._scene.report() if self._scene is not None else None)
+
+    def _with_scene(self, spent: int) -> int:
+        """FLOPs with those of a scene: rows beside the user's cost what these cost."""
+        scene = self._scene_report()
+        if scene is None:
+            return spent
+        shots = len(scene.classes) - scene.further_rows
+        return round(spent * len(scene.classes) / max(shots, 1)) + scene.extra_flops
 
     def _cost(self, costs: dict[str, int], site: str) -> int:
         if site == following.SITE:

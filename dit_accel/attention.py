@@ -138,15 +138,17 @@ def rotate_pairs(
         rotary: cosines and sines, `(1, N, 1, D)` each, every angle twice.
     """
 
-    def turned(rows: torch.Tensor) -> torch.Tensor:
-        x1, x2 = torch.unflatten(rows, -1, (-1, 2)).unbind(-1)
-        cos, sin = rotary[0][..., 0::2], rotary[1][..., 1::2]
-        out = torch.empty_like(rows)
-        out[..., 0::2] = x1 * cos - x2 * sin
-        out[..., 1::2] = x1 * sin + x2 * cos
-        return out.type_as(rows)
+    return rotate(query, rotary), rotate(key, rotary)
 
-    return turned(query), turned(key)
+
+def rotate(rows: torch.Tensor, rotary: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+    """Rotate neighbouring channels of `(B, N, H, D)`; `rotary` as in `rotate_pairs`."""
+    x1, x2 = torch.unflatten(rows, -1, (-1, 2)).unbind(-1)
+    cos, sin = rotary[0][..., 0::2], rotary[1][..., 1::2]
+    out = torch.empty_like(rows)
+    out[..., 0::2] = x1 * cos - x2 * sin
+    out[..., 1::2] = x1 * sin + x2 * cos
+    return out.type_as(rows)
 
 
 def grid_of(transformer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> TokenGrid:

@@ -204,8 +204,11 @@ class Cache:
 
     def step_begins(self, step: int) -> None:
         self.settle()
+        changed = self.session.changes(step)
         for site in self.sites:
-            site.reuses = not site.windows.computes(step)
+            if changed:
+                site.kept.clear()
+            site.reuses = not changed and not site.windows.computes(step)
 
     def forward_ends(self, transformer: str) -> None:
         """Nothing to do between the branches: they share the step's decision."""

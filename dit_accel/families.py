@@ -33,6 +33,10 @@ class Family:
         sites: which sites are safe: the whole stack only where nothing is added between blocks,
             the others only where a value is one tensor.
         notes: one phrase for people.
+        cross_attention: a block's submodule that reads the text; None where a layout's scenes are
+            not known to work, as for the next two.
+        text_embedder: the transformer's submodule that every text passes before its blocks.
+        rotary: the transformer's submodule that makes the rotary embedding of its tokens.
     """
 
     name: str
@@ -46,6 +50,9 @@ class Family:
     branches: str
     sites: tuple[str, ...]
     notes: str
+    cross_attention: str | None = None
+    text_embedder: str | None = None
+    rotary: str | None = None
 
 
 FAMILIES: dict[str, Family] = {
@@ -63,6 +70,9 @@ FAMILIES: dict[str, Family] = {
             branches="separate",
             sites=SITES,
             notes="Wan 2.1 and 2.2, both experts",
+            cross_attention="attn2",
+            text_embedder="condition_embedder.text_embedder",
+            rotary="rope",
         ),
         Family(
             name="hunyuan-video",

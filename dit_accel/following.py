@@ -101,6 +101,33 @@ class PlanCourse:
         return ()
 
 
+class EveryStep:
+    """Computes every step, for whatever number of them, and keeps nothing."""
+
+    mix = (1.0,)
+    measures = False
+
+    def begin(self, total: int | None) -> None:
+        """Takes any."""
+
+    def forecast_of(self, step: int) -> Forecast | None:
+        """None: it is computed."""
+
+    def learn(self, step: int, surprise: float | None) -> None:
+        """Changes nothing."""
+
+    def trip(self, step: int, why: str) -> None:
+        """Changes nothing."""
+
+    def reads(self, step: int) -> tuple[int, ...]:
+        """Nothing is read again."""
+        return ()
+
+    def notes(self) -> tuple[str, ...]:
+        """None."""
+        return ()
+
+
 class Follower:
     """Answers the forwards of a session by a course; an observer of it."""
 
@@ -220,6 +247,9 @@ class Follower:
                 self._measure(step)
             self._latents = self.session.latents
         self._now, self._missed, self._size = {}, [], None
+        if self.session.changes(step):
+            self.kept.clear()
+            self.start.clear()
         self._served = self.course.forecast_of(step)
         self._count_kept()
         read = {*self.course.reads(step - 1)}

@@ -23,6 +23,7 @@ from dit_accel.errors import BadInput, RunFailed
 from dit_accel.families import FAMILIES, Family
 
 REACH_SECONDS = 5.0
+CONFIGS = ["model_index.json", "*/config.json", "*/*_config.json", "generation_defaults.json"]
 MINIATURE = "without --model, the embedded miniature runs and needs nothing"
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
@@ -37,11 +38,12 @@ class Model:
     family: Family
 
 
-def find(model: str | None) -> Model:
+def find(model: str | None, *, whole: bool = True) -> Model:
     """Find the folder of `--model`, downloading it if need be.
 
     Args:
         model: a folder, a hub id, or None for the embedded miniature.
+        whole: False: its configuration files will do, and nothing else is downloaded.
 
     Raises:
         BadInput: if it is neither, or no diffusers folder of a supported family.
@@ -51,25 +53,25 @@ def find(model: str | None) -> Model:
         return _embedded()
     folder = Path(model).expanduser()
     if folder.is_dir():
-        return look_into(folder, name=model)
+        return look_into(folder, name=model, whole=whole)
     if folder.exists():
         raise BadInput(f"--model is {model!r}, a file: must be a folder with a model_index.json")
     if model.startswith((".", "~")) or not _HUB_ID.fullmatch(model):
         raise BadInput(
             f"--model is {model!r}: no such folder, and no hub id of the form owner/name"
         )
-    return _from_hub(model)
+    return _from_hub(model, whole)
 
 
-def look_into(folder: Path, *, name: str) -> Model:
-    """Check that a folder holds a whole, supported pipeline.
+def look_into(folder: Path, *, name: str, whole: bool = True) -> Model:
+    """Check that a folder holds a supported pipeline, and if asked a whole one.
 
     Raises:
         BadInput: naming what is missing or not supported.
     """
     index = _read_index(folder / "model_index.json", name)
     family = _check_family(index, name)
-    missing = missing_parts(folder, index)
+    missing = missing_parts(folder, index) if whole else _missing_configs(folder)
     if missing:
         raise BadInput(f"--model is {name!r}, which is incomplete: {', '.join(missing)} missing")
     return Model(name, folder, index, family)
@@ -202,6 +204,12 @@ def _class_of(index: dict[str, Any], part: str) -> str | None:
     return None
 
 
+def _missing_configs(folder: Path) -> list[str]:
+    found = [(folder / part / "config.json").is_file() for part in ("transformer", "transformer_2")]
+    missing = [] if any(found) else ["transformer/config.json"]
+    return missing if (folder / "vae" / "config.json").is_file() else [*missing, "vae/config.json"]
+
+
 def _missing_weights(part: Path) -> list[str]:
     indices = sorted(part.glob("*.index.json"))
     if not indices:
@@ -211,19 +219,19 @@ def _missing_weights(part: Path) -> list[str]:
     return sorted(shard for shard in shards if not (part / shard).is_file())
 
 
-def _from_hub(model: str) -> Model:
+def _from_hub(model: str, whole: bool) -> Model:
     from huggingface_hub import constants
 
     cached = _cached(model)
     if cached is not None:
         index = _read_index(cached / "model_index.json", model)
-        if not missing_parts(cached, index):
-            return look_into(cached, name=model)
+        if not (missing_parts(cached, index) if whole else _missing_configs(cached)):
+            return look_into(cached, name=model, whole=whole)
     state = "not in the local cache" if cached is None else "only partly in the local cache"
     if constants.HF_HUB_OFFLINE:
         raise RunFailed(_how_to_get(model, state, "HF_HUB_OFFLINE is set"))
     _reach(model, state)
-    return _download(model, state)
+    return _download(model, state, whole)
 
 
 def _cached(model: str) -> Path | None:
@@ -255,19 +263,22 @@ def _reach(model: str, state: str) -> None:
         raise _not_had(model, state, end) from end
 
 
-def _download(model: str, state: str) -> Model:
+def _download(model: str, state: str, whole: bool) -> Model:
     from diffusers import DiffusionPipeline
-    from huggingface_hub import hf_hub_download
+    from huggingface_hub import hf_hub_download, snapshot_download
 
     try:
         first = hf_hub_download(model, "model_index.json")
         _check_family(_read_index(Path(first), model), model)
-        folder = DiffusionPipeline.download(model)
+        if whole:
+            folder = DiffusionPipeline.download(model)
+        else:
+            folder = snapshot_download(model, allow_patterns=CONFIGS)
     except BadInput:
         raise
     except Exception as error:
         raise _not_had(model, state, error) from error
-    return look_into(Path(folder), name=model)
+    return look_into(Path(folder), name=model, whole=whole)
 
 
 def _not_had(model: str, state: str, error: Exception) -> BadInput | RunFailed:

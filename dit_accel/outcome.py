@@ -40,6 +40,27 @@ class SiteReport:
 
 
 @dataclass(frozen=True)
+class SceneReport:
+    """What a layout's isolation and references did in one run.
+
+    `classes` are tokens by class ("background", subjects from "1") of every row, `reads` the keys
+    of references that it reads. `further_rows` came from files; `calls` are of self-attention where
+    rows were split. `extra_flops` is beside the stock pipeline's, negative where isolation saves
+    more than reading costs; further rows are not in it. `held_bytes` are indices, tables and
+    latents of files over the run, `gathered_bytes` the most keys and values of references at once.
+    """
+
+    classes: dict[str, dict[str, int]]
+    reads: dict[str, int]
+    further_rows: int
+    calls: int
+    extra_flops: int
+    held_bytes: int
+    gathered_bytes: int
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class Report:
     """One run of an accelerated pipeline.
 
@@ -68,6 +89,7 @@ class Report:
     speedup: float | None = None
     prediction: dict[str, float | None] | None = None
     planned: tuple[int, ...] = ()
+    scene: SceneReport | None = None
 
     @property
     def flops_kept(self) -> float | None:
@@ -105,4 +127,17 @@ class Report:
             + (f", {kept:.0%} of the FLOPs" if kept is not None else "")
             + f", {self.seconds:.2f} s, {self.kept_bytes / 2**20:.1f} MiB held by kept values."
         )
-        return " ".join((text, *self.notes))
+        return " ".join((text, *self._scene_summary(), *self.notes))
+
+    def _scene_summary(self) -> tuple[str, ...]:
+        scene = self.scene
+        if scene is None:
+            return ()
+        further = f", {scene.further_rows} further rows" if scene.further_rows else ""
+        said = (
+            f"Scene: {len(scene.classes) - scene.further_rows} shots{further}, {scene.calls} split "
+            f"calls of self-attention, {scene.extra_flops / 1e9:+.2f} GFLOPs, "
+            f"{scene.held_bytes / 2**20:.1f} MiB held, {scene.gathered_bytes / 2**20:.1f} MiB of "
+            "references at once."
+        )
+        return (said, *scene.notes)

@@ -36,10 +36,20 @@ def _compute(forward: Callable[[], Any]) -> Any:
     return forward()
 
 
+def _call(name: str, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+    return forward(*args, **kwargs)
+
+
+def _never(step: int) -> bool:
+    return False
+
+
 class Session:
     """Where a pipeline is: `step`, `total`, `branch`, `role`; told to the observers in order.
 
-    `answer` makes the output of each forward from the call of what is wrapped, which it may leave.
+    `answer` makes the output of each forward from the call of what is wrapped, which it may leave;
+    `carry` makes that call, by the transformer's name, and may change what it is given. `changes`
+    says whether the denoiser itself is another one from a step on: then nothing kept is of use.
     """
 
     def __init__(self, pipe: Any, transformers: dict[str, torch.nn.Module]) -> None:
@@ -47,6 +57,8 @@ class Session:
         self.transformers = transformers
         self.observers: list[Observer] = []
         self.answer: Callable[[Callable[[], Any]], Any] = _compute
+        self.carry: Callable[[str, Callable[..., Any], Any, Any], Any] = _call
+        self.changes: Callable[[int], bool] = _never
         self.inputs: dict[tuple[str, str], tuple[tuple[Any, ...], dict[str, Any]]] = {}
         self.role = "target"
         self.transformer = ""  # the name of the one that is running
@@ -99,7 +111,7 @@ class Session:
             self.latents = kwargs["hidden_states"] if "hidden_states" in kwargs else args[0]
             self.text = kwargs.get("encoder_hidden_states")
             self._enter(name, args, kwargs)
-            output = self.answer(partial(inner, *args, **kwargs))
+            output = self.answer(partial(self.carry, name, inner, args, kwargs))
             self.latents = self.text = None
             for observer in self.observers:
                 observer.forward_ends(name)

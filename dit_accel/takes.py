@@ -40,7 +40,8 @@ class Clip:
 @dataclass(frozen=True)
 class Take:
     """One clip as it was made: frames `(T, H, W, 3)` float in [0, 1]; latents `(B, C, F, h, w)`
-    float32, of the last step; the report where dit_accel was at work."""
+    float32, of the last step; the report where dit_accel was at work; `others` are the clips of a
+    call's further prompts."""
 
     frames: npt.NDArray[np.floating[Any]]
     latents: npt.NDArray[np.float32]
@@ -48,6 +49,12 @@ class Take:
     whole_seconds: float
     peak_memory_bytes: int | None
     report: Report | None = None
+    others: tuple[npt.NDArray[np.floating[Any]], ...] = ()
+
+    @property
+    def clips(self) -> tuple[npt.NDArray[np.floating[Any]], ...]:
+        """All clips of the call, one a prompt."""
+        return self.frames, *self.others
 
     def costs(self) -> dict[str, float | int | None]:
         """Seconds and memory, JSON-able."""
@@ -99,8 +106,8 @@ def take(
     arguments = call_arguments(pipe, clip) | (overrides or {})
     clock = LoopClock(pipe, device, int(arguments["num_inference_steps"]), watchers)
     with clock, bench.measure(device) as measured:
-        frames = pipe(**arguments, callback_on_step_end=clock.step_ended).frames[0]
-    if not np.isfinite(frames).all():
+        frames, *others = pipe(**arguments, callback_on_step_end=clock.step_ended).frames
+    if not all(np.isfinite(clip).all() for clip in (frames, *others)):
         raise NotFiniteError("the model made frames that are not finite")
     return Take(
         frames=frames,
@@ -108,6 +115,7 @@ def take(
         denoising_seconds=clock.seconds,
         whole_seconds=measured.seconds,
         peak_memory_bytes=measured.peak_memory_bytes,
+        others=tuple(others),
     )
 
 

@@ -13,6 +13,7 @@ ROOT = Path(__file__).resolve().parent.parent
 BEGIN, END = "<!-- tree -->\n", "<!-- /tree -->"
 FOLDERS = (
     "dit_accel",
+    "dit_accel/layout",
     "dit_accel/methods",
     "dit_accel/evaluate",
     "dit_accel/metrics",

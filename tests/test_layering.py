@@ -33,11 +33,13 @@ MATHS = (
     "shift",
     "visibility",
     "positions",
+    "merging",
 )
-KNOWLEDGE = ("families", "profile", "layout", "miniature", "outcome", "targets")
+KNOWLEDGE = ("families", "profile", "layout", "miniature", "outcome", "staging", "targets", "video")
 PLUMBING = (
     *("patching", "programs", "kernels", "session"),
     *("attention", "caching", "following", "pcas", "trimming", "unicp"),
+    *("blending", "lockstep", "supported", "isolation"),
 )
 LAYERS = {
     "assets": 0,  # data, no code: free to all
@@ -51,9 +53,13 @@ PLUMBING_RANKS = {
     **dict.fromkeys(("patching", "programs"), 0),
     **dict.fromkeys(("session", "kernels"), 1),
     **dict.fromkeys(("attention", "caching", "following", "pcas", "trimming"), 2),
+    "blending": 2,
+    "lockstep": 3,
+    "supported": 3,
     "unicp": 3,
+    "isolation": 4,
 }
-ALONE = {"metrics", "video", "bench"}
+ALONE = {"metrics", "video", "bench"}  # `video` knows files alone, so that `layout` may know it
 ROOT_MODULE = ""  # `dit_accel` itself: lazy, so its constants are free to all, its names are not
 
 

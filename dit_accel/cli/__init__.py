@@ -1,6 +1,7 @@
 """The `dit-accel` command: one file a verb. Asking it for help imports neither torch nor diffusers.
 
-A new verb is one file with one function, and one row of `VERBS`.
+A new verb is one file with one function, and one row of `VERBS`; one with verbs of its own is one
+file with a `typer.Typer`.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from dit_accel.cli.bench import bench
 from dit_accel.cli.calibrate import calibrate
 from dit_accel.cli.evaluate import evaluate
 from dit_accel.cli.generate import generate
+from dit_accel.cli.layout import layout
 from dit_accel.cli.models import models
 from dit_accel.cli.plan import plan
 from dit_accel.cli.report import report
@@ -42,6 +44,7 @@ app = typer.Typer(
 )
 for _name, _verb in VERBS.items():
     app.command(_name)(_verb)
+app.add_typer(layout, name="layout")
 
 
 def main() -> None:

@@ -12,7 +12,7 @@ import math
 import os
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,18 +25,19 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Files:
-    """Where a run writes; the last two only with `--compare`."""
+    """Where a run writes; `compare` and `uncached` only with `--compare`."""
 
     video: Path
     sidecar: Path
     compare: Path | None = None
     uncached: Path | None = None
+    more: dict[str, Path] = field(default_factory=dict)  # of further shots, by what they are
 
     def present(self) -> dict[str, Path]:
         """Those that this run writes, by what they are."""
         named = (("video", self.video), ("compare", self.compare), ("uncached", self.uncached))
         found = {name: path for name, path in named if path is not None}
-        return found | {"sidecar": self.sidecar}
+        return found | self.more | {"sidecar": self.sidecar}
 
 
 def name_files(output: Path, *, compare: bool) -> Files:

@@ -10,22 +10,29 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from dit_accel.cli import files as writing
-from dit_accel.cli import options
+from dit_accel.cli import options, shots
 from dit_accel.cli.errors import reported, say
 from dit_accel.cli.files import Files
 from dit_accel.cli.progress import StepBar
 from dit_accel.cli.request import Request, slug
+from dit_accel.cli.shots import Scenery
 from dit_accel.cli.summary import foretold, show
 
 if TYPE_CHECKING:
     from dit_accel.cli.aim import Aim
     from dit_accel.cli.settings import Settings
+    from dit_accel.layout import Layout
     from dit_accel.loading import Model
     from dit_accel.takes import Take
 
 
 def generate(
-    prompt: options.Prompt,
+    prompt: options.Prompt = "",
+    layout: options.Layout = None,
+    isolation: options.Isolation = None,
+    reposition: options.Reposition = None,
+    alpha: options.Alpha = None,
+    background: options.Background = None,
     model: options.Model = None,
     quality: options.Quality = None,
     speedup: options.Speedup = None,
@@ -54,7 +61,8 @@ def generate(
     device: options.Device = None,
     verbose: options.Verbose = False,
 ) -> None:
-    """Make a clip from a prompt, accelerated to a quality, a speed or a threshold.
+    """Make a clip from a prompt, or one a shot of a layout, accelerated to a quality, a speed or a
+    threshold.
 
     Beside the video it writes a sidecar JSON: versions, every setting, what was promised, and the
     report.
@@ -86,6 +94,7 @@ def generate(
         overwrite=overwrite,
         dtype=dtype,
         device=device,
+        scenery=Scenery(layout, isolation, reposition, alpha, background),
     )
     with reported(verbose=verbose):
         _generate(request, as_json=as_json, verbose=verbose)
@@ -93,24 +102,31 @@ def generate(
 
 def _generate(request: Request, *, as_json: bool, verbose: bool) -> None:
     request.check()
-    output = request.output or Path(f"{slug(request.prompt)}.mp4")
-    files = writing.name_files(output, compare=request.compare)
+    layout = request.scenery.read()
+    name = slug(request.prompt if layout is None else Path(request.scenery.layout or "").stem)
+    output = request.output or Path(f"{name}.mp4")
+    if layout is None:
+        files = writing.name_files(output, compare=request.compare)
+    else:
+        files = shots.files_of(output, layout, compare=request.compare)
     writing.check_files(files, overwrite=request.overwrite)
     with _status("starting", quiet=as_json):
         from dit_accel.cli.aim import check_steps, read_profile
-        from dit_accel.cli.settings import resolve
+        from dit_accel.cli.settings import read_strides, resolve
         from dit_accel.loading import quiet_libraries
 
         muted = quiet_libraries(verbose=verbose)
     with muted:
         model, device, dtype = _find(request)
-        settings = resolve(request, model, device=device, dtype=dtype)
+        settings = resolve(request, model, device=device, dtype=dtype, layout=layout)
         check_steps(settings)
+        if layout is not None:
+            shots.check_fits(layout, settings, read_strides(model))
         if request.profile is not None:
             read_profile(request.profile)
         aim, take, uncached = _run(model, settings, windowed=request.windowed, quiet=as_json)
         with _status("writing", quiet=as_json):
-            content = _write(files, model, aim, take, uncached)
+            content = _write(files, model, aim, take, uncached, layout)
     _tell(files, aim.settings, take, content, as_json=as_json)
 
 
@@ -150,14 +166,19 @@ def _run(
 
 
 def _write(
-    files: Files, model: Model, aim: Aim, take: Take, uncached: Take | None
+    files: Files, model: Model, aim: Aim, take: Take, uncached: Take | None, layout: Layout | None
 ) -> dict[str, Any]:
     """Write every file or none; returns what the sidecar holds."""
     from dit_accel.cli.record import record
 
     settings = aim.settings
-    content = record(files, model, aim, take, uncached)
-    clips = writing.clips_of(files, take.frames, uncached.frames if uncached else None)
+    twins = take, uncached
+    if layout is not None:
+        twins = shots.as_one(take), shots.as_one(uncached) if uncached else None
+        clips = shots.clips_of(files, layout, take, uncached)
+    else:
+        clips = writing.clips_of(files, take.frames, uncached.frames if uncached else None)
+    content = record(files, model, aim, *twins)
     with writing.all_or_none(files) as folder:
         writing.write_clips(folder, clips, settings.fps)
         writing.write_json(folder, files.sidecar, content)

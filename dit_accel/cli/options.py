@@ -8,13 +8,58 @@ from typing import Annotated
 import typer
 
 from dit_accel.cli.request import ACCELS, DTYPES
+from dit_accel.cli.shots import BACKGROUNDS
 from dit_accel.families import SITES
 from dit_accel.windows import DEFAULT_THRESHOLD
 
 _CACHE, _CLIP, _MACHINE, _RESULT = "What is reused", "The clip", "The machine", "The result"
+_SCENE = "The scene"
 
 Prompt = Annotated[
-    str, typer.Argument(metavar="PROMPT", help="What the clip shows.", show_default=False)
+    str,
+    typer.Argument(
+        metavar="[PROMPT]", help="What the clip shows; not with --layout.", show_default=False
+    ),
+]
+Layout = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE",
+        help="Subjects, boxes and shots (YAML or JSON): one clip a shot, and a sheet of them.",
+        show_default=False,
+        rich_help_panel=_SCENE,
+    ),
+]
+Isolation = Annotated[
+    bool | None,
+    typer.Option(
+        "--isolation/--no-isolation",
+        help="Whether subjects attend to each other no more.",
+        show_default="isolation",
+        rich_help_panel=_SCENE,
+    ),
+]
+Reposition = Annotated[
+    bool | None,
+    typer.Option(
+        "--reposition/--no-reposition",
+        help="Whether references are read as if they stood in the subject's box.",
+        show_default="reposition",
+        rich_help_panel=_SCENE,
+    ),
+]
+Alpha = Annotated[
+    float | None,
+    typer.Option(help="Strength of reposition, 0 to 1.", show_default="1", rich_help_panel=_SCENE),
+]
+Background = Annotated[
+    str | None,
+    typer.Option(
+        metavar="|".join(BACKGROUNDS),
+        help="Whether the background sees the subjects.",
+        show_default="open",
+        rich_help_panel=_SCENE,
+    ),
 ]
 Model = Annotated[
     str | None,

@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 import re
 import unicodedata
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from dit_accel.cli.errors import BadInput
+from dit_accel.cli.shots import Scenery
 from dit_accel.families import SITES
 
 DTYPES = ("float32", "bfloat16", "float16")
@@ -47,6 +48,7 @@ class Request:
     negative: str | None = None
     output: Path | None = None
     overwrite: bool = False
+    scenery: Scenery = field(default_factory=Scenery)
 
     def check(self) -> None:
         """Refuse what no model could accept.
@@ -54,7 +56,8 @@ class Request:
         Raises:
             BadInput: naming the option, its value, and what is accepted.
         """
-        if not self.prompt.strip():
+        self.scenery.check(self.prompt)
+        if not self.prompt.strip() and self.scenery.layout is None:
             raise BadInput('PROMPT is empty: say what the clip shows, e.g. "a red circle"')
         _within("--threshold", self.threshold, 0.0)
         _within("--seed", self.seed, 0, LARGEST_SEED)

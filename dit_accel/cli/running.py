@@ -6,6 +6,7 @@ import dataclasses
 from typing import TYPE_CHECKING, Any
 
 from dit_accel import takes
+from dit_accel.cli import shots
 from dit_accel.cli.errors import BadInput, RunFailed
 
 if TYPE_CHECKING:
@@ -19,13 +20,21 @@ def warm_up(pipe: Any, settings: Settings) -> None:
 
 
 def take_uncached(pipe: Any, settings: Settings, bar: StepBar) -> takes.Take:
-    """The clip of the stock pipeline.
+    """The clip of the stock pipeline; with a layout, of its scene without a cache.
 
     Raises:
         RunFailed: if its frames are not finite.
     """
+    with shots.alone(pipe, settings):
+        return _take(pipe, settings, bar)
+
+
+def _take(pipe: Any, settings: Settings, bar: StepBar) -> takes.Take:
+    given = shots.overrides(settings)
     try:
-        return takes.take(pipe, settings.clip, device=settings.device, watchers=(bar,))
+        return takes.take(
+            pipe, settings.clip, device=settings.device, watchers=(bar,), overrides=given
+        )
     except takes.NotFiniteError as error:
         hint = "" if settings.dtype == "float32" else "; try --dtype float32"
         raise RunFailed(f"{error} in {settings.dtype}{hint}") from error
@@ -34,7 +43,7 @@ def take_uncached(pipe: Any, settings: Settings, bar: StepBar) -> takes.Take:
 def take_accelerated(pipe: Any, settings: Settings, bar: StepBar) -> takes.Take:
     """The clip of the accelerated pipeline, with its report; the pipeline is left as it was."""
     with _accelerated(pipe, settings) as handle:
-        take = take_uncached(pipe, settings, bar)
+        take = _take(pipe, settings, bar)
         return dataclasses.replace(take, report=handle.report())
 
 
@@ -54,6 +63,7 @@ def check_accepted(pipe: Any, settings: Settings) -> None:
 def _accelerated(pipe: Any, settings: Settings) -> Any:
     from dit_accel import accelerate
 
+    scene: dict[str, Any] = {"layout": settings.layout, "scene": settings.scene}
     if settings.quality is not None or settings.speedup is not None:
         return accelerate(
             pipe,
@@ -62,10 +72,11 @@ def _accelerated(pipe: Any, settings: Settings) -> Any:
             profile=settings.profile,
             guard=settings.guard,
             force=settings.force,
+            **scene,
         )
     if settings.accel is not None:
-        return accelerate(pipe, accel=_preset(settings))
-    return accelerate(pipe, threshold=settings.threshold, site=settings.site)
+        return accelerate(pipe, accel=_preset(settings), **scene)
+    return accelerate(pipe, threshold=settings.threshold, site=settings.site, **scene)
 
 
 def _preset(settings: Settings) -> Any:

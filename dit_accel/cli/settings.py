@@ -16,7 +16,9 @@ from typing import Any
 from dit_accel import miniature
 from dit_accel.cli.errors import BadInput
 from dit_accel.cli.request import Request
+from dit_accel.layout import Layout
 from dit_accel.loading import Model
+from dit_accel.staging import SceneConfig
 from dit_accel.takes import Clip
 
 FALLBACK_FPS = 16.0
@@ -60,6 +62,9 @@ class Settings:
     dtype: str
     device: str
     compare: bool
+    prompts: tuple[str, ...] = ()  # of a layout's shots
+    layout: str | None = None
+    scene: SceneConfig | None = None
 
     @property
     def clip(self) -> Clip:
@@ -82,8 +87,13 @@ class Strides:
     longest: int | None = None
 
 
-def resolve(request: Request, model: Model, *, device: str, dtype: str) -> Settings:
+def resolve(
+    request: Request, model: Model, *, device: str, dtype: str, layout: Layout | None = None
+) -> Settings:
     """Fill in what the user left open, and refuse what this model cannot make.
+
+    Args:
+        layout: that of `--layout`, read.
 
     Raises:
         BadInput: naming the option, its value, and the nearest accepted ones.
@@ -99,8 +109,8 @@ def resolve(request: Request, model: Model, *, device: str, dtype: str) -> Setti
     check_sizes(strides, chosen["height"], chosen["width"], chosen["frames"])
     return Settings(
         **chosen,
-        prompt=request.prompt,
-        negative=_negative(request, call),
+        prompt=layout.shots[0].prompt if layout is not None else request.prompt,
+        negative=_negative(request, call, layout),
         model=model.name,
         pipeline=str(model.index["_class_name"]),
         quality=request.quality,
@@ -120,6 +130,9 @@ def resolve(request: Request, model: Model, *, device: str, dtype: str) -> Setti
         dtype=dtype,
         device=device,
         compare=request.compare,
+        prompts=tuple(layout.prompts) if layout is not None else (),
+        layout=str(request.scenery.layout) if layout is not None else None,
+        scene=request.scenery.config() if layout is not None else None,
     )
 
 
@@ -218,13 +231,15 @@ def _chosen(asked: Any, default: Any, option: str) -> Any:
     return default if asked is None else asked
 
 
-def _negative(request: Request, call: dict[str, Any]) -> str | None:
+def _negative(request: Request, call: dict[str, Any], layout: Layout | None) -> str | None:
     if request.negative is not None and "negative_prompt" not in call:
         raise BadInput(
             f"--negative is {request.negative!r}: this pipeline takes no negative prompt"
         )
     if request.negative is not None:
         return request.negative
+    if layout is not None and layout.negative_prompt is not None and "negative_prompt" in call:
+        return layout.negative_prompt
     default = call.get("negative_prompt")
     return default if isinstance(default, str) else None
 

@@ -122,7 +122,9 @@ def _setting_rows(settings: Settings) -> list[Row]:
         f"{settings.steps} steps, guidance {settings.guidance:g}, seed {settings.seed}"
     )
     where = f"{settings.model} ({settings.pipeline}), {settings.dtype} on {settings.device}"
-    return [("", ""), ("prompt", settings.prompt), ("clip", clip), ("model", where)]
+    prompts = settings.prompts or (settings.prompt,)
+    said = [("prompt" if i == 0 else "", prompt) for i, prompt in enumerate(prompts)]
+    return [("", ""), *said, ("clip", clip), ("model", where)]
 
 
 def _cost_rows(take: Take, device: str) -> list[Row]:
@@ -146,11 +148,26 @@ def _report_rows(report: Report, shades: str) -> list[Row]:
         *_strip_rows(report, shades),
         ("FLOPs kept", _flops(report)),
         ("kept values", bytes_text(report.kept_bytes)),
+        *_scene_rows(report),
         *(("", Text(note, style="yellow")) for note in report.notes),
     ]
     if not any(site.served for site in report.sites):
         rows.append(("", Text(_nothing_reused(report), style="yellow")))
     return rows
+
+
+def _scene_rows(report: Report) -> list[Row]:
+    """Tokens by class of every row, and what isolation and references added or saved."""
+    scene = report.scene
+    if scene is None:
+        return []
+    rows: list[Row] = []
+    for name, classes in scene.classes.items():
+        counts = ", ".join(f"{label} {count}" for label, count in classes.items())
+        read = f"; reads {scene.reads[name]}" if name in scene.reads else ""
+        rows.append(("scene" if not rows else "", f"{name}: tokens of {counts}{read}"))
+    rows.append(("", f"{scene.extra_flops / 1e9:+.2f} GFLOPs beside the stock attention's"))
+    return [*rows, *(("", note) for note in scene.notes)]
 
 
 def _flops(report: Report) -> str:
@@ -160,6 +177,8 @@ def _flops(report: Report) -> str:
 
 
 def _nothing_reused(report: Report) -> str:
+    if report.threshold == 0 and report.scene is not None:
+        return "threshold 0 reuses nothing: this is the scene without a cache"
     if report.threshold == 0:
         return "threshold 0 reuses nothing: this is the stock pipeline's clip"
     if report.threshold is None:

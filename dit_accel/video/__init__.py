@@ -13,7 +13,7 @@ It knows no audio, colour space tags, variable frame rate or more than 8 bits; f
 to 1/1000.
 """
 
-from dit_accel.video.canvas import contact_sheet, side_by_side
+from dit_accel.video.canvas import contact_sheet, film_strips, side_by_side
 from dit_accel.video.frames import Frames, to_uint8
 from dit_accel.video.reading import READABLE, Codec, codec_of, read_video, stream_video
 from dit_accel.video.writing import LOSSLESS, WRITABLE, check_output, write_video
@@ -27,6 +27,7 @@ __all__ = [
     "check_output",
     "codec_of",
     "contact_sheet",
+    "film_strips",
     "read_video",
     "side_by_side",
     "stream_video",

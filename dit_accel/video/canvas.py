@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any, cast
 
 import cv2
@@ -89,6 +90,43 @@ def _text_width(text: str, scale: float) -> int:
 
 def _stroke(scale: float) -> int:
     return max(1, round(1.5 * scale))
+
+
+def film_strips(
+    clips: Sequence[npt.NDArray[Any]], *, labels: Sequence[str], frames: int = 6, height: int = 128
+) -> Frames:
+    """One row of frames a clip, evenly over its time, under its label.
+
+    Args:
+        clips: `(T, H, W, 3)` each, of one size.
+        labels: one a clip; ASCII.
+        frames: of a row, at most.
+        height: smaller clips are enlarged by whole factors to at least this many pixels.
+
+    Returns:
+        `(H', W', 3)` uint8.
+
+    Raises:
+        ValueError: if the clips differ in size, or are not as many as the labels.
+    """
+    if not clips or len(clips) != len(labels) or len({clip.shape[1:] for clip in clips}) != 1:
+        raise ValueError(f"{len(clips)} clips and {len(labels)} labels: as many, of one size")
+    tall, wide = clips[0].shape[1:3]
+    factor = max(1, math.ceil(height / tall))
+    tall, wide = tall * factor, wide * factor
+    count = min(frames, max(len(clip) for clip in clips))
+    across = count * (wide + _SHEET_GAP) - _SHEET_GAP
+    rows = []
+    for clip, label in zip(clips, labels, strict=True):
+        shown = [round(i * (len(clip) - 1) / max(count - 1, 1)) for i in range(count)]
+        row: Frames = np.full((28 + tall + _SHEET_GAP, across, 3), _BACKGROUND, np.uint8)
+        text = _shorten(label, across - 8, 0.55)
+        cv2.putText(row, text, (4, 20), _FONT, 0.55, _INK, 1, cv2.LINE_AA)
+        for i, frame in enumerate(to_uint8(clip[shown])):
+            x = i * (wide + _SHEET_GAP)
+            row[28 : 28 + tall, x : x + wide] = frame.repeat(factor, 0).repeat(factor, 1)
+        rows.append(row)
+    return np.concatenate(rows)
 
 
 def contact_sheet(clip: Frames) -> Frames:

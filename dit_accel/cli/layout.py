@@ -1,0 +1,396 @@
+"""`dit-accel layout`: check a layout file, draw it, and tell what it will cost; no model runs."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+
+from dit_accel.cli import options
+from dit_accel.cli.errors import BadInput, RunFailed, reported
+from dit_accel.cli.request import DTYPES
+from dit_accel.cli.shots import Scenery
+
+if TYPE_CHECKING:
+    from dit_accel.cli.blueprint import Blueprint
+    from dit_accel.cli.layout_picture import Drawn
+    from dit_accel.foretelling import Foretold
+    from dit_accel.layout import Layout, Reference, Subject
+    from dit_accel.staging import SceneConfig
+    from dit_accel.video import Frames
+
+PICTURES = (".png", ".mp4")
+layout = typer.Typer(
+    help="Check a layout file, draw it, or tell what it will cost.", no_args_is_help=True
+)
+
+File = Annotated[
+    Path, typer.Argument(metavar="FILE", help="A layout: YAML or JSON.", show_default=False)
+]
+Outside = Annotated[
+    bool, typer.Option("--outside", help="It may name files outside its own folder.")
+]
+
+
+@layout.command()
+def validate(
+    file: File,
+    outside: Outside = False,
+    as_json: options.Json = False,
+    verbose: options.Verbose = False,
+) -> None:
+    """Check a layout file, and say what is in it; masks must be clips of one length a shot."""
+    with reported(verbose=verbose):
+        found = _load(file, outside)
+        lengths = _mask_lengths(found)
+        if as_json:
+            _print_json(_summary(found, lengths))
+            return
+        console = Console(highlight=False)
+        subjects = len({s.id for shot in found.shots for s in shot.subjects})
+        shots, held = _count(len(found.shots), "shot"), _count(subjects, "subject")
+        console.print(f"[green]valid[/]: {shots}, {held}")
+        for shot in found.shots:
+            console.print(f"\n[bold]{shot.id}[/]  [dim]{_plain(shot.prompt)}[/]", soft_wrap=True)
+            for subject in shot.subjects:
+                console.print(f"  {_in_words(subject)}", soft_wrap=True)
+
+
+@layout.command()
+def preview(
+    file: File,
+    out: Annotated[
+        Path,
+        typer.Option(help="Ends in .png (some frames) or .mp4 (all).", show_default=False),
+    ],
+    over: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="CLIP",
+            help="Draw over this clip; one for each shot, in order.",
+            show_default="plain grey",
+        ),
+    ] = None,
+    count: Annotated[int, typer.Option("--columns", help="Frames of a shot, of a PNG.")] = 5,
+    model: options.Model = None,
+    height: options.Height = None,
+    width: options.Width = None,
+    frames: options.Frames = None,
+    fps: options.Fps = None,
+    overwrite: options.Overwrite = False,
+    outside: Outside = False,
+    verbose: options.Verbose = False,
+) -> None:
+    """Draw a layout: boxes, ids and the tokens that each subject has, over frames.
+
+    Sizes are those of the model's clips, its configuration files alone are read.
+    """
+    with reported(verbose=verbose):
+        if out.suffix.lower() not in PICTURES:
+            raise BadInput(f"--out is {str(out)!r}: must end in {' or '.join(PICTURES)}")
+        if out.exists() and not overwrite:
+            raise BadInput(f"--out is {str(out)!r}: it exists; pass --overwrite to replace it")
+        if not 1 <= count <= 16:
+            raise BadInput(f"--columns is {count}: must be from 1 to 16")
+        found = _load(file, outside)
+        clips = _clips(over, found)
+        size = _size_of(clips)
+        with _muted(verbose):
+            asked = (height or size[1], width or size[2], frames or size[0])
+            plan = _blueprint(model, *asked)
+            drawn = _drawn(found, plan, clips)
+        _write(out, drawn, count, fps or float(plan.call.get("fps") or 16))
+        typer.echo(f"{out}: {_count(len(drawn), 'shot')}, {plan.width}x{plan.height}")
+
+
+@layout.command()
+def plan(
+    file: File,
+    model: options.Model = None,
+    height: options.Height = None,
+    width: options.Width = None,
+    frames: options.Frames = None,
+    steps: options.Steps = None,
+    guidance: options.Guidance = None,
+    dtype: options.Dtype = None,
+    isolation: options.Isolation = None,
+    reposition: options.Reposition = None,
+    alpha: options.Alpha = None,
+    background: options.Background = None,
+    outside: Outside = False,
+    as_json: options.Json = False,
+    verbose: options.Verbose = False,
+) -> None:
+    """Tell tokens, attention calls, memory and FLOPs of a layout; no weight is loaded."""
+    with reported(verbose=verbose):
+        scenery = Scenery(file, isolation, reposition, alpha, background)
+        scenery.check("")
+        if dtype is not None and dtype not in DTYPES:
+            raise BadInput(f"--dtype is {dtype!r}: must be one of {', '.join(DTYPES)}")
+        if steps is not None and steps < 1:
+            raise BadInput(f"--steps is {steps}: must be at least 1")
+        found = _load(file, outside)
+        with _muted(verbose):
+            blueprint = _blueprint(model, height, width, frames)
+            total = int(steps or blueprint.call.get("num_inference_steps") or 50)
+            weight = guidance if guidance is not None else blueprint.call.get("guidance_scale")
+            branches = 2 if weight is None or float(weight) > 1 else 1
+            told = _foretell(found, blueprint, scenery.config(), total, branches, dtype)
+        if as_json:
+            _print_json({**_clip(blueprint, total, branches), **dataclasses.asdict(told),
+                         "extra": told.extra})  # fmt: skip
+        else:
+            _show(Console(highlight=False), told, blueprint, total, branches)
+
+
+def _load(file: Path, outside: bool) -> Layout:
+    from dit_accel.layout import load
+
+    try:
+        return load(file, outside=outside)
+    except (ValueError, OSError) as error:
+        raise BadInput(f"FILE is {str(file)!r}: {error}") from error
+
+
+def _mask_lengths(found: Layout) -> dict[str, int]:
+    """Frames of the masks of each shot that has any.
+
+    Raises:
+        BadInput: masks of a shot differ in length, or one is no clip.
+    """
+    from dit_accel.video import stream_video
+
+    lengths: dict[str, int] = {}
+    for i, shot in enumerate(found.shots):
+        for j, subject in enumerate(shot.subjects):
+            if subject.mask is None:
+                continue
+            field = f"shots[{i}].subjects[{j}].mask"
+            try:
+                count = sum(len(chunk) for chunk in stream_video(subject.mask))
+            except (ValueError, OSError) as error:
+                raise BadInput(f"{field} cannot be read: {error}") from error
+            if lengths.setdefault(shot.id, count) != count:
+                raise BadInput(
+                    f"{field} has {count} frames; accepted: {lengths[shot.id]}, as the masks "
+                    "before it in this shot"
+                )
+    return lengths
+
+
+def _blueprint(
+    model: str | None, height: int | None, width: int | None, frames: int | None
+) -> Blueprint:
+    from dit_accel.cli.blueprint import read
+
+    return read(model, height=height, width=width, frames=frames)
+
+
+def _drawn(found: Layout, plan: Blueprint, clips: list[Frames]) -> list[Drawn]:
+    from dit_accel.cli.layout_picture import Drawn
+    from dit_accel.layout import LayoutError, coverage
+    from dit_accel.visibility import labels
+
+    grid = plan.grid
+    known = tuple(dict.fromkeys(subject.id for shot in found.shots for subject in shot.subjects))
+    drawn = []
+    for i, shot in enumerate(found.shots):
+        try:
+            shares = coverage(shot, grid)
+            owner = labels(shares, [subject.z for subject in shot.subjects])
+        except LayoutError as error:
+            raise BadInput(str(error.inside(f"shots[{i}]"))) from error
+        except ValueError as error:
+            raise BadInput(f"shots[{i}]: {error}") from error
+        owner = owner.view(grid.frames, grid.height, grid.width)
+        drawn.append(Drawn(shot, owner, grid, clips[i] if clips else None, known))
+    return drawn
+
+
+def _clips(over: list[Path] | None, found: Layout) -> list[Frames]:
+    from dit_accel.video import read_video
+
+    if not over:
+        return []
+    if len(over) != len(found.shots):
+        raise BadInput(f"--over is given {len(over)} times: must be {len(found.shots)}, one a shot")
+    clips = []
+    for path in over:
+        try:
+            clips.append(read_video(path)[0])
+        except (ValueError, OSError) as error:
+            raise BadInput(f"--over is {str(path)!r}: {error}") from error
+    if len({clip.shape for clip in clips}) != 1:
+        shapes = ", ".join("x".join(map(str, clip.shape[:3])) for clip in clips)
+        raise BadInput(f"--over are clips of {shapes} (frames, height, width): must be equal")
+    return clips
+
+
+def _size_of(clips: list[Frames]) -> tuple[int | None, int | None, int | None]:
+    """Frames, height and width of the clips; None where there are none."""
+    return clips[0].shape[:3] if clips else (None, None, None)
+
+
+def _write(out: Path, drawn: list[Drawn], columns: int, fps: float) -> None:
+    from dit_accel import video
+    from dit_accel.cli.layout_picture import film, sheet
+
+    still = out.suffix.lower() == ".png"
+    frames = sheet(drawn, count=columns) if still else film(drawn)
+    try:
+        video.write_video(out, frames, fps=fps)
+    except (ValueError, OSError) as error:
+        raise RunFailed(f"--out is {str(out)!r}: {error}") from error
+
+
+def _foretell(
+    found: Layout, blueprint: Blueprint, config: SceneConfig, steps: int, branches: int,
+    dtype: str | None,
+) -> Foretold:  # fmt: skip
+    from dit_accel.foretelling import foretell
+
+    sizes = blueprint.sizes(dtype or "bfloat16")
+    grid = blueprint.grid
+    try:
+        return foretell(found, grid, sizes, config, steps=steps, branches=branches)
+    except ValueError as error:
+        raise BadInput(str(error)) from error
+
+
+def _show(
+    console: Console, told: Foretold, blueprint: Blueprint, steps: int, branches: int
+) -> None:
+    from rich.table import Table
+
+    clip = f"{blueprint.width}x{blueprint.height}, {blueprint.frames} frames"
+    tokens = sum(told.rows[0].tokens.values())
+    model = _plain(blueprint.model.name)
+    console.print(f"{model}: {clip}, {tokens} tokens, {steps} steps, {branches} branches")
+    table = Table("clip", "tokens", "reads", "calls", "pairs")
+    for column in table.columns[2:]:
+        column.justify = "right"
+    for row in told.rows:
+        held = ", ".join(f"{name} {count}" for name, count in row.tokens.items())
+        table.add_row(row.name, held, str(row.reads), str(row.calls), f"{row.pairs:.0%}")
+    console.print(table)
+    stock, scene = _flops(told.stock_flops), _flops(told.scene_flops)
+    console.print(f"denoiser: {scene}, stock {stock} ({told.extra:+.1%})")
+    console.print(
+        f"memory: read at one attention {_bytes(told.read_bytes)}, noted for it "
+        f"{_bytes(told.raw_bytes)}, tables {_bytes(told.table_bytes)}"
+    )
+    console.print(
+        f"[dim]not held: a bank of references {_bytes(told.bank_bytes)}, "
+        f"a dense mask of a clip {_bytes(told.mask_bytes)}[/]"
+    )
+    console.print(
+        "[dim]calls and pairs: of one attention where all is at work; 1 and 100 % are plain "
+        "attention[/]",
+        soft_wrap=True,
+    )
+
+
+def _summary(found: Layout, masks: dict[str, int]) -> dict[str, Any]:
+    shots = [
+        {
+            "id": shot.id,
+            "prompt": shot.prompt,
+            "mask_frames": masks.get(shot.id),
+            "subjects": [_subject(subject) for subject in shot.subjects],
+        }
+        for shot in found.shots
+    ]
+    return {
+        "valid": True,
+        "version": found.version,
+        "negative_prompt": found.negative_prompt,
+        "shots": shots,
+    }
+
+
+def _subject(subject: Subject) -> dict[str, Any]:
+    return {
+        "id": subject.id,
+        "prompt": subject.prompt,
+        "keyframes": len(subject.keyframes),
+        "mask": str(subject.mask) if subject.mask is not None else None,
+        "z": subject.z,
+        "reference": _reference(subject.reference, subject.id),
+    }
+
+
+def _reference(reference: Reference | None, own: str) -> dict[str, Any] | None:
+    if reference is None:
+        return None
+    if reference.shot is not None:
+        return {"shot": reference.shot, "subject": reference.subject or own}
+    return {"file": str(reference.file)}
+
+
+def _in_words(subject: Subject) -> str:
+    parts = [f"mask {subject.mask.name}" if subject.mask else _boxes(subject)]
+    if subject.z:
+        parts.append(f"z {subject.z}")
+    reference = subject.reference
+    if reference is not None and reference.shot is not None:
+        other = reference.subject or subject.id
+        parts.append(f"reads {other} of {reference.shot}")
+    elif reference is not None and reference.file is not None:
+        parts.append(f"reads {reference.file.name}")
+    return f"[cyan]{subject.id}[/]: {_plain(', '.join(parts))}  [dim]{_plain(subject.prompt)}[/]"
+
+
+def _boxes(subject: Subject) -> str:
+    first, last = subject.keyframes[0].box, subject.keyframes[-1].box
+    start = " ".join(f"{edge:g}" for edge in first)
+    if len(subject.keyframes) == 1:
+        return f"box {start}"
+    end = " ".join(f"{edge:g}" for edge in last)
+    return f"box {start} to {end} by {len(subject.keyframes)} keyframes"
+
+
+def _clip(blueprint: Blueprint, steps: int, branches: int) -> dict[str, Any]:
+    names = ("height", "width", "frames")
+    sizes = {name: getattr(blueprint, name) for name in names}
+    return {"model": blueprint.model.name, **sizes, "steps": steps, "branches": branches}
+
+
+def _print_json(content: dict[str, Any]) -> None:
+    from dit_accel.cli.files import as_json
+
+    sys.stdout.write(as_json(content) + "\n")
+
+
+def _muted(verbose: bool) -> contextlib.AbstractContextManager[None]:
+    from dit_accel.loading import quiet_libraries
+
+    return quiet_libraries(verbose=verbose)
+
+
+def _plain(text: str) -> str:
+    """Text that rich takes as it is, in one line."""
+    from rich.markup import escape
+
+    return escape(" ".join(text.split()))
+
+
+def _count(count: int, noun: str) -> str:
+    return f"{count} {noun}{'' if count == 1 else 's'}"
+
+
+def _flops(count: int) -> str:
+    for unit, size in (("PFLOPs", 1e15), ("TFLOPs", 1e12)):
+        if count >= size:
+            return f"{count / size:.3g} {unit}"
+    return f"{count / 1e9:.3g} GFLOPs"
+
+
+def _bytes(count: int) -> str:
+    from dit_accel.cli.summary import bytes_text
+
+    return bytes_text(count)

@@ -1,0 +1,112 @@
+"""Rows in tokens: what is at work when, what is read from where, and draws that repeat."""
+
+import pytest
+import torch
+
+from dit_accel import positions, staging
+from dit_accel.staging import Acts, Reading, Row, SceneConfig, acts_at, acts_in, plan, stages
+from dit_accel.tokens import TokenGrid
+
+GRID = TokenGrid(2, 2, 4)
+ALL = Acts(True, True, True)
+
+
+def cover(*columns, frames=2):
+    """One subject over these columns, in every frame."""
+    shares = torch.zeros(1, frames, 2, 4)
+    shares[..., list(columns)] = 1
+    return shares
+
+
+def two_rows(second):
+    return [
+        Row("one", cover(0, 1), (0,)),
+        Row("two", second, (0,), (Reading(0, 0, 0),)),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("span", "inside"),
+    [((0, 1), range(10)), ((0.2, 0.5), range(2, 5)), ((0, 0.04), ()), ((0.55, 1), range(6, 10))],
+)
+def test_a_part_of_the_run_is_whole_steps(span, inside):
+    assert [step for step in range(10) if staging.within(span, step, 10)] == list(inside)
+
+
+def test_what_is_at_work_at_a_step_and_in_a_layer():
+    config = SceneConfig(steps=(0, 0.5), share_steps=(0.5, 1), share_layers=(0.5, 1))
+    assert acts_at(config, 0, 4) == Acts(True, False, True)
+    assert acts_at(config, 3, 4) == Acts(False, True, False)
+    assert acts_at(config, 3, 4) & acts_in(config, 0, 4) == Acts(False, False, False)
+    assert not acts_at(SceneConfig(isolate=False, share=False, text=0), 0, 4)
+
+
+def test_a_static_source_is_moved_by_its_keys():
+    _, stage = stages(two_rows(cover(2, 3)), GRID, SceneConfig(), width=12)
+    (source,) = stage.sources
+    assert source.queries is None and source.row == 0 and source.label == 1
+    assert source.tokens.tolist() == [0, 1, 4, 5, 8, 9, 12, 13]
+    where = positions.places(GRID)[source.tokens]
+    where[:, 2] += 2
+    expected = positions.rotary(where, 12)
+    assert all(torch.equal(a, b) for a, b in zip(source.keys, expected, strict=True))
+
+
+def test_a_source_that_moves_otherwise_is_met_by_the_queries():
+    moving = cover(0, 1)
+    moving[:, 1] = cover(2, 3)[:, 1]
+    _, stage = stages(two_rows(moving), GRID, SceneConfig(), width=12)
+    (source,) = stage.sources
+    native = positions.rotary(positions.places(GRID)[source.tokens], 12)
+    assert torch.equal(source.keys[0], native[0]) and source.queries is not None
+    where = positions.places(GRID)
+    where[8:, 2] -= 2  # the second latent frame goes back to where the reference stands
+    expected = positions.rotary(where, 12)
+    torch.testing.assert_close(source.queries[0], expected[0])
+
+
+def test_a_subject_that_is_never_seen_reads_nothing():
+    unseen = [
+        Row("one", cover(0, 1), (0,)),
+        Row("two", torch.zeros(1, 2, 2, 4), (0,), (Reading(0, 0, 0),)),
+    ]
+    _, stage = stages(unseen, GRID, SceneConfig(), width=12)
+    assert plan(stage, ALL, SceneConfig(), 0, 1).whole
+
+
+def test_a_row_of_another_grid_and_one_without_room_are_named():
+    with pytest.raises(ValueError, match=r"two covers \(3, 2, 4\) tokens; accepted: \(2, 2, 4\)"):
+        stages(two_rows(cover(0, frames=3)), GRID, SceneConfig(), width=12)
+    crowded = torch.zeros(2, 2, 2, 4)
+    crowded[..., 0, 0] = 0.2
+    with pytest.raises(ValueError, match="crowd: coverage leaves no token"):
+        stages([Row("crowd", crowded, (0, 0))], GRID, SceneConfig(), width=12)
+
+
+def test_dropout_is_drawn_anew_at_each_step_and_for_each_row_and_repeats():
+    _, stage = stages(two_rows(cover(2, 3)), GRID, SceneConfig(), width=12)
+
+    def readers(step, row=1, **settings):
+        config = SceneConfig(**settings)
+        groups = plan(stage, ALL, config, step, row).groups
+        found = [g.queries.tolist() for g in groups if g.references.numel()]
+        return found[0] if found else []
+
+    assert readers(0, dropout=0.0) == [2, 3, 6, 7, 10, 11, 14, 15]
+    assert readers(0, dropout=1.0) == []
+    assert readers(3) == readers(3)
+    assert len({tuple(readers(step)) for step in range(8)}) > 4
+    assert any(readers(step) != readers(step, row=2) for step in range(4))
+    assert any(readers(step) != readers(step, seed=1) for step in range(4))
+
+
+def test_planning_moves_no_global_generator():
+    before = torch.random.get_rng_state()
+    _, stage = stages(two_rows(cover(2, 3)), GRID, SceneConfig(), width=12)
+    plan(stage, ALL, SceneConfig(), 0, 1)
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
+def test_a_row_counts_its_tokens_by_class():
+    (stage,) = stages([Row("one", cover(0), (0,))], GRID, SceneConfig(), width=12)
+    assert stage.counts() == {"background": 12, "1": 4} and stage.held_bytes == 16 * 8
