@@ -1,6 +1,6 @@
 """Tables of docs/planning.md from an evaluation's folder: the front, and whether promises are kept.
 
-python scripts/table_contract.py runs/targets
+python scripts/table_contract.py runs/targets [--choose assets/mini-wan]
 
 *Front*: at each `speedup` the mean PSNR, and paired with it prompt by prompt each rival at as many
 FLOPs, interpolated between its settings. Where all its settings spend more, or all less, by over a
@@ -13,6 +13,7 @@ step, where none did). Of the predictions, how far off they were.
 from __future__ import annotations
 
 import argparse
+import json
 import statistics
 from collections import defaultdict
 from pathlib import Path
@@ -23,6 +24,7 @@ import numpy as np
 from dit_accel.evaluate.statistics import Interval, difference, mean
 from dit_accel.evaluate.store import Store
 
+QUALITIES = (28, 32, 36)
 LADDER = 5  # plans at least that hindsight may choose from
 
 Points = dict[str, dict[str, list[tuple[float, dict[str, Any]]]]]  # method, prompt: (FLOPs, result)
@@ -32,13 +34,32 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--metric", default="psnr_db")
+    parser.add_argument("--choose", type=Path, help="a model's folder: choose by its profile now")
+    parser.add_argument("--speedups", help="columns of the front; all where none are given")
+    parser.add_argument("--json", type=Path, help="a file for the values, clip by clip")
     args = parser.parse_args()
-    points, missing = read(Store(args.folder))
+    store = Store(args.folder)
+    points, missing = read(store)
+    if args.choose:
+        points["quality"] = chosen(points, store, args.choose)
     if missing:
         print(f"Not run: {', '.join(missing)}.\n")
     if points["speedup"]:
-        print(front(points, args.metric), "\n")
+        print(front(points, args.metric, args.speedups), "\n")
     print(contract(points))
+    if args.json:
+        args.json.write_text(json.dumps(values(points), indent=0) + "\n", encoding="utf-8")
+
+
+def values(points: Points) -> dict[str, Any]:
+    """By setting and prompt: share of the FLOPs, and every metric."""
+    rows: dict[str, Any] = defaultdict(dict)
+    for runs in points.values():
+        for prompt, results in runs.items():
+            for spent, result in results:
+                scores = {name: round(value(result, name), 5) for name in result["scores"]}
+                rows[result["label"]][prompt] = {"flops_kept": round(spent, 4)} | scores
+    return rows
 
 
 def read(store: Store) -> tuple[Points, list[str]]:
@@ -67,16 +88,48 @@ def read(store: Store) -> tuple[Points, list[str]]:
     return points, sorted(labels - made)
 
 
+def chosen(points: Points, store: Store, model: Path) -> dict[str, Any]:
+    """Of each prompt the finished clip of the plan that a model's profile chooses for its text now.
+
+    A plan does the same whether it was asked for by speed or by quality. Prompts whose plan was not
+    run are left out.
+    """
+    from diffusers import WanPipeline
+
+    from dit_accel.autopilot import FILE, decide
+    from dit_accel.difficulty import pooled
+    from dit_accel.profile import Profile
+
+    profile, pipe = Profile.load(model / FILE), WanPipeline.from_pretrained(model)
+    length = store.plan().clip.max_sequence_length
+    found: dict[str, Any] = defaultdict(list)
+    for prompt in store.plan().prompts:
+        text = pipe.encode_prompt(
+            prompt.prompt, do_classifier_free_guidance=False, max_sequence_length=length
+        )[0]
+        for wanted in QUALITIES:
+            decision = decide(profile, quality=wanted, text=pooled(text))
+            for spent, result in points["speedup"].get(prompt.id, ()):
+                if tuple(result["report"]["planned"]) == decision.plan.computed:
+                    report = result["report"] | {"prediction": vars(decision.prediction)}
+                    row = {**result, "label": f"quality:{wanted}", "report": report}
+                    found[prompt.id].append((spent, row))
+                    break
+    return found
+
+
 def value(result: dict[str, Any], metric: str) -> float:
     found = float(result["scores"][metric]["value"] or "inf")
     return min(found, 100.0)
 
 
-def front(points: Points, metric: str) -> str:
+def front(points: Points, metric: str, speedups: str | None = None) -> str:
     rivals = [n for n in points if n not in ("uncached", "speedup", "quality")]
     common = set(points["speedup"]).intersection(*(points[name] for name in rivals))
     ours = {prompt: runs for prompt, runs in points["speedup"].items() if prompt in common}
     labels = sorted({r["label"] for runs in ours.values() for _, r in runs}, key=_number)
+    if speedups:
+        labels = [f"speedup:{speedup}" for speedup in speedups.split(",")]
     lines = [
         f"| {metric}, {len(ours)} prompts | " + " | ".join(labels) + " |",
         "|---" * (len(labels) + 1) + "|",
@@ -130,7 +183,7 @@ def contract(points: Points) -> str:
     ]
     runs = points["quality"]
     for label in sorted({r["label"] for rs in runs.values() for _, r in rs}, key=_number):
-        mine = {p: next(r for _, r in rs if r["label"] == label) for p, rs in runs.items()}
+        mine = {p: r for p, rs in runs.items() for _, r in rs if r["label"] == label}
         cells = (*_reached(mine, _number(label)), *_hindsight(mine, points, _number(label)))
         lines.append(f"| {_number(label):g} dB | " + " | ".join((*cells, *_foretold(mine))) + " |")
     return "\n".join(lines)
