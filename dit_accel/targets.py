@@ -14,11 +14,13 @@ Knows numbers; no tensors of a model. Ours.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 from scipy import stats
 
 from dit_accel.planner import Field, evenly, fit, search, turning
@@ -31,11 +33,11 @@ INTERVAL = 0.90
 CONFIDENCE = 0.90  # that the share of clips is as promised, where it is counted
 MANY = 45  # prompts, of which all reach a quality: from there on 95 % are sure enough
 UNKNOWN_DB = 6.0  # spread over prompts, where none was measured
-UNREFINED_DB = 3.0  # what refining gains: taken off where a plan rests on inner products alone
+UNREFINED_DB = 4.0  # what refining gains: taken off where a plan rests on inner products alone
 
 
 _ROUNDS = 12  # of the search for a plan that begins near one that is known
-_SHARES = (0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.5, 0.6, 0.7, 0.8)
+_SHARES = (0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.5, 0.6, 0.7, 0.8)  # of the steps, computed
 
 
 class TargetError(ValueError):
@@ -232,7 +234,8 @@ def carried(
     """A decision for another number of steps or another guidance than was calibrated.
 
     Plans are made anew from the field, interpolated in the timestep. What they promise is what the
-    rungs really gave, moved by how the foretold errors differ, less what refining had gained.
+    rung of about as many computed steps really gave, moved by how the foretold errors differ, less
+    what refining had gained.
 
     Raises:
         ValueError: neither or both of the targets are given, or one is out of range.
@@ -248,33 +251,42 @@ def carried(
             raise ValueError(f"speedup is {speedup}; accepted: 1 to {total / 2:g} at {total} steps")
         counts = [max(2, round(total / speedup))]
     else:
-        known = [len(rung.computed) / profile.schedule.total for rung in profile.rungs]
-        counts = sorted({max(2, round(total * share)) for share in known or _SHARES})
+        known = [len(rung.computed) for rung in profile.rungs]
+        counts = sorted({*known, *(max(2, round(total * share)) for share in _SHARES)})
     for count in (count for count in counts if count < total):  # the fastest first
         computed = _mapped(profile, schedule, count)
-        decision = _planned(field, *fit(computed, field), profile)
-        if quality is None or _normal_reach(decision.prediction, quality) >= coverage:
+        decision = _planned(field, *fit(computed, field), profile, quality)
+        if quality is None or (
+            decision.prediction and (decision.prediction.reach or 0) >= coverage
+        ):
             better = search(field, count, start=computed, rounds=_ROUNDS, candidates=24)
-            return _planned(field, *better, profile)
+            return _planned(field, *better, profile, quality)
     return _everything(schedule, quality, profile)
 
 
 def _mapped(profile: Profile, schedule: Schedule, count: int) -> list[int]:
-    """Computed steps at the timesteps of the rung of about the same share; even without rungs."""
+    """Computed steps at the timesteps of the rung of about as many; evenly where there is none.
+
+    What a plan leaves depends on how many predictions there are and where, far more than on how
+    many steps are served between them.
+    """
     total = schedule.total
-    share = count / total
     if not profile.rungs:
         return list(evenly(total, count))
-    rung = min(profile.rungs, key=lambda r: abs(len(r.computed) / profile.schedule.total - share))
-    places = [
-        rung.computed[round(i * (len(rung.computed) - 1) / (count - 1))] for i in range(count)
-    ]
-    found: set[int] = {0}
-    for place in places[1:]:
-        time = profile.schedule.times[place]
+    own, times = _nearest(profile, count).computed, profile.schedule.times
+    found: list[int] = [0]
+    for place in range(1, count):
+        at = place * (len(own) - 1) / (count - 1)
+        low = min(int(at), len(own) - 2)
+        time = torch.lerp(times[own[low]], times[own[low + 1]], at - low)
         near = (schedule.times - time).abs().argsort().tolist()
-        found.add(next(step for step in near if step not in found))
+        found.append(next(step for step in near if step not in found))
     return sorted(found)
+
+
+def _nearest(profile: Profile, count: int) -> Rung:
+    """The rung of about as many computed steps."""
+    return min(profile.rungs, key=lambda rung: abs(len(rung.computed) - count))
 
 
 def _ends(profile: Profile, rung: Rung) -> tuple[Rung, ...]:
@@ -348,34 +360,35 @@ def _begun(rung: Rung, profile: Profile) -> int:
     return sum(step <= turn for step in rung.computed)
 
 
-def _planned(field: Field, plan: Plan, energy: float, profile: Profile) -> Decision:
+def _planned(
+    field: Field, plan: Plan, energy: float, profile: Profile, quality: float | None
+) -> Decision:
     """A plan that was not carried out in calibration, and what it may be expected to give."""
     note = "Planned from inner products; no run of this plan was made in calibration."
-    foretold = -10 * math.log10(max(energy, 1e-12))
-    centre, spread = foretold, UNKNOWN_DB
+    count, schedule, foretold = len(plan.computed), field.schedule, _decibels(energy)
+    reach: float | None
     if profile.rungs:
-        known = [
-            (-10 * math.log10(max(fit(r.computed, profile.field)[1], 1e-12)), r)
-            for r in profile.rungs
-        ]
-        near = min(known, key=lambda pair: abs(pair[0] - foretold))
-        psnr = near[1].psnr_db
-        centre = float(psnr.mean()) + foretold - near[0] - UNREFINED_DB
-        spread = float(psnr.std()) if len(psnr) > 1 else UNKNOWN_DB
-    count, schedule = len(plan.computed), field.schedule
-    prediction = Prediction(
-        field.total / count, count, centre, centre - 1.75 * spread, centre + 1.75 * spread
-    )
+        near = _nearest(profile, count)
+        gain = foretold - _decibels(fit(near.computed, profile.field)[1])
+        if len(near.computed) == count:
+            gain = min(gain, 0.0)  # finer steps of the same places: nothing is won by them
+        moved = dataclasses.replace(near, psnr_db=near.psnr_db + gain - UNREFINED_DB)
+        outlook = Outlook.of(moved)
+        centre, (low, high) = statistics.fmean(outlook.psnr_db), outlook.interval
+        reach = outlook.promise(quality) if quality is not None else None
+    else:
+        half = UNKNOWN_DB * float(stats.norm.ppf(0.5 + INTERVAL / 2))
+        centre, low, high = foretold, foretold - half, foretold + half
+        sure = stats.norm.cdf((foretold - (quality or 0.0)) / UNKNOWN_DB)
+        reach = float(sure) if quality is not None else None
+    prediction = Prediction(field.total / count, count, centre, low, high, reach)
     return Decision(
         plan, schedule.mix, tuple(schedule.times.tolist()), prediction, {}, notes=(note,)
     )
 
 
-def _normal_reach(promised: Prediction | None, quality: float) -> float:
-    if promised is None:
-        return 0.0
-    width = (promised.high_db - promised.low_db) / 3.5
-    return float(stats.norm.cdf((promised.psnr_db - quality) / max(width, 1e-9)))
+def _decibels(energy: float) -> float:
+    return -10 * math.log10(max(energy, 1e-12))
 
 
 def _everything(schedule: Schedule, quality: float | None, profile: Profile) -> Decision:
