@@ -30,7 +30,7 @@ from dit_accel.layout import Layout
 
 STEPS, GUIDANCE = 50, 4.0
 STOCK = "stock"
-_PAIRS = ("two", "three", "similar")
+_PAIRS = ("two", "three", "similar", "unplaced", "boxed", "crossed")
 _SHOTS = ("shots", "unsaid")
 _ALONE: dict[str, Any] = {"share": False}  # isolation without references
 _READ: dict[str, Any] = {"isolate": False, "text": 0.0}  # references without isolation

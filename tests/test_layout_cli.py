@@ -334,3 +334,14 @@ def _strides(pipe):
     from dit_accel.supported import strides_of
 
     return strides_of(pipe, pipe.transformer)
+
+
+def test_the_documents_plan_and_errors_are_what_the_command_says():
+    page = (ROOT / "docs" / "layout.md").read_text(encoding="utf-8")
+    said = invoke("layout", "plan", str(SHOTS)).stdout
+    shown = page.split("```text\n")[1].split("```")[0]
+    assert said.startswith(shown)
+    document = yaml.safe_load(page.split("```yaml\n")[1].split("```")[0])
+    examples = ROOT / "assets" / "layouts" / "two-shots.yaml"
+    shots = yaml.safe_load(examples.read_text(encoding="utf-8"))["shots"]
+    assert document["shots"][1] == shots[1]
