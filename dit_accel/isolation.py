@@ -22,7 +22,7 @@ from typing import Any
 import torch
 
 from dit_accel import attention, blending, positions, staging, supported
-from dit_accel.attention import Attend, Staged
+from dit_accel.attention import Staged
 from dit_accel.blending import Blended, Texts
 from dit_accel.families import Family
 from dit_accel.lockstep import Clips
@@ -109,6 +109,8 @@ class Scene:
         """Call a transformer's forward: with the rows of files behind the user's, cut off again."""
         latents = kwargs["hidden_states"] if "hidden_states" in kwargs else args[0]
         self._check_rows(len(latents))
+        for layer in self.layers:
+            supported.check_undivided(layer.staged)
         self._look(name, args, kwargs, latents)
         args, kwargs = self.clips.extend(args, kwargs, self.session, self.texts)
         return self.clips.cut(forward(*args, **kwargs), len(latents))
@@ -226,7 +228,7 @@ class Layer:
 
     def __init__(self, scene: Scene, index: int, count: int, staged: Staged) -> None:
         self.scene, self.index, self.count = scene, index, count
-        self.inner: Attend = staged.attend
+        self.staged, self.inner = staged, staged.attend
         self.raw: tuple[torch.Tensor, torch.Tensor] | None = None
         staged.position, staged.attend = outside_graphs(self.position), outside_graphs(self.attend)
 

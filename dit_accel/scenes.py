@@ -19,8 +19,10 @@ from dit_accel.layout import Layout, LayoutError, Reference
 from dit_accel.layout.reading import IMAGES
 from dit_accel.lockstep import Clips
 from dit_accel.session import Session
-from dit_accel.staging import Reading, Row, SceneConfig
+from dit_accel.staging import Reading, Row, SceneConfig, stages
 from dit_accel.tokens import TokenGrid
+
+ANY_WIDTH = 12  # of a head, where only what a layout asks for is looked at
 
 Prepared = Callable[[Session], Scene]
 
@@ -47,19 +49,32 @@ def prepare(
     supported.check_family(family)
     found = given if isinstance(given, Layout) else layout.load(given)
     chosen = config or SceneConfig()
-    files = files_of(found) if chosen.share else {}
+    clips, rows = _read(found, chosen)
+    prompts = [[subject.prompt for subject in shot.subjects] for shot in found.shots]
+    return lambda session: Scene(session, family, chosen, prompts, rows, clips)
+
+
+def check(found: Layout, grid: TokenGrid, config: SceneConfig | None = None) -> None:
+    """Refuse a layout that a clip of this size cannot hold: without any model.
+
+    Raises:
+        ValueError: a file cannot be read or has another length, or a subject finds no token.
+    """
+    chosen = config or SceneConfig()
+    stages(_read(found, chosen)[1](grid), grid, chosen, width=ANY_WIDTH)
+
+
+def _read(found: Layout, config: SceneConfig) -> tuple[Clips, Callable[[TokenGrid], list[Row]]]:
+    """The frames of its files, and its rows by the tokens' grid."""
+    files = files_of(found) if config.share else {}
     clips = Clips(
         [read_frames(reference, field) for reference, (_, field) in files.items()],
         [prompt for prompt, _ in files.values()],
-        chosen.seed,
+        config.seed,
         len(found.shots),
     )
-    prompts = [[subject.prompt for subject in shot.subjects] for shot in found.shots]
-
-    def rows(grid: TokenGrid) -> list[Row]:
-        return rows_of(found, [*files], [len(clip) for clip in clips.frames], grid, chosen)
-
-    return lambda session: Scene(session, family, chosen, prompts, rows, clips)
+    lengths = [len(clip) for clip in clips.frames]
+    return clips, lambda grid: rows_of(found, [*files], lengths, grid, config)
 
 
 def files_of(found: Layout) -> dict[Reference, tuple[str, str]]:
@@ -93,8 +108,9 @@ def rows_of(
             raise error.inside(f"shots[{i}]") from error
         z = tuple(subject.z for subject in shot.subjects)
         rows.append(Row(shot.id, cover, z, tuple(readings)))
-    for reference, length in zip(files, lengths, strict=True):
-        rows.append(Row(f"file {_name(reference)}", _cover(reference, length, grid), (0,)))
+    for n, (reference, length) in enumerate(zip(files, lengths, strict=True), start=1):
+        name = f"file {n}: {_name(reference)}"  # the same file may be there with another box
+        rows.append(Row(name, _cover(reference, length, grid), (0,)))
     return rows
 
 

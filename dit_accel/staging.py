@@ -268,8 +268,9 @@ def _source(
     tokens = (classes[reading.row] == reading.source + 1).nonzero().flatten()
     native = positions.rotary(where[tokens], width)
     made = Source(reading.subject + 1, reading.row, tokens, native, None)
-    if not config.reposition or not len(tokens):
-        return made
+    seen = bool((classes[row] == reading.subject + 1).any())
+    if not config.reposition or not len(tokens) or not seen:
+        return made  # nothing is moved, or nobody is there to read or to be read
     source = positions.extents(rows[reading.row].coverage[reading.source])
     target = positions.extents(rows[row].coverage[reading.subject])
     laid = positions.box_map(source, target, config.alpha)

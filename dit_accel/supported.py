@@ -33,6 +33,12 @@ def check_text_only(cross: Any) -> None:
         raise ValueError("the transformer reads an image too; accepted: text to video")
 
 
+def check_undivided(processor: Any) -> None:
+    """Refuse an attention whose tokens are shared out to several devices."""
+    if getattr(processor, "_parallel_config", None) is not None:
+        raise ValueError("context parallelism is on; accepted with a layout: off")
+
+
 def check_rotary(module: Any, family: Family) -> torch.dtype:
     """Refuse positions that are not made as `positions` makes them; the dtype that they are in."""
     rope = getattr(module, family.rotary or "", None)
@@ -59,8 +65,7 @@ def staged(attn: Any, patches: Patches) -> Staged:
             "accel prunes attention, and with a layout each class would need blocks of its own; "
             "accepted: accel=UniCP(pcas=None, shift=None), on the command line --no-prune"
         )
-    if getattr(attn.processor, "_parallel_config", None) is not None:
-        raise ValueError("context parallelism is on; accepted with a layout: off")
+    check_undivided(attn.processor)
     return attention.install(attn, patches)
 
 

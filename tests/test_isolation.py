@@ -519,6 +519,12 @@ def test_context_parallelism_and_other_rotary_tables_are_refused():
     with pytest.raises(ValueError, match="context parallelism is on"), scene(pipe, made):
         pass
     pipe = tiny_wan()
+    with scene(pipe, made):
+        pipe.transformer.blocks[2].attn1.processor._parallel_config = object()  # set afterwards
+        with pytest.raises(ValueError, match="context parallelism is on"):
+            run(pipe)
+        pipe.transformer.blocks[2].attn1.processor._parallel_config = None
+    pipe = tiny_wan()
     pipe.transformer.rope.freqs_cos += 0.1
     with pytest.raises(ValueError, match="other rotary angles"), scene(pipe, made):
         pass
@@ -534,6 +540,20 @@ def test_two_pipelines_with_scenes_do_not_touch_each_other():
         with scene(other, rows([(0, 0.25), (0.25, 1)])):
             run(other)
             assert np.array_equal(run(one), right)
+
+
+def test_group_offload_changes_nothing():
+    from test_composition import offload
+
+    made = rows([(0, 0.5)], [(0.5, 1)], readings={1: (Reading(0, 0, 0),)})
+    clips = []
+    for offloaded in (False, True):
+        pipe = tiny_wan()
+        if offloaded:
+            offload(pipe)
+        with scene(pipe, made, shots=2, texts=[("red",), ("blue",)]):
+            clips.append(run(pipe, prompt=TWO, negative_prompt=None))
+    assert np.array_equal(*clips)
 
 
 def test_half_precision_and_a_compiled_transformer_run():

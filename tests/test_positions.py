@@ -136,8 +136,10 @@ def test_extents_give_back_the_box_that_was_rastered():
 # --- rotary embeddings ---
 
 
-@pytest.mark.parametrize("width", [12, 32, 64, 128])
+@pytest.mark.parametrize("width", [12, 24, 32, 128])
 def test_whole_places_give_exactly_diffusers_table(width):
+    """Not of 64: diffusers 0.35 cuts its table by D // 3, which is odd there, and other than the
+    widths it was made by; such a model is refused when a scene is put on it."""
     table = WanRotaryPosEmbed(width, (1, 2, 2), 64)
     theirs = table(torch.empty(1, 16, 7, 2 * 11, 2 * 13))
     ours = rotary(places(TokenGrid(7, 11, 13)), width)

@@ -134,7 +134,7 @@ def test_a_file_is_one_further_row_for_all_that_refer_to_it_alike(tmp_path):
     )
     scene = made(layout)
     rows = scene.rows(GRID)
-    assert [row.name for row in rows] == ["one", "two", "file a.png"]
+    assert [row.name for row in rows] == ["one", "two", "file 1: a.png"]
     assert [row.readings[0].row for row in rows[:2]] == [2, 2]
     assert (
         rows[2].coverage[0, :, 0, 0].tolist() == [1, 1, 1] and not rows[2].coverage[..., 2:].any()
@@ -143,6 +143,18 @@ def test_a_file_is_one_further_row_for_all_that_refer_to_it_alike(tmp_path):
     with accelerate(pipe, layout=layout) as handle:
         assert len(run(pipe, layout)) == 2
         assert handle.report().scene.reads == {"one": 12, "two": 12}
+
+
+def test_one_file_with_two_boxes_is_two_rows(tmp_path):
+    path = picture(tmp_path / "a.png")
+    left, right = (Reference(file=path, keyframes=(Keyframe(0.0, b),)) for b in (LEFT, RIGHT))
+    subjects = subject("a", LEFT, reference=left), subject("b", RIGHT, reference=right)
+    layout, pipe = Layout((Shot("one", "two circles", subjects),)), tiny_wan()
+    with accelerate(pipe, layout=layout) as handle:
+        run(pipe, layout)
+        found = handle.report()
+    assert found.scene.further_rows == 2 and len(found.scene.classes) == 3
+    assert found.flops_spent > 2.9 * found.flops_full
 
 
 def test_a_clip_and_its_mask_are_read(tmp_path):

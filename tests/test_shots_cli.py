@@ -124,6 +124,16 @@ def test_a_wrong_layout_names_the_field(generate, here):  # noqa: F811
     assert result.exit_code == 2 and "no layout at none.yaml" in result.stderr
 
 
+def test_a_mask_of_another_length_is_named_before_the_model_is_loaded(generate, here):  # noqa: F811
+    np.save(here / "mask.npy", np.full((4, 8, 8, 3), 255, np.uint8))
+    text = LAYOUT.replace("box: [0, 0, 0.5, 1]", "mask: mask.npy")
+    (here / "masked.yaml").write_text(text)
+    result = generate(layout="masked.yaml")
+    assert result.exit_code == 2
+    field = "--layout is 'masked.yaml': shots[0].subjects[0].mask has 4 frames; accepted: 5"
+    assert field in result.stderr and "mp4" not in " ".join(names(here))
+
+
 def test_pruning_names_the_choice(here, model_folder):  # noqa: F811
     (here / "scene.yaml").write_text(LAYOUT)
     words = ("--model", str(model_folder), "--layout", "scene.yaml", "--accel", "unicp-paper")

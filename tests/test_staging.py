@@ -65,6 +65,15 @@ def test_a_source_that_moves_otherwise_is_met_by_the_queries():
     torch.testing.assert_close(source.queries[0], expected[0])
 
 
+def test_a_subject_that_is_never_seen_reads_nothing():
+    unseen = [
+        Row("one", cover(0, 1), (0,)),
+        Row("two", torch.zeros(1, 2, 2, 4), (0,), (Reading(0, 0, 0),)),
+    ]
+    _, stage = stages(unseen, GRID, SceneConfig(), width=12)
+    assert plan(stage, ALL, SceneConfig(), 0, 1).whole
+
+
 def test_a_row_of_another_grid_and_one_without_room_are_named():
     with pytest.raises(ValueError, match=r"two covers \(3, 2, 4\) tokens; accepted: \(2, 2, 4\)"):
         stages(two_rows(cover(0, frames=3)), GRID, SceneConfig(), width=12)

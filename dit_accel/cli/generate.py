@@ -112,7 +112,7 @@ def _generate(request: Request, *, as_json: bool, verbose: bool) -> None:
     writing.check_files(files, overwrite=request.overwrite)
     with _status("starting", quiet=as_json):
         from dit_accel.cli.aim import check_steps, read_profile
-        from dit_accel.cli.settings import resolve
+        from dit_accel.cli.settings import read_strides, resolve
         from dit_accel.loading import quiet_libraries
 
         muted = quiet_libraries(verbose=verbose)
@@ -120,6 +120,8 @@ def _generate(request: Request, *, as_json: bool, verbose: bool) -> None:
         model, device, dtype = _find(request)
         settings = resolve(request, model, device=device, dtype=dtype, layout=layout)
         check_steps(settings)
+        if layout is not None:
+            shots.check_fits(layout, settings, read_strides(model))
         if request.profile is not None:
             read_profile(request.profile)
         aim, take, uncached = _run(model, settings, windowed=request.windowed, quiet=as_json)

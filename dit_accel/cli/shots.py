@@ -15,7 +15,7 @@ from dit_accel.cli.files import Files, name_files
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-    from dit_accel.cli.settings import Settings
+    from dit_accel.cli.settings import Settings, Strides
     from dit_accel.layout import Layout
     from dit_accel.staging import SceneConfig
     from dit_accel.takes import Take
@@ -88,6 +88,24 @@ class Scenery:
             "background": self.background,
         }
         return SceneConfig(**{k: v for k, v in named.items() if v is not None})  # type: ignore[arg-type]
+
+
+def check_fits(layout: Layout, settings: Settings, strides: Strides) -> None:
+    """Refuse before the work a layout that a clip of this size cannot hold.
+
+    Raises:
+        BadInput: naming `--layout`, the shot, and what is wrong.
+    """
+    from dit_accel import scenes
+    from dit_accel.tokens import TokenGrid, TokenStrides
+
+    tokens = TokenStrides(strides.temporal, strides.pixels_per_token, 1)
+    size = settings.frames, settings.height, settings.width
+    try:
+        grid = TokenGrid.from_pixels(*size, strides=tokens)
+        scenes.check(layout, grid, settings.scene)
+    except (ValueError, OSError) as error:
+        raise BadInput(f"--layout is {settings.layout!r}: {error}") from error
 
 
 def files_of(output: Path, layout: Layout, *, compare: bool) -> Files:
