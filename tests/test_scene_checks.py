@@ -194,13 +194,18 @@ def test_a_run_goes_on_where_it_was_cut_off_and_makes_a_table(tmp_path, monkeypa
     table_scenes.main()
     assert calls == [[0, 2], [1, 3]]
     said = capsys.readouterr().out
-    assert "| stock | 4 | 100% [100%, 100%]" in said
-    assert "| isolation only | 4 | 0% [0%, 0%]" in said and "-100 points [-100, -100]" in said
+    assert "| stock | 4 | 100% [51%, 100%]" in said
+    assert "| isolation only | 4 | 0% [0%, 49%]" in said and "-100 points [-100, -100]" in said
 
 
 def test_an_interval_holds_the_mean():
     mean, low, high = table_scenes.interval([0.0, 1.0] * 32)
     assert low < mean == 0.5 < high and high - low == pytest.approx(0.245, abs=0.03)
+
+
+def test_a_rate_at_its_end_is_not_sure():
+    assert table_scenes.wilson([1.0] * 16) == pytest.approx((1, 0.806, 1), abs=1e-3)
+    assert table_scenes.wilson([0.0, 1.0]) == pytest.approx((0.5, 0.095, 0.905), abs=1e-3)
 
 
 def test_expected_regions_are_the_captions():
