@@ -4,6 +4,9 @@ Suites:
 
 - `two`, `three`: as many subjects side by side, colours and shapes all different.
 - `similar`: two subjects of neighbouring colours.
+- `unplaced`: two subjects, and the caption does not say where; boxes do.
+- `boxed`: two subjects, each in one quarter of the frame; the caption says left and right alone.
+- `crossed`: as `two`, but boxes have the subjects on the other side than the caption: who wins?
 - `shots`: one subject in two shots, at another place and size, moving otherwise.
 - `unsaid`: the same, but the caption of the second shot leaves the colour out: it can only come
   from the first.
@@ -23,14 +26,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from miniature_world import COLORS, MOTIONS, SIZES, Scene, Subject, sample_scene
-from scene_checks import Expected, cell, expected_of
+from scene_checks import Expected, Region, cell, expected_of
 
 from dit_accel.layout import Keyframe, Layout, Reference, Shot
 from dit_accel.layout import Subject as Placed
 
-SUITES = ("two", "three", "similar", "shots", "unsaid")
+SUITES = ("two", "three", "similar", "unplaced", "boxed", "crossed", "shots", "unsaid")
 PLAIN = ("circle", "square", "triangle", "diamond", "ring")
-LARGE = {"two": ("", "big"), "similar": ("", "big"), "three": ("big",)}
+LARGE = {"three": ("big",)}  # else normal and big
+STAYING = ("still", "grow", "shrink")
 NEIGHBOURS = (
     ("red", "orange"),
     ("orange", "yellow"),
@@ -75,16 +79,51 @@ def _one_shot(rng: random.Random, suite: str, index: int, boxes: str) -> Case:
     count = 3 if suite == "three" else 2
     colors = rng.choice(NEIGHBOURS) if suite == "similar" else rng.sample(sorted(COLORS), count)
     shapes = rng.sample(PLAIN, count)
-    scene = _scene(rng, count, LARGE[suite])
-    scene = dataclasses.replace(
-        scene,
-        subjects=tuple(
-            dataclasses.replace(subject, color=color, shape=shape)
-            for subject, color, shape in zip(scene.subjects, colors, shapes, strict=True)
-        ),
-    )
-    shot = _shot("scene", scene, scene.caption(), [None] * count, boxes)
-    return Case(suite, index, Layout((shot,), ""), (tuple(expected_of(scene)),), (scene,))
+    scene = _scene(rng, count, LARGE.get(suite, ("", "big")))
+    subjects = [
+        dataclasses.replace(subject, color=color, shape=shape)
+        for subject, color, shape in zip(scene.subjects, colors, shapes, strict=True)
+    ]
+    if suite == "boxed":
+        subjects = [_quartered(rng, subject) for subject in subjects]
+    scene = dataclasses.replace(scene, subjects=tuple(subjects))
+    said, drawn = scene, scene
+    if suite == "unplaced":
+        said = _without_places(scene)
+    if suite == "crossed":
+        drawn = dataclasses.replace(scene, subjects=tuple(map(_mirrored, subjects)))
+    shot = _shot("scene", drawn, said.caption(), [None] * count, boxes, quarters=suite == "boxed")
+    expected = expected_of(drawn)
+    if suite == "boxed":
+        regions = [_quarter(subject) for subject in drawn.subjects]
+        expected = [
+            dataclasses.replace(one, region=region)
+            for one, region in zip(expected, regions, strict=True)
+        ]
+    return Case(suite, index, Layout((shot,), ""), (tuple(expected),), (drawn,))
+
+
+def _quartered(rng: random.Random, subject: Subject) -> Subject:
+    """In the middle of the upper or lower quarter of its side, where it stays."""
+    x = 0.25 if subject.place == "on the left" else 0.75
+    motion = rng.choice(STAYING)
+    return dataclasses.replace(subject, motion=motion, center=(x, rng.choice((0.25, 0.75))))
+
+
+def _quarter(subject: Subject) -> Region:
+    x, y = (0.5 * (at > 0.5) for at in subject.center)
+    return x, y, x + 0.5, y + 0.5
+
+
+def _mirrored(subject: Subject) -> Subject:
+    """On the other side; what moves left or right still does."""
+    center = 1 - subject.center[0], subject.center[1]
+    return dataclasses.replace(subject, place=_OPPOSITE[subject.place], center=center)
+
+
+def _without_places(scene: Scene) -> Scene:
+    subjects = [dataclasses.replace(subject, place="") for subject in scene.subjects]
+    return dataclasses.replace(scene, subjects=tuple(subjects))
 
 
 def _two_shots(rng: random.Random, suite: str, index: int, boxes: str) -> Case:
@@ -134,11 +173,14 @@ def _shot(
     references: list[Reference | None],
     boxes: str,
     said: str | None = None,
+    quarters: bool = False,
 ) -> Shot:
     placed = []
     for number, (subject, reference) in enumerate(zip(scene.subjects, references, strict=True)):
         own = said or dataclasses.replace(scene, subjects=(subject,)).caption()
         keyframes = _path(subject) if boxes == "paths" else (_still(subject, len(references)),)
+        if quarters and boxes == "cells":
+            keyframes = (Keyframe(0, _quarter(subject)),)
         id_ = "hero" if len(scene.subjects) == 1 else f"subject-{number + 1}"
         placed.append(Placed(id_, own, keyframes, reference=reference))
     return Shot(id, caption, tuple(placed))

@@ -334,3 +334,46 @@ def _strides(pipe):
     from dit_accel.supported import strides_of
 
     return strides_of(pipe, pipe.transformer)
+
+
+def test_the_documents_plan_and_errors_are_what_the_command_says():
+    page = (ROOT / "docs" / "layout.md").read_text(encoding="utf-8")
+    said = invoke("layout", "plan", str(SHOTS)).stdout
+    shown = page.split("```text\n")[1].split("```")[0]
+    assert said.startswith(shown)
+    document = yaml.safe_load(page.split("```yaml\n")[1].split("```")[0])
+    examples = ROOT / "assets" / "layouts" / "two-shots.yaml"
+    shots = yaml.safe_load(examples.read_text(encoding="utf-8"))["shots"]
+    assert document["shots"][1] == shots[1]
+
+
+def test_of_a_hub_model_configuration_files_will_do(wan, monkeypatch):
+    from dit_accel import loading
+    from dit_accel.errors import RunFailed
+
+    monkeypatch.setattr(loading, "_cached", lambda model: wan)
+    assert loading.find("owner/wan", whole=False).folder == wan
+    with pytest.raises(RunFailed, match="only partly in the local cache, and HF_HUB_OFFLINE is"):
+        loading.find("owner/wan")
+
+
+def test_of_a_hub_model_nothing_but_configuration_is_downloaded(wan, monkeypatch):
+    import huggingface_hub
+
+    from dit_accel import loading
+
+    asked = {}
+
+    def snapshot(model: str, allow_patterns: list[str]) -> str:
+        asked[model] = allow_patterns
+        return str(wan)
+
+    monkeypatch.setattr(loading, "_cached", lambda model: None)
+    monkeypatch.setattr(loading, "_reach", lambda model, state: None)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot)
+    index = str(wan / "model_index.json")
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", lambda model, name: index)
+    assert loading.find("owner/wan", whole=False).folder == wan
+    assert asked == {"owner/wan": loading.CONFIGS}
+    assert not any("safetensors" in pattern or pattern == "*" for pattern in loading.CONFIGS)

@@ -9,6 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from dit_accel.layout import Keyframe
+
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "scripts"))
 
@@ -99,12 +101,33 @@ def test_a_motion_that_came_from_the_other_shot_is_a_copy():
     assert copies(seen, "left", "left") is None
 
 
+@pytest.mark.parametrize("suite", ["unplaced", "boxed", "crossed"])
+def test_the_judge_is_right_where_boxes_say_more_than_the_caption(suite):
+    cases = [scene_cases.case_at(suite, index) for index in range(12)]
+    clips = pixels(*(case.scenes[0] for case in cases))
+    right = [judge(c, case.expected[0]).right for c, case in zip(clips, cases, strict=True)]
+    assert all(right)
+
+
 @pytest.mark.parametrize("suite", scene_cases.SUITES)
 def test_cases_are_seeded_and_are_what_their_suite_says(suite):
     case = scene_cases.case_at(suite, 3)
     assert case == scene_cases.case_at(suite, 3) != scene_cases.case_at(suite, 4)
     shots = case.layout.shots
-    if suite in SEVERAL:
+    if suite == "crossed":
+        (placed, _), (true, _) = shots[0].subjects, case.scenes[0].subjects
+        assert f"{true.color} {true.shape}" in placed.prompt and true.place in placed.prompt
+        other = {"on the left": "on the right", "on the right": "on the left"}[true.place]
+        said = next(part for part in shots[0].prompt.split(" and ") if true.color in part)
+        assert other in said
+    elif suite == "unplaced":
+        assert " on the left" not in shots[0].prompt and " on the right" not in shots[0].prompt
+        assert "on the left" in shots[0].subjects[0].prompt
+    elif suite == "boxed":
+        for subject, one in zip(shots[0].subjects, case.expected[0], strict=True):
+            assert subject.keyframes == (Keyframe(0, one.region),)
+            assert (one.region[2] - one.region[0], one.region[3] - one.region[1]) == (0.5, 0.5)
+    elif suite in SEVERAL:
         count = 3 if suite == "three" else 2
         assert len(shots) == 1 and len(shots[0].subjects) == count
         assert len({e.color for e in case.expected[0]}) == count
@@ -171,13 +194,18 @@ def test_a_run_goes_on_where_it_was_cut_off_and_makes_a_table(tmp_path, monkeypa
     table_scenes.main()
     assert calls == [[0, 2], [1, 3]]
     said = capsys.readouterr().out
-    assert "| stock | 4 | 100% [100%, 100%]" in said
-    assert "| isolation only | 4 | 0% [0%, 0%]" in said and "-100 points [-100, -100]" in said
+    assert "| stock | 4 | 100% [51%, 100%]" in said
+    assert "| isolation only | 4 | 0% [0%, 49%]" in said and "-100 points [-100, -100]" in said
 
 
 def test_an_interval_holds_the_mean():
     mean, low, high = table_scenes.interval([0.0, 1.0] * 32)
     assert low < mean == 0.5 < high and high - low == pytest.approx(0.245, abs=0.03)
+
+
+def test_a_rate_at_its_end_is_not_sure():
+    assert table_scenes.wilson([1.0] * 16) == pytest.approx((1, 0.806, 1), abs=1e-3)
+    assert table_scenes.wilson([0.0, 1.0]) == pytest.approx((0.5, 0.095, 0.905), abs=1e-3)
 
 
 def test_expected_regions_are_the_captions():

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
+from dit_accel.cli import layout_words as words
 from dit_accel.cli import options
 from dit_accel.cli.errors import BadInput, RunFailed, reported
 from dit_accel.cli.request import DTYPES
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from dit_accel.cli.blueprint import Blueprint
     from dit_accel.cli.layout_picture import Drawn
     from dit_accel.foretelling import Foretold
-    from dit_accel.layout import Layout, Reference, Subject
+    from dit_accel.layout import Layout
     from dit_accel.staging import SceneConfig
     from dit_accel.video import Frames
 
@@ -49,16 +50,9 @@ def validate(
         found = _load(file, outside)
         lengths = _mask_lengths(found)
         if as_json:
-            _print_json(_summary(found, lengths))
+            _print_json(words.as_content(found, lengths))
             return
-        console = Console(highlight=False)
-        subjects = len({s.id for shot in found.shots for s in shot.subjects})
-        shots, held = _count(len(found.shots), "shot"), _count(subjects, "subject")
-        console.print(f"[green]valid[/]: {shots}, {held}")
-        for shot in found.shots:
-            console.print(f"\n[bold]{shot.id}[/]  [dim]{_plain(shot.prompt)}[/]", soft_wrap=True)
-            for subject in shot.subjects:
-                console.print(f"  {_in_words(subject)}", soft_wrap=True)
+        words.show_layout(Console(highlight=False), found)
 
 
 @layout.command()
@@ -105,7 +99,7 @@ def preview(
             plan = _blueprint(model, *asked)
             drawn = _drawn(found, plan, clips)
         _write(out, drawn, count, fps or float(plan.call.get("fps") or 16))
-        typer.echo(f"{out}: {_count(len(drawn), 'shot')}, {plan.width}x{plan.height}")
+        typer.echo(f"{out}: {words.count(len(drawn), 'shot')}, {plan.width}x{plan.height}")
 
 
 @layout.command()
@@ -145,7 +139,7 @@ def plan(
             _print_json({**_clip(blueprint, total, branches), **dataclasses.asdict(told),
                          "extra": told.extra})  # fmt: skip
         else:
-            _show(Console(highlight=False), told, blueprint, total, branches)
+            words.show_costs(Console(highlight=False), told, blueprint, total, branches)
 
 
 def _load(file: Path, outside: bool) -> Layout:
@@ -262,98 +256,6 @@ def _foretell(
         raise BadInput(str(error)) from error
 
 
-def _show(
-    console: Console, told: Foretold, blueprint: Blueprint, steps: int, branches: int
-) -> None:
-    from rich.table import Table
-
-    clip = f"{blueprint.width}x{blueprint.height}, {blueprint.frames} frames"
-    tokens = sum(told.rows[0].tokens.values())
-    model = _plain(blueprint.model.name)
-    console.print(f"{model}: {clip}, {tokens} tokens, {steps} steps, {branches} branches")
-    table = Table("clip", "tokens", "reads", "calls", "pairs")
-    for column in table.columns[2:]:
-        column.justify = "right"
-    for row in told.rows:
-        held = ", ".join(f"{name} {count}" for name, count in row.tokens.items())
-        table.add_row(row.name, held, str(row.reads), str(row.calls), f"{row.pairs:.0%}")
-    console.print(table)
-    stock, scene = _flops(told.stock_flops), _flops(told.scene_flops)
-    console.print(f"denoiser: {scene}, stock {stock} ({told.extra:+.1%})")
-    console.print(
-        f"memory: read at one attention {_bytes(told.read_bytes)}, noted for it "
-        f"{_bytes(told.raw_bytes)}, tables {_bytes(told.table_bytes)}"
-    )
-    console.print(
-        f"[dim]not held: a bank of references {_bytes(told.bank_bytes)}, "
-        f"a dense mask of a clip {_bytes(told.mask_bytes)}[/]"
-    )
-    console.print(
-        "[dim]calls and pairs: of one attention where all is at work; 1 and 100 % are plain "
-        "attention[/]",
-        soft_wrap=True,
-    )
-
-
-def _summary(found: Layout, masks: dict[str, int]) -> dict[str, Any]:
-    shots = [
-        {
-            "id": shot.id,
-            "prompt": shot.prompt,
-            "mask_frames": masks.get(shot.id),
-            "subjects": [_subject(subject) for subject in shot.subjects],
-        }
-        for shot in found.shots
-    ]
-    return {
-        "valid": True,
-        "version": found.version,
-        "negative_prompt": found.negative_prompt,
-        "shots": shots,
-    }
-
-
-def _subject(subject: Subject) -> dict[str, Any]:
-    return {
-        "id": subject.id,
-        "prompt": subject.prompt,
-        "keyframes": len(subject.keyframes),
-        "mask": str(subject.mask) if subject.mask is not None else None,
-        "z": subject.z,
-        "reference": _reference(subject.reference, subject.id),
-    }
-
-
-def _reference(reference: Reference | None, own: str) -> dict[str, Any] | None:
-    if reference is None:
-        return None
-    if reference.shot is not None:
-        return {"shot": reference.shot, "subject": reference.subject or own}
-    return {"file": str(reference.file)}
-
-
-def _in_words(subject: Subject) -> str:
-    parts = [f"mask {subject.mask.name}" if subject.mask else _boxes(subject)]
-    if subject.z:
-        parts.append(f"z {subject.z}")
-    reference = subject.reference
-    if reference is not None and reference.shot is not None:
-        other = reference.subject or subject.id
-        parts.append(f"reads {other} of {reference.shot}")
-    elif reference is not None and reference.file is not None:
-        parts.append(f"reads {reference.file.name}")
-    return f"[cyan]{subject.id}[/]: {_plain(', '.join(parts))}  [dim]{_plain(subject.prompt)}[/]"
-
-
-def _boxes(subject: Subject) -> str:
-    first, last = subject.keyframes[0].box, subject.keyframes[-1].box
-    start = " ".join(f"{edge:g}" for edge in first)
-    if len(subject.keyframes) == 1:
-        return f"box {start}"
-    end = " ".join(f"{edge:g}" for edge in last)
-    return f"box {start} to {end} by {len(subject.keyframes)} keyframes"
-
-
 def _clip(blueprint: Blueprint, steps: int, branches: int) -> dict[str, Any]:
     names = ("height", "width", "frames")
     sizes = {name: getattr(blueprint, name) for name in names}
@@ -370,27 +272,3 @@ def _muted(verbose: bool) -> contextlib.AbstractContextManager[None]:
     from dit_accel.loading import quiet_libraries
 
     return quiet_libraries(verbose=verbose)
-
-
-def _plain(text: str) -> str:
-    """Text that rich takes as it is, in one line."""
-    from rich.markup import escape
-
-    return escape(" ".join(text.split()))
-
-
-def _count(count: int, noun: str) -> str:
-    return f"{count} {noun}{'' if count == 1 else 's'}"
-
-
-def _flops(count: int) -> str:
-    for unit, size in (("PFLOPs", 1e15), ("TFLOPs", 1e12)):
-        if count >= size:
-            return f"{count / size:.3g} {unit}"
-    return f"{count / 1e9:.3g} GFLOPs"
-
-
-def _bytes(count: int) -> str:
-    from dit_accel.cli.summary import bytes_text
-
-    return bytes_text(count)

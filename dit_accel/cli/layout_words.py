@@ -1,0 +1,137 @@
+"""What `dit-accel layout` says: of a layout what is in it, and of a run of it what it will cost."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from rich.markup import escape
+from rich.table import Table
+
+from dit_accel.cli.summary import bytes_text
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from dit_accel.cli.blueprint import Blueprint
+    from dit_accel.foretelling import Foretold
+    from dit_accel.layout import Layout, Reference, Subject
+
+
+def show_layout(console: Console, found: Layout) -> None:
+    """Every shot, and in it every subject with its place and what it reads."""
+    subjects = len({subject.id for shot in found.shots for subject in shot.subjects})
+    shots, held = count(len(found.shots), "shot"), count(subjects, "subject")
+    console.print(f"[green]valid[/]: {shots}, {held}")
+    for shot in found.shots:
+        console.print(f"\n[bold]{shot.id}[/]  [dim]{_plain(shot.prompt)}[/]", soft_wrap=True)
+        for subject in shot.subjects:
+            console.print(f"  {_in_words(subject)}", soft_wrap=True)
+
+
+def show_costs(
+    console: Console, told: Foretold, blueprint: Blueprint, steps: int, branches: int
+) -> None:
+    """A row a clip, and below it FLOPs and memory of the run."""
+    clip = f"{blueprint.width}x{blueprint.height}, {blueprint.frames} frames"
+    tokens = sum(told.rows[0].tokens.values())
+    model = _plain(blueprint.model.name)
+    console.print(f"{model}: {clip}, {tokens} tokens, {steps} steps, {branches} branches")
+    table = Table("clip", "tokens", "reads", "calls", "pairs")
+    for column in table.columns[2:]:
+        column.justify = "right"
+    for row in told.rows:
+        held = ", ".join(f"{name} {count}" for name, count in row.tokens.items())
+        table.add_row(row.name, held, str(row.reads), str(row.calls), f"{row.pairs:.0%}")
+    console.print(table)
+    stock, scene = _flops(told.stock_flops), _flops(told.scene_flops)
+    console.print(f"denoiser: {scene}, stock {stock} ({told.extra:+.1%})")
+    console.print(
+        f"memory: read at one attention {bytes_text(told.read_bytes)}, noted for it "
+        f"{bytes_text(told.raw_bytes)}, tables {bytes_text(told.table_bytes)}"
+    )
+    console.print(
+        f"[dim]not held: a bank of references {bytes_text(told.bank_bytes)}, "
+        f"a dense mask of a clip {bytes_text(told.mask_bytes)}[/]"
+    )
+    console.print(
+        "[dim]calls and pairs: of one attention where all is at work; 1 and 100 % are plain "
+        "attention[/]",
+        soft_wrap=True,
+    )
+
+
+def as_content(found: Layout, masks: dict[str, int]) -> dict[str, Any]:
+    """The same as JSON; `masks`: frames of the masks, by shot."""
+    shots = [
+        {
+            "id": shot.id,
+            "prompt": shot.prompt,
+            "mask_frames": masks.get(shot.id),
+            "subjects": [_subject(subject) for subject in shot.subjects],
+        }
+        for shot in found.shots
+    ]
+    return {
+        "valid": True,
+        "version": found.version,
+        "negative_prompt": found.negative_prompt,
+        "shots": shots,
+    }
+
+
+def _subject(subject: Subject) -> dict[str, Any]:
+    return {
+        "id": subject.id,
+        "prompt": subject.prompt,
+        "keyframes": len(subject.keyframes),
+        "mask": str(subject.mask) if subject.mask is not None else None,
+        "z": subject.z,
+        "reference": _reference(subject.reference, subject.id),
+    }
+
+
+def _reference(reference: Reference | None, own: str) -> dict[str, Any] | None:
+    if reference is None:
+        return None
+    if reference.shot is not None:
+        return {"shot": reference.shot, "subject": reference.subject or own}
+    return {"file": str(reference.file)}
+
+
+def _in_words(subject: Subject) -> str:
+    parts = [f"mask {subject.mask.name}" if subject.mask else _boxes(subject)]
+    if subject.z:
+        parts.append(f"z {subject.z}")
+    reference = subject.reference
+    if reference is not None and reference.shot is not None:
+        other = reference.subject or subject.id
+        parts.append(f"reads {other} of {reference.shot}")
+    elif reference is not None and reference.file is not None:
+        parts.append(f"reads {reference.file.name}")
+    return f"[cyan]{subject.id}[/]: {_plain(', '.join(parts))}  [dim]{_plain(subject.prompt)}[/]"
+
+
+def _boxes(subject: Subject) -> str:
+    first, last = subject.keyframes[0].box, subject.keyframes[-1].box
+    start = " ".join(f"{edge:g}" for edge in first)
+    if len(subject.keyframes) == 1:
+        return f"box {start}"
+    end = " ".join(f"{edge:g}" for edge in last)
+    return f"box {start} to {end} by {len(subject.keyframes)} keyframes"
+
+
+def _plain(text: str) -> str:
+    """Text that rich takes as it is, in one line."""
+    return escape(" ".join(text.split()))
+
+
+def count(number: int, noun: str) -> str:
+    """`1 shot`, `2 shots`."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def _flops(number: int) -> str:
+    for unit, size in (("PFLOPs", 1e15), ("TFLOPs", 1e12)):
+        if number >= size:
+            return f"{number / size:.3g} {unit}"
+    return f"{number / 1e9:.3g} GFLOPs"
