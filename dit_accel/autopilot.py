@@ -153,6 +153,11 @@ class Autopilot:
         return self.steering.measures
 
     @property
+    def watches(self) -> bool:
+        """Unless it is static."""
+        return not self.static
+
+    @property
     def mix(self) -> tuple[float, ...]:
         """Of the run that is under way."""
         return self.steering.mix
@@ -185,6 +190,7 @@ class Autopilot:
             )  # fmt: skip
         self.decision = self._decisions[key]
         self.steering = self.decision.steering(guard=self.guard)
+        self.steering.trusted = not self.remarks
         self.steering.begin(total)
         self._carry(self.profile.identity, schedule)
 
@@ -205,9 +211,17 @@ class Autopilot:
         """As steered."""
         return self.steering.forecast_of(step)
 
-    def learn(self, step: int, surprise: float | None) -> None:
+    def learn(self, step: int, surprise: float | None, lean: float | None = None) -> None:
         """To the steering."""
-        self.steering.learn(step, surprise)
+        self.steering.learn(step, surprise, lean)
+
+    def mend(self, step: int, why: str) -> None:
+        """To the steering."""
+        self.steering.mend(step, why)
+
+    def doubt(self, step: int, why: str) -> None:
+        """To the steering."""
+        self.steering.doubt(step, why)
 
     def trip(self, step: int, why: str) -> None:
         """To the steering."""
@@ -232,9 +246,10 @@ class Autopilot:
     def prediction(self) -> dict[str, float | None] | None:
         """What is expected of the run, its surprises so far known; JSON-able: None where exact.
 
-        Nothing is, where no profile is there yet, or the guard has left the plan.
+        Nothing is, where no profile is there yet, or the guard has left the plan or its weights.
         """
-        if self.decision is None or self.steering.tripped is not None:
+        left = self.steering.tripped is not None or self.steering.distrusts
+        if self.decision is None or left:
             return None
         known = self.decision.known(self.steering.score, self.steering.turned)
         if known is None:

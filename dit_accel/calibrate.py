@@ -295,7 +295,7 @@ class _Fitting(PlanCourse):
         self._behind = torch.zeros_like(recording.final)  # what should have been added, and was not
         self._forecasts: dict[int, Forecast] = dict(prior.forecasts)
 
-    def learn(self, step: int, surprise: float | None) -> None:
+    def learn(self, step: int, surprise: float | None, lean: float | None = None) -> None:
         if surprise is not None:
             self.surprise[step] = surprise
 
