@@ -287,8 +287,20 @@ class Autopilot:
         if latents.ndim != 5 or not scale:
             return  # packed
         height, width = (side * scale for side in latents.shape[-2:])
-        here = dataclasses.replace(mine, height=height, width=width)
+        here = dataclasses.replace(
+            mine, height=height, width=width, frames=self._frames(latents) or mine.frames
+        )
         self._carried += tuple(f"Carried over: {what}." for what in mine.carried(here))
+
+    def _frames(self, latents: torch.Tensor) -> int | None:
+        """Of a clip with latents `(B, C, F, h, w)` or `(B, F, C, h, w)`, where it is known."""
+        scale = getattr(self.pipe, "vae_scale_factor_temporal", None)
+        transformer = next(iter(transformers_of(self.pipe, self.family).values()))
+        channels = getattr(transformer.config, "out_channels", None)
+        channels = channels or getattr(transformer.config, "in_channels", None)
+        if not scale or channels not in latents.shape[1:3]:
+            return None
+        return (latents.shape[2 if latents.shape[1] == channels else 1] - 1) * scale + 1
 
     def _mix(self) -> tuple[float, ...]:
         guidance = self._guidance()

@@ -44,7 +44,7 @@ from dit_accel.patching import Patches
 from dit_accel.planner import Field, fit, gram_of, search, turning
 from dit_accel.plans import Forecast, Plan, Schedule, lines, reads
 from dit_accel.profile import Profile, Rung
-from dit_accel.sampling import Lanes
+from dit_accel.sampling import Lanes, NotLinearError, check_steps
 from dit_accel.takes import Clip, call_arguments
 
 LINEAR = 0.02  # relative error up to which the shares must rebuild the final latents
@@ -54,10 +54,6 @@ LEAST = 3  # clips that a change is fitted to; before, it is as fitted on uncach
 PASSES = 2  # over the clips: the first ones of the first pass are served by few others
 CAREFUL = 1.3  # how many times the computed steps of a rung its careful end has, in all
 Told = Callable[[str, int, int], None]
-
-
-class NotLinearError(ValueError):
-    """The final latents are not the weighted sum of predictions that plans are made of."""
 
 
 @dataclass(frozen=True)
@@ -163,7 +159,7 @@ class _Calibration:
         found = [self._probed(index, probes) for index in range(probed)]
         gain, memory = summed_up([p for part in found for p in part], schedule.total)
         field = Field(schedule, torch.stack(grams), gain, memory)
-        plans = self._ladder(field)
+        plans = self._ladder(field, f"{probes}-{probed}")
         for turn in range(PASSES):
             results = [self._rungs(turn, index, field, plans) for index in range(len(self.clips))]
         rungs, careful = _summary(plans, results, schedule.total)
@@ -200,7 +196,9 @@ class _Calibration:
 
         return self.kept.get(f"probe-{index}-{probes}", make)
 
-    def _ladder(self, field: Field) -> list[tuple[tuple[int, ...], tuple[int, ...] | None]]:
+    def _ladder(
+        self, field: Field, probes: str
+    ) -> list[tuple[tuple[int, ...], tuple[int, ...] | None]]:
         """Computed steps of every rung, fastest last, and of its careful end."""
         counts = sorted({round(field.total / s) for s in self.speedups}, reverse=True)
         counts = [count for count in counts if 2 <= count < field.total]
@@ -216,7 +214,7 @@ class _Calibration:
                 before = found
             return plans
 
-        return self.kept.get(f"ladder-{counts}-{self.careful}", make)
+        return self.kept.get(f"ladder-{counts}-{self.careful}-{probes}", make)
 
     def _rungs(
         self, turn: int, index: int, field: Field, plans: Sequence[tuple[tuple[int, ...], Any]]
@@ -489,6 +487,7 @@ class _Sampler:
         return self._lanes.shares
 
     def __enter__(self) -> Self:
+        check_steps(self._scheduler)
         self._patches.wrap(self._scheduler, "step", self._listen)
         return self
 

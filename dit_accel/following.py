@@ -151,7 +151,8 @@ class Follower:
         self._served: Forecast | None = None
         self._latents: torch.Tensor | None = None  # at the step before
         self._speed: float | None = None
-        self._texts: dict[str, torch.Tensor | None] = {}  # by branch; "" is a step's first
+        self._texts: dict[str, tuple[torch.Tensor | None, int]] = {}  # and how often it was
+        # written to, by branch; "" is a step's first
 
     def answer(self, forward: Callable[[], Any]) -> Any:
         """The forward's output: computed, or forecast in the form that it had before."""
@@ -290,11 +291,14 @@ class Follower:
 
     def _changed(self, branch: str) -> bool:
         """Whether the text is another than before: pipelines hand in the same tensor at every step;
-        one that is not the same is compared."""
-        text, before = self.session.text, self._texts.get(branch)
-        self._texts[branch] = text
-        if text is None or before is None or text is before:
+        one that is not the same is compared, and one that was written to since is another."""
+        text, (before, version) = self.session.text, self._texts.get(branch, (None, 0))
+        written = text._version if text is not None and not text.is_inference() else 0
+        self._texts[branch] = text, written
+        if text is None or before is None:
             return False
+        if text is before:
+            return written != version
         return text.shape != before.shape or not torch.equal(text, before)
 
     def _measure(self, step: int) -> None:

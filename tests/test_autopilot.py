@@ -139,6 +139,12 @@ def test_another_size_is_carried_over_and_named(pipe):
         assert handle.report().notes == ()
 
 
+def test_another_number_of_frames_is_carried_over_and_named(pipe):
+    with accelerate(pipe, profile=profile_for(pipe), quality=30.0) as handle:
+        run(pipe, num_frames=13)
+        assert handle.report().notes == ("Carried over: frames is 9 in the profile, 13 here.",)
+
+
 def test_another_dtype_is_carried_over_and_named(pipe):
     profile = profile_for(pipe, dtype="bfloat16")
     with accelerate(pipe, profile=profile, quality=30.0) as handle:

@@ -286,6 +286,7 @@ def test_another_text_trips_before_it_is_served(pipe, name):
     inputs = {"callback_on_step_end_tensor_inputs": ["latents", name]}
     for change, expected in (
         (lambda tensors: {name: tensors[name] + 1.0}, [(2, "the text changed")]),
+        (lambda tensors: {name: tensors[name].add_(1.0)}, [(2, "the text changed")]),
         (lambda tensors: {name: tensors[name].clone()}, []),
     ):
         course = Asked(NEUTRAL, MIX)

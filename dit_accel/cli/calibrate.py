@@ -281,6 +281,7 @@ def _measure(
     quiet: bool,
 ) -> Profile:
     from dit_accel import calibrate as measuring
+    from dit_accel.sampling import NotLinearError
 
     usual = tuple(s for s in measuring.LADDER if s <= settings.steps / 2)
     speedups = speedups if speedups is not None else usual
@@ -300,7 +301,7 @@ def _measure(
                 work=work,
                 told=told,
             )
-    except measuring.NotLinearError as error:
+    except NotLinearError as error:
         raise RunFailed(str(error)) from error
     except ValueError as error:
         if "work is" not in str(error):
