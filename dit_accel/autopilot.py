@@ -28,6 +28,7 @@ from dit_accel.steering import Steering
 from dit_accel.targets import Decision
 
 FILE = "dit-accel-profile.safetensors"
+DEFAULT_QUALITY = 36.0  # dB, where nothing else is asked for
 FEWEST = 8  # steps: below, there is nothing to serve from
 # Where nothing was measured: gain and memory as the miniature's (docs/planning.md), over the run.
 _GAIN = (20.0, 8.0, 4.0, 2.0, 1.2, 0.9, 0.8, 0.7, 0.7, 1.0)

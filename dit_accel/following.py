@@ -133,7 +133,7 @@ class Follower:
         self.start: dict[str, torch.Tensor] = {}  # the noise that a role started from
         self.done: dict[tuple[str, str], dict[int, bool]] = {}  # was it computed, by step
         self._unmade: set[int] = set()  # steps whose forecasts could not be made
-        self.kept_bytes = self.device_reads = 0
+        self.kept_bytes = self.offloaded_bytes = self.device_reads = 0
         self.heard: Callable[[int, torch.Tensor], None] = lambda part, value: None
         self.heard_start: Callable[[torch.Tensor], None] = lambda latents: None
         self._form: Callable[[torch.Tensor], Any] = _as_tuple
@@ -249,7 +249,7 @@ class Follower:
         self.course.begin(total)
         self.done.clear()
         self._unmade.clear()
-        self.kept_bytes = self.device_reads = 0
+        self.kept_bytes = self.offloaded_bytes = self.device_reads = 0
 
     def step_begins(self, step: int) -> None:
         """Read what was measured, ask the course, and free what is not read again."""
@@ -278,16 +278,18 @@ class Follower:
         """Nothing to do."""
 
     def _count_kept(self) -> None:
-        """Bytes held on the device; where they are more than allowed, the oldest go to the CPU."""
+        """Bytes held; where the device holds more than it may, the oldest go to the CPU."""
         device = self.session.latents.device
         places = sorted((s, key) for key, kept in self.kept.items() for s in kept)
         here = [(s, key) for s, key in places if self.kept[key][s].device == device]
-        held = sum(self.kept[key][s].nbytes for s, key in here)
-        self.kept_bytes = max(self.kept_bytes, held)
-        for s, key in here if self.memory is not None and device.type != "cpu" else ():
-            if held > (self.memory or 0):
-                held -= self.kept[key][s].nbytes
-                self.kept[key][s] = self.kept[key][s].cpu()
+        sizes = [self.kept[key][s].nbytes for s, key in here]
+        self.kept_bytes = max(self.kept_bytes, sum(sizes))
+        if device.type == "cpu":
+            return
+        for s, key in here[: overflow(sizes, self.memory)]:
+            self.kept[key][s] = self.kept[key][s].cpu()
+        away = sum(v.nbytes for _, _, v in self._held() if v.device != device)
+        self.offloaded_bytes = max(self.offloaded_bytes, away)
 
     def _changed(self, branch: str) -> bool:
         """Whether the text is another than before: pipelines hand in the same tensor at every step;
@@ -383,11 +385,25 @@ class Follower:
                 "A served value was not finite, and the clip is spoilt: the device is not read on "
                 "the way here, so that it could not be told in time."
             )
+        if self.memory is not None and self.kept_bytes > self.memory and not self.offloaded_bytes:
+            found.append(
+                f"cache_memory is {self.memory} bytes, and kept values held {self.kept_bytes}: "
+                "nothing is moved where the CPU itself computes."
+            )
         return tuple(found)
 
     def clear(self) -> None:
         """Free what is kept."""
         self._forget()
+
+
+def overflow(sizes: Sequence[int], memory: int | None) -> int:
+    """How many of the first (oldest) kept values must go for the others to fit."""
+    held, count = sum(sizes), 0
+    while memory is not None and held > memory and count < len(sizes):
+        held -= sizes[count]
+        count += 1
+    return count
 
 
 def guided(value: torch.Tensor, guidance: float, branches: str) -> torch.Tensor:

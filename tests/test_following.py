@@ -12,7 +12,7 @@ import tiny
 import torch
 
 from dit_accel import accelerate
-from dit_accel.following import PlanCourse, guided
+from dit_accel.following import PlanCourse, guided, overflow
 from dit_accel.plans import Forecast, Plan
 from dit_accel.steering import Steering
 
@@ -266,6 +266,13 @@ def test_what_a_forecast_reads_and_is_not_there_is_computed_and_said(pipe, stock
         )
         run(pipe)
         assert handle.report().notes == ()
+
+
+@pytest.mark.parametrize(
+    ("memory", "count"), [(None, 0), (60, 0), (59, 1), (50, 1), (49, 2), (0, 3)]
+)
+def test_the_oldest_go_until_the_others_fit(memory, count):
+    assert overflow([10, 20, 30], memory) == count
 
 
 # --- what cannot be right ---

@@ -62,6 +62,8 @@ def _accelerated(pipe: Any, settings: Settings) -> Any:
             profile=settings.profile,
             guard=settings.guard,
             force=settings.force,
+            static=settings.static,
+            cache_memory=settings.cache_memory,
         )
     if settings.accel is not None:
         return accelerate(pipe, accel=_preset(settings))

@@ -145,7 +145,7 @@ def _report_rows(report: Report, shades: str) -> list[Row]:
         ("steps", f"{computed} computed, {rest} {_served(report)} (mean over the sites)"),
         *_strip_rows(report, shades),
         ("FLOPs kept", _flops(report)),
-        ("kept values", bytes_text(report.kept_bytes)),
+        ("kept values", _kept(report)),
         *(("", Text(note, style="yellow")) for note in report.notes),
     ]
     if not any(site.served for site in report.sites):
@@ -156,6 +156,12 @@ def _report_rows(report: Report, shades: str) -> list[Row]:
 def _served(report: Report) -> str:
     """What became of the steps that were not computed."""
     return "forecast" if any(site.forecast for site in report.sites) else "reused"
+
+
+def _kept(report: Report) -> str:
+    held = bytes_text(report.kept_bytes)
+    away = report.offloaded_bytes
+    return f"{held} on the device, {bytes_text(away)} on the CPU" if away else held
 
 
 def _flops(report: Report) -> str:
