@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from dit_accel import following, scenes, targets
-from dit_accel.autopilot import Autopilot, checked, find_profile, load_profile
+from dit_accel.autopilot import DEFAULT_QUALITY, Autopilot, checked, find_profile, load_profile
 from dit_accel.bench import Stopwatch, count_flops
 from dit_accel.caching import Cache
 from dit_accel.families import Family, family_of, transformers_of
@@ -63,10 +63,11 @@ def accelerate(
         plan: which steps to compute and what serves the others, decided beforehand (`planner`);
             carried out at the denoiser's output, in place of windows at a site.
         mix: of the parts that the plan's forecasts have.
-        accel: "unicp-paper", or a `UniCP` of your own: at each self-attention, windows with this
-            threshold, and where they do not serve, pruned attention by the shift of weight; with a
-            `UniCP` its windows' threshold counts. Where pruning does not pay, it is off and the
-            report says so.
+        accel: "unicp", all that pays: as `quality` or `speedup` say, a quality of 36 dB where
+            neither is given. "unicp-paper", or a `UniCP` of your own: at each self-attention,
+            windows with this threshold, and where they do not serve, pruned attention by the shift
+            of weight; with a `UniCP` its windows' threshold counts. Where pruning does not pay, it
+            is off and the report says so.
         quality: PSNR in dB against the uncached clip that 95 % of clips shall reach.
         speedup: steps over computed steps.
         profile: what calibration measured of this pipeline, or the file of it; else it is looked
@@ -96,6 +97,12 @@ def accelerate(
     """
     family = family_of(pipe)
     staged = scenes.prepare(family, layout, scene)
+    if accel == "unicp":
+        if threshold is not None:
+            raise ValueError("accel is 'unicp' with threshold; accepted: with quality or speedup")
+        accel, quality = None, DEFAULT_QUALITY if quality is None and speedup is None else quality
+    if cache_memory is not None and cache_memory < 1:
+        raise ValueError(f"cache_memory is {cache_memory!r}; accepted: bytes, at least 1")
     targets.check_choice((("quality", quality), ("speedup", speedup), ("threshold", threshold)))
     if quality is not None or speedup is not None:
         if plan is not None or config is not None or accel is not None or site != "model":
@@ -106,8 +113,10 @@ def accelerate(
             pipe, family, profile, quality, speedup, guard=guard, force=force, static=static,
             memory=cache_memory, scene=staged,
         )  # fmt: skip
-    if profile is not None:
-        raise ValueError("profile is given without a target; accepted: with quality or speedup")
+    given = {"profile": profile is not None, "static": static, "cache_memory": cache_memory}
+    for name, value in given.items():
+        if value:
+            raise ValueError(f"{name} is given without a target; accepted: with quality or speedup")
     if accel is not None:
         if plan is not None or config is not None or site != "model":
             raise ValueError("accel is given with plan, site or config; accepted: threshold alone")
@@ -152,7 +161,7 @@ def _preset(accel: str | UniCP, threshold: float) -> UniCP:
     if isinstance(accel, UniCP):
         return accel
     if accel not in PRESETS:
-        raise ValueError(f"accel is {accel!r}; accepted: {', '.join(PRESETS)}, or a UniCP")
+        raise ValueError(f"accel is {accel!r}; accepted: unicp, {', '.join(PRESETS)}, or a UniCP")
     return PRESETS[accel](windows=EDCW(threshold=threshold))
 
 
@@ -261,6 +270,7 @@ class Handle:
             peak_memory_bytes=self._clock.peak_memory_bytes,
             kept_bytes=cache.kept_bytes,
             device_reads=cache.device_reads,
+            offloaded_bytes=getattr(cache, "offloaded_bytes", 0),
             quality=pilot.quality if pilot else None,
             speedup=pilot.speedup if pilot else None,
             prediction=pilot.prediction() if pilot else None,

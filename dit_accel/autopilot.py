@@ -29,6 +29,7 @@ from dit_accel.steering import Steering
 from dit_accel.targets import Decision
 
 FILE = "dit-accel-profile.safetensors"
+DEFAULT_QUALITY = 36.0  # dB, where nothing else is asked for
 FEWEST = 8  # steps: below, there is nothing to serve from
 # Where nothing was measured: gain and memory as the miniature's (docs/planning.md), over the run.
 _GAIN = (20.0, 8.0, 4.0, 2.0, 1.2, 0.9, 0.8, 0.7, 0.7, 1.0)
@@ -158,6 +159,11 @@ class Autopilot:
         return self.steering.measures
 
     @property
+    def watches(self) -> bool:
+        """Unless it is static."""
+        return not self.static
+
+    @property
     def mix(self) -> tuple[float, ...]:
         """Of the run that is under way."""
         return self.steering.mix
@@ -194,6 +200,7 @@ class Autopilot:
             )  # fmt: skip
         self.decision = self._decisions[key]
         self.steering = self.decision.steering(guard=self.guard)
+        self.steering.trusted = not self.remarks
         self.steering.begin(total)
         self._carry(self.profile.identity, schedule)
 
@@ -221,9 +228,17 @@ class Autopilot:
         """As steered."""
         return self.steering.forecast_of(step)
 
-    def learn(self, step: int, surprise: float | None) -> None:
+    def learn(self, step: int, surprise: float | None, lean: float | None = None) -> None:
         """To the steering."""
-        self.steering.learn(step, surprise)
+        self.steering.learn(step, surprise, lean)
+
+    def mend(self, step: int, why: str) -> None:
+        """To the steering."""
+        self.steering.mend(step, why)
+
+    def doubt(self, step: int, why: str) -> None:
+        """To the steering."""
+        self.steering.doubt(step, why)
 
     def trip(self, step: int, why: str) -> None:
         """To the steering."""
@@ -248,9 +263,10 @@ class Autopilot:
     def prediction(self) -> dict[str, float | None] | None:
         """What is expected of the run, its surprises so far known; JSON-able: None where exact.
 
-        Nothing is, where no profile is there yet, or the guard has left the plan.
+        Nothing is, where no profile is there yet, or the guard has left the plan or its weights.
         """
-        if self.decision is None or self.steering.tripped is not None:
+        left = self.steering.tripped is not None or self.steering.distrusts
+        if self.decision is None or left:
             return None
         known = self.decision.known(self.steering.score, self.steering.turned)
         if known is None:
@@ -288,8 +304,20 @@ class Autopilot:
         if latents.ndim != 5 or not scale:
             return  # packed
         height, width = (side * scale for side in latents.shape[-2:])
-        here = dataclasses.replace(mine, height=height, width=width)
+        here = dataclasses.replace(
+            mine, height=height, width=width, frames=self._frames(latents) or mine.frames
+        )
         self._carried += tuple(f"Carried over: {what}." for what in mine.carried(here))
+
+    def _frames(self, latents: torch.Tensor) -> int | None:
+        """Of a clip with latents `(B, C, F, h, w)` or `(B, F, C, h, w)`, where it is known."""
+        scale = getattr(self.pipe, "vae_scale_factor_temporal", None)
+        transformer = next(iter(transformers_of(self.pipe, self.family).values()))
+        channels = getattr(transformer.config, "out_channels", None)
+        channels = channels or getattr(transformer.config, "in_channels", None)
+        if not scale or channels not in latents.shape[1:3]:
+            return None
+        return (latents.shape[2 if latents.shape[1] == channels else 1] - 1) * scale + 1
 
     def _mix(self) -> tuple[float, ...]:
         guidance = self._guidance()

@@ -54,6 +54,21 @@ def relative_l2_of(
     return torch.where(size == 0, size, size / of)
 
 
+def share_of(change: torch.Tensor, direction: torch.Tensor) -> torch.Tensor:
+    """How many times a direction lies in a change: <change, direction> / |direction|^2, in float32.
+
+    Args:
+        change: any shape, floating point.
+        direction: the same shape.
+
+    Returns:
+        A 0-dimensional float32 tensor; 0 where the direction is nothing, NaN when either holds one.
+    """
+    wide = direction.float()
+    size = wide.square().sum()
+    return torch.where(size == 0, size, (change.float() * wide).sum() / size)
+
+
 def guided_error(cond: torch.Tensor, uncond: torch.Tensor, guidance: float) -> torch.Tensor:
     """Error of `u + s (c - u)` when the branches are off by `cond` and `uncond`.
 

@@ -11,8 +11,12 @@ its difference from the first, which the pipeline asks for before it.
 At every computed step the line through the last two predictions is compared with the fresh one: the
 *surprise*, of the guided prediction. It stays on the device until the next step begins, and is read
 there together with whether all that is kept is finite and how fast the latents moved: one transfer
-a step. What cannot be right (a value that is not finite, latents that jump, another text) is told
-to the course at once.
+a step. What cannot be right (latents that jump, another text) is told to the course at once.
+
+A kept value that is not finite is never served: the step is computed, and the value is put back
+from its neighbours, the fresh one among them, so that the plan can go on. Where nothing is measured
+the values are looked at before they are served, at the same price; where the device may not be read
+at all, what was served is added up there and looked at when the run is over, and the report tells.
 
 Holds no formula: plans.py and the course decide, forecast.py combines, drift.py measures.
 """
@@ -31,6 +35,7 @@ from dit_accel.plans import Forecast, Plan
 from dit_accel.session import Session
 
 SITE = "output"
+NEIGHBOURS = 3  # kept values that a lost one is put back from
 JUMP = 3.0  # times as fast as in the step before: no sampler moves its latents so
 
 
@@ -43,7 +48,12 @@ class Course(Protocol):
 
     @property
     def measures(self) -> bool:
-        """Whether it wants to learn what is measured; else the device is never read."""
+        """Whether it wants to learn what is measured."""
+
+    @property
+    def watches(self) -> bool:
+        """Whether kept values are looked at before they are served; with neither this nor
+        `measures` the device is never read while a run is under way."""
 
     def begin(self, total: int | None) -> None:
         """A run begins.
@@ -55,9 +65,15 @@ class Course(Protocol):
     def forecast_of(self, step: int) -> Forecast | None:
         """What serves a step; None: it is computed."""
 
-    def learn(self, step: int, surprise: float | None) -> None:
+    def learn(self, step: int, surprise: float | None, lean: float | None = None) -> None:
         """The computed step was so far from its line (relative; None: there was none); not finite
-        where a prediction was not."""
+        where a prediction was not. `lean`: how much of the line's rise was right, 1 all, 0 none."""
+
+    def mend(self, step: int, why: str) -> None:
+        """After this step a kept value was lost: the next step is computed to put it back."""
+
+    def doubt(self, step: int, why: str) -> None:
+        """After this step something was found that may not be right: the next one will tell."""
 
     def trip(self, step: int, why: str) -> None:
         """After this step something was found that cannot be right."""
@@ -72,7 +88,7 @@ class Course(Protocol):
 class PlanCourse:
     """Follows a plan, and measures nothing on the way."""
 
-    measures = False
+    measures = watches = False
 
     def __init__(self, plan: Plan, mix: tuple[float, ...] = (1.0,)) -> None:
         self.plan, self.mix = plan, mix
@@ -86,7 +102,13 @@ class PlanCourse:
         """As planned."""
         return self.plan.forecasts.get(step)
 
-    def learn(self, step: int, surprise: float | None) -> None:
+    def learn(self, step: int, surprise: float | None, lean: float | None = None) -> None:
+        """Changes nothing."""
+
+    def mend(self, step: int, why: str) -> None:
+        """Changes nothing."""
+
+    def doubt(self, step: int, why: str) -> None:
         """Changes nothing."""
 
     def trip(self, step: int, why: str) -> None:
@@ -101,31 +123,15 @@ class PlanCourse:
         return ()
 
 
-class EveryStep:
+class EveryStep(PlanCourse):
     """Computes every step, for whatever number of them, and keeps nothing."""
 
-    mix = (1.0,)
-    measures = False
+    def __init__(self) -> None:
+        super().__init__(Plan(1, {}))
 
     def begin(self, total: int | None) -> None:
         """Takes any."""
-
-    def forecast_of(self, step: int) -> Forecast | None:
-        """None: it is computed."""
-
-    def learn(self, step: int, surprise: float | None) -> None:
-        """Changes nothing."""
-
-    def trip(self, step: int, why: str) -> None:
-        """Changes nothing."""
-
-    def reads(self, step: int) -> tuple[int, ...]:
-        """Nothing is read again."""
-        return ()
-
-    def notes(self) -> tuple[str, ...]:
-        """None."""
-        return ()
+        self.plan = Plan(total or 1, {})
 
 
 class Follower:
@@ -138,7 +144,7 @@ class Follower:
         self.start: dict[str, torch.Tensor] = {}  # the noise that a role started from
         self.done: dict[tuple[str, str], dict[int, bool]] = {}  # was it computed, by step
         self._unmade: set[int] = set()  # steps whose forecasts could not be made
-        self.kept_bytes = self.device_reads = 0
+        self.kept_bytes = self.offloaded_bytes = self.device_reads = 0
         self.heard: Callable[[int, torch.Tensor], None] = lambda part, value: None
         self.heard_start: Callable[[torch.Tensor], None] = lambda latents: None
         self.heard_text: Callable[[Any], None] = lambda text: None
@@ -150,11 +156,15 @@ class Follower:
         self.start.clear()
         self._now: dict[str, torch.Tensor] = {}  # this step's first part, by role
         self._missed: list[torch.Tensor] = []  # how far lines missed it, part by part
+        self._rise: list[torch.Tensor] = []  # how far these lines went from the last value
+        self._lost: dict[tuple[str, str], list[int]] = {}  # kept values that were not finite
+        self._served_sum: torch.Tensor | None = None  # of all that was served, where none is read
         self._size: torch.Tensor | None = None  # this step's guided prediction, where computed
         self._served: Forecast | None = None
         self._latents: torch.Tensor | None = None  # at the step before
         self._speed: float | None = None
-        self._texts: dict[str, torch.Tensor | None] = {}  # by branch; "" is a step's first
+        self._texts: dict[str, tuple[torch.Tensor | None, int]] = {}  # and how often it was
+        # written to, by branch; "" is a step's first
 
     def answer(self, forward: Callable[[], Any]) -> Any:
         """The forward's output: computed, or forecast in the form that it had before."""
@@ -177,6 +187,9 @@ class Follower:
             self._keep(part, kept, value, first=first)
         else:
             output = self._form(value)
+            if not (self.course.measures or self.course.watches):
+                whole = value.sum(dtype=torch.float32)
+                self._served_sum = whole if self._served_sum is None else self._served_sum + whole
         if first:
             self._now[session.role] = value
         return output
@@ -214,14 +227,27 @@ class Follower:
         weight = mix[part]
         before = sorted((step for step in kept if step < session.step), reverse=True)[:2]
         kept[session.step] = fresh
+        self._put_back(kept)
         if not self.course.measures or (part == 0 and not first):
             return  # one part for several branches: the first speaks for all
         if len(before) == 2:
             factors = forecast.weights([session.time_of(s) for s in before], session.time)
             line = forecast.combine(factors, [kept[s].to(fresh.device) for s in before])
             self._missed.append(weight * (line - fresh))
+            self._rise.append(weight * (line - kept[before[0]].to(fresh.device)))
         sized = weight * fresh
         self._size = sized if self._size is None or part == 0 else self._size + sized
+
+    def _put_back(self, kept: dict[int, torch.Tensor]) -> None:
+        """Lost values of this branch: on the polynomial through their nearest neighbours."""
+        session = self.session
+        for step in self._lost.pop((session.role, session.branch), []):
+            at = session.time_of(step)
+            near = sorted(kept, key=lambda s: abs(session.time_of(s) - at))[:NEIGHBOURS]
+            if len(near) > 1:
+                factors = forecast.weights([session.time_of(s) for s in near], at)
+                device = session.latents.device
+                kept[step] = forecast.combine(factors, [kept[s].to(device) for s in near])
 
     # --- observer of the session ---
 
@@ -236,23 +262,29 @@ class Follower:
         self.course.begin(total)
         self.done.clear()
         self._unmade.clear()
-        self.kept_bytes = self.device_reads = 0
+        self.kept_bytes = self.offloaded_bytes = self.device_reads = 0
 
     def step_begins(self, step: int) -> None:
         """Read what was measured, ask the course, and free what is not read again."""
-        if self.course.measures:
+        course = self.course
+        if course.measures:
             if self._changed(""):
-                self.course.trip(step - 1, "the text changed")
+                course.trip(step - 1, "the text changed")
             if self._now:
                 self._measure(step)
             self._latents = self.session.latents
-        self._now, self._missed, self._size = {}, [], None
+        self._now, self._missed, self._rise, self._size = {}, [], [], None
         if self.session.changes(step):
             self.kept.clear()
             self.start.clear()
-        self._served = self.course.forecast_of(step)
+        self._served = course.forecast_of(step)
+        if self._served is not None and course.watches and not course.measures:
+            self._lose(step - 1, torch.stack(self._sums()).tolist())
+            self.device_reads += 1
+        if self._lost:
+            self._served = None
         self._count_kept()
-        read = {*self.course.reads(step - 1)}
+        read = {*course.reads(step - 1)}
         for kept in self.kept.values():
             recent = sorted(kept)[-2:] if self.course.measures else []  # for the next surprise
             for old in [old for old in kept if old not in read and old not in recent]:
@@ -262,51 +294,75 @@ class Follower:
         """Nothing to do."""
 
     def _count_kept(self) -> None:
-        """Bytes held on the device; where they are more than allowed, the oldest go to the CPU."""
+        """Bytes held; where the device holds more than it may, the oldest go to the CPU."""
         device = self.session.latents.device
         places = sorted((s, key) for key, kept in self.kept.items() for s in kept)
         here = [(s, key) for s, key in places if self.kept[key][s].device == device]
-        held = sum(self.kept[key][s].nbytes for s, key in here)
-        self.kept_bytes = max(self.kept_bytes, held)
-        for s, key in here if self.memory is not None and device.type != "cpu" else ():
-            if held > (self.memory or 0):
-                held -= self.kept[key][s].nbytes
-                self.kept[key][s] = self.kept[key][s].cpu()
+        sizes = [self.kept[key][s].nbytes for s, key in here]
+        self.kept_bytes = max(self.kept_bytes, sum(sizes))
+        if device.type == "cpu":
+            return
+        for s, key in here[: overflow(sizes, self.memory)]:
+            self.kept[key][s] = self.kept[key][s].cpu()
+        away = sum(v.nbytes for _, _, v in self._held() if v.device != device)
+        self.offloaded_bytes = max(self.offloaded_bytes, away)
 
     def _changed(self, branch: str) -> bool:
         """Whether the text is another than before: pipelines hand in the same tensor at every step;
-        one that is not the same is compared."""
-        text, before = self.session.text, self._texts.get(branch)
-        self._texts[branch] = text
-        if text is None or before is None or text is before:
+        one that is not the same is compared, and one that was written to since is another."""
+        text, (before, version) = self.session.text, self._texts.get(branch, (None, 0))
+        written = text._version if text is not None and not text.is_inference() else 0
+        self._texts[branch] = text, written
+        if text is None or before is None:
             return False
+        if text is before:
+            return written != version
         return text.shape != before.shape or not torch.equal(text, before)
 
     def _measure(self, step: int) -> None:
         """Tell the course of the step before this one: one read of the device for all there is."""
         course, before = self.course, step - 1
-        device = self.session.latents.device
-        kept = [value for kept in self.kept.values() for value in kept.values()]
-        held = [*kept, *self.start.values()]
-        sums = [v.sum(dtype=torch.float32) for v in held if v.device == device]
-        whole = torch.stack(sums).sum() if sums else torch.zeros((), device=device)
-        missed = whole.new_zeros(())
+        sums = self._sums()
+        like = sums[0] if sums else torch.zeros((), device=self.session.latents.device)
+        missed, lean = like.new_zeros(()), like.new_ones(())
         if self._missed and self._size is not None:
-            missed = drift.relative_l2_of(_sum(self._missed), self._size)
-        surprise, total, speed = torch.stack([missed, whole, self._moved(step, whole)]).tolist()
+            off, rise = _sum(self._missed), _sum(self._rise)
+            missed = drift.relative_l2_of(off, self._size)
+            lean = 1 - drift.share_of(off, rise)
+        read = torch.stack([missed, lean, self._moved(step, like), *sums]).tolist()
+        surprise, leant, speed = read[:3]
         self.device_reads += 1
-        finite = math.isfinite(total)
+        whole = self._lose(before, read[3:])
         if self._size is not None:
-            known = surprise if self._missed else None
-            course.learn(before, known if finite else math.nan)
-        if not finite:
-            course.trip(before, "a kept value was not finite")
-            for spoilt in self.kept.values():
-                spoilt.clear()
-            self.start.clear()
-        elif self._speed and not speed <= JUMP * self._speed:
-            course.trip(before, "the latents jumped")
+            told = self._missed and (whole or math.isfinite(surprise))
+            course.learn(before, surprise if told else None, leant if told else None)
+        if self._speed and not speed <= JUMP * self._speed:
+            course.doubt(before, "the latents jumped")
         self._speed = speed
+
+    def _sums(self) -> list[torch.Tensor]:
+        """Of every kept value on the device, then of the noise: finite where all of it is."""
+        device = self.session.latents.device
+        held = [value for _, _, value in self._held()] + list(self.start.values())
+        return [v.sum(dtype=torch.float32) if v.device == device else
+                torch.zeros((), device=device) for v in held]  # fmt: skip
+
+    def _held(self) -> list[tuple[tuple[str, str], int, torch.Tensor]]:
+        return [(key, step, v) for key, kept in self.kept.items() for step, v in kept.items()]
+
+    def _lose(self, before: int, sums: Sequence[float]) -> bool:
+        """Drop what is not finite, and tell the course; whether there was nothing."""
+        spoilt = [not math.isfinite(total) for total in sums]
+        for (key, step, _), bad in zip(self._held(), spoilt, strict=False):
+            if bad:
+                del self.kept[key][step]
+                self._lost.setdefault(key, []).append(step)
+        if any(spoilt[len(spoilt) - len(self.start) :]):
+            self.start.clear()
+            self.course.trip(before, "the noise that was kept was not finite")
+        elif any(spoilt):
+            self.course.mend(before, "a kept value was not finite")
+        return not any(spoilt)
 
     def _moved(self, step: int, like: torch.Tensor) -> torch.Tensor:
         """How fast the latents moved over the last step, in the scheduler's time."""
@@ -334,15 +390,36 @@ class Follower:
 
     def notes(self) -> tuple[str, ...]:
         """The course's, and which forecasts could not be made."""
-        if not self._unmade:
-            return self.course.notes()
-        steps = ", ".join(map(str, sorted(self._unmade)))
-        note = f"Computed although planned to be served, as what is read was not there: {steps}."
-        return (*self.course.notes(), note)
+        found = [*self.course.notes()]
+        if self._unmade:
+            steps = ", ".join(map(str, sorted(self._unmade)))
+            found.append(
+                f"Computed although planned to be served, as what is read was not there: {steps}."
+            )
+        if self._served_sum is not None and not math.isfinite(float(self._served_sum)):
+            found.append(
+                "A served value was not finite, and the clip is spoilt: the device is not read on "
+                "the way here, so that it could not be told in time."
+            )
+        if self.memory is not None and self.kept_bytes > self.memory and not self.offloaded_bytes:
+            found.append(
+                f"cache_memory is {self.memory} bytes, and kept values held {self.kept_bytes}: "
+                "nothing is moved where the CPU itself computes."
+            )
+        return tuple(found)
 
     def clear(self) -> None:
         """Free what is kept."""
         self._forget()
+
+
+def overflow(sizes: Sequence[int], memory: int | None) -> int:
+    """How many of the first (oldest) kept values must go for the others to fit."""
+    held, count = sum(sizes), 0
+    while memory is not None and held > memory and count < len(sizes):
+        held -= sizes[count]
+        count += 1
+    return count
 
 
 def guided(value: torch.Tensor, guidance: float, branches: str) -> torch.Tensor:

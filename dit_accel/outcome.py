@@ -68,7 +68,8 @@ class Report:
     `flops_spent` as this run did; None, with the reason in `notes`, where they could not be
     counted. `threshold` is None where a plan decided. `seconds` spans the denoising loop.
     `peak_memory_bytes` is the device allocator's peak, or the process's high-water mark on a CPU.
-    `kept_bytes` is the most held by kept values. `quality` (dB) and `speedup` are what was asked
+    `kept_bytes` is the most that kept values held on the device, `offloaded_bytes` the most that
+    waited in the CPU's memory under a cap. `quality` (dB) and `speedup` are what was asked
     for, `prediction` what is expected of this run, `planned` the steps that were to be computed.
     """
 
@@ -90,6 +91,7 @@ class Report:
     prediction: dict[str, float | None] | None = None
     planned: tuple[int, ...] = ()
     scene: SceneReport | None = None
+    offloaded_bytes: int = 0
 
     @property
     def flops_kept(self) -> float | None:
@@ -118,14 +120,15 @@ class Report:
 
     def summary(self) -> str:
         """One paragraph for people."""
-        kept = self.flops_kept
+        kept, away = self.flops_kept, self.offloaded_bytes
         partly = sum(len(s.pruned) + len(s.blended) for s in self.sites)
         text = (
             f"{self.family}, site {self.site}, {self.rule}: computed "
             f"{self.steps_computed:.1f} of {self.steps} steps"
             + (f", pruned or blended {partly / len(self.sites):.1f}" if partly else "")
             + (f", {kept:.0%} of the FLOPs" if kept is not None else "")
-            + f", {self.seconds:.2f} s, {self.kept_bytes / 2**20:.1f} MiB held by kept values."
+            + f", {self.seconds:.2f} s, {self.kept_bytes / 2**20:.1f} MiB held by kept values"
+            + (f", {away / 2**20:.1f} MiB more on the CPU." if away else ".")
         )
         return " ".join((text, *self._scene_summary(), *self.notes))
 

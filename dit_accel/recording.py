@@ -28,14 +28,10 @@ from dit_accel.following import conditional
 from dit_accel.patching import Patches
 from dit_accel.planner import gram_of
 from dit_accel.plans import Forecast, Plan, Schedule
-from dit_accel.sampling import Lanes
+from dit_accel.sampling import Lanes, NotLinearError, check_steps
 from dit_accel.takes import Clip, batch_arguments
 
 LINEAR = 0.02  # relative error up to which the shares must rebuild the final latents
-
-
-class NotLinearError(ValueError):
-    """The final latents are not the weighted sum of predictions that plans are made of."""
 
 
 @dataclass(frozen=True)
@@ -161,6 +157,7 @@ class Sampler:
         return self._lanes.shares
 
     def __enter__(self) -> Self:
+        check_steps(self._scheduler)
         self._patches.wrap(self._scheduler, "step", self._listen)
         return self
 

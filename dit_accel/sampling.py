@@ -9,6 +9,7 @@ noise that a run starts from.
 from __future__ import annotations
 
 import copy
+import inspect
 from typing import Any
 
 import torch
@@ -16,10 +17,31 @@ import torch
 from dit_accel.plans import Schedule
 
 
+class NotLinearError(ValueError):
+    """The final latents are not the weighted sum of predictions that plans are made of."""
+
+
+def check_steps(scheduler: Any) -> None:
+    """Refuse a sampler whose step is no function of prediction, timestep and sample.
+
+    Raises:
+        NotLinearError: naming it; CogVideoXDPMScheduler, which also draws noise at every step.
+    """
+    kind = type(scheduler)
+    taken = list(inspect.signature(kind.step).parameters)[1:4]
+    if "timestep" in taken[2:] or "sample" in taken[:2]:
+        raise NotLinearError(
+            f"{kind.__name__} steps by {', '.join(taken)}, ...; accepted: samplers that step by "
+            "model_output, timestep, sample, which plans can be made for. Accelerate by threshold, "
+            "or take another scheduler"
+        )
+
+
 class Lanes:
     """A twin of a scheduler, stepped along."""
 
     def __init__(self, scheduler: Any) -> None:
+        check_steps(scheduler)
         self._twin = copy.deepcopy(scheduler)
         for name, value in list(vars(self._twin).items()):
             if isinstance(value, torch.Tensor):

@@ -80,6 +80,7 @@ class Session:
         self._seen: set[tuple[str, str]] = set()
         self._texts: list[int] = []
         self._times: list[float] = []
+        self._located: tuple[Any, ...] = None, None, 0, []
         self.inputs.clear()
 
     @property
@@ -124,7 +125,7 @@ class Session:
         timesteps = self.pipe.scheduler.timesteps
         timestep = kwargs["timestep"] if "timestep" in kwargs else args[1]
         branch = context or self._branch_of(kwargs.get("encoder_hidden_states"))
-        step = self._which(positions(timestep, timesteps), name, branch) if index is None else index
+        step = self._which(self._positions(timestep), name, branch) if index is None else index
         again = step == self.step and (name, branch) in self._seen
         if again or step < self.step or self.step < 0:
             self._forget()
@@ -141,6 +142,16 @@ class Session:
         self._seen.add((name, branch))
         if (name, branch) not in self.inputs:
             self.inputs[name, branch] = tree_map_only(torch.Tensor, _shape_of, (args, kwargs))
+
+    def _positions(self, timestep: torch.Tensor) -> list[int]:
+        """As `positions`; a tensor that a step's forwards share is read from the device once."""
+        timesteps = self.pipe.scheduler.timesteps
+        written = 0 if timestep.is_inference() else timestep._version
+        seen, schedule, version, found = self._located
+        if seen is not timestep or schedule is not timesteps or version != written:
+            found = positions(timestep, timesteps)
+            self._located = timestep, timesteps, written, found
+        return found
 
     def _which(self, steps: list[int], name: str, branch: str) -> int:
         """Of several steps with the same rounded timestep, the one that comes next."""

@@ -6,13 +6,16 @@ Three things may happen between a plan's steps:
   computes more afterwards. If this prompt has surprised more than the profile's prompts did, the
   run goes on with that one. (Surprise: how far the line through the last two computed predictions
   misses a fresh one, relative, after guidance; a free measurement at every computed step.)
-- *The guard*: a surprise far outside the profile's band, a value that is not finite, latents that
-  jump, a text that changes. From there on the plan's promises are void, and the run goes on by
-  error-aware windows (`windows`), which shrink at a spike and grow in calm, served by lines.
+- *Mending*: a kept value was lost. The next step is computed, so that it can be put back, and the
+  plan goes on.
+- *The guard*: a surprise far outside the profile's band, latents that jump, a text that changes.
+  The next step is computed. A jump that surprises it no more than a plan may be surprised leaves
+  the plan in place; else its promises are void, and the run goes on by windows that are served by
+  as much of the line as was right when it was last compared with a fresh value (the *lean*): all
+  of it in calm, nothing but the last value itself after a sharp turn.
 - Nothing, mostly.
 
-Knows steps and numbers; no tensors, no models.
-Source: the windows are EDCW's (UniCP, arXiv 2502.04393), our reading; the rest is ours.
+Knows steps and numbers; no tensors, no models. Ours.
 """
 
 from __future__ import annotations
@@ -23,13 +26,14 @@ from dataclasses import dataclass, field
 
 from dit_accel import forecast
 from dit_accel.plans import Forecast, Plan
-from dit_accel.windows import EDCW, Windows
 
 BAND = 6.0  # standard deviations of the logarithm of a surprise that are still inside the band
 LEAST = math.log(40.0)  # and so is anything below this ratio to what is expected: of 64 prompts
 # of the miniature the least calm one surprised 30 times as much as the median (docs/planning.md)
 HARMLESS = 0.5  # and any surprise below this, of the prediction's own size: prompts differ much
-WARM = 2  # steps that the guard has computed before the first window may open
+USUAL = 2.0  # the same, of a step that is looked at because something happened before it
+WARM = 1  # steps that are computed when a plan is left, before the first window may open
+WINDOW = 2  # steps from one computed step to the next once it is left
 
 
 @dataclass(frozen=True)
@@ -65,6 +69,8 @@ class Steering:
         alarm: mean score of the surprises up to there above which the run turns.
         guard: whether the guard may override the plan. With neither it nor a careful plan the
             course is static: nothing is measured.
+        trusted: whether the plan is of this model. Of another one the guard takes the computed
+            steps alone, and serves the others by leaning lines, which need no profile.
     """
 
     plan: Plan
@@ -75,6 +81,7 @@ class Steering:
     turn: int = -1
     alarm: float = math.inf
     guard: bool = True
+    trusted: bool = True
 
     def __post_init__(self) -> None:
         self.begin(self.plan.total)
@@ -92,12 +99,25 @@ class Steering:
         self.surprises: dict[int, float] = {}
         self.computed: list[int] = []
         self.tripped: tuple[int, str] | None = None
-        self._windows: Windows | None = None
+        self.mended: tuple[int, str] | None = None
+        self.lean = 0.0
+        self._doubt: tuple[int, str] | None = None
+        self._left: int | None = None
 
     @property
     def measures(self) -> bool:
         """Whether anything measured could change the course."""
         return self.guard or self.careful is not None
+
+    @property
+    def watches(self) -> bool:
+        """Always: kept values are looked at before they are served."""
+        return True
+
+    @property
+    def distrusts(self) -> bool:
+        """Whether the plan's weights are not used, as they are of another model."""
+        return self.guard and not self.trusted
 
     @property
     def score(self) -> float:
@@ -106,48 +126,71 @@ class Steering:
 
     def forecast_of(self, step: int) -> Forecast | None:
         """What serves a step; None: it is computed."""
-        if self._windows is not None:
-            ready = len(self.computed) >= 2 and step >= self._warm_until
-            if ready and not self._windows.computes(step):
-                return self._line(step)
+        if self._doubt is not None and step == self._doubt[0] + 1:
             return None
-        return self.active.forecasts.get(step)
+        if self._left is not None:
+            last = self.computed[-1] if self.computed else -1
+            fresh = step <= self._left + WARM or step - last >= WINDOW
+            return None if fresh or step == self.plan.total - 1 else self._leaning(step)
+        served = self.active.forecasts.get(step)
+        return self._leaning(step) if served is not None and self.distrusts else served
 
-    def learn(self, step: int, surprise: float | None) -> None:
+    def learn(self, step: int, surprise: float | None, lean: float | None = None) -> None:
         """A step was computed, and surprised so much; None where no line was there yet."""
         self.computed.append(step)
+        self.lean = min(max(lean, 0.0), 1.0) if lean is not None and lean == lean else 0.0
         if surprise is not None:
             self.surprises[step] = surprise
-        if self._windows is not None:
-            self._windows.observe(step, surprise)
+        if self._left is not None or surprise is None or (self.distrusts and surprise == surprise):
             return
         band = self.bands.get(step)
-        if surprise is not None and not math.isfinite(surprise):
+        if not math.isfinite(surprise):
             self.trip(step, "a value was not finite")
-        elif surprise is not None and band is not None:
+        elif self._doubt is not None and step == self._doubt[0] + 1:
+            if not self._usual(step, surprise):
+                self._leave(self._doubt[0])
+        elif band is not None:
             if not band.holds(surprise):
                 ratio = math.exp(band.score(surprise) * band.spread)
-                self.trip(step, f"the surprise was {ratio:.1f} times the expected")
+                self.trip(step, f"the surprise was {ratio:.1f} times the expected", fresh=True)
             elif step <= self.turn:
                 self.scores.append(band.score(surprise))
         if step == self.turn and self.careful is not None and self.score > self.alarm:
             self.active, self.turned = self.careful, True
 
-    def trip(self, step: int, why: str) -> None:
-        """The guard takes over after this step, if it may."""
-        if not self.guard or self._windows is not None:
-            return
-        self.tripped = (step, why)
-        known = [band.mean for band in self.bands.values()]
-        threshold = math.exp(sum(known) / len(known)) if known else 0.05
-        config = EDCW(threshold=threshold, first=1, last=1, max_window=4, growth="step")
-        self._windows = Windows(config, self.plan.total)
-        self._warm_until = step + 1 + WARM
-        self.computed = self.computed[-1:]  # what came before the fault says nothing of after it
+    def mend(self, step: int, why: str) -> None:
+        """A kept value was lost after this step; whoever keeps them computes the next one."""
+        self.mended = self.mended or (step, why)
+
+    def doubt(self, step: int, why: str) -> None:
+        """Something happened after this step that the next one, computed, must speak to."""
+        if self.guard and self._left is None and self._doubt is None:
+            self._doubt = (step, why)
+
+    def trip(self, step: int, why: str, *, fresh: bool = False) -> None:
+        """The guard takes over after this step, if it may; `fresh`: its value is of what is new."""
+        if self.guard and self._left is None:
+            self.tripped = (step, why)
+            self._leave(step - 1 if fresh else step)
+
+    def _usual(self, step: int, surprise: float) -> bool:
+        """Whether a step that no band is of surprised as the nearest that has one may."""
+        near = min(self.bands, key=lambda other: abs(other - step), default=None)
+        return surprise <= HARMLESS or (
+            near is not None and self.bands[near].score(surprise) <= USUAL
+        )
+
+    def _leave(self, step: int) -> None:
+        """What came before this step says nothing of what comes after it."""
+        if self.tripped is None:
+            self.tripped = self._doubt
+        self._left = step
+        self.computed = [s for s in self.computed if s > step]
+        self.lean = 0.0
 
     def reads(self, step: int) -> tuple[int, ...]:
         """Computed steps up to this one that a later step may read."""
-        if self._windows is not None:
+        if self._left is not None or self.distrusts:
             return tuple(self.computed[-2:])
         later = self.active.reads(step)
         if self.careful is not None and step <= self.turn:
@@ -162,12 +205,24 @@ class Steering:
                 f"Turned careful after step {self.turn}: surprises were {self.score:.1f} standard "
                 "deviations above the profile's."
             )
+        if self.distrusts:
+            found.append("Guard: of a plan of another model only the computed steps were taken.")
         if self.tripped is not None:
             step, why = self.tripped
-            found.append(f"Guard after step {step}: {why}; went on by error-aware windows.")
+            found.append(f"Guard after step {step}: {why}; left the plan for short windows.")
+        elif self._doubt is not None:
+            step, why = self._doubt
+            found.append(f"Guard after step {step}: {why}; a step was computed, and the plan held.")
+        if self.mended is not None:
+            step, why = self.mended
+            found.append(f"Guard after step {step}: {why}; it was put back from its neighbours.")
         return tuple(found)
 
-    def _line(self, step: int) -> Forecast:
+    def _leaning(self, step: int) -> Forecast:
+        """The last computed value, and as much of the line's rise from it as was right."""
         before = self.computed[-2:][::-1]
-        weights = forecast.weights([self.times[s] for s in before], self.times[step])
-        return Forecast(tuple(dict(zip(before, weights, strict=True)) for _ in self.mix))
+        line = forecast.weights([self.times[s] for s in before], self.times[step])
+        held = (1.0 - self.lean, *[0.0] * (len(before) - 1))
+        weights = [h + self.lean * part for h, part in zip(held, line, strict=True)]
+        found = {s: w for s, w in zip(before, weights, strict=True) if w or s == before[0]}
+        return Forecast(tuple(found for _ in self.mix))

@@ -139,6 +139,12 @@ def test_another_size_is_carried_over_and_named(pipe):
         assert handle.report().notes == ()
 
 
+def test_another_number_of_frames_is_carried_over_and_named(pipe):
+    with accelerate(pipe, profile=profile_for(pipe), quality=30.0) as handle:
+        run(pipe, num_frames=13)
+        assert handle.report().notes == ("Carried over: frames is 9 in the profile, 13 here.",)
+
+
 def test_another_dtype_is_carried_over_and_named(pipe):
     profile = profile_for(pipe, dtype="bfloat16")
     with accelerate(pipe, profile=profile, quality=30.0) as handle:
@@ -287,9 +293,22 @@ def test_bad_targets_are_named_and_nothing_is_installed(pipe, given, message):
     assert "forward" not in vars(pipe.transformer)
 
 
-def test_a_profile_without_a_target_is_refused(pipe):
-    with pytest.raises(ValueError, match="profile is given without a target"):
-        accelerate(pipe, profile=profile_for(pipe))
+@pytest.mark.parametrize("name", ["profile", "static", "cache_memory"])
+def test_what_a_plan_needs_is_refused_without_a_target(pipe, name):
+    given = {"profile": profile_for(pipe), "static": True, "cache_memory": 1}[name]
+    with pytest.raises(ValueError, match=f"{name} is given without a target"):
+        accelerate(pipe, **{name: given})
+
+
+def test_the_preset_unicp_is_a_quality_of_36_db_or_the_target_beside_it(pipe):
+    for target, expected in (({}, (36.0, None)), ({"speedup": 2.0}, (None, 2.0))):
+        with accelerate(pipe, accel="unicp", profile=profile_for(pipe), **target) as handle:
+            run(pipe)
+            report = handle.report()
+        assert (report.quality, report.speedup) == expected
+        assert report.planned == COMPUTED
+    with pytest.raises(ValueError, match="accel is 'unicp' with threshold"):
+        accelerate(pipe, accel="unicp", threshold=0.1)
 
 
 # --- neighbours ---

@@ -134,6 +134,18 @@ def tensors_of(profile: Profile) -> list[torch.Tensor]:
     return found
 
 
+def test_a_sampler_that_draws_noise_at_every_step_is_refused_by_name(pipe):
+    """CogVideoX's own takes the last step's sample before the timestep, and is stochastic."""
+    from diffusers import CogVideoXDPMScheduler
+
+    from dit_accel.sampling import Lanes
+
+    scheduler = CogVideoXDPMScheduler()
+    scheduler.set_timesteps(4)
+    with pytest.raises(NotLinearError, match="CogVideoXDPMScheduler steps by model_output, old"):
+        Lanes(scheduler)
+
+
 def test_the_shape_of_a_profile(pipe):
     """Two rungs, and careful ends where there is room for them."""
     told: list[tuple[str, int, int]] = []
@@ -250,6 +262,20 @@ def test_each_clip_is_served_by_changes_that_have_not_seen_it(pipe, monkeypatch)
     assert psnr(stock[0], first, data_range=1.0) == pytest.approx(float(rung.psnr_db[0]), abs=0.01)
     seen = frames_of(pipe, CLIPS[1], both.plan_of(rung))
     assert psnr(stock[1], seen, data_range=1.0) > float(rung.psnr_db[1])
+
+
+def test_a_ladder_is_searched_anew_when_other_probes_made_the_field(pipe, tmp_path):
+    """The gain is part of what plans are searched by."""
+
+    def searched(probes: int) -> int:
+        told: list[str] = []
+        calibrate(
+            pipe, CLIPS[:1], speedups=(2.0,), probes=probes, probed=1, work=tmp_path,
+            told=lambda what, *_: told.append(what),
+        )  # fmt: skip
+        return told.count("search")
+
+    assert [searched(2), searched(2), searched(3)] == [1, 0, 1]
 
 
 class Killed(Exception):

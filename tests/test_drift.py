@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from dit_accel.drift import guided_error, relative_l1
+from dit_accel.drift import guided_error, relative_l1, share_of
 
 
 def test_closed_form():
@@ -44,3 +44,9 @@ def test_guided_error_is_what_guidance_makes_of_two_errors():
     guide = lambda cond, uncond: uncond + 4.0 * (cond - uncond)  # noqa: E731
     exact = guide(c + dc, u + du) - guide(c, u)
     torch.testing.assert_close(guided_error(dc, du, 4.0), exact)
+
+
+def test_share_is_how_often_a_direction_lies_in_a_change():
+    """(3, 4) along (2, 0): 6 of 4; nothing lies in no direction."""
+    assert float(share_of(torch.tensor([3.0, 4.0]), torch.tensor([2.0, 0.0]))) == 1.5
+    assert float(share_of(torch.tensor([3.0, 4.0]), torch.zeros(2))) == 0.0

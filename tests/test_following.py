@@ -12,7 +12,7 @@ import tiny
 import torch
 
 from dit_accel import accelerate
-from dit_accel.following import PlanCourse, guided
+from dit_accel.following import PlanCourse, guided, overflow
 from dit_accel.plans import Forecast, Plan
 from dit_accel.steering import Steering
 
@@ -40,13 +40,22 @@ class Asked(PlanCourse):
         self.asked: list[int] = []
         self.learnt: dict[int, float | None] = {}
         self.trips: list[tuple[int, str]] = []
+        self.leans: dict[int, float | None] = {}
+        self.doubts: list[tuple[int, str]] = []
+        self.mends: list[tuple[int, str]] = []
 
     def forecast_of(self, step: int) -> Forecast | None:
         self.asked.append(step)
         return super().forecast_of(step)
 
-    def learn(self, step: int, surprise: float | None) -> None:
-        self.learnt[step] = surprise
+    def learn(self, step: int, surprise: float | None, lean: float | None = None) -> None:
+        self.learnt[step], self.leans[step] = surprise, lean
+
+    def doubt(self, step: int, why: str) -> None:
+        self.doubts.append((step, why))
+
+    def mend(self, step: int, why: str) -> None:
+        self.mends.append((step, why))
 
     def trip(self, step: int, why: str) -> None:
         self.trips.append((step, why))
@@ -146,7 +155,8 @@ def test_a_course_is_asked_once_a_step_and_told_of_every_computed_one(pipe):
 
 
 def test_the_surprise_is_how_far_the_line_misses_the_guided_prediction(pipe):
-    """By hand from the parts that are heard: |1 (line - c) - 3 (line - d)| over |c - 3 d|."""
+    """By hand from the parts that are heard: |1 (line - c) - 3 (line - d)| over |c - 3 d|; and how
+    much of the line's rise was right, by projection."""
     course = Asked(NEUTRAL, MIX)
     heard: tuple[list[torch.Tensor], list[torch.Tensor]] = ([], [])
     with accelerate(pipe, plan=course) as handle:
@@ -159,6 +169,9 @@ def test_the_surprise_is_how_far_the_line_misses_the_guided_prediction(pipe):
         line = mixed[step - 1] + ahead * (mixed[step - 1] - mixed[step - 2])
         missed = float((line - mixed[step]).norm() / mixed[step].norm())
         assert course.learnt[step] == pytest.approx(missed, rel=1e-3)
+        rise, came = line - mixed[step - 1], mixed[step] - mixed[step - 1]
+        lean = float((rise * came).sum() / (rise * rise).sum())
+        assert course.leans[step] == pytest.approx(lean, rel=1e-3)
 
 
 def test_the_noise_is_heard_and_is_what_the_run_started_from(pipe):
@@ -205,8 +218,9 @@ def test_the_device_is_read_once_a_step_at_most(pipe, reads):
 def test_a_course_that_measures_nothing_reads_nothing(pipe, reads):
     with accelerate(pipe, plan=TWO_PARTS, mix=MIX) as handle:
         run(pipe)
+        assert reads == {}
         assert handle.report().device_reads == 0
-    assert reads == {}
+    assert reads == {"notes": 1}  # once the run is over: whether what was served was finite
 
 
 # --- what is kept ---
@@ -254,6 +268,13 @@ def test_what_a_forecast_reads_and_is_not_there_is_computed_and_said(pipe, stock
         assert handle.report().notes == ()
 
 
+@pytest.mark.parametrize(
+    ("memory", "count"), [(None, 0), (60, 0), (59, 1), (50, 1), (49, 2), (0, 3)]
+)
+def test_the_oldest_go_until_the_others_fit(memory, count):
+    assert overflow([10, 20, 30], memory) == count
+
+
 # --- what cannot be right ---
 
 
@@ -272,6 +293,7 @@ def test_another_text_trips_before_it_is_served(pipe, name):
     inputs = {"callback_on_step_end_tensor_inputs": ["latents", name]}
     for change, expected in (
         (lambda tensors: {name: tensors[name] + 1.0}, [(2, "the text changed")]),
+        (lambda tensors: {name: tensors[name].add_(1.0)}, [(2, "the text changed")]),
         (lambda tensors: {name: tensors[name].clone()}, []),
     ):
         course = Asked(NEUTRAL, MIX)
@@ -285,7 +307,7 @@ def test_latents_that_jump_trip(pipe):
     scaled = inject(2, lambda tensors: {"latents": tensors["latents"] * 5.0})
     with accelerate(pipe, plan=course):
         run(pipe, callback_on_step_end=scaled)
-    assert (2, "the latents jumped") in course.trips
+    assert (2, "the latents jumped") in course.doubts
 
 
 @pytest.mark.parametrize("where", ["kept", "start"])
@@ -303,7 +325,65 @@ def test_a_kept_value_that_is_not_finite_is_never_served(pipe, stock, where):
     with accelerate(pipe, plan=course) as handle:
         frames = run(pipe, callback_on_step_end=inject(1, poison))
     assert np.array_equal(frames, stock)
-    assert course.trips == [(1, "a kept value was not finite")]
+    lost = {"kept": [], "start": [(1, "the noise that was kept was not finite")]}[where]
+    assert course.trips == lost
+    assert course.mends == ([(1, "a kept value was not finite")] if where == "kept" else [])
+
+
+def test_a_lost_value_is_put_back_from_its_nearest_neighbours(pipe):
+    """Step 1's of the second branch is lost: on the parabola through steps 2, 0 and 3 had they been
+    there; when step 2 is computed there are 0 and 2, so on the line."""
+    found = {}
+
+    def callback(_: Any, at: int, __: Any, tensors: Any) -> dict[str, Any]:
+        kept = handle.follower.kept["target", "uncond"]
+        if at == 1:
+            kept[1][0, 0, 0, 0, 0] = float("nan")
+        if at == 2:
+            found.update({s: v.clone() for s, v in kept.items()})
+        return {}
+
+    plan = Plan(STEPS, {4: Forecast(({3: 1.0, 1: 0.5, 0: 0.5}, {3: 1.0, 1: 0.5}))})
+    course = Asked(plan, MIX)
+    with accelerate(pipe, plan=course) as handle:
+        assert np.isfinite(run(pipe, callback_on_step_end=callback)).all()
+        times = pipe.scheduler.timesteps.tolist()
+    share = (times[0] - times[1]) / (times[0] - times[2])
+    line = found[0] + share * (found[2] - found[0])
+    assert torch.allclose(found[1], line, atol=1e-5)
+
+
+class Watched(Asked):
+    """Measures nothing, and looks at what is kept before it is served."""
+
+    measures, watches = False, True
+
+
+def poison_kept(handle: Any) -> Any:
+    def poison(tensors: Any) -> dict[str, Any]:
+        handle.follower.kept["target", "cond"][1][0, 0, 0, 0, 0] = float("nan")
+        return {}
+
+    return inject(1, poison)
+
+
+def test_without_a_guard_too_what_is_not_finite_is_computed_and_put_back(pipe, stock):
+    course = Watched(Plan(STEPS, {2: Forecast(({1: 1.0},)), 4: Forecast(({3: 1.0},))}))
+    with accelerate(pipe, plan=course) as handle:
+        frames = run(pipe, callback_on_step_end=poison_kept(handle))
+        report = handle.report()
+    assert np.isfinite(frames).all()
+    assert report.sites[0].computed == (0, 1, 2, 3, 5)
+    assert report.device_reads == 2, "one a served step"
+
+
+def test_where_the_device_may_not_be_read_the_report_says_that_the_clip_is_spoilt(pipe):
+    with accelerate(pipe, plan=PLAN) as handle:
+        run(pipe, callback_on_step_end=poison_kept(handle))
+        (note,) = handle.report().notes
+        assert note.startswith("A served value was not finite, and the clip is spoilt")
+        run(pipe)
+        assert handle.report().notes == ()
 
 
 # --- reports, experts and runs ---

@@ -30,7 +30,7 @@ CLIP = clip_of("a small red square moving left on a plain gray background", 77, 
 REPORTED = {
     TEXT: "the text changed",
     LATENTS: "the latents jumped",
-    NAN: "not finite",
+    NAN: "a kept value was not finite",
     WRONG: "is of another pipeline, and was forced: weights is",
 }
 
@@ -76,24 +76,23 @@ def test_a_fault_is_reported(rows, fault):
     assert row.computed < STEPS
 
 
-BEHIND = pytest.mark.xfail(
-    strict=False,
-    reason="at 20 steps, dB where as many steps give: text 31.3 (32.3), latents 40.8 (46.0), "
-    "NaN 45.0 (49.1), another model's profile 41.5 (44.8): docs/planning.md",
-)
-
-
-@BEHIND
-@pytest.mark.parametrize("fault", [TEXT, LATENTS, NAN])
+@pytest.mark.parametrize("fault", [LATENTS, NAN])
 def test_a_fault_never_costs_more_than_fewer_steps(rows, fault):
     row = rows(fault)
-    assert row.guarded_db >= row.fewer_db
+    assert row.guarded_db > row.fewer_db
+    assert row.computed == STEPS / 2.5 + 1, "one step more, and the plan goes on"
 
 
-@BEHIND
+@pytest.mark.xfail(strict=False, reason="0.1 dB behind on this clip: docs/planning.md")
+def test_another_text_never_costs_more_than_fewer_steps(rows):
+    row = rows(TEXT)
+    assert row.guarded_db > row.fewer_db
+
+
 def test_a_profile_of_another_model_that_is_forced_is_never_worse_than_fewer_steps(
     pipe, profile, wrong
 ):
     row = check_guard.check(pipe, profile, wrong, CLIP, WRONG)
     assert any(REPORTED[WRONG] in note for note in row.notes)
-    assert row.guarded_db >= row.fewer_db
+    assert row.guarded_db > row.fewer_db
+    assert row.computed == STEPS / 2.5

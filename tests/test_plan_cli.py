@@ -17,6 +17,7 @@ from dit_accel import metrics, miniature, recording
 from dit_accel.cli.ladder import rows
 from dit_accel.cli.pace import Pace
 from dit_accel.cli.plan import held
+from dit_accel.cli.request import size_of
 from dit_accel.plans import Forecast, Plan
 from dit_accel.profile import Profile
 
@@ -386,8 +387,12 @@ def test_generate_refuses_the_profile_of_another_model_unless_forced(
             "--site is 'block': has no meaning with --quality",
         ),
         (["--speedup", "2", "--accel", "unicp-paper"], "--accel is 'unicp-paper': has no meaning"),
-        (["--accel", "magic"], "--accel is 'magic': must be one of unicp-paper"),
+        (["--accel", "magic"], "--accel is 'magic': must be one of unicp, unicp-paper"),
         (["--accel", "unicp-paper", "--site", "block"], "works at attentions"),
+        (["--accel", "unicp", "--threshold", "0.1"], "--accel is 'unicp': plans by --quality or"),
+        (["--accel", "unicp", "--site", "block"], "works at the denoiser's output"),
+        (["--cache-memory", "lots"], "--cache-memory is 'lots': must be a size above 0, e.g. 512M"),
+        (["--cache-memory", "0GiB"], "--cache-memory is '0GiB': must be a size above 0"),
         (["--threshold", "0.1"], "--profile is given: applies to --quality and --speedup only"),
         (["--quality", "30", "--steps", "7"], "--steps is 7: --quality needs at least 8"),
     ],
@@ -406,10 +411,42 @@ def test_switches_of_the_preset_are_refused_elsewhere(generate: Any, flag: str) 
         )
 
 
-@pytest.mark.parametrize("option", ["--force", "--no-guard"])
+@pytest.mark.parametrize("option", ["--force", "--no-guard", "--static"])
 def test_options_of_plans_are_refused_with_windows(generate: Any, option: str) -> None:
     told = f"{option} is given: applies to --quality and --speedup only"
     refused(generate(option, "--threshold", "0.1", profile=False), told)
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [("2GiB", 2 << 30), ("512 MiB", 512 << 20), ("1.5kib", 1536), ("3MB", 3_000_000), ("7", 7)],
+)
+def test_sizes_as_people_write_them(text: str, size: int) -> None:
+    assert size_of("--cache-memory", text) == size
+
+
+def test_generate_static_under_a_cap_reads_nothing_and_says_what_was_held(generate: Any) -> None:
+    """The CPU computes: nothing can be moved there, and the report says so."""
+    options = ["--speedup", "2", "--static", "--cache-memory", "1KiB", "--accel", "unicp"]
+    result = generate(*options, "--output", "a.npy", "--json")
+    assert result.exit_code == 0, result.stderr
+    content = json.loads(result.stdout)
+    settings, report = content["settings"], content["report"]
+    assert (settings["static"], settings["cache_memory"], settings["accel"]) == (True, 1024, None)
+    assert (report["device_reads"], report["offloaded_bytes"]) == (0, 0)
+    assert any(note.startswith("cache_memory is 1024 bytes") for note in report["notes"])
+
+
+def test_plan_tells_what_would_wait_on_the_cpu_under_a_cap(
+    here: Path, model_folder: Path, profile_file: Path
+) -> None:
+    command = ["plan", "--model", str(model_folder), "--profile", str(profile_file)]
+    command += ["--speedup", "2", "--json"]
+    free = json.loads(invoke(*command).stdout)
+    assert free["offloaded_bytes"] == 0
+    size = free["held_bytes"] // free["held_tensors"]
+    capped = json.loads(invoke(*command, "--cache-memory", str(2 * size + 1)).stdout)
+    assert capped["offloaded_bytes"] == free["held_bytes"] - 2 * size
 
 
 def test_the_preset_and_its_switches(generate: Any) -> None:

@@ -1,7 +1,10 @@
+from types import SimpleNamespace
+
 import pytest
 import torch
 
-from dit_accel.session import positions
+from dit_accel import session
+from dit_accel.session import Session, positions
 
 SCHEDULE = torch.tensor([1000.0, 960.0, 960.0, 500.0, 20.0])
 
@@ -28,3 +31,20 @@ def test_frames_that_are_given_have_timestep_zero():
 def test_a_timestep_of_another_schedule_is_refused():
     with pytest.raises(ValueError, match=r"timestep 731 is not one of the scheduler's 5 timesteps"):
         positions(torch.tensor([731.0]), SCHEDULE)
+
+
+def test_a_timestep_that_forwards_share_is_located_once(monkeypatch):
+    """bfloat16 timesteps are copies: each is a read of the device. Another tensor, one that was
+    written to, and another schedule are read again."""
+    asked = []
+    monkeypatch.setattr(session, "positions", lambda t, ts: asked.append(t) or positions(t, ts))
+    pipe = SimpleNamespace(scheduler=SimpleNamespace(timesteps=SCHEDULE))
+    here = Session(pipe, {})
+    shared = torch.tensor([500.0])
+    assert [here._positions(shared) for _ in range(3)] == [[3]] * 3 and len(asked) == 1
+    assert here._positions(torch.tensor([20.0])) == [4] and len(asked) == 2
+    assert here._positions(shared) == [3] and len(asked) == 3
+    shared.fill_(1000.0)
+    assert here._positions(shared) == [0] and len(asked) == 4
+    pipe.scheduler.timesteps = torch.tensor([1200.0, 1000.0])
+    assert here._positions(shared) == [1] and len(asked) == 5

@@ -107,11 +107,11 @@ def test_the_guard_trips_on_a_surprise_outside_the_band_and_says_so():
     assert course.tripped is not None
     assert course.tripped[0] == 5
     assert done[:4] == PLAN.computed[:4]
-    assert {6, 7} <= set(done), "the next steps are computed at once"
+    assert done[4:7] == (7, 9, 11), "the fresh value serves one step, and so does each after it"
     (note,) = course.notes()
     assert note == (
         f"Guard after step 5: the surprise was {FAULT:.1f} times the expected; "
-        "went on by error-aware windows."
+        "left the plan for short windows."
     )
 
 
@@ -122,35 +122,84 @@ def test_the_guard_trips_on_what_is_not_finite_even_where_no_band_is_known(value
     assert course.tripped == (5, "a value was not finite")
 
 
-def test_windows_after_a_trip_shrink_on_a_spike_and_grow_in_calm():
-    """Calm is below the expected surprise. Steps 3 and 4 are computed; from 5 on a window of one
-    more step each, up to four: 6 served, then 8 and 9, then 11, 12 and 13. The spike at step 14
-    closes it: 15 is computed, calm again, and the windows grow anew."""
+def test_windows_after_a_trip_are_short_once_a_step_is_computed():
+    """Step 3 is computed, 4 is served by it, and so on to the last."""
     course = steering()
-    course.learn(0, None)
-    course.learn(1, None)
-    course.learn(2, 0.1)
-    course.trip(2, "the latents jumped")
-    calm, spike = 0.01, 5.0
+    for step in range(3):
+        course.learn(step, None)
+    course.trip(2, "the text changed")
     done = []
     for step in range(3, TOTAL):
         if course.forecast_of(step) is None:
             done.append(step)
-            course.learn(step, {3: 9.0, 4: 9.0, 14: spike}.get(step, calm))
-    assert done == [3, 4, 5, 7, 10, 14, 15, 17, 20, 23]
+            course.learn(step, 0.01, 0.5)
+    assert done == [3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23]
 
 
-def test_windows_are_served_by_lines_through_what_was_computed_after_the_fault():
+@pytest.mark.parametrize(
+    ("lean", "expected"),
+    [(1.0, {5: 1.5, 3: -0.5}), (0.5, {5: 1.25, 3: -0.25}), (0.0, {5: 1.0}), (-3.0, {5: 1.0}),
+     (9.0, {5: 1.5, 3: -0.5}), (math.nan, {5: 1.0})],
+)  # fmt: skip
+def test_what_is_served_then_leans_on_the_line_as_far_as_it_was_right(lean, expected):
+    """Steps 3 and 5 are two apart, 6 is one further on: the line is 1.5 and -0.5 of them."""
     course = steering(mix=(1.0, -3.0))
     for step in range(3):
         course.learn(step, None)
     course.trip(2, "the text changed")
-    for step, surprise in ((3, 9.0), (4, 9.0), (5, 0.01)):  # lines from before the fault miss
-        assert course.forecast_of(step) is None
-        course.learn(step, surprise)
-    assert course.reads(5) == (4, 5)
-    served = course.forecast_of(6)
-    assert served == Forecast(({5: 2.0, 4: -1.0}, {5: 2.0, 4: -1.0}))
+    course.learn(3, 9.0, 1.0)
+    assert course.forecast_of(4).reads[0].keys() == {3}, "nothing from before the fault is read"
+    course.learn(5, 0.01, lean)
+    assert course.reads(5) == (3, 5)
+    assert course.forecast_of(6) == Forecast((expected, expected))
+
+
+@pytest.mark.parametrize(
+    ("surprise", "left"), [(HARMLESS, False), (USUAL * 1.4, False), (9.0, True)]
+)
+def test_a_doubt_has_the_next_step_computed_and_what_it_surprises_decides(surprise, left):
+    """Two deviations of 0.2 of the nearest band are a factor of 1.49."""
+    course = steering()
+    done = []
+    for step in range(TOTAL):
+        if step == 7:
+            course.doubt(6, "the latents jumped")
+        if course.forecast_of(step) is None:
+            done.append(step)
+            course.learn(step, None if len(done) < 3 else surprise if step == 7 else USUAL, 0.0)
+    (note,) = course.notes()
+    assert note.startswith("Guard after step 6: the latents jumped; ")
+    if left:
+        assert done == [0, 1, 2, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23]
+        assert course.tripped == (6, "the latents jumped")
+    else:
+        assert done == [0, 1, 2, 5, 7, 10, 15, 20]
+        assert course.tripped is None
+
+
+def test_a_lost_value_is_told_and_the_plan_goes_on():
+    course = steering()
+    course.mend(4, "a kept value was not finite")
+    course.mend(8, "a kept value was not finite")
+    assert drive(course) == PLAN.computed
+    assert course.notes() == (
+        "Guard after step 4: a kept value was not finite; it was put back from its neighbours.",
+    )
+
+
+def test_of_a_plan_of_another_model_the_guard_takes_the_computed_steps_alone():
+    course = steering(trusted=False)
+    assert drive(course, {5: FAULT}) == PLAN.computed
+    (note,) = course.notes()
+    assert note == "Guard: of a plan of another model only the computed steps were taken."
+    course.begin(TOTAL)
+    for step in (0, 1, 2):
+        course.learn(step, None)
+    course.learn(5, 1.0, 0.5)
+    assert course.reads(5) == (2, 5)
+    assert course.forecast_of(8) == Forecast(({5: 1.5, 2: -0.5},))
+    plain = steering(trusted=False, guard=False)
+    assert plain.forecast_of(8) == PLAN.forecasts[8]
 
 
 def test_after_a_trip_the_last_step_is_computed():

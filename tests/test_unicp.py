@@ -223,8 +223,8 @@ def test_bad_settings_are_named(given, message):
 def test_bad_calls_are_named_and_change_nothing():
     pipe = tiny_wan()
     before = state_of(pipe)
-    with pytest.raises(ValueError, match="accel is 'unicp'; accepted: unicp-paper, or a UniCP"):
-        accelerate(pipe, accel="unicp")
+    with pytest.raises(ValueError, match="accel is 'magic'; accepted: unicp, unicp-paper, or a"):
+        accelerate(pipe, accel="magic")
     with pytest.raises(ValueError, match="accel is given with plan, site or config"):
         accelerate(pipe, accel="unicp-paper", site="block")
     pipe.transformer.blocks[1].attn1.processor = stranger = lambda *args: None

@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from dit_accel.profile import Profile
     from dit_accel.targets import Decision
 
-DEFAULT_QUALITY = 36.0
 CALIBRATE = "`dit-accel calibrate` measures one"
 
 
@@ -88,6 +87,8 @@ def take_aim(pipe: Any, settings: Settings, *, windowed: bool) -> Aim:
         )
     if given:
         return _by_profile(pipe, settings, path)
+    from dit_accel.autopilot import DEFAULT_QUALITY
+
     try:
         chosen = dataclasses.replace(settings, quality=DEFAULT_QUALITY)
         return _by_profile(pipe, chosen, path)
@@ -108,12 +109,14 @@ def decide(
     separate: bool,
     quality: float | None,
     speedup: float | None,
+    static: bool = False,
 ) -> Decision | None:
     """What a run will do by a profile; None where the scheduler does not tell before the run.
 
     Args:
         scheduler: of the run; None where it is not known: the profile's steps alone will do.
         separate: whether guidance runs as separate forwards.
+        static: whether the run may not turn careful on the way.
 
     Raises:
         ValueError: the target or the profile does not suit the run.
@@ -139,7 +142,7 @@ def decide(
             f"steps is {steps}, and the profile is of {own.total}: other timesteps need the "
             "model's scheduler"
         )
-    return autopilot.decide(profile, schedule, quality=quality, speedup=speedup)
+    return autopilot.decide(profile, schedule, quality=quality, speedup=speedup, static=static)
 
 
 def _by_threshold(settings: Settings) -> Aim:
@@ -170,6 +173,7 @@ def _by_profile(pipe: Any, settings: Settings, path: str) -> Aim:
             separate=family_of(pipe).branches == "separate",
             quality=settings.quality,
             speedup=settings.speedup,
+            static=settings.static,
         )
     except ValueError as error:
         raise BadInput(f"{option}: {error}") from error

@@ -285,7 +285,7 @@ def _measure(
     quiet: bool,
 ) -> Profile:
     from dit_accel import calibrate as measuring
-    from dit_accel.recording import NotLinearError
+    from dit_accel.sampling import NotLinearError
 
     usual = tuple(s for s in measuring.LADDER if s <= settings.steps / 2)
     speedups = speedups if speedups is not None else usual

@@ -116,12 +116,29 @@ NoGuard = Annotated[
         "--no-guard", help="Keep to the plan, whatever is measured.", rich_help_panel=_CACHE
     ),
 ]
+Static = Annotated[
+    bool,
+    typer.Option(
+        "--static",
+        help="Every run does the same and the device is not read on the way: no guard.",
+        rich_help_panel=_CACHE,
+    ),
+]
+CacheMemory = Annotated[
+    str | None,
+    typer.Option(
+        metavar="SIZE",
+        help="What kept values may hold on the device, e.g. 512MiB; older ones go to the CPU.",
+        show_default="no bound",
+        rich_help_panel=_CACHE,
+    ),
+]
 Accel = Annotated[
     str | None,
     typer.Option(
         metavar="|".join(ACCELS),
-        help="Windows, pruning and blending at each attention, by --threshold.",
-        show_default=False,
+        help="All that pays, by a plan; or the paper's windows and pruning, by --threshold.",
+        show_default=ACCELS[0],
         rich_help_panel=_CACHE,
     ),
 ]
@@ -129,19 +146,21 @@ NoForecast = Annotated[
     bool,
     typer.Option(
         "--no-forecast",
-        help="With --accel: kept values are served as they are.",
+        help="With --accel unicp-paper: kept values are served as they are.",
         rich_help_panel=_CACHE,
     ),
 ]
 NoPrune = Annotated[
     bool,
-    typer.Option("--no-prune", help="With --accel: attention stays dense.", rich_help_panel=_CACHE),
+    typer.Option(
+        "--no-prune", help="With unicp-paper: attention stays dense.", rich_help_panel=_CACHE
+    ),
 ]
 NoShift = Annotated[
     bool,
     typer.Option(
         "--no-shift",
-        help="With --accel: pruned wherever windows do not serve.",
+        help="With --accel unicp-paper: pruned wherever windows do not serve.",
         rich_help_panel=_CACHE,
     ),
 ]

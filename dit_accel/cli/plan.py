@@ -37,6 +37,7 @@ class Planned:
     speedup: float | None
     steps: int
     guidance: float
+    cache_memory: int | None = None
 
     @property
     def asked(self) -> str:
@@ -64,6 +65,7 @@ def plan(
     guidance: Annotated[
         float | None, typer.Option(help="Weight of the prompt.", show_default="as calibrated")
     ] = None,
+    cache_memory: options.CacheMemory = None,
     plot: Annotated[
         Path | None,
         typer.Option(
@@ -78,7 +80,10 @@ def plan(
 
     With neither of them: every plan of the profile, and what it gave on the calibration prompts.
     """
-    request = Request("(none)", quality=quality, speedup=speedup, steps=steps, guidance=guidance)
+    request = Request(
+        "(none)", quality=quality, speedup=speedup, steps=steps, guidance=guidance,
+        cache_memory=cache_memory,
+    )  # fmt: skip
     with reported(verbose=verbose):
         request.check()
         check_target(quality, speedup)
@@ -179,7 +184,7 @@ def _decide(request: Request, profile: Profile, model: Model | None) -> Planned:
             f"--steps is {steps}: the scheduler {identity.scheduler} tells its timesteps only when "
             f"a run begins; accepted is {identity.steps}, as calibrated"
         )
-    return Planned(decision, request.quality, request.speedup, steps, guidance)
+    return Planned(decision, request.quality, request.speedup, steps, guidance, request.cache_bytes)
 
 
 def _separate(profile: Profile) -> bool:
@@ -222,6 +227,13 @@ def _held(decision: Decision) -> int:
     """Whichever way the run turns."""
     plans = [decision.plan, *([decision.careful] if decision.careful is not None else [])]
     return max(held(plan, len(decision.mix)) for plan in plans)
+
+
+def _offloaded(planned: Planned, tensors: int, size: int) -> int:
+    """Bytes that a run on an accelerator keeps in the CPU's memory; whole tensors are moved."""
+    from dit_accel.following import overflow
+
+    return overflow([size] * tensors, planned.cache_memory) * size
 
 
 def latent_bytes(model: Model, profile: Profile) -> int | None:
@@ -270,6 +282,8 @@ def _content(
         "prediction": dataclasses.asdict(promised) if promised is not None else None,
         "held_tensors": tensors,
         "held_bytes": None if size is None else tensors * size,
+        "cache_memory": planned.cache_memory,
+        "offloaded_bytes": None if size is None else _offloaded(planned, tensors, size),
         "notes": list(decision.notes),
     }
 
@@ -322,6 +336,9 @@ def _rows(planned: Planned, profile: Profile, model: Model | None) -> list[tuple
     size = latent_bytes(model, profile) if model is not None else None
     what = f"{tensors} tensors of the size of the latents"
     rows.append(("held", what + (f", {bytes_text(tensors * size)}" if size else "")))
+    away = _offloaded(planned, tensors, size) if size else 0
+    if away:
+        rows.append(("", f"{bytes_text(away)} of them wait on the CPU, under --cache-memory"))
     return [*rows, *(("", Text(note, style="yellow")) for note in decision.notes)]
 
 

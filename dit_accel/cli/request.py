@@ -13,7 +13,9 @@ from dit_accel.cli.shots import Scenery
 from dit_accel.families import SITES
 
 DTYPES = ("float32", "bfloat16", "float16")
-ACCELS = ("unicp-paper",)
+ACCELS = ("unicp", "unicp-paper")  # the default, and what works by windows at attentions
+UNITS = {"": 1, "b": 1, "kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40,
+         "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12}  # fmt: skip
 FPS_RANGE = (0.01, 1000.0)
 LARGEST_SEED = 2**63 - 1
 
@@ -34,6 +36,8 @@ class Request:
     forecast: bool = True
     prune: bool = True
     shift: bool = True
+    static: bool = False
+    cache_memory: str | None = None
     model: str | None = None
     compare: bool = False
     seed: int = 0
@@ -70,11 +74,26 @@ class Request:
             if value is not None and value not in accepted:
                 raise BadInput(f"--{name} is {value!r}: must be one of {', '.join(accepted)}")
         self._check_target()
+        _ = self.cache_bytes
+
+    @property
+    def preset(self) -> str | None:
+        """The preset, where it is not the default."""
+        return None if self.accel == ACCELS[0] else self.accel
+
+    @property
+    def cache_bytes(self) -> int | None:
+        """What `--cache-memory` says.
+
+        Raises:
+            BadInput: it is no size.
+        """
+        return None if self.cache_memory is None else size_of("--cache-memory", self.cache_memory)
 
     @property
     def windowed(self) -> bool:
         """Whether windows were asked for, by a threshold or a place, and not a plan."""
-        return self.threshold is not None or self.accel is not None or self.site != "model"
+        return self.threshold is not None or self.preset is not None or self.site != "model"
 
     def _check_target(self) -> None:
         """One target at most, and nothing beside it that it would leave undone."""
@@ -83,18 +102,22 @@ class Request:
         planned = self.quality is not None or self.speedup is not None
         if planned and self.site != "model":
             raise BadInput(f"--site is {self.site!r}: has no meaning with {target}; drop one")
-        if planned and self.accel is not None:
+        if planned and self.preset is not None:
             raise BadInput(f"--accel is {self.accel!r}: has no meaning with {target}; drop one")
+        if self.accel == ACCELS[0] and self.threshold is not None:
+            raise BadInput("--accel is 'unicp': plans by --quality or --speedup, not --threshold")
         if self.accel is not None and self.site != "model":
-            raise BadInput(f"--site is {self.site!r}: --accel {self.accel} works at attentions")
-        given = {"--profile": self.profile, "--force": self.force, "--no-guard": not self.guard}
+            works = "attentions" if self.preset is not None else "the denoiser's output"
+            raise BadInput(f"--site is {self.site!r}: --accel {self.accel} works at {works}")
+        given = {"--profile": self.profile, "--force": self.force, "--no-guard": not self.guard,
+                 "--static": self.static, "--cache-memory": self.cache_memory}  # fmt: skip
         for option, value in given.items():
             if value and self.windowed:
                 raise BadInput(f"{option} is given: applies to --quality and --speedup only")
         switches = {"forecast": self.forecast, "prune": self.prune, "shift": self.shift}
         for name, on in switches.items():
-            if not on and self.accel is None:
-                raise BadInput(f"--no-{name} is given: applies to --accel {ACCELS[0]} only")
+            if not on and self.preset is None:
+                raise BadInput(f"--no-{name} is given: applies to --accel {ACCELS[1]} only")
 
 
 def check_target(
@@ -112,6 +135,19 @@ def check_target(
     if quality is not None and not 0 < quality < math.inf:
         raise BadInput(f"--quality is {quality}: must be a number of dB above 0, e.g. 32")
     _within("--speedup", speedup, 1.0)
+
+
+def size_of(option: str, text: str) -> int:
+    """A size in bytes, as people write it: `2GiB`, `512 MiB`, `1.5gb`, `1000000`.
+
+    Raises:
+        BadInput: naming the option, its value, and what is accepted.
+    """
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([a-z]*)", text.strip().lower())
+    size = int(float(found[1]) * UNITS.get(found[2], 0)) if found is not None else 0
+    if size < 1:
+        raise BadInput(f"{option} is {text!r}: must be a size above 0, e.g. 512MiB or 2GiB")
+    return size
 
 
 def slug(prompt: str, *, longest: int = 60) -> str:

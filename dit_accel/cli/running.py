@@ -72,6 +72,8 @@ def _accelerated(pipe: Any, settings: Settings) -> Any:
             profile=settings.profile,
             guard=settings.guard,
             force=settings.force,
+            static=settings.static,
+            cache_memory=settings.cache_memory,
             **scene,
         )
     if settings.accel is not None:

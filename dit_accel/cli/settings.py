@@ -45,6 +45,8 @@ class Settings:
     profile: str | None
     force: bool
     guard: bool
+    static: bool
+    cache_memory: int | None
     threshold: float | None
     site: str
     accel: str | None
@@ -118,9 +120,11 @@ def resolve(
         profile=str(request.profile) if request.profile is not None else None,
         force=request.force,
         guard=request.guard,
+        static=request.static,
+        cache_memory=request.cache_bytes,
         threshold=request.threshold,
         site=request.site,
-        accel=request.accel,
+        accel=request.preset,
         forecast=request.forecast,
         prune=request.prune,
         shift=request.shift,

@@ -141,13 +141,13 @@ def _times(denoising: float, whole: float) -> str:
 
 def _report_rows(report: Report, shades: str) -> list[Row]:
     computed = f"{report.steps_computed:.1f}".removesuffix(".0")
-    reused = f"{report.steps - report.steps_computed:.1f}".removesuffix(".0")
+    rest = f"{report.steps - report.steps_computed:.1f}".removesuffix(".0")
     rows: list[Row] = [
         ("cache", f"site {report.site}, {report.rule}"),
-        ("steps", f"{computed} computed, {reused} reused (mean over the sites)"),
+        ("steps", f"{computed} computed, {rest} {_served(report)} (mean over the sites)"),
         *_strip_rows(report, shades),
         ("FLOPs kept", _flops(report)),
-        ("kept values", bytes_text(report.kept_bytes)),
+        ("kept values", _kept(report)),
         *_scene_rows(report),
         *(("", Text(note, style="yellow")) for note in report.notes),
     ]
@@ -168,6 +168,17 @@ def _scene_rows(report: Report) -> list[Row]:
         rows.append(("scene" if not rows else "", f"{name}: tokens of {counts}{read}"))
     rows.append(("", f"{scene.extra_flops / 1e9:+.2f} GFLOPs beside the stock attention's"))
     return [*rows, *(("", note) for note in scene.notes)]
+
+
+def _served(report: Report) -> str:
+    """What became of the steps that were not computed."""
+    return "forecast" if any(site.forecast for site in report.sites) else "reused"
+
+
+def _kept(report: Report) -> str:
+    held = bytes_text(report.kept_bytes)
+    away = report.offloaded_bytes
+    return f"{held} on the device, {bytes_text(away)} on the CPU" if away else held
 
 
 def _flops(report: Report) -> str:
@@ -197,7 +208,7 @@ def _strip_rows(report: Report, shades: str) -> list[Row]:
     rows: list[Row] = [
         (f"  {', '.join(branches)}", Text(line, style="cyan")) for line, branches in alike.items()
     ]
-    legend = f"{shades[-1]} computed, {shades[0]} reused"
+    legend = f"{shades[-1]} computed, {shades[0]} {_served(report)}"
     if any(len(group) > 1 for group in sites.values()):
         legend = f"share of the sites computed at a step, none to all: {' '.join(shades)}"
     return [*rows, ("", Text(legend, style="dim"))]
