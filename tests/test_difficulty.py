@@ -5,11 +5,14 @@ from __future__ import annotations
 import dataclasses
 
 import pytest
+import tiny
 import torch
 from profiles import profile_of, rung_of
 
-from dit_accel.autopilot import decide
+from dit_accel import accelerate
+from dit_accel.autopilot import decide, text_of
 from dit_accel.difficulty import MANY, Difficulty, pooled
+from dit_accel.plans import Plan
 from dit_accel.profile import Profile
 
 FAST, SLOW = (0, 2, 4, 8, 14), (0, 1, 2, 4, 6, 8, 10, 12, 14, 16, 17, 18)
@@ -135,3 +138,17 @@ def test_it_is_kept_in_the_file(profile, tmp_path):
     bare = dataclasses.replace(profile, difficulty=None)
     bare.save(tmp_path / "q.safetensors")
     assert Profile.load(tmp_path / "q.safetensors").difficulty is None
+
+
+def test_a_text_is_foretold_as_the_run_will_have_it():
+    """What is decided before a run, from the prompt, is what the run itself decides."""
+    pipe = tiny.tiny_wan()
+    said: list[torch.Tensor] = []
+    with accelerate(pipe, plan=Plan(2, {}), mix=(1.0, -3.0)) as handle:
+        handle.follower.heard_text = said.append
+        pipe(
+            prompt="a red circle", num_frames=9, height=16, width=16, num_inference_steps=2,
+            guidance_scale=4.0, max_sequence_length=16, output_type="latent",
+        )  # fmt: skip
+    assert torch.allclose(text_of(pipe, ["a red circle"], 16), pooled(said[0]), atol=1e-6)
+    assert text_of(object(), ["a red circle"]) is None

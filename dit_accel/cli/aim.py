@@ -110,6 +110,7 @@ def decide(
     quality: float | None,
     speedup: float | None,
     static: bool = False,
+    text: Any = None,
 ) -> Decision | None:
     """What a run will do by a profile; None where the scheduler does not tell before the run.
 
@@ -117,6 +118,7 @@ def decide(
         scheduler: of the run; None where it is not known: the profile's steps alone will do.
         separate: whether guidance runs as separate forwards.
         static: whether the run may not turn careful on the way.
+        text: pooled embeddings of the prompts, which a quality is then promised for.
 
     Raises:
         ValueError: the target or the profile does not suit the run.
@@ -142,7 +144,9 @@ def decide(
             f"steps is {steps}, and the profile is of {own.total}: other timesteps need the "
             "model's scheduler"
         )
-    return autopilot.decide(profile, schedule, quality=quality, speedup=speedup, static=static)
+    return autopilot.decide(
+        profile, schedule, quality=quality, speedup=speedup, static=static, text=text
+    )
 
 
 def _by_threshold(settings: Settings) -> Aim:
@@ -174,10 +178,21 @@ def _by_profile(pipe: Any, settings: Settings, path: str) -> Aim:
             quality=settings.quality,
             speedup=settings.speedup,
             static=settings.static,
+            text=_text(pipe, settings, profile),
         )
     except ValueError as error:
         raise BadInput(f"{option}: {error}") from error
     return Aim(dataclasses.replace(settings, profile=path), decision)
+
+
+def _text(pipe: Any, settings: Settings, profile: Profile) -> Any:
+    """Of the run's prompts, where the profile knows what texts tell."""
+    from dit_accel.autopilot import text_of
+
+    if profile.difficulty is None:
+        return None
+    prompts = settings.prompts or (settings.prompt,)
+    return text_of(pipe, prompts, settings.max_sequence_length)
 
 
 def _found(pipe: Any) -> str | None:
