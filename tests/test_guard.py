@@ -84,7 +84,7 @@ def test_a_fault_never_costs_more_than_fewer_steps(rows, fault):
 
 
 @pytest.mark.xfail(
-    strict=False, reason="6 of 8 clips are ahead at 20 steps, this one is 0.1 dB behind"
+    strict=False, reason="of 8 clips 6 are ahead, this one is 0.1 dB behind"
 )
 def test_another_text_never_costs_more_than_fewer_steps(rows):
     row = rows(TEXT)
