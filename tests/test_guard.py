@@ -83,7 +83,7 @@ def test_a_fault_never_costs_more_than_fewer_steps(rows, fault):
     assert row.computed == STEPS / 2.5 + 1, "one step more, and the plan goes on"
 
 
-@pytest.mark.xfail(strict=False, reason="0.1 dB behind on this clip: docs/planning.md")
+@pytest.mark.xfail(strict=False, reason="of 8 clips 6 are ahead, this one is 0.1 dB behind")
 def test_another_text_never_costs_more_than_fewer_steps(rows):
     row = rows(TEXT)
     assert row.guarded_db > row.fewer_db
