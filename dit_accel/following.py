@@ -274,10 +274,8 @@ class Follower:
                 self._measure(step)
             self._latents = self.session.latents
         self._now, self._missed, self._rise, self._size = {}, [], [], None
-        if self.session.changes(step):
-            self.kept.clear()
-            self.start.clear()
-        self._served = course.forecast_of(step)
+        planned = course.forecast_of(step)
+        self._served = None if self.session.changes(step) else planned
         if self._served is not None and course.watches and not course.measures:
             self._lose(step - 1, torch.stack(self._sums()).tolist())
             self.device_reads += 1

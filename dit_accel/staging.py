@@ -45,7 +45,8 @@ class SceneConfig:
             they add, as it does with the prompt; False: in both branches, as in the source.
         text: weight of a subject's own prompt over the scene's, in its tokens, 0 to 1.
         steps, share_steps: part of the run at which subjects are isolated and have their own texts,
-            and at which references are read: half-open fractions.
+            and at which references are read: half-open fractions. Who is where is decided early;
+            after it, subjects that do not see each other lose their shapes (docs/scenes.md).
         layers, share_layers: the same of the depth of the denoiser; references are read in its
             second half, as in the source's code: below, reading blurs what is not there yet.
         least: share of a token that a subject must cover to own it, above 0.
@@ -64,7 +65,7 @@ class SceneConfig:
     dropout: float = 0.5
     amplify: bool = False
     text: float = 0.9
-    steps: Fractions = (0.0, 1.0)
+    steps: Fractions = (0.0, 0.4)
     share_steps: Fractions = (0.0, 1.0)
     layers: Fractions = (0.0, 1.0)
     share_layers: Fractions = (0.5, 1.0)

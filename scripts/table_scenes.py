@@ -41,6 +41,10 @@ METHODS: dict[str, tuple[dict[str, Any] | None, tuple[str, ...]]] = {
     "isolation only": ({**_ALONE, "text": 0.0}, _PAIRS),
     "isolation only, closed": ({**_ALONE, "text": 0.0, "background": "closed"}, _PAIRS),
     "isolation and texts": ({**_ALONE}, _PAIRS),
+    **{
+        f"isolation and texts, first {share:.0%}": ({**_ALONE, "steps": (0.0, share)}, _PAIRS)
+        for share in (0.2, 0.4)
+    },
     "isolation and texts, closed": ({**_ALONE, "background": "closed"}, _PAIRS),
     "reference": ({**_READ, "reposition": False}, _SHOTS),
     **{
