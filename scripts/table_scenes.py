@@ -33,19 +33,19 @@ STOCK = "stock"
 _PAIRS = ("two", "three", "similar", "unplaced", "boxed", "crossed")
 _SHOTS = ("shots", "unsaid")
 _ALONE: dict[str, Any] = {"share": False}  # isolation without references
+_ALWAYS: dict[str, Any] = {"steps": (0.0, 1.0)}
 _READ: dict[str, Any] = {"isolate": False, "text": 0.0}  # references without isolation
 # The settings of `SceneConfig` by method, and the suites that it is measured on.
 METHODS: dict[str, tuple[dict[str, Any] | None, tuple[str, ...]]] = {
     STOCK: (None, SUITES),
     "own texts only": ({**_ALONE, "isolate": False}, _PAIRS),
     "isolation only": ({**_ALONE, "text": 0.0}, _PAIRS),
-    "isolation only, closed": ({**_ALONE, "text": 0.0, "background": "closed"}, _PAIRS),
     "isolation and texts": ({**_ALONE}, _PAIRS),
-    **{
-        f"isolation and texts, first {share:.0%}": ({**_ALONE, "steps": (0.0, share)}, _PAIRS)
-        for share in (0.2, 0.4)
-    },
     "isolation and texts, closed": ({**_ALONE, "background": "closed"}, _PAIRS),
+    "isolation and texts, first 20%": ({**_ALONE, "steps": (0.0, 0.2)}, _PAIRS),
+    "own texts only, all steps": ({**_ALONE, "isolate": False, **_ALWAYS}, _PAIRS),
+    "isolation only, all steps": ({**_ALONE, "text": 0.0, **_ALWAYS}, _PAIRS),
+    "isolation and texts, all steps": ({**_ALONE, **_ALWAYS}, _PAIRS),
     "reference": ({**_READ, "reposition": False}, _SHOTS),
     **{
         f"reference, alpha {alpha:g}": ({**_READ, "alpha": alpha}, _SHOTS)

@@ -91,7 +91,7 @@ def test_one_subject_covering_all_is_bit_equal_and_removal_restores(experts, bac
 def test_two_subjects_change_the_clip_and_the_report_says_what_was_done():
     pipe = tiny_wan()
     stock = run(pipe)
-    with scene(pipe, rows([(0, 0.5), (0.5, 1)])) as handle:
+    with scene(pipe, rows([(0, 0.5), (0.5, 1)]), SceneConfig(steps=(0, 1))) as handle:
         split = run(pipe)
         found = handle.report()
     assert not np.array_equal(split, stock), "the control"
@@ -321,7 +321,7 @@ def test_a_subjects_own_text_reaches_its_tokens_in_the_conditional_branch_only(e
     stock = run(pipe)
     told = {"texts": [("a green triangle",)]}
     seen = {}
-    with scene(pipe, rows([(0, 0.5)]), SceneConfig(isolate=False), **told) as handle:
+    with scene(pipe, rows([(0, 0.5)]), SceneConfig(isolate=False, steps=(0, 1)), **told) as handle:
         ours = run(pipe)
         assert handle.report().scene.extra_flops > 0
         scene_ = handle._scene

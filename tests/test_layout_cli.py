@@ -280,7 +280,7 @@ def test_one_subject_that_covers_all_costs_nothing():
 
 def test_two_halves_closed_to_each_other_halve_the_pairs():
     layout = Layout((Shot("a", "a", placed((0, 0, 0.5, 1), (0.5, 0, 1, 1))),))
-    config = SceneConfig(text=0.0, background="closed")
+    config = SceneConfig(text=0.0, background="closed", steps=(0, 1))
     told = foretell(layout, GRID, SIZES, config, steps=3, branches=2)
     assert told.rows[0].tokens == {"background": 0, "s0": 16, "s1": 16}
     assert told.rows[0].calls == 2 and told.rows[0].pairs == 0.5
