@@ -44,9 +44,10 @@ class SceneConfig:
         amplify: references are read in the conditional branch only, so that guidance amplifies what
             they add, as it does with the prompt; False: in both branches, as in the source.
         text: weight of a subject's own prompt over the scene's, in its tokens, 0 to 1.
-        steps, share_steps: part of the run at which subjects are isolated and have their own texts,
-            and at which references are read: half-open fractions. Who is where is decided early;
-            after it, subjects that do not see each other lose their shapes (docs/scenes.md).
+        steps, text_steps, share_steps: part of the run at which subjects are isolated, at which
+            they have their own texts, and at which references are read: half-open fractions. Who
+            is where is decided early; isolated after it, subjects lose their shapes
+            (docs/scenes.md).
         layers, share_layers: the same of the depth of the denoiser; references are read in its
             second half, as in the source's code: below, reading blurs what is not there yet.
         least: share of a token that a subject must cover to own it, above 0.
@@ -66,6 +67,7 @@ class SceneConfig:
     amplify: bool = False
     text: float = 0.9
     steps: Fractions = (0.0, 0.4)
+    text_steps: Fractions = (0.0, 1.0)
     share_steps: Fractions = (0.0, 1.0)
     layers: Fractions = (0.0, 1.0)
     share_layers: Fractions = (0.5, 1.0)
@@ -82,7 +84,7 @@ class SceneConfig:
         for name in ("alpha", "frequencies", "dropout", "text"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} is {getattr(self, name)!r}; accepted: from 0 to 1")
-        for name in ("steps", "share_steps", "layers", "share_layers"):
+        for name in ("steps", "text_steps", "share_steps", "layers", "share_layers"):
             span = getattr(self, name)
             if len(span) != 2 or not 0 <= span[0] <= span[1] <= 1:
                 accepted = "two fractions, 0 <= first <= end <= 1"
@@ -119,8 +121,9 @@ class Acts:
 
 def acts_at(config: SceneConfig, step: int, total: int) -> Acts:
     """What is at work at a step of a run of so many."""
-    own, read = (within(span, step, total) for span in (config.steps, config.share_steps))
-    return Acts(config.isolate and own, config.share and read, config.text > 0 and own)
+    spans = config.steps, config.share_steps, config.text_steps
+    own, read, told = (within(span, step, total) for span in spans)
+    return Acts(config.isolate and own, config.share and read, config.text > 0 and told)
 
 
 def acts_in(config: SceneConfig, layer: int, layers: int) -> Acts:

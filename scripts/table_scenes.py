@@ -33,19 +33,20 @@ STOCK = "stock"
 _PAIRS = ("two", "three", "similar", "unplaced", "boxed", "crossed")
 _SHOTS = ("shots", "unsaid")
 _ALONE: dict[str, Any] = {"share": False}  # isolation without references
-_ALWAYS: dict[str, Any] = {"steps": (0.0, 1.0)}
+_FIFTH = (0.0, 0.2)
 _READ: dict[str, Any] = {"isolate": False, "text": 0.0}  # references without isolation
 # The settings of `SceneConfig` by method, and the suites that it is measured on.
 METHODS: dict[str, tuple[dict[str, Any] | None, tuple[str, ...]]] = {
     STOCK: (None, SUITES),
     "own texts only": ({**_ALONE, "isolate": False}, _PAIRS),
     "isolation only": ({**_ALONE, "text": 0.0}, _PAIRS),
+    "isolation only, all steps": ({**_ALONE, "text": 0.0, "steps": (0.0, 1.0)}, _PAIRS),
     "isolation and texts": ({**_ALONE}, _PAIRS),
     "isolation and texts, closed": ({**_ALONE, "background": "closed"}, _PAIRS),
-    "isolation and texts, first 20%": ({**_ALONE, "steps": (0.0, 0.2)}, _PAIRS),
-    "own texts only, all steps": ({**_ALONE, "isolate": False, **_ALWAYS}, _PAIRS),
-    "isolation only, all steps": ({**_ALONE, "text": 0.0, **_ALWAYS}, _PAIRS),
-    "isolation and texts, all steps": ({**_ALONE, **_ALWAYS}, _PAIRS),
+    "isolation 20%, texts": ({**_ALONE, "steps": (0.0, 0.2)}, _PAIRS),
+    "isolation and texts 40%": ({**_ALONE, "text_steps": (0.0, 0.4)}, _PAIRS),
+    "isolation and texts 20%": ({**_ALONE, "steps": _FIFTH, "text_steps": _FIFTH}, _PAIRS),
+    "isolation and texts, all steps": ({**_ALONE, "steps": (0.0, 1.0)}, _PAIRS),
     "reference": ({**_READ, "reposition": False}, _SHOTS),
     **{
         f"reference, alpha {alpha:g}": ({**_READ, "alpha": alpha}, _SHOTS)

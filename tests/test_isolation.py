@@ -110,7 +110,7 @@ def test_settings_that_put_nothing_to_work_are_bit_equal():
     both = rows([(0, 0.5), (0.5, 1)])
     for config in (
         SceneConfig(isolate=False, text=0.0),
-        SceneConfig(steps=(0, 0)),
+        SceneConfig(steps=(0, 0), text_steps=(0, 0)),
         SceneConfig(layers=(0.5, 0.5), text=0.0),
     ):
         with scene(pipe, both, config, texts=[("red", "blue")]):

@@ -34,7 +34,8 @@ def test_a_part_of_the_run_is_whole_steps(span, inside):
 
 
 def test_what_is_at_work_at_a_step_and_in_a_layer():
-    config = SceneConfig(steps=(0, 0.5), share_steps=(0.5, 1), share_layers=(0.5, 1))
+    halves = {"steps": (0, 0.5), "text_steps": (0, 0.5), "share_steps": (0.5, 1)}
+    config = SceneConfig(**halves, share_layers=(0.5, 1))
     assert acts_at(config, 0, 4) == Acts(True, False, True)
     assert acts_at(config, 3, 4) == Acts(False, True, False)
     assert acts_at(config, 3, 4) & acts_in(config, 0, 4) == Acts(False, False, False)
