@@ -78,12 +78,12 @@ SHOTS = Layout(
 
 def clips(pipe: Any, steps: int, repeats: int) -> list[dict[str, Any]]:
     """Seconds and FLOPs of each way, beside those of the stock call for the same prompts."""
-    bare = {"text": 0.0}
+    bare: dict[str, Any] = {"text": 0.0, "steps": (0.0, 1.0)}
     ways: dict[str, tuple[Layout, SceneConfig | None]] = {
         "stock, 1 clip": (PAIR, None),
         "isolated, open": (PAIR, SceneConfig(**bare)),
         "isolated, closed": (PAIR, SceneConfig(background="closed", **bare)),
-        "isolated, open, own texts": (PAIR, SceneConfig()),
+        "isolated, open, own texts": (PAIR, SceneConfig(steps=(0.0, 1.0))),
         "stock, 2 clips": (SHOTS, None),
         "2 shots, reading": (SHOTS, SceneConfig(isolate=False, dropout=0.0, **bare)),
         "2 shots, reading, dropout 0.5": (SHOTS, SceneConfig(isolate=False, **bare)),
@@ -189,8 +189,8 @@ def leaks(pipe: Any) -> dict[str, float]:
     the change's effect in the right one."""
     ways = {
         "stock": None,
-        "open": SceneConfig(text=0.0),
-        "closed": SceneConfig(text=0.0, background="closed"),
+        "open": SceneConfig(text=0.0, steps=(0.0, 1.0)),
+        "closed": SceneConfig(text=0.0, background="closed", steps=(0.0, 1.0)),
     }
     found = {}
     for name, config in ways.items():
