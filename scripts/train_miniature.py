@@ -1,7 +1,7 @@
 """Train the embedded miniature `assets/mini-wan/` from nothing: VAE, latents once, denoiser.
 
     python scripts/train_miniature.py --preset gpu --out assets/mini-wan      # minutes on one GPU
-    python scripts/train_miniature.py --preset cpu --out out/mini-wan-cpu  # under 2 h on a CPU core
+    python scripts/train_miniature.py --preset cpu --out out/mini-wan-cpu  # hours on a CPU core
 
 Every class is a stock one (`AutoencoderKLWan`, `UMT5EncoderModel`, `WanTransformer3DModel`), so
 that the result loads with `WanPipeline.from_pretrained(out)`. Data is the procedural world of
