@@ -153,7 +153,8 @@ def _piloted(
     handle = Handle(pipe, family, following.SITE, None, course, scene=scene)
     follower = handle.follower
     follower.heard, follower.heard_start, follower.memory = course.hear, course.hear_start, memory
-    follower.heard_text = course.hear_text
+    if scene is None:  # what calibration knows of texts is of clips without a scene
+        follower.heard_text = course.hear_text
     return handle
 
 

@@ -189,10 +189,9 @@ def _text(pipe: Any, settings: Settings, profile: Profile) -> Any:
     """Of the run's prompts, where the profile knows what texts tell."""
     from dit_accel.autopilot import text_of
 
-    if profile.difficulty is None:
+    if profile.difficulty is None or settings.layout is not None:
         return None
-    prompts = settings.prompts or (settings.prompt,)
-    return text_of(pipe, prompts, settings.max_sequence_length)
+    return text_of(pipe, [settings.prompt], settings.max_sequence_length)
 
 
 def _found(pipe: Any) -> str | None:
