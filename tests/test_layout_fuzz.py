@@ -68,10 +68,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def documents() -> list[Any]:
     found = [yaml.safe_load(path.read_text(encoding="utf-8")) for path in EXAMPLES]
-    with_files = copy.deepcopy(found[0])
+    two = next(one for one in found if len(one["shots"][0]["subjects"]) > 1)
+    with_files = copy.deepcopy(two)
     subjects = with_files["shots"][0]["subjects"]
     subjects[0]["reference"] = {"file": "hero.png", "box": [0, 0, 1, 1]}
-    del subjects[1]["keyframes"]
+    for places in ("keyframes", "box"):
+        subjects[1].pop(places, None)
     subjects[1]["mask"] = "mask.npy"
     return [*found, with_files]
 
