@@ -34,6 +34,7 @@ _PAIRS = ("two", "three", "similar", "unplaced", "boxed", "crossed")
 _SHOTS = ("shots", "unsaid")
 _ALONE: dict[str, Any] = {"share": False}  # isolation without references
 _FIFTH = (0.0, 0.2)
+_EARLY: dict[str, Any] = {"share_steps": (0.0, 0.4), "share_layers": (0.0, 1.0)}
 _READ: dict[str, Any] = {"isolate": False, "text": 0.0}  # references without isolation
 # The settings of `SceneConfig` by method, and the suites that it is measured on.
 METHODS: dict[str, tuple[dict[str, Any] | None, tuple[str, ...]]] = {
@@ -52,6 +53,11 @@ METHODS: dict[str, tuple[dict[str, Any] | None, tuple[str, ...]]] = {
         f"reference, alpha {alpha:g}": ({**_READ, "alpha": alpha}, _SHOTS)
         for alpha in (0.25, 0.5, 0.75, 1.0)
     },
+    "reference early, all layers": ({**_READ, **_EARLY, "dropout": 0.0}, _SHOTS),
+    "reference early, all layers, amplified": (
+        {**_READ, **_EARLY, "dropout": 0.0, "amplify": True},
+        _SHOTS,
+    ),
     "reference, alpha 1, no dropout": ({**_READ, "dropout": 0.0}, _SHOTS),
     "reference, no dropout": ({**_READ, "reposition": False, "dropout": 0.0}, _SHOTS),
     "all, as by default": ({}, _SHOTS),
