@@ -32,6 +32,7 @@ from dit_accel.targets import Decision
 
 FILE = "dit-accel-profile.safetensors"
 DEFAULT_QUALITY = 36.0  # dB, where nothing else is asked for
+DECISIONS = 16  # that are kept, the oldest goes: every prompt has one of its own
 FEWEST = 8  # steps: below, there is nothing to serve from
 # Where nothing was measured: gain and memory as the miniature's (docs/planning.md), over the run.
 _GAIN = (20.0, 8.0, 4.0, 2.0, 1.2, 0.9, 0.8, 0.7, 0.7, 1.0)
@@ -196,6 +197,8 @@ class Autopilot:
             None if text is None else tuple(text.flatten().tolist()),
         )  # fmt: skip
         if key not in self._decisions:
+            if len(self._decisions) >= DECISIONS:
+                del self._decisions[next(iter(self._decisions))]
             self._decisions[key] = decide(
                 self.profile, schedule, quality=self.quality, speedup=self.speedup,
                 static=self.static, text=text,

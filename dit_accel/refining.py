@@ -104,12 +104,8 @@ class _Fitting(PlanCourse):
         fold: Callable[[torch.Tensor], torch.Tensor],
     ) -> None:  # fmt: skip
         super().__init__(prior, recordings[0].schedule.mix)
-        self.follower, self.numbers, self.recordings, self.fold = (
-            follower,
-            numbers,
-            recordings,
-            fold,
-        )
+        self.follower, self.numbers, self.fold = follower, numbers, fold
+        self.recordings = recordings
         self.computed, self.moments, self.schedule = computed, moments, recordings[0].schedule
         self.surprise: dict[int, tuple[float, ...]] = {}
         self.problems: dict[int, Moments] = {}  # of this plan, by the step that opens the window

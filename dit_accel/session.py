@@ -49,7 +49,7 @@ class Session:
 
     `answer` makes the output of each forward from the call of what is wrapped, which it may leave;
     `carry` makes that call, by the transformer's name, and may change what it is given. `changes`
-    says whether the denoiser itself is another one from a step on: then nothing kept is of use.
+    says whether the denoiser itself is another one from a step on, which is computed then.
     """
 
     def __init__(self, pipe: Any, transformers: dict[str, torch.nn.Module]) -> None:

@@ -99,10 +99,9 @@ class Outlook:
         number, centre = len(self.scores), self.at(score)
         if len(self.psnr_db) >= MANY:
             rest = [p - self.at(s) for p, s in zip(self.psnr_db, self.scores, strict=True)]
-            low, *_, high = statistics.quantiles(rest, n=20, method="inclusive")
+            low, high = _ends_of(rest)
             return centre + low, centre + high
-        quantile = float(stats.t.ppf(0.5 + INTERVAL / 2, max(number - 2, 1)))
-        half = max(self.left, 0.3) * math.sqrt(1 + 1 / max(number, 1)) * quantile
+        half = _half(max(self.left, 0.3) * math.sqrt(1 + 1 / max(number, 1)), number)
         return centre - half, centre + half
 
     def promise(self, quality: float) -> float:
@@ -118,12 +117,10 @@ class Outlook:
     def interval(self) -> tuple[float, float]:
         """Between which a clip's PSNR lies with 90 % probability, before its run."""
         if len(self.psnr_db) >= MANY:
-            low, *_, high = statistics.quantiles(self.psnr_db, n=20, method="inclusive")
-            return low, high
+            return _ends_of(self.psnr_db)
         centre = statistics.fmean(self.at(score) for score in self.scores)
         spread = math.hypot(self.left, statistics.pstdev([self.at(s) for s in self.scores]))
-        number = len(self.scores)
-        half = spread * float(stats.t.ppf(0.5 + INTERVAL / 2, max(number - 2, 1)))
+        half = _half(spread, len(self.scores))
         return centre - half, centre + half
 
     def reach(self, quality: float, score: float) -> float:
@@ -131,6 +128,17 @@ class Outlook:
         number = len(self.scores)
         width = max(self.left, 0.3) * math.sqrt(1 + 1 / max(number, 1))
         return float(stats.t.cdf((self.at(score) - quality) / width, max(number - 2, 1)))
+
+
+def _ends_of(values: Sequence[float]) -> tuple[float, float]:
+    """Between which nine tenths of many values lie."""
+    low, *_, high = statistics.quantiles(values, n=20, method="inclusive")
+    return low, high
+
+
+def _half(spread: float, number: int) -> float:
+    """Half the width of the interval, by Student's t for so many prompts."""
+    return spread * float(stats.t.ppf(0.5 + INTERVAL / 2, max(number - 2, 1)))
 
 
 @dataclass(frozen=True)
@@ -333,9 +341,11 @@ def _decision(
     pairs = [(after if s > alarm else first, s) for s in first.scores]
     speeds = [total / outlook.count for outlook, _ in pairs]
     centre = statistics.fmean(outlook.at(s) for outlook, s in pairs)
-    spread = math.sqrt(statistics.fmean(o.left**2 + (o.at(s) - centre) ** 2 for o, s in pairs))
-    half = spread * float(stats.t.ppf(0.5 + INTERVAL / 2, max(len(pairs) - 2, 1)))
-    low, high = (centre - half, centre + half) if second is not None else first.interval
+    low, high = first.interval
+    if second is not None:
+        spread = math.sqrt(statistics.fmean(o.left**2 + (o.at(s) - centre) ** 2 for o, s in pairs))
+        half = _half(spread, len(pairs))
+        low, high = centre - half, centre + half
     prediction = Prediction(
         statistics.fmean(speeds), statistics.fmean(o.count for o, _ in pairs), centre, low, high,
         reach,

@@ -12,8 +12,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-import torch
 from diffusers import WanPipeline
+from draw_scene import clips
 
 from dit_accel import accelerate, layout, miniature
 from dit_accel.metrics import psnr
@@ -23,13 +23,8 @@ FOLDER = Path("assets/layouts")
 
 def made(pipe: Any, scene: layout.Layout, seed: int, **target: Any) -> tuple[Any, Any]:
     """Frames of all shots `(S, T, H, W, 3)`, and the report."""
-    draws = [torch.Generator().manual_seed(seed + shot) for shot in range(len(scene.prompts))]
     with accelerate(pipe, layout=scene, **target) as handle:
-        frames = pipe(
-            prompt=scene.prompts, negative_prompt=[scene.negative_prompt or ""] * len(draws),
-            height=64, width=64, num_frames=17, num_inference_steps=50, guidance_scale=4.0,
-            max_sequence_length=64, output_type="np", generator=draws,
-        ).frames  # fmt: skip
+        frames = clips(pipe, scene, seed)
     return frames, handle.report()
 
 

@@ -17,14 +17,14 @@ from dit_accel import accelerate, layout, miniature
 from dit_accel.video import film_strips
 
 
-def clip(pipe: Any, scene: layout.Layout, seed: int) -> Any:
-    """The first shot: frames (T, H, W, 3) in [0, 1]."""
+def clips(pipe: Any, scene: layout.Layout, seed: int) -> Any:
+    """All shots: frames (S, T, H, W, 3) in [0, 1]."""
     return pipe(
         prompt=scene.prompts, negative_prompt=[scene.negative_prompt or ""] * len(scene.prompts),
         height=64, width=64, num_frames=17, num_inference_steps=50, guidance_scale=4.0,
         max_sequence_length=64, output_type="np",
         generator=[torch.Generator().manual_seed(seed + i) for i in range(len(scene.prompts))],
-    ).frames[0]  # fmt: skip
+    ).frames  # fmt: skip
 
 
 def main() -> None:
@@ -37,9 +37,9 @@ def main() -> None:
     args = parser.parse_args()
     scene = layout.load(args.layout)
     pipe = WanPipeline.from_pretrained(miniature.path())
-    stock = clip(pipe, scene, args.seed)
+    stock = clips(pipe, scene, args.seed)[0]
     with accelerate(pipe, layout=scene):
-        ours = clip(pipe, scene, args.seed)
+        ours = clips(pipe, scene, args.seed)[0]
     labels = [f"stock: {scene.prompts[0]}", "with the layout: circle left, square right"]
     sheet = film_strips([stock, ours], labels=labels, frames=6)
     cv2.imwrite(str(args.out), cv2.cvtColor(sheet, cv2.COLOR_RGB2BGR))

@@ -27,7 +27,7 @@ from miniature_world import PROMPT_STREAM, scene_at
 from dit_accel import miniature
 from dit_accel.fitting import Moments
 from dit_accel.planner import Field, fit, search
-from dit_accel.plans import lines, reads, windows
+from dit_accel.plans import lines, reads, window_sums, windows
 from dit_accel.recording import probe_steps, summed_up
 from dit_accel.sampling import schedule_of
 
@@ -169,13 +169,8 @@ def planned(computed: Sequence[int], field: Field, depth: int) -> Changes:
     for opened, closed in windows(computed, field.total):
         read = reads(computed, opened, depth)
         ends = torch.tensor([opened]), torch.tensor([closed])
-        total = -lines(torch.tensor([read]), *ends, field.schedule)[0]
-        for step in range(opened + 1, closed):
-            share, served = float(field.schedule.shares[step]), plan.forecasts[step]
-            weights = [mix * served.reads[part].get(at, 0.0)
-                       for part, mix in enumerate(field.schedule.mix) for at in read]  # fmt: skip
-            total += share * torch.tensor([*weights, served.start], dtype=torch.float64)
-        changes[opened] = total
+        whole = window_sums(plan, read, range(opened + 1, closed), field.schedule)
+        changes[opened] = whole - lines(torch.tensor([read]), *ends, field.schedule)[0]
     return changes
 
 
