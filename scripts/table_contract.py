@@ -124,7 +124,7 @@ def value(result: dict[str, Any], metric: str) -> float:
 
 
 def front(points: Points, metric: str, speedups: str | None = None) -> str:
-    rivals = [n for n in points if n not in ("uncached", "speedup", "quality")]
+    rivals = sorted(n for n in points if n not in ("uncached", "speedup", "quality"))
     common = set(points["speedup"]).intersection(*(points[name] for name in rivals))
     ours = {prompt: runs for prompt, runs in points["speedup"].items() if prompt in common}
     labels = sorted({r["label"] for runs in ours.values() for _, r in runs}, key=_number)
@@ -154,7 +154,8 @@ def front(points: Points, metric: str, speedups: str | None = None) -> str:
                 continue
             pairs = [(v, _at(points[rival][p], f, metric)) for p, (f, v) in mine[label].items()]
             gap = difference([v for v, _ in pairs], [other for _, other in pairs])
-            cells.append(f"{statistics.fmean(o for _, o in pairs):.1f} ({_interval(gap, '+')})")
+            theirs = mean([other for _, other in pairs])
+            cells.append(f"{_number_of(theirs.value)} ({_interval(gap, '+')})")
         lines.append(f"| {rival} (ours less it) | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
@@ -230,6 +231,10 @@ def _foretold(mine: dict[str, dict[str, Any]]) -> tuple[str, str, str, str]:
 
 def _number(label: str) -> float:
     return float(label.partition(":")[2])
+
+
+def _number_of(value: float) -> str:
+    return f"{value:.1f}" if abs(value) >= 2 else f"{value:.3f}"
 
 
 def _interval(found: Interval, sign: str = "") -> str:

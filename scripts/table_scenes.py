@@ -34,8 +34,11 @@ _PAIRS = ("two", "three", "similar", "unplaced", "boxed", "crossed")
 _SHOTS = ("shots", "unsaid")
 _ALONE: dict[str, Any] = {"share": False}  # isolation without references
 _FIFTH = (0.0, 0.2)
-_EARLY: dict[str, Any] = {"share_steps": (0.0, 0.4), "share_layers": (0.0, 1.0)}
 _READ: dict[str, Any] = {"isolate": False, "text": 0.0}  # references without isolation
+# Where and when references are read.
+_LAYERS = {"all layers": (0.0, 1.0), "upper 3/4": (0.25, 1.0), "upper half": (0.5, 1.0)}
+_STEPS = {"20%": (0.0, 0.2), "40%": (0.0, 0.4), "all steps": (0.0, 1.0)}
+_FULL_GRID = ("all layers", "40%")
 # The settings of `SceneConfig` by method, and the suites that it is measured on.
 METHODS: dict[str, tuple[dict[str, Any] | None, tuple[str, ...]]] = {
     STOCK: (None, SUITES),
@@ -48,18 +51,30 @@ METHODS: dict[str, tuple[dict[str, Any] | None, tuple[str, ...]]] = {
     "isolation and texts 40%": ({**_ALONE, "text_steps": (0.0, 0.4)}, _PAIRS),
     "isolation and texts 20%": ({**_ALONE, "steps": _FIFTH, "text_steps": _FIFTH}, _PAIRS),
     "isolation and texts, all steps": ({**_ALONE, "steps": (0.0, 1.0)}, _PAIRS),
-    "reference": ({**_READ, "reposition": False}, _SHOTS),
     **{
-        f"reference, alpha {alpha:g}": ({**_READ, "alpha": alpha}, _SHOTS)
-        for alpha in (0.25, 0.5, 0.75, 1.0)
+        f"reference, {where}, {when}, alpha {alpha:g}": (
+            {**_READ, "share_layers": layers, "share_steps": steps, "dropout": 0.0, "alpha": alpha},
+            _SHOTS if alpha in (0, 1) else ("unsaid",),
+        )
+        for where, layers in _LAYERS.items()
+        for when, steps in _STEPS.items()
+        for alpha in ((0, 0.25, 0.5, 0.75, 1) if (where, when) == _FULL_GRID else (0, 1))
     },
-    "reference early, all layers": ({**_READ, **_EARLY, "dropout": 0.0}, _SHOTS),
-    "reference early, all layers, amplified": (
-        {**_READ, **_EARLY, "dropout": 0.0, "amplify": True},
+    "reference as by default": ({**_READ}, _SHOTS),
+    "reference, all layers, 40%, amplified": (
+        {
+            **_READ,
+            "share_layers": (0.0, 1.0),
+            "share_steps": (0.0, 0.4),
+            "dropout": 0.0,
+            "amplify": True,
+        },
         _SHOTS,
     ),
-    "reference, alpha 1, no dropout": ({**_READ, "dropout": 0.0}, _SHOTS),
-    "reference, no dropout": ({**_READ, "reposition": False, "dropout": 0.0}, _SHOTS),
+    "reference, all layers, 40%, half of the tokens": (
+        {**_READ, "share_layers": (0.0, 1.0), "share_steps": (0.0, 0.4)},
+        _SHOTS,
+    ),
     "all, as by default": ({}, _SHOTS),
 }
 METRICS = ("right", "color", "shape", "motion", "swapped", "merged")
