@@ -9,6 +9,12 @@ that the result loads with `WanPipeline.from_pretrained(out)`. Data is the proce
 same command goes on from the last one. Beside the model it writes the loss curve (CSV and PNG) and
 a sample sheet.
 
+`--start FOLDER` begins from a trained miniature (its VAE stays as it is), and `--unsaid SHARE`
+leaves the colours out of a share of captions, so that there is something for references to tell:
+
+    python scripts/train_miniature.py --preset gpu --start assets/mini-wan --unsaid 0.3 \\
+        --iterations 3000 --lr 3e-4 --out out/mini-wan-unsaid --work .run/unsaid
+
 Stages: (1) the VAE on clips rendered on the fly, L1 + L2 and a little KL; (2) pools of normalised
 latents at several sizes, once; (3) denoiser and text encoder together, flow matching
 (x_t = (1 - sigma) x + sigma noise, target noise - x, arXiv 2210.02747), sigma drawn as a shifted
@@ -22,13 +28,14 @@ import dataclasses
 import itertools
 import math
 import random
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from diffusers import AutoencoderKLWan, WanTransformer3DModel
+from diffusers import AutoencoderKLWan, WanPipeline, WanTransformer3DModel
 from miniature_muon import Muon, Together
 from miniature_output import draw_curve, draw_sheet, export
 from miniature_recipe import (
@@ -42,7 +49,7 @@ from miniature_recipe import (
     build_vae,
 )
 from miniature_run import Run, graphed
-from miniature_world import DEFAULT, TRAIN_STREAM, render, scene_at
+from miniature_world import COLORS, DEFAULT, TRAIN_STREAM, render, scene_at
 from transformers import PreTrainedTokenizerFast, UMT5EncoderModel
 
 # --- stage 1: the VAE --------------------------------------------------------------
@@ -233,21 +240,33 @@ def encode_pools(vae: AutoencoderKLWan, preset: Preset, run: Run) -> tuple[dict,
 
 
 def train_denoiser(
-    preset: Preset, run: Run, pools: dict, captions: list[str], tokenizer: PreTrainedTokenizerFast
+    preset: Preset,
+    run: Run,
+    pools: dict,
+    captions: list[str],
+    tokenizer: PreTrainedTokenizerFast,
+    start_from: WanPipeline | None = None,
+    unsaid: float = 0.0,
 ) -> tuple[WanTransformer3DModel, UMT5EncoderModel]:
-    model = torch.nn.ModuleDict(
-        {
-            "transformer": build_transformer(preset),
-            "text_encoder": build_text_encoder(len(tokenizer)),
-        }
-    ).to(run.device)
+    """Begin from another miniature's weights, where one is given.
+
+    `unsaid`: share of the captions that are read without their colours.
+    """
+    parts = {
+        "transformer": build_transformer(preset),
+        "text_encoder": build_text_encoder(len(tokenizer)),
+    }
+    if start_from is not None:
+        for name, part in parts.items():
+            part.load_state_dict(getattr(start_from, name).float().state_dict())
+    model = torch.nn.ModuleDict(parts).to(run.device)
     ema = [p.detach().clone() for p in model.parameters()]
     if run.finished("denoiser", model):
         return model["transformer"], model["text_encoder"]
-    tokens = tokenizer(
-        captions, padding="max_length", max_length=TEXT_LENGTH, truncation=True, return_tensors="pt"
+    ids, empty = ids_of(captions, tokenizer).to(run.device), tokenizer("").input_ids
+    bare = (
+        ids_of([without_colors(c) for c in captions], tokenizer).to(run.device) if unsaid else ids
     )
-    ids, empty = tokens.input_ids.to(run.device), tokenizer("").input_ids
     gpu = run.device.type == "cuda"
     matrices, others = split(model, preset.muon)
     decay = [p for p in others if p.ndim >= 2]
@@ -273,6 +292,9 @@ def train_denoiser(
         pick = torch.randint(len(pool.latents), (batch,), generator=draw, device=run.device)
         x = pool.latents[pick].float()
         text = ids[pool.rows[pick]].clone()
+        if unsaid:
+            left = torch.rand(batch, generator=draw, device=run.device) < unsaid
+            text[left] = bare[pool.rows[pick[left]]]
         dropped = torch.rand(batch, generator=draw, device=run.device) < 0.1
         text[dropped] = torch.tensor(empty + [0] * (TEXT_LENGTH - len(empty)), device=run.device)
         share = schedule(i, preset.iterations, preset.warm, preset.hold)
@@ -294,6 +316,19 @@ def train_denoiser(
             parameter.copy_(average)
     run.finish("denoiser", model)
     return model["transformer"], model["text_encoder"]
+
+
+def ids_of(captions: list[str], tokenizer: PreTrainedTokenizerFast) -> torch.Tensor:
+    """Padded token ids (N, TEXT_LENGTH)."""
+    return tokenizer(
+        captions, padding="max_length", max_length=TEXT_LENGTH, truncation=True, return_tensors="pt"
+    ).input_ids
+
+
+def without_colors(caption: str) -> str:
+    """`an orange ring` -> `a ring`; grounds keep theirs."""
+    words = re.sub(rf"\b({'|'.join(COLORS)}) (?!background)", "", caption)
+    return re.sub(r"\ban (?![aeiou])", "a ", words)
 
 
 def denoiser_step(
@@ -375,13 +410,16 @@ def main() -> None:
         "--save-every", type=float, default=120.0, help="seconds between checkpoints"
     )
     parser.add_argument("--sheet-rows", type=int, default=12)
-    for name in ("vae_iterations", "iterations", "pool"):
-        parser.add_argument("--" + name.replace("_", "-"), type=int, help="override the preset")
+    for name in ("vae_iterations", "iterations", "pool", "lr"):
+        kind = float if name == "lr" else int
+        parser.add_argument("--" + name.replace("_", "-"), type=kind, help="override the preset")
+    parser.add_argument("--start", type=Path, help="a miniature to begin from; its VAE is kept")
+    parser.add_argument("--unsaid", type=float, default=0.0, help="share of captions, no colours")
     args = parser.parse_args()
 
     overrides = {
         key: value
-        for key in ("vae_iterations", "iterations", "pool")
+        for key in ("vae_iterations", "iterations", "pool", "lr")
         if (value := getattr(args, key))
     }
     preset = dataclasses.replace(PRESETS[args.preset], **overrides)
@@ -392,9 +430,13 @@ def main() -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     run = Run(args.work, device, args.save_every)
     tokenizer = build_tokenizer()
-    vae = train_vae(preset, run).eval().requires_grad_(False)
+    start = WanPipeline.from_pretrained(args.start) if args.start else None
+    vae = start.vae.to(device) if start else train_vae(preset, run)
+    vae = vae.eval().requires_grad_(False)
     pools, captions = encode_pools(vae, preset, run)
-    transformer, text_encoder = train_denoiser(preset, run, pools, captions, tokenizer)
+    transformer, text_encoder = train_denoiser(
+        preset, run, pools, captions, tokenizer, start, args.unsaid
+    )
     pipe = export(args.out, run, vae, transformer, text_encoder, tokenizer)
     draw_curve(args.out.parent / f"{args.out.name}-loss.png", run.curve)
     draw_sheet(args.out.parent / f"{args.out.name}-sheet.png", pipe, device, args.sheet_rows)

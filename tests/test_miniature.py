@@ -106,3 +106,18 @@ def test_muon_minimises_and_resumes(muon: ModuleType) -> None:
     run(50, halves, run(50, halves))
     assert torch.equal(whole, halves)
     assert (whole - target).square().mean() < 0.1 * target.square().mean()
+
+
+@pytest.mark.parametrize(
+    ("said", "left"),
+    [
+        ("an orange ring on a plain gray background", "a ring on a plain gray background"),
+        ("a small red ring growing and an orange circle", "a small ring growing and a circle"),
+        ("a ring standing still", "a ring standing still"),
+    ],
+)  # fmt: skip
+def test_colours_are_left_out_of_captions(
+    said: str, left: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(Path(__file__).parent.parent / "scripts"))
+    assert importlib.import_module("train_miniature").without_colors(said) == left
