@@ -25,7 +25,7 @@ from diffusers import WanPipeline
 from diffusers.pipelines.wan.pipeline_output import WanPipelineOutput
 
 from dit_accel import Report, accelerate
-from dit_accel.autopilot import find_profile
+from dit_accel.finding import find_profile
 
 
 @dataclass

@@ -16,8 +16,8 @@ from dit_accel.cli.settings import Settings
 from dit_accel.windows import DEFAULT_THRESHOLD
 
 if TYPE_CHECKING:
+    from dit_accel.outlook import Decision
     from dit_accel.profile import Profile
-    from dit_accel.targets import Decision
 
 CALIBRATE = "`dit-accel calibrate` measures one"
 
@@ -158,13 +158,13 @@ def _by_threshold(settings: Settings) -> Aim:
 
 
 def _by_profile(pipe: Any, settings: Settings, path: str) -> Aim:
-    from dit_accel import autopilot
     from dit_accel.families import family_of
+    from dit_accel.finding import checked
 
     profile = read_profile(path)
     option = _option(settings)
     try:
-        autopilot.checked(profile, pipe, force=settings.force)
+        checked(profile, pipe, force=settings.force)
     except ValueError as error:
         text = str(error).replace("or force it", "or pass --force")
         raise BadInput(f"--profile is {path!r}: {text}") from error
@@ -195,9 +195,9 @@ def _text(pipe: Any, settings: Settings, profile: Profile) -> Any:
 
 
 def _found(pipe: Any) -> str | None:
-    from dit_accel import autopilot
+    from dit_accel.finding import find_profile
 
-    path = autopilot.find_profile(pipe)
+    path = find_profile(pipe)
     return str(path) if path is not None else None
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from dit_accel.acceleration import accelerate
-from dit_accel.autopilot import find_profile
+from dit_accel.finding import find_profile
 from dit_accel.methods.row import Apply, Context, Effect, Method
 from dit_accel.pcas import PCAS
 from dit_accel.trimming import trim_text
