@@ -29,7 +29,6 @@ from dit_accel.profile import Identity, Profile, ProfileError
 from dit_accel.sampling import schedule_of
 from dit_accel.steering import Steering
 
-DEFAULT_QUALITY = 36.0  # dB, where nothing else is asked for
 DECISIONS = 16  # that are kept, the oldest goes: every prompt has one of its own
 FEWEST = 8  # steps: below, there is nothing to serve from
 

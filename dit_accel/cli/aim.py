@@ -87,7 +87,7 @@ def take_aim(pipe: Any, settings: Settings, *, windowed: bool) -> Aim:
         )
     if given:
         return _by_profile(pipe, settings, path)
-    from dit_accel.autopilot import DEFAULT_QUALITY
+    from dit_accel.config import DEFAULT_QUALITY
 
     try:
         chosen = dataclasses.replace(settings, quality=DEFAULT_QUALITY)
