@@ -57,7 +57,14 @@ class AccelConfig:
             raise ValueError(f"{_class(self)} is not complete; accepted: {accepted}")
         if self.scene is not None and self.layout is None:
             raise ValueError("scene is given without layout; accepted: with a layout")
+        self._check_part("scene")
         self._as_text("layout")
+
+    def _check_part(self, name: str, *, needed: bool = False) -> None:
+        value, kind = getattr(self, name), _PARTS[name]
+        if not isinstance(value, kind) and (needed or value is not None):
+            accepted = f"of {kind.__name__}" + ("" if needed else ", or None")
+            raise ValueError(f"{name} is {value!r}; accepted: {accepted}")
 
     def _as_text(self, name: str) -> None:
         """Paths are kept as text, so that a config is equal to the one that was saved of it."""
@@ -195,6 +202,12 @@ class UniCPConfig(UniCP, AccelConfig):
     """
 
     kind: ClassVar[str] = "unicp-paper"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._check_part("windows", needed=True)
+        self._check_part("pcas")
+        self._check_part("shift")
 
 
 @dataclass(frozen=True)
