@@ -9,9 +9,7 @@ recorded; the runs after it are planned from that record, with a margin for what
 from __future__ import annotations
 
 import dataclasses
-import inspect
 import math
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -302,26 +300,4 @@ class Autopilot:
         )
 
 
-def text_of(
-    pipe: Any, prompts: Sequence[str], max_sequence_length: int | None = None
-) -> torch.Tensor | None:
-    """Pooled embeddings of prompts as a run of the pipeline will have them: `(B, T)`.
-
-    None where the pipeline encodes prompts in a way of its own.
-    """
-    encode = getattr(pipe, "encode_prompt", None)
-    if encode is None:
-        return None
-    given = {
-        "prompt": list(prompts),
-        "do_classifier_free_guidance": False,
-        "max_sequence_length": max_sequence_length,
-    }
-    accepted = inspect.signature(encode).parameters
-    with torch.no_grad():
-        found = encode(**{k: v for k, v in given.items() if k in accepted and v is not None})
-    text = found[0] if isinstance(found, tuple) else found
-    return pooled(text) if isinstance(text, torch.Tensor) and text.ndim == 3 else None
-
-
-__all__ = ["Autopilot", "decide", "text_of"]
+__all__ = ["Autopilot", "decide"]

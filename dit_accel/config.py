@@ -82,7 +82,7 @@ class AccelConfig:
 
     def told(self) -> dict[str, Any]:
         """As `to_dict`, for people: what is no plain value is there by the name of its class."""
-        return {"kind": self.kind} | _plain(self, lambda name, value: _class(value))
+        return {"kind": self.kind} | _plain(self, lambda _, value: f"<{_class(value)}>")
 
     @classmethod
     def from_dict(cls, given: Mapping[str, Any]) -> Self:

@@ -127,12 +127,12 @@ def test_what_no_file_holds_is_named_and_told_by_its_class():
     config = QualityConfig(32, profile=profile)
     with pytest.raises(ValueError, match=r"profile is a Profile, .* accepted: the path of"):
         config.to_dict()
-    assert config.told()["profile"] == "Profile"
+    assert config.told()["profile"] == "<Profile>"
     assert str(config) == "QualityConfig(profile=Profile, quality=32)"
     with pytest.raises(ValueError, match=r"plan is a Plan, which is no plain value$"):
         PlanConfig(PLAN).to_dict()
     assert PlanConfig(PLAN).told() == {
-        "kind": "plan", "layout": None, "scene": None, "plan": "Plan", "mix": [1.0],
+        "kind": "plan", "layout": None, "scene": None, "plan": "<Plan>", "mix": [1.0],
     }  # fmt: skip
 
 

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from dit_accel.cli.progress import StepBar
     from dit_accel.cli.settings import Settings
     from dit_accel.config import AccelConfig
+    from dit_accel.texts import Text
 
 
 def warm_up(pipe: Any, settings: Settings) -> None:
@@ -31,8 +32,10 @@ def take_uncached(pipe: Any, settings: Settings, bar: StepBar) -> takes.Take:
         return _take(pipe, settings, bar)
 
 
-def _take(pipe: Any, settings: Settings, bar: StepBar) -> takes.Take:
-    given = shots.overrides(settings)
+def _take(
+    pipe: Any, settings: Settings, bar: StepBar, more: dict[str, Any] | None = None
+) -> takes.Take:
+    given = shots.overrides(settings) | (more or {})
     try:
         return takes.take(
             pipe, settings.clip, device=settings.device, watchers=(bar,), overrides=given
@@ -42,13 +45,24 @@ def _take(pipe: Any, settings: Settings, bar: StepBar) -> takes.Take:
         raise RunFailed(f"{error} in {settings.dtype}{hint}") from error
 
 
-def take_accelerated(pipe: Any, settings: Settings, bar: StepBar) -> takes.Take:
-    """The clip of the accelerated pipeline, with its report; the pipeline is left as it was."""
+def take_accelerated(
+    pipe: Any, settings: Settings, bar: StepBar, text: Text | None = None
+) -> takes.Take:
+    """The clip of the accelerated pipeline, with its report; the pipeline is left as it was.
+
+    Args:
+        text: of the prompt, encoded already; where the run takes it over, its seconds are counted
+            with the run's.
+    """
     from dit_accel import accelerate
 
+    given = text.arguments(pipe) if text is not None else {}
+    before = text.seconds if text is not None and given else 0.0
     with accelerate(pipe, config_for(settings)) as handle:
-        take = _take(pipe, settings, bar)
-        return dataclasses.replace(take, report=handle.report())
+        take = _take(pipe, settings, bar, given)
+        return dataclasses.replace(
+            take, report=handle.report(), whole_seconds=take.whole_seconds + before
+        )
 
 
 def check_accepted(pipe: Any, settings: Settings) -> None:
