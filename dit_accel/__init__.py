@@ -15,6 +15,15 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from dit_accel.acceleration import Handle, accelerate
+    from dit_accel.config import (
+        AccelConfig,
+        PlanConfig,
+        QualityConfig,
+        SpeedupConfig,
+        ThresholdConfig,
+        UncachedConfig,
+        UniCPConfig,
+    )
     from dit_accel.families import FAMILIES
     from dit_accel.layout import Layout
     from dit_accel.outcome import Report, SiteReport
@@ -30,6 +39,13 @@ __version__ = "0.1.0"
 _HOMES = {
     "accelerate": "dit_accel.acceleration",
     "Handle": "dit_accel.acceleration",
+    "AccelConfig": "dit_accel.config",
+    "QualityConfig": "dit_accel.config",
+    "SpeedupConfig": "dit_accel.config",
+    "ThresholdConfig": "dit_accel.config",
+    "UniCPConfig": "dit_accel.config",
+    "PlanConfig": "dit_accel.config",
+    "UncachedConfig": "dit_accel.config",
     "FAMILIES": "dit_accel.families",
     "Report": "dit_accel.outcome",
     "SiteReport": "dit_accel.outcome",
@@ -46,12 +62,19 @@ __all__ = [
     "EDCW",
     "FAMILIES",
     "PCAS",
+    "AccelConfig",
     "Handle",
     "Layout",
+    "PlanConfig",
+    "QualityConfig",
     "Report",
     "SceneConfig",
     "SiteReport",
+    "SpeedupConfig",
+    "ThresholdConfig",
+    "UncachedConfig",
     "UniCP",
+    "UniCPConfig",
     "__version__",
     "accelerate",
     "trim_text",

@@ -9,63 +9,26 @@ recorded; the runs after it are planned from that record, with a margin for what
 from __future__ import annotations
 
 import dataclasses
-import inspect
 import math
-import os
-from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from dit_accel import targets
+from dit_accel.carrying import carried
 from dit_accel.difficulty import pooled
 from dit_accel.families import Family, transformers_of
+from dit_accel.firstrun import Recorder
 from dit_accel.following import conditional, guided
 from dit_accel.identity import identify
-from dit_accel.planner import gram_of
+from dit_accel.outlook import Decision
 from dit_accel.plans import Forecast, Plan, Schedule
 from dit_accel.profile import Identity, Profile, ProfileError
 from dit_accel.sampling import schedule_of
 from dit_accel.steering import Steering
-from dit_accel.targets import Decision
 
-FILE = "dit-accel-profile.safetensors"
-DEFAULT_QUALITY = 36.0  # dB, where nothing else is asked for
 DECISIONS = 16  # that are kept, the oldest goes: every prompt has one of its own
 FEWEST = 8  # steps: below, there is nothing to serve from
-# Where nothing was measured: gain and memory as the miniature's (docs/planning.md), over the run.
-_GAIN = (20.0, 8.0, 4.0, 2.0, 1.2, 0.9, 0.8, 0.7, 0.7, 1.0)
-_MEMORY = 0.6  # of the run
-
-
-def cache_folder() -> Path:
-    """Where profiles of models lie that bring none: `$DIT_ACCEL_CACHE`, or ~/.cache/dit-accel."""
-    given = os.environ.get("DIT_ACCEL_CACHE")
-    return Path(given) if given else Path.home() / ".cache" / "dit-accel"
-
-
-def cached_path(identity: Identity) -> Path:
-    """The file in the cache for a pipeline's profile."""
-    return cache_folder() / "profiles" / f"{identity.weights}-{identity.sampler}.safetensors"
-
-
-def find_profile(pipe: Any) -> Path | None:
-    """The profile of a pipeline, or of a model's folder: in its folder, else in the user's cache.
-
-    Args:
-        pipe: a pipeline, or the folder of a model.
-    """
-    folder = pipe
-    if not isinstance(pipe, (str, os.PathLike)):
-        folder = getattr(pipe.config, "_name_or_path", None) or ""
-    path = Path(folder) / FILE
-    if str(folder) and path.is_file():
-        return path
-    if isinstance(pipe, (str, os.PathLike)):
-        return None
-    cached = cached_path(identify(pipe))
-    return cached if cached.is_file() else None
 
 
 def decide(
@@ -103,7 +66,7 @@ def decide(
         if quality is not None:
             return targets.for_quality(profile, quality, static=static)
         return targets.for_speedup(profile, speedup or 1.0)
-    return targets.carried(profile, run, quality=quality, speedup=speedup)
+    return carried(profile, run, quality=quality, speedup=speedup)
 
 
 def _check_steps(run: Schedule) -> None:
@@ -154,7 +117,7 @@ class Autopilot:
         self._decisions: dict[tuple[Any, ...], Decision] = {}
         self._text: torch.Tensor | None = None  # pooled, of the run's prompts
         self._carried: tuple[str, ...] = ()
-        self._recorder: _Recorder | None = None
+        self._recorder: Recorder | None = None
 
     @property
     def measures(self) -> bool:
@@ -183,7 +146,7 @@ class Autopilot:
         if self.profile is None and self._recorder is not None and self._recorder.whole:
             self.profile = self._recorder.profile()
         if self.profile is None:
-            self._recorder = _Recorder(schedule, self._identity(schedule))
+            self._recorder = Recorder(schedule, self._identity(schedule))
             self.decision = None
             self.steering = Steering(
                 Plan(schedule.total, {}), schedule.times.tolist(), schedule.mix, guard=False
@@ -337,95 +300,4 @@ class Autopilot:
         )
 
 
-class _Recorder:
-    """Keeps the parts of one run, and makes of them what a profile can be made of."""
-
-    def __init__(self, schedule: Schedule, identity: Identity) -> None:
-        self.schedule, self.identity = schedule, identity
-        self.parts: list[list[torch.Tensor]] = [[] for _ in schedule.mix]
-        self.start: torch.Tensor | None = None
-
-    def hear(self, part: int, value: torch.Tensor) -> None:
-        self.parts[part].append(value.detach().float().cpu().flatten())
-
-    @property
-    def whole(self) -> bool:
-        return all(len(part) == self.schedule.total for part in self.parts)
-
-    def profile(self) -> Profile:
-        total = self.schedule.total
-        parts = [torch.stack(part) for part in self.parts]
-        start = self.start if self.start is not None else torch.zeros_like(parts[0][0])
-        rows = torch.cat([*parts, start[None]])
-        weights = torch.cat([mix * self.schedule.shares for mix in self.schedule.mix])
-        final = weights.float() @ rows[:-1] + start
-        gram = gram_of(rows, final)
-        places = torch.linspace(0, len(_GAIN) - 1, total, dtype=torch.float64)
-        low = places.floor().long().clamp_max(len(_GAIN) - 2)
-        logs = torch.tensor(_GAIN, dtype=torch.float64).log()
-        gain = (logs[low] + (places - low) * (logs[low + 1] - logs[low])).exp()
-        return Profile(
-            self.identity, self.schedule, gram[None], gain, _MEMORY * total, 4, (), (),
-            {"clips": 1, "probes": 0},
-        )  # fmt: skip
-
-
-def text_of(
-    pipe: Any, prompts: Sequence[str], max_sequence_length: int | None = None
-) -> torch.Tensor | None:
-    """Pooled embeddings of prompts as a run of the pipeline will have them: `(B, T)`.
-
-    None where the pipeline encodes prompts in a way of its own.
-    """
-    encode = getattr(pipe, "encode_prompt", None)
-    if encode is None:
-        return None
-    given = {
-        "prompt": list(prompts),
-        "do_classifier_free_guidance": False,
-        "max_sequence_length": max_sequence_length,
-    }
-    accepted = inspect.signature(encode).parameters
-    with torch.no_grad():
-        found = encode(**{k: v for k, v in given.items() if k in accepted and v is not None})
-    text = found[0] if isinstance(found, tuple) else found
-    return pooled(text) if isinstance(text, torch.Tensor) and text.ndim == 3 else None
-
-
-def load_profile(given: Profile | str | os.PathLike[str]) -> Profile:
-    """A profile, or the file of one.
-
-    Raises:
-        ProfileError, FileNotFoundError: as `Profile.load`.
-    """
-    return given if isinstance(given, Profile) else Profile.load(given)
-
-
-def checked(profile: Profile, pipe: Any, *, force: bool) -> tuple[str, ...]:
-    """What the report must say of a profile that is not quite of this pipeline.
-
-    Raises:
-        ProfileError: it is of another one, and is not forced.
-    """
-    mine = profile.identity  # its guidance is compared when a run begins
-    here = identify(pipe, steps=mine.steps, parts=mine.parts, guidance=mine.guidance)
-    differences = profile.identity.refusals(here)
-    if differences and not force:
-        raise ProfileError(
-            f"the profile is of another pipeline: {'; '.join(differences)}. "
-            "Calibrate this one, or force it"
-        )
-    if differences:
-        return (f"The profile is of another pipeline, and was forced: {'; '.join(differences)}.",)
-    return ()
-
-
-__all__ = [
-    "Autopilot",
-    "cached_path",
-    "checked",
-    "decide",
-    "find_profile",
-    "load_profile",
-    "text_of",
-]
+__all__ = ["Autopilot", "decide"]

@@ -142,9 +142,10 @@ class _Calibration:
         found = [self._probed(batch, probes, probed) for batch in self.batches]
         gain, memory = summed_up([p for part in found for p in part], schedule.total)
         field = Field(schedule, torch.stack(grams), gain, memory)
-        plans = self._ladder(field, f"{probes}-{probed}")
+        of, places = f"{probes}-{probed}-{self.batches}", range(len(self.batches))
+        plans = self._ladder(field, of)
         for turn in range(self.passes):
-            results = [self._rungs(turn, place, field, plans) for place in range(len(self.batches))]
+            results = [self._rungs(turn, place, field, plans, of) for place in places]
         rungs, careful = _summary(plans, results, schedule.total)
         made = {"clips": len(self.clips), "probes": probes, "probed": probed, **versions()}
         identity = identify(
@@ -191,7 +192,7 @@ class _Calibration:
                 found += [(step, *pair) for pair in grown]
             return found
 
-        return self.kept.get(f"probe-{mine}-{probes}", make) if mine else []
+        return self.kept.get(f"probe-{mine}-{batch}-{probes}", make) if mine else []
 
     def _ladder(self, field: Field, of: str) -> Ladder:
         """Computed steps of every rung, fastest last, and of its careful end."""
@@ -211,8 +212,9 @@ class _Calibration:
 
         return self.kept.get(f"ladder-{counts}-{self.careful}-{of}", make)
 
-    def _rungs(self, turn: int, place: int, field: Field, plans: Ladder) -> list[Outcome]:
-        """Carries out every plan on one batch; changes are fitted to all clips so far."""
+    def _rungs(self, turn: int, place: int, field: Field, plans: Ladder, of: str) -> list[Outcome]:
+        """Carries out every plan on one batch; changes are fitted to all clips so far, by the
+        field `of` these probes and batches."""
         every = [computed for rung in plans for computed in rung if computed is not None]
         if not every:
             return []
@@ -233,7 +235,7 @@ class _Calibration:
                 )
             return found, problems
 
-        found, self._problems = self.kept.get(f"rungs-{number}-{every}", make)
+        found, self._problems = self.kept.get(f"rungs-{number}-{every}-{of}", make)
         return found
 
 

@@ -71,6 +71,7 @@ class Report:
     `kept_bytes` is the most that kept values held on the device, `offloaded_bytes` the most that
     waited in the CPU's memory under a cap. `quality` (dB) and `speedup` are what was asked
     for, `prediction` what is expected of this run, `planned` the steps that were to be computed.
+    `config` is every setting of the acceleration, `asked` those that are not as by default.
     """
 
     family: str
@@ -92,6 +93,8 @@ class Report:
     planned: tuple[int, ...] = ()
     scene: SceneReport | None = None
     offloaded_bytes: int = 0
+    config: dict[str, Any] = field(default_factory=dict)
+    asked: str = ""
 
     @property
     def flops_kept(self) -> float | None:
@@ -130,7 +133,8 @@ class Report:
             + f", {self.seconds:.2f} s, {self.kept_bytes / 2**20:.1f} MiB held by kept values"
             + (f", {away / 2**20:.1f} MiB more on the CPU." if away else ".")
         )
-        return " ".join((text, *self._scene_summary(), *self.notes))
+        asked = (f"Asked for: {self.asked}.",) if self.asked else ()
+        return " ".join((text, *asked, *self._scene_summary(), *self.notes))
 
     def _scene_summary(self) -> tuple[str, ...]:
         scene = self.scene

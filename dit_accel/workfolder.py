@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from dit_accel.families import family_of, transformers_of
 from dit_accel.identity import identify
 from dit_accel.takes import Clip
 
@@ -19,7 +20,7 @@ class WorkFolder:
     """Pieces by name; nothing is kept where there is no folder.
 
     Raises:
-        ValueError: the folder is of other clips, or of another pipeline.
+        ValueError: the folder is of other clips, of another pipeline, or of another dtype.
         OSError: it cannot be written.
     """
 
@@ -35,6 +36,8 @@ class WorkFolder:
         identity = identify(pipe)
         self._stamp("clips", mine)
         self._stamp("pipelines", f"{identity.weights} {identity.sampler}")
+        denoisers = transformers_of(pipe, family_of(pipe)).values()
+        self._stamp("dtypes", " ".join(str(denoiser.dtype) for denoiser in denoisers))
 
     def _stamp(self, of: str, mine: str) -> None:
         assert self.folder is not None

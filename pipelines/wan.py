@@ -5,6 +5,7 @@
     out = pipe("a red circle moving right", quality=32)    # dB, by the model's profile
     out = pipe("a red circle moving right", speedup=2.5)
     out = pipe("a red circle moving right", threshold=0.1, site="model")
+    out = pipe("a red circle moving right", config=QualityConfig(32, guard=False))
     out.frames, out.report
 
 Also by path, for which newer diffusers want your consent to run the file:
@@ -24,8 +25,10 @@ from typing import Any
 from diffusers import WanPipeline
 from diffusers.pipelines.wan.pipeline_output import WanPipelineOutput
 
-from dit_accel import Report, accelerate
-from dit_accel.autopilot import find_profile
+from dit_accel import EDCW, AccelConfig, Report, UniCP, accelerate
+from dit_accel.config import PlannedConfig
+from dit_accel.finding import find_profile
+from dit_accel.keywords import config_of
 
 
 @dataclass
@@ -39,13 +42,13 @@ class AcceleratedWanPipeline(WanPipeline):
     """`WanPipeline` accelerated in each call: to a quality or a speed by the model's profile, or by
     error-aware dynamic cache windows (UniCP, arXiv 2502.04393).
 
-    Five more keyword arguments of the call, `quality`, `speedup`, `profile`, `threshold` and
-    `site`, go to `dit_accel.accelerate`; none given: windows at the default threshold, as there;
-    `threshold=0` is bit-equal to the parent. A quality or a speed needs a profile
-    (`dit-accel calibrate`): given, or found in the model's folder or the cache. With
-    `return_dict=False` the parent's tuple comes back, and the report is in `pipe.last_report`
-    either way. The pipeline is saved as a plain `WanPipeline`, so that whoever loads the folder
-    needs no dit_accel.
+    Six more keyword arguments of the call, `quality`, `speedup`, `profile`, `threshold`, `site` and
+    `config` (one object with all there is to say), mean what they do in `dit_accel.accelerate`;
+    none given: windows at the default threshold, as there; `threshold=0` is bit-equal to the
+    parent. A quality or a speed needs a profile (`dit-accel calibrate`): given, or found in the
+    model's folder or the cache. With `return_dict=False` the parent's tuple comes back, and the
+    report is in `pipe.last_report` either way. The pipeline is saved as a plain `WanPipeline`, so
+    that whoever loads the folder needs no dit_accel.
     """
 
     last_report: Report | None = None
@@ -59,17 +62,20 @@ class AcceleratedWanPipeline(WanPipeline):
         quality: float | None = None,
         speedup: float | None = None,
         profile: Any = None,
+        config: AccelConfig | EDCW | UniCP | None = None,
         **kwargs: Any,
     ) -> Any:
-        planned = quality is not None or speedup is not None
-        if planned and profile is None and (profile := find_profile(self)) is None:
+        chosen = config_of(
+            config, threshold=threshold, site=site, quality=quality, speedup=speedup,
+            profile=profile,
+        )  # fmt: skip
+        planned = isinstance(chosen, PlannedConfig) and chosen.profile is None
+        if planned and find_profile(self) is None:
             raise ValueError(
                 "quality and speedup need a profile, and none of this model was found in its "
                 "folder or the cache: `dit-accel calibrate` measures one"
             )
-        with accelerate(
-            self, threshold=threshold, site=site, quality=quality, speedup=speedup, profile=profile
-        ) as handle:
+        with accelerate(self, chosen) as handle:
             output = super().__call__(*args, **kwargs)
             self.last_report = handle.report()
         if isinstance(output, tuple):

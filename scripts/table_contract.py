@@ -96,8 +96,9 @@ def chosen(points: Points, store: Store, model: Path) -> dict[str, Any]:
     """
     from diffusers import WanPipeline
 
-    from dit_accel.autopilot import FILE, decide
+    from dit_accel.autopilot import decide
     from dit_accel.difficulty import pooled
+    from dit_accel.finding import FILE
     from dit_accel.profile import Profile
 
     profile, pipe = Profile.load(model / FILE), WanPipeline.from_pretrained(model)

@@ -206,7 +206,7 @@ def test_report_before_any_run_and_after_removal():
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
-        ({"site": "layer"}, "site is 'layer'; accepted for wan: attention, block, model"),
+        ({"site": "layer"}, "site is 'layer'; accepted: attention, block, model"),
         ({"threshold": -1}, "threshold is -1; accepted: a finite number >= 0"),
     ],
 )

@@ -13,8 +13,9 @@ import torch
 from profiles import gram_of, profile_of, rung_of
 
 from dit_accel import accelerate
-from dit_accel.autopilot import FILE, Autopilot, cached_path, decide, find_profile
+from dit_accel.autopilot import Autopilot, decide
 from dit_accel.families import family_of
+from dit_accel.finding import FILE, cached_path, find_profile
 from dit_accel.identity import identify
 from dit_accel.plans import Schedule
 from dit_accel.profile import Profile, ProfileError

@@ -278,6 +278,27 @@ def test_a_ladder_is_searched_anew_when_other_probes_made_the_field(pipe, tmp_pa
     assert [searched(2), searched(2), searched(3)] == [1, 0, 1]
 
 
+@pytest.mark.parametrize(
+    ("kept", "asked"),
+    [
+        ({"probes": 2}, {"probes": 3}),
+        ({"probed": 1}, {"probed": 2}),
+        ({"batch": 1}, {"batch": 2}),
+    ],
+    ids=str,
+)
+def test_rungs_of_other_settings_are_not_gone_on_with(pipe, tmp_path, monkeypatch, kept, asked):
+    """The same plans, but fitted by another field, or in other company: as if nothing was kept."""
+    fixed_ladder(monkeypatch)
+    settings = {"speedups": (2.0,), "probes": 2, "probed": 1}
+    before = calibrate(pipe, CLIPS, work=tmp_path, **settings | kept)
+    resumed = calibrate(pipe, CLIPS, work=tmp_path, **settings | asked)
+    afresh = calibrate(pipe, CLIPS, **settings | asked)
+    (old,), (new,), (own,) = before.rungs, resumed.rungs, afresh.rungs
+    assert torch.equal(new.changes, own.changes) and torch.equal(new.psnr_db, own.psnr_db)
+    assert not torch.equal(old.changes, own.changes), "the control: these settings matter"
+
+
 class Killed(Exception):
     pass
 
@@ -338,6 +359,10 @@ def test_a_folder_of_something_else_is_refused(pipe, tmp_path):
         calibrate(pipe, CLIPS[1:2], **settings)
     with pytest.raises(ValueError, match="which is of other pipelines; accepted: another folder"):
         calibrate(tiny.tiny_wan(seed=3), CLIPS[:1], **settings)
+    rounded = tiny.tiny_wan()
+    rounded.transformer.to(torch.bfloat16)
+    with pytest.raises(ValueError, match="which is of other dtypes; accepted: another folder"):
+        calibrate(rounded, CLIPS[:1], **settings)
 
 
 def test_without_speedups_there_are_no_rungs(pipe):

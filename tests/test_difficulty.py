@@ -10,10 +10,11 @@ import torch
 from profiles import profile_of, rung_of
 
 from dit_accel import accelerate
-from dit_accel.autopilot import decide, text_of
+from dit_accel.autopilot import decide
 from dit_accel.difficulty import MANY, Difficulty, pooled
 from dit_accel.plans import Plan
 from dit_accel.profile import Profile
+from dit_accel.texts import encode
 
 FAST, SLOW = (0, 2, 4, 8, 14), (0, 1, 2, 4, 6, 8, 10, 12, 14, 16, 17, 18)
 CLIPS = 100
@@ -150,5 +151,4 @@ def test_a_text_is_foretold_as_the_run_will_have_it():
             prompt="a red circle", num_frames=9, height=16, width=16, num_inference_steps=2,
             guidance_scale=4.0, max_sequence_length=16, output_type="latent",
         )  # fmt: skip
-    assert torch.allclose(text_of(pipe, ["a red circle"], 16), pooled(said[0]), atol=1e-6)
-    assert text_of(object(), ["a red circle"]) is None
+    assert torch.allclose(encode(pipe, ["a red circle"], 16).pooled, pooled(said[0]), atol=1e-6)

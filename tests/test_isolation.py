@@ -9,16 +9,23 @@ from test_accelerate import call, state_of
 from test_visibility import Sizes
 from tiny import CALL, tiny_wan
 
-from dit_accel import EDCW, accelerate
+from dit_accel import (
+    QualityConfig,
+    SpeedupConfig,
+    ThresholdConfig,
+    UncachedConfig,
+    UniCPConfig,
+    accelerate,
+)
 from dit_accel.acceleration import Handle
 from dit_accel.bench import FlopMeter
 from dit_accel.families import family_of
-from dit_accel.following import SITE, EveryStep
 from dit_accel.isolation import Scene
 from dit_accel.lockstep import Clips
 from dit_accel.staging import Reading, Row, SceneConfig
 
 TWO = ["a red circle moving right", "a blue square moving left"]
+UNCACHED = UncachedConfig()
 SPLIT = {"height": 32, "width": 64}  # 2 x 4 tokens, 3 latent frames
 
 
@@ -49,7 +56,7 @@ def rows(*shots, readings=None):
 
 
 @contextlib.contextmanager
-def scene(pipe, made, how=None, shots=1, clips=None, texts=(), **changes):
+def scene(pipe, made, how=None, shots=1, clips=None, texts=(), config=UNCACHED):
     """A handle with a scene of rows made by hand."""
 
     def prepared(session):
@@ -57,8 +64,7 @@ def scene(pipe, made, how=None, shots=1, clips=None, texts=(), **changes):
         prompts = [*texts] + [()] * (shots - len(texts))
         return Scene(session, family_of(pipe), how or SceneConfig(), prompts, made, given)
 
-    settings = {"site": SITE, "config": EDCW(threshold=0.0), "course": EveryStep()} | changes
-    handle = Handle(pipe, family_of(pipe), scene=prepared, **settings)
+    handle = Handle(pipe, config, prepared)
     try:
         yield handle
     finally:
@@ -396,8 +402,7 @@ def test_threshold_zero_is_bit_equal_to_the_scene_alone(site):
     made = rows([(0, 0.5), (0.5, 1)])
     with scene(pipe, made):
         alone = run(pipe)
-    windows = {"site": site, "config": EDCW(threshold=0.0), "course": None}
-    with scene(pipe, made, **windows):
+    with scene(pipe, made, config=ThresholdConfig(0.0, site=site)):
         assert np.array_equal(run(pipe), alone)
 
 
@@ -405,10 +410,10 @@ def test_threshold_zero_is_bit_equal_to_the_scene_alone(site):
 def test_windows_serve_scenes_too_and_a_change_of_what_is_at_work_forces_a_compute(site):
     pipe = tiny_wan()
     made = rows([(0, 0.5), (0.5, 1)])
-    loose = {"site": site, "config": EDCW(threshold=1e9, first=1, last=0), "course": None}
+    loose = ThresholdConfig(1e9, first=1, last=0, site=site)
     computed = {}
     for steps in ((0.0, 1.0), (0.0, 0.5)):
-        with scene(pipe, made, SceneConfig(steps=steps), **loose) as handle:
+        with scene(pipe, made, SceneConfig(steps=steps), config=loose) as handle:
             run(pipe, num_inference_steps=12)
             computed[steps] = handle.report().sites[0].computed
     assert 6 not in computed[0.0, 1.0] and 6 in computed[0.0, 0.5]
@@ -419,9 +424,9 @@ def test_one_decision_serves_writing_and_reading():
     """Rows are served together: a step at which the reference is not made, nothing reads it."""
     pipe = tiny_wan()
     made = rows([(0, 0.5)], [(0.5, 1)], readings={1: (Reading(0, 0, 0),)})
-    loose = {"site": "attention", "config": EDCW(threshold=1e9, first=1, last=0), "course": None}
+    loose = ThresholdConfig(1e9, first=1, last=0, site="attention")
     everywhere = SceneConfig(dropout=0, share_layers=(0, 1))
-    with scene(pipe, made, everywhere, shots=2, **loose) as handle:
+    with scene(pipe, made, everywhere, shots=2, config=loose) as handle:
         run(pipe, prompt=TWO, negative_prompt=None, num_inference_steps=8)
         found = handle.report()
     computed = sum(len(site.computed) for site in found.sites)
@@ -430,39 +435,30 @@ def test_one_decision_serves_writing_and_reading():
     assert found.scene.calls == 3 * computed
 
 
-@pytest.mark.parametrize("mode", ["quality", "speedup"])
-def test_plans_serve_the_scene(mode, tmp_path, monkeypatch):
+@pytest.mark.parametrize("config", [QualityConfig(30.0), SpeedupConfig(1.5)], ids=str)
+def test_plans_serve_the_scene(config, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     pipe = tiny_wan()
     made = rows([(0, 0.5), (0.5, 1)])
     with scene(pipe, made):
         alone = run(pipe, num_inference_steps=12)
-    from dit_accel.autopilot import Autopilot
-
-    aim = {"quality": None, "speedup": None, mode: {"quality": 30.0, "speedup": 1.5}[mode]}
-    course = Autopilot(pipe, family_of(pipe), None, **aim)
-    with scene(pipe, made, course=course) as handle:
-        follower = handle.follower
-        follower.heard, follower.heard_start = course.hear, course.hear_start
+    with scene(pipe, made, config=config) as handle:
         assert np.array_equal(run(pipe, num_inference_steps=12), alone), "recorded, computed whole"
         run(pipe, num_inference_steps=12)
         assert handle.report().scene.classes["shot 1"]["2"] == 12
 
 
 def test_pruned_attention_is_refused_by_name():
-    from dit_accel.unicp import UniCP
-
     pipe = tiny_wan()
     before = state_of(pipe)
     made = rows([(0, 0.5), (0.5, 1)])
-    pruned = {"site": "attention", "course": None}
     with (
         pytest.raises(ValueError, match="pcas=None"),
-        scene(pipe, made, **pruned, preset=UniCP()),
+        scene(pipe, made, config=UniCPConfig()),
     ):
         pass
     assert state_of(pipe) == before
-    with scene(pipe, made, **pruned, preset=UniCP(pcas=None, shift=None)) as handle:
+    with scene(pipe, made, config=UniCPConfig(pcas=None, shift=None)) as handle:
         run(pipe)
         assert handle.report().scene.calls
 

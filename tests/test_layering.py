@@ -35,7 +35,10 @@ MATHS = (
     "positions",
     "merging",
 )
-KNOWLEDGE = ("families", "profile", "layout", "miniature", "outcome", "staging", "targets", "video")
+KNOWLEDGE = (
+    *("families", "profile", "layout", "miniature", "outcome", "staging", "video"),
+    *("outlook", "carrying", "targets"),
+)
 PLUMBING = (
     *("patching", "programs", "kernels", "session"),
     *("attention", "caching", "following", "pcas", "trimming", "unicp"),

@@ -9,6 +9,8 @@ import torch
 from diffusers import DiffusionPipeline, WanPipeline
 from tiny import CALL, tiny_wan
 
+from dit_accel import EDCW, SpeedupConfig
+
 pipelines = pytest.importorskip("dit_accel.pipelines", reason="not installed")
 Accelerated = pipelines.AcceleratedWanPipeline
 
@@ -117,6 +119,18 @@ def test_a_profile_in_the_models_folder_is_found(profile_file, tmp_path):
         call(load(folder), speedup=2)
     shutil.copy(profile_file, folder / "dit-accel-profile.safetensors")
     assert call(load(folder), num_frames=5, speedup=2).report.steps_computed == 5
+
+
+def test_a_config_says_all_in_one(folder, stock, profile_file):
+    pipe, config = load(folder), SpeedupConfig(2, profile=profile_file, guard=False)
+    output = call(pipe, num_frames=5, config=config)
+    assert output.report.config["guard"] is False and output.report.steps_computed == 5
+    same = call(pipe, config=EDCW(1e9, first=2), site="block")
+    assert same.report.site == "block" and not np.array_equal(same.frames, stock)
+    with pytest.raises(ValueError, match="speedup is given beside SpeedupConfig"):
+        call(pipe, config=config, speedup=3)
+    with pytest.raises(ValueError, match="quality and speedup need a profile"):
+        call(pipe, config=SpeedupConfig(2))
 
 
 def test_one_target_a_call(folder, profile_file):

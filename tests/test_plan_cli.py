@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import json
 import shutil
@@ -10,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from test_cli import DEFAULTS, PROMPT, invoke, names
 
 from dit_accel import calibrate as measuring
@@ -18,6 +20,7 @@ from dit_accel.cli.ladder import rows
 from dit_accel.cli.pace import Pace
 from dit_accel.cli.plan import held
 from dit_accel.cli.request import size_of
+from dit_accel.difficulty import Difficulty
 from dit_accel.plans import Forecast, Plan
 from dit_accel.profile import Profile
 
@@ -330,6 +333,39 @@ def test_generate_is_what_accelerate_makes(
     from dit_accel import video
 
     assert np.array_equal(np.load("a.npy"), video.to_uint8(frames))
+
+
+@pytest.mark.parametrize("knows", [True, False], ids=["texts tell", "texts do not"])
+def test_generate_encodes_a_prompt_once_and_counts_the_seconds(
+    generate: Any, tiny_profile: Profile, tmp_path: Path, monkeypatch: Any, knows: bool
+) -> None:
+    """The clip is the one by a profile that knows nothing of texts, and needs none beforehand."""
+    from transformers import UMT5EncoderModel
+
+    from dit_accel import texts
+
+    zeros = [torch.zeros(n, dtype=torch.float64) for n in (32, 32, 4)]
+    profile = dataclasses.replace(tiny_profile, difficulty=Difficulty(*zeros) if knows else None)
+    profile.save(tmp_path / "own.safetensors")
+    calls: list[int] = []
+    forward, encode = UMT5EncoderModel.forward, texts.encode
+
+    def counted(self: Any, *args: Any, **kwargs: Any) -> Any:
+        calls.append(1)
+        return forward(self, *args, **kwargs)
+
+    def slow(*args: Any) -> Any:
+        return dataclasses.replace(encode(*args), seconds=1000.0)
+
+    assert generate("--speedup", "2", "--output", "a.npy").exit_code == 0
+    monkeypatch.setattr(UMT5EncoderModel, "forward", counted)
+    monkeypatch.setattr(texts, "encode", slow)
+    own = ["--profile", str(tmp_path / "own.safetensors")]
+    made = generate("--speedup", "2", "--output", "b.npy", "--json", *own, profile=False)
+    assert made.exit_code == 0, made.stderr
+    assert len(calls) == 2  # the prompt, and what is not shown
+    assert np.array_equal(np.load("a.npy"), np.load("b.npy"))
+    assert (json.loads(made.stdout)["costs"]["whole_seconds"] > 1000) is knows
 
 
 def test_generate_without_a_target_takes_36_db_where_there_is_a_profile(

@@ -10,17 +10,11 @@ import torch
 from profiles import STEPS, begun, profile_of, rung_of, schedule_of, spread_out
 from scipy import stats
 
-from dit_accel import targets
+from dit_accel import carrying
+from dit_accel.carrying import carried
+from dit_accel.outlook import CONFIDENCE, MANY, Outlook, describe
 from dit_accel.profile import ProfileError
-from dit_accel.targets import (
-    Outlook,
-    TargetError,
-    carried,
-    check_choice,
-    describe,
-    for_quality,
-    for_speedup,
-)
+from dit_accel.targets import TargetError, check_choice, for_quality, for_speedup
 
 SLOW = (0, 1, 2, 4, 6, 8, 10, 12, 14, 16, 17, 18)
 MIDDLE = (0, 1, 2, 5, 8, 11, 14, 17)
@@ -124,8 +118,8 @@ def test_of_many_prompts_the_share_that_reaches_is_counted(failing, computed):
 
 def test_fewer_than_many_prompts_are_not_counted():
     """45 without a failure: 0.95^45 = 0.099; 44 do not do, and a normal one is taken."""
-    assert 0.95**targets.MANY < 1 - targets.CONFIDENCE < 0.95 ** (targets.MANY - 1)
-    outlook = Outlook.of(rung_of(FAST, [40.0] * targets.MANY))
+    assert 0.95**MANY < 1 - CONFIDENCE < 0.95 ** (MANY - 1)
+    outlook = Outlook.of(rung_of(FAST, [40.0] * MANY))
     assert outlook.promise(39.0) == pytest.approx(0.1 ** (1 / 45))
     assert outlook.promise(41.0) == 0.0
 
@@ -249,7 +243,7 @@ def test_other_steps_are_planned_at_the_timesteps_of_a_rung():
 
 def test_steps_are_mapped_by_their_timesteps():
     """Step 2 k of forty is at the timestep of step k of twenty."""
-    found = targets._mapped(profile_of([LADDER[1]]), schedule_of(40), 8)
+    found = carrying._mapped(profile_of([LADDER[1]]), schedule_of(40), 8)
     assert found == [2 * step for step in MIDDLE]
 
 
@@ -266,7 +260,7 @@ def test_a_quality_is_carried_over_with_a_margin():
 
 def test_what_is_carried_over_to_itself_is_expected_to_give_what_it_gave_less_refining():
     decision = carried(profile_of([LADDER[1]]), schedule_of(), speedup=2.5)
-    assert decision.prediction.psnr_db >= 42.0 - targets.UNREFINED_DB - 1e-6
+    assert decision.prediction.psnr_db >= 42.0 - carrying.UNREFINED_DB - 1e-6
 
 
 def test_a_quality_that_is_not_reached_elsewhere_computes_every_step():

@@ -7,7 +7,7 @@ else the default threshold.
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,19 +16,22 @@ from dit_accel.cli.settings import Settings
 from dit_accel.windows import DEFAULT_THRESHOLD
 
 if TYPE_CHECKING:
+    from dit_accel.outlook import Decision
     from dit_accel.profile import Profile
-    from dit_accel.targets import Decision
+    from dit_accel.texts import Text
 
 CALIBRATE = "`dit-accel calibrate` measures one"
 
 
 @dataclass(frozen=True)
 class Aim:
-    """Settings with every target resolved; the decision where there is a plan; remarks in words."""
+    """Settings with every target resolved; the decision where there is a plan; remarks in words;
+    the prompt's text, where it was encoded to decide."""
 
     settings: Settings
     decision: Decision | None = None
     remarks: tuple[str, ...] = ()
+    text: Text | None = field(default=None, compare=False, repr=False)
 
 
 def read_profile(path: str | Path) -> Profile:
@@ -87,7 +90,7 @@ def take_aim(pipe: Any, settings: Settings, *, windowed: bool) -> Aim:
         )
     if given:
         return _by_profile(pipe, settings, path)
-    from dit_accel.autopilot import DEFAULT_QUALITY
+    from dit_accel.config import DEFAULT_QUALITY
 
     try:
         chosen = dataclasses.replace(settings, quality=DEFAULT_QUALITY)
@@ -158,16 +161,17 @@ def _by_threshold(settings: Settings) -> Aim:
 
 
 def _by_profile(pipe: Any, settings: Settings, path: str) -> Aim:
-    from dit_accel import autopilot
     from dit_accel.families import family_of
+    from dit_accel.finding import checked
 
     profile = read_profile(path)
     option = _option(settings)
     try:
-        autopilot.checked(profile, pipe, force=settings.force)
+        checked(profile, pipe, force=settings.force)
     except ValueError as error:
         text = str(error).replace("or force it", "or pass --force")
         raise BadInput(f"--profile is {path!r}: {text}") from error
+    said = _text(pipe, settings, profile)
     try:
         decision = decide(
             profile,
@@ -178,26 +182,26 @@ def _by_profile(pipe: Any, settings: Settings, path: str) -> Aim:
             quality=settings.quality,
             speedup=settings.speedup,
             static=settings.static,
-            text=_text(pipe, settings, profile),
+            text=said.pooled if said is not None else None,
         )
     except ValueError as error:
         raise BadInput(f"{option}: {error}") from error
-    return Aim(dataclasses.replace(settings, profile=path), decision)
+    return Aim(dataclasses.replace(settings, profile=path), decision, text=said)
 
 
-def _text(pipe: Any, settings: Settings, profile: Profile) -> Any:
-    """Of the run's prompts, where the profile knows what texts tell."""
-    from dit_accel.autopilot import text_of
+def _text(pipe: Any, settings: Settings, profile: Profile) -> Text | None:
+    """Of the run's prompt, where the profile knows what texts tell."""
+    from dit_accel import texts
 
     if profile.difficulty is None or settings.layout is not None:
         return None
-    return text_of(pipe, [settings.prompt], settings.max_sequence_length)
+    return texts.encode(pipe, [settings.prompt], settings.max_sequence_length)
 
 
 def _found(pipe: Any) -> str | None:
-    from dit_accel import autopilot
+    from dit_accel.finding import find_profile
 
-    path = autopilot.find_profile(pipe)
+    path = find_profile(pipe)
     return str(path) if path is not None else None
 
 

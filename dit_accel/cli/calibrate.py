@@ -205,7 +205,7 @@ def _check_out(path: Path, *, overwrite: bool) -> None:
 
 def _in_cache(pipe: Any, *, overwrite: bool) -> Path:
     """Where `generate` looks for the profile of a model that brings none."""
-    from dit_accel.autopilot import cached_path
+    from dit_accel.finding import cached_path
     from dit_accel.identity import identify
 
     path = cached_path(identify(pipe))

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from dit_accel.outlook import Decision
     from dit_accel.plans import Plan
     from dit_accel.profile import Profile
-    from dit_accel.targets import Decision
 
 COMPUTED, FORECAST, CAREFUL, PROMPTS = "#1f6f8b", "#dbe7ec", "#c7522a", "#8fb3c0"
 

@@ -166,7 +166,7 @@ def _run(
         with StepBar("uncached", settings.steps, quiet=quiet) as bar:
             uncached = running.take_uncached(pipe, settings, bar)
     with StepBar("accelerated", settings.steps, quiet=quiet) as bar:
-        return aim, running.take_accelerated(pipe, settings, bar), uncached
+        return aim, running.take_accelerated(pipe, settings, bar, aim.text), uncached
 
 
 def _write(

@@ -21,9 +21,9 @@ from dit_accel.cli.request import Request, check_target
 
 if TYPE_CHECKING:
     from dit_accel.loading import Model
+    from dit_accel.outlook import Decision
     from dit_accel.plans import Plan
     from dit_accel.profile import Profile
-    from dit_accel.targets import Decision
 
 PLOTS = (".png", ".svg")
 
@@ -149,13 +149,13 @@ def _check_plot(path: Path | None, *, overwrite: bool) -> None:
 
 def find_profile(model: Model) -> Path | None:
     """The profile in a model's folder; else the model is loaded, for the cache knows weights."""
-    from dit_accel import autopilot
+    from dit_accel import finding
     from dit_accel.loading import load
 
-    path = autopilot.find_profile(model.folder)
-    if path is None and any((autopilot.cache_folder() / "profiles").glob("*.safetensors")):
+    path = finding.find_profile(model.folder)
+    if path is None and any((finding.cache_folder() / "profiles").glob("*.safetensors")):
         with Console(stderr=True).status(f"loading {model.name}, to know its profile ..."):
-            path = autopilot.find_profile(load(model, device="cpu", dtype="float32"))
+            path = finding.find_profile(load(model, device="cpu", dtype="float32"))
     return path
 
 

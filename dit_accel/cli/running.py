@@ -8,10 +8,13 @@ from typing import TYPE_CHECKING, Any
 from dit_accel import takes
 from dit_accel.cli import shots
 from dit_accel.cli.errors import BadInput, RunFailed
+from dit_accel.windows import DEFAULT_THRESHOLD, EDCW
 
 if TYPE_CHECKING:
     from dit_accel.cli.progress import StepBar
     from dit_accel.cli.settings import Settings
+    from dit_accel.config import AccelConfig
+    from dit_accel.texts import Text
 
 
 def warm_up(pipe: Any, settings: Settings) -> None:
@@ -29,8 +32,10 @@ def take_uncached(pipe: Any, settings: Settings, bar: StepBar) -> takes.Take:
         return _take(pipe, settings, bar)
 
 
-def _take(pipe: Any, settings: Settings, bar: StepBar) -> takes.Take:
-    given = shots.overrides(settings)
+def _take(
+    pipe: Any, settings: Settings, bar: StepBar, more: dict[str, Any] | None = None
+) -> takes.Take:
+    given = shots.overrides(settings) | (more or {})
     try:
         return takes.take(
             pipe, settings.clip, device=settings.device, watchers=(bar,), overrides=given
@@ -40,11 +45,24 @@ def _take(pipe: Any, settings: Settings, bar: StepBar) -> takes.Take:
         raise RunFailed(f"{error} in {settings.dtype}{hint}") from error
 
 
-def take_accelerated(pipe: Any, settings: Settings, bar: StepBar) -> takes.Take:
-    """The clip of the accelerated pipeline, with its report; the pipeline is left as it was."""
-    with _accelerated(pipe, settings) as handle:
-        take = _take(pipe, settings, bar)
-        return dataclasses.replace(take, report=handle.report())
+def take_accelerated(
+    pipe: Any, settings: Settings, bar: StepBar, text: Text | None = None
+) -> takes.Take:
+    """The clip of the accelerated pipeline, with its report; the pipeline is left as it was.
+
+    Args:
+        text: of the prompt, encoded already; where the run takes it over, its seconds are counted
+            with the run's.
+    """
+    from dit_accel import accelerate
+
+    given = text.arguments(pipe) if text is not None else {}
+    before = text.seconds if text is not None and given else 0.0
+    with accelerate(pipe, config_for(settings)) as handle:
+        take = _take(pipe, settings, bar, given)
+        return dataclasses.replace(
+            take, report=handle.report(), whole_seconds=take.whole_seconds + before
+        )
 
 
 def check_accepted(pipe: Any, settings: Settings) -> None:
@@ -53,45 +71,35 @@ def check_accepted(pipe: Any, settings: Settings) -> None:
     Raises:
         BadInput: if site, threshold or target do not suit this pipeline.
     """
+    from dit_accel import accelerate
+
     try:
-        with _accelerated(pipe, settings):
+        with accelerate(pipe, config_for(settings)):
             pass
     except (TypeError, ValueError) as error:
         raise BadInput(str(error)) from error
 
 
-def _accelerated(pipe: Any, settings: Settings) -> Any:
-    from dit_accel import accelerate
+def config_for(settings: Settings) -> AccelConfig:
+    """What the settings ask of `accelerate`.
+
+    Raises:
+        ValueError: a value is out of range.
+    """
+    from dit_accel.config import QualityConfig, SpeedupConfig, ThresholdConfig, UniCPConfig
 
     scene: dict[str, Any] = {"layout": settings.layout, "scene": settings.scene}
-    if settings.quality is not None or settings.speedup is not None:
-        return accelerate(
-            pipe,
-            quality=settings.quality,
-            speedup=settings.speedup,
-            profile=settings.profile,
-            guard=settings.guard,
-            force=settings.force,
-            static=settings.static,
-            cache_memory=settings.cache_memory,
-            **scene,
-        )
-    if settings.accel is not None:
-        return accelerate(pipe, accel=_preset(settings), **scene)
-    return accelerate(pipe, threshold=settings.threshold, site=settings.site, **scene)
-
-
-def _preset(settings: Settings) -> Any:
-    """UniCP less what is switched off; where nothing is pruned there is nothing to shift."""
-    from dit_accel.pcas import PCAS
-    from dit_accel.shift import DWS
-    from dit_accel.unicp import UniCP
-    from dit_accel.windows import DEFAULT_THRESHOLD, EDCW
-
+    names = ("profile", "guard", "force", "static", "cache_memory")
+    planned = {name: getattr(settings, name) for name in names} | scene
+    if settings.quality is not None:
+        return QualityConfig(settings.quality, **planned)
+    if settings.speedup is not None:
+        return SpeedupConfig(settings.speedup, **planned)
     threshold = DEFAULT_THRESHOLD if settings.threshold is None else settings.threshold
-    windows = EDCW(threshold=threshold)
-    return UniCP(
-        windows=windows if settings.forecast else dataclasses.replace(windows, order=0),
-        pcas=PCAS() if settings.prune else None,
-        shift=DWS() if settings.prune and settings.shift else None,
-    )
+    if settings.accel is None:
+        return ThresholdConfig(threshold, site=settings.site, **scene)
+    windows = EDCW(threshold) if settings.forecast else EDCW(threshold, order=0)
+    off = {} if settings.prune else {"pcas": None}
+    if not (settings.prune and settings.shift):  # where nothing is pruned nothing can be shifted
+        off["shift"] = None
+    return UniCPConfig(windows, **off, **scene)

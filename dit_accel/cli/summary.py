@@ -15,8 +15,8 @@ from dit_accel.cli.files import Files
 if TYPE_CHECKING:
     from dit_accel import Report, SiteReport
     from dit_accel.cli.settings import Settings
+    from dit_accel.outlook import Decision
     from dit_accel.takes import Take
-    from dit_accel.targets import Decision
 
 SHADES = "·░▒▓█"
 PLAIN_SHADES = ".-+x#"
@@ -48,7 +48,7 @@ def show(
 
 def foretold(settings: Settings, decision: Decision) -> str:
     """One line before the run: what was asked for, and what is expected of it."""
-    from dit_accel.targets import describe
+    from dit_accel.outlook import describe
 
     by_quality = settings.quality is not None
     asked = f"quality {settings.quality:g} dB" if by_quality else f"speedup {settings.speedup:g}x"

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dit_accel.autopilot import FILE as PROFILE
 from dit_accel.evaluate.prompts import Prompt
+from dit_accel.finding import FILE as PROFILE
 from dit_accel.methods import METHODS, UNCACHED, Setting
 from dit_accel.takes import Clip
 

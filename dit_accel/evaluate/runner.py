@@ -30,7 +30,7 @@ Latents = npt.NDArray[np.float32]
 Told = Callable[[Job, Result], None]
 
 OK, NO_EFFECT, FAILED = "ok", "no effect", "failed"
-_CLOCKED = ("seconds", "peak_memory_bytes")
+_ELSEWHERE = ("seconds", "peak_memory_bytes", "config", "asked")  # paths of profiles, too
 
 
 class ChildFailed(Exception):
@@ -270,10 +270,10 @@ def _alone(job: Job) -> bool:
 
 
 def _timeless(report: Report | None) -> dict[str, Any] | None:
-    """The report without what differs from one moment to the next."""
+    """The report without what differs from one moment or machine to the next."""
     if report is None:
         return None
-    content = {k: v for k, v in report.to_dict().items() if k not in _CLOCKED}
+    content = {k: v for k, v in report.to_dict().items() if k not in _ELSEWHERE}
     for site in content["sites"]:
         site["drift"] = {str(step): _plain(value) for step, value in site["drift"].items()}
     return content

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
-from pathlib import Path
 from typing import Any
 
 from dit_accel.acceleration import accelerate
-from dit_accel.autopilot import find_profile
+from dit_accel.config import (
+    AccelConfig,
+    QualityConfig,
+    SpeedupConfig,
+    ThresholdConfig,
+    UniCPConfig,
+)
+from dit_accel.finding import find_profile
 from dit_accel.methods.row import Apply, Context, Effect, Method
 from dit_accel.pcas import PCAS
 from dit_accel.trimming import trim_text
-from dit_accel.unicp import UniCP
 from dit_accel.windows import EDCW
 
 
@@ -28,40 +33,35 @@ def _fewer_steps(pipe: Any, number: float | int | None, context: Context) -> Ite
     yield Effect(overrides={"num_inference_steps": int(number)})
 
 
-def _edcw(site: str, order: int = 0) -> Apply:
-    def apply(
-        pipe: Any, number: float | int | None, context: Context
-    ) -> AbstractContextManager[Effect]:
-        return _accelerated(pipe, site, EDCW(threshold=float(number or 0.0), order=order))
-
-    return apply
-
-
 @contextmanager
-def _accelerated(pipe: Any, site: str, config: EDCW) -> Iterator[Effect]:
-    with accelerate(pipe, config=config, site=site) as handle:
+def _ours(pipe: Any, config: AccelConfig) -> Iterator[Effect]:
+    with accelerate(pipe, config) as handle:
         yield Effect(report=handle.report)
+
+
+def _edcw(site: str, order: int = 0) -> Apply:
+    return lambda pipe, number, _: _ours(
+        pipe, ThresholdConfig(float(number or 0.0), order=order, site=site)
+    )
 
 
 def _unicp(**changes: Any) -> Apply:
     """The preset, less what is switched off; pruned also where that is slower, to be measured."""
-
-    def apply(
-        pipe: Any, number: float | int | None, context: Context
-    ) -> AbstractContextManager[Effect]:
-        parts = {"pcas": PCAS(always=True), **changes}
-        return _preset(pipe, UniCP(windows=EDCW(threshold=float(number or 0.0)), **parts))
-
-    return apply
+    parts = {"pcas": PCAS(always=True), **changes}
+    return lambda pipe, number, _: _ours(pipe, UniCPConfig(EDCW(float(number or 0.0)), **parts))
 
 
 def _pruned(pipe: Any, number: float | int | None, _: Context) -> AbstractContextManager[Effect]:
-    return _preset(pipe, _alone(PCAS(keep_mass=float(number or 1.0), cap=1.0, always=True)))
+    return _alone(pipe, PCAS(keep_mass=float(number or 1.0), cap=1.0, always=True))
 
 
 def _sliced(pipe: Any, number: float | int | None, _: Context) -> AbstractContextManager[Effect]:
     rank = int(number or 1)
-    return _preset(pipe, _alone(PCAS(mode="slice", rank=rank, value_rank=rank, always=True)))
+    return _alone(pipe, PCAS(mode="slice", rank=rank, value_rank=rank, always=True))
+
+
+def _alone(pipe: Any, pcas: PCAS) -> AbstractContextManager[Effect]:
+    return _ours(pipe, UniCPConfig(EDCW(threshold=0.0), pcas, shift=None))
 
 
 @contextmanager
@@ -70,35 +70,19 @@ def _trimmed(pipe: Any, number: float | int | None, context: Context) -> Iterato
         yield Effect()
 
 
-def _alone(pcas: PCAS) -> UniCP:
-    return UniCP(windows=EDCW(threshold=0.0), pcas=pcas, shift=None)
-
-
-@contextmanager
-def _preset(pipe: Any, preset: UniCP) -> Iterator[Effect]:
-    with accelerate(pipe, accel=preset) as handle:
-        yield Effect(report=handle.report)
-
-
-def _target(name: str) -> Apply:
+def _planned(way: type[QualityConfig | SpeedupConfig]) -> Apply:
     def apply(
         pipe: Any, number: float | int | None, context: Context
     ) -> AbstractContextManager[Effect]:
-        return _targeted(pipe, {name: float(number or 0.0)}, context.profile)
+        profile = context.profile or find_profile(pipe)
+        if profile is None:
+            raise ValueError(
+                "no profile of this model was found in its folder or the cache: `dit-accel "
+                "calibrate` makes one"
+            )
+        return _ours(pipe, way(float(number or 0.0), profile=profile))
 
     return apply
-
-
-@contextmanager
-def _targeted(pipe: Any, target: dict[str, Any], profile: Path | None) -> Iterator[Effect]:
-    profile = profile or find_profile(pipe)
-    if profile is None:
-        raise ValueError(
-            "no profile of this model was found in its folder or the cache: `dit-accel calibrate` "
-            "makes one"
-        )
-    with accelerate(pipe, profile=profile, **target) as handle:
-        yield Effect(report=handle.report)
 
 
 OURS = (
@@ -177,7 +161,7 @@ OURS = (
     Method(
         name="quality",
         summary="the fastest plan by which 95 % of clips reach so many dB, with its guard",
-        apply=_target("quality"),
+        apply=_planned(QualityConfig),
         number="dB",
         default=32,
         sweep=(28, 32, 36, 45),
@@ -188,7 +172,7 @@ OURS = (
     Method(
         name="speedup",
         summary="the best plan of so many times fewer computed steps, with its guard",
-        apply=_target("speedup"),
+        apply=_planned(SpeedupConfig),
         number="steps over computed steps",
         default=2.5,
         sweep=(1.5, 2.0, 2.5, 3.0, 4.0, 5.0),

@@ -1,0 +1,226 @@
+"""Configs: checked when they are made, the same as the keywords, and the same again from a file."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from profiles import profile_of, rung_of
+from test_accelerate import LOOSE, call, state_of
+from tiny import tiny_wan
+
+from dit_accel import (
+    DWS,
+    EDCW,
+    PCAS,
+    AccelConfig,
+    PlanConfig,
+    QualityConfig,
+    SceneConfig,
+    SpeedupConfig,
+    ThresholdConfig,
+    UncachedConfig,
+    UniCP,
+    UniCPConfig,
+    accelerate,
+)
+from dit_accel.acceleration import _cache_of
+from dit_accel.config import WAYS, PlannedConfig
+from dit_accel.families import FAMILIES
+from dit_accel.keywords import config_of
+from dit_accel.plans import Forecast, Plan
+from dit_accel.pruning import Blocks
+from dit_accel.session import Session
+
+PLAN = Plan(12, {5: Forecast(({4: 1.0}, {4: 1.0}))})
+CLOSED = SceneConfig(background="closed", steps=(0.0, 0.5))
+OWN = UniCP(EDCW(0.3, order=1), PCAS(blocks=Blocks(tile=(2, 4, 8))), None)
+EXAMPLES = {
+    QualityConfig(): {"accel": "unicp"},
+    QualityConfig(32, guard=False, cache_memory=1 << 30): {
+        "quality": 32, "guard": False, "cache_memory": 1 << 30,
+    },
+    QualityConfig(30.5, profile="a.safetensors", force=True, layout="scene.yaml", scene=CLOSED): {
+        "quality": 30.5, "profile": Path("a.safetensors"), "force": True,
+        "layout": Path("scene.yaml"), "scene": CLOSED,
+    },
+    SpeedupConfig(2.5, static=True): {"speedup": 2.5, "static": True, "accel": "unicp"},
+    SpeedupConfig(1): {"speedup": 1},
+    ThresholdConfig(): {},
+    ThresholdConfig(0.1, site="block"): {"threshold": 0.1, "site": "block"},
+    ThresholdConfig(0.4, first=2, order=2, site="attention"): {
+        "config": EDCW(0.4, first=2, order=2), "site": "attention", "threshold": 9.0,
+    },
+    ThresholdConfig(0.0, layout="scene.yaml"): {"threshold": 0, "layout": "scene.yaml"},
+    UniCPConfig(): {"accel": "unicp-paper"},
+    UniCPConfig(EDCW(0.1), layout="scene.yaml"): {
+        "accel": "unicp-paper", "threshold": 0.1, "layout": "scene.yaml",
+    },
+    UniCPConfig(OWN.windows, OWN.pcas, None): {"accel": OWN},
+    UniCPConfig(shift=DWS(margin=0.1)): {"config": UniCP(shift=DWS(margin=0.1))},
+    UncachedConfig(layout="scene.yaml", scene=CLOSED): {"layout": "scene.yaml", "scene": CLOSED},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("config", EXAMPLES, ids=str)
+def test_keywords_are_a_config(config):
+    keywords = dict(EXAMPLES[config])
+    assert config_of(keywords.pop("config", None), **keywords) == config
+    assert config_of(config) is config
+
+
+def test_a_plan_is_one_too():
+    assert config_of(plan=PLAN, mix=(1.0, -3.0)) == PlanConfig(PLAN, (1.0, -3.0))
+    assert PlanConfig(PLAN).course.plan is PLAN
+
+
+@pytest.mark.parametrize("config", EXAMPLES, ids=str)
+def test_what_was_saved_makes_an_equal_config(config):
+    saved = json.loads(json.dumps(config.to_dict()))
+    assert AccelConfig.from_dict(saved) == config
+    assert type(config).from_dict(saved) == config
+    assert saved == json.loads(json.dumps(config.told()))
+
+
+def test_settings_that_were_not_saved_are_as_by_default():
+    made = AccelConfig.from_dict({"kind": "quality", "quality": 30})
+    assert made == QualityConfig(30)
+    some = {"kind": "unicp-paper", "windows": {"threshold": 0.1}, "shift": None}
+    assert AccelConfig.from_dict(some) == UniCPConfig(EDCW(0.1), shift=None)
+
+
+def test_every_way_has_a_name_of_its_own():
+    assert len({way.kind for way in WAYS}) == len(WAYS) and all(way.kind for way in WAYS)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"quality": 30}, "kind is None; accepted: quality, speedup, threshold, unicp-paper, plan"),
+        ({"kind": "magic"}, "kind is 'magic'; accepted: quality, speedup"),
+        ({"kind": "quality", "site": "block"}, "QualityConfig has site; accepted: layout, scene, "),
+        ({"kind": "speedup"}, "SpeedupConfig: .*missing 1 required .* 'speedup'"),
+        ({"kind": "quality", "quality": "32"}, "QualityConfig: '<' not supported"),
+        ({"kind": "quality", "guard": "no"}, "guard is 'no'; accepted: True, False"),
+        ({"kind": "threshold", "threshold": -1}, "threshold is -1; accepted: a finite number >= 0"),
+        ({"kind": "unicp-paper", "pcas": 3}, "pcas is 3; accepted: the settings of PCAS by name"),
+        ({"kind": "unicp-paper", "shift": {"a": 1}}, "shift has a; accepted: tolerance, margin"),
+        ({"kind": "plan", "plan": {"total": 12}}, "plan is {'total': 12}; accepted: a Plan, or"),
+    ],
+)
+def test_a_file_that_is_wrong_is_told_where(given, message):
+    with pytest.raises(ValueError, match=message):
+        AccelConfig.from_dict(given)
+
+
+def test_a_config_of_another_way_is_not_what_was_asked_for():
+    with pytest.raises(ValueError, match=r"kind is 'speedup'; accepted: quality$"):
+        QualityConfig.from_dict(SpeedupConfig(2).to_dict())
+    assert PlannedConfig.from_dict(SpeedupConfig(2).to_dict()) == SpeedupConfig(2)
+
+
+def test_what_no_file_holds_is_named_and_told_by_its_class():
+    profile = profile_of([rung_of((0, 1, 2, 5, 8, 11, 14, 17), [40.0] * 8)])
+    config = QualityConfig(32, profile=profile)
+    with pytest.raises(ValueError, match=r"profile is a Profile, .* accepted: the path of"):
+        config.to_dict()
+    assert config.told()["profile"] == "<Profile>"
+    assert str(config) == "QualityConfig(profile=Profile, quality=32)"
+    with pytest.raises(ValueError, match=r"plan is a Plan, which is no plain value$"):
+        PlanConfig(PLAN).to_dict()
+    assert PlanConfig(PLAN).told() == {
+        "kind": "plan", "layout": None, "scene": None, "plan": "<Plan>", "mix": [1.0],
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: QualityConfig(0), "quality is 0; accepted: a finite number above 0"),
+        (lambda: QualityConfig(float("nan")), "quality is nan"),
+        (lambda: SpeedupConfig(0.5), "speedup is 0.5; accepted: a finite number above 1"),
+        (lambda: SpeedupConfig(2, cache_memory=0), "cache_memory is 0; accepted: bytes, at least"),
+        (lambda: QualityConfig(guard=1), "guard is 1; accepted: True, False"),
+        (lambda: ThresholdConfig(0.1, first=0), "first is 0; accepted: an integer >= 1"),
+        (lambda: ThresholdConfig(0.1, site="layer"), "site is 'layer'; accepted: attention, block"),
+        (lambda: UniCPConfig(0.1), "windows is 0.1; accepted: of EDCW"),
+        (lambda: UniCPConfig(windows=None), "windows is None; accepted: of EDCW"),
+        (lambda: UniCPConfig(shift=PCAS()), "shift is PCAS.*; accepted: of DWS, or None"),
+        (lambda: ThresholdConfig(0.1, layout="a.yaml", scene=0.5), "scene is 0.5; accepted: of Sc"),
+        (lambda: PlanConfig(3), "plan is 3; accepted: a Plan, or a Course"),
+        (lambda: AccelConfig(), "AccelConfig is not complete; accepted: QualityConfig, Speedup"),
+        (lambda: PlannedConfig(), "PlannedConfig is not complete; accepted: QualityConfig"),
+        *(
+            (lambda way=way: way(scene=CLOSED), "scene is given without layout")
+            for way in (QualityConfig, ThresholdConfig, UniCPConfig, UncachedConfig)
+        ),
+    ],
+)
+def test_a_config_that_means_nothing_is_never_made(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+@pytest.mark.parametrize(
+    ("config", "beside", "message"),
+    [
+        (QualityConfig(30), {"quality": 30}, "quality is given beside QualityConfig; accepted: in"),
+        (ThresholdConfig(), {"site": "block", "guard": False}, "site and guard are given beside"),
+        (UniCP(), {"accel": "unicp"}, "config is UniCP.* accepted: an AccelConfig, an EDCW, or"),
+        (UniCP(), {"site": "block"}, "accel is given with plan, site or config; accepted: thr"),
+        (EDCW(), {"speedup": 2}, "quality or speedup is given with plan, config, accel or site"),
+        ({"quality": 30}, {}, "config is {'quality': 30}; accepted: an AccelConfig"),
+        (None, {"accel": UniCPConfig(), "threshold": 0.1}, "threshold is given beside UniCPConfig"),
+    ],
+)
+def test_a_config_is_given_alone(config, beside, message):
+    pipe = tiny_wan()
+    before = state_of(pipe)
+    with pytest.raises(ValueError, match=message):
+        accelerate(pipe, config, **beside)
+    assert state_of(pipe) == before
+
+
+def test_a_config_is_frozen_and_can_be_changed_into_another():
+    config = QualityConfig(32)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        config.quality = 30
+    assert dataclasses.replace(config, quality=30) == QualityConfig(30)
+    with pytest.raises(ValueError, match="quality is -1"):
+        dataclasses.replace(config, quality=-1)
+
+
+# --- on a pipeline ---
+
+
+@pytest.mark.parametrize(
+    ("config", "keywords"),
+    [
+        (ThresholdConfig(1e9, first=2, site="block"), {"config": LOOSE, "site": "block"}),
+        (ThresholdConfig(0.3), {"threshold": 0.3}),
+        (UniCPConfig(EDCW(0.3)), {"accel": "unicp-paper", "threshold": 0.3}),
+        (PlanConfig(PLAN), {"plan": PLAN}),
+    ],
+    ids=lambda value: str(value) if isinstance(value, AccelConfig) else "",
+)
+def test_a_config_does_what_its_keywords_do_and_the_report_has_it(config, keywords):
+    pipe = tiny_wan()
+    with accelerate(pipe, config) as handle:
+        assert handle.config is config
+        clip, report = call(pipe), handle.report()
+    with accelerate(pipe, **keywords) as handle:
+        assert np.array_equal(call(pipe), clip)
+        other = handle.report()
+    assert report.config == other.config == config.told()
+    assert report.asked == str(config) and f"Asked for: {config}." in report.summary()
+    assert report.sites == other.sites and report.threshold == other.threshold
+    assert json.loads(json.dumps(report.config)) == json.loads(json.dumps(config.told()))
+
+
+def test_a_site_that_a_family_has_not_is_refused():
+    family = dataclasses.replace(FAMILIES["WanTransformer3DModel"], sites=("block",))
+    with pytest.raises(ValueError, match="site is 'model'; accepted for wan: block"):
+        _cache_of(ThresholdConfig(), Session(None, {}), family, alone=True)
