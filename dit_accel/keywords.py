@@ -76,9 +76,11 @@ def _chosen(given: dict[str, Any]) -> AccelConfig:
     if "quality" in given or "speedup" in given:
         _alone("quality or speedup", given, ("plan", "config", "accel", "site"), "alone")
         return _made(QualityConfig if "quality" in given else SpeedupConfig, given)
-    for name in ("profile", "static", "cache_memory"):
+    for name in ("profile", "static", "cache_memory", "guard", "force"):
         if name in given:
             raise ValueError(f"{name} is given without a target; accepted: with quality or speedup")
+    if "mix" in given and "plan" not in given:
+        raise ValueError("mix is given without a plan; accepted: with plan")
     if "accel" in given:
         _alone("accel", given, ("plan", "site", "config"), "threshold alone")
         return _made(UniCPConfig, given | settings_of(_preset(given)))

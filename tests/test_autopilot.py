@@ -294,9 +294,10 @@ def test_bad_targets_are_named_and_nothing_is_installed(pipe, given, message):
     assert "forward" not in vars(pipe.transformer)
 
 
-@pytest.mark.parametrize("name", ["profile", "static", "cache_memory"])
+@pytest.mark.parametrize("name", ["profile", "static", "cache_memory", "guard", "force"])
 def test_what_a_plan_needs_is_refused_without_a_target(pipe, name):
-    given = {"profile": profile_for(pipe), "static": True, "cache_memory": 1}[name]
+    switches = {"static": True, "cache_memory": 1, "guard": False, "force": True}
+    given = profile_for(pipe) if name == "profile" else switches[name]
     with pytest.raises(ValueError, match=f"{name} is given without a target"):
         accelerate(pipe, **{name: given})
 

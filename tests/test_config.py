@@ -224,3 +224,8 @@ def test_a_site_that_a_family_has_not_is_refused():
     family = dataclasses.replace(FAMILIES["WanTransformer3DModel"], sites=("block",))
     with pytest.raises(ValueError, match="site is 'model'; accepted for wan: block"):
         _cache_of(ThresholdConfig(), Session(None, {}), family, alone=True)
+
+
+def test_a_mix_is_refused_without_a_plan():
+    with pytest.raises(ValueError, match="mix is given without a plan; accepted: with plan"):
+        config_of(mix=(1.0, -3.0))
