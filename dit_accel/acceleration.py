@@ -79,7 +79,8 @@ def accelerate(
         static: with quality or speedup: every run does exactly the same, and the device is never
             read (for torch.compile and CUDA graphs); no guard, and nothing turns careful.
         cache_memory: with quality or speedup: bytes that kept values may hold on the device; older
-            ones wait in the CPU's memory. None: no bound.
+            ones are packed into as few bits as the plan allows, then wait in the CPU's memory.
+            None: no bound.
         layout: subjects, their boxes and references, or the file of them: the pipeline is then to
             be called for one prompt a shot, `prompt=layout.prompts`.
         scene: settings of isolation, references and subjects' texts; None: the defaults.
@@ -152,7 +153,8 @@ def _piloted(
     )  # fmt: skip
     handle = Handle(pipe, family, following.SITE, None, course, scene=scene)
     follower = handle.follower
-    follower.heard, follower.heard_start, follower.memory = course.hear, course.hear_start, memory
+    follower.heard, follower.heard_start = course.hear, course.hear_start
+    follower.kept.memory, follower.fewest_bits = memory, lambda: course.fewest_bits
     if scene is None:  # what calibration knows of texts is of clips without a scene
         follower.heard_text = course.hear_text
     return handle
@@ -252,6 +254,7 @@ class Handle:
         session, cache = self._session, self._cache
         course = cache.course if isinstance(cache, Follower) else None
         pilot = course if isinstance(course, Autopilot) else None
+        kept = cache.kept if isinstance(cache, Follower) else None
         if session.step < 0:
             raise RuntimeError("report: no run yet; call the pipeline first")
         cache.settle()
@@ -271,7 +274,9 @@ class Handle:
             peak_memory_bytes=self._clock.peak_memory_bytes,
             kept_bytes=cache.kept_bytes,
             device_reads=cache.device_reads,
-            offloaded_bytes=getattr(cache, "offloaded_bytes", 0),
+            packed_bytes=kept.most_packed if kept is not None else 0,
+            packed_bits=kept.bits if kept is not None else None,
+            offloaded_bytes=kept.most_away if kept is not None else 0,
             quality=pilot.quality if pilot else None,
             speedup=pilot.speedup if pilot else None,
             prediction=pilot.prediction() if pilot else None,

@@ -23,7 +23,8 @@ from dataclasses import dataclass
 import torch
 from scipy import stats
 
-from dit_accel.planner import Field, evenly, fit, search, turning
+from dit_accel.packing import BITS, typical_error
+from dit_accel.planner import Field, evenly, fit, noise_energy, search, turning
 from dit_accel.plans import Plan, Schedule
 from dit_accel.profile import Profile, Rung
 from dit_accel.steering import Band, Steering
@@ -33,6 +34,9 @@ INTERVAL = 0.90
 CONFIDENCE = 0.90  # that the share of clips is as promised, where it is counted
 MANY = 45  # prompts, of which all reach a quality: from there on 95 % are sure enough
 UNKNOWN_DB = 6.0  # spread over prompts, where none was measured
+PACKED_DB = (
+    6.0  # foretold of packing, below what a plan leaves; it leaves far less (docs/planning.md)
+)
 UNREFINED_DB = 4.0  # what refining gains: taken off where a plan rests on inner products alone
 
 
@@ -143,7 +147,8 @@ def _half(spread: float, number: int) -> float:
 
 @dataclass(frozen=True)
 class Decision:
-    """A plan, what it may turn to, and what is promised; `notes` in words."""
+    """A plan, what it may turn to, and what is promised; `notes` in words; `fewest_bits` that kept
+    values may be packed into without its being felt."""
 
     plan: Plan
     mix: tuple[float, ...]
@@ -155,6 +160,7 @@ class Decision:
     alarm: float = math.inf
     notes: tuple[str, ...] = ()
     outlooks: tuple[Outlook, ...] = ()
+    fewest_bits: int = BITS[0]
 
     def known(self, score: float, turned: bool) -> Prediction | None:
         """What is expected once a run's score is known, and whether it turned careful."""
@@ -351,11 +357,25 @@ def _decision(
         reach,
     )  # fmt: skip
     turn = rung.computed[_begun(rung, profile) - 1]
+    ends = [end for end in (rung, second) if end is not None]
+    fewest = max(
+        _fewest_bits(profile.plan_of(end), profile.field, float(end.latents_db.mean()))
+        for end in ends
+    )
     return Decision(
         profile.plan_of(rung), profile.schedule.mix, tuple(profile.schedule.times.tolist()),
         prediction, _bands(rung), profile.plan_of(second) if second is not None else None,
-        turn, alarm, outlooks=(first, after),
+        turn, alarm, outlooks=(first, after), fewest_bits=fewest,
     )  # fmt: skip
+
+
+def _fewest_bits(plan: Plan, field: Field, left_db: float) -> int:
+    """Bits whose rounding leaves far less in the latents than the plan does."""
+    energy = noise_energy(plan, field)
+    for bits in reversed(BITS):
+        if _decibels(energy * typical_error(bits) ** 2) >= left_db + PACKED_DB:
+            return bits
+    return BITS[0]
 
 
 def _bands(rung: Rung) -> dict[int, Band]:
@@ -385,16 +405,19 @@ def _planned(
         moved = dataclasses.replace(near, psnr_db=near.psnr_db + gain - UNREFINED_DB)
         outlook = Outlook.of(moved)
         centre, (low, high) = statistics.fmean(outlook.psnr_db), outlook.interval
+        left = float(near.latents_db.mean()) + gain - UNREFINED_DB
         reach = outlook.promise(quality) if quality is not None else None
     else:
         half = UNKNOWN_DB * float(stats.norm.ppf(0.5 + INTERVAL / 2))
         centre, low, high = foretold, foretold - half, foretold + half
+        left = foretold
         sure = stats.norm.cdf((foretold - (quality or 0.0)) / UNKNOWN_DB)
         reach = float(sure) if quality is not None else None
     prediction = Prediction(field.total / count, count, centre, low, high, reach)
     return Decision(
-        plan, schedule.mix, tuple(schedule.times.tolist()), prediction, {}, notes=(note,)
-    )
+        plan, schedule.mix, tuple(schedule.times.tolist()), prediction, {}, notes=(note,),
+        fewest_bits=_fewest_bits(plan, field, left),
+    )  # fmt: skip
 
 
 def _decibels(energy: float) -> float:

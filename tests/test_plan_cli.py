@@ -18,6 +18,7 @@ from dit_accel.cli.ladder import rows
 from dit_accel.cli.pace import Pace
 from dit_accel.cli.plan import held
 from dit_accel.cli.request import size_of
+from dit_accel.packing import packed_bytes
 from dit_accel.plans import Forecast, Plan
 from dit_accel.profile import Profile
 
@@ -277,7 +278,7 @@ def test_held_by_hand() -> None:
     reads = ({2: 2.0, 0: -1.0}, {2: 1.0})
     plan = Plan(4, {1: Forecast(({0: 1.0}, {0: 1.0})), 3: Forecast(reads, start=0.1)})
     assert held(plan, parts=2) == 2 * 2 + 1
-    assert held(Plan(4, {}), parts=1) == 2  # the line that a surprise is measured from
+    assert held(Plan(4, {}), parts=1) == 3  # a value, and the two whose line it is held against
 
 
 # --- generate by a profile -----------------------------------------------------------------------
@@ -426,27 +427,56 @@ def test_sizes_as_people_write_them(text: str, size: int) -> None:
 
 
 def test_generate_static_under_a_cap_reads_nothing_and_says_what_was_held(generate: Any) -> None:
-    """The CPU computes: nothing can be moved there, and the report says so."""
-    options = ["--speedup", "2", "--static", "--cache-memory", "1KiB", "--accel", "unicp"]
-    result = generate(*options, "--output", "a.npy", "--json")
-    assert result.exit_code == 0, result.stderr
-    content = json.loads(result.stdout)
-    settings, report = content["settings"], content["report"]
-    assert (settings["static"], settings["cache_memory"], settings["accel"]) == (True, 1024, None)
-    assert (report["device_reads"], report["offloaded_bytes"]) == (0, 0)
-    assert any(note.startswith("cache_memory is 1024 bytes") for note in report["notes"])
+    """The CPU computes: nothing can be moved there, so that a cap is kept by packing, or not at
+    all, and then the report says so."""
+    reports = []
+    for cap, name in (("1KiB", "a.npy"), ("64", "b.npy")):
+        options = ["--speedup", "2", "--static", "--cache-memory", cap, "--accel", "unicp"]
+        result = generate(*options, "--output", name, "--json")
+        assert result.exit_code == 0, result.stderr
+        content = json.loads(result.stdout)
+        settings, report = content["settings"], content["report"]
+        assert (settings["static"], settings["accel"]) == (True, None)
+        assert settings["cache_memory"] == size_of("--cache-memory", cap)
+        assert (report["device_reads"], report["offloaded_bytes"]) == (0, 0)
+        assert 0 < report["packed_bytes"] <= report["kept_bytes"]
+        reports.append(report)
+    kept, exceeded = reports
+    assert kept["kept_bytes"] <= 1024 and kept["packed_bits"] in (8, 4)
+    assert not any("cache_memory" in note for note in kept["notes"])
+    assert any(note.startswith("cache_memory is 64 bytes") for note in exceeded["notes"])
 
 
-def test_plan_tells_what_would_wait_on_the_cpu_under_a_cap(
+def test_plan_tells_beforehand_what_a_run_holds_with_a_cap_and_without(
+    here: Path, model_folder: Path, profile_file: Path, generate: Any
+) -> None:
+    command = ["plan", "--model", str(model_folder), "--profile", str(profile_file)]
+    command += ["--speedup", "2"]
+    free = json.loads(invoke(*command, "--json").stdout)
+    assert (free["packed_bytes"], free["packed_bits"], free["offloaded_bytes"]) == (0, None, 0)
+    ran = json.loads(generate("--speedup", "2", "--output", "a.npy", "--json").stdout)["report"]
+    assert ran["kept_bytes"] == free["held_bytes"]
+    cap = ["--cache-memory", str(free["held_bytes"] // 2)]
+    told = json.loads(invoke(*command, *cap, "--json").stdout)
+    ran = json.loads(generate("--speedup", "2", *cap, "--output", "b.npy", "--json").stdout)
+    assert told["offloaded_bytes"] == 0 and told["packed_bytes"] > 0
+    assert ran["report"]["packed_bits"] == told["packed_bits"] >= told["fewest_bits"]
+    assert ran["report"]["kept_bytes"] <= free["held_bytes"] // 2
+    assert "packed to" in invoke(*command, *cap).stdout
+
+
+def test_plan_tells_what_would_wait_on_the_cpu_where_packing_is_not_enough(
     here: Path, model_folder: Path, profile_file: Path
 ) -> None:
     command = ["plan", "--model", str(model_folder), "--profile", str(profile_file)]
-    command += ["--speedup", "2", "--json"]
-    free = json.loads(invoke(*command).stdout)
-    assert free["offloaded_bytes"] == 0
-    size = free["held_bytes"] // free["held_tensors"]
-    capped = json.loads(invoke(*command, "--cache-memory", str(2 * size + 1)).stdout)
-    assert capped["offloaded_bytes"] == free["held_bytes"] - 2 * size
+    command += ["--speedup", "2", "--cache-memory"]
+    told = json.loads(invoke(*command, "200", "--json").stdout)
+    each = packed_bytes(told["held_bytes"] // told["held_tensors"] // 4, told["fewest_bits"])
+    staying = 200 // each
+    assert 0 < staying < told["held_tensors"]
+    assert told["packed_bytes"] == staying * each
+    assert told["offloaded_bytes"] == (told["held_tensors"] - staying) * each
+    assert "wait on the CPU where an accelerator computes" in invoke(*command, "200").stdout
 
 
 def test_the_preset_and_its_switches(generate: Any) -> None:

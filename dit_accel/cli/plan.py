@@ -214,11 +214,11 @@ def held(plan: Plan, parts: int) -> int:
     """Most tensors of the size of the latents that a run by a plan holds: every kept part, and the
     noise that it started from."""
     most = 0
-    recent: list[int] = []  # the next surprise reads them
+    recent: list[int] = []  # a surprise reads them
     for step in range(plan.total):
         if step not in plan.forecasts:
+            most = max(most, len({*plan.reads(step - 1), *recent, step}))
             recent = [*recent[-1:], step]
-        most = max(most, len({*plan.reads(step), *recent}))
     noise = any(served.start for served in plan.forecasts.values())
     return most * parts + int(noise)
 
@@ -229,11 +229,31 @@ def _held(decision: Decision) -> int:
     return max(held(plan, len(decision.mix)) for plan in plans)
 
 
-def _offloaded(planned: Planned, tensors: int, size: int) -> int:
-    """Bytes that a run on an accelerator keeps in the CPU's memory; whole tensors are moved."""
-    from dit_accel.following import overflow
+@dataclass(frozen=True)
+class Arranged:
+    """What a cap makes of all kept values, on an accelerator: bytes held there, how many of them in
+    how few bits, and bytes in the CPU's memory."""
 
-    return overflow([size] * tensors, planned.cache_memory) * size
+    held: int
+    packed: int
+    bits: int | None
+    away: int
+
+
+def arranged(planned: Planned, tensors: int, size: int, width: int) -> Arranged:
+    """So many tensors of `size` bytes, of values of `width` bytes, under the cap."""
+    from dit_accel.packing import AWAY, arrange, forms_of, packed_bytes
+
+    bits = forms_of(size // width, width, planned.decision.fewest_bits)
+    sizes = [size, *(packed_bytes(size // width, each) for each in bits)]
+    forms = arrange([sizes] * tensors, planned.cache_memory, away=True)
+    packed = [form for form in forms if form > 0]
+    return Arranged(
+        sum(sizes[form] for form in forms if form != AWAY),
+        sum(sizes[form] for form in packed),
+        bits[max(packed) - 1] if packed else bits[-1] if AWAY in forms and bits else None,
+        forms.count(AWAY) * sizes[-1],
+    )
 
 
 def latent_bytes(model: Model, profile: Profile) -> int | None:
@@ -249,8 +269,12 @@ def latent_bytes(model: Model, profile: Profile) -> int | None:
         return None
     frames = (identity.frames - 1) // strides.temporal + 1
     area = (identity.height // pixels) * (identity.width // pixels)
-    width = 4 if identity.dtype == "float32" else 2
-    return int(channels) * frames * area * width
+    return int(channels) * frames * area * _width(profile)
+
+
+def _width(profile: Profile) -> int:
+    """Bytes of a value."""
+    return 4 if profile.identity.dtype == "float32" else 2
 
 
 def _content(
@@ -264,6 +288,7 @@ def _content(
     decision = planned.decision
     size = latent_bytes(model, profile) if model is not None else None
     tensors = _held(decision)
+    capped = arranged(planned, tensors, size, _width(profile)) if size is not None else None
     careful = None
     if decision.careful is not None:
         careful = {
@@ -283,7 +308,10 @@ def _content(
         "held_tensors": tensors,
         "held_bytes": None if size is None else tensors * size,
         "cache_memory": planned.cache_memory,
-        "offloaded_bytes": None if size is None else _offloaded(planned, tensors, size),
+        "fewest_bits": decision.fewest_bits,
+        "packed_bits": capped.bits if capped is not None else None,
+        "packed_bytes": capped.packed if capped is not None else None,
+        "offloaded_bytes": capped.away if capped is not None else None,
         "notes": list(decision.notes),
     }
 
@@ -336,10 +364,20 @@ def _rows(planned: Planned, profile: Profile, model: Model | None) -> list[tuple
     size = latent_bytes(model, profile) if model is not None else None
     what = f"{tensors} tensors of the size of the latents"
     rows.append(("held", what + (f", {bytes_text(tensors * size)}" if size else "")))
-    away = _offloaded(planned, tensors, size) if size else 0
-    if away:
-        rows.append(("", f"{bytes_text(away)} of them wait on the CPU, under --cache-memory"))
+    if size and planned.cache_memory is not None:
+        rows.append(("", _capped(arranged(planned, tensors, size, _width(profile)))))
     return [*rows, *(("", Text(note, style="yellow")) for note in decision.notes)]
+
+
+def _capped(capped: Arranged) -> str:
+    """What --cache-memory makes of what is held, in words."""
+    from dit_accel.cli.summary import bytes_text
+
+    packed = f", {bytes_text(capped.packed)} of them packed" if capped.packed else ""
+    bits = f" to {capped.bits} bits" if capped.packed else ""
+    away = f"; {bytes_text(capped.away)} wait on the CPU" if capped.away else ""
+    where = " where an accelerator computes, and stay where the CPU does" if capped.away else ""
+    return f"under --cache-memory {bytes_text(capped.held)}{packed}{bits}{away}{where}"
 
 
 def _shares(plan: Plan) -> list[float]:
