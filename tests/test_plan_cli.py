@@ -523,6 +523,88 @@ def test_evaluate_keeps_the_profile_and_names_it_in_the_jobs_that_need_it(
     assert planned["report"]["speedup"] == 2 and planned["report"]["steps_computed"] == 5
 
 
+def test_evaluate_static_under_a_cap_is_another_job_of_plans_alone(
+    here: Path, model_folder: Path, prompts: str, profile_file: Path
+) -> None:
+    """In the jobs' names, the manifest, the runs and the report; not in what does not plan."""
+    command = ["evaluate", prompts, "--model", str(model_folder), "--limit", "1"]
+    command += ["--profile", str(profile_file), "--methods", "speedup:2,edcw:9"]
+    given = ["--static", "--cache-memory", "1KiB"]
+    for out, options in (("plain", []), ("capped", given)):
+        result = invoke(*command, "--out", out, *options)
+        assert result.exit_code == 0, result.stderr
+    found = {out: evaluated(here / out) for out in ("plain", "capped")}
+    same = {
+        method for method in found["plain"] if found["plain"][method] == found["capped"][method]
+    }
+    assert same == {"uncached", "edcw:9"}
+    plain, capped = (found[out]["speedup:2"] for out in ("plain", "capped"))
+    assert plain["id"] != capped["id"] and plain["reference"] == capped["reference"]
+    assert {"static", "cache_memory"} & set(plain["job"]) == set()
+    assert (capped["job"]["static"], capped["job"]["cache_memory"]) == (True, 1024)
+    assert plain["report"]["device_reads"] > 0 == capped["report"]["device_reads"]
+    assert capped["report"]["kept_bytes"] <= 1024 < plain["report"]["kept_bytes"]
+    assert capped["report"]["packed_bytes"] > 0
+    manifest = json.loads((here / "capped" / "manifest.json").read_text())
+    assert (manifest["static"], manifest["cache_memory"]) == (True, 1024)
+
+
+def test_evaluate_goes_on_only_with_the_same_settings_of_plans(
+    here: Path, model_folder: Path, prompts: str, profile_file: Path
+) -> None:
+    command = ["evaluate", prompts, "--model", str(model_folder), "--out", "run", "--limit", "1"]
+    planned = ["--profile", str(profile_file), "--methods", "speedup:2"]
+    assert invoke(*command, *planned, "--static").exit_code == 0
+    before = evaluated(here / "run")
+    refused(
+        invoke(*command, *planned), "--out: run holds", "another static (True before, False now)"
+    )
+    capped = ["--static", "--cache-memory", "1KiB"]
+    refused(invoke(*command, *planned, *capped), "cache_memory (None before, 1024 now)")
+    assert evaluated(here / "run") == before
+    added = invoke(*command, "--methods", "edcw:9")  # heeds neither, and says nothing of them
+    assert added.exit_code == 0, added.stderr
+    manifest = json.loads((here / "run" / "manifest.json").read_text())
+    assert (manifest["static"], manifest["methods"]) == (True, ["speedup:2", "edcw:9"])
+    after = evaluated(here / "run")
+    assert after["speedup:2"] == before["speedup:2"] and "edcw:9" in after
+    again = invoke(*command, *planned, "--static")
+    assert "3 of 3 clips are there already" in again.stderr
+
+
+def test_evaluate_takes_the_settings_of_plans_into_a_folder_that_had_none(
+    here: Path, model_folder: Path, prompts: str, profile_file: Path
+) -> None:
+    command = ["evaluate", prompts, "--model", str(model_folder), "--out", "run", "--limit", "1"]
+    assert invoke(*command, "--methods", "edcw:9").exit_code == 0
+    planned = ["--profile", str(profile_file), "--methods", "speedup:2", "--static"]
+    assert invoke(*command, *planned).exit_code == 0
+    assert evaluated(here / "run")["speedup:2"]["job"]["static"] is True
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (["--static"], "--static is given: applies to the methods quality and speedup only"),
+        (["--cache-memory", "1GiB"], "--cache-memory is given: applies to the methods quality and"),
+        (["--cache-memory", "lots"], "--cache-memory is 'lots': must be a size above 0"),
+        (["--cache-memory", "0"], "--cache-memory is '0': must be a size above 0"),
+    ],
+)
+def test_evaluate_refuses_settings_of_plans_without_one(
+    here: Path, model_folder: Path, prompts: str, options: list[str], told: str
+) -> None:
+    command = ["evaluate", prompts, "--model", str(model_folder), "--out", "run"]
+    refused(invoke(*command, "--methods", "edcw:9,fewer-steps:5", *options), told)
+    assert names(here) == []
+
+
+def evaluated(folder: Path) -> dict[str, Any]:
+    """Results by method, without the moment that they were made in."""
+    found = (json.loads(path.read_text()) for path in (folder / "jobs").iterdir())
+    return {r["job"]["method"]: {k: v for k, v in r.items() if k != "clock"} for r in found}
+
+
 def test_a_profile_in_the_folder_is_no_part_of_the_models_fingerprint(
     model_folder: Path, profile_file: Path, tmp_path: Path
 ) -> None:

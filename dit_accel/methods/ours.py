@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
-from pathlib import Path
 from typing import Any
 
 from dit_accel.acceleration import accelerate
@@ -84,19 +83,20 @@ def _target(name: str) -> Apply:
     def apply(
         pipe: Any, number: float | int | None, context: Context
     ) -> AbstractContextManager[Effect]:
-        return _targeted(pipe, {name: float(number or 0.0)}, context.profile)
+        return _targeted(pipe, {name: float(number or 0.0)}, context)
 
     return apply
 
 
 @contextmanager
-def _targeted(pipe: Any, target: dict[str, Any], profile: Path | None) -> Iterator[Effect]:
-    profile = profile or find_profile(pipe)
+def _targeted(pipe: Any, target: dict[str, Any], context: Context) -> Iterator[Effect]:
+    profile = context.profile or find_profile(pipe)
     if profile is None:
         raise ValueError(
             "no profile of this model was found in its folder or the cache: `dit-accel calibrate` "
             "makes one"
         )
+    target |= {"static": context.static, "cache_memory": context.cache_memory}
     with accelerate(pipe, profile=profile, **target) as handle:
         yield Effect(report=handle.report)
 
