@@ -139,9 +139,9 @@ def table(rows: list[Row]) -> str:
         for speed in speeds:
             mine = [row for row in rows if (row.form, row.speedup) == (form, speed)]
             plain = [row for row in rows if (row.form, row.speedup) == ("as they are", speed)]
-            lost = max(p.psnr_db - m.psnr_db for p, m in zip(plain, mine, strict=True))
-            worst = f" (−{lost:.2f})" if mine != plain else ""
-            cells.append(f"{statistics.fmean(row.psnr_db for row in mine):.2f}{worst}")
+            worst = min(m.psnr_db - p.psnr_db for p, m in zip(plain, mine, strict=True))
+            change = f" ({worst:+.2f})".replace("-", "−") if mine != plain else ""
+            cells.append(f"{statistics.fmean(row.psnr_db for row in mine):.2f}{change}")
             for name in ("alone_db", "foretold_db"):
                 known = [v for row in mine if (v := getattr(row, name)) is not None]
                 cells.append(f"{statistics.fmean(known):.1f}" if known else "–")
