@@ -14,9 +14,9 @@ from test_cli import DEFAULTS, PROMPT, invoke, names
 
 from dit_accel import calibrate as measuring
 from dit_accel import metrics, miniature, recording
+from dit_accel.cli.holding import held
 from dit_accel.cli.ladder import rows
 from dit_accel.cli.pace import Pace
-from dit_accel.cli.plan import held
 from dit_accel.cli.request import size_of
 from dit_accel.packing import packed_bytes
 from dit_accel.plans import Forecast, Plan

@@ -17,6 +17,14 @@ from rich.text import Text
 
 from dit_accel.cli import options
 from dit_accel.cli.errors import BadInput, RunFailed, reported
+from dit_accel.cli.holding import (
+    Arranged,
+    arranged,
+    capped_text,
+    latent_bytes,
+    most_held,
+    value_bytes,
+)
 from dit_accel.cli.request import Request, check_target
 
 if TYPE_CHECKING:
@@ -210,73 +218,6 @@ def _scheduler(model: Model) -> Any:
         raise RunFailed(f"the scheduler of {model.name} cannot be loaded: {error}") from error
 
 
-def held(plan: Plan, parts: int) -> int:
-    """Most tensors of the size of the latents that a run by a plan holds: every kept part, and the
-    noise that it started from."""
-    most = 0
-    recent: list[int] = []  # a surprise reads them
-    for step in range(plan.total):
-        if step not in plan.forecasts:
-            most = max(most, len({*plan.reads(step - 1), *recent, step}))
-            recent = [*recent[-1:], step]
-    noise = any(served.start for served in plan.forecasts.values())
-    return most * parts + int(noise)
-
-
-def _held(decision: Decision) -> int:
-    """Whichever way the run turns."""
-    plans = [decision.plan, *([decision.careful] if decision.careful is not None else [])]
-    return max(held(plan, len(decision.mix)) for plan in plans)
-
-
-@dataclass(frozen=True)
-class Arranged:
-    """What a cap makes of all kept values, on an accelerator: bytes held there, how many of them in
-    how few bits, and bytes in the CPU's memory."""
-
-    held: int
-    packed: int
-    bits: int | None
-    away: int
-
-
-def arranged(planned: Planned, tensors: int, size: int, width: int) -> Arranged:
-    """So many tensors of `size` bytes, of values of `width` bytes, under the cap."""
-    from dit_accel.packing import AWAY, arrange, forms_of, packed_bytes
-
-    bits = forms_of(size // width, width, planned.decision.fewest_bits)
-    sizes = [size, *(packed_bytes(size // width, each) for each in bits)]
-    forms = arrange([sizes] * tensors, planned.cache_memory, away=True)
-    packed = [form for form in forms if form > 0]
-    return Arranged(
-        sum(sizes[form] for form in forms if form != AWAY),
-        sum(sizes[form] for form in packed),
-        bits[max(packed) - 1] if packed else bits[-1] if AWAY in forms and bits else None,
-        forms.count(AWAY) * sizes[-1],
-    )
-
-
-def latent_bytes(model: Model, profile: Profile) -> int | None:
-    """Of one tensor of the size of the latents, as this model was calibrated."""
-    from dit_accel.cli.settings import component_config, read_strides
-
-    identity, strides = profile.identity, read_strides(model)
-    transformer = component_config(model, "transformer") or component_config(model, "transformer_2")
-    channels = transformer.get("out_channels") or transformer.get("in_channels")
-    patch = transformer.get("patch_size", 1)
-    pixels = strides.pixels_per_token // int(patch if isinstance(patch, int) else patch[-1])
-    if not channels or not pixels:
-        return None
-    frames = (identity.frames - 1) // strides.temporal + 1
-    area = (identity.height // pixels) * (identity.width // pixels)
-    return int(channels) * frames * area * _width(profile)
-
-
-def _width(profile: Profile) -> int:
-    """Bytes of a value."""
-    return 4 if profile.identity.dtype == "float32" else 2
-
-
 def _content(
     path: Path, profile: Profile, planned: Planned | None, model: Model | None
 ) -> dict[str, Any]:
@@ -287,8 +228,8 @@ def _content(
         return content | {"ladder": rows(profile)}
     decision = planned.decision
     size = latent_bytes(model, profile) if model is not None else None
-    tensors = _held(decision)
-    capped = arranged(planned, tensors, size, _width(profile)) if size is not None else None
+    tensors = most_held(decision)
+    capped = _arranged(planned, size, profile) if size is not None else None
     careful = None
     if decision.careful is not None:
         careful = {
@@ -360,24 +301,17 @@ def _rows(planned: Planned, profile: Profile, model: Model | None) -> list[tuple
         if planned.quality is not None and promised.reach is not None:
             share = f"{promised.reach:.0%} of clips reach {planned.asked}"
             rows.append(("reach", share))
-    tensors = _held(decision)
+    tensors = most_held(decision)
     size = latent_bytes(model, profile) if model is not None else None
     what = f"{tensors} tensors of the size of the latents"
     rows.append(("held", what + (f", {bytes_text(tensors * size)}" if size else "")))
     if size and planned.cache_memory is not None:
-        rows.append(("", _capped(arranged(planned, tensors, size, _width(profile)))))
+        rows.append(("", capped_text(_arranged(planned, size, profile))))
     return [*rows, *(("", Text(note, style="yellow")) for note in decision.notes)]
 
 
-def _capped(capped: Arranged) -> str:
-    """What --cache-memory makes of what is held, in words."""
-    from dit_accel.cli.summary import bytes_text
-
-    packed = f", {bytes_text(capped.packed)} of them packed" if capped.packed else ""
-    bits = f" to {capped.bits} bits" if capped.packed else ""
-    away = f"; {bytes_text(capped.away)} wait on the CPU" if capped.away else ""
-    where = " where an accelerator computes, and stay where the CPU does" if capped.away else ""
-    return f"under --cache-memory {bytes_text(capped.held)}{packed}{bits}{away}{where}"
+def _arranged(planned: Planned, size: int, profile: Profile) -> Arranged:
+    return arranged(planned.decision, planned.cache_memory, size, value_bytes(profile))
 
 
 def _shares(plan: Plan) -> list[float]:
