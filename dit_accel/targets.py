@@ -34,9 +34,7 @@ INTERVAL = 0.90
 CONFIDENCE = 0.90  # that the share of clips is as promised, where it is counted
 MANY = 45  # prompts, of which all reach a quality: from there on 95 % are sure enough
 UNKNOWN_DB = 6.0  # spread over prompts, where none was measured
-PACKED_DB = (
-    6.0  # foretold of packing, below what a plan leaves; it leaves far less (docs/planning.md)
-)
+PACKED_DB = 6.0  # what packing is foretold to leave, below what a plan leaves (docs/planning.md)
 UNREFINED_DB = 4.0  # what refining gains: taken off where a plan rests on inner products alone
 
 
