@@ -184,6 +184,7 @@ class Handle:
         session, cache = self._session, self._cache
         course = cache.course if isinstance(cache, Follower) else None
         pilot = course if isinstance(course, Autopilot) else None
+        kept = cache.kept if isinstance(cache, Follower) else None
         if session.step < 0:
             raise RuntimeError("report: no run yet; call the pipeline first")
         cache.settle()
@@ -203,7 +204,9 @@ class Handle:
             peak_memory_bytes=self._clock.peak_memory_bytes,
             kept_bytes=cache.kept_bytes,
             device_reads=cache.device_reads,
-            offloaded_bytes=getattr(cache, "offloaded_bytes", 0),
+            packed_bytes=kept.most_packed if kept is not None else 0,
+            packed_bits=kept.bits if kept is not None else None,
+            offloaded_bytes=kept.most_away if kept is not None else 0,
             quality=pilot.quality if pilot else None,
             speedup=pilot.speedup if pilot else None,
             prediction=pilot.prediction() if pilot else None,
@@ -248,7 +251,7 @@ def _piloted(config: PlannedConfig, session: Session, family: Family, *, alone: 
     )  # fmt: skip
     follower = Follower(session, course)
     follower.heard, follower.heard_start = course.hear, course.hear_start
-    follower.memory = config.cache_memory
+    follower.kept.memory, follower.fewest_bits = config.cache_memory, lambda: course.fewest_bits
     if alone:  # what calibration knows of texts is of clips without a scene
         follower.heard_text = course.hear_text
     return follower

@@ -22,6 +22,7 @@ from dit_accel.firstrun import Recorder
 from dit_accel.following import conditional, guided
 from dit_accel.identity import identify
 from dit_accel.outlook import Decision
+from dit_accel.packing import BITS
 from dit_accel.plans import Forecast, Plan, Schedule
 from dit_accel.profile import Identity, Profile, ProfileError
 from dit_accel.sampling import schedule_of
@@ -133,6 +134,11 @@ class Autopilot:
     def mix(self) -> tuple[float, ...]:
         """Of the run that is under way."""
         return self.steering.mix
+
+    @property
+    def fewest_bits(self) -> int:
+        """That kept values of the run under way may be packed into."""
+        return self.decision.fewest_bits if self.decision is not None else BITS[0]
 
     def begin(self, total: int | None) -> None:
         """Decide for the run that begins.

@@ -17,7 +17,15 @@ import statistics
 import torch
 from scipy import stats
 
-from dit_accel.outlook import INTERVAL, UNKNOWN_DB, Decision, Outlook, Prediction
+from dit_accel.outlook import (
+    INTERVAL,
+    UNKNOWN_DB,
+    Decision,
+    Outlook,
+    Prediction,
+    decibels,
+    fewest_bits,
+)
 from dit_accel.planner import Field, evenly, fit, search
 from dit_accel.plans import Plan, Schedule
 from dit_accel.profile import Profile, Rung
@@ -99,30 +107,29 @@ def _planned(
 ) -> Decision:
     """A plan that was not carried out in calibration, and what it may be expected to give."""
     note = "Planned from inner products; no run of this plan was made in calibration."
-    count, schedule, foretold = len(plan.computed), field.schedule, _decibels(energy)
+    count, schedule, foretold = len(plan.computed), field.schedule, decibels(energy)
     reach: float | None
     if profile.rungs:
         near = _nearest(profile, count)
-        gain = foretold - _decibels(fit(near.computed, profile.field)[1])
+        gain = foretold - decibels(fit(near.computed, profile.field)[1])
         if len(near.computed) == count:
             gain = min(gain, 0.0)  # finer steps of the same places: nothing is won by them
         moved = dataclasses.replace(near, psnr_db=near.psnr_db + gain - UNREFINED_DB)
         outlook = Outlook.of(moved)
         centre, (low, high) = statistics.fmean(outlook.psnr_db), outlook.interval
+        left = float(near.latents_db.mean()) + gain - UNREFINED_DB
         reach = outlook.promise(quality) if quality is not None else None
     else:
         half = UNKNOWN_DB * float(stats.norm.ppf(0.5 + INTERVAL / 2))
         centre, low, high = foretold, foretold - half, foretold + half
+        left = foretold
         sure = stats.norm.cdf((foretold - (quality or 0.0)) / UNKNOWN_DB)
         reach = float(sure) if quality is not None else None
     prediction = Prediction(field.total / count, count, centre, low, high, reach)
     return Decision(
-        plan, schedule.mix, tuple(schedule.times.tolist()), prediction, {}, notes=(note,)
-    )
-
-
-def _decibels(energy: float) -> float:
-    return -10 * math.log10(max(energy, 1e-12))
+        plan, schedule.mix, tuple(schedule.times.tolist()), prediction, {}, notes=(note,),
+        fewest_bits=fewest_bits(plan, field, left),
+    )  # fmt: skip
 
 
 def whole(schedule: Schedule, quality: float | None, profile: Profile) -> Decision:

@@ -30,6 +30,7 @@ from typing import Any, Protocol
 import torch
 
 from dit_accel import drift, forecast
+from dit_accel.keeping import Kept, Shelf
 from dit_accel.outcome import SiteReport
 from dit_accel.plans import Forecast, Plan
 from dit_accel.session import Session
@@ -137,14 +138,14 @@ class EveryStep(PlanCourse):
 class Follower:
     """Answers the forwards of a session by a course; an observer of it."""
 
-    def __init__(self, session: Session, course: Course, memory: int | None = None) -> None:
-        """`memory`: bytes that kept values may hold on the device; older ones go to the CPU."""
-        self.session, self.course, self.memory = session, course, memory
-        self.kept: dict[tuple[str, str], dict[int, torch.Tensor]] = {}  # parts, by step
-        self.start: dict[str, torch.Tensor] = {}  # the noise that a role started from
+    def __init__(self, session: Session, course: Course) -> None:
+        self.session, self.course = session, course
+        self.kept = Kept()  # parts, by step
+        self.start = self.kept.noise  # that a role started from
         self.done: dict[tuple[str, str], dict[int, bool]] = {}  # was it computed, by step
         self._unmade: set[int] = set()  # steps whose forecasts could not be made
-        self.kept_bytes = self.offloaded_bytes = self.device_reads = 0
+        self.device_reads = 0
+        self.fewest_bits: Callable[[], int] = lambda: self.kept.fewest  # of a kept value
         self.heard: Callable[[int, torch.Tensor], None] = lambda part, value: None
         self.heard_start: Callable[[torch.Tensor], None] = lambda latents: None
         self.heard_text: Callable[[Any], None] = lambda text: None
@@ -153,7 +154,6 @@ class Follower:
 
     def _forget(self) -> None:
         self.kept.clear()
-        self.start.clear()
         self._now: dict[str, torch.Tensor] = {}  # this step's first part, by role
         self._missed: list[torch.Tensor] = []  # how far lines missed it, part by part
         self._rise: list[torch.Tensor] = []  # how far these lines went from the last value
@@ -174,7 +174,7 @@ class Follower:
         if not first and self.course.measures and self._changed(session.branch):
             self.course.trip(session.step - 1, "the text changed")
             self._served = self.course.forecast_of(session.step)
-        kept = self.kept.setdefault((session.role, session.branch), {})
+        kept = self.kept.shelf(session.role, session.branch)
         value = self._serve(part, kept) if self._served is not None else None
         done = self.done.setdefault((session.transformer, session.branch), {})
         done[session.step] = value is None
@@ -194,7 +194,7 @@ class Follower:
             self._now[session.role] = value
         return output
 
-    def _serve(self, part: int, kept: dict[int, torch.Tensor]) -> torch.Tensor | None:
+    def _serve(self, part: int, kept: Shelf) -> torch.Tensor | None:
         """The forecast of one branch; None where what it reads is not there."""
         served = self._served
         assert served is not None
@@ -203,8 +203,7 @@ class Follower:
         adds = part == 0 and (isinstance(served.start, torch.Tensor) or served.start != 0.0)
         if not all(step in kept for step in weights) or (adds and start is None):
             return None
-        device = self.session.latents.device
-        values = [kept[step].to(device) for step in weights]
+        values = [kept[step] for step in weights]
         factors = list(weights.values())
         if adds and start is not None:
             values, factors = [*values, start], [*factors, served.start]
@@ -212,13 +211,11 @@ class Follower:
             values, factors = [self._now[self.session.role], *values], [1.0, *factors]
         return forecast.combine([_over_rows(factor, values[0]) for factor in factors], values)
 
-    def _keep(
-        self, part: int, kept: dict[int, torch.Tensor], value: torch.Tensor, *, first: bool
-    ) -> None:
+    def _keep(self, part: int, kept: Shelf, value: torch.Tensor, *, first: bool) -> None:
         """Keep a fresh prediction, and measure how far the line of those before misses it."""
         session, mix = self.session, self.course.mix
         fresh = value - self._now[session.role] if part == 1 else value
-        if any(old.shape != fresh.shape for old in kept.values()):
+        if not kept.holds_only(fresh.shape):
             kept.clear()
         if first and session.step == 0 and _alike(session.latents, value):
             self.start[session.role] = session.latents.clone()
@@ -232,13 +229,13 @@ class Follower:
             return  # one part for several branches: the first speaks for all
         if len(before) == 2:
             factors = forecast.weights([session.time_of(s) for s in before], session.time)
-            line = forecast.combine(factors, [kept[s].to(fresh.device) for s in before])
+            line = forecast.combine(factors, [kept[s] for s in before])
             self._missed.append(weight * (line - fresh))
-            self._rise.append(weight * (line - kept[before[0]].to(fresh.device)))
+            self._rise.append(weight * (line - kept[before[0]]))
         sized = weight * fresh
         self._size = sized if self._size is None or part == 0 else self._size + sized
 
-    def _put_back(self, kept: dict[int, torch.Tensor]) -> None:
+    def _put_back(self, kept: Shelf) -> None:
         """Lost values of this branch: on the polynomial through their nearest neighbours."""
         session = self.session
         for step in self._lost.pop((session.role, session.branch), []):
@@ -246,8 +243,7 @@ class Follower:
             near = sorted(kept, key=lambda s: abs(session.time_of(s) - at))[:NEIGHBOURS]
             if len(near) > 1:
                 factors = forecast.weights([session.time_of(s) for s in near], at)
-                device = session.latents.device
-                kept[step] = forecast.combine(factors, [kept[s].to(device) for s in near])
+                kept[step] = forecast.combine(factors, [kept[s] for s in near])
 
     # --- observer of the session ---
 
@@ -262,7 +258,8 @@ class Follower:
         self.course.begin(total)
         self.done.clear()
         self._unmade.clear()
-        self.kept_bytes = self.offloaded_bytes = self.device_reads = 0
+        self.device_reads = 0
+        self.kept.begin(self.fewest_bits())
 
     def step_begins(self, step: int) -> None:
         """Read what was measured, ask the course, and free what is not read again."""
@@ -277,11 +274,10 @@ class Follower:
         planned = course.forecast_of(step)
         self._served = None if self.session.changes(step) else planned
         if self._served is not None and course.watches and not course.measures:
-            self._lose(step - 1, torch.stack(self._sums()).tolist())
+            self._lose(step - 1, torch.stack(self.kept.sums()).tolist())
             self.device_reads += 1
         if self._lost:
             self._served = None
-        self._count_kept()
         read = {*course.reads(step - 1)}
         for kept in self.kept.values():
             recent = sorted(kept)[-2:] if self.course.measures else []  # for the next surprise
@@ -290,20 +286,6 @@ class Follower:
 
     def forward_ends(self, transformer: str) -> None:
         """Nothing to do."""
-
-    def _count_kept(self) -> None:
-        """Bytes held; where the device holds more than it may, the oldest go to the CPU."""
-        device = self.session.latents.device
-        places = sorted((s, key) for key, kept in self.kept.items() for s in kept)
-        here = [(s, key) for s, key in places if self.kept[key][s].device == device]
-        sizes = [self.kept[key][s].nbytes for s, key in here]
-        self.kept_bytes = max(self.kept_bytes, sum(sizes))
-        if device.type == "cpu":
-            return
-        for s, key in here[: overflow(sizes, self.memory)]:
-            self.kept[key][s] = self.kept[key][s].cpu()
-        away = sum(v.nbytes for _, _, v in self._held() if v.device != device)
-        self.offloaded_bytes = max(self.offloaded_bytes, away)
 
     def _changed(self, branch: str) -> bool:
         """Whether the text is another than before: pipelines hand in the same tensor at every step;
@@ -320,7 +302,7 @@ class Follower:
     def _measure(self, step: int) -> None:
         """Tell the course of the step before this one: one read of the device for all there is."""
         course, before = self.course, step - 1
-        sums = self._sums()
+        sums = self.kept.sums()
         like = sums[0] if sums else torch.zeros((), device=self.session.latents.device)
         missed, lean = like.new_zeros(()), like.new_ones(())
         if self._missed and self._size is not None:
@@ -338,20 +320,10 @@ class Follower:
             course.doubt(before, "the latents jumped")
         self._speed = speed
 
-    def _sums(self) -> list[torch.Tensor]:
-        """Of every kept value on the device, then of the noise: finite where all of it is."""
-        device = self.session.latents.device
-        held = [value for _, _, value in self._held()] + list(self.start.values())
-        return [v.sum(dtype=torch.float32) if v.device == device else
-                torch.zeros((), device=device) for v in held]  # fmt: skip
-
-    def _held(self) -> list[tuple[tuple[str, str], int, torch.Tensor]]:
-        return [(key, step, v) for key, kept in self.kept.items() for step, v in kept.items()]
-
     def _lose(self, before: int, sums: Sequence[float]) -> bool:
         """Drop what is not finite, and tell the course; whether there was nothing."""
         spoilt = [not math.isfinite(total) for total in sums]
-        for (key, step, _), bad in zip(self._held(), spoilt, strict=False):
+        for (key, step), bad in zip(self.kept.places(), spoilt, strict=False):
             if bad:
                 del self.kept[key][step]
                 self._lost.setdefault(key, []).append(step)
@@ -399,25 +371,16 @@ class Follower:
                 "A served value was not finite, and the clip is spoilt: the device is not read on "
                 "the way here, so that it could not be told in time."
             )
-        if self.memory is not None and self.kept_bytes > self.memory and not self.offloaded_bytes:
-            found.append(
-                f"cache_memory is {self.memory} bytes, and kept values held {self.kept_bytes}: "
-                "nothing is moved where the CPU itself computes."
-            )
-        return tuple(found)
+        return (*found, *self.kept.notes())
+
+    @property
+    def kept_bytes(self) -> int:
+        """The most that kept values held on the device."""
+        return self.kept.most_held
 
     def clear(self) -> None:
         """Free what is kept."""
         self._forget()
-
-
-def overflow(sizes: Sequence[int], memory: int | None) -> int:
-    """How many of the first (oldest) kept values must go for the others to fit."""
-    held, count = sum(sizes), 0
-    while memory is not None and held > memory and count < len(sizes):
-        held -= sizes[count]
-        count += 1
-    return count
 
 
 def guided(value: torch.Tensor, guidance: float, branches: str) -> torch.Tensor:

@@ -68,10 +68,12 @@ class Report:
     `flops_spent` as this run did; None, with the reason in `notes`, where they could not be
     counted. `threshold` is None where a plan decided. `seconds` spans the denoising loop.
     `peak_memory_bytes` is the device allocator's peak, or the process's high-water mark on a CPU.
-    `kept_bytes` is the most that kept values held on the device, `offloaded_bytes` the most that
-    waited in the CPU's memory under a cap. `quality` (dB) and `speedup` are what was asked
-    for, `prediction` what is expected of this run, `planned` the steps that were to be computed.
-    `config` is every setting of the acceleration, `asked` those that are not as by default.
+    `kept_bytes` is the most that kept values held on the device; under a cap `packed_bytes` is the
+    most of it that was in fewer bits, `packed_bits` the fewest (None: nothing was packed), and
+    `offloaded_bytes` the most that waited in the CPU's memory. `quality` (dB) and `speedup` are
+    what was asked for, `prediction` what is expected of this run, `planned` the steps that were to
+    be computed. `config` is every setting of the acceleration, `asked` those that are not as by
+    default.
     """
 
     family: str
@@ -93,6 +95,8 @@ class Report:
     planned: tuple[int, ...] = ()
     scene: SceneReport | None = None
     offloaded_bytes: int = 0
+    packed_bytes: int = 0
+    packed_bits: int | None = None
     config: dict[str, Any] = field(default_factory=dict)
     asked: str = ""
 
@@ -131,6 +135,8 @@ class Report:
             + (f", pruned or blended {partly / len(self.sites):.1f}" if partly else "")
             + (f", {kept:.0%} of the FLOPs" if kept is not None else "")
             + f", {self.seconds:.2f} s, {self.kept_bytes / 2**20:.1f} MiB held by kept values"
+            + (f", {self.packed_bytes / 2**20:.1f} of them packed" if self.packed_bytes else "")
+            + (f" to {self.packed_bits} bits" if self.packed_bytes else "")
             + (f", {away / 2**20:.1f} MiB more on the CPU." if away else ".")
         )
         asked = (f"Asked for: {self.asked}.",) if self.asked else ()

@@ -18,11 +18,14 @@ from dataclasses import dataclass
 
 from scipy import stats
 
+from dit_accel.packing import BITS, typical_error
+from dit_accel.planner import Field, noise_energy
 from dit_accel.plans import Plan
 from dit_accel.profile import Rung
 from dit_accel.steering import Band, Steering
 
 INTERVAL = 0.90
+PACKED_DB = 6.0  # what packing is foretold to leave, below what a plan leaves (docs/planning.md)
 CONFIDENCE = 0.90  # that the share of clips is as promised, where it is counted
 MANY = 45  # prompts, of which all reach a quality: from there on 95 % are sure enough
 UNKNOWN_DB = 6.0  # spread over prompts, where none was measured
@@ -127,7 +130,8 @@ def half_width(spread: float, number: int) -> float:
 
 @dataclass(frozen=True)
 class Decision:
-    """A plan, what it may turn to, and what is promised; `notes` in words."""
+    """A plan, what it may turn to, and what is promised; `notes` in words; `fewest_bits` that kept
+    values may be packed into without its being felt."""
 
     plan: Plan
     mix: tuple[float, ...]
@@ -139,6 +143,7 @@ class Decision:
     alarm: float = math.inf
     notes: tuple[str, ...] = ()
     outlooks: tuple[Outlook, ...] = ()
+    fewest_bits: int = BITS[0]
 
     def known(self, score: float, turned: bool) -> Prediction | None:
         """What is expected once a run's score is known, and whether it turned careful."""
@@ -155,6 +160,21 @@ class Decision:
         return Steering(
             self.plan, self.times, self.mix, self.bands, self.careful, self.turn, self.alarm, guard
         )
+
+
+def fewest_bits(plan: Plan, field: Field, left_db: float) -> int:
+    """Bits whose rounding leaves far less in the latents than the plan does, which leaves
+    `left_db`."""
+    energy = noise_energy(plan, field)
+    for bits in reversed(BITS):
+        if decibels(energy * typical_error(bits) ** 2) >= left_db + PACKED_DB:
+            return bits
+    return BITS[0]
+
+
+def decibels(energy: float) -> float:
+    """Of an energy relative to the latents', the higher the less is left."""
+    return -10 * math.log10(max(energy, 1e-12))
 
 
 def describe(decision: Decision) -> str:

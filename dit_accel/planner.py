@@ -97,6 +97,24 @@ def gram_of(rows: torch.Tensor, final: torch.Tensor) -> torch.Tensor:
     return gram / final.double().square().sum()
 
 
+def noise_energy(plan: Plan, field: Field) -> float:
+    """What independent noise on every kept value leaves in the final latents, by a plan.
+
+    Returns:
+        the squared error over the final latents' squared norm, for noise as large as the values
+        themselves; of noise e times as large e^2 of it. To first order, over the mean of prompts.
+    """
+    n, energy = field.total, field.mean.diagonal()
+    factors = torch.zeros(field.schedule.rows, dtype=torch.float64)
+    for step, served in plan.forecasts.items():
+        share = field.schedule.shares[step] * field.gain[step]
+        factors[-1] += share * served.start
+        for part, (mix, weights) in enumerate(zip(field.schedule.mix, served.reads, strict=True)):
+            for read, weight in weights.items():
+                factors[part * n + read] += share * mix * weight
+    return float((factors.square() * energy).sum())
+
+
 def fit(
     computed: Sequence[int], field: Field, *, depth: int = DEPTH, ridge: float = RIDGE
 ) -> tuple[Plan, float]:

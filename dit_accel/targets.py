@@ -15,7 +15,7 @@ import statistics
 from collections.abc import Sequence
 
 from dit_accel.carrying import COVERAGE, carried, whole
-from dit_accel.outlook import Decision, Outlook, Prediction, half_width
+from dit_accel.outlook import Decision, Outlook, Prediction, fewest_bits, half_width
 from dit_accel.planner import turning
 from dit_accel.profile import Profile, Rung
 from dit_accel.steering import Band
@@ -137,10 +137,15 @@ def _decision(
         reach,
     )  # fmt: skip
     turn = rung.computed[_begun(rung, profile) - 1]
+    ends = [end for end in (rung, second) if end is not None]
+    fewest = max(
+        fewest_bits(profile.plan_of(end), profile.field, float(end.latents_db.mean()))
+        for end in ends
+    )
     return Decision(
         profile.plan_of(rung), profile.schedule.mix, tuple(profile.schedule.times.tolist()),
         prediction, _bands(rung), profile.plan_of(second) if second is not None else None,
-        turn, alarm, outlooks=(first, after),
+        turn, alarm, outlooks=(first, after), fewest_bits=fewest,
     )  # fmt: skip
 
 

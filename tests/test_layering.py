@@ -22,6 +22,7 @@ MATHS = (
     "tokens",
     "drift",
     "forecast",
+    "packing",
     "windows",
     "difficulty",
     "planner",
@@ -41,7 +42,7 @@ KNOWLEDGE = (
 )
 PLUMBING = (
     *("patching", "programs", "kernels", "session"),
-    *("attention", "caching", "following", "pcas", "trimming", "unicp"),
+    *("attention", "caching", "keeping", "following", "pcas", "trimming", "unicp"),
     *("blending", "lockstep", "supported", "isolation"),
 )
 LAYERS = {
@@ -54,7 +55,7 @@ USE = 4  # every module that is not named above
 NAMES = {0: "data", 1: "maths", 2: "knowledge", 3: "plumbing", 4: "use"}
 PLUMBING_RANKS = {
     **dict.fromkeys(("patching", "programs"), 0),
-    **dict.fromkeys(("session", "kernels"), 1),
+    **dict.fromkeys(("session", "kernels", "keeping"), 1),
     **dict.fromkeys(("attention", "caching", "following", "pcas", "trimming"), 2),
     "blending": 2,
     "lockstep": 3,

@@ -16,11 +16,12 @@ from test_cli import DEFAULTS, PROMPT, invoke, names
 
 from dit_accel import calibrate as measuring
 from dit_accel import metrics, miniature, recording
+from dit_accel.cli.holding import held
 from dit_accel.cli.ladder import rows
 from dit_accel.cli.pace import Pace
-from dit_accel.cli.plan import held
 from dit_accel.cli.request import size_of
 from dit_accel.difficulty import Difficulty
+from dit_accel.packing import packed_bytes
 from dit_accel.plans import Forecast, Plan
 from dit_accel.profile import Profile
 
@@ -280,7 +281,7 @@ def test_held_by_hand() -> None:
     reads = ({2: 2.0, 0: -1.0}, {2: 1.0})
     plan = Plan(4, {1: Forecast(({0: 1.0}, {0: 1.0})), 3: Forecast(reads, start=0.1)})
     assert held(plan, parts=2) == 2 * 2 + 1
-    assert held(Plan(4, {}), parts=1) == 2  # the line that a surprise is measured from
+    assert held(Plan(4, {}), parts=1) == 3  # a value, and the two whose line it is held against
 
 
 # --- generate by a profile -----------------------------------------------------------------------
@@ -462,27 +463,56 @@ def test_sizes_as_people_write_them(text: str, size: int) -> None:
 
 
 def test_generate_static_under_a_cap_reads_nothing_and_says_what_was_held(generate: Any) -> None:
-    """The CPU computes: nothing can be moved there, and the report says so."""
-    options = ["--speedup", "2", "--static", "--cache-memory", "1KiB", "--accel", "unicp"]
-    result = generate(*options, "--output", "a.npy", "--json")
-    assert result.exit_code == 0, result.stderr
-    content = json.loads(result.stdout)
-    settings, report = content["settings"], content["report"]
-    assert (settings["static"], settings["cache_memory"], settings["accel"]) == (True, 1024, None)
-    assert (report["device_reads"], report["offloaded_bytes"]) == (0, 0)
-    assert any(note.startswith("cache_memory is 1024 bytes") for note in report["notes"])
+    """The CPU computes: nothing can be moved there, so that a cap is kept by packing, or not at
+    all, and then the report says so."""
+    reports = []
+    for cap, name in (("1KiB", "a.npy"), ("64", "b.npy")):
+        options = ["--speedup", "2", "--static", "--cache-memory", cap, "--accel", "unicp"]
+        result = generate(*options, "--output", name, "--json")
+        assert result.exit_code == 0, result.stderr
+        content = json.loads(result.stdout)
+        settings, report = content["settings"], content["report"]
+        assert (settings["static"], settings["accel"]) == (True, None)
+        assert settings["cache_memory"] == size_of("--cache-memory", cap)
+        assert (report["device_reads"], report["offloaded_bytes"]) == (0, 0)
+        assert 0 < report["packed_bytes"] <= report["kept_bytes"]
+        reports.append(report)
+    kept, exceeded = reports
+    assert kept["kept_bytes"] <= 1024 and kept["packed_bits"] in (8, 4)
+    assert not any("cache_memory" in note for note in kept["notes"])
+    assert any(note.startswith("cache_memory is 64 bytes") for note in exceeded["notes"])
 
 
-def test_plan_tells_what_would_wait_on_the_cpu_under_a_cap(
+def test_plan_tells_beforehand_what_a_run_holds_with_a_cap_and_without(
+    here: Path, model_folder: Path, profile_file: Path, generate: Any
+) -> None:
+    command = ["plan", "--model", str(model_folder), "--profile", str(profile_file)]
+    command += ["--speedup", "2"]
+    free = json.loads(invoke(*command, "--json").stdout)
+    assert (free["packed_bytes"], free["packed_bits"], free["offloaded_bytes"]) == (0, None, 0)
+    ran = json.loads(generate("--speedup", "2", "--output", "a.npy", "--json").stdout)["report"]
+    assert ran["kept_bytes"] == free["held_bytes"]
+    cap = ["--cache-memory", str(free["held_bytes"] // 2)]
+    told = json.loads(invoke(*command, *cap, "--json").stdout)
+    ran = json.loads(generate("--speedup", "2", *cap, "--output", "b.npy", "--json").stdout)
+    assert told["offloaded_bytes"] == 0 and told["packed_bytes"] > 0
+    assert ran["report"]["packed_bits"] == told["packed_bits"] >= told["fewest_bits"]
+    assert ran["report"]["kept_bytes"] <= free["held_bytes"] // 2
+    assert "packed to" in invoke(*command, *cap).stdout
+
+
+def test_plan_tells_what_would_wait_on_the_cpu_where_packing_is_not_enough(
     here: Path, model_folder: Path, profile_file: Path
 ) -> None:
     command = ["plan", "--model", str(model_folder), "--profile", str(profile_file)]
-    command += ["--speedup", "2", "--json"]
-    free = json.loads(invoke(*command).stdout)
-    assert free["offloaded_bytes"] == 0
-    size = free["held_bytes"] // free["held_tensors"]
-    capped = json.loads(invoke(*command, "--cache-memory", str(2 * size + 1)).stdout)
-    assert capped["offloaded_bytes"] == free["held_bytes"] - 2 * size
+    command += ["--speedup", "2", "--cache-memory"]
+    told = json.loads(invoke(*command, "200", "--json").stdout)
+    each = packed_bytes(told["held_bytes"] // told["held_tensors"] // 4, told["fewest_bits"])
+    staying = 200 // each
+    assert 0 < staying < told["held_tensors"]
+    assert told["packed_bytes"] == staying * each
+    assert told["offloaded_bytes"] == (told["held_tensors"] - staying) * each
+    assert "wait on the CPU where an accelerator computes" in invoke(*command, "200").stdout
 
 
 def test_the_preset_and_its_switches(generate: Any) -> None:
@@ -527,6 +557,88 @@ def test_evaluate_keeps_the_profile_and_names_it_in_the_jobs_that_need_it(
     assert named == {"uncached": None, "edcw:9": None, "speedup:2": kept.stem}
     (planned,) = (job for job in jobs if job["job"]["method"] == "speedup:2")
     assert planned["report"]["speedup"] == 2 and planned["report"]["steps_computed"] == 5
+
+
+def test_evaluate_static_under_a_cap_is_another_job_of_plans_alone(
+    here: Path, model_folder: Path, prompts: str, profile_file: Path
+) -> None:
+    """In the jobs' names, the manifest, the runs and the report; not in what does not plan."""
+    command = ["evaluate", prompts, "--model", str(model_folder), "--limit", "1"]
+    command += ["--profile", str(profile_file), "--methods", "speedup:2,edcw:9"]
+    given = ["--static", "--cache-memory", "1KiB"]
+    for out, options in (("plain", []), ("capped", given)):
+        result = invoke(*command, "--out", out, *options)
+        assert result.exit_code == 0, result.stderr
+    found = {out: evaluated(here / out) for out in ("plain", "capped")}
+    same = {
+        method for method in found["plain"] if found["plain"][method] == found["capped"][method]
+    }
+    assert same == {"uncached", "edcw:9"}
+    plain, capped = (found[out]["speedup:2"] for out in ("plain", "capped"))
+    assert plain["id"] != capped["id"] and plain["reference"] == capped["reference"]
+    assert {"static", "cache_memory"} & set(plain["job"]) == set()
+    assert (capped["job"]["static"], capped["job"]["cache_memory"]) == (True, 1024)
+    assert plain["report"]["device_reads"] > 0 == capped["report"]["device_reads"]
+    assert capped["report"]["kept_bytes"] <= 1024 < plain["report"]["kept_bytes"]
+    assert capped["report"]["packed_bytes"] > 0
+    manifest = json.loads((here / "capped" / "manifest.json").read_text())
+    assert (manifest["static"], manifest["cache_memory"]) == (True, 1024)
+
+
+def test_evaluate_goes_on_only_with_the_same_settings_of_plans(
+    here: Path, model_folder: Path, prompts: str, profile_file: Path
+) -> None:
+    command = ["evaluate", prompts, "--model", str(model_folder), "--out", "run", "--limit", "1"]
+    planned = ["--profile", str(profile_file), "--methods", "speedup:2"]
+    assert invoke(*command, *planned, "--static").exit_code == 0
+    before = evaluated(here / "run")
+    refused(
+        invoke(*command, *planned), "--out: run holds", "another static (True before, False now)"
+    )
+    capped = ["--static", "--cache-memory", "1KiB"]
+    refused(invoke(*command, *planned, *capped), "cache_memory (None before, 1024 now)")
+    assert evaluated(here / "run") == before
+    added = invoke(*command, "--methods", "edcw:9")  # heeds neither, and says nothing of them
+    assert added.exit_code == 0, added.stderr
+    manifest = json.loads((here / "run" / "manifest.json").read_text())
+    assert (manifest["static"], manifest["methods"]) == (True, ["speedup:2", "edcw:9"])
+    after = evaluated(here / "run")
+    assert after["speedup:2"] == before["speedup:2"] and "edcw:9" in after
+    again = invoke(*command, *planned, "--static")
+    assert "3 of 3 clips are there already" in again.stderr
+
+
+def test_evaluate_takes_the_settings_of_plans_into_a_folder_that_had_none(
+    here: Path, model_folder: Path, prompts: str, profile_file: Path
+) -> None:
+    command = ["evaluate", prompts, "--model", str(model_folder), "--out", "run", "--limit", "1"]
+    assert invoke(*command, "--methods", "edcw:9").exit_code == 0
+    planned = ["--profile", str(profile_file), "--methods", "speedup:2", "--static"]
+    assert invoke(*command, *planned).exit_code == 0
+    assert evaluated(here / "run")["speedup:2"]["job"]["static"] is True
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (["--static"], "--static is given: applies to the methods quality and speedup only"),
+        (["--cache-memory", "1GiB"], "--cache-memory is given: applies to the methods quality and"),
+        (["--cache-memory", "lots"], "--cache-memory is 'lots': must be a size above 0"),
+        (["--cache-memory", "0"], "--cache-memory is '0': must be a size above 0"),
+    ],
+)
+def test_evaluate_refuses_settings_of_plans_without_one(
+    here: Path, model_folder: Path, prompts: str, options: list[str], told: str
+) -> None:
+    command = ["evaluate", prompts, "--model", str(model_folder), "--out", "run"]
+    refused(invoke(*command, "--methods", "edcw:9,fewer-steps:5", *options), told)
+    assert names(here) == []
+
+
+def evaluated(folder: Path) -> dict[str, Any]:
+    """Results by method, without the moment that they were made in."""
+    found = (json.loads(path.read_text()) for path in (folder / "jobs").iterdir())
+    return {r["job"]["method"]: {k: v for k, v in r.items() if k != "clock"} for r in found}
 
 
 def test_a_profile_in_the_folder_is_no_part_of_the_models_fingerprint(

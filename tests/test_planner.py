@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from dit_accel.planner import Field, energies, evenly, fit, search, turning
+from dit_accel.planner import Field, energies, evenly, fit, noise_energy, search, turning
 from dit_accel.plans import Forecast, Plan, Schedule
 
 
@@ -238,3 +238,31 @@ def test_bad_input_is_named():
     for gain, memory in ((torch.ones(2), 0.0), (torch.zeros(2), 1.0)):
         with pytest.raises(ValueError, match="memory or gain is not above 0"):
             Field(schedule, torch.ones(1, 3, 3), gain, memory)
+
+
+# --- noise on kept values ---
+
+
+def test_noise_on_kept_values_adds_up_as_it_does_in_a_linear_sampler():
+    """Steps 0 and 1 computed of 4, two parts, shares of -1/4 and mix (1, -3). Of part 0 step 1 is
+    read by 2 + 3 = 5 quarters and step 0 by -1 - 2 = -3; of part 1 step 1 by 1 + 0.5, times -3; of
+    the noise 0.5 quarters. A later error is twice as large at the end."""
+    quarters = torch.full((4,), -0.25, dtype=torch.float64)
+    times = torch.arange(4, 0, -1, dtype=torch.float64)
+    schedule = Schedule(quarters, times, (1.0, -3.0))
+    served = {
+        2: Forecast(({1: 2.0, 0: -1.0}, {1: 1.0}), start=0.5),
+        3: Forecast(({1: 3.0, 0: -2.0}, {1: 0.5})),
+    }
+    diagonal = torch.arange(1.0, schedule.rows + 1, dtype=torch.float64)
+    for gain, late in ((1.0, 1.0), (2.0, 2.0)):
+        gains = torch.tensor([1.0, 1.0, 1.0, gain], dtype=torch.float64)
+        field = Field(schedule, torch.diag(diagonal)[None], gains, math.inf)
+        by_row = {0: -1 - 2 * late, 1: 2 + 3 * late, 5: -3 * (1 + 0.5 * late), 8: 0.5}
+        expected = sum((factor / 4) ** 2 * float(diagonal[row]) for row, factor in by_row.items())
+        assert noise_energy(Plan(4, served), field) == pytest.approx(expected)
+
+
+def test_a_plan_that_computes_all_has_nothing_to_be_spoilt():
+    field = field_of([[1.0, 2.0]] * 4, noise=[3.0, 4.0])
+    assert noise_energy(Plan(4, {}), field) == 0.0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import re
@@ -181,6 +182,16 @@ def test_the_command_names_every_setting(evidence):
     for part in ("--steps 12", "--guidance 4", "--height 24", "--frames 7", "--fps 8",
                  "--seeds 0", "--dtype float32", "--metrics psnr_db,ssim"):  # fmt: skip
         assert part in command
+
+
+def test_the_settings_of_plans_are_told_and_in_the_command_where_they_are_set(evidence):
+    plain = evidence.plan
+    capped = dataclasses.replace(plain, static=True, cache_memory=1024)
+    for plan, there in ((plain, False), (capped, True)):
+        command, settings = page.command(plan), dict(page._settings(plan))
+        assert ("--static" in command) is ("--cache-memory 1024" in command) is there
+        assert (settings.get("kept values of plans") == "at most 1024 bytes") is there
+        assert settings.get("plans", "").startswith("static") is there
 
 
 def test_the_front_holds_what_no_other_setting_beats(evidence):

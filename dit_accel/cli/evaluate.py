@@ -22,7 +22,7 @@ from rich.progress import (
 
 from dit_accel.cli import options
 from dit_accel.cli.errors import BadInput, RunFailed, reported, say
-from dit_accel.cli.request import Request
+from dit_accel.cli.request import Request, size_of
 
 if TYPE_CHECKING:
     from dit_accel.evaluate.jobs import Job, Plan, Shard
@@ -46,6 +46,8 @@ class Asked:
     seeds: str
     noise_floor: bool
     profile: Path | None
+    static: bool
+    cache_memory: str | None
     limit: int | None
     shard: str | None
     backend: str
@@ -96,6 +98,23 @@ def evaluate(
             metavar="FILE",
             help="What `calibrate` measured: for the methods quality and speedup.",
             show_default="in the model's folder, or in the cache",
+            rich_help_panel=_TABLE,
+        ),
+    ] = None,
+    static: Annotated[
+        bool,
+        typer.Option(
+            "--static",
+            help="With quality and speedup: every run does the same, without a guard.",
+            rich_help_panel=_TABLE,
+        ),
+    ] = False,
+    cache_memory: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SIZE",
+            help="With quality and speedup: what kept values may hold on the device, e.g. 512MiB.",
+            show_default="no bound",
             rich_help_panel=_TABLE,
         ),
     ] = None,
@@ -157,8 +176,8 @@ def evaluate(
     Stop it whenever you like: the same command goes on where it was.
     """
     asked = Asked(
-        prompts, out, methods, metrics, seeds, noise_floor, profile, limit, shard, backend,
-        workers, keep_clips, retry_failed, rescore,
+        prompts, out, methods, metrics, seeds, noise_floor, profile, static, cache_memory, limit,
+        shard, backend, workers, keep_clips, retry_failed, rescore,
     )  # fmt: skip
     request = Request(
         prompt="(from the file)",
@@ -183,6 +202,8 @@ def _evaluate(asked: Asked, request: Request, *, as_json: bool, verbose: bool) -
     request.check()
     if asked.backend not in ("local", "ray"):
         raise BadInput(f"--backend is {asked.backend!r}: must be local or ray")
+    if asked.cache_memory is not None:
+        size_of("--cache-memory", asked.cache_memory)
     from dit_accel.evaluate.worker import rescore
     from dit_accel.loading import choose_device, choose_dtype, find, quiet_libraries
 
@@ -216,6 +237,8 @@ def _plan(asked: Asked, request: Request, model: Model, device: str, dtype: str)
         lacking = METHODS[name].lacking()
         if lacking:
             raise BadInput(f"--methods has {name}: {lacking}")
+    _check_planned(asked, [setting.method for setting in methods])
+    memory = asked.cache_memory
     return jobs.Plan(
         model=jobs.Model(model.name, settings.pipeline, jobs.fingerprint(model.folder)),
         clip=settings.clip,
@@ -227,23 +250,39 @@ def _plan(asked: Asked, request: Request, model: Model, device: str, dtype: str)
         metrics=_metrics(asked.metrics),
         versions={name: versions()[name] for name in jobs.CORE},
         keep_clips=asked.keep_clips,
+        static=asked.static,
+        cache_memory=None if memory is None else size_of("--cache-memory", memory),
     )
+
+
+def _check_planned(asked: Asked, methods: list[str]) -> None:
+    """Refuse what none of the methods would heed."""
+    from dit_accel.methods import METHODS
+
+    if any(METHODS[name].profiled for name in methods):
+        return
+    planned = [row.name for row in METHODS.values() if row.profiled]
+    given = {"--static": asked.static, "--cache-memory": asked.cache_memory}
+    for option, value in given.items():
+        if value:
+            raise BadInput(
+                f"{option} is given: applies to the methods {' and '.join(planned)} only, and "
+                "--methods has neither"
+            )
 
 
 def _profile(asked: Asked, plan: Plan, model: Model) -> Path | None:
     """The profile that a method needs, made sure of; None where none needs one."""
     from dit_accel.cli.aim import read_profile
     from dit_accel.cli.plan import find_profile
-    from dit_accel.methods import METHODS
 
-    needing = [m.method for m in plan.methods if METHODS[m.method].profiled]
-    if not needing:
+    if not plan.planned:
         return None
     path = asked.profile or find_profile(model)
     if path is None:
         raise BadInput(
-            f"--methods has {needing[0]}, and no profile of {model.name} was found in its folder "
-            "or the cache: `dit-accel calibrate` measures one, or pass --profile"
+            f"--methods has {plan.planned[0]}, and no profile of {model.name} was found in its "
+            "folder or the cache: `dit-accel calibrate` measures one, or pass --profile"
         )
     read_profile(path)
     return path

@@ -128,7 +128,7 @@ CacheMemory = Annotated[
     str | None,
     typer.Option(
         metavar="SIZE",
-        help="What kept values may hold on the device, e.g. 512MiB; older ones go to the CPU.",
+        help="What kept values may hold on the device, e.g. 512MiB: packed, then moved to the CPU.",
         show_default="no bound",
         rich_help_panel=_CACHE,
     ),

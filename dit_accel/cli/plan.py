@@ -17,6 +17,14 @@ from rich.text import Text
 
 from dit_accel.cli import options
 from dit_accel.cli.errors import BadInput, RunFailed, reported
+from dit_accel.cli.holding import (
+    Arranged,
+    arranged,
+    capped_text,
+    latent_bytes,
+    most_held,
+    value_bytes,
+)
 from dit_accel.cli.request import Request, check_target
 
 if TYPE_CHECKING:
@@ -210,49 +218,6 @@ def _scheduler(model: Model) -> Any:
         raise RunFailed(f"the scheduler of {model.name} cannot be loaded: {error}") from error
 
 
-def held(plan: Plan, parts: int) -> int:
-    """Most tensors of the size of the latents that a run by a plan holds: every kept part, and the
-    noise that it started from."""
-    most = 0
-    recent: list[int] = []  # the next surprise reads them
-    for step in range(plan.total):
-        if step not in plan.forecasts:
-            recent = [*recent[-1:], step]
-        most = max(most, len({*plan.reads(step), *recent}))
-    noise = any(served.start for served in plan.forecasts.values())
-    return most * parts + int(noise)
-
-
-def _held(decision: Decision) -> int:
-    """Whichever way the run turns."""
-    plans = [decision.plan, *([decision.careful] if decision.careful is not None else [])]
-    return max(held(plan, len(decision.mix)) for plan in plans)
-
-
-def _offloaded(planned: Planned, tensors: int, size: int) -> int:
-    """Bytes that a run on an accelerator keeps in the CPU's memory; whole tensors are moved."""
-    from dit_accel.following import overflow
-
-    return overflow([size] * tensors, planned.cache_memory) * size
-
-
-def latent_bytes(model: Model, profile: Profile) -> int | None:
-    """Of one tensor of the size of the latents, as this model was calibrated."""
-    from dit_accel.cli.settings import component_config, read_strides
-
-    identity, strides = profile.identity, read_strides(model)
-    transformer = component_config(model, "transformer") or component_config(model, "transformer_2")
-    channels = transformer.get("out_channels") or transformer.get("in_channels")
-    patch = transformer.get("patch_size", 1)
-    pixels = strides.pixels_per_token // int(patch if isinstance(patch, int) else patch[-1])
-    if not channels or not pixels:
-        return None
-    frames = (identity.frames - 1) // strides.temporal + 1
-    area = (identity.height // pixels) * (identity.width // pixels)
-    width = 4 if identity.dtype == "float32" else 2
-    return int(channels) * frames * area * width
-
-
 def _content(
     path: Path, profile: Profile, planned: Planned | None, model: Model | None
 ) -> dict[str, Any]:
@@ -263,7 +228,8 @@ def _content(
         return content | {"ladder": rows(profile)}
     decision = planned.decision
     size = latent_bytes(model, profile) if model is not None else None
-    tensors = _held(decision)
+    tensors = most_held(decision)
+    capped = _arranged(planned, size, profile) if size is not None else None
     careful = None
     if decision.careful is not None:
         careful = {
@@ -283,7 +249,10 @@ def _content(
         "held_tensors": tensors,
         "held_bytes": None if size is None else tensors * size,
         "cache_memory": planned.cache_memory,
-        "offloaded_bytes": None if size is None else _offloaded(planned, tensors, size),
+        "fewest_bits": decision.fewest_bits,
+        "packed_bits": capped.bits if capped is not None else None,
+        "packed_bytes": capped.packed if capped is not None else None,
+        "offloaded_bytes": capped.away if capped is not None else None,
         "notes": list(decision.notes),
     }
 
@@ -332,14 +301,17 @@ def _rows(planned: Planned, profile: Profile, model: Model | None) -> list[tuple
         if planned.quality is not None and promised.reach is not None:
             share = f"{promised.reach:.0%} of clips reach {planned.asked}"
             rows.append(("reach", share))
-    tensors = _held(decision)
+    tensors = most_held(decision)
     size = latent_bytes(model, profile) if model is not None else None
     what = f"{tensors} tensors of the size of the latents"
     rows.append(("held", what + (f", {bytes_text(tensors * size)}" if size else "")))
-    away = _offloaded(planned, tensors, size) if size else 0
-    if away:
-        rows.append(("", f"{bytes_text(away)} of them wait on the CPU, under --cache-memory"))
+    if size and planned.cache_memory is not None:
+        rows.append(("", capped_text(_arranged(planned, size, profile))))
     return [*rows, *(("", Text(note, style="yellow")) for note in decision.notes)]
+
+
+def _arranged(planned: Planned, size: int, profile: Profile) -> Arranged:
+    return arranged(planned.decision, planned.cache_memory, size, value_bytes(profile))
 
 
 def _shares(plan: Plan) -> list[float]:

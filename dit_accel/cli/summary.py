@@ -177,7 +177,9 @@ def _served(report: Report) -> str:
 
 def _kept(report: Report) -> str:
     held = bytes_text(report.kept_bytes)
-    away = report.offloaded_bytes
+    packed, away = report.packed_bytes, report.offloaded_bytes
+    if packed:
+        held += f", {bytes_text(packed)} of them packed to {report.packed_bits} bits"
     return f"{held} on the device, {bytes_text(away)} on the CPU" if away else held
 
 

@@ -41,7 +41,8 @@ class Plan:
 
     `clip` holds the settings in common; its prompt, negative and seed are replaced by each job's.
     `device` is a type ("cpu", "cuda"): which of several is a matter of the process. `profile` is
-    the hash of the model's profile, where a method needs one; the store keeps the file.
+    the hash of the model's profile, where a method needs one; the store keeps the file. `static`
+    and `cache_memory` (bytes) are of the methods that plan by it, and of no other.
     """
 
     model: Model
@@ -55,6 +56,14 @@ class Plan:
     versions: Mapping[str, str]
     keep_clips: bool = True
     profile: str | None = None
+    static: bool = False
+    cache_memory: int | None = None
+
+    @property
+    def planned(self) -> tuple[str, ...]:
+        """Names of the methods that plan by a profile."""
+        names = (setting.method for setting in self.methods)
+        return tuple(dict.fromkeys(name for name in names if METHODS[name].profiled))
 
     def groups(self) -> list[tuple[Job, ...]]:
         """Jobs by prompt and seed, the uncached twin of a group first: the unit of a shard."""
@@ -68,8 +77,8 @@ class Plan:
     def _job(self, prompt: Prompt, seed: int, method: Setting) -> Job:
         negative = self.clip.negative if prompt.negative is None else prompt.negative
         clip = dataclasses.replace(self.clip, prompt=prompt.prompt, negative=negative, seed=seed)
-        extra = METHODS[method.method].version()
-        if METHODS[method.method].profiled and self.profile is not None:
+        extra, planned = METHODS[method.method].version(), METHODS[method.method].profiled
+        if planned and self.profile is not None:
             extra = {**extra, "profile": self.profile}
         return Job(
             prompt_id=prompt.id,
@@ -79,6 +88,8 @@ class Plan:
             dtype=self.dtype,
             device=self.device,
             versions={**self.versions, **extra},
+            static=planned and self.static,
+            cache_memory=self.cache_memory if planned else None,
         )
 
 
@@ -93,6 +104,8 @@ class Job:
     dtype: str
     device: str
     versions: Mapping[str, str]
+    static: bool = False
+    cache_memory: int | None = None
 
     @property
     def id(self) -> str:
@@ -104,11 +117,14 @@ class Job:
     def reference(self) -> Job:
         """The uncached twin; it does not depend on the versions of other people's packages."""
         ours = {name: self.versions[name] for name in CORE if name in self.versions}
-        return dataclasses.replace(self, method=Setting(UNCACHED), versions=ours)
+        return dataclasses.replace(
+            self, method=Setting(UNCACHED), versions=ours, static=False, cache_memory=None
+        )
 
     def content(self) -> dict[str, Any]:
-        """Everything that decides the clip, JSON-able."""
-        return {
+        """Everything that decides the clip, JSON-able; what is not set has no name, so that jobs
+        keep theirs."""
+        found: dict[str, Any] = {
             "format": FORMAT,
             "clip": dataclasses.asdict(self.clip),
             "method": self.method.label,
@@ -117,6 +133,11 @@ class Job:
             "device": self.device,
             "versions": dict(self.versions),
         }
+        if self.static:
+            found["static"] = True
+        if self.cache_memory is not None:
+            found["cache_memory"] = self.cache_memory
+        return found
 
 
 def fingerprint(folder: Path) -> str:

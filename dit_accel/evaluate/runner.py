@@ -123,7 +123,7 @@ class Runner:
         method = METHODS[job.method.method]
         named = self.plan.profile
         profile = self.store.profile_path(named) if named is not None else None
-        context = Context(job.clip, self._calibrate, profile)
+        context = Context(job.clip, self._calibrate, profile, job.static, job.cache_memory)
         with (
             Probe(pipe) as probe,
             method.apply(pipe, job.method.number, context) as effect,

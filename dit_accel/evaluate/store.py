@@ -36,6 +36,7 @@ from dit_accel.takes import Clip
 
 Result = dict[str, Any]
 _SHARED = ("model", "clip", "dtype", "device", "versions")
+_PLANNED = ("static", "cache_memory")  # shared as well, where both have methods that plan
 
 
 class StoreError(Exception):
@@ -76,7 +77,8 @@ class Store:
         """
         if (self.folder / "manifest.json").exists():
             before = self.plan()
-            differing = [name for name in _SHARED if getattr(before, name) != getattr(plan, name)]
+            shared = _SHARED + (_PLANNED if before.planned and plan.planned else ())
+            differing = [name for name in shared if getattr(before, name) != getattr(plan, name)]
             if differing:
                 raise StoreError(
                     f"{self.folder} holds an evaluation with another "
@@ -247,6 +249,8 @@ def _plan(content: dict[str, Any]) -> Plan:
         versions=content["versions"],
         keep_clips=content["keep_clips"],
         profile=content.get("profile"),
+        static=content.get("static", False),
+        cache_memory=content.get("cache_memory"),
     )
 
 
@@ -256,6 +260,7 @@ def _merged(before: Plan, now: Plan) -> Plan:
     for prompt in now.prompts:
         if prompts.setdefault(prompt.id, prompt) != prompt:
             raise StoreError(f"prompt {prompt.id!r} is another one in this folder's manifest")
+    planning = now if now.planned else before
     return dataclasses.replace(
         now,
         prompts=tuple(prompts.values()),
@@ -263,6 +268,7 @@ def _merged(before: Plan, now: Plan) -> Plan:
         methods=tuple(dict.fromkeys(before.methods + now.methods)),
         metrics=tuple(dict.fromkeys(before.metrics + now.metrics)),
         profile=now.profile or before.profile,
+        **{name: getattr(planning, name) for name in _PLANNED},
     )
 
 

@@ -80,7 +80,11 @@ def _planned(way: type[QualityConfig | SpeedupConfig]) -> Apply:
                 "no profile of this model was found in its folder or the cache: `dit-accel "
                 "calibrate` makes one"
             )
-        return _ours(pipe, way(float(number or 0.0), profile=profile))
+        config = way(
+            float(number or 0.0), profile=profile, static=context.static,
+            cache_memory=context.cache_memory,
+        )  # fmt: skip
+        return _ours(pipe, config)
 
     return apply
 

@@ -39,11 +39,14 @@ class Context:
         calibrate: makes an uncached clip with the pipeline as it is, and keeps, under a name, what
             the function given returns after it; a later call with the same name makes no clip.
         profile: the model's profile (`dit-accel calibrate`), where there is one.
+        static, cache_memory: of plans, as `accelerate` takes them.
     """
 
     clip: Clip
     calibrate: Callable[[str, Callable[[Callable[[], None]], Any]], Any]
     profile: Path | None = None
+    static: bool = False
+    cache_memory: int | None = None
 
 
 Apply = Callable[[Any, float | int | None, Context], AbstractContextManager[Effect]]

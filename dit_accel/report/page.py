@@ -304,6 +304,10 @@ def _settings(plan: Plan) -> list[tuple[str, str]]:
     ]
     if clip.fps:
         found.insert(4, ("frames per second", f"{clip.fps:g}"))
+    if plan.static:
+        found.append(("plans", "static: every run does the same, without a guard"))
+    if plan.cache_memory is not None:
+        found.append(("kept values of plans", f"at most {plan.cache_memory} bytes"))
     return [*found, *((name, version) for name, version in plan.versions.items())]
 
 
@@ -319,6 +323,7 @@ def command(plan: Plan) -> str:
         *((f"--{name}", getattr(clip, name)) for name in _OPTIONS),
         ("--dtype", plan.dtype),
         ("--device", plan.device),
+        ("--cache-memory", plan.cache_memory),
         ("--out", "runs/again"),
     ]
     parts = ["dit-accel evaluate prompts.jsonl"]
@@ -326,6 +331,8 @@ def command(plan: Plan) -> str:
         if value is not None and (name != "--negative" or value):
             text = f"{value:g}" if isinstance(value, float) else str(value)
             parts.append(f"{name} {shlex.quote(text)}")
+    if plan.static:
+        parts.append("--static")
     if not plan.keep_clips:
         parts.append("--no-keep-clips")
     return " \\\n  ".join(parts)
