@@ -251,6 +251,7 @@ def _piloted(config: PlannedConfig, session: Session, family: Family, *, alone: 
     )  # fmt: skip
     follower = Follower(session, course)
     follower.heard, follower.heard_start = course.hear, course.hear_start
+    follower.heard_latents = course.hear_latents
     follower.kept.memory, follower.fewest_bits = config.cache_memory, lambda: course.fewest_bits
     if alone:  # what calibration knows of texts is of clips without a scene
         follower.heard_text = course.hear_text

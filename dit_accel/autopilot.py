@@ -40,6 +40,7 @@ def decide(
     speedup: float | None = None,
     static: bool = False,
     text: torch.Tensor | None = None,
+    resized: bool = False,
 ) -> Decision:
     """What a run will do by a profile.
 
@@ -48,6 +49,7 @@ def decide(
         text: `(B, T)` pooled embeddings of its prompts, which a quality is then promised for.
         quality, speedup: one of them.
         static: whether the run may not turn careful on the way.
+        resized: whether its clips are of another size than calibration's.
 
     Raises:
         ValueError: neither or both are given, one is out of range, or the run has too few steps.
@@ -57,6 +59,7 @@ def decide(
     own = profile.schedule
     run = schedule or own
     profile = profile if static else profile.for_text(text)
+    profile = profile.resized() if resized else profile
     _check_steps(run)
     if len(run.mix) != len(own.mix):
         raise ProfileError(
@@ -117,6 +120,7 @@ class Autopilot:
         self.steering = Steering(Plan(1, {}), [0.0])
         self._decisions: dict[tuple[Any, ...], Decision] = {}
         self._text: torch.Tensor | None = None  # pooled, of the run's prompts
+        self._size: tuple[int, int, int] | None = None  # height, width, frames of the run's clips
         self._carried: tuple[str, ...] = ()
         self._recorder: Recorder | None = None
 
@@ -161,8 +165,9 @@ class Autopilot:
         self._recorder = None
         self._check_guidance(self.profile.identity)
         text = self._text if self.profile.difficulty is not None else None
+        resized = self._size is not None and not self.profile.identity.of_size(*self._size)
         key: tuple[Any, ...] = (
-            tuple(schedule.times.tolist()), tuple(schedule.shares.tolist()), schedule.mix,
+            tuple(schedule.times.tolist()), tuple(schedule.shares.tolist()), schedule.mix, resized,
             None if text is None else tuple(text.flatten().tolist()),
         )  # fmt: skip
         if key not in self._decisions:
@@ -170,7 +175,7 @@ class Autopilot:
                 del self._decisions[next(iter(self._decisions))]
             self._decisions[key] = decide(
                 self.profile, schedule, quality=self.quality, speedup=self.speedup,
-                static=self.static, text=text,
+                static=self.static, text=text, resized=resized,
             )  # fmt: skip
         self.decision = self._decisions[key]
         self.steering = self.decision.steering(guard=self.guard)
@@ -190,10 +195,12 @@ class Autopilot:
             said = conditional(text, self._guidance(), self.family.branches)
             self._text = pooled(said) if said is not None else None
 
+    def hear_latents(self, latents: torch.Tensor) -> None:
+        """What the run's first forward is given, before it is decided: its clips' size."""
+        self._size = self._size_of(latents)
+
     def hear_start(self, latents: torch.Tensor) -> None:
         """The noise that the run starts from."""
-        if self.profile is not None and self.profile.identity.height:
-            self._carry_size(self.profile.identity, latents)
         if self._recorder is not None:
             start = guided(latents, self._guidance(), self.family.branches)
             self._recorder.start = start.detach().float().cpu().flatten()
@@ -265,23 +272,25 @@ class Autopilot:
         self._carried = (f"The profile was forced: {difference}.",)
 
     def _carry(self, mine: Identity, schedule: Schedule) -> None:
-        """Note over what the profile is carried, as far as it is known when a run begins."""
+        """Note over what the profile is carried."""
         transformer = next(iter(transformers_of(self.pipe, self.family).values()))
         dtype = str(transformer.dtype).removeprefix("torch.") if mine.dtype else ""
         guidance = self._guidance() if mine.parts > 1 and mine.guidance else mine.guidance
         here = dataclasses.replace(mine, steps=schedule.total, guidance=guidance, dtype=dtype)
+        if self._size is not None and not mine.of_size(*self._size):
+            height, width, frames = self._size
+            here = dataclasses.replace(here, height=height, width=width, frames=frames)
         self._carried += tuple(f"Carried over: {what}." for what in mine.carried(here))
 
-    def _carry_size(self, mine: Identity, latents: torch.Tensor) -> None:
-        """The same of the clip's size, where the latents show it."""
+    def _size_of(self, latents: torch.Tensor) -> tuple[int, int, int] | None:
+        """Of a clip with latents `(B, C, F, h, w)` or `(B, F, C, h, w)`; None where these do not
+        tell."""
         scale = getattr(self.pipe, "vae_scale_factor_spatial", None)
-        if latents.ndim != 5 or not scale:
-            return  # packed
-        height, width = (side * scale for side in latents.shape[-2:])
-        here = dataclasses.replace(
-            mine, height=height, width=width, frames=self._frames(latents) or mine.frames
-        )
-        self._carried += tuple(f"Carried over: {what}." for what in mine.carried(here))
+        frames = self._frames(latents) if latents.ndim == 5 else None  # else packed
+        if not scale or frames is None:
+            return None
+        height, width = (int(side * scale) for side in latents.shape[-2:])
+        return height, width, frames
 
     def _frames(self, latents: torch.Tensor) -> int | None:
         """Of a clip with latents `(B, C, F, h, w)` or `(B, F, C, h, w)`, where it is known."""

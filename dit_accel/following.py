@@ -149,6 +149,7 @@ class Follower:
         self.heard: Callable[[int, torch.Tensor], None] = lambda part, value: None
         self.heard_start: Callable[[torch.Tensor], None] = lambda latents: None
         self.heard_text: Callable[[Any], None] = lambda text: None
+        self.heard_latents: Callable[[torch.Tensor], None] = lambda latents: None
         self._form: Callable[[torch.Tensor], Any] = _as_tuple
         self._forget()
 
@@ -255,6 +256,7 @@ class Follower:
         """
         self._forget()
         self.heard_text(self.session.text)
+        self.heard_latents(self.session.latents)
         self.course.begin(total)
         self.done.clear()
         self._unmade.clear()

@@ -15,6 +15,7 @@ import dataclasses
 import json
 import os
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from dit_accel.plans import Plan, Schedule
 FORMAT = "dit-accel-profile"
 VERSION = 1
 SUFFIX = ".safetensors"
+SIZE_DB = 3.0  # what clips of another size are believed to lose (docs/planning.md)
 
 
 class ProfileError(ValueError):
@@ -72,6 +74,11 @@ class Identity:
         if self.parts > 1:
             names.append("guidance")
         return self._named(wanted, names)
+
+    def of_size(self, height: int, width: int, frames: int) -> bool:
+        """Whether it is of clips of this size; of none in particular: yes."""
+        own = (self.height, self.width, self.frames)
+        return not any(own) or own == (height, width, frames)
 
     def _named(self, wanted: Identity, names: list[str]) -> tuple[str, ...]:
         pairs = ((name, getattr(self, name), getattr(wanted, name)) for name in names)
@@ -147,14 +154,20 @@ class Profile:
         if known is None or text is None or text.shape[-1] != len(known.centre):
             return self
         hard = known.of(text)
+        return self._giving(lambda psnr_db: known.shifted(psnr_db, hard))
 
-        def moved(rungs: tuple[Rung, ...]) -> tuple[Rung, ...]:
-            return tuple(
-                dataclasses.replace(rung, psnr_db=known.shifted(rung.psnr_db, hard))
-                for rung in rungs
-            )
+    def resized(self) -> Profile:
+        """As it is believed to be of clips of another size: none were made in calibration, and
+        `SIZE_DB` are taken off what each plan gave."""
+        return self._giving(lambda psnr_db: psnr_db - SIZE_DB)
 
-        return dataclasses.replace(self, rungs=moved(self.rungs), careful=moved(self.careful))
+    def _giving(self, moved: Callable[[torch.Tensor], torch.Tensor]) -> Profile:
+        ladders = (
+            tuple(dataclasses.replace(rung, psnr_db=moved(rung.psnr_db)) for rung in rungs)
+            for rungs in (self.rungs, self.careful)
+        )
+        rungs, careful = ladders
+        return dataclasses.replace(self, rungs=rungs, careful=careful)
 
     @property
     def field(self) -> Field:

@@ -18,7 +18,7 @@ from dit_accel.families import family_of
 from dit_accel.finding import FILE, cached_path, find_profile
 from dit_accel.identity import identify
 from dit_accel.plans import Schedule
-from dit_accel.profile import Profile, ProfileError
+from dit_accel.profile import SIZE_DB, Profile, ProfileError
 from dit_accel.sampling import planned_schedule
 
 STEPS, GUIDANCE = 12, 4.0
@@ -138,6 +138,19 @@ def test_another_size_is_carried_over_and_named(pipe):
         assert handle.report().notes == ("Carried over: height is 16 in the profile, 32 here.",)
         run(pipe)
         assert handle.report().notes == ()
+
+
+def test_clips_of_another_size_are_promised_less(pipe):
+    """The same plan for the speed; a quality may want more computed steps."""
+    promised = {}
+    with accelerate(pipe, profile=profile_for(pipe), speedup=2.0) as handle:
+        for height in (16, 32):
+            run(pipe, height=height)
+            promised[height] = handle.report().prediction["psnr_db"]
+    assert promised[16] - promised[32] == pytest.approx(SIZE_DB)
+    small = profile_for(pipe)
+    assert small.identity.of_size(16, 16, 5) and not small.identity.of_size(16, 16, 9)
+    assert dataclasses.replace(small.identity, height=0, width=0, frames=0).of_size(16, 16, 9)
 
 
 def test_another_number_of_frames_is_carried_over_and_named(pipe):

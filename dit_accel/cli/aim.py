@@ -114,6 +114,7 @@ def decide(
     speedup: float | None,
     static: bool = False,
     text: Any = None,
+    resized: bool = False,
 ) -> Decision | None:
     """What a run will do by a profile; None where the scheduler does not tell before the run.
 
@@ -122,6 +123,7 @@ def decide(
         separate: whether guidance runs as separate forwards.
         static: whether the run may not turn careful on the way.
         text: pooled embeddings of the prompts, which a quality is then promised for.
+        resized: whether its clips are of another size than calibration's.
 
     Raises:
         ValueError: the target or the profile does not suit the run.
@@ -148,8 +150,9 @@ def decide(
             "model's scheduler"
         )
     return autopilot.decide(
-        profile, schedule, quality=quality, speedup=speedup, static=static, text=text
-    )
+        profile, schedule, quality=quality, speedup=speedup, static=static, text=text,
+        resized=resized,
+    )  # fmt: skip
 
 
 def _by_threshold(settings: Settings) -> Aim:
@@ -183,6 +186,7 @@ def _by_profile(pipe: Any, settings: Settings, path: str) -> Aim:
             speedup=settings.speedup,
             static=settings.static,
             text=said.pooled if said is not None else None,
+            resized=not profile.identity.of_size(settings.height, settings.width, settings.frames),
         )
     except ValueError as error:
         raise BadInput(f"{option}: {error}") from error
