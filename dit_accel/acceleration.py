@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Sequence
 from types import TracebackType
 from typing import Any
 
@@ -22,6 +23,8 @@ from dit_accel.families import Family, family_of, transformers_of
 from dit_accel.following import Course, EveryStep, Follower, PlanCourse
 from dit_accel.isolation import Scene
 from dit_accel.layout import Layout
+from dit_accel.leveling import Leveling, products
+from dit_accel.levels import Level
 from dit_accel.outcome import Report, SceneReport
 from dit_accel.patching import Patches
 from dit_accel.plans import Plan
@@ -178,6 +181,7 @@ class Handle:
         course: Course | None = None,
         preset: UniCP | None = None,
         scene: scenes.Prepared | None = None,
+        levels: Sequence[Level] = (),
     ) -> None:
         self.family, self.site, self.config = family, site, config
         self._transformers = transformers_of(pipe, family)
@@ -186,12 +190,16 @@ class Handle:
         self._cache: Cache | Follower
         self._clock = _Clock(self._session)
         self._scene: Scene | None = None
+        self._leveling: Leveling | None = None
         self._done: SceneReport | None = None  # of the scene, once it is removed
         try:
             self._session.install(self._patches)
             if course is not None:
                 self._cache = Follower(self._session, course)
                 self._session.answer = self._cache.answer
+                if levels:
+                    self._leveling = Leveling(self._session, family, levels, self._cache)
+                    self._leveling.install(self._patches)
             else:
                 self._cache = (
                     Cache(self._session, family, site, config or EDCW())
@@ -199,7 +207,8 @@ class Handle:
                     else PrunedCache(self._session, family, preset)
                 )
                 self._cache.install(self._patches)
-            self._session.observers = [self._cache, self._clock]
+            last = [part for part in (self._leveling, self._clock) if part is not None]
+            self._session.observers = [self._cache, *last]
             self._scene = scene(self._session) if scene is not None else None
             if self._scene is not None:
                 self._scene.install(self._patches)
@@ -239,6 +248,8 @@ class Handle:
         self._cache.settle()
         self._patches.undo()
         self._cache.clear()
+        if self._leveling is not None:
+            self._leveling.clear()
         if self._scene is not None:
             self._done = self._done or self._scene.report()
             self._scene.clear()
@@ -257,7 +268,9 @@ class Handle:
         cache.settle()
         sites = cache.site_reports()
         full, spent, notes = self._flops(sites)
-        scene = self._scene_report()
+        scene, leveling = self._scene_report(), self._leveling
+        if leveling is not None:
+            leveling.settle()
         return Report(
             family=self.family.name,
             site=self.site,
@@ -269,7 +282,7 @@ class Handle:
             flops_spent=spent,
             seconds=self._clock.seconds,
             peak_memory_bytes=self._clock.peak_memory_bytes,
-            kept_bytes=cache.kept_bytes,
+            kept_bytes=cache.kept_bytes + (leveling.kept_bytes if leveling is not None else 0),
             device_reads=cache.device_reads,
             offloaded_bytes=getattr(cache, "offloaded_bytes", 0),
             quality=pilot.quality if pilot else None,
@@ -278,6 +291,7 @@ class Handle:
             planned=pilot.steering.plan.computed if pilot else (),
             notes=notes + cache.notes(),
             scene=scene,
+            levels=dict(leveling.done) if leveling is not None else {},
         )
 
     def _flops(self, sites: tuple[Any, ...]) -> tuple[int | None, int | None, tuple[str, ...]]:
@@ -285,13 +299,15 @@ class Handle:
         full = saved = 0
         try:
             for (name, branch), (args, kwargs) in self._session.inputs.items():
-                costs = count_flops(_without_weights(self._transformers[name]), args, kwargs)
+                costs = count_flops(without_weights(self._transformers[name]), args, kwargs)
                 mine = [s for s in sites if (s.transformer, s.branch) == (name, branch)]
                 full += costs[""] * max((s.steps for s in mine), default=0)
                 for s in mine:
                     saved += self._cost(costs, s.name) * len(s.served)
                     unspent = sum(1 - share for share in s.spent.values())
-                    saved += round(unspent * _products(costs, s.name)) if unspent else 0
+                    saved += round(unspent * products(costs, s.name)) if unspent else 0
+                if self._leveling is not None:
+                    saved += round(self._leveling.saved(costs, name, branch))
         except (RuntimeError, NotImplementedError, TypeError) as error:
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             return None, None, (f"FLOPs could not be counted: {reason}",)
@@ -318,14 +334,7 @@ class Handle:
         return sum(costs[path] for path in members)
 
 
-def _products(costs: dict[str, int], attention: str) -> int:
-    """FLOPs of an attention less those of the projections inside it."""
-    inside = [path for path in costs if path.startswith(f"{attention}.")]
-    tops = (p for p in inside if not any(p.startswith(f"{other}.") for other in inside))
-    return costs[attention] - sum(costs[path] for path in tops)
-
-
-def _without_weights(transformer: Any) -> Any:
+def without_weights(transformer: Any) -> Any:
     """A stock twin to count on: no weights, none of the hooks that offload or cache."""
     with torch.device("meta"):
         return type(transformer).from_config(transformer.config)

@@ -71,6 +71,7 @@ class Report:
     `kept_bytes` is the most that kept values held on the device, `offloaded_bytes` the most that
     waited in the CPU's memory under a cap. `quality` (dB) and `speedup` are what was asked
     for, `prediction` what is expected of this run, `planned` the steps that were to be computed.
+    `levels` are the levels of those that were computed for less, by step.
     """
 
     family: str
@@ -92,6 +93,7 @@ class Report:
     planned: tuple[int, ...] = ()
     scene: SceneReport | None = None
     offloaded_bytes: int = 0
+    levels: dict[int, str] = field(default_factory=dict)
 
     @property
     def flops_kept(self) -> float | None:
@@ -126,6 +128,7 @@ class Report:
             f"{self.family}, site {self.site}, {self.rule}: computed "
             f"{self.steps_computed:.1f} of {self.steps} steps"
             + (f", pruned or blended {partly / len(self.sites):.1f}" if partly else "")
+            + (f", {len(self.levels)} of them for less" if self.levels else "")
             + (f", {kept:.0%} of the FLOPs" if kept is not None else "")
             + f", {self.seconds:.2f} s, {self.kept_bytes / 2**20:.1f} MiB held by kept values"
             + (f", {away / 2**20:.1f} MiB more on the CPU." if away else ".")
