@@ -15,9 +15,9 @@ from typing import Any
 
 import torch
 
-from dit_accel import following, scenes, targets
+from dit_accel import cheaper, following, scenes, targets
 from dit_accel.autopilot import DEFAULT_QUALITY, Autopilot, checked, find_profile, load_profile
-from dit_accel.bench import Stopwatch, count_flops
+from dit_accel.bench import Stopwatch, count_flops, device_name
 from dit_accel.caching import Cache
 from dit_accel.families import Family, family_of, transformers_of
 from dit_accel.following import Course, EveryStep, Follower, PlanCourse
@@ -64,7 +64,8 @@ def accelerate(
             residual) or "model" (the residual of the whole block stack).
         config: all settings of the windows; its threshold takes the place of `threshold`.
         plan: which steps to compute and what serves the others, decided beforehand (`planner`);
-            carried out at the denoiser's output, in place of windows at a site.
+            carried out at the denoiser's output, in place of windows at a site; and at which level
+            a step is computed (`levels`), which is carried out at blocks and attentions.
         mix: of the parts that the plan's forecasts have.
         accel: "unicp", all that pays: as `quality` or `speedup` say, a quality of 36 dB where
             neither is given. "unicp-paper", or a `UniCP` of your own: at each self-attention,
@@ -129,7 +130,10 @@ def accelerate(
         if config is not None or threshold is not None or site != "model":
             raise ValueError("plan is given with threshold, site or config; accepted: plan alone")
         course = PlanCourse(plan, mix) if isinstance(plan, Plan) else plan
-        return Handle(pipe, family, following.SITE, None, course, scene=staged)
+        levels = tuple(plan.levels.values()) if isinstance(plan, Plan) else ()
+        if levels and staged is not None:
+            raise ValueError("plan has levels with layout; accepted: one of them")
+        return Handle(pipe, family, following.SITE, None, course, scene=staged, levels=levels)
     if staged is not None and threshold is None and config is None and site == "model":
         return Handle(pipe, family, following.SITE, EDCW(threshold=0.0), EveryStep(), scene=staged)
     if site not in family.sites:
@@ -149,11 +153,16 @@ def _piloted(
     source = given if given is not None else find_profile(pipe)
     profile = load_profile(source) if source is not None else None
     remarks = checked(profile, pipe, force=force) if profile is not None else ()
+    offers: dict[int, cheaper.Offer] = {}
+    if profile is not None and not (remarks or static or scene is not None):
+        transformer = next(iter(transformers_of(pipe, family).values()))
+        offers = cheaper.paying(profile, device_name(next(transformer.parameters()).device))
     course = Autopilot(
         pipe, family, profile, quality=quality, speedup=speedup, guard=guard, static=static,
-        force=force, remarks=remarks,
+        force=force, remarks=remarks, offers=offers,
     )  # fmt: skip
-    handle = Handle(pipe, family, following.SITE, None, course, scene=scene)
+    levels = [level for offer in offers.values() for level in offer.choice.levels.values()]
+    handle = Handle(pipe, family, following.SITE, None, course, scene=scene, levels=levels)
     follower = handle.follower
     follower.heard, follower.heard_start, follower.memory = course.hear, course.hear_start, memory
     if scene is None:  # what calibration knows of texts is of clips without a scene

@@ -120,8 +120,9 @@ class Attention(LevelSite):
             share = level.density
             pruner.config = replace(pruner.config, keep_mass=1.0, floor=share, cap=share)
             mixed, spent = pruner.attend(query, key, value, cache.order(query, pruner))
-            known = not isinstance(spent, torch.Tensor)  # else it stays on the device, unread
-            self._trace().spent[cache.session.step] = spent if known else share  # type: ignore[assignment]
+            if isinstance(spent, torch.Tensor):
+                spent = share  # about: it would have to be read from the device
+            self._trace().spent[cache.session.step] = spent
             cache.note()
             return mixed
         if cache.keeps and any(used.kind == "prune" for used in cache.used):

@@ -23,10 +23,11 @@ it does on the uncached one.
 
 A level pays where it leaves less than what it saves would have bought in further full steps:
 
-    weight_s e^2 / (1 - c)  <  -dE/dk        (E: what a plan of k full steps leaves)
+    weight_s e^2  <  (1 - c) (-dE/dk)        (E: what a plan of k full steps leaves)
 
-which `break_even` turns round. Knows steps and numbers; no model. Ours, after the aim of UniCP
-(arXiv 2502.04393): caching and pruning as one decision.
+so that weight_s e^2 / (-dE/dk) is the share of a full step that it must save. Knows steps and
+numbers; no model. Ours, after the aim of UniCP (arXiv 2502.04393): caching and pruning as one
+decision.
 """
 
 from __future__ import annotations
@@ -188,18 +189,21 @@ class LevelTable:
         else of its FLOPs."""
         return self.seconds if device is not None and device == self.device else self.flops
 
-    def error(self, level: int, step: int, age: float) -> float:
-        """Guided relative error of a level at a step: on straight lines in the logarithms of age
-        and error, beyond the ends too."""
-        row = self.errors[level, :, step].clamp_min(1e-12).log().tolist()
-        places = [math.log(known) for known in self.ages]
-        if len(places) == 1:
-            return math.exp(row[0])
-        at = math.log(max(age, 1.0))
-        after = next((i for i, place in enumerate(places) if place >= at), len(places) - 1)
-        high = min(max(after, 1), len(places) - 1)
-        slope = (row[high] - row[high - 1]) / (places[high] - places[high - 1])
-        return math.exp(row[high - 1] + slope * (at - places[high - 1]))
+    def at(self, step: int, ages: Sequence[float]) -> torch.Tensor:
+        """`(L, len(ages))` guided relative errors at a step: on straight lines in the logarithms of
+        age and error, beyond the ends too.
+
+        Args:
+            ages: steps since the last full one, >= 1.
+        """
+        known = self.errors[:, :, step].clamp_min(1e-12).log()
+        if len(self.ages) == 1:
+            return known.exp().expand(-1, len(ages))
+        places = torch.tensor(self.ages, dtype=torch.float64).log()
+        wanted = torch.tensor(ages, dtype=torch.float64).log()
+        high = torch.searchsorted(places, wanted).clamp(1, len(places) - 1)
+        share = (wanted - places[high - 1]) / (places[high] - places[high - 1])
+        return torch.lerp(known[:, high - 1], known[:, high], share).exp()
 
 
 def weights(computed: Sequence[int], field: Field) -> torch.Tensor:
@@ -291,14 +295,13 @@ def choose(
         new = torch.full_like(best, math.inf)
         new[place, whole:] = least[: cells + 1 - whole]
         picks = torch.full(best.shape, -1)
+        ages = [steps[place] - last for last in steps[:place]]
+        adds = float(weight[place]) * table.at(steps[place], ages).square()
         for index, price in enumerate(prices):
             if price > cells:
                 continue
-            ages = (steps[place] - last for last in steps[:place])
-            errors = [table.error(index, steps[place], age) for age in ages]
-            adds = float(weight[place]) * torch.tensor(errors, dtype=torch.float64).square()
             moved = torch.full_like(best, math.inf)
-            moved[:place, price:] = best[:place, : cells + 1 - price] + adds[:, None]
+            moved[:place, price:] = best[:place, : cells + 1 - price] + adds[index, :, None]
             picks = torch.where(moved < new, index, picks)
             new = torch.minimum(new, moved)
         trail.append((picks, came))
@@ -321,17 +324,29 @@ def choose(
     return Choice(dict(sorted(found.items())), spent, added)
 
 
-def break_even(added: float, worth: float) -> float:
-    """The cost of a level, as a share of a full step, below which it pays.
+def bound(
+    computed: Sequence[int],
+    weight: torch.Tensor,
+    table: LevelTable,
+    budget: float,
+    device: str | None = None,
+) -> float:
+    """What `choose` adds at least: its relaxation by a price on cost, in a thousandth of the time.
 
     Args:
-        added: what it leaves at a step, as squared relative error of the final latents.
-        worth: what one more full step takes away, -dE/dk, > 0.
-
-    Returns:
-        the share; below 0 where no cost is low enough.
-
-    >>> break_even(1e-5, 4e-5)
-    0.75
+        as `choose`.
     """
-    return 1 - added / worth
+    costs = torch.cat([table.costs(device), torch.ones(1, dtype=torch.float64)])
+    rows = []
+    for place in range(FIRST, len(computed)):
+        step = computed[place]
+        gap = step - computed[place - 1]
+        ages = [gap, *(age for age in table.ages if age > gap), step]
+        least = table.at(step, ages).amin(1).square() * float(weight[place])
+        rows.append(torch.cat([least, torch.zeros(1, dtype=torch.float64)]))
+    if not rows:
+        return 0.0 if len(computed) <= budget else math.inf
+    added = torch.stack(rows)  # (steps, levels and full)
+    prices = torch.cat([torch.zeros(1), torch.logspace(-9, 1, 81)]).double()
+    paid = (added + prices[:, None, None] * costs).amin(2).sum(1)
+    return float((paid - prices * (budget - FIRST)).max())

@@ -316,10 +316,14 @@ def _levels_of(head: Any, tensors: dict[str, torch.Tensor]) -> LevelTable | None
     if not isinstance(head, dict) or head.get("version") != LEVELS_VERSION:
         return None
     return LevelTable(
-        tuple(parse(name) for name in head["names"]), tuple(head["ages"]),
-        *(tensors[f"levels.{name}"] for name in _LEVEL_TENSORS),
-        device=str(head["device"]), clips=int(head["clips"]),
-    )  # fmt: skip
+        levels=tuple(parse(name) for name in head["names"]),
+        ages=tuple(head["ages"]),
+        errors=tensors["levels.errors"],
+        flops=tensors["levels.flops"],
+        seconds=tensors["levels.seconds"],
+        device=str(head["device"]),
+        clips=int(head["clips"]),
+    )
 
 
 def _interpolation(given: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:

@@ -15,13 +15,14 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
 
 from dit_accel import drift
 from dit_accel.acceleration import without_weights
-from dit_accel.bench import count_flops, synchronise
+from dit_accel.bench import count_flops, device_name, synchronise
 from dit_accel.families import Family, family_of, transformers_of
 from dit_accel.following import guided
 from dit_accel.leveling import Fixed, Leveling
@@ -80,14 +81,13 @@ def try_levels(
     if list(ages) != sorted({*ages}) or not ages or ages[0] < 1 or 3 * ages[-1] > total:
         raise ValueError(f"ages is {ages}; accepted: rising, from 1 to {total // 3}")
     found: list[list[Trial]] = []
-    for number, age in enumerate(ages):
+    for age in ages:
         found.append([])
         for index, clip in enumerate(clips):
-            told(number * len(clips) + index, len(ages) * len(clips))
+            told(sum(map(len, found)), len(ages) * len(clips))
             name = f"levels-{[level.name for level in levels]}-{age}-{tried}-{index}"
-            found[-1].append(
-                kept(name, lambda c=clip, a=age: _try(pipe, c, levels, a, tried, overrides))
-            )
+            make = partial(_try, pipe, clip, levels, age, tried, overrides)
+            found[-1].append(kept(name, make))
     trials = [trial for row in found for trial in row]
     errors = [
         [interpolated(_typical([t.errors for t in row], level), total) for row in found]
@@ -225,8 +225,3 @@ def _shares(spent: Sequence[Mapping[Level, float]], levels: Sequence[Level]) -> 
 def _device(pipe: Any) -> torch.device:
     transformer = next(iter(transformers_of(pipe, family_of(pipe)).values()))
     return next(transformer.parameters()).device
-
-
-def device_name(device: torch.device) -> str:
-    """What seconds are of: the name of a CUDA device, else the kind."""
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type

@@ -24,6 +24,7 @@ MATHS = (
     "forecast",
     "windows",
     "difficulty",
+    "levels",
     "planner",
     "plans",
     "fitting",
@@ -35,11 +36,21 @@ MATHS = (
     "positions",
     "merging",
 )
-KNOWLEDGE = ("families", "profile", "layout", "miniature", "outcome", "staging", "targets", "video")
+KNOWLEDGE = (
+    "cheaper",
+    "families",
+    "profile",
+    "layout",
+    "miniature",
+    "outcome",
+    "staging",
+    "targets",
+    "video",
+)
 PLUMBING = (
     *("patching", "programs", "kernels", "session"),
     *("attention", "caching", "following", "pcas", "trimming", "unicp"),
-    *("blending", "lockstep", "supported", "isolation"),
+    *("blending", "leveling", "lockstep", "supported", "isolation"),
 )
 LAYERS = {
     "assets": 0,  # data, no code: free to all
@@ -54,6 +65,7 @@ PLUMBING_RANKS = {
     **dict.fromkeys(("session", "kernels"), 1),
     **dict.fromkeys(("attention", "caching", "following", "pcas", "trimming"), 2),
     "blending": 2,
+    "leveling": 3,
     "lockstep": 3,
     "supported": 3,
     "unicp": 3,

@@ -111,6 +111,7 @@ def decide(
     speedup: float | None,
     static: bool = False,
     text: Any = None,
+    offers: Any = None,
 ) -> Decision | None:
     """What a run will do by a profile; None where the scheduler does not tell before the run.
 
@@ -119,6 +120,7 @@ def decide(
         separate: whether guidance runs as separate forwards.
         static: whether the run may not turn careful on the way.
         text: pooled embeddings of the prompts, which a quality is then promised for.
+        offers: plans with levels that may be taken (`cheaper.paying`); None: none.
 
     Raises:
         ValueError: the target or the profile does not suit the run.
@@ -145,8 +147,9 @@ def decide(
             "model's scheduler"
         )
     return autopilot.decide(
-        profile, schedule, quality=quality, speedup=speedup, static=static, text=text
-    )
+        profile, schedule, quality=quality, speedup=speedup, static=static, text=text,
+        offers=offers,
+    )  # fmt: skip
 
 
 def _by_threshold(settings: Settings) -> Aim:
@@ -179,6 +182,7 @@ def _by_profile(pipe: Any, settings: Settings, path: str) -> Aim:
             speedup=settings.speedup,
             static=settings.static,
             text=_text(pipe, settings, profile),
+            offers=_offers(settings, profile),
         )
     except ValueError as error:
         raise BadInput(f"{option}: {error}") from error
@@ -192,6 +196,16 @@ def _text(pipe: Any, settings: Settings, profile: Profile) -> Any:
     if profile.difficulty is None or settings.layout is not None:
         return None
     return text_of(pipe, [settings.prompt], settings.max_sequence_length)
+
+
+def _offers(settings: Settings, profile: Profile) -> Any:
+    """Plans with levels that the run may take, as `accelerate` will."""
+    from dit_accel import cheaper
+    from dit_accel.bench import device_name
+
+    if settings.static or settings.force or settings.layout is not None:
+        return None
+    return cheaper.paying(profile, device_name(settings.device))
 
 
 def _found(pipe: Any) -> str | None:
