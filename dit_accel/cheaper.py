@@ -15,11 +15,14 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import torch
+
 from dit_accel import levels, targets
 from dit_accel.levels import FIRST, Choice, Level, LevelTable
 from dit_accel.profile import Profile, Rung
 from dit_accel.targets import COVERAGE, Decision, Outlook
 
+Weights = Mapping[tuple[int, ...], torch.Tensor]
 MARGIN = 0.5  # dB that levels must gain at equal cost: below, errors are not known so well
 
 
@@ -85,9 +88,16 @@ def left(rung: Rung) -> float:
     return float(10 ** (-rung.latents_db.mean() / 10))
 
 
+def weights_of(profile: Profile) -> Weights:
+    """What errors of every plan's computed steps weigh (`levels.weights`), by the plan's steps."""
+    field = profile.field
+    return {rung.computed: levels.weights(rung.computed, field) for rung in profile.rungs}
+
+
 def best_offer(
-    profile: Profile, budget: float, device: str | None = None, least_db: float = -math.inf
-) -> Offer | None:
+    profile: Profile, budget: float, device: str | None = None, least_db: float = -math.inf,
+    known: Weights | None = None,
+) -> Offer | None:  # fmt: skip
     """Of all plans of the ladder that compute more than a budget, the best with levels that bring
     it within; None where there is none, or no level was measured.
 
@@ -95,15 +105,16 @@ def best_offer(
         budget: full steps.
         device: whose seconds count, where they were measured on it; else FLOPs do.
         least_db: PSNR below which an offer is of no use.
+        known: as `weights_of` gives them, where several budgets are asked for.
     """
-    table = profile.levels
+    table, known = profile.levels, weights_of(profile) if known is None else known
     best: Offer | None = None
     for rung in profile.rungs if table is not None else ():
         here, computed = left(rung), rung.computed
         most = here * (10 ** ((float(rung.psnr_db.mean()) - least_db) / 10) - 1)
         if table is None or len(computed) <= budget or most < 0:
             continue
-        given = computed, levels.weights(computed, profile.field), table, budget, device
+        given = computed, known[computed], table, budget, device
         choice = levels.choose(*given) if levels.bound(*given) <= most else None
         if choice is not None and choice.added <= most:
             best = Offer(rung, choice, here)
@@ -113,18 +124,22 @@ def best_offer(
 
 def verdicts(profile: Profile, device: str | None = None) -> tuple[Verdict, ...]:
     """The comparison at the cost of every plan of the ladder but the slowest."""
+    known = weights_of(profile)
+    budgets = ((rung, len(rung.computed)) for rung in profile.rungs[1:])
     return tuple(
-        Verdict(len(rung.computed), rung, best_offer(profile, len(rung.computed), device))
-        for rung in profile.rungs[1:]
+        Verdict(budget, rung, best_offer(profile, budget, device, known=known))
+        for rung, budget in budgets
     )
 
 
 def paying(profile: Profile, device: str | None = None) -> dict[int, Offer]:
     """Offers that pay, by budget; in a fraction of the time where none does."""
-    found = {}
+    if profile.levels is None:
+        return {}
+    found, known = {}, weights_of(profile)
     for rung in profile.rungs[1:]:
         least_db = float(rung.psnr_db.mean()) + MARGIN
-        offer = best_offer(profile, len(rung.computed), device, least_db)
+        offer = best_offer(profile, len(rung.computed), device, least_db, known)
         if offer is not None:
             found[len(rung.computed)] = offer
     return found

@@ -32,6 +32,7 @@ decision.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -337,16 +338,10 @@ def bound(
         as `choose`.
     """
     costs = torch.cat([table.costs(device), torch.ones(1, dtype=torch.float64)])
-    rows = []
-    for place in range(FIRST, len(computed)):
-        step = computed[place]
-        gap = step - computed[place - 1]
-        ages = [gap, *(age for age in table.ages if age > gap), step]
-        least = table.at(step, ages).amin(1).square() * float(weight[place])
-        rows.append(torch.cat([least, torch.zeros(1, dtype=torch.float64)]))
-    if not rows:
-        return 0.0 if len(computed) <= budget else math.inf
-    added = torch.stack(rows)  # (steps, levels and full)
+    added = torch.zeros(max(len(computed) - FIRST, 0), len(costs), dtype=torch.float64)
+    for row, (before, step) in enumerate(itertools.pairwise(computed[FIRST - 1 :])):
+        ages = [step - before, *(age for age in table.ages if age > step - before), step]
+        added[row, :-1] = table.at(step, ages).amin(1).square() * float(weight[FIRST + row])
     prices = torch.cat([torch.zeros(1), torch.logspace(-9, 1, 81)]).double()
     paid = (added + prices[:, None, None] * costs).amin(2).sum(1)
     return float((paid - prices * (budget - FIRST)).max())

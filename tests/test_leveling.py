@@ -32,12 +32,9 @@ def pipe() -> Any:
 
 
 def made(pipe: Any, **changes: Any) -> np.ndarray:
-    call = {
-        **tiny.CALL,
-        "num_inference_steps": STEPS,
-        "generator": torch.Generator().manual_seed(0),
-    }
-    return pipe(**call | changes).frames[0]
+    draw = torch.Generator().manual_seed(0)
+    given = tiny.CALL | SIZE | {"num_inference_steps": STEPS, "generator": draw}
+    return pipe(**given | changes).frames[0]
 
 
 def plan_of(levels: Mapping[int, Level], served: int | None = None) -> Plan:

@@ -66,8 +66,8 @@ def test_a_level_that_is_none_is_refused_by_name(name):
 
 def test_a_span_is_of_whole_blocks():
     assert list(parse("block:0.25-0.75").blocks(12)) == [3, 4, 5, 6, 7, 8]
-    with pytest.raises(ValueError, match=r"level block:0\.4-0\.5: no block of 3 lies in its span"):
-        parse("block:0.4-0.5").blocks(3)
+    with pytest.raises(ValueError, match=r"level block:0\.4-0\.45: no block of 3 lies in its span"):
+        parse("block:0.4-0.45").blocks(3)
 
 
 def test_a_plan_has_levels_at_computed_steps_only():
@@ -153,7 +153,8 @@ def test_the_choice_by_hand():
     free = choose((0, 1, 2, 3), weight, table, 4.0)
     assert free is not None and (free.levels, free.added) == ({}, 0.0)
     assert choose((0, 1, 2, 3), weight, table, 2.7) is None
-    assert choose((0, 1, 2, 3), weight, table, 3.0, "a device").levels == {2: TENTH}  # type: ignore[union-attr]
+    slow = choose((0, 1, 2, 3), weight, table, 3.8, "a device")  # its seconds: a step, and 0.8
+    assert slow is not None and slow.levels == {3: TENTH}
 
 
 @pytest.mark.parametrize("budget", [3.2, 4.0, 4.6, 5.3])
