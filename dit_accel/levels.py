@@ -36,6 +36,7 @@ import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import torch
@@ -190,21 +191,27 @@ class LevelTable:
         else of its FLOPs."""
         return self.seconds if device is not None and device == self.device else self.flops
 
-    def at(self, step: int, ages: Sequence[float]) -> torch.Tensor:
-        """`(L, len(ages))` guided relative errors at a step: on straight lines in the logarithms of
-        age and error, beyond the ends too.
-
-        Args:
-            ages: steps since the last full one, >= 1.
-        """
-        known = self.errors[:, :, step].clamp_min(1e-12).log()
+    @cached_property
+    def by_age(self) -> torch.Tensor:
+        """`(L, n, n)` guided relative errors by step and age, from 1 on: on straight lines in the
+        logarithms of age and error, beyond the ends too."""
+        known = self.errors.clamp_min(1e-12).log().transpose(1, 2)  # (L, n, A)
+        steps = known.shape[1]
         if len(self.ages) == 1:
-            return known.exp().expand(-1, len(ages))
+            return known.exp().expand(-1, -1, steps)
         places = torch.tensor(self.ages, dtype=torch.float64).log()
-        wanted = torch.tensor(ages, dtype=torch.float64).log()
+        wanted = torch.arange(1, steps + 1, dtype=torch.float64).log()
         high = torch.searchsorted(places, wanted).clamp(1, len(places) - 1)
         share = (wanted - places[high - 1]) / (places[high] - places[high - 1])
-        return torch.lerp(known[:, high - 1], known[:, high], share).exp()
+        return torch.lerp(known[..., high - 1], known[..., high], share).exp()
+
+    def at(self, step: int, ages: Sequence[int]) -> torch.Tensor:
+        """`(L, len(ages))` guided relative errors at a step.
+
+        Args:
+            ages: steps since the last full one, 1 to n.
+        """
+        return self.by_age[:, step, torch.tensor(ages) - 1]
 
 
 def weights(computed: Sequence[int], field: Field) -> torch.Tensor:
@@ -288,23 +295,23 @@ def choose(
     first = min(FIRST, len(steps))
     if cells < first * whole:
         return None
-    best = torch.full((len(steps), cells + 1), math.inf, dtype=torch.float64)
+    best = torch.full((first, cells + 1), math.inf, dtype=torch.float64)
     best[first - 1, first * whole] = 0.0  # by the last full step, and by cost
     trail: list[tuple[torch.Tensor, torch.Tensor]] = []
     for place in range(first, len(steps)):
         least, came = best.min(0)
-        new = torch.full_like(best, math.inf)
+        new = torch.full((place + 1, cells + 1), math.inf, dtype=torch.float64)
         new[place, whole:] = least[: cells + 1 - whole]
-        picks = torch.full(best.shape, -1)
+        picks = torch.full(new.shape, -1)
         ages = [steps[place] - last for last in steps[:place]]
         adds = float(weight[place]) * table.at(steps[place], ages).square()
         for index, price in enumerate(prices):
             if price > cells:
                 continue
-            moved = torch.full_like(best, math.inf)
-            moved[:place, price:] = best[:place, : cells + 1 - price] + adds[index, :, None]
-            picks = torch.where(moved < new, index, picks)
-            new = torch.minimum(new, moved)
+            moved = best[:, : cells + 1 - price] + adds[index, :, None]
+            here = new[:place, price:]
+            picks[:place, price:][moved < here] = index
+            torch.minimum(here, moved, out=here)
         trail.append((picks, came))
         best = new
     added = float(best.min())
@@ -340,8 +347,8 @@ def bound(
     costs = torch.cat([table.costs(device), torch.ones(1, dtype=torch.float64)])
     added = torch.zeros(max(len(computed) - FIRST, 0), len(costs), dtype=torch.float64)
     for row, (before, step) in enumerate(itertools.pairwise(computed[FIRST - 1 :])):
-        ages = [step - before, *(age for age in table.ages if age > step - before), step]
-        added[row, :-1] = table.at(step, ages).amin(1).square() * float(weight[FIRST + row])
+        least = table.by_age[:, step, step - before - 1 : step].amin(1)
+        added[row, :-1] = least.square() * float(weight[FIRST + row])
     prices = torch.cat([torch.zeros(1), torch.logspace(-9, 1, 81)]).double()
     paid = (added + prices[:, None, None] * costs).amin(2).sum(1)
     return float((paid - prices * (budget - FIRST)).max())

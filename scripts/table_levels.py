@@ -4,7 +4,8 @@
 
 1. Levels are tried along uncached runs of the first calibration prompts (`trials.py`), and join the
    shipped profile: error and cost of each.
-2. At the cost of 20, 13 and 12 full steps of 50: the plan of that many full steps, and the best
+2. What pruning would be expected to gain where attention is more of a step than here.
+3. At the cost of 20, 13 and 12 full steps of 50: the plan of that many full steps, and the best
    plans with levels that the profile finds (`cheaper.py`), of all kinds and of each kind alone, are
    carried out on prompts that neither training nor calibration saw, whether they are expected to
    pay or not. PSNR against the uncached clip, paired prompt by prompt.
@@ -40,6 +41,7 @@ from dit_accel.workfolder import WorkFolder
 
 PROMPTS = Path(__file__).resolve().parents[1] / "assets" / "prompts"
 BUDGETS = (20, 13, 12)
+SHARES = (0.2, 0.5, 0.8, 0.95, 1.0)
 KINDS = ("prune", "attention", "block")
 
 
@@ -146,6 +148,23 @@ def result_table(profile: Profile, results: list[dict[str, dict[str, float]]]) -
     print("\n" + "\n".join(said))
 
 
+def share_table(profile: Profile) -> None:
+    """What pruning would be expected to gain were attention's products more of a step, as they are
+    in larger models: errors as here, and a pruned product costs its density, no more."""
+    table = only(profile.levels, "prune") if profile.levels is not None else None
+    assert table is not None
+    densities = torch.tensor([level.density for level in table.levels], dtype=torch.float64)
+    print()
+    print_row(["attention's products, share of a step", *(f"{b} steps" for b in BUDGETS)])
+    print_row(["---"] * (1 + len(BUDGETS)))
+    for share in SHARES:
+        flops = 1 - share * (1 - densities)
+        found = dataclasses.replace(profile, levels=dataclasses.replace(table, flops=flops))
+        gains = {one.budget: one.gain_db for one in cheaper.verdicts(found)}
+        cells = (gains[budget] for budget in BUDGETS)
+        print_row([f"{share:.0%}", *(f"{g:+.1f} dB" if math.isfinite(g) else "–" for g in cells)])
+
+
 def print_row(cells: list[str]) -> None:
     print("| " + " | ".join(cells) + " |")
 
@@ -169,6 +188,7 @@ def main() -> None:
     if args.into is not None:
         profile.save(args.into)
     level_table(profile)
+    share_table(profile)
     kept = WorkFolder(args.work / "clips", clips_of("miniature", 1, 0), None, pipe)
     asked = [
         (budget, name, plan.computed, which) for budget, name, plan, _, which in plans(profile)

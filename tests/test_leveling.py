@@ -14,7 +14,7 @@ import torch
 from test_speed import trial
 
 from dit_accel import accelerate, bench, speed
-from dit_accel.levels import Level, parse
+from dit_accel.levels import Level, LevelTable, parse
 from dit_accel.plans import Forecast, Plan
 from dit_accel.steering import Steering
 from dit_accel.takes import Clip
@@ -33,8 +33,8 @@ def pipe() -> Any:
 
 def made(pipe: Any, **changes: Any) -> np.ndarray:
     draw = torch.Generator().manual_seed(0)
-    given = tiny.CALL | SIZE | {"num_inference_steps": STEPS, "generator": draw}
-    return pipe(**given | changes).frames[0]
+    given = {"num_inference_steps": STEPS, "generator": draw, "output_type": "latent"}
+    return pipe(**tiny.CALL | SIZE | given | changes).frames[0].numpy()
 
 
 def plan_of(levels: Mapping[int, Level], served: int | None = None) -> Plan:
@@ -206,6 +206,31 @@ def test_a_family_without_such_sites_is_refused():
     plan = Plan(run.clip.steps, {}, {1: ATTENTION})
     with pytest.raises(ValueError, match="level is 'attention'; accepted for hunyuan-video: those"):
         accelerate(other, plan=plan)
+
+
+def test_a_pilot_plans_levels_where_the_profile_says_that_they_pay(pipe, tiny_profile):
+    """Without error, at a tenth of a step: the slower plan costs no more than the faster one."""
+    share = torch.tensor([0.1], dtype=torch.float64)
+    table = LevelTable((ATTENTION,), (1,), torch.zeros(1, 1, 10).double(), share, share, "none", 1)
+    slow, fast = (
+        dataclasses.replace(rung, psnr_db=torch.full((4,), db, dtype=torch.float64))
+        for rung, db in zip(tiny_profile.rungs, (40.0, 30.0), strict=True)
+    )
+    profile = dataclasses.replace(tiny_profile, levels=table, rungs=(slow, fast))
+    call = {"num_inference_steps": 10, "height": 16, "width": 16, "num_frames": 5}
+    with accelerate(pipe, speedup=2, profile=profile) as handle:
+        made(pipe, **call)
+        report = handle.report()
+    assert report.planned == slow.computed
+    assert set(report.levels.values()) == {"attention"}
+    assert report.prediction is not None and report.prediction["computed"] < len(slow.computed)
+    assert any("are computed for less" in note for note in report.notes)
+    without = dataclasses.replace(profile, levels=None)
+    for settings in ({"profile": without}, {"profile": profile, "static": True}):
+        with accelerate(pipe, speedup=2, **settings) as handle:
+            made(pipe, **call)
+            report = handle.report()
+        assert (report.planned, report.levels) == (fast.computed, {})
 
 
 # --- trials ---
