@@ -59,7 +59,7 @@ def show_levels(console: Console, profile: Profile) -> None:
         title=f"Cheaper computes, {table.clips} prompts", title_justify="left", box=SIMPLE
     )
     shown.add_column("level", no_wrap=True)
-    for name in ("FLOPs", f"seconds, {table.device}", f"guided error, {ages} steps old"):
+    for name in ("FLOPs", f"seconds, {table.device}", f"error, {ages} steps old"):
         shown.add_column(name, justify="right", no_wrap=True)
     for i, (level, errors) in enumerate(zip(table.levels, cheaper.mean_errors(table), strict=True)):
         cells = f"{table.flops[i]:.0%}", f"{table.seconds[i]:.0%}"
@@ -85,9 +85,10 @@ def verdict(profile: Profile, device: str) -> str:
 
 
 def _nearest(found: list[Verdict]) -> str:
+    from dit_accel.cheaper import MARGIN
+
     best = max(found, key=lambda one: one.gain_db)
-    more = "less" if best.gain_db < 0 else "more"
     return (
-        f"at equal cost they are expected to give {abs(best.gain_db):.1f} dB {more} than full "
-        f"steps alone where they come nearest, at {best.budget} steps; every plan has full steps."
+        f"at equal cost they are expected to give {best.gain_db:+.1f} dB against full steps alone "
+        f"where they come nearest, at {best.budget} steps; they are planned from {MARGIN:+g} dB."
     )
