@@ -24,13 +24,14 @@ Holds no formula: plans.py and the course decide, forecast.py combines, drift.py
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
 
 from dit_accel import drift, forecast
 from dit_accel.keeping import Kept, Shelf
+from dit_accel.levels import Level
 from dit_accel.outcome import SiteReport
 from dit_accel.plans import Forecast, Plan
 from dit_accel.session import Session
@@ -98,6 +99,11 @@ class PlanCourse:
         """Refuses another number of steps."""
         if total != self.plan.total:
             raise ValueError(f"the plan is for {self.plan.total} steps; this run has {total}")
+
+    @property
+    def levels(self) -> Mapping[int, Level]:
+        """As planned."""
+        return self.plan.levels
 
     def forecast_of(self, step: int) -> Forecast | None:
         """As planned."""
@@ -245,6 +251,12 @@ class Follower:
             if len(near) > 1:
                 factors = forecast.weights([session.time_of(s) for s in near], at)
                 kept[step] = forecast.combine(factors, [kept[s] for s in near])
+
+    @property
+    def levels(self) -> Mapping[int, Level]:
+        """Of the computed steps, those that are to be computed for less: as the course says, and
+        none while a lost value is put back. A course without levels computes in full."""
+        return {} if self._lost else getattr(self.course, "levels", {})
 
     # --- observer of the session ---
 

@@ -13,12 +13,17 @@ import torch
 from dit_accel import following
 from dit_accel.bench import count_flops
 from dit_accel.families import Family
+from dit_accel.leveling import Leveling, products
 from dit_accel.outcome import SceneReport, SiteReport
 from dit_accel.session import Session
 
 
 def count(
-    session: Session, family: Family, sites: Sequence[SiteReport], scene: SceneReport | None
+    session: Session,
+    family: Family,
+    sites: Sequence[SiteReport],
+    scene: SceneReport | None,
+    leveling: Leveling | None = None,
 ) -> tuple[int | None, int | None, tuple[str, ...]]:
     """FLOPs the stock pipeline would have spent, what this run spent, and notes.
 
@@ -27,13 +32,15 @@ def count(
     full = saved = 0
     try:
         for (name, branch), (args, kwargs) in session.inputs.items():
-            costs = count_flops(_without_weights(session.transformers[name]), args, kwargs)
+            costs = count_flops(without_weights(session.transformers[name]), args, kwargs)
             mine = [s for s in sites if (s.transformer, s.branch) == (name, branch)]
             full += costs[""] * max((s.steps for s in mine), default=0)
             for s in mine:
                 saved += _cost(costs, s.name, family) * len(s.served)
                 unspent = sum(1 - share for share in s.spent.values())
-                saved += round(unspent * _products(costs, s.name)) if unspent else 0
+                saved += round(unspent * products(costs, s.name)) if unspent else 0
+            if leveling is not None:
+                saved += round(leveling.saved(costs, name, branch))
     except (RuntimeError, NotImplementedError, TypeError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         return None, None, (f"FLOPs could not be counted: {reason}",)
@@ -58,14 +65,7 @@ def _cost(costs: dict[str, int], site: str, family: Family) -> int:
     return sum(costs[path] for path in members)
 
 
-def _products(costs: dict[str, int], attention: str) -> int:
-    """FLOPs of an attention less those of the projections inside it."""
-    inside = [path for path in costs if path.startswith(f"{attention}.")]
-    tops = (p for p in inside if not any(p.startswith(f"{other}.") for other in inside))
-    return costs[attention] - sum(costs[path] for path in tops)
-
-
-def _without_weights(transformer: Any) -> Any:
+def without_weights(transformer: Any) -> Any:
     """A stock twin to count on: no weights, none of the hooks that offload or cache."""
     with torch.device("meta"):
         return type(transformer).from_config(transformer.config)

@@ -25,6 +25,7 @@ MATHS = (
     "packing",
     "windows",
     "difficulty",
+    "levels",
     "planner",
     "plans",
     "fitting",
@@ -38,12 +39,12 @@ MATHS = (
 )
 KNOWLEDGE = (
     *("families", "profile", "layout", "miniature", "outcome", "staging", "video"),
-    *("outlook", "carrying", "targets"),
+    *("outlook", "carrying", "targets", "cheaper"),
 )
 PLUMBING = (
     *("patching", "programs", "kernels", "session"),
     *("attention", "caching", "keeping", "following", "pcas", "trimming", "unicp"),
-    *("blending", "lockstep", "supported", "isolation"),
+    *("blending", "leveling", "lockstep", "supported", "isolation"),
 )
 LAYERS = {
     "assets": 0,  # data, no code: free to all
@@ -58,6 +59,7 @@ PLUMBING_RANKS = {
     **dict.fromkeys(("session", "kernels", "keeping"), 1),
     **dict.fromkeys(("attention", "caching", "following", "pcas", "trimming"), 2),
     "blending": 2,
+    "leveling": 3,
     "lockstep": 3,
     "supported": 3,
     "unicp": 3,
