@@ -15,17 +15,9 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "scripts"))
 import check_guard
 from check_guard import LATENTS, NAN, NONE, TEXT, WRONG, clip_of
 
-from dit_accel.calibrate import calibrate
-
 pytestmark = pytest.mark.slow
 
 STEPS = 20
-PROMPTS = (
-    "a big red triangle moving up on a dotted background",
-    "a small blue circle moving left on a plain gray background",
-    "a green square moving right on a plain gray background",
-    "a big blue triangle moving down on a dotted background",
-)
 CLIP = clip_of("a small red square moving left on a plain gray background", 77, STEPS)
 REPORTED = {
     TEXT: "the text changed",
@@ -40,19 +32,14 @@ def pipe() -> Any:
     return check_guard.load()
 
 
-def calibrated(pipe: Any) -> Any:
-    clips = [clip_of(prompt, seed, STEPS) for seed, prompt in enumerate(PROMPTS)]
-    return calibrate(pipe, clips, speedups=(2.5,), probes=3, probed=1)
-
-
 @pytest.fixture(scope="module")
 def profile(pipe: Any) -> Any:
-    return calibrated(pipe)
+    return check_guard.calibrated(pipe, STEPS)
 
 
 @pytest.fixture(scope="module")
 def wrong(pipe: Any) -> Any:
-    return calibrated(check_guard.other_model(pipe))
+    return check_guard.calibrated(check_guard.other_model(pipe), STEPS)
 
 
 def test_without_a_fault_the_plan_is_followed_and_beats_fewer_steps(pipe, profile):
