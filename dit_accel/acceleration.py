@@ -18,8 +18,9 @@ from dit_accel import following, scenes, targets
 from dit_accel.autopilot import DEFAULT_QUALITY, Autopilot, checked, find_profile, load_profile
 from dit_accel.bench import Stopwatch, count_flops
 from dit_accel.caching import Cache
+from dit_accel.courses import Course, EveryStep, PlanCourse
 from dit_accel.families import Family, family_of, transformers_of
-from dit_accel.following import Course, EveryStep, Follower, PlanCourse
+from dit_accel.following import Follower
 from dit_accel.isolation import Scene
 from dit_accel.layout import Layout
 from dit_accel.outcome import Report, SceneReport

@@ -61,7 +61,7 @@ class Band:
 
 @dataclass
 class Steering:
-    """A course (`following.Course`) over one run after another.
+    """A course (`courses.Course`) over one run after another.
 
     Args:
         plan: what the run begins with.

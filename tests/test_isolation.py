@@ -12,8 +12,9 @@ from tiny import CALL, tiny_wan
 from dit_accel import EDCW, accelerate
 from dit_accel.acceleration import Handle
 from dit_accel.bench import FlopMeter
+from dit_accel.courses import EveryStep
 from dit_accel.families import family_of
-from dit_accel.following import SITE, EveryStep
+from dit_accel.following import SITE
 from dit_accel.isolation import Scene
 from dit_accel.lockstep import Clips
 from dit_accel.staging import Reading, Row, SceneConfig

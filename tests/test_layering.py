@@ -37,7 +37,7 @@ MATHS = (
 )
 KNOWLEDGE = ("families", "profile", "layout", "miniature", "outcome", "staging", "targets", "video")
 PLUMBING = (
-    *("patching", "programs", "kernels", "session"),
+    *("patching", "programs", "kernels", "session", "courses", "watching"),
     *("attention", "caching", "following", "pcas", "trimming", "unicp"),
     *("blending", "lockstep", "supported", "isolation"),
 )
@@ -51,9 +51,10 @@ USE = 4  # every module that is not named above
 NAMES = {0: "data", 1: "maths", 2: "knowledge", 3: "plumbing", 4: "use"}
 PLUMBING_RANKS = {
     **dict.fromkeys(("patching", "programs"), 0),
-    **dict.fromkeys(("session", "kernels"), 1),
-    **dict.fromkeys(("attention", "caching", "following", "pcas", "trimming"), 2),
+    **dict.fromkeys(("session", "kernels", "courses"), 1),
+    **dict.fromkeys(("attention", "caching", "pcas", "trimming", "watching"), 2),
     "blending": 2,
+    "following": 3,
     "lockstep": 3,
     "supported": 3,
     "unicp": 3,
