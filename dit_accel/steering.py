@@ -15,7 +15,8 @@ Three things may happen between a plan's steps:
   of it in calm, nothing but the last value itself after a sharp turn.
 - *A plan of another model*, forced: the guard takes nothing of it. A step is served by a leaning
   line where that is expected to do little harm: what the line missed when it was last compared,
-  grown by how much farther it reaches now, times the step's length, is below a bound.
+  grown by how much farther it reaches now, times the step's length, is below a bound that falls
+  with the number of steps.
 - Nothing, mostly.
 
 Knows steps and numbers; no tensors, no models. Ours.
@@ -37,7 +38,9 @@ HARMLESS = 0.5  # and any surprise below this, of the prediction's own size: pro
 USUAL = 2.0  # the same, of a step that is looked at because something happened before it
 WARM = 1  # steps that are computed when a plan is left, before the first window may open
 WINDOW = 2  # steps from one computed step to the next once it is left
-HARM = 0.1  # that a line may do without a profile, of a prediction over a step of mean length
+# What a line without a profile may do at a step of mean length, of the prediction's size, times the
+# number of steps: what fewer steps miss shrinks with their number too.
+HARM = 2.0
 
 
 @dataclass(frozen=True)
@@ -137,7 +140,7 @@ class Steering:
             fresh = step <= self._left + WARM or step - last >= WINDOW
             return None if fresh or step == self.plan.total - 1 else self._leaning(step)
         if self.distrusts:
-            return self._leaning(step) if self._harm(step) <= HARM else None
+            return self._leaning(step) if self._harm(step) <= HARM / self.plan.total else None
         return self.active.forecasts.get(step)
 
     def learn(self, step: int, surprise: float | None, lean: float | None = None) -> None:

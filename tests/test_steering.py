@@ -12,6 +12,7 @@ from dit_accel.steering import BAND, HARM, HARMLESS, LEAST, Band, Steering
 
 TOTAL = 24
 USUAL = 1.0  # the surprise that is expected everywhere
+LINE = HARM / TOTAL  # what a line may miss at a step of mean length, without a profile
 FAULT = 2 * USUAL * math.exp(LEAST)  # one that is outside of every band
 
 
@@ -196,12 +197,12 @@ def test_of_a_plan_of_another_model_nothing_is_taken_and_lines_serve_what_they_m
     """
     course = steering(trusted=False)
     assert [course.forecast_of(step) for step in (0, 1, 2)] == [None] * 3
-    for step, surprise in ((0, None), (1, None), (2, HARM / 3)):
+    for step, surprise in ((0, None), (1, None), (2, LINE / 3)):
         course.learn(step, surprise, 0.5)
     assert course.forecast_of(3) == Forecast(({2: 1.5, 1: -0.5},))
     assert course.forecast_of(4) is not None
     assert course.forecast_of(5) is None
-    course.learn(5, HARM / 2, 0.0)
+    course.learn(5, LINE / 2, 0.0)
     assert course.reads(5) == (2, 5)
     assert [course.forecast_of(s) is None for s in (6, 7, 8, 9)] == [False, False, False, True]
     (note,) = course.notes()
@@ -214,7 +215,7 @@ def test_of_a_plan_of_another_model_nothing_is_taken_and_lines_serve_what_they_m
 def test_a_short_step_may_be_missed_by_more():
     """Step 3 is a quarter as long as the mean one: as much harm at four times the surprise."""
     times = [24.0, 23.0, 22.0, 21.0, 20.75, *[float(20 - s) for s in range(19)]]
-    for surprise, served in ((4 * HARM - 0.01, True), (4 * HARM + 0.01, False)):
+    for surprise, served in ((4 * LINE - 0.01, True), (4 * LINE + 0.01, False)):
         course = steering(trusted=False, times=times)
         for step, told in ((0, None), (1, None), (2, surprise)):
             course.learn(step, told, 0.5)
