@@ -25,9 +25,10 @@ from dit_accel.config import (
     UncachedConfig,
     UniCPConfig,
 )
+from dit_accel.courses import Course, EveryStep, PlanCourse
 from dit_accel.families import Family, family_of, transformers_of
 from dit_accel.finding import checked, find_profile, load_profile
-from dit_accel.following import Course, EveryStep, Follower, PlanCourse
+from dit_accel.following import Follower
 from dit_accel.isolation import Scene
 from dit_accel.keywords import config_of
 from dit_accel.layout import Layout

@@ -102,7 +102,7 @@ def _same(one: Schedule, other: Schedule) -> bool:
 
 
 class Autopilot:
-    """A course (`following.Course`) that decides when a run begins.
+    """A course (`courses.Course`) that decides when a run begins.
 
     Args:
         pipe, family: what it runs on.

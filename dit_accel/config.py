@@ -17,8 +17,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Self
 
+from dit_accel.courses import Course, PlanCourse
 from dit_accel.families import SITES
-from dit_accel.following import Course, PlanCourse
 from dit_accel.layout import Layout
 from dit_accel.pcas import PCAS
 from dit_accel.plans import Plan

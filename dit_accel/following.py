@@ -8,137 +8,35 @@ prediction is kept for as long as the course may still read it. Where a forecast
 Where a forecast has two parts, the second branch of classifier-free guidance is kept and served as
 its difference from the first, which the pipeline asks for before it.
 
-At every computed step the line through the last two predictions is compared with the fresh one: the
-*surprise*, of the guided prediction. It stays on the device until the next step begins, and is read
-there together with whether all that is kept is finite and how fast the latents moved: one transfer
-a step. What cannot be right (latents that jump, another text) is told to the course at once.
+What `watching.py` measures on the way is told to the course when the next step begins, and what
+cannot be right (latents that jump, another text) at once.
 
-A kept value that is not finite is never served: the step is computed, and the value is put back
-from its neighbours, the fresh one among them, so that the plan can go on. Where nothing is measured
-the values are looked at before they are served, at the same price; where the device may not be read
-at all, what was served is added up there and looked at when the run is over, and the report tells.
+A kept value that is not finite is never served: the step is computed, and the value is put back, so
+that the plan can go on. Where nothing is measured the values are looked at before they are served,
+at the same price; where the device may not be read at all, what was served is added up there and
+looked at when the run is over, and the report tells.
 
-Holds no formula: plans.py and the course decide, forecast.py combines, drift.py measures.
+Holds no formula: plans.py and the course decide, forecast.py combines.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
-from dit_accel import drift, forecast
+from dit_accel import forecast
+from dit_accel.courses import Course
 from dit_accel.keeping import Kept, Shelf
 from dit_accel.levels import Level
 from dit_accel.outcome import SiteReport
-from dit_accel.plans import Forecast, Plan
+from dit_accel.plans import Forecast
 from dit_accel.session import Session
+from dit_accel.watching import Losses, Watch
 
 SITE = "output"
-NEIGHBOURS = 3  # kept values that a lost one is put back from
-JUMP = 3.0  # times as fast as in the step before: no sampler moves its latents so
-
-
-class Course(Protocol):
-    """What decides, step by step."""
-
-    @property
-    def mix(self) -> tuple[float, ...]:
-        """Weight of every part in the guided prediction."""
-
-    @property
-    def measures(self) -> bool:
-        """Whether it wants to learn what is measured."""
-
-    @property
-    def watches(self) -> bool:
-        """Whether kept values are looked at before they are served; with neither this nor
-        `measures` the device is never read while a run is under way."""
-
-    def begin(self, total: int | None) -> None:
-        """A run begins.
-
-        Raises:
-            ValueError: this course is not for a run of so many steps.
-        """
-
-    def forecast_of(self, step: int) -> Forecast | None:
-        """What serves a step; None: it is computed."""
-
-    def learn(self, step: int, surprise: float | None, lean: float | None = None) -> None:
-        """The computed step was so far from its line (relative; None: there was none); not finite
-        where a prediction was not. `lean`: how much of the line's rise was right, 1 all, 0 none."""
-
-    def mend(self, step: int, why: str) -> None:
-        """After this step a kept value was lost: the next step is computed to put it back."""
-
-    def doubt(self, step: int, why: str) -> None:
-        """After this step something was found that may not be right: the next one will tell."""
-
-    def trip(self, step: int, why: str) -> None:
-        """After this step something was found that cannot be right."""
-
-    def reads(self, step: int) -> tuple[int, ...]:
-        """Computed steps up to this one that a later step may read."""
-
-    def notes(self) -> tuple[str, ...]:
-        """What of the last run a reader of the report must know."""
-
-
-class PlanCourse:
-    """Follows a plan, and measures nothing on the way."""
-
-    measures = watches = False
-
-    def __init__(self, plan: Plan, mix: tuple[float, ...] = (1.0,)) -> None:
-        self.plan, self.mix = plan, mix
-
-    def begin(self, total: int | None) -> None:
-        """Refuses another number of steps."""
-        if total != self.plan.total:
-            raise ValueError(f"the plan is for {self.plan.total} steps; this run has {total}")
-
-    @property
-    def levels(self) -> Mapping[int, Level]:
-        """As planned."""
-        return self.plan.levels
-
-    def forecast_of(self, step: int) -> Forecast | None:
-        """As planned."""
-        return self.plan.forecasts.get(step)
-
-    def learn(self, step: int, surprise: float | None, lean: float | None = None) -> None:
-        """Changes nothing."""
-
-    def mend(self, step: int, why: str) -> None:
-        """Changes nothing."""
-
-    def doubt(self, step: int, why: str) -> None:
-        """Changes nothing."""
-
-    def trip(self, step: int, why: str) -> None:
-        """Changes nothing."""
-
-    def reads(self, step: int) -> tuple[int, ...]:
-        """As planned."""
-        return self.plan.reads(step)
-
-    def notes(self) -> tuple[str, ...]:
-        """None."""
-        return ()
-
-
-class EveryStep(PlanCourse):
-    """Computes every step, for whatever number of them, and keeps nothing."""
-
-    def __init__(self) -> None:
-        super().__init__(Plan(1, {}))
-
-    def begin(self, total: int | None) -> None:
-        """Takes any."""
-        self.plan = Plan(total or 1, {})
 
 
 class Follower:
@@ -146,6 +44,7 @@ class Follower:
 
     def __init__(self, session: Session, course: Course) -> None:
         self.session, self.course = session, course
+        self.watch, self.losses = Watch(session), Losses(session)
         self.kept = Kept()  # parts, by step
         self.start = self.kept.noise  # that a role started from
         self.done: dict[tuple[str, str], dict[int, bool]] = {}  # was it computed, by step
@@ -162,23 +61,17 @@ class Follower:
     def _forget(self) -> None:
         self.kept.clear()
         self._now: dict[str, torch.Tensor] = {}  # this step's first part, by role
-        self._missed: list[torch.Tensor] = []  # how far lines missed it, part by part
-        self._rise: list[torch.Tensor] = []  # how far these lines went from the last value
-        self._lost: dict[tuple[str, str], list[int]] = {}  # kept values that were not finite
         self._served_sum: torch.Tensor | None = None  # of all that was served, where none is read
-        self._size: torch.Tensor | None = None  # this step's guided prediction, where computed
         self._served: Forecast | None = None
-        self._latents: torch.Tensor | None = None  # at the step before
-        self._speed: float | None = None
-        self._texts: dict[str, tuple[torch.Tensor | None, int]] = {}  # and how often it was
-        # written to, by branch; "" is a step's first
+        self.watch.forget()
+        self.losses.forget()
 
     def answer(self, forward: Callable[[], Any]) -> Any:
         """The forward's output: computed, or forecast in the form that it had before."""
         session = self.session
         first = session.role not in self._now
         part = 0 if first or len(self.course.mix) == 1 else 1
-        if not first and self.course.measures and self._changed(session.branch):
+        if not first and self.course.measures and self.watch.text_changed(session.branch):
             self.course.trip(session.step - 1, "the text changed")
             self._served = self.course.forecast_of(session.step)
         kept = self.kept.shelf(session.role, session.branch)
@@ -219,8 +112,8 @@ class Follower:
         return forecast.combine([_over_rows(factor, values[0]) for factor in factors], values)
 
     def _keep(self, part: int, kept: Shelf, value: torch.Tensor, *, first: bool) -> None:
-        """Keep a fresh prediction, and measure how far the line of those before misses it."""
-        session, mix = self.session, self.course.mix
+        """Keep a fresh prediction, and have it compared with the line of those before."""
+        session = self.session
         fresh = value - self._now[session.role] if part == 1 else value
         if not kept.holds_only(fresh.shape):
             kept.clear()
@@ -228,35 +121,20 @@ class Follower:
             self.start[session.role] = session.latents.clone()
             self.heard_start(session.latents)
         self.heard(part, fresh)
-        weight = mix[part]
         before = sorted((step for step in kept if step < session.step), reverse=True)[:2]
         kept[session.step] = fresh
-        self._put_back(kept)
+        self.losses.put_back(kept)
         if not self.course.measures or (part == 0 and not first):
             return  # one part for several branches: the first speaks for all
-        if len(before) == 2:
-            factors = forecast.weights([session.time_of(s) for s in before], session.time)
-            line = forecast.combine(factors, [kept[s] for s in before])
-            self._missed.append(weight * (line - fresh))
-            self._rise.append(weight * (line - kept[before[0]]))
-        sized = weight * fresh
-        self._size = sized if self._size is None or part == 0 else self._size + sized
-
-    def _put_back(self, kept: Shelf) -> None:
-        """Lost values of this branch: on the polynomial through their nearest neighbours."""
-        session = self.session
-        for step in self._lost.pop((session.role, session.branch), []):
-            at = session.time_of(step)
-            near = sorted(kept, key=lambda s: abs(session.time_of(s) - at))[:NEIGHBOURS]
-            if len(near) > 1:
-                factors = forecast.weights([session.time_of(s) for s in near], at)
-                kept[step] = forecast.combine(factors, [kept[s] for s in near])
+        known = before if len(before) == 2 else []
+        line = [(s, kept[s]) for s in known]
+        self.watch.compare(part, self.course.mix[part], fresh, line)
 
     @property
     def levels(self) -> Mapping[int, Level]:
         """Of the computed steps, those that are to be computed for less: as the course says, and
         none while a lost value is put back. A course without levels computes in full."""
-        return {} if self._lost else getattr(self.course, "levels", {})
+        return {} if self.losses else getattr(self.course, "levels", {})
 
     # --- observer of the session ---
 
@@ -279,18 +157,19 @@ class Follower:
         """Read what was measured, ask the course, and free what is not read again."""
         course = self.course
         if course.measures:
-            if self._changed(""):
+            if self.watch.text_changed(""):
                 course.trip(step - 1, "the text changed")
             if self._now:
                 self._measure(step)
-            self._latents = self.session.latents
-        self._now, self._missed, self._rise, self._size = {}, [], [], None
+            self.watch.see()
+        self._now = {}
+        self.watch.next_step()
         planned = course.forecast_of(step)
         self._served = None if self.session.changes(step) else planned
         if self._served is not None and course.watches and not course.measures:
             self._lose(step - 1, torch.stack(self.kept.sums()).tolist())
             self.device_reads += 1
-        if self._lost:
+        if self.losses:
             self._served = None
         read = {*course.reads(step - 1)}
         for kept in self.kept.values():
@@ -301,60 +180,26 @@ class Follower:
     def forward_ends(self, transformer: str) -> None:
         """Nothing to do."""
 
-    def _changed(self, branch: str) -> bool:
-        """Whether the text is another than before: pipelines hand in the same tensor at every step;
-        one that is not the same is compared, and one that was written to since is another."""
-        text, (before, version) = self.session.text, self._texts.get(branch, (None, 0))
-        written = text._version if text is not None and not text.is_inference() else 0
-        self._texts[branch] = text, written
-        if text is None or before is None:
-            return False
-        if text is before:
-            return written != version
-        return text.shape != before.shape or not torch.equal(text, before)
-
     def _measure(self, step: int) -> None:
         """Tell the course of the step before this one: one read of the device for all there is."""
         course, before = self.course, step - 1
-        sums = self.kept.sums()
-        like = sums[0] if sums else torch.zeros((), device=self.session.latents.device)
-        missed, lean = like.new_zeros(()), like.new_ones(())
-        if self._missed and self._size is not None:
-            off, rise = _sum(self._missed), _sum(self._rise)
-            missed = drift.relative_l2_of(off, self._size)
-            lean = 1 - drift.share_of(off, rise)
-        read = torch.stack([missed, lean, self._moved(step, like), *sums]).tolist()
-        surprise, leant, speed = read[:3]
+        found = self.watch.read(step, self.kept.sums())
         self.device_reads += 1
-        whole = self._lose(before, read[3:])
-        if self._size is not None:
-            told = self._missed and (whole or math.isfinite(surprise))
-            course.learn(before, surprise if told else None, leant if told else None)
-        if self._speed and not speed <= JUMP * self._speed:
+        self._lose(before, found.sums)
+        if found.computed:
+            course.learn(before, found.surprise, found.lean)
+        if found.jumped:
             course.doubt(before, "the latents jumped")
-        self._speed = speed
 
-    def _lose(self, before: int, sums: Sequence[float]) -> bool:
-        """Drop what is not finite, and tell the course; whether there was nothing."""
-        spoilt = [not math.isfinite(total) for total in sums]
-        for (key, step), bad in zip(self.kept.places(), spoilt, strict=False):
-            if bad:
-                del self.kept[key][step]
-                self._lost.setdefault(key, []).append(step)
-        if any(spoilt[len(spoilt) - len(self.start) :]):
+    def _lose(self, before: int, sums: Sequence[float]) -> None:
+        """Drop what is not finite, and tell the course."""
+        places = self.kept.places()
+        lost = self.losses.drop(self.kept, places, sums[: len(places)])
+        if not all(map(math.isfinite, sums[len(places) :])):
             self.start.clear()
             self.course.trip(before, "the noise that was kept was not finite")
-        elif any(spoilt):
+        elif lost:
             self.course.mend(before, "a kept value was not finite")
-        return not any(spoilt)
-
-    def _moved(self, step: int, like: torch.Tensor) -> torch.Tensor:
-        """How fast the latents moved over the last step, in the scheduler's time."""
-        latents, before = self.session.latents, self._latents
-        gap = abs(self.session.time_of(step) - self.session.time_of(step - 1))
-        if before is None or not _alike(latents, before) or not gap:
-            return like.new_zeros(())
-        return torch.linalg.vector_norm(latents - before, dtype=torch.float32) / gap
 
     def settle(self) -> None:
         """Nothing is left to read: the last step's surprise steers nothing."""
@@ -439,10 +284,6 @@ def _over_rows(factor: float | torch.Tensor, like: torch.Tensor) -> float | torc
         return factor
     rows = factor.to(like.device, torch.promote_types(like.dtype, torch.float32))
     return rows.repeat(len(like) // len(rows)).view(-1, *[1] * (like.ndim - 1))
-
-
-def _sum(values: Sequence[torch.Tensor]) -> torch.Tensor:
-    return values[0] if len(values) == 1 else torch.stack(list(values)).sum(0)
 
 
 def _form_of(output: Any) -> Callable[[torch.Tensor], Any]:

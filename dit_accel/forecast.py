@@ -45,6 +45,22 @@ def weights(kept: Sequence[float], at: float) -> tuple[float, ...]:
     )
 
 
+def reach(kept: Sequence[float], at: float) -> float:
+    """How far a polynomial reaches, to which what it misses is in proportion: Newton's remainder.
+
+    Args:
+        kept: where the values were kept that it goes through.
+        at: where it is read.
+
+    Returns:
+        the product of the distances, >= 0; times the next derivative over a factorial, the error.
+
+    >>> reach([10.0, 8.0], 6.0)
+    8.0
+    """
+    return math.prod(abs(at - place) for place in kept)
+
+
 def combine(
     factors: Sequence[float | torch.Tensor], values: Sequence[torch.Tensor]
 ) -> torch.Tensor:

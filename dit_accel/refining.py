@@ -21,8 +21,9 @@ import torch
 
 from dit_accel import drift, forecast
 from dit_accel.acceleration import accelerate
+from dit_accel.courses import PlanCourse
 from dit_accel.fitting import Moments
-from dit_accel.following import Follower, PlanCourse, guided
+from dit_accel.following import Follower, guided
 from dit_accel.metrics import psnr
 from dit_accel.planner import Field, fit
 from dit_accel.plans import Forecast, Plan, lines, reads, spread, window_sums

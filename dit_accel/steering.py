@@ -13,6 +13,10 @@ Three things may happen between a plan's steps:
   the plan in place; else its promises are void, and the run goes on by windows that are served by
   as much of the line as was right when it was last compared with a fresh value (the *lean*): all
   of it in calm, nothing but the last value itself after a sharp turn.
+- *A plan of another model*, forced: the guard takes nothing of it. A step is served by a leaning
+  line where that is expected to do little harm: what the line missed when it was last compared,
+  grown by how much farther it reaches now, times the step's length, is below a bound that falls
+  with the number of steps.
 - Nothing, mostly.
 
 Knows steps and numbers; no tensors, no models. Ours.
@@ -35,6 +39,9 @@ HARMLESS = 0.5  # and any surprise below this, of the prediction's own size: pro
 USUAL = 2.0  # the same, of a step that is looked at because something happened before it
 WARM = 1  # steps that are computed when a plan is left, before the first window may open
 WINDOW = 2  # steps from one computed step to the next once it is left
+# What a line without a profile may do at a step of mean length, of the prediction's size, times the
+# number of steps: what fewer steps miss shrinks with their number too.
+HARM = 2.0
 
 
 @dataclass(frozen=True)
@@ -58,7 +65,7 @@ class Band:
 
 @dataclass
 class Steering:
-    """A course (`following.Course`) over one run after another.
+    """A course (`courses.Course`) over one run after another.
 
     Args:
         plan: what the run begins with.
@@ -70,8 +77,8 @@ class Steering:
         alarm: mean score of the surprises up to there above which the run turns.
         guard: whether the guard may override the plan. With neither it nor a careful plan the
             course is static: nothing is measured.
-        trusted: whether the plan is of this model. Of another one the guard takes the computed
-            steps alone, and serves the others by leaning lines, which need no profile.
+        trusted: whether the plan is of this model. Of another one the guard takes nothing, and
+            serves steps by leaning lines where they do little harm, which needs no profile.
     """
 
     plan: Plan
@@ -117,7 +124,7 @@ class Steering:
 
     @property
     def distrusts(self) -> bool:
-        """Whether the plan's weights are not used, as they are of another model."""
+        """Whether the plan is not used, as it is of another model."""
         return self.guard and not self.trusted
 
     @property
@@ -139,8 +146,9 @@ class Steering:
             last = self.computed[-1] if self.computed else -1
             fresh = step <= self._left + WARM or step - last >= WINDOW
             return None if fresh or step == self.plan.total - 1 else self._leaning(step)
-        served = self.active.forecasts.get(step)
-        return self._leaning(step) if served is not None and self.distrusts else served
+        if self.distrusts:
+            return self._leaning(step) if self._harm(step) <= HARM / self.plan.total else None
+        return self.active.forecasts.get(step)
 
     def learn(self, step: int, surprise: float | None, lean: float | None = None) -> None:
         """A step was computed, and surprised so much; None where no line was there yet."""
@@ -213,7 +221,10 @@ class Steering:
                 "deviations above the profile's."
             )
         if self.distrusts:
-            found.append("Guard: of a plan of another model only the computed steps were taken.")
+            found.append(
+                "Guard: nothing was taken of a plan of another model; steps were served where "
+                "lines could be expected to do little harm."
+            )
         if self.tripped is not None:
             step, why = self.tripped
             found.append(f"Guard after step {step}: {why}; left the plan for short windows.")
@@ -224,6 +235,16 @@ class Steering:
             step, why = self.mended
             found.append(f"Guard after step {step}: {why}; it was put back from its neighbours.")
         return tuple(found)
+
+    def _harm(self, step: int) -> float:
+        """What a line is expected to miss at a step, times the step's length (1: the mean one)."""
+        if len(self.computed) < 3 or self.computed[-1] not in self.surprises:
+            return math.inf
+        *before, last = (self.times[s] for s in self.computed[-3:])
+        here, end = self.times[step], [*self.times, 0.0][step + 1]
+        farther = forecast.reach((before[-1], last), here) / forecast.reach(before, last)
+        length = (here - end) * self.plan.total / self.times[0]
+        return self.surprises[self.computed[-1]] * farther * length
 
     def _leaning(self, step: int) -> Forecast:
         """The last computed value, and as much of the line's rise from it as was right."""

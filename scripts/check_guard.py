@@ -1,6 +1,7 @@
 """Faults put into accelerated runs of the miniature, and what the guard makes of them.
 
 OMP_NUM_THREADS=1 python scripts/check_guard.py --prompts 8 --profile PATH
+OMP_NUM_THREADS=1 python scripts/check_guard.py --prompts 8 --steps 20    # its profile is made here
 
 A fault strikes after a step in the middle of the run. The reference is the uncached run with the
 same fault; a run with the guard is compared with one without it, and with the uncached run of as
@@ -34,10 +35,16 @@ from dit_accel.takes import Clip, call_arguments  # noqa: E402
 
 WHEN = 0.45  # of the run
 ANOTHER = "a small green triangle moving up on a dotted background"
+CALIBRATION = (
+    "a big red triangle moving up on a dotted background",
+    "a small blue circle moving left on a plain gray background",
+    "a green square moving right on a plain gray background",
+    "a big blue triangle moving down on a dotted background",
+)
 NONE, TEXT, LATENTS, NAN, WRONG = (
     "none", "text changes", "latents x 1.5", "NaN in a kept value", "profile of another model",
 )  # fmt: skip
-FAULTS = (NONE, TEXT, LATENTS, NAN, WRONG)
+FAULTS = {"none": NONE, "text": TEXT, "latents": LATENTS, "nan": NAN, "profile": WRONG}
 Strike = Callable[[dict[str, Any]], dict[str, Any]]
 
 
@@ -153,8 +160,9 @@ def decibels(reference: Any, frames: Any) -> float:
 def table(rows: Sequence[Row]) -> str:
     """Means by fault, as Markdown."""
     lines = [
-        "| fault | computed steps | guarded, dB | unguarded, dB | fewer steps, dB | reported |",
-        "|---|---|---|---|---|---|",
+        "| fault | computed steps | guarded, dB | unguarded, dB | fewer steps, dB | clips ahead | "
+        "the worst clip | reported |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for fault in dict.fromkeys(row.fault for row in rows):
         mine = [row for row in rows if row.fault == fault]
@@ -162,44 +170,54 @@ def table(rows: Sequence[Row]) -> str:
             statistics.fmean(getattr(row, name) for row in mine)
             for name in ("computed", "guarded_db", "unguarded_db", "fewer_db")
         ]
+        leads = [row.guarded_db - row.fewer_db for row in mine]
         told = sum(
             any(word in n for n in row.notes for word in ("Guard", "forced")) for row in mine
         )
         figures = " | ".join(f"{mean:.1f}" for mean in means)
-        lines.append(f"| {fault} | {figures} | {told} of {len(mine)} |")
+        ahead = f"{sum(lead > 0 for lead in leads)} of {len(mine)} | {min(leads):+.1f}"
+        lines.append(f"| {fault} | {figures} | {ahead} | {told} of {len(mine)} |")
     return "\n".join(lines)
+
+
+def calibrated(pipe: Any, steps: int) -> Profile:
+    """A profile for runs of so many steps, by four clips."""
+    from dit_accel.calibrate import calibrate
+
+    clips = [clip_of(prompt, seed, steps) for seed, prompt in enumerate(CALIBRATION)]
+    return calibrate(pipe, clips, speedups=(2.5,), probes=3, probed=1)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--prompts", type=int, default=8)
     parser.add_argument("--first", type=int, default=0, help="prompts to leave out before them")
-    parser.add_argument("--profile", type=Path, required=True)
+    parser.add_argument("--faults", nargs="+", choices=FAULTS, default=list(FAULTS))
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--profile", type=Path)
+    source.add_argument("--steps", type=int, help="of runs whose profile is made here, by 4 clips")
     parser.add_argument(
         "--wrong", type=Path, help="of another model; made here where none is given"
     )
     parser.add_argument("--speedup", type=float, default=2.5)
     options = parser.parse_args()
-    pipe, profile = load(), Profile.load(options.profile)
-    wrong = Profile.load(options.wrong) if options.wrong else wrong_profile(pipe, profile)
+    pipe = load()
+    profile = Profile.load(options.profile) if options.profile else calibrated(pipe, options.steps)
     steps = profile.identity.steps
+    wrong = profile
+    if "profile" in options.faults:
+        known = options.wrong
+        wrong = Profile.load(known) if known else calibrated(other_model(pipe), steps)
     lines = (ROOT / "assets/prompts/miniature.jsonl").read_text().splitlines()
     prompts = [json.loads(line)["prompt"] for line in lines]
     rows = []
     for place, prompt in list(enumerate(prompts))[options.first : options.first + options.prompts]:
         clip = clip_of(prompt, 1000 + place, steps)
-        for fault in FAULTS:
-            rows.append(check(pipe, profile, wrong, clip, fault, speedup=options.speedup))
-            print(rows[-1], file=sys.stderr, flush=True)
+        for fault in options.faults:
+            row = check(pipe, profile, wrong, clip, FAULTS[fault], speedup=options.speedup)
+            print(row, file=sys.stderr, flush=True)
+            rows.append(row)
     print(table(rows))
-
-
-def wrong_profile(pipe: Any, profile: Profile) -> Profile:
-    """A profile of another model, of as many steps, by four clips."""
-    from dit_accel.calibrate import calibrate
-
-    clips = [clip_of(ANOTHER, seed, profile.identity.steps) for seed in range(4)]
-    return calibrate(other_model(pipe), clips, speedups=(2.5,), probes=3, probed=1)
 
 
 if __name__ == "__main__":

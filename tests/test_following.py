@@ -12,7 +12,8 @@ import tiny
 import torch
 
 from dit_accel import accelerate
-from dit_accel.following import PlanCourse, guided
+from dit_accel.courses import PlanCourse
+from dit_accel.following import guided
 from dit_accel.plans import Forecast, Plan
 from dit_accel.steering import Steering
 
@@ -212,7 +213,7 @@ def test_the_device_is_read_once_a_step_at_most(pipe, reads):
     with accelerate(pipe, plan=course) as handle:
         run(pipe)
         assert handle.report().device_reads == STEPS - 1
-    assert reads == {"_measure": STEPS - 1, "time_of": 1}  # the timesteps once a run
+    assert reads == {"read": STEPS - 1, "time_of": 1}  # the timesteps once a run
 
 
 def test_a_course_that_measures_nothing_reads_nothing(pipe, reads):

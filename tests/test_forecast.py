@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from dit_accel.forecast import combine, weights
+from dit_accel.forecast import combine, reach, weights
 
 
 def test_one_value_is_reused_as_it_is():
@@ -19,6 +19,13 @@ def test_a_line_by_hand():
     factors = weights([8.0, 10.0], 6.0)
     assert factors == (2.0, -1.0)
     assert combine(factors, [torch.tensor(7.0), torch.tensor(5.0)]).item() == 9.0
+
+
+def test_what_a_line_misses_of_a_parabola_is_in_proportion_to_its_reach():
+    """t² has the second derivative 2, over 2 factorial: the line misses it by the reach itself."""
+    for kept, at in (((10.0, 8.0), 6.0), ((10.0, 7.0), 1.0), ((3.0, 2.0), 3.0)):
+        line = sum(w * t**2 for w, t in zip(weights(kept, at), kept, strict=True))
+        assert abs(line - at**2) == pytest.approx(reach(kept, at))
 
 
 def test_a_parabola_by_hand():

@@ -42,7 +42,7 @@ KNOWLEDGE = (
     *("outlook", "carrying", "targets", "cheaper"),
 )
 PLUMBING = (
-    *("patching", "programs", "kernels", "session"),
+    *("patching", "programs", "kernels", "session", "courses", "watching"),
     *("attention", "caching", "keeping", "following", "pcas", "trimming", "unicp"),
     *("blending", "leveling", "lockstep", "supported", "isolation"),
 )
@@ -56,10 +56,11 @@ USE = 4  # every module that is not named above
 NAMES = {0: "data", 1: "maths", 2: "knowledge", 3: "plumbing", 4: "use"}
 PLUMBING_RANKS = {
     **dict.fromkeys(("patching", "programs"), 0),
-    **dict.fromkeys(("session", "kernels", "keeping"), 1),
-    **dict.fromkeys(("attention", "caching", "following", "pcas", "trimming"), 2),
+    **dict.fromkeys(("session", "kernels", "keeping", "courses"), 1),
+    **dict.fromkeys(("attention", "caching", "pcas", "trimming", "watching"), 2),
     "blending": 2,
-    "leveling": 3,
+    "following": 3,
+    "leveling": 4,
     "lockstep": 3,
     "supported": 3,
     "unicp": 3,

@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 
 from dit_accel.plans import Forecast, Plan
-from dit_accel.steering import BAND, HARMLESS, LEAST, Band, Steering
+from dit_accel.steering import BAND, HARM, HARMLESS, LEAST, Band, Steering
 
 TOTAL = 24
 USUAL = 1.0  # the surprise that is expected everywhere
+LINE = HARM / TOTAL  # what a line may miss at a step of mean length, without a profile
 FAULT = 2 * USUAL * math.exp(LEAST)  # one that is outside of every band
 
 
@@ -187,17 +188,48 @@ def test_a_lost_value_is_told_and_the_plan_goes_on():
     )
 
 
-def test_of_a_plan_of_another_model_the_guard_takes_the_computed_steps_alone():
+def test_of_a_plan_of_another_model_nothing_is_taken_and_lines_serve_what_they_may():
+    """A line through two steps misses at a third in proportion to its distances from both.
+
+    Steps are one apart and of mean length. Measured at 2, by the line through 0 and 1: 2 · 1. From
+    1 and 2 it is 2 · 1 at step 3, 3 · 2 at 4, 4 · 3 at 5: 1, 3 and 6 times as much. Measured at 5,
+    by that line: 12; from 2 and 5 it is 4, 10, 18 and 28 at 6 to 9.
+    """
     course = steering(trusted=False)
-    assert drive(course, {5: FAULT}) == PLAN.computed
-    (note,) = course.notes()
-    assert note == "Guard: of a plan of another model only the computed steps were taken."
-    course.begin(TOTAL)
-    for step in (0, 1, 2):
-        course.learn(step, None)
-    course.learn(5, 1.0, 0.5)
+    assert [course.forecast_of(step) for step in (0, 1, 2)] == [None] * 3
+    for step, surprise in ((0, None), (1, None), (2, LINE / 3)):
+        course.learn(step, surprise, 0.5)
+    assert course.forecast_of(3) == Forecast(({2: 1.5, 1: -0.5},))
+    assert course.forecast_of(4) is not None
+    assert course.forecast_of(5) is None
+    course.learn(5, LINE / 2, 0.0)
     assert course.reads(5) == (2, 5)
-    assert course.forecast_of(8) == Forecast(({5: 1.5, 2: -0.5},))
+    assert [course.forecast_of(s) is None for s in (6, 7, 8, 9)] == [False, False, False, True]
+    (note,) = course.notes()
+    assert note == (
+        "Guard: nothing was taken of a plan of another model; steps were served where lines could "
+        "be expected to do little harm."
+    )
+
+
+def test_a_short_step_may_be_missed_by_more():
+    """Step 3 is a quarter as long as the mean one: as much harm at four times the surprise."""
+    times = [24.0, 23.0, 22.0, 21.0, 20.75, *[float(20 - s) for s in range(19)]]
+    for surprise, served in ((4 * LINE - 0.01, True), (4 * LINE + 0.01, False)):
+        course = steering(trusted=False, times=times)
+        for step, told in ((0, None), (1, None), (2, surprise)):
+            course.learn(step, told, 0.5)
+        assert (course.forecast_of(3) is not None) == served
+
+
+@pytest.mark.parametrize("surprise", [1.0, math.inf])
+def test_without_a_profile_everything_is_computed_where_lines_miss(surprise):
+    course = steering(trusted=False)
+    assert drive(course, dict.fromkeys(range(2, TOTAL), surprise)) == tuple(range(TOTAL))
+    assert course.tripped is None
+
+
+def test_a_forced_plan_is_followed_without_the_guard():
     plain = steering(trusted=False, guard=False)
     assert plain.forecast_of(8) == PLAN.forecasts[8]
 
