@@ -74,9 +74,9 @@ PRESETS = {
         channels=24, vae_dim=32, vae_mult=(1, 1, 1), vae_blocks=0, vae_muon=3e-3,
         vae_iterations=2500, vae_batch=8, vae_size=(9, 32, 32), vae_tail=0.2,
         vae_lr=3e-3, vae_clips=3000,
-        pool=12_000, pool_other=10_000, iterations=4400, lr=1.5e-3,
+        pool=12_000, pool_other=10_000, iterations=7500, lr=1.5e-3,
         warm=100, hold=0.6, ema=0.998,
-        curriculum=(Stage(0.2728, 64, ((9, 48, 48),)), Stage(0.7272, 32, (DEFAULT,))),
+        curriculum=(Stage(0.16, 64, ((9, 48, 48),)), Stage(0.84, 32, (DEFAULT,))),
         long_text=False, compile=False,
     ),
     "smoke": Preset(
