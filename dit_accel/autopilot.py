@@ -63,8 +63,11 @@ def decide(
         raise ValueError("quality and speedup: accepted is one of them")
     own = profile.schedule
     run = schedule or own
-    profile = profile if static else profile.for_text(text)
-    profile = profile.resized() if resized else profile
+    told = profile if static else profile.for_text(text)
+    slack = None
+    if quality is not None and told is not profile and not resized:
+        slack = targets.Slack.of(profile, quality)
+    profile = told.resized() if resized else told
     _check_steps(run)
     if len(run.mix) != len(own.mix):
         raise ProfileError(
@@ -73,7 +76,7 @@ def decide(
         )
     if _same(run, own) and profile.rungs:
         if quality is not None:
-            decision = targets.for_quality(profile, quality, static=static)
+            decision = targets.for_quality(profile, quality, static=static, slack=slack)
         else:
             decision = targets.for_speedup(profile, speedup or 1.0)
         return cheaper.improved(profile, decision, {} if resized else offers or {}, quality=quality)

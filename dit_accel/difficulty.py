@@ -77,10 +77,14 @@ class Difficulty:
 
     def shifted(self, psnr_db: torch.Tensor, to: float) -> torch.Tensor:
         """What calibration's clips would have got of a plan, were they as hard as this: `(P,)`."""
+        return psnr_db + self.shift(psnr_db) * (to - self.known)
+
+    def shift(self, psnr_db: torch.Tensor) -> torch.Tensor:
+        """What a unit of difficulty does to what calibration's clips got of a plan, `(P,)`: one
+        number in dB, at most 0."""
         centred = self.known - self.known.mean()
-        size = (centred**2).sum()
-        slope = float((centred * psnr_db).sum() / size) if size > 1e-12 else 0.0
-        return psnr_db + min(slope, 0.0) * (to - self.known)
+        size = (centred**2).sum().clamp_min(1e-12)
+        return ((centred * psnr_db).sum() / size).clamp_max(0.0)
 
 
 def pooled(text: torch.Tensor) -> torch.Tensor:

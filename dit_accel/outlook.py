@@ -96,9 +96,7 @@ class Outlook:
         number = len(self.psnr_db)
         if number < MANY:
             return statistics.fmean(self.reach(quality, score) for score in self.scores)
-        reached = sum(psnr >= quality for psnr in self.psnr_db)
-        least = stats.beta.ppf(1 - CONFIDENCE, reached, number - reached + 1) if reached else 0.0
-        return float(least)
+        return at_least(sum(psnr >= quality for psnr in self.psnr_db), number)
 
     @property
     def interval(self) -> tuple[float, float]:
@@ -160,6 +158,11 @@ class Decision:
         return Steering(
             self.plan, self.times, self.mix, self.bands, self.careful, self.turn, self.alarm, guard
         )
+
+
+def at_least(reached: int, number: int) -> float:
+    """Share of all clips of which one can be sure, where so many of a number reached a quality."""
+    return float(stats.beta.ppf(1 - CONFIDENCE, reached, number - reached + 1)) if reached else 0.0
 
 
 def fewest_bits(plan: Plan, field: Field, left_db: float) -> int:

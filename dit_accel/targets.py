@@ -13,20 +13,85 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
 
 from dit_accel.carrying import COVERAGE, carried, whole
-from dit_accel.outlook import Decision, Outlook, Prediction, fewest_bits, half_width
+from dit_accel.outlook import (
+    MANY,
+    Decision,
+    Outlook,
+    Prediction,
+    at_least,
+    fewest_bits,
+    half_width,
+)
 from dit_accel.planner import turning
 from dit_accel.profile import Profile, Rung
 from dit_accel.steering import Band
+
+SLACK_STEP_DB, MOST_SLACK_DB = 0.25, 6.0  # that is looked for
 
 
 class TargetError(ValueError):
     """A target that this profile cannot promise."""
 
 
+@dataclass(frozen=True)
+class Slack:
+    """What may be taken off the quality when the plan of each clip is chosen for its own text.
+
+    A plan that is promised for one text counts all of calibration's clips, shifted to it; the rare
+    ones far below keep every choice careful. What is promised is the choice as a whole: `db` is the
+    most by which each may be bolder, so that of calibration's own clips, each with the plan that
+    its text gets, enough still reach the quality; `reach` is the share of which one can be sure.
+    """
+
+    db: float = 0.0
+    reach: float | None = None
+
+    @classmethod
+    def of(cls, profile: Profile, quality: float, coverage: float = COVERAGE) -> Slack:
+        """Of a profile that is for no text in particular; none where it has few clips, plans that
+        turn careful, or does not know how hard texts are.
+
+        Args:
+            profile: with rungs.
+            quality: PSNR in dB.
+            coverage: share of clips.
+        """
+        hard, rungs = profile.difficulty, profile.rungs
+        number = len(hard.known) if hard is not None else 0
+        if hard is None or number < MANY or profile.careful or not rungs:
+            return cls()
+        enough = next((c for c in range(number + 1) if at_least(c, number) >= coverage), number + 1)
+        order = sorted(rungs, key=lambda rung: len(rung.computed))
+        psnr = torch.stack([rung.psnr_db.double() for rung in order])
+        reaches = psnr >= quality
+        gained = torch.stack([hard.shifted(row, 0.0) for row in psnr]).sort(1).values
+        moved = torch.stack([hard.shift(row) for row in psnr])[:, None] * hard.known
+        found = cls()
+        for step in range(int(MOST_SLACK_DB / SLACK_STEP_DB) + 1):
+            wanted = (quality - step * SLACK_STEP_DB - moved).contiguous()
+            counts = number - torch.searchsorted(gained, wanted)  # (plans, clips)
+            chosen = (counts >= enough).double().argmax(0)
+            planned = (counts >= enough).any(0)
+            kept = reaches.gather(0, chosen[None])[0] | ~planned
+            reach = at_least(int(kept.sum()), number)
+            if reach < coverage:
+                break
+            found = cls(step * SLACK_STEP_DB, reach)
+        return found
+
+
 def for_quality(
-    profile: Profile, quality: float, coverage: float = COVERAGE, *, static: bool = False
+    profile: Profile,
+    quality: float,
+    coverage: float = COVERAGE,
+    *,
+    static: bool = False,
+    slack: Slack | None = None,
 ) -> Decision:
     """The fastest plan by which `coverage` of the clips reach `quality` dB.
 
@@ -35,6 +100,7 @@ def for_quality(
         quality: PSNR in dB against the uncached clip, > 0.
         coverage: share of clips, above 0, below 1.
         static: whether runs may not turn careful on the way.
+        slack: of this quality, where the profile is for the text at hand; None: none.
 
     Raises:
         ValueError: a number is out of range.
@@ -47,17 +113,20 @@ def for_quality(
         )
     if not profile.rungs:
         raise TargetError("the profile has no rungs; calibrate with speedups to promise a quality")
+    slack = slack or Slack()
     best: tuple[float, Rung, Rung | None, float, float] | None = None
     for rung in profile.rungs:
         ends = () if static else _ends(profile, rung)
-        ways = (way for end in (None, *ends) for way in _ways(profile, rung, end, quality))
+        ways = (
+            way for end in (None, *ends) for way in _ways(profile, rung, end, quality - slack.db)
+        )
         for speed, second, alarm, reach in ways:
             if reach >= coverage and (best is None or speed > best[0]):
                 best = speed, rung, second, alarm, reach
     if best is None:
         return whole(profile.schedule, quality, profile)
     _, rung, second, alarm, reach = best
-    return _decision(profile, rung, second, alarm, reach)
+    return _decision(profile, rung, second, alarm, slack.reach if slack.db else reach)
 
 
 def for_speedup(profile: Profile, speedup: float) -> Decision:

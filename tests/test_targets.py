@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import statistics
 
@@ -10,10 +11,11 @@ import torch
 from profiles import STEPS, begun, profile_of, rung_of, schedule_of, spread_out
 from scipy import stats
 
-from dit_accel import carrying
+from dit_accel import carrying, targets
 from dit_accel.carrying import carried
-from dit_accel.outlook import CONFIDENCE, MANY, Outlook, describe
-from dit_accel.profile import ProfileError
+from dit_accel.difficulty import Difficulty
+from dit_accel.outlook import CONFIDENCE, MANY, Outlook, at_least, describe
+from dit_accel.profile import Profile, ProfileError
 from dit_accel.targets import TargetError, check_choice, for_quality, for_speedup
 
 SLOW = (0, 1, 2, 4, 6, 8, 10, 12, 14, 16, 17, 18)
@@ -328,3 +330,78 @@ def test_decisions_are_the_same_every_time():
     before = torch.random.get_rng_state()
     for_speedup(profile_of(LADDER), 3.0)
     assert torch.equal(torch.random.get_rng_state(), before)
+
+
+# --- the choice as a whole ---
+
+
+def two_kinds(fast: tuple[float, float], slow: float = 50.0) -> Profile:
+    """50 easy clips and 50 hard ones, told apart by their texts, and two plans."""
+    known = torch.tensor([-1.0] * 50 + [1.0] * 50, dtype=torch.float64)
+    one = torch.ones(1, dtype=torch.float64)
+    rungs = [
+        rung_of((0, 1, 2, 4), [fast[0]] * 50 + [fast[1]] * 50),
+        rung_of((0, 1, 2, 3, 4, 6), [slow] * 100),
+    ]
+    return profile_of(rungs, difficulty=Difficulty(torch.zeros_like(one), one, known))
+
+
+def test_slack_is_what_the_choice_as_a_whole_can_spare():
+    """Fast gives easy clips 40 dB and hard ones 30; of 35 dB, 5 less would give hard ones the fast
+    plan, and half of all clips would miss the quality."""
+    profile = two_kinds((40.0, 30.0))
+    slack = targets.Slack.of(profile, 35.0)
+    assert slack == targets.Slack(4.75, at_least(100, 100))
+    for text, computed in ((-1.0, 4), (1.0, 6)):
+        told = profile.for_text(torch.full((1, 1), text))
+        decision = for_quality(told, 35.0, slack=slack)
+        assert len(decision.plan.computed) == computed
+        assert decision.prediction.reach == pytest.approx(at_least(100, 100))
+
+
+def test_slack_does_not_count_hard_clips_against_easy_texts():
+    """Two hard clips get 26 dB. Shifted to the easy text they get 36, two of a hundred below 38,
+    so that one cannot be sure of 95 %; but no hard text is given the fast plan."""
+    profile = two_kinds((40.0, 30.0))
+    fast, slow = profile.rungs
+    psnr = fast.psnr_db.clone()
+    psnr[-2:] = 26.0
+    profile = dataclasses.replace(profile, rungs=(dataclasses.replace(fast, psnr_db=psnr), slow))
+    easy, hard = (profile.for_text(torch.full((1, 1), text)) for text in (-1.0, 1.0))
+    slack = targets.Slack.of(profile, 38.0)
+    assert slack == targets.Slack(targets.MOST_SLACK_DB, at_least(100, 100))
+    assert len(for_quality(easy, 38.0).plan.computed) == 6
+    assert len(for_quality(easy, 38.0, slack=slack).plan.computed) == 4
+    assert len(for_quality(hard, 38.0, slack=slack).plan.computed) == 6
+
+
+def test_there_is_no_slack_where_little_is_known():
+    profile = two_kinds((40.0, 30.0))
+    few = dataclasses.replace(profile.difficulty, known=profile.difficulty.known[::5])
+    for changes in ({"difficulty": None}, {"difficulty": few}, {"careful": profile.rungs}):
+        assert targets.Slack.of(dataclasses.replace(profile, **changes), 35.0) == targets.Slack()
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("quality", [25.0, 30.0, 35.0])
+def test_with_slack_enough_of_calibrations_clips_reach_the_quality(seed, quality):
+    """And none is slower than without."""
+    draw = torch.Generator().manual_seed(seed)
+    known = torch.randn(120, generator=draw, dtype=torch.float64)
+    noise = torch.randn(4, 120, generator=draw, dtype=torch.float64)
+    rungs = [
+        rung_of(tuple(range(4 + k)), (28 + 6 * k - 4 * known + 2 * noise[k]).tolist())
+        for k in range(4)
+    ]
+    one = torch.ones(1, dtype=torch.float64)
+    profile = profile_of(rungs, difficulty=Difficulty(0 * one, one, known))
+    slack = targets.Slack.of(profile, quality)
+    reached = 0
+    for clip in range(120):
+        told = profile.for_text(known[clip].view(1, 1))
+        bold, plain = (for_quality(told, quality, slack=s) for s in (slack, None))
+        count = len(bold.plan.computed)
+        assert count <= len(plain.plan.computed)
+        psnr = {len(r.computed): float(r.psnr_db[clip]) for r in profile.rungs}
+        reached += psnr.get(count, 100.0) >= quality
+    assert at_least(reached, 120) >= 0.95 or slack.db == 0
