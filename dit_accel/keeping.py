@@ -4,7 +4,7 @@ Every value lies on a shelf, which reads like a dictionary of tensors: what was 
 and what was moved is brought back when it is read. The cap is looked at whenever a value is put
 down. The oldest are packed first, into the finest form that is enough: that costs no transfer and
 no wait for the device. What does not fit even so is moved, where there is somewhere else to move it
-to. How few bits are allowed is told by the plan (`targets.Decision`): what packing leaves must be
+to. How few bits are allowed is told by the plan (`outlook.Decision`): what packing leaves must be
 below what the plan leaves.
 
 Holds no formula: packing.py rounds, and says which value takes which form.
@@ -107,14 +107,11 @@ class Kept(dict[tuple[str, str], "Shelf"]):
 
     def _in_form(self, value: torch.Tensor | Packed, form: int) -> torch.Tensor | Packed:
         """What was packed or moved stays so."""
-        if value.device != self.device:
-            return value
-        if form == AWAY:
-            *_, smallest = 0, *forms_of(value.shape.numel(), value.dtype.itemsize, self.fewest)
-            return (self._packed(value, smallest) if smallest else value).to("cpu")
-        if form == 0:
+        if value.device != self.device or form == 0:
             return value
         forms = forms_of(value.shape.numel(), value.dtype.itemsize, self.fewest)
+        if form == AWAY:
+            return (self._packed(value, forms[-1]) if forms else value).to("cpu")
         return self._packed(value, forms[form - 1])
 
     def _packed(self, value: torch.Tensor | Packed, bits: int) -> Packed:

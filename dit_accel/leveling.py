@@ -25,9 +25,9 @@ from dit_accel.patching import Patches
 from dit_accel.pcas import PCAS, Pruner
 from dit_accel.pruning import tile_order
 from dit_accel.session import Session
+from dit_accel.unicp import FAMILIES
 from dit_accel.windows import EDCW
 
-FAMILIES = ("wan",)  # those with stages at their attentions
 RANK = 16  # of the scores, at most the heads' width
 
 

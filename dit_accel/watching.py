@@ -177,8 +177,7 @@ class Losses:
             near = sorted(kept, key=lambda s: abs(session.time_of(s) - at))[:NEIGHBOURS]
             if len(near) > 1:
                 factors = forecast.weights([session.time_of(s) for s in near], at)
-                device = session.latents.device
-                kept[step] = forecast.combine(factors, [kept[s].to(device) for s in near])
+                kept[step] = forecast.combine(factors, [kept[s] for s in near])
 
 
 def _sum(values: Sequence[torch.Tensor]) -> torch.Tensor:

@@ -195,7 +195,7 @@ def _check_numbers(settings: Settings, speedups: tuple[float, ...] | None) -> No
 
 def _check_levels(model: Model) -> None:
     """Refuse before the work what no level can be carried out on."""
-    from dit_accel.leveling import FAMILIES
+    from dit_accel.unicp import FAMILIES
 
     if model.family.name not in FAMILIES:
         raise BadInput(f"--levels: works for {', '.join(FAMILIES)}; this is {model.family.name}")
