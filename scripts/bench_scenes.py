@@ -1,11 +1,14 @@
 """What a scene costs: a clip against the stock pipeline's, and one attention against a dense mask.
 
-OMP_NUM_THREADS=1 python scripts/bench_scenes.py
+    OMP_NUM_THREADS=1 python scripts/bench_scenes.py
+    python scripts/bench_scenes.py --device cuda --dtype bfloat16 --heads 12 --width 128 \\
+        --tokens 4096 16384 32768                         # one attention of Wan2.1 1.3B's width
 
 First, FLOPs and seconds of the miniature's clips without their decoding: stock, isolated
 (background open and closed), with subjects' own texts, and two shots of which the second reads the
-first, against two stock clips in one batch. Runs go in turn, medians are told. Seconds are the
-process's own, on one thread, so that other work on the machine does not count. Then one
+first, against two stock clips in one batch. Runs go in turn, medians are told. On a CPU seconds are
+the process's own, on one thread, so that other work on the machine does not count; on a GPU they
+are the wall's, with the queue waited for. Then one
 self-attention at sizes beyond the miniature's: gather per class against SDPA with the dense mask
 and against plain SDPA; with two subjects that cover a quarter of the tokens each, and a reference
 of an eighth. Last, the leak from one subject to another through the whole miniature: change of
@@ -26,7 +29,7 @@ import torch.nn.functional as F
 from diffusers import WanPipeline
 
 from dit_accel import Layout, SceneConfig, accelerate, miniature
-from dit_accel.bench import FlopMeter
+from dit_accel.bench import FlopMeter, device_name, synchronise
 from dit_accel.layout import Keyframe, Reference, Shot, Subject
 from dit_accel.visibility import dense_mask, gather_plan, gathered_attention
 
@@ -35,7 +38,6 @@ RED = "a red circle moving right on the left on a plain gray background"
 BLUE = "a blue square growing on the right on a plain gray background"
 BOTH = "a red circle moving right on the left and a blue square growing on the right on a plain "
 BOTH += "gray background"
-HEADS, WIDTH = 6, 32
 
 
 def main() -> None:
@@ -45,16 +47,20 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=10, help="of a clip")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--tokens", type=int, nargs="*", default=[1280, 4096, 8192])
+    parser.add_argument("--heads", type=int, default=6, help="of the one attention")
+    parser.add_argument("--width", type=int, default=32, help="of each of its heads")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     args = parser.parse_args()
     torch.set_num_threads(1)
     pipe = WanPipeline.from_pretrained(str(miniature.path()))
-    pipe.set_progress_bar_config(disable=True)
+    pipe.to(args.device).set_progress_bar_config(disable=True)
     found: dict[str, Any] = {
-        "device": "cpu, 1 thread",
+        "device": "cpu, 1 thread" if args.device == "cpu" else device_name(args.device),
         "torch": torch.__version__,
         "steps": args.steps,
         "clips": clips(pipe, args.steps, args.repeats),
-        "attention": [attention(tokens, args.repeats) for tokens in args.tokens],
+        "attention": [attention(tokens, args) for tokens in args.tokens],
         "leak": leaks(pipe),
     }
     print(json.dumps(found))
@@ -119,10 +125,10 @@ def _run(pipe: Any, layout: Layout, config: SceneConfig | None, steps: int) -> t
     generators = [torch.Generator().manual_seed(0) for _ in layout.shots]
 
     def run() -> tuple[float, int]:
-        start = time.process_time()
+        start = clock(pipe.device)
         with FlopMeter() as meter:
             pipe(prompt=layout.prompts, generator=generators, **given)
-        return time.process_time() - start, meter.flops
+        return clock(pipe.device) - start, meter.flops
 
     if config is None:
         return run()
@@ -130,26 +136,38 @@ def _run(pipe: Any, layout: Layout, config: SceneConfig | None, steps: int) -> t
         return run()
 
 
+def clock(device: torch.device) -> float:
+    """Seconds of this process on a CPU; of the wall on a GPU, all its work done."""
+    if device.type == "cpu":
+        return time.process_time()
+    synchronise(device)
+    return time.perf_counter()
+
+
 # --- one attention ---
 
 
-def attention(tokens: int, repeats: int) -> dict[str, Any]:
-    """Milliseconds and pairs of one call: plain, by the dense mask, and gathered."""
+@torch.no_grad()
+def attention(tokens: int, args: argparse.Namespace) -> dict[str, Any]:
+    """Milliseconds, pairs and extra memory of one call: plain, by the dense mask, and gathered."""
+    device, repeats = torch.device(args.device), max(args.repeats, 3)
     generator = torch.Generator().manual_seed(0)
     quarter, eighth = tokens // 4, tokens // 8
     order = torch.randperm(tokens, generator=generator)
     labels = torch.zeros(tokens, dtype=torch.int64)
     labels[order[:quarter]], labels[order[quarter : 2 * quarter]] = 1, 2
     references = torch.ones(eighth, dtype=torch.int64)
-    query, key, value = torch.randn(3, 1, tokens, HEADS, WIDTH, generator=generator)
-    read = tuple(torch.randn(2, 1, eighth, HEADS, WIDTH, generator=generator))
+    size = args.heads, args.width
+    made = {"dtype": getattr(torch, args.dtype), "device": device}
+    query, key, value = torch.randn(3, 1, tokens, *size, generator=generator).to(**made)
+    read = tuple(torch.randn(2, 1, eighth, *size, generator=generator).to(**made))
     both = torch.cat([key, read[0]], 1), torch.cat([value, read[1]], 1)
     row: dict[str, Any] = {"tokens": tokens, "references": eighth}
     ways: dict[str, tuple[Callable[[], torch.Tensor], float]] = {"plain": (
         lambda: sdpa(query, key, value), tokens**2)}  # fmt: skip
     for isolation in ("open", "closed"):
-        plan = gather_plan(labels, isolation, references)
-        mask = dense_mask(labels, isolation, references)
+        plan = gather_plan(labels.to(device), isolation, references.to(device))
+        mask = dense_mask(labels.to(device), isolation, references.to(device))
         ways[f"mask, {isolation}"] = lambda mask=mask: sdpa(query, *both, mask), mask.numel()
         ways[f"gathered, {isolation}"] = (
             lambda plan=plan: gathered_attention(plan, sdpa, query, key, value, read),
@@ -158,19 +176,37 @@ def attention(tokens: int, repeats: int) -> dict[str, Any]:
         off = ways[f"mask, {isolation}"][0]() - ways[f"gathered, {isolation}"][0]()
         row[f"difference, {isolation}"] = float(off.abs().max())
     times: dict[str, list[float]] = {name: [] for name in ways}
-    for _ in range(max(repeats, 3)):
+    calls = 1 if device.type == "cpu" else 10  # in one measurement
+    for call, _ in ways.values():
+        call()  # warm up
+    for _ in range(repeats):
         for name, (call, _) in ways.items():
-            start = time.process_time()
-            call()
-            times[name].append(1e3 * (time.process_time() - start))
-    for name, (_, pairs) in ways.items():
+            start = clock(device)
+            for _ in range(calls):
+                call()
+            times[name].append(1e3 * (clock(device) - start) / calls)
+    for name, (call, pairs) in ways.items():
         row[name] = {
-            "ms": round(statistics.median(times[name]), 2),
+            "ms": round(statistics.median(times[name]), 3),
             "pairs_over_plain": round(pairs / tokens**2, 4),
         }
-        print(f"{tokens} tokens, {name:<18} {row[name]['ms']:9.2f} ms, "
-              f"x{row[name]['pairs_over_plain']:.3f} pairs", flush=True)  # fmt: skip
+        line = f"{tokens} tokens, {name:<18} {row[name]['ms']:9.2f} ms, "
+        line += f"x{row[name]['pairs_over_plain']:.3f} pairs"
+        if device.type == "cuda":
+            row[name]["memory_bytes"] = extra = _extra_memory(call)
+            line += f", {extra / 2**20:.0f} MiB beside inputs and mask"
+        print(line, flush=True)
     return row
+
+
+def _extra_memory(call: Callable[[], torch.Tensor]) -> int:
+    """Bytes that a call allocates at its peak, its output among them."""
+    synchronise(torch.device("cuda"))
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    call()
+    synchronise(torch.device("cuda"))
+    return torch.cuda.max_memory_allocated() - before
 
 
 def sdpa(
@@ -211,8 +247,9 @@ def _leak(pipe: Any) -> float:
     changed = latents.clone()
     inside = slice(2, 6)  # rows that the boxes cover wholly
     changed[..., inside, 4:] = torch.randn(changed[..., inside, 4:].shape, generator=generator)
+    latents, changed = latents.to(pipe.device), changed.to(pipe.device)
     text = pipe.encode_prompt([BOTH], do_classifier_free_guidance=False, max_sequence_length=64)[0]
-    pipe.scheduler.set_timesteps(50)
+    pipe.scheduler.set_timesteps(50, device=pipe.device)
     times = pipe.scheduler.timesteps
     one, other = (
         pipe.transformer(x, times[25:26], text, return_dict=False)[0] for x in (latents, changed)

@@ -11,7 +11,8 @@ class Muon(torch.optim.Optimizer):
     """Momentum whose update is made orthogonal by five Newton-Schulz steps (Jordan et al., 2024).
 
     Parameters of more than two axes count as matrices (first axis, all others). The update is
-    scaled to a root mean square of about 0.2, so that learning rates are those of AdamW.
+    scaled to a root mean square of about 0.2, so that learning rates are those of AdamW. `dtype`
+    is that of the Newton-Schulz steps; bfloat16 is enough for them.
     """
 
     def __init__(
@@ -20,7 +21,9 @@ class Muon(torch.optim.Optimizer):
         lr: float | torch.Tensor,
         momentum: float = 0.95,
         weight_decay: float = 0.0,
+        dtype: torch.dtype = torch.float32,
     ) -> None:
+        self.dtype = dtype
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
 
     @torch.no_grad()
@@ -34,21 +37,21 @@ class Muon(torch.optim.Optimizer):
                     state["mean"] = torch.zeros_like(parameter)
                 state["mean"].lerp_(parameter.grad, 1 - group["momentum"])
                 update = parameter.grad.lerp(state["mean"], group["momentum"]).flatten(1)
-                update = orthogonal(update) * (0.2 * max(update.shape) ** 0.5)
+                update = orthogonal(update, self.dtype) * (0.2 * max(update.shape) ** 0.5)
                 if group["weight_decay"]:
                     parameter.mul_(1 - group["lr"] * group["weight_decay"])
                 parameter.sub_(update.view_as(parameter) * group["lr"])
 
 
-def orthogonal(matrix: torch.Tensor) -> torch.Tensor:
+def orthogonal(matrix: torch.Tensor, dtype: torch.dtype = torch.float32) -> torch.Tensor:
     """About the nearest matrix (m, n) with singular values of one, which come out in 0.7 to 1.2."""
     tall = matrix.shape[0] > matrix.shape[1]
     x = matrix.T if tall else matrix
-    x = x / (x.norm() + 1e-7)
+    x = (x / (x.norm() + 1e-7)).to(dtype)
     for _ in range(5):
         square = x @ x.T
         x = 3.4445 * x + (2.0315 * (square @ square) - 4.7750 * square) @ x
-    return x.T if tall else x
+    return (x.T if tall else x).to(matrix.dtype)
 
 
 class Together:

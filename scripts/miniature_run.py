@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import time
@@ -9,6 +10,38 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
+from torch.overrides import TorchFunctionMode
+
+
+def multiplies_bfloat16(device: torch.device) -> bool:
+    """Whether matrices multiply faster in bfloat16 there: every GPU, a CPU with the instruction."""
+    if device.type != "cpu":
+        return True
+    capabilities = getattr(torch.cpu, "get_capabilities", dict)()  # torch 2.9 and later
+    return any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16"))
+
+
+class Float32Attention(TorchFunctionMode):
+    """Attention in float32 within a bfloat16 autocast.
+
+    On a CPU the backward pass of short bfloat16 sequences takes several times as long as theirs in
+    float32 (torch 2.13: 36 against 7 ms for 32 x 8 heads of 80 tokens).
+    """
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if func is not F.scaled_dot_product_attention:
+            return func(*args, **kwargs)
+        dtype = kwargs["query"].dtype if "query" in kwargs else args[0].dtype
+        args = [_float32(value) for value in args]
+        kwargs = {name: _float32(value) for name, value in kwargs.items()}
+        with torch.autocast("cpu", enabled=False):
+            return func(*args, **kwargs).to(dtype)
+
+
+def _float32(value):
+    return value.float() if isinstance(value, torch.Tensor) and value.is_floating_point() else value
 
 
 class Run:
@@ -27,8 +60,19 @@ class Run:
         print(f"[{time.time() - self.started:7.1f} s] {text}", flush=True)
 
     def autocast(self) -> torch.autocast:
+        """Bfloat16 on a GPU, for everything."""
         gpu = self.device.type == "cuda"  # no weight cache: it does not survive a graph capture
         return torch.autocast(self.device.type, torch.bfloat16, enabled=gpu, cache_enabled=False)
+
+    @contextlib.contextmanager
+    def autocast_matrices(self):
+        """Bfloat16 for what is mostly products of matrices: on a CPU too, if that is faster."""
+        if self.device.type == "cpu" and multiplies_bfloat16(self.device):
+            with torch.autocast("cpu", torch.bfloat16), Float32Attention():
+                yield
+        else:
+            with self.autocast():
+                yield
 
     def tick(self, name: str, i: int, loss: torch.Tensor, state) -> None:
         """Log the mean loss every 100 iterations; save every `save_every` seconds."""

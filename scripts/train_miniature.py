@@ -48,7 +48,7 @@ from miniature_recipe import (
     build_transformer,
     build_vae,
 )
-from miniature_run import Run, graphed
+from miniature_run import Run, graphed, multiplies_bfloat16
 from miniature_world import COLORS, DEFAULT, TRAIN_STREAM, render, scene_at
 from transformers import PreTrainedTokenizerFast, UMT5EncoderModel
 
@@ -272,12 +272,13 @@ def train_denoiser(
     decay = [p for p in others if p.ndim >= 2]
     rest = [p for p in others if p.ndim < 2]
     rates = [torch.tensor(0.0, device=run.device) for _ in range(2)]
+    dtype = torch.bfloat16 if multiplies_bfloat16(run.device) else torch.float32
     optimizer = Together(
         torch.optim.AdamW(
             [{"params": decay, "weight_decay": 0.01}, {"params": rest, "weight_decay": 0.0}],
             lr=rates[0], betas=(0.9, 0.98), fused=gpu, capturable=gpu,
         ),
-        *([Muon(matrices, rates[1], weight_decay=0.01)] if matrices else []),
+        *([Muon(matrices, rates[1], weight_decay=0.01, dtype=dtype)] if matrices else []),
     )  # fmt: skip
     start = run.resume("denoiser", model, optimizer, ema)
     optimizer.set_lr(*rates)
@@ -343,7 +344,7 @@ def denoiser_step(
     def step(
         x: torch.Tensor, text: torch.Tensor, sigma: torch.Tensor, noise: torch.Tensor
     ) -> torch.Tensor:
-        with run.autocast():
+        with run.autocast_matrices():
             s = sigma.view(-1, 1, 1, 1, 1)
             ids = text[:, :TEXT_LENGTH]
             mask = (ids != 0).long()
