@@ -168,7 +168,17 @@ class Scene:
         if total is None or step == 0:
             return False
         one, other = (staging.acts_at(self.config, s, total) for s in (step - 1, step))
-        return one != other
+        return one & self._possible != other & self._possible
+
+    @property
+    def _possible(self) -> Acts:
+        """What can be at work at all: a scene without references reads none, whatever is set."""
+        closed = self.config.background == "closed"
+        return Acts(
+            any(stage.subjects > (0 if closed else 1) for stage in self.stages),
+            any(stage.sources for stage in self.stages),
+            any(text for texts in self.prompts for text in texts),
+        )
 
     # --- observer of the session ---
 

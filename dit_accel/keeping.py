@@ -139,11 +139,11 @@ class Kept(dict[tuple[str, str], "Shelf"]):
         bits = f"in {self.bits} bits" if self.bits else "as they are"
         finer = (
             "" if self.fewest == BITS[-1] else
-            ", fewer would cost fidelity that the plan does not spend,"
+            "fewer would cost fidelity that the plan does not spend, and "
         )  # fmt: skip
         return (
             f"cache_memory is {self.memory} bytes, and kept values held {self.most_held}, "
-            f"{bits}:{finer} and nothing is moved where the CPU itself computes.",
+            f"{bits}; {finer}nothing is moved where the CPU itself computes.",
         )
 
 

@@ -40,16 +40,16 @@ class SceneConfig:
         alpha: strength of it, 0 to 1.
         frequencies: share of rotary frequencies, the slowest, that are repositioned, 0 to 1.
         dropout: share of a subject's tokens that do not read its reference at a step, drawn anew at
-            each, 0 to 1: against copying.
+            each, 0 to 1: against copying, which reading at all steps leads to.
         amplify: references are read in the conditional branch only, so that guidance amplifies what
             they add, as it does with the prompt; False: in both branches, as in the source.
         text: weight of a subject's own prompt over the scene's, in its tokens, 0 to 1.
         steps, text_steps, share_steps: part of the run at which subjects are isolated, at which
             they have their own texts, and at which references are read: half-open fractions. Who
-            is where is decided early; isolated after it, subjects lose their shapes
-            (docs/scenes.md).
-        layers, share_layers: the same of the depth of the denoiser; references are read in its
-            second half, as in the source's code: below, reading blurs what is not there yet.
+            is where and of which colour is decided early; isolated after it, subjects lose their
+            shapes, and reading after it, they take on the reference's motion (docs/scenes.md).
+        layers, share_layers: the same of the depth of the denoiser. The source's code reads in its
+            second half only; on the miniature that has no effect.
         least: share of a token that a subject must cover to own it, above 0.
         seed: of our own draws: dropout and the noise of references that are files.
 
@@ -63,14 +63,14 @@ class SceneConfig:
     reposition: bool = True
     alpha: float = 1.0
     frequencies: float = 1.0
-    dropout: float = 0.5
-    amplify: bool = False
+    dropout: float = 0.0
+    amplify: bool = True
     text: float = 0.9
     steps: Fractions = (0.0, 0.4)
     text_steps: Fractions = (0.0, 1.0)
-    share_steps: Fractions = (0.0, 1.0)
+    share_steps: Fractions = (0.0, 0.4)
     layers: Fractions = (0.0, 1.0)
-    share_layers: Fractions = (0.5, 1.0)
+    share_layers: Fractions = (0.0, 1.0)
     least: float = 0.5
     seed: int = 0
 

@@ -231,16 +231,16 @@ def test_equal_boxes_make_reposition_the_identity_bit_by_bit():
 def test_reposition_dropout_and_share_each_have_an_effect():
     boxes = (0, 0.5), (0.5, 1)
     settings = {
-        "moved": SceneConfig(dropout=0),
-        "native": SceneConfig(dropout=0, reposition=False),
-        "half": SceneConfig(dropout=0, alpha=0.5),
-        "slow": SceneConfig(dropout=0, frequencies=0.5),
+        "moved": SceneConfig(),
+        "native": SceneConfig(reposition=False),
+        "half": SceneConfig(alpha=0.5),
+        "slow": SceneConfig(frequencies=0.5),
         "some": SceneConfig(dropout=0.5),
         "seed": SceneConfig(dropout=0.5, seed=1),
         "unread": SceneConfig(share=False),
-        "late": SceneConfig(dropout=0, share_steps=(0.5, 1)),
-        "deep": SceneConfig(dropout=0, share_layers=(0, 1)),
-        "amplified": SceneConfig(dropout=0, amplify=True),
+        "late": SceneConfig(share_steps=(0.5, 1)),
+        "deep": SceneConfig(share_layers=(0.5, 1)),
+        "as the source": SceneConfig(amplify=False),
     }
     found = {name: two_shots(*boxes, config) for name, config in settings.items()}
     names = sorted(found)
@@ -248,8 +248,8 @@ def test_reposition_dropout_and_share_each_have_an_effect():
         for other in names[i + 1 :]:
             assert not np.array_equal(found[one][1], found[other][1]), (one, other)
     assert np.array_equal(found["some"], two_shots(*boxes, settings["some"])), "seeded"
-    assert np.array_equal(found["moved"], two_shots(*boxes, SceneConfig(dropout=0, alpha=1.0)))
-    zero = two_shots(*boxes, SceneConfig(dropout=0, alpha=0.0))
+    assert np.array_equal(found["moved"], two_shots(*boxes, SceneConfig(alpha=1.0)))
+    zero = two_shots(*boxes, SceneConfig(alpha=0.0))
     assert np.array_equal(found["native"], zero), "no strength is no reposition"
 
 
@@ -345,10 +345,10 @@ def test_amplified_references_are_read_in_the_conditional_branch_only():
     made = rows([(0, 0.5)], [(0.5, 1)], readings={1: (Reading(0, 0, 0),)})
     calls = {}
     for amplify in (False, True):
-        with scene(pipe, made, SceneConfig(dropout=0, amplify=amplify), shots=2) as handle:
+        with scene(pipe, made, SceneConfig(isolate=False, amplify=amplify), shots=2) as handle:
             run(pipe, prompt=TWO, negative_prompt=None)
             calls[amplify] = handle.report().scene.calls
-    assert calls[False] == 2 * calls[True] == 3 * 4 * 2  # of one layer, 4 steps, 2 branches
+    assert calls[False] == 2 * calls[True] == 3 * 3 * 2 * 2  # of 3 layers, 2 of 4 steps, 2 branches
 
 
 # --- references that are files ---
@@ -420,12 +420,31 @@ def test_windows_serve_scenes_too_and_a_change_of_what_is_at_work_forces_a_compu
     assert len(computed[0.0, 1.0]) < 12
 
 
+def test_what_a_scene_does_not_have_forces_no_compute():
+    """Isolation ends at step 5 of 12, reading at 6, texts at 9: of one subject the first cuts
+    nothing, and the others are only where there are any."""
+    pipe = tiny_wan()
+    spans = SceneConfig(steps=(0, 0.4), share_steps=(0, 0.5), text_steps=(0, 0.75))
+    loose = ThresholdConfig(1e9, first=1, last=0, site="model")
+    found = {}
+    made = {
+        "one": rows([(0, 0.5)], [(0.5, 1)]),
+        "reads": rows([(0, 0.5)], [(0.5, 1)], readings={1: (Reading(0, 0, 0),)}),
+    }
+    for name, scenes in made.items():
+        with scene(pipe, scenes, spans, shots=2, config=loose) as handle:
+            run(pipe, prompt=TWO, negative_prompt=None, num_inference_steps=12)
+            found[name] = handle.report().sites[0].computed
+    assert 6 in found["reads"]
+    assert {5, 6, 9}.isdisjoint(found["one"])
+
+
 def test_one_decision_serves_writing_and_reading():
     """Rows are served together: a step at which the reference is not made, nothing reads it."""
     pipe = tiny_wan()
     made = rows([(0, 0.5)], [(0.5, 1)], readings={1: (Reading(0, 0, 0),)})
     loose = ThresholdConfig(1e9, first=1, last=0, site="attention")
-    everywhere = SceneConfig(dropout=0, share_layers=(0, 1))
+    everywhere = SceneConfig(amplify=False, share_steps=(0, 1))
     with scene(pipe, made, everywhere, shots=2, config=loose) as handle:
         run(pipe, prompt=TWO, negative_prompt=None, num_inference_steps=8)
         found = handle.report()

@@ -241,9 +241,9 @@ def test_the_plan_says_how_few_bits_do_and_the_run_keeps_to_it(tiny_wan, tiny_pr
 def test_on_an_accelerator_what_does_not_fit_packed_waits_on_the_cpu():
     pipe = tiny.tiny_wan().to("cuda")
     plain, whole = capped(pipe, TWO_PARTS, None, 8)
-    memory = 3 * packed_bytes(SIZE // 4, 8)
-    frames, report = capped(pipe, TWO_PARTS, memory, 8)
+    memory = 3 * packed_bytes(SIZE // 4, 16)
+    frames, report = capped(pipe, TWO_PARTS, memory, 16)
     assert report.kept_bytes <= memory < whole.kept_bytes
-    assert report.offloaded_bytes > 0 and report.packed_bits == 8
+    assert report.offloaded_bytes > 0 and report.packed_bits == 16
     assert report.notes == ()
-    assert np.abs(frames - plain).max() < 0.1
+    assert np.abs(frames - plain).max() < 0.01  # on the CPU 16 bits leave 0.0001, 8 bits 0.6

@@ -185,6 +185,11 @@ def test_the_plan_is_xformers_attention():
     def memory_efficient(q, k, v):
         return ops.memory_efficient_attention(q, k, v)
 
+    try:
+        memory_efficient(query, key, value)
+    except NotImplementedError as error:  # such as a wheel for CUDA 12 beside a torch for CUDA 13
+        pytest.skip(f"this xformers has no operator for this torch: {str(error)[:200]}")
+
     plan = gather_plan(classes, "open", refs).to(query.device)
     ours = gathered_attention(plan, memory_efficient, query, key, value, (ref_key, ref_value))
     both = torch.cat([key, ref_key], 1), torch.cat([value, ref_value], 1)
