@@ -91,8 +91,11 @@ def clips(pipe: Any, steps: int, repeats: int) -> list[dict[str, Any]]:
         "isolated, closed": (PAIR, SceneConfig(background="closed", **bare)),
         "isolated, open, own texts": (PAIR, SceneConfig(steps=(0.0, 1.0))),
         "stock, 2 clips": (SHOTS, None),
-        "2 shots, reading": (SHOTS, SceneConfig(isolate=False, dropout=0.0, **bare)),
-        "2 shots, reading, dropout 0.5": (SHOTS, SceneConfig(isolate=False, **bare)),
+        "2 shots, reading": (SHOTS, SceneConfig(isolate=False, share_steps=(0.0, 1.0), **bare)),
+        "2 shots, both branches reading": (
+            SHOTS,
+            SceneConfig(isolate=False, share_steps=(0.0, 1.0), amplify=False, **bare),
+        ),
     }
     times: dict[str, list[float]] = {name: [] for name in ways}
     flops: dict[str, int] = {}

@@ -36,9 +36,33 @@ _ALONE: dict[str, Any] = {"share": False}  # isolation without references
 _FIFTH = (0.0, 0.2)
 _READ: dict[str, Any] = {"isolate": False, "text": 0.0}  # references without isolation
 # Where and when references are read.
-_LAYERS = {"all layers": (0.0, 1.0), "upper 3/4": (0.25, 1.0), "upper half": (0.5, 1.0)}
+_LAYERS = {
+    "all layers": (0.0, 1.0),
+    "lower half": (0.0, 0.5),
+    "lower 3/4": (0.0, 0.75),
+    "upper 3/4": (0.25, 1.0),
+    "upper half": (0.5, 1.0),
+}
 _STEPS = {"20%": (0.0, 0.2), "40%": (0.0, 0.4), "all steps": (0.0, 1.0)}
-_FULL_GRID = ("all layers", "40%")
+_ALPHAS = (0, 0.25, 0.5, 0.75, 1)
+_BOTH = [  # branches of guidance read: where, when, alpha
+    *(("all layers", "40%", alpha) for alpha in _ALPHAS),
+    *(("all layers", when, alpha) for when in ("20%", "all steps") for alpha in (0, 1)),
+    *((where, when, 1) for where in ("upper 3/4", "upper half") for when in ("40%", "all steps")),
+]
+_ONE = [  # the conditional branch reads
+    *(("all layers", when, 1) for when in _STEPS),
+    ("all layers", "40%", 0),
+    *((where, "40%", 1) for where in ("lower half", "lower 3/4")),
+]
+
+
+def _reads(where: str, when: str, alpha: float, amplify: bool) -> dict[str, Any]:
+    """References without isolation, read by all of a subject's tokens."""
+    spans = {"share_layers": _LAYERS[where], "share_steps": _STEPS[when]}
+    return {**_READ, **spans, "dropout": 0.0, "alpha": alpha, "amplify": amplify}
+
+
 # The settings of `SceneConfig` by method, and the suites that it is measured on.
 METHODS: dict[str, tuple[dict[str, Any] | None, tuple[str, ...]]] = {
     STOCK: (None, SUITES),
@@ -53,28 +77,23 @@ METHODS: dict[str, tuple[dict[str, Any] | None, tuple[str, ...]]] = {
     "isolation and texts, all steps": ({**_ALONE, "steps": (0.0, 1.0)}, _PAIRS),
     **{
         f"reference, {where}, {when}, alpha {alpha:g}": (
-            {**_READ, "share_layers": layers, "share_steps": steps, "dropout": 0.0, "alpha": alpha},
+            _reads(where, when, alpha, amplify=False),
             _SHOTS if alpha in (0, 1) else ("unsaid",),
         )
-        for where, layers in _LAYERS.items()
-        for when, steps in _STEPS.items()
-        for alpha in ((0, 0.25, 0.5, 0.75, 1) if (where, when) == _FULL_GRID else (0, 1))
+        for where, when, alpha in _BOTH
     },
+    **{
+        f"amplified, {where}, {when}, alpha {alpha:g}": (
+            _reads(where, when, alpha, amplify=True),
+            _SHOTS,
+        )
+        for where, when, alpha in _ONE
+    },
+    "amplified, all layers, 40%, half of the tokens": (
+        {**_reads("all layers", "40%", 1, amplify=True), "dropout": 0.5},
+        _SHOTS,
+    ),
     "reference as by default": ({**_READ}, _SHOTS),
-    "reference, all layers, 40%, amplified": (
-        {
-            **_READ,
-            "share_layers": (0.0, 1.0),
-            "share_steps": (0.0, 0.4),
-            "dropout": 0.0,
-            "amplify": True,
-        },
-        _SHOTS,
-    ),
-    "reference, all layers, 40%, half of the tokens": (
-        {**_READ, "share_layers": (0.0, 1.0), "share_steps": (0.0, 0.4)},
-        _SHOTS,
-    ),
     "all, as by default": ({}, _SHOTS),
 }
 METRICS = ("right", "color", "shape", "motion", "swapped", "merged")
