@@ -9,6 +9,7 @@ from types import ModuleType
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from dit_accel import miniature
 
@@ -88,6 +89,15 @@ def test_muon_makes_updates_nearly_orthogonal(muon: ModuleType, shape: tuple[int
     assert values.min() > 0.3 and values.max() < 1.3
 
 
+@pytest.mark.parametrize("shape", [(8, 8), (32, 6), (6, 32)])
+def test_muon_keeps_that_in_bfloat16(muon: ModuleType, shape: tuple[int, int]) -> None:
+    matrix = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    update = muon.orthogonal(matrix, torch.bfloat16)
+    assert update.dtype == torch.float32
+    values = torch.linalg.svdvals(update)
+    assert values.min() > 0.4 and values.max() < 1.3
+
+
 def test_muon_minimises_and_resumes(muon: ModuleType) -> None:
     target = torch.randn(8, 4, 3, generator=torch.Generator().manual_seed(0))
 
@@ -121,3 +131,40 @@ def test_colours_are_left_out_of_captions(
 ) -> None:
     monkeypatch.syspath_prepend(str(Path(__file__).parent.parent / "scripts"))
     assert importlib.import_module("train_miniature").without_colors(said) == left
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(Path(__file__).parents[1] / "scripts")
+    return importlib.import_module("miniature_run")
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_attention_stays_in_float32_within_bfloat16(run: ModuleType, named: bool) -> None:
+    heads = torch.randn(3, 2, 4, 5, 8, generator=torch.Generator().manual_seed(0))
+    leaf = heads.bfloat16().requires_grad_()
+    query, key, value = leaf.unbind()
+    exact = F.scaled_dot_product_attention(query.float(), key.float(), value.float())
+    with torch.autocast("cpu", torch.bfloat16), run.Float32Attention():
+        found = (
+            F.scaled_dot_product_attention(query=query, key=key, value=value)
+            if named
+            else F.scaled_dot_product_attention(query, key, value)
+        )
+        assert (query @ key.mT).dtype == torch.bfloat16, "all else is as autocast has it"
+    assert torch.equal(found, exact.bfloat16())
+    found.float().sum().backward()
+    assert leaf.grad is not None and bool((leaf.grad[2] > 0).all()), "weights of values"
+
+
+@pytest.mark.parametrize("can", [True, False])
+def test_a_cpu_multiplies_in_bfloat16_only_where_it_has_the_instruction(
+    run: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, can: bool
+) -> None:
+    told = {"avx512_bf16": can, "amx_bf16": False}
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: told, raising=False)
+    cpu = torch.device("cpu")
+    assert run.multiplies_bfloat16(cpu) is can
+    matrix = torch.ones(2, 2)
+    with run.Run(tmp_path, cpu, 1.0).autocast_matrices():
+        assert (matrix @ matrix).dtype == (torch.bfloat16 if can else torch.float32)
