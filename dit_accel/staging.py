@@ -49,7 +49,7 @@ class SceneConfig:
             is where and of which colour is decided early; isolated after it, subjects lose their
             shapes, and reading after it, they take on the reference's motion (docs/scenes.md).
         layers, share_layers: the same of the depth of the denoiser. The source's code reads in its
-            second half only; on the miniature that has no effect.
+            second half only; on the miniature that tells a quarter as much.
         least: share of a token that a subject must cover to own it, above 0.
         seed: of our own draws: dropout and the noise of references that are files.
 
