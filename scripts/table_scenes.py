@@ -71,6 +71,8 @@ METHODS: dict[str, tuple[dict[str, Any] | None, tuple[str, ...]]] = {
     "isolation only, all steps": ({**_ALONE, "text": 0.0, "steps": (0.0, 1.0)}, _PAIRS),
     "isolation and texts": ({**_ALONE}, _PAIRS),
     "isolation and texts, closed": ({**_ALONE, "background": "closed"}, _PAIRS),
+    "isolation and texts, weight 0.5": ({**_ALONE, "text": 0.5}, _PAIRS),
+    "isolation and texts, weight 0.7": ({**_ALONE, "text": 0.7}, _PAIRS),
     "isolation 20%, texts": ({**_ALONE, "steps": (0.0, 0.2)}, _PAIRS),
     "isolation and texts 40%": ({**_ALONE, "text_steps": (0.0, 0.4)}, _PAIRS),
     "isolation and texts 20%": ({**_ALONE, "steps": _FIFTH, "text_steps": _FIFTH}, _PAIRS),
