@@ -29,7 +29,7 @@ import torch.nn.functional as F
 from diffusers import WanPipeline
 
 from dit_accel import Layout, SceneConfig, accelerate, miniature
-from dit_accel.bench import FlopMeter, device_name, synchronise
+from dit_accel.bench import FlopMeter, device_name, measure, synchronise
 from dit_accel.layout import Keyframe, Reference, Shot, Subject
 from dit_accel.visibility import dense_mask, gather_plan, gathered_attention
 
@@ -204,12 +204,10 @@ def attention(tokens: int, args: argparse.Namespace) -> dict[str, Any]:
 
 def _extra_memory(call: Callable[[], torch.Tensor]) -> int:
     """Bytes that a call allocates at its peak, its output among them."""
-    synchronise(torch.device("cuda"))
     before = torch.cuda.memory_allocated()
-    torch.cuda.reset_peak_memory_stats()
-    call()
-    synchronise(torch.device("cuda"))
-    return torch.cuda.max_memory_allocated() - before
+    with measure("cuda") as taken:
+        call()
+    return (taken.peak_memory_bytes or 0) - before
 
 
 def sdpa(

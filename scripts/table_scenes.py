@@ -95,7 +95,6 @@ METHODS: dict[str, tuple[dict[str, Any] | None, tuple[str, ...]]] = {
         {**_reads("all layers", "40%", 1, amplify=True), "dropout": 0.5},
         _SHOTS,
     ),
-    "reference as by default": ({**_READ}, _SHOTS),
     "all, as by default": ({}, _SHOTS),
 }
 METRICS = ("right", "color", "shape", "motion", "swapped", "merged")
