@@ -29,29 +29,38 @@ class Muon(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self) -> None:
         for group in self.param_groups:
+            alike: dict[tuple[int, ...], list[torch.Tensor]] = {}
             for parameter in group["params"]:
-                if parameter.grad is None:
-                    continue
-                state = self.state[parameter]
-                if not state:
-                    state["mean"] = torch.zeros_like(parameter)
-                state["mean"].lerp_(parameter.grad, 1 - group["momentum"])
-                update = parameter.grad.lerp(state["mean"], group["momentum"]).flatten(1)
-                update = orthogonal(update, self.dtype) * (0.2 * max(update.shape) ** 0.5)
-                if group["weight_decay"]:
-                    parameter.mul_(1 - group["lr"] * group["weight_decay"])
-                parameter.sub_(update.view_as(parameter) * group["lr"])
+                if parameter.grad is not None:
+                    alike.setdefault(tuple(parameter.shape), []).append(parameter)
+            for parameters in alike.values():
+                self._step(parameters, group)
+
+    def _step(self, parameters: list[torch.Tensor], group: dict) -> None:
+        """Parameters of one shape, orthogonalised in one batch."""
+        for parameter in parameters:
+            if not self.state[parameter]:
+                self.state[parameter]["mean"] = torch.zeros_like(parameter)
+        means = [self.state[parameter]["mean"] for parameter in parameters]
+        gradients = [parameter.grad for parameter in parameters]
+        torch._foreach_lerp_(means, gradients, 1 - group["momentum"])
+        updates = torch._foreach_lerp(gradients, means, group["momentum"])
+        batch = orthogonal(torch.stack(updates).flatten(2), self.dtype)
+        batch = batch * (0.2 * max(batch.shape[1:]) ** 0.5) * group["lr"]
+        if group["weight_decay"]:
+            torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
+        torch._foreach_sub_(parameters, list(batch.view(-1, *parameters[0].shape)))
 
 
-def orthogonal(matrix: torch.Tensor, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-    """About the nearest matrix (m, n) with singular values of one, which come out in 0.7 to 1.2."""
-    tall = matrix.shape[0] > matrix.shape[1]
-    x = matrix.T if tall else matrix
-    x = (x / (x.norm() + 1e-7)).to(dtype)
+def orthogonal(matrices: torch.Tensor, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    """About the nearest matrices (..., m, n) whose singular values are one; they are 0.7 to 1.2."""
+    tall = matrices.shape[-2] > matrices.shape[-1]
+    x = matrices.mT if tall else matrices
+    x = (x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)).to(dtype)
     for _ in range(5):
-        square = x @ x.T
+        square = x @ x.mT
         x = 3.4445 * x + (2.0315 * (square @ square) - 4.7750 * square) @ x
-    return (x.T if tall else x).to(matrix.dtype)
+    return (x.mT if tall else x).to(matrices.dtype)
 
 
 class Together:
@@ -80,3 +89,16 @@ class Together:
         for optimizer, rate in zip(self.optimizers, rates, strict=False):
             for group in optimizer.param_groups:
                 group["lr"] = rate
+
+
+def split(
+    model: torch.nn.Module, muon: float
+) -> tuple[list[torch.nn.Parameter], list[torch.nn.Parameter]]:
+    """Parameters for Muon (matrices and convolutions, no embeddings, no last layer); the others."""
+    outer = ("shared", "embed_tokens", "relative_attention_bias", "proj_out", "heads")
+    matrices, rest = [], []
+    for name, parameter in model.named_parameters():
+        inner = min(parameter.flatten(1).shape) > 1 if parameter.ndim >= 2 else False
+        inner = inner and not any(part in name for part in outer)
+        (matrices if muon and inner else rest).append(parameter)
+    return matrices, rest

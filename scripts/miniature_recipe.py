@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
 from diffusers import AutoencoderKLWan, WanTransformer3DModel
-from miniature_world import BACKGROUNDS, COLORS, DEFAULT, MOTIONS, PLACES, SHAPES, SIZES
+from miniature_world import BACKGROUNDS, COLORS, DEFAULT, MIX, MOTIONS, PLACES, SHAPES, SIZES
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
 
 TEXT_LENGTH = 48
+SHIFT = 2.0  # of the training's sigma, towards noise
 COMPRESSION = 8  # pixels per latent cell; four frames per latent frame
 
 
@@ -53,6 +55,9 @@ class Preset:
     curriculum: tuple[Stage, ...]
     long_text: bool  # train text of 512 tokens too, the pipeline's own default
     compile: bool
+    mix: tuple[int, int, int] = MIX  # weights of clips of one, two and three subjects
+    hints: float = 0.0  # weight of what the world knows of its clips (miniature_hints.py)
+    focus: float = 0.0  # what a latent cell within a subject weighs beyond one outside
 
 
 PRESETS = {
@@ -77,7 +82,7 @@ PRESETS = {
         pool=12_000, pool_other=10_000, iterations=7500, lr=1.5e-3,
         warm=100, hold=0.6, ema=0.998,
         curriculum=(Stage(0.16, 64, ((9, 48, 48),)), Stage(0.84, 32, (DEFAULT,))),
-        long_text=False, compile=False,
+        long_text=False, compile=False, mix=(35, 35, 30), hints=0.1, focus=2.0,
     ),
     "smoke": Preset(
         layers=2, heads=2, ffn=64, patch=(1, 2, 2), muon=5e-3,
@@ -87,7 +92,7 @@ PRESETS = {
         pool=8, pool_other=8, iterations=4, lr=1e-3,
         warm=1, hold=0.5, ema=0.9,
         curriculum=(Stage(0.5, 2, ((9, 32, 32),)), Stage(0.5, 2, (DEFAULT,))),
-        long_text=False, compile=False,
+        long_text=False, compile=False, mix=(1, 1, 1), hints=0.1, focus=1.0,
     ),
 }  # fmt: skip
 
@@ -139,3 +144,10 @@ def build_transformer(preset: Preset) -> WanTransformer3DModel:
     torch.nn.init.zeros_(model.proj_out.weight)
     torch.nn.init.zeros_(model.proj_out.bias)
     return model
+
+
+def schedule(i: int, total: int, warm: int = 0, hold: float = 0.0) -> float:
+    """Share of the peak learning rate: linear warm-up (else over 2 %), hold, cosine to 1 %."""
+    warm = warm or max(1, total // 50)
+    fallen = max(0.0, i / total - hold) / (1 - hold)
+    return min(1.0, (i + 1) / warm) * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * fallen)))

@@ -59,6 +59,7 @@ PLACES = {
 }
 SIZES = {"small": 0.105, "": 0.15, "big": 0.2}
 SLOTS = 3
+MIX = (60, 28, 12)  # of one, two and three subjects
 DEFAULT = (17, 64, 64)  # frames, height, width of the miniature's clips
 TRAIN_STREAM, SHEET_STREAM, CHECK_STREAM, PROMPT_STREAM = 1, 2, 3, 4  # each its own scenes
 
@@ -85,9 +86,10 @@ class Subject:
 
     def path(self, frames: int) -> list[tuple[float, float, float]]:
         """Centre x, centre y and radius in each of `frames` frames."""
-        return [self._at(i / max(frames - 1, 1)) for i in range(frames)]
+        return [self.at(i / max(frames - 1, 1)) for i in range(frames)]
 
-    def _at(self, u: float) -> tuple[float, float, float]:
+    def at(self, u: float) -> tuple[float, float, float]:
+        """Centre x, centre y and radius at the share `u` of the clip's time."""
         x, y, r, d = *self.center, self.radius, self.travel
         swing = (2 * u - 1) * d
         if self.motion in PANS:
@@ -133,9 +135,14 @@ class Scene:
         return [[box(*at) for at in subject.path(frames)] for subject in self.subjects]
 
 
-def sample_scene(rng: random.Random, aspect: float = 1.0, max_subjects: int = 3) -> Scene:
-    """Draw one scene for frames of the given width / height."""
-    count = min(rng.choices((1, 2, 3), weights=(60, 28, 12))[0], max_subjects)
+def sample_scene(
+    rng: random.Random,
+    aspect: float = 1.0,
+    max_subjects: int = 3,
+    mix: tuple[int, int, int] = MIX,
+) -> Scene:
+    """Draw one scene for frames of the given width / height; `mix` weighs 1, 2, 3 subjects."""
+    count = min(rng.choices((1, 2, 3), weights=mix)[0], max_subjects)
     colors = rng.sample(sorted(COLORS), count)
     if count > 1 and rng.random() < 0.1:
         colors = colors[:1] * count
@@ -191,9 +198,15 @@ def _tones(rng: random.Random, background: str) -> tuple[float, float]:
     return (dark, light) if rng.random() < 0.5 else (light, dark)
 
 
-def scene_at(seed: int, index: int, aspect: float = 1.0, max_subjects: int = 3) -> Scene:
+def scene_at(
+    seed: int,
+    index: int,
+    aspect: float = 1.0,
+    max_subjects: int = 3,
+    mix: tuple[int, int, int] = MIX,
+) -> Scene:
     """The `index`-th scene of the stream `seed`; streams with different seeds do not overlap."""
-    return sample_scene(random.Random(f"{seed}/{index}"), aspect, max_subjects)
+    return sample_scene(random.Random(f"{seed}/{index}"), aspect, max_subjects, mix)
 
 
 def render(

@@ -38,7 +38,7 @@ def tree() -> str:
         lines.append(f"{folder}/")
         for path in sorted((ROOT / folder).glob("*.py")):
             if said := phrase(path):
-                lines.append(f"  {path.name:<20} {said}")
+                lines.append(f"  {path.name:<21} {said}")
     return "```text\n" + "\n".join(lines) + "\n```\n"
 
 

@@ -2,19 +2,22 @@
 
 python scripts/write_prompts.py
 
-`assets/prompts/miniature.jsonl` and `assets/prompts/calibration.jsonl` have no prompt in common.
+Three files in `assets/prompts/` that have no prompt in common: `miniature.jsonl` to evaluate on,
+`calibration.jsonl`, and `several.jsonl` to evaluate on prompts of another kind: two or three
+subjects over a moving camera, which a tenth of the others are.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Callable
 from pathlib import Path
 
-from miniature_world import PROMPT_STREAM, scene_at
+from miniature_world import PROMPT_STREAM, Scene, scene_at
 
 FOLDER = Path("assets/prompts")
-CALIBRATION = 5000  # where the prompts to calibrate on begin in the world's stream
+CALIBRATION, SEVERAL = 5000, 50_000  # where these begin in the world's stream
 
 
 def main() -> None:
@@ -25,14 +28,28 @@ def main() -> None:
     seen: set[str] = set()
     write(FOLDER / "miniature.jsonl", "world", 0, args.count, seen)
     write(FOLDER / "calibration.jsonl", "calibration", CALIBRATION, args.calibration, seen)
+    write(FOLDER / "several.jsonl", "several", SEVERAL, args.count, seen, several)
 
 
-def write(path: Path, name: str, first: int, count: int, seen: set[str]) -> None:
+def several(scene: Scene) -> bool:
+    """Two or three subjects over a moving camera."""
+    return len(scene.subjects) > 1 and bool(scene.pan)
+
+
+def write(
+    path: Path,
+    name: str,
+    first: int,
+    count: int,
+    seen: set[str],
+    wanted: Callable[[Scene], bool] = lambda scene: True,
+) -> None:
     """So many captions that are not in `seen`, from a place in the world's stream on."""
     rows: list[dict[str, str]] = []
     for index in range(first, first + 100 * count):
-        caption = scene_at(PROMPT_STREAM, index).caption()
-        if caption not in seen and len(rows) < count:
+        scene = scene_at(PROMPT_STREAM, index)
+        caption = scene.caption()
+        if wanted(scene) and caption not in seen and len(rows) < count:
             seen.add(caption)
             rows.append({"id": f"{name}-{len(rows):03d}", "prompt": caption})
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -98,6 +98,26 @@ def test_muon_keeps_that_in_bfloat16(muon: ModuleType, shape: tuple[int, int]) -
     assert values.min() > 0.4 and values.max() < 1.3
 
 
+def test_muon_treats_alike_matrices_one_by_one(muon: ModuleType) -> None:
+    draw = torch.Generator().manual_seed(0)
+    shapes = [(6, 9), (4, 2, 3), (6, 9), (9, 6)]
+    values, gradients = ([torch.randn(shape, generator=draw) for shape in shapes] for _ in "vg")
+
+    def step(weights: list[torch.nn.Parameter]) -> list[torch.nn.Parameter]:
+        for weight, gradient in zip(weights, gradients, strict=True):
+            weight.grad = gradient
+        return weights
+
+    together = step([torch.nn.Parameter(value.clone()) for value in values])
+    muon.Muon(together, lr=0.1, weight_decay=0.01).step()
+    alone = step([torch.nn.Parameter(value.clone()) for value in values])
+    for weight in alone:
+        muon.Muon([weight], lr=0.1, weight_decay=0.01).step()
+    for one, other, value in zip(together, alone, values, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-6, rtol=1e-5)
+        assert (one - value).abs().min() > 0
+
+
 def test_muon_minimises_and_resumes(muon: ModuleType) -> None:
     target = torch.randn(8, 4, 3, generator=torch.Generator().manual_seed(0))
 
@@ -130,7 +150,7 @@ def test_colours_are_left_out_of_captions(
     said: str, left: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.syspath_prepend(str(Path(__file__).parent.parent / "scripts"))
-    assert importlib.import_module("train_miniature").without_colors(said) == left
+    assert importlib.import_module("miniature_pools").without_colors(said) == left
 
 
 @pytest.fixture
