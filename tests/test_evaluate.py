@@ -469,6 +469,9 @@ def test_a_ratio_is_of_sums_and_interpolation_stays_inside():
     assert statistics.ratio([2, 4, 6], [1, 2, 3]).value == 2
     assert statistics.interpolate(0.5, [1.0, 0.0], [10.0, 20.0]) == 15
     assert statistics.interpolate(1.1, [1.0, 0.0], [10.0, 20.0]) is None
+    assert statistics.interpolate(0.50007, [0.5, 0.35], [30.0, 20.0]) == 30, "a forecast has a few"
+    assert statistics.interpolate(0.52, [0.5, 0.35], [30.0, 20.0]) is None
+    assert statistics.interpolate(0.34, [0.5, 0.35], [30.0, 20.0]) is None
     with pytest.raises(ValueError, match="2, 1 values"):
         statistics.ratio([1, 2], [1])
 
