@@ -18,7 +18,8 @@ leaves the colours out of a share of captions, so that there is something for re
 Stages: (1) the VAE on clips rendered on the fly, L1 + L2 and a little KL; (2) pools of normalised
 latents at several sizes, once; (3) denoiser and text encoder together, flow matching
 (x_t = (1 - sigma) x + sigma noise, target noise - x, arXiv 2210.02747), sigma drawn as a shifted
-logit-normal (arXiv 2403.03206 §3.1), 10 % empty captions for classifier-free guidance, an EMA.
+logit-normal (arXiv 2403.03206 §3.1), 10 % empty captions for classifier-free guidance, an EMA. The
+short recipe of a CPU is also told what the world knows of its clips (`miniature_hints.py`).
 """
 
 from __future__ import annotations
@@ -37,6 +38,11 @@ from miniature_recipe import PRESETS, build_tokenizer
 from miniature_run import Run
 from miniature_vae import train_vae
 
+OVERRIDES = {
+    "vae_iterations": int, "iterations": int, "pool": int, "lr": float,
+    "heads": int, "ffn": int, "hints": float, "focus": float,
+}  # fmt: skip
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(
@@ -52,17 +58,15 @@ def main() -> None:
         "--save-every", type=float, default=120.0, help="seconds between checkpoints"
     )
     parser.add_argument("--sheet-rows", type=int, default=12)
-    for name in ("vae_iterations", "iterations", "pool", "lr"):
-        kind = float if name == "lr" else int
+    for name, kind in OVERRIDES.items():
         parser.add_argument("--" + name.replace("_", "-"), type=kind, help="override the preset")
+    parser.add_argument("--mix", type=int, nargs=3, help="override the preset")
     parser.add_argument("--start", type=Path, help="a miniature to begin from; its VAE is kept")
     parser.add_argument("--unsaid", type=float, default=0.0, help="share of captions, no colours")
     args = parser.parse_args()
 
     overrides = {
-        key: value
-        for key in ("vae_iterations", "iterations", "pool", "lr")
-        if (value := getattr(args, key))
+        key: value for key in (*OVERRIDES, "mix") if (value := getattr(args, key)) is not None
     }
     preset = dataclasses.replace(PRESETS[args.preset], **overrides)
     torch.manual_seed(args.seed)
