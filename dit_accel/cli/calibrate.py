@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
 import os
 import shutil
 import sys
-import time
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, Progress, Task, TextColumn, TimeElapsedColumn
-from rich.text import Text
 
 from dit_accel.cli import options
 from dit_accel.cli.errors import BadInput, RunFailed, reported, say
 from dit_accel.cli.pace import Pace
+from dit_accel.cli.pace_bar import pace_bar
 from dit_accel.cli.request import Request
 
 if TYPE_CHECKING:
@@ -36,8 +32,6 @@ PROBED = 3
 ENOUGH = 12  # prompts
 STAMP = "calibration.json"
 INTERRUPTED = "what is done is kept, and the same command goes on where it was"
-_SAYS = {"uncached": "uncached runs", "probe": "probes", "search": "searching plans",
-         "rungs": "carrying out plans", "levels": "cheaper computes"}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -314,7 +308,7 @@ def _measure(
     trials = probed * sum(3 * age <= settings.steps for age in AGES) if asked.levels else 0
     pace = Pace(len(clips), settings.steps, probes, rungs, asked.batch, trials)
     try:
-        with _bar(pace, quiet=quiet) as told:
+        with pace_bar(pace, quiet=quiet) as told:
             return measuring.calibrate(
                 pipe,
                 clips,
@@ -342,40 +336,6 @@ def _rungs(steps: int, speedups: tuple[float, ...]) -> list[int]:
     """Computed steps of the plans that are carried out on every clip in a pass."""
     counts = sorted({round(steps / speedup) for speedup in speedups})
     return [count for count in counts if 2 <= count < steps]
-
-
-class _Left(TextColumn):
-    """Time until the end, running down between two pieces."""
-
-    def __init__(self, pace: Pace) -> None:
-        super().__init__("")
-        self._pace = pace
-
-    def render(self, task: Task) -> Text:
-        left = self._pace.left(time.monotonic())
-        if left is None:
-            return Text("-:--:--", style="progress.remaining")
-        minutes, seconds = divmod(round(left), 60)
-        hours, minutes = divmod(minutes, 60)
-        return Text(f"{hours}:{minutes:02d}:{seconds:02d}", style="progress.remaining")
-
-
-@contextlib.contextmanager
-def _bar(pace: Pace, *, quiet: bool) -> Iterator[Callable[[str, int, int], None]]:
-    columns = (TextColumn("{task.description:<28}"), BarColumn(bar_width=24),
-               TextColumn("{task.percentage:>3.0f}%"), TimeElapsedColumn(), TextColumn("gone,"),
-               _Left(pace), TextColumn("left"))  # fmt: skip
-    with Progress(*columns, console=Console(stderr=True), disable=quiet) as progress:
-        task = progress.add_task("starting", total=pace.total)
-
-        def told(what: str, done: int, total: int) -> None:
-            pace.begin(what, done, total, time.monotonic())
-            of = f" {done + 1}" + (f" of {total}" if total else "")
-            text = _SAYS.get(what, what) + ("" if what == "search" else of)
-            progress.update(task, completed=pace.position, total=pace.total, description=text)
-
-        yield told
-        progress.update(task, completed=pace.total, description="done")
 
 
 def _tell(out: Path, profile: Profile, *, as_json: bool) -> None:

@@ -5,9 +5,8 @@ from __future__ import annotations
 import contextlib
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
@@ -21,40 +20,18 @@ from rich.progress import (
 )
 
 from dit_accel.cli import options
+from dit_accel.cli.asked import Asked, opened, own_device, plan_of, profile_of, shard_of
 from dit_accel.cli.errors import BadInput, RunFailed, reported, say
 from dit_accel.cli.request import Request, size_of
 
 if TYPE_CHECKING:
-    from dit_accel.evaluate.jobs import Job, Plan, Shard
+    from dit_accel.evaluate.jobs import Job, Plan
     from dit_accel.evaluate.store import Store
     from dit_accel.loading import Model
 
 DEFAULT_METHODS = "uncached,edcw:*,fewer-steps:*"
 DEFAULT_METRICS = "psnr_db,ssim,mae,tdiff,flicker,tof,latent_rel_l2,latent_cosine"
-NOISE_FLOOR = "rerun,rerun/attention,rerun/dtype"
 _WORK, _TABLE = "How the work is shared", "What is compared"
-
-
-@dataclass(frozen=True)
-class Asked:
-    """The options that `generate` does not have."""
-
-    prompts: Path
-    out: Path
-    methods: str
-    metrics: str
-    seeds: str
-    noise_floor: bool
-    profile: Path | None
-    static: bool
-    cache_memory: str | None
-    limit: int | None
-    shard: str | None
-    backend: str
-    workers: int
-    keep_clips: bool
-    retry_failed: bool
-    rescore: bool
 
 
 def evaluate(
@@ -208,12 +185,12 @@ def _evaluate(asked: Asked, request: Request, *, as_json: bool, verbose: bool) -
     from dit_accel.loading import choose_device, choose_dtype, find, quiet_libraries
 
     with _as_command_errors(), quiet_libraries(verbose=verbose):
-        shard = _shard(asked.shard)
-        device = _own_device(choose_device(request.device))
+        shard = shard_of(asked.shard)
+        device = own_device(choose_device(request.device))
         model = find(request.model)
-        plan = _plan(asked, request, model, device, choose_dtype(request.dtype, device))
-        profile = _profile(asked, plan, model)
-        store, plan = _open(asked, plan, profile)
+        plan = plan_of(asked, request, model, device, choose_dtype(request.dtype, device))
+        profile = profile_of(asked, plan, model)
+        store, plan = opened(asked, plan, profile)
         groups = shard.of(plan.groups())
         if asked.retry_failed:
             _forget_failed(store, groups)
@@ -222,128 +199,6 @@ def _evaluate(asked: Asked, request: Request, *, as_json: bool, verbose: bool) -
         if scored and not as_json:
             say(f"{scored} clips scored again", style="yellow")
         _tell(store, plan, as_json=as_json)
-
-
-def _plan(asked: Asked, request: Request, model: Model, device: str, dtype: str) -> Plan:
-    from dit_accel.cli.record import versions
-    from dit_accel.cli.settings import resolve
-    from dit_accel.evaluate import jobs
-    from dit_accel.methods import METHODS, parse_list
-
-    settings = resolve(request, model, device=device, dtype=dtype)
-    floor = f",{NOISE_FLOOR}" if asked.noise_floor else ""
-    methods = parse_list(asked.methods + floor, settings.steps)
-    for name in dict.fromkeys(setting.method for setting in methods):
-        lacking = METHODS[name].lacking()
-        if lacking:
-            raise BadInput(f"--methods has {name}: {lacking}")
-    _check_planned(asked, [setting.method for setting in methods])
-    memory = asked.cache_memory
-    return jobs.Plan(
-        model=jobs.Model(model.name, settings.pipeline, jobs.fingerprint(model.folder)),
-        clip=settings.clip,
-        dtype=dtype,
-        device=device.partition(":")[0],
-        prompts=_read_prompts(asked),
-        seeds=_seeds(asked.seeds),
-        methods=methods,
-        metrics=_metrics(asked.metrics),
-        versions={name: versions()[name] for name in jobs.CORE},
-        keep_clips=asked.keep_clips,
-        static=asked.static,
-        cache_memory=None if memory is None else size_of("--cache-memory", memory),
-    )
-
-
-def _check_planned(asked: Asked, methods: list[str]) -> None:
-    """Refuse what none of the methods would heed."""
-    from dit_accel.methods import METHODS
-
-    if any(METHODS[name].profiled for name in methods):
-        return
-    planned = [row.name for row in METHODS.values() if row.profiled]
-    given = {"--static": asked.static, "--cache-memory": asked.cache_memory}
-    for option, value in given.items():
-        if value:
-            raise BadInput(
-                f"{option} is given: applies to the methods {' and '.join(planned)} only, and "
-                "--methods has neither"
-            )
-
-
-def _profile(asked: Asked, plan: Plan, model: Model) -> Path | None:
-    """The profile that a method needs, made sure of; None where none needs one."""
-    from dit_accel.cli.aim import read_profile
-    from dit_accel.cli.plan import find_profile
-
-    if not plan.planned:
-        return None
-    path = asked.profile or find_profile(model)
-    if path is None:
-        raise BadInput(
-            f"--methods has {plan.planned[0]}, and no profile of {model.name} was found in its "
-            "folder or the cache: `dit-accel calibrate` measures one, or pass --profile"
-        )
-    read_profile(path)
-    return path
-
-
-def _read_prompts(asked: Asked) -> tuple[Any, ...]:
-    from dit_accel.evaluate.prompts import read_prompts
-
-    try:
-        return read_prompts(asked.prompts)[: asked.limit]
-    except OSError as error:
-        raise BadInput(f"PROMPTS is {str(asked.prompts)!r}: {error.strerror}") from error
-
-
-def _metrics(text: str) -> tuple[str, ...]:
-    from dit_accel.metrics import METRICS
-
-    names = tuple(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
-    for name in names or (text,):
-        if name not in METRICS:
-            raise BadInput(f"--metrics has {name!r}: accepted are {', '.join(METRICS)}")
-    return names
-
-
-def _seeds(text: str) -> tuple[int, ...]:
-    parts = [part.strip() for part in text.split(",")]
-    if not all(part.isdigit() and int(part) < 2**63 for part in parts):
-        raise BadInput(f"--seeds is {text!r}: must be whole numbers from 0, with commas between")
-    return tuple(dict.fromkeys(int(part) for part in parts))
-
-
-def _shard(text: str | None) -> Shard:
-    from dit_accel.evaluate.jobs import parse_shard, shard_of_environment
-
-    return parse_shard(text) if text is not None else shard_of_environment()
-
-
-def _own_device(device: str) -> str:
-    """Under a launcher, this process's GPU of its machine."""
-    import os
-
-    local = os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID"))
-    return f"cuda:{int(local)}" if device == "cuda" and local else device
-
-
-def _open(asked: Asked, plan: Plan, profile: Path | None) -> tuple[Store, Plan]:
-    import dataclasses
-    import hashlib
-
-    from dit_accel.evaluate.store import Store
-
-    store = Store(asked.out)
-    try:
-        if profile is None:
-            return store, store.open(plan)
-        name = hashlib.sha256(profile.read_bytes()).hexdigest()[:20]
-        plan = store.open(dataclasses.replace(plan, profile=name))
-        store.keep_profile(name, profile)
-        return store, plan
-    except OSError as error:
-        raise BadInput(f"--out is {str(asked.out)!r}: {error.strerror}") from error
 
 
 def _forget_failed(store: Store, groups: list[tuple[Job, ...]]) -> None:
