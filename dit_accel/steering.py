@@ -12,7 +12,8 @@ Three things may happen between a plan's steps:
   The next step is computed. A jump that surprises it no more than a plan may be surprised leaves
   the plan in place; else its promises are void, and the run goes on by windows that are served by
   as much of the line as was right when it was last compared with a fresh value (the *lean*): all
-  of it in calm, nothing but the last value itself after a sharp turn.
+  of it in calm, nothing but the last value itself after a sharp turn; in a run of many steps only
+  where that is expected to do little harm.
 - *A plan of another model*, forced: the guard takes nothing of it. A step is served by a leaning
   line where that is expected to do little harm: what the line missed when it was last compared,
   grown by how much farther it reaches now, times the step's length, is below a bound that falls
@@ -42,6 +43,7 @@ WINDOW = 2  # steps from one computed step to the next once it is left
 # What a line without a profile may do at a step of mean length, of the prediction's size, times the
 # number of steps: what fewer steps miss shrinks with their number too.
 HARM = 2.0
+MANY = 30  # steps of a run from which a plan leaves so little that windows after it must do no harm
 
 
 @dataclass(frozen=True)
@@ -144,7 +146,7 @@ class Steering:
             return None
         if self._left is not None:
             last = self.computed[-1] if self.computed else -1
-            fresh = step <= self._left + WARM or step - last >= WINDOW
+            fresh = step <= self._left + WARM or step - last >= WINDOW or self._spoils(step)
             return None if fresh or step == self.plan.total - 1 else self._leaning(step)
         if self.distrusts:
             return self._leaning(step) if self._harm(step) <= HARM / self.plan.total else None
@@ -235,6 +237,14 @@ class Steering:
             step, why = self.mended
             found.append(f"Guard after step {step}: {why}; it was put back from its neighbours.")
         return tuple(found)
+
+    def _spoils(self, step: int) -> bool:
+        """Whether a window would do harm that could still be avoided.
+
+        In a run of few steps it could not: what its plan left before is more than what fewer
+        steps miss, and more computed steps do not mend it (docs/planning.md).
+        """
+        return self.plan.total >= MANY and self._harm(step) > HARM / self.plan.total
 
     def _harm(self, step: int) -> float:
         """What a line is expected to miss at a step, times the step's length (1: the mean one)."""

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from dit_accel.plans import Forecast, Plan
-from dit_accel.steering import BAND, HARM, HARMLESS, LEAST, Band, Steering
+from dit_accel.steering import BAND, HARM, HARMLESS, LEAST, MANY, Band, Steering
 
 TOTAL = 24
 USUAL = 1.0  # the surprise that is expected everywhere
@@ -232,6 +232,25 @@ def test_without_a_profile_everything_is_computed_where_lines_miss(surprise):
 def test_a_forced_plan_is_followed_without_the_guard():
     plain = steering(trusted=False, guard=False)
     assert plain.forecast_of(8) == PLAN.forecasts[8]
+
+
+@pytest.mark.parametrize(("total", "spared"), [(MANY, 0), (MANY - 1, 3)])
+def test_windows_after_a_trip_do_no_harm_in_a_run_of_many_steps(total: int, spared: int):
+    """Fewer steps miss little there; in a run of few, what the plan left before is more."""
+    times = [float(total - s) for s in range(total)]
+    for missed, served in ((HARM, spared), (HARM / (3 * total), 3)):
+        course = Steering(plan_of(0, 1, 2, 5, 10, total=total), times)
+        drive(course, until=12)
+        course.trip(11, "the text changed")
+        assert course.forecast_of(12) is None
+        for step in (12, 13, 14):
+            course.learn(step, missed)
+        found = []
+        for step in range(15, 21):
+            if (forecast := course.forecast_of(step)) is None:
+                course.learn(step, missed)
+            found.append(forecast)
+        assert sum(forecast is not None for forecast in found) == served
 
 
 def test_after_a_trip_the_last_step_is_computed():
