@@ -88,7 +88,7 @@ def test_another_text_never_costs_more_than_fewer_steps_where_there_are_many(pip
     shipped = Profile.load(miniature.path() / "dit-accel-profile.safetensors")
     row = check_guard.check(pipe, shipped, shipped, replace(CLIP, steps=50), TEXT)
     assert row.guarded_db > row.fewer_db
-    assert row.computed < 50 * 0.6
+    assert row.computed < 50 * 0.8, "lines that do no harm are still served"
 
 
 def test_a_profile_of_another_model_that_is_forced_is_never_worse_than_fewer_steps(
