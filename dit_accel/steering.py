@@ -43,7 +43,9 @@ WINDOW = 2  # steps from one computed step to the next once it is left
 # What a line without a profile may do at a step of mean length, of the prediction's size, times the
 # number of steps: what fewer steps miss shrinks with their number too.
 HARM = 2.0
-MANY = 30  # steps of a run from which a plan leaves so little that windows after it must do no harm
+# Steps of a run from which windows after a plan must do no harm. In a run of fewer, what the plan
+# left is more than what fewer steps miss; more computed steps do not mend it (docs/planning.md).
+MANY = 30
 
 
 @dataclass(frozen=True)
@@ -146,10 +148,11 @@ class Steering:
             return None
         if self._left is not None:
             last = self.computed[-1] if self.computed else -1
-            fresh = step <= self._left + WARM or step - last >= WINDOW or self._spoils(step)
+            fresh = step <= self._left + WARM or step - last >= WINDOW
+            fresh = fresh or (self.plan.total >= MANY and self._harmful(step))
             return None if fresh or step == self.plan.total - 1 else self._leaning(step)
         if self.distrusts:
-            return self._leaning(step) if self._harm(step) <= HARM / self.plan.total else None
+            return None if self._harmful(step) else self._leaning(step)
         return self.active.forecasts.get(step)
 
     def learn(self, step: int, surprise: float | None, lean: float | None = None) -> None:
@@ -238,13 +241,9 @@ class Steering:
             found.append(f"Guard after step {step}: {why}; it was put back from its neighbours.")
         return tuple(found)
 
-    def _spoils(self, step: int) -> bool:
-        """Whether a window would do harm that could still be avoided.
-
-        In a run of few steps it could not: what its plan left before is more than what fewer
-        steps miss, and more computed steps do not mend it (docs/planning.md).
-        """
-        return self.plan.total >= MANY and self._harm(step) > HARM / self.plan.total
+    def _harmful(self, step: int) -> bool:
+        """Whether a line is expected to miss more than it may."""
+        return not self._harm(step) <= HARM / self.plan.total
 
     def _harm(self, step: int) -> float:
         """What a line is expected to miss at a step, times the step's length (1: the mean one)."""

@@ -40,7 +40,8 @@ def encode_pools(
     for size in sizes:
         frames, height, width = size
         count = preset.pool if size == DEFAULT else preset.pool_other
-        path = run.work / f"latents-{frames}x{height}x{width}.pt"
+        mix = "-".join(map(str, preset.mix))
+        path = run.work / f"latents-{frames}x{height}x{width}-{mix}.pt"
         scenes = [
             scene_at(TRAIN_STREAM, first + i, width / height, mix=preset.mix) for i in range(count)
         ]
