@@ -15,7 +15,7 @@ import dataclasses
 import json
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,41 @@ VERSION = 1
 LEVELS_VERSION = 1  # of the section of levels, which a reader that does not know it leaves out
 SUFFIX = ".safetensors"
 SIZE_DB = 3.0  # what clips of another size are believed to lose (docs/planning.md)
+
+# What the file calls every field, by the field's name here. The right sides are the format: a field
+# may be renamed, its name in the file may not. In the header stand the identity, the schedule's mix
+# and the numbers; all else are tensors, each under its section's name and a dot.
+IDENTITY_NAMES = {
+    "pipeline": "pipeline",
+    "transformer": "transformer",
+    "scheduler": "scheduler",
+    "weights": "weights",
+    "sampler": "sampler",
+    "parts": "parts",
+    "steps": "steps",
+    "guidance": "guidance",
+    "height": "height",
+    "width": "width",
+    "frames": "frames",
+    "dtype": "dtype",
+}
+SCHEDULE_NAMES = {"shares": "shares", "times": "times", "mix": "mix"}
+PROFILE_NAMES = {
+    "gram": "gram",
+    "gain": "gain",
+    "memory": "memory",
+    "depth": "depth",
+    "made": "made",
+}
+RUNG_NAMES = {
+    "changes": "changes",
+    "psnr_db": "psnr_db",
+    "latents_db": "latents_db",
+    "surprise": "surprise",
+    "spread": "spread",
+    "alarm": "alarm",
+}
+DIFFICULTY_NAMES = {"centre": "centre", "weights": "weights", "known": "known"}
 
 
 class ProfileError(ValueError):
@@ -76,6 +111,23 @@ class Identity:
         if self.parts > 1:
             names.append("guidance")
         return self._named(wanted, names)
+
+    def as_filed(self) -> dict[str, Any]:
+        """By the names that the profile file has; JSON-able."""
+        return {filed: getattr(self, name) for name, filed in IDENTITY_NAMES.items()}
+
+    @classmethod
+    def from_filed(cls, values: Mapping[str, Any]) -> Identity:
+        """Of what `as_filed` gives.
+
+        Raises:
+            KeyError: a name is missing.
+            TypeError: there is a name that is not known.
+        """
+        unknown = sorted(set(values) - set(IDENTITY_NAMES.values()))
+        if unknown:
+            raise TypeError(f"identity has {unknown}")
+        return cls(**{name: values[filed] for name, filed in IDENTITY_NAMES.items()})
 
     def of_size(self, height: int, width: int, frames: int) -> bool:
         """Whether it is of clips of this size; of none in particular: yes."""
@@ -217,25 +269,28 @@ class Profile:
         """
         from safetensors.torch import save_file
 
-        tensors = {"gram": self.gram.float(), "gain": self.gain,
-                   "shares": self.schedule.shares, "times": self.schedule.times}  # fmt: skip
+        own, schedule = PROFILE_NAMES, SCHEDULE_NAMES
+        tensors = {
+            own["gram"]: self.gram.float(),
+            own["gain"]: self.gain,
+            schedule["shares"]: self.schedule.shares,
+            schedule["times"]: self.schedule.times,
+        }
         for kind in ("rungs", "careful"):
             for place, rung in enumerate(getattr(self, kind)):
-                for name in _RUNG_TENSORS:
-                    tensors[f"{kind}.{place}.{name}"] = getattr(rung, name)
+                tensors |= _filed(f"{kind}.{place}", rung, RUNG_NAMES)
         if self.difficulty is not None:
-            for name, value in vars(self.difficulty).items():
-                tensors[f"difficulty.{name}"] = value
+            tensors |= _filed("difficulty", self.difficulty, DIFFICULTY_NAMES)
         head = {
             "format": FORMAT,
             "version": VERSION,
-            "identity": dataclasses.asdict(self.identity),
-            "mix": list(self.schedule.mix),
-            "memory": self.memory,
-            "depth": self.depth,
+            "identity": self.identity.as_filed(),
+            schedule["mix"]: list(self.schedule.mix),
+            own["memory"]: self.memory,
+            own["depth"]: self.depth,
             "rungs": [rung.computed for rung in self.rungs],
             "careful": [rung.computed for rung in self.careful],
-            "made": self.made,
+            own["made"]: self.made,
         }
         if self.levels is not None:
             head["levels"] = _levels_head(self.levels)
@@ -283,24 +338,32 @@ class Profile:
     def _of(cls, head: dict[str, Any], tensors: dict[str, torch.Tensor]) -> Profile:
         rungs = {
             kind: tuple(
-                Rung(
-                    tuple(computed),
-                    **{name: tensors[f"{kind}.{place}.{name}"] for name in _RUNG_TENSORS},
-                )
+                Rung(tuple(computed), **_of_file(f"{kind}.{place}", tensors, RUNG_NAMES))
                 for place, computed in enumerate(head[kind])
             )
             for kind in ("rungs", "careful")
         }
-        schedule = Schedule(tensors["shares"], tensors["times"], tuple(head["mix"]))
+        own, schedule = PROFILE_NAMES, SCHEDULE_NAMES
+        known = f"difficulty.{DIFFICULTY_NAMES['centre']}" in tensors
         profile = cls(
-            Identity(**head["identity"]), schedule, tensors["gram"].double(), tensors["gain"],
-            float(head["memory"]), int(head["depth"]), rungs["rungs"], rungs["careful"],
-            head["made"],
-            Difficulty(*(tensors[f"difficulty.{name}"] for name in _DIFFICULTY))
-            if f"difficulty.{_DIFFICULTY[0]}" in tensors
+            identity=Identity.from_filed(head["identity"]),
+            schedule=Schedule(
+                tensors[schedule["shares"]],
+                tensors[schedule["times"]],
+                tuple(head[schedule["mix"]]),
+            ),
+            gram=tensors[own["gram"]].double(),
+            gain=tensors[own["gain"]],
+            memory=float(head[own["memory"]]),
+            depth=int(head[own["depth"]]),
+            rungs=rungs["rungs"],
+            careful=rungs["careful"],
+            made=head[own["made"]],
+            difficulty=Difficulty(**_of_file("difficulty", tensors, DIFFICULTY_NAMES))
+            if known
             else None,
-            _levels_of(head.get("levels"), tensors),
-        )  # fmt: skip
+            levels=_levels_of(head.get("levels"), tensors),
+        )
         _ = profile.field  # its shapes are checked there
         for rung in (*profile.rungs, *profile.careful):
             rows = {len(tensor) for tensor in (rung.changes, rung.surprise, rung.spread)}
@@ -309,9 +372,19 @@ class Profile:
         return profile
 
 
-_DIFFICULTY = tuple(f.name for f in dataclasses.fields(Difficulty))
 _LEVEL_TENSORS = ("errors", "flops", "seconds")
-_RUNG_TENSORS = tuple(f.name for f in dataclasses.fields(Rung) if f.name != "computed")
+
+
+def _filed(section: str, value: Any, names: Mapping[str, str]) -> dict[str, torch.Tensor]:
+    """The tensors of a part of the profile, by their names in the file."""
+    return {f"{section}.{filed}": getattr(value, name) for name, filed in names.items()}
+
+
+def _of_file(
+    section: str, tensors: Mapping[str, torch.Tensor], names: Mapping[str, str]
+) -> dict[str, torch.Tensor]:
+    """And back: by field."""
+    return {name: tensors[f"{section}.{filed}"] for name, filed in names.items()}
 
 
 def _levels_head(table: LevelTable) -> dict[str, Any]:

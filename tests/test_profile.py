@@ -14,8 +14,11 @@ from profiles import IDENTITY, gram_of, profile_of, rung_of, schedule_of
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from dit_accel import miniature
+from dit_accel import profile as profile_file
+from dit_accel.difficulty import Difficulty
 from dit_accel.plans import Forecast, Schedule
-from dit_accel.profile import Profile, ProfileError
+from dit_accel.profile import Identity, Profile, ProfileError, Rung
 
 
 @pytest.fixture
@@ -63,6 +66,60 @@ def test_what_is_saved_is_loaded_bit_equal(profile, tmp_path):
     assert [rung.computed for rung in loaded.rungs] == [(0, 2, 4, 8, 14)]
     loaded.save(tmp_path / "b.safetensors")
     assert (tmp_path / "b.safetensors").read_bytes() == path.read_bytes()
+
+
+def contents(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    """The header and the tensors of a file."""
+    with safe_open(str(path), "pt") as file:
+        head = json.loads(file.metadata()["profile"])
+        return head, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+
+
+RUNG_FILE = {"alarm", "changes", "latents_db", "psnr_db", "spread", "surprise"}
+"""Names that are in files which people have; none of them may change."""
+
+
+def test_the_shipped_profile_is_written_as_it_was_read(tmp_path):
+    """Header and tensors, by names that are written out here and not taken from the code."""
+    shipped, again = miniature.path() / "dit-accel-profile.safetensors", tmp_path / "a.safetensors"
+    Profile.load(shipped).save(again)
+    (head, tensors), (head_again, tensors_again) = contents(shipped), contents(again)
+    rungs = range(len(head["rungs"]))
+    assert set(head) == {"format", "version", "identity", "mix", "memory", "depth", "rungs",
+                         "careful", "made", "levels"}  # fmt: skip
+    assert list(head["identity"]) == [
+        "pipeline", "transformer", "scheduler", "weights", "sampler", "parts", "steps", "guidance",
+        "height", "width", "frames", "dtype",
+    ]  # fmt: skip
+    assert set(tensors) == (
+        {"gram", "gain", "shares", "times"}
+        | {"levels.errors", "levels.flops", "levels.seconds"}
+        | {f"difficulty.{name}" for name in ("centre", "weights", "known")}
+        | {f"rungs.{place}.{name}" for place in rungs for name in RUNG_FILE}
+    )
+    assert head_again == head
+    assert tensors_again.keys() == tensors.keys()
+    for name, value in tensors.items():
+        assert value.dtype == tensors_again[name].dtype, name
+        assert value.numpy().tobytes() == tensors_again[name].numpy().tobytes(), name
+
+
+@pytest.mark.parametrize(
+    ("kind", "names", "elsewhere"),
+    [
+        (Identity, profile_file.IDENTITY_NAMES, set()),
+        (Schedule, profile_file.SCHEDULE_NAMES, set()),
+        (Rung, profile_file.RUNG_NAMES, {"computed"}),  # in the header
+        (Difficulty, profile_file.DIFFICULTY_NAMES, set()),
+        (Profile, profile_file.PROFILE_NAMES,
+         {"identity", "schedule", "rungs", "careful", "difficulty", "levels"}),
+    ],
+    ids=lambda value: getattr(value, "__name__", None),
+)  # fmt: skip
+def test_every_field_has_a_name_in_the_file(kind, names, elsewhere):
+    fields = {field.name for field in dataclasses.fields(kind)}
+    assert set(names) | elsewhere == fields
+    assert len(set(names.values())) == len(names)
 
 
 def test_a_profile_without_rungs_is_one(tmp_path):
@@ -157,6 +214,7 @@ def test_another_version_is_refused(profile, tmp_path):
     [
         {"identity": None},
         {"identity": {"pipeline": "WanPipeline"}},
+        {"identity": dataclasses.asdict(IDENTITY) | {"colour": "blue"}},
         {"mix": [1.0]},
         {"memory": "long"},
         {"memory": 0.0},

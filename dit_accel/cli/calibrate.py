@@ -347,7 +347,7 @@ def _tell(out: Path, profile: Profile, *, as_json: bool) -> None:
     if as_json:
         content = {
             "profile": str(out),
-            "identity": dataclasses.asdict(profile.identity),
+            "identity": profile.identity.as_filed(),
             "memory_steps": profile.memory,
             "ladder": rows(profile),
             "made": profile.made,

@@ -246,7 +246,7 @@ def _content(
 
     content = {
         "profile": str(path),
-        "identity": dataclasses.asdict(profile.identity),
+        "identity": profile.identity.as_filed(),
         "cheaper": levels_content(profile),
     }
     if planned is None:
