@@ -63,7 +63,7 @@ def staged(attn: Any, patches: Patches) -> Staged:
     if isinstance(attn.processor, Staged):
         raise ValueError(
             "accel prunes attention, and with a layout each class would need blocks of its own; "
-            "accepted: accel=UniCP(pcas=None, shift=None), on the command line --no-prune"
+            "accepted: accel=UniCP(pcas=None, shift=None)"
         )
     check_undivided(attn.processor)
     return attention.install(attn, patches)

@@ -440,15 +440,6 @@ def test_generate_refuses(generate: Any, here: Path, options: list[str], told: s
     assert names(here) == []
 
 
-@pytest.mark.parametrize("flag", ["forecast", "prune", "shift"])
-def test_switches_of_the_preset_are_refused_elsewhere(generate: Any, flag: str) -> None:
-    for options in ([], ["--threshold", "0.1"]):
-        refused(
-            generate(f"--no-{flag}", *options, profile=False),
-            f"--no-{flag} is given: applies to --accel unicp-paper only",
-        )
-
-
 @pytest.mark.parametrize("option", ["--force", "--no-guard", "--static"])
 def test_options_of_plans_are_refused_with_windows(generate: Any, option: str) -> None:
     told = f"{option} is given: applies to --quality and --speedup only"
@@ -516,17 +507,14 @@ def test_plan_tells_what_would_wait_on_the_cpu_where_packing_is_not_enough(
     assert "wait on the CPU where an accelerator computes" in invoke(*command, "200").stdout
 
 
-def test_the_preset_and_its_switches(generate: Any) -> None:
-    options = ["--accel", "unicp-paper", "--threshold", "0.3", "--no-prune", "--no-forecast"]
+def test_the_preset(generate: Any) -> None:
+    options = ["--accel", "unicp-paper", "--threshold", "0.3"]
     result = generate(*options, "--output", "a.npy", profile=False)
     assert result.exit_code == 0, result.stderr
-    assert "note: --no-forecast changes nothing" in result.stderr
     content = json.loads(Path("a.npy.json").read_text())
     settings = content["settings"]
     assert (settings["accel"], settings["threshold"]) == ("unicp-paper", 0.3)
-    assert [settings[name] for name in ("forecast", "prune", "shift")] == [False, False, True]
     assert content["report"]["site"] == "attention"
-    assert not any("PCAS" in note for note in content["report"]["notes"])
     whole = generate("--accel", "unicp-paper", "--json", "--output", "b.npy", profile=False)
     assert any("PCAS was off" in note for note in json.loads(whole.stdout)["report"]["notes"])
 

@@ -139,8 +139,9 @@ def test_pruning_names_the_choice(here, model_folder):  # noqa: F811
     words = ("--model", str(model_folder), "--layout", "scene.yaml", "--accel", "unicp-paper")
     size = ("--height", "32", "--width", "32", "--steps", "4")
     result = invoke("generate", *words, *size)
-    assert result.exit_code == 2 and "--no-prune" in result.stderr
-    assert invoke("generate", *words, *size, "--no-prune").exit_code == 0
+    assert result.exit_code == 2
+    assert "accepted: accel=UniCP(pcas=None, shift=None)" in " ".join(result.stderr.split())
+    assert "--" not in result.stderr.partition("accepted:")[2]
 
 
 def test_options_of_a_scene_need_a_layout(here, model_folder):  # noqa: F811

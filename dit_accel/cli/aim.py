@@ -159,10 +159,7 @@ def decide(
 
 def _by_threshold(settings: Settings) -> Aim:
     threshold = DEFAULT_THRESHOLD if settings.threshold is None else settings.threshold
-    remarks: tuple[str, ...] = ()
-    if not settings.forecast:
-        remarks = ("--no-forecast changes nothing: unicp-paper's windows forecast nothing",)
-    return Aim(dataclasses.replace(settings, threshold=threshold), remarks=remarks)
+    return Aim(dataclasses.replace(settings, threshold=threshold))
 
 
 def _by_profile(pipe: Any, settings: Settings, path: str) -> Aim:

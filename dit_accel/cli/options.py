@@ -142,28 +142,6 @@ Accel = Annotated[
         rich_help_panel=_CACHE,
     ),
 ]
-NoForecast = Annotated[
-    bool,
-    typer.Option(
-        "--no-forecast",
-        help="With --accel unicp-paper: kept values are served as they are.",
-        rich_help_panel=_CACHE,
-    ),
-]
-NoPrune = Annotated[
-    bool,
-    typer.Option(
-        "--no-prune", help="With unicp-paper: attention stays dense.", rich_help_panel=_CACHE
-    ),
-]
-NoShift = Annotated[
-    bool,
-    typer.Option(
-        "--no-shift",
-        help="With --accel unicp-paper: pruned wherever windows do not serve.",
-        rich_help_panel=_CACHE,
-    ),
-]
 Site = Annotated[
     str,
     typer.Option(

@@ -33,9 +33,6 @@ class Request:
     force: bool = False
     guard: bool = True
     accel: str | None = None
-    forecast: bool = True
-    prune: bool = True
-    shift: bool = True
     static: bool = False
     cache_memory: str | None = None
     model: str | None = None
@@ -114,10 +111,6 @@ class Request:
         for option, value in given.items():
             if value and self.windowed:
                 raise BadInput(f"{option} is given: applies to --quality and --speedup only")
-        switches = {"forecast": self.forecast, "prune": self.prune, "shift": self.shift}
-        for name, on in switches.items():
-            if not on and self.preset is None:
-                raise BadInput(f"--no-{name} is given: applies to --accel {ACCELS[1]} only")
 
 
 def check_target(

@@ -98,8 +98,4 @@ def config_for(settings: Settings) -> AccelConfig:
     threshold = DEFAULT_THRESHOLD if settings.threshold is None else settings.threshold
     if settings.accel is None:
         return ThresholdConfig(threshold, site=settings.site, **scene)
-    windows = EDCW(threshold) if settings.forecast else EDCW(threshold, order=0)
-    off = {} if settings.prune else {"pcas": None}
-    if not (settings.prune and settings.shift):  # where nothing is pruned nothing can be shifted
-        off["shift"] = None
-    return UniCPConfig(windows, **off, **scene)
+    return UniCPConfig(EDCW(threshold), **scene)

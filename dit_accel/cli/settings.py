@@ -50,9 +50,6 @@ class Settings:
     threshold: float | None
     site: str
     accel: str | None
-    forecast: bool
-    prune: bool
-    shift: bool
     seed: int
     steps: int
     guidance: float
@@ -125,9 +122,6 @@ def resolve(
         threshold=request.threshold,
         site=request.site,
         accel=request.preset,
-        forecast=request.forecast,
-        prune=request.prune,
-        shift=request.shift,
         seed=request.seed,
         fps=request.fps or float(defaults.get("fps") or defaults.get("frame_rate") or FALLBACK_FPS),
         max_sequence_length=defaults.get("max_sequence_length"),
