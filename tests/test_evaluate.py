@@ -506,7 +506,7 @@ def test_the_vbench_export_has_its_names_and_refuses_what_cannot_be_one(prompts,
 
     out, there = tmp_path / "a", tmp_path / "vbench"
     evaluate(prompts, model, out, "--methods", "edcw:9", "--seeds", "3,5", "--limit", "1")
-    run = CliRunner().invoke(app, ["vbench-export", str(out), "--out", str(there)])
+    run = CliRunner().invoke(app, ["report", str(out), "--vbench", str(there)])
     assert run.exit_code == 0, run.output
     names = sorted(str(path.relative_to(there)) for path in there.rglob("*.mp4"))
     assert names == [
@@ -518,5 +518,8 @@ def test_the_vbench_export_has_its_names_and_refuses_what_cannot_be_one(prompts,
     long = tmp_path / "long.jsonl"
     long.write_text(json.dumps({"id": "long", "prompt": "red " * 80}))
     evaluate(long, model, tmp_path / "b", "--methods", "edcw:9")
-    run = CliRunner().invoke(app, ["vbench-export", str(tmp_path / "b"), "--out", str(there)])
+    run = CliRunner().invoke(app, ["report", str(tmp_path / "b"), "--vbench", str(there)])
     assert run.exit_code == 2 and "prompts long cannot name a file" in run.stderr
+    for more in (["--overwrite"], ["--output", "a.html"]):
+        run = CliRunner().invoke(app, ["report", str(out), "--vbench", str(there), *more])
+        assert run.exit_code == 2 and f"{more[0]} is given" in run.stderr

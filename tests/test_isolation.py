@@ -207,7 +207,9 @@ def test_a_clip_that_reads_all_of_itself_does_not_change():
     for reposition in (True, False):
         with scene(pipe, made, SceneConfig(dropout=0, reposition=reposition), shots=2) as handle:
             ours = same_noise(pipe)
-            assert handle.report().scene.reads == {"shot 2": 24}
+            found = handle.report().scene
+            assert found.reads == {"shot 2": 24}
+            assert found.gathered_bytes == 2 * 24 * 24 * 4  # keys and values of 2 heads of 12
         assert np.array_equal(ours[0], stock[0]), "what is read from is stock"
         np.testing.assert_allclose(ours[1], stock[1], atol=2e-5)
 

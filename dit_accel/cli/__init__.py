@@ -22,7 +22,6 @@ from dit_accel.cli.models import models
 from dit_accel.cli.plan import plan
 from dit_accel.cli.report import report
 from dit_accel.cli.score import score
-from dit_accel.cli.vbench_export import vbench_export
 
 VERBS: dict[str, Callable[..., None]] = {
     "generate": generate,
@@ -33,7 +32,6 @@ VERBS: dict[str, Callable[..., None]] = {
     "score": score,
     "bench": bench,
     "models": models,
-    "vbench-export": vbench_export,
 }
 
 app = typer.Typer(

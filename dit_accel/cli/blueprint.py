@@ -1,4 +1,4 @@
-"""What the configuration files of a model say of its tokens and its sizes; no weight is needed."""
+"""What the configuration files of a model say of its tokens; no weight is needed."""
 
 from __future__ import annotations
 
@@ -9,11 +9,8 @@ from dit_accel import miniature
 from dit_accel.cli.errors import BadInput
 
 if TYPE_CHECKING:
-    from dit_accel.foretelling import Sizes
     from dit_accel.loading import Model
     from dit_accel.tokens import TokenGrid
-
-FALLBACK_TEXT, FALLBACK_STEPS, FALLBACK_GUIDANCE, FALLBACK_FPS = 512, 50, 5.0, 16.0
 
 
 @dataclass(frozen=True)
@@ -50,29 +47,6 @@ class Blueprint:
 
         model = self.model
         return component_config(model, "transformer") or component_config(model, "transformer_2")
-
-    def sizes(self, dtype: str) -> Sizes:
-        """Of the denoiser.
-
-        Raises:
-            BadInput: its family takes no layout.
-        """
-        from dit_accel.foretelling import Sizes
-        from dit_accel.supported import check_family
-
-        try:
-            check_family(self.model.family)
-        except ValueError as error:
-            raise BadInput(f"--model is {self.model.name!r}: {error}") from error
-        config = self.transformer
-        return Sizes(
-            layers=int(config["num_layers"]),
-            heads=int(config["num_attention_heads"]),
-            head=int(config["attention_head_dim"]),
-            feed_forward=int(config["ffn_dim"]),
-            text=int(self.call.get("max_sequence_length") or FALLBACK_TEXT),
-            value_bytes=4 if dtype == "float32" else 2,
-        )
 
 
 def read(

@@ -1,9 +1,8 @@
-"""`dit-accel layout`: check a layout file, draw it, and tell what it will cost; no model runs."""
+"""`dit-accel layout`: check a layout file and draw it; no model runs."""
 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -14,21 +13,15 @@ from rich.console import Console
 from dit_accel.cli import layout_words as words
 from dit_accel.cli import options
 from dit_accel.cli.errors import BadInput, RunFailed, reported
-from dit_accel.cli.request import DTYPES
-from dit_accel.cli.shots import Scenery
 
 if TYPE_CHECKING:
     from dit_accel.cli.blueprint import Blueprint
     from dit_accel.cli.layout_picture import Drawn
-    from dit_accel.foretelling import Foretold
     from dit_accel.layout import Layout
-    from dit_accel.staging import SceneConfig
     from dit_accel.video import Frames
 
 PICTURES = (".png", ".mp4")
-layout = typer.Typer(
-    help="Check a layout file, draw it, or tell what it will cost.", no_args_is_help=True
-)
+layout = typer.Typer(help="Check a layout file, or draw it.", no_args_is_help=True)
 
 File = Annotated[
     Path, typer.Argument(metavar="FILE", help="A layout: YAML or JSON.", show_default=False)
@@ -100,46 +93,6 @@ def preview(
             drawn = _drawn(found, plan, clips)
         _write(out, drawn, count, fps or float(plan.call.get("fps") or 16))
         typer.echo(f"{out}: {words.count(len(drawn), 'shot')}, {plan.width}x{plan.height}")
-
-
-@layout.command()
-def plan(
-    file: File,
-    model: options.Model = None,
-    height: options.Height = None,
-    width: options.Width = None,
-    frames: options.Frames = None,
-    steps: options.Steps = None,
-    guidance: options.Guidance = None,
-    dtype: options.Dtype = None,
-    isolation: options.Isolation = None,
-    reposition: options.Reposition = None,
-    alpha: options.Alpha = None,
-    background: options.Background = None,
-    outside: Outside = False,
-    as_json: options.Json = False,
-    verbose: options.Verbose = False,
-) -> None:
-    """Tell tokens, attention calls, memory and FLOPs of a layout; no weight is loaded."""
-    with reported(verbose=verbose):
-        scenery = Scenery(file, isolation, reposition, alpha, background)
-        scenery.check("")
-        if dtype is not None and dtype not in DTYPES:
-            raise BadInput(f"--dtype is {dtype!r}: must be one of {', '.join(DTYPES)}")
-        if steps is not None and steps < 1:
-            raise BadInput(f"--steps is {steps}: must be at least 1")
-        found = _load(file, outside)
-        with _muted(verbose):
-            blueprint = _blueprint(model, height, width, frames)
-            total = int(steps or blueprint.call.get("num_inference_steps") or 50)
-            weight = guidance if guidance is not None else blueprint.call.get("guidance_scale")
-            branches = 2 if weight is None or float(weight) > 1 else 1
-            told = _foretell(found, blueprint, scenery.config(), total, branches, dtype)
-        if as_json:
-            _print_json({**_clip(blueprint, total, branches), **dataclasses.asdict(told),
-                         "extra": told.extra})  # fmt: skip
-        else:
-            words.show_costs(Console(highlight=False), told, blueprint, total, branches)
 
 
 def _load(file: Path, outside: bool) -> Layout:
@@ -240,26 +193,6 @@ def _write(out: Path, drawn: list[Drawn], columns: int, fps: float) -> None:
         video.write_video(out, frames, fps=fps)
     except (ValueError, OSError) as error:
         raise RunFailed(f"--out is {str(out)!r}: {error}") from error
-
-
-def _foretell(
-    found: Layout, blueprint: Blueprint, config: SceneConfig, steps: int, branches: int,
-    dtype: str | None,
-) -> Foretold:  # fmt: skip
-    from dit_accel.foretelling import foretell
-
-    sizes = blueprint.sizes(dtype or "bfloat16")
-    grid = blueprint.grid
-    try:
-        return foretell(found, grid, sizes, config, steps=steps, branches=branches)
-    except ValueError as error:
-        raise BadInput(str(error)) from error
-
-
-def _clip(blueprint: Blueprint, steps: int, branches: int) -> dict[str, Any]:
-    names = ("height", "width", "frames")
-    sizes = {name: getattr(blueprint, name) for name in names}
-    return {"model": blueprint.model.name, **sizes, "steps": steps, "branches": branches}
 
 
 def _print_json(content: dict[str, Any]) -> None:

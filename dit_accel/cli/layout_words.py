@@ -1,19 +1,14 @@
-"""What `dit-accel layout` says: of a layout what is in it, and of a run of it what it will cost."""
+"""What `dit-accel layout` says is in a layout: as text, and as JSON."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
 from rich.markup import escape
-from rich.table import Table
-
-from dit_accel.cli.summary import bytes_text
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from dit_accel.cli.blueprint import Blueprint
-    from dit_accel.foretelling import Foretold
     from dit_accel.layout import Layout, Reference, Subject
 
 
@@ -26,38 +21,6 @@ def show_layout(console: Console, found: Layout) -> None:
         console.print(f"\n[bold]{shot.id}[/]  [dim]{_plain(shot.prompt)}[/]", soft_wrap=True)
         for subject in shot.subjects:
             console.print(f"  {_in_words(subject)}", soft_wrap=True)
-
-
-def show_costs(
-    console: Console, told: Foretold, blueprint: Blueprint, steps: int, branches: int
-) -> None:
-    """A row a clip, and below it FLOPs and memory of the run."""
-    clip = f"{blueprint.width}x{blueprint.height}, {blueprint.frames} frames"
-    tokens = sum(told.rows[0].tokens.values())
-    model = _plain(blueprint.model.name)
-    console.print(f"{model}: {clip}, {tokens} tokens, {steps} steps, {branches} branches")
-    table = Table("clip", "tokens", "reads", "calls", "pairs")
-    for column in table.columns[2:]:
-        column.justify = "right"
-    for row in told.rows:
-        held = ", ".join(f"{name} {count}" for name, count in row.tokens.items())
-        table.add_row(row.name, held, str(row.reads), str(row.calls), f"{row.pairs:.0%}")
-    console.print(table)
-    stock, scene = _flops(told.stock_flops), _flops(told.scene_flops)
-    console.print(f"denoiser: {scene}, stock {stock} ({told.extra:+.1%})")
-    console.print(
-        f"memory: read at one attention {bytes_text(told.read_bytes)}, noted for it "
-        f"{bytes_text(told.raw_bytes)}, tables {bytes_text(told.table_bytes)}"
-    )
-    console.print(
-        f"[dim]not held: a bank of references {bytes_text(told.bank_bytes)}, "
-        f"a dense mask of a clip {bytes_text(told.mask_bytes)}[/]"
-    )
-    console.print(
-        "[dim]calls and pairs: of one attention where all is at work; 1 and 100 % are plain "
-        "attention[/]",
-        soft_wrap=True,
-    )
 
 
 def as_content(found: Layout, masks: dict[str, int]) -> dict[str, Any]:
@@ -128,10 +91,3 @@ def _plain(text: str) -> str:
 def count(number: int, noun: str) -> str:
     """`1 shot`, `2 shots`."""
     return f"{number} {noun}{'' if number == 1 else 's'}"
-
-
-def _flops(number: int) -> str:
-    for unit, size in (("PFLOPs", 1e15), ("TFLOPs", 1e12)):
-        if number >= size:
-            return f"{number / size:.3g} {unit}"
-    return f"{number / 1e9:.3g} GFLOPs"

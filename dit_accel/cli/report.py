@@ -1,4 +1,4 @@
-"""`dit-accel report`: one self-contained page of an evaluation's folder."""
+"""`dit-accel report`: one self-contained page of an evaluation, or its clips for VBench."""
 
 from __future__ import annotations
 
@@ -31,6 +31,14 @@ def report(
         ),
     ] = None,
     overwrite: options.Overwrite = False,
+    vbench: Annotated[
+        Path | None,
+        typer.Option(
+            help="Write the clips as VBench's tool expects them, one folder a method, and no page.",
+            show_default=False,
+            metavar="DIR",
+        ),
+    ] = None,
     verbose: options.Verbose = False,
 ) -> None:
     """Write an evaluation as one HTML page: plots, table, clips side by side.
@@ -39,7 +47,29 @@ def report(
     of what is there.
     """
     with reported(verbose=verbose):
+        if vbench is not None:
+            if output is not None or overwrite:
+                given = "--output" if output is not None else "--overwrite"
+                raise BadInput(f"{given} is given: it is of the page, and --vbench writes none")
+            _export(run, vbench)
+            return
         _report(run, output if output is not None else run / NAME, overwrite=overwrite)
+
+
+def _export(run: Path, out: Path) -> None:
+    """Write the clips for VBench; a clip that is there already is left alone."""
+    from dit_accel.evaluate.store import Store, StoreError
+    from dit_accel.evaluate.vbench import export
+
+    store = Store(run)
+    try:
+        counts = export(store, store.plan(), out)
+    except (StoreError, ValueError) as error:
+        raise BadInput(f"RUN is {str(run)!r}: {error}") from error
+    except OSError as error:
+        raise RunFailed(f"--vbench is {str(out)!r}: {error.strerror or error}") from error
+    for folder, count in counts.items():
+        typer.echo(f"{out / folder}: {count} clips")
 
 
 def _report(run: Path, target: Path, *, overwrite: bool) -> None:
