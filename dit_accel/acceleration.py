@@ -13,7 +13,7 @@ from typing import Any
 
 from dit_accel import cheaper, following, scenes
 from dit_accel.autopilot import Autopilot
-from dit_accel.bench import Stopwatch, device_name
+from dit_accel.bench import LoopTimer, device_name
 from dit_accel.caching import Cache
 from dit_accel.config import (
     AccelConfig,
@@ -120,7 +120,7 @@ class Handle:
         self._patches = Patches()
         self._session = Session(pipe, self._transformers)
         self._cache = _cache_of(config, self._session, self.family, alone=scene is None)
-        self._clock = _Clock(self._session)
+        self._clock = LoopTimer([*self._transformers.values()])
         self._scene: Scene | None = None
         self._leveling: Leveling | None = None
         self._done: SceneReport | None = None  # of the scene, once it is removed
@@ -292,35 +292,6 @@ def _threshold(config: AccelConfig) -> float | None:
     if isinstance(config, UniCPConfig):
         return config.windows.threshold
     return 0.0 if isinstance(config, UncachedConfig) else None
-
-
-class _Clock:
-    """Times the denoising loop: from a run's first forward to its last step's last."""
-
-    def __init__(self, session: Session) -> None:
-        self._session = session
-        self._watch: Stopwatch | None = None
-
-    @property
-    def seconds(self) -> float:
-        return self._watch.seconds if self._watch else 0.0
-
-    @property
-    def peak_memory_bytes(self) -> int | None:
-        return self._watch.peak_memory_bytes if self._watch else None
-
-    def run_begins(self, total: int | None) -> None:
-        transformer = next(iter(self._session.transformers.values()))
-        self._watch = Stopwatch(next(transformer.parameters()).device)
-        self._watch.start()
-
-    def step_begins(self, step: int) -> None:
-        """Steps are not timed one by one: that would synchronise the device at each."""
-
-    def forward_ends(self, transformer: str) -> None:
-        total = self._session.total
-        if self._watch and (total is None or self._session.step == total - 1):
-            self._watch.stop()
 
 
 __all__ = ["Handle", "accelerate"]

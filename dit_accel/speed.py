@@ -15,7 +15,6 @@ import contextlib
 import logging
 import multiprocessing
 import statistics
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
@@ -27,7 +26,7 @@ from dit_accel import bench
 from dit_accel.denoisers import Denoiser, Prompt, Shape
 from dit_accel.evaluate.probe import Probe
 from dit_accel.methods import METHODS, UNCACHED, Context, Setting
-from dit_accel.takes import Clip, LoopClock, call_arguments
+from dit_accel.takes import Clip, call_arguments, loop_timer
 
 COMPUTED = 0.999  # a step with at least this share of the uncached FLOPs counts as computed
 
@@ -268,8 +267,9 @@ def embeddings(prompt: Prompt, guidance: float, device: str, dtype: torch.dtype)
 
 
 def _call(
-    pipe: Any, trial: Trial, overrides: dict[str, Any], watchers: tuple[Any, ...] = ()
-) -> None:
+    pipe: Any, trial: Trial, overrides: dict[str, Any], watchers: tuple[bench.Watcher, ...] = ()
+) -> tuple[float, ...]:
+    """Run once; returns the seconds of each step."""
     dtype = getattr(torch, trial.dtype)
     arguments = {
         **call_arguments(pipe, trial.clip),
@@ -277,9 +277,10 @@ def _call(
         "output_type": "latent",
         **overrides,
     }
-    clock = LoopClock(pipe, trial.device, arguments["num_inference_steps"], watchers)
+    clock = loop_timer(pipe, arguments, trial.device, watchers, each_step=True)
     with clock:
         pipe(**arguments, callback_on_step_end=clock.step_ended)
+    return clock.step_seconds
 
 
 class _Calibration:
@@ -295,33 +296,17 @@ class _Calibration:
         return self._known[name]
 
 
-class _Steps:
-    """Watches a run: the clock at the end of every step, the device's work done."""
-
-    def __init__(self, device: str) -> None:
-        self._device = torch.device(device)
-        self.times: list[float] = []
-
-    def begin(self) -> None:
-        self.times = [time.perf_counter()]
-
-    def reach(self, done: int) -> None:
-        bench.synchronise(self._device)
-        self.times.append(time.perf_counter())
-
-
 def _run(
     pipe: Any, trial: Trial, setting: Setting, context: Context
 ) -> tuple[Run, tuple[str, ...]]:
-    probe, steps = Probe(pipe), _Steps(trial.device)
+    probe = Probe(pipe)
     method = METHODS[setting.method]
     with (
         probe,
         method.apply(pipe, setting.number, context) as effect,
         bench.measure(trial.device) as measured,
     ):
-        _call(pipe, trial, effect.overrides, (probe, steps))
-    seconds = tuple(b - a for a, b in zip(steps.times, steps.times[1:], strict=False))
+        seconds = _call(pipe, trial, effect.overrides, (probe,))
     return Run(seconds, tuple(probe.flops or ()), measured.peak_memory_bytes), effect.remarks
 
 

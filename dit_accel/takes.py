@@ -6,17 +6,16 @@ clock with and without acceleration, so that the ratio of two runs compares like
 
 from __future__ import annotations
 
-import contextlib
 import inspect
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol, Self
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
+    from dit_accel.bench import LoopTimer, Watcher
     from dit_accel.outcome import Report
 
 
@@ -69,16 +68,6 @@ class NotFiniteError(RuntimeError):
     """The model made frames with NaN or infinite values."""
 
 
-class Watcher(Protocol):
-    """What wants to know how far the loop is."""
-
-    def begin(self) -> None:
-        """The denoising loop starts."""
-
-    def reach(self, done: int) -> None:
-        """So many steps are done."""
-
-
 def take(
     pipe: Any,
     clip: Clip,
@@ -104,7 +93,7 @@ def take(
     from dit_accel import bench
 
     arguments = call_arguments(pipe, clip) | (overrides or {})
-    clock = LoopClock(pipe, device, int(arguments["num_inference_steps"]), watchers)
+    clock = loop_timer(pipe, arguments, device, watchers)
     with clock, bench.measure(device) as measured:
         frames, *others = pipe(**arguments, callback_on_step_end=clock.step_ended).frames
     if not all(np.isfinite(clip).all() for clip in (frames, *others)):
@@ -173,51 +162,22 @@ def batch_arguments(pipe: Any, clips: Sequence[Clip]) -> dict[str, Any]:
     }
 
 
-class LoopClock:
-    """Times the denoising loop of one call, and tells the watchers."""
+def loop_timer(
+    pipe: Any,
+    arguments: dict[str, Any],
+    device: str,
+    watchers: Sequence[Watcher] = (),
+    *,
+    each_step: bool = False,
+) -> LoopTimer:
+    """What times the denoising loop of one call of a pipeline with these arguments."""
+    from dit_accel.bench import LoopTimer
 
-    def __init__(self, pipe: Any, device: str, steps: int, watchers: tuple[Watcher, ...]) -> None:
-        parts = (getattr(pipe, name, None) for name in ("transformer", "transformer_2"))
-        self._models = [part for part in parts if part is not None]
-        self._device = device
-        self._steps = steps
-        self._watchers = watchers
-        self._hooks = contextlib.ExitStack()
-        self._start: float | None = None
-        self.seconds = 0.0
-        self.latents: Any = None
-
-    def __enter__(self) -> Self:
-        for model in self._models:
-            hook = model.register_forward_pre_hook(self._denoiser_called)
-            self._hooks.callback(hook.remove)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._hooks.close()
-
-    def _denoiser_called(self, *_: object) -> None:
-        if self._start is None:
-            self._synchronise()
-            self._start = time.perf_counter()
-            for watcher in self._watchers:
-                watcher.begin()
-
-    def step_ended(
-        self, pipe: Any, step: int, timestep: Any, kept: dict[str, Any]
-    ) -> dict[str, Any]:
-        """The pipeline's callback after each step."""
-        if step + 1 >= self._steps and self._start is not None:
-            self._synchronise()
-            self.seconds = time.perf_counter() - self._start
-            self.latents = kept["latents"]
-        for watcher in self._watchers:
-            watcher.reach(step + 1)
-        return kept
-
-    def _synchronise(self) -> None:
-        import torch
-
-        from dit_accel import bench
-
-        bench.synchronise(torch.device(self._device))
+    parts = (getattr(pipe, name, None) for name in ("transformer", "transformer_2"))
+    return LoopTimer(
+        [part for part in parts if part is not None],
+        device=device,
+        steps=int(arguments["num_inference_steps"]),
+        watchers=watchers,
+        each_step=each_step,
+    )

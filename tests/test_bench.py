@@ -4,7 +4,7 @@ import time
 import pytest
 import torch
 
-from dit_accel.bench import count_flops, measure
+from dit_accel.bench import LoopTimer, count_flops, measure
 
 
 def test_flops_of_a_linear_layer_by_hand():
@@ -51,3 +51,49 @@ def test_peak_memory_sees_what_was_held_and_forgets_it():
         pass
     assert large.peak_memory_bytes and small.peak_memory_bytes
     assert large.peak_memory_bytes - small.peak_memory_bytes > 32 << 20
+
+
+class Told:
+    """A watcher that writes down what it is told."""
+
+    def __init__(self) -> None:
+        self.done: list[int] = []
+
+    def begin(self) -> None:
+        self.done = [0]
+
+    def reach(self, done: int) -> None:
+        self.done.append(done)
+
+
+def test_a_loop_is_timed_from_the_first_forward_to_the_end_of_the_last_step() -> None:
+    model, told = torch.nn.Linear(2, 2), Told()
+    timer = LoopTimer([model], steps=3, watchers=(told,), each_step=True)
+    with timer:
+        time.sleep(0.05)  # what comes before the loop
+        for step in range(3):
+            model(torch.zeros(1, 2))
+            time.sleep(0.02)
+            timer.step_ended(None, step, None, {"latents": step})
+        time.sleep(0.05)  # what comes after it
+    assert told.done == [0, 1, 2, 3] and timer.latents == 2
+    assert len(timer.step_seconds) == 3 and min(timer.step_seconds) >= 0.02
+    assert timer.seconds == pytest.approx(sum(timer.step_seconds))
+    assert not model._forward_pre_hooks
+
+
+def test_a_loop_is_timed_as_a_session_sees_it() -> None:
+    model = torch.nn.Linear(2, 2)
+    timer = LoopTimer([model])
+    for _ in range(2):  # the second run starts afresh
+        timer.run_begins(2)
+        assert timer.seconds == 0.0 and timer.peak_memory_bytes is None
+        timer.step_begins(0)
+        timer.forward_ends("transformer")
+        assert timer.seconds == 0.0, "not the last step yet"
+        timer.step_begins(1)
+        timer.forward_ends("transformer")
+        first = timer.seconds
+        time.sleep(0.02)
+        timer.forward_ends("transformer")  # the other branch
+        assert timer.seconds >= first + 0.02 and timer.peak_memory_bytes

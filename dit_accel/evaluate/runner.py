@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dit_accel import takes, video
+from dit_accel.bench import Watcher
 from dit_accel.evaluate.jobs import Job, Plan
 from dit_accel.evaluate.probe import Probe
 from dit_accel.evaluate.store import Result, Store, StoreError, frames_hash
@@ -54,7 +55,7 @@ class Runner:
         plan: Plan,
         load: Load,
         device: str,
-        watchers: tuple[takes.Watcher, ...] = (),
+        watchers: tuple[Watcher, ...] = (),
     ) -> None:
         self.store, self.plan, self.device = store, plan, device
         self._load, self._watchers = load, watchers

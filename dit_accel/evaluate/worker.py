@@ -11,10 +11,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from dit_accel.bench import Watcher
 from dit_accel.evaluate.jobs import Job, Plan
 from dit_accel.evaluate.runner import Runner, Told, in_child, run_groups
 from dit_accel.evaluate.store import Store
-from dit_accel.takes import Watcher
 
 
 def work(
