@@ -11,9 +11,9 @@ import os
 from types import TracebackType
 from typing import Any
 
-from dit_accel import cheaper, following, scenes
+from dit_accel import following, scenes
 from dit_accel.autopilot import Autopilot
-from dit_accel.bench import LoopTimer, device_name
+from dit_accel.bench import LoopTimer
 from dit_accel.caching import Cache
 from dit_accel.config import (
     AccelConfig,
@@ -25,15 +25,13 @@ from dit_accel.config import (
     UncachedConfig,
     UniCPConfig,
 )
-from dit_accel.courses import Course, EveryStep, PlanCourse
+from dit_accel.courses import Course, EveryStep
 from dit_accel.families import Family, family_of, transformers_of
 from dit_accel.finding import checked, find_profile, load_profile
 from dit_accel.following import Follower
 from dit_accel.isolation import Scene
 from dit_accel.keywords import config_of
 from dit_accel.layout import Layout
-from dit_accel.leveling import Leveling
-from dit_accel.levels import Level
 from dit_accel.outcome import Report, SceneReport
 from dit_accel.patching import Patches
 from dit_accel.plans import Plan
@@ -122,20 +120,14 @@ class Handle:
         self._cache = _cache_of(config, self._session, self.family, alone=scene is None)
         self._clock = LoopTimer([*self._transformers.values()])
         self._scene: Scene | None = None
-        self._leveling: Leveling | None = None
         self._done: SceneReport | None = None  # of the scene, once it is removed
         try:
             self._session.install(self._patches)
             if isinstance(self._cache, Follower):
                 self._session.answer = self._cache.answer
-                levels = _levels_of(self._cache.course)
-                if levels:
-                    self._leveling = Leveling(self._session, self.family, levels, self._cache)
-                    self._leveling.install(self._patches)
             else:
                 self._cache.install(self._patches)
-            last = [part for part in (self._leveling, self._clock) if part is not None]
-            self._session.observers = [self._cache, *last]
+            self._session.observers = [self._cache, self._clock]
             self._scene = scene(self._session) if scene is not None else None
             if self._scene is not None:
                 self._scene.install(self._patches)
@@ -180,8 +172,6 @@ class Handle:
         self._cache.settle()
         self._patches.undo()
         self._cache.clear()
-        if self._leveling is not None:
-            self._leveling.clear()
         if self._scene is not None:
             self._done = self._done or self._scene.report()
             self._scene.clear()
@@ -200,10 +190,8 @@ class Handle:
             raise RuntimeError("report: no run yet; call the pipeline first")
         cache.settle()
         sites = cache.site_reports()
-        scene, leveling = self._scene_report(), self._leveling
-        if leveling is not None:
-            leveling.settle()
-        full, spent, notes = count(session, self.family, sites, scene, leveling)
+        scene = self._scene_report()
+        full, spent, notes = count(session, self.family, sites, scene)
         return Report(
             family=self.family.name,
             site=self.site,
@@ -215,7 +203,7 @@ class Handle:
             flops_spent=spent,
             seconds=self._clock.seconds,
             peak_memory_bytes=self._clock.peak_memory_bytes,
-            kept_bytes=cache.kept_bytes + (leveling.kept_bytes if leveling is not None else 0),
+            kept_bytes=cache.kept_bytes,
             device_reads=cache.device_reads,
             packed_bytes=kept.most_packed if kept is not None else 0,
             packed_bits=kept.bits if kept is not None else None,
@@ -228,7 +216,6 @@ class Handle:
             scene=scene,
             config=self.config.told(),
             asked=str(self.config),
-            levels=dict(leveling.done) if leveling is not None else {},
         )
 
     def _scene_report(self) -> SceneReport | None:
@@ -257,16 +244,11 @@ def _piloted(config: PlannedConfig, session: Session, family: Family, *, alone: 
     source = config.profile if config.profile is not None else find_profile(session.pipe)
     profile = load_profile(source) if source is not None else None
     remarks = checked(profile, session.pipe, force=config.force) if profile is not None else ()
-    offers: dict[int, cheaper.Offer] = {}
-    if profile is not None and alone and not (remarks or config.static):
-        transformer = next(iter(session.transformers.values()))
-        offers = cheaper.paying(profile, device_name(next(transformer.parameters()).device))
     course = Autopilot(
         session.pipe, family, profile,
         quality=config.quality if isinstance(config, QualityConfig) else None,
         speedup=config.speedup if isinstance(config, SpeedupConfig) else None,
         guard=config.guard, static=config.static, force=config.force, remarks=remarks,
-        offers=offers,
     )  # fmt: skip
     follower = Follower(session, course)
     follower.heard, follower.heard_start = course.hear, course.hear_start
@@ -275,14 +257,6 @@ def _piloted(config: PlannedConfig, session: Session, family: Family, *, alone: 
     if alone:  # what calibration knows of texts is of clips without a scene
         follower.heard_text = course.hear_text
     return follower
-
-
-def _levels_of(course: Course) -> list[Level]:
-    """Every level that a course may have a step computed at."""
-    if isinstance(course, PlanCourse):
-        return list(course.plan.levels.values())
-    offers = course.offers or {} if isinstance(course, Autopilot) else {}
-    return [level for offer in offers.values() for level in offer.choice.levels.values()]
 
 
 def _threshold(config: AccelConfig) -> float | None:

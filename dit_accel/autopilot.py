@@ -10,20 +10,17 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
 from typing import Any
 
 import torch
 
-from dit_accel import cheaper, targets
+from dit_accel import targets
 from dit_accel.carrying import carried
-from dit_accel.cheaper import Offer
 from dit_accel.difficulty import pooled
 from dit_accel.families import Family, transformers_of
 from dit_accel.firstrun import Recorder
 from dit_accel.following import conditional, guided
 from dit_accel.identity import identify
-from dit_accel.levels import Level
 from dit_accel.outlook import Decision
 from dit_accel.packing import BITS
 from dit_accel.plans import Forecast, Plan, Schedule
@@ -44,7 +41,6 @@ def decide(
     static: bool = False,
     text: torch.Tensor | None = None,
     resized: bool = False,
-    offers: Mapping[int, Offer] | None = None,
 ) -> Decision:
     """What a run will do by a profile.
 
@@ -54,7 +50,6 @@ def decide(
         quality, speedup: one of them.
         static: whether the run may not turn careful on the way.
         resized: whether its clips are of another size than calibration's.
-        offers: plans with levels that may be taken (`cheaper.paying`); None: none.
 
     Raises:
         ValueError: neither or both are given, one is out of range, or the run has too few steps.
@@ -76,10 +71,8 @@ def decide(
         )
     if _same(run, own) and profile.rungs:
         if quality is not None:
-            decision = targets.for_quality(profile, quality, static=static, slack=slack)
-        else:
-            decision = targets.for_speedup(profile, speedup or 1.0)
-        return cheaper.improved(profile, decision, {} if resized else offers or {}, quality=quality)
+            return targets.for_quality(profile, quality, static=static, slack=slack)
+        return targets.for_speedup(profile, speedup or 1.0)
     return carried(profile, run, quality=quality, speedup=speedup)
 
 
@@ -115,19 +108,17 @@ class Autopilot:
         static: whether every run of the same steps does exactly the same: no guard, no turning.
         force: whether a profile of one part serves a run of another guidance.
         remarks: what the report says of every run.
-        offers: plans with levels that may be taken (`cheaper.paying`); None: none.
     """
 
     def __init__(
         self, pipe: Any, family: Family, profile: Profile | None, *,
         quality: float | None, speedup: float | None, guard: bool = True, static: bool = False,
         force: bool = False, remarks: tuple[str, ...] = (),
-        offers: Mapping[int, Offer] | None = None,
     ) -> None:  # fmt: skip
         self.pipe, self.family, self.profile = pipe, family, profile
         self.quality, self.speedup, self.static = quality, speedup, static
         self.guard = guard and not static
-        self.force, self.remarks, self.offers = force, remarks, offers
+        self.force, self.remarks = force, remarks
         self.decision: Decision | None = None
         self.steering = Steering(Plan(1, {}), [0.0])
         self._decisions: dict[tuple[Any, ...], Decision] = {}
@@ -155,11 +146,6 @@ class Autopilot:
     def fewest_bits(self) -> int:
         """That kept values of the run under way may be packed into."""
         return self.decision.fewest_bits if self.decision is not None else BITS[0]
-
-    @property
-    def levels(self) -> Mapping[int, Level]:
-        """As steered."""
-        return self.steering.levels
 
     def begin(self, total: int | None) -> None:
         """Decide for the run that begins.
@@ -192,7 +178,7 @@ class Autopilot:
                 del self._decisions[next(iter(self._decisions))]
             self._decisions[key] = decide(
                 self.profile, schedule, quality=self.quality, speedup=self.speedup,
-                static=self.static, text=text, resized=resized, offers=self.offers,
+                static=self.static, text=text, resized=resized,
             )  # fmt: skip
         self.decision = self._decisions[key]
         self.steering = self.decision.steering(guard=self.guard)

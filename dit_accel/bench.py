@@ -218,12 +218,6 @@ def free_memory(device: torch.device) -> int | None:
     return marks[0] if device.type == "cpu" and marks else None
 
 
-def device_name(device: torch.device | str) -> str:
-    """What seconds are of: the name of a CUDA device, else the kind of device."""
-    device = torch.device(device)
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-
-
 def count_flops(
     module: torch.nn.Module, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
 ) -> dict[str, int]:

@@ -9,7 +9,6 @@ From a dozen clips or more:
 3. *Rungs*: a plan for each of a ladder of speeds, carried out on every clip. What changes its
    windows' lines is fitted to what is really left (`refining`); each clip is served by changes that
    have not seen it, and scored against its uncached twin: honest errors.
-4. *Levels*, if asked for: what cheaper computes err and cost, on the first clips (`trials`).
 
 Clips are made one after the other, in two passes, or several in one call of the pipeline (`batch`);
 where all are in one batch, one pass is enough, for they come to every window together.
@@ -21,7 +20,6 @@ kept in a folder, batch by batch, and the same call goes on where it was.
 from __future__ import annotations
 
 import copy
-import dataclasses
 from collections.abc import Callable, Sequence
 from itertools import chain
 from pathlib import Path
@@ -32,7 +30,6 @@ import torch
 from dit_accel.difficulty import Difficulty
 from dit_accel.families import family_of
 from dit_accel.identity import identify
-from dit_accel.levels import Level
 from dit_accel.planner import Field, search, turning
 from dit_accel.profile import Profile, Rung
 from dit_accel.recording import (
@@ -44,7 +41,6 @@ from dit_accel.recording import (
 )
 from dit_accel.refining import DEPTH, Outcome, Problems, carry_out
 from dit_accel.takes import Clip
-from dit_accel.trials import AGES, try_levels
 from dit_accel.workfolder import WorkFolder
 
 LADDER = (2.0, 2.5, 2.94, 3.125, 3.33, 3.57, 3.85, 4.17, 4.55, 5.0, 5.56, 6.25, 7.14, 8.33)
@@ -65,7 +61,6 @@ def calibrate(
     probed: int = 3,
     batch: int = 1,
     dtype: str = "float32",
-    levels: Sequence[Level] = (),
     work: Path | None = None,
     overrides: dict[str, Any] | None = None,
     told: Told = lambda what, done, total: None,
@@ -83,8 +78,6 @@ def calibrate(
         probed: clips that are probed, from the first on, 1 to all; each costs `probes` runs.
         batch: clips that are made by one call of the pipeline, >= 1.
         dtype: what the denoiser computes in, for the profile's identity.
-        levels: cheaper computes that are tried on the clips that are probed (`levels.CANDIDATES`);
-            empty: none, since it costs some runs a clip.
         work: folder for what is done so far; it can be deleted afterwards.
         overrides: arguments of the pipeline's call that replace the clips'.
         told: hears what is being done, how much of it is done, and of how much.
@@ -109,8 +102,7 @@ def calibrate(
     if wrong:
         raise ValueError(f"speedups has {wrong}; accepted: above 1, up to {clips[0].steps}")
     calibration = _Calibration(pipe, clips, speedups, work, overrides, told, careful, batch)
-    profile = calibration.run(probes, probed, dtype)
-    return calibration.with_levels(profile, levels, probed) if levels else profile
+    return calibration.run(probes, probed, dtype)
 
 
 def passes(clips: int, batch: int) -> int:
@@ -165,15 +157,6 @@ class _Calibration:
             identity, schedule, gram, gain, memory, DEPTH, rungs, careful, made,
             difficulty(texts, rungs),
         )  # fmt: skip
-
-    def with_levels(self, profile: Profile, levels: Sequence[Level], tried: int) -> Profile:
-        """What the levels err and cost on the first clips, joined to a profile."""
-        ages = tuple(age for age in AGES if 3 * age <= self.clips[0].steps)
-        table = try_levels(
-            self.pipe, self.clips[:tried], levels, ages=ages, overrides=self.overrides,
-            kept=self.kept.get, told=lambda done, total: self.told("levels", done, total),
-        )  # fmt: skip
-        return dataclasses.replace(profile, levels=table)
 
     def _recorded(self, batch: tuple[int, ...]) -> list[Recording]:
         if batch not in self._recordings:

@@ -215,7 +215,7 @@ class PlanConfig(AccelConfig):
     """A plan that was decided beforehand, at the denoiser's output: `accelerate(pipe, plan=...)`.
 
     Args:
-        plan: which steps are computed, at which level, and what serves the others; or a
+        plan: which steps are computed, and what serves the others; or a
             `following.Course`.
         mix: of the parts that the plan's forecasts have.
     """
@@ -228,8 +228,6 @@ class PlanConfig(AccelConfig):
         super().__post_init__()
         if not isinstance(self.plan, Plan) and not hasattr(self.plan, "forecast_of"):
             raise ValueError(f"plan is {self.plan!r}; accepted: a Plan, or a Course")
-        if isinstance(self.plan, Plan) and self.plan.levels and self.layout is not None:
-            raise ValueError("plan has levels with layout; accepted: one of them")
 
     @property
     def course(self) -> Course:

@@ -6,10 +6,8 @@ A `Course` is asked once a step what serves it, and learns on the way what `watc
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Protocol
 
-from dit_accel.levels import Level
 from dit_accel.plans import Forecast, Plan
 
 
@@ -71,11 +69,6 @@ class PlanCourse:
         """Refuses another number of steps."""
         if total != self.plan.total:
             raise ValueError(f"the plan is for {self.plan.total} steps; this run has {total}")
-
-    @property
-    def levels(self) -> Mapping[int, Level]:
-        """As planned."""
-        return self.plan.levels
 
     def forecast_of(self, step: int) -> Forecast | None:
         """As planned."""

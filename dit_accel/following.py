@@ -22,7 +22,7 @@ Holds no formula: plans.py and the course decide, forecast.py combines.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -30,7 +30,6 @@ import torch
 from dit_accel import forecast
 from dit_accel.courses import Course
 from dit_accel.keeping import Kept, Shelf
-from dit_accel.levels import Level
 from dit_accel.outcome import SiteReport
 from dit_accel.plans import Forecast
 from dit_accel.session import Session
@@ -129,12 +128,6 @@ class Follower:
         known = before if len(before) == 2 else []
         line = [(s, kept[s]) for s in known]
         self.watch.compare(part, self.course.mix[part], fresh, line)
-
-    @property
-    def levels(self) -> Mapping[int, Level]:
-        """Of the computed steps, those that are to be computed for less: as the course says, and
-        none while a lost value is put back. A course without levels computes in full."""
-        return {} if self.losses else getattr(self.course, "levels", {})
 
     # --- observer of the session ---
 

@@ -73,7 +73,7 @@ class Report:
     `offloaded_bytes` the most that waited in the CPU's memory. `quality` (dB) and `speedup` are
     what was asked for, `prediction` what is expected of this run, `planned` the steps that were to
     be computed. `config` is every setting of the acceleration, `asked` those that are not as by
-    default. `levels` are the levels of those that were computed for less, by step.
+    default.
     """
 
     family: str
@@ -99,7 +99,6 @@ class Report:
     packed_bits: int | None = None
     config: dict[str, Any] = field(default_factory=dict)
     asked: str = ""
-    levels: dict[int, str] = field(default_factory=dict)
 
     @property
     def flops_kept(self) -> float | None:
@@ -134,7 +133,6 @@ class Report:
             f"{self.family}, site {self.site}, {self.rule}: computed "
             f"{self.steps_computed:.1f} of {self.steps} steps"
             + (f", pruned or blended {partly / len(self.sites):.1f}" if partly else "")
-            + (f", {len(self.levels)} of them for less" if self.levels else "")
             + (f", {kept:.0%} of the FLOPs" if kept is not None else "")
             + f", {self.seconds:.2f} s, {self.kept_bytes / 2**20:.1f} MiB held by kept values"
             + (f", {self.packed_bytes / 2**20:.1f} of them packed" if self.packed_bytes else "")

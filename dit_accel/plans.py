@@ -19,15 +19,12 @@ Knows numbers only.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 
 from dit_accel import forecast
-
-if TYPE_CHECKING:
-    from dit_accel.levels import Level
 
 Weights = Mapping[int, Any]  # by computed step: a number, or one a row of the batch
 Changes = Mapping[int, torch.Tensor]  # by the step that opens a window: one number a feature
@@ -123,21 +120,15 @@ class Plan:
     Args:
         total: steps of the run.
         forecasts: by served step; all others are computed.
-        levels: by computed step that is not computed in full.
 
     Raises:
-        ValueError: the first step is served, a forecast reads what is not computed before it, or a
-            step with a level is not computed.
+        ValueError: the first step is served, or a forecast reads what is not computed before it.
     """
 
     total: int
     forecasts: Mapping[int, Forecast]
-    levels: Mapping[int, Level] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        wrong = [s for s in self.levels if not 0 <= s < self.total or s in self.forecasts]
-        if wrong:
-            raise ValueError(f"levels has the steps {wrong}; accepted: computed ones")
         for step, served in self.forecasts.items():
             if not 0 < step < self.total:
                 raise ValueError(f"step {step} is served; accepted: 1 to {self.total - 1}")

@@ -23,13 +23,11 @@ from typing import Any
 import torch
 
 from dit_accel.difficulty import Difficulty
-from dit_accel.levels import LevelTable, parse
 from dit_accel.planner import Field
 from dit_accel.plans import Plan, Schedule
 
 FORMAT = "dit-accel-profile"
 VERSION = 1
-LEVELS_VERSION = 1  # of the section of levels, which a reader that does not know it leaves out
 SUFFIX = ".safetensors"
 SIZE_DB = 3.0  # what clips of another size are believed to lose (docs/planning.md)
 
@@ -185,7 +183,6 @@ class Profile:
         prompts: how many were calibrated on.
         made: versions and settings, for people.
         difficulty: how hard prompts are, by their text; None where that is not known.
-        levels: errors and costs of cheaper computes; None where they were not measured.
     """
 
     identity: Identity
@@ -198,7 +195,6 @@ class Profile:
     careful: tuple[Rung, ...]
     made: dict[str, Any]
     difficulty: Difficulty | None = None
-    levels: LevelTable | None = None
 
     def for_text(self, text: torch.Tensor | None) -> Profile:
         """As it would be, were all clips of calibration as hard as these prompts.
@@ -292,10 +288,6 @@ class Profile:
             "careful": [rung.computed for rung in self.careful],
             own["made"]: self.made,
         }
-        if self.levels is not None:
-            head["levels"] = _levels_head(self.levels)
-            for name in _LEVEL_TENSORS:
-                tensors[f"levels.{name}"] = getattr(self.levels, name)
         path = Path(path)
         handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".part")
         os.close(handle)
@@ -310,6 +302,8 @@ class Profile:
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Profile:
         """Read a file.
+
+        A section that is not known is read over: that of levels, say, which older files may have.
 
         Raises:
             ProfileError: it is no profile, or of a version that is not known.
@@ -362,7 +356,6 @@ class Profile:
             difficulty=Difficulty(**_of_file("difficulty", tensors, DIFFICULTY_NAMES))
             if known
             else None,
-            levels=_levels_of(head.get("levels"), tensors),
         )
         _ = profile.field  # its shapes are checked there
         for rung in (*profile.rungs, *profile.careful):
@@ -370,9 +363,6 @@ class Profile:
             if rows != {len(rung.computed)}:
                 raise ValueError(f"a rung of {len(rung.computed)} steps has values of {rows}")
         return profile
-
-
-_LEVEL_TENSORS = ("errors", "flops", "seconds")
 
 
 def _filed(section: str, value: Any, names: Mapping[str, str]) -> dict[str, torch.Tensor]:
@@ -385,31 +375,6 @@ def _of_file(
 ) -> dict[str, torch.Tensor]:
     """And back: by field."""
     return {name: tensors[f"{section}.{filed}"] for name, filed in names.items()}
-
-
-def _levels_head(table: LevelTable) -> dict[str, Any]:
-    return {
-        "version": LEVELS_VERSION,
-        "names": [level.name for level in table.levels],
-        "ages": list(table.ages),
-        "device": table.device,
-        "clips": table.clips,
-    }
-
-
-def _levels_of(head: Any, tensors: dict[str, torch.Tensor]) -> LevelTable | None:
-    """The section of levels; None where there is none, or it is of another version."""
-    if not isinstance(head, dict) or head.get("version") != LEVELS_VERSION:
-        return None
-    return LevelTable(
-        levels=tuple(parse(name) for name in head["names"]),
-        ages=tuple(head["ages"]),
-        errors=tensors["levels.errors"],
-        flops=tensors["levels.flops"],
-        seconds=tensors["levels.seconds"],
-        device=str(head["device"]),
-        clips=int(head["clips"]),
-    )
 
 
 def _interpolation(given: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:

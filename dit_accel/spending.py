@@ -5,7 +5,7 @@ Knows what every site did at every step, and what a forward of the stock transfo
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -13,7 +13,6 @@ import torch
 from dit_accel import following
 from dit_accel.bench import count_flops
 from dit_accel.families import Family
-from dit_accel.leveling import Leveling, products
 from dit_accel.outcome import SceneReport, SiteReport
 from dit_accel.session import Session
 
@@ -23,7 +22,6 @@ def count(
     family: Family,
     sites: Sequence[SiteReport],
     scene: SceneReport | None,
-    leveling: Leveling | None = None,
 ) -> tuple[int | None, int | None, tuple[str, ...]]:
     """FLOPs the stock pipeline would have spent, what this run spent, and notes.
 
@@ -39,8 +37,6 @@ def count(
                 saved += _cost(costs, s.name, family) * len(s.served)
                 unspent = sum(1 - share for share in s.spent.values())
                 saved += round(unspent * products(costs, s.name)) if unspent else 0
-            if leveling is not None:
-                saved += round(leveling.saved(costs, name, branch))
     except (RuntimeError, NotImplementedError, TypeError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         return None, None, (f"FLOPs could not be counted: {reason}",)
@@ -63,6 +59,18 @@ def _cost(costs: dict[str, int], site: str, family: Family) -> int:
     groups = family.blocks  # lists, which are not called: their members are counted
     members = (path for path in costs if path.count(".") == 1 and path.split(".")[0] in groups)
     return sum(costs[path] for path in members)
+
+
+def products(costs: Mapping[str, int], attention: str) -> int:
+    """FLOPs of an attention less those of the projections inside it.
+
+    Args:
+        costs: FLOPs of one forward, by module path (`bench.count_flops`).
+        attention: its path.
+    """
+    inside = [path for path in costs if path.startswith(f"{attention}.")]
+    tops = (p for p in inside if not any(p.startswith(f"{other}.") for other in inside))
+    return costs[attention] - sum(costs[path] for path in tops)
 
 
 def without_weights(transformer: Any) -> Any:

@@ -30,7 +30,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from dit_accel import forecast
-from dit_accel.levels import Level
 from dit_accel.plans import Forecast, Plan
 
 BAND = 6.0  # standard deviations of the logarithm of a surprise that are still inside the band
@@ -130,12 +129,6 @@ class Steering:
     def distrusts(self) -> bool:
         """Whether the plan is not used, as it is of another model."""
         return self.guard and not self.trusted
-
-    @property
-    def levels(self) -> Mapping[int, Level]:
-        """Of the plan that is followed; none once it is left or in doubt, or of another model."""
-        left = self._left is not None or self._doubt is not None or self.distrusts
-        return {} if left else self.active.levels
 
     @property
     def score(self) -> float:

@@ -25,7 +25,6 @@ MATHS = (
     "packing",
     "windows",
     "difficulty",
-    "levels",
     "planner",
     "plans",
     "fitting",
@@ -39,12 +38,12 @@ MATHS = (
 )
 KNOWLEDGE = (
     *("families", "profile", "layout", "miniature", "outcome", "staging", "video"),
-    *("outlook", "carrying", "targets", "cheaper"),
+    *("outlook", "carrying", "targets"),
 )
 PLUMBING = (
     *("patching", "programs", "kernels", "session", "courses", "watching"),
     *("attention", "caching", "keeping", "following", "pcas", "trimming", "unicp"),
-    *("blending", "leveling", "lockstep", "supported", "isolation"),
+    *("blending", "lockstep", "supported", "isolation"),
 )
 LAYERS = {
     "assets": 0,  # data, no code: free to all
@@ -60,7 +59,6 @@ PLUMBING_RANKS = {
     **dict.fromkeys(("attention", "caching", "pcas", "trimming", "watching"), 2),
     "blending": 2,
     "following": 3,
-    "leveling": 4,
     "lockstep": 3,
     "supported": 3,
     "unicp": 3,

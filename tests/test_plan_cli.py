@@ -21,7 +21,6 @@ from dit_accel.cli.ladder import rows
 from dit_accel.cli.pace import Pace
 from dit_accel.cli.request import size_of
 from dit_accel.difficulty import Difficulty
-from dit_accel.levels import LevelTable, parse
 from dit_accel.packing import packed_bytes
 from dit_accel.plans import Forecast, Plan
 from dit_accel.profile import Profile
@@ -651,55 +650,3 @@ def test_a_sampler_that_is_not_linear_fails_in_words(
     result = invoke(*command, "--out", "p.safetensors")
     assert result.exit_code == 1
     assert "error: OddScheduler is not linear in the predictions" in result.stderr
-
-
-# --- cheaper computes ---
-
-
-@pytest.mark.slow
-def test_levels_are_measured_and_shown_with_a_verdict_in_one_line(
-    here: Path, model_folder: Path, prompts: str
-):
-    model = ("--model", str(model_folder))
-    sizes = ("--steps", "10", "--levels", "--out", "with.safetensors")
-    result = invoke("calibrate", *model, "--prompts", prompts, *QUICK, *sizes)
-    assert result.exit_code == 0, result.stderr
-    profile = Profile.load("with.safetensors")
-    assert profile.levels is not None
-    assert profile.levels.clips == 3
-    assert profile.levels.errors.shape == (7, 2, 10)  # ages 1 and 3 fit into ten steps
-    shown = invoke("plan", "--profile", "with.safetensors", "--levels")
-    assert shown.exit_code == 0, shown.stderr
-    assert "block:0.25-0.75:line" in shown.stdout
-    verdicts = [line for line in shown.stdout.splitlines() if line.startswith("Cheaper computes ")]
-    assert [line for line in verdicts if " pay" in line] == verdicts[-1:]
-    told = json.loads(invoke("plan", "--profile", "with.safetensors", "--json").stdout)
-    assert told["cheaper"]["levels"][0]["name"] == "prune:0.5"
-    assert all(0 < level["flops"] < 1.5 for level in told["cheaper"]["levels"])
-
-
-def test_levels_that_pay_are_in_the_plan_and_in_what_is_said(here: Path, profile_file: Path):
-    """Without error, at a tenth of a step, the slower plan costs no more than the faster one."""
-    profile = Profile.load(profile_file)
-    level, share = parse("attention"), torch.tensor([0.1], dtype=torch.float64)
-    errors = torch.zeros(1, 1, 10, dtype=torch.float64)
-    table = LevelTable((level,), (1,), errors, share, 2 * share, "none", 1)
-    slow, fast = (
-        dataclasses.replace(rung, psnr_db=torch.full((4,), db, dtype=torch.float64))
-        for rung, db in zip(profile.rungs, (40.0, 30.0), strict=True)
-    )
-    dataclasses.replace(profile, levels=table, rungs=(slow, fast)).save(here / "p.safetensors")
-    given = ("--profile", "p.safetensors", "--speedup", "2")
-    told = json.loads(invoke("plan", *given, "--json").stdout)
-    assert told["computed"] == list(slow.computed)
-    assert set(told["levels"].values()) == {"attention"}
-    assert told["cheaper"]["pays_at"] == [len(fast.computed)]
-    assert told["prediction"]["computed"] <= len(fast.computed)
-    said = invoke("plan", *given, "--levels").stdout
-    assert "Cheaper computes pay (by FLOPs) at the cost of 5 full steps, and are planned." in said
-    assert "attention at" in said
-
-
-def test_levels_that_were_not_measured_are_refused(here: Path, profile_file: Path):
-    result = invoke("plan", "--profile", str(profile_file), "--levels")
-    refused(result, "--levels:", "has none; `dit-accel calibrate --levels` measures them")

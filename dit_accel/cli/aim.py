@@ -115,7 +115,6 @@ def decide(
     static: bool = False,
     text: Any = None,
     resized: bool = False,
-    offers: Any = None,
 ) -> Decision | None:
     """What a run will do by a profile; None where the scheduler does not tell before the run.
 
@@ -125,7 +124,6 @@ def decide(
         static: whether the run may not turn careful on the way.
         text: pooled embeddings of the prompts, which a quality is then promised for.
         resized: whether its clips are of another size than calibration's.
-        offers: plans with levels that may be taken (`cheaper.paying`); None: none.
 
     Raises:
         ValueError: the target or the profile does not suit the run.
@@ -153,7 +151,7 @@ def decide(
         )
     return autopilot.decide(
         profile, schedule, quality=quality, speedup=speedup, static=static, text=text,
-        resized=resized, offers=offers,
+        resized=resized,
     )  # fmt: skip
 
 
@@ -186,7 +184,6 @@ def _by_profile(pipe: Any, settings: Settings, path: str) -> Aim:
             static=settings.static,
             text=said.pooled if said is not None else None,
             resized=not profile.identity.of_size(settings.height, settings.width, settings.frames),
-            offers=_offers(settings, profile),
         )
     except ValueError as error:
         raise BadInput(f"{option}: {error}") from error
@@ -200,16 +197,6 @@ def _text(pipe: Any, settings: Settings, profile: Profile) -> Text | None:
     if profile.difficulty is None or settings.layout is not None:
         return None
     return texts.encode(pipe, [settings.prompt], settings.max_sequence_length)
-
-
-def _offers(settings: Settings, profile: Profile) -> Any:
-    """Plans with levels that the run may take, as `accelerate` will."""
-    from dit_accel import cheaper
-    from dit_accel.bench import device_name
-
-    if settings.static or settings.force or settings.layout is not None:
-        return None
-    return cheaper.paying(profile, device_name(settings.device))
 
 
 def _found(pipe: Any) -> str | None:

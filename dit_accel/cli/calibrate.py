@@ -46,7 +46,6 @@ class Asked:
     probes: int
     batch: int
     overwrite: bool
-    levels: bool
 
 
 def calibrate(
@@ -85,10 +84,6 @@ def calibrate(
     batch: Annotated[
         int, typer.Option(help="Clips made by one call of the pipeline; needs its memory.", min=1)
     ] = 1,
-    levels: Annotated[
-        bool,
-        typer.Option("--levels", help="Also measure what cheaper computes of a step err and cost."),
-    ] = False,
     seed: Annotated[
         int, typer.Option(help="Of the first clip; each next one's is 1 more.")
     ] = FIRST_SEED,
@@ -108,7 +103,7 @@ def calibrate(
 
     Stop it whenever you like: the same command goes on where it was.
     """
-    asked = Asked(prompts, limit, out, work, speedups, probes, batch, overwrite, levels)
+    asked = Asked(prompts, limit, out, work, speedups, probes, batch, overwrite)
     request = Request(
         prompt="(from the file)",
         model=model,
@@ -140,8 +135,6 @@ def _calibrate(asked: Asked, request: Request, *, as_json: bool, verbose: bool) 
         settings = resolve(request, model, device=device, dtype=choose_dtype(request.dtype, device))
         clips = _clips(_prompts(asked, model), settings)
         _check_numbers(settings, speedups)
-        if asked.levels:
-            _check_levels(model)
         if len(clips) < ENOUGH and not as_json:
             text = f"{len(clips)} prompts: promises are rough with fewer than {ENOUGH}"
             say(text, style="yellow")
@@ -185,14 +178,6 @@ def _check_numbers(settings: Settings, speedups: tuple[float, ...] | None) -> No
             f"--speedups has {wrong[0]:g}: must be at most {settings.steps / 2:g} at "
             f"{settings.steps} steps"
         )
-
-
-def _check_levels(model: Model) -> None:
-    """Refuse before the work what no level can be carried out on."""
-    from dit_accel.unicp import FAMILIES
-
-    if model.family.name not in FAMILIES:
-        raise BadInput(f"--levels: works for {', '.join(FAMILIES)}; this is {model.family.name}")
 
 
 def _check_out(path: Path, *, overwrite: bool) -> None:
@@ -302,11 +287,7 @@ def _measure(
     passes = measuring.passes(len(clips), asked.batch)
     rungs = passes * _rungs(settings.steps, speedups)
     probes = probed * len(measuring.probe_steps(settings.steps, asked.probes))
-    from dit_accel.levels import CANDIDATES
-    from dit_accel.trials import AGES
-
-    trials = probed * sum(3 * age <= settings.steps for age in AGES) if asked.levels else 0
-    pace = Pace(len(clips), settings.steps, probes, rungs, asked.batch, trials)
+    pace = Pace(len(clips), settings.steps, probes, rungs, asked.batch)
     try:
         with pace_bar(pace, quiet=quiet) as told:
             return measuring.calibrate(
@@ -317,7 +298,6 @@ def _measure(
                 probed=probed,
                 batch=asked.batch,
                 dtype=settings.dtype,
-                levels=CANDIDATES if asked.levels else (),
                 work=work,
                 told=told,
             )
@@ -341,8 +321,6 @@ def _rungs(steps: int, speedups: tuple[float, ...]) -> list[int]:
 def _tell(out: Path, profile: Profile, *, as_json: bool) -> None:
     from dit_accel.cli.files import as_json as encode
     from dit_accel.cli.ladder import ladder_table, rows
-    from dit_accel.cli.levels import content as levels_content
-    from dit_accel.cli.levels import show_levels
 
     if as_json:
         content = {
@@ -351,13 +329,10 @@ def _tell(out: Path, profile: Profile, *, as_json: bool) -> None:
             "memory_steps": profile.memory,
             "ladder": rows(profile),
             "made": profile.made,
-            "levels": levels_content(profile),
         }
         sys.stdout.write(encode(content) + "\n")
         return
     console = Console(highlight=False)
     if profile.rungs:
         console.print(ladder_table(profile))
-    if profile.levels is not None:
-        show_levels(console, profile)
     console.print(f"profile  {out}", soft_wrap=True)

@@ -29,13 +29,11 @@ class Pace:
         steps: of an uncached run.
         probes: runs of all probes together.
         rungs: computed steps of the runs that each clip has after its uncached one.
-        batch: pieces that are done together, of all stages but the search and the last.
-        trials: runs of all trials of levels together, each of about three uncached ones.
+        batch: pieces that are done together, of all stages but the search.
     """
 
     def __init__(
         self, clips: int, steps: int, probes: int, rungs: Sequence[int], batch: int = 1,
-        trials: int = 0,
     ) -> None:  # fmt: skip
         each, self._batch = sum(rungs) / max(len(rungs), 1), batch
         self._stages = {
@@ -43,7 +41,6 @@ class Pace:
             "probe": _Stage(probes, steps),
             "search": _Stage(1, steps if rungs else 0),
             "rungs": _Stage(clips * len(rungs), each),
-            "levels": _Stage(trials, 3 * steps),
         }
         self._began: float | None = None
         self._now = 0.0
@@ -71,7 +68,7 @@ class Pace:
         whole = sum(part.whole for part in list(self._stages.values())[:before])
         self._began = now if self._began is None else self._began
         self._worked += self._doing
-        together = min(self._batch, stage.pieces) if what not in ("search", "levels") else 1
+        together = min(self._batch, stage.pieces) if what != "search" else 1
         self._doing, self._now = stage.weight * together, now
         self.position = min(whole + done * stage.weight, self.total)
 

@@ -13,7 +13,7 @@ from rich.text import Text
 from dit_accel.cli.pace import Pace
 
 _SAYS = {"uncached": "uncached runs", "probe": "probes", "search": "searching plans",
-         "rungs": "carrying out plans", "levels": "cheaper computes"}  # fmt: skip
+         "rungs": "carrying out plans"}  # fmt: skip
 
 
 @contextlib.contextmanager

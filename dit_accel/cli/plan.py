@@ -74,10 +74,6 @@ def plan(
         float | None, typer.Option(help="Weight of the prompt.", show_default="as calibrated")
     ] = None,
     cache_memory: options.CacheMemory = None,
-    levels: Annotated[
-        bool,
-        typer.Option("--levels", help="Show what cheaper computes err and cost, and if they pay."),
-    ] = False,
     plot: Annotated[
         Path | None,
         typer.Option(
@@ -100,7 +96,7 @@ def plan(
         request.check()
         check_target(quality, speedup)
         _check_plot(plot, overwrite=overwrite)
-        _plan(request, profile, model, plot, levels=levels, as_json=as_json, verbose=verbose)
+        _plan(request, profile, model, plot, as_json=as_json, verbose=verbose)
 
 
 def _plan(
@@ -109,7 +105,6 @@ def _plan(
     name: str | None,
     plot: Path | None,
     *,
-    levels: bool,
     as_json: bool,
     verbose: bool,
 ) -> None:
@@ -133,8 +128,6 @@ def _plan(
         elif request.steps is not None or request.guidance is not None:
             option = "--steps" if request.steps is not None else "--guidance"
             raise BadInput(f"{option} is given: applies with --quality or --speedup")
-    if levels and profile.levels is None:
-        raise BadInput(f"--levels: {found} has none; `dit-accel calibrate --levels` measures them")
     if plot is not None:
         _draw(plot, profile, planned)
     if as_json:
@@ -144,10 +137,6 @@ def _plan(
         return
     console = Console(highlight=False)
     _show(console, found, profile, planned, model)
-    if levels:
-        from dit_accel.cli.levels import show_levels
-
-        show_levels(console, profile)
     if plot is not None:
         console.print(f"plot            {plot}", soft_wrap=True)
 
@@ -194,7 +183,6 @@ def _decide(request: Request, profile: Profile, model: Model | None) -> Planned:
             separate=_separate(profile),
             quality=request.quality,
             speedup=request.speedup,
-            offers=_offers(profile),
         )
     except ValueError as error:
         hint = "" if same or model is not None else "; pass --model"
@@ -205,14 +193,6 @@ def _decide(request: Request, profile: Profile, model: Model | None) -> Planned:
             f"a run begins; accepted is {identity.steps}, as calibrated"
         )
     return Planned(decision, request.quality, request.speedup, steps, guidance, request.cache_bytes)
-
-
-def _offers(profile: Profile) -> Any:
-    """Plans with levels that a run on this machine may take."""
-    from dit_accel import cheaper
-    from dit_accel.cli.levels import this_device
-
-    return cheaper.paying(profile, this_device())
 
 
 def _separate(profile: Profile) -> bool:
@@ -242,12 +222,10 @@ def _content(
     path: Path, profile: Profile, planned: Planned | None, model: Model | None
 ) -> dict[str, Any]:
     from dit_accel.cli.ladder import rows
-    from dit_accel.cli.levels import content as levels_content
 
     content = {
         "profile": str(path),
         "identity": profile.identity.as_filed(),
-        "cheaper": levels_content(profile),
     }
     if planned is None:
         return content | {"ladder": rows(profile)}
@@ -269,7 +247,6 @@ def _content(
         "steps": planned.steps,
         "guidance": planned.guidance,
         "computed": list(decision.plan.computed),
-        "levels": {step: level.name for step, level in decision.plan.levels.items()},
         "careful": careful,
         "prediction": dataclasses.asdict(promised) if promised is not None else None,
         "held_tensors": tensors,
@@ -314,10 +291,6 @@ def _rows(planned: Planned, profile: Profile, model: Model | None) -> list[tuple
         ("asked for", f"{planned.asked} at {planned.steps} steps, guidance {planned.guidance:g}"),
         ("plan", Text(strip(_shares(decision.plan)), style="cyan")),
     ]
-    if decision.plan.levels:
-        from dit_accel.cheaper import names
-
-        rows.append(("levels", names(decision.plan.levels)))
     if decision.careful is not None:
         rows.append(("careful end", Text(strip(_shares(decision.careful)), style="cyan")))
         rows.append(
