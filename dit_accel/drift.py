@@ -1,11 +1,10 @@
-"""How far a kept value is from a fresh one: relative errors, and what guidance makes of them.
+"""How far a kept value is from a fresh one: relative errors.
 
 Knows tensors, nothing of sites, steps or models. Results stay on the device of their inputs as
 0-dimensional float32 tensors; whoever needs numbers reads many of them at once.
 
 Sources: UniCP (arXiv 2502.04393) measures the error between attention outputs of different steps;
 the norm is not public. We take the relative L1 norm, as TeaCache (arXiv 2411.19108 §3.3) does.
-Guided error: classifier-free guidance (arXiv 2207.12598 eq. 6) is linear, so it applies to errors.
 """
 
 from __future__ import annotations
@@ -67,17 +66,3 @@ def share_of(change: torch.Tensor, direction: torch.Tensor) -> torch.Tensor:
     wide = direction.float()
     size = wide.square().sum()
     return torch.where(size == 0, size, (change.float() * wide).sum() / size)
-
-
-def guided_error(cond: torch.Tensor, uncond: torch.Tensor, guidance: float) -> torch.Tensor:
-    """Error of `u + s (c - u)` when the branches are off by `cond` and `uncond`.
-
-    Args:
-        cond: error of the conditional branch, any shape.
-        uncond: error of the unconditional branch, same shape.
-        guidance: the scale s of classifier-free guidance.
-
-    Returns:
-        `(1 - s) * uncond + s * cond`, same shape.
-    """
-    return (1 - guidance) * uncond + guidance * cond

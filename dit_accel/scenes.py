@@ -116,7 +116,7 @@ def rows_of(
 
 def _cover(reference: Reference, length: int, grid: TokenGrid) -> torch.Tensor:
     """`(1, F, rows, columns)` of a file of so many frames, once it is fitted to the clip's."""
-    frames = grid.pixels.frames[1]
+    frames = grid.num_frames
     if reference.mask is None or length == frames:
         return layout.reference_coverage(reference, grid)[None]
     if length == 1:

@@ -22,8 +22,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-import torch
-
 Span = tuple[int, int]  # half-open: (first, end)
 
 
@@ -52,30 +50,6 @@ class TokenStrides:
     def side(self) -> int:
         """Pixels of a token's side."""
         return self.spatial * self.patch
-
-
-@dataclass(frozen=True)
-class Box:
-    """A half-open box in space and time, in pixels or in tokens: its holder's name says which.
-
-    Args:
-        frames, rows, columns: (first, end) each, 0 <= first < end.
-
-    Raises:
-        ValueError: a span is empty, reversed, negative or not made of integers.
-    """
-
-    frames: Span
-    rows: Span
-    columns: Span
-
-    def __post_init__(self) -> None:
-        for name in ("frames", "rows", "columns"):
-            span = getattr(self, name)
-            whole = len(span) == 2 and all(_is_whole(edge) for edge in span)
-            if not whole or not 0 <= span[0] < span[1]:
-                accepted = "integers (first, end) with 0 <= first < end"
-                raise ValueError(f"{name} is {span!r}; accepted: {accepted}")
 
 
 @dataclass(frozen=True)
@@ -149,15 +123,13 @@ class TokenGrid:
         return self.video_tokens, self.tokens
 
     @property
-    def pixels(self) -> Box:
-        """The whole clip, in pixels."""
-        side = self.strides.side
-        end = (self.frames - 1) * self.strides.temporal + 1
-        return Box((0, end), (0, self.height * side), (0, self.width * side))
+    def num_frames(self) -> int:
+        """Pixel frames of the whole clip."""
+        return (self.frames - 1) * self.strides.temporal + 1
 
     def latent_frame(self, pixel_frame: int) -> int:
         """The latent frame that stands for a pixel frame."""
-        _within("pixel_frame", pixel_frame, self.pixels.frames[1])
+        _within("pixel_frame", pixel_frame, self.num_frames)
         return -(-pixel_frame // self.strides.temporal)
 
     def pixel_frames(self, latent_frame: int) -> Span:
@@ -165,58 +137,6 @@ class TokenGrid:
         _within("latent_frame", latent_frame, self.frames)
         last = latent_frame * self.strides.temporal
         return (last - self.strides.temporal + 1 if latent_frame else 0), last + 1
-
-    def to_tokens(self, pixels: Box) -> Box:
-        """The smallest box of tokens that covers a box of pixels.
-
-        Raises:
-            ValueError: the box reaches beyond the clip.
-        """
-        _inside("pixels", pixels, self.pixels)
-        side, last = self.strides.side, pixels.frames[1] - 1
-        frames = self.latent_frame(pixels.frames[0]), self.latent_frame(last) + 1
-        return Box(frames, _cover(pixels.rows, side), _cover(pixels.columns, side))
-
-    def to_pixels(self, tokens: Box) -> Box:
-        """The pixels that a box of tokens stands for.
-
-        Raises:
-            ValueError: the box reaches beyond the grid.
-        """
-        _inside("tokens", tokens, self._all)
-        side, last = self.strides.side, tokens.frames[1] - 1
-        frames = self.pixel_frames(tokens.frames[0])[0], self.pixel_frames(last)[1]
-        return Box(frames, _scale(tokens.rows, side), _scale(tokens.columns, side))
-
-    def indices(self, tokens: Box) -> torch.Tensor:
-        """Indices in the sequence of a box of tokens, ascending: int64, (tokens of the box,).
-
-        Raises:
-            ValueError: the box reaches beyond the grid.
-        """
-        _inside("tokens", tokens, self._all)
-        shape = (self.frames, self.height, self.width)
-        cells = torch.arange(self.video_tokens).view(shape)
-        (a, b), (c, d), (e, f) = tokens.frames, tokens.rows, tokens.columns
-        return cells[a:b, c:d, e:f].flatten()
-
-    def place(self, index: int) -> tuple[int, int, int]:
-        """(latent frame, row, column) of a video token."""
-        _within("index", index, self.video_tokens)
-        rest, column = divmod(index, self.width)
-        return *divmod(rest, self.height), column
-
-    @property
-    def _all(self) -> Box:
-        return Box((0, self.frames), (0, self.height), (0, self.width))
-
-
-def _cover(span: Span, side: int) -> Span:
-    return span[0] // side, -(-span[1] // side)
-
-
-def _scale(span: Span, side: int) -> Span:
-    return span[0] * side, span[1] * side
 
 
 def _is_whole(value: object) -> bool:
@@ -231,11 +151,3 @@ def _at_least(name: str, value: int, least: int) -> None:
 def _within(name: str, value: int, end: int) -> None:
     if not _is_whole(value) or not 0 <= value < end:
         raise ValueError(f"{name} is {value!r}; accepted: an integer from 0 to {end - 1}")
-
-
-def _inside(unit: str, box: Box, whole: Box) -> None:
-    for name in ("frames", "rows", "columns"):
-        end = getattr(whole, name)[1]
-        if getattr(box, name)[1] > end:
-            span = getattr(box, name)
-            raise ValueError(f"{name} of the box is {span} in {unit}; accepted: an end up to {end}")

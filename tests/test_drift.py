@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from dit_accel.drift import guided_error, relative_l1, share_of
+from dit_accel.drift import relative_l1, share_of
 
 
 def test_closed_form():
@@ -37,13 +37,6 @@ def test_half_precision_is_summed_in_float32():
 def test_shapes_that_differ_are_refused():
     with pytest.raises(ValueError, match=r"kept has shape \(2,\), fresh \(3,\); accepted: equal"):
         relative_l1(torch.ones(2), torch.ones(3))
-
-
-def test_guided_error_is_what_guidance_makes_of_two_errors():
-    c, u, dc, du = (torch.randn(5, dtype=torch.float64) for _ in range(4))
-    guide = lambda cond, uncond: uncond + 4.0 * (cond - uncond)  # noqa: E731
-    exact = guide(c + dc, u + du) - guide(c, u)
-    torch.testing.assert_close(guided_error(dc, du, 4.0), exact)
 
 
 def test_share_is_how_often_a_direction_lies_in_a_change():

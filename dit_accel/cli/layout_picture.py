@@ -127,7 +127,7 @@ def _frame(drawn: Drawn, frame: int) -> Image.Image:
     for column in range(step, grid.width, step):
         x = round(column * scale)
         pen.line((x, 0, x, high), fill=(255, 255, 255, 46))
-    end = grid.pixels.frames[1] - 1
+    end = grid.num_frames - 1
     order = sorted(range(len(drawn.shot.subjects)), key=lambda i: drawn.shot.subjects[i].z)
     for index in order:
         subject = drawn.shot.subjects[index]
@@ -167,7 +167,7 @@ def _tag(
     text = subject.id if pen.textlength(subject.id, font) < wide - 12 else subject.id[:12] + "..."
     room = pen.textlength(text, font) + 10
     if subject.mask is None:
-        end = max(drawn.grid.pixels.frames[1] - 1, 1)
+        end = max(drawn.grid.num_frames - 1, 1)
         x, y = map(float, _corners(subject.box_at(frame / end), wide, high)[:2])
     else:
         labels = drawn.labels[drawn.grid.latent_frame(frame)]
@@ -235,7 +235,7 @@ def _moments(grid: TokenGrid, count: int) -> list[int]:
 
 
 def _length(grid: TokenGrid) -> int:
-    return grid.pixels.frames[1]
+    return grid.num_frames
 
 
 def _font(size: int) -> ImageFont.FreeTypeFont:

@@ -62,7 +62,7 @@ def reference_coverage(reference: Reference, grid: TokenGrid) -> torch.Tensor:
 
 def moments(grid: TokenGrid) -> list[float]:
     """The share of the clip at which each pixel frame is: 0 to 1."""
-    frames = grid.pixels.frames[1]
+    frames = grid.num_frames
     return [frame / max(frames - 1, 1) for frame in range(frames)]
 
 
@@ -80,7 +80,7 @@ def _from_boxes(boxes: list[Box], grid: TokenGrid) -> torch.Tensor:
 
 def _from_mask(path: Path, grid: TokenGrid) -> torch.Tensor:
     """A pixel is the subject's where its mean over the channels is above half."""
-    frames = grid.pixels.frames[1]
+    frames = grid.num_frames
     rows: list[torch.Tensor] = []
     try:
         for chunk in stream_video(path):
