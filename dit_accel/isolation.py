@@ -142,8 +142,7 @@ class Scene:
         key = replace(acts, tells=False)
         if key not in self._plans:
             made = tuple(
-                staging.plan(stage, acts, self.config, self.session.step, row).to(self.device)
-                for row, stage in enumerate(self.stages)
+                staging.plan(stage, acts, self.config).to(self.device) for stage in self.stages
             )
             self._plans[key] = None if all(plan.whole for plan in made) else made
         return self._plans[key]
@@ -184,7 +183,7 @@ class Scene:
 
     def run_begins(self, total: int | None) -> None:
         """Forget the last run; layout and settings are the same for all of a run, so that plans
-        differ from step to step only by dropout and by what is at work."""
+        differ from step to step only by what is at work."""
         self._plans: dict[Acts, tuple[GatherPlan, ...] | None] = {}
         self._told: dict[str, list[tuple[int, torch.Tensor, torch.Tensor, float]]] = {}
         self.now = Acts(False, False, False)
@@ -194,7 +193,6 @@ class Scene:
 
     def step_begins(self, step: int) -> None:
         """Find what is at work now."""
-        self._plans = {}
         self.now = staging.acts_at(self.config, step, self.session.total or step + 1)
 
     def forward_ends(self, transformer: str) -> None:

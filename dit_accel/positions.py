@@ -167,22 +167,6 @@ def rotary(places: torch.Tensor, width: int, theta: float = THETA) -> Rotary:
     return cos[None, :, None], sin[None, :, None]
 
 
-def slow_only(moved: Rotary, native: Rotary, share: float) -> Rotary:
-    """Moved embeddings for the slowest `share` of every axis' frequencies, else native ones.
-
-    The fast ones tell neighbours apart: moving them too invites copying token by token.
-    """
-    width = moved[0].shape[-1]
-    slow = []
-    for _, n in _axes(width):
-        pairs = n // 2
-        fast = pairs - round(share * pairs)
-        slow += [False] * (2 * fast) + [True] * (n - 2 * fast)
-    chosen = torch.tensor(slow, device=moved[0].device)
-    cos, sin = (torch.where(chosen, m, n) for m, n in zip(moved, native, strict=True))
-    return cos, sin
-
-
 def _axes(width: int) -> tuple[tuple[int, int], ...]:
     """Axis and channels: time has what rows and columns leave."""
     side = 2 * (width // 6)

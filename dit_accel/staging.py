@@ -12,7 +12,6 @@ Source: IR-Diffusion (arXiv 2411.19261) runs references and target as one batch 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -38,9 +37,6 @@ class SceneConfig:
         share: subjects read their references.
         reposition: references are read as if they stood in the target's box.
         alpha: strength of it, 0 to 1.
-        frequencies: share of rotary frequencies, the slowest, that are repositioned, 0 to 1.
-        dropout: share of a subject's tokens that do not read its reference at a step, drawn anew at
-            each, 0 to 1: against copying, which reading at all steps leads to.
         amplify: references are read in the conditional branch only, so that guidance amplifies what
             they add, as it does with the prompt; False: in both branches, as in the source.
         text: weight of a subject's own prompt over the scene's, in its tokens, 0 to 1.
@@ -48,10 +44,10 @@ class SceneConfig:
             they have their own texts, and at which references are read: half-open fractions. Who
             is where and of which colour is decided early; isolated after it, subjects lose their
             shapes, and reading after it, they take on the reference's motion (docs/scenes.md).
-        layers, share_layers: the same of the depth of the denoiser. The source's code reads in its
-            second half only; on the miniature that tells a quarter as much.
+        share_layers: part of the depth of the denoiser in which references are read. The source's
+            code reads in its second half only; on the miniature that tells a quarter as much.
         least: share of a token that a subject must cover to own it, above 0.
-        seed: of our own draws: dropout and the noise of references that are files.
+        seed: of our own draws: the noise of references that are files.
 
     Raises:
         ValueError: a value is out of range.
@@ -62,14 +58,11 @@ class SceneConfig:
     share: bool = True
     reposition: bool = True
     alpha: float = 1.0
-    frequencies: float = 1.0
-    dropout: float = 0.0
     amplify: bool = True
     text: float = 0.9
     steps: Fractions = (0.0, 0.4)
     text_steps: Fractions = (0.0, 1.0)
     share_steps: Fractions = (0.0, 0.4)
-    layers: Fractions = (0.0, 1.0)
     share_layers: Fractions = (0.0, 1.0)
     least: float = 0.5
     seed: int = 0
@@ -81,10 +74,10 @@ class SceneConfig:
         if self.background not in BACKGROUNDS:
             accepted = ", ".join(BACKGROUNDS)
             raise ValueError(f"background is {self.background!r}; accepted: {accepted}")
-        for name in ("alpha", "frequencies", "dropout", "text"):
+        for name in ("alpha", "text"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} is {getattr(self, name)!r}; accepted: from 0 to 1")
-        for name in ("steps", "text_steps", "share_steps", "layers", "share_layers"):
+        for name in ("steps", "text_steps", "share_steps", "share_layers"):
             span = getattr(self, name)
             if len(span) != 2 or not 0 <= span[0] <= span[1] <= 1:
                 accepted = "two fractions, 0 <= first <= end <= 1"
@@ -127,9 +120,8 @@ def acts_at(config: SceneConfig, step: int, total: int) -> Acts:
 
 
 def acts_in(config: SceneConfig, layer: int, layers: int) -> Acts:
-    """What is at work in a layer of so many; texts are in all."""
-    own, read = (within(span, layer, layers) for span in (config.layers, config.share_layers))
-    return Acts(own, read, True)
+    """What is at work in a layer of so many; isolation and texts are in all."""
+    return Acts(True, within(config.share_layers, layer, layers), True)
 
 
 def within(span: Fractions, index: int, count: int) -> bool:
@@ -279,25 +271,13 @@ def _source(
     target = positions.extents(rows[row].coverage[reading.subject])
     laid = positions.box_map(source, target, config.alpha)
     if laid.static:
-        moved = positions.rotary(laid(where[tokens]), width)
-        return replace(made, keys=positions.slow_only(moved, native, config.frequencies))
-    own, back = (positions.rotary(p, width) for p in (where, laid.inverse()(where)))
-    return replace(made, queries=positions.slow_only(back, own, config.frequencies))
+        return replace(made, keys=positions.rotary(laid(where[tokens]), width))
+    return replace(made, queries=positions.rotary(laid.inverse()(where), width))
 
 
-def plan(stage: Stage, acts: Acts, config: SceneConfig, step: int, row: int) -> GatherPlan:
-    """What a row's attention computes at a step, in a layer where this is at work."""
+def plan(stage: Stage, acts: Acts, config: SceneConfig) -> GatherPlan:
+    """What a row's attention computes where this is at work."""
     isolation = config.isolation if acts.isolates else "off"
     if not acts.shares or not stage.sources:
         return visibility.gather_plan(stage.labels, isolation)
-    reading = None
-    if config.dropout:
-        reading = _draw(len(stage.labels), config, step, row) >= config.dropout
-    return visibility.gather_plan(stage.labels, isolation, stage.references, reading)
-
-
-def _draw(count: int, config: SceneConfig, step: int, row: int) -> torch.Tensor:
-    """Uniform numbers that a step and a row always get, whatever else is drawn."""
-    mixed = math.prod((config.seed + 1, 7919)) + 104_729 * step + 1_299_709 * row
-    generator = torch.Generator().manual_seed(mixed)
-    return torch.rand(count, generator=generator)
+    return visibility.gather_plan(stage.labels, isolation, stage.references)

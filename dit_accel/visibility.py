@@ -3,7 +3,7 @@
 Every token has a class: 0 is the background, i + 1 is subject i. Subjects do not see each other;
 all see themselves and the background. The background sees everything ("open") or itself only
 ("closed", which also cuts the way from one subject to another through it). Keys of references have
-classes too: subject i reads reference i and no other, and only at the queries that read.
+classes too: subject i reads reference i and no other.
 
 The dense mask says so token by token: it is the oracle of the tests and grows with N squared. The
 gather plan says the same as a few unmasked calls, one for all classes that see the same keys: any
@@ -117,7 +117,6 @@ def dense_mask(
     labels: torch.Tensor,
     isolation: str = "open",
     references: torch.Tensor | None = None,
-    reading: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """The oracle: which query attends to which key.
 
@@ -125,7 +124,6 @@ def dense_mask(
         labels: `(N,)` int64, classes of the clip's tokens.
         isolation: "off", "open" or "closed" (the background).
         references: `(R,)` int64, classes of the keys of references, from 1; None: there are none.
-        reading: `(N,)` bool, the queries that read their reference; None: all.
 
     Returns:
         `(N, N + R)` bool, keys of references last.
@@ -137,7 +135,7 @@ def dense_mask(
     if references is None:
         return own
     read = (labels[:, None] == references[None]) & (labels[:, None] != BACKGROUND)
-    return torch.cat([own, read if reading is None else read & reading[:, None]], dim=1)
+    return torch.cat([own, read], dim=1)
 
 
 @dataclass(frozen=True)
@@ -205,7 +203,6 @@ def gather_plan(
     labels: torch.Tensor,
     isolation: str = "open",
     references: torch.Tensor | None = None,
-    reading: torch.Tensor | None = None,
 ) -> GatherPlan:
     """What `dense_mask` says, as unmasked calls; arguments as there, all on one device."""
     none = labels.new_zeros(0)
@@ -213,15 +210,8 @@ def gather_plan(
     merged: dict[tuple[tuple[int, ...], int], list[tuple[int, torch.Tensor]]] = {}
     for one in present:
         keys = tuple(other for other in present if sees(one, other, isolation))
-        mine = labels == one
         reads = one != BACKGROUND and references is not None and bool((references == one).any())
-        parts = {0: mine}
-        if reads:
-            parts = {one: mine, 0: none} if reading is None else {}
-            parts = parts or {one: mine & reading, 0: mine & ~reading}  # type: ignore[operator]
-        for read, part in parts.items():
-            if part.numel() and bool(part.any()):
-                merged.setdefault((keys, read), []).append((one, part))
+        merged.setdefault((keys, one if reads else 0), []).append((one, labels == one))
     groups = []
     for (keys, read), members in merged.items():
         queries = torch.stack([part for _, part in members]).any(0)

@@ -58,9 +58,9 @@ _ONE = [  # the conditional branch reads
 
 
 def _reads(where: str, when: str, alpha: float, amplify: bool) -> dict[str, Any]:
-    """References without isolation, read by all of a subject's tokens."""
+    """References without isolation."""
     spans = {"share_layers": _LAYERS[where], "share_steps": _STEPS[when]}
-    return {**_READ, **spans, "dropout": 0.0, "alpha": alpha, "amplify": amplify}
+    return {**_READ, **spans, "alpha": alpha, "amplify": amplify}
 
 
 # The settings of `SceneConfig` by method, and the suites that it is measured on.
@@ -91,10 +91,6 @@ METHODS: dict[str, tuple[dict[str, Any] | None, tuple[str, ...]]] = {
         )
         for where, when, alpha in _ONE
     },
-    "amplified, all layers, 40%, half of the tokens": (
-        {**_reads("all layers", "40%", 1, amplify=True), "dropout": 0.5},
-        _SHOTS,
-    ),
     "all, as by default": ({}, _SHOTS),
 }
 METRICS = ("right", "color", "shape", "motion", "swapped", "merged")

@@ -117,7 +117,6 @@ def test_settings_that_put_nothing_to_work_are_bit_equal():
     for config in (
         SceneConfig(isolate=False, text=0.0),
         SceneConfig(steps=(0, 0), text_steps=(0, 0)),
-        SceneConfig(layers=(0.5, 0.5), text=0.0),
     ):
         with scene(pipe, both, config, texts=[("red", "blue")]):
             assert np.array_equal(run(pipe), stock), config
@@ -172,12 +171,12 @@ def test_an_open_background_leaks_through_it_and_less_than_stock():
     assert 0 < leak("open") < stock
 
 
-def test_only_the_chosen_layers_and_steps_are_isolated():
+def test_only_the_chosen_steps_are_isolated():
     pipe = tiny_wan()
     both = rows([(0, 0.5), (0.5, 1)])
-    with scene(pipe, both, SceneConfig(layers=(0, 0.34), steps=(0.5, 1))) as handle:
+    with scene(pipe, both, SceneConfig(steps=(0.5, 1))) as handle:
         run(pipe)
-        assert handle.report().scene.calls == 2 * 1 * 2 * 2
+        assert handle.report().scene.calls == 2 * 3 * 2 * 2  # classes, layers, steps, branches
 
 
 # --- several shots ---
@@ -205,7 +204,7 @@ def test_a_clip_that_reads_all_of_itself_does_not_change():
     stock = same_noise(pipe)
     made = rows([(0, 1)], [(0, 1)], readings={1: (Reading(0, 0, 0),)})
     for reposition in (True, False):
-        with scene(pipe, made, SceneConfig(dropout=0, reposition=reposition), shots=2) as handle:
+        with scene(pipe, made, SceneConfig(reposition=reposition), shots=2) as handle:
             ours = same_noise(pipe)
             found = handle.report().scene
             assert found.reads == {"shot 2": 24}
@@ -223,22 +222,19 @@ def two_shots(first, second, config, pipe=None):
 
 def test_equal_boxes_make_reposition_the_identity_bit_by_bit():
     box = (0.1, 0.6)
-    moved = two_shots(box, box, SceneConfig(dropout=0))
-    assert np.array_equal(moved, two_shots(box, box, SceneConfig(dropout=0, reposition=False)))
+    moved = two_shots(box, box, SceneConfig())
+    assert np.array_equal(moved, two_shots(box, box, SceneConfig(reposition=False)))
     unread = two_shots(box, box, SceneConfig(share=False))
     assert not np.array_equal(moved, unread), "the control: it reads"
     assert np.array_equal(moved[0], unread[0]), "what is read from is stock"
 
 
-def test_reposition_dropout_and_share_each_have_an_effect():
+def test_reposition_and_share_each_have_an_effect():
     boxes = (0, 0.5), (0.5, 1)
     settings = {
         "moved": SceneConfig(),
         "native": SceneConfig(reposition=False),
         "half": SceneConfig(alpha=0.5),
-        "slow": SceneConfig(frequencies=0.5),
-        "some": SceneConfig(dropout=0.5),
-        "seed": SceneConfig(dropout=0.5, seed=1),
         "unread": SceneConfig(share=False),
         "late": SceneConfig(share_steps=(0.5, 1)),
         "deep": SceneConfig(share_layers=(0.5, 1)),
@@ -249,7 +245,6 @@ def test_reposition_dropout_and_share_each_have_an_effect():
     for i, one in enumerate(names):
         for other in names[i + 1 :]:
             assert not np.array_equal(found[one][1], found[other][1]), (one, other)
-    assert np.array_equal(found["some"], two_shots(*boxes, settings["some"])), "seeded"
     assert np.array_equal(found["moved"], two_shots(*boxes, SceneConfig(alpha=1.0)))
     zero = two_shots(*boxes, SceneConfig(alpha=0.0))
     assert np.array_equal(found["native"], zero), "no strength is no reposition"
@@ -270,7 +265,7 @@ def test_a_moving_box_is_read_on_the_query_side():
     pipe = tiny_wan()
     outcomes = []
     for reposition in (True, False):
-        config = SceneConfig(dropout=0, reposition=reposition)
+        config = SceneConfig(reposition=reposition)
         with scene(pipe, Moving(), config, shots=2) as handle:
             outcomes.append(run(pipe, prompt=TWO, negative_prompt=None))
             notes = handle.report().scene.notes
@@ -279,9 +274,9 @@ def test_a_moving_box_is_read_on_the_query_side():
 
 
 def test_both_sides_agree_in_a_run_where_boxes_are_shifted(monkeypatch):
-    key_side = two_shots((0, 0.5), (0.5, 1), SceneConfig(dropout=0))
+    key_side = two_shots((0, 0.5), (0.5, 1), SceneConfig())
     monkeypatch.setattr("dit_accel.positions.BoxMap.static", False)
-    query_side = two_shots((0, 0.5), (0.5, 1), SceneConfig(dropout=0))
+    query_side = two_shots((0, 0.5), (0.5, 1), SceneConfig())
     np.testing.assert_allclose(key_side, query_side, atol=2e-5)
 
 
@@ -292,7 +287,7 @@ def test_nothing_of_n_by_n_is_made_in_a_forward(made, monkeypatch):
     batch = 2 if isinstance(made, Moving) else 1
     given = inputs(batch=batch)
     given["hidden_states"] = given["hidden_states"].repeat(1, 1, 1, 4, 2)
-    with scene(pipe, made, SceneConfig(dropout=0), shots=batch), Sizes() as sizes:
+    with scene(pipe, made, SceneConfig(), shots=batch), Sizes() as sizes:
         forward(pipe, given)
     assert sizes.largest < (3 * 8 * 8) ** 2
 
@@ -303,7 +298,7 @@ def test_the_flops_that_are_told_are_those_that_were_spent():
     with FlopMeter() as stock:
         run(pipe, **prompts)
     made = rows([(0, 0.5), (0.5, 1)], [(0.5, 1)], readings={1: (Reading(0, 0, 0),)})
-    with scene(pipe, made, SceneConfig(dropout=0), shots=2) as handle:
+    with scene(pipe, made, SceneConfig(), shots=2) as handle:
         with FlopMeter() as ours:
             run(pipe, **prompts)
         found = handle.report()
@@ -364,9 +359,7 @@ def with_file(pipe, config=None, frames=5):
         file = Row("file", cover(grid, (0, 0.5)), (0,))
         return [Row("shot 1", cover(grid, (0.5, 1)), (0,), (Reading(0, 1, 0),)), file]
 
-    return scene(
-        pipe, made, config or SceneConfig(dropout=0), clips=Clips([clip], ["a red circle"], 0, 1)
-    )
+    return scene(pipe, made, config or SceneConfig(), clips=Clips([clip], ["a red circle"], 0, 1))
 
 
 @pytest.mark.parametrize("frames", [1, 5, 40])
@@ -592,10 +585,9 @@ def test_half_precision_and_a_compiled_transformer_run():
     [
         ({"background": "ajar"}, "background is 'ajar'; accepted: open, closed"),
         ({"alpha": 1.1}, "alpha is 1.1; accepted: from 0 to 1"),
-        ({"dropout": -0.1}, "dropout is -0.1"),
         ({"text": float("nan")}, "text is nan"),
         ({"steps": (0.5, 0.2)}, r"steps is \(0.5, 0.2\); accepted: two fractions"),
-        ({"layers": (0,)}, "layers is"),
+        ({"share_layers": (0,)}, "share_layers is"),
         ({"least": 0}, "least is 0; accepted: above 0, up to 1"),
         ({"seed": -1}, "seed is -1"),
         ({"isolate": 1}, "isolate is 1; accepted: True, False"),

@@ -6,7 +6,7 @@ from diffusers.models.transformers.transformer_wan import WanRotaryPosEmbed
 
 from dit_accel import positions
 from dit_accel.merging import attention_part, merge
-from dit_accel.positions import box_map, extents, places, rotary, slow_only
+from dit_accel.positions import box_map, extents, places, rotary
 from dit_accel.tokens import TokenGrid
 
 GRID = TokenGrid(3, 5, 6)
@@ -158,18 +158,6 @@ def test_a_joint_shift_changes_no_logit(width):
         return torch.einsum("bnhd,bmhd->bhnm", turned(q, table), turned(k, table))
 
     torch.testing.assert_close(logits(0 * shift), logits(shift), rtol=0, atol=1e-11)
-
-
-def test_slow_frequencies_alone_can_be_moved():
-    native, moved = rotary(places(GRID), 32), rotary(places(GRID) + 0.3, 32)
-    all_, none = slow_only(moved, native, 1.0), slow_only(moved, native, 0.0)
-    assert torch.equal(all_[0], moved[0]) and torch.equal(none[1], native[1])
-    half = slow_only(moved, native, 0.5)[0][0, -1, 0]
-    is_moved = half == moved[0][0, -1, 0]
-    start = 0
-    for _, n in positions._axes(32):
-        assert not is_moved[start] and is_moved[start + n - 1], "an axis begins with its fast ones"
-        start += n
 
 
 # --- the two sides ---

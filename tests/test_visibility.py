@@ -12,12 +12,11 @@ SEEDS = range(40)
 
 
 def drawn(seed, subjects=3, tokens=60, references=25):
-    """A random layout: labels of tokens, classes of reference keys, queries that read."""
+    """A random layout: labels of tokens, classes of reference keys."""
     generator = torch.Generator().manual_seed(seed)
     classes = torch.randint(0, subjects + 1, (tokens,), generator=generator)
     refs = torch.randint(1, subjects + 1, (references,), generator=generator)
-    reading = torch.rand(tokens, generator=generator) < 0.6
-    return classes, refs, reading
+    return classes, refs
 
 
 def heads(seed, *tokens, width=8, dtype=torch.float64):
@@ -142,11 +141,11 @@ def test_an_unknown_isolation_is_named():
 @pytest.mark.parametrize("seed", SEEDS)
 def test_the_plan_is_the_mask(seed, isolation):
     """Every query in one call, and its keys are those of the mask; float64 within 1e-12."""
-    classes, refs, reading = drawn(seed)
+    classes, refs = drawn(seed)
     query, key, value = heads(seed, 60, 60, 60)
     ref_key, ref_value = heads(seed + 1, 25, 25)
-    plan = gather_plan(classes, isolation, refs, reading)
-    mask = dense_mask(classes, isolation, refs, reading)
+    plan = gather_plan(classes, isolation, refs)
+    mask = dense_mask(classes, isolation, refs)
     seen = torch.zeros_like(mask)
     for group in plan.groups:
         queries = torch.arange(60) if group.queries is None else group.queries
@@ -163,7 +162,7 @@ def test_the_plan_is_the_mask(seed, isolation):
 @pytest.mark.parametrize("seed", range(5))
 def test_the_plan_is_the_mask_in_half_precision(seed):
     """bfloat16: within one unit in the last place of the largest value."""
-    classes, refs, _ = drawn(seed)
+    classes, refs = drawn(seed)
     query, key, value = heads(seed, 60, 60, 60, dtype=torch.bfloat16)
     read = heads(seed + 1, 25, 25, dtype=torch.bfloat16)
     ours = gathered_attention(gather_plan(classes, "open", refs), sdpa, query, key, value, read)
@@ -177,7 +176,7 @@ def test_the_plan_is_the_mask_in_half_precision(seed):
 def test_the_plan_is_xformers_attention():
     """xformers has no attention on the CPU. Each call unmasked, against SDPA with the mask."""
     ops = pytest.importorskip("xformers.ops")
-    classes, refs, _ = drawn(0)
+    classes, refs = drawn(0)
     query, key, value, ref_key, ref_value = (
         x.cuda() for x in heads(0, 60, 60, 60, 25, 25, dtype=torch.float16)
     )
@@ -202,7 +201,7 @@ def test_the_plan_is_xformers_attention():
 def test_the_plan_is_flex_attention_with_a_mask_of_labels(seed):
     from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
-    classes, _, _ = drawn(seed)
+    classes, _ = drawn(seed)
     query, key, value = heads(seed, 60, 60, 60, width=16, dtype=torch.float32)
 
     def rule(batch, head, q, k):
@@ -219,7 +218,7 @@ def test_the_plan_is_flex_attention_with_a_mask_of_labels(seed):
 @pytest.mark.parametrize("isolation", ["open", "closed"])
 @pytest.mark.parametrize("seed", range(10))
 def test_what_a_subject_may_not_see_changes_it_by_exactly_nothing(seed, isolation):
-    classes, refs, _ = drawn(seed)
+    classes, refs = drawn(seed)
     query, key, value = heads(seed, 60, 60, 60)
     read = heads(seed + 1, 25, 25)
     plan = gather_plan(classes, isolation, refs)
@@ -249,7 +248,7 @@ def test_one_subject_covering_all_is_plain_attention_bit_by_bit():
 
 
 def test_classes_that_see_the_same_are_one_call():
-    classes, _, _ = drawn(0, subjects=1)
+    classes, _ = drawn(0, subjects=1)
     assert gather_plan(classes, "open").whole, "one subject and an open background: nothing is cut"
     assert gather_plan(classes, "off").whole
     assert len(gather_plan(classes, "closed").groups) == 2
@@ -257,7 +256,7 @@ def test_classes_that_see_the_same_are_one_call():
 
 
 def test_permuted_tokens_give_permuted_outputs():
-    classes, _, _ = drawn(3)
+    classes, _ = drawn(3)
     query, key, value = heads(3, 60, 60, 60)
     order = torch.randperm(60, generator=torch.Generator().manual_seed(0))
     straight = gathered_attention(gather_plan(classes), sdpa, query, key, value)
