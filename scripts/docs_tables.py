@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from dit_accel.denoisers import DENOISERS
-from dit_accel.methods import METHODS
+from dit_accel.methods import LISTED, METHODS
 from dit_accel.metrics import METRICS
 from dit_accel.metrics.conventions import CONVENTIONS
 
@@ -20,9 +20,9 @@ DOCS = Path(__file__).parents[1] / "docs"
 
 
 def methods() -> str:
-    """One line a method: its number with the sweep, and one phrase."""
+    """One line a method, research left out: its number with the sweep, and one phrase."""
     lines = []
-    for row in METHODS.values():
+    for row in (METHODS[name] for name in LISTED):
         sweep = ", ".join(f"{number:g}" for number in row.sweep)
         number = f"{row.number} ({sweep})" if row.number else "–"
         lines.append(f"| `{row.name}` | {number} | {row.summary} |\n")

@@ -23,7 +23,7 @@ from dit_accel.evaluate.jobs import Shard, parse_shard, shard_of_environment
 from dit_accel.evaluate.prompts import read_prompts
 from dit_accel.evaluate.store import Store, StoreError
 from dit_accel.evaluate.summary import paired, summarise
-from dit_accel.methods import METHODS, parse, parse_list
+from dit_accel.methods import LISTED, METHODS, parse, parse_list
 
 SIZE = ["--height", "16", "--width", "16", "--frames", "9", "--steps", "8", "--guidance", "4"]
 PROMPTS = ("a red circle moving right", "a blue square moving left", "the green triangle")
@@ -414,6 +414,21 @@ def test_methods_parse_with_numbers_defaults_and_sweeps():
     ]  # fmt: skip
     for name, row in METHODS.items():
         assert parse(row.swept()[0].label).method == name
+
+
+RESEARCH = {"edcw-line", "edcw-parabola", "edcw/block", "edcw/attention", "unicp-paper/no-tail",
+            "pcas/slice"}  # fmt: skip
+
+
+def test_research_rows_are_accepted_by_name_and_not_listed():
+    assert set(METHODS) - set(LISTED) == RESEARCH
+    assert parse("edcw-line:0.2").label == "edcw-line:0.2"
+    with pytest.raises(ValueError, match="accepted: uncached, edcw, unicp-paper, ") as refused:
+        parse("magic")
+    assert not any(f"{name}," in str(refused.value) for name in RESEARCH)
+    for verb in ("evaluate", "bench"):
+        said = CliRunner().invoke(app, [verb, "--help"]).output
+        assert not any(name in said for name in RESEARCH)
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from dit_accel.denoisers import DENOISERS, Denoiser, Shape
 if TYPE_CHECKING:
     from dit_accel.speed import Speed, Trial
 
-DEFAULT_METHODS = "uncached,edcw:0.8,edcw-line:0.8,diffusers/first-block:0.5,fewer-steps"
+DEFAULT_METHODS = "uncached,edcw:0.8,diffusers/first-block:0.5,fewer-steps"
 FEWEST_STEPS = 4
 SMALL_STEPS = 12
 PIPED_WIDTH = 120

@@ -5,7 +5,8 @@ it needs a process of its own. Rows of other people's packages call their public
 defaults; where a default does nothing or fails on a family, the row does nothing or fails too, and
 the evaluation says so.
 
-A method is written `name` or `name:number`, e.g. `edcw:0.1`. A new one is one row here.
+A method is written `name` or `name:number`, e.g. `edcw:0.1`. A new one is one row here. A row that
+is marked `research` is accepted by its name, and left out wherever methods are listed.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from dit_accel.methods.row import Context, Effect, Method, Setting
 
 METHODS: dict[str, Method] = {row.name: row for row in (*OURS, *DIFFUSERS, *CACHE_DIT, *FLOOR)}
 UNCACHED = "uncached"
+LISTED = tuple(row.name for row in METHODS.values() if not row.research)
 
 
 def parse(text: str) -> Setting:
@@ -28,7 +30,7 @@ def parse(text: str) -> Setting:
     """
     name, colon, number = text.strip().partition(":")
     if name not in METHODS:
-        raise ValueError(f"method is {name!r}; accepted: {', '.join(METHODS)}")
+        raise ValueError(f"method is {name!r}; accepted: {', '.join(LISTED)}")
     return METHODS[name].at(number if colon else None)
 
 
@@ -54,7 +56,7 @@ def parse_list(text: str, steps: int | None = None) -> tuple[Setting, ...]:
         else:
             settings.append(parse(part))
     if not settings:
-        raise ValueError(f"methods is {text!r}; accepted: at least one of {', '.join(METHODS)}")
+        raise ValueError(f"methods is {text!r}; accepted: at least one of {', '.join(LISTED)}")
     for setting in settings:
         if not _fewer(setting, steps):
             raise ValueError(f"method is {setting.label!r}; accepted: below the {steps} steps")
@@ -75,6 +77,7 @@ def _fewer(setting: Setting, steps: int | None) -> bool:
 
 
 __all__ = [
+    "LISTED",
     "METHODS",
     "UNCACHED",
     "Context",

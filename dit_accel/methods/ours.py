@@ -99,6 +99,7 @@ OURS = (
             number="threshold δ",
             default=0.1,
             sweep=sweep,
+            research=site != "model",
         )
         for name, site, sweep in (
             ("edcw", "model", (0.05, 0.1, 0.2, 0.4)),
@@ -114,6 +115,7 @@ OURS = (
             number="threshold δ",
             default=0.1,
             sweep=(0.02, 0.05, 0.1, 0.2, 0.4),
+            research=True,
         )
         for name, order, what in (
             ("edcw-line", 1, "the line through the last two kept values"),
@@ -128,6 +130,7 @@ OURS = (
             number="threshold δ",
             default=0.1,
             sweep=(0.05, 0.1, 0.2, 0.4),
+            research=name == "/no-tail",
         )
         for name, what, changes in (
             ("", "at attentions: windows, pruned attention, and the shift between them", {}),
@@ -160,6 +163,7 @@ OURS = (
         low=1,
         high=1024,
         whole=True,
+        research=True,
     ),
     Method("trim-text", "HunyuanVideo: padded text and its mask taken away; exact", _trimmed),
     Method(

@@ -70,6 +70,8 @@ class Method:
         own_process: whether it changes classes, so that nothing else may share its process.
         control: whether it is no acceleration, but what one is compared with.
         profiled: whether it needs the model's profile.
+        research: whether it answers a question of ours and is nothing to choose: left out of lists
+            and of the docs' table, accepted by its name.
     """
 
     name: str
@@ -86,6 +88,7 @@ class Method:
     own_process: bool = False
     control: bool = False
     profiled: bool = False
+    research: bool = False
 
     def at(self, number: str | None) -> Setting:
         """This method with a number, given as text; with its default for None.
