@@ -22,7 +22,6 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-ACTIONS = ("compute", "prune", "blend", "reuse")
 STRICTER = 0.25
 """A window's error is none at its computed step and the threshold at most at its end; that of
 pruning is there at every step. Measured: docs/pcas.md."""
@@ -89,7 +88,8 @@ class Errors:
 
 @dataclass(frozen=True)
 class Choice:
-    """An action of `ACTIONS`, the pruned value's weight in it, and the error expected of it."""
+    """An action ("compute", "prune", "blend" or "reuse"), the weight of the pruned value in it,
+    and its expected error."""
 
     action: str
     weight: float

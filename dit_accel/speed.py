@@ -292,8 +292,11 @@ class _Calibration:
 
     def __call__(self, name: str, measure: Callable[[Callable[[], None]], Any]) -> Any:
         if name not in self._known:
-            self._known[name] = measure(lambda: _call(self._pipe, self._trial, {}))
+            self._known[name] = measure(self._run)
         return self._known[name]
+
+    def _run(self) -> None:
+        _call(self._pipe, self._trial, {})
 
 
 def _run(
