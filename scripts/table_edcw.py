@@ -1,6 +1,6 @@
-"""The table of docs/edcw.md: sites x thresholds against the uncached clip and against fewer steps.
+"""The table of research/LOG.md, windows by threshold: sites x thresholds against the uncached clip and against fewer steps.
 
-    OMP_NUM_THREADS=1 python scripts/table_edcw.py --prompts 16 --out docs/edcw.json
+    OMP_NUM_THREADS=1 python scripts/table_edcw.py --prompts 16 --out research/data/edcw.json
 
 One run: the same prompts, seeds and process for every row. For each prompt the uncached clip is
 made first; every row is then compared with it on the frames in memory. The control "fewer steps, no
@@ -144,7 +144,7 @@ def main() -> None:
     )
     parser.add_argument("--model", type=Path, default=Path("assets/mini-wan"))
     parser.add_argument("--prompts", type=int, default=16)
-    parser.add_argument("--out", type=Path, default=Path("docs/edcw.json"))
+    parser.add_argument("--out", type=Path, default=Path("research/data/edcw.json"))
     parser.add_argument("--growth", action="store_true", help="compare the rules of growth instead")
     args = parser.parse_args()
 

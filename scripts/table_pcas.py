@@ -1,7 +1,7 @@
-"""The tables of docs/pcas.md: bound, ranks and errors on captured attention; ablation on clips.
+"""The tables of research/LOG.md, PCAS and DWS: bound, ranks and errors on captured attention; ablation on clips.
 
     OMP_NUM_THREADS=1 python scripts/table_pcas.py bound
-    OMP_NUM_THREADS=1 python scripts/table_pcas.py ablation --prompts 4 --out docs/pcas.json
+    OMP_NUM_THREADS=1 python scripts/table_pcas.py ablation --prompts 4 --out research/data/pcas.json
 
 `bound` captures queries, keys and values of every self-attention of the miniature at some steps of
 two uncached clips, makes the bases from one capture, and compares what they promise of a logit with
@@ -297,7 +297,7 @@ def main() -> None:
     parser.add_argument("what", choices=("bound", "ablation"))
     parser.add_argument("--model", type=Path, default=Path("assets/mini-wan"))
     parser.add_argument("--prompts", type=int, default=4)
-    parser.add_argument("--out", type=Path, default=Path("docs/pcas.json"))
+    parser.add_argument("--out", type=Path, default=Path("research/data/pcas.json"))
     args = parser.parse_args()
     pipe = WanPipeline.from_pretrained(args.model)
     pipe.set_progress_bar_config(disable=True)

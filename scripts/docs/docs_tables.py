@@ -1,6 +1,6 @@
 """Write the docs' tables that are tables of the code: methods, metrics, conventions, denoisers.
 
-python scripts/docs_tables.py --write
+python scripts/docs/docs_tables.py --write
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from dit_accel.methods import LISTED, METHODS
 from dit_accel.metrics import METRICS
 from dit_accel.metrics.conventions import CONVENTIONS
 
-DOCS = Path(__file__).parents[1] / "docs"
+PAGE = Path(__file__).parents[2] / "docs" / "evaluation.md"
 
 
 def methods() -> str:
@@ -62,25 +62,24 @@ def denoisers() -> str:
     return "".join(lines)
 
 
-TABLES: dict[str, tuple[str, Callable[[], str]]] = {
-    "methods": ("evaluate.md", methods),
-    "metrics": ("metrics.md", metrics),
-    "conventions": ("metrics.md", conventions),
-    "denoisers": ("bench.md", denoisers),
+TABLES: dict[str, Callable[[], str]] = {
+    "methods": methods,
+    "metrics": metrics,
+    "conventions": conventions,
+    "denoisers": denoisers,
 }
 
 
 def in_page(name: str) -> str:
-    """A table as its page has it."""
-    found = _marks(name).search((DOCS / TABLES[name][0]).read_text(encoding="utf-8"))
+    """A table as the page has it."""
+    found = _marks(name).search(PAGE.read_text(encoding="utf-8"))
     return found[2] if found else ""
 
 
 def write(name: str) -> None:
-    """Put a table between its page's marks."""
-    page, table = DOCS / TABLES[name][0], TABLES[name][1]()
-    text = page.read_text(encoding="utf-8")
-    page.write_text(_marks(name).sub(lambda m: m[1] + table + m[3], text), encoding="utf-8")
+    """Put a table between its marks."""
+    text = PAGE.read_text(encoding="utf-8")
+    PAGE.write_text(_marks(name).sub(lambda m: m[1] + TABLES[name]() + m[3], text), encoding="utf-8")
 
 
 def _marks(name: str) -> re.Pattern[str]:
@@ -94,7 +93,7 @@ def main() -> None:
         for name in TABLES:
             write(name)
     else:
-        print("\n".join(table() for _, table in TABLES.values()))
+        print("\n".join(table() for table in TABLES.values()))
 
 
 if __name__ == "__main__":
