@@ -98,7 +98,7 @@ def test_the_wheel_holds_code_pipelines_assets_and_licence(built):
 
 
 @pytest.mark.slow
-def test_the_sdist_holds_what_the_tests_need(built):
+def test_the_sdist_holds_what_the_tests_need_and_no_research(built):
     (sdist,) = built.glob("*.tar.gz")
     with tarfile.open(sdist) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
@@ -113,6 +113,7 @@ def test_the_sdist_holds_what_the_tests_need(built):
         "tests/tiny.py",
     } <= names
     assert {f"assets/{name}" for name in asset_files()} <= names
+    assert not [name for name in names if name.split("/")[0] == "research"]
 
 
 def asset_files() -> set[str]:

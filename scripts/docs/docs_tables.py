@@ -79,7 +79,9 @@ def in_page(name: str) -> str:
 def write(name: str) -> None:
     """Put a table between its marks."""
     text = PAGE.read_text(encoding="utf-8")
-    PAGE.write_text(_marks(name).sub(lambda m: m[1] + TABLES[name]() + m[3], text), encoding="utf-8")
+    PAGE.write_text(
+        _marks(name).sub(lambda m: m[1] + TABLES[name]() + m[3], text), encoding="utf-8"
+    )
 
 
 def _marks(name: str) -> re.Pattern[str]:
