@@ -1,4 +1,4 @@
-"""Tables of docs/planning.md from an evaluation's folder: the front, and whether promises are kept.
+"""Tables of research/LOG.md from an evaluation's folder: the front, and whether promises are kept.
 
 python scripts/table_contract.py runs/targets [--choose assets/mini-wan]
 

@@ -1,4 +1,4 @@
-"""The table of research/LOG.md, windows by threshold: sites x thresholds against the uncached clip and against fewer steps.
+"""Windows by threshold for research/LOG.md: sites x thresholds, against fewer steps too.
 
     OMP_NUM_THREADS=1 python scripts/table_edcw.py --prompts 16 --out research/data/edcw.json
 

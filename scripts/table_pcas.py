@@ -1,7 +1,7 @@
-"""The tables of research/LOG.md, PCAS and DWS: bound, ranks and errors on captured attention; ablation on clips.
+"""PCAS and DWS for research/LOG.md: bound, ranks and errors of attention; ablation on clips.
 
     OMP_NUM_THREADS=1 python scripts/table_pcas.py bound
-    OMP_NUM_THREADS=1 python scripts/table_pcas.py ablation --prompts 4 --out research/data/pcas.json
+    OMP_NUM_THREADS=1 python scripts/table_pcas.py ablation --prompts 4
 
 `bound` captures queries, keys and values of every self-attention of the miniature at some steps of
 two uncached clips, makes the bases from one capture, and compares what they promise of a logit with

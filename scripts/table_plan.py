@@ -1,4 +1,4 @@
-"""The ablation of docs/planning.md: what each part of planning gives, many prompts in lockstep.
+"""The ablation of research/LOG.md: what each part of planning gives, many prompts in lockstep.
 
 python scripts/table_plan.py --prompts 64 --calibration 32 --computed 25 20 16 12 10
 

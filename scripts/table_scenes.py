@@ -1,4 +1,4 @@
-"""Isolation and reposition on the miniature, judged scene by scene: the table of docs/scenes.md.
+"""Isolation and reposition on the miniature, judged scene by scene: the table of research/LOG.md.
 
     OMP_NUM_THREADS=1 python scripts/table_scenes.py --scenes 64 --out out/scenes.jsonl
     python scripts/table_scenes.py --out 'out/scenes*.jsonl' --table
