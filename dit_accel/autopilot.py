@@ -48,7 +48,7 @@ def decide(
         schedule: of the run; None: as it was calibrated.
         text: `(B, T)` pooled embeddings of its prompts, which a quality is then promised for.
         quality, speedup: one of them.
-        static: whether the run may not turn careful on the way.
+        static: whether every run of the same steps does exactly the same, whatever its text.
         resized: whether its clips are of another size than calibration's.
 
     Raises:
@@ -71,7 +71,7 @@ def decide(
         )
     if _same(run, own) and profile.rungs:
         if quality is not None:
-            return targets.for_quality(profile, quality, static=static, slack=slack)
+            return targets.for_quality(profile, quality, slack=slack)
         return targets.for_speedup(profile, speedup or 1.0)
     return carried(profile, run, quality=quality, speedup=speedup)
 
@@ -105,7 +105,7 @@ class Autopilot:
         profile: None: the first run is recorded.
         quality, speedup: one of them.
         guard: whether the guard may override plans.
-        static: whether every run of the same steps does exactly the same: no guard, no turning.
+        static: whether every run of the same steps does exactly the same: no guard.
         force: whether a profile of one part serves a run of another guidance.
         remarks: what the report says of every run.
     """
@@ -233,7 +233,7 @@ class Autopilot:
         return self.steering.reads(step)
 
     def notes(self) -> tuple[str, ...]:
-        """What was carried over, turned to or overridden."""
+        """What was carried over or overridden."""
         found = [*self.remarks, *self._carried]
         if self._recorder is not None:
             found.append(
@@ -245,17 +245,14 @@ class Autopilot:
         return (*found, *self.steering.notes())
 
     def prediction(self) -> dict[str, float | None] | None:
-        """What is expected of the run, its surprises so far known; JSON-able: None where exact.
+        """What is expected of the run; JSON-able: None where exact.
 
         Nothing is, where no profile is there yet, or the guard has left the plan or its weights.
         """
         left = self.steering.tripped is not None or self.steering.distrusts
-        if self.decision is None or left:
+        if self.decision is None or self.decision.prediction is None or left:
             return None
-        known = self.decision.known(self.steering.score, self.steering.turned)
-        if known is None:
-            return None
-        found: dict[str, float | None] = dataclasses.asdict(known)
+        found: dict[str, float | None] = dataclasses.asdict(self.decision.prediction)
         return {k: v if v is not None and math.isfinite(v) else None for k, v in found.items()}
 
     def _guidance(self) -> float:

@@ -30,7 +30,7 @@ import torch
 from dit_accel.difficulty import Difficulty
 from dit_accel.families import family_of
 from dit_accel.identity import identify
-from dit_accel.planner import Field, search, turning
+from dit_accel.planner import Field, search
 from dit_accel.profile import Profile, Rung
 from dit_accel.recording import (
     Recording,
@@ -45,10 +45,9 @@ from dit_accel.workfolder import WorkFolder
 
 LADDER = (2.0, 2.5, 2.94, 3.125, 3.33, 3.57, 3.85, 4.17, 4.55, 5.0, 5.56, 6.25, 7.14, 8.33)
 PASSES = 2  # over several batches: the first ones of the first pass are served by few others
-CAREFUL = 1.3  # how many times the computed steps of a rung its careful end has, in all
 RECORDED = 4 << 30  # bytes of recordings that are kept for the next pass
 Told = Callable[[str, int, int], None]
-Ladder = list[tuple[tuple[int, ...], tuple[int, ...] | None]]
+Ladder = list[tuple[int, ...]]  # the computed steps of every rung
 
 
 def calibrate(
@@ -56,7 +55,6 @@ def calibrate(
     clips: Sequence[Clip],
     *,
     speedups: Sequence[float] = LADDER,
-    careful: bool = False,
     probes: int = 8,
     probed: int = 3,
     batch: int = 1,
@@ -72,8 +70,6 @@ def calibrate(
         clips: of equal size, steps and guidance; a dozen or more.
         speedups: the ladder; each is a plan that is carried out on every clip. Empty: none is, and
             plans rest on inner products alone.
-        careful: whether every rung gets a careful end too, which a run may turn to; doubles the
-            runs, and did not pay on the miniature (docs/planning.md).
         probes: steps at which a single prediction is reused, >= 2.
         probed: clips that are probed, from the first on, 1 to all; each costs `probes` runs.
         batch: clips that are made by one call of the pipeline, >= 1.
@@ -101,7 +97,7 @@ def calibrate(
     wrong = [s for s in speedups if not 1 < s <= clips[0].steps]
     if wrong:
         raise ValueError(f"speedups has {wrong}; accepted: above 1, up to {clips[0].steps}")
-    calibration = _Calibration(pipe, clips, speedups, work, overrides, told, careful, batch)
+    calibration = _Calibration(pipe, clips, speedups, work, overrides, told, batch)
     return calibration.run(probes, probed, dtype)
 
 
@@ -115,10 +111,10 @@ class _Calibration:
 
     def __init__(
         self, pipe: Any, clips: Sequence[Clip], speedups: Sequence[float], work: Path | None,
-        overrides: dict[str, Any] | None, told: Told, careful: bool, batch: int,
+        overrides: dict[str, Any] | None, told: Told, batch: int,
     ) -> None:  # fmt: skip
         self.pipe, self.clips, self.speedups = pipe, clips, speedups
-        self.overrides, self.told, self.careful = overrides, told, careful
+        self.overrides, self.told = overrides, told
         self.kept = WorkFolder(work, clips, overrides, pipe)
         self.passes = passes(len(clips), batch)
         self.batches = [
@@ -146,7 +142,7 @@ class _Calibration:
         plans = self._ladder(field, of)
         for turn in range(self.passes):
             results = [self._rungs(turn, place, field, plans, of) for place in places]
-        rungs, careful = _summary(plans, results, schedule.total)
+        rungs = _summary(plans, results)
         made = {"clips": len(self.clips), "probes": probes, "probed": probed, **versions()}
         identity = identify(
             self.pipe, steps=clip.steps, guidance=clip.guidance, height=clip.height,
@@ -154,7 +150,7 @@ class _Calibration:
         )  # fmt: skip
         gram = field.mean[None]  # expected energies are linear in it: one matrix tells as much
         return Profile(
-            identity, schedule, gram, gain, memory, DEPTH, rungs, careful, made,
+            identity, schedule, gram, gain, memory, DEPTH, rungs, made,
             difficulty(texts, rungs),
         )  # fmt: skip
 
@@ -195,7 +191,7 @@ class _Calibration:
         return self.kept.get(f"probe-{mine}-{batch}-{probes}", make) if mine else []
 
     def _ladder(self, field: Field, of: str) -> Ladder:
-        """Computed steps of every rung, fastest last, and of its careful end."""
+        """Computed steps of every rung, fastest last."""
         counts = sorted({round(field.total / s) for s in self.speedups}, reverse=True)
         counts = [count for count in counts if 2 <= count < field.total]
 
@@ -206,17 +202,16 @@ class _Calibration:
             for count in counts:
                 start = _thinned(before, count) if before else None
                 found = search(field, count, start=start)[0].computed
-                plans.append((found, careful_end(found, field) if self.careful else None))
+                plans.append(found)
                 before = found
             return plans
 
-        return self.kept.get(f"ladder-{counts}-{self.careful}-{of}", make)
+        return self.kept.get(f"ladder-{counts}-{of}", make)
 
     def _rungs(self, turn: int, place: int, field: Field, plans: Ladder, of: str) -> list[Outcome]:
         """Carries out every plan on one batch; changes are fitted to all clips so far, by the
         field `of` these probes and batches."""
-        every = [computed for rung in plans for computed in rung if computed is not None]
-        if not every:
+        if not plans:
             return []
         batch, number = self.batches[place], turn * len(self.batches) + place
         before = turn * len(self.clips) + batch[0]
@@ -224,9 +219,9 @@ class _Calibration:
         def make() -> tuple[list[Outcome], Problems]:
             problems, found = copy.deepcopy(self._problems), []
             clips = {index: self.clips[index] for index in batch}
-            whole = self.passes * len(self.clips) * len(every)
-            for done, computed in enumerate(every):
-                self.told("rungs", before * len(every) + done * len(batch), whole)
+            whole = self.passes * len(self.clips) * len(plans)
+            for done, computed in enumerate(plans):
+                self.told("rungs", before * len(plans) + done * len(batch), whole)
                 recordings = self._recorded(batch)
                 found.append(
                     carry_out(
@@ -235,7 +230,7 @@ class _Calibration:
                 )
             return found, problems
 
-        found, self._problems = self.kept.get(f"rungs-{number}-{every}-{of}", make)
+        found, self._problems = self.kept.get(f"rungs-{number}-{plans}-{of}", make)
         return found
 
 
@@ -247,49 +242,22 @@ def difficulty(texts: Sequence[torch.Tensor | None], rungs: Sequence[Rung]) -> D
     return Difficulty.fitted(torch.stack(said), torch.stack([rung.psnr_db for rung in rungs]))
 
 
-def careful_end(computed: tuple[int, ...], field: Field) -> tuple[int, ...] | None:
-    """The same steps up to where a run may turn careful, and more of them after it; None where
-    there is no room."""
-    turn = turning(computed, field.total)
-    begun = [step for step in computed if step <= turn]
-    more = round(CAREFUL * len(computed))
-    room = field.total - turn - 1
-    count = min(more - len(begun), room)
-    if count <= len(computed) - len(begun) or room < 3:
-        return None
-    found = search(field, len(begun) + count, fixed=begun)[0].computed
-    return found
-
-
 def _thinned(steps: Sequence[int], count: int) -> list[int]:
     """`count` of these steps, evenly, the first among them."""
     return [steps[round(i * (len(steps) - 1) / max(count - 1, 1))] for i in range(count)]
 
 
-def _summary(
-    plans: Ladder, results: Sequence[Sequence[Outcome]], total: int
-) -> tuple[tuple[Rung, ...], tuple[Rung, ...]]:
-    """Outcomes of every batch -> rungs, and their careful ends."""
-    rungs: list[Rung] = []
-    careful: list[Rung] = []
-    place = 0
-    for first, second in plans:
-        for computed, into in ((first, rungs), (second, careful)):
-            if computed is None:
-                continue
-            into.append(_rung([outcomes[place] for outcomes in results], turning(first, total)))
-            place += 1
-    return tuple(rungs), tuple(careful)
+def _summary(plans: Ladder, results: Sequence[Sequence[Outcome]]) -> tuple[Rung, ...]:
+    """Outcomes of every batch -> rungs."""
+    return tuple(_rung([outcomes[place] for outcomes in results]) for place in range(len(plans)))
 
 
-def _rung(outcomes: Sequence[Outcome], turn: int) -> Rung:
+def _rung(outcomes: Sequence[Outcome]) -> Rung:
     computed, changes = outcomes[0].computed, outcomes[-1].changes
     surprise = torch.tensor([row for o in outcomes for row in o.surprise], dtype=torch.float64)
     logs = surprise.clamp_min(1e-9).log()
     mean = logs.mean(0).nan_to_num()
     spread = logs.std(0).nan_to_num().clamp_min(1e-3) if len(logs) > 1 else torch.ones_like(mean)
-    seen = [i for i, step in enumerate(computed) if step <= turn and i >= 2]
-    alarm = ((logs - mean) / spread).nan_to_num()[:, seen]
     rows = torch.zeros(len(computed), max(map(len, changes.values())), dtype=torch.float64)
     for row, step in enumerate(computed):
         if step in changes:
@@ -298,7 +266,7 @@ def _rung(outcomes: Sequence[Outcome], turn: int) -> Rung:
         computed, rows,
         torch.tensor([value for o in outcomes for value in o.psnr_db], dtype=torch.float64),
         torch.tensor([value for o in outcomes for value in o.latents_db], dtype=torch.float64),
-        mean, spread, alarm.mean(1) if seen else torch.zeros(len(logs), dtype=torch.float64),
+        mean, spread, torch.zeros(len(logs), dtype=torch.float64),
     )  # fmt: skip
 
 
@@ -309,4 +277,4 @@ def versions() -> dict[str, str]:
     return {name: importlib.metadata.version(name) for name in ("dit-accel", "diffusers", "torch")}
 
 
-__all__ = ["LADDER", "calibrate", "careful_end", "passes", "probe_steps"]
+__all__ = ["LADDER", "calibrate", "passes", "probe_steps"]

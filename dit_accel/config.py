@@ -114,7 +114,7 @@ class PlannedConfig(AccelConfig):
             was to be expected.
         force: use a profile of another pipeline all the same.
         static: every run does exactly the same, and the device is never read (for torch.compile and
-            CUDA graphs); no guard, and nothing turns careful.
+            CUDA graphs); no guard.
         cache_memory: bytes that kept values may hold on the device; older ones are packed into as
             few bits as the plan allows, then wait in the CPU's memory. None: no bound.
     """

@@ -48,6 +48,6 @@ class Recorder:
         logs = torch.tensor(_GAIN, dtype=torch.float64).log()
         gain = (logs[low] + (places - low) * (logs[low + 1] - logs[low])).exp()
         return Profile(
-            self.identity, self.schedule, gram[None], gain, _MEMORY * total, 4, (), (),
+            self.identity, self.schedule, gram[None], gain, _MEMORY * total, 4, (),
             {"clips": 1, "probes": 0},
         )  # fmt: skip

@@ -53,49 +53,25 @@ class Prediction:
 
 @dataclass(frozen=True)
 class Outlook:
-    """A plan's PSNR given the score up to the turn: intercept, slope, and what is left, with the
-    prompts' own scores."""
+    """What a plan gives: the PSNR of calibration's clips, their mean and standard deviation, in dB;
+    and how many steps it computes."""
 
     count: int
-    base: float
-    slope: float
-    left: float
-    scores: tuple[float, ...]
-    psnr_db: tuple[float, ...] = ()
+    mean: float
+    deviation: float
+    psnr_db: tuple[float, ...]
 
     @classmethod
     def of(cls, rung: Rung) -> Outlook:
-        scores, psnr = rung.alarm, rung.psnr_db
-        number, known = len(psnr), (tuple(rung.alarm.tolist()), tuple(rung.psnr_db.tolist()))
-        if number < 4 or float(scores.std()) < 1e-6:
-            left = float(psnr.std()) if number > 1 else UNKNOWN_DB
-            return cls(len(rung.computed), float(psnr.mean()), 0.0, left, *known)
-        centred = scores - scores.mean()
-        slope = min(float((centred * psnr).sum() / (centred**2).sum()), 0.0)
-        rest = psnr - psnr.mean() - slope * centred
-        left = math.sqrt(float((rest**2).sum()) / (number - 2))
-        base = float(psnr.mean() - slope * scores.mean())
-        return cls(len(rung.computed), base, slope, left, *known)
-
-    def at(self, score: float) -> float:
-        """Expected PSNR."""
-        return self.base + self.slope * score
-
-    def around(self, score: float) -> tuple[float, float]:
-        """Between which a clip with this score lies with 90 % probability."""
-        number, centre = len(self.scores), self.at(score)
-        if len(self.psnr_db) >= MANY:
-            rest = [p - self.at(s) for p, s in zip(self.psnr_db, self.scores, strict=True)]
-            low, high = _tails(rest)
-            return centre + low, centre + high
-        half = half_width(max(self.left, 0.3) * math.sqrt(1 + 1 / max(number, 1)), number)
-        return centre - half, centre + half
+        psnr = rung.psnr_db
+        deviation = float(psnr.std()) if len(psnr) > 1 else UNKNOWN_DB
+        return cls(len(rung.computed), float(psnr.mean()), deviation, tuple(psnr.tolist()))
 
     def promise(self, quality: float) -> float:
         """Share of clips that reach the quality, of which one can be sure."""
         number = len(self.psnr_db)
         if number < MANY:
-            return statistics.fmean(self.reach(quality, score) for score in self.scores)
+            return self._reach(quality)
         return at_least(sum(psnr >= quality for psnr in self.psnr_db), number)
 
     @property
@@ -103,16 +79,14 @@ class Outlook:
         """Between which a clip's PSNR lies with 90 % probability, before its run."""
         if len(self.psnr_db) >= MANY:
             return _tails(self.psnr_db)
-        centre = statistics.fmean(self.at(score) for score in self.scores)
-        spread = math.hypot(self.left, statistics.pstdev([self.at(s) for s in self.scores]))
-        half = half_width(spread, len(self.scores))
-        return centre - half, centre + half
+        half = half_width(self.deviation, len(self.psnr_db))
+        return self.mean - half, self.mean + half
 
-    def reach(self, quality: float, score: float) -> float:
-        """Probability that a prompt with this score reaches the quality."""
-        number = len(self.scores)
-        width = max(self.left, 0.3) * math.sqrt(1 + 1 / max(number, 1))
-        return float(stats.t.cdf((self.at(score) - quality) / width, max(number - 2, 1)))
+    def _reach(self, quality: float) -> float:
+        """Probability that a clip reaches the quality, by a normal distribution."""
+        number = len(self.psnr_db)
+        width = max(self.deviation, 0.3) * math.sqrt(1 + 1 / max(number, 1))
+        return float(stats.t.cdf((self.mean - quality) / width, max(number - 2, 1)))
 
 
 def _tails(values: Sequence[float]) -> tuple[float, float]:
@@ -128,36 +102,20 @@ def half_width(spread: float, number: int) -> float:
 
 @dataclass(frozen=True)
 class Decision:
-    """A plan, what it may turn to, and what is promised; `notes` in words; `fewest_bits` that kept
-    values may be packed into without its being felt."""
+    """A plan, and what is promised of it; `notes` in words; `fewest_bits` that kept values may be
+    packed into without its being felt."""
 
     plan: Plan
     mix: tuple[float, ...]
     times: tuple[float, ...]
     prediction: Prediction | None
     bands: dict[int, Band]
-    careful: Plan | None = None
-    turn: int = -1
-    alarm: float = math.inf
     notes: tuple[str, ...] = ()
-    outlooks: tuple[Outlook, ...] = ()
     fewest_bits: int = BITS[0]
-
-    def known(self, score: float, turned: bool) -> Prediction | None:
-        """What is expected once a run's score is known, and whether it turned careful."""
-        if not self.outlooks or self.prediction is None:
-            return self.prediction
-        outlook = self.outlooks[-1 if turned else 0]
-        return Prediction(
-            self.plan.total / outlook.count, outlook.count, outlook.at(score),
-            *outlook.around(score), self.prediction.reach,
-        )  # fmt: skip
 
     def steering(self, *, guard: bool = True) -> Steering:
         """The course of a run by this decision."""
-        return Steering(
-            self.plan, self.times, self.mix, self.bands, self.careful, self.turn, self.alarm, guard
-        )
+        return Steering(self.plan, self.times, self.mix, self.bands, guard)
 
 
 def at_least(reached: int, number: int) -> float:

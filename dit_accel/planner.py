@@ -35,7 +35,6 @@ import torch
 from dit_accel.plans import Plan, Schedule, lines
 
 DEPTH = 4  # computed predictions that a forecast reads
-DECIDED = 0.3  # share of the steps after which a run may turn careful
 RIDGE = 1e-2  # how strongly a change fitted on uncached runs is held back
 
 
@@ -205,7 +204,6 @@ def search(
     rounds: int = 120,
     candidates: int = 48,
     start: Sequence[int] | None = None,
-    fixed: Sequence[int] = (0,),
     seed: int = 0,
 ) -> tuple[Plan, float]:
     """The best plan found that computes `count` steps: annealing over which ones.
@@ -217,7 +215,6 @@ def search(
         count: steps to compute, 1 to all.
         rounds, candidates: how many times so many plans are looked at.
         start: computed steps to begin with; spread evenly where none are given.
-        fixed: the computed steps up to the last of these are these, whatever comes after.
         seed: of a private generator: the same field gives the same plan.
 
     Returns:
@@ -229,18 +226,14 @@ def search(
     total = field.total
     if not 1 <= count <= total:
         raise ValueError(f"count is {count}; accepted: 1 to {total}")
-    first = sorted({0, *fixed})
-    if len(first) > count or total - first[-1] - 1 < count - len(first):
-        raise ValueError(f"fixed is {first}; accepted: at most {count} steps, with room after them")
-    after = evenly(total - first[-1] - 1, count - len(first)) if count > len(first) else ()
-    even = [*first, *(first[-1] + 1 + step for step in after)]
+    even = [0, *(1 + step for step in evenly(total - 1, count - 1))] if count > 1 else [0]
     now = torch.tensor([_filled(start or even, total, count)])
-    if count in (len(first), total):
+    if count in (1, total):
         return fit(now[0].tolist(), field, depth=depth, ridge=ridge)
     draw = torch.Generator().manual_seed(seed)
     best, least = now, _walk(now, field, depth, ridge)[0]
     for number in range(rounds):
-        moved = _moved(now, len(first), total, candidates, draw)
+        moved = _moved(now, total, candidates, draw)
         energy, _ = _walk(moved, field, depth, ridge)
         heat = 0.2 * (1 - number / rounds) + 1e-3
         odds = torch.softmax(-energy.clamp_min(1e-300).log() / heat, 0)
@@ -255,11 +248,6 @@ def evenly(total: int, count: int) -> tuple[int, ...]:
     return tuple(sorted({round(place * total / count) for place in range(count)}))
 
 
-def turning(computed: Sequence[int], total: int) -> int:
-    """The computed step at which a run decides whether to turn careful."""
-    return max(step for step in computed if step <= max(DECIDED * total, computed[1]))
-
-
 def _filled(steps: Sequence[int], total: int, count: int) -> list[int]:
     """Exactly `count` steps, 0 among them: the last ones left out, the first missing ones added."""
     kept = sorted({*steps, 0})[:count]
@@ -267,18 +255,16 @@ def _filled(steps: Sequence[int], total: int, count: int) -> list[int]:
     return sorted(kept + [next(missing) for _ in range(count - len(kept))])
 
 
-def _moved(
-    now: torch.Tensor, fixed: int, total: int, candidates: int, draw: torch.Generator
-) -> torch.Tensor:
+def _moved(now: torch.Tensor, total: int, candidates: int, draw: torch.Generator) -> torch.Tensor:
     """`(C, k)`: plans with one computed step of `now` `(1, k)` elsewhere, mostly near where it was;
-    the first `fixed` stay. The present plan is among them."""
-    count, last = now.shape[1], int(now[0, fixed - 1])
-    leaves = torch.randint(fixed, count, (candidates,), generator=draw)
+    step 0 stays. The present plan is among them."""
+    count = now.shape[1]
+    leaves = torch.randint(1, count, (candidates,), generator=draw)
     near = now[0, leaves] + torch.randint(0, 4, (candidates,), generator=draw) - 2
     near = torch.where(near >= now[0, leaves], near + 1, near)  # -2, -1, 1, 2
-    far = torch.randint(last + 1, total, (candidates,), generator=draw)
+    far = torch.randint(1, total, (candidates,), generator=draw)
     comes = torch.where(torch.rand(candidates, generator=draw) < 0.6, near, far)
-    taken = (now == comes[:, None]).any(1) | (comes <= last) | (comes >= total)
+    taken = (now == comes[:, None]).any(1) | (comes < 1) | (comes >= total)
     moved = now.repeat(candidates, 1)
     moved[torch.arange(candidates), leaves] = comes
     return torch.cat([moved[~taken].sort(1).values, now])

@@ -153,8 +153,8 @@ class Rung:
         latents_db: `(P,)` the same of the latents, relative to their size.
         surprise: `(k,)` mean of the logarithm of what the line missed by at each computed step.
         spread: `(k,)` its standard deviation over prompts.
-        alarm: `(P,)` mean of (log surprise - mean) / spread up to the step where a run may turn
-            careful.
+        alarm: `(P,)` of no use any more; zeros in what is calibrated now. Earlier versions took a
+            score of each prompt from it, and refuse a file without it.
     """
 
     computed: tuple[int, ...]
@@ -177,9 +177,7 @@ class Profile:
         gain: `(n,)`.
         memory: in steps.
         depth: computed predictions that the rungs' forecasts read.
-        rungs: from many computed steps to few; a run turns from one to the `careful` one.
-        careful: by rung, the same beginning with more computed steps after `decided`; empty where
-            there is none.
+        rungs: from many computed steps to few.
         prompts: how many were calibrated on.
         made: versions and settings, for people.
         difficulty: how hard prompts are, by their text; None where that is not known.
@@ -192,7 +190,6 @@ class Profile:
     memory: float
     depth: int
     rungs: tuple[Rung, ...]
-    careful: tuple[Rung, ...]
     made: dict[str, Any]
     difficulty: Difficulty | None = None
 
@@ -214,12 +211,8 @@ class Profile:
         return self._giving(lambda psnr_db: psnr_db - SIZE_DB)
 
     def _giving(self, moved: Callable[[torch.Tensor], torch.Tensor]) -> Profile:
-        ladders = (
-            tuple(dataclasses.replace(rung, psnr_db=moved(rung.psnr_db)) for rung in rungs)
-            for rungs in (self.rungs, self.careful)
-        )
-        rungs, careful = ladders
-        return dataclasses.replace(self, rungs=rungs, careful=careful)
+        rungs = (dataclasses.replace(r, psnr_db=moved(r.psnr_db)) for r in self.rungs)
+        return dataclasses.replace(self, rungs=tuple(rungs))
 
     @property
     def field(self) -> Field:
@@ -272,9 +265,8 @@ class Profile:
             schedule["shares"]: self.schedule.shares,
             schedule["times"]: self.schedule.times,
         }
-        for kind in ("rungs", "careful"):
-            for place, rung in enumerate(getattr(self, kind)):
-                tensors |= _filed(f"{kind}.{place}", rung, RUNG_NAMES)
+        for place, rung in enumerate(self.rungs):
+            tensors |= _filed(f"rungs.{place}", rung, RUNG_NAMES)
         if self.difficulty is not None:
             tensors |= _filed("difficulty", self.difficulty, DIFFICULTY_NAMES)
         head = {
@@ -285,7 +277,7 @@ class Profile:
             own["memory"]: self.memory,
             own["depth"]: self.depth,
             "rungs": [rung.computed for rung in self.rungs],
-            "careful": [rung.computed for rung in self.careful],
+            "careful": [],  # nothing reads it any more, and earlier versions refuse a file without
             own["made"]: self.made,
         }
         path = Path(path)
@@ -303,7 +295,8 @@ class Profile:
     def load(cls, path: str | os.PathLike[str]) -> Profile:
         """Read a file.
 
-        A section that is not known is read over: that of levels, say, which older files may have.
+        A section that is not known is read over: those of levels and of plans that a run turned to,
+        say, which older files may have.
 
         Raises:
             ProfileError: it is no profile, or of a version that is not known.
@@ -330,13 +323,10 @@ class Profile:
 
     @classmethod
     def _of(cls, head: dict[str, Any], tensors: dict[str, torch.Tensor]) -> Profile:
-        rungs = {
-            kind: tuple(
-                Rung(tuple(computed), **_of_file(f"{kind}.{place}", tensors, RUNG_NAMES))
-                for place, computed in enumerate(head[kind])
-            )
-            for kind in ("rungs", "careful")
-        }
+        rungs = tuple(
+            Rung(tuple(computed), **_of_file(f"rungs.{place}", tensors, RUNG_NAMES))
+            for place, computed in enumerate(head["rungs"])
+        )
         own, schedule = PROFILE_NAMES, SCHEDULE_NAMES
         known = f"difficulty.{DIFFICULTY_NAMES['centre']}" in tensors
         profile = cls(
@@ -350,15 +340,14 @@ class Profile:
             gain=tensors[own["gain"]],
             memory=float(head[own["memory"]]),
             depth=int(head[own["depth"]]),
-            rungs=rungs["rungs"],
-            careful=rungs["careful"],
+            rungs=rungs,
             made=head[own["made"]],
             difficulty=Difficulty(**_of_file("difficulty", tensors, DIFFICULTY_NAMES))
             if known
             else None,
         )
         _ = profile.field  # its shapes are checked there
-        for rung in (*profile.rungs, *profile.careful):
+        for rung in profile.rungs:
             rows = {len(tensor) for tensor in (rung.changes, rung.surprise, rung.spread)}
             if rows != {len(rung.computed)}:
                 raise ValueError(f"a rung of {len(rung.computed)} steps has values of {rows}")

@@ -1,11 +1,9 @@
 """Steers a run by a plan, by what is measured on the way, and by a guard.
 
-Three things may happen between a plan's steps:
+A computed step tells how far the line through the last two computed predictions misses the fresh
+one, relative, after guidance: the *surprise*, a measurement that costs nothing. Between a plan's
+steps this may happen:
 
-- *Turning careful*: up to a certain computed step the plan's beginning is shared with a plan that
-  computes more afterwards. If this prompt has surprised more than the profile's prompts did, the
-  run goes on with that one. (Surprise: how far the line through the last two computed predictions
-  misses a fresh one, relative, after guidance; a free measurement at every computed step.)
 - *Mending*: a kept value was lost. The next step is computed, so that it can be put back, and the
   plan goes on.
 - *The guard*: a surprise far outside the profile's band, latents that jump, a text that changes.
@@ -71,15 +69,12 @@ class Steering:
     """A course (`courses.Course`) over one run after another.
 
     Args:
-        plan: what the run begins with.
+        plan: of the run, until the guard leaves it.
         times: the scheduler's timesteps, one a step.
         mix: weight of every part in the guided prediction.
         bands: by computed step of `plan`; empty where nothing was measured.
-        careful: the plan to turn to, which computes the same steps up to `turn`.
-        turn: the computed step after which it is decided.
-        alarm: mean score of the surprises up to there above which the run turns.
-        guard: whether the guard may override the plan. With neither it nor a careful plan the
-            course is static: nothing is measured.
+        guard: whether the guard may override the plan. Without it the course is static: nothing is
+            measured.
         trusted: whether the plan is of this model. Of another one the guard takes nothing, and
             serves steps by leaning lines where they do little harm, which needs no profile.
     """
@@ -88,9 +83,6 @@ class Steering:
     times: Sequence[float]
     mix: tuple[float, ...] = (1.0,)
     bands: Mapping[int, Band] = field(default_factory=dict)
-    careful: Plan | None = None
-    turn: int = -1
-    alarm: float = math.inf
     guard: bool = True
     trusted: bool = True
 
@@ -105,8 +97,6 @@ class Steering:
         """
         if total != self.plan.total:
             raise ValueError(f"the plan is for {self.plan.total} steps; this run has {total}")
-        self.active, self.turned = self.plan, False
-        self.scores: list[float] = []
         self.surprises: dict[int, float] = {}
         self.computed: list[int] = []
         self.tripped: tuple[int, str] | None = None
@@ -118,7 +108,7 @@ class Steering:
     @property
     def measures(self) -> bool:
         """Whether anything measured could change the course."""
-        return self.guard or self.careful is not None
+        return self.guard
 
     @property
     def watches(self) -> bool:
@@ -129,11 +119,6 @@ class Steering:
     def distrusts(self) -> bool:
         """Whether the plan is not used, as it is of another model."""
         return self.guard and not self.trusted
-
-    @property
-    def score(self) -> float:
-        """Mean score of the surprises so far, up to the turn."""
-        return sum(self.scores) / len(self.scores) if self.scores else 0.0
 
     def forecast_of(self, step: int) -> Forecast | None:
         """What serves a step; None: it is computed."""
@@ -146,7 +131,7 @@ class Steering:
             return None if fresh or step == self.plan.total - 1 else self._leaning(step)
         if self.distrusts:
             return None if self._harmful(step) else self._leaning(step)
-        return self.active.forecasts.get(step)
+        return self.plan.forecasts.get(step)
 
     def learn(self, step: int, surprise: float | None, lean: float | None = None) -> None:
         """A step was computed, and surprised so much; None where no line was there yet."""
@@ -162,14 +147,9 @@ class Steering:
         elif self._doubt is not None and step == self._doubt[0] + 1:
             if not self._usual(step, surprise):
                 self._leave(self._doubt[0])
-        elif band is not None:
-            if not band.holds(surprise):
-                ratio = math.exp(band.score(surprise) * band.spread)
-                self.trip(step, f"the surprise was {ratio:.1f} times the expected", fresh=True)
-            elif step <= self.turn:
-                self.scores.append(band.score(surprise))
-        if step == self.turn and self.careful is not None and self.score > self.alarm:
-            self.active, self.turned = self.careful, True
+        elif band is not None and not band.holds(surprise):
+            ratio = math.exp(band.score(surprise) * band.spread)
+            self.trip(step, f"the surprise was {ratio:.1f} times the expected", fresh=True)
 
     def mend(self, step: int, why: str) -> None:
         """A kept value was lost after this step; whoever keeps them computes the next one."""
@@ -205,19 +185,11 @@ class Steering:
         """Computed steps up to this one that a later step may read."""
         if self._left is not None or self.distrusts:
             return tuple(self.computed[-2:])
-        later = self.active.reads(step)
-        if self.careful is not None and step <= self.turn:
-            later = tuple(sorted({*later, *self.careful.reads(step)}))
-        return later
+        return self.plan.reads(step)
 
     def notes(self) -> tuple[str, ...]:
         """What of it a reader of the report must know."""
         found = []
-        if self.turned:
-            found.append(
-                f"Turned careful after step {self.turn}: surprises were {self.score:.1f} standard "
-                "deviations above the profile's."
-            )
         if self.distrusts:
             found.append(
                 "Guard: nothing was taken of a plan of another model; steps were served where "

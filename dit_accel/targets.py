@@ -1,9 +1,8 @@
 """From a profile and a target to a plan, with what it promises: decided before the first step.
 
 A quality is a bound for every clip, not for their mean: `coverage` of the clips must reach it
-(`outlook.py` tells which plans keep that). Among all plans, and all scores at which a run may turn
-careful, the one with the greatest speed that keeps the promise is taken. A speed is met as nearly
-as whole steps allow; nothing turns careful then. Other steps than were calibrated: `carrying.py`.
+(`outlook.py` tells which plans keep that). Of all plans that keep the promise the fastest is taken.
+A speed is met as nearly as whole steps allow. Other steps than were calibrated: `carrying.py`.
 
 Knows numbers; no tensors of a model. Ours.
 """
@@ -11,7 +10,6 @@ Knows numbers; no tensors of a model. Ours.
 from __future__ import annotations
 
 import math
-import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -25,9 +23,7 @@ from dit_accel.outlook import (
     Prediction,
     at_least,
     fewest_bits,
-    half_width,
 )
-from dit_accel.planner import turning
 from dit_accel.profile import Profile, Rung
 from dit_accel.steering import Band
 
@@ -53,8 +49,8 @@ class Slack:
 
     @classmethod
     def of(cls, profile: Profile, quality: float, coverage: float = COVERAGE) -> Slack:
-        """Of a profile that is for no text in particular; none where it has few clips, plans that
-        turn careful, or does not know how hard texts are.
+        """Of a profile that is for no text in particular; none where it has few clips, or
+        does not know how hard texts are.
 
         Args:
             profile: with rungs.
@@ -63,7 +59,7 @@ class Slack:
         """
         hard, rungs = profile.difficulty, profile.rungs
         number = len(hard.known) if hard is not None else 0
-        if hard is None or number < MANY or profile.careful or not rungs:
+        if hard is None or number < MANY or not rungs:
             return cls()
         enough = next((c for c in range(number + 1) if at_least(c, number) >= coverage), number + 1)
         order = sorted(rungs, key=lambda rung: len(rung.computed))
@@ -90,7 +86,6 @@ def for_quality(
     quality: float,
     coverage: float = COVERAGE,
     *,
-    static: bool = False,
     slack: Slack | None = None,
 ) -> Decision:
     """The fastest plan by which `coverage` of the clips reach `quality` dB.
@@ -99,7 +94,6 @@ def for_quality(
         profile: with rungs.
         quality: PSNR in dB against the uncached clip, > 0.
         coverage: share of clips, above 0, below 1.
-        static: whether runs may not turn careful on the way.
         slack: of this quality, where the profile is for the text at hand; None: none.
 
     Raises:
@@ -114,19 +108,16 @@ def for_quality(
     if not profile.rungs:
         raise TargetError("the profile has no rungs; calibrate with speedups to promise a quality")
     slack = slack or Slack()
-    best: tuple[float, Rung, Rung | None, float, float] | None = None
+    best: tuple[float, Rung, float] | None = None
     for rung in profile.rungs:
-        ends = () if static else _ends(profile, rung)
-        ways = (
-            way for end in (None, *ends) for way in _ways(profile, rung, end, quality - slack.db)
-        )
-        for speed, second, alarm, reach in ways:
-            if reach >= coverage and (best is None or speed > best[0]):
-                best = speed, rung, second, alarm, reach
+        reach = Outlook.of(rung).promise(quality - slack.db)
+        speed = profile.schedule.total / len(rung.computed)
+        if reach >= coverage and (best is None or speed > best[0]):
+            best = speed, rung, reach
     if best is None:
         return whole(profile.schedule, quality, profile)
-    _, rung, second, alarm, reach = best
-    return _decision(profile, rung, second, alarm, slack.reach if slack.db else reach)
+    _, rung, reach = best
+    return _decision(profile, rung, slack.reach if slack.db else reach)
 
 
 def for_speedup(profile: Profile, speedup: float) -> Decision:
@@ -148,73 +139,17 @@ def for_speedup(profile: Profile, speedup: float) -> Decision:
         return whole(profile.schedule, None, profile)
     rung = next((rung for rung in profile.rungs if len(rung.computed) == count), None)
     if rung is not None:
-        return _decision(profile, rung, None, math.inf, None)
+        return _decision(profile, rung, None)
     return carried(profile, profile.schedule, speedup=total / count)
 
 
-def _ends(profile: Profile, rung: Rung) -> tuple[Rung, ...]:
-    """What a rung may turn to: its beginning, and more computed steps after it, which may be early
-    ones as well."""
-    begun = _begun(rung, profile)
-    return tuple(
-        end
-        for end in profile.careful
-        if end.computed[:begun] == rung.computed[:begun] and len(end.computed) > len(rung.computed)
-    )
-
-
-def _ways(
-    profile: Profile, rung: Rung, end: Rung | None, quality: float
-) -> list[tuple[float, Rung | None, float, float]]:
-    """(speed, careful end, alarm, reach) of a rung alone, and with its end at several alarms."""
-    total, first = profile.schedule.total, Outlook.of(rung)
-    scores = first.scores
-    alone = first.promise(quality)
-    found: list[tuple[float, Rung | None, float, float]] = [
-        (total / first.count, None, math.inf, alone)
-    ]
-    if end is None:
-        return found
-    second = Outlook.of(end)
-    for alarm in sorted({round(s, 2) for s in scores})[:-1]:
-        turned = [s > alarm for s in scores]
-        reach = statistics.fmean(
-            (second if turn else first).reach(quality, s)
-            for s, turn in zip(scores, turned, strict=True)
-        )
-        speed = statistics.fmean(total / (second if t else first).count for t in turned)
-        found.append((speed, end, alarm, reach))
-    return found
-
-
-def _decision(
-    profile: Profile, rung: Rung, second: Rung | None, alarm: float, reach: float | None
-) -> Decision:
-    total = profile.schedule.total
-    first = Outlook.of(rung)
-    after = Outlook.of(second) if second is not None else first
-    pairs = [(after if s > alarm else first, s) for s in first.scores]
-    speeds = [total / outlook.count for outlook, _ in pairs]
-    centre = statistics.fmean(outlook.at(s) for outlook, s in pairs)
-    low, high = first.interval
-    if second is not None:
-        spread = math.sqrt(statistics.fmean(o.left**2 + (o.at(s) - centre) ** 2 for o, s in pairs))
-        half = half_width(spread, len(pairs))
-        low, high = centre - half, centre + half
-    prediction = Prediction(
-        statistics.fmean(speeds), statistics.fmean(o.count for o, _ in pairs), centre, low, high,
-        reach,
-    )  # fmt: skip
-    turn = rung.computed[_begun(rung, profile) - 1]
-    ends = [end for end in (rung, second) if end is not None]
-    fewest = max(
-        fewest_bits(profile.plan_of(end), profile.field, float(end.latents_db.mean()))
-        for end in ends
-    )
+def _decision(profile: Profile, rung: Rung, reach: float | None) -> Decision:
+    schedule, plan, outlook = profile.schedule, profile.plan_of(rung), Outlook.of(rung)
+    speedup, computed = schedule.total / outlook.count, float(outlook.count)
+    prediction = Prediction(speedup, computed, outlook.mean, *outlook.interval, reach)
     return Decision(
-        profile.plan_of(rung), profile.schedule.mix, tuple(profile.schedule.times.tolist()),
-        prediction, _bands(rung), profile.plan_of(second) if second is not None else None,
-        turn, alarm, outlooks=(first, after), fewest_bits=fewest,
+        plan, schedule.mix, tuple(schedule.times.tolist()), prediction, _bands(rung),
+        fewest_bits=fewest_bits(plan, profile.field, float(rung.latents_db.mean())),
     )  # fmt: skip
 
 
@@ -222,12 +157,6 @@ def _bands(rung: Rung) -> dict[int, Band]:
     """By computed step, from the third on: before, there is no line."""
     places = zip(rung.computed, rung.surprise.tolist(), rung.spread.tolist(), strict=True)
     return {step: Band(mean, spread) for step, mean, spread in list(places)[2:]}
-
-
-def _begun(rung: Rung, profile: Profile) -> int:
-    """How many of its computed steps a rung shares with its careful end."""
-    turn = turning(rung.computed, profile.schedule.total)
-    return sum(step <= turn for step in rung.computed)
 
 
 def check_choice(names: Sequence[tuple[str, float | None]]) -> None:

@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 
-from dit_accel.planner import turning
 from dit_accel.plans import Schedule
 from dit_accel.profile import Identity, Profile, Rung
 
@@ -65,7 +64,6 @@ def rung_of(
 
 def profile_of(
     rungs: Sequence[Rung] = (),
-    careful: Sequence[Rung] = (),
     *,
     schedule: Schedule | None = None,
     identity: Identity = IDENTITY,
@@ -81,8 +79,7 @@ def profile_of(
         "made": {"clips": 2, "torch": "0"},
     }
     return Profile(
-        identity=identity, schedule=schedule, rungs=tuple(rungs), careful=tuple(careful),
-        **given | changes,
+        identity=identity, schedule=schedule, rungs=tuple(rungs), **given | changes,
     )  # fmt: skip
 
 
@@ -90,8 +87,3 @@ def spread_out(mean: float, deviation: float, count: int = 8) -> list[float]:
     """Numbers of exactly this mean and (unbiased) standard deviation."""
     steps = torch.linspace(-1, 1, count, dtype=torch.float64)
     return (mean + deviation * steps / steps.std()).tolist()
-
-
-def begun(computed: Sequence[int], total: int = STEPS) -> tuple[int, ...]:
-    """The steps up to where a run may turn careful."""
-    return tuple(step for step in computed if step <= turning(computed, total))

@@ -129,7 +129,7 @@ def test_a_sampler_that_is_not_linear_is_refused(monkeypatch):
 
 def tensors_of(profile: Profile) -> list[torch.Tensor]:
     found = [profile.gram, profile.gain, profile.schedule.shares, profile.schedule.times]
-    for rung in (*profile.rungs, *profile.careful):
+    for rung in profile.rungs:
         found += [value for value in vars(rung).values() if isinstance(value, torch.Tensor)]
     return found
 
@@ -147,10 +147,10 @@ def test_a_sampler_that_draws_noise_at_every_step_is_refused_by_name(pipe):
 
 
 def test_the_shape_of_a_profile(pipe):
-    """Two rungs, and careful ends where there is room for them."""
+    """Two rungs."""
     told: list[tuple[str, int, int]] = []
     profile = calibrate(
-        pipe, CLIPS[:2], speedups=(2.0, 3.4), careful=True, probes=3, probed=1,
+        pipe, CLIPS[:2], speedups=(2.0, 3.4), probes=3, probed=1,
         told=lambda *news: told.append(news),
     )  # fmt: skip
     identity = profile.identity
@@ -160,7 +160,7 @@ def test_the_shape_of_a_profile(pipe):
     assert profile.gram.shape == (1, 2 * STEPS + 1, 2 * STEPS + 1)
     assert profile.gain.shape == (STEPS,)
     assert [len(rung.computed) for rung in profile.rungs] == [5, 3]
-    for rung in (*profile.rungs, *profile.careful):
+    for rung in profile.rungs:
         count = len(rung.computed)
         assert rung.computed[0] == 0
         assert rung.psnr_db.shape == rung.latents_db.shape == rung.alarm.shape == (2,)
@@ -231,7 +231,7 @@ def test_one_pass_is_enough_where_all_come_to_a_window_together(clips, batch, ex
 
 
 def fixed_ladder(monkeypatch: Any) -> None:
-    monkeypatch.setattr(calibrating._Calibration, "_ladder", lambda *_: [(COMPUTED, None)])
+    monkeypatch.setattr(calibrating._Calibration, "_ladder", lambda *_: [COMPUTED])
 
 
 def frames_of(pipe: Any, clip: Clip, plan: Plan) -> Any:
@@ -367,7 +367,7 @@ def test_a_folder_of_something_else_is_refused(pipe, tmp_path):
 
 def test_without_speedups_there_are_no_rungs(pipe):
     profile = calibrate(pipe, CLIPS[:1], speedups=(), probes=2, probed=1)
-    assert (profile.rungs, profile.careful) == ((), ())
+    assert profile.rungs == ()
 
 
 @pytest.mark.parametrize("name", ["hunyuan-video", "cogvideox-2b", "ltx-video"])

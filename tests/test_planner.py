@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from dit_accel.planner import Field, energies, evenly, fit, noise_energy, search, turning
+from dit_accel.planner import Field, energies, evenly, fit, noise_energy, search
 from dit_accel.plans import Forecast, Plan, Schedule
 
 
@@ -184,17 +184,6 @@ def test_search_is_never_worse_than_where_it_began():
         assert search(field, count, rounds=4, candidates=12, start=start)[1] <= fit(start, field)[1]
 
 
-def test_search_leaves_the_fixed_beginning_alone():
-    field = field_of(smooth(40))
-    fixed = (0, 3, 4, 11)
-    plan, _ = search(field, 10, fixed=fixed, rounds=20)
-    assert plan.computed[:4] == fixed
-    assert len(plan.computed) == 10
-    assert search(field, 4, fixed=fixed)[0].computed == fixed
-    all_after = search(field, 32, fixed=fixed)[0]  # 28 steps after step 11, all of them wanted
-    assert all_after.computed == (*fixed, *range(12, 40))
-
-
 def test_a_start_of_another_count_is_filled_or_cut():
     field = field_of(smooth())
     for start in ([0, 5], [0, 1, 2, 3, 4, 5, 6, 7, 8]):
@@ -210,12 +199,6 @@ def test_evenly_spread_steps(total, count):
     assert max(gaps) - min(gaps) <= 1
 
 
-def test_turning_is_the_last_computed_step_of_the_first_three_tenths():
-    assert turning((0, 2, 5, 9, 15, 16, 30), 50) == 15
-    assert turning((0, 2, 5, 9, 14, 16, 30), 50) == 14
-    assert turning((0, 20, 30), 50) == 20  # none there: the second computed step
-
-
 def test_bad_input_is_named():
     field = field_of(smooth())
     with pytest.raises(ValueError, match=r"computed is \[1, 2\]; accepted: 0 and steps below 20"):
@@ -224,12 +207,6 @@ def test_bad_input_is_named():
         fit([0, 20], field)
     with pytest.raises(ValueError, match="count is 21; accepted: 1 to 20"):
         search(field, 21)
-    with pytest.raises(ValueError, match=r"fixed is \[0, 1, 2\]; accepted: at most 2 steps, with"):
-        search(field, 2, fixed=(0, 1, 2))
-    with pytest.raises(
-        ValueError, match=r"fixed is \[0, 17\]; accepted: at most 6 steps, with room"
-    ):
-        search(field, 6, fixed=(0, 17))
     schedule = Schedule(torch.ones(2), torch.ones(2))
     with pytest.raises(ValueError, match=r"accepted: \(P, 3, 3\), \(2,\)"):
         Field(schedule, torch.ones(1, 2, 2), torch.ones(2), 1.0)

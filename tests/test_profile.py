@@ -24,20 +24,18 @@ from dit_accel.profile import Identity, Profile, ProfileError, Rung
 @pytest.fixture
 def profile() -> Profile:
     first = rung_of((0, 2, 4, 8, 14), [40.0, 41.5, 39.0], alarm=[0.1, -0.1, 0.0], parts=2)
-    careful = rung_of((0, 2, 4, 6, 8, 11, 14), [44.0, 45.5, 43.0], parts=2)
     schedule = schedule_of(mix=(1.0, -3.0))
     identity = dataclasses.replace(IDENTITY, parts=2, guidance=4.0)
-    return profile_of([first], [careful], schedule=schedule, identity=identity)
+    return profile_of([first], schedule=schedule, identity=identity)
 
 
 def tensors_of(profile: Profile) -> dict[str, torch.Tensor]:
     found = {"gram": profile.gram, "gain": profile.gain,
              "shares": profile.schedule.shares, "times": profile.schedule.times}  # fmt: skip
-    for kind in ("rungs", "careful"):
-        for place, rung in enumerate(getattr(profile, kind)):
-            for name, value in vars(rung).items():
-                if isinstance(value, torch.Tensor):
-                    found[f"{kind}.{place}.{name}"] = value
+    for place, rung in enumerate(profile.rungs):
+        for name, value in vars(rung).items():
+            if isinstance(value, torch.Tensor):
+                found[f"rungs.{place}.{name}"] = value
     return found
 
 
@@ -97,6 +95,7 @@ def test_the_shipped_profile_is_written_as_it_was_read(tmp_path):
         | {f"difficulty.{name}" for name in ("centre", "weights", "known")}
         | {f"rungs.{place}.{name}" for place in rungs for name in RUNG_FILE}
     )
+    assert head["careful"] == []
     assert head_again == {name: value for name, value in head.items() if name != "levels"}
     assert tensors_again.keys() == {name for name in tensors if not name.startswith("levels.")}
     for name in tensors_again:
@@ -120,6 +119,23 @@ def test_a_section_of_levels_is_read_over(profile, tmp_path, version):
     assert again.read_bytes() == plain
 
 
+@pytest.mark.parametrize("careful", [None, [[0, 2, 4, 6, 8, 11, 14]], "nonsense"], ids=str)
+def test_plans_that_a_run_turned_to_are_read_over(profile, tmp_path, careful):
+    """Files of earlier versions may have some; those versions need the empty list."""
+    path, again = tmp_path / "a.safetensors", tmp_path / "b.safetensors"
+    profile.save(path)
+    plain = path.read_bytes()
+    head, tensors = contents(path)
+    assert head["careful"] == []
+    assert {name for name in tensors if name.startswith("rungs.0.")} == {
+        f"rungs.0.{name}" for name in RUNG_FILE
+    }
+    tensors["careful.0.psnr_db"] = torch.full((3,), 44.0, dtype=torch.float64)
+    save_file(tensors, str(path), metadata={"profile": json.dumps(head)})
+    Profile.load(rewritten(path, careful=careful)).save(again)
+    assert again.read_bytes() == plain
+
+
 @pytest.mark.parametrize(
     ("kind", "names", "elsewhere"),
     [
@@ -128,7 +144,7 @@ def test_a_section_of_levels_is_read_over(profile, tmp_path, version):
         (Rung, profile_file.RUNG_NAMES, {"computed"}),  # in the header
         (Difficulty, profile_file.DIFFICULTY_NAMES, set()),
         (Profile, profile_file.PROFILE_NAMES,
-         {"identity", "schedule", "rungs", "careful", "difficulty"}),
+         {"identity", "schedule", "rungs", "difficulty"}),
     ],
     ids=lambda value: getattr(value, "__name__", None),
 )  # fmt: skip
@@ -141,7 +157,7 @@ def test_every_field_has_a_name_in_the_file(kind, names, elsewhere):
 def test_a_profile_without_rungs_is_one(tmp_path):
     profile_of().save(tmp_path / "a.safetensors")
     loaded = Profile.load(str(tmp_path / "a.safetensors"))
-    assert (loaded.rungs, loaded.careful) == ((), ())
+    assert loaded.rungs == ()
     assert loaded.field.total == 20
 
 

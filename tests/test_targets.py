@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import statistics
 
 import pytest
 import torch
-from profiles import STEPS, begun, profile_of, rung_of, schedule_of, spread_out
+from profiles import STEPS, profile_of, rung_of, schedule_of, spread_out
 from scipy import stats
 
 from dit_accel import carrying, targets
@@ -132,81 +131,6 @@ def test_the_interval_of_many_prompts_is_their_own():
     assert (decision.prediction.low_db, decision.prediction.high_db) == pytest.approx((5.0, 95.0))
 
 
-# --- turning careful ---
-
-ALARM = [-1.5, -1.0, -0.5, 0.0, 0.0, 0.5, 1.0, 1.5]
-FALLING = [34.0 - 4.0 * score for score in ALARM]
-"""What a rung gives whose surprises tell all: 34 dB, less 4 for every deviation."""
-CAREFUL = (0, 2, 4, 6, 8, 10, 12, 14, 16, 18)
-
-
-def test_an_outlook_is_the_line_through_the_scores_of_the_prompts():
-    outlook = Outlook.of(rung_of(FAST, FALLING, alarm=ALARM))
-    assert (outlook.base, outlook.slope) == pytest.approx((34.0, -4.0))
-    assert outlook.left == pytest.approx(0.0, abs=1e-9)
-    assert outlook.at(1.5) == pytest.approx(28.0)
-
-
-def test_surprise_never_promises_more():
-    """Where calm prompts happened to do worse, the slope is none."""
-    outlook = Outlook.of(rung_of(FAST, FALLING[::-1], alarm=ALARM))
-    assert outlook.slope == 0.0
-    assert outlook.at(3.0) == pytest.approx(statistics.fmean(FALLING))
-
-
-def test_prompts_that_surprise_turn_careful_where_that_keeps_the_promise():
-    """Of the rung alone prompts with a score of 0.5 and more miss 33 dB; its end gives all 45."""
-    rungs = [LADDER[0], rung_of(FAST, FALLING, alarm=ALARM)]
-    end = rung_of(CAREFUL, spread_out(45.0, 0.5), alarm=ALARM)
-    alone = for_quality(profile_of(rungs), 33.0)
-    assert alone.plan.computed == SLOW
-    decision = for_quality(profile_of(rungs, [end]), 33.0)
-    assert (decision.plan.computed, decision.careful.computed) == (FAST, CAREFUL)
-    assert decision.turn == begun(FAST)[-1] == 4
-    assert 0.0 <= decision.alarm < 0.5
-    mean = statistics.fmean([STEPS / len(FAST)] * 5 + [STEPS / len(CAREFUL)] * 3)
-    assert decision.prediction.speedup == pytest.approx(mean)
-    steering = decision.steering()
-    assert (steering.turn, steering.alarm) == (decision.turn, decision.alarm)
-
-
-def test_the_careful_end_is_found_by_the_beginning_that_it_shares():
-    """It may compute more right after the turn: steps 5 and 6 are still of the first three tenths
-    of the run, and yet not of the beginning."""
-    computed = (0, 2, 4, 5, 6, 8, 10, 12, 14, 16)
-    rungs = [LADDER[0], rung_of(FAST, FALLING, alarm=ALARM)]
-    end = rung_of(computed, spread_out(45.0, 0.5), alarm=ALARM)
-    assert begun(computed) != begun(FAST)
-    assert for_quality(profile_of(rungs, [end]), 33.0).careful.computed == computed
-
-
-def test_an_end_of_another_beginning_is_not_turned_to():
-    other = rung_of((0, 1, 3, *range(6, 16, 2)), spread_out(45.0, 0.5), alarm=ALARM)
-    rungs = [LADDER[0], rung_of(FAST, FALLING, alarm=ALARM)]
-    assert for_quality(profile_of(rungs, [other]), 33.0).plan.computed == SLOW
-
-
-def test_what_is_static_does_not_turn():
-    rungs = [LADDER[0], rung_of(FAST, FALLING, alarm=ALARM)]
-    end = rung_of(CAREFUL, spread_out(45.0, 0.5), alarm=ALARM)
-    decision = for_quality(profile_of(rungs, [end]), 33.0, static=True)
-    assert (decision.plan.computed, decision.careful) == (SLOW, None)
-    assert not decision.steering(guard=False).measures
-
-
-def test_what_is_known_on_the_way_narrows_what_is_expected():
-    rungs = [LADDER[0], rung_of(FAST, FALLING, alarm=ALARM)]
-    end = rung_of(CAREFUL, spread_out(45.0, 0.5), alarm=ALARM)
-    decision = for_quality(profile_of(rungs, [end]), 33.0)
-    calm = decision.known(-1.0, turned=False)
-    assert calm.psnr_db == pytest.approx(38.0)
-    assert calm.speedup == STEPS / len(FAST)
-    assert calm.high_db - calm.low_db < decision.prediction.high_db - decision.prediction.low_db
-    turned = decision.known(1.0, turned=True)
-    assert turned.psnr_db == pytest.approx(45.0, abs=1.0)
-    assert turned.computed == len(CAREFUL)
-
-
 # --- a speed ---
 
 
@@ -216,7 +140,7 @@ def test_what_is_known_on_the_way_narrows_what_is_expected():
 def test_a_speed_takes_the_rung_that_is_as_near_as_whole_steps_allow(speedup, computed):
     decision = for_speedup(profile_of(LADDER), speedup)
     assert decision.plan.computed == computed
-    assert (decision.careful, decision.prediction.reach) == (None, None)
+    assert decision.prediction.reach is None
 
 
 @pytest.mark.parametrize(("speedup", "count"), [(3.0, 7), (3.3, 6), (10.0, 2), (1.1, 18)])
@@ -378,7 +302,7 @@ def test_slack_does_not_count_hard_clips_against_easy_texts():
 def test_there_is_no_slack_where_little_is_known():
     profile = two_kinds((40.0, 30.0))
     few = dataclasses.replace(profile.difficulty, known=profile.difficulty.known[::5])
-    for changes in ({"difficulty": None}, {"difficulty": few}, {"careful": profile.rungs}):
+    for changes in ({"difficulty": None}, {"difficulty": few}):
         assert targets.Slack.of(dataclasses.replace(profile, **changes), 35.0) == targets.Slack()
 
 

@@ -121,7 +121,7 @@ def decide(
     Args:
         scheduler: of the run; None where it is not known: the profile's steps alone will do.
         separate: whether guidance runs as separate forwards.
-        static: whether the run may not turn careful on the way.
+        static: whether every run of the same steps does exactly the same, whatever its text.
         text: pooled embeddings of the prompts, which a quality is then promised for.
         resized: whether its clips are of another size than calibration's.
 

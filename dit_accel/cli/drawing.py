@@ -11,10 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from dit_accel.outlook import Decision
-    from dit_accel.plans import Plan
     from dit_accel.profile import Profile
 
-COMPUTED, FORECAST, CAREFUL, PROMPTS = "#1f6f8b", "#dbe7ec", "#c7522a", "#8fb3c0"
+COMPUTED, FORECAST, ASKED, PROMPTS = "#1f6f8b", "#dbe7ec", "#c7522a", "#8fb3c0"
 
 
 def draw(
@@ -41,18 +40,13 @@ def draw(
 
 
 def _steps(axes: Any, decision: Decision) -> None:
-    rows: list[tuple[str, Plan]] = [("plan", decision.plan)]
-    if decision.careful is not None:
-        rows.append(("careful end", decision.careful))
-    for row, (_, plan) in enumerate(rows):
-        computed = set(plan.computed)
-        colours = [COMPUTED if step in computed else FORECAST for step in range(plan.total)]
-        axes.barh([row] * plan.total, 0.9, left=range(plan.total), height=0.7, color=colours)
-    if decision.careful is not None:
-        axes.axvline(decision.turn + 0.95, color=CAREFUL, linewidth=1)
-    axes.set_yticks(range(len(rows)), [name for name, _ in rows])
-    axes.set_ylim(len(rows) - 0.5, -0.5)
-    axes.set_xlim(0, decision.plan.total)
+    plan = decision.plan
+    computed = set(plan.computed)
+    colours = [COMPUTED if step in computed else FORECAST for step in range(plan.total)]
+    axes.barh([0] * plan.total, 0.9, left=range(plan.total), height=0.7, color=colours)
+    axes.set_yticks([0], ["plan"])
+    axes.set_ylim(0.5, -0.5)
+    axes.set_xlim(0, plan.total)
     axes.set_xlabel("step (dark: computed, light: forecast)")
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.tick_params(left=False)
@@ -73,11 +67,11 @@ def _ladder(axes: Any, profile: Profile, decision: Decision | None, quality: flo
             [promised.high_db - promised.psnr_db],
         ]
         axes.errorbar(
-            [promised.speedup], [promised.psnr_db], yerr=reach, fmt="D", color=CAREFUL, capsize=4,
+            [promised.speedup], [promised.psnr_db], yerr=reach, fmt="D", color=ASKED, capsize=4,
             label="this plan, 90 % of clips",
         )  # fmt: skip
     if quality is not None:
-        axes.axhline(quality, color=CAREFUL, linestyle=":", linewidth=1, label="asked for")
+        axes.axhline(quality, color=ASKED, linestyle=":", linewidth=1, label="asked for")
     axes.set_xlabel("speedup (steps / computed steps)")
     axes.set_ylabel("PSNR, dB")
     axes.spines[["top", "right"]].set_visible(False)

@@ -16,13 +16,11 @@ LOW = 0.05  # the share of prompts that got less than what stands under "5 % bel
 
 def rows(profile: Profile) -> list[dict[str, Any]]:
     """One row a plan, from slow to fast; JSON-able."""
-    careful = {rung.computed: _row(rung, profile, "careful end") for rung in profile.careful}
-    found = [_row(rung, profile, "plan") for rung in profile.rungs]
-    return [*found, *careful.values()]
+    return [_row(rung, profile) for rung in profile.rungs]
 
 
 def ladder_table(profile: Profile) -> Table:
-    """The same for people; careful ends, which are no plans of their own, left out."""
+    """The same for people."""
     identity = profile.identity
     table = Table(
         title=(
@@ -35,17 +33,16 @@ def ladder_table(profile: Profile) -> Table:
     for name in ("speed", "steps computed", "PSNR, mean", "5 % below", "worst", "prompts"):
         table.add_column(name, justify="right", no_wrap=True)
     for row in rows(profile):
-        if row["kind"] == "plan":
-            psnr = (f"{row[name]:.1f} dB" for name in ("mean_db", "low_db", "worst_db"))
-            computed = f"{len(row['computed'])} of {identity.steps}"
-            table.add_row(f"{row['speedup']:.2f}x", computed, *psnr, str(row["prompts"]))
+        psnr = (f"{row[name]:.1f} dB" for name in ("mean_db", "low_db", "worst_db"))
+        computed = f"{len(row['computed'])} of {identity.steps}"
+        table.add_row(f"{row['speedup']:.2f}x", computed, *psnr, str(row["prompts"]))
     return table
 
 
-def _row(rung: Rung, profile: Profile, kind: str) -> dict[str, Any]:
+def _row(rung: Rung, profile: Profile) -> dict[str, Any]:
     psnr = sorted(rung.psnr_db.tolist())
     return {
-        "kind": kind,
+        "kind": "plan",
         "speedup": profile.schedule.total / len(rung.computed),
         "computed": list(rung.computed),
         "mean_db": statistics.fmean(psnr),

@@ -233,13 +233,6 @@ def _content(
     size = latent_bytes(model, profile) if model is not None else None
     tensors = most_held(decision)
     capped = _arranged(planned, size, profile) if size is not None else None
-    careful = None
-    if decision.careful is not None:
-        careful = {
-            "computed": list(decision.careful.computed),
-            "after": decision.turn,
-            "alarm": decision.alarm,
-        }
     promised = decision.prediction
     return content | {
         "quality": planned.quality,
@@ -247,7 +240,6 @@ def _content(
         "steps": planned.steps,
         "guidance": planned.guidance,
         "computed": list(decision.plan.computed),
-        "careful": careful,
         "prediction": dataclasses.asdict(promised) if promised is not None else None,
         "held_tensors": tensors,
         "held_bytes": None if size is None else tensors * size,
@@ -291,11 +283,6 @@ def _rows(planned: Planned, profile: Profile, model: Model | None) -> list[tuple
         ("asked for", f"{planned.asked} at {planned.steps} steps, guidance {planned.guidance:g}"),
         ("plan", Text(strip(_shares(decision.plan)), style="cyan")),
     ]
-    if decision.careful is not None:
-        rows.append(("careful end", Text(strip(_shares(decision.careful)), style="cyan")))
-        rows.append(
-            ("", f"turned to after step {decision.turn}, where a prompt surprises too much by then")
-        )
     rows.append(("", Text("█ computed, · forecast", style="dim")))
     if promised is not None:
         speed = f"{promised.speedup:.2f}x, {promised.computed:.1f} of {planned.steps} steps"
