@@ -45,6 +45,8 @@ PAGES = [ROOT / "README.md", *(ROOT / "docs" / f"{name}.md" for name in NAMES)]
 RESEARCH = ROOT / "research"  # not in an sdist
 LINKING = [p for p in (*PAGES, ROOT / "assets/README.md", RESEARCH / "LOG.md") if p.exists()]
 MEASURED = "results.md"  # its commands take hours
+COMING = ("--deterministic", "--force-profile")  # new names of --static and --force
+OPTIONS_OF_SCRIPTS = ("--pairs", "--prompts", "--quality", "--seeds", "--lowest", "--write")
 SMALL = {
     "num_inference_steps=50": "num_inference_steps=8",
     "height=64, width=64, num_frames=17": "height=32, width=32, num_frames=5",
@@ -141,6 +143,21 @@ def test_tables_are_what_the_code_says(name):
     assert docs_tables.in_page(name) == docs_tables.TABLES[name](), (
         "run: python scripts/docs/docs_tables.py --write"
     )
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+def test_options_that_the_text_names_exist(page):
+    text = re.sub(
+        r"^```.*?^```$", "", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE
+    )
+    named = {m for code in re.findall(r"`([^`\n]+)`", text) for m in re.findall(r"--[a-z-]+", code)}
+    assert named <= {*options_of(typer.main.get_command(app)), *OPTIONS_OF_SCRIPTS, *COMING}
+
+
+def options_of(command: Any) -> set[str]:
+    """All options of a command and of its verbs."""
+    found = {name for p in command.params for name in (*p.opts, *p.secondary_opts)}
+    return found.union(*map(options_of, getattr(command, "commands", {}).values()))
 
 
 # --- python ------------------------------------------------------------------------
