@@ -267,6 +267,9 @@ def run(words: list[str], page: Path) -> None:
             compile(code, "docs", "exec")
         case ["bash", script, *_]:
             assert (ROOT / script).is_file()
+        case ["export", setting]:
+            name = setting.partition("=")[0]
+            assert any(name in path.read_text() for path in (ROOT / "scripts").glob("*.sh"))
         case ["pip", "install", *rest]:
             check_extras(rest)
         case _:
