@@ -47,7 +47,7 @@ def main() -> None:
     parser.add_argument("--prompt", default="a red circle moving right on a plain gray background")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    pipe = WanPipeline.from_pretrained(ASSETS / "mini-wan", torch_dtype=torch.float32)
+    pipe = WanPipeline.from_pretrained(ASSETS / "mini-wan")
     pipe.set_progress_bar_config(disable=True)
     profile = profile_of(pipe, args.profile)
     run = Run(pipe, profile, args.prompt, args.seed, args.speedup)

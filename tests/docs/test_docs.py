@@ -160,6 +160,21 @@ def options_of(command: Any) -> set[str]:
     return found.union(*map(options_of, getattr(command, "commands", {}).values()))
 
 
+@pytest.mark.slow
+def test_the_figure_can_be_drawn_again(tmp_path, monkeypatch, capsys):
+    import draw_idea
+
+    monkeypatch.setattr(draw_idea, "CLIPS", 4)
+    monkeypatch.setattr(draw_idea, "BATCH", 4)
+    profile, picture = tmp_path / "ten.safetensors", tmp_path / "idea.png"
+    monkeypatch.setattr(sys, "argv", ["", "--profile", str(profile), "--out", str(picture)])
+    draw_idea.main()
+    numbers = json.loads(capsys.readouterr().out)
+    assert len(numbers["computed"]) == 4 and numbers["error"][0] == 0
+    assert numbers["psnr_db"] > numbers["fewer_steps_psnr_db"]
+    assert picture.stat().st_size > 10_000
+
+
 # --- python ------------------------------------------------------------------------
 
 
