@@ -14,7 +14,11 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from dit_accel.acceleration import Handle, accelerate
+    from dit_accel.attention.pcas import PCAS
+    from dit_accel.attention.trim_text import trim_text
+    from dit_accel.caching.blend import DWS
+    from dit_accel.caching.unicp import UniCP
+    from dit_accel.caching.windows import EDCW
     from dit_accel.config import (
         AccelConfig,
         PlanConfig,
@@ -24,21 +28,17 @@ if TYPE_CHECKING:
         UncachedConfig,
         UniCPConfig,
     )
-    from dit_accel.families import FAMILIES
+    from dit_accel.core.report import Report, SiteReport
+    from dit_accel.handle import Handle, accelerate
     from dit_accel.layout import Layout
-    from dit_accel.outcome import Report, SiteReport
-    from dit_accel.pcas import PCAS
-    from dit_accel.shift import DWS
-    from dit_accel.staging import SceneConfig
-    from dit_accel.trimming import trim_text
-    from dit_accel.unicp import UniCP
-    from dit_accel.windows import EDCW
+    from dit_accel.models.families import FAMILIES
+    from dit_accel.scenes.rows import SceneConfig
 
 __version__ = "0.1.0"
 
 _HOMES = {
-    "accelerate": "dit_accel.acceleration",
-    "Handle": "dit_accel.acceleration",
+    "accelerate": "dit_accel.handle",
+    "Handle": "dit_accel.handle",
     "AccelConfig": "dit_accel.config",
     "QualityConfig": "dit_accel.config",
     "SpeedupConfig": "dit_accel.config",
@@ -46,16 +46,16 @@ _HOMES = {
     "UniCPConfig": "dit_accel.config",
     "PlanConfig": "dit_accel.config",
     "UncachedConfig": "dit_accel.config",
-    "FAMILIES": "dit_accel.families",
-    "Report": "dit_accel.outcome",
-    "SiteReport": "dit_accel.outcome",
+    "FAMILIES": "dit_accel.models.families",
+    "Report": "dit_accel.core.report",
+    "SiteReport": "dit_accel.core.report",
     "Layout": "dit_accel.layout",
-    "SceneConfig": "dit_accel.staging",
-    "EDCW": "dit_accel.windows",
-    "PCAS": "dit_accel.pcas",
-    "DWS": "dit_accel.shift",
-    "UniCP": "dit_accel.unicp",
-    "trim_text": "dit_accel.trimming",
+    "SceneConfig": "dit_accel.scenes.rows",
+    "EDCW": "dit_accel.caching.windows",
+    "PCAS": "dit_accel.attention.pcas",
+    "DWS": "dit_accel.caching.blend",
+    "UniCP": "dit_accel.caching.unicp",
+    "trim_text": "dit_accel.attention.trim_text",
 }
 __all__ = [
     "DWS",

@@ -5,7 +5,7 @@
     json.dumps(config.to_dict())  # AccelConfig.from_dict makes an equal one of it
 
 One class a way of deciding what is computed: each has the settings that mean something in it and no
-others, and every one may have a layout. Keywords of `accelerate` become one in `keywords.py`.
+others, and every one may have a layout. Keywords of `accelerate` become one in `config.py`.
 """
 
 from __future__ import annotations
@@ -13,21 +13,21 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Self
 
-from dit_accel.courses import Course, PlanCourse
-from dit_accel.families import SITES
+from dit_accel.attention.block_sparse import BlockSelection
+from dit_accel.attention.pcas import PCAS
+from dit_accel.caching.blend import DWS
+from dit_accel.caching.policy import PlanPolicy, Policy
+from dit_accel.caching.unicp import PRESETS, UniCP
+from dit_accel.caching.windows import DEFAULT_THRESHOLD, EDCW
 from dit_accel.layout import Layout
-from dit_accel.pcas import PCAS
-from dit_accel.plans import Plan
-from dit_accel.profile import Profile
-from dit_accel.pruning import Blocks
-from dit_accel.shift import DWS
-from dit_accel.staging import SceneConfig
-from dit_accel.unicp import UniCP
-from dit_accel.windows import EDCW
+from dit_accel.models.families import SITES
+from dit_accel.planning.plan import Plan
+from dit_accel.planning.profile import Profile
+from dit_accel.scenes.rows import SceneConfig
 
 DEFAULT_QUALITY = 36.0  # dB, where nothing else is asked for
 File = str | os.PathLike[str]
@@ -80,7 +80,7 @@ class AccelConfig:
         """
         return {"kind": self.kind} | _plain(self, _refuse)
 
-    def told(self) -> dict[str, Any]:
+    def describe(self) -> dict[str, Any]:
         """As `to_dict`, for people: what is no plain value is there by the name of its class."""
         return {"kind": self.kind} | _plain(self, lambda _, value: f"<{_class(value)}>")
 
@@ -221,7 +221,7 @@ class PlanConfig(AccelConfig):
     """
 
     kind: ClassVar[str] = "plan"
-    plan: Plan | Course
+    plan: Plan | Policy
     mix: tuple[float, ...] = (1.0,)
 
     def __post_init__(self) -> None:
@@ -230,9 +230,9 @@ class PlanConfig(AccelConfig):
             raise ValueError(f"plan is {self.plan!r}; accepted: a Plan, or a Course")
 
     @property
-    def course(self) -> Course:
+    def policy(self) -> Policy:
         """What a run follows."""
-        return PlanCourse(self.plan, self.mix) if isinstance(self.plan, Plan) else self.plan
+        return PlanPolicy(self.plan, self.mix) if isinstance(self.plan, Plan) else self.plan
 
 
 @dataclass(frozen=True)
@@ -243,7 +243,13 @@ class UncachedConfig(AccelConfig):
 
 
 WAYS = (QualityConfig, SpeedupConfig, ThresholdConfig, UniCPConfig, PlanConfig, UncachedConfig)
-_PARTS = {"windows": EDCW, "pcas": PCAS, "shift": DWS, "blocks": Blocks, "scene": SceneConfig}
+_PARTS = {
+    "windows": EDCW,
+    "pcas": PCAS,
+    "shift": DWS,
+    "blocks": BlockSelection,
+    "scene": SceneConfig,
+}
 
 
 def settings_of(parts: Any) -> dict[str, Any]:
@@ -305,3 +311,110 @@ def _shown(parts: Any) -> str:
 
 def _class(value: Any) -> str:
     return type(value).__name__
+
+
+DEFAULTS: Mapping[str, Any] = {
+    "threshold": None, "site": "model", "plan": None, "mix": (1.0,), "accel": None,
+    "quality": None, "speedup": None, "profile": None, "guard": True, "force": False,
+    "static": False, "cache_memory": None, "layout": None, "scene": None,
+}  # fmt: skip
+
+
+def config_of(config: AccelConfig | EDCW | UniCP | None = None, **keywords: Any) -> AccelConfig:
+    """The config that `accelerate` carries out.
+
+    Args:
+        config: what shall be done; or settings of the windows, or of UniCP.
+        keywords: those of `accelerate`; beside an `AccelConfig` all as they are by default.
+
+    Raises:
+        ValueError: keywords do not go together, or a value is out of range.
+    """
+    given = {name: value for name, value in keywords.items() if value != DEFAULTS[name]}
+    if config is None and isinstance(given.get("accel"), AccelConfig):
+        config = given.pop("accel")
+    if isinstance(config, AccelConfig):
+        if given:
+            beside = f"{' and '.join(given)} {'is' if len(given) == 1 else 'are'} given beside"
+            accepted = "in it, where it has such a setting"
+            raise ValueError(f"{beside} {type(config).__name__}; accepted: {accepted}")
+        return config
+    if config is not None:
+        given[_keyword(config, given)] = config
+    return _chosen(_without_alias(given))
+
+
+def _keyword(config: Any, given: Mapping[str, Any]) -> str:
+    """What settings of a technique are given as."""
+    if isinstance(config, EDCW):
+        return "config"
+    if isinstance(config, UniCP) and "accel" not in given:
+        return "accel"
+    raise ValueError(f"config is {config!r}; accepted: an AccelConfig, an EDCW, or a UniCP alone")
+
+
+def _without_alias(given: dict[str, Any]) -> dict[str, Any]:
+    """`accel="unicp"` is the default quality, or the target beside it."""
+    if given.get("accel") != "unicp":
+        return given
+    if "threshold" in given:
+        raise ValueError("accel is 'unicp' with threshold; accepted: with quality or speedup")
+    rest = {name: value for name, value in given.items() if name != "accel"}
+    return rest if "quality" in rest or "speedup" in rest else {"quality": DEFAULT_QUALITY, **rest}
+
+
+def _chosen(given: dict[str, Any]) -> AccelConfig:
+    check_choice([(name, given.get(name)) for name in ("quality", "speedup", "threshold")])
+    if "quality" in given or "speedup" in given:
+        _alone("quality or speedup", given, ("plan", "config", "accel", "site"), "alone")
+        return _config(QualityConfig if "quality" in given else SpeedupConfig, given)
+    for name in ("profile", "static", "cache_memory", "guard", "force"):
+        if name in given:
+            raise ValueError(f"{name} is given without a target; accepted: with quality or speedup")
+    if "mix" in given and "plan" not in given:
+        raise ValueError("mix is given without a plan; accepted: with plan")
+    if "accel" in given:
+        _alone("accel", given, ("plan", "site", "config"), "threshold alone")
+        return _config(UniCPConfig, given | settings_of(_preset(given)))
+    if "plan" in given:
+        _alone("plan", given, ("threshold", "site", "config"), "plan alone")
+        return _config(PlanConfig, given)
+    if "layout" in given and not given.keys() & {"threshold", "config", "site"}:
+        return _config(UncachedConfig, given)
+    return _config(ThresholdConfig, given | settings_of(given.get("config", _windows(given))))
+
+
+def _alone(what: str, given: Mapping[str, Any], others: tuple[str, ...], accepted: str) -> None:
+    if any(name in given for name in others):
+        named = f"{', '.join(others[:-1])} or {others[-1]}"
+        raise ValueError(f"{what} is given with {named}; accepted: {accepted}")
+
+
+def _config(way: type[AccelConfig], given: Mapping[str, Any]) -> AccelConfig:
+    """A config of those keywords that it has."""
+    names = (one.name for one in dataclasses.fields(way))
+    return way(**{name: given[name] for name in names if name in given})
+
+
+def _preset(given: Mapping[str, Any]) -> UniCP:
+    accel = given["accel"]
+    if isinstance(accel, UniCP):
+        return accel
+    if accel not in PRESETS:
+        raise ValueError(f"accel is {accel!r}; accepted: unicp, {', '.join(PRESETS)}, or a UniCP")
+    return PRESETS[accel](windows=_windows(given))
+
+
+def _windows(given: Mapping[str, Any]) -> EDCW:
+    return EDCW(threshold=given.get("threshold", DEFAULT_THRESHOLD))
+
+
+def check_choice(names: Sequence[tuple[str, float | None]]) -> None:
+    """Refuse more than one target.
+
+    Raises:
+        ValueError: naming those that were given.
+    """
+    given = [f"{name}={value:g}" for name, value in names if value is not None]
+    if len(given) > 1:
+        raise ValueError(f"{' and '.join(given)} are given; accepted: one of them")

@@ -26,9 +26,8 @@ from diffusers import WanPipeline
 from diffusers.pipelines.wan.pipeline_output import WanPipelineOutput
 
 from dit_accel import EDCW, AccelConfig, Report, UniCP, accelerate
-from dit_accel.config import PlannedConfig
-from dit_accel.finding import find_profile
-from dit_accel.keywords import config_of
+from dit_accel.config import PlannedConfig, config_of
+from dit_accel.planning.lookup import find_profile
 
 
 @dataclass

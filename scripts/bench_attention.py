@@ -28,10 +28,10 @@ import torch.nn.functional as F
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # so that it runs where nothing is installed
 
-from dit_accel import kernels, pca, pruning
-from dit_accel.kernels import Launch
-from dit_accel.pruning import Blocks
-from dit_accel.tokens import TokenGrid
+from dit_accel.attention import block_sparse, kernels, pca
+from dit_accel.attention.block_sparse import BlockSelection
+from dit_accel.attention.kernels import Launch
+from dit_accel.core.tokens import TokenGrid
 
 SHAPES = {
     "wan2.1-1.3b 480p": (12, TokenGrid(21, 30, 52)),
@@ -41,9 +41,13 @@ WIDTH, RANK, SAMPLES = 128, 32, 16
 DENSITIES = (0.1, 0.2, 0.3, 0.5)
 LAUNCHES = [
     (blocks, Launch(warps, stages, accelerator))
-    for blocks, warps in ((Blocks(128, 64), 8), (Blocks(128, 64), 4), (Blocks(64, 64), 4))
+    for blocks, warps in (
+        (BlockSelection(128, 64), 8),
+        (BlockSelection(128, 64), 4),
+        (BlockSelection(64, 64), 4),
+    )
     for stages, accelerator in ((2, False), (3, False), (3, True))
-] + [(Blocks(128, 128), Launch(8, 2)), (Blocks(128, 128), Launch(8, 2, True))]
+] + [(BlockSelection(128, 128), Launch(8, 2)), (BlockSelection(128, 128), Launch(8, 2, True))]
 Row = dict[str, Any]
 
 
@@ -80,13 +84,13 @@ def correctness() -> Iterator[Row]:
     torch.manual_seed(0)
     for dtype in (torch.float32, torch.float16, torch.bfloat16):
         q, k, v = (torch.randn(1, 2000, 4, WIDTH, device="cuda", dtype=dtype) for _ in range(3))
-        for blocks in (Blocks(64, 64), Blocks(128, 64)):
+        for blocks in (BlockSelection(64, 64), BlockSelection(128, 64)):
 
             def compare(q=q, k=k, v=v, blocks=blocks) -> Row:
-                mass = pruning.block_mass(q, k, blocks, SAMPLES, 0.2)
-                kept = pruning.keep_blocks(mass, 0.5, 0.0, 1.0)
+                mass = block_sparse.block_mass(q, k, blocks, SAMPLES, 0.2)
+                kept = block_sparse.keep_blocks(mass, 0.5, 0.0, 1.0)
                 ours = kernels.pruned_attention(q, k, v, kept, blocks)
-                exact = pruning.pruned_attention(q, k, v, kept, blocks)
+                exact = block_sparse.pruned_attention(q, k, v, kept, blocks)
                 scored = kernels.block_mass(q, k, blocks, SAMPLES, 0.2)
                 chosen = kernels.keep_blocks(mass, 0.5, 0.0, 1.0)
                 return {
@@ -134,7 +138,10 @@ def ways(
                 sdpa(q, k, v)
 
         yield f"SDPA {backend.name.lower()}", forced
-    q_moments, k_moments = pca.Moments().add(q[:, ::50]), pca.Moments().add(k[:, ::50])
+    q_moments, k_moments = (
+        pca.CovarianceAccumulator().add(q[:, ::50]),
+        pca.CovarianceAccumulator().add(k[:, ::50]),
+    )
     basis = pca.logit_basis(q_moments, k_moments)
     for rank in (64, 96):
 
@@ -155,9 +162,11 @@ def pruned(
     dense: list[float], go_on: Callable[[], bool],
 ) -> Iterator[Row]:  # fmt: skip
     """The parts of pruned attention, its launches at one density, and all of it at several."""
-    order = pruning.tile_order(grid, (4, 4, 4)).cuda()
+    order = block_sparse.tile_order(grid, (4, 4, 4)).cuda()
     back = order.argsort()
-    basis = pca.logit_basis(pca.Moments().add(q[:, ::50]), pca.Moments().add(k[:, ::50]))
+    basis = pca.logit_basis(
+        pca.CovarianceAccumulator().add(q[:, ::50]), pca.CovarianceAccumulator().add(k[:, ::50])
+    )
     left, right = (x.to(q.dtype) for x in basis.cut(RANK))
     tiled = [x[:, order] for x in (q, k, v)]
     low = pca.project(tiled[0], left), pca.project(tiled[1], right)
@@ -169,7 +178,7 @@ def pruned(
         "ms": milliseconds(lambda: (pca.project(q, left), pca.project(k, right)))
     })  # fmt: skip
     masses = {}
-    for blocks in (Blocks(128, 64), Blocks(64, 64), Blocks(128, 128)):
+    for blocks in (BlockSelection(128, 64), BlockSelection(64, 64), BlockSelection(128, 128)):
         size = f"{blocks.query}x{blocks.key}"
         for samples in (16, 8):
 
@@ -189,9 +198,9 @@ def pruned(
             "ms": milliseconds(lambda: kernels.keep_blocks(mass, 0.9, 0.1, 0.3))
         })  # fmt: skip
         yield guarded(shape, f"part: select {size} by sorting", lambda mass=mass: {
-            "ms": milliseconds(lambda: pruning.keep_blocks(mass, 0.9, 0.1, 0.3))
+            "ms": milliseconds(lambda: block_sparse.keep_blocks(mass, 0.9, 0.1, 0.3))
         })  # fmt: skip
-    best: tuple[float, Blocks, Launch] | None = None
+    best: tuple[float, BlockSelection, Launch] | None = None
     for blocks, launch in LAUNCHES:
         if not go_on() or blocks not in masses:
             continue

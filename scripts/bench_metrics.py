@@ -35,7 +35,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from dit_accel import video
+from dit_accel.core import video
 from dit_accel.metrics.scoring import Scorer, rows_of
 
 WANTED = 3.0

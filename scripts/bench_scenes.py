@@ -28,10 +28,12 @@ import torch
 import torch.nn.functional as F
 from diffusers import WanPipeline
 
-from dit_accel import Layout, SceneConfig, accelerate, miniature
-from dit_accel.bench import FlopMeter, device_name, measure, synchronise
+from dit_accel import Layout, SceneConfig, accelerate
+from dit_accel.core.flops import FlopMeter
+from dit_accel.core.measure import device_name, measure, synchronise
 from dit_accel.layout import Keyframe, Reference, Shot, Subject
-from dit_accel.visibility import dense_mask, gather_plan, gathered_attention
+from dit_accel.models import miniature
+from dit_accel.scenes.masks import dense_mask, gather_plan, gathered_attention
 
 LEFT, RIGHT = (0.0, 0.2, 0.5, 0.8), (0.5, 0.2, 1.0, 0.8)
 RED = "a red circle moving right on the left on a plain gray background"

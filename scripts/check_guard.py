@@ -28,10 +28,11 @@ import torch
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from dit_accel import accelerate, miniature  # noqa: E402
+from dit_accel import accelerate  # noqa: E402
+from dit_accel.core.generation import ClipSpec, call_arguments  # noqa: E402
 from dit_accel.metrics import psnr  # noqa: E402
-from dit_accel.profile import Profile  # noqa: E402
-from dit_accel.takes import Clip, call_arguments  # noqa: E402
+from dit_accel.models import miniature  # noqa: E402
+from dit_accel.planning.profile import Profile  # noqa: E402
 
 WHEN = 0.45  # of the run
 ANOTHER = "a small green triangle moving up on a dotted background"
@@ -69,9 +70,9 @@ def load() -> Any:
     return pipe
 
 
-def clip_of(prompt: str, seed: int, steps: int) -> Clip:
+def clip_of(prompt: str, seed: int, steps: int) -> ClipSpec:
     """The miniature's clip at its own settings."""
-    return Clip(prompt, None, seed, steps, 4.0, 64, 64, 17, max_sequence_length=64)
+    return ClipSpec(prompt, None, seed, steps, 4.0, 64, 64, 17, max_sequence_length=64)
 
 
 def other_model(pipe: Any) -> Any:
@@ -88,7 +89,7 @@ def other_model(pipe: Any) -> Any:
 
 
 def check(
-    pipe: Any, profile: Profile, wrong: Profile, clip: Clip, fault: str, **target: Any
+    pipe: Any, profile: Profile, wrong: Profile, clip: ClipSpec, fault: str, **target: Any
 ) -> Row:
     """Runs a fault on a clip: uncached, guarded, unguarded, and with fewer steps."""
     target = target or {"speedup": 2.5}
@@ -102,18 +103,18 @@ def check(
     return Row(fault, report.steps_computed, *scores, report.notes)
 
 
-def stock(pipe: Any, clip: Clip, fault: str) -> Any:
+def stock(pipe: Any, clip: ClipSpec, fault: str) -> Any:
     """An uncached run, struck by what is not of the cache."""
     return _stock(pipe, clip, fault if fault in (TEXT, LATENTS) else NONE)
 
 
 @functools.lru_cache(maxsize=16)  # several faults share theirs
-def _stock(pipe: Any, clip: Clip, fault: str) -> Any:
+def _stock(pipe: Any, clip: ClipSpec, fault: str) -> Any:
     return run(pipe, clip, strike_of(pipe, fault))
 
 
 def accelerated(
-    pipe: Any, profile: Profile, clip: Clip, fault: str, *, guard: bool, **target: Any
+    pipe: Any, profile: Profile, clip: ClipSpec, fault: str, *, guard: bool, **target: Any
 ) -> tuple[Any, Any]:
     """An accelerated run, struck; and its report."""
     with accelerate(pipe, profile=profile, guard=guard, force=True, **target) as handle:
@@ -137,7 +138,7 @@ def strike_of(pipe: Any, fault: str) -> Strike:
     return lambda tensors: {}
 
 
-def run(pipe: Any, clip: Clip, strike: Strike) -> Any:
+def run(pipe: Any, clip: ClipSpec, strike: Strike) -> Any:
     """Frames of a run that is struck after a step."""
     last = max(0, round(WHEN * clip.steps) - 1)
 
@@ -182,7 +183,7 @@ def table(rows: Sequence[Row]) -> str:
 
 def calibrated(pipe: Any, steps: int) -> Profile:
     """A profile for runs of so many steps, by four clips."""
-    from dit_accel.calibrate import calibrate
+    from dit_accel.calibration.calibrate import calibrate
 
     clips = [clip_of(prompt, seed, steps) for seed, prompt in enumerate(CALIBRATION)]
     return calibrate(pipe, clips, speedups=(2.5,), probes=3, probed=1)
@@ -203,7 +204,7 @@ def main() -> None:
     options = parser.parse_args()
     pipe = load()
     profile = Profile.load(options.profile) if options.profile else calibrated(pipe, options.steps)
-    steps = profile.identity.steps
+    steps = profile.key.steps
     wrong = profile
     if "profile" in options.faults:
         known = options.wrong

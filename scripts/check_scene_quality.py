@@ -15,8 +15,9 @@ from typing import Any
 from diffusers import WanPipeline
 from draw_scene import clips
 
-from dit_accel import accelerate, layout, miniature
+from dit_accel import accelerate, layout
 from dit_accel.metrics import psnr
+from dit_accel.models import miniature
 
 FOLDER = Path("assets/layouts")
 

@@ -13,8 +13,9 @@ import cv2
 import torch
 from diffusers import WanPipeline
 
-from dit_accel import accelerate, layout, miniature
-from dit_accel.video import film_strips
+from dit_accel import accelerate, layout
+from dit_accel.core.video import film_strips
+from dit_accel.models import miniature
 
 
 def clips(pipe: Any, scene: layout.Layout, seed: int) -> Any:

@@ -16,8 +16,9 @@ import statistics
 import torch
 from diffusers import WanPipeline
 
-from dit_accel import accelerate, miniature
-from dit_accel.takes import Clip, take, warm_up
+from dit_accel import accelerate
+from dit_accel.core.generation import ClipSpec, generate, warm_up
+from dit_accel.models import miniature
 
 
 def main() -> None:
@@ -29,7 +30,7 @@ def main() -> None:
     pipe = WanPipeline.from_pretrained(str(miniature.path()))
     pipe.set_progress_bar_config(disable=True)
     given = miniature.call_defaults(miniature.path())
-    clip = Clip(
+    clip = ClipSpec(
         prompt="a red circle moving right on a plain gray background", negative=None, seed=0,
         steps=int(given["num_inference_steps"]), guidance=float(given["guidance_scale"]),
         height=int(given["height"]), width=int(given["width"]), frames=int(given["num_frames"]),
@@ -38,20 +39,20 @@ def main() -> None:
     warm_up(pipe, clip)
     overheads, reads = [], []
     for pair in range(args.pairs):
-        stock = take(pipe, clip, device="cpu").denoising_seconds
+        stock = generate(pipe, clip, device="cpu").denoising_seconds
         with accelerate(pipe, speedup=args.speedup) as handle:
-            wall = take(pipe, clip, device="cpu").denoising_seconds
+            wall = generate(pipe, clip, device="cpu").denoising_seconds
             report = handle.report()
         ideal = stock * report.steps_computed / report.steps
         overheads.append((wall - ideal) / wall)
-        reads.append(report.device_reads)
+        reads.append(report.host_syncs)
         print(f"{pair}: uncached {stock:.2f} s, wall {wall:.2f} s, overhead {overheads[-1]:+.1%}")
     found = {
         "computed": report.steps_computed,
         "steps": report.steps,
         "overhead_median": round(statistics.median(overheads), 4),
         "overheads": [round(o, 4) for o in overheads],
-        "device_reads": max(reads),
+        "host_syncs": max(reads),
     }
     print(json.dumps(found))
 

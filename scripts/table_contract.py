@@ -21,8 +21,8 @@ from typing import Any
 
 import numpy as np
 
-from dit_accel.evaluate.statistics import Interval, difference, mean
-from dit_accel.evaluate.store import Store
+from dit_accel.evaluation.statistics import Interval, difference, mean
+from dit_accel.evaluation.store import Store
 
 QUALITIES = (28, 32, 36)
 LADDER = 5  # plans at least that hindsight may choose from
@@ -96,10 +96,10 @@ def chosen(points: Points, store: Store, model: Path) -> dict[str, Any]:
     """
     from diffusers import WanPipeline
 
-    from dit_accel.autopilot import decide
-    from dit_accel.difficulty import pooled
-    from dit_accel.finding import FILE
-    from dit_accel.profile import Profile
+    from dit_accel.caching.controller import decide
+    from dit_accel.planning.difficulty import pooled
+    from dit_accel.planning.lookup import FILE
+    from dit_accel.planning.profile import Profile
 
     profile, pipe = Profile.load(model / FILE), WanPipeline.from_pretrained(model)
     length = store.plan().clip.max_sequence_length
@@ -109,10 +109,10 @@ def chosen(points: Points, store: Store, model: Path) -> dict[str, Any]:
             prompt.prompt, do_classifier_free_guidance=False, max_sequence_length=length
         )[0]
         for wanted in QUALITIES:
-            decision = decide(profile, quality=wanted, text=pooled(text))
+            choice = decide(profile, quality=wanted, text=pooled(text))
             for spent, result in points["speedup"].get(prompt.id, ()):
-                if tuple(result["report"]["planned"]) == decision.plan.computed:
-                    report = result["report"] | {"prediction": vars(decision.prediction)}
+                if tuple(result["report"]["planned"]) == choice.plan.computed:
+                    report = result["report"] | {"prediction": vars(choice.prediction)}
                     row = {**result, "label": f"quality:{wanted}", "report": report}
                     found[prompt.id].append((spent, row))
                     break

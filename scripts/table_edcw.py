@@ -22,7 +22,7 @@ from diffusers import WanPipeline
 from miniature_output import sample
 
 from dit_accel import EDCW, accelerate
-from dit_accel.bench import measure
+from dit_accel.core.measure import measure
 from dit_accel.metrics import psnr, ssim
 
 STEPS = 50

@@ -26,18 +26,19 @@ import torch
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from dit_accel import accelerate, miniature  # noqa: E402
-from dit_accel.keeping import Kept  # noqa: E402
+from dit_accel import accelerate  # noqa: E402
+from dit_accel.caching.store import TensorStore  # noqa: E402
+from dit_accel.core.generation import ClipSpec, Generation, generate, warm_up  # noqa: E402
+from dit_accel.core.quantization import Packed, pack, random_signs, typical_error  # noqa: E402
 from dit_accel.metrics import psnr  # noqa: E402
-from dit_accel.packing import Packed, pack, random_signs, typical_error  # noqa: E402
-from dit_accel.planner import noise_energy  # noqa: E402
-from dit_accel.profile import Profile  # noqa: E402
-from dit_accel.takes import Clip, Take, take, warm_up  # noqa: E402
+from dit_accel.models import miniature  # noqa: E402
+from dit_accel.planning.profile import Profile  # noqa: E402
+from dit_accel.planning.search import noise_energy  # noqa: E402
 
 Form = Callable[[torch.Tensor], torch.Tensor | Packed]
 
 
-class Forced(Kept):
+class Forced(TensorStore):
     """Every value goes into one form as soon as it is put down."""
 
     def __init__(self, form: Form) -> None:
@@ -88,13 +89,13 @@ def forms() -> dict[str, tuple[Form, float | None]]:
     return found
 
 
-def clip_of(prompt: str, seed: int, steps: int) -> Clip:
+def clip_of(prompt: str, seed: int, steps: int) -> ClipSpec:
     """The miniature's clip at its own settings."""
-    return Clip(prompt, None, seed, steps, 4.0, 64, 64, 17, max_sequence_length=64)
+    return ClipSpec(prompt, None, seed, steps, 4.0, 64, 64, 17, max_sequence_length=64)
 
 
 def run(
-    pipe: Any, clip: Clip, profile: Profile, speedup: float, form: Form | None
+    pipe: Any, clip: ClipSpec, profile: Profile, speedup: float, form: Form | None
 ) -> tuple[Any, ...]:
     """The take, the bytes that kept values held, and the plan."""
     with accelerate(pipe, profile=profile, speedup=speedup, static=True) as handle:
@@ -102,11 +103,13 @@ def run(
         if form is not None:
             follower.kept = Forced(form)
             follower.start = follower.kept.noise
-        made = take(pipe, clip, device="cpu")
-        return made, handle.report().kept_bytes, follower.course.steering.plan
+        made = generate(pipe, clip, device="cpu")
+        return made, handle.report().kept_bytes, follower.policy.guarded.plan
 
 
-def rows_of(pipe: Any, clip: Clip, profile: Profile, speedup: float, uncached: Take) -> list[Row]:
+def rows_of(
+    pipe: Any, clip: ClipSpec, profile: Profile, speedup: float, uncached: Generation
+) -> list[Row]:
     """All forms on one clip."""
     plain, held, plan = run(pipe, clip, profile, speedup, None)
     energy = noise_energy(plan, profile.field)
@@ -120,7 +123,7 @@ def rows_of(pipe: Any, clip: Clip, profile: Profile, speedup: float, uncached: T
     return rows
 
 
-def decibels(uncached: Take, made: Take) -> float:
+def decibels(uncached: Generation, made: Generation) -> float:
     """PSNR, at most 100 dB."""
     return min(float(psnr(uncached.frames, made.frames, data_range=1.0)), 100.0)
 
@@ -163,9 +166,9 @@ def main() -> None:
     lines = (ROOT / "assets/prompts/miniature.jsonl").read_text().splitlines()
     rows: list[Row] = []
     for place, line in enumerate(lines[: options.prompts]):
-        clip = clip_of(json.loads(line)["prompt"], 1000 + place, profile.identity.steps)
+        clip = clip_of(json.loads(line)["prompt"], 1000 + place, profile.key.steps)
         warm_up(pipe, clip)
-        uncached = take(pipe, clip, device="cpu")
+        uncached = generate(pipe, clip, device="cpu")
         for speedup in options.speedups:
             rows += rows_of(pipe, clip, profile, speedup, uncached)
             print(f"prompt {place}, {speedup:g}x", file=sys.stderr, flush=True)

@@ -28,12 +28,13 @@ from diffusers import WanPipeline
 from miniature_output import sample
 from table_edcw import in_words
 
-from dit_accel import DWS, EDCW, PCAS, UniCP, accelerate, attention, pca, pruning
-from dit_accel.bench import measure
+from dit_accel import DWS, EDCW, PCAS, UniCP, accelerate
+from dit_accel.attention import block_sparse, pca, processor
+from dit_accel.attention.pca import CovarianceAccumulator
+from dit_accel.core.measure import measure
+from dit_accel.core.patching import Patches
+from dit_accel.core.tokens import TokenGrid
 from dit_accel.metrics import psnr, ssim
-from dit_accel.patching import Patches
-from dit_accel.pca import Moments
-from dit_accel.tokens import TokenGrid
 
 STEPS = 50
 CAPTURED = (5, 10, 20, 25, 40, 45)  # a step to learn from and one five steps on, by turns
@@ -52,7 +53,7 @@ class Capturing:
         self.calls: dict[int, int] = {}
         self.patches = Patches()
         for layer, block in enumerate(pipe.transformer.blocks):
-            staged = attention.install(block.attn1, self.patches)
+            staged = processor.install(block.attn1, self.patches)
             staged.attend = self._keeping(layer, staged.dense)
 
     def _keeping(self, layer: int, dense: Any) -> Any:
@@ -89,7 +90,7 @@ def bound(pipe: WanPipeline, prompts: list[str]) -> None:
     captures = [capture(pipe, prompt, 2000 + i) for i, prompt in enumerate(prompts)]
     learned = {}
     for (layer, step), rows in captures[0].items():
-        q, k, v = (Moments().add(row) for row in rows)
+        q, k, v = (CovarianceAccumulator().add(row) for row in rows)
         learned[layer, step] = pca.logit_basis(q, k), k.mean, v, (q, k)
     pairs = [(layer, step) for layer, step in learned if (layer, step + 5) in captures[0]]
     print("| rank | promised | measured, same capture | five steps later | other prompt | ", end="")
@@ -129,8 +130,8 @@ def bound(pipe: WanPipeline, prompts: list[str]) -> None:
 def outputs(pipe, captured: Capture, learned: dict, pairs: list):
     """Every way to leave something out: its share of attention's FLOPs, and its relative error."""
     grid = TokenGrid(5, 8, 8)
-    blocks = pruning.blocks_for(grid.tokens)
-    order = pruning.tile_order(grid, blocks.tile)
+    blocks = block_sparse.blocks_for(grid.tokens)
+    order = block_sparse.tile_order(grid, blocks.tile)
 
     def dense(q, k, v):
         q, k, v = (x.transpose(1, 2) for x in (q, k, v))
@@ -164,9 +165,9 @@ def outputs(pipe, captured: Capture, learned: dict, pairs: list):
             q, k, v = (x[:, here] for x in (q, k, v))
             left, right = learned[at][0].cut(rank)
             low = pca.project(q, left), pca.project(k, right)
-            mass = pruning.block_mass(*low, blocks, samples, 32**-0.5)
-            kept = pruning.keep_blocks(mass, keep, 0.05, 1.0)
-            out = pruning.pruned_attention(q, k, v, kept, blocks, tail)
+            mass = block_sparse.block_mass(*low, blocks, samples, 32**-0.5)
+            kept = block_sparse.keep_blocks(mass, keep, 0.05, 1.0)
+            out = block_sparse.pruned_attention(q, k, v, kept, blocks, tail)
             return out[:, here.argsort()], float(kept.density())
 
         return attend

@@ -24,12 +24,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from miniature_world import PROMPT_STREAM, scene_at
 
-from dit_accel import miniature
-from dit_accel.fitting import Moments
-from dit_accel.planner import Field, fit, search
-from dit_accel.plans import lines, reads, window_sums, windows
-from dit_accel.recording import probe_steps, summed_up
-from dit_accel.sampling import schedule_of
+from dit_accel.calibration.fit import RidgeMoments
+from dit_accel.calibration.record import probe_steps, summed_up
+from dit_accel.models import miniature
+from dit_accel.planning.plan import line_sums, steps_read, window_sums, windows
+from dit_accel.planning.sampler import coefficients_of
+from dit_accel.planning.search import ErrorModel, fit, search
 
 SIZE = (48, 5, 8, 8)  # channels, latent frames, height, width
 PROMPTS = Path(__file__).resolve().parents[1] / "assets" / "prompts" / "miniature.jsonl"
@@ -48,7 +48,7 @@ class Batch:
         self.noise = torch.stack(list(draws)).flatten(1).to(pipe.device)
         pipe.scheduler.set_timesteps(steps, device=pipe.device)
         self.times = pipe.scheduler.timesteps.clone()
-        self.schedule = schedule_of(pipe.scheduler, (1.0, 1.0 - self.guidance))
+        self.schedule = coefficients_of(pipe.scheduler, (1.0, 1.0 - self.guidance))
 
     def parts(self, step: int, latents: torch.Tensor) -> torch.Tensor:
         """`(B, P, N)`: the conditional prediction, and the difference of the unconditional one."""
@@ -70,12 +70,14 @@ class Batch:
 
     def guided(self, parts: torch.Tensor) -> torch.Tensor:
         """`(P, N)`: parts, mixed."""
-        return torch.einsum("b,bpn->pn", torch.tensor(self.schedule.mix, device=self.device), parts)
+        return torch.einsum(
+            "b,bpn->pn", torch.tensor(self.schedule.branch_weights, device=self.device), parts
+        )
 
     def run(self) -> None:
         """Uncached: `all` parts `(n, B, P, N)`, and latents before every step and at the end."""
         self.latents, self.all = [self.noise], []
-        for step, share in enumerate(self.schedule.shares.tolist()):
+        for step, share in enumerate(self.schedule.coefficients.tolist()):
             self.all.append(self.parts(step, self.latents[-1]))
             self.latents.append(self.latents[-1] + share * self.guided(self.all[-1]))
 
@@ -102,14 +104,16 @@ class Batch:
         """Final latents of a run that computes these steps; `change_of(opened, features, left)` is
         what changes each window's line."""
         latents, kept = self.noise, {}
-        for opened, closed in windows(computed, self.schedule.total):
+        for opened, closed in windows(computed, self.schedule.num_steps):
             kept[opened] = self.parts(opened, latents)
-            latents = latents + float(self.schedule.shares[opened]) * self.guided(kept[opened])
+            latents = latents + float(self.schedule.coefficients[opened]) * self.guided(
+                kept[opened]
+            )
             if closed - opened == 1:
                 continue
-            read = reads(computed, opened, depth)
+            read = steps_read(computed, opened, depth)
             ends = torch.tensor([opened]), torch.tensor([closed])
-            line = lines(torch.tensor([read]), *ends, self.schedule)[0]
+            line = line_sums(torch.tensor([read]), *ends, self.schedule)[0]
             features = [kept[step][part] for part in range(2) for step in read] + [self.noise]
             rows = torch.stack(features)  # (F, P, N)
             left = self.latents[closed] - latents - _weighted(line, rows)
@@ -122,9 +126,9 @@ def _weighted(weights: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
     return torch.einsum("f,fpn->pn", weights.to(rows), rows)
 
 
-def field_of(batch: Batch, probed: int = 8) -> Field:
+def field_of(batch: Batch, probed: int = 8) -> ErrorModel:
     """Inner products of a batch, and gain and memory from reuses of single predictions."""
-    n, final = batch.schedule.total, batch.latents[-1]
+    n, final = batch.schedule.num_steps, batch.latents[-1]
     grams = []
     for p in range(len(final)):
         parts = torch.stack(batch.all)[:, :, p].transpose(0, 1).flatten(0, 1)
@@ -133,17 +137,17 @@ def field_of(batch: Batch, probed: int = 8) -> Field:
     found = []
     for step in probe_steps(n, 10):
         latents, reused = batch.latents[step], batch.guided(batch.all[step - 1])
-        share = float(batch.schedule.shares[step])
+        share = float(batch.schedule.coefficients[step])
         made = share * (reused - batch.guided(batch.all[step]))
         latents = latents + share * reused
         for later in range(step + 1, n):
             guided = batch.guided(batch.parts(later, latents))
-            latents = latents + float(batch.schedule.shares[later]) * guided
+            latents = latents + float(batch.schedule.coefficients[later]) * guided
         became = latents - final
         cosine = torch.nn.functional.cosine_similarity(made, became)
         gain = became.norm(dim=1) / made.norm(dim=1)
         found += [(step, float(gain[p]), float(cosine[p])) for p in range(min(probed, len(gain)))]
-    return Field(batch.schedule, torch.stack(grams), *summed_up(found, n))
+    return ErrorModel(batch.schedule, torch.stack(grams), *summed_up(found, n))
 
 
 def refined(batch: Batch, computed: Sequence[int], depth: int, ridge: float) -> Changes:
@@ -151,7 +155,7 @@ def refined(batch: Batch, computed: Sequence[int], depth: int, ridge: float) -> 
     changes: Changes = {}
 
     def change_of(opened: int, rows: torch.Tensor, left: torch.Tensor) -> torch.Tensor:
-        moments = Moments()
+        moments = RidgeMoments()
         for p in range(rows.shape[1]):
             size = float(batch.latents[-1][p].square().mean())
             moments.add(p, rows[:, p].cpu(), left[p].cpu(), size)
@@ -162,15 +166,15 @@ def refined(batch: Batch, computed: Sequence[int], depth: int, ridge: float) -> 
     return changes
 
 
-def planned(computed: Sequence[int], field: Field, depth: int) -> Changes:
+def planned(computed: Sequence[int], field: ErrorModel, depth: int) -> Changes:
     """Every window's change as fitted on uncached runs."""
     plan, _ = fit(computed, field, depth=depth)
     changes = {}
-    for opened, closed in windows(computed, field.total):
-        read = reads(computed, opened, depth)
+    for opened, closed in windows(computed, field.num_steps):
+        read = steps_read(computed, opened, depth)
         ends = torch.tensor([opened]), torch.tensor([closed])
         whole = window_sums(plan, read, range(opened + 1, closed), field.schedule)
-        changes[opened] = whole - lines(torch.tensor([read]), *ends, field.schedule)[0]
+        changes[opened] = whole - line_sums(torch.tensor([read]), *ends, field.schedule)[0]
     return changes
 
 

@@ -17,7 +17,7 @@ import torch
 if TYPE_CHECKING:
     from diffusers import WanPipeline
 
-    from dit_accel.profile import Profile
+    from dit_accel.planning.profile import Profile
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -46,12 +46,12 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 @pytest.fixture(scope="session")
 def tiny_profile(tiny_wan: Callable[..., WanPipeline]) -> Profile:
     """Calibrated on four clips of `tiny_wan()`: 10 steps, guidance 4, 16x16, 5 frames."""
-    from dit_accel.calibrate import calibrate
-    from dit_accel.takes import Clip
+    from dit_accel.calibration.calibrate import calibrate
+    from dit_accel.core.generation import ClipSpec
 
     words = ("red circle moving right", "blue square", "green triangle", "red square moving up")
     clips = [
-        Clip(f"a {text}", "", 1000 + seed, 10, 4.0, 16, 16, 5, None, 16)
+        ClipSpec(f"a {text}", "", 1000 + seed, 10, 4.0, 16, 16, 5, None, 16)
         for seed, text in enumerate(words)
     ]
     return calibrate(tiny_wan(), clips, speedups=(1.5, 2), probes=2, probed=1)

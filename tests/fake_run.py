@@ -8,13 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from dit_accel.evaluate.jobs import Job, Model, Plan
-from dit_accel.evaluate.prompts import Prompt
-from dit_accel.evaluate.runner import FAILED, NO_EFFECT, OK
-from dit_accel.evaluate.store import Store, frames_hash
-from dit_accel.methods import UNCACHED, parse
+from dit_accel.core.generation import ClipSpec
+from dit_accel.evaluation.jobs import EvaluationSpec, Job, ModelSpec
+from dit_accel.evaluation.methods import UNCACHED, parse
+from dit_accel.evaluation.prompts import EvaluationPrompt
+from dit_accel.evaluation.runner import FAILED, NO_EFFECT, OK
+from dit_accel.evaluation.store import Store, frames_hash
 from dit_accel.metrics import METRICS
-from dit_accel.takes import Clip
 
 STEPS, FRAMES, SIDE = 12, 7, 24
 PLACES = [f"blocks.{block}.{child}" for block in range(3) for child in ("attn1", "attn2", "ffn")]
@@ -52,15 +52,16 @@ def fake_plan(
     keep_clips: bool = True,
     side: int = SIDE,
     metrics: tuple[str, ...] = ("psnr_db", "ssim"),
-) -> Plan:
-    clip = Clip("", "", 0, STEPS, 4.0, side, side, FRAMES, 8.0, 32)
-    return Plan(
-        model=Model("owner/model", "WanPipeline", "0123456789abcdef0123"),
+) -> EvaluationSpec:
+    clip = ClipSpec("", "", 0, STEPS, 4.0, side, side, FRAMES, 8.0, 32)
+    return EvaluationSpec(
+        model=ModelSpec("owner/model", "WanPipeline", "0123456789abcdef0123"),
         clip=clip,
         dtype="float32",
         device="cpu",
         prompts=tuple(
-            Prompt(f"p{i}", f"a square </script> number {i} & <b>more</b>") for i in range(prompts)
+            EvaluationPrompt(f"p{i}", f"a square </script> number {i} & <b>more</b>")
+            for i in range(prompts)
         ),
         seeds=(0,),
         methods=tuple(parse(label) for label in labels),
@@ -70,7 +71,9 @@ def fake_plan(
     )
 
 
-def fake_run(folder: Path, plan: Plan | None = None, *, groups: int | None = None) -> Store:
+def fake_run(
+    folder: Path, plan: EvaluationSpec | None = None, *, groups: int | None = None
+) -> Store:
     """Write results, clips and a journal; of the first `groups` prompts only, if given."""
     store = Store(folder)
     plan = store.open(plan or fake_plan())
@@ -83,7 +86,7 @@ def fake_run(folder: Path, plan: Plan | None = None, *, groups: int | None = Non
     return store
 
 
-def _make(store: Store, plan: Plan, job: Job, uncached: np.ndarray, index: int) -> None:
+def _make(store: Store, plan: EvaluationSpec, job: Job, uncached: np.ndarray, index: int) -> None:
     label = job.method.label
     result: dict[str, Any] = {
         "id": job.id,

@@ -7,24 +7,24 @@ from typing import Any
 
 import torch
 
-from dit_accel.plans import Schedule
-from dit_accel.profile import Identity, Profile, Rung
+from dit_accel.planning.plan import SamplerCoefficients
+from dit_accel.planning.profile import CandidatePlan, Profile, ProfileKey
 
 STEPS = 20
-IDENTITY = Identity(
+IDENTITY = ProfileKey(
     pipeline="WanPipeline", transformer="WanTransformer3DModel",
     scheduler="FlowMatchEulerDiscreteScheduler", weights="0123", sampler="4567", parts=1,
     steps=STEPS, guidance=1.0, height=16, width=16, frames=9, dtype="float32",
 )  # fmt: skip
 
 
-def schedule_of(steps: int = STEPS, mix: tuple[float, ...] = (1.0,)) -> Schedule:
+def schedule_of(steps: int = STEPS, mix: tuple[float, ...] = (1.0,)) -> SamplerCoefficients:
     """Euler's: equal shares that add up to -1, timesteps from 1000 down."""
     times = 1000 * (1 - torch.arange(steps, dtype=torch.float64) / steps)
-    return Schedule(torch.full((steps,), -1 / steps, dtype=torch.float64), times, mix)
+    return SamplerCoefficients(torch.full((steps,), -1 / steps, dtype=torch.float64), times, mix)
 
 
-def gram_of(schedule: Schedule, prompts: int = 2) -> torch.Tensor:
+def gram_of(schedule: SamplerCoefficients, prompts: int = 2) -> torch.Tensor:
     """Of predictions along a curve in 6 dimensions, parts after each other, and a noise."""
     found = []
     for prompt in range(prompts):
@@ -32,8 +32,8 @@ def gram_of(schedule: Schedule, prompts: int = 2) -> torch.Tensor:
         noise = torch.randn(6, generator=draw, dtype=torch.float64)
         pace = torch.linspace(1, 3, 6, dtype=torch.float64)
         rows = [
-            torch.sin(pace * schedule.times[:, None] / 400 + prompt + part)
-            for part in range(len(schedule.mix))
+            torch.sin(pace * schedule.timesteps[:, None] / 400 + prompt + part)
+            for part in range(len(schedule.branch_weights))
         ]
         whole = torch.cat([*rows, noise[None]]).float().double()
         found.append(whole @ whole.T)
@@ -47,39 +47,39 @@ def rung_of(
     alarm: Sequence[float] | None = None,
     parts: int = 1,
     depth: int = 3,
-) -> Rung:
+) -> CandidatePlan:
     """Its windows are lines; it surprises by 0.1, times or over 1.2 from prompt to prompt."""
     psnr = torch.tensor(psnr_db, dtype=torch.float64)
     count = len(computed)
-    return Rung(
+    return CandidatePlan(
         computed=tuple(computed),
-        changes=torch.zeros(count, parts * depth + 1, dtype=torch.float64),
+        corrections=torch.zeros(count, parts * depth + 1, dtype=torch.float64),
         psnr_db=psnr,
         latents_db=psnr - 10,
-        surprise=torch.full((count,), 0.1, dtype=torch.float64).log(),
-        spread=torch.full((count,), 1.2, dtype=torch.float64).log(),
+        extrapolation_error=torch.full((count,), 0.1, dtype=torch.float64).log(),
+        error_spread=torch.full((count,), 1.2, dtype=torch.float64).log(),
         alarm=torch.tensor(alarm or [0.0] * len(psnr), dtype=torch.float64),
     )
 
 
 def profile_of(
-    rungs: Sequence[Rung] = (),
+    candidates: Sequence[CandidatePlan] = (),
     *,
-    schedule: Schedule | None = None,
-    identity: Identity = IDENTITY,
+    schedule: SamplerCoefficients | None = None,
+    key: ProfileKey = IDENTITY,
     **changes: Any,
 ) -> Profile:
     """A profile of these rungs; gain 4 to 1, memory of half the run."""
     schedule = schedule or schedule_of()
     given = {
         "gram": gram_of(schedule).float().double(),
-        "gain": torch.linspace(4, 1, schedule.total, dtype=torch.float64),
-        "memory": schedule.total / 2,
+        "error_gain": torch.linspace(4, 1, schedule.num_steps, dtype=torch.float64),
+        "error_memory": schedule.num_steps / 2,
         "depth": 3,
-        "made": {"clips": 2, "torch": "0"},
+        "metadata": {"clips": 2, "torch": "0"},
     }
     return Profile(
-        identity=identity, schedule=schedule, rungs=tuple(rungs), **given | changes,
+        key=key, schedule=schedule, candidates=tuple(candidates), **given | changes,
     )  # fmt: skip
 
 

@@ -9,7 +9,7 @@ from tiny import CALL, tiny_wan
 
 import dit_accel
 from dit_accel import EDCW, accelerate
-from dit_accel.families import FAMILIES, SITES
+from dit_accel.models.families import FAMILIES, SITES
 
 STEPS = 12
 LOOSE = EDCW(threshold=1e9, first=2)
@@ -83,7 +83,7 @@ def test_one_device_read_a_step():
     pipe = tiny_wan()
     with accelerate(pipe, threshold=0.0, site="attention") as handle:
         call(pipe)
-        assert handle.report().device_reads == STEPS - 1  # nothing to compare at step 0
+        assert handle.report().host_syncs == STEPS - 1  # nothing to compare at step 0
 
 
 def test_no_guidance_is_one_branch_and_the_same_steps():
@@ -230,7 +230,7 @@ def test_unknown_models_are_refused_with_the_accepted_list():
 
 def test_flops_kept_by_hand():
     """Model site: a reused step saves its three blocks, and nothing else of the forward."""
-    from dit_accel.bench import count_flops
+    from dit_accel.core.flops import count_flops
 
     pipe = tiny_wan()
     with accelerate(pipe, config=LOOSE) as handle:

@@ -6,14 +6,14 @@ import torch
 from test_accelerate import call, state_of
 from tiny import tiny_wan
 
-from dit_accel import attention
-from dit_accel.patching import Patches
-from dit_accel.pca import Linear
-from dit_accel.tokens import TokenGrid
+from dit_accel.attention import processor
+from dit_accel.attention.pca import Linear
+from dit_accel.core.patching import Patches
+from dit_accel.core.tokens import TokenGrid
 
 
 def staged_of(pipe, patches):
-    return [attention.install(block.attn1, patches) for block in pipe.transformer.blocks]
+    return [processor.install(block.attn1, patches) for block in pipe.transformer.blocks]
 
 
 @pytest.mark.parametrize("fused", [False, True])
@@ -95,7 +95,7 @@ def test_what_has_no_stages_goes_to_the_stock_processor():
             seen.append((args, kwargs))
             return "stock"
 
-    staged = attention.Staged(Stock())
+    staged = processor.StagedAttnProcessor(Stock())
     tokens = torch.zeros(1, 2, 24)
     assert staged(attn, tokens, tokens) == "stock"
     assert staged(attn, tokens, attention_mask=tokens) == "stock"
@@ -108,12 +108,12 @@ def test_an_unknown_processor_is_named_and_nothing_changes():
     attn = tiny_wan().transformer.blocks[0].attn1
     attn.processor = other = object()
     with pytest.raises(ValueError, match="processor is object; accepted: WanAttnProcessor"):
-        attention.install(attn, Patches())
+        processor.install(attn, Patches())
     assert attn.processor is other
 
 
 def test_the_grid_is_read_from_the_latents():
     transformer = tiny_wan().transformer
     latents = torch.empty(1, 16, 3, 4, 6)
-    assert attention.grid_of(transformer, (latents,), {}) == TokenGrid(3, 2, 3)
-    assert attention.grid_of(transformer, (), {"hidden_states": latents}) == TokenGrid(3, 2, 3)
+    assert processor.grid_of(transformer, (latents,), {}) == TokenGrid(3, 2, 3)
+    assert processor.grid_of(transformer, (), {"hidden_states": latents}) == TokenGrid(3, 2, 3)

@@ -13,13 +13,12 @@ import torch
 from profiles import gram_of, profile_of, rung_of
 
 from dit_accel import accelerate
-from dit_accel.autopilot import Autopilot, decide
-from dit_accel.families import family_of
-from dit_accel.finding import FILE, cached_path, find_profile
-from dit_accel.identity import identify
-from dit_accel.plans import Schedule
-from dit_accel.profile import SIZE_DB, Profile, ProfileError
-from dit_accel.sampling import planned_schedule
+from dit_accel.caching.controller import RunController, decide
+from dit_accel.models.families import family_of
+from dit_accel.planning.lookup import FILE, cached_path, find_profile, identify
+from dit_accel.planning.plan import SamplerCoefficients
+from dit_accel.planning.profile import OTHER_SIZE_DB, Profile, ProfileError
+from dit_accel.planning.sampler import planned_coefficients
 
 STEPS, GUIDANCE = 12, 4.0
 COMPUTED = (0, 1, 2, 4, 7, 10)
@@ -38,14 +37,16 @@ def profile_for(
     **identity: Any,
 ) -> Profile:
     """Of this pipeline, with made-up inner products and one rung."""
-    schedule = planned_schedule(pipe.scheduler, steps, mix)
+    schedule = planned_coefficients(pipe.scheduler, steps, mix)
     given = {"steps": steps, "guidance": GUIDANCE, "height": 16, "width": 16, "frames": 9,
              "dtype": "float32", "parts": len(mix)}  # fmt: skip
-    rung = rung_of(COMPUTED, [40.0 + i / 10 for i in range(8)], parts=len(mix))
-    rung = dataclasses.replace(rung, spread=torch.full((len(COMPUTED),), 1e6, dtype=torch.float64))
+    candidate = rung_of(COMPUTED, [40.0 + i / 10 for i in range(8)], parts=len(mix))
+    candidate = dataclasses.replace(
+        candidate, error_spread=torch.full((len(COMPUTED),), 1e6, dtype=torch.float64)
+    )
     return profile_of(
-        [rung], schedule=schedule, identity=identify(pipe, **given | identity),
-        gram=gram_of(Schedule(schedule.shares, schedule.times, mix)),
+        [candidate], schedule=schedule, key=identify(pipe, **given | identity),
+        gram=gram_of(SamplerCoefficients(schedule.coefficients, schedule.timesteps, mix)),
     )  # fmt: skip
 
 
@@ -147,10 +148,10 @@ def test_clips_of_another_size_are_promised_less(pipe):
         for height in (16, 32):
             run(pipe, height=height)
             promised[height] = handle.report().prediction["psnr_db"]
-    assert promised[16] - promised[32] == pytest.approx(SIZE_DB)
+    assert promised[16] - promised[32] == pytest.approx(OTHER_SIZE_DB)
     small = profile_for(pipe)
-    assert small.identity.of_size(16, 16, 9) and not small.identity.of_size(16, 16, 5)
-    assert dataclasses.replace(small.identity, height=0, width=0, frames=0).of_size(16, 16, 9)
+    assert small.key.of_size(16, 16, 9) and not small.key.of_size(16, 16, 5)
+    assert dataclasses.replace(small.key, height=0, width=0, frames=0).of_size(16, 16, 9)
 
 
 def test_another_number_of_frames_is_carried_over_and_named(pipe):
@@ -172,7 +173,7 @@ def test_another_dtype_is_carried_over_and_named(pipe):
 
 def test_a_profile_of_other_weights_is_refused_with_the_difference_named(pipe, stock):
     other = profile_for(tiny.tiny_wan(seed=5))
-    mine, theirs = identify(pipe).weights, other.identity.weights
+    mine, theirs = identify(pipe).weights, other.key.weights
     with pytest.raises(ProfileError, match=f"weights is {theirs} in the profile, {mine} here"):
         accelerate(pipe, profile=other, quality=30.0)
     assert "forward" not in vars(pipe.transformer)
@@ -271,15 +272,15 @@ def test_a_decision_is_not_kept_for_other_timesteps():
     """Samplers that shift by the clip's size have other timesteps for the same number of steps."""
     pipe = tiny.tiny_wan()
     family = family_of(pipe)
-    course = Autopilot(pipe, family, profile_for(pipe), quality=None, speedup=2.0)
+    policy = RunController(pipe, family, profile_for(pipe), quality=None, speedup=2.0)
     pipe._guidance_scale = GUIDANCE
     decisions = []
     for shift in (3.0, 9.0, 3.0):
         pipe.scheduler.set_shift(shift)
         pipe.scheduler.set_timesteps(STEPS)
-        course.begin(STEPS)
-        decisions.append(course.decision)
-        assert course.steering.times == tuple(pipe.scheduler.timesteps.double().tolist())
+        policy.begin(STEPS)
+        decisions.append(policy.choice)
+        assert policy.guarded.timesteps == tuple(pipe.scheduler.timesteps.double().tolist())
     assert decisions[0] is decisions[2]
 
 

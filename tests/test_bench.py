@@ -4,7 +4,8 @@ import time
 import pytest
 import torch
 
-from dit_accel.bench import LoopTimer, count_flops, measure
+from dit_accel.core.flops import count_flops
+from dit_accel.core.measure import LoopTimer, measure
 
 
 def test_flops_of_a_linear_layer_by_hand():

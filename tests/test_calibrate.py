@@ -12,22 +12,24 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, UniPCMultistepScheduler
 from test_speed import trial
 
-from dit_accel import accelerate, refining, speed
-from dit_accel import calibrate as calibrating
-from dit_accel import recording as recordings
-from dit_accel.calibrate import calibrate, passes
-from dit_accel.denoisers import DENOISERS
+from dit_accel import accelerate
+from dit_accel.calibration import calibrate as calibrating
+from dit_accel.calibration import record as recordings
+from dit_accel.calibration import refine
+from dit_accel.calibration.calibrate import calibrate, fit_passes
+from dit_accel.calibration.record import NotLinearError, probe_steps, record, record_all, summed_up
+from dit_accel.core.generation import ClipSpec, call_arguments
+from dit_accel.evaluation import speed
 from dit_accel.metrics import psnr
-from dit_accel.planner import Field, energies
-from dit_accel.plans import Forecast, Plan
-from dit_accel.profile import Profile
-from dit_accel.recording import NotLinearError, probe_steps, record, record_all, summed_up
-from dit_accel.sampling import planned_schedule, schedule_of
-from dit_accel.takes import Clip, call_arguments
+from dit_accel.models.checkpoints import DENOISERS
+from dit_accel.planning.plan import Extrapolation, Plan
+from dit_accel.planning.profile import Profile
+from dit_accel.planning.sampler import coefficients_of, planned_coefficients
+from dit_accel.planning.search import ErrorModel, energies
 
 STEPS = 10
 CLIPS = [
-    Clip(prompt, "blue square", seed, STEPS, 4.0, 16, 16, 9, max_sequence_length=16)
+    ClipSpec(prompt, "blue square", seed, STEPS, 4.0, 16, 16, 9, max_sequence_length=16)
     for seed, prompt in enumerate(("a red circle moving right", "a green square", "a triangle up"))
 ]
 COMPUTED = (0, 1, 2, 4, 7)
@@ -55,14 +57,14 @@ def test_shares_rebuild_the_final_latents_of_every_sampler(name):
     recording = record(pipe, clip, given)
     parts = 2 if name.startswith("wan") else 1
     assert recording.parts.shape == (parts, clip.steps, recording.final.numel())
-    assert recording.schedule.total == clip.steps
-    assert len(recording.schedule.mix) == parts
+    assert recording.schedule.num_steps == clip.steps
+    assert len(recording.schedule.branch_weights) == parts
     assert recording.gram.shape == (parts * clip.steps + 1,) * 2
     assert "step" not in vars(pipe.scheduler)
     if name.startswith("wan"):
         pipe.scheduler.set_timesteps(clip.steps)  # forgets the run, as every run begins
-    foretold = schedule_of(pipe.scheduler, recording.schedule.mix)
-    assert torch.allclose(foretold.shares, recording.schedule.shares, atol=1e-6)
+    foretold = coefficients_of(pipe.scheduler, recording.schedule.branch_weights)
+    assert torch.allclose(foretold.coefficients, recording.schedule.coefficients, atol=1e-6)
 
 
 def euler() -> Any:
@@ -82,7 +84,7 @@ def unipc(order: int) -> Any:
     ids=["euler", "unipc1", "unipc2", "unipc3"],
 )
 def test_shares_are_what_a_run_of_any_predictions_adds_up_to(scheduler):
-    schedule = planned_schedule(scheduler, STEPS, (1.0,))
+    schedule = planned_coefficients(scheduler, STEPS, (1.0,))
     scheduler.set_timesteps(STEPS)
     draw = torch.Generator().manual_seed(0)
     start = latents = torch.randn(1, 4, 1, 2, 2, generator=draw)
@@ -90,25 +92,25 @@ def test_shares_are_what_a_run_of_any_predictions_adds_up_to(scheduler):
     for step, time in enumerate(scheduler.timesteps):
         prediction = torch.randn(latents.shape, generator=draw)
         latents = scheduler.step(prediction, time, latents, return_dict=False)[0]
-        added += schedule.shares[step] * prediction
+        added += schedule.coefficients[step] * prediction
     assert torch.allclose(start + added, latents.double(), atol=2e-5)
-    assert schedule.times.tolist() == scheduler.timesteps.tolist()
+    assert schedule.timesteps.tolist() == scheduler.timesteps.tolist()
 
 
 def test_shares_of_euler_are_the_differences_of_its_noise_levels():
     scheduler = euler()
-    schedule = planned_schedule(scheduler, STEPS, (1.0,))
+    schedule = planned_coefficients(scheduler, STEPS, (1.0,))
     scheduler.set_timesteps(STEPS)
-    assert torch.allclose(schedule.shares, scheduler.sigmas.diff().double(), atol=1e-6)
+    assert torch.allclose(schedule.coefficients, scheduler.sigmas.diff().double(), atol=1e-6)
 
 
 def test_a_scheduler_that_is_looked_at_stays_as_it_is():
     scheduler = unipc(2)
-    planned_schedule(scheduler, STEPS, (1.0,))
+    planned_coefficients(scheduler, STEPS, (1.0,))
     assert scheduler.num_inference_steps is None
     scheduler.set_timesteps(STEPS)
     before = {k: v for k, v in vars(scheduler).items() if not isinstance(v, torch.Tensor)}
-    schedule_of(scheduler, (1.0,))
+    coefficients_of(scheduler, (1.0,))
     assert {k: v for k, v in vars(scheduler).items() if not isinstance(v, torch.Tensor)} == before
 
 
@@ -128,9 +130,14 @@ def test_a_sampler_that_is_not_linear_is_refused(monkeypatch):
 
 
 def tensors_of(profile: Profile) -> list[torch.Tensor]:
-    found = [profile.gram, profile.gain, profile.schedule.shares, profile.schedule.times]
-    for rung in profile.rungs:
-        found += [value for value in vars(rung).values() if isinstance(value, torch.Tensor)]
+    found = [
+        profile.gram,
+        profile.error_gain,
+        profile.schedule.coefficients,
+        profile.schedule.timesteps,
+    ]
+    for candidate in profile.candidates:
+        found += [value for value in vars(candidate).values() if isinstance(value, torch.Tensor)]
     return found
 
 
@@ -138,12 +145,12 @@ def test_a_sampler_that_draws_noise_at_every_step_is_refused_by_name(pipe):
     """CogVideoX's own takes the last step's sample before the timestep, and is stochastic."""
     from diffusers import CogVideoXDPMScheduler
 
-    from dit_accel.sampling import Lanes
+    from dit_accel.planning.sampler import ImpulseResponse
 
     scheduler = CogVideoXDPMScheduler()
     scheduler.set_timesteps(4)
     with pytest.raises(NotLinearError, match="CogVideoXDPMScheduler steps by model_output, old"):
-        Lanes(scheduler)
+        ImpulseResponse(scheduler)
 
 
 def test_the_shape_of_a_profile(pipe):
@@ -153,21 +160,23 @@ def test_the_shape_of_a_profile(pipe):
         pipe, CLIPS[:2], speedups=(2.0, 3.4), probes=3, probed=1,
         told=lambda *news: told.append(news),
     )  # fmt: skip
-    identity = profile.identity
+    identity = profile.key
     assert (identity.pipeline, identity.parts, identity.steps) == ("WanPipeline", 2, STEPS)
     assert (identity.guidance, identity.height, identity.frames) == (4.0, 16, 9)
-    assert profile.schedule.mix == (1.0, -3.0)
+    assert profile.schedule.branch_weights == (1.0, -3.0)
     assert profile.gram.shape == (1, 2 * STEPS + 1, 2 * STEPS + 1)
-    assert profile.gain.shape == (STEPS,)
-    assert [len(rung.computed) for rung in profile.rungs] == [5, 3]
-    for rung in profile.rungs:
-        count = len(rung.computed)
-        assert rung.computed[0] == 0
-        assert rung.psnr_db.shape == rung.latents_db.shape == rung.alarm.shape == (2,)
-        assert rung.surprise.shape == rung.spread.shape == (count,)
-        assert rung.changes.shape[0] == count
-        assert (rung.spread > 0).all()
-        assert profile.plan_of(rung).computed == rung.computed
+    assert profile.error_gain.shape == (STEPS,)
+    assert [len(candidate.computed) for candidate in profile.candidates] == [5, 3]
+    for candidate in profile.candidates:
+        count = len(candidate.computed)
+        assert candidate.computed[0] == 0
+        assert (
+            candidate.psnr_db.shape == candidate.latents_db.shape == candidate.alarm.shape == (2,)
+        )
+        assert candidate.extrapolation_error.shape == candidate.error_spread.shape == (count,)
+        assert candidate.corrections.shape[0] == count
+        assert (candidate.error_spread > 0).all()
+        assert profile.plan_of(candidate).computed == candidate.computed
     assert told[0] == ("uncached", 0, 2)
     assert {what for what, *_ in told} == {"uncached", "probe", "search", "rungs"}
     for value in tensors_of(profile):
@@ -192,24 +201,24 @@ def test_in_one_batch_every_clip_is_served_by_changes_fitted_to_the_others(pipe,
     """What the third clip is said to get is what it gets from changes that two batched clips
     leave: those of a profile of these two, whose runs had been served by each other."""
     fixed_ladder(monkeypatch)
-    monkeypatch.setattr(refining, "LEAST", 1)
+    monkeypatch.setattr(refine, "LEAST", 1)
     settings = {"speedups": (2.0,), "probes": 2, "probed": 1, "batch": 3}
     told: list[tuple[str, int, int]] = []
     profile = calibrate(pipe, CLIPS, told=lambda *news: told.append(news), **settings)
     assert [news for news in told if news[0] == "rungs"] == [("rungs", 0, 3)]  # one pass
-    (rung,) = profile.rungs
-    assert rung.psnr_db.shape == rung.alarm.shape == (3,)
+    (candidate,) = profile.candidates
+    assert candidate.psnr_db.shape == candidate.alarm.shape == (3,)
     one_by_one = calibrate(pipe, CLIPS, **settings | {"batch": 1})
     for row in range(3):  # other runs shaped their changes, but they are not far
-        assert abs(rung.psnr_db[row] - one_by_one.rungs[0].psnr_db[row]) < 6
+        assert abs(candidate.psnr_db[row] - one_by_one.candidates[0].psnr_db[row]) < 6
     assert torch.allclose(profile.gram, one_by_one.gram, rtol=1e-3, atol=1e-6)
 
 
 def test_a_batch_of_guided_pairs_is_served_row_by_row(monkeypatch):
     """Families that run both branches as one batch: every row has its weights in each half."""
     fixed_ladder(monkeypatch)
-    monkeypatch.setattr(refining, "psnr", lambda *_, **__: 40.0)
-    monkeypatch.setattr(refining, "LEAST", 1)
+    monkeypatch.setattr(refine, "psnr", lambda *_, **__: 40.0)
+    monkeypatch.setattr(refine, "LEAST", 1)
     pipe, clip, given = prepared("cogvideox-2b", steps=STEPS)
     two = {
         name: torch.cat([value] * 2) if isinstance(value, torch.Tensor) else value
@@ -218,23 +227,23 @@ def test_a_batch_of_guided_pairs_is_served_row_by_row(monkeypatch):
     clips = [clip, dataclasses.replace(clip, seed=clip.seed + 1)]
     settings = {"speedups": (2.0,), "probes": 2, "probed": 2}
     together = calibrate(pipe, clips, overrides=two | {"prompt": None}, batch=2, **settings)
-    (rung,) = together.rungs
-    assert rung.psnr_db.shape == (2,)
-    assert (rung.latents_db > 0).all()
+    (candidate,) = together.candidates
+    assert candidate.psnr_db.shape == (2,)
+    assert (candidate.latents_db > 0).all()
 
 
 @pytest.mark.parametrize(
     ("clips", "batch", "expected"), [(3, 1, 2), (3, 2, 2), (3, 3, 1), (1, 4, 2)]
 )
 def test_one_pass_is_enough_where_all_come_to_a_window_together(clips, batch, expected):
-    assert passes(clips, batch) == expected
+    assert fit_passes(clips, batch) == expected
 
 
 def fixed_ladder(monkeypatch: Any) -> None:
     monkeypatch.setattr(calibrating._Calibration, "_ladder", lambda *_: [COMPUTED])
 
 
-def frames_of(pipe: Any, clip: Clip, plan: Plan) -> Any:
+def frames_of(pipe: Any, clip: ClipSpec, plan: Plan) -> Any:
     with accelerate(pipe, plan=plan, mix=(1.0, -3.0)):
         return pipe(**call_arguments(pipe, clip)).frames[0]
 
@@ -244,24 +253,28 @@ def test_each_clip_is_served_by_changes_that_have_not_seen_it(pipe, monkeypatch)
     the first, what the plan gives that comes before any is refined: lines, here."""
     fixed_ladder(monkeypatch)
 
-    def lines(computed: Any, field: Field, *, depth: int) -> tuple[Plan, float]:
+    def lines(computed: Any, field: ErrorModel, *, depth: int) -> tuple[Plan, float]:
         return Plan.of(computed, field.schedule, {}, depth), 0.0
 
-    monkeypatch.setattr(refining, "fit", lines)
+    monkeypatch.setattr(refine, "fit", lines)
     monkeypatch.setattr(calibrating, "PASSES", 1)
-    monkeypatch.setattr(refining, "LEAST", 1)
+    monkeypatch.setattr(refine, "LEAST", 1)
     settings = {"speedups": (2.0,), "probes": 2, "probed": 1}
     one = calibrate(pipe, CLIPS[:1], **settings)
     both = calibrate(pipe, CLIPS[:2], **settings)
-    (rung,) = both.rungs
-    second = frames_of(pipe, CLIPS[1], one.plan_of(one.rungs[0]))
+    (candidate,) = both.candidates
+    second = frames_of(pipe, CLIPS[1], one.plan_of(one.candidates[0]))
     stock = [record(pipe, clip).frames for clip in CLIPS[:2]]
-    assert psnr(stock[1], second, data_range=1.0) == pytest.approx(float(rung.psnr_db[1]), abs=0.01)
-    prior, _ = lines(COMPUTED, both.field, depth=refining.DEPTH)
+    assert psnr(stock[1], second, data_range=1.0) == pytest.approx(
+        float(candidate.psnr_db[1]), abs=0.01
+    )
+    prior, _ = lines(COMPUTED, both.field, depth=refine.REFINED_DEPTH)
     first = frames_of(pipe, CLIPS[0], prior)
-    assert psnr(stock[0], first, data_range=1.0) == pytest.approx(float(rung.psnr_db[0]), abs=0.01)
-    seen = frames_of(pipe, CLIPS[1], both.plan_of(rung))
-    assert psnr(stock[1], seen, data_range=1.0) > float(rung.psnr_db[1])
+    assert psnr(stock[0], first, data_range=1.0) == pytest.approx(
+        float(candidate.psnr_db[0]), abs=0.01
+    )
+    seen = frames_of(pipe, CLIPS[1], both.plan_of(candidate))
+    assert psnr(stock[1], seen, data_range=1.0) > float(candidate.psnr_db[1])
 
 
 def test_a_ladder_is_searched_anew_when_other_probes_made_the_field(pipe, tmp_path):
@@ -294,9 +307,9 @@ def test_rungs_of_other_settings_are_not_gone_on_with(pipe, tmp_path, monkeypatc
     before = calibrate(pipe, CLIPS, work=tmp_path, **settings | kept)
     resumed = calibrate(pipe, CLIPS, work=tmp_path, **settings | asked)
     afresh = calibrate(pipe, CLIPS, **settings | asked)
-    (old,), (new,), (own,) = before.rungs, resumed.rungs, afresh.rungs
-    assert torch.equal(new.changes, own.changes) and torch.equal(new.psnr_db, own.psnr_db)
-    assert not torch.equal(old.changes, own.changes), "the control: these settings matter"
+    (old,), (new,), (own,) = before.candidates, resumed.candidates, afresh.candidates
+    assert torch.equal(new.corrections, own.corrections) and torch.equal(new.psnr_db, own.psnr_db)
+    assert not torch.equal(old.corrections, own.corrections), "the control: these settings matter"
 
 
 class Killed(Exception):
@@ -345,7 +358,7 @@ def test_a_finished_folder_gives_the_profile_without_a_run(pipe, tmp_path, monke
     def run(*_: Any) -> None:
         raise AssertionError("a run is made")
 
-    monkeypatch.setattr(refining, "run", run)
+    monkeypatch.setattr(refine, "run", run)
     monkeypatch.setattr(recordings, "run", run)
     second = calibrate(pipe, CLIPS[:1], **settings)
     for one, other in zip(tensors_of(first), tensors_of(second), strict=True):
@@ -367,20 +380,20 @@ def test_a_folder_of_something_else_is_refused(pipe, tmp_path):
 
 def test_without_speedups_there_are_no_rungs(pipe):
     profile = calibrate(pipe, CLIPS[:1], speedups=(), probes=2, probed=1)
-    assert profile.rungs == ()
+    assert profile.candidates == ()
 
 
 @pytest.mark.parametrize("name", ["hunyuan-video", "cogvideox-2b", "ltx-video"])
 def test_families_of_one_forward_a_step_are_calibrated_as_one_part(name, monkeypatch):
     """Branches in one batch are combined: features are of the guided prediction."""
     fixed_ladder(monkeypatch)
-    monkeypatch.setattr(refining, "psnr", lambda *_, **__: 40.0)  # of latents: there is no VAE
+    monkeypatch.setattr(refine, "psnr", lambda *_, **__: 40.0)  # of latents: there is no VAE
     pipe, clip, given = prepared(name, steps=STEPS)
     clips = [clip, dataclasses.replace(clip, seed=clip.seed + 1)]
     profile = calibrate(pipe, clips, speedups=(2.0,), probes=2, probed=1, overrides=given)
-    assert (profile.identity.parts, profile.schedule.mix) == (1, (1.0,))
-    (rung,) = profile.rungs
-    assert (rung.latents_db > 0).all()
+    assert (profile.key.parts, profile.schedule.branch_weights) == (1, (1.0,))
+    (candidate,) = profile.candidates
+    assert (candidate.latents_db > 0).all()
     with accelerate(pipe, speedup=2.0, profile=profile) as handle:
         latents = pipe(**call_arguments(pipe, clip) | given).frames
         report = handle.report()
@@ -405,9 +418,11 @@ def test_a_field_foretells_what_one_reused_prediction_does_at_the_last_step():
     pipe, clip, given = prepared("wan2.1-1.3b")
     recording = record(pipe, clip, given)
     last = clip.steps - 1
-    plan = Plan(clip.steps, {last: Forecast(({last - 1: 1.0}, {last - 1: 1.0}))})
-    field = Field(recording.schedule, recording.gram[None], torch.ones(clip.steps), memory=math.inf)
-    with accelerate(pipe, plan=plan, mix=recording.schedule.mix):
+    plan = Plan(clip.steps, {last: Extrapolation(({last - 1: 1.0}, {last - 1: 1.0}))})
+    field = ErrorModel(
+        recording.schedule, recording.gram[None], torch.ones(clip.steps), error_memory=math.inf
+    )
+    with accelerate(pipe, plan=plan, mix=recording.schedule.branch_weights):
         made = pipe(**call_arguments(pipe, clip) | given).frames.flatten()
     error = ((made - recording.final).norm() / recording.final.norm()) ** 2
     assert energies(plan, field).item() == pytest.approx(error.item(), rel=1e-3)
@@ -443,7 +458,7 @@ def test_a_schedule_that_cannot_be_known_before_a_run_is_refused():
             raise ValueError("`mu` must be passed")
 
     with pytest.raises(ValueError, match="Told cannot be planned for without a run: `mu` must be"):
-        planned_schedule(Told(), STEPS, (1.0,))
+        planned_coefficients(Told(), STEPS, (1.0,))
 
 
 def test_bad_input_is_named(pipe):

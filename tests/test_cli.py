@@ -19,15 +19,17 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner, Result
 
-from dit_accel import loading, video
-from dit_accel.cli import app, summary
-from dit_accel.cli.errors import BadInput
-from dit_accel.cli.progress import StepBar
-from dit_accel.cli.request import slug
-from dit_accel.cli.settings import Strides, check_sizes, read_strides
-from dit_accel.families import FAMILIES
-from dit_accel.loading import missing_parts
-from dit_accel.outcome import SiteReport
+from dit_accel.cli import app
+from dit_accel.cli.common.errors import BadInput
+from dit_accel.cli.common.progress import StepBar
+from dit_accel.cli.run import summary
+from dit_accel.cli.run.request import slug
+from dit_accel.cli.run.settings import SizeStrides, check_sizes, read_strides
+from dit_accel.core import video
+from dit_accel.core.report import SiteReport
+from dit_accel.models import loading
+from dit_accel.models.families import FAMILIES
+from dit_accel.models.loading import missing_parts
 
 ROOT = Path(__file__).resolve().parent.parent
 PROMPT = "a red circle moving right"
@@ -476,7 +478,7 @@ def test_a_real_sigint_ends_with_130(here: Path, model_folder: Path) -> None:
         import signal, sys
         signal.signal(signal.SIGINT, signal.default_int_handler)
         from dit_accel.cli import main
-        from dit_accel.cli.progress import StepBar
+        from dit_accel.cli.common.progress import StepBar
         StepBar.reach = lambda bar, done: print("step", done, flush=True)
         main()
     """
@@ -505,7 +507,7 @@ def test_an_unforeseen_error_is_one_line_and_verbose_shows_where(
     def fail(*_: Any, **__: Any) -> None:
         raise RuntimeError("the sky fell")
 
-    monkeypatch.setattr("dit_accel.cli.running.take_accelerated", fail)
+    monkeypatch.setattr("dit_accel.cli.run.run.take_accelerated", fail)
     result = generate()
     assert result.exit_code == 1
     assert "error: RuntimeError: the sky fell (--verbose shows where)" in result.stderr
@@ -641,8 +643,10 @@ def test_bytes_text(count: int, text: str) -> None:
 
 
 def test_strides_come_from_the_models_own_configuration(model_folder: Path) -> None:
-    model = loading.look_into(model_folder, name="tiny")
-    assert read_strides(model) == Strides(spatial=16, temporal=4, pixels_per_token=16, longest=32)
+    model = loading.inspect_folder(model_folder, name="tiny")
+    assert read_strides(model) == SizeStrides(
+        spatial=16, temporal=4, pixels_per_token=16, longest=32
+    )
 
 
 @pytest.mark.parametrize(
@@ -651,7 +655,7 @@ def test_strides_come_from_the_models_own_configuration(model_folder: Path) -> N
 )
 def test_sizes_on_the_edge_are_accepted(option: str, edge: int, beyond: int) -> None:
     # 32 tokens of 16 pixels; 32 latent frames: 31 x 4 + 1
-    strides, least = Strides(16, 4, 16, 32), {"height": 16, "width": 16, "frames": 1}
+    strides, least = SizeStrides(16, 4, 16, 32), {"height": 16, "width": 16, "frames": 1}
     check_sizes(strides, **least)
     check_sizes(strides, **{**least, option: edge})
     with pytest.raises(BadInput, match=f"--{option} is {beyond}: .* at most {edge}$"):

@@ -27,17 +27,16 @@ from dit_accel import (
     UniCPConfig,
     accelerate,
 )
-from dit_accel.acceleration import _cache_of
-from dit_accel.config import WAYS, PlannedConfig
-from dit_accel.families import FAMILIES
-from dit_accel.keywords import config_of
-from dit_accel.plans import Forecast, Plan
-from dit_accel.pruning import Blocks
-from dit_accel.session import Session
+from dit_accel.attention.block_sparse import BlockSelection
+from dit_accel.config import WAYS, PlannedConfig, config_of
+from dit_accel.core.session import Session
+from dit_accel.handle import _cache_of
+from dit_accel.models.families import FAMILIES
+from dit_accel.planning.plan import Extrapolation, Plan
 
-PLAN = Plan(12, {5: Forecast(({4: 1.0}, {4: 1.0}))})
+PLAN = Plan(12, {5: Extrapolation(({4: 1.0}, {4: 1.0}))})
 CLOSED = SceneConfig(background="closed", steps=(0.0, 0.5))
-OWN = UniCP(EDCW(0.3, order=1), PCAS(blocks=Blocks(tile=(2, 4, 8))), None)
+OWN = UniCP(EDCW(0.3, order=1), PCAS(blocks=BlockSelection(tile=(2, 4, 8))), None)
 EXAMPLES = {
     QualityConfig(): {"accel": "unicp"},
     QualityConfig(32, guard=False, cache_memory=1 << 30): {
@@ -74,7 +73,7 @@ def test_keywords_are_a_config(config):
 
 def test_a_plan_is_one_too():
     assert config_of(plan=PLAN, mix=(1.0, -3.0)) == PlanConfig(PLAN, (1.0, -3.0))
-    assert PlanConfig(PLAN).course.plan is PLAN
+    assert PlanConfig(PLAN).policy.plan is PLAN
 
 
 @pytest.mark.parametrize("config", EXAMPLES, ids=str)
@@ -82,7 +81,7 @@ def test_what_was_saved_makes_an_equal_config(config):
     saved = json.loads(json.dumps(config.to_dict()))
     assert AccelConfig.from_dict(saved) == config
     assert type(config).from_dict(saved) == config
-    assert saved == json.loads(json.dumps(config.told()))
+    assert saved == json.loads(json.dumps(config.describe()))
 
 
 def test_settings_that_were_not_saved_are_as_by_default():
@@ -127,11 +126,11 @@ def test_what_no_file_holds_is_named_and_told_by_its_class():
     config = QualityConfig(32, profile=profile)
     with pytest.raises(ValueError, match=r"profile is a Profile, .* accepted: the path of"):
         config.to_dict()
-    assert config.told()["profile"] == "<Profile>"
+    assert config.describe()["profile"] == "<Profile>"
     assert str(config) == "QualityConfig(profile=Profile, quality=32)"
     with pytest.raises(ValueError, match=r"plan is a Plan, which is no plain value$"):
         PlanConfig(PLAN).to_dict()
-    assert PlanConfig(PLAN).told() == {
+    assert PlanConfig(PLAN).describe() == {
         "kind": "plan", "layout": None, "scene": None, "plan": "<Plan>", "mix": [1.0],
     }  # fmt: skip
 
@@ -214,10 +213,10 @@ def test_a_config_does_what_its_keywords_do_and_the_report_has_it(config, keywor
     with accelerate(pipe, **keywords) as handle:
         assert np.array_equal(call(pipe), clip)
         other = handle.report()
-    assert report.config == other.config == config.told()
+    assert report.config == other.config == config.describe()
     assert report.asked == str(config) and f"Asked for: {config}." in report.summary()
     assert report.sites == other.sites and report.threshold == other.threshold
-    assert json.loads(json.dumps(report.config)) == json.loads(json.dumps(config.told()))
+    assert json.loads(json.dumps(report.config)) == json.loads(json.dumps(config.describe()))
 
 
 def test_a_site_that_a_family_has_not_is_refused():

@@ -10,11 +10,11 @@ import torch
 from profiles import profile_of, rung_of
 
 from dit_accel import accelerate
-from dit_accel.autopilot import decide
-from dit_accel.difficulty import MANY, Difficulty, pooled
-from dit_accel.plans import Plan
-from dit_accel.profile import Profile
-from dit_accel.texts import encode
+from dit_accel.caching.controller import decide
+from dit_accel.planning.difficulty import MIN_FITTED_CLIPS, PromptDifficulty, pooled
+from dit_accel.planning.plan import Plan
+from dit_accel.planning.profile import Profile
+from dit_accel.planning.text import encode
 
 FAST, SLOW = (0, 2, 4, 8, 14), (0, 1, 2, 4, 6, 8, 10, 12, 14, 16, 17, 18)
 CLIPS = 100
@@ -31,7 +31,7 @@ def drawn(noise: float, clips: int = CLIPS, width: int = 6) -> tuple[torch.Tenso
 def test_what_the_text_tells_is_found():
     """Without noise the line is exact: one unit of the first channel is one deviation harder."""
     texts, psnr = drawn(0.0)
-    found = Difficulty.fitted(texts, psnr)
+    found = PromptDifficulty.fitted(texts, psnr)
     unit = float(found.of(torch.tensor([[1.0] + [0.0] * 5])) - found.of(torch.zeros(1, 6)))
     assert unit == pytest.approx(1 / float(texts[:, 0].std()), rel=0.02)
     others = torch.eye(6)[1:]
@@ -42,9 +42,9 @@ def test_what_the_text_tells_is_found():
 def test_clips_are_foretold_without_themselves():
     """`known` of a clip is what a fit of the others says of it, at the ridge that was chosen."""
     texts, psnr = drawn(5.0)
-    whole = Difficulty.fitted(texts, psnr)
+    whole = PromptDifficulty.fitted(texts, psnr)
     without = torch.arange(CLIPS) != 7
-    part = Difficulty.fitted(texts[without], psnr[:, without])
+    part = PromptDifficulty.fitted(texts[without], psnr[:, without])
     assert part.of(texts[7:8]) == pytest.approx(float(whole.known[7]), abs=0.02)
     seen = torch.corrcoef(torch.stack([whole.known, texts[:, 0]]))[0, 1]
     assert seen > 0.9
@@ -54,23 +54,23 @@ def test_a_text_that_tells_nothing_moves_nothing():
     """PSNR of pure noise: leaving clips out shows that nothing is foretold, and it is held back."""
     texts, _ = drawn(0.0)
     psnr = 40 + 5 * torch.randn(2, CLIPS, generator=torch.Generator().manual_seed(1))
-    found = Difficulty.fitted(texts, psnr)
+    found = PromptDifficulty.fitted(texts, psnr)
     moved = found.shifted(psnr[0].double(), found.of(3 * torch.ones(1, 6))) - psnr[0]
     assert moved.abs().max() < 3
 
 
-@pytest.mark.parametrize("clips", [3, MANY - 1])
+@pytest.mark.parametrize("clips", [3, MIN_FITTED_CLIPS - 1])
 def test_few_clips_are_not_fitted(clips):
-    assert Difficulty.fitted(*drawn(0.0, clips)) is None
+    assert PromptDifficulty.fitted(*drawn(0.0, clips)) is None
 
 
 def test_texts_that_are_all_alike_are_not_fitted():
-    assert Difficulty.fitted(torch.ones(CLIPS, 6), drawn(1.0)[1]) is None
+    assert PromptDifficulty.fitted(torch.ones(CLIPS, 6), drawn(1.0)[1]) is None
 
 
 def test_more_channels_than_clips_are_no_matter():
     texts, psnr = drawn(1.0, clips=60, width=500)
-    found = Difficulty.fitted(texts, psnr)
+    found = PromptDifficulty.fitted(texts, psnr)
     assert found.weights.shape == (500,)
     assert found.known.isfinite().all()
 
@@ -78,7 +78,7 @@ def test_more_channels_than_clips_are_no_matter():
 def test_clips_are_shifted_to_the_difficulty_of_the_prompt():
     """Difficulties -1, 0, 1 and PSNR 45, 40, 35: at 2, all of them are 30."""
     known = torch.tensor([-1.0, 0.0, 1.0], dtype=torch.float64)
-    line = Difficulty(torch.zeros(2), torch.zeros(2), known)
+    line = PromptDifficulty(torch.zeros(2), torch.zeros(2), known)
     psnr = torch.tensor([45.0, 40.0, 35.0], dtype=torch.float64)
     assert line.shifted(psnr, 2.0).tolist() == pytest.approx([30.0] * 3)
     assert line.shifted(psnr.flip(0), 2.0).tolist() == [35.0, 40.0, 45.0]  # never easier so
@@ -90,7 +90,7 @@ def test_pooling_leaves_padding_out():
 
 
 def test_another_width_is_refused():
-    found = Difficulty.fitted(*drawn(1.0))
+    found = PromptDifficulty.fitted(*drawn(1.0))
     with pytest.raises(ValueError, match="text has 3 channels; accepted: 6"):
         found.of(torch.zeros(1, 3))
 
@@ -98,8 +98,10 @@ def test_another_width_is_refused():
 @pytest.fixture
 def profile() -> Profile:
     texts, psnr = drawn(1.0)
-    rungs = [rung_of(SLOW, psnr[0].tolist()), rung_of(FAST, psnr[1].tolist())]
-    return dataclasses.replace(profile_of(rungs), difficulty=Difficulty.fitted(texts, psnr))
+    candidates = [rung_of(SLOW, psnr[0].tolist()), rung_of(FAST, psnr[1].tolist())]
+    return dataclasses.replace(
+        profile_of(candidates), difficulty=PromptDifficulty.fitted(texts, psnr)
+    )
 
 
 def test_a_hard_prompt_is_given_more_steps(profile):
@@ -122,8 +124,8 @@ def test_of_several_prompts_the_hardest_decides(profile):
 def test_static_runs_do_the_same_for_every_prompt(profile):
     easy = torch.zeros(1, 6)
     easy[0, 0] = -1.0
-    decision = decide(profile, quality=32.0, text=easy, static=True)
-    assert decision.plan.computed == decide(profile, quality=32.0, static=True).plan.computed
+    choice = decide(profile, quality=32.0, text=easy, static=True)
+    assert choice.plan.computed == decide(profile, quality=32.0, static=True).plan.computed
 
 
 def test_another_text_encoder_changes_nothing(profile):

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from dit_accel.drift import relative_l1, share_of
+from dit_accel.core.drift import relative_l1, share_of
 
 
 def test_closed_form():

@@ -18,12 +18,12 @@ import tiny
 from typer.testing import CliRunner
 
 from dit_accel.cli import app
-from dit_accel.evaluate import statistics
-from dit_accel.evaluate.jobs import Shard, parse_shard, shard_of_environment
-from dit_accel.evaluate.prompts import read_prompts
-from dit_accel.evaluate.store import Store, StoreError
-from dit_accel.evaluate.summary import paired, summarise
-from dit_accel.methods import LISTED, METHODS, parse, parse_list
+from dit_accel.evaluation import statistics
+from dit_accel.evaluation.jobs import Shard, parse_shard, shard_of_environment
+from dit_accel.evaluation.methods import LISTED, METHODS, parse, parse_list
+from dit_accel.evaluation.prompts import read_prompts
+from dit_accel.evaluation.store import Store, StoreError
+from dit_accel.evaluation.summary import paired, summarise
 
 SIZE = ["--height", "16", "--width", "16", "--frames", "9", "--steps", "8", "--guidance", "4"]
 PROMPTS = ("a red circle moving right", "a blue square moving left", "the green triangle")
@@ -517,7 +517,7 @@ def test_a_new_metric_is_scored_on_the_kept_clips_without_making_them_again(
 
 
 def test_the_vbench_export_has_its_names_and_refuses_what_cannot_be_one(prompts, model, tmp_path):
-    from dit_accel.video import read_video
+    from dit_accel.core.video import read_video
 
     out, there = tmp_path / "a", tmp_path / "vbench"
     evaluate(prompts, model, out, "--methods", "edcw:9", "--seeds", "3,5", "--limit", "1")

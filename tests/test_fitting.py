@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from dit_accel.fitting import Moments
+from dit_accel.calibration.fit import RidgeMoments
 
 AXES = torch.eye(2)
 
@@ -15,7 +15,7 @@ def row(*values: float) -> torch.Tensor:
 
 
 def test_nothing_is_known_before_the_first_prompt():
-    moments = Moments()
+    moments = RidgeMoments()
     assert moments.change() is None
     moments.add(3, AXES, row(1.0, 1.0), 1.0)
     assert moments.change(without=3) is None
@@ -24,14 +24,14 @@ def test_nothing_is_known_before_the_first_prompt():
 
 def test_one_prompt_is_solved_exactly():
     """Features (1, 0) and (1, 1) make (5, 2) of 3 and 2 of them."""
-    moments = Moments()
+    moments = RidgeMoments()
     moments.add(0, torch.tensor([[1.0, 0.0], [1.0, 1.0]]), row(5.0, 2.0), 1.0)
     assert moments.change(ridge=0.0).tolist() == pytest.approx([3.0, 2.0])
 
 
 def test_what_the_features_do_not_reach_is_left():
     """One feature along (1, 1): of (4, 2) it makes (3, 3)."""
-    moments = Moments()
+    moments = RidgeMoments()
     moments.add(0, torch.tensor([[1.0, 1.0]]), row(4.0, 2.0), 1.0)
     assert moments.change(ridge=0.0).tolist() == pytest.approx([3.0])
 
@@ -39,7 +39,7 @@ def test_what_the_features_do_not_reach_is_left():
 def test_prompts_are_weighed_by_the_inverse_of_what_their_line_leaves():
     """Prompts want 1 and 3 of the same feature. With weights 1 / 1 and 1 / 3 the best is
     (1 + 3 / 3) / (1 + 1 / 3) = 1.5, neither their mean nor what relative errors would have."""
-    moments = Moments()
+    moments = RidgeMoments()
     for prompt, wanted in enumerate((1.0, 3.0)):
         moments.add(prompt, torch.tensor([[1.0]]), row(wanted), 0.0)
     assert moments.change(ridge=0.0).tolist() == pytest.approx([1.5])
@@ -47,14 +47,14 @@ def test_prompts_are_weighed_by_the_inverse_of_what_their_line_leaves():
 
 def test_a_prompt_whose_line_is_all_but_exact_weighs_no_more_than_the_floor():
     """It leaves 0, over a floor of a millionth of the size; the other wants 1: 1 / (1 + 10^3)."""
-    moments = Moments()
+    moments = RidgeMoments()
     moments.add(0, torch.tensor([[1.0]]), row(1.0), 0.0)
     moments.add(1, torch.tensor([[1.0]]), row(0.0), 1.0)
     assert moments.change(ridge=0.0).tolist() == pytest.approx([1 / (1 + 1e3)])
 
 
 def test_a_second_time_replaces_the_first():
-    once, twice = Moments(), Moments()
+    once, twice = RidgeMoments(), RidgeMoments()
     twice.add(0, AXES, row(7.0, -3.0), 1.0)
     for moments in (once, twice):
         moments.add(0, AXES, row(1.0, 2.0), 1.0)
@@ -64,7 +64,7 @@ def test_a_second_time_replaces_the_first():
 
 def test_a_prompt_that_is_left_out_has_no_part():
     """Bit-equal to never having seen it: its run can be an honest one."""
-    all_three, two = Moments(), Moments()
+    all_three, two = RidgeMoments(), RidgeMoments()
     draw = torch.Generator().manual_seed(0)
     for prompt in range(3):
         features, left = torch.randn(2, 5, generator=draw), torch.randn(5, generator=draw)
@@ -77,20 +77,20 @@ def test_a_prompt_that_is_left_out_has_no_part():
 
 def test_a_ridge_holds_back():
     """Half again the feature's own square: 3 / (1 + 0.5) = 2."""
-    moments = Moments()
+    moments = RidgeMoments()
     moments.add(0, torch.tensor([[1.0]]), row(3.0), 1.0)
     assert moments.change(ridge=0.5).tolist() == pytest.approx([2.0])
 
 
 def test_a_feature_that_is_nothing_changes_nothing():
     """The noise of a pipeline that does not show it is a row of zeros."""
-    moments = Moments()
+    moments = RidgeMoments()
     moments.add(0, torch.tensor([[1.0, 0.0], [0.0, 0.0]]), row(3.0, 1.0), 1.0)
     assert moments.change(ridge=0.0).tolist() == pytest.approx([3.0, 0.0])
 
 
 def test_features_of_a_low_precision_are_summed_in_float64():
-    moments = Moments()
+    moments = RidgeMoments()
     moments.add(0, torch.full((1, 4096), 1.0, dtype=torch.bfloat16), torch.ones(4096), 1.0)
     (change,) = moments.change(ridge=0.0).tolist()
     assert change == pytest.approx(1.0, abs=1e-12)
@@ -99,7 +99,7 @@ def test_features_of_a_low_precision_are_summed_in_float64():
 
 def test_a_change_wants_as_many_prompts_as_it_is_told():
     """Those that are left out do not count."""
-    moments = Moments()
+    moments = RidgeMoments()
     for prompt in range(3):
         moments.add(prompt, AXES, row(1.0, float(prompt)), 1.0)
     assert moments.change(least=3) is not None
@@ -112,7 +112,7 @@ def test_changes_without_each_are_those_of_all_others():
     """And several prompts at once are taken in as one after the other."""
     draw = torch.Generator().manual_seed(1)
     features, left = torch.randn(2, 3, 5, generator=draw), torch.randn(3, 5, generator=draw)
-    together, one_by_one = Moments(), Moments()
+    together, one_by_one = RidgeMoments(), RidgeMoments()
     together.add_all([4, 5, 6], features, left, torch.ones(3))
     for row, prompt in enumerate((4, 5, 6)):
         one_by_one.add(prompt, features[:, row], left[row], 1.0)

@@ -12,29 +12,29 @@ import tiny
 import torch
 
 from dit_accel import accelerate
-from dit_accel.courses import PlanCourse
-from dit_accel.following import guided
-from dit_accel.plans import Forecast, Plan
-from dit_accel.steering import Steering
+from dit_accel.caching.guard import GuardedPolicy
+from dit_accel.caching.policy import PlanPolicy
+from dit_accel.core.guidance import guided
+from dit_accel.planning.plan import Extrapolation, Plan
 
 STEPS = 6
 LINE, REUSE = {1: 2.0, 0: -1.0}, {3: 1.0}
-PLAN = Plan(STEPS, {2: Forecast((LINE,)), 4: Forecast((REUSE,))})
+PLAN = Plan(STEPS, {2: Extrapolation((LINE,)), 4: Extrapolation((REUSE,))})
 NEUTRAL = Plan(STEPS, {})
 MIX = (1.0, -3.0)  # of guidance 4
 TWO_PARTS = Plan(
     STEPS,
     {
-        2: Forecast(({1: 2.0, 0: -1.0}, {1: 0.75, 0: 0.5}), start=0.125),
-        4: Forecast(({3: 1.0, 0: 0.25}, {3: 1.5}), start=-0.25),
+        2: Extrapolation(({1: 2.0, 0: -1.0}, {1: 0.75, 0: 0.5}), noise_weight=0.125),
+        4: Extrapolation(({3: 1.0, 0: 0.25}, {3: 1.5}), noise_weight=-0.25),
     },
 )
 
 
-class Asked(PlanCourse):
+class Asked(PlanPolicy):
     """A plan that wants to be told, and writes down what it was."""
 
-    measures = True
+    needs_error = True
 
     def __init__(self, plan: Plan, mix: tuple[float, ...] = (1.0,)) -> None:
         super().__init__(plan, mix)
@@ -45,20 +45,22 @@ class Asked(PlanCourse):
         self.doubts: list[tuple[int, str]] = []
         self.mends: list[tuple[int, str]] = []
 
-    def forecast_of(self, step: int) -> Forecast | None:
+    def extrapolation_at(self, step: int) -> Extrapolation | None:
         self.asked.append(step)
-        return super().forecast_of(step)
+        return super().extrapolation_at(step)
 
-    def learn(self, step: int, surprise: float | None, lean: float | None = None) -> None:
-        self.learnt[step], self.leans[step] = surprise, lean
+    def observe(
+        self, step: int, extrapolation_error: float | None, lean: float | None = None
+    ) -> None:
+        self.learnt[step], self.leans[step] = extrapolation_error, lean
 
-    def doubt(self, step: int, why: str) -> None:
+    def on_suspicious(self, step: int, why: str) -> None:
         self.doubts.append((step, why))
 
-    def mend(self, step: int, why: str) -> None:
+    def on_lost_value(self, step: int, why: str) -> None:
         self.mends.append((step, why))
 
-    def trip(self, step: int, why: str) -> None:
+    def on_invalid(self, step: int, why: str) -> None:
         self.trips.append((step, why))
 
 
@@ -99,14 +101,14 @@ def replayed(pipe: Any, plan: Plan, parts: int) -> Any:
         second = branch == 1 and parts == 2
         if step == branch == 0:
             noise.append(kwargs["hidden_states"].clone())
-        served = plan.forecasts.get(step)
+        served = plan.extrapolations.get(step)
         if served is None:
             value = output[0]
             seen[step, branch] = value - now[0] if second else value
         else:
-            weights = served.reads[branch if parts == 2 else 0]
+            weights = served.weights[branch if parts == 2 else 0]
             value = sum(w * seen[read, branch] for read, w in weights.items())
-            value = value + now[0] if second else value + served.start * noise[0]
+            value = value + now[0] if second else value + served.noise_weight * noise[0]
         now[:] = now if branch else [value]
         return (value,)
 
@@ -128,8 +130,8 @@ def test_served_steps_are_the_weighted_sums_of_what_was_computed(pipe, plan, mix
 
 def test_a_plan_of_two_parts_that_reuses_both_reuses_both_branches(pipe):
     """c and u - c as they were are c and u as they were."""
-    whole = {s: Forecast(({s - 1: 1.0},)) for s in (2, 4)}
-    parts = {s: Forecast(({s - 1: 1.0}, {s - 1: 1.0})) for s in (2, 4)}
+    whole = {s: Extrapolation(({s - 1: 1.0},)) for s in (2, 4)}
+    parts = {s: Extrapolation(({s - 1: 1.0}, {s - 1: 1.0})) for s in (2, 4)}
     with accelerate(pipe, plan=Plan(STEPS, whole)):
         one = run(pipe)
     with accelerate(pipe, plan=Plan(STEPS, parts), mix=MIX):
@@ -145,22 +147,22 @@ def test_all_computed_is_bit_equal_with_two_parts_too(pipe, stock):
 
 
 def test_a_course_is_asked_once_a_step_and_told_of_every_computed_one(pipe):
-    course = Asked(PLAN, MIX)
-    with accelerate(pipe, plan=course):
+    policy = Asked(PLAN, MIX)
+    with accelerate(pipe, plan=policy):
         run(pipe)
-    assert course.asked == list(range(STEPS))
-    assert list(course.learnt) == [0, 1, 3]  # the last step's surprise steers nothing
-    assert (course.learnt[0], course.learnt[1]) == (None, None)
-    assert 0 < course.learnt[3] < 10
-    assert course.trips == []
+    assert policy.asked == list(range(STEPS))
+    assert list(policy.learnt) == [0, 1, 3]  # the last step's surprise steers nothing
+    assert (policy.learnt[0], policy.learnt[1]) == (None, None)
+    assert 0 < policy.learnt[3] < 10
+    assert policy.trips == []
 
 
 def test_the_surprise_is_how_far_the_line_misses_the_guided_prediction(pipe):
     """By hand from the parts that are heard: |1 (line - c) - 3 (line - d)| over |c - 3 d|; and how
     much of the line's rise was right, by projection."""
-    course = Asked(NEUTRAL, MIX)
+    policy = Asked(NEUTRAL, MIX)
     heard: tuple[list[torch.Tensor], list[torch.Tensor]] = ([], [])
-    with accelerate(pipe, plan=course) as handle:
+    with accelerate(pipe, plan=policy) as handle:
         handle.follower.heard = lambda part, value: heard[part].append(value)
         run(pipe)
         times = pipe.scheduler.timesteps.tolist()
@@ -169,10 +171,10 @@ def test_the_surprise_is_how_far_the_line_misses_the_guided_prediction(pipe):
         ahead = (times[step] - times[step - 1]) / (times[step - 1] - times[step - 2])
         line = mixed[step - 1] + ahead * (mixed[step - 1] - mixed[step - 2])
         missed = float((line - mixed[step]).norm() / mixed[step].norm())
-        assert course.learnt[step] == pytest.approx(missed, rel=1e-3)
+        assert policy.learnt[step] == pytest.approx(missed, rel=1e-3)
         rise, came = line - mixed[step - 1], mixed[step] - mixed[step - 1]
         lean = float((rise * came).sum() / (rise * rise).sum())
-        assert course.leans[step] == pytest.approx(lean, rel=1e-3)
+        assert policy.leans[step] == pytest.approx(lean, rel=1e-3)
 
 
 def test_the_noise_is_heard_and_is_what_the_run_started_from(pipe):
@@ -188,7 +190,7 @@ def test_the_noise_is_heard_and_is_what_the_run_started_from(pipe):
 
 
 @pytest.fixture
-def reads(monkeypatch) -> Counter[str]:
+def needed_steps(monkeypatch) -> Counter[str]:
     """How often the package's own code has a tensor's numbers read, by function."""
     counted: Counter[str] = Counter()
 
@@ -209,10 +211,10 @@ def reads(monkeypatch) -> Counter[str]:
 
 
 def test_the_device_is_read_once_a_step_at_most(pipe, reads):
-    course = Steering(TWO_PARTS, [float(STEPS - s) for s in range(STEPS)], MIX)
-    with accelerate(pipe, plan=course) as handle:
+    policy = GuardedPolicy(TWO_PARTS, [float(STEPS - s) for s in range(STEPS)], MIX)
+    with accelerate(pipe, plan=policy) as handle:
         run(pipe)
-        assert handle.report().device_reads == STEPS - 1
+        assert handle.report().host_syncs == STEPS - 1
     assert reads == {"read": STEPS - 1, "time_of": 1}  # the timesteps once a run
 
 
@@ -220,7 +222,7 @@ def test_a_course_that_measures_nothing_reads_nothing(pipe, reads):
     with accelerate(pipe, plan=TWO_PARTS, mix=MIX) as handle:
         run(pipe)
         assert reads == {}
-        assert handle.report().device_reads == 0
+        assert handle.report().host_syncs == 0
     assert reads == {"notes": 1}  # once the run is over: whether what was served was finite
 
 
@@ -230,7 +232,7 @@ def test_a_course_that_measures_nothing_reads_nothing(pipe, reads):
 @pytest.mark.parametrize("measures", [True, False])
 def test_values_are_kept_as_long_as_they_are_read_and_no_longer(pipe, measures):
     """Step 0 while step 4 reads it; where surprises are measured, two are always held for them."""
-    plan = Plan(STEPS, {4: Forecast(({3: 1.0, 0: 0.25},))})
+    plan = Plan(STEPS, {4: Extrapolation(({3: 1.0, 0: 0.25},))})
     held: dict[int, list[int]] = {}
 
     def look(pipe: Any, step: int, *_: Any) -> dict[str, Any]:
@@ -257,7 +259,7 @@ def test_what_a_forecast_reads_and_is_not_there_is_computed_and_said(pipe, stock
         handle.follower.start.clear()
         return {}
 
-    plan = Plan(STEPS, {3: Forecast(({2: 1.0},), start=0.5)})
+    plan = Plan(STEPS, {3: Extrapolation(({2: 1.0},), noise_weight=0.5)})
     with accelerate(pipe, plan=plan) as handle:
         assert np.array_equal(run(pipe, callback_on_step_end=steal), stock)
         report = handle.report()
@@ -290,18 +292,18 @@ def test_another_text_trips_before_it_is_served(pipe, name):
         (lambda tensors: {name: tensors[name].add_(1.0)}, [(2, "the text changed")]),
         (lambda tensors: {name: tensors[name].clone()}, []),
     ):
-        course = Asked(NEUTRAL, MIX)
-        with accelerate(pipe, plan=course):
+        policy = Asked(NEUTRAL, MIX)
+        with accelerate(pipe, plan=policy):
             run(pipe, callback_on_step_end=inject(2, change), **inputs)
-        assert course.trips == expected
+        assert policy.trips == expected
 
 
 def test_latents_that_jump_trip(pipe):
-    course = Asked(NEUTRAL, MIX)
+    policy = Asked(NEUTRAL, MIX)
     scaled = inject(2, lambda tensors: {"latents": tensors["latents"] * 5.0})
-    with accelerate(pipe, plan=course):
+    with accelerate(pipe, plan=policy):
         run(pipe, callback_on_step_end=scaled)
-    assert (2, "the latents jumped") in course.doubts
+    assert (2, "the latents jumped") in policy.doubts
 
 
 @pytest.mark.parametrize("where", ["kept", "start"])
@@ -314,14 +316,14 @@ def test_a_kept_value_that_is_not_finite_is_never_served(pipe, stock, where):
         value[0, 0, 0, 0, 0] = float("nan")
         return {}
 
-    plan = Plan(STEPS, {2: Forecast(({1: 1.0},), start=0.5)})
-    course = Asked(plan)
-    with accelerate(pipe, plan=course) as handle:
+    plan = Plan(STEPS, {2: Extrapolation(({1: 1.0},), noise_weight=0.5)})
+    policy = Asked(plan)
+    with accelerate(pipe, plan=policy) as handle:
         frames = run(pipe, callback_on_step_end=inject(1, poison))
     assert np.array_equal(frames, stock)
     lost = {"kept": [], "start": [(1, "the noise that was kept was not finite")]}[where]
-    assert course.trips == lost
-    assert course.mends == ([(1, "a kept value was not finite")] if where == "kept" else [])
+    assert policy.trips == lost
+    assert policy.mends == ([(1, "a kept value was not finite")] if where == "kept" else [])
 
 
 def test_a_lost_value_is_put_back_from_its_nearest_neighbours(pipe):
@@ -337,9 +339,9 @@ def test_a_lost_value_is_put_back_from_its_nearest_neighbours(pipe):
             found.update({s: v.clone() for s, v in kept.items()})
         return {}
 
-    plan = Plan(STEPS, {4: Forecast(({3: 1.0, 1: 0.5, 0: 0.5}, {3: 1.0, 1: 0.5}))})
-    course = Asked(plan, MIX)
-    with accelerate(pipe, plan=course) as handle:
+    plan = Plan(STEPS, {4: Extrapolation(({3: 1.0, 1: 0.5, 0: 0.5}, {3: 1.0, 1: 0.5}))})
+    policy = Asked(plan, MIX)
+    with accelerate(pipe, plan=policy) as handle:
         assert np.isfinite(run(pipe, callback_on_step_end=callback)).all()
         times = pipe.scheduler.timesteps.tolist()
     share = (times[0] - times[1]) / (times[0] - times[2])
@@ -362,13 +364,13 @@ def poison_kept(handle: Any) -> Any:
 
 
 def test_without_a_guard_too_what_is_not_finite_is_computed_and_put_back(pipe, stock):
-    course = Watched(Plan(STEPS, {2: Forecast(({1: 1.0},)), 4: Forecast(({3: 1.0},))}))
-    with accelerate(pipe, plan=course) as handle:
+    policy = Watched(Plan(STEPS, {2: Extrapolation(({1: 1.0},)), 4: Extrapolation(({3: 1.0},))}))
+    with accelerate(pipe, plan=policy) as handle:
         frames = run(pipe, callback_on_step_end=poison_kept(handle))
         report = handle.report()
     assert np.isfinite(frames).all()
     assert report.sites[0].computed == (0, 1, 2, 3, 5)
-    assert report.device_reads == 2, "one a served step"
+    assert report.host_syncs == 2, "one a served step"
 
 
 def test_where_the_device_may_not_be_read_the_report_says_that_the_clip_is_spoilt(pipe):
@@ -451,8 +453,8 @@ def test_a_plan_is_given_alone(pipe):
 def test_forecasts_have_the_dtype_of_the_predictions(dtype):
     pipe = tiny.tiny_wan()
     pipe.transformer.to(dtype)
-    course = Steering(TWO_PARTS, [float(STEPS - s) for s in range(STEPS)], MIX)
-    with accelerate(pipe, plan=course) as handle:
+    policy = GuardedPolicy(TWO_PARTS, [float(STEPS - s) for s in range(STEPS)], MIX)
+    with accelerate(pipe, plan=policy) as handle:
         frames = run(pipe)
         kept = [v for part in handle.follower.kept.values() for v in part.values()]
         assert {value.dtype for value in kept} == {dtype}

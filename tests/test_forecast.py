@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from dit_accel.forecast import combine, reach, weights
+from dit_accel.core.extrapolation import combine, reach, weights
 
 
 def test_one_value_is_reused_as_it_is():

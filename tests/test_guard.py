@@ -20,8 +20,8 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "scripts"))
 import check_guard
 from check_guard import LATENTS, NAN, NONE, TEXT, WRONG, clip_of
 
-from dit_accel import miniature
-from dit_accel.profile import Profile
+from dit_accel.models import miniature
+from dit_accel.planning.profile import Profile
 
 pytestmark = pytest.mark.slow
 

@@ -17,12 +17,12 @@ from dit_accel import (
     UniCPConfig,
     accelerate,
 )
-from dit_accel.acceleration import Handle
-from dit_accel.bench import FlopMeter
-from dit_accel.families import family_of
-from dit_accel.isolation import Scene
-from dit_accel.lockstep import Clips
-from dit_accel.staging import Reading, Row, SceneConfig
+from dit_accel.core.flops import FlopMeter
+from dit_accel.handle import Handle
+from dit_accel.models.families import family_of
+from dit_accel.scenes.isolation import SceneAttention
+from dit_accel.scenes.references import ReferenceClips
+from dit_accel.scenes.rows import ClipRow, ReferenceLink, SceneConfig
 
 TWO = ["a red circle moving right", "a blue square moving left"]
 UNCACHED = UncachedConfig()
@@ -45,7 +45,7 @@ def rows(*shots, readings=None):
 
     def made(grid):
         return [
-            Row(
+            ClipRow(
                 f"shot {i + 1}", cover(grid, *spans), tuple(range(len(spans))),
                 (readings or {}).get(i, ()),
             )
@@ -60,9 +60,9 @@ def scene(pipe, made, how=None, shots=1, clips=None, texts=(), config=UNCACHED):
     """A handle with a scene of rows made by hand."""
 
     def prepared(session):
-        given = clips or Clips((), (), 0, shots)
+        given = clips or ReferenceClips((), (), 0, shots)
         prompts = [*texts] + [()] * (shots - len(texts))
-        return Scene(session, family_of(pipe), how or SceneConfig(), prompts, made, given)
+        return SceneAttention(session, family_of(pipe), how or SceneConfig(), prompts, made, given)
 
     handle = Handle(pipe, config, prepared)
     try:
@@ -202,7 +202,7 @@ def test_a_clip_that_reads_all_of_itself_does_not_change():
     """Every key is there twice, so that each weight is halved and doubled: to rounding."""
     pipe = tiny_wan()
     stock = same_noise(pipe)
-    made = rows([(0, 1)], [(0, 1)], readings={1: (Reading(0, 0, 0),)})
+    made = rows([(0, 1)], [(0, 1)], readings={1: (ReferenceLink(0, 0, 0),)})
     for reposition in (True, False):
         with scene(pipe, made, SceneConfig(reposition=reposition), shots=2) as handle:
             ours = same_noise(pipe)
@@ -215,7 +215,7 @@ def test_a_clip_that_reads_all_of_itself_does_not_change():
 
 def two_shots(first, second, config, pipe=None):
     pipe = pipe or tiny_wan()
-    made = rows([first], [second], readings={1: (Reading(0, 0, 0),)})
+    made = rows([first], [second], readings={1: (ReferenceLink(0, 0, 0),)})
     with scene(pipe, made, config, shots=2):
         return run(pipe, prompt=TWO, negative_prompt=None)
 
@@ -257,8 +257,8 @@ class Moving:
         still = cover(grid, (0, 0.5)).clone()
         moving = still.clone()
         moving[:, -1] = moving[:, -1].roll(1, -1)
-        reading = (Reading(0, 0, 0),)
-        return [Row("shot 1", still, (0,)), Row("shot 2", moving, (0,), reading)]
+        reading = (ReferenceLink(0, 0, 0),)
+        return [ClipRow("shot 1", still, (0,)), ClipRow("shot 2", moving, (0,), reading)]
 
 
 def test_a_moving_box_is_read_on_the_query_side():
@@ -275,14 +275,14 @@ def test_a_moving_box_is_read_on_the_query_side():
 
 def test_both_sides_agree_in_a_run_where_boxes_are_shifted(monkeypatch):
     key_side = two_shots((0, 0.5), (0.5, 1), SceneConfig())
-    monkeypatch.setattr("dit_accel.positions.BoxMap.static", False)
+    monkeypatch.setattr("dit_accel.scenes.reposition.BoxMap.static", False)
     query_side = two_shots((0, 0.5), (0.5, 1), SceneConfig())
     np.testing.assert_allclose(key_side, query_side, atol=2e-5)
 
 
 @pytest.mark.parametrize("made", [rows([(0, 0.5), (0.5, 1)]), Moving()], ids=["key", "query"])
 def test_nothing_of_n_by_n_is_made_in_a_forward(made, monkeypatch):
-    monkeypatch.setattr("dit_accel.merging.MOST", 2**14)
+    monkeypatch.setattr("dit_accel.attention.lse_merge.MOST", 2**14)
     pipe = tiny_wan()
     batch = 2 if isinstance(made, Moving) else 1
     given = inputs(batch=batch)
@@ -297,7 +297,7 @@ def test_the_flops_that_are_told_are_those_that_were_spent():
     prompts = {"prompt": TWO, "negative_prompt": None, "output_type": "latent"}
     with FlopMeter() as stock:
         run(pipe, **prompts)
-    made = rows([(0, 0.5), (0.5, 1)], [(0.5, 1)], readings={1: (Reading(0, 0, 0),)})
+    made = rows([(0, 0.5), (0.5, 1)], [(0.5, 1)], readings={1: (ReferenceLink(0, 0, 0),)})
     with scene(pipe, made, SceneConfig(), shots=2) as handle:
         with FlopMeter() as ours:
             run(pipe, **prompts)
@@ -330,7 +330,7 @@ def test_a_subjects_own_text_reaches_its_tokens_in_the_conditional_branch_only(e
         scene_ = handle._scene
         for branch in ("cond", "uncond"):
             handle._session.branch = branch
-            seen[branch] = scene_.told("transformer")
+            seen[branch] = scene_.describe("transformer")
     assert not np.array_equal(ours, stock)
     assert len(seen["cond"]) == 1 and not seen["uncond"]
     ((row, tokens, text, weight),) = seen["cond"]
@@ -339,7 +339,7 @@ def test_a_subjects_own_text_reaches_its_tokens_in_the_conditional_branch_only(e
 
 def test_amplified_references_are_read_in_the_conditional_branch_only():
     pipe = tiny_wan()
-    made = rows([(0, 0.5)], [(0.5, 1)], readings={1: (Reading(0, 0, 0),)})
+    made = rows([(0, 0.5)], [(0.5, 1)], readings={1: (ReferenceLink(0, 0, 0),)})
     calls = {}
     for amplify in (False, True):
         with scene(pipe, made, SceneConfig(isolate=False, amplify=amplify), shots=2) as handle:
@@ -356,10 +356,12 @@ def with_file(pipe, config=None, frames=5):
     clip = torch.rand(frames, 20, 40, 3, generator=generator)
 
     def made(grid):
-        file = Row("file", cover(grid, (0, 0.5)), (0,))
-        return [Row("shot 1", cover(grid, (0.5, 1)), (0,), (Reading(0, 1, 0),)), file]
+        file = ClipRow("file", cover(grid, (0, 0.5)), (0,))
+        return [ClipRow("shot 1", cover(grid, (0.5, 1)), (0,), (ReferenceLink(0, 1, 0),)), file]
 
-    return scene(pipe, made, config or SceneConfig(), clips=Clips([clip], ["a red circle"], 0, 1))
+    return scene(
+        pipe, made, config or SceneConfig(), clips=ReferenceClips([clip], ["a red circle"], 0, 1)
+    )
 
 
 @pytest.mark.parametrize("frames", [1, 5, 40])
@@ -424,7 +426,7 @@ def test_what_a_scene_does_not_have_forces_no_compute():
     found = {}
     made = {
         "one": rows([(0, 0.5)], [(0.5, 1)]),
-        "reads": rows([(0, 0.5)], [(0.5, 1)], readings={1: (Reading(0, 0, 0),)}),
+        "reads": rows([(0, 0.5)], [(0.5, 1)], readings={1: (ReferenceLink(0, 0, 0),)}),
     }
     for name, scenes in made.items():
         with scene(pipe, scenes, spans, shots=2, config=loose) as handle:
@@ -437,7 +439,7 @@ def test_what_a_scene_does_not_have_forces_no_compute():
 def test_one_decision_serves_writing_and_reading():
     """Rows are served together: a step at which the reference is not made, nothing reads it."""
     pipe = tiny_wan()
-    made = rows([(0, 0.5)], [(0.5, 1)], readings={1: (Reading(0, 0, 0),)})
+    made = rows([(0, 0.5)], [(0.5, 1)], readings={1: (ReferenceLink(0, 0, 0),)})
     loose = ThresholdConfig(1e9, first=1, last=0, site="attention")
     everywhere = SceneConfig(amplify=False, share_steps=(0, 1))
     with scene(pipe, made, everywhere, shots=2, config=loose) as handle:
@@ -555,7 +557,7 @@ def test_two_pipelines_with_scenes_do_not_touch_each_other():
 def test_group_offload_changes_nothing():
     from test_composition import offload
 
-    made = rows([(0, 0.5)], [(0.5, 1)], readings={1: (Reading(0, 0, 0),)})
+    made = rows([(0, 0.5)], [(0.5, 1)], readings={1: (ReferenceLink(0, 0, 0),)})
     clips = []
     for offloaded in (False, True):
         pipe = tiny_wan()
@@ -568,7 +570,7 @@ def test_group_offload_changes_nothing():
 
 def test_half_precision_and_a_compiled_transformer_run():
     pipe = tiny_wan()
-    made = rows([(0, 0.5)], [(0.5, 1)], readings={1: (Reading(0, 0, 0),)})
+    made = rows([(0, 0.5)], [(0.5, 1)], readings={1: (ReferenceLink(0, 0, 0),)})
     with scene(pipe, made, shots=2, texts=[("red",)]):
         right = run(pipe, prompt=TWO, negative_prompt=None)
     pipe.transformer.compile(backend="eager")

@@ -13,10 +13,10 @@ import torch
 from test_following import PLAN, STEPS, TWO_PARTS, Asked, inject, run
 
 from dit_accel import accelerate
-from dit_accel.keeping import Kept
-from dit_accel.packing import BITS, Packed, packed_bytes, typical_error
-from dit_accel.plans import Forecast, Plan
-from dit_accel.steering import Steering
+from dit_accel.caching.guard import GuardedPolicy
+from dit_accel.caching.store import TensorStore
+from dit_accel.core.quantization import BITS, Packed, packed_bytes, typical_error
+from dit_accel.planning.plan import Extrapolation, Plan
 
 SIZE = 16 * 3 * 2 * 2 * 4  # bytes of a prediction of the tiny pipeline
 MIX = (1.0, -3.0)
@@ -27,8 +27,8 @@ def value(seed: int, count: int = 640) -> torch.Tensor:
     return torch.randn(count, generator=torch.Generator().manual_seed(seed))
 
 
-def filled(memory: int | None, fewest: int, steps: int = 4) -> Kept:
-    kept = Kept()
+def filled(memory: int | None, fewest: int, steps: int = 4) -> TensorStore:
+    kept = TensorStore()
     kept.memory = memory
     kept.begin(fewest)
     kept.noise["target"] = value(99)
@@ -41,7 +41,7 @@ def filled(memory: int | None, fewest: int, steps: int = 4) -> Kept:
 
 
 def test_without_a_cap_a_shelf_hands_back_the_very_tensor():
-    kept, given = Kept(), value(0)
+    kept, given = TensorStore(), value(0)
     kept.shelf("target", "cond")[3] = given
     assert kept["target", "cond"][3] is given
     assert (kept.most_held, kept.most_packed, kept.most_away, kept.bits) == (2560, 0, 0, None)
@@ -82,7 +82,7 @@ def test_a_cap_that_can_be_kept_is_kept_at_every_moment(fewest):
 
 
 def test_half_precision_is_not_packed_into_as_many_bits_and_says_so():
-    kept = Kept()
+    kept = TensorStore()
     kept.memory = 1
     kept.begin(16)
     kept.shelf("target", "cond")[0] = value(0).bfloat16()
@@ -120,7 +120,7 @@ def capped(pipe: Any, plan: Any, memory: int | None, fewest: int, **call: Any) -
     """Frames, latents and the report of a run under a cap."""
     with accelerate(pipe, plan=plan, mix=MIX) as handle:
         handle.follower.kept.memory = memory
-        handle.follower.fewest_bits = lambda: fewest
+        handle.follower.min_bits = lambda: fewest
         frames = run(pipe, **call)
         return frames, handle.report()
 
@@ -158,11 +158,13 @@ def test_all_computed_is_bit_equal_under_the_tightest_cap(pipe):
 @pytest.mark.parametrize("where", ["as it came", "once packed"])
 def test_a_packed_value_that_is_not_finite_is_never_served_and_is_put_back(pipe, where):
     """A prediction with a NaN, packed as it comes; or a scale that is lost later."""
-    plan = Plan(STEPS, {2: Forecast(({1: 1.0},)), 4: Forecast(({3: 1.0, 1: 0.5, 0: 0.5},))})
-    course = Asked(plan)
-    with accelerate(pipe, plan=course) as handle:
+    plan = Plan(
+        STEPS, {2: Extrapolation(({1: 1.0},)), 4: Extrapolation(({3: 1.0, 1: 0.5, 0: 0.5},))}
+    )
+    policy = Asked(plan)
+    with accelerate(pipe, plan=policy) as handle:
         kept = handle.follower.kept
-        kept.memory, handle.follower.fewest_bits = 1, lambda: 8
+        kept.memory, handle.follower.min_bits = 1, lambda: 8
 
         def poison(tensors: Any) -> dict[str, Any]:
             shelf = kept["target", "cond"]
@@ -177,13 +179,13 @@ def test_a_packed_value_that_is_not_finite_is_never_served_and_is_put_back(pipe,
 
         frames = run(pipe, callback_on_step_end=inject(1, poison))
         assert handle.report().sites[0].computed == (0, 1, 2, 3, 5)
-    assert course.mends == [(1, "a kept value was not finite")]
+    assert policy.mends == [(1, "a kept value was not finite")]
     assert np.isfinite(frames).all()
 
 
 def test_a_packed_noise_that_is_not_finite_is_told(pipe):
-    course = Asked(Plan(STEPS, {2: Forecast(({1: 1.0},), start=0.5)}))
-    with accelerate(pipe, plan=course) as handle:
+    policy = Asked(Plan(STEPS, {2: Extrapolation(({1: 1.0},), noise_weight=0.5)}))
+    with accelerate(pipe, plan=policy) as handle:
         noise = handle.follower.kept.noise
         handle.follower.kept.memory = 1
 
@@ -192,27 +194,27 @@ def test_a_packed_noise_that_is_not_finite_is_told(pipe):
             return {}
 
         assert np.isfinite(run(pipe, callback_on_step_end=inject(1, poison))).all()
-    assert course.trips == [(1, "the noise that was kept was not finite")]
+    assert policy.trips == [(1, "the noise that was kept was not finite")]
 
 
 def test_surprises_are_measured_on_packed_values_all_the_same(pipe):
     found = {}
     for memory in (None, 1):
-        course = Asked(PLAN, MIX)
-        with accelerate(pipe, plan=course) as handle:
-            handle.follower.kept.memory, handle.follower.fewest_bits = memory, lambda: 8
+        policy = Asked(PLAN, MIX)
+        with accelerate(pipe, plan=policy) as handle:
+            handle.follower.kept.memory, handle.follower.min_bits = memory, lambda: 8
             run(pipe)
-        found[memory] = course.learnt[3]
+        found[memory] = policy.learnt[3]
     assert found[1] == pytest.approx(found[None], rel=0.1) and found[1] != found[None]
 
 
 def test_the_device_is_read_no_more_often_under_a_cap(pipe):
     """Packing waits for nothing."""
-    course = Steering(TWO_PARTS, TIMES, MIX)
-    with accelerate(pipe, plan=course) as handle:
-        handle.follower.kept.memory, handle.follower.fewest_bits = 1, lambda: 8
+    policy = GuardedPolicy(TWO_PARTS, TIMES, MIX)
+    with accelerate(pipe, plan=policy) as handle:
+        handle.follower.kept.memory, handle.follower.min_bits = 1, lambda: 8
         run(pipe)
-        assert handle.report().device_reads == STEPS - 1
+        assert handle.report().host_syncs == STEPS - 1
 
 
 # --- by a profile ---
@@ -224,11 +226,11 @@ def test_the_plan_says_how_few_bits_do_and_the_run_keeps_to_it(tiny_wan, tiny_pr
     pipe = tiny_wan()
     call = {"num_inference_steps": 10, "height": 16, "width": 16, "num_frames": 5}
     for left, bits in ((300.0, 16), (-300.0, 4)):
-        rungs = tuple(
-            replace(rung, latents_db=torch.full_like(rung.latents_db, left))
-            for rung in tiny_profile.rungs
+        candidates = tuple(
+            replace(candidate, latents_db=torch.full_like(candidate.latents_db, left))
+            for candidate in tiny_profile.candidates
         )
-        profile = replace(tiny_profile, rungs=rungs)
+        profile = replace(tiny_profile, candidates=candidates)
         with accelerate(pipe, profile=profile, speedup=2, cache_memory=1, guard=False) as handle:
             run(pipe, **call)
             report = handle.report()

@@ -12,8 +12,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from dit_accel import kernels, pruning
-from dit_accel.pruning import Blocks
+from dit_accel.attention import block_sparse, kernels
+from dit_accel.attention.block_sparse import BlockSelection
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DEVICE = "cpu" if INTERPRETED else "cuda"
@@ -35,22 +35,24 @@ def qkv(device, dtype=torch.float32, width=64, batch=2, heads=2):
 
 
 def kept_of(query, key, blocks, keep_mass=0.7):
-    mass = pruning.block_mass(query, key, blocks, 16, query.shape[-1] ** -0.5)
-    return pruning.keep_blocks(mass, keep_mass, 0.0, 1.0)
+    mass = block_sparse.block_mass(query, key, blocks, 16, query.shape[-1] ** -0.5)
+    return block_sparse.keep_blocks(mass, keep_mass, 0.0, 1.0)
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=lambda dtype: str(dtype)[6:])
 @pytest.mark.parametrize("width", [64, 128])
 @pytest.mark.parametrize("tail", [True, False])
-@pytest.mark.parametrize("blocks", [Blocks(64, 64), Blocks(128, 32)], ids=["64x64", "128x32"])
+@pytest.mark.parametrize(
+    "blocks", [BlockSelection(64, 64), BlockSelection(128, 32)], ids=["64x64", "128x32"]
+)
 def test_attention_is_the_reference(device, dtype, width, tail, blocks):
     if INTERPRETED and dtype == torch.bfloat16:
         pytest.skip("numpy, which interprets, has no bfloat16")
     query, key, value = qkv(device, dtype, width)
     kept = kept_of(query, key, blocks)
     ours = kernels.pruned_attention(query, key, value, kept, blocks, tail)
-    exact = pruning.pruned_attention(query, key, value, kept, blocks, tail)
+    exact = block_sparse.pruned_attention(query, key, value, kept, blocks, tail)
     assert ours.dtype == dtype
     assert torch.allclose(ours.float(), exact.float(), atol=TOLERANCE[dtype])
 
@@ -59,17 +61,17 @@ def test_attention_is_the_reference(device, dtype, width, tail, blocks):
 def test_by_the_memory_accelerator_too(device):
     if not INTERPRETED and torch.cuda.get_device_capability() < (9, 0):
         pytest.skip("the device has none")
-    blocks, launch = Blocks(64, 64), kernels.Launch(4, 3, accelerator=True)
+    blocks, launch = BlockSelection(64, 64), kernels.Launch(4, 3, accelerator=True)
     query, key, value = qkv(device, torch.float16)
     kept = kept_of(query, key, blocks)
     ours = kernels.pruned_attention(query, key, value, kept, blocks, launch=launch)
-    exact = pruning.pruned_attention(query, key, value, kept, blocks)
+    exact = block_sparse.pruned_attention(query, key, value, kept, blocks)
     assert torch.allclose(ours.float(), exact.float(), atol=1e-2)
 
 
 @pytest.mark.gpu
 def test_keeping_all_is_attention(device):
-    blocks = Blocks(64, 64)
+    blocks = BlockSelection(64, 64)
     query, key, value = qkv(device)
     kept = kept_of(query, key, blocks, keep_mass=1.0)
     ours = kernels.pruned_attention(query, key, value, kept, blocks)
@@ -79,11 +81,13 @@ def test_keeping_all_is_attention(device):
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize(("blocks", "samples"), [(Blocks(64, 64), 16), (Blocks(128, 32), 8)])
+@pytest.mark.parametrize(
+    ("blocks", "samples"), [(BlockSelection(64, 64), 16), (BlockSelection(128, 32), 8)]
+)
 def test_mass_is_the_reference(device, blocks, samples):
     query, key, _ = qkv(device, width=32)
     ours = kernels.block_mass(query, key, blocks, samples, 0.3)
-    exact = pruning.block_mass(query, key, blocks, samples, 0.3)
+    exact = block_sparse.block_mass(query, key, blocks, samples, 0.3)
     assert torch.allclose(ours, exact, atol=1e-4)
 
 
@@ -92,7 +96,7 @@ def test_mass_is_the_reference(device, blocks, samples):
 def test_selection_is_the_reference(device, budget):
     generator = torch.Generator().manual_seed(1)
     mass = torch.randn(2, 2, 5, 37, generator=generator).mul(2).softmax(-1).to(device)
-    ours, exact = kernels.keep_blocks(mass, *budget), pruning.keep_blocks(mass, *budget)
+    ours, exact = kernels.keep_blocks(mass, *budget), block_sparse.keep_blocks(mass, *budget)
     assert torch.equal(ours.counts, exact.counts)
     assert torch.equal(ours.mask(), exact.mask())
     assert torch.equal(ours.order.sort(-1).values, exact.order.sort(-1).values)
@@ -101,8 +105,8 @@ def test_selection_is_the_reference(device, budget):
 @pytest.mark.parametrize(
     ("rows", "blocks", "reason"),
     [
-        (torch.empty(1, 64, 1, 64), Blocks(), "no kernel for cpu"),
-        (torch.empty(1, 64, 1, 64, device="meta"), Blocks(), "no kernel for meta"),
+        (torch.empty(1, 64, 1, 64), BlockSelection(), "no kernel for cpu"),
+        (torch.empty(1, 64, 1, 64, device="meta"), BlockSelection(), "no kernel for meta"),
     ],
 )
 def test_it_declines_in_words(rows, blocks, reason):
@@ -110,6 +114,6 @@ def test_it_declines_in_words(rows, blocks, reason):
 
 
 def test_importing_it_imports_no_triton():
-    code = "import sys, dit_accel.kernels; print('triton' in sys.modules)"
+    code = "import sys, dit_accel.attention.kernels; print('triton' in sys.modules)"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "False"

@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 import torch
 
+from dit_accel.core.tokens import TokenGrid, TokenStrides
+from dit_accel.core.video import write_video
 from dit_accel.layout import (
     Keyframe,
     Layout,
@@ -22,9 +24,7 @@ from dit_accel.layout import (
     parse,
     reference_coverage,
 )
-from dit_accel.layout.documents import DEEPEST, LARGEST_BYTES
-from dit_accel.tokens import TokenGrid, TokenStrides
-from dit_accel.video import write_video
+from dit_accel.layout.parse import DEEPEST, LARGEST_BYTES
 
 LEFT, RIGHT, WHOLE = (0.0, 0.0, 0.5, 1.0), (0.5, 0.0, 1.0, 1.0), (0.0, 0.0, 1.0, 1.0)
 GRID = TokenGrid.from_pixels(17, 64, 64)  # 5 latent frames of 4 x 4 tokens of 16 pixels

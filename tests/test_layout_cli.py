@@ -11,12 +11,12 @@ import pytest
 import yaml
 from test_cli import invoke
 
-from dit_accel.cli import blueprint
+from dit_accel.cli import model_config
 from dit_accel.cli.layout_picture import COLOURS, Drawn, film, sheet
+from dit_accel.core.tokens import TokenGrid
+from dit_accel.core.video import read_video, write_video
 from dit_accel.layout import Keyframe, Shot, Subject, coverage, load
-from dit_accel.tokens import TokenGrid
-from dit_accel.video import read_video, write_video
-from dit_accel.visibility import labels
+from dit_accel.scenes.masks import labels
 
 ROOT = Path(__file__).parents[1]
 EXAMPLES = sorted((ROOT / "assets" / "layouts").glob("*.yaml"))
@@ -214,10 +214,10 @@ def test_tokens_are_tinted_where_labels_say_so():
 
 
 def test_sizes_are_read_of_configuration_files_alone(wan):
-    found = blueprint.read(str(wan), height=None, width=None, frames=None)
+    found = model_config.read(str(wan), height=None, width=None, frames=None)
     assert (found.height, found.width, found.frames) == (480, 832, 81)
     assert found.grid.video_tokens == 32_760
-    fewer = blueprint.read(str(wan), height=None, width=None, frames=17)
+    fewer = model_config.read(str(wan), height=None, width=None, frames=17)
     assert fewer.grid.video_tokens == 32_760 // 21 * 5
 
 
@@ -241,19 +241,19 @@ def test_the_document_shows_a_layout_that_is_valid():
 
 
 def test_of_a_hub_model_configuration_files_will_do(wan, monkeypatch):
-    from dit_accel import loading
-    from dit_accel.errors import RunFailed
+    from dit_accel.models.loading import ModelLoadError
+    from dit_accel.models import loading
 
     monkeypatch.setattr(loading, "_cached", lambda model: wan)
-    assert loading.find("owner/wan", whole=False).folder == wan
-    with pytest.raises(RunFailed, match="only partly in the local cache, and HF_HUB_OFFLINE is"):
-        loading.find("owner/wan")
+    assert loading.resolve_model("owner/wan", whole=False).folder == wan
+    with pytest.raises(ModelLoadError, match="only partly in the local cache, and HF_HUB_OFFLINE is"):
+        loading.resolve_model("owner/wan")
 
 
 def test_of_a_hub_model_nothing_but_configuration_is_downloaded(wan, monkeypatch):
     import huggingface_hub
 
-    from dit_accel import loading
+    from dit_accel.models import loading
 
     asked = {}
 
@@ -267,6 +267,6 @@ def test_of_a_hub_model_nothing_but_configuration_is_downloaded(wan, monkeypatch
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot)
     index = str(wan / "model_index.json")
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", lambda model, name: index)
-    assert loading.find("owner/wan", whole=False).folder == wan
+    assert loading.resolve_model("owner/wan", whole=False).folder == wan
     assert asked == {"owner/wan": loading.CONFIGS}
     assert not any("safetensors" in pattern or pattern == "*" for pattern in loading.CONFIGS)

@@ -10,8 +10,8 @@ import pytest
 from test_layout import FAULTS, document
 
 from dit_accel.layout import LayoutError, load, parse
-from dit_accel.layout.checks import LONGEST_TEXT
-from dit_accel.layout.scene import MOST_KEYFRAMES, MOST_SHOTS, MOST_SUBJECTS, REACH_OF_Z
+from dit_accel.layout.errors import LONGEST_TEXT
+from dit_accel.layout.model import MOST_KEYFRAMES, MOST_SHOTS, MOST_SUBJECTS, REACH_OF_Z
 
 jsonschema = pytest.importorskip("jsonschema")
 SCHEMA = json.loads(files("dit_accel.layout").joinpath("layout.schema.json").read_text("utf-8"))

@@ -7,7 +7,7 @@ import torch
 from diffusers.models.modeling_outputs import Transformer2DModelOutput
 from tiny import tiny_wan
 
-from dit_accel.lockstep import Clips, fitted
+from dit_accel.scenes.references import ReferenceClips, fitted
 
 
 def session(time=250.0, branch="cond"):
@@ -19,7 +19,7 @@ def session(time=250.0, branch="cond"):
 
 def encoded(seed=0):
     """One clip, encoded for latents of 3 x 4 x 4."""
-    clips = Clips([torch.full((1, 8, 8, 3), 0.25)], ["red"], seed, 1)
+    clips = ReferenceClips([torch.full((1, 8, 8, 3), 0.25)], ["red"], seed, 1)
     clips._encode(tiny_wan(), torch.zeros(1, 16, 3, 4, 4))
     return clips
 
@@ -104,13 +104,13 @@ def test_the_output_comes_back_in_its_form():
     assert clips.cut((sample,), 2)[0].tolist() == [0, 1]
     made = clips.cut(Transformer2DModelOutput(sample=sample), 2)
     assert isinstance(made, Transformer2DModelOutput) and made.sample.tolist() == [0, 1]
-    none = Clips([], [], 0, 1)
+    none = ReferenceClips([], [], 0, 1)
     whole = (sample,)
     assert none.cut(whole, 2) is whole
 
 
 def test_a_transformer_that_is_called_by_itself_has_no_clips():
-    clips = Clips([torch.zeros(1, 8, 8, 3)], ["red"], 0, 1)
+    clips = ReferenceClips([torch.zeros(1, 8, 8, 3)], ["red"], 0, 1)
     with pytest.raises(RuntimeError, match="encoded in the pipeline's own call"):
         clips.extend((), given(), session(), TEXTS)
 

@@ -8,14 +8,7 @@ import re
 import numpy as np
 import pytest
 
-from dit_accel.metrics import (
-    METRICS,
-    psnr,
-    psnr_frames,
-    psnr_mean,
-    ssim,
-    ssim_frames,
-)
+from dit_accel.metrics import METRICS, psnr, psnr_frames, psnr_mean, ssim, ssim_frames
 
 PIXELS = sorted(name for name, row in METRICS.items() if row.family == "pixels" and not row.needs)
 

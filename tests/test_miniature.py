@@ -11,7 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from dit_accel import miniature
+from dit_accel.models import miniature
 
 
 def write_defaults(folder: Path, text: str) -> Path:
@@ -26,7 +26,7 @@ def test_path_prefers_the_installed_copy(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 def test_path_falls_back_to_the_checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = tmp_path / "assets" / miniature.NAME
+    folder = tmp_path / "assets" / miniature.MINIATURE_NAME
     folder.mkdir(parents=True)
     (folder / "model_index.json").write_text("{}")
     monkeypatch.setattr(miniature, "_installed", lambda folder: None)

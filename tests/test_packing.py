@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from dit_accel.packing import (
+from dit_accel.core.quantization import (
     AWAY,
     BITS,
     GROUP,

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from dit_accel import pca
+from dit_accel.attention import pca
 
 B, N, H, D = 2, 40, 3, 8
 
@@ -24,7 +24,7 @@ def pairs(query, key):
 
 
 def test_moments_by_hand():
-    moments = pca.Moments()
+    moments = pca.CovarianceAccumulator()
     moments.add(torch.tensor([[[1.0, 2.0]], [[3.0, 2.0]]]))
     moments.add(torch.tensor([[[5.0, 5.0]]]))  # x: 1 3 5, y: 2 2 5
     assert moments.count == 3
@@ -35,8 +35,8 @@ def test_moments_by_hand():
 
 def test_streaming_is_the_same_as_at_once_far_from_zero():
     data = rows(0, mean=300.0)
-    once = pca.Moments().add(data)
-    streamed = pca.Moments()
+    once = pca.CovarianceAccumulator().add(data)
+    streamed = pca.CovarianceAccumulator()
     for chunk in data.split(7, dim=1):
         streamed.add(chunk)
     exact = torch.stack(
@@ -49,7 +49,7 @@ def test_streaming_is_the_same_as_at_once_far_from_zero():
 @pytest.mark.parametrize("make", [pca.bilinear_basis, pca.principal_basis])
 def test_full_rank_leaves_nothing_out(make):
     query, key = rows(1), rows(2, mean=1.0)
-    q, k = pca.Moments().add(query), pca.Moments().add(key)
+    q, k = pca.CovarianceAccumulator().add(query), pca.CovarianceAccumulator().add(key)
     basis = make(q.second, k.covariance)
     assert torch.allclose(basis.left @ basis.right.mT, torch.eye(D).expand(H, D, D), atol=1e-4)
     narrow = pairs(*pca.slice_logits(query, key, basis, k.mean, D))
@@ -61,7 +61,7 @@ def test_full_rank_leaves_nothing_out(make):
 @pytest.mark.parametrize("rank", [1, 3, 6, 8])
 def test_the_bound_is_the_mean_squared_error_over_all_pairs(make, rank):
     query, key = rows(1, mean=0.5), rows(2, mean=1.0)
-    q, k = pca.Moments().add(query), pca.Moments().add(key)
+    q, k = pca.CovarianceAccumulator().add(query), pca.CovarianceAccumulator().add(key)
     basis = make(q.second, k.covariance)
     wrong = pairs(*pca.slice_logits(query, key, basis, k.mean, rank)) - pairs(query, key - k.mean)
     actual = wrong.square().mean((1, 2))
@@ -74,7 +74,7 @@ def test_the_bound_is_the_mean_squared_error_over_all_pairs(make, rank):
 
 def test_with_queries_the_basis_is_never_worse_and_here_much_better():
     query, key = rows(1), rows(2)
-    q, k = pca.Moments().add(query), pca.Moments().add(key)
+    q, k = pca.CovarianceAccumulator().add(query), pca.CovarianceAccumulator().add(key)
     best = pca.bilinear_basis(q.second, k.covariance).left_out()
     plain = pca.principal_basis(q.second, k.covariance).left_out()
     assert (best <= plain * (1 + 1e-3) + 1e-4 * plain[:, :1]).all()
@@ -83,7 +83,7 @@ def test_with_queries_the_basis_is_never_worse_and_here_much_better():
 
 def test_keys_of_low_rank_are_exact_at_it():
     query, key = rows(1), rows(2, rank=3, mean=2.0)
-    q, k = pca.Moments().add(query), pca.Moments().add(key)
+    q, k = pca.CovarianceAccumulator().add(query), pca.CovarianceAccumulator().add(key)
     basis = pca.logit_basis(q, k)
     assert (basis.left_out()[:, 3] < 1e-4 * basis.left_out()[:, 0]).all()
     narrow = pairs(*pca.slice_logits(query, key, basis, k.mean, 3))
@@ -125,7 +125,7 @@ def test_values_fold_into_the_projections(bias):
         return F.linear(mixed, output.weight, output.bias)
 
     values = F.linear(tokens, value.weight, value.bias).unflatten(-1, (H, D))
-    moments = pca.Moments().add(values)
+    moments = pca.CovarianceAccumulator().add(values)
     basis = pca.value_basis(output.weight, moments)
     exact = attend(value, output)
     full = attend(*pca.fold_values(value, output, basis, moments.mean, D))
@@ -142,7 +142,7 @@ def test_values_fold_into_the_projections(bias):
 
 def test_projections_keep_the_dtype_of_the_rows():
     key = rows(2).bfloat16()
-    moments = pca.Moments().add(key)
+    moments = pca.CovarianceAccumulator().add(key)
     assert moments.covariance.dtype == torch.float32
     basis = pca.logit_basis(moments, moments)
     narrow = pca.slice_logits(key, key, basis, moments.mean, 4)

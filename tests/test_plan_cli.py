@@ -14,16 +14,18 @@ import pytest
 import torch
 from test_cli import DEFAULTS, PROMPT, invoke, names
 
-from dit_accel import calibrate as measuring
-from dit_accel import metrics, miniature, recording
-from dit_accel.cli.holding import held
-from dit_accel.cli.ladder import rows
-from dit_accel.cli.pace import Pace
-from dit_accel.cli.request import size_of
-from dit_accel.difficulty import Difficulty
-from dit_accel.packing import packed_bytes
-from dit_accel.plans import Forecast, Plan
-from dit_accel.profile import Profile
+from dit_accel import metrics
+from dit_accel.calibration import calibrate as measuring
+from dit_accel.calibration import record
+from dit_accel.cli.common.progress import Pace
+from dit_accel.cli.common.tables import rows
+from dit_accel.cli.plan_memory import cached_values
+from dit_accel.cli.run.request import size_of
+from dit_accel.core.quantization import packed_bytes
+from dit_accel.models import miniature
+from dit_accel.planning.difficulty import PromptDifficulty
+from dit_accel.planning.plan import Extrapolation, Plan
+from dit_accel.planning.profile import Profile
 
 PROMPTS = ("a red circle moving right", "a blue square", "a green triangle", "a red square")
 QUICK = ("--speedups", "2", "--probes", "2", "--limit", "3")
@@ -78,7 +80,7 @@ def test_calibrate_writes_a_profile_into_the_cache_where_generate_finds_it(
     path = Path(content["profile"])
     assert path.parent == tmp_path / "cache" / "profiles" and path.suffix == ".safetensors"
     assert names(path.parent) == [path.name]  # the work folder is gone
-    assert Profile.load(path).made["clips"] == 3
+    assert Profile.load(path).metadata["clips"] == 3
     assert [row["speedup"] for row in content["ladder"]] == [2.0]
     again = invoke("calibrate", *model, "--prompts", prompts, *QUICK)
     refused(again, "which exists; pass --overwrite, or another --out")
@@ -119,7 +121,7 @@ def test_calibrate_goes_on_after_ctrl_c(
     whole = invoke(*command[:-3], "q.safetensors", "--seed", "7")
     assert whole.exit_code == 0, whole.stderr
     one, other = (Profile.load(f"{name}.safetensors") for name in "pq")
-    assert one.rungs[0].psnr_db.tolist() == other.rungs[0].psnr_db.tolist()
+    assert one.candidates[0].psnr_db.tolist() == other.candidates[0].psnr_db.tolist()
 
 
 def test_calibrate_keeps_out_of_folders_that_hold_something_else(
@@ -157,7 +159,7 @@ def test_calibrate_refuses_before_the_work(
 
 
 def test_the_miniature_brings_prompts_to_calibrate_on_that_no_evaluation_uses() -> None:
-    from dit_accel.evaluate.prompts import read_prompts
+    from dit_accel.evaluation.prompts import read_prompts
 
     path = miniature.prompts(miniature.CALIBRATION)
     ours = {row.prompt for row in read_prompts(path)}
@@ -193,20 +195,20 @@ def test_plan_without_a_target_is_the_ladder(plan: Any, tiny_profile: Profile) -
     assert "1.43x" in told.stdout and "5 of 10" in told.stdout
     ladder = json.loads(plan("--json").stdout)["ladder"]
     assert ladder == rows(tiny_profile)
-    for row, rung in zip(ladder, tiny_profile.rungs, strict=True):
-        assert row["mean_db"] == pytest.approx(rung.psnr_db.mean().item())
-        assert row["low_db"] == pytest.approx(rung.psnr_db.quantile(0.05).item())
-        assert row["worst_db"] == rung.psnr_db.min().item()
+    for row, candidate in zip(ladder, tiny_profile.candidates, strict=True):
+        assert row["mean_db"] == pytest.approx(candidate.psnr_db.mean().item())
+        assert row["low_db"] == pytest.approx(candidate.psnr_db.quantile(0.05).item())
+        assert row["worst_db"] == candidate.psnr_db.min().item()
 
 
 def test_plan_to_a_speed_is_the_rung_and_says_what_it_promises(
     plan: Any, tiny_profile: Profile
 ) -> None:
     content = json.loads(plan("--speedup", "2", "--json").stdout)
-    assert tuple(content["computed"]) == tiny_profile.rungs[1].computed
+    assert tuple(content["computed"]) == tiny_profile.candidates[1].computed
     assert content["prediction"]["speedup"] == 2
     assert content["prediction"]["psnr_db"] == pytest.approx(
-        tiny_profile.rungs[1].psnr_db.mean().item(), abs=0.5
+        tiny_profile.candidates[1].psnr_db.mean().item(), abs=0.5
     )
     told = plan("--speedup", "2").stdout
     strip = "".join("█" if step in content["computed"] else "·" for step in range(10))
@@ -279,9 +281,11 @@ def test_plan_says_where_matplotlib_comes_from(plan: Any, monkeypatch: pytest.Mo
 def test_held_by_hand() -> None:
     """Steps 0 and 2 computed of 4, two parts: at step 3 both are read, and the noise."""
     reads = ({2: 2.0, 0: -1.0}, {2: 1.0})
-    plan = Plan(4, {1: Forecast(({0: 1.0}, {0: 1.0})), 3: Forecast(reads, start=0.1)})
-    assert held(plan, parts=2) == 2 * 2 + 1
-    assert held(Plan(4, {}), parts=1) == 3  # a value, and the two whose line it is held against
+    plan = Plan(4, {1: Extrapolation(({0: 1.0}, {0: 1.0})), 3: Extrapolation(reads, noise_weight=0.1)})
+    assert cached_values(plan, parts=2) == 2 * 2 + 1
+    assert (
+        cached_values(Plan(4, {}), parts=1) == 3
+    )  # a value, and the two whose line it is held against
 
 
 # --- generate by a profile -----------------------------------------------------------------------
@@ -322,16 +326,18 @@ def test_generate_tells_before_the_run_and_keeps_promised_and_measured(
 def test_generate_is_what_accelerate_makes(
     generate: Any, model_folder: Path, tiny_profile: Profile
 ) -> None:
-    from dit_accel import accelerate, loading, takes
-    from dit_accel.takes import Clip
+    from dit_accel import accelerate
+    from dit_accel.core import generation
+    from dit_accel.core.generation import ClipSpec
+    from dit_accel.models import loading
 
     assert generate("--speedup", "2", "--no-guard", "--output", "a.npy").exit_code == 0
-    model = loading.look_into(model_folder, name="tiny")
+    model = loading.inspect_folder(model_folder, name="tiny")
     pipe = loading.load(model, device="cpu", dtype="float32")
-    clip = Clip(PROMPT, None, 0, 10, 4.0, 16, 16, 5, 8.0, 16)
+    clip = ClipSpec(PROMPT, None, 0, 10, 4.0, 16, 16, 5, 8.0, 16)
     with accelerate(pipe, speedup=2, profile=tiny_profile, guard=False):
-        frames = takes.take(pipe, clip, device="cpu").frames
-    from dit_accel import video
+        frames = generation.generate(pipe, clip, device="cpu").frames
+    from dit_accel.core import video
 
     assert np.array_equal(np.load("a.npy"), video.to_uint8(frames))
 
@@ -343,13 +349,15 @@ def test_generate_encodes_a_prompt_once_and_counts_the_seconds(
     """The clip is the one by a profile that knows nothing of texts, and needs none beforehand."""
     from transformers import UMT5EncoderModel
 
-    from dit_accel import texts
+    from dit_accel.planning import text as prompt_text
 
     zeros = [torch.zeros(n, dtype=torch.float64) for n in (32, 32, 4)]
-    profile = dataclasses.replace(tiny_profile, difficulty=Difficulty(*zeros) if knows else None)
+    profile = dataclasses.replace(
+        tiny_profile, difficulty=PromptDifficulty(*zeros) if knows else None
+    )
     profile.save(tmp_path / "own.safetensors")
     calls: list[int] = []
-    forward, encode = UMT5EncoderModel.forward, texts.encode
+    forward, encode = UMT5EncoderModel.forward, prompt_text.encode
 
     def counted(self: Any, *args: Any, **kwargs: Any) -> Any:
         calls.append(1)
@@ -360,7 +368,7 @@ def test_generate_encodes_a_prompt_once_and_counts_the_seconds(
 
     assert generate("--speedup", "2", "--output", "a.npy").exit_code == 0
     monkeypatch.setattr(UMT5EncoderModel, "forward", counted)
-    monkeypatch.setattr(texts, "encode", slow)
+    monkeypatch.setattr(prompt_text, "encode", slow)
     own = ["--profile", str(tmp_path / "own.safetensors")]
     made = generate("--speedup", "2", "--output", "b.npy", "--json", *own, profile=False)
     assert made.exit_code == 0, made.stderr
@@ -465,7 +473,7 @@ def test_generate_static_under_a_cap_reads_nothing_and_says_what_was_held(genera
         settings, report = content["settings"], content["report"]
         assert (settings["static"], settings["accel"]) == (True, None)
         assert settings["cache_memory"] == size_of("--cache-memory", cap)
-        assert (report["device_reads"], report["offloaded_bytes"]) == (0, 0)
+        assert (report["host_syncs"], report["offloaded_bytes"]) == (0, 0)
         assert 0 < report["packed_bytes"] <= report["kept_bytes"]
         reports.append(report)
     kept, exceeded = reports
@@ -487,7 +495,7 @@ def test_plan_tells_beforehand_what_a_run_holds_with_a_cap_and_without(
     told = json.loads(invoke(*command, *cap, "--json").stdout)
     ran = json.loads(generate("--speedup", "2", *cap, "--output", "b.npy", "--json").stdout)
     assert told["offloaded_bytes"] == 0 and told["packed_bytes"] > 0
-    assert ran["report"]["packed_bits"] == told["packed_bits"] >= told["fewest_bits"]
+    assert ran["report"]["packed_bits"] == told["packed_bits"] >= told["min_bits"]
     assert ran["report"]["kept_bytes"] <= free["held_bytes"] // 2
     assert "packed to" in invoke(*command, *cap).stdout
 
@@ -498,7 +506,7 @@ def test_plan_tells_what_would_wait_on_the_cpu_where_packing_is_not_enough(
     command = ["plan", "--model", str(model_folder), "--profile", str(profile_file)]
     command += ["--speedup", "2", "--cache-memory"]
     told = json.loads(invoke(*command, "200", "--json").stdout)
-    each = packed_bytes(told["held_bytes"] // told["held_tensors"] // 4, told["fewest_bits"])
+    each = packed_bytes(told["held_bytes"] // told["held_tensors"] // 4, told["min_bits"])
     staying = 200 // each
     assert 0 < staying < told["held_tensors"]
     assert told["packed_bytes"] == staying * each
@@ -566,7 +574,7 @@ def test_evaluate_static_under_a_cap_is_another_job_of_plans_alone(
     assert plain["id"] != capped["id"] and plain["reference"] == capped["reference"]
     assert {"static", "cache_memory"} & set(plain["job"]) == set()
     assert (capped["job"]["static"], capped["job"]["cache_memory"]) == (True, 1024)
-    assert plain["report"]["device_reads"] > 0 == capped["report"]["device_reads"]
+    assert plain["report"]["host_syncs"] > 0 == capped["report"]["host_syncs"]
     assert capped["report"]["kept_bytes"] <= 1024 < plain["report"]["kept_bytes"]
     assert capped["report"]["packed_bytes"] > 0
     manifest = json.loads((here / "capped" / "manifest.json").read_text())
@@ -632,7 +640,7 @@ def evaluated(folder: Path) -> dict[str, Any]:
 def test_a_profile_in_the_folder_is_no_part_of_the_models_fingerprint(
     model_folder: Path, profile_file: Path, tmp_path: Path
 ) -> None:
-    from dit_accel.evaluate.jobs import fingerprint
+    from dit_accel.evaluation.jobs import fingerprint
 
     folder = Path(shutil.copytree(model_folder, tmp_path / "own"))
     shutil.copy(profile_file, folder / "dit-accel-profile.safetensors")
@@ -643,7 +651,7 @@ def test_a_sampler_that_is_not_linear_fails_in_words(
     here: Path, model_folder: Path, prompts: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*_: Any, **__: Any) -> None:
-        raise recording.NotLinearError("OddScheduler is not linear in the predictions")
+        raise record.NotLinearError("OddScheduler is not linear in the predictions")
 
     monkeypatch.setattr(measuring, "calibrate", fail)
     command = ["calibrate", "--model", str(model_folder), "--prompts", prompts, *QUICK]

@@ -7,8 +7,8 @@ import math
 import pytest
 import torch
 
-from dit_accel.planner import Field, energies, evenly, fit, noise_energy, search
-from dit_accel.plans import Forecast, Plan, Schedule
+from dit_accel.planning.plan import Extrapolation, Plan, SamplerCoefficients
+from dit_accel.planning.search import ErrorModel, energies, evenly, fit, noise_energy, search
 
 
 def field_of(
@@ -17,29 +17,29 @@ def field_of(
     second: list[list[float]] | None = None,
     noise: list[float] | None = None,
     mix: tuple[float, ...] = (1.0,),
-    gain: list[float] | None = None,
-    memory: float = math.inf,
+    error_gain: list[float] | None = None,
+    error_memory: float = math.inf,
     others: tuple[list[list[float]], ...] = (),
-) -> Field:
+) -> ErrorModel:
     """Of predictions written out as vectors; every step adds one unit of its prediction."""
     n, width = len(predictions), len(predictions[0])
     end = [*(second or []), noise or [0.0] * width]
     rows = [torch.tensor([*p, *end], dtype=torch.float64) for p in (predictions, *others)]
-    return Field(
-        Schedule(
-            shares=torch.ones(n, dtype=torch.float64),
-            times=torch.arange(n, 0, -1, dtype=torch.float64),
-            mix=mix,
+    return ErrorModel(
+        SamplerCoefficients(
+            coefficients=torch.ones(n, dtype=torch.float64),
+            timesteps=torch.arange(n, 0, -1, dtype=torch.float64),
+            branch_weights=mix,
         ),
         gram=torch.stack([r @ r.T for r in rows]),
-        gain=torch.tensor(gain or [1.0] * n, dtype=torch.float64),
-        memory=memory,
+        error_gain=torch.tensor(error_gain or [1.0] * n, dtype=torch.float64),
+        error_memory=error_memory,
     )
 
 
 def reusing(total: int, served: dict[int, int]) -> Plan:
     """Steps served by one that was computed, as it was."""
-    return Plan(total, {step: Forecast(({read: 1.0},)) for step, read in served.items()})
+    return Plan(total, {step: Extrapolation(({read: 1.0},)) for step, read in served.items()})
 
 
 def smooth(n: int = 20, seed: int = 0) -> list[list[float]]:
@@ -68,14 +68,16 @@ def test_errors_that_cancel_cost_nothing():
 
 def test_an_error_that_has_turned_away_does_not_cancel():
     """With no memory at all the two errors of one unit add up like independent ones: 1 + 1."""
-    field = field_of([[1.0], [2.0], [5.0], [4.0]], memory=1e-9)
+    field = field_of([[1.0], [2.0], [5.0], [4.0]], error_memory=1e-9)
     plan = reusing(4, {1: 0, 3: 2})
     assert energies(plan, field).tolist() == [2.0]
 
 
 def test_gain_counts_from_where_a_window_ends():
     """The first window's error of -1 is 3 times as large at the end: 3², and 1² of the second."""
-    field = field_of([[1.0, 0.0], [2.0, 0.0], [0.0, 5.0], [0.0, 4.0]], gain=[6.0, 6.0, 3.0, 1.0])
+    field = field_of(
+        [[1.0, 0.0], [2.0, 0.0], [0.0, 5.0], [0.0, 4.0]], error_gain=[6.0, 6.0, 3.0, 1.0]
+    )
     plan = reusing(4, {1: 0, 3: 2})
     assert energies(plan, field).tolist() == [10.0]
 
@@ -84,17 +86,17 @@ def test_a_straight_line_is_forecast_exactly():
     field = field_of([[float(s), 2.0 - s] for s in range(6)])
     plan, energy = fit([0, 1], field, ridge=0.0, depth=2)
     assert energy == pytest.approx(0.0, abs=1e-18)
-    assert plan.forecasts[2].reads[0] == pytest.approx({1: 2.0, 0: -1.0})
-    assert plan.forecasts[2].start == 0.0
+    assert plan.extrapolations[2].weights[0] == pytest.approx({1: 2.0, 0: -1.0})
+    assert plan.extrapolations[2].noise_weight == 0.0
 
 
 def test_two_parts_by_hand():
     """Guidance 2: c - (u - c). Step 1 should be 2 - 3 = -1; reuse of both parts gives 1 - 1 = 0, an
     error of 1; twice the second part gives 1 - 2 = -1, which is right."""
     field = field_of([[1.0], [2.0]], second=[[1.0], [3.0]], mix=(1.0, -1.0))
-    plan = Plan(2, {1: Forecast(({0: 1.0}, {0: 1.0}))})
+    plan = Plan(2, {1: Extrapolation(({0: 1.0}, {0: 1.0}))})
     assert energies(plan, field).tolist() == [1.0]
-    plan = Plan(2, {1: Forecast(({0: 1.0}, {0: 2.0}))})
+    plan = Plan(2, {1: Extrapolation(({0: 1.0}, {0: 2.0}))})
     assert energies(plan, field).tolist() == [0.0]
 
 
@@ -102,7 +104,7 @@ def test_the_noise_by_hand():
     """Step 1 should be 4; reuse gives 1, and the noise, which is 2, adds 3 when taken 1.5 times."""
     field = field_of([[1.0], [4.0]], noise=[2.0])
     assert energies(reusing(2, {1: 0}), field).tolist() == [9.0]
-    plan = Plan(2, {1: Forecast(({0: 1.0},), start=1.5)})
+    plan = Plan(2, {1: Extrapolation(({0: 1.0},), noise_weight=1.5)})
     assert energies(plan, field).tolist() == [0.0]
 
 
@@ -111,8 +113,8 @@ def test_a_fit_takes_from_the_noise_what_the_predictions_do_not_have():
     field = field_of([[1.0, 0.0], [1.0, 0.5]], noise=[0.0, 1.0])
     plan, energy = fit([0], field, ridge=0.0)
     assert energy == pytest.approx(0.0, abs=1e-18)
-    assert plan.forecasts[1].reads[0] == pytest.approx({0: 1.0})
-    assert plan.forecasts[1].start == pytest.approx(0.5)
+    assert plan.extrapolations[1].weights[0] == pytest.approx({0: 1.0})
+    assert plan.extrapolations[1].noise_weight == pytest.approx(0.5)
 
 
 def test_energies_are_prompt_by_prompt_and_a_fit_is_for_their_mean():
@@ -120,13 +122,13 @@ def test_energies_are_prompt_by_prompt_and_a_fit_is_for_their_mean():
     field = field_of([[1.0], [2.0]], others=([[1.0], [0.0]],))
     assert energies(reusing(2, {1: 0}), field).tolist() == [1.0, 1.0]
     plan, energy = fit([0], field, ridge=0.0)
-    assert plan.forecasts[1].reads[0] == pytest.approx({0: 1.0})
+    assert plan.extrapolations[1].weights[0] == pytest.approx({0: 1.0})
     assert energy == pytest.approx(1.0)
 
 
 def test_all_steps_computed_is_exact():
     plan, energy = fit(range(20), field_of(smooth()))
-    assert plan.forecasts == {}
+    assert plan.extrapolations == {}
     assert energy == 0.0
 
 
@@ -135,7 +137,9 @@ def test_all_steps_computed_is_exact():
 def test_the_energy_of_a_fit_is_that_of_its_plan(memory, ridge):
     """The fast path against the written-out form."""
     gain = torch.linspace(4, 0.5, 20).tolist()
-    field = field_of(smooth(), gain=gain, memory=memory, others=(smooth(seed=1), smooth(seed=2)))
+    field = field_of(
+        smooth(), error_gain=gain, error_memory=memory, others=(smooth(seed=1), smooth(seed=2))
+    )
     plan, energy = fit([0, 1, 2, 5, 9, 14, 18], field, ridge=ridge)
     assert energies(plan, field).mean().item() == pytest.approx(energy, rel=1e-9)
 
@@ -144,11 +148,11 @@ def test_the_energy_of_a_fit_is_that_of_its_plan(memory, ridge):
 def test_so_it_is_with_two_parts_and_the_noise(ridge):
     field = field_of(
         smooth(), second=smooth(seed=4), noise=[1.0, -1.0, 0.5, 0.0, 2.0, 0.3], mix=(1.0, -4.0),
-        gain=torch.linspace(4, 0.5, 20).tolist(), memory=12.0, others=(smooth(seed=1),),
+        error_gain=torch.linspace(4, 0.5, 20).tolist(), error_memory=12.0, others=(smooth(seed=1),),
     )  # fmt: skip
     plan, energy = fit([0, 1, 2, 5, 9, 14, 18], field, ridge=ridge)
-    assert len(plan.forecasts[3].reads) == 2
-    assert plan.forecasts[3].start != 0.0
+    assert len(plan.extrapolations[3].weights) == 2
+    assert plan.extrapolations[3].noise_weight != 0.0
     assert energies(plan, field).mean().item() == pytest.approx(energy, rel=1e-7)
 
 
@@ -207,14 +211,14 @@ def test_bad_input_is_named():
         fit([0, 20], field)
     with pytest.raises(ValueError, match="count is 21; accepted: 1 to 20"):
         search(field, 21)
-    schedule = Schedule(torch.ones(2), torch.ones(2))
+    schedule = SamplerCoefficients(torch.ones(2), torch.ones(2))
     with pytest.raises(ValueError, match=r"accepted: \(P, 3, 3\), \(2,\)"):
-        Field(schedule, torch.ones(1, 2, 2), torch.ones(2), 1.0)
+        ErrorModel(schedule, torch.ones(1, 2, 2), torch.ones(2), 1.0)
     with pytest.raises(ValueError, match="is not finite"):
-        Field(schedule, torch.full((1, 3, 3), math.nan), torch.ones(2), 1.0)
+        ErrorModel(schedule, torch.full((1, 3, 3), math.nan), torch.ones(2), 1.0)
     for gain, memory in ((torch.ones(2), 0.0), (torch.zeros(2), 1.0)):
         with pytest.raises(ValueError, match="memory or gain is not above 0"):
-            Field(schedule, torch.ones(1, 3, 3), gain, memory)
+            ErrorModel(schedule, torch.ones(1, 3, 3), gain, memory)
 
 
 # --- noise on kept values ---
@@ -226,15 +230,15 @@ def test_noise_on_kept_values_adds_up_as_it_does_in_a_linear_sampler():
     the noise 0.5 quarters. A later error is twice as large at the end."""
     quarters = torch.full((4,), -0.25, dtype=torch.float64)
     times = torch.arange(4, 0, -1, dtype=torch.float64)
-    schedule = Schedule(quarters, times, (1.0, -3.0))
+    schedule = SamplerCoefficients(quarters, times, (1.0, -3.0))
     served = {
-        2: Forecast(({1: 2.0, 0: -1.0}, {1: 1.0}), start=0.5),
-        3: Forecast(({1: 3.0, 0: -2.0}, {1: 0.5})),
+        2: Extrapolation(({1: 2.0, 0: -1.0}, {1: 1.0}), noise_weight=0.5),
+        3: Extrapolation(({1: 3.0, 0: -2.0}, {1: 0.5})),
     }
     diagonal = torch.arange(1.0, schedule.rows + 1, dtype=torch.float64)
     for gain, late in ((1.0, 1.0), (2.0, 2.0)):
         gains = torch.tensor([1.0, 1.0, 1.0, gain], dtype=torch.float64)
-        field = Field(schedule, torch.diag(diagonal)[None], gains, math.inf)
+        field = ErrorModel(schedule, torch.diag(diagonal)[None], gains, math.inf)
         by_row = {0: -1 - 2 * late, 1: 2 + 3 * late, 5: -3 * (1 + 0.5 * late), 8: 0.5}
         expected = sum((factor / 4) ** 2 * float(diagonal[row]) for row, factor in by_row.items())
         assert noise_energy(Plan(4, served), field) == pytest.approx(expected)

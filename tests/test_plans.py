@@ -7,20 +7,27 @@ import math
 import pytest
 import torch
 
-from dit_accel.plans import Forecast, Plan, Schedule, lines, reads, windows
+from dit_accel.planning.plan import (
+    Extrapolation,
+    Plan,
+    SamplerCoefficients,
+    line_sums,
+    steps_read,
+    windows,
+)
 
 
-def schedule_of(n: int, mix: tuple[float, ...] = (1.0,), shares: list[float] | None = None):
-    """Timesteps n, n - 1, ... 1; every step adds one unit, where no shares are given."""
-    return Schedule(
-        torch.tensor(shares or [1.0] * n, dtype=torch.float64),
+def schedule_of(n: int, mix: tuple[float, ...] = (1.0,), coefficients: list[float] | None = None):
+    """Timesteps n, n - 1, ... 1; every step adds one unit, where no coefficients are given."""
+    return SamplerCoefficients(
+        torch.tensor(coefficients or [1.0] * n, dtype=torch.float64),
         torch.arange(n, 0, -1, dtype=torch.float64),
         mix,
     )
 
 
-def reused(step: int, parts: int = 1) -> Forecast:
-    return Forecast(tuple({step: 1.0} for _ in range(parts)))
+def reused(step: int, parts: int = 1) -> Extrapolation:
+    return Extrapolation(tuple({step: 1.0} for _ in range(parts)))
 
 
 def test_a_plan_knows_its_steps_and_windows():
@@ -31,52 +38,52 @@ def test_a_plan_knows_its_steps_and_windows():
 
 
 def test_what_is_read_later_is_what_must_be_kept():
-    plan = Plan(6, {2: Forecast(({1: 2.0, 0: -1.0},)), 4: reused(3), 5: reused(3)})
-    assert plan.reads(1) == (0, 1)
-    assert plan.reads(2) == ()
-    assert plan.reads(3) == (3,)
-    assert plan.reads(5) == ()
+    plan = Plan(6, {2: Extrapolation(({1: 2.0, 0: -1.0},)), 4: reused(3), 5: reused(3)})
+    assert plan.needed_steps(1) == (0, 1)
+    assert plan.needed_steps(2) == ()
+    assert plan.needed_steps(3) == (3,)
+    assert plan.needed_steps(5) == ()
 
 
 def test_every_part_is_read():
-    plan = Plan(4, {3: Forecast(({2: 1.0}, {0: 1.0, 1: 1.0}))})
-    assert plan.reads(2) == (0, 1, 2)
+    plan = Plan(4, {3: Extrapolation(({2: 1.0}, {0: 1.0, 1: 1.0}))})
+    assert plan.needed_steps(2) == (0, 1, 2)
 
 
 def test_the_last_computed_steps_are_read_latest_first():
-    assert reads((0, 2, 5, 9), 5, 2) == [5, 2]
-    assert reads((0, 2, 5, 9), 5, 4) == [5, 2, 0]
-    assert reads((0, 2, 5, 9), 9, 1) == [9]
+    assert steps_read((0, 2, 5, 9), 5, 2) == [5, 2]
+    assert steps_read((0, 2, 5, 9), 5, 4) == [5, 2, 0]
+    assert steps_read((0, 2, 5, 9), 9, 1) == [9]
 
 
 def test_lines_by_hand():
     """Steps 2 and 3 on the line through 1 and 0 are 2a - b and 3a - 2b: 5a - 3b in all; the noise
     has no part in a line."""
     ends = torch.tensor([1]), torch.tensor([4])
-    assert lines(torch.tensor([[1, 0]]), *ends, schedule_of(4)).tolist() == [[5.0, -3.0, 0.0]]
+    assert line_sums(torch.tensor([[1, 0]]), *ends, schedule_of(4)).tolist() == [[5.0, -3.0, 0.0]]
 
 
 def test_lines_weigh_steps_by_their_shares_and_parts_by_the_mix():
     """Shares 10 and 1: 10 (2a - b) + (3a - 2b) = 23a - 12b; -3 times that of the second."""
-    schedule = schedule_of(4, mix=(1.0, -3.0), shares=[7.0, 7.0, 10.0, 1.0])
+    schedule = schedule_of(4, mix=(1.0, -3.0), coefficients=[7.0, 7.0, 10.0, 1.0])
     ends = torch.tensor([1]), torch.tensor([4])
-    found = lines(torch.tensor([[1, 0]]), *ends, schedule)
+    found = line_sums(torch.tensor([[1, 0]]), *ends, schedule)
     assert found.tolist() == [[23.0, -12.0, -69.0, 36.0, 0.0]]
 
 
 def test_a_line_through_one_step_is_reuse_and_a_third_step_has_no_part_in_it():
     ends = torch.tensor([0]), torch.tensor([3])
-    assert lines(torch.tensor([[0]]), *ends, schedule_of(4)).tolist() == [[2.0, 0.0]]
+    assert line_sums(torch.tensor([[0]]), *ends, schedule_of(4)).tolist() == [[2.0, 0.0]]
     ends = torch.tensor([2]), torch.tensor([4])
-    found = lines(torch.tensor([[2, 1, 0]]), *ends, schedule_of(4))
+    found = line_sums(torch.tensor([[2, 1, 0]]), *ends, schedule_of(4))
     assert found.tolist() == [[2.0, -1.0, 0.0, 0.0]]
 
 
 def test_a_plan_without_changes_is_made_of_lines():
     plan = Plan.of((0, 1, 3), schedule_of(5), {}, depth=3)
-    assert plan.forecasts == {
-        2: Forecast(({1: 2.0, 0: -1.0},)),
-        4: Forecast(({3: 1.5, 1: -0.5, 0: 0.0},)),
+    assert plan.extrapolations == {
+        2: Extrapolation(({1: 2.0, 0: -1.0},)),
+        4: Extrapolation(({3: 1.5, 1: -0.5, 0: 0.0},)),
     }
 
 
@@ -85,17 +92,19 @@ def test_a_change_is_spread_evenly_over_the_served_steps():
     half of each at each step, on top of the line."""
     change = torch.tensor([6.0, 4.0, 2.0])
     plan = Plan.of((0, 1), schedule_of(4), {1: change}, depth=2)
-    assert plan.forecasts == {
-        2: Forecast(({1: 5.0, 0: 1.0},), start=1.0),
-        3: Forecast(({1: 6.0, 0: 0.0},), start=1.0),
+    assert plan.extrapolations == {
+        2: Extrapolation(({1: 5.0, 0: 1.0},), noise_weight=1.0),
+        3: Extrapolation(({1: 6.0, 0: 0.0},), noise_weight=1.0),
     }
 
 
 def test_a_change_of_two_parts_is_of_what_they_add_after_the_mix():
     """A part that counts -2 times must change by half of the other sign; shares by their size."""
-    schedule = schedule_of(3, mix=(1.0, -2.0), shares=[1.0, 1.0, 0.5])
+    schedule = schedule_of(3, mix=(1.0, -2.0), coefficients=[1.0, 1.0, 0.5])
     plan = Plan.of((0, 1), schedule, {1: torch.tensor([1.0, 0.0, 1.0, 0.0, 3.0])}, depth=2)
-    assert plan.forecasts == {2: Forecast(({1: 4.0, 0: -1.0}, {1: 1.0, 0: -1.0}), start=6.0)}
+    assert plan.extrapolations == {
+        2: Extrapolation(({1: 4.0, 0: -1.0}, {1: 1.0, 0: -1.0}), noise_weight=6.0)
+    }
 
 
 @pytest.mark.parametrize("parts", [1, 2])
@@ -106,22 +115,22 @@ def test_what_a_plan_adds_is_its_lines_and_changes(parts):
     schedule = schedule_of(9, mix, torch.rand(9, generator=draw).tolist())
     change = torch.randn(parts * 3 + 1, generator=draw, dtype=torch.float64)
     plan = Plan.of((0, 2, 3, 7), schedule, {3: change}, depth=3)
-    read = reads(plan.computed, 3, 3)
+    read = steps_read(plan.computed, 3, 3)
     sums = torch.zeros(parts * 3 + 1, dtype=torch.float64)
     for step in range(4, 7):
-        share, served = float(schedule.shares[step]), plan.forecasts[step]
-        sums[-1] += share * served.start
-        for part, weights in enumerate(served.reads):
+        share, served = float(schedule.coefficients[step]), plan.extrapolations[step]
+        sums[-1] += share * served.noise_weight
+        for part, weights in enumerate(served.weights):
             for place, at in enumerate(read):
                 sums[part * 3 + place] += share * mix[part] * weights[at]
-    line = lines(torch.tensor([read]), torch.tensor([3]), torch.tensor([7]), schedule)[0]
+    line = line_sums(torch.tensor([read]), torch.tensor([3]), torch.tensor([7]), schedule)[0]
     assert torch.allclose(sums, line + change)
 
 
 def test_rows_of_the_schedule():
     """Two parts of four steps and the noise: nine rows; the noise is the last."""
-    schedule = schedule_of(4, mix=(1.0, -3.0), shares=[1.0, 2.0, 4.0, 8.0])
-    assert (schedule.total, schedule.rows) == (4, 9)
+    schedule = schedule_of(4, mix=(1.0, -3.0), coefficients=[1.0, 2.0, 4.0, 8.0])
+    assert (schedule.num_steps, schedule.rows) == (4, 9)
     assert schedule.feature_rows(torch.tensor([[2, 0]])).tolist() == [[2, 0, 6, 4, 8]]
     missing = schedule.missing(torch.tensor([0]), torch.tensor([3]))
     assert missing.tolist() == [[0.0, -2.0, -4.0, 0.0, 0.0, 6.0, 12.0, 0.0, 0.0]]
@@ -134,9 +143,9 @@ def test_rows_of_the_schedule():
         ({4: reused(1)}, "step 4 is served; accepted: 1 to 3"),
         ({2: reused(3)}, r"the forecast of step 2 reads \[3\]; accepted: steps computed before it"),
         ({1: reused(0), 2: reused(1)}, r"the forecast of step 2 reads \[1\]"),
-        ({2: Forecast(({1: 1.0}, {2: 1.0}))}, r"the forecast of step 2 reads \[2\]"),
-        ({2: Forecast(({1: 1.0}, {}))}, "the forecast of step 2 reads nothing"),
-        ({2: Forecast(())}, "the forecast of step 2 reads nothing"),
+        ({2: Extrapolation(({1: 1.0}, {2: 1.0}))}, r"the forecast of step 2 reads \[2\]"),
+        ({2: Extrapolation(({1: 1.0}, {}))}, "the forecast of step 2 reads nothing"),
+        ({2: Extrapolation(())}, "the forecast of step 2 reads nothing"),
     ],
 )
 def test_plans_that_cannot_be_carried_out_are_refused(forecasts, message):
@@ -155,4 +164,4 @@ def test_plans_that_cannot_be_carried_out_are_refused(forecasts, message):
 )
 def test_a_schedule_that_does_not_fit_is_refused(shares, times, message):
     with pytest.raises(ValueError, match=message):
-        Schedule(shares, times)
+        SamplerCoefficients(shares, times)

@@ -4,10 +4,10 @@ import pytest
 import torch
 from diffusers.models.transformers.transformer_wan import WanRotaryPosEmbed
 
-from dit_accel import positions
-from dit_accel.merging import attention_part, merge
-from dit_accel.positions import box_map, extents, places, rotary
-from dit_accel.tokens import TokenGrid
+from dit_accel.attention.lse_merge import attention_part, merge
+from dit_accel.core.tokens import TokenGrid
+from dit_accel.scenes import reposition
+from dit_accel.scenes.reposition import box_map, extents, places, rotary
 
 GRID = TokenGrid(3, 5, 6)
 SEEDS = range(20)
@@ -37,8 +37,8 @@ def exact(where, width):
     """Rotary embeddings in float64, without the table's rounding to float32."""
     angles = torch.cat(
         [
-            torch.outer(where[:, axis], positions._frequencies(n, positions.THETA))
-            for axis, n in positions._axes(width)
+            torch.outer(where[:, axis], reposition._frequencies(n, reposition.THETA))
+            for axis, n in reposition._axes(width)
         ],
         1,
     ).repeat_interleave(2, 1)

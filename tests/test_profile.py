@@ -14,11 +14,11 @@ from profiles import IDENTITY, gram_of, profile_of, rung_of, schedule_of
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from dit_accel import miniature
-from dit_accel import profile as profile_file
-from dit_accel.difficulty import Difficulty
-from dit_accel.plans import Forecast, Schedule
-from dit_accel.profile import Identity, Profile, ProfileError, Rung
+from dit_accel.models import miniature
+from dit_accel.planning import profile as profile_file
+from dit_accel.planning.difficulty import PromptDifficulty
+from dit_accel.planning.plan import Extrapolation, SamplerCoefficients
+from dit_accel.planning.profile import CandidatePlan, Profile, ProfileError, ProfileKey
 
 
 @pytest.fixture
@@ -26,16 +26,19 @@ def profile() -> Profile:
     first = rung_of((0, 2, 4, 8, 14), [40.0, 41.5, 39.0], alarm=[0.1, -0.1, 0.0], parts=2)
     schedule = schedule_of(mix=(1.0, -3.0))
     identity = dataclasses.replace(IDENTITY, parts=2, guidance=4.0)
-    return profile_of([first], schedule=schedule, identity=identity)
+    return profile_of([first], schedule=schedule, key=identity)
 
 
 def tensors_of(profile: Profile) -> dict[str, torch.Tensor]:
-    found = {"gram": profile.gram, "gain": profile.gain,
-             "shares": profile.schedule.shares, "times": profile.schedule.times}  # fmt: skip
-    for place, rung in enumerate(profile.rungs):
-        for name, value in vars(rung).items():
-            if isinstance(value, torch.Tensor):
-                found[f"rungs.{place}.{name}"] = value
+    found = {
+        "gram": profile.gram,
+        "gain": profile.error_gain,
+        "shares": profile.schedule.coefficients,
+        "times": profile.schedule.timesteps,
+    }
+    for place, candidate in enumerate(profile.candidates):
+        for name, filed in profile_file.CANDIDATE_NAMES.items():
+            found[f"rungs.{place}.{filed}"] = getattr(candidate, name)
     return found
 
 
@@ -60,8 +63,8 @@ def test_what_is_saved_is_loaded_bit_equal(profile, tmp_path):
         assert value.dtype == after[name].dtype == torch.float64, name
     for name in ("identity", "memory", "depth", "made"):
         assert getattr(loaded, name) == getattr(profile, name)
-    assert loaded.schedule.mix == profile.schedule.mix
-    assert [rung.computed for rung in loaded.rungs] == [(0, 2, 4, 8, 14)]
+    assert loaded.schedule.branch_weights == profile.schedule.branch_weights
+    assert [candidate.computed for candidate in loaded.candidates] == [(0, 2, 4, 8, 14)]
     loaded.save(tmp_path / "b.safetensors")
     assert (tmp_path / "b.safetensors").read_bytes() == path.read_bytes()
 
@@ -82,7 +85,7 @@ def test_the_shipped_profile_is_written_as_it_was_read(tmp_path):
     shipped, again = miniature.path() / "dit-accel-profile.safetensors", tmp_path / "a.safetensors"
     Profile.load(shipped).save(again)
     (head, tensors), (head_again, tensors_again) = contents(shipped), contents(again)
-    rungs = range(len(head["rungs"]))
+    candidates = range(len(head["rungs"]))
     assert set(head) == {"format", "version", "identity", "mix", "memory", "depth", "rungs",
                          "careful", "made", "levels"}  # fmt: skip
     assert list(head["identity"]) == [
@@ -93,7 +96,7 @@ def test_the_shipped_profile_is_written_as_it_was_read(tmp_path):
         {"gram", "gain", "shares", "times"}
         | {"levels.errors", "levels.flops", "levels.seconds"}
         | {f"difficulty.{name}" for name in ("centre", "weights", "known")}
-        | {f"rungs.{place}.{name}" for place in rungs for name in RUNG_FILE}
+        | {f"rungs.{place}.{name}" for place in candidates for name in RUNG_FILE}
     )
     assert head["careful"] == []
     assert head_again == {name: value for name, value in head.items() if name != "levels"}
@@ -139,12 +142,12 @@ def test_plans_that_a_run_turned_to_are_read_over(profile, tmp_path, careful):
 @pytest.mark.parametrize(
     ("kind", "names", "elsewhere"),
     [
-        (Identity, profile_file.IDENTITY_NAMES, set()),
-        (Schedule, profile_file.SCHEDULE_NAMES, set()),
-        (Rung, profile_file.RUNG_NAMES, {"computed"}),  # in the header
-        (Difficulty, profile_file.DIFFICULTY_NAMES, set()),
+        (ProfileKey, profile_file.KEY_NAMES, set()),
+        (SamplerCoefficients, profile_file.COEFFICIENTS_NAMES, set()),
+        (CandidatePlan, profile_file.CANDIDATE_NAMES, {"computed"}),  # in the header
+        (PromptDifficulty, profile_file.DIFFICULTY_NAMES, set()),
         (Profile, profile_file.PROFILE_NAMES,
-         {"identity", "schedule", "rungs", "difficulty"}),
+         {"key", "schedule", "candidates", "difficulty"}),
     ],
     ids=lambda value: getattr(value, "__name__", None),
 )  # fmt: skip
@@ -157,8 +160,8 @@ def test_every_field_has_a_name_in_the_file(kind, names, elsewhere):
 def test_a_profile_without_rungs_is_one(tmp_path):
     profile_of().save(tmp_path / "a.safetensors")
     loaded = Profile.load(str(tmp_path / "a.safetensors"))
-    assert loaded.rungs == ()
-    assert loaded.field.total == 20
+    assert loaded.candidates == ()
+    assert loaded.field.num_steps == 20
 
 
 def test_inner_products_are_kept_in_float32(tmp_path):
@@ -169,16 +172,16 @@ def test_inner_products_are_kept_in_float32(tmp_path):
 
 def test_the_plan_of_a_rung_has_its_changes(profile):
     """Of each window as many as it has features: two parts of one, two, three and three steps."""
-    rung = profile.rungs[0]
-    changes = rung.changes.clone()
+    candidate = profile.candidates[0]
+    changes = candidate.corrections.clone()
     changes[0, :3] = torch.tensor([1.0, -3.0, 0.5])  # by mix and shares: -20, -20 and -10 at step 1
-    plan = profile.plan_of(dataclasses.replace(rung, changes=changes))
-    assert plan.computed == rung.computed
-    served = plan.forecasts[1]
-    assert served.reads[0] == pytest.approx({0: 1.0 - 20.0})
-    assert served.reads[1] == pytest.approx({0: 1.0 - 20.0})
-    assert served.start == pytest.approx(-10.0)
-    assert plan.forecasts[15] == Forecast(
+    plan = profile.plan_of(dataclasses.replace(candidate, corrections=changes))
+    assert plan.computed == candidate.computed
+    served = plan.extrapolations[1]
+    assert served.weights[0] == pytest.approx({0: 1.0 - 20.0})
+    assert served.weights[1] == pytest.approx({0: 1.0 - 20.0})
+    assert served.noise_weight == pytest.approx(-10.0)
+    assert plan.extrapolations[15] == Extrapolation(
         ({14: pytest.approx(7 / 6), 8: pytest.approx(-1 / 6), 4: 0.0},) * 2
     )
 
@@ -297,8 +300,8 @@ def test_what_is_carried_over_is_named():
 def test_the_field_over_its_own_timesteps_is_itself(profile):
     field = profile.field_for(profile.schedule)
     assert torch.equal(field.gram, profile.gram)
-    assert torch.allclose(field.gain, profile.gain, rtol=1e-12)
-    assert field.memory == profile.memory
+    assert torch.allclose(field.error_gain, profile.error_gain, rtol=1e-12)
+    assert field.error_memory == profile.error_memory
 
 
 def test_the_field_at_every_second_timestep_has_these_rows(profile):
@@ -307,22 +310,26 @@ def test_the_field_at_every_second_timestep_has_these_rows(profile):
     field = profile.field_for(half)
     rows = [*range(0, 20, 2), *range(20, 40, 2), 40]
     assert torch.allclose(field.gram, profile.gram[:, rows][:, :, rows], rtol=1e-12)
-    assert torch.allclose(field.gain, profile.gain[::2], rtol=1e-12)
-    assert field.memory == profile.memory / 2
+    assert torch.allclose(field.error_gain, profile.error_gain[::2], rtol=1e-12)
+    assert field.error_memory == profile.error_memory / 2
     assert field.schedule is half
 
 
 def test_between_two_timesteps_rows_are_on_the_line_and_beyond_the_ends_level():
     """Predictions 0, 10 and 20 at 1000, 500 and 0; asked for at 1200, 750 and -100."""
     rows = torch.tensor([[0.0], [10.0], [20.0], [1.0]], dtype=torch.float64)
-    given = Schedule(torch.ones(3), torch.tensor([1000.0, 500.0, 0.0], dtype=torch.float64))
+    given = SamplerCoefficients(
+        torch.ones(3), torch.tensor([1000.0, 500.0, 0.0], dtype=torch.float64)
+    )
     gain = torch.tensor([1.0, 100.0, 1.0], dtype=torch.float64)
-    profile = profile_of(schedule=given, gram=(rows @ rows.T)[None], gain=gain)
-    wanted = Schedule(torch.ones(3), torch.tensor([1200.0, 750.0, -100.0], dtype=torch.float64))
+    profile = profile_of(schedule=given, gram=(rows @ rows.T)[None], error_gain=gain)
+    wanted = SamplerCoefficients(
+        torch.ones(3), torch.tensor([1200.0, 750.0, -100.0], dtype=torch.float64)
+    )
     field = profile.field_for(wanted)
     expected = torch.tensor([[0.0], [5.0], [20.0], [1.0]], dtype=torch.float64)
     assert torch.allclose(field.gram[0], expected @ expected.T)
-    assert field.gain.tolist() == pytest.approx([1.0, 10.0, 1.0])
+    assert field.error_gain.tolist() == pytest.approx([1.0, 10.0, 1.0])
 
 
 def test_a_field_of_other_parts_is_refused(profile):

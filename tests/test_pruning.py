@@ -6,9 +6,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from dit_accel.pruning import (
-    Blocks,
-    Kept,
+from dit_accel.attention.block_sparse import (
+    BlockSelection,
+    KeptBlocks,
     block_mass,
     block_means,
     gathered_attention,
@@ -17,9 +17,9 @@ from dit_accel.pruning import (
     sampled,
     tile_order,
 )
-from dit_accel.tokens import TokenGrid
+from dit_accel.core.tokens import TokenGrid
 
-BLOCKS = Blocks(query=8, key=4)
+BLOCKS = BlockSelection(query=8, key=4)
 
 
 def qkv(tokens=30, batch=2, heads=3, width=16, seed=0):
@@ -81,7 +81,7 @@ def test_budgets_by_hand():
 
 
 def test_mask_and_density_tell_what_is_kept():
-    kept = Kept(torch.tensor([[[[2, 0, 1]]]], dtype=torch.int32), torch.tensor([[[2]]]).int())
+    kept = KeptBlocks(torch.tensor([[[[2, 0, 1]]]], dtype=torch.int32), torch.tensor([[[2]]]).int())
     assert kept.mask().flatten().tolist() == [True, False, True]
     assert float(kept.density()) == pytest.approx(2 / 3)
 
@@ -102,15 +102,15 @@ def test_keeping_all_is_attention():
 
 def test_the_tail_by_hand():
     """Two blocks of one key each... then of two: n keys count as n times their mean."""
-    blocks = Blocks(query=1, key=2)
+    blocks = BlockSelection(query=1, key=2)
     query = torch.ones(1, 1, 1, 1)
     key = torch.tensor([0.0, 0.0, 1.0, 3.0]).view(1, 4, 1, 1)
     value = torch.tensor([1.0, 1.0, 0.0, 10.0]).view(1, 4, 1, 1)
-    kept = Kept(torch.tensor([[[[0, 1]]]]).int(), torch.tensor([[[1]]]).int())
+    kept = KeptBlocks(torch.tensor([[[[0, 1]]]]).int(), torch.tensor([[[1]]]).int())
     near, far = 2 * math.exp(0), 2 * math.exp(2)  # the second block: two keys of mean 2
     with_tail = (near * 1 + far * 5) / (near + far)
     query = query.expand(1, 4, 1, 1)
-    kept = Kept(kept.order.expand(1, 1, 4, 2), kept.counts.expand(1, 1, 4))
+    kept = KeptBlocks(kept.order.expand(1, 1, 4, 2), kept.counts.expand(1, 1, 4))
     out = pruned_attention(query, key, value, kept, blocks, tail=True, scale=1.0)
     assert out.flatten().tolist() == pytest.approx([with_tail] * 4)
     out = pruned_attention(query, key, value, kept, blocks, tail=False, scale=1.0)
@@ -167,4 +167,4 @@ def test_values_may_be_narrower():
 )
 def test_bad_blocks_are_named(given, message):
     with pytest.raises(ValueError, match=message):
-        Blocks(**given)
+        BlockSelection(**given)

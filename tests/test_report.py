@@ -20,14 +20,14 @@ from typer.testing import CliRunner
 pytest.importorskip("jinja2")
 pytest.importorskip("matplotlib")
 
-from dit_accel import report
 from dit_accel.cli import app
-from dit_accel.evaluate.store import Store
-from dit_accel.methods import Setting
-from dit_accel.report import clips, labels, page
-from dit_accel.report.evidence import Evidence, gather, share_computed
-from dit_accel.report.front import AXES, points
-from dit_accel.report.plots import DOTS, thinned
+from dit_accel.evaluation import html as html_report
+from dit_accel.evaluation.html import clips, labels, page
+from dit_accel.evaluation.html.evidence import Evidence, gather, share_computed
+from dit_accel.evaluation.html.front import AXES, points
+from dit_accel.evaluation.html.plots import DOTS, thinned
+from dit_accel.evaluation.methods import Setting
+from dit_accel.evaluation.store import Store
 
 FEW = ("uncached", "edcw:0.1")
 VOID = {"meta", "link", "br", "wbr", "input", "img", "hr"}
@@ -46,13 +46,13 @@ def evidence(store: Store) -> Evidence:
 @pytest.fixture(scope="module")
 def html(store: Store, tmp_path_factory: pytest.TempPathFactory) -> str:
     path = tmp_path_factory.mktemp("page") / "page.html"
-    size = report.write_report(store, store.plan(), path)
+    size = html_report.write_report(store, store.plan(), path)
     assert size == path.stat().st_size
     return path.read_text(encoding="utf-8")
 
 
 def written(store: Store, tmp_path: Path) -> str:
-    report.write_report(store, store.plan(), tmp_path / "r.html")
+    html_report.write_report(store, store.plan(), tmp_path / "r.html")
     return (tmp_path / "r.html").read_text(encoding="utf-8")
 
 
@@ -346,7 +346,7 @@ def test_a_failed_write_leaves_the_old_page(store, tmp_path, monkeypatch):
     monkeypatch.setattr(page, "render", lambda *_: "new")
     monkeypatch.setattr(os, "replace", fail)
     with pytest.raises(OSError, match="No space"):
-        report.write_report(store, store.plan(), target)
+        html_report.write_report(store, store.plan(), target)
     assert [path.name for path in tmp_path.iterdir()] == ["r.html"]
     assert target.read_text() == "old"
 
@@ -403,12 +403,12 @@ def test_an_output_that_cannot_be_is_refused_before_the_work(store, tmp_path, ou
 
 
 def test_a_missing_extra_is_named(store, monkeypatch, tmp_path):
-    monkeypatch.setattr(report, "PACKAGES", ("jinja2", "surely_not_installed"))
+    monkeypatch.setattr(html_report, "PACKAGES", ("jinja2", "surely_not_installed"))
     found = run(str(store.folder), "--output", str(tmp_path / "r.html"))
     assert found.exit_code == 2
     assert "surely_not_installed is not installed: pip install 'dit-accel[report]'" in found.output
     with pytest.raises(ModuleNotFoundError, match=r"dit-accel\[report\]"):
-        report.write_report(store, store.plan(), tmp_path / "r.html")
+        html_report.write_report(store, store.plan(), tmp_path / "r.html")
 
 
 # labels

@@ -6,11 +6,12 @@ import pytest
 from test_accelerate import call, state_of
 from tiny import tiny_wan
 
-from dit_accel import EDCW, Layout, SceneConfig, UniCP, accelerate, scenes
-from dit_accel.families import FAMILIES
+from dit_accel import EDCW, Layout, SceneConfig, UniCP, accelerate
+from dit_accel.core.session import Session
+from dit_accel.core.tokens import TokenGrid
 from dit_accel.layout import Keyframe, Reference, Shot, Subject
-from dit_accel.session import Session
-from dit_accel.tokens import TokenGrid
+from dit_accel.models.families import FAMILIES
+from dit_accel.scenes import prepare
 
 LEFT, RIGHT = (0.0, 0.0, 0.5, 1.0), (0.5, 0.0, 1.0, 1.0)
 GRID = TokenGrid(3, 2, 4)
@@ -45,7 +46,7 @@ def made(layout, config=None):
     """The scene, not installed."""
     pipe = tiny_wan()
     family = FAMILIES["WanTransformer3DModel"]
-    prepared = scenes.prepare(family, layout, config)
+    prepared = prepare.prepare(family, layout, config)
     return prepared(Session(pipe, {"transformer": pipe.transformer}))
 
 
@@ -202,4 +203,4 @@ def test_settings_without_a_layout_and_other_families_are_refused():
         if family.name != "wan":
             message = f"family is '{family.name}'; accepted with a layout: wan"
             with pytest.raises(ValueError, match=message):
-                scenes.prepare(family, two_shots(), None)
+                prepare.prepare(family, two_shots(), None)

@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from dit_accel import pairing, video
 from dit_accel.cli import app
-from dit_accel.cli.score import CONVENTIONS as NAMED
+from dit_accel.cli.score import CONVENTION_NAMES as NAMED
+from dit_accel.core import video
+from dit_accel.evaluation import pairs
 from dit_accel.metrics import METRICS
 from dit_accel.metrics.conventions import CONVENTIONS
 from dit_accel.metrics.scoring import score_clips
@@ -122,13 +123,13 @@ def test_streaming_holds_no_whole_clip_and_gives_the_same_numbers(here, monkeypa
     video.write_video("ref.npy", frames, fps=8)
     video.write_video("test.npy", nudged(frames), fps=8)
     longest = []
-    update = pairing.Scorer.update
+    update = pairs.Scorer.update
 
     def watch(scorer, reference, test):
         longest.append(len(reference))
         update(scorer, reference, test)
 
-    monkeypatch.setattr(pairing.Scorer, "update", watch)
+    monkeypatch.setattr(pairs.Scorer, "update", watch)
     names = "psnr_db,psnr_pooled_db,ssim,mae,tdiff,flicker,tof"
     record = json.loads(run("ref.npy", "test.npy", "--json", "--metrics", names).stdout)
     assert longest == [16, 16, 8]
@@ -268,7 +269,7 @@ def test_latent_metrics_are_not_metrics_of_clips(two):
 
 
 def test_lpips_by_name_without_weights_fails_before_any_work(two, monkeypatch):
-    monkeypatch.setattr(pairing, "score_pair", lambda *_, **__: pytest.fail("it worked"))
+    monkeypatch.setattr(pairs, "score_pair", lambda *_, **__: pytest.fail("it worked"))
     told = refused(*two, "--metrics", "psnr_db,lpips")
     assert "--metrics has 'lpips', which cannot be measured here: no weights: pass" in told
 

@@ -3,8 +3,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from dit_accel import session
-from dit_accel.session import Session, positions
+from dit_accel.core import session
+from dit_accel.core.session import Session, positions
 
 SCHEDULE = torch.tensor([1000.0, 960.0, 960.0, 500.0, 20.0])
 

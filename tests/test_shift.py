@@ -5,7 +5,15 @@ import math
 import pytest
 import torch
 
-from dit_accel.shift import DWS, Choice, Errors, blend_error, blend_weight, choose, kept_error
+from dit_accel.caching.blend import (
+    DWS,
+    Choice,
+    Errors,
+    blend_error,
+    blend_weight,
+    choose,
+    kept_error,
+)
 
 GRID = [
     Errors(kept, pruned, rho)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from test_cli import here, invoke, model_folder, names  # noqa: F401  fixtures
 
-from dit_accel import video
+from dit_accel.core import video
 
 LAYOUT = """
 version: 1

@@ -10,12 +10,13 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from dit_accel import accelerate, speed
+from dit_accel import accelerate
+from dit_accel.caching.windows import EDCW
 from dit_accel.cli import app
-from dit_accel.denoisers import DENOISERS, Shape
-from dit_accel.families import FAMILIES
-from dit_accel.methods import Setting, parse_list
-from dit_accel.windows import EDCW
+from dit_accel.evaluation import speed
+from dit_accel.evaluation.methods import Setting, parse_list
+from dit_accel.models.checkpoints import DENOISERS, Shape
+from dit_accel.models.families import FAMILIES
 
 BILLIONS = {
     "wan2.1-1.3b": 1.42,
@@ -38,7 +39,7 @@ CASES = [
 runner = CliRunner()
 
 
-def trial(name: str, **changes: Any) -> speed.Trial:
+def trial(name: str, **changes: Any) -> speed.BenchmarkCase:
     row = DENOISERS[name]
     tiny = TINY.get(name, {"num_attention_heads": 1, "num_layers": 3})
     row = dataclasses.replace(row, small=row.small | tiny)
@@ -47,11 +48,11 @@ def trial(name: str, **changes: Any) -> speed.Trial:
         "denoiser": row, "small": True, "shape": Shape(side, side, 2 * row.strides.temporal + 1),
         "steps": STEPS, "guidance": row.guidance, "device": "cpu", "dtype": "float32", "rounds": 1,
     }  # fmt: skip
-    return speed.Trial(**given | changes)
+    return speed.BenchmarkCase(**given | changes)
 
 
-def latents(pipe: Any, run: speed.Trial) -> torch.Tensor:
-    from dit_accel.takes import call_arguments
+def latents(pipe: Any, run: speed.BenchmarkCase) -> torch.Tensor:
+    from dit_accel.core.generation import call_arguments
 
     given = speed.embeddings(run.prompt, run.guidance, "cpu", getattr(torch, run.dtype))
     arguments = call_arguments(pipe, run.clip) | given | {"output_type": "latent"}
@@ -91,7 +92,7 @@ def test_contract_of_a_family(name, site):
 
 @pytest.mark.parametrize("name", ["wan2.1-1.3b", "hunyuan-video", "cogvideox-5b", "ltx-video"])
 def test_flops_of_the_report_are_those_that_were_dispatched(name):
-    from dit_accel.evaluate.probe import Probe
+    from dit_accel.evaluation.probe import Probe
 
     run = trial(name)
     pipe = speed.build(run)
@@ -151,7 +152,7 @@ def test_a_method_that_fails_is_told_and_the_others_go_on():
 
 
 def test_weights_that_do_not_fit_are_refused_before_they_are_made(monkeypatch):
-    monkeypatch.setattr(speed.bench, "free_memory", lambda device: 2**30)
+    monkeypatch.setattr(speed.measure, "free_memory", lambda device: 2**30)
     with pytest.raises(speed.DoesNotFitError, match=r"wan2.1-14b in bfloat16 has 26.6 GiB of"):
         speed.build(trial("wan2.1-14b", small=False, dtype="bfloat16"))
 

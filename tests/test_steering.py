@@ -7,80 +7,87 @@ from typing import Any
 
 import pytest
 
-from dit_accel.plans import Forecast, Plan
-from dit_accel.steering import BAND, HARM, HARMLESS, LEAST, MANY, Band, Steering
+from dit_accel.caching.guard import LONG_RUN_STEPS, MAX_EXPECTED_ERROR, GuardedPolicy
+from dit_accel.planning.plan import Extrapolation, Plan
+from dit_accel.planning.prediction import BAND, MIN_ERROR_FOR_GUARD, TOLERATED_ERROR, ErrorBand
 
 TOTAL = 24
 USUAL = 1.0  # the surprise that is expected everywhere
-LINE = HARM / TOTAL  # what a line may miss at a step of mean length, without a profile
-FAULT = 2 * USUAL * math.exp(LEAST)  # one that is outside of every band
+LINE = (
+    MAX_EXPECTED_ERROR / TOTAL
+)  # what a line may miss at a step of mean length, without a profile
+FAULT = 2 * USUAL * math.exp(MIN_ERROR_FOR_GUARD)  # one that is outside of every band
 
 
-def plan_of(*computed: int, total: int = TOTAL) -> Plan:
+def plan_of(*computed: int, num_steps: int = TOTAL) -> Plan:
     """Every other step is served by the computed step before it."""
-    served = [step for step in range(total) if step not in computed]
-    return Plan(total, {s: Forecast(({max(c for c in computed if c < s): 1.0},)) for s in served})
+    served = [step for step in range(num_steps) if step not in computed]
+    return Plan(
+        num_steps, {s: Extrapolation(({max(c for c in computed if c < s): 1.0},)) for s in served}
+    )
 
 
 PLAN = plan_of(0, 1, 2, 5, 10, 15, 20)
-BANDS = {step: Band(math.log(USUAL), 0.2) for step in (2, 5, 10, 15, 20)}
+BANDS = {step: ErrorBand(math.log(USUAL), 0.2) for step in (2, 5, 10, 15, 20)}
 
 
-def steering(**changes: Any) -> Steering:
-    given = {"plan": PLAN, "times": [float(TOTAL - s) for s in range(TOTAL)], "bands": BANDS}
-    return Steering(**given | changes)
+def guarded(**changes: Any) -> GuardedPolicy:
+    given = {"plan": PLAN, "timesteps": [float(TOTAL - s) for s in range(TOTAL)], "bands": BANDS}
+    return GuardedPolicy(**given | changes)
 
 
-def drive(steering: Steering, surprises: dict[int, float] | None = None, until: int = TOTAL):
+def drive(
+    guarded: GuardedPolicy, extrapolation_errors: dict[int, float] | None = None, until: int = TOTAL
+):
     """The steps that a run computes; surprises are the usual where no other is given."""
     done: list[int] = []
     for step in range(until):
-        if steering.forecast_of(step) is None:
+        if guarded.extrapolation_at(step) is None:
             done.append(step)
             usual = None if len(done) < 3 else USUAL
-            steering.learn(step, (surprises or {}).get(step, usual))
+            guarded.observe(step, (extrapolation_errors or {}).get(step, usual))
     return tuple(done)
 
 
 def test_what_is_expected_changes_nothing():
-    course = steering()
-    assert drive(course) == PLAN.computed
-    assert (course.tripped, course.notes()) == (None, ())
-    assert course.surprises == dict.fromkeys((2, 5, 10, 15, 20), USUAL)
+    policy = guarded()
+    assert drive(policy) == PLAN.computed
+    assert (policy.tripped, policy.notes()) == (None, ())
+    assert policy.extrapolation_errors == dict.fromkeys((2, 5, 10, 15, 20), USUAL)
 
 
 def test_a_score_is_in_standard_deviations_of_the_logarithm():
-    band = Band(math.log(USUAL), 0.2)
+    band = ErrorBand(math.log(USUAL), 0.2)
     assert band.score(USUAL) == pytest.approx(0.0)
     assert band.score(USUAL * math.exp(0.4)) == pytest.approx(2.0)
     assert band.score(math.nan) == band.score(math.inf) == math.inf
 
 
 def test_the_band_holds_six_deviations_and_always_a_ratio_to_the_expected():
-    spread = LEAST  # so wide that six deviations are more than the ratio
-    wide, narrow = Band(math.log(USUAL), spread), Band(math.log(USUAL), 0.01)
+    spread = MIN_ERROR_FOR_GUARD  # so wide that six deviations are more than the ratio
+    wide, narrow = ErrorBand(math.log(USUAL), spread), ErrorBand(math.log(USUAL), 0.01)
     assert wide.holds(USUAL * math.exp(spread * BAND - 0.01))
     assert not wide.holds(USUAL * math.exp(spread * BAND + 0.01))
-    assert narrow.holds(USUAL * math.exp(LEAST - 0.01))
-    assert not narrow.holds(USUAL * math.exp(LEAST + 0.01))
+    assert narrow.holds(USUAL * math.exp(MIN_ERROR_FOR_GUARD - 0.01))
+    assert not narrow.holds(USUAL * math.exp(MIN_ERROR_FOR_GUARD + 0.01))
     assert narrow.holds(0.0)  # nothing at all is no fault
     assert not narrow.holds(math.nan)
 
 
 def test_a_surprise_that_is_small_by_itself_is_harmless_whatever_was_expected():
-    band = Band(math.log(HARMLESS / 1000), 0.01)
-    assert band.holds(HARMLESS)
-    assert not band.holds(HARMLESS * 1.01)
+    band = ErrorBand(math.log(TOLERATED_ERROR / 1000), 0.01)
+    assert band.holds(TOLERATED_ERROR)
+    assert not band.holds(TOLERATED_ERROR * 1.01)
 
 
 def test_the_guard_trips_on_a_surprise_outside_the_band_and_says_so():
-    course = steering()
-    done = drive(course, {5: FAULT})
-    assert course.tripped is not None
-    assert course.tripped[0] == 5
+    policy = guarded()
+    done = drive(policy, {5: FAULT})
+    assert policy.tripped is not None
+    assert policy.tripped[0] == 5
     assert done[:4] == PLAN.computed[:4]
     assert done[4:7] == (7, 9, 11), "the fresh value serves one step, and so does each after it"
-    (note,) = course.notes()
+    (note,) = policy.notes()
     assert note == (
         f"Guard after step 5: the surprise was {FAULT:.1f} times the expected; "
         "left the plan for short windows."
@@ -89,22 +96,22 @@ def test_the_guard_trips_on_a_surprise_outside_the_band_and_says_so():
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_the_guard_trips_on_what_is_not_finite_even_where_no_band_is_known(value):
-    course = steering(bands={})
-    drive(course, {5: value})
-    assert course.tripped == (5, "a value was not finite")
+    policy = guarded(bands={})
+    drive(policy, {5: value})
+    assert policy.tripped == (5, "a value was not finite")
 
 
 def test_windows_after_a_trip_are_short_once_a_step_is_computed():
     """Step 3 is computed, 4 is served by it, and so on to the last."""
-    course = steering()
+    policy = guarded()
     for step in range(3):
-        course.learn(step, None)
-    course.trip(2, "the text changed")
+        policy.observe(step, None)
+    policy.on_invalid(2, "the text changed")
     done = []
     for step in range(3, TOTAL):
-        if course.forecast_of(step) is None:
+        if policy.extrapolation_at(step) is None:
             done.append(step)
-            course.learn(step, 0.01, 0.5)
+            policy.observe(step, 0.01, 0.5)
     assert done == [3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23]
 
 
@@ -115,46 +122,52 @@ def test_windows_after_a_trip_are_short_once_a_step_is_computed():
 )  # fmt: skip
 def test_what_is_served_then_leans_on_the_line_as_far_as_it_was_right(lean, expected):
     """Steps 3 and 5 are two apart, 6 is one further on: the line is 1.5 and -0.5 of them."""
-    course = steering(mix=(1.0, -3.0))
+    policy = guarded(mix=(1.0, -3.0))
     for step in range(3):
-        course.learn(step, None)
-    course.trip(2, "the text changed")
-    course.learn(3, 9.0, 1.0)
-    assert course.forecast_of(4).reads[0].keys() == {3}, "nothing from before the fault is read"
-    course.learn(5, 0.01, lean)
-    assert course.reads(5) == (3, 5)
-    assert course.forecast_of(6) == Forecast((expected, expected))
+        policy.observe(step, None)
+    policy.on_invalid(2, "the text changed")
+    policy.observe(3, 9.0, 1.0)
+    assert policy.extrapolation_at(4).weights[0].keys() == {3}, (
+        "nothing from before the fault is read"
+    )
+    policy.observe(5, 0.01, lean)
+    assert policy.needed_steps(5) == (3, 5)
+    assert policy.extrapolation_at(6) == Extrapolation((expected, expected))
 
 
 @pytest.mark.parametrize(
-    ("surprise", "left"), [(HARMLESS, False), (USUAL * 1.4, False), (9.0, True)]
+    ("surprise", "left"), [(TOLERATED_ERROR, False), (USUAL * 1.4, False), (9.0, True)]
 )
-def test_a_doubt_has_the_next_step_computed_and_what_it_surprises_decides(surprise, left):
+def test_a_doubt_has_the_next_step_computed_and_what_it_surprises_decides(
+    extrapolation_error, left
+):
     """Two deviations of 0.2 of the nearest band are a factor of 1.49."""
-    course = steering()
+    policy = guarded()
     done = []
     for step in range(TOTAL):
         if step == 7:
-            course.doubt(6, "the latents jumped")
-        if course.forecast_of(step) is None:
+            policy.on_suspicious(6, "the latents jumped")
+        if policy.extrapolation_at(step) is None:
             done.append(step)
-            course.learn(step, None if len(done) < 3 else surprise if step == 7 else USUAL, 0.0)
-    (note,) = course.notes()
+            policy.observe(
+                step, None if len(done) < 3 else extrapolation_error if step == 7 else USUAL, 0.0
+            )
+    (note,) = policy.notes()
     assert note.startswith("Guard after step 6: the latents jumped; ")
     if left:
         assert done == [0, 1, 2, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23]
-        assert course.tripped == (6, "the latents jumped")
+        assert policy.tripped == (6, "the latents jumped")
     else:
         assert done == [0, 1, 2, 5, 7, 10, 15, 20]
-        assert course.tripped is None
+        assert policy.tripped is None
 
 
 def test_a_lost_value_is_told_and_the_plan_goes_on():
-    course = steering()
-    course.mend(4, "a kept value was not finite")
-    course.mend(8, "a kept value was not finite")
-    assert drive(course) == PLAN.computed
-    assert course.notes() == (
+    policy = guarded()
+    policy.on_lost_value(4, "a kept value was not finite")
+    policy.on_lost_value(8, "a kept value was not finite")
+    assert drive(policy) == PLAN.computed
+    assert policy.notes() == (
         "Guard after step 4: a kept value was not finite; it was put back from its neighbours.",
     )
 
@@ -166,17 +179,17 @@ def test_of_a_plan_of_another_model_nothing_is_taken_and_lines_serve_what_they_m
     1 and 2 it is 2 · 1 at step 3, 3 · 2 at 4, 4 · 3 at 5: 1, 3 and 6 times as much. Measured at 5,
     by that line: 12; from 2 and 5 it is 4, 10, 18 and 28 at 6 to 9.
     """
-    course = steering(trusted=False)
-    assert [course.forecast_of(step) for step in (0, 1, 2)] == [None] * 3
-    for step, surprise in ((0, None), (1, None), (2, LINE / 3)):
-        course.learn(step, surprise, 0.5)
-    assert course.forecast_of(3) == Forecast(({2: 1.5, 1: -0.5},))
-    assert course.forecast_of(4) is not None
-    assert course.forecast_of(5) is None
-    course.learn(5, LINE / 2, 0.0)
-    assert course.reads(5) == (2, 5)
-    assert [course.forecast_of(s) is None for s in (6, 7, 8, 9)] == [False, False, False, True]
-    (note,) = course.notes()
+    policy = guarded(trusted=False)
+    assert [policy.extrapolation_at(step) for step in (0, 1, 2)] == [None] * 3
+    for step, extrapolation_error in ((0, None), (1, None), (2, LINE / 3)):
+        policy.observe(step, extrapolation_error, 0.5)
+    assert policy.extrapolation_at(3) == Extrapolation(({2: 1.5, 1: -0.5},))
+    assert policy.extrapolation_at(4) is not None
+    assert policy.extrapolation_at(5) is None
+    policy.observe(5, LINE / 2, 0.0)
+    assert policy.needed_steps(5) == (2, 5)
+    assert [policy.extrapolation_at(s) is None for s in (6, 7, 8, 9)] == [False, False, False, True]
+    (note,) = policy.notes()
     assert note == (
         "Guard: nothing was taken of a plan of another model; steps were served where lines could "
         "be expected to do little harm."
@@ -186,77 +199,77 @@ def test_of_a_plan_of_another_model_nothing_is_taken_and_lines_serve_what_they_m
 def test_a_short_step_may_be_missed_by_more():
     """Step 3 is a quarter as long as the mean one: as much harm at four times the surprise."""
     times = [24.0, 23.0, 22.0, 21.0, 20.75, *[float(20 - s) for s in range(19)]]
-    for surprise, served in ((4 * LINE - 0.01, True), (4 * LINE + 0.01, False)):
-        course = steering(trusted=False, times=times)
-        for step, told in ((0, None), (1, None), (2, surprise)):
-            course.learn(step, told, 0.5)
-        assert (course.forecast_of(3) is not None) == served
+    for extrapolation_error, served in ((4 * LINE - 0.01, True), (4 * LINE + 0.01, False)):
+        policy = guarded(trusted=False, times=times)
+        for step, told in ((0, None), (1, None), (2, extrapolation_error)):
+            policy.observe(step, told, 0.5)
+        assert (policy.extrapolation_at(3) is not None) == served
 
 
 @pytest.mark.parametrize("surprise", [1.0, math.inf])
-def test_without_a_profile_everything_is_computed_where_lines_miss(surprise):
-    course = steering(trusted=False)
-    assert drive(course, dict.fromkeys(range(2, TOTAL), surprise)) == tuple(range(TOTAL))
-    assert course.tripped is None
+def test_without_a_profile_everything_is_computed_where_lines_miss(extrapolation_error):
+    policy = guarded(trusted=False)
+    assert drive(policy, dict.fromkeys(range(2, TOTAL), extrapolation_error)) == tuple(range(TOTAL))
+    assert policy.tripped is None
 
 
 def test_a_forced_plan_is_followed_without_the_guard():
-    plain = steering(trusted=False, guard=False)
-    assert plain.forecast_of(8) == PLAN.forecasts[8]
+    plain = guarded(trusted=False, guard=False)
+    assert plain.extrapolation_at(8) == PLAN.extrapolations[8]
 
 
-@pytest.mark.parametrize(("total", "spared"), [(MANY, 0), (MANY - 1, 3)])
+@pytest.mark.parametrize(("total", "spared"), [(LONG_RUN_STEPS, 0), (LONG_RUN_STEPS - 1, 3)])
 def test_windows_after_a_trip_do_no_harm_in_a_run_of_many_steps(total: int, spared: int):
     """Fewer steps miss little there; in a run of few, what the plan left before is more."""
     times = [float(total - s) for s in range(total)]
-    for missed, served in ((HARM, spared), (HARM / (3 * total), 3)):
-        course = Steering(plan_of(0, 1, 2, 5, 10, total=total), times)
-        drive(course, until=12)
-        course.trip(11, "the text changed")
-        assert course.forecast_of(12) is None
+    for missed, served in ((MAX_EXPECTED_ERROR, spared), (MAX_EXPECTED_ERROR / (3 * total), 3)):
+        policy = GuardedPolicy(plan_of(0, 1, 2, 5, 10, num_steps=total), times)
+        drive(policy, until=12)
+        policy.on_invalid(11, "the text changed")
+        assert policy.extrapolation_at(12) is None
         for step in (12, 13, 14):
-            course.learn(step, missed)
+            policy.observe(step, missed)
         found = []
         for step in range(15, 21):
-            if (forecast := course.forecast_of(step)) is None:
-                course.learn(step, missed)
+            if (forecast := policy.extrapolation_at(step)) is None:
+                policy.observe(step, missed)
             found.append(forecast)
         assert sum(forecast is not None for forecast in found) == served
 
 
 def test_after_a_trip_the_last_step_is_computed():
-    course = steering()
-    assert drive(course, {5: FAULT})[-1] == TOTAL - 1
+    policy = guarded()
+    assert drive(policy, {5: FAULT})[-1] == TOTAL - 1
 
 
 def test_the_first_fault_is_the_one_that_is_told():
-    course = steering()
-    course.trip(3, "the text changed")
-    course.trip(4, "the latents jumped")
-    assert course.tripped == (3, "the text changed")
+    policy = guarded()
+    policy.on_invalid(3, "the text changed")
+    policy.on_invalid(4, "the latents jumped")
+    assert policy.tripped == (3, "the text changed")
 
 
 def test_without_the_guard_the_plan_is_followed_whatever_happens():
-    course = steering(guard=False)
-    assert drive(course, {5: math.nan, 10: 9.0}) == PLAN.computed
-    course.trip(11, "the latents jumped")
-    assert (course.tripped, course.notes()) == (None, ())
+    policy = guarded(guard=False)
+    assert drive(policy, {5: math.nan, 10: 9.0}) == PLAN.computed
+    policy.on_invalid(11, "the latents jumped")
+    assert (policy.tripped, policy.notes()) == (None, ())
 
 
 def test_only_what_can_change_the_course_is_measured():
-    assert steering().measures
-    assert not steering(guard=False).measures
+    assert guarded().needs_error
+    assert not guarded(guard=False).needs_error
 
 
 def test_a_new_run_forgets_the_last():
-    course = steering()
-    drive(course, {10: FAULT})
-    assert course.tripped
-    course.begin(TOTAL)
-    assert (course.tripped, course.notes()) == (None, ())
-    assert drive(course) == PLAN.computed
+    policy = guarded()
+    drive(policy, {10: FAULT})
+    assert policy.tripped
+    policy.begin(TOTAL)
+    assert (policy.tripped, policy.notes()) == (None, ())
+    assert drive(policy) == PLAN.computed
 
 
 def test_a_run_of_other_steps_is_refused():
     with pytest.raises(ValueError, match="the plan is for 24 steps; this run has 20"):
-        steering().begin(20)
+        guarded().begin(20)

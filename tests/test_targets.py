@@ -10,12 +10,19 @@ import torch
 from profiles import STEPS, profile_of, rung_of, schedule_of, spread_out
 from scipy import stats
 
-from dit_accel import carrying, targets
-from dit_accel.carrying import carried
-from dit_accel.difficulty import Difficulty
-from dit_accel.outlook import CONFIDENCE, MANY, Outlook, at_least, describe
-from dit_accel.profile import Profile, ProfileError
-from dit_accel.targets import TargetError, check_choice, for_quality, for_speedup
+from dit_accel.config import check_choice
+from dit_accel.planning import selection, transfer
+from dit_accel.planning.difficulty import PromptDifficulty
+from dit_accel.planning.prediction import (
+    CONFIDENCE,
+    MIN_COUNTED_CLIPS,
+    QualityDistribution,
+    clopper_pearson_lower,
+    describe,
+)
+from dit_accel.planning.profile import Profile, ProfileError
+from dit_accel.planning.selection import TargetError, for_quality, for_speedup
+from dit_accel.planning.transfer import transfer_plan
 
 SLOW = (0, 1, 2, 4, 6, 8, 10, 12, 14, 16, 17, 18)
 MIDDLE = (0, 1, 2, 5, 8, 11, 14, 17)
@@ -37,10 +44,10 @@ def promised(mean: float, deviation: float, count: int, coverage: float = 0.95) 
     ("quality", "computed"), [(30.0, FAST), (36.0, MIDDLE), (46.0, SLOW), (1.0, FAST)]
 )
 def test_the_fastest_rung_that_keeps_the_promise(quality, computed):
-    decision = for_quality(profile_of(LADDER), quality)
-    assert decision.plan.computed == computed
-    assert decision.prediction.reach >= 0.95
-    assert decision.prediction.speedup == pytest.approx(STEPS / len(computed))
+    choice = for_quality(profile_of(LADDER), quality)
+    assert choice.plan.computed == computed
+    assert choice.prediction.reach >= 0.95
+    assert choice.prediction.speedup == pytest.approx(STEPS / len(computed))
 
 
 def test_the_promise_is_kept_up_to_the_last_tenth_of_a_decibel():
@@ -65,35 +72,35 @@ def test_few_prompts_promise_less():
 
 
 def test_the_order_of_the_rungs_does_not_matter():
-    for rungs in (LADDER, LADDER[::-1]):
-        assert for_quality(profile_of(rungs), 36.0).plan.computed == MIDDLE
+    for candidates in (LADDER, LADDER[::-1]):
+        assert for_quality(profile_of(candidates), 36.0).plan.computed == MIDDLE
 
 
 def test_a_quality_that_no_plan_reaches_computes_every_step_and_says_so():
-    decision = for_quality(profile_of(LADDER), 60.0)
-    assert decision.plan.computed == tuple(range(STEPS))
-    assert decision.notes == (
+    choice = for_quality(profile_of(LADDER), 60.0)
+    assert choice.plan.computed == tuple(range(STEPS))
+    assert choice.notes == (
         "No plan of this profile reaches 60 dB for enough clips (the best gives 50.0 dB on "
         "average): every step is computed.",
     )
-    assert decision.prediction.psnr_db == math.inf
-    assert describe(decision) == "computes all 20 steps: exact"
+    assert choice.prediction.psnr_db == math.inf
+    assert describe(choice) == "computes all 20 steps: exact"
 
 
 def test_what_is_expected_is_what_the_prompts_got():
-    decision = for_quality(profile_of(LADDER), 36.0)
-    expected = decision.prediction
+    choice = for_quality(profile_of(LADDER), 36.0)
+    expected = choice.prediction
     assert expected.psnr_db == pytest.approx(42.0)
     half = float(stats.t.ppf(0.95, 6))
     assert expected.high_db - expected.psnr_db == pytest.approx(half)
     assert expected.psnr_db - expected.low_db == pytest.approx(half)
-    assert describe(decision) == ("computes 8.0 of 20 steps (2.50x), expected 42.0 dB [40.1, 43.9]")
+    assert describe(choice) == ("computes 8.0 of 20 steps (2.50x), expected 42.0 dB [40.1, 43.9]")
 
 
 def test_the_bands_are_those_of_the_rung_from_its_third_step_on():
-    decision = for_quality(profile_of(LADDER), 36.0)
-    assert tuple(decision.bands) == MIDDLE[2:]
-    band = decision.bands[5]
+    choice = for_quality(profile_of(LADDER), 36.0)
+    assert tuple(choice.bands) == MIDDLE[2:]
+    band = choice.bands[5]
     assert (band.mean, band.spread) == pytest.approx((math.log(0.1), math.log(1.2)))
 
 
@@ -110,25 +117,25 @@ def test_of_many_prompts_the_share_that_reaches_is_counted(failing, computed):
     """Of 256 prompts 7 may fail. If really 5 % did, 7 or fewer would be seen less than once in ten
     times (the sum over k <= 7 of C(256, k) 0.05^k 0.95^(256 - k) is 0.055), 8 or fewer more often
     (0.103). So 95 % are sure to nine tenths with 7 failures, not with 8."""
-    rungs = [rung_of(SLOW, spread_out(50.0, 1.0)), rung_of(FAST, tailed(256, failing))]
-    decision = for_quality(profile_of(rungs), 30.0)
-    assert decision.plan.computed == computed
-    assert Outlook.of(rungs[1]).promise(30.0) <= (256 - failing) / 256
-    assert (Outlook.of(rungs[1]).promise(30.0) >= 0.95) == (failing <= 7)
+    candidates = [rung_of(SLOW, spread_out(50.0, 1.0)), rung_of(FAST, tailed(256, failing))]
+    choice = for_quality(profile_of(candidates), 30.0)
+    assert choice.plan.computed == computed
+    assert QualityDistribution.of(candidates[1]).promise(30.0) <= (256 - failing) / 256
+    assert (QualityDistribution.of(candidates[1]).promise(30.0) >= 0.95) == (failing <= 7)
 
 
 def test_fewer_than_many_prompts_are_not_counted():
     """45 without a failure: 0.95^45 = 0.099; 44 do not do, and a normal one is taken."""
-    assert 0.95**MANY < 1 - CONFIDENCE < 0.95 ** (MANY - 1)
-    outlook = Outlook.of(rung_of(FAST, [40.0] * MANY))
-    assert outlook.promise(39.0) == pytest.approx(0.1 ** (1 / 45))
-    assert outlook.promise(41.0) == 0.0
+    assert 0.95**MIN_COUNTED_CLIPS < 1 - CONFIDENCE < 0.95 ** (MIN_COUNTED_CLIPS - 1)
+    distribution = QualityDistribution.of(rung_of(FAST, [40.0] * MIN_COUNTED_CLIPS))
+    assert distribution.promise(39.0) == pytest.approx(0.1 ** (1 / 45))
+    assert distribution.promise(41.0) == 0.0
 
 
 def test_the_interval_of_many_prompts_is_their_own():
     """101 prompts at 0, 1, ... 100 dB: 90 % of them lie between 5 and 95."""
-    decision = for_speedup(profile_of([rung_of(FAST, [float(i) for i in range(101)])]), 4.0)
-    assert (decision.prediction.low_db, decision.prediction.high_db) == pytest.approx((5.0, 95.0))
+    choice = for_speedup(profile_of([rung_of(FAST, [float(i) for i in range(101)])]), 4.0)
+    assert (choice.prediction.low_db, choice.prediction.high_db) == pytest.approx((5.0, 95.0))
 
 
 # --- a speed ---
@@ -138,38 +145,38 @@ def test_the_interval_of_many_prompts_is_their_own():
     ("speedup", "computed"), [(4.0, FAST), (2.5, MIDDLE), (2.4, MIDDLE), (1.7, SLOW)]
 )
 def test_a_speed_takes_the_rung_that_is_as_near_as_whole_steps_allow(speedup, computed):
-    decision = for_speedup(profile_of(LADDER), speedup)
-    assert decision.plan.computed == computed
-    assert decision.prediction.reach is None
+    choice = for_speedup(profile_of(LADDER), speedup)
+    assert choice.plan.computed == computed
+    assert choice.prediction.reach is None
 
 
 @pytest.mark.parametrize(("speedup", "count"), [(3.0, 7), (3.3, 6), (10.0, 2), (1.1, 18)])
 def test_a_speed_without_a_rung_is_planned_and_says_so(speedup, count):
-    decision = for_speedup(profile_of(LADDER), speedup)
-    assert len(decision.plan.computed) == count
-    assert "no run of this plan was made in calibration" in decision.notes[0]
-    assert decision.bands == {}
+    choice = for_speedup(profile_of(LADDER), speedup)
+    assert len(choice.plan.computed) == count
+    assert "no run of this plan was made in calibration" in choice.notes[0]
+    assert choice.bands == {}
 
 
 def test_the_speed_of_one_computes_every_step():
-    decision = for_speedup(profile_of(LADDER), 1.0)
-    assert (len(decision.plan.computed), decision.notes) == (STEPS, ())
+    choice = for_speedup(profile_of(LADDER), 1.0)
+    assert (len(choice.plan.computed), choice.notes) == (STEPS, ())
 
 
 # --- carried over ---
 
 
 def test_other_steps_are_planned_at_the_timesteps_of_a_rung():
-    decision = carried(profile_of(LADDER), schedule_of(40), speedup=2.5)
-    assert decision.plan.total == 40
-    assert len(decision.plan.computed) == 16
-    assert decision.times == tuple(schedule_of(40).times.tolist())
-    assert "no run of this plan was made in calibration" in decision.notes[0]
+    choice = transfer_plan(profile_of(LADDER), schedule_of(40), speedup=2.5)
+    assert choice.plan.num_steps == 40
+    assert len(choice.plan.computed) == 16
+    assert choice.timesteps == tuple(schedule_of(40).timesteps.tolist())
+    assert "no run of this plan was made in calibration" in choice.notes[0]
 
 
 def test_steps_are_mapped_by_their_timesteps():
     """Step 2 k of forty is at the timestep of step k of twenty."""
-    found = carrying._mapped(profile_of([LADDER[1]]), schedule_of(40), 8)
+    found = transfer._mapped(profile_of([LADDER[1]]), schedule_of(40), 8)
     assert found == [2 * step for step in MIDDLE]
 
 
@@ -177,30 +184,30 @@ def test_a_quality_is_carried_over_with_a_margin():
     """A quality well below the fastest rung's is served by as few computed steps, whatever their
     share; one that its measured runs would just have reached is not promised any more."""
     profile = profile_of(LADDER)
-    easy = carried(profile, schedule_of(40), quality=15.0)
+    easy = transfer_plan(profile, schedule_of(40), quality=15.0)
     assert len(easy.plan.computed) == len(FAST)
-    close = carried(profile, profile.schedule, quality=31.5)  # foretold the same: 34 - 4 dB
+    close = transfer_plan(profile, profile.schedule, quality=31.5)  # foretold the same: 34 - 4 dB
     assert len(close.plan.computed) > len(FAST)
     assert for_quality(profile, 31.5).plan.computed == FAST
 
 
 def test_what_is_carried_over_to_itself_is_expected_to_give_what_it_gave_less_refining():
-    decision = carried(profile_of([LADDER[1]]), schedule_of(), speedup=2.5)
-    assert decision.prediction.psnr_db >= 42.0 - carrying.UNREFINED_DB - 1e-6
+    choice = transfer_plan(profile_of([LADDER[1]]), schedule_of(), speedup=2.5)
+    assert choice.prediction.psnr_db >= 42.0 - transfer.UNREFINED_DB - 1e-6
 
 
 def test_a_quality_that_is_not_reached_elsewhere_computes_every_step():
-    decision = carried(profile_of(LADDER), schedule_of(30), quality=90.0)
-    assert decision.plan.computed == tuple(range(30))
-    assert "every step is computed" in decision.notes[0]
+    choice = transfer_plan(profile_of(LADDER), schedule_of(30), quality=90.0)
+    assert choice.plan.computed == tuple(range(30))
+    assert "every step is computed" in choice.notes[0]
 
 
 def test_a_profile_without_rungs_plans_from_inner_products():
-    decision = carried(profile_of(), schedule_of(30), quality=5.0)
-    assert len(decision.plan.computed) < 30
-    decision = carried(profile_of(), schedule_of(30), quality=300.0)
-    assert decision.plan.computed == tuple(range(30))
-    assert "0.0 dB" not in decision.notes[0]
+    choice = transfer_plan(profile_of(), schedule_of(30), quality=5.0)
+    assert len(choice.plan.computed) < 30
+    choice = transfer_plan(profile_of(), schedule_of(30), quality=300.0)
+    assert choice.plan.computed == tuple(range(30))
+    assert "0.0 dB" not in choice.notes[0]
 
 
 # --- refusals ---
@@ -211,7 +218,7 @@ def test_a_quality_out_of_range_is_refused(quality):
     with pytest.raises(ValueError, match=rf"quality is {quality}.*accepted: a number of dB above"):
         for_quality(profile_of(LADDER), quality)
     with pytest.raises(ValueError, match=rf"quality is {quality}"):
-        carried(profile_of(LADDER), schedule_of(30), quality=quality)
+        transfer_plan(profile_of(LADDER), schedule_of(30), quality=quality)
 
 
 @pytest.mark.parametrize("coverage", [0.0, 1.0, 1.5])
@@ -226,7 +233,7 @@ def test_a_speed_out_of_range_is_refused(speedup):
     with pytest.raises(ValueError, match=message):
         for_speedup(profile_of(LADDER), speedup)
     with pytest.raises(ValueError, match=message):
-        carried(profile_of(LADDER), schedule_of(), speedup=speedup)
+        transfer_plan(profile_of(LADDER), schedule_of(), speedup=speedup)
 
 
 def test_a_quality_needs_rungs():
@@ -237,7 +244,7 @@ def test_a_quality_needs_rungs():
 def test_one_target_is_accepted():
     for given in ({}, {"quality": 30.0, "speedup": 2.0}):
         with pytest.raises(ValueError, match="accepted: one of quality and speedup"):
-            carried(profile_of(LADDER), schedule_of(30), **given)
+            transfer_plan(profile_of(LADDER), schedule_of(30), **given)
     check_choice((("quality", 3.0), ("speedup", None)))
     with pytest.raises(ValueError, match=r"quality=30 and speedup=2.5 are given; accepted: one"):
         check_choice((("quality", 30.0), ("speedup", 2.5)))
@@ -245,11 +252,13 @@ def test_one_target_is_accepted():
 
 def test_a_schedule_of_other_parts_is_refused():
     with pytest.raises(ProfileError, match="the profile has 1 parts, the run 2"):
-        carried(profile_of(LADDER), schedule_of(30, mix=(1.0, -3.0)), speedup=2.0)
+        transfer_plan(profile_of(LADDER), schedule_of(30, mix=(1.0, -3.0)), speedup=2.0)
 
 
 def test_decisions_are_the_same_every_time():
-    first, second = (carried(profile_of(LADDER), schedule_of(40), speedup=3.0) for _ in range(2))
+    first, second = (
+        transfer_plan(profile_of(LADDER), schedule_of(40), speedup=3.0) for _ in range(2)
+    )
     assert first == second
     before = torch.random.get_rng_state()
     for_speedup(profile_of(LADDER), 3.0)
@@ -263,37 +272,41 @@ def two_kinds(fast: tuple[float, float], slow: float = 50.0) -> Profile:
     """50 easy clips and 50 hard ones, told apart by their texts, and two plans."""
     known = torch.tensor([-1.0] * 50 + [1.0] * 50, dtype=torch.float64)
     one = torch.ones(1, dtype=torch.float64)
-    rungs = [
+    candidates = [
         rung_of((0, 1, 2, 4), [fast[0]] * 50 + [fast[1]] * 50),
         rung_of((0, 1, 2, 3, 4, 6), [slow] * 100),
     ]
-    return profile_of(rungs, difficulty=Difficulty(torch.zeros_like(one), one, known))
+    return profile_of(candidates, difficulty=PromptDifficulty(torch.zeros_like(one), one, known))
 
 
 def test_slack_is_what_the_choice_as_a_whole_can_spare():
     """Fast gives easy clips 40 dB and hard ones 30; of 35 dB, 5 less would give hard ones the fast
     plan, and half of all clips would miss the quality."""
     profile = two_kinds((40.0, 30.0))
-    slack = targets.Slack.of(profile, 35.0)
-    assert slack == targets.Slack(4.75, at_least(100, 100))
+    slack = selection.QualityMargin.of(profile, 35.0)
+    assert slack == selection.QualityMargin(4.75, clopper_pearson_lower(100, 100))
     for text, computed in ((-1.0, 4), (1.0, 6)):
         told = profile.for_text(torch.full((1, 1), text))
-        decision = for_quality(told, 35.0, slack=slack)
-        assert len(decision.plan.computed) == computed
-        assert decision.prediction.reach == pytest.approx(at_least(100, 100))
+        choice = for_quality(told, 35.0, slack=slack)
+        assert len(choice.plan.computed) == computed
+        assert choice.prediction.reach == pytest.approx(clopper_pearson_lower(100, 100))
 
 
 def test_slack_does_not_count_hard_clips_against_easy_texts():
     """Two hard clips get 26 dB. Shifted to the easy text they get 36, two of a hundred below 38,
     so that one cannot be sure of 95 %; but no hard text is given the fast plan."""
     profile = two_kinds((40.0, 30.0))
-    fast, slow = profile.rungs
+    fast, slow = profile.candidates
     psnr = fast.psnr_db.clone()
     psnr[-2:] = 26.0
-    profile = dataclasses.replace(profile, rungs=(dataclasses.replace(fast, psnr_db=psnr), slow))
+    profile = dataclasses.replace(
+        profile, candidates=(dataclasses.replace(fast, psnr_db=psnr), slow)
+    )
     easy, hard = (profile.for_text(torch.full((1, 1), text)) for text in (-1.0, 1.0))
-    slack = targets.Slack.of(profile, 38.0)
-    assert slack == targets.Slack(targets.MOST_SLACK_DB, at_least(100, 100))
+    slack = selection.QualityMargin.of(profile, 38.0)
+    assert slack == selection.QualityMargin(
+        selection.MAX_MARGIN_DB, clopper_pearson_lower(100, 100)
+    )
     assert len(for_quality(easy, 38.0).plan.computed) == 6
     assert len(for_quality(easy, 38.0, slack=slack).plan.computed) == 4
     assert len(for_quality(hard, 38.0, slack=slack).plan.computed) == 6
@@ -303,7 +316,10 @@ def test_there_is_no_slack_where_little_is_known():
     profile = two_kinds((40.0, 30.0))
     few = dataclasses.replace(profile.difficulty, known=profile.difficulty.known[::5])
     for changes in ({"difficulty": None}, {"difficulty": few}):
-        assert targets.Slack.of(dataclasses.replace(profile, **changes), 35.0) == targets.Slack()
+        assert (
+            selection.QualityMargin.of(dataclasses.replace(profile, **changes), 35.0)
+            == selection.QualityMargin()
+        )
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -313,19 +329,19 @@ def test_with_slack_enough_of_calibrations_clips_reach_the_quality(seed, quality
     draw = torch.Generator().manual_seed(seed)
     known = torch.randn(120, generator=draw, dtype=torch.float64)
     noise = torch.randn(4, 120, generator=draw, dtype=torch.float64)
-    rungs = [
+    candidates = [
         rung_of(tuple(range(4 + k)), (28 + 6 * k - 4 * known + 2 * noise[k]).tolist())
         for k in range(4)
     ]
     one = torch.ones(1, dtype=torch.float64)
-    profile = profile_of(rungs, difficulty=Difficulty(0 * one, one, known))
-    slack = targets.Slack.of(profile, quality)
+    profile = profile_of(candidates, difficulty=PromptDifficulty(0 * one, one, known))
+    slack = selection.QualityMargin.of(profile, quality)
     reached = 0
     for clip in range(120):
         told = profile.for_text(known[clip].view(1, 1))
         bold, plain = (for_quality(told, quality, slack=s) for s in (slack, None))
         count = len(bold.plan.computed)
         assert count <= len(plain.plan.computed)
-        psnr = {len(r.computed): float(r.psnr_db[clip]) for r in profile.rungs}
+        psnr = {len(r.computed): float(r.psnr_db[clip]) for r in profile.candidates}
         reached += psnr.get(count, 100.0) >= quality
-    assert at_least(reached, 120) >= 0.95 or slack.db == 0
+    assert clopper_pearson_lower(reached, 120) >= 0.95 or slack.db == 0

@@ -12,10 +12,10 @@ import tiny
 import torch
 from diffusers import WanPipeline
 
-from dit_accel.takes import Clip, call_arguments
-from dit_accel.texts import TAKES_OVER, Text, encode
+from dit_accel.core.generation import ClipSpec, call_arguments
+from dit_accel.planning.text import TAKES_OVER, Text, encode
 
-CLIP = Clip("a red circle moving right", "blue square", 0, 4, 4.0, 16, 16, 9, None, 16)
+CLIP = ClipSpec("a red circle moving right", "blue square", 0, 4, 4.0, 16, 16, 9, None, 16)
 
 
 @contextlib.contextmanager

@@ -1,6 +1,6 @@
 import pytest
 
-from dit_accel.tokens import TokenGrid, TokenStrides
+from dit_accel.core.tokens import TokenGrid, TokenStrides
 
 # 9 pixel frames of 32 x 48 pixels at strides 4, 8 and patch 2: a token's side is 16 pixels, so
 # 3 latent frames x 2 rows x 3 columns = 18 tokens; frame 1 begins at 6, frame 2 at 12.

@@ -5,8 +5,9 @@ import torch
 from test_speed import latents, trial
 from tiny import tiny_wan
 
-from dit_accel import accelerate, speed
-from dit_accel.trimming import trim_text
+from dit_accel import accelerate
+from dit_accel.attention.trim_text import trim_text
+from dit_accel.evaluation import speed
 
 LENGTH, KEPT = 12, 5
 

@@ -9,15 +9,15 @@ from test_accelerate import STEPS, call, state_of
 from tiny import tiny_wan
 
 from dit_accel import EDCW, FAMILIES, accelerate
-from dit_accel.methods import METHODS, Context, parse
-from dit_accel.pcas import PCAS, Pruner, Slicer
-from dit_accel.pruning import Blocks
-from dit_accel.session import Session
-from dit_accel.shift import DWS, Errors
-from dit_accel.unicp import PrunedCache, UniCP
+from dit_accel.attention.block_sparse import BlockSelection
+from dit_accel.attention.pcas import PCAS, BlockSparseAttention, LowRankAttention
+from dit_accel.caching.blend import DWS, Errors
+from dit_accel.caching.unicp import UniCP, UniCPCache
+from dit_accel.core.session import Session
+from dit_accel.evaluation.methods import METHODS, MethodContext, parse
 
 NEVER = EDCW(threshold=0.0)
-SMALL = {"always": True, "blocks": Blocks(4, 4, (1, 2, 2)), "rank": 16, "first_dense": 0.25}
+SMALL = {"always": True, "blocks": BlockSelection(4, 4, (1, 2, 2)), "rank": 16, "first_dense": 0.25}
 SIZE = {"height": 64, "width": 64}  # 3 x 4 x 4 tokens
 PRUNE = PCAS(keep_mass=0.5, cap=1.0, **SMALL)
 SLICE = PCAS(mode="slice", value_rank=6, **{**SMALL, "rank": 6})
@@ -72,7 +72,7 @@ def test_after_the_dense_steps_every_step_is_pruned(config, experts):
         assert site.computed == tuple(range(first, first + 3)[: site.steps])  # a quarter of 12
         assert site.steps == len(site.computed) + len(site.pruned)
         assert set(site.spent) == set(site.pruned)
-    assert report.device_reads <= STEPS
+    assert report.host_syncs <= STEPS
     assert report.notes == ()
 
 
@@ -85,7 +85,7 @@ def test_a_rank_rule_finds_the_rank_with_the_steps_own_read():
         report = handle.report()
     assert all(1 <= rank <= 12 for rank in ranks)
     assert report.sites[0].computed == (0, 1, 2, 3)  # at the fourth the rank is on its way
-    assert report.device_reads <= STEPS
+    assert report.host_syncs <= STEPS
 
 
 def test_windows_serve_and_what_they_do_not_is_chosen():
@@ -97,7 +97,7 @@ def test_windows_serve_and_what_they_do_not_is_chosen():
         assert "computed" in done and len(done) > 1
     assert any(site.reused for site in report.sites)
     assert any(site.blended or site.pruned for site in report.sites)
-    assert report.device_reads <= STEPS
+    assert report.host_syncs <= STEPS
     both = {s.name: set() for s in report.sites}
     for site in report.sites:
         both[site.name].add(str(actions(site)))
@@ -116,7 +116,7 @@ def test_windows_serve_and_what_they_do_not_is_chosen():
 def test_every_action_is_carried_out(errors, done, monkeypatch):
     monkeypatch.setattr(Errors, "measured", classmethod(lambda cls, sums: errors))
     monkeypatch.setattr(Errors, "aged", lambda self, steps: self)
-    monkeypatch.setattr("dit_accel.unicp.kept_error", lambda distance, *_: errors.kept)
+    monkeypatch.setattr("dit_accel.caching.unicp.kept_error", lambda distance, *_: errors.kept)
     pipe = tiny_wan()
     short = EDCW(threshold=0.1, max_window=1)  # the windows themselves serve nothing
     _, report = run(pipe, UniCP(short, PRUNE, DWS(tolerance=0.1, recheck=20)))
@@ -127,7 +127,7 @@ def test_every_action_is_carried_out(errors, done, monkeypatch):
 
 
 def test_flops_are_those_that_were_dispatched():
-    from dit_accel.evaluate.probe import Probe
+    from dit_accel.evaluation.probe import Probe
 
     pipe = tiny_wan()
     probe, steps = Probe(pipe), []
@@ -165,14 +165,14 @@ def call_with_windows(pipe):
 
 @pytest.mark.parametrize("shift", [None, DWS()], ids=["no shift", "shift"])
 def test_a_value_that_is_not_finite_ends_the_pruning(shift, monkeypatch):
-    real, calls = Pruner.attend, []
+    real, calls = BlockSparseAttention.attend, []
 
     def broken(self, *rows):
         mixed, share = real(self, *rows)
         calls.append(1)
         return (mixed * math.nan if len(calls) > 6 else mixed), share
 
-    monkeypatch.setattr(Pruner, "attend", broken)
+    monkeypatch.setattr(BlockSparseAttention, "attend", broken)
     with np.errstate(invalid="ignore"):
         _, report = run(tiny_wan(), UniCP(EDCW(threshold=10.0, max_window=1), PRUNE, shift))
     assert any("a pruned value was not finite" in note for note in report.notes)
@@ -197,7 +197,7 @@ def test_the_second_run_forgets_the_first_and_another_size_is_taken():
 def test_every_row_runs_and_reports(name):
     pipe = tiny_wan()
     setting = parse(f"{name}:{6 if name == 'pcas/slice' else 0.6}")
-    with METHODS[name].apply(pipe, setting.number, Context(None, None)) as effect:
+    with METHODS[name].apply(pipe, setting.number, MethodContext(None, None)) as effect:
         call(pipe, **SIZE)
         report = effect.report()
     assert report.flops_kept is not None
@@ -236,10 +236,12 @@ def test_bad_calls_are_named_and_change_nothing():
 def test_a_family_without_stages_is_refused():
     ltx = next(row for row in FAMILIES.values() if row.name == "ltx")
     with pytest.raises(ValueError, match="family is 'ltx'; accepted for pruned attention: wan"):
-        PrunedCache(Session(None, {}), ltx, UniCP())
+        UniCPCache(Session(None, {}), ltx, UniCP())
 
 
-@pytest.mark.parametrize("make", [lambda: Pruner(PRUNE), lambda: slicer()], ids=["prune", "slice"])
+@pytest.mark.parametrize(
+    "make", [lambda: BlockSparseAttention(PRUNE), lambda: slicer()], ids=["prune", "slice"]
+)
 def test_learned_attention_comes_close_to_attention(make):
     generator = torch.Generator().manual_seed(0)
     rows = [torch.randn(2, 48, 2, 12, generator=generator) for _ in range(3)]
@@ -255,10 +257,10 @@ def test_learned_attention_comes_close_to_attention(make):
 
 
 def slicer():
-    from dit_accel.pca import Linear
+    from dit_accel.attention.pca import Linear
 
     generator = torch.Generator().manual_seed(1)
     weight = torch.randn(24, 24, generator=generator)
-    return Slicer(
+    return LowRankAttention(
         PCAS(mode="slice", rank=9, value_rank=9), Linear(weight, None), Linear(weight, None)
     )

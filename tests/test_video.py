@@ -14,9 +14,8 @@ import cv2
 import numpy as np
 import pytest
 
-from dit_accel import video
-from dit_accel.metrics import psnr
-from dit_accel.video import (
+from dit_accel.core import video
+from dit_accel.core.video import (
     check_output,
     codec_of,
     read_video,
@@ -26,6 +25,7 @@ from dit_accel.video import (
     write_video,
     writing,
 )
+from dit_accel.metrics import psnr
 
 
 def noise(shape=(5, 34, 50, 3), seed=0):
@@ -133,7 +133,7 @@ def test_gif_has_every_frame(tmp_path):
 
 def test_writing_and_reading_print_nothing(tmp_path):
     code = (
-        "import sys, numpy as np; from dit_accel.video import *\n"
+        "import sys, numpy as np; from dit_accel.core.video import *\n"
         "for s in ('.mp4', '.mkv', '.npy', '.png'):\n"
         "    write_video(sys.argv[1] + '/c' + s, np.zeros((2, 32, 32, 3), np.uint8), fps=8)\n"
         "    s == '.png' or read_video(sys.argv[1] + '/c' + s)\n"

@@ -5,8 +5,8 @@ import torch
 import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from dit_accel import visibility
-from dit_accel.visibility import dense_mask, gather_plan, gathered_attention, labels
+from dit_accel.scenes import masks
+from dit_accel.scenes.masks import dense_mask, gather_plan, gathered_attention, labels
 
 SEEDS = range(40)
 
@@ -137,7 +137,7 @@ def test_an_unknown_isolation_is_named():
 # --- the plan ---
 
 
-@pytest.mark.parametrize("isolation", visibility.ISOLATIONS)
+@pytest.mark.parametrize("isolation", masks.ISOLATIONS)
 @pytest.mark.parametrize("seed", SEEDS)
 def test_the_plan_is_the_mask(seed, isolation):
     """Every query in one call, and its keys are those of the mask; float64 within 1e-12."""

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from dit_accel.watching import JUMP, Losses, Watch
+from dit_accel.caching.monitor import MAX_SPEED_RATIO, LostValues, Monitor
 
 TIMES = (10.0, 8.0, 6.0, 4.0, 2.0)
 
@@ -23,7 +23,7 @@ def session(**now: Any) -> Any:
 
 def test_a_text_is_another_by_what_it_says():
     here = session(text=torch.zeros(2))
-    watch = Watch(here)
+    watch = Monitor(here)
     assert not watch.text_changed("cond"), "there was none before"
     assert not watch.text_changed("cond")
     here.text = torch.zeros(2)
@@ -39,32 +39,32 @@ def test_the_surprise_and_the_lean_by_hand():
     """The line through 1 at time 8 and 3 at 10 is -1 at 6, two below 1. Fresh is -0.5: missed by
     0.5, which is its own size; three quarters of the rise were right. A weight changes nothing."""
     here = session(step=2, latents=torch.zeros(1))
-    watch = Watch(here)
+    watch = Monitor(here)
     line = [(1, torch.tensor([1.0])), (0, torch.tensor([3.0]))]
     watch.compare(0, 2.0, torch.tensor([-0.5]), line)
     found = watch.read(3, [torch.tensor(7.0)])
-    assert (found.computed, found.surprise, found.lean) == (True, 1.0, 0.75)
+    assert (found.computed, found.extrapolation_error, found.lean) == (True, 1.0, 0.75)
     assert found.sums == [7.0]
     watch.next_step()
-    assert watch.read(3, []).surprise is None
+    assert watch.read(3, []).extrapolation_error is None
     assert not watch.read(3, []).computed
 
 
 @pytest.mark.parametrize(("factor", "jumped"), [(0.9, False), (1.1, True), (math.nan, True)])
 def test_latents_jump_where_they_move_faster_than_a_sampler_moves_them(factor, jumped):
     here = session(latents=torch.zeros(1))
-    watch = Watch(here)
+    watch = Monitor(here)
     watch.see()
     here.latents = torch.ones(1)
     assert not watch.read(1, []).jumped, "nothing is known of the step before"
     watch.see()
-    here.latents = here.latents + factor * JUMP
+    here.latents = here.latents + factor * MAX_SPEED_RATIO
     assert watch.read(2, []).jumped == jumped
 
 
 def test_a_lost_value_is_put_back_on_the_parabola_through_its_neighbours():
     """t² at times 10, 8, 6 and 4, of which the one at 8 is lost."""
-    losses = Losses(session(latents=torch.zeros(1)))
+    losses = LostValues(session(latents=torch.zeros(1)))
     kept = {("target", "cond"): {s: torch.tensor([TIMES[s] ** 2]) for s in range(4)}}
     places = [(("target", "cond"), step) for step in range(4)]
     assert not losses.drop(kept, places, [1.0] * 4)

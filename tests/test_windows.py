@@ -3,7 +3,7 @@ import math
 
 import pytest
 
-from dit_accel.windows import EDCW, Windows, next_length
+from dit_accel.caching.windows import EDCW, Windows, next_length
 
 
 def replay(config, total, drift_of):

@@ -11,15 +11,15 @@ from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
-from dit_accel.cli import options
-from dit_accel.cli.errors import BadInput, RunFailed, reported
-from dit_accel.cli.request import DTYPES
-from dit_accel.denoisers import DENOISERS, Denoiser, Shape
+from dit_accel.cli.common import options
+from dit_accel.cli.common.errors import BadInput, RunFailed, reported
+from dit_accel.cli.run.request import DTYPE_NAMES
+from dit_accel.models.checkpoints import DENOISERS, Denoiser, Shape
 
 if TYPE_CHECKING:
-    from dit_accel.speed import Speed, Trial
+    from dit_accel.evaluation.speed import BenchmarkCase, SpeedResult
 
-DEFAULT_METHODS = "uncached,edcw:0.8,diffusers/first-block:0.5,fewer-steps"
+BENCH_METHODS = "uncached,edcw:0.8,diffusers/first-block:0.5,fewer-steps"
 FEWEST_STEPS = 4
 SMALL_STEPS = 12
 PIPED_WIDTH = 120
@@ -37,7 +37,7 @@ def bench(
         typer.Option(
             help="Names of methods with their numbers: NAME:0.1,0.2; NAME:* is a whole sweep."
         ),
-    ] = DEFAULT_METHODS,
+    ] = BENCH_METHODS,
     small: Annotated[
         bool | None,
         typer.Option(
@@ -69,8 +69,8 @@ def bench(
     """
     with reported(verbose=verbose):
         rows = _rows(model)
-        if dtype is not None and dtype not in DTYPES:
-            raise BadInput(f"--dtype is {dtype!r}: must be one of {', '.join(DTYPES)}")
+        if dtype is not None and dtype not in DTYPE_NAMES:
+            raise BadInput(f"--dtype is {dtype!r}: must be one of {', '.join(DTYPE_NAMES)}")
         _bench(rows, methods, small, steps, rounds, guidance, (height, width, frames),
                dtype, device, verbose=verbose)  # fmt: skip
 
@@ -101,10 +101,10 @@ def _bench(
     *,
     verbose: bool,
 ) -> None:
-    from dit_accel import methods as table
-    from dit_accel import speed
-    from dit_accel.evaluate.runner import machine
-    from dit_accel.loading import choose_device, choose_dtype, quiet_libraries
+    from dit_accel.evaluation import methods as table
+    from dit_accel.evaluation import speed
+    from dit_accel.evaluation.runner import machine
+    from dit_accel.models.loading import choose_device, choose_dtype, quiet_libraries
 
     device = choose_device(device)
     dtype = choose_dtype(dtype, device)
@@ -114,7 +114,9 @@ def _bench(
         count = steps or (SMALL_STEPS if reduced else row.steps)
         shape = _shape(row, row.small_shape if reduced else row.shape, size)
         chosen = row.guidance if guidance is None else guidance
-        trials.append(speed.Trial(row, reduced, shape, count, chosen, device, dtype, rounds))
+        trials.append(
+            speed.BenchmarkCase(row, reduced, shape, count, chosen, device, dtype, rounds)
+        )
     counted = _with_half(methods, trials[0].steps)
     try:
         settings = table.parse_list(counted, trials[0].steps)
@@ -160,7 +162,7 @@ def _shape(row: Denoiser, usual: Shape, size: tuple[int | None, int | None, int 
     return Shape(height, width, frames)
 
 
-def _table(trial: Trial, found: list[Speed]) -> Table:
+def _table(trial: BenchmarkCase, found: list[SpeedResult]) -> Table:
     size = "reduced" if trial.small else "full size"
     title = (
         f"{trial.denoiser.name}, {size}, {trial.shape}, {trial.steps} steps, "
@@ -188,7 +190,7 @@ def _table(trial: Trial, found: list[Speed]) -> Table:
     return table
 
 
-def _cells(row: Speed) -> tuple[str, ...]:
+def _cells(row: SpeedResult) -> tuple[str, ...]:
     if row.error is not None:
         return ("failed",)
     return (
@@ -207,7 +209,7 @@ def _shown(value: float | None, pattern: str, scale: float = 1) -> str:
     return "–" if value is None else pattern.format(value * scale)
 
 
-def _record(trial: Trial, found: list[Speed]) -> dict[str, Any]:
+def _record(trial: BenchmarkCase, found: list[SpeedResult]) -> dict[str, Any]:
     return {
         "model": trial.denoiser.name,
         "checkpoint": trial.denoiser.checkpoint,

@@ -14,28 +14,27 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
-from dit_accel.cli import options
-from dit_accel.cli.errors import BadInput, RunFailed, reported, say
-from dit_accel.cli.pace import Pace
-from dit_accel.cli.pace_bar import pace_bar
-from dit_accel.cli.request import Request
+from dit_accel.cli.common import options
+from dit_accel.cli.common.errors import BadInput, RunFailed, reported, say
+from dit_accel.cli.common.progress import Pace, pace_bar
+from dit_accel.cli.run.request import Request
 
 if TYPE_CHECKING:
-    from dit_accel.cli.settings import Settings
-    from dit_accel.evaluate.prompts import Prompt
-    from dit_accel.loading import Model
-    from dit_accel.profile import Profile
-    from dit_accel.takes import Clip
+    from dit_accel.cli.run.settings import Settings
+    from dit_accel.core.generation import ClipSpec
+    from dit_accel.evaluation.prompts import EvaluationPrompt
+    from dit_accel.models.loading import LoadableModel
+    from dit_accel.planning.profile import Profile
 
 FIRST_SEED = 1000  # far from the seeds that clips are usually made and compared with
 PROBED = 3
 ENOUGH = 12  # prompts
 STAMP = "calibration.json"
-INTERRUPTED = "what is done is kept, and the same command goes on where it was"
+CALIBRATE_INTERRUPTED = "what is done is kept, and the same command goes on where it was"
 
 
 @dataclass(frozen=True)
-class Asked:
+class CalibrateOptions:
     """The options that `generate` does not have."""
 
     prompts: Path | None
@@ -103,7 +102,7 @@ def calibrate(
 
     Stop it whenever you like: the same command goes on where it was.
     """
-    asked = Asked(prompts, limit, out, work, speedups, probes, batch, overwrite)
+    asked = CalibrateOptions(prompts, limit, out, work, speedups, probes, batch, overwrite)
     request = Request(
         prompt="(from the file)",
         model=model,
@@ -117,21 +116,27 @@ def calibrate(
         dtype=dtype,
         device=device,
     )
-    with reported(verbose=verbose, interrupted=INTERRUPTED):
+    with reported(verbose=verbose, interrupted=CALIBRATE_INTERRUPTED):
         _calibrate(asked, request, as_json=as_json, verbose=verbose)
 
 
-def _calibrate(asked: Asked, request: Request, *, as_json: bool, verbose: bool) -> None:
+def _calibrate(asked: CalibrateOptions, request: Request, *, as_json: bool, verbose: bool) -> None:
     request.check()
     speedups = _speedups(asked.speedups)
     if asked.out is not None:
         _check_out(asked.out, overwrite=asked.overwrite)
-    from dit_accel.cli.settings import resolve
-    from dit_accel.loading import choose_device, choose_dtype, find, load, quiet_libraries
+    from dit_accel.cli.run.settings import resolve
+    from dit_accel.models.loading import (
+        choose_device,
+        choose_dtype,
+        load,
+        quiet_libraries,
+        resolve_model,
+    )
 
     with quiet_libraries(verbose=verbose):
         device = choose_device(request.device)
-        model = find(request.model)
+        model = resolve_model(request.model)
         settings = resolve(request, model, device=device, dtype=choose_dtype(request.dtype, device))
         clips = _clips(_prompts(asked, model), settings)
         _check_numbers(settings, speedups)
@@ -143,7 +148,7 @@ def _calibrate(asked: Asked, request: Request, *, as_json: bool, verbose: bool) 
         work = asked.work or out.with_name(out.name + ".work")
         _open(work, model, settings)
         profile = _measure(pipe, clips, settings, asked, speedups, work, quiet=as_json)
-    profile = dataclasses.replace(profile, made=profile.made | {"model": model.name})
+    profile = dataclasses.replace(profile, metadata=profile.metadata | {"model": model.name})
     try:
         profile.save(out)
     except OSError as error:
@@ -165,7 +170,7 @@ def _speedups(text: str | None) -> tuple[float, ...] | None:
 
 
 def _check_numbers(settings: Settings, speedups: tuple[float, ...] | None) -> None:
-    from dit_accel.autopilot import FEWEST
+    from dit_accel.caching.controller import FEWEST
 
     if settings.steps < FEWEST:
         raise BadInput(
@@ -182,7 +187,7 @@ def _check_numbers(settings: Settings, speedups: tuple[float, ...] | None) -> No
 
 def _check_out(path: Path, *, overwrite: bool) -> None:
     """Refuse before the work what could not be written after it."""
-    from dit_accel.profile import SUFFIX
+    from dit_accel.planning.profile import SUFFIX
 
     shown, folder = f"--out is {str(path)!r}", path.absolute().parent
     if path.suffix != SUFFIX:
@@ -199,8 +204,7 @@ def _check_out(path: Path, *, overwrite: bool) -> None:
 
 def _in_cache(pipe: Any, *, overwrite: bool) -> Path:
     """Where `generate` looks for the profile of a model that brings none."""
-    from dit_accel.finding import cached_path
-    from dit_accel.identity import identify
+    from dit_accel.planning.lookup import cached_path, identify
 
     path = cached_path(identify(pipe))
     try:
@@ -211,9 +215,9 @@ def _in_cache(pipe: Any, *, overwrite: bool) -> Path:
     return path
 
 
-def _prompts(asked: Asked, model: Model) -> tuple[Prompt, ...]:
-    from dit_accel import miniature
-    from dit_accel.evaluate.prompts import read_prompts
+def _prompts(asked: CalibrateOptions, model: LoadableModel) -> tuple[EvaluationPrompt, ...]:
+    from dit_accel.evaluation.prompts import read_prompts
+    from dit_accel.models import miniature
 
     path = asked.prompts
     if path is None and model.folder.resolve() == miniature.path().resolve():
@@ -231,7 +235,7 @@ def _prompts(asked: Asked, model: Model) -> tuple[Prompt, ...]:
         raise BadInput(f"--prompts: {error}") from error
 
 
-def _clips(prompts: tuple[Prompt, ...], settings: Settings) -> list[Clip]:
+def _clips(prompts: tuple[EvaluationPrompt, ...], settings: Settings) -> list[ClipSpec]:
     return [
         dataclasses.replace(
             settings.clip,
@@ -243,9 +247,9 @@ def _clips(prompts: tuple[Prompt, ...], settings: Settings) -> list[Clip]:
     ]
 
 
-def _open(work: Path, model: Model, settings: Settings) -> None:
+def _open(work: Path, model: LoadableModel, settings: Settings) -> None:
     """Begin, or go on with, a work folder; never one that holds something else."""
-    from dit_accel.evaluate.jobs import fingerprint
+    from dit_accel.evaluation.jobs import fingerprint
 
     shown, stamp = f"--work is {str(work)!r}", work / STAMP
     mine = {
@@ -270,24 +274,24 @@ def _open(work: Path, model: Model, settings: Settings) -> None:
 
 def _measure(
     pipe: Any,
-    clips: list[Clip],
+    clips: list[ClipSpec],
     settings: Settings,
-    asked: Asked,
+    asked: CalibrateOptions,
     speedups: tuple[float, ...] | None,
     work: Path,
     *,
     quiet: bool,
 ) -> Profile:
-    from dit_accel import calibrate as measuring
-    from dit_accel.sampling import NotLinearError
+    from dit_accel.calibration import calibrate as measuring
+    from dit_accel.planning.sampler import NotLinearError
 
-    usual = tuple(s for s in measuring.LADDER if s <= settings.steps / 2)
+    usual = tuple(s for s in measuring.SPEEDUPS if s <= settings.steps / 2)
     speedups = speedups if speedups is not None else usual
     probed = min(PROBED, len(clips))
-    passes = measuring.passes(len(clips), asked.batch)
-    rungs = passes * _rungs(settings.steps, speedups)
+    passes = measuring.fit_passes(len(clips), asked.batch)
+    candidates = passes * _rungs(settings.steps, speedups)
     probes = probed * len(measuring.probe_steps(settings.steps, asked.probes))
-    pace = Pace(len(clips), settings.steps, probes, rungs, asked.batch)
+    pace = Pace(len(clips), settings.steps, probes, candidates, asked.batch)
     try:
         with pace_bar(pace, quiet=quiet) as told:
             return measuring.calibrate(
@@ -319,20 +323,20 @@ def _rungs(steps: int, speedups: tuple[float, ...]) -> list[int]:
 
 
 def _tell(out: Path, profile: Profile, *, as_json: bool) -> None:
-    from dit_accel.cli.files import as_json as encode
-    from dit_accel.cli.ladder import ladder_table, rows
+    from dit_accel.cli.common.files import as_json as encode
+    from dit_accel.cli.common.tables import ladder_table, rows
 
     if as_json:
         content = {
             "profile": str(out),
-            "identity": profile.identity.as_filed(),
-            "memory_steps": profile.memory,
+            "identity": profile.key.as_filed(),
+            "memory_steps": profile.error_memory,
             "ladder": rows(profile),
-            "made": profile.made,
+            "made": profile.metadata,
         }
         sys.stdout.write(encode(content) + "\n")
         return
     console = Console(highlight=False)
-    if profile.rungs:
+    if profile.candidates:
         console.print(ladder_table(profile))
     console.print(f"profile  {out}", soft_wrap=True)

@@ -19,17 +19,24 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from dit_accel.cli import options
-from dit_accel.cli.asked import Asked, opened, own_device, plan_of, profile_of, shard_of
-from dit_accel.cli.errors import BadInput, RunFailed, reported, say
-from dit_accel.cli.request import Request, size_of
+from dit_accel.cli.common import options
+from dit_accel.cli.common.errors import BadInput, RunFailed, reported, say
+from dit_accel.cli.evaluate_request import (
+    EvaluateOptions,
+    opened,
+    own_device,
+    profile_of,
+    shard_of,
+    spec_of,
+)
+from dit_accel.cli.run.request import Request, size_of
 
 if TYPE_CHECKING:
-    from dit_accel.evaluate.jobs import Job, Plan
-    from dit_accel.evaluate.store import Store
-    from dit_accel.loading import Model
+    from dit_accel.evaluation.jobs import EvaluationSpec, Job
+    from dit_accel.evaluation.store import Store
+    from dit_accel.models.loading import LoadableModel
 
-DEFAULT_METHODS = "uncached,edcw:*,fewer-steps:*"
+EVALUATE_METHODS = "uncached,edcw:*,fewer-steps:*"
 DEFAULT_METRICS = "psnr_db,ssim,mae,tdiff,flicker,tof,latent_rel_l2,latent_cosine"
 _WORK, _TABLE = "How the work is shared", "What is compared"
 
@@ -54,7 +61,7 @@ def evaluate(
             help="Names of methods with their numbers: NAME:0.1,0.2; NAME:* is a whole sweep.",
             rich_help_panel=_TABLE,
         ),
-    ] = DEFAULT_METHODS,
+    ] = EVALUATE_METHODS,
     metrics: Annotated[
         str, typer.Option(help="Names of metrics.", rich_help_panel=_TABLE)
     ] = DEFAULT_METRICS,
@@ -152,7 +159,7 @@ def evaluate(
 
     Stop it whenever you like: the same command goes on where it was.
     """
-    asked = Asked(
+    asked = EvaluateOptions(
         prompts, out, methods, metrics, seeds, noise_floor, profile, static, cache_memory, limit,
         shard, backend, workers, keep_clips, retry_failed, rescore,
     )  # fmt: skip
@@ -175,20 +182,20 @@ def evaluate(
         _evaluate(asked, request, as_json=as_json, verbose=verbose)
 
 
-def _evaluate(asked: Asked, request: Request, *, as_json: bool, verbose: bool) -> None:
+def _evaluate(asked: EvaluateOptions, request: Request, *, as_json: bool, verbose: bool) -> None:
     request.check()
     if asked.backend not in ("local", "ray"):
         raise BadInput(f"--backend is {asked.backend!r}: must be local or ray")
     if asked.cache_memory is not None:
         size_of("--cache-memory", asked.cache_memory)
-    from dit_accel.evaluate.worker import rescore
-    from dit_accel.loading import choose_device, choose_dtype, find, quiet_libraries
+    from dit_accel.evaluation.worker import rescore
+    from dit_accel.models.loading import choose_device, choose_dtype, quiet_libraries, resolve_model
 
     with _as_command_errors(), quiet_libraries(verbose=verbose):
         shard = shard_of(asked.shard)
         device = own_device(choose_device(request.device))
-        model = find(request.model)
-        plan = plan_of(asked, request, model, device, choose_dtype(request.dtype, device))
+        model = resolve_model(request.model)
+        plan = spec_of(asked, request, model, device, choose_dtype(request.dtype, device))
         profile = profile_of(asked, plan, model)
         store, plan = opened(asked, plan, profile)
         groups = shard.of(plan.groups())
@@ -202,7 +209,7 @@ def _evaluate(asked: Asked, request: Request, *, as_json: bool, verbose: bool) -
 
 
 def _forget_failed(store: Store, groups: list[tuple[Job, ...]]) -> None:
-    from dit_accel.evaluate.runner import FAILED
+    from dit_accel.evaluation.runner import FAILED
 
     for job in (job for group in groups for job in group):
         result = store.result(job.id)
@@ -212,15 +219,15 @@ def _forget_failed(store: Store, groups: list[tuple[Job, ...]]) -> None:
 
 def _work(
     store: Store,
-    plan: Plan,
-    model: Model,
+    plan: EvaluationSpec,
+    model: LoadableModel,
     device: str,
     groups: list[tuple[Job, ...]],
-    asked: Asked,
+    asked: EvaluateOptions,
     *,
     quiet: bool,
 ) -> None:
-    from dit_accel.evaluate import worker
+    from dit_accel.evaluation import worker
 
     jobs = [job for group in groups for job in group]
     done = sum(store.done(job.id) for job in jobs)
@@ -258,10 +265,10 @@ def _bar(total: int, done: int, *, quiet: bool) -> Iterator[Callable[[int, str],
         yield lambda count, text: progress.update(task, advance=count, description=text[:27])
 
 
-def _tell(store: Store, plan: Plan, *, as_json: bool) -> None:
-    from dit_accel.cli.files import as_json as encode
-    from dit_accel.cli.table import markdown_table, summary_table
-    from dit_accel.evaluate.summary import summarise
+def _tell(store: Store, plan: EvaluationSpec, *, as_json: bool) -> None:
+    from dit_accel.cli.common.files import as_json as encode
+    from dit_accel.cli.common.tables import markdown_table, summary_table
+    from dit_accel.evaluation.summary import summarise
 
     summary = summarise(store, plan)
     store.write_summary(summary.to_dict(), markdown_table(summary, plan.metrics))
@@ -276,8 +283,8 @@ def _tell(store: Store, plan: Plan, *, as_json: bool) -> None:
 @contextlib.contextmanager
 def _as_command_errors() -> Iterator[None]:
     """What the evaluation raises, in the words of a command's end."""
-    from dit_accel.evaluate.runner import ChildFailed
-    from dit_accel.evaluate.store import StoreError
+    from dit_accel.evaluation.runner import ChildFailed
+    from dit_accel.evaluation.store import StoreError
 
     try:
         yield

@@ -9,21 +9,22 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from dit_accel.cli import files as writing
-from dit_accel.cli import options, shots
-from dit_accel.cli.errors import reported, say
-from dit_accel.cli.files import Files
-from dit_accel.cli.progress import StepBar
-from dit_accel.cli.request import Request, slug
-from dit_accel.cli.shots import Scenery
-from dit_accel.cli.summary import foretold, show
+from dit_accel.cli.common import files as writing
+from dit_accel.cli.common import options
+from dit_accel.cli.common.errors import reported, say
+from dit_accel.cli.common.files import Files
+from dit_accel.cli.common.progress import StepBar
+from dit_accel.cli.run import shots
+from dit_accel.cli.run.request import Request, slug
+from dit_accel.cli.run.shots import Scenery
+from dit_accel.cli.run.summary import foretold, show
 
 if TYPE_CHECKING:
-    from dit_accel.cli.aim import Aim
-    from dit_accel.cli.settings import Settings
+    from dit_accel.cli.run.settings import Settings
+    from dit_accel.cli.run.target import RunTarget
+    from dit_accel.core.generation import Generation
     from dit_accel.layout import Layout
-    from dit_accel.loading import Model
-    from dit_accel.takes import Take
+    from dit_accel.models.loading import LoadableModel
 
 
 def generate(
@@ -109,9 +110,9 @@ def _generate(request: Request, *, as_json: bool, verbose: bool) -> None:
         files = shots.files_of(output, layout, compare=request.compare)
     writing.check_files(files, overwrite=request.overwrite)
     with _status("starting", quiet=as_json):
-        from dit_accel.cli.aim import check_steps, read_profile
-        from dit_accel.cli.settings import read_strides, resolve
-        from dit_accel.loading import quiet_libraries
+        from dit_accel.cli.run.settings import read_strides, resolve
+        from dit_accel.cli.run.target import check_steps, read_profile
+        from dit_accel.models.loading import quiet_libraries
 
         muted = quiet_libraries(verbose=verbose)
     with muted:
@@ -128,46 +129,51 @@ def _generate(request: Request, *, as_json: bool, verbose: bool) -> None:
     _tell(files, aim.settings, take, content, as_json=as_json)
 
 
-def _find(request: Request) -> tuple[Model, str, str]:
+def _find(request: Request) -> tuple[LoadableModel, str, str]:
     """The model's folder, the device and the dtype."""
-    from dit_accel.loading import choose_device, choose_dtype, find
+    from dit_accel.models.loading import choose_device, choose_dtype, resolve_model
 
     device = choose_device(request.device)
-    return find(request.model), device, choose_dtype(request.dtype, device)
+    return resolve_model(request.model), device, choose_dtype(request.dtype, device)
 
 
 def _run(
-    model: Model, settings: Settings, *, windowed: bool, quiet: bool
-) -> tuple[Aim, Take, Take | None]:
+    model: LoadableModel, settings: Settings, *, windowed: bool, quiet: bool
+) -> tuple[RunTarget, Generation, Generation | None]:
     """The accelerated clip, after its uncached twin where one was asked for."""
-    from dit_accel import loading
-    from dit_accel.cli import prompt, running
-    from dit_accel.cli.aim import take_aim
+    from dit_accel.cli.run import prompt_check, run
+    from dit_accel.cli.run.target import resolve_target
+    from dit_accel.models import loading
 
     with _status(f"loading {model.name}", quiet=quiet):
         pipe = loading.load(model, device=settings.device, dtype=settings.dtype)
-    aim = take_aim(pipe, settings, windowed=windowed)
+    aim = resolve_target(pipe, settings, windowed=windowed)
     settings = aim.settings
-    running.check_accepted(pipe, settings)
-    for remark in (*aim.remarks, *prompt.remarks(pipe, settings)):
+    run.check_accepted(pipe, settings)
+    for remark in (*aim.remarks, *prompt_check.remarks(pipe, settings)):
         say(remark, style="yellow")
-    if aim.decision is not None and not quiet:
-        say(foretold(settings, aim.decision), style="cyan")
+    if aim.choice is not None and not quiet:
+        say(foretold(settings, aim.choice), style="cyan")
     uncached = None
     if settings.compare:
         with _status("warming up", quiet=quiet):
-            running.warm_up(pipe, settings)
+            run.warm_up(pipe, settings)
         with StepBar("uncached", settings.steps, quiet=quiet) as bar:
-            uncached = running.take_uncached(pipe, settings, bar)
+            uncached = run.take_uncached(pipe, settings, bar)
     with StepBar("accelerated", settings.steps, quiet=quiet) as bar:
-        return aim, running.take_accelerated(pipe, settings, bar, aim.text), uncached
+        return aim, run.take_accelerated(pipe, settings, bar, aim.text), uncached
 
 
 def _write(
-    files: Files, model: Model, aim: Aim, take: Take, uncached: Take | None, layout: Layout | None
+    files: Files,
+    model: LoadableModel,
+    aim: RunTarget,
+    take: Generation,
+    uncached: Generation | None,
+    layout: Layout | None,
 ) -> dict[str, Any]:
     """Write every file or none; returns what the sidecar holds."""
-    from dit_accel.cli.record import record
+    from dit_accel.cli.run.sidecar import record
 
     settings = aim.settings
     twins = take, uncached
@@ -184,7 +190,7 @@ def _write(
 
 
 def _tell(
-    files: Files, settings: Settings, take: Take, content: dict[str, Any], *, as_json: bool
+    files: Files, settings: Settings, take: Generation, content: dict[str, Any], *, as_json: bool
 ) -> None:
     if as_json:
         sys.stdout.write(writing.as_json(content) + "\n")

@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
-from dit_accel.cli import layout_words as words
-from dit_accel.cli import options
-from dit_accel.cli.errors import BadInput, RunFailed, reported
+from dit_accel.cli import layout_text as words
+from dit_accel.cli.common import options
+from dit_accel.cli.common.errors import BadInput, RunFailed, reported
 
 if TYPE_CHECKING:
-    from dit_accel.cli.blueprint import Blueprint
     from dit_accel.cli.layout_picture import Drawn
+    from dit_accel.cli.model_config import Blueprint
+    from dit_accel.core.video import Frames
     from dit_accel.layout import Layout
-    from dit_accel.video import Frames
 
 PICTURES = (".png", ".mp4")
 layout = typer.Typer(help="Check a layout file, or draw it.", no_args_is_help=True)
@@ -110,7 +110,7 @@ def _mask_lengths(found: Layout) -> dict[str, int]:
     Raises:
         BadInput: masks of a shot differ in length, or one is no clip.
     """
-    from dit_accel.video import stream_video
+    from dit_accel.core.video import stream_video
 
     lengths: dict[str, int] = {}
     for i, shot in enumerate(found.shots):
@@ -133,7 +133,7 @@ def _mask_lengths(found: Layout) -> dict[str, int]:
 def _blueprint(
     model: str | None, height: int | None, width: int | None, frames: int | None
 ) -> Blueprint:
-    from dit_accel.cli.blueprint import read
+    from dit_accel.cli.model_config import read
 
     return read(model, height=height, width=width, frames=frames)
 
@@ -141,7 +141,7 @@ def _blueprint(
 def _drawn(found: Layout, plan: Blueprint, clips: list[Frames]) -> list[Drawn]:
     from dit_accel.cli.layout_picture import Drawn
     from dit_accel.layout import LayoutError, coverage
-    from dit_accel.visibility import labels
+    from dit_accel.scenes.masks import labels
 
     grid = plan.grid
     known = tuple(dict.fromkeys(subject.id for shot in found.shots for subject in shot.subjects))
@@ -160,7 +160,7 @@ def _drawn(found: Layout, plan: Blueprint, clips: list[Frames]) -> list[Drawn]:
 
 
 def _clips(over: list[Path] | None, found: Layout) -> list[Frames]:
-    from dit_accel.video import read_video
+    from dit_accel.core.video import read_video
 
     if not over:
         return []
@@ -184,8 +184,8 @@ def _size_of(clips: list[Frames]) -> tuple[int | None, int | None, int | None]:
 
 
 def _write(out: Path, drawn: list[Drawn], columns: int, fps: float) -> None:
-    from dit_accel import video
     from dit_accel.cli.layout_picture import film, sheet
+    from dit_accel.core import video
 
     still = out.suffix.lower() == ".png"
     frames = sheet(drawn, count=columns) if still else film(drawn)
@@ -196,12 +196,12 @@ def _write(out: Path, drawn: list[Drawn], columns: int, fps: float) -> None:
 
 
 def _print_json(content: dict[str, Any]) -> None:
-    from dit_accel.cli.files import as_json
+    from dit_accel.cli.common.files import as_json
 
     sys.stdout.write(as_json(content) + "\n")
 
 
 def _muted(verbose: bool) -> contextlib.AbstractContextManager[None]:
-    from dit_accel.loading import quiet_libraries
+    from dit_accel.models.loading import quiet_libraries
 
     return quiet_libraries(verbose=verbose)

@@ -17,9 +17,9 @@ from PIL import Image, ImageDraw, ImageFont
 if TYPE_CHECKING:
     import torch
 
+    from dit_accel.core.tokens import TokenGrid
+    from dit_accel.core.video import Frames
     from dit_accel.layout import Reference, Shot
-    from dit_accel.tokens import TokenGrid
-    from dit_accel.video import Frames
 
 # Okabe and Ito's colours, which colour-blind people tell apart as well; brightest first.
 COLOURS = (

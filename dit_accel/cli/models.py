@@ -12,8 +12,8 @@ from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
-from dit_accel.cli.errors import reported
-from dit_accel.families import FAMILIES
+from dit_accel.cli.common.errors import reported
+from dit_accel.models.families import FAMILIES
 
 
 def models(

@@ -15,32 +15,32 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from dit_accel.cli import options
-from dit_accel.cli.errors import BadInput, RunFailed, reported
-from dit_accel.cli.holding import (
-    Arranged,
-    arranged,
+from dit_accel.cli.common import options
+from dit_accel.cli.common.errors import BadInput, RunFailed, reported
+from dit_accel.cli.plan_memory import (
+    MemoryUse,
     capped_text,
     latent_bytes,
-    most_held,
+    memory_use,
+    peak_cached_values,
     value_bytes,
 )
-from dit_accel.cli.request import Request, check_target
+from dit_accel.cli.run.request import Request, check_target
 
 if TYPE_CHECKING:
-    from dit_accel.loading import Model
-    from dit_accel.outlook import Decision
-    from dit_accel.plans import Plan
-    from dit_accel.profile import Profile
+    from dit_accel.models.loading import LoadableModel
+    from dit_accel.planning.plan import Plan
+    from dit_accel.planning.prediction import PlanChoice
+    from dit_accel.planning.profile import Profile
 
 PLOTS = (".png", ".svg")
 
 
 @dataclass(frozen=True)
-class Planned:
+class PlanRequest:
     """A decision and what it is for."""
 
-    decision: Decision
+    choice: PlanChoice
     quality: float | None
     speedup: float | None
     steps: int
@@ -108,12 +108,12 @@ def _plan(
     as_json: bool,
     verbose: bool,
 ) -> None:
-    from dit_accel.cli.aim import read_profile
-    from dit_accel.loading import find, quiet_libraries
+    from dit_accel.cli.run.target import read_profile
+    from dit_accel.models.loading import quiet_libraries, resolve_model
 
     alone = path is not None and name is None  # then no library of models is needed at all
     with contextlib.nullcontext() if alone else quiet_libraries(verbose=verbose):
-        model = find(name) if path is None or name is not None else None
+        model = resolve_model(name) if path is None or name is not None else None
         found = path or (find_profile(model) if model is not None else None)
         if found is None:
             raise BadInput(
@@ -131,7 +131,7 @@ def _plan(
     if plot is not None:
         _draw(plot, profile, planned)
     if as_json:
-        from dit_accel.cli.files import as_json as encode
+        from dit_accel.cli.common.files import as_json as encode
 
         sys.stdout.write(encode(_content(found, profile, planned, model)) + "\n")
         return
@@ -155,27 +155,27 @@ def _check_plot(path: Path | None, *, overwrite: bool) -> None:
         raise BadInput(f"{shown}: matplotlib is not installed: pip install 'dit-accel[report]'")
 
 
-def find_profile(model: Model) -> Path | None:
+def find_profile(model: LoadableModel) -> Path | None:
     """The profile in a model's folder; else the model is loaded, for the cache knows weights."""
-    from dit_accel import finding
-    from dit_accel.loading import load
+    from dit_accel.models.loading import load
+    from dit_accel.planning import lookup
 
-    path = finding.find_profile(model.folder)
-    if path is None and any((finding.cache_folder() / "profiles").glob("*.safetensors")):
+    path = lookup.find_profile(model.folder)
+    if path is None and any((lookup.cache_folder() / "profiles").glob("*.safetensors")):
         with Console(stderr=True).status(f"loading {model.name}, to know its profile ..."):
-            path = finding.find_profile(load(model, device="cpu", dtype="float32"))
+            path = lookup.find_profile(load(model, device="cpu", dtype="float32"))
     return path
 
 
-def _decide(request: Request, profile: Profile, model: Model | None) -> Planned:
-    from dit_accel.cli.aim import decide
+def _decide(request: Request, profile: Profile, model: LoadableModel | None) -> PlanRequest:
+    from dit_accel.cli.run.target import decide
 
-    identity = profile.identity
+    identity = profile.key
     steps = identity.steps if request.steps is None else request.steps
     guidance = identity.guidance if request.guidance is None else request.guidance
     same = steps == identity.steps
     try:
-        decision = decide(
+        choice = decide(
             profile,
             None if same or model is None else _scheduler(model),
             steps=steps,
@@ -187,18 +187,20 @@ def _decide(request: Request, profile: Profile, model: Model | None) -> Planned:
     except ValueError as error:
         hint = "" if same or model is not None else "; pass --model"
         raise BadInput(f"{_option(request)}: {error}{hint}") from error
-    if decision is None:
+    if choice is None:
         raise BadInput(
             f"--steps is {steps}: the scheduler {identity.scheduler} tells its timesteps only when "
             f"a run begins; accepted is {identity.steps}, as calibrated"
         )
-    return Planned(decision, request.quality, request.speedup, steps, guidance, request.cache_bytes)
+    return PlanRequest(
+        choice, request.quality, request.speedup, steps, guidance, request.cache_bytes
+    )
 
 
 def _separate(profile: Profile) -> bool:
-    from dit_accel.families import FAMILIES
+    from dit_accel.models.families import FAMILIES
 
-    family = FAMILIES.get(profile.identity.transformer)
+    family = FAMILIES.get(profile.key.transformer)
     return family is not None and family.branches == "separate"
 
 
@@ -208,7 +210,7 @@ def _option(request: Request) -> str:
     return f"--speedup {request.speedup:g}"
 
 
-def _scheduler(model: Model) -> Any:
+def _scheduler(model: LoadableModel) -> Any:
     """The scheduler of a model's folder, without the model."""
     library, name = model.index["scheduler"]
     try:
@@ -219,69 +221,75 @@ def _scheduler(model: Model) -> Any:
 
 
 def _content(
-    path: Path, profile: Profile, planned: Planned | None, model: Model | None
+    path: Path, profile: Profile, planned: PlanRequest | None, model: LoadableModel | None
 ) -> dict[str, Any]:
-    from dit_accel.cli.ladder import rows
+    from dit_accel.cli.common.tables import rows
 
     content = {
         "profile": str(path),
-        "identity": profile.identity.as_filed(),
+        "identity": profile.key.as_filed(),
     }
     if planned is None:
         return content | {"ladder": rows(profile)}
-    decision = planned.decision
+    choice = planned.choice
     size = latent_bytes(model, profile) if model is not None else None
-    tensors = most_held(decision)
+    tensors = peak_cached_values(choice)
     capped = _arranged(planned, size, profile) if size is not None else None
-    promised = decision.prediction
+    promised = choice.prediction
     return content | {
         "quality": planned.quality,
         "speedup": planned.speedup,
         "steps": planned.steps,
         "guidance": planned.guidance,
-        "computed": list(decision.plan.computed),
+        "computed": list(choice.plan.computed),
         "prediction": dataclasses.asdict(promised) if promised is not None else None,
         "held_tensors": tensors,
         "held_bytes": None if size is None else tensors * size,
         "cache_memory": planned.cache_memory,
-        "fewest_bits": decision.fewest_bits,
+        "min_bits": choice.min_bits,
         "packed_bits": capped.bits if capped is not None else None,
         "packed_bytes": capped.packed if capped is not None else None,
         "offloaded_bytes": capped.away if capped is not None else None,
-        "notes": list(decision.notes),
+        "notes": list(choice.notes),
     }
 
 
 def _show(
-    console: Console, path: Path, profile: Profile, planned: Planned | None, model: Model | None
+    console: Console,
+    path: Path,
+    profile: Profile,
+    planned: PlanRequest | None,
+    model: LoadableModel | None,
 ) -> None:
-    from dit_accel.cli.ladder import ladder_table
-    from dit_accel.cli.summary import print_aligned
+    from dit_accel.cli.common.tables import ladder_table
+    from dit_accel.cli.run.summary import print_aligned
 
     if planned is not None:
         rows = [("profile", str(path)), *_of(profile), ("", ""), *_rows(planned, profile, model)]
         print_aligned(console, rows)
         return
-    if not profile.rungs:
+    if not profile.candidates:
         raise BadInput(f"--profile is {str(path)!r}: it has no plans; pass --quality or --speedup")
     console.print(ladder_table(profile))
     console.print(f"profile  {path}", soft_wrap=True)
 
 
 def _of(profile: Profile) -> list[tuple[str, str | Text]]:
-    i = profile.identity
+    i = profile.key
     size = f"{i.width}x{i.height}, {i.frames} frames"
     clip = f"{size}, {i.steps} steps, guidance {i.guidance:g}, {i.dtype}"
-    return [("of", f"{i.pipeline}, {clip}, {profile.made.get('clips', '?')} prompts")]
+    return [("of", f"{i.pipeline}, {clip}, {profile.metadata.get('clips', '?')} prompts")]
 
 
-def _rows(planned: Planned, profile: Profile, model: Model | None) -> list[tuple[str, str | Text]]:
-    from dit_accel.cli.summary import bytes_text, strip
+def _rows(
+    planned: PlanRequest, profile: Profile, model: LoadableModel | None
+) -> list[tuple[str, str | Text]]:
+    from dit_accel.cli.run.summary import bytes_text, strip
 
-    decision, promised = planned.decision, planned.decision.prediction
+    choice, promised = planned.choice, planned.choice.prediction
     rows: list[tuple[str, str | Text]] = [
         ("asked for", f"{planned.asked} at {planned.steps} steps, guidance {planned.guidance:g}"),
-        ("plan", Text(strip(_shares(decision.plan)), style="cyan")),
+        ("plan", Text(strip(_shares(choice.plan)), style="cyan")),
     ]
     rows.append(("", Text("█ computed, · forecast", style="dim")))
     if promised is not None:
@@ -291,22 +299,22 @@ def _rows(planned: Planned, profile: Profile, model: Model | None) -> list[tuple
         if planned.quality is not None and promised.reach is not None:
             share = f"{promised.reach:.0%} of clips reach {planned.asked}"
             rows.append(("reach", share))
-    tensors = most_held(decision)
+    tensors = peak_cached_values(choice)
     size = latent_bytes(model, profile) if model is not None else None
     what = f"{tensors} tensors of the size of the latents"
     rows.append(("held", what + (f", {bytes_text(tensors * size)}" if size else "")))
     if size and planned.cache_memory is not None:
         rows.append(("", capped_text(_arranged(planned, size, profile))))
-    return [*rows, *(("", Text(note, style="yellow")) for note in decision.notes)]
+    return [*rows, *(("", Text(note, style="yellow")) for note in choice.notes)]
 
 
-def _arranged(planned: Planned, size: int, profile: Profile) -> Arranged:
-    return arranged(planned.decision, planned.cache_memory, size, value_bytes(profile))
+def _arranged(planned: PlanRequest, size: int, profile: Profile) -> MemoryUse:
+    return memory_use(planned.choice, planned.cache_memory, size, value_bytes(profile))
 
 
 def _shares(plan: Plan) -> list[float]:
     computed = set(plan.computed)
-    return [float(step in computed) for step in range(plan.total)]
+    return [float(step in computed) for step in range(plan.num_steps)]
 
 
 def _psnr(promised: Any) -> str:
@@ -316,12 +324,12 @@ def _psnr(promised: Any) -> str:
     return f"{promised.psnr_db:.1f} dB expected, {interval}"
 
 
-def _draw(path: Path, profile: Profile, planned: Planned | None) -> None:
-    from dit_accel.cli.drawing import draw
+def _draw(path: Path, profile: Profile, planned: PlanRequest | None) -> None:
+    from dit_accel.cli.plan_plot import draw
 
-    decision = planned.decision if planned is not None else None
+    choice = planned.choice if planned is not None else None
     quality = planned.quality if planned is not None else None
     try:
-        draw(path, profile, decision, quality)
+        draw(path, profile, choice, quality)
     except OSError as error:
         raise RunFailed(f"{path} cannot be written: {error.strerror or error}") from error

@@ -7,10 +7,10 @@ from typing import Annotated
 
 import typer
 
-from dit_accel.cli import options
-from dit_accel.cli.errors import BadInput, RunFailed, reported
+from dit_accel.cli.common import options
+from dit_accel.cli.common.errors import BadInput, RunFailed, reported
 
-NAME = "report.html"
+REPORT_NAME = "report.html"
 
 
 def report(
@@ -26,7 +26,7 @@ def report(
             "--output",
             "-o",
             help="Where the page goes.",
-            show_default=f"{NAME} in the folder",
+            show_default=f"{REPORT_NAME} in the folder",
             metavar="FILE",
         ),
     ] = None,
@@ -53,13 +53,13 @@ def report(
                 raise BadInput(f"{given} is given: it is of the page, and --vbench writes none")
             _export(run, vbench)
             return
-        _report(run, output if output is not None else run / NAME, overwrite=overwrite)
+        _report(run, output if output is not None else run / REPORT_NAME, overwrite=overwrite)
 
 
 def _export(run: Path, out: Path) -> None:
     """Write the clips for VBench; a clip that is there already is left alone."""
-    from dit_accel.evaluate.store import Store, StoreError
-    from dit_accel.evaluate.vbench import export
+    from dit_accel.evaluation.store import Store, StoreError
+    from dit_accel.evaluation.vbench import export
 
     store = Store(run)
     try:
@@ -73,11 +73,11 @@ def _export(run: Path, out: Path) -> None:
 
 
 def _report(run: Path, target: Path, *, overwrite: bool) -> None:
-    from dit_accel.report import lacking, write_report
+    from dit_accel.evaluation.html import lacking, write_report
 
     if needed := lacking():
         raise BadInput(needed)
-    from dit_accel.evaluate.store import Store, StoreError
+    from dit_accel.evaluation.store import Store, StoreError
 
     if not run.is_dir():
         raise BadInput(f"RUN is {str(run)!r}: {'a file' if run.exists() else 'no such folder'}")

@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dit_accel.cli.errors import BadInput, RunFailed, reported, say
+from dit_accel.cli.common.errors import BadInput, RunFailed, reported, say
 
 if TYPE_CHECKING:
+    from dit_accel.evaluation.pairs import Pairs, PairScores
     from dit_accel.metrics.row import Metric
-    from dit_accel.pairing import Pairs, PairScores
 
-CONVENTIONS = ("teacache", "cache-dit", "easycache", "svg", "ffmpeg")
-FORMAT = 1
+CONVENTION_NAMES = ("teacache", "cache-dit", "easycache", "svg", "ffmpeg")
+SCORE_FORMAT = 1
 _FAIR, _RESULT = "What is let pass", "The result"
 
 
@@ -57,7 +57,7 @@ def score(
     convention: Annotated[
         str | None,
         typer.Option(
-            metavar="|".join(CONVENTIONS),
+            metavar="|".join(CONVENTION_NAMES),
             help="Reproduce another tool's numbers.",
             show_default="ours",
         ),
@@ -154,7 +154,7 @@ def _rows(metrics: str | None, convention: str | None, weights: Path | None) -> 
 
 
 def _pairs(reference: Path, test: Path, allowed: Allowed) -> Pairs:
-    from dit_accel.pairing import UnfairPair, find_pairs
+    from dit_accel.evaluation.pairs import UnfairPair, find_pairs
 
     try:
         return find_pairs(reference, test, allow_unpaired=allowed.unpaired)
@@ -178,7 +178,7 @@ def _refuse_unavailable(rows: dict[str, Metric], *, explicit: bool) -> None:
 
 
 def _score(pair: Any, rows: dict[str, Metric], allowed: Allowed) -> PairScores:
-    from dit_accel.pairing import UnfairPair, score_pair
+    from dit_accel.evaluation.pairs import UnfairPair, score_pair
 
     try:
         scored = score_pair(pair, rows, allow_trim=allowed.trim, allow_mixed=allowed.mixed_codecs)
@@ -203,7 +203,7 @@ def _record(
     import dit_accel
 
     return {
-        "format": FORMAT,
+        "format": SCORE_FORMAT,
         "dit_accel": dit_accel.__version__,
         "reference": str(reference),
         "test": str(test),
@@ -261,7 +261,7 @@ def _refuse_missing(scored: list[PairScores], *, explicit: bool) -> None:
 def _show(
     rows: dict[str, Metric], pairs: Pairs, scored: list[PairScores], record: dict[str, Any]
 ) -> None:
-    from dit_accel.cli.scores import show
+    from dit_accel.cli.common.tables import show
 
     show(rows, scored, record["mean"])
     for note in dict.fromkeys(note for clip in scored for note in clip.notes):

@@ -9,9 +9,9 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from dit_accel.layout.checks import LayoutError
-from dit_accel.layout.reading import load, parse
-from dit_accel.layout.scene import Box, Keyframe, Layout, Reference, Shot, Subject
+from dit_accel.layout.errors import LayoutError
+from dit_accel.layout.load import load, parse
+from dit_accel.layout.model import Box, Keyframe, Layout, Reference, Shot, Subject
 
 if TYPE_CHECKING:
     from dit_accel.layout.coverage import coverage, reference_coverage

@@ -4,7 +4,7 @@ A latent frame stands for several pixel frames (`TokenGrid.pixel_frames`), and a
 of pixels; its share is the mean over all of them. A box that lies between pixels counts by its
 area. What the model's strides are is the grid's business.
 
-Shapes: `tokens.py`; S subjects, T pixel frames.
+Shapes: `core/tokens.py`; S subjects, T pixel frames.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from dit_accel.layout.checks import LayoutError
-from dit_accel.layout.scene import Box, Reference, Shot, Subject
-from dit_accel.tokens import TokenGrid
-from dit_accel.video import stream_video
+from dit_accel.core.tokens import TokenGrid
+from dit_accel.core.video import stream_video
+from dit_accel.layout.errors import LayoutError
+from dit_accel.layout.model import Box, Reference, Shot, Subject
 
 
 def coverage(shot: Shot, grid: TokenGrid) -> torch.Tensor:

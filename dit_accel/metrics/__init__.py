@@ -21,13 +21,7 @@ from dit_accel.metrics.latents import LatentSums, latent_cosine, latent_rel_l2
 from dit_accel.metrics.lpips import lpips, lpips_frames, start_lpips
 from dit_accel.metrics.mae import mae, mae_frames
 from dit_accel.metrics.mae import mean as _mean
-from dit_accel.metrics.psnr import (
-    psnr,
-    psnr_frames,
-    psnr_mean,
-    psnr_pooled,
-    psnr_pooled_mean,
-)
+from dit_accel.metrics.psnr import psnr, psnr_frames, psnr_mean, psnr_pooled, psnr_pooled_mean
 from dit_accel.metrics.row import Metric
 from dit_accel.metrics.ssim import ssim, ssim_frames, ssim_mean
 from dit_accel.metrics.temporal import (

@@ -11,10 +11,10 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-from dit_accel.denoisers import DENOISERS
-from dit_accel.methods import LISTED, METHODS
+from dit_accel.evaluation.methods import LISTED, METHODS
 from dit_accel.metrics import METRICS
 from dit_accel.metrics.conventions import CONVENTIONS
+from dit_accel.models.checkpoints import DENOISERS
 
 PAGE = Path(__file__).parents[2] / "docs" / "evaluation.md"
 

@@ -25,11 +25,11 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 
 from dit_accel import accelerate
-from dit_accel.calibrate import calibrate
+from dit_accel.calibration.calibrate import calibrate
+from dit_accel.core.generation import ClipSpec
 from dit_accel.metrics import psnr
-from dit_accel.profile import Profile
-from dit_accel.takes import Clip
-from dit_accel.targets import for_speedup
+from dit_accel.planning.profile import Profile
+from dit_accel.planning.selection import for_speedup
 
 ASSETS = Path(__file__).parents[2] / "assets"
 STEPS, CLIPS, BATCH = 10, 48, 8
@@ -61,7 +61,7 @@ def profile_of(pipe: Any, path: Path) -> Profile:
     if not path.is_file():
         lines = (ASSETS / "prompts" / "calibration.jsonl").read_text(encoding="utf-8").splitlines()
         clips = [
-            Clip(json.loads(line)["prompt"], "", 1000 + i, STEPS, 4.0, 64, 64, 17, 8.0, 64)
+            ClipSpec(json.loads(line)["prompt"], "", 1000 + i, STEPS, 4.0, 64, 64, 17, 8.0, 64)
             for i, line in enumerate(lines[:CLIPS])
         ]
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -87,7 +87,9 @@ class Run:
 
     def weights(self, step: int) -> dict[int, float]:
         """Weights of the computed steps at an extrapolated one, of the conditional branch."""
-        return {read: float(w) for read, w in sorted(self.plan.forecasts[step].reads[0].items())}
+        return {
+            read: float(w) for read, w in sorted(self.plan.extrapolations[step].reads[0].items())
+        }
 
     def pictures(self) -> list[np.ndarray]:
         """What the latents show after each step: the middle frame, decoded."""
@@ -101,7 +103,7 @@ class Run:
         """What the picture shows, in numbers."""
         return {
             "computed": self.plan.computed,
-            "weights": {s: self.weights(s) for s in self.plan.forecasts},
+            "weights": {s: self.weights(s) for s in self.plan.extrapolations},
             "error": [round(e, 4) for e in self.error],
             "psnr_db": round(self.psnr(self.planned), 1),
             "fewer_steps_psnr_db": round(self.psnr(self.fewer), 1),
@@ -176,7 +178,7 @@ def _pictures(figure: Any, run: Run, colours: dict[int, str]) -> None:
 def _lanes(axes: Axes, run: Run, colours: dict[int, str]) -> None:
     """A lane is a cached prediction: it begins at its computed step and ends where it is read last;
     a mark on it is its weight in the extrapolation of that step."""
-    weights = {step: run.weights(step) for step in run.plan.forecasts}
+    weights = {step: run.weights(step) for step in run.plan.extrapolations}
     for lane, (read, colour) in enumerate(colours.items()):
         y = -lane
         last = max((step for step, parts in weights.items() if _counts(parts, read)), default=read)

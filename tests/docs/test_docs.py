@@ -33,7 +33,7 @@ from typer.testing import CliRunner
 
 from dit_accel import layout
 from dit_accel.cli import app
-from dit_accel.methods import METHODS, parse
+from dit_accel.evaluation.methods import METHODS, parse
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "scripts" / "docs"))
@@ -181,7 +181,7 @@ def test_the_figure_can_be_drawn_again(tmp_path, monkeypatch, capsys):
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with what the pages' commands read, and a cache of its own."""
-    from dit_accel.video import write_video
+    from dit_accel.core.video import write_video
 
     for name in ("assets", "scripts", "pipelines"):
         (tmp_path / name).symlink_to(ROOT / name)

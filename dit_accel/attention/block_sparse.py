@@ -1,0 +1,269 @@
+"""Block-pruned attention: which key blocks each query block keeps, and what becomes of the others.
+
+Tokens are ordered in 3D tiles, so that a block of consecutive ones is near in space and time. Some
+queries of each block meet all keys at a low rank (`pca`): the softmax of these scores, summed by
+key block and averaged over the queries, is the mass that the block pair is worth. A query block
+keeps its heaviest key blocks until they hold `keep_mass` of it, at least `floor` and at most `cap`
+of all blocks: scores concentrate more than attention does, and a flat row must not become dense.
+
+What is not kept is not dropped. It enters the softmax through its block mean, n keys as one:
+
+    n exp(q·k̄) v̄   for   Σ_j exp(q·k_j) v_j        (the zeroth-order tail)
+
+which is exact where a block's keys are equal, and else low: the mean of exp is at least exp of the
+mean. Everything is per head and per query block, so each has the budget that its mass asks for.
+
+`pruned_attention` is written out, with every logit; `gathered_attention` does the same sums over
+the kept blocks alone; `attention/kernels.py` has the fast path for CUDA. Shapes:
+`core/tokens.py`; here with
+Q query blocks, K key blocks, and tokens before heads, as diffusers has them.
+
+Sources: UniCP (arXiv 2502.04393, PCAS) prunes attention by PCA, in no public detail: our reading.
+Top-p per head as SVG2 (arXiv 2505.18875); the tail as PISA (arXiv 2602.01077) and SVG-EAR
+(arXiv 2603.08982) have it.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+
+from dit_accel.core.tokens import TokenGrid
+
+GROUPS = 8  # of rows that are gathered together
+
+
+@dataclass(frozen=True)
+class BlockSelection:
+    """How tokens are cut into blocks.
+
+    Args:
+        query, key: consecutive tokens of a block, >= 1; the last block may have fewer.
+        tile: latent frames x rows x columns of the tiles that order the tokens.
+
+    Raises:
+        ValueError: a size is no integer >= 1.
+    """
+
+    query: int = 64
+    key: int = 64
+    tile: tuple[int, int, int] = (4, 4, 4)
+
+    def __post_init__(self) -> None:
+        for name, size in (
+            ("query", self.query),
+            ("key", self.key),
+            *(("tile", t) for t in self.tile),
+        ):
+            if not isinstance(size, int) or size < 1:
+                raise ValueError(f"{name} is {size!r}; accepted: an integer >= 1")
+
+
+def blocks_for(tokens: int) -> BlockSelection:
+    """Blocks for a sequence: 128 queries by 64 keys, as kernels like them; smaller ones where fewer
+    than 20 key blocks would be left to choose from.
+
+    >>> blocks_for(75_600).key, blocks_for(640).key, blocks_for(320)
+    (64, 32, Blocks(query=16, key=16, tile=(1, 4, 4)))
+    """
+    for blocks in (BlockSelection(128, 64), BlockSelection(32, 32, (2, 4, 4))):
+        if tokens >= 20 * blocks.key:
+            return blocks
+    return BlockSelection(16, 16, (1, 4, 4))
+
+
+@dataclass(frozen=True)
+class KeptBlocks:
+    """The key blocks that every query block keeps.
+
+    Args:
+        order: `(B, H, Q, K)` int32, all key blocks by falling mass.
+        counts: `(B, H, Q)` int32, how many of the first are kept, >= 1.
+    """
+
+    order: torch.Tensor
+    counts: torch.Tensor
+
+    def mask(self) -> torch.Tensor:
+        """`(B, H, Q, K)` bool: is this key block kept."""
+        ranks = torch.arange(self.order.shape[-1], device=self.order.device)
+        return torch.zeros_like(self.order, dtype=torch.bool).scatter_(
+            -1, self.order.long(), ranks < self.counts[..., None]
+        )
+
+    def density(self) -> torch.Tensor:
+        """Share of block pairs that are kept: 0-dimensional float32 on the device."""
+        return self.counts.float().mean() / self.order.shape[-1]
+
+
+def tile_order(grid: TokenGrid, tile: tuple[int, int, int]) -> torch.Tensor:
+    """Indices of all tokens, tile by tile: `(N,)` int64; text stays at the end.
+
+    Tiles at the borders of the grid are smaller where it is no multiple of them, and no token is
+    padded: blocks of a fixed number of tokens may then span two tiles.
+
+    >>> tile_order(TokenGrid(1, 2, 4), (1, 2, 2)).tolist()
+    [0, 1, 4, 5, 2, 3, 6, 7]
+    """
+    sizes = (grid.frames, grid.height, grid.width)
+    places = torch.stack(torch.meshgrid(*(torch.arange(size) for size in sizes), indexing="ij"))
+    outer = [place // edge for place, edge in zip(places, tile, strict=True)]
+    inner = [place % edge for place, edge in zip(places, tile, strict=True)]
+    rank = torch.zeros(sizes, dtype=torch.int64)
+    for place, edge in zip((*outer, *inner), (*sizes, *tile), strict=True):
+        rank = rank * edge + place
+    return torch.cat([rank.flatten().argsort(), torch.arange(*grid.text_span)])
+
+
+def sampled(tokens: int, block: int, samples: int) -> torch.Tensor:
+    """Tokens that stand for their query block: `(Q, samples)` int64.
+
+    They go along the block's diagonal, so that they meet all offsets of a tile: a stride alone
+    would, in a tile of 4 x 4 x 4, pick the first column every time.
+
+    >>> sampled(16, 16, 4).tolist()
+    [[0, 5, 10, 15]]
+    """
+    samples = min(samples, block)
+    stride = block // samples
+    steps = torch.arange(samples)
+    starts = torch.arange(0, tokens, block)[:, None]
+    return (starts + steps * stride + steps % stride).clamp_max(tokens - 1)
+
+
+def block_mass(
+    query: torch.Tensor, key: torch.Tensor, blocks: BlockSelection, samples: int, scale: float
+) -> torch.Tensor:
+    """What each pair of blocks is worth, by sampled queries against all keys.
+
+    Args:
+        query, key: `(B, N, H, r)`, ordered, at a low rank; `r` may be the full width.
+        samples: queries of a block that are asked.
+        scale: of the logits, 1 / √D with the full width.
+
+    Returns:
+        `(B, H, Q, K)` float32; every row sums to 1.
+    """
+    tokens = key.shape[1]
+    places = sampled(tokens, blocks.query, samples).to(query.device)
+    picked = query[:, places.flatten()].transpose(1, 2).float()
+    weights = (picked @ key.permute(0, 2, 3, 1).float() * scale).softmax(-1)
+    weights = F.pad(weights, (0, -tokens % blocks.key))
+    weights = torch.unflatten(weights, -1, (-1, blocks.key)).sum(-1)
+    return torch.unflatten(weights, 2, places.shape).mean(3)
+
+
+def keep_blocks(mass: torch.Tensor, keep_mass: float, floor: float, cap: float) -> KeptBlocks:
+    """The heaviest blocks of each row that together hold `keep_mass`, within floor and cap.
+
+    Args:
+        mass: `(B, H, Q, K)`, rows sum to 1.
+        keep_mass: in (0, 1]; 1 keeps as many as `cap` allows.
+        floor, cap: shares of K, rounded up.
+
+    >>> kept = keep_blocks(torch.tensor([[[[0.1, 0.6, 0.3]]]]), 0.8, 0.0, 1.0)
+    >>> kept.order.tolist(), kept.counts.tolist()
+    ([[[[1, 2, 0]]]], [[[2]]])
+    """
+    total = mass.shape[-1]
+    values, order = mass.sort(dim=-1, descending=True, stable=True)
+    if keep_mass >= 1:
+        counts = torch.full_like(order[..., 0], total)
+    else:
+        before = values.cumsum(-1) - values  # a block is kept while those before it do not suffice
+        counts = (before < keep_mass).sum(-1)
+    least, most = max(math.ceil(floor * total), 1), max(math.ceil(cap * total), 1)
+    counts = counts.clamp(min=min(least, most), max=most)
+    return KeptBlocks(order.int(), counts.int())
+
+
+def block_means(rows: torch.Tensor, block: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Means `(B, K, H, D)` of blocks of `(B, N, H, D)`, in its dtype, and their sizes `(K,)`
+    float32."""
+    tokens = rows.shape[1]
+    padded = torch.unflatten(F.pad(rows, (0, 0, 0, 0, 0, -tokens % block)), 1, (-1, block))
+    sizes = torch.full((padded.shape[1],), float(block), device=rows.device)
+    sizes[-1] = tokens - block * (padded.shape[1] - 1)
+    sums = padded.sum(2, dtype=torch.float32)
+    return (sums / sizes[:, None, None]).to(rows.dtype), sizes
+
+
+def pruned_attention(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, kept: KeptBlocks, blocks:
+    BlockSelection,
+    tail: bool = True, scale: float | None = None,
+) -> torch.Tensor:  # fmt: skip
+    """The reference: every logit is made, and the pruned are taken out. O(N²) memory.
+
+    Args:
+        query, key, value: `(B, N, H, D)`, ordered.
+        kept: what every query block keeps.
+        tail: whether blocks that are not kept enter through their means.
+        scale: of the logits; None: 1 / √D.
+
+    Returns:
+        `(B, N, H, D)` in the dtype of `value`.
+    """
+    tokens, scale = key.shape[1], query.shape[-1] ** -0.5 if scale is None else scale
+    rows = kept.mask().repeat_interleave(blocks.query, 2)[:, :, :tokens]
+    seen = rows.repeat_interleave(blocks.key, 3)[..., :tokens]
+    q, k, v = (x.transpose(1, 2).float() for x in (query, key, value))
+    logits = (q @ k.mT * scale).masked_fill(~seen, -math.inf)
+    if tail:
+        (means, sizes), (averages, _) = (block_means(x, blocks.key) for x in (key, value))
+        more = q @ means.transpose(1, 2).float().mT * scale + sizes.log()
+        logits = torch.cat([logits, more.masked_fill(rows, -math.inf)], -1)
+        v = torch.cat([v, averages.transpose(1, 2).float()], -2)
+    return (logits.softmax(-1) @ v).transpose(1, 2).to(value.dtype)
+
+
+def gathered_attention(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, kept: KeptBlocks, blocks:
+    BlockSelection,
+    tail: bool = True, scale: float | None = None,
+) -> tuple[torch.Tensor, float]:  # fmt: skip
+    """The same sums over the kept blocks alone, by gathering them: for devices without the kernel.
+
+    Rows are sorted by how much they keep and taken in `GROUPS` groups, each padded to its longest
+    list, which is what it costs. Reads the counts from the device.
+
+    Returns:
+        as `pruned_attention`, and the share of the block pairs that were computed.
+    """
+    tokens, scale = query.shape[1], query.shape[-1] ** -0.5 if scale is None else scale
+    q, k, v = _cut(query, blocks.query), _cut(key, blocks.key), _cut(value, blocks.key)
+    shape, total = q.shape[:3], kept.order.shape[-1]
+    q, k, v = q.flatten(0, 2), k.flatten(0, 1), v.flatten(0, 1)
+    (means, sizes), (averages, _) = (block_means(x, blocks.key) for x in (key, value))
+    means, averages = (x.transpose(1, 2).flatten(0, 1) for x in (means, averages))
+    ends = torch.arange(total * blocks.key, device=key.device).view(total, blocks.key) < tokens
+    order, counts, mask = kept.order.flatten(0, 2).long(), kept.counts.flatten(), kept.mask()
+    head = torch.arange(len(k), device=key.device).repeat_interleave(shape[2])
+    out, spent = q.new_empty(*q.shape[:2], value.shape[-1]), 0
+    for rows in counts.argsort().chunk(GROUPS):
+        most, heads = int(counts[rows].max()), head[rows]
+        spent += most * len(rows)
+        near = order[rows, :most]
+        listed = torch.arange(most, device=key.device) < counts[rows, None]
+        logits = q[rows] @ k[heads[:, None], near].flatten(1, 2).mT * scale
+        seen = (ends[near] & listed[..., None]).flatten(1)
+        logits = logits.float().masked_fill(~seen[:, None], -math.inf)
+        if tail:
+            more = (q[rows] @ means[heads].mT * scale).float() + sizes.log()
+            more = more.masked_fill(mask.flatten(0, 2)[rows, None], -math.inf)
+            logits = torch.cat([logits, more], -1)
+        weights = logits.softmax(-1).to(v.dtype)
+        width = seen.shape[-1]
+        mixed = weights[..., :width] @ v[heads[:, None], near].flatten(1, 2)
+        out[rows] = mixed + weights[..., width:] @ averages[heads] if tail else mixed
+    out = torch.unflatten(out, 0, shape).flatten(2, 3)[:, :, :tokens].transpose(1, 2)
+    return out, spent / (len(q) * total)
+
+
+def _cut(rows: torch.Tensor, block: int) -> torch.Tensor:
+    """`(B, N, H, D)` -> `(B, H, blocks, block, D)`, padded with zeros."""
+    padded = F.pad(rows, (0, 0, 0, 0, 0, -rows.shape[1] % block))
+    return torch.unflatten(padded.transpose(1, 2), 2, (-1, block))

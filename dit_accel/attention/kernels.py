@@ -1,0 +1,168 @@
+"""The fast path of block-pruned attention on CUDA: the sums of `attention/block_sparse.py`, as
+Triton kernels.
+
+The same functions with the same arguments as there, which is what the tests compare them with.
+Importing this imports no Triton and asks no device: `unusable` does, and says in words why not, and
+whatever goes wrong while the kernels are loaded counts as a reason. Knows no sites, no models.
+
+Blocks are read through lists of indices, so that work is proportional to what is kept; the means of
+the others join the same online softmax. Blocks of powers of two from 16 tokens on.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import importlib.util
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from dit_accel.attention.block_sparse import BlockSelection, KeptBlocks, block_means, sampled
+
+KERNEL_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
+KERNEL_WIDTHS = (16, 32, 64, 128)
+ROWS = 128  # sampled queries that a program of `score` holds
+LONGEST = 8192  # key blocks of a row that `select` holds at once
+
+
+@dataclass(frozen=True)
+class Launch:
+    """How `attend` is compiled and launched: warps and pipeline stages of a program, keys and
+    values by the tensor memory accelerator of Hopper and later or by plain loads."""
+
+    warps: int = 8
+    stages: int = 3
+    accelerator: bool = False
+
+
+def unusable(query: torch.Tensor, blocks: BlockSelection) -> str | None:
+    """Why these kernels cannot run on queries `(B, N, H, D)`, or None."""
+    if query.device.type != "cuda":
+        return f"there is no kernel for {query.device.type}"
+    if query.dtype not in KERNEL_DTYPES:
+        return f"there is no kernel for {query.dtype}"
+    if query.shape[-1] not in KERNEL_WIDTHS:
+        return f"there is no kernel for heads of {query.shape[-1]}"
+    if any(size < 16 or size & (size - 1) for size in (blocks.query, blocks.key)):
+        return f"there is no kernel for blocks of {blocks.query} and {blocks.key} tokens"
+    if -(-query.shape[1] // blocks.key) > LONGEST:
+        return f"there is no kernel for more than {LONGEST} key blocks"
+    if query[0].numel() >= 2**31:
+        return "there is no kernel for more than 2^31 numbers in one sequence"
+    if isinstance(_programs(), str):
+        return str(_programs())
+    return None
+
+
+def block_mass(
+    query: torch.Tensor, key: torch.Tensor, blocks: BlockSelection, samples: int, scale: float
+) -> torch.Tensor:
+    """As `pruning.block_mass`; `samples` and the rank are powers of two, from 1 and 16 on."""
+    batch, tokens, heads, rank = key.shape
+    samples = min(samples, blocks.query)
+    places = sampled(tokens, blocks.query, samples).to(query.device)
+    picked = query[:, places.flatten()].contiguous()
+    key = key.contiguous()
+    rows, key_blocks = picked.shape[1], -(-tokens // blocks.key)
+    mass = query.new_empty(batch, heads, len(places), key_blocks, dtype=torch.float32)
+    programs = _programs()
+    wide = max(1, 2**29 // (4 * rows * key_blocks))  # heads at once: half a GiB of block sums
+    for b in range(batch):
+        for first in range(0, heads, wide):
+            here = min(wide, heads - first)
+            sums = mass.new_empty(here, key_blocks, rows)
+            whole = mass.new_empty(here, rows)
+            q, k = picked[b, :, first:], key[b, :, first:]
+            programs.score[-(-rows // ROWS), here](
+                q, k, sums, whole, rows, tokens, key_blocks, heads * rank,
+                scale * math.log2(math.e), RANK=rank, ROWS=ROWS, KEY=blocks.key,
+                PRECISION=_precision(query), num_warps=4, num_stages=3,
+            )  # fmt: skip
+            programs.settle[-(-rows // ROWS), -(-key_blocks // 32), here](
+                sums, whole, mass[b, first:], rows, key_blocks, len(places),
+                ROWS=ROWS, SAMPLES=samples, BLOCKS=32, num_warps=4,
+            )  # fmt: skip
+    return mass
+
+
+def keep_blocks(mass: torch.Tensor, keep_mass: float, floor: float, cap: float) -> KeptBlocks:
+    """As `pruning.keep_blocks`, but that `order` has the kept blocks first, else by index.
+
+    By bisection for the threshold instead of sorting; blocks whose masses differ by less than a
+    part in 2^24 of the largest count as equal, and are kept together even beyond `cap`.
+    """
+    *rows, total = mass.shape
+    mass = mass.contiguous()
+    order = torch.empty(mass.shape, dtype=torch.int32, device=mass.device)
+    counts = torch.empty(rows, dtype=torch.int32, device=mass.device)
+    least, most = (max(math.ceil(share * total), 1) for share in (floor, cap))
+    _programs().select[math.prod(rows),](
+        mass, order, counts, total, keep_mass if keep_mass < 1 else math.inf,
+        min(least, most), most, WIDE=1 << (total - 1).bit_length(), num_warps=4,
+    )  # fmt: skip
+    return KeptBlocks(order, counts)
+
+
+def pruned_attention(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, kept: KeptBlocks, blocks:
+    BlockSelection,
+    tail: bool = True, scale: float | None = None, launch: Launch | None = None,
+) -> torch.Tensor:  # fmt: skip
+    """As `pruning.pruned_attention`; keys, values and queries of one width and dtype."""
+    batch, tokens, heads, width = query.shape
+    scale = width**-0.5 if scale is None else scale
+    launch = launch or _usual(query, blocks)
+    query, key, value = (x.contiguous() for x in (query, key, value))
+    (means, _), (averages, _) = (block_means(x, blocks.key) for x in (key, value))
+    query_blocks, key_blocks = kept.order.shape[-2:]
+    out = torch.empty_like(query)
+    sources = _described(key, value, blocks.key) if launch.accelerator else (key, value)
+    _programs().attend[query_blocks, heads, batch](
+        query, *sources, means, averages, kept.order, kept.counts, out,
+        tokens, query_blocks, key_blocks, heads, scale * math.log2(math.e),
+        WIDTH=width, QUERY=blocks.query, KEY=blocks.key, MEANS=32, TAIL=tail,
+        ACCELERATOR=launch.accelerator, PRECISION=_precision(query),
+        num_warps=launch.warps, num_stages=launch.stages,
+    )  # fmt: skip
+    return out
+
+
+def _usual(query: torch.Tensor, blocks: BlockSelection) -> Launch:
+    """The fastest in the benchmark on an H100 (docs/pcas.md); float32 fills the shared memory with
+    one stage."""
+    if query.dtype == torch.float32:
+        return Launch(8 if blocks.query >= 128 else 4, 1)
+    hopper = torch.cuda.is_available() and torch.cuda.get_device_capability(query.device) >= (9, 0)
+    return Launch(4, 3, accelerator=hopper and _has_tables())
+
+
+@functools.cache
+def _has_tables() -> bool:
+    """Whether this Triton knows the tables that the tensor memory accelerator reads."""
+    return importlib.util.find_spec("triton.tools.tensor_descriptor") is not None
+
+
+def _precision(rows: torch.Tensor) -> str:
+    """Products of float32 are made in float32; the default would round them to 10 bits."""
+    return "ieee" if rows.dtype == torch.float32 else "tf32"
+
+
+def _described(key: torch.Tensor, value: torch.Tensor, block: int) -> tuple[Any, Any]:
+    """Keys and values as tables that the tensor memory accelerator reads blocks of."""
+    described = importlib.import_module("triton.tools.tensor_descriptor").TensorDescriptor
+    width = key.shape[-1]
+    tables = (x.flatten(0, 1).flatten(1) for x in (key, value))
+    first, second = (described.from_tensor(table, [block, width]) for table in tables)
+    return first, second
+
+
+@functools.cache
+def _programs() -> Any:
+    """The module of kernels, or why it cannot be had."""
+    try:
+        return importlib.import_module("dit_accel.attention.triton_programs")
+    except Exception as error:  # a missing or broken Triton must never stop a run
+        return f"Triton could not be loaded ({type(error).__name__}: {error})"

@@ -1,0 +1,258 @@
+"""PCA-based slicing (PCAS), the arithmetic: attention at a rank below the width of its heads.
+
+A logit is a bilinear form, q·k. Given the second moments of queries and of keys, the best form of
+rank r is known, and so is what it leaves out:
+
+    S_q = mean of q qᵀ,  S_k = mean of (k - μ)(k - μ)ᵀ,  S_q^½ S_k S_q^½ = U diag(σ²) Uᵀ
+    q·(k - μ) ≈ (q A)·((k - μ) B),  A = S_q^-½ U,  B = S_q^½ U,  first r columns of both
+    mean over all pairs of (logit error)² = (σ²[r] + ... + σ²[D - 1]) / D
+
+That mean is exact for the sample that the moments are of, because every query meets every key, and
+a forecast for any other. Subtracting one μ from all keys shifts a row of logits by a constant, to
+which softmax is blind. At r = D, A Bᵀ = I: nothing is left out. Values are the same problem: the
+output projection's rows are the "queries" that meet them, and both factors fold into the weights.
+
+Knows nothing of steps, sites or models; moments must be taken after the rotary embedding, which
+spreads keys over more directions than their content has (so r = D/2 is seldom exact).
+
+Sources: UniCP (arXiv 2502.04393, PCAS) applies PCA to queries and keys, in no public detail. Our
+reading: `principal_basis` is PCA of the keys alone; the form above uses the queries too, and its
+error bound chooses the rank.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Self
+
+import torch
+
+QUERY_RIDGE = (
+    1e-5  # of the mean variance, added to queries: what was never seen can still be inverted
+)
+
+
+class CovarianceAccumulator:
+    """Mean and second moments of vectors, by head, streamed in float32.
+
+    >>> moments = Moments().add(torch.tensor([[[1.0, 0.0]], [[3.0, 0.0]]]))
+    >>> moments.mean.tolist(), moments.covariance[0, 0, 0].item(), moments.second[0, 0, 0].item()
+    ([[2.0, 0.0]], 1.0, 5.0)
+    """
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def add(self, rows: torch.Tensor) -> Self:
+        """Take in `(..., N, H, D)` vectors of any floating dtype; leading dimensions are pooled."""
+        rows = rows.detach().flatten(0, -3).float()
+        if self.count == 0:  # sums of differences from this stay small, so float32 suffices
+            self._shift = rows.mean(0)
+            self._sum = torch.zeros_like(self._shift)
+            self._products = self._shift.new_zeros(*self._shift.shape, rows.shape[-1])
+        rows = (rows - self._shift).transpose(0, 1)
+        self._sum += rows.sum(1)
+        self._products += rows.transpose(1, 2) @ rows
+        self.count += rows.shape[1]
+        return self
+
+    @property
+    def mean(self) -> torch.Tensor:
+        """`(H, D)` float32."""
+        return self._shift + self._sum / self.count
+
+    @property
+    def covariance(self) -> torch.Tensor:
+        """`(H, D, D)` float32: mean of products of what is centred."""
+        return self._products / self.count - _outer(self._sum / self.count)
+
+    @property
+    def second(self) -> torch.Tensor:
+        """`(H, D, D)` float32: mean of products as they are."""
+        return self.covariance + _outer(self.mean)
+
+
+@dataclass(frozen=True)
+class Basis:
+    """Two factors of the identity, best directions first, and what each direction is worth.
+
+    Args:
+        left: A, `(H, D, D)`: what meets `right`, as queries do.
+        right: B, `(H, D, D)`.
+        energy: `(H, D)` mean squared form that a direction carries, falling.
+    """
+
+    left: torch.Tensor
+    right: torch.Tensor
+    energy: torch.Tensor
+
+    def cut(self, rank: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """The first `rank` columns of both: `(H, D, rank)`.
+
+        Raises:
+            ValueError: the rank is not from 1 to D.
+        """
+        width = self.energy.shape[-1]
+        if not 1 <= rank <= width:
+            raise ValueError(f"rank is {rank!r}; accepted: an integer from 1 to {width}")
+        return self.left[..., :rank], self.right[..., :rank]
+
+    def left_out(self) -> torch.Tensor:
+        """`(H, D + 1)`: expected squared error of the form at rank 0, 1, ..., D (where it is 0)."""
+        tail = self.energy.flip(-1).cumsum(-1).flip(-1)
+        return torch.cat([tail, torch.zeros_like(tail[..., :1])], -1)
+
+    def rank_for(self, allowed: float) -> torch.Tensor:
+        """`(H,)` int64 on the device: the lowest rank, at least 1, that leaves out no more.
+
+        Args:
+            allowed: expected squared error of the form, >= 0. For logits q·k / √D with root mean
+                square error ε: ε² D.
+
+        >>> energy, eye = torch.tensor([[4.0, 2.0, 1.0]]), torch.eye(3)[None]
+        >>> Basis(eye, eye, energy).rank_for(1.5)
+        tensor([2])
+        """
+        return (self.left_out()[..., 1:] > allowed).sum(-1) + 1
+
+
+def bilinear_basis(left: torch.Tensor, right: torch.Tensor) -> Basis:
+    """The best basis for forms x·y, by the second moments of both sides.
+
+    Args:
+        left: `(H, D, D)` second moments of what is not centred: of queries, or W Wᵀ of the rows
+            that values will meet. A ridge of `QUERY_RIDGE` times its mean variance is added,
+            which keeps
+            the energies an upper bound.
+        right: `(H, D, D)` second moments of keys or values, centred.
+
+    Returns:
+        A basis of float32 whose `left_out` is the least possible at every rank.
+    """
+    left, right = _precise(left), _precise(right)
+    size = left.diagonal(dim1=-2, dim2=-1).mean(-1).clamp_min(torch.finfo(left.dtype).tiny)
+    values, vectors = torch.linalg.eigh(left)
+    roots = (values.clamp_min(0) + QUERY_RIDGE * size[:, None]).sqrt()
+    root = (vectors * roots[:, None]) @ vectors.mT
+    inverse = (vectors / roots[:, None]) @ vectors.mT
+    energy, turned = torch.linalg.eigh(root @ right @ root)
+    energy, turned = energy.flip(-1).clamp_min(0), turned.flip(-1)
+    even = (energy / energy[:, :1].clamp_min(torch.finfo(left.dtype).tiny)).clamp_min(1e-8) ** 0.25
+    size = size[:, None, None] ** 0.5  # both sides of about equal length: kind to bfloat16
+    scale = even[:, None] * size
+    return Basis(
+        (inverse @ turned * scale).float(), (root @ turned / scale).float(), energy.float()
+    )
+
+
+def principal_basis(left: torch.Tensor, right: torch.Tensor) -> Basis:
+    """The plain option: principal directions of `right` alone; the same arguments and promise of
+    `left_out` (exact for this basis), which is never below that of `bilinear_basis`."""
+    values, vectors = torch.linalg.eigh(_precise(right))
+    values, vectors = values.flip(-1).clamp_min(0), vectors.flip(-1)
+    met = (vectors * (_precise(left) @ vectors)).sum(-2)
+    turned = vectors.float()
+    return Basis(turned, turned, (values * met).float())
+
+
+def logit_basis(queries: CovarianceAccumulator, keys: CovarianceAccumulator) -> Basis:
+    """The basis of q·(k - μ), μ the mean of the keys."""
+    return bilinear_basis(queries.second, keys.covariance)
+
+
+def value_basis(output: torch.Tensor, values: CovarianceAccumulator) -> Basis:
+    """The basis of w·(v - μ), w over the rows of the output projection.
+
+    Args:
+        output: `(out, H D)`, the projection's weight.
+    """
+    heads, width = values.mean.shape
+    rows = torch.unflatten(output.detach().float(), -1, (heads, width)).transpose(0, 1)
+    return bilinear_basis(rows.mT @ rows, values.covariance)
+
+
+def project(rows: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
+    """`(B, N, H, D)` by a factor `(H, D, r)` -> `(B, N, H, r)`, in the dtype of the rows."""
+    return (rows.transpose(1, 2) @ factor.to(rows.dtype)).transpose(1, 2)
+
+
+def slice_logits(
+    query: torch.Tensor, key: torch.Tensor, basis: Basis, mean: torch.Tensor, rank: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Queries and keys at a rank: their products are those of `query` and `key - mean`, less what
+    the rank leaves out.
+
+    Args:
+        query, key: `(B, N, H, D)`.
+        mean: `(H, D)` of the keys.
+
+    Returns:
+        two of `(B, N, H, rank)`; attend with them at the scale of the full width, 1 / √D.
+    """
+    left, right = basis.cut(rank)
+    return project(query, left), project(key - mean.to(key.dtype), right)
+
+
+@dataclass(frozen=True)
+class Linear:
+    """A linear layer's weight `(out, in)` and bias `(out,)`."""
+
+    weight: torch.Tensor
+    bias: torch.Tensor | None
+
+
+def fold_values(
+    value: Linear, output: Linear, basis: Basis, mean: torch.Tensor, rank: int
+) -> tuple[Linear, Linear]:
+    """The value and output projections at a rank, so that slicing values costs nothing at run time.
+
+    Attention's rows sum to 1, so that a mean taken from all values comes out whole, and goes into
+    the bias: out = W_o (μ + A Bᵀ Σ_j p_j (v_j - μ)) + b_o.
+
+    Args:
+        value: `(H D, in)`.
+        output: `(out, H D)`.
+        basis: of `value_basis`.
+        mean: `(H, D)` of the values.
+
+    Returns:
+        `(H rank, in)` and `(out, H rank)`, in the dtype that they had.
+    """
+    left, right = basis.cut(rank)
+    heads, width = mean.shape
+    weight = torch.unflatten(value.weight.float(), 0, (heads, width))
+    offset = -mean if value.bias is None else value.bias.float().view(heads, width) - mean
+    narrow = Linear(
+        torch.einsum("hdr,hdi->hri", right, weight).flatten(0, 1).to(value.weight.dtype),
+        torch.einsum("hdr,hd->hr", right, offset).flatten().to(value.weight.dtype),
+    )
+    wide = output.weight.float()
+    whole = wide @ mean.flatten() + (0 if output.bias is None else output.bias.float())
+    turned = torch.einsum("ohd,hdr->ohr", wide.view(-1, heads, width), left)
+    return narrow, Linear(turned.flatten(1).to(output.weight.dtype), whole.to(output.weight.dtype))
+
+
+def logit_rms(basis: Basis, rank: int) -> torch.Tensor:
+    """`(H,)`: root of the expected squared error of q·k / √D at a rank."""
+    return (basis.left_out()[..., rank] / basis.energy.shape[-1]).sqrt()
+
+
+def allowed_for(rms: float, width: int) -> float:
+    """The form's expected squared error at which logits q·k / √D are `rms` off.
+
+    >>> allowed_for(0.5, 16)
+    4.0
+    """
+    if not (0 <= rms < math.inf):
+        raise ValueError(f"rms is {rms!r}; accepted: a finite number >= 0")
+    return rms * rms * width
+
+
+def _outer(rows: torch.Tensor) -> torch.Tensor:
+    return rows[..., :, None] * rows[..., None, :]
+
+
+def _precise(matrices: torch.Tensor) -> torch.Tensor:
+    """In float64, which Apple's devices lack."""
+    return matrices if matrices.device.type == "mps" else matrices.double()

@@ -1,0 +1,163 @@
+"""Staged self-attention: project -> normalise -> position -> attend -> output.
+
+A `StagedAttnProcessor` takes the place of a module's attention processor and does what it did, in
+stages that
+are attributes, so that a technique replaces the one it is about on one instance and leaves the
+others. With none replaced its outputs are bit-equal to those of diffusers' own processor. A call
+that it has no stages for (cross-attention, a mask, an image's extra keys, context parallelism)
+goes to that one. Holds no state of a run, no formula of a technique. Shapes: `core/tokens.py`.
+
+Source: diffusers' `WanAttnProcessor` (0.35 to 0.42), whose arithmetic is kept as it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from diffusers.models.attention_dispatch import dispatch_attention_fn
+
+from dit_accel.attention.pca import Linear
+from dit_accel.core.patching import Patches
+from dit_accel.core.tokens import TokenGrid
+
+Heads = tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # query, key, value
+Attend = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+PROCESSORS = ("WanAttnProcessor",)
+
+
+class StagedAttnProcessor:
+    """An attention processor in stages, each an attribute.
+
+    `value` and `out` stand for the module's own projections where they are not None; `attend` takes
+    and gives `(B, N, H, D)`; `position` takes queries, keys and the rotary angles.
+    """
+
+    def __init__(self, stock: Any) -> None:
+        self.stock = stock
+        self.value: Linear | None = None
+        self.out: Linear | None = None
+        self.position: Callable[..., tuple[torch.Tensor, torch.Tensor]] = rotate_pairs
+        self.attend: Attend = self.dense
+
+    def __call__(
+        self,
+        attn: Any,
+        hidden_states: torch.Tensor,
+        encoder_hidden_states: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        rotary_emb: Any = None,
+        **kwargs: Any,
+    ) -> torch.Tensor:
+        given = (encoder_hidden_states, attention_mask, self._parallel_config)
+        if any(one is not None for one in given) or kwargs:
+            return self.stock(
+                attn, hidden_states, encoder_hidden_states, attention_mask, rotary_emb, **kwargs
+            )
+        query, key, value = self.normalise(attn, *self.project(attn, hidden_states))
+        if rotary_emb is not None:
+            query, key = self.position(query, key, rotary_emb)
+        return self.output(attn, self.attend(query, key, value).flatten(2).type_as(query))
+
+    def project(self, attn: Any, tokens: torch.Tensor) -> Heads:
+        """`(B, N, C)` -> three of `(B, N, H D)`; the value may be narrower."""
+        if getattr(attn, "fused_projections", False):
+            query, key, value = attn.to_qkv(tokens).chunk(3, dim=-1)
+            return query, key, value if self.value is None else _linear(tokens, self.value)
+        value = attn.to_v(tokens) if self.value is None else _linear(tokens, self.value)
+        return attn.to_q(tokens), attn.to_k(tokens), value
+
+    def normalise(
+        self, attn: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
+    ) -> Heads:
+        """Normalise queries and keys over all heads, and part the heads: `(B, N, H, D)`."""
+        query, key = attn.norm_q(query), attn.norm_k(key)
+
+        def part(rows: torch.Tensor) -> torch.Tensor:
+            return torch.unflatten(rows, 2, (attn.heads, -1))
+
+        return part(query), part(key), part(value)
+
+    def dense(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+        """Full attention by the backend that the user chose in diffusers: SDPA, xformers, ..."""
+        parallel = {"parallel_config": None} if hasattr(self.stock, "_parallel_config") else {}
+        return dispatch_attention_fn(
+            query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False,
+            backend=self._attention_backend, **parallel,
+        )  # fmt: skip
+
+    def output(self, attn: Any, mixed: torch.Tensor) -> torch.Tensor:
+        """`(B, N, H D)` -> `(B, N, C)`."""
+        hidden = attn.to_out[0](mixed) if self.out is None else _linear(mixed, self.out)
+        return attn.to_out[1](hidden)
+
+    # --- what diffusers sets on a processor after it was installed ---
+
+    @property
+    def _attention_backend(self) -> Any:
+        return getattr(self.stock, "_attention_backend", None)
+
+    @_attention_backend.setter
+    def _attention_backend(self, backend: Any) -> None:
+        self.stock._attention_backend = backend
+
+    @property
+    def _parallel_config(self) -> Any:
+        return getattr(self.stock, "_parallel_config", None)
+
+    @_parallel_config.setter
+    def _parallel_config(self, config: Any) -> None:
+        self.stock._parallel_config = config
+
+
+def install(attn: Any, patches: Patches) -> StagedAttnProcessor:
+    """Put stages on one attention module, as a patch.
+
+    Raises:
+        ValueError: its processor is none of `PROCESSORS`.
+        RuntimeError: it is patched already.
+    """
+    stock = attn.processor
+    if type(stock).__name__ not in PROCESSORS:
+        raise ValueError(
+            f"attention processor is {type(stock).__name__}; accepted: {', '.join(PROCESSORS)}"
+        )
+    staged = StagedAttnProcessor(stock)
+    patches.wrap(attn, "processor", lambda _: staged)
+    return staged
+
+
+def rotate_pairs(
+    query: torch.Tensor, key: torch.Tensor, rotary: tuple[torch.Tensor, torch.Tensor]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Rotate neighbouring channels of queries and keys by their positions' angles.
+
+    Args:
+        query, key: `(B, N, H, D)`.
+        rotary: cosines and sines, `(1, N, 1, D)` each, every angle twice.
+    """
+
+    return rotate(query, rotary), rotate(key, rotary)
+
+
+def rotate(rows: torch.Tensor, rotary: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+    """Rotate neighbouring channels of `(B, N, H, D)`; `rotary` as in `rotate_pairs`."""
+    x1, x2 = torch.unflatten(rows, -1, (-1, 2)).unbind(-1)
+    cos, sin = rotary[0][..., 0::2], rotary[1][..., 1::2]
+    out = torch.empty_like(rows)
+    out[..., 0::2] = x1 * cos - x2 * sin
+    out[..., 1::2] = x1 * sin + x2 * cos
+    return out.type_as(rows)
+
+
+def grid_of(transformer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> TokenGrid:
+    """The token grid of a call of a transformer, by the latents that it is given."""
+    latents = kwargs["hidden_states"] if "hidden_states" in kwargs else args[0]
+    sizes = zip(latents.shape[2:], transformer.config.patch_size, strict=True)
+    return TokenGrid(*(size // patch for size, patch in sizes))
+
+
+def _linear(tokens: torch.Tensor, layer: Linear) -> torch.Tensor:
+    return F.linear(tokens, layer.weight, layer.bias)

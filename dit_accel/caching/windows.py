@@ -1,0 +1,115 @@
+"""Error-aware dynamic cache windows (EDCW), first form: when does a site compute, when reuse.
+
+One `Windows` decides for one site, for all branches together: the branches meet in guidance, where
+an error of one of them alone is amplified (`(1 - s) du + s dc`), so they are computed and reused at
+the same steps. Knows step numbers and drifts (floats), no tensors and no models.
+
+How it works. A computed step opens a window of `length` steps: itself and the `length - 1` steps
+after it that are served from the kept value. When the window ends, the site is computed again, and
+the drift between that fresh value and the kept one is known. While it stays under the threshold
+the window grows; when it does not, the window shrinks at once. The first steps (warm-up) and the
+last step are always computed, because the error is large at both ends of the trajectory.
+
+Source: UniCP (arXiv 2502.04393, EDCW), whose rule ω(δ, ...) is not public in detail. This is our
+reading; docs/edcw.md has the rules we compared, and why this one was kept.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+DEFAULT_THRESHOLD = 0.2
+
+
+@dataclass(frozen=True)
+class EDCW:
+    """Settings of the windows.
+
+    Args:
+        threshold: δ, the drift that a window may reach, >= 0. 0 computes every step.
+        max_window: longest window in steps, >= 1.
+        first: steps computed at the start, >= 1.
+        last: steps computed at the end, >= 0.
+        growth: "step" grows a window by one, "rate" to what the measured drift per step allows.
+        order: of the polynomial that serves a window: 0 the kept value itself, 1 the line through
+            the last two, 2 the parabola through the last three (`forecast`).
+
+    Raises:
+        ValueError: a value is out of range.
+    """
+
+    threshold: float = DEFAULT_THRESHOLD
+    max_window: int = 8
+    first: int = 4
+    last: int = 1
+    growth: str = "rate"
+    order: int = 0
+
+    def __post_init__(self) -> None:
+        if not (isinstance(self.threshold, (int, float)) and 0 <= self.threshold < math.inf):
+            raise ValueError(f"threshold is {self.threshold!r}; accepted: a finite number >= 0")
+        for name, least in (("max_window", 1), ("first", 1), ("last", 0)):
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < least:
+                raise ValueError(f"{name} is {value!r}; accepted: an integer >= {least}")
+        if self.order not in (0, 1, 2):
+            raise ValueError(f"order is {self.order!r}; accepted: 0, 1, 2")
+        if self.growth not in ("step", "rate"):
+            raise ValueError(f"growth is {self.growth!r}; accepted: 'step', 'rate'")
+
+
+def next_length(length: int, gap: int, drift: float, config: EDCW) -> int:
+    """Length of the window that opens now, from the one that has just ended.
+
+    Args:
+        length: the ended window's length in steps, >= 1.
+        gap: steps between the kept value and the fresh one, >= 1 (less than `length` when a
+            window was cut short).
+        drift: relative error between them; NaN and infinity count as too large.
+        config: threshold, longest window and rule of growth.
+
+    Returns:
+        Steps from 1 (compute again at the next step) to `config.max_window`.
+    """
+    if not drift < config.threshold:
+        return 1
+    if config.growth == "step":
+        return min(length + 1, config.max_window)
+    affordable = config.threshold * gap / drift if drift > 0 else math.inf
+    return int(min(affordable, 2 * length, config.max_window))
+
+
+class Windows:
+    """The window of one site over one run.
+
+    >>> windows = Windows(EDCW(threshold=0.1, first=1, growth="step"), total=10)
+    >>> windows.computes(0)
+    True
+    >>> windows.observe(0, None)  # nothing was kept: the window is one step
+    >>> windows.computes(1)
+    True
+    >>> windows.observe(1, 0.02)  # under the threshold: grows to two
+    >>> windows.computes(2), windows.computes(3)
+    (False, True)
+    """
+
+    def __init__(self, config: EDCW, total: int | None) -> None:
+        """`total` is the run's number of steps; None (unknown) drops the guard of the last."""
+        self.config, self.num_steps = config, total
+        self.length, self.opened = 1, -1
+
+    def computes(self, step: int) -> bool:
+        """Whether the site is computed at `step`; False: it is served from its kept value."""
+        guarded = step < self.config.first
+        if self.num_steps is not None:
+            guarded = guarded or step >= self.num_steps - self.config.last
+        return guarded or self.opened < 0 or step >= self.opened + self.length
+
+    def observe(self, step: int, drift: float | None) -> None:
+        """The site was computed at `step`, `drift` away from what was kept (None: nothing was)."""
+        if drift is None or self.opened < 0:
+            self.length = 1
+        else:
+            self.length = next_length(self.length, step - self.opened, drift, self.config)
+        self.opened = step

@@ -1,0 +1,66 @@
+"""A folder of what a calibration has done so far, one file a piece; so that it can be stopped."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dit_accel.core.generation import ClipSpec
+from dit_accel.models.families import family_of, transformers_of
+from dit_accel.planning.lookup import identify
+
+
+class WorkFolder:
+    """Pieces by name; nothing is kept where there is no folder.
+
+    Raises:
+        ValueError: the folder is of other clips, of another pipeline, or of another dtype.
+        OSError: it cannot be written.
+    """
+
+    def __init__(
+        self, folder: Path | None, clips: Sequence[ClipSpec], overrides: dict[str, Any] | None,
+        pipe: Any,
+    ) -> None:  # fmt: skip
+        self.folder = folder
+        if folder is None:
+            return
+        folder.mkdir(parents=True, exist_ok=True)
+        mine = hashlib.sha256(repr((list(clips), overrides)).encode()).hexdigest()
+        identity = identify(pipe)
+        self._stamp("clips", mine)
+        self._stamp("pipelines", f"{identity.weights} {identity.sampler}")
+        denoisers = transformers_of(pipe, family_of(pipe)).values()
+        self._stamp("dtypes", " ".join(str(denoiser.dtype) for denoiser in denoisers))
+
+    def _stamp(self, of: str, mine: str) -> None:
+        assert self.folder is not None
+        stamp = self.folder / of
+        if stamp.is_file() and stamp.read_text() != mine:
+            raise ValueError(
+                f"work is {self.folder}, which is of other {of}; accepted: another folder"
+            )
+        if not stamp.is_file():
+            part = self.folder / f"{of}.{os.getpid()}"  # others may work in the same folder
+            part.write_text(mine)
+            part.replace(stamp)
+
+    def get(self, name: str, make: Callable[[], Any]) -> Any:
+        """What is kept under a name, else what `make` returns, which is then kept."""
+        if self.folder is None:
+            return make()
+        path = self.folder / f"{hashlib.sha256(name.encode()).hexdigest()[:24]}.pt"
+        if path.is_file():
+            with contextlib.suppress(OSError, RuntimeError, EOFError):
+                return torch.load(path, weights_only=False)
+        value = make()
+        part = path.with_suffix(f".{os.getpid()}")
+        torch.save(value, part)
+        part.replace(path)
+        return value

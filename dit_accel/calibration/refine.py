@@ -1,0 +1,194 @@
+"""Carry a plan out on recorded clips, and fit its windows to what is really left.
+
+When a window opens, all that the computed predictions before it have added to the latents, right
+and wrong, is known, and so is what the uncached run of the same clip adds until the window closes.
+What changes the window's line is fitted to the difference (`fitting`), over all clips that are
+known, those of the same batch among them: the rows of a batch come to a window together. Every clip
+is served by a change that has not seen it, so that its error is an honest one.
+
+Shapes: P clips of a batch, B parts, N numbers of a clip's latents, F features.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+
+from dit_accel.caching.executor import PlanExecutor
+from dit_accel.caching.policy import PlanPolicy
+from dit_accel.calibration.fit import RidgeMoments
+from dit_accel.calibration.record import SchedulerTap, UncachedRun, run
+from dit_accel.core import drift, extrapolation
+from dit_accel.core.generation import ClipSpec
+from dit_accel.core.guidance import guided
+from dit_accel.handle import accelerate
+from dit_accel.metrics import psnr
+from dit_accel.planning.plan import (
+    Extrapolation,
+    Plan,
+    distribute_change,
+    line_sums,
+    steps_read,
+    window_sums,
+)
+from dit_accel.planning.search import ErrorModel, fit
+
+REFINED_DEPTH = 5  # computed predictions that a refined forecast reads
+MIN_REFIT_CLIPS = 3  # clips that a change is fitted to; before, it is as fitted on uncached runs
+Problems = dict[tuple[int, ...], RidgeMoments]  # by the computed steps up to a window's end
+
+
+@dataclass(frozen=True)
+class RefinedPlan:
+    """One plan on the clips of a batch; `changes` fitted to all clips so far, by window.
+
+    Args:
+        computed: k steps.
+        psnr_db, latents_db: one a clip.
+        surprise: k a clip; NaN where there was no line yet.
+        changes: by the step that opens a window, `(F,)`.
+    """
+
+    computed: tuple[int, ...]
+    psnr_db: tuple[float, ...]
+    latents_db: tuple[float, ...]
+    extrapolation_error: tuple[tuple[float, ...], ...]
+    corrections: Mapping[int, torch.Tensor]
+
+
+def carry_out(
+    pipe: Any, clips: Mapping[int, ClipSpec], computed: tuple[int, ...], field: ErrorModel,
+    recordings: Sequence[UncachedRun], problems: Problems, overrides: dict[str, Any] | None,
+) -> RefinedPlan:  # fmt: skip
+    """One run of the pipeline.
+
+    Args:
+        clips: by number, of equal steps, guidance and size.
+        computed: the plan's steps.
+        field: what its windows are fitted to as long as too few clips are known.
+        recordings: of the clips, in their order.
+        problems: of all plans; those of this one take in the clips.
+    """
+    prior, rows = fit(computed, field, depth=REFINED_DEPTH)[0], list(clips.values())
+    with accelerate(pipe, plan=prior, mix=field.schedule.branch_weights) as handle:
+        fold = partial(guided, guidance=rows[0].guidance, branches=handle.family.branches)
+        policy = _Fitting(handle.follower, list(clips), computed, prior, recordings, problems, fold)
+        handle.follower.policy = policy
+        with SchedulerTap(pipe.scheduler) as sampler:
+            frames = run(pipe, rows, overrides)
+    errors = [
+        float((final - recording.final).norm() / recording.final.norm())
+        for final, recording in zip(sampler.final, recordings, strict=True)
+    ]
+    scores = [
+        min(float(psnr(recording.frames, mine, data_range=1.0)), 100.0)
+        for recording, mine in zip(recordings, frames, strict=True)
+    ]
+    missing = (math.nan,) * len(clips)
+    extrapolation_errors = [policy.extrapolation_error.get(step, missing) for step in computed]
+    return RefinedPlan(
+        computed,
+        tuple(scores),
+        tuple(-20 * math.log10(max(error, 1e-9)) for error in errors),
+        tuple(zip(*extrapolation_errors, strict=True)),
+        {
+            step: c
+            for step, problem in policy.problems.items()
+            if (c := problem.change()) is not None
+        },
+    )
+
+
+class _Fitting(PlanPolicy):
+    """Follows the computed steps of a plan, and fits every window's change when it opens."""
+
+    def __init__(
+        self, follower: PlanExecutor, numbers: Sequence[int], computed: tuple[int, ...], prior:
+        Plan,
+        recordings: Sequence[UncachedRun], moments: Problems,
+        fold: Callable[[torch.Tensor], torch.Tensor],
+    ) -> None:  # fmt: skip
+        super().__init__(prior, recordings[0].schedule.branch_weights)
+        self.follower, self.numbers, self.fold = follower, numbers, fold
+        self.recordings = recordings
+        self.computed, self.moments, self.schedule = computed, moments, recordings[0].schedule
+        self.extrapolation_error: dict[int, tuple[float, ...]] = {}
+        self.problems: dict[
+            int, RidgeMoments
+        ] = {}  # of this plan, by the step that opens the window
+        self._finals = torch.stack([recording.final for recording in recordings])
+        self._behind = torch.zeros_like(self._finals)  # what should have been added, and was not
+        self._before: list[tuple[int, torch.Tensor]] = []  # the last two computed, guided
+        self._forecasts: dict[int, Extrapolation] = dict(prior.extrapolations)
+
+    def extrapolation_at(self, step: int) -> Extrapolation | None:
+        if step > 0 and step - 1 in self.computed:
+            self._passed(step - 1)
+            if step in self.plan.extrapolations:
+                self._open(step - 1)
+        return self._forecasts[step] if step in self.plan.extrapolations else None
+
+    def needed_steps(self, step: int) -> tuple[int, ...]:
+        return tuple(steps_read(self.computed, step, REFINED_DEPTH))
+
+    def _passed(self, step: int) -> None:
+        """A computed step added its own prediction, not the uncached run's."""
+        added = _weighted(torch.tensor(self.schedule.branch_weights), self._features([step])[:-1])
+        self._behind += float(self.schedule.coefficients[step]) * (self._guided(step) - added)
+        if len(self._before) == 2:
+            times = [float(self.schedule.timesteps[s]) for s, _ in self._before]
+            factors = extrapolation.weights(times, float(self.schedule.timesteps[step]))
+            line = extrapolation.combine(factors, [value for _, value in self._before])
+            self.extrapolation_error[step] = tuple(
+                drift.relative_l2_of(line - added, added, dim=1).tolist()
+            )
+        self._before = [(step, added), *self._before][:2]
+
+    def _open(self, opened: int) -> None:
+        """A window opens after this computed step: fit its change, and foresee what it adds."""
+        place = self.computed.index(opened)
+        closed = (*self.computed[1:], self.schedule.num_steps)[place]
+        read = steps_read(self.computed, opened, REFINED_DEPTH)
+        ends = torch.tensor([opened]), torch.tensor([closed])
+        line = line_sums(torch.tensor([read]), *ends, self.schedule)[0]
+        features = self._features(read)
+        left = self._behind - _weighted(line, features)
+        for step in range(opened + 1, closed):
+            left += float(self.schedule.coefficients[step]) * self._guided(step)
+        problem = self.moments.setdefault((*self.computed[: place + 1], closed), RidgeMoments())
+        problem.add_all(self.numbers, features, left, self._finals.square().mean(1))
+        changes = problem.changes_without(self.numbers, least=MIN_REFIT_CLIPS)
+        if changes is None:
+            prior = window_sums(self.plan, read, range(opened + 1, closed), self.schedule) - line
+            changes = prior.expand(len(self.numbers), -1)
+        self.problems[opened] = problem
+        self._forecasts |= distribute_change(
+            read, range(opened + 1, closed), changes, self.schedule
+        )
+        self._behind = left - torch.einsum("pf,fpn->pn", changes.to(features), features)
+
+    def _guided(self, step: int) -> torch.Tensor:
+        """`(P, N)`: the uncached runs' guided predictions."""
+        rows = torch.stack([recording.guided(step) for recording in self.recordings])
+        return rows.to(self._behind.device)
+
+    def _features(self, read: Sequence[int]) -> torch.Tensor:
+        """`(F, P, N)` float32: the kept parts of these steps, and the noise."""
+        kept = list(self.follower.kept.values())[: len(self.schedule.branch_weights)]
+        rows = [part[step] for part in kept for step in read]
+        start = next(iter(self.follower.start.values()), torch.zeros_like(rows[0]))
+        folded = (self.fold(row) for row in (*rows, start))
+        found = torch.stack([value.detach().float().flatten(1) for value in folded])
+        if found.device.type != "cuda":
+            found = found.cpu()  # sums are in float64, which not every device has
+        self._behind = self._behind.to(found.device)
+        return found
+
+
+def _weighted(weights: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+    return torch.einsum("f,fpn->pn", weights.to(rows), rows)

@@ -1,0 +1,178 @@
+"""The files of one run: their names, whether they may be written, and writing all or none of them.
+
+Everything is written into a hidden folder beside the output first, and takes its place only when
+all of it is whole. So a full disk or Ctrl-C leaves what was there before, and nothing else.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dit_accel.cli.common.errors import BadInput, RunFailed
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+
+@dataclass(frozen=True)
+class Files:
+    """Where a run writes; `compare` and `uncached` only with `--compare`."""
+
+    video: Path
+    sidecar: Path
+    compare: Path | None = None
+    uncached: Path | None = None
+    more: dict[str, Path] = field(default_factory=dict)  # of further shots, by what they are
+
+    def present(self) -> dict[str, Path]:
+        """Those that this run writes, by what they are."""
+        named = (("video", self.video), ("compare", self.compare), ("uncached", self.uncached))
+        found = {name: path for name, path in named if path is not None}
+        return found | self.more | {"sidecar": self.sidecar}
+
+
+def name_files(output: Path, *, compare: bool) -> Files:
+    """The names that follow from `--output`."""
+    return Files(
+        video=output,
+        sidecar=output.with_name(output.name + ".json"),
+        compare=output.with_stem(output.stem + "-compare") if compare else None,
+        uncached=output.with_stem(output.stem + "-uncached") if compare else None,
+    )
+
+
+def check_files(files: Files, *, overwrite: bool) -> None:
+    """Refuse before the work what could not be written after it.
+
+    Raises:
+        BadInput: naming `--output`, and what is wrong with it.
+    """
+    from dit_accel.core import video
+
+    shown = str(files.video)
+    try:
+        video.check_output(files.video)
+        for path in files.present().values():
+            _check_free(path, overwrite)
+    except ValueError as error:
+        raise BadInput(f"--output is {shown!r}: {_after_colon(error)}") from error
+    except OSError as error:
+        reason = f"{error.strerror}".replace("the folder of path", "its folder")
+        raise BadInput(f"--output is {shown!r}: {reason.replace('path is', 'it is')}") from error
+
+
+def write_clips(folder: Path, clips: dict[Path, npt.NDArray[Any]], fps: float) -> None:
+    """Write each clip under its own name into a folder.
+
+    Raises:
+        RunFailed: if one cannot be written.
+    """
+    from dit_accel.core import video
+
+    for path, frames in clips.items():
+        try:
+            video.write_video(folder / path.name, frames, fps=fps)
+        except OSError as error:
+            reason = str(error.strerror).removeprefix("path could not be written: ")
+            raise RunFailed(f"{path} cannot be written: {reason}; nothing is left") from error
+
+
+def write_json(folder: Path, path: Path, content: dict[str, Any]) -> None:
+    """Write the sidecar under its own name into a folder, down to the disk.
+
+    Raises:
+        RunFailed: if it cannot be written.
+    """
+    try:
+        with (folder / path.name).open("w", encoding="utf-8") as file:
+            file.write(as_json(content) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise RunFailed(f"{path} cannot be written: {error.strerror}; nothing is left") from error
+
+
+@contextlib.contextmanager
+def all_or_none(files: Files) -> Iterator[Path]:
+    """A folder to write into; what is in it when the body ends takes its place, the sidecar last.
+
+    Raises:
+        RunFailed: if a file cannot take its place; those that had are removed again.
+    """
+    parent = files.video.absolute().parent
+    try:
+        scratch = tempfile.TemporaryDirectory(prefix=".tmp-", dir=parent)
+    except OSError as error:
+        raise RunFailed(f"{parent} cannot be written: {error.strerror}") from error
+    with scratch as folder:
+        yield Path(folder)
+        _place(Path(folder), files)
+
+
+def as_json(content: dict[str, Any]) -> str:
+    """JSON that every reader takes: numbers that are not finite become null."""
+    return json.dumps(_finite(content), indent=2, ensure_ascii=False, allow_nan=False)
+
+
+def _place(folder: Path, files: Files) -> None:
+    placed: list[Path] = []
+    try:
+        for path in files.present().values():
+            existed = path.exists()
+            os.replace(folder / path.name, path)
+            if not existed:
+                placed.append(path)
+    except BaseException as error:
+        for path in placed:
+            path.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            raise RunFailed(f"{error.filename2} cannot be written: {error.strerror}") from error
+        raise
+
+
+def _check_free(path: Path, overwrite: bool) -> None:
+    """Raises OSError for a name that is too long, or an unreadable folder."""
+    try:
+        os.lstat(path)
+    except FileNotFoundError:
+        return
+    if path.is_dir():
+        raise BadInput(f"--output: {path} would be written, and is a folder")
+    if not overwrite:
+        raise BadInput(f"--output: {path} exists; pass --overwrite, or another --output")
+
+
+def _after_colon(error: ValueError) -> str:
+    return str(error).partition(": ")[2] or str(error)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(key): _finite(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(entry) for entry in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def clips_of(
+    files: Files, accelerated: npt.NDArray[np.floating[Any]], uncached: Any = None
+) -> dict[Path, npt.NDArray[Any]]:
+    """The frames of every video file of a run, by path."""
+    from dit_accel.core import video
+
+    clips: dict[Path, npt.NDArray[Any]] = {files.video: accelerated}
+    if files.uncached is not None and files.compare is not None:
+        clips[files.uncached] = uncached
+        clips[files.compare] = video.side_by_side(uncached, accelerated)
+    return clips

@@ -1,0 +1,229 @@
+"""The table of an evaluation: for a terminal, and as Markdown for documents."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from dit_accel.evaluation.statistics import Interval
+    from dit_accel.evaluation.summary import MethodSummary, Summary
+import math
+from typing import TYPE_CHECKING, Any
+
+from rich.box import SIMPLE
+from rich.console import Console
+
+if TYPE_CHECKING:
+    from dit_accel.evaluation.pairs import PairScores
+    from dit_accel.metrics.row import Metric
+    from dit_accel.metrics.scoring import Score
+import statistics
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from dit_accel.planning.profile import CandidatePlan, Profile
+
+SHOWN = ("psnr_db", "ssim", "tof")
+NOTE = (
+    "≈: cannot be told apart from the noise floor. "
+    "▲ ▼: better, worse than fewer steps at equal FLOPs."
+)
+
+
+def summary_table(summary: Summary, metrics: tuple[str, ...]) -> Table:
+    """One row a method: what was computed, what it saved, what it cost in fidelity."""
+    shown = [name for name in SHOWN if name in metrics]
+    table = Table(caption=NOTE, caption_justify="left", title_justify="left")
+    table.add_column("method", no_wrap=True)
+    for name in ("clips", "steps", "FLOPs", "speedup", *shown):
+        table.add_column(name, justify="right")
+    for row in summary.rows:
+        cells = [row.label, _clips(row), *_costs(row)]
+        table.add_row(*cells, *(_score(row, name) for name in shown))
+    return table
+
+
+def markdown_table(summary: Summary, metrics: tuple[str, ...]) -> str:
+    """The same, with the floor and the errors named below it."""
+    shown = [name for name in SHOWN if name in metrics]
+    heads = ["method", "clips", "steps computed", "FLOPs kept", "speedup (seconds)", *shown]
+    lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
+    for row in summary.rows:
+        scores = [_score(row, name) for name in shown]
+        lines.append("| " + " | ".join([row.label, _clips(row), *_costs(row), *scores]) + " |")
+    floor = [f"{name} {value:.4g} ({label})" for name, (label, value) in summary.floor.items()]
+    notes = [NOTE, *(["Noise floor: " + ", ".join(floor) + "."] if floor else [])]
+    notes += [f"{row.label}: {error}." for row in summary.rows for error in row.errors]
+    return "\n".join([*lines, "", *notes]) + "\n"
+
+
+def _clips(row: MethodSummary) -> str:
+    counts = [f"{row.status['ok']}"]
+    counts += [f"{row.status[name]} {name}" for name in ("no effect", "failed") if row.status[name]]
+    return ", ".join(counts)
+
+
+def _costs(row: MethodSummary) -> list[str]:
+    steps = f"{row.steps_computed.value:.1f}" if row.steps_computed else "–"
+    flops = f"{row.flops_kept.value:.0%}" if row.flops_kept else "–"
+    speedup = f"{interval_text(row.speedup, 2)}×" if row.speedup else "–"
+    return [steps, flops, speedup]
+
+
+def _score(row: MethodSummary, metric: str) -> str:
+    interval = row.scores.get(metric)
+    if interval is None:
+        return "–"
+    digits = {"psnr_db": 1, "ssim": 4}.get(metric, 3)
+    mark = "≈" if row.in_floor.get(metric) else ""
+    verdict = row.against_steps.get(metric, {}).get("verdict")
+    mark += {"better": "▲", "worse": "▼"}.get(str(verdict), "")
+    return f"{interval_text(interval, digits)} {mark}".rstrip()
+
+
+def interval_text(interval: Interval, digits: int) -> str:
+    """`31.2 [30.1, 32.4]`."""
+    if interval.low is None or interval.high is None:
+        return f"{interval.value:.{digits}f}"
+    return f"{interval.value:.{digits}f} [{interval.low:.{digits}f}, {interval.high:.{digits}f}]"
+
+
+ALIGNMENT = (
+    "Scores measure alignment with the reference, not quality: a sharp clip that is shifted by one "
+    "pixel scores below a blurred one."
+)
+_DIGITS = {"dB": 2, "levels": 2, "px": 3}
+
+
+def show(rows: dict[str, Metric], scored: list[PairScores], mean: dict[str, Any]) -> None:
+    """Print the scores on stdout."""
+    console = Console(highlight=False)
+    if len(scored) == 1:
+        console.print(_one(rows, scored[0]))
+    else:
+        console.print(_many(rows, scored, mean))
+    for name, row in rows.items():
+        console.print(f"{name:<15} {_meaning(row)}", soft_wrap=True, markup=False, style="dim")
+    for line in _reasons(scored):
+        console.print(line, soft_wrap=True, markup=False)
+    console.print(ALIGNMENT, style="dim")
+
+
+def value_text(value: float | str | None, unit: str) -> str:
+    """A score with the digits that its unit is worth; exact clips in words."""
+    if value is None:
+        return "–"
+    number = float(value)
+    return "exact" if math.isinf(number) else f"{number:.{_DIGITS.get(unit, 5)}f}"
+
+
+def _one(rows: dict[str, Metric], scored: PairScores) -> Table:
+    table = Table(box=SIMPLE, title=f"{scored.frames} frames", title_justify="left")
+    table.add_column("metric", no_wrap=True)
+    table.add_column("score", justify="right", no_wrap=True)
+    for name in ("unit", "better", "frames"):
+        table.add_column(name)
+    for name, row in rows.items():
+        score = scored.scores[name]
+        table.add_row(
+            name,
+            value_text(score.value, row.unit),
+            row.unit,
+            row.direction,
+            _spread(score, row.unit),
+        )
+    return table
+
+
+def _many(rows: dict[str, Metric], scored: list[PairScores], mean: dict[str, Any]) -> Table:
+    table = Table("clip", "frames", box=SIMPLE)
+    table.columns[1].justify = "right"
+    for name in rows:
+        table.add_column(name, justify="right", no_wrap=True)
+    for clip in scored:
+        values = [value_text(clip.scores[name].value, row.unit) for name, row in rows.items()]
+        table.add_row(clip.pair.id, str(clip.frames), *values)
+    table.add_section()
+    means = [value_text(mean[name]["value"], row.unit) for name, row in rows.items()]
+    table.add_row(f"mean of {len(scored)}", "", *means, style="bold")
+    return table
+
+
+def _meaning(row: Metric) -> str:
+    unit = f" [{row.unit}]" if row.unit else ""
+    return f"{row.direction} is better{unit}: {row.convention}"
+
+
+def _spread(score: Score, unit: str) -> str:
+    """The least and largest of the frames, and how many are exact."""
+    if score.frames and score.exact_frames == len(score.frames):
+        return "all exact"
+    told = []
+    if score.frames:
+        low, high = (value_text(pick(score.frames), unit) for pick in (min, max))
+        told.append(f"{low} to {high}")
+    if score.exact_frames:
+        told.append(f"{score.exact_frames} exact")
+    return ", ".join(told)
+
+
+def _reasons(scored: list[PairScores]) -> list[str]:
+    """Why a metric has no score, once each."""
+    reasons = (
+        f"{name}: not measured, {score.reason}"
+        for clip in scored
+        for name, score in clip.scores.items()
+        if score.value is None
+    )
+    return list(dict.fromkeys(reasons))
+
+
+LOW = 0.05  # the share of prompts that got less than what stands under "5 % below"
+
+
+def rows(profile: Profile) -> list[dict[str, Any]]:
+    """One row a plan, from slow to fast; JSON-able."""
+    return [_row(candidate, profile) for candidate in profile.candidates]
+
+
+def ladder_table(profile: Profile) -> Table:
+    """The same for people."""
+    identity = profile.key
+    table = Table(
+        title=(
+            f"{identity.pipeline}, {identity.steps} steps, guidance {identity.guidance:g}, "
+            f"{identity.width}x{identity.height}, {identity.frames} frames"
+        ),
+        title_justify="left",
+        box=SIMPLE,
+    )
+    for name in ("speed", "steps computed", "PSNR, mean", "5 % below", "worst", "prompts"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for row in rows(profile):
+        psnr = (f"{row[name]:.1f} dB" for name in ("mean_db", "low_db", "worst_db"))
+        computed = f"{len(row['computed'])} of {identity.steps}"
+        table.add_row(f"{row['speedup']:.2f}x", computed, *psnr, str(row["prompts"]))
+    return table
+
+
+def _row(candidate: CandidatePlan, profile: Profile) -> dict[str, Any]:
+    psnr = sorted(candidate.psnr_db.tolist())
+    return {
+        "kind": "plan",
+        "speedup": profile.schedule.num_steps / len(candidate.computed),
+        "computed": list(candidate.computed),
+        "mean_db": statistics.fmean(psnr),
+        "low_db": _quantile(psnr, LOW),
+        "worst_db": psnr[0],
+        "prompts": len(psnr),
+    }
+
+
+def _quantile(ordered: list[float], share: float) -> float:
+    """On the line between the two neighbours."""
+    place = share * (len(ordered) - 1)
+    low = int(place)
+    high = min(low + 1, len(ordered) - 1)
+    return ordered[low] + (place - low) * (ordered[high] - ordered[low])

@@ -1,0 +1,178 @@
+"""A layout on the command line: its options, one clip a shot, and the sheet of all of them."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dit_accel.cli.common.errors import BadInput
+from dit_accel.cli.common.files import Files, name_files
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+    from dit_accel.cli.run.settings import Settings, SizeStrides
+    from dit_accel.core.generation import Generation
+    from dit_accel.layout import Layout
+    from dit_accel.scenes.rows import SceneConfig
+
+BACKGROUNDS = ("open", "closed")
+
+
+@dataclass(frozen=True)
+class Scenery:
+    """What is asked of a layout; None where it is left to the defaults."""
+
+    layout: Path | None = None
+    isolation: bool | None = None
+    reposition: bool | None = None
+    alpha: float | None = None
+    background: str | None = None
+
+    def check(self, prompt: str) -> None:
+        """Refuse what no layout could accept.
+
+        Raises:
+            BadInput: naming the option.
+        """
+        given = {
+            "--isolation or --no-isolation": self.isolation,
+            "--reposition or --no-reposition": self.reposition,
+            "--alpha": self.alpha,
+            "--background": self.background,
+        }
+        if self.layout is None:
+            for option, value in given.items():
+                if value is not None:
+                    raise BadInput(f"{option} is given: applies to --layout only")
+            return
+        if prompt.strip():
+            raise BadInput(f"PROMPT is {prompt!r}: the layout has the prompts; drop one of them")
+        if self.alpha is not None and not 0 <= self.alpha <= 1:
+            raise BadInput(f"--alpha is {self.alpha}: must be from 0 to 1")
+        if self.alpha is not None and self.reposition is False:
+            raise BadInput("--alpha is given: has no meaning with --no-reposition")
+        if self.background is not None and self.background not in BACKGROUNDS:
+            accepted = ", ".join(BACKGROUNDS)
+            raise BadInput(f"--background is {self.background!r}: must be one of {accepted}")
+        if self.background is not None and self.isolation is False:
+            raise BadInput("--background is given: has no meaning with --no-isolation")
+
+    def read(self) -> Layout | None:
+        """The layout.
+
+        Raises:
+            BadInput: naming `--layout`, and what is wrong with the file.
+        """
+        if self.layout is None:
+            return None
+        from dit_accel import layout
+
+        try:
+            return layout.load(self.layout)
+        except (ValueError, OSError) as error:
+            raise BadInput(f"--layout is {str(self.layout)!r}: {error}") from error
+
+    def config(self) -> SceneConfig:
+        """The settings of the scene."""
+        from dit_accel.scenes.rows import SceneConfig
+
+        named = {
+            "isolate": self.isolation,
+            "reposition": self.reposition,
+            "alpha": self.alpha,
+            "background": self.background,
+        }
+        return SceneConfig(**{k: v for k, v in named.items() if v is not None})  # type: ignore[arg-type]
+
+
+def check_fits(layout: Layout, settings: Settings, strides: SizeStrides) -> None:
+    """Refuse before the work a layout that a clip of this size cannot hold.
+
+    Raises:
+        BadInput: naming `--layout`, the shot, and what is wrong.
+    """
+    from dit_accel.core.tokens import TokenGrid, TokenStrides
+    from dit_accel.scenes import prepare
+
+    tokens = TokenStrides(strides.temporal, strides.pixels_per_token, 1)
+    size = settings.frames, settings.height, settings.width
+    try:
+        grid = TokenGrid.from_pixels(*size, strides=tokens)
+        prepare.check(layout, grid, settings.scene)
+    except (ValueError, OSError) as error:
+        raise BadInput(f"--layout is {settings.layout!r}: {error}") from error
+
+
+def files_of(output: Path, layout: Layout, *, compare: bool) -> Files:
+    """The names of one clip a shot, and of the sheet beside them.
+
+    One shot is named as any clip; of several each name ends in its shot's id.
+    """
+    ids = [shot.id for shot in layout.shots]
+    each = [output] if len(ids) == 1 else [output.with_stem(f"{output.stem}-{id}") for id in ids]
+    first, *others = (name_files(path, compare=compare) for path in each)
+    more = {"sheet": output.with_name(f"{output.stem}-sheet.png")}
+    for id, files in zip(ids[1:], others, strict=True):
+        found = {k: path for k, path in files.present().items() if k != "sidecar"}
+        more |= {f"{name} {id}": path for name, path in found.items()}
+    sidecar = output.with_name(output.name + ".json")
+    return dataclasses.replace(first, sidecar=sidecar, more=more)
+
+
+def clips_of(
+    files: Files, layout: Layout, take: Generation, uncached: Generation | None
+) -> dict[Path, npt.NDArray[Any]]:
+    """The frames of every picture file of a run, by path."""
+    from dit_accel.cli.common import files as single
+    from dit_accel.core import video
+
+    shots = [shot.id for shot in layout.shots]
+    made, twins = take.clips, uncached.clips if uncached is not None else (None,) * len(shots)
+    clips = single.clips_of(files, made[0], twins[0])
+    for i, id in enumerate(shots[1:], start=1):
+        names = ("video", "compare", "uncached")
+        paths = {name: files.more.get(f"{name} {id}") for name in names}
+        other = Files(
+            paths["video"] or files.video, files.sidecar, paths["compare"], paths["uncached"]
+        )
+        clips |= single.clips_of(other, made[i], twins[i])
+    clips[files.more["sheet"]] = video.film_strips(made, labels=shots)[None]
+    return clips
+
+
+def overrides(settings: Settings) -> dict[str, Any]:
+    """The arguments of the pipeline's call for one prompt a shot; each shot draws its own noise,
+    so that it does not depend on how many others there are."""
+    if not settings.prompts:
+        return {}
+    import torch
+
+    seeds = (settings.seed + i for i in range(len(settings.prompts)))
+    return {
+        "prompt": list(settings.prompts),
+        "generator": [torch.Generator("cpu").manual_seed(seed) for seed in seeds],
+    }
+
+
+def as_one(take: Generation) -> Generation:
+    """A take whose shots follow each other in one clip: what is compared is all of them."""
+    import numpy as np
+
+    return dataclasses.replace(take, frames=np.concatenate(take.clips), others=())
+
+
+@contextlib.contextmanager
+def alone(pipe: Any, settings: Settings) -> Iterator[None]:
+    """The scene at work without a cache, as the uncached twin has it; nothing without a layout."""
+    if settings.layout is None:
+        yield
+        return
+    from dit_accel import accelerate
+
+    with accelerate(pipe, layout=settings.layout, scene=settings.scene):
+        yield

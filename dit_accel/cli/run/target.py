@@ -1,0 +1,216 @@
+"""What a run aims at, decided before it: a quality or a speed by a profile, else a threshold.
+
+With none of them given it is a quality of 36 dB where the model has a profile that suits the run,
+else the default threshold.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dit_accel.caching.windows import DEFAULT_THRESHOLD
+from dit_accel.cli.common.errors import BadInput
+from dit_accel.cli.run.settings import Settings
+
+if TYPE_CHECKING:
+    from dit_accel.planning.prediction import PlanChoice
+    from dit_accel.planning.profile import Profile
+    from dit_accel.planning.text import Text
+
+CALIBRATE = "`dit-accel calibrate` measures one"
+
+
+@dataclass(frozen=True)
+class RunTarget:
+    """Settings with every target resolved; the decision where there is a plan; remarks in words;
+    the prompt's text, where it was encoded to decide."""
+
+    settings: Settings
+    choice: PlanChoice | None = None
+    remarks: tuple[str, ...] = ()
+    text: Text | None = field(default=None, compare=False, repr=False)
+
+
+def read_profile(path: str | Path) -> Profile:
+    """The profile of a file.
+
+    Raises:
+        BadInput: naming `--profile`, and what is wrong with it.
+    """
+    from dit_accel.planning.profile import Profile, ProfileError
+
+    try:
+        return Profile.load(path)
+    except (ProfileError, OSError) as error:
+        raise BadInput(f"--profile is {str(path)!r}: {error}") from error
+
+
+def check_steps(settings: Settings) -> None:
+    """Refuse a plan for a run that is too short for one, before anything is loaded.
+
+    Raises:
+        BadInput: naming `--steps`.
+    """
+    from dit_accel.caching.controller import FEWEST
+
+    planned = settings.quality is not None or settings.speedup is not None
+    if planned and settings.steps < FEWEST:
+        target = "--quality" if settings.quality is not None else "--speedup"
+        raise BadInput(
+            f"--steps is {settings.steps}: {target} needs at least {FEWEST}, for with fewer each "
+            "step is too far from the next to serve it; pass --threshold"
+        )
+
+
+def resolve_target(pipe: Any, settings: Settings, *, windowed: bool) -> RunTarget:
+    """Decide for a run.
+
+    Args:
+        pipe: loaded.
+        settings: as the user asked.
+        windowed: whether windows were asked for.
+
+    Raises:
+        BadInput: there is no profile, or it does not suit the pipeline or the run.
+    """
+    if windowed:
+        return _by_threshold(settings)
+    given = settings.quality is not None or settings.speedup is not None
+    path = settings.profile or _found(pipe)
+    if path is None:
+        if not given:
+            return _by_threshold(settings)
+        option = _option(settings)
+        raise BadInput(
+            f"{option} needs a profile of this model, and none was found in its folder or the "
+            f"cache: {CALIBRATE}; or pass --profile or --threshold"
+        )
+    if given:
+        return _by_profile(pipe, settings, path)
+    from dit_accel.config import DEFAULT_QUALITY
+
+    try:
+        chosen = dataclasses.replace(settings, quality=DEFAULT_QUALITY)
+        return _by_profile(pipe, chosen, path)
+    except BadInput as error:
+        if settings.profile is not None:
+            raise
+        aim = _by_threshold(settings)
+        note = f"went on with --threshold {DEFAULT_THRESHOLD:g}: {error}"
+        return dataclasses.replace(aim, remarks=(note,))
+
+
+def decide(
+    profile: Profile,
+    scheduler: Any,
+    *,
+    steps: int,
+    guidance: float,
+    separate: bool,
+    quality: float | None,
+    speedup: float | None,
+    static: bool = False,
+    text: Any = None,
+    resized: bool = False,
+) -> PlanChoice | None:
+    """What a run will do by a profile; None where the scheduler does not tell before the run.
+
+    Args:
+        scheduler: of the run; None where it is not known: the profile's steps alone will do.
+        separate: whether guidance runs as separate forwards.
+        static: whether every run of the same steps does exactly the same, whatever its text.
+        text: pooled embeddings of the prompts, which a quality is then promised for.
+        resized: whether its clips are of another size than calibration's.
+
+    Raises:
+        ValueError: the target or the profile does not suit the run.
+    """
+    from dit_accel.caching import controller
+    from dit_accel.planning.sampler import planned_coefficients
+
+    own = profile.schedule
+    mix = (1.0, 1.0 - guidance) if separate and guidance > 1 else (1.0,)
+    if (
+        mix != (1.0,)
+        and len(own.branch_weights) == 1
+        and abs(profile.key.guidance - guidance) < 1e-6
+    ):
+        mix = (1.0,)  # guidance that varies, say: planned for as a whole
+    if scheduler is not None:
+        try:
+            schedule = planned_coefficients(scheduler, steps, mix)
+        except ValueError:
+            if steps != own.num_steps:
+                return None
+            schedule = dataclasses.replace(own, branch_weights=mix)
+    elif steps == own.num_steps:
+        schedule = dataclasses.replace(own, branch_weights=mix)
+    else:
+        raise ValueError(
+            f"steps is {steps}, and the profile is of {own.num_steps}: other timesteps need the "
+            "model's scheduler"
+        )
+    return controller.decide(
+        profile, schedule, quality=quality, speedup=speedup, static=static, text=text,
+        resized=resized,
+    )  # fmt: skip
+
+
+def _by_threshold(settings: Settings) -> RunTarget:
+    threshold = DEFAULT_THRESHOLD if settings.threshold is None else settings.threshold
+    return RunTarget(dataclasses.replace(settings, threshold=threshold))
+
+
+def _by_profile(pipe: Any, settings: Settings, path: str) -> RunTarget:
+    from dit_accel.models.families import family_of
+    from dit_accel.planning.lookup import checked
+
+    profile = read_profile(path)
+    option = _option(settings)
+    try:
+        checked(profile, pipe, force=settings.force)
+    except ValueError as error:
+        text = str(error).replace("or force it", "or pass --force")
+        raise BadInput(f"--profile is {path!r}: {text}") from error
+    said = _text(pipe, settings, profile)
+    try:
+        choice = decide(
+            profile,
+            pipe.scheduler,
+            steps=settings.steps,
+            guidance=settings.guidance,
+            separate=family_of(pipe).branches == "separate",
+            quality=settings.quality,
+            speedup=settings.speedup,
+            static=settings.static,
+            text=said.pooled if said is not None else None,
+            resized=not profile.key.of_size(settings.height, settings.width, settings.frames),
+        )
+    except ValueError as error:
+        raise BadInput(f"{option}: {error}") from error
+    return RunTarget(dataclasses.replace(settings, profile=path), choice, text=said)
+
+
+def _text(pipe: Any, settings: Settings, profile: Profile) -> Text | None:
+    """Of the run's prompt, where the profile knows what texts tell."""
+    from dit_accel.planning import text as prompt_text
+
+    if profile.difficulty is None or settings.layout is not None:
+        return None
+    return prompt_text.encode(pipe, [settings.prompt], settings.max_sequence_length)
+
+
+def _found(pipe: Any) -> str | None:
+    from dit_accel.planning.lookup import find_profile
+
+    path = find_profile(pipe)
+    return str(path) if path is not None else None
+
+
+def _option(settings: Settings) -> str:
+    if settings.quality is not None:
+        return f"--quality {settings.quality:g}"
+    return f"--speedup {settings.speedup:g}"

@@ -1,0 +1,169 @@
+"""What a run would have cost and what it did cost, in FLOPs: stock twins are counted, not run.
+
+Knows what every site did at every step, and what a forward of the stock transformer spends where.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_map_only
+from torch.utils.flop_counter import FlopCounterMode
+
+from dit_accel.core.report import OUTPUT_SITE, SceneReport, SiteReport
+from dit_accel.core.session import Session
+from dit_accel.models.families import Family
+
+
+def count(
+    session: Session,
+    family: Family,
+    sites: Sequence[SiteReport],
+    scene: SceneReport | None,
+) -> tuple[int | None, int | None, tuple[str, ...]]:
+    """FLOPs the stock pipeline would have spent, what this run spent, and notes.
+
+    Both are None where they cannot be counted; the notes say why.
+    """
+    full = saved = 0
+    try:
+        for (name, branch), (args, kwargs) in session.inputs.items():
+            costs = count_flops(without_weights(session.transformers[name]), args, kwargs)
+            mine = [s for s in sites if (s.transformer, s.branch) == (name, branch)]
+            full += costs[""] * max((s.steps for s in mine), default=0)
+            for s in mine:
+                saved += _cost(costs, s.name, family) * len(s.served)
+                unspent = sum(1 - share for share in s.spent.values())
+                saved += round(unspent * products(costs, s.name)) if unspent else 0
+    except (RuntimeError, NotImplementedError, TypeError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        return None, None, (f"FLOPs could not be counted: {reason}",)
+    return full, _with_scene(full - saved, scene), ()
+
+
+def _with_scene(spent: int, scene: SceneReport | None) -> int:
+    """FLOPs with those of a scene: rows beside the user's cost what these cost."""
+    if scene is None:
+        return spent
+    shots = len(scene.classes) - scene.further_rows
+    return round(spent * len(scene.classes) / max(shots, 1)) + scene.extra_flops
+
+
+def _cost(costs: dict[str, int], site: str, family: Family) -> int:
+    if site == OUTPUT_SITE:
+        return costs[""]
+    if site != "stack":
+        return costs[site]
+    groups = family.blocks  # lists, which are not called: their members are counted
+    members = (path for path in costs if path.count(".") == 1 and path.split(".")[0] in groups)
+    return sum(costs[path] for path in members)
+
+
+def products(costs: Mapping[str, int], attention: str) -> int:
+    """FLOPs of an attention less those of the projections inside it.
+
+    Args:
+        costs: FLOPs of one forward, by module path (`bench.count_flops`).
+        attention: its path.
+    """
+    inside = [path for path in costs if path.startswith(f"{attention}.")]
+    tops = (p for p in inside if not any(p.startswith(f"{other}.") for other in inside))
+    return costs[attention] - sum(costs[path] for path in tops)
+
+
+def without_weights(transformer: Any) -> Any:
+    """A stock twin to count on: no weights, none of the hooks that offload or cache."""
+    with torch.device("meta"):
+        return type(transformer).from_config(transformer.config)
+
+
+def count_flops(
+    module: torch.nn.Module, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+) -> dict[str, int]:
+    """FLOPs of one forward, by module path; "" is the whole.
+
+    Args:
+        module: any module; it is not changed and nothing is computed.
+        args, kwargs: what its forward takes; of tensors only shape and dtype matter (meta tensors
+            will do).
+    """
+    device = next(module.parameters()).device
+    with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
+
+        def fake(tensor: torch.Tensor) -> torch.Tensor:
+            return torch.empty(tensor.shape, dtype=tensor.dtype, device=device)
+
+        fake_args, fake_kwargs = tree_map_only(torch.Tensor, fake, (args, kwargs or {}))
+        # The counter does not know every fused attention (the CPU's, for one), but all products.
+        with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+            module(*fake_args, **fake_kwargs)
+    root = type(module).__name__
+    counts: dict[str, int] = {"": counter.get_total_flops()}
+    for path, operations in counter.get_flop_counts().items():
+        if path.startswith(root + "."):
+            counts[path.removeprefix(root + ".")] = sum(operations.values())
+    return counts
+
+
+class FlopMeter(TorchFunctionMode):
+    """Counts the FLOPs of what torch is asked to compute while it is entered: `meter.flops`.
+
+    It looks at calls, not at kernels, so that it costs a microsecond a call and the clock of the
+    same run stays true (`torch.utils.flop_counter` slows a small model by half). It sees through
+    modules and functions; not into compiled graphs, nor into other packages' own kernels.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.flops = 0
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        output = func(*args, **(kwargs or {}))
+        cost = _COSTS.get(func)
+        if cost is not None:
+            self.flops += cost(output, *args, **(kwargs or {}))
+        return output
+
+
+def _product(output: torch.Tensor, a: torch.Tensor, *_: Any, **__: Any) -> int:
+    """Linear layers and matrix products `a @ b`: the inner width is the last of `a`."""
+    return 2 * output.numel() * a.shape[-1]
+
+
+def _sum_product(output: torch.Tensor, _: Any, a: torch.Tensor, *__: Any, **___: Any) -> int:
+    """`input + a @ b`."""
+    return 2 * output.numel() * a.shape[-1]
+
+
+def _attention(
+    output: torch.Tensor, query: torch.Tensor, key: torch.Tensor, *_: Any, **__: Any
+) -> int:
+    """`(..., N, D)`: two products, of queries with keys and of weights with values."""
+    return 2 * query[..., 0].numel() * key.shape[-2] * (query.shape[-1] + output.shape[-1])
+
+
+def _convolution(output: torch.Tensor, _: Any, weight: torch.Tensor, *__: Any, **___: Any) -> int:
+    return 2 * output.numel() * weight[0].numel()
+
+
+_COSTS: dict[Any, Callable[..., int]] = {
+    **dict.fromkeys(
+        (F.linear, torch.matmul, torch.Tensor.matmul, torch.Tensor.__matmul__), _product
+    ),
+    **dict.fromkeys((torch.mm, torch.bmm, torch.Tensor.mm, torch.Tensor.bmm), _product),
+    **dict.fromkeys((torch.addmm, torch.baddbmm, torch.Tensor.addmm), _sum_product),
+    **dict.fromkeys((F.conv1d, F.conv2d, F.conv3d), _convolution),
+    F.scaled_dot_product_attention: _attention,
+}

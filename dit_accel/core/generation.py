@@ -1,0 +1,183 @@
+"""Run a pipeline once and keep what there is to know of it: frames, latents, seconds, memory.
+
+The denoising loop is timed from the denoiser's first call to the end of the last step, by the same
+clock with and without acceleration, so that the ratio of two runs compares like with like.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+    from dit_accel.core.measure import LoopTimer, StepListener
+    from dit_accel.core.report import Report
+
+
+@dataclass(frozen=True)
+class ClipSpec:
+    """What decides a clip, the model apart; `negative` and the last two None where the pipeline
+    takes none."""
+
+    prompt: str
+    negative: str | None
+    seed: int
+    steps: int
+    guidance: float
+    height: int
+    width: int
+    frames: int
+    fps: float | None = None
+    max_sequence_length: int | None = None
+
+
+@dataclass(frozen=True)
+class Generation:
+    """One clip as it was made: frames `(T, H, W, 3)` float in [0, 1]; latents `(B, C, F, h, w)`
+    float32, of the last step; the report where dit_accel was at work; `others` are the clips of a
+    call's further prompts."""
+
+    frames: npt.NDArray[np.floating[Any]]
+    latents: npt.NDArray[np.float32]
+    denoising_seconds: float
+    whole_seconds: float
+    peak_memory_bytes: int | None
+    report: Report | None = None
+    others: tuple[npt.NDArray[np.floating[Any]], ...] = ()
+
+    @property
+    def clips(self) -> tuple[npt.NDArray[np.floating[Any]], ...]:
+        """All clips of the call, one a prompt."""
+        return self.frames, *self.others
+
+    def costs(self) -> dict[str, float | int | None]:
+        """Seconds and memory, JSON-able."""
+        return {
+            "denoising_seconds": self.denoising_seconds,
+            "whole_seconds": self.whole_seconds,
+            "peak_memory_bytes": self.peak_memory_bytes,
+        }
+
+
+class NotFiniteError(RuntimeError):
+    """The model made frames with NaN or infinite values."""
+
+
+def generate(
+    pipe: Any,
+    clip: ClipSpec,
+    *,
+    device: str,
+    watchers: tuple[StepListener, ...] = (),
+    overrides: dict[str, Any] | None = None,
+) -> Generation:
+    """Make a clip.
+
+    Args:
+        pipe: a diffusers video pipeline.
+        clip: what to make.
+        device: where the pipeline is; it is synchronised around the clock.
+        watchers: told of the loop's progress.
+        overrides: arguments of the pipeline's call that replace the clip's.
+
+    Raises:
+        NotFiniteError: a frame has NaN or infinite values.
+    """
+    import numpy as np
+
+    from dit_accel.core import measure
+
+    arguments = call_arguments(pipe, clip) | (overrides or {})
+    clock = loop_timer(pipe, arguments, device, watchers)
+    with clock, measure.measure(device) as measured:
+        frames, *others = pipe(**arguments, callback_on_step_end=clock.step_ended).frames
+    if not all(np.isfinite(clip).all() for clip in (frames, *others)):
+        raise NotFiniteError("the model made frames that are not finite")
+    return Generation(
+        frames=frames,
+        latents=clock.latents.float().cpu().numpy(),
+        denoising_seconds=clock.seconds,
+        whole_seconds=measured.seconds,
+        peak_memory_bytes=measured.peak_memory_bytes,
+        others=tuple(others),
+    )
+
+
+def warm_up(pipe: Any, clip: ClipSpec) -> None:
+    """Two uncached steps, thrown away: the first call also pays for allocation and kernels.
+
+    One step would do but for schedules that are stretched to an end (LTX's), which need two.
+    """
+    pipe(**call_arguments(pipe, clip) | {"num_inference_steps": 2})
+
+
+def call_arguments(pipe: Any, clip: ClipSpec) -> dict[str, Any]:
+    """The arguments of the pipeline's call; the noise is drawn on the CPU, for every device."""
+    import torch
+
+    optional = {
+        "negative_prompt": clip.negative,
+        "max_sequence_length": clip.max_sequence_length,
+        "frame_rate": clip.fps,
+    }
+    return {
+        "prompt": clip.prompt,
+        "height": clip.height,
+        "width": clip.width,
+        "num_frames": clip.frames,
+        "num_inference_steps": clip.steps,
+        "guidance_scale": clip.guidance,
+        "generator": torch.Generator("cpu").manual_seed(clip.seed),
+        "output_type": "np",
+    } | {
+        name: value for name, value in optional.items() if value is not None and _takes(pipe, name)
+    }
+
+
+def _takes(pipe: Any, argument: str) -> bool:
+    return argument in inspect.signature(pipe.__call__).parameters
+
+
+def batch_arguments(pipe: Any, clips: Sequence[ClipSpec]) -> dict[str, Any]:
+    """As `call_arguments`, of several clips that are made by one call; each has noise of its own.
+
+    Args:
+        clips: of equal steps, guidance and size; one is called as it would be alone.
+    """
+    import torch
+
+    arguments = call_arguments(pipe, clips[0])
+    if len(clips) == 1:
+        return arguments
+    if any(clip.negative is not None for clip in clips) and _takes(pipe, "negative_prompt"):
+        arguments["negative_prompt"] = [clip.negative or "" for clip in clips]
+    return arguments | {
+        "prompt": [clip.prompt for clip in clips],
+        "generator": [torch.Generator("cpu").manual_seed(clip.seed) for clip in clips],
+    }
+
+
+def loop_timer(
+    pipe: Any,
+    arguments: dict[str, Any],
+    device: str,
+    watchers: Sequence[StepListener] = (),
+    *,
+    each_step: bool = False,
+) -> LoopTimer:
+    """What times the denoising loop of one call of a pipeline with these arguments."""
+    from dit_accel.core.measure import LoopTimer
+
+    parts = (getattr(pipe, name, None) for name in ("transformer", "transformer_2"))
+    return LoopTimer(
+        [part for part in parts if part is not None],
+        device=device,
+        steps=int(arguments["num_inference_steps"]),
+        watchers=watchers,
+        each_step=each_step,
+    )

@@ -1,0 +1,212 @@
+"""Seconds, peak memory and FLOPs, measured properly: the device is synchronised around the clock.
+
+Peak memory is the allocator's on CUDA; on a CPU it is the process's high-water mark, which Linux
+lets us reset; elsewhere None. FLOPs are of matrix products, convolutions and attention, a
+multiplication with its addition being two. `count_flops` foretells them, by dispatching a module on
+tensors without storage; `FlopMeter` counts what is called while a run goes on.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import resource
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol, Self
+
+import torch
+
+
+class Stopwatch:
+    """Seconds and peak memory between `start` and `stop`; also a context manager."""
+
+    def __init__(self, device: torch.device | str) -> None:
+        self.device = torch.device(device)
+        self.seconds = 0.0
+        self.peak_memory_bytes: int | None = None
+
+    def start(self) -> None:
+        reset_peak_memory(self.device)
+        synchronise(self.device)
+        self._started = time.perf_counter()
+
+    def stop(self) -> None:
+        synchronise(self.device)
+        self.seconds = time.perf_counter() - self._started
+        self.peak_memory_bytes = peak_memory(self.device)
+
+    def __enter__(self) -> Stopwatch:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+
+class StepListener(Protocol):
+    """What wants to know how far the loop is."""
+
+    def begin(self) -> None:
+        """The denoising loop starts."""
+
+    def reach(self, done: int) -> None:
+        """So many steps are done."""
+
+
+class LoopTimer:
+    """Times the denoising loop: from a run's first forward to the end of its last step.
+
+    It is driven in one of two ways: around one call of a pipeline (`with timer:`, and
+    `timer.step_ended` as the callback of the call), or as an observer of a `Session`.
+
+    Args:
+        models: the denoisers, at least one.
+        device: what is synchronised around the clock; None: where the first denoiser is when the
+            run begins.
+        steps: of the call; an observer is given them when the run begins.
+        watchers: are called at the loop's start and after each step.
+        each_step: whether steps are timed one by one. It synchronises the device after each.
+
+    `seconds` are of the whole loop, `step_seconds` of each step where `each_step` is on, and
+    `latents` those of the last step, of a call. `peak_memory_bytes` is that of the loop; only an
+    observer measures it, as it starts a new high-water mark.
+    """
+
+    def __init__(
+        self,
+        models: Sequence[torch.nn.Module],
+        *,
+        device: torch.device | str | None = None,
+        steps: int | None = None,
+        watchers: Sequence[StepListener] = (),
+        each_step: bool = False,
+    ) -> None:
+        self._models, self._device, self._steps = models, device, steps
+        self._watchers, self._each_step = watchers, each_step
+        self._hooks = contextlib.ExitStack()
+        self._step = -1
+        self._times: list[float] = []
+        self.seconds = 0.0
+        self.peak_memory_bytes: int | None = None
+        self.latents: Any = None
+
+    @property
+    def step_seconds(self) -> tuple[float, ...]:
+        """Seconds of each step."""
+        return tuple(b - a for a, b in itertools.pairwise(self._times))
+
+    # --- around a call ---
+
+    def __enter__(self) -> Self:
+        for model in self._models:
+            hook = model.register_forward_pre_hook(self._denoiser_called)
+            self._hooks.callback(hook.remove)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._hooks.close()
+
+    def step_ended(
+        self, pipe: Any, step: int, timestep: Any, kept: dict[str, Any]
+    ) -> dict[str, Any]:
+        """The pipeline's callback after each step."""
+        last = self._steps is not None and step + 1 >= self._steps
+        if self._times and (last or self._each_step):
+            self._mark()
+        if self._times and last:
+            self.latents = kept["latents"]
+        for watcher in self._watchers:
+            watcher.reach(step + 1)
+        return kept
+
+    def _denoiser_called(self, *_: object) -> None:
+        if not self._times:
+            for watcher in self._watchers:
+                watcher.begin()
+            self._start()
+
+    # --- as an observer of a session ---
+
+    def run_begins(self, total: int | None) -> None:
+        """Start the clock, and a new high-water mark of memory."""
+        self._steps, self.seconds, self.peak_memory_bytes = total, 0.0, None
+        reset_peak_memory(self._where())
+        self._start()
+
+    def step_begins(self, step: int) -> None:
+        """Note the step; the device is not synchronised for it."""
+        self._step = step
+
+    def forward_ends(self, transformer: str) -> None:
+        """Stop the clock after each forward of the last step; of an unknown number, after each."""
+        if self._times and (self._steps is None or self._step == self._steps - 1):
+            del self._times[1:]  # the last step's forwards: the later one counts
+            self._mark()
+            self.peak_memory_bytes = peak_memory(self._where())
+
+    def _start(self) -> None:
+        synchronise(self._where())
+        self._times = [time.perf_counter()]
+
+    def _mark(self) -> None:
+        synchronise(self._where())
+        self._times.append(time.perf_counter())
+        self.seconds = self._times[-1] - self._times[0]
+
+    def _where(self) -> torch.device:
+        if self._device is not None:
+            return torch.device(self._device)
+        return next(self._models[0].parameters()).device
+
+
+def measure(device: torch.device | str) -> Stopwatch:
+    """`with measure(device) as m: ...`, then `m.seconds` and `m.peak_memory_bytes`."""
+    return Stopwatch(device)
+
+
+def synchronise(device: torch.device) -> None:
+    """Wait for the device's queued work; a CPU has none."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
+
+
+def reset_peak_memory(device: torch.device) -> None:
+    """Start a new high-water mark where the device or the system allows it."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    elif device.type == "cpu" and sys.platform == "linux":
+        try:
+            Path("/proc/self/clear_refs").write_text("5")
+        except OSError:
+            return
+
+
+def peak_memory(device: torch.device) -> int | None:
+    """Bytes at the high-water mark; None where it cannot be told."""
+    if device.type == "cuda":
+        return int(torch.cuda.max_memory_allocated(device))
+    if device.type != "cpu":
+        return None
+    if sys.platform != "linux":
+        scale = 1 if sys.platform == "darwin" else 1024
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale
+    lines = Path("/proc/self/status").read_text().splitlines()
+    marks = [int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM")]
+    return marks[0] if marks else None
+
+
+def free_memory(device: torch.device) -> int | None:
+    """Bytes that can still be allocated on a device; None where it cannot be told."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:
+        return None
+    marks = [int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable")]
+    return marks[0] if device.type == "cpu" and marks else None

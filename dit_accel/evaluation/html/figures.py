@@ -1,0 +1,85 @@
+"""What the page's plots share: names and decimals of metrics, sizes, and where scores are drawn."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from dit_accel.evaluation.html.evidence import Evidence
+from dit_accel.evaluation.html.svg import Size, look
+from dit_accel.evaluation.methods import METHODS
+from dit_accel.evaluation.statistics import Interval
+from dit_accel.metrics import METRICS
+
+CEILING = {"psnr_db": 60.0}  # above, it is drawn at the edge: 100 dB would flatten the rest
+_NAMES = {
+    "psnr_db": "PSNR",
+    "psnr_pooled_db": "PSNR of the pooled error",
+    "ssim": "SSIM",
+    "mae": "MAE",
+    "tdiff": "temporal difference",
+    "tof": "tOF",
+    "lpips": "LPIPS",
+    "latent_rel_l2": "latents, relative L2",
+    "latent_cosine": "latents, cosine",
+}
+WIDE, NARROW = (1040, 13.0), (358, 11.5)
+
+
+def title(metric: str) -> str:
+    """A metric's name with its unit, as it stands on an axis."""
+    name = _NAMES.get(metric, metric.replace("_", " "))
+    unit = METRICS[metric].unit if metric in METRICS else ""
+    return f"{name}, {unit}" if unit and unit not in name else name
+
+
+def digits(metric: str) -> int:
+    """Decimals that a metric is worth."""
+    return {"psnr_db": 1, "ssim": 4}.get(metric, 3)
+
+
+def shown_at(metric: str, value: float) -> float:
+    """Where a score is drawn: at the ceiling, if it is above."""
+    return min(value, CEILING.get(metric, math.inf))
+
+
+def end_at(metric: str, value: float | None) -> float | None:
+    return None if value is None else shown_at(metric, value)
+
+
+def score_ticks(axis: Any, metric: str) -> None:
+    ceiling = CEILING.get(metric, math.inf)
+    axis.set_major_formatter(lambda value, _: f"{value:g}" + ("+" if value >= ceiling else ""))
+
+
+def interval(value: Interval, decimals: int) -> str:
+    """`31.2 [30.1, 32.4]`."""
+    text = f"{value.value:.{decimals}f}"
+    if value.low is None or value.high is None:
+        return text
+    return f"{text} [{value.low:.{decimals}f}, {value.high:.{decimals}f}]"
+
+
+def margins(
+    size: Size, *, left: float, bottom: float, top: float = 30, right: float = 14
+) -> tuple[float, float, float, float]:
+    """Of axes, in shares of the figure."""
+    return (
+        left / size.width,
+        bottom / size.height,
+        1 - (left + right) / size.width,
+        1 - (top + bottom) / size.height,
+    )
+
+
+def kind(size: Size) -> str:
+    return "narrow" if size.narrow else "wide"
+
+
+def key(evidence: Evidence) -> list[tuple[str, str, str, str]]:
+    """(method, CSS colour, marker, what it is) of all curves."""
+    slots = evidence.slots()
+    return [
+        (name, look(slots[name]).variable, look(slots[name]).marker, METHODS[name].summary)
+        for name in evidence.families()
+    ]

@@ -1,0 +1,83 @@
+"""Which steps were computed at which places, as small pictures: opaque where all calls were."""
+
+from __future__ import annotations
+
+import base64
+import io
+from dataclasses import dataclass
+from typing import cast
+
+import numpy as np
+import numpy.typing as npt
+
+from dit_accel.evaluation.html.evidence import Evidence, share_computed
+from dit_accel.evaluation.methods import METHODS
+
+_COLOUR = (46, 124, 201)  # reads on white and on black
+_CELL = 6
+
+
+@dataclass(frozen=True)
+class PlanMap:
+    """The map of one method: `bands` are the kinds of places from top to bottom, with their share
+    of the height in percent."""
+
+    label: str
+    picture: str
+    alt: str
+    steps: int
+    share: float
+    bands: list[tuple[str, float, float]]
+
+
+def plan_maps(evidence: Evidence) -> list[PlanMap]:
+    """A map for every accelerated method that keeps the uncached clip's steps."""
+    found = []
+    for setting in evidence.accelerated():
+        shares = share_computed(evidence.pairs[setting])
+        if shares and not METHODS[setting.method].control:
+            found.append(_map(setting.label, shares))
+    return found
+
+
+def _map(label: str, shares: dict[str, npt.NDArray[np.float64]]) -> PlanMap:
+    ordered = sorted(shares, key=_key)
+    grid = np.array([shares[place] for place in ordered])
+    kinds = [_kind(place) for place in ordered]
+    bands = [
+        (kind, 100 * kinds.count(kind) / len(kinds), float(np.mean(grid[_rows(kinds, kind)])))
+        for kind in dict.fromkeys(kinds)
+    ]
+    always = sum(bool(np.all(column > 0.995)) for column in grid.T)
+    never = sum(bool(np.all(column < 0.005)) for column in grid.T)
+    alt = (
+        f"{label}: {grid.mean():.0%} of the calls computed; of {grid.shape[1]} steps, {always} are "
+        f"computed everywhere in every clip, {never} nowhere; "
+        + ", ".join(f"{kind} {share:.0%}" for kind, _, share in bands)
+    )
+    return PlanMap(label, _picture(grid), alt, grid.shape[1], float(grid.mean()), bands)
+
+
+def _rows(kinds: list[str], kind: str) -> list[int]:
+    return [index for index, other in enumerate(kinds) if other == kind]
+
+
+def _kind(place: str) -> str:
+    """`blocks.3.attn1` -> `attn1`; the second transformer's places stay apart."""
+    return ".".join(part for part in place.split(".") if not part.isdigit() and part != "blocks")
+
+
+def _key(place: str) -> tuple[str, list[int]]:
+    return _kind(place), [int(part) for part in place.split(".") if part.isdigit()]
+
+
+def _picture(grid: npt.NDArray[np.float64]) -> str:
+    from PIL import Image
+
+    cells = np.empty((*grid.shape, 4), np.uint8)
+    cells[..., :3] = _COLOUR
+    cells[..., 3] = (255 * np.clip(grid, 0, 1)).round()
+    enlarged = cast("npt.NDArray[np.uint8]", cells.repeat(_CELL, 0).repeat(_CELL, 1))
+    buffer = io.BytesIO()
+    Image.fromarray(enlarged).save(buffer, "PNG", optimize=True)
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()

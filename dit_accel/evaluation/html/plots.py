@@ -1,0 +1,168 @@
+"""The plots of every prompt's score, and of the scores over the frames; drawn wide and narrow."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from dit_accel.evaluation.html.evidence import Evidence, Values
+from dit_accel.evaluation.html.figures import (  # fmt: skip
+    CEILING,
+    NARROW,
+    WIDE,
+    end_at,
+    kind,
+    margins,
+    score_ticks,
+    shown_at,
+    title,
+)
+from dit_accel.evaluation.html.svg import FLOOR, INK, MUTED, Look, Size, drawing, look, to_svg
+from dit_accel.evaluation.methods import Setting
+
+DOTS = 80
+_PATTERNS: tuple[Any, ...] = ("-", (0, (6, 2)), (0, (2, 1.5)), (0, (6, 2, 1.5, 2)))
+Lines = list[tuple[Setting, Values]]
+
+
+def prompts(evidence: Evidence, metric: str) -> tuple[str, str] | None:
+    """Every prompt's score for every method, (wide, narrow); None where there is none."""
+    shown = [s for s in evidence.drawn() if evidence.by_prompt(s, metric)]
+    if not shown:
+        return None
+    sizes = (
+        Size(WIDE[0], 60 + 24 * len(shown), WIDE[1]),
+        Size(NARROW[0], 60 + 34 * len(shown), NARROW[1]),
+    )
+    wide, narrow = (_prompts(evidence, metric, shown, size) for size in sizes)
+    return wide, narrow
+
+
+def _prompts(evidence: Evidence, metric: str, shown: list[Setting], size: Size) -> str:
+    slots, rows = evidence.slots(), evidence.rows
+    longest = max(len(setting.label) for setting in shown)
+    left = 12 if size.narrow else 24 + 0.56 * size.font * longest
+    with drawing(size) as figure:
+        axes = figure.add_axes(margins(size, left=left, bottom=44, top=8))
+        for place_, setting in enumerate(shown):
+            scores = evidence.by_prompt(setting, metric).values()
+            values = [shown_at(metric, value) for value in scores]
+            style = look(slots[setting.method])
+            axes.plot(
+                thinned(values), [place_] * len(thinned(values)), "o", markersize=6, alpha=0.6,
+                color=style.colour, markeredgewidth=0, zorder=2,
+            )  # fmt: skip
+            score = rows[setting].scores[metric]
+            if score is not None:
+                ends = [end_at(metric, end) for end in (score.low, score.high)]
+                if None not in ends:
+                    axes.plot(ends, (place_, place_), color=INK, linewidth=1.6, zorder=3)
+                axes.plot([shown_at(metric, score.value)], [place_], "|", markersize=13,
+                          markeredgewidth=2.4, color=INK, zorder=4)  # fmt: skip
+            if size.narrow:
+                axes.annotate(
+                    setting.label, (0, place_), xycoords=("axes fraction", "data"),
+                    xytext=(0, 7), textcoords="offset points", fontsize=size.font - 0.5,
+                )  # fmt: skip
+        axes.set_ylim(len(shown) - 0.5, -0.75 if size.narrow else -0.5)
+        axes.set_yticks([] if size.narrow else range(len(shown)))
+        if not size.narrow:
+            axes.set_yticklabels([setting.label for setting in shown], color=INK)
+        axes.tick_params(axis="y", length=0)
+        axes.grid(visible=False, axis="y")
+        axes.spines["left"].set_visible(False)
+        low, high = axes.get_xlim()
+        name, floor = evidence.summary.floor.get(metric, ("", math.nan))
+        if low <= floor <= high:
+            axes.axvline(floor, color=FLOOR, linestyle=(0, (5, 3)), linewidth=1.3, zorder=1)
+            axes.text(floor, len(shown) - 0.55, f" {name} ", color=FLOOR, fontsize=size.font - 2,
+                      ha="right" if floor > (low + high) / 2 else "left", va="bottom")  # fmt: skip
+        axes.set_xlabel(title(metric))
+        score_ticks(axes.xaxis, metric)
+        alt = f"{title(metric)} of every prompt, one row a method; the means are in the table"
+        return to_svg(figure, f"p-{metric}-{kind(size)}", alt)
+
+
+def thinned(values: Sequence[float]) -> list[float]:
+    """All values, sorted; of more than `DOTS`, as many at even ranks, the ends among them."""
+    ordered = sorted(values)
+    if len(ordered) <= DOTS:
+        return ordered
+    ranks = np.linspace(0, len(ordered) - 1, DOTS).round().astype(int)
+    return [ordered[rank] for rank in ranks]
+
+
+# frames
+
+
+def frames(evidence: Evidence, metric: str) -> tuple[str, str] | None:
+    """A metric over the frames, a panel a method, (wide, narrow); None where there is none."""
+    panels = {
+        name: found
+        for name, settings in evidence.families().items()
+        if (found := [
+            (s, values) for s in settings
+            if (values := evidence.frame_scores(s, metric)) is not None
+        ])
+    }  # fmt: skip
+    if not panels:
+        return None
+    wide = min(3, len(panels))
+    narrow = 1 if len(panels) < 3 else 2
+    tall, short = math.ceil(len(panels) / wide), math.ceil(len(panels) / narrow)
+    return (
+        _frames(evidence, metric, panels, Size(WIDE[0], 34 + 210 * tall, 12.5), wide),
+        _frames(evidence, metric, panels, Size(NARROW[0], 34 + 168 * short, 11), narrow),
+    )
+
+
+def _frames(
+    evidence: Evidence, metric: str, panels: dict[str, Lines], size: Size, columns: int
+) -> str:
+    slots = evidence.slots()
+    rows = math.ceil(len(panels) / columns)
+    with drawing(size) as figure:
+        grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
+        figure.subplots_adjust(
+            left=(44 if not size.narrow else 34) / size.width, right=1 - 30 / size.width,
+            top=1 - 24 / size.height, bottom=44 / size.height,
+            hspace=0.3 if not size.narrow else 0.34, wspace=0.16 if not size.narrow else 0.22,
+        )  # fmt: skip
+        for axes in grid.flat[len(panels) :]:
+            axes.set_visible(False)
+        for axes, (name, settings) in zip(grid.flat, panels.items(), strict=False):
+            _panel(axes, name, settings, look(slots[name]), size, metric)
+        last = len(panels) - columns
+        for index, axes in enumerate(grid.flat[: len(panels)]):
+            if index >= last:
+                axes.tick_params(labelbottom=True)
+                axes.set_xlabel("frame")
+        alt = f"{title(metric)} over the frames, one panel a method, one line a setting"
+        return to_svg(figure, f"t-{metric}-{kind(size)}", alt)
+
+
+def _panel(axes: Any, name: str, settings: Lines, style: Look, size: Size, metric: str) -> None:
+    ends = []
+    for index, (setting, scores) in enumerate(settings):
+        values = np.minimum(scores, CEILING.get(metric, math.inf))
+        x = np.arange(values.shape[1])
+        low, middle, high = np.quantile(values, (0.25, 0.5, 0.75), axis=0)
+        strength = 1 - 0.5 * index / max(1, len(settings) - 1)
+        axes.fill_between(x, low, high, color=style.colour, alpha=0.13, linewidth=0)
+        dashes = _PATTERNS[index % len(_PATTERNS)]
+        axes.plot(x, middle, color=style.colour, alpha=strength, linewidth=1.8, linestyle=dashes)
+        if setting.number is not None:
+            ends.append((middle[-1], x[-1], f"{setting.number:g}"))
+    axes.set_title(
+        name, loc="left", fontsize=size.font, color=style.colour, fontweight="bold", pad=6
+    )
+    for y, x, text in ends:
+        axes.annotate(
+            text, (x, y), xytext=(4, 0), textcoords="offset points", va="center",
+            fontsize=size.font - 2.5, color=MUTED, annotation_clip=False,
+        )  # fmt: skip
+    axes.xaxis.get_major_locator().set_params(integer=True, nbins=5)
+    score_ticks(axes.yaxis, metric)

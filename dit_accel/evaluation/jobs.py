@@ -1,0 +1,205 @@
+"""What is to be made: jobs named by the hash of everything that decides their clip.
+
+The same job has the same name in every shard, on every machine and at every resume, so that a
+result that is there need not be made again, and a result of other settings cannot be mistaken.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dit_accel.core.generation import ClipSpec
+from dit_accel.evaluation.methods import METHODS, UNCACHED, Setting
+from dit_accel.evaluation.prompts import EvaluationPrompt
+from dit_accel.planning.lookup import FILE as PROFILE
+
+MANIFEST_FORMAT = 1
+_WHOLE_FILE = 2**20
+
+CORE = ("dit_accel", "torch", "diffusers", "transformers")
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """Which weights: a name for people, and a fingerprint of the folder, wherever it lies."""
+
+    name: str
+    pipeline: str
+    fingerprint: str
+
+
+@dataclass(frozen=True)
+class EvaluationSpec:
+    """A whole evaluation: every prompt × seed × method, and what they share.
+
+    `clip` holds the settings in common; its prompt, negative and seed are replaced by each job's.
+    `device` is a type ("cpu", "cuda"): which of several is a matter of the process. `profile` is
+    the hash of the model's profile, where a method needs one; the store keeps the file. `static`
+    and `cache_memory` (bytes) are of the methods that plan by it, and of no other.
+    """
+
+    model: ModelSpec
+    clip: ClipSpec
+    dtype: str
+    device: str
+    prompts: tuple[EvaluationPrompt, ...]
+    seeds: tuple[int, ...]
+    methods: tuple[Setting, ...]
+    metrics: tuple[str, ...]
+    versions: Mapping[str, str]
+    keep_clips: bool = True
+    profile: str | None = None
+    static: bool = False
+    cache_memory: int | None = None
+
+    @property
+    def planned(self) -> tuple[str, ...]:
+        """Names of the methods that plan by a profile."""
+        names = (setting.method for setting in self.methods)
+        return tuple(dict.fromkeys(name for name in names if METHODS[name].profiled))
+
+    def groups(self) -> list[tuple[Job, ...]]:
+        """Jobs by prompt and seed, the uncached twin of a group first: the unit of a shard."""
+        rest = [setting for setting in self.methods if setting.method != UNCACHED]
+        return [
+            tuple(self._job(prompt, seed, method) for method in (Setting(UNCACHED), *rest))
+            for prompt in self.prompts
+            for seed in self.seeds
+        ]
+
+    def _job(self, prompt: EvaluationPrompt, seed: int, method: Setting) -> Job:
+        negative = self.clip.negative if prompt.negative is None else prompt.negative
+        clip = dataclasses.replace(self.clip, prompt=prompt.prompt, negative=negative, seed=seed)
+        extra, planned = METHODS[method.method].version(), METHODS[method.method].profiled
+        if planned and self.profile is not None:
+            extra = {**extra, "profile": self.profile}
+        return Job(
+            prompt_id=prompt.id,
+            clip=clip,
+            method=method,
+            fingerprint=self.model.fingerprint,
+            dtype=self.dtype,
+            device=self.device,
+            versions={**self.versions, **extra},
+            static=planned and self.static,
+            cache_memory=self.cache_memory if planned else None,
+        )
+
+
+@dataclass(frozen=True)
+class Job:
+    """One clip by one method. `id` is the hash of all but the prompt's id."""
+
+    prompt_id: str
+    clip: ClipSpec
+    method: Setting
+    fingerprint: str
+    dtype: str
+    device: str
+    versions: Mapping[str, str]
+    static: bool = False
+    cache_memory: int | None = None
+
+    @property
+    def id(self) -> str:
+        """20 hexadecimal digits."""
+        content = json.dumps(self.content(), sort_keys=True, ensure_ascii=True)
+        return hashlib.sha256(content.encode()).hexdigest()[:20]
+
+    @property
+    def reference(self) -> Job:
+        """The uncached twin; it does not depend on the versions of other people's packages."""
+        ours = {name: self.versions[name] for name in CORE if name in self.versions}
+        return dataclasses.replace(
+            self, method=Setting(UNCACHED), versions=ours, static=False, cache_memory=None
+        )
+
+    def content(self) -> dict[str, Any]:
+        """Everything that decides the clip, JSON-able; what is not set has no name, so that jobs
+        keep theirs."""
+        found: dict[str, Any] = {
+            "format": MANIFEST_FORMAT,
+            "clip": dataclasses.asdict(self.clip),
+            "method": self.method.label,
+            "fingerprint": self.fingerprint,
+            "dtype": self.dtype,
+            "device": self.device,
+            "versions": dict(self.versions),
+        }
+        if self.static:
+            found["static"] = True
+        if self.cache_memory is not None:
+            found["cache_memory"] = self.cache_memory
+        return found
+
+
+def fingerprint(folder: Path) -> str:
+    """A hash over a model folder: names, sizes, and the content of all small files.
+
+    Of a file of over 1 MiB the first and the last MiB are read: weights that differ only between
+    are taken for the same. A profile that lies there is no part of the model.
+    """
+    digest = hashlib.sha256()
+    for path in sorted(part for part in folder.rglob("*") if part.is_file()):
+        if path == folder / PROFILE:
+            continue
+        size = path.stat().st_size
+        digest.update(f"{path.relative_to(folder).as_posix()} {size}\n".encode())
+        with path.open("rb") as file:
+            digest.update(file.read(_WHOLE_FILE))
+            if size > _WHOLE_FILE:
+                file.seek(max(_WHOLE_FILE, size - _WHOLE_FILE))
+                digest.update(file.read())
+    return digest.hexdigest()[:20]
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Part `index` of `count`, 0-based."""
+
+    index: int = 0
+    count: int = 1
+
+    def of(self, groups: Sequence[tuple[Job, ...]]) -> list[tuple[Job, ...]]:
+        """Its groups: every `count`-th, so that parts are alike whatever the file's order."""
+        return list(groups[self.index :: self.count])
+
+
+def parse_shard(text: str) -> Shard:
+    """`i/n`, 0-based.
+
+    Raises:
+        ValueError: it is not of that form, or i is not below n.
+    """
+    first, slash, second = text.partition("/")
+    if not (slash and first.isdigit() and second.isdigit() and int(first) < int(second)):
+        raise ValueError(f"shard is {text!r}; accepted: i/n with 0 <= i < n, e.g. 0/4")
+    return Shard(int(first), int(second))
+
+
+def shard_of_environment(environment: Mapping[str, str] = os.environ) -> Shard:
+    """The part that torchrun, `accelerate launch` or SLURM gives this process; else the whole.
+
+    Raises:
+        ValueError: a launcher's variables do not fit together.
+    """
+    for index, count, offset in _LAUNCHERS:
+        if index in environment and count in environment:
+            shift = int(environment.get(offset, "0")) if offset else 0
+            text = f"{int(environment[index]) - shift}/{environment[count]}"
+            return parse_shard(text)
+    return Shard()
+
+
+_LAUNCHERS: Iterable[tuple[str, str, str]] = (
+    ("RANK", "WORLD_SIZE", ""),
+    ("SLURM_ARRAY_TASK_ID", "SLURM_ARRAY_TASK_COUNT", "SLURM_ARRAY_TASK_MIN"),
+    ("SLURM_PROCID", "SLURM_NTASKS", ""),
+)

@@ -1,0 +1,91 @@
+"""Everything that makes a pipeline faster, runnable side by side: one table.
+
+A row says what its number means, which numbers it takes, how to put it on a pipeline, and whether
+it needs a process of its own. Rows of other people's packages call their public API with their own
+defaults; where a default does nothing or fails on a family, the row does nothing or fails too, and
+the evaluation says so.
+
+A method is written `name` or `name:number`, e.g. `edcw:0.1`. A new one is one row here. A row that
+is marked `research` is accepted by its name, and left out wherever methods are listed.
+"""
+
+from __future__ import annotations
+
+from dit_accel.evaluation.methods.cachedit import CACHE_DIT
+from dit_accel.evaluation.methods.diffusers_caches import DIFFUSERS
+from dit_accel.evaluation.methods.floor import FLOOR_METHODS
+from dit_accel.evaluation.methods.ours import OURS
+from dit_accel.evaluation.methods.row import Method, MethodContext, MethodHandle, Setting
+
+METHODS: dict[str, Method] = {
+    row.name: row for row in (*OURS, *DIFFUSERS, *CACHE_DIT, *FLOOR_METHODS)
+}
+UNCACHED = "uncached"
+LISTED = tuple(row.name for row in METHODS.values() if not row.research)
+
+
+def parse(text: str) -> Setting:
+    """`name` or `name:number` -> the method with its number.
+
+    Raises:
+        ValueError: the name is in no row, or the number is not accepted; the text names both.
+    """
+    name, colon, number = text.strip().partition(":")
+    if name not in METHODS:
+        raise ValueError(f"method is {name!r}; accepted: {', '.join(LISTED)}")
+    return METHODS[name].at(number if colon else None)
+
+
+def parse_list(text: str, steps: int | None = None) -> tuple[Setting, ...]:
+    """Several, with commas between, each once. `NAME:*` is the row's whole sweep; a number alone is
+    of the method before it, so that `edcw:0.1,0.2` is two.
+
+    Args:
+        steps: of the clips that are to be made; sweeps keep what is below it, where steps are
+            what they count.
+
+    Raises:
+        ValueError: as `parse`, or the list is empty, or `fewer-steps` would not be fewer.
+    """
+    settings: list[Setting] = []
+    for part in filter(None, (part.strip() for part in text.split(","))):
+        name, _, number = part.partition(":")
+        if settings and _is_number(part):
+            name, number = settings[-1].method, part
+            part = f"{name}:{number}"
+        if number == "*" and name in METHODS:
+            settings += [s for s in METHODS[name].swept() if _fewer(s, steps)]
+        else:
+            settings.append(parse(part))
+    if not settings:
+        raise ValueError(f"methods is {text!r}; accepted: at least one of {', '.join(LISTED)}")
+    for setting in settings:
+        if not _fewer(setting, steps):
+            raise ValueError(f"method is {setting.label!r}; accepted: below the {steps} steps")
+    return tuple(dict.fromkeys(settings))
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _fewer(setting: Setting, steps: int | None) -> bool:
+    fewer = setting.method == "fewer-steps" and setting.number is not None
+    return steps is None or not fewer or int(setting.number or 0) < steps
+
+
+__all__ = [
+    "LISTED",
+    "METHODS",
+    "UNCACHED",
+    "Method",
+    "MethodContext",
+    "MethodHandle",
+    "Setting",
+    "parse",
+    "parse_list",
+]

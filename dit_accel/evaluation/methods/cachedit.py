@@ -1,0 +1,66 @@
+"""Rows: cache-dit (extra `peers`), called as its README does.
+
+It replaces `__call__` of the pipeline's class and cannot be taken off one of two pipelines (1.5.3),
+so its rows run in a process of their own. DBCache decides by the first block (F1B0): its default of
+eight blocks leaves a small model nothing to save.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
+
+from dit_accel.evaluation.methods.row import Apply, Method, MethodContext, MethodHandle
+
+
+def _cache_dit(config: str, calibrator: bool = False) -> Apply:
+    def apply(
+        pipe: Any, number: float | int | None, context: MethodContext
+    ) -> AbstractContextManager[MethodHandle]:
+        return _enabled(pipe, config, float(number or 0.0), context, calibrator)
+
+    return apply
+
+
+@contextmanager
+def _enabled(
+    pipe: Any, config: str, threshold: float, context: MethodContext, calibrator: bool
+) -> Iterator[MethodHandle]:
+    import cache_dit
+
+    options = {} if not calibrator else {
+        "calibrator_config": cache_dit.TaylorSeerCalibratorConfig(taylorseer_order=1)
+    }  # fmt: skip
+    cache = getattr(cache_dit, config)(
+        Fn_compute_blocks=1,
+        Bn_compute_blocks=0,
+        residual_diff_threshold=threshold,
+        enable_separate_cfg=context.clip.guidance > 1,
+    )
+    cache_dit.enable_cache(pipe, cache_config=cache, **options)
+    try:
+        yield MethodHandle()
+    finally:
+        cache_dit.disable_cache(pipe)
+
+
+def _row(name: str, summary: str, apply: Apply, sweep: tuple[float, ...]) -> Method:
+    return Method(
+        name=f"cache-dit/{name}",
+        summary=summary,
+        apply=apply,
+        number="threshold",
+        default=0.12,
+        sweep=sweep,
+        package=("cache-dit", "peers"),
+        own_process=True,
+    )
+
+
+CACHE_DIT = (
+    _row("dbcache", "DBCache F1B0", _cache_dit("DBCacheConfig"), (0.05, 0.08, 0.12, 0.24)),
+    _row("dbcache-taylor", "DBCache F1B0 with TaylorSeer of order 1",
+         _cache_dit("DBCacheConfig", calibrator=True), (0.08, 0.12, 0.24)),
+    _row("dbprune", "DBPrune F1B0", _cache_dit("DBPruneConfig"), (0.08, 0.12, 0.24)),
+)  # fmt: skip

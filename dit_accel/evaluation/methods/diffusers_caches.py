@@ -1,0 +1,147 @@
+"""Rows: the caches that diffusers itself has, whatever of them the installed version knows.
+
+Each is switched on by `transformer.enable_cache(config)` with diffusers' defaults for all but the
+number, and off by `disable_cache()`. Wan runs guidance as separate forwards, which two of them do
+not expect: Pyramid Attention Broadcast counts the branches as steps, and FasterCache splits a batch
+that is not there (diffusers 0.42).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from dit_accel.evaluation.methods.row import Apply, Method, MethodContext, MethodHandle
+from dit_accel.models.families import family_of, transformers_of
+
+Configure = Callable[[Any, Any, float | int | None, MethodContext], Any]
+
+
+def _cache(config_class: str, configure: Configure, separate: str = "") -> Apply:
+    """A context that enables a cache of diffusers on every transformer of a pipeline.
+
+    Args:
+        config_class: name of the configuration at diffusers' top level.
+        configure: (class, pipe, number, context) -> configuration.
+        separate: what it does wrong where guidance runs as separate forwards.
+    """
+
+    @contextmanager
+    def apply(
+        pipe: Any, number: float | int | None, context: MethodContext
+    ) -> Iterator[MethodHandle]:
+        import diffusers
+
+        kind = getattr(diffusers, config_class)
+        family = family_of(pipe)
+        modules = list(transformers_of(pipe, family).values())
+        faulty = separate and family.branches == "separate" and context.clip.guidance > 1
+        with contextlib.ExitStack() as stack:
+            for module in modules:
+                module.enable_cache(configure(kind, pipe, number, context))
+                stack.callback(module.disable_cache)
+            yield MethodHandle(remarks=(separate,) if faulty else ())
+
+    return apply
+
+
+def _attention_broadcast(kind: Any, pipe: Any, number: Any, context: MethodContext) -> Any:
+    return kind(
+        spatial_attention_block_skip_range=number,
+        cross_attention_block_skip_range=2 * number,
+        current_timestep_callback=lambda: pipe.current_timestep,
+    )
+
+
+def _faster_cache(kind: Any, pipe: Any, number: Any, context: MethodContext) -> Any:
+    return kind(
+        spatial_attention_block_skip_range=number,
+        current_timestep_callback=lambda: pipe.current_timestep,
+    )
+
+
+def _by_threshold(kind: Any, pipe: Any, number: Any, context: MethodContext) -> Any:
+    return kind(threshold=number)
+
+
+def _mag_cache(kind: Any, pipe: Any, number: Any, context: MethodContext) -> Any:
+    steps = context.clip.steps
+
+    def measure(run: Callable[[], None]) -> list[float]:
+        """diffusers prints the ratios of each branch; it keeps them nowhere."""
+        modules = list(transformers_of(pipe, family_of(pipe)).values())
+        printed = io.StringIO()
+        with contextlib.ExitStack() as stack:
+            for module in modules:
+                module.enable_cache(kind(calibrate=True, num_inference_steps=steps))
+                stack.callback(module.disable_cache)
+            with contextlib.redirect_stdout(printed):
+                run()
+        found = re.findall(r"^\[([^\]\[]*\d[^\]\[]*)\]$", printed.getvalue(), re.MULTILINE)
+        if not found:
+            raise RuntimeError("MagCache's calibration printed no ratios")
+        branches = [[float(ratio) for ratio in text.split(",")] for text in found]
+        return [sum(step) / len(step) for step in zip(*branches, strict=True)]
+
+    ratios = context.calibrate(f"mag-cache-{steps}", measure)
+    return kind(threshold=number, num_inference_steps=steps, mag_ratios=ratios)
+
+
+def _taylor_seer(kind: Any, pipe: Any, number: Any, context: MethodContext) -> Any:
+    return kind(cache_interval=number)
+
+
+def _taylor_seer_attention(kind: Any, pipe: Any, number: Any, context: MethodContext) -> Any:
+    return kind(cache_interval=number, cache_identifiers=[r"blocks\.\d+\.attn\d"])
+
+
+def _taylor_seer_lite(kind: Any, pipe: Any, number: Any, context: MethodContext) -> Any:
+    return kind(cache_interval=number, use_lite_mode=True)
+
+
+def _row(
+    name: str,
+    summary: str,
+    config_class: str,
+    configure: Configure,
+    number: str,
+    sweep: tuple[float | int, ...],
+    *,
+    low: float = 0.0,
+    separate: str = "",
+) -> Method:
+    return Method(
+        name=f"diffusers/{name}",
+        summary=summary,
+        apply=_cache(config_class, configure, separate),
+        number=number,
+        default=sweep[0],
+        sweep=sweep,
+        low=low,
+        whole=isinstance(sweep[0], int),
+        diffusers_class=config_class,
+    )
+
+
+DIFFUSERS = (
+    _row("first-block", "First Block Cache", "FirstBlockCacheConfig", _by_threshold,
+         "threshold", (0.05, 0.08, 0.12, 0.2)),
+    _row("mag-cache", "MagCache, calibrated on one uncached clip", "MagCacheConfig", _mag_cache,
+         "threshold", (0.06, 0.12, 0.24)),
+    _row("sea-cache", "SeaCache", "SeaCacheConfig", _by_threshold, "threshold", (0.1, 0.25, 0.5)),
+    _row("pab", "Pyramid Attention Broadcast", "PyramidAttentionBroadcastConfig",
+         _attention_broadcast, "skip range", (2, 4), low=1,
+         separate="it counts calls as steps, and serves one branch what it kept of the other"),
+    _row("faster-cache", "FasterCache", "FasterCacheConfig", _faster_cache, "skip range", (2,),
+         low=1),
+    _row("taylor-seer", "TaylorSeer, default modules", "TaylorSeerCacheConfig", _taylor_seer,
+         "interval", (3, 5), low=1),
+    _row("taylor-seer-attention", "TaylorSeer on the attentions, named by us",
+         "TaylorSeerCacheConfig", _taylor_seer_attention, "interval", (3, 5), low=1),
+    _row("taylor-seer-lite", "TaylorSeer, lite mode", "TaylorSeerCacheConfig", _taylor_seer_lite,
+         "interval", (2, 3, 5), low=1),
+)  # fmt: skip

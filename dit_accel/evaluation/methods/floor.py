@@ -1,0 +1,58 @@
+"""Rows of the noise floor: the uncached model again, with nothing changed that a user would change.
+
+A cache whose score is not below these cannot be told apart from running the model twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from dit_accel.evaluation.methods.row import Method, MethodContext, MethodHandle
+from dit_accel.models.families import family_of, transformers_of
+
+
+@contextmanager
+def _rerun(pipe: Any, number: float | int | None, context: MethodContext) -> Iterator[MethodHandle]:
+    yield MethodHandle()
+
+
+@contextmanager
+def _other_attention(
+    pipe: Any, number: float | int | None, context: MethodContext
+) -> Iterator[MethodHandle]:
+    with sdpa_kernel(SDPBackend.MATH):
+        yield MethodHandle(remarks=("attention by torch's unfused implementation",))
+
+
+@contextmanager
+def _other_dtype(
+    pipe: Any, number: float | int | None, context: MethodContext
+) -> Iterator[MethodHandle]:
+    """float32 weights under bfloat16 autocast; 16-bit weights widened, which is exactly undone."""
+    modules = list(transformers_of(pipe, family_of(pipe)).values())
+    dtype = modules[0].dtype
+    if dtype == torch.float32:
+        with torch.autocast(pipe.device.type, torch.bfloat16):
+            yield MethodHandle(remarks=("float32 weights under bfloat16 autocast",))
+        return
+    for module in modules:
+        module.to(torch.float32)
+    try:
+        yield MethodHandle(remarks=(f"{dtype} weights widened to float32".replace("torch.", ""),))
+    finally:
+        for module in modules:
+            module.to(dtype)
+
+
+FLOOR_METHODS = (
+    Method("rerun", "uncached, the same settings again", _rerun, control=True),
+    Method(
+        "rerun/attention", "uncached, another attention backend", _other_attention, control=True
+    ),
+    Method("rerun/dtype", "uncached, the denoiser in another dtype", _other_dtype, control=True),
+)

@@ -1,0 +1,207 @@
+"""Rows: no cache at all, dit_accel's own, and the plainest rival of every cache, fewer steps."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
+
+from dit_accel.attention.pcas import PCAS
+from dit_accel.attention.trim_text import trim_text
+from dit_accel.caching.windows import EDCW
+from dit_accel.config import AccelConfig, QualityConfig, SpeedupConfig, ThresholdConfig, UniCPConfig
+from dit_accel.evaluation.methods.row import Apply, Method, MethodContext, MethodHandle
+from dit_accel.handle import accelerate
+from dit_accel.planning.lookup import find_profile
+
+
+@contextmanager
+def _uncached(
+    pipe: Any, number: float | int | None, context: MethodContext
+) -> Iterator[MethodHandle]:
+    yield MethodHandle()
+
+
+@contextmanager
+def _fewer_steps(
+    pipe: Any, number: float | int | None, context: MethodContext
+) -> Iterator[MethodHandle]:
+    if number is None or number >= context.clip.steps:
+        raise ValueError(f"fewer-steps is {number}; accepted: below the {context.clip.steps} steps")
+    yield MethodHandle(overrides={"num_inference_steps": int(number)})
+
+
+@contextmanager
+def _ours(pipe: Any, config: AccelConfig) -> Iterator[MethodHandle]:
+    with accelerate(pipe, config) as handle:
+        yield MethodHandle(report=handle.report)
+
+
+def _edcw(site: str, order: int = 0) -> Apply:
+    return lambda pipe, number, _: _ours(
+        pipe, ThresholdConfig(float(number or 0.0), order=order, site=site)
+    )
+
+
+def _unicp(**changes: Any) -> Apply:
+    """The preset, less what is switched off; pruned also where that is slower, to be measured."""
+    parts = {"pcas": PCAS(always=True), **changes}
+    return lambda pipe, number, _: _ours(pipe, UniCPConfig(EDCW(float(number or 0.0)), **parts))
+
+
+def _pruned(
+    pipe: Any, number: float | int | None, _: MethodContext
+) -> AbstractContextManager[MethodHandle]:
+    return _alone(pipe, PCAS(keep_mass=float(number or 1.0), cap=1.0, always=True))
+
+
+def _sliced(
+    pipe: Any, number: float | int | None, _: MethodContext
+) -> AbstractContextManager[MethodHandle]:
+    rank = int(number or 1)
+    return _alone(pipe, PCAS(mode="slice", rank=rank, value_rank=rank, always=True))
+
+
+def _alone(pipe: Any, pcas: PCAS) -> AbstractContextManager[MethodHandle]:
+    return _ours(pipe, UniCPConfig(EDCW(threshold=0.0), pcas, shift=None))
+
+
+@contextmanager
+def _trimmed(
+    pipe: Any, number: float | int | None, context: MethodContext
+) -> Iterator[MethodHandle]:
+    with trim_text(pipe):
+        yield MethodHandle()
+
+
+def _planned(way: type[QualityConfig | SpeedupConfig]) -> Apply:
+    def apply(
+        pipe: Any, number: float | int | None, context: MethodContext
+    ) -> AbstractContextManager[MethodHandle]:
+        profile = context.profile or find_profile(pipe)
+        if profile is None:
+            raise ValueError(
+                "no profile of this model was found in its folder or the cache: `dit-accel "
+                "calibrate` makes one"
+            )
+        config = way(
+            float(number or 0.0), profile=profile, static=context.static,
+            cache_memory=context.cache_memory,
+        )  # fmt: skip
+        return _ours(pipe, config)
+
+    return apply
+
+
+OURS = (
+    Method("uncached", "the stock pipeline, which all others are scored against", _uncached),
+    *(
+        Method(
+            name=name,
+            summary=f"error-aware dynamic cache windows at the site {site}",
+            apply=_edcw(site),
+            number="threshold δ",
+            default=0.1,
+            sweep=sweep,
+            research=site != "model",
+        )
+        for name, site, sweep in (
+            ("edcw", "model", (0.05, 0.1, 0.2, 0.4)),
+            ("edcw/block", "block", (0.1, 0.2, 0.4)),
+            ("edcw/attention", "attention", (0.1, 0.2, 0.4)),
+        )
+    ),
+    *(
+        Method(
+            name=name,
+            summary=f"the same at the site model, served by {what}",
+            apply=_edcw("model", order),
+            number="threshold δ",
+            default=0.1,
+            sweep=(0.02, 0.05, 0.1, 0.2, 0.4),
+            research=True,
+        )
+        for name, order, what in (
+            ("edcw-line", 1, "the line through the last two kept values"),
+            ("edcw-parabola", 2, "the parabola through the last three"),
+        )
+    ),
+    *(
+        Method(
+            name=f"unicp-paper{name}",
+            summary=what,
+            apply=_unicp(**changes),
+            number="threshold δ",
+            default=0.1,
+            sweep=(0.05, 0.1, 0.2, 0.4),
+            research=name == "/no-tail",
+        )
+        for name, what, changes in (
+            ("", "at attentions: windows, pruned attention, and the shift between them", {}),
+            ("/no-prune", "the same, nothing pruned: windows alone", {"pcas": None, "shift": None}),
+            ("/no-shift", "the same, pruned wherever windows do not serve", {"shift": None}),
+            (
+                "/no-tail",
+                "the same, what is pruned is dropped",
+                {"pcas": PCAS(tail=False, always=True)},
+            ),
+        )
+    ),
+    Method(
+        name="pcas/prune",
+        summary="attention to the key blocks that matter, after dense first steps",
+        apply=_pruned,
+        number="kept mass",
+        default=0.9,
+        sweep=(0.5, 0.7, 0.9),
+        low=0.01,
+        high=1.0,
+    ),
+    Method(
+        name="pcas/slice",
+        summary="attention at a rank of queries, keys and values, after dense first steps",
+        apply=_sliced,
+        number="rank",
+        default=64,
+        sweep=(16, 24, 64, 96),
+        low=1,
+        high=1024,
+        whole=True,
+        research=True,
+    ),
+    Method("trim-text", "HunyuanVideo: padded text and its mask taken away; exact", _trimmed),
+    Method(
+        name="quality",
+        summary="the fastest plan by which 95 % of clips reach so many dB, with its guard",
+        apply=_planned(QualityConfig),
+        number="dB",
+        default=32,
+        sweep=(28, 32, 36, 45),
+        low=1.0,
+        high=100.0,
+        profiled=True,
+    ),
+    Method(
+        name="speedup",
+        summary="the best plan of so many times fewer computed steps, with its guard",
+        apply=_planned(SpeedupConfig),
+        number="steps over computed steps",
+        default=2.5,
+        sweep=(1.5, 2.0, 2.5, 3.0, 4.0, 5.0),
+        low=1.0,
+        high=100.0,
+        profiled=True,
+    ),
+    Method(
+        name="fewer-steps",
+        summary="no cache, and fewer denoising steps",
+        apply=_fewer_steps,
+        number="steps",
+        default=25,
+        sweep=(40, 30, 25, 20, 15, 10),
+        low=1,
+        high=1000,
+        whole=True,
+        control=True,
+    ),
+)

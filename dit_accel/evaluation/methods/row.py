@@ -1,0 +1,150 @@
+"""What a row of the METHODS table is made of."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import math
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from dit_accel.core.generation import ClipSpec
+from dit_accel.core.report import Report
+
+
+@dataclass(frozen=True)
+class MethodHandle:
+    """What a method that is at work asks of the call, and what it can tell afterwards.
+
+    Args:
+        overrides: arguments of the pipeline's call in place of the clip's.
+        report: dit_accel's own report of the last call.
+        remarks: what a reader must know of this run.
+    """
+
+    overrides: dict[str, Any] = field(default_factory=dict)
+    report: Callable[[], Report] | None = None
+    remarks: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class MethodContext:
+    """What a method may need to know of the run.
+
+    Args:
+        clip: the clip that is to be made.
+        calibrate: makes an uncached clip with the pipeline as it is, and keeps, under a name, what
+            the function given returns after it; a later call with the same name makes no clip.
+        profile: the model's profile (`dit-accel calibrate`), where there is one.
+        static, cache_memory: of plans, as `accelerate` takes them.
+    """
+
+    clip: ClipSpec
+    calibrate: Callable[[str, Callable[[Callable[[], None]], Any]], Any]
+    profile: Path | None = None
+    static: bool = False
+    cache_memory: int | None = None
+
+
+Apply = Callable[[Any, float | int | None, MethodContext], AbstractContextManager[MethodHandle]]
+
+
+@dataclass(frozen=True)
+class Method:
+    """One way to make a clip.
+
+    Args:
+        name: on the command line and in tables; `owner/technique` where it is not ours.
+        summary: one phrase.
+        apply: puts it on a pipeline, and takes it off: `with apply(pipe, number, context)`.
+        number: what the number means; "" where the method takes none.
+        default: the number where none is given.
+        sweep: numbers from mild to strong, for a curve.
+        low, high: the range that is accepted.
+        whole: whether the number must be whole.
+        package: the distribution that it needs beyond the core, and its extra in ours.
+        diffusers_class: what it needs of diffusers, which not every version has.
+        own_process: whether it changes classes, so that nothing else may share its process.
+        control: whether it is no acceleration, but what one is compared with.
+        profiled: whether it needs the model's profile.
+        research: whether it answers a question of ours and is nothing to choose: left out of lists
+            and of the docs' table, accepted by its name.
+    """
+
+    name: str
+    summary: str
+    apply: Apply
+    number: str = ""
+    default: float | int | None = None
+    sweep: tuple[float | int, ...] = ()
+    low: float = 0.0
+    high: float = math.inf
+    whole: bool = False
+    package: tuple[str, str] | None = None
+    diffusers_class: str | None = None
+    own_process: bool = False
+    control: bool = False
+    profiled: bool = False
+    research: bool = False
+
+    def at(self, number: str | None) -> Setting:
+        """This method with a number, given as text; with its default for None.
+
+        Raises:
+            ValueError: naming the method, the number, and what is accepted.
+        """
+        if number is None:
+            return Setting(self.name, self.default)
+        if not self.number:
+            raise ValueError(f"method {self.name!r} takes no number, and is given {number!r}")
+        kind = "a whole number" if self.whole else "a number"
+        accepted = f"{self.number}: {kind} from {self.low:g} to {self.high:g}"
+        try:
+            value = int(number) if self.whole else float(number)
+        except ValueError:
+            raise ValueError(
+                f"method {self.name!r} is given {number!r}; accepted: {accepted}"
+            ) from None
+        if not self.low <= value <= self.high or math.isinf(value):
+            raise ValueError(f"method {self.name!r} is given {number!r}; accepted: {accepted}")
+        return Setting(self.name, value)
+
+    def swept(self) -> tuple[Setting, ...]:
+        """The whole sweep; the one setting of a method without a number."""
+        if not self.sweep:
+            return (Setting(self.name, self.default),)
+        return tuple(Setting(self.name, number) for number in self.sweep)
+
+    def lacking(self) -> str | None:
+        """What must be installed before this runs, or None."""
+        if self.diffusers_class is not None:
+            import diffusers
+
+            if not hasattr(diffusers, self.diffusers_class):
+                return f"diffusers {diffusers.__version__} has no {self.diffusers_class}"
+        if self.package is None or importlib.util.find_spec(self.package[0].replace("-", "_")):
+            return None
+        name, extra = self.package
+        return f"{name} is not installed: pip install 'dit-accel[{extra}]'"
+
+    def version(self) -> dict[str, str]:
+        """The version of the package that it needs beyond the core."""
+        if self.package is None or self.lacking():
+            return {}
+        return {self.package[0]: importlib.metadata.version(self.package[0])}
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A method with its number."""
+
+    method: str
+    number: float | int | None = None
+
+    @property
+    def label(self) -> str:
+        """As it is written on the command line."""
+        return self.method if self.number is None else f"{self.method}:{self.number:g}"

@@ -1,0 +1,225 @@
+"""Score files of clips: paired by their ids, refused where the comparison would be unfair.
+
+Both clips of a pair are read side by side in chunks, so that neither is ever in memory whole. A
+pair is refused if frames or sizes differ, unless trimming is asked for, and if codecs differ,
+unless that is allowed: a lossy file against a lossless one scores the codec, not the model.
+
+It does not know which of two clips is the better one, nor whether the ids mean the same prompt.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from dit_accel.core import video
+from dit_accel.metrics.row import Metric
+from dit_accel.metrics.scoring import Score, Scorer
+
+CHUNK = 16
+CAVEAT = (
+    "both clips are {name}, which is lossy: 4:2:0 alone reads 34 to 39 dB against its own source, "
+    "so differences above that are hidden; score .mkv (FFV1) or .npy"
+)
+
+Clip = npt.NDArray[Any]
+
+
+class UnfairPair(ValueError):
+    """Two files, or two folders, that cannot be compared as they are."""
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two files of one id."""
+
+    id: str
+    reference: Path
+    test: Path
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """What was paired, and the ids that had no partner, by the side they are on."""
+
+    pairs: tuple[Pair, ...]
+    unpaired: Mapping[str, tuple[str, ...]]
+
+
+@dataclass(frozen=True)
+class PairScores:
+    """What there is to tell of one pair."""
+
+    pair: Pair
+    frames: int
+    codecs: Mapping[str, str]
+    scores: Mapping[str, Score]
+    notes: tuple[str, ...]
+
+
+def find_pairs(reference: Path, test: Path, *, allow_unpaired: bool = False) -> Pairs:
+    """Two clips as one pair, or the clips of two folders by their file names without suffix.
+
+    Args:
+        reference: a file or a folder.
+        test: the same kind.
+        allow_unpaired: leave out clips without a partner, instead of refusing.
+
+    Raises:
+        UnfairPair: if they are not of one kind, an id is there twice, or has no partner.
+        FileNotFoundError: if one of them does not exist.
+    """
+    for path in (reference, test):
+        if not path.exists():
+            raise FileNotFoundError(2, "no such file or folder", str(path))
+    if reference.is_dir() != test.is_dir():
+        folder, file = (reference, test) if reference.is_dir() else (test, reference)
+        raise UnfairPair(f"{folder} is a folder and {file} is a file: must be two of one kind")
+    if reference.is_file():
+        return Pairs((Pair(test.stem, reference, test),), {"reference": (), "test": ()})
+    here, there = _clips(reference), _clips(test)
+    alone = {
+        "reference": tuple(sorted(here.keys() - there.keys())),
+        "test": tuple(sorted(there.keys() - here.keys())),
+    }
+    common = sorted(here.keys() & there.keys())
+    if not common or (any(alone.values()) and not allow_unpaired):
+        raise UnfairPair(_without_partner(reference, test, alone))
+    return Pairs(tuple(Pair(name, here[name], there[name]) for name in common), alone)
+
+
+def check_codecs(pair: Pair, *, allow_mixed: bool = False) -> tuple[dict[str, str], list[str]]:
+    """How both files keep their frames, and what is to be said of it.
+
+    Raises:
+        UnfairPair: if they keep them in different ways, at least one of them lossy.
+        ValueError: if a file is no clip.
+        FileNotFoundError: if there is no such file.
+    """
+    one, other = video.codec_of(pair.reference), video.codec_of(pair.test)
+    names = {"reference": one.name, "test": other.name}
+    if one.lossless and other.lossless:
+        return names, []
+    if one == other:
+        return names, [CAVEAT.format(name=one.name)]
+    mixed = (
+        f"{pair.reference} is {_told(one)} and {pair.test} is {_told(other)}: "
+        "the score is in part that of the codec"
+    )
+    if not allow_mixed:
+        raise UnfairPair(f"{mixed}; pass --allow-mixed-codecs, or keep both in one lossless format")
+    return names, [mixed]
+
+
+def score_pair(
+    pair: Pair,
+    rows: Mapping[str, Metric],
+    *,
+    allow_trim: bool = False,
+    allow_mixed: bool = False,
+) -> PairScores:
+    """Score one pair of files.
+
+    Args:
+        pair: two readable files.
+        rows: the metrics, by name.
+        allow_trim: cut both to the fewer frames, and from their centres to the smaller size.
+        allow_mixed: take files of different codecs.
+
+    Raises:
+        UnfairPair: if the two cannot be compared as they are.
+        ValueError: if a file is no whole clip, or a metric cannot score such frames.
+    """
+    codecs, notes = check_codecs(pair, allow_mixed=allow_mixed)
+    scorer, counts = Scorer(rows, data_range=255), {"reference": 0, "test": 0}
+    sized: list[str] = []
+    for one, other in _side_by_side(pair, counts):
+        if one.shape[1:] != other.shape[1:]:
+            note = _sizes(pair, one, other)
+            if not allow_trim:
+                raise UnfairPair(f"{note}; pass --allow-trim to cut both to one size")
+            sized = [f"{note}; both were cut to the same size around their centres"]
+            one, other = _cropped(one, other)
+        scorer.update(one, other)
+    if counts["reference"] != counts["test"]:
+        note = (
+            f"{pair.reference} has {counts['reference']} frames, {pair.test} has {counts['test']}"
+        )
+        if not allow_trim:
+            raise UnfairPair(f"{note}; pass --allow-trim to score those that both have")
+        notes.append(f"{note}; the first {min(counts.values())} were scored")
+    return PairScores(pair, min(counts.values()), codecs, scorer.compute(), (*notes, *sized))
+
+
+def _side_by_side(pair: Pair, counts: dict[str, int]) -> Iterator[tuple[Clip, Clip]]:
+    """Equally long chunks of both clips while both last; `counts` ends at the frames of each."""
+    streams = {
+        "reference": video.stream_video(pair.reference, chunk=CHUNK),
+        "test": video.stream_video(pair.test, chunk=CHUNK),
+    }
+    while True:
+        chunks = {name: next(stream, None) for name, stream in streams.items()}
+        for name, chunk in chunks.items():
+            counts[name] += 0 if chunk is None else len(chunk)
+        one, other = chunks["reference"], chunks["test"]
+        if one is None or other is None:
+            break
+        both = min(len(one), len(other))
+        yield one[:both], other[:both]
+    for name, stream in streams.items():
+        counts[name] += sum(len(chunk) for chunk in stream)
+
+
+def _cropped(one: Clip, other: Clip) -> tuple[Clip, Clip]:
+    height, width = (min(sizes) for sizes in zip(one.shape[1:3], other.shape[1:3], strict=True))
+    first, second = (_centre(clip, height, width) for clip in (one, other))
+    return first, second
+
+
+def _centre(clip: Clip, height: int, width: int) -> Clip:
+    top, left = (clip.shape[1] - height) // 2, (clip.shape[2] - width) // 2
+    return np.ascontiguousarray(clip[:, top : top + height, left : left + width])
+
+
+def _sizes(pair: Pair, one: Clip, other: Clip) -> str:
+    (height, width), (other_height, other_width) = one.shape[1:3], other.shape[1:3]
+    sizes = f"frames of {height}x{width}", f"frames of {other_height}x{other_width}"
+    return f"{pair.reference} has {sizes[0]}, {pair.test} has {sizes[1]}"
+
+
+def _told(codec: video.Codec) -> str:
+    return f"{codec.name} ({'lossless' if codec.lossless else 'lossy'})"
+
+
+def _clips(folder: Path) -> dict[str, Path]:
+    """The clips of a folder by id."""
+    found: dict[str, Path] = {}
+    for path in sorted(folder.iterdir()):
+        if path.suffix.lower() in video.READABLE and path.is_file() and path.name[0] != ".":
+            if path.stem in found:
+                raise UnfairPair(f"{found[path.stem]} and {path} have one id: keep one of them")
+            found[path.stem] = path
+    return found
+
+
+def _without_partner(reference: Path, test: Path, alone: Mapping[str, Sequence[str]]) -> str:
+    folders = {"reference": (reference, test), "test": (test, reference)}
+    told = [
+        f"{_first(alone[side])} of {mine} {'has' if len(alone[side]) == 1 else 'have'} no partner "
+        f"in {theirs}"
+        for side, (mine, theirs) in folders.items()
+        if alone[side]
+    ]
+    if not told:
+        return f"{reference} and {test} hold no clip ({', '.join(video.READABLE)})"
+    return f"{'; '.join(told)}; pass --allow-unpaired to leave them out (needs one pair at least)"
+
+
+def _first(names: Sequence[str], count: int = 5) -> str:
+    shown = ", ".join(names[:count])
+    return shown if len(names) <= count else f"{shown} and {len(names) - count} more"

@@ -1,0 +1,114 @@
+"""What a run really computed, whatever method was on it: FLOPs by step, calls by place and step.
+
+It sits beneath every cache: it wraps the `forward` of the heavy children of each block (attentions,
+feed-forward) before a method is installed, so that only calls that reach the computation count. It
+changes no value and leaves nothing behind.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from typing import Any, Self
+
+import torch
+
+from dit_accel.core.flops import FlopMeter
+from dit_accel.models.families import family_of, transformers_of
+
+
+class Probe:
+    """Enter it before the method; a watcher of the run, which says when a step ends."""
+
+    def __init__(self, pipe: Any) -> None:
+        self._modules = transformers_of(pipe, family_of(pipe))
+        self._places = list(places(pipe))
+        self._undo = ExitStack()
+        self._meter: FlopMeter | None = None
+        self._metering = ExitStack()
+        self._compiled = any(_is_compiled(module) for module in self._modules.values())
+        self._step = 0
+        self.calls: dict[str, list[int]] = {name: [0] for name, _ in self._places}
+        self._flops = [0]
+
+    @property
+    def flops(self) -> list[int] | None:
+        """FLOPs of the denoiser by step; None where its compiled graphs hide them."""
+        return None if self._compiled else self._flops[: self._step]
+
+    @property
+    def computed(self) -> dict[str, list[int]]:
+        """How often each place was computed, by step; the branches of guidance add up."""
+        return {name: counts[: self._step] for name, counts in self.calls.items()}
+
+    def __enter__(self) -> Self:
+        for name, module in self._places:
+            self._wrap(name, module)
+        for module in self._modules.values() if not self._compiled else ():
+            before = module.register_forward_pre_hook(self._denoiser_begins)
+            after = module.register_forward_hook(self._denoiser_ends, always_call=True)
+            self._undo.callback(before.remove)
+            self._undo.callback(after.remove)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._undo.close()
+
+    def begin(self) -> None:
+        """The loop starts; a call that was thrown away before does not count."""
+        self._step = 0
+        self._flops = [0]
+        self.calls = {name: [0] for name in self.calls}
+
+    def reach(self, done: int) -> None:
+        """So many steps are done."""
+        self._step = done
+        for counts in (self._flops, *self.calls.values()):
+            counts.extend([0] * (done + 1 - len(counts)))
+
+    def _wrap(self, name: str, module: torch.nn.Module) -> None:
+        own = "forward" in vars(module)
+        inner: Callable[..., Any] = module.forward
+
+        @functools.wraps(inner)
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            self.calls[name][self._step] += 1
+            return inner(*args, **kwargs)
+
+        module.forward = forward
+        self._undo.callback(_restore, module, inner if own else None)
+
+    def _denoiser_begins(self, *_: object) -> None:
+        self._meter = FlopMeter()
+        self._metering = ExitStack()
+        self._metering.enter_context(self._meter)
+
+    def _denoiser_ends(self, *_: object) -> None:
+        if self._meter is not None:
+            self._metering.close()
+            self._flops[self._step] += self._meter.flops
+            self._meter = None
+
+
+def places(pipe: Any) -> Iterator[tuple[str, torch.nn.Module]]:
+    """The heavy children of every block: those with a matrix in them, by their path."""
+    family = family_of(pipe)
+    for component, transformer in transformers_of(pipe, family).items():
+        prefix = "" if component == "transformer" else f"{component}."
+        for list_name in family.blocks:
+            for index, block in enumerate(getattr(transformer, list_name)):
+                for name, child in block.named_children():
+                    if any(isinstance(part, torch.nn.Linear) for part in child.modules()):
+                        yield f"{prefix}{list_name}.{index}.{name}", child
+
+
+def _is_compiled(module: torch.nn.Module) -> bool:
+    return any(getattr(part, "_compiled_call_impl", None) is not None for part in module.modules())
+
+
+def _restore(module: torch.nn.Module, forward: Any) -> None:
+    if forward is None:
+        del module.forward
+    else:
+        module.forward = forward

@@ -1,0 +1,112 @@
+"""Read a file of prompts: JSON lines, plain text, or VBench's own list.
+
+- `.jsonl`: one object a line: `prompt`, and if wanted `id` and `negative`.
+- `.txt`: one prompt a line.
+- `.json`: VBench's `VBench_full_info.json`: objects with `prompt_en`; other keys are left alone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+KEYS = ("id", "prompt", "negative")
+_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+
+
+@dataclass(frozen=True)
+class EvaluationPrompt:
+    """One prompt; `id` pairs its clips, never its place in the file."""
+
+    id: str
+    prompt: str
+    negative: str | None = None
+
+
+def read_prompts(path: Path) -> tuple[EvaluationPrompt, ...]:
+    """All prompts of a file, in its order; a prompt that comes twice without an id is taken once.
+
+    Raises:
+        ValueError: naming the file, the line and what is wrong with it.
+        OSError: the file cannot be read.
+    """
+    if path.suffix not in _READERS:
+        accepted = ", ".join(_READERS)
+        raise ValueError(f"{path} ends in {path.suffix!r}; accepted: {accepted}")
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8: {error}") from error
+    found: dict[str, EvaluationPrompt] = {}
+    for where, entry in _READERS[path.suffix](path, text):
+        prompt = _prompt(where, entry)
+        known = found.setdefault(prompt.id, prompt)
+        if known != prompt:
+            raise ValueError(f"{where}: id {prompt.id!r} has another prompt before")
+    if not found:
+        raise ValueError(f"{path} holds no prompt")
+    return tuple(found.values())
+
+
+def _prompt(where: str, entry: Any) -> EvaluationPrompt:
+    if not isinstance(entry, dict) or set(entry) - set(KEYS) or "prompt" not in entry:
+        raise ValueError(
+            f"{where}: {_short(entry)}; accepted: an object with prompt, and if wanted id, negative"
+        )
+    for key, value in entry.items():
+        if not isinstance(value, str) or not (value.strip() or key == "negative"):
+            raise ValueError(f"{where}: {key} is {_short(value)}; accepted: a text")
+    name = (
+        entry.get("id")
+        or hashlib.sha256(
+            json.dumps([entry["prompt"], entry.get("negative")]).encode()
+        ).hexdigest()[:12]
+    )
+    if not _ID.fullmatch(name):
+        raise ValueError(
+            f"{where}: id is {_short(name)}; accepted: up to 64 letters, digits, dots, - and _"
+        )
+    return EvaluationPrompt(name, entry["prompt"], entry.get("negative"))
+
+
+def _json_lines(path: Path, text: str) -> Iterator[tuple[str, Any]]:
+    for number, line in enumerate(text.splitlines(), 1):
+        if not line.strip():
+            continue
+        try:
+            yield f"{path}, line {number}", json.loads(line)
+        except ValueError as error:
+            raise ValueError(f"{path}, line {number}: not JSON: {error}") from error
+
+
+def _plain(path: Path, text: str) -> Iterator[tuple[str, Any]]:
+    for number, line in enumerate(text.splitlines(), 1):
+        if line.strip():
+            yield f"{path}, line {number}", {"prompt": line.strip()}
+
+
+def _vbench(path: Path, text: str) -> Iterator[tuple[str, Any]]:
+    try:
+        entries = json.loads(text)
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON: {error}") from error
+    if not isinstance(entries, list):
+        raise ValueError(f"{path} holds {_short(entries)}; accepted: a list of objects")
+    for number, entry in enumerate(entries, 1):
+        where = f"{path}, entry {number}"
+        if not isinstance(entry, dict) or "prompt_en" not in entry:
+            raise ValueError(f"{where}: {_short(entry)}; accepted: an object with prompt_en")
+        yield where, {"prompt": entry["prompt_en"]}
+
+
+_READERS = {".jsonl": _json_lines, ".txt": _plain, ".json": _vbench}
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."

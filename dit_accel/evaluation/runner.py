@@ -1,0 +1,284 @@
+"""Make the clips of jobs, score them against their uncached twins, and keep the results.
+
+One process, one pipeline, one job after another; methods that change classes go to a process of
+their own, one after the other. A method that fails is a result too: what it raised, and the rest
+goes on with a pipeline loaded anew.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import platform
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from dit_accel.core import generation, video
+from dit_accel.core.measure import StepListener
+from dit_accel.core.report import Report
+from dit_accel.evaluation.jobs import EvaluationSpec, Job
+from dit_accel.evaluation.methods import METHODS, UNCACHED, MethodContext
+from dit_accel.evaluation.probe import Probe
+from dit_accel.evaluation.store import Result, Store, StoreError, frames_hash
+from dit_accel.metrics import METRICS
+from dit_accel.metrics.scoring import score_clips
+
+Load = Callable[[], Any]
+Latents = npt.NDArray[np.float32]
+Told = Callable[[Job, Result], None]
+
+OK, NO_EFFECT, FAILED = "ok", "no effect", "failed"
+_ELSEWHERE = ("seconds", "peak_memory_bytes", "config", "asked")  # paths of profiles, too
+
+
+class ChildFailed(Exception):
+    """A process of its own ended before its jobs were done."""
+
+
+class Runner:
+    """Runs jobs in this process.
+
+    Args:
+        store: where the plan's results are kept.
+        plan: what the jobs have in common.
+        load: makes the pipeline, on its device; called at the first job, and after a failure.
+        device: the device of this process, e.g. "cuda:1".
+        watchers: told of the loop's progress.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        plan: EvaluationSpec,
+        load: Load,
+        device: str,
+        watchers: tuple[StepListener, ...] = (),
+    ) -> None:
+        self.store, self.plan, self.device = store, plan, device
+        self._load, self._watchers = load, watchers
+        self._pipe: Any = None
+
+    def run(self, jobs: Iterable[Job], told: Told = lambda job, result: None) -> None:
+        """Make every job that is not done; stops at the first error that is not a method's.
+
+        Raises:
+            StoreError: an uncached twin cannot be read.
+            OSError: a result cannot be written.
+        """
+        for job in jobs:
+            if not self.store.done(job.id):
+                self.store.note("begin", job.id)
+                result = self._result(job)
+                self.store.write_result(job.id, result)
+                self.store.note("end", job.id)
+                told(job, result)
+
+    def rescore(self, jobs: Iterable[Job], again: bool = False) -> int:
+        """Score kept clips by the plan's metrics that their results lack; returns how many.
+
+        Args:
+            again: score by all metrics, whether the results have them or not.
+
+        Raises:
+            StoreError: a clip was not kept, or cannot be read.
+        """
+        count = 0
+        for job in jobs:
+            result = self.store.result(job.id)
+            if result is None or result.get("scores") is None:
+                continue
+            if again or self._lacks(result):
+                frames = self.store.read_clip(job.id, result["frames_sha256"])
+                self._score(job, self.store.read_latents(job.id), frames, result)
+                self.store.write_result(job.id, result)
+                count += 1
+        return count
+
+    def _lacks(self, result: Result) -> bool:
+        kept = {name: entry["version"] for name, entry in result["scores"].items()}
+        return any(kept.get(name) != METRICS[name].version for name in self.plan.metrics)
+
+    def _result(self, job: Job) -> Result:
+        base = {
+            "id": job.id,
+            "prompt_id": job.prompt_id,
+            "job": job.content(),
+            "reference": None if job.method.method == UNCACHED else job.reference.id,
+        }
+        try:
+            made = self._make(job)
+        except (StoreError, OSError, MemoryError):
+            raise
+        except Exception as error:
+            self._pipe = None
+            text = (str(error).strip().splitlines() or [""])[0]
+            failure = f"{type(error).__name__}: {text}"
+            return {**base, "status": FAILED, "error": failure, "clock": machine(self.device)}
+        return {**base, **made}
+
+    def _make(self, job: Job) -> Result:
+        pipe = self._ready(job)
+        method = METHODS[job.method.method]
+        named = self.plan.profile
+        profile = self.store.profile_path(named) if named is not None else None
+        context = MethodContext(job.clip, self._calibrate, profile, job.static, job.cache_memory)
+        with (
+            Probe(pipe) as probe,
+            method.apply(pipe, job.method.number, context) as effect,
+        ):
+            take = generation.generate(
+                pipe,
+                job.clip,
+                device=self.device,
+                watchers=(probe, *self._watchers),
+                overrides=effect.overrides,
+            )
+            report = effect.report() if effect.report else None
+        frames = video.to_uint8(take.frames)
+        result = {
+            "status": OK,
+            "error": None,
+            "remarks": [*effect.remarks, *(report.notes if report else ())],
+            "frames_sha256": frames_hash(frames),
+            "flops": probe.flops,
+            "computed": probe.computed,
+            "report": _timeless(report),
+            "scores": None,
+            "clock": {**take.costs(), **machine(self.device)},
+        }
+        if job.method.method != UNCACHED:
+            self._score(job, take.latents, frames, result)
+        if self.plan.keep_clips or job.method.method == UNCACHED:
+            self.store.write_latents(job.id, take.latents)
+            self.store.write_clip(job.id, frames, job.clip.fps or 16.0)
+        return result
+
+    def _score(self, job: Job, latents: Latents, frames: video.Frames, result: Result) -> None:
+        """Adds the scores; and says so where the method changed nothing at all."""
+        twin = job.reference.id
+        reference = self.store.result(twin)
+        if reference is None:
+            raise StoreError(f"jobs/{twin}.json, the uncached twin of {job.id}, is missing")
+        if reference["status"] != OK:
+            raise RuntimeError(f"its uncached twin failed: {reference['error']}")
+        scores = score_clips(
+            self.store.read_clip(twin, reference["frames_sha256"]),
+            frames,
+            data_range=255,
+            metrics=self.plan.metrics,
+            latents=(self.store.read_latents(twin), latents),
+        )
+        result["scores"] = {
+            name: {**score.to_dict(), "version": METRICS[name].version}
+            for name, score in scores.items()
+        }
+        same = reference["frames_sha256"] == result["frames_sha256"]
+        nothing_saved = result["computed"] == reference["computed"]
+        if same and nothing_saved and not METHODS[job.method.method].control:
+            result["status"] = NO_EFFECT
+
+    def _ready(self, job: Job) -> Any:
+        """The pipeline, warm."""
+        if self._pipe is None:
+            self._pipe = self._load()
+            generation.warm_up(self._pipe, job.clip)
+        return self._pipe
+
+    def _calibrate(self, name: str, measure: Callable[[Callable[[], None]], Any]) -> Any:
+        """On the plan's first prompt and seed, so that every shard measures the same."""
+        kept = self.store.calibration(name)
+        if kept is None:
+            first = self.plan.groups()[0][0].clip
+
+            def run() -> None:
+                generation.generate(self._pipe, first, device=self.device)
+
+            kept = measure(run)
+            self.store.write_calibration(name, kept)
+        return kept
+
+
+def run_groups(
+    runner: Runner,
+    groups: Sequence[tuple[Job, ...]],
+    child: Callable[[Store, Sequence[str]], None],
+    told: Told = lambda job, result: None,
+) -> None:
+    """Run the groups of a shard: first all jobs that can share a process, then the others.
+
+    Args:
+        child: runs the jobs of one setting, by their ids, in a process of its own.
+        told: hears of every job that was made.
+
+    Raises:
+        ChildFailed: a process of its own ended too early.
+    """
+    shared = [job for group in groups for job in group if not _alone(job)]
+    runner.run(shared, told)
+    alone: dict[str, list[Job]] = {}
+    for job in (job for group in groups for job in group if _alone(job)):
+        if not runner.store.done(job.id):
+            alone.setdefault(job.method.label, []).append(job)
+    for label, jobs in alone.items():
+        child(runner.store, [job.id for job in jobs])
+        for job in jobs:
+            result = runner.store.result(job.id)
+            if result is None:
+                raise ChildFailed(f"the process of {label} ended before its jobs were done")
+            told(job, result)
+
+
+def in_child(target: Callable[..., None], *arguments: Any) -> None:
+    """Call a module-level function in a new process, and wait for it.
+
+    Raises:
+        ChildFailed: it ended with an error or a signal.
+    """
+    process = multiprocessing.get_context("spawn").Process(target=target, args=arguments)
+    process.start()
+    try:
+        process.join()
+    finally:
+        if process.is_alive():
+            process.terminate()
+            process.join()
+    if process.exitcode:
+        raise ChildFailed(f"a process of its own ended with exit code {process.exitcode}")
+
+
+def machine(device: str) -> dict[str, Any]:
+    """What the seconds were measured on."""
+    import torch
+
+    name = platform.processor() or platform.machine()
+    if device.startswith("cuda"):
+        name = torch.cuda.get_device_name(device)
+    return {
+        "device": device,
+        "device_name": name,
+        "threads": torch.get_num_threads(),
+        "cpus": os.cpu_count(),
+        "platform": platform.platform(),
+        "python": platform.python_version(),
+    }
+
+
+def _alone(job: Job) -> bool:
+    return METHODS[job.method.method].own_process
+
+
+def _timeless(report: Report | None) -> dict[str, Any] | None:
+    """The report without what differs from one moment or machine to the next."""
+    if report is None:
+        return None
+    content = {k: v for k, v in report.to_dict().items() if k not in _ELSEWHERE}
+    for site in content["sites"]:
+        site["drift"] = {str(step): _plain(value) for step, value in site["drift"].items()}
+    return content
+
+
+def _plain(value: float) -> float | str:
+    return value if np.isfinite(value) else str(value)

@@ -1,0 +1,119 @@
+"""Means, ratios and paired differences with intervals: prompts are drawn again, nothing else.
+
+Clips of one prompt are alike and frames of one clip more so; only prompts are independent. So
+values are first averaged over the seeds of a prompt, and the bootstrap draws prompts.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+INTERVAL_LEVEL = 0.95
+RESAMPLES = 10_000
+EQUAL = 0.01  # FLOPs that differ by less than this share are as many
+Verdict = Literal["better", "worse", "undecided"]
+Values = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A value and its 95 % interval; the ends are None with fewer than three prompts."""
+
+    value: float
+    low: float | None
+    high: float | None
+    n: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-able; a value that is not finite becomes None."""
+        return {
+            "value": _finite(self.value),
+            "low": _finite(self.low),
+            "high": _finite(self.high),
+            "n": self.n,
+        }
+
+
+def mean(values: Sequence[float]) -> Interval:
+    """Mean over prompts.
+
+    Args:
+        values: one a prompt, finite; at least one.
+
+    Raises:
+        ValueError: there are none.
+    """
+    return _bootstrap((values,), lambda a, axis=-1: a.mean(axis))
+
+
+def ratio(over: Sequence[float], under: Sequence[float]) -> Interval:
+    """Ratio of two sums over the same prompts, e.g. of seconds.
+
+    Raises:
+        ValueError: there are none, or not as many of one as of the other.
+    """
+    return _bootstrap((over, under), lambda a, b, axis=-1: a.sum(axis) / b.sum(axis))
+
+
+def difference(values: Sequence[float], others: Sequence[float]) -> Interval:
+    """Mean of `values - others`, prompt by prompt.
+
+    Raises:
+        ValueError: there are none, or not as many of one as of the other.
+    """
+    return _bootstrap((values, others), lambda a, b, axis=-1: (a - b).mean(axis))
+
+
+def verdict(difference: Interval, direction: Literal["higher", "lower"]) -> Verdict:
+    """Whether a difference names a winner: only where its interval leaves out 0."""
+    if difference.low is None or difference.high is None:
+        return "undecided"
+    if difference.low <= 0 <= difference.high:
+        return "undecided"
+    return "better" if (difference.value > 0) == (direction == "higher") else "worse"
+
+
+def interpolate(at: float, places: Sequence[float], values: Sequence[float]) -> float | None:
+    """Value of a piecewise linear curve at a place; None outside of it by over a hundredth.
+
+    (As many computed steps do not cost as many FLOPs to the last digit: a forecast has a few.)
+    """
+    order = np.argsort(places)
+    x, y = np.asarray(places, float)[order], np.asarray(values, float)[order]
+    if len(x) < 2 or not (1 - EQUAL) * x[0] <= at <= (1 + EQUAL) * x[-1]:
+        return None
+    return float(np.interp(at, x, y))
+
+
+def _bootstrap(samples: tuple[Sequence[float], ...], statistic: Callable[..., Any]) -> Interval:
+    from scipy.stats import bootstrap
+
+    arrays = tuple(np.asarray(sample, np.float64) for sample in samples)
+    count = len(arrays[0])
+    if count == 0 or any(len(array) != count for array in arrays):
+        lengths = ", ".join(str(len(array)) for array in arrays)
+        raise ValueError(f"samples have {lengths} values: must be as many of each, at least one")
+    value = float(statistic(*arrays))
+    if count < 3:
+        return Interval(value, None, None, count)
+    found = bootstrap(
+        arrays,
+        statistic,
+        paired=True,
+        vectorized=True,
+        n_resamples=RESAMPLES,
+        confidence_level=INTERVAL_LEVEL,
+        method="percentile",
+        random_state=np.random.default_rng(0),
+    ).confidence_interval
+    return Interval(value, float(found.low), float(found.high), count)
+
+
+def _finite(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) else None

@@ -1,0 +1,73 @@
+"""Lay out the clips of an evaluation as VBench's own tool expects them: `<prompt>-<index>.mp4`.
+
+VBench (arXiv 2311.17982) finds a clip by its prompt, and scores the videos of one folder. Its tool
+pins versions that do not fit beside a current diffusers, so that it is fed, not called: run it
+where it is installed, on one folder a method. The index is the seed's place in the evaluation.
+
+The clips are coded anew (see `video`): VBench reads no lossless container.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from dit_accel.core import video
+from dit_accel.evaluation.jobs import EvaluationSpec
+from dit_accel.evaluation.methods import Setting
+from dit_accel.evaluation.runner import FAILED
+from dit_accel.evaluation.store import Store
+
+LONGEST_NAME = 255  # bytes, on the usual file systems
+
+
+def export(store: Store, plan: EvaluationSpec, out: Path) -> dict[str, int]:
+    """Write every kept clip under VBench's name, into a folder a method.
+
+    Args:
+        out: made if need be; what is there already is left alone.
+
+    Returns:
+        how many clips each folder has.
+
+    Raises:
+        ValueError: prompts that cannot be a file's name; they are listed, and nothing is written.
+        StoreError: a clip was not kept, or cannot be read.
+        OSError: a clip cannot be written.
+    """
+    _check_names(plan)
+    counts: dict[str, int] = {}
+    for group in plan.groups():
+        for job in group:
+            result = store.result(job.id)
+            if result is None or result["status"] == FAILED:
+                continue
+            folder = out / folder_name(job.method)
+            folder.mkdir(parents=True, exist_ok=True)
+            target = folder / file_name(job.clip.prompt, plan.seeds.index(job.clip.seed))
+            if not target.exists():
+                frames = store.read_clip(job.id, result["frames_sha256"])
+                video.write_video(target, frames, fps=job.clip.fps or 16.0)
+            counts[folder.name] = counts.get(folder.name, 0) + 1
+    return counts
+
+
+def file_name(prompt: str, index: int) -> str:
+    """As VBench's tool looks for it."""
+    return f"{prompt}-{index}.mp4"
+
+
+def folder_name(setting: Setting) -> str:
+    """A folder's name for a method with its number."""
+    return re.sub(r"[^A-Za-z0-9.]+", "-", setting.label)
+
+
+def _check_names(plan: EvaluationSpec) -> None:
+    last = len(plan.seeds) - 1
+    names = {prompt.id: file_name(prompt.prompt, last) for prompt in plan.prompts}
+    bad = [id for id, name in names.items() if "/" in name or len(name.encode()) > LONGEST_NAME]
+    if bad:
+        raise ValueError(
+            f"prompts {', '.join(bad[:5])}{' and others' if len(bad) > 5 else ''} cannot name a "
+            f"file, which VBench asks for: accepted are up to {LONGEST_NAME - 6} bytes without /"
+        )

@@ -1,0 +1,213 @@
+"""Read a layout file: JSON or YAML, as `layout.schema.json` beside this file describes it.
+
+What the schema cannot say is checked here and in `scene.py`: times ascend, boxes are not empty,
+references lead somewhere and form no circle, files are there. No file outside the layout's folder
+is named unless that is allowed, links followed first. The files themselves are not opened.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from dit_accel.layout.errors import (
+    LayoutError,
+    check_count,
+    check_id,
+    check_text,
+    check_unique,
+    check_version,
+    not_accepted,
+    shown,
+)
+from dit_accel.layout.model import (
+    MOST_KEYFRAMES,
+    MOST_SHOTS,
+    MOST_SUBJECTS,
+    Keyframe,
+    Layout,
+    Reference,
+    Shot,
+    Subject,
+)
+from dit_accel.layout.parse import LARGEST_BYTES, document
+
+SUFFIXES = (".yaml", ".yml", ".json")
+CLIPS = (".mp4", ".mkv", ".npy", ".avi", ".mov", ".webm")  # as `video.READABLE`
+IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
+_T = TypeVar("_T")
+
+
+def load(path: str | os.PathLike[str], *, outside: bool = False) -> Layout:
+    """Read a layout file.
+
+    Args:
+        path: ends in one of `SUFFIXES`.
+        outside: whether the file may name files outside its own folder.
+
+    Raises:
+        LayoutError: it is not accepted; names the field.
+        FileNotFoundError: there is no such file.
+        OSError: it cannot be read.
+    """
+    source = Path(path)
+    if source.suffix.lower() not in SUFFIXES:
+        raise not_accepted("the file's name", source.name, f"an end in {', '.join(SUFFIXES)}")
+    if not source.is_file():
+        raise FileNotFoundError(f"no layout at {source}")
+    with source.open("rb") as file:
+        content = file.read(LARGEST_BYTES + 1)
+    json_only = source.suffix.lower() == ".json"
+    return parse(content, source.parent, json_only=json_only, outside=outside)
+
+
+def parse(
+    content: bytes, folder: Path, *, json_only: bool = False, outside: bool = False
+) -> Layout:
+    """Read the content of a layout file.
+
+    Args:
+        folder: that its paths start from.
+        json_only: whether it is JSON; else YAML.
+        outside: whether it may name files outside that folder.
+
+    Raises:
+        LayoutError: it is not accepted; names the field.
+    """
+    found = document(content, json_only=json_only)
+    return _Reader(folder.absolute(), outside).layout(found)
+
+
+@dataclass(frozen=True)
+class _Reader:
+    folder: Path
+    outside: bool
+
+    def layout(self, found: Any) -> Layout:
+        keys = ("version", "negative_prompt", "subjects", "shots")
+        fields = _fields(found, keys, needed=("version", "shots"))
+        check_version(fields["version"])
+        cast = self._cast(fields.get("subjects"))
+        shots = _each("shots", fields["shots"], MOST_SHOTS, lambda one: self.shot(one, cast))
+        placed = {subject.id for shot in shots for subject in shot.subjects}
+        for index, id in enumerate(cast):
+            if id not in placed:
+                raise LayoutError(f"subjects[{index}].id", f"is {id!r}, which no shot places")
+        return Layout(shots, fields.get("negative_prompt"), fields["version"])
+
+    def shot(self, found: Any, cast: dict[str, str]) -> Shot:
+        names = ("id", "prompt", "subjects")
+        fields = _fields(found, names, needed=names)
+        place = fields["subjects"]
+        subjects = _each("subjects", place, MOST_SUBJECTS, lambda one: self.subject(one, cast))
+        return Shot(fields["id"], fields["prompt"], subjects)
+
+    def subject(self, found: Any, cast: dict[str, str]) -> Subject:
+        known = ("id", "prompt", "box", "keyframes", "mask", "z", "reference")
+        fields = _fields(found, known, needed=("id",))
+        id = fields["id"]
+        check_id("id", id)
+        prompts = {**cast, id: fields["prompt"]} if "prompt" in fields else cast
+        if id not in prompts:
+            raise LayoutError(
+                "prompt", "is missing; accepted: text here, or in the subject at the top"
+            )
+        reference = None
+        if "reference" in fields:
+            with _field("reference"):
+                reference = self.reference(fields["reference"])
+        keyframes, mask = self._where(fields)
+        return Subject(id, prompts[id], keyframes, mask, fields.get("z", 0), reference)
+
+    def reference(self, found: Any) -> Reference:
+        known = ("shot", "subject", "file", "box", "keyframes", "mask")
+        fields = _fields(found, known, needed=())
+        file = None
+        if "file" in fields:
+            file = self.path("file", fields["file"], (*IMAGES, *CLIPS))
+        keyframes, mask = self._where(fields)
+        return Reference(fields.get("shot"), fields.get("subject"), file, keyframes, mask)
+
+    def path(self, field: str, value: Any, suffixes: tuple[str, ...]) -> Path:
+        """An existing file that may be read, links resolved."""
+        check_text(field, value)
+        if Path(value).suffix.lower() not in suffixes:
+            raise not_accepted(field, value, f"a file that ends in {', '.join(suffixes)}")
+        try:
+            path = (self.folder / value).resolve()
+            if not self.outside and not path.is_relative_to(self.folder.resolve()):
+                raise not_accepted(field, value, "a file inside the layout's folder")
+            is_there = path.is_file()
+        except (OSError, RuntimeError) as error:  # too long a name, a circle of links
+            raise not_accepted(field, value, "a file that can be found") from error
+        if not is_there:
+            raise LayoutError(field, f"is {shown(value)}; there is no such file")
+        return path
+
+    def _where(self, fields: dict[str, Any]) -> tuple[tuple[Keyframe, ...], Path | None]:
+        """Keyframes and mask; a `box` is one keyframe. None of the three is for the caller."""
+        if "box" in fields and "keyframes" in fields:
+            raise LayoutError("box", "is given beside keyframes; accepted: one of them")
+        keyframes: tuple[Keyframe, ...] = ()
+        if "box" in fields:
+            keyframes = (Keyframe(0.0, fields["box"]),)
+        elif "keyframes" in fields:
+            place = fields["keyframes"]
+            keyframes = _each("keyframes", place, MOST_KEYFRAMES, _keyframe)
+        mask = self.path("mask", fields["mask"], CLIPS) if "mask" in fields else None
+        return keyframes, mask
+
+    def _cast(self, found: Any) -> dict[str, str]:
+        """Prompts by the id of the subjects at the top."""
+        if found is None:
+            return {}
+
+        def member(one: Any) -> Subject:
+            fields = _fields(one, ("id", "prompt"), needed=("id", "prompt"))
+            return Subject(fields["id"], fields["prompt"], (Keyframe(0, (0, 0, 1, 1)),))
+
+        members = _each("subjects", found, MOST_SUBJECTS * MOST_SHOTS, member)
+        check_unique("subjects", [one.id for one in members])
+        return {one.id: one.prompt for one in members}
+
+
+def _keyframe(found: Any) -> Keyframe:
+    fields = _fields(found, ("at", "box"), needed=("at", "box"))
+    return Keyframe(fields["at"], fields["box"])
+
+
+def _fields(found: Any, known: tuple[str, ...], needed: tuple[str, ...]) -> dict[str, Any]:
+    """A mapping that has what is needed, and nothing that is not known."""
+    if not isinstance(found, dict):
+        raise not_accepted("", found, f"a mapping with {', '.join(known)}")
+    for key in found:
+        if key not in known:
+            raise LayoutError("", f"has the key {shown(key)}; accepted: {', '.join(known)}")
+    for key in needed:
+        if key not in found:
+            raise LayoutError(key, "is missing")
+    return found
+
+
+def _each(field: str, found: Any, most: int, read: Callable[[Any], _T]) -> tuple[_T, ...]:
+    """Every entry of a list, read; errors name the entry."""
+    if not isinstance(found, list):
+        raise not_accepted(field, found, "a list")
+    check_count(field, len(found), 1, most)
+    entries = []
+    for index, one in enumerate(found):
+        with _field(f"{field}[{index}]"):
+            entries.append(read(one))
+    return tuple(entries)
+
+
+@contextmanager
+def _field(prefix: str) -> Iterator[None]:
+    try:
+        yield
+    except LayoutError as error:
+        raise error.inside(prefix) from error

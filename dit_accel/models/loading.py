@@ -1,0 +1,319 @@
+"""From `--model` to a pipeline that runs: find the folder, look inside it, load it.
+
+A model is a local folder, or a hub id. A hub id is taken from the local cache when all of it is
+there, and else downloaded; without network that fails within seconds, not after a minute of
+retries. Everything that can be known without loading weights is checked first.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import json
+import re
+import threading
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dit_accel.models import miniature
+from dit_accel.models.families import FAMILIES, Family
+
+REACH_SECONDS = 5.0
+CONFIGS = ["model_index.json", "*/config.json", "*/*_config.json", "generation_defaults.json"]
+MINIATURE = "without --model, the embedded miniature runs and needs nothing"
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+
+
+class ModelError(ValueError):
+    """A model or a device that cannot be used; another one would do."""
+
+
+class ModelLoadError(RuntimeError):
+    """A model that should load, and did not."""
+
+
+@dataclass(frozen=True)
+class LoadableModel:
+    """A folder in the diffusers format that was looked into, but not loaded."""
+
+    name: str
+    folder: Path
+    index: dict[str, Any]
+    family: Family
+
+
+def resolve_model(model: str | None, *, whole: bool = True) -> LoadableModel:
+    """Find the folder of `--model`, downloading it if need be.
+
+    Args:
+        model: a folder, a hub id, or None for the embedded miniature.
+        whole: False: its configuration files will do, and nothing else is downloaded.
+
+    Raises:
+        ModelError: if it is neither, or no diffusers folder of a supported family.
+        ModelLoadError: if a hub id is not in the cache and cannot be downloaded.
+    """
+    if model is None:
+        return _embedded()
+    folder = Path(model).expanduser()
+    if folder.is_dir():
+        return inspect_folder(folder, name=model, whole=whole)
+    if folder.exists():
+        raise ModelError(f"model is {model!r}, a file: must be a folder with a model_index.json")
+    if model.startswith((".", "~")) or not _HUB_ID.fullmatch(model):
+        raise ModelError(
+            f"model is {model!r}: no such folder, and no hub id of the form owner/name"
+        )
+    return _from_hub(model, whole)
+
+
+def inspect_folder(folder: Path, *, name: str, whole: bool = True) -> LoadableModel:
+    """Check that a folder holds a supported pipeline, and if asked a whole one.
+
+    Raises:
+        ModelError: naming what is missing or not supported.
+    """
+    index = _read_index(folder / "model_index.json", name)
+    family = _check_family(index, name)
+    missing = missing_parts(folder, index) if whole else _missing_configs(folder)
+    if missing:
+        raise ModelError(f"model is {name!r}, which is incomplete: {', '.join(missing)} missing")
+    return LoadableModel(name, folder, index, family)
+
+
+def missing_parts(folder: Path, index: dict[str, Any]) -> list[str]:
+    """The components that the index of a pipeline names and its folder lacks, wholly or partly."""
+    missing = []
+    for part in index:
+        if _class_of(index, part) is None:
+            continue
+        if not (folder / part).is_dir() or not any((folder / part).iterdir()):
+            missing.append(f"{part}/")
+        elif (folder / part / "config.json").is_file():
+            missing += [f"{part}/{file}" for file in _missing_weights(folder / part)]
+    return missing
+
+
+def load(model: LoadableModel, *, device: str, dtype: str) -> Any:
+    """Load the pipeline onto its device; the VAE stays in float32, as its authors advise.
+
+    Raises:
+        ModelLoadError: if diffusers cannot load it.
+    """
+    import torch
+    from diffusers import DiffusionPipeline
+
+    loader: Any = DiffusionPipeline
+    kinds = {"default": getattr(torch, dtype), "vae": torch.float32}
+    try:
+        with warnings.catch_warnings():  # from 0.42 on it is `dtype`, which older ones do not know
+            warnings.filterwarnings("ignore", message=".*torch_dtype", category=FutureWarning)
+            pipe = loader.from_pretrained(
+                str(model.folder), torch_dtype=kinds, local_files_only=True
+            )
+        pipe.to(device)
+    except (OSError, ValueError, KeyError, AttributeError, ImportError) as error:
+        first = str(error).strip() or type(error).__name__
+        raise ModelLoadError(
+            f"model is {model.name!r}, which diffusers cannot load: {first}"
+        ) from error
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def choose_device(device: str | None) -> str:
+    """The device to run on: the one asked for if it is here, else CUDA if there is any, else CPU.
+
+    Raises:
+        ModelError: if the device is not known, or not here.
+    """
+    import torch
+
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    present = ["cpu"] + [f"cuda:{index}" for index in range(count)]
+    if torch.backends.mps.is_available():
+        present.append("mps")
+    if device is None:
+        return "cuda" if count else "cpu"
+    if device not in present and not (device == "cuda" and count):
+        raise ModelError(f"device is {device!r}: this machine has {', '.join(present)}")
+    return device
+
+
+def choose_dtype(dtype: str | None, device: str) -> str:
+    """The dtype to compute in: bfloat16 where a CUDA device has it, else float32."""
+    import torch
+
+    able = device.startswith("cuda") and torch.cuda.is_bf16_supported()
+    return dtype or ("bfloat16" if able else "float32")
+
+
+@contextlib.contextmanager
+def quiet_libraries(*, verbose: bool) -> Iterator[None]:
+    """Mute the warnings and loading bars of diffusers and transformers while the body runs."""
+    if verbose:
+        yield
+        return
+    loggers: list[Any] = [
+        importlib.import_module(f"{name}.utils.logging") for name in ("diffusers", "transformers")
+    ]
+    levels = [logger.get_verbosity() for logger in loggers]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for logger in loggers:
+            logger.set_verbosity_error()
+            logger.disable_progress_bar()
+        try:
+            yield
+        finally:
+            for logger, level in zip(loggers, levels, strict=True):
+                logger.set_verbosity(level)
+                logger.enable_progress_bar()
+
+
+def _embedded() -> LoadableModel:
+    try:
+        folder = miniature.path()
+    except FileNotFoundError as error:
+        raise ModelLoadError(f"{error}; reinstall dit-accel, or name another model") from error
+    return inspect_folder(folder, name="embedded miniature")
+
+
+def _read_index(source: Path, name: str) -> dict[str, Any]:
+    if not source.is_file():
+        raise ModelError(f"model is {name!r}: no diffusers folder, it has no model_index.json")
+    try:
+        index = json.loads(source.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ModelError(f"model is {name!r}: its model_index.json is not JSON: {error}") from error
+    if not isinstance(index, dict):
+        raise ModelError(f"model is {name!r}: its model_index.json is no JSON object")
+    return index
+
+
+def _check_family(index: dict[str, Any], name: str) -> Family:
+    kind = _class_of(index, "transformer") or _class_of(index, "transformer_2")
+    if kind not in FAMILIES:
+        families = ", ".join(f"{row.name} ({row.transformer})" for row in FAMILIES.values())
+        found = f"a {kind}" if kind else "no transformer"
+        raise ModelError(f"model is {name!r}, with {found}: supported families are {families}")
+    return FAMILIES[kind]
+
+
+def _class_of(index: dict[str, Any], part: str) -> str | None:
+    """The class name of a component; None for an absent one, and for what is no component."""
+    entry = index.get(part)
+    if isinstance(entry, list) and len(entry) == 2 and entry[0] and entry[1]:
+        return str(entry[1])
+    return None
+
+
+def _missing_configs(folder: Path) -> list[str]:
+    found = [(folder / part / "config.json").is_file() for part in ("transformer", "transformer_2")]
+    missing = [] if any(found) else ["transformer/config.json"]
+    return missing if (folder / "vae" / "config.json").is_file() else [*missing, "vae/config.json"]
+
+
+def _missing_weights(part: Path) -> list[str]:
+    indices = sorted(part.glob("*.index.json"))
+    if not indices:
+        found = any(part.glob("*.safetensors")) or any(part.glob("*.bin"))
+        return [] if found else ["*.safetensors"]
+    shards = set(json.loads(indices[0].read_text(encoding="utf-8"))["weight_map"].values())
+    return sorted(shard for shard in shards if not (part / shard).is_file())
+
+
+def _from_hub(model: str, whole: bool) -> LoadableModel:
+    from huggingface_hub import constants
+
+    cached = _cached(model)
+    if cached is not None:
+        index = _read_index(cached / "model_index.json", model)
+        if not (missing_parts(cached, index) if whole else _missing_configs(cached)):
+            return inspect_folder(cached, name=model, whole=whole)
+    state = "not in the local cache" if cached is None else "only partly in the local cache"
+    if constants.HF_HUB_OFFLINE:
+        raise ModelLoadError(_how_to_get(model, state, "HF_HUB_OFFLINE is set"))
+    _reach(model, state)
+    return _download(model, state, whole)
+
+
+def _cached(model: str) -> Path | None:
+    """The folder of a model in the local cache, whole or not; asks no network."""
+    from huggingface_hub import try_to_load_from_cache
+
+    found = try_to_load_from_cache(model, "model_index.json")
+    return Path(found).parent if isinstance(found, str) else None
+
+
+def _reach(model: str, state: str) -> None:
+    """Ask the hub once whether it has the model, in a thread: name look-ups know no time limit."""
+    from huggingface_hub import HfApi
+
+    ends: list[Exception | None] = []
+
+    def ask() -> None:
+        try:
+            HfApi().model_info(model, timeout=REACH_SECONDS)
+            ends.append(None)
+        except Exception as error:
+            ends.append(error)
+
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(2 * REACH_SECONDS)
+    end = ends[0] if ends else TimeoutError("no answer")
+    if end is not None:
+        raise _not_had(model, state, end) from end
+
+
+def _download(model: str, state: str, whole: bool) -> LoadableModel:
+    from diffusers import DiffusionPipeline
+    from huggingface_hub import hf_hub_download, snapshot_download
+
+    try:
+        first = hf_hub_download(model, "model_index.json")
+        _check_family(_read_index(Path(first), model), model)
+        if whole:
+            folder = DiffusionPipeline.download(model)
+        else:
+            folder = snapshot_download(model, allow_patterns=CONFIGS)
+    except ModelError:
+        raise
+    except Exception as error:
+        raise _not_had(model, state, error) from error
+    return inspect_folder(Path(folder), name=model, whole=whole)
+
+
+def _not_had(model: str, state: str, error: Exception) -> ModelError | ModelLoadError:
+    from huggingface_hub.errors import EntryNotFoundError, GatedRepoError, RepositoryNotFoundError
+
+    if isinstance(error, GatedRepoError):
+        return ModelLoadError(
+            f"model is {model!r}: accept its terms on the hub, then `hf auth login`"
+        )
+    if isinstance(error, RepositoryNotFoundError):
+        return ModelError(
+            f"model is {model!r}: no such folder, and the hub has no such public model"
+        )
+    if isinstance(error, EntryNotFoundError):
+        return ModelError(f"model is {model!r}: no diffusers model, it has no model_index.json")
+    return ModelLoadError(
+        _how_to_get(model, state, f"the hub cannot be reached ({_reason(error)})")
+    )
+
+
+def _how_to_get(model: str, state: str, why: str) -> str:
+    return (
+        f"model is {model!r}: no such folder, {state}, and {why}. "
+        f"Run `hf download {model}` on a machine with network, or pass the model's folder; "
+        f"{MINIATURE}"
+    )
+
+
+def _reason(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0].rstrip(".") if lines else type(error).__name__

@@ -1,0 +1,98 @@
+"""Where the embedded miniature model lies, and what a model folder says a call should default to.
+
+The miniature is a small trained Wan pipeline in the ordinary diffusers folder format. It travels
+inside the wheel as `dit_accel/assets/mini-wan`; in a source checkout it is `assets/mini-wan` beside
+the package. Nothing here loads a weight or imports torch.
+"""
+
+from __future__ import annotations
+
+import importlib.resources
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+MINIATURE_NAME = "mini-wan"
+CALIBRATION = "calibration.jsonl"
+DEFAULTS_FILE = "generation_defaults.json"
+DEFAULT_KEYS = (
+    "height",
+    "width",
+    "num_frames",
+    "num_inference_steps",
+    "guidance_scale",
+    "max_sequence_length",
+    "fps",
+)
+
+
+def path() -> Path:
+    """The folder of the embedded miniature, for `WanPipeline.from_pretrained`.
+
+    Raises:
+        FileNotFoundError: if it lies neither in the installed package nor in a source checkout.
+    """
+    return _asset(MINIATURE_NAME, "model_index.json", "the embedded miniature is missing")
+
+
+def prompts(name: str) -> Path:
+    """A file of prompts of the miniature's world, e.g. `CALIBRATION`.
+
+    Raises:
+        FileNotFoundError: as `path`.
+    """
+    return _asset("prompts", name, "the miniature's prompts are missing") / name
+
+
+def call_defaults(folder: str | os.PathLike[str]) -> dict[str, int | float]:
+    """What `generation_defaults.json` of a model folder says, by the names of the pipeline's call.
+
+    Args:
+        folder: any local model folder in the diffusers format.
+
+    Returns:
+        some of `DEFAULT_KEYS`; empty where the folder keeps no such file.
+
+    Raises:
+        ValueError: if the file is no JSON object of positive numbers under those keys.
+    """
+    source = Path(folder, DEFAULTS_FILE)
+    if not source.is_file():
+        return {}
+    try:
+        found = json.loads(source.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{source} is not JSON: {error}") from error
+    if not isinstance(found, dict) or set(found) - set(DEFAULT_KEYS):
+        raise ValueError(
+            f"{source} holds {found!r}: must be an object of {', '.join(DEFAULT_KEYS)}"
+        )
+    return {key: _number(source, key, value) for key, value in found.items()}
+
+
+def _asset(folder: str, file: str, missing: str) -> Path:
+    """The folder of the assets that holds a file: in the package, else beside it."""
+    beside = Path(__file__).resolve().parent.parent / "assets" / folder
+    places = [place for place in (_installed(folder), beside) if place is not None]
+    for place in places:
+        if (place / file).is_file():
+            return place
+    raise FileNotFoundError(f"{missing}: no {file} in {' or '.join(map(str, places))}")
+
+
+def _installed(folder: str) -> Path | None:
+    """The copy in the wheel; None in a checkout, where `dit_accel.assets` is no package."""
+    try:
+        return Path(str(importlib.resources.files("dit_accel.assets") / folder))
+    except ModuleNotFoundError:
+        return None
+
+
+def _number(source: Path, key: str, value: Any) -> int | float:
+    whole = key not in ("guidance_scale", "fps")
+    kinds = (int,) if whole else (int, float)
+    if isinstance(value, bool) or not isinstance(value, kinds) or value <= 0:
+        kind = "whole number" if whole else "number"
+        raise ValueError(f"{key} is {value!r} in {source}: must be a {kind} above 0")
+    return value

@@ -1,0 +1,276 @@
+"""Isolation: which tokens may attend to which, by the subject that each token belongs to.
+
+Every token has a class: 0 is the background, i + 1 is subject i. Subjects do not see each other;
+all see themselves and the background. The background sees everything ("open") or itself only
+("closed", which also cuts the way from one subject to another through it). Keys of references have
+classes too: subject i reads reference i and no other.
+
+The dense mask says so token by token: it is the oracle of the tests and grows with N squared. The
+gather plan says the same as a few unmasked calls, one for all classes that see the same keys: any
+attention backend takes them, nothing of N x N is made, and never more products are computed.
+
+Knows no model, no step and no file. Shapes: `core/tokens.py`; S subjects, R keys of references.
+
+Source: IR-Diffusion (arXiv 2411.19261), isolation attention, with the background's rule of its
+code; the closed background and the plan are ours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from dit_accel.attention.lse_merge import attention_part, merge
+
+ISOLATIONS = ("off", "open", "closed")
+BACKGROUND = 0
+
+Attend = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+
+
+def labels(coverage: torch.Tensor, z: Sequence[int], least: float = 0.5) -> torch.Tensor:
+    """The class of every token.
+
+    Args:
+        coverage: `(S, F, rows, columns)`, the share of each token that a subject covers, 0 to 1.
+        z: one number a subject; where several cover a token the highest has it, of equal ones the
+            later.
+        least: share from which a token counts as covered, in (0, 1].
+
+    Returns:
+        `(N,)` int64 on the CPU: 0 background, i + 1 subject i. A subject that covers anything in a
+        latent frame has at least one token there: the one that it covers most, if none is its own.
+
+    Raises:
+        ValueError: an argument is out of range, or more subjects are in a latent frame than there
+            are tokens for them.
+    """
+    if coverage.ndim != 4 or len(z) != len(coverage):
+        raise ValueError(
+            f"coverage is {tuple(coverage.shape)} and z has {len(z)} numbers; "
+            "accepted: (S, F, rows, columns) and S numbers"
+        )
+    if not 0 < least <= 1:
+        raise ValueError(f"least is {least!r}; accepted: above 0, up to 1")
+    shares = coverage.detach().to("cpu", torch.float64).flatten(2)  # (S, F, cells)
+    if shares.numel() and not bool(((shares >= 0) & (shares <= 1 + 1e-6)).all()):
+        raise ValueError("coverage has values outside 0 to 1; accepted: shares")
+    owner = torch.zeros(shares.shape[1:], dtype=torch.int64)
+    for subject in sorted(range(len(z)), key=lambda i: z[i]):  # stable: of equal z the later wins
+        owner[shares[subject] >= least] = subject + 1
+    present = (shares > 0).any(-1)  # (S, F)
+    for frame in range(owner.shape[0]):
+        here = [s for s in range(len(z)) if present[s, frame]]
+        if any(not bool((owner[frame] == s + 1).any()) for s in here):
+            _seat(owner[frame], shares[:, frame], here, frame)
+    return owner.flatten()
+
+
+def _seat(owner: torch.Tensor, shares: torch.Tensor, here: list[int], frame: int) -> None:
+    """Give every subject of a frame a token of its own, moving as few as possible (Kuhn's)."""
+    wants = {s: _wishes(owner, shares[s], s + 1) for s in here}
+    seated: dict[int, int] = {}  # cell -> subject
+
+    def seat(subject: int, tried: set[int]) -> bool:
+        for cell in wants[subject]:
+            if cell in tried:
+                continue
+            tried.add(cell)
+            if cell not in seated or seat(seated[cell], tried):
+                seated[cell] = subject
+                return True
+        return False
+
+    for subject in sorted(here, key=lambda s: not bool((owner == s + 1).any())):
+        if not seat(subject, set()):
+            raise ValueError(
+                f"coverage leaves no token for subject {subject} in latent frame {frame}: "
+                "others need those that it covers; accepted: larger or separate boxes"
+            )
+    for cell, subject in seated.items():
+        owner[cell] = subject + 1
+
+
+def _wishes(owner: torch.Tensor, share: torch.Tensor, mine: int) -> list[int]:
+    """Cells that a subject covers: its own first, then free ones, then others'; by share."""
+    cells = (share > 0).nonzero().flatten().tolist()
+    rank = {mine: 0, BACKGROUND: 1}
+    return sorted(cells, key=lambda c: (rank.get(int(owner[c]), 2), -float(share[c])))
+
+
+def sees(query: int, key: int, isolation: str) -> bool:
+    """Whether tokens of one class attend to tokens of another of the same clip.
+
+    Raises:
+        ValueError: `isolation` is none of `ISOLATIONS`.
+    """
+    if isolation not in ISOLATIONS:
+        raise ValueError(f"isolation is {isolation!r}; accepted: {', '.join(ISOLATIONS)}")
+    if isolation == "off" or query == key:
+        return True
+    return key == BACKGROUND or (query == BACKGROUND and isolation == "open")
+
+
+def dense_mask(
+    labels: torch.Tensor,
+    isolation: str = "open",
+    references: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """The oracle: which query attends to which key.
+
+    Args:
+        labels: `(N,)` int64, classes of the clip's tokens.
+        isolation: "off", "open" or "closed" (the background).
+        references: `(R,)` int64, classes of the keys of references, from 1; None: there are none.
+
+    Returns:
+        `(N, N + R)` bool, keys of references last.
+    """
+    top = int(labels.max()) + 1
+    table = torch.tensor([[sees(q, k, isolation) for k in range(top)] for q in range(top)])
+    table = table.to(labels.device)
+    own = table[labels][:, labels]
+    if references is None:
+        return own
+    read = (labels[:, None] == references[None]) & (labels[:, None] != BACKGROUND)
+    return torch.cat([own, read], dim=1)
+
+
+@dataclass(frozen=True)
+class Group:
+    """One unmasked call: these queries attend to all of these keys.
+
+    Args:
+        classes: of the queries.
+        queries, keys: ascending indices of tokens; None: all of them.
+        references: ascending indices of keys of references; empty: none is read.
+    """
+
+    classes: tuple[int, ...]
+    queries: torch.Tensor | None
+    keys: torch.Tensor | None
+    references: torch.Tensor
+
+
+@dataclass(frozen=True)
+class GatherPlan:
+    """A clip's attention as unmasked calls: every query is in exactly one.
+
+    Args:
+        tokens: N.
+        references: R.
+        groups: the calls.
+    """
+
+    tokens: int
+    references: int
+    groups: tuple[Group, ...]
+
+    @property
+    def whole(self) -> bool:
+        """Whether it is plain attention: all queries, all keys, in one call."""
+        first = self.groups[0]
+        return first.queries is None and first.keys is None and not first.references.numel()
+
+    @property
+    def pairs(self) -> int:
+        """Pairs of query and key that are computed; a dense mask computes N (N + R)."""
+        return sum(self.sizes(group)[0] * sum(self.sizes(group)[1:]) for group in self.groups)
+
+    def sizes(self, group: Group) -> tuple[int, int, int]:
+        """Queries, keys of the clip and keys of references of one call."""
+        queries, keys = (
+            self.tokens if x is None else x.numel() for x in (group.queries, group.keys)
+        )
+        return queries, keys, group.references.numel()
+
+    def to(self, device: torch.device) -> GatherPlan:
+        """The same plan with its indices on a device."""
+
+        def move(x: torch.Tensor | None) -> torch.Tensor | None:
+            return None if x is None else x.to(device)
+
+        groups = (
+            Group(g.classes, move(g.queries), move(g.keys), g.references.to(device))
+            for g in self.groups
+        )
+        return GatherPlan(self.tokens, self.references, tuple(groups))
+
+
+def gather_plan(
+    labels: torch.Tensor,
+    isolation: str = "open",
+    references: torch.Tensor | None = None,
+) -> GatherPlan:
+    """What `dense_mask` says, as unmasked calls; arguments as there, all on one device."""
+    none = labels.new_zeros(0)
+    present = sorted(set(labels.tolist()))
+    merged: dict[tuple[tuple[int, ...], int], list[tuple[int, torch.Tensor]]] = {}
+    for one in present:
+        keys = tuple(other for other in present if sees(one, other, isolation))
+        reads = one != BACKGROUND and references is not None and bool((references == one).any())
+        merged.setdefault((keys, one if reads else 0), []).append((one, labels == one))
+    groups = []
+    for (keys, read), members in merged.items():
+        queries = torch.stack([part for _, part in members]).any(0)
+        held = torch.isin(labels, torch.tensor(keys, device=labels.device))
+        refs = (references == read).nonzero().flatten() if read and references is not None else none
+        groups.append(Group(tuple(c for c, _ in members), _indices(queries), _indices(held), refs))
+    return GatherPlan(len(labels), 0 if references is None else len(references), tuple(groups))
+
+
+def _indices(chosen: torch.Tensor) -> torch.Tensor | None:
+    return None if bool(chosen.all()) else chosen.nonzero().flatten()
+
+
+def gathered_attention(
+    plan: GatherPlan,
+    attend: Attend,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    references: tuple[torch.Tensor, torch.Tensor] | None = None,
+    elsewhere: Mapping[int, torch.Tensor] | None = None,
+) -> torch.Tensor:
+    """Attention by a plan.
+
+    Args:
+        plan: of these tokens, on their device.
+        attend: unmasked attention of `(B, n, H, D)` queries over `(B, m, H, D)` keys and values.
+        query, key, value: `(B, N, H, D)`.
+        references: keys and values `(B, R, H, D)`; needed where a call of the plan reads them.
+        elsewhere: by class, the queries `(B, N, H, D)` that read references where these stand at
+            other positions than for the clip's own keys: both parts are merged.
+
+    Returns:
+        `(B, N, H, D)`.
+    """
+    if plan.whole:
+        return attend(query, key, value)
+    out = torch.empty((*query.shape[:3], value.shape[-1]), dtype=query.dtype, device=query.device)
+    for group in plan.groups:
+        asked, own = take(query, group.queries), (take(key, group.keys), take(value, group.keys))
+        if group.references.numel():
+            assert references is not None, "the plan reads references"
+            read = take(references[0], group.references), take(references[1], group.references)
+            moved = (elsewhere or {}).get(group.classes[0])
+            mixed = (
+                attend(asked, *(torch.cat(both, dim=1) for both in zip(own, read, strict=True)))
+                if moved is None
+                else merge(
+                    [attention_part(asked, *own), attention_part(take(moved, group.queries), *read)]
+                )
+            )
+        else:
+            mixed = attend(asked, *own)
+        if group.queries is None:
+            return mixed.to(out.dtype)
+        out[:, group.queries] = mixed.to(out.dtype)
+    return out
+
+
+def take(rows: torch.Tensor, indices: torch.Tensor | None) -> torch.Tensor:
+    """Tokens of `(B, N, ...)` by their indices; None: all."""
+    return rows if indices is None else rows[:, indices]

@@ -1,0 +1,164 @@
+"""From a layout to what the plumbing carries out: rows of shots and of files, checked beforehand.
+
+Shots are rows 0, 1, ...; every image or clip that a subject refers to is a further row behind them,
+once, however many refer to it in the same way.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from dit_accel import layout
+from dit_accel.core import video
+from dit_accel.core.session import Session
+from dit_accel.core.tokens import TokenGrid
+from dit_accel.layout import Layout, LayoutError, Reference
+from dit_accel.layout.load import IMAGES
+from dit_accel.models.families import Family
+from dit_accel.scenes import support
+from dit_accel.scenes.isolation import SceneAttention
+from dit_accel.scenes.references import ReferenceClips
+from dit_accel.scenes.rows import ClipRow, ReferenceLink, SceneConfig, token_rows
+
+ANY_WIDTH = 12  # of a head, where only what a layout asks for is looked at
+
+Prepared = Callable[[Session], SceneAttention]
+
+
+def prepare(
+    family: Family, given: Layout | str | os.PathLike[str] | None, config: SceneConfig | None
+) -> Prepared | None:
+    """What makes the scene of a layout once there is a session; None without a layout.
+
+    Args:
+        family: of the pipeline.
+        given: a layout, or the file of one.
+        config: the settings; None: the defaults.
+
+    Raises:
+        ValueError: the family is not such as can be isolated, the layout is not accepted, a file
+            that it refers to cannot be read, or settings are given without a layout.
+        FileNotFoundError: there is no such layout.
+    """
+    if given is None:
+        if config is not None:
+            raise ValueError("scene is given without layout; accepted: with a layout")
+        return None
+    support.check_family(family)
+    found = given if isinstance(given, Layout) else layout.load(given)
+    chosen = config or SceneConfig()
+    clips, rows = _read(found, chosen)
+    prompts = [[subject.prompt for subject in shot.subjects] for shot in found.shots]
+    return lambda session: SceneAttention(session, family, chosen, prompts, rows, clips)
+
+
+def check(found: Layout, grid: TokenGrid, config: SceneConfig | None = None) -> None:
+    """Refuse a layout that a clip of this size cannot hold: without any model.
+
+    Raises:
+        ValueError: a file cannot be read or has another length, or a subject finds no token.
+    """
+    chosen = config or SceneConfig()
+    token_rows(_read(found, chosen)[1](grid), grid, chosen, width=ANY_WIDTH)
+
+
+def _read(
+    found: Layout, config: SceneConfig
+) -> tuple[ReferenceClips, Callable[[TokenGrid], list[ClipRow]]]:
+    """The frames of its files, and its rows by the tokens' grid."""
+    files = files_of(found) if config.share else {}
+    clips = ReferenceClips(
+        [read_frames(reference, field) for reference, (_, field) in files.items()],
+        [prompt for prompt, _ in files.values()],
+        config.seed,
+        len(found.shots),
+    )
+    lengths = [len(clip) for clip in clips.frames]
+    return clips, lambda grid: rows_of(found, [*files], lengths, grid, config)
+
+
+def files_of(found: Layout) -> dict[Reference, tuple[str, str]]:
+    """References to files, each once, with the prompt and the field of who refers first."""
+    files: dict[Reference, tuple[str, str]] = {}
+    for i, shot in enumerate(found.shots):
+        for j, subject in enumerate(shot.subjects):
+            reference = subject.reference
+            if reference is not None and reference.file is not None:
+                field = f"shots[{i}].subjects[{j}].reference.file"
+                files.setdefault(reference, (subject.prompt, field))
+    return files
+
+
+def rows_of(
+    found: Layout, files: list[Reference], lengths: list[int], grid: TokenGrid, config: SceneConfig
+) -> list[ClipRow]:
+    """Every shot and every file in the tokens of a grid."""
+    rows = []
+    for i, shot in enumerate(found.shots):
+        readings = []
+        for j, subject in enumerate(shot.subjects):
+            source = found.source(subject)
+            if subject.reference is not None and subject.reference.file is not None and files:
+                source = len(found.shots) + files.index(subject.reference), 0
+            if source is not None and config.share:
+                readings.append(ReferenceLink(j, *source))
+        try:
+            cover = layout.coverage(shot, grid)
+        except LayoutError as error:
+            raise error.inside(f"shots[{i}]") from error
+        z = tuple(subject.z for subject in shot.subjects)
+        rows.append(ClipRow(shot.id, cover, z, tuple(readings)))
+    for n, (reference, length) in enumerate(zip(files, lengths, strict=True), start=1):
+        name = f"file {n}: {_name(reference)}"  # the same file may be there with another box
+        rows.append(ClipRow(name, _cover(reference, length, grid), (0,)))
+    return rows
+
+
+def _cover(reference: Reference, length: int, grid: TokenGrid) -> torch.Tensor:
+    """`(1, F, rows, columns)` of a file of so many frames, once it is fitted to the clip's."""
+    frames = grid.num_frames
+    if reference.mask is None or length == frames:
+        return layout.reference_coverage(reference, grid)[None]
+    if length == 1:
+        still = TokenGrid(1, grid.height, grid.width, strides=grid.strides)
+        return layout.reference_coverage(reference, still).expand(1, grid.frames, -1, -1)
+    raise ValueError(
+        f"reference {_name(reference)} has a mask and {length} frames; "
+        f"accepted with a mask: an image, or {frames} frames as the clip"
+    )
+
+
+def read_frames(reference: Reference, field: str) -> torch.Tensor:
+    """The frames of an image or clip: `(T, H, W, 3)` in [0, 1].
+
+    Raises:
+        ValueError: it cannot be read; names the field.
+    """
+    path = reference.file
+    assert path is not None, "a reference to a file"
+    try:
+        if path.suffix.lower() in IMAGES:
+            frames = _image(path)[None]
+        else:
+            frames = torch.from_numpy(video.read_video(path)[0])
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{field} is {path.name!r}, which cannot be read: {error}") from error
+    return frames.float() / 255
+
+
+def _image(path: Path) -> torch.Tensor:
+    import cv2
+    import numpy as np
+
+    found = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_COLOR)
+    if found is None:
+        raise ValueError("it is no image that OpenCV reads")
+    return torch.from_numpy(found[..., ::-1].copy())
+
+
+def _name(reference: Reference) -> str:
+    return reference.file.name if reference.file is not None else ""

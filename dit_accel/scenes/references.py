@@ -1,0 +1,151 @@
+"""References that are files: further rows of the batch, behind the user's and cut off again.
+
+A clip is encoded once a call by the pipeline's own VAE. At every step its clean latents are noised
+to the level that the user's rows are at, with noise from a private generator that stays the same
+over a run, and go through the denoiser beside them: what reads them reads the same step and layer.
+Their predictions are dropped. Only flow matching is known, where the level is the timestep's share:
+
+    x = (1 - sigma) clean + sigma noise
+
+Source: IR-Diffusion (arXiv 2411.19261) makes its references in the same batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from dit_accel.core.patching import Patches
+from dit_accel.core.session import Session
+from dit_accel.scenes.subject_text import SubjectPrompts
+
+NAMES = ("hidden_states", "timestep", "encoder_hidden_states")
+
+
+class ReferenceClips:
+    """The frames of references, their latents, and the noise that they get.
+
+    Args:
+        frames: one clip each, `(T, H, W, 3)` in [0, 1], any T (an image has one) and size: they
+            are fitted to the user's clips, in time as well.
+        texts: what each shows; None: the text of the first row stands in.
+        seed: of the noise.
+        first: rows of the user's call, which they come after.
+    """
+
+    def __init__(
+        self, frames: Sequence[torch.Tensor], texts: Sequence[str | None], seed: int, first: int
+    ) -> None:
+        self.frames, self.texts, self.seed, self.first = frames, texts, seed, first
+        self.clear()
+
+    def __len__(self) -> int:
+        return len(self.frames)
+
+    def clear(self) -> None:
+        """Free what is held."""
+        self.clean: torch.Tensor | None = None
+        self.noise: torch.Tensor | None = None
+
+    @property
+    def held_bytes(self) -> int:
+        """Bytes of latents and noise."""
+        return sum(x.nbytes for x in (self.clean, self.noise) if x is not None)
+
+    def install(self, patches: Patches, pipe: Any) -> None:
+        """Encode where the pipeline prepares its latents.
+
+        Raises:
+            ValueError: the scheduler is of no kind whose noise is known.
+        """
+        if not self.frames:
+            return
+        config = pipe.scheduler.config
+        flow = "Flow" in type(pipe.scheduler).__name__ or config.get("use_flow_sigmas", False)
+        if not flow:
+            name = type(pipe.scheduler).__name__
+            raise ValueError(f"scheduler is {name}; accepted with files as references: flow ones")
+        patches.wrap(pipe, "prepare_latents", partial(self._wrap, pipe))
+
+    def _wrap(self, pipe: Any, inner: Any) -> Any:
+        def prepare_latents(*args: Any, **kwargs: Any) -> Any:
+            latents = inner(*args, **kwargs)
+            self._encode(pipe, latents)
+            return latents
+
+        return prepare_latents
+
+    @torch.no_grad()
+    def _encode(self, pipe: Any, like: torch.Tensor) -> None:
+        """The clips' latents, of the size of the user's."""
+        vae = pipe.vae
+        frames = (like.shape[2] - 1) * pipe.vae_scale_factor_temporal + 1
+        size = [side * pipe.vae_scale_factor_spatial for side in like.shape[3:]]
+        clips = torch.stack([fitted(clip, frames, size) for clip in self.frames])
+        pixels = (clips * 2 - 1).to(like.device, vae.dtype)
+        mean, deviation = (
+            torch.tensor(vae.config[name]).view(1, -1, 1, 1, 1).to(like.device, torch.float32)
+            for name in ("latents_mean", "latents_std")
+        )
+        coded = torch.cat([vae.encode(one[None]).latent_dist.mode() for one in pixels])
+        self.clean = (coded.float() - mean) / deviation
+        generator = torch.Generator().manual_seed(self.seed + 15_485_863)
+        drawn = torch.randn(self.clean.shape, generator=generator)
+        self.noise = drawn.to(like.device)
+
+    def extend(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any], session: Session, texts: SubjectPrompts
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """A forward's arguments with these rows behind the user's.
+
+        Raises:
+            RuntimeError: the clips were not encoded: the transformer was called by itself.
+        """
+        if not self.frames:
+            return args, kwargs
+        if self.clean is None or self.noise is None:
+            raise RuntimeError("references that are files are encoded in the pipeline's own call")
+        given = dict(zip(NAMES, args, strict=False)) | kwargs
+        latents, timestep, text = (given[name] for name in NAMES)
+        sigma = session.time / session.pipe.scheduler.config.num_train_timesteps
+        noised = ((1 - sigma) * self.clean + sigma * self.noise).to(latents.dtype)
+        rows = [text[:1]] * len(self)
+        if session.branch == "cond":
+            own = (texts.encoded.get((self.first + i, 1)) for i in range(len(self)))
+            rows = [_fits(one, text) for one in own]
+        given |= {
+            "hidden_states": torch.cat([latents, noised]),
+            "timestep": torch.cat([timestep, timestep[:1].expand(len(self), *timestep.shape[1:])]),
+            "encoder_hidden_states": torch.cat([text, *rows]),
+        }
+        return args[len(NAMES) :], given
+
+    def cut(self, output: Any, rows: int) -> Any:
+        """A forward's output without these rows."""
+        if not self.frames:
+            return output
+        kept = output[0][:rows]
+        return (kept,) if isinstance(output, tuple) else type(output)(kept)
+
+
+def _fits(one: torch.Tensor | None, text: torch.Tensor) -> torch.Tensor:
+    """A text of the length of the others; the first row's where it has another."""
+    return text[:1] if one is None or one.shape[1:] != text.shape[1:] else one.to(text)
+
+
+def fitted(clip: torch.Tensor, frames: int, size: Sequence[int]) -> torch.Tensor:
+    """A clip `(T, H, W, 3)` in another size and length: `(3, frames, *size)`.
+
+    Each frame is the one at the nearest share of the clip, first and last ones stay.
+    """
+    pace = (len(clip) - 1) / max(frames - 1, 1)
+    chosen = clip[[round(i * pace) for i in range(frames)]].permute(0, 3, 1, 2).float()
+    if tuple(chosen.shape[2:]) != tuple(size):
+        chosen = F.interpolate(
+            chosen, size=tuple(size), mode="bilinear", antialias=True, align_corners=False
+        )
+    return chosen.clamp(0, 1).transpose(0, 1)

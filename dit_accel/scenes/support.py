@@ -1,0 +1,81 @@
+"""Whether a pipeline's attentions can carry a scene, and the stages that are put on them.
+
+What is not known to work is refused, and named, before anything runs.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from dit_accel.attention import processor as attention_processor
+from dit_accel.attention.processor import StagedAttnProcessor
+from dit_accel.core.patching import Patches
+from dit_accel.core.tokens import TokenGrid, TokenStrides
+from dit_accel.models.families import FAMILIES, Family
+from dit_accel.scenes import reposition
+
+
+def check_family(family: Family) -> None:
+    """Refuse a family whose attentions have no stages.
+
+    Raises:
+        ValueError: naming those that have.
+    """
+    if family.cross_attention is None or family.rotary is None or family.text_embedder is None:
+        accepted = ", ".join(f.name for f in FAMILIES.values() if f.cross_attention is not None)
+        raise ValueError(f"family is {family.name!r}; accepted with a layout: {accepted}")
+
+
+def check_text_only(cross: Any) -> None:
+    """Refuse a cross-attention that reads an image beside the text."""
+    if getattr(cross, "add_k_proj", None) is not None:
+        raise ValueError("the transformer reads an image too; accepted: text to video")
+
+
+def check_undivided(processor: Any) -> None:
+    """Refuse an attention whose tokens are shared out to several devices."""
+    if getattr(processor, "_parallel_config", None) is not None:
+        raise ValueError("context parallelism is on; accepted with a layout: off")
+
+
+def check_rotary(module: Any, family: Family) -> torch.dtype:
+    """Refuse positions that are not made as `positions` makes them; the dtype that they are in."""
+    rope = getattr(module, family.rotary or "", None)
+    if rope is None:
+        raise ValueError(f"{type(module).__name__} has no {family.rotary}; accepted: rotary ones")
+    sides = [2 * patch for patch in module.config.patch_size]
+    with torch.no_grad():
+        theirs = rope(torch.empty(1, 1, *sides))
+    ours = reposition.rotary(
+        reposition.places(TokenGrid(2, 2, 2)), module.config.attention_head_dim
+    )
+    if any(not torch.equal(a.cpu(), b.to(a.dtype)) for a, b in zip(theirs, ours, strict=True)):
+        raise ValueError(f"{type(module).__name__} has other rotary angles; accepted: those of Wan")
+    dtype: torch.dtype = theirs[0].dtype
+    return dtype
+
+
+def staged(attn: Any, patches: Patches) -> StagedAttnProcessor:
+    """Stages on one attention.
+
+    Raises:
+        ValueError: they are taken by pruned attention, whose blocks know no classes.
+    """
+    if isinstance(attn.processor, StagedAttnProcessor):
+        raise ValueError(
+            "accel prunes attention, and with a layout each class would need blocks of its own; "
+            "accepted: accel=UniCP(pcas=None, shift=None)"
+        )
+    check_undivided(attn.processor)
+    return attention_processor.install(attn, patches)
+
+
+def strides_of(pipe: Any, module: Any) -> TokenStrides:
+    """The pixels that a token of a pipeline stands for."""
+    return TokenStrides(
+        int(getattr(pipe, "vae_scale_factor_temporal", 4)),
+        int(getattr(pipe, "vae_scale_factor_spatial", 8)),
+        int(module.config.patch_size[-1]),
+    )
