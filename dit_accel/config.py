@@ -226,7 +226,7 @@ class PlanConfig(AccelConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not isinstance(self.plan, Plan) and not hasattr(self.plan, "forecast_of"):
+        if not isinstance(self.plan, Plan) and not hasattr(self.plan, "extrapolation_at"):
             raise ValueError(f"plan is {self.plan!r}; accepted: a Plan, or a Course")
 
     @property

@@ -201,7 +201,7 @@ def test_in_one_batch_every_clip_is_served_by_changes_fitted_to_the_others(pipe,
     """What the third clip is said to get is what it gets from changes that two batched clips
     leave: those of a profile of these two, whose runs had been served by each other."""
     fixed_ladder(monkeypatch)
-    monkeypatch.setattr(refine, "LEAST", 1)
+    monkeypatch.setattr(refine, "MIN_REFIT_CLIPS", 1)
     settings = {"speedups": (2.0,), "probes": 2, "probed": 1, "batch": 3}
     told: list[tuple[str, int, int]] = []
     profile = calibrate(pipe, CLIPS, told=lambda *news: told.append(news), **settings)
@@ -218,7 +218,7 @@ def test_a_batch_of_guided_pairs_is_served_row_by_row(monkeypatch):
     """Families that run both branches as one batch: every row has its weights in each half."""
     fixed_ladder(monkeypatch)
     monkeypatch.setattr(refine, "psnr", lambda *_, **__: 40.0)
-    monkeypatch.setattr(refine, "LEAST", 1)
+    monkeypatch.setattr(refine, "MIN_REFIT_CLIPS", 1)
     pipe, clip, given = prepared("cogvideox-2b", steps=STEPS)
     two = {
         name: torch.cat([value] * 2) if isinstance(value, torch.Tensor) else value
@@ -257,8 +257,8 @@ def test_each_clip_is_served_by_changes_that_have_not_seen_it(pipe, monkeypatch)
         return Plan.of(computed, field.schedule, {}, depth), 0.0
 
     monkeypatch.setattr(refine, "fit", lines)
-    monkeypatch.setattr(calibrating, "PASSES", 1)
-    monkeypatch.setattr(refine, "LEAST", 1)
+    monkeypatch.setattr(calibrating, "FIT_PASSES", 1)
+    monkeypatch.setattr(refine, "MIN_REFIT_CLIPS", 1)
     settings = {"speedups": (2.0,), "probes": 2, "probed": 1}
     one = calibrate(pipe, CLIPS[:1], **settings)
     both = calibrate(pipe, CLIPS[:2], **settings)

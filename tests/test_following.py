@@ -190,7 +190,7 @@ def test_the_noise_is_heard_and_is_what_the_run_started_from(pipe):
 
 
 @pytest.fixture
-def needed_steps(monkeypatch) -> Counter[str]:
+def reads(monkeypatch) -> Counter[str]:
     """How often the package's own code has a tensor's numbers read, by function."""
     counted: Counter[str] = Counter()
 
@@ -352,7 +352,7 @@ def test_a_lost_value_is_put_back_from_its_nearest_neighbours(pipe):
 class Watched(Asked):
     """Measures nothing, and looks at what is kept before it is served."""
 
-    measures, watches = False, True
+    needs_error, checks_finite = False, True
 
 
 def poison_kept(handle: Any) -> Any:

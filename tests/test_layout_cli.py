@@ -233,7 +233,7 @@ def test_a_model_without_its_configuration_is_named(wan, tmp_path):
 
 
 def test_the_document_shows_a_layout_that_is_valid():
-    page = (ROOT / "docs" / "layout.md").read_text(encoding="utf-8")
+    page = (ROOT / "docs" / "scenes.md").read_text(encoding="utf-8")
     document = yaml.safe_load(page.split("```yaml\n")[1].split("```")[0])
     examples = ROOT / "assets" / "layouts" / "two-shots.yaml"
     shots = yaml.safe_load(examples.read_text(encoding="utf-8"))["shots"]
@@ -241,12 +241,14 @@ def test_the_document_shows_a_layout_that_is_valid():
 
 
 def test_of_a_hub_model_configuration_files_will_do(wan, monkeypatch):
-    from dit_accel.models.loading import ModelLoadError
     from dit_accel.models import loading
+    from dit_accel.models.loading import ModelLoadError
 
     monkeypatch.setattr(loading, "_cached", lambda model: wan)
     assert loading.resolve_model("owner/wan", whole=False).folder == wan
-    with pytest.raises(ModelLoadError, match="only partly in the local cache, and HF_HUB_OFFLINE is"):
+    with pytest.raises(
+        ModelLoadError, match="only partly in the local cache, and HF_HUB_OFFLINE is"
+    ):
         loading.resolve_model("owner/wan")
 
 

@@ -281,7 +281,9 @@ def test_plan_says_where_matplotlib_comes_from(plan: Any, monkeypatch: pytest.Mo
 def test_held_by_hand() -> None:
     """Steps 0 and 2 computed of 4, two parts: at step 3 both are read, and the noise."""
     reads = ({2: 2.0, 0: -1.0}, {2: 1.0})
-    plan = Plan(4, {1: Extrapolation(({0: 1.0}, {0: 1.0})), 3: Extrapolation(reads, noise_weight=0.1)})
+    plan = Plan(
+        4, {1: Extrapolation(({0: 1.0}, {0: 1.0})), 3: Extrapolation(reads, noise_weight=0.1)}
+    )
     assert cached_values(plan, parts=2) == 2 * 2 + 1
     assert (
         cached_values(Plan(4, {}), parts=1) == 3

@@ -61,7 +61,7 @@ def test_what_is_saved_is_loaded_bit_equal(profile, tmp_path):
     for name, value in before.items():
         assert torch.equal(value, after[name]), name
         assert value.dtype == after[name].dtype == torch.float64, name
-    for name in ("identity", "memory", "depth", "made"):
+    for name in ("key", "error_memory", "depth", "metadata"):
         assert getattr(loaded, name) == getattr(profile, name)
     assert loaded.schedule.branch_weights == profile.schedule.branch_weights
     assert [candidate.computed for candidate in loaded.candidates] == [(0, 2, 4, 8, 14)]

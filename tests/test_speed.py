@@ -152,7 +152,7 @@ def test_a_method_that_fails_is_told_and_the_others_go_on():
 
 
 def test_weights_that_do_not_fit_are_refused_before_they_are_made(monkeypatch):
-    monkeypatch.setattr(speed.measure, "free_memory", lambda device: 2**30)
+    monkeypatch.setattr(speed.stopwatch, "free_memory", lambda device: 2**30)
     with pytest.raises(speed.DoesNotFitError, match=r"wan2.1-14b in bfloat16 has 26.6 GiB of"):
         speed.build(trial("wan2.1-14b", small=False, dtype="bfloat16"))
 

@@ -122,7 +122,7 @@ def test_windows_after_a_trip_are_short_once_a_step_is_computed():
 )  # fmt: skip
 def test_what_is_served_then_leans_on_the_line_as_far_as_it_was_right(lean, expected):
     """Steps 3 and 5 are two apart, 6 is one further on: the line is 1.5 and -0.5 of them."""
-    policy = guarded(mix=(1.0, -3.0))
+    policy = guarded(branch_weights=(1.0, -3.0))
     for step in range(3):
         policy.observe(step, None)
     policy.on_invalid(2, "the text changed")
@@ -136,7 +136,7 @@ def test_what_is_served_then_leans_on_the_line_as_far_as_it_was_right(lean, expe
 
 
 @pytest.mark.parametrize(
-    ("surprise", "left"), [(TOLERATED_ERROR, False), (USUAL * 1.4, False), (9.0, True)]
+    ("extrapolation_error", "left"), [(TOLERATED_ERROR, False), (USUAL * 1.4, False), (9.0, True)]
 )
 def test_a_doubt_has_the_next_step_computed_and_what_it_surprises_decides(
     extrapolation_error, left
@@ -200,13 +200,13 @@ def test_a_short_step_may_be_missed_by_more():
     """Step 3 is a quarter as long as the mean one: as much harm at four times the surprise."""
     times = [24.0, 23.0, 22.0, 21.0, 20.75, *[float(20 - s) for s in range(19)]]
     for extrapolation_error, served in ((4 * LINE - 0.01, True), (4 * LINE + 0.01, False)):
-        policy = guarded(trusted=False, times=times)
+        policy = guarded(trusted=False, timesteps=times)
         for step, told in ((0, None), (1, None), (2, extrapolation_error)):
             policy.observe(step, told, 0.5)
         assert (policy.extrapolation_at(3) is not None) == served
 
 
-@pytest.mark.parametrize("surprise", [1.0, math.inf])
+@pytest.mark.parametrize("extrapolation_error", [1.0, math.inf])
 def test_without_a_profile_everything_is_computed_where_lines_miss(extrapolation_error):
     policy = guarded(trusted=False)
     assert drive(policy, dict.fromkeys(range(2, TOTAL), extrapolation_error)) == tuple(range(TOTAL))

@@ -15,8 +15,7 @@ from dit_accel.cli.common.errors import reported, say
 from dit_accel.cli.common.files import Files
 from dit_accel.cli.common.progress import StepBar
 from dit_accel.cli.run import shots
-from dit_accel.cli.run.request import Request, slug
-from dit_accel.cli.run.shots import Scenery
+from dit_accel.cli.run.request import LayoutOptions, Request, slug
 from dit_accel.cli.run.summary import foretold, show
 
 if TYPE_CHECKING:
@@ -93,7 +92,7 @@ def generate(
         overwrite=overwrite,
         dtype=dtype,
         device=device,
-        scenery=Scenery(layout, isolation, reposition, alpha, background),
+        scenery=LayoutOptions(layout, isolation, reposition, alpha, background),
     )
     with reported(verbose=verbose):
         _generate(request, as_json=as_json, verbose=verbose)

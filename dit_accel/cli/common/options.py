@@ -8,8 +8,7 @@ from typing import Annotated
 import typer
 
 from dit_accel.caching.windows import DEFAULT_THRESHOLD
-from dit_accel.cli.run.request import ACCELS, DTYPE_NAMES
-from dit_accel.cli.run.shots import BACKGROUNDS
+from dit_accel.cli.run.request import ACCELS, BACKGROUNDS, DTYPE_NAMES
 from dit_accel.models.families import SITES
 
 _CACHE, _CLIP, _MACHINE, _RESULT = "What is reused", "The clip", "The machine", "The result"

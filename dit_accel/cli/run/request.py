@@ -7,17 +7,89 @@ import re
 import unicodedata
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from dit_accel.cli.common.errors import BadInput
-from dit_accel.cli.run.shots import Scenery
 from dit_accel.models.families import SITES
 
+if TYPE_CHECKING:
+    from dit_accel.layout import Layout
+    from dit_accel.scenes.rows import SceneConfig
+
+BACKGROUNDS = ("open", "closed")
 DTYPE_NAMES = ("float32", "bfloat16", "float16")
 ACCELS = ("unicp", "unicp-paper")  # the default, and what works by windows at attentions
 UNITS = {"": 1, "b": 1, "kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40,
          "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12}  # fmt: skip
 FPS_RANGE = (0.01, 1000.0)
 LARGEST_SEED = 2**63 - 1
+
+
+@dataclass(frozen=True)
+class LayoutOptions:
+    """What is asked of a layout; None where it is left to the defaults."""
+
+    layout: Path | None = None
+    isolation: bool | None = None
+    reposition: bool | None = None
+    alpha: float | None = None
+    background: str | None = None
+
+    def check(self, prompt: str) -> None:
+        """Refuse what no layout could accept.
+
+        Raises:
+            BadInput: naming the option.
+        """
+        given = {
+            "--isolation or --no-isolation": self.isolation,
+            "--reposition or --no-reposition": self.reposition,
+            "--alpha": self.alpha,
+            "--background": self.background,
+        }
+        if self.layout is None:
+            for option, value in given.items():
+                if value is not None:
+                    raise BadInput(f"{option} is given: applies to --layout only")
+            return
+        if prompt.strip():
+            raise BadInput(f"PROMPT is {prompt!r}: the layout has the prompts; drop one of them")
+        if self.alpha is not None and not 0 <= self.alpha <= 1:
+            raise BadInput(f"--alpha is {self.alpha}: must be from 0 to 1")
+        if self.alpha is not None and self.reposition is False:
+            raise BadInput("--alpha is given: has no meaning with --no-reposition")
+        if self.background is not None and self.background not in BACKGROUNDS:
+            accepted = ", ".join(BACKGROUNDS)
+            raise BadInput(f"--background is {self.background!r}: must be one of {accepted}")
+        if self.background is not None and self.isolation is False:
+            raise BadInput("--background is given: has no meaning with --no-isolation")
+
+    def read(self) -> Layout | None:
+        """The layout.
+
+        Raises:
+            BadInput: naming `--layout`, and what is wrong with the file.
+        """
+        if self.layout is None:
+            return None
+        from dit_accel import layout
+
+        try:
+            return layout.load(self.layout)
+        except (ValueError, OSError) as error:
+            raise BadInput(f"--layout is {str(self.layout)!r}: {error}") from error
+
+    def config(self) -> SceneConfig:
+        """The settings of the scene."""
+        from dit_accel.scenes.rows import SceneConfig
+
+        named = {
+            "isolate": self.isolation,
+            "reposition": self.reposition,
+            "alpha": self.alpha,
+            "background": self.background,
+        }
+        return SceneConfig(**{k: v for k, v in named.items() if v is not None})  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)
@@ -49,7 +121,7 @@ class Request:
     negative: str | None = None
     output: Path | None = None
     overwrite: bool = False
-    scenery: Scenery = field(default_factory=Scenery)
+    scenery: LayoutOptions = field(default_factory=LayoutOptions)
 
     def check(self) -> None:
         """Refuse what no model could accept.

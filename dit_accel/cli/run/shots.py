@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,76 +17,6 @@ if TYPE_CHECKING:
     from dit_accel.cli.run.settings import Settings, SizeStrides
     from dit_accel.core.generation import Generation
     from dit_accel.layout import Layout
-    from dit_accel.scenes.rows import SceneConfig
-
-BACKGROUNDS = ("open", "closed")
-
-
-@dataclass(frozen=True)
-class Scenery:
-    """What is asked of a layout; None where it is left to the defaults."""
-
-    layout: Path | None = None
-    isolation: bool | None = None
-    reposition: bool | None = None
-    alpha: float | None = None
-    background: str | None = None
-
-    def check(self, prompt: str) -> None:
-        """Refuse what no layout could accept.
-
-        Raises:
-            BadInput: naming the option.
-        """
-        given = {
-            "--isolation or --no-isolation": self.isolation,
-            "--reposition or --no-reposition": self.reposition,
-            "--alpha": self.alpha,
-            "--background": self.background,
-        }
-        if self.layout is None:
-            for option, value in given.items():
-                if value is not None:
-                    raise BadInput(f"{option} is given: applies to --layout only")
-            return
-        if prompt.strip():
-            raise BadInput(f"PROMPT is {prompt!r}: the layout has the prompts; drop one of them")
-        if self.alpha is not None and not 0 <= self.alpha <= 1:
-            raise BadInput(f"--alpha is {self.alpha}: must be from 0 to 1")
-        if self.alpha is not None and self.reposition is False:
-            raise BadInput("--alpha is given: has no meaning with --no-reposition")
-        if self.background is not None and self.background not in BACKGROUNDS:
-            accepted = ", ".join(BACKGROUNDS)
-            raise BadInput(f"--background is {self.background!r}: must be one of {accepted}")
-        if self.background is not None and self.isolation is False:
-            raise BadInput("--background is given: has no meaning with --no-isolation")
-
-    def read(self) -> Layout | None:
-        """The layout.
-
-        Raises:
-            BadInput: naming `--layout`, and what is wrong with the file.
-        """
-        if self.layout is None:
-            return None
-        from dit_accel import layout
-
-        try:
-            return layout.load(self.layout)
-        except (ValueError, OSError) as error:
-            raise BadInput(f"--layout is {str(self.layout)!r}: {error}") from error
-
-    def config(self) -> SceneConfig:
-        """The settings of the scene."""
-        from dit_accel.scenes.rows import SceneConfig
-
-        named = {
-            "isolate": self.isolation,
-            "reposition": self.reposition,
-            "alpha": self.alpha,
-            "background": self.background,
-        }
-        return SceneConfig(**{k: v for k, v in named.items() if v is not None})  # type: ignore[arg-type]
 
 
 def check_fits(layout: Layout, settings: Settings, strides: SizeStrides) -> None:

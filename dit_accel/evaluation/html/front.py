@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from dit_accel.evaluation.html.evidence import Evidence
-from dit_accel.evaluation.html.figures import (  # fmt: skip
+from dit_accel.evaluation.html.figures import (
     NARROW,
     WIDE,
     digits,

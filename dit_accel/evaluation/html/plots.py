@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from dit_accel.evaluation.html.evidence import Evidence, Values
-from dit_accel.evaluation.html.figures import (  # fmt: skip
+from dit_accel.evaluation.html.figures import (
     CEILING,
     NARROW,
     WIDE,
