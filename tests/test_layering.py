@@ -2,14 +2,8 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
-import pytest
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "scripts" / "docs"))
-
 import import_graph
+import pytest
 
 ORDER = [  # from the ground up; what stands on one floor does not know its neighbours
     {"metrics", "models"},

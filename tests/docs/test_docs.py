@@ -25,6 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import docs_tables
 import numpy as np
 import pytest
 import torch
@@ -36,9 +37,7 @@ from dit_accel.cli import app
 from dit_accel.evaluation.methods import METHODS, parse
 
 ROOT = Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT / "scripts" / "docs"))
 
-import docs_tables  # noqa: E402
 
 NAMES = ("quickstart", "concepts", "how-it-works", "scenes", "evaluation", "results", "development")
 PAGES = [ROOT / "README.md", *(ROOT / "docs" / f"{name}.md" for name in NAMES)]

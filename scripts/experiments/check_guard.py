@@ -1,0 +1,225 @@
+"""Faults put into accelerated runs of the miniature, and what the guard makes of them.
+
+OMP_NUM_THREADS=1 python scripts/experiments/check_guard.py --prompts 8 --profile PATH
+OMP_NUM_THREADS=1 python scripts/experiments/check_guard.py --prompts 8 --steps 20  # calibrates
+
+A fault strikes after a step in the middle of the run. The reference is the uncached run with the
+same fault; a run with the guard is compared with one without it, and with the uncached run of as
+many steps as the guarded one computed, struck at the same share of the run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import functools
+import json
+import math
+import statistics
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+
+from dit_accel import accelerate  # noqa: E402
+from dit_accel.core.generation import ClipSpec, call_arguments  # noqa: E402
+from dit_accel.metrics import psnr  # noqa: E402
+from dit_accel.models import miniature  # noqa: E402
+from dit_accel.planning.profile import Profile  # noqa: E402
+
+WHEN = 0.45  # of the run
+ANOTHER = "a small green triangle moving up on a dotted background"
+CALIBRATION = (
+    "a big red triangle moving up on a dotted background",
+    "a small blue circle moving left on a plain gray background",
+    "a green square moving right on a plain gray background",
+    "a big blue triangle moving down on a dotted background",
+)
+NONE, TEXT, LATENTS, NAN, WRONG = (
+    "none", "text changes", "latents x 1.5", "NaN in a kept value", "profile of another model",
+)  # fmt: skip
+FAULTS = {"none": NONE, "text": TEXT, "latents": LATENTS, "nan": NAN, "profile": WRONG}
+Strike = Callable[[dict[str, Any]], dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One fault on one clip: steps that the guarded run computed, PSNRs in dB, and its notes."""
+
+    fault: str
+    computed: float
+    guarded_db: float
+    unguarded_db: float
+    fewer_db: float
+    notes: tuple[str, ...]
+
+
+def load() -> Any:
+    """The miniature, quiet."""
+    from diffusers import WanPipeline
+
+    pipe = WanPipeline.from_pretrained(str(miniature.path()))
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def clip_of(prompt: str, seed: int, steps: int) -> ClipSpec:
+    """The miniature's clip at its own settings."""
+    return ClipSpec(prompt, None, seed, steps, 4.0, 64, 64, 17, max_sequence_length=64)
+
+
+def other_model(pipe: Any) -> Any:
+    """A pipeline whose denoiser has other weights: noise of a fifth of each weight's spread."""
+    other = copy.copy(pipe)
+    transformer = copy.deepcopy(pipe.transformer)
+    draw = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for weight in transformer.parameters():
+            if weight.numel() > 1:
+                weight += 0.2 * weight.std() * torch.randn(weight.shape, generator=draw)
+    other.register_modules(transformer=transformer)
+    return other
+
+
+def check(
+    pipe: Any, profile: Profile, wrong: Profile, clip: ClipSpec, fault: str, **target: Any
+) -> Row:
+    """Runs a fault on a clip: uncached, guarded, unguarded, and with fewer steps."""
+    target = target or {"speedup": 2.5}
+    given = wrong if fault == WRONG else profile
+    reference = stock(pipe, clip, fault)
+    guarded, report = accelerated(pipe, given, clip, fault, guard=True, **target)
+    unguarded, _ = accelerated(pipe, given, clip, fault, guard=False, **target)
+    steps = math.ceil(report.steps_computed)
+    fewer = stock(pipe, replace(clip, steps=steps), fault)
+    scores = (decibels(reference, frames) for frames in (guarded, unguarded, fewer))
+    return Row(fault, report.steps_computed, *scores, report.notes)
+
+
+def stock(pipe: Any, clip: ClipSpec, fault: str) -> Any:
+    """An uncached run, struck by what is not of the cache."""
+    return _stock(pipe, clip, fault if fault in (TEXT, LATENTS) else NONE)
+
+
+@functools.lru_cache(maxsize=16)  # several faults share theirs
+def _stock(pipe: Any, clip: ClipSpec, fault: str) -> Any:
+    return run(pipe, clip, strike_of(pipe, fault))
+
+
+def accelerated(
+    pipe: Any, profile: Profile, clip: ClipSpec, fault: str, *, guard: bool, **target: Any
+) -> tuple[Any, Any]:
+    """An accelerated run, struck; and its report."""
+    with accelerate(pipe, profile=profile, guard=guard, force=True, **target) as handle:
+
+        def poison(tensors: dict[str, Any]) -> dict[str, Any]:
+            kept = handle.follower.kept["target", "cond"]
+            kept[max(kept)][0, 0, 0, 0, 0] = math.nan
+            return {}
+
+        frames = run(pipe, clip, poison if fault == NAN else strike_of(pipe, fault))
+        return frames, handle.report()
+
+
+def strike_of(pipe: Any, fault: str) -> Strike:
+    """What a fault does to the tensors of the pipeline's loop."""
+    if fault == TEXT:
+        text = pipe.encode_prompt(ANOTHER, None, False, max_sequence_length=64)[0]
+        return lambda tensors: {"prompt_embeds": text.to(tensors["prompt_embeds"].dtype)}
+    if fault == LATENTS:
+        return lambda tensors: {"latents": tensors["latents"] * 1.5}
+    return lambda tensors: {}
+
+
+def run(pipe: Any, clip: ClipSpec, strike: Strike) -> Any:
+    """Frames of a run that is struck after a step."""
+    last = max(0, round(WHEN * clip.steps) - 1)
+
+    def callback(_: Any, step: int, __: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+        return strike(tensors) if step == last else {}
+
+    return pipe(
+        **call_arguments(pipe, clip), callback_on_step_end=callback,
+        callback_on_step_end_tensor_inputs=["latents", "prompt_embeds"],
+    ).frames[0]  # fmt: skip
+
+
+def decibels(reference: Any, frames: Any) -> float:
+    """PSNR, at most 100 dB; 0 of what is not finite."""
+    if not np.isfinite(frames).all():
+        return 0.0
+    return min(float(psnr(reference, frames, data_range=1.0)), 100.0)
+
+
+def table(rows: Sequence[Row]) -> str:
+    """Means by fault, as Markdown."""
+    lines = [
+        "| fault | computed steps | guarded, dB | unguarded, dB | fewer steps, dB | clips ahead | "
+        "the worst clip | reported |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for fault in dict.fromkeys(row.fault for row in rows):
+        mine = [row for row in rows if row.fault == fault]
+        means = [
+            statistics.fmean(getattr(row, name) for row in mine)
+            for name in ("computed", "guarded_db", "unguarded_db", "fewer_db")
+        ]
+        leads = [row.guarded_db - row.fewer_db for row in mine]
+        told = sum(
+            any(word in n for n in row.notes for word in ("Guard", "forced")) for row in mine
+        )
+        figures = " | ".join(f"{mean:.1f}" for mean in means)
+        ahead = f"{sum(lead > 0 for lead in leads)} of {len(mine)} | {min(leads):+.1f}"
+        lines.append(f"| {fault} | {figures} | {ahead} | {told} of {len(mine)} |")
+    return "\n".join(lines)
+
+
+def calibrated(pipe: Any, steps: int) -> Profile:
+    """A profile for runs of so many steps, by four clips."""
+    from dit_accel.calibration.calibrate import calibrate
+
+    clips = [clip_of(prompt, seed, steps) for seed, prompt in enumerate(CALIBRATION)]
+    return calibrate(pipe, clips, speedups=(2.5,), probes=3, probed=1)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--prompts", type=int, default=8)
+    parser.add_argument("--first", type=int, default=0, help="prompts to leave out before them")
+    parser.add_argument("--faults", nargs="+", choices=FAULTS, default=list(FAULTS))
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--profile", type=Path)
+    source.add_argument("--steps", type=int, help="of runs whose profile is made here, by 4 clips")
+    parser.add_argument(
+        "--wrong", type=Path, help="of another model; made here where none is given"
+    )
+    parser.add_argument("--speedup", type=float, default=2.5)
+    options = parser.parse_args()
+    pipe = load()
+    profile = Profile.load(options.profile) if options.profile else calibrated(pipe, options.steps)
+    steps = profile.key.steps
+    wrong = profile
+    if "profile" in options.faults:
+        known = options.wrong
+        wrong = Profile.load(known) if known else calibrated(other_model(pipe), steps)
+    lines = (ROOT / "assets/prompts/miniature.jsonl").read_text().splitlines()
+    prompts = [json.loads(line)["prompt"] for line in lines]
+    rows = []
+    for place, prompt in list(enumerate(prompts))[options.first : options.first + options.prompts]:
+        clip = clip_of(prompt, 1000 + place, steps)
+        for fault in options.faults:
+            row = check(pipe, profile, wrong, clip, FAULTS[fault], speedup=options.speedup)
+            print(row, file=sys.stderr, flush=True)
+            rows.append(row)
+    print(table(rows))
+
+
+if __name__ == "__main__":
+    main()

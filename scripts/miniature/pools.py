@@ -1,0 +1,125 @@
+"""Stage 2 of the miniature's training: latents of many clips, once, and batches of them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderKLWan
+from hints import Hints, hints_of
+from recipe import SHIFT, TEXT_LENGTH, Preset
+from run import Run
+from transformers import PreTrainedTokenizerFast
+from world import COLORS, DEFAULT, TRAIN_STREAM, render, scene_at
+
+Size = tuple[int, int, int]  # frames, height, width
+
+
+@dataclass
+class Pool:
+    """Normalised latents of one size (N, C, F, h, w) in float16, their captions' rows, hints."""
+
+    latents: torch.Tensor
+    rows: torch.Tensor
+    hints: Hints
+
+
+@torch.no_grad()
+def encode_pools(
+    vae: AutoencoderKLWan, preset: Preset, run: Run
+) -> tuple[dict[Size, Pool], list[str]]:
+    sizes = list(dict.fromkeys(size for stage in preset.curriculum for size in stage.sizes))
+    mean = torch.tensor(vae.config.latents_mean, device=run.device).view(1, -1, 1, 1, 1)
+    std = torch.tensor(vae.config.latents_std, device=run.device).view(1, -1, 1, 1, 1)
+    pools, captions = {}, []
+    first = preset.vae_clips
+    batch = 128 if run.device.type == "cuda" else 8
+    for size in sizes:
+        frames, height, width = size
+        count = preset.pool if size == DEFAULT else preset.pool_other
+        mix = "-".join(map(str, preset.mix))
+        path = run.work / f"latents-{frames}x{height}x{width}-{mix}.pt"
+        scenes = [
+            scene_at(TRAIN_STREAM, first + i, width / height, mix=preset.mix) for i in range(count)
+        ]
+        first += count
+        if path.exists():
+            latents = torch.load(path, map_location=run.device)
+        else:
+            parts = []
+            for i in range(0, count, batch):
+                with run.autocast():
+                    clip = render(scenes[i : i + batch], frames, height, width, run.device)
+                    parts.append(((vae.encode(clip).latent_dist.mean - mean) / std).half())
+            latents = torch.cat(parts)
+            if run.device.type != "cuda":  # on a GPU it is faster to encode again
+                torch.save(latents, path)
+        rows = torch.arange(len(captions), len(captions) + count, device=run.device)
+        hints = hints_of(scenes, frames, TEXT_LENGTH, run.device)
+        pools[size] = Pool(latents, rows, hints)
+        captions += [scene.caption() for scene in scenes]
+        run.say(f"pool {size}: {count} clips, latent std {latents[:500].float().std():.3f}")
+    return pools, captions
+
+
+class Batches:
+    """Draws the batch of an iteration: the same whenever it is drawn.
+
+    `unsaid`: share of the captions that are read without their colours.
+    """
+
+    def __init__(
+        self,
+        pools: dict[Size, Pool],
+        captions: Sequence[str],
+        tokenizer: PreTrainedTokenizerFast,
+        preset: Preset,
+        unsaid: float = 0.0,
+    ) -> None:
+        self.pools, self.preset, self.unsaid = pools, preset, unsaid
+        self.device = next(iter(pools.values())).latents.device
+        self.ids = ids_of(captions, tokenizer).to(self.device)
+        self.empty = ids_of([""], tokenizer)[0].to(self.device)
+        if unsaid:
+            self.bare = ids_of([without_colors(c) for c in captions], tokenizer).to(self.device)
+
+    def draw(self, i: int, size: Size, batch: int) -> tuple[torch.Tensor | Hints, ...]:
+        """What `denoiser_step`'s step takes."""
+        seed = torch.Generator(self.device).manual_seed(i)
+        pool = self.pools[size]
+        pick = torch.randint(len(pool.latents), (batch,), generator=seed, device=self.device)
+        x = pool.latents[pick].float()
+        text = self.ids[pool.rows[pick]].clone()
+        told = torch.ones(batch, dtype=torch.bool, device=self.device)
+        if self.unsaid:
+            left = torch.rand(batch, generator=seed, device=self.device) < self.unsaid
+            text[left] = self.bare[pool.rows[pick[left]]]
+            told &= ~left
+        dropped = torch.rand(batch, generator=seed, device=self.device) < 0.1
+        text[dropped] = self.empty
+        long = self.preset.long_text and size == DEFAULT and i % 8 == 4
+        text = F.pad(text, (0, (512 if long else 64) - TEXT_LENGTH))
+        sigma = torch.sigmoid(torch.randn(batch, generator=seed, device=self.device))
+        sigma = SHIFT * sigma / (1 + (SHIFT - 1) * sigma)
+        noise = torch.randn(x.shape, generator=seed, device=self.device)
+        return x, text, sigma, noise, told & ~dropped, pool.hints.at(pick)
+
+
+def ids_of(captions: Sequence[str], tokenizer: PreTrainedTokenizerFast) -> torch.Tensor:
+    """Padded token ids (N, TEXT_LENGTH)."""
+    return tokenizer(
+        list(captions),
+        padding="max_length",
+        max_length=TEXT_LENGTH,
+        truncation=True,
+        return_tensors="pt",
+    ).input_ids
+
+
+def without_colors(caption: str) -> str:
+    """`an orange ring` -> `a ring`; grounds keep theirs."""
+    words = re.sub(rf"\b({'|'.join(COLORS)}) (?!background)", "", caption)
+    return re.sub(r"\ban (?![aeiou])", "a ", words)

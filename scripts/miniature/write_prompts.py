@@ -1,0 +1,60 @@
+"""Write prompts of the miniature's world that it has never seen: to evaluate, and to calibrate on.
+
+python scripts/miniature/write_prompts.py
+
+Three files in `assets/prompts/` that have no prompt in common: `miniature.jsonl` to evaluate on,
+`calibration.jsonl`, and `several.jsonl` to evaluate on prompts of another kind: two or three
+subjects over a moving camera, which a tenth of the others are.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+from world import PROMPT_STREAM, Scene, scene_at
+
+FOLDER = Path("assets/prompts")
+CALIBRATION, SEVERAL = 5000, 50_000  # where these begin in the world's stream
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--count", type=int, default=64, help="prompts to evaluate on")
+    parser.add_argument("--calibration", type=int, default=384, help="prompts to calibrate on")
+    args = parser.parse_args()
+    seen: set[str] = set()
+    write(FOLDER / "miniature.jsonl", "world", 0, args.count, seen)
+    write(FOLDER / "calibration.jsonl", "calibration", CALIBRATION, args.calibration, seen)
+    write(FOLDER / "several.jsonl", "several", SEVERAL, args.count, seen, several)
+
+
+def several(scene: Scene) -> bool:
+    """Two or three subjects over a moving camera."""
+    return len(scene.subjects) > 1 and bool(scene.pan)
+
+
+def write(
+    path: Path,
+    name: str,
+    first: int,
+    count: int,
+    seen: set[str],
+    wanted: Callable[[Scene], bool] = lambda scene: True,
+) -> None:
+    """So many captions that are not in `seen`, from a place in the world's stream on."""
+    rows: list[dict[str, str]] = []
+    for index in range(first, first + 100 * count):
+        scene = scene_at(PROMPT_STREAM, index)
+        caption = scene.caption()
+        if wanted(scene) and caption not in seen and len(rows) < count:
+            seen.add(caption)
+            rows.append({"id": f"{name}-{len(rows):03d}", "prompt": caption})
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,662 @@
+"""Calibrate, plan and generate by a profile, as the user of the command meets them."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from test_generate import DEFAULTS, PROMPT, invoke, names
+
+from dit_accel import metrics
+from dit_accel.calibration import calibrate as measuring
+from dit_accel.calibration import record
+from dit_accel.cli.common.progress import Pace
+from dit_accel.cli.common.tables import rows
+from dit_accel.cli.plan_memory import cached_values
+from dit_accel.cli.run.request import size_of
+from dit_accel.core.quantization import packed_bytes
+from dit_accel.models import miniature
+from dit_accel.planning.difficulty import PromptDifficulty
+from dit_accel.planning.plan import Extrapolation, Plan
+from dit_accel.planning.profile import Profile
+
+PROMPTS = ("a red circle moving right", "a blue square", "a green triangle", "a red square")
+QUICK = ("--speedups", "2", "--probes", "2", "--limit", "3")
+
+
+@pytest.fixture(scope="session")
+def model_folder(tmp_path_factory: pytest.TempPathFactory, tiny_wan: Any) -> Path:
+    """The tiny model, with the steps that `tiny_profile` was calibrated at."""
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    tiny_wan().save_pretrained(folder)
+    defaults = {**DEFAULTS, "num_inference_steps": 10}
+    (folder / "generation_defaults.json").write_text(json.dumps(defaults))
+    return folder
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty current folder, an empty cache of profiles, and wide tables."""
+    folder = tmp_path / "here"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("DIT_ACCEL_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("COLUMNS", "150")
+    return folder
+
+
+@pytest.fixture
+def prompts(tmp_path: Path) -> str:
+    path = tmp_path / "prompts.txt"
+    path.write_text("\n".join(PROMPTS))
+    return str(path)
+
+
+def refused(result: Any, *texts: str) -> None:
+    """Exit code 2, one message with these texts, and no traceback."""
+    told = " ".join(result.stderr.split())
+    assert result.exit_code == 2, told
+    assert all(text in told for text in texts), told
+    assert "Traceback" not in told
+
+
+# --- calibrate ---------------------------------------------------------------------------------
+
+
+def test_calibrate_writes_a_profile_into_the_cache_where_generate_finds_it(
+    here: Path, model_folder: Path, prompts: str, tmp_path: Path
+) -> None:
+    model = ["--model", str(model_folder)]
+    result = invoke("calibrate", *model, "--prompts", prompts, *QUICK, "--json")
+    assert result.exit_code == 0, result.stderr
+    content = json.loads(result.stdout)
+    path = Path(content["profile"])
+    assert path.parent == tmp_path / "cache" / "profiles" and path.suffix == ".safetensors"
+    assert names(path.parent) == [path.name]  # the work folder is gone
+    assert Profile.load(path).metadata["clips"] == 3
+    assert [row["speedup"] for row in content["ladder"]] == [2.0]
+    again = invoke("calibrate", *model, "--prompts", prompts, *QUICK)
+    refused(again, "which exists; pass --overwrite, or another --out")
+
+    made = invoke("generate", PROMPT, *model, "--speedup", "2", "--json", "--output", "a.npy")
+    assert made.exit_code == 0, made.stderr
+    assert json.loads(made.stdout)["settings"]["profile"] == str(path)
+    told = invoke("plan", *model, "--speedup", "2", "--json")
+    assert json.loads(told.stdout)["profile"] == str(path)
+
+
+def test_calibrate_goes_on_after_ctrl_c(
+    here: Path, model_folder: Path, prompts: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = ["calibrate", "--model", str(model_folder), "--prompts", prompts, *QUICK]
+    command += ["--out", "p.safetensors", "--seed", "7"]
+    begin, heard = Pace.begin, []
+
+    def press(pace: Pace, what: str, done: int, total: int, now: float) -> None:
+        begin(pace, what, done, total, now)
+        heard.append((what, done))
+        if (what, done) == ("rungs", 1):
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Pace, "begin", press)
+    stopped = invoke(*command)
+    assert stopped.exit_code == 130
+    assert "what is done is kept, and the same command goes on where it was" in stopped.stderr
+    assert names(here) == ["p.safetensors.work"]
+    other = invoke(*command[:-1], "8")
+    refused(other, "--work is 'p.safetensors.work', begun with other prompts or clips")
+    heard.clear()
+    monkeypatch.setattr(Pace, "begin", lambda *args: (begin(*args), heard.append(args[1:3])))
+    done = invoke(*command)
+    assert done.exit_code == 0, done.stderr
+    assert heard == [("rungs", place) for place in range(1, 6)]  # two passes over three clips
+    assert names(here) == ["p.safetensors"]
+    whole = invoke(*command[:-3], "q.safetensors", "--seed", "7")
+    assert whole.exit_code == 0, whole.stderr
+    one, other = (Profile.load(f"{name}.safetensors") for name in "pq")
+    assert one.candidates[0].psnr_db.tolist() == other.candidates[0].psnr_db.tolist()
+
+
+def test_calibrate_keeps_out_of_folders_that_hold_something_else(
+    here: Path, model_folder: Path, prompts: str
+) -> None:
+    (here / "mine").mkdir()
+    (here / "mine" / "letter.txt").write_text("dear")
+    command = ["calibrate", "--model", str(model_folder), "--prompts", prompts, *QUICK]
+    result = invoke(*command, "--out", "p.safetensors", "--work", "mine")
+    refused(result, "--work is 'mine', which holds something else")
+    assert names(here / "mine") == ["letter.txt"]
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ([], "--prompts is not given: name a file of 12 prompts or more"),
+        (["--prompts", "no.txt"], "--prompts is 'no.txt': No such file or directory"),
+        (["--prompts", "no.doc"], "no.doc ends in '.doc'; accepted: .jsonl, .txt, .json"),
+        (["--speedups", "2,x"], "--speedups is '2,x': must be numbers above 1"),
+        (["--speedups", "1"], "--speedups is '1': must be numbers above 1"),
+        (["--speedups", "6"], "--speedups has 6: must be at most 5 at 10 steps"),
+        (["--steps", "7"], "--steps is 7: plans need at least 8"),
+        (["--out", "p.json"], "--out is 'p.json': must end in .safetensors"),
+        (["--out", "no/p.safetensors"], "there is no such folder"),
+        (["--height", "17"], "--height is 17: must be a multiple of 16"),
+    ],
+)
+def test_calibrate_refuses_before_the_work(
+    here: Path, model_folder: Path, prompts: str, options: list[str], told: str
+) -> None:
+    given = [] if not options or options[0] == "--prompts" else ["--prompts", prompts]
+    refused(invoke("calibrate", "--model", str(model_folder), *given, *options), told)
+    assert names(here) == []
+
+
+def test_the_miniature_brings_prompts_to_calibrate_on_that_no_evaluation_uses() -> None:
+    from dit_accel.evaluation.prompts import read_prompts
+
+    path = miniature.prompts(miniature.CALIBRATION)
+    ours = {row.prompt for row in read_prompts(path)}
+    assert len(ours) >= 12
+    assert not ours & {row.prompt for row in read_prompts(path.with_name("miniature.jsonl"))}
+
+
+def test_pace_by_hand() -> None:
+    """Two clips of 10 steps, one probe, rungs of 6 and 4 steps: 2·10 + 10 + 10 + 2·(6+4) = 60."""
+    pace = Pace(2, 10, 1, [6, 4])
+    assert pace.total == 60 and pace.left(0.0) is None
+    pace.begin("uncached", 0, 2, 100.0)
+    pace.begin("uncached", 1, 2, 102.0)  # 10 in 2 s; 50 are left
+    assert (pace.position, pace.left(102.0)) == (10, 10.0)
+    assert pace.left(103.0) == 9.0
+    pace.begin("rungs", 1, 4, 104.0)  # the probe and the search were kept: 20 in 4 s, 15 left
+    assert (pace.position, pace.left(104.0)) == (45, 3.0)
+    pace.begin("rungs", 2, 8, 105.0)  # twice as many rungs as thought, of half the weight
+    assert pace.total == 60 and pace.position == 45
+
+
+# --- plan --------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def plan(here: Path, profile_file: Path) -> Any:
+    return lambda *options: invoke("plan", "--profile", str(profile_file), *options)
+
+
+def test_plan_without_a_target_is_the_ladder(plan: Any, tiny_profile: Profile) -> None:
+    told = plan()
+    assert told.exit_code == 0, told.stderr
+    assert "1.43x" in told.stdout and "5 of 10" in told.stdout
+    ladder = json.loads(plan("--json").stdout)["ladder"]
+    assert ladder == rows(tiny_profile)
+    for row, candidate in zip(ladder, tiny_profile.candidates, strict=True):
+        assert row["mean_db"] == pytest.approx(candidate.psnr_db.mean().item())
+        assert row["low_db"] == pytest.approx(candidate.psnr_db.quantile(0.05).item())
+        assert row["worst_db"] == candidate.psnr_db.min().item()
+
+
+def test_plan_to_a_speed_is_the_rung_and_says_what_it_promises(
+    plan: Any, tiny_profile: Profile
+) -> None:
+    content = json.loads(plan("--speedup", "2", "--json").stdout)
+    assert tuple(content["computed"]) == tiny_profile.candidates[1].computed
+    assert content["prediction"]["speedup"] == 2
+    assert content["prediction"]["psnr_db"] == pytest.approx(
+        tiny_profile.candidates[1].psnr_db.mean().item(), abs=0.5
+    )
+    told = plan("--speedup", "2").stdout
+    strip = "".join("█" if step in content["computed"] else "·" for step in range(10))
+    assert all(text in told for text in (strip, "2.00x", "dB expected", "tensors of the size"))
+
+
+def test_plan_to_a_quality_out_of_reach_computes_everything_and_says_so(plan: Any) -> None:
+    content = json.loads(plan("--quality", "90", "--json").stdout)
+    assert content["computed"] == list(range(10))
+    assert content["prediction"]["psnr_db"] is None  # infinite
+    assert "No plan of this profile reaches 90 dB" in content["notes"][0]
+    assert "exact" in plan("--quality", "90").stdout
+
+
+def test_plan_carries_over_to_other_steps_and_guidance_by_the_models_scheduler(
+    plan: Any, model_folder: Path
+) -> None:
+    refused(plan("--speedup", "2", "--steps", "20"), "--speedup 2: steps is 20", "pass --model")
+    options = ("--model", str(model_folder), "--speedup", "2", "--steps", "20", "--guidance", "6")
+    content = json.loads(plan(*options, "--json").stdout)
+    assert (content["steps"], content["guidance"], len(content["computed"])) == (20, 6.0, 10)
+    assert content["held_bytes"] == content["held_tensors"] * 16 * 2 * 2 * 2 * 4  # C F h w float32
+    assert any("no run of this plan was made" in note for note in content["notes"])
+
+
+@pytest.mark.parametrize("suffix", [".png", ".svg"])
+def test_plan_draws(plan: Any, here: Path, suffix: str) -> None:
+    pytest.importorskip("matplotlib")
+    path = here / f"plan{suffix}"
+    result = plan("--quality", "12", "--plot", str(path))
+    assert result.exit_code == 0, result.stderr
+    assert path.read_bytes()[:4] in (b"\x89PNG", b"<?xm")
+    refused(plan("--plot", str(path)), "which exists; pass --overwrite, or another --plot")
+    assert plan("--plot", str(path), "--overwrite").exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (["--quality", "30", "--speedup", "2"], "--quality 30 and --speedup 2 are given"),
+        (["--quality", "0"], "--quality is 0.0: must be a number of dB above 0"),
+        (["--quality", "nan"], "--quality is nan: must be a number of dB above 0"),
+        (["--speedup", "0.5"], "--speedup is 0.5: must be at least 1"),
+        (["--speedup", "6"], "--speedup 6: speedup is 6.0; accepted: 1 to 5 at 10 steps"),
+        (["--speedup", "2", "--guidance", "1"], "this run of one branch"),
+        (["--steps", "20"], "--steps is given: applies with --quality or --speedup"),
+        (["--plot", "p.pdf"], "--plot is 'p.pdf': must end in .png or .svg"),
+        (["--plot", "no/p.png"], "its folder is not there"),
+    ],
+)
+def test_plan_refuses(plan: Any, options: list[str], told: str) -> None:
+    refused(plan(*options), told)
+
+
+def test_plan_without_a_profile_says_how_to_get_one(here: Path, model_folder: Path) -> None:
+    result = invoke("plan", "--model", str(model_folder))
+    refused(result, "no profile of it was found", "`dit-accel calibrate` measures one")
+    (here / "no.safetensors").write_text("nothing")
+    refused(invoke("plan", "--profile", "no.safetensors"), "--profile is 'no.safetensors'")
+    refused(invoke("plan", "--profile", "gone.safetensors"), "no profile at gone.safetensors")
+
+
+def test_plan_says_where_matplotlib_comes_from(plan: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    find = importlib.util.find_spec
+    lacking = lambda name, *rest: None if name == "matplotlib" else find(name, *rest)  # noqa: E731
+    monkeypatch.setattr(importlib.util, "find_spec", lacking)
+    refused(plan("--plot", "p.png"), "matplotlib is not installed: pip install 'dit-accel[report]'")
+
+
+def test_held_by_hand() -> None:
+    """Steps 0 and 2 computed of 4, two parts: at step 3 both are read, and the noise."""
+    reads = ({2: 2.0, 0: -1.0}, {2: 1.0})
+    plan = Plan(
+        4, {1: Extrapolation(({0: 1.0}, {0: 1.0})), 3: Extrapolation(reads, noise_weight=0.1)}
+    )
+    assert cached_values(plan, parts=2) == 2 * 2 + 1
+    assert (
+        cached_values(Plan(4, {}), parts=1) == 3
+    )  # a value, and the two whose line it is held against
+
+
+# --- generate by a profile -----------------------------------------------------------------------
+
+
+@pytest.fixture
+def generate(here: Path, model_folder: Path, profile_file: Path) -> Any:
+    def run(*options: str, profile: bool = True) -> Any:
+        given = ["--profile", str(profile_file)] if profile else []
+        return invoke("generate", PROMPT, "--model", str(model_folder), *given, *options)
+
+    return run
+
+
+def test_generate_tells_before_the_run_and_keeps_promised_and_measured(
+    generate: Any, profile_file: Path
+) -> None:
+    result = generate("--quality", "12", "--compare", "--output", "a.npy")
+    assert result.exit_code == 0, result.stderr
+    assert "plan: quality 12 dB: computes" in result.stderr
+    assert result.stderr.index("plan:") < result.stderr.index("uncached:")
+    content = json.loads(Path("a.npy.json").read_text())
+    settings, promise = content["settings"], content["promise"]
+    assert (settings["quality"], settings["threshold"]) == (12.0, None)
+    assert (settings["profile"], settings["guard"], settings["force"]) == (
+        str(profile_file), True, False
+    )  # fmt: skip
+    measured = metrics.psnr(np.load("a-uncached.npy"), np.load("a.npy"), data_range=255)
+    assert promise["measured"]["psnr_db"] == pytest.approx(measured, abs=2)  # before 8 bits
+    compared = content["comparison"]["fidelity"]["psnr_db"]["value"]
+    assert promise["measured"]["psnr_db"] == compared
+    assert promise["measured"]["computed"] == len(promise["planned"]) < 10
+    assert promise["reached"] is (promise["measured"]["psnr_db"] >= 12)
+    assert promise["foretold"]["psnr_db"] == content["report"]["prediction"]["psnr_db"]
+    assert "foretold" in result.stdout and "12 dB asked for: reached" in result.stdout
+
+
+def test_generate_is_what_accelerate_makes(
+    generate: Any, model_folder: Path, tiny_profile: Profile
+) -> None:
+    from dit_accel import accelerate
+    from dit_accel.core import generation
+    from dit_accel.core.generation import ClipSpec
+    from dit_accel.models import loading
+
+    assert generate("--speedup", "2", "--no-guard", "--output", "a.npy").exit_code == 0
+    model = loading.inspect_folder(model_folder, name="tiny")
+    pipe = loading.load(model, device="cpu", dtype="float32")
+    clip = ClipSpec(PROMPT, None, 0, 10, 4.0, 16, 16, 5, 8.0, 16)
+    with accelerate(pipe, speedup=2, profile=tiny_profile, guard=False):
+        frames = generation.generate(pipe, clip, device="cpu").frames
+    from dit_accel.core import video
+
+    assert np.array_equal(np.load("a.npy"), video.to_uint8(frames))
+
+
+@pytest.mark.parametrize("knows", [True, False], ids=["texts tell", "texts do not"])
+def test_generate_encodes_a_prompt_once_and_counts_the_seconds(
+    generate: Any, tiny_profile: Profile, tmp_path: Path, monkeypatch: Any, knows: bool
+) -> None:
+    """The clip is the one by a profile that knows nothing of texts, and needs none beforehand."""
+    from transformers import UMT5EncoderModel
+
+    from dit_accel.planning import text as prompt_text
+
+    zeros = [torch.zeros(n, dtype=torch.float64) for n in (32, 32, 4)]
+    profile = dataclasses.replace(
+        tiny_profile, difficulty=PromptDifficulty(*zeros) if knows else None
+    )
+    profile.save(tmp_path / "own.safetensors")
+    calls: list[int] = []
+    forward, encode = UMT5EncoderModel.forward, prompt_text.encode
+
+    def counted(self: Any, *args: Any, **kwargs: Any) -> Any:
+        calls.append(1)
+        return forward(self, *args, **kwargs)
+
+    def slow(*args: Any) -> Any:
+        return dataclasses.replace(encode(*args), seconds=1000.0)
+
+    assert generate("--speedup", "2", "--output", "a.npy").exit_code == 0
+    monkeypatch.setattr(UMT5EncoderModel, "forward", counted)
+    monkeypatch.setattr(prompt_text, "encode", slow)
+    own = ["--profile", str(tmp_path / "own.safetensors")]
+    made = generate("--speedup", "2", "--output", "b.npy", "--json", *own, profile=False)
+    assert made.exit_code == 0, made.stderr
+    assert len(calls) == 2  # the prompt, and what is not shown
+    assert np.array_equal(np.load("a.npy"), np.load("b.npy"))
+    assert (json.loads(made.stdout)["costs"]["whole_seconds"] > 1000) is knows
+
+
+def test_generate_without_a_target_takes_36_db_where_there_is_a_profile(
+    generate: Any, tmp_path: Path
+) -> None:
+    made = json.loads(generate("--json", "--output", "a.npy").stdout)
+    assert (made["settings"]["quality"], made["settings"]["threshold"]) == (36.0, None)
+    made = json.loads(generate("--json", "--output", "b.npy", profile=False).stdout)
+    assert (made["settings"]["quality"], made["settings"]["threshold"]) == (None, 0.2)
+    assert made["promise"] is None
+
+
+def test_generate_falls_back_to_windows_where_a_found_profile_does_not_suit(
+    here: Path, model_folder: Path, profile_file: Path, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(model_folder, tmp_path / "own"))
+    shutil.copy(profile_file, folder / "dit-accel-profile.safetensors")
+    command = ["generate", PROMPT, "--model", str(folder), "--guidance", "1"]
+    result = invoke(*command, "--output", "a.npy")
+    assert result.exit_code == 0, result.stderr
+    assert "note: went on with --threshold 0.2:" in result.stderr
+    assert "calibrate at this guidance" in result.stderr
+    refused(
+        invoke(*command, "--quality", "30", "--output", "b.npy"),
+        "--quality 30: the profile is of two branches (guidance above 1), this run of one branch",
+    )
+
+
+def test_generate_refuses_the_profile_of_another_model_unless_forced(
+    generate: Any, here: Path, tmp_path: Path, profile_file: Path, tiny_wan: Any
+) -> None:
+    folder = tmp_path / "other"
+    tiny_wan(seed=1).save_pretrained(folder)
+    (folder / "generation_defaults.json").write_text(
+        json.dumps({**DEFAULTS, "num_inference_steps": 10})
+    )
+    command = ["generate", PROMPT, "--model", str(folder), "--profile", str(profile_file)]
+    command += ["--speedup", "2", "--output", "a.npy"]
+    refused(invoke(*command), "the profile is of another pipeline: weights is", "pass --force")
+    forced = invoke(*command, "--force", "--json")
+    assert forced.exit_code == 0, forced.stderr
+    content = json.loads(forced.stdout)
+    assert content["settings"]["force"] is True
+    assert any("was forced" in note for note in content["report"]["notes"])
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (["--quality", "30", "--speedup", "2"], "--quality 30 and --speedup 2 are given"),
+        (["--speedup", "2", "--threshold", "0"], "--speedup 2 and --threshold 0 are given"),
+        (["--quality", "-3"], "--quality is -3.0: must be a number of dB above 0"),
+        (
+            ["--quality", "30", "--site", "block"],
+            "--site is 'block': has no meaning with --quality",
+        ),
+        (["--speedup", "2", "--accel", "unicp-paper"], "--accel is 'unicp-paper': has no meaning"),
+        (["--accel", "magic"], "--accel is 'magic': must be one of unicp, unicp-paper"),
+        (["--accel", "unicp-paper", "--site", "block"], "works at attentions"),
+        (["--accel", "unicp", "--threshold", "0.1"], "--accel is 'unicp': plans by --quality or"),
+        (["--accel", "unicp", "--site", "block"], "works at the denoiser's output"),
+        (["--cache-memory", "lots"], "--cache-memory is 'lots': must be a size above 0, e.g. 512M"),
+        (["--cache-memory", "0GiB"], "--cache-memory is '0GiB': must be a size above 0"),
+        (["--threshold", "0.1"], "--profile is given: applies to --quality and --speedup only"),
+        (["--quality", "30", "--steps", "7"], "--steps is 7: --quality needs at least 8"),
+    ],
+)
+def test_generate_refuses(generate: Any, here: Path, options: list[str], told: str) -> None:
+    refused(generate(*options), told)
+    assert names(here) == []
+
+
+@pytest.mark.parametrize("option", ["--force", "--no-guard", "--static"])
+def test_options_of_plans_are_refused_with_windows(generate: Any, option: str) -> None:
+    told = f"{option} is given: applies to --quality and --speedup only"
+    refused(generate(option, "--threshold", "0.1", profile=False), told)
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [("2GiB", 2 << 30), ("512 MiB", 512 << 20), ("1.5kib", 1536), ("3MB", 3_000_000), ("7", 7)],
+)
+def test_sizes_as_people_write_them(text: str, size: int) -> None:
+    assert size_of("--cache-memory", text) == size
+
+
+def test_generate_static_under_a_cap_reads_nothing_and_says_what_was_held(generate: Any) -> None:
+    """The CPU computes: nothing can be moved there, so that a cap is kept by packing, or not at
+    all, and then the report says so."""
+    reports = []
+    for cap, name in (("1KiB", "a.npy"), ("64", "b.npy")):
+        options = ["--speedup", "2", "--static", "--cache-memory", cap, "--accel", "unicp"]
+        result = generate(*options, "--output", name, "--json")
+        assert result.exit_code == 0, result.stderr
+        content = json.loads(result.stdout)
+        settings, report = content["settings"], content["report"]
+        assert (settings["static"], settings["accel"]) == (True, None)
+        assert settings["cache_memory"] == size_of("--cache-memory", cap)
+        assert (report["host_syncs"], report["offloaded_bytes"]) == (0, 0)
+        assert 0 < report["packed_bytes"] <= report["kept_bytes"]
+        reports.append(report)
+    kept, exceeded = reports
+    assert kept["kept_bytes"] <= 1024 and kept["packed_bits"] in (8, 4)
+    assert not any("cache_memory" in note for note in kept["notes"])
+    assert any(note.startswith("cache_memory is 64 bytes") for note in exceeded["notes"])
+
+
+def test_plan_tells_beforehand_what_a_run_holds_with_a_cap_and_without(
+    here: Path, model_folder: Path, profile_file: Path, generate: Any
+) -> None:
+    command = ["plan", "--model", str(model_folder), "--profile", str(profile_file)]
+    command += ["--speedup", "2"]
+    free = json.loads(invoke(*command, "--json").stdout)
+    assert (free["packed_bytes"], free["packed_bits"], free["offloaded_bytes"]) == (0, None, 0)
+    ran = json.loads(generate("--speedup", "2", "--output", "a.npy", "--json").stdout)["report"]
+    assert ran["kept_bytes"] == free["held_bytes"]
+    cap = ["--cache-memory", str(free["held_bytes"] // 2)]
+    told = json.loads(invoke(*command, *cap, "--json").stdout)
+    ran = json.loads(generate("--speedup", "2", *cap, "--output", "b.npy", "--json").stdout)
+    assert told["offloaded_bytes"] == 0 and told["packed_bytes"] > 0
+    assert ran["report"]["packed_bits"] == told["packed_bits"] >= told["min_bits"]
+    assert ran["report"]["kept_bytes"] <= free["held_bytes"] // 2
+    assert "packed to" in invoke(*command, *cap).stdout
+
+
+def test_plan_tells_what_would_wait_on_the_cpu_where_packing_is_not_enough(
+    here: Path, model_folder: Path, profile_file: Path
+) -> None:
+    command = ["plan", "--model", str(model_folder), "--profile", str(profile_file)]
+    command += ["--speedup", "2", "--cache-memory"]
+    told = json.loads(invoke(*command, "200", "--json").stdout)
+    each = packed_bytes(told["held_bytes"] // told["held_tensors"] // 4, told["min_bits"])
+    staying = 200 // each
+    assert 0 < staying < told["held_tensors"]
+    assert told["packed_bytes"] == staying * each
+    assert told["offloaded_bytes"] == (told["held_tensors"] - staying) * each
+    assert "wait on the CPU where an accelerator computes" in invoke(*command, "200").stdout
+
+
+def test_the_preset(generate: Any) -> None:
+    options = ["--accel", "unicp-paper", "--threshold", "0.3"]
+    result = generate(*options, "--output", "a.npy", profile=False)
+    assert result.exit_code == 0, result.stderr
+    content = json.loads(Path("a.npy.json").read_text())
+    settings = content["settings"]
+    assert (settings["accel"], settings["threshold"]) == ("unicp-paper", 0.3)
+    assert content["report"]["site"] == "attention"
+    whole = generate("--accel", "unicp-paper", "--json", "--output", "b.npy", profile=False)
+    assert any("PCAS was off" in note for note in json.loads(whole.stdout)["report"]["notes"])
+
+
+def test_generate_without_any_profile_says_how_to_get_one(generate: Any) -> None:
+    refused(
+        generate("--quality", "30", profile=False),
+        "--quality 30 needs a profile of this model",
+        "`dit-accel calibrate` measures one",
+    )
+
+
+# --- evaluate by a profile -----------------------------------------------------------------------
+
+
+def test_evaluate_keeps_the_profile_and_names_it_in_the_jobs_that_need_it(
+    here: Path, model_folder: Path, prompts: str, profile_file: Path
+) -> None:
+    command = ["evaluate", prompts, "--model", str(model_folder), "--out", "run", "--limit", "1"]
+    methods = ["--methods", "speedup:2,edcw:9"]
+    refused(invoke(*command, *methods), "--methods has speedup, and no profile of")
+    assert names(here) == []
+    result = invoke(*command, *methods, "--profile", str(profile_file))
+    assert result.exit_code == 0, result.stderr
+    (kept,) = (here / "run" / "profiles").iterdir()
+    assert kept.read_bytes() == profile_file.read_bytes()
+    jobs = [json.loads(path.read_text()) for path in (here / "run" / "jobs").iterdir()]
+    named = {job["job"]["method"]: job["job"]["versions"].get("profile") for job in jobs}
+    assert named == {"uncached": None, "edcw:9": None, "speedup:2": kept.stem}
+    (planned,) = (job for job in jobs if job["job"]["method"] == "speedup:2")
+    assert planned["report"]["speedup"] == 2 and planned["report"]["steps_computed"] == 5
+
+
+def test_evaluate_static_under_a_cap_is_another_job_of_plans_alone(
+    here: Path, model_folder: Path, prompts: str, profile_file: Path
+) -> None:
+    """In the jobs' names, the manifest, the runs and the report; not in what does not plan."""
+    command = ["evaluate", prompts, "--model", str(model_folder), "--limit", "1"]
+    command += ["--profile", str(profile_file), "--methods", "speedup:2,edcw:9"]
+    given = ["--static", "--cache-memory", "1KiB"]
+    for out, options in (("plain", []), ("capped", given)):
+        result = invoke(*command, "--out", out, *options)
+        assert result.exit_code == 0, result.stderr
+    found = {out: evaluated(here / out) for out in ("plain", "capped")}
+    same = {
+        method for method in found["plain"] if found["plain"][method] == found["capped"][method]
+    }
+    assert same == {"uncached", "edcw:9"}
+    plain, capped = (found[out]["speedup:2"] for out in ("plain", "capped"))
+    assert plain["id"] != capped["id"] and plain["reference"] == capped["reference"]
+    assert {"static", "cache_memory"} & set(plain["job"]) == set()
+    assert (capped["job"]["static"], capped["job"]["cache_memory"]) == (True, 1024)
+    assert plain["report"]["host_syncs"] > 0 == capped["report"]["host_syncs"]
+    assert capped["report"]["kept_bytes"] <= 1024 < plain["report"]["kept_bytes"]
+    assert capped["report"]["packed_bytes"] > 0
+    manifest = json.loads((here / "capped" / "manifest.json").read_text())
+    assert (manifest["static"], manifest["cache_memory"]) == (True, 1024)
+
+
+def test_evaluate_goes_on_only_with_the_same_settings_of_plans(
+    here: Path, model_folder: Path, prompts: str, profile_file: Path
+) -> None:
+    command = ["evaluate", prompts, "--model", str(model_folder), "--out", "run", "--limit", "1"]
+    planned = ["--profile", str(profile_file), "--methods", "speedup:2"]
+    assert invoke(*command, *planned, "--static").exit_code == 0
+    before = evaluated(here / "run")
+    refused(
+        invoke(*command, *planned), "--out: run holds", "another static (True before, False now)"
+    )
+    capped = ["--static", "--cache-memory", "1KiB"]
+    refused(invoke(*command, *planned, *capped), "cache_memory (None before, 1024 now)")
+    assert evaluated(here / "run") == before
+    added = invoke(*command, "--methods", "edcw:9")  # heeds neither, and says nothing of them
+    assert added.exit_code == 0, added.stderr
+    manifest = json.loads((here / "run" / "manifest.json").read_text())
+    assert (manifest["static"], manifest["methods"]) == (True, ["speedup:2", "edcw:9"])
+    after = evaluated(here / "run")
+    assert after["speedup:2"] == before["speedup:2"] and "edcw:9" in after
+    again = invoke(*command, *planned, "--static")
+    assert "3 of 3 clips are there already" in again.stderr
+
+
+def test_evaluate_takes_the_settings_of_plans_into_a_folder_that_had_none(
+    here: Path, model_folder: Path, prompts: str, profile_file: Path
+) -> None:
+    command = ["evaluate", prompts, "--model", str(model_folder), "--out", "run", "--limit", "1"]
+    assert invoke(*command, "--methods", "edcw:9").exit_code == 0
+    planned = ["--profile", str(profile_file), "--methods", "speedup:2", "--static"]
+    assert invoke(*command, *planned).exit_code == 0
+    assert evaluated(here / "run")["speedup:2"]["job"]["static"] is True
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (["--static"], "--static is given: applies to the methods quality and speedup only"),
+        (["--cache-memory", "1GiB"], "--cache-memory is given: applies to the methods quality and"),
+        (["--cache-memory", "lots"], "--cache-memory is 'lots': must be a size above 0"),
+        (["--cache-memory", "0"], "--cache-memory is '0': must be a size above 0"),
+    ],
+)
+def test_evaluate_refuses_settings_of_plans_without_one(
+    here: Path, model_folder: Path, prompts: str, options: list[str], told: str
+) -> None:
+    command = ["evaluate", prompts, "--model", str(model_folder), "--out", "run"]
+    refused(invoke(*command, "--methods", "edcw:9,fewer-steps:5", *options), told)
+    assert names(here) == []
+
+
+def evaluated(folder: Path) -> dict[str, Any]:
+    """Results by method, without the moment that they were made in."""
+    found = (json.loads(path.read_text()) for path in (folder / "jobs").iterdir())
+    return {r["job"]["method"]: {k: v for k, v in r.items() if k != "clock"} for r in found}
+
+
+def test_a_profile_in_the_folder_is_no_part_of_the_models_fingerprint(
+    model_folder: Path, profile_file: Path, tmp_path: Path
+) -> None:
+    from dit_accel.evaluation.jobs import fingerprint
+
+    folder = Path(shutil.copytree(model_folder, tmp_path / "own"))
+    shutil.copy(profile_file, folder / "dit-accel-profile.safetensors")
+    assert fingerprint(folder) == fingerprint(model_folder)
+
+
+def test_a_sampler_that_is_not_linear_fails_in_words(
+    here: Path, model_folder: Path, prompts: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise record.NotLinearError("OddScheduler is not linear in the predictions")
+
+    monkeypatch.setattr(measuring, "calibrate", fail)
+    command = ["calibrate", "--model", str(model_folder), "--prompts", prompts, *QUICK]
+    result = invoke(*command, "--out", "p.safetensors")
+    assert result.exit_code == 1
+    assert "error: OddScheduler is not linear in the predictions" in result.stderr

@@ -1,0 +1,95 @@
+"""The guard on the trained miniature: faults are reported, and cost no more than fewer steps do.
+
+But for a text that changes in a run of few steps (docs/planning.md): there it is only told apart
+from a run without the guard.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import check_guard
+import pytest
+from check_guard import LATENTS, NAN, NONE, TEXT, WRONG, clip_of
+
+from dit_accel.models import miniature
+from dit_accel.planning.profile import Profile
+
+pytestmark = pytest.mark.slow
+
+STEPS = 20
+CLIP = clip_of("a small red square moving left on a plain gray background", 77, STEPS)
+REPORTED = {
+    TEXT: "the text changed",
+    LATENTS: "the latents jumped",
+    NAN: "a kept value was not finite",
+    WRONG: "is of another pipeline, and was forced: weights is",
+}
+
+
+@pytest.fixture(scope="module")
+def pipe() -> Any:
+    return check_guard.load()
+
+
+@pytest.fixture(scope="module")
+def profile(pipe: Any) -> Any:
+    return check_guard.calibrated(pipe, STEPS)
+
+
+@pytest.fixture(scope="module")
+def wrong(pipe: Any) -> Any:
+    return check_guard.calibrated(check_guard.other_model(pipe), STEPS)
+
+
+def test_without_a_fault_the_plan_is_followed_and_beats_fewer_steps(pipe, profile):
+    row = check_guard.check(pipe, profile, profile, CLIP, NONE)
+    assert row.computed == STEPS / 2.5
+    assert row.guarded_db == row.unguarded_db > row.fewer_db
+    assert row.notes == ()
+
+
+@pytest.fixture(scope="module")
+def rows(pipe: Any, profile: Any) -> Callable[[str], check_guard.Row]:
+    """One row a fault, made when it is first asked for."""
+    return functools.cache(lambda fault: check_guard.check(pipe, profile, profile, CLIP, fault))
+
+
+@pytest.mark.parametrize("fault", [TEXT, LATENTS, NAN])
+def test_a_fault_is_reported(rows, fault):
+    row = rows(fault)
+    assert any(note.startswith("Guard after step") for note in row.notes)
+    assert any(REPORTED[fault] in note for note in row.notes)
+    assert row.computed < STEPS
+
+
+@pytest.mark.parametrize("fault", [LATENTS, NAN])
+def test_a_fault_never_costs_more_than_fewer_steps(rows, fault):
+    row = rows(fault)
+    assert row.guarded_db > row.fewer_db
+    assert row.computed == STEPS / 2.5 + 1, "one step more, and the plan goes on"
+
+
+def test_after_another_text_little_of_the_plan_is_worth_keeping(rows):
+    """Few long steps: what is left from before the text changed is as much as fewer steps cost."""
+    row = rows(TEXT)
+    assert row.guarded_db > row.unguarded_db + 3
+
+
+def test_another_text_never_costs_more_than_fewer_steps_where_there_are_many(pipe):
+    shipped = Profile.load(miniature.path() / "dit-accel-profile.safetensors")
+    row = check_guard.check(pipe, shipped, shipped, replace(CLIP, steps=50), TEXT)
+    assert row.guarded_db > row.fewer_db
+    assert row.computed < 50 * 0.8, "lines that do no harm are still served"
+
+
+def test_a_profile_of_another_model_that_is_forced_is_never_worse_than_fewer_steps(
+    pipe, profile, wrong
+):
+    row = check_guard.check(pipe, profile, wrong, CLIP, WRONG)
+    assert any(REPORTED[WRONG] in note for note in row.notes)
+    assert row.guarded_db > row.fewer_db + 3
+    assert row.computed < STEPS
