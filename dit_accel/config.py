@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Self
 
-from dit_accel.attention.block_sparse import BlockSelection
+from dit_accel.attention.block_sparse import BlockSizes
 from dit_accel.attention.pcas import PCAS
 from dit_accel.caching.blend import DWS
 from dit_accel.caching.policy import PlanPolicy, Policy
@@ -247,7 +247,7 @@ _PARTS = {
     "windows": EDCW,
     "pcas": PCAS,
     "shift": DWS,
-    "blocks": BlockSelection,
+    "blocks": BlockSizes,
     "scene": SceneConfig,
 }
 

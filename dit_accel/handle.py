@@ -28,7 +28,7 @@ from dit_accel.config import (
     UniCPConfig,
     config_of,
 )
-from dit_accel.core.flops import count
+from dit_accel.core.flops import count_run
 from dit_accel.core.measure import LoopTimer
 from dit_accel.core.patching import Patches
 from dit_accel.core.report import OUTPUT_SITE, Report, SceneReport
@@ -191,7 +191,7 @@ class Handle:
         cache.settle()
         sites = cache.site_reports()
         scene = self._scene_report()
-        full, spent, notes = count(session, self.family, sites, scene)
+        full, spent, notes = count_run(session, self.family, sites, scene)
         return Report(
             family=self.family.name,
             site=self.site,

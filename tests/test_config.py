@@ -27,7 +27,7 @@ from dit_accel import (
     UniCPConfig,
     accelerate,
 )
-from dit_accel.attention.block_sparse import BlockSelection
+from dit_accel.attention.block_sparse import BlockSizes
 from dit_accel.config import WAYS, PlannedConfig, config_of
 from dit_accel.core.session import Session
 from dit_accel.handle import _cache_of
@@ -36,7 +36,7 @@ from dit_accel.planning.plan import Extrapolation, Plan
 
 PLAN = Plan(12, {5: Extrapolation(({4: 1.0}, {4: 1.0}))})
 CLOSED = SceneConfig(background="closed", steps=(0.0, 0.5))
-OWN = UniCP(EDCW(0.3, order=1), PCAS(blocks=BlockSelection(tile=(2, 4, 8))), None)
+OWN = UniCP(EDCW(0.3, order=1), PCAS(blocks=BlockSizes(tile=(2, 4, 8))), None)
 EXAMPLES = {
     QualityConfig(): {"accel": "unicp"},
     QualityConfig(32, guard=False, cache_memory=1 << 30): {

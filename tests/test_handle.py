@@ -230,14 +230,14 @@ def test_unknown_models_are_refused_with_the_accepted_list():
 
 def test_flops_kept_by_hand():
     """Model site: a reused step saves its three blocks, and nothing else of the forward."""
-    from dit_accel.core.flops import count_flops
+    from dit_accel.core.flops import forward_flops
 
     pipe = tiny_wan()
     with accelerate(pipe, config=LOOSE) as handle:
         call(pipe)
         report, inputs = handle.report(), dict(handle._session.inputs)
     args, kwargs = inputs["transformer", "cond"]
-    costs = count_flops(pipe.transformer, args, kwargs)
+    costs = forward_flops(pipe.transformer, args, kwargs)
     blocks = sum(costs[f"blocks.{i}"] for i in range(3))
     reused = len(report.sites[0].reused)
     assert report.flops_full == 2 * STEPS * costs[""]

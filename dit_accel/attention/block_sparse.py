@@ -37,7 +37,7 @@ GROUPS = 8  # of rows that are gathered together
 
 
 @dataclass(frozen=True)
-class BlockSelection:
+class BlockSizes:
     """How tokens are cut into blocks.
 
     Args:
@@ -62,17 +62,17 @@ class BlockSelection:
                 raise ValueError(f"{name} is {size!r}; accepted: an integer >= 1")
 
 
-def blocks_for(tokens: int) -> BlockSelection:
+def blocks_for(tokens: int) -> BlockSizes:
     """Blocks for a sequence: 128 queries by 64 keys, as kernels like them; smaller ones where fewer
     than 20 key blocks would be left to choose from.
 
     >>> blocks_for(75_600).key, blocks_for(640).key, blocks_for(320)
     (64, 32, Blocks(query=16, key=16, tile=(1, 4, 4)))
     """
-    for blocks in (BlockSelection(128, 64), BlockSelection(32, 32, (2, 4, 4))):
+    for blocks in (BlockSizes(128, 64), BlockSizes(32, 32, (2, 4, 4))):
         if tokens >= 20 * blocks.key:
             return blocks
-    return BlockSelection(16, 16, (1, 4, 4))
+    return BlockSizes(16, 16, (1, 4, 4))
 
 
 @dataclass(frozen=True)
@@ -118,13 +118,13 @@ def tile_order(grid: TokenGrid, tile: tuple[int, int, int]) -> torch.Tensor:
     return torch.cat([rank.flatten().argsort(), torch.arange(*grid.text_span)])
 
 
-def sampled(tokens: int, block: int, samples: int) -> torch.Tensor:
+def sampled_tokens(tokens: int, block: int, samples: int) -> torch.Tensor:
     """Tokens that stand for their query block: `(Q, samples)` int64.
 
     They go along the block's diagonal, so that they meet all offsets of a tile: a stride alone
     would, in a tile of 4 x 4 x 4, pick the first column every time.
 
-    >>> sampled(16, 16, 4).tolist()
+    >>> sampled_tokens(16, 16, 4).tolist()
     [[0, 5, 10, 15]]
     """
     samples = min(samples, block)
@@ -135,7 +135,7 @@ def sampled(tokens: int, block: int, samples: int) -> torch.Tensor:
 
 
 def block_mass(
-    query: torch.Tensor, key: torch.Tensor, blocks: BlockSelection, samples: int, scale: float
+    query: torch.Tensor, key: torch.Tensor, blocks: BlockSizes, samples: int, scale: float
 ) -> torch.Tensor:
     """What each pair of blocks is worth, by sampled queries against all keys.
 
@@ -148,7 +148,7 @@ def block_mass(
         `(B, H, Q, K)` float32; every row sums to 1.
     """
     tokens = key.shape[1]
-    places = sampled(tokens, blocks.query, samples).to(query.device)
+    places = sampled_tokens(tokens, blocks.query, samples).to(query.device)
     picked = query[:, places.flatten()].transpose(1, 2).float()
     weights = (picked @ key.permute(0, 2, 3, 1).float() * scale).softmax(-1)
     weights = F.pad(weights, (0, -tokens % blocks.key))
@@ -193,7 +193,7 @@ def block_means(rows: torch.Tensor, block: int) -> tuple[torch.Tensor, torch.Ten
 
 def pruned_attention(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, kept: KeptBlocks, blocks:
-    BlockSelection,
+    BlockSizes,
     tail: bool = True, scale: float | None = None,
 ) -> torch.Tensor:  # fmt: skip
     """The reference: every logit is made, and the pruned are taken out. O(N²) memory.
@@ -222,7 +222,7 @@ def pruned_attention(
 
 def gathered_attention(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, kept: KeptBlocks, blocks:
-    BlockSelection,
+    BlockSizes,
     tail: bool = True, scale: float | None = None,
 ) -> tuple[torch.Tensor, float]:  # fmt: skip
     """The same sums over the kept blocks alone, by gathering them: for devices without the kernel.

@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from dit_accel.attention.block_sparse import BlockSelection, KeptBlocks, block_means, sampled
+from dit_accel.attention.block_sparse import BlockSizes, KeptBlocks, block_means, sampled_tokens
 
 KERNEL_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 KERNEL_WIDTHS = (16, 32, 64, 128)
@@ -38,7 +38,7 @@ class Launch:
     accelerator: bool = False
 
 
-def unusable(query: torch.Tensor, blocks: BlockSelection) -> str | None:
+def unsupported(query: torch.Tensor, blocks: BlockSizes) -> str | None:
     """Why these kernels cannot run on queries `(B, N, H, D)`, or None."""
     if query.device.type != "cuda":
         return f"there is no kernel for {query.device.type}"
@@ -58,12 +58,12 @@ def unusable(query: torch.Tensor, blocks: BlockSelection) -> str | None:
 
 
 def block_mass(
-    query: torch.Tensor, key: torch.Tensor, blocks: BlockSelection, samples: int, scale: float
+    query: torch.Tensor, key: torch.Tensor, blocks: BlockSizes, samples: int, scale: float
 ) -> torch.Tensor:
     """As `pruning.block_mass`; `samples` and the rank are powers of two, from 1 and 16 on."""
     batch, tokens, heads, rank = key.shape
     samples = min(samples, blocks.query)
-    places = sampled(tokens, blocks.query, samples).to(query.device)
+    places = sampled_tokens(tokens, blocks.query, samples).to(query.device)
     picked = query[:, places.flatten()].contiguous()
     key = key.contiguous()
     rows, key_blocks = picked.shape[1], -(-tokens // blocks.key)
@@ -108,7 +108,7 @@ def keep_blocks(mass: torch.Tensor, keep_mass: float, floor: float, cap: float) 
 
 def pruned_attention(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, kept: KeptBlocks, blocks:
-    BlockSelection,
+    BlockSizes,
     tail: bool = True, scale: float | None = None, launch: Launch | None = None,
 ) -> torch.Tensor:  # fmt: skip
     """As `pruning.pruned_attention`; keys, values and queries of one width and dtype."""
@@ -130,7 +130,7 @@ def pruned_attention(
     return out
 
 
-def _usual(query: torch.Tensor, blocks: BlockSelection) -> Launch:
+def _usual(query: torch.Tensor, blocks: BlockSizes) -> Launch:
     """The fastest in the benchmark on an H100 (docs/pcas.md); float32 fills the shared memory with
     one stage."""
     if query.dtype == torch.float32:

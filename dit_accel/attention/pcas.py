@@ -7,7 +7,7 @@ and values on the dense steps of a run, because content moves the bases, and for
 They know no step, no site and no module; formulas are in attention/pca.py and
 attention/block_sparse.py.
 
-Whether it pays is asked first (`unworthy`): the limits are those of docs/pcas.md.
+Whether it pays is asked first (`skip_reason`): the limits are those of docs/pcas.md.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 
 from dit_accel.attention import block_sparse, kernels, pca
-from dit_accel.attention.block_sparse import BlockSelection
+from dit_accel.attention.block_sparse import BlockSizes
 from dit_accel.attention.pca import Basis, CovarianceAccumulator, Linear
 
 MIN_TOKENS = 16_384  # of a sequence: below, what pruning adds costs more than it saves
@@ -59,7 +59,7 @@ class PCAS:
     floor: float = 0.05
     cap: float = 0.5
     tail: bool = True
-    blocks: BlockSelection | None = None
+    blocks: BlockSizes | None = None
     samples: int = 8
     first_dense: float = 0.2
     dense_blocks: int = 0
@@ -86,7 +86,7 @@ class PCAS:
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name} is {getattr(self, name)!r}; accepted: at least 0")
 
-    def blocks_of(self, tokens: int) -> BlockSelection:
+    def blocks_of(self, tokens: int) -> BlockSizes:
         """The blocks of a sequence of so many tokens."""
         return self.blocks or block_sparse.blocks_for(tokens)
 
@@ -103,9 +103,9 @@ class BlockSparseAttention:
 
     def __init__(self, config: PCAS) -> None:
         self.config = config
-        self.forget()
+        self.reset()
 
-    def forget(self) -> None:
+    def reset(self) -> None:
         """Begin another run."""
         self.queries, self.keys = CovarianceAccumulator(), CovarianceAccumulator()
         self.factors: tuple[torch.Tensor, torch.Tensor] | None = None
@@ -141,7 +141,7 @@ class BlockSparseAttention:
         low = pca.project(query, self.factors[0]), pca.project(key, self.factors[1])
         budget = config.keep_mass, config.floor, config.cap
         share: Share
-        if kernels.unusable(query, blocks) is None:
+        if kernels.unsupported(query, blocks) is None:
             mass = kernels.block_mass(*low, blocks, config.samples, scale)
             kept = kernels.keep_blocks(mass, *budget)
             out = kernels.pruned_attention(query, key, value, kept, blocks, config.tail)
@@ -152,9 +152,9 @@ class BlockSparseAttention:
             out, share = block_sparse.gathered_attention(
                 query, key, value, kept, blocks, config.tail
             )
-        return out[:, order.argsort()], share + self._beside(*query.shape[1::2])
+        return out[:, order.argsort()], share + self._overhead(*query.shape[1::2])
 
-    def _beside(self, tokens: int, width: int) -> float:
+    def _overhead(self, tokens: int, width: int) -> float:
         """FLOPs beside the kept blocks, as a share of dense attention's: projections, scores and
         block means."""
         rank = min(self.config.rank or width, width)
@@ -163,10 +163,10 @@ class BlockSparseAttention:
         means = 1 / blocks.key if self.config.tail else 0.0
         return rank / tokens + asked * rank / (2 * width) + means
 
-    def unworthy(self, query: torch.Tensor) -> str | None:
+    def skip_reason(self, query: torch.Tensor) -> str | None:
         """Why dense attention is faster for queries `(B, N, H, D)`, or None."""
         tokens = query.shape[1]
-        reason = kernels.unusable(query, self.config.blocks_of(tokens))
+        reason = kernels.unsupported(query, self.config.blocks_of(tokens))
         if reason is None and tokens < MIN_TOKENS:
             reason = f"{tokens} tokens are fewer than {MIN_TOKENS}"
         return reason
@@ -178,9 +178,9 @@ class LowRankAttention:
     def __init__(self, config: PCAS, value: Linear, out: Linear) -> None:
         """`value` and `out` are the module's projections: `(H D, C)` and `(C, H D)`."""
         self.config, self.value, self.out = config, value, out
-        self.forget()
+        self.reset()
 
-    def forget(self) -> None:
+    def reset(self) -> None:
         """Begin another run."""
         self.queries, self.keys, self.values = (
             CovarianceAccumulator(),
@@ -238,7 +238,7 @@ class LowRankAttention:
             mixed = pca.project(mixed, self.narrow[0].mT) + self.offset.to(mixed.dtype)
         return mixed, (self.rank + value.shape[-1]) / (2 * width) + self.rank / tokens
 
-    def unworthy(self, query: torch.Tensor) -> str | None:
+    def skip_reason(self, query: torch.Tensor) -> str | None:
         """Why dense attention is faster, or None: always so, where fused attention wants queries
         and values of one width."""
         if query.device.type != "cuda":

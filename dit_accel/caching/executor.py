@@ -109,7 +109,9 @@ class PlanExecutor:
             values, factors = [*values, start], [*factors, served.noise_weight]
         if part == 1:
             values, factors = [self._now[self.session.role], *values], [1.0, *factors]
-        return extrapolation.combine([_over_rows(factor, values[0]) for factor in factors], values)
+        return extrapolation.weighted_sum(
+            [_over_rows(factor, values[0]) for factor in factors], values
+        )
 
     def _keep(self, part: int, kept: BranchStore, value: torch.Tensor, *, first: bool) -> None:
         """Keep a fresh prediction, and have it compared with the line of those before."""

@@ -211,14 +211,18 @@ class GuardedPolicy:
             return math.inf
         *before, last = (self.timesteps[s] for s in self.computed[-3:])
         here, end = self.timesteps[step], [*self.timesteps, 0.0][step + 1]
-        farther = extrapolation.reach((before[-1], last), here) / extrapolation.reach(before, last)
+        farther = extrapolation.remainder_factor(
+            (before[-1], last), here
+        ) / extrapolation.remainder_factor(before, last)
         length = (here - end) * self.plan.num_steps / self.timesteps[0]
         return self.extrapolation_errors[self.computed[-1]] * farther * length
 
     def _leaning(self, step: int) -> Extrapolation:
         """The last computed value, and as much of the line's rise from it as was right."""
         before = self.computed[-2:][::-1]
-        line = extrapolation.weights([self.timesteps[s] for s in before], self.timesteps[step])
+        line = extrapolation.lagrange_weights(
+            [self.timesteps[s] for s in before], self.timesteps[step]
+        )
         held = (1.0 - self.lean, *[0.0] * (len(before) - 1))
         weights = [h + self.lean * part for h, part in zip(held, line, strict=True)]
         found = {s: w for s, w in zip(before, weights, strict=True) if w or s == before[0]}

@@ -91,10 +91,10 @@ class Monitor:
         """
         if line:
             steps, values = zip(*line, strict=True)
-            factors = extrapolation.weights(
+            factors = extrapolation.lagrange_weights(
                 [self.session.time_of(s) for s in steps], self.session.time
             )
-            read = extrapolation.combine(factors, values)
+            read = extrapolation.weighted_sum(factors, values)
             self._missed.append(weight * (read - fresh))
             self._rise.append(weight * (read - values[0]))
         sized = weight * fresh
@@ -111,8 +111,8 @@ class Monitor:
         missed, lean = like.new_zeros(()), like.new_ones(())
         if self._missed and self._size is not None:
             off, rise = _sum(self._missed), _sum(self._rise)
-            missed = drift.relative_l2_of(off, self._size)
-            lean = 1 - drift.share_of(off, rise)
+            missed = drift.relative_l2(off, self._size)
+            lean = 1 - drift.projection_coefficient(off, rise)
         read = torch.stack([missed, lean, self._moved(step, like), *sums]).tolist()
         extrapolation_error, leant, speed = read[:3]
         whole = all(map(math.isfinite, read[3:]))
@@ -179,8 +179,8 @@ class LostValues:
             at = session.time_of(step)
             near = sorted(kept, key=lambda s: abs(session.time_of(s) - at))[:NEIGHBOURS]
             if len(near) > 1:
-                factors = extrapolation.weights([session.time_of(s) for s in near], at)
-                kept[step] = extrapolation.combine(factors, [kept[s] for s in near])
+                factors = extrapolation.lagrange_weights([session.time_of(s) for s in near], at)
+                kept[step] = extrapolation.weighted_sum(factors, [kept[s] for s in near])
 
 
 def _sum(values: Sequence[torch.Tensor]) -> torch.Tensor:

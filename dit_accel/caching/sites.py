@@ -99,8 +99,8 @@ class Site:
     def _predict(self, kept: list[CachedValue]) -> torch.Tensor:
         if len(kept) == 1:
             return kept[0].value
-        factors = extrapolation.weights([k.time for k in kept], self.cache.session.time)
-        return extrapolation.combine(factors, [k.value for k in kept])
+        factors = extrapolation.lagrange_weights([k.time for k in kept], self.cache.session.time)
+        return extrapolation.weighted_sum(factors, [k.value for k in kept])
 
     def _trace(self) -> Trace:
         return self.traces.setdefault(self.cache.session.branch, Trace())

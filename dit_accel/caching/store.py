@@ -18,14 +18,14 @@ from typing import Any
 import torch
 
 from dit_accel.core.quantization import (
-    AWAY,
     BITS,
+    OFFLOADED,
     Packed,
-    arrange,
-    forms_of,
+    choose_forms,
     pack,
     packed_bytes,
     random_signs,
+    useful_bits,
 )
 
 
@@ -81,10 +81,10 @@ class TensorStore(dict[tuple[str, str], "BranchStore"]):
         held = self._by_age()
         if self.memory is not None:
             sizes = [self._sizes(shelf.raw[name]) for shelf, name in held]
-            forms = arrange(sizes, self.memory, away=device.type != "cpu")
+            forms = choose_forms(sizes, self.memory, offload=device.type != "cpu")
             for (shelf, name), form in zip(held, forms, strict=True):
                 value = shelf.raw[name]
-                if form == AWAY and value.device == device:
+                if form == OFFLOADED and value.device == device:
                     shelf.totals[name] = _total(value)
                 shelf.raw[name] = self._in_form(value, form)
         self._count([shelf.raw[name] for shelf, name in held])
@@ -102,15 +102,15 @@ class TensorStore(dict[tuple[str, str], "BranchStore"]):
         if value.device != self.device:
             return [0]
         count, width = value.shape.numel(), value.dtype.itemsize
-        forms = (packed_bytes(count, bits) for bits in forms_of(count, width, self.fewest))
+        forms = (packed_bytes(count, bits) for bits in useful_bits(count, width, self.fewest))
         return [count * width, *forms]
 
     def _in_form(self, value: torch.Tensor | Packed, form: int) -> torch.Tensor | Packed:
         """What was packed or moved stays so."""
         if value.device != self.device or form == 0:
             return value
-        forms = forms_of(value.shape.numel(), value.dtype.itemsize, self.fewest)
-        if form == AWAY:
+        forms = useful_bits(value.shape.numel(), value.dtype.itemsize, self.fewest)
+        if form == OFFLOADED:
             return (self._packed(value, forms[-1]) if forms else value).to("cpu")
         return self._packed(value, forms[form - 1])
 

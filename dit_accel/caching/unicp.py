@@ -77,7 +77,7 @@ class PrunedSite(Site):
         """Forget the last run."""
         super().begin(total)
         if self.means is not None:
-            self.means.forget()
+            self.means.reset()
         self.choice, self.trying, self.stale = COMPUTE_CHOICE, False, False
         self.born: int | None = None  # the first step it ran at: a second expert begins late
         self.tried: int | None = None
@@ -196,7 +196,7 @@ class PrunedSite(Site):
         if self.off is None and config.neutral(query.shape[-1]):
             self.off = "its settings leave nothing out"
         elif self.off is None and not config.always:
-            self.off = means.unworthy(query)
+            self.off = means.skip_reason(query)
         return self.off is not None or self.dense_block
 
     def _finish(self, output: torch.Tensor) -> torch.Tensor:
@@ -329,7 +329,7 @@ class UniCPCache(SiteCache):
         self._orders.clear()
         for site in self.pruned_sites():
             if site.means is not None:
-                site.means.forget()
+                site.means.reset()
 
 
 def _square(rows: torch.Tensor) -> torch.Tensor:

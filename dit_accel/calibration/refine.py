@@ -142,10 +142,10 @@ class _Fitting(PlanPolicy):
         self._behind += float(self.schedule.coefficients[step]) * (self._guided(step) - added)
         if len(self._before) == 2:
             times = [float(self.schedule.timesteps[s]) for s, _ in self._before]
-            factors = extrapolation.weights(times, float(self.schedule.timesteps[step]))
-            line = extrapolation.combine(factors, [value for _, value in self._before])
+            factors = extrapolation.lagrange_weights(times, float(self.schedule.timesteps[step]))
+            line = extrapolation.weighted_sum(factors, [value for _, value in self._before])
             self.extrapolation_error[step] = tuple(
-                drift.relative_l2_of(line - added, added, dim=1).tolist()
+                drift.relative_l2(line - added, added, dim=1).tolist()
             )
         self._before = [(step, added), *self._before][:2]
 

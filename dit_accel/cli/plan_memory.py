@@ -43,18 +43,18 @@ class MemoryUse:
 
 def memory_use(choice: PlanChoice, memory: int | None, size: int, width: int) -> MemoryUse:
     """Of a decision's tensors, each of `size` bytes and of values of `width` bytes, under a cap."""
-    from dit_accel.core.quantization import AWAY, arrange, forms_of, packed_bytes
+    from dit_accel.core.quantization import OFFLOADED, choose_forms, packed_bytes, useful_bits
 
-    bits = forms_of(size // width, width, choice.min_bits)
+    bits = useful_bits(size // width, width, choice.min_bits)
     sizes = [size, *(packed_bytes(size // width, each) for each in bits)]
-    forms = arrange([sizes] * peak_cached_values(choice), memory, away=True)
+    forms = choose_forms([sizes] * peak_cached_values(choice), memory, offload=True)
     packed = [form for form in forms if form > 0]
-    used = [bits[form - 1] for form in packed] + (bits[-1:] if AWAY in forms else [])
+    used = [bits[form - 1] for form in packed] + (bits[-1:] if OFFLOADED in forms else [])
     return MemoryUse(
-        sum(sizes[form] for form in forms if form != AWAY),
+        sum(sizes[form] for form in forms if form != OFFLOADED),
         sum(sizes[form] for form in packed),
         min(used, default=None),
-        forms.count(AWAY) * sizes[-1],
+        forms.count(OFFLOADED) * sizes[-1],
     )
 
 

@@ -34,9 +34,7 @@ def relative_l1(kept: torch.Tensor, fresh: torch.Tensor) -> torch.Tensor:
     return torch.where(change == 0, change, change / size)
 
 
-def relative_l2_of(
-    change: torch.Tensor, fresh: torch.Tensor, dim: int | None = None
-) -> torch.Tensor:
+def relative_l2(change: torch.Tensor, fresh: torch.Tensor, dim: int | None = None) -> torch.Tensor:
     """Norm of a change over the norm of what it is a change of, in float32.
 
     Args:
@@ -53,7 +51,7 @@ def relative_l2_of(
     return torch.where(size == 0, size, size / of)
 
 
-def share_of(change: torch.Tensor, direction: torch.Tensor) -> torch.Tensor:
+def projection_coefficient(change: torch.Tensor, direction: torch.Tensor) -> torch.Tensor:
     """How many times a direction lies in a change: <change, direction> / |direction|^2, in float32.
 
     Args:

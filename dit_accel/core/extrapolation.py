@@ -21,7 +21,7 @@ from collections.abc import Sequence
 import torch
 
 
-def weights(kept: Sequence[float], at: float) -> tuple[float, ...]:
+def lagrange_weights(kept: Sequence[float], at: float) -> tuple[float, ...]:
     """Weights of kept values in the forecast, by Lagrange: they sum to 1.
 
     Args:
@@ -34,7 +34,7 @@ def weights(kept: Sequence[float], at: float) -> tuple[float, ...]:
     Raises:
         ValueError: there is nothing kept, or two were kept at the same place.
 
-    >>> weights([10.0, 8.0], 6.0)
+    >>> lagrange_weights([10.0, 8.0], 6.0)
     (-1.0, 2.0)
     """
     if not kept or len(set(kept)) < len(kept):
@@ -45,7 +45,7 @@ def weights(kept: Sequence[float], at: float) -> tuple[float, ...]:
     )
 
 
-def reach(kept: Sequence[float], at: float) -> float:
+def remainder_factor(kept: Sequence[float], at: float) -> float:
     """How far a polynomial reaches, to which what it misses is in proportion: Newton's remainder.
 
     Args:
@@ -55,13 +55,13 @@ def reach(kept: Sequence[float], at: float) -> float:
     Returns:
         the product of the distances, >= 0; times the next derivative over a factorial, the error.
 
-    >>> reach([10.0, 8.0], 6.0)
+    >>> remainder_factor([10.0, 8.0], 6.0)
     8.0
     """
     return math.prod(abs(at - place) for place in kept)
 
 
-def combine(
+def weighted_sum(
     factors: Sequence[float | torch.Tensor], values: Sequence[torch.Tensor]
 ) -> torch.Tensor:
     """The weighted sum of kept values.

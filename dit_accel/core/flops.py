@@ -21,7 +21,7 @@ from dit_accel.core.session import Session
 from dit_accel.models.families import Family
 
 
-def count(
+def count_run(
     session: Session,
     family: Family,
     sites: Sequence[SiteReport],
@@ -34,13 +34,13 @@ def count(
     full = saved = 0
     try:
         for (name, branch), (args, kwargs) in session.inputs.items():
-            costs = count_flops(without_weights(session.transformers[name]), args, kwargs)
+            costs = forward_flops(meta_copy(session.transformers[name]), args, kwargs)
             mine = [s for s in sites if (s.transformer, s.branch) == (name, branch)]
             full += costs[""] * max((s.steps for s in mine), default=0)
             for s in mine:
                 saved += _cost(costs, s.name, family) * len(s.served)
                 unspent = sum(1 - share for share in s.spent.values())
-                saved += round(unspent * products(costs, s.name)) if unspent else 0
+                saved += round(unspent * attention_products(costs, s.name)) if unspent else 0
     except (RuntimeError, NotImplementedError, TypeError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         return None, None, (f"FLOPs could not be counted: {reason}",)
@@ -65,11 +65,11 @@ def _cost(costs: dict[str, int], site: str, family: Family) -> int:
     return sum(costs[path] for path in members)
 
 
-def products(costs: Mapping[str, int], attention: str) -> int:
+def attention_products(costs: Mapping[str, int], attention: str) -> int:
     """FLOPs of an attention less those of the projections inside it.
 
     Args:
-        costs: FLOPs of one forward, by module path (`bench.count_flops`).
+        costs: FLOPs of one forward, by module path (`bench.forward_flops`).
         attention: its path.
     """
     inside = [path for path in costs if path.startswith(f"{attention}.")]
@@ -77,13 +77,13 @@ def products(costs: Mapping[str, int], attention: str) -> int:
     return costs[attention] - sum(costs[path] for path in tops)
 
 
-def without_weights(transformer: Any) -> Any:
+def meta_copy(transformer: Any) -> Any:
     """A stock twin to count on: no weights, none of the hooks that offload or cache."""
     with torch.device("meta"):
         return type(transformer).from_config(transformer.config)
 
 
-def count_flops(
+def forward_flops(
     module: torch.nn.Module, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
 ) -> dict[str, int]:
     """FLOPs of one forward, by module path; "" is the whole.

@@ -73,7 +73,7 @@ def generate(
     clip: ClipSpec,
     *,
     device: str,
-    watchers: tuple[StepListener, ...] = (),
+    listeners: tuple[StepListener, ...] = (),
     overrides: dict[str, Any] | None = None,
 ) -> Generation:
     """Make a clip.
@@ -82,7 +82,7 @@ def generate(
         pipe: a diffusers video pipeline.
         clip: what to make.
         device: where the pipeline is; it is synchronised around the clock.
-        watchers: told of the loop's progress.
+        listeners: told of the loop's progress.
         overrides: arguments of the pipeline's call that replace the clip's.
 
     Raises:
@@ -93,7 +93,7 @@ def generate(
     from dit_accel.core import measure
 
     arguments = call_arguments(pipe, clip) | (overrides or {})
-    clock = loop_timer(pipe, arguments, device, watchers)
+    clock = loop_timer(pipe, arguments, device, listeners)
     with clock, measure.measure(device) as measured:
         frames, *others = pipe(**arguments, callback_on_step_end=clock.step_ended).frames
     if not all(np.isfinite(clip).all() for clip in (frames, *others)):
@@ -166,7 +166,7 @@ def loop_timer(
     pipe: Any,
     arguments: dict[str, Any],
     device: str,
-    watchers: Sequence[StepListener] = (),
+    listeners: Sequence[StepListener] = (),
     *,
     each_step: bool = False,
 ) -> LoopTimer:
@@ -178,6 +178,6 @@ def loop_timer(
         [part for part in parts if part is not None],
         device=device,
         steps=int(arguments["num_inference_steps"]),
-        watchers=watchers,
+        listeners=listeners,
         each_step=each_step,
     )

@@ -2,8 +2,7 @@
 
 Peak memory is the allocator's on CUDA; on a CPU it is the process's high-water mark, which Linux
 lets us reset; elsewhere None. FLOPs are of matrix products, convolutions and attention, a
-multiplication with its addition being two. `count_flops` foretells them, by dispatching a module on
-tensors without storage; `FlopMeter` counts what is called while a run goes on.
+multiplication with its addition being two. Counting is in `core/flops.py`.
 """
 
 from __future__ import annotations
@@ -49,10 +48,10 @@ class Stopwatch:
 class StepListener(Protocol):
     """What wants to know how far the loop is."""
 
-    def begin(self) -> None:
+    def loop_begins(self) -> None:
         """The denoising loop starts."""
 
-    def reach(self, done: int) -> None:
+    def steps_done(self, done: int) -> None:
         """So many steps are done."""
 
 
@@ -67,7 +66,7 @@ class LoopTimer:
         device: what is synchronised around the clock; None: where the first denoiser is when the
             run begins.
         steps: of the call; an observer is given them when the run begins.
-        watchers: are called at the loop's start and after each step.
+        listeners: are called at the loop's start and after each step.
         each_step: whether steps are timed one by one. It synchronises the device after each.
 
     `seconds` are of the whole loop, `step_seconds` of each step where `each_step` is on, and
@@ -81,11 +80,11 @@ class LoopTimer:
         *,
         device: torch.device | str | None = None,
         steps: int | None = None,
-        watchers: Sequence[StepListener] = (),
+        listeners: Sequence[StepListener] = (),
         each_step: bool = False,
     ) -> None:
         self._models, self._device, self._steps = models, device, steps
-        self._watchers, self._each_step = watchers, each_step
+        self._listeners, self._each_step = listeners, each_step
         self._hooks = contextlib.ExitStack()
         self._step = -1
         self._times: list[float] = []
@@ -118,14 +117,14 @@ class LoopTimer:
             self._mark()
         if self._times and last:
             self.latents = kept["latents"]
-        for watcher in self._watchers:
-            watcher.reach(step + 1)
+        for listener in self._listeners:
+            listener.steps_done(step + 1)
         return kept
 
     def _denoiser_called(self, *_: object) -> None:
         if not self._times:
-            for watcher in self._watchers:
-                watcher.begin()
+            for listener in self._listeners:
+                listener.loop_begins()
             self._start()
 
     # --- as an observer of a session ---

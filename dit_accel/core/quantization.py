@@ -28,7 +28,7 @@ import torch.nn.functional as F
 
 BITS = (16, 8, 4)  # of a packed value, from the finest
 GROUP = 64
-AWAY = -1  # as `arrange` says it of what must leave
+OFFLOADED = -1  # as `choose_forms` says it of what must leave
 _SCALE_BYTES = 4
 
 
@@ -142,17 +142,17 @@ def hadamard(rows: torch.Tensor) -> torch.Tensor:
     return rows / math.sqrt(size)
 
 
-def arrange(sizes: Sequence[Sequence[int]], memory: int | None, *, away: bool) -> list[int]:
+def choose_forms(sizes: Sequence[Sequence[int]], memory: int | None, *, offload: bool) -> list[int]:
     """Which form every item takes for all of them to fit: the first that is enough, oldest first.
 
     Args:
         sizes: by item, oldest first: its bytes in every form, as it is and then ever smaller.
         memory: bytes that all may take; None: no bound.
-        away: whether items may leave, where their smallest forms are still too large.
+        offload: whether items may leave, where their smallest forms are still too large.
 
     Returns:
-        by item the form, 0 as it is; AWAY where it leaves. If it does not fit all the same, every
-        item is in its smallest form.
+        by item the form, 0 as it is; OFFLOADED where it leaves. If it does not fit all the same,
+        every item is in its smallest form.
     """
     forms = [0] * len(sizes)
     held = sum(item[0] for item in sizes)
@@ -165,15 +165,15 @@ def arrange(sizes: Sequence[Sequence[int]], memory: int | None, *, away: bool) -
             if form < len(item):
                 held += item[form] - item[forms[place]]
                 forms[place] = form
-    for place, item in enumerate(sizes if away else ()):
+    for place, item in enumerate(sizes if offload else ()):
         if held <= memory:
             return forms
         held -= item[forms[place]]
-        forms[place] = AWAY
+        forms[place] = OFFLOADED
     return forms
 
 
-def forms_of(count: int, itemsize: int, fewest: int) -> list[int]:
+def useful_bits(count: int, itemsize: int, fewest: int) -> list[int]:
     """Bits of the forms that save something of so many values of `itemsize` bytes, finest first.
 
     Args:

@@ -55,13 +55,13 @@ class Probe:
     def __exit__(self, *_: object) -> None:
         self._undo.close()
 
-    def begin(self) -> None:
+    def loop_begins(self) -> None:
         """The loop starts; a call that was thrown away before does not count."""
         self._step = 0
         self._flops = [0]
         self.calls = {name: [0] for name in self.calls}
 
-    def reach(self, done: int) -> None:
+    def steps_done(self, done: int) -> None:
         """So many steps are done."""
         self._step = done
         for counts in (self._flops, *self.calls.values()):

@@ -46,7 +46,7 @@ class Runner:
         plan: what the jobs have in common.
         load: makes the pipeline, on its device; called at the first job, and after a failure.
         device: the device of this process, e.g. "cuda:1".
-        watchers: told of the loop's progress.
+        listeners: told of the loop's progress.
     """
 
     def __init__(
@@ -55,10 +55,10 @@ class Runner:
         plan: EvaluationSpec,
         load: Load,
         device: str,
-        watchers: tuple[StepListener, ...] = (),
+        listeners: tuple[StepListener, ...] = (),
     ) -> None:
         self.store, self.plan, self.device = store, plan, device
-        self._load, self._watchers = load, watchers
+        self._load, self._listeners = load, listeners
         self._pipe: Any = None
 
     def run(self, jobs: Iterable[Job], told: Told = lambda job, result: None) -> None:
@@ -133,7 +133,7 @@ class Runner:
                 pipe,
                 job.clip,
                 device=self.device,
-                watchers=(probe, *self._watchers),
+                listeners=(probe, *self._listeners),
                 overrides=effect.overrides,
             )
             report = effect.report() if effect.report else None

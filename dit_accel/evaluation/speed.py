@@ -276,7 +276,7 @@ def _call(
     pipe: Any,
     trial: BenchmarkCase,
     overrides: dict[str, Any],
-    watchers: tuple[stopwatch.StepListener, ...] = (),
+    listeners: tuple[stopwatch.StepListener, ...] = (),
 ) -> tuple[float, ...]:
     """Run once; returns the seconds of each step."""
     dtype = getattr(torch, trial.dtype)
@@ -286,7 +286,7 @@ def _call(
         "output_type": "latent",
         **overrides,
     }
-    clock = loop_timer(pipe, arguments, trial.device, watchers, each_step=True)
+    clock = loop_timer(pipe, arguments, trial.device, listeners, each_step=True)
     with clock:
         pipe(**arguments, callback_on_step_end=clock.step_ended)
     return clock.step_seconds

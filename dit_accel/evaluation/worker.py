@@ -24,7 +24,7 @@ def work(
     device: str,
     groups: Sequence[tuple[Job, ...]],
     told: Told = lambda job, result: None,
-    watchers: tuple[StepListener, ...] = (),
+    listeners: tuple[StepListener, ...] = (),
 ) -> None:
     """Run groups of jobs in this process and in children of it.
 
@@ -35,7 +35,7 @@ def work(
     Raises:
         ChildFailed, StoreError, OSError: see `runner`.
     """
-    runner = Runner(store, plan, partial(load, plan, folder, device), device, watchers)
+    runner = Runner(store, plan, partial(load, plan, folder, device), device, listeners)
     child = partial(_run_in_child, folder, device)
     run_groups(runner, groups, child, told)
 

@@ -210,7 +210,7 @@ def distribute_change(
     places = schedule.timesteps[list(read[:2])].tolist()
     found = {}
     for step in served:
-        line = extrapolation.weights(places, float(schedule.timesteps[step]))
+        line = extrapolation.lagrange_weights(places, float(schedule.timesteps[step]))
         whole_line = torch.tensor([*line, *[0.0] * (len(read) - len(line))], dtype=torch.float64)
         by_part = tuple(dict(zip(read, _numbers(part + whole_line), strict=True)) for part in parts)
         found[step] = Extrapolation(by_part, float(start) if start.ndim == 0 else start)

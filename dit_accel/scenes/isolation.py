@@ -31,7 +31,7 @@ from dit_accel.core.tokens import TokenGrid
 from dit_accel.models.families import Family
 from dit_accel.scenes import reposition, subject_text, support
 from dit_accel.scenes import rows as clip_rows
-from dit_accel.scenes.masks import GatherPlan, gathered_attention
+from dit_accel.scenes.masks import GatherPlan, isolated_attention
 from dit_accel.scenes.references import ReferenceClips
 from dit_accel.scenes.rows import ActiveParts, SceneConfig, TokenRow
 from dit_accel.scenes.subject_text import SubjectPrompts, SubjectTextProcessor
@@ -62,8 +62,8 @@ class SceneAttention:
         self.texts = SubjectPrompts(session, family)
         self.layers: list[SceneLayer] = []
         self._tables: dict[str, torch.dtype] = {}
-        self._stages: dict[Any, tuple[TokenRow, ...]] = {}
-        self.stages: tuple[TokenRow, ...] = ()
+        self._token_rows: dict[Any, tuple[TokenRow, ...]] = {}
+        self.token_rows: tuple[TokenRow, ...] = ()
         self.run_begins(None)
 
     def install(self, patches: Patches) -> None:
@@ -91,7 +91,7 @@ class SceneAttention:
         self.clips.install(patches, self.session.pipe)
 
     def _blended(self, transformer: str) -> Callable[[Any], Any]:
-        return lambda stock: SubjectTextProcessor(stock, lambda: self.told(transformer))
+        return lambda stock: SubjectTextProcessor(stock, lambda: self.subject_texts(transformer))
 
     def _ask(self, count: int) -> list[tuple[int, int, str]]:
         """Whether a call for so many clips is for the shots; which texts it needs: row, class."""
@@ -116,11 +116,11 @@ class SceneAttention:
         self._check_rows(len(latents))
         for layer in self.layers:
             support.check_undivided(layer.staged)
-        self._look(name, args, kwargs, latents)
+        self._make_token_rows(name, args, kwargs, latents)
         args, kwargs = self.clips.extend(args, kwargs, self.session, self.texts)
         return self.clips.cut(forward(*args, **kwargs), len(latents))
 
-    def _look(self, name: str, args: Any, kwargs: Any, latents: torch.Tensor) -> None:
+    def _make_token_rows(self, name: str, args: Any, kwargs: Any, latents: torch.Tensor) -> None:
         """The rows in tokens, for this size on this device."""
         module: Any = self.session.transformers[name]
         dtype = self._tables[name]
@@ -128,43 +128,46 @@ class SceneAttention:
         strides = support.strides_of(self.session.pipe, module)
         grid = TokenGrid(grid.frames, grid.height, grid.width, strides=strides)
         key = grid, latents.device, dtype
-        if key not in self._stages:
+        if key not in self._token_rows:
             width = module.config.attention_head_dim
             made = clip_rows.token_rows(self.rows(grid), grid, self.config, width)
-            self._stages = {key: tuple(stage.to(latents.device, dtype) for stage in made)}
-        self.stages = self._stages[key]
+            self._token_rows = {key: tuple(row.to(latents.device, dtype) for row in made)}
+        self.token_rows = self._token_rows[key]
         self.device = latents.device
 
-    def acts(self, layer: int, layers: int) -> ActiveParts:
+    def active(self, layer: int, layers: int) -> ActiveParts:
         """What is at work at this step in this layer."""
-        branch = self.now
+        branch = self.active_now
         if self.config.amplify and self.session.branch == "uncond":
-            branch = replace(branch, shares=False)
+            branch = replace(branch, reads_references=False)
         return branch & clip_rows.active_in_layer(self.config, layer, layers)
 
-    def plans(self, acts: ActiveParts) -> tuple[GatherPlan, ...] | None:
+    def gather_plans(self, active: ActiveParts) -> tuple[GatherPlan, ...] | None:
         """What every row computes; None: all of them plain attention."""
-        key = replace(acts, tells=False)
+        key = replace(active, own_text=False)
         if key not in self._plans:
             made = tuple(
-                clip_rows.plan(stage, acts, self.config).to(self.device) for stage in self.stages
+                clip_rows.gather_plan_for(row, active, self.config).to(self.device)
+                for row in self.token_rows
             )
             self._plans[key] = None if all(plan.whole for plan in made) else made
         return self._plans[key]
 
-    def told(self, transformer: str) -> list[tuple[int, torch.Tensor, torch.Tensor, float]]:
+    def subject_texts(
+        self, transformer: str
+    ) -> list[tuple[int, torch.Tensor, torch.Tensor, float]]:
         """Row, tokens, text `(1, L, C)` and weight of every subject that has its own text now."""
-        if not self.now.tells or self.session.branch != "cond":
+        if not self.active_now.own_text or self.session.branch != "cond":
             return []
-        if transformer not in self._told:
-            self._told[transformer] = [
-                (row, self.stages[row].tokens_of(label).to(self.device), text, self.config.text)
+        if transformer not in self._subject_texts:
+            self._subject_texts[transformer] = [
+                (row, self.token_rows[row].tokens_of(label).to(self.device), text, self.config.text)
                 for (row, label), text in self.texts.embedded(transformer).items()
                 if row < len(self.prompts)  # a further row has its text already, as a whole
             ]
-        for _, tokens, text, _ in self._told[transformer]:
+        for _, tokens, text, _ in self._subject_texts[transformer]:
             self.extra_flops += subject_text.flops(len(tokens), *text.shape[1:])
-        return self._told[transformer]
+        return self._subject_texts[transformer]
 
     def changes(self, step: int) -> bool:
         """Whether another set of parts is at work at this step than at the one before."""
@@ -179,8 +182,8 @@ class SceneAttention:
         """What can be at work at all: a scene without references reads none, whatever is set."""
         closed = self.config.background == "closed"
         return ActiveParts(
-            any(stage.subjects > (0 if closed else 1) for stage in self.stages),
-            any(stage.sources for stage in self.stages),
+            any(row.subjects > (0 if closed else 1) for row in self.token_rows),
+            any(row.sources for row in self.token_rows),
             any(text for texts in self.prompts for text in texts),
         )
 
@@ -190,15 +193,17 @@ class SceneAttention:
         """Forget the last run; layout and settings are the same for all of a run, so that plans
         differ from step to step only by what is at work."""
         self._plans: dict[ActiveParts, tuple[GatherPlan, ...] | None] = {}
-        self._told: dict[str, list[tuple[int, torch.Tensor, torch.Tensor, float]]] = {}
-        self.now = ActiveParts(False, False, False)
+        self._subject_texts: dict[str, list[tuple[int, torch.Tensor, torch.Tensor, float]]] = {}
+        self.active_now = ActiveParts(False, False, False)
         self.calls = self.extra_flops = self.gathered_bytes = 0
         for layer in self.layers:
             layer.raw = None
 
     def step_begins(self, step: int) -> None:
         """Find what is at work now."""
-        self.now = clip_rows.active_at_step(self.config, step, self.session.num_steps or step + 1)
+        self.active_now = clip_rows.active_at_step(
+            self.config, step, self.session.num_steps or step + 1
+        )
 
     def forward_ends(self, transformer: str) -> None:
         """Nothing to do."""
@@ -206,7 +211,7 @@ class SceneAttention:
     def clear(self) -> None:
         """Free what is held."""
         self.run_begins(None)
-        self._stages.clear()
+        self._token_rows.clear()
         self.texts.clear()
         self.clips.clear()
 
@@ -214,10 +219,10 @@ class SceneAttention:
 
     def report(self) -> SceneReport:
         """What the last run did."""
-        held = sum(stage.held_bytes for stage in self.stages) + self.clips.held_bytes
+        held = sum(row.held_bytes for row in self.token_rows) + self.clips.held_bytes
         return SceneReport(
-            classes={stage.name: stage.counts() for stage in self.stages},
-            reads={s.name: len(s.references) for s in self.stages if s.sources},
+            classes={row.name: row.counts() for row in self.token_rows},
+            reads={s.name: len(s.references) for s in self.token_rows if s.sources},
             further_rows=len(self.clips),
             calls=self.calls,
             extra_flops=self.extra_flops,
@@ -229,8 +234,8 @@ class SceneAttention:
     def _notes(self) -> tuple[str, ...]:
         sides = {
             ("query" if source.queries is not None else "key")
-            for stage in self.stages
-            for source in stage.sources
+            for row in self.token_rows
+            for source in row.sources
         }
         found = [f"References are repositioned on the {side} side." for side in sorted(sides)]
         return tuple(found) if self.config.reposition and self.config.share else ()
@@ -251,24 +256,24 @@ class SceneLayer:
         self, query: torch.Tensor, key: torch.Tensor, rotary: Rotary
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """The stage: as stock; what is not rotated yet is noted for whoever reads it."""
-        shares = self.scene.acts(self.index, self.count).shares
-        self.raw = (query, key) if shares else None
+        reads = self.scene.active(self.index, self.count).reads_references
+        self.raw = (query, key) if reads else None
         return processor.rotate_pairs(query, key, rotary)
 
     def attend(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
         """The stage: `(B, N, H, D)` -> `(B, N, H, D)`, row by row where rows differ."""
         scene = self.scene
-        acts = scene.acts(self.index, self.count)
-        plans = scene.plans(acts) if acts.isolates or acts.shares else None
+        active = scene.active(self.index, self.count)
+        plans = scene.gather_plans(active) if active.isolation or active.reads_references else None
         if plans is None:
             self.raw = None
             return self.inner(query, key, value)
         out = torch.empty_like(query)
         for row, plan in enumerate(plans):
             own = slice(row, row + 1)
-            read, elsewhere = self._read(row, value) if plan.references else (None, {})
-            out[own] = gathered_attention(
-                plan, self.inner, query[own], key[own], value[own], read, elsewhere
+            read, moved_queries = self._read(row, value) if plan.references else (None, {})
+            out[own] = isolated_attention(
+                plan, self.inner, query[own], key[own], value[own], read, moved_queries
             )
             self._count(plan, query)
         self.raw = None
@@ -278,22 +283,22 @@ class SceneLayer:
         self, row: int, value: torch.Tensor
     ) -> tuple[tuple[torch.Tensor, torch.Tensor], dict[int, torch.Tensor]]:
         """Keys and values that a row reads, `(1, R, H, D)`, and its queries by class where they
-        stand elsewhere to read."""
+        stand moved_queries to read."""
         assert self.raw is not None, "what is read was positioned in this call"
         queries, keys = self.raw
-        found, values, elsewhere = [], [], {}
-        for source in self.scene.stages[row].sources:
+        found, values, moved_queries = [], [], {}
+        for source in self.scene.token_rows[row].sources:
             of = slice(source.row, source.row + 1)
             found.append(processor.rotate(keys[of, source.tokens], source.keys))
             values.append(value[of, source.tokens])
             if source.queries is not None:
                 own = queries[row : row + 1]
-                elsewhere[source.label] = processor.rotate(own, source.queries)
+                moved_queries[source.label] = processor.rotate(own, source.queries)
         read = torch.cat(found, 1), torch.cat(values, 1)
         self.scene.gathered_bytes = max(
             self.scene.gathered_bytes, sum(tensor.nbytes for tensor in read)
         )
-        return read, elsewhere
+        return read, moved_queries
 
     def _count(self, plan: GatherPlan, query: torch.Tensor) -> None:
         heads = query.shape[2] * query.shape[3]

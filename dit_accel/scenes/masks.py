@@ -225,14 +225,14 @@ def _indices(chosen: torch.Tensor) -> torch.Tensor | None:
     return None if bool(chosen.all()) else chosen.nonzero().flatten()
 
 
-def gathered_attention(
+def isolated_attention(
     plan: GatherPlan,
     attend: Attend,
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
     references: tuple[torch.Tensor, torch.Tensor] | None = None,
-    elsewhere: Mapping[int, torch.Tensor] | None = None,
+    moved_queries: Mapping[int, torch.Tensor] | None = None,
 ) -> torch.Tensor:
     """Attention by a plan.
 
@@ -241,8 +241,8 @@ def gathered_attention(
         attend: unmasked attention of `(B, n, H, D)` queries over `(B, m, H, D)` keys and values.
         query, key, value: `(B, N, H, D)`.
         references: keys and values `(B, R, H, D)`; needed where a call of the plan reads them.
-        elsewhere: by class, the queries `(B, N, H, D)` that read references where these stand at
-            other positions than for the clip's own keys: both parts are merged.
+        moved_queries: by class, the queries `(B, N, H, D)` that read references where these stand
+            at other positions than for the clip's own keys: both parts are merged.
 
     Returns:
         `(B, N, H, D)`.
@@ -255,7 +255,7 @@ def gathered_attention(
         if group.references.numel():
             assert references is not None, "the plan reads references"
             read = take(references[0], group.references), take(references[1], group.references)
-            moved = (elsewhere or {}).get(group.classes[0])
+            moved = (moved_queries or {}).get(group.classes[0])
             mixed = (
                 attend(asked, *(torch.cat(both, dim=1) for both in zip(own, read, strict=True)))
                 if moved is None

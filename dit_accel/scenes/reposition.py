@@ -103,7 +103,7 @@ def _edges(name: str, boxes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return first, last
 
 
-def extents(coverage: torch.Tensor) -> torch.Tensor:
+def subject_boxes(coverage: torch.Tensor) -> torch.Tensor:
     """The box that a subject fills in each latent frame, from the shares of tokens it covers.
 
     A box that lies on a raster comes back as it was: a token at its edge tells by its share where
@@ -144,7 +144,7 @@ def _extent(shares: torch.Tensor) -> tuple[float, float]:
     return first + 1 - float(shares[first]), last + float(shares[last])
 
 
-def places(grid: TokenGrid) -> torch.Tensor:
+def token_positions(grid: TokenGrid) -> torch.Tensor:
     """Latent frame, row and column of every video token: `(N, 3)` float64."""
     axes = (torch.arange(n, dtype=torch.float64) for n in (grid.frames, grid.height, grid.width))
     return torch.cartesian_prod(*axes).view(-1, 3)

@@ -47,7 +47,7 @@ class SceneConfig:
             is where and of which colour is decided early; isolated after it, subjects lose their
             shapes, and reading after it, they take on the reference's motion (docs/scenes.md).
         share_layers: part of the depth of the denoiser in which references are read. The source's
-            code reads in its second half only; on the miniature that tells a quarter as much.
+            code reads in its second half only; on the miniature that has a quarter of the effect.
         least: share of a token that a subject must cover to own it, above 0.
         seed: of our own draws: the noise of references that are files.
 
@@ -99,18 +99,18 @@ class SceneConfig:
 class ActiveParts:
     """What is at work at one step or layer: isolation, reading, the subjects' own texts."""
 
-    isolates: bool
-    shares: bool
-    tells: bool
+    isolation: bool
+    reads_references: bool
+    own_text: bool
 
     def __bool__(self) -> bool:
-        return self.isolates or self.shares or self.tells
+        return self.isolation or self.reads_references or self.own_text
 
     def __and__(self, other: ActiveParts) -> ActiveParts:
         return ActiveParts(
-            self.isolates and other.isolates,
-            self.shares and other.shares,
-            self.tells and other.tells,
+            self.isolation and other.isolation,
+            self.reads_references and other.reads_references,
+            self.own_text and other.own_text,
         )
 
 
@@ -249,7 +249,7 @@ def token_rows(
             classes.append(masks.labels(row.coverage, row.z, config.least))
         except ValueError as error:
             raise ValueError(f"{row.name}: {error}") from error
-    where = reposition_maps.places(grid)
+    where = reposition_maps.token_positions(grid)
     return tuple(
         TokenRow(
             row.name, len(row.z), classes[i],
@@ -269,17 +269,17 @@ def _source(
     seen = bool((classes[row] == reading.subject + 1).any())
     if not config.reposition or not len(tokens) or not seen:
         return made  # nothing is moved, or nobody is there to read or to be read
-    source = reposition_maps.extents(rows[reading.row].coverage[reading.source])
-    target = reposition_maps.extents(rows[row].coverage[reading.subject])
+    source = reposition_maps.subject_boxes(rows[reading.row].coverage[reading.source])
+    target = reposition_maps.subject_boxes(rows[row].coverage[reading.subject])
     laid = reposition_maps.box_map(source, target, config.alpha)
     if laid.static:
         return replace(made, keys=reposition_maps.rotary(laid(where[tokens]), width))
     return replace(made, queries=reposition_maps.rotary(laid.inverse()(where), width))
 
 
-def plan(stage: TokenRow, acts: ActiveParts, config: SceneConfig) -> GatherPlan:
+def gather_plan_for(row: TokenRow, active: ActiveParts, config: SceneConfig) -> GatherPlan:
     """What a row's attention computes where this is at work."""
-    isolation = config.isolation if acts.isolates else "off"
-    if not acts.shares or not stage.sources:
-        return masks.gather_plan(stage.labels, isolation)
-    return masks.gather_plan(stage.labels, isolation, stage.references)
+    isolation = config.isolation if active.isolation else "off"
+    if not active.reads_references or not row.sources:
+        return masks.gather_plan(row.labels, isolation)
+    return masks.gather_plan(row.labels, isolation, row.references)

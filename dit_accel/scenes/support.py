@@ -49,7 +49,7 @@ def check_rotary(module: Any, family: Family) -> torch.dtype:
     with torch.no_grad():
         theirs = rope(torch.empty(1, 1, *sides))
     ours = reposition.rotary(
-        reposition.places(TokenGrid(2, 2, 2)), module.config.attention_head_dim
+        reposition.token_positions(TokenGrid(2, 2, 2)), module.config.attention_head_dim
     )
     if any(not torch.equal(a.cpu(), b.to(a.dtype)) for a, b in zip(theirs, ours, strict=True)):
         raise ValueError(f"{type(module).__name__} has other rotary angles; accepted: those of Wan")

@@ -29,7 +29,7 @@ import torch.nn.functional as F
 sys.path.insert(0, str(Path(__file__).parents[2]))  # so that it runs where nothing is installed
 
 from dit_accel.attention import block_sparse, kernels, pca
-from dit_accel.attention.block_sparse import BlockSelection
+from dit_accel.attention.block_sparse import BlockSizes
 from dit_accel.attention.kernels import Launch
 from dit_accel.core.tokens import TokenGrid
 
@@ -42,12 +42,12 @@ DENSITIES = (0.1, 0.2, 0.3, 0.5)
 LAUNCHES = [
     (blocks, Launch(warps, stages, accelerator))
     for blocks, warps in (
-        (BlockSelection(128, 64), 8),
-        (BlockSelection(128, 64), 4),
-        (BlockSelection(64, 64), 4),
+        (BlockSizes(128, 64), 8),
+        (BlockSizes(128, 64), 4),
+        (BlockSizes(64, 64), 4),
     )
     for stages, accelerator in ((2, False), (3, False), (3, True))
-] + [(BlockSelection(128, 128), Launch(8, 2)), (BlockSelection(128, 128), Launch(8, 2, True))]
+] + [(BlockSizes(128, 128), Launch(8, 2)), (BlockSizes(128, 128), Launch(8, 2, True))]
 Row = dict[str, Any]
 
 
@@ -84,7 +84,7 @@ def correctness() -> Iterator[Row]:
     torch.manual_seed(0)
     for dtype in (torch.float32, torch.float16, torch.bfloat16):
         q, k, v = (torch.randn(1, 2000, 4, WIDTH, device="cuda", dtype=dtype) for _ in range(3))
-        for blocks in (BlockSelection(64, 64), BlockSelection(128, 64)):
+        for blocks in (BlockSizes(64, 64), BlockSizes(128, 64)):
 
             def compare(q=q, k=k, v=v, blocks=blocks) -> Row:
                 mass = block_sparse.block_mass(q, k, blocks, SAMPLES, 0.2)
@@ -178,7 +178,7 @@ def pruned(
         "ms": milliseconds(lambda: (pca.project(q, left), pca.project(k, right)))
     })  # fmt: skip
     masses = {}
-    for blocks in (BlockSelection(128, 64), BlockSelection(64, 64), BlockSelection(128, 128)):
+    for blocks in (BlockSizes(128, 64), BlockSizes(64, 64), BlockSizes(128, 128)):
         size = f"{blocks.query}x{blocks.key}"
         for samples in (16, 8):
 
@@ -200,7 +200,7 @@ def pruned(
         yield guarded(shape, f"part: select {size} by sorting", lambda mass=mass: {
             "ms": milliseconds(lambda: block_sparse.keep_blocks(mass, 0.9, 0.1, 0.3))
         })  # fmt: skip
-    best: tuple[float, BlockSelection, Launch] | None = None
+    best: tuple[float, BlockSizes, Launch] | None = None
     for blocks, launch in LAUNCHES:
         if not go_on() or blocks not in masses:
             continue

@@ -33,7 +33,7 @@ from dit_accel.core.flops import FlopMeter
 from dit_accel.core.measure import device_name, measure, synchronise
 from dit_accel.layout import Keyframe, Reference, Shot, Subject
 from dit_accel.models import miniature
-from dit_accel.scenes.masks import dense_mask, gather_plan, gathered_attention
+from dit_accel.scenes.masks import dense_mask, gather_plan, isolated_attention
 
 LEFT, RIGHT = (0.0, 0.2, 0.5, 0.8), (0.5, 0.2, 1.0, 0.8)
 RED = "a red circle moving right on the left on a plain gray background"
@@ -175,7 +175,7 @@ def attention(tokens: int, args: argparse.Namespace) -> dict[str, Any]:
         mask = dense_mask(labels.to(device), isolation, references.to(device))
         ways[f"mask, {isolation}"] = lambda mask=mask: sdpa(query, *both, mask), mask.numel()
         ways[f"gathered, {isolation}"] = (
-            lambda plan=plan: gathered_attention(plan, sdpa, query, key, value, read),
+            lambda plan=plan: isolated_attention(plan, sdpa, query, key, value, read),
             plan.pairs,
         )
         off = ways[f"mask, {isolation}"][0]() - ways[f"gathered, {isolation}"][0]()

@@ -7,19 +7,19 @@ import torch
 import torch.nn.functional as F
 
 from dit_accel.attention.block_sparse import (
-    BlockSelection,
+    BlockSizes,
     KeptBlocks,
     block_mass,
     block_means,
     gathered_attention,
     keep_blocks,
     pruned_attention,
-    sampled,
+    sampled_tokens,
     tile_order,
 )
 from dit_accel.core.tokens import TokenGrid
 
-BLOCKS = BlockSelection(query=8, key=4)
+BLOCKS = BlockSizes(query=8, key=4)
 
 
 def qkv(tokens=30, batch=2, heads=3, width=16, seed=0):
@@ -49,10 +49,10 @@ def test_every_token_comes_once(grid):
 
 
 def test_sampled_queries_meet_every_offset_of_a_tile():
-    (places,) = sampled(64, 64, 16)
+    (places,) = sampled_tokens(64, 64, 16)
     offsets = [(i // 16, i // 4 % 4, i % 4) for i in places.tolist()]
     assert all({o[axis] for o in offsets} == {0, 1, 2, 3} for axis in range(3))
-    assert sampled(20, 16, 4)[1].max() == 19  # the last block is short
+    assert sampled_tokens(20, 16, 4)[1].max() == 19  # the last block is short
 
 
 def test_mass_is_that_of_attention_when_all_queries_are_asked_at_full_width():
@@ -102,7 +102,7 @@ def test_keeping_all_is_attention():
 
 def test_the_tail_by_hand():
     """Two blocks of one key each... then of two: n keys count as n times their mean."""
-    blocks = BlockSelection(query=1, key=2)
+    blocks = BlockSizes(query=1, key=2)
     query = torch.ones(1, 1, 1, 1)
     key = torch.tensor([0.0, 0.0, 1.0, 3.0]).view(1, 4, 1, 1)
     value = torch.tensor([1.0, 1.0, 0.0, 10.0]).view(1, 4, 1, 1)
@@ -167,4 +167,4 @@ def test_values_may_be_narrower():
 )
 def test_bad_blocks_are_named(given, message):
     with pytest.raises(ValueError, match=message):
-        BlockSelection(**given)
+        BlockSizes(**given)

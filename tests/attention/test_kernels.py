@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 
 from dit_accel.attention import block_sparse, kernels
-from dit_accel.attention.block_sparse import BlockSelection
+from dit_accel.attention.block_sparse import BlockSizes
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DEVICE = "cpu" if INTERPRETED else "cuda"
@@ -44,7 +44,7 @@ def kept_of(query, key, blocks, keep_mass=0.7):
 @pytest.mark.parametrize("width", [64, 128])
 @pytest.mark.parametrize("tail", [True, False])
 @pytest.mark.parametrize(
-    "blocks", [BlockSelection(64, 64), BlockSelection(128, 32)], ids=["64x64", "128x32"]
+    "blocks", [BlockSizes(64, 64), BlockSizes(128, 32)], ids=["64x64", "128x32"]
 )
 def test_attention_is_the_reference(device, dtype, width, tail, blocks):
     if INTERPRETED and dtype == torch.bfloat16:
@@ -61,7 +61,7 @@ def test_attention_is_the_reference(device, dtype, width, tail, blocks):
 def test_by_the_memory_accelerator_too(device):
     if not INTERPRETED and torch.cuda.get_device_capability() < (9, 0):
         pytest.skip("the device has none")
-    blocks, launch = BlockSelection(64, 64), kernels.Launch(4, 3, accelerator=True)
+    blocks, launch = BlockSizes(64, 64), kernels.Launch(4, 3, accelerator=True)
     query, key, value = qkv(device, torch.float16)
     kept = kept_of(query, key, blocks)
     ours = kernels.pruned_attention(query, key, value, kept, blocks, launch=launch)
@@ -71,7 +71,7 @@ def test_by_the_memory_accelerator_too(device):
 
 @pytest.mark.gpu
 def test_keeping_all_is_attention(device):
-    blocks = BlockSelection(64, 64)
+    blocks = BlockSizes(64, 64)
     query, key, value = qkv(device)
     kept = kept_of(query, key, blocks, keep_mass=1.0)
     ours = kernels.pruned_attention(query, key, value, kept, blocks)
@@ -82,7 +82,7 @@ def test_keeping_all_is_attention(device):
 
 @pytest.mark.gpu
 @pytest.mark.parametrize(
-    ("blocks", "samples"), [(BlockSelection(64, 64), 16), (BlockSelection(128, 32), 8)]
+    ("blocks", "samples"), [(BlockSizes(64, 64), 16), (BlockSizes(128, 32), 8)]
 )
 def test_mass_is_the_reference(device, blocks, samples):
     query, key, _ = qkv(device, width=32)
@@ -105,12 +105,12 @@ def test_selection_is_the_reference(device, budget):
 @pytest.mark.parametrize(
     ("rows", "blocks", "reason"),
     [
-        (torch.empty(1, 64, 1, 64), BlockSelection(), "no kernel for cpu"),
-        (torch.empty(1, 64, 1, 64, device="meta"), BlockSelection(), "no kernel for meta"),
+        (torch.empty(1, 64, 1, 64), BlockSizes(), "no kernel for cpu"),
+        (torch.empty(1, 64, 1, 64, device="meta"), BlockSizes(), "no kernel for meta"),
     ],
 )
 def test_it_declines_in_words(rows, blocks, reason):
-    assert reason in str(kernels.unusable(rows, blocks))
+    assert reason in str(kernels.unsupported(rows, blocks))
 
 
 def test_importing_it_imports_no_triton():

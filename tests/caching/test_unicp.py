@@ -9,7 +9,7 @@ from test_handle import STEPS, call, state_of
 from tiny import tiny_wan
 
 from dit_accel import EDCW, FAMILIES, accelerate
-from dit_accel.attention.block_sparse import BlockSelection
+from dit_accel.attention.block_sparse import BlockSizes
 from dit_accel.attention.pcas import PCAS, BlockSparseAttention, LowRankAttention
 from dit_accel.caching.blend import DWS, Errors
 from dit_accel.caching.unicp import UniCP, UniCPCache
@@ -17,7 +17,7 @@ from dit_accel.core.session import Session
 from dit_accel.evaluation.methods import METHODS, MethodContext, parse
 
 NEVER = EDCW(threshold=0.0)
-SMALL = {"always": True, "blocks": BlockSelection(4, 4, (1, 2, 2)), "rank": 16, "first_dense": 0.25}
+SMALL = {"always": True, "blocks": BlockSizes(4, 4, (1, 2, 2)), "rank": 16, "first_dense": 0.25}
 SIZE = {"height": 64, "width": 64}  # 3 x 4 x 4 tokens
 PRUNE = PCAS(keep_mass=0.5, cap=1.0, **SMALL)
 SLICE = PCAS(mode="slice", value_rank=6, **{**SMALL, "rank": 6})
@@ -132,10 +132,10 @@ def test_flops_are_those_that_were_dispatched():
     pipe = tiny_wan()
     probe, steps = Probe(pipe), []
     with probe, accelerate(pipe, accel=UniCP(NEVER, PRUNE, None)) as handle:
-        probe.begin()
+        probe.loop_begins()
 
         def reach(pipe, step, timestep, kept):
-            probe.reach(step + 1)
+            probe.steps_done(step + 1)
             steps.append(step)
             return kept
 

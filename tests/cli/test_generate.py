@@ -466,7 +466,7 @@ def test_ctrl_c_in_the_loop_ends_with_130(
         if done == 2:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(StepBar, "reach", press)
+    monkeypatch.setattr(StepBar, "steps_done", press)
     result = generate("--compare")
     assert result.exit_code == 130
     assert "stopped by Ctrl-C; no half-written file is left" in result.stderr
@@ -479,7 +479,7 @@ def test_a_real_sigint_ends_with_130(here: Path, model_folder: Path) -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
         from dit_accel.cli import main
         from dit_accel.cli.common.progress import StepBar
-        StepBar.reach = lambda bar, done: print("step", done, flush=True)
+        StepBar.steps_done = lambda bar, done: print("step", done, flush=True)
         main()
     """
     command = [sys.executable, "-c", program, "generate", PROMPT, "--model", str(model_folder)]

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from dit_accel.core.drift import relative_l1, share_of
+from dit_accel.core.drift import projection_coefficient, relative_l1
 
 
 def test_closed_form():
@@ -41,5 +41,5 @@ def test_shapes_that_differ_are_refused():
 
 def test_share_is_how_often_a_direction_lies_in_a_change():
     """(3, 4) along (2, 0): 6 of 4; nothing lies in no direction."""
-    assert float(share_of(torch.tensor([3.0, 4.0]), torch.tensor([2.0, 0.0]))) == 1.5
-    assert float(share_of(torch.tensor([3.0, 4.0]), torch.zeros(2))) == 0.0
+    assert float(projection_coefficient(torch.tensor([3.0, 4.0]), torch.tensor([2.0, 0.0]))) == 1.5
+    assert float(projection_coefficient(torch.tensor([3.0, 4.0]), torch.zeros(2))) == 0.0

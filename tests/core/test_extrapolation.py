@@ -5,34 +5,34 @@ from __future__ import annotations
 import pytest
 import torch
 
-from dit_accel.core.extrapolation import combine, reach, weights
+from dit_accel.core.extrapolation import lagrange_weights, remainder_factor, weighted_sum
 
 
 def test_one_value_is_reused_as_it_is():
     value = torch.tensor([3.0])
-    assert weights([7.0], 2.0) == (1.0,)
-    assert combine((1.0,), [value]) is value
+    assert lagrange_weights([7.0], 2.0) == (1.0,)
+    assert weighted_sum((1.0,), [value]) is value
 
 
 def test_a_line_by_hand():
     """Kept 5 at time 10 and 7 at time 8: the line falls by 1 a unit of time, so 9 at time 6."""
-    factors = weights([8.0, 10.0], 6.0)
+    factors = lagrange_weights([8.0, 10.0], 6.0)
     assert factors == (2.0, -1.0)
-    assert combine(factors, [torch.tensor(7.0), torch.tensor(5.0)]).item() == 9.0
+    assert weighted_sum(factors, [torch.tensor(7.0), torch.tensor(5.0)]).item() == 9.0
 
 
 def test_what_a_line_misses_of_a_parabola_is_in_proportion_to_its_reach():
     """t² has the second derivative 2, over 2 factorial: the line misses it by the reach itself."""
     for kept, at in (((10.0, 8.0), 6.0), ((10.0, 7.0), 1.0), ((3.0, 2.0), 3.0)):
-        line = sum(w * t**2 for w, t in zip(weights(kept, at), kept, strict=True))
-        assert abs(line - at**2) == pytest.approx(reach(kept, at))
+        line = sum(w * t**2 for w, t in zip(lagrange_weights(kept, at), kept, strict=True))
+        assert abs(line - at**2) == pytest.approx(remainder_factor(kept, at))
 
 
 def test_a_parabola_by_hand():
     """t² through 1, 4 and 9 at 1, 2 and 3 is 16 at 4: 1 - 3·4 + 3·9."""
-    assert weights([1.0, 2.0, 3.0], 4.0) == (1.0, -3.0, 3.0)
+    assert lagrange_weights([1.0, 2.0, 3.0], 4.0) == (1.0, -3.0, 3.0)
     values = [torch.tensor(x) for x in (1.0, 4.0, 9.0)]
-    assert combine(weights([1.0, 2.0, 3.0], 4.0), values).item() == 16.0
+    assert weighted_sum(lagrange_weights([1.0, 2.0, 3.0], 4.0), values).item() == 16.0
 
 
 @pytest.mark.parametrize("degree", [0, 1, 2])
@@ -43,34 +43,34 @@ def test_polynomials_up_to_the_order_are_exact_at_uneven_places(degree):
     def value(t: float) -> float:
         return sum(c * t**k for k, c in enumerate(coefficients))
 
-    forecast = sum(w * value(t) for w, t in zip(weights(kept, at), kept, strict=True))
+    forecast = sum(w * value(t) for w, t in zip(lagrange_weights(kept, at), kept, strict=True))
     assert forecast == pytest.approx(value(at))
 
 
 def test_weights_sum_to_one_and_hit_what_was_kept():
     kept = [900.0, 700.0, 650.0]
-    assert sum(weights(kept, 123.0)) == pytest.approx(1.0)
-    assert weights(kept, 700.0) == (0.0, 1.0, 0.0)
+    assert sum(lagrange_weights(kept, 123.0)) == pytest.approx(1.0)
+    assert lagrange_weights(kept, 700.0) == (0.0, 1.0, 0.0)
 
 
 def test_combine_keeps_what_was_kept():
     values = [torch.ones(2), torch.full((2,), 3.0)]
-    assert combine((2.0, -1.0), values).tolist() == [-1.0, -1.0]
+    assert weighted_sum((2.0, -1.0), values).tolist() == [-1.0, -1.0]
     assert values[0].tolist() == [1.0, 1.0]
 
 
 @pytest.mark.parametrize("kept", [[], [3.0, 3.0]])
 def test_places_must_differ(kept):
     with pytest.raises(ValueError, match="at least one place, all different"):
-        weights(kept, 1.0)
+        lagrange_weights(kept, 1.0)
 
 
 def test_rows_may_have_weights_of_their_own():
     """Row 0: 2 a - b; row 1: b alone."""
     a, b = torch.tensor([[1.0, 2.0], [3.0, 4.0]]), torch.tensor([[10.0, 20.0], [30.0, 40.0]])
     factors = torch.tensor([[2.0], [0.0]]), torch.tensor([[-1.0], [1.0]])
-    assert combine(factors, [a, b]).tolist() == [[-8.0, -16.0], [30.0, 40.0]]
-    assert combine([torch.tensor([[1.0], [2.0]])], [a]).tolist() == [
+    assert weighted_sum(factors, [a, b]).tolist() == [[-8.0, -16.0], [30.0, 40.0]]
+    assert weighted_sum([torch.tensor([[1.0], [2.0]])], [a]).tolist() == [
         [1.0, 2.0],
         [6.0, 8.0],
     ]

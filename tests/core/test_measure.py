@@ -4,14 +4,14 @@ import time
 import pytest
 import torch
 
-from dit_accel.core.flops import count_flops
+from dit_accel.core.flops import forward_flops
 from dit_accel.core.measure import LoopTimer, measure
 
 
 def test_flops_of_a_linear_layer_by_hand():
     # (5 x 8) @ (8 x 3): 5 * 8 * 3 multiplications, each with an addition.
     model = torch.nn.Sequential(torch.nn.Linear(8, 3), torch.nn.ReLU())
-    counts = count_flops(model, (torch.empty(5, 8, device="meta"),))
+    counts = forward_flops(model, (torch.empty(5, 8, device="meta"),))
     assert counts[""] == counts["0"] == 2 * 5 * 8 * 3
 
 
@@ -26,13 +26,13 @@ def test_flops_of_attention_by_hand():
 
     q, k = torch.empty(1, 2, 10, 4), torch.empty(1, 2, 7, 4)
     # per head: 10 x 7 scores over 4 channels, and as much again for the weighted sum of values
-    assert count_flops(Attend(), (q, k, k))[""] == 2 * (2 * 2 * 10 * 7 * 4)
+    assert forward_flops(Attend(), (q, k, k))[""] == 2 * (2 * 2 * 10 * 7 * 4)
 
 
 def test_counting_changes_nothing():
     model = torch.nn.Linear(4, 4)
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    count_flops(model, (torch.empty(2, 4),))
+    forward_flops(model, (torch.empty(2, 4),))
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
     assert type(next(model.parameters())) is torch.nn.Parameter
 
@@ -60,16 +60,16 @@ class Told:
     def __init__(self) -> None:
         self.done: list[int] = []
 
-    def begin(self) -> None:
+    def loop_begins(self) -> None:
         self.done = [0]
 
-    def reach(self, done: int) -> None:
+    def steps_done(self, done: int) -> None:
         self.done.append(done)
 
 
 def test_a_loop_is_timed_from_the_first_forward_to_the_end_of_the_last_step() -> None:
     model, told = torch.nn.Linear(2, 2), Told()
-    timer = LoopTimer([model], steps=3, watchers=(told,), each_step=True)
+    timer = LoopTimer([model], steps=3, listeners=(told,), each_step=True)
     with timer:
         time.sleep(0.05)  # what comes before the loop
         for step in range(3):

@@ -8,16 +8,16 @@ import pytest
 import torch
 
 from dit_accel.core.quantization import (
-    AWAY,
     BITS,
     GROUP,
-    arrange,
-    forms_of,
+    OFFLOADED,
+    choose_forms,
     hadamard,
     pack,
     packed_bytes,
     random_signs,
     typical_error,
+    useful_bits,
 )
 
 SHAPES = [(1, 16, 3, 2, 2), (64,), (1,), (7, 13), (2, 4, 5, 6, 3)]
@@ -174,7 +174,9 @@ def test_what_cannot_be_packed_is_refused_by_name(given, told):
     ("memory", "count"), [(None, 0), (60, 0), (59, 1), (50, 1), (49, 2), (0, 3)]
 )
 def test_the_oldest_go_until_the_others_fit(memory, count):
-    assert arrange([[10], [20], [30]], memory, away=True) == [AWAY] * count + [0] * (3 - count)
+    assert choose_forms([[10], [20], [30]], memory, offload=True) == [OFFLOADED] * count + [0] * (
+        3 - count
+    )
 
 
 def test_all_are_packed_before_one_is_packed_further_and_before_one_leaves():
@@ -182,18 +184,19 @@ def test_all_are_packed_before_one_is_packed_further_and_before_one_leaves():
     sizes = [[100, 50, 25]] * 3
     for memory, expected in (
         (300, [0, 0, 0]), (250, [1, 0, 0]), (249, [1, 1, 0]), (150, [1, 1, 1]), (149, [2, 1, 1]),
-        (75, [2, 2, 2]), (74, [AWAY, 2, 2]), (25, [AWAY, AWAY, 2]), (0, [AWAY] * 3),
+        (75, [2, 2, 2]), (74, [OFFLOADED, 2, 2]),
+        (25, [OFFLOADED, OFFLOADED, 2]), (0, [OFFLOADED] * 3),
     ):  # fmt: skip
-        assert arrange(sizes, memory, away=True) == expected
-        stays = [form if form != AWAY else 2 for form in expected]
-        assert arrange(sizes, memory, away=False) == stays
-    assert arrange([[100], [100, 50]], 160, away=False) == [0, 1]
-    assert arrange([], 5, away=True) == []
+        assert choose_forms(sizes, memory, offload=True) == expected
+        stays = [form if form != OFFLOADED else 2 for form in expected]
+        assert choose_forms(sizes, memory, offload=False) == stays
+    assert choose_forms([[100], [100, 50]], 160, offload=False) == [0, 1]
+    assert choose_forms([], 5, offload=True) == []
 
 
 def test_forms_are_those_that_save_something():
-    assert forms_of(640, 4, fewest=16) == [16]
-    assert forms_of(640, 4, fewest=4) == [16, 8, 4]
-    assert forms_of(640, 2, fewest=8) == [8]
-    assert forms_of(640, 2, fewest=16) == []
-    assert forms_of(1, 4, fewest=4) == [], "a group is larger than a single value"
+    assert useful_bits(640, 4, fewest=16) == [16]
+    assert useful_bits(640, 4, fewest=4) == [16, 8, 4]
+    assert useful_bits(640, 2, fewest=8) == [8]
+    assert useful_bits(640, 2, fewest=16) == []
+    assert useful_bits(1, 4, fewest=4) == [], "a group is larger than a single value"

@@ -330,7 +330,7 @@ def test_a_subjects_own_text_reaches_its_tokens_in_the_conditional_branch_only(e
         scene_ = handle._scene
         for branch in ("cond", "uncond"):
             handle._session.branch = branch
-            seen[branch] = scene_.told("transformer")
+            seen[branch] = scene_.subject_texts("transformer")
     assert not np.array_equal(ours, stock)
     assert len(seen["cond"]) == 1 and not seen["uncond"]
     ((row, tokens, text, weight),) = seen["cond"]

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from dit_accel.scenes import masks
-from dit_accel.scenes.masks import dense_mask, gather_plan, gathered_attention, labels
+from dit_accel.scenes.masks import dense_mask, gather_plan, isolated_attention, labels
 
 SEEDS = range(40)
 
@@ -154,7 +154,7 @@ def test_the_plan_is_the_mask(seed, isolation):
         seen[queries[:, None], 60 + group.references[None]] = True
     assert torch.equal(seen, mask)
     assert plan.pairs == int(mask.sum()) <= mask.numel()
-    ours = gathered_attention(plan, sdpa, query, key, value, (ref_key, ref_value))
+    ours = isolated_attention(plan, sdpa, query, key, value, (ref_key, ref_value))
     both = torch.cat([key, ref_key], 1), torch.cat([value, ref_value], 1)
     torch.testing.assert_close(ours, sdpa(query, *both, mask), rtol=0, atol=1e-12)
 
@@ -165,7 +165,7 @@ def test_the_plan_is_the_mask_in_half_precision(seed):
     classes, refs = drawn(seed)
     query, key, value = heads(seed, 60, 60, 60, dtype=torch.bfloat16)
     read = heads(seed + 1, 25, 25, dtype=torch.bfloat16)
-    ours = gathered_attention(gather_plan(classes, "open", refs), sdpa, query, key, value, read)
+    ours = isolated_attention(gather_plan(classes, "open", refs), sdpa, query, key, value, read)
     both = torch.cat([key, read[0]], 1), torch.cat([value, read[1]], 1)
     dense = sdpa(query, *both, dense_mask(classes, "open", refs))
     bound = 2**-7 * float(dense.abs().max())
@@ -190,7 +190,7 @@ def test_the_plan_is_xformers_attention():
         pytest.skip(f"this xformers has no operator for this torch: {str(error)[:200]}")
 
     plan = gather_plan(classes, "open", refs).to(query.device)
-    ours = gathered_attention(plan, memory_efficient, query, key, value, (ref_key, ref_value))
+    ours = isolated_attention(plan, memory_efficient, query, key, value, (ref_key, ref_value))
     both = torch.cat([key, ref_key], 1), torch.cat([value, ref_value], 1)
     dense = sdpa(query, *both, dense_mask(classes, "open", refs).cuda())
     torch.testing.assert_close(ours, dense, rtol=0, atol=2e-3)
@@ -211,7 +211,7 @@ def test_the_plan_is_flex_attention_with_a_mask_of_labels(seed):
     mask = create_block_mask(rule, None, None, 60, 60, device="cpu")
     q, k, v = (x.transpose(1, 2) for x in (query, key, value))
     flex = flex_attention(q, k, v, block_mask=mask).transpose(1, 2)
-    ours = gathered_attention(gather_plan(classes, "open"), sdpa, query, key, value)
+    ours = isolated_attention(gather_plan(classes, "open"), sdpa, query, key, value)
     torch.testing.assert_close(ours, flex, rtol=0, atol=2e-6)
 
 
@@ -222,14 +222,14 @@ def test_what_a_subject_may_not_see_changes_it_by_exactly_nothing(seed, isolatio
     query, key, value = heads(seed, 60, 60, 60)
     read = heads(seed + 1, 25, 25)
     plan = gather_plan(classes, isolation, refs)
-    before = gathered_attention(plan, sdpa, query, key, value, read)
+    before = isolated_attention(plan, sdpa, query, key, value, read)
     other, other_refs = classes == 2, refs == 2
     key, value = key.clone(), value.clone()
     key[:, other] += 100
     value[:, other] -= 100
     for tensor in read:
         tensor[:, other_refs] *= 50
-    after = gathered_attention(plan, sdpa, query, key, value, read)
+    after = isolated_attention(plan, sdpa, query, key, value, read)
     assert torch.equal(before[:, classes == 1], after[:, classes == 1])
     assert torch.equal(before[:, classes == 3], after[:, classes == 3])
     assert not torch.equal(before[:, classes == 2], after[:, classes == 2]), "the control"
@@ -243,7 +243,7 @@ def test_one_subject_covering_all_is_plain_attention_bit_by_bit():
         plan = gather_plan(classes, "closed")
         assert plan.whole
         assert torch.equal(
-            gathered_attention(plan, sdpa, query, key, value), sdpa(query, key, value)
+            isolated_attention(plan, sdpa, query, key, value), sdpa(query, key, value)
         )
 
 
@@ -259,8 +259,8 @@ def test_permuted_tokens_give_permuted_outputs():
     classes, _ = drawn(3)
     query, key, value = heads(3, 60, 60, 60)
     order = torch.randperm(60, generator=torch.Generator().manual_seed(0))
-    straight = gathered_attention(gather_plan(classes), sdpa, query, key, value)
-    mixed = gathered_attention(
+    straight = isolated_attention(gather_plan(classes), sdpa, query, key, value)
+    mixed = isolated_attention(
         gather_plan(classes[order]), sdpa, query[:, order], key[:, order], value[:, order]
     )
     torch.testing.assert_close(mixed, straight[:, order], rtol=0, atol=1e-13)
@@ -287,7 +287,7 @@ def test_nothing_of_n_by_n_is_made_by_the_plan():
     query = torch.randn(1, tokens, 1, 8, generator=generator)
     with torch.no_grad(), Sizes() as sizes:
         plan = gather_plan(classes, "open", refs)
-        gathered_attention(plan, sdpa, query, query, query, (query[:, :500], query[:, :500]))
+        isolated_attention(plan, sdpa, query, query, query, (query[:, :500], query[:, :500]))
     assert sizes.largest <= 2 * tokens * 8
     with torch.no_grad(), Sizes() as control:
         dense_mask(classes, "open")

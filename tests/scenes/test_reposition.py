@@ -7,7 +7,7 @@ from diffusers.models.transformers.transformer_wan import WanRotaryPosEmbed
 from dit_accel.attention.lse_merge import attention_part, merge
 from dit_accel.core.tokens import TokenGrid
 from dit_accel.scenes import reposition
-from dit_accel.scenes.reposition import box_map, extents, places, rotary
+from dit_accel.scenes.reposition import box_map, rotary, subject_boxes, token_positions
 
 GRID = TokenGrid(3, 5, 6)
 SEEDS = range(20)
@@ -50,7 +50,7 @@ def exact(where, width):
 
 def test_the_map_is_the_formula():
     source, target = random_boxes(0), random_boxes(1)
-    where = places(GRID)
+    where = token_positions(GRID)
     found = box_map(source, target)(where)
     for (frame, row, column), (_, y, x) in zip(where.tolist(), found.tolist(), strict=True):
         for p, got, (r0, r1), (t0, t1) in (
@@ -64,7 +64,7 @@ def test_the_map_is_the_formula():
 def test_equal_boxes_leave_every_place_bit_by_bit(seed):
     same = box_map(random_boxes(seed), random_boxes(seed), alpha=0.7)
     assert same.identity
-    assert torch.equal(same(places(GRID)), places(GRID))
+    assert torch.equal(same(token_positions(GRID)), token_positions(GRID))
 
 
 @pytest.mark.parametrize("alpha", [0.25, 1.0])
@@ -72,7 +72,7 @@ def test_equal_boxes_leave_every_place_bit_by_bit(seed):
 def test_the_inverse_undoes_the_map(seed, alpha):
     there = box_map(random_boxes(seed), random_boxes(seed + 100), alpha)
     torch.testing.assert_close(
-        there.inverse()(there(places(GRID))), places(GRID), rtol=0, atol=1e-12
+        there.inverse()(there(token_positions(GRID))), token_positions(GRID), rtol=0, atol=1e-12
     )
 
 
@@ -84,7 +84,7 @@ def test_the_inverse_is_the_map_of_exchanged_boxes():
 
 
 def test_strength_goes_from_where_it_is_to_the_whole_map():
-    source, target, where = random_boxes(0), random_boxes(1), places(GRID)
+    source, target, where = random_boxes(0), random_boxes(1), token_positions(GRID)
     whole = box_map(source, target)(where)
     assert torch.equal(box_map(source, target, 0.0)(where), where)
     torch.testing.assert_close(box_map(source, target, 0.3)(where), 0.7 * where + 0.3 * whole)
@@ -126,11 +126,11 @@ def test_extents_give_back_the_box_that_was_rastered():
     cover[0, 1:3, 1] = 0.25  # the box begins at 1.75
     cover[0, 3, 2:5] = 0.5  # and ends at row 3.5
     cover[0, 3, 1] = 0.125
-    found = extents(cover)
+    found = subject_boxes(cover)
     assert found[0].tolist() == [1.75, 1.0, 5.0, 3.5]
     assert torch.equal(found[1], found[0]), "a frame without it takes the nearest"
     with pytest.raises(ValueError, match="coverage is 0 everywhere"):
-        extents(torch.zeros(2, 4, 6))
+        subject_boxes(torch.zeros(2, 4, 6))
 
 
 # --- rotary embeddings ---
@@ -142,7 +142,7 @@ def test_whole_places_give_exactly_diffusers_table(width):
     widths it was made by; such a model is refused when a scene is put on it."""
     table = WanRotaryPosEmbed(width, (1, 2, 2), 64)
     theirs = table(torch.empty(1, 16, 7, 2 * 11, 2 * 13))
-    ours = rotary(places(TokenGrid(7, 11, 13)), width)
+    ours = rotary(token_positions(TokenGrid(7, 11, 13)), width)
     assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
 
 
@@ -166,7 +166,7 @@ def test_a_joint_shift_changes_no_logit(width):
 def sides(source, target, width=12, seed=0):
     """Outputs of queries over own and reference's keys: key-side and query-side, in float64."""
     generator = torch.Generator().manual_seed(seed)
-    where, n = places(GRID), GRID.tokens
+    where, n = token_positions(GRID), GRID.tokens
     q, k, v, ref_k, ref_v = torch.randn(5, 1, n, 2, width, generator=generator).double()
     there, native = box_map(source, target), exact(where, width)
     own_q, own_k = turned(q, native), turned(k, native)

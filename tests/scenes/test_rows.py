@@ -12,7 +12,7 @@ from dit_accel.scenes.rows import (
     SceneConfig,
     active_at_step,
     active_in_layer,
-    plan,
+    gather_plan_for,
     token_rows,
 )
 
@@ -58,7 +58,7 @@ def test_a_static_source_is_moved_by_its_keys():
     (source,) = stage.sources
     assert source.queries is None and source.row == 0 and source.label == 1
     assert source.tokens.tolist() == [0, 1, 4, 5, 8, 9, 12, 13]
-    where = reposition.places(GRID)[source.tokens]
+    where = reposition.token_positions(GRID)[source.tokens]
     where[:, 2] += 2
     expected = reposition.rotary(where, 12)
     assert all(torch.equal(a, b) for a, b in zip(source.keys, expected, strict=True))
@@ -69,9 +69,9 @@ def test_a_source_that_moves_otherwise_is_met_by_the_queries():
     moving[:, 1] = cover(2, 3)[:, 1]
     _, stage = token_rows(two_rows(moving), GRID, SceneConfig(), width=12)
     (source,) = stage.sources
-    native = reposition.rotary(reposition.places(GRID)[source.tokens], 12)
+    native = reposition.rotary(reposition.token_positions(GRID)[source.tokens], 12)
     assert torch.equal(source.keys[0], native[0]) and source.queries is not None
-    where = reposition.places(GRID)
+    where = reposition.token_positions(GRID)
     where[8:, 2] -= 2  # the second latent frame goes back to where the reference stands
     expected = reposition.rotary(where, 12)
     torch.testing.assert_close(source.queries[0], expected[0])
@@ -83,7 +83,7 @@ def test_a_subject_that_is_never_seen_reads_nothing():
         ClipRow("two", torch.zeros(1, 2, 2, 4), (0,), (ReferenceLink(0, 0, 0),)),
     ]
     _, stage = token_rows(unseen, GRID, SceneConfig(), width=12)
-    assert plan(stage, ALL, SceneConfig()).whole
+    assert gather_plan_for(stage, ALL, SceneConfig()).whole
 
 
 def test_a_row_of_another_grid_and_one_without_room_are_named():
@@ -97,14 +97,16 @@ def test_a_row_of_another_grid_and_one_without_room_are_named():
 
 def test_all_of_a_subjects_tokens_read_its_reference():
     _, stage = token_rows(two_rows(cover(2, 3)), GRID, SceneConfig(), width=12)
-    (group,) = [g for g in plan(stage, ALL, SceneConfig()).groups if g.references.numel()]
+    (group,) = [
+        g for g in gather_plan_for(stage, ALL, SceneConfig()).groups if g.references.numel()
+    ]
     assert group.queries.tolist() == [2, 3, 6, 7, 10, 11, 14, 15]
 
 
 def test_planning_moves_no_global_generator():
     before = torch.random.get_rng_state()
     _, stage = token_rows(two_rows(cover(2, 3)), GRID, SceneConfig(), width=12)
-    plan(stage, ALL, SceneConfig())
+    gather_plan_for(stage, ALL, SceneConfig())
     assert torch.equal(torch.random.get_rng_state(), before)
 
 

@@ -172,11 +172,11 @@ class StepBar:
         if not self._quiet:  # a disabled bar still ends its line in older versions of rich
             self._progress.stop()
 
-    def begin(self) -> None:
+    def loop_begins(self) -> None:
         """The denoising loop starts."""
         self._progress.update(self._task, description=self._says("denoising"))
 
-    def reach(self, done: int) -> None:
+    def steps_done(self, done: int) -> None:
         """So many steps are done; after the last one the frames are decoded."""
         text = self._says("denoising" if done < self._steps else "decoding")
         self._progress.update(self._task, completed=min(done, self._steps), description=text)

@@ -38,7 +38,7 @@ def _take(
     given = shots.overrides(settings) | (more or {})
     try:
         return generation.generate(
-            pipe, settings.clip, device=settings.device, watchers=(bar,), overrides=given
+            pipe, settings.clip, device=settings.device, listeners=(bar,), overrides=given
         )
     except generation.NotFiniteError as error:
         hint = "" if settings.dtype == "float32" else "; try --dtype float32"
