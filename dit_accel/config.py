@@ -23,8 +23,8 @@ from dit_accel.caching.blend import DWS
 from dit_accel.caching.policy import PlanPolicy, Policy
 from dit_accel.caching.unicp import PRESETS, UniCP
 from dit_accel.caching.windows import DEFAULT_THRESHOLD, EDCW
+from dit_accel.core.families import SITES
 from dit_accel.layout import Layout
-from dit_accel.models.families import SITES
 from dit_accel.planning.plan import Plan
 from dit_accel.planning.profile import Profile
 from dit_accel.scenes.rows import SceneConfig

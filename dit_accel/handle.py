@@ -28,13 +28,13 @@ from dit_accel.config import (
     UniCPConfig,
     config_of,
 )
+from dit_accel.core.families import Family, family_of, transformers_of
 from dit_accel.core.flops import count_run
 from dit_accel.core.measure import LoopTimer
 from dit_accel.core.patching import Patches
 from dit_accel.core.report import OUTPUT_SITE, Report, SceneReport
 from dit_accel.core.session import Session
 from dit_accel.layout import Layout
-from dit_accel.models.families import Family, family_of, transformers_of
 from dit_accel.planning.lookup import checked, find_profile, load_profile
 from dit_accel.planning.plan import Plan
 from dit_accel.planning.profile import Profile

@@ -12,7 +12,7 @@ import torch
 
 from dit_accel import accelerate
 from dit_accel.caching.windows import EDCW
-from dit_accel.models.families import SITES
+from dit_accel.core.families import SITES
 
 LOOSE = EDCW(threshold=1e9)  # every window opens: 8 steps, 5 of them computed
 STEPS = 8

@@ -29,9 +29,9 @@ from dit_accel import (
 )
 from dit_accel.attention.block_sparse import BlockSizes
 from dit_accel.config import WAYS, PlannedConfig, config_of
+from dit_accel.core.families import FAMILIES
 from dit_accel.core.session import Session
 from dit_accel.handle import _cache_of
-from dit_accel.models.families import FAMILIES
 from dit_accel.planning.plan import Extrapolation, Plan
 
 PLAN = Plan(12, {5: Extrapolation(({4: 1.0}, {4: 1.0}))})

@@ -9,7 +9,7 @@ from tiny import CALL, tiny_wan
 
 import dit_accel
 from dit_accel import EDCW, accelerate
-from dit_accel.models.families import FAMILIES, SITES
+from dit_accel.core.families import FAMILIES, SITES
 
 STEPS = 12
 LOOSE = EDCW(threshold=1e9, first=2)

@@ -16,6 +16,9 @@ ORDER = [  # from the ground up; what stands on one floor does not know its neig
 ]
 FLOOR = {package: floor for floor, packages in enumerate(ORDER) for package in packages}
 WIDELY_USED = {"core", "metrics"}  # all others are imported by six packages at most
+MOST_IMPORTERS = 6
+MOST_FLOORS_INSIDE = {"cli": 10, "evaluation": 13}  # of one package; of all others:
+MOST_FLOORS = 6
 
 
 @pytest.fixture(scope="module")
@@ -43,6 +46,20 @@ def test_imports_go_down(graph):
 def test_nothing_is_imported_in_circles(graph):
     assert import_graph.circles({m: others for m, others in graph.items() if m}) == []
     assert import_graph.circles(import_graph.package_graph(graph)) == []
+
+
+def test_few_packages_import_a_package(graph):
+    """What many packages need stands in `core`: so a change elsewhere reaches few of them."""
+    importers = import_graph.importers(import_graph.package_graph(graph))
+    wide = {package for package, others in importers.items() if len(others) > MOST_IMPORTERS}
+    assert wide <= WIDELY_USED
+
+
+def test_packages_are_flat_inside():
+    floors = import_graph.measured()["floors_inside"]
+    assert floors.keys() == FLOOR.keys()
+    high = {p: n for p, n in floors.items() if n > MOST_FLOORS_INSIDE.get(p, MOST_FLOORS)}
+    assert high == {}
 
 
 def test_metrics_know_nothing_of_the_package(graph):

@@ -15,9 +15,9 @@ from typing import Any
 import torch
 
 from dit_accel.caching.guard import GuardedPolicy
+from dit_accel.core.families import Family, transformers_of
 from dit_accel.core.guidance import conditional, guided
 from dit_accel.core.quantization import BITS
-from dit_accel.models.families import Family, transformers_of
 from dit_accel.planning import selection
 from dit_accel.planning.difficulty import pooled
 from dit_accel.planning.first_run import FirstRunRecorder

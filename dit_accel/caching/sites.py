@@ -18,10 +18,10 @@ import torch
 from dit_accel.caching.windows import EDCW, Windows
 from dit_accel.core import extrapolation
 from dit_accel.core.drift import relative_l1
+from dit_accel.core.families import Family
 from dit_accel.core.patching import Patches
 from dit_accel.core.report import SiteReport
 from dit_accel.core.session import Session, outside_graphs
-from dit_accel.models.families import Family
 
 Forward = Callable[..., Any]  # a module's forward: tokens, or tokens and text
 

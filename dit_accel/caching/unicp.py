@@ -37,9 +37,9 @@ from dit_accel.attention.processor import StagedAttnProcessor
 from dit_accel.caching.blend import DWS, Choice, Errors, choose, kept_error
 from dit_accel.caching.sites import Forward, Site, SiteCache
 from dit_accel.caching.windows import EDCW
+from dit_accel.core.families import Family
 from dit_accel.core.patching import Patches
 from dit_accel.core.session import Session, outside_graphs
-from dit_accel.models.families import Family
 
 COMPUTE_CHOICE = Choice("compute", 1.0, 0.0)
 PRUNE_CHOICE = Choice("prune", 1.0, 0.0)

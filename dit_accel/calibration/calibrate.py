@@ -30,8 +30,8 @@ import torch
 from dit_accel.calibration.checkpoint import WorkFolder
 from dit_accel.calibration.record import UncachedRun, probe, probe_steps, record_all, summed_up
 from dit_accel.calibration.refine import REFINED_DEPTH, Problems, RefinedPlan, carry_out
+from dit_accel.core.families import family_of
 from dit_accel.core.generation import ClipSpec
-from dit_accel.models.families import family_of
 from dit_accel.planning.difficulty import PromptDifficulty
 from dit_accel.planning.lookup import identify
 from dit_accel.planning.profile import CandidatePlan, Profile

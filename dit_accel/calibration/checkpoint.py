@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 
+from dit_accel.core.families import family_of, transformers_of
 from dit_accel.core.generation import ClipSpec
-from dit_accel.models.families import family_of, transformers_of
 from dit_accel.planning.lookup import identify
 
 

@@ -21,11 +21,11 @@ from typing import Any, Self
 
 import torch
 
+from dit_accel.core.families import family_of
 from dit_accel.core.generation import ClipSpec, batch_arguments
 from dit_accel.core.guidance import conditional
 from dit_accel.core.patching import Patches
 from dit_accel.handle import accelerate
-from dit_accel.models.families import family_of
 from dit_accel.planning.difficulty import pooled
 from dit_accel.planning.plan import Extrapolation, Plan, SamplerCoefficients
 from dit_accel.planning.sampler import ImpulseResponse, NotLinearError, check_steps

@@ -16,9 +16,9 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map_only
 from torch.utils.flop_counter import FlopCounterMode
 
+from dit_accel.core.families import Family
 from dit_accel.core.report import OUTPUT_SITE, SceneReport, SiteReport
 from dit_accel.core.session import Session
-from dit_accel.models.families import Family
 
 
 def count_run(

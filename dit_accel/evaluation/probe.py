@@ -14,8 +14,8 @@ from typing import Any, Self
 
 import torch
 
+from dit_accel.core.families import family_of, transformers_of
 from dit_accel.core.flops import FlopMeter
-from dit_accel.models.families import family_of, transformers_of
 
 
 class Probe:

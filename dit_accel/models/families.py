@@ -1,14 +1,14 @@
-"""What is true of the models: one row per transformer class, found by the class's name.
+"""The table of supported models: one row per transformer class.
 
-A row says where the blocks and their attentions are and what a block's forward is called with, so
-that the plumbing needs no knowledge of any model. Names only: nothing is imported, so that the
-table can be read without torch.
+In: nothing. Out: `FAMILIES`, by the name of the diffusers class.
+A row knows where the blocks and their attentions are and how a block is called. It holds names
+only: nothing is imported, so the table can be read without torch. `core/families.py` looks it up.
+Source: the classes of diffusers. A new model is a new row here.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 SITES = ("attention", "block", "model")
 
@@ -115,26 +115,3 @@ FAMILIES: dict[str, Family] = {
         ),
     )
 }
-
-
-def family_of(pipe: Any) -> Family:
-    """The row of a pipeline's transformer.
-
-    Raises:
-        ValueError: the pipeline has no transformer, or its class is in no row.
-    """
-    transformer = getattr(pipe, "transformer", None) or getattr(pipe, "transformer_2", None)
-    name = type(transformer).__name__
-    if transformer is None or name not in FAMILIES:
-        found = f"a {name}" if transformer is not None else "no transformer"
-        raise ValueError(
-            f"pipe is a {type(pipe).__name__} with {found}; "
-            f"accepted transformers: {', '.join(FAMILIES)}"
-        )
-    return FAMILIES[name]
-
-
-def transformers_of(pipe: Any, family: Family) -> dict[str, Any]:
-    """The pipeline's transformers by component name, those that are loaded."""
-    found = {name: getattr(pipe, name, None) for name in family.components}
-    return {name: module for name, module in found.items() if module is not None}

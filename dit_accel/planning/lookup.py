@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from dit_accel.models.families import family_of, transformers_of
+from dit_accel.core.families import family_of, transformers_of
 from dit_accel.planning.profile import Profile, ProfileError, ProfileKey
 from dit_accel.planning.sampler import planned_coefficients
 

@@ -24,11 +24,11 @@ import torch
 
 from dit_accel.attention import processor
 from dit_accel.attention.processor import StagedAttnProcessor
+from dit_accel.core.families import Family
 from dit_accel.core.patching import Patches
 from dit_accel.core.report import SceneReport
 from dit_accel.core.session import Session, outside_graphs
 from dit_accel.core.tokens import TokenGrid
-from dit_accel.models.families import Family
 from dit_accel.scenes import reposition, subject_text, support
 from dit_accel.scenes import rows as clip_rows
 from dit_accel.scenes.masks import GatherPlan, isolated_attention

@@ -14,11 +14,11 @@ import torch
 
 from dit_accel import layout
 from dit_accel.core import video
+from dit_accel.core.families import Family
 from dit_accel.core.session import Session
 from dit_accel.core.tokens import TokenGrid
 from dit_accel.layout import Layout, LayoutError, Reference
 from dit_accel.layout.load import IMAGES
-from dit_accel.models.families import Family
 from dit_accel.scenes import support
 from dit_accel.scenes.isolation import SceneAttention
 from dit_accel.scenes.references import ReferenceClips

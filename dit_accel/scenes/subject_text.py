@@ -17,9 +17,9 @@ from typing import Any
 
 import torch
 
+from dit_accel.core.families import Family
 from dit_accel.core.patching import Patches
 from dit_accel.core.session import Session, outside_graphs
-from dit_accel.models.families import Family
 
 Ask = Callable[[int], list[tuple[int, int, str]]]  # clips of a call -> row, class, prompt
 Told = tuple[int, torch.Tensor, torch.Tensor, float]  # row, tokens, text, weight

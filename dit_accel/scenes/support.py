@@ -11,9 +11,9 @@ import torch
 
 from dit_accel.attention import processor as attention_processor
 from dit_accel.attention.processor import StagedAttnProcessor
+from dit_accel.core.families import FAMILIES, Family
 from dit_accel.core.patching import Patches
 from dit_accel.core.tokens import TokenGrid, TokenStrides
-from dit_accel.models.families import FAMILIES, Family
 from dit_accel.scenes import reposition
 
 

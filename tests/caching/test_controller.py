@@ -14,7 +14,7 @@ from profiles import gram_of, profile_of, rung_of
 
 from dit_accel import accelerate
 from dit_accel.caching.controller import RunController, decide
-from dit_accel.models.families import family_of
+from dit_accel.core.families import family_of
 from dit_accel.planning.lookup import FILE, cached_path, find_profile, identify
 from dit_accel.planning.plan import SamplerCoefficients
 from dit_accel.planning.profile import OTHER_SIZE_DB, Profile, ProfileError

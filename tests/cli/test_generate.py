@@ -26,9 +26,9 @@ from dit_accel.cli.run import summary
 from dit_accel.cli.run.request import slug
 from dit_accel.cli.run.settings import SizeStrides, check_sizes, read_strides
 from dit_accel.core import video
+from dit_accel.core.families import FAMILIES
 from dit_accel.core.report import SiteReport
 from dit_accel.models import loading
-from dit_accel.models.families import FAMILIES
 from dit_accel.models.loading import missing_parts
 
 ROOT = Path(__file__).parents[2]

@@ -13,10 +13,10 @@ from typer.testing import CliRunner
 from dit_accel import accelerate
 from dit_accel.caching.windows import EDCW
 from dit_accel.cli import app
+from dit_accel.core.families import FAMILIES
 from dit_accel.evaluation import speed
 from dit_accel.evaluation.methods import Setting, parse_list
 from dit_accel.models.checkpoints import DENOISERS, Shape
-from dit_accel.models.families import FAMILIES
 
 BILLIONS = {
     "wan2.1-1.3b": 1.42,

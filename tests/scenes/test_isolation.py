@@ -17,9 +17,9 @@ from dit_accel import (
     UniCPConfig,
     accelerate,
 )
+from dit_accel.core.families import family_of
 from dit_accel.core.flops import FlopMeter
 from dit_accel.handle import Handle
-from dit_accel.models.families import family_of
 from dit_accel.scenes.isolation import SceneAttention
 from dit_accel.scenes.references import ReferenceClips
 from dit_accel.scenes.rows import ClipRow, ReferenceLink, SceneConfig

@@ -7,10 +7,10 @@ from test_handle import call, state_of
 from tiny import tiny_wan
 
 from dit_accel import EDCW, Layout, SceneConfig, UniCP, accelerate
+from dit_accel.core.families import FAMILIES
 from dit_accel.core.session import Session
 from dit_accel.core.tokens import TokenGrid
 from dit_accel.layout import Keyframe, Reference, Shot, Subject
-from dit_accel.models.families import FAMILIES
 from dit_accel.scenes import prepare
 
 LEFT, RIGHT = (0.0, 0.0, 0.5, 1.0), (0.5, 0.0, 1.0, 1.0)

@@ -165,7 +165,7 @@ def _by_threshold(settings: Settings) -> RunTarget:
 
 
 def _by_profile(pipe: Any, settings: Settings, path: str) -> RunTarget:
-    from dit_accel.models.families import family_of
+    from dit_accel.core.families import family_of
     from dit_accel.planning.lookup import checked
 
     profile = read_profile(path)

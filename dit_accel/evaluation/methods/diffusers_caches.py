@@ -15,8 +15,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from dit_accel.core.families import family_of, transformers_of
 from dit_accel.evaluation.methods.row import Apply, Method, MethodContext, MethodHandle
-from dit_accel.models.families import family_of, transformers_of
 
 Configure = Callable[[Any, Any, float | int | None, MethodContext], Any]
 

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from dit_accel.core.families import family_of, transformers_of
 from dit_accel.evaluation.methods.row import Method, MethodContext, MethodHandle
-from dit_accel.models.families import family_of, transformers_of
 
 
 @contextmanager
