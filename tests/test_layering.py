@@ -76,6 +76,14 @@ def test_private_names_of_diffusers_are_known_in_one_module():
         assert not private or module == "core.patching", module
 
 
+def test_the_library_names_no_option():
+    """Messages outside `cli` name arguments; only the page says how it was made."""
+    for module, path in import_graph.modules().items():
+        if import_graph.package_of(module) != "cli" and not module.startswith("evaluation.html"):
+            found = re.findall(r"(?<![\w-])--[a-z][\w-]*", path.read_text("utf-8"))
+            assert set(found) <= {"--no-deps"}, module  # pip's
+
+
 def test_the_package_has_few_entries_on_top():
     assert len(import_graph.measured()["entries_on_top"]) <= 15
 

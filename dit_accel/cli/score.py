@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dit_accel.cli.common.errors import BadInput, RunFailed, reported, say
+from dit_accel.cli.common.errors import BadInput, RunFailed, as_option, reported, say
 
 if TYPE_CHECKING:
     from dit_accel.evaluation.pairs import Pairs, PairScores
     from dit_accel.metrics.row import Metric
+    from dit_accel.metrics.scoring import Score
 
 CONVENTION_NAMES = ("teacache", "cache-dit", "easycache", "svg", "ffmpeg")
 SCORE_FORMAT = 1
@@ -159,7 +160,7 @@ def _pairs(reference: Path, test: Path, allowed: Allowed) -> Pairs:
     try:
         return find_pairs(reference, test, allow_unpaired=allowed.unpaired)
     except UnfairPair as error:
-        raise BadInput(str(error)) from error
+        raise BadInput(as_option(str(error))) from error
     except OSError as error:
         raise BadInput(f"{error.filename} cannot be read: {error.strerror}") from error
 
@@ -174,7 +175,9 @@ def _refuse_unavailable(rows: dict[str, Metric], *, explicit: bool) -> None:
         raise BadInput(f"--lpips-weights: {error}") from error
     for name, reason in unavailable.items():
         if explicit:
-            raise BadInput(f"--metrics has {name!r}, which cannot be measured here: {reason}")
+            raise BadInput(
+                f"--metrics has {name!r}, which cannot be measured here: {as_option(reason)}"
+            )
 
 
 def _score(pair: Any, rows: dict[str, Metric], allowed: Allowed) -> PairScores:
@@ -183,7 +186,7 @@ def _score(pair: Any, rows: dict[str, Metric], allowed: Allowed) -> PairScores:
     try:
         scored = score_pair(pair, rows, allow_trim=allowed.trim, allow_mixed=allowed.mixed_codecs)
     except UnfairPair as error:
-        raise BadInput(str(error)) from error
+        raise BadInput(as_option(str(error))) from error
     except ValueError as error:
         raise BadInput(f"{pair.reference} and {pair.test} cannot be scored: {error}") from error
     except OSError as error:
@@ -233,8 +236,12 @@ def _pair_record(scored: PairScores) -> dict[str, Any]:
         "frames": scored.frames,
         "codecs": dict(scored.codecs),
         "notes": list(scored.notes),
-        "scores": {name: score.to_dict() for name, score in scored.scores.items()},
+        "scores": {name: _score_record(score) for name, score in scored.scores.items()},
     }
+
+
+def _score_record(score: Score) -> dict[str, Any]:
+    return score.to_dict() | {"reason": score.reason and as_option(score.reason)}
 
 
 def _mean(name: str, scored: list[PairScores]) -> dict[str, Any]:
@@ -255,7 +262,9 @@ def _refuse_missing(scored: list[PairScores], *, explicit: bool) -> None:
     for clip in scored:
         for name, score in clip.scores.items():
             if explicit and score.value is None:
-                raise RunFailed(f"{name} of {clip.pair.test} was not measured: {score.reason}")
+                raise RunFailed(
+                    f"{name} of {clip.pair.test} was not measured: {as_option(score.reason or '')}"
+                )
 
 
 def _show(

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +31,27 @@ CAVEAT = (
 Clip = npt.NDArray[Any]
 
 
+class Remedy(Enum):
+    """An argument of `find_pairs` or `score_pair` that accepts a pair that is refused else."""
+
+    ALLOW_TRIM = "allow_trim"
+    ALLOW_MIXED = "allow_mixed"
+    ALLOW_UNPAIRED = "allow_unpaired"
+
+
 class UnfairPair(ValueError):
-    """Two files, or two folders, that cannot be compared as they are."""
+    """Two files, or two folders, that cannot be compared as they are.
+
+    Args:
+        reason: what differs.
+        remedy: the argument that accepts them all the same; None where there is none.
+        effect: what is done then.
+    """
+
+    def __init__(self, reason: str, remedy: Remedy | None = None, effect: str = "") -> None:
+        way_out = f"; pass {remedy.value}=True {effect}".rstrip() if remedy else ""
+        super().__init__(f"{reason}{way_out}")
+        self.reason, self.remedy = reason, remedy
 
 
 @dataclass(frozen=True)
@@ -89,7 +109,7 @@ def find_pairs(reference: Path, test: Path, *, allow_unpaired: bool = False) -> 
     }
     common = sorted(here.keys() & there.keys())
     if not common or (any(alone.values()) and not allow_unpaired):
-        raise UnfairPair(_without_partner(reference, test, alone))
+        raise _without_partner(reference, test, alone)
     return Pairs(tuple(Pair(name, here[name], there[name]) for name in common), alone)
 
 
@@ -112,7 +132,8 @@ def check_codecs(pair: Pair, *, allow_mixed: bool = False) -> tuple[dict[str, st
         "the score is in part that of the codec"
     )
     if not allow_mixed:
-        raise UnfairPair(f"{mixed}; pass --allow-mixed-codecs, or keep both in one lossless format")
+        effect = "to compare them anyway, or keep both in one lossless format"
+        raise UnfairPair(mixed, Remedy.ALLOW_MIXED, effect)
     return names, [mixed]
 
 
@@ -142,7 +163,7 @@ def score_pair(
         if one.shape[1:] != other.shape[1:]:
             note = _sizes(pair, one, other)
             if not allow_trim:
-                raise UnfairPair(f"{note}; pass --allow-trim to cut both to one size")
+                raise UnfairPair(note, Remedy.ALLOW_TRIM, "to cut both to one size")
             sized = [f"{note}; both were cut to the same size around their centres"]
             one, other = _cropped(one, other)
         scorer.update(one, other)
@@ -151,7 +172,7 @@ def score_pair(
             f"{pair.reference} has {counts['reference']} frames, {pair.test} has {counts['test']}"
         )
         if not allow_trim:
-            raise UnfairPair(f"{note}; pass --allow-trim to score those that both have")
+            raise UnfairPair(note, Remedy.ALLOW_TRIM, "to score those that both have")
         notes.append(f"{note}; the first {min(counts.values())} were scored")
     return PairScores(pair, min(counts.values()), codecs, scorer.compute(), (*notes, *sized))
 
@@ -207,7 +228,7 @@ def _clips(folder: Path) -> dict[str, Path]:
     return found
 
 
-def _without_partner(reference: Path, test: Path, alone: Mapping[str, Sequence[str]]) -> str:
+def _without_partner(reference: Path, test: Path, alone: Mapping[str, Sequence[str]]) -> UnfairPair:
     folders = {"reference": (reference, test), "test": (test, reference)}
     told = [
         f"{_first(alone[side])} of {mine} {'has' if len(alone[side]) == 1 else 'have'} no partner "
@@ -216,8 +237,9 @@ def _without_partner(reference: Path, test: Path, alone: Mapping[str, Sequence[s
         if alone[side]
     ]
     if not told:
-        return f"{reference} and {test} hold no clip ({', '.join(video.READABLE)})"
-    return f"{'; '.join(told)}; pass --allow-unpaired to leave them out (needs one pair at least)"
+        return UnfairPair(f"{reference} and {test} hold no clip ({', '.join(video.READABLE)})")
+    effect = "to leave them out (needs one pair at least)"
+    return UnfairPair("; ".join(told), Remedy.ALLOW_UNPAIRED, effect)
 
 
 def _first(names: Sequence[str], count: int = 5) -> str:

@@ -148,7 +148,7 @@ def _find_backbone(path: str | os.PathLike[str] | None) -> Path:
     cached = Path(home, "hub", "checkpoints", BACKBONE)
     if not cached.is_file():
         raise Unavailable(
-            f"no weights: pass --lpips-weights, set {VARIABLE}, or put {BACKBONE} of torchvision "
+            f"no weights: pass lpips_weights, set {VARIABLE}, or put {BACKBONE} of torchvision "
             f"at {cached}"
         )
     return cached

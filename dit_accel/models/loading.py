@@ -1,4 +1,4 @@
-"""From `--model` to a pipeline that runs: find the folder, look inside it, load it.
+"""From the name of a model to a pipeline that runs: find the folder, look inside it, load it.
 
 A model is a local folder, or a hub id. A hub id is taken from the local cache when all of it is
 there, and else downloaded; without network that fails within seconds, not after a minute of
@@ -23,7 +23,7 @@ from dit_accel.models.families import FAMILIES, Family
 
 REACH_SECONDS = 5.0
 CONFIGS = ["model_index.json", "*/config.json", "*/*_config.json", "generation_defaults.json"]
-MINIATURE = "without --model, the embedded miniature runs and needs nothing"
+MINIATURE = "without a model, the embedded miniature runs and needs nothing"
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
@@ -46,7 +46,7 @@ class LoadableModel:
 
 
 def resolve_model(model: str | None, *, whole: bool = True) -> LoadableModel:
-    """Find the folder of `--model`, downloading it if need be.
+    """Find the folder of a model, downloading it if need be.
 
     Args:
         model: a folder, a hub id, or None for the embedded miniature.

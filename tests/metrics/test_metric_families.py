@@ -392,7 +392,7 @@ def test_without_weights_lpips_is_none_with_the_reason(no_weights):
     a = smooth()
     score = score_clips(a, a, data_range=255, metrics=["lpips"])["lpips"]
     assert score.value is None
-    for place in ("--lpips-weights", "DIT_ACCEL_LPIPS_WEIGHTS", "alexnet-owt-7be5be79.pth"):
+    for place in ("lpips_weights", "DIT_ACCEL_LPIPS_WEIGHTS", "alexnet-owt-7be5be79.pth"):
         assert place in score.reason
     with pytest.raises(Unavailable, match="no weights"):
         lpips(a, a, data_range=255)

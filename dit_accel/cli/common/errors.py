@@ -17,11 +17,20 @@ from rich.console import Console
 from dit_accel.models.loading import ModelError, ModelLoadError
 
 INTERRUPTED = "no half-written file is left"
+_REWORDED = (  # how the library names an argument, and the option that it came from
+    (r"^(model|device)(?= is )", r"--\1"),
+    (r"\bwithout a model\b", "without --model"),
+    (r"\ballow_(trim|unpaired)=True", r"--allow-\1"),
+    (r"\ballow_mixed=True", "--allow-mixed-codecs"),
+    (r"\blpips_weights\b", "--lpips-weights"),
+)
 
 
 def as_option(message: str) -> str:
     """The library's message with the name of an argument as the option that it was given by."""
-    return re.sub(r"^(model|device)(?= is )", r"--\1", message)
+    for argument, option in _REWORDED:
+        message = re.sub(argument, option, message)
+    return message
 
 
 @contextlib.contextmanager

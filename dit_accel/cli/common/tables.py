@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 
 from rich.table import Table
 
+from dit_accel.cli.common.errors import as_option
+
 if TYPE_CHECKING:
     from dit_accel.evaluation.statistics import Interval
     from dit_accel.evaluation.summary import MethodSummary, Summary
@@ -172,7 +174,7 @@ def _spread(score: Score, unit: str) -> str:
 def _reasons(scored: list[PairScores]) -> list[str]:
     """Why a metric has no score, once each."""
     reasons = (
-        f"{name}: not measured, {score.reason}"
+        f"{name}: not measured, {as_option(score.reason or '')}"
         for clip in scored
         for name, score in clip.scores.items()
         if score.value is None
