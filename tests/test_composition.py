@@ -9,6 +9,7 @@ import numpy.typing as npt
 import pytest
 import tiny
 import torch
+from calls import offload
 
 from dit_accel import accelerate
 from dit_accel.caching.windows import EDCW
@@ -82,18 +83,3 @@ def test_group_offload_after_acceleration_is_named_when_the_handle_is_removed(ac
     with pytest.raises(RuntimeError, match="wrapped again after accelerate"):
         handle.remove()
     assert np.array_equal(run(pipe), accelerated["model"])  # nothing was half undone
-
-
-def offload(pipe: Any) -> None:
-    cpu = torch.device("cpu")
-    try:
-        pipe.transformer.enable_group_offload(
-            onload_device=cpu,
-            offload_device=cpu,
-            offload_type="block_level",
-            num_blocks_per_group=1,
-        )
-    except AttributeError as error:  # diffusers 0.35 asks for the accelerator's type
-        if torch.accelerator.current_accelerator() is not None:
-            raise
-        pytest.skip(f"this diffusers offloads groups with an accelerator only: {error}")

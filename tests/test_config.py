@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from calls import LOOSE, call, state_of
 from profiles import profile_of, rung_of
-from test_handle import LOOSE, call, state_of
 from tiny import tiny_wan
 
 from dit_accel import (

@@ -5,30 +5,12 @@ from contextlib import nullcontext
 import numpy as np
 import pytest
 import torch
-from tiny import CALL, tiny_wan
+from calls import LOOSE, STEPS, call, state_of
+from tiny import tiny_wan
 
 import dit_accel
 from dit_accel import EDCW, accelerate
 from dit_accel.core.families import FAMILIES, SITES
-
-STEPS = 12
-LOOSE = EDCW(threshold=1e9, first=2)
-
-
-def call(pipe, seed=0, **changes):
-    settings = {**CALL, "num_inference_steps": STEPS, **changes}
-    return pipe(generator=torch.Generator().manual_seed(seed), **settings).frames
-
-
-def state_of(pipe):
-    """Every instance attribute of every module of the transformers, and their hooks."""
-    modules = [m for name in ("transformer", "transformer_2") for m in _modules(pipe, name)]
-    return [(sorted(vars(m)), len(m._forward_hooks), len(m._forward_pre_hooks)) for m in modules]
-
-
-def _modules(pipe, name):
-    part = getattr(pipe, name, None)
-    return [] if part is None else list(part.modules())
 
 
 @pytest.fixture(params=[False, True], ids=["wan2.1", "wan2.2"])

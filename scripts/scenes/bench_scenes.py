@@ -30,7 +30,7 @@ from diffusers import WanPipeline
 
 from dit_accel import Layout, SceneConfig, accelerate
 from dit_accel.core.flops import FlopMeter
-from dit_accel.core.measure import device_name, measure, synchronise
+from dit_accel.core.measure import measure, synchronise
 from dit_accel.layout import Keyframe, Reference, Shot, Subject
 from dit_accel.models import miniature
 from dit_accel.scenes.masks import dense_mask, gather_plan, isolated_attention
@@ -58,7 +58,7 @@ def main() -> None:
     pipe = WanPipeline.from_pretrained(str(miniature.path()))
     pipe.to(args.device).set_progress_bar_config(disable=True)
     found: dict[str, Any] = {
-        "device": "cpu, 1 thread" if args.device == "cpu" else device_name(args.device),
+        "device": "cpu, 1 thread" if args.device == "cpu" else torch.cuda.get_device_name(),
         "torch": torch.__version__,
         "steps": args.steps,
         "clips": clips(pipe, args.steps, args.repeats),

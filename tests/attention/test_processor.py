@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from test_handle import call, state_of
+from calls import call, state_of
 from tiny import tiny_wan
 
 from dit_accel.attention import processor

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from test_speed import latents, trial
+from small_denoisers import latents, trial
 from tiny import tiny_wan
 
 from dit_accel import accelerate

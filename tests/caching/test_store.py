@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import tiny
 import torch
-from test_executor import PLAN, STEPS, TWO_PARTS, Asked, inject, run
+from plan_runs import PLAN, STEPS, TWO_PARTS, Asked, inject, run
 
 from dit_accel import accelerate
 from dit_accel.caching.guard import GuardedPolicy

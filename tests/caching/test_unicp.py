@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from test_handle import STEPS, call, state_of
+from calls import STEPS, call, state_of
 from tiny import tiny_wan
 
 from dit_accel import EDCW, FAMILIES, accelerate

@@ -10,7 +10,7 @@ import pytest
 import tiny
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, UniPCMultistepScheduler
-from test_speed import trial
+from small_denoisers import trial
 
 from dit_accel import accelerate
 from dit_accel.calibration import calibrate as calibrating

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import inspect
 import json
 import os
 import shutil
@@ -17,9 +16,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from typer.testing import CliRunner, Result
+from commands import PROMPT, invoke, names
+from typer.testing import Result
 
-from dit_accel.cli import app
 from dit_accel.cli.common.errors import BadInput
 from dit_accel.cli.common.progress import StepBar
 from dit_accel.cli.run import summary
@@ -32,40 +31,7 @@ from dit_accel.models import loading
 from dit_accel.models.loading import missing_parts
 
 ROOT = Path(__file__).parents[2]
-PROMPT = "a red circle moving right"
 HUB_ID = "nobody/no-such-model"
-DEFAULTS = {
-    "height": 16,
-    "width": 16,
-    "num_frames": 5,
-    "num_inference_steps": 8,
-    "guidance_scale": 4.0,
-    "max_sequence_length": 16,
-    "fps": 8,
-}
-
-
-def invoke(*words: str) -> Result:
-    """Run `dit-accel WORDS` in this process, stdout and stderr apart, as click 8.2 keeps them."""
-    known = inspect.signature(CliRunner.__init__).parameters
-    options: dict[str, Any] = {"mix_stderr": False} if "mix_stderr" in known else {}
-    return CliRunner(**options).invoke(app, words)
-
-
-@pytest.fixture(scope="session")
-def model_folder(tmp_path_factory: pytest.TempPathFactory, tiny_wan: Callable[..., Any]) -> Path:
-    """A tiny Wan pipeline of random weights, saved with call defaults of its own."""
-    folder = tmp_path_factory.mktemp("models") / "tiny"
-    tiny_wan().save_pretrained(folder)
-    (folder / "generation_defaults.json").write_text(json.dumps(DEFAULTS))
-    return folder
-
-
-@pytest.fixture
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty current folder."""
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
 
 
 @pytest.fixture
@@ -76,11 +42,6 @@ def generate(here: Path, model_folder: Path) -> Callable[..., Result]:
         return invoke("generate", prompt, "--model", model, *options)
 
     return run
-
-
-def names(folder: Path) -> list[str]:
-    """Everything in a folder, hidden files too."""
-    return sorted(path.name for path in folder.iterdir())
 
 
 # --- what a run leaves -----------------------------------------------------------------------

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
-from test_generate import invoke
+from commands import invoke
 
 from dit_accel.cli import model_config
 from dit_accel.cli.layout_picture import COLOURS, Drawn, film, sheet

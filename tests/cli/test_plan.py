@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from test_generate import DEFAULTS, PROMPT, invoke, names
+from commands import DEFAULTS, PROMPT, invoke, names
 
 from dit_accel import metrics
 from dit_accel.calibration import calibrate as measuring

@@ -6,7 +6,7 @@ import json
 
 import numpy as np
 import pytest
-from test_generate import here, invoke, model_folder, names  # noqa: F401  fixtures
+from commands import invoke, names
 
 from dit_accel.core import video
 
@@ -27,7 +27,7 @@ SIZE = ("--height", "32", "--width", "32", "--steps", "4", "--threshold", "10")
 
 
 @pytest.fixture
-def generate(here, model_folder):  # noqa: F811
+def generate(here, model_folder):
     """`dit-accel generate --layout scene.yaml` on the tiny model, in a folder with that file."""
     (here / "scene.yaml").write_text(LAYOUT)
 
@@ -37,7 +37,7 @@ def generate(here, model_folder):  # noqa: F811
     return run
 
 
-def test_one_clip_a_shot_a_sheet_and_a_sidecar(generate, here):  # noqa: F811
+def test_one_clip_a_shot_a_sheet_and_a_sidecar(generate, here):
     result = generate("--output", "out.npy")
     assert result.exit_code == 0, result.stderr
     clips = [f"out-{id}.npy" for id in ("first", "second")]
@@ -52,7 +52,7 @@ def test_one_clip_a_shot_a_sheet_and_a_sidecar(generate, here):  # noqa: F811
     assert "first: tokens of" in result.stdout and "a red circle" in result.stdout
 
 
-def test_the_sheet_has_a_row_a_shot(generate, here):  # noqa: F811
+def test_the_sheet_has_a_row_a_shot(generate, here):
     import cv2
 
     assert generate("--output", "out.npy").exit_code == 0
@@ -63,7 +63,7 @@ def test_the_sheet_has_a_row_a_shot(generate, here):  # noqa: F811
     assert np.array_equal(row[::4, ::4], clip[0])
 
 
-def test_a_shot_does_not_depend_on_those_behind_it(generate, here):  # noqa: F811
+def test_a_shot_does_not_depend_on_those_behind_it(generate, here):
     (here / "one.yaml").write_text(LAYOUT.split("- id: second")[0])
     assert generate("--output", "both.npy").exit_code == 0
     assert generate("--output", "one.npy", layout="one.yaml").exit_code == 0
@@ -73,7 +73,7 @@ def test_a_shot_does_not_depend_on_those_behind_it(generate, here):  # noqa: F81
     )
 
 
-def test_compare_is_against_the_uncached_scene(generate, here):  # noqa: F811
+def test_compare_is_against_the_uncached_scene(generate, here):
     result = generate("--threshold", "0", "--compare", "--output", "out.npy")
     assert result.exit_code == 0, result.stderr
     sidecar = json.loads((here / "out.npy.json").read_text())
@@ -84,7 +84,7 @@ def test_compare_is_against_the_uncached_scene(generate, here):  # noqa: F811
     assert "the scene without a cache" in result.stdout
 
 
-def test_the_settings_of_the_scene_reach_it(generate, here):  # noqa: F811
+def test_the_settings_of_the_scene_reach_it(generate, here):
     options = {
         "closed": ("--background", "closed"),
         "off": ("--no-isolation",),
@@ -109,13 +109,13 @@ def test_the_settings_of_the_scene_reach_it(generate, here):  # noqa: F811
         (("a red circle",), "the layout has the prompts"),
     ],
 )
-def test_wrong_options_are_named_and_nothing_is_written(generate, here, options, message):  # noqa: F811
+def test_wrong_options_are_named_and_nothing_is_written(generate, here, options, message):
     result = generate(*options)
     assert result.exit_code == 2 and message in result.stderr
     assert names(here) == ["scene.yaml"]
 
 
-def test_a_wrong_layout_names_the_field(generate, here):  # noqa: F811
+def test_a_wrong_layout_names_the_field(generate, here):
     (here / "bad.yaml").write_text(LAYOUT.replace("[0, 0, 0.5, 1]", "[0, 0, 2, 1]"))
     result = generate(layout="bad.yaml")
     assert result.exit_code == 2
@@ -124,7 +124,7 @@ def test_a_wrong_layout_names_the_field(generate, here):  # noqa: F811
     assert result.exit_code == 2 and "no layout at none.yaml" in result.stderr
 
 
-def test_a_mask_of_another_length_is_named_before_the_model_is_loaded(generate, here):  # noqa: F811
+def test_a_mask_of_another_length_is_named_before_the_model_is_loaded(generate, here):
     np.save(here / "mask.npy", np.full((4, 8, 8, 3), 255, np.uint8))
     text = LAYOUT.replace("box: [0, 0, 0.5, 1]", "mask: mask.npy")
     (here / "masked.yaml").write_text(text)
@@ -134,7 +134,7 @@ def test_a_mask_of_another_length_is_named_before_the_model_is_loaded(generate, 
     assert field in result.stderr and "mp4" not in " ".join(names(here))
 
 
-def test_pruning_names_the_choice(here, model_folder):  # noqa: F811
+def test_pruning_names_the_choice(here, model_folder):
     (here / "scene.yaml").write_text(LAYOUT)
     words = ("--model", str(model_folder), "--layout", "scene.yaml", "--accel", "unicp-paper")
     size = ("--height", "32", "--width", "32", "--steps", "4")
@@ -144,7 +144,7 @@ def test_pruning_names_the_choice(here, model_folder):  # noqa: F811
     assert "--" not in result.stderr.partition("accepted:")[2]
 
 
-def test_options_of_a_scene_need_a_layout(here, model_folder):  # noqa: F811
+def test_options_of_a_scene_need_a_layout(here, model_folder):
     for option in (("--no-isolation",), ("--alpha", "0.5"), ("--background", "open")):
         result = invoke("generate", "a red circle", "--model", str(model_folder), *option)
         assert result.exit_code == 2 and "applies to --layout only" in result.stderr

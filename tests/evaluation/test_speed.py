@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from typing import Any
 
 import pytest
 import torch
+from small_denoisers import STEPS, latents, trial
 from typer.testing import CliRunner
 
 from dit_accel import accelerate
@@ -16,7 +16,7 @@ from dit_accel.cli import app
 from dit_accel.core.families import FAMILIES
 from dit_accel.evaluation import speed
 from dit_accel.evaluation.methods import Setting, parse_list
-from dit_accel.models.checkpoints import DENOISERS, Shape
+from dit_accel.models.checkpoints import DENOISERS
 
 BILLIONS = {
     "wan2.1-1.3b": 1.42,
@@ -27,36 +27,11 @@ BILLIONS = {
     "ltx-video": 1.92,
 }
 """Parameters of the released denoisers."""
-TINY: dict[str, dict[str, int]] = {
-    "hunyuan-video": {"num_attention_heads": 1, "num_layers": 1, "num_single_layers": 2},
-    "ltx-video": {"num_attention_heads": 1, "cross_attention_dim": 64, "num_layers": 3},
-}
 LOOSE = EDCW(threshold=10.0)
-STEPS = 6
 CASES = [
     (name, site) for name, row in DENOISERS.items() for site in FAMILIES[row.transformer].sites
 ]
 runner = CliRunner()
-
-
-def trial(name: str, **changes: Any) -> speed.BenchmarkCase:
-    row = DENOISERS[name]
-    tiny = TINY.get(name, {"num_attention_heads": 1, "num_layers": 3})
-    row = dataclasses.replace(row, small=row.small | tiny)
-    side = 2 * row.strides.spatial
-    given = {
-        "denoiser": row, "small": True, "shape": Shape(side, side, 2 * row.strides.temporal + 1),
-        "steps": STEPS, "guidance": row.guidance, "device": "cpu", "dtype": "float32", "rounds": 1,
-    }  # fmt: skip
-    return speed.BenchmarkCase(**given | changes)
-
-
-def latents(pipe: Any, run: speed.BenchmarkCase) -> torch.Tensor:
-    from dit_accel.core.generation import call_arguments
-
-    given = speed.embeddings(run.prompt, run.guidance, "cpu", getattr(torch, run.dtype))
-    arguments = call_arguments(pipe, run.clip) | given | {"output_type": "latent"}
-    return pipe(**arguments).frames
 
 
 @pytest.mark.parametrize("name", DENOISERS)

@@ -7,7 +7,7 @@ from importlib.resources import files
 from pathlib import Path
 
 import pytest
-from test_load import FAULTS, document
+from layout_faults import FAULTS, document
 
 from dit_accel.layout import LayoutError, load, parse
 from dit_accel.layout.errors import LONGEST_TEXT

@@ -5,8 +5,7 @@ import contextlib
 import numpy as np
 import pytest
 import torch
-from test_handle import call, state_of
-from test_masks import Sizes
+from calls import LargestTensor, call, state_of
 from tiny import CALL, tiny_wan
 
 from dit_accel import (
@@ -287,7 +286,7 @@ def test_nothing_of_n_by_n_is_made_in_a_forward(made, monkeypatch):
     batch = 2 if isinstance(made, Moving) else 1
     given = inputs(batch=batch)
     given["hidden_states"] = given["hidden_states"].repeat(1, 1, 1, 4, 2)
-    with scene(pipe, made, SceneConfig(), shots=batch), Sizes() as sizes:
+    with scene(pipe, made, SceneConfig(), shots=batch), LargestTensor() as sizes:
         forward(pipe, given)
     assert sizes.largest < (3 * 8 * 8) ** 2
 
@@ -555,7 +554,7 @@ def test_two_pipelines_with_scenes_do_not_touch_each_other():
 
 
 def test_group_offload_changes_nothing():
-    from test_composition import offload
+    from calls import offload
 
     made = rows([(0, 0.5)], [(0.5, 1)], readings={1: (ReferenceLink(0, 0, 0),)})
     clips = []

@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from torch.utils._python_dispatch import TorchDispatchMode
+from calls import LargestTensor
 
 from dit_accel.scenes import masks
 from dit_accel.scenes.masks import dense_mask, gather_plan, isolated_attention, labels
@@ -266,29 +266,16 @@ def test_permuted_tokens_give_permuted_outputs():
     torch.testing.assert_close(mixed, straight[:, order], rtol=0, atol=1e-13)
 
 
-class Sizes(TorchDispatchMode):
-    """Elements of the largest tensor that anything gives out."""
-
-    largest = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        out = func(*args, **(kwargs or {}))
-        for one in out if isinstance(out, (tuple, list)) else (out,):
-            if isinstance(one, torch.Tensor):
-                self.largest = max(self.largest, one.numel())
-        return out
-
-
 def test_nothing_of_n_by_n_is_made_by_the_plan():
     tokens = 4096
     generator = torch.Generator().manual_seed(0)
     classes = torch.randint(0, 3, (tokens,), generator=generator)
     refs = torch.ones(500, dtype=torch.int64)
     query = torch.randn(1, tokens, 1, 8, generator=generator)
-    with torch.no_grad(), Sizes() as sizes:
+    with torch.no_grad(), LargestTensor() as sizes:
         plan = gather_plan(classes, "open", refs)
         isolated_attention(plan, sdpa, query, query, query, (query[:, :500], query[:, :500]))
     assert sizes.largest <= 2 * tokens * 8
-    with torch.no_grad(), Sizes() as control:
+    with torch.no_grad(), LargestTensor() as control:
         dense_mask(classes, "open")
     assert control.largest >= tokens * tokens, "the control: the oracle makes one"

@@ -3,7 +3,7 @@
 import cv2
 import numpy as np
 import pytest
-from test_handle import call, state_of
+from calls import call, state_of
 from tiny import tiny_wan
 
 from dit_accel import EDCW, Layout, SceneConfig, UniCP, accelerate
