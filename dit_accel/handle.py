@@ -35,7 +35,7 @@ from dit_accel.core.patching import Patches
 from dit_accel.core.report import OUTPUT_SITE, Report, SceneReport
 from dit_accel.core.session import Session
 from dit_accel.layout import Layout
-from dit_accel.planning.lookup import checked, find_profile, load_profile
+from dit_accel.planning.lookup import profile_for
 from dit_accel.planning.plan import Plan
 from dit_accel.planning.profile import Profile
 from dit_accel.scenes import prepare
@@ -243,9 +243,7 @@ def _cache_of(
 def _piloted(
     config: PlannedConfig, session: Session, family: Family, *, alone: bool
 ) -> PlanExecutor:
-    source = config.profile if config.profile is not None else find_profile(session.pipe)
-    profile = load_profile(source) if source is not None else None
-    remarks = checked(profile, session.pipe, force=config.force) if profile is not None else ()
+    profile, remarks = profile_for(session.pipe, config.profile, force=config.force)
     policy = RunController(
         session.pipe, family, profile,
         quality=config.quality if isinstance(config, QualityConfig) else None,

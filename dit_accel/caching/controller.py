@@ -26,78 +26,8 @@ from dit_accel.planning.plan import Extrapolation, Plan, SamplerCoefficients
 from dit_accel.planning.prediction import PlanChoice
 from dit_accel.planning.profile import Profile, ProfileError, ProfileKey
 from dit_accel.planning.sampler import coefficients_of
-from dit_accel.planning.transfer import transfer_plan
 
 DECISIONS = 16  # that are kept, the oldest goes: every prompt has one of its own
-FEWEST = 8  # steps: below, there is nothing to serve from
-
-
-def decide(
-    profile: Profile,
-    schedule: SamplerCoefficients | None = None,
-    *,
-    quality: float | None = None,
-    speedup: float | None = None,
-    static: bool = False,
-    text: torch.Tensor | None = None,
-    resized: bool = False,
-) -> PlanChoice:
-    """What a run will do by a profile.
-
-    Args:
-        schedule: of the run; None: as it was calibrated.
-        text: `(B, T)` pooled embeddings of its prompts, which a quality is then promised for.
-        quality, speedup: one of them.
-        static: whether every run of the same steps does exactly the same, whatever its text.
-        resized: whether its clips are of another size than calibration's.
-
-    Raises:
-        ValueError: neither or both are given, one is out of range, or the run has too few steps.
-    """
-    if (quality is None) == (speedup is None):
-        raise ValueError("quality and speedup: accepted is one of them")
-    own = profile.schedule
-    run = schedule or own
-    told = profile if static else profile.for_text(text)
-    slack = None
-    if quality is not None and told is not profile and not resized:
-        slack = selection.QualityMargin.of(profile, quality)
-    profile = told.resized() if resized else told
-    _check_steps(run)
-    if len(run.branch_weights) != len(own.branch_weights):
-        raise ProfileError(
-            f"the profile is of {_branches(own)}, this run of {_branches(run)}: its plans do not "
-            "carry over; calibrate at this guidance"
-        )
-    if _same(run, own) and profile.candidates:
-        if quality is not None:
-            return selection.for_quality(profile, quality, slack=slack)
-        return selection.for_speedup(profile, speedup or 1.0)
-    return transfer_plan(profile, run, quality=quality, speedup=speedup)
-
-
-def _check_steps(run: SamplerCoefficients) -> None:
-    if run.num_steps < FEWEST:
-        raise ValueError(
-            f"a run of {run.num_steps} steps has nothing to serve from; accepted: {FEWEST} or "
-            f"more, "
-            "or accelerate by threshold"
-        )
-
-
-def _branches(schedule: SamplerCoefficients) -> str:
-    return "two branches (guidance above 1)" if len(schedule.branch_weights) > 1 else "one branch"
-
-
-def _same(one: SamplerCoefficients, other: SamplerCoefficients) -> bool:
-    return (
-        one.num_steps == other.num_steps
-        and torch.allclose(one.timesteps, other.timesteps, rtol=1e-3)
-        and torch.allclose(one.coefficients, other.coefficients, rtol=1e-2, atol=1e-4)
-        and all(
-            abs(a - b) < 1e-6 for a, b in zip(one.branch_weights, other.branch_weights, strict=True)
-        )
-    )
 
 
 class RunController:
@@ -158,7 +88,7 @@ class RunController:
         """
         schedule = coefficients_of(self.pipe.scheduler, self._mix())
         self._carried = ()
-        _check_steps(schedule)
+        selection.check_num_steps(schedule.num_steps)
         if self.profile is None and self._recorder is not None and self._recorder.whole:
             self.profile = self._recorder.profile()
         if self.profile is None:
@@ -183,9 +113,9 @@ class RunController:
         if key not in self._decisions:
             if len(self._decisions) >= DECISIONS:
                 del self._decisions[next(iter(self._decisions))]
-            self._decisions[key] = decide(
-                self.profile, schedule, quality=self.quality, speedup=self.speedup,
-                static=self.static, text=text, resized=resized,
+            self._decisions[key] = selection.choose(
+                self.profile, schedule, selection.Target(self.quality, self.speedup),
+                static=self.static, text=text, size=self._size,
             )  # fmt: skip
         self.choice = self._decisions[key]
         self.guarded = GuardedPolicy.of(self.choice, guard=self.guard)
@@ -312,11 +242,12 @@ class RunController:
         return (latents.shape[2 if latents.shape[1] == channels else 1] - 1) * scale + 1
 
     def _mix(self) -> tuple[float, ...]:
-        guidance = self._guidance()
-        two = self.family.branches == "separate" and guidance > 1
-        if two and self.profile is not None and len(self.profile.schedule.branch_weights) == 1:
-            return (1.0,)
-        return (1.0, 1.0 - guidance) if two else (1.0,)
+        return selection.branch_weights(
+            self.profile,
+            self._guidance(),
+            separate=self.family.branches == "separate",
+            force=True,  # another guidance is refused, or noted, by `_check_guidance`
+        )
 
     def _identity(self, schedule: SamplerCoefficients) -> ProfileKey:
         return identify(
@@ -325,6 +256,3 @@ class RunController:
             parts=len(schedule.branch_weights),
             guidance=self._guidance(),
         )
-
-
-__all__ = ["RunController", "decide"]

@@ -170,12 +170,12 @@ def _speedups(text: str | None) -> tuple[float, ...] | None:
 
 
 def _check_numbers(settings: Settings, speedups: tuple[float, ...] | None) -> None:
-    from dit_accel.caching.controller import FEWEST
+    from dit_accel.planning.selection import MIN_PLANNED_STEPS
 
-    if settings.steps < FEWEST:
+    if settings.steps < MIN_PLANNED_STEPS:
         raise BadInput(
-            f"--steps is {settings.steps}: plans need at least {FEWEST}, for with fewer each step "
-            "is too far from the next to serve it"
+            f"--steps is {settings.steps}: plans need at least {MIN_PLANNED_STEPS}, for with "
+            "fewer each step is too far from the next to serve it"
         )
     wrong = [value for value in speedups or () if value > settings.steps / 2]
     if wrong:

@@ -168,22 +168,24 @@ def find_profile(model: LoadableModel) -> Path | None:
 
 
 def _decide(request: Request, profile: Profile, model: LoadableModel | None) -> PlanRequest:
-    from dit_accel.cli.run.target import decide
+    from dit_accel.planning import selection
 
     identity = profile.key
     steps = identity.steps if request.steps is None else request.steps
     guidance = identity.guidance if request.guidance is None else request.guidance
     same = steps == identity.steps
     try:
-        choice = decide(
+        coefficients = selection.coefficients_before_run(
             profile,
             None if same or model is None else _scheduler(model),
-            steps=steps,
-            guidance=guidance,
+            steps,
+            guidance,
             separate=_separate(profile),
-            quality=request.quality,
-            speedup=request.speedup,
         )
+        target = selection.Target(request.quality, request.speedup)
+        choice = None
+        if coefficients is not None:
+            choice = selection.choose(profile, coefficients, target)
     except ValueError as error:
         hint = "" if same or model is not None else "; pass --model"
         raise BadInput(f"{_option(request)}: {error}{hint}") from error

@@ -49,32 +49,36 @@ def find_profile(pipe: Any) -> Path | None:
     return cached if cached.is_file() else None
 
 
-def load_profile(given: Profile | str | os.PathLike[str]) -> Profile:
-    """A profile, or the file of one.
+def profile_for(
+    pipe: Any, given: Profile | str | os.PathLike[str] | None = None, *, force: bool = False
+) -> tuple[Profile | None, tuple[str, ...]]:
+    """The profile that a pipeline is planned by, found, loaded and checked.
+
+    Args:
+        given: a profile, or its file; None: it is looked for.
+        force: whether one of another pipeline is used all the same.
+
+    Returns:
+        the profile, None where there is none; and what the report must say of it.
 
     Raises:
-        ProfileError, FileNotFoundError: as `Profile.load`.
+        ProfileError: it is of another pipeline, and is not forced; or as `Profile.load`.
+        FileNotFoundError: the file is not there.
     """
-    return given if isinstance(given, Profile) else Profile.load(given)
-
-
-def checked(profile: Profile, pipe: Any, *, force: bool) -> tuple[str, ...]:
-    """What the report must say of a profile that is not quite of this pipeline.
-
-    Raises:
-        ProfileError: it is of another one, and is not forced.
-    """
+    source = given if given is not None else find_profile(pipe)
+    if source is None:
+        return None, ()
+    profile = source if isinstance(source, Profile) else Profile.load(source)
     mine = profile.key  # its guidance is compared when a run begins
     here = identify(pipe, steps=mine.steps, parts=mine.parts, guidance=mine.guidance)
-    differences = profile.key.refusals(here)
-    if differences and not force:
+    differences = "; ".join(mine.refusals(here))
+    if not differences:
+        return profile, ()
+    if not force:
         raise ProfileError(
-            f"the profile is of another pipeline: {'; '.join(differences)}. "
-            "Calibrate this one, or force it"
+            f"the profile is of another pipeline: {differences}. Calibrate this one, or force it"
         )
-    if differences:
-        return (f"The profile is of another pipeline, and was forced: {'; '.join(differences)}.",)
-    return ()
+    return profile, (f"The profile is of another pipeline, and was forced: {differences}.",)
 
 
 _SAMPLED = 40  # every so many tensors of the weights are looked at, the first values of each

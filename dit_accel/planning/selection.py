@@ -1,21 +1,23 @@
-"""From a profile and a target to a plan, with what it promises: decided before the first step.
+"""Choose the plan of a run: the only place where that is done, for API, CLI and evaluation.
 
-A quality is a bound for every clip, not for their mean: `coverage` of the clips must reach it
-(`planning/prediction.py` tells which plans keep that). Of all plans that keep the promise the
-fastest is taken.
-A speed is met as nearly as whole steps allow. Other steps than were calibrated:
-`planning/transfer.py`.
+In: a profile, the sampler's coefficients in this run, a target, the text and the size of the clips.
+Out: a `PlanChoice`. A quality is a bound for each clip, not for their mean: of all plans by which
+`coverage` of the clips reach it, the fastest is chosen. A speedup is met as nearly as whole steps
+allow. A run of other steps or guidance than calibrated gets a new plan (`planning/transfer.py`).
 
-Knows numbers; no tensors of a model. Ours.
+Knows numbers and a scheduler; no tensors of a model. Ours.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
+from dit_accel.planning.plan import SamplerCoefficients
 from dit_accel.planning.prediction import (
     MIN_COUNTED_CLIPS,
     ErrorBand,
@@ -25,14 +27,152 @@ from dit_accel.planning.prediction import (
     clopper_pearson_lower,
     min_bits,
 )
-from dit_accel.planning.profile import CandidatePlan, Profile
+from dit_accel.planning.profile import CandidatePlan, Profile, ProfileError
+from dit_accel.planning.sampler import planned_coefficients
 from dit_accel.planning.transfer import COVERAGE, compute_all, transfer_plan
 
+MIN_PLANNED_STEPS = 8  # of a run; in a shorter one, steps are too far apart to extrapolate
 MARGIN_STEP_DB, MAX_MARGIN_DB = 0.25, 6.0  # that is looked for
 
 
 class TargetError(ValueError):
     """A target that this profile cannot promise."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """What a run shall reach: one of the two.
+
+    Args:
+        quality: PSNR in dB against the uncached clip, > 0.
+        speedup: steps over computed steps, >= 1.
+
+    Raises:
+        ValueError: neither or both are given.
+    """
+
+    quality: float | None = None
+    speedup: float | None = None
+
+    def __post_init__(self) -> None:
+        if (self.quality is None) == (self.speedup is None):
+            raise ValueError("quality and speedup: accepted is one of them")
+
+
+def choose(
+    profile: Profile,
+    coefficients: SamplerCoefficients | None,
+    target: Target,
+    *,
+    static: bool = False,
+    text: torch.Tensor | None = None,
+    size: tuple[int, int, int] | None = None,
+) -> PlanChoice:
+    """The plan of a run.
+
+    Args:
+        coefficients: of the sampler in this run; None: as calibrated.
+        static: whether all runs of the same steps get the same plan, whatever their text.
+        text: `(B, T)` pooled embeddings of the prompts: a quality is then guaranteed for them.
+        size: height, width and frames of the clips; None: as calibrated.
+
+    Raises:
+        ValueError: the target is out of range, or the run has too few steps.
+        ProfileError: the run has other branches than the profile.
+    """
+    own, run = profile.schedule, coefficients or profile.schedule
+    resized = size is not None and not profile.key.of_size(*size)
+    for_prompts = profile if static else profile.for_text(text)
+    margin = None
+    if target.quality is not None and for_prompts is not profile and not resized:
+        margin = QualityMargin.of(profile, target.quality)
+    profile = for_prompts.resized() if resized else for_prompts
+    check_num_steps(run.num_steps)
+    if len(run.branch_weights) != len(own.branch_weights):
+        raise ProfileError(
+            f"the profile is of {_branches(own)}, this run of {_branches(run)}: its plans do not "
+            "carry over; calibrate at this guidance"
+        )
+    if not _as_calibrated(run, own) or not profile.candidates:
+        return transfer_plan(profile, run, quality=target.quality, speedup=target.speedup)
+    if target.quality is not None:
+        return for_quality(profile, target.quality, slack=margin)
+    return for_speedup(profile, target.speedup or 1.0)
+
+
+def check_num_steps(num_steps: int) -> None:
+    """Refuse a plan for a run that is too short for one.
+
+    Raises:
+        ValueError: there are fewer than `MIN_PLANNED_STEPS` steps.
+    """
+    if num_steps < MIN_PLANNED_STEPS:
+        raise ValueError(
+            f"a run of {num_steps} steps has nothing to serve from; accepted: {MIN_PLANNED_STEPS} "
+            "or more, or accelerate by threshold"
+        )
+
+
+def branch_weights(
+    profile: Profile | None, guidance: float, *, separate: bool, force: bool = False
+) -> tuple[float, ...]:
+    """Weights of the branches that a run is planned with.
+
+    Args:
+        profile: None: the run is recorded.
+        separate: whether guidance runs as separate forwards (`Family.branches`).
+        force: whether a profile of one branch is used at another guidance.
+    """
+    if not separate or guidance <= 1:
+        return (1.0,)
+    one_branch = profile is not None and len(profile.schedule.branch_weights) == 1
+    # calibrated at a guidance that varies, say: the guided output is planned for as a whole
+    if profile and one_branch and (force or abs(profile.key.guidance - guidance) < 1e-6):
+        return (1.0,)
+    return (1.0, 1.0 - guidance)
+
+
+def coefficients_before_run(
+    profile: Profile, scheduler: Any, num_steps: int, guidance: float, *, separate: bool
+) -> SamplerCoefficients | None:
+    """Coefficients of a run that has not begun; None where only a run sets the timesteps.
+
+    Args:
+        scheduler: of the run, left as it is; None: not known, and the profile's steps are needed.
+        guidance, separate: as of `branch_weights`.
+
+    Raises:
+        ValueError: the steps are not the profile's, and there is no scheduler.
+    """
+    weights = branch_weights(profile, guidance, separate=separate)
+    own = dataclasses.replace(profile.schedule, branch_weights=weights)
+    if scheduler is None and num_steps != own.num_steps:
+        raise ValueError(
+            f"steps is {num_steps}, and the profile is of {own.num_steps}: other timesteps need "
+            "the model's scheduler"
+        )
+    if scheduler is None:
+        return own
+    try:
+        return planned_coefficients(scheduler, num_steps, weights)
+    except ValueError:
+        return own if num_steps == own.num_steps else None
+
+
+def _branches(coefficients: SamplerCoefficients) -> str:
+    two = len(coefficients.branch_weights) > 1
+    return "two branches (guidance above 1)" if two else "one branch"
+
+
+def _as_calibrated(run: SamplerCoefficients, own: SamplerCoefficients) -> bool:
+    return (
+        run.num_steps == own.num_steps
+        and torch.allclose(run.timesteps, own.timesteps, rtol=1e-3)
+        and torch.allclose(run.coefficients, own.coefficients, rtol=1e-2, atol=1e-4)
+        and all(
+            abs(a - b) < 1e-6 for a, b in zip(run.branch_weights, own.branch_weights, strict=True)
+        )
+    )
 
 
 @dataclass(frozen=True)

@@ -96,10 +96,10 @@ def chosen(points: Points, store: Store, model: Path) -> dict[str, Any]:
     """
     from diffusers import WanPipeline
 
-    from dit_accel.caching.controller import decide
     from dit_accel.planning.difficulty import pooled
     from dit_accel.planning.lookup import FILE
     from dit_accel.planning.profile import Profile
+    from dit_accel.planning.selection import Target, choose
 
     profile, pipe = Profile.load(model / FILE), WanPipeline.from_pretrained(model)
     length = store.plan().clip.max_sequence_length
@@ -109,7 +109,7 @@ def chosen(points: Points, store: Store, model: Path) -> dict[str, Any]:
             prompt.prompt, do_classifier_free_guidance=False, max_sequence_length=length
         )[0]
         for wanted in QUALITIES:
-            choice = decide(profile, quality=wanted, text=pooled(text))
+            choice = choose(profile, None, Target(wanted), text=pooled(text))
             for spent, result in points["speedup"].get(prompt.id, ()):
                 if tuple(result["report"]["planned"]) == choice.plan.computed:
                     report = result["report"] | {"prediction": vars(choice.prediction)}

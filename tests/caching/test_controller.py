@@ -13,12 +13,13 @@ import torch
 from profiles import gram_of, profile_of, rung_of
 
 from dit_accel import accelerate
-from dit_accel.caching.controller import RunController, decide
+from dit_accel.caching.controller import RunController
 from dit_accel.core.families import family_of
 from dit_accel.planning.lookup import FILE, cached_path, find_profile, identify
 from dit_accel.planning.plan import SamplerCoefficients
 from dit_accel.planning.profile import OTHER_SIZE_DB, Profile, ProfileError
 from dit_accel.planning.sampler import planned_coefficients
+from dit_accel.planning.selection import Target
 
 STEPS, GUIDANCE = 12, 4.0
 COMPUTED = (0, 1, 2, 4, 7, 10)
@@ -287,7 +288,7 @@ def test_a_decision_is_not_kept_for_other_timesteps():
 def test_one_target_is_decided_for(pipe):
     for given in ({}, {"quality": 30.0, "speedup": 2.0}):
         with pytest.raises(ValueError, match="quality and speedup: accepted is one of them"):
-            decide(profile_for(pipe), **given)
+            Target(**given)
     with pytest.raises(ValueError, match="quality=30 and speedup=2 are given"):
         accelerate(pipe, quality=30.0, speedup=2.0)
 

@@ -10,10 +10,10 @@ import torch
 from profiles import profile_of, rung_of
 
 from dit_accel import accelerate
-from dit_accel.caching.controller import decide
 from dit_accel.planning.difficulty import MIN_FITTED_CLIPS, PromptDifficulty, pooled
 from dit_accel.planning.plan import Plan
 from dit_accel.planning.profile import Profile
+from dit_accel.planning.selection import Target, choose
 from dit_accel.planning.text import encode
 
 FAST, SLOW = (0, 2, 4, 8, 14), (0, 1, 2, 4, 6, 8, 10, 12, 14, 16, 17, 18)
@@ -108,24 +108,28 @@ def test_a_hard_prompt_is_given_more_steps(profile):
     """FAST gives 36 dB, give or take 5 by the text: 30 dB hold for an easy prompt, not for all."""
     easy, hard = torch.zeros(1, 6), torch.zeros(1, 6)
     easy[0, 0], hard[0, 0] = -1.0, 1.5
-    assert decide(profile, quality=32.0).plan.computed == SLOW
-    assert decide(profile, quality=32.0, text=easy).plan.computed == FAST
-    assert decide(profile, quality=32.0, text=hard).plan.computed == SLOW
-    assert decide(profile, quality=32.0, text=easy).prediction.psnr_db == pytest.approx(41, abs=1)
-    assert decide(profile, quality=32.0, text=hard).prediction.psnr_db == pytest.approx(42.5, abs=1)
+    assert choose(profile, None, Target(32.0)).plan.computed == SLOW
+    assert choose(profile, None, Target(32.0), text=easy).plan.computed == FAST
+    assert choose(profile, None, Target(32.0), text=hard).plan.computed == SLOW
+    assert choose(profile, None, Target(32.0), text=easy).prediction.psnr_db == pytest.approx(
+        41, abs=1
+    )
+    assert choose(profile, None, Target(32.0), text=hard).prediction.psnr_db == pytest.approx(
+        42.5, abs=1
+    )
 
 
 def test_of_several_prompts_the_hardest_decides(profile):
     both = torch.zeros(2, 6)
     both[0, 0], both[1, 0] = -1.0, 1.5
-    assert decide(profile, quality=32.0, text=both).plan.computed == SLOW
+    assert choose(profile, None, Target(32.0), text=both).plan.computed == SLOW
 
 
 def test_static_runs_do_the_same_for_every_prompt(profile):
     easy = torch.zeros(1, 6)
     easy[0, 0] = -1.0
-    choice = decide(profile, quality=32.0, text=easy, static=True)
-    assert choice.plan.computed == decide(profile, quality=32.0, static=True).plan.computed
+    choice = choose(profile, None, Target(32.0), text=easy, static=True)
+    assert choice.plan.computed == choose(profile, None, Target(32.0), static=True).plan.computed
 
 
 def test_another_text_encoder_changes_nothing(profile):

@@ -54,14 +54,14 @@ def check_steps(settings: Settings) -> None:
     Raises:
         BadInput: naming `--steps`.
     """
-    from dit_accel.caching.controller import FEWEST
+    from dit_accel.planning.selection import MIN_PLANNED_STEPS
 
     planned = settings.quality is not None or settings.speedup is not None
-    if planned and settings.steps < FEWEST:
+    if planned and settings.steps < MIN_PLANNED_STEPS:
         target = "--quality" if settings.quality is not None else "--speedup"
         raise BadInput(
-            f"--steps is {settings.steps}: {target} needs at least {FEWEST}, for with fewer each "
-            "step is too far from the next to serve it; pass --threshold"
+            f"--steps is {settings.steps}: {target} needs at least {MIN_PLANNED_STEPS}, for with "
+            "fewer each step is too far from the next to serve it; pass --threshold"
         )
 
 
@@ -103,62 +103,6 @@ def resolve_target(pipe: Any, settings: Settings, *, windowed: bool) -> RunTarge
         return dataclasses.replace(aim, remarks=(note,))
 
 
-def decide(
-    profile: Profile,
-    scheduler: Any,
-    *,
-    steps: int,
-    guidance: float,
-    separate: bool,
-    quality: float | None,
-    speedup: float | None,
-    static: bool = False,
-    text: Any = None,
-    resized: bool = False,
-) -> PlanChoice | None:
-    """What a run will do by a profile; None where the scheduler does not tell before the run.
-
-    Args:
-        scheduler: of the run; None where it is not known: the profile's steps alone will do.
-        separate: whether guidance runs as separate forwards.
-        static: whether every run of the same steps does exactly the same, whatever its text.
-        text: pooled embeddings of the prompts, which a quality is then promised for.
-        resized: whether its clips are of another size than calibration's.
-
-    Raises:
-        ValueError: the target or the profile does not suit the run.
-    """
-    from dit_accel.caching import controller
-    from dit_accel.planning.sampler import planned_coefficients
-
-    own = profile.schedule
-    mix = (1.0, 1.0 - guidance) if separate and guidance > 1 else (1.0,)
-    if (
-        mix != (1.0,)
-        and len(own.branch_weights) == 1
-        and abs(profile.key.guidance - guidance) < 1e-6
-    ):
-        mix = (1.0,)  # guidance that varies, say: planned for as a whole
-    if scheduler is not None:
-        try:
-            schedule = planned_coefficients(scheduler, steps, mix)
-        except ValueError:
-            if steps != own.num_steps:
-                return None
-            schedule = dataclasses.replace(own, branch_weights=mix)
-    elif steps == own.num_steps:
-        schedule = dataclasses.replace(own, branch_weights=mix)
-    else:
-        raise ValueError(
-            f"steps is {steps}, and the profile is of {own.num_steps}: other timesteps need the "
-            "model's scheduler"
-        )
-    return controller.decide(
-        profile, schedule, quality=quality, speedup=speedup, static=static, text=text,
-        resized=resized,
-    )  # fmt: skip
-
-
 def _by_threshold(settings: Settings) -> RunTarget:
     threshold = DEFAULT_THRESHOLD if settings.threshold is None else settings.threshold
     return RunTarget(dataclasses.replace(settings, threshold=threshold))
@@ -166,31 +110,30 @@ def _by_threshold(settings: Settings) -> RunTarget:
 
 def _by_profile(pipe: Any, settings: Settings, path: str) -> RunTarget:
     from dit_accel.core.families import family_of
-    from dit_accel.planning.lookup import checked
+    from dit_accel.planning import selection
+    from dit_accel.planning.lookup import profile_for
 
-    profile = read_profile(path)
-    option = _option(settings)
     try:
-        checked(profile, pipe, force=settings.force)
-    except ValueError as error:
+        profile, _ = profile_for(pipe, path, force=settings.force)
+    except (ValueError, OSError) as error:
         text = str(error).replace("or force it", "or pass --force")
         raise BadInput(f"--profile is {path!r}: {text}") from error
+    assert profile is not None  # a path was given
     said = _text(pipe, settings, profile)
+    separate = family_of(pipe).branches == "separate"
     try:
-        choice = decide(
-            profile,
-            pipe.scheduler,
-            steps=settings.steps,
-            guidance=settings.guidance,
-            separate=family_of(pipe).branches == "separate",
-            quality=settings.quality,
-            speedup=settings.speedup,
-            static=settings.static,
-            text=said.pooled if said is not None else None,
-            resized=not profile.key.of_size(settings.height, settings.width, settings.frames),
+        coefficients = selection.coefficients_before_run(
+            profile, pipe.scheduler, settings.steps, settings.guidance, separate=separate
         )
+        choice = None
+        if coefficients is not None:
+            choice = selection.choose(
+                profile, coefficients, selection.Target(settings.quality, settings.speedup),
+                static=settings.static, text=said.pooled if said is not None else None,
+                size=(settings.height, settings.width, settings.frames),
+            )  # fmt: skip
     except ValueError as error:
-        raise BadInput(f"{option}: {error}") from error
+        raise BadInput(f"{_option(settings)}: {error}") from error
     return RunTarget(dataclasses.replace(settings, profile=path), choice, text=said)
 
 
