@@ -1,26 +1,19 @@
-"""Is every subject of a clip itself? Colour, shape, motion and identity, by OpenCV and maths.
+"""Judge a clip of the miniature's world: colour, shape, motion and identity of every subject.
 
-The miniature's world paints flat colours over greys. So the part of a pixel's colour that is not
-grey says what covers it and how much: `alpha` of a palette colour is exact on a true rendering, at
-edges too. Shapes are told by the mean of that alpha over frames, at one size and place, beside what
-the VAE leaves of each shape of about that size (`scene_shapes.py`); the best overlap names it.
+In: a clip (T, H, W, 3) in [0, 1], and for each subject its colour, shape, motion and region of the
+frame. Out: a `Verdict`, subject by subject, and whether subjects were `swapped` or `merged`.
 
-A verdict on a subject asks its own region only (where the layout puts it): is its colour the one
-that covers most there, and does that have its shape? A verdict on a clip adds what went wrong:
-colours or shapes that changed places (`swapped`), and fewer subjects than asked (`merged`).
-
-How far the judge can be trusted: `python scripts/scenes/scene_checks.py` runs it on true
-renderings, and on renderings of scenes with exchanged colours or shapes, which it must call
-wrong; with `--model` all of them go through the model's VAE first, which is the most that any
-method can reach.
+The world paints flat colours on greys. So the part of a pixel's colour that is not grey says which
+colour covers it and how much: `alpha` is exact on a true rendering, also at edges. The mean alpha
+over the frames, at one size and place, is compared with what the VAE leaves of each shape of about
+that size (`scene_shapes.py`); the best overlap names the shape. A subject is judged in its own
+region only. `check_judge.py` measures how often the judge is right. Source: ours, with OpenCV.
 """
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import functools
-import json
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -28,17 +21,14 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "miniature"))
 
 from check_miniature import moves_as
-from scene_shapes import Templates, mean_mask, moments, through_vae
+from scene_shapes import Templates, mean_mask, moments
 from world import (
     COLORS,
-    DEFAULT,
     Scene,
-    render,
 )
 
 NAMES = tuple(COLORS)
@@ -247,64 +237,3 @@ def expected_of(scene: Scene) -> list[Expected]:
         Expected(s.color, s.shape, s.motion, place)
         for s, place in zip(scene.subjects, places, strict=True)
     ]
-
-
-def exchanged(scene: Scene, field: str) -> Scene:
-    """The same scene with one property passed on from each subject to the next."""
-    values = [getattr(subject, field) for subject in scene.subjects]
-    moved = values[1:] + values[:1]
-    subjects = [
-        dataclasses.replace(s, **{field: value})
-        for s, value in zip(scene.subjects, moved, strict=True)
-    ]
-    return dataclasses.replace(scene, subjects=tuple(subjects))
-
-
-def trust(
-    scenes: Sequence[Scene],
-    vae: torch.nn.Module | None = None,
-    fields: Sequence[str] = ("", "color", "shape"),
-) -> dict[str, float]:
-    """How often the judge is right on scenes with and without an exchange of a property."""
-    found = {"scenes": float(len(scenes))}
-    for field in fields:
-        drawn = [exchanged(scene, field) if field else scene for scene in scenes]
-        clips = render(drawn, *DEFAULT)
-        seen = (
-            (clips.permute(0, 2, 3, 4, 1).numpy() + 1) / 2
-            if vae is None
-            else through_vae(vae, clips)
-        )
-        verdicts = [judge(c, expected_of(s)) for c, s in zip(seen, scenes, strict=True)]
-        if field:
-            found[f"{field}_wrong"] = float(np.mean([not v.right for v in verdicts]))
-            found[f"{field}_swapped"] = float(np.mean([v.swapped for v in verdicts]))
-            continue
-        for name in ("right", "merged", "swapped"):
-            found[name] = float(np.mean([getattr(v, name) for v in verdicts]))
-        for name in ("color", "shape", "motion"):
-            found[name] = float(np.mean([x for v in verdicts for x in getattr(v, name)]))
-    return {name: round(value, 4) for name, value in found.items()}
-
-
-def main() -> None:
-    from scene_cases import case_at
-
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
-    parser.add_argument("--scenes", type=int, default=64, help="of each suite")
-    parser.add_argument("--model", type=Path, help="whose VAE the renderings go through first")
-    args = parser.parse_args()
-    vae = None
-    if args.model is not None:
-        from diffusers import AutoencoderKLWan
-
-        vae = AutoencoderKLWan.from_pretrained(args.model / "vae").float()
-    for suite in ("two", "three", "similar"):
-        scenes = [case_at(suite, index).scenes[0] for index in range(args.scenes)]
-        print(json.dumps({"suite": suite, **trust(scenes, vae)}), flush=True)
-
-
-if __name__ == "__main__":
-    main()

@@ -1,17 +1,13 @@
-"""What the miniature's VAE leaves of the world's shapes: the templates of `scene_checks.py`.
+"""Name the shape of a mask, by what the miniature's VAE leaves of the world's shapes.
 
-    python scripts/scenes/scene_shapes.py --write      about two minutes on one core
-
-A VAE that keeps 8 x 8 pixels in one latent cell rounds off small shapes: of a star of 6 pixels it
-leaves a blob. So shapes are not compared with drawings but with what came through the VAE: every
-shape at eight sizes, three motions, random colours and backgrounds, as masks at one size and place.
-They are kept in `assets/mini-wan-shapes.npz`, as uint8.
+In: a mask at one size and place, and its extent in pixels. Out: the shape whose templates overlap
+it best. A VAE with 8 x 8 pixels in one latent cell rounds small shapes off: a star of 6 pixels
+becomes a blob. So a mask is compared with shapes that went through the VAE (`make_shapes.py` writes
+them to `assets/mini-wan-shapes.npz`), not with drawings. Source: ours.
 """
 
 from __future__ import annotations
 
-import argparse
-import random
 import sys
 from pathlib import Path
 
@@ -21,10 +17,9 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "miniature"))
 
-from world import BACKGROUNDS, COLORS, DEFAULT, SHAPES, Scene, Subject, _tones, render
+from world import SHAPES
 
 FILE = Path(__file__).resolve().parents[2] / "assets" / "mini-wan-shapes.npz"
-RADII = (4.5, 5.2, 6.0, 7.0, 8.0, 9.3, 10.8, 12.5)  # pixels
 SIDE = 32  # of a mask
 NEAR = 1.25  # sizes are compared up to this ratio
 VOTES = 3  # of the templates of a shape that fit best
@@ -81,30 +76,6 @@ def mean_mask(alphas: np.ndarray) -> tuple[np.ndarray, float] | None:
     return np.mean(masks, axis=0), float(np.mean([at[2] for _, at in found]))
 
 
-def drawn(seed: str = "templates") -> tuple[list[Scene], list[str]]:
-    """Scenes of two subjects each, left and right, and the shapes in order."""
-    rng = random.Random(seed)
-    kinds = [(s, r, m) for m in ("still", "right", "down") for r in RADII for s in SHAPES]
-    rng.shuffle(kinds)
-    scenes = []
-    for first in range(0, len(kinds), 2):
-        colors = rng.sample(sorted(COLORS), 2)
-        subjects = []
-        for side, (shape, radius, motion) in enumerate(kinds[first : first + 2]):
-            x = 0.25 + 0.5 * side + rng.uniform(-0.5, 0.5) / 64
-            travel = 0.2 if motion == "down" else 0.04
-            subjects.append(
-                Subject(
-                    colors[side], shape, motion, "", "",
-                    (x, 0.5 + rng.uniform(-2, 2) / 64), radius / 64, travel, 0.0,
-                )
-            )  # fmt: skip
-        background = rng.choice(BACKGROUNDS)
-        texture = rng.random(), rng.random(), 0.0
-        scenes.append(Scene(tuple(subjects), background, "", _tones(rng, background), texture))
-    return scenes, [shape for shape, _, _ in kinds]
-
-
 def through_vae(vae: torch.nn.Module, clips: torch.Tensor, batch: int = 6) -> np.ndarray:
     """Clips (B, 3, T, H, W) in [-1, 1], encoded and decoded: (B, T, H, W, 3) in [0, 1]."""
     parts = []
@@ -113,37 +84,3 @@ def through_vae(vae: torch.nn.Module, clips: torch.Tensor, batch: int = 6) -> np
             latents = vae.encode(part).latent_dist.mode()
             parts.append(vae.decode(latents).sample.clamp(-1, 1))
     return (torch.cat(parts).permute(0, 2, 3, 4, 1).cpu().numpy() + 1) / 2
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
-    parser.add_argument("--model", type=Path, default=Path("assets/mini-wan"))
-    parser.add_argument("--write", action="store_true", help=f"to {FILE.name}")
-    args = parser.parse_args()
-
-    from diffusers import AutoencoderKLWan
-    from scene_checks import own_alpha
-
-    scenes, shapes = drawn()
-    vae = AutoencoderKLWan.from_pretrained(args.model / "vae").float()
-    clips = through_vae(vae, render(scenes, *DEFAULT))
-    masks, reach, kinds = [], [], []
-    for index, shape in enumerate(shapes):
-        left = 0.5 * (index % 2)
-        found = mean_mask(own_alpha(clips[index // 2], (left, 0.0, left + 0.5, 1.0))[1])
-        if found is not None:
-            masks.append((found[0] * 255).round().astype(np.uint8))
-            reach.append(found[1])
-            kinds.append(SHAPES.index(shape))
-    print(f"{len(masks)} templates of {len(shapes)}")
-    if args.write:
-        np.savez_compressed(
-            FILE, masks=np.stack(masks), reach=np.float32(reach), shapes=np.int8(kinds)
-        )
-        print(f"wrote {FILE}: {FILE.stat().st_size / 1024:.0f} KiB")
-
-
-if __name__ == "__main__":
-    main()

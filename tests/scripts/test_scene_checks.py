@@ -10,15 +10,14 @@ import numpy as np
 import pytest
 import scene_cases
 import table_scenes
+from check_judge import exchanged, trust
 from scene_checks import (
     Expected,
     copies,
-    exchanged,
     expected_of,
     identity,
     judge,
     look,
-    trust,
 )
 from world import DEFAULT, Scene, render
 
