@@ -14,8 +14,11 @@ def files():
 
 
 def test_worked_example():
-    text = (
-        "def f(keptTwin):\n    # what is\n    # left, of course; held-out\n    return round_trip\n"
+    lines = (
+        "def f(keptTwin):",
+        "    # what is",
+        "    # left, of course; held-out",
+        "    return round_trip",
     )
     found = [(hit.line, hit.word, hit.why) for hit in words.hits_in("a.py", "\n".join(lines))]
     assert found == [
