@@ -12,7 +12,7 @@ from dit_accel.core.generation import ClipSpec
 from dit_accel.evaluation.jobs import EvaluationSpec, Job, ModelSpec
 from dit_accel.evaluation.methods import UNCACHED, parse
 from dit_accel.evaluation.prompts import EvaluationPrompt
-from dit_accel.evaluation.runner import FAILED, NO_EFFECT, OK
+from dit_accel.evaluation.results import FAILED, NO_EFFECT, OK
 from dit_accel.evaluation.store import Store, frames_hash
 from dit_accel.metrics import METRICS
 

@@ -209,7 +209,7 @@ def _evaluate(asked: EvaluateOptions, request: Request, *, as_json: bool, verbos
 
 
 def _forget_failed(store: Store, groups: list[tuple[Job, ...]]) -> None:
-    from dit_accel.evaluation.runner import FAILED
+    from dit_accel.evaluation.results import FAILED
 
     for job in (job for group in groups for job in group):
         result = store.result(job.id)
@@ -239,12 +239,12 @@ def _work(
             open_groups = [g for g in groups if not all(store.done(job.id) for job in g)]
             worker.work_with_ray(
                 store, plan, str(model.folder), open_groups, asked.workers,
-                told=lambda count: advance(count, ""),
+                on_group=lambda count: advance(count, ""),
             )  # fmt: skip
         else:
             worker.work(
                 store, plan, str(model.folder), device, groups,
-                told=lambda job, result: advance(1, job.method.label),
+                on_result=lambda job, result: advance(1, job.method.label),
             )  # fmt: skip
 
 
@@ -270,7 +270,7 @@ def _tell(store: Store, plan: EvaluationSpec, *, as_json: bool) -> None:
     from dit_accel.cli.common.tables import markdown_table, summary_table
     from dit_accel.evaluation.summary import summarise
 
-    summary = summarise(store, plan)
+    summary = summarise(store.results(plan))
     store.write_summary(summary.to_dict(), markdown_table(summary, plan.metrics))
     if as_json:
         sys.stdout.write(encode(summary.to_dict()) + "\n")

@@ -102,12 +102,12 @@ def profile_of(asked: EvaluateOptions, plan: EvaluationSpec, model: LoadableMode
     from dit_accel.cli.plan import find_profile
     from dit_accel.cli.run.target import read_profile
 
-    if not plan.planned:
+    if not plan.profiled:
         return None
     path = asked.profile or find_profile(model)
     if path is None:
         raise BadInput(
-            f"--methods has {plan.planned[0]}, and no profile of {model.name} was found in its "
+            f"--methods has {plan.profiled[0]}, and no profile of {model.name} was found in its "
             "folder or the cache: `dit-accel calibrate` measures one, or pass --profile"
         )
     read_profile(path)

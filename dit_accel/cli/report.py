@@ -63,7 +63,7 @@ def _export(run: Path, out: Path) -> None:
 
     store = Store(run)
     try:
-        counts = export(store, store.plan(), out)
+        counts = export(store, store.spec(), out)
     except (StoreError, ValueError) as error:
         raise BadInput(f"RUN is {str(run)!r}: {error}") from error
     except OSError as error:
@@ -73,10 +73,11 @@ def _export(run: Path, out: Path) -> None:
 
 
 def _report(run: Path, target: Path, *, overwrite: bool) -> None:
-    from dit_accel.evaluation.html import lacking, write_report
+    from dit_accel.evaluation.html import lacking
 
     if needed := lacking():
         raise BadInput(needed)
+    from dit_accel.evaluation.html.page import write_report
     from dit_accel.evaluation.store import Store, StoreError
 
     if not run.is_dir():
@@ -84,7 +85,7 @@ def _report(run: Path, target: Path, *, overwrite: bool) -> None:
     _check(target, overwrite=overwrite)
     store = Store(run)
     try:
-        plan = store.plan()
+        plan = store.spec()
     except StoreError as error:
         raise BadInput(f"RUN: {error}") from error
     except (KeyError, TypeError, ValueError, AttributeError) as error:

@@ -1,5 +1,6 @@
-"""Batch evaluation: many prompts, many methods, one folder that survives anything.
+"""Methods side by side: many prompts, many methods, in one folder that can be resumed.
 
-jobs (what is to be made) -> runner (makes one and scores it) -> store (one file a job)
--> statistics (intervals, paired differences) -> summary (one row a method).
+jobs (what is run) -> runner (runs one and scores it) -> store (one file a job) -> results (all of
+them, by method and prompt) -> summary (one row a method) -> html (one page).
+`methods/` is the table of methods, `speed` what `dit-accel bench` runs, `pairs` what `score` runs.
 """

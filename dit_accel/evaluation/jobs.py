@@ -1,7 +1,10 @@
-"""What is to be made: jobs named by the hash of everything that decides their clip.
+"""Describes an evaluation and its jobs; a job is named by the hash of what decides its clip.
 
-The same job has the same name in every shard, on every machine and at every resume, so that a
-result that is there need not be made again, and a result of other settings cannot be mistaken.
+In: model, clip settings, prompts, seeds and methods. Out: jobs in groups of one prompt and seed,
+shards of them, and the hash of a model folder.
+Knows: that the same job has the same id in every shard, on every machine and at every resume. Does
+not know how a job is run (`runner`) or where its result lies (`store`).
+Source: ours.
 """
 
 from __future__ import annotations
@@ -16,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from dit_accel.core.generation import ClipSpec
-from dit_accel.evaluation.methods import METHODS, UNCACHED, Setting
+from dit_accel.evaluation.methods.row import UNCACHED, Setting
 from dit_accel.evaluation.prompts import EvaluationPrompt
 from dit_accel.planning.lookup import FILE as PROFILE
 
@@ -39,10 +42,12 @@ class ModelSpec:
 class EvaluationSpec:
     """A whole evaluation: every prompt × seed × method, and what they share.
 
-    `clip` holds the settings in common; its prompt, negative and seed are replaced by each job's.
-    `device` is a type ("cpu", "cuda"): which of several is a matter of the process. `profile` is
-    the hash of the model's profile, where a method needs one; the store keeps the file. `static`
-    and `cache_memory` (bytes) are of the methods that plan by it, and of no other.
+    Args:
+        clip: the settings in common; each job replaces its prompt, negative and seed.
+        device: a type ("cpu", "cuda"); which of several is a matter of the process.
+        methods: as `methods.parse` makes them.
+        profile: the hash of the model's profile, where a method needs one; the store has the file.
+        static, cache_memory: of the methods that plan by the profile; memory in bytes.
     """
 
     model: ModelSpec
@@ -60,13 +65,12 @@ class EvaluationSpec:
     cache_memory: int | None = None
 
     @property
-    def planned(self) -> tuple[str, ...]:
+    def profiled(self) -> tuple[str, ...]:
         """Names of the methods that plan by a profile."""
-        names = (setting.method for setting in self.methods)
-        return tuple(dict.fromkeys(name for name in names if METHODS[name].profiled))
+        return tuple(dict.fromkeys(setting.method for setting in self.methods if setting.profiled))
 
     def groups(self) -> list[tuple[Job, ...]]:
-        """Jobs by prompt and seed, the uncached twin of a group first: the unit of a shard."""
+        """Jobs by prompt and seed, the uncached reference first; a group is never divided."""
         rest = [setting for setting in self.methods if setting.method != UNCACHED]
         return [
             tuple(self._job(prompt, seed, method) for method in (Setting(UNCACHED), *rest))
@@ -77,9 +81,8 @@ class EvaluationSpec:
     def _job(self, prompt: EvaluationPrompt, seed: int, method: Setting) -> Job:
         negative = self.clip.negative if prompt.negative is None else prompt.negative
         clip = dataclasses.replace(self.clip, prompt=prompt.prompt, negative=negative, seed=seed)
-        extra, planned = METHODS[method.method].version(), METHODS[method.method].profiled
-        if planned and self.profile is not None:
-            extra = {**extra, "profile": self.profile}
+        profiled = method.profiled
+        profile = {"profile": self.profile} if profiled and self.profile is not None else {}
         return Job(
             prompt_id=prompt.id,
             clip=clip,
@@ -87,9 +90,9 @@ class EvaluationSpec:
             fingerprint=self.model.fingerprint,
             dtype=self.dtype,
             device=self.device,
-            versions={**self.versions, **extra},
-            static=planned and self.static,
-            cache_memory=self.cache_memory if planned else None,
+            versions={**self.versions, **method.versions(), **profile},
+            static=profiled and self.static,
+            cache_memory=self.cache_memory if profiled else None,
         )
 
 
@@ -115,15 +118,14 @@ class Job:
 
     @property
     def reference(self) -> Job:
-        """The uncached twin; it does not depend on the versions of other people's packages."""
+        """The uncached reference; versions of other people's packages do not decide it."""
         ours = {name: self.versions[name] for name in CORE if name in self.versions}
         return dataclasses.replace(
             self, method=Setting(UNCACHED), versions=ours, static=False, cache_memory=None
         )
 
     def content(self) -> dict[str, Any]:
-        """Everything that decides the clip, JSON-able; what is not set has no name, so that jobs
-        keep theirs."""
+        """Everything that decides the clip, JSON-able."""
         found: dict[str, Any] = {
             "format": MANIFEST_FORMAT,
             "clip": dataclasses.asdict(self.clip),
@@ -133,7 +135,7 @@ class Job:
             "device": self.device,
             "versions": dict(self.versions),
         }
-        if self.static:
+        if self.static:  # written only where set, so that older jobs have the id they had
             found["static"] = True
         if self.cache_memory is not None:
             found["cache_memory"] = self.cache_memory
@@ -143,8 +145,8 @@ class Job:
 def fingerprint(folder: Path) -> str:
     """A hash over a model folder: names, sizes, and the content of all small files.
 
-    Of a file of over 1 MiB the first and the last MiB are read: weights that differ only between
-    are taken for the same. A profile that lies there is no part of the model.
+    Of a file of over 1 MiB only the first and the last MiB are read. A profile that lies there is
+    no part of the model.
     """
     digest = hashlib.sha256()
     for path in sorted(part for part in folder.rglob("*") if part.is_file()):
@@ -168,7 +170,7 @@ class Shard:
     count: int = 1
 
     def of(self, groups: Sequence[tuple[Job, ...]]) -> list[tuple[Job, ...]]:
-        """Its groups: every `count`-th, so that parts are alike whatever the file's order."""
+        """Its groups: every `count`-th, so that shards are alike whatever the file's order."""
         return list(groups[self.index :: self.count])
 
 

@@ -1,8 +1,9 @@
-"""What a run really computed, whatever method was on it: FLOPs by step, calls by place and step.
+"""Counts what a run really computes, whatever method is on it: FLOPs by step, calls by place.
 
-It sits beneath every cache: it wraps the `forward` of the heavy children of each block (attentions,
-feed-forward) before a method is installed, so that only calls that reach the computation count. It
-changes no value and leaves nothing behind.
+In: a pipeline, before a method is installed. Out: FLOPs by step; calls by place and step.
+Knows: it wraps the `forward` of the heavy children of each block (attention, feed-forward), beneath
+every cache, so only calls that reach the computation count. It changes no value and restores all.
+Source: ours.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from dit_accel.core.flops import FlopMeter
 
 
 class Probe:
-    """Enter it before the method; a watcher of the run, which says when a step ends."""
+    """Enter it before the method, and pass it as a listener of the loop."""
 
     def __init__(self, pipe: Any) -> None:
         self._modules = transformers_of(pipe, family_of(pipe))
@@ -56,7 +57,7 @@ class Probe:
         self._undo.close()
 
     def loop_begins(self) -> None:
-        """The loop starts; a call that was thrown away before does not count."""
+        """The loop starts; earlier calls (warm-up) do not count."""
         self._step = 0
         self._flops = [0]
         self.calls = {name: [0] for name in self.calls}

@@ -1,8 +1,10 @@
-"""Make the clips of jobs, score them against their uncached twins, and keep the results.
+"""Makes the clips of jobs, scores them against their uncached references, and stores the results.
 
-One process, one pipeline, one job after another; methods that change classes go to a process of
-their own, one after the other. A method that fails is a result too: what it raised, and the rest
-goes on with a pipeline loaded anew.
+In: jobs, and a function that loads the pipeline. Out: one result a job in the store.
+Knows: one process has one pipeline and runs one job after another; methods that change classes get
+a process of their own. A method that raises has a failed result, and the rest goes on with a
+pipeline that is loaded anew. Does not know which process or machine it runs in (`worker`).
+Source: ours.
 """
 
 from __future__ import annotations
@@ -22,16 +24,16 @@ from dit_accel.core.report import Report
 from dit_accel.evaluation.jobs import EvaluationSpec, Job
 from dit_accel.evaluation.methods import METHODS, UNCACHED, MethodContext
 from dit_accel.evaluation.probe import Probe
-from dit_accel.evaluation.store import Result, Store, StoreError, frames_hash
+from dit_accel.evaluation.results import FAILED, NO_EFFECT, OK, Result
+from dit_accel.evaluation.store import Store, StoreError, frames_hash
 from dit_accel.metrics import METRICS
 from dit_accel.metrics.scoring import score_clips
 
 Load = Callable[[], Any]
 Latents = npt.NDArray[np.float32]
-Told = Callable[[Job, Result], None]
+OnResult = Callable[[Job, Result], None]
 
-OK, NO_EFFECT, FAILED = "ok", "no effect", "failed"
-_ELSEWHERE = ("seconds", "peak_memory_bytes", "config", "asked")  # paths of profiles, too
+_DEPENDS_ON_MACHINE = ("seconds", "peak_memory_bytes", "config", "asked")  # paths of profiles, too
 
 
 class ChildFailed(Exception):
@@ -42,30 +44,30 @@ class Runner:
     """Runs jobs in this process.
 
     Args:
-        store: where the plan's results are kept.
-        plan: what the jobs have in common.
+        store: where the results are.
+        spec: what the jobs have in common.
         load: makes the pipeline, on its device; called at the first job, and after a failure.
         device: the device of this process, e.g. "cuda:1".
-        listeners: told of the loop's progress.
+        listeners: are called at each step of the loop.
     """
 
     def __init__(
         self,
         store: Store,
-        plan: EvaluationSpec,
+        spec: EvaluationSpec,
         load: Load,
         device: str,
         listeners: tuple[StepListener, ...] = (),
     ) -> None:
-        self.store, self.plan, self.device = store, plan, device
+        self.store, self.spec, self.device = store, spec, device
         self._load, self._listeners = load, listeners
         self._pipe: Any = None
 
-    def run(self, jobs: Iterable[Job], told: Told = lambda job, result: None) -> None:
+    def run(self, jobs: Iterable[Job], on_result: OnResult = lambda job, result: None) -> None:
         """Make every job that is not done; stops at the first error that is not a method's.
 
         Raises:
-            StoreError: an uncached twin cannot be read.
+            StoreError: an uncached reference cannot be read.
             OSError: a result cannot be written.
         """
         for job in jobs:
@@ -74,16 +76,16 @@ class Runner:
                 result = self._result(job)
                 self.store.write_result(job.id, result)
                 self.store.note("end", job.id)
-                told(job, result)
+                on_result(job, result)
 
     def rescore(self, jobs: Iterable[Job], again: bool = False) -> int:
-        """Score kept clips by the plan's metrics that their results lack; returns how many.
+        """Score stored clips by metrics that their results lack; returns how many.
 
         Args:
-            again: score by all metrics, whether the results have them or not.
+            again: score by all metrics of the spec.
 
         Raises:
-            StoreError: a clip was not kept, or cannot be read.
+            StoreError: a clip is missing or cannot be read.
         """
         count = 0
         for job in jobs:
@@ -98,8 +100,8 @@ class Runner:
         return count
 
     def _lacks(self, result: Result) -> bool:
-        kept = {name: entry["version"] for name, entry in result["scores"].items()}
-        return any(kept.get(name) != METRICS[name].version for name in self.plan.metrics)
+        found = {name: entry["version"] for name, entry in result["scores"].items()}
+        return any(found.get(name) != METRICS[name].version for name in self.spec.metrics)
 
     def _result(self, job: Job) -> Result:
         base = {
@@ -122,54 +124,56 @@ class Runner:
     def _make(self, job: Job) -> Result:
         pipe = self._ready(job)
         method = METHODS[job.method.method]
-        named = self.plan.profile
+        named = self.spec.profile
         profile = self.store.profile_path(named) if named is not None else None
         context = MethodContext(job.clip, self._calibrate, profile, job.static, job.cache_memory)
         with (
-            Probe(pipe) as probe,
-            method.apply(pipe, job.method.number, context) as effect,
+            Probe(pipe) as probe,  # before the method: only calls that reach the model count
+            method.apply(pipe, job.method.number, context) as handle,
         ):
-            take = generation.generate(
+            made = generation.generate(
                 pipe,
                 job.clip,
                 device=self.device,
                 listeners=(probe, *self._listeners),
-                overrides=effect.overrides,
+                overrides=handle.overrides,
             )
-            report = effect.report() if effect.report else None
-        frames = video.to_uint8(take.frames)
+            report = handle.report() if handle.report else None
+        frames = video.to_uint8(made.frames)
         result = {
             "status": OK,
             "error": None,
-            "remarks": [*effect.remarks, *(report.notes if report else ())],
+            "remarks": [*handle.remarks, *(report.notes if report else ())],
             "frames_sha256": frames_hash(frames),
             "flops": probe.flops,
             "computed": probe.computed,
-            "report": _timeless(report),
+            "report": _reproducible(report),
             "scores": None,
-            "clock": {**take.costs(), **machine(self.device)},
+            "clock": {**made.costs(), **machine(self.device)},
         }
         if job.method.method != UNCACHED:
-            self._score(job, take.latents, frames, result)
-        if self.plan.keep_clips or job.method.method == UNCACHED:
-            self.store.write_latents(job.id, take.latents)
+            self._score(job, made.latents, frames, result)
+        if self.spec.keep_clips or job.method.method == UNCACHED:
+            self.store.write_latents(job.id, made.latents)
             self.store.write_clip(job.id, frames, job.clip.fps or 16.0)
         return result
 
     def _score(self, job: Job, latents: Latents, frames: video.Frames, result: Result) -> None:
-        """Adds the scores; and says so where the method changed nothing at all."""
-        twin = job.reference.id
-        reference = self.store.result(twin)
+        """Add the scores; a method that changed and saved nothing gets the status `NO_EFFECT`."""
+        uncached = job.reference.id
+        reference = self.store.result(uncached)
         if reference is None:
-            raise StoreError(f"jobs/{twin}.json, the uncached twin of {job.id}, is missing")
+            raise StoreError(
+                f"jobs/{uncached}.json, the uncached reference of {job.id}, is missing"
+            )
         if reference["status"] != OK:
-            raise RuntimeError(f"its uncached twin failed: {reference['error']}")
+            raise RuntimeError(f"its uncached reference failed: {reference['error']}")
         scores = score_clips(
-            self.store.read_clip(twin, reference["frames_sha256"]),
+            self.store.read_clip(uncached, reference["frames_sha256"]),
             frames,
             data_range=255,
-            metrics=self.plan.metrics,
-            latents=(self.store.read_latents(twin), latents),
+            metrics=self.spec.metrics,
+            latents=(self.store.read_latents(uncached), latents),
         )
         result["scores"] = {
             name: {**score.to_dict(), "version": METRICS[name].version}
@@ -188,36 +192,36 @@ class Runner:
         return self._pipe
 
     def _calibrate(self, name: str, measure: Callable[[Callable[[], None]], Any]) -> Any:
-        """On the plan's first prompt and seed, so that every shard measures the same."""
-        kept = self.store.calibration(name)
-        if kept is None:
-            first = self.plan.groups()[0][0].clip
+        """Measure on the first prompt and seed, so that every shard measures the same."""
+        known = self.store.calibration(name)
+        if known is None:
+            first = self.spec.groups()[0][0].clip
 
             def run() -> None:
                 generation.generate(self._pipe, first, device=self.device)
 
-            kept = measure(run)
-            self.store.write_calibration(name, kept)
-        return kept
+            known = measure(run)
+            self.store.write_calibration(name, known)
+        return known
 
 
 def run_groups(
     runner: Runner,
     groups: Sequence[tuple[Job, ...]],
     child: Callable[[Store, Sequence[str]], None],
-    told: Told = lambda job, result: None,
+    on_result: OnResult = lambda job, result: None,
 ) -> None:
     """Run the groups of a shard: first all jobs that can share a process, then the others.
 
     Args:
         child: runs the jobs of one setting, by their ids, in a process of its own.
-        told: hears of every job that was made.
+        on_result: called after every job.
 
     Raises:
         ChildFailed: a process of its own ended too early.
     """
     shared = [job for group in groups for job in group if not _alone(job)]
-    runner.run(shared, told)
+    runner.run(shared, on_result)
     alone: dict[str, list[Job]] = {}
     for job in (job for group in groups for job in group if _alone(job)):
         if not runner.store.done(job.id):
@@ -228,7 +232,7 @@ def run_groups(
             result = runner.store.result(job.id)
             if result is None:
                 raise ChildFailed(f"the process of {label} ended before its jobs were done")
-            told(job, result)
+            on_result(job, result)
 
 
 def in_child(target: Callable[..., None], *arguments: Any) -> None:
@@ -270,11 +274,11 @@ def _alone(job: Job) -> bool:
     return METHODS[job.method.method].own_process
 
 
-def _timeless(report: Report | None) -> dict[str, Any] | None:
-    """The report without what differs from one moment or machine to the next."""
+def _reproducible(report: Report | None) -> dict[str, Any] | None:
+    """The report without what depends on time or machine."""
     if report is None:
         return None
-    content = {k: v for k, v in report.to_dict().items() if k not in _ELSEWHERE}
+    content = {k: v for k, v in report.to_dict().items() if k not in _DEPENDS_ON_MACHINE}
     for site in content["sites"]:
         site["drift"] = {str(step): _plain(value) for step, value in site["drift"].items()}
     return content

@@ -1,7 +1,9 @@
-"""Means, ratios and paired differences with intervals: prompts are drawn again, nothing else.
+"""Means, ratios and paired differences with bootstrap intervals over prompts.
 
-Clips of one prompt are alike and frames of one clip more so; only prompts are independent. So
-values are first averaged over the seeds of a prompt, and the bootstrap draws prompts.
+In: one value a prompt, averaged over its seeds. Out: an `Interval`, and a verdict.
+Knows: clips of one prompt are alike, and frames of one clip more so; only prompts are independent,
+so only prompts are drawn again.
+Source: percentile bootstrap (Efron 1979), by scipy.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ import numpy.typing as npt
 
 INTERVAL_LEVEL = 0.95
 RESAMPLES = 10_000
-EQUAL = 0.01  # FLOPs that differ by less than this share are as many
+EQUAL = 0.01  # FLOPs that differ by less than this share count as equal
 Verdict = Literal["better", "worse", "undecided"]
 Values = npt.NDArray[np.float64]
 
@@ -82,7 +84,7 @@ def verdict(difference: Interval, direction: Literal["higher", "lower"]) -> Verd
 def interpolate(at: float, places: Sequence[float], values: Sequence[float]) -> float | None:
     """Value of a piecewise linear curve at a place; None outside of it by over a hundredth.
 
-    (As many computed steps do not cost as many FLOPs to the last digit: a forecast has a few.)
+    The hundredth: an extrapolated step costs a few FLOPs beyond those of the computed steps.
     """
     order = np.argsort(places)
     x, y = np.asarray(places, float)[order], np.asarray(values, float)[order]

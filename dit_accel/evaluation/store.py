@@ -1,14 +1,19 @@
-"""The folder of an evaluation: a manifest, and one file a job, each written whole or not at all.
+"""The folder of an evaluation: a manifest and one file a job, each written whole or not at all.
 
-    manifest.json      the plan: model, settings, prompts, seeds, methods, versions
-    jobs/<id>.json     a result; the job is done if and only if this is there
+In: a spec, results, clips and latents. Out: the same, checked; or a `StoreError` that names the
+file and the way out.
+
+    manifest.json      the spec: model, settings, prompts, seeds, methods, versions
+    jobs/<id>.json     a result; the job is done if and only if this file is there
     clips/<id>.mkv     its frames, bit-exact (FFV1)
     latents/<id>.npy   its last latents, for the latent metrics
-    calibration/       what peers measured before their first run
+    calibration/       what other packages' methods measured before their first run
+    profiles/          the profile that the plans are from
     journal.jsonl      when each job began and ended
     summary.json, .md  the table, as it was when the command last ended
 
-Only `clock` of a result tells of the machine's moment; all else is the same whenever it is made.
+Knows: files only. Only `clock` of a result depends on time and machine.
+Source: ours.
 """
 
 from __future__ import annotations
@@ -22,6 +27,8 @@ import secrets
 import shutil
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -33,14 +40,27 @@ from dit_accel.core.generation import ClipSpec
 from dit_accel.evaluation.jobs import MANIFEST_FORMAT, EvaluationSpec, ModelSpec
 from dit_accel.evaluation.methods import parse
 from dit_accel.evaluation.prompts import EvaluationPrompt
+from dit_accel.evaluation.results import Result, Results
 
-Result = dict[str, Any]
 _SHARED = ("model", "clip", "dtype", "device", "versions")
-_PLANNED = ("static", "cache_memory")  # shared as well, where both have methods that plan
+_PLANNED = ("static", "cache_memory")  # shared as well, where both have methods with a profile
+_EVENTS = ("begin", "end")
 
 
 class StoreError(Exception):
     """The folder holds something that this evaluation must not touch or cannot use."""
+
+
+@dataclass(frozen=True)
+class Journal:
+    """Jobs that began, ended, and began without an end; processes; first and last time (UTC)."""
+
+    begun: int
+    ended: int
+    open: int
+    processes: int
+    first: str | None
+    last: str | None
 
 
 class Store:
@@ -49,10 +69,10 @@ class Store:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
-    # the plan
+    # the spec
 
-    def plan(self) -> EvaluationSpec:
-        """The plan that the manifest holds.
+    def spec(self) -> EvaluationSpec:
+        """The evaluation that the manifest describes.
 
         Raises:
             StoreError: there is none, or it is not of this version.
@@ -67,35 +87,35 @@ class Store:
         if not isinstance(content, dict) or content.get("format") != MANIFEST_FORMAT:
             found = content.get("format") if isinstance(content, dict) else content
             raise StoreError(f"{path} is of format {found!r}; this version reads {MANIFEST_FORMAT}")
-        return _plan(content)
+        return _spec(content)
 
-    def open(self, plan: EvaluationSpec) -> EvaluationSpec:
-        """Begin, or go on with, an evaluation: prompts, seeds, methods and metrics are added.
+    def open(self, spec: EvaluationSpec) -> EvaluationSpec:
+        """Begin or resume an evaluation: new prompts, seeds, methods and metrics are added.
 
         Raises:
             StoreError: the folder holds an evaluation with other settings; each is named.
         """
         if (self.folder / "manifest.json").exists():
-            before = self.plan()
-            shared = _SHARED + (_PLANNED if before.planned and plan.planned else ())
-            differing = [name for name in shared if getattr(before, name) != getattr(plan, name)]
+            before = self.spec()
+            shared = _SHARED + (_PLANNED if before.profiled and spec.profiled else ())
+            differing = [name for name in shared if getattr(before, name) != getattr(spec, name)]
             if differing:
                 raise StoreError(
                     f"{self.folder} holds an evaluation with another "
-                    + "; another ".join(_difference(before, plan, name) for name in differing)
+                    + "; another ".join(_difference(before, spec, name) for name in differing)
                     + ": choose another folder"
                 )
-            plan = _merged(before, plan)
+            spec = _merged(before, spec)
         for name in ("jobs", "clips", "latents", "calibration", "profiles"):
             (self.folder / name).mkdir(parents=True, exist_ok=True)
         self._write(
             "manifest.json",
             _as_json(
-                {"format": MANIFEST_FORMAT, **dataclasses.asdict(plan)}
-                | {"methods": [m.label for m in plan.methods]}
+                {"format": MANIFEST_FORMAT, **dataclasses.asdict(spec)}
+                | {"methods": [m.label for m in spec.methods]}
             ),
         )
-        return plan
+        return spec
 
     # results
 
@@ -119,30 +139,42 @@ class Store:
             )
         return found
 
+    def results(self, spec: EvaluationSpec | None = None) -> Results:
+        """All results of an evaluation, as far as it is done.
+
+        Raises:
+            StoreError: a result cannot be read.
+        """
+        spec = spec or self.spec()
+        groups = spec.groups()
+        return Results(
+            spec, groups, {job.id: self.result(job.id) for group in groups for job in group}
+        )
+
     def done(self, job: str) -> bool:
         """Whether the job has a result."""
         return (self.folder / "jobs" / f"{job}.json").exists()
 
     def write_result(self, job: str, result: Result) -> None:
-        """Keep a result; from now on the job is done."""
+        """Write a result; from then on the job is done."""
         self._write(f"jobs/{job}.json", _as_json({"format": MANIFEST_FORMAT, **result}))
 
     def forget(self, job: str) -> None:
-        """Take a result away, so that its job is made again."""
+        """Delete a result, so that its job is run again."""
         (self.folder / "jobs" / f"{job}.json").unlink(missing_ok=True)
 
     # clips and arrays
 
     def clip_path(self, job: str) -> Path:
-        """Where the frames of a job lie, if they were kept."""
+        """Where the frames of a job lie, if they were stored."""
         return self.folder / "clips" / f"{job}.mkv"
 
     def write_clip(self, job: str, frames: video.Frames, fps: float) -> None:
-        """Keep frames bit-exactly."""
+        """Write frames bit-exactly."""
         video.write_video(self.clip_path(job), frames, fps=fps)
 
     def read_clip(self, job: str, sha256: str) -> video.Frames:
-        """Frames of a job, made sure of.
+        """Frames of a job, checked against their hash.
 
         Raises:
             StoreError: they are missing, or are not those that the result names.
@@ -157,7 +189,7 @@ class Store:
         return frames
 
     def write_latents(self, job: str, latents: npt.NDArray[np.float32]) -> None:
-        """Keep the last latents of a clip."""
+        """Write the last latents of a clip."""
         with self._placed(f"latents/{job}.npy") as path, path.open("wb") as file:
             np.save(file, latents)
 
@@ -176,26 +208,26 @@ class Store:
     # the rest
 
     def calibration(self, name: str) -> Any:
-        """What was kept under a name, or None."""
+        """What a method measured under a name, or None."""
         path = self.folder / "calibration" / f"{name}.json"
         return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
 
     def write_calibration(self, name: str, value: Any) -> None:
-        """Keep what a peer measured."""
+        """Write what a method measured."""
         self._write(f"calibration/{name}.json", _as_json(value))
 
     def profile_path(self, name: str) -> Path:
-        """Where the profile of a plan lies, by its hash."""
+        """Where a profile lies, by its hash."""
         return self.folder / "profiles" / f"{name}.safetensors"
 
     def keep_profile(self, name: str, source: Path) -> None:
-        """Keep a copy, so that every process and every resume plans by the same."""
+        """Copy it here, so that every process and every resume uses the same."""
         if not self.profile_path(name).exists():
             with self._placed(f"profiles/{name}.safetensors") as path:
                 shutil.copyfile(source, path)
 
     def write_summary(self, content: Any, markdown: str) -> None:
-        """Keep the table as it is now."""
+        """Write the table as it is now."""
         self._write("summary.json", _as_json(content))
         self._write("summary.md", markdown.rstrip())
 
@@ -204,6 +236,24 @@ class Store:
         line = json.dumps({"event": event, "job": job, "time": time.time(), "pid": os.getpid()})
         with (self.folder / "journal.jsonl").open("a", encoding="utf-8") as file:
             file.write(line + "\n")
+
+    def journal(self) -> Journal:
+        """How the work went so far."""
+        path = self.folder / "journal.jsonl"
+        text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+        entries = [entry for line in text.splitlines() if (entry := _event(line)) is not None]
+        begun, ended = (
+            [entry["job"] for entry in entries if entry["event"] == event] for event in _EVENTS
+        )
+        times = sorted(float(entry["time"]) for entry in entries)
+        return Journal(
+            begun=len(begun),
+            ended=len(ended),
+            open=len(set(begun) - set(ended)),
+            processes=len({entry.get("pid") for entry in entries}),
+            first=_utc(times[0]) if times else None,
+            last=_utc(times[-1]) if times else None,
+        )
 
     def _write(self, name: str, text: str) -> None:
         with self._placed(name) as path:
@@ -223,6 +273,20 @@ class Store:
             scratch.unlink(missing_ok=True)
 
 
+def _event(line: str) -> dict[str, Any] | None:
+    """An entry of the journal; None for a line that was cut off or is of another kind."""
+    try:
+        entry = json.loads(line)
+    except ValueError:
+        return None
+    whole = isinstance(entry, dict) and {"event", "job", "time"} <= set(entry)
+    return entry if whole and entry["event"] in _EVENTS else None
+
+
+def _utc(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M UTC")
+
+
 def frames_hash(frames: video.Frames) -> str:
     """A hash of the frames themselves, whatever file they lie in."""
     shape = repr(frames.shape).encode()
@@ -237,7 +301,7 @@ def _as_json(content: Any) -> str:
     return json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False, sort_keys=True)
 
 
-def _plan(content: dict[str, Any]) -> EvaluationSpec:
+def _spec(content: dict[str, Any]) -> EvaluationSpec:
     return EvaluationSpec(
         model=ModelSpec(**content["model"]),
         clip=ClipSpec(**content["clip"]),
@@ -256,12 +320,12 @@ def _plan(content: dict[str, Any]) -> EvaluationSpec:
 
 
 def _merged(before: EvaluationSpec, now: EvaluationSpec) -> EvaluationSpec:
-    """What was planned, and after it what is new."""
+    """What the folder has, and after it what is new."""
     prompts = {prompt.id: prompt for prompt in before.prompts}
     for prompt in now.prompts:
         if prompts.setdefault(prompt.id, prompt) != prompt:
             raise StoreError(f"prompt {prompt.id!r} is another one in this folder's manifest")
-    planning = now if now.planned else before
+    profiled = now if now.profiled else before
     return dataclasses.replace(
         now,
         prompts=tuple(prompts.values()),
@@ -269,7 +333,7 @@ def _merged(before: EvaluationSpec, now: EvaluationSpec) -> EvaluationSpec:
         methods=tuple(dict.fromkeys(before.methods + now.methods)),
         metrics=tuple(dict.fromkeys(before.metrics + now.metrics)),
         profile=now.profile or before.profile,
-        **{name: getattr(planning, name) for name in _PLANNED},
+        **{name: getattr(profiled, name) for name in _PLANNED},
     )
 
 

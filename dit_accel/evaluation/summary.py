@@ -1,9 +1,10 @@
-"""One row a method: what it saved and what that cost, with intervals, beside the noise floor.
+"""One row a method: what it saves and what that costs, with intervals, beside the noise floor.
 
-A row's speed is the ratio of summed seconds over the same prompts, its fidelity the mean over
-prompts. Two comparisons tell whether that is worth anything: with the noise floor (is it more than
-running the model again?), and with fewer steps at the same FLOPs (is it better than the plainest
-thing to do?), interpolated for each prompt between the step counts that were run.
+In: the results of an evaluation. Out: a table, JSON-able, and paired comparisons of two settings.
+Knows: speed is the ratio of summed seconds over the same prompts, fidelity the mean over prompts.
+Each row is compared with the noise floor (the model run again) and with fewer steps at the same
+FLOPs. Does not know how the table is drawn.
+Source: ours.
 """
 
 from __future__ import annotations
@@ -14,32 +15,20 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from dit_accel.evaluation import statistics
-from dit_accel.evaluation.jobs import EvaluationSpec, Job
-from dit_accel.evaluation.methods import METHODS, UNCACHED, Setting
-from dit_accel.evaluation.runner import FAILED, NO_EFFECT, OK
+from dit_accel.evaluation.methods.row import UNCACHED, Setting
+from dit_accel.evaluation.results import (
+    FAILED,
+    NO_EFFECT,
+    OK,
+    PSNR,
+    Result,
+    Results,
+    clock,
+    flops_kept,
+    steps_computed,
+)
 from dit_accel.evaluation.statistics import Interval
-from dit_accel.evaluation.store import Result, Store
 from dit_accel.metrics import METRICS
-
-PSNR_CAP = 100.0
-FEWER_STEPS_METHOD = "fewer-steps"
-RERUN_METHOD = "rerun"
-
-
-@dataclass(frozen=True)
-class PairedClips:
-    """Clips of one method, by prompt id: a list over the seeds, each with its uncached twin."""
-
-    by_prompt: Mapping[str, list[tuple[Result, Result]]]
-
-    def mean(self, value: Any) -> dict[str, float]:
-        """`value(result, twin)` averaged over the seeds of a prompt; prompts without it are out."""
-        found = {}
-        for prompt, pairs in self.by_prompt.items():
-            values = [value(result, twin) for result, twin in pairs]
-            if values and all(v is not None and math.isfinite(v) for v in values):
-                found[prompt] = sum(values) / len(values)
-        return found
 
 
 @dataclass(frozen=True)
@@ -76,139 +65,82 @@ class Summary:
     jobs: int
     done: int
 
+    @property
+    def by_setting(self) -> dict[Setting, MethodSummary]:
+        """The rows by their settings."""
+        return {Setting(row.method, row.number): row for row in self.rows}
+
     def to_dict(self) -> dict[str, Any]:
         """JSON-able."""
         content: dict[str, Any] = _jsonable(asdict(self, dict_factory=dict))
         return content
 
 
-def summarise(store: Store, plan: EvaluationSpec | None = None) -> Summary:
-    """The table of an evaluation, as far as it is done.
-
-    Raises:
-        StoreError: a result cannot be read.
-    """
-    plan = plan or store.plan()
-    groups = plan.groups()
-    results = {job.id: store.result(job.id) for group in groups for job in group}
-    clips = {
-        setting: _clips(setting, groups, results)
-        for setting in dict.fromkeys((Setting(UNCACHED), *plan.methods))
-    }
-    rows = [_row(setting, clips[setting], groups, results, plan) for setting in clips]
-    floor = _floor(rows, plan.metrics)
-    control = [c for s, c in clips.items() if s.method == FEWER_STEPS_METHOD]
-    for row, setting in zip(rows, clips, strict=True):
-        row.in_floor.update(_in_floor(setting, clips, floor))
-        row.against_steps.update(_against_steps(setting, clips[setting], control, plan.metrics))
-    done = sum(result is not None for result in results.values())
-    return Summary(tuple(rows), floor, len(results), done)
+def summarise(results: Results) -> Summary:
+    """The table of an evaluation, as far as it is done."""
+    metrics = results.spec.metrics
+    rows = [_row(setting, results) for setting in results.pairs]
+    floor = _floor(rows, metrics)
+    for row, setting in zip(rows, results.pairs, strict=True):
+        row.in_floor.update(_in_floor(setting, results, floor))
+        row.against_steps.update(_against_steps(setting, results))
+    done = sum(result is not None for result in results.by_id.values())
+    return Summary(tuple(rows), floor, len(results.by_id), done)
 
 
 def paired(
-    store: Store, plan: EvaluationSpec, one: Setting, other: Setting, metric: str
+    results: Results, one: Setting, other: Setting, metric: str
 ) -> tuple[Interval, statistics.Verdict]:
     """How much better `one` scores than `other` on the prompts that both have.
 
     Raises:
         ValueError: they have no prompt in common.
     """
-    groups = plan.groups()
-    results = {job.id: store.result(job.id) for group in groups for job in group}
-    a = _clips(one, groups, results).mean(score(metric))
-    b = _clips(other, groups, results).mean(score(metric))
+    a, b = results.scores(one, metric), results.scores(other, metric)
     common = [prompt for prompt in a if prompt in b]
     interval = statistics.difference([a[p] for p in common], [b[p] for p in common])
     return interval, statistics.verdict(interval, METRICS[metric].direction)
 
 
-def score(metric: str) -> Any:
-    """A function that reads a metric out of a result; exact clips count as 100 dB."""
-
-    def read(result: Result, twin: Result) -> float | None:
-        if result is twin:
-            return PSNR_CAP if metric.startswith("psnr") else None
-        entry = (result["scores"] or {}).get(metric)
-        if entry is None or entry["value"] is None:
-            return None
-        value = float(entry["value"])
-        return min(value, PSNR_CAP) if metric.startswith("psnr") else value
-
-    return read
-
-
-def flops_kept(result: Result, twin: Result) -> float | None:
-    """Share of the uncached clip's FLOPs."""
-    if not result["flops"] or not twin["flops"]:
-        return None
-    return sum(result["flops"]) / sum(twin["flops"])
-
-
-def steps_computed(result: Result, twin: Result) -> float:
-    """Computed calls of all places, in steps of the uncached clip."""
-    full = sum(map(sum, twin["computed"].values()))
-    steps = len(next(iter(twin["computed"].values())))
-    return steps * sum(map(sum, result["computed"].values())) / full
-
-
-def _clips(
-    setting: Setting, groups: list[tuple[Job, ...]], results: Mapping[str, Result | None]
-) -> PairedClips:
-    found: dict[str, list[tuple[Result, Result]]] = {}
-    for group in groups:
-        job = next(job for job in group if job.method == setting)
-        result, twin = results[job.id], results[group[0].id]
-        if result and twin and FAILED not in (result["status"], twin["status"]):
-            found.setdefault(job.prompt_id, []).append((result, twin))
-    return PairedClips(found)
-
-
-def _row(
-    setting: Setting,
-    clips: PairedClips,
-    groups: list[tuple[Job, ...]],
-    results: Mapping[str, Result | None],
-    plan: EvaluationSpec,
-) -> MethodSummary:
-    jobs = [job for group in groups for job in group if job.method == setting]
-    made = [result for job in jobs if (result := results[job.id])]
-    pairs = [pair for prompt in clips.by_prompt.values() for pair in prompt]
+def _row(setting: Setting, results: Results) -> MethodSummary:
+    jobs = results.jobs(setting)
+    made = [result for job in jobs if (result := results.by_id[job.id])]
+    scored = [pair.result for pair in results.pairs[setting]]
     status = {name: sum(r["status"] == name for r in made) for name in (OK, NO_EFFECT, FAILED)}
+    metrics = results.spec.metrics if setting.method != UNCACHED else ()
     return MethodSummary(
         label=setting.label,
         method=setting.method,
         number=setting.number,
-        control=METHODS[setting.method].control or setting.method == UNCACHED,
+        control=setting.control or setting.method == UNCACHED,
         status={**status, "missing": len(jobs) - len(made)},
         errors=tuple(dict.fromkeys(r["error"] for r in made if r["error"])),
-        remarks=tuple(dict.fromkeys(text for r, _ in pairs for text in r["remarks"])),
-        steps_computed=_mean(clips.mean(steps_computed)),
-        flops_kept=_mean(clips.mean(flops_kept)),
-        speedup=_speedup(clips, "denoising_seconds"),
-        speedup_whole=_speedup(clips, "whole_seconds"),
-        seconds=_mean(clips.mean(lambda r, _: r["clock"]["denoising_seconds"])),
-        peak_memory_bytes=_most(r["clock"]["peak_memory_bytes"] for r, _ in pairs),
-        kept_bytes=_most((r["report"] or {}).get("kept_bytes") for r, _ in pairs),
-        scores={name: _mean(clips.mean(score(name))) for name in plan.metrics}
-        if setting.method != UNCACHED
-        else {},
-        exact_frames=sum(_exact(r) for r, _ in pairs),
-        frames=sum(r["job"]["clip"]["frames"] for r, _ in pairs),
+        remarks=tuple(dict.fromkeys(text for r in scored for text in r["remarks"])),
+        steps_computed=_mean(results.values(setting, steps_computed)),
+        flops_kept=_mean(results.values(setting, flops_kept)),
+        speedup=_speedup(setting, results, "denoising_seconds"),
+        speedup_whole=_speedup(setting, results, "whole_seconds"),
+        seconds=_mean(results.values(setting, clock("denoising_seconds"))),
+        peak_memory_bytes=_most(r["clock"]["peak_memory_bytes"] for r in scored),
+        kept_bytes=_most((r["report"] or {}).get("kept_bytes") for r in scored),
+        scores={name: _mean(results.scores(setting, name)) for name in metrics},
+        exact_frames=sum(map(_exact_frames, scored)),
+        frames=sum(r["job"]["clip"]["frames"] for r in scored),
     )
 
 
-def _speedup(clips: PairedClips, clock: str) -> Interval | None:
-    mine = clips.mean(lambda result, _: result["clock"][clock])
-    twin = clips.mean(lambda _, twin: twin["clock"][clock])
-    common = [prompt for prompt in mine if prompt in twin and mine[prompt] > 0]
+def _speedup(setting: Setting, results: Results, name: str) -> Interval | None:
+    mine = results.values(setting, clock(name))
+    uncached = results.values(setting, clock(name, of_reference=True))
+    common = [prompt for prompt in mine if prompt in uncached and mine[prompt] > 0]
     if not common:
         return None
-    return statistics.ratio([twin[p] for p in common], [mine[p] for p in common])
+    return statistics.ratio([uncached[p] for p in common], [mine[p] for p in common])
 
 
 def _floor(rows: Iterable[MethodSummary], metrics: Iterable[str]) -> dict[str, tuple[str, float]]:
-    """By metric, the rerun that scores worst: what no cache can be asked to beat."""
-    reruns = [row for row in rows if row.method.split("/")[0] == RERUN_METHOD]
+    """By metric, the rerun that scores worst: no cache needs to be better than that."""
+    reruns = [row for row in rows if Setting(row.method).is_rerun]
     floor = {}
     for metric in metrics:
         values = [(row.label, s.value) for row in reruns if (s := row.scores.get(metric))]
@@ -219,45 +151,31 @@ def _floor(rows: Iterable[MethodSummary], metrics: Iterable[str]) -> dict[str, t
 
 
 def _in_floor(
-    setting: Setting, clips: Mapping[Setting, PairedClips], floor: Mapping[str, tuple[str, float]]
+    setting: Setting, results: Results, floor: Mapping[str, tuple[str, float]]
 ) -> dict[str, bool]:
-    """By metric, whether the method cannot be told apart from the noise floor, or is better."""
-    told: dict[str, bool] = {}
-    if setting.method == UNCACHED or setting.method.split("/")[0] == RERUN_METHOD:
-        return told
+    """By metric, whether the method is as good as the noise floor, as far as can be decided."""
+    found: dict[str, bool] = {}
+    if setting.method == UNCACHED or setting.is_rerun:
+        return found
     for metric, (label, _) in floor.items():
-        mine = clips[setting].mean(score(metric))
-        theirs = next(c for s, c in clips.items() if s.label == label).mean(score(metric))
-        common = [prompt for prompt in mine if prompt in theirs]
-        if common:
-            gap = statistics.difference([mine[p] for p in common], [theirs[p] for p in common])
-            told[metric] = statistics.verdict(gap, METRICS[metric].direction) != "worse"
-    return told
+        rerun = next(s for s in results.pairs if s.label == label)
+        mine, theirs = results.scores(setting, metric), results.scores(rerun, metric)
+        if any(prompt in theirs for prompt in mine):
+            found[metric] = paired(results, setting, rerun, metric)[1] != "worse"
+    return found
 
 
-def _against_steps(
-    setting: Setting, clips: PairedClips, control: list[PairedClips], metrics: Iterable[str]
-) -> dict[str, dict[str, Any]]:
+def _against_steps(setting: Setting, results: Results) -> dict[str, dict[str, Any]]:
     """By metric, the paired difference to fewer steps at the same FLOPs."""
-    if METHODS[setting.method].control or setting.method == UNCACHED:
+    if setting.control or setting.method == UNCACHED:
         return {}
-    told = {}
-    kept = clips.mean(flops_kept)
-    places = [fewer.mean(flops_kept) for fewer in control]
-    for metric in metrics:
-        mine, curves = clips.mean(score(metric)), [fewer.mean(score(metric)) for fewer in control]
-        pairs = []
-        for prompt in (prompt for prompt in mine if prompt in kept):
-            x = [place[prompt] for place in places if prompt in place]
-            y = [curve[prompt] for curve in curves if prompt in curve]
-            at = statistics.interpolate(kept[prompt], x, y) if len(x) == len(y) else None
-            if at is not None:
-                pairs.append((mine[prompt], at))
-        if pairs:
-            interval = statistics.difference(*zip(*pairs, strict=True))
+    found = {}
+    for metric in results.spec.metrics:
+        interval = _mean(results.minus_steps(setting, metric))
+        if interval is not None:
             decided = statistics.verdict(interval, METRICS[metric].direction)
-            told[metric] = {**interval.to_dict(), "verdict": decided}
-    return told
+            found[metric] = {**interval.to_dict(), "verdict": decided}
+    return found
 
 
 def _mean(values: Mapping[str, float]) -> Interval | None:
@@ -268,8 +186,8 @@ def _most(values: Iterable[int | None]) -> int | None:
     return max((value for value in values if value is not None), default=None)
 
 
-def _exact(result: Result) -> int:
-    entry = (result["scores"] or {}).get("psnr_db") or {}
+def _exact_frames(result: Result) -> int:
+    entry = (result["scores"] or {}).get(PSNR) or {}
     return int(entry.get("exact_frames") or 0)
 
 

@@ -1,10 +1,10 @@
-"""Lay out the clips of an evaluation as VBench's own tool expects them: `<prompt>-<index>.mp4`.
+"""Writes the clips of an evaluation as VBench's tool looks for them: `<prompt>-<index>.mp4`.
 
-VBench (arXiv 2311.17982) finds a clip by its prompt, and scores the videos of one folder. Its tool
-pins versions that do not fit beside a current diffusers, so that it is fed, not called: run it
-where it is installed, on one folder a method. The index is the seed's place in the evaluation.
-
-The clips are coded anew (see `video`): VBench reads no lossless container.
+In: the store. Out: a folder a method; the index is the seed's place in the evaluation.
+Knows: VBench finds a clip by its prompt and scores the videos of one folder. Its tool pins versions
+that do not fit beside a current diffusers, so it is run elsewhere. Clips are encoded again, as
+VBench reads no lossless container.
+Source: VBench, arXiv 2311.17982, and its repository.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ from pathlib import Path
 
 from dit_accel.core import video
 from dit_accel.evaluation.jobs import EvaluationSpec
-from dit_accel.evaluation.methods import Setting
-from dit_accel.evaluation.runner import FAILED
+from dit_accel.evaluation.methods.row import Setting
+from dit_accel.evaluation.results import FAILED
 from dit_accel.evaluation.store import Store
 
 LONGEST_NAME = 255  # bytes, on the usual file systems
 
 
-def export(store: Store, plan: EvaluationSpec, out: Path) -> dict[str, int]:
-    """Write every kept clip under VBench's name, into a folder a method.
+def export(store: Store, spec: EvaluationSpec, out: Path) -> dict[str, int]:
+    """Write every stored clip under VBench's name, into a folder a method.
 
     Args:
         out: made if need be; what is there already is left alone.
@@ -32,19 +32,19 @@ def export(store: Store, plan: EvaluationSpec, out: Path) -> dict[str, int]:
 
     Raises:
         ValueError: prompts that cannot be a file's name; they are listed, and nothing is written.
-        StoreError: a clip was not kept, or cannot be read.
+        StoreError: a clip is missing or cannot be read.
         OSError: a clip cannot be written.
     """
-    _check_names(plan)
+    _check_names(spec)
     counts: dict[str, int] = {}
-    for group in plan.groups():
+    for group in spec.groups():
         for job in group:
             result = store.result(job.id)
             if result is None or result["status"] == FAILED:
                 continue
             folder = out / folder_name(job.method)
             folder.mkdir(parents=True, exist_ok=True)
-            target = folder / file_name(job.clip.prompt, plan.seeds.index(job.clip.seed))
+            target = folder / file_name(job.clip.prompt, spec.seeds.index(job.clip.seed))
             if not target.exists():
                 frames = store.read_clip(job.id, result["frames_sha256"])
                 video.write_video(target, frames, fps=job.clip.fps or 16.0)
@@ -62,9 +62,9 @@ def folder_name(setting: Setting) -> str:
     return re.sub(r"[^A-Za-z0-9.]+", "-", setting.label)
 
 
-def _check_names(plan: EvaluationSpec) -> None:
-    last = len(plan.seeds) - 1
-    names = {prompt.id: file_name(prompt.prompt, last) for prompt in plan.prompts}
+def _check_names(spec: EvaluationSpec) -> None:
+    last = len(spec.seeds) - 1
+    names = {prompt.id: file_name(prompt.prompt, last) for prompt in spec.prompts}
     bad = [id for id, name in names.items() if "/" in name or len(name.encode()) > LONGEST_NAME]
     if bad:
         raise ValueError(

@@ -1,6 +1,8 @@
-"""Work on an evaluation in a process: this one, one of its own, or an actor of a Ray cluster.
+"""Runs an evaluation's jobs in a process: this one, a child of it, or an actor of a Ray cluster.
 
-All do the same: open the store, and run jobs by their ids.
+In: the store's folder, the model's folder and jobs by their ids. Out: results in the store.
+Knows: processes and devices. Does not know how a job is run (`runner`).
+Source: ours.
 """
 
 from __future__ import annotations
@@ -13,17 +15,17 @@ from typing import Any
 
 from dit_accel.core.measure import StepListener
 from dit_accel.evaluation.jobs import EvaluationSpec, Job
-from dit_accel.evaluation.runner import Runner, Told, in_child, run_groups
+from dit_accel.evaluation.runner import OnResult, Runner, in_child, run_groups
 from dit_accel.evaluation.store import Store
 
 
 def work(
     store: Store,
-    plan: EvaluationSpec,
+    spec: EvaluationSpec,
     folder: str,
     device: str,
     groups: Sequence[tuple[Job, ...]],
-    told: Told = lambda job, result: None,
+    on_result: OnResult = lambda job, result: None,
     listeners: tuple[StepListener, ...] = (),
 ) -> None:
     """Run groups of jobs in this process and in children of it.
@@ -35,38 +37,38 @@ def work(
     Raises:
         ChildFailed, StoreError, OSError: see `runner`.
     """
-    runner = Runner(store, plan, partial(load, plan, folder, device), device, listeners)
+    runner = Runner(store, spec, partial(load, spec, folder, device), device, listeners)
     child = partial(_run_in_child, folder, device)
-    run_groups(runner, groups, child, told)
+    run_groups(runner, groups, child, on_result)
 
 
 def rescore(
-    store: Store, plan: EvaluationSpec, groups: Sequence[tuple[Job, ...]], again: bool
+    store: Store, spec: EvaluationSpec, groups: Sequence[tuple[Job, ...]], again: bool
 ) -> int:
-    """Score kept clips by metrics that are new, or by all of them again; returns how many.
+    """Score stored clips by new metrics, or by all metrics again; returns how many.
 
     Raises:
-        StoreError: a clip was not kept, or cannot be read.
+        StoreError: a clip is missing or cannot be read.
     """
-    runner = Runner(store, plan, lambda: None, plan.device)
+    runner = Runner(store, spec, lambda: None, spec.device)
     return runner.rescore((job for group in groups for job in group), again)
 
 
 def work_with_ray(
     store: Store,
-    plan: EvaluationSpec,
+    spec: EvaluationSpec,
     folder: str,
     groups: Sequence[tuple[Job, ...]],
     workers: int,
-    told: Callable[[int], None] = lambda jobs: None,
+    on_group: Callable[[int], None] = lambda jobs: None,
 ) -> None:
-    """Run groups on a Ray cluster: one actor a worker, one GPU each where the plan wants one.
+    """Run groups on a Ray cluster: one actor a worker, one GPU each where the device is CUDA.
 
     The store's folder must be on a file system that every node sees.
 
     Args:
         workers: actors.
-        told: hears how many jobs a finished group has.
+        on_group: called with the number of jobs of each group that is done.
 
     Raises:
         RuntimeError: what an actor raised.
@@ -78,14 +80,14 @@ def work_with_ray(
     if started:
         ray.init(include_dashboard=False, log_to_driver=False)
     try:
-        gpus = 1 if plan.device == "cuda" else 0
+        gpus = 1 if spec.device == "cuda" else 0
         kind = ray.remote(num_cpus=1, num_gpus=gpus)(_Actor)
         actors = [
-            kind.remote(str(store.folder.absolute()), folder, plan.device) for _ in range(workers)
+            kind.remote(str(store.folder.absolute()), folder, spec.device) for _ in range(workers)
         ]
         parts = [[job.id for job in group] for group in groups]
         for count in ActorPool(actors).map_unordered(lambda a, ids: a.run.remote(ids), parts):
-            told(count)
+            on_group(count)
     finally:
         if started:
             ray.shutdown()
@@ -96,25 +98,25 @@ class _Actor:
 
     def __init__(self, store: str, folder: str, device: str) -> None:
         self._store = Store(Path(store))
-        self._plan = self._store.plan()
+        self._spec = self._store.spec()
         self._folder, self._device = folder, device
         self._runner = Runner(
-            self._store, self._plan, partial(load, self._plan, folder, device), device
+            self._store, self._spec, partial(load, self._spec, folder, device), device
         )
 
     def run(self, ids: list[str]) -> int:
-        group = _find(self._plan, ids)
+        group = _find(self._spec, ids)
         child = partial(_run_in_child, self._folder, self._device)
         run_groups(self._runner, [tuple(group)], child)
         return len(ids)
 
 
-def load(plan: EvaluationSpec, folder: str, device: str) -> Any:
-    """The pipeline of a plan, silent, on a device."""
+def load(spec: EvaluationSpec, folder: str, device: str) -> Any:
+    """The pipeline of an evaluation, silent, on a device."""
     from dit_accel.models import loading
 
-    model = loading.inspect_folder(Path(folder), name=plan.model.name)
-    return loading.load(model, device=device, dtype=plan.dtype)
+    model = loading.inspect_folder(Path(folder), name=spec.model.name)
+    return loading.load(model, device=device, dtype=spec.dtype)
 
 
 def _run_in_child(folder: str, device: str, store: Store, ids: Sequence[str]) -> None:
@@ -126,16 +128,16 @@ def _child(store_folder: str, folder: str, device: str, ids: list[str], parent: 
     from dit_accel.models.loading import quiet_libraries
 
     store = Store(Path(store_folder))
-    plan = store.plan()
-    runner = Runner(store, plan, partial(load, plan, folder, device), device)
+    spec = store.spec()
+    runner = Runner(store, spec, partial(load, spec, folder, device), device)
     with quiet_libraries(verbose=False):
-        for job in _find(plan, ids):
+        for job in _find(spec, ids):
             if os.getppid() != parent:
                 return
             runner.run([job])
 
 
-def _find(plan: EvaluationSpec, ids: Sequence[str]) -> list[Job]:
-    """The jobs of these ids, in the plan's order."""
+def _find(spec: EvaluationSpec, ids: Sequence[str]) -> list[Job]:
+    """The jobs of these ids, in the evaluation's order."""
     wanted = set(ids)
-    return [job for group in plan.groups() for job in group if job.id in wanted]
+    return [job for group in spec.groups() for job in group if job.id in wanted]

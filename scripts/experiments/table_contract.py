@@ -68,9 +68,9 @@ def read(store: Store) -> tuple[Points, list[str]]:
     points: Points = defaultdict(lambda: defaultdict(list))
     groups = [
         {job.method.label: result for job in group if (result := store.result(job.id))}
-        for group in store.plan().groups()
+        for group in store.spec().groups()
     ]
-    labels = {job.method.label for group in store.plan().groups() for job in group}
+    labels = {job.method.label for group in store.spec().groups() for job in group}
     made = {label for results in groups for label in results}
     wanted = defaultdict(set)
     for label in made:
@@ -102,9 +102,9 @@ def chosen(points: Points, store: Store, model: Path) -> dict[str, Any]:
     from dit_accel.planning.selection import Target, choose
 
     profile, pipe = Profile.load(model / FILE), WanPipeline.from_pretrained(model)
-    length = store.plan().clip.max_sequence_length
+    length = store.spec().clip.max_sequence_length
     found: dict[str, Any] = defaultdict(list)
-    for prompt in store.plan().prompts:
+    for prompt in store.spec().prompts:
         text = pipe.encode_prompt(
             prompt.prompt, do_classifier_free_guidance=False, max_sequence_length=length
         )[0]

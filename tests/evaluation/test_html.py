@@ -22,12 +22,14 @@ pytest.importorskip("matplotlib")
 
 from dit_accel.cli import app
 from dit_accel.evaluation import html as html_report
-from dit_accel.evaluation.html import clips, labels, page
-from dit_accel.evaluation.html.evidence import Evidence, gather, share_computed
+from dit_accel.evaluation.html import clips, labels, made, page
 from dit_accel.evaluation.html.front import AXES, points
+from dit_accel.evaluation.html.maps import share_computed
 from dit_accel.evaluation.html.plots import DOTS, thinned
 from dit_accel.evaluation.methods import Setting
+from dit_accel.evaluation.results import Results
 from dit_accel.evaluation.store import Store
+from dit_accel.evaluation.summary import Summary, summarise
 
 FEW = ("uncached", "edcw:0.1")
 VOID = {"meta", "link", "br", "wbr", "input", "img", "hr"}
@@ -39,20 +41,25 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
 
 
 @pytest.fixture(scope="module")
-def evidence(store: Store) -> Evidence:
-    return gather(store, store.plan())
+def results(store: Store) -> Results:
+    return store.results()
+
+
+@pytest.fixture(scope="module")
+def summary(results: Results) -> Summary:
+    return summarise(results)
 
 
 @pytest.fixture(scope="module")
 def html(store: Store, tmp_path_factory: pytest.TempPathFactory) -> str:
     path = tmp_path_factory.mktemp("page") / "page.html"
-    size = html_report.write_report(store, store.plan(), path)
+    size = page.write_report(store, store.spec(), path)
     assert size == path.stat().st_size
     return path.read_text(encoding="utf-8")
 
 
 def written(store: Store, tmp_path: Path) -> str:
-    html_report.write_report(store, store.plan(), tmp_path / "r.html")
+    page.write_report(store, store.spec(), tmp_path / "r.html")
     return (tmp_path / "r.html").read_text(encoding="utf-8")
 
 
@@ -149,9 +156,9 @@ def test_plots_take_their_colours_from_the_page(html):
 # what it tells
 
 
-def test_every_method_is_a_row_with_its_numbers(html, evidence):
+def test_every_method_is_a_row_with_its_numbers(html, summary):
     text = " ".join("".join(read(html).text).split())
-    for row in evidence.summary.rows:
+    for row in summary.rows:
         assert row.label in text
         if row.scores.get("psnr_db") is not None:
             assert f"{row.scores['psnr_db'].value:.1f}" in text
@@ -171,12 +178,12 @@ def test_failed_idle_and_floor_methods_are_told_as_such(html):
 
 
 def test_psnr_is_said_to_measure_alignment(html):
-    assert "how closely a clip matches its uncached twin" in html
+    assert "how closely a clip matches its uncached reference" in html
     assert "does not say how good the clip looks" in html
 
 
-def test_the_command_names_every_setting(evidence):
-    command = page.command(evidence.plan).replace(" \\\n ", "")
+def test_the_command_names_every_setting(results):
+    command = made.command(results.spec).replace(" \\\n ", "")
     assert command.startswith("dit-accel evaluate prompts.jsonl --model owner/model --methods ")
     assert ",".join(LABELS) in command
     for part in ("--steps 12", "--guidance 4", "--height 24", "--frames 7", "--fps 8",
@@ -184,18 +191,18 @@ def test_the_command_names_every_setting(evidence):
         assert part in command
 
 
-def test_the_settings_of_plans_are_told_and_in_the_command_where_they_are_set(evidence):
-    plain = evidence.plan
+def test_the_settings_of_plans_are_told_and_in_the_command_where_they_are_set(results):
+    plain = results.spec
     capped = dataclasses.replace(plain, static=True, cache_memory=1024)
     for plan, there in ((plain, False), (capped, True)):
-        command, settings = page.command(plan), dict(page._settings(plan))
+        command, settings = made.command(plan), dict(made.settings(plan))
         assert ("--static" in command) is ("--cache-memory 1024" in command) is there
-        assert (settings.get("kept values of plans") == "at most 1024 bytes") is there
+        assert (settings.get("cached values of plans") == "at most 1024 bytes") is there
         assert settings.get("plans", "").startswith("static") is there
 
 
-def test_the_front_holds_what_no_other_setting_beats(evidence):
-    shown = points(evidence, AXES[0], "psnr_db")
+def test_the_front_holds_what_no_other_setting_beats(results, summary):
+    shown = points(results, summary, AXES[0], "psnr_db")
     assert {p.setting.label for p in shown} == set(NOISE_SHOWN)
     for point in shown:
         beaten = any(
@@ -208,21 +215,21 @@ NOISE_SHOWN = ("edcw:0.1", "edcw:0.2", "edcw/block:0.2", "diffusers/first-block:
                "fewer-steps:9", "fewer-steps:6", "fewer-steps:3")  # fmt: skip
 
 
-def test_differences_to_fewer_steps_average_to_the_tables(evidence):
-    for setting in evidence.accelerated():
-        row = evidence.rows[setting]
-        found = evidence.minus_steps(setting, "psnr_db")
+def test_differences_to_fewer_steps_average_to_the_tables(results, summary):
+    for setting in results.accelerated():
+        row = summary.by_setting[setting]
+        found = results.minus_steps(setting, "psnr_db")
         told = row.against_steps["psnr_db"]
         assert np.mean(list(found.values())) == pytest.approx(told["value"])
         assert len(found) == told["n"]
 
 
-def test_the_map_is_the_share_of_the_uncached_calls(evidence):
-    shares = share_computed(evidence.pairs[Setting("edcw", 0.2)])
+def test_the_map_is_the_share_of_the_uncached_calls(results):
+    shares = share_computed(results.pairs[Setting("edcw", 0.2)])
     assert shares is not None
     for share in shares.values():
         assert share.shape == (STEPS,) and share.sum() == 5 and set(share) == {0.0, 1.0}
-    assert share_computed(evidence.pairs[Setting("fewer-steps", 6)]) is None
+    assert share_computed(results.pairs[Setting("fewer-steps", 6)]) is None
 
 
 def test_of_many_dots_some_are_drawn_at_even_ranks():
@@ -234,23 +241,23 @@ def test_of_many_dots_some_are_drawn_at_even_ranks():
 # clips
 
 
-def test_the_worst_five_and_the_median_come_first(evidence):
-    chosen = clips.choose(evidence)
+def test_the_worst_five_and_the_median_come_first(results):
+    chosen = clips.choose(results)
     scores = sorted(
         value
-        for setting in evidence.accelerated()
-        for value in evidence.by_prompt(setting, "psnr_db").values()
+        for setting in results.accelerated()
+        for value in results.scores(setting, "psnr_db").values()
     )
     over_all = sorted((c for c in chosen if clips.ALL in c.ranks), key=lambda c: c.ranks[clips.ALL])
     assert [c.psnr_db for c in over_all[:5]] == scores[:5]
     assert over_all[5].psnr_db == scores[len(scores) // 2]
     assert {name for c in chosen for name in c.ranks} - {clips.ALL} == {
-        s.label for s in evidence.accelerated()
+        s.label for s in results.accelerated()
     }
 
 
-def test_small_clips_are_kept_exactly(store, evidence):
-    shown = clips.gallery(store, evidence)
+def test_small_clips_are_kept_exactly(store, results):
+    shown = clips.gallery(store, results)
     assert shown.tier.quality is None and shown.left_out == 0
     player = shown.players[0]
     pair = player.chosen.pair
@@ -261,13 +268,13 @@ def test_small_clips_are_kept_exactly(store, evidence):
         assert (sheet[y : y + 24, x : x + 24] == frame).all()
 
 
-def test_the_heat_map_is_the_difference_times_the_factor_that_is_told(store, evidence):
+def test_the_heat_map_is_the_difference_times_the_factor_that_is_told(store, results):
     import matplotlib
 
-    shown = clips.gallery(store, evidence)
+    shown = clips.gallery(store, results)
     player = max(shown.players, key=lambda p: p.chosen.psnr_db)
     pair = player.chosen.pair
-    one = store.read_clip(pair.twin["id"], pair.twin["frames_sha256"])[0]
+    one = store.read_clip(pair.reference["id"], pair.reference["frames_sha256"])[0]
     other = store.read_clip(pair.job.id, pair.result["frames_sha256"])[0]
     apart = np.abs(one.astype(int) - other.astype(int)).max(-1)
     colours = matplotlib.colormaps["inferno"](np.minimum(apart * player.factor, 255))[..., :3]
@@ -278,14 +285,14 @@ def test_the_heat_map_is_the_difference_times_the_factor_that_is_told(store, evi
 
 def test_large_clips_are_coded_and_made_smaller_until_the_page_has_room(tmp_path):
     store = fake_run(tmp_path / "a", fake_plan(3, ("uncached", "edcw:0.2"), side=176))
-    evidence = gather(store, store.plan())
-    exact = clips.gallery(store, evidence, 10**9)
+    results = store.results()
+    exact = clips.gallery(store, results, 10**9)
     assert exact.tier.quality is None and len(exact.players) == 3
     full = sum(map(len, exact.sheets.values()))
-    coded = clips.gallery(store, evidence, full // 2)
+    coded = clips.gallery(store, results, full // 2)
     assert coded.tier.quality is not None and len(coded.players) == 3
     assert sum(map(len, coded.sheets.values())) <= full // 2
-    least = clips.gallery(store, evidence, 1)
+    least = clips.gallery(store, results, 1)
     assert least.players[0].width == 160 and least.left_out == 2
 
 
@@ -307,8 +314,8 @@ def test_without_kept_clips_the_page_says_so(tmp_path):
 
 def test_a_damaged_clip_is_told_and_the_others_play(tmp_path):
     store = fake_run(tmp_path / "a", fake_plan(3, FEW))
-    evidence = gather(store, store.plan())
-    job = clips.choose(evidence)[0].pair.job.id
+    results = store.results()
+    job = clips.choose(results)[0].pair.job.id
     store.clip_path(job).write_bytes(b"broken")
     html = written(store, tmp_path)
     assert f"could not be read or holds other frames than its result says: {job}" in html
@@ -346,7 +353,7 @@ def test_a_failed_write_leaves_the_old_page(store, tmp_path, monkeypatch):
     monkeypatch.setattr(page, "render", lambda *_: "new")
     monkeypatch.setattr(os, "replace", fail)
     with pytest.raises(OSError, match="No space"):
-        html_report.write_report(store, store.plan(), target)
+        page.write_report(store, store.spec(), target)
     assert [path.name for path in tmp_path.iterdir()] == ["r.html"]
     assert target.read_text() == "old"
 
@@ -408,7 +415,7 @@ def test_a_missing_extra_is_named(store, monkeypatch, tmp_path):
     assert found.exit_code == 2
     assert "surely_not_installed is not installed: pip install 'dit-accel[report]'" in found.output
     with pytest.raises(ModuleNotFoundError, match=r"dit-accel\[report\]"):
-        html_report.write_report(store, store.plan(), tmp_path / "r.html")
+        page.write_report(store, store.spec(), tmp_path / "r.html")
 
 
 # labels
@@ -531,7 +538,7 @@ def test_the_keys_play_and_step(opened):
     group.get_by_role("button", name="Play").wait_for()
 
 
-def test_a_canvas_holds_the_very_pixels_of_its_frame(opened, store, evidence):
+def test_a_canvas_holds_the_very_pixels_of_its_frame(opened, store, results):
     group = first_group(opened)
     group.locator(".scrub").fill("4")
     drawn = (
@@ -539,7 +546,7 @@ def test_a_canvas_holds_the_very_pixels_of_its_frame(opened, store, evidence):
         .nth(1)
         .evaluate("c => [...c.getContext('2d').getImageData(0, 0, c.width, c.height).data]")
     )
-    pair = clips.choose(evidence)[0].pair
+    pair = clips.choose(results)[0].pair
     frame = store.read_clip(pair.job.id, pair.result["frames_sha256"])[4]
     assert (np.array(drawn).reshape(24, 24, 4)[..., :3] == frame).all()
 

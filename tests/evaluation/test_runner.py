@@ -99,7 +99,7 @@ def test_a_run_scores_every_method_and_says_what_had_no_effect(prompts, model, t
         "diffusers/faster-cache:2": {"failed"},  # it expects both branches in one batch
     }
     assert "no effect" in run.output and "failed" in run.output
-    rows = {row.label: row for row in summarise(Store(out)).rows}
+    rows = {row.label: row for row in summarise(Store(out).results()).rows}
     assert rows["edcw:0"].scores["psnr_db"].value == 100
     assert rows["edcw:0"].exact_frames == rows["edcw:0"].frames == 27
     assert rows["edcw:0"].flops_kept.value == 1
@@ -146,7 +146,7 @@ def test_the_noise_floor_flags_what_cannot_be_told_from_a_rerun(prompts, model, 
     out = tmp_path / "a"
     run = evaluate(prompts, model, out, "--methods", "edcw:0,fewer-steps:2", "--noise-floor")
     assert run.exit_code == 0, run.output
-    summary = summarise(Store(out))
+    summary = summarise(Store(out).results())
     rows = {row.label: row for row in summary.rows}
     assert rows["rerun"].scores["psnr_db"].value == 100
     assert summary.floor["psnr_db"][0] == "rerun/dtype"
@@ -396,7 +396,7 @@ def test_a_missing_prompt_file_is_named(model, tmp_path):
 
 def test_a_folder_that_is_no_evaluation_is_named(tmp_path):
     with pytest.raises(StoreError, match=r"no manifest\.json"):
-        Store(tmp_path).plan()
+        Store(tmp_path).spec()
 
 
 # parts
@@ -495,9 +495,7 @@ def test_two_methods_are_compared_on_the_prompts_that_both_have(prompts, model, 
     out = tmp_path / "a"
     evaluate(prompts, model, out, "--methods", "edcw:0,fewer-steps:2")
     store = Store(out)
-    interval, verdict = paired(
-        store, store.plan(), parse("edcw:0"), parse("fewer-steps:2"), "psnr_db"
-    )
+    interval, verdict = paired(store.results(), parse("edcw:0"), parse("fewer-steps:2"), "psnr_db")
     assert interval.n == 3 and interval.value > 0
     assert verdict == "better"
 

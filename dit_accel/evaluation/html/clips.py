@@ -1,9 +1,10 @@
-"""The clips that the page shows: which, and as pictures that hold all frames of one.
+"""Chooses the clips that the page shows, and encodes each as one picture that holds all its frames.
 
-A sheet has a clip's frames in rows; a script draws one of them at a time, so that any number of
-sheets stay on the same frame, in every browser. Small clips are kept exactly. Large ones are scaled
-down and coded with loss until the page has room for them; differences are always taken between the
-whole, exact frames first.
+In: results and their stored clips. Out: players: the uncached clip, the method's, the difference.
+Knows: a sheet has a clip's frames in rows, and a script draws one of them at a time, so that any
+number of sheets stay on the same frame in every browser. Small clips are exact; large ones are
+scaled and compressed until the page has room. Differences are taken from exact frames.
+Source: ours.
 """
 
 from __future__ import annotations
@@ -20,8 +21,8 @@ import numpy as np
 import numpy.typing as npt
 
 from dit_accel.core import video
-from dit_accel.evaluation.html.evidence import Evidence, ScoredPair, psnr_of
-from dit_accel.evaluation.methods import Setting
+from dit_accel.evaluation.methods.row import Setting
+from dit_accel.evaluation.results import Results, ScoredPair
 from dit_accel.evaluation.store import Store, StoreError
 
 WORST = 5
@@ -35,7 +36,7 @@ _SIDE_LIMIT = 16_000
 
 @dataclass(frozen=True)
 class Tier:
-    """How clips are kept: longest side in pixels (None: as it is), and quality (None: exact)."""
+    """How clips are encoded: longest side in pixels (None: as it is), quality (None: exact)."""
 
     side: int | None
     quality: int | None
@@ -62,7 +63,7 @@ class Chosen:
 
 @dataclass(frozen=True)
 class Player:
-    """One clip beside its uncached twin: names of the three sheets, and how to read them."""
+    """One clip beside its uncached reference: names of the three sheets, and their layout."""
 
     chosen: Chosen
     sheets: tuple[str, str, str]
@@ -77,7 +78,7 @@ class Player:
 
 @dataclass(frozen=True)
 class Gallery:
-    """All players, the sheets that they read, and what is said about them."""
+    """All players, their sheets, and what the page says about them."""
 
     players: list[Player]
     sheets: dict[str, str]
@@ -87,13 +88,13 @@ class Gallery:
     unreadable: list[str]
 
 
-def gallery(store: Store, evidence: Evidence, budget: int = BUDGET) -> Gallery:
+def gallery(store: Store, results: Results, budget: int = BUDGET) -> Gallery:
     """The worst clips and the median one, of all accelerated methods and of each.
 
     Args:
         budget: bytes that the sheets may take on the page.
     """
-    wanted = choose(evidence)
+    wanted = choose(results)
     reader = _ClipReader(store)
     first = [c for c in wanted if ALL in c.ranks and reader.both(c.pair) is not None]
     tier = _tier(reader, first, budget)
@@ -119,22 +120,22 @@ def gallery(store: Store, evidence: Evidence, budget: int = BUDGET) -> Gallery:
     return Gallery(players, sheets, tier, size, left_out, reader.unreadable)
 
 
-def choose(evidence: Evidence) -> list[Chosen]:
+def choose(results: Results) -> list[Chosen]:
     """What to show, the most wanted first: over all methods, then each method's in turn."""
     found: dict[str, Chosen] = {}
 
     def take(ranked: Sequence[tuple[float, ScoredPair]], name: str, rank: int) -> None:
         at = len(ranked) // 2 if rank == WORST else rank
-        if at < len(ranked) and (rank == WORST or rank < len(ranked)):
+        if at < len(ranked):
             value, pair = ranked[at]
             found.setdefault(pair.job.id, Chosen(pair, value)).ranks.setdefault(name, rank)
 
-    settings = evidence.accelerated()
-    everything = _ranked([pair for s in settings for pair in evidence.pairs[s]])
+    settings = results.accelerated()
+    everything = _ranked([pair for s in settings for pair in results.pairs[s]])
     for rank in range(WORST + 1):
         take(everything, ALL, rank)
     each: dict[Setting, list[tuple[float, ScoredPair]]] = {
-        s: _ranked(evidence.pairs[s]) for s in settings
+        s: _ranked(results.pairs[s]) for s in settings
     }
     for rank in (0, WORST, *range(1, WORST)):
         for setting, ranked in each.items():
@@ -143,7 +144,7 @@ def choose(evidence: Evidence) -> list[Chosen]:
 
 
 def _ranked(pairs: Sequence[ScoredPair]) -> list[tuple[float, ScoredPair]]:
-    scored = [(value, pair) for pair in pairs if (value := psnr_of(pair)) is not None]
+    scored = [(value, pair) for pair in pairs if (value := pair.psnr_db) is not None]
     return sorted(scored, key=lambda entry: (entry[0], entry[1].job.id))
 
 
@@ -152,15 +153,15 @@ class _ClipReader:
 
     def __init__(self, store: Store) -> None:
         self._store = store
-        self._twins: dict[str, video.Frames | None] = {}
+        self._uncached: dict[str, video.Frames | None] = {}
         self.unreadable: list[str] = []
 
     def both(self, pair: ScoredPair) -> tuple[video.Frames, video.Frames] | None:
         """The uncached frames and the method's, or None."""
-        twin = pair.twin["id"]
-        if twin not in self._twins:
-            self._twins[twin] = self._read(twin, pair.twin["frames_sha256"])
-        uncached = self._twins[twin]
+        name = pair.reference["id"]
+        if name not in self._uncached:
+            self._uncached[name] = self._read(name, pair.reference["frames_sha256"])
+        uncached = self._uncached[name]
         mine = (
             self._read(pair.job.id, pair.result["frames_sha256"]) if uncached is not None else None
         )
@@ -219,12 +220,12 @@ def _player(
 ) -> tuple[Player, dict[str, str]]:
     """A player, and those of its sheets that are not known yet."""
     uncached, mine = both
-    job, twin = chosen.pair.job, chosen.pair.twin["id"]
+    job, reference = chosen.pair.job, chosen.pair.reference["id"]
     apart = difference(uncached, mine)
     factor = _factor(apart)
     width, height = _scaled(uncached.shape[2], uncached.shape[1], tier)
     columns = min(len(mine), max(1, _SIDE_LIMIT // width), math.ceil(math.sqrt(len(mine))))
-    names = f"u-{twin}", f"m-{job.id}", f"d-{job.id}"
+    names = f"u-{reference}", f"m-{job.id}", f"d-{job.id}"
     clips = (uncached, mine, _heat(apart, factor))
     new = {
         name: encode(_sheet(_resized(clip, width, height), columns), tier.quality)

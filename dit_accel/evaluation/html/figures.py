@@ -1,13 +1,15 @@
-"""What the page's plots share: names and decimals of metrics, sizes, and where scores are drawn."""
+"""What the page's plots share: names and decimals of metrics, sizes, and where scores are drawn.
+
+In: a metric, a value or a size. Out: texts, numbers and margins.
+Source: ours.
+"""
 
 from __future__ import annotations
 
 import math
 from typing import Any
 
-from dit_accel.evaluation.html.evidence import Evidence
-from dit_accel.evaluation.html.svg import Size, look
-from dit_accel.evaluation.methods import METHODS
+from dit_accel.evaluation.html.svg import Size
 from dit_accel.evaluation.statistics import Interval
 from dit_accel.metrics import METRICS
 
@@ -44,10 +46,12 @@ def shown_at(metric: str, value: float) -> float:
 
 
 def end_at(metric: str, value: float | None) -> float | None:
+    """As `shown_at`, of an interval's end."""
     return None if value is None else shown_at(metric, value)
 
 
 def score_ticks(axis: Any, metric: str) -> None:
+    """Label an axis of scores; the ceiling's tick has a "+"."""
     ceiling = CEILING.get(metric, math.inf)
     axis.set_major_formatter(lambda value, _: f"{value:g}" + ("+" if value >= ceiling else ""))
 
@@ -73,13 +77,5 @@ def margins(
 
 
 def kind(size: Size) -> str:
+    """A part of the ids of a figure of this size."""
     return "narrow" if size.narrow else "wide"
-
-
-def key(evidence: Evidence) -> list[tuple[str, str, str, str]]:
-    """(method, CSS colour, marker, what it is) of all curves."""
-    slots = evidence.slots()
-    return [
-        (name, look(slots[name]).variable, look(slots[name]).marker, METHODS[name].summary)
-        for name in evidence.families()
-    ]

@@ -1,4 +1,8 @@
-"""The plot of speed against fidelity: one curve a method, the front, and the noise floor."""
+"""The plot of speed against fidelity: one curve a method, the Pareto front, and the noise floor.
+
+In: results and their summary. Out: SVG in two widths, for a desktop and for a phone.
+Source: ours.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +13,6 @@ from typing import Any
 
 import numpy as np
 
-from dit_accel.evaluation.html.evidence import Evidence
 from dit_accel.evaluation.html.figures import (
     NARROW,
     WIDE,
@@ -34,9 +37,10 @@ from dit_accel.evaluation.html.svg import (
     look,
     to_svg,
 )
-from dit_accel.evaluation.methods import Setting
+from dit_accel.evaluation.methods.row import Setting
+from dit_accel.evaluation.results import Results
 from dit_accel.evaluation.statistics import Interval
-from dit_accel.evaluation.summary import MethodSummary
+from dit_accel.evaluation.summary import MethodSummary, Summary
 from dit_accel.metrics import METRICS
 
 
@@ -74,11 +78,11 @@ AXES = (
 )
 
 
-def points(evidence: Evidence, axis: Axis, metric: str) -> list[Point]:
+def points(results: Results, summary: Summary, axis: Axis, metric: str) -> list[Point]:
     """All drawn settings that have both; those that no other beats in both are on the front."""
-    rows = evidence.rows
+    rows = summary.by_setting
     found = []
-    for setting in evidence.drawn():
+    for setting in results.drawn():
         x, y = axis.value(rows[setting]), rows[setting].scores.get(metric)
         if x is not None and y is not None and math.isfinite(y.value):
             found.append((setting, x, y))
@@ -95,24 +99,26 @@ def points(evidence: Evidence, axis: Axis, metric: str) -> list[Point]:
     ]  # fmt: skip
 
 
-def front(evidence: Evidence, axis: Axis, metric: str) -> tuple[str, str] | None:
+def front(results: Results, summary: Summary, axis: Axis, metric: str) -> tuple[str, str] | None:
     """Speed against fidelity, (wide, narrow); None where there is nothing to draw."""
-    shown = points(evidence, axis, metric)
+    shown = points(results, summary, axis, metric)
     if not shown:
         return None
     sizes = Size(WIDE[0], 500, WIDE[1]), Size(NARROW[0], 360, NARROW[1])
-    wide, narrow = (_front(evidence, axis, metric, shown, size) for size in sizes)
+    wide, narrow = (_front(results, summary, axis, metric, shown, size) for size in sizes)
     return wide, narrow
 
 
-def _front(evidence: Evidence, axis: Axis, metric: str, shown: list[Point], size: Size) -> str:
-    slots = evidence.slots()
+def _front(
+    results: Results, summary: Summary, axis: Axis, metric: str, shown: list[Point], size: Size
+) -> str:
+    slots = results.slots()
     tips: dict[str, str] = {}
     with drawing(size) as figure:
         axes = figure.add_axes(margins(size, left=62 if not size.narrow else 44, bottom=52))
         families = {
             name: [p for s in settings for p in shown if p.setting == s]
-            for name, settings in evidence.families().items()
+            for name, settings in results.families().items()
         }
         for name, family in families.items():
             style = look(slots[name])
@@ -125,7 +131,7 @@ def _front(evidence: Evidence, axis: Axis, metric: str, shown: list[Point], size
                 tips[gid] = _tip(point, axis, metric)
                 _point(axes, point, style, gid, metric)
         _limits(axes, shown, metric)
-        _draw_floor(axes, evidence, metric, size)
+        _draw_floor(axes, summary, metric, size)
         axes.set_xlabel(axis.title)
         axes.set_title(title(metric), loc="left", fontsize=size.font, color=MUTED, pad=10)
         axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}×")
@@ -160,11 +166,11 @@ def _limits(axes: Any, shown: list[Point], metric: str) -> None:
         axes.invert_yaxis()
 
 
-def _draw_floor(axes: Any, evidence: Evidence, metric: str, size: Size) -> None:
+def _draw_floor(axes: Any, summary: Summary, metric: str, size: Size) -> None:
     """A band from the floor to the better side; a note at the edge where it is out of sight."""
-    if metric not in evidence.summary.floor:
+    if metric not in summary.floor:
         return
-    name, value = evidence.summary.floor[metric]
+    name, value = summary.floor[metric]
     higher = METRICS[metric].direction == "higher"
     low, high = sorted(axes.get_ylim())
     text = f"noise floor: {name} {value:.{digits(metric)}f}"

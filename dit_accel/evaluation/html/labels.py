@@ -1,4 +1,9 @@
-"""Where the texts of a plot go, so that none covers another or a point: greedy, in pixels."""
+"""Places the texts of a plot so that none covers another or a point.
+
+In: texts at points. Out: the same, drawn beside their points on matplotlib's axes.
+Knows: pixels. It is greedy: the first text has the first choice.
+Source: ours.
+"""
 
 from __future__ import annotations
 

@@ -1,18 +1,24 @@
-"""Which steps were computed at which places, as small pictures: opaque where all calls were."""
+"""Small pictures of which steps were computed at which places of the model.
+
+In: the results of a method. Out: a picture: steps from left to right, places from top to bottom,
+opaque where all calls of the uncached clip were computed.
+Source: ours.
+"""
 
 from __future__ import annotations
 
 import base64
 import io
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import cast
 
 import numpy as np
 import numpy.typing as npt
 
-from dit_accel.evaluation.html.evidence import Evidence, share_computed
-from dit_accel.evaluation.methods import METHODS
+from dit_accel.evaluation.results import Results, ScoredPair
 
+Shares = npt.NDArray[np.float64]
 _COLOUR = (46, 124, 201)  # reads on white and on black
 _CELL = 6
 
@@ -30,17 +36,37 @@ class PlanMap:
     bands: list[tuple[str, float, float]]
 
 
-def plan_maps(evidence: Evidence) -> list[PlanMap]:
-    """A map for every accelerated method that keeps the uncached clip's steps."""
+def plan_maps(results: Results) -> list[PlanMap]:
+    """A map for every accelerated method that has the uncached clip's steps."""
     found = []
-    for setting in evidence.accelerated():
-        shares = share_computed(evidence.pairs[setting])
-        if shares and not METHODS[setting.method].control:
+    for setting in results.accelerated():
+        shares = share_computed(results.pairs[setting])
+        if shares:
             found.append(_map(setting.label, shares))
     return found
 
 
-def _map(label: str, shares: dict[str, npt.NDArray[np.float64]]) -> PlanMap:
+def share_computed(pairs: Sequence[ScoredPair]) -> dict[str, Shares] | None:
+    """By place, the share of the uncached clip's calls that was computed at each step.
+
+    Args:
+        pairs: clips of one setting; the shares are their mean.
+
+    Returns:
+        `(steps,)` each; None where the steps are not those of the uncached clip.
+    """
+    found: dict[str, list[Shares]] = {}
+    for pair in pairs:
+        mine, full = pair.result["computed"], pair.reference["computed"]
+        for place, calls in full.items():
+            if len(mine.get(place, ())) != len(calls):
+                return None
+            ratio = np.divide(mine[place], np.maximum(calls, 1), dtype=np.float64)
+            found.setdefault(place, []).append(ratio)
+    return {place: np.mean(values, axis=0) for place, values in found.items()} or None
+
+
+def _map(label: str, shares: dict[str, Shares]) -> PlanMap:
     ordered = sorted(shares, key=_key)
     grid = np.array([shares[place] for place in ordered])
     kinds = [_kind(place) for place in ordered]
@@ -71,7 +97,7 @@ def _key(place: str) -> tuple[str, list[int]]:
     return _kind(place), [int(part) for part in place.split(".") if part.isdigit()]
 
 
-def _picture(grid: npt.NDArray[np.float64]) -> str:
+def _picture(grid: Shares) -> str:
     from PIL import Image
 
     cells = np.empty((*grid.shape, 4), np.uint8)

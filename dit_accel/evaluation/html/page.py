@@ -1,41 +1,119 @@
-"""Evidence and pictures -> one HTML text; no clock, no chance: the same folder, the same page."""
+"""Renders results and pictures as one HTML text, and writes it.
+
+In: the folder of an evaluation. Out: one file that asks the network for nothing.
+Knows: the template and its data. No clock and no chance: the same folder gives the same page.
+Source: ours.
+"""
 
 from __future__ import annotations
 
-import dataclasses
 import importlib.resources
 import json
-import shlex
+import os
+import secrets
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from dit_accel.evaluation.html import clips, figures, front, maps, plots
-from dit_accel.evaluation.html.evidence import PSNR, Evidence, gather, is_floor
+from dit_accel.evaluation.html import clips, figures, front, lacking, made, maps, plots
 from dit_accel.evaluation.html.svg import look
 from dit_accel.evaluation.jobs import EvaluationSpec
-from dit_accel.evaluation.methods import METHODS, UNCACHED, Setting
+from dit_accel.evaluation.methods import METHODS, UNCACHED
+from dit_accel.evaluation.results import PSNR, Results
 from dit_accel.evaluation.statistics import Interval
 from dit_accel.evaluation.store import Store
-from dit_accel.evaluation.summary import MethodSummary
+from dit_accel.evaluation.summary import MethodSummary, Summary, summarise
 from dit_accel.metrics import METRICS
-from dit_accel.models import miniature
 
 PREFERRED = ("psnr_db", "ssim", "tof", "lpips")
-EMBEDDED = "embedded miniature"
+_READ_BY_SCRIPT = ("sheets", "frames", "columns", "width", "height", "fps")
 _SIGNIFICANT = 5
+_INTERVAL = ("value", "low", "high", "n")
+Pictures = tuple[str, str]  # for a desktop and for a phone
 
 
-def render(store: Store, plan: EvaluationSpec) -> str:
+def write_report(store: Store, spec: EvaluationSpec, path: Path) -> int:
+    """Write the page of an evaluation, as far as it is done; the file is whole or not there.
+
+    Args:
+        store: the evaluation's folder.
+        spec: as `store.spec()` reads it.
+        path: where the page goes; a file that is there is replaced.
+
+    Returns:
+        its size in bytes.
+
+    Raises:
+        ModuleNotFoundError: the extra `report` is not installed.
+        StoreError: a result cannot be read.
+        OSError: the page cannot be written.
+    """
+    if needed := lacking():
+        raise ModuleNotFoundError(needed)
+    content = render(store, spec).encode("utf-8")
+    scratch = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    try:
+        with scratch.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(scratch, path)
+    finally:
+        scratch.unlink(missing_ok=True)
+    return len(content)
+
+
+def render(store: Store, spec: EvaluationSpec) -> str:
     """The page of an evaluation.
 
     Raises:
         StoreError: a result cannot be read.
     """
+    results = store.results(spec)
+    summary = summarise(results)
+    shown = clips.gallery(store, results)
+    metrics = _preferred(spec)
+    return (
+        _environment()
+        .get_template("page.html.j2")
+        .render(
+            spec=spec,
+            model=f"the {made.EMBEDDED}" if spec.model.name == made.EMBEDDED else spec.model.name,
+            ceiling=_ceiling(results),
+            summary=summary,
+            counts=_counts(summary),
+            metrics=_ordered(spec.metrics),
+            preferred=metrics,
+            title=figures.title,
+            digits=figures.digits,
+            METRICS=METRICS,
+            rows=_rows(results, summary),
+            fronts=_fronts(results, summary),
+            key=_key(results),
+            prompt_plots=_drawn(metrics, lambda metric: plots.prompts(results, summary, metric)),
+            frame_plots=_drawn(metrics, lambda metric: plots.frames(results, metric)),
+            dots=plots.DOTS,
+            paired=_script(_paired(results, summary)),
+            maps=maps.plan_maps(results),
+            gallery=shown,
+            players=_players(shown, results),
+            lists=_lists(shown),
+            sheets=_script(shown.sheets),
+            settings=made.settings(spec),
+            machines=results.machines(),
+            journal=store.journal(),
+            command=made.command(spec),
+            prompts_file=made.prompts_file(spec),
+            style=_data("style.css"),
+            scripts=[_data(name) for name in ("player.js", "paired.js", "page.js")],
+        )
+    )
+
+
+def _environment() -> Any:
     import jinja2
 
-    evidence = gather(store, plan)
-    shown = clips.gallery(store, evidence)
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("dit_accel.evaluation.html", "."),
         autoescape=True,
@@ -45,42 +123,7 @@ def render(store: Store, plan: EvaluationSpec) -> str:
     )
     environment.filters |= {"breakable": _breakable, "fixed": _fixed, "signed": _signed}
     environment.filters["zip_titles"] = _with_titles
-    page = environment.get_template("page.html.j2")
-    return page.render(
-        plan=plan,
-        model=f"the {EMBEDDED}" if plan.model.name == EMBEDDED else plan.model.name,
-        ceiling=_ceiling(evidence),
-        evidence=evidence,
-        summary=evidence.summary,
-        counts=_counts(evidence),
-        metrics=_ordered(plan.metrics),
-        preferred=_preferred(plan),
-        title=figures.title,
-        digits=figures.digits,
-        METRICS=METRICS,
-        METHODS=METHODS,
-        rows=_rows(evidence),
-        fronts=_fronts(evidence, plan),
-        axes=front.AXES,
-        key=figures.key(evidence),
-        prompt_plots=_both(evidence, plan, plots.prompts),
-        frame_plots=_both(evidence, plan, plots.frames),
-        dots=plots.DOTS,
-        paired=_script(_paired(evidence, plan)),
-        can_pair=len(evidence.drawn()) > 0,
-        maps=maps.plan_maps(evidence),
-        gallery=shown,
-        players=_players(shown, evidence),
-        lists=_lists(shown),
-        sheets=_script(shown.sheets),
-        settings=_settings(plan),
-        machines=evidence.machines(),
-        journal=evidence.journal,
-        command=command(plan),
-        prompts_file=_prompts_file(plan),
-        style=_data("style.css"),
-        scripts=[_data(name) for name in ("player.js", "paired.js", "page.js")],
-    )
+    return environment
 
 
 def _with_titles(metrics: Iterable[str], title: Callable[[str], str]) -> list[tuple[str, str]]:
@@ -104,9 +147,8 @@ def _signed(value: float, decimals: int) -> str:
 
 @dataclass(frozen=True)
 class TableRow:
-    """One row of the table, and what is told below it."""
+    """One row of the table, and the notes below it."""
 
-    setting: Setting
     row: MethodSummary
     variable: str | None
     marker: str
@@ -115,41 +157,40 @@ class TableRow:
     notes: list[tuple[str, str]]
 
 
-def _rows(evidence: Evidence) -> list[TableRow]:
-    slots = evidence.slots()
+def _rows(results: Results, summary: Summary) -> list[TableRow]:
+    slots = results.slots()
     found = []
-    for setting, row in evidence.rows.items():
-        style = (
-            None if setting.method == UNCACHED or is_floor(setting) else look(slots[setting.method])
-        )
-        found.append(
-            TableRow(
-                setting,
-                row,
-                style.variable if style else None,
-                style.marker if style else "",
-                is_floor(setting),
-                _verdicts(row),
-                _notes(row),
-            )
-        )
+    for setting, row in summary.by_setting.items():
+        plain = setting.method == UNCACHED or setting.is_rerun
+        style = None if plain else look(slots[setting.method])
+        variable, marker = (style.variable, style.marker) if style else (None, "")
+        notes = _notes(row)
+        found.append(TableRow(row, variable, marker, setting.is_rerun, _verdicts(row), notes))
     return found
+
+
+def _key(results: Results) -> list[tuple[str, str, str, str]]:
+    """(method, CSS colour, marker, what it is) of all curves."""
+    looks = {name: look(results.slots()[name]) for name in results.families()}
+    return [
+        (name, style.variable, style.marker, METHODS[name].summary) for name, style in looks.items()
+    ]
 
 
 def _verdicts(row: MethodSummary) -> list[tuple[str, str, Interval]]:
     """(metric, verdict, difference) for the preferred metrics that were compared."""
     return [
-        (name, str(told["verdict"]), Interval(told["value"], told["low"], told["high"], told["n"]))
+        (name, str(found["verdict"]), Interval(*map(found.__getitem__, _INTERVAL)))
         for name in PREFERRED[:2]
-        if (told := row.against_steps.get(name)) and told["value"] is not None
+        if (found := row.against_steps.get(name)) and found["value"] is not None
     ]
 
 
 def _notes(row: MethodSummary) -> list[tuple[str, str]]:
     notes = [("failed", error) for error in row.errors]
     if row.status["no effect"]:
-        alike = "bit-equal to the uncached clip, and nothing was saved"
-        notes.append(("no effect", f"{row.status['no effect']} of its clips: {alike}"))
+        count = row.status["no effect"]
+        notes.append(("no effect", f"{count} clips equal the uncached ones, and nothing was saved"))
     if row.exact_frames and not row.status["no effect"]:
         notes.append(
             ("exact", f"{row.exact_frames} of {row.frames} frames equal the uncached ones")
@@ -157,8 +198,8 @@ def _notes(row: MethodSummary) -> list[tuple[str, str]]:
     return notes + [("remark", text) for text in row.remarks]
 
 
-def _counts(evidence: Evidence) -> dict[str, int]:
-    statuses = [row.status for row in evidence.summary.rows]
+def _counts(summary: Summary) -> dict[str, int]:
+    statuses = [row.status for row in summary.rows]
     return {name: sum(status[name] for status in statuses) for name in statuses[0]}
 
 
@@ -167,110 +208,97 @@ def _ordered(metrics: tuple[str, ...]) -> list[str]:
     return first + [name for name in metrics if name not in first]
 
 
-def _preferred(plan: EvaluationSpec) -> list[str]:
+def _preferred(spec: EvaluationSpec) -> list[str]:
     """The metrics that are drawn: the preferred ones, else the first that there is."""
-    return [name for name in PREFERRED if name in plan.metrics][:3] or list(plan.metrics[:1])
+    return [name for name in PREFERRED if name in spec.metrics][:3] or list(spec.metrics[:1])
 
 
-def _fronts(evidence: Evidence, plan: EvaluationSpec) -> dict[tuple[str, str], tuple[str, str]]:
+def _fronts(results: Results, summary: Summary) -> dict[tuple[str, str], Pictures]:
     return {
         (axis.key, metric): found
-        for metric in _preferred(plan)
+        for metric in _preferred(results.spec)
         for axis in front.AXES
-        if (found := front.front(evidence, axis, metric)) is not None
+        if (found := front.front(results, summary, axis, metric)) is not None
     }
 
 
-def _ceiling(evidence: Evidence) -> float | None:
+def _ceiling(results: Results) -> float | None:
     """The PSNR at which scores are drawn at the edge, if some are."""
     ceiling = figures.CEILING[PSNR]
-    scores = (evidence.by_prompt(setting, PSNR).values() for setting in evidence.drawn())
+    scores = (results.scores(setting, PSNR).values() for setting in results.drawn())
     return ceiling if any(value > ceiling for values in scores for value in values) else None
 
 
-def _both(evidence: Evidence, plan: EvaluationSpec, draw: Any) -> dict[str, tuple[str, str]]:
-    return {
-        metric: found
-        for metric in _preferred(plan)
-        if (found := draw(evidence, metric)) is not None
-    }
+def _drawn(metrics: list[str], draw: Callable[[str], Pictures | None]) -> dict[str, Pictures]:
+    return {metric: found for metric in metrics if (found := draw(metric)) is not None}
 
 
 # what the scripts read
 
 
-def _paired(evidence: Evidence, plan: EvaluationSpec) -> dict[str, Any]:
+def _paired(results: Results, summary: Summary) -> dict[str, Any]:
     """Every prompt's scores, and their differences to fewer steps at equal FLOPs."""
-    slots, rows = evidence.slots(), evidence.rows
-    drawn = evidence.drawn()
-    names = [prompt.id for prompt in plan.prompts]
-    metrics = {}
-    for metric in _preferred(plan):
-        scores, steps, told = [], [], []
-        for setting in drawn:
-            scores.append(_values(evidence.by_prompt(setting, metric), names))
-            control = METHODS[setting.method].control
-            steps.append(None if control else _values(evidence.minus_steps(setting, metric), names))
-            against = rows[setting].against_steps.get(metric)
-            told.append(_rounded(against) if against else None)
-        metrics[metric] = {
-            "title": figures.title(metric),
-            "digits": figures.digits(metric),
-            "higher": METRICS[metric].direction == "higher",
-            "scores": scores,
-            "minusSteps": steps,
-            "told": told,
-        }
+    slots, drawn = results.slots(), results.drawn()
     return {
-        "prompts": names,
-        "methods": [s.label for s in drawn],
-        "colours": [look(slots[s.method]).variable for s in drawn],
-        "metrics": metrics,
+        "prompts": [prompt.id for prompt in results.spec.prompts],
+        "methods": [setting.label for setting in drawn],
+        "colours": [look(slots[setting.method]).variable for setting in drawn],
+        "metrics": {
+            metric: {
+                "title": figures.title(metric),
+                "digits": figures.digits(metric),
+                "higher": METRICS[metric].direction == "higher",
+                "scores": [_values(results, results.scores(s, metric)) for s in drawn],
+                "minusSteps": [
+                    None if s.control else _values(results, results.minus_steps(s, metric))
+                    for s in drawn
+                ],
+                "againstSteps": [_rounded(summary.by_setting[s], metric) for s in drawn],
+            }
+            for metric in _preferred(results.spec)
+        },
     }
 
 
-def _values(by_prompt: dict[str, float], names: list[str]) -> list[float | None]:
-    return [None if name not in by_prompt else _short(by_prompt[name]) for name in names]
+def _values(results: Results, by_prompt: dict[str, float]) -> list[float | None]:
+    found = (by_prompt.get(prompt.id) for prompt in results.spec.prompts)
+    return [None if value is None else _short(value) for value in found]
 
 
-def _rounded(told: dict[str, Any]) -> dict[str, Any]:
-    return {k: _short(v) if isinstance(v, float) else v for k, v in told.items()}
+def _rounded(row: MethodSummary, metric: str) -> dict[str, Any] | None:
+    found = row.against_steps.get(metric)
+    if not found:
+        return None
+    return {key: _short(v) if isinstance(v, float) else v for key, v in found.items()}
 
 
 def _short(value: float) -> float:
     return float(f"{value:.{_SIGNIFICANT}g}")
 
 
-def _players(shown: clips.Gallery, evidence: Evidence) -> list[dict[str, Any]]:
-    texts = {prompt.id: prompt.prompt for prompt in evidence.plan.prompts}
-    slots = evidence.slots()
-    return [
-        {
-            "label": (pair := player.chosen.pair).setting.label,
-            "variable": look(slots[pair.setting.method]).variable,
-            "prompt": texts[pair.prompt],
-            "prompt_id": pair.prompt,
-            "seed": pair.job.clip.seed,
-            "psnr": player.chosen.psnr_db,
-            "ranks": player.chosen.ranks,
-            "data": json.dumps(
-                {
-                    "sheets": player.sheets,
-                    "frames": player.frames,
-                    "columns": player.columns,
-                    "width": player.width,
-                    "height": player.height,
-                    "fps": player.fps,
-                    "opensAt": player.opens_at,
-                }
-            ),
-            "width": player.width,
-            "height": player.height,
-            "frames": player.frames,
-            "factor": player.factor,
-        }
-        for player in shown.players
-    ]
+def _players(shown: clips.Gallery, results: Results) -> list[dict[str, Any]]:
+    texts = {prompt.id: prompt.prompt for prompt in results.spec.prompts}
+    slots = results.slots()
+    return [_player(player, texts, slots) for player in shown.players]
+
+
+def _player(player: clips.Player, texts: dict[str, str], slots: dict[str, int]) -> dict[str, Any]:
+    job = player.chosen.pair.job
+    read = {name: getattr(player, name) for name in _READ_BY_SCRIPT} | {"opensAt": player.opens_at}
+    return {
+        "label": job.method.label,
+        "variable": look(slots[job.method.method]).variable,
+        "prompt": texts[job.prompt_id],
+        "prompt_id": job.prompt_id,
+        "seed": job.clip.seed,
+        "psnr": player.chosen.psnr_db,
+        "ranks": player.chosen.ranks,
+        "data": json.dumps(read),
+        "width": player.width,
+        "height": player.height,
+        "frames": player.frames,
+        "factor": player.factor,
+    }
 
 
 def _lists(shown: clips.Gallery) -> list[tuple[str, str]]:
@@ -284,69 +312,6 @@ def _script(content: Any) -> str:
     """JSON that may stand inside a script element."""
     text = json.dumps(content, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
-
-
-# how to make it again
-
-
-def _settings(plan: EvaluationSpec) -> list[tuple[str, str]]:
-    clip = plan.clip
-    found = [
-        ("model", plan.model.name),
-        ("pipeline", plan.model.pipeline),
-        ("fingerprint of the weights", plan.model.fingerprint),
-        ("clip", f"{clip.frames} frames of {clip.width} × {clip.height} pixels"),
-        ("steps", f"{clip.steps}"),
-        ("guidance", f"{clip.guidance:g}"),
-        ("negative prompt", clip.negative or "none"),
-        ("seeds", ", ".join(map(str, plan.seeds))),
-        ("dtype, device", f"{plan.dtype}, {plan.device}"),
-    ]
-    if clip.fps:
-        found.insert(4, ("frames per second", f"{clip.fps:g}"))
-    if plan.static:
-        found.append(("plans", "static: every run does the same, without a guard"))
-    if plan.cache_memory is not None:
-        found.append(("kept values of plans", f"at most {plan.cache_memory} bytes"))
-    return [*found, *((name, version) for name, version in plan.versions.items())]
-
-
-def command(plan: EvaluationSpec) -> str:
-    """The command that makes this evaluation, given its prompts as `prompts.jsonl`."""
-    clip = plan.clip
-    own = plan.model.name not in (EMBEDDED, miniature.MINIATURE_NAME)
-    options: list[tuple[str, Any]] = [
-        ("--model", plan.model.name if own else None),
-        ("--methods", ",".join(setting.label for setting in plan.methods)),
-        ("--metrics", ",".join(plan.metrics)),
-        ("--seeds", ",".join(map(str, plan.seeds))),
-        *((f"--{name}", getattr(clip, name)) for name in _OPTIONS),
-        ("--dtype", plan.dtype),
-        ("--device", plan.device),
-        ("--cache-memory", plan.cache_memory),
-        ("--out", "runs/again"),
-    ]
-    parts = ["dit-accel evaluate prompts.jsonl"]
-    for name, value in options:
-        if value is not None and (name != "--negative" or value):
-            text = f"{value:g}" if isinstance(value, float) else str(value)
-            parts.append(f"{name} {shlex.quote(text)}")
-    if plan.static:
-        parts.append("--static")
-    if not plan.keep_clips:
-        parts.append("--no-keep-clips")
-    return " \\\n  ".join(parts)
-
-
-_OPTIONS = ("steps", "guidance", "height", "width", "frames", "fps", "negative")
-
-
-def _prompts_file(plan: EvaluationSpec) -> str:
-    lines = (
-        {key: value for key, value in dataclasses.asdict(prompt).items() if value is not None}
-        for prompt in plan.prompts
-    )
-    return "\n".join(json.dumps(line, ensure_ascii=False) for line in lines)
 
 
 def _data(name: str) -> str:

@@ -46,7 +46,7 @@
           ? (scores.minusSteps[index] ?? []).filter((v) => v !== null)
           : scores.scores[index].map((v, i) => (v === null || other[i] === null ? null : v - other[i])).filter((v) => v !== null);
         if (!values.length || index === against) return null;
-        return { name, colour: data.colours[index], values, told: (against < 0 && scores.told[index]) || interval(values) };
+        return { name, colour: data.colours[index], values, mean: (against < 0 && scores.againstSteps[index]) || interval(values) };
       })
       .filter(Boolean);
 
@@ -108,7 +108,7 @@
       x(0) > width / 2 ? `${scores.title}: ${scores.higher ? "worse" : "better"} ← 0 → ` : `0 → ${scores.title}: ${scores.higher ? "better" : "worse"}`));
     shown.forEach((row, index) => {
       const y = 16 + index * pitch + (narrow ? 28 : 13);
-      const { value, low: from, high: to } = row.told;
+      const { value, low: from, high: to } = row.mean;
       const text = signed(value, scores.digits) + (from === null ? "" : ` [${signed(from, scores.digits)}, ${signed(to, scores.digits)}]`);
       if (narrow) {
         svg.append(element("text", { x: left, y: y - 12 }, row.name));

@@ -1,4 +1,8 @@
-"""The plots of every prompt's score, and of the scores over the frames; drawn wide and narrow."""
+"""Plots of the scores by prompt and by frame.
+
+In: results and their summary. Out: SVG in two widths, for a desktop and for a phone.
+Source: ours.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +12,6 @@ from typing import Any
 
 import numpy as np
 
-from dit_accel.evaluation.html.evidence import Evidence, Values
 from dit_accel.evaluation.html.figures import (
     CEILING,
     NARROW,
@@ -21,34 +24,38 @@ from dit_accel.evaluation.html.figures import (
     title,
 )
 from dit_accel.evaluation.html.svg import FLOOR, INK, MUTED, Look, Size, drawing, look, to_svg
-from dit_accel.evaluation.methods import Setting
+from dit_accel.evaluation.methods.row import Setting
+from dit_accel.evaluation.results import FrameValues, Results
+from dit_accel.evaluation.summary import Summary
 
 DOTS = 80
 _PATTERNS: tuple[Any, ...] = ("-", (0, (6, 2)), (0, (2, 1.5)), (0, (6, 2, 1.5, 2)))
-Lines = list[tuple[Setting, Values]]
+Lines = list[tuple[Setting, FrameValues]]
 
 
-def prompts(evidence: Evidence, metric: str) -> tuple[str, str] | None:
+def prompts(results: Results, summary: Summary, metric: str) -> tuple[str, str] | None:
     """Every prompt's score for every method, (wide, narrow); None where there is none."""
-    shown = [s for s in evidence.drawn() if evidence.by_prompt(s, metric)]
+    shown = [s for s in results.drawn() if results.scores(s, metric)]
     if not shown:
         return None
     sizes = (
         Size(WIDE[0], 60 + 24 * len(shown), WIDE[1]),
         Size(NARROW[0], 60 + 34 * len(shown), NARROW[1]),
     )
-    wide, narrow = (_prompts(evidence, metric, shown, size) for size in sizes)
+    wide, narrow = (_prompts(results, summary, metric, shown, size) for size in sizes)
     return wide, narrow
 
 
-def _prompts(evidence: Evidence, metric: str, shown: list[Setting], size: Size) -> str:
-    slots, rows = evidence.slots(), evidence.rows
+def _prompts(
+    results: Results, summary: Summary, metric: str, shown: list[Setting], size: Size
+) -> str:
+    slots, rows = results.slots(), summary.by_setting
     longest = max(len(setting.label) for setting in shown)
     left = 12 if size.narrow else 24 + 0.56 * size.font * longest
     with drawing(size) as figure:
         axes = figure.add_axes(margins(size, left=left, bottom=44, top=8))
         for place_, setting in enumerate(shown):
-            scores = evidence.by_prompt(setting, metric).values()
+            scores = results.scores(setting, metric).values()
             values = [shown_at(metric, value) for value in scores]
             style = look(slots[setting.method])
             axes.plot(
@@ -75,7 +82,7 @@ def _prompts(evidence: Evidence, metric: str, shown: list[Setting], size: Size) 
         axes.grid(visible=False, axis="y")
         axes.spines["left"].set_visible(False)
         low, high = axes.get_xlim()
-        name, floor = evidence.summary.floor.get(metric, ("", math.nan))
+        name, floor = summary.floor.get(metric, ("", math.nan))
         if low <= floor <= high:
             axes.axvline(floor, color=FLOOR, linestyle=(0, (5, 3)), linewidth=1.3, zorder=1)
             axes.text(floor, len(shown) - 0.55, f" {name} ", color=FLOOR, fontsize=size.font - 2,
@@ -98,14 +105,14 @@ def thinned(values: Sequence[float]) -> list[float]:
 # frames
 
 
-def frames(evidence: Evidence, metric: str) -> tuple[str, str] | None:
+def frames(results: Results, metric: str) -> tuple[str, str] | None:
     """A metric over the frames, a panel a method, (wide, narrow); None where there is none."""
     panels = {
         name: found
-        for name, settings in evidence.families().items()
+        for name, settings in results.families().items()
         if (found := [
             (s, values) for s in settings
-            if (values := evidence.frame_scores(s, metric)) is not None
+            if (values := results.frame_scores(s, metric)) is not None
         ])
     }  # fmt: skip
     if not panels:
@@ -114,15 +121,15 @@ def frames(evidence: Evidence, metric: str) -> tuple[str, str] | None:
     narrow = 1 if len(panels) < 3 else 2
     tall, short = math.ceil(len(panels) / wide), math.ceil(len(panels) / narrow)
     return (
-        _frames(evidence, metric, panels, Size(WIDE[0], 34 + 210 * tall, 12.5), wide),
-        _frames(evidence, metric, panels, Size(NARROW[0], 34 + 168 * short, 11), narrow),
+        _frames(results, metric, panels, Size(WIDE[0], 34 + 210 * tall, 12.5), wide),
+        _frames(results, metric, panels, Size(NARROW[0], 34 + 168 * short, 11), narrow),
     )
 
 
 def _frames(
-    evidence: Evidence, metric: str, panels: dict[str, Lines], size: Size, columns: int
+    results: Results, metric: str, panels: dict[str, Lines], size: Size, columns: int
 ) -> str:
-    slots = evidence.slots()
+    slots = results.slots()
     rows = math.ceil(len(panels) / columns)
     with drawing(size) as figure:
         grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)

@@ -1,7 +1,9 @@
-"""Matplotlib figures as SVG that lives inside a page: its colours, its font, nothing from outside.
+"""Turns matplotlib figures into SVG that lives inside a page and uses its colours and font.
 
-A figure is drawn in made-up colours, one for each of the page's CSS variables, which then take
-their place; so a plot follows the page from light to dark. Text stays text.
+In: a figure. Out: one `<svg>` element that refers to nothing outside the page.
+Knows: figures are drawn in placeholder colours, one for each CSS variable of the page, which then
+take their place; so a plot follows the page from light to dark. Text stays text.
+Source: ours.
 """
 
 from __future__ import annotations
@@ -14,8 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from dit_accel.evaluation.html.evidence import HUES
-
+HUES = 8
 INK, MUTED, GRID, PAPER, FLOOR = "#010101", "#020202", "#030303", "#040404", "#050505"
 HUE = tuple(f"#0a01{index:02x}" for index in range(HUES))
 VARIABLES = {
@@ -83,7 +84,7 @@ def to_svg(figure: Any, name: str, alt: str, tips: Mapping[str, str] | None = No
 
     Args:
         name: sets its ids apart from those of the page's other figures.
-        alt: what a reader who cannot see it is told.
+        alt: the text for a reader who cannot see it.
         tips: texts that appear over artists, by the artist's gid; those begin with `TIP`.
     """
     buffer = io.StringIO()

@@ -15,12 +15,18 @@ from dit_accel.evaluation.methods.cachedit import CACHE_DIT
 from dit_accel.evaluation.methods.diffusers_caches import DIFFUSERS
 from dit_accel.evaluation.methods.floor import FLOOR_METHODS
 from dit_accel.evaluation.methods.ours import OURS
-from dit_accel.evaluation.methods.row import Method, MethodContext, MethodHandle, Setting
+from dit_accel.evaluation.methods.row import (
+    FEWER_STEPS,
+    UNCACHED,
+    Method,
+    MethodContext,
+    MethodHandle,
+    Setting,
+)
 
 METHODS: dict[str, Method] = {
     row.name: row for row in (*OURS, *DIFFUSERS, *CACHE_DIT, *FLOOR_METHODS)
 }
-UNCACHED = "uncached"
 LISTED = tuple(row.name for row in METHODS.values() if not row.research)
 
 
@@ -74,7 +80,7 @@ def _is_number(text: str) -> bool:
 
 
 def _fewer(setting: Setting, steps: int | None) -> bool:
-    fewer = setting.method == "fewer-steps" and setting.number is not None
+    fewer = setting.method == FEWER_STEPS and setting.number is not None
     return steps is None or not fewer or int(setting.number or 0) < steps
 
 

@@ -1,4 +1,11 @@
-"""What a row of the METHODS table is made of."""
+"""What a row of the METHODS table is made of.
+
+In: the name of a method, its number as text, and a function that puts it on a pipeline. Out: a
+`Setting`, which is a method with its number, and what a run needs to use it.
+Knows: which numbers are accepted and which package must be installed. Does not know how a method
+works: the rows are in the modules beside.
+Source: ours.
+"""
 
 from __future__ import annotations
 
@@ -14,10 +21,14 @@ from typing import Any
 from dit_accel.core.generation import ClipSpec
 from dit_accel.core.report import Report
 
+UNCACHED = "uncached"
+FEWER_STEPS = "fewer-steps"
+RERUN = "rerun"
+
 
 @dataclass(frozen=True)
 class MethodHandle:
-    """What a method that is at work asks of the call, and what it can tell afterwards.
+    """A method at work on a pipeline.
 
     Args:
         overrides: arguments of the pipeline's call in place of the clip's.
@@ -36,8 +47,8 @@ class MethodContext:
 
     Args:
         clip: the clip that is to be made.
-        calibrate: makes an uncached clip with the pipeline as it is, and keeps, under a name, what
-            the function given returns after it; a later call with the same name makes no clip.
+        calibrate: `calibrate(name, measure)` calls `measure(run)`, where `run()` makes an uncached
+            clip, and stores what it returns under the name; a later call only reads it.
         profile: the model's profile (`dit-accel calibrate`), where there is one.
         static, cache_memory: of plans, as `accelerate` takes them.
     """
@@ -50,6 +61,43 @@ class MethodContext:
 
 
 Apply = Callable[[Any, float | int | None, MethodContext], AbstractContextManager[MethodHandle]]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A method with its number.
+
+    Args:
+        method, number: as on the command line.
+        control, profiled: as of the method's row.
+        package: the distribution beyond the core whose version decides the clips.
+    """
+
+    method: str
+    number: float | int | None = None
+    control: bool = field(default=False, compare=False)
+    profiled: bool = field(default=False, compare=False)
+    package: str | None = field(default=None, compare=False)
+
+    @property
+    def label(self) -> str:
+        """As it is written on the command line."""
+        return self.method if self.number is None else f"{self.method}:{self.number:g}"
+
+    @property
+    def is_rerun(self) -> bool:
+        """Whether it is the uncached model run again, which measures the noise floor."""
+        return self.method.split("/")[0] == RERUN
+
+    def versions(self) -> dict[str, str]:
+        """The installed version of `package`; empty where there is none."""
+        if self.package is None or not _is_installed(self.package):
+            return {}
+        return {self.package: importlib.metadata.version(self.package)}
+
+
+def _is_installed(package: str) -> bool:
+    return importlib.util.find_spec(package.replace("-", "_")) is not None
 
 
 @dataclass(frozen=True)
@@ -68,10 +116,9 @@ class Method:
         package: the distribution that it needs beyond the core, and its extra in ours.
         diffusers_class: what it needs of diffusers, which not every version has.
         own_process: whether it changes classes, so that nothing else may share its process.
-        control: whether it is no acceleration, but what one is compared with.
+        control: whether it accelerates nothing and is what others are compared with.
         profiled: whether it needs the model's profile.
-        research: whether it answers a question of ours and is nothing to choose: left out of lists
-            and of the docs' table, accepted by its name.
+        research: whether it is left out of lists and of the docs' table; its name is accepted.
     """
 
     name: str
@@ -90,6 +137,11 @@ class Method:
     profiled: bool = False
     research: bool = False
 
+    def setting(self, number: float | int | None) -> Setting:
+        """This method with a number."""
+        package = self.package[0] if self.package else None
+        return Setting(self.name, number, self.control, self.profiled, package)
+
     def at(self, number: str | None) -> Setting:
         """This method with a number, given as text; with its default for None.
 
@@ -97,9 +149,9 @@ class Method:
             ValueError: naming the method, the number, and what is accepted.
         """
         if number is None:
-            return Setting(self.name, self.default)
+            return self.setting(self.default)
         if not self.number:
-            raise ValueError(f"method {self.name!r} takes no number, and is given {number!r}")
+            raise ValueError(f"method {self.name!r} takes no number; it is given {number!r}")
         kind = "a whole number" if self.whole else "a number"
         accepted = f"{self.number}: {kind} from {self.low:g} to {self.high:g}"
         try:
@@ -110,13 +162,13 @@ class Method:
             ) from None
         if not self.low <= value <= self.high or math.isinf(value):
             raise ValueError(f"method {self.name!r} is given {number!r}; accepted: {accepted}")
-        return Setting(self.name, value)
+        return self.setting(value)
 
     def swept(self) -> tuple[Setting, ...]:
         """The whole sweep; the one setting of a method without a number."""
         if not self.sweep:
-            return (Setting(self.name, self.default),)
-        return tuple(Setting(self.name, number) for number in self.sweep)
+            return (self.setting(self.default),)
+        return tuple(self.setting(number) for number in self.sweep)
 
     def lacking(self) -> str | None:
         """What must be installed before this runs, or None."""
@@ -125,26 +177,7 @@ class Method:
 
             if not hasattr(diffusers, self.diffusers_class):
                 return f"diffusers {diffusers.__version__} has no {self.diffusers_class}"
-        if self.package is None or importlib.util.find_spec(self.package[0].replace("-", "_")):
+        if self.package is None or _is_installed(self.package[0]):
             return None
         name, extra = self.package
         return f"{name} is not installed: pip install 'dit-accel[{extra}]'"
-
-    def version(self) -> dict[str, str]:
-        """The version of the package that it needs beyond the core."""
-        if self.package is None or self.lacking():
-            return {}
-        return {self.package[0]: importlib.metadata.version(self.package[0])}
-
-
-@dataclass(frozen=True)
-class Setting:
-    """A method with its number."""
-
-    method: str
-    number: float | int | None = None
-
-    @property
-    def label(self) -> str:
-        """As it is written on the command line."""
-        return self.method if self.number is None else f"{self.method}:{self.number:g}"

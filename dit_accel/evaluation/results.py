@@ -1,0 +1,192 @@
+"""All results of an evaluation in memory, and the values that tables and plots take from them.
+
+In: the spec, its jobs and their results. Out: by setting and prompt, the scores, FLOPs and computed
+steps, and the differences to fewer steps at the same FLOPs.
+Knows: which results count, and that values are averaged over a prompt's seeds first. Does not know
+files (`store`), intervals (`summary`) or pictures (`html`).
+Source: ours.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from dit_accel.evaluation import statistics
+from dit_accel.evaluation.jobs import EvaluationSpec, Job
+from dit_accel.evaluation.methods.row import FEWER_STEPS, UNCACHED, Setting
+
+Result = dict[str, Any]
+Value = Callable[[Result, Result], float | None]  # of a result and its uncached reference
+FrameValues = npt.NDArray[np.float64]
+OK, NO_EFFECT, FAILED = "ok", "no effect", "failed"
+PSNR = "psnr_db"
+PSNR_CAP = 100.0
+_MACHINE = ("device", "device_name", "threads", "cpus", "platform", "python")
+
+
+@dataclass(frozen=True)
+class ScoredPair:
+    """A clip of a method and its uncached reference."""
+
+    job: Job
+    result: Result
+    reference: Result
+
+    @property
+    def psnr_db(self) -> float | None:
+        """PSNR in dB, exact clips as 100; None where it was not measured."""
+        value = score(PSNR)(self.result, self.reference)
+        return value if value is not None and math.isfinite(value) else None
+
+
+@dataclass(frozen=True)
+class Results:
+    """The spec, its jobs in groups, and their results by id; None where a job is not done."""
+
+    spec: EvaluationSpec
+    groups: list[tuple[Job, ...]]
+    by_id: Mapping[str, Result | None]
+
+    @cached_property
+    def pairs(self) -> dict[Setting, list[ScoredPair]]:
+        """By setting, the uncached one first, the clips that did not fail."""
+        found: dict[Setting, list[ScoredPair]] = {Setting(UNCACHED): []}
+        found |= {setting: [] for setting in self.spec.methods}
+        for group in self.groups:
+            reference = self.by_id[group[0].id]
+            for job in group:
+                result = self.by_id[job.id]
+                if result and reference and FAILED not in (result["status"], reference["status"]):
+                    found[job.method].append(ScoredPair(job, result, reference))
+        return found
+
+    def jobs(self, setting: Setting) -> list[Job]:
+        """The jobs of a setting, done or not."""
+        return [job for group in self.groups for job in group if job.method == setting]
+
+    def values(self, setting: Setting, value: Value) -> dict[str, float]:
+        """A value by prompt, averaged over its seeds; prompts where one is missing are left out."""
+        by_prompt: dict[str, list[float]] = {}
+        for pair in self.pairs[setting]:
+            found = value(pair.result, pair.reference)
+            known = math.nan if found is None else found
+            by_prompt.setdefault(pair.job.prompt_id, []).append(known)
+        means = {prompt: sum(seeds) / len(seeds) for prompt, seeds in by_prompt.items()}
+        return {prompt: mean for prompt, mean in means.items() if math.isfinite(mean)}
+
+    def scores(self, setting: Setting, metric: str) -> dict[str, float]:
+        """A score by prompt, averaged over its seeds."""
+        return self.values(setting, score(metric))
+
+    def minus_steps(self, setting: Setting, metric: str) -> dict[str, float]:
+        """By prompt, the score less that of fewer steps at the same FLOPs, where that is known."""
+        control = [s for s in self.pairs if s.method == FEWER_STEPS]
+        flops = [self.values(s, flops_kept) for s in control]
+        curves = [self.scores(s, metric) for s in control]
+        kept, mine = self.values(setting, flops_kept), self.scores(setting, metric)
+        found = {}
+        for prompt in (prompt for prompt in mine if prompt in kept):
+            known = [
+                (at[prompt], curve[prompt])
+                for at, curve in zip(flops, curves, strict=True)
+                if prompt in at and prompt in curve
+            ]
+            same = statistics.interpolate(
+                kept[prompt], [at for at, _ in known], [value for _, value in known]
+            )
+            if same is not None:
+                found[prompt] = mine[prompt] - same
+        return found
+
+    def drawn(self) -> list[Setting]:
+        """What plots show: all that changed a clip, without the uncached clips and reruns."""
+        return [
+            setting
+            for setting, pairs in self.pairs.items()
+            if setting.method != UNCACHED
+            and not setting.is_rerun
+            and any(pair.result["status"] == OK for pair in pairs)
+        ]
+
+    def accelerated(self) -> list[Setting]:
+        """Those of the drawn that are no controls."""
+        return [setting for setting in self.drawn() if not setting.control]
+
+    def families(self) -> dict[str, list[Setting]]:
+        """The drawn settings by method, each in the order of its numbers."""
+        found: dict[str, list[Setting]] = {}
+        for setting in self.drawn():
+            found.setdefault(setting.method, []).append(setting)
+        return {name: sorted(some, key=lambda s: s.number or 0) for name, some in found.items()}
+
+    def slots(self) -> dict[str, int]:
+        """A place in the palette for every method; -1 for controls, which are drawn in grey."""
+        methods = [setting for setting in self.spec.methods if setting.method != UNCACHED]
+        hues = list(dict.fromkeys(setting.method for setting in methods if not setting.control))
+        return {s.method: -1 if s.control else hues.index(s.method) for s in methods}
+
+    def frame_scores(self, setting: Setting, metric: str) -> FrameValues | None:
+        """Frame scores `(prompts, frames)`, averaged over seeds; None where there are none."""
+        by_prompt: dict[str, list[list[float]]] = {}
+        for pair in self.pairs[setting]:
+            frames = ((pair.result["scores"] or {}).get(metric) or {}).get("frames")
+            if frames and all(value is not None for value in frames):
+                values = [_capped(float(value), metric) for value in frames]  # "inf" is a text
+                by_prompt.setdefault(pair.job.prompt_id, []).append(values)
+        if len({len(frames) for seeds in by_prompt.values() for frames in seeds}) != 1:
+            return None
+        return np.array([np.mean(seeds, axis=0) for seeds in by_prompt.values()])
+
+    def machines(self) -> list[dict[str, Any]]:
+        """What the seconds were measured on, each once."""
+        found: dict[str, dict[str, Any]] = {}
+        for result in filter(None, self.by_id.values()):
+            clock = result.get("clock") or {}
+            machine = {name: clock[name] for name in _MACHINE if name in clock}
+            found.setdefault(json.dumps(machine, sort_keys=True), machine)
+        return [found[key] for key in sorted(found)]
+
+
+def score(metric: str) -> Value:
+    """The value of a metric; exact clips count as 100 dB."""
+
+    def read(result: Result, reference: Result) -> float | None:
+        if result is reference:
+            return PSNR_CAP if metric.startswith("psnr") else None
+        entry = (result["scores"] or {}).get(metric)
+        if entry is None or entry["value"] is None:
+            return None
+        return _capped(float(entry["value"]), metric)
+
+    return read
+
+
+def flops_kept(result: Result, reference: Result) -> float | None:
+    """Share of the uncached clip's FLOPs."""
+    if not result["flops"] or not reference["flops"]:
+        return None
+    return float(sum(result["flops"]) / sum(reference["flops"]))
+
+
+def steps_computed(result: Result, reference: Result) -> float:
+    """Computed calls of all places, in steps of the uncached clip."""
+    full = sum(map(sum, reference["computed"].values()))
+    steps = len(next(iter(reference["computed"].values())))
+    return float(steps * sum(map(sum, result["computed"].values())) / full)
+
+
+def clock(name: str, *, of_reference: bool = False) -> Value:
+    """Seconds of a clip, or of its uncached reference."""
+    return lambda result, reference: (reference if of_reference else result)["clock"][name]
+
+
+def _capped(value: float, metric: str) -> float:
+    return min(value, PSNR_CAP) if metric.startswith("psnr") else value
