@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 
+import clips
 import numpy as np
 import pytest
 
@@ -251,3 +252,28 @@ def test_ssim_refuses_frames_smaller_than_its_window():
 def test_data_range_is_mandatory():
     with pytest.raises(TypeError, match="data_range"):
         psnr(GOOD, GOOD)
+
+
+# SSIM in float32
+
+
+@pytest.mark.parametrize("level", [0, 1, 128, 254, 255])
+@pytest.mark.parametrize("size", [(11, 11), (40, 33), (300, 520)])
+def test_float32_ssim_keeps_five_digits_in_flat_and_saturated_frames(level, size):
+    metrics = pytest.importorskip("skimage.metrics")
+    rng = np.random.default_rng(0)
+    pair = [
+        np.clip(level + rng.integers(-2, 3, (1, *size, 3)), 0, 255).astype(np.uint8)
+        for _ in range(2)
+    ]
+    settings = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False}
+    theirs = metrics.structural_similarity(
+        pair[0][0], pair[1][0], data_range=255, channel_axis=-1, **settings
+    )
+    assert ssim_frames(*pair, data_range=255)[0] == pytest.approx(theirs, abs=5e-6)
+
+
+def test_uint8_and_float_ssim_agree():
+    a, b = clips.smooth(), clips.noisy(clips.smooth(), 30)
+    as_float = ssim(a / 255.0, b / 255.0, data_range=1.0)
+    assert ssim(a, b, data_range=255) == pytest.approx(as_float, abs=2e-6)

@@ -2,39 +2,31 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import sys
 from pathlib import Path
-from types import ModuleType
 
+import hints
 import pytest
+import recipe
 import torch
+import train_miniature
+import world
 
 ROOT = Path(__file__).parents[2]
 FIRST = "a big cyan diamond moving left on the left on a plain black background"
 
 
-@pytest.fixture
-def world() -> ModuleType:
-    return importlib.import_module("world")
-
-
-@pytest.fixture
-def hints() -> ModuleType:
-    return importlib.import_module("hints")
-
-
-def scenes_of(world: ModuleType, count: int) -> list:
+def scenes_of(count: int) -> list:
     return [world.scene_at(7, i, mix=(1, 1, 1)) for i in range(count)]
 
 
-def test_a_mix_says_how_many_subjects(world: ModuleType) -> None:
-    assert {len(s.subjects) for s in scenes_of(world, 30)} == {1, 2, 3}
+def test_a_mix_says_how_many_subjects() -> None:
+    assert {len(s.subjects) for s in scenes_of(30)} == {1, 2, 3}
     assert {len(world.scene_at(7, i, mix=(0, 0, 1)).subjects) for i in range(30)} == {3}
 
 
-def test_prompts_that_were_judged_by_stay_what_they_are(world: ModuleType) -> None:
+def test_prompts_that_were_judged_by_stay_what_they_are() -> None:
     assert world.scene_at(world.CHECK_STREAM, 0).caption() == FIRST
     lines = (ROOT / "assets/prompts/miniature.jsonl").read_text().splitlines()
     assert json.loads(lines[0])["prompt"] == world.scene_at(world.PROMPT_STREAM, 0).caption()
@@ -56,9 +48,8 @@ def test_prompts_of_another_kind_are_of_that_kind() -> None:
     assert [len(rows[name]) for name in names] == [64, 384, 64]
 
 
-def test_words_belong_to_the_subject_that_they_name(world: ModuleType, hints: ModuleType) -> None:
-    scenes = scenes_of(world, 60)
-    recipe = importlib.import_module("recipe")
+def test_words_belong_to_the_subject_that_they_name() -> None:
+    scenes = scenes_of(60)
     tokenizer = recipe.build_tokenizer()
     found = hints.hints_of(scenes, 17, recipe.TEXT_LENGTH, "cpu")
     for scene, owners, kinds, count in zip(
@@ -73,10 +64,8 @@ def test_words_belong_to_the_subject_that_they_name(world: ModuleType, hints: Mo
             assert named == [subject.color, subject.shape, subject.motion, subject.size]
 
 
-def test_paths_are_those_of_the_middle_of_latent_frames(
-    world: ModuleType, hints: ModuleType
-) -> None:
-    scenes = [s for s in scenes_of(world, 60) if s.subjects[0].motion in world.PANS]
+def test_paths_are_those_of_the_middle_of_latent_frames() -> None:
+    scenes = [s for s in scenes_of(60) if s.subjects[0].motion in world.PANS]
     paths = hints.hints_of(scenes, 17, 48, "cpu").paths
     for scene, path in zip(scenes, paths, strict=True):
         true = torch.tensor(scene.subjects[0].path(17))
@@ -84,10 +73,8 @@ def test_paths_are_those_of_the_middle_of_latent_frames(
         torch.testing.assert_close(path[0, 1:], true[1:].view(4, 4, 3).mean(1))
 
 
-def test_cells_inside_are_those_that_a_subject_is_painted_on(
-    world: ModuleType, hints: ModuleType
-) -> None:
-    still = [s for s in scenes_of(world, 200) if {x.motion for x in s.subjects} == {"still"}]
+def test_cells_inside_are_those_that_a_subject_is_painted_on() -> None:
+    still = [s for s in scenes_of(200) if {x.motion for x in s.subjects} == {"still"}]
     assert len(still) > 5
     found = hints.inside(hints.hints_of(still, 17, 48, "cpu"), (5, 8, 8))
     grid = (torch.arange(64) + 0.5) / 64
@@ -100,7 +87,7 @@ def test_cells_inside_are_those_that_a_subject_is_painted_on(
         assert bool((cells == cells[0]).all())
 
 
-def right_answers(hints: ModuleType, scenes: list, truth, grid: tuple[int, int, int]):
+def right_answers(scenes: list, truth, grid: tuple[int, int, int]):
     """What a model that knows would have at every token, one by one."""
     frames, height, width = grid
     classes = [len(kind) for kind in hints.KINDS]
@@ -118,15 +105,13 @@ def right_answers(hints: ModuleType, scenes: list, truth, grid: tuple[int, int, 
     return answers.flatten(1, 3)
 
 
-def test_tokens_are_asked_for_the_subject_of_their_share_of_the_width(
-    world: ModuleType, hints: ModuleType
-) -> None:
-    scenes, grid = scenes_of(world, 9), (5, 2, 6)
+def test_tokens_are_asked_for_the_subject_of_their_share_of_the_width() -> None:
+    scenes, grid = scenes_of(9), (5, 2, 6)
     truth = hints.hints_of(scenes, 17, 48, "cpu")
     heads = hints.Heads(4, 4)
     heads.tokens = torch.nn.Identity()
     told = torch.tensor([True] * 8 + [False])
-    answers = right_answers(hints, scenes, truth, grid)
+    answers = right_answers(scenes, truth, grid)
     assert heads.token_loss(answers, grid, truth, told) < 1e-6
     worse = answers.clone()
     worse[8] = 7.0
@@ -138,8 +123,8 @@ def test_tokens_are_asked_for_the_subject_of_their_share_of_the_width(
     assert heads.token_loss(answers, grid, truth, told & False) == 0
 
 
-def test_words_are_asked_for_their_subject(world: ModuleType, hints: ModuleType) -> None:
-    scenes = scenes_of(world, 9)
+def test_words_are_asked_for_their_subject() -> None:
+    scenes = scenes_of(9)
     truth = hints.hints_of(scenes, 17, 48, "cpu")
     heads = hints.Heads(4, 4)
     heads.words = torch.nn.Identity()
@@ -161,19 +146,18 @@ def test_the_recipe_runs_whole_and_goes_on(
 ) -> None:
     from diffusers import WanPipeline
 
-    train = importlib.import_module("train_miniature")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     out = tmp_path / "models" / "small"
     words = ["train", "--preset", "smoke", "--out", str(out), "--work", str(tmp_path / "work")]
     monkeypatch.setattr(sys, "argv", [*words, "--sheet-rows", "1"])
-    train.main()
+    train_miniature.main()
     pipe = WanPipeline.from_pretrained(out)
     assert not [name for name in pipe.transformer.state_dict() if "heads" in name]
     made = sorted(path.name for path in out.parent.iterdir())
     assert made == ["small", "small-loss.csv", "small-loss.png", "small-sheet.png"]
     before = {k: v.clone() for k, v in pipe.transformer.state_dict().items()}
     capsys.readouterr()
-    train.main()
+    train_miniature.main()
     assert "denoiser: finished before" in capsys.readouterr().out
     after = WanPipeline.from_pretrained(out).transformer.state_dict()
     assert all(torch.equal(before[name], after[name]) for name in before)
