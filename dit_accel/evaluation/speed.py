@@ -1,12 +1,11 @@
-"""How fast each method makes a denoiser of real size: that needs no weights, but their shapes.
+"""Measures how fast each method makes a denoiser of real size, without its weights.
 
-The pipeline is diffusers' own, with random weights, random embeddings of a prompt, and no text
-encoder or VAE. So everything about time and memory is as it would be, except what depends on the
-values: a threshold meets the drift of random weights, and computes other steps than on a clip. What
-a computed and a reused step cost is not changed by that.
-
-The ideal is a machinery that costs nothing: the uncached run's seconds per step, times the share of
-its FLOPs that was dispatched. What a method takes beyond it is its overhead.
+In: a checkpoint's configuration, a clip and methods. Out: seconds, memory and overhead a method.
+Knows: the pipeline is diffusers' own with random weights and random prompt embeddings, and without
+text encoder and VAE. Time and memory are real except what depends on values: a threshold compares
+the drift of random weights, so it computes other steps than on a real clip.
+Overhead: the time beyond the ideal, which is the uncached seconds a step times the FLOP share.
+Source: ours.
 """
 
 from __future__ import annotations
@@ -76,20 +75,19 @@ class TimedRun:
 
 @dataclass(frozen=True)
 class SpeedResult:
-    """What one method took; None where there is nothing to tell.
+    """What one method took; None where nothing was measured.
 
     Args:
         steps: of the denoising loop.
         steps_computed: those with all of the uncached FLOPs.
         flops_kept: share of the uncached run's FLOPs.
         seconds: of the loop, the median of the rounds.
-        seconds_per_computed_step, seconds_per_reused_step: medians; a reused step is one with fewer
-            FLOPs than the uncached.
+        seconds_per_computed_step, seconds_per_reused_step: medians; a reused step has fewer FLOPs
+            than the uncached one.
         reused_flops: share of the uncached FLOPs in a reused step.
-        overhead: of the loop's seconds beyond the ideal of the same round, as a share of the
-            ideal; the median of the rounds.
+        overhead: seconds of the loop beyond the ideal of the same round, over the ideal; median.
         overhead_seconds_per_step: the same in seconds.
-        speedup: the uncached loop's seconds by these, the median of the rounds.
+        speedup: seconds of the uncached loop over those of this one; median.
         error: why it failed.
     """
 
@@ -114,84 +112,87 @@ class SpeedResult:
 
 
 def measure(
-    trial: BenchmarkCase,
+    case: BenchmarkCase,
     settings: tuple[Setting, ...],
-    told: Callable[[str], None] = lambda _: None,
+    on_progress: Callable[[str], None] = lambda _: None,
 ) -> list[SpeedResult]:
-    """Every method's speed, in the order given, after the uncached pipeline's.
+    """Every method's speed, the uncached pipeline's first, then in the order given.
 
     Methods that change classes get a process of their own each, with an uncached run beside.
 
     Args:
-        told: hears what runs next.
+        on_progress: called with what runs next.
 
     Raises:
         DoesNotFitError: the weights do not fit.
     """
     alone = [setting for setting in settings if METHODS[setting.method].own_process]
     found = {
-        s.method: s for s in compare(trial, tuple(s for s in settings if s not in alone), told)
+        s.method: s
+        for s in compare(case, tuple(s for s in settings if s not in alone), on_progress)
     }
     for setting in alone:
-        told(f"{trial.denoiser.name}: {setting.label}, in a process of its own")
+        on_progress(f"{case.denoiser.name}: {setting.label}, in a process of its own")
         with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as child:
-            found[setting.label] = child.submit(_compare_quietly, trial, setting).result()[-1]
+            found[setting.label] = child.submit(_compare_quietly, case, setting).result()[-1]
     order = (UNCACHED, *(setting.label for setting in settings))
     return [found[label] for label in dict.fromkeys(order)]
 
 
 def compare(
-    trial: BenchmarkCase,
+    case: BenchmarkCase,
     settings: tuple[Setting, ...],
-    told: Callable[[str], None] = lambda _: None,
+    on_progress: Callable[[str], None] = lambda _: None,
 ) -> list[SpeedResult]:
     """Run methods by turns on one pipeline, against the uncached one.
 
     Args:
         settings: methods that can share a process; the uncached run is added where it is missing.
-        told: hears what runs next.
+        on_progress: called with what runs next.
 
     Raises:
         DoesNotFitError: the weights do not fit.
     """
     baseline = Setting(UNCACHED)
     settings = (baseline, *(setting for setting in settings if setting != baseline))
-    told(f"{trial.denoiser.name}: building")
-    pipe = build(trial)
+    on_progress(f"{case.denoiser.name}: building")
+    pipe = build(case)
     runs: dict[Setting, list[TimedRun]] = {setting: [] for setting in settings}
     failed: dict[Setting, str] = {}
     remarks: dict[Setting, tuple[str, ...]] = {}
-    context = MethodContext(trial.clip, _SpeedCalibration(pipe, trial))
-    _call(pipe, trial, {"num_inference_steps": 2})  # the first call also pays for kernels
-    for index in range(trial.rounds):
+    context = _context(pipe, case)
+    _call(pipe, case, {"num_inference_steps": 2})  # the first call also pays for kernels
+    for index in range(case.rounds):
         for setting in settings:
             if setting in failed:
                 continue
-            told(f"{trial.denoiser.name}: {setting.label}, round {index + 1} of {trial.rounds}")
+            on_progress(
+                f"{case.denoiser.name}: {setting.label}, round {index + 1} of {case.rounds}"
+            )
             try:
-                run, remarks[setting] = _run(pipe, trial, setting, context)
+                run, remarks[setting] = _run(pipe, case, setting, context)
                 runs[setting].append(run)
-            except Exception as error:  # whatever a peer raises is its result
+            except Exception as error:  # whatever a method raises is its result
                 if setting == baseline:
                     raise
                 failed[setting] = f"{type(error).__name__}: {error}".strip().splitlines()[0]
-                pipe = _renewed(pipe, trial)
-                context = MethodContext(trial.clip, _SpeedCalibration(pipe, trial))
+                pipe = _renewed(pipe, case)
+                context = _context(pipe, case)
     return [
-        SpeedResult(setting.label, trial.steps, error=failed[setting])
+        SpeedResult(setting.label, case.steps, error=failed[setting])
         if setting in failed
         else _speed(setting, runs[setting], runs[baseline], remarks[setting])
         for setting in settings
     ]
 
 
-def _compare_quietly(trial: BenchmarkCase, setting: Setting) -> list[SpeedResult]:
-    """In a process of its own, where nobody has told the libraries to be quiet."""
+def _compare_quietly(case: BenchmarkCase, setting: Setting) -> list[SpeedResult]:
+    """In a process of its own, where the libraries are not silenced yet."""
     logging.disable(logging.WARNING)
-    return compare(trial, (setting,))
+    return compare(case, (setting,))
 
 
-def build(trial: BenchmarkCase) -> Any:
+def build(case: BenchmarkCase) -> Any:
     """A pipeline of diffusers with random weights, and neither text encoder nor VAE.
 
     Raises:
@@ -199,15 +200,15 @@ def build(trial: BenchmarkCase) -> Any:
     """
     import diffusers
 
-    row = trial.denoiser
-    device, dtype = torch.device(trial.device), getattr(torch, trial.dtype)
+    row = case.denoiser
+    device, dtype = torch.device(case.device), getattr(torch, case.dtype)
     with torch.device("meta"):
-        count = sum(p.numel() for p in _transformer(trial).parameters())
-    _check_room(f"{row.name} in {trial.dtype}", count * dtype.itemsize, device)
+        count = sum(p.numel() for p in _transformer(case).parameters())
+    _check_room(f"{row.name} in {case.dtype}", count * dtype.itemsize, device)
     cuda = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices=cuda), device, _default_dtype(dtype):
         torch.manual_seed(0)
-        transformer = _transformer(trial)
+        transformer = _transformer(case)
     transformer.eval().requires_grad_(False)
     scheduler = getattr(diffusers, row.scheduler)(**row.scheduling)
     pipe = getattr(diffusers, row.pipeline)(
@@ -217,19 +218,19 @@ def build(trial: BenchmarkCase) -> Any:
     return pipe
 
 
-def _transformer(trial: BenchmarkCase) -> Any:
+def _transformer(case: BenchmarkCase) -> Any:
     import diffusers
 
-    row = trial.denoiser
-    return getattr(diffusers, row.transformer)(**row.config | (row.small if trial.small else {}))
+    row = case.denoiser
+    return getattr(diffusers, row.transformer)(**row.config | (row.small if case.small else {}))
 
 
-def _renewed(pipe: Any, trial: BenchmarkCase) -> Any:
+def _renewed(pipe: Any, case: BenchmarkCase) -> Any:
     """A pipeline that no failed method has touched."""
     pipe.transformer = None
-    if trial.device.startswith("cuda"):
+    if case.device.startswith("cuda"):
         torch.cuda.empty_cache()
-    return build(trial)
+    return build(case)
 
 
 def _check_room(what: str, needed: int, device: torch.device) -> None:
@@ -274,52 +275,51 @@ def embeddings(
 
 def _call(
     pipe: Any,
-    trial: BenchmarkCase,
+    case: BenchmarkCase,
     overrides: dict[str, Any],
     listeners: tuple[stopwatch.StepListener, ...] = (),
 ) -> tuple[float, ...]:
     """Run once; returns the seconds of each step."""
-    dtype = getattr(torch, trial.dtype)
+    dtype = getattr(torch, case.dtype)
     arguments = {
-        **call_arguments(pipe, trial.clip),
-        **embeddings(trial.prompt, trial.guidance, trial.device, dtype),
+        **call_arguments(pipe, case.clip),
+        **embeddings(case.prompt, case.guidance, case.device, dtype),
         "output_type": "latent",
         **overrides,
     }
-    clock = loop_timer(pipe, arguments, trial.device, listeners, each_step=True)
+    clock = loop_timer(pipe, arguments, case.device, listeners, each_step=True)
     with clock:
         pipe(**arguments, callback_on_step_end=clock.step_ended)
     return clock.step_seconds
 
 
-class _SpeedCalibration:
-    """What methods measure beforehand, each once."""
+def _context(pipe: Any, case: BenchmarkCase) -> MethodContext:
+    """A context whose `calibrate` measures each name once."""
+    known: dict[str, Any] = {}
 
-    def __init__(self, pipe: Any, trial: BenchmarkCase) -> None:
-        self._pipe, self._trial = pipe, trial
-        self._known: dict[str, Any] = {}
+    def run() -> None:
+        _call(pipe, case, {})
 
-    def __call__(self, name: str, measure: Callable[[Callable[[], None]], Any]) -> Any:
-        if name not in self._known:
-            self._known[name] = measure(self._run)
-        return self._known[name]
+    def calibrate(name: str, measure: Callable[[Callable[[], None]], Any]) -> Any:
+        if name not in known:
+            known[name] = measure(run)
+        return known[name]
 
-    def _run(self) -> None:
-        _call(self._pipe, self._trial, {})
+    return MethodContext(case.clip, calibrate)
 
 
 def _run(
-    pipe: Any, trial: BenchmarkCase, setting: Setting, context: MethodContext
+    pipe: Any, case: BenchmarkCase, setting: Setting, context: MethodContext
 ) -> tuple[TimedRun, tuple[str, ...]]:
     probe = Probe(pipe)
     method = METHODS[setting.method]
     with (
         probe,
-        method.apply(pipe, setting.number, context) as effect,
-        stopwatch.measure(trial.device) as measured,
+        method.apply(pipe, setting.number, context) as handle,
+        stopwatch.measure(case.device) as measured,
     ):
-        seconds = _call(pipe, trial, effect.overrides, (probe,))
-    return TimedRun(seconds, tuple(probe.flops or ()), measured.peak_memory_bytes), effect.remarks
+        seconds = _call(pipe, case, handle.overrides, (probe,))
+    return TimedRun(seconds, tuple(probe.flops or ()), measured.peak_memory_bytes), handle.remarks
 
 
 def _speed(
@@ -329,9 +329,10 @@ def _speed(
     full = uncached[0].flops[0]
     shares = [flops / full for flops in runs[0].flops]
     by_step = [statistics.median(step) for step in zip(*(r.seconds for r in runs), strict=True)]
-    computed = [s for s, share in zip(by_step, shares, strict=True) if share >= COMPUTED]
-    reused = [s for s, share in zip(by_step, shares, strict=True) if share < COMPUTED]
-    kept = [share for share in shares if share < COMPUTED]
+    steps = list(zip(by_step, shares, strict=True))
+    computed = [seconds for seconds, share in steps if share >= COMPUTED]
+    reused = [seconds for seconds, share in steps if share < COMPUTED]
+    reused_shares = [share for share in shares if share < COMPUTED]
     rounds = [(sum(b.seconds), sum(r.seconds)) for b, r in zip(uncached, runs, strict=True)]
     ideals = [statistics.median(b.seconds) * sum(shares) for b in uncached]
     beyond = [spent - ideal for (_, spent), ideal in zip(rounds, ideals, strict=True)]
@@ -344,7 +345,7 @@ def _speed(
         seconds=statistics.median(spent for _, spent in rounds),
         seconds_per_computed_step=statistics.median(computed) if computed else None,
         seconds_per_reused_step=statistics.median(reused) if reused else None,
-        reused_flops=sum(kept) / len(kept) if kept else None,
+        reused_flops=sum(reused_shares) / len(reused_shares) if reused else None,
         overhead=statistics.median(b / i for b, i in zip(beyond, ideals, strict=True)),
         overhead_seconds_per_step=statistics.median(beyond) / len(by_step),
         speedup=statistics.median(base / spent for base, spent in rounds),

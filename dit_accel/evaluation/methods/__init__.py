@@ -1,12 +1,11 @@
-"""Everything that makes a pipeline faster, runnable side by side: one table.
+"""The table of methods: everything that makes a pipeline faster, one row each.
 
-A row says what its number means, which numbers it takes, how to put it on a pipeline, and whether
-it needs a process of its own. Rows of other people's packages call their public API with their own
-defaults; where a default does nothing or fails on a family, the row does nothing or fails too, and
-the evaluation says so.
-
-A method is written `name` or `name:number`, e.g. `edcw:0.1`. A new one is one row here. A row that
-is marked `research` is accepted by its name, and left out wherever methods are listed.
+In: a method as text, `name` or `name:number`, e.g. `edcw:0.1`. Out: a `Setting`, or the row that
+puts it on a pipeline.
+Knows: what each number means and which are accepted. Rows of other packages call their public API
+with its defaults; where a default does nothing or fails on a family, the evaluation reports that.
+A new method is one row. A row marked `research` is accepted by name and left out of lists.
+Source: named in each row's module.
 """
 
 from __future__ import annotations
@@ -43,12 +42,13 @@ def parse(text: str) -> Setting:
 
 
 def parse_list(text: str, steps: int | None = None) -> tuple[Setting, ...]:
-    """Several, with commas between, each once. `NAME:*` is the row's whole sweep; a number alone is
-    of the method before it, so that `edcw:0.1,0.2` is two.
+    """Several settings, separated by commas, each once.
+
+    `NAME:*` is the row's whole sweep; a number alone belongs to the method before it, so
+    `edcw:0.1,0.2` is two settings.
 
     Args:
-        steps: of the clips that are to be made; sweeps keep what is below it, where steps are
-            what they count.
+        steps: of the clips; a sweep of `fewer-steps` leaves out what is not below it.
 
     Raises:
         ValueError: as `parse`, or the list is empty, or `fewer-steps` would not be fewer.

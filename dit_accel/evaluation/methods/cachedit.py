@@ -1,8 +1,10 @@
-"""Rows: cache-dit (extra `peers`), called as its README does.
+"""Rows of cache-dit (extra `peers`), called as its README does.
 
-It replaces `__call__` of the pipeline's class and cannot be taken off one of two pipelines (1.5.3),
-so its rows run in a process of their own. DBCache decides by the first block (F1B0): its default of
-eight blocks leaves a small model nothing to save.
+In: a pipeline and a threshold. Out: the pipeline with cache-dit enabled, then restored.
+Knows: it replaces `__call__` of the pipeline's class and cannot be taken off one of two pipelines
+(1.5.3), so its rows need a process of their own. DBCache decides by the first block (F1B0): with
+its default of eight blocks a small model saves nothing.
+Source: cache-dit, https://github.com/vipshop/cache-dit.
 """
 
 from __future__ import annotations

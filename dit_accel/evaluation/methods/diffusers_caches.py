@@ -1,9 +1,10 @@
-"""Rows: the caches that diffusers itself has, whatever of them the installed version knows.
+"""Rows of the caches in diffusers, as far as the installed version has them.
 
-Each is switched on by `transformer.enable_cache(config)` with diffusers' defaults for all but the
-number, and off by `disable_cache()`. Wan runs guidance as separate forwards, which two of them do
-not expect: Pyramid Attention Broadcast counts the branches as steps, and FasterCache splits a batch
-that is not there (diffusers 0.42).
+In: a pipeline and a number. Out: the pipeline after `transformer.enable_cache(config)`, with
+diffusers' defaults for all but the number; then restored by `disable_cache()`.
+Knows: Wan runs guidance as separate forwards, which two of them do not expect: Pyramid Attention
+Broadcast counts branches as steps, and FasterCache splits a batch that is not there (0.42).
+Source: diffusers, `hooks/`.
 """
 
 from __future__ import annotations
@@ -72,7 +73,7 @@ def _mag_cache(kind: Any, pipe: Any, number: Any, context: MethodContext) -> Any
     steps = context.clip.steps
 
     def measure(run: Callable[[], None]) -> list[float]:
-        """diffusers prints the ratios of each branch; it keeps them nowhere."""
+        """Read the ratios of each branch from stdout: diffusers only prints them."""
         modules = list(transformers_of(pipe, family_of(pipe)).values())
         printed = io.StringIO()
         with contextlib.ExitStack() as stack:
@@ -135,12 +136,12 @@ DIFFUSERS = (
     _row("sea-cache", "SeaCache", "SeaCacheConfig", _by_threshold, "threshold", (0.1, 0.25, 0.5)),
     _row("pab", "Pyramid Attention Broadcast", "PyramidAttentionBroadcastConfig",
          _attention_broadcast, "skip range", (2, 4), low=1,
-         separate="it counts calls as steps, and serves one branch what it kept of the other"),
+         separate="it counts calls as steps, and gives one branch the cached values of the other"),
     _row("faster-cache", "FasterCache", "FasterCacheConfig", _faster_cache, "skip range", (2,),
          low=1),
     _row("taylor-seer", "TaylorSeer, default modules", "TaylorSeerCacheConfig", _taylor_seer,
          "interval", (3, 5), low=1),
-    _row("taylor-seer-attention", "TaylorSeer on the attentions, named by us",
+    _row("taylor-seer-attention", "TaylorSeer on all attentions",
          "TaylorSeerCacheConfig", _taylor_seer_attention, "interval", (3, 5), low=1),
     _row("taylor-seer-lite", "TaylorSeer, lite mode", "TaylorSeerCacheConfig", _taylor_seer_lite,
          "interval", (2, 3, 5), low=1),

@@ -1,6 +1,8 @@
-"""Rows of the noise floor: the uncached model again, with nothing changed that a user would change.
+"""Rows of the noise floor: the uncached model again, with a change that users do not notice.
 
-A cache whose score is not below these cannot be told apart from running the model twice.
+In: a pipeline. Out: the same, with another attention backend or dtype where the row says so.
+Knows: a cache whose scores reach these is as close as a second run of the model.
+Source: ours.
 """
 
 from __future__ import annotations
@@ -33,7 +35,7 @@ def _other_attention(
 def _other_dtype(
     pipe: Any, number: float | int | None, context: MethodContext
 ) -> Iterator[MethodHandle]:
-    """float32 weights under bfloat16 autocast; 16-bit weights widened, which is exactly undone."""
+    """float32 weights under bfloat16 autocast; 16-bit weights as float32, undone exactly."""
     modules = list(transformers_of(pipe, family_of(pipe)).values())
     dtype = modules[0].dtype
     if dtype == torch.float32:

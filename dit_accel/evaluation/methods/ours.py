@@ -1,4 +1,8 @@
-"""Rows: no cache at all, dit_accel's own, and the plainest rival of every cache, fewer steps."""
+"""Rows of dit_accel, of the stock pipeline, and of fewer steps, the simplest alternative.
+
+In: a pipeline and a number. Out: the pipeline accelerated by `accelerate`, then restored.
+Source: UniCP, arXiv 2502.04393; plans, docs/how-it-works.md.
+"""
 
 from __future__ import annotations
 
@@ -44,7 +48,7 @@ def _edcw(site: str, order: int = 0) -> Apply:
 
 
 def _unicp(**changes: Any) -> Apply:
-    """The preset, less what is switched off; pruned also where that is slower, to be measured."""
+    """The preset with changes; `always` prunes also where that is slower, so it is measured."""
     parts = {"pcas": PCAS(always=True), **changes}
     return lambda pipe, number, _: _ours(pipe, UniCPConfig(EDCW(float(number or 0.0)), **parts))
 
@@ -94,11 +98,11 @@ def _planned(way: type[QualityConfig | SpeedupConfig]) -> Apply:
 
 
 OURS = (
-    Method("uncached", "the stock pipeline, which all others are scored against", _uncached),
+    Method("uncached", "the stock pipeline, the reference of all scores", _uncached),
     *(
         Method(
             name=name,
-            summary=f"error-aware dynamic cache windows at the site {site}",
+            summary=f"error-aware dynamic cache windows (EDCW) at the site {site}",
             apply=_edcw(site),
             number="threshold δ",
             default=0.1,
@@ -114,7 +118,7 @@ OURS = (
     *(
         Method(
             name=name,
-            summary=f"the same at the site model, served by {what}",
+            summary=f"EDCW at the site model, extrapolated by {what}",
             apply=_edcw("model", order),
             number="threshold δ",
             default=0.1,
@@ -122,8 +126,8 @@ OURS = (
             research=True,
         )
         for name, order, what in (
-            ("edcw-line", 1, "the line through the last two kept values"),
-            ("edcw-parabola", 2, "the parabola through the last three"),
+            ("edcw-line", 1, "the line through the last two cached values"),
+            ("edcw-parabola", 2, "the parabola through the last three cached values"),
         )
     ),
     *(
@@ -137,21 +141,29 @@ OURS = (
             research=name == "/no-tail",
         )
         for name, what, changes in (
-            ("", "at attentions: windows, pruned attention, and the shift between them", {}),
-            ("/no-prune", "the same, nothing pruned: windows alone", {"pcas": None, "shift": None}),
-            ("/no-shift", "the same, pruned wherever windows do not serve", {"shift": None}),
+            (
+                "",
+                "UniCP at attentions: cache windows, pruned attention, and both blended (DWS)",
+                {},
+            ),
+            (
+                "/no-prune",
+                "the same, without pruning: cache windows only",
+                {"pcas": None, "shift": None},
+            ),
+            ("/no-shift", "the same, without blending", {"shift": None}),
             (
                 "/no-tail",
-                "the same, what is pruned is dropped",
+                "the same, without the estimate of pruned blocks",
                 {"pcas": PCAS(tail=False, always=True)},
             ),
         )
     ),
     Method(
         name="pcas/prune",
-        summary="attention to the key blocks that matter, after dense first steps",
+        summary="attention to the key blocks with the most mass, after dense first steps",
         apply=_pruned,
-        number="kept mass",
+        number="attention mass",
         default=0.9,
         sweep=(0.5, 0.7, 0.9),
         low=0.01,
@@ -159,7 +171,7 @@ OURS = (
     ),
     Method(
         name="pcas/slice",
-        summary="attention at a rank of queries, keys and values, after dense first steps",
+        summary="low-rank queries, keys and values, after dense first steps",
         apply=_sliced,
         number="rank",
         default=64,
@@ -169,10 +181,14 @@ OURS = (
         whole=True,
         research=True,
     ),
-    Method("trim-text", "HunyuanVideo: padded text and its mask taken away; exact", _trimmed),
+    Method(
+        "trim-text",
+        "HunyuanVideo: attention without padded text tokens and their mask; exact",
+        _trimmed,
+    ),
     Method(
         name="quality",
-        summary="the fastest plan by which 95 % of clips reach so many dB, with its guard",
+        summary="the fastest plan that guarantees the PSNR for 95 % of clips, with its guard",
         apply=_planned(QualityConfig),
         number="dB",
         default=32,
@@ -183,7 +199,7 @@ OURS = (
     ),
     Method(
         name="speedup",
-        summary="the best plan of so many times fewer computed steps, with its guard",
+        summary="the plan with the highest predicted PSNR at this ratio of steps, with its guard",
         apply=_planned(SpeedupConfig),
         number="steps over computed steps",
         default=2.5,
@@ -194,7 +210,7 @@ OURS = (
     ),
     Method(
         name="fewer-steps",
-        summary="no cache, and fewer denoising steps",
+        summary="no cache, fewer denoising steps",
         apply=_fewer_steps,
         number="steps",
         default=25,
