@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import tiny
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler, UniPCMultistepScheduler
+from diffusers import FlowMatchEulerDiscreteScheduler
 from small_denoisers import trial
 
 from dit_accel import accelerate
@@ -67,53 +67,6 @@ def test_shares_rebuild_the_final_latents_of_every_sampler(name):
     assert torch.allclose(foretold.coefficients, recording.schedule.coefficients, atol=1e-6)
 
 
-def euler() -> Any:
-    return FlowMatchEulerDiscreteScheduler(shift=3.0)
-
-
-def unipc(order: int) -> Any:
-    return UniPCMultistepScheduler(
-        prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0, solver_order=order,
-        num_train_timesteps=1000,
-    )  # fmt: skip
-
-
-@pytest.mark.parametrize(
-    "scheduler",
-    [euler(), unipc(1), unipc(2), unipc(3)],
-    ids=["euler", "unipc1", "unipc2", "unipc3"],
-)
-def test_shares_are_what_a_run_of_any_predictions_adds_up_to(scheduler):
-    schedule = planned_coefficients(scheduler, STEPS, (1.0,))
-    scheduler.set_timesteps(STEPS)
-    draw = torch.Generator().manual_seed(0)
-    start = latents = torch.randn(1, 4, 1, 2, 2, generator=draw)
-    added = torch.zeros_like(start, dtype=torch.float64)
-    for step, time in enumerate(scheduler.timesteps):
-        prediction = torch.randn(latents.shape, generator=draw)
-        latents = scheduler.step(prediction, time, latents, return_dict=False)[0]
-        added += schedule.coefficients[step] * prediction
-    assert torch.allclose(start + added, latents.double(), atol=2e-5)
-    assert schedule.timesteps.tolist() == scheduler.timesteps.tolist()
-
-
-def test_shares_of_euler_are_the_differences_of_its_noise_levels():
-    scheduler = euler()
-    schedule = planned_coefficients(scheduler, STEPS, (1.0,))
-    scheduler.set_timesteps(STEPS)
-    assert torch.allclose(schedule.coefficients, scheduler.sigmas.diff().double(), atol=1e-6)
-
-
-def test_a_scheduler_that_is_looked_at_stays_as_it_is():
-    scheduler = unipc(2)
-    planned_coefficients(scheduler, STEPS, (1.0,))
-    assert scheduler.num_inference_steps is None
-    scheduler.set_timesteps(STEPS)
-    before = {k: v for k, v in vars(scheduler).items() if not isinstance(v, torch.Tensor)}
-    coefficients_of(scheduler, (1.0,))
-    assert {k: v for k, v in vars(scheduler).items() if not isinstance(v, torch.Tensor)} == before
-
-
 def test_a_sampler_that_is_not_linear_is_refused(monkeypatch):
     pipe, clip, given = prepared("hunyuan-video")
     stock = type(pipe.scheduler).step
@@ -139,18 +92,6 @@ def tensors_of(profile: Profile) -> list[torch.Tensor]:
     for candidate in profile.candidates:
         found += [value for value in vars(candidate).values() if isinstance(value, torch.Tensor)]
     return found
-
-
-def test_a_sampler_that_draws_noise_at_every_step_is_refused_by_name(pipe):
-    """CogVideoX's own takes the last step's sample before the timestep, and is stochastic."""
-    from diffusers import CogVideoXDPMScheduler
-
-    from dit_accel.planning.sampler import ImpulseResponse
-
-    scheduler = CogVideoXDPMScheduler()
-    scheduler.set_timesteps(4)
-    with pytest.raises(NotLinearError, match="CogVideoXDPMScheduler steps by model_output, old"):
-        ImpulseResponse(scheduler)
 
 
 def test_the_shape_of_a_profile(pipe):

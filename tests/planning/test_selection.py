@@ -11,16 +11,13 @@ from profiles import STEPS, profile_of, rung_of, schedule_of, spread_out
 from scipy import stats
 
 from dit_accel.config import check_choice
-from dit_accel.planning import selection, transfer
+from dit_accel.planning import selection
 from dit_accel.planning.difficulty import PromptDifficulty
 from dit_accel.planning.prediction import (
-    CONFIDENCE,
-    MIN_COUNTED_CLIPS,
-    QualityDistribution,
     clopper_pearson_lower,
     describe,
 )
-from dit_accel.planning.profile import Profile, ProfileError
+from dit_accel.planning.profile import Profile
 from dit_accel.planning.selection import TargetError, for_quality, for_speedup
 from dit_accel.planning.transfer import transfer_plan
 
@@ -104,40 +101,6 @@ def test_the_bands_are_those_of_the_rung_from_its_third_step_on():
     assert (band.mean, band.spread) == pytest.approx((math.log(0.1), math.log(1.2)))
 
 
-# --- many prompts ---
-
-
-def tailed(count: int, failing: int) -> list[float]:
-    """So many prompts, most at 40 dB and some at 20: nothing like a normal distribution."""
-    return [20.0] * failing + [40.0] * (count - failing)
-
-
-@pytest.mark.parametrize(("failing", "computed"), [(0, FAST), (7, FAST), (8, SLOW), (20, SLOW)])
-def test_of_many_prompts_the_share_that_reaches_is_counted(failing, computed):
-    """Of 256 prompts 7 may fail. If really 5 % did, 7 or fewer would be seen less than once in ten
-    times (the sum over k <= 7 of C(256, k) 0.05^k 0.95^(256 - k) is 0.055), 8 or fewer more often
-    (0.103). So 95 % are sure to nine tenths with 7 failures, not with 8."""
-    candidates = [rung_of(SLOW, spread_out(50.0, 1.0)), rung_of(FAST, tailed(256, failing))]
-    choice = for_quality(profile_of(candidates), 30.0)
-    assert choice.plan.computed == computed
-    assert QualityDistribution.of(candidates[1]).promise(30.0) <= (256 - failing) / 256
-    assert (QualityDistribution.of(candidates[1]).promise(30.0) >= 0.95) == (failing <= 7)
-
-
-def test_fewer_than_many_prompts_are_not_counted():
-    """45 without a failure: 0.95^45 = 0.099; 44 do not do, and a normal one is taken."""
-    assert 0.95**MIN_COUNTED_CLIPS < 1 - CONFIDENCE < 0.95 ** (MIN_COUNTED_CLIPS - 1)
-    distribution = QualityDistribution.of(rung_of(FAST, [40.0] * MIN_COUNTED_CLIPS))
-    assert distribution.promise(39.0) == pytest.approx(0.1 ** (1 / 45))
-    assert distribution.promise(41.0) == 0.0
-
-
-def test_the_interval_of_many_prompts_is_their_own():
-    """101 prompts at 0, 1, ... 100 dB: 90 % of them lie between 5 and 95."""
-    choice = for_speedup(profile_of([rung_of(FAST, [float(i) for i in range(101)])]), 4.0)
-    assert (choice.prediction.low_db, choice.prediction.high_db) == pytest.approx((5.0, 95.0))
-
-
 # --- a speed ---
 
 
@@ -161,53 +124,6 @@ def test_a_speed_without_a_rung_is_planned_and_says_so(speedup, count):
 def test_the_speed_of_one_computes_every_step():
     choice = for_speedup(profile_of(LADDER), 1.0)
     assert (len(choice.plan.computed), choice.notes) == (STEPS, ())
-
-
-# --- carried over ---
-
-
-def test_other_steps_are_planned_at_the_timesteps_of_a_rung():
-    choice = transfer_plan(profile_of(LADDER), schedule_of(40), speedup=2.5)
-    assert choice.plan.num_steps == 40
-    assert len(choice.plan.computed) == 16
-    assert choice.timesteps == tuple(schedule_of(40).timesteps.tolist())
-    assert "no run of this plan was made in calibration" in choice.notes[0]
-
-
-def test_steps_are_mapped_by_their_timesteps():
-    """Step 2 k of forty is at the timestep of step k of twenty."""
-    found = transfer._mapped(profile_of([LADDER[1]]), schedule_of(40), 8)
-    assert found == [2 * step for step in MIDDLE]
-
-
-def test_a_quality_is_carried_over_with_a_margin():
-    """A quality well below the fastest rung's is served by as few computed steps, whatever their
-    share; one that its measured runs would just have reached is not promised any more."""
-    profile = profile_of(LADDER)
-    easy = transfer_plan(profile, schedule_of(40), quality=15.0)
-    assert len(easy.plan.computed) == len(FAST)
-    close = transfer_plan(profile, profile.schedule, quality=31.5)  # foretold the same: 34 - 4 dB
-    assert len(close.plan.computed) > len(FAST)
-    assert for_quality(profile, 31.5).plan.computed == FAST
-
-
-def test_what_is_carried_over_to_itself_is_expected_to_give_what_it_gave_less_refining():
-    choice = transfer_plan(profile_of([LADDER[1]]), schedule_of(), speedup=2.5)
-    assert choice.prediction.psnr_db >= 42.0 - transfer.UNREFINED_DB - 1e-6
-
-
-def test_a_quality_that_is_not_reached_elsewhere_computes_every_step():
-    choice = transfer_plan(profile_of(LADDER), schedule_of(30), quality=90.0)
-    assert choice.plan.computed == tuple(range(30))
-    assert "every step is computed" in choice.notes[0]
-
-
-def test_a_profile_without_rungs_plans_from_inner_products():
-    choice = transfer_plan(profile_of(), schedule_of(30), quality=5.0)
-    assert len(choice.plan.computed) < 30
-    choice = transfer_plan(profile_of(), schedule_of(30), quality=300.0)
-    assert choice.plan.computed == tuple(range(30))
-    assert "0.0 dB" not in choice.notes[0]
 
 
 # --- refusals ---
@@ -248,11 +164,6 @@ def test_one_target_is_accepted():
     check_choice((("quality", 3.0), ("speedup", None)))
     with pytest.raises(ValueError, match=r"quality=30 and speedup=2.5 are given; accepted: one"):
         check_choice((("quality", 30.0), ("speedup", 2.5)))
-
-
-def test_a_schedule_of_other_parts_is_refused():
-    with pytest.raises(ProfileError, match="the profile has 1 parts, the run 2"):
-        transfer_plan(profile_of(LADDER), schedule_of(30, mix=(1.0, -3.0)), speedup=2.0)
 
 
 def test_decisions_are_the_same_every_time():

@@ -1,0 +1,61 @@
+"""What is predicted of a plan: a PSNR, its interval, and the share of clips that reach a quality."""
+
+from __future__ import annotations
+
+import pytest
+from profiles import profile_of, rung_of, spread_out
+
+from dit_accel.planning.prediction import (
+    CONFIDENCE,
+    MIN_COUNTED_CLIPS,
+    QualityDistribution,
+    clopper_pearson_lower,
+)
+from dit_accel.planning.selection import for_quality, for_speedup
+
+SLOW, FAST = (0, 1, 2, 4, 6, 8, 10, 12, 14, 16, 17, 18), (0, 2, 4, 8, 14)
+
+
+def test_worked_example():
+    """The share of all clips that reach a quality, at least, with 90 % confidence."""
+    # All 10 of 10 reached it. If a share s of all clips does, 10 of 10 are seen with probability
+    # s^10. That is less than 10 % for every s below 0.1^(1/10) = 0.794: so s is at least that.
+    assert clopper_pearson_lower(10, 10) == pytest.approx(0.1**0.1)
+    # 9 of 10: at the bound, 9 or more of 10 are seen with probability 10 s^9 (1 - s) + s^10 = 10 %.
+    share = clopper_pearson_lower(9, 10)
+    assert share == pytest.approx(0.663, abs=1e-3)
+    assert 10 * share**9 * (1 - share) + share**10 == pytest.approx(0.1)
+    # 45 of 45: 0.1^(1/45) = 0.950, so 45 clips are the fewest that can vouch for 95 %.
+    assert clopper_pearson_lower(45, 45) == pytest.approx(0.950, abs=1e-3)
+    assert clopper_pearson_lower(0, 10) == 0.0
+
+
+def tailed(count: int, failing: int) -> list[float]:
+    """So many prompts, most at 40 dB and some at 20: nothing like a normal distribution."""
+    return [20.0] * failing + [40.0] * (count - failing)
+
+
+@pytest.mark.parametrize(("failing", "computed"), [(0, FAST), (7, FAST), (8, SLOW), (20, SLOW)])
+def test_of_many_prompts_the_share_that_reaches_is_counted(failing, computed):
+    """Of 256 prompts 7 may fail. If really 5 % did, 7 or fewer would be seen less than once in ten
+    times (the sum over k <= 7 of C(256, k) 0.05^k 0.95^(256 - k) is 0.055), 8 or fewer more often
+    (0.103). So 95 % are sure to nine tenths with 7 failures, not with 8."""
+    candidates = [rung_of(SLOW, spread_out(50.0, 1.0)), rung_of(FAST, tailed(256, failing))]
+    choice = for_quality(profile_of(candidates), 30.0)
+    assert choice.plan.computed == computed
+    assert QualityDistribution.of(candidates[1]).promise(30.0) <= (256 - failing) / 256
+    assert (QualityDistribution.of(candidates[1]).promise(30.0) >= 0.95) == (failing <= 7)
+
+
+def test_fewer_than_many_prompts_are_not_counted():
+    """45 without a failure: 0.95^45 = 0.099; 44 do not do, and a normal one is taken."""
+    assert 0.95**MIN_COUNTED_CLIPS < 1 - CONFIDENCE < 0.95 ** (MIN_COUNTED_CLIPS - 1)
+    distribution = QualityDistribution.of(rung_of(FAST, [40.0] * MIN_COUNTED_CLIPS))
+    assert distribution.promise(39.0) == pytest.approx(0.1 ** (1 / 45))
+    assert distribution.promise(41.0) == 0.0
+
+
+def test_the_interval_of_many_prompts_is_their_own():
+    """101 prompts at 0, 1, ... 100 dB: 90 % of them lie between 5 and 95."""
+    choice = for_speedup(profile_of([rung_of(FAST, [float(i) for i in range(101)])]), 4.0)
+    assert (choice.prediction.low_db, choice.prediction.high_db) == pytest.approx((5.0, 95.0))
