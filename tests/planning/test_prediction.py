@@ -1,4 +1,4 @@
-"""What is predicted of a plan: a PSNR, its interval, and the share of clips that reach a quality."""
+"""What is predicted of a plan: a PSNR, its interval, and the share of clips that reach a target."""
 
 from __future__ import annotations
 
