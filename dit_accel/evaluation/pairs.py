@@ -1,10 +1,11 @@
-"""Score files of clips: paired by their ids, refused where the comparison would be unfair.
+"""Scores files of clips, paired by their names; an unfair comparison is refused.
 
-Both clips of a pair are read side by side in chunks, so that neither is ever in memory whole. A
-pair is refused if frames or sizes differ, unless trimming is asked for, and if codecs differ,
-unless that is allowed: a lossy file against a lossless one scores the codec, not the model.
-
-It does not know which of two clips is the better one, nor whether the ids mean the same prompt.
+In: two files or two folders. Out: scores a pair, or an `UnfairPair` with the argument that accepts
+the pair.
+Knows: a pair is refused if frames or sizes differ, or if codecs differ (a lossy file against a
+lossless one scores the codec). Both clips are read side by side in chunks, so that neither is in
+memory whole. Does not know which clip is better, nor whether equal names mean equal prompts.
+Source: ours.
 """
 
 from __future__ import annotations
@@ -73,7 +74,7 @@ class Pairs:
 
 @dataclass(frozen=True)
 class PairScores:
-    """What there is to tell of one pair."""
+    """The scores of one pair, and what a reader must know of them."""
 
     pair: Pair
     frames: int
@@ -128,7 +129,7 @@ def check_codecs(pair: Pair, *, allow_mixed: bool = False) -> tuple[dict[str, st
     if one == other:
         return names, [CAVEAT.format(name=one.name)]
     mixed = (
-        f"{pair.reference} is {_told(one)} and {pair.test} is {_told(other)}: "
+        f"{pair.reference} is {_named(one)} and {pair.test} is {_named(other)}: "
         "the score is in part that of the codec"
     )
     if not allow_mixed:
@@ -213,7 +214,7 @@ def _sizes(pair: Pair, one: Clip, other: Clip) -> str:
     return f"{pair.reference} has {sizes[0]}, {pair.test} has {sizes[1]}"
 
 
-def _told(codec: video.Codec) -> str:
+def _named(codec: video.Codec) -> str:
     return f"{codec.name} ({'lossless' if codec.lossless else 'lossy'})"
 
 
@@ -230,16 +231,16 @@ def _clips(folder: Path) -> dict[str, Path]:
 
 def _without_partner(reference: Path, test: Path, alone: Mapping[str, Sequence[str]]) -> UnfairPair:
     folders = {"reference": (reference, test), "test": (test, reference)}
-    told = [
+    reasons = [
         f"{_first(alone[side])} of {mine} {'has' if len(alone[side]) == 1 else 'have'} no partner "
         f"in {theirs}"
         for side, (mine, theirs) in folders.items()
         if alone[side]
     ]
-    if not told:
+    if not reasons:
         return UnfairPair(f"{reference} and {test} hold no clip ({', '.join(video.READABLE)})")
     effect = "to leave them out (needs one pair at least)"
-    return UnfairPair("; ".join(told), Remedy.ALLOW_UNPAIRED, effect)
+    return UnfairPair("; ".join(reasons), Remedy.ALLOW_UNPAIRED, effect)
 
 
 def _first(names: Sequence[str], count: int = 5) -> str:

@@ -91,16 +91,16 @@ class Results:
         control = [s for s in self.pairs if s.method == FEWER_STEPS]
         flops = [self.values(s, flops_kept) for s in control]
         curves = [self.scores(s, metric) for s in control]
-        kept, mine = self.values(setting, flops_kept), self.scores(setting, metric)
+        shares, mine = self.values(setting, flops_kept), self.scores(setting, metric)
         found = {}
-        for prompt in (prompt for prompt in mine if prompt in kept):
+        for prompt in (prompt for prompt in mine if prompt in shares):
             known = [
                 (at[prompt], curve[prompt])
                 for at, curve in zip(flops, curves, strict=True)
                 if prompt in at and prompt in curve
             ]
             same = statistics.interpolate(
-                kept[prompt], [at for at, _ in known], [value for _, value in known]
+                shares[prompt], [at for at, _ in known], [value for _, value in known]
             )
             if same is not None:
                 found[prompt] = mine[prompt] - same

@@ -27,7 +27,7 @@ from dit_accel.evaluation.methods import METHODS, UNCACHED, MethodContext, Setti
 from dit_accel.evaluation.probe import Probe
 from dit_accel.models.checkpoints import Denoiser, Shape, TextShape
 
-COMPUTED = 0.999  # a step with at least this share of the uncached FLOPs counts as computed
+COMPUTED_SHARE = 0.999  # a step with at least this share of the uncached FLOPs counts as computed
 
 
 class DoesNotFitError(MemoryError):
@@ -330,9 +330,9 @@ def _speed(
     shares = [flops / full for flops in runs[0].flops]
     by_step = [statistics.median(step) for step in zip(*(r.seconds for r in runs), strict=True)]
     steps = list(zip(by_step, shares, strict=True))
-    computed = [seconds for seconds, share in steps if share >= COMPUTED]
-    reused = [seconds for seconds, share in steps if share < COMPUTED]
-    reused_shares = [share for share in shares if share < COMPUTED]
+    computed = [seconds for seconds, share in steps if share >= COMPUTED_SHARE]
+    reused = [seconds for seconds, share in steps if share < COMPUTED_SHARE]
+    reused_shares = [share for share in shares if share < COMPUTED_SHARE]
     rounds = [(sum(b.seconds), sum(r.seconds)) for b, r in zip(uncached, runs, strict=True)]
     ideals = [statistics.median(b.seconds) * sum(shares) for b in uncached]
     beyond = [spent - ideal for (_, spent), ideal in zip(rounds, ideals, strict=True)]

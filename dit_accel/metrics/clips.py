@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 
 class Unavailable(Exception):
-    """A metric that cannot be measured here, and why: told as a reason, never guessed around."""
+    """A metric cannot be measured here; the message is the reason."""
 
 
 def check_pair(

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 VARIABLE = "DIT_ACCEL_LPIPS_WEIGHTS"
 BACKBONE = "alexnet-owt-7be5be79.pth"
 HEADS = "alex.pth"
-SMALLEST = 31
+SMALLEST_ALEXNET = 31
 """Least H and W from which AlexNet's last convolution still gets a value."""
 
 _CONVOLUTIONS = ((0, 4, 2), (3, 1, 2), (6, 1, 1), (8, 1, 1), (10, 1, 1))  # layer, stride, padding
@@ -88,7 +88,7 @@ def lpips_frames(
     spatial: bool = False,
 ) -> npt.NDArray[np.float64]:
     """LPIPS of each frame; arguments and errors as of `lpips`. Returns `(T,)`."""
-    check_pair(reference, test, data_range=data_range, smallest=SMALLEST)
+    check_pair(reference, test, data_range=data_range, smallest=SMALLEST_ALEXNET)
     network = _load(find_weights(weights))
     scores = []
     for at in range(0, len(reference), _BATCH):

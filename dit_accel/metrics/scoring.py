@@ -37,7 +37,7 @@ class Score:
         frames: scores of the frames, or of pairs of neighbours; None where there are none.
         reason: why `value` is None.
         exact_frames: frames without any error, which count as 100 dB in a mean; None where the
-            metric does not tell.
+            metric does not count them.
     """
 
     value: float | None

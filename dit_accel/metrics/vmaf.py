@@ -24,7 +24,7 @@ import numpy.typing as npt
 from dit_accel.metrics.accumulate import check_follows
 from dit_accel.metrics.clips import Unavailable, check_pair, to_levels
 
-SMALLEST = 16
+SMALLEST_VMAF = 16
 _SECONDS = 30.0  # to list the filters
 
 Clip = npt.NDArray[Any]
@@ -62,7 +62,7 @@ class VmafSpool:
 
     def update(self, reference: Clip, test: Clip) -> None:
         """Take the next frames; arguments and errors as of `vmaf`."""
-        check_pair(reference, test, data_range=self._data_range, smallest=SMALLEST)
+        check_pair(reference, test, data_range=self._data_range, smallest=SMALLEST_VMAF)
         height, width = reference.shape[1:3]
         if height % 2 or width % 2:
             raise ValueError(f"reference has frames of {height}x{width}: VMAF needs even sizes")

@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from dit_accel.metrics.clips import check_pair, to_levels
 
-SMALLEST = 16
+SMALLEST_YUV = 16
 """Least H and W at which a chroma plane holds one window."""
 
 _MATRIX = np.array(
@@ -96,7 +96,7 @@ def _planes(
     reference: npt.NDArray[Any], test: npt.NDArray[Any], data_range: float
 ) -> list[list[tuple[Plane, Plane]]]:
     """For each frame its three pairs of planes."""
-    check_pair(reference, test, data_range=data_range, smallest=SMALLEST)
+    check_pair(reference, test, data_range=data_range, smallest=SMALLEST_YUV)
     _, height, width, channels = reference.shape
     if channels != 3 or height % 2 or width % 2:
         raise ValueError(

@@ -25,8 +25,8 @@ class Family:
         blocks: attributes of the transformer that hold its blocks, in the order they run.
         hidden: a block's argument that carries the tokens through the stack, and its position.
         text: the argument, and its position, of the text that a block returns beside the tokens;
-            None where a block returns the tokens alone. The stack's own output is of the tokens
-            only, in every family, so that the text need not be kept with the whole stack.
+            None where a block returns the tokens alone. The whole stack returns only tokens in
+            every family.
         attention: a block's submodule that computes self-attention.
         branches: how classifier-free guidance runs: "separate" forwards, one "batched", or
             "embedded" in the weights, where one forward a step is all.

@@ -309,7 +309,7 @@ def picture(uri: str) -> np.ndarray:
 def test_without_kept_clips_the_page_says_so(tmp_path):
     store = fake_run(tmp_path / "a", fake_plan(3, FEW, keep_clips=False))
     html = written(store, tmp_path)
-    assert "were not kept" in html and '<figure class="player"' not in html
+    assert "were not stored" in html and '<figure class="player"' not in html
 
 
 def test_a_damaged_clip_is_told_and_the_others_play(tmp_path):

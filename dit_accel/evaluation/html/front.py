@@ -27,9 +27,9 @@ from dit_accel.evaluation.html.figures import (
 )
 from dit_accel.evaluation.html.labels import Label, Points, place
 from dit_accel.evaluation.html.svg import (
-    FLOOR,
-    MUTED,
-    PAPER,
+    CSS_FLOOR,
+    CSS_MUTED,
+    CSS_PAPER,
     TIP,
     Look,
     Size,
@@ -64,12 +64,11 @@ class Point:
 
 
 def _flops_saved(row: MethodSummary) -> Interval | None:
-    kept = row.flops_kept
-    if kept is None or kept.value <= 0:
+    share = row.flops_kept
+    if share is None or share.value <= 0:
         return None
-    low = 1 / kept.high if kept.high else None
-    high = 1 / kept.low if kept.low else None
-    return Interval(1 / kept.value, low, high, kept.n)
+    low, high = (1 / end if end else None for end in (share.high, share.low))
+    return Interval(1 / share.value, low, high, share.n)
 
 
 AXES = (
@@ -133,7 +132,7 @@ def _front(
         _limits(axes, shown, metric)
         _draw_floor(axes, summary, metric, size)
         axes.set_xlabel(axis.title)
-        axes.set_title(title(metric), loc="left", fontsize=size.font, color=MUTED, pad=10)
+        axes.set_title(title(metric), loc="left", fontsize=size.font, color=CSS_MUTED, pad=10)
         axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}×")
         _write_labels(axes, families, slots, size, metric)
         alt = f"{title(metric)} against {axis.title}, one curve a method: " + "; ".join(
@@ -148,7 +147,7 @@ def _point(axes: Any, point: Point, style: Look, gid: str, metric: str) -> None:
         axes.plot(*bar.T, color=style.colour, linewidth=1, alpha=0.75, zorder=2)
     axes.plot(
         [point.x.value], [at], marker=style.marker, markersize=8.5,
-        color=style.colour, markerfacecolor=style.colour if point.front else PAPER,
+        color=style.colour, markerfacecolor=style.colour if point.front else CSS_PAPER,
         markeredgecolor=style.colour, markeredgewidth=1.6, zorder=4, gid=gid, clip_on=False,
     )  # fmt: skip
 
@@ -179,14 +178,16 @@ def _draw_floor(axes: Any, summary: Summary, metric: str, size: Size) -> None:
         reach = 0.07 * (high - low)
         high, low = (max(high, value + reach), low) if higher else (high, min(low, value - reach))
         axes.set_ylim((low, high) if higher else (high, low))
-        axes.axhspan(value, high if higher else low, color=FLOOR, alpha=0.13, linewidth=0, zorder=0)
-        axes.axhline(value, color=FLOOR, linewidth=1.3, linestyle=(0, (5, 3)), zorder=1)
-        text, at = f"{text}, not told apart above" if not size.narrow else text, value
+        axes.axhspan(
+            value, high if higher else low, color=CSS_FLOOR, alpha=0.13, linewidth=0, zorder=0
+        )
+        axes.axhline(value, color=CSS_FLOOR, linewidth=1.3, linestyle=(0, (5, 3)), zorder=1)
+        text, at = f"{text}, no difference above" if not size.narrow else text, value
     else:
         text, at = f"{text} ↑ above this plot" if higher else f"{text} ↑ beyond", axes.get_ylim()[1]
     axes.annotate(
         text, (1, at), xycoords=("axes fraction", "data"), xytext=(-4, 4),
-        textcoords="offset points", ha="right", va="bottom", color=FLOOR,
+        textcoords="offset points", ha="right", va="bottom", color=CSS_FLOOR,
         fontsize=size.font - 1, annotation_clip=False,
     )  # fmt: skip
 
@@ -194,7 +195,7 @@ def _draw_floor(axes: Any, summary: Summary, metric: str, size: Size) -> None:
 def _write_labels(
     axes: Any, families: dict[str, list[Point]], slots: dict[str, int], size: Size, metric: str
 ) -> None:
-    """Names beside the curves where there is room; on a phone the key above tells them."""
+    """Names beside the curves where there is room; a phone has the key above."""
     lines = [
         np.array([(p.x.value, shown_at(metric, p.y.value)) for p in family])
         for family in families.values()
@@ -210,11 +211,11 @@ def _write_labels(
         names.append(
             Label(
                 end.x.value, shown_at(metric, end.y.value), end.setting.label if single else name,
-                colour if slots[name] >= 0 else MUTED, size.font, bold=True,
+                colour if slots[name] >= 0 else CSS_MUTED, size.font, bold=True,
             )
         )  # fmt: skip
         numbers += [
-            Label(p.x.value, shown_at(metric, p.y.value), f"{p.setting.number:g}", MUTED,
+            Label(p.x.value, shown_at(metric, p.y.value), f"{p.setting.number:g}", CSS_MUTED,
                   size.font - 2.5, optional=True)
             for p in family
             if p.setting.number is not None and not single

@@ -36,7 +36,7 @@
       this.scrub.addEventListener("input", () => { this.play(false); this.seek(+this.scrub.value); });
       figure.querySelector(".speed select").addEventListener("change", (e) => { this.speed = +e.target.value; });
       figure.addEventListener("keydown", (event) => this.key(event));
-      this.tell();
+      this.showPlace();
     }
     load() {
       this.loading ??= Promise.all(this.sheets.map(picture)).then((images) => {
@@ -50,7 +50,7 @@
       this.draw();
     }
     draw() {
-      this.tell();
+      this.showPlace();
       if (!this.images) return;
       const frame = Math.floor(this.place);
       const x = (frame % this.columns) * this.width;
@@ -60,7 +60,7 @@
         canvas.dataset.frame = frame;
       });
     }
-    tell() {
+    showPlace() {
       const frame = Math.floor(this.place);
       this.scrub.value = frame;
       this.scrub.setAttribute("aria-valuetext", `frame ${frame + 1} of ${this.frames}`);
@@ -74,7 +74,7 @@
       } else playing.delete(this);
       this.button.textContent = on ? "Pause" : "Play";
       this.button.setAttribute("aria-pressed", String(on));
-      tellAll();
+      updateAllButton();
     }
     advance(seconds) {
       const before = Math.floor(this.place);
@@ -102,7 +102,7 @@
   const list = document.getElementById("clip-list");
   const all = document.getElementById("play-all");
   const shown = () => players.filter((player) => !player.figure.hidden);
-  const tellAll = () => {
+  const updateAllButton = () => {
     const here = shown();
     const on = here.length > 0 && here.every((player) => playing.has(player));
     all.textContent = on ? "Pause all" : "Play all";
@@ -131,7 +131,7 @@
       box.append(player.figure);
       if (near) near.observe(player.figure); else player.load();
     }
-    tellAll();
+    updateAllButton();
   };
 
   list.addEventListener("change", choose);

@@ -23,7 +23,16 @@ from dit_accel.evaluation.html.figures import (
     shown_at,
     title,
 )
-from dit_accel.evaluation.html.svg import FLOOR, INK, MUTED, Look, Size, drawing, look, to_svg
+from dit_accel.evaluation.html.svg import (
+    CSS_FLOOR,
+    CSS_INK,
+    CSS_MUTED,
+    Look,
+    Size,
+    drawing,
+    look,
+    to_svg,
+)
 from dit_accel.evaluation.methods.row import Setting
 from dit_accel.evaluation.results import FrameValues, Results
 from dit_accel.evaluation.summary import Summary
@@ -66,9 +75,9 @@ def _prompts(
             if score is not None:
                 ends = [end_at(metric, end) for end in (score.low, score.high)]
                 if None not in ends:
-                    axes.plot(ends, (place_, place_), color=INK, linewidth=1.6, zorder=3)
+                    axes.plot(ends, (place_, place_), color=CSS_INK, linewidth=1.6, zorder=3)
                 axes.plot([shown_at(metric, score.value)], [place_], "|", markersize=13,
-                          markeredgewidth=2.4, color=INK, zorder=4)  # fmt: skip
+                          markeredgewidth=2.4, color=CSS_INK, zorder=4)  # fmt: skip
             if size.narrow:
                 axes.annotate(
                     setting.label, (0, place_), xycoords=("axes fraction", "data"),
@@ -77,16 +86,17 @@ def _prompts(
         axes.set_ylim(len(shown) - 0.5, -0.75 if size.narrow else -0.5)
         axes.set_yticks([] if size.narrow else range(len(shown)))
         if not size.narrow:
-            axes.set_yticklabels([setting.label for setting in shown], color=INK)
+            axes.set_yticklabels([setting.label for setting in shown], color=CSS_INK)
         axes.tick_params(axis="y", length=0)
         axes.grid(visible=False, axis="y")
         axes.spines["left"].set_visible(False)
         low, high = axes.get_xlim()
         name, floor = summary.floor.get(metric, ("", math.nan))
         if low <= floor <= high:
-            axes.axvline(floor, color=FLOOR, linestyle=(0, (5, 3)), linewidth=1.3, zorder=1)
-            axes.text(floor, len(shown) - 0.55, f" {name} ", color=FLOOR, fontsize=size.font - 2,
-                      ha="right" if floor > (low + high) / 2 else "left", va="bottom")  # fmt: skip
+            axes.axvline(floor, color=CSS_FLOOR, linestyle=(0, (5, 3)), linewidth=1.3, zorder=1)
+            side = "right" if floor > (low + high) / 2 else "left"
+            axes.text(floor, len(shown) - 0.55, f" {name} ", color=CSS_FLOOR, ha=side, va="bottom",
+                      fontsize=size.font - 2)  # fmt: skip
         axes.set_xlabel(title(metric))
         score_ticks(axes.xaxis, metric)
         alt = f"{title(metric)} of every prompt, one row a method; the means are in the table"
@@ -169,7 +179,7 @@ def _panel(axes: Any, name: str, settings: Lines, style: Look, size: Size, metri
     for y, x, text in ends:
         axes.annotate(
             text, (x, y), xytext=(4, 0), textcoords="offset points", va="center",
-            fontsize=size.font - 2.5, color=MUTED, annotation_clip=False,
+            fontsize=size.font - 2.5, color=CSS_MUTED, annotation_clip=False,
         )  # fmt: skip
     axes.xaxis.get_major_locator().set_params(integer=True, nbins=5)
     score_ticks(axes.yaxis, metric)

@@ -17,14 +17,20 @@ from dataclasses import dataclass
 from typing import Any
 
 HUES = 8
-INK, MUTED, GRID, PAPER, FLOOR = "#010101", "#020202", "#030303", "#040404", "#050505"
+CSS_INK, CSS_MUTED, CSS_GRID, CSS_PAPER, CSS_FLOOR = (
+    "#010101",
+    "#020202",
+    "#030303",
+    "#040404",
+    "#050505",
+)
 HUE = tuple(f"#0a01{index:02x}" for index in range(HUES))
 VARIABLES = {
-    INK: "--ink",
-    MUTED: "--muted",
-    GRID: "--grid",
-    PAPER: "--paper",
-    FLOOR: "--floor",
+    CSS_INK: "--ink",
+    CSS_MUTED: "--muted",
+    CSS_GRID: "--grid",
+    CSS_PAPER: "--paper",
+    CSS_FLOOR: "--floor",
     **{colour: f"--s{index}" for index, colour in enumerate(HUE)},
 }
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "p")
@@ -63,7 +69,7 @@ class Look:
 def look(slot: int) -> Look:
     """The look of a slot; controls have slot -1."""
     if slot < 0:
-        return Look(MUTED, "o", (0, (1.5, 2)))
+        return Look(CSS_MUTED, "o", (0, (1.5, 2)))
     return Look(HUE[slot % HUES], MARKERS[slot % HUES], _DASHES[slot // HUES % len(_DASHES)])
 
 
@@ -124,10 +130,10 @@ def _own_ids(text: str, name: str) -> str:
 _STYLE = {
     "svg.fonttype": "none",
     "svg.hashsalt": "dit-accel",
-    "text.color": INK,
+    "text.color": CSS_INK,
     "text.parse_math": False,
-    "axes.labelcolor": MUTED,
-    "axes.edgecolor": GRID,
+    "axes.labelcolor": CSS_MUTED,
+    "axes.edgecolor": CSS_GRID,
     "axes.facecolor": "none",
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -136,12 +142,12 @@ _STYLE = {
     "axes.linewidth": 1,
     "axes.unicode_minus": True,
     "figure.facecolor": "none",
-    "grid.color": GRID,
+    "grid.color": CSS_GRID,
     "grid.linewidth": 0.7,
-    "xtick.color": GRID,
-    "ytick.color": GRID,
-    "xtick.labelcolor": MUTED,
-    "ytick.labelcolor": MUTED,
+    "xtick.color": CSS_GRID,
+    "ytick.color": CSS_GRID,
+    "xtick.labelcolor": CSS_MUTED,
+    "ytick.labelcolor": CSS_MUTED,
     "lines.linewidth": 2,
     "lines.markersize": 7,
     "font.family": "sans-serif",
