@@ -1,21 +1,19 @@
-"""Score clips that never lie in memory whole: chunk by chunk, to the same number.
+"""Scores clips chunk by chunk, to the same number as whole clips.
 
-It keeps one number a frame, and the last frame where a metric reads two neighbours at once. It
-does not know how clips are read, nor any metric.
+In: chunks of two clips. Out: the scores of the frames, and the clip's.
+Knows one number a frame, and the last frame where a metric reads two neighbours at once. Does not
+know how clips are read, nor any metric.
+Source: ours.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
-import numpy.typing as npt
 
-from dit_accel.metrics.clips import Unavailable, check_pair
-
-Clip = npt.NDArray[Any]
-Scores = npt.NDArray[np.float64]
+from dit_accel.metrics.clips import Clip, Scores, Unavailable, check_pair
 
 
 class Accumulator(Protocol):
@@ -86,7 +84,7 @@ class FrameScores:
         return self._mean(self.frames())
 
     def _with_tail(self, reference: Clip, test: Clip) -> tuple[Clip, Clip]:
-        """The chunk behind the last frames of the one before it."""
+        """The chunk with the last frames of the one before it in front."""
         if self._tail is not None:
             reference = np.concatenate([self._tail[0], reference])
             test = np.concatenate([self._tail[1], test])

@@ -1,7 +1,10 @@
-"""What every metric demands of its two clips, checked in one place.
+"""Checks what every metric demands of its two clips.
 
-It knows shapes, dtypes and finiteness. It does not know whether float frames really span
-`data_range`: frames in [0, 255] that are scored with `data_range=1.0` pass.
+In: two clips `(T, H, W, C)` and their `data_range`. Out: nothing, or an error that names the
+argument, its value and what is accepted.
+Knows shapes, dtypes and finiteness. Does not know whether floats really span `data_range`: frames
+in [0, 255] that are scored with `data_range=1.0` pass.
+Source: ours.
 """
 
 from __future__ import annotations
@@ -12,14 +15,17 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+Clip = npt.NDArray[Any]  # `(T, H, W, C)`, uint8 or float; or latents
+Scores = npt.NDArray[np.float64]  # one number a frame, `(T,)`
+
 
 class Unavailable(Exception):
     """A metric cannot be measured here; the message is the reason."""
 
 
 def check_pair(
-    reference: npt.NDArray[Any],
-    test: npt.NDArray[Any],
+    reference: Clip,
+    test: Clip,
     *,
     data_range: float,
     smallest: int = 1,
@@ -55,7 +61,7 @@ def check_pair(
     _check_finite("test", test)
 
 
-def to_levels(name: str, clip: npt.NDArray[Any], data_range: float) -> npt.NDArray[np.uint8]:
+def to_levels(name: str, clip: Clip, data_range: float) -> npt.NDArray[np.uint8]:
     """A clip in 8-bit levels, for metrics that stand on 8-bit code; rounding noise is clipped.
 
     Args:
@@ -78,7 +84,7 @@ def to_levels(name: str, clip: npt.NDArray[Any], data_range: float) -> npt.NDArr
     return np.rint(scaled.clip(0, 255)).astype(np.uint8)
 
 
-def _check_clip(name: str, clip: npt.NDArray[Any], smallest: int) -> None:
+def _check_clip(name: str, clip: Clip, smallest: int) -> None:
     if clip.ndim != 4 or clip.shape[3] not in (1, 3) or len(clip) == 0:
         raise ValueError(
             f"{name} has shape {clip.shape}: "
@@ -100,7 +106,7 @@ def _check_data_range(data_range: float, *, is_uint8: bool) -> None:
         raise ValueError(f"data_range is {data_range}: must be 255 for uint8 clips")
 
 
-def _check_finite(name: str, clip: npt.NDArray[Any]) -> None:
+def _check_finite(name: str, clip: Clip) -> None:
     if clip.dtype == np.uint8:
         return
     for index, frame in enumerate(clip):

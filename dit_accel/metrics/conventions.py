@@ -1,8 +1,8 @@
-"""Other tools' numbers, for comparing with what they publish; never the default.
+"""Other tools' numbers, to compare with what they publish; never the default.
 
-One table: tool -> the rows that it gives under our names. A row says how it departs from ours. What
-is reproduced is the arithmetic on equal frames; how a tool crops, resizes, pairs or batches clips
-is not. Read in their sources at the versions that the rows name.
+In: two clips. Out: `CONVENTIONS`: for each tool, rows under our names that give its scores.
+Knows the arithmetic on equal frames. Does not know how a tool crops, resizes, pairs or batches.
+Source: each tool's code, at the version that its row names.
 """
 
 from __future__ import annotations
@@ -17,14 +17,12 @@ import numpy.typing as npt
 
 from dit_accel.metrics import METRICS, yuv
 from dit_accel.metrics.accumulate import Accumulator
-from dit_accel.metrics.clips import Unavailable, check_pair
+from dit_accel.metrics.clips import Clip, Scores, Unavailable, check_pair
 from dit_accel.metrics.lpips import lpips, start_lpips
 from dit_accel.metrics.mae import mean
 from dit_accel.metrics.psnr import EXACT_DB, psnr_frames, psnr_pooled_mean
-from dit_accel.metrics.row import FramesFunction, Metric, Scores
+from dit_accel.metrics.row import FramesFunction, Metric
 from dit_accel.metrics.ssim import WINDOW, gaussian, windowed_frames
-
-Clip = npt.NDArray[Any]
 
 
 def teacache_psnr_frames(reference: Clip, test: Clip, *, data_range: float) -> Scores:

@@ -1,11 +1,11 @@
-"""LPIPS: distance of two frames in the features of a trained AlexNet; lower is closer.
+"""LPIPS: the distance of two frames in the features of a trained AlexNet; lower is closer.
 
-LPIPS v0.1 (Zhang et al., arXiv 1801.03924, section 3) in plain torch: no torchvision, and the
-`lpips` package only for its linear heads. The backbone's weights are looked for, in this order, in
-the given path, in `$DIT_ACCEL_LPIPS_WEIGHTS`, and where torchvision caches its download. Without
-them there is no score: a random backbone would give numbers that look like one.
-
-It does not download. It works on the CPU, some frames at a time.
+In: two clips, and the weights' files. Out: the mean over the frame and over frames.
+Knows: the backbone's weights are looked for in the given path, in `$DIT_ACCEL_LPIPS_WEIGHTS`, and
+where torchvision caches its download; without them there is no score. Plain torch on the CPU, some
+frames at a time: no torchvision, and the `lpips` package only for its linear heads. It does not
+download.
+Source: LPIPS v0.1, Zhang et al., arXiv 1801.03924, section 3.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dit_accel.metrics.accumulate import FrameScores
-from dit_accel.metrics.clips import Unavailable, check_pair, to_levels
+from dit_accel.metrics.clips import Clip, Scores, Unavailable, check_pair, to_levels
 from dit_accel.metrics.mae import mean
 
 if TYPE_CHECKING:
@@ -50,8 +50,8 @@ class Weights:
 
 
 def lpips(
-    reference: npt.NDArray[Any],
-    test: npt.NDArray[Any],
+    reference: Clip,
+    test: Clip,
     *,
     data_range: float,
     weights: str | os.PathLike[str] | None = None,
@@ -80,13 +80,13 @@ def lpips(
 
 
 def lpips_frames(
-    reference: npt.NDArray[Any],
-    test: npt.NDArray[Any],
+    reference: Clip,
+    test: Clip,
     *,
     data_range: float,
     weights: str | os.PathLike[str] | None = None,
     spatial: bool = False,
-) -> npt.NDArray[np.float64]:
+) -> Scores:
     """LPIPS of each frame; arguments and errors as of `lpips`. Returns `(T,)`."""
     check_pair(reference, test, data_range=data_range, smallest=SMALLEST_ALEXNET)
     network = _load(find_weights(weights))
@@ -209,7 +209,7 @@ def _as_input(clip: npt.NDArray[np.uint8]) -> torch.Tensor:
 
 def _distance(
     network: Tensors, reference: torch.Tensor, test: torch.Tensor, *, spatial: bool
-) -> npt.NDArray[np.float64]:
+) -> Scores:
     """Of frames `(T, 3, H, W)`: `(T,)`."""
     import torch
     import torch.nn.functional as F

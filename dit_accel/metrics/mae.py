@@ -1,23 +1,22 @@
 """Mean absolute error of a clip against its reference, in 8-bit levels.
 
-The mean of |test - reference| over H, W and C for each frame, times 255 / `data_range`, then the
-mean over frames: 1.0 is one level of 255 at every value. It knows no perception, no structure and
-no time.
+    mae = mean over frames of mean |test - reference| * 255 / data_range
+
+In: two clips `(T, H, W, C)`. Out: levels; 1.0 is one level of 255 at every value.
+Does not know perception, structure or time.
+Source: the definition.
 """
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
-import numpy.typing as npt
 
-from dit_accel.metrics.clips import check_pair
+from dit_accel.metrics.clips import Clip, Scores, check_pair
 
 LEVELS = 255.0
 
 
-def mae(reference: npt.NDArray[Any], test: npt.NDArray[Any], *, data_range: float) -> float:
+def mae(reference: Clip, test: Clip, *, data_range: float) -> float:
     """Mean absolute error of a clip: the mean over frames.
 
     Args:
@@ -30,25 +29,28 @@ def mae(reference: npt.NDArray[Any], test: npt.NDArray[Any], *, data_range: floa
 
     Raises:
         ValueError: if the clips cannot be compared; see `clips.check_pair`.
+
+    Example:
+        >>> black = np.zeros((2, 8, 8, 3), np.uint8)
+        >>> mae(black, black + 3, data_range=255)
+        3.0
     """
     return mean(mae_frames(reference, test, data_range=data_range))
 
 
-def mae_frames(
-    reference: npt.NDArray[Any], test: npt.NDArray[Any], *, data_range: float
-) -> npt.NDArray[np.float64]:
+def mae_frames(reference: Clip, test: Clip, *, data_range: float) -> Scores:
     """Mean absolute error of each frame; arguments and errors as of `mae`. Returns `(T,)`."""
     check_pair(reference, test, data_range=data_range)
     errors = [mean_abs(expected, actual) for expected, actual in zip(reference, test, strict=True)]
     return np.array(errors) * (LEVELS / data_range)
 
 
-def mean(frames: npt.NDArray[np.float64]) -> float:
+def mean(frames: Scores) -> float:
     """Mean of frame scores `(T,)`."""
     return float(frames.mean())
 
 
-def mean_abs(one: npt.NDArray[Any], other: npt.NDArray[Any]) -> float:
+def mean_abs(one: Clip, other: Clip) -> float:
     """The mean of |one - other|, exact for integers: no dtype wraps."""
     import cv2
 

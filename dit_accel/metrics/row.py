@@ -1,25 +1,19 @@
-"""One row of the METRICS table: what a metric is called, what it means, and how it is computed.
+"""What a row of the METRICS table is made of: what a metric means and how it is computed.
 
-A metric over pixels is two halves: `frames` turns two clips into one number for each frame (or,
-where it reads `span` = 2 frames at once, for each pair of neighbours), and `mean` turns those
-numbers into the clip's score. So a clip can be scored in chunks, and the numbers can be plotted.
-What has no such halves brings its own `accumulator`.
+In: two clips. Out: a score, or an accumulator that takes them in chunks.
+Knows: a metric over pixels has two parts: `frames` gives one number for each frame (or each pair of
+neighbours, `span` = 2), `mean` makes them the clip's score. Other metrics bring an `accumulator`.
+Source: ours.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
-
-import numpy as np
-import numpy.typing as npt
+from typing import Literal, Protocol
 
 from dit_accel.metrics.accumulate import Accumulator, FrameScores
-from dit_accel.metrics.clips import Unavailable
-
-Clip = npt.NDArray[Any]
-Scores = npt.NDArray[np.float64]
+from dit_accel.metrics.clips import Clip, Scores, Unavailable
 
 
 class ClipFunction(Protocol):
@@ -50,13 +44,13 @@ class Metric:
         range: least and largest possible score.
         direction: which scores are better.
         convention: how exactly it is computed, for people.
-        version: raised whenever the same clips score differently than before.
         function: two whole clips, or two latents, -> the score.
-        frames: its first half; None where there are no halves.
-        mean: its second half.
+        version: raised whenever the same clips get another score than before.
+        frames: two clips -> scores of the frames; None where there are none.
+        mean: scores of the frames -> the score.
         span: frames that one number of `frames` reads.
-        per_frame: whether the numbers of `frames` are scores of their own, worth a plot.
-        counts_exact: whether an infinite number of `frames` says that the frame is exact.
+        per_frame: whether the numbers of `frames` are stored and plotted.
+        counts_exact: whether an infinite number of `frames` means an exact frame.
         accumulator: for metrics that are not a mean over `frames`.
         family: what it reads. Scores of latents are never averaged with scores of pixels.
         needs: what it needs beside the core packages; empty for most.
@@ -67,8 +61,8 @@ class Metric:
     range: tuple[float, float]
     direction: Literal["higher", "lower"]
     convention: str
-    version: int
     function: ClipFunction | LatentFunction
+    version: int = 1
     frames: FramesFunction | None = None
     mean: Callable[[Scores], float] | None = None
     span: int = 1

@@ -1,8 +1,9 @@
-"""Score a clip by several metrics at once, whole or in chunks, into results that JSON takes.
+"""Scores a clip by several metrics at once, whole or in chunks.
 
-A metric that cannot be measured here (latents that were not given, one frame where two are
-needed, weights that are missing) is None with its reason; clips that cannot be compared at all
-are an error.
+In: two clips, their latents, names of metrics. Out: a `Score` a metric, which JSON takes.
+Knows: a metric that cannot be measured here (no latents, one frame where two are needed, missing
+weights) is None with its reason; clips that cannot be compared at all are an error.
+Source: ours.
 """
 
 from __future__ import annotations
@@ -16,21 +17,18 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from dit_accel.metrics import METRICS
 from dit_accel.metrics.accumulate import Accumulator
-from dit_accel.metrics.clips import Unavailable
+from dit_accel.metrics.clips import Clip, Unavailable
 from dit_accel.metrics.conventions import CONVENTIONS
 from dit_accel.metrics.lpips import start_lpips
 from dit_accel.metrics.row import Metric
 
-Clip = npt.NDArray[Any]
-
 
 @dataclass(frozen=True)
 class Score:
-    """What one metric says of one clip.
+    """One metric of one clip.
 
     Attributes:
         value: the score; infinite for the PSNR of an exact clip; None where it was not measured.

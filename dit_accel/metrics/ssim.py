@@ -1,45 +1,38 @@
-"""Structural similarity of a clip against its reference.
-
-11x11 Gaussian of sigma 1.5, K1 = 0.01 and K2 = 0.03, population covariance, only windows that lie
-wholly inside the frame, each RGB channel by itself, then the mean over windows, channels and
-frames. That is the convention of the scripts that TeaCache, PAB and MagCache share, and equals
-scikit-image's `structural_similarity(gaussian_weights=True, sigma=1.5,
-use_sample_covariance=False)`. Luma, a box window or padded borders score other digits.
-
-It filters sum and difference of the two frames, s and d, instead of the frames themselves:
+"""Structural similarity (SSIM) of a clip against its reference.
 
     luminance = 1 - μd² / ((μs² + μd²)/2 + C1)
     contrast · structure = 1 - var(d) / ((var(s) + var(d))/2 + C2)
 
-which is the same by algebra. What is subtracted from 1 vanishes with d, and rounding with it. So
-uint8 frames, whose s, d and squares float32 holds exactly, are filtered in float32, to five digits
-(worst seen: 3e-6, in a single window of noise near black); floats are filtered in float64. Strips
-of rows keep the work in the CPU's cache.
+with s, d the sum and difference of two frames: equal to the paper's form by algebra, and rounding
+vanishes with d. Ci = (Ki * data_range)².
 
-It does not know perception of colour or motion; frames are scored one by one. Source: Wang et al.,
-"Image Quality Assessment: From Error Visibility to Structural Similarity", IEEE TIP 13(4), 2004,
-III-B.
+In: two clips `(T, H, W, C)`. Out: the mean over windows, channels and frames.
+Knows: 11x11 Gaussian of sigma 1.5, K1 = 0.01, K2 = 0.03, population covariance, windows wholly
+inside the frame, each RGB channel by itself. uint8 is filtered in float32 (exact for s, d and their
+squares; worst error seen 3e-6), floats in float64. Does not know colour perception or motion.
+Source: Wang et al., IEEE TIP 13(4), 2004, III-B; the convention of the scripts that TeaCache, PAB
+and MagCache share, and scikit-image's `structural_similarity(gaussian_weights=True, sigma=1.5,
+use_sample_covariance=False)`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from dit_accel.metrics.clips import check_pair
+from dit_accel.metrics.clips import Clip, Scores, check_pair
 
 WINDOW = 11
 SIGMA = 1.5
 K1 = 0.01
 K2 = 0.03
 
+Kernel = Scores  # weights along one axis, `(N, 1)`
 _STRIP_VALUES = 240_000  # of a frame, filtered at once: five float32 buffers of it fit in L2
 
 
-def ssim(reference: npt.NDArray[Any], test: npt.NDArray[Any], *, data_range: float) -> float:
+def ssim(reference: Clip, test: Clip, *, data_range: float) -> float:
     """SSIM of a clip: the mean over frames.
 
     Args:
@@ -52,36 +45,27 @@ def ssim(reference: npt.NDArray[Any], test: npt.NDArray[Any], *, data_range: flo
 
     Raises:
         ValueError: if the clips cannot be compared; see `clips.check_pair`.
+
+    Example:
+        >>> ramp = np.linspace(0, 1, 256).reshape(1, 16, 16, 1)
+        >>> ssim(ramp, ramp, data_range=1.0)
+        1.0
     """
     return ssim_mean(ssim_frames(reference, test, data_range=data_range))
 
 
-def ssim_frames(
-    reference: npt.NDArray[Any], test: npt.NDArray[Any], *, data_range: float
-) -> npt.NDArray[np.float64]:
-    """SSIM of each frame.
-
-    Args:
-        reference: `(T, H, W, C)`, uint8 or float, H and W of at least 11.
-        test: same shape and kind of dtype.
-        data_range: largest minus smallest possible value; 255 for uint8.
-
-    Returns:
-        `(T,)` float64.
-
-    Raises:
-        ValueError: if the clips cannot be compared; see `clips.check_pair`.
-    """
+def ssim_frames(reference: Clip, test: Clip, *, data_range: float) -> Scores:
+    """SSIM of each frame `(T,)`; arguments and errors as of `ssim`."""
     check_pair(reference, test, data_range=data_range, smallest=WINDOW)
     return windowed_frames(reference, test, data_range=data_range, kernel=gaussian())
 
 
-def ssim_mean(frames: npt.NDArray[np.float64]) -> float:
+def ssim_mean(frames: Scores) -> float:
     """Mean of frame scores `(T,)`."""
     return float(frames.mean())
 
 
-def gaussian() -> npt.NDArray[np.float64]:
+def gaussian() -> Kernel:
     """The window's weights along one axis, `(11, 1)`, of sum 1."""
     import cv2
 
@@ -89,13 +73,13 @@ def gaussian() -> npt.NDArray[np.float64]:
 
 
 def windowed_frames(
-    reference: npt.NDArray[Any],
-    test: npt.NDArray[Any],
+    reference: Clip,
+    test: Clip,
     *,
     data_range: float,
-    kernel: npt.NDArray[np.float64],
+    kernel: Kernel,
     unbias: float = 1.0,
-) -> npt.NDArray[np.float64]:
+) -> Scores:
     """SSIM of each frame with any separable window; checks nothing.
 
     Args:
@@ -117,10 +101,10 @@ def windowed_frames(
 
 
 def _ssim_frame(
-    x: npt.NDArray[Any],
-    y: npt.NDArray[Any],
+    x: Clip,
+    y: Clip,
     data_range: float,
-    kernel: npt.NDArray[np.float64],
+    kernel: Kernel,
     unbias: float,
 ) -> float:
     """The mean of the SSIM map of two frames `(H, W, C)`."""
@@ -142,16 +126,16 @@ def _strips(shape: tuple[int, ...], window: int) -> Iterator[slice]:
 
 
 def _ssim_map(
-    x: npt.NDArray[Any],
-    y: npt.NDArray[Any],
+    x: Clip,
+    y: Clip,
     data_range: float,
-    kernel: npt.NDArray[np.float64],
+    kernel: Kernel,
     unbias: float,
-) -> npt.NDArray[Any]:
+) -> Clip:
     """SSIM of every window of two float frames `(H, W, C)`, which it overwrites.
 
-    In place, as most of the time would go to fetching memory. The sum is centred before it is
-    squared, so that its variance is not a small difference of large numbers.
+    In place, because memory traffic takes most of the time. The sum is centred before it is
+    squared, because a small difference of large numbers loses digits.
     """
     c1, c2 = (K1 * data_range) ** 2, (K2 * data_range) ** 2 / unbias
     d = x - y
@@ -168,7 +152,7 @@ def _ssim_map(
     return _similarity(mean_d, mean_s, c1) * _similarity(variance_d, variance_s, c2)
 
 
-def _similarity(d: npt.NDArray[Any], s: npt.NDArray[Any], constant: float) -> npt.NDArray[Any]:
+def _similarity(d: Clip, s: Clip, constant: float) -> Clip:
     """1 - d / ((s + d)/2 + constant), in the memory of both."""
     s += d
     s *= 0.5
@@ -177,7 +161,7 @@ def _similarity(d: npt.NDArray[Any], s: npt.NDArray[Any], constant: float) -> np
     return np.subtract(1, d, out=d)
 
 
-def _windowed(frame: npt.NDArray[Any], kernel: npt.NDArray[np.float64]) -> npt.NDArray[Any]:
+def _windowed(frame: Clip, kernel: Kernel) -> Clip:
     """Weighted mean around each pixel whose window lies wholly inside the frame `(H, W, C)`."""
     import cv2
 

@@ -1,16 +1,14 @@
-"""What metrics of single frames cannot see: whether the clip moves as its reference does.
-
-A warp that jumps from frame to frame and one that stands still can share their PSNR; the first
-flickers. Three metrics tell them apart, all on pairs of neighbouring frames:
+"""Whether a clip moves as its reference does; single frames do not show that.
 
 - `tdiff`: mean |Δtest - Δreference|, Δ the difference of neighbouring frames; in 8-bit levels.
-- `flicker`: how far apart the clips are in VBench's `temporal_flickering`, (255 - mean|Δ|) / 255;
-  the sign is dropped, because frozen motion is as wrong as added flicker. It compares amounts of
-  change, not where: a clip with the same amount in other places scores 0.
-- `tof`: mean length of flow(test) - flow(reference) in pixels a frame, by OpenCV's DIS flow on
-  luma. After tOF of TecoGAN (arXiv 1811.09393, section 4), which takes another flow and L1.
+- `flicker`: |difference of the clips' temporal_flickering|, VBench's (255 - mean|Δ|) / 255. It
+  compares amounts of change, not places; frozen motion is as wrong as added flicker.
+- `tof`: mean length of flow(test) - flow(reference), pixels a frame, by OpenCV's DIS flow on luma.
 
-They do not know frame rates: all are per frame. They do not see an error that stands still.
+In: two clips `(T, H, W, C)`, T of at least 2. Out: one number.
+Does not know frame rates: all are per frame. Does not see an error that stands still.
+Source: VBench, arXiv 2311.17982; tOF of TecoGAN, arXiv 1811.09393, section 4, which takes another
+flow and L1.
 """
 
 from __future__ import annotations
@@ -22,11 +20,8 @@ from typing import Any, cast
 import numpy as np
 import numpy.typing as npt
 
-from dit_accel.metrics.clips import check_pair, to_levels
+from dit_accel.metrics.clips import Clip, Scores, check_pair, to_levels
 from dit_accel.metrics.mae import LEVELS, mean, mean_abs
-
-Clip = npt.NDArray[Any]
-Scores = npt.NDArray[np.float64]
 
 SPAN = 2
 SMALLEST_FLOW = 12
@@ -46,6 +41,12 @@ def tdiff(reference: Clip, test: Clip, *, data_range: float) -> float:
 
     Raises:
         ValueError: if the clips cannot be compared; see `clips.check_pair`.
+
+    Example:
+        >>> still = np.zeros((2, 8, 8, 3), np.uint8)
+        >>> blink = np.stack([still[0], still[1] + 5])
+        >>> tdiff(still, blink, data_range=255)
+        5.0
     """
     return mean(tdiff_frames(reference, test, data_range=data_range))
 

@@ -1,11 +1,11 @@
-"""VMAF of a clip against its reference, through an ffmpeg that has libvmaf; optional.
+"""VMAF of a clip against its reference, by an ffmpeg that has libvmaf; optional.
 
-Netflix's `vmaf_v0.6.1`, on frames converted to 4:2:0, the mean over frames. It was trained on what
-codecs do to films, and saturates: below about 17 dB of PSNR it is near 0 whatever the clip looks
-like. It says nothing of clips that drifted to another content.
-
-Both clips are kept as raw frames in a temporary folder while they come, so memory stays small. The
-ffmpeg is the first on the PATH that lists libvmaf, else the one in the `imageio-ffmpeg` package.
+In: two clips `(T, H, W, C)`. Out: the mean over frames of Netflix's `vmaf_v0.6.1`, on 4:2:0.
+Knows: both clips are written as raw frames to a temporary folder, so memory stays small. The ffmpeg
+is the first on the PATH that lists libvmaf, else the one in the `imageio-ffmpeg` package. It was
+trained on codecs' errors: below about 17 dB of PSNR it is near 0, and it says nothing of clips with
+another content.
+Source: https://github.com/Netflix/vmaf.
 """
 
 from __future__ import annotations
@@ -16,18 +16,14 @@ import shutil
 import subprocess
 import tempfile
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from dit_accel.metrics.accumulate import check_follows
-from dit_accel.metrics.clips import Unavailable, check_pair, to_levels
+from dit_accel.metrics.clips import Clip, Scores, Unavailable, check_pair, to_levels
 
 SMALLEST_VMAF = 16
 _SECONDS = 30.0  # to list the filters
-
-Clip = npt.NDArray[Any]
 
 
 def vmaf(reference: Clip, test: Clip, *, data_range: float) -> float:
@@ -58,7 +54,7 @@ class VmafSpool:
         self._data_range = data_range
         self._folder = tempfile.TemporaryDirectory(prefix="dit-accel-vmaf-")
         self._first: Clip | None = None
-        self._scores: npt.NDArray[np.float64] | None = None
+        self._scores: Scores | None = None
 
     def update(self, reference: Clip, test: Clip) -> None:
         """Take the next frames; arguments and errors as of `vmaf`."""
@@ -76,7 +72,7 @@ class VmafSpool:
                 file.write(np.ascontiguousarray(rgb).tobytes())
         self._scores = None
 
-    def frames(self) -> npt.NDArray[np.float64] | None:
+    def frames(self) -> Scores | None:
         """The scores of the frames; None before `compute`."""
         return self._scores
 
@@ -131,7 +127,7 @@ def _has_libvmaf(ffmpeg: str) -> bool:
     return " libvmaf " in listed.stdout
 
 
-def _run(ffmpeg: str, folder: Path, size: tuple[int, ...]) -> npt.NDArray[np.float64]:
+def _run(ffmpeg: str, folder: Path, size: tuple[int, ...]) -> Scores:
     raw = ["-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{size[1]}x{size[0]}", "-r", "25"]
     filters = (
         "[0:v]format=yuv420p[test];[1:v]format=yuv420p[reference];"

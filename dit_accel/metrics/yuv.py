@@ -1,20 +1,19 @@
 """PSNR and SSIM as ffmpeg's filters print them: of 4:2:0 planes, weighted by their pixels.
 
-Both read high: chroma is smooth, and half as wide and high. PSNR is `average` of the `psnr` filter
-(one error pooled over planes and frames), SSIM is `All` of the `ssim` filter (windows of 8x8 every
-4 pixels, no Gaussian, the mean over frames). RGB becomes BT.601 of limited range; chroma is halved
-as swscale does by default: the mean of two columns, then a cubic over eight rows. What remains of
-difference is rounding: one value in ten by one level.
+In: two RGB clips of even sizes. Out: scores of the frames: `average` of the `psnr` filter, `All` of
+the `ssim` filter (windows of 8x8 every 4 pixels, no Gaussian).
+Knows: RGB becomes BT.601 of limited range; chroma is halved as swscale does by default, the mean of
+two columns, then a cubic over eight rows. Rounding differs: one value in ten by one level. Both
+read high, as chroma is smooth and small.
+Source: ffmpeg's `vf_psnr.c`, `vf_ssim.c` and swscale.
 """
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import numpy.typing as npt
 
-from dit_accel.metrics.clips import check_pair, to_levels
+from dit_accel.metrics.clips import Clip, Scores, check_pair, to_levels
 
 SMALLEST_YUV = 16
 """Least H and W at which a chroma plane holds one window."""
@@ -26,14 +25,10 @@ _OFFSET = np.array([16.0, 128.0, 128.0])
 _C1 = int(0.01**2 * 255**2 * 64 + 0.5)
 _C2 = int(0.03**2 * 255**2 * 64 * 63 + 0.5)
 
-Clip = npt.NDArray[Any]
 Plane = npt.NDArray[np.uint8]
-Scores = npt.NDArray[np.float64]
 
 
-def psnr_frames(
-    reference: npt.NDArray[Any], test: npt.NDArray[Any], *, data_range: float
-) -> Scores:
+def psnr_frames(reference: Clip, test: Clip, *, data_range: float) -> Scores:
     """PSNR of each frame's planes in dB, infinite where they are exact.
 
     Args:
@@ -56,9 +51,7 @@ def psnr_frames(
         return 10.0 * np.log10(255.0**2 / np.array(errors))
 
 
-def ssim_frames(
-    reference: npt.NDArray[Any], test: npt.NDArray[Any], *, data_range: float
-) -> Scores:
+def ssim_frames(reference: Clip, test: Clip, *, data_range: float) -> Scores:
     """SSIM of each frame's planes; arguments and errors as of `psnr_frames`. Returns `(T,)`."""
     scores = []
     for planes in _planes(reference, test, data_range):
@@ -92,9 +85,7 @@ def _rounded(plane: npt.NDArray[np.float64]) -> Plane:
     return np.rint(plane).clip(0, 255).astype(np.uint8)
 
 
-def _planes(
-    reference: npt.NDArray[Any], test: npt.NDArray[Any], data_range: float
-) -> list[list[tuple[Plane, Plane]]]:
+def _planes(reference: Clip, test: Clip, data_range: float) -> list[list[tuple[Plane, Plane]]]:
     """For each frame its three pairs of planes."""
     check_pair(reference, test, data_range=data_range, smallest=SMALLEST_YUV)
     _, height, width, channels = reference.shape
