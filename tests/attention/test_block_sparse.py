@@ -1,7 +1,5 @@
 """Block-pruned attention: order of tokens, scores, budgets and tail, by hand and by reference."""
 
-import math
-
 import pytest
 import torch
 import torch.nn.functional as F
@@ -35,6 +33,28 @@ def stock(query, key, value):
 def kept_of(query, key, keep_mass=0.6, floor=0.0, cap=1.0, blocks=BLOCKS):
     mass = block_mass(query, key, blocks, blocks.query, query.shape[-1] ** -0.5)
     return keep_blocks(mass, keep_mass, floor, cap)
+
+
+def test_worked_example():
+    """Four keys in two blocks of two; the query looks at the first block, the second is a tail."""
+    blocks = BlockSizes(query=4, key=2)
+    query = torch.ones(1, 4, 1, 1)
+    key = torch.tensor([0.0, 0.0, 1.0, 3.0]).view(1, 4, 1, 1)
+    value = torch.tensor([1.0, 1.0, 0.0, 10.0]).view(1, 4, 1, 1)
+    # Of the first block's mass of 0.7 a budget of 0.6 is content: one block of two.
+    kept = keep_blocks(torch.tensor([[[[0.7, 0.3]]]]), 0.6, 0.0, 1.0)
+    assert (kept.order.tolist(), kept.counts.tolist()) == ([[[[0, 1]]]], [[[1]]])
+    # Without a tail: both keys of the block weigh e^0, and both values are 1.
+    out = pruned_attention(query, key, value, kept, blocks, tail=False, scale=1.0)
+    assert out.flatten().tolist() == pytest.approx([1.0] * 4)
+    # With a tail the second block counts as two keys at its mean (1 + 3) / 2 = 2, of the mean
+    # value (0 + 10) / 2 = 5: (2 e^0 x 1 + 2 e^2 x 5) / (2 e^0 + 2 e^2) = 4.523
+    out = pruned_attention(query, key, value, kept, blocks, tail=True, scale=1.0)
+    assert out.flatten().tolist() == pytest.approx([4.523] * 4, abs=1e-3)
+    # Full attention: (2 + 0 e^1 + 10 e^3) / (2 + e^1 + e^3) = 8.178
+    every = keep_blocks(torch.tensor([[[[0.7, 0.3]]]]), 1.0, 0.0, 1.0)
+    out = pruned_attention(query, key, value, every, blocks, tail=True, scale=1.0)
+    assert out.flatten().tolist() == pytest.approx([8.178] * 4, abs=1e-3)
 
 
 def test_tiles_by_hand():
@@ -98,23 +118,6 @@ def test_keeping_all_is_attention():
     for tail in (True, False):
         out = pruned_attention(query, key, value, kept, BLOCKS, tail)
         assert torch.allclose(out, stock(query, key, value), atol=1e-5)
-
-
-def test_the_tail_by_hand():
-    """Two blocks of one key each... then of two: n keys count as n times their mean."""
-    blocks = BlockSizes(query=1, key=2)
-    query = torch.ones(1, 1, 1, 1)
-    key = torch.tensor([0.0, 0.0, 1.0, 3.0]).view(1, 4, 1, 1)
-    value = torch.tensor([1.0, 1.0, 0.0, 10.0]).view(1, 4, 1, 1)
-    kept = KeptBlocks(torch.tensor([[[[0, 1]]]]).int(), torch.tensor([[[1]]]).int())
-    near, far = 2 * math.exp(0), 2 * math.exp(2)  # the second block: two keys of mean 2
-    with_tail = (near * 1 + far * 5) / (near + far)
-    query = query.expand(1, 4, 1, 1)
-    kept = KeptBlocks(kept.order.expand(1, 1, 4, 2), kept.counts.expand(1, 1, 4))
-    out = pruned_attention(query, key, value, kept, blocks, tail=True, scale=1.0)
-    assert out.flatten().tolist() == pytest.approx([with_tail] * 4)
-    out = pruned_attention(query, key, value, kept, blocks, tail=False, scale=1.0)
-    assert out.flatten().tolist() == pytest.approx([1.0] * 4)
 
 
 def test_the_tail_is_exact_where_the_keys_of_a_block_are_equal():

@@ -23,6 +23,25 @@ def pairs(query, key):
     return torch.einsum("qhd,khd->hqk", query.flatten(0, 1), key.flatten(0, 1))
 
 
+def test_worked_example():
+    """Queries 2 and -2 along x and 1 and -1 along y; keys 1 and -1 along both. One head, D = 2."""
+    axes = torch.tensor([[1.0, 0.0], [-1.0, 0.0], [0.0, 1.0], [0.0, -1.0]])
+    query, key = axes * torch.tensor([2.0, 1.0]), axes
+    q, k = (pca.CovarianceAccumulator().add(rows[:, None]) for rows in (query, key))
+    # mean squares: queries (4 + 4) / 4 = 2 along x and (1 + 1) / 4 = 0.5 along y; keys 0.5 and 0.5
+    assert torch.allclose(q.second[0], torch.diag(torch.tensor([2.0, 0.5])))
+    # their products, 1 along x and 0.25 along y, are the mean squared q . k of each direction
+    basis = pca.bilinear_basis(q.second, k.covariance)
+    assert torch.allclose(basis.energy, torch.tensor([[1.0, 0.25]]), atol=1e-3)
+    # at rank 0 all of 1.25 is left out, at rank 1 the 0.25 of y, at rank 2 nothing
+    assert torch.allclose(basis.left_out(), torch.tensor([[1.25, 0.25, 0.0]]), atol=1e-3)
+    assert basis.rank_for(0.3).tolist() == [1]
+    # and so it is over all 16 pairs: only the 4 along y, each off by 1, are lost at rank 1
+    narrow = pca.slice_logits(query[None, :, None], key[None, :, None], basis, k.mean, 1)
+    lost = pairs(*narrow)[0] - query @ key.T
+    assert lost.square().mean().item() == pytest.approx(4 / 16, abs=1e-3)
+
+
 def test_moments_by_hand():
     moments = pca.CovarianceAccumulator()
     moments.add(torch.tensor([[[1.0, 2.0]], [[3.0, 2.0]]]))

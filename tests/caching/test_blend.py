@@ -23,6 +23,21 @@ GRID = [
 ]
 
 
+def test_worked_example():
+    """The old value is off by 2, the pruned one by 1, independently of each other."""
+    errors = Errors(2.0, 1.0, 0.0)
+    # w* = old^2 / (old^2 + pruned^2) = 4 / (4 + 1) = 0.8 of the pruned value
+    assert blend_weight(errors) == 0.8
+    # its squared error is (0.8 x 1)^2 + (0.2 x 2)^2 = 0.64 + 0.16 = 0.8, below 1 and 4
+    assert blend_error(errors, 0.8) == pytest.approx(math.sqrt(0.8))
+    # A quarter of the windows' threshold is allowed. Of 4 that is 1, and sqrt(0.8) = 0.894 is less.
+    assert choose(errors, 4.0, DWS()).action == "blend"
+    # Of 3 it is 0.75: even the blend is expected too far off.
+    assert choose(errors, 3.0, DWS()).action == "compute"
+    # Half as old again, it is off by 3: w* = 9 / 10, and the squared error 0.81 + 0.09 = 0.9.
+    assert blend_error(errors.aged(1.5), 0.9) == pytest.approx(math.sqrt(0.9))
+
+
 @pytest.mark.parametrize("errors", GRID)
 def test_the_weight_is_the_best_of_all_weights(errors):
     best = min((blend_error(errors, w / 1000), w / 1000) for w in range(1001))

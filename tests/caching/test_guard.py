@@ -49,6 +49,27 @@ def drive(
     return tuple(done)
 
 
+def test_worked_example():
+    """A plan of 10 steps that computes 0, 1, 2, 5 and 8; an error of 0.1 is expected at 5 and 8."""
+    plan = plan_of(0, 1, 2, 5, 8, num_steps=10)
+    expected = {step: ErrorBand(math.log(0.1), 0.2) for step in (5, 8)}
+
+    def computed_with(error_at_5: float) -> list[int]:
+        policy = GuardedPolicy(plan, [10.0 - step for step in range(10)], bands=expected)
+        computed = []
+        for step in range(10):
+            if policy.extrapolation_at(step) is None:
+                computed.append(step)
+                policy.observe(step, {5: error_at_5, 8: 0.1}.get(step))
+        return computed
+
+    # 0.12: log(0.12 / 0.1) = 0.18 is 0.9 standard deviations of 0.2: the plan goes on.
+    assert computed_with(0.12) == [0, 1, 2, 5, 8]
+    # 9.0 is 90 times the expected: the plan is left, and every other step is computed to the end.
+    # The fresh value of step 5 is right, so step 6 may reuse it; 9 is the last step.
+    assert computed_with(9.0) == [0, 1, 2, 5, 7, 9]
+
+
 def test_what_is_expected_changes_nothing():
     policy = guarded()
     assert drive(policy) == PLAN.computed

@@ -16,6 +16,26 @@ def replay(config, total, drift_of):
     return computed
 
 
+def test_worked_example():
+    """A run of 9 steps; the cached value is off by 0.04 for every step that it is old."""
+    config = EDCW(threshold=0.1, first=1, last=1, growth="step")
+    windows, computed = Windows(config, 9), []
+    for step in range(9):
+        if windows.computes(step):
+            age = step - computed[-1] if computed else None
+            windows.observe(step, 0.04 * age if age else None)
+            computed.append(step)
+    # step 0: the first is always computed. Nothing was cached, so the window is 1 step.
+    # step 1: computed; drift 0.04 < 0.1, so the window grows to 2: step 2 reuses step 1.
+    # step 3: computed; drift 2 x 0.04 = 0.08 < 0.1, so 3: steps 4 and 5 reuse step 3.
+    # step 6: computed; drift 3 x 0.04 = 0.12 > 0.1, so the window shrinks to 1.
+    # step 7: computed; drift 0.04, so the window grows to 2.
+    # step 8: would be reused, but the last step is always computed.
+    assert computed == [0, 1, 3, 6, 7, 8]
+    # Growth by rate: a drift of 0.05 after 2 steps is 0.025 a step, and 0.1 / 0.025 = 4 steps.
+    assert next_length(2, 2, 0.05, EDCW(threshold=0.1, growth="rate")) == 4
+
+
 def test_growth_by_one_by_hand():
     # Drift is never felt: windows of 1, 1 (first value), 2, 3, 3 (longest), and the last step.
     config = EDCW(threshold=0.1, first=1, max_window=3, growth="step")

@@ -14,19 +14,30 @@ def row(*values: float) -> torch.Tensor:
     return torch.tensor(values)
 
 
+def test_worked_example():
+    """Which sum of features makes up for what the line left? Least squares over the prompts."""
+    moments = RidgeMoments()
+    # Prompt 0: features (1, 0) and (1, 1); the line left (5, 2) = 3 x (1, 0) + 2 x (1, 1).
+    moments.add(0, torch.tensor([[1.0, 0.0], [1.0, 1.0]]), row(5.0, 2.0), 1.0)
+    assert moments.change(ridge=0.0).tolist() == pytest.approx([3.0, 2.0])
+    # One feature, two prompts that want 1 and 3 of it, weighed by the inverse of what they want:
+    # (1 / 1 + 3 / 3) / (1 / 1 + 1 / 3) = 2 / (4 / 3) = 1.5.
+    moments = RidgeMoments()
+    moments.add(0, torch.tensor([[1.0]]), row(1.0), 0.0)
+    moments.add(1, torch.tensor([[1.0]]), row(3.0), 0.0)
+    assert moments.change(ridge=0.0).tolist() == pytest.approx([1.5])
+    # Prompt 0 is scored by a fit without itself: then only prompt 1 counts.
+    assert moments.change(without=0, ridge=0.0).tolist() == pytest.approx([3.0])
+    # A ridge of half the feature's square holds it back: 3 / (1 + 0.5) = 2.
+    assert moments.change(without=0, ridge=0.5).tolist() == pytest.approx([2.0])
+
+
 def test_nothing_is_known_before_the_first_prompt():
     moments = RidgeMoments()
     assert moments.change() is None
     moments.add(3, AXES, row(1.0, 1.0), 1.0)
     assert moments.change(without=3) is None
     assert moments.change() is not None
-
-
-def test_one_prompt_is_solved_exactly():
-    """Features (1, 0) and (1, 1) make (5, 2) of 3 and 2 of them."""
-    moments = RidgeMoments()
-    moments.add(0, torch.tensor([[1.0, 0.0], [1.0, 1.0]]), row(5.0, 2.0), 1.0)
-    assert moments.change(ridge=0.0).tolist() == pytest.approx([3.0, 2.0])
 
 
 def test_what_the_features_do_not_reach_is_left():

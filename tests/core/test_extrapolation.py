@@ -8,17 +8,25 @@ import torch
 from dit_accel.core.extrapolation import lagrange_weights, remainder_factor, weighted_sum
 
 
+def test_worked_example():
+    """A value was 5 at timestep 10 and 7 at timestep 8: which is it at timestep 6?"""
+    weights = lagrange_weights([8.0, 10.0], 6.0)
+    # the line: w(8) = (6 - 10) / (8 - 10) = 2 and w(10) = (6 - 8) / (10 - 8) = -1
+    assert weights == (2.0, -1.0)
+    # 2 x 7 - 1 x 5 = 9: the value grew by 1 for each unit of time, and goes on so
+    assert weighted_sum(weights, [torch.tensor(7.0), torch.tensor(5.0)]).item() == 9.0
+    # the parabola through 1, 4 and 9 at 1, 2 and 3 is t^2, so 16 at 4: 1 - 3 x 4 + 3 x 9
+    weights = lagrange_weights([1.0, 2.0, 3.0], 4.0)
+    assert weights == (1.0, -3.0, 3.0)
+    assert weighted_sum(weights, [torch.tensor(x) for x in (1.0, 4.0, 9.0)]).item() == 16.0
+    # reuse is order 0: one value, with weight 1
+    assert lagrange_weights([7.0], 2.0) == (1.0,)
+
+
 def test_one_value_is_reused_as_it_is():
     value = torch.tensor([3.0])
     assert lagrange_weights([7.0], 2.0) == (1.0,)
     assert weighted_sum((1.0,), [value]) is value
-
-
-def test_a_line_by_hand():
-    """Kept 5 at time 10 and 7 at time 8: the line falls by 1 a unit of time, so 9 at time 6."""
-    factors = lagrange_weights([8.0, 10.0], 6.0)
-    assert factors == (2.0, -1.0)
-    assert weighted_sum(factors, [torch.tensor(7.0), torch.tensor(5.0)]).item() == 9.0
 
 
 def test_what_a_line_misses_of_a_parabola_is_in_proportion_to_its_reach():
@@ -26,13 +34,6 @@ def test_what_a_line_misses_of_a_parabola_is_in_proportion_to_its_reach():
     for kept, at in (((10.0, 8.0), 6.0), ((10.0, 7.0), 1.0), ((3.0, 2.0), 3.0)):
         line = sum(w * t**2 for w, t in zip(lagrange_weights(kept, at), kept, strict=True))
         assert abs(line - at**2) == pytest.approx(remainder_factor(kept, at))
-
-
-def test_a_parabola_by_hand():
-    """t² through 1, 4 and 9 at 1, 2 and 3 is 16 at 4: 1 - 3·4 + 3·9."""
-    assert lagrange_weights([1.0, 2.0, 3.0], 4.0) == (1.0, -3.0, 3.0)
-    values = [torch.tensor(x) for x in (1.0, 4.0, 9.0)]
-    assert weighted_sum(lagrange_weights([1.0, 2.0, 3.0], 4.0), values).item() == 16.0
 
 
 @pytest.mark.parametrize("degree", [0, 1, 2])

@@ -40,6 +40,21 @@ def off(value: torch.Tensor, bits: int, signs: torch.Tensor | None, group: int =
     )
 
 
+def test_worked_example():
+    """Four values in 4 bits: whole numbers from -7 to 7, and one scale."""
+    value = torch.tensor([2.0, -6.0, 14.0, 0.9])
+    packed = pack(value, 4, group=4)
+    # the largest is 14, so a step is 14 / 7 = 2: 2 / 2 = 1, -6 / 2 = -3, 14 / 2 = 7, 0.45 -> 0
+    assert packed.scales.tolist() == [2.0]
+    assert packed.unpack().tolist() == [2.0, -6.0, 14.0, 0.0]
+    # 4 values of half a byte and a scale of 4 bytes, instead of 16 bytes
+    assert packed.nbytes == packed_bytes(4, 4, group=4) == 6
+    # Rotated first by Hadamard's matrix / 2, one large value becomes four middling ones,
+    assert hadamard(torch.tensor([[8.0, 0.0, 0.0, 0.0]])).tolist() == [[4.0, 4.0, 4.0, 4.0]]
+    # so that the step is 4 / 7 instead of 8 / 7; rotated twice it is itself again.
+    assert hadamard(hadamard(value[None])).flatten().tolist() == pytest.approx(value.tolist())
+
+
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("bits", BITS)
 @pytest.mark.parametrize("make", [draw, spiked])

@@ -30,6 +30,26 @@ def reused(step: int, parts: int = 1) -> Extrapolation:
     return Extrapolation(tuple({step: 1.0} for _ in range(parts)))
 
 
+def test_worked_example():
+    """A run of six steps that computes four of them."""
+    line, reuse = Extrapolation(({1: 2.0, 0: -1.0},)), Extrapolation(({3: 1.0},))
+    plan = Plan(6, {2: line, 4: reuse})
+    assert plan.computed == (0, 1, 3, 5)
+    # a window is a computed step and those after it that are not
+    assert list(plan.windows) == [(0, 1), (1, 3), (3, 5), (5, 6)]
+    # predictions 1, 2, -, 5, -, 6: step 2 gets 2 x 2 - 1 x 1 = 3, step 4 gets 5
+    computed = {0: 1.0, 1: 2.0, 3: 5.0, 5: 6.0}
+    values = {
+        step: sum(weight * computed[at] for at, weight in extrapolation.weights[0].items())
+        for step, extrapolation in plan.extrapolations.items()
+    }
+    assert values == {2: 3.0, 4: 5.0}
+    # after step 1 both 0 and 1 are still needed (by step 2), after step 2 nothing is
+    assert (plan.needed_steps(1), plan.needed_steps(2), plan.needed_steps(3)) == ((0, 1), (), (3,))
+    # without fitted corrections every window is the line through the last two computed steps
+    assert Plan.of((0, 1, 3, 5), schedule_of(6), {}, depth=2).extrapolations[2] == line
+
+
 def test_a_plan_knows_its_steps_and_windows():
     plan = Plan(6, {2: reused(1), 3: reused(1), 5: reused(4)})
     assert plan.computed == (0, 1, 4)

@@ -51,26 +51,23 @@ def smooth(n: int = 20, seed: int = 0) -> list[list[float]]:
     return torch.sin(pace * time[:, None] + phases).tolist()
 
 
-def test_a_plan_by_hand():
-    """Reuse of 1 for 2 leaves -1 of it; the next window, 4 for 5, leaves another -1: -2 in all."""
+def test_worked_example():
+    """Four predictions of one number each: 1, 2, 4, 5. A step adds one unit of its prediction."""
     field = field_of([[1.0], [2.0], [4.0], [5.0]])
-    plan = reusing(4, {1: 0, 3: 2})
-    assert plan.computed == (0, 2)
-    assert list(plan.windows) == [(0, 2), (2, 4)]
-    assert energies(plan, field).tolist() == [4.0]
-
-
-def test_errors_that_cancel_cost_nothing():
-    field = field_of([[1.0], [2.0], [5.0], [4.0]])
-    plan = reusing(4, {1: 0, 3: 2})  # -1, then +1
-    assert energies(plan, field).tolist() == [0.0]
-
-
-def test_an_error_that_has_turned_away_does_not_cancel():
-    """With no memory at all the two errors of one unit add up like independent ones: 1 + 1."""
-    field = field_of([[1.0], [2.0], [5.0], [4.0]], error_memory=1e-9)
-    plan = reusing(4, {1: 0, 3: 2})
-    assert energies(plan, field).tolist() == [2.0]
+    # Reuse 0 for step 1: 1 instead of 2, an error of -1. Reuse 2 for step 3: 4 instead of 5, -1.
+    # Together the final latents miss -2, whose square is 4.
+    assert energies(reusing(4, {1: 0, 3: 2}), field).tolist() == [4.0]
+    # With 4 and 5 exchanged the second error is +1 and the two cancel: (-1 + 1)^2 = 0.
+    exchanged = [[1.0], [2.0], [5.0], [4.0]]
+    assert energies(reusing(4, {1: 0, 3: 2}), field_of(exchanged)).tolist() == [0.0]
+    # Without memory the first error has lost its direction by then: 1^2 + 1^2 = 2.
+    forgetful = field_of(exchanged, error_memory=1e-9)
+    assert energies(reusing(4, {1: 0, 3: 2}), forgetful).tolist() == [2.0]
+    # Fitted weights: step 1 = 2 x step 0 and step 3 = 5/4 x step 2 leave nothing.
+    plan, energy = fit([0, 2], field, ridge=0.0, depth=1)
+    assert energy == pytest.approx(0.0, abs=1e-12)
+    assert plan.extrapolations[1].weights[0] == pytest.approx({0: 2.0})
+    assert plan.extrapolations[3].weights[0] == pytest.approx({2: 1.25})
 
 
 def test_gain_counts_from_where_a_window_ends():

@@ -37,6 +37,23 @@ def promised(mean: float, deviation: float, count: int, coverage: float = 0.95) 
     return mean - width * float(stats.t.ppf(coverage, count - 2))
 
 
+def test_worked_example():
+    """Three candidate plans, each with the PSNR of 8 calibration clips: mean 50, 42 and 34 dB."""
+    profile = profile_of(LADDER)
+    # Of a normal sample of 8 with deviation 1 the next clip is, with 95 % probability, above
+    # mean - 1.943 sqrt(1 + 1/8) = mean - 2.06 (Student's t of 6): 47.9, 39.9 and 31.9 dB.
+    assert float(stats.t.ppf(0.95, 6)) == pytest.approx(1.943, abs=1e-3)
+    for quality, computed in ((31.0, FAST), (39.0, MIDDLE), (47.0, SLOW)):
+        choice = for_quality(profile, quality)
+        assert choice.plan.computed == computed
+        assert choice.prediction.reach >= 0.95
+    # No plan reaches 49 dB for 95 % of the clips: every step is computed.
+    assert for_quality(profile, 49.0).plan.computed == tuple(range(20))
+    # A speedup of 2.5 wants 20 / 2.5 = 8 computed steps, which MIDDLE has.
+    choice = for_speedup(profile, 2.5)
+    assert (choice.plan.computed, choice.prediction.psnr_db) == (MIDDLE, pytest.approx(42.0))
+
+
 @pytest.mark.parametrize(
     ("quality", "computed"), [(30.0, FAST), (36.0, MIDDLE), (46.0, SLOW), (1.0, FAST)]
 )

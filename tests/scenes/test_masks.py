@@ -37,6 +37,32 @@ def boxes(*spans, frames=2, rows=4, columns=6):
     return cover
 
 
+def test_worked_example():
+    """Five tokens: two of the background, two of subject 1, one of subject 2."""
+    classes = torch.tensor([0, 0, 1, 1, 2])
+    # A subject attends to itself and to the background. The background attends to all (open).
+    assert dense_mask(classes, "open").int().tolist() == [
+        [1, 1, 1, 1, 1],
+        [1, 1, 1, 1, 1],
+        [1, 1, 1, 1, 0],
+        [1, 1, 1, 1, 0],
+        [1, 1, 0, 0, 1],
+    ]
+    # Closed: the background attends to itself alone.
+    assert dense_mask(classes, "closed").int().tolist()[0] == [1, 1, 0, 0, 0]
+    # A reference has keys of subjects 1 and 2: each subject reads those of its own class.
+    read = dense_mask(classes, "open", torch.tensor([1, 2])).int()[:, 5:]
+    assert read.tolist() == [[0, 0], [0, 0], [1, 0], [1, 0], [0, 1]]
+    # The same without a mask, one call a class: 2 x 5 + 2 x 4 + 1 x 3 = 21 pairs instead of 25.
+    plan = gather_plan(classes, "open")
+    assert [(g.classes, plan.sizes(g)[:2]) for g in plan.groups] == [
+        ((0,), (2, 5)),
+        ((1,), (2, 4)),
+        ((2,), (1, 3)),
+    ]
+    assert plan.pairs == 21
+
+
 # --- labels ---
 
 

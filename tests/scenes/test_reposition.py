@@ -45,6 +45,20 @@ def exact(where, width):
     return angles.cos()[None, :, None], angles.sin()[None, :, None]
 
 
+def test_worked_example():
+    """A reference fills columns 0 to 2 of its frame; the target is columns 2 to 5 of another."""
+    source, target = box(0, 0, 2, 2, frames=1), box(2, 0, 5, 2, frames=1)
+    there = box_map(source, target)
+    # p' = (p + 1/2 - 0) (5 - 2) / (2 - 0) + 2 - 1/2: column 0 goes to 2.25, column 1 to 3.75.
+    # Rows stay, as the boxes have the same rows.
+    where = torch.tensor([[0.0, 1.0, 0.0], [0.0, 1.0, 1.0]], dtype=torch.float64)
+    assert there(where).tolist() == [[0.0, 1.0, 2.25], [0.0, 1.0, 3.75]]
+    # At half the strength a token goes half the way: from 0 to 1.125.
+    assert box_map(source, target, alpha=0.5)(where).tolist()[0] == [0.0, 1.0, 1.125]
+    # The inverse brings it back.
+    assert torch.allclose(there.inverse()(there(where)), where)
+
+
 # --- maps ---
 
 
