@@ -1,7 +1,8 @@
-"""The `dit-accel` command: one file a verb. Asking it for help imports neither torch nor diffusers.
+"""The `dit-accel` command: one file a verb.
 
-A new verb is one file with one function, and one row of `VERBS`; one with verbs of its own is one
-file with a `typer.Typer`.
+In: the words on the command line. Out: the verb's output, and an exit code.
+Knows the verbs; its help imports neither torch nor diffusers. A new verb is one file with one
+function and one row of `VERBS`; a verb with verbs of its own is a file with a `typer.Typer`. Ours.
 """
 
 from __future__ import annotations
@@ -34,7 +35,9 @@ VERBS: dict[str, Callable[..., None]] = {
     "models": models,
 }
 
+_RENAMED = {"static": "deterministic", "force": "force-profile"}  # options, still accepted
 app = typer.Typer(
+    context_settings={"token_normalize_func": lambda name: _RENAMED.get(name, name)},
     help="Training-free acceleration of diffusion-transformer video pipelines.",
     no_args_is_help=True,
     add_completion=False,
@@ -47,13 +50,14 @@ app.add_typer(layout, name="layout")
 
 def main() -> None:
     """The entry point of the console script."""
-    for name, quiet in (("OPENCV_FFMPEG_LOGLEVEL", "-8"), ("OPENCV_LOG_LEVEL", "OFF")):
-        os.environ.setdefault(name, quiet)  # read when cv2 is imported; failures reach us anyway
+    for name, level in (("OPENCV_FFMPEG_LOGLEVEL", "-8"), ("OPENCV_LOG_LEVEL", "OFF")):
+        # cv2 reads these when it is imported; its failures are raised as errors anyway
+        os.environ.setdefault(name, level)
     app(prog_name="dit-accel")
 
 
-def _show_version(asked: bool) -> None:
-    if asked:
+def _show_version(wanted: bool) -> None:
+    if wanted:
         typer.echo(f"dit-accel {__version__}")
         raise typer.Exit
 

@@ -1,19 +1,30 @@
-"""`dit-accel bench`: speed of denoisers at real size, with random weights."""
+"""`dit-accel bench`: the speed of methods on transformers of real size, with random weights.
+
+In: names of checkpoints and methods. Out: a table each, and one JSON object.
+Knows sizes and options; `evaluation/speed.py` measures. Nothing is downloaded. Ours.
+"""
 
 from __future__ import annotations
 
 import json
 import sys
-from typing import TYPE_CHECKING, Annotated, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
-import typer
 from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
 from dit_accel.cli.common import options
-from dit_accel.cli.common.errors import BadInput, RunFailed, reported
-from dit_accel.cli.run.request import DTYPE_NAMES
+from dit_accel.cli.common.errors import BadInput, RunFailed, refused
+from dit_accel.cli.common.options import (
+    DTYPE_NAMES,
+    MachineOptions,
+    SizeOptions,
+    check_choice,
+    option,
+)
+from dit_accel.cli.common.verb import verb
 from dit_accel.models.checkpoints import DENOISERS, Denoiser, Shape
 
 if TYPE_CHECKING:
@@ -25,161 +36,121 @@ SMALL_STEPS = 12
 PIPED_WIDTH = 120
 
 
-def bench(
-    model: Annotated[
-        str,
-        typer.Option(
-            metavar="NAME,…|all", help=f"Of {', '.join(DENOISERS)}; with commas between, or all."
-        ),
-    ] = next(iter(DENOISERS)),
-    methods: Annotated[
-        str,
-        typer.Option(
-            help="Names of methods with their numbers: NAME:0.1,0.2; NAME:* is a whole sweep."
-        ),
-    ] = BENCH_METHODS,
-    small: Annotated[
-        bool | None,
-        typer.Option(
-            "--small/--full",
-            help="Fewer and narrower blocks on a small clip, or the true size.",
-            show_default="full on CUDA, else small",
-        ),
-    ] = None,
-    steps: Annotated[
-        int | None,
-        typer.Option(
-            help="Denoising steps.",
-            show_default=f"the authors', {SMALL_STEPS} with --small",
-            min=FEWEST_STEPS,
-        ),
-    ] = None,
-    rounds: Annotated[int, typer.Option(help="How often each method runs.", min=1)] = 3,
-    guidance: options.Guidance = None,
-    height: options.Height = None,
-    width: options.Width = None,
-    frames: options.Frames = None,
-    dtype: options.Dtype = None,
-    device: options.Device = None,
-    verbose: options.Verbose = False,
-) -> None:
-    """Measure the speed of methods on denoisers of real size, without their weights.
+@dataclass(frozen=True, kw_only=True)
+class BenchOptions(SizeOptions, MachineOptions):
+    """The options of `bench`."""
+
+    model: str = option(
+        next(iter(DENOISERS)), f"Of {', '.join(DENOISERS)}; or all.", metavar="NAME,…|all"
+    )
+    methods: str = option(BENCH_METHODS, options.METHODS_HELP)
+    small: bool | None = option(
+        None, "Fewer, narrower blocks and a small clip; or the real size.", "--small/--full",
+        shown="full on CUDA, else small",
+    )  # fmt: skip
+    steps: int | None = option(
+        None, "Denoising steps.", metavar="N", min=FEWEST_STEPS,
+        shown=f"the authors', {SMALL_STEPS} with --small",
+    )  # fmt: skip
+    rounds: int = option(3, "Runs of each method.", metavar="N", min=1)
+    guidance: float | None = options.guidance()
+
+
+@verb(BenchOptions)
+def bench(given: BenchOptions) -> None:
+    """Measure the speed of methods on models of real size, without their weights.
 
     Nothing is downloaded. The last line on stdout is JSON.
     """
-    with reported(verbose=verbose):
-        rows = _rows(model)
-        if dtype is not None and dtype not in DTYPE_NAMES:
-            raise BadInput(f"--dtype is {dtype!r}: must be one of {', '.join(DTYPE_NAMES)}")
-        _bench(rows, methods, small, steps, rounds, guidance, (height, width, frames),
-               dtype, device, verbose=verbose)  # fmt: skip
+    rows = _rows(given.model)
+    check_choice("dtype", given.dtype, DTYPE_NAMES)
+    from dit_accel.evaluation import methods as table
+    from dit_accel.evaluation.runner import machine
+    from dit_accel.models.loading import choose_device, choose_dtype
+
+    device = choose_device(given.device)
+    dtype = choose_dtype(given.dtype, device)
+    cases = [_case(row, given, device, dtype) for row in rows]
+    with refused("--methods: "):
+        settings = table.parse_list(_with_half(given.methods, cases[0].steps), cases[0].steps)
+    for setting in settings:
+        if missing := table.METHODS[setting.method].lacking():
+            raise BadInput(f"--methods: {setting.label}: {missing}")
+    results = [_measure(case, settings, verbose=given.verbose) for case in cases]
+    sys.stdout.write(json.dumps({"machine": machine(device), "results": results}) + "\n")
 
 
 def _rows(names: str) -> list[Denoiser]:
     if names.strip() == "all":
         return list(DENOISERS.values())
     by_name = {**DENOISERS, **{row.checkpoint: row for row in DENOISERS.values()}}
-    asked = [name.strip() for name in names.split(",") if name.strip()]
-    unknown = [name for name in asked if name not in by_name]
-    if unknown or not asked:
+    wanted = [name.strip() for name in names.split(",") if name.strip()]
+    unknown = [name for name in wanted if name not in by_name]
+    if unknown or not wanted:
         raise BadInput(
             f"--model is {', '.join(unknown) or names!r}: must be of {', '.join(DENOISERS)}, or all"
         )
-    return [by_name[name] for name in asked]
+    return [by_name[name] for name in wanted]
 
 
-def _bench(
-    rows: list[Denoiser],
-    methods: str,
-    small: bool | None,
-    steps: int | None,
-    rounds: int,
-    guidance: float | None,
-    size: tuple[int | None, int | None, int | None],
-    dtype: str | None,
-    device: str | None,
-    *,
-    verbose: bool,
-) -> None:
-    from dit_accel.evaluation import methods as table
+def _case(row: Denoiser, given: BenchOptions, device: str, dtype: str) -> BenchmarkCase:
+    from dit_accel.evaluation.speed import BenchmarkCase
+
+    small = not device.startswith("cuda") if given.small is None else given.small
+    steps = given.steps or (SMALL_STEPS if small else row.steps)
+    shape = _shape(row, row.small_shape if small else row.shape, given)
+    guidance = row.guidance if given.guidance is None else given.guidance
+    return BenchmarkCase(row, small, shape, steps, guidance, device, dtype, given.rounds)
+
+
+def _measure(case: BenchmarkCase, settings: Any, *, verbose: bool) -> dict[str, Any]:
+    """Run the methods on one model and print their table; returns the record."""
     from dit_accel.evaluation import speed
-    from dit_accel.evaluation.runner import machine
-    from dit_accel.models.loading import choose_device, choose_dtype, quiet_libraries
+    from dit_accel.models.loading import quiet_libraries
 
-    device = choose_device(device)
-    dtype = choose_dtype(dtype, device)
-    reduced = not device.startswith("cuda") if small is None else small
-    trials = []
-    for row in rows:
-        count = steps or (SMALL_STEPS if reduced else row.steps)
-        shape = _shape(row, row.small_shape if reduced else row.shape, size)
-        chosen = row.guidance if guidance is None else guidance
-        trials.append(
-            speed.BenchmarkCase(row, reduced, shape, count, chosen, device, dtype, rounds)
-        )
-    counted = _with_half(methods, trials[0].steps)
-    try:
-        settings = table.parse_list(counted, trials[0].steps)
-    except ValueError as error:
-        raise BadInput(f"--methods: {error}") from error
-    for setting in settings:
-        if missing := table.METHODS[setting.method].lacking():
-            raise BadInput(f"--methods: {setting.label}: {missing}")
-    results = []
-    for trial in trials:
-        console = Console(stderr=True)
-        with quiet_libraries(verbose=verbose), console.status("") as status:
-            try:
-                found = speed.measure(trial, settings, lambda text: status.update(text))
-            except speed.DoesNotFitError as error:
-                raise RunFailed(f"{error}; pass --small, or another --model") from error
-        width = None if sys.stdout.isatty() else PIPED_WIDTH
-        Console(highlight=False, width=width).print(_table(trial, found))
-        results.append(_record(trial, found))
-    sys.stdout.write(json.dumps({"machine": machine(device), "results": results}) + "\n")
+    console = Console(stderr=True)
+    with quiet_libraries(verbose=verbose), console.status("") as status:
+        try:
+            found = speed.measure(case, settings, lambda text: status.update(text))
+        except speed.DoesNotFitError as error:
+            raise RunFailed(f"{error}; pass --small, or another --model") from error
+    width = None if sys.stdout.isatty() else PIPED_WIDTH
+    Console(highlight=False, width=width).print(_table(case, found))
+    return _record(case, found)
 
 
 def _with_half(methods: str, steps: int) -> str:
-    """`fewer-steps` without a number is half of them: the row's own default may be too many."""
+    """`fewer-steps` without a number is half the steps; its own default may be too many."""
     half = f"fewer-steps:{steps // 2}"
     parts = (part.strip() for part in methods.split(","))
     return ",".join(half if part == "fewer-steps" else part for part in parts)
 
 
-def _shape(row: Denoiser, usual: Shape, size: tuple[int | None, int | None, int | None]) -> Shape:
-    height, width, frames = (
-        given or default
-        for given, default in zip(size, (usual.height, usual.width, usual.frames), strict=True)
-    )
-    for option, value in (("--height", height), ("--width", width)):
+def _shape(row: Denoiser, usual: Shape, given: BenchOptions) -> Shape:
+    height, width = given.height or usual.height, given.width or usual.width
+    frames = given.frames or usual.frames
+    for name, value in (("--height", height), ("--width", width)):
         if value < 1 or value % row.strides.spatial:
-            raise BadInput(
-                f"{option} is {value}: must be a multiple of {row.strides.spatial} for {row.name}"
-            )
+            accepted = f"a multiple of {row.strides.spatial}"
+            raise BadInput(f"{name} is {value}: must be {accepted} for {row.name}")
     if frames < 1 or (frames - 1) % row.strides.temporal:
         accepted = f"1 more than a multiple of {row.strides.temporal}"
         raise BadInput(f"--frames is {frames}: must be {accepted} for {row.name}")
     return Shape(height, width, frames)
 
 
-def _table(trial: BenchmarkCase, found: list[SpeedResult]) -> Table:
-    size = "reduced" if trial.small else "full size"
+def _table(case: BenchmarkCase, found: list[SpeedResult]) -> Table:
+    size = "reduced" if case.small else "full size"
     title = (
-        f"{trial.denoiser.name}, {size}, {trial.shape}, {trial.steps} steps, "
-        f"guidance {trial.guidance:g}, {trial.dtype}, {trial.device}"
+        f"{case.denoiser.name}, {size}, {case.shape}, {case.steps} steps, "
+        f"guidance {case.guidance:g}, {case.dtype}, {case.device}"
     )
     table = Table(title=title, title_justify="left", box=SIMPLE)
     table.add_column("method", no_wrap=True)
     for name in (
-        "steps\ncomputed",
-        "FLOPs\nkept",
-        "s/step\ncomputed",
-        "s/step\nreused",
-        "overhead\nms/step",
-        "overhead\n",
-        "speedup\n",
-        "peak\nGiB",
-    ):
+        "steps\ncomputed", "FLOPs\n", "s/step\ncomputed", "s/step\ncached", "overhead\nms/step",
+        "overhead\n", "speedup\n", "peak\nGiB",
+    ):  # fmt: skip
         table.add_column(name, justify="right", no_wrap=True)
     for row in found:
         table.add_row(row.method, *_cells(row))
@@ -209,17 +180,17 @@ def _shown(value: float | None, pattern: str, scale: float = 1) -> str:
     return "–" if value is None else pattern.format(value * scale)
 
 
-def _record(trial: BenchmarkCase, found: list[SpeedResult]) -> dict[str, Any]:
+def _record(case: BenchmarkCase, found: list[SpeedResult]) -> dict[str, Any]:
     return {
-        "model": trial.denoiser.name,
-        "checkpoint": trial.denoiser.checkpoint,
-        "small": trial.small,
-        "height": trial.shape.height,
-        "width": trial.shape.width,
-        "frames": trial.shape.frames,
-        "steps": trial.steps,
-        "guidance": trial.guidance,
-        "dtype": trial.dtype,
-        "rounds": trial.rounds,
+        "model": case.denoiser.name,
+        "checkpoint": case.denoiser.checkpoint,
+        "small": case.small,
+        "height": case.shape.height,
+        "width": case.shape.width,
+        "frames": case.shape.frames,
+        "steps": case.steps,
+        "guidance": case.guidance,
+        "dtype": case.dtype,
+        "rounds": case.rounds,
         "methods": [row.to_dict() for row in found],
     }

@@ -1,23 +1,27 @@
-"""`dit-accel calibrate`: measure a model, so that a quality or a speed can be promised for it."""
+"""`dit-accel calibrate`: measure a model, so that a quality can be guaranteed for it.
+
+In: a model and a dozen prompts. Out: a profile file.
+Knows the options, the work folder and the progress; `calibration/` measures. Ours.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import shutil
-import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
-import typer
 from rich.console import Console
 
 from dit_accel.cli.common import options
-from dit_accel.cli.common.errors import BadInput, RunFailed, reported, say
+from dit_accel.cli.common.errors import RESUMABLE, BadInput, RunFailed, refused, say
+from dit_accel.cli.common.files import check_file, print_json
+from dit_accel.cli.common.options import CLIP, ClipOptions, option
 from dit_accel.cli.common.progress import Pace, pace_bar
-from dit_accel.cli.run.request import Request
+from dit_accel.cli.common.verb import verb
+from dit_accel.cli.run.request import LARGEST_SEED, check_clip, check_within
 
 if TYPE_CHECKING:
     from dit_accel.cli.run.settings import Settings
@@ -30,131 +34,65 @@ FIRST_SEED = 1000  # far from the seeds that clips are usually made and compared
 PROBED = 3
 ENOUGH = 12  # prompts
 STAMP = "calibration.json"
-CALIBRATE_INTERRUPTED = "what is done is kept, and the same command goes on where it was"
 
 
-@dataclass(frozen=True)
-class CalibrateOptions:
-    """The options that `generate` does not have."""
+@dataclass(frozen=True, kw_only=True)
+class CalibrateOptions(ClipOptions):
+    """The options of `calibrate`."""
 
-    prompts: Path | None
-    limit: int | None
-    out: Path | None
-    work: Path | None
-    speedups: str | None
-    probes: int
-    batch: int
-    overwrite: bool
+    prompts: Path | None = option(
+        None, "A .jsonl, .txt or VBench .json file with 12 prompts or more.", metavar="FILE",
+        shown="the miniature's own",
+    )  # fmt: skip
+    limit: int | None = options.limit()
+    out: Path | None = option(
+        None, "The profile (.safetensors).", metavar="FILE", shown="where `generate` looks"
+    )
+    work: Path | None = option(
+        None, "Unfinished work; deleted at the end.", metavar="FOLDER", shown="OUT.work"
+    )
+    speedups: str | None = option(None, "Candidate plans, e.g. 2,3.33,5.", shown="2 to 8.33")
+    probes: int = option(8, "Steps to probe.", metavar="N", min=2)
+    batch: int = option(1, "Clips in one call of the pipeline.", metavar="N", min=1)
+    seed: int = option(FIRST_SEED, "Of the first clip; each next one adds 1.", panel=CLIP)
+    overwrite: bool = options.overwrite()
+    as_json: bool = options.as_json()
 
 
-def calibrate(
-    model: options.Model = None,
-    prompts: Annotated[
-        Path | None,
-        typer.Option(
-            help="A .jsonl, .txt or VBench .json file: a dozen prompts or more.",
-            show_default="those of the miniature",
-        ),
-    ] = None,
-    limit: Annotated[
-        int | None,
-        typer.Option(help="Take the first so many prompts.", show_default="all", min=1),
-    ] = None,
-    out: Annotated[
-        Path | None,
-        typer.Option(
-            help="The profile: ends in .safetensors.",
-            show_default="in the user's cache, where it is found",
-        ),
-    ] = None,
-    work: Annotated[
-        Path | None,
-        typer.Option(
-            help="Folder for what is done so far; removed at the end.", show_default="OUT.work"
-        ),
-    ] = None,
-    speedups: Annotated[
-        str | None,
-        typer.Option(
-            help="The plans that are carried out, with commas between.", show_default="2 to 8.33"
-        ),
-    ] = None,
-    probes: Annotated[int, typer.Option(help="Steps that are probed.", min=2)] = 8,
-    batch: Annotated[
-        int, typer.Option(help="Clips made by one call of the pipeline; needs its memory.", min=1)
-    ] = 1,
-    seed: Annotated[
-        int, typer.Option(help="Of the first clip; each next one's is 1 more.")
-    ] = FIRST_SEED,
-    steps: options.Steps = None,
-    guidance: options.Guidance = None,
-    height: options.Height = None,
-    width: options.Width = None,
-    frames: options.Frames = None,
-    negative: options.Negative = None,
-    overwrite: options.Overwrite = False,
-    as_json: options.Json = False,
-    dtype: options.Dtype = None,
-    device: options.Device = None,
-    verbose: options.Verbose = False,
-) -> None:
-    """Measure a model, so that `--quality` and `--speedup` can be promised for it.
+@verb(CalibrateOptions, interrupted=RESUMABLE)
+def calibrate(given: CalibrateOptions) -> None:
+    """Measure a model once, so that --quality and --speedup work for it.
 
-    Stop it whenever you like: the same command goes on where it was.
+    Interrupt it at any time: the same command continues.
     """
-    asked = CalibrateOptions(prompts, limit, out, work, speedups, probes, batch, overwrite)
-    request = Request(
-        prompt="(from the file)",
-        model=model,
-        seed=seed,
-        steps=steps,
-        guidance=guidance,
-        height=height,
-        width=width,
-        frames=frames,
-        negative=negative,
-        dtype=dtype,
-        device=device,
-    )
-    with reported(verbose=verbose, interrupted=CALIBRATE_INTERRUPTED):
-        _calibrate(asked, request, as_json=as_json, verbose=verbose)
+    check_clip(given)
+    check_within("--seed", given.seed, 0, LARGEST_SEED)
+    speedups = _speedups(given.speedups)
+    if given.out is not None:
+        _check_out(given.out, overwrite=given.overwrite)
+    from dit_accel.cli.run.settings import locate, resolve
+    from dit_accel.models.loading import load, quiet_libraries
 
-
-def _calibrate(asked: CalibrateOptions, request: Request, *, as_json: bool, verbose: bool) -> None:
-    request.check()
-    speedups = _speedups(asked.speedups)
-    if asked.out is not None:
-        _check_out(asked.out, overwrite=asked.overwrite)
-    from dit_accel.cli.run.settings import resolve
-    from dit_accel.models.loading import (
-        choose_device,
-        choose_dtype,
-        load,
-        quiet_libraries,
-        resolve_model,
-    )
-
-    with quiet_libraries(verbose=verbose):
-        device = choose_device(request.device)
-        model = resolve_model(request.model)
-        settings = resolve(request, model, device=device, dtype=choose_dtype(request.dtype, device))
-        clips = _clips(_prompts(asked, model), settings)
+    with quiet_libraries(verbose=given.verbose):
+        model, device, dtype = locate(given)
+        settings = resolve(given, model, device=device, dtype=dtype, seed=given.seed)
+        clips = _clips(_prompts(given, model), settings)
         _check_numbers(settings, speedups)
-        if len(clips) < ENOUGH and not as_json:
-            text = f"{len(clips)} prompts: promises are rough with fewer than {ENOUGH}"
+        if len(clips) < ENOUGH and not given.as_json:
+            text = f"{len(clips)} prompts: predictions are rough with fewer than {ENOUGH}"
             say(text, style="yellow")
-        pipe = load(model, device=settings.device, dtype=settings.dtype)
-        out = asked.out or _in_cache(pipe, overwrite=asked.overwrite)
-        work = asked.work or out.with_name(out.name + ".work")
+        pipe = load(model, device=device, dtype=dtype)
+        out = given.out or _in_cache(pipe, overwrite=given.overwrite)
+        work = given.work or out.with_name(out.name + ".work")
         _open(work, model, settings)
-        profile = _measure(pipe, clips, settings, asked, speedups, work, quiet=as_json)
+        profile = _measure(pipe, clips, settings, given, speedups, work)
     profile = dataclasses.replace(profile, metadata=profile.metadata | {"model": model.name})
     try:
         profile.save(out)
     except OSError as error:
         raise RunFailed(f"--out is {str(out)!r}: {error.strerror or error}") from error
     shutil.rmtree(work, ignore_errors=True)
-    _tell(out, profile, as_json=as_json)
+    _show(out, profile, as_json=given.as_json)
 
 
 def _speedups(text: str | None) -> tuple[float, ...] | None:
@@ -174,36 +112,25 @@ def _check_numbers(settings: Settings, speedups: tuple[float, ...] | None) -> No
 
     if settings.steps < MIN_PLANNED_STEPS:
         raise BadInput(
-            f"--steps is {settings.steps}: plans need at least {MIN_PLANNED_STEPS}, for with "
-            "fewer each step is too far from the next to serve it"
+            f"--steps is {settings.steps}: plans need at least {MIN_PLANNED_STEPS}, since fewer "
+            "steps are too far apart to extrapolate"
         )
-    wrong = [value for value in speedups or () if value > settings.steps / 2]
-    if wrong:
-        raise BadInput(
-            f"--speedups has {wrong[0]:g}: must be at most {settings.steps / 2:g} at "
-            f"{settings.steps} steps"
-        )
+    most = settings.steps / 2
+    for value in speedups or ():
+        if value > most:
+            raise BadInput(
+                f"--speedups has {value:g}: must be at most {most:g} at {settings.steps} steps"
+            )
 
 
 def _check_out(path: Path, *, overwrite: bool) -> None:
-    """Refuse before the work what could not be written after it."""
     from dit_accel.planning.profile import SUFFIX
 
-    shown, folder = f"--out is {str(path)!r}", path.absolute().parent
-    if path.suffix != SUFFIX:
-        raise BadInput(f"{shown}: must end in {SUFFIX}")
-    if path.is_dir():
-        raise BadInput(f"{shown}: it is a folder")
-    if path.exists() and not overwrite:
-        raise BadInput(f"{shown}, which exists; pass --overwrite, or another --out")
-    if not folder.is_dir():
-        raise BadInput(f"{shown}: there is no such folder")
-    if not os.access(folder, os.W_OK):
-        raise BadInput(f"{shown}: its folder cannot be written")
+    check_file("--out", path, suffixes=(SUFFIX,), overwrite=overwrite)
 
 
 def _in_cache(pipe: Any, *, overwrite: bool) -> Path:
-    """Where `generate` looks for the profile of a model that brings none."""
+    """Where `generate` looks for the profile of a model that has none in its folder."""
     from dit_accel.planning.lookup import cached_path, identify
 
     path = cached_path(identify(pipe))
@@ -215,20 +142,20 @@ def _in_cache(pipe: Any, *, overwrite: bool) -> Path:
     return path
 
 
-def _prompts(asked: CalibrateOptions, model: LoadableModel) -> tuple[EvaluationPrompt, ...]:
+def _prompts(given: CalibrateOptions, model: LoadableModel) -> tuple[EvaluationPrompt, ...]:
     from dit_accel.evaluation.prompts import read_prompts
     from dit_accel.models import miniature
 
-    path = asked.prompts
+    path = given.prompts
     if path is None and model.folder.resolve() == miniature.path().resolve():
         path = miniature.prompts(miniature.CALIBRATION)
     if path is None:
         raise BadInput(
-            f"--prompts is not given: name a file of {ENOUGH} prompts or more, such as you will "
-            "make clips of"
+            f"--prompts is not given: pass a file of {ENOUGH} prompts or more, like those that you "
+            "will use"
         )
     try:
-        return read_prompts(path)[: asked.limit]
+        return read_prompts(path)[: given.limit]
     except OSError as error:
         raise BadInput(f"--prompts is {str(path)!r}: {error.strerror}") from error
     except ValueError as error:
@@ -248,7 +175,7 @@ def _clips(prompts: tuple[EvaluationPrompt, ...], settings: Settings) -> list[Cl
 
 
 def _open(work: Path, model: LoadableModel, settings: Settings) -> None:
-    """Begin, or go on with, a work folder; never one that holds something else."""
+    """Begin or continue a work folder; refuse one that has something else."""
     from dit_accel.evaluation.jobs import fingerprint
 
     shown, stamp = f"--work is {str(work)!r}", work / STAMP
@@ -257,30 +184,26 @@ def _open(work: Path, model: LoadableModel, settings: Settings) -> None:
         "dtype": settings.dtype,
         "device": settings.device.partition(":")[0],
     }
-    try:
+    with refused(f"{shown}: ", (OSError, ValueError)):
         if stamp.is_file():
             theirs = json.loads(stamp.read_text(encoding="utf-8"))
             if theirs != mine:
                 differing = ", ".join(key for key in mine if theirs.get(key) != mine[key])
-                raise BadInput(f"{shown}, begun with other {differing}: delete it, or name another")
+                raise BadInput(f"{shown}, begun with other {differing}: delete it, or pass another")
             return
         if work.exists() and (not work.is_dir() or any(work.iterdir())):
-            raise BadInput(f"{shown}, which holds something else: name another folder")
+            raise BadInput(f"{shown}, which holds something else: pass another folder")
         work.mkdir(parents=True, exist_ok=True)
         stamp.write_text(json.dumps(mine) + "\n", encoding="utf-8")
-    except (OSError, ValueError) as error:
-        raise BadInput(f"{shown}: {error}; delete it, or name another") from error
 
 
 def _measure(
     pipe: Any,
     clips: list[ClipSpec],
     settings: Settings,
-    asked: CalibrateOptions,
+    given: CalibrateOptions,
     speedups: tuple[float, ...] | None,
     work: Path,
-    *,
-    quiet: bool,
 ) -> Profile:
     from dit_accel.calibration import calibrate as measuring
     from dit_accel.planning.sampler import NotLinearError
@@ -288,22 +211,22 @@ def _measure(
     usual = tuple(s for s in measuring.SPEEDUPS if s <= settings.steps / 2)
     speedups = speedups if speedups is not None else usual
     probed = min(PROBED, len(clips))
-    passes = measuring.fit_passes(len(clips), asked.batch)
-    candidates = passes * _rungs(settings.steps, speedups)
-    probes = probed * len(measuring.probe_steps(settings.steps, asked.probes))
-    pace = Pace(len(clips), settings.steps, probes, candidates, asked.batch)
+    passes = measuring.fit_passes(len(clips), given.batch)
+    candidates = passes * _computed_steps(settings.steps, speedups)
+    probes = probed * len(measuring.probe_steps(settings.steps, given.probes))
+    pace = Pace(len(clips), settings.steps, probes, candidates, given.batch)
     try:
-        with pace_bar(pace, quiet=quiet) as told:
+        with pace_bar(pace, quiet=given.as_json) as on_progress:
             return measuring.calibrate(
                 pipe,
                 clips,
                 speedups=speedups,
-                probes=asked.probes,
+                probes=given.probes,
                 probed=probed,
-                batch=asked.batch,
+                batch=given.batch,
                 dtype=settings.dtype,
                 work=work,
-                told=told,
+                told=on_progress,
             )
     except NotLinearError as error:
         raise RunFailed(str(error)) from error
@@ -311,32 +234,32 @@ def _measure(
         if "work is" not in str(error):
             raise
         raise BadInput(
-            f"--work is {str(work)!r}, begun with other prompts or clips: delete it, or name "
+            f"--work is {str(work)!r}, begun with other prompts or clips: delete it, or pass "
             "another"
         ) from error
 
 
-def _rungs(steps: int, speedups: tuple[float, ...]) -> list[int]:
-    """Computed steps of the plans that are carried out on every clip in a pass."""
+def _computed_steps(steps: int, speedups: tuple[float, ...]) -> list[int]:
+    """How many steps each candidate plan computes, as calibration rounds them."""
     counts = sorted({round(steps / speedup) for speedup in speedups})
     return [count for count in counts if 2 <= count < steps]
 
 
-def _tell(out: Path, profile: Profile, *, as_json: bool) -> None:
-    from dit_accel.cli.common.files import as_json as encode
-    from dit_accel.cli.common.tables import ladder_table, rows
+def _show(out: Path, profile: Profile, *, as_json: bool) -> None:
+    from dit_accel.cli.common.tables import candidate_rows, candidate_table
 
     if as_json:
-        content = {
-            "profile": str(out),
-            "identity": profile.key.as_filed(),
-            "memory_steps": profile.error_memory,
-            "ladder": rows(profile),
-            "made": profile.metadata,
-        }
-        sys.stdout.write(encode(content) + "\n")
+        print_json(
+            {
+                "profile": str(out),
+                "identity": profile.key.as_filed(),
+                "error_memory": profile.error_memory,
+                "candidates": candidate_rows(profile),
+                "metadata": profile.metadata,
+            }
+        )
         return
     console = Console(highlight=False)
     if profile.candidates:
-        console.print(ladder_table(profile))
+        console.print(candidate_table(profile))
     console.print(f"profile  {out}", soft_wrap=True)

@@ -1,4 +1,8 @@
-"""What `dit-accel evaluate` was asked for: checked, and as a plan of jobs in its folder."""
+"""The options of `dit-accel evaluate`, checked, and as jobs in its folder.
+
+In: the options. Out: an `EvaluationSpec` and an open `Store`.
+Knows prompts, methods and metrics by name; runs nothing. Ours.
+"""
 
 from __future__ import annotations
 
@@ -9,46 +13,68 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dit_accel.cli.common import options
 from dit_accel.cli.common.errors import BadInput
-from dit_accel.cli.run.request import Request, size_of
+from dit_accel.cli.common.options import COMPARISON, WORK, ClipOptions, argument, bytes_of, option
 
 if TYPE_CHECKING:
     from dit_accel.evaluation.jobs import EvaluationSpec, Shard
     from dit_accel.evaluation.store import Store
     from dit_accel.models.loading import LoadableModel
 
+EVALUATE_METHODS = "uncached,edcw:*,fewer-steps:*"
+DEFAULT_METRICS = "psnr_db,ssim,mae,tdiff,flicker,tof,latent_rel_l2,latent_cosine"
 NOISE_FLOOR = "rerun,rerun/attention,rerun/dtype"
 
 
-@dataclass(frozen=True)
-class EvaluateOptions:
-    """The options that `generate` does not have."""
+@dataclass(frozen=True, kw_only=True)
+class EvaluateOptions(ClipOptions):
+    """The options of `evaluate`."""
 
-    prompts: Path
-    out: Path
-    methods: str
-    metrics: str
-    seeds: str
-    noise_floor: bool
-    profile: Path | None
-    static: bool
-    cache_memory: str | None
-    limit: int | None
-    shard: str | None
-    backend: str
-    workers: int
-    keep_clips: bool
-    retry_failed: bool
-    rescore: bool
+    prompts: Path = argument(..., "A .jsonl or .txt file, or VBench's .json.", "PROMPTS")
+    out: Path = option(
+        ..., "Folder of the evaluation; an unfinished one is continued.", metavar="FOLDER"
+    )
+    methods: str = option(EVALUATE_METHODS, options.METHODS_HELP, panel=COMPARISON)
+    metrics: str = option(DEFAULT_METRICS, "Names of metrics.", panel=COMPARISON)
+    seeds: str = option("0", "E.g. 0,1,2.", panel=COMPARISON)
+    limit: int | None = options.limit(COMPARISON)
+    noise_floor: bool = option(
+        False, "Run the uncached model again too, also in other arithmetic.", "--noise-floor",
+        panel=COMPARISON,
+    )  # fmt: skip
+    profile: Path | None = options.profile(COMPARISON, "For quality and speedup: ")
+    static: bool = option(
+        False, "For these two: the same steps in every run, no guard.", "--deterministic",
+        panel=COMPARISON,
+    )  # fmt: skip
+    cache_memory: str | None = option(
+        None, f"For these two: {options.MEMORY_HELP}", panel=COMPARISON, metavar="SIZE",
+        shown="no limit",
+    )  # fmt: skip
+    shard: str | None = option(
+        None, "Do part i of n, from 0.", panel=WORK, metavar="i/n",
+        shown="by torchrun or SLURM, else all",
+    )  # fmt: skip
+    backend: str = option(
+        "local", "This process, or a Ray cluster.", panel=WORK, metavar="local|ray"
+    )
+    workers: int = option(1, "Ray actors.", panel=WORK, metavar="N", min=1)
+    keep_clips: bool = option(
+        True, "Keep clips; uncached ones always are.", panel=WORK, shown="keep-clips"
+    )
+    retry_failed: bool = option(False, "Run failed jobs again.", "--retry-failed", panel=WORK)
+    rescore: bool = option(False, "Score all clips again.", "--rescore", panel=WORK)
+    as_json: bool = options.as_json()
 
 
 def spec_of(
-    asked: EvaluateOptions, request: Request, model: LoadableModel, device: str, dtype: str
+    given: EvaluateOptions, model: LoadableModel, device: str, dtype: str
 ) -> EvaluationSpec:
     """What is to be run, with every name and number checked.
 
     Raises:
-        BadInput: an option is not what is accepted; names it.
+        BadInput: an option is not accepted; names it.
         ValueError: a method or the clip is not.
     """
     from dit_accel.cli.run.settings import resolve
@@ -56,71 +82,70 @@ def spec_of(
     from dit_accel.evaluation import jobs
     from dit_accel.evaluation.methods import METHODS, parse_list
 
-    settings = resolve(request, model, device=device, dtype=dtype)
-    floor = f",{NOISE_FLOOR}" if asked.noise_floor else ""
-    methods = parse_list(asked.methods + floor, settings.steps)
+    settings = resolve(given, model, device=device, dtype=dtype)
+    floor = f",{NOISE_FLOOR}" if given.noise_floor else ""
+    methods = parse_list(given.methods + floor, settings.steps)
     for name in dict.fromkeys(setting.method for setting in methods):
         lacking = METHODS[name].lacking()
         if lacking:
             raise BadInput(f"--methods has {name}: {lacking}")
-    _check_planned(asked, [setting.method for setting in methods])
-    memory = asked.cache_memory
+    _check_planned(given, [setting.method for setting in methods])
     return jobs.EvaluationSpec(
         model=jobs.ModelSpec(model.name, settings.pipeline, jobs.fingerprint(model.folder)),
         clip=settings.clip,
         dtype=dtype,
         device=device.partition(":")[0],
-        prompts=_read_prompts(asked),
-        seeds=_seeds(asked.seeds),
+        prompts=_read_prompts(given),
+        seeds=_seeds(given.seeds),
         methods=methods,
-        metrics=_metrics(asked.metrics),
+        metrics=_metrics(given.metrics),
         versions={name: versions()[name] for name in jobs.CORE},
-        keep_clips=asked.keep_clips,
-        static=asked.static,
-        cache_memory=None if memory is None else size_of("--cache-memory", memory),
+        keep_clips=given.keep_clips,
+        static=given.static,
+        cache_memory=bytes_of(given.cache_memory),
     )
 
 
-def _check_planned(asked: EvaluateOptions, methods: list[str]) -> None:
-    """Refuse what none of the methods would heed."""
+def _check_planned(given: EvaluateOptions, methods: list[str]) -> None:
+    """Refuse options that none of the methods would use."""
     from dit_accel.evaluation.methods import METHODS
 
     if any(METHODS[name].profiled for name in methods):
         return
     planned = [row.name for row in METHODS.values() if row.profiled]
-    given = {"--static": asked.static, "--cache-memory": asked.cache_memory}
-    for option, value in given.items():
+    only = {"--deterministic": given.static, "--cache-memory": given.cache_memory}
+    for name, value in only.items():
         if value:
             raise BadInput(
-                f"{option} is given: applies to the methods {' and '.join(planned)} only, and "
+                f"{name} is given: applies to the methods {' and '.join(planned)} only, and "
                 "--methods has neither"
             )
 
 
-def profile_of(asked: EvaluateOptions, plan: EvaluationSpec, model: LoadableModel) -> Path | None:
-    """The profile that a method needs, made sure of; None where none needs one."""
+def profile_of(given: EvaluateOptions, spec: EvaluationSpec, model: LoadableModel) -> Path | None:
+    """The profile that a method needs, checked; None where no method needs one."""
     from dit_accel.cli.plan import find_profile
-    from dit_accel.cli.run.target import read_profile
+    from dit_accel.cli.run.target import CALIBRATE, read_profile
 
-    if not plan.profiled:
+    if not spec.profiled:
         return None
-    path = asked.profile or find_profile(model)
+    path = given.profile or find_profile(model)
     if path is None:
         raise BadInput(
-            f"--methods has {plan.profiled[0]}, and no profile of {model.name} was found in its "
-            "folder or the cache: `dit-accel calibrate` measures one, or pass --profile"
+            f"--methods has {spec.profiled[0]}, and no profile of {model.name} was found in its "
+            f"folder or the cache: {CALIBRATE}, or pass --profile"
         )
     read_profile(path)
     return path
 
 
-def _read_prompts(asked: EvaluateOptions) -> tuple[Any, ...]:
+def _read_prompts(given: EvaluateOptions) -> tuple[Any, ...]:
     from dit_accel.evaluation.prompts import read_prompts
 
     try:
-        return read_prompts(asked.prompts)[: asked.limit]
+        return read_prompts(given.prompts)[: given.limit]
     except OSError as error:
-        raise BadInput(f"PROMPTS is {str(asked.prompts)!r}: {error.strerror}") from error
+        raise BadInput(f"PROMPTS is {str(given.prompts)!r}: {error.strerror}") from error
 
 
 def _metrics(text: str) -> tuple[str, ...]:
@@ -141,36 +166,36 @@ def _seeds(text: str) -> tuple[int, ...]:
 
 
 def shard_of(text: str | None) -> Shard:
-    """`i/n`; None: what a launcher's variables say, else all."""
+    """`i/n`; None: by a launcher's environment variables, else all."""
     from dit_accel.evaluation.jobs import parse_shard, shard_of_environment
 
     return parse_shard(text) if text is not None else shard_of_environment()
 
 
 def own_device(device: str) -> str:
-    """Under a launcher, this process's GPU of its machine."""
+    """The GPU of this process, where a launcher started several on one machine."""
     local = os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID"))
     return f"cuda:{int(local)}" if device == "cuda" and local else device
 
 
 def opened(
-    asked: EvaluateOptions, plan: EvaluationSpec, profile: Path | None
+    given: EvaluateOptions, spec: EvaluationSpec, profile: Path | None
 ) -> tuple[Store, EvaluationSpec]:
-    """The folder, new or gone on with, that keeps the profile; and the plan as it keeps it.
+    """The folder, new or continued, with the profile in it; and the jobs as it has them.
 
     Raises:
         BadInput: it cannot be written to.
-        StoreError: it holds another plan.
+        StoreError: it is of another evaluation.
     """
     from dit_accel.evaluation.store import Store
 
-    store = Store(asked.out)
+    store = Store(given.out)
     try:
         if profile is None:
-            return store, store.open(plan)
+            return store, store.open(spec)
         name = hashlib.sha256(profile.read_bytes()).hexdigest()[:20]
-        plan = store.open(dataclasses.replace(plan, profile=name))
+        spec = store.open(dataclasses.replace(spec, profile=name))
         store.keep_profile(name, profile)
-        return store, plan
+        return store, spec
     except OSError as error:
-        raise BadInput(f"--out is {str(asked.out)!r}: {error.strerror}") from error
+        raise BadInput(f"--out is {str(given.out)!r}: {error.strerror}") from error

@@ -1,111 +1,118 @@
-"""`dit-accel layout`: check a layout file and draw it; no model runs."""
+"""`dit-accel layout`: check a layout file, or draw it.
+
+In: a layout file. Out: its content as text or JSON, or a picture.
+Knows files and sizes; runs no model. Ours.
+"""
 
 from __future__ import annotations
 
-import contextlib
-import sys
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING
 
 import typer
 from rich.console import Console
 
-from dit_accel.cli import layout_text as words
+from dit_accel.cli import layout_text
 from dit_accel.cli.common import options
-from dit_accel.cli.common.errors import BadInput, RunFailed, reported
+from dit_accel.cli.common.errors import BadInput, RunFailed, refused
+from dit_accel.cli.common.files import check_file, print_json
+from dit_accel.cli.common.options import SizeOptions, argument, option
+from dit_accel.cli.common.text import counted
+from dit_accel.cli.common.verb import verb
 
 if TYPE_CHECKING:
     from dit_accel.cli.layout_picture import Drawn
-    from dit_accel.cli.model_config import Blueprint
+    from dit_accel.cli.model_config import ModelConfig
     from dit_accel.core.video import Frames
     from dit_accel.layout import Layout
 
 PICTURES = (".png", ".mp4")
 layout = typer.Typer(help="Check a layout file, or draw it.", no_args_is_help=True)
 
-File = Annotated[
-    Path, typer.Argument(metavar="FILE", help="A layout: YAML or JSON.", show_default=False)
-]
-Outside = Annotated[
-    bool, typer.Option("--outside", help="It may name files outside its own folder.")
-]
+
+@dataclass(frozen=True, kw_only=True)
+class LayoutFile:
+    """What both verbs have."""
+
+    file: Path = argument(..., "A layout (YAML or JSON).", "FILE")
+    outside: bool = option(False, "Allow files outside the layout's folder.", "--outside")
+    verbose: bool = options.verbose()
+
+    def load(self) -> Layout:
+        """The layout.
+
+        Raises:
+            BadInput: naming what is wrong with the file.
+        """
+        from dit_accel.layout import load
+
+        with refused(f"FILE is {str(self.file)!r}: ", (ValueError, OSError)):
+            return load(self.file, outside=self.outside)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ValidateOptions(LayoutFile):
+    """The options of `layout validate`."""
+
+    as_json: bool = options.as_json()
+
+
+@dataclass(frozen=True, kw_only=True)
+class PreviewOptions(LayoutFile, SizeOptions):
+    """The options of `layout preview`."""
+
+    out: Path = option(..., "A .png (some frames) or .mp4 (all).", metavar="FILE")
+    over: list[Path] | None = option(
+        None, "Draw over this clip; one a shot.", metavar="CLIP", shown="plain grey"
+    )
+    columns: int = option(5, "Frames of a shot in a .png.", metavar="N")
+    model: str | None = options.model()
+    fps: float | None = options.fps()
+    overwrite: bool = options.overwrite()
 
 
 @layout.command()
-def validate(
-    file: File,
-    outside: Outside = False,
-    as_json: options.Json = False,
-    verbose: options.Verbose = False,
-) -> None:
-    """Check a layout file, and say what is in it; masks must be clips of one length a shot."""
-    with reported(verbose=verbose):
-        found = _load(file, outside)
-        lengths = _mask_lengths(found)
-        if as_json:
-            _print_json(words.as_content(found, lengths))
-            return
-        words.show_layout(Console(highlight=False), found)
+@verb(ValidateOptions)
+def validate(given: ValidateOptions) -> None:
+    """Check a layout file and show its content. The masks of a shot must have one length."""
+    found = given.load()
+    lengths = _mask_lengths(found)
+    if given.as_json:
+        print_json(layout_text.as_content(found, lengths))
+        return
+    layout_text.show_layout(Console(highlight=False), found)
 
 
 @layout.command()
-def preview(
-    file: File,
-    out: Annotated[
-        Path,
-        typer.Option(help="Ends in .png (some frames) or .mp4 (all).", show_default=False),
-    ],
-    over: Annotated[
-        list[Path] | None,
-        typer.Option(
-            metavar="CLIP",
-            help="Draw over this clip; one for each shot, in order.",
-            show_default="plain grey",
-        ),
-    ] = None,
-    count: Annotated[int, typer.Option("--columns", help="Frames of a shot, of a PNG.")] = 5,
-    model: options.Model = None,
-    height: options.Height = None,
-    width: options.Width = None,
-    frames: options.Frames = None,
-    fps: options.Fps = None,
-    overwrite: options.Overwrite = False,
-    outside: Outside = False,
-    verbose: options.Verbose = False,
-) -> None:
-    """Draw a layout: boxes, ids and the tokens that each subject has, over frames.
+@verb(PreviewOptions)
+def preview(given: PreviewOptions) -> None:
+    """Draw a layout: boxes, ids and the tokens of each subject.
 
-    Sizes are those of the model's clips, its configuration files alone are read.
+    Sizes are those of the model's clips; only its configuration files are read.
     """
-    with reported(verbose=verbose):
-        if out.suffix.lower() not in PICTURES:
-            raise BadInput(f"--out is {str(out)!r}: must end in {' or '.join(PICTURES)}")
-        if out.exists() and not overwrite:
-            raise BadInput(f"--out is {str(out)!r}: it exists; pass --overwrite to replace it")
-        if not 1 <= count <= 16:
-            raise BadInput(f"--columns is {count}: must be from 1 to 16")
-        found = _load(file, outside)
-        clips = _clips(over, found)
-        size = _size_of(clips)
-        with _muted(verbose):
-            asked = (height or size[1], width or size[2], frames or size[0])
-            plan = _blueprint(model, *asked)
-            drawn = _drawn(found, plan, clips)
-        _write(out, drawn, count, fps or float(plan.call.get("fps") or 16))
-        typer.echo(f"{out}: {words.count(len(drawn), 'shot')}, {plan.width}x{plan.height}")
+    check_file("--out", given.out, suffixes=PICTURES, overwrite=given.overwrite)
+    if not 1 <= given.columns <= 16:
+        raise BadInput(f"--columns is {given.columns}: must be from 1 to 16")
+    from dit_accel.cli.model_config import read
+    from dit_accel.models.loading import quiet_libraries
 
-
-def _load(file: Path, outside: bool) -> Layout:
-    from dit_accel.layout import load
-
-    try:
-        return load(file, outside=outside)
-    except (ValueError, OSError) as error:
-        raise BadInput(f"FILE is {str(file)!r}: {error}") from error
+    found = given.load()
+    clips = _clips(given.over or [], found)
+    frames, height, width = clips[0].shape[:3] if clips else (None, None, None)
+    with quiet_libraries(verbose=given.verbose):
+        config = read(
+            given.model, height=given.height or height, width=given.width or width,
+            frames=given.frames or frames,
+        )  # fmt: skip
+        drawn = _drawn(found, config, clips)
+    _write(given.out, drawn, given.columns, given.fps or float(config.call.get("fps") or 16))
+    size = f"{config.width}x{config.height}"
+    typer.echo(f"{given.out}: {counted(len(drawn), 'shot')}, {size}")
 
 
 def _mask_lengths(found: Layout) -> dict[str, int]:
-    """Frames of the masks of each shot that has any.
+    """Frames of the masks, by shot that has any.
 
     Raises:
         BadInput: masks of a shot differ in length, or one is no clip.
@@ -118,10 +125,8 @@ def _mask_lengths(found: Layout) -> dict[str, int]:
             if subject.mask is None:
                 continue
             field = f"shots[{i}].subjects[{j}].mask"
-            try:
+            with refused(f"{field} cannot be read: ", (ValueError, OSError)):
                 count = sum(len(chunk) for chunk in stream_video(subject.mask))
-            except (ValueError, OSError) as error:
-                raise BadInput(f"{field} cannot be read: {error}") from error
             if lengths.setdefault(shot.id, count) != count:
                 raise BadInput(
                     f"{field} has {count} frames; accepted: {lengths[shot.id]}, as the masks "
@@ -130,20 +135,12 @@ def _mask_lengths(found: Layout) -> dict[str, int]:
     return lengths
 
 
-def _blueprint(
-    model: str | None, height: int | None, width: int | None, frames: int | None
-) -> Blueprint:
-    from dit_accel.cli.model_config import read
-
-    return read(model, height=height, width=width, frames=frames)
-
-
-def _drawn(found: Layout, plan: Blueprint, clips: list[Frames]) -> list[Drawn]:
+def _drawn(found: Layout, config: ModelConfig, clips: list[Frames]) -> list[Drawn]:
     from dit_accel.cli.layout_picture import Drawn
     from dit_accel.layout import LayoutError, coverage
     from dit_accel.scenes.masks import labels
 
-    grid = plan.grid
+    grid = config.grid
     known = tuple(dict.fromkeys(subject.id for shot in found.shots for subject in shot.subjects))
     drawn = []
     for i, shot in enumerate(found.shots):
@@ -159,7 +156,7 @@ def _drawn(found: Layout, plan: Blueprint, clips: list[Frames]) -> list[Drawn]:
     return drawn
 
 
-def _clips(over: list[Path] | None, found: Layout) -> list[Frames]:
+def _clips(over: list[Path], found: Layout) -> list[Frames]:
     from dit_accel.core.video import read_video
 
     if not over:
@@ -168,19 +165,12 @@ def _clips(over: list[Path] | None, found: Layout) -> list[Frames]:
         raise BadInput(f"--over is given {len(over)} times: must be {len(found.shots)}, one a shot")
     clips = []
     for path in over:
-        try:
+        with refused(f"--over is {str(path)!r}: ", (ValueError, OSError)):
             clips.append(read_video(path)[0])
-        except (ValueError, OSError) as error:
-            raise BadInput(f"--over is {str(path)!r}: {error}") from error
     if len({clip.shape for clip in clips}) != 1:
         shapes = ", ".join("x".join(map(str, clip.shape[:3])) for clip in clips)
         raise BadInput(f"--over are clips of {shapes} (frames, height, width): must be equal")
     return clips
-
-
-def _size_of(clips: list[Frames]) -> tuple[int | None, int | None, int | None]:
-    """Frames, height and width of the clips; None where there are none."""
-    return clips[0].shape[:3] if clips else (None, None, None)
 
 
 def _write(out: Path, drawn: list[Drawn], columns: int, fps: float) -> None:
@@ -193,15 +183,3 @@ def _write(out: Path, drawn: list[Drawn], columns: int, fps: float) -> None:
         video.write_video(out, frames, fps=fps)
     except (ValueError, OSError) as error:
         raise RunFailed(f"--out is {str(out)!r}: {error}") from error
-
-
-def _print_json(content: dict[str, Any]) -> None:
-    from dit_accel.cli.common.files import as_json
-
-    sys.stdout.write(as_json(content) + "\n")
-
-
-def _muted(verbose: bool) -> contextlib.AbstractContextManager[None]:
-    from dit_accel.models.loading import quiet_libraries
-
-    return quiet_libraries(verbose=verbose)

@@ -1,7 +1,8 @@
-"""A layout as a picture: every shot's boxes with their ids, over its frames and its token grid.
+"""A layout as a picture: the boxes and ids of each shot, over its frames and its token grid.
 
-Tokens are tinted by the subject that they belong to, as the run would have it: what a box covers
-and what its tokens are differ by the grid's coarseness, and that is the point of the picture.
+In: shots, and the subject of each token. Out: frames, as a sheet or as a film.
+Knows Pillow; reads and writes no file. Tokens are tinted as a run assigns them: the grid is coarser
+than the boxes, and the picture shows that. Ours.
 """
 
 from __future__ import annotations
@@ -19,17 +20,11 @@ if TYPE_CHECKING:
 
     from dit_accel.core.tokens import TokenGrid
     from dit_accel.core.video import Frames
-    from dit_accel.layout import Reference, Shot
+    from dit_accel.layout import Shot
 
-# Okabe and Ito's colours, which colour-blind people tell apart as well; brightest first.
-COLOURS = (
-    (86, 180, 233),
-    (230, 159, 0),
-    (0, 158, 115),
-    (204, 121, 167),
-    (240, 228, 66),
-    (213, 94, 0),
-)
+# Okabe and Ito's colours, which colour-blind people can distinguish too; brightest first.
+COLOURS = ((86, 180, 233), (230, 159, 0), (0, 158, 115), (204, 121, 167), (240, 228, 66),
+           (213, 94, 0))  # fmt: skip
 PAPER, INK, FAINT, SOIL = (250, 250, 248), (32, 36, 42), (120, 126, 134), (62, 66, 72)
 EDGE, GAP, SIDE = 20, 10, 256  # pixels: margin, between frames, shorter side of a frame
 TINT, FAINT_TINT = 0.55, 0.3  # of tokens, over grey and over a clip
@@ -44,7 +39,7 @@ class Drawn:
         labels: `(F, rows, columns)` int64: 0 background, i + 1 subject i.
         grid: of the clip.
         clip: `(T, H, W, 3)` uint8 frames to draw over; None: plain grey.
-        known: ids in the order of the layout, which colours go by: a subject keeps its own.
+        known: ids in the order of the layout: a subject has one colour in all shots.
     """
 
     shot: Shot
@@ -73,7 +68,7 @@ def sheet(shots: Sequence[Drawn], *, count: int = 5) -> Frames:
 
 def film(shots: Sequence[Drawn]) -> Frames:
     """All shots after each other, every frame of each: `(T, H, W, 3)` uint8 of even sizes."""
-    pages = [_strip(drawn, [frame]) for drawn in shots for frame in range(_length(drawn.grid))]
+    pages = [_strip(drawn, [frame]) for drawn in shots for frame in range(drawn.grid.num_frames)]
     width = max(page.width for page in pages) + 1 & ~1
     height = max(page.height for page in pages) + 1 & ~1
     frames = np.empty((len(pages), height, width, 3), np.uint8)
@@ -84,7 +79,7 @@ def film(shots: Sequence[Drawn]) -> Frames:
 
 
 def _strip(drawn: Drawn, frames: Sequence[int]) -> Image.Image:
-    """A shot's title, some of its frames in a row, and what its colours stand for."""
+    """A shot's title, some of its frames in a row, and a legend."""
     cells = [_frame(drawn, frame) for frame in frames]
     wide, high = cells[0].size
     width = max(2 * EDGE + len(cells) * (wide + GAP) - GAP, 420)
@@ -120,7 +115,7 @@ def _frame(drawn: Drawn, frame: int) -> Image.Image:
     tint = TINT if drawn.clip is None else FAINT_TINT
     picture = Image.blend(picture, _tints(drawn, frame, picture), tint)
     pen = ImageDraw.Draw(picture, "RGBA")
-    step = max(1, math.ceil(8 / scale))  # of a fine grid, every so-manieth line
+    step = max(1, math.ceil(8 / scale))  # of a fine grid only some lines
     for row in range(step, grid.height, step):
         y = round(row * scale)
         pen.line((0, y, wide, y), fill=(255, 255, 255, 46))
@@ -139,7 +134,7 @@ def _frame(drawn: Drawn, frame: int) -> Image.Image:
 
 
 def _tints(drawn: Drawn, frame: int, picture: Image.Image) -> Image.Image:
-    """The picture with every subject's tokens in its colour."""
+    """The picture with the tokens of each subject in its colour."""
     labels = drawn.labels[drawn.grid.latent_frame(frame)].numpy()
     size = picture.size
     tinted = np.asarray(picture).copy()
@@ -162,7 +157,7 @@ def _box(
 def _tag(
     pen: ImageDraw.ImageDraw, drawn: Drawn, index: int, frame: int, wide: int, high: int
 ) -> None:
-    """A subject's id at the upper left of its box; of a mask, at the middle of its tokens."""
+    """A subject's id, at the upper left of its box or in the middle of its mask."""
     subject, font = drawn.shot.subjects[index], _font(13)
     text = subject.id if pen.textlength(subject.id, font) < wide - 12 else subject.id[:12] + "..."
     room = pen.textlength(text, font) + 10
@@ -187,7 +182,7 @@ def _corners(box: Sequence[float], wide: int, high: int) -> tuple[int, int, int,
 
 
 def _legend(drawn: Drawn) -> list[tuple[tuple[int, ...], str]]:
-    """Colour and words of every class: tokens in all, and their share."""
+    """Colour and text of every class: its tokens, and their share."""
     total = drawn.labels.numel()
 
     def count(label: int) -> str:
@@ -206,14 +201,8 @@ def _legend(drawn: Drawn) -> list[tuple[tuple[int, ...], str]]:
     return [*rows, (SOIL, f"background: {count(0)}")]
 
 
-def _source(reference: Reference, own: str) -> str:
-    if reference.file is not None:
-        return reference.file.name
-    return f"{reference.subject or own} of {reference.shot}"
-
-
 def _wrapped(text: str, font: ImageFont.FreeTypeFont, room: float, most: int = 3) -> list[str]:
-    """Lines that fit; what is beyond the last ends in "..."."""
+    """At most so many lines that fit; a longer text ends in "..."."""
     lines, line = [], ""
     for word in text.split():
         longer = f"{line} {word}".strip()
@@ -230,12 +219,8 @@ def _wrapped(text: str, font: ImageFont.FreeTypeFont, room: float, most: int = 3
 
 
 def _moments(grid: TokenGrid, count: int) -> list[int]:
-    last = _length(grid) - 1
+    last = grid.num_frames - 1
     return sorted({round(i * last / max(count - 1, 1)) for i in range(count)})
-
-
-def _length(grid: TokenGrid) -> int:
-    return grid.num_frames
 
 
 def _font(size: int) -> ImageFont.FreeTypeFont:

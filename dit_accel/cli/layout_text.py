@@ -1,10 +1,16 @@
-"""What `dit-accel layout` says is in a layout: as text, and as JSON."""
+"""The content of a layout, as text and as JSON.
+
+In: a layout. Out: lines on a console, or a dict.
+Knows no file and no model. Ours.
+"""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
 from rich.markup import escape
+
+from dit_accel.cli.common.text import counted
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -13,10 +19,10 @@ if TYPE_CHECKING:
 
 
 def show_layout(console: Console, found: Layout) -> None:
-    """Every shot, and in it every subject with its place and what it reads."""
+    """Print every shot, with its subjects, their places and their references."""
     subjects = len({subject.id for shot in found.shots for subject in shot.subjects})
-    shots, held = count(len(found.shots), "shot"), count(subjects, "subject")
-    console.print(f"[green]valid[/]: {shots}, {held}")
+    shots = counted(len(found.shots), "shot")
+    console.print(f"[green]valid[/]: {shots}, {counted(subjects, 'subject')}")
     for shot in found.shots:
         console.print(f"\n[bold]{shot.id}[/]  [dim]{_plain(shot.prompt)}[/]", soft_wrap=True)
         for subject in shot.subjects:
@@ -84,10 +90,5 @@ def _boxes(subject: Subject) -> str:
 
 
 def _plain(text: str) -> str:
-    """Text that rich takes as it is, in one line."""
+    """One line, in which rich sees no markup."""
     return escape(" ".join(text.split()))
-
-
-def count(number: int, noun: str) -> str:
-    """`1 shot`, `2 shots`."""
-    return f"{number} {noun}{'' if number == 1 else 's'}"

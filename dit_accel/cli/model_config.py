@@ -1,11 +1,16 @@
-"""What the configuration files of a model say of its tokens; no weight is needed."""
+"""The token grid of a model's clips, from its configuration files alone.
+
+In: a model and a size. Out: a `ModelConfig`.
+Knows no weights: of a hub id only configuration files are downloaded. Ours.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from dit_accel.cli.common.errors import BadInput
+from dit_accel.cli.common.errors import BadInput, refused
+from dit_accel.cli.run.request import check_within
 from dit_accel.models import miniature
 
 if TYPE_CHECKING:
@@ -14,45 +19,38 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Blueprint:
-    """A model whose configuration was read, and the clip that is asked of it."""
+class ModelConfig:
+    """A model's configuration, and the size of its clips."""
 
     model: LoadableModel
     height: int
     width: int
     frames: int
-    call: dict[str, Any]  # what the folder or the pipeline says a call should default to
+    call: dict[str, Any]  # defaults of the pipeline's call, by the folder or the pipeline
 
     @property
     def grid(self) -> TokenGrid:
         """The tokens of one clip.
 
         Raises:
-            BadInput: a size is not such as the model makes.
+            BadInput: the model makes no clips of this size.
         """
-        from dit_accel.cli.run.settings import check_sizes, read_strides
+        from dit_accel.cli.run.settings import check_sizes, latent_pixels, read_strides
         from dit_accel.core.tokens import TokenGrid, TokenStrides
 
-        strides = read_strides(self.model)
+        strides, pixels = read_strides(self.model), latent_pixels(self.model)
         check_sizes(strides, self.height, self.width, self.frames)
-        patch = self.transformer.get("patch_size", 1)
-        side = int(patch if isinstance(patch, int) else patch[-1])
-        spans = TokenStrides(strides.temporal, strides.pixels_per_token // side, side)
-        return TokenGrid.from_pixels(self.frames, self.height, self.width, strides=spans)
-
-    @property
-    def transformer(self) -> dict[str, Any]:
-        """The denoiser's configuration."""
-        from dit_accel.cli.run.settings import component_config
-
-        model = self.model
-        return component_config(model, "transformer") or component_config(model, "transformer_2")
+        tokens = TokenStrides(strides.temporal, pixels, strides.pixels_per_token // pixels)
+        return TokenGrid.from_pixels(self.frames, self.height, self.width, strides=tokens)
 
 
 def read(
     model: str | None, *, height: int | None, width: int | None, frames: int | None
-) -> Blueprint:
-    """Read the configuration of a model, of a hub id these files alone.
+) -> ModelConfig:
+    """Read the configuration of a model.
+
+    Args:
+        height, width, frames: of its clips; None: the model's default.
 
     Raises:
         BadInput: the model or a size is not accepted.
@@ -61,18 +59,13 @@ def read(
     from dit_accel.models.loading import resolve_model
 
     found = resolve_model(model, whole=False)
-    try:
+    with refused(f"--model is {found.name!r}: "):
         call = {**call_parameters(found), **miniature.call_defaults(found.folder)}
-    except ValueError as error:
-        raise BadInput(f"--model is {found.name!r}: {error}") from error
-    asked = {"height": height, "width": width, "num_frames": frames}
     sizes = {}
-    for name, value in asked.items():
-        option = name.removeprefix("num_")
-        chosen = call.get(name) if value is None else value
+    for name, value in (("height", height), ("width", width), ("frames", frames)):
+        chosen = call.get("num_frames" if name == "frames" else name) if value is None else value
         if chosen is None:
-            raise BadInput(f"--{option} is not given, and the model names no default: pass one")
-        if chosen < 1:
-            raise BadInput(f"--{option} is {chosen}: must be at least 1")
-        sizes[option] = int(chosen)
-    return Blueprint(found, sizes["height"], sizes["width"], sizes["frames"], call)
+            raise BadInput(f"--{name} is not given, and the model names no default: pass one")
+        check_within(f"--{name}", chosen, 1)
+        sizes[name] = int(chosen)
+    return ModelConfig(found, sizes["height"], sizes["width"], sizes["frames"], call)

@@ -1,179 +1,170 @@
-"""`dit-accel plan`: what a quality or a speed would cost, told from the profile alone."""
+"""`dit-accel plan`: the plan for a quality or a speedup, and what it is predicted to reach.
+
+In: a profile and a target. Out: text, JSON or a picture.
+Knows profiles and schedulers; runs no model. Ours.
+"""
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import importlib
 import importlib.util
-import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
-import typer
 from rich.console import Console
 from rich.text import Text
 
 from dit_accel.cli.common import options
-from dit_accel.cli.common.errors import BadInput, RunFailed, reported
+from dit_accel.cli.common.errors import BadInput, RunFailed, refused
+from dit_accel.cli.common.files import check_file, print_json
+from dit_accel.cli.common.options import bytes_of, option
+from dit_accel.cli.common.text import Row, bytes_text, print_aligned, shades_of, strip
+from dit_accel.cli.common.verb import verb
 from dit_accel.cli.plan_memory import (
     MemoryUse,
-    capped_text,
     latent_bytes,
     memory_use,
     peak_cached_values,
     value_bytes,
 )
-from dit_accel.cli.run.request import Request, check_target
+from dit_accel.cli.run.request import check_within
 
 if TYPE_CHECKING:
     from dit_accel.models.loading import LoadableModel
-    from dit_accel.planning.plan import Plan
-    from dit_accel.planning.prediction import PlanChoice
+    from dit_accel.planning.prediction import PlanChoice, QualityEstimate
     from dit_accel.planning.profile import Profile
 
 PLOTS = (".png", ".svg")
 
 
-@dataclass(frozen=True)
-class PlanRequest:
-    """A decision and what it is for."""
+@dataclass(frozen=True, kw_only=True)
+class PlanOptions:
+    """The options of `plan`."""
 
-    choice: PlanChoice
-    quality: float | None
-    speedup: float | None
-    steps: int
-    guidance: float
-    cache_memory: int | None = None
+    model: str | None = options.model()
+    quality: float | None = option(
+        None, options.TARGET_HELP, metavar="DB", shown="without a target: all candidate plans"
+    )
+    speedup: float | None = option(None, options.RATIO_HELP, metavar="X")
+    profile: Path | None = options.profile()
+    steps: int | None = option(None, "Denoising steps.", shown="as calibrated")
+    guidance: float | None = options.guidance("as calibrated", None)
+    cache_memory: str | None = option(None, options.MEMORY_HELP, metavar="SIZE", shown="no limit")
+    plot: Path | None = option(None, f"Draw it ({' or '.join(PLOTS)}).", metavar="FILE")
+    overwrite: bool = options.overwrite()
+    as_json: bool = options.as_json()
+    verbose: bool = options.verbose()
 
     @property
-    def asked(self) -> str:
-        """The target in words."""
+    def target(self) -> str | None:
+        """The target as an option and its value; None without one."""
         if self.quality is not None:
-            return f"{self.quality:g} dB"
-        return f"{self.speedup:g}x"
+            return f"--quality {self.quality:g}"
+        return f"--speedup {self.speedup:g}" if self.speedup is not None else None
 
 
-def plan(
-    profile: options.Profile = None,
-    model: options.Model = None,
-    quality: Annotated[
-        float | None,
-        typer.Option(
-            metavar="DB",
-            help="PSNR against the uncached clip, which 95 % of clips shall reach.",
-            show_default="with neither: the whole ladder",
-        ),
-    ] = None,
-    speedup: options.Speedup = None,
-    steps: Annotated[
-        int | None, typer.Option(help="Denoising steps.", show_default="as calibrated")
-    ] = None,
-    guidance: Annotated[
-        float | None, typer.Option(help="Weight of the prompt.", show_default="as calibrated")
-    ] = None,
-    cache_memory: options.CacheMemory = None,
-    plot: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE", help=f"Draw it: ends in {' or '.join(PLOTS)}.", show_default=False
-        ),
-    ] = None,
-    overwrite: options.Overwrite = False,
-    as_json: options.Json = False,
-    verbose: options.Verbose = False,
-) -> None:
-    """Show the plan for a quality or a speed, and what it promises, without running the model.
+@dataclass(frozen=True)
+class ChosenPlan:
+    """A plan, the run that it is for, and its memory where the model is known.
 
-    With neither of them: every plan of the profile, and what it gave on the calibration prompts.
+    Args:
+        size: bytes of one cached tensor.
+        limited: what `--cache-memory` makes of all of them.
     """
-    request = Request(
-        "(none)", quality=quality, speedup=speedup, steps=steps, guidance=guidance,
-        cache_memory=cache_memory,
-    )  # fmt: skip
-    with reported(verbose=verbose):
-        request.check()
-        check_target(quality, speedup)
-        _check_plot(plot, overwrite=overwrite)
-        _plan(request, profile, model, plot, as_json=as_json, verbose=verbose)
+
+    choice: PlanChoice
+    steps: int
+    guidance: float
+    size: int | None = None
+    limited: MemoryUse | None = None
 
 
-def _plan(
-    request: Request,
-    path: Path | None,
-    name: str | None,
-    plot: Path | None,
-    *,
-    as_json: bool,
-    verbose: bool,
-) -> None:
-    from dit_accel.cli.run.target import read_profile
-    from dit_accel.models.loading import quiet_libraries, resolve_model
+@verb(PlanOptions)
+def plan(given: PlanOptions) -> None:
+    """Show the plan for a quality or a speedup, without running the model.
 
-    alone = path is not None and name is None  # then no library of models is needed at all
-    with contextlib.nullcontext() if alone else quiet_libraries(verbose=verbose):
-        model = resolve_model(name) if path is None or name is not None else None
-        found = path or (find_profile(model) if model is not None else None)
-        if found is None:
-            raise BadInput(
-                f"--model is {model.name if model is not None else name!r}: no profile of it was "
-                "found in its folder or the cache; `dit-accel calibrate` measures one, or pass "
-                "--profile"
-            )
-        profile = read_profile(found)
-        planned = None
-        if request.quality is not None or request.speedup is not None:
-            planned = _decide(request, profile, model)
-        elif request.steps is not None or request.guidance is not None:
-            option = "--steps" if request.steps is not None else "--guidance"
-            raise BadInput(f"{option} is given: applies with --quality or --speedup")
-    if plot is not None:
-        _draw(plot, profile, planned)
-    if as_json:
-        from dit_accel.cli.common.files import as_json as encode
-
-        sys.stdout.write(encode(_content(found, profile, planned, model)) + "\n")
+    Without a target: the profile's candidate plans, with their scores on its prompts.
+    """
+    check_within("--steps", given.steps, 1)
+    check_within("--guidance", given.guidance, 0.0)
+    bytes_of(given.cache_memory)
+    if given.plot is not None:
+        _check_plot(given.plot, overwrite=given.overwrite)
+    if given.target is not None:
+        _check_target(given)
+    elif given.steps is not None or given.guidance is not None:
+        name = "--steps" if given.steps is not None else "--guidance"
+        raise BadInput(f"{name} is given: applies with --quality or --speedup")
+    path, profile, model = _profile_and_model(given)
+    chosen = _chosen(given, profile, model) if given.target is not None else None
+    if given.plot is not None:
+        _draw(given.plot, profile, chosen, given.quality)
+    if given.as_json:
+        print_json(_content(given, path, profile, chosen))
         return
     console = Console(highlight=False)
-    _show(console, found, profile, planned, model)
-    if plot is not None:
-        console.print(f"plot            {plot}", soft_wrap=True)
+    _show(console, given, path, profile, chosen)
+    if given.plot is not None:
+        console.print(f"plot            {given.plot}", soft_wrap=True)
 
 
-def _check_plot(path: Path | None, *, overwrite: bool) -> None:
-    if path is None:
-        return
-    shown = f"--plot is {str(path)!r}"
-    if path.suffix not in PLOTS:
-        raise BadInput(f"{shown}: must end in {' or '.join(PLOTS)}")
-    if path.is_dir() or not path.absolute().parent.is_dir():
-        raise BadInput(f"{shown}: it is a folder, or its folder is not there")
-    if path.exists() and not overwrite:
-        raise BadInput(f"{shown}, which exists; pass --overwrite, or another --plot")
+def _check_plot(path: Path, *, overwrite: bool) -> None:
+    check_file("--plot", path, suffixes=PLOTS, overwrite=overwrite)
     if importlib.util.find_spec("matplotlib") is None:
-        raise BadInput(f"{shown}: matplotlib is not installed: pip install 'dit-accel[report]'")
+        needed = "matplotlib is not installed: pip install 'dit-accel[report]'"
+        raise BadInput(f"--plot is {str(path)!r}: {needed}")
+
+
+def _check_target(given: PlanOptions) -> None:
+    from dit_accel.config import config_of
+
+    targets = {"quality": given.quality, "speedup": given.speedup}
+    with refused():
+        config_of(**{name: value for name, value in targets.items() if value is not None})
+
+
+def _profile_and_model(given: PlanOptions) -> tuple[Path, Profile, LoadableModel | None]:
+    """The model is None where the profile was given without one: no model is needed then."""
+    from dit_accel.cli.run.target import CALIBRATE, read_profile
+    from dit_accel.models.loading import quiet_libraries, resolve_model
+
+    if given.profile is not None and given.model is None:
+        return given.profile, read_profile(given.profile), None
+    with quiet_libraries(verbose=given.verbose):
+        model = resolve_model(given.model)
+        path = given.profile or find_profile(model)
+    if path is None:
+        raise BadInput(
+            f"--model is {model.name!r}: no profile of it was found in its folder or the cache; "
+            f"{CALIBRATE}, or pass --profile"
+        )
+    return path, read_profile(path), model
 
 
 def find_profile(model: LoadableModel) -> Path | None:
-    """The profile in a model's folder; else the model is loaded, for the cache knows weights."""
+    """The profile in a model's folder, else in the cache.
+
+    The cache is by weights, so the model is loaded where there is anything in it.
+    """
     from dit_accel.models.loading import load
     from dit_accel.planning import lookup
 
     path = lookup.find_profile(model.folder)
     if path is None and any((lookup.cache_folder() / "profiles").glob("*.safetensors")):
-        with Console(stderr=True).status(f"loading {model.name}, to know its profile ..."):
+        with Console(stderr=True).status(f"loading {model.name} to find its profile ..."):
             path = lookup.find_profile(load(model, device="cpu", dtype="float32"))
     return path
 
 
-def _decide(request: Request, profile: Profile, model: LoadableModel | None) -> PlanRequest:
+def _chosen(given: PlanOptions, profile: Profile, model: LoadableModel | None) -> ChosenPlan:
     from dit_accel.planning import selection
 
-    identity = profile.key
-    steps = identity.steps if request.steps is None else request.steps
-    guidance = identity.guidance if request.guidance is None else request.guidance
-    same = steps == identity.steps
+    key = profile.key
+    steps = key.steps if given.steps is None else given.steps
+    guidance = key.guidance if given.guidance is None else given.guidance
+    same = steps == key.steps
     try:
         coefficients = selection.coefficients_before_run(
             profile,
@@ -182,21 +173,21 @@ def _decide(request: Request, profile: Profile, model: LoadableModel | None) -> 
             guidance,
             separate=_separate(profile),
         )
-        target = selection.Target(request.quality, request.speedup)
-        choice = None
         if coefficients is not None:
+            target = selection.Target(given.quality, given.speedup)
             choice = selection.choose(profile, coefficients, target)
     except ValueError as error:
         hint = "" if same or model is not None else "; pass --model"
-        raise BadInput(f"{_option(request)}: {error}{hint}") from error
-    if choice is None:
+        raise BadInput(f"{given.target}: {error}{hint}") from error
+    if coefficients is None:
         raise BadInput(
-            f"--steps is {steps}: the scheduler {identity.scheduler} tells its timesteps only when "
-            f"a run begins; accepted is {identity.steps}, as calibrated"
+            f"--steps is {steps}: the timesteps of {key.scheduler} are known only when a run "
+            f"begins; accepted is {key.steps}, as calibrated"
         )
-    return PlanRequest(
-        choice, request.quality, request.speedup, steps, guidance, request.cache_bytes
-    )
+    size = latent_bytes(model, profile) if model is not None else None
+    limit, width = bytes_of(given.cache_memory), value_bytes(profile)
+    limited = memory_use(choice, limit, size, width) if size is not None else None
+    return ChosenPlan(choice, steps, guidance, size, limited)
 
 
 def _separate(profile: Profile) -> bool:
@@ -204,12 +195,6 @@ def _separate(profile: Profile) -> bool:
 
     family = FAMILIES.get(profile.key.transformer)
     return family is not None and family.branches == "separate"
-
-
-def _option(request: Request) -> str:
-    if request.quality is not None:
-        return f"--quality {request.quality:g}"
-    return f"--speedup {request.speedup:g}"
 
 
 def _scheduler(model: LoadableModel) -> Any:
@@ -223,115 +208,93 @@ def _scheduler(model: LoadableModel) -> Any:
 
 
 def _content(
-    path: Path, profile: Profile, planned: PlanRequest | None, model: LoadableModel | None
+    given: PlanOptions, path: Path, profile: Profile, chosen: ChosenPlan | None
 ) -> dict[str, Any]:
-    from dit_accel.cli.common.tables import rows
+    from dit_accel.cli.common.tables import candidate_rows
 
-    content = {
-        "profile": str(path),
-        "identity": profile.key.as_filed(),
-    }
-    if planned is None:
-        return content | {"ladder": rows(profile)}
-    choice = planned.choice
-    size = latent_bytes(model, profile) if model is not None else None
-    tensors = peak_cached_values(choice)
-    capped = _arranged(planned, size, profile) if size is not None else None
-    promised = choice.prediction
+    content = {"profile": str(path), "identity": profile.key.as_filed()}
+    if chosen is None:
+        return content | {"candidates": candidate_rows(profile)}
+    choice, limited = chosen.choice, chosen.limited
+    predicted, tensors = choice.prediction, peak_cached_values(chosen.choice)
     return content | {
-        "quality": planned.quality,
-        "speedup": planned.speedup,
-        "steps": planned.steps,
-        "guidance": planned.guidance,
+        "quality": given.quality,
+        "speedup": given.speedup,
+        "steps": chosen.steps,
+        "guidance": chosen.guidance,
         "computed": list(choice.plan.computed),
-        "prediction": dataclasses.asdict(promised) if promised is not None else None,
-        "held_tensors": tensors,
-        "held_bytes": None if size is None else tensors * size,
-        "cache_memory": planned.cache_memory,
+        "predicted": dataclasses.asdict(predicted) if predicted is not None else None,
+        "cached_tensors": tensors,
+        "cached_bytes": None if chosen.size is None else tensors * chosen.size,
+        "cache_memory": bytes_of(given.cache_memory),
         "min_bits": choice.min_bits,
-        "packed_bits": capped.bits if capped is not None else None,
-        "packed_bytes": capped.packed if capped is not None else None,
-        "offloaded_bytes": capped.away if capped is not None else None,
+        "packed_bits": limited.bits if limited is not None else None,
+        "packed_bytes": limited.packed if limited is not None else None,
+        "offloaded_bytes": limited.offloaded if limited is not None else None,
         "notes": list(choice.notes),
     }
 
 
 def _show(
-    console: Console,
-    path: Path,
-    profile: Profile,
-    planned: PlanRequest | None,
-    model: LoadableModel | None,
+    console: Console, given: PlanOptions, path: Path, profile: Profile, chosen: ChosenPlan | None
 ) -> None:
-    from dit_accel.cli.common.tables import ladder_table
-    from dit_accel.cli.run.summary import print_aligned
+    from dit_accel.cli.common.tables import candidate_table
 
-    if planned is not None:
-        rows = [("profile", str(path)), *_of(profile), ("", ""), *_rows(planned, profile, model)]
-        print_aligned(console, rows)
+    if chosen is not None:
+        print_aligned(console, _rows(given, path, profile, chosen, shades_of(console)))
         return
     if not profile.candidates:
         raise BadInput(f"--profile is {str(path)!r}: it has no plans; pass --quality or --speedup")
-    console.print(ladder_table(profile))
+    console.print(candidate_table(profile))
     console.print(f"profile  {path}", soft_wrap=True)
 
 
-def _of(profile: Profile) -> list[tuple[str, str | Text]]:
-    i = profile.key
-    size = f"{i.width}x{i.height}, {i.frames} frames"
-    clip = f"{size}, {i.steps} steps, guidance {i.guidance:g}, {i.dtype}"
-    return [("of", f"{i.pipeline}, {clip}, {profile.metadata.get('clips', '?')} prompts")]
-
-
 def _rows(
-    planned: PlanRequest, profile: Profile, model: LoadableModel | None
-) -> list[tuple[str, str | Text]]:
-    from dit_accel.cli.run.summary import bytes_text, strip
-
-    choice, promised = planned.choice, planned.choice.prediction
-    rows: list[tuple[str, str | Text]] = [
-        ("asked for", f"{planned.asked} at {planned.steps} steps, guidance {planned.guidance:g}"),
-        ("plan", Text(strip(_shares(choice.plan)), style="cyan")),
+    given: PlanOptions, path: Path, profile: Profile, chosen: ChosenPlan, shades: str
+) -> list[Row]:
+    key, choice, predicted = profile.key, chosen.choice, chosen.choice.prediction
+    size = f"{key.width}x{key.height}, {key.frames} frames, {key.steps} steps"
+    clips = f"{size}, guidance {key.guidance:g}, {key.dtype}"
+    target = f"{given.quality:g} dB" if given.quality is not None else f"{given.speedup:g}x"
+    computed = set(choice.plan.computed)
+    shares = [float(step in computed) for step in range(choice.plan.num_steps)]
+    rows: list[Row] = [
+        ("profile", str(path)),
+        ("of", f"{key.pipeline}, {clips}, {profile.metadata.get('clips', '?')} prompts"),
+        ("", ""),
+        ("target", f"{target} at {chosen.steps} steps, guidance {chosen.guidance:g}"),
+        ("plan", Text(strip(shares, shades), style="cyan")),
+        ("", Text(f"{shades[-1]} computed, {shades[0]} extrapolated", style="dim")),
     ]
-    rows.append(("", Text("█ computed, · forecast", style="dim")))
-    if promised is not None:
-        speed = f"{promised.speedup:.2f}x, {promised.computed:.1f} of {planned.steps} steps"
-        rows.append(("speed", f"{speed} computed"))
-        rows.append(("PSNR", Text(_psnr(promised), style="bold")))
-        if planned.quality is not None and promised.reach is not None:
-            share = f"{promised.reach:.0%} of clips reach {planned.asked}"
-            rows.append(("reach", share))
-    tensors = peak_cached_values(choice)
-    size = latent_bytes(model, profile) if model is not None else None
-    what = f"{tensors} tensors of the size of the latents"
-    rows.append(("held", what + (f", {bytes_text(tensors * size)}" if size else "")))
-    if size and planned.cache_memory is not None:
-        rows.append(("", capped_text(_arranged(planned, size, profile))))
+    if predicted is not None:
+        steps = f"{predicted.computed:.1f} of {chosen.steps} steps computed"
+        rows.append(("speedup", f"{predicted.speedup:.2f}x, {steps}"))
+        rows.append(("PSNR", Text(_psnr(predicted), style="bold")))
+        if given.quality is not None and predicted.reach is not None:
+            rows.append(("guaranteed", f"{target} for {predicted.reach:.0%} of clips"))
+    rows.append(("cached values", _memory(chosen)))
+    if chosen.limited is not None and given.cache_memory is not None:
+        rows.append(("", chosen.limited.describe()))
     return [*rows, *(("", Text(note, style="yellow")) for note in choice.notes)]
 
 
-def _arranged(planned: PlanRequest, size: int, profile: Profile) -> MemoryUse:
-    return memory_use(planned.choice, planned.cache_memory, size, value_bytes(profile))
+def _memory(chosen: ChosenPlan) -> str:
+    tensors = peak_cached_values(chosen.choice)
+    size = f", {bytes_text(tensors * chosen.size)}" if chosen.size else ""
+    return f"{tensors} tensors of the size of the latents{size}"
 
 
-def _shares(plan: Plan) -> list[float]:
-    computed = set(plan.computed)
-    return [float(step in computed) for step in range(plan.num_steps)]
-
-
-def _psnr(promised: Any) -> str:
-    if promised.psnr_db == float("inf"):
+def _psnr(predicted: QualityEstimate) -> str:
+    if predicted.psnr_db == float("inf"):
         return "exact"
-    interval = f"90 % of clips from {promised.low_db:.1f} to {promised.high_db:.1f}"
-    return f"{promised.psnr_db:.1f} dB expected, {interval}"
+    interval = f"90 % of clips from {predicted.low_db:.1f} to {predicted.high_db:.1f}"
+    return f"{predicted.psnr_db:.1f} dB predicted, {interval}"
 
 
-def _draw(path: Path, profile: Profile, planned: PlanRequest | None) -> None:
+def _draw(path: Path, profile: Profile, chosen: ChosenPlan | None, quality: float | None) -> None:
     from dit_accel.cli.plan_plot import draw
 
-    choice = planned.choice if planned is not None else None
-    quality = planned.quality if planned is not None else None
     try:
-        draw(path, profile, choice, quality)
+        draw(path, profile, chosen.choice if chosen is not None else None, quality)
     except OSError as error:
         raise RunFailed(f"{path} cannot be written: {error.strerror or error}") from error

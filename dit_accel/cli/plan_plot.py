@@ -1,6 +1,7 @@
-"""A plan as a picture: which steps are computed, and what it promises beside the whole ladder.
+"""A plan as a picture: its steps, and its predicted PSNR among the candidate plans.
 
-Needs matplotlib, of the extra `report`; opens no window and leaves no state of its own.
+In: a profile and, where there is a target, a chosen plan. Out: a .png or .svg.
+Knows matplotlib, of the extra `report`; opens no window. Ours.
 """
 
 from __future__ import annotations
@@ -13,17 +14,17 @@ if TYPE_CHECKING:
     from dit_accel.planning.prediction import PlanChoice
     from dit_accel.planning.profile import Profile
 
-COMPUTED, FORECAST, ASKED, PROMPTS = "#1f6f8b", "#dbe7ec", "#c7522a", "#8fb3c0"
+COMPUTED, EXTRAPOLATED, TARGET, PROMPTS = "#1f6f8b", "#dbe7ec", "#c7522a", "#8fb3c0"
 
 
 def draw(
     path: Path, profile: Profile, choice: PlanChoice | None, quality: float | None = None
 ) -> None:
-    """Write a .png or .svg.
+    """Write the picture.
 
     Args:
-        decision: None: the ladder alone.
-        quality: that was asked for, drawn as a line.
+        choice: the plan; None: the candidate plans alone.
+        quality: the target in dB, drawn as a line.
 
     Raises:
         OSError: the file cannot be written.
@@ -35,24 +36,26 @@ def draw(
     axes = figure.subplots(len(heights), squeeze=False, height_ratios=heights)[:, 0]
     if choice is not None:
         _steps(axes[0], choice)
-    _ladder(axes[-1], profile, choice, quality)
+    _candidates(axes[-1], profile, choice, quality)
     figure.savefig(path, dpi=150)
 
 
 def _steps(axes: Any, choice: PlanChoice) -> None:
     plan = choice.plan
     computed = set(plan.computed)
-    colours = [COMPUTED if step in computed else FORECAST for step in range(plan.num_steps)]
+    colours = [COMPUTED if step in computed else EXTRAPOLATED for step in range(plan.num_steps)]
     axes.barh([0] * plan.num_steps, 0.9, left=range(plan.num_steps), height=0.7, color=colours)
     axes.set_yticks([0], ["plan"])
     axes.set_ylim(0.5, -0.5)
     axes.set_xlim(0, plan.num_steps)
-    axes.set_xlabel("step (dark: computed, light: forecast)")
+    axes.set_xlabel("step (dark: computed, light: extrapolated)")
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.tick_params(left=False)
 
 
-def _ladder(axes: Any, profile: Profile, choice: PlanChoice | None, quality: float | None) -> None:
+def _candidates(
+    axes: Any, profile: Profile, choice: PlanChoice | None, quality: float | None
+) -> None:
     total = profile.schedule.num_steps
     for candidate in profile.candidates:
         psnr = candidate.psnr_db.tolist()
@@ -60,18 +63,18 @@ def _ladder(axes: Any, profile: Profile, choice: PlanChoice | None, quality: flo
     means = [(total / len(r.computed), float(r.psnr_db.mean())) for r in profile.candidates]
     if means:
         axes.plot(*zip(*means, strict=True), "o-", color=COMPUTED, label="calibration, mean")
-    promised = choice.prediction if choice is not None else None
-    if promised is not None and math.isfinite(promised.psnr_db):
-        reach = [
-            [promised.psnr_db - promised.low_db],
-            [promised.high_db - promised.psnr_db],
+    predicted = choice.prediction if choice is not None else None
+    if predicted is not None and math.isfinite(predicted.psnr_db):
+        interval = [
+            [predicted.psnr_db - predicted.low_db],
+            [predicted.high_db - predicted.psnr_db],
         ]
         axes.errorbar(
-            [promised.speedup], [promised.psnr_db], yerr=reach, fmt="D", color=ASKED, capsize=4,
-            label="this plan, 90 % of clips",
+            [predicted.speedup], [predicted.psnr_db], yerr=interval, fmt="D", color=TARGET,
+            capsize=4, label="this plan, 90 % of clips",
         )  # fmt: skip
     if quality is not None:
-        axes.axhline(quality, color=ASKED, linestyle=":", linewidth=1, label="asked for")
+        axes.axhline(quality, color=TARGET, linestyle=":", linewidth=1, label="target")
     axes.set_xlabel("speedup (steps / computed steps)")
     axes.set_ylabel("PSNR, dB")
     axes.spines[["top", "right"]].set_visible(False)

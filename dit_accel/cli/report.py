@@ -1,63 +1,58 @@
-"""`dit-accel report`: one self-contained page of an evaluation, or its clips for VBench."""
+"""`dit-accel report`: an evaluation as one HTML page, or its clips for VBench.
+
+In: the folder of an evaluation. Out: a page, or folders of clips.
+Knows paths and errors; `evaluation/html/` makes the page. Ours.
+"""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
 
 import typer
 
 from dit_accel.cli.common import options
-from dit_accel.cli.common.errors import BadInput, RunFailed, reported
+from dit_accel.cli.common.errors import BadInput, RunFailed
+from dit_accel.cli.common.files import check_file
+from dit_accel.cli.common.options import argument, option
+from dit_accel.cli.common.verb import verb
 
 REPORT_NAME = "report.html"
 
 
-def report(
-    run: Annotated[
-        Path,
-        typer.Argument(
-            metavar="RUN", help="The folder that `evaluate --out` wrote.", show_default=False
-        ),
-    ],
-    output: Annotated[
-        Path | None,
-        typer.Option(
-            "--output",
-            "-o",
-            help="Where the page goes.",
-            show_default=f"{REPORT_NAME} in the folder",
-            metavar="FILE",
-        ),
-    ] = None,
-    overwrite: options.Overwrite = False,
-    vbench: Annotated[
-        Path | None,
-        typer.Option(
-            help="Write the clips as VBench's tool expects them, one folder a method, and no page.",
-            show_default=False,
-            metavar="DIR",
-        ),
-    ] = None,
-    verbose: options.Verbose = False,
-) -> None:
+@dataclass(frozen=True, kw_only=True)
+class ReportOptions:
+    """The options of `report`."""
+
+    run: Path = argument(..., "The folder of `evaluate --out`.", "RUN")
+    output: Path | None = option(
+        None, "The page.", "--output", "-o", metavar="FILE", shown=f"RUN/{REPORT_NAME}"
+    )
+    vbench: Path | None = option(
+        None, "Copy the clips for VBench instead, one folder a method.", metavar="DIR"
+    )
+    overwrite: bool = options.overwrite()
+    verbose: bool = options.verbose()
+
+
+@verb(ReportOptions)
+def report(given: ReportOptions) -> None:
     """Write an evaluation as one HTML page: plots, table, clips side by side.
 
-    The page is one file, and asks the network for nothing; an unfinished evaluation gives a page
-    of what is there.
+    The page is one file that needs no network. The evaluation may be unfinished.
     """
-    with reported(verbose=verbose):
-        if vbench is not None:
-            if output is not None or overwrite:
-                given = "--output" if output is not None else "--overwrite"
-                raise BadInput(f"{given} is given: it is of the page, and --vbench writes none")
-            _export(run, vbench)
-            return
-        _report(run, output if output is not None else run / REPORT_NAME, overwrite=overwrite)
+    if given.vbench is None:
+        output = given.output if given.output is not None else given.run / REPORT_NAME
+        _write_page(given.run, output, overwrite=given.overwrite)
+        return
+    if given.output is not None or given.overwrite:
+        name = "--output" if given.output is not None else "--overwrite"
+        raise BadInput(f"{name} is given: it is of the page, and --vbench writes none")
+    _export(given.run, given.vbench)
 
 
 def _export(run: Path, out: Path) -> None:
-    """Write the clips for VBench; a clip that is there already is left alone."""
+    """Copy the clips for VBench; those that are there already are left alone."""
     from dit_accel.evaluation.store import Store, StoreError
     from dit_accel.evaluation.vbench import export
 
@@ -72,7 +67,7 @@ def _export(run: Path, out: Path) -> None:
         typer.echo(f"{out / folder}: {count} clips")
 
 
-def _report(run: Path, target: Path, *, overwrite: bool) -> None:
+def _write_page(run: Path, target: Path, *, overwrite: bool) -> None:
     from dit_accel.evaluation.html import lacking
 
     if needed := lacking():
@@ -82,10 +77,10 @@ def _report(run: Path, target: Path, *, overwrite: bool) -> None:
 
     if not run.is_dir():
         raise BadInput(f"RUN is {str(run)!r}: {'a file' if run.exists() else 'no such folder'}")
-    _check(target, overwrite=overwrite)
+    check_file("--output", target, suffixes=(".html", ".htm"), overwrite=overwrite)
     store = Store(run)
     try:
-        plan = store.spec()
+        spec = store.spec()
     except StoreError as error:
         raise BadInput(f"RUN: {error}") from error
     except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -94,22 +89,9 @@ def _report(run: Path, target: Path, *, overwrite: bool) -> None:
     except OSError as error:
         raise BadInput(f"RUN is {str(run)!r}: {error.strerror}") from error
     try:
-        size = write_report(store, plan, target)
+        size = write_report(store, spec, target)
     except StoreError as error:
         raise BadInput(f"RUN: {error}") from error
     except OSError as error:
         raise RunFailed(f"{target} cannot be written: {error.strerror or error}") from error
     typer.echo(f"{target} ({size / 1e6:.1f} MB)")
-
-
-def _check(target: Path, *, overwrite: bool) -> None:
-    """Refuse before the work what could not be written after it."""
-    shown = str(target)
-    if target.suffix.lower() not in (".html", ".htm"):
-        raise BadInput(f"--output is {shown!r}: must end in .html")
-    if target.is_dir():
-        raise BadInput(f"--output is {shown!r}: it is a folder")
-    if not target.parent.is_dir():
-        raise BadInput(f"--output is {shown!r}: its folder does not exist")
-    if target.exists() and not overwrite:
-        raise BadInput(f"--output: {shown} exists; pass --overwrite, or another --output")

@@ -1,4 +1,8 @@
-"""`dit-accel score`: the fidelity of clips to their references, of two files or two folders."""
+"""`dit-accel score`: the fidelity of clips to their references, of two files or two folders.
+
+In: clips. Out: a table, or JSON.
+Knows which pairs are comparable only with leave; `evaluation/pairs.py` and `metrics/` score. Ours.
+"""
 
 from __future__ import annotations
 
@@ -8,11 +12,13 @@ import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
-import typer
-
-from dit_accel.cli.common.errors import BadInput, RunFailed, as_option, reported, say
+from dit_accel.cli.common import options
+from dit_accel.cli.common.errors import BadInput, RunFailed, as_option, refused, say
+from dit_accel.cli.common.files import check_file
+from dit_accel.cli.common.options import COMPARISON, OUTPUT, argument, check_choice, option
+from dit_accel.cli.common.verb import verb
 
 if TYPE_CHECKING:
     from dit_accel.evaluation.pairs import Pairs, PairScores
@@ -21,115 +27,62 @@ if TYPE_CHECKING:
 
 CONVENTION_NAMES = ("teacache", "cache-dit", "easycache", "svg", "ffmpeg")
 SCORE_FORMAT = 1
-_FAIR, _RESULT = "What is let pass", "The result"
 
 
-@dataclass(frozen=True)
-class Allowed:
-    """What the user lets pass."""
+@dataclass(frozen=True, kw_only=True)
+class ScoreOptions:
+    """The options of `score`."""
 
-    trim: bool
-    mixed_codecs: bool
-    unpaired: bool
+    reference: Path = argument(..., "The uncached clip, or a folder of them.", "REF")
+    test: Path = argument(
+        ..., "The clip to score, or a folder: pairs by name without suffix.", "TEST"
+    )
+    metrics: str | None = option(
+        None, "Names, e.g. psnr_db,ssim.", shown="all without extra packages, and lpips"
+    )
+    convention: str | None = option(
+        None, f"Score as another tool: {', '.join(CONVENTION_NAMES)}.", metavar="NAME",
+        shown="ours",
+    )  # fmt: skip
+    lpips_weights: Path | None = option(
+        None, "AlexNet's weights.", metavar="FILE",
+        shown="$DIT_ACCEL_LPIPS_WEIGHTS, else torch's hub cache",
+    )  # fmt: skip
+    allow_trim: bool = option(
+        False, "Cut both clips to one length and size.", "--allow-trim", panel=COMPARISON
+    )
+    allow_mixed_codecs: bool = option(
+        False, "Compare files of unequal loss.", "--allow-mixed-codecs", panel=COMPARISON
+    )
+    allow_unpaired: bool = option(
+        False, "Leave out clips without a partner.", "--allow-unpaired", panel=COMPARISON
+    )
+    output: Path | None = option(
+        None, "Write the JSON here.", "--output", "-o", metavar="FILE", panel=OUTPUT
+    )
+    as_json: bool = options.as_json()
+    verbose: bool = options.verbose()
 
 
-def score(
-    reference: Annotated[
-        Path,
-        typer.Argument(
-            metavar="REF", help="The uncached clip, or a folder of them.", show_default=False
-        ),
-    ],
-    test: Annotated[
-        Path,
-        typer.Argument(
-            metavar="TEST",
-            help="The clip to score, or a folder: paired by file name without suffix.",
-            show_default=False,
-        ),
-    ],
-    metrics: Annotated[
-        str | None,
-        typer.Option(
-            help="Names, with commas between.",
-            show_default="all that need nothing installed, and lpips",
-        ),
-    ] = None,
-    convention: Annotated[
-        str | None,
-        typer.Option(
-            metavar="|".join(CONVENTION_NAMES),
-            help="Reproduce another tool's numbers.",
-            show_default="ours",
-        ),
-    ] = None,
-    lpips_weights: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE",
-            help="AlexNet's weights.",
-            show_default="$DIT_ACCEL_LPIPS_WEIGHTS, else torch's hub cache",
-        ),
-    ] = None,
-    allow_trim: Annotated[
-        bool,
-        typer.Option(
-            "--allow-trim",
-            help="Cut both clips to what they share, frames and size.",
-            rich_help_panel=_FAIR,
-        ),
-    ] = False,
-    allow_mixed_codecs: Annotated[
-        bool,
-        typer.Option(
-            "--allow-mixed-codecs",
-            help="Compare files that lost differently much already.",
-            rich_help_panel=_FAIR,
-        ),
-    ] = False,
-    allow_unpaired: Annotated[
-        bool,
-        typer.Option(
-            "--allow-unpaired",
-            help="Leave out clips without a partner.",
-            rich_help_panel=_FAIR,
-        ),
-    ] = False,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="One JSON object on stdout.", rich_help_panel=_RESULT)
-    ] = False,
-    output: Annotated[
-        Path | None,
-        typer.Option(
-            "--output",
-            "-o",
-            metavar="FILE",
-            help="Write that object to a file, replacing one that is there.",
-            show_default=False,
-            rich_help_panel=_RESULT,
-        ),
-    ] = None,
-    verbose: Annotated[
-        bool, typer.Option("--verbose", help="Show tracebacks.", rich_help_panel=_RESULT)
-    ] = False,
-) -> None:
-    """Score clips against their references: two files, or two folders paired by name."""
-    with reported(verbose=verbose):
-        allowed = Allowed(allow_trim, allow_mixed_codecs, allow_unpaired)
-        _check_output(output)
-        rows = _rows(metrics, convention, lpips_weights)
-        pairs = _pairs(reference, test, allowed)
-        _refuse_unavailable(rows, explicit=metrics is not None)
-        scored = [_score(pair, rows, allowed) for pair in pairs.pairs]
-        record = _record(reference, test, convention, rows, pairs, scored)
-        text = json.dumps(record, indent=2, ensure_ascii=False, allow_nan=False)
-        if output is not None:
-            _write(output, text)
-        if as_json:
-            sys.stdout.write(text + "\n")
-        else:
-            _show(rows, pairs, scored, record)
-        _refuse_missing(scored, explicit=metrics is not None)
+@verb(ScoreOptions)
+def score(given: ScoreOptions) -> None:
+    """Score clips against their references: two files, or two folders."""
+    if given.output is not None:
+        check_file("--output", given.output)
+    explicit = given.metrics is not None
+    rows = _rows(given.metrics, given.convention, given.lpips_weights)
+    pairs = _pairs(given)
+    _refuse_unavailable(rows, explicit=explicit)
+    scored = [_score(pair, rows, given) for pair in pairs.pairs]
+    record = _record(given, rows, pairs, scored)
+    text = json.dumps(record, indent=2, ensure_ascii=False, allow_nan=False)
+    if given.output is not None:
+        _write(given.output, text)
+    if given.as_json:
+        sys.stdout.write(text + "\n")
+    else:
+        _show(rows, pairs, scored, record)
+    _refuse_missing(scored, explicit=explicit)
 
 
 def _rows(metrics: str | None, convention: str | None, weights: Path | None) -> dict[str, Metric]:
@@ -137,8 +90,7 @@ def _rows(metrics: str | None, convention: str | None, weights: Path | None) -> 
     from dit_accel.metrics.conventions import CONVENTIONS as conventions
     from dit_accel.metrics.scoring import rows_of
 
-    if convention is not None and convention not in conventions:
-        raise BadInput(f"--convention is {convention!r}: must be one of {', '.join(conventions)}")
+    check_choice("convention", convention, tuple(conventions))
     if weights is not None and not weights.is_file():
         raise BadInput(f"--lpips-weights is {str(weights)!r}: no such file")
     known = METRICS if convention is None else conventions[convention]
@@ -154,63 +106,52 @@ def _rows(metrics: str | None, convention: str | None, weights: Path | None) -> 
     return rows_of(chosen, convention=convention, lpips_weights=weights)
 
 
-def _pairs(reference: Path, test: Path, allowed: Allowed) -> Pairs:
+def _pairs(given: ScoreOptions) -> Pairs:
     from dit_accel.evaluation.pairs import UnfairPair, find_pairs
 
     try:
-        return find_pairs(reference, test, allow_unpaired=allowed.unpaired)
-    except UnfairPair as error:
-        raise BadInput(as_option(str(error))) from error
+        with refused("", (UnfairPair,)):
+            return find_pairs(given.reference, given.test, allow_unpaired=given.allow_unpaired)
     except OSError as error:
         raise BadInput(f"{error.filename} cannot be read: {error.strerror}") from error
 
 
 def _refuse_unavailable(rows: dict[str, Metric], *, explicit: bool) -> None:
-    """Before the first frame: what was asked for by name and cannot be had is an error."""
+    """Refuse before the first frame a metric that was named and cannot be measured here."""
     from dit_accel.metrics.scoring import Scorer
 
-    try:
+    with refused("--lpips-weights: "):
         unavailable = Scorer(rows, data_range=255).unavailable
-    except ValueError as error:
-        raise BadInput(f"--lpips-weights: {error}") from error
     for name, reason in unavailable.items():
         if explicit:
-            raise BadInput(
-                f"--metrics has {name!r}, which cannot be measured here: {as_option(reason)}"
-            )
+            why = as_option(reason)
+            raise BadInput(f"--metrics has {name!r}, which cannot be measured here: {why}")
 
 
-def _score(pair: Any, rows: dict[str, Metric], allowed: Allowed) -> PairScores:
+def _score(pair: Any, rows: dict[str, Metric], given: ScoreOptions) -> PairScores:
     from dit_accel.evaluation.pairs import UnfairPair, score_pair
 
+    trim, mixed = given.allow_trim, given.allow_mixed_codecs
+    cannot = f"{pair.reference} and {pair.test} cannot be scored: "
     try:
-        scored = score_pair(pair, rows, allow_trim=allowed.trim, allow_mixed=allowed.mixed_codecs)
-    except UnfairPair as error:
-        raise BadInput(as_option(str(error))) from error
-    except ValueError as error:
-        raise BadInput(f"{pair.reference} and {pair.test} cannot be scored: {error}") from error
+        with refused(cannot), refused("", (UnfairPair,)):
+            return score_pair(pair, rows, allow_trim=trim, allow_mixed=mixed)
     except OSError as error:
         raise BadInput(f"{error.filename} cannot be read: {error.strerror}") from error
-    return scored
 
 
 def _record(
-    reference: Path,
-    test: Path,
-    convention: str | None,
-    rows: dict[str, Metric],
-    pairs: Pairs,
-    scored: list[PairScores],
+    given: ScoreOptions, rows: dict[str, Metric], pairs: Pairs, scored: list[PairScores]
 ) -> dict[str, Any]:
-    """All that was measured, JSON-safe: infinity is the string "inf"."""
+    """All that was measured, JSON-able: infinity is the string "inf"."""
     import dit_accel
 
     return {
         "format": SCORE_FORMAT,
         "dit_accel": dit_accel.__version__,
-        "reference": str(reference),
-        "test": str(test),
-        "convention": convention,
+        "reference": str(given.reference),
+        "test": str(given.test),
+        "convention": given.convention,
         "metrics": {name: _about(row) for name, row in rows.items()},
         "pairs": [_pair_record(pair) for pair in scored],
         "unpaired": {side: list(names) for side, names in pairs.unpaired.items()},
@@ -258,21 +199,20 @@ def _mean(name: str, scored: list[PairScores]) -> dict[str, Any]:
 
 
 def _refuse_missing(scored: list[PairScores], *, explicit: bool) -> None:
-    """After all is told: what was asked for by name and has no score is a failure."""
+    """Fail after the output where a metric that was named has no score."""
     for clip in scored:
         for name, score in clip.scores.items():
             if explicit and score.value is None:
-                raise RunFailed(
-                    f"{name} of {clip.pair.test} was not measured: {as_option(score.reason or '')}"
-                )
+                why = as_option(score.reason or "")
+                raise RunFailed(f"{name} of {clip.pair.test} was not measured: {why}")
 
 
 def _show(
     rows: dict[str, Metric], pairs: Pairs, scored: list[PairScores], record: dict[str, Any]
 ) -> None:
-    from dit_accel.cli.common.tables import show
+    from dit_accel.cli.common.tables import show_scores
 
-    show(rows, scored, record["mean"])
+    show_scores(rows, scored, record["mean"])
     for note in dict.fromkeys(note for clip in scored for note in clip.notes):
         say(note, style="yellow")
     for side, names in pairs.unpaired.items():
@@ -280,17 +220,8 @@ def _show(
             say(f"left out of {side}, without a partner: {', '.join(names)}", style="yellow")
 
 
-def _check_output(output: Path | None) -> None:
-    if output is None:
-        return
-    if output.is_dir():
-        raise BadInput(f"--output is {str(output)!r}: it is a folder, not a file")
-    if not output.absolute().parent.is_dir():
-        raise BadInput(f"--output is {str(output)!r}: its folder does not exist")
-
-
 def _write(output: Path, text: str) -> None:
-    """The file is replaced only by one that is whole and on the disk."""
+    """Replace the file by one that is complete and on the disk."""
     scratch = None
     try:
         with tempfile.NamedTemporaryFile(

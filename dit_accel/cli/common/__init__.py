@@ -1,1 +1,1 @@
-"""TODO."""
+"""What the verbs share: options, errors, files, texts, tables and progress."""

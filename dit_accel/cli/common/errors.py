@@ -1,7 +1,9 @@
-"""How a command ends when it cannot go on: one clean message on stderr, and an exit code.
+"""How a command ends when it cannot go on: one message on stderr, and an exit code.
 
-2: the input is wrong, and another one would do. 1: the input is right, but the run failed.
-130: the user pressed Ctrl-C.
+In: an exception. Out: the message and 2 (the input is wrong, another one would do), 1 (the input is
+right, but the run failed) or 130 (Ctrl-C).
+Knows which option gives which argument of the library (`OPTIONS`); the library knows no option.
+Ours.
 """
 
 from __future__ import annotations
@@ -17,20 +19,62 @@ from rich.console import Console
 from dit_accel.models.loading import ModelError, ModelLoadError
 
 INTERRUPTED = "no half-written file is left"
-_REWORDED = (  # how the library names an argument, and the option that it came from
-    (r"^(model|device)(?= is )", r"--\1"),
-    (r"\bwithout a model\b", "without --model"),
-    (r"\ballow_(trim|unpaired)=True", r"--allow-\1"),
-    (r"\ballow_mixed=True", "--allow-mixed-codecs"),
-    (r"\blpips_weights\b", "--lpips-weights"),
+RESUMABLE = "what is done is kept; run the same command again to continue"
+
+# Argument of the library -> option of the command. An argument that is not here has the option of
+# its own name, or none.
+OPTIONS = {
+    **{name: f"--{name}" for name in ("model", "device", "dtype", "steps", "guidance", "seed")},
+    **{name: f"--{name}" for name in ("height", "width", "fps", "layout", "alpha", "background")},
+    **{name: f"--{name}" for name in ("quality", "speedup", "threshold", "site", "accel")},
+    **{name: f"--{name}" for name in ("profile", "reposition", "work", "batch", "probes")},
+    "isolate": "--isolation",
+    "num_frames": "--frames",
+    "num_inference_steps": "--steps",
+    "guidance_scale": "--guidance",
+    "negative_prompt": "--negative",
+    "guard": "--no-guard",
+    "force": "--force-profile",
+    "static": "--deterministic",
+    "cache_memory": "--cache-memory",
+    "speedups": "--speedups",
+    "metrics": "--metrics",
+    "methods": "--methods",
+    "lpips_weights": "--lpips-weights",
+    "allow_trim": "--allow-trim",
+    "allow_mixed": "--allow-mixed-codecs",
+    "allow_mixed_codecs": "--allow-mixed-codecs",
+    "allow_unpaired": "--allow-unpaired",
+}
+_NAMES = "|".join(OPTIONS)
+_PHRASES = {"without a model": "without --model", "force it": "pass --force-profile"}
+# Names with an underscore are arguments wherever they stand. The others are words as well: they are
+# arguments where a message begins, where a value follows, and after such a one ("quality or site").
+_ARGUMENT = re.compile(
+    rf"\b(?P<value>{_NAMES})=(?P<of>[\w.]+)"
+    rf"|\b(?P<sure>{'|'.join(name for name in OPTIONS if '_' in name)})\b"
+    rf"|(?:(?<=^)|(?<=with )|(?<=without )|(?<=pass )|(?<=drop )|(?<= or )|(?<= and ))"
+    rf"(?P<name>{_NAMES})(?= is | are | has | with| without| and | or |:|,|;|$)"
 )
 
 
 def as_option(message: str) -> str:
-    """The library's message with the name of an argument as the option that it was given by."""
-    for argument, option in _REWORDED:
-        message = re.sub(argument, option, message)
-    return message
+    """The library's message with options in the place of arguments.
+
+    Example:
+        >>> as_option("quality=30 and site=block are given; accepted: with profile or cache_memory")
+        '--quality 30 and --site block are given; accepted: with --profile or --cache-memory'
+    """
+
+    def option(found: re.Match[str]) -> str:
+        name, value = found["value"], found["of"]
+        if name is None:
+            return OPTIONS[found["sure"] or found["name"]]
+        return OPTIONS[name] if value == "True" else f"{OPTIONS[name]} {value}"
+
+    for phrase, words in _PHRASES.items():
+        message = message.replace(phrase, words)
+    return _ARGUMENT.sub(option, message)
 
 
 @contextlib.contextmanager
@@ -38,8 +82,8 @@ def reported(*, verbose: bool = False, interrupted: str = INTERRUPTED) -> Iterat
     """Turn whatever ends the body into a message and an exit code.
 
     Args:
+        verbose: also print the traceback of an unexpected error.
         interrupted: what becomes of the work when Ctrl-C is pressed.
-        verbose: also print the traceback of an error that nobody foresaw.
     """
     try:
         yield
@@ -55,19 +99,36 @@ def reported(*, verbose: bool = False, interrupted: str = INTERRUPTED) -> Iterat
     except Exception as error:
         if verbose:
             traceback.print_exc()
-        say(_unforeseen(error, verbose))
+        say(_unexpected(error, verbose))
         raise typer.Exit(1) from error
 
 
+@contextlib.contextmanager
+def refused(prefix: str = "", kinds: tuple[type[Exception], ...] = (ValueError,)) -> Iterator[None]:
+    """Turn an error of the library into one of the input, with options for arguments.
+
+    Args:
+        prefix: the option and its value, where the message does not name them.
+        kinds: of errors.
+
+    Raises:
+        BadInput: the body raised one of them.
+    """
+    try:
+        yield
+    except kinds as error:
+        raise BadInput(prefix + as_option(str(error))) from error
+
+
 def say(message: str, *, style: str = "bold red") -> None:
-    """One message on stderr, never wrapped or coloured inside, so that it can be searched."""
+    """One message on stderr. It is not wrapped and has one colour, so that it can be searched."""
     console = Console(stderr=True)
     label = {"bold red": "error", "yellow": "note", "cyan": "plan"}[style]
     console.print(f"[{style}]{label}:[/] ", end="", soft_wrap=True)
     console.print(message, soft_wrap=True, markup=False, highlight=False)
 
 
-def _unforeseen(error: Exception, verbose: bool) -> str:
+def _unexpected(error: Exception, verbose: bool) -> str:
     text = f"{type(error).__name__}: {error}".strip()
     if _is_out_of_memory(error):
         first_line = text.splitlines()[0]
@@ -76,6 +137,7 @@ def _unforeseen(error: Exception, verbose: bool) -> str:
 
 
 def _is_out_of_memory(error: Exception) -> bool:
+    # torch is not imported here, so its error is known by name only
     names = {kind.__name__ for kind in type(error).__mro__}
     return (
         isinstance(error, MemoryError)
@@ -85,16 +147,16 @@ def _is_out_of_memory(error: Exception) -> bool:
 
 
 class CommandError(Exception):
-    """An end that the user is told of in words, without a traceback."""
+    """An end that is reported in words, without a traceback."""
 
     exit_code = 1
 
 
 class BadInput(CommandError):
-    """An option or argument that is not accepted: names it, its value, and what is."""
+    """An option or argument that is not accepted. Names it, its value, and what is accepted."""
 
     exit_code = 2
 
 
 class RunFailed(CommandError):
-    """The input was right, and yet it went wrong."""
+    """The input was right, and yet the run failed."""

@@ -1,7 +1,8 @@
-"""The files of one run: their names, whether they may be written, and writing all or none of them.
+"""The files of a run: their names, whether they may be written, and writing all or none of them.
 
-Everything is written into a hidden folder beside the output first, and takes its place only when
-all of it is whole. So a full disk or Ctrl-C leaves what was there before, and nothing else.
+In: `--output` and what is to be written. Out: the files.
+Knows the disk. Everything goes into a hidden folder beside the output first, and is moved to its
+place when all of it is complete: a full disk or Ctrl-C leaves what was there before. Ours.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import contextlib
 import json
 import math
 import os
+import sys
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -25,16 +27,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Files:
-    """Where a run writes; `compare` and `uncached` only with `--compare`."""
+    """Where a run writes; `compare` and `uncached` with `--compare` only."""
 
     video: Path
     sidecar: Path
     compare: Path | None = None
     uncached: Path | None = None
-    more: dict[str, Path] = field(default_factory=dict)  # of further shots, by what they are
+    more: dict[str, Path] = field(default_factory=dict)  # of further shots, by their role
 
     def present(self) -> dict[str, Path]:
-        """Those that this run writes, by what they are."""
+        """Those that this run writes, by their role."""
         named = (("video", self.video), ("compare", self.compare), ("uncached", self.uncached))
         found = {name: path for name, path in named if path is not None}
         return found | self.more | {"sidecar": self.sidecar}
@@ -50,8 +52,54 @@ def name_files(output: Path, *, compare: bool) -> Files:
     )
 
 
+def clips_of(
+    files: Files, accelerated: npt.NDArray[np.floating[Any]], uncached: Any = None
+) -> dict[Path, npt.NDArray[Any]]:
+    """The frames of every video file of a run, by path; `uncached` with `--compare` only."""
+    from dit_accel.core import video
+
+    clips: dict[Path, npt.NDArray[Any]] = {files.video: accelerated}
+    if files.uncached is not None and files.compare is not None:
+        clips[files.uncached] = uncached
+        clips[files.compare] = video.side_by_side(uncached, accelerated)
+    return clips
+
+
+def check_file(
+    option: str, path: Path, *, suffixes: tuple[str, ...] = (), overwrite: bool = True
+) -> None:
+    """Refuse before the work a single file that could not be written after it.
+
+    Raises:
+        BadInput: naming the option, and what is wrong with it.
+    """
+    shown = f"{option} is {str(path)!r}"
+    if suffixes and path.suffix.lower() not in suffixes:
+        raise BadInput(f"{shown}: must end in {' or '.join(suffixes)}")
+    if path.is_dir():
+        raise BadInput(f"{shown}: it is a folder")
+    if not path.absolute().parent.is_dir():
+        raise BadInput(f"{shown}: its folder does not exist")
+    if not os.access(path.absolute().parent, os.W_OK):
+        raise BadInput(f"{shown}: its folder cannot be written")
+    if not overwrite:
+        check_free(option, path)
+
+
+def check_free(option: str, path: Path) -> None:
+    """Refuse a file that exists.
+
+    Raises:
+        BadInput: naming the option.
+        OSError: the name is too long, or its folder cannot be read.
+    """
+    with contextlib.suppress(FileNotFoundError):
+        os.lstat(path)
+        raise BadInput(f"{option}: {path} exists; pass --overwrite, or another {option}")
+
+
 def check_files(files: Files, *, overwrite: bool) -> None:
-    """Refuse before the work what could not be written after it.
+    """Refuse before the work files of a run that could not be written after it.
 
     Raises:
         BadInput: naming `--output`, and what is wrong with it.
@@ -62,7 +110,10 @@ def check_files(files: Files, *, overwrite: bool) -> None:
     try:
         video.check_output(files.video)
         for path in files.present().values():
-            _check_free(path, overwrite)
+            if path.is_dir():
+                raise BadInput(f"--output: {path} would be written, and is a folder")
+            if not overwrite:
+                check_free("--output", path)
     except ValueError as error:
         raise BadInput(f"--output is {shown!r}: {_after_colon(error)}") from error
     except OSError as error:
@@ -71,10 +122,10 @@ def check_files(files: Files, *, overwrite: bool) -> None:
 
 
 def write_clips(folder: Path, clips: dict[Path, npt.NDArray[Any]], fps: float) -> None:
-    """Write each clip under its own name into a folder.
+    """Write each clip into a folder, by the name that it will have.
 
     Raises:
-        RunFailed: if one cannot be written.
+        RunFailed: one cannot be written.
     """
     from dit_accel.core import video
 
@@ -87,10 +138,10 @@ def write_clips(folder: Path, clips: dict[Path, npt.NDArray[Any]], fps: float) -
 
 
 def write_json(folder: Path, path: Path, content: dict[str, Any]) -> None:
-    """Write the sidecar under its own name into a folder, down to the disk.
+    """Write the sidecar into a folder, and flush it to the disk.
 
     Raises:
-        RunFailed: if it cannot be written.
+        RunFailed: it cannot be written.
     """
     try:
         with (folder / path.name).open("w", encoding="utf-8") as file:
@@ -103,10 +154,10 @@ def write_json(folder: Path, path: Path, content: dict[str, Any]) -> None:
 
 @contextlib.contextmanager
 def all_or_none(files: Files) -> Iterator[Path]:
-    """A folder to write into; what is in it when the body ends takes its place, the sidecar last.
+    """A folder to write into; its files are moved to their places at the end, the sidecar last.
 
     Raises:
-        RunFailed: if a file cannot take its place; those that had are removed again.
+        RunFailed: a file cannot be moved; those that were moved are removed again.
     """
     parent = files.video.absolute().parent
     try:
@@ -119,8 +170,13 @@ def all_or_none(files: Files) -> Iterator[Path]:
 
 
 def as_json(content: dict[str, Any]) -> str:
-    """JSON that every reader takes: numbers that are not finite become null."""
+    """JSON that every reader accepts: numbers that are not finite become null."""
     return json.dumps(_finite(content), indent=2, ensure_ascii=False, allow_nan=False)
+
+
+def print_json(content: dict[str, Any]) -> None:
+    """One JSON object on stdout."""
+    sys.stdout.write(as_json(content) + "\n")
 
 
 def _place(folder: Path, files: Files) -> None:
@@ -139,18 +195,6 @@ def _place(folder: Path, files: Files) -> None:
         raise
 
 
-def _check_free(path: Path, overwrite: bool) -> None:
-    """Raises OSError for a name that is too long, or an unreadable folder."""
-    try:
-        os.lstat(path)
-    except FileNotFoundError:
-        return
-    if path.is_dir():
-        raise BadInput(f"--output: {path} would be written, and is a folder")
-    if not overwrite:
-        raise BadInput(f"--output: {path} exists; pass --overwrite, or another --output")
-
-
 def _after_colon(error: ValueError) -> str:
     return str(error).partition(": ")[2] or str(error)
 
@@ -163,16 +207,3 @@ def _finite(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value
-
-
-def clips_of(
-    files: Files, accelerated: npt.NDArray[np.floating[Any]], uncached: Any = None
-) -> dict[Path, npt.NDArray[Any]]:
-    """The frames of every video file of a run, by path."""
-    from dit_accel.core import video
-
-    clips: dict[Path, npt.NDArray[Any]] = {files.video: accelerated}
-    if files.uncached is not None and files.compare is not None:
-        clips[files.uncached] = uncached
-        clips[files.compare] = video.side_by_side(uncached, accelerated)
-    return clips

@@ -1,241 +1,199 @@
-"""The options of `generate`, one line of help each."""
+"""The options that several verbs share, and how an option is written.
+
+In: nothing. Out: dataclass fields that carry typer's options, and dataclasses of those that go
+together.
+Knows names and help; values are checked where they are used. A new acceleration option is a field
+of `AccelOptions`, and of a config in `dit_accel/config.py`. Ours.
+"""
 
 from __future__ import annotations
 
+import dataclasses
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Any
 
 import typer
 
 from dit_accel.caching.windows import DEFAULT_THRESHOLD
-from dit_accel.cli.run.request import ACCELS, BACKGROUNDS, DTYPE_NAMES
-from dit_accel.models.families import SITES
+from dit_accel.cli.common.errors import BadInput
 
-_CACHE, _CLIP, _MACHINE, _RESULT = "What is reused", "The clip", "The machine", "The result"
-_SCENE = "The scene"
+ACCELS = ("unicp", "unicp-paper")
+DTYPE_NAMES = ("float32", "bfloat16", "float16")
+UNITS = {"": 1, "b": 1, "kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40,
+         "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12}  # fmt: skip
 
-Prompt = Annotated[
-    str,
-    typer.Argument(
-        metavar="[PROMPT]", help="What the clip shows; not with --layout.", show_default=False
-    ),
-]
-Layout = Annotated[
-    Path | None,
-    typer.Option(
-        metavar="FILE",
-        help="Subjects, boxes and shots (YAML or JSON): one clip a shot, and a sheet of them.",
-        show_default=False,
-        rich_help_panel=_SCENE,
-    ),
-]
-Isolation = Annotated[
-    bool | None,
-    typer.Option(
-        "--isolation/--no-isolation",
-        help="Whether subjects attend to each other no more.",
-        show_default="isolation",
-        rich_help_panel=_SCENE,
-    ),
-]
-Reposition = Annotated[
-    bool | None,
-    typer.Option(
-        "--reposition/--no-reposition",
-        help="Whether references are read as if they stood in the subject's box.",
-        show_default="reposition",
-        rich_help_panel=_SCENE,
-    ),
-]
-Alpha = Annotated[
-    float | None,
-    typer.Option(help="Strength of reposition, 0 to 1.", show_default="1", rich_help_panel=_SCENE),
-]
-Background = Annotated[
-    str | None,
-    typer.Option(
-        metavar="|".join(BACKGROUNDS),
-        help="Whether the background sees the subjects.",
-        show_default="open",
-        rich_help_panel=_SCENE,
-    ),
-]
-Model = Annotated[
-    str | None,
-    typer.Option(
-        help="A diffusers folder or a hub id; else the embedded miniature.",
-        show_default=False,
-        metavar="FOLDER|HUB/ID",
-    ),
-]
-Quality = Annotated[
-    float | None,
-    typer.Option(
-        metavar="DB",
-        help="PSNR against the uncached clip, which 95 % of clips shall reach.",
-        show_default="36 where a profile is found",
-        rich_help_panel=_CACHE,
-    ),
-]
-Speedup = Annotated[
-    float | None,
-    typer.Option(
-        metavar="X",
-        help="So many times fewer computed steps.",
-        show_default=False,
-        rich_help_panel=_CACHE,
-    ),
-]
-Threshold = Annotated[
-    float | None,
-    typer.Option(
-        help="The largest drift that a reused value may have; 0 reuses nothing.",
-        show_default=f"{DEFAULT_THRESHOLD} where no profile is found",
-        rich_help_panel=_CACHE,
-    ),
-]
-Profile = Annotated[
-    Path | None,
-    typer.Option(
-        metavar="FILE",
-        help="What `calibrate` measured.",
-        show_default="in the model's folder, or in the cache",
-        rich_help_panel=_CACHE,
-    ),
-]
-Force = Annotated[
-    bool,
-    typer.Option(
-        "--force", help="Use the profile of another model all the same.", rich_help_panel=_CACHE
-    ),
-]
-NoGuard = Annotated[
-    bool,
-    typer.Option(
-        "--no-guard", help="Keep to the plan, whatever is measured.", rich_help_panel=_CACHE
-    ),
-]
-Static = Annotated[
-    bool,
-    typer.Option(
-        "--static",
-        help="Every run does the same and the device is not read on the way: no guard.",
-        rich_help_panel=_CACHE,
-    ),
-]
-CacheMemory = Annotated[
-    str | None,
-    typer.Option(
-        metavar="SIZE",
-        help="What kept values may hold on the device, e.g. 512MiB: packed, then moved to the CPU.",
-        show_default="no bound",
-        rich_help_panel=_CACHE,
-    ),
-]
-Accel = Annotated[
-    str | None,
-    typer.Option(
-        metavar="|".join(ACCELS),
-        help="All that pays, by a plan; or the paper's windows and pruning, by --threshold.",
-        show_default=ACCELS[0],
-        rich_help_panel=_CACHE,
-    ),
-]
-Site = Annotated[
-    str,
-    typer.Option(
-        metavar="|".join(SITES),
-        help="The place whose output is kept and used again.",
-        rich_help_panel=_CACHE,
-    ),
-]
-Compare = Annotated[
-    bool,
-    typer.Option(
-        "--compare",
-        help="Make the uncached twin too: PSNR, SSIM, speedup, side-by-side clip.",
-        rich_help_panel=_RESULT,
-    ),
-]
-Json = Annotated[
-    bool,
-    typer.Option("--json", help="One JSON object on stdout.", rich_help_panel=_RESULT),
-]
-Output = Annotated[
-    Path | None,
-    typer.Option(
-        "--output",
-        "-o",
-        help="Ends in .mp4, .mkv or .npy (both lossless), .gif or .png; else named by the prompt.",
-        show_default=False,
-        rich_help_panel=_RESULT,
-    ),
-]
-Overwrite = Annotated[
-    bool,
-    typer.Option("--overwrite", help="Replace files that exist.", rich_help_panel=_RESULT),
-]
-Seed = Annotated[int, typer.Option(help="Draws the noise.", rich_help_panel=_CLIP)]
-Steps = Annotated[
-    int | None,
-    typer.Option(help="Denoising steps.", show_default="the model's", rich_help_panel=_CLIP),
-]
-Guidance = Annotated[
-    float | None,
-    typer.Option(
-        help="Weight of the prompt; 1 or less is without guidance.",
-        show_default="the model's",
-        rich_help_panel=_CLIP,
-    ),
-]
-Height = Annotated[
-    int | None,
-    typer.Option(
-        help="Of the frames in pixels.", show_default="the model's", rich_help_panel=_CLIP
-    ),
-]
-Width = Annotated[
-    int | None,
-    typer.Option(
-        help="Of the frames in pixels.", show_default="the model's", rich_help_panel=_CLIP
-    ),
-]
-Frames = Annotated[
-    int | None,
-    typer.Option(help="How many.", show_default="the model's", rich_help_panel=_CLIP),
-]
-Fps = Annotated[
-    float | None,
-    typer.Option(
-        help="Frames per second of the file.", show_default="the model's", rich_help_panel=_CLIP
-    ),
-]
-Negative = Annotated[
-    str | None,
-    typer.Option(help="What the clip must not show.", show_default=False, rich_help_panel=_CLIP),
-]
-Dtype = Annotated[
-    str | None,
-    typer.Option(
-        metavar="|".join(DTYPE_NAMES),
-        help="What to compute in; the VAE stays in float32.",
-        show_default="bfloat16 on CUDA, else float32",
-        rich_help_panel=_MACHINE,
-    ),
-]
-Device = Annotated[
-    str | None,
-    typer.Option(
-        help="cpu, cuda, cuda:N or mps.",
-        show_default="cuda if there is one, else cpu",
-        rich_help_panel=_MACHINE,
-    ),
-]
-Verbose = Annotated[
-    bool,
-    typer.Option(
-        "--verbose",
-        help="Let diffusers and transformers speak, and show tracebacks.",
-        rich_help_panel=_MACHINE,
-    ),
-]
+ACCELERATION, COMPARISON, WORK, CLIP = "Acceleration", "Comparison", "Work", "Clip"
+LAYOUT, OUTPUT, MACHINE = "Layout", "Output", "Machine"
+PANELS = (ACCELERATION, COMPARISON, WORK, CLIP, LAYOUT, OUTPUT, MACHINE)  # in the help
+METHODS_HELP = "Methods with their settings, NAME:0.1,0.2; NAME:* is a whole sweep."
+TARGET_HELP = "PSNR to the uncached clip that 95 % of clips reach."
+RATIO_HELP = "Total steps / computed steps."
+MEMORY_HELP = "GPU memory for cached values, e.g. 512MiB."
+MODELS, MODEL_OR_CACHE = "the model's", "in the model's folder or the cache"
+
+
+def option(
+    default: Any, help: str, *flags: str, panel: str | None = None, shown: str | None = None,
+    **more: Any,
+) -> Any:  # fmt: skip
+    """A field of a dataclass that is an option.
+
+    Args:
+        default: of the field; `...`: the option must be given.
+        flags: where they do not follow from the field's name.
+        panel: of the help.
+        shown: the default in words; None: as it is, where it says something.
+        more: further arguments of `typer.Option`.
+    """
+    plain = default is not ... and default is not None and not isinstance(default, bool)
+    info = typer.Option(
+        *flags, help=help, rich_help_panel=panel, show_default=shown or plain, **more
+    )
+    return _field(default, info)
+
+
+def argument(default: Any, help: str, metavar: str) -> Any:
+    """A field of a dataclass that is an argument."""
+    return _field(default, typer.Argument(help=help, metavar=metavar, show_default=False))
+
+
+def _field(default: Any, info: Any) -> Any:
+    default = dataclasses.MISSING if default is ... else default
+    return dataclasses.field(default=default, metadata={"typer": info})
+
+
+# Options by themselves: a dataclass keeps its fields to itself, so that each verb makes its own.
+
+
+def model() -> Any:
+    shown = "the embedded miniature"
+    return option(None, "A diffusers folder or hub id.", metavar="FOLDER|HUB/ID", shown=shown)
+
+
+def profile(panel: str | None = None, to: str = "") -> Any:
+    text = f"{to}What `calibrate` measured."
+    return option(None, text, panel=panel, metavar="FILE", shown=MODEL_OR_CACHE)
+
+
+def limit(panel: str | None = None) -> Any:
+    return option(None, "Use the first N prompts.", panel=panel, metavar="N", min=1)
+
+
+def guidance(shown: str = MODELS, panel: str | None = CLIP) -> Any:
+    return option(None, "Guidance scale; none up to 1.", panel=panel, shown=shown)
+
+
+def fps() -> Any:
+    return option(None, "Frames a second.", panel=CLIP, shown=MODELS)
+
+
+def overwrite() -> Any:
+    return option(False, "Replace files that exist.", "--overwrite", panel=OUTPUT)
+
+
+def as_json() -> Any:
+    return option(False, "Print one JSON object.", "--json", panel=OUTPUT)
+
+
+def verbose() -> Any:
+    text = "Show tracebacks and the libraries' messages."
+    return option(False, text, "--verbose", panel=MACHINE)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AccelOptions:
+    """What is computed and what is cached: the keywords of `accelerate`, but for `no_guard`."""
+
+    quality: float | None = option(
+        None, TARGET_HELP, panel=ACCELERATION, metavar="DB", shown="36 if there is a profile"
+    )
+    speedup: float | None = option(None, RATIO_HELP, panel=ACCELERATION, metavar="X")
+    threshold: float | None = option(
+        None, "Largest drift of a cached value, 0: cache nothing. Needs no profile.",
+        panel=ACCELERATION, metavar="DRIFT", shown=f"{DEFAULT_THRESHOLD} if there is no profile",
+    )  # fmt: skip
+    profile: Path | None = profile(ACCELERATION)
+    cache_memory: str | None = option(
+        None, f"{MEMORY_HELP} Values beyond it are packed, then offloaded.",
+        panel=ACCELERATION, metavar="SIZE", shown="no limit",
+    )  # fmt: skip
+    static: bool = option(
+        False, "The same steps in every run: no guard, no host syncs.", "--deterministic",
+        panel=ACCELERATION,
+    )  # fmt: skip
+    no_guard: bool = option(
+        False, "Never override the plan during a run.", "--no-guard", panel=ACCELERATION
+    )
+    force: bool = option(
+        False, "Use a profile of another model.", "--force-profile", panel=ACCELERATION
+    )
+    site: str = option(
+        "model", "With --threshold: what is cached; attention, block or model.",
+        panel=ACCELERATION, metavar="SITE",
+    )  # fmt: skip
+    accel: str | None = option(
+        None, "unicp: a plan; unicp-paper: windows and pruning as in the paper.",
+        panel=ACCELERATION, metavar="NAME", shown=ACCELS[0],
+    )  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class MachineOptions:
+    """Where a model runs."""
+
+    dtype: str | None = option(
+        None, "float32, bfloat16 or float16; the VAE stays in float32.",
+        panel=MACHINE, metavar="TYPE", shown="bfloat16 on CUDA, else float32",
+    )  # fmt: skip
+    device: str | None = option(
+        None, "cpu, cuda, cuda:N or mps.", panel=MACHINE, metavar="NAME", shown="cuda, else cpu"
+    )
+    verbose: bool = verbose()
+
+
+@dataclass(frozen=True, kw_only=True)
+class SizeOptions:
+    """The size of a clip."""
+
+    height: int | None = option(None, "In pixels.", panel=CLIP, shown=MODELS)
+    width: int | None = option(None, "In pixels.", panel=CLIP, shown=MODELS)
+    frames: int | None = option(None, "Frames of the clip.", panel=CLIP, shown=MODELS)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClipOptions(SizeOptions, MachineOptions):
+    """What decides a clip, but for its prompt and seed, and where it is made."""
+
+    model: str | None = model()
+    steps: int | None = option(None, "Denoising steps.", panel=CLIP, shown=MODELS)
+    guidance: float | None = guidance()
+    fps: float | None = fps()
+    negative: str | None = option(None, "Negative prompt.", panel=CLIP)
+
+
+def check_choice(name: str, value: str | None, accepted: Sequence[str]) -> None:
+    """Refuse a value that is none of those accepted; None is not given.
+
+    Raises:
+        BadInput: naming the option `--name`.
+    """
+    if value is not None and value not in accepted:
+        raise BadInput(f"--{name} is {value!r}: must be one of {', '.join(accepted)}")
+
+
+def bytes_of(text: str | None) -> int | None:
+    """The bytes that `--cache-memory` asks for: `2GiB`, `512 MiB`, `1.5gb`, `1000000`.
+
+    Raises:
+        BadInput: the text is no size.
+    """
+    if text is None:
+        return None
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([a-z]*)", text.strip().lower())
+    size = int(float(found[1]) * UNITS.get(found[2], 0)) if found is not None else 0
+    if size < 1:
+        raise BadInput(f"--cache-memory is {text!r}: must be a size above 0, e.g. 512MiB or 2GiB")
+    return size

@@ -1,6 +1,7 @@
-"""How far a calibration is, counted in computed steps, and how long the rest of it takes.
+"""Progress bars on stderr: of a calibration, of an evaluation and of one run.
 
-What was kept from an earlier call is skipped: it counts as done, and says nothing of the pace.
+In: what is begun and done. Out: a bar, with the time that remains.
+Knows what calibration's pieces cost, in computed steps; knows no model. Ours.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
+    ProgressColumn,
     Task,
     TextColumn,
     TimeElapsedColumn,
@@ -27,46 +29,48 @@ from rich.text import Text
 
 @dataclass
 class _Stage:
-    """Pieces of one kind, and what each weighs."""
+    """Pieces of one kind, and the computed steps of each."""
 
     pieces: int
-    weight: float
+    steps: float
 
     @property
-    def whole(self) -> float:
-        return self.pieces * self.weight
+    def total(self) -> float:
+        return self.pieces * self.steps
 
 
 class Pace:
-    """Hears what is begun, and foresees the end.
+    """How far a calibration is, in computed steps, and how long the rest takes.
+
+    Pieces that an earlier call has done count as done, and not for the pace.
 
     Args:
-        clips: that are calibrated on.
+        clips: of the calibration.
         steps: of an uncached run.
         probes: runs of all probes together.
-        rungs: computed steps of the runs that each clip has after its uncached one.
-        batch: pieces that are done together, of all stages but the search.
+        candidates: computed steps of the runs that each clip has after its uncached one.
+        batch: pieces done together, in all stages but the search.
     """
 
     def __init__(
         self, clips: int, steps: int, probes: int, candidates: Sequence[int], batch: int = 1,
     ) -> None:  # fmt: skip
-        each, self._batch = sum(candidates) / max(len(candidates), 1), batch
+        mean, self._batch = sum(candidates) / max(len(candidates), 1), batch
         self._stages = {
             "uncached": _Stage(clips, steps),
             "probe": _Stage(probes, steps),
             "search": _Stage(1, steps if candidates else 0),
-            "rungs": _Stage(clips * len(candidates), each),
+            "rungs": _Stage(clips * len(candidates), mean),
         }
         self._began: float | None = None
         self._now = 0.0
-        self._worked = self._doing = 0.0
+        self._worked = self._current = 0.0  # computed steps done in this call, and of this piece
         self.position = 0.0
 
     @property
     def total(self) -> float:
         """Of all stages, in computed steps."""
-        return sum(stage.whole for stage in self._stages.values())
+        return sum(stage.total for stage in self._stages.values())
 
     def begin(self, what: str, done: int, total: int, now: float) -> None:
         """A piece is begun.
@@ -74,21 +78,21 @@ class Pace:
         Args:
             what: its stage.
             done: pieces of this stage before it.
-            total: pieces of the stage; 0 where that is not known better.
+            total: pieces of the stage; 0 where it is not known.
             now: seconds, by any clock.
         """
         stage = self._stages[what]
-        if total and total != stage.pieces:  # as many rungs as there really are, of equal weight
-            stage.weight, stage.pieces = stage.whole / total, total
+        if total and total != stage.pieces:  # there are more or fewer than planned
+            stage.steps, stage.pieces = stage.total / total, total
         before = list(self._stages).index(what)
-        whole = sum(part.whole for part in list(self._stages.values())[:before])
+        earlier = sum(part.total for part in list(self._stages.values())[:before])
         self._began = now if self._began is None else self._began
-        self._worked += self._doing
+        self._worked += self._current
         together = min(self._batch, stage.pieces) if what != "search" else 1
-        self._doing, self._now = stage.weight * together, now
-        self.position = min(whole + done * stage.weight, self.total)
+        self._current, self._now = stage.steps * together, now
+        self.position = min(earlier + done * stage.steps, self.total)
 
-    def left(self, now: float) -> float | None:
+    def remaining(self, now: float) -> float | None:
         """Seconds until the end; None before anything is done."""
         if self._began is None or not self._worked:
             return None
@@ -96,65 +100,48 @@ class Pace:
         return max((self.total - self.position) * seconds - (now - self._now), 0.0)
 
 
-_SAYS = {"uncached": "uncached runs", "probe": "probes", "search": "searching plans",
-         "rungs": "carrying out plans"}  # fmt: skip
+_TITLES = {"uncached": "uncached runs", "probe": "probes", "search": "searching plans",
+           "rungs": "running candidate plans"}  # fmt: skip
 
 
 @contextlib.contextmanager
 def pace_bar(pace: Pace, *, quiet: bool) -> Iterator[Callable[[str, int, int], None]]:
-    """A bar on the error stream; yields what is to be told of each piece that begins."""
+    """The bar of a calibration; yields the callback for each piece that begins."""
     columns = (TextColumn("{task.description:<28}"), BarColumn(bar_width=24),
-               TextColumn("{task.percentage:>3.0f}%"), TimeElapsedColumn(), TextColumn("gone,"),
-               _Left(pace), TextColumn("left"))  # fmt: skip
-    with Progress(*columns, console=Console(stderr=True), disable=quiet) as progress:
+               TextColumn("{task.percentage:>3.0f}%"))  # fmt: skip
+    with _progress(*columns, remaining=_Remaining(pace), quiet=quiet) as progress:
         task = progress.add_task("starting", total=pace.total)
 
-        def told(what: str, done: int, total: int) -> None:
+        def on_progress(what: str, done: int, total: int) -> None:
             pace.begin(what, done, total, time.monotonic())
-            of = f" {done + 1}" + (f" of {total}" if total else "")
-            text = _SAYS.get(what, what) + ("" if what == "search" else of)
+            text = _TITLES.get(what, what)
+            if what != "search":
+                text += f" {done + 1}" + (f" of {total}" if total else "")
             progress.update(task, completed=pace.position, total=pace.total, description=text)
 
-        yield told
+        yield on_progress
         progress.update(task, completed=pace.total, description="done")
 
 
-class _Left(TextColumn):
-    """Time until the end, running down between two pieces."""
-
-    def __init__(self, pace: Pace) -> None:
-        super().__init__("")
-        self._pace = pace
-
-    def render(self, task: Task) -> Text:
-        left = self._pace.left(time.monotonic())
-        if left is None:
-            return Text("-:--:--", style="progress.remaining")
-        minutes, seconds = divmod(round(left), 60)
-        hours, minutes = divmod(minutes, 60)
-        return Text(f"{hours}:{minutes:02d}:{seconds:02d}", style="progress.remaining")
+@contextlib.contextmanager
+def clips_bar(total: int, done: int, *, quiet: bool) -> Iterator[Callable[[int, str], None]]:
+    """The bar of an evaluation; yields the callback for clips done, with a text."""
+    columns = (TextColumn("{task.description:<27}"), BarColumn(bar_width=12), MofNCompleteColumn())
+    remaining = TimeRemainingColumn(elapsed_when_finished=False)
+    with _progress(*columns, remaining=remaining, quiet=quiet) as progress:
+        task = progress.add_task("loading", total=total, completed=done)
+        yield lambda count, text: progress.update(task, advance=count, description=text[:27])
 
 
 class StepBar:
-    """Shows which part of the work is under way, and how far the denoising loop is."""
+    """The bar of one run: which part of it is under way, and the steps of its loop."""
 
     def __init__(self, label: str, steps: int, *, quiet: bool) -> None:
-        self._label = label
-        self._steps = steps
-        self._quiet = quiet
-        self._progress = Progress(
-            TextColumn("{task.description:<24}"),
-            BarColumn(bar_width=32),
-            MofNCompleteColumn(),
-            TextColumn("steps"),
-            TimeElapsedColumn(),
-            TextColumn("gone,"),
-            TimeRemainingColumn(),
-            TextColumn("left"),
-            console=Console(stderr=True),
-            disable=quiet,
-        )
-        self._task = self._progress.add_task(self._says("reading text"), total=steps)
+        self._label, self._steps, self._quiet = label, steps, quiet
+        columns = (TextColumn("{task.description:<24}"), BarColumn(bar_width=32),
+                   MofNCompleteColumn(), TextColumn("steps"))  # fmt: skip
+        self._progress = _progress(*columns, remaining=TimeRemainingColumn(), quiet=quiet)
+        self._task = self._progress.add_task(f"{label}: reading text", total=steps)
 
     def __enter__(self) -> Self:
         if not self._quiet:
@@ -168,18 +155,40 @@ class StepBar:
         trace: TracebackType | None,
     ) -> None:
         if kind is None:
-            self._progress.update(self._task, description=self._says("done"))
+            self._phase("done")
         if not self._quiet:  # a disabled bar still ends its line in older versions of rich
             self._progress.stop()
 
     def loop_begins(self) -> None:
         """The denoising loop starts."""
-        self._progress.update(self._task, description=self._says("denoising"))
+        self._phase("denoising")
 
     def steps_done(self, done: int) -> None:
         """So many steps are done; after the last one the frames are decoded."""
-        text = self._says("denoising" if done < self._steps else "decoding")
-        self._progress.update(self._task, completed=min(done, self._steps), description=text)
+        self._progress.update(self._task, completed=min(done, self._steps))
+        self._phase("denoising" if done < self._steps else "decoding")
 
-    def _says(self, phase: str) -> str:
-        return f"{self._label}: {phase}"
+    def _phase(self, phase: str) -> None:
+        self._progress.update(self._task, description=f"{self._label}: {phase}")
+
+
+class _Remaining(ProgressColumn):
+    """Time until the end, which runs down between two pieces."""
+
+    def __init__(self, pace: Pace) -> None:
+        super().__init__()
+        self._pace = pace
+
+    def render(self, task: Task) -> Text:
+        seconds = self._pace.remaining(time.monotonic())
+        if seconds is None:
+            return Text("-:--:--", style="progress.remaining")
+        minutes, seconds = divmod(round(seconds), 60)
+        hours, minutes = divmod(minutes, 60)
+        return Text(f"{hours}:{minutes:02d}:{seconds:02d}", style="progress.remaining")
+
+
+def _progress(*columns: ProgressColumn, remaining: ProgressColumn, quiet: bool) -> Progress:
+    """These columns, the time that passed and the time that remains."""
+    times = (TimeElapsedColumn(), TextColumn("elapsed,"), remaining, TextColumn("left"))
+    return Progress(*columns, *times, console=Console(stderr=True), disable=quiet)

@@ -1,80 +1,80 @@
-"""The table of an evaluation: for a terminal, and as Markdown for documents."""
+"""Tables of an evaluation, of scores and of a profile's candidate plans.
+
+In: a summary, scores or a profile. Out: tables for a terminal, and Markdown.
+Knows how numbers are shown; computes none but a quantile. Ours.
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import math
+import statistics
+from typing import TYPE_CHECKING, Any
 
+from rich.box import SIMPLE
+from rich.console import Console
 from rich.table import Table
 
 from dit_accel.cli.common.errors import as_option
 
 if TYPE_CHECKING:
+    from dit_accel.evaluation.pairs import PairScores
     from dit_accel.evaluation.statistics import Interval
     from dit_accel.evaluation.summary import MethodSummary, Summary
-import math
-from typing import TYPE_CHECKING, Any
-
-from rich.box import SIMPLE
-from rich.console import Console
-
-if TYPE_CHECKING:
-    from dit_accel.evaluation.pairs import PairScores
     from dit_accel.metrics.row import Metric
     from dit_accel.metrics.scoring import Score
-import statistics
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
     from dit_accel.planning.profile import CandidatePlan, Profile
 
 SHOWN = ("psnr_db", "ssim", "tof")
 NOTE = (
-    "≈: cannot be told apart from the noise floor. "
+    "≈: not distinguishable from the noise floor. "
     "▲ ▼: better, worse than fewer steps at equal FLOPs."
 )
+ALIGNMENT = (
+    "Scores measure alignment with the reference, not quality: a sharp clip that is shifted by one "
+    "pixel scores below a blurred one."
+)
+LOW = 0.05  # share of the prompts below "5 % below"
+_DIGITS = {"dB": 2, "levels": 2, "px": 3}
+
+
+# --- an evaluation -------------------------------------------------------------------------------
 
 
 def summary_table(summary: Summary, metrics: tuple[str, ...]) -> Table:
     """One row a method: what was computed, what it saved, what it cost in fidelity."""
     shown = [name for name in SHOWN if name in metrics]
-    table = Table(caption=NOTE, caption_justify="left", title_justify="left")
+    table = Table(caption=NOTE, caption_justify="left")
     table.add_column("method", no_wrap=True)
     for name in ("clips", "steps", "FLOPs", "speedup", *shown):
         table.add_column(name, justify="right")
     for row in summary.rows:
-        cells = [row.label, _clips(row), *_costs(row)]
-        table.add_row(*cells, *(_score(row, name) for name in shown))
+        table.add_row(*_cells(row, shown))
     return table
 
 
 def markdown_table(summary: Summary, metrics: tuple[str, ...]) -> str:
-    """The same, with the floor and the errors named below it."""
+    """The same, with the noise floor and the errors below it."""
     shown = [name for name in SHOWN if name in metrics]
-    heads = ["method", "clips", "steps computed", "FLOPs kept", "speedup (seconds)", *shown]
+    heads = ["method", "clips", "steps computed", "FLOPs", "speedup (seconds)", *shown]
     lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
-    for row in summary.rows:
-        scores = [_score(row, name) for name in shown]
-        lines.append("| " + " | ".join([row.label, _clips(row), *_costs(row), *scores]) + " |")
+    lines += ["| " + " | ".join(_cells(row, shown)) + " |" for row in summary.rows]
     floor = [f"{name} {value:.4g} ({label})" for name, (label, value) in summary.floor.items()]
     notes = [NOTE, *(["Noise floor: " + ", ".join(floor) + "."] if floor else [])]
     notes += [f"{row.label}: {error}." for row in summary.rows for error in row.errors]
     return "\n".join([*lines, "", *notes]) + "\n"
 
 
-def _clips(row: MethodSummary) -> str:
+def _cells(row: MethodSummary, metrics: list[str]) -> list[str]:
     counts = [f"{row.status['ok']}"]
     counts += [f"{row.status[name]} {name}" for name in ("no effect", "failed") if row.status[name]]
-    return ", ".join(counts)
-
-
-def _costs(row: MethodSummary) -> list[str]:
     steps = f"{row.steps_computed.value:.1f}" if row.steps_computed else "–"
     flops = f"{row.flops_kept.value:.0%}" if row.flops_kept else "–"
     speedup = f"{interval_text(row.speedup, 2)}×" if row.speedup else "–"
-    return [steps, flops, speedup]
+    scores = [_score_cell(row, name) for name in metrics]
+    return [row.label, ", ".join(counts), steps, flops, speedup, *scores]
 
 
-def _score(row: MethodSummary, metric: str) -> str:
+def _score_cell(row: MethodSummary, metric: str) -> str:
     interval = row.scores.get(metric)
     if interval is None:
         return "–"
@@ -92,36 +92,32 @@ def interval_text(interval: Interval, digits: int) -> str:
     return f"{interval.value:.{digits}f} [{interval.low:.{digits}f}, {interval.high:.{digits}f}]"
 
 
-ALIGNMENT = (
-    "Scores measure alignment with the reference, not quality: a sharp clip that is shifted by one "
-    "pixel scores below a blurred one."
-)
-_DIGITS = {"dB": 2, "levels": 2, "px": 3}
+# --- scores of clips -----------------------------------------------------------------------------
 
 
-def show(rows: dict[str, Metric], scored: list[PairScores], mean: dict[str, Any]) -> None:
+def show_scores(rows: dict[str, Metric], scored: list[PairScores], mean: dict[str, Any]) -> None:
     """Print the scores on stdout."""
     console = Console(highlight=False)
-    if len(scored) == 1:
-        console.print(_one(rows, scored[0]))
-    else:
-        console.print(_many(rows, scored, mean))
+    one = len(scored) == 1
+    console.print(_pair_table(rows, scored[0]) if one else _folder_table(rows, scored, mean))
     for name, row in rows.items():
-        console.print(f"{name:<15} {_meaning(row)}", soft_wrap=True, markup=False, style="dim")
+        unit = f" [{row.unit}]" if row.unit else ""
+        meaning = f"{name:<15} {row.direction} is better{unit}: {row.convention}"
+        console.print(meaning, soft_wrap=True, markup=False, style="dim")
     for line in _reasons(scored):
         console.print(line, soft_wrap=True, markup=False)
     console.print(ALIGNMENT, style="dim")
 
 
 def value_text(value: float | str | None, unit: str) -> str:
-    """A score with the digits that its unit is worth; exact clips in words."""
+    """A score with the digits that its unit is worth; identical clips are "exact"."""
     if value is None:
         return "–"
     number = float(value)
     return "exact" if math.isinf(number) else f"{number:.{_DIGITS.get(unit, 5)}f}"
 
 
-def _one(rows: dict[str, Metric], scored: PairScores) -> Table:
+def _pair_table(rows: dict[str, Metric], scored: PairScores) -> Table:
     table = Table(box=SIMPLE, title=f"{scored.frames} frames", title_justify="left")
     table.add_column("metric", no_wrap=True)
     table.add_column("score", justify="right", no_wrap=True)
@@ -129,17 +125,12 @@ def _one(rows: dict[str, Metric], scored: PairScores) -> Table:
         table.add_column(name)
     for name, row in rows.items():
         score = scored.scores[name]
-        table.add_row(
-            name,
-            value_text(score.value, row.unit),
-            row.unit,
-            row.direction,
-            _spread(score, row.unit),
-        )
+        value = value_text(score.value, row.unit)
+        table.add_row(name, value, row.unit, row.direction, _range(score, row.unit))
     return table
 
 
-def _many(rows: dict[str, Metric], scored: list[PairScores], mean: dict[str, Any]) -> Table:
+def _folder_table(rows: dict[str, Metric], scored: list[PairScores], mean: dict[str, Any]) -> Table:
     table = Table("clip", "frames", box=SIMPLE)
     table.columns[1].justify = "right"
     for name in rows:
@@ -153,22 +144,17 @@ def _many(rows: dict[str, Metric], scored: list[PairScores], mean: dict[str, Any
     return table
 
 
-def _meaning(row: Metric) -> str:
-    unit = f" [{row.unit}]" if row.unit else ""
-    return f"{row.direction} is better{unit}: {row.convention}"
-
-
-def _spread(score: Score, unit: str) -> str:
+def _range(score: Score, unit: str) -> str:
     """The least and largest of the frames, and how many are exact."""
     if score.frames and score.exact_frames == len(score.frames):
         return "all exact"
-    told = []
+    parts = []
     if score.frames:
         low, high = (value_text(pick(score.frames), unit) for pick in (min, max))
-        told.append(f"{low} to {high}")
+        parts.append(f"{low} to {high}")
     if score.exact_frames:
-        told.append(f"{score.exact_frames} exact")
-    return ", ".join(told)
+        parts.append(f"{score.exact_frames} exact")
+    return ", ".join(parts)
 
 
 def _reasons(scored: list[PairScores]) -> list[str]:
@@ -182,35 +168,35 @@ def _reasons(scored: list[PairScores]) -> list[str]:
     return list(dict.fromkeys(reasons))
 
 
-LOW = 0.05  # the share of prompts that got less than what stands under "5 % below"
+# --- candidate plans of a profile ----------------------------------------------------------------
 
 
-def rows(profile: Profile) -> list[dict[str, Any]]:
+def candidate_rows(profile: Profile) -> list[dict[str, Any]]:
     """One row a plan, from slow to fast; JSON-able."""
-    return [_row(candidate, profile) for candidate in profile.candidates]
+    return [_candidate_row(candidate, profile) for candidate in profile.candidates]
 
 
-def ladder_table(profile: Profile) -> Table:
-    """The same for people."""
-    identity = profile.key
+def candidate_table(profile: Profile) -> Table:
+    """The same for a terminal."""
+    key = profile.key
     table = Table(
         title=(
-            f"{identity.pipeline}, {identity.steps} steps, guidance {identity.guidance:g}, "
-            f"{identity.width}x{identity.height}, {identity.frames} frames"
+            f"{key.pipeline}, {key.steps} steps, guidance {key.guidance:g}, "
+            f"{key.width}x{key.height}, {key.frames} frames"
         ),
         title_justify="left",
         box=SIMPLE,
     )
-    for name in ("speed", "steps computed", "PSNR, mean", "5 % below", "worst", "prompts"):
+    for name in ("speedup", "steps computed", "PSNR, mean", "5 % below", "worst", "prompts"):
         table.add_column(name, justify="right", no_wrap=True)
-    for row in rows(profile):
+    for row in candidate_rows(profile):
         psnr = (f"{row[name]:.1f} dB" for name in ("mean_db", "low_db", "worst_db"))
-        computed = f"{len(row['computed'])} of {identity.steps}"
+        computed = f"{len(row['computed'])} of {key.steps}"
         table.add_row(f"{row['speedup']:.2f}x", computed, *psnr, str(row["prompts"]))
     return table
 
 
-def _row(candidate: CandidatePlan, profile: Profile) -> dict[str, Any]:
+def _candidate_row(candidate: CandidatePlan, profile: Profile) -> dict[str, Any]:
     psnr = sorted(candidate.psnr_db.tolist())
     return {
         "kind": "plan",
@@ -224,7 +210,7 @@ def _row(candidate: CandidatePlan, profile: Profile) -> dict[str, Any]:
 
 
 def _quantile(ordered: list[float], share: float) -> float:
-    """On the line between the two neighbours."""
+    """Interpolated between the two neighbours."""
     place = share * (len(ordered) - 1)
     low = int(place)
     high = min(low + 1, len(ordered) - 1)

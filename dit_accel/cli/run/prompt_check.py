@@ -1,4 +1,8 @@
-"""What a model will not see of what the user wrote: told before the work, not after it."""
+"""What a model ignores of what was typed.
+
+In: a loaded pipeline and settings. Out: remarks, one line each, before the work.
+Knows the pipeline's tokenizer, where it has one. Ours.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def remarks(pipe: Any, settings: Settings) -> list[str]:
-    """One line each: words that the tokenizer does not know, a prompt cut off, an idle option."""
+    """Words that the tokenizer does not know, a prompt cut off, an option without effect."""
     tokenizer, longest = getattr(pipe, "tokenizer", None), settings.max_sequence_length
     found = []
     if tokenizer is not None:

@@ -1,6 +1,8 @@
-"""Every setting of a run, resolved, and the checks that need the model's configuration alone.
+"""Every setting of a run, resolved; refuses what the model's configuration rules out.
 
-A setting is what the user asked, else the folder's own default, else that of the pipeline's call.
+In: the options and a model's folder. Out: `Settings`. Each setting is what was typed, else the
+folder's default, else that of the pipeline's call.
+Knows configuration files and the signature of the pipeline's call; loads no weights. Ours.
 """
 
 from __future__ import annotations
@@ -9,17 +11,17 @@ import dataclasses
 import inspect
 import json
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from dit_accel.cli.common.errors import BadInput
-from dit_accel.cli.run.request import Request
+from dit_accel.cli.common.errors import BadInput, refused
+from dit_accel.cli.common.options import ClipOptions
+from dit_accel.config import AccelConfig, UncachedConfig
 from dit_accel.core.generation import ClipSpec
 from dit_accel.layout import Layout
 from dit_accel.models import miniature
-from dit_accel.models.loading import LoadableModel
-from dit_accel.scenes.rows import SceneConfig
+from dit_accel.models.loading import LoadableModel, choose_device, choose_dtype, resolve_model
 
 FALLBACK_FPS = 16.0
 _PIPELINE_STRIDE = 16  # diffusers' video pipelines refuse what is no multiple of it
@@ -34,22 +36,12 @@ _CALL_NAMES = {
 
 @dataclass(frozen=True)
 class Settings:
-    """All that decides a clip; the sidecar keeps every field."""
+    """All that decides a clip; the sidecar has every field."""
 
     prompt: str
     negative: str | None
     model: str
     pipeline: str
-    quality: float | None
-    speedup: float | None
-    profile: str | None
-    force: bool
-    guard: bool
-    static: bool
-    cache_memory: int | None
-    threshold: float | None
-    site: str
-    accel: str | None
     seed: int
     steps: int
     guidance: float
@@ -60,10 +52,9 @@ class Settings:
     max_sequence_length: int | None
     dtype: str
     device: str
-    compare: bool
+    compare: bool = False
     prompts: tuple[str, ...] = ()  # of a layout's shots
-    layout: str | None = None
-    scene: SceneConfig | None = None
+    accel: AccelConfig = field(default_factory=UncachedConfig)
 
     @property
     def clip(self) -> ClipSpec:
@@ -71,9 +62,20 @@ class Settings:
         names = (field.name for field in dataclasses.fields(ClipSpec))
         return ClipSpec(**{name: getattr(self, name) for name in names})
 
+    @property
+    def quality(self) -> float | None:
+        """The target in dB; None where the run has another one."""
+        return getattr(self.accel, "quality", None)
+
+    @property
+    def speedup(self) -> float | None:
+        """The target ratio of steps; None where the run has another one."""
+        return getattr(self.accel, "speedup", None)
+
     def to_dict(self) -> dict[str, Any]:
-        """Every field, JSON-able."""
-        return dataclasses.asdict(self)
+        """Every field, JSON-able; `AccelConfig.from_dict` reads `accel`."""
+        fields = {one.name: getattr(self, one.name) for one in dataclasses.fields(self)}
+        return fields | {"accel": self.accel.to_dict()}
 
 
 @dataclass(frozen=True)
@@ -87,51 +89,54 @@ class SizeStrides:
 
 
 def resolve(
-    request: Request, model: LoadableModel, *, device: str, dtype: str, layout: Layout | None = None
+    options: ClipOptions,
+    model: LoadableModel,
+    *,
+    device: str,
+    dtype: str,
+    prompt: str = "",
+    seed: int = 0,
+    layout: Layout | None = None,
 ) -> Settings:
-    """Fill in what the user left open, and refuse what this model cannot make.
+    """Fill in what was left open, and refuse what this model cannot make. Every step is computed.
 
     Args:
-        layout: that of `--layout`, read.
+        layout: its first prompt is the run's; `prompt` is then ignored.
 
     Raises:
         BadInput: naming the option, its value, and the nearest accepted ones.
     """
-    _check_site(request.site, model)
     call = call_parameters(model)
     defaults: dict[str, Any] = {**call, **_folder_defaults(model)}
     chosen = {
-        name: _chosen(getattr(request, name), defaults.get(parameter), name)
+        name: _chosen(getattr(options, name), defaults.get(parameter), name)
         for name, parameter in _CALL_NAMES.items()
     }
-    strides = read_strides(model)
-    check_sizes(strides, chosen["height"], chosen["width"], chosen["frames"])
+    check_sizes(read_strides(model), chosen["height"], chosen["width"], chosen["frames"])
+    fps = options.fps or float(defaults.get("fps") or defaults.get("frame_rate") or FALLBACK_FPS)
     return Settings(
         **chosen,
-        prompt=layout.shots[0].prompt if layout is not None else request.prompt,
-        negative=_negative(request, call, layout),
+        prompt=layout.shots[0].prompt if layout is not None else prompt,
+        prompts=tuple(layout.prompts) if layout is not None else (),
+        negative=_negative(options.negative, call, layout),
         model=model.name,
         pipeline=str(model.index["_class_name"]),
-        quality=request.quality,
-        speedup=request.speedup,
-        profile=str(request.profile) if request.profile is not None else None,
-        force=request.force,
-        guard=request.guard,
-        static=request.static,
-        cache_memory=request.cache_bytes,
-        threshold=request.threshold,
-        site=request.site,
-        accel=request.preset,
-        seed=request.seed,
-        fps=request.fps or float(defaults.get("fps") or defaults.get("frame_rate") or FALLBACK_FPS),
+        seed=seed,
+        fps=fps,
         max_sequence_length=defaults.get("max_sequence_length"),
         dtype=dtype,
         device=device,
-        compare=request.compare,
-        prompts=tuple(layout.prompts) if layout is not None else (),
-        layout=str(request.scenery.layout) if layout is not None else None,
-        scene=request.scenery.config() if layout is not None else None,
     )
+
+
+def locate(options: ClipOptions) -> tuple[LoadableModel, str, str]:
+    """The model's folder, the device and the dtype.
+
+    Raises:
+        ModelError: one of them is not accepted.
+    """
+    device = choose_device(options.device)
+    return resolve_model(options.model), device, choose_dtype(options.dtype, device)
 
 
 def call_parameters(model: LoadableModel) -> dict[str, Any]:
@@ -148,15 +153,28 @@ def call_parameters(model: LoadableModel) -> dict[str, Any]:
 
 
 def read_strides(model: LoadableModel) -> SizeStrides:
-    """What the configurations of the VAE and the denoiser ask of a clip's size."""
-    vae = component_config(model, "vae")
-    transformer = component_config(model, "transformer") or component_config(model, "transformer_2")
+    """What the configurations of the VAE and the transformer require of a clip's size."""
+    vae, transformer = component_config(model, "vae"), transformer_config(model)
     scale = int(vae.get("scale_factor_spatial") or vae.get("spatial_compression_ratio") or 8)
     frames = int(vae.get("scale_factor_temporal") or vae.get("temporal_compression_ratio") or 4)
-    patch = transformer.get("patch_size", 1)
-    pixels = scale * int(patch if isinstance(patch, int) else patch[-1])
+    pixels = scale * _patch_side(transformer)
     longest = transformer.get("rope_max_seq_len")
     return SizeStrides(math.lcm(_PIPELINE_STRIDE, pixels), frames, pixels, longest)
+
+
+def latent_pixels(model: LoadableModel) -> int:
+    """Pixels along a side of one latent value."""
+    return read_strides(model).pixels_per_token // _patch_side(transformer_config(model))
+
+
+def transformer_config(model: LoadableModel) -> dict[str, Any]:
+    """The configuration of the transformer, or of the only expert that there is."""
+    return component_config(model, "transformer") or component_config(model, "transformer_2")
+
+
+def _patch_side(transformer: dict[str, Any]) -> int:
+    patch = transformer.get("patch_size", 1)
+    return int(patch if isinstance(patch, int) else patch[-1])
 
 
 def component_config(model: LoadableModel, part: str) -> dict[str, Any]:
@@ -195,9 +213,14 @@ def check_sizes(strides: SizeStrides, height: int, width: int, frames: int) -> N
     _check_reach("--frames", frames, strides.temporal, strides.longest, 1)
 
 
-def _check_site(site: str, model: LoadableModel) -> None:
-    family = model.family
-    if site not in family.sites:
+def check_site(accel: AccelConfig, model: LoadableModel) -> None:
+    """Refuse a site that the model's family does not have.
+
+    Raises:
+        BadInput: naming `--site`.
+    """
+    site, family = getattr(accel, "site", None), model.family
+    if site is not None and site not in family.sites:
         accepted = ", ".join(family.sites)
         raise BadInput(f"--site is {site!r}: the family {family.name} has {accepted}")
 
@@ -208,7 +231,7 @@ def _nearest(value: int, stride: int, offset: int) -> str:
 
 
 def _check_reach(option: str, value: int, stride: int, longest: int | None, offset: int) -> None:
-    """A denoiser knows positions up to `longest` tokens along an axis, and none beyond."""
+    """A transformer has positions for up to `longest` tokens along an axis."""
     if longest is None:
         return
     most = (longest - offset) * stride + offset
@@ -217,10 +240,8 @@ def _check_reach(option: str, value: int, stride: int, longest: int | None, offs
 
 
 def _folder_defaults(model: LoadableModel) -> dict[str, int | float]:
-    try:
+    with refused(f"--model is {model.name!r}: "):
         return miniature.call_defaults(model.folder)
-    except ValueError as error:
-        raise BadInput(f"--model is {model.name!r}: {error}") from error
 
 
 def _chosen(asked: Any, default: Any, option: str) -> Any:
@@ -229,13 +250,11 @@ def _chosen(asked: Any, default: Any, option: str) -> Any:
     return default if asked is None else asked
 
 
-def _negative(request: Request, call: dict[str, Any], layout: Layout | None) -> str | None:
-    if request.negative is not None and "negative_prompt" not in call:
-        raise BadInput(
-            f"--negative is {request.negative!r}: this pipeline takes no negative prompt"
-        )
-    if request.negative is not None:
-        return request.negative
+def _negative(typed: str | None, call: dict[str, Any], layout: Layout | None) -> str | None:
+    if typed is not None and "negative_prompt" not in call:
+        raise BadInput(f"--negative is {typed!r}: this pipeline takes no negative prompt")
+    if typed is not None:
+        return typed
     if layout is not None and layout.negative_prompt is not None and "negative_prompt" in call:
         return layout.negative_prompt
     default = call.get("negative_prompt")

@@ -1,4 +1,8 @@
-"""A layout on the command line: its options, one clip a shot, and the sheet of all of them."""
+"""The shots of a layout: one clip each, and a sheet of all of them.
+
+In: a layout and settings. Out: file names, frames by file, and arguments of the pipeline's call.
+Knows that a shot is one prompt of the call; knows nothing of attention. Ours.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dit_accel.cli.common.errors import BadInput
+from dit_accel.cli.common.errors import refused
 from dit_accel.cli.common.files import Files, name_files
 
 if TYPE_CHECKING:
@@ -30,17 +34,15 @@ def check_fits(layout: Layout, settings: Settings, strides: SizeStrides) -> None
 
     tokens = TokenStrides(strides.temporal, strides.pixels_per_token, 1)
     size = settings.frames, settings.height, settings.width
-    try:
+    with refused(f"--layout is {settings.accel.layout!r}: ", (ValueError, OSError)):
         grid = TokenGrid.from_pixels(*size, strides=tokens)
-        prepare.check(layout, grid, settings.scene)
-    except (ValueError, OSError) as error:
-        raise BadInput(f"--layout is {settings.layout!r}: {error}") from error
+        prepare.check(layout, grid, settings.accel.scene)
 
 
 def files_of(output: Path, layout: Layout, *, compare: bool) -> Files:
     """The names of one clip a shot, and of the sheet beside them.
 
-    One shot is named as any clip; of several each name ends in its shot's id.
+    A single shot has the plain name; of several each name ends in its shot's id.
     """
     ids = [shot.id for shot in layout.shots]
     each = [output] if len(ids) == 1 else [output.with_stem(f"{output.stem}-{id}") for id in ids]
@@ -54,29 +56,32 @@ def files_of(output: Path, layout: Layout, *, compare: bool) -> Files:
 
 
 def clips_of(
-    files: Files, layout: Layout, take: Generation, uncached: Generation | None
+    files: Files, layout: Layout, result: Generation, uncached: Generation | None
 ) -> dict[Path, npt.NDArray[Any]]:
     """The frames of every picture file of a run, by path."""
     from dit_accel.cli.common import files as single
     from dit_accel.core import video
 
     shots = [shot.id for shot in layout.shots]
-    made, twins = take.clips, uncached.clips if uncached is not None else (None,) * len(shots)
-    clips = single.clips_of(files, made[0], twins[0])
+    made = result.clips
+    references = uncached.clips if uncached is not None else (None,) * len(shots)
+    clips = single.clips_of(files, made[0], references[0])
     for i, id in enumerate(shots[1:], start=1):
         names = ("video", "compare", "uncached")
         paths = {name: files.more.get(f"{name} {id}") for name in names}
         other = Files(
             paths["video"] or files.video, files.sidecar, paths["compare"], paths["uncached"]
         )
-        clips |= single.clips_of(other, made[i], twins[i])
+        clips |= single.clips_of(other, made[i], references[i])
     clips[files.more["sheet"]] = video.film_strips(made, labels=shots)[None]
     return clips
 
 
 def overrides(settings: Settings) -> dict[str, Any]:
-    """The arguments of the pipeline's call for one prompt a shot; each shot draws its own noise,
-    so that it does not depend on how many others there are."""
+    """The arguments of the pipeline's call for one prompt a shot.
+
+    Each shot has a generator of its own, so that it does not depend on how many others there are.
+    """
     if not settings.prompts:
         return {}
     import torch
@@ -88,20 +93,20 @@ def overrides(settings: Settings) -> dict[str, Any]:
     }
 
 
-def as_one(take: Generation) -> Generation:
-    """A take whose shots follow each other in one clip: what is compared is all of them."""
+def as_one(result: Generation) -> Generation:
+    """A run with its shots one after the other in one clip, to compare all of them at once."""
     import numpy as np
 
-    return dataclasses.replace(take, frames=np.concatenate(take.clips), others=())
+    return dataclasses.replace(result, frames=np.concatenate(result.clips), others=())
 
 
 @contextlib.contextmanager
-def alone(pipe: Any, settings: Settings) -> Iterator[None]:
-    """The scene at work without a cache, as the uncached twin has it; nothing without a layout."""
-    if settings.layout is None:
+def without_cache(pipe: Any, settings: Settings) -> Iterator[None]:
+    """The scene installed without a cache, for the uncached reference; nothing without a layout."""
+    if settings.accel.layout is None:
         yield
         return
     from dit_accel import accelerate
 
-    with accelerate(pipe, layout=settings.layout, scene=settings.scene):
+    with accelerate(pipe, layout=settings.accel.layout, scene=settings.accel.scene):
         yield

@@ -1,4 +1,8 @@
-"""What a run is worth keeping of, as one JSON-able object: the sidecar, and `--json`."""
+"""The record of a run as one JSON object: the sidecar file, and `--json`.
+
+In: what was asked, predicted and measured. Out: a dict that `json` can write.
+Knows no printing. Ours.
+"""
 
 from __future__ import annotations
 
@@ -21,82 +25,81 @@ FIDELITY = ("psnr_db", "ssim")
 def record(
     files: Files,
     model: LoadableModel,
-    aim: RunTarget,
-    take: Generation,
+    target: RunTarget,
+    result: Generation,
     uncached: Generation | None,
 ) -> dict[str, Any]:
-    """Files, versions, settings, costs, the promise, the report, and the comparison where there is
-    one."""
-    report, settings = take.report, aim.settings
-    comparison = compare(take, uncached) if uncached is not None else None
+    """Files, versions, settings, costs, the report, predicted beside measured, the comparison."""
+    report = result.report
+    comparison = compare(result, uncached) if uncached is not None else None
+    revision = model_revision(model.folder)
     return {
         "format": SIDECAR_FORMAT,
         "files": {name: path.name for name, path in files.present().items()},
         "versions": versions(),
-        "settings": settings.to_dict() | {"model_revision": model_revision(model.folder)},
-        "costs": take.costs(),
+        "settings": target.settings.to_dict() | {"model_revision": revision},
+        "costs": result.costs(),
         "report": report.to_dict() if report is not None else None,
-        "promise": guarantee(aim, take, comparison),
+        "target": outcome(target, result, comparison),
         "comparison": comparison,
     }
 
 
-def guarantee(
-    aim: RunTarget, take: Generation, comparison: dict[str, Any] | None
+def outcome(
+    target: RunTarget, result: Generation, comparison: dict[str, Any] | None
 ) -> dict[str, Any] | None:
-    """What was foretold before the run, beside what was measured; None without a plan.
+    """The target, what was predicted before the run, and what was measured; None without a plan.
 
-    `speedup` is of computed steps; `reached` and `inside` (the foretold interval) are None where
-    there is no uncached twin to measure against.
+    `speedup` is total steps / computed steps. `reached` and `in_interval` (of the predicted PSNR)
+    are None where there is no uncached reference.
     """
-    if aim.choice is None or aim.choice.prediction is None:
+    if target.choice is None or target.choice.prediction is None:
         return None
-    foretold, report = aim.choice.prediction, take.report
+    predicted, report = target.choice.prediction, result.report
     psnr = comparison["fidelity"]["psnr_db"]["value"] if comparison is not None else None
-    quality = aim.settings.quality
+    quality = target.settings.quality
     return {
         "quality": quality,
-        "speedup": aim.settings.speedup,
-        "foretold": dataclasses.asdict(foretold),
-        "planned": list(aim.choice.plan.computed),
+        "speedup": target.settings.speedup,
+        "predicted": dataclasses.asdict(predicted),
+        "planned": list(target.choice.plan.computed),
         "measured": {
             "speedup": report.steps / report.steps_computed if report is not None else None,
             "computed": report.steps_computed if report is not None else None,
             "psnr_db": psnr,
         },
         "reached": None if psnr is None or quality is None else psnr >= quality,
-        "inside": None if psnr is None else foretold.low_db <= psnr <= foretold.high_db,
+        "in_interval": None if psnr is None else predicted.low_db <= psnr <= predicted.high_db,
     }
 
 
-def compare(take: Generation, uncached: Generation) -> dict[str, Any]:
-    """Fidelity to the uncached twin on the frames in memory, and the ratios of their seconds.
+def compare(result: Generation, uncached: Generation) -> dict[str, Any]:
+    """Fidelity to the uncached reference on the frames in memory, and the ratios of seconds.
 
     The PSNR of identical clips is infinite, which JSON writes as null: `identical` says so.
     """
     from dit_accel.metrics import METRICS
     from dit_accel.metrics.scoring import score_clips
 
-    scores = score_clips(uncached.frames, take.frames, data_range=1.0, metrics=FIDELITY)
-    fidelity = {
-        name: {
-            "value": score.value,
-            "convention": METRICS[name].convention,
-            "version": METRICS[name].version,
-        }
-        for name, score in scores.items()
-    }
+    scores = score_clips(uncached.frames, result.frames, data_range=1.0, metrics=FIDELITY)
     return {
-        "identical": bool((uncached.frames == take.frames).all()),
-        "fidelity": fidelity,
-        "speedup_denoising": _ratio(uncached.denoising_seconds, take.denoising_seconds),
-        "speedup_whole": _ratio(uncached.whole_seconds, take.whole_seconds),
+        "identical": bool((uncached.frames == result.frames).all()),
+        "fidelity": {
+            name: {
+                "value": score.value,
+                "convention": METRICS[name].convention,
+                "version": METRICS[name].version,
+            }
+            for name, score in scores.items()
+        },
+        "speedup_denoising": _ratio(uncached.denoising_seconds, result.denoising_seconds),
+        "speedup_whole": _ratio(uncached.whole_seconds, result.whole_seconds),
         "uncached": uncached.costs(),
     }
 
 
 def versions() -> dict[str, str]:
-    """What ran: this package, those that it stands on, Python and the platform."""
+    """Of this package, those that it needs, Python and the platform."""
     packages = {name: _version(name) for name in ("torch", "diffusers", "transformers")}
     machine = {"python": platform.python_version(), "platform": platform.platform()}
     return {"dit_accel": dit_accel.__version__, **packages, **machine}

@@ -1,16 +1,28 @@
-"""What a run tells the reader at its end: a few aligned lines, and a strip of the steps."""
+"""What the user reads at the end of a run: aligned lines, and a strip of its steps.
+
+In: files, settings, the run and its report. Out: text on stdout.
+Knows how to say things; measures nothing. Ours.
+"""
 
 from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.text import Text
 
 from dit_accel.cli.common.files import Files
+from dit_accel.cli.common.text import (
+    Row,
+    bytes_text,
+    print_aligned,
+    seconds_text,
+    shades_of,
+    strip,
+)
 
 if TYPE_CHECKING:
     from dit_accel import Report, SiteReport
@@ -18,95 +30,43 @@ if TYPE_CHECKING:
     from dit_accel.core.generation import Generation
     from dit_accel.planning.prediction import PlanChoice
 
-SHADES = "·░▒▓█"
-PLAIN_SHADES = ".-+x#"
-STRIP_WIDTH = 50
-LABEL_WIDTH = 16
 
-Row = tuple[str, str | Text]
+def show(files: Files, settings: Settings, result: Generation, content: dict[str, Any]) -> None:
+    """Print the summary of a run on stdout.
 
-
-def show(
-    files: Files,
-    settings: Settings,
-    take: Generation,
-    comparison: dict[str, Any] | None,
-    promise: dict[str, Any] | None = None,
-) -> None:
-    """Print the summary of a run on stdout."""
+    Args:
+        content: the run's record, as `sidecar.record` makes it.
+    """
     console = Console(highlight=False)
-    plain = not console.encoding.lower().startswith("utf")
-    rows = [*_file_rows(files), *_setting_rows(settings), *_cost_rows(take, settings.device)]
-    if take.report is not None:
-        rows += _report_rows(take.report, PLAIN_SHADES if plain else SHADES)
-    if comparison is not None:
-        rows += _comparison_rows(comparison)
-    if promise is not None:
-        rows += _promise_rows(promise)
+    rows = [*_file_rows(files), *_setting_rows(settings), *_cost_rows(result, settings.device)]
+    if result.report is not None:
+        rows += _report_rows(result.report, shades_of(console))
+    if content["comparison"] is not None:
+        rows += _comparison_rows(content["comparison"])
+    if content["target"] is not None:
+        rows += _target_rows(content["target"])
     print_aligned(console, rows)
 
 
-def foretold(settings: Settings, choice: PlanChoice) -> str:
-    """One line before the run: what was asked for, and what is expected of it."""
+def announcement(settings: Settings, choice: PlanChoice) -> str:
+    """One line before the run: the target, and what is predicted."""
     from dit_accel.planning.prediction import describe
 
     by_quality = settings.quality is not None
-    asked = f"quality {settings.quality:g} dB" if by_quality else f"speedup {settings.speedup:g}x"
-    return " ".join((f"{asked}: {describe(choice)}.", *choice.notes))
-
-
-def strip(shares: Sequence[float], shades: str = SHADES) -> str:
-    """One sign a step: how much of it was computed, from none to all of the sites."""
-    signs = [shades[_shade(share, len(shades))] for share in shares]
-    lines = [signs[at : at + STRIP_WIDTH] for at in range(0, len(signs), STRIP_WIDTH)]
-    return "\n".join("".join(line) for line in lines)
+    target = f"quality {settings.quality:g} dB" if by_quality else f"speedup {settings.speedup:g}x"
+    return " ".join((f"{target}: {describe(choice)}.", *choice.notes))
 
 
 def shares_computed(sites: Iterable[SiteReport], steps: int) -> list[float]:
-    """For every step the share of the sites that were computed at it, among those that ran."""
+    """The share of the sites that were computed at each step, of those that ran then."""
     computed, ran = [0] * steps, [0] * steps
     for site in sites:
         for step in site.computed:
             computed[step] += 1
             ran[step] += 1
-        for step in site.served:
+        for step in (*site.reused, *site.forecast):
             ran[step] += 1
     return [done / total if total else 0.0 for done, total in zip(computed, ran, strict=True)]
-
-
-def seconds_text(seconds: float) -> str:
-    """Seconds as people read them: `0.42 s`, `12.3 s`, `3 min 20 s`."""
-    if seconds < 60:
-        return f"{seconds:.2f} s" if seconds < 10 else f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest:02d} s"
-
-
-def bytes_text(count: int) -> str:
-    """Bytes in the unit that leaves one to four digits before the point."""
-    value, unit = float(count), "B"
-    for larger in ("KiB", "MiB", "GiB"):
-        if value < 1024:
-            break
-        value, unit = value / 1024, larger
-    return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
-
-
-def _shade(share: float, count: int) -> int:
-    """None and all have a sign of their own; what lies between never reads as either."""
-    if share <= 0 or share >= 1:
-        return 0 if share <= 0 else count - 1
-    return 1 + min(count - 3, int(share * (count - 2)))
-
-
-def print_aligned(console: Console, rows: Sequence[Row]) -> None:
-    """Label and value a line; long values are left to the terminal, so that paths can be copied."""
-    for label, value in rows:
-        text = value if isinstance(value, Text) else Text(value)
-        for index, line in enumerate(text.split("\n", allow_blank=True)):
-            start = f"{label if index == 0 else '':<{LABEL_WIDTH}}"
-            shown = Text.assemble((start, "dim"), line) if line else Text()
-            console.print(shown, soft_wrap=True)
 
 
 def _file_rows(files: Files) -> list[Row]:
@@ -123,15 +83,15 @@ def _setting_rows(settings: Settings) -> list[Row]:
     )
     where = f"{settings.model} ({settings.pipeline}), {settings.dtype} on {settings.device}"
     prompts = settings.prompts or (settings.prompt,)
-    said = [("prompt" if i == 0 else "", prompt) for i, prompt in enumerate(prompts)]
-    return [("", ""), *said, ("clip", clip), ("model", where)]
+    rows: list[Row] = [("prompt" if i == 0 else "", text) for i, text in enumerate(prompts)]
+    return [("", ""), *rows, ("clip", clip), ("model", where)]
 
 
-def _cost_rows(take: Generation, device: str) -> list[Row]:
-    rows: list[Row] = [("", ""), ("time", _times(take.denoising_seconds, take.whole_seconds))]
-    if take.peak_memory_bytes is not None:
+def _cost_rows(result: Generation, device: str) -> list[Row]:
+    rows: list[Row] = [("", ""), ("time", _times(result.denoising_seconds, result.whole_seconds))]
+    if result.peak_memory_bytes is not None:
         whose = "the whole process" if device == "cpu" else device
-        rows.append(("peak memory", f"{bytes_text(take.peak_memory_bytes)} ({whose})"))
+        rows.append(("peak memory", f"{bytes_text(result.peak_memory_bytes)} ({whose})"))
     return rows
 
 
@@ -144,15 +104,15 @@ def _report_rows(report: Report, shades: str) -> list[Row]:
     rest = f"{report.steps - report.steps_computed:.1f}".removesuffix(".0")
     rows: list[Row] = [
         ("cache", f"site {report.site}, {report.rule}"),
-        ("steps", f"{computed} computed, {rest} {_served(report)} (mean over the sites)"),
+        ("steps", f"{computed} computed, {rest} {_other_steps(report)} (mean over the sites)"),
         *_strip_rows(report, shades),
-        ("FLOPs kept", _flops(report)),
-        ("kept values", _kept(report)),
+        ("FLOPs", _flops(report)),
+        ("cached values", _cached(report)),
         *_scene_rows(report),
         *(("", Text(note, style="yellow")) for note in report.notes),
     ]
-    if not any(site.served for site in report.sites):
-        rows.append(("", Text(_nothing_reused(report), style="yellow")))
+    if not any(site.reused or site.forecast for site in report.sites):
+        rows.append(("", Text(_nothing_cached(report), style="yellow")))
     return rows
 
 
@@ -166,21 +126,23 @@ def _scene_rows(report: Report) -> list[Row]:
         counts = ", ".join(f"{label} {count}" for label, count in classes.items())
         read = f"; reads {scene.reads[name]}" if name in scene.reads else ""
         rows.append(("scene" if not rows else "", f"{name}: tokens of {counts}{read}"))
-    rows.append(("", f"{scene.extra_flops / 1e9:+.2f} GFLOPs beside the stock attention's"))
+    rows.append(("", f"{scene.extra_flops / 1e9:+.2f} GFLOPs against the stock attention"))
     return [*rows, *(("", note) for note in scene.notes)]
 
 
-def _served(report: Report) -> str:
+def _other_steps(report: Report) -> str:
     """What became of the steps that were not computed."""
-    return "forecast" if any(site.forecast for site in report.sites) else "reused"
+    return "extrapolated" if any(site.forecast for site in report.sites) else "cached"
 
 
-def _kept(report: Report) -> str:
-    held = bytes_text(report.kept_bytes)
-    packed, away = report.packed_bytes, report.offloaded_bytes
+def _cached(report: Report) -> str:
+    text = bytes_text(report.kept_bytes)
+    packed, offloaded = report.packed_bytes, report.offloaded_bytes
     if packed:
-        held += f", {bytes_text(packed)} of them packed to {report.packed_bits} bits"
-    return f"{held} on the device, {bytes_text(away)} on the CPU" if away else held
+        text += f", {bytes_text(packed)} of them packed to {report.packed_bits} bits"
+    if offloaded:
+        text += f" in GPU memory, {bytes_text(offloaded)} offloaded to the CPU"
+    return text
 
 
 def _flops(report: Report) -> str:
@@ -189,72 +151,42 @@ def _flops(report: Report) -> str:
     return f"{report.flops_kept:.1%} of the uncached run's"
 
 
-def _nothing_reused(report: Report) -> str:
-    if report.threshold == 0 and report.scene is not None:
-        return "threshold 0 reuses nothing: this is the scene without a cache"
+def _nothing_cached(report: Report) -> str:
     if report.threshold == 0:
-        return "threshold 0 reuses nothing: this is the stock pipeline's clip"
+        what = "the scene without a cache" if report.scene is not None else "the stock pipeline"
+        return f"threshold 0 caches nothing: this is {what}"
     if report.threshold is None:
         return "every step was computed, so nothing was saved"
-    return "nothing was reused, so nothing was saved: raise --threshold, or take more --steps"
+    return "every step was computed, so nothing was saved: raise --threshold or --steps"
 
 
 def _strip_rows(report: Report, shades: str) -> list[Row]:
-    """A strip for each branch, those alike in one; a sign is a share of the branch's sites."""
+    """A strip for each branch, equal ones in one; a sign is a share of the branch's sites."""
     sites: dict[str, list[SiteReport]] = defaultdict(list)
     for site in report.sites:
         sites[site.branch].append(site)
-    alike: dict[str, list[str]] = defaultdict(list)
+    equal: dict[str, list[str]] = defaultdict(list)
     for branch, group in sites.items():
-        alike[strip(shares_computed(group, report.steps), shades)].append(branch)
+        equal[strip(shares_computed(group, report.steps), shades)].append(branch)
     rows: list[Row] = [
-        (f"  {', '.join(branches)}", Text(line, style="cyan")) for line, branches in alike.items()
+        (f"  {', '.join(branches)}", Text(line, style="cyan")) for line, branches in equal.items()
     ]
-    legend = f"{shades[-1]} computed, {shades[0]} {_served(report)}"
+    legend = f"{shades[-1]} computed, {shades[0]} {_other_steps(report)}"
     if any(len(group) > 1 for group in sites.values()):
         legend = f"share of the sites computed at a step, none to all: {' '.join(shades)}"
     return [*rows, ("", Text(legend, style="dim"))]
 
 
 def _comparison_rows(comparison: dict[str, Any]) -> list[Row]:
-    fidelity, twin = comparison["fidelity"], comparison["uncached"]
-    spent = _times(twin["denoising_seconds"], twin["whole_seconds"])
+    fidelity, reference = comparison["fidelity"], comparison["uncached"]
+    exact, psnr = comparison["identical"], fidelity["psnr_db"]["value"]
     return [
         ("", ""),
-        ("uncached twin", spent),
+        ("uncached", _times(reference["denoising_seconds"], reference["whole_seconds"])),
         ("speedup", _speedup(comparison)),
-        ("PSNR", Text(_psnr(comparison), style="bold")),
+        ("PSNR", Text("the clips are identical" if exact else f"{psnr:.2f} dB", style="bold")),
         ("SSIM", Text(f"{fidelity['ssim']['value']:.4f}", style="bold")),
     ]
-
-
-def _promise_rows(promise: dict[str, Any]) -> list[Row]:
-    """Promised against measured."""
-    told, found = promise["foretold"], promise["measured"]
-    speed = f"{told['speedup']:.2f}x foretold, {found['speedup']:.2f}x measured (computed steps)"
-    rows: list[Row] = [("", ""), ("speed", speed)]
-    if not math.isinf(told["psnr_db"]):
-        text = f"{told['psnr_db']:.1f} dB [{told['low_db']:.1f}, {told['high_db']:.1f}] foretold"
-        rows.append(("quality", f"{text}{_measured(promise)}"))
-    if promise["quality"] is not None and promise["reached"] is not None:
-        kept = "reached" if promise["reached"] else "missed"
-        style = "bold green" if promise["reached"] else "bold yellow"
-        rows.append(("", Text(f"{promise['quality']:g} dB asked for: {kept}", style=style)))
-    return rows
-
-
-def _measured(promise: dict[str, Any]) -> str:
-    psnr = promise["measured"]["psnr_db"]
-    if psnr is None:
-        return "; --compare measures it"
-    where = "above" if psnr > promise["foretold"]["psnr_db"] else "below"
-    return f", {psnr:.1f} dB measured" + ("" if promise["inside"] else f" ({where} it)")
-
-
-def _psnr(comparison: dict[str, Any]) -> str:
-    if comparison["identical"]:
-        return "the clips are identical"
-    return f"{comparison['fidelity']['psnr_db']['value']:.2f} dB"
 
 
 def _speedup(comparison: dict[str, Any]) -> Text:
@@ -263,3 +195,27 @@ def _speedup(comparison: dict[str, Any]) -> Text:
         return Text("not measured")
     style = "bold green" if loop > 1 else "bold yellow"
     return Text(f"{loop:.2f}x denoising, {whole:.2f}x in all", style=style)
+
+
+def _target_rows(target: dict[str, Any]) -> list[Row]:
+    """Predicted against measured."""
+    predicted, measured = target["predicted"], target["measured"]
+    steps = f"{predicted['speedup']:.2f}x predicted, {measured['speedup']:.2f}x measured"
+    rows: list[Row] = [("", ""), ("step ratio", f"{steps} (total / computed steps)")]
+    if not math.isinf(predicted["psnr_db"]):
+        interval = f"[{predicted['low_db']:.1f}, {predicted['high_db']:.1f}]"
+        text = f"{predicted['psnr_db']:.1f} dB {interval} predicted"
+        rows.append(("quality", text + _measured(target)))
+    if target["reached"] is not None:
+        result = "reached" if target["reached"] else "missed"
+        style = "bold green" if target["reached"] else "bold yellow"
+        rows.append(("", Text(f"target {target['quality']:g} dB: {result}", style=style)))
+    return rows
+
+
+def _measured(target: dict[str, Any]) -> str:
+    psnr = target["measured"]["psnr_db"]
+    if psnr is None:
+        return "; --compare measures it"
+    where = "above" if psnr > target["predicted"]["psnr_db"] else "below"
+    return f", {psnr:.1f} dB measured" + ("" if target["in_interval"] else f" ({where} it)")

@@ -1,7 +1,8 @@
-"""What a run aims at, decided before it: a quality or a speed by a profile, else a threshold.
+"""The target of a run and, by a profile, its plan. Decided before the run.
 
-With none of them given it is a quality of 36 dB where the model has a profile that suits the run,
-else the default threshold.
+In: a loaded pipeline and settings. Out: a `RunTarget`: the config that runs, and the plan chosen.
+Knows where profiles are looked for; the choice itself is made in `planning/selection.py`. With no
+target typed it is 36 dB where a profile suits the run, else the default threshold. Ours.
 """
 
 from __future__ import annotations
@@ -12,8 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dit_accel.caching.windows import DEFAULT_THRESHOLD
-from dit_accel.cli.common.errors import BadInput
+from dit_accel.cli.common.errors import BadInput, refused
 from dit_accel.cli.run.settings import Settings
+from dit_accel.config import PlannedConfig, ThresholdConfig
 
 if TYPE_CHECKING:
     from dit_accel.planning.prediction import PlanChoice
@@ -25,8 +27,14 @@ CALIBRATE = "`dit-accel calibrate` measures one"
 
 @dataclass(frozen=True)
 class RunTarget:
-    """Settings with every target resolved; the decision where there is a plan; remarks in words;
-    the prompt's text, where it was encoded to decide."""
+    """What a run does.
+
+    Args:
+        settings: with the config that is carried out.
+        choice: the plan; None where windows decide.
+        remarks: for the user.
+        text: the encoded prompt, where the choice needed it.
+    """
 
     settings: Settings
     choice: PlanChoice | None = None
@@ -42,10 +50,8 @@ def read_profile(path: str | Path) -> Profile:
     """
     from dit_accel.planning.profile import Profile, ProfileError
 
-    try:
+    with refused(f"--profile is {str(path)!r}: ", (ProfileError, OSError)):
         return Profile.load(path)
-    except (ProfileError, OSError) as error:
-        raise BadInput(f"--profile is {str(path)!r}: {error}") from error
 
 
 def check_steps(settings: Settings) -> None:
@@ -56,92 +62,82 @@ def check_steps(settings: Settings) -> None:
     """
     from dit_accel.planning.selection import MIN_PLANNED_STEPS
 
-    planned = settings.quality is not None or settings.speedup is not None
-    if planned and settings.steps < MIN_PLANNED_STEPS:
-        target = "--quality" if settings.quality is not None else "--speedup"
+    if isinstance(settings.accel, PlannedConfig) and settings.steps < MIN_PLANNED_STEPS:
         raise BadInput(
-            f"--steps is {settings.steps}: {target} needs at least {MIN_PLANNED_STEPS}, for with "
-            "fewer each step is too far from the next to serve it; pass --threshold"
+            f"--steps is {settings.steps}: {target_option(settings)} needs at least "
+            f"{MIN_PLANNED_STEPS}, since fewer steps are too far apart to extrapolate; pass --threshold"
         )
 
 
-def resolve_target(pipe: Any, settings: Settings, *, windowed: bool) -> RunTarget:
+def resolve_target(pipe: Any, settings: Settings, *, strict: bool) -> RunTarget:
     """Decide for a run.
 
     Args:
         pipe: loaded.
-        settings: as the user asked.
-        windowed: whether windows were asked for.
+        settings: as they were typed.
+        strict: whether an option of the acceleration was typed; else a threshold will do.
 
     Raises:
         BadInput: there is no profile, or it does not suit the pipeline or the run.
     """
-    if windowed:
-        return _by_threshold(settings)
-    given = settings.quality is not None or settings.speedup is not None
-    path = settings.profile or _found(pipe)
-    if path is None:
-        if not given:
-            return _by_threshold(settings)
-        option = _option(settings)
+    if not isinstance(settings.accel, PlannedConfig):
+        return RunTarget(settings)
+    path = settings.accel.profile or _found(pipe)
+    if path is not None:
+        try:
+            return _by_profile(pipe, settings, settings.accel, str(path))
+        except BadInput as error:
+            if strict:
+                raise
+            note = (f"used --threshold {DEFAULT_THRESHOLD:g} instead: {error}",)
+    elif strict:
         raise BadInput(
-            f"{option} needs a profile of this model, and none was found in its folder or the "
-            f"cache: {CALIBRATE}; or pass --profile or --threshold"
+            f"{target_option(settings)} needs a profile of this model, and none was found in its "
+            f"folder or the cache: {CALIBRATE}; or pass --profile or --threshold"
         )
-    if given:
-        return _by_profile(pipe, settings, path)
-    from dit_accel.config import DEFAULT_QUALITY
-
-    try:
-        chosen = dataclasses.replace(settings, quality=DEFAULT_QUALITY)
-        return _by_profile(pipe, chosen, path)
-    except BadInput as error:
-        if settings.profile is not None:
-            raise
-        aim = _by_threshold(settings)
-        note = f"went on with --threshold {DEFAULT_THRESHOLD:g}: {error}"
-        return dataclasses.replace(aim, remarks=(note,))
+    else:
+        note = ()
+    accel = ThresholdConfig(layout=settings.accel.layout, scene=settings.accel.scene)
+    return RunTarget(dataclasses.replace(settings, accel=accel), remarks=note)
 
 
-def _by_threshold(settings: Settings) -> RunTarget:
-    threshold = DEFAULT_THRESHOLD if settings.threshold is None else settings.threshold
-    return RunTarget(dataclasses.replace(settings, threshold=threshold))
+def target_option(settings: Settings) -> str:
+    """The target as an option and its value."""
+    if settings.quality is not None:
+        return f"--quality {settings.quality:g}"
+    return f"--speedup {settings.speedup:g}"
 
 
-def _by_profile(pipe: Any, settings: Settings, path: str) -> RunTarget:
+def _by_profile(pipe: Any, settings: Settings, accel: PlannedConfig, path: str) -> RunTarget:
     from dit_accel.core.families import family_of
     from dit_accel.planning import selection
     from dit_accel.planning.lookup import profile_for
 
-    try:
-        profile, _ = profile_for(pipe, path, force=settings.force)
-    except (ValueError, OSError) as error:
-        text = str(error).replace("or force it", "or pass --force")
-        raise BadInput(f"--profile is {path!r}: {text}") from error
+    with refused(f"--profile is {path!r}: ", (ValueError, OSError)):
+        profile, _ = profile_for(pipe, path, force=accel.force)
     assert profile is not None  # a path was given
-    said = _text(pipe, settings, profile)
-    separate = family_of(pipe).branches == "separate"
-    try:
+    text = _text(pipe, settings, profile)
+    choice = None
+    with refused(f"{target_option(settings)}: "):
         coefficients = selection.coefficients_before_run(
-            profile, pipe.scheduler, settings.steps, settings.guidance, separate=separate
-        )
-        choice = None
+            profile, pipe.scheduler, settings.steps, settings.guidance,
+            separate=family_of(pipe).branches == "separate",
+        )  # fmt: skip
         if coefficients is not None:
             choice = selection.choose(
                 profile, coefficients, selection.Target(settings.quality, settings.speedup),
-                static=settings.static, text=said.pooled if said is not None else None,
+                static=accel.static, text=text.pooled if text is not None else None,
                 size=(settings.height, settings.width, settings.frames),
             )  # fmt: skip
-    except ValueError as error:
-        raise BadInput(f"{_option(settings)}: {error}") from error
-    return RunTarget(dataclasses.replace(settings, profile=path), choice, text=said)
+    accel = dataclasses.replace(accel, profile=path)
+    return RunTarget(dataclasses.replace(settings, accel=accel), choice, text=text)
 
 
 def _text(pipe: Any, settings: Settings, profile: Profile) -> Text | None:
-    """Of the run's prompt, where the profile knows what texts tell."""
+    """Of the run's prompt, where the profile knows how hard prompts are."""
     from dit_accel.planning import text as prompt_text
 
-    if profile.difficulty is None or settings.layout is not None:
+    if profile.difficulty is None or settings.prompts:
         return None
     return prompt_text.encode(pipe, [settings.prompt], settings.max_sequence_length)
 
@@ -151,9 +147,3 @@ def _found(pipe: Any) -> str | None:
 
     path = find_profile(pipe)
     return str(path) if path is not None else None
-
-
-def _option(settings: Settings) -> str:
-    if settings.quality is not None:
-        return f"--quality {settings.quality:g}"
-    return f"--speedup {settings.speedup:g}"

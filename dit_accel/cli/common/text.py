@@ -1,0 +1,71 @@
+"""Numbers and plans as text for a terminal.
+
+In: numbers. Out: text, or aligned lines on a console.
+Knows no report and no file. Ours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich.console import Console
+from rich.text import Text
+
+SHADES = "·░▒▓█"
+PLAIN_SHADES = ".-+x#"
+STRIP_WIDTH = 50
+LABEL_WIDTH = 16
+
+Row = tuple[str, str | Text]
+
+
+def strip(shares: Sequence[float], shades: str = SHADES) -> str:
+    """One sign a step: the share of the sites that were computed, from none to all."""
+    signs = [shades[_shade(share, len(shades))] for share in shares]
+    lines = [signs[at : at + STRIP_WIDTH] for at in range(0, len(signs), STRIP_WIDTH)]
+    return "\n".join("".join(line) for line in lines)
+
+
+def shades_of(console: Console) -> str:
+    """Signs that the console's encoding has."""
+    return SHADES if console.encoding.lower().startswith("utf") else PLAIN_SHADES
+
+
+def seconds_text(seconds: float) -> str:
+    """`0.42 s`, `12.3 s`, `3 min 20 s`."""
+    if seconds < 60:
+        return f"{seconds:.2f} s" if seconds < 10 else f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest:02d} s"
+
+
+def bytes_text(count: int) -> str:
+    """Bytes in the unit that leaves one to four digits before the point."""
+    value, unit = float(count), "B"
+    for larger in ("KiB", "MiB", "GiB"):
+        if value < 1024:
+            break
+        value, unit = value / 1024, larger
+    return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
+
+
+def counted(number: int, noun: str) -> str:
+    """`1 shot`, `2 shots`."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def print_aligned(console: Console, rows: Sequence[Row]) -> None:
+    """A label and a value a line. Long values are not wrapped, so that paths can be copied."""
+    for label, value in rows:
+        text = value if isinstance(value, Text) else Text(value)
+        for index, line in enumerate(text.split("\n", allow_blank=True)):
+            start = f"{label if index == 0 else '':<{LABEL_WIDTH}}"
+            shown = Text.assemble((start, "dim"), line) if line else Text()
+            console.print(shown, soft_wrap=True)
+
+
+def _shade(share: float, count: int) -> int:
+    """None and all have a sign of their own, which no share between them gets."""
+    if share <= 0 or share >= 1:
+        return 0 if share <= 0 else count - 1
+    return 1 + min(count - 3, int(share * (count - 2)))
