@@ -357,8 +357,9 @@ def _without_alias(given: dict[str, Any]) -> dict[str, Any]:
     """`accel="unicp"` is the default quality, or the target beside it."""
     if given.get("accel") != "unicp":
         return given
-    if "threshold" in given:
-        raise ValueError("accel is 'unicp' with threshold; accepted: with quality or speedup")
+    for name in ("threshold", "site"):
+        if name in given:
+            raise ValueError(f"accel is 'unicp' with {name}; accepted: with quality or speedup")
     rest = {name: value for name, value in given.items() if name != "accel"}
     return rest if "quality" in rest or "speedup" in rest else {"quality": DEFAULT_QUALITY, **rest}
 
@@ -366,11 +367,12 @@ def _without_alias(given: dict[str, Any]) -> dict[str, Any]:
 def _chosen(given: dict[str, Any]) -> AccelConfig:
     check_choice([(name, given.get(name)) for name in ("quality", "speedup", "threshold")])
     if "quality" in given or "speedup" in given:
-        _alone("quality or speedup", given, ("plan", "config", "accel", "site"), "alone")
-        return _config(QualityConfig if "quality" in given else SpeedupConfig, given)
+        way = QualityConfig if "quality" in given else SpeedupConfig
+        _alone(way.kind, given, ("plan", "config", "accel", "site"), "alone")
+        return _config(way, given)
     for name in ("profile", "static", "cache_memory", "guard", "force"):
         if name in given:
-            raise ValueError(f"{name} is given without a target; accepted: with quality or speedup")
+            raise ValueError(f"{name} is given; accepted: with quality or speedup")
     if "mix" in given and "plan" not in given:
         raise ValueError("mix is given without a plan; accepted: with plan")
     if "accel" in given:
@@ -385,9 +387,9 @@ def _chosen(given: dict[str, Any]) -> AccelConfig:
 
 
 def _alone(what: str, given: Mapping[str, Any], others: tuple[str, ...], accepted: str) -> None:
-    if any(name in given for name in others):
-        named = f"{', '.join(others[:-1])} or {others[-1]}"
-        raise ValueError(f"{what} is given with {named}; accepted: {accepted}")
+    beside = " and ".join(name for name in others if name in given)
+    if beside:
+        raise ValueError(f"{what} is given with {beside}; accepted: {accepted}")
 
 
 def _config(way: type[AccelConfig], given: Mapping[str, Any]) -> AccelConfig:

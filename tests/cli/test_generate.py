@@ -19,6 +19,7 @@ import pytest
 from commands import PROMPT, invoke, names
 from typer.testing import Result
 
+from dit_accel.cli.common import text as texts
 from dit_accel.cli.common.errors import BadInput
 from dit_accel.cli.common.progress import StepBar
 from dit_accel.cli.run import summary
@@ -55,7 +56,7 @@ def test_a_run_writes_the_clip_and_its_sidecar(generate: Callable[..., Result], 
     assert clip.shape == (5, 16, 16, 3)
     assert fps == 8
     assert "computed" in result.stdout
-    assert "FLOPs kept" in result.stdout
+    assert "FLOPs" in result.stdout
 
 
 def test_the_sidecar_holds_versions_settings_and_report(
@@ -72,10 +73,11 @@ def test_the_sidecar_holds_versions_settings_and_report(
     assert sidecar["versions"]["dit_accel"] == dit_accel.__version__
     assert sidecar["versions"]["torch"] == torch.__version__
     settings = sidecar["settings"]
-    assert (settings["prompt"], settings["seed"], settings["threshold"]) == (PROMPT, 3, 10.0)
+    assert (settings["prompt"], settings["seed"]) == (PROMPT, 3)
+    assert settings["accel"]["kind"] == "threshold" and settings["accel"]["threshold"] == 10
     assert (settings["height"], settings["frames"], settings["steps"]) == (16, 5, 8)
     assert (settings["guidance"], settings["max_sequence_length"]) == (4.0, 16)
-    assert (settings["dtype"], settings["site"]) == ("float32", "model")
+    assert (settings["dtype"], settings["accel"]["site"]) == ("float32", "model")
     assert sidecar["report"]["steps"] == 8
     assert any(site["reused"] for site in sidecar["report"]["sites"])
     assert sidecar["comparison"] is None
@@ -123,7 +125,7 @@ def test_compare_writes_the_twin_and_both_side_by_side(
     assert comparison["fidelity"]["ssim"]["value"] < 1
     assert comparison["speedup_denoising"] > 0
     assert comparison["uncached"]["denoising_seconds"] < comparison["uncached"]["whole_seconds"]
-    assert all(word in result.stdout for word in ("PSNR", "SSIM", "speedup", "uncached twin"))
+    assert all(word in result.stdout for word in ("PSNR", "SSIM", "speedup", "uncached"))
 
 
 def test_threshold_0_is_the_uncached_twin(generate: Callable[..., Result], here: Path) -> None:
@@ -133,7 +135,7 @@ def test_threshold_0_is_the_uncached_twin(generate: Callable[..., Result], here:
     assert comparison["identical"] is True
     assert comparison["fidelity"]["psnr_db"]["value"] is None
     assert "the clips are identical" in result.stdout
-    assert "threshold 0 reuses nothing" in result.stdout
+    assert "threshold 0 caches nothing" in result.stdout
 
 
 @pytest.mark.parametrize("site", ["attention", "block"])
@@ -170,9 +172,9 @@ def test_idle_negative_and_cut_prompt_are_told(generate: Callable[..., Result]) 
 @pytest.mark.parametrize(
     ("options", "told"),
     [
-        (["--threshold", "-1"], "--threshold is -1.0: must be at least 0 and finite"),
-        (["--threshold", "nan"], "--threshold is nan: must be at least 0 and finite"),
-        (["--threshold", "inf"], "--threshold is inf: must be at least 0 and finite"),
+        (["--threshold", "-1"], "--threshold is -1.0; accepted: a finite number >= 0"),
+        (["--threshold", "nan"], "--threshold is nan; accepted: a finite number >= 0"),
+        (["--threshold", "inf"], "--threshold is inf; accepted: a finite number >= 0"),
         (["--guidance", "nan"], "--guidance is nan: must be at least 0 and finite"),
         (["--steps", "0"], "--steps is 0: must be at least 1"),
         (["--seed", "-1"], "--seed is -1: must be from 0 to 9223372036854775807"),
@@ -468,7 +470,7 @@ def test_an_unforeseen_error_is_one_line_and_verbose_shows_where(
     def fail(*_: Any, **__: Any) -> None:
         raise RuntimeError("the sky fell")
 
-    monkeypatch.setattr("dit_accel.cli.run.run.take_accelerated", fail)
+    monkeypatch.setattr("dit_accel.cli.run.run.run_accelerated", fail)
     result = generate()
     assert result.exit_code == 1
     assert "error: RuntimeError: the sky fell (--verbose shows where)" in result.stderr
@@ -574,33 +576,33 @@ def site(*computed: int, steps: int) -> SiteReport:
 
 def test_strip_of_one_site() -> None:
     shares = summary.shares_computed([site(0, 1, 4, steps=5)], 5)
-    assert summary.strip(shares) == "██··█"
+    assert texts.strip(shares) == "██··█"
 
 
 def test_strip_of_many_sites_shades_what_lies_between() -> None:
     sites = [site(0, steps=3), site(0, 1, steps=3), site(0, steps=3)]
     shares = summary.shares_computed(sites, 3)
     assert shares == [1.0, 1 / 3, 0.0]
-    assert summary.strip(shares) == "█▒·"
-    assert summary.strip([0.001, 0.5, 0.999], summary.PLAIN_SHADES) == "-+x"
+    assert texts.strip(shares) == "█▒·"
+    assert texts.strip([0.001, 0.5, 0.999], texts.PLAIN_SHADES) == "-+x"
 
 
 def test_strips_of_many_steps_are_folded() -> None:
-    assert [len(line) for line in summary.strip([1.0] * 120).split("\n")] == [50, 50, 20]
+    assert [len(line) for line in texts.strip([1.0] * 120).split("\n")] == [50, 50, 20]
 
 
 @pytest.mark.parametrize(
     ("seconds", "text"), [(0.4211, "0.42 s"), (12.34, "12.3 s"), (200, "3 min 20 s")]
 )
 def test_seconds_text(seconds: float, text: str) -> None:
-    assert summary.seconds_text(seconds) == text
+    assert texts.seconds_text(seconds) == text
 
 
 @pytest.mark.parametrize(
     ("count", "text"), [(12, "12 B"), (123456, "120.6 KiB"), (3 * 2**40, "3072.0 GiB")]
 )
 def test_bytes_text(count: int, text: str) -> None:
-    assert summary.bytes_text(count) == text
+    assert texts.bytes_text(count) == text
 
 
 def test_strides_come_from_the_models_own_configuration(model_folder: Path) -> None:

@@ -182,7 +182,7 @@ def test_it_is_drawn_over_clips(tmp_path):
             "--frames is 16: must be 1 more than a mul",
         ),
         (["--out", "a.png", "--model", "./no"], "--model is './no': no such folder"),
-        (["--out", "taken.png"], "--out is 'taken.png': it exists; pass --overwrite to replace it"),
+        (["--out", "taken.png"], "--out: taken.png exists; pass --overwrite, or another --out"),
     ],
 )
 def test_options_that_are_not_accepted(words, said, tmp_path, monkeypatch):
@@ -194,9 +194,9 @@ def test_options_that_are_not_accepted(words, said, tmp_path, monkeypatch):
     assert (tmp_path / "taken.png").read_bytes() == b""
 
 
-def test_a_folder_that_is_not_there_fails_the_drawing(tmp_path):
+def test_a_folder_that_is_not_there_is_refused_before_the_drawing(tmp_path):
     result = invoke("layout", "preview", str(SHOTS), "--out", str(tmp_path / "no" / "a.png"))
-    assert result.exit_code == 1 and "--out is" in result.stderr
+    assert result.exit_code == 2 and "its folder does not exist" in result.stderr
 
 
 def test_tokens_are_tinted_where_labels_say_so():

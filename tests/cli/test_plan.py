@@ -17,10 +17,10 @@ from commands import DEFAULTS, PROMPT, invoke, names
 from dit_accel import metrics
 from dit_accel.calibration import calibrate as measuring
 from dit_accel.calibration import record
+from dit_accel.cli.common.options import bytes_of
 from dit_accel.cli.common.progress import Pace
-from dit_accel.cli.common.tables import rows
+from dit_accel.cli.common.tables import candidate_rows
 from dit_accel.cli.plan_memory import cached_values
-from dit_accel.cli.run.request import size_of
 from dit_accel.core.quantization import packed_bytes
 from dit_accel.models import miniature
 from dit_accel.planning.difficulty import PromptDifficulty
@@ -81,13 +81,13 @@ def test_calibrate_writes_a_profile_into_the_cache_where_generate_finds_it(
     assert path.parent == tmp_path / "cache" / "profiles" and path.suffix == ".safetensors"
     assert names(path.parent) == [path.name]  # the work folder is gone
     assert Profile.load(path).metadata["clips"] == 3
-    assert [row["speedup"] for row in content["ladder"]] == [2.0]
+    assert [row["speedup"] for row in content["candidates"]] == [2.0]
     again = invoke("calibrate", *model, "--prompts", prompts, *QUICK)
-    refused(again, "which exists; pass --overwrite, or another --out")
+    refused(again, "exists; pass --overwrite, or another --out")
 
     made = invoke("generate", PROMPT, *model, "--speedup", "2", "--json", "--output", "a.npy")
     assert made.exit_code == 0, made.stderr
-    assert json.loads(made.stdout)["settings"]["profile"] == str(path)
+    assert json.loads(made.stdout)["settings"]["accel"]["profile"] == str(path)
     told = invoke("plan", *model, "--speedup", "2", "--json")
     assert json.loads(told.stdout)["profile"] == str(path)
 
@@ -108,7 +108,7 @@ def test_calibrate_goes_on_after_ctrl_c(
     monkeypatch.setattr(Pace, "begin", press)
     stopped = invoke(*command)
     assert stopped.exit_code == 130
-    assert "what is done is kept, and the same command goes on where it was" in stopped.stderr
+    assert "what is done is kept; run the same command again to continue" in stopped.stderr
     assert names(here) == ["p.safetensors.work"]
     other = invoke(*command[:-1], "8")
     refused(other, "--work is 'p.safetensors.work', begun with other prompts or clips")
@@ -138,7 +138,7 @@ def test_calibrate_keeps_out_of_folders_that_hold_something_else(
 @pytest.mark.parametrize(
     ("options", "told"),
     [
-        ([], "--prompts is not given: name a file of 12 prompts or more"),
+        ([], "--prompts is not given: pass a file of 12 prompts or more"),
         (["--prompts", "no.txt"], "--prompts is 'no.txt': No such file or directory"),
         (["--prompts", "no.doc"], "no.doc ends in '.doc'; accepted: .jsonl, .txt, .json"),
         (["--speedups", "2,x"], "--speedups is '2,x': must be numbers above 1"),
@@ -146,7 +146,7 @@ def test_calibrate_keeps_out_of_folders_that_hold_something_else(
         (["--speedups", "6"], "--speedups has 6: must be at most 5 at 10 steps"),
         (["--steps", "7"], "--steps is 7: plans need at least 8"),
         (["--out", "p.json"], "--out is 'p.json': must end in .safetensors"),
-        (["--out", "no/p.safetensors"], "there is no such folder"),
+        (["--out", "no/p.safetensors"], "--out is 'no/p.safetensors': its folder does not exist"),
         (["--height", "17"], "--height is 17: must be a multiple of 16"),
     ],
 )
@@ -170,13 +170,13 @@ def test_the_miniature_brings_prompts_to_calibrate_on_that_no_evaluation_uses() 
 def test_pace_by_hand() -> None:
     """Two clips of 10 steps, one probe, rungs of 6 and 4 steps: 2·10 + 10 + 10 + 2·(6+4) = 60."""
     pace = Pace(2, 10, 1, [6, 4])
-    assert pace.total == 60 and pace.left(0.0) is None
+    assert pace.total == 60 and pace.remaining(0.0) is None
     pace.begin("uncached", 0, 2, 100.0)
     pace.begin("uncached", 1, 2, 102.0)  # 10 in 2 s; 50 are left
-    assert (pace.position, pace.left(102.0)) == (10, 10.0)
-    assert pace.left(103.0) == 9.0
+    assert (pace.position, pace.remaining(102.0)) == (10, 10.0)
+    assert pace.remaining(103.0) == 9.0
     pace.begin("rungs", 1, 4, 104.0)  # the probe and the search were kept: 20 in 4 s, 15 left
-    assert (pace.position, pace.left(104.0)) == (45, 3.0)
+    assert (pace.position, pace.remaining(104.0)) == (45, 3.0)
     pace.begin("rungs", 2, 8, 105.0)  # twice as many rungs as thought, of half the weight
     assert pace.total == 60 and pace.position == 45
 
@@ -193,8 +193,8 @@ def test_plan_without_a_target_is_the_ladder(plan: Any, tiny_profile: Profile) -
     told = plan()
     assert told.exit_code == 0, told.stderr
     assert "1.43x" in told.stdout and "5 of 10" in told.stdout
-    ladder = json.loads(plan("--json").stdout)["ladder"]
-    assert ladder == rows(tiny_profile)
+    ladder = json.loads(plan("--json").stdout)["candidates"]
+    assert ladder == candidate_rows(tiny_profile)
     for row, candidate in zip(ladder, tiny_profile.candidates, strict=True):
         assert row["mean_db"] == pytest.approx(candidate.psnr_db.mean().item())
         assert row["low_db"] == pytest.approx(candidate.psnr_db.quantile(0.05).item())
@@ -206,19 +206,19 @@ def test_plan_to_a_speed_is_the_rung_and_says_what_it_promises(
 ) -> None:
     content = json.loads(plan("--speedup", "2", "--json").stdout)
     assert tuple(content["computed"]) == tiny_profile.candidates[1].computed
-    assert content["prediction"]["speedup"] == 2
-    assert content["prediction"]["psnr_db"] == pytest.approx(
+    assert content["predicted"]["speedup"] == 2
+    assert content["predicted"]["psnr_db"] == pytest.approx(
         tiny_profile.candidates[1].psnr_db.mean().item(), abs=0.5
     )
     told = plan("--speedup", "2").stdout
     strip = "".join("█" if step in content["computed"] else "·" for step in range(10))
-    assert all(text in told for text in (strip, "2.00x", "dB expected", "tensors of the size"))
+    assert all(text in told for text in (strip, "2.00x", "dB predicted", "tensors of the size"))
 
 
 def test_plan_to_a_quality_out_of_reach_computes_everything_and_says_so(plan: Any) -> None:
     content = json.loads(plan("--quality", "90", "--json").stdout)
     assert content["computed"] == list(range(10))
-    assert content["prediction"]["psnr_db"] is None  # infinite
+    assert content["predicted"]["psnr_db"] is None  # infinite
     assert "No plan of this profile reaches 90 dB" in content["notes"][0]
     assert "exact" in plan("--quality", "90").stdout
 
@@ -230,7 +230,9 @@ def test_plan_carries_over_to_other_steps_and_guidance_by_the_models_scheduler(
     options = ("--model", str(model_folder), "--speedup", "2", "--steps", "20", "--guidance", "6")
     content = json.loads(plan(*options, "--json").stdout)
     assert (content["steps"], content["guidance"], len(content["computed"])) == (20, 6.0, 10)
-    assert content["held_bytes"] == content["held_tensors"] * 16 * 2 * 2 * 2 * 4  # C F h w float32
+    assert (
+        content["cached_bytes"] == content["cached_tensors"] * 16 * 2 * 2 * 2 * 4
+    )  # C F h w float32
     assert any("no run of this plan was made" in note for note in content["notes"])
 
 
@@ -241,7 +243,7 @@ def test_plan_draws(plan: Any, here: Path, suffix: str) -> None:
     result = plan("--quality", "12", "--plot", str(path))
     assert result.exit_code == 0, result.stderr
     assert path.read_bytes()[:4] in (b"\x89PNG", b"<?xm")
-    refused(plan("--plot", str(path)), "which exists; pass --overwrite, or another --plot")
+    refused(plan("--plot", str(path)), "exists; pass --overwrite, or another --plot")
     assert plan("--plot", str(path), "--overwrite").exit_code == 0
 
 
@@ -249,14 +251,14 @@ def test_plan_draws(plan: Any, here: Path, suffix: str) -> None:
     ("options", "told"),
     [
         (["--quality", "30", "--speedup", "2"], "--quality 30 and --speedup 2 are given"),
-        (["--quality", "0"], "--quality is 0.0: must be a number of dB above 0"),
-        (["--quality", "nan"], "--quality is nan: must be a number of dB above 0"),
-        (["--speedup", "0.5"], "--speedup is 0.5: must be at least 1"),
+        (["--quality", "0"], "--quality is 0.0; accepted: a finite number above 0"),
+        (["--quality", "nan"], "--quality is nan; accepted: a finite number above 0"),
+        (["--speedup", "0.5"], "--speedup is 0.5; accepted: a finite number above 1"),
         (["--speedup", "6"], "--speedup 6: speedup is 6.0; accepted: 1 to 5 at 10 steps"),
         (["--speedup", "2", "--guidance", "1"], "this run of one branch"),
         (["--steps", "20"], "--steps is given: applies with --quality or --speedup"),
         (["--plot", "p.pdf"], "--plot is 'p.pdf': must end in .png or .svg"),
-        (["--plot", "no/p.png"], "its folder is not there"),
+        (["--plot", "no/p.png"], "--plot is 'no/p.png': its folder does not exist"),
     ],
 )
 def test_plan_refuses(plan: Any, options: list[str], told: str) -> None:
@@ -284,9 +286,9 @@ def test_held_by_hand() -> None:
     plan = Plan(
         4, {1: Extrapolation(({0: 1.0}, {0: 1.0})), 3: Extrapolation(reads, noise_weight=0.1)}
     )
-    assert cached_values(plan, parts=2) == 2 * 2 + 1
+    assert cached_values(plan, branches=2) == 2 * 2 + 1
     assert (
-        cached_values(Plan(4, {}), parts=1) == 3
+        cached_values(Plan(4, {}), branches=1) == 3
     )  # a value, and the two whose line it is held against
 
 
@@ -310,19 +312,18 @@ def test_generate_tells_before_the_run_and_keeps_promised_and_measured(
     assert "plan: quality 12 dB: computes" in result.stderr
     assert result.stderr.index("plan:") < result.stderr.index("uncached:")
     content = json.loads(Path("a.npy.json").read_text())
-    settings, promise = content["settings"], content["promise"]
-    assert (settings["quality"], settings["threshold"]) == (12.0, None)
-    assert (settings["profile"], settings["guard"], settings["force"]) == (
-        str(profile_file), True, False
-    )  # fmt: skip
+    settings, promise = content["settings"], content["target"]
+    accel = settings["accel"]
+    assert (accel["kind"], accel["quality"], accel["profile"]) == ("quality", 12, str(profile_file))
+    assert (accel["guard"], accel["force"]) == (True, False)
     measured = metrics.psnr(np.load("a-uncached.npy"), np.load("a.npy"), data_range=255)
     assert promise["measured"]["psnr_db"] == pytest.approx(measured, abs=2)  # before 8 bits
     compared = content["comparison"]["fidelity"]["psnr_db"]["value"]
     assert promise["measured"]["psnr_db"] == compared
     assert promise["measured"]["computed"] == len(promise["planned"]) < 10
     assert promise["reached"] is (promise["measured"]["psnr_db"] >= 12)
-    assert promise["foretold"]["psnr_db"] == content["report"]["prediction"]["psnr_db"]
-    assert "foretold" in result.stdout and "12 dB asked for: reached" in result.stdout
+    assert promise["predicted"]["psnr_db"] == content["report"]["prediction"]["psnr_db"]
+    assert "predicted" in result.stdout and "target 12 dB: reached" in result.stdout
 
 
 def test_generate_is_what_accelerate_makes(
@@ -383,10 +384,16 @@ def test_generate_without_a_target_takes_36_db_where_there_is_a_profile(
     generate: Any, tmp_path: Path
 ) -> None:
     made = json.loads(generate("--json", "--output", "a.npy").stdout)
-    assert (made["settings"]["quality"], made["settings"]["threshold"]) == (36.0, None)
+    assert (made["settings"]["accel"]["kind"], made["settings"]["accel"]["quality"]) == (
+        "quality",
+        36.0,
+    )
     made = json.loads(generate("--json", "--output", "b.npy", profile=False).stdout)
-    assert (made["settings"]["quality"], made["settings"]["threshold"]) == (None, 0.2)
-    assert made["promise"] is None
+    assert (made["settings"]["accel"]["kind"], made["settings"]["accel"]["threshold"]) == (
+        "threshold",
+        0.2,
+    )
+    assert made["target"] is None
 
 
 def test_generate_falls_back_to_windows_where_a_found_profile_does_not_suit(
@@ -397,7 +404,7 @@ def test_generate_falls_back_to_windows_where_a_found_profile_does_not_suit(
     command = ["generate", PROMPT, "--model", str(folder), "--guidance", "1"]
     result = invoke(*command, "--output", "a.npy")
     assert result.exit_code == 0, result.stderr
-    assert "note: went on with --threshold 0.2:" in result.stderr
+    assert "note: used --threshold 0.2 instead:" in result.stderr
     assert "calibrate at this guidance" in result.stderr
     refused(
         invoke(*command, "--quality", "30", "--output", "b.npy"),
@@ -415,11 +422,13 @@ def test_generate_refuses_the_profile_of_another_model_unless_forced(
     )
     command = ["generate", PROMPT, "--model", str(folder), "--profile", str(profile_file)]
     command += ["--speedup", "2", "--output", "a.npy"]
-    refused(invoke(*command), "the profile is of another pipeline: weights is", "pass --force")
-    forced = invoke(*command, "--force", "--json")
+    refused(
+        invoke(*command), "the profile is of another pipeline: weights is", "pass --force-profile"
+    )
+    forced = invoke(*command, "--force-profile", "--json")
     assert forced.exit_code == 0, forced.stderr
     content = json.loads(forced.stdout)
-    assert content["settings"]["force"] is True
+    assert content["settings"]["accel"]["force"] is True
     assert any("was forced" in note for note in content["report"]["notes"])
 
 
@@ -428,20 +437,32 @@ def test_generate_refuses_the_profile_of_another_model_unless_forced(
     [
         (["--quality", "30", "--speedup", "2"], "--quality 30 and --speedup 2 are given"),
         (["--speedup", "2", "--threshold", "0"], "--speedup 2 and --threshold 0 are given"),
-        (["--quality", "-3"], "--quality is -3.0: must be a number of dB above 0"),
+        (["--quality", "-3"], "--quality is -3.0; accepted: a finite number above 0"),
         (
             ["--quality", "30", "--site", "block"],
-            "--site is 'block': has no meaning with --quality",
+            "--quality is given with --site; accepted: alone",
         ),
-        (["--speedup", "2", "--accel", "unicp-paper"], "--accel is 'unicp-paper': has no meaning"),
+        (
+            ["--speedup", "2", "--accel", "unicp-paper"],
+            "--speedup is given with --accel; accepted: alone",
+        ),
         (["--accel", "magic"], "--accel is 'magic': must be one of unicp, unicp-paper"),
-        (["--accel", "unicp-paper", "--site", "block"], "works at attentions"),
-        (["--accel", "unicp", "--threshold", "0.1"], "--accel is 'unicp': plans by --quality or"),
-        (["--accel", "unicp", "--site", "block"], "works at the denoiser's output"),
+        (
+            ["--accel", "unicp-paper", "--site", "block"],
+            "--accel is given with --site; accepted: threshold alone",
+        ),
+        (
+            ["--accel", "unicp", "--threshold", "0.1"],
+            "--accel is 'unicp' with --threshold; accepted: with --quality or",
+        ),
+        (
+            ["--accel", "unicp", "--site", "block"],
+            "--accel is 'unicp' with --site; accepted: with --quality or --speedup",
+        ),
         (["--cache-memory", "lots"], "--cache-memory is 'lots': must be a size above 0, e.g. 512M"),
         (["--cache-memory", "0GiB"], "--cache-memory is '0GiB': must be a size above 0"),
-        (["--threshold", "0.1"], "--profile is given: applies to --quality and --speedup only"),
-        (["--quality", "30", "--steps", "7"], "--steps is 7: --quality needs at least 8"),
+        (["--threshold", "0.1"], "--profile is given; accepted: with --quality or --speedup"),
+        (["--quality", "30", "--steps", "7"], "--steps is 7: --quality 30 needs at least 8"),
     ],
 )
 def test_generate_refuses(generate: Any, here: Path, options: list[str], told: str) -> None:
@@ -449,9 +470,10 @@ def test_generate_refuses(generate: Any, here: Path, options: list[str], told: s
     assert names(here) == []
 
 
-@pytest.mark.parametrize("option", ["--force", "--no-guard", "--static"])
+@pytest.mark.parametrize("option", ["--force-profile", "--no-guard", "--deterministic", "--static"])
 def test_options_of_plans_are_refused_with_windows(generate: Any, option: str) -> None:
-    told = f"{option} is given: applies to --quality and --speedup only"
+    name = "--deterministic" if option == "--static" else option  # an alias
+    told = f"{name} is given; accepted: with --quality or --speedup"
     refused(generate(option, "--threshold", "0.1", profile=False), told)
 
 
@@ -460,7 +482,7 @@ def test_options_of_plans_are_refused_with_windows(generate: Any, option: str) -
     [("2GiB", 2 << 30), ("512 MiB", 512 << 20), ("1.5kib", 1536), ("3MB", 3_000_000), ("7", 7)],
 )
 def test_sizes_as_people_write_them(text: str, size: int) -> None:
-    assert size_of("--cache-memory", text) == size
+    assert bytes_of(text) == size
 
 
 def test_generate_static_under_a_cap_reads_nothing_and_says_what_was_held(generate: Any) -> None:
@@ -468,13 +490,13 @@ def test_generate_static_under_a_cap_reads_nothing_and_says_what_was_held(genera
     all, and then the report says so."""
     reports = []
     for cap, name in (("1KiB", "a.npy"), ("64", "b.npy")):
-        options = ["--speedup", "2", "--static", "--cache-memory", cap, "--accel", "unicp"]
+        options = ["--speedup", "2", "--deterministic", "--cache-memory", cap, "--accel", "unicp"]
         result = generate(*options, "--output", name, "--json")
         assert result.exit_code == 0, result.stderr
         content = json.loads(result.stdout)
-        settings, report = content["settings"], content["report"]
-        assert (settings["static"], settings["accel"]) == (True, None)
-        assert settings["cache_memory"] == size_of("--cache-memory", cap)
+        accel, report = content["settings"]["accel"], content["report"]
+        assert (accel["kind"], accel["static"]) == ("speedup", True)
+        assert accel["cache_memory"] == bytes_of(cap)
         assert (report["host_syncs"], report["offloaded_bytes"]) == (0, 0)
         assert 0 < report["packed_bytes"] <= report["kept_bytes"]
         reports.append(report)
@@ -492,13 +514,13 @@ def test_plan_tells_beforehand_what_a_run_holds_with_a_cap_and_without(
     free = json.loads(invoke(*command, "--json").stdout)
     assert (free["packed_bytes"], free["packed_bits"], free["offloaded_bytes"]) == (0, None, 0)
     ran = json.loads(generate("--speedup", "2", "--output", "a.npy", "--json").stdout)["report"]
-    assert ran["kept_bytes"] == free["held_bytes"]
-    cap = ["--cache-memory", str(free["held_bytes"] // 2)]
+    assert ran["kept_bytes"] == free["cached_bytes"]
+    cap = ["--cache-memory", str(free["cached_bytes"] // 2)]
     told = json.loads(invoke(*command, *cap, "--json").stdout)
     ran = json.loads(generate("--speedup", "2", *cap, "--output", "b.npy", "--json").stdout)
     assert told["offloaded_bytes"] == 0 and told["packed_bytes"] > 0
     assert ran["report"]["packed_bits"] == told["packed_bits"] >= told["min_bits"]
-    assert ran["report"]["kept_bytes"] <= free["held_bytes"] // 2
+    assert ran["report"]["kept_bytes"] <= free["cached_bytes"] // 2
     assert "packed to" in invoke(*command, *cap).stdout
 
 
@@ -508,12 +530,12 @@ def test_plan_tells_what_would_wait_on_the_cpu_where_packing_is_not_enough(
     command = ["plan", "--model", str(model_folder), "--profile", str(profile_file)]
     command += ["--speedup", "2", "--cache-memory"]
     told = json.loads(invoke(*command, "200", "--json").stdout)
-    each = packed_bytes(told["held_bytes"] // told["held_tensors"] // 4, told["min_bits"])
+    each = packed_bytes(told["cached_bytes"] // told["cached_tensors"] // 4, told["min_bits"])
     staying = 200 // each
-    assert 0 < staying < told["held_tensors"]
+    assert 0 < staying < told["cached_tensors"]
     assert told["packed_bytes"] == staying * each
-    assert told["offloaded_bytes"] == (told["held_tensors"] - staying) * each
-    assert "wait on the CPU where an accelerator computes" in invoke(*command, "200").stdout
+    assert told["offloaded_bytes"] == (told["cached_tensors"] - staying) * each
+    assert "offloaded (on a CPU nothing is)" in invoke(*command, "200").stdout
 
 
 def test_the_preset(generate: Any) -> None:
@@ -522,7 +544,8 @@ def test_the_preset(generate: Any) -> None:
     assert result.exit_code == 0, result.stderr
     content = json.loads(Path("a.npy.json").read_text())
     settings = content["settings"]
-    assert (settings["accel"], settings["threshold"]) == ("unicp-paper", 0.3)
+    assert settings["accel"]["kind"] == "unicp-paper"
+    assert settings["accel"]["windows"]["threshold"] == 0.3
     assert content["report"]["site"] == "attention"
     whole = generate("--accel", "unicp-paper", "--json", "--output", "b.npy", profile=False)
     assert any("PCAS was off" in note for note in json.loads(whole.stdout)["report"]["notes"])
@@ -563,7 +586,7 @@ def test_evaluate_static_under_a_cap_is_another_job_of_plans_alone(
     """In the jobs' names, the manifest, the runs and the report; not in what does not plan."""
     command = ["evaluate", prompts, "--model", str(model_folder), "--limit", "1"]
     command += ["--profile", str(profile_file), "--methods", "speedup:2,edcw:9"]
-    given = ["--static", "--cache-memory", "1KiB"]
+    given = ["--deterministic", "--cache-memory", "1KiB"]
     for out, options in (("plain", []), ("capped", given)):
         result = invoke(*command, "--out", out, *options)
         assert result.exit_code == 0, result.stderr
@@ -588,13 +611,15 @@ def test_evaluate_goes_on_only_with_the_same_settings_of_plans(
 ) -> None:
     command = ["evaluate", prompts, "--model", str(model_folder), "--out", "run", "--limit", "1"]
     planned = ["--profile", str(profile_file), "--methods", "speedup:2"]
-    assert invoke(*command, *planned, "--static").exit_code == 0
+    assert invoke(*command, *planned, "--deterministic").exit_code == 0
     before = evaluated(here / "run")
     refused(
-        invoke(*command, *planned), "--out: run holds", "another static (True before, False now)"
+        invoke(*command, *planned),
+        "--out: run holds",
+        "another --deterministic (True before, False now)",
     )
-    capped = ["--static", "--cache-memory", "1KiB"]
-    refused(invoke(*command, *planned, *capped), "cache_memory (None before, 1024 now)")
+    capped = ["--deterministic", "--cache-memory", "1KiB"]
+    refused(invoke(*command, *planned, *capped), "--cache-memory (None before, 1024 now)")
     assert evaluated(here / "run") == before
     added = invoke(*command, "--methods", "edcw:9")  # heeds neither, and says nothing of them
     assert added.exit_code == 0, added.stderr
@@ -602,7 +627,7 @@ def test_evaluate_goes_on_only_with_the_same_settings_of_plans(
     assert (manifest["static"], manifest["methods"]) == (True, ["speedup:2", "edcw:9"])
     after = evaluated(here / "run")
     assert after["speedup:2"] == before["speedup:2"] and "edcw:9" in after
-    again = invoke(*command, *planned, "--static")
+    again = invoke(*command, *planned, "--deterministic")
     assert "3 of 3 clips are there already" in again.stderr
 
 
@@ -611,7 +636,7 @@ def test_evaluate_takes_the_settings_of_plans_into_a_folder_that_had_none(
 ) -> None:
     command = ["evaluate", prompts, "--model", str(model_folder), "--out", "run", "--limit", "1"]
     assert invoke(*command, "--methods", "edcw:9").exit_code == 0
-    planned = ["--profile", str(profile_file), "--methods", "speedup:2", "--static"]
+    planned = ["--profile", str(profile_file), "--methods", "speedup:2", "--deterministic"]
     assert invoke(*command, *planned).exit_code == 0
     assert evaluated(here / "run")["speedup:2"]["job"]["static"] is True
 
@@ -619,7 +644,10 @@ def test_evaluate_takes_the_settings_of_plans_into_a_folder_that_had_none(
 @pytest.mark.parametrize(
     ("options", "told"),
     [
-        (["--static"], "--static is given: applies to the methods quality and speedup only"),
+        (
+            ["--deterministic"],
+            "--deterministic is given: applies to the methods quality and speedup only",
+        ),
         (["--cache-memory", "1GiB"], "--cache-memory is given: applies to the methods quality and"),
         (["--cache-memory", "lots"], "--cache-memory is 'lots': must be a size above 0"),
         (["--cache-memory", "0"], "--cache-memory is '0': must be a size above 0"),

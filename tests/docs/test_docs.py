@@ -44,7 +44,6 @@ PAGES = [ROOT / "README.md", *(ROOT / "docs" / f"{name}.md" for name in NAMES)]
 RESEARCH = ROOT / "research"  # not in an sdist
 LINKING = [p for p in (*PAGES, ROOT / "assets/README.md", RESEARCH / "LOG.md") if p.exists()]
 MEASURED = "results.md"  # its commands take hours
-COMING = ("--deterministic", "--force-profile")  # new names of --static and --force
 OPTIONS_OF_SCRIPTS = ("--pairs", "--prompts", "--quality", "--seeds", "--lowest", "--write")
 SMALL = {
     "num_inference_steps=50": "num_inference_steps=8",
@@ -150,7 +149,7 @@ def test_options_that_the_text_names_exist(page):
         r"^```.*?^```$", "", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE
     )
     named = {m for code in re.findall(r"`([^`\n]+)`", text) for m in re.findall(r"--[a-z-]+", code)}
-    assert named <= {*options_of(typer.main.get_command(app)), *OPTIONS_OF_SCRIPTS, *COMING}
+    assert named <= {*options_of(typer.main.get_command(app)), *OPTIONS_OF_SCRIPTS}
 
 
 def options_of(command: Any) -> set[str]:

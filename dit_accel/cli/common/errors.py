@@ -51,10 +51,10 @@ _PHRASES = {"without a model": "without --model", "force it": "pass --force-prof
 # Names with an underscore are arguments wherever they stand. The others are words as well: they are
 # arguments where a message begins, where a value follows, and after such a one ("quality or site").
 _ARGUMENT = re.compile(
-    rf"\b(?P<value>{_NAMES})=(?P<of>[\w.]+)"
+    rf"\b(?P<value>{_NAMES})=(?P<of>[\w.]+)\b(?!\()"
     rf"|\b(?P<sure>{'|'.join(name for name in OPTIONS if '_' in name)})\b"
-    rf"|(?:(?<=^)|(?<=with )|(?<=without )|(?<=pass )|(?<=drop )|(?<= or )|(?<= and ))"
-    rf"(?P<name>{_NAMES})(?= is | are | has | with| without| and | or |:|,|;|$)"
+    rf"|(?:(?<=^)|(?<=with )|(?<=without )|(?<=pass )|(?<=drop )|(?<= or )|(?<= and )|(?<=another ))"
+    rf"(?P<name>{_NAMES})(?= is | are | has | with| without| and | or | \(|:|,|;|$)"
 )
 
 

@@ -90,6 +90,8 @@ class Request(AccelOptions, ClipOptions):
         check_clip(self)
         check_choice("site", self.site, SITES)
         check_choice("accel", self.accel, ACCELS)
+        if self.layout is not None and self.accel == ACCELS[1]:
+            raise BadInput(f"--accel is {self.accel!r}: it prunes attention, and a layout cannot")
         bytes_of(self.cache_memory)
 
     def _check_layout_options(self) -> None:

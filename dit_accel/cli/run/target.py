@@ -65,7 +65,7 @@ def check_steps(settings: Settings) -> None:
     if isinstance(settings.accel, PlannedConfig) and settings.steps < MIN_PLANNED_STEPS:
         raise BadInput(
             f"--steps is {settings.steps}: {target_option(settings)} needs at least "
-            f"{MIN_PLANNED_STEPS}, since fewer steps are too far apart to extrapolate; pass --threshold"
+            f"{MIN_PLANNED_STEPS}, since fewer are too far apart to extrapolate; pass --threshold"
         )
 
 
