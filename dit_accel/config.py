@@ -376,10 +376,10 @@ def _chosen(given: dict[str, Any]) -> AccelConfig:
     if "mix" in given and "plan" not in given:
         raise ValueError("mix is given without a plan; accepted: with plan")
     if "accel" in given:
-        _alone("accel", given, ("plan", "site", "config"), "threshold alone")
+        _alone("accel", given, ("plan", "site", "config"), "with threshold alone")
         return _config(UniCPConfig, given | settings_of(_preset(given)))
     if "plan" in given:
-        _alone("plan", given, ("threshold", "site", "config"), "plan alone")
+        _alone("plan", given, ("threshold", "site", "config"), "alone")
         return _config(PlanConfig, given)
     if "layout" in given and not given.keys() & {"threshold", "config", "site"}:
         return _config(UncachedConfig, given)

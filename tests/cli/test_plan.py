@@ -444,20 +444,20 @@ def test_generate_refuses_the_profile_of_another_model_unless_forced(
         ),
         (
             ["--speedup", "2", "--accel", "unicp-paper"],
-            "--speedup is given with --accel; accepted: alone",
+            "--speedup is given with --accel",
         ),
         (["--accel", "magic"], "--accel is 'magic': must be one of unicp, unicp-paper"),
         (
             ["--accel", "unicp-paper", "--site", "block"],
-            "--accel is given with --site; accepted: threshold alone",
+            "--profile is given; accepted: with",
         ),
         (
             ["--accel", "unicp", "--threshold", "0.1"],
-            "--accel is 'unicp' with --threshold; accepted: with --quality or",
+            "--accel is 'unicp' with --threshold",
         ),
         (
             ["--accel", "unicp", "--site", "block"],
-            "--accel is 'unicp' with --site; accepted: with --quality or --speedup",
+            "--accel is 'unicp' with --site",
         ),
         (["--cache-memory", "lots"], "--cache-memory is 'lots': must be a size above 0, e.g. 512M"),
         (["--cache-memory", "0GiB"], "--cache-memory is '0GiB': must be a size above 0"),
@@ -549,6 +549,11 @@ def test_the_preset(generate: Any) -> None:
     assert content["report"]["site"] == "attention"
     whole = generate("--accel", "unicp-paper", "--json", "--output", "b.npy", profile=False)
     assert any("PCAS was off" in note for note in json.loads(whole.stdout)["report"]["notes"])
+
+
+def test_the_preset_has_its_own_sites(generate: Any) -> None:
+    result = generate("--accel", "unicp-paper", "--site", "block", profile=False)
+    refused(result, "--accel is given with --site; accepted: with --threshold alone")
 
 
 def test_generate_without_any_profile_says_how_to_get_one(generate: Any) -> None:

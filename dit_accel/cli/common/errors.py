@@ -21,13 +21,12 @@ from dit_accel.models.loading import ModelError, ModelLoadError
 INTERRUPTED = "no half-written file is left"
 RESUMABLE = "what is done is kept; run the same command again to continue"
 
-# Argument of the library -> option of the command. An argument that is not here has the option of
-# its own name, or none.
-OPTIONS = {
-    **{name: f"--{name}" for name in ("model", "device", "dtype", "steps", "guidance", "seed")},
-    **{name: f"--{name}" for name in ("height", "width", "fps", "layout", "alpha", "background")},
-    **{name: f"--{name}" for name in ("quality", "speedup", "threshold", "site", "accel")},
-    **{name: f"--{name}" for name in ("profile", "reposition", "work", "batch", "probes")},
+# Argument of the library -> option of the command.
+_SAME = (
+    "model device dtype steps guidance seed height width fps layout alpha background quality "
+    "speedup threshold site accel profile reposition work batch probes speedups metrics methods"
+)
+OPTIONS = {name: f"--{name}" for name in _SAME.split()} | {
     "isolate": "--isolation",
     "num_frames": "--frames",
     "num_inference_steps": "--steps",
@@ -37,24 +36,22 @@ OPTIONS = {
     "force": "--force-profile",
     "static": "--deterministic",
     "cache_memory": "--cache-memory",
-    "speedups": "--speedups",
-    "metrics": "--metrics",
-    "methods": "--methods",
     "lpips_weights": "--lpips-weights",
     "allow_trim": "--allow-trim",
     "allow_mixed": "--allow-mixed-codecs",
     "allow_mixed_codecs": "--allow-mixed-codecs",
     "allow_unpaired": "--allow-unpaired",
 }
-_NAMES = "|".join(OPTIONS)
 _PHRASES = {"without a model": "without --model", "force it": "pass --force-profile"}
+_NAMES = "|".join(OPTIONS)
+_BEFORE = "|".join(f"(?<={text})" for text in ("^", "with ", "without ", "pass ", " or ", " and "))
+_AFTER = r" is | are | has | with| without| alone| and | or | \(|:|,|;|$"
 # Names with an underscore are arguments wherever they stand. The others are words as well: they are
-# arguments where a message begins, where a value follows, and after such a one ("quality or site").
+# arguments where a value follows, where a message begins, and in lists ("with quality or site").
 _ARGUMENT = re.compile(
     rf"\b(?P<value>{_NAMES})=(?P<of>[\w.]+)\b(?!\()"
     rf"|\b(?P<sure>{'|'.join(name for name in OPTIONS if '_' in name)})\b"
-    rf"|(?:(?<=^)|(?<=with )|(?<=without )|(?<=pass )|(?<=drop )|(?<= or )|(?<= and )|(?<=another ))"
-    rf"(?P<name>{_NAMES})(?= is | are | has | with| without| and | or | \(|:|,|;|$)"
+    rf"|(?:{_BEFORE}|(?<=another ))(?P<name>{_NAMES})(?={_AFTER})"
 )
 
 
