@@ -196,7 +196,7 @@ def test_the_settings_of_plans_are_told_and_in_the_command_where_they_are_set(re
     capped = dataclasses.replace(plain, static=True, cache_memory=1024)
     for plan, there in ((plain, False), (capped, True)):
         command, settings = made.command(plan), dict(made.settings(plan))
-        assert ("--static" in command) is ("--cache-memory 1024" in command) is there
+        assert ("--deterministic" in command) is ("--cache-memory 1024" in command) is there
         assert (settings.get("cached values of plans") == "at most 1024 bytes") is there
         assert settings.get("plans", "").startswith("static") is there
 

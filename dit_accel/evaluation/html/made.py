@@ -63,7 +63,7 @@ def command(spec: EvaluationSpec) -> str:
             text = f"{value:g}" if isinstance(value, float) else str(value)
             parts.append(f"{name} {shlex.quote(text)}")
     if spec.static:
-        parts.append("--static")
+        parts.append("--deterministic")
     if not spec.keep_clips:
         parts.append("--no-keep-clips")
     return " \\\n  ".join(parts)
