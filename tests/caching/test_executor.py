@@ -31,6 +31,30 @@ def stock(pipe: Any) -> Any:
     return run(pipe)
 
 
+def test_worked_example():
+    """A run of six steps whose denoiser is replaced by one that predicts a number a step."""
+    pipe, given = tiny.tiny_wan(), []
+    predictions = [1.0, 2.0, 99.0, 5.0, 99.0, 6.0]  # the 99s must never be asked for
+    stock = pipe.scheduler.step
+
+    def denoiser(hidden_states: torch.Tensor, **_: Any) -> tuple[torch.Tensor]:
+        return (torch.full_like(hidden_states, predictions[len(given)]),)
+
+    def scheduler_step(prediction: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        given.append(float(prediction.mean()))
+        return stock(prediction, *args, **kwargs)
+
+    pipe.transformer.forward, pipe.scheduler.step = denoiser, scheduler_step
+    # step 2 on the line through steps 1 and 0, step 4 the same as step 3
+    line, reuse = Extrapolation(({1: 2.0, 0: -1.0},)), Extrapolation(({3: 1.0},))
+    with accelerate(pipe, plan=Plan(6, {2: line, 4: reuse})) as handle:
+        run(pipe, guidance_scale=1.0, output_type="latent")
+        report = handle.report()
+    # 2 x 2 - 1 x 1 = 3 at step 2, and 5 again at step 4
+    assert given == [1.0, 2.0, 3.0, 5.0, 5.0, 6.0]
+    assert report.steps_computed == 4
+
+
 def test_a_plan_that_computes_all_is_bit_equal_and_removal_restores(pipe, stock):
     with accelerate(pipe, plan=NEUTRAL) as handle:
         assert np.array_equal(run(pipe), stock)
