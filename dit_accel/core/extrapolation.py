@@ -1,16 +1,16 @@
-"""A site's next value from its kept ones: the polynomial through them, read further on.
+"""Extrapolate a value from earlier ones with the polynomial through them.
 
-Order 0 is the kept value itself (reuse), order 1 the line through the last two, order 2 the
-parabola through the last three. The axis is the scheduler's timestep, which for flow matching is
-the noise level up to a factor: a trajectory is smooth in the noise level, not in the step number.
-Knows numbers and tensors, nothing of sites and models.
+Positions and tensors come in; weights and weighted sums go out. Order 0 reuses the last value,
+order 1 is the line through two values, order 2 the parabola through three. The axis is the
+scheduler's timestep: under flow matching it is proportional to the noise level, in which a
+trajectory is smoother than in the step index.
 
-A polynomial amplifies what is not smooth: the sum of the absolute weights of a line, over kept
-values that lie one apart and a forecast g further on, is 2g + 1. So a high order pays over short
-gaps and loses over long ones.
+It knows numbers and tensors, no sites and no models. A high order pays over short gaps only: for
+a line over values one apart, extrapolated by g, the absolute weights sum to 2g + 1, and so much
+does it amplify noise.
 
-Sources: TaylorSeer (arXiv 2503.06923 §3.2) extrapolates features by finite differences over the
-step; Lagrange's form gives the same polynomial for steps that lie unevenly.
+Source: TaylorSeer (arXiv 2503.06923 §3.2) uses finite differences over steps. We use Lagrange's
+form, which gives the same polynomial and also works for uneven steps.
 """
 
 from __future__ import annotations
@@ -21,66 +21,66 @@ from collections.abc import Sequence
 import torch
 
 
-def lagrange_weights(kept: Sequence[float], at: float) -> tuple[float, ...]:
-    """Weights of kept values in the forecast, by Lagrange: they sum to 1.
+def lagrange_weights(positions: Sequence[float], at: float) -> tuple[float, ...]:
+    """Weights of the known values in the extrapolated one; they sum to 1.
 
     Args:
-        kept: where the values were kept, all different; at least one.
-        at: where the value is wanted.
+        positions: of the known values, all different; at least one.
+        at: position that is wanted.
 
     Returns:
-        one a kept value; exactly 1 and 0 where `at` is one of `kept`.
+        One weight per known value: exactly 1 and 0 where `at` is one of the positions.
 
     Raises:
-        ValueError: there is nothing kept, or two were kept at the same place.
+        ValueError: there is no position, or two are equal.
 
-    >>> lagrange_weights([10.0, 8.0], 6.0)
-    (-1.0, 2.0)
+    Example:
+        >>> lagrange_weights([10.0, 8.0], 6.0)
+        (-1.0, 2.0)
     """
-    if not kept or len(set(kept)) < len(kept):
-        raise ValueError(f"kept is {list(kept)}; accepted: at least one place, all different")
+    if not positions or len(set(positions)) < len(positions):
+        raise ValueError(f"positions is {list(positions)}; accepted: at least one, all different")
     return tuple(
-        math.prod((at - other) / (place - other) for other in kept if other != place)
-        for place in kept
+        math.prod((at - other) / (own - other) for other in positions if other != own)
+        for own in positions
     )
 
 
-def remainder_factor(kept: Sequence[float], at: float) -> float:
-    """How far a polynomial reaches, to which what it misses is in proportion: Newton's remainder.
+def remainder_factor(positions: Sequence[float], at: float) -> float:
+    """The product of distances in Newton's remainder, >= 0; the polynomial's error grows with it.
 
     Args:
-        kept: where the values were kept that it goes through.
-        at: where it is read.
+        positions: of the values that the polynomial goes through.
+        at: position that is wanted.
 
-    Returns:
-        the product of the distances, >= 0; times the next derivative over a factorial, the error.
-
-    >>> remainder_factor([10.0, 8.0], 6.0)
-    8.0
+    Example:
+        >>> remainder_factor([10.0, 8.0], 6.0)
+        8.0
     """
-    return math.prod(abs(at - place) for place in kept)
+    return math.prod(abs(at - position) for position in positions)
 
 
 def weighted_sum(
-    factors: Sequence[float | torch.Tensor], values: Sequence[torch.Tensor]
+    weights: Sequence[float | torch.Tensor], values: Sequence[torch.Tensor]
 ) -> torch.Tensor:
-    """The weighted sum of kept values.
+    """The weighted sum of values, accumulated in float32 at least.
 
     Args:
-        factors: one a value: a number, or a tensor that is broadcast over it.
+        weights: one per value: a number, or a tensor that broadcasts over it.
         values: of equal shape and dtype; at least one.
 
     Returns:
-        the first value itself where it is alone with factor 1, else a new tensor of its shape and
-        dtype; added up in float32 at least, since weights of both signs amplify rounding.
+        The first value itself where it is alone with weight 1, else a new tensor of its shape and
+        dtype.
     """
-    if len(values) == 1 and not isinstance(factors[0], torch.Tensor) and factors[0] == 1:
+    if len(values) == 1 and not isinstance(weights[0], torch.Tensor) and weights[0] == 1:
         return values[0]
+    # weights of both signs amplify the rounding of half precision, so the sum is made wider
     wide = torch.promote_types(values[0].dtype, torch.float32)
-    total = values[0].to(wide) * factors[0]
-    for factor, value in zip(factors[1:], values[1:], strict=True):
-        if isinstance(factor, torch.Tensor):
-            total.add_(value * factor)
+    total = values[0].to(wide) * weights[0]
+    for weight, value in zip(weights[1:], values[1:], strict=True):
+        if isinstance(weight, torch.Tensor):
+            total.add_(value * weight)
         else:
-            total.add_(value, alpha=factor)
+            total.add_(value, alpha=weight)
     return total.to(values[0].dtype)

@@ -1,21 +1,20 @@
-"""The token grid: latent frames x rows x columns of tokens, and which pixels each token stands for.
+"""The token grid: how a clip's pixels become latent frames, rows and columns of tokens.
 
-Shape legend, for every docstring of the package:
+Sizes in pixels or in tokens come in; counts, index ranges and frame ranges go out.
 
-    B  batch (branches of guidance included where they share one forward)
+Shape legend for every docstring of the package:
+
+    B  batch (both guidance branches where they share one forward)
     N  tokens of a sequence: F x rows x columns of video, then the text tokens, if they join it
     H  attention heads
     D  width of one head
     F  latent frames
 
-Order: a video token's index runs over columns first, then rows, then latent frames; text tokens
-follow the video. A model whose sequence has text first needs its own offset; this file knows none.
+A video token's index runs over columns first, then rows, then latent frames. Not known: models
+whose text comes before the video, and what a token sees of its neighbours through the VAE.
 
-Time is causal, as in the VAEs of Wan and its relatives: latent frame 0 is pixel frame 0 alone, and
-latent frame k > 0 is the `temporal` pixel frames that end at `temporal * k`: 4k - 3 to 4k with a
-stride of 4. A clip has therefore 1 more frame than a multiple of the stride. What a token stands
-for is the cell that it replaces; what it has seen of its neighbours through the VAE's convolutions
-is not known here.
+Source: the causal VAE of Wan (arXiv 2503.20314 §4.1). Latent frame 0 is pixel frame 0 alone; latent
+frame k > 0 is the pixel frames 4k - 3 to 4k at a temporal stride of 4.
 """
 
 from __future__ import annotations
@@ -30,12 +29,12 @@ class TokenStrides:
     """What one token spans.
 
     Args:
-        temporal: pixel frames of a latent frame (the first latent frame has one), >= 1.
-        spatial: pixels of a latent cell's side, >= 1.
-        patch: latent cells of a token's side, >= 1.
+        temporal: pixel frames per latent frame (the first latent frame has one), >= 1.
+        spatial: pixels per side of a latent cell, >= 1.
+        patch: latent cells per side of a token, >= 1.
 
     Raises:
-        ValueError: a stride is no integer >= 1.
+        ValueError: a stride is not an integer >= 1.
     """
 
     temporal: int = 4
@@ -48,7 +47,7 @@ class TokenStrides:
 
     @property
     def side(self) -> int:
-        """Pixels of a token's side."""
+        """Pixels per side of a token."""
         return self.spatial * self.patch
 
 
@@ -61,10 +60,15 @@ class TokenGrid:
         height: rows of tokens, >= 1.
         width: columns of tokens, >= 1.
         text: text tokens that follow the video in the same sequence, >= 0.
-        strides: the pixels that a token stands for.
+        strides: pixels per token.
 
     Raises:
         ValueError: a size is out of range.
+
+    Example:
+        >>> grid = TokenGrid.from_pixels(17, 256, 448)
+        >>> grid.frames, grid.height, grid.width, grid.tokens
+        (5, 16, 28, 2240)
     """
 
     frames: int
@@ -87,13 +91,11 @@ class TokenGrid:
         strides: TokenStrides | None = None,
         text: int = 0,
     ) -> TokenGrid:
-        """The grid of a clip of `frames` pixel frames of `height` x `width` pixels.
-
-        `strides` None: those of Wan 2.1, the defaults of `TokenStrides`.
+        """The grid of a clip of `frames` x `height` x `width` pixels; `strides` None: Wan 2.1's.
 
         Raises:
-            ValueError: a side is no multiple of a token's, or `frames` is not 1 more than a
-                multiple of the temporal stride.
+            ValueError: a side is not a multiple of a token's side, or `frames` is not 1 more than
+                a multiple of the temporal stride.
         """
         strides = strides or TokenStrides()
         _at_least("frames", frames, 1)
@@ -128,12 +130,12 @@ class TokenGrid:
         return (self.frames - 1) * self.strides.temporal + 1
 
     def latent_frame(self, pixel_frame: int) -> int:
-        """The latent frame that stands for a pixel frame."""
+        """The latent frame that contains a pixel frame."""
         _within("pixel_frame", pixel_frame, self.num_frames)
         return -(-pixel_frame // self.strides.temporal)
 
     def pixel_frames(self, latent_frame: int) -> Span:
-        """The pixel frames that a latent frame stands for: (0, 1), (1, 5), (5, 9), ... at 4."""
+        """The pixel frames of a latent frame: (0, 1), (1, 5), (5, 9), ... at a stride of 4."""
         _within("latent_frame", latent_frame, self.frames)
         last = latent_frame * self.strides.temporal
         return (last - self.strides.temporal + 1 if latent_frame else 0), last + 1
