@@ -1,6 +1,9 @@
-"""What a run would have cost and what it did cost, in FLOPs: stock twins are counted, not run.
+"""Count the FLOPs of a run: what it spent, and what the stock pipeline would have.
 
-Knows what every site did at every step, and what a forward of the stock transformer spends where.
+A session and its site reports come in; FLOPs go out, or the reason why they could not be counted.
+Counted are matrix products, convolutions and attention; a multiplication and its addition are 2.
+`forward_flops` runs a module on tensors without storage; `FlopMeter` counts calls during a run. It
+knows the families' module paths, and no technique. Source: ours.
 """
 
 from __future__ import annotations
@@ -22,14 +25,11 @@ from dit_accel.core.session import Session
 
 
 def count_run(
-    session: Session,
-    family: Family,
-    sites: Sequence[SiteReport],
-    scene: SceneReport | None,
+    session: Session, family: Family, sites: Sequence[SiteReport], scene: SceneReport | None
 ) -> tuple[int | None, int | None, tuple[str, ...]]:
-    """FLOPs the stock pipeline would have spent, what this run spent, and notes.
+    """FLOPs of the stock pipeline, FLOPs of this run, and notes.
 
-    Both are None where they cannot be counted; the notes say why.
+    Both numbers are None where they cannot be counted; the notes give the reason.
     """
     full = saved = 0
     try:
@@ -48,7 +48,7 @@ def count_run(
 
 
 def _with_scene(spent: int, scene: SceneReport | None) -> int:
-    """FLOPs with those of a scene: rows beside the user's cost what these cost."""
+    """FLOPs with those of a scene: a reference's row costs as much as a user's row."""
     if scene is None:
         return spent
     shots = len(scene.classes) - scene.further_rows
@@ -60,16 +60,16 @@ def _cost(costs: dict[str, int], site: str, family: Family) -> int:
         return costs[""]
     if site != "stack":
         return costs[site]
-    groups = family.blocks  # lists, which are not called: their members are counted
+    groups = family.blocks  # module lists are never called, so their members are counted
     members = (path for path in costs if path.count(".") == 1 and path.split(".")[0] in groups)
     return sum(costs[path] for path in members)
 
 
 def attention_products(costs: Mapping[str, int], attention: str) -> int:
-    """FLOPs of an attention less those of the projections inside it.
+    """FLOPs of an attention's products, without the projections inside it.
 
     Args:
-        costs: FLOPs of one forward, by module path (`bench.forward_flops`).
+        costs: FLOPs of one forward by module path (`forward_flops`).
         attention: its path.
     """
     inside = [path for path in costs if path.startswith(f"{attention}.")]
@@ -78,7 +78,7 @@ def attention_products(costs: Mapping[str, int], attention: str) -> int:
 
 
 def meta_copy(transformer: Any) -> Any:
-    """A stock twin to count on: no weights, none of the hooks that offload or cache."""
+    """The same transformer without weights and without hooks that offload or cache."""
     with torch.device("meta"):
         return type(transformer).from_config(transformer.config)
 
@@ -86,12 +86,15 @@ def meta_copy(transformer: Any) -> Any:
 def forward_flops(
     module: torch.nn.Module, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
 ) -> dict[str, int]:
-    """FLOPs of one forward, by module path; "" is the whole.
+    """FLOPs of one forward by module path; "" is the whole module.
 
     Args:
-        module: any module; it is not changed and nothing is computed.
-        args, kwargs: what its forward takes; of tensors only shape and dtype matter (meta tensors
-            will do).
+        module: any module; it is not changed, and nothing is computed.
+        args, kwargs: of its forward; only shapes and dtypes of tensors matter.
+
+    Example:
+        >>> forward_flops(torch.nn.Linear(4, 3), (torch.zeros(2, 4),))[""]
+        48
     """
     device = next(module.parameters()).device
     with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
@@ -100,7 +103,7 @@ def forward_flops(
             return torch.empty(tensor.shape, dtype=tensor.dtype, device=device)
 
         fake_args, fake_kwargs = tree_map_only(torch.Tensor, fake, (args, kwargs or {}))
-        # The counter does not know every fused attention (the CPU's, for one), but all products.
+        # The counter misses some fused attentions (the CPU's), but knows all plain products.
         with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
             module(*fake_args, **fake_kwargs)
     root = type(module).__name__
@@ -112,11 +115,11 @@ def forward_flops(
 
 
 class FlopMeter(TorchFunctionMode):
-    """Counts the FLOPs of what torch is asked to compute while it is entered: `meter.flops`.
+    """Counts FLOPs of torch functions while it is entered: `meter.flops`.
 
-    It looks at calls, not at kernels, so that it costs a microsecond a call and the clock of the
-    same run stays true (`torch.utils.flop_counter` slows a small model by half). It sees through
-    modules and functions; not into compiled graphs, nor into other packages' own kernels.
+    It hooks calls, not kernels: about a microsecond per call, so that a run can be timed as well
+    (`torch.utils.flop_counter` makes a small model half as fast). It does not see into compiled
+    graphs or other packages' kernels.
     """
 
     def __init__(self) -> None:
@@ -138,7 +141,7 @@ class FlopMeter(TorchFunctionMode):
 
 
 def _product(output: torch.Tensor, a: torch.Tensor, *_: Any, **__: Any) -> int:
-    """Linear layers and matrix products `a @ b`: the inner width is the last of `a`."""
+    """Linear layers and `a @ b`: the inner width is the last of `a`."""
     return 2 * output.numel() * a.shape[-1]
 
 

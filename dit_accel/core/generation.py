@@ -1,7 +1,9 @@
-"""Run a pipeline once and keep what there is to know of it: frames, latents, seconds, memory.
+"""Run a pipeline once and return frames, latents, seconds and peak memory.
 
-The denoising loop is timed from the denoiser's first call to the end of the last step, by the same
-clock with and without acceleration, so that the ratio of two runs compares like with like.
+A pipeline and a `ClipSpec` come in; a `Generation` goes out. The denoising loop is timed from the
+denoiser's first call to the end of the last step, with and without acceleration alike, so that
+ratios of two runs are fair. It knows the arguments of diffusers' video pipelines and nothing of
+acceleration. Source: ours.
 """
 
 from __future__ import annotations
@@ -21,8 +23,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ClipSpec:
-    """What decides a clip, the model apart; `negative` and the last two None where the pipeline
-    takes none."""
+    """What determines a clip of a model. None: the pipeline takes no such argument."""
 
     prompt: str
     negative: str | None
@@ -38,9 +39,14 @@ class ClipSpec:
 
 @dataclass(frozen=True)
 class Generation:
-    """One clip as it was made: frames `(T, H, W, 3)` float in [0, 1]; latents `(B, C, F, h, w)`
-    float32, of the last step; the report where dit_accel was at work; `others` are the clips of a
-    call's further prompts."""
+    """One clip and its costs.
+
+    Args:
+        frames: `(T, H, W, 3)` float in [0, 1].
+        latents: `(B, C, F, h, w)` float32, of the last step.
+        report: of an accelerated run.
+        others: frames of the call's further prompts.
+    """
 
     frames: npt.NDArray[np.floating[Any]]
     latents: npt.NDArray[np.float32]
@@ -65,7 +71,7 @@ class Generation:
 
 
 class NotFiniteError(RuntimeError):
-    """The model made frames with NaN or infinite values."""
+    """The model's frames have NaN or infinite values."""
 
 
 def generate(
@@ -81,9 +87,9 @@ def generate(
     Args:
         pipe: a diffusers video pipeline.
         clip: what to make.
-        device: where the pipeline is; it is synchronised around the clock.
-        listeners: told of the loop's progress.
-        overrides: arguments of the pipeline's call that replace the clip's.
+        device: of the pipeline; synchronised around the clock.
+        listeners: notified of the loop's progress.
+        overrides: call arguments that replace the clip's.
 
     Raises:
         NotFiniteError: a frame has NaN or infinite values.
@@ -109,15 +115,15 @@ def generate(
 
 
 def warm_up(pipe: Any, clip: ClipSpec) -> None:
-    """Two uncached steps, thrown away: the first call also pays for allocation and kernels.
+    """Run two steps and drop the result: a first call also pays for allocation and kernels.
 
-    One step would do but for schedules that are stretched to an end (LTX's), which need two.
+    Two, because schedules that are stretched to an end value (LTX's) need at least two.
     """
     pipe(**call_arguments(pipe, clip) | {"num_inference_steps": 2})
 
 
 def call_arguments(pipe: Any, clip: ClipSpec) -> dict[str, Any]:
-    """The arguments of the pipeline's call; the noise is drawn on the CPU, for every device."""
+    """The arguments of the pipeline's call; noise comes from the CPU, equal on every device."""
     import torch
 
     optional = {
@@ -144,10 +150,10 @@ def _takes(pipe: Any, argument: str) -> bool:
 
 
 def batch_arguments(pipe: Any, clips: Sequence[ClipSpec]) -> dict[str, Any]:
-    """As `call_arguments`, of several clips that are made by one call; each has noise of its own.
+    """As `call_arguments`, for several clips in one call, each with its own noise.
 
     Args:
-        clips: of equal steps, guidance and size; one is called as it would be alone.
+        clips: of equal steps, guidance and size; a single one is called as it would be alone.
     """
     import torch
 
@@ -170,7 +176,7 @@ def loop_timer(
     *,
     each_step: bool = False,
 ) -> LoopTimer:
-    """What times the denoising loop of one call of a pipeline with these arguments."""
+    """A timer of the denoising loop of one call with these arguments."""
     from dit_accel.core.measure import LoopTimer
 
     parts = (getattr(pipe, name, None) for name in ("transformer", "transformer_2"))

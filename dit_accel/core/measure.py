@@ -1,8 +1,9 @@
-"""Seconds, peak memory and FLOPs, measured properly: the device is synchronised around the clock.
+"""Measure seconds and peak memory of a run or of its denoising loop.
 
-Peak memory is the allocator's on CUDA; on a CPU it is the process's high-water mark, which Linux
-lets us reset; elsewhere None. FLOPs are of matrix products, convolutions and attention, a
-multiplication with its addition being two. Counting is in `core/flops.py`.
+Devices, denoisers and step callbacks come in; seconds, bytes and the last latents go out. The
+device is synchronised around the clock, so that queued work counts. Peak memory is the allocator's
+on CUDA; on a CPU it is the process's high-water mark, which can be reset on Linux only. It knows
+no FLOPs (`core/flops.py`). Source: ours.
 """
 
 from __future__ import annotations
@@ -46,32 +47,30 @@ class Stopwatch:
 
 
 class StepListener(Protocol):
-    """What wants to know how far the loop is."""
+    """Is notified of the loop's progress."""
 
     def loop_begins(self) -> None:
         """The denoising loop starts."""
 
     def steps_done(self, done: int) -> None:
-        """So many steps are done."""
+        """`done` steps are done."""
 
 
 class LoopTimer:
     """Times the denoising loop: from a run's first forward to the end of its last step.
 
-    It is driven in one of two ways: around one call of a pipeline (`with timer:`, and
-    `timer.step_ended` as the callback of the call), or as an observer of a `Session`.
+    Use it around one call of a pipeline (`with timer:`, and `timer.step_ended` as the call's
+    callback), or as an observer of a `Session`.
 
     Args:
         models: the denoisers, at least one.
-        device: what is synchronised around the clock; None: where the first denoiser is when the
-            run begins.
-        steps: of the call; an observer is given them when the run begins.
-        listeners: are called at the loop's start and after each step.
-        each_step: whether steps are timed one by one. It synchronises the device after each.
+        device: to synchronise; None: where the first denoiser is when the run begins.
+        steps: of the call; an observer gets them when the run begins.
+        listeners: called at the loop's start and after each step.
+        each_step: whether steps are timed one by one, with a host sync after each.
 
-    `seconds` are of the whole loop, `step_seconds` of each step where `each_step` is on, and
-    `latents` those of the last step, of a call. `peak_memory_bytes` is that of the loop; only an
-    observer measures it, as it starts a new high-water mark.
+    Results: `seconds` of the loop, `step_seconds` with `each_step`, `latents` of a call's last
+    step. Only an observer sets `peak_memory_bytes`, because that resets the high-water mark.
     """
 
     def __init__(
@@ -109,17 +108,17 @@ class LoopTimer:
         self._hooks.close()
 
     def step_ended(
-        self, pipe: Any, step: int, timestep: Any, kept: dict[str, Any]
+        self, pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]
     ) -> dict[str, Any]:
-        """The pipeline's callback after each step."""
+        """The pipeline's callback after each step; gives `tensors` back unchanged."""
         last = self._steps is not None and step + 1 >= self._steps
         if self._times and (last or self._each_step):
             self._mark()
         if self._times and last:
-            self.latents = kept["latents"]
+            self.latents = tensors["latents"]
         for listener in self._listeners:
             listener.steps_done(step + 1)
-        return kept
+        return tensors
 
     def _denoiser_called(self, *_: object) -> None:
         if not self._times:
@@ -130,19 +129,19 @@ class LoopTimer:
     # --- as an observer of a session ---
 
     def run_begins(self, total: int | None) -> None:
-        """Start the clock, and a new high-water mark of memory."""
+        """Start the clock and a new high-water mark of memory."""
         self._steps, self.seconds, self.peak_memory_bytes = total, 0.0, None
         reset_peak_memory(self._where())
         self._start()
 
     def step_begins(self, step: int) -> None:
-        """Note the step; the device is not synchronised for it."""
+        """Store the step; no host sync."""
         self._step = step
 
     def forward_ends(self, transformer: str) -> None:
-        """Stop the clock after each forward of the last step; of an unknown number, after each."""
+        """Stop the clock after a forward of the last step; after each where the number is unknown."""
         if self._times and (self._steps is None or self._step == self._steps - 1):
-            del self._times[1:]  # the last step's forwards: the later one counts
+            del self._times[1:]  # a step may have several forwards: the last one counts
             self._mark()
             self.peak_memory_bytes = peak_memory(self._where())
 
@@ -162,12 +161,19 @@ class LoopTimer:
 
 
 def measure(device: torch.device | str) -> Stopwatch:
-    """`with measure(device) as m: ...`, then `m.seconds` and `m.peak_memory_bytes`."""
+    """A stopwatch for a `with` block.
+
+    Example:
+        >>> with measure("cpu") as watch:
+        ...     total = sum(range(10))
+        >>> watch.seconds > 0
+        True
+    """
     return Stopwatch(device)
 
 
 def synchronise(device: torch.device) -> None:
-    """Wait for the device's queued work; a CPU has none."""
+    """Wait for the device's queued work (a CPU has none)."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     elif device.type == "mps":
@@ -186,26 +192,29 @@ def reset_peak_memory(device: torch.device) -> None:
 
 
 def peak_memory(device: torch.device) -> int | None:
-    """Bytes at the high-water mark; None where it cannot be told."""
+    """Bytes at the high-water mark; None where the system does not report it."""
     if device.type == "cuda":
         return int(torch.cuda.max_memory_allocated(device))
     if device.type != "cpu":
         return None
     if sys.platform != "linux":
-        scale = 1 if sys.platform == "darwin" else 1024
+        scale = 1 if sys.platform == "darwin" else 1024  # macOS counts bytes, others KiB
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale
-    lines = Path("/proc/self/status").read_text().splitlines()
-    marks = [int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM")]
-    return marks[0] if marks else None
+    return _proc_bytes("self/status", "VmHWM")
 
 
 def free_memory(device: torch.device) -> int | None:
-    """Bytes that can still be allocated on a device; None where it cannot be told."""
+    """Bytes that can still be allocated on a device; None where the system does not report it."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
+    return _proc_bytes("meminfo", "MemAvailable") if device.type == "cpu" else None
+
+
+def _proc_bytes(file: str, field: str) -> int | None:
+    """A field of a file below /proc, which counts in KiB."""
     try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
+        lines = Path("/proc", file).read_text().splitlines()
     except OSError:
         return None
-    marks = [int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable")]
-    return marks[0] if device.type == "cpu" and marks else None
+    found = (int(line.split()[1]) * 1024 for line in lines if line.startswith(field))
+    return next(found, None)

@@ -1,8 +1,9 @@
-"""Replace attributes of live objects, and undo it: nothing stays behind.
+"""Replace attributes of live objects, and restore them exactly.
 
-Only instances are patched, never classes, so that other pipelines of the process are untouched.
-Undoing works in reverse order and refuses, changing nothing, when somebody else has wrapped what
-we installed: taking ours out from under theirs would silently drop theirs.
+An object, an attribute's name and a factory come in; the object has the new attribute until `undo`.
+Only instances are patched, never classes, so other pipelines of the process are untouched. Undoing
+runs in reverse order. It refuses, and changes nothing, where someone wrapped our patch: taking ours
+out from under theirs would drop theirs silently. Source: ours.
 """
 
 from __future__ import annotations
@@ -20,10 +21,10 @@ class Patches:
         self._done: list[tuple[Any, str, Any, bool, Any]] = []
 
     def wrap(self, owner: Any, name: str, make: Callable[[Any], Callable[..., Any]]) -> None:
-        """Replace `owner.name` by `make(what it was)` on this instance only.
+        """Replace `owner.name` by `make(old value)`, on this instance only.
 
         Raises:
-            RuntimeError: this attribute of this object is patched by dit_accel already.
+            RuntimeError: dit_accel has patched this attribute already.
         """
         if is_patched(owner, name):
             raise RuntimeError(
@@ -38,10 +39,10 @@ class Patches:
         self._done.append((owner, name, after, own, before))
 
     def undo(self) -> None:
-        """Put everything back as it was; a second call does nothing.
+        """Restore everything; a second call does nothing.
 
         Raises:
-            RuntimeError: something else was installed over one of our patches; nothing is changed.
+            RuntimeError: one of our patches was wrapped by something else; nothing is changed.
         """
         for owner, name, after, _, _ in self._done:
             if vars(owner).get(name) is not after:
@@ -58,5 +59,5 @@ class Patches:
 
 
 def is_patched(owner: Any, name: str) -> bool:
-    """Whether the attribute, as it is now, is one of dit_accel's patches."""
+    """Whether the attribute is one of dit_accel's patches now."""
     return hasattr(vars(owner).get(name), _MARK)

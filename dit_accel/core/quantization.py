@@ -1,20 +1,18 @@
-"""A tensor in fewer bits: whole numbers and a scale a group, rotated first against outliers.
+"""Store a tensor in fewer bits: integers, and one scale per group of values.
 
-Values are taken in memory order, in groups of a power of two. A group is rotated (random signs,
-then the orthonormal Hadamard matrix, so that one large value becomes many middling ones), divided
-by its largest and rounded. Nothing is learnt from data: signs come from a private generator.
+A tensor comes in, a `Packed` goes out, and `unpack` gives it back approximately. Values are taken
+in memory order in groups of g, a power of two. Each group is rotated (random signs, then the
+orthonormal Hadamard matrix), which spreads outliers, divided by its largest value and rounded. With
+m = 2^(bits-1) - 1 the error of a group x is at most
 
-What rounding leaves of a group x of g values, with m = 2^(bits-1) - 1 steps on each side: in the
-rotated frame at most half a step, so in norm
+    |x - unpacked| <= sqrt(g) / 2 * largest / m <= sqrt(g) / (2 m) * |x|
 
-    |x - unpacked| <= sqrt(g) / 2 * largest / m <= sqrt(g) / (2 m) * |x|,
+plus the rounding to the dtype (`largest` is that of the rotated group). For rotated groups it is
+about sqrt(2 ln g / 12) / m (`typical_error`). A group with a value that is not finite comes
+back without a finite value, and its scale is not finite. Nothing is fitted to data. It knows
+tensors and numbers only.
 
-`largest` being that of the rotated group, which is never above |x|; plus the rounding to the dtype.
-Once a rotation has made values alike it is about sqrt(2 ln g / g) |x| (`typical_error`). A group
-with a value that is not finite comes back without a finite value, and its scale tells.
-
-Knows tensors and numbers. Sources: the rotation as in QuaRot (arXiv 2404.00456 §3), without its
-learnt or fused parts; groups of their own scale are common practice.
+Source: rotation as in QuaRot (arXiv 2404.00456 §3), without its learned or fused parts.
 """
 
 from __future__ import annotations
@@ -26,9 +24,9 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
-BITS = (16, 8, 4)  # of a packed value, from the finest
+BITS = (16, 8, 4)  # of a packed value, most precise first
 GROUP = 64
-OFFLOADED = -1  # as `choose_forms` says it of what must leave
+OFFLOADED = -1  # a form in `choose_forms`: the item moves to the CPU
 _SCALE_BYTES = 4
 
 
@@ -39,9 +37,9 @@ class Packed:
     Args:
         codes: `(G, g)` int16 or int8; of 4 bits `(G, g / 2)` uint8, two values a byte.
         scales: `(G,)` float32, >= 0; not finite where a value of the group was not.
-        signs: `(g,)` float32 of the rotation; None: there was none.
-        bits: of a value.
-        shape, dtype: of what was packed.
+        signs: `(g,)` float32 of the rotation; None: no rotation.
+        bits: per value.
+        shape, dtype: of the packed tensor.
     """
 
     codes: torch.Tensor
@@ -53,16 +51,16 @@ class Packed:
 
     @property
     def nbytes(self) -> int:
-        """Of codes and scales; the signs are shared."""
+        """Bytes of codes and scales; all share the signs."""
         return self.codes.nbytes + self.scales.nbytes
 
     @property
     def device(self) -> torch.device:
-        """Where it lies."""
+        """Device of the codes."""
         return self.codes.device
 
     def to(self, device: torch.device | str) -> Packed:
-        """The same elsewhere; itself where it is there already."""
+        """A copy on a device; itself where it is there already."""
         if torch.device(device) == self.device:
             return self
         signs = self.signs.to(device) if self.signs is not None else None
@@ -70,7 +68,7 @@ class Packed:
         return Packed(codes, scales, signs, self.bits, self.shape, self.dtype)
 
     def unpack(self) -> torch.Tensor:
-        """Of the packed tensor's shape and dtype, as near as the module says."""
+        """The tensor again, in its shape and dtype, within the module's error bound."""
         codes = _halves(self.codes) if self.bits == 4 else self.codes
         rows = codes.float() * self.scales[:, None]
         if self.signs is not None:
@@ -81,16 +79,20 @@ class Packed:
 def pack(
     value: torch.Tensor, bits: int = 8, *, signs: torch.Tensor | None = None, group: int = GROUP
 ) -> Packed:
-    """Round a tensor to whole numbers, group by group.
+    """Round a tensor to integers, group by group.
 
     Args:
         value: any shape, floating point; computed in float32.
         bits: 16, 8 or 4.
         signs: `(group,)` of +1 and -1 on the value's device (`random_signs`); None: no rotation.
-        group: values of one scale, a power of two, at least 2; the last one is filled up with 0.
+        group: values per scale, a power of two, at least 2; the last group is padded with 0.
 
     Raises:
-        ValueError: naming the argument.
+        ValueError: an argument is not as above.
+
+    Example:
+        >>> pack(torch.tensor([3.0, -1.0]), 8, group=2).unpack()
+        tensor([ 3.0000, -0.9921])
     """
     if not value.is_floating_point():
         raise ValueError(f"value is of {value.dtype}; accepted: floating point")
@@ -103,24 +105,26 @@ def pack(
     rows = F.pad(flat, (0, -len(flat) % group)).view(-1, group)
     if signs is not None:
         rows = hadamard(rows * signs)
-    scales = rows.abs().amax(1) / _most(bits)
+    scales = rows.abs().amax(1) / _largest_code(bits)
     divisors = torch.where(scales == 0, 1.0, scales)[:, None]
-    codes = (rows / divisors).nan_to_num(0.0).round().clamp(-_most(bits), _most(bits))
+    codes = (
+        (rows / divisors).nan_to_num(0.0).round().clamp(-_largest_code(bits), _largest_code(bits))
+    )
     whole = codes.to(torch.int16 if bits == 16 else torch.int8)
     stored = _pairs(whole) if bits == 4 else whole
     return Packed(stored, scales, signs, bits, value.shape, value.dtype)
 
 
 def packed_bytes(count: int, bits: int, group: int = GROUP) -> int:
-    """What so many values take once packed, without packing them."""
+    """Bytes of `count` values once packed, without packing them."""
     groups = -(-count // group)
     return groups * (group * bits // 8 + _SCALE_BYTES)
 
 
 def typical_error(bits: int, group: int = GROUP) -> float:
-    """Relative root mean square error of normal values: the largest of g is about sqrt(2 ln g)
-    deviations away, and rounding is off by a step over sqrt(12)."""
-    return math.sqrt(2 * math.log(group) / 12) / _most(bits)
+    """Relative RMS error of normal values: the largest of g is about sqrt(2 ln g) deviations, and
+    rounding errs by a step over sqrt(12)."""
+    return math.sqrt(2 * math.log(group) / 12) / _largest_code(bits)
 
 
 def random_signs(group: int = GROUP, seed: int = 0) -> torch.Tensor:
@@ -131,8 +135,7 @@ def random_signs(group: int = GROUP, seed: int = 0) -> torch.Tensor:
 
 
 def hadamard(rows: torch.Tensor) -> torch.Tensor:
-    """Rows `(..., g)` times the orthonormal Hadamard matrix, which is its own inverse; by log2 g
-    sums and differences of halves."""
+    """Rows `(..., g)` times the orthonormal Hadamard matrix, its own inverse, in log2 g passes."""
     size, span = rows.shape[-1], 1
     while span < size:
         pairs = rows.reshape(*rows.shape[:-1], -1, 2, span)
@@ -143,16 +146,20 @@ def hadamard(rows: torch.Tensor) -> torch.Tensor:
 
 
 def choose_forms(sizes: Sequence[Sequence[int]], memory: int | None, *, offload: bool) -> list[int]:
-    """Which form every item takes for all of them to fit: the first that is enough, oldest first.
+    """Choose the form of every item so that all fit: shrink the oldest first, one form at a time.
 
     Args:
-        sizes: by item, oldest first: its bytes in every form, as it is and then ever smaller.
-        memory: bytes that all may take; None: no bound.
-        offload: whether items may leave, where their smallest forms are still too large.
+        sizes: per item, oldest first: bytes in every form, unpacked first, then ever smaller.
+        memory: bytes for all; None: no limit.
+        offload: whether items may be offloaded where their smallest forms are too large.
 
     Returns:
-        by item the form, 0 as it is; OFFLOADED where it leaves. If it does not fit all the same,
-        every item is in its smallest form.
+        The form per item, 0 is unpacked; OFFLOADED where it is. If nothing fits, every item is in
+        its smallest form.
+
+    Example:
+        >>> choose_forms([[100, 50], [100, 50]], 160, offload=True)
+        [1, 0]
     """
     forms = [0] * len(sizes)
     held = sum(item[0] for item in sizes)
@@ -174,16 +181,12 @@ def choose_forms(sizes: Sequence[Sequence[int]], memory: int | None, *, offload:
 
 
 def useful_bits(count: int, itemsize: int, fewest: int) -> list[int]:
-    """Bits of the forms that save something of so many values of `itemsize` bytes, finest first.
-
-    Args:
-        fewest: bits that a value may be packed into.
-    """
+    """Bits >= `fewest` that save memory for `count` values of `itemsize` bytes, most first."""
     whole = count * itemsize
     return [bits for bits in BITS if bits >= fewest and packed_bytes(count, bits) < whole]
 
 
-def _most(bits: int) -> int:
+def _largest_code(bits: int) -> int:
     return 2 ** (bits - 1) - 1
 
 
@@ -199,5 +202,5 @@ def _pairs(codes: torch.Tensor) -> torch.Tensor:
 
 
 def _halves(pairs: torch.Tensor) -> torch.Tensor:
-    """The same back, int8."""
+    """The inverse of `_pairs`, int8."""
     return torch.cat((pairs // 16, pairs % 16), 1).to(torch.int8) - 8

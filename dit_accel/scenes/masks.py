@@ -114,9 +114,7 @@ def sees(query: int, key: int, isolation: str) -> bool:
 
 
 def dense_mask(
-    labels: torch.Tensor,
-    isolation: str = "open",
-    references: torch.Tensor | None = None,
+    labels: torch.Tensor, isolation: str = "open", references: torch.Tensor | None = None
 ) -> torch.Tensor:
     """The oracle: which query attends to which key.
 
@@ -200,9 +198,7 @@ class GatherPlan:
 
 
 def gather_plan(
-    labels: torch.Tensor,
-    isolation: str = "open",
-    references: torch.Tensor | None = None,
+    labels: torch.Tensor, isolation: str = "open", references: torch.Tensor | None = None
 ) -> GatherPlan:
     """What `dense_mask` says, as unmasked calls; arguments as there, all on one device."""
     none = labels.new_zeros(0)

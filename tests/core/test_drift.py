@@ -35,7 +35,7 @@ def test_half_precision_is_summed_in_float32():
 
 
 def test_shapes_that_differ_are_refused():
-    with pytest.raises(ValueError, match=r"kept has shape \(2,\), fresh \(3,\); accepted: equal"):
+    with pytest.raises(ValueError, match=r"cached has shape \(2,\), fresh \(3,\); accepted: equal"):
         relative_l1(torch.ones(2), torch.ones(3))
 
 
