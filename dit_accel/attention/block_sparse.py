@@ -1,26 +1,24 @@
-"""Block-pruned attention: which key blocks each query block keeps, and what becomes of the others.
+"""Block-sparse attention: choose key blocks per query block, and approximate the others.
 
-Tokens are ordered in 3D tiles, so that a block of consecutive ones is near in space and time. Some
-queries of each block meet all keys at a low rank (`pca`): the softmax of these scores, summed by
-key block and averaged over the queries, is the mass that the block pair is worth. A query block
-keeps its heaviest key blocks until they hold `keep_mass` of it, at least `floor` and at most `cap`
-of all blocks: scores concentrate more than attention does, and a flat row must not become dense.
+Queries, keys and values `(B, N, H, D)` come in; attention's output goes out. Tokens are ordered in
+3D tiles, so a block of consecutive tokens is near in space and time. A few sampled queries per
+block attend to all keys at a low rank (`pca`). Their softmax, summed by key block and averaged over
+the queries, is the mass of a block pair. A query block keeps its heaviest key blocks until they
+hold `keep_mass` of it, but at least `floor` and at most `cap` of all blocks: low-rank scores are
+more concentrated than attention is, and a flat row must not become dense. The other blocks enter
+the softmax through their means, n keys as one (the zeroth-order tail):
 
-What is not kept is not dropped. It enters the softmax through its block mean, n keys as one:
+    n exp(q·k̄) v̄   for   Σ_j exp(q·k_j) v_j
 
-    n exp(q·k̄) v̄   for   Σ_j exp(q·k_j) v_j        (the zeroth-order tail)
+This is exact where a block's keys are equal, and else too low: mean of exp >= exp of mean.
 
-which is exact where a block's keys are equal, and else low: the mean of exp is at least exp of the
-mean. Everything is per head and per query block, so each has the budget that its mass asks for.
+It knows no steps, sites or models. Shapes as in `core/tokens.py`, with Q query and K key blocks.
+`pruned_attention` is the written-out reference; `gathered_attention` computes the same sums over
+kept blocks only; `attention/kernels.py` has the same functions under the same names for CUDA.
 
-`pruned_attention` is written out, with every logit; `gathered_attention` does the same sums over
-the kept blocks alone; `attention/kernels.py` has the fast path for CUDA. Shapes:
-`core/tokens.py`; here with
-Q query blocks, K key blocks, and tokens before heads, as diffusers has them.
-
-Sources: UniCP (arXiv 2502.04393, PCAS) prunes attention by PCA, in no public detail: our reading.
-Top-p per head as SVG2 (arXiv 2505.18875); the tail as PISA (arXiv 2602.01077) and SVG-EAR
-(arXiv 2603.08982) have it.
+Source: UniCP (arXiv 2502.04393, PCAS) prunes attention by PCA without public details; this is our
+reading. Top-p per head as in SVG2 (arXiv 2505.18875), the tail as in PISA (arXiv 2602.01077) and
+SVG-EAR (arXiv 2603.08982).
 """
 
 from __future__ import annotations
@@ -33,19 +31,19 @@ import torch.nn.functional as F
 
 from dit_accel.core.tokens import TokenGrid
 
-GROUPS = 8  # of rows that are gathered together
+ROW_GROUPS = 8  # groups of query blocks in `gathered_attention`; more groups pad less
 
 
 @dataclass(frozen=True)
 class BlockSizes:
-    """How tokens are cut into blocks.
+    """Sizes of blocks and tiles, in tokens.
 
     Args:
-        query, key: consecutive tokens of a block, >= 1; the last block may have fewer.
-        tile: latent frames x rows x columns of the tiles that order the tokens.
+        query, key: consecutive tokens per block, >= 1; the last block may have fewer.
+        tile: latent frames, rows and columns of the tiles that order the tokens, >= 1.
 
     Raises:
-        ValueError: a size is no integer >= 1.
+        ValueError: a size is not an integer >= 1.
     """
 
     query: int = 64
@@ -53,21 +51,19 @@ class BlockSizes:
     tile: tuple[int, int, int] = (4, 4, 4)
 
     def __post_init__(self) -> None:
-        for name, size in (
-            ("query", self.query),
-            ("key", self.key),
-            *(("tile", t) for t in self.tile),
-        ):
+        sizes = ("query", self.query), ("key", self.key), *(("tile", edge) for edge in self.tile)
+        for name, size in sizes:
             if not isinstance(size, int) or size < 1:
                 raise ValueError(f"{name} is {size!r}; accepted: an integer >= 1")
 
 
 def blocks_for(tokens: int) -> BlockSizes:
-    """Blocks for a sequence: 128 queries by 64 keys, as kernels like them; smaller ones where fewer
-    than 20 key blocks would be left to choose from.
+    """Blocks of a sequence: 128 queries by 64 keys, the kernels' best, unless that gives fewer than
+    20 key blocks to choose from.
 
-    >>> blocks_for(75_600).key, blocks_for(640).key, blocks_for(320)
-    (64, 32, Blocks(query=16, key=16, tile=(1, 4, 4)))
+    Example:
+        >>> blocks_for(75_600).key, blocks_for(640).key, blocks_for(320)
+        (64, 32, BlockSizes(query=16, key=16, tile=(1, 4, 4)))
     """
     for blocks in (BlockSizes(128, 64), BlockSizes(32, 32, (2, 4, 4))):
         if tokens >= 20 * blocks.key:
@@ -77,36 +73,36 @@ def blocks_for(tokens: int) -> BlockSizes:
 
 @dataclass(frozen=True)
 class KeptBlocks:
-    """The key blocks that every query block keeps.
+    """The key blocks that each query block keeps.
 
     Args:
         order: `(B, H, Q, K)` int32, all key blocks by falling mass.
-        counts: `(B, H, Q)` int32, how many of the first are kept, >= 1.
+        counts: `(B, H, Q)` int32, how many of the first are kept, 1 to K.
     """
 
     order: torch.Tensor
     counts: torch.Tensor
 
     def mask(self) -> torch.Tensor:
-        """`(B, H, Q, K)` bool: is this key block kept."""
+        """`(B, H, Q, K)` bool: whether a key block is kept."""
         ranks = torch.arange(self.order.shape[-1], device=self.order.device)
         return torch.zeros_like(self.order, dtype=torch.bool).scatter_(
             -1, self.order.long(), ranks < self.counts[..., None]
         )
 
     def density(self) -> torch.Tensor:
-        """Share of block pairs that are kept: 0-dimensional float32 on the device."""
+        """Fraction of kept block pairs, 0 to 1: 0-dimensional float32 on the device."""
         return self.counts.float().mean() / self.order.shape[-1]
 
 
 def tile_order(grid: TokenGrid, tile: tuple[int, int, int]) -> torch.Tensor:
-    """Indices of all tokens, tile by tile: `(N,)` int64; text stays at the end.
+    """Indices of all tokens, tile by tile, text last: `(N,)` int64.
 
-    Tiles at the borders of the grid are smaller where it is no multiple of them, and no token is
-    padded: blocks of a fixed number of tokens may then span two tiles.
+    Tiles at the grid's borders may be smaller. Nothing is padded, so a block may span two tiles.
 
-    >>> tile_order(TokenGrid(1, 2, 4), (1, 2, 2)).tolist()
-    [0, 1, 4, 5, 2, 3, 6, 7]
+    Example:
+        >>> tile_order(TokenGrid(1, 2, 4), (1, 2, 2)).tolist()
+        [0, 1, 4, 5, 2, 3, 6, 7]
     """
     sizes = (grid.frames, grid.height, grid.width)
     places = torch.stack(torch.meshgrid(*(torch.arange(size) for size in sizes), indexing="ij"))
@@ -119,13 +115,14 @@ def tile_order(grid: TokenGrid, tile: tuple[int, int, int]) -> torch.Tensor:
 
 
 def sampled_tokens(tokens: int, block: int, samples: int) -> torch.Tensor:
-    """Tokens that stand for their query block: `(Q, samples)` int64.
+    """Tokens that represent their query block: `(Q, samples)` int64.
 
-    They go along the block's diagonal, so that they meet all offsets of a tile: a stride alone
-    would, in a tile of 4 x 4 x 4, pick the first column every time.
+    They lie on the block's diagonal and so have all offsets within a tile; a plain stride would
+    pick the first column of each 4 x 4 x 4 tile every time.
 
-    >>> sampled_tokens(16, 16, 4).tolist()
-    [[0, 5, 10, 15]]
+    Example:
+        >>> sampled_tokens(16, 16, 4).tolist()
+        [[0, 5, 10, 15]]
     """
     samples = min(samples, block)
     stride = block // samples
@@ -137,12 +134,12 @@ def sampled_tokens(tokens: int, block: int, samples: int) -> torch.Tensor:
 def block_mass(
     query: torch.Tensor, key: torch.Tensor, blocks: BlockSizes, samples: int, scale: float
 ) -> torch.Tensor:
-    """What each pair of blocks is worth, by sampled queries against all keys.
+    """Attention mass of each pair of blocks, from sampled queries against all keys.
 
     Args:
-        query, key: `(B, N, H, r)`, ordered, at a low rank; `r` may be the full width.
-        samples: queries of a block that are asked.
-        scale: of the logits, 1 / √D with the full width.
+        query, key: `(B, N, H, r)`, tile by tile, at a rank r <= D.
+        samples: queries per block, >= 1.
+        scale: of the logits: 1 / √D, with the full width.
 
     Returns:
         `(B, H, Q, K)` float32; every row sums to 1.
@@ -162,18 +159,19 @@ def keep_blocks(mass: torch.Tensor, keep_mass: float, floor: float, cap: float) 
     Args:
         mass: `(B, H, Q, K)`, rows sum to 1.
         keep_mass: in (0, 1]; 1 keeps as many as `cap` allows.
-        floor, cap: shares of K, rounded up.
+        floor, cap: fractions of K, rounded up.
 
-    >>> kept = keep_blocks(torch.tensor([[[[0.1, 0.6, 0.3]]]]), 0.8, 0.0, 1.0)
-    >>> kept.order.tolist(), kept.counts.tolist()
-    ([[[[1, 2, 0]]]], [[[2]]])
+    Example:
+        >>> kept = keep_blocks(torch.tensor([[[[0.1, 0.6, 0.3]]]]), 0.8, 0.0, 1.0)
+        >>> kept.order.tolist(), kept.counts.tolist()
+        ([[[[1, 2, 0]]]], [[[2]]])
     """
     total = mass.shape[-1]
     values, order = mass.sort(dim=-1, descending=True, stable=True)
     if keep_mass >= 1:
         counts = torch.full_like(order[..., 0], total)
     else:
-        before = values.cumsum(-1) - values  # a block is kept while those before it do not suffice
+        before = values.cumsum(-1) - values  # mass of the heavier blocks
         counts = (before < keep_mass).sum(-1)
     least, most = max(math.ceil(floor * total), 1), max(math.ceil(cap * total), 1)
     counts = counts.clamp(min=min(least, most), max=most)
@@ -181,8 +179,7 @@ def keep_blocks(mass: torch.Tensor, keep_mass: float, floor: float, cap: float) 
 
 
 def block_means(rows: torch.Tensor, block: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Means `(B, K, H, D)` of blocks of `(B, N, H, D)`, in its dtype, and their sizes `(K,)`
-    float32."""
+    """Means `(B, K, H, D)` of the blocks of `(B, N, H, D)`, and their sizes `(K,)` float32."""
     tokens = rows.shape[1]
     padded = torch.unflatten(F.pad(rows, (0, 0, 0, 0, 0, -tokens % block)), 1, (-1, block))
     sizes = torch.full((padded.shape[1],), float(block), device=rows.device)
@@ -192,16 +189,15 @@ def block_means(rows: torch.Tensor, block: int) -> tuple[torch.Tensor, torch.Ten
 
 
 def pruned_attention(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, kept: KeptBlocks, blocks:
-    BlockSizes,
-    tail: bool = True, scale: float | None = None,
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, kept: KeptBlocks,
+    blocks: BlockSizes, tail: bool = True, scale: float | None = None,
 ) -> torch.Tensor:  # fmt: skip
-    """The reference: every logit is made, and the pruned are taken out. O(N²) memory.
+    """The reference: all logits are computed, then those of pruned blocks masked. O(N²) memory.
 
     Args:
-        query, key, value: `(B, N, H, D)`, ordered.
-        kept: what every query block keeps.
-        tail: whether blocks that are not kept enter through their means.
+        query, key, value: `(B, N, H, D)`, tile by tile.
+        kept: the blocks of each query block.
+        tail: whether the other blocks enter through their means.
         scale: of the logits; None: 1 / √D.
 
     Returns:
@@ -221,17 +217,16 @@ def pruned_attention(
 
 
 def gathered_attention(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, kept: KeptBlocks, blocks:
-    BlockSizes,
-    tail: bool = True, scale: float | None = None,
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, kept: KeptBlocks,
+    blocks: BlockSizes, tail: bool = True, scale: float | None = None,
 ) -> tuple[torch.Tensor, float]:  # fmt: skip
-    """The same sums over the kept blocks alone, by gathering them: for devices without the kernel.
+    """`pruned_attention` over the kept blocks only, gathered: for devices without the kernel.
 
-    Rows are sorted by how much they keep and taken in `GROUPS` groups, each padded to its longest
-    list, which is what it costs. Reads the counts from the device.
+    Query blocks are sorted by their counts and computed in `ROW_GROUPS` groups, each padded to its
+    longest list. One host sync per group.
 
     Returns:
-        as `pruned_attention`, and the share of the block pairs that were computed.
+        The output, and the fraction of block pairs that was computed, with the padding.
     """
     tokens, scale = query.shape[1], query.shape[-1] ** -0.5 if scale is None else scale
     q, k, v = _cut(query, blocks.query), _cut(key, blocks.key), _cut(value, blocks.key)
@@ -239,13 +234,14 @@ def gathered_attention(
     q, k, v = q.flatten(0, 2), k.flatten(0, 1), v.flatten(0, 1)
     (means, sizes), (averages, _) = (block_means(x, blocks.key) for x in (key, value))
     means, averages = (x.transpose(1, 2).flatten(0, 1) for x in (means, averages))
+    # the last block's padding has no tokens
     ends = torch.arange(total * blocks.key, device=key.device).view(total, blocks.key) < tokens
     order, counts, mask = kept.order.flatten(0, 2).long(), kept.counts.flatten(), kept.mask()
     head = torch.arange(len(k), device=key.device).repeat_interleave(shape[2])
-    out, spent = q.new_empty(*q.shape[:2], value.shape[-1]), 0
-    for rows in counts.argsort().chunk(GROUPS):
+    out, computed = q.new_empty(*q.shape[:2], value.shape[-1]), 0
+    for rows in counts.argsort().chunk(ROW_GROUPS):
         most, heads = int(counts[rows].max()), head[rows]
-        spent += most * len(rows)
+        computed += most * len(rows)
         near = order[rows, :most]
         listed = torch.arange(most, device=key.device) < counts[rows, None]
         logits = q[rows] @ k[heads[:, None], near].flatten(1, 2).mT * scale
@@ -260,10 +256,10 @@ def gathered_attention(
         mixed = weights[..., :width] @ v[heads[:, None], near].flatten(1, 2)
         out[rows] = mixed + weights[..., width:] @ averages[heads] if tail else mixed
     out = torch.unflatten(out, 0, shape).flatten(2, 3)[:, :, :tokens].transpose(1, 2)
-    return out, spent / (len(q) * total)
+    return out, computed / (len(q) * total)
 
 
 def _cut(rows: torch.Tensor, block: int) -> torch.Tensor:
-    """`(B, N, H, D)` -> `(B, H, blocks, block, D)`, padded with zeros."""
+    """`(B, N, H, D)` -> `(B, H, blocks, block, D)`, zero-padded."""
     padded = F.pad(rows, (0, 0, 0, 0, 0, -rows.shape[1] % block))
     return torch.unflatten(padded.transpose(1, 2), 2, (-1, block))

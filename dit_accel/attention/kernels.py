@@ -1,12 +1,12 @@
-"""The fast path of block-pruned attention on CUDA: the sums of `attention/block_sparse.py`, as
-Triton kernels.
+"""Block-sparse attention on CUDA: launches the Triton programs of `triton_programs.py`.
 
-The same functions with the same arguments as there, which is what the tests compare them with.
-Importing this imports no Triton and asks no device: `unusable` does, and says in words why not, and
-whatever goes wrong while the kernels are loaded counts as a reason. Knows no sites, no models.
+Functions, arguments and results are those of `attention/block_sparse.py`, under the same names: the
+written-out reference there, the fast path here, and the tests compare them. Work is proportional to
+the kept blocks; the means of the others join the same online softmax. Importing this module imports
+no Triton and no device: `unsupported` checks both and gives the reason where there is none. It
+knows no sites and no models.
 
-Blocks are read through lists of indices, so that work is proportional to what is kept; the means of
-the others join the same online softmax. Blocks of powers of two from 16 tokens on.
+Source: online softmax over blocks as in FlashAttention (arXiv 2205.14135 §3.1); the rest is ours.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from dit_accel.attention.block_sparse import BlockSizes, KeptBlocks, block_means
 
 KERNEL_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 KERNEL_WIDTHS = (16, 32, 64, 128)
-ROWS = 128  # sampled queries that a program of `score` holds
-LONGEST = 8192  # key blocks of a row that `select` holds at once
+ROWS = 128  # sampled queries per program of `score`
+MAX_KEY_BLOCKS = 8192  # per row, which a program of `select` holds at once
 
 
 @dataclass(frozen=True)
 class Launch:
-    """How `attend` is compiled and launched: warps and pipeline stages of a program, keys and
-    values by the tensor memory accelerator of Hopper and later or by plain loads."""
+    """How `attend` is compiled: warps and pipeline stages per program, and whether keys and values
+    are loaded by the tensor memory accelerator (Hopper and later)."""
 
     warps: int = 8
     stages: int = 3
@@ -39,7 +39,7 @@ class Launch:
 
 
 def unsupported(query: torch.Tensor, blocks: BlockSizes) -> str | None:
-    """Why these kernels cannot run on queries `(B, N, H, D)`, or None."""
+    """The reason why the kernels cannot run on queries `(B, N, H, D)`, or None."""
     if query.device.type != "cuda":
         return f"there is no kernel for {query.device.type}"
     if query.dtype not in KERNEL_DTYPES:
@@ -48,8 +48,8 @@ def unsupported(query: torch.Tensor, blocks: BlockSizes) -> str | None:
         return f"there is no kernel for heads of {query.shape[-1]}"
     if any(size < 16 or size & (size - 1) for size in (blocks.query, blocks.key)):
         return f"there is no kernel for blocks of {blocks.query} and {blocks.key} tokens"
-    if -(-query.shape[1] // blocks.key) > LONGEST:
-        return f"there is no kernel for more than {LONGEST} key blocks"
+    if -(-query.shape[1] // blocks.key) > MAX_KEY_BLOCKS:
+        return f"there is no kernel for more than {MAX_KEY_BLOCKS} key blocks"
     if query[0].numel() >= 2**31:
         return "there is no kernel for more than 2^31 numbers in one sequence"
     if isinstance(_programs(), str):
@@ -60,7 +60,7 @@ def unsupported(query: torch.Tensor, blocks: BlockSizes) -> str | None:
 def block_mass(
     query: torch.Tensor, key: torch.Tensor, blocks: BlockSizes, samples: int, scale: float
 ) -> torch.Tensor:
-    """As `pruning.block_mass`; `samples` and the rank are powers of two, from 1 and 16 on."""
+    """As `block_sparse.block_mass`; powers of two only: samples from 1, ranks from 16."""
     batch, tokens, heads, rank = key.shape
     samples = min(samples, blocks.query)
     places = sampled_tokens(tokens, blocks.query, samples).to(query.device)
@@ -69,7 +69,7 @@ def block_mass(
     rows, key_blocks = picked.shape[1], -(-tokens // blocks.key)
     mass = query.new_empty(batch, heads, len(places), key_blocks, dtype=torch.float32)
     programs = _programs()
-    wide = max(1, 2**29 // (4 * rows * key_blocks))  # heads at once: half a GiB of block sums
+    wide = max(1, 2**29 // (4 * rows * key_blocks))  # heads per launch: 0.5 GiB of block sums
     for b in range(batch):
         for first in range(0, heads, wide):
             here = min(wide, heads - first)
@@ -89,10 +89,10 @@ def block_mass(
 
 
 def keep_blocks(mass: torch.Tensor, keep_mass: float, floor: float, cap: float) -> KeptBlocks:
-    """As `pruning.keep_blocks`, but that `order` has the kept blocks first, else by index.
+    """As `block_sparse.keep_blocks`, but `order` has the kept blocks first, each part by index.
 
-    By bisection for the threshold instead of sorting; blocks whose masses differ by less than a
-    part in 2^24 of the largest count as equal, and are kept together even beyond `cap`.
+    The threshold is found by bisection, not by sorting. Masses that differ by less than 2^-24 of
+    the largest count as equal: such blocks are kept together, even beyond `cap`.
     """
     *rows, total = mass.shape
     mass = mass.contiguous()
@@ -107,14 +107,13 @@ def keep_blocks(mass: torch.Tensor, keep_mass: float, floor: float, cap: float) 
 
 
 def pruned_attention(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, kept: KeptBlocks, blocks:
-    BlockSizes,
-    tail: bool = True, scale: float | None = None, launch: Launch | None = None,
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, kept: KeptBlocks,
+    blocks: BlockSizes, tail: bool = True, scale: float | None = None, launch: Launch | None = None,
 ) -> torch.Tensor:  # fmt: skip
-    """As `pruning.pruned_attention`; keys, values and queries of one width and dtype."""
+    """As `block_sparse.pruned_attention`; queries, keys and values of one width and dtype."""
     batch, tokens, heads, width = query.shape
     scale = width**-0.5 if scale is None else scale
-    launch = launch or _usual(query, blocks)
+    launch = launch or _fastest_launch(query, blocks)
     query, key, value = (x.contiguous() for x in (query, key, value))
     (means, _), (averages, _) = (block_means(x, blocks.key) for x in (key, value))
     query_blocks, key_blocks = kept.order.shape[-2:]
@@ -130,9 +129,8 @@ def pruned_attention(
     return out
 
 
-def _usual(query: torch.Tensor, blocks: BlockSizes) -> Launch:
-    """The fastest in the benchmark on an H100 (docs/pcas.md); float32 fills the shared memory with
-    one stage."""
+def _fastest_launch(query: torch.Tensor, blocks: BlockSizes) -> Launch:
+    """The fastest on an H100 (research/LOG.md); float32 fills the shared memory with one stage."""
     if query.dtype == torch.float32:
         return Launch(8 if blocks.query >= 128 else 4, 1)
     hopper = torch.cuda.is_available() and torch.cuda.get_device_capability(query.device) >= (9, 0)
@@ -141,17 +139,17 @@ def _usual(query: torch.Tensor, blocks: BlockSizes) -> Launch:
 
 @functools.cache
 def _has_tables() -> bool:
-    """Whether this Triton knows the tables that the tensor memory accelerator reads."""
+    """Whether this Triton has the descriptors that the tensor memory accelerator needs."""
     return importlib.util.find_spec("triton.tools.tensor_descriptor") is not None
 
 
 def _precision(rows: torch.Tensor) -> str:
-    """Products of float32 are made in float32; the default would round them to 10 bits."""
+    """Multiply float32 in float32: Triton's default would round it to 10 bits."""
     return "ieee" if rows.dtype == torch.float32 else "tf32"
 
 
 def _described(key: torch.Tensor, value: torch.Tensor, block: int) -> tuple[Any, Any]:
-    """Keys and values as tables that the tensor memory accelerator reads blocks of."""
+    """Descriptors of keys and values for the tensor memory accelerator."""
     described = importlib.import_module("triton.tools.tensor_descriptor").TensorDescriptor
     width = key.shape[-1]
     tables = (x.flatten(0, 1).flatten(1) for x in (key, value))
@@ -161,7 +159,7 @@ def _described(key: torch.Tensor, value: torch.Tensor, block: int) -> tuple[Any,
 
 @functools.cache
 def _programs() -> Any:
-    """The module of kernels, or why it cannot be had."""
+    """The module of Triton programs, or the reason why it cannot be imported."""
     try:
         return importlib.import_module("dit_accel.attention.triton_programs")
     except Exception as error:  # a missing or broken Triton must never stop a run

@@ -1,10 +1,11 @@
-"""Attention over keys that come in parts: each part by itself, with the sum of its weights, merged.
+"""Attention over keys in several parts, merged with the log-sum-exp of each part.
 
-Where the same query meets two sets of keys at two positions of its own, one softmax over both is
-needed and no single call can compute it. Each part gives its output and the logarithm of the sum of
-its exponentials; the parts are then weighed by those sums. Equal to one softmax over all keys.
+Queries, keys and values of each part come in; one output goes out, equal to one softmax over all
+keys. It is needed where the same query has different rotary positions for two sets of keys, which a
+single attention call cannot express. Queries are computed in chunks, so nothing of N x N is stored.
+It knows no scenes.
 
-Queries are taken some at a time, so that nothing of N x N is made however many there are.
+Source: the merge of FlashAttention (arXiv 2205.14135 §3.1), over parts instead of blocks.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from collections.abc import Sequence
 
 import torch
 
-MOST = 2**25  # logits at a time
+MAX_LOGITS = 2**25  # per chunk of queries
 
 Part = tuple[torch.Tensor, torch.Tensor]  # output (B, n, H, D), log of the sum (B, n, H)
 
@@ -26,17 +27,17 @@ def attention_part(
     Args:
         query: `(B, n, H, D)`.
         key, value: `(B, m, H, D)`, m >= 1.
-        most: logits at a time, which the queries are parted by; None: `MOST`.
+        most: logits per chunk of queries; None: `MAX_LOGITS`.
 
     Returns:
-        the output `(B, n, H, D)` and the logarithm of the sum of exponentials `(B, n, H)`, both in
-        float32, or in float64 where the queries are.
+        The output `(B, n, H, D)` and the log-sum-exp of the logits `(B, n, H)`, in float32, or in
+        float64 where the queries are.
     """
     wide = torch.promote_types(query.dtype, torch.float32)
     scale = query.shape[-1] ** -0.5
     keys, values = key.to(wide).permute(0, 2, 3, 1), value.to(wide).transpose(1, 2)
     row = keys.shape[0] * keys.shape[1] * keys.shape[-1]
-    queries = max(1, (MOST if most is None else most) // max(row, 1))
+    queries = max(1, (most or MAX_LOGITS) // max(row, 1))
     outputs, sums = [], []
     for some in torch.split(query.to(wide).transpose(1, 2), queries, dim=2):
         logits = (some * scale) @ keys
@@ -47,10 +48,7 @@ def attention_part(
 
 
 def merge(parts: Sequence[Part]) -> torch.Tensor:
-    """One softmax's output, of those of its parts: `(B, n, H, D)`."""
+    """The output `(B, n, H, D)` of one softmax over all parts."""
     total = torch.stack([log_sum for _, log_sum in parts]).logsumexp(0)
-    weighed = (out * (log_sum - total).exp()[..., None] for out, log_sum in parts)
-    first, *rest = weighed
-    for one in rest:
-        first = first + one
-    return first
+    first, *rest = (out * (log_sum - total).exp()[..., None] for out, log_sum in parts)
+    return sum(rest, first)

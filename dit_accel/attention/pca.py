@@ -1,23 +1,22 @@
-"""PCA-based slicing (PCAS), the arithmetic: attention at a rank below the width of its heads.
+"""PCA-based slicing (PCAS), the maths: attention at a rank below the width of its heads.
 
-A logit is a bilinear form, q·k. Given the second moments of queries and of keys, the best form of
-rank r is known, and so is what it leaves out:
+Second moments of queries and keys come in; projections, ranks and error bounds go out. A logit is
+a bilinear form. The best form of rank r, and the error that it leaves, are known:
 
     S_q = mean of q qᵀ,  S_k = mean of (k - μ)(k - μ)ᵀ,  S_q^½ S_k S_q^½ = U diag(σ²) Uᵀ
     q·(k - μ) ≈ (q A)·((k - μ) B),  A = S_q^-½ U,  B = S_q^½ U,  first r columns of both
     mean over all pairs of (logit error)² = (σ²[r] + ... + σ²[D - 1]) / D
 
-That mean is exact for the sample that the moments are of, because every query meets every key, and
-a forecast for any other. Subtracting one μ from all keys shifts a row of logits by a constant, to
-which softmax is blind. At r = D, A Bᵀ = I: nothing is left out. Values are the same problem: the
-output projection's rows are the "queries" that meet them, and both factors fold into the weights.
+The mean is exact for the sample of the moments, where every query meets every key, and an estimate
+for others. Subtracting one μ from all keys shifts a row of logits by a constant, which softmax
+ignores. At r = D nothing is lost. Values are the same problem with the rows of the output
+projection as queries, and both factors fold into the weights.
 
-Knows nothing of steps, sites or models; moments must be taken after the rotary embedding, which
-spreads keys over more directions than their content has (so r = D/2 is seldom exact).
+It knows no steps, sites or models. Take moments after the rotary embedding: that spreads keys over
+more directions than their content has, so r = D/2 is seldom exact.
 
-Sources: UniCP (arXiv 2502.04393, PCAS) applies PCA to queries and keys, in no public detail. Our
-reading: `principal_basis` is PCA of the keys alone; the form above uses the queries too, and its
-error bound chooses the rank.
+Source: UniCP (arXiv 2502.04393, PCAS) applies PCA to queries and keys without public details. In
+our reading the queries' moments count too, and the error bound chooses the rank.
 """
 
 from __future__ import annotations
@@ -28,26 +27,25 @@ from typing import Self
 
 import torch
 
-QUERY_RIDGE = (
-    1e-5  # of the mean variance, added to queries: what was never seen can still be inverted
-)
+QUERY_RIDGE = 1e-5  # of the mean variance, added to S_q so that unseen directions stay invertible
 
 
 class CovarianceAccumulator:
-    """Mean and second moments of vectors, by head, streamed in float32.
+    """Mean and second moments of vectors per head, streamed in float32.
 
-    >>> moments = Moments().add(torch.tensor([[[1.0, 0.0]], [[3.0, 0.0]]]))
-    >>> moments.mean.tolist(), moments.covariance[0, 0, 0].item(), moments.second[0, 0, 0].item()
-    ([[2.0, 0.0]], 1.0, 5.0)
+    Example:
+        >>> moments = CovarianceAccumulator().add(torch.tensor([[[1.0, 0.0]], [[3.0, 0.0]]]))
+        >>> moments.mean.tolist(), moments.covariance[0, 0, 0].item()
+        ([[2.0, 0.0]], 1.0)
     """
 
     def __init__(self) -> None:
         self.count = 0
 
     def add(self, rows: torch.Tensor) -> Self:
-        """Take in `(..., N, H, D)` vectors of any floating dtype; leading dimensions are pooled."""
+        """Add vectors `(..., N, H, D)` of any floating dtype; leading dimensions are pooled."""
         rows = rows.detach().flatten(0, -3).float()
-        if self.count == 0:  # sums of differences from this stay small, so float32 suffices
+        if self.count == 0:  # sums relative to a first mean stay small, so float32 is enough
             self._shift = rows.mean(0)
             self._sum = torch.zeros_like(self._shift)
             self._products = self._shift.new_zeros(*self._shift.shape, rows.shape[-1])
@@ -64,23 +62,23 @@ class CovarianceAccumulator:
 
     @property
     def covariance(self) -> torch.Tensor:
-        """`(H, D, D)` float32: mean of products of what is centred."""
+        """`(H, D, D)` float32: mean of products of the centred vectors."""
         return self._products / self.count - _outer(self._sum / self.count)
 
     @property
     def second(self) -> torch.Tensor:
-        """`(H, D, D)` float32: mean of products as they are."""
+        """`(H, D, D)` float32: mean of products, not centred."""
         return self.covariance + _outer(self.mean)
 
 
 @dataclass(frozen=True)
 class Basis:
-    """Two factors of the identity, best directions first, and what each direction is worth.
+    """Two factors A Bᵀ = I, best directions first.
 
     Args:
-        left: A, `(H, D, D)`: what meets `right`, as queries do.
-        right: B, `(H, D, D)`.
-        energy: `(H, D)` mean squared form that a direction carries, falling.
+        left: A, `(H, D, D)`, for queries.
+        right: B, `(H, D, D)`, for keys.
+        energy: σ², `(H, D)`, mean squared form per direction, falling.
     """
 
     left: torch.Tensor
@@ -99,36 +97,34 @@ class Basis:
         return self.left[..., :rank], self.right[..., :rank]
 
     def left_out(self) -> torch.Tensor:
-        """`(H, D + 1)`: expected squared error of the form at rank 0, 1, ..., D (where it is 0)."""
+        """Expected squared error of the form at rank 0, 1, ..., D: `(H, D + 1)`."""
         tail = self.energy.flip(-1).cumsum(-1).flip(-1)
         return torch.cat([tail, torch.zeros_like(tail[..., :1])], -1)
 
     def rank_for(self, allowed: float) -> torch.Tensor:
-        """`(H,)` int64 on the device: the lowest rank, at least 1, that leaves out no more.
+        """The lowest rank within an error: `(H,)` int64 on the device, at least 1.
 
         Args:
-            allowed: expected squared error of the form, >= 0. For logits q·k / √D with root mean
-                square error ε: ε² D.
+            allowed: expected squared error of the form, >= 0 (`allowed_for`).
 
-        >>> energy, eye = torch.tensor([[4.0, 2.0, 1.0]]), torch.eye(3)[None]
-        >>> Basis(eye, eye, energy).rank_for(1.5)
-        tensor([2])
+        Example:
+            >>> energy, eye = torch.tensor([[4.0, 2.0, 1.0]]), torch.eye(3)[None]
+            >>> Basis(eye, eye, energy).rank_for(1.5)
+            tensor([2])
         """
         return (self.left_out()[..., 1:] > allowed).sum(-1) + 1
 
 
 def bilinear_basis(left: torch.Tensor, right: torch.Tensor) -> Basis:
-    """The best basis for forms x·y, by the second moments of both sides.
+    """The best basis for forms x·y, from the second moments of both sides.
 
     Args:
-        left: `(H, D, D)` second moments of what is not centred: of queries, or W Wᵀ of the rows
-            that values will meet. A ridge of `QUERY_RIDGE` times its mean variance is added,
-            which keeps
-            the energies an upper bound.
-        right: `(H, D, D)` second moments of keys or values, centred.
+        left: `(H, D, D)`, not centred: of queries, or Wᵀ W of the output projection's rows. The
+            ridge added to it keeps the energies an upper bound.
+        right: `(H, D, D)`, centred: of keys or values.
 
     Returns:
-        A basis of float32 whose `left_out` is the least possible at every rank.
+        A float32 basis with the least possible `left_out` at every rank.
     """
     left, right = _precise(left), _precise(right)
     size = left.diagonal(dim1=-2, dim2=-1).mean(-1).clamp_min(torch.finfo(left.dtype).tiny)
@@ -139,7 +135,7 @@ def bilinear_basis(left: torch.Tensor, right: torch.Tensor) -> Basis:
     energy, turned = torch.linalg.eigh(root @ right @ root)
     energy, turned = energy.flip(-1).clamp_min(0), turned.flip(-1)
     even = (energy / energy[:, :1].clamp_min(torch.finfo(left.dtype).tiny)).clamp_min(1e-8) ** 0.25
-    size = size[:, None, None] ** 0.5  # both sides of about equal length: kind to bfloat16
+    size = size[:, None, None] ** 0.5  # equal lengths of both sides lose the least in bfloat16
     scale = even[:, None] * size
     return Basis(
         (inverse @ turned * scale).float(), (root @ turned / scale).float(), energy.float()
@@ -147,8 +143,8 @@ def bilinear_basis(left: torch.Tensor, right: torch.Tensor) -> Basis:
 
 
 def principal_basis(left: torch.Tensor, right: torch.Tensor) -> Basis:
-    """The plain option: principal directions of `right` alone; the same arguments and promise of
-    `left_out` (exact for this basis), which is never below that of `bilinear_basis`."""
+    """Plain PCA, to compare with: principal directions of `right` only. Arguments as above; its
+    `left_out` is exact for this basis and never below that of `bilinear_basis`."""
     values, vectors = torch.linalg.eigh(_precise(right))
     values, vectors = values.flip(-1).clamp_min(0), vectors.flip(-1)
     met = (vectors * (_precise(left) @ vectors)).sum(-2)
@@ -180,15 +176,14 @@ def project(rows: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
 def slice_logits(
     query: torch.Tensor, key: torch.Tensor, basis: Basis, mean: torch.Tensor, rank: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Queries and keys at a rank: their products are those of `query` and `key - mean`, less what
-    the rank leaves out.
+    """Queries and centred keys at a rank.
 
     Args:
         query, key: `(B, N, H, D)`.
         mean: `(H, D)` of the keys.
 
     Returns:
-        two of `(B, N, H, rank)`; attend with them at the scale of the full width, 1 / √D.
+        Two of `(B, N, H, rank)`; attend with them at the scale of the full width, 1 / √D.
     """
     left, right = basis.cut(rank)
     return project(query, left), project(key - mean.to(key.dtype), right)
@@ -205,10 +200,10 @@ class Linear:
 def fold_values(
     value: Linear, output: Linear, basis: Basis, mean: torch.Tensor, rank: int
 ) -> tuple[Linear, Linear]:
-    """The value and output projections at a rank, so that slicing values costs nothing at run time.
+    """The value and output projections at a rank, so slicing values costs nothing at run time.
 
-    Attention's rows sum to 1, so that a mean taken from all values comes out whole, and goes into
-    the bias: out = W_o (μ + A Bᵀ Σ_j p_j (v_j - μ)) + b_o.
+    Rows of attention sum to 1, so the values' mean passes through and goes into the bias:
+    out = W_o (μ + A Bᵀ Σ_j p_j (v_j - μ)) + b_o.
 
     Args:
         value: `(H D, in)`.
@@ -217,7 +212,7 @@ def fold_values(
         mean: `(H, D)` of the values.
 
     Returns:
-        `(H rank, in)` and `(out, H rank)`, in the dtype that they had.
+        `(H rank, in)` and `(out, H rank)`, in their dtypes.
     """
     left, right = basis.cut(rank)
     heads, width = mean.shape
@@ -234,15 +229,19 @@ def fold_values(
 
 
 def logit_rms(basis: Basis, rank: int) -> torch.Tensor:
-    """`(H,)`: root of the expected squared error of q·k / √D at a rank."""
+    """Expected RMS error of q·k / √D at a rank: `(H,)`."""
     return (basis.left_out()[..., rank] / basis.energy.shape[-1]).sqrt()
 
 
 def allowed_for(rms: float, width: int) -> float:
-    """The form's expected squared error at which logits q·k / √D are `rms` off.
+    """The form's expected squared error where logits q·k / √D have the RMS error `rms`.
 
-    >>> allowed_for(0.5, 16)
-    4.0
+    Raises:
+        ValueError: `rms` is negative or not finite.
+
+    Example:
+        >>> allowed_for(0.5, 16)
+        4.0
     """
     if not (0 <= rms < math.inf):
         raise ValueError(f"rms is {rms!r}; accepted: a finite number >= 0")
@@ -254,5 +253,5 @@ def _outer(rows: torch.Tensor) -> torch.Tensor:
 
 
 def _precise(matrices: torch.Tensor) -> torch.Tensor:
-    """In float64, which Apple's devices lack."""
+    """In float64, except on Apple's devices, which have none."""
     return matrices if matrices.device.type == "mps" else matrices.double()

@@ -1,13 +1,14 @@
-"""PCAS at one attention: learns from dense steps, then attends sliced or pruned.
+"""PCAS at one attention: learns moments on dense steps, then attends sliced or pruned.
 
-A `LowRankAttention` attends at a rank below the heads' width; a `BlockSparseAttention` scores
-blocks at a low rank and
-attends to those that matter, the others through their means. Both learn moments of queries, keys
-and values on the dense steps of a run, because content moves the bases, and forget them with it.
-They know no step, no site and no module; formulas are in attention/pca.py and
-attention/block_sparse.py.
+Queries, keys and values `(B, N, H, D)` come in; attention's output and the fraction of dense FLOPs
+go out. `LowRankAttention` attends at a rank below the heads' width. `BlockSparseAttention` scores
+blocks at a low rank and attends to the heaviest. Both learn moments in every run anew, because
+content changes the bases. `skip_reason` gives the cases where dense attention is faster.
 
-Whether it pays is asked first (`skip_reason`): the limits are those of docs/pcas.md.
+It knows no step, site or module; the maths is in `pca.py` and `block_sparse.py` beside it.
+
+Source: UniCP (arXiv 2502.04393, PCAS), without public details; our reading. The limits below were
+measured (docs/results.md).
 """
 
 from __future__ import annotations
@@ -21,34 +22,40 @@ from dit_accel.attention import block_sparse, kernels, pca
 from dit_accel.attention.block_sparse import BlockSizes
 from dit_accel.attention.pca import Basis, CovarianceAccumulator, Linear
 
-MIN_TOKENS = 16_384  # of a sequence: below, what pruning adds costs more than it saves
-MAX_FLOPS_SHARE = 0.6  # of dense attention's FLOPs: above, dense attention is faster
-LEARNED_TOKENS = 4096  # tokens of a call that are learned from
+MIN_TOKENS = 16_384  # per sequence; below, pruning costs more than it saves
+MAX_FLOPS_SHARE = 0.6  # of dense attention's FLOPs; above, dense attention is faster
+LEARNED_TOKENS = 4096  # per call, at most, whose moments are taken
 
-Share = float | torch.Tensor
+FlopShare = float | torch.Tensor
 
 
 @dataclass(frozen=True)
 class PCAS:
-    """Settings of sliced or pruned attention.
+    """Settings of sliced or pruned attention. Most runs need `keep_mass` only.
 
     Args:
-        mode: "prune" keeps key blocks by scores at a low rank; "slice" attends at a rank.
+        mode: "prune" keeps key blocks by low-rank scores; "slice" (experimental: it saves nothing
+            for queries and keys) attends at a rank.
         rank: "prune": of the scores, a power of two from 16. "slice": of queries and keys; None:
-            the lowest, per layer, at which every head's logits are expected within `logit_rms`.
-        logit_rms: for `rank` None: root mean square error of a logit, >= 0.
-        value_rank: "slice": of the values, folded into the projections; None: their full width.
-        keep_mass: "prune": of the scored attention that a query block keeps, in (0, 1].
-        floor, cap: shares of the key blocks that it keeps at least and at most, in [0, 1].
-        tail: whether what is not kept enters through its block means.
-        blocks: sizes of blocks and tiles; None: `pruning.blocks_for` the tokens.
-        samples: queries of a block that are scored, a power of two.
-        first_dense: share of the steps that stay dense at the start, in [0, 1].
-        dense_blocks: blocks of the model, from the first, that stay dense.
-        always: also where it does not pay in time.
+            the lowest per layer where every head's logits are expected within `logit_rms`.
+        logit_rms: for `rank` None: RMS error of a logit, >= 0.
+        value_rank: "slice": of the values, folded into the projections; None: full width.
+        keep_mass: "prune": fraction of the scored attention that a query block keeps, in (0, 1].
+            Higher is closer to dense attention and slower.
+        floor, cap: fractions of the key blocks that it keeps at least and at most, in [0, 1].
+        tail: whether the other blocks enter through their means.
+        blocks: sizes of blocks and tiles; None: by the number of tokens.
+        samples: scored queries per block, a power of two.
+        first_dense: fraction of the steps that are dense at the start, in [0, 1].
+        dense_blocks: first transformer blocks that are always dense.
+        always: use it also where dense attention is faster.
 
     Raises:
         ValueError: a value is out of range.
+
+    Example:
+        >>> PCAS(keep_mass=0.95).blocks_of(75_600).query
+        128
     """
 
     mode: str = "prune"
@@ -87,11 +94,11 @@ class PCAS:
                 raise ValueError(f"{name} is {getattr(self, name)!r}; accepted: at least 0")
 
     def blocks_of(self, tokens: int) -> BlockSizes:
-        """The blocks of a sequence of so many tokens."""
+        """Block sizes for a sequence of `tokens`."""
         return self.blocks or block_sparse.blocks_for(tokens)
 
     def neutral(self, width: int) -> bool:
-        """Whether nothing is left out of heads of this width: then attention stays as it is."""
+        """Whether heads of this width lose nothing, so that attention stays dense."""
         if self.mode == "prune":
             return self.keep_mass >= 1 and self.cap >= 1
         ranks = (self.rank if self.rank is not None else 0, self.value_rank or width)
@@ -99,14 +106,14 @@ class PCAS:
 
 
 class BlockSparseAttention:
-    """Block-pruned attention with scores in the space of the best directions."""
+    """Block-sparse attention, scored in the space of the best directions."""
 
     def __init__(self, config: PCAS) -> None:
         self.config = config
         self.reset()
 
     def reset(self) -> None:
-        """Begin another run."""
+        """Start a new run."""
         self.queries, self.keys = CovarianceAccumulator(), CovarianceAccumulator()
         self.factors: tuple[torch.Tensor, torch.Tensor] | None = None
 
@@ -115,24 +122,24 @@ class BlockSparseAttention:
         return self.factors is not None
 
     def learn(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> None:
-        """Take in a dense step's `(B, N, H, D)`."""
-        self.queries.add(_some(query))
-        self.keys.add(_some(key))
+        """Add a dense step's `(B, N, H, D)`."""
+        self.queries.add(_sampled(query))
+        self.keys.add(_sampled(key))
 
     def fit(self) -> None:
-        """Make the bases from what was learned."""
+        """Make the bases from the moments."""
         basis = pca.logit_basis(self.queries, self.keys)
         rank = min(self.config.rank or basis.energy.shape[-1], basis.energy.shape[-1])
         self.factors = basis.cut(rank)
 
     def attend(
         self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, order: torch.Tensor
-    ) -> tuple[torch.Tensor, Share]:
-        """Attention, and the share of dense attention's FLOPs that it took.
+    ) -> tuple[torch.Tensor, FlopShare]:
+        """The output, and its FLOPs as a fraction of dense attention's.
 
         Args:
             query, key, value: `(B, N, H, D)`.
-            order: `(N,)`, the tokens tile by tile.
+            order: `(N,)`, indices of the tokens tile by tile.
         """
         assert self.factors is not None, "fit comes first"
         config, scale = self.config, query.shape[-1] ** -0.5
@@ -140,31 +147,30 @@ class BlockSparseAttention:
         query, key, value = (x[:, order] for x in (query, key, value))
         low = pca.project(query, self.factors[0]), pca.project(key, self.factors[1])
         budget = config.keep_mass, config.floor, config.cap
-        share: Share
+        fraction: FlopShare
         if kernels.unsupported(query, blocks) is None:
             mass = kernels.block_mass(*low, blocks, config.samples, scale)
             kept = kernels.keep_blocks(mass, *budget)
             out = kernels.pruned_attention(query, key, value, kept, blocks, config.tail)
-            share = kept.density()
+            fraction = kept.density()
         else:
             mass = block_sparse.block_mass(*low, blocks, config.samples, scale)
             kept = block_sparse.keep_blocks(mass, *budget)
-            out, share = block_sparse.gathered_attention(
+            out, fraction = block_sparse.gathered_attention(
                 query, key, value, kept, blocks, config.tail
             )
-        return out[:, order.argsort()], share + self._overhead(*query.shape[1::2])
+        return out[:, order.argsort()], fraction + self._overhead(*query.shape[1::2])
 
     def _overhead(self, tokens: int, width: int) -> float:
-        """FLOPs beside the kept blocks, as a share of dense attention's: projections, scores and
-        block means."""
+        """FLOPs of projections, scores and block means, as a fraction of dense attention's."""
         rank = min(self.config.rank or width, width)
         blocks = self.config.blocks_of(tokens)
-        asked = min(self.config.samples, blocks.query) / blocks.query
+        scored = min(self.config.samples, blocks.query) / blocks.query
         means = 1 / blocks.key if self.config.tail else 0.0
-        return rank / tokens + asked * rank / (2 * width) + means
+        return rank / tokens + scored * rank / (2 * width) + means
 
     def skip_reason(self, query: torch.Tensor) -> str | None:
-        """Why dense attention is faster for queries `(B, N, H, D)`, or None."""
+        """The reason why dense attention is faster for queries `(B, N, H, D)`, or None."""
         tokens = query.shape[1]
         reason = kernels.unsupported(query, self.config.blocks_of(tokens))
         if reason is None and tokens < MIN_TOKENS:
@@ -173,7 +179,7 @@ class BlockSparseAttention:
 
 
 class LowRankAttention:
-    """Attention at a rank: queries and keys are projected, values by folded weights."""
+    """Attention at a rank: queries and keys are projected, values have folded weights."""
 
     def __init__(self, config: PCAS, value: Linear, out: Linear) -> None:
         """`value` and `out` are the module's projections: `(H D, C)` and `(C, H D)`."""
@@ -181,12 +187,8 @@ class LowRankAttention:
         self.reset()
 
     def reset(self) -> None:
-        """Begin another run."""
-        self.queries, self.keys, self.values = (
-            CovarianceAccumulator(),
-            CovarianceAccumulator(),
-            CovarianceAccumulator(),
-        )
+        """Start a new run."""
+        self.queries, self.keys, self.values = (CovarianceAccumulator() for _ in range(3))
         self.logits: Basis | None = None
         self.rank = self.config.rank
         self.folded: tuple[Linear, Linear] | None = None
@@ -197,15 +199,15 @@ class LowRankAttention:
         return self.logits is not None and self.rank is not None
 
     def learn(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> None:
-        """Take in a dense step's `(B, N, H, D)`."""
-        self.queries.add(_some(query))
-        self.keys.add(_some(key))
+        """Add a dense step's `(B, N, H, D)`."""
+        self.queries.add(_sampled(query))
+        self.keys.add(_sampled(key))
         if self.config.value_rank is not None:
-            self.values.add(_some(value))
+            self.values.add(_sampled(value))
 
     def fit(self) -> torch.Tensor | None:
-        """Make the bases from what was learned; the rank that the layer needs, on the device, where
-        it is to be found: whoever reads it sets `rank`."""
+        """Make the bases. Returns the rank that the layer needs, 0-dimensional on the device, or
+        None where the config has it; the caller reads it and sets `rank`."""
         self.logits = pca.logit_basis(self.queries, self.keys)
         self.mean = self.keys.mean
         width = self.mean.shape[-1]
@@ -221,26 +223,22 @@ class LowRankAttention:
 
     def attend(
         self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, order: torch.Tensor
-    ) -> tuple[torch.Tensor, Share]:
-        """Attention, and the share of dense attention's FLOPs that it took.
-
-        A value of the full width is sliced and put back here, which is the same and slower.
-        """
+    ) -> tuple[torch.Tensor, FlopShare]:
+        """As `BlockSparseAttention.attend`; a value of full width is sliced and restored here."""
         assert self.logits is not None and self.rank is not None, "fit comes first"
         tokens, width = query.shape[1], query.shape[-1]
         query, key = pca.slice_logits(query, key, self.logits, self.mean, self.rank)
-        whole = self.narrow is not None and value.shape[-1] == width
-        if whole and self.narrow is not None:
+        restore = self.narrow is not None and value.shape[-1] == width
+        if restore and self.narrow is not None:
             value = pca.project(value - self.offset.to(value.dtype), self.narrow[1])
         q, k, v = (x.transpose(1, 2) for x in (query, key, value))
         mixed = F.scaled_dot_product_attention(q, k, v, scale=width**-0.5).transpose(1, 2)
-        if whole and self.narrow is not None:
+        if restore and self.narrow is not None:
             mixed = pca.project(mixed, self.narrow[0].mT) + self.offset.to(mixed.dtype)
         return mixed, (self.rank + value.shape[-1]) / (2 * width) + self.rank / tokens
 
     def skip_reason(self, query: torch.Tensor) -> str | None:
-        """Why dense attention is faster, or None: always so, where fused attention wants queries
-        and values of one width."""
+        """As `BlockSparseAttention.skip_reason`; fused attention wants one width for all three."""
         if query.device.type != "cuda":
             return f"slicing has no fused attention on {query.device.type}"
         ranks = self.config.rank, self.config.value_rank
@@ -249,8 +247,8 @@ class LowRankAttention:
         return None
 
 
-def _some(rows: torch.Tensor) -> torch.Tensor:
-    """Tokens evenly over the sequence, by an odd stride, so that no axis of the grid is skipped."""
+def _sampled(rows: torch.Tensor) -> torch.Tensor:
+    """Every n-th token; n is odd, so that an even grid axis is not skipped."""
     return rows[:, :: -(-rows.shape[1] // LEARNED_TOKENS) | 1]
 
 

@@ -1,13 +1,13 @@
-"""Staged self-attention: project -> normalise -> position -> attend -> output.
+"""Staged self-attention: project, normalise, position, attend, output.
 
-A `StagedAttnProcessor` takes the place of a module's attention processor and does what it did, in
-stages that
-are attributes, so that a technique replaces the one it is about on one instance and leaves the
-others. With none replaced its outputs are bit-equal to those of diffusers' own processor. A call
-that it has no stages for (cross-attention, a mask, an image's extra keys, context parallelism)
-goes to that one. Holds no state of a run, no formula of a technique. Shapes: `core/tokens.py`.
+A `StagedAttnProcessor` replaces a module's attention processor and computes the same, in stages
+that are attributes: a technique replaces one stage of one instance. With none replaced the output
+is bit-equal to diffusers' processor. A call that the stages do not cover (cross-attention, a mask,
+an image's extra keys, context parallelism) goes to that processor.
 
-Source: diffusers' `WanAttnProcessor` (0.35 to 0.42), whose arithmetic is kept as it is.
+It has no state of a run and no formula of a technique. Shapes as in `core/tokens.py`.
+
+Source: diffusers' `WanAttnProcessor` (0.35 to 0.42), whose arithmetic is unchanged.
 """
 
 from __future__ import annotations
@@ -28,15 +28,32 @@ Attend = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 PROCESSORS = ("WanAttnProcessor",)
 
 
-class StagedAttnProcessor:
-    """An attention processor in stages, each an attribute.
-
-    `value` and `out` stand for the module's own projections where they are not None; `attend` takes
-    and gives `(B, N, H, D)`; `position` takes queries, keys and the rotary angles.
-    """
+class WrappedProcessor:
+    """A processor around the stock one, which gets all private attributes that diffusers sets on a
+    processor later (its backend, the parallel config); only our patch mark stays here."""
 
     def __init__(self, stock: Any) -> None:
         self.stock = stock
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "stock" or name.startswith("__"):  # while it is copied there is no stock yet
+            raise AttributeError(name)
+        return getattr(self.stock, name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        here = name.startswith("_dit_accel") or not name.startswith("_")
+        object.__setattr__(self if here else self.stock, name, value)
+
+
+class StagedAttnProcessor(WrappedProcessor):
+    """An attention processor in stages, each an attribute.
+
+    `value` and `out`, where not None, replace the module's projections; `attend` maps
+    `(B, N, H, D)` to the same; `position` takes queries, keys and the rotary angles.
+    """
+
+    def __init__(self, stock: Any) -> None:
+        super().__init__(stock)
         self.value: Linear | None = None
         self.out: Linear | None = None
         self.position: Callable[..., tuple[torch.Tensor, torch.Tensor]] = rotate_pairs
@@ -51,7 +68,8 @@ class StagedAttnProcessor:
         rotary_emb: Any = None,
         **kwargs: Any,
     ) -> torch.Tensor:
-        given = (encoder_hidden_states, attention_mask, self._parallel_config)
+        parallel = getattr(self.stock, "_parallel_config", None)
+        given = (encoder_hidden_states, attention_mask, parallel)
         if any(one is not None for one in given) or kwargs:
             return self.stock(
                 attn, hidden_states, encoder_hidden_states, attention_mask, rotary_emb, **kwargs
@@ -72,20 +90,20 @@ class StagedAttnProcessor:
     def normalise(
         self, attn: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
     ) -> Heads:
-        """Normalise queries and keys over all heads, and part the heads: `(B, N, H, D)`."""
+        """Normalise queries and keys over all heads, then split the heads: `(B, N, H, D)`."""
         query, key = attn.norm_q(query), attn.norm_k(key)
 
-        def part(rows: torch.Tensor) -> torch.Tensor:
+        def split(rows: torch.Tensor) -> torch.Tensor:
             return torch.unflatten(rows, 2, (attn.heads, -1))
 
-        return part(query), part(key), part(value)
+        return split(query), split(key), split(value)
 
     def dense(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-        """Full attention by the backend that the user chose in diffusers: SDPA, xformers, ..."""
+        """Full attention with the backend that the user chose in diffusers: SDPA, xformers, ..."""
         parallel = {"parallel_config": None} if hasattr(self.stock, "_parallel_config") else {}
         return dispatch_attention_fn(
             query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False,
-            backend=self._attention_backend, **parallel,
+            backend=getattr(self.stock, "_attention_backend", None), **parallel,
         )  # fmt: skip
 
     def output(self, attn: Any, mixed: torch.Tensor) -> torch.Tensor:
@@ -93,30 +111,12 @@ class StagedAttnProcessor:
         hidden = attn.to_out[0](mixed) if self.out is None else _linear(mixed, self.out)
         return attn.to_out[1](hidden)
 
-    # --- what diffusers sets on a processor after it was installed ---
-
-    @property
-    def _attention_backend(self) -> Any:
-        return getattr(self.stock, "_attention_backend", None)
-
-    @_attention_backend.setter
-    def _attention_backend(self, backend: Any) -> None:
-        self.stock._attention_backend = backend
-
-    @property
-    def _parallel_config(self) -> Any:
-        return getattr(self.stock, "_parallel_config", None)
-
-    @_parallel_config.setter
-    def _parallel_config(self, config: Any) -> None:
-        self.stock._parallel_config = config
-
 
 def install(attn: Any, patches: Patches) -> StagedAttnProcessor:
-    """Put stages on one attention module, as a patch.
+    """Install stages on one attention module, as a patch.
 
     Raises:
-        ValueError: its processor is none of `PROCESSORS`.
+        ValueError: its processor is not one of `PROCESSORS`.
         RuntimeError: it is patched already.
     """
     stock = attn.processor
@@ -138,7 +138,6 @@ def rotate_pairs(
         query, key: `(B, N, H, D)`.
         rotary: cosines and sines, `(1, N, 1, D)` each, every angle twice.
     """
-
     return rotate(query, rotary), rotate(key, rotary)
 
 
@@ -153,7 +152,7 @@ def rotate(rows: torch.Tensor, rotary: tuple[torch.Tensor, torch.Tensor]) -> tor
 
 
 def grid_of(transformer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> TokenGrid:
-    """The token grid of a call of a transformer, by the latents that it is given."""
+    """The token grid of a transformer's call, from the size of its latents."""
     latents = kwargs["hidden_states"] if "hidden_states" in kwargs else args[0]
     sizes = zip(latents.shape[2:], transformer.config.patch_size, strict=True)
     return TokenGrid(*(size // patch for size, patch in sizes))

@@ -1,14 +1,14 @@
-"""Trim padded text and drop its mask: exact, where one prompt is denoised at a time.
+"""Trim padded text and drop its mask: exact, for one prompt at a time.
 
-HunyuanVideo pads a prompt to a fixed length, and every attention call carries a mask of what is
-padding; fused kernels are faster without masks, and HunyuanVideo 1.5 even builds the N x N matrix
-of the mask in each call. At batch 1 the padding can be cut off before the first block: no token
-attends to it, so the outputs are those of the stock pipeline, up to the order of sums. HunyuanVideo
-1.5 also pads text-to-video with the tokens of an image that is not there; they go too.
+A HunyuanVideo pipeline comes in and runs with shorter text until `remove()`. HunyuanVideo pads each
+prompt to a fixed length and passes a mask to every attention; fused kernels are faster without, and
+1.5 even builds an N x N mask in each call. At batch 1 the padding can be cut before the first
+block: no token attends to it, so outputs are those of the stock pipeline up to the order of sums.
+1.5 also pads text-to-video with tokens of an absent image; they are cut too.
 
-A call that cannot be trimmed (several prompts, padding elsewhere than behind the text, context
-parallelism) is passed on as it is. How long the text is, is read from the device once a prompt.
-Knows two classes by name, their arguments, and that their attention gives text no positions.
+A call that cannot be trimmed (several prompts, padding inside the text, context parallelism) is
+unchanged. One host sync per prompt. It knows two classes by name, their arguments, and that their
+attention gives text no positions.
 
     with trim_text(pipe) as trim:
         video = pipe(prompt).frames
@@ -24,6 +24,7 @@ from typing import Any, Self
 
 import torch
 
+from dit_accel.attention.processor import WrappedProcessor
 from dit_accel.core.patching import Patches
 
 MASKED = {
@@ -38,10 +39,13 @@ IMAGE = "image_embeds"  # all zero: there is no image
 
 
 def trim_text(pipe: Any) -> Trim:
-    """Trim the text of a HunyuanVideo pipeline from now on, until the handle is removed.
+    """Trim the text of a HunyuanVideo pipeline until the handle is removed.
+
+    Args:
+        pipe: a diffusers pipeline with one of the transformers in `MASKED`.
 
     Raises:
-        ValueError: the pipeline's transformer is none of `MASKED`.
+        ValueError: it has another transformer.
         RuntimeError: it is trimmed already; nothing is changed.
     """
     transformer = getattr(pipe, "transformer", None)
@@ -52,11 +56,11 @@ def trim_text(pipe: Any) -> Trim:
 
 
 class Trim:
-    """An installed trimming: a context manager with `tokens` and `remove()`."""
+    """The handle of `trim_text`: a context manager with `tokens` and `remove()`."""
 
     def __init__(self, transformer: Any, processor: str) -> None:
         self.tokens: dict[str, tuple[int, int]] = {}
-        self.now = False  # whether this call's text has no padding left
+        self.trimmed = False  # whether the running call has no padding left
         self._lengths: list[tuple[torch.Tensor, int | None]] = []
         self._patches = Patches()
         try:
@@ -90,7 +94,7 @@ class Trim:
     def _before(
         self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-        self.now = False
+        self.trimmed = False
         texts = [pair for pair in TEXTS if kwargs.get(pair[0]) is not None]
         if not texts or any(kwargs.get(mask) is None for _, mask in texts):
             return None
@@ -105,30 +109,30 @@ class Trim:
         image = kwargs.get(IMAGE)
         if image is not None and self._length(image) == 0:
             trimmed[IMAGE] = image[:, :0]
-        self.now = True
+        self.trimmed = True
         before, after = (sum(k[mask].shape[1] for _, mask in texts) for k in (kwargs, trimmed))
         self.tokens["transformer"] = (before, after)
         return args, trimmed
 
     def _length(self, mask: torch.Tensor) -> int | None:
-        """Tokens `(1, L, ...)` up to the last that is not zero; None where zeros lie among them or
-        nothing is left. Read once for as long as it is the same tensor."""
+        """Tokens before the padding of `(1, L, ...)`; None where zeros lie between tokens. A tensor
+        that comes again is not read from the device again."""
         for seen, length in self._lengths:
             if seen is mask:
                 return length
         real = mask[0].flatten(1).any(1) if mask.ndim > 2 else mask[0].bool()
-        kept, solid = torch.stack([real.sum(), (real.cumprod(0)).sum()]).tolist()
-        length = int(kept) if kept == solid else None
+        count, leading = torch.stack([real.sum(), (real.cumprod(0)).sum()]).tolist()
+        length = int(count) if count == leading else None
         self._lengths = [(mask, length), *self._lengths[:7]]
         return length
 
 
-class Unmasked:
-    """The stock attention processor, without the mask where nothing is left to be masked."""
+class Unmasked(WrappedProcessor):
+    """The stock attention processor, without the mask where the text is trimmed."""
 
     def __init__(self, stock: Any, trim: Trim) -> None:
-        object.__setattr__(self, "stock", stock)
-        object.__setattr__(self, "trim", trim)
+        super().__init__(stock)
+        self.trim = trim
 
     def __call__(
         self,
@@ -138,14 +142,14 @@ class Unmasked:
         attention_mask: torch.Tensor | None = None,
         image_rotary_emb: Any = None,
     ) -> Any:  # diffusers reads these names, and passes on no others
-        free = self.trim.now and getattr(self.stock, "_parallel_config", None) is None
+        free = self.trim.trimmed and getattr(self.stock, "_parallel_config", None) is None
         processor = self._plain() if free else self.stock
         mask = None if free else attention_mask
         return processor(attn, hidden_states, encoder_hidden_states, mask, image_rotary_emb)
 
     def _plain(self) -> Any:
-        """A processor that takes None for a mask: HunyuanVideo's own, whose arithmetic that of 1.5
-        is; that of 1.5 would build a mask of it."""
+        """HunyuanVideo's processor takes None as a mask; that of 1.5, with equal arithmetic, would
+        build a mask from it."""
         from diffusers.models.transformers import transformer_hunyuan_video as plain
 
         if isinstance(self.stock, plain.HunyuanVideoAttnProcessor2_0):
@@ -153,11 +157,3 @@ class Unmasked:
         made = plain.HunyuanVideoAttnProcessor2_0()
         made._attention_backend = self.stock._attention_backend
         return made
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.stock, name)
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        """What diffusers sets on a processor (its backend) is the stock one's; our mark is not."""
-        here = self if name.startswith("_dit_accel") else self.stock
-        object.__setattr__(here, name, value)

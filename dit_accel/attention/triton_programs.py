@@ -1,16 +1,16 @@
 # mypy: ignore-errors
-"""Triton programs of block-pruned attention: score, settle, select, attend.
+"""Triton programs of block-sparse attention: score, settle, select, attend.
 
-Importing this imports Triton: `attention/kernels.py` does so when it is asked, and says what each
-is for.
-Logits are in powers of two. Names in capitals are known when a program is compiled; rows of a
-`(B, N, H, D)` tensor lie `heads * D` elements apart.
+Pointers to `(B, N, H, D)` tensors come in, whose rows lie `heads * D` elements apart; results are
+stored through pointers. Logits are in powers of two, because exp2 is faster than exp. Names in
+capitals are compile-time constants. Importing this imports Triton: `attention/kernels.py` does so,
+and states what each program computes. Source: as there.
 """
 
 import triton
 import triton.language as tl
 
-LOW = tl.constexpr(-1e30)  # below every logit, and finite: the difference of two is no NaN
+LOW = tl.constexpr(-1e30)  # below all logits, but finite: inf - inf would be NaN
 
 
 @triton.jit
@@ -18,7 +18,7 @@ def score(
     q_ptr, k_ptr, sums_ptr, whole_ptr, rows, tokens, key_blocks, stride, scale,
     RANK: tl.constexpr, ROWS: tl.constexpr, KEY: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Of sampled queries: log2 of the sum of exp2(logit) over each key block, and over all."""
+    """Sampled queries: log2 of the sum of exp2(logit), over each key block and over all keys."""
     head = tl.program_id(1).to(tl.int64)
     ids = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     cols, keys = tl.arange(0, RANK), tl.arange(0, KEY)
@@ -50,7 +50,7 @@ def settle(
     sums_ptr, whole_ptr, mass_ptr, rows, key_blocks, query_blocks,
     ROWS: tl.constexpr, SAMPLES: tl.constexpr, BLOCKS: tl.constexpr,
 ):  # fmt: skip
-    """The mean share of each key block over the samples of a query block."""
+    """The mean mass of each key block over the samples of a query block."""
     head = tl.program_id(2).to(tl.int64)
     ids = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     blocks = tl.program_id(1) * BLOCKS + tl.arange(0, BLOCKS)
@@ -67,12 +67,12 @@ def settle(
 
 @triton.jit
 def select(mass_ptr, order_ptr, counts_ptr, total, keep_mass, least, most, WIDE: tl.constexpr):
-    """The smallest set of the heaviest blocks that suffices; their indices, then the others'."""
+    """The fewest heaviest blocks that hold enough mass; their indices, then the others'."""
     row = tl.program_id(0).to(tl.int64)
     ids = tl.arange(0, WIDE)
     mass = tl.load(mass_ptr + row * total + ids, mask=ids < total, other=-1.0)
     low, high = tl.max(mass, 0) * 0.0, tl.max(mass, 0) * 1.0001
-    for _ in range(26):  # `low` always suffices, `high` never does
+    for _ in range(26):  # blocks above `low` hold enough, those above `high` do not
         middle = 0.5 * (low + high)
         kept = mass >= middle
         count = tl.sum(kept.to(tl.int32), 0)

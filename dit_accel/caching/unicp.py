@@ -30,8 +30,8 @@ from dit_accel.attention.pcas import (
     MAX_FLOPS_SHARE,
     PCAS,
     BlockSparseAttention,
+    FlopShare,
     LowRankAttention,
-    Share,
 )
 from dit_accel.attention.processor import StagedAttnProcessor
 from dit_accel.caching.blend import DWS, Choice, Errors, choose, kept_error
@@ -248,7 +248,7 @@ class PrunedSite(Site):
             kept = kept_error(math.sqrt(gone / size), pruned, correlation)
             self.errors = Errors(kept / max(self.age, 1), pruned, correlation)
 
-    def _spend(self, share: Share, beside: float) -> None:
+    def _spend(self, share: FlopShare, beside: float) -> None:
         """Note the FLOPs of this call's attention, as shares of the dense one's."""
         trace, step = self._trace(), self.cache.session.step
 

@@ -139,7 +139,7 @@ class LoopTimer:
         self._step = step
 
     def forward_ends(self, transformer: str) -> None:
-        """Stop the clock after a forward of the last step; after each where the number is unknown."""
+        """Stop the clock after each forward of the last step; where it is unknown, of any."""
         if self._times and (self._steps is None or self._step == self._steps - 1):
             del self._times[1:]  # a step may have several forwards: the last one counts
             self._mark()

@@ -1,7 +1,8 @@
-"""Layouts: which subject is where in which shot, and what it shall look like.
+"""Layouts: which subject is where in which shot, and what it should look like.
 
-`load` reads a file; `Layout` and its parts may as well be made in Python, and are checked when
-made; `coverage` lays a shot over a grid of tokens. Only that last one imports torch.
+In: a layout file, or shots and subjects made in Python. Out: a validated `Layout`, and the coverage
+of tokens by each subject. Fields are checked where they are made (`model.py`), files in `load.py`,
+and `coverage.py` rasterises. It knows no pipeline; only coverage imports torch.
 """
 
 from __future__ import annotations

@@ -1,10 +1,9 @@
-"""Which share of every token each subject of a shot covers: from boxes, exactly, or from masks.
+"""Rasterise a shot: which fraction of each token each subject covers, exactly.
 
-A latent frame stands for several pixel frames (`TokenGrid.pixel_frames`), and a token for a square
-of pixels; its share is the mean over all of them. A box that lies between pixels counts by its
-area. What the model's strides are is the grid's business.
-
-Shapes: `core/tokens.py`; S subjects, T pixel frames.
+A shot, or a reference file, and a token grid come in; coverage goes out: the mean over a token's
+pixels and over its latent frame's pixel frames. A box between pixels counts by its area. It knows
+no model's strides; the grid has them. Shapes as in `core/tokens.py`; S subjects, T pixel frames.
+Source: ours.
 """
 
 from __future__ import annotations
@@ -21,10 +20,10 @@ from dit_accel.layout.model import Box, Reference, Shot, Subject
 
 
 def coverage(shot: Shot, grid: TokenGrid) -> torch.Tensor:
-    """The share of every token that each subject covers.
+    """The fraction of every token that each subject covers.
 
     Args:
-        shot: mask videos as long as the clip; their frames may have any size.
+        shot: its mask videos must be as long as the clip; their frames may have any size.
         grid: of the clip.
 
     Returns:
@@ -32,44 +31,45 @@ def coverage(shot: Shot, grid: TokenGrid) -> torch.Tensor:
 
     Raises:
         LayoutError: a mask video cannot be read, or has another number of frames.
+
+    Example:
+        >>> from dit_accel.layout import Keyframe
+        >>> left = Subject("a", "a cat", (Keyframe(0, (0, 0, 0.75, 1)),))
+        >>> coverage(Shot("s", "a room", (left,)), TokenGrid(1, 1, 2)).tolist()
+        [[[[1.0, 0.5]]]]
     """
     shares = []
     for index, subject in enumerate(shot.subjects):
         try:
-            shares.append(_subject(subject, grid))
+            shares.append(_coverage(subject, grid))
         except LayoutError as error:
             raise error.inside(f"subjects[{index}]") from error
     return torch.stack(shares)
 
 
 def reference_coverage(reference: Reference, grid: TokenGrid) -> torch.Tensor:
-    """The same of one subject in the image or clip that it refers to.
+    """The coverage by a subject in its reference file: `(F, rows, columns)` float32 in [0, 1].
 
     Args:
         reference: to a file.
-        grid: of the file as it is read: an image has one latent frame.
-
-    Returns:
-        `(F, rows, columns)` float32 in [0, 1].
+        grid: of the file; an image has one latent frame.
 
     Raises:
         LayoutError: the mask video cannot be read, or has another number of frames.
     """
-    if reference.mask is not None:
-        return _from_mask(reference.mask, grid)
-    return _from_boxes([reference.box_at(u) for u in moments(grid)], grid)
+    return _coverage(reference, grid)
 
 
 def moments(grid: TokenGrid) -> list[float]:
-    """The share of the clip at which each pixel frame is: 0 to 1."""
+    """The time of each pixel frame, 0 (first) to 1 (last)."""
     frames = grid.num_frames
     return [frame / max(frames - 1, 1) for frame in range(frames)]
 
 
-def _subject(subject: Subject, grid: TokenGrid) -> torch.Tensor:
+def _coverage(subject: Subject | Reference, grid: TokenGrid) -> torch.Tensor:
     if subject.mask is not None:
         return _from_mask(subject.mask, grid)
-    return _from_boxes([subject.box_at(u) for u in moments(grid)], grid)
+    return _from_boxes([subject.box_at(time) for time in moments(grid)], grid)
 
 
 def _from_boxes(boxes: list[Box], grid: TokenGrid) -> torch.Tensor:
@@ -79,7 +79,7 @@ def _from_boxes(boxes: list[Box], grid: TokenGrid) -> torch.Tensor:
 
 
 def _from_mask(path: Path, grid: TokenGrid) -> torch.Tensor:
-    """A pixel is the subject's where its mean over the channels is above half."""
+    """A pixel is the subject's where the mean of its channels is above one half."""
     frames = grid.num_frames
     rows: list[torch.Tensor] = []
     try:
@@ -97,7 +97,7 @@ def _from_mask(path: Path, grid: TokenGrid) -> torch.Tensor:
 
 
 def _pooled(frames: torch.Tensor, grid: TokenGrid) -> torch.Tensor:
-    """`(T, rows, columns)`: the mean of pixels `(T, H, W)` over each token, whatever their size."""
+    """The mean of pixels `(T, H, W)` over each token: `(T, rows, columns)`."""
     height, width = frames.shape[1:]
     down, across = _shares(*_edges(height), grid.height), _shares(*_edges(width), grid.width)
     return down.T @ frames @ across  # the weights of a token's pixels sum to 1
@@ -109,14 +109,14 @@ def _edges(count: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def _shares(start: torch.Tensor, end: torch.Tensor, cells: int) -> torch.Tensor:
-    """`(n, cells)`: which share of each of `cells` equal parts of [0, 1] n intervals cover."""
+    """The fraction of each of `cells` equal parts of [0, 1] that n intervals cover: `(n, cells)`."""
     low, high = _edges(cells)
-    reach = torch.minimum(end[:, None], high) - torch.maximum(start[:, None], low)
-    return (reach * cells).clamp(0, 1)
+    overlap = torch.minimum(end[:, None], high) - torch.maximum(start[:, None], low)
+    return (overlap * cells).clamp(0, 1)
 
 
 def _by_latent_frame(shares: torch.Tensor, grid: TokenGrid) -> torch.Tensor:
-    """`(F, rows, columns)`: the mean of `(T, rows, columns)` over each latent frame's frames."""
+    """The mean of `(T, rows, columns)` over each latent frame's frames: `(F, rows, columns)`."""
     spans = [grid.pixel_frames(frame) for frame in range(grid.frames)]
     means = torch.stack([shares[first:end].mean(0) for first, end in spans])
     return means.clamp(0, 1).float()

@@ -1,8 +1,9 @@
-"""Read a layout file: JSON or YAML, as `layout.schema.json` beside this file describes it.
+"""Read a layout file, JSON or YAML, in the format of `layout.schema.json` beside this file.
 
-What the schema cannot say is checked here and in `scene.py`: times ascend, boxes are not empty,
-references lead somewhere and form no circle, files are there. No file outside the layout's folder
-is named unless that is allowed, links followed first. The files themselves are not opened.
+A path or bytes come in; a `Layout` goes out, or an error that names the field. `model.py` checks
+fields and their relations. Checked here are keys, types of containers and paths: a file outside the
+layout's folder is refused unless allowed, after links are resolved. The files are not opened.
+Source: ours.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ from dit_accel.layout.model import (
 from dit_accel.layout.parse import LARGEST_BYTES, document
 
 SUFFIXES = (".yaml", ".yml", ".json")
-CLIPS = (".mp4", ".mkv", ".npy", ".avi", ".mov", ".webm")  # as `video.READABLE`
+CLIPS = (".mp4", ".mkv", ".npy", ".avi", ".mov", ".webm")  # `video.READABLE` without cv2
 IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
 _T = TypeVar("_T")
 
@@ -50,7 +51,7 @@ def load(path: str | os.PathLike[str], *, outside: bool = False) -> Layout:
         outside: whether the file may name files outside its own folder.
 
     Raises:
-        LayoutError: it is not accepted; names the field.
+        LayoutError: the layout is not accepted; names the field.
         FileNotFoundError: there is no such file.
         OSError: it cannot be read.
     """
@@ -71,12 +72,13 @@ def parse(
     """Read the content of a layout file.
 
     Args:
-        folder: that its paths start from.
-        json_only: whether it is JSON; else YAML.
+        content: UTF-8, at most 512 KiB.
+        folder: that its paths are relative to.
+        json_only: JSON, else YAML.
         outside: whether it may name files outside that folder.
 
     Raises:
-        LayoutError: it is not accepted; names the field.
+        LayoutError: the layout is not accepted; names the field.
     """
     found = document(content, json_only=json_only)
     return _Reader(folder.absolute(), outside).layout(found)
@@ -133,7 +135,7 @@ class _Reader:
         return Reference(fields.get("shot"), fields.get("subject"), file, keyframes, mask)
 
     def path(self, field: str, value: Any, suffixes: tuple[str, ...]) -> Path:
-        """An existing file that may be read, links resolved."""
+        """An existing file inside the folder, links resolved."""
         check_text(field, value)
         if Path(value).suffix.lower() not in suffixes:
             raise not_accepted(field, value, f"a file that ends in {', '.join(suffixes)}")
@@ -142,14 +144,14 @@ class _Reader:
             if not self.outside and not path.is_relative_to(self.folder.resolve()):
                 raise not_accepted(field, value, "a file inside the layout's folder")
             is_there = path.is_file()
-        except (OSError, RuntimeError) as error:  # too long a name, a circle of links
+        except (OSError, RuntimeError) as error:  # a name too long, links in a circle
             raise not_accepted(field, value, "a file that can be found") from error
         if not is_there:
             raise LayoutError(field, f"is {shown(value)}; there is no such file")
         return path
 
     def _where(self, fields: dict[str, Any]) -> tuple[tuple[Keyframe, ...], Path | None]:
-        """Keyframes and mask; a `box` is one keyframe. None of the three is for the caller."""
+        """Keyframes and mask; a `box` is one keyframe. The caller decides whether none is allowed."""
         if "box" in fields and "keyframes" in fields:
             raise LayoutError("box", "is given beside keyframes; accepted: one of them")
         keyframes: tuple[Keyframe, ...] = ()
@@ -162,7 +164,7 @@ class _Reader:
         return keyframes, mask
 
     def _cast(self, found: Any) -> dict[str, str]:
-        """Prompts by the id of the subjects at the top."""
+        """Prompts by id of the subjects at the top."""
         if found is None:
             return {}
 
@@ -181,7 +183,7 @@ def _keyframe(found: Any) -> Keyframe:
 
 
 def _fields(found: Any, known: tuple[str, ...], needed: tuple[str, ...]) -> dict[str, Any]:
-    """A mapping that has what is needed, and nothing that is not known."""
+    """A mapping with all needed keys and only known ones."""
     if not isinstance(found, dict):
         raise not_accepted("", found, f"a mapping with {', '.join(known)}")
     for key in found:
@@ -194,7 +196,7 @@ def _fields(found: Any, known: tuple[str, ...], needed: tuple[str, ...]) -> dict
 
 
 def _each(field: str, found: Any, most: int, read: Callable[[Any], _T]) -> tuple[_T, ...]:
-    """Every entry of a list, read; errors name the entry."""
+    """Read every entry of a list; errors name the entry."""
     if not isinstance(found, list):
         raise not_accepted(field, found, "a list")
     check_count(field, len(found), 1, most)

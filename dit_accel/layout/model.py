@@ -1,12 +1,12 @@
-"""A layout: shots, the subjects in them, their boxes over time, and where their looks come from.
+"""The data of a layout: shots, their subjects, boxes over time, and references.
 
-Coordinates are shares of the frame, x to the right and y down: (x0, y0, x1, y1). Times are shares
-of the clip: 0 is its first frame, 1 its last. So a layout fits every size and length of clip.
+Fields come in, from a file or from Python; validated frozen dataclasses go out. Boxes are fractions
+of the frame, x to the right and y down: (x0, y0, x1, y1). Times are fractions of the clip: 0 is its
+first frame, 1 its last. So a layout fits every size and length. Everything is checked when it is
+made; an error names the field as a file would: `shots[1].subjects[0].keyframes[2].box`. It reads no
+file.
 
-Everything is checked when it is made, whether it comes from a file or from Python; the error names
-the field as the file would: `shots[1].subjects[0].keyframes[2].box`. It reads no file.
-
-Source: IR-Diffusion (arXiv 2411.19261) takes masks from a detector; the file of boxes is ours.
+Source: ours; IR-Diffusion (arXiv 2411.19261) takes masks from a detector instead.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ Box = tuple[float, float, float, float]
 
 WHOLE: Box = (0.0, 0.0, 1.0, 1.0)
 MOST_SHOTS, MOST_SUBJECTS, MOST_KEYFRAMES = 32, 16, 1024
-REACH_OF_Z = 1_000_000
-_BOX_WORDS = "[x0, y0, x1, y1] with 0 <= x0 < x1 <= 1 and 0 <= y0 < y1 <= 1"
+MAX_Z = 1_000_000
+_BOX_ACCEPTED = "[x0, y0, x1, y1] with 0 <= x0 < x1 <= 1 and 0 <= y0 < y1 <= 1"
 
 
 @dataclass(frozen=True)
@@ -40,8 +40,8 @@ class Keyframe:
     """Where a subject is at one moment.
 
     Args:
-        at: share of the clip, in [0, 1].
-        box: (x0, y0, x1, y1) in shares of the frame.
+        at: time, in [0, 1].
+        box: (x0, y0, x1, y1), in [0, 1].
 
     Raises:
         LayoutError: a number is out of range or not finite, or the box is empty.
@@ -55,27 +55,26 @@ class Keyframe:
             raise not_accepted("at", self.at, "a number from 0 to 1")
         box = self.box
         if not isinstance(box, Sequence) or len(box) != 4 or not all(map(is_share, box)):
-            raise not_accepted("box", box, _BOX_WORDS)
+            raise not_accepted("box", box, _BOX_ACCEPTED)
         if not (box[0] < box[2] and box[1] < box[3]):
-            raise not_accepted("box", box, f"{_BOX_WORDS}; this one is empty")
+            raise not_accepted("box", box, f"{_BOX_ACCEPTED}; this one is empty")
         object.__setattr__(self, "at", float(self.at))
         object.__setattr__(self, "box", tuple(float(edge) for edge in box))
 
 
 @dataclass(frozen=True)
 class Reference:
-    """What a subject shall look like: itself in another shot of the layout, or an image or clip.
+    """What a subject should look like: a subject of another shot, or an image or clip.
 
     Args:
-        shot: id of the other shot; None where it is a file.
-        subject: id in that shot; None: as the subject that refers to it.
-        file: an image or a clip; None where it is a shot.
-        keyframes: where the subject is in the file; empty: it fills the frame, unless there is a
-            mask.
-        mask: a mask video of the file, white where the subject is.
+        shot: id of the other shot; None for a file.
+        subject: id in that shot; None: that of the subject that refers to it.
+        file: an image or a clip; None for a shot.
+        keyframes: where the subject is in the file; empty without a mask: it fills the frame.
+        mask: a mask video for the file, white where the subject is.
 
     Raises:
-        LayoutError: it is neither or both of a shot and a file, or says what fits the other only.
+        LayoutError: there is no shot and no file, or both, or a field that fits only the other.
     """
 
     shot: str | None = None
@@ -87,8 +86,8 @@ class Reference:
     def __post_init__(self) -> None:
         object.__setattr__(self, "keyframes", tuple(self.keyframes))
         if (self.shot is None) == (self.file is None):
-            said = "neither" if self.shot is None else "both"
-            raise LayoutError("", f"names {said} of shot and file; accepted: one of them")
+            count = "neither" if self.shot is None else "both"
+            raise LayoutError("", f"names {count} of shot and file; accepted: one of them")
         if self.shot is not None:
             check_id("shot", self.shot)
             if self.keyframes or self.mask is not None:
@@ -106,7 +105,7 @@ class Reference:
             check_keyframes(self.keyframes)
 
     def box_at(self, u: float) -> Box:
-        """Where the subject is in the file at a share of its clip; the frame if nothing is said."""
+        """The subject's box in the file at a time in [0, 1]; without keyframes, the frame."""
         return interpolate(self.keyframes, u) if self.keyframes else WHOLE
 
 
@@ -118,9 +117,9 @@ class Subject:
         id: unique in the shot; the same id in another shot is the same subject.
         prompt: of this subject alone.
         keyframes: at least one, times ascending, unless there is a mask.
-        mask: a mask video as long as the clip, white where the subject is; None: boxes say it.
-        z: of two subjects that overlap, the higher is in front; of equal ones the later.
-        reference: what it shall look like; None: nothing is read.
+        mask: a mask video as long as the clip, white where the subject is; None: use keyframes.
+        z: of overlapping subjects the highest is in front; of equal ones the later.
+        reference: what it should look like; None: no reference.
 
     Raises:
         LayoutError: a field is not as above.
@@ -137,21 +136,18 @@ class Subject:
         object.__setattr__(self, "keyframes", tuple(self.keyframes))
         check_id("id", self.id)
         check_text("prompt", self.prompt)
-        if isinstance(self.z, bool) or not isinstance(self.z, int) or abs(self.z) > REACH_OF_Z:
-            raise not_accepted("z", self.z, f"an integer from -{REACH_OF_Z} to {REACH_OF_Z}")
+        if isinstance(self.z, bool) or not isinstance(self.z, int) or abs(self.z) > MAX_Z:
+            raise not_accepted("z", self.z, f"an integer from -{MAX_Z} to {MAX_Z}")
         if bool(self.keyframes) == (self.mask is not None):
-            said = "both" if self.keyframes else "neither"
-            raise LayoutError("", f"names {said} of keyframes and mask; accepted: one of them")
+            count = "both" if self.keyframes else "neither"
+            raise LayoutError("", f"names {count} of keyframes and mask; accepted: one of them")
         check_keyframes(self.keyframes)
 
     def box_at(self, u: float) -> Box:
-        """Its box at a share of the clip: linear between keyframes, held outside them.
-
-        Args:
-            u: in [0, 1].
+        """Its box at a time in [0, 1].
 
         Raises:
-            ValueError: a mask says where it is, and no box.
+            ValueError: it has a mask instead of boxes.
         """
         if self.mask is not None:
             raise ValueError(f"subject {self.id!r} has a mask; accepted: a subject with boxes")
@@ -164,7 +160,7 @@ class Shot:
 
     Args:
         id: unique in the layout.
-        prompt: of the whole picture.
+        prompt: of the whole clip.
         subjects: at least one, ids unique.
 
     Raises:
@@ -183,11 +179,7 @@ class Shot:
         check_unique("subjects", [subject.id for subject in self.subjects])
 
     def subject(self, id: str) -> Subject:
-        """The subject with an id.
-
-        Raises:
-            KeyError: there is none.
-        """
+        """The subject with an id, else KeyError."""
         return {subject.id: subject for subject in self.subjects}[id]
 
     @property
@@ -206,7 +198,12 @@ class Layout:
         version: of the format.
 
     Raises:
-        LayoutError: a field is not as above, or a reference leads nowhere.
+        LayoutError: a field is not as above, or a reference's target does not exist.
+
+    Example:
+        >>> cat = Subject("cat", "a grey cat", (Keyframe(0, (0, 0, 0.5, 1)),))
+        >>> Layout((Shot("one", "a room", (cat,)),)).prompts
+        ['a room']
     """
 
     shots: tuple[Shot, ...]
@@ -228,15 +225,11 @@ class Layout:
         return [shot.prompt for shot in self.shots]
 
     def shot(self, id: str) -> Shot:
-        """The shot with an id.
-
-        Raises:
-            KeyError: there is none.
-        """
+        """The shot with an id, else KeyError."""
         return {shot.id: shot for shot in self.shots}[id]
 
     def source(self, subject: Subject) -> tuple[int, int] | None:
-        """Which shot and which subject of it one refers to, by index; None: no shot."""
+        """Indices of the shot and subject that a subject refers to; None where it refers to no shot."""
         reference = subject.reference
         if reference is None or reference.shot is None:
             return None
@@ -262,13 +255,13 @@ class Layout:
             j = next(j for j, s in enumerate(self.shots[i].subjects) if _reads(s) == circle[1])
             raise LayoutError(
                 f"shots[{i}].subjects[{j}].reference.shot",
-                f"closes a circle: {' -> '.join(circle)}; accepted: shots that do not read, by "
-                "whatever way, from the shot that reads them",
+                f"closes a circle: {' -> '.join(circle)}; accepted: shots that do not read, directly "
+                "or through others, from the shot that reads them",
             )
 
 
 def interpolate(keyframes: Sequence[Keyframe], u: float) -> Box:
-    """The box at a share of the clip: linear between keyframes, held before and after them."""
+    """The box at a time in [0, 1]: linear between keyframes, constant before and after them."""
     first, last = keyframes[0], keyframes[-1]
     if u <= first.at:
         return first.box
@@ -276,13 +269,13 @@ def interpolate(keyframes: Sequence[Keyframe], u: float) -> Box:
         return last.box
     after = next(i for i, keyframe in enumerate(keyframes) if keyframe.at >= u)
     left, right = keyframes[after - 1], keyframes[after]
-    share = (u - left.at) / (right.at - left.at)
-    edges = [a + (b - a) * share for a, b in zip(left.box, right.box, strict=True)]
+    fraction = (u - left.at) / (right.at - left.at)
+    edges = [a + (b - a) * fraction for a, b in zip(left.box, right.box, strict=True)]
     return edges[0], edges[1], edges[2], edges[3]
 
 
 def check_keyframes(keyframes: Sequence[Keyframe]) -> None:
-    """Raises LayoutError for too many of them, or times that do not ascend."""
+    """Refuse too many keyframes, or times that do not ascend."""
     check_count("keyframes", len(keyframes), 0, MOST_KEYFRAMES)
     for i in range(1, len(keyframes)):
         if not keyframes[i].at > keyframes[i - 1].at:
@@ -299,15 +292,15 @@ def _sources(shot: Shot) -> list[str]:
 
 
 def _circle(reads: dict[str, list[str]]) -> list[str]:
-    """Shots of which each reads the next and the last is the first; empty where there are none."""
+    """Ids of shots where each reads the next and the last is the first; empty if there is none."""
     done: set[str] = set()
 
-    def search(id: str, way: list[str]) -> list[str]:
-        if id in way:
-            return [*way[way.index(id) :], id]
+    def search(id: str, path: list[str]) -> list[str]:
+        if id in path:
+            return [*path[path.index(id) :], id]
         if id not in done:
             for source in reads[id]:
-                if found := search(source, [*way, id]):
+                if found := search(source, [*path, id]):
                     return found
             done.add(id)
         return []

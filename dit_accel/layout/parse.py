@@ -1,8 +1,9 @@
-"""JSON and YAML as plain mappings, lists and scalars; nothing that a file says can be costly.
+"""Parse JSON and YAML to plain mappings, lists and scalars, at bounded cost.
 
-Of YAML, what JSON can say too: no aliases, tags or second documents; scalars as YAML 1.2 reads
-them, so that `no` and `2001-01-01` are text. It is built from the parser's events, so that depth
-and size are known before anything is made. A key that is there twice is refused in both.
+Bytes come in; plain data goes out. YAML is limited to what JSON can express: no aliases, tags or
+second documents; scalars as in YAML 1.2, so `no` and `2001-01-01` are text. It is built from parser
+events, so depth and size are checked before anything is made. Duplicate keys are refused in both.
+It knows no field of a layout. Source: ours, on PyYAML's parser.
 """
 
 from __future__ import annotations
@@ -14,8 +15,8 @@ from typing import Any
 
 from dit_accel.layout.errors import LayoutError, shown
 
-LARGEST_BYTES = 1 << 19
-DEEPEST = 16
+LARGEST_BYTES = 1 << 19  # of a file
+DEEPEST = 16  # levels of nesting
 _WHOLE = re.compile(r"[-+]?[0-9]{1,40}")
 _REAL = re.compile(r"[-+]?(\.[0-9]{1,40}|[0-9]{1,40}(\.[0-9]{0,40})?)([eE][-+]?[0-9]{1,5})?")
 _WORDS = {
@@ -29,14 +30,10 @@ _WORDS = {
 
 
 def document(content: bytes, *, json_only: bool) -> Any:
-    """What a file says.
-
-    Args:
-        content: of the file.
-        json_only: whether it is JSON; else YAML.
+    """The data of a file; `json_only`: JSON, else YAML.
 
     Raises:
-        LayoutError: it is too large or too deep, not UTF-8, or not of the format.
+        LayoutError: the content is too large or too deep, not UTF-8, or not of the format.
     """
     if len(content) > LARGEST_BYTES:
         raise LayoutError("", f"has {len(content)} bytes or more; accepted: up to {LARGEST_BYTES}")
@@ -54,7 +51,7 @@ def _from_json(text: str) -> Any:
         raise LayoutError("", f"is nested deeper than {DEEPEST}") from error
     except LayoutError:
         raise
-    except ValueError as error:  # a number of thousands of digits too
+    except ValueError as error:  # also for a number with thousands of digits
         raise LayoutError("", f"is not JSON: {error}") from error
     _check_depth(found, DEEPEST)
     return found
@@ -69,13 +66,13 @@ def _mapping(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def _check_depth(value: Any, left: int) -> None:
+def _check_depth(value: Any, levels: int) -> None:
     if not isinstance(value, (dict, list)):
         return
-    if not left:
+    if not levels:
         raise LayoutError("", f"is nested deeper than {DEEPEST}")
     for part in value.values() if isinstance(value, dict) else value:
-        _check_depth(part, left - 1)
+        _check_depth(part, levels - 1)
 
 
 def _from_yaml(text: str) -> Any:
@@ -91,12 +88,12 @@ def _from_yaml(text: str) -> Any:
         return _Builder(yaml, events).document()
     except yaml.YAMLError as error:
         raise LayoutError("", f"is not YAML: {_one_line(error)}") from error
-    except (ValueError, RecursionError, IndexError) as error:  # an escape of no character, e.g.
+    except (ValueError, RecursionError, IndexError) as error:  # e.g. an invalid escape
         raise LayoutError("", f"is not YAML: {_one_line(error)}") from error
 
 
 class _Builder:
-    """Plain data from YAML events, to `DEEPEST`."""
+    """Makes plain data from YAML events, at most `DEEPEST` levels deep."""
 
     def __init__(self, yaml: Any, events: Iterator[Any]) -> None:
         self.yaml, self.events = yaml, events
@@ -111,7 +108,7 @@ class _Builder:
             raise LayoutError("", "has a second document; accepted: one")
         return found
 
-    def _value(self, event: Any, left: int) -> Any:
+    def _value(self, event: Any, levels: int) -> Any:
         yaml = self.yaml
         if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None):
             raise LayoutError("", f"has an anchor or alias{_place(event)}; accepted: none")
@@ -120,17 +117,17 @@ class _Builder:
         if isinstance(event, yaml.ScalarEvent):
             plain = event.implicit[0] and event.style in (None, "")
             return _scalar(event.value) if plain else event.value
-        if not left:
+        if not levels:
             raise LayoutError("", f"is nested deeper than {DEEPEST}{_place(event)}")
         if isinstance(event, yaml.SequenceStartEvent):
-            return [self._value(part, left - 1) for part in self._until(yaml.SequenceEndEvent)]
-        return _mapping([self._pair(key, left) for key in self._until(yaml.MappingEndEvent)])
+            return [self._value(part, levels - 1) for part in self._until(yaml.SequenceEndEvent)]
+        return _mapping([self._pair(key, levels) for key in self._until(yaml.MappingEndEvent)])
 
-    def _pair(self, event: Any, left: int) -> tuple[str, Any]:
+    def _pair(self, event: Any, levels: int) -> tuple[str, Any]:
         if not isinstance(event, self.yaml.ScalarEvent):
             raise LayoutError("", f"has a key that is no text{_place(event)}")
-        self._value(event, left)  # no anchor, no tag
-        return event.value, self._value(next(self.events), left - 1)
+        self._value(event, levels)  # refuses anchors and tags
+        return event.value, self._value(next(self.events), levels - 1)
 
     def _until(self, end: type) -> Iterator[Any]:
         while not isinstance(event := next(self.events), end):
@@ -138,7 +135,7 @@ class _Builder:
 
 
 def _scalar(text: str) -> Any:
-    """What a plain scalar stands for in the core schema of YAML 1.2, less octal and hexadecimal."""
+    """A plain scalar in the core schema of YAML 1.2, without octal and hexadecimal numbers."""
     if text in _WORDS:
         return _WORDS[text]
     if _WHOLE.fullmatch(text):
@@ -152,7 +149,7 @@ def _place(event: Any) -> str:
 
 
 def _one_line(error: Exception) -> str:
-    """The first sentence of an error, and where in the file it is."""
+    """The first line of an error, and its place in the file."""
     problem = getattr(error, "problem", None) or str(error).splitlines()[0] if str(error) else ""
     mark = getattr(error, "problem_mark", None)
     place = f", line {mark.line + 1}, column {mark.column + 1}" if mark is not None else ""

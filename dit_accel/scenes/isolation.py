@@ -1,15 +1,14 @@
-"""Carries out a scene at the attentions: isolated subjects, references read in lockstep, own texts.
+"""Carry out a scene at the attentions: isolated subjects, references, subjects' own prompts.
 
-A `SceneAttention` is put on all self- and cross-attentions of a pipeline's transformers. Rows of
-a batch are
-the shots of a layout; what a row reads is the keys, before their rotation, and values that another
-row makes in the very same call, so that nothing is kept from step to step, any sampler works, and a
-cache that serves a step serves writing and reading alike. Rows never see each other but for that:
-kept values need no role of their own.
+A session, a `SceneConfig` and the rows of a layout come in; the pipeline's attentions compute the
+scene, and a `SceneReport` goes out. Each shot is a row of the batch. A row reads the keys, before
+rotation, and the values that another row makes in the same call, so nothing is stored from step to
+step, any sampler works, and a cached step caches both. Both guidance branches are isolated;
+subjects' own prompts are in the conditional branch only, the negative prompt stays.
 
-Both branches of guidance are isolated and read; subjects' own texts are in the conditional one, and
-the negative prompt stays as it is. Where nothing is at work the stock call is made. Holds no
-formula: scenes/masks.py, scenes/reposition.py, attention/lse_merge.py and scenes/rows.py do.
+It decides which parts are active at a step and a layer. The maths is in `scenes/masks.py`,
+`scenes/reposition.py`, `scenes/rows.py` and `attention/lse_merge.py`. Where no part is active the
+stock call is made.
 
 Source: IR-Diffusion (arXiv 2411.19261), brought to video; our reading.
 """
@@ -41,16 +40,15 @@ Rows = Callable[[TokenGrid], Sequence[clip_rows.ClipRow]]
 
 
 class SceneAttention:
-    """What all layers share: the rows in tokens, what is at work at this step, and the tally.
+    """What all layers share: rows in tokens, the active parts of a step, and counters.
 
     Args:
         session: of the pipeline.
-        family: its row.
+        family: of its transformers.
         config: the settings.
-        prompts: of the subjects of every row that the pipeline is called for; None: none of its
-            own.
-        rows: of a token grid, those rows and the further ones, in order.
-        clips: the further rows' frames.
+        prompts: per shot, the prompt of each subject; None: it has none.
+        rows: makes all rows for a token grid: shots, then reference files.
+        clips: the frames of the reference files.
     """
 
     def __init__(
@@ -67,11 +65,10 @@ class SceneAttention:
         self.run_begins(None)
 
     def install(self, patches: Patches) -> None:
-        """Put stages on every attention, and texts where they are encoded.
+        """Patch all attentions, and the encoding of prompts and latents.
 
         Raises:
-            ValueError: the transformers are not such as can be isolated; nothing is changed then
-                but what the caller undoes.
+            ValueError: the transformers are not supported; the caller undoes the patches.
         """
         support.check_family(self.family)
         for name, module in self.session.transformers.items():
@@ -81,20 +78,19 @@ class SceneAttention:
                 own = getattr(block, self.family.attention)
                 other = getattr(block, self.family.cross_attention or "")
                 support.check_text_only(other)
-                self.layers.append(
-                    SceneLayer(self, index, len(blocks), support.staged(own, patches))
-                )
+                staged = support.staged(own, patches)
+                self.layers.append(SceneLayer(self, index, len(blocks), staged))
                 patches.wrap(other, "processor", self._blended(name))
         self.session.carry = self.carry
         self.session.changes = self.changes
-        self.texts.install(patches, self.session.pipe, self._ask)
+        self.texts.install(patches, self.session.pipe, self._wanted_prompts)
         self.clips.install(patches, self.session.pipe)
 
     def _blended(self, transformer: str) -> Callable[[Any], Any]:
         return lambda stock: SubjectTextProcessor(stock, lambda: self.subject_texts(transformer))
 
-    def _ask(self, count: int) -> list[tuple[int, int, str]]:
-        """Whether a call for so many clips is for the shots; which texts it needs: row, class."""
+    def _wanted_prompts(self, count: int) -> list[tuple[int, int, str]]:
+        """The prompts that a call for `count` clips needs: row, class, prompt."""
         self._check_rows(count)
         rows = [*(self.prompts if self.config.text > 0 else ())]
         own = [(i, s + 1, t) for i, many in enumerate(rows) for s, t in enumerate(many) if t]
@@ -121,7 +117,7 @@ class SceneAttention:
         return self.clips.cut(forward(*args, **kwargs), len(latents))
 
     def _make_token_rows(self, name: str, args: Any, kwargs: Any, latents: torch.Tensor) -> None:
-        """The rows in tokens, for this size on this device."""
+        """Set `token_rows` for this size and device."""
         module: Any = self.session.transformers[name]
         dtype = self._tables[name]
         grid = processor.grid_of(module, args, kwargs)
@@ -136,14 +132,14 @@ class SceneAttention:
         self.device = latents.device
 
     def active(self, layer: int, layers: int) -> ActiveParts:
-        """What is at work at this step in this layer."""
-        branch = self.active_now
+        """The parts that are active at this step in a layer."""
+        parts = self.active_now
         if self.config.amplify and self.session.branch == "uncond":
-            branch = replace(branch, reads_references=False)
-        return branch & clip_rows.active_in_layer(self.config, layer, layers)
+            parts = replace(parts, reads_references=False)
+        return parts & clip_rows.active_in_layer(self.config, layer, layers)
 
     def gather_plans(self, active: ActiveParts) -> tuple[GatherPlan, ...] | None:
-        """What every row computes; None: all of them plain attention."""
+        """The gather plan of every row; None: plain attention in all of them."""
         key = replace(active, own_text=False)
         if key not in self._plans:
             made = tuple(
@@ -163,7 +159,7 @@ class SceneAttention:
             self._subject_texts[transformer] = [
                 (row, self.token_rows[row].tokens_of(label).to(self.device), text, self.config.text)
                 for (row, label), text in self.texts.embedded(transformer).items()
-                if row < len(self.prompts)  # a further row has its text already, as a whole
+                if row < len(self.prompts)  # a reference file's row has its prompt as a whole
             ]
         for _, tokens, text, _ in self._subject_texts[transformer]:
             self.extra_flops += subject_text.flops(len(tokens), *text.shape[1:])
@@ -179,7 +175,7 @@ class SceneAttention:
 
     @property
     def _possible(self) -> ActiveParts:
-        """What can be at work at all: a scene without references reads none, whatever is set."""
+        """The parts that can be active at all, e.g. no reading without references."""
         closed = self.config.background == "closed"
         return ActiveParts(
             any(row.subjects > (0 if closed else 1) for row in self.token_rows),
@@ -190,8 +186,7 @@ class SceneAttention:
     # --- observer of the session ---
 
     def run_begins(self, total: int | None) -> None:
-        """Forget the last run; layout and settings are the same for all of a run, so that plans
-        differ from step to step only by what is at work."""
+        """Reset. Gather plans are cached per run by active parts, as nothing else changes them."""
         self._plans: dict[ActiveParts, tuple[GatherPlan, ...] | None] = {}
         self._subject_texts: dict[str, list[tuple[int, torch.Tensor, torch.Tensor, float]]] = {}
         self.active_now = ActiveParts(False, False, False)
@@ -200,7 +195,7 @@ class SceneAttention:
             layer.raw = None
 
     def step_begins(self, step: int) -> None:
-        """Find what is at work now."""
+        """Set the active parts of this step."""
         self.active_now = clip_rows.active_at_step(
             self.config, step, self.session.num_steps or step + 1
         )
@@ -209,7 +204,7 @@ class SceneAttention:
         """Nothing to do."""
 
     def clear(self) -> None:
-        """Free what is held."""
+        """Free all tensors."""
         self.run_begins(None)
         self._token_rows.clear()
         self.texts.clear()
@@ -218,7 +213,7 @@ class SceneAttention:
     # --- for the report ---
 
     def report(self) -> SceneReport:
-        """What the last run did."""
+        """What the last run did, for the handle's report."""
         held = sum(row.held_bytes for row in self.token_rows) + self.clips.held_bytes
         return SceneReport(
             classes={row.name: row.counts() for row in self.token_rows},
@@ -237,12 +232,12 @@ class SceneAttention:
             for row in self.token_rows
             for source in row.sources
         }
-        found = [f"References are repositioned on the {side} side." for side in sorted(sides)]
-        return tuple(found) if self.config.reposition and self.config.share else ()
+        notes = [f"References are repositioned on the {side} side." for side in sorted(sides)]
+        return tuple(notes) if self.config.reposition and self.config.share else ()
 
 
 class SceneLayer:
-    """One self-attention: its stages, and the keys of this call before their rotation."""
+    """One self-attention: its stages, and queries and keys of the running call before rotation."""
 
     def __init__(
         self, scene: SceneAttention, index: int, count: int, staged: StagedAttnProcessor
@@ -255,13 +250,13 @@ class SceneLayer:
     def position(
         self, query: torch.Tensor, key: torch.Tensor, rotary: Rotary
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """The stage: as stock; what is not rotated yet is noted for whoever reads it."""
+        """The position stage, as stock; unrotated queries and keys are stored for the readers."""
         reads = self.scene.active(self.index, self.count).reads_references
         self.raw = (query, key) if reads else None
         return processor.rotate_pairs(query, key, rotary)
 
     def attend(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-        """The stage: `(B, N, H, D)` -> `(B, N, H, D)`, row by row where rows differ."""
+        """The attend stage: `(B, N, H, D)` -> the same, row by row where rows differ."""
         scene = self.scene
         active = scene.active(self.index, self.count)
         plans = scene.gather_plans(active) if active.isolation or active.reads_references else None
@@ -271,9 +266,9 @@ class SceneLayer:
         out = torch.empty_like(query)
         for row, plan in enumerate(plans):
             own = slice(row, row + 1)
-            read, moved_queries = self._read(row, value) if plan.references else (None, {})
+            read, moved = self._read(row, value) if plan.references else (None, {})
             out[own] = isolated_attention(
-                plan, self.inner, query[own], key[own], value[own], read, moved_queries
+                plan, self.inner, query[own], key[own], value[own], read, moved
             )
             self._count(plan, query)
         self.raw = None
@@ -282,25 +277,23 @@ class SceneLayer:
     def _read(
         self, row: int, value: torch.Tensor
     ) -> tuple[tuple[torch.Tensor, torch.Tensor], dict[int, torch.Tensor]]:
-        """Keys and values that a row reads, `(1, R, H, D)`, and its queries by class where they
-        stand moved_queries to read."""
-        assert self.raw is not None, "what is read was positioned in this call"
+        """Keys and values `(1, R, H, D)` that a row reads, and its moved queries by class."""
+        assert self.raw is not None, "position stored them in this call"
         queries, keys = self.raw
-        found, values, moved_queries = [], [], {}
+        keys_read, values_read, moved = [], [], {}
         for source in self.scene.token_rows[row].sources:
             of = slice(source.row, source.row + 1)
-            found.append(processor.rotate(keys[of, source.tokens], source.keys))
-            values.append(value[of, source.tokens])
+            keys_read.append(processor.rotate(keys[of, source.tokens], source.keys))
+            values_read.append(value[of, source.tokens])
             if source.queries is not None:
                 own = queries[row : row + 1]
-                moved_queries[source.label] = processor.rotate(own, source.queries)
-        read = torch.cat(found, 1), torch.cat(values, 1)
-        self.scene.gathered_bytes = max(
-            self.scene.gathered_bytes, sum(tensor.nbytes for tensor in read)
-        )
-        return read, moved_queries
+                moved[source.label] = processor.rotate(own, source.queries)
+        read = torch.cat(keys_read, 1), torch.cat(values_read, 1)
+        gathered = sum(tensor.nbytes for tensor in read)
+        self.scene.gathered_bytes = max(self.scene.gathered_bytes, gathered)
+        return read, moved
 
     def _count(self, plan: GatherPlan, query: torch.Tensor) -> None:
-        heads = query.shape[2] * query.shape[3]
+        width = query.shape[2] * query.shape[3]
         self.scene.calls += len(plan.groups)
-        self.scene.extra_flops += 4 * heads * (plan.pairs - plan.tokens**2)
+        self.scene.extra_flops += 4 * width * (plan.pairs - plan.tokens**2)

@@ -1,18 +1,19 @@
-"""Isolation: which tokens may attend to which, by the subject that each token belongs to.
+"""Isolation: which tokens may attend to which, by the subject of each token.
 
-Every token has a class: 0 is the background, i + 1 is subject i. Subjects do not see each other;
-all see themselves and the background. The background sees everything ("open") or itself only
-("closed", which also cuts the way from one subject to another through it). Keys of references have
-classes too: subject i reads reference i and no other.
+Coverage of tokens by subjects comes in; token classes, masks and gather plans go out. Class 0 is
+the background, i + 1 is subject i. Subjects see themselves and the background, not each other. The
+background sees everything ("open") or only itself ("closed": nothing of one subject can reach
+another through it). Subject i also reads the keys of its own reference.
 
-The dense mask says so token by token: it is the oracle of the tests and grows with N squared. The
-gather plan says the same as a few unmasked calls, one for all classes that see the same keys: any
-attention backend takes them, nothing of N x N is made, and never more products are computed.
+`dense_mask` is the written-out reference of N x N entries, for the tests. `gather_plan` states the
+same as a few unmasked calls, one for all classes that see the same keys: any attention backend can
+run them, nothing of N x N is made, and the products are never more. (Not
+`block_sparse.gathered_attention`, which gathers key blocks by their mass.)
 
-Knows no model, no step and no file. Shapes: `core/tokens.py`; S subjects, R keys of references.
+It knows no model, step or file. Shapes as in `core/tokens.py`; S subjects, R reference keys.
 
-Source: IR-Diffusion (arXiv 2411.19261), isolation attention, with the background's rule of its
-code; the closed background and the plan are ours.
+Source: IR-Diffusion (arXiv 2411.19261), isolation attention, with the background rule of its code;
+the closed background and the gather plan are ours.
 """
 
 from __future__ import annotations
@@ -34,18 +35,22 @@ def labels(coverage: torch.Tensor, z: Sequence[int], least: float = 0.5) -> torc
     """The class of every token.
 
     Args:
-        coverage: `(S, F, rows, columns)`, the share of each token that a subject covers, 0 to 1.
-        z: one number a subject; where several cover a token the highest has it, of equal ones the
-            later.
-        least: share from which a token counts as covered, in (0, 1].
+        coverage: `(S, F, rows, columns)`, the fraction of each token that a subject covers, 0 to 1.
+        z: one number per subject; the highest gets a token that several cover, of equal ones the
+            later subject.
+        least: fraction from which a token counts as covered, in (0, 1].
 
     Returns:
         `(N,)` int64 on the CPU: 0 background, i + 1 subject i. A subject that covers anything in a
-        latent frame has at least one token there: the one that it covers most, if none is its own.
+        latent frame has at least one token there.
 
     Raises:
-        ValueError: an argument is out of range, or more subjects are in a latent frame than there
-            are tokens for them.
+        ValueError: an argument is out of range, or a latent frame has too few tokens for its
+            subjects.
+
+    Example:
+        >>> labels(torch.tensor([[[[0.0, 0.6, 1.0]]], [[[0.0, 0.0, 0.7]]]]), z=(0, 1)).tolist()
+        [0, 1, 2]
     """
     if coverage.ndim != 4 or len(z) != len(coverage):
         raise ValueError(
@@ -69,7 +74,7 @@ def labels(coverage: torch.Tensor, z: Sequence[int], least: float = 0.5) -> torc
 
 
 def _seat(owner: torch.Tensor, shares: torch.Tensor, here: list[int], frame: int) -> None:
-    """Give every subject of a frame a token of its own, moving as few as possible (Kuhn's)."""
+    """Give every subject of a frame a token (Kuhn's bipartite matching, few changes)."""
     wants = {s: _wishes(owner, shares[s], s + 1) for s in here}
     seated: dict[int, int] = {}  # cell -> subject
 
@@ -94,17 +99,17 @@ def _seat(owner: torch.Tensor, shares: torch.Tensor, here: list[int], frame: int
 
 
 def _wishes(owner: torch.Tensor, share: torch.Tensor, mine: int) -> list[int]:
-    """Cells that a subject covers: its own first, then free ones, then others'; by share."""
+    """Cells that a subject covers, by preference: its own, free ones, others'; then by share."""
     cells = (share > 0).nonzero().flatten().tolist()
     rank = {mine: 0, BACKGROUND: 1}
     return sorted(cells, key=lambda c: (rank.get(int(owner[c]), 2), -float(share[c])))
 
 
 def sees(query: int, key: int, isolation: str) -> bool:
-    """Whether tokens of one class attend to tokens of another of the same clip.
+    """Whether tokens of one class attend to tokens of another class of the same clip.
 
     Raises:
-        ValueError: `isolation` is none of `ISOLATIONS`.
+        ValueError: `isolation` is not one of `ISOLATIONS`.
     """
     if isolation not in ISOLATIONS:
         raise ValueError(f"isolation is {isolation!r}; accepted: {', '.join(ISOLATIONS)}")
@@ -116,15 +121,15 @@ def sees(query: int, key: int, isolation: str) -> bool:
 def dense_mask(
     labels: torch.Tensor, isolation: str = "open", references: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """The oracle: which query attends to which key.
+    """The written-out reference: which query attends to which key.
 
     Args:
         labels: `(N,)` int64, classes of the clip's tokens.
-        isolation: "off", "open" or "closed" (the background).
-        references: `(R,)` int64, classes of the keys of references, from 1; None: there are none.
+        isolation: "off", or the background's rule: "open" or "closed".
+        references: `(R,)` int64, classes of the reference keys, >= 1; None: no references.
 
     Returns:
-        `(N, N + R)` bool, keys of references last.
+        `(N, N + R)` bool, reference keys last.
     """
     top = int(labels.max()) + 1
     table = torch.tensor([[sees(q, k, isolation) for k in range(top)] for q in range(top)])
@@ -142,8 +147,8 @@ class Group:
 
     Args:
         classes: of the queries.
-        queries, keys: ascending indices of tokens; None: all of them.
-        references: ascending indices of keys of references; empty: none is read.
+        queries, keys: ascending indices of tokens; None: all.
+        references: ascending indices of reference keys; may be empty.
     """
 
     classes: tuple[int, ...]
@@ -154,13 +159,7 @@ class Group:
 
 @dataclass(frozen=True)
 class GatherPlan:
-    """A clip's attention as unmasked calls: every query is in exactly one.
-
-    Args:
-        tokens: N.
-        references: R.
-        groups: the calls.
-    """
+    """A clip's attention as unmasked calls: N, R, and the groups; each query is in one group."""
 
     tokens: int
     references: int
@@ -168,24 +167,24 @@ class GatherPlan:
 
     @property
     def whole(self) -> bool:
-        """Whether it is plain attention: all queries, all keys, in one call."""
+        """Whether this is plain attention: one call with all queries and all keys."""
         first = self.groups[0]
         return first.queries is None and first.keys is None and not first.references.numel()
 
     @property
     def pairs(self) -> int:
-        """Pairs of query and key that are computed; a dense mask computes N (N + R)."""
+        """Computed pairs of query and key; a dense mask computes N (N + R)."""
         return sum(self.sizes(group)[0] * sum(self.sizes(group)[1:]) for group in self.groups)
 
     def sizes(self, group: Group) -> tuple[int, int, int]:
-        """Queries, keys of the clip and keys of references of one call."""
+        """Queries, own keys and reference keys of one call."""
         queries, keys = (
             self.tokens if x is None else x.numel() for x in (group.queries, group.keys)
         )
         return queries, keys, group.references.numel()
 
     def to(self, device: torch.device) -> GatherPlan:
-        """The same plan with its indices on a device."""
+        """The plan with its indices on a device."""
 
         def move(x: torch.Tensor | None) -> torch.Tensor | None:
             return None if x is None else x.to(device)
@@ -200,7 +199,12 @@ class GatherPlan:
 def gather_plan(
     labels: torch.Tensor, isolation: str = "open", references: torch.Tensor | None = None
 ) -> GatherPlan:
-    """What `dense_mask` says, as unmasked calls; arguments as there, all on one device."""
+    """`dense_mask` as unmasked calls; same arguments, all on one device.
+
+    Example:
+        >>> gather_plan(torch.tensor([0, 1, 2]), "open").pairs
+        7
+    """
     none = labels.new_zeros(0)
     present = sorted(set(labels.tolist()))
     merged: dict[tuple[tuple[int, ...], int], list[tuple[int, torch.Tensor]]] = {}
@@ -230,15 +234,15 @@ def isolated_attention(
     references: tuple[torch.Tensor, torch.Tensor] | None = None,
     moved_queries: Mapping[int, torch.Tensor] | None = None,
 ) -> torch.Tensor:
-    """Attention by a plan.
+    """Attention by a gather plan.
 
     Args:
         plan: of these tokens, on their device.
         attend: unmasked attention of `(B, n, H, D)` queries over `(B, m, H, D)` keys and values.
         query, key, value: `(B, N, H, D)`.
-        references: keys and values `(B, R, H, D)`; needed where a call of the plan reads them.
-        moved_queries: by class, the queries `(B, N, H, D)` that read references where these stand
-            at other positions than for the clip's own keys: both parts are merged.
+        references: keys and values `(B, R, H, D)`, where the plan reads them.
+        moved_queries: by class, queries `(B, N, H, D)` rotated for reading the references; their
+            part is merged with that of the clip's own keys.
 
     Returns:
         `(B, N, H, D)`.
@@ -247,20 +251,21 @@ def isolated_attention(
         return attend(query, key, value)
     out = torch.empty((*query.shape[:3], value.shape[-1]), dtype=query.dtype, device=query.device)
     for group in plan.groups:
-        asked, own = take(query, group.queries), (take(key, group.keys), take(value, group.keys))
-        if group.references.numel():
+        queries = take(query, group.queries)
+        own = take(key, group.keys), take(value, group.keys)
+        if not group.references.numel():
+            mixed = attend(queries, *own)
+        else:
             assert references is not None, "the plan reads references"
             read = take(references[0], group.references), take(references[1], group.references)
             moved = (moved_queries or {}).get(group.classes[0])
-            mixed = (
-                attend(asked, *(torch.cat(both, dim=1) for both in zip(own, read, strict=True)))
-                if moved is None
-                else merge(
-                    [attention_part(asked, *own), attention_part(take(moved, group.queries), *read)]
+            if moved is None:
+                mixed = attend(
+                    queries, *(torch.cat(pair, 1) for pair in zip(own, read, strict=True))
                 )
-            )
-        else:
-            mixed = attend(asked, *own)
+            else:
+                parts = (queries, *own), (take(moved, group.queries), *read)
+                mixed = merge([attention_part(*part) for part in parts])
         if group.queries is None:
             return mixed.to(out.dtype)
         out[:, group.queries] = mixed.to(out.dtype)
@@ -268,5 +273,5 @@ def isolated_attention(
 
 
 def take(rows: torch.Tensor, indices: torch.Tensor | None) -> torch.Tensor:
-    """Tokens of `(B, N, ...)` by their indices; None: all."""
+    """Tokens of `(B, N, ...)` by index; None: all."""
     return rows if indices is None else rows[:, indices]

@@ -1,7 +1,8 @@
-"""From a layout to what the plumbing carries out: rows of shots and of files, checked beforehand.
+"""From a layout to an installable scene: rows for shots and reference files, checked beforehand.
 
-Shots are rows 0, 1, ...; every image or clip that a subject refers to is a further row behind them,
-once, however many refer to it in the same way.
+A layout (or its file) and a `SceneConfig` come in; a function that makes a `SceneAttention` for a
+session goes out. Shots are rows 0, 1, ...; each file that subjects refer to is one more row behind
+them, however many refer to it. It reads the files and knows no model. Source: ours.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from dit_accel.scenes.isolation import SceneAttention
 from dit_accel.scenes.references import ReferenceClips
 from dit_accel.scenes.rows import ClipRow, ReferenceLink, SceneConfig, token_rows
 
-ANY_WIDTH = 12  # of a head, where only what a layout asks for is looked at
+ANY_WIDTH = 12  # of a head, for a check without a model
 
 Prepared = Callable[[Session], SceneAttention]
 
@@ -32,16 +33,16 @@ Prepared = Callable[[Session], SceneAttention]
 def prepare(
     family: Family, given: Layout | str | os.PathLike[str] | None, config: SceneConfig | None
 ) -> Prepared | None:
-    """What makes the scene of a layout once there is a session; None without a layout.
+    """A function that makes the scene of a layout for a session; None without a layout.
 
     Args:
         family: of the pipeline.
-        given: a layout, or the file of one.
+        given: a layout, or the path of one.
         config: the settings; None: the defaults.
 
     Raises:
-        ValueError: the family is not such as can be isolated, the layout is not accepted, a file
-            that it refers to cannot be read, or settings are given without a layout.
+        ValueError: the family or the layout is not accepted, a reference file cannot be read, or
+            settings are given without a layout.
         FileNotFoundError: there is no such layout.
     """
     if given is None:
@@ -57,10 +58,10 @@ def prepare(
 
 
 def check(found: Layout, grid: TokenGrid, config: SceneConfig | None = None) -> None:
-    """Refuse a layout that a clip of this size cannot hold: without any model.
+    """Refuse a layout that does not fit a clip of this size, without a model.
 
     Raises:
-        ValueError: a file cannot be read or has another length, or a subject finds no token.
+        ValueError: a file cannot be read or has another length, or a subject has no token.
     """
     chosen = config or SceneConfig()
     token_rows(_read(found, chosen)[1](grid), grid, chosen, width=ANY_WIDTH)
@@ -69,7 +70,7 @@ def check(found: Layout, grid: TokenGrid, config: SceneConfig | None = None) -> 
 def _read(
     found: Layout, config: SceneConfig
 ) -> tuple[ReferenceClips, Callable[[TokenGrid], list[ClipRow]]]:
-    """The frames of its files, and its rows by the tokens' grid."""
+    """The reference clips of a layout, and a function from a grid to its rows."""
     files = files_of(found) if config.share else {}
     clips = ReferenceClips(
         [read_frames(reference, field) for reference, (_, field) in files.items()],
@@ -82,7 +83,7 @@ def _read(
 
 
 def files_of(found: Layout) -> dict[Reference, tuple[str, str]]:
-    """References to files, each once, with the prompt and the field of who refers first."""
+    """References to files, each once, with prompt and field of the first subject that refers."""
     files: dict[Reference, tuple[str, str]] = {}
     for i, shot in enumerate(found.shots):
         for j, subject in enumerate(shot.subjects):
@@ -96,30 +97,30 @@ def files_of(found: Layout) -> dict[Reference, tuple[str, str]]:
 def rows_of(
     found: Layout, files: list[Reference], lengths: list[int], grid: TokenGrid, config: SceneConfig
 ) -> list[ClipRow]:
-    """Every shot and every file in the tokens of a grid."""
+    """Shots, then files, as rows for a grid; `lengths` are the files' frames."""
     rows = []
     for i, shot in enumerate(found.shots):
-        readings = []
+        links = []
         for j, subject in enumerate(shot.subjects):
             source = found.source(subject)
             if subject.reference is not None and subject.reference.file is not None and files:
                 source = len(found.shots) + files.index(subject.reference), 0
             if source is not None and config.share:
-                readings.append(ReferenceLink(j, *source))
+                links.append(ReferenceLink(j, *source))
         try:
             cover = layout.coverage(shot, grid)
         except LayoutError as error:
             raise error.inside(f"shots[{i}]") from error
         z = tuple(subject.z for subject in shot.subjects)
-        rows.append(ClipRow(shot.id, cover, z, tuple(readings)))
+        rows.append(ClipRow(shot.id, cover, z, tuple(links)))
     for n, (reference, length) in enumerate(zip(files, lengths, strict=True), start=1):
-        name = f"file {n}: {_name(reference)}"  # the same file may be there with another box
+        name = f"file {n}: {_name(reference)}"  # numbered: a file may come with several boxes
         rows.append(ClipRow(name, _cover(reference, length, grid), (0,)))
     return rows
 
 
 def _cover(reference: Reference, length: int, grid: TokenGrid) -> torch.Tensor:
-    """`(1, F, rows, columns)` of a file of so many frames, once it is fitted to the clip's."""
+    """Coverage `(1, F, rows, columns)` of a file with `length` frames, fitted to the clip."""
     frames = grid.num_frames
     if reference.mask is None or length == frames:
         return layout.reference_coverage(reference, grid)[None]
@@ -133,7 +134,7 @@ def _cover(reference: Reference, length: int, grid: TokenGrid) -> torch.Tensor:
 
 
 def read_frames(reference: Reference, field: str) -> torch.Tensor:
-    """The frames of an image or clip: `(T, H, W, 3)` in [0, 1].
+    """The frames of an image or clip: `(T, H, W, 3)` float32 in [0, 1].
 
     Raises:
         ValueError: it cannot be read; names the field.

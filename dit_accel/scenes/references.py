@@ -1,11 +1,12 @@
-"""References that are files: further rows of the batch, behind the user's and cut off again.
+"""Reference files as further rows of the batch, behind the user's, and cut off again.
 
-A clip is encoded once a call by the pipeline's own VAE. At every step its clean latents are noised
-to the level that the user's rows are at, with noise from a private generator that stays the same
-over a run, and go through the denoiser beside them: what reads them reads the same step and layer.
-Their predictions are dropped. Only flow matching is known, where the level is the timestep's share:
+Frames and prompts come in; a forward's arguments get more rows, and its output loses them. A clip
+is encoded once per call with the pipeline's VAE. At every step its clean latents get noise of the
+same level as the user's rows, from a private generator, constant over a run:
 
-    x = (1 - sigma) clean + sigma noise
+    x = (1 - sigma) clean + sigma noise,  sigma = timestep / num_train_timesteps
+
+It knows flow matching only, and not who reads the rows (`scenes/isolation.py`).
 
 Source: IR-Diffusion (arXiv 2411.19261) makes its references in the same batch.
 """
@@ -24,17 +25,18 @@ from dit_accel.core.session import Session
 from dit_accel.scenes.subject_text import SubjectPrompts
 
 NAMES = ("hidden_states", "timestep", "encoder_hidden_states")
+SEED_OFFSET = 15_485_863  # so that equal seeds do not give a reference the noise of the user's clip
 
 
 class ReferenceClips:
-    """The frames of references, their latents, and the noise that they get.
+    """The frames of reference files, their latents and their noise.
 
     Args:
-        frames: one clip each, `(T, H, W, 3)` in [0, 1], any T (an image has one) and size: they
-            are fitted to the user's clips, in time as well.
-        texts: what each shows; None: the text of the first row stands in.
+        frames: one clip per file, `(T, H, W, 3)` in [0, 1], of any length and size (an image has
+            T = 1); resized and resampled to the user's clips.
+        texts: the prompt of each; None: that of the first row is used.
         seed: of the noise.
-        first: rows of the user's call, which they come after.
+        first: number of the user's rows, which come before these.
     """
 
     def __init__(
@@ -47,7 +49,7 @@ class ReferenceClips:
         return len(self.frames)
 
     def clear(self) -> None:
-        """Free what is held."""
+        """Free all tensors."""
         self.clean: torch.Tensor | None = None
         self.noise: torch.Tensor | None = None
 
@@ -57,10 +59,10 @@ class ReferenceClips:
         return sum(x.nbytes for x in (self.clean, self.noise) if x is not None)
 
     def install(self, patches: Patches, pipe: Any) -> None:
-        """Encode where the pipeline prepares its latents.
+        """Patch `prepare_latents`, to encode the files there.
 
         Raises:
-            ValueError: the scheduler is of no kind whose noise is known.
+            ValueError: the scheduler does not do flow matching.
         """
         if not self.frames:
             return
@@ -81,7 +83,7 @@ class ReferenceClips:
 
     @torch.no_grad()
     def _encode(self, pipe: Any, like: torch.Tensor) -> None:
-        """The clips' latents, of the size of the user's."""
+        """Set the clips' latents, in the size of the user's, and their noise."""
         vae = pipe.vae
         frames = (like.shape[2] - 1) * pipe.vae_scale_factor_temporal + 1
         size = [side * pipe.vae_scale_factor_spatial for side in like.shape[3:]]
@@ -93,9 +95,8 @@ class ReferenceClips:
         )
         coded = torch.cat([vae.encode(one[None]).latent_dist.mode() for one in pixels])
         self.clean = (coded.float() - mean) / deviation
-        generator = torch.Generator().manual_seed(self.seed + 15_485_863)
-        drawn = torch.randn(self.clean.shape, generator=generator)
-        self.noise = drawn.to(like.device)
+        generator = torch.Generator().manual_seed(self.seed + SEED_OFFSET)
+        self.noise = torch.randn(self.clean.shape, generator=generator).to(like.device)
 
     def extend(
         self, args: tuple[Any, ...], kwargs: dict[str, Any], session: Session, texts: SubjectPrompts
@@ -103,7 +104,7 @@ class ReferenceClips:
         """A forward's arguments with these rows behind the user's.
 
         Raises:
-            RuntimeError: the clips were not encoded: the transformer was called by itself.
+            RuntimeError: the clips are not encoded, because the pipeline was not called.
         """
         if not self.frames:
             return args, kwargs
@@ -116,7 +117,7 @@ class ReferenceClips:
         rows = [text[:1]] * len(self)
         if session.branch == "cond":
             own = (texts.encoded.get((self.first + i, 1)) for i in range(len(self)))
-            rows = [_fits(one, text) for one in own]
+            rows = [_text_row(one, text) for one in own]
         given |= {
             "hidden_states": torch.cat([latents, noised]),
             "timestep": torch.cat([timestep, timestep[:1].expand(len(self), *timestep.shape[1:])]),
@@ -128,20 +129,17 @@ class ReferenceClips:
         """A forward's output without these rows."""
         if not self.frames:
             return output
-        kept = output[0][:rows]
-        return (kept,) if isinstance(output, tuple) else type(output)(kept)
+        user = output[0][:rows]
+        return (user,) if isinstance(output, tuple) else type(output)(user)
 
 
-def _fits(one: torch.Tensor | None, text: torch.Tensor) -> torch.Tensor:
-    """A text of the length of the others; the first row's where it has another."""
+def _text_row(one: torch.Tensor | None, text: torch.Tensor) -> torch.Tensor:
+    """A file's text; that of the first row where there is none, or its length differs."""
     return text[:1] if one is None or one.shape[1:] != text.shape[1:] else one.to(text)
 
 
 def fitted(clip: torch.Tensor, frames: int, size: Sequence[int]) -> torch.Tensor:
-    """A clip `(T, H, W, 3)` in another size and length: `(3, frames, *size)`.
-
-    Each frame is the one at the nearest share of the clip, first and last ones stay.
-    """
+    """A clip `(T, H, W, 3)` resized and resampled (nearest frame): `(3, frames, *size)`."""
     pace = (len(clip) - 1) / max(frames - 1, 1)
     chosen = clip[[round(i * pace) for i in range(frames)]].permute(0, 3, 1, 2).float()
     if tuple(chosen.shape[2:]) != tuple(size):

@@ -1,23 +1,21 @@
-"""Reposition: where the tokens of a reference stand when its box is laid onto the target's box.
+"""Reposition: move the positions of a reference's tokens from its box to the target's box.
 
-Tokens prefer those that are near, so that a reference that stands elsewhere or is of another size
-is read too little. A map from box to box, along each axis and for each latent frame, says where in
-the target each token of the reference belongs:
+Coverage and boxes come in; box maps and rotary embeddings at real-valued positions go out. Tokens
+attend to near ones more, so a reference elsewhere or of another size is read too little. Along each
+axis and for each latent frame, a box map [r0, r1] -> [t0, t1] gives new positions:
 
     p' = (p + 1/2 - r0) (t1 - t0) / (r1 - r0) + t0 - 1/2
 
-and rotary embeddings are taken at those real-valued positions. "Key-side": the reference's keys are
-rotated at p'. "Query-side": the keys stay where they are and the queries that read them are rotated
-at the inverse of the map, in a part of its own (`attention/lse_merge.py`). Both are the same for
-translations;
-where sizes differ distances are measured in the target's tokens or in the reference's. A box that
-moves otherwise than its reference's is for the query-side: each latent frame has a map of its own.
+"Key-side": the reference's keys are rotated at p'. "Query-side": the keys stay, and the queries
+that read them are rotated at the inverse map, in a part of their own (`attention/lse_merge.py`).
+For translations both are equal. A box that moves unlike its reference needs the query-side, as each
+latent frame has its own map.
 
-Positions are in tokens: latent frame, row, column; a token's centre is half a token further. Knows
-no model but the convention of Wan's rotary table, and nothing of attention.
+Positions are latent frame, row and column, in tokens; a token's centre is 1/2 further. It knows
+Wan's rotary table, and no attention.
 
-Source: IR-Diffusion (arXiv 2411.19261), reposition attention, whose code resamples tokens of a
-model without positions. That the positions are moved instead is our reading.
+Source: IR-Diffusion (arXiv 2411.19261), reposition attention, whose code resamples the tokens of a
+model without positions. We move the positions instead: our reading.
 """
 
 from __future__ import annotations
@@ -28,7 +26,7 @@ import torch
 
 from dit_accel.core.tokens import TokenGrid
 
-SCALES = (0.5, 2.0)  # beyond, tokens would stand too far apart to be neighbours, or too close
+SCALES = (0.5, 2.0)  # beyond, neighbouring tokens would be too far apart, or too close
 THETA = 10_000.0
 
 Rotary = tuple[torch.Tensor, torch.Tensor]
@@ -36,12 +34,12 @@ Rotary = tuple[torch.Tensor, torch.Tensor]
 
 @dataclass(frozen=True)
 class BoxMap:
-    """An affine map of rows and columns for each latent frame: p' = p + gain p + offset.
+    """An affine map of rows and columns per latent frame: p' = p + gain p + offset.
 
-    In this form the map of equal boxes adds exactly 0.
+    In this form the map between equal boxes adds exactly 0.
 
     Args:
-        gain, offset: `(F, 2)` float64: of rows and of columns.
+        gain, offset: `(F, 2)` float64, for rows and columns.
     """
 
     gain: torch.Tensor
@@ -49,24 +47,24 @@ class BoxMap:
 
     @property
     def static(self) -> bool:
-        """Whether all latent frames have the same map, to a thousandth of a token."""
+        """Whether all latent frames have the same map, within 0.001 token."""
         both = torch.cat([self.gain, self.offset], dim=1)
         return bool(torch.allclose(both, both[:1].expand_as(both), rtol=0.0, atol=1e-3))
 
     @property
     def identity(self) -> bool:
-        """Whether nothing moves."""
+        """Whether it moves nothing."""
         return not bool(self.gain.any()) and not bool(self.offset.any())
 
     def inverse(self) -> BoxMap:
-        """The map back."""
+        """The inverse map."""
         return BoxMap(-self.gain / (1 + self.gain), -self.offset / (1 + self.gain))
 
-    def __call__(self, places: torch.Tensor) -> torch.Tensor:
-        """Places `(n, 3)` float64 of latent frame, row and column, mapped; frames stay."""
-        frames = places[:, 0].long()
-        moved = places[:, 1:] * self.gain[frames] + self.offset[frames]
-        return torch.cat([places[:, :1], places[:, 1:] + moved], dim=1)
+    def __call__(self, positions: torch.Tensor) -> torch.Tensor:
+        """Map positions `(n, 3)` float64; latent frames stay."""
+        frames = positions[:, 0].long()
+        moved = positions[:, 1:] * self.gain[frames] + self.offset[frames]
+        return torch.cat([positions[:, :1], positions[:, 1:] + moved], dim=1)
 
 
 def box_map(
@@ -75,15 +73,20 @@ def box_map(
     alpha: float = 1.0,
     scales: tuple[float, float] = SCALES,
 ) -> BoxMap:
-    """The map that lays one box onto another, frame by frame.
+    """The map from one box to another, per latent frame.
 
     Args:
         source, target: `(F, 4)`, x0 y0 x1 y1 in tokens, x0 < x1 and y0 < y1.
-        alpha: strength: 0 leaves all where it is, 1 is the whole map.
-        scales: the least and the largest scale; beyond, the box's centre is laid onto the other's.
+        alpha: strength in [0, 1]: 0 moves nothing, 1 is the whole map.
+        scales: least and largest scale; beyond, only the centres coincide.
 
     Raises:
-        ValueError: alpha is outside 0 to 1, or a box is empty or not finite.
+        ValueError: alpha is out of range, or a box is empty or not finite.
+
+    Example:
+        >>> moved = box_map(torch.tensor([[0, 0, 2, 2]]), torch.tensor([[3, 0, 5, 2]]))
+        >>> moved(torch.tensor([[0.0, 1.0, 1.0]], dtype=torch.float64)).tolist()
+        [[0.0, 1.0, 4.0]]
     """
     if not 0 <= alpha <= 1:
         raise ValueError(f"alpha is {alpha!r}; accepted: from 0 to 1")
@@ -95,7 +98,7 @@ def box_map(
 
 
 def _edges(name: str, boxes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """First and last edges `(F, 2)`, of rows and columns."""
+    """First and last edges of rows and columns, `(F, 2)` each."""
     boxes = boxes.to("cpu", torch.float64)
     first, last = boxes[:, [1, 0]], boxes[:, [3, 2]]
     if not bool((first < last).all()) or not bool(boxes.isfinite().all()):
@@ -104,14 +107,14 @@ def _edges(name: str, boxes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def subject_boxes(coverage: torch.Tensor) -> torch.Tensor:
-    """The box that a subject fills in each latent frame, from the shares of tokens it covers.
+    """The box of a subject in each latent frame, from its coverage.
 
-    A box that lies on a raster comes back as it was: a token at its edge tells by its share where
-    the edge runs (one that lies within a token takes all of it). A frame without the subject takes
-    the box of the nearest frame that has it.
+    The coverage of a token at the edge gives the edge's position within it, so a rasterised box is
+    recovered (one inside a single token fills it). A frame without the subject gets the box of the
+    nearest frame with it.
 
     Args:
-        coverage: `(F, rows, columns)`, shares from 0 to 1.
+        coverage: `(F, rows, columns)`, fractions from 0 to 1.
 
     Returns:
         `(F, 4)` float64: x0 y0 x1 y1 in tokens.
@@ -150,26 +153,26 @@ def token_positions(grid: TokenGrid) -> torch.Tensor:
     return torch.cartesian_prod(*axes).view(-1, 3)
 
 
-def rotary(places: torch.Tensor, width: int, theta: float = THETA) -> Rotary:
-    """Wan's rotary embedding at real-valued places; at whole ones exactly the values of its table.
+def rotary(positions: torch.Tensor, width: int, theta: float = THETA) -> Rotary:
+    """Wan's rotary embedding at real-valued positions; at integers exactly the values of its table.
 
     Args:
-        places: `(n, 3)` float64: latent frame, row, column.
-        width: D, even: its channels are shared out to time, rows and columns as Wan does.
+        positions: `(n, 3)` float64: latent frame, row, column.
+        width: D, even; its channels are split among time, rows and columns as Wan does.
         theta: base of the frequencies.
 
     Returns:
-        cosines and sines, `(1, n, 1, D)` float32, every angle twice.
+        Cosines and sines, `(1, n, 1, D)` float32, every angle twice.
     """
     angles = torch.cat(
-        [torch.outer(places[:, axis], _frequencies(n, theta)) for axis, n in _axes(width)], dim=1
+        [torch.outer(positions[:, axis], _frequencies(n, theta)) for axis, n in _axes(width)], dim=1
     )
     cos, sin = (x.repeat_interleave(2, dim=1).float() for x in (angles.cos(), angles.sin()))
     return cos[None, :, None], sin[None, :, None]
 
 
 def _axes(width: int) -> tuple[tuple[int, int], ...]:
-    """Axis and channels: time has what rows and columns leave."""
+    """Axis and its channels: rows and columns have a third each, rounded down; time the rest."""
     side = 2 * (width // 6)
     return (0, width - 2 * side), (1, side), (2, side)
 

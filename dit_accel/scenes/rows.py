@@ -1,12 +1,9 @@
-"""What a scene asks of every row of a batch: whose each token is, what it reads, and from where.
+"""What a scene needs of each row of the batch: the class of each token, and what it reads.
 
-A layout's shots are the rows of one batch, in order, and references that are files are further rows
-behind them. So a reference runs in lockstep with what reads it: at each step and layer the row that
-is read has just made the keys and values that are read from it, and no bank of them is kept.
-
-`SceneConfig` holds the settings; a `ClipRow` is one of those clips in tokens; `plan` is what one
-of its
-attentions computes at one step. Knows no model, no pipeline and no file. Shapes: `core/tokens.py`.
+Coverage and a `SceneConfig` come in; `TokenRow`s and gather plans go out. Shots are the rows of one
+batch, in order, followed by reference files. So a reference is denoised along with its readers:
+at each step and layer its row has just made the keys and values that are read. It knows no model,
+pipeline or file. Shapes as in `core/tokens.py`.
 
 Source: IR-Diffusion (arXiv 2411.19261) runs references and target as one batch too.
 """
@@ -14,7 +11,7 @@ Source: IR-Diffusion (arXiv 2411.19261) runs references and target as one batch 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, replace
 
 import torch
 
@@ -30,26 +27,26 @@ Fractions = tuple[float, float]
 
 @dataclass(frozen=True)
 class SceneConfig:
-    """Settings of isolation, of references and of subjects' own texts.
+    """Settings of isolation, of references and of subjects' own prompts.
 
     Args:
-        isolate: subjects do not attend to each other.
-        background: "open": it sees everything; "closed": it does not see the subjects, so that
-            nothing of one subject reaches another through it.
-        share: subjects read their references.
-        reposition: references are read as if they stood in the target's box.
-        alpha: strength of it, 0 to 1.
-        amplify: references are read in the conditional branch only, so that guidance amplifies what
-            they add, as it does with the prompt; False: in both branches, as in the source.
-        text: weight of a subject's own prompt over the scene's, in its tokens, 0 to 1.
-        steps, text_steps, share_steps: part of the run at which subjects are isolated, at which
-            they have their own texts, and at which references are read: half-open fractions. Who
-            is where and of which colour is decided early; isolated after it, subjects lose their
-            shapes, and reading after it, they take on the reference's motion (docs/scenes.md).
-        share_layers: part of the depth of the denoiser in which references are read. The source's
-            code reads in its second half only; on the miniature that has a quarter of the effect.
-        least: share of a token that a subject must cover to own it, above 0.
-        seed: of our own draws: the noise of references that are files.
+        isolate: whether subjects cannot attend to each other.
+        background: "open": it sees everything; "closed": it does not see the subjects, so nothing
+            of one subject reaches another through it.
+        share: whether subjects read their references.
+        reposition: whether references are read as if they were in the target's box.
+        alpha: strength of reposition, 0 to 1.
+        amplify: read references in the conditional branch only, so that guidance amplifies their
+            effect as it does the prompt's; False: in both branches, as in the source.
+        text: weight of a subject's own prompt against the scene's, in its tokens, 0 to 1.
+        steps, text_steps, share_steps: half-open fractions of the run in which subjects are
+            isolated, have their own prompts, and read references. Places and colours are decided
+            early; later, isolation costs subjects their shapes, and reading makes them copy the
+            reference's motion (docs/scenes.md).
+        share_layers: half-open fraction of the layers in which references are read. The source's
+            code uses the second half; on the miniature that has a quarter of the effect.
+        least: fraction of a token that a subject must cover to own it, above 0, up to 1.
+        seed: of the noise of reference files, >= 0.
 
     Raises:
         ValueError: a value is out of range.
@@ -91,49 +88,50 @@ class SceneConfig:
 
     @property
     def isolation(self) -> str:
-        """As `visibility` calls it."""
+        """One of `masks.ISOLATIONS`."""
         return self.background if self.isolate else "off"
 
 
 @dataclass(frozen=True)
 class ActiveParts:
-    """What is at work at one step or layer: isolation, reading, the subjects' own texts."""
+    """Which parts of a scene are active at a step or in a layer."""
 
     isolation: bool
     reads_references: bool
     own_text: bool
 
     def __bool__(self) -> bool:
-        return self.isolation or self.reads_references or self.own_text
+        return any(astuple(self))
 
     def __and__(self, other: ActiveParts) -> ActiveParts:
-        return ActiveParts(
-            self.isolation and other.isolation,
-            self.reads_references and other.reads_references,
-            self.own_text and other.own_text,
-        )
+        return ActiveParts(*(a and b for a, b in zip(astuple(self), astuple(other), strict=True)))
 
 
-def active_at_step(config: SceneConfig, step: int, total: int) -> ActiveParts:
-    """What is at work at a step of a run of so many."""
+def active_at_step(config: SceneConfig, step: int, num_steps: int) -> ActiveParts:
+    """The parts that are active at a step.
+
+    Example:
+        >>> active_at_step(SceneConfig(), step=5, num_steps=10)
+        ActiveParts(isolation=False, reads_references=False, own_text=True)
+    """
     spans = config.steps, config.share_steps, config.text_steps
-    own, read, told = (within(span, step, total) for span in spans)
-    return ActiveParts(config.isolate and own, config.share and read, config.text > 0 and told)
+    isolate, read, text = (within(span, step, num_steps) for span in spans)
+    return ActiveParts(config.isolate and isolate, config.share and read, config.text > 0 and text)
 
 
 def active_in_layer(config: SceneConfig, layer: int, layers: int) -> ActiveParts:
-    """What is at work in a layer of so many; isolation and texts are in all."""
+    """The parts that are active in a layer; isolation and own prompts are in all."""
     return ActiveParts(True, within(config.share_layers, layer, layers), True)
 
 
 def within(span: Fractions, index: int, count: int) -> bool:
-    """Whether an index is in a half-open part of so many; its ends are rounded to whole ones."""
+    """Whether an index is in a half-open fraction of `count`, whose ends are rounded."""
     return round(span[0] * count) <= index < round(span[1] * count)
 
 
 @dataclass(frozen=True)
 class ReferenceLink:
-    """A subject of one row that is read from a subject of another: both count from 0."""
+    """Subject `subject` of a row reads subject `source` of row `row`, all 0-based."""
 
     subject: int
     row: int
@@ -145,28 +143,28 @@ class ClipRow:
     """One clip of the batch.
 
     Args:
-        name: for people.
-        coverage: `(S, F, rows, columns)`, shares from 0 to 1.
-        z: one number a subject: the highest has what several cover.
-        readings: what its subjects read.
+        name: for messages.
+        coverage: `(S, F, rows, columns)`, fractions from 0 to 1.
+        z: one number per subject; the highest gets tokens that several cover.
+        links: what its subjects read.
     """
 
     name: str
     coverage: torch.Tensor
     z: tuple[int, ...]
-    readings: tuple[ReferenceLink, ...] = ()
+    links: tuple[ReferenceLink, ...] = ()
 
 
 @dataclass(frozen=True)
 class ReferenceTokens:
-    """Tokens of a row that a subject reads, and where it finds them.
+    """The tokens of a row that a subject reads, and their rotary embedding.
 
     Args:
-        label: class of the subject that reads.
+        label: class of the reading subject.
         row: of the batch, that is read.
         tokens: `(n,)` int64, indices in that row.
-        keys: rotary embedding of their keys, `(1, n, 1, D)` each.
-        queries: that of the queries that read them, `(1, N, 1, D)` each; None: their own.
+        keys: rotary embedding of the keys, `(1, n, 1, D)` each.
+        queries: that of the reading queries, `(1, N, 1, D)` each; None: their own.
     """
 
     label: int
@@ -178,7 +176,7 @@ class ReferenceTokens:
 
 @dataclass(frozen=True)
 class TokenRow:
-    """One row in tokens: how many subjects, classes `(N,)` int64, and what it reads."""
+    """A row in tokens: number of subjects, classes `(N,)` int64, and what it reads."""
 
     name: str
     subjects: int
@@ -187,21 +185,21 @@ class TokenRow:
 
     @property
     def references(self) -> torch.Tensor:
-        """Classes of the keys that are read, `(R,)`, source by source."""
+        """Classes of the reference keys, `(R,)`, source by source."""
         parts = [torch.full_like(source.tokens, source.label) for source in self.sources]
         return torch.cat(parts) if parts else self.labels.new_zeros(0)
 
     def tokens_of(self, label: int) -> torch.Tensor:
-        """Indices of a class."""
+        """Indices of a class's tokens."""
         return (self.labels == label).nonzero().flatten()
 
     def counts(self) -> dict[str, int]:
-        """Tokens by class: "background", then subjects by their number from 1."""
+        """Number of tokens by class: "background", then subjects from "1"."""
         found = torch.bincount(self.labels, minlength=self.subjects + 1).tolist()
         return {("background" if i == 0 else str(i)): n for i, n in enumerate(found)}
 
     def to(self, device: torch.device, dtype: torch.dtype) -> TokenRow:
-        """The same with what an attention reads on a device, tables in the model's own dtype."""
+        """A copy with its sources on a device, tables in the model's dtype."""
 
         def move(table: Rotary) -> Rotary:
             return table[0].to(device, dtype), table[1].to(device, dtype)
@@ -217,7 +215,7 @@ class TokenRow:
 
     @property
     def held_bytes(self) -> int:
-        """Bytes of indices and tables."""
+        """Bytes of indices and rotary tables."""
         held = [self.labels]
         for source in self.sources:
             held += [source.tokens, *source.keys, *(source.queries or ())]
@@ -227,16 +225,16 @@ class TokenRow:
 def token_rows(
     rows: Sequence[ClipRow], grid: TokenGrid, config: SceneConfig, width: int
 ) -> tuple[TokenRow, ...]:
-    """All rows in tokens.
+    """All rows of a batch in tokens.
 
     Args:
-        rows: of the batch, in order.
+        rows: in order.
         grid: of one row.
         config: the settings.
         width: D.
 
     Raises:
-        ValueError: a row's coverage is not of this grid, or has no token for a subject.
+        ValueError: a row's coverage is not of this grid, or a subject has no token.
     """
     shape = (grid.frames, grid.height, grid.width)
     classes = []
@@ -253,32 +251,32 @@ def token_rows(
     return tuple(
         TokenRow(
             row.name, len(row.z), classes[i],
-            tuple(_source(rows, i, r, classes, where, config, width) for r in row.readings),
+            tuple(_source(rows, i, r, classes, where, config, width) for r in row.links),
         )
         for i, row in enumerate(rows)
     )  # fmt: skip
 
 
 def _source(
-    rows: Sequence[ClipRow], row: int, reading: ReferenceLink, classes: Sequence[torch.Tensor],
+    rows: Sequence[ClipRow], row: int, link: ReferenceLink, classes: Sequence[torch.Tensor],
     where: torch.Tensor, config: SceneConfig, width: int,
 ) -> ReferenceTokens:  # fmt: skip
-    tokens = (classes[reading.row] == reading.source + 1).nonzero().flatten()
+    tokens = (classes[link.row] == link.source + 1).nonzero().flatten()
     native = reposition_maps.rotary(where[tokens], width)
-    made = ReferenceTokens(reading.subject + 1, reading.row, tokens, native, None)
-    seen = bool((classes[row] == reading.subject + 1).any())
+    made = ReferenceTokens(link.subject + 1, link.row, tokens, native, None)
+    seen = bool((classes[row] == link.subject + 1).any())
     if not config.reposition or not len(tokens) or not seen:
-        return made  # nothing is moved, or nobody is there to read or to be read
-    source = reposition_maps.subject_boxes(rows[reading.row].coverage[reading.source])
-    target = reposition_maps.subject_boxes(rows[row].coverage[reading.subject])
-    laid = reposition_maps.box_map(source, target, config.alpha)
-    if laid.static:
-        return replace(made, keys=reposition_maps.rotary(laid(where[tokens]), width))
-    return replace(made, queries=reposition_maps.rotary(laid.inverse()(where), width))
+        return made  # off, or no token reads or is read
+    source = reposition_maps.subject_boxes(rows[link.row].coverage[link.source])
+    target = reposition_maps.subject_boxes(rows[row].coverage[link.subject])
+    to_target = reposition_maps.box_map(source, target, config.alpha)
+    if to_target.static:
+        return replace(made, keys=reposition_maps.rotary(to_target(where[tokens]), width))
+    return replace(made, queries=reposition_maps.rotary(to_target.inverse()(where), width))
 
 
 def gather_plan_for(row: TokenRow, active: ActiveParts, config: SceneConfig) -> GatherPlan:
-    """What a row's attention computes where this is at work."""
+    """What a row's attention computes where these parts are active."""
     isolation = config.isolation if active.isolation else "off"
     if not active.reads_references or not row.sources:
         return masks.gather_plan(row.labels, isolation)

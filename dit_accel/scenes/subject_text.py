@@ -1,10 +1,9 @@
-"""Subjects' own texts at the cross-attentions: a subject's tokens read their own prompt too.
+"""Subjects' own prompts at the cross-attentions: a subject's tokens also read their own prompt.
 
-`SubjectPrompts` has a layout's prompts encoded by the pipeline itself, in the same phase as the
-user's, and
-passes them through the transformer's own embedding once a run. `SubjectTextProcessor` stands for
-a processor of
-cross-attention: the stock call first, then the subjects' tokens alone with their own text, blended.
+Prompts come in; blended outputs of the cross-attentions go out. `SubjectPrompts` has the pipeline
+encode them when it encodes the user's, and embeds them once per run. `SubjectTextProcessor` makes
+the stock call, then a second one for each subject's tokens with its own text, and blends them. It
+does not know which parts are active (`scenes/isolation.py`).
 
 Source: IR-Diffusion (arXiv 2411.19261), whose code weighs 0.9 to 0.1.
 """
@@ -17,47 +16,48 @@ from typing import Any
 
 import torch
 
+from dit_accel.attention.processor import WrappedProcessor
 from dit_accel.core.families import Family
 from dit_accel.core.patching import Patches
 from dit_accel.core.session import Session, outside_graphs
 
-Ask = Callable[[int], list[tuple[int, int, str]]]  # clips of a call -> row, class, prompt
-Told = tuple[int, torch.Tensor, torch.Tensor, float]  # row, tokens, text, weight
+Wanted = Callable[[int], list[tuple[int, int, str]]]  # clips of a call -> row, class, prompt
+SubjectText = tuple[int, torch.Tensor, torch.Tensor, float]  # row, tokens, text, weight
 
 
 class SubjectPrompts:
-    """The subjects' prompts of a call, encoded."""
+    """The encoded prompts of the subjects, for one call of the pipeline."""
 
     def __init__(self, session: Session, family: Family) -> None:
         self.session, self.family = session, family
         self.clear()
 
     def clear(self) -> None:
-        """Free what is held."""
+        """Free all tensors."""
         self.encoded: dict[tuple[int, int], torch.Tensor] = {}
         self._embedded: dict[str, dict[tuple[int, int], torch.Tensor]] = {}
 
-    def install(self, patches: Patches, pipe: Any, ask: Ask) -> None:
-        """Encode along with the pipeline, where it encodes."""
+    def install(self, patches: Patches, pipe: Any, wanted: Wanted) -> None:
+        """Patch `encode_prompt`, if the pipeline has one."""
         if hasattr(pipe, "encode_prompt"):
-            patches.wrap(pipe, "encode_prompt", partial(self._wrap, ask))
+            patches.wrap(pipe, "encode_prompt", partial(self._wrap, wanted))
 
-    def _wrap(self, ask: Ask, inner: Any) -> Any:
+    def _wrap(self, wanted: Wanted, inner: Any) -> Any:
         def encode_prompt(*args: Any, **kwargs: Any) -> Any:
             given: Any = kwargs.get("prompt", args[0] if args else None)
             ready = kwargs.get("prompt_embeds")
             many = [given] if isinstance(given, str) else given if ready is None else ready
-            wanted = ask(len(many) * (kwargs.get("num_videos_per_prompt") or 1))
-            found = inner(*args, **kwargs)
+            needed = wanted(len(many) * (kwargs.get("num_videos_per_prompt") or 1))
+            encoded = inner(*args, **kwargs)
             self.clear()
-            if wanted:
+            if needed:
                 names = ("max_sequence_length", "device", "dtype")
                 same = {name: kwargs[name] for name in names if name in kwargs}
-                prompts = sorted({text for _, _, text in wanted})
+                prompts = sorted({text for _, _, text in needed})
                 rows = inner(prompt=prompts, do_classifier_free_guidance=False, **same)[0]
                 at = {text: rows[i : i + 1] for i, text in enumerate(prompts)}
-                self.encoded = {(row, label): at[text] for row, label, text in wanted}
-            return found
+                self.encoded = {(row, label): at[text] for row, label, text in needed}
+            return encoded
 
         return encode_prompt
 
@@ -73,12 +73,12 @@ class SubjectPrompts:
         return self._embedded[transformer]
 
 
-class SubjectTextProcessor:
-    """A cross-attention's stock processor, and the subjects' own texts after it."""
+class SubjectTextProcessor(WrappedProcessor):
+    """A cross-attention's stock processor, followed by the subjects' own texts."""
 
-    def __init__(self, stock: Any, told: Callable[[], list[Told]]) -> None:
-        object.__setattr__(self, "stock", stock)
-        object.__setattr__(self, "blend", outside_graphs(partial(_blend, stock, told)))
+    def __init__(self, stock: Any, texts: Callable[[], list[SubjectText]]) -> None:
+        super().__init__(stock)
+        self.blend = outside_graphs(partial(_blend, stock, texts))
 
     def __call__(
         self,
@@ -94,24 +94,17 @@ class SubjectTextProcessor:
         )
         return self.blend(attn, hidden_states, out)
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.stock, name)
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        """What diffusers sets on a processor (its backend) is the stock one's; our mark is not."""
-        here = self if name.startswith("_dit_accel") else self.stock
-        object.__setattr__(here, name, value)
-
 
 def _blend(
-    stock: Any, told: Callable[[], list[Told]], attn: Any, hidden: torch.Tensor, out: torch.Tensor
-) -> torch.Tensor:
-    for row, tokens, text, weight in told():
-        mine = stock(attn, hidden[row : row + 1, tokens], text, None, None)
-        out[row, tokens] = torch.lerp(out[row, tokens], mine[0], weight)
+    stock: Any, texts: Callable[[], list[SubjectText]], attn: Any, hidden: torch.Tensor,
+    out: torch.Tensor,
+) -> torch.Tensor:  # fmt: skip
+    for row, tokens, text, weight in texts():
+        own = stock(attn, hidden[row : row + 1, tokens], text, None, None)
+        out[row, tokens] = torch.lerp(out[row, tokens], own[0], weight)
     return out
 
 
 def flops(tokens: int, length: int, width: int) -> int:
-    """FLOPs of one subject's own text at one cross-attention: projections and both products."""
+    """FLOPs of a subject's own text at one cross-attention: projections and both products."""
     return 4 * tokens * width**2 + 4 * length * width**2 + 4 * tokens * length * width

@@ -1,6 +1,7 @@
-"""Whether a pipeline's attentions can carry a scene, and the stages that are put on them.
+"""Check whether a pipeline's attentions can carry a scene, and install their stages.
 
-What is not known to work is refused, and named, before anything runs.
+A family, a transformer or an attention comes in; an error names what is not accepted, before
+anything runs. It knows what the stages cover, not what a scene does with them. Source: ours.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ def check_family(family: Family) -> None:
     """Refuse a family whose attentions have no stages.
 
     Raises:
-        ValueError: naming those that have.
+        ValueError: it has none; names the families that have.
     """
     if family.cross_attention is None or family.rotary is None or family.text_embedder is None:
         accepted = ", ".join(f.name for f in FAMILIES.values() if f.cross_attention is not None)
@@ -29,19 +30,19 @@ def check_family(family: Family) -> None:
 
 
 def check_text_only(cross: Any) -> None:
-    """Refuse a cross-attention that reads an image beside the text."""
+    """Refuse a cross-attention that also reads an image."""
     if getattr(cross, "add_k_proj", None) is not None:
         raise ValueError("the transformer reads an image too; accepted: text to video")
 
 
 def check_undivided(processor: Any) -> None:
-    """Refuse an attention whose tokens are shared out to several devices."""
+    """Refuse an attention whose tokens are split among devices."""
     if getattr(processor, "_parallel_config", None) is not None:
         raise ValueError("context parallelism is on; accepted with a layout: off")
 
 
 def check_rotary(module: Any, family: Family) -> torch.dtype:
-    """Refuse positions that are not made as `positions` makes them; the dtype that they are in."""
+    """Refuse rotary angles other than those of `scenes/reposition.py`; returns their dtype."""
     rope = getattr(module, family.rotary or "", None)
     if rope is None:
         raise ValueError(f"{type(module).__name__} has no {family.rotary}; accepted: rotary ones")
@@ -58,10 +59,10 @@ def check_rotary(module: Any, family: Family) -> torch.dtype:
 
 
 def staged(attn: Any, patches: Patches) -> StagedAttnProcessor:
-    """Stages on one attention.
+    """Install stages on one attention.
 
     Raises:
-        ValueError: they are taken by pruned attention, whose blocks know no classes.
+        ValueError: pruned attention uses them, whose blocks know no classes.
     """
     if isinstance(attn.processor, StagedAttnProcessor):
         raise ValueError(
@@ -73,7 +74,7 @@ def staged(attn: Any, patches: Patches) -> StagedAttnProcessor:
 
 
 def strides_of(pipe: Any, module: Any) -> TokenStrides:
-    """The pixels that a token of a pipeline stands for."""
+    """Pixels per token of a pipeline."""
     return TokenStrides(
         int(getattr(pipe, "vae_scale_factor_temporal", 4)),
         int(getattr(pipe, "vae_scale_factor_spatial", 8)),

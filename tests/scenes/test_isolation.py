@@ -281,7 +281,7 @@ def test_both_sides_agree_in_a_run_where_boxes_are_shifted(monkeypatch):
 
 @pytest.mark.parametrize("made", [rows([(0, 0.5), (0.5, 1)]), Moving()], ids=["key", "query"])
 def test_nothing_of_n_by_n_is_made_in_a_forward(made, monkeypatch):
-    monkeypatch.setattr("dit_accel.attention.lse_merge.MOST", 2**14)
+    monkeypatch.setattr("dit_accel.attention.lse_merge.MAX_LOGITS", 2**14)
     pipe = tiny_wan()
     batch = 2 if isinstance(made, Moving) else 1
     given = inputs(batch=batch)

@@ -88,9 +88,9 @@ def test_a_file_of_a_layout_is_a_layout(tmp_path):
 def test_shots_are_rows_and_the_later_reads_the_earlier():
     scene = made(two_shots())
     first, second = scene.rows(GRID)
-    assert (first.name, first.readings, second.name) == ("one", (), "two")
-    assert [(r.subject, r.row, r.source) for r in second.readings] == [(0, 0, 0)]
-    assert not made(two_shots(), SceneConfig(share=False)).rows(GRID)[1].readings
+    assert (first.name, first.links, second.name) == ("one", (), "two")
+    assert [(r.subject, r.row, r.source) for r in second.links] == [(0, 0, 0)]
+    assert not made(two_shots(), SceneConfig(share=False)).rows(GRID)[1].links
 
 
 @pytest.mark.parametrize("way", ["site", "threshold", "speedup", "accel"])
@@ -136,7 +136,7 @@ def test_a_file_is_one_further_row_for_all_that_refer_to_it_alike(tmp_path):
     scene = made(layout)
     rows = scene.rows(GRID)
     assert [row.name for row in rows] == ["one", "two", "file 1: a.png"]
-    assert [row.readings[0].row for row in rows[:2]] == [2, 2]
+    assert [row.links[0].row for row in rows[:2]] == [2, 2]
     assert (
         rows[2].coverage[0, :, 0, 0].tolist() == [1, 1, 1] and not rows[2].coverage[..., 2:].any()
     )

@@ -1,16 +1,15 @@
-"""Read and write clips, and lay two of them side by side.
+"""Read and write clips, and draw several beside each other.
 
-The suffix of the path says how a clip is kept:
+Paths and frames `(T, H, W, 3)` come in; uint8 frames or files go out. The path's suffix chooses the
+format:
 
-- `.mkv`, `.npy`: bit-exact (FFV1; a numpy array of uint8, which keeps no frame rate).
+- `.mkv`, `.npy`: bit-exact (FFV1; a numpy array of uint8, without a frame rate).
 - `.mp4`: lossy, for sharing.
-- `.png` (contact sheet), `.gif` (Pillow; frames last whole hundredths of a second): for the eye.
+- `.png` (contact sheet), `.gif` (Pillow; frames last multiples of 10 ms): for the eye.
 
-Score lossless files: 4:2:0 codecs read 34 to 39 dB against their own source, and so hide every
-difference above that.
-
-It knows no audio, colour space tags, variable frame rate or more than 8 bits; frame rates are kept
-to 1/1000.
+Score lossless files only: 4:2:0 codecs reach 34 to 39 dB against their own source, which hides
+every difference above that. Not known: audio, colour space tags, variable frame rates, more than 8
+bits; frame rates are stored to 1/1000. Source: ours, on OpenCV.
 """
 
 from dit_accel.core.video.canvas import contact_sheet, film_strips, side_by_side

@@ -1,4 +1,8 @@
-"""Clips laid out for the eye: two of them side by side, or all frames of one on a sheet."""
+"""Draw clips: two side by side, several as film strips, or all frames of one on a sheet.
+
+Clips come in; uint8 pictures or clips go out. Frames are enlarged by whole factors only, so pixels
+stay square; only a wide contact sheet is shrunk. It knows no files. Source: ours.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +21,7 @@ _SHEET_WIDTH = 3840
 _BACKGROUND = 24
 _INK = (235, 235, 235)
 _FONT = cv2.FONT_HERSHEY_SIMPLEX
-_CAPITALS = 21  # pixels that a capital letter rises at scale 1, in OpenCV 4 and 5 alike
+_CAPITALS = 21  # pixels of a capital letter at scale 1, in OpenCV 4 and 5
 _SMALLEST_TEXT = 0.45
 
 
@@ -29,21 +33,20 @@ def side_by_side(
     min_height: int = 256,
     gap: int = 8,
 ) -> Frames:
-    """Two clips beside each other under a caption each, on even sizes that every codec takes.
+    """Two clips side by side, each under a caption, in even sizes that every codec takes.
 
     Args:
         left: `(T, H, W, 3)` RGB, uint8 or float in [0, 1].
         right: same shape.
-        labels: captions; ASCII; what does not fit the width of a clip ends in "...".
-        min_height: smaller clips are enlarged by whole factors, pixels kept square, to at least
-            this many pixels.
+        labels: captions in ASCII; one that is too long ends in "...".
+        min_height: pixels; smaller clips are enlarged to at least this height.
         gap: pixels between the clips; even.
 
     Returns:
-        `(T, H', W', 3)` uint8 with H' and W' even.
+        `(T, H', W', 3)` uint8, H' and W' even.
 
     Raises:
-        ValueError: if the clips differ in shape, or an argument is not as above.
+        ValueError: the clips differ in shape, or `gap` is negative or odd.
     """
     clips = to_uint8(left, name="left"), to_uint8(right, name="right")
     if left.shape != right.shape:
@@ -62,7 +65,7 @@ def side_by_side(
 
 
 def _caption(labels: tuple[str, str], height: int, width: int, gap: int) -> Frames:
-    """The strip above two clips of `height` and `width`, of a height that makes the whole even."""
+    """The strip above two clips of `height` and `width`; its height makes the sum even."""
     rows = min(64, max(28, height // 10))
     rows += (rows + height) % 2
     strip: Frames = np.full((rows, 2 * width + gap, 3), _BACKGROUND, np.uint8)
@@ -95,19 +98,19 @@ def _stroke(scale: float) -> int:
 def film_strips(
     clips: Sequence[npt.NDArray[Any]], *, labels: Sequence[str], frames: int = 6, height: int = 128
 ) -> Frames:
-    """One row of frames a clip, evenly over its time, under its label.
+    """One labelled row of frames per clip, evenly over its time.
 
     Args:
         clips: `(T, H, W, 3)` each, of one size.
-        labels: one a clip; ASCII.
-        frames: of a row, at most.
-        height: smaller clips are enlarged by whole factors to at least this many pixels.
+        labels: one per clip, ASCII.
+        frames: per row, at most.
+        height: pixels; smaller clips are enlarged to at least this height.
 
     Returns:
         `(H', W', 3)` uint8.
 
     Raises:
-        ValueError: if the clips differ in size, or are not as many as the labels.
+        ValueError: the clips differ in size, or there is not one label per clip.
     """
     if not clips or len(clips) != len(labels) or len({clip.shape[1:] for clip in clips}) != 1:
         raise ValueError(f"{len(clips)} clips and {len(labels)} labels: as many, of one size")
@@ -130,7 +133,7 @@ def film_strips(
 
 
 def contact_sheet(clip: Frames) -> Frames:
-    """All frames in rows on one picture, shrunk where it is wider than `_SHEET_WIDTH`."""
+    """All frames of `(T, H, W, 3)` on one picture, at most `_SHEET_WIDTH` wide."""
     count, height, width, _ = clip.shape
     columns = min(count, max(1, round(math.sqrt(1.6 * count * height / width))))
     cell = (height + _SHEET_GAP, width + _SHEET_GAP)

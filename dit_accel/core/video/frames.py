@@ -1,4 +1,8 @@
-"""Clips in memory: the one quantiser to 8 bits, which every file and every score goes through."""
+"""Clips in memory: the one quantiser to 8 bits.
+
+A clip in floats comes in, one in uint8 goes out. Every file and every score uses this quantiser, so
+equal clips stay equal. Source: ours.
+"""
 
 from __future__ import annotations
 
@@ -11,17 +15,17 @@ Frames = npt.NDArray[np.uint8]
 
 
 def to_uint8(frames: npt.NDArray[Any], *, name: str = "frames") -> Frames:
-    """Round a clip to 8 bits: the one quantiser of every file, so that equal clips stay equal.
+    """Round a clip to 8 bits.
 
     Args:
-        frames: `(T, H, W, 3)` RGB, uint8 or float in [0, 1]; rounding noise outside is clipped.
-        name: what error messages call it.
+        frames: `(T, H, W, 3)` RGB, uint8 or float in [0, 1]; up to 1e-3 outside is clipped.
+        name: of the argument in errors.
 
     Returns:
         `(T, H, W, 3)` uint8; the same array if it was uint8 already.
 
     Raises:
-        ValueError: naming the argument, its value and what is accepted.
+        ValueError: shape, dtype or range is not as above.
     """
     if frames.ndim != 4 or frames.shape[3] != 3 or 0 in frames.shape:
         raise ValueError(f"{name} has shape {frames.shape}: must be (T, H, W, 3), none of them 0")

@@ -1,8 +1,8 @@
-"""Read clips, whole or in chunks, and tell how a file keeps them.
+"""Read clips, whole or in chunks, and find how a file codes them.
 
-A file that decodes to fewer frames than its header promises was cut off or damaged, and is an
-error, not a shorter clip. It does not notice a single missing frame, nor damage inside a frame that
-decodes all the same.
+Paths come in; uint8 frames go out. A file with fewer frames than its header states is damaged or
+cut off: that is an error, not a shorter clip. A single missing frame is not noticed, nor damage
+inside a frame that can still be decoded. Source: ours, on OpenCV's FFmpeg.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ _SUBSAMPLED = frozenset({"I420", "YV12", "NV12", "NV21", "Y42B", "YUY2", "UYVY",
 
 @dataclass(frozen=True)
 class Codec:
-    """How a file keeps its frames.
+    """How a file codes its frames.
 
     Attributes:
-        name: in lower case, as the file calls it: `ffv1`, `h264`, `vp90`, `npy`, ...
-        lossless: whether RGB of 8 bits surely comes back bit-exact. False where the file does not
-            tell, as with H.264, which has a lossless mode.
+        name: the file's own, in lower case: `ffv1`, `h264`, `vp90`, `npy`, ...
+        lossless: whether 8-bit RGB is surely bit-exact. False where the file does not say, as with
+            H.264, which has a lossless mode.
     """
 
     name: str
@@ -46,11 +46,11 @@ def read_video(path: str | os.PathLike[str]) -> tuple[Frames, float | None]:
         path: ends in one of `READABLE`.
 
     Returns:
-        frames `(T, H, W, 3)` uint8 RGB, and frames per second: None where the file keeps none.
+        frames `(T, H, W, 3)` uint8 RGB, and frames per second; None where the file has no rate.
 
     Raises:
-        ValueError: if the suffix is not readable, or the file holds no whole clip.
-        FileNotFoundError: if there is no such file.
+        ValueError: the suffix is not readable, or the file has no whole clip.
+        FileNotFoundError: there is no such file.
     """
     chunks = list(stream_video(path))
     frames = chunks[0] if len(chunks) == 1 else np.concatenate(chunks)
@@ -59,18 +59,14 @@ def read_video(path: str | os.PathLike[str]) -> tuple[Frames, float | None]:
 
 
 def stream_video(path: str | os.PathLike[str], *, chunk: int = 16) -> Iterator[Frames]:
-    """Read a clip some frames at a time; the path is checked at once, not at the first frame.
-
-    Args:
-        path: ends in one of `READABLE`.
-        chunk: most frames at a time.
+    """Read a clip in chunks of at most `chunk` frames; the path is checked at once.
 
     Yields:
-        `(t, H, W, 3)` uint8 RGB, t of 1 to `chunk`.
+        `(t, H, W, 3)` uint8 RGB, 1 <= t <= chunk.
 
     Raises:
-        ValueError: if the suffix is not readable or, at the end, the file holds no whole clip.
-        FileNotFoundError: if there is no such file.
+        ValueError: the suffix is not readable or, at the end, the file has no whole clip.
+        FileNotFoundError: there is no such file.
     """
     if chunk < 1:
         raise ValueError(f"chunk is {chunk}: must be at least 1")
@@ -80,14 +76,11 @@ def stream_video(path: str | os.PathLike[str], *, chunk: int = 16) -> Iterator[F
 
 
 def codec_of(path: str | os.PathLike[str]) -> Codec:
-    """How a file keeps its frames.
-
-    Args:
-        path: ends in one of `READABLE`.
+    """How a file codes its frames.
 
     Raises:
-        ValueError: if the suffix is not readable, or the file is no clip.
-        FileNotFoundError: if there is no such file.
+        ValueError: the suffix is not readable, or the file is not a clip.
+        FileNotFoundError: there is no such file.
     """
     source = _source(path)
     if source.suffix.lower() == ".npy":
@@ -104,7 +97,7 @@ def codec_of(path: str | os.PathLike[str]) -> Codec:
 
 
 def decode(path: Path) -> Iterator[Frames]:
-    """The frames `(H, W, 3)` of a coded file one by one, as many as can be decoded."""
+    """The frames `(H, W, 3)` of a coded file that can be decoded, one by one."""
     capture = cv2.VideoCapture(str(path), cv2.CAP_FFMPEG)
     try:
         yield from _frames(capture)
@@ -126,7 +119,7 @@ def _stream_coded(source: Path, shown: str, chunk: int) -> Iterator[Frames]:
     kept: list[Frames] = []
     capture = cv2.VideoCapture(str(source), cv2.CAP_FFMPEG)
     try:
-        promised = int(capture.get(cv2.CAP_PROP_FRAME_COUNT))
+        stated = int(capture.get(cv2.CAP_PROP_FRAME_COUNT))
         for frame in _frames(capture):
             count += 1
             kept.append(frame)
@@ -137,9 +130,9 @@ def _stream_coded(source: Path, shown: str, chunk: int) -> Iterator[Frames]:
         capture.release()
     if count == 0:
         raise ValueError(f"path is {shown!r}: no frame of it can be decoded")
-    if count < promised - 1:  # some containers round their duration up to one frame more
+    if count < stated - 1:  # some containers round their duration up by one frame
         raise ValueError(
-            f"path is {shown!r}: {count} of {promised} frames can be decoded; "
+            f"path is {shown!r}: {count} of {stated} frames can be decoded; "
             "the file is damaged or was cut off"
         )
     if kept:
@@ -172,6 +165,6 @@ def _read_fps(path: Path) -> float | None:
 
 
 def _tag(value: float) -> str:
-    """Four characters that OpenCV keeps in a number; those that are not printed are left out."""
+    """The four characters that OpenCV codes as a number; unprintable ones are dropped."""
     letters = (chr(int(value) >> shift & 255) for shift in (0, 8, 16, 24))
     return "".join(letter for letter in letters if letter.isascii() and letter.isalnum())

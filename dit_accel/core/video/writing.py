@@ -1,8 +1,9 @@
-"""Write clips, each in the format of its suffix; a file takes its place only once it read back.
+"""Write clips in the format of their suffix.
 
-So a full disk, a failing encoder or Ctrl-C leaves what was there before. Frames are never rescaled.
-`.mp4` is H.264 where this OpenCV build encodes it (PyPI wheels seldom do), else VP9, which browsers
-play too, else MPEG-4 part 2, which they do not.
+A path and frames come in; a file goes out. It is written beside the target, read back, and only
+then moved, so a full disk, a failing encoder or Ctrl-C leave the old file. Frames are never
+rescaled. `.mp4` is H.264 where this OpenCV build encodes it (PyPI wheels seldom do), else VP9, else
+MPEG-4 part 2, which browsers do not play. Source: ours, on OpenCV's FFmpeg.
 """
 
 from __future__ import annotations
@@ -39,11 +40,11 @@ def write_video(path: str | os.PathLike[str], frames: npt.NDArray[Any], *, fps: 
     Args:
         path: ends in one of `WRITABLE`; its folder exists.
         frames: `(T, H, W, 3)` RGB, uint8 or float in [0, 1]; H and W even for .mp4 and .mkv.
-        fps: frames per second in [0.01, 1000]; not kept by .npy and .png.
+        fps: frames per second in [0.01, 1000]; .npy and .png do not store it.
 
     Raises:
-        ValueError: if an argument is not as above.
-        OSError: if the folder cannot be written, or the file does not read back as it should.
+        ValueError: an argument is not as above.
+        OSError: the folder is not writable, or the file does not read back correctly.
     """
     clip = to_uint8(frames)
     if not _FPS_RANGE[0] <= fps <= _FPS_RANGE[1]:
@@ -62,16 +63,15 @@ def write_video(path: str | os.PathLike[str], frames: npt.NDArray[Any], *, fps: 
 def check_output(
     path: str | os.PathLike[str], *, height: int | None = None, width: int | None = None
 ) -> None:
-    """Refuse a path that `write_video` would refuse: call it before the work, not after.
+    """Refuse a path that `write_video` would refuse, before the clip is made.
 
     Args:
-        path: where the clip is to go.
-        height: of the frames in pixels, if known.
-        width: of the frames in pixels, if known.
+        path: of the clip.
+        height, width: of the frames in pixels, if known.
 
     Raises:
-        ValueError: if the suffix is not writable here, or not with frames of this size.
-        OSError: if the path is a folder, or its folder is missing or not writable.
+        ValueError: the suffix is not writable here, or not with frames of this size.
+        OSError: the path is a folder, or its folder is missing or not writable.
     """
     target = Path(path).absolute()
     suffix = target.suffix.lower()
@@ -107,7 +107,7 @@ def _check_place(target: Path) -> None:
 
 @contextlib.contextmanager
 def _scratch_beside(target: Path) -> Iterator[Path]:
-    """A free name in the folder of `target`, of its suffix; whatever is left there is removed."""
+    """A free name beside `target` with its suffix; the file is removed at the end."""
     scratch = target.with_name(f".tmp-{secrets.token_hex(8)}{target.suffix.lower()}")
     try:
         yield scratch
@@ -136,7 +136,7 @@ def _write_gif(scratch: Path, clip: Frames, fps: float) -> None:
     from PIL import Image
 
     first, *rest = (Image.fromarray(frame) for frame in clip)
-    milliseconds = max(2, round(100 / fps)) * 10  # players slow down what is faster than 20 ms
+    milliseconds = max(2, round(100 / fps)) * 10  # players slow down frames below 20 ms
     first.save(scratch, save_all=True, append_images=rest, duration=milliseconds, loop=0)
 
 
@@ -163,7 +163,7 @@ def _encode(path: Path, clip: Frames, fps: float, codec: str) -> None:
 
 
 def _verify(path: Path, clip: Frames, *, exact: bool) -> None:
-    """Read back what was written: OpenCV's writer reports neither a full disk nor lost bits."""
+    """Read the file back: OpenCV's writer reports neither a full disk nor lost bits."""
     count = 0
     for count, frame in enumerate(decode(path), start=1):
         expected = clip[min(count, len(clip)) - 1]
@@ -178,7 +178,7 @@ def _verify(path: Path, clip: Frames, *, exact: bool) -> None:
 
 @functools.cache
 def _codec(suffix: str) -> str:
-    """The first codec for a suffix that this OpenCV build really encodes and decodes."""
+    """The first codec for a suffix that this OpenCV build can encode and decode."""
     noise: Frames = np.random.default_rng(0).integers(0, 256, (2, 64, 64, 3), np.uint8)
     with tempfile.TemporaryDirectory() as folder, _silent_stderr():
         path = Path(folder, f"probe{suffix}")
@@ -195,12 +195,12 @@ def _codec(suffix: str) -> str:
 
 @contextlib.contextmanager
 def _silent_stderr() -> Iterator[None]:
-    """Mute file descriptor 2, where FFmpeg complains of every codec that it lacks."""
-    kept = os.dup(2)
+    """Mute file descriptor 2, where FFmpeg reports every codec that it lacks."""
+    stderr = os.dup(2)
     try:
         with open(os.devnull, "wb") as null:
             os.dup2(null.fileno(), 2)
         yield
     finally:
-        os.dup2(kept, 2)
-        os.close(kept)
+        os.dup2(stderr, 2)
+        os.close(stderr)
