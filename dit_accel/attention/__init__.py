@@ -1,1 +1,6 @@
-"""TODO."""
+"""Inside one attention: staged processing, low rank, block-sparse, merging, trimmed text.
+
+In: queries, keys and values `(B, N, H, D)`. Out: attention's output, and its FLOPs. `pcas.py`
+decides whether pruning pays, `block_sparse.py` which blocks are kept; `processor.py` has the stages
+that techniques replace. No module here knows steps or sites.
+"""

@@ -29,6 +29,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
+from dit_accel.core.checks import is_integer, require
 from dit_accel.core.tokens import TokenGrid
 
 ROW_GROUPS = 8  # groups of query blocks in `gathered_attention`; more groups pad less
@@ -53,8 +54,7 @@ class BlockSizes:
     def __post_init__(self) -> None:
         sizes = ("query", self.query), ("key", self.key), *(("tile", edge) for edge in self.tile)
         for name, size in sizes:
-            if not isinstance(size, int) or size < 1:
-                raise ValueError(f"{name} is {size!r}; accepted: an integer >= 1")
+            require(is_integer(size, 1), name, size, "an integer >= 1")
 
 
 def blocks_for(tokens: int) -> BlockSizes:
@@ -77,21 +77,21 @@ class KeptBlocks:
 
     Args:
         order: `(B, H, Q, K)` int32, all key blocks by falling mass.
-        counts: `(B, H, Q)` int32, how many of the first are kept, 1 to K.
+        counts: `(B, H, Q)` int32, how many of the first it keeps, 1 to K.
     """
 
     order: torch.Tensor
     counts: torch.Tensor
 
     def mask(self) -> torch.Tensor:
-        """`(B, H, Q, K)` bool: whether a key block is kept."""
+        """`(B, H, Q, K)` bool: whether it keeps a key block."""
         ranks = torch.arange(self.order.shape[-1], device=self.order.device)
         return torch.zeros_like(self.order, dtype=torch.bool).scatter_(
             -1, self.order.long(), ranks < self.counts[..., None]
         )
 
     def density(self) -> torch.Tensor:
-        """Fraction of kept block pairs, 0 to 1: 0-dimensional float32 on the device."""
+        """Fraction of block pairs that remain, 0 to 1: 0-dimensional float32 on the device."""
         return self.counts.float().mean() / self.order.shape[-1]
 
 
@@ -162,8 +162,8 @@ def keep_blocks(mass: torch.Tensor, keep_mass: float, floor: float, cap: float) 
         floor, cap: fractions of K, rounded up.
 
     Example:
-        >>> kept = keep_blocks(torch.tensor([[[[0.1, 0.6, 0.3]]]]), 0.8, 0.0, 1.0)
-        >>> kept.order.tolist(), kept.counts.tolist()
+        >>> selection = keep_blocks(torch.tensor([[[[0.1, 0.6, 0.3]]]]), 0.8, 0.0, 1.0)
+        >>> selection.order.tolist(), selection.counts.tolist()
         ([[[[1, 2, 0]]]], [[[2]]])
     """
     total = mass.shape[-1]
@@ -189,14 +189,14 @@ def block_means(rows: torch.Tensor, block: int) -> tuple[torch.Tensor, torch.Ten
 
 
 def pruned_attention(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, kept: KeptBlocks,
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, selection: KeptBlocks,
     blocks: BlockSizes, tail: bool = True, scale: float | None = None,
 ) -> torch.Tensor:  # fmt: skip
     """The reference: all logits are computed, then those of pruned blocks masked. O(N²) memory.
 
     Args:
         query, key, value: `(B, N, H, D)`, tile by tile.
-        kept: the blocks of each query block.
+        selection: the kept blocks of each query block.
         tail: whether the other blocks enter through their means.
         scale: of the logits; None: 1 / √D.
 
@@ -204,7 +204,7 @@ def pruned_attention(
         `(B, N, H, D)` in the dtype of `value`.
     """
     tokens, scale = key.shape[1], query.shape[-1] ** -0.5 if scale is None else scale
-    rows = kept.mask().repeat_interleave(blocks.query, 2)[:, :, :tokens]
+    rows = selection.mask().repeat_interleave(blocks.query, 2)[:, :, :tokens]
     seen = rows.repeat_interleave(blocks.key, 3)[..., :tokens]
     q, k, v = (x.transpose(1, 2).float() for x in (query, key, value))
     logits = (q @ k.mT * scale).masked_fill(~seen, -math.inf)
@@ -217,7 +217,7 @@ def pruned_attention(
 
 
 def gathered_attention(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, kept: KeptBlocks,
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, selection: KeptBlocks,
     blocks: BlockSizes, tail: bool = True, scale: float | None = None,
 ) -> tuple[torch.Tensor, float]:  # fmt: skip
     """`pruned_attention` over the kept blocks only, gathered: for devices without the kernel.
@@ -230,13 +230,17 @@ def gathered_attention(
     """
     tokens, scale = query.shape[1], query.shape[-1] ** -0.5 if scale is None else scale
     q, k, v = _cut(query, blocks.query), _cut(key, blocks.key), _cut(value, blocks.key)
-    shape, total = q.shape[:3], kept.order.shape[-1]
+    shape, total = q.shape[:3], selection.order.shape[-1]
     q, k, v = q.flatten(0, 2), k.flatten(0, 1), v.flatten(0, 1)
     (means, sizes), (averages, _) = (block_means(x, blocks.key) for x in (key, value))
     means, averages = (x.transpose(1, 2).flatten(0, 1) for x in (means, averages))
     # the last block's padding has no tokens
     ends = torch.arange(total * blocks.key, device=key.device).view(total, blocks.key) < tokens
-    order, counts, mask = kept.order.flatten(0, 2).long(), kept.counts.flatten(), kept.mask()
+    order, counts, mask = (
+        selection.order.flatten(0, 2).long(),
+        selection.counts.flatten(),
+        selection.mask(),
+    )
     head = torch.arange(len(k), device=key.device).repeat_interleave(shape[2])
     out, computed = q.new_empty(*q.shape[:2], value.shape[-1]), 0
     for rows in counts.argsort().chunk(ROW_GROUPS):

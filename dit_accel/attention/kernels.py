@@ -92,7 +92,7 @@ def keep_blocks(mass: torch.Tensor, keep_mass: float, floor: float, cap: float) 
     """As `block_sparse.keep_blocks`, but `order` has the kept blocks first, each part by index.
 
     The threshold is found by bisection, not by sorting. Masses that differ by less than 2^-24 of
-    the largest count as equal: such blocks are kept together, even beyond `cap`.
+    the largest count as equal: such blocks are chosen together, even beyond `cap`.
     """
     *rows, total = mass.shape
     mass = mass.contiguous()
@@ -107,7 +107,7 @@ def keep_blocks(mass: torch.Tensor, keep_mass: float, floor: float, cap: float) 
 
 
 def pruned_attention(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, kept: KeptBlocks,
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, selection: KeptBlocks,
     blocks: BlockSizes, tail: bool = True, scale: float | None = None, launch: Launch | None = None,
 ) -> torch.Tensor:  # fmt: skip
     """As `block_sparse.pruned_attention`; queries, keys and values of one width and dtype."""
@@ -116,11 +116,11 @@ def pruned_attention(
     launch = launch or _fastest_launch(query, blocks)
     query, key, value = (x.contiguous() for x in (query, key, value))
     (means, _), (averages, _) = (block_means(x, blocks.key) for x in (key, value))
-    query_blocks, key_blocks = kept.order.shape[-2:]
+    query_blocks, key_blocks = selection.order.shape[-2:]
     out = torch.empty_like(query)
     sources = _described(key, value, blocks.key) if launch.accelerator else (key, value)
     _programs().attend[query_blocks, heads, batch](
-        query, *sources, means, averages, kept.order, kept.counts, out,
+        query, *sources, means, averages, selection.order, selection.counts, out,
         tokens, query_blocks, key_blocks, heads, scale * math.log2(math.e),
         WIDTH=width, QUERY=blocks.query, KEY=blocks.key, MEANS=32, TAIL=tail,
         ACCELERATOR=launch.accelerator, PRECISION=_precision(query),

@@ -27,6 +27,8 @@ from typing import Self
 
 import torch
 
+from dit_accel.core.checks import require
+
 QUERY_RIDGE = 1e-5  # of the mean variance, added to S_q so that unseen directions stay invertible
 
 
@@ -92,8 +94,7 @@ class Basis:
             ValueError: the rank is not from 1 to D.
         """
         width = self.energy.shape[-1]
-        if not 1 <= rank <= width:
-            raise ValueError(f"rank is {rank!r}; accepted: an integer from 1 to {width}")
+        require(1 <= rank <= width, "rank", rank, f"an integer from 1 to {width}")
         return self.left[..., :rank], self.right[..., :rank]
 
     def left_out(self) -> torch.Tensor:
@@ -243,8 +244,7 @@ def allowed_for(rms: float, width: int) -> float:
         >>> allowed_for(0.5, 16)
         4.0
     """
-    if not (0 <= rms < math.inf):
-        raise ValueError(f"rms is {rms!r}; accepted: a finite number >= 0")
+    require(0 <= rms < math.inf, "rms", rms, "a finite number >= 0")
     return rms * rms * width
 
 

@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from dit_accel.attention import block_sparse, kernels, pca
 from dit_accel.attention.block_sparse import BlockSizes
 from dit_accel.attention.pca import Basis, CovarianceAccumulator, Linear
+from dit_accel.core.checks import is_integer, require
 
 MIN_TOKENS = 16_384  # per sequence; below, pruning costs more than it saves
 MAX_FLOPS_SHARE = 0.6  # of dense attention's FLOPs; above, dense attention is faster
@@ -73,8 +74,7 @@ class PCAS:
     always: bool = False
 
     def __post_init__(self) -> None:
-        if self.mode not in ("prune", "slice"):
-            raise ValueError(f"mode is {self.mode!r}; accepted: 'prune', 'slice'")
+        require(self.mode in ("prune", "slice"), "mode", self.mode, "'prune', 'slice'")
         if self.mode == "prune" and not (_is_power(self.rank, 16) and _is_power(self.samples, 1)):
             raise ValueError(
                 f"rank is {self.rank!r} and samples {self.samples!r}; "
@@ -82,16 +82,13 @@ class PCAS:
             )
         for name in ("rank", "value_rank"):
             value = getattr(self, name)
-            if value is not None and (not isinstance(value, int) or value < 1):
-                raise ValueError(f"{name} is {value!r}; accepted: an integer >= 1, or None")
-        if not 0 < self.keep_mass <= 1:
-            raise ValueError(f"keep_mass is {self.keep_mass!r}; accepted: above 0, up to 1")
+            require(value is None or is_integer(value, 1), name, value, "an integer >= 1, or None")
+        require(0 < self.keep_mass <= 1, "keep_mass", self.keep_mass, "above 0, up to 1")
         for name in ("floor", "cap", "first_dense"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} is {getattr(self, name)!r}; accepted: from 0 to 1")
+            value = getattr(self, name)
+            require(0 <= value <= 1, name, value, "from 0 to 1")
         for name in ("logit_rms", "dense_blocks"):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"{name} is {getattr(self, name)!r}; accepted: at least 0")
+            require(getattr(self, name) >= 0, name, getattr(self, name), "at least 0")
 
     def blocks_of(self, tokens: int) -> BlockSizes:
         """Block sizes for a sequence of `tokens`."""
@@ -150,14 +147,14 @@ class BlockSparseAttention:
         fraction: FlopShare
         if kernels.unsupported(query, blocks) is None:
             mass = kernels.block_mass(*low, blocks, config.samples, scale)
-            kept = kernels.keep_blocks(mass, *budget)
-            out = kernels.pruned_attention(query, key, value, kept, blocks, config.tail)
-            fraction = kept.density()
+            selection = kernels.keep_blocks(mass, *budget)
+            out = kernels.pruned_attention(query, key, value, selection, blocks, config.tail)
+            fraction = selection.density()
         else:
             mass = block_sparse.block_mass(*low, blocks, config.samples, scale)
-            kept = block_sparse.keep_blocks(mass, *budget)
+            selection = block_sparse.keep_blocks(mass, *budget)
             out, fraction = block_sparse.gathered_attention(
-                query, key, value, kept, blocks, config.tail
+                query, key, value, selection, blocks, config.tail
             )
         return out[:, order.argsort()], fraction + self._overhead(*query.shape[1::2])
 

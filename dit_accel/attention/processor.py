@@ -60,14 +60,10 @@ class StagedAttnProcessor(WrappedProcessor):
         self.attend: Attend = self.dense
 
     def __call__(
-        self,
-        attn: Any,
-        hidden_states: torch.Tensor,
+        self, attn: Any, hidden_states: torch.Tensor,
         encoder_hidden_states: torch.Tensor | None = None,
-        attention_mask: torch.Tensor | None = None,
-        rotary_emb: Any = None,
-        **kwargs: Any,
-    ) -> torch.Tensor:
+        attention_mask: torch.Tensor | None = None, rotary_emb: Any = None, **kwargs: Any,
+    ) -> torch.Tensor:  # fmt: skip
         parallel = getattr(self.stock, "_parallel_config", None)
         given = (encoder_hidden_states, attention_mask, parallel)
         if any(one is not None for one in given) or kwargs:

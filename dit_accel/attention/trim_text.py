@@ -19,7 +19,6 @@ Source: ours; the arithmetic is diffusers' (`transformer_hunyuan_video.py`, `...
 
 from __future__ import annotations
 
-from types import TracebackType
 from typing import Any, Self
 
 import torch
@@ -77,12 +76,7 @@ class Trim:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.remove()
 
     def remove(self) -> None:
@@ -134,14 +128,11 @@ class Unmasked(WrappedProcessor):
         super().__init__(stock)
         self.trim = trim
 
-    def __call__(
-        self,
-        attn: Any,
-        hidden_states: torch.Tensor,
+    def __call__(  # diffusers reads these names, and passes on no others
+        self, attn: Any, hidden_states: torch.Tensor,
         encoder_hidden_states: torch.Tensor | None = None,
-        attention_mask: torch.Tensor | None = None,
-        image_rotary_emb: Any = None,
-    ) -> Any:  # diffusers reads these names, and passes on no others
+        attention_mask: torch.Tensor | None = None, image_rotary_emb: Any = None,
+    ) -> Any:  # fmt: skip
         free = self.trim.trimmed and getattr(self.stock, "_parallel_config", None) is None
         processor = self._plain() if free else self.stock
         mask = None if free else attention_mask

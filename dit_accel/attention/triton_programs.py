@@ -10,7 +10,7 @@ and states what each program computes. Source: as there.
 import triton
 import triton.language as tl
 
-LOW = tl.constexpr(-1e30)  # below all logits, but finite: inf - inf would be NaN
+MIN_LOGIT = tl.constexpr(-1e30)  # below all logits, but finite: inf - inf would be NaN
 
 
 @triton.jit
@@ -26,7 +26,7 @@ def score(
     q = tl.load(
         q_ptr + head * RANK + ids[:, None] * stride + cols[None, :], mask=here[:, None], other=0.0
     )
-    top = tl.full([ROWS], LOW, tl.float32)
+    top = tl.full([ROWS], MIN_LOGIT, tl.float32)
     total = tl.zeros([ROWS], tl.float32)
     for block in range(key_blocks):
         at = block * KEY + keys
@@ -74,16 +74,16 @@ def select(mass_ptr, order_ptr, counts_ptr, total, keep_mass, least, most, WIDE:
     low, high = tl.max(mass, 0) * 0.0, tl.max(mass, 0) * 1.0001
     for _ in range(26):  # blocks above `low` hold enough, those above `high` do not
         middle = 0.5 * (low + high)
-        kept = mass >= middle
-        count = tl.sum(kept.to(tl.int32), 0)
-        held = tl.sum(tl.where(kept, mass, 0.0), 0)
-        enough = ((held >= keep_mass) & (count >= least)) | (count >= most)
+        chosen = mass >= middle
+        count = tl.sum(chosen.to(tl.int32), 0)
+        mass_in = tl.sum(tl.where(chosen, mass, 0.0), 0)
+        enough = ((mass_in >= keep_mass) & (count >= least)) | (count >= most)
         low, high = tl.where(enough, middle, low), tl.where(enough, high, middle)
-    kept = (mass >= low).to(tl.int32)
-    count = tl.sum(kept, 0)
-    first = tl.cumsum(kept, 0) - 1
+    chosen = (mass >= low).to(tl.int32)
+    count = tl.sum(chosen, 0)
+    first = tl.cumsum(chosen, 0) - 1
     rest = count + ids - first - 1
-    place = tl.where(kept == 1, first, rest)
+    place = tl.where(chosen == 1, first, rest)
     tl.store(order_ptr + row * total + place, ids, mask=ids < total)
     tl.store(counts_ptr + row, count)
 
@@ -106,7 +106,7 @@ def attend(
     row = ((batch * heads + head) * query_blocks + block).to(tl.int64)
     list_ptr = order_ptr + row * key_blocks
     count = tl.load(counts_ptr + row)
-    top = tl.full([QUERY], LOW, tl.float32)
+    top = tl.full([QUERY], MIN_LOGIT, tl.float32)
     total = tl.zeros([QUERY], tl.float32)
     mixed = tl.zeros([QUERY, WIDTH], tl.float32)
 

@@ -100,7 +100,7 @@ def generate(
 
     arguments = call_arguments(pipe, clip) | (overrides or {})
     clock = loop_timer(pipe, arguments, device, listeners)
-    with clock, measure.measure(device) as measured:
+    with clock, measure.Stopwatch(device) as measured:
         frames, *others = pipe(**arguments, callback_on_step_end=clock.step_ended).frames
     if not all(np.isfinite(clip).all() for clip in (frames, *others)):
         raise NotFiniteError("the model made frames that are not finite")

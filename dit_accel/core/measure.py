@@ -21,29 +21,30 @@ import torch
 
 
 class Stopwatch:
-    """Seconds and peak memory between `start` and `stop`; also a context manager."""
+    """A context manager: seconds and peak memory of a `with` block.
+
+    Example:
+        >>> with Stopwatch("cpu") as watch:
+        ...     total = sum(range(10))
+        >>> watch.seconds > 0
+        True
+    """
 
     def __init__(self, device: torch.device | str) -> None:
         self.device = torch.device(device)
         self.seconds = 0.0
         self.peak_memory_bytes: int | None = None
 
-    def start(self) -> None:
+    def __enter__(self) -> Self:
         reset_peak_memory(self.device)
         synchronise(self.device)
         self._started = time.perf_counter()
-
-    def stop(self) -> None:
-        synchronise(self.device)
-        self.seconds = time.perf_counter() - self._started
-        self.peak_memory_bytes = peak_memory(self.device)
-
-    def __enter__(self) -> Stopwatch:
-        self.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.stop()
+        synchronise(self.device)
+        self.seconds = time.perf_counter() - self._started
+        self.peak_memory_bytes = peak_memory(self.device)
 
 
 class StepListener(Protocol):
@@ -158,18 +159,6 @@ class LoopTimer:
         if self._device is not None:
             return torch.device(self._device)
         return next(self._models[0].parameters()).device
-
-
-def measure(device: torch.device | str) -> Stopwatch:
-    """A stopwatch for a `with` block.
-
-    Example:
-        >>> with measure("cpu") as watch:
-        ...     total = sum(range(10))
-        >>> watch.seconds > 0
-        True
-    """
-    return Stopwatch(device)
 
 
 def synchronise(device: torch.device) -> None:

@@ -24,6 +24,8 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
+from dit_accel.core.checks import require
+
 BITS = (16, 8, 4)  # of a packed value, most precise first
 GROUP = 64
 OFFLOADED = -1  # a form in `choose_forms`: the item moves to the CPU
@@ -96,8 +98,7 @@ def pack(
     """
     if not value.is_floating_point():
         raise ValueError(f"value is of {value.dtype}; accepted: floating point")
-    if bits not in BITS:
-        raise ValueError(f"bits is {bits}; accepted: {', '.join(map(str, BITS))}")
+    require(bits in BITS, "bits", bits, ", ".join(map(str, BITS)))
     _check_group(group)
     if signs is not None and tuple(signs.shape) != (group,):
         raise ValueError(f"signs has shape {tuple(signs.shape)}; accepted: ({group},)")
@@ -162,20 +163,20 @@ def choose_forms(sizes: Sequence[Sequence[int]], memory: int | None, *, offload:
         [1, 0]
     """
     forms = [0] * len(sizes)
-    held = sum(item[0] for item in sizes)
+    used = sum(item[0] for item in sizes)
     if memory is None:
         return forms
     for form in range(1, max(map(len, sizes), default=0)):
         for place, item in enumerate(sizes):
-            if held <= memory:
+            if used <= memory:
                 return forms
             if form < len(item):
-                held += item[form] - item[forms[place]]
+                used += item[form] - item[forms[place]]
                 forms[place] = form
     for place, item in enumerate(sizes if offload else ()):
-        if held <= memory:
+        if used <= memory:
             return forms
-        held -= item[forms[place]]
+        used -= item[forms[place]]
         forms[place] = OFFLOADED
     return forms
 
@@ -191,8 +192,8 @@ def _largest_code(bits: int) -> int:
 
 
 def _check_group(group: int) -> None:
-    if group < 2 or group & (group - 1):
-        raise ValueError(f"group is {group}; accepted: a power of two, at least 2")
+    valid = group >= 2 and not group & (group - 1)
+    require(valid, "group", group, "a power of two, at least 2")
 
 
 def _pairs(codes: torch.Tensor) -> torch.Tensor:

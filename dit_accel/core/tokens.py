@@ -21,6 +21,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from dit_accel.core.checks import is_integer, require
+
 Span = tuple[int, int]  # half-open: (first, end)
 
 
@@ -43,7 +45,7 @@ class TokenStrides:
 
     def __post_init__(self) -> None:
         for name in ("temporal", "spatial", "patch"):
-            _at_least(name, getattr(self, name), 1)
+            _check_integer(name, getattr(self, name), 1)
 
     @property
     def side(self) -> int:
@@ -79,7 +81,7 @@ class TokenGrid:
 
     def __post_init__(self) -> None:
         for name, least in (("frames", 1), ("height", 1), ("width", 1), ("text", 0)):
-            _at_least(name, getattr(self, name), least)
+            _check_integer(name, getattr(self, name), least)
 
     @classmethod
     def from_pixels(
@@ -98,14 +100,12 @@ class TokenGrid:
                 a multiple of the temporal stride.
         """
         strides = strides or TokenStrides()
-        _at_least("frames", frames, 1)
-        if (frames - 1) % strides.temporal:
-            accepted = f"1 more than a multiple of {strides.temporal}"
-            raise ValueError(f"frames is {frames}; accepted: {accepted}")
+        _check_integer("frames", frames, 1)
+        accepted = f"1 more than a multiple of {strides.temporal}"
+        require((frames - 1) % strides.temporal == 0, "frames", frames, accepted)
         for name, value in (("height", height), ("width", width)):
-            _at_least(name, value, 1)
-            if value % strides.side:
-                raise ValueError(f"{name} is {value}; accepted: a multiple of {strides.side}")
+            _check_integer(name, value, 1)
+            require(value % strides.side == 0, name, value, f"a multiple of {strides.side}")
         latent = (frames - 1) // strides.temporal + 1
         return cls(latent, height // strides.side, width // strides.side, text, strides)
 
@@ -131,25 +131,20 @@ class TokenGrid:
 
     def latent_frame(self, pixel_frame: int) -> int:
         """The latent frame that contains a pixel frame."""
-        _within("pixel_frame", pixel_frame, self.num_frames)
+        _check_index("pixel_frame", pixel_frame, self.num_frames)
         return -(-pixel_frame // self.strides.temporal)
 
     def pixel_frames(self, latent_frame: int) -> Span:
         """The pixel frames of a latent frame: (0, 1), (1, 5), (5, 9), ... at a stride of 4."""
-        _within("latent_frame", latent_frame, self.frames)
+        _check_index("latent_frame", latent_frame, self.frames)
         last = latent_frame * self.strides.temporal
         return (last - self.strides.temporal + 1 if latent_frame else 0), last + 1
 
 
-def _is_whole(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
+def _check_integer(name: str, value: int, least: int) -> None:
+    require(is_integer(value, least), name, value, f"an integer >= {least}")
 
 
-def _at_least(name: str, value: int, least: int) -> None:
-    if not _is_whole(value) or value < least:
-        raise ValueError(f"{name} is {value!r}; accepted: an integer >= {least}")
-
-
-def _within(name: str, value: int, end: int) -> None:
-    if not _is_whole(value) or not 0 <= value < end:
-        raise ValueError(f"{name} is {value!r}; accepted: an integer from 0 to {end - 1}")
+def _check_index(name: str, value: int, end: int) -> None:
+    valid = is_integer(value, 0) and value < end
+    require(valid, name, value, f"an integer from 0 to {end - 1}")

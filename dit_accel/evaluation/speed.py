@@ -316,7 +316,7 @@ def _run(
     with (
         probe,
         method.apply(pipe, setting.number, context) as handle,
-        stopwatch.measure(case.device) as measured,
+        stopwatch.Stopwatch(case.device) as measured,
     ):
         seconds = _call(pipe, case, handle.overrides, (probe,))
     return TimedRun(seconds, tuple(probe.flops or ()), measured.peak_memory_bytes), handle.remarks

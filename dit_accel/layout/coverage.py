@@ -109,7 +109,7 @@ def _edges(count: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def _shares(start: torch.Tensor, end: torch.Tensor, cells: int) -> torch.Tensor:
-    """The fraction of each of `cells` equal parts of [0, 1] that n intervals cover: `(n, cells)`."""
+    """How much n intervals cover of each of `cells` equal parts of [0, 1]: `(n, cells)`."""
     low, high = _edges(cells)
     overlap = torch.minimum(end[:, None], high) - torch.maximum(start[:, None], low)
     return (overlap * cells).clamp(0, 1)

@@ -151,7 +151,7 @@ class _Reader:
         return path
 
     def _where(self, fields: dict[str, Any]) -> tuple[tuple[Keyframe, ...], Path | None]:
-        """Keyframes and mask; a `box` is one keyframe. The caller decides whether none is allowed."""
+        """Keyframes and mask; a `box` is one keyframe. Both may be absent here."""
         if "box" in fields and "keyframes" in fields:
             raise LayoutError("box", "is given beside keyframes; accepted: one of them")
         keyframes: tuple[Keyframe, ...] = ()

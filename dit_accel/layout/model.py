@@ -229,7 +229,7 @@ class Layout:
         return {shot.id: shot for shot in self.shots}[id]
 
     def source(self, subject: Subject) -> tuple[int, int] | None:
-        """Indices of the shot and subject that a subject refers to; None where it refers to no shot."""
+        """Indices of the shot and subject that a subject refers to; None: no shot."""
         reference = subject.reference
         if reference is None or reference.shot is None:
             return None
@@ -255,8 +255,8 @@ class Layout:
             j = next(j for j, s in enumerate(self.shots[i].subjects) if _reads(s) == circle[1])
             raise LayoutError(
                 f"shots[{i}].subjects[{j}].reference.shot",
-                f"closes a circle: {' -> '.join(circle)}; accepted: shots that do not read, directly "
-                "or through others, from the shot that reads them",
+                f"closes a circle: {' -> '.join(circle)}; accepted: shots that do not read, "
+                "directly or through others, from the shot that reads them",
             )
 
 
@@ -292,7 +292,7 @@ def _sources(shot: Shot) -> list[str]:
 
 
 def _circle(reads: dict[str, list[str]]) -> list[str]:
-    """Ids of shots where each reads the next and the last is the first; empty if there is none."""
+    """Ids of shots where each reads the next and the last is the first; empty: no circle."""
     done: set[str] = set()
 
     def search(id: str, path: list[str]) -> list[str]:

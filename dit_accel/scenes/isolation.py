@@ -214,14 +214,14 @@ class SceneAttention:
 
     def report(self) -> SceneReport:
         """What the last run did, for the handle's report."""
-        held = sum(row.held_bytes for row in self.token_rows) + self.clips.held_bytes
+        stored = sum(row.nbytes for row in self.token_rows) + self.clips.nbytes
         return SceneReport(
             classes={row.name: row.counts() for row in self.token_rows},
             reads={s.name: len(s.references) for s in self.token_rows if s.sources},
             further_rows=len(self.clips),
             calls=self.calls,
             extra_flops=self.extra_flops,
-            held_bytes=held,
+            held_bytes=stored,
             gathered_bytes=self.gathered_bytes,
             notes=self._notes(),
         )

@@ -19,11 +19,12 @@ the closed background and the gather plan are ours.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
 from dit_accel.attention.lse_merge import attention_part, merge
+from dit_accel.core.checks import require
 
 ISOLATIONS = ("off", "open", "closed")
 BACKGROUND = 0
@@ -57,8 +58,7 @@ def labels(coverage: torch.Tensor, z: Sequence[int], least: float = 0.5) -> torc
             f"coverage is {tuple(coverage.shape)} and z has {len(z)} numbers; "
             "accepted: (S, F, rows, columns) and S numbers"
         )
-    if not 0 < least <= 1:
-        raise ValueError(f"least is {least!r}; accepted: above 0, up to 1")
+    require(0 < least <= 1, "least", least, "above 0, up to 1")
     shares = coverage.detach().to("cpu", torch.float64).flatten(2)  # (S, F, cells)
     if shares.numel() and not bool(((shares >= 0) & (shares <= 1 + 1e-6)).all()):
         raise ValueError("coverage has values outside 0 to 1; accepted: shares")
@@ -111,8 +111,7 @@ def sees(query: int, key: int, isolation: str) -> bool:
     Raises:
         ValueError: `isolation` is not one of `ISOLATIONS`.
     """
-    if isolation not in ISOLATIONS:
-        raise ValueError(f"isolation is {isolation!r}; accepted: {', '.join(ISOLATIONS)}")
+    require(isolation in ISOLATIONS, "isolation", isolation, ", ".join(ISOLATIONS))
     if isolation == "off" or query == key:
         return True
     return key == BACKGROUND or (query == BACKGROUND and isolation == "open")
@@ -193,7 +192,7 @@ class GatherPlan:
             Group(g.classes, move(g.queries), move(g.keys), g.references.to(device))
             for g in self.groups
         )
-        return GatherPlan(self.tokens, self.references, tuple(groups))
+        return replace(self, groups=tuple(groups))
 
 
 def gather_plan(
@@ -215,9 +214,9 @@ def gather_plan(
     groups = []
     for (keys, read), members in merged.items():
         queries = torch.stack([part for _, part in members]).any(0)
-        held = torch.isin(labels, torch.tensor(keys, device=labels.device))
+        seen = torch.isin(labels, torch.tensor(keys, device=labels.device))
         refs = (references == read).nonzero().flatten() if read and references is not None else none
-        groups.append(Group(tuple(c for c, _ in members), _indices(queries), _indices(held), refs))
+        groups.append(Group(tuple(c for c, _ in members), _indices(queries), _indices(seen), refs))
     return GatherPlan(len(labels), 0 if references is None else len(references), tuple(groups))
 
 

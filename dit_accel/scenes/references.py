@@ -54,7 +54,7 @@ class ReferenceClips:
         self.noise: torch.Tensor | None = None
 
     @property
-    def held_bytes(self) -> int:
+    def nbytes(self) -> int:
         """Bytes of latents and noise."""
         return sum(x.nbytes for x in (self.clean, self.noise) if x is not None)
 

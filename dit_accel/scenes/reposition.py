@@ -24,6 +24,7 @@ from dataclasses import dataclass
 
 import torch
 
+from dit_accel.core.checks import require
 from dit_accel.core.tokens import TokenGrid
 
 SCALES = (0.5, 2.0)  # beyond, neighbouring tokens would be too far apart, or too close
@@ -88,8 +89,7 @@ def box_map(
         >>> moved(torch.tensor([[0.0, 1.0, 1.0]], dtype=torch.float64)).tolist()
         [[0.0, 1.0, 4.0]]
     """
-    if not 0 <= alpha <= 1:
-        raise ValueError(f"alpha is {alpha!r}; accepted: from 0 to 1")
+    require(0 <= alpha <= 1, "alpha", alpha, "from 0 to 1")
     (r0, r1), (t0, t1) = _edges("source", source), _edges("target", target)
     scale = ((t1 - t0) / (r1 - r0)).clamp(*scales)
     from_centre, to_centre = (r0 + r1) / 2, (t0 + t1) / 2

@@ -15,6 +15,7 @@ from dataclasses import astuple, dataclass, replace
 
 import torch
 
+from dit_accel.core.checks import is_integer, require
 from dit_accel.core.tokens import TokenGrid
 from dit_accel.scenes import masks
 from dit_accel.scenes import reposition as reposition_maps
@@ -68,23 +69,18 @@ class SceneConfig:
 
     def __post_init__(self) -> None:
         for name in ("isolate", "share", "reposition", "amplify"):
-            if not isinstance(getattr(self, name), bool):
-                raise ValueError(f"{name} is {getattr(self, name)!r}; accepted: True, False")
-        if self.background not in BACKGROUNDS:
-            accepted = ", ".join(BACKGROUNDS)
-            raise ValueError(f"background is {self.background!r}; accepted: {accepted}")
+            value = getattr(self, name)
+            require(isinstance(value, bool), name, value, "True, False")
+        known = self.background in BACKGROUNDS
+        require(known, "background", self.background, ", ".join(BACKGROUNDS))
         for name in ("alpha", "text"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} is {getattr(self, name)!r}; accepted: from 0 to 1")
+            require(0 <= getattr(self, name) <= 1, name, getattr(self, name), "from 0 to 1")
         for name in ("steps", "text_steps", "share_steps", "share_layers"):
             span = getattr(self, name)
-            if len(span) != 2 or not 0 <= span[0] <= span[1] <= 1:
-                accepted = "two fractions, 0 <= first <= end <= 1"
-                raise ValueError(f"{name} is {span!r}; accepted: {accepted}")
-        if not 0 < self.least <= 1:
-            raise ValueError(f"least is {self.least!r}; accepted: above 0, up to 1")
-        if isinstance(self.seed, bool) or not isinstance(self.seed, int) or self.seed < 0:
-            raise ValueError(f"seed is {self.seed!r}; accepted: an integer >= 0")
+            valid = len(span) == 2 and 0 <= span[0] <= span[1] <= 1
+            require(valid, name, span, "two fractions, 0 <= first <= end <= 1")
+        require(0 < self.least <= 1, "least", self.least, "above 0, up to 1")
+        require(is_integer(self.seed, 0), "seed", self.seed, "an integer >= 0")
 
     @property
     def isolation(self) -> str:
@@ -214,12 +210,12 @@ class TokenRow:
         return replace(self, sources=sources)
 
     @property
-    def held_bytes(self) -> int:
+    def nbytes(self) -> int:
         """Bytes of indices and rotary tables."""
-        held = [self.labels]
+        tensors = [self.labels]
         for source in self.sources:
-            held += [source.tokens, *source.keys, *(source.queries or ())]
-        return sum(tensor.nbytes for tensor in held)
+            tensors += [source.tokens, *source.keys, *(source.queries or ())]
+        return sum(tensor.nbytes for tensor in tensors)
 
 
 def token_rows(

@@ -81,14 +81,10 @@ class SubjectTextProcessor(WrappedProcessor):
         self.blend = outside_graphs(partial(_blend, stock, texts))
 
     def __call__(
-        self,
-        attn: Any,
-        hidden_states: torch.Tensor,
+        self, attn: Any, hidden_states: torch.Tensor,
         encoder_hidden_states: torch.Tensor | None = None,
-        attention_mask: torch.Tensor | None = None,
-        rotary_emb: Any = None,
-        **kwargs: Any,
-    ) -> Any:
+        attention_mask: torch.Tensor | None = None, rotary_emb: Any = None, **kwargs: Any,
+    ) -> Any:  # fmt: skip
         out = self.stock(
             attn, hidden_states, encoder_hidden_states, attention_mask, rotary_emb, **kwargs
         )

@@ -7,7 +7,7 @@ self-attention of Wan 2.1: 1.3B at 480p (12 heads, 21 x 30 x 52 tokens) and 14B 
 21 x 45 x 80), 81 frames, heads of 128, bfloat16, one branch. Values are noise: milliseconds do not
 depend on them, as densities are set, not found. First the kernels are compared with the reference
 at a small size. "All" is what a run pays: ordering of queries, keys and values by tiles and of the
-output back, projection to the rank of the scores, scores, selection, and the attention itself.
+output back, projection to the rank of the scores, scores, chosen, and the attention itself.
 Milliseconds are the median of several, by CUDA events. A row that fails says why, and the others
 go on. The last line is JSON.
 """
@@ -88,17 +88,17 @@ def correctness() -> Iterator[Row]:
 
             def compare(q=q, k=k, v=v, blocks=blocks) -> Row:
                 mass = block_sparse.block_mass(q, k, blocks, SAMPLES, 0.2)
-                kept = block_sparse.keep_blocks(mass, 0.5, 0.0, 1.0)
-                ours = kernels.pruned_attention(q, k, v, kept, blocks)
-                exact = block_sparse.pruned_attention(q, k, v, kept, blocks)
+                chosen = block_sparse.keep_blocks(mass, 0.5, 0.0, 1.0)
+                ours = kernels.pruned_attention(q, k, v, chosen, blocks)
+                exact = block_sparse.pruned_attention(q, k, v, chosen, blocks)
                 scored = kernels.block_mass(q, k, blocks, SAMPLES, 0.2)
-                chosen = kernels.keep_blocks(mass, 0.5, 0.0, 1.0)
+                theirs = kernels.keep_blocks(mass, 0.5, 0.0, 1.0)
                 return {
-                    "density": round(float(kept.density()), 3),
+                    "density": round(float(chosen.density()), 3),
                     "attention_max_error": float((ours - exact).abs().max()),
                     "attention_max": float(exact.abs().max()),
                     "mass_max_error": float((scored - mass).abs().max()),
-                    "selection_differs": int((chosen.mask() != kept.mask()).sum()),
+                    "selection_differs": int((theirs.mask() != chosen.mask()).sum()),
                 }
 
             name = f"{str(dtype)[6:]} {blocks.query}x{blocks.key} against reference"
@@ -204,11 +204,13 @@ def pruned(
     for blocks, launch in LAUNCHES:
         if not go_on() or blocks not in masses:
             continue
-        kept = kernels.keep_blocks(masses[blocks], 1.0, 0.0, 0.3)
+        chosen = kernels.keep_blocks(masses[blocks], 1.0, 0.0, 0.3)
 
-        def attend(blocks=blocks, launch=launch, kept=kept) -> Row:
-            ms = milliseconds(lambda: kernels.pruned_attention(*tiled, kept, blocks, launch=launch))
-            density = float(kept.density())
+        def attend(blocks=blocks, launch=launch, chosen=chosen) -> Row:
+            ms = milliseconds(
+                lambda: kernels.pruned_attention(*tiled, chosen, blocks, launch=launch)
+            )
+            density = float(chosen.density())
             flops = 4 * density * grid.tokens**2 * q.shape[2] * WIDTH
             return {"ms": ms, "density": round(density, 3), "tflops": round(flops / ms / 1e9)}
 
@@ -229,8 +231,10 @@ def pruned(
                 query, key, value = (x[:, order] for x in (q, k, v))
                 scores = pca.project(query, left), pca.project(key, right)
                 mass = kernels.block_mass(*scores, blocks, SAMPLES // 2, scale)
-                kept = kernels.keep_blocks(mass, 1.0, 0.0, density)
-                out = kernels.pruned_attention(query, key, value, kept, blocks, tail, launch=launch)
+                chosen = kernels.keep_blocks(mass, 1.0, 0.0, density)
+                out = kernels.pruned_attention(
+                    query, key, value, chosen, blocks, tail, launch=launch
+                )
                 return out[:, back]
 
             name = f"all at density {density}" + ("" if tail else ", no tail")

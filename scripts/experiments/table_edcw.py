@@ -27,7 +27,7 @@ from check_miniature import choose
 from output import sample
 
 from dit_accel import EDCW, accelerate
-from dit_accel.core.measure import measure
+from dit_accel.core.measure import Stopwatch
 from dit_accel.metrics import psnr, ssim
 
 STEPS = 50
@@ -59,12 +59,12 @@ def run(
 ) -> tuple[np.ndarray, dict[str, Any]]:
     """A clip (T, H, W, 3) and what it cost; without a row the stock pipeline. FLOPs in steps."""
     if row is None:
-        with measure("cpu") as watch:
+        with Stopwatch("cpu") as watch:
             clip = sample(pipe, [prompt], seed, num_inference_steps=steps)[0]
         cost = {"flops": float(steps), "computed": steps, "kept_mib": 0.0}
         return clip, cost | {"seconds": watch.seconds}
     with accelerate(pipe, site=row["site"], config=EDCW(**row["config"])) as handle:
-        with measure("cpu") as watch:
+        with Stopwatch("cpu") as watch:
             clip = sample(pipe, [prompt], seed, num_inference_steps=steps)[0]
         report = handle.report()
     assert report.flops_kept is not None

@@ -35,7 +35,7 @@ from table_edcw import in_words
 from dit_accel import DWS, EDCW, PCAS, UniCP, accelerate
 from dit_accel.attention import block_sparse, pca, processor
 from dit_accel.attention.pca import CovarianceAccumulator
-from dit_accel.core.measure import measure
+from dit_accel.core.measure import Stopwatch
 from dit_accel.core.patching import Patches
 from dit_accel.core.tokens import TokenGrid
 from dit_accel.metrics import psnr, ssim
@@ -170,9 +170,9 @@ def outputs(pipe, captured: Capture, learned: dict, pairs: list):
             left, right = learned[at][0].cut(rank)
             low = pca.project(q, left), pca.project(k, right)
             mass = block_sparse.block_mass(*low, blocks, samples, 32**-0.5)
-            kept = block_sparse.keep_blocks(mass, keep, 0.05, 1.0)
-            out = block_sparse.pruned_attention(q, k, v, kept, blocks, tail)
-            return out[:, here.argsort()], float(kept.density())
+            selection = block_sparse.keep_blocks(mass, keep, 0.05, 1.0)
+            out = block_sparse.pruned_attention(q, k, v, selection, blocks, tail)
+            return out[:, here.argsort()], float(selection.density())
 
         return attend
 
@@ -230,7 +230,7 @@ def rows() -> dict[str, UniCP | int]:
 def one_prompt(pipe: WanPipeline, prompt: str, seed: int) -> dict[str, dict[str, float]]:
     """Every row on one prompt, against the uncached clip."""
     sample(pipe, [prompt], seed, num_inference_steps=1)
-    with measure("cpu") as watch:
+    with Stopwatch("cpu") as watch:
         stock = sample(pipe, [prompt], seed, num_inference_steps=STEPS)[0]
     whole = watch.seconds
     results = {}
@@ -248,11 +248,11 @@ def one_prompt(pipe: WanPipeline, prompt: str, seed: int) -> dict[str, dict[str,
 def one_row(pipe: WanPipeline, prompt: str, seed: int, row: UniCP | int):
     """A clip, what it cost, and the seconds that it took."""
     if isinstance(row, int):
-        with measure("cpu") as watch:
+        with Stopwatch("cpu") as watch:
             clip = sample(pipe, [prompt], seed, num_inference_steps=row)[0]
         return clip, {"flops": row / STEPS, "computed": float(row)}, watch.seconds
     with accelerate(pipe, accel=row) as handle:
-        with measure("cpu") as watch:
+        with Stopwatch("cpu") as watch:
             clip = sample(pipe, [prompt], seed, num_inference_steps=STEPS)[0]
         report = handle.report()
     many = len(report.sites)

@@ -6,7 +6,7 @@
 
 First, FLOPs and seconds of the miniature's clips without their decoding: stock, isolated
 (background open and closed), with subjects' own texts, and two shots of which the second reads the
-first, against two stock clips in one batch. Runs go in turn, medians are told. On a CPU seconds are
+first, against two stock clips in one batch. Runs go in turn, medians count. On a CPU seconds are
 the process's own, on one thread, so that other work on the machine does not count; on a GPU they
 are the wall's, with the queue waited for. Then one
 self-attention at sizes beyond the miniature's: gather per class against SDPA with the dense mask
@@ -30,7 +30,7 @@ from diffusers import WanPipeline
 
 from dit_accel import Layout, SceneConfig, accelerate
 from dit_accel.core.flops import FlopMeter
-from dit_accel.core.measure import measure, synchronise
+from dit_accel.core.measure import Stopwatch, synchronise
 from dit_accel.layout import Keyframe, Reference, Shot, Subject
 from dit_accel.models import miniature
 from dit_accel.scenes.masks import dense_mask, gather_plan, isolated_attention
@@ -207,7 +207,7 @@ def attention(tokens: int, args: argparse.Namespace) -> dict[str, Any]:
 def _extra_memory(call: Callable[[], torch.Tensor]) -> int:
     """Bytes that a call allocates at its peak, its output among them."""
     before = torch.cuda.memory_allocated()
-    with measure("cuda") as taken:
+    with Stopwatch("cuda") as taken:
         call()
     return (taken.peak_memory_bytes or 0) - before
 

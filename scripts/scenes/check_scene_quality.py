@@ -50,8 +50,13 @@ def main() -> None:
                 print(*found[-1], flush=True)
     reached = sum(row[3] >= args.quality for row in found)
     computed = sum(row[4] for row in found) / len(found)
-    told = {"quality": args.quality, "clips": len(found), "reached": reached, "computed": computed}
-    print(json.dumps(told))
+    result = {
+        "quality": args.quality,
+        "clips": len(found),
+        "reached": reached,
+        "computed": computed,
+    }
+    print(json.dumps(result))
 
 
 if __name__ == "__main__":

@@ -30,7 +30,7 @@ def stock(query, key, value):
     return F.scaled_dot_product_attention(q, k, v).transpose(1, 2)
 
 
-def kept_of(query, key, keep_mass=0.6, floor=0.0, cap=1.0, blocks=BLOCKS):
+def selection_of(query, key, keep_mass=0.6, floor=0.0, cap=1.0, blocks=BLOCKS):
     mass = block_mass(query, key, blocks, blocks.query, query.shape[-1] ** -0.5)
     return keep_blocks(mass, keep_mass, floor, cap)
 
@@ -89,8 +89,8 @@ def test_budgets_by_hand():
     mass = torch.tensor([0.05, 0.5, 0.15, 0.3]).expand(1, 1, 1, 4)
 
     def keeps(*args):
-        kept = keep_blocks(mass, *args)
-        return kept.order.flatten().tolist()[: int(kept.counts)]
+        chosen = keep_blocks(mass, *args)
+        return chosen.order.flatten().tolist()[: int(chosen.counts)]
 
     assert keeps(0.75, 0.0, 1.0) == [1, 3]  # 0.5 does not suffice, 0.8 does
     assert keeps(0.85, 0.0, 1.0) == [1, 3, 2]
@@ -100,10 +100,12 @@ def test_budgets_by_hand():
     assert keeps(1e-9, 0.0, 1e-9) == [1]  # never none
 
 
-def test_mask_and_density_tell_what_is_kept():
-    kept = KeptBlocks(torch.tensor([[[[2, 0, 1]]]], dtype=torch.int32), torch.tensor([[[2]]]).int())
-    assert kept.mask().flatten().tolist() == [True, False, True]
-    assert float(kept.density()) == pytest.approx(2 / 3)
+def test_mask_and_density_of_a_selection():
+    chosen = KeptBlocks(
+        torch.tensor([[[[2, 0, 1]]]], dtype=torch.int32), torch.tensor([[[2]]]).int()
+    )
+    assert chosen.mask().flatten().tolist() == [True, False, True]
+    assert float(chosen.density()) == pytest.approx(2 / 3)
 
 
 def test_means_of_a_short_last_block():
@@ -114,27 +116,27 @@ def test_means_of_a_short_last_block():
 
 def test_keeping_all_is_attention():
     query, key, value = qkv()
-    kept = kept_of(query, key, keep_mass=1.0)
+    chosen = selection_of(query, key, keep_mass=1.0)
     for tail in (True, False):
-        out = pruned_attention(query, key, value, kept, BLOCKS, tail)
+        out = pruned_attention(query, key, value, chosen, BLOCKS, tail)
         assert torch.allclose(out, stock(query, key, value), atol=1e-5)
 
 
 def test_the_tail_is_exact_where_the_keys_of_a_block_are_equal():
     query, key, value = qkv(tokens=32)
     key = key[:, ::4].repeat_interleave(4, 1)
-    kept = kept_of(query, key, keep_mass=0.3)
-    assert kept.density() < 0.5
-    out = pruned_attention(query, key, value, kept, BLOCKS)
+    chosen = selection_of(query, key, keep_mass=0.3)
+    assert chosen.density() < 0.5
+    out = pruned_attention(query, key, value, chosen, BLOCKS)
     assert torch.allclose(out, stock(query, key, value), atol=1e-5)
 
 
 def test_the_tail_comes_closer_than_dropping():
     query, key, value = qkv(tokens=64)
-    kept = kept_of(query, key, keep_mass=0.6)
+    chosen = selection_of(query, key, keep_mass=0.6)
     exact = stock(query, key, value)
     errors = [
-        (pruned_attention(query, key, value, kept, BLOCKS, tail) - exact).norm()
+        (pruned_attention(query, key, value, chosen, BLOCKS, tail) - exact).norm()
         for tail in (True, False)
     ]
     assert errors[0] < 0.9 * errors[1]
@@ -144,19 +146,19 @@ def test_the_tail_comes_closer_than_dropping():
 @pytest.mark.parametrize("tokens", [32, 30, 25])
 def test_gathering_is_the_reference(tokens, tail):
     query, key, value = qkv(tokens)
-    kept = kept_of(query, key, keep_mass=0.7)
-    out, share = gathered_attention(query, key, value, kept, BLOCKS, tail)
-    assert torch.allclose(out, pruned_attention(query, key, value, kept, BLOCKS, tail), atol=1e-5)
-    assert float(kept.density()) <= share < 1
+    chosen = selection_of(query, key, keep_mass=0.7)
+    out, share = gathered_attention(query, key, value, chosen, BLOCKS, tail)
+    assert torch.allclose(out, pruned_attention(query, key, value, chosen, BLOCKS, tail), atol=1e-5)
+    assert float(chosen.density()) <= share < 1
 
 
 def test_values_may_be_narrower():
     query, key, value = qkv()
-    kept = kept_of(query, key)
-    out = pruned_attention(query, key, value[..., :5], kept, BLOCKS)
+    chosen = selection_of(query, key)
+    out = pruned_attention(query, key, value[..., :5], chosen, BLOCKS)
     assert out.shape == (2, 30, 3, 5)
     assert torch.allclose(
-        gathered_attention(query, key, value[..., :5], kept, BLOCKS)[0], out, atol=1e-5
+        gathered_attention(query, key, value[..., :5], chosen, BLOCKS)[0], out, atol=1e-5
     )
 
 

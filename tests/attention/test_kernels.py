@@ -34,7 +34,7 @@ def qkv(device, dtype=torch.float32, width=64, batch=2, heads=2):
     return [torch.randn(shape, generator=generator).to(device, dtype) for _ in range(3)]
 
 
-def kept_of(query, key, blocks, keep_mass=0.7):
+def selection_of(query, key, blocks, keep_mass=0.7):
     mass = block_sparse.block_mass(query, key, blocks, 16, query.shape[-1] ** -0.5)
     return block_sparse.keep_blocks(mass, keep_mass, 0.0, 1.0)
 
@@ -50,9 +50,9 @@ def test_attention_is_the_reference(device, dtype, width, tail, blocks):
     if INTERPRETED and dtype == torch.bfloat16:
         pytest.skip("numpy, which interprets, has no bfloat16")
     query, key, value = qkv(device, dtype, width)
-    kept = kept_of(query, key, blocks)
-    ours = kernels.pruned_attention(query, key, value, kept, blocks, tail)
-    exact = block_sparse.pruned_attention(query, key, value, kept, blocks, tail)
+    selection = selection_of(query, key, blocks)
+    ours = kernels.pruned_attention(query, key, value, selection, blocks, tail)
+    exact = block_sparse.pruned_attention(query, key, value, selection, blocks, tail)
     assert ours.dtype == dtype
     assert torch.allclose(ours.float(), exact.float(), atol=TOLERANCE[dtype])
 
@@ -63,9 +63,9 @@ def test_by_the_memory_accelerator_too(device):
         pytest.skip("the device has none")
     blocks, launch = BlockSizes(64, 64), kernels.Launch(4, 3, accelerator=True)
     query, key, value = qkv(device, torch.float16)
-    kept = kept_of(query, key, blocks)
-    ours = kernels.pruned_attention(query, key, value, kept, blocks, launch=launch)
-    exact = block_sparse.pruned_attention(query, key, value, kept, blocks)
+    selection = selection_of(query, key, blocks)
+    ours = kernels.pruned_attention(query, key, value, selection, blocks, launch=launch)
+    exact = block_sparse.pruned_attention(query, key, value, selection, blocks)
     assert torch.allclose(ours.float(), exact.float(), atol=1e-2)
 
 
@@ -73,8 +73,8 @@ def test_by_the_memory_accelerator_too(device):
 def test_keeping_all_is_attention(device):
     blocks = BlockSizes(64, 64)
     query, key, value = qkv(device)
-    kept = kept_of(query, key, blocks, keep_mass=1.0)
-    ours = kernels.pruned_attention(query, key, value, kept, blocks)
+    selection = selection_of(query, key, blocks, keep_mass=1.0)
+    ours = kernels.pruned_attention(query, key, value, selection, blocks)
     q, k, v = (x.transpose(1, 2) for x in (query, key, value))
     stock = F.scaled_dot_product_attention(q, k, v).transpose(1, 2)
     assert torch.allclose(ours, stock, atol=2e-3)

@@ -9,7 +9,7 @@ from dit_accel import accelerate
 from dit_accel.attention.trim_text import trim_text
 from dit_accel.evaluation import speed
 
-LENGTH, KEPT = 12, 5
+LENGTH, REAL = 12, 5
 
 
 def tiny_15():
@@ -33,7 +33,7 @@ def given_15(image=False, text_2=3, batch=1):
         return torch.randn(*shape, generator=generator)
 
     masks = [torch.zeros(batch, LENGTH, dtype=torch.int64) for _ in range(2)]
-    masks[0][:, :KEPT] = 1
+    masks[0][:, :REAL] = 1
     masks[1][:, :text_2] = 1
     picture = drawn(batch, 7, 12) if image else torch.zeros(batch, 7, 12)
     return {
@@ -53,14 +53,14 @@ def pipe():
     return speed.build(trial("hunyuan-video"))
 
 
-def padded(pipe, run, kept, monkeypatch):
-    """The pipeline's latents for a prompt of `kept` tokens, padded to the row's length."""
+def padded(pipe, run, length, monkeypatch):
+    """The pipeline's latents for a prompt of `length` tokens, padded to the row's length."""
     real = speed.embeddings
 
     def embeddings(*args):
         made = real(*args)
         made["prompt_attention_mask"] = made["prompt_attention_mask"].clone()
-        made["prompt_attention_mask"][:, kept:] = 0
+        made["prompt_attention_mask"][:, length:] = 0
         return made
 
     monkeypatch.setattr(speed, "embeddings", embeddings)
@@ -72,17 +72,17 @@ def padded(pipe, run, kept, monkeypatch):
 @torch.no_grad()
 def test_hunyuan_video_is_equal_to_rounding_and_restored(pipe, monkeypatch):
     run = trial("hunyuan-video")
-    stock = padded(pipe, run, KEPT, monkeypatch)
+    stock = padded(pipe, run, REAL, monkeypatch)
     full = latents(pipe, run)
     with trim_text(pipe) as trim:
-        ours = padded(pipe, run, KEPT, monkeypatch)
-        assert trim.tokens == {"transformer": (32, KEPT)}
+        ours = padded(pipe, run, REAL, monkeypatch)
+        assert trim.tokens == {"transformer": (32, REAL)}
         unpadded = latents(pipe, run)
         assert trim.tokens == {"transformer": (32, 32)}
     assert torch.allclose(ours, stock, rtol=1e-4, atol=1e-4)
     assert torch.allclose(unpadded, full, rtol=1e-4, atol=1e-4)
     assert not torch.allclose(full, stock, rtol=1e-3, atol=1e-3), "the control: padding matters"
-    assert torch.equal(padded(pipe, run, KEPT, monkeypatch), stock)
+    assert torch.equal(padded(pipe, run, REAL, monkeypatch), stock)
     assert not pipe.transformer._forward_pre_hooks
 
 
@@ -99,8 +99,8 @@ def test_hunyuan_video_15_is_equal_to_rounding_and_restored(image, text_2):
         )
         (ours,) = pipe.transformer(**given)
         hook.remove()
-    assert seen == [KEPT + text_2 + (7 if image else 0)]
-    assert trim.tokens == {"transformer": (2 * LENGTH, KEPT + text_2)}
+    assert seen == [REAL + text_2 + (7 if image else 0)]
+    assert trim.tokens == {"transformer": (2 * LENGTH, REAL + text_2)}
     assert torch.allclose(ours, stock, rtol=1e-4, atol=1e-5)
     assert torch.equal(pipe.transformer(**given)[0], stock)
 
@@ -137,9 +137,9 @@ def test_what_cannot_be_trimmed_is_passed_on(case):
 def test_it_goes_with_windows(pipe, monkeypatch):
     run = trial("hunyuan-video")
     with accelerate(pipe, threshold=0.0):
-        stock = padded(pipe, run, KEPT, monkeypatch)
+        stock = padded(pipe, run, REAL, monkeypatch)
     with trim_text(pipe), accelerate(pipe, threshold=0.0) as handle:
-        ours = padded(pipe, run, KEPT, monkeypatch)
+        ours = padded(pipe, run, REAL, monkeypatch)
         report = handle.report()
     assert torch.allclose(ours, stock, rtol=1e-4, atol=1e-4)
     assert report.steps_computed == run.steps

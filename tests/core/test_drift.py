@@ -7,8 +7,8 @@ from dit_accel.core.drift import projection_coefficient, relative_l1
 
 
 def test_closed_form():
-    kept, fresh = torch.tensor([1.0, 2.0, 5.0]), torch.tensor([2.0, -2.0, 4.0])
-    assert relative_l1(kept, fresh).item() == pytest.approx((1 + 4 + 1) / 8)
+    cached, fresh = torch.tensor([1.0, 2.0, 5.0]), torch.tensor([2.0, -2.0, 4.0])
+    assert relative_l1(cached, fresh).item() == pytest.approx((1 + 4 + 1) / 8)
 
 
 def test_equal_is_exactly_zero_even_when_zero():
@@ -24,9 +24,9 @@ def test_what_is_not_finite_stays_visible():
 
 @pytest.mark.parametrize("scale", [1e-3, 1.0, 1e3])
 def test_does_not_depend_on_scale(scale):
-    kept, fresh = torch.randn(64), torch.randn(64)
-    expected = relative_l1(kept, fresh).item()
-    assert relative_l1(kept * scale, fresh * scale).item() == pytest.approx(expected, rel=1e-5)
+    cached, fresh = torch.randn(64), torch.randn(64)
+    expected = relative_l1(cached, fresh).item()
+    assert relative_l1(cached * scale, fresh * scale).item() == pytest.approx(expected, rel=1e-5)
 
 
 def test_half_precision_is_summed_in_float32():

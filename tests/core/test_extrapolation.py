@@ -1,4 +1,4 @@
-"""Forecasts of kept values: arithmetic that can be followed by hand."""
+"""Extrapolation: arithmetic that can be followed by hand."""
 
 from __future__ import annotations
 
@@ -31,39 +31,39 @@ def test_one_value_is_reused_as_it_is():
 
 def test_what_a_line_misses_of_a_parabola_is_in_proportion_to_its_reach():
     """t² has the second derivative 2, over 2 factorial: the line misses it by the reach itself."""
-    for kept, at in (((10.0, 8.0), 6.0), ((10.0, 7.0), 1.0), ((3.0, 2.0), 3.0)):
-        line = sum(w * t**2 for w, t in zip(lagrange_weights(kept, at), kept, strict=True))
-        assert abs(line - at**2) == pytest.approx(remainder_factor(kept, at))
+    for known, at in (((10.0, 8.0), 6.0), ((10.0, 7.0), 1.0), ((3.0, 2.0), 3.0)):
+        line = sum(w * t**2 for w, t in zip(lagrange_weights(known, at), known, strict=True))
+        assert abs(line - at**2) == pytest.approx(remainder_factor(known, at))
 
 
 @pytest.mark.parametrize("degree", [0, 1, 2])
 def test_polynomials_up_to_the_order_are_exact_at_uneven_places(degree):
-    kept, at = [1000.0, 857.0, 602.0][: degree + 1], 311.0
+    known, at = [1000.0, 857.0, 602.0][: degree + 1], 311.0
     coefficients = [2.0, -0.5, 0.01][: degree + 1]
 
     def value(t: float) -> float:
         return sum(c * t**k for k, c in enumerate(coefficients))
 
-    forecast = sum(w * value(t) for w, t in zip(lagrange_weights(kept, at), kept, strict=True))
-    assert forecast == pytest.approx(value(at))
+    found = sum(w * value(t) for w, t in zip(lagrange_weights(known, at), known, strict=True))
+    assert found == pytest.approx(value(at))
 
 
-def test_weights_sum_to_one_and_hit_what_was_kept():
-    kept = [900.0, 700.0, 650.0]
-    assert sum(lagrange_weights(kept, 123.0)) == pytest.approx(1.0)
-    assert lagrange_weights(kept, 700.0) == (0.0, 1.0, 0.0)
+def test_weights_sum_to_one_and_hit_the_known_values():
+    known = [900.0, 700.0, 650.0]
+    assert sum(lagrange_weights(known, 123.0)) == pytest.approx(1.0)
+    assert lagrange_weights(known, 700.0) == (0.0, 1.0, 0.0)
 
 
-def test_combine_keeps_what_was_kept():
+def test_the_sum_of_one_value_is_that_value():
     values = [torch.ones(2), torch.full((2,), 3.0)]
     assert weighted_sum((2.0, -1.0), values).tolist() == [-1.0, -1.0]
     assert values[0].tolist() == [1.0, 1.0]
 
 
-@pytest.mark.parametrize("kept", [[], [3.0, 3.0]])
-def test_places_must_differ(kept):
+@pytest.mark.parametrize("known", [[], [3.0, 3.0]])
+def test_positions_must_differ(known):
     with pytest.raises(ValueError, match="at least one, all different"):
-        lagrange_weights(kept, 1.0)
+        lagrange_weights(known, 1.0)
 
 
 def test_rows_may_have_weights_of_their_own():

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from dit_accel.core.flops import forward_flops
-from dit_accel.core.measure import LoopTimer, measure
+from dit_accel.core.measure import LoopTimer, Stopwatch
 
 
 def test_flops_of_a_linear_layer_by_hand():
@@ -38,24 +38,24 @@ def test_counting_changes_nothing():
 
 
 def test_stopwatch_measures_at_least_what_was_slept():
-    with measure("cpu") as watch:
+    with Stopwatch("cpu") as watch:
         time.sleep(0.02)
     assert watch.seconds >= 0.02
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux lets the mark be reset")
-def test_peak_memory_sees_what_was_held_and_forgets_it():
-    with measure("cpu") as large:
+def test_peak_memory_sees_an_allocation_and_is_reset():
+    with Stopwatch("cpu") as large:
         block = torch.ones(64 << 20, dtype=torch.uint8)
         del block
-    with measure("cpu") as small:
+    with Stopwatch("cpu") as small:
         pass
     assert large.peak_memory_bytes and small.peak_memory_bytes
     assert large.peak_memory_bytes - small.peak_memory_bytes > 32 << 20
 
 
-class Told:
-    """A watcher that writes down what it is told."""
+class Recorder:
+    """A listener that records its calls."""
 
     def __init__(self) -> None:
         self.done: list[int] = []
@@ -68,8 +68,8 @@ class Told:
 
 
 def test_a_loop_is_timed_from_the_first_forward_to_the_end_of_the_last_step() -> None:
-    model, told = torch.nn.Linear(2, 2), Told()
-    timer = LoopTimer([model], steps=3, listeners=(told,), each_step=True)
+    model, recorder = torch.nn.Linear(2, 2), Recorder()
+    timer = LoopTimer([model], steps=3, listeners=(recorder,), each_step=True)
     with timer:
         time.sleep(0.05)  # what comes before the loop
         for step in range(3):
@@ -77,7 +77,7 @@ def test_a_loop_is_timed_from_the_first_forward_to_the_end_of_the_last_step() ->
             time.sleep(0.02)
             timer.step_ended(None, step, None, {"latents": step})
         time.sleep(0.05)  # what comes after it
-    assert told.done == [0, 1, 2, 3] and timer.latents == 2
+    assert recorder.done == [0, 1, 2, 3] and timer.latents == 2
     assert len(timer.step_seconds) == 3 and min(timer.step_seconds) >= 0.02
     assert timer.seconds == pytest.approx(sum(timer.step_seconds))
     assert not model._forward_pre_hooks

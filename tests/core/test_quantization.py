@@ -90,7 +90,7 @@ def test_normal_values_lose_what_is_typical(bits, group):
 @pytest.mark.parametrize("bits", [8, 4])
 def test_outliers_cost_less_once_they_are_rotated(bits):
     """One value in a hundred, fifty times as large: the others of its group are lost in its step.
-    Of groups with one outlier the rotation leaves less than 0.6 of what is left without; where
+    Of groups with one outlier the rotation leaves less than 0.6 of the error without it; where
     there are none it changes nothing to speak of."""
     value, signs = spiked(5, 1 << 15), random_signs()
     groups = value.view(-1, GROUP)
@@ -123,7 +123,7 @@ def test_the_fast_rotation_is_the_hadamard_matrix():
 @pytest.mark.parametrize("signs", [None, random_signs()])
 @pytest.mark.parametrize("bits", BITS)
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
-def test_what_is_not_finite_is_told_by_its_groups_scale_alone(signs, bits, bad):
+def test_only_the_scale_of_a_group_shows_a_value_that_is_not_finite(signs, bits, bad):
     value = draw(2, 5 * GROUP)
     value[GROUP + 3] = bad
     packed = pack(value, bits, signs=signs)
@@ -144,7 +144,7 @@ def test_zeros_and_ends_are_exact():
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64])
 @pytest.mark.parametrize("shape", SHAPES)
-def test_bytes_are_those_that_are_told_beforehand(shape, dtype):
+def test_bytes_are_those_computed_beforehand(shape, dtype):
     for bits in BITS:
         packed = pack(draw(1, *shape).to(dtype), bits, signs=random_signs())
         assert packed.nbytes == packed_bytes(math.prod(shape), bits)
@@ -168,7 +168,7 @@ def test_signs_are_the_same_for_a_seed_and_draw_from_no_global_generator():
 
 
 @pytest.mark.parametrize(
-    ("given", "told"),
+    ("given", "message"),
     [
         ({"bits": 7}, "bits is 7; accepted: 16, 8, 4"),
         ({"group": 48}, "group is 48; accepted: a power of two, at least 2"),
@@ -177,8 +177,8 @@ def test_signs_are_the_same_for_a_seed_and_draw_from_no_global_generator():
         ({"value": torch.arange(3)}, "value is of torch.int64; accepted: floating point"),
     ],
 )
-def test_what_cannot_be_packed_is_refused_by_name(given, told):
-    with pytest.raises(ValueError, match=told):
+def test_what_cannot_be_packed_is_refused_by_name(given, message):
+    with pytest.raises(ValueError, match=message):
         pack(**{"value": torch.ones(4), **given})
 
 

@@ -34,7 +34,7 @@ def test_a_timestep_of_another_schedule_is_refused():
 
 
 def test_a_timestep_that_forwards_share_is_located_once(monkeypatch):
-    """bfloat16 timesteps are copies: each is a read of the device. Another tensor, one that was
+    """bfloat16 timesteps are copies: each is a host sync. Another tensor, one that was
     written to, and another schedule are read again."""
     asked = []
     monkeypatch.setattr(session, "positions", lambda t, ts: asked.append(t) or positions(t, ts))

@@ -1,4 +1,4 @@
-"""Clips survive the disk bit-exact where promised, and no failure leaves a trace."""
+"""Clips survive the disk bit-exact in lossless formats, and no failure leaves a trace."""
 
 from __future__ import annotations
 
@@ -429,7 +429,7 @@ def test_a_clip_that_was_cut_off_is_refused(tmp_path, suffix):
     ("suffix", "name", "lossless"),
     [(".mkv", "ffv1", True), (".npy", "npy", True), (".mp4", None, False)],
 )
-def test_a_file_tells_its_codec(tmp_path, suffix, name, lossless):
+def test_the_codec_of_a_file(tmp_path, suffix, name, lossless):
     path = tmp_path / f"clip{suffix}"
     write_video(path, noise((2, 32, 32, 3)), fps=8)
     codec = codec_of(path)

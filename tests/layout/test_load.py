@@ -90,7 +90,7 @@ def test_boxes_are_linear_between_keyframes(u, box):
     assert read(document()).shots[0].subjects[0].box_at(u) == pytest.approx(box)
 
 
-def test_boxes_are_held_before_the_first_and_after_the_last_keyframe():
+def test_boxes_are_constant_before_the_first_and_after_the_last_keyframe():
     subject = Subject("a", "a", (Keyframe(0.25, LEFT), Keyframe(0.5, RIGHT)))
     assert subject.box_at(0.1) == LEFT and subject.box_at(0.9) == RIGHT
 
@@ -113,7 +113,7 @@ def test_a_moving_box_is_averaged_over_the_frames_of_each_latent_frame():
 
 @pytest.mark.parametrize("strides", [TokenStrides(4, 8, 1), TokenStrides(8, 32, 1)])
 @pytest.mark.parametrize("box", [(0.1, 0.2, 0.37, 0.9), WHOLE, (0.5, 0.5, 0.51, 0.52)])
-def test_the_area_of_a_box_is_kept_whatever_the_strides(strides, box):
+def test_the_area_of_a_box_stays_whatever_the_strides(strides, box):
     grid = TokenGrid.from_pixels(17, 64, 96, strides=strides)
     area = coverage(_shot(box), grid)[0].double().mean((1, 2))
     wanted = (box[2] - box[0]) * (box[3] - box[1])
@@ -260,7 +260,7 @@ def test_files_are_found_in_the_layouts_folder_and_outside_only_where_allowed(tm
     assert read(found, inside).shots[1].subjects[0].reference.file == inside / "hero.png"
 
 
-def test_whether_a_file_outside_is_there_is_not_told(tmp_path):
+def test_an_error_does_not_reveal_whether_a_file_outside_exists(tmp_path):
     found = document()
     said = set()
     for name in ("../is.png", "../no.png"):

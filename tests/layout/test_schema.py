@@ -11,7 +11,7 @@ from layout_faults import FAULTS, document
 
 from dit_accel.layout import LayoutError, load, parse
 from dit_accel.layout.errors import LONGEST_TEXT
-from dit_accel.layout.model import MOST_KEYFRAMES, MOST_SHOTS, MOST_SUBJECTS, REACH_OF_Z
+from dit_accel.layout.model import MAX_Z, MOST_KEYFRAMES, MOST_SHOTS, MOST_SUBJECTS
 
 jsonschema = pytest.importorskip("jsonschema")
 SCHEMA = json.loads(files("dit_accel.layout").joinpath("layout.schema.json").read_text("utf-8"))
@@ -66,7 +66,7 @@ def test_limits_are_the_loaders():
     assert parts["shot"]["properties"]["subjects"]["maxItems"] == MOST_SUBJECTS
     assert parts["keyframes"]["maxItems"] == MOST_KEYFRAMES
     assert parts["text"]["maxLength"] == LONGEST_TEXT
-    assert parts["subject"]["properties"]["z"]["maximum"] == REACH_OF_Z
+    assert parts["subject"]["properties"]["z"]["maximum"] == MAX_Z
 
 
 @pytest.mark.parametrize("path", LAYOUTS, ids=lambda path: path.stem)

@@ -291,7 +291,7 @@ def test_nothing_of_n_by_n_is_made_in_a_forward(made, monkeypatch):
     assert sizes.largest < (3 * 8 * 8) ** 2
 
 
-def test_the_flops_that_are_told_are_those_that_were_spent():
+def test_the_reported_flops_are_those_that_were_spent():
     pipe = tiny_wan()
     prompts = {"prompt": TWO, "negative_prompt": None, "output_type": "latent"}
     with FlopMeter() as stock:
@@ -321,9 +321,11 @@ def test_a_subjects_own_text_that_is_the_scenes_changes_nothing_but_rounding():
 def test_a_subjects_own_text_reaches_its_tokens_in_the_conditional_branch_only(experts):
     pipe = tiny_wan(transformer_2=experts)
     stock = run(pipe)
-    told = {"texts": [("a green triangle",)]}
+    settings = {"texts": [("a green triangle",)]}
     seen = {}
-    with scene(pipe, rows([(0, 0.5)]), SceneConfig(isolate=False, steps=(0, 1)), **told) as handle:
+    with scene(
+        pipe, rows([(0, 0.5)]), SceneConfig(isolate=False, steps=(0, 1)), **settings
+    ) as handle:
         ours = run(pipe)
         assert handle.report().scene.extra_flops > 0
         scene_ = handle._scene
@@ -403,7 +405,7 @@ def test_threshold_zero_is_bit_equal_to_the_scene_alone(site):
 
 
 @pytest.mark.parametrize("site", ["attention", "block", "model"])
-def test_windows_serve_scenes_too_and_a_change_of_what_is_at_work_forces_a_compute(site):
+def test_windows_cache_scenes_and_a_change_of_active_parts_forces_a_compute(site):
     pipe = tiny_wan()
     made = rows([(0, 0.5), (0.5, 1)])
     loose = ThresholdConfig(1e9, first=1, last=0, site=site)
@@ -435,8 +437,8 @@ def test_what_a_scene_does_not_have_forces_no_compute():
     assert {5, 6, 9}.isdisjoint(found["one"])
 
 
-def test_one_decision_serves_writing_and_reading():
-    """Rows are served together: a step at which the reference is not made, nothing reads it."""
+def test_one_decision_covers_writing_and_reading():
+    """Rows are cached together: a step at which the reference is not made, nothing reads it."""
     pipe = tiny_wan()
     made = rows([(0, 0.5)], [(0.5, 1)], readings={1: (ReferenceLink(0, 0, 0),)})
     loose = ThresholdConfig(1e9, first=1, last=0, site="attention")
@@ -451,7 +453,7 @@ def test_one_decision_serves_writing_and_reading():
 
 
 @pytest.mark.parametrize("config", [QualityConfig(30.0), SpeedupConfig(1.5)], ids=str)
-def test_plans_serve_the_scene(config, tmp_path, monkeypatch):
+def test_plans_extrapolate_the_scene(config, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     pipe = tiny_wan()
     made = rows([(0, 0.5), (0.5, 1)])
@@ -499,7 +501,7 @@ def test_an_exception_in_mid_run_leaves_a_pipeline_that_runs_right():
     with scene(pipe, made):
         right = run(pipe)
 
-        def fail(pipe, step, timestep, kept):
+        def fail(pipe, step, timestep, tensors):
             raise KeyboardInterrupt
 
         with pytest.raises(KeyboardInterrupt):

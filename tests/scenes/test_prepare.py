@@ -111,7 +111,7 @@ def test_it_composes_with_every_way_of_acceleration(way, tmp_path, monkeypatch):
     assert found.flops_spent < found.flops_full
 
 
-def test_quality_is_kept_against_the_uncached_scene(tmp_path, monkeypatch):
+def test_quality_is_reached_against_the_uncached_scene(tmp_path, monkeypatch):
     """A quality that no cache reaches leaves the scene as it is without one."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     pipe, layout = tiny_wan(), two_shots()

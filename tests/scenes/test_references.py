@@ -40,7 +40,7 @@ TEXTS = SimpleNamespace(encoded={(1, 1): torch.zeros(1, 5, 32)})
     ("length", "frames", "chosen"),
     [(1, 4, [0, 0, 0, 0]), (3, 5, [0, 0, 1, 2, 2]), (9, 5, [0, 2, 4, 6, 8]), (4, 1, [0])],
 )
-def test_a_clip_is_fitted_in_time_with_its_ends_kept(length, frames, chosen):
+def test_a_clip_is_fitted_in_time_with_its_ends(length, frames, chosen):
     clip = torch.arange(length)[:, None, None, None].expand(length, 2, 2, 3) / 16
     found = fitted(clip, frames, [2, 2])
     assert found.shape == (3, frames, 2, 2)

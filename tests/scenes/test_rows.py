@@ -112,4 +112,4 @@ def test_planning_moves_no_global_generator():
 
 def test_a_row_counts_its_tokens_by_class():
     (stage,) = token_rows([ClipRow("one", cover(0), (0,))], GRID, SceneConfig(), width=12)
-    assert stage.counts() == {"background": 12, "1": 4} and stage.held_bytes == 16 * 8
+    assert stage.counts() == {"background": 12, "1": 4} and stage.nbytes == 16 * 8

@@ -1,1 +1,5 @@
-"""What the verbs share: options, errors, files, texts, tables and progress."""
+"""What several commands share: options, errors, files, progress and tables.
+
+In: values of a command. Out: text, exit codes and files. `errors.py` decides which errors end a
+command with which code; `files.py` writes all files of a run or none.
+"""

@@ -1,1 +1,6 @@
-"""One run of `generate`: what was typed, resolved settings, the target, the run, its record."""
+"""One run from the command line: from what was typed to files and a summary.
+
+In: the options of a command. Out: clips, a JSON sidecar, a few lines of text. `request.py` checks
+without a model, `settings.py` with its configuration; `target.py` asks `planning.selection` for the
+plan, and `run.py` runs what was printed.
+"""

@@ -116,16 +116,16 @@ def _source(path: str | os.PathLike[str]) -> Path:
 
 def _stream_coded(source: Path, shown: str, chunk: int) -> Iterator[Frames]:
     count = 0
-    kept: list[Frames] = []
+    frames: list[Frames] = []
     capture = cv2.VideoCapture(str(source), cv2.CAP_FFMPEG)
     try:
         stated = int(capture.get(cv2.CAP_PROP_FRAME_COUNT))
         for frame in _frames(capture):
             count += 1
-            kept.append(frame)
-            if len(kept) == chunk:
-                yield np.stack(kept)
-                kept = []
+            frames.append(frame)
+            if len(frames) == chunk:
+                yield np.stack(frames)
+                frames = []
     finally:
         capture.release()
     if count == 0:
@@ -135,8 +135,8 @@ def _stream_coded(source: Path, shown: str, chunk: int) -> Iterator[Frames]:
             f"path is {shown!r}: {count} of {stated} frames can be decoded; "
             "the file is damaged or was cut off"
         )
-    if kept:
-        yield np.stack(kept)
+    if frames:
+        yield np.stack(frames)
 
 
 def _frames(capture: cv2.VideoCapture) -> Iterator[Frames]:
