@@ -22,6 +22,8 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from dit_accel.core.checks import is_integer, require
+
 STRICTER = 0.25
 """A window's error is none at its computed step and the threshold at most at its end; that of
 pruning is there at every step. Measured: docs/pcas.md."""
@@ -47,12 +49,10 @@ class DWS:
     recheck: int = 8
 
     def __post_init__(self) -> None:
-        if self.tolerance is not None and not 0 <= self.tolerance < math.inf:
-            raise ValueError(f"tolerance is {self.tolerance!r}; accepted: a number >= 0, or None")
-        if not 0 <= self.margin < 1:
-            raise ValueError(f"margin is {self.margin!r}; accepted: a number from 0 to below 1")
-        if not isinstance(self.recheck, int) or self.recheck < 1:
-            raise ValueError(f"recheck is {self.recheck!r}; accepted: an integer >= 1")
+        valid = self.tolerance is None or 0 <= self.tolerance < math.inf
+        require(valid, "tolerance", self.tolerance, "a number >= 0, or None")
+        require(0 <= self.margin < 1, "margin", self.margin, "a number from 0 to below 1")
+        require(is_integer(self.recheck, 1), "recheck", self.recheck, "an integer >= 1")
 
     def allowed(self, threshold: float) -> float:
         """The error that is good enough beside windows of this threshold."""

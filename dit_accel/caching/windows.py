@@ -19,6 +19,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from dit_accel.core.checks import is_integer, require
+
 DEFAULT_THRESHOLD = 0.2
 
 
@@ -47,16 +49,13 @@ class EDCW:
     order: int = 0
 
     def __post_init__(self) -> None:
-        if not (isinstance(self.threshold, (int, float)) and 0 <= self.threshold < math.inf):
-            raise ValueError(f"threshold is {self.threshold!r}; accepted: a finite number >= 0")
+        valid = isinstance(self.threshold, (int, float)) and 0 <= self.threshold < math.inf
+        require(valid, "threshold", self.threshold, "a finite number >= 0")
         for name, least in (("max_window", 1), ("first", 1), ("last", 0)):
             value = getattr(self, name)
-            if not isinstance(value, int) or value < least:
-                raise ValueError(f"{name} is {value!r}; accepted: an integer >= {least}")
-        if self.order not in (0, 1, 2):
-            raise ValueError(f"order is {self.order!r}; accepted: 0, 1, 2")
-        if self.growth not in ("step", "rate"):
-            raise ValueError(f"growth is {self.growth!r}; accepted: 'step', 'rate'")
+            require(is_integer(value, least), name, value, f"an integer >= {least}")
+        require(self.order in (0, 1, 2), "order", self.order, "0, 1, 2")
+        require(self.growth in ("step", "rate"), "growth", self.growth, "'step', 'rate'")
 
 
 def next_length(length: int, gap: int, drift: float, config: EDCW) -> int:
