@@ -1,17 +1,22 @@
-"""`accelerate(pipe, ...)`: install on a pipeline, report what happened, remove.
+"""Installs an acceleration on a pipeline, reports what it did, and removes it.
 
-with accelerate(pipe, threshold=0.1, site="model") as handle:
-    video = pipe(prompt).frames
-print(handle.report().summary())
+    with accelerate(pipe, threshold=0.1, site="model") as handle:
+        video = pipe(prompt).frames
+    print(handle.report().summary())
+
+Goes in: a pipeline and a config. Comes out: a `Handle`. It knows which engine carries out which
+config, and no technique. Sources: `accelerate` names them.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from types import TracebackType
-from typing import Any
+from typing import Any, cast
 
 from dit_accel.caching.controller import RunController
+from dit_accel.caching.engine import Engine
 from dit_accel.caching.executor import PlanExecutor
 from dit_accel.caching.policy import ComputeAll, Policy
 from dit_accel.caching.sites import SiteCache
@@ -24,7 +29,6 @@ from dit_accel.config import (
     QualityConfig,
     SpeedupConfig,
     ThresholdConfig,
-    UncachedConfig,
     UniCPConfig,
     config_of,
 )
@@ -32,12 +36,13 @@ from dit_accel.core.families import Family, family_of, transformers_of
 from dit_accel.core.flops import count_run
 from dit_accel.core.measure import LoopTimer
 from dit_accel.core.patching import Patches
-from dit_accel.core.report import OUTPUT_SITE, Report, SceneReport
+from dit_accel.core.report import CacheSite, Report, SceneReport
 from dit_accel.core.session import Session
 from dit_accel.layout import Layout
 from dit_accel.planning.lookup import profile_for
 from dit_accel.planning.plan import Plan
 from dit_accel.planning.profile import Profile
+from dit_accel.planning.selection import Target
 from dit_accel.scenes import prepare
 from dit_accel.scenes.isolation import SceneAttention
 from dit_accel.scenes.rows import SceneConfig
@@ -69,12 +74,11 @@ def accelerate(
         config: all that the keywords below may say, as one object; or settings of the windows
             (`EDCW`) or of `UniCP`, with those keywords that go with `threshold` or `accel`.
         threshold: δ, the drift a window may reach, >= 0; 0 computes every step (`ThresholdConfig`).
-        site: with a threshold: what is kept, "attention", "block" or "model".
-        plan: which steps to compute and what serves the others (`PlanConfig`).
-        mix: with a plan: of the parts that its forecasts have.
-        accel: "unicp", all that pays: as `quality` or `speedup` say, a quality of 36 dB where
-            neither is given. "unicp-paper", with this threshold, or a `UniCP` of your own, with the
-            threshold of its windows (`UniCPConfig`).
+        site: with a threshold: where values are cached, "attention", "block" or "model".
+        plan: which steps are computed, and what the others are extrapolated from (`PlanConfig`).
+        mix: with a plan: weight of every component that its extrapolations have.
+        accel: "unicp", all that pays: as `quality` or `speedup` say, else a quality of 36 dB.
+            "unicp-paper", with this threshold, or a `UniCP` of your own (`UniCPConfig`).
         quality: PSNR in dB against the uncached clip that 95 % of clips shall reach
             (`QualityConfig`).
         speedup: steps over computed steps (`SpeedupConfig`).
@@ -82,7 +86,7 @@ def accelerate(
         layout, scene: with any of them, as of `AccelConfig`; a layout alone: no cache
             (`UncachedConfig`).
 
-    With nothing at all: windows at the default threshold.
+    Without any of them: windows at the default threshold.
 
     Returns:
         The handle: a context manager with `report()` and `remove()`.
@@ -114,43 +118,32 @@ class Handle:
         self, pipe: Any, config: AccelConfig, scene: prepare.Prepared | None = None
     ) -> None:
         self.config, self.family = config, family_of(pipe)
-        self._transformers = transformers_of(pipe, self.family)
-        self._patches = Patches()
-        self._session = Session(pipe, self._transformers)
-        self._cache = _cache_of(config, self._session, self.family, alone=scene is None)
-        self._clock = LoopTimer([*self._transformers.values()])
+        transformers = transformers_of(pipe, self.family)
+        self._patches, self._session = Patches(), Session(pipe, transformers)
+        self.executor = build_engine(
+            config, self._session, self.family, with_scene=scene is not None
+        )
+        self._timer = LoopTimer([*transformers.values()])
         self._scene: SceneAttention | None = None
-        self._done: SceneReport | None = None  # of the scene, once it is removed
+        self._last_scene: SceneReport | None = None  # once the scene is removed
         try:
             self._session.install(self._patches)
-            if isinstance(self._cache, PlanExecutor):
-                self._session.answer = self._cache.answer
-            else:
-                self._cache.install(self._patches)
-            self._session.observers = [self._cache, self._clock]
-            self._scene = scene(self._session) if scene is not None else None
-            if self._scene is not None:
+            self.executor.install(self._patches)
+            self._session.interceptors = [self.executor, self._timer]
+            if scene is not None:
+                self._scene = scene(self._session)
                 self._scene.install(self._patches)
-                self._session.observers = [self._scene, self._cache, self._clock]
+                # The engine is outside: what it extrapolates needs no rows of the scene. The timer
+                # is last, so that choosing a plan is not in the loop's seconds.
+                self._session.interceptors = [self.executor, self._scene, self._timer]
         except BaseException:
             self._patches.undo()
             raise
 
     @property
-    def site(self) -> str:
-        """Where values are kept."""
-        return self._cache.kind if isinstance(self._cache, SiteCache) else OUTPUT_SITE
-
-    @property
-    def follower(self) -> PlanExecutor:
-        """What carries out a plan.
-
-        Raises:
-            RuntimeError: no plan is at work, but windows at a site.
-        """
-        if not isinstance(self._cache, PlanExecutor):
-            raise RuntimeError("follower: windows are at work here, no plan")
-        return self._cache
+    def site(self) -> CacheSite:
+        """Where values are cached."""
+        return self.executor.site
 
     def __enter__(self) -> Handle:
         return self
@@ -164,16 +157,16 @@ class Handle:
         self.remove()
 
     def remove(self) -> None:
-        """Restore the pipeline exactly and free what was kept; the report stays readable.
+        """Restore the pipeline exactly and free the cached values; the report stays readable.
 
         Raises:
             RuntimeError: something was wrapped over ours since; undo that first.
         """
-        self._cache.settle()
+        self.executor.flush()
         self._patches.undo()
-        self._cache.clear()
+        self.executor.clear()
         if self._scene is not None:
-            self._done = self._done or self._scene.report()
+            self._last_scene = self._last_scene or self._scene.report()
             self._scene.clear()
 
     def report(self) -> Report:
@@ -182,90 +175,69 @@ class Handle:
         Raises:
             RuntimeError: nothing has run yet.
         """
-        session, cache = self._session, self._cache
-        policy = cache.policy if isinstance(cache, PlanExecutor) else None
-        controller = policy if isinstance(policy, RunController) else None
-        kept = cache.kept if isinstance(cache, PlanExecutor) else None
+        session, engine = self._session, self.executor
         if session.step < 0:
             raise RuntimeError("report: no run yet; call the pipeline first")
-        cache.settle()
-        sites = cache.site_reports()
-        scene = self._scene_report()
+        engine.flush()
+        sites = engine.site_reports()
+        scene = self._last_scene or (self._scene.report() if self._scene is not None else None)
         full, spent, notes = count_run(session, self.family, sites, scene)
+        settings = self.config.describe()
         return Report(
             family=self.family.name,
-            site=self.site,
-            threshold=_threshold(self.config),
+            site=engine.site,
+            threshold=self.config.window_threshold,
             steps=session.num_steps or session.step + 1,
             branches=tuple(dict.fromkeys(branch for _, branch in session.inputs)),
             sites=sites,
             flops_full=full,
             flops_spent=spent,
-            seconds=self._clock.seconds,
-            peak_memory_bytes=self._clock.peak_memory_bytes,
-            kept_bytes=cache.kept_bytes,
-            host_syncs=cache.host_syncs,
-            packed_bytes=kept.most_packed if kept is not None else 0,
-            packed_bits=kept.bits if kept is not None else None,
-            offloaded_bytes=kept.most_away if kept is not None else 0,
-            quality=controller.quality if controller else None,
-            speedup=controller.speedup if controller else None,
-            prediction=controller.prediction() if controller else None,
-            planned=controller.guarded.plan.computed if controller else (),
-            notes=notes + cache.notes(),
+            seconds=self._timer.seconds,
+            peak_memory_bytes=self._timer.peak_memory_bytes,
+            host_syncs=engine.host_syncs,
+            quality=settings.get("quality"),
+            speedup=settings.get("speedup"),
+            prediction=engine.prediction,
+            planned=engine.planned,
+            notes=notes + engine.notes(),
             scene=scene,
-            config=self.config.describe(),
-            asked=str(self.config),
+            config=settings,
+            requested=str(self.config),
+            **dataclasses.asdict(engine.memory),
         )
 
-    def _scene_report(self) -> SceneReport | None:
-        return self._done or (self._scene.report() if self._scene is not None else None)
 
+def build_engine(
+    config: AccelConfig, session: Session, family: Family, *, with_scene: bool = False
+) -> Engine:
+    """The engine that carries a config out.
 
-def _cache_of(
-    config: AccelConfig, session: Session, family: Family, *, alone: bool
-) -> SiteCache | PlanExecutor:
-    """What carries a config out; `alone`: without a scene."""
+    Raises:
+        ValueError: the family does not have the config's site.
+        ProfileError: the profile is of another pipeline.
+    """
     if isinstance(config, ThresholdConfig):
         if config.site not in family.sites:
             accepted = f"accepted for {family.name}: {', '.join(family.sites)}"
             raise ValueError(f"site is {config.site!r}; {accepted}")
-        return SiteCache(session, family, config.site, config)
+        return SiteCache(session, family, cast(CacheSite, config.site), config)
     if isinstance(config, UniCPConfig):
         return UniCPCache(session, family, config)
     if isinstance(config, PlanConfig):
         return PlanExecutor(session, config.policy)
-    if isinstance(config, PlannedConfig):
-        return _piloted(config, session, family, alone=alone)
-    return PlanExecutor(session, ComputeAll())
-
-
-def _piloted(
-    config: PlannedConfig, session: Session, family: Family, *, alone: bool
-) -> PlanExecutor:
+    if not isinstance(config, PlannedConfig):
+        return PlanExecutor(session, ComputeAll())
     profile, remarks = profile_for(session.pipe, config.profile, force=config.force)
-    policy = RunController(
-        session.pipe, family, profile,
-        quality=config.quality if isinstance(config, QualityConfig) else None,
-        speedup=config.speedup if isinstance(config, SpeedupConfig) else None,
-        guard=config.guard, static=config.static, force=config.force, remarks=remarks,
+    target = Target(
+        config.quality if isinstance(config, QualityConfig) else None,
+        config.speedup if isinstance(config, SpeedupConfig) else None,
+    )
+    controller = RunController(
+        session.pipe, family, profile, target, guard=config.guard, static=config.static,
+        force=config.force, choice=config.choice, remarks=remarks,
+        use_text=not with_scene,  # calibration measured prompts on clips without a scene
     )  # fmt: skip
-    follower = PlanExecutor(session, policy)
-    follower.heard, follower.heard_start = policy.hear, policy.hear_start
-    follower.heard_latents = policy.hear_latents
-    follower.kept.memory, follower.min_bits = config.cache_memory, lambda: policy.min_bits
-    if alone:  # what calibration knows of texts is of clips without a scene
-        follower.heard_text = policy.hear_text
-    return follower
-
-
-def _threshold(config: AccelConfig) -> float | None:
-    """Of the windows; None where a plan decides."""
-    if isinstance(config, ThresholdConfig):
-        return config.threshold
-    if isinstance(config, UniCPConfig):
-        return config.windows.threshold
-    return 0.0 if isinstance(config, UncachedConfig) else None
+    return PlanExecutor(session, controller, config.cache_memory)
 
 
 __all__ = ["Handle", "accelerate"]

@@ -1,4 +1,4 @@
-"""A plan of six steps carried out on `tiny_wan`, and policies that write down what they hear."""
+"""A plan of six steps carried out on `tiny_wan`, and policies that note what they are given."""
 
 from __future__ import annotations
 
@@ -24,37 +24,43 @@ TWO_PARTS = Plan(
 )
 
 
-class Asked(PlanPolicy):
-    """A plan that wants to be told, and writes down what it was."""
+class NotingPolicy(PlanPolicy):
+    """A plan that notes every call of the executor."""
 
     needs_error = True
 
     def __init__(self, plan: Plan, mix: tuple[float, ...] = (1.0,)) -> None:
         super().__init__(plan, mix)
-        self.asked: list[int] = []
-        self.learnt: dict[int, float | None] = {}
-        self.trips: list[tuple[int, str]] = []
-        self.leans: dict[int, float | None] = {}
-        self.doubts: list[tuple[int, str]] = []
-        self.mends: list[tuple[int, str]] = []
+        self.steps: list[int] = []
+        self.errors: dict[int, float | None] = {}
+        self.trusts: dict[int, float | None] = {}
+        self.suspicious: list[tuple[int, str]] = []
+        self.lost: list[tuple[int, str]] = []
+        self.invalid: list[tuple[int, str]] = []
+        self.noise: list[torch.Tensor] = []
+        self.outputs: list[list[torch.Tensor]] = [[] for _ in mix]
 
     def extrapolation_at(self, step: int) -> Extrapolation | None:
-        self.asked.append(step)
+        self.steps.append(step)
         return super().extrapolation_at(step)
 
-    def observe(
-        self, step: int, extrapolation_error: float | None, lean: float | None = None
-    ) -> None:
-        self.learnt[step], self.leans[step] = extrapolation_error, lean
+    def on_noise(self, noise: torch.Tensor) -> None:
+        self.noise.append(noise.clone())
 
-    def on_suspicious(self, step: int, why: str) -> None:
-        self.doubts.append((step, why))
+    def on_output(self, step: int, component: int, value: torch.Tensor) -> None:
+        self.outputs[component].append(value)
 
-    def on_lost_value(self, step: int, why: str) -> None:
-        self.mends.append((step, why))
+    def observe(self, step: int, error: float | None, trust: float | None = None) -> None:
+        self.errors[step], self.trusts[step] = error, trust
 
-    def on_invalid(self, step: int, why: str) -> None:
-        self.trips.append((step, why))
+    def on_suspicious(self, step: int, reason: str) -> None:
+        self.suspicious.append((step, reason))
+
+    def on_lost_value(self, step: int, reason: str) -> None:
+        self.lost.append((step, reason))
+
+    def on_invalid(self, step: int, reason: str) -> None:
+        self.invalid.append((step, reason))
 
 
 def run(pipe: Any, **changes: Any) -> Any:

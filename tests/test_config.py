@@ -28,10 +28,10 @@ from dit_accel import (
     accelerate,
 )
 from dit_accel.attention.block_sparse import BlockSizes
-from dit_accel.config import WAYS, PlannedConfig, config_of
+from dit_accel.config import CONFIGS, PlannedConfig, config_of
 from dit_accel.core.families import FAMILIES
 from dit_accel.core.session import Session
-from dit_accel.handle import _cache_of
+from dit_accel.handle import build_engine
 from dit_accel.planning.plan import Extrapolation, Plan
 
 PLAN = Plan(12, {5: Extrapolation(({4: 1.0}, {4: 1.0}))})
@@ -92,7 +92,7 @@ def test_settings_that_were_not_saved_are_as_by_default():
 
 
 def test_every_way_has_a_name_of_its_own():
-    assert len({way.kind for way in WAYS}) == len(WAYS) and all(way.kind for way in WAYS)
+    assert len({one.kind for one in CONFIGS}) == len(CONFIGS) and all(one.kind for one in CONFIGS)
 
 
 @pytest.mark.parametrize(
@@ -149,7 +149,7 @@ def test_what_no_file_holds_is_named_and_told_by_its_class():
         (lambda: UniCPConfig(windows=None), "windows is None; accepted: of EDCW"),
         (lambda: UniCPConfig(shift=PCAS()), "shift is PCAS.*; accepted: of DWS, or None"),
         (lambda: ThresholdConfig(0.1, layout="a.yaml", scene=0.5), "scene is 0.5; accepted: of Sc"),
-        (lambda: PlanConfig(3), "plan is 3; accepted: a Plan, or a Course"),
+        (lambda: PlanConfig(3), "plan is 3; accepted: a Plan, or a Policy"),
         (lambda: AccelConfig(), "AccelConfig is not complete; accepted: QualityConfig, Speedup"),
         (lambda: PlannedConfig(), "PlannedConfig is not complete; accepted: QualityConfig"),
         *(
@@ -214,7 +214,7 @@ def test_a_config_does_what_its_keywords_do_and_the_report_has_it(config, keywor
         assert np.array_equal(call(pipe), clip)
         other = handle.report()
     assert report.config == other.config == config.describe()
-    assert report.asked == str(config) and f"Asked for: {config}." in report.summary()
+    assert report.requested == str(config) and f"Requested: {config}." in report.summary()
     assert report.sites == other.sites and report.threshold == other.threshold
     assert json.loads(json.dumps(report.config)) == json.loads(json.dumps(config.describe()))
 
@@ -222,7 +222,7 @@ def test_a_config_does_what_its_keywords_do_and_the_report_has_it(config, keywor
 def test_a_site_that_a_family_has_not_is_refused():
     family = dataclasses.replace(FAMILIES["WanTransformer3DModel"], sites=("block",))
     with pytest.raises(ValueError, match="site is 'model'; accepted for wan: block"):
-        _cache_of(ThresholdConfig(), Session(None, {}), family, alone=True)
+        build_engine(ThresholdConfig(), Session(None, {}), family)
 
 
 def test_a_mix_is_refused_without_a_plan():

@@ -37,9 +37,9 @@ def test_reuse_saves_changes_the_clip_and_leaves_nothing_behind(pipe, site):
         fast = call(pipe)
         report = handle.report()
     assert not np.array_equal(fast, stock), "the control: reuse must have an effect"
-    assert report.flops_kept < 0.95 and report.kept_bytes > 0
+    assert report.flops_kept < 0.95 and report.cached_bytes > 0
     assert all(s.computed and s.computed[0] < STEPS for s in report.sites)
-    assert any(s.reused for s in report.sites)
+    assert any(s.cached for s in report.sites)
     assert state_of(pipe) == before and np.array_equal(call(pipe), stock)
 
 
@@ -52,9 +52,9 @@ def test_branches_share_their_decisions_and_both_ends_are_computed(site):
     assert set(report.branches) == {"cond", "uncond"}
     by_site = {}
     for one in report.sites:
-        by_site.setdefault(one.name, set()).add((one.computed, one.reused))
+        by_site.setdefault(one.name, set()).add((one.computed, one.cached))
         assert {0, 1, STEPS - 1} <= set(one.computed)
-        assert sorted(one.computed + one.reused) == list(range(STEPS))
+        assert sorted(one.computed + one.cached) == list(range(STEPS))
         assert set(one.drift) == set(one.computed) - {0}
     assert all(len(actions) == 1 for actions in by_site.values())
     expected = {"attention": 3, "block": 3, "model": 1}[site]
@@ -74,7 +74,7 @@ def test_no_guidance_is_one_branch_and_the_same_steps():
         call(pipe, guidance_scale=1.0)
         (site,) = handle.report().sites
     assert site.branch == "cond"
-    assert sorted(site.computed + site.reused) == list(range(STEPS))
+    assert sorted(site.computed + site.cached) == list(range(STEPS))
 
 
 def test_two_experts_keep_apart_and_each_begins_with_a_compute():
@@ -82,7 +82,7 @@ def test_two_experts_keep_apart_and_each_begins_with_a_compute():
     with accelerate(pipe, config=LOOSE) as handle:
         call(pipe)
         sites = handle.report().sites
-    steps = {s.transformer: sorted(s.computed + s.reused) for s in sites}
+    steps = {s.transformer: sorted(s.computed + s.cached) for s in sites}
     assert sorted(steps["transformer"] + steps["transformer_2"]) == list(range(STEPS))
     assert steps["transformer"][-1] < steps["transformer_2"][0]
     for site in sites:
@@ -154,7 +154,7 @@ def test_values_that_are_not_finite_are_never_reused():
     with accelerate(pipe, config=LOOSE) as handle:
         call(pipe, prompt=None, prompt_embeds=torch.full((1, 16, 32), float("nan")),
              negative_prompt=None, negative_prompt_embeds=torch.zeros(1, 16, 32))  # fmt: skip
-        assert all(not site.reused for site in handle.report().sites)
+        assert all(not site.cached for site in handle.report().sites)
 
 
 def test_steps_without_a_cache_context_are_found_by_the_timestep():
@@ -168,8 +168,8 @@ def test_steps_without_a_cache_context_are_found_by_the_timestep():
         call(pipe)
         got = handle.report()
         pipe.transformer.cache_context = ours
-    assert [(s.branch, s.computed, s.reused) for s in got.sites] == [
-        (s.branch, s.computed, s.reused) for s in expected.sites
+    assert [(s.branch, s.computed, s.cached) for s in got.sites] == [
+        (s.branch, s.computed, s.cached) for s in expected.sites
     ]
 
 
@@ -221,7 +221,7 @@ def test_flops_kept_by_hand():
     args, kwargs = inputs["transformer", "cond"]
     costs = forward_flops(pipe.transformer, args, kwargs)
     blocks = sum(costs[f"blocks.{i}"] for i in range(3))
-    reused = len(report.sites[0].reused)
+    reused = len(report.sites[0].cached)
     assert report.flops_full == 2 * STEPS * costs[""]
     assert report.flops_spent == report.flops_full - 2 * reused * blocks
     assert 0 < blocks < costs[""]
@@ -243,12 +243,12 @@ def test_a_forecast_is_the_polynomial_through_the_kept_values(site, order):
         clip = call(pipe)
         report = handle.report()
     one = report.sites[0]
-    assert one.forecast and not one.reused  # three steps are computed before the first window
-    assert sorted(one.computed + one.served) == list(range(STEPS))
-    assert report.kept_bytes % (order + 1) == 0
+    assert one.extrapolated and not one.cached  # three steps are computed before the first window
+    assert sorted(one.computed + one.not_computed) == list(range(STEPS))
+    assert report.cached_bytes % (order + 1) == 0
     with accelerate(pipe, site=site, config=EDCW(threshold=1e9, first=3)) as handle:
         assert not np.array_equal(call(pipe), clip)
-        assert handle.report().kept_bytes * (order + 1) == report.kept_bytes
+        assert handle.report().cached_bytes * (order + 1) == report.cached_bytes
         assert handle.report().sites[0].drift[1] == one.drift[1]  # one kept value: the same
         assert handle.report().sites[0].drift[2] != one.drift[2]
 

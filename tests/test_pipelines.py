@@ -136,5 +136,5 @@ def test_a_config_says_all_in_one(folder, stock, profile_file):
 def test_one_target_a_call(folder, profile_file):
     with pytest.raises(ValueError, match="quality=30 and threshold"):
         call(load(folder), quality=30, threshold=0.1, profile=profile_file)
-    with pytest.raises(ValueError, match="profile is given without a target"):
+    with pytest.raises(ValueError, match="profile is given; accepted: with quality"):
         call(load(folder), profile=profile_file)

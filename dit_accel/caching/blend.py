@@ -1,17 +1,14 @@
-"""Dynamic weight shift (DWS): at a place and step, the pruned value, the kept one, or a blend.
+"""Dynamic weight shift (DWS): at a site and step, the pruned value, the cached one, or a blend.
 
-Two estimates of one value are at hand: the kept one, off by e_k (it is old), and the pruned one,
-off by e_p (it is approximate). Their blend w·pruned + (1 - w)·kept is off by w e_p + (1 - w) e_k,
-whose expected square is least at
+Goes in: the errors of two estimates of one value. The cached one is off by e_c, as it is old; the
+pruned one by e_p, as it is approximate. Comes out: which to use, and the weight of a blend w pruned
++ (1 - w) cached. Its error is w e_p + (1 - w) e_c, whose expected square is least at
 
-    w* = (σ_k² - ρ σ_k σ_p) / (σ_k² + σ_p² - 2 ρ σ_k σ_p)
+    w* = (σ_c² - ρ σ_c σ_p) / (σ_c² + σ_p² - 2 ρ σ_c σ_p)
 
-clamped to [0, 1], where σ are root mean square errors and ρ their correlation. Unclamped and with
-ρ = 0, 1/σ² of the blend is the sum of the two 1/σ²: it beats both. With ρ = σ_p/σ_k or more the
-kept value has nothing to add, and w* is 1.
-
-Knows numbers; no tensors, sites or models. How large the errors are is measured by who asks.
-
+clamped to [0, 1], where σ are root mean square errors and ρ is their correlation. Unclamped and
+with ρ = 0, 1/σ² of the blend is the sum of the two 1/σ², so it is better than both. With ρ >=
+σ_p/σ_c the cached value adds nothing, and w* is 1. It knows numbers; no tensors, sites or models.
 Source: UniCP (arXiv 2502.04393, DWS) switches dynamically between pruned and cached outputs; its
 rule is not public. The blend by expected squared error is our reading.
 """
@@ -25,8 +22,8 @@ from dataclasses import dataclass
 from dit_accel.core.checks import is_integer, require
 
 STRICTER = 0.25
-"""A window's error is none at its computed step and the threshold at most at its end; that of
-pruning is there at every step. Measured: docs/pcas.md."""
+"""Pruning errs at every step; a window not at all at its first and up to the threshold at its last.
+Measured: research/LOG.md."""
 
 
 @dataclass(frozen=True)
@@ -34,11 +31,10 @@ class DWS:
     """Settings of the choice.
 
     Args:
-        tolerance: the relative error (root mean square) that a value may be expected to have, >= 0;
-            None: `STRICTER` times the threshold of the cache windows.
-        margin: share of the squared error that a blend must save over the better of the two, in
-            [0, 1); what saves less is not worth holding both.
-        recheck: steps in a row that may go without a full compute, >= 1.
+        tolerance: largest expected relative error (root mean square), >= 0; None: `STRICTER` times
+            the threshold of the cache windows.
+        margin: share of the squared error that a blend must save over the better value, in [0, 1).
+        recheck: steps in a row without a full compute, >= 1.
 
     Raises:
         ValueError: a value is out of range.
@@ -55,41 +51,41 @@ class DWS:
         require(is_integer(self.recheck, 1), "recheck", self.recheck, "an integer >= 1")
 
     def allowed(self, threshold: float) -> float:
-        """The error that is good enough beside windows of this threshold."""
+        """The largest expected error beside windows of this threshold."""
         return STRICTER * threshold if self.tolerance is None else self.tolerance
 
 
 @dataclass(frozen=True)
 class Errors:
-    """Relative root mean square errors of a kept and of a pruned value, and their correlation."""
+    """Relative root mean square errors of a cached and of a pruned value, and their correlation."""
 
-    kept: float
+    cached: float
     pruned: float
     correlation: float
 
     @classmethod
     def measured(cls, sums: Iterable[tuple[float, float, float, float]]) -> Errors:
-        """From sums of squares, one tuple a branch: of e_k, of e_p, of e_k e_p, of the true value.
+        """From sums of squares, one tuple a branch: e_c², e_p², e_c e_p, and the true value's.
 
         >>> Errors.measured([(4.0, 1.0, 1.0, 100.0)])
-        Errors(kept=0.2, pruned=0.1, correlation=0.5)
+        Errors(cached=0.2, pruned=0.1, correlation=0.5)
         """
-        kept, pruned, both, size = map(sum, zip(*sums, strict=True))
-        if size <= 0 or not math.isfinite(kept + pruned + both + size):
+        cached, pruned, both, size = map(sum, zip(*sums, strict=True))
+        if size <= 0 or not math.isfinite(cached + pruned + both + size):
             return cls(math.inf, math.inf, 0.0)
-        product = math.sqrt(kept * pruned)
+        product = math.sqrt(cached * pruned)
         correlation = both / product if product > 0 else 0.0
-        return cls(math.sqrt(kept / size), math.sqrt(pruned / size), correlation)
+        return cls(math.sqrt(cached / size), math.sqrt(pruned / size), correlation)
 
     def aged(self, steps: float) -> Errors:
-        """With a kept value that is so many times as old, its error growing in proportion."""
-        return Errors(self.kept * steps, self.pruned, self.correlation)
+        """With a cached value that is so many times as old; its error grows in proportion."""
+        return Errors(self.cached * steps, self.pruned, self.correlation)
 
 
 @dataclass(frozen=True)
 class Choice:
-    """An action ("compute", "prune", "blend" or "reuse"), the weight of the pruned value in it,
-    and its expected error."""
+    """An action ("compute", "prune", "blend" or "reuse"), the weight of the pruned value in it, and
+    its expected error."""
 
     action: str
     weight: float
@@ -99,38 +95,38 @@ class Choice:
 def blend_weight(errors: Errors) -> float:
     """w*, the weight of the pruned value, in [0, 1].
 
-    >>> blend_weight(Errors(kept=2.0, pruned=1.0, correlation=0.0))
+    >>> blend_weight(Errors(cached=2.0, pruned=1.0, correlation=0.0))
     0.8
     """
-    k, p, both = errors.kept**2, errors.pruned**2, _both(errors)
-    between = k + p - 2 * both  # the mean square of e_k - e_p
+    c, p, both = errors.cached**2, errors.pruned**2, _both(errors)
+    between = c + p - 2 * both  # mean square of e_c - e_p
     if not math.isfinite(between):
-        return 0.0 if errors.pruned > errors.kept else 1.0
+        return 0.0 if errors.pruned > errors.cached else 1.0
     if between <= 0:  # the same error: either will do
         return 1.0
-    return min(max((k - both) / between, 0.0), 1.0)
+    return min(max((c - both) / between, 0.0), 1.0)
 
 
 def blend_error(errors: Errors, weight: float) -> float:
     """Relative root mean square error of the blend at a weight.
 
-    >>> round(blend_error(Errors(kept=2.0, pruned=1.0, correlation=0.0), 0.8) ** 2, 12)
+    >>> round(blend_error(Errors(cached=2.0, pruned=1.0, correlation=0.0), 0.8) ** 2, 12)
     0.8
     """
     old = 1 - weight
     square = 2 * weight * old * _both(errors) if weight and old else 0.0
     square += (weight * errors.pruned) ** 2 if weight else 0.0
-    square += (old * errors.kept) ** 2 if old else 0.0
+    square += (old * errors.cached) ** 2 if old else 0.0
     return math.sqrt(max(square, 0.0))
 
 
-def kept_error(distance: float, pruned: float, correlation: float) -> float:
-    """σ_k from how far the pruned value is from the kept one: d² = σ_k² + σ_p² - 2 ρ σ_k σ_p.
+def cached_error(distance: float, pruned: float, correlation: float) -> float:
+    """σ_c from the distance d of the two values: d² = σ_c² + σ_p² - 2 ρ σ_c σ_p.
 
-    The larger root, never below 0; a distance too small for this σ_p and ρ counts as the least
-    that fits.
+    The larger root, at least 0; a distance too small for this σ_p and ρ counts as the least that
+    fits.
 
-    >>> kept_error(distance=0.5, pruned=0.3, correlation=0.0)
+    >>> cached_error(distance=0.5, pruned=0.3, correlation=0.0)
     0.4
     """
     room = max(distance**2 - pruned**2 * (1 - correlation**2), 0.0)
@@ -138,16 +134,16 @@ def kept_error(distance: float, pruned: float, correlation: float) -> float:
 
 
 def choose(errors: Errors, threshold: float, config: DWS) -> Choice:
-    """The best of pruned, kept and blend; a full compute where even that is expected too far off.
+    """The best of pruned, cached and blend; a full compute where its expected error is too large.
 
     Args:
         errors: of the two values now.
         threshold: of the cache windows.
     """
     weight = blend_weight(errors)
-    alone = min(errors.kept, errors.pruned)
+    alone = min(errors.cached, errors.pruned)
     if blend_error(errors, weight) ** 2 > (1 - config.margin) * alone**2:
-        weight = 0.0 if errors.kept <= errors.pruned else 1.0
+        weight = 0.0 if errors.cached <= errors.pruned else 1.0
     error = blend_error(errors, weight)
     if not error <= config.allowed(threshold):
         return Choice("compute", 1.0, 0.0)
@@ -156,5 +152,5 @@ def choose(errors: Errors, threshold: float, config: DWS) -> Choice:
 
 
 def _both(errors: Errors) -> float:
-    """ρ σ_k σ_p."""
-    return errors.correlation * errors.kept * errors.pruned
+    """ρ σ_c σ_p."""
+    return errors.correlation * errors.cached * errors.pruned

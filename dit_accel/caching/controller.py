@@ -1,9 +1,10 @@
-"""A quality or a speed that the user named -> the course of each run, from the pipeline's profile.
+"""Gives every run its policy: from the profile and the target, once, when the run begins.
 
-What a run needs to know is there when it begins: the number of steps, the guidance and the
-scheduler's timesteps. A profile of just these serves its measured plans; one of others is carried
-over by its timesteps, and the report says so. Without a profile the first run is computed whole and
-recorded; the runs after it are planned from that record, with a margin for what was not measured.
+Goes in: a `RunInfo`, the pipeline's scheduler, a profile and a target. Comes out: a
+`GuardedPolicy`. `planning/selection.py` chooses the plan; what was chosen before the run is used
+where it is of this run. Without a profile the first run is computed and recorded, and later runs
+are planned from the record. It knows pipelines and profiles, and nothing of single steps. Ours;
+there is no source.
 """
 
 from __future__ import annotations
@@ -15,244 +16,203 @@ from typing import Any
 import torch
 
 from dit_accel.caching.guard import GuardedPolicy
+from dit_accel.caching.policy import Policy
 from dit_accel.core.families import Family, transformers_of
 from dit_accel.core.guidance import conditional, guided
-from dit_accel.core.quantization import BITS
+from dit_accel.core.session import RunInfo
 from dit_accel.planning import selection
 from dit_accel.planning.difficulty import pooled
 from dit_accel.planning.first_run import FirstRunRecorder
 from dit_accel.planning.lookup import identify
-from dit_accel.planning.plan import Extrapolation, Plan, SamplerCoefficients
+from dit_accel.planning.plan import SamplerCoefficients
 from dit_accel.planning.prediction import PlanChoice
-from dit_accel.planning.profile import Profile, ProfileError, ProfileKey
+from dit_accel.planning.profile import Profile, ProfileError
 from dit_accel.planning.sampler import coefficients_of
 
-DECISIONS = 16  # that are kept, the oldest goes: every prompt has one of its own
+MAX_CHOICES = 16  # that are remembered, as every prompt has its own; the oldest is dropped
+Size = tuple[int, int, int]  # height, width and frames of a clip
 
 
 class RunController:
-    """A course (`courses.Course`) that decides when a run begins.
+    """Chooses a plan for every run of a pipeline. A `Controller`.
 
     Args:
         pipe, family: what it runs on.
         profile: None: the first run is recorded.
-        quality, speedup: one of them.
-        guard: whether the guard may override plans.
-        static: whether every run of the same steps does exactly the same: no guard.
-        force: whether a profile of one part serves a run of another guidance.
-        remarks: what the report says of every run.
+        target: a quality or a speedup.
+        guard: whether the guard may abandon plans.
+        static: whether all runs of the same steps do the same, without host syncs and guard.
+        force: whether a profile of one branch is used at another guidance.
+        use_text: whether the plan depends on the prompt, where the profile knows prompts.
+        choice: what was chosen before the run.
+        remarks: notes of every run; with any of them the profile is not trusted.
     """
 
     def __init__(
-        self, pipe: Any, family: Family, profile: Profile | None, *,
-        quality: float | None, speedup: float | None, guard: bool = True, static: bool = False,
-        force: bool = False, remarks: tuple[str, ...] = (),
+        self, pipe: Any, family: Family, profile: Profile | None, target: selection.Target, *,
+        guard: bool = True, static: bool = False, force: bool = False, use_text: bool = True,
+        choice: PlanChoice | None = None, remarks: tuple[str, ...] = (),
     ) -> None:  # fmt: skip
-        self.pipe, self.family, self.profile = pipe, family, profile
-        self.quality, self.speedup, self.static = quality, speedup, static
-        self.guard = guard and not static
-        self.force, self.remarks = force, remarks
-        self.choice: PlanChoice | None = None
-        self.guarded = GuardedPolicy(Plan(1, {}), [0.0])
-        self._decisions: dict[tuple[Any, ...], PlanChoice] = {}
-        self._text: torch.Tensor | None = None  # pooled, of the run's prompts
-        self._size: tuple[int, int, int] | None = None  # height, width, frames of the run's clips
-        self._carried: tuple[str, ...] = ()
-        self._recorder: FirstRunRecorder | None = None
+        self.pipe, self.family, self.profile, self.target = pipe, family, profile, target
+        self.guard, self.static, self.force, self.use_text = guard, static, force, use_text
+        self.choice, self.remarks = choice, remarks
+        self._choices: dict[tuple[Any, ...], PlanChoice] = {}
+        self._recording: RecordingPolicy | None = None
 
-    @property
-    def needs_error(self) -> bool:
-        """As the run's steering."""
-        return self.guarded.needs_error
-
-    @property
-    def checks_finite(self) -> bool:
-        """Unless it is static."""
-        return not self.static
-
-    @property
-    def branch_weights(self) -> tuple[float, ...]:
-        """Of the run that is under way."""
-        return self.guarded.branch_weights
-
-    @property
-    def min_bits(self) -> int:
-        """That kept values of the run under way may be packed into."""
-        return self.choice.min_bits if self.choice is not None else BITS[0]
-
-    def begin(self, total: int | None) -> None:
-        """Decide for the run that begins.
+    def start(self, run: RunInfo) -> Policy:
+        """The policy of a run.
 
         Raises:
-            ValueError: the target or the profile does not suit this run.
+            ValueError: the target or the profile does not suit it.
         """
-        schedule = coefficients_of(self.pipe.scheduler, self._mix())
-        self._carried = ()
-        selection.check_num_steps(schedule.num_steps)
-        if self.profile is None and self._recorder is not None and self._recorder.whole:
-            self.profile = self._recorder.profile()
+        weights = selection.branch_weights(
+            self.profile, run.guidance, separate=self.family.branches == "separate",
+            force=True,  # another guidance is refused, or noted, by `_guidance_notes`
+        )  # fmt: skip
+        coefficients = coefficients_of(self.pipe.scheduler, weights)
+        selection.check_num_steps(coefficients.num_steps)
+        recording, self._recording = self._recording, None
+        if self.profile is None and recording is not None and recording.recorder.whole:
+            self.profile = recording.recorder.profile()
         if self.profile is None:
-            self._recorder = FirstRunRecorder(schedule, self._identity(schedule))
-            self.choice = None
-            self.guarded = GuardedPolicy(
-                Plan(schedule.num_steps, {}),
-                schedule.timesteps.tolist(),
-                schedule.branch_weights,
-                guard=False,
-            )
-            return
-        self._recorder = None
-        self._check_guidance(self.profile.key)
-        text = self._text if self.profile.difficulty is not None else None
-        resized = self._size is not None and not self.profile.key.of_size(*self._size)
+            self._recording = self._record(run, coefficients)
+            return self._recording
+        size = self._size_of(run.latents)
+        notes = self._guidance_notes(self.profile, run.guidance)
+        choice, more = self._choose(self.profile, coefficients, run, size)
+        notes += self._transfer_notes(self.profile, coefficients, run.guidance, size)
+        policy = GuardedPolicy.of(
+            choice, guard=self.guard, static=self.static, trusted=not self.remarks,
+            remarks=(*self.remarks, *notes, *more),
+        )  # fmt: skip
+        return policy.start(run)
+
+    def _record(self, run: RunInfo, coefficients: SamplerCoefficients) -> RecordingPolicy:
+        key = identify(
+            self.pipe, steps=coefficients.num_steps, parts=len(coefficients.branch_weights),
+            guidance=run.guidance,
+        )  # fmt: skip
+        recorder = FirstRunRecorder(coefficients, key)
+        return RecordingPolicy(recorder, run.guidance, self.family.branches)
+
+    def _choose(
+        self, profile: Profile, coefficients: SamplerCoefficients, run: RunInfo, size: Size | None
+    ) -> tuple[PlanChoice, tuple[str, ...]]:
+        """The plan of a run, and a note where it is not the one that was chosen before the run."""
+        if self.choice is not None and _is_of(self.choice, coefficients):
+            return self.choice, ()
+        notes = () if self.choice is None else ("Chosen anew: the run has other timesteps.",)
+        text = self._text_of(profile, run)
         key: tuple[Any, ...] = (
-            tuple(schedule.timesteps.tolist()), tuple(schedule.coefficients.tolist()),
-            schedule.branch_weights, resized,
+            tuple(coefficients.timesteps.tolist()), tuple(coefficients.coefficients.tolist()),
+            coefficients.branch_weights, size is not None and not profile.key.of_size(*size),
             None if text is None else tuple(text.flatten().tolist()),
         )  # fmt: skip
-        if key not in self._decisions:
-            if len(self._decisions) >= DECISIONS:
-                del self._decisions[next(iter(self._decisions))]
-            self._decisions[key] = selection.choose(
-                self.profile, schedule, selection.Target(self.quality, self.speedup),
-                static=self.static, text=text, size=self._size,
-            )  # fmt: skip
-        self.choice = self._decisions[key]
-        self.guarded = GuardedPolicy.of(self.choice, guard=self.guard)
-        self.guarded.trusted = not self.remarks
-        self.guarded.begin(total)
-        self._carry(self.profile.key, schedule)
-
-    def hear(self, part: int, value: torch.Tensor) -> None:
-        """A fresh part of the guided prediction."""
-        if self._recorder is not None:
-            self._recorder.hear(part, guided(value, self._guidance(), self.family.branches))
-
-    def hear_text(self, text: Any) -> None:
-        """What the run's first forward is given, before it is decided."""
-        self._text = None
-        if self.profile is not None and self.profile.difficulty is not None:
-            said = conditional(text, self._guidance(), self.family.branches)
-            self._text = pooled(said) if said is not None else None
-
-    def hear_latents(self, latents: torch.Tensor) -> None:
-        """What the run's first forward is given, before it is decided: its clips' size."""
-        self._size = self._size_of(latents)
-
-    def hear_start(self, latents: torch.Tensor) -> None:
-        """The noise that the run starts from."""
-        if self._recorder is not None:
-            start = guided(latents, self._guidance(), self.family.branches)
-            self._recorder.start = start.detach().float().cpu().flatten()
-
-    def extrapolation_at(self, step: int) -> Extrapolation | None:
-        """As steered."""
-        return self.guarded.extrapolation_at(step)
-
-    def observe(
-        self, step: int, extrapolation_error: float | None, lean: float | None = None
-    ) -> None:
-        """To the steering."""
-        self.guarded.observe(step, extrapolation_error, lean)
-
-    def on_lost_value(self, step: int, why: str) -> None:
-        """To the steering."""
-        self.guarded.on_lost_value(step, why)
-
-    def on_suspicious(self, step: int, why: str) -> None:
-        """To the steering."""
-        self.guarded.on_suspicious(step, why)
-
-    def on_invalid(self, step: int, why: str) -> None:
-        """To the steering."""
-        self.guarded.on_invalid(step, why)
-
-    def needed_steps(self, step: int) -> tuple[int, ...]:
-        """As steered."""
-        return self.guarded.needed_steps(step)
-
-    def notes(self) -> tuple[str, ...]:
-        """What was carried over or overridden."""
-        found = [*self.remarks, *self._carried]
-        if self._recorder is not None:
-            found.append(
-                "No profile was found: this run was computed whole and recorded; the next ones are "
-                "planned from it. `dit-accel calibrate` measures a profile once for all."
+        if key not in self._choices:
+            if len(self._choices) >= MAX_CHOICES:
+                del self._choices[next(iter(self._choices))]
+            self._choices[key] = selection.choose(
+                profile, coefficients, self.target, static=self.static, text=text, size=size
             )
-        if self.choice is not None:
-            found += self.choice.notes
-        return (*found, *self.guarded.notes())
+        return self._choices[key], notes
 
-    def prediction(self) -> dict[str, float | None] | None:
-        """What is expected of the run; JSON-able: None where exact.
-
-        Nothing is, where no profile is there yet, or the guard has left the plan or its weights.
-        """
-        left = self.guarded.tripped is not None or self.guarded.distrusts
-        if self.choice is None or self.choice.prediction is None or left:
+    def _text_of(self, profile: Profile, run: RunInfo) -> torch.Tensor | None:
+        """`(B, T)`: the pooled prompts of a run, where the plan depends on them."""
+        if profile.difficulty is None or self.static or not self.use_text:
             return None
-        found: dict[str, float | None] = dataclasses.asdict(self.choice.prediction)
-        return {k: v if v is not None and math.isfinite(v) else None for k, v in found.items()}
+        text = conditional(run.text, run.guidance, self.family.branches)
+        return pooled(text) if text is not None else None
 
-    def _guidance(self) -> float:
-        return float(getattr(self.pipe, "guidance_scale", 1.0) or 1.0)
-
-    def _check_guidance(self, mine: ProfileKey) -> None:
-        """A profile of one part is of one guidance."""
-        here = self._guidance()
-        if mine.parts > 1 or abs(mine.guidance - here) < 1e-6:
-            return
-        difference = f"guidance is {mine.guidance:g} in the profile, {here:g} here"
+    def _guidance_notes(self, profile: Profile, here: float) -> tuple[str, ...]:
+        """A profile of one branch is of one guidance: refuse another, or note it where forced."""
+        key = profile.key
+        if key.parts > 1 or abs(key.guidance - here) < 1e-6:
+            return ()
+        difference = f"guidance is {key.guidance:g} in the profile, {here:g} here"
         if not self.force:
             raise ProfileError(
                 f"{difference}, and plans of one part do not carry over: calibrate at this "
                 "guidance, or force it"
             )
-        self._carried = (f"The profile was forced: {difference}.",)
+        return (f"The profile was forced: {difference}.",)
 
-    def _carry(self, mine: ProfileKey, schedule: SamplerCoefficients) -> None:
-        """Note over what the profile is carried."""
+    def _transfer_notes(
+        self, profile: Profile, coefficients: SamplerCoefficients, guidance: float,
+        size: Size | None,
+    ) -> tuple[str, ...]:  # fmt: skip
+        """What differs between calibration and this run, and is transferred."""
+        key = profile.key
         transformer = next(iter(transformers_of(self.pipe, self.family).values()))
-        dtype = str(transformer.dtype).removeprefix("torch.") if mine.dtype else ""
-        guidance = self._guidance() if mine.parts > 1 and mine.guidance else mine.guidance
-        here = dataclasses.replace(mine, steps=schedule.num_steps, guidance=guidance, dtype=dtype)
-        if self._size is not None and not mine.of_size(*self._size):
-            height, width, frames = self._size
+        dtype = str(transformer.dtype).removeprefix("torch.") if key.dtype else ""
+        guidance = guidance if key.parts > 1 and key.guidance else key.guidance
+        here = dataclasses.replace(
+            key, steps=coefficients.num_steps, guidance=guidance, dtype=dtype
+        )
+        if size is not None and not key.of_size(*size):
+            height, width, frames = size
             here = dataclasses.replace(here, height=height, width=width, frames=frames)
-        self._carried += tuple(f"Carried over: {what}." for what in mine.carried(here))
+        return tuple(f"Carried over: {what}." for what in key.carried(here))
 
-    def _size_of(self, latents: torch.Tensor) -> tuple[int, int, int] | None:
-        """Of a clip with latents `(B, C, F, h, w)` or `(B, F, C, h, w)`; None where these do not
-        tell."""
+    def _size_of(self, latents: torch.Tensor | None) -> Size | None:
+        """Of a clip with latents `(B, C, F, h, w)` or `(B, F, C, h, w)`; None where the latents do
+        not say it (they are packed), or the pipeline does not."""
         scale = getattr(self.pipe, "vae_scale_factor_spatial", None)
-        frames = self._frames(latents) if latents.ndim == 5 else None  # else packed
-        if not scale or frames is None:
+        per_latent = getattr(self.pipe, "vae_scale_factor_temporal", None)
+        if latents is None or latents.ndim != 5 or not scale or not per_latent:
             return None
+        config = next(iter(transformers_of(self.pipe, self.family).values())).config
+        channels = getattr(config, "out_channels", None) or getattr(config, "in_channels", None)
+        if channels not in latents.shape[1:3]:
+            return None
+        frames = (latents.shape[2 if latents.shape[1] == channels else 1] - 1) * per_latent + 1
         height, width = (int(side * scale) for side in latents.shape[-2:])
         return height, width, frames
 
-    def _frames(self, latents: torch.Tensor) -> int | None:
-        """Of a clip with latents `(B, C, F, h, w)` or `(B, F, C, h, w)`, where it is known."""
-        scale = getattr(self.pipe, "vae_scale_factor_temporal", None)
-        transformer = next(iter(transformers_of(self.pipe, self.family).values()))
-        channels = getattr(transformer.config, "out_channels", None)
-        channels = channels or getattr(transformer.config, "in_channels", None)
-        if not scale or channels not in latents.shape[1:3]:
-            return None
-        return (latents.shape[2 if latents.shape[1] == channels else 1] - 1) * scale + 1
 
-    def _mix(self) -> tuple[float, ...]:
-        return selection.branch_weights(
-            self.profile,
-            self._guidance(),
-            separate=self.family.branches == "separate",
-            force=True,  # another guidance is refused, or noted, by `_check_guidance`
+class RecordingPolicy(Policy):
+    """Computes every step of a first run, and records the components of its predictions.
+
+    Args:
+        recorder: makes a profile of them.
+        guidance, branches: as of `guided`.
+    """
+
+    def __init__(self, recorder: FirstRunRecorder, guidance: float, branches: str) -> None:
+        self.recorder, self.guidance, self.branches = recorder, guidance, branches
+        self.branch_weights = recorder.schedule.branch_weights
+
+    @property
+    def planned(self) -> tuple[int, ...]:
+        """Every step."""
+        return tuple(range(self.recorder.schedule.num_steps))
+
+    def on_noise(self, noise: torch.Tensor) -> None:
+        """Record it."""
+        start = guided(noise, self.guidance, self.branches)
+        self.recorder.start = start.detach().float().cpu().flatten()
+
+    def on_output(self, step: int, component: int, value: torch.Tensor) -> None:
+        """Record it."""
+        self.recorder.hear(component, guided(value, self.guidance, self.branches))
+
+    def notes(self) -> tuple[str, ...]:
+        """That this run was recorded."""
+        return (
+            "No profile was found: this run was computed whole and recorded; the next ones are "
+            "planned from it. `dit-accel calibrate` measures a profile once for all.",
         )
 
-    def _identity(self, schedule: SamplerCoefficients) -> ProfileKey:
-        return identify(
-            self.pipe,
-            steps=schedule.num_steps,
-            parts=len(schedule.branch_weights),
-            guidance=self._guidance(),
-        )
+
+def _is_of(choice: PlanChoice, coefficients: SamplerCoefficients) -> bool:
+    """Whether a plan was chosen for these timesteps and branch weights."""
+    here = coefficients.timesteps.tolist()
+    return (
+        len(choice.timesteps) == len(here)
+        and len(choice.branch_weights) == len(coefficients.branch_weights)
+        and all(map(_is_close, choice.timesteps, here))
+        and all(map(_is_close, choice.branch_weights, coefficients.branch_weights))
+    )
+
+
+def _is_close(one: float, other: float) -> bool:
+    return math.isclose(one, other, rel_tol=1e-3, abs_tol=1e-6)  # profiles round timesteps

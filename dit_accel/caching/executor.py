@@ -1,23 +1,13 @@
-"""Carries out forecasts at the denoiser's output: computes and keeps a prediction, or serves one.
+"""Carries out a policy at the denoiser's output: computes and caches, or extrapolates.
 
-At the output every family is alike: one tensor a branch and step, whatever lies inside. Which steps
-are served, and by what, is asked of a `Policy`, once a step; a plan is the simplest one. A
-prediction is kept for as long as the course may still read it. Where a forecast cannot be made
-(what it reads is not kept, or has another shape), the step is computed, and counted as such.
-
-Where a forecast has two parts, the second branch of classifier-free guidance is kept and served as
-its difference from the first, which the pipeline asks for before it.
-
-What `caching/monitor.py` measures on the way is told to the course when the next step begins, and
-what
-cannot be right (latents that jump, another text) at once.
-
-A kept value that is not finite is never served: the step is computed, and the value is put back, so
-that the plan can go on. Where nothing is measured the values are looked at before they are served,
-at the same price; where the device may not be read at all, what was served is added up there and
-looked at when the run is over, and the report tells.
-
-Holds no formula: planning/plan.py and the course decide, core/extrapolation.py combines.
+Goes in: every forward of a session. Comes out: its output, computed or a weighted sum of computed
+ones. A value is cached for as long as a later step may use it. With two components (`cond`, and
+`uncond - cond`) the second branch of guidance is cached and extrapolated as its difference from the
+first. Where a value that an extrapolation needs is missing, the step is computed, and a note says
+so. A value that is not finite is never used: with `needs_error` or `checks_finite` it is found
+before its step and restored; without them the sum of what was extrapolated is read after the run,
+for the note. It decides nothing and holds no formula: the policy decides, `core/extrapolation.py`
+combines. The output is one tensor in every family, so this works with any transformer. Ours.
 """
 
 from __future__ import annotations
@@ -28,223 +18,231 @@ from typing import Any
 
 import torch
 
+from dit_accel.caching.engine import CacheMemory, Engine
 from dit_accel.caching.monitor import LostValues, Monitor
-from dit_accel.caching.policy import Policy
+from dit_accel.caching.policy import ComputeAll, Controller, Policy
 from dit_accel.caching.store import BranchStore, TensorStore
 from dit_accel.core import extrapolation
-from dit_accel.core.report import OUTPUT_SITE, SiteReport
-from dit_accel.core.session import Session
+from dit_accel.core.report import CacheSite, SiteReport
+from dit_accel.core.session import Forward, ForwardCall, Session
 from dit_accel.planning.plan import Extrapolation
 
 
-class PlanExecutor:
-    """Answers the forwards of a session by a course; an observer of it."""
+class PlanExecutor(Engine):
+    """Answers the forwards of a session by a policy.
 
-    def __init__(self, session: Session, policy: Policy) -> None:
-        self.session, self.policy = session, policy
-        self.watch, self.losses = Monitor(session), LostValues(session)
-        self.kept = TensorStore()  # parts, by step
-        self.start = self.kept.noise  # that a role started from
-        self.done: dict[tuple[str, str], dict[int, bool]] = {}  # was it computed, by step
-        self._unmade: set[int] = set()  # steps whose forecasts could not be made
-        self.host_syncs = 0
-        self.min_bits: Callable[[], int] = lambda: self.kept.fewest  # of a kept value
-        self.heard: Callable[[int, torch.Tensor], None] = lambda part, value: None
-        self.heard_start: Callable[[torch.Tensor], None] = lambda latents: None
-        self.heard_text: Callable[[Any], None] = lambda text: None
-        self.heard_latents: Callable[[torch.Tensor], None] = lambda latents: None
+    Args:
+        session: of the pipeline.
+        controller: gives every run its policy.
+        cache_memory: bytes that cached values may take on the device; None: no bound.
+    """
+
+    site: CacheSite = "output"
+
+    def __init__(
+        self, session: Session, controller: Controller, cache_memory: int | None = None
+    ) -> None:
+        self.session, self.controller = session, controller
+        self.policy: Policy = ComputeAll()  # of the current run
+        self.monitor, self.lost = Monitor(session), LostValues(session)
+        self.store = TensorStore(cache_memory)  # components, by role and branch, by step
+        self.computed: dict[tuple[str, str], dict[int, bool]] = {}  # by transformer and branch
+        self._missing: set[int] = set()  # steps whose extrapolation lacked a value
         self._form: Callable[[torch.Tensor], Any] = _as_tuple
-        self._forget()
+        self.clear()
 
-    def _forget(self) -> None:
-        self.kept.clear()
-        self._now: dict[str, torch.Tensor] = {}  # this step's first part, by role
-        self._served_sum: torch.Tensor | None = None  # of all that was served, where none is read
-        self._served: Extrapolation | None = None
-        self.watch.forget()
-        self.losses.forget()
+    def clear(self) -> None:
+        """Free the cached values, and what was measured."""
+        self.store.clear()
+        self._first: dict[str, torch.Tensor] = {}  # this step's first branch, by role
+        self._extrapolated_sum: torch.Tensor | None = None  # only where nothing is checked
+        self._extrapolation: Extrapolation | None = None  # of this step
+        self.monitor.reset()
+        self.lost.reset()
 
-    def answer(self, forward: Callable[[], Any]) -> Any:
-        """The forward's output: computed, or forecast in the form that it had before."""
-        session = self.session
-        first = session.role not in self._now
-        part = 0 if first or len(self.policy.branch_weights) == 1 else 1
-        if not first and self.policy.needs_error and self.watch.text_changed(session.branch):
-            self.policy.on_invalid(session.step - 1, "the text changed")
-            self._served = self.policy.extrapolation_at(session.step)
-        kept = self.kept.shelf(session.role, session.branch)
-        value = self._serve(part, kept) if self._served is not None else None
-        done = self.done.setdefault((session.transformer, session.branch), {})
-        done[session.step] = value is None
-        if value is None and self._served is not None:
-            self._unmade.add(session.step)
-        if value is None:
-            output = forward()
+    def around(self, call: ForwardCall, forward: Forward) -> Any:
+        """The output: extrapolated in the form that it had last, or computed and cached."""
+        session, policy = self.session, self.policy
+        first = session.role not in self._first
+        component = 0 if first or len(policy.branch_weights) == 1 else 1
+        if not first and policy.needs_error and self.monitor.text_changed(session.branch):
+            policy.on_invalid(session.step - 1, "the text changed")
+            self._extrapolation = policy.extrapolation_at(session.step)
+        cached = self.store.branch(session.role, session.branch)
+        value = self._extrapolate(component, cached)
+        computed = self.computed.setdefault((call.transformer, session.branch), {})
+        computed[session.step] = value is None
+        if value is not None:
+            output = self._form(value)
+        else:
+            if self._extrapolation is not None:
+                self._missing.add(session.step)
+            output = forward(call)
             self._form = _form_of(output)
             value = output[0]
-            self._keep(part, kept, value, first=first)
-        else:
-            output = self._form(value)
-            if not (self.policy.needs_error or self.policy.checks_finite):
-                whole = value.sum(dtype=torch.float32)
-                self._served_sum = whole if self._served_sum is None else self._served_sum + whole
+            self._store(component, cached, value, first=first)
         if first:
-            self._now[session.role] = value
+            self._first[session.role] = value
         return output
 
-    def _serve(self, part: int, kept: BranchStore) -> torch.Tensor | None:
-        """The forecast of one branch; None where what it reads is not there."""
-        served = self._served
-        assert served is not None
-        weights = served.weights[min(part, len(served.weights) - 1)]
-        start = self.start.get(self.session.role)
-        adds = part == 0 and (
-            isinstance(served.noise_weight, torch.Tensor) or served.noise_weight != 0.0
-        )
-        if not all(step in kept for step in weights) or (adds and start is None):
+    def _extrapolate(self, component: int, cached: BranchStore) -> torch.Tensor | None:
+        """The value of one branch; None where it is to be computed, or a value is missing."""
+        planned = self._extrapolation
+        if planned is None:
             return None
-        values = [kept[step] for step in weights]
-        factors = list(weights.values())
-        if adds and start is not None:
-            values, factors = [*values, start], [*factors, served.noise_weight]
-        if part == 1:
-            values, factors = [self._now[self.session.role], *values], [1.0, *factors]
-        return extrapolation.weighted_sum(
-            [_over_rows(factor, values[0]) for factor in factors], values
-        )
+        weights = planned.weights[min(component, len(planned.weights) - 1)]
+        noise = self.store.noise.get(self.session.role)
+        weighted = isinstance(planned.noise_weight, torch.Tensor) or planned.noise_weight != 0.0
+        with_noise = component == 0 and weighted
+        if not all(step in cached for step in weights) or (with_noise and noise is None):
+            return None
+        values, factors = [cached[step] for step in weights], list(weights.values())
+        if with_noise and noise is not None:
+            values, factors = [*values, noise], [*factors, planned.noise_weight]
+        if component == 1:
+            values, factors = [self._first[self.session.role], *values], [1.0, *factors]
+        factors = [_over_rows(factor, values[0]) for factor in factors]
+        value = extrapolation.weighted_sum(factors, values)
+        if not (self.policy.needs_error or self.policy.checks_finite):
+            total = value.sum(dtype=torch.float32)
+            before = self._extrapolated_sum
+            self._extrapolated_sum = total if before is None else before + total
+        return value
 
-    def _keep(self, part: int, kept: BranchStore, value: torch.Tensor, *, first: bool) -> None:
-        """Keep a fresh prediction, and have it compared with the line of those before."""
-        session = self.session
-        fresh = value - self._now[session.role] if part == 1 else value
-        if not kept.holds_only(fresh.shape):
-            kept.clear()
-        if first and session.step == 0 and _alike(session.latents, value):
-            self.start[session.role] = session.latents.clone()
-            self.heard_start(session.latents)
-        self.heard(part, fresh)
-        before = sorted((step for step in kept if step < session.step), reverse=True)[:2]
-        kept[session.step] = fresh
-        self.losses.put_back(kept)
-        if not self.policy.needs_error or (part == 0 and not first):
-            return  # one part for several branches: the first speaks for all
-        known = before if len(before) == 2 else []
-        line = [(s, kept[s]) for s in known]
-        self.watch.compare(part, self.policy.branch_weights[part], fresh, line)
+    def _store(
+        self, component: int, cached: BranchStore, value: torch.Tensor, *, first: bool
+    ) -> None:
+        """Cache a fresh value, and compare it with the line through those before it."""
+        session, policy = self.session, self.policy
+        fresh = value - self._first[session.role] if component == 1 else value
+        if not cached.holds_only(fresh.shape):  # of a run of another size
+            cached.clear()
+        if first and session.step == 0 and _same_space(session.latents, value):
+            self.store.noise[session.role] = session.latents.clone()
+            policy.on_noise(session.latents)
+        main = first or component == 1  # with one component the first branch speaks for all
+        if main:
+            policy.on_output(session.step, component, fresh)
+        before = sorted((step for step in cached if step < session.step), reverse=True)[:2]
+        cached[session.step] = fresh
+        self.lost.restore(cached)
+        if policy.needs_error and main:
+            line = [(s, cached[s]) for s in before] if len(before) == 2 else []
+            self.monitor.compare(component, policy.branch_weights[component], fresh, line)
 
-    # --- observer of the session ---
+    # --- runs and steps ---
 
-    def run_begins(self, total: int | None) -> None:
-        """Forget the last run.
+    def run_begins(self, num_steps: int | None) -> None:
+        """Forget the last run, and ask the controller for the policy of this one.
 
         Raises:
-            ValueError: the course is for another number of steps.
+            ValueError: nothing can be decided for this run.
         """
-        self._forget()
-        self.heard_text(self.session.text)
-        self.heard_latents(self.session.latents)
-        self.policy.begin(total)
-        self.done.clear()
-        self._unmade.clear()
+        self.clear()
+        self.policy = self.controller.start(self.session.run)
+        self.computed.clear()
+        self._missing.clear()
         self.host_syncs = 0
-        self.kept.begin(self.min_bits())
+        self.store.begin(self.policy.min_bits)
 
     def step_begins(self, step: int) -> None:
-        """Read what was measured, ask the course, and free what is not read again."""
+        """Read what was measured, ask the policy, and free what no later step uses."""
         policy = self.policy
         if policy.needs_error:
-            if self.watch.text_changed(""):
+            if self.monitor.text_changed(""):
                 policy.on_invalid(step - 1, "the text changed")
-            if self._now:
+            if self._first:
                 self._measure(step)
-            self.watch.see()
-        self._now = {}
-        self.watch.next_step()
+            self.monitor.note_latents()
+        self._first = {}
+        self.monitor.next_step()
         planned = policy.extrapolation_at(step)
-        self._served = None if self.session.changes(step) else planned
-        if self._served is not None and policy.checks_finite and not policy.needs_error:
-            self._lose(step - 1, torch.stack(self.kept.sums()).tolist())
+        self._extrapolation = None if self.session.changes_denoiser(step) else planned
+        if self._extrapolation is not None and policy.checks_finite and not policy.needs_error:
+            self._drop_invalid(step - 1, torch.stack(self.store.sums()).tolist())
             self.host_syncs += 1
-        if self.losses:
-            self._served = None
-        read = {*policy.needed_steps(step - 1)}
-        for kept in self.kept.values():
-            recent = sorted(kept)[-2:] if self.policy.needs_error else []  # for the next surprise
-            for old in [old for old in kept if old not in read and old not in recent]:
-                del kept[old]
+        if self.lost:  # a fresh value is needed to restore what was lost
+            self._extrapolation = None
+        self._free(step)
 
-    def forward_ends(self, transformer: str) -> None:
-        """Nothing to do."""
+    def _free(self, step: int) -> None:
+        needed = {*self.policy.needed_steps(step - 1)}
+        for cached in self.store.values():
+            line = sorted(cached)[-2:] if self.policy.needs_error else []  # of the next comparison
+            for old in [old for old in cached if old not in needed and old not in line]:
+                del cached[old]
 
     def _measure(self, step: int) -> None:
-        """Tell the course of the step before this one: one read of the device for all there is."""
-        policy, before = self.policy, step - 1
-        found = self.watch.read(step, self.kept.sums())
+        """Report the step before this one to the policy, in one host sync."""
+        before = step - 1
+        found = self.monitor.read(step, self.store.sums())
         self.host_syncs += 1
-        self._lose(before, found.sums)
+        self._drop_invalid(before, found.sums)
         if found.computed:
-            policy.observe(before, found.extrapolation_error, found.lean)
+            self.policy.observe(before, found.extrapolation_error, found.trust)
         if found.jumped:
-            policy.on_suspicious(before, "the latents jumped")
+            self.policy.on_suspicious(before, "the latents jumped")
 
-    def _lose(self, before: int, sums: Sequence[float]) -> None:
-        """Drop what is not finite, and tell the course."""
-        places = self.kept.places()
-        lost = self.losses.drop(self.kept, places, sums[: len(places)])
+    def _drop_invalid(self, before: int, sums: Sequence[float]) -> None:
+        """Drop what is not finite, and report it to the policy; `sums` as of `TensorStore.sums`."""
+        places = self.store.places()
+        lost = self.lost.drop(self.store, places, sums[: len(places)])
         if not all(map(math.isfinite, sums[len(places) :])):
-            self.start.clear()
-            self.policy.on_invalid(before, "the noise that was kept was not finite")
+            self.store.noise.clear()
+            self.policy.on_invalid(before, "the cached noise was not finite")
         elif lost:
-            self.policy.on_lost_value(before, "a kept value was not finite")
-
-    def settle(self) -> None:
-        """Nothing is left to read: the last step's surprise steers nothing."""
+            self.policy.on_lost_value(before, "a cached value was not finite")
 
     # --- for the report ---
 
+    @property
+    def memory(self) -> CacheMemory:
+        """As counted by the store."""
+        return self.store.memory
+
+    @property
+    def planned(self) -> tuple[int, ...]:
+        """By the policy."""
+        return self.policy.planned
+
+    @property
+    def prediction(self) -> dict[str, float | None] | None:
+        """By the policy."""
+        return self.policy.prediction
+
     def site_reports(self) -> tuple[SiteReport, ...]:
-        """What was done in every branch of the last run."""
+        """One a transformer and branch."""
         return tuple(
             SiteReport(
-                transformer, branch, OUTPUT_SITE,
-                tuple(step for step, computed in done.items() if computed), (), {},
-                tuple(step for step, computed in done.items() if not computed),
+                transformer, branch, self.site,
+                computed=tuple(step for step, computed in steps.items() if computed),
+                extrapolated=tuple(step for step, computed in steps.items() if not computed),
             )
-            for (transformer, branch), done in self.done.items()
+            for (transformer, branch), steps in self.computed.items()
         )  # fmt: skip
 
     def notes(self) -> tuple[str, ...]:
-        """The course's, and which forecasts could not be made."""
+        """The policy's, those of missing values, and the store's."""
         found = [*self.policy.notes()]
-        if self._unmade:
-            steps = ", ".join(map(str, sorted(self._unmade)))
+        if self._missing:
+            steps = ", ".join(map(str, sorted(self._missing)))
+            found.append(f"Computed although planned otherwise, as a value was missing: {steps}.")
+        total = self._extrapolated_sum
+        if total is not None and not math.isfinite(float(total)):
             found.append(
-                f"Computed although planned to be served, as what is read was not there: {steps}."
+                "An extrapolated value was not finite, and the clip is broken: without host syncs "
+                "this cannot be found during the run."
             )
-        if self._served_sum is not None and not math.isfinite(float(self._served_sum)):
-            found.append(
-                "A served value was not finite, and the clip is spoilt: the device is not read on "
-                "the way here, so that it could not be told in time."
-            )
-        return (*found, *self.kept.notes())
-
-    @property
-    def kept_bytes(self) -> int:
-        """The most that kept values held on the device."""
-        return self.kept.most_held
-
-    def clear(self) -> None:
-        """Free what is kept."""
-        self._forget()
+        return (*found, *self.store.notes())
 
 
-def _alike(latents: Any, value: torch.Tensor) -> bool:
-    """Whether what the denoiser was given lies in the space of what it predicts."""
+def _same_space(latents: Any, value: torch.Tensor) -> bool:
+    """Whether the denoiser's input has the shape of its prediction: then it is noise at step 0."""
     return isinstance(latents, torch.Tensor) and latents.shape == value.shape
 
 
 def _over_rows(factor: float | torch.Tensor, like: torch.Tensor) -> float | torch.Tensor:
-    """Weights by row, `(P,)`, as they are broadcast over P rows, or over P in each branch."""
+    """Weights by row, `(P,)`, broadcast over P rows, or over P rows in each of two branches."""
     if not isinstance(factor, torch.Tensor):
         return factor
     rows = factor.to(like.device, torch.promote_types(like.dtype, torch.float32))
@@ -252,7 +250,7 @@ def _over_rows(factor: float | torch.Tensor, like: torch.Tensor) -> float | torc
 
 
 def _form_of(output: Any) -> Callable[[torch.Tensor], Any]:
-    """How a prediction is handed back: as the tuple or the output class that it came in."""
+    """What a prediction is returned as: a tuple, or the output class that it came in."""
     return _as_tuple if isinstance(output, tuple) else type(output)
 
 

@@ -1,15 +1,12 @@
-"""What is found on the way at the denoiser's output: surprises, losses, jumps and other texts.
+"""Measures a run at the denoiser's output: extrapolation errors, lost values, jumps, other texts.
 
-At every computed step the line through the last two predictions is compared with the fresh one: the
-*surprise*, of the guided prediction. It stays on the device until the next step begins, and is read
-there together with whether all that is kept is finite and how fast the latents moved: one transfer
-a step.
-
-A kept value that is not finite is put back from its neighbours, the fresh one among them.
-
-Decides nothing: `caching/executor.py` tells a course what was found. Holds no formula:
-core/extrapolation.py
-combines, core/drift.py measures.
+Goes in: fresh predictions, and the cached values that a line goes through. Comes out: `StepMetrics`
+once a step. At every computed step the line through the last two predictions is compared with the
+fresh guided prediction. The result stays on the device until the next step begins. It is read there
+together with sums that show whether cached values are finite, and with the speed of the latents:
+one host sync a step. `LostValues` restores a value that is not finite from its neighbours. It
+decides nothing, and holds no formula: `core/extrapolation.py` combines, `core/drift.py` measures.
+Ours; there is no source.
 """
 
 from __future__ import annotations
@@ -23,48 +20,58 @@ import torch
 from dit_accel.core import drift, extrapolation
 from dit_accel.core.session import Session
 
-NEIGHBOURS = 3  # kept values that a lost one is put back from
-MAX_SPEED_RATIO = 3.0  # times as fast as in the step before: no sampler moves its latents so
+NEIGHBOURS = 3  # cached values that a lost one is restored from
+MAX_SPEED_RATIO = 3.0  # to the step before: no sampler speeds its latents up so much
 Branch = tuple[str, str]  # role and branch
 
 
 @dataclass(frozen=True)
 class StepMetrics:
-    """Of one step: was it computed; its surprise and lean, None where there was no line (or not
-    finite where a prediction was not); did the latents jump after it; the sums that were asked for.
+    """What was measured of one step.
+
+    Args:
+        computed: whether it was computed.
+        extrapolation_error: of the line, relative; None where there was no line, not finite where a
+            prediction was not.
+        trust: the share of the line's rise that was right; None where there was no line.
+        jumped: whether the latents jumped after it.
+        sums: the numbers that were to be read with it.
     """
 
     computed: bool
     extrapolation_error: float | None
-    lean: float | None
+    trust: float | None
     jumped: bool
     sums: Sequence[float]
 
 
 class Monitor:
-    """Measures a run as it goes; reads the device once a step, when it is asked to."""
+    """Measures a run; reads the device once a step, in `read`."""
 
     def __init__(self, session: Session) -> None:
         self.session = session
-        self.forget()
+        self.reset()
 
-    def forget(self) -> None:
-        """A run begins."""
+    def reset(self) -> None:
+        """A run begins: forget the last one."""
         self._latents: torch.Tensor | None = None  # at the step before
         self._speed: float | None = None
-        self._texts: dict[str, tuple[torch.Tensor | None, int]] = {}  # and how often it was
-        # written to, by branch; "" is a step's first
+        # The text and its version, by branch; "" is the first branch of a step, before it is known.
+        self._texts: dict[str, tuple[torch.Tensor | None, int]] = {}
         self.next_step()
 
     def next_step(self) -> None:
-        """What was measured is of the step before."""
-        self._missed: list[torch.Tensor] = []  # how far lines missed it, part by part
-        self._rise: list[torch.Tensor] = []  # how far these lines went from the last value
-        self._size: torch.Tensor | None = None  # its guided prediction, where computed
+        """A step begins: forget what was measured of the one before."""
+        self._errors: list[torch.Tensor] = []  # line - fresh, by component
+        self._rises: list[torch.Tensor] = []  # line - last value, by component
+        self._guided: torch.Tensor | None = None  # the prediction, where the step is computed
 
     def text_changed(self, branch: str) -> bool:
-        """Whether the text is another than before: pipelines hand in the same tensor at every step;
-        one that is not the same is compared, and one that was written to since is another."""
+        """Whether the text is another one than at the step before.
+
+        Pipelines pass the same tensor at every step. One that was written to since is another text;
+        a tensor that is not the same one is compared by its values.
+        """
         text, (before, version) = self.session.text, self._texts.get(branch, (None, 0))
         written = text._version if text is not None and not text.is_inference() else 0
         self._texts[branch] = text, written
@@ -75,57 +82,53 @@ class Monitor:
         return text.shape != before.shape or not torch.equal(text, before)
 
     def compare(
-        self,
-        part: int,
-        weight: float,
-        fresh: torch.Tensor,
+        self, component: int, weight: float, fresh: torch.Tensor,
         line: Sequence[tuple[int, torch.Tensor]],
-    ) -> None:
-        """A part of a fresh prediction, and the kept values that a line goes through, by step.
+    ) -> None:  # fmt: skip
+        """Compare a component of a fresh prediction with the line through cached values.
 
         Args:
-            part: of the guided prediction; the first begins a new one.
-            weight: of this part in it.
+            component: of the guided prediction; the first one begins a new prediction.
+            weight: of this component in it.
             fresh: any shape.
-            line: two steps and their values, latest first; none where there is no line.
+            line: two steps and their values, latest first; empty where there is no line.
         """
         if line:
             steps, values = zip(*line, strict=True)
-            factors = extrapolation.lagrange_weights(
-                [self.session.time_of(s) for s in steps], self.session.time
-            )
-            read = extrapolation.weighted_sum(factors, values)
-            self._missed.append(weight * (read - fresh))
-            self._rise.append(weight * (read - values[0]))
-        sized = weight * fresh
-        self._size = sized if self._size is None or part == 0 else self._size + sized
+            times = [self.session.time_of(s) for s in steps]
+            factors = extrapolation.lagrange_weights(times, self.session.time)
+            value = extrapolation.weighted_sum(factors, values)
+            self._errors.append(weight * (value - fresh))
+            self._rises.append(weight * (value - values[0]))
+        part = weight * fresh
+        self._guided = part if self._guided is None or component == 0 else self._guided + part
 
     def read(self, step: int, sums: Sequence[torch.Tensor]) -> StepMetrics:
-        """What was found of the step before this one: one read of the device for all there is.
+        """What was measured of the step before this one, in one host sync.
 
         Args:
             step: the one that begins.
-            sums: further numbers to read, on the device.
+            sums: further numbers to read, 0-dimensional on the device.
         """
         like = sums[0] if sums else torch.zeros((), device=self.session.latents.device)
-        missed, lean = like.new_zeros(()), like.new_ones(())
-        if self._missed and self._size is not None:
-            off, rise = _sum(self._missed), _sum(self._rise)
-            missed = drift.relative_l2(off, self._size)
-            lean = 1 - drift.projection_coefficient(off, rise)
-        read = torch.stack([missed, lean, self._moved(step, like), *sums]).tolist()
-        extrapolation_error, leant, speed = read[:3]
-        whole = all(map(math.isfinite, read[3:]))
-        told = self._missed and (whole or math.isfinite(extrapolation_error))
+        error, trust = like.new_zeros(()), like.new_ones(())
+        if self._errors and self._guided is not None:
+            miss, rise = _sum(self._errors), _sum(self._rises)
+            error = drift.relative_l2(miss, self._guided)
+            trust = 1 - drift.projection_coefficient(miss, rise)
+        numbers = torch.stack([error, trust, self._moved(step, like), *sums]).tolist()
+        (measured, trusted, speed), read = numbers[:3], numbers[3:]
+        # An error that is not finite because a cached value is not says nothing of the prediction.
+        valid = self._errors and (all(map(math.isfinite, read)) or math.isfinite(measured))
         jumped = bool(self._speed) and not speed <= MAX_SPEED_RATIO * (self._speed or 0.0)
         self._speed = speed
         return StepMetrics(
-            self._size is not None, extrapolation_error if told else None, leant if told else None,
-            jumped, read[3:],
+            self._guided is not None, measured if valid else None, trusted if valid else None,
+            jumped, read,
         )  # fmt: skip
 
-    def see(self) -> None:
-        """The latents as they are now."""
+    def note_latents(self) -> None:
+        """Note the latents as they are now."""
         self._latents = self.session.latents
 
     def _moved(self, step: int, like: torch.Tensor) -> torch.Tensor:
@@ -140,7 +143,7 @@ class Monitor:
 
 
 class LostValues:
-    """Kept values that were not finite: dropped, and put back where a fresh one is there."""
+    """Cached values that were not finite: dropped, and restored at the next computed step."""
 
     def __init__(self, session: Session) -> None:
         self.session = session
@@ -149,38 +152,39 @@ class LostValues:
     def __bool__(self) -> bool:
         return bool(self._steps)
 
-    def forget(self) -> None:
-        """A run begins."""
+    def reset(self) -> None:
+        """A run begins: forget the last one."""
         self._steps.clear()
 
     def drop(
-        self,
-        kept: Mapping[Branch, MutableMapping[int, torch.Tensor]],
-        places: Iterable[tuple[Branch, int]],
-        sums: Sequence[float],
-    ) -> bool:
-        """Drop what has a sum that is not finite; whether there was any.
+        self, cached: Mapping[Branch, MutableMapping[int, torch.Tensor]],
+        places: Iterable[tuple[Branch, int]], sums: Sequence[float],
+    ) -> bool:  # fmt: skip
+        """Drop the values whose sum is not finite.
 
         Args:
-            kept: values by role and branch, by step.
-            places: of these values.
+            cached: values by role and branch, by step.
+            places: where these values are.
             sums: of the values there.
-        """
-        spoilt = [at for at, total in zip(places, sums, strict=True) if not math.isfinite(total)]
-        for key, step in spoilt:
-            del kept[key][step]
-            self._steps.setdefault(key, []).append(step)
-        return bool(spoilt)
 
-    def put_back(self, kept: MutableMapping[int, torch.Tensor]) -> None:
-        """Those of the branch that runs: on the polynomial through their nearest neighbours."""
+        Returns:
+            Whether there was any.
+        """
+        lost = [at for at, total in zip(places, sums, strict=True) if not math.isfinite(total)]
+        for key, step in lost:
+            del cached[key][step]
+            self._steps.setdefault(key, []).append(step)
+        return bool(lost)
+
+    def restore(self, cached: MutableMapping[int, torch.Tensor]) -> None:
+        """Restore those of the current branch, by the polynomial through their neighbours."""
         session = self.session
         for step in self._steps.pop((session.role, session.branch), []):
             at = session.time_of(step)
-            near = sorted(kept, key=lambda s: abs(session.time_of(s) - at))[:NEIGHBOURS]
+            near = sorted(cached, key=lambda s: abs(session.time_of(s) - at))[:NEIGHBOURS]
             if len(near) > 1:
                 factors = extrapolation.lagrange_weights([session.time_of(s) for s in near], at)
-                kept[step] = extrapolation.weighted_sum(factors, [kept[s] for s in near])
+                cached[step] = extrapolation.weighted_sum(factors, [cached[s] for s in near])
 
 
 def _sum(values: Sequence[torch.Tensor]) -> torch.Tensor:

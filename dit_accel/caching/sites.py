@@ -1,9 +1,11 @@
-"""Carries out windows at the sites of a model: compute and keep, or reuse.
+"""Caches outputs inside the transformers, by error-aware windows (EDCW).
 
-A `Site` wraps one attention, one block, or the whole block stack, and holds what it kept, per role
-and branch. The decision of a step is made once, before its first forward, for all sites and
-branches together; the drifts measured on the way stay on the device and are read in one transfer a
-step. Holds no formula: core/drift.py measures, caching/windows.py decides.
+Goes in: forwards of the wrapped attentions or blocks. Comes out: fresh outputs, cached ones, or
+lines through cached ones. A `Site` wraps one attention, one block, or the whole block stack, and
+has its values by role and branch. One decision a step is made for a site, before its first forward,
+for all branches. The drifts stay on the device and are read in one host sync a step. It holds no
+formula: `core/drift.py` measures, `caching/windows.py` decides. Source: UniCP (arXiv 2502.04393,
+EDCW), our reading.
 """
 
 from __future__ import annotations
@@ -15,28 +17,29 @@ from typing import Any
 
 import torch
 
+from dit_accel.caching.engine import CacheMemory, Engine
 from dit_accel.caching.windows import EDCW, Windows
 from dit_accel.core import extrapolation
 from dit_accel.core.drift import relative_l1
 from dit_accel.core.families import Family
 from dit_accel.core.patching import Patches
-from dit_accel.core.report import SiteReport
+from dit_accel.core.report import CacheSite, SiteReport
 from dit_accel.core.session import Session, outside_graphs
 
-Forward = Callable[..., Any]  # a module's forward: tokens, or tokens and text
+ModuleForward = Callable[..., Any]  # returns tokens, or tokens and text
 
 
 @dataclass
 class Trace:
-    """What one branch did at one site: steps, drifts by computed step, `spent` as in a report."""
+    """What one branch did at one site; fields as of `SiteReport`."""
 
     computed: list[int] = field(default_factory=list)
-    reused: list[int] = field(default_factory=list)
-    forecast: list[int] = field(default_factory=list)
+    cached: list[int] = field(default_factory=list)
+    extrapolated: list[int] = field(default_factory=list)
     pruned: list[int] = field(default_factory=list)
     blended: list[int] = field(default_factory=list)
     drift: dict[int, float] = field(default_factory=dict)
-    spent: dict[int, float] = field(default_factory=dict)
+    attention_share: dict[int, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -48,105 +51,108 @@ class CachedValue:
 
 
 class Site:
-    """One place whose output can be kept: windows, kept values and a trace per branch."""
+    """One place whose output can be cached: a window, and values and a trace per branch."""
 
     def __init__(self, transformer: str, name: str, cache: SiteCache) -> None:
         self.transformer, self.name, self.cache = transformer, name, cache
-        self.begin(None)
+        self.reset(None)
 
-    def begin(self, total: int | None) -> None:
-        """Forget the last run."""
-        self.windows = Windows(self.cache.config, total)
-        self.reuses = False
-        self.kept: dict[tuple[str, str], list[CachedValue]] = {}
+    def reset(self, num_steps: int | None) -> None:
+        """A run begins: forget the last one."""
+        self.windows = Windows(self.cache.config, num_steps)
+        self.uses_cache = False  # at this step
+        self.cached: dict[tuple[str, str], list[CachedValue]] = {}  # by role and branch
         self.traces: dict[str, Trace] = {}
 
-    def serve(self, like: torch.Tensor) -> torch.Tensor | None:
-        """What the kept values make of this step, if it is served and they fit; else None."""
-        kept = self._fitting(like) if self.reuses else []
-        if not kept:
+    def fetch(self, like: torch.Tensor) -> torch.Tensor | None:
+        """The value of this step from the cached ones; None: it has to be computed."""
+        cached = self._fitting(like) if self.uses_cache else []
+        if not cached:
             return None
         trace = self._trace()
-        (trace.forecast if len(kept) > 1 else trace.reused).append(self.cache.session.step)
-        return self._predict(kept)
+        (trace.extrapolated if len(cached) > 1 else trace.cached).append(self.cache.session.step)
+        return self._predict(cached)
 
-    def keep(
-        self, value: torch.Tensor, done: str = "computed", fresh: torch.Tensor | None = None
+    def store(
+        self, value: torch.Tensor, action: str = "computed", fresh: torch.Tensor | None = None
     ) -> None:
-        """Keep a value, and measure how far the kept ones would have been off it, or off `fresh`.
+        """Cache a value, and measure the drift of the cached ones from it.
 
-        `done` names the trace's list of steps that this one belongs to.
+        Args:
+            value: of this step.
+            action: the list of `Trace` that this step belongs to.
+            fresh: what to measure the drift from, if not from `value`.
         """
         session, config = self.cache.session, self.cache.config
         before = self._fitting(value)
         fresh = value if fresh is None else fresh
         drift = relative_l1(self._predict(before), fresh) if before else None
         now = CachedValue(session.time if config.order else 0.0, value)
-        older = [kept for kept in before if kept.time != now.time]
-        self.kept[session.role, session.branch] = [now, *older][: config.order + 1]
+        older = [one for one in before if one.time != now.time]
+        self.cached[session.role, session.branch] = [now, *older][: config.order + 1]
         trace = self._trace()
-        getattr(trace, done).append(session.step)
+        getattr(trace, action).append(session.step)
         self.cache.pending.append((self, trace, session.step, drift))
 
     def _fitting(self, like: torch.Tensor) -> list[CachedValue]:
-        """The kept values of this role and branch, latest first; none if they are of another run's
-        size or device."""
+        """The values of this role and branch, latest first; none if they have another size or
+        device, as after another run."""
         session = self.cache.session
-        kept = self.kept.get((session.role, session.branch), [])
-        fits = all(k.value.shape == like.shape and k.value.device == like.device for k in kept)
-        return kept if fits else []
+        cached = self.cached.get((session.role, session.branch), [])
+        fits = all(c.value.shape == like.shape and c.value.device == like.device for c in cached)
+        return cached if fits else []
 
-    def _predict(self, kept: list[CachedValue]) -> torch.Tensor:
-        if len(kept) == 1:
-            return kept[0].value
-        factors = extrapolation.lagrange_weights([k.time for k in kept], self.cache.session.time)
-        return extrapolation.weighted_sum(factors, [k.value for k in kept])
+    def _predict(self, cached: list[CachedValue]) -> torch.Tensor:
+        if len(cached) == 1:
+            return cached[0].value
+        factors = extrapolation.lagrange_weights([c.time for c in cached], self.cache.session.time)
+        return extrapolation.weighted_sum(factors, [c.value for c in cached])
 
     def _trace(self) -> Trace:
         return self.traces.setdefault(self.cache.session.branch, Trace())
 
     # --- the three kinds of site ---
 
-    def wrap_attention(self, inner: Forward) -> Forward:
-        """Keeps the attention's output; tokens come first, as in every self-attention module."""
+    def wrap_attention(self, inner: ModuleForward) -> ModuleForward:
+        """Cache the attention's output; tokens come first, as in every self-attention module."""
 
         def forward(*args: Any, **kwargs: Any) -> torch.Tensor:
             tokens = args[0] if args else kwargs["hidden_states"]
-            kept = self.serve(tokens)
-            if kept is not None:
-                return kept
-            output = inner(*args, **kwargs)
-            self.keep(output)
+            cached = self.fetch(tokens)
+            if cached is not None:
+                return cached
+            output: torch.Tensor = inner(*args, **kwargs)
+            self.store(output)
             return output
 
         return outside_graphs(forward)
 
-    def wrap_stack(self, forwards: list[Forward], family: Family) -> list[Forward]:
-        """Keeps the residual of a run of blocks: of one block, or of the whole stack.
+    def wrap_stack(self, forwards: list[ModuleForward], family: Family) -> list[ModuleForward]:
+        """Cache the residual of a run of blocks: of one block, or of the whole stack.
 
-        The first block decides. When it reuses, it returns its input plus the residual and the
-        others pass that on untouched. Text that goes along is passed on as it came in.
+        The first block decides. From the cache, it returns its input plus the residual, and the
+        others return their input. Text that comes with the tokens is returned as it came.
         """
         entered: list[torch.Tensor] = []  # the stack's input while it is being computed
         last, text = len(forwards) - 1, family.text
 
-        def wrap(index: int, inner: Forward) -> Forward:
+        def wrap(index: int, inner: ModuleForward) -> ModuleForward:
             def forward(*args: Any, **kwargs: Any) -> Any:
                 def passed(tokens: torch.Tensor) -> Any:
                     return tokens if text is None else (tokens, _argument(text, args, kwargs))
 
                 tokens = _argument(family.hidden, args, kwargs)
                 if index == 0:
-                    entered.clear()
-                    kept = self.serve(tokens)
-                    if kept is not None:
-                        return passed(tokens + kept)
+                    entered.clear()  # also after a run that was aborted inside the stack
+                    cached = self.fetch(tokens)
+                    if cached is not None:
+                        return passed(tokens + cached)
                     entered.append(tokens)
                 if not entered:
                     return passed(tokens)
                 output = inner(*args, **kwargs)
                 if index == last:
-                    self.keep((output if text is None else output[0]) - entered.pop())
+                    self.store((output if text is None else output[0]) - entered.pop())
                 return output
 
             return outside_graphs(forward)
@@ -154,15 +160,22 @@ class Site:
         return [wrap(index, inner) for index, inner in enumerate(forwards)]
 
 
-class SiteCache:
-    """All sites of one kind in a pipeline's transformers; an observer of its session."""
+class SiteCache(Engine):
+    """All sites of one kind in a pipeline's transformers.
 
-    def __init__(self, session: Session, family: Family, kind: str, config: EDCW) -> None:
-        self.session, self.family, self.kind, self.config = session, family, kind, config
+    Args:
+        session: of the pipeline.
+        family: its row.
+        site: the kind, not "output".
+        config: of the windows.
+    """
+
+    def __init__(self, session: Session, family: Family, site: CacheSite, config: EDCW) -> None:
+        self.session, self.family, self.site, self.config = session, family, site, config
         self.sites: list[Site] = []
-        self.pending: list[tuple[Site, Trace, int, torch.Tensor | None]] = []
-        self.questions: list[tuple[torch.Tensor, Callable[[list[float]], None]]] = []
-        self.kept_bytes = self.host_syncs = 0
+        self.pending: list[tuple[Site, Trace, int, torch.Tensor | None]] = []  # drifts to read
+        self.reads: list[tuple[torch.Tensor, Callable[[list[float]], None]]] = []
+        self._peak_bytes = 0
 
     def install(self, patches: Patches) -> None:
         """Make the sites and wrap their modules."""
@@ -172,19 +185,18 @@ class SiteCache:
                 for group in self.family.blocks
                 for i, block in enumerate(getattr(module, group))
             ]
-            if self.kind == "attention":
-                for path, block in blocks:
-                    site = self._site(name, f"{path}.{self.family.attention}")
-                    patches.wrap(
-                        getattr(block, self.family.attention), "forward", site.wrap_attention
-                    )
-            elif self.kind == "block":
-                for path, block in blocks:
-                    self._wrap_stack(patches, self._site(name, path), [block])
-            else:
-                self._wrap_stack(patches, self._site(name, "stack"), [block for _, block in blocks])
+            if self.site == "model":
+                self._wrap_stack(patches, self._add(name, "model"), [block for _, block in blocks])
+                continue
+            for path, block in blocks:
+                if self.site == "block":
+                    self._wrap_stack(patches, self._add(name, path), [block])
+                    continue
+                attention = self.family.attention
+                site = self._add(name, f"{path}.{attention}")
+                patches.wrap(getattr(block, attention), "forward", site.wrap_attention)
 
-    def _site(self, transformer: str, name: str) -> Site:
+    def _add(self, transformer: str, name: str) -> Site:
         self.sites.append(Site(transformer, name, self))
         return self.sites[-1]
 
@@ -193,78 +205,77 @@ class SiteCache:
         for block in blocks:
             patches.wrap(block, "forward", lambda _: next(wrapped))
 
-    # --- observer of the session ---
+    # --- runs and steps ---
 
-    def run_begins(self, total: int | None) -> None:
+    def run_begins(self, num_steps: int | None) -> None:
+        """Forget the last run."""
         self.pending.clear()
-        self.questions.clear()
-        self.kept_bytes = self.host_syncs = 0
+        self.reads.clear()
+        self._peak_bytes = self.host_syncs = 0
         for site in self.sites:
-            site.begin(total)
+            site.reset(num_steps)
 
     def step_begins(self, step: int) -> None:
-        self.settle()
-        changed = self.session.changes(step)
+        """Decide for every site; the branches share its decision."""
+        self.flush()
+        changed = self.session.changes_denoiser(step)
         for site in self.sites:
             if changed:
-                site.kept.clear()
-            site.reuses = not changed and not site.windows.computes(step)
+                site.cached.clear()
+            site.uses_cache = not changed and not site.windows.computes(step)
 
-    def forward_ends(self, transformer: str) -> None:
-        """Nothing to do between the branches: they share the step's decision."""
-
-    def settle(self) -> None:
-        """Read the drifts of the last step, all in one transfer, and let the windows see them."""
-        values = (kept.value for site in self.sites for many in site.kept.values() for kept in many)
-        held = sum(value.nbytes for value in values)
-        self.kept_bytes = max(self.kept_bytes, held)
-        tensors = [drift for *_, drift in self.pending if drift is not None]
-        numbers = iter(self._read(tensors + [asked for asked, _ in self.questions]))
-        worst: dict[Site, tuple[int, float | None]] = {}
+    def flush(self) -> None:
+        """Read the drifts of the last step, in one host sync, and give them to the windows."""
+        values = (one.value for s in self.sites for cached in s.cached.values() for one in cached)
+        self._peak_bytes = max(self._peak_bytes, sum(value.nbytes for value in values))
+        drifts = [drift for *_, drift in self.pending if drift is not None]
+        numbers = iter(self._to_host(drifts + [tensor for tensor, _ in self.reads]))
+        worst: dict[Site, tuple[int, float | None]] = {}  # over the branches
         for site, trace, step, drift in self.pending:
             value = None if drift is None else next(numbers)
             if value is not None:
                 trace.drift[step] = value
             worst[site] = (step, _larger(worst.get(site, (step, None))[1], value))
         self.pending.clear()
-        for asked, tell in self.questions:
-            tell([next(numbers) for _ in range(asked.numel())])
-        self.questions.clear()
+        for tensor, callback in self.reads:
+            callback([next(numbers) for _ in range(tensor.numel())])
+        self.reads.clear()
         for site, (step, value) in worst.items():
             site.windows.observe(step, value)
 
-    def ask(self, numbers: torch.Tensor, tell: Callable[[list[float]], None]) -> None:
-        """Have numbers read from the device with the step's drifts, and told."""
-        self.questions.append((numbers, tell))
+    def read_later(self, tensor: torch.Tensor, callback: Callable[[list[float]], None]) -> None:
+        """Read a tensor with the step's drifts, and give its numbers to the callback."""
+        self.reads.append((tensor, callback))
 
-    def _read(self, tensors: list[torch.Tensor]) -> list[float]:
+    def _to_host(self, tensors: list[torch.Tensor]) -> list[float]:
         if not tensors:
             return []
         self.host_syncs += 1
-        home = tensors[0].device
-        flat = [tensor.to(home, torch.float32).flatten() for tensor in tensors]
+        device = tensors[0].device
+        flat = [tensor.to(device, torch.float32).flatten() for tensor in tensors]
         numbers: list[float] = torch.cat(flat).tolist()
         return numbers
 
-    def notes(self) -> tuple[str, ...]:
-        """Nothing to add."""
-        return ()
-
     def clear(self) -> None:
-        """Free what is kept."""
+        """Free the cached values."""
         for site in self.sites:
-            site.kept.clear()
+            site.cached.clear()
 
     # --- for the report ---
+
+    @property
+    def memory(self) -> CacheMemory:
+        """The most that cached values took between two steps."""
+        return CacheMemory(self._peak_bytes)
 
     def site_reports(self) -> tuple[SiteReport, ...]:
         """What every site did in every branch of the last run."""
         return tuple(
             SiteReport(
                 site.transformer, branch, site.name,
-                tuple(trace.computed), tuple(trace.reused), dict(trace.drift),
-                tuple(trace.forecast), tuple(trace.pruned), tuple(trace.blended),
-                dict(trace.spent),
+                tuple(trace.computed), tuple(trace.cached), dict(trace.drift),
+                tuple(trace.extrapolated), tuple(trace.pruned), tuple(trace.blended),
+                dict(trace.attention_share),
             )
             for site in self.sites
             for branch, trace in site.traces.items()

@@ -1,13 +1,12 @@
-"""Keeps a run's values under a cap of memory: as they are, in fewer bits, or in the CPU's memory.
+"""Stores a run's tensors under a memory cap: as they are, quantized, or in the CPU's memory.
 
-Every value lies on a shelf, which reads like a dictionary of tensors: what was packed is unpacked
-and what was moved is brought back when it is read. The cap is looked at whenever a value is put
-down. The oldest are packed first, into the finest form that is enough: that costs no transfer and
-no wait for the device. What does not fit even so is moved, where there is somewhere else to move it
-to. How few bits are allowed is told by the plan (`outlook.Decision`): what packing leaves must be
-below what the plan leaves.
-
-Holds no formula: core/quantization.py rounds, and says which value takes which form.
+Goes in: values by role, branch and step. Comes out: the same tensors, dequantized and brought back
+where they were packed or moved, and the bytes that they took. The cap is checked whenever a value
+is stored. The oldest values are packed first, into the most bits that fit: that costs no transfer
+and no host sync. What does not fit even so is moved, where there is another memory. The fewest bits
+that are allowed come from the plan (`PlanChoice.min_bits`): the rounding error must stay far below
+the plan's own error. It holds no formula: `core/quantization.py` rounds, and chooses the form of
+each value. Ours.
 """
 
 from __future__ import annotations
@@ -17,6 +16,7 @@ from typing import Any
 
 import torch
 
+from dit_accel.caching.engine import CacheMemory
 from dit_accel.core.quantization import (
     BITS,
     OFFLOADED,
@@ -30,27 +30,31 @@ from dit_accel.core.quantization import (
 
 
 class TensorStore(dict[tuple[str, str], "BranchStore"]):
-    """All shelves of one follower, by (role, branch), and the noise that each role started from.
+    """All values of one executor, by role and branch, and the noise that each role started from.
 
-    `memory` is the cap in bytes, None for none; `fewest` the bits that a value may be packed into.
-    `most_held`, `most_packed` and `most_away` are bytes of the run so far: on the device, on it in
-    fewer bits, and in the CPU's memory; `bits` the fewest that were used.
+    Args:
+        limit: bytes that values may take on the device; None: no bound.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, limit: int | None = None) -> None:
         super().__init__()
-        self.memory: int | None = None
-        self.fewest = BITS[0]
+        self.limit = limit
         self.noise = BranchStore(self)
         self.device = torch.device("cpu")
         self._signs: torch.Tensor | None = None
         self.begin()
 
-    def begin(self, fewest: int = BITS[0]) -> None:
-        """A run begins: nothing is counted yet, and values may be packed into so many bits."""
-        self.fewest = fewest
-        self.most_held = self.most_packed = self.most_away = 0
-        self.bits: int | None = None
+    def begin(self, min_bits: int = BITS[0]) -> None:
+        """A run begins: count anew, and pack values into so few bits at most."""
+        self.min_bits = min_bits
+        self.packed_bits: int | None = None  # the fewest that were used
+        self._peaks = [0, 0, 0]  # bytes on the device, packed ones of these, and moved ones
+
+    @property
+    def memory(self) -> CacheMemory:
+        """The peaks of the run so far."""
+        cached, packed, offloaded = self._peaks
+        return CacheMemory(cached, packed, self.packed_bits, offloaded)
 
     def clear(self) -> None:
         """Free everything."""
@@ -58,58 +62,60 @@ class TensorStore(dict[tuple[str, str], "BranchStore"]):
         self.noise.clear()
         self._signs = None
 
-    def shelf(self, role: str, branch: str) -> BranchStore:
-        """That of a branch, made where there is none."""
+    def branch(self, role: str, branch: str) -> BranchStore:
+        """The values of a branch."""
         return self.setdefault((role, branch), BranchStore(self))
 
     def places(self) -> list[tuple[tuple[str, str], int]]:
-        """Shelf and step of every value but the noise, in one order."""
-        return [(key, step) for key, shelf in self.items() for step in shelf]
+        """Role, branch and step of every value but the noise, in the order of `sums`."""
+        return [(key, step) for key, values in self.items() for step in values]
 
     def sums(self) -> list[torch.Tensor]:
-        """0-dimensional float32 on the device, of the values at `places` and then of the noise:
-        finite where all of a value is. What is away was added up before it went."""
+        """Sums of the values at `places`, then of the noise: finite where the whole value is.
+
+        0-dimensional float32 on the device. A moved value was added up before it was moved.
+        """
         return [
-            shelf.totals[name] if name in shelf.totals else _total(value)
-            for shelf in (*self.values(), self.noise)
-            for name, value in shelf.raw.items()
+            values.totals[name] if name in values.totals else _total(value)
+            for values in (*self.values(), self.noise)
+            for name, value in values.raw.items()
         ]
 
-    def settle(self, device: torch.device) -> None:
-        """A value was put down on this device: make all fit, and count."""
+    def fit(self, device: torch.device) -> None:
+        """A value was stored on this device: make all fit, and count."""
         self.device = device
-        held = self._by_age()
-        if self.memory is not None:
-            sizes = [self._sizes(shelf.raw[name]) for shelf, name in held]
-            forms = choose_forms(sizes, self.memory, offload=device.type != "cpu")
-            for (shelf, name), form in zip(held, forms, strict=True):
-                value = shelf.raw[name]
+        places = self._by_age()
+        if self.limit is not None:
+            sizes = [self._sizes(values.raw[name]) for values, name in places]
+            forms = choose_forms(sizes, self.limit, offload=device.type != "cpu")
+            for (values, name), form in zip(places, forms, strict=True):
+                value = values.raw[name]
                 if form == OFFLOADED and value.device == device:
-                    shelf.totals[name] = _total(value)
-                shelf.raw[name] = self._in_form(value, form)
-        self._count([shelf.raw[name] for shelf, name in held])
+                    values.totals[name] = _total(value)
+                values.raw[name] = self._in_form(value, form)
+        self._count([values.raw[name] for values, name in places])
 
     def _by_age(self) -> list[tuple[BranchStore, Any]]:
         """Every value, the noise first, then by step."""
-        kept = sorted((step, key) for key, step in self.places())
+        cached = sorted((step, key) for key, step in self.places())
         return [
             *((self.noise, role) for role in self.noise),
-            *((self[key], step) for step, key in kept),
+            *((self[key], step) for step, key in cached),
         ]
 
     def _sizes(self, value: torch.Tensor | Packed) -> list[int]:
-        """As it would be, and in every form that is allowed; of what is away nothing."""
+        """Bytes as it is, and in every form that is allowed; a moved value takes none."""
         if value.device != self.device:
             return [0]
         count, width = value.shape.numel(), value.dtype.itemsize
-        forms = (packed_bytes(count, bits) for bits in useful_bits(count, width, self.fewest))
+        forms = (packed_bytes(count, bits) for bits in useful_bits(count, width, self.min_bits))
         return [count * width, *forms]
 
     def _in_form(self, value: torch.Tensor | Packed, form: int) -> torch.Tensor | Packed:
-        """What was packed or moved stays so."""
+        """A value in the form of that index in `_sizes`; what was packed or moved stays so."""
         if value.device != self.device or form == 0:
             return value
-        forms = useful_bits(value.shape.numel(), value.dtype.itemsize, self.fewest)
+        forms = useful_bits(value.shape.numel(), value.dtype.itemsize, self.min_bits)
         if form == OFFLOADED:
             return (self._packed(value, forms[-1]) if forms else value).to("cpu")
         return self._packed(value, forms[form - 1])
@@ -121,51 +127,53 @@ class TensorStore(dict[tuple[str, str], "BranchStore"]):
             value = value.unpack()
         if self._signs is None or self._signs.device != value.device:
             self._signs = random_signs().to(value.device)
-        self.bits = min(bits, self.bits or bits)
+        self.packed_bits = min(bits, self.packed_bits or bits)
         return pack(value, bits, signs=self._signs)
 
     def _count(self, values: list[torch.Tensor | Packed]) -> None:
         here = [value for value in values if value.device == self.device]
-        packed = sum(value.nbytes for value in here if isinstance(value, Packed))
-        away = sum(value.nbytes for value in values if value.device != self.device)
-        self.most_held = max(self.most_held, sum(value.nbytes for value in here))
-        self.most_packed = max(self.most_packed, packed)
-        self.most_away = max(self.most_away, away)
+        sizes = (
+            sum(value.nbytes for value in here),
+            sum(value.nbytes for value in here if isinstance(value, Packed)),
+            sum(value.nbytes for value in values if value.device != self.device),
+        )
+        self._peaks = [max(pair) for pair in zip(self._peaks, sizes, strict=True)]
 
     def notes(self) -> tuple[str, ...]:
-        """Where the cap was not kept, and why."""
-        if self.memory is None or self.most_held <= self.memory:
+        """Where the cap was exceeded, and why."""
+        cached = self.memory.cached_bytes
+        if self.limit is None or cached <= self.limit:
             return ()
-        bits = f"in {self.bits} bits" if self.bits else "as they are"
+        bits = f"in {self.packed_bits} bits" if self.packed_bits else "as they are"
         finer = (
-            "" if self.fewest == BITS[-1] else
-            "fewer would cost fidelity that the plan does not spend, and "
+            "" if self.min_bits == BITS[-1] else
+            "fewer bits would cost more than the plan itself, and "
         )  # fmt: skip
         return (
-            f"cache_memory is {self.memory} bytes, and kept values held {self.most_held}, "
-            f"{bits}; {finer}nothing is moved where the CPU itself computes.",
+            f"cache_memory is {self.limit} bytes, and cached values took {cached}, {bits}; "
+            f"{finer}nothing is moved where the CPU itself computes.",
         )
 
 
 class BranchStore(MutableMapping[Any, torch.Tensor]):
-    """Kept values by step (the noise by role), read as tensors on the device.
+    """Values by step (the noise by role), read as tensors on the device.
 
-    `raw` is how they lie: a value that is not packed is the very tensor that was put down.
+    `raw` has them as they are stored: a value that is not packed is the very tensor that came in.
     """
 
-    def __init__(self, kept: TensorStore) -> None:
-        self._kept = kept
+    def __init__(self, store: TensorStore) -> None:
+        self._store = store
         self.raw: dict[Any, torch.Tensor | Packed] = {}
-        self.totals: dict[Any, torch.Tensor] = {}  # of what is away, on the device
+        self.totals: dict[Any, torch.Tensor] = {}  # sums of moved values, on the device
 
     def __getitem__(self, name: Any) -> torch.Tensor:
-        value = self.raw[name].to(self._kept.device)
+        value = self.raw[name].to(self._store.device)
         return value.unpack() if isinstance(value, Packed) else value
 
     def __setitem__(self, name: Any, value: torch.Tensor) -> None:
         self.totals.pop(name, None)
         self.raw[name] = value
-        self._kept.settle(value.device)
+        self._store.fit(value.device)
 
     def __delitem__(self, name: Any) -> None:
         del self.raw[name]

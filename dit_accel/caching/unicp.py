@@ -1,17 +1,14 @@
-"""Carries out UniCP at the attentions: cache windows, pruned attention, and the shift of weight.
+"""Carries out UniCP at the attentions: cache windows, pruned attention, and the weight shift.
 
-A step at which a site is not served from its kept value is computed in full, pruned, or blended
-from both. The first steps are dense, and teach the bases; then one step is computed both ways,
-which tells the errors of kept and pruned values, and from there on `caching/blend.py` chooses by
-them.
-While steps are pruned the error of the kept value is followed by its distance from the pruned one,
-and after some steps all is measured again. Branches of guidance share decisions and errors; what is
-measured is read with the windows' drifts, in the one transfer of a step.
-Holds no formula: caching/windows.py, attention/pca.py, attention/block_sparse.py and
-caching/blend.py do.
-
-Source: UniCP (arXiv 2502.04393), our reading: windows where reuse is safe, PCAS where it is not,
-DWS between the two.
+Goes in: forwards of all self-attentions. Comes out: cached, pruned, blended or computed outputs. A
+step that the window does not take from the cache is computed in full, pruned, or blended of a
+pruned and a cached value. The first steps are dense and fit the bases. Then one step is computed
+both ways: that measures the errors of cached and pruned values, and `caching/blend.py` chooses by
+them. At pruned steps the error of the cached value is followed by its distance from the pruned one;
+after some steps all is measured again. Branches of guidance share decisions and errors. What is
+measured is read with the windows' drifts, in the one host sync of a step. It holds no formula:
+`windows.py` and `blend.py` decide, `attention/` prunes. Source: UniCP (arXiv 2502.04393), our
+reading: windows where reuse is safe, PCAS where it is not, DWS between the two.
 """
 
 from __future__ import annotations
@@ -34,8 +31,8 @@ from dit_accel.attention.pcas import (
     LowRankAttention,
 )
 from dit_accel.attention.processor import StagedAttnProcessor
-from dit_accel.caching.blend import DWS, Choice, Errors, choose, kept_error
-from dit_accel.caching.sites import Forward, Site, SiteCache
+from dit_accel.caching.blend import DWS, Choice, Errors, cached_error, choose
+from dit_accel.caching.sites import ModuleForward, Site, SiteCache
 from dit_accel.caching.windows import EDCW
 from dit_accel.core.families import Family
 from dit_accel.core.patching import Patches
@@ -43,19 +40,19 @@ from dit_accel.core.session import Session, outside_graphs
 
 COMPUTE_CHOICE = Choice("compute", 1.0, 0.0)
 PRUNE_CHOICE = Choice("prune", 1.0, 0.0)
-UNICP_FAMILIES = ("wan",)  # those with stages
-WHERE = {"compute": "computed", "prune": "pruned", "blend": "blended"}
+UNICP_FAMILIES = ("wan",)  # those whose attention has a staged processor
+TRACE_LISTS = {"compute": "computed", "prune": "pruned", "blend": "blended"}
 
 
 @dataclass(frozen=True)
 class UniCP:
-    """The three techniques; None switches one off.
+    """The three techniques.
 
     Args:
-        windows: when a kept value is served.
-        pcas: how a value is made that is not.
-        shift: which of them, by their errors; None: after the dense steps every value that is not
-            served is pruned.
+        windows: when a cached value is used.
+        pcas: how attention is pruned; None: never.
+        shift: how pruned and cached values are chosen or blended; None: after the dense steps every
+            value that is not cached is pruned.
     """
 
     windows: EDCW = field(default_factory=EDCW)
@@ -67,55 +64,55 @@ PRESETS = {"unicp-paper": UniCP}
 
 
 class PrunedSite(Site):
-    """One self-attention: what it learned, what it is about to do, and why it would not prune."""
+    """One self-attention: its fitted bases, the choice of this step, and why it does not prune."""
 
     cache: UniCPCache
     staged: StagedAttnProcessor
-    means: BlockSparseAttention | LowRankAttention | None = None
+    pruned: BlockSparseAttention | LowRankAttention | None = None
 
-    def begin(self, total: int | None) -> None:
-        """Forget the last run."""
-        super().begin(total)
-        if self.means is not None:
-            self.means.reset()
-        self.choice, self.trying, self.stale = COMPUTE_CHOICE, False, False
-        self.born: int | None = None  # the first step it ran at: a second expert begins late
-        self.tried: int | None = None
-        self.age = 0  # of the kept value, in steps
+    def reset(self, num_steps: int | None) -> None:
+        """A run begins: forget the last one."""
+        super().reset(num_steps)
+        if self.pruned is not None:
+            self.pruned.reset()
+        self.choice, self.measures, self.stale = COMPUTE_CHOICE, False, False
+        self.first_step: int | None = None  # it ran at: a second expert begins late
+        self.measured_at: int | None = None  # the last step that was computed both ways
+        self.age = 0  # of the cached value, in steps
         self.errors: Errors | None = None  # at an age of one step
-        self.off: str | None = None
-        self.share = 0.0
-        self.sums: list[tuple[float, ...]] = []
-        self.trial: torch.Tensor | None = None
+        self.off: str | None = None  # why it is not pruned in this run
+        self.share = 0.0  # of dense attention's FLOPs, at the last pruned call
+        self.sums: list[tuple[float, ...]] = []  # of squares, one tuple a branch
+        self.trial: torch.Tensor | None = None  # the pruned value of a step computed both ways
 
     def set_up(self, attn: Any, patches: Patches, config: PCAS, index: int) -> None:
-        """Put stages on the module."""
+        """Put a staged processor on the module."""
         self.attn = attn
         self.staged = processor.install(attn, patches)
         self.staged.attend = self.attend
         self.dense_block = index < config.dense_blocks
         if config.mode == "prune":
-            self.means = BlockSparseAttention(config)
+            self.pruned = BlockSparseAttention(config)
             return
         layers = attn.to_v, attn.to_out[0]
         if not all(isinstance(layer, torch.nn.Linear) for layer in layers):
             raise ValueError("mode is 'slice'; accepted where projections are plain linear layers")
         value, out = (Linear(layer.weight, layer.bias) for layer in layers)
-        self.means = LowRankAttention(config, value, out)
+        self.pruned = LowRankAttention(config, value, out)
 
     # --- decisions, at the beginning of a step ---
 
     def decide(self, step: int) -> None:
-        """What to do at this step, if the windows do not serve it."""
-        self.choice, self.trying = COMPUTE_CHOICE, False
+        """Choose what to do at this step, unless the window takes it from the cache."""
+        self.choice, self.measures = COMPUTE_CHOICE, False
         self.age = step - self.windows.opened if self.windows.opened >= 0 else 0
-        if self.means is None or self.reuses or self._stays_dense(step):
+        if self.pruned is None or self.uses_cache or self._stays_dense(step):
             return
         if self.stale:
             self._fit()
-        if self.means.ready:
+        if self.pruned.ready:
             self.choice = self._choose(step)
-        self.reuses = self.choice.action == "reuse"
+        self.uses_cache = self.choice.action == "reuse"
 
     def _stays_dense(self, step: int) -> bool:
         config, total = self.cache.preset.pcas, self.windows.num_steps or 0
@@ -124,7 +121,7 @@ class PrunedSite(Site):
         if self.share > MAX_FLOPS_SHARE and not config.always:
             self.off = f"it takes more than {MAX_FLOPS_SHARE:.0%} of dense attention's FLOPs"
         warm = max(1, round(config.first_dense * total))
-        return self.off is not None or self.born is None or step < self.born + warm
+        return self.off is not None or self.first_step is None or step < self.first_step + warm
 
     def _choose(self, step: int) -> Choice:
         shift, threshold = self.cache.preset.shift, self.windows.config.threshold
@@ -133,137 +130,141 @@ class PrunedSite(Site):
         choice = COMPUTE_CHOICE
         if self.errors is not None:
             choice = choose(self.errors.aged(max(self.age, 1)), threshold, shift)
-        due = self.tried is None or step >= self.tried + shift.recheck
-        self.trying = due and shift.allowed(threshold) > 0
-        return COMPUTE_CHOICE if self.trying else choice
+        due = self.measured_at is None or step >= self.measured_at + shift.recheck
+        self.measures = due and shift.allowed(threshold) > 0
+        return COMPUTE_CHOICE if self.measures else choice
 
     def _fit(self) -> None:
-        assert self.means is not None
+        assert self.pruned is not None
         self.stale = False
-        needed = self.means.fit()
-        if needed is not None and isinstance(self.means, LowRankAttention):
-            slicer = self.means
+        needed = self.pruned.fit()
+        if needed is not None and isinstance(self.pruned, LowRankAttention):
+            low_rank = self.pruned
 
-            def tell(numbers: list[float]) -> None:
-                slicer.rank = int(numbers[0])
+            def set_rank(numbers: list[float]) -> None:
+                low_rank.rank = int(numbers[0])
 
-            self.cache.ask(needed, tell)
+            self.cache.read_later(needed, set_rank)
 
     # --- a call ---
 
-    def wrap_attention(self, inner: Forward) -> Forward:
-        """Serves, or computes as decided; tokens come first, as in every self-attention module."""
+    def wrap_attention(self, inner: ModuleForward) -> ModuleForward:
+        """Cache the attention's output, or compute it as chosen."""
 
         def forward(*args: Any, **kwargs: Any) -> torch.Tensor:
-            kept = self.serve(args[0] if args else kwargs["hidden_states"])
-            if kept is not None:
-                return kept
-            if self.reuses:  # nothing was kept that fits: what stands in for it is computed
-                self.choice, self.trying = COMPUTE_CHOICE, False
+            cached = self.fetch(args[0] if args else kwargs["hidden_states"])
+            if cached is not None:
+                return cached
+            if self.uses_cache:  # no cached value fits
+                self.choice, self.measures = COMPUTE_CHOICE, False
             self._fold()
             return self._finish(inner(*args, **kwargs))
 
         return outside_graphs(forward)
 
     def _fold(self) -> None:
-        if isinstance(self.means, LowRankAttention) and self.means.folded is not None:
+        if isinstance(self.pruned, LowRankAttention) and self.pruned.folded is not None:
             pruned = self.choice.action != "compute"
-            self.staged.value, self.staged.out = self.means.folded if pruned else (None, None)
+            self.staged.value, self.staged.out = self.pruned.folded if pruned else (None, None)
 
     def attend(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-        """The stage: `(B, N, H, D)` -> `(B, N, H, D)`; at a trial also the other way."""
-        means = self.means
-        if means is None or self.choice.action == "compute":
+        """The processor's stage, `(B, N, H, D)` each; some steps are computed both ways."""
+        pruned = self.pruned
+        if pruned is None or self.choice.action == "compute":
             mixed = self.staged.dense(query, key, value)
-            if means is not None and not self._declines(means, query):
-                means.learn(query, key, value)
+            if pruned is not None and self._skip_reason(pruned, query) is None:
+                pruned.learn(query, key, value)
                 self.stale = True
-                if self.trying:
+                if self.measures:
                     order = self.cache.order(self.transformer, query)
-                    self.trial, share = means.attend(query, key, value, order)
-                    self._spend(share, 1.0)
+                    self.trial, share = pruned.attend(query, key, value, order)
+                    self._count_flops(share, 1.0)
             return mixed
         order = self.cache.order(self.transformer, query)
-        mixed, share = means.attend(query, key, value, order)
-        self._spend(share, 0.0)
+        mixed, share = pruned.attend(query, key, value, order)
+        self._count_flops(share, 0.0)
         return mixed
 
-    def _declines(
-        self, means: BlockSparseAttention | LowRankAttention, query: torch.Tensor
-    ) -> bool:
-        step, config = self.cache.session.step, means.config
-        self.born = step if self.born is None else self.born
+    def _skip_reason(
+        self, pruned: BlockSparseAttention | LowRankAttention, query: torch.Tensor
+    ) -> str | None:
+        """Why this attention is never pruned in this run; None: it may be."""
+        step, config = self.cache.session.step, pruned.config
+        self.first_step = step if self.first_step is None else self.first_step
         if self.off is None and config.neutral(query.shape[-1]):
             self.off = "its settings leave nothing out"
         elif self.off is None and not config.always:
-            self.off = means.skip_reason(query)
-        return self.off is not None or self.dense_block
+            self.off = pruned.skip_reason(query)
+        return "it stays dense" if self.off is None and self.dense_block else self.off
 
     def _finish(self, output: torch.Tensor) -> torch.Tensor:
-        """Measure, blend and keep."""
+        """Measure, blend and cache an output."""
         before = self._fitting(output)
-        kept = self._predict(before) if before else None
+        cached = self._predict(before) if before else None
         if self.trial is not None:
             mixed = self.trial.flatten(2).type_as(output)
-            self._compare(kept, self.staged.output(self.attn, mixed), output)
-            self.trial, self.tried = None, self.cache.session.step
+            self._compare(cached, self.staged.output(self.attn, mixed), output)
+            self.trial, self.measured_at = None, self.cache.session.step
         action, fresh = self.choice.action, output
-        if action != "compute" and kept is not None:
-            square = _square(output - kept), _square(output)
-            self.cache.ask(torch.stack(square), self._hear)
+        if action != "compute" and cached is not None:
+            squares = _square(output - cached), _square(output)
+            self.cache.read_later(torch.stack(squares), self._collect)
             if action == "blend":
-                output = torch.lerp(kept, output, self.choice.weight)
+                output = torch.lerp(cached, output, self.choice.weight)
         elif action == "blend":
             action = "prune"
-        self.keep(output, WHERE[action], fresh)
+        self.store(output, TRACE_LISTS[action], fresh)
         return output
 
-    def _compare(self, kept: torch.Tensor | None, pruned: torch.Tensor, true: torch.Tensor) -> None:
-        off = true - pruned
-        old = torch.full_like(true, math.inf) if kept is None else true - kept
-        both = (old.float() * off.float()).sum()
-        sums = (_square(old), _square(off), both, _square(true))
-        self.cache.ask(torch.stack(sums), self._hear)
+    def _compare(
+        self, cached: torch.Tensor | None, pruned: torch.Tensor, true: torch.Tensor
+    ) -> None:
+        """Have the errors of both values measured: sums of squares, and of their product."""
+        pruned_off = true - pruned
+        cached_off = torch.full_like(true, math.inf) if cached is None else true - cached
+        both = (cached_off.float() * pruned_off.float()).sum()
+        sums = (_square(cached_off), _square(pruned_off), both, _square(true))
+        self.cache.read_later(torch.stack(sums), self._collect)
 
     # --- what was read ---
 
-    def _hear(self, numbers: list[float]) -> None:
+    def _collect(self, numbers: list[float]) -> None:
         self.sums.append(tuple(numbers))
 
-    def conclude(self) -> None:
-        """All branches of the last step have been heard."""
+    def finish_step(self) -> None:
+        """The sums of all branches of the last step are there: update the errors."""
         if self.sums and len(self.sums[0]) == 4:
             found = Errors.measured(self.sums)  # type: ignore[arg-type]
             self.errors = found.aged(1 / max(self.age, 1))
         elif self.sums:
-            self._follow(*map(sum, zip(*self.sums, strict=True)))
+            self._update_cached_error(*map(sum, zip(*self.sums, strict=True)))
         self.sums = []
 
-    def _follow(self, gone: float, size: float) -> None:
-        """The pruned value is so far from the kept one: squares, summed over the branches."""
-        if not math.isfinite(gone + size):
+    def _update_cached_error(self, distance: float, size: float) -> None:
+        """From the squared distance of the pruned value from the cached one, over the branches."""
+        if not math.isfinite(distance + size):
             self.off = "a pruned value was not finite"
         elif self.errors is not None and size > 0:
             pruned, correlation = self.errors.pruned, self.errors.correlation
-            kept = kept_error(math.sqrt(gone / size), pruned, correlation)
-            self.errors = Errors(kept / max(self.age, 1), pruned, correlation)
+            cached = cached_error(math.sqrt(distance / size), pruned, correlation)
+            self.errors = Errors(cached / max(self.age, 1), pruned, correlation)
 
-    def _spend(self, share: FlopShare, beside: float) -> None:
-        """Note the FLOPs of this call's attention, as shares of the dense one's."""
+    def _count_flops(self, share: FlopShare, dense: float) -> None:
+        """Note the FLOPs of this call's attention as a share of dense attention's, `dense` more."""
         trace, step = self._trace(), self.cache.session.step
 
-        def tell(numbers: list[float]) -> None:
+        def note(numbers: list[float]) -> None:
             self.share = numbers[0]
-            trace.spent[step] = numbers[0] + beside
+            trace.attention_share[step] = numbers[0] + dense
 
         if isinstance(share, torch.Tensor):
-            self.cache.ask(share, tell)
+            self.cache.read_later(share, note)
         else:
-            tell([share])
+            note([share])
 
 
 class UniCPCache(SiteCache):
-    """All self-attentions of a pipeline's transformers under one preset."""
+    """All self-attentions of a pipeline's transformers, by the settings of `UniCP`."""
 
     def __init__(self, session: Session, family: Family, preset: UniCP) -> None:
         super().__init__(session, family, "attention", preset.windows)
@@ -276,7 +277,7 @@ class UniCPCache(SiteCache):
         self._orders: dict[Any, torch.Tensor] = {}
 
     def install(self, patches: Patches) -> None:
-        """Wrap the modules, and put stages on them."""
+        """Wrap the modules, and put staged processors on them."""
         super().install(patches)
         if self.preset.pcas is None:
             return
@@ -288,7 +289,7 @@ class UniCPCache(SiteCache):
     def pruned_sites(self) -> list[PrunedSite]:
         return [site for site in self.sites if isinstance(site, PrunedSite)]
 
-    def _site(self, transformer: str, name: str) -> Site:
+    def _add(self, transformer: str, name: str) -> Site:
         self.sites.append(PrunedSite(transformer, name, self))
         return self.sites[-1]
 
@@ -297,14 +298,14 @@ class UniCPCache(SiteCache):
         for site in self.pruned_sites():
             site.decide(step)
 
-    def settle(self) -> None:
-        super().settle()
+    def flush(self) -> None:
+        super().flush()
         for site in self.pruned_sites():
-            site.conclude()
+            site.finish_step()
 
     def order(self, transformer: str, query: torch.Tensor) -> torch.Tensor:
-        """The tokens tile by tile, on the device of the queries; as they are where the grid of the
-        call is not known."""
+        """`(N,)` int64: the tokens tile by tile; in their own order where the grid of the call is
+        not known."""
         session, config = self.session, self.preset.pcas
         args, kwargs = session.inputs[transformer, session.branch]
         grid = processor.grid_of(session.transformers[transformer], args, kwargs)
@@ -317,7 +318,7 @@ class UniCPCache(SiteCache):
         return self._orders[key]
 
     def notes(self) -> tuple[str, ...]:
-        """Where attention was not pruned after all, and why."""
+        """Where attention was not pruned, and why."""
         reasons = Counter(site.off for site in self.pruned_sites() if site.off)
         sites = len(self.sites)
         return tuple(
@@ -328,8 +329,8 @@ class UniCPCache(SiteCache):
         super().clear()
         self._orders.clear()
         for site in self.pruned_sites():
-            if site.means is not None:
-                site.means.reset()
+            if site.pruned is not None:
+                site.pruned.reset()
 
 
 def _square(rows: torch.Tensor) -> torch.Tensor:

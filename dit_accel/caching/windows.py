@@ -1,17 +1,13 @@
-"""Error-aware dynamic cache windows (EDCW), first form: when does a site compute, when reuse.
+"""Error-aware dynamic cache windows (EDCW): at which steps a site is computed, and where cached.
 
-One `Windows` decides for one site, for all branches together: the branches meet in guidance, where
-an error of one of them alone is amplified (`(1 - s) du + s dc`), so they are computed and reused at
-the same steps. Knows step numbers and drifts (floats), no tensors and no models.
-
-How it works. A computed step opens a window of `length` steps: itself and the `length - 1` steps
-after it that are served from the kept value. When the window ends, the site is computed again, and
-the drift between that fresh value and the kept one is known. While it stays under the threshold
-the window grows; when it does not, the window shrinks at once. The first steps (warm-up) and the
-last step are always computed, because the error is large at both ends of the trajectory.
-
-Source: UniCP (arXiv 2502.04393, EDCW), whose rule ω(δ, ...) is not public in detail. This is our
-reading; docs/edcw.md has the rules we compared, and why this one was kept.
+Goes in: step numbers and measured drifts. Comes out: whether a step is computed. A computed step
+opens a window of `length` steps: itself, and `length - 1` cached ones. At its end the site is
+computed again, which gives the drift between the fresh value and the cached one. Below the
+threshold the window grows; otherwise it is one step long. The first steps and the last one are
+always computed, because errors are large at both ends of the trajectory. All branches share a
+window: guidance amplifies an error of one branch alone (`(1 - s) du + s dc`). It knows numbers, no
+tensors and no models. Source: UniCP (arXiv 2502.04393, EDCW). Its rule ω(δ, ...) is not public in
+detail; this is our reading, and research/LOG.md has the rules that were compared.
 """
 
 from __future__ import annotations
@@ -34,8 +30,8 @@ class EDCW:
         first: steps computed at the start, >= 1.
         last: steps computed at the end, >= 0.
         growth: "step" grows a window by one, "rate" to what the measured drift per step allows.
-        order: of the polynomial that serves a window: 0 the kept value itself, 1 the line through
-            the last two, 2 the parabola through the last three (`forecast`).
+        order: of the polynomial in a window: 0 the cached value, 1 the line through the last two, 2
+            the parabola through the last three.
 
     Raises:
         ValueError: a value is out of range.
@@ -63,8 +59,8 @@ def next_length(length: int, gap: int, drift: float, config: EDCW) -> int:
 
     Args:
         length: the ended window's length in steps, >= 1.
-        gap: steps between the kept value and the fresh one, >= 1 (less than `length` when a
-            window was cut short).
+        gap: steps between the cached value and the fresh one, >= 1; less than `length` where a
+            window was cut short.
         drift: relative error between them; NaN and infinity count as too large.
         config: threshold, longest window and rule of growth.
 
@@ -82,10 +78,10 @@ def next_length(length: int, gap: int, drift: float, config: EDCW) -> int:
 class Windows:
     """The window of one site over one run.
 
-    >>> windows = Windows(EDCW(threshold=0.1, first=1, growth="step"), total=10)
+    >>> windows = Windows(EDCW(threshold=0.1, first=1, growth="step"), num_steps=10)
     >>> windows.computes(0)
     True
-    >>> windows.observe(0, None)  # nothing was kept: the window is one step
+    >>> windows.observe(0, None)  # nothing was cached: the window is one step
     >>> windows.computes(1)
     True
     >>> windows.observe(1, 0.02)  # under the threshold: grows to two
@@ -93,20 +89,20 @@ class Windows:
     (False, True)
     """
 
-    def __init__(self, config: EDCW, total: int | None) -> None:
-        """`total` is the run's number of steps; None (unknown) drops the guard of the last."""
-        self.config, self.num_steps = config, total
+    def __init__(self, config: EDCW, num_steps: int | None) -> None:
+        """Where the number of steps is not known, the last ones are not treated specially."""
+        self.config, self.num_steps = config, num_steps
         self.length, self.opened = 1, -1
 
     def computes(self, step: int) -> bool:
-        """Whether the site is computed at `step`; False: it is served from its kept value."""
-        guarded = step < self.config.first
-        if self.num_steps is not None:
-            guarded = guarded or step >= self.num_steps - self.config.last
-        return guarded or self.opened < 0 or step >= self.opened + self.length
+        """Whether the site is computed at `step`; False: it is cached."""
+        at_end = self.num_steps is not None and step >= self.num_steps - self.config.last
+        if step < self.config.first or at_end or self.opened < 0:
+            return True
+        return step >= self.opened + self.length
 
     def observe(self, step: int, drift: float | None) -> None:
-        """The site was computed at `step`, `drift` away from what was kept (None: nothing was)."""
+        """The site was computed at `step`; `drift` of the cached value (None: there was none)."""
         if drift is None or self.opened < 0:
             self.length = 1
         else:

@@ -21,10 +21,12 @@ from typing import Any, Self
 
 import torch
 
+from dit_accel.caching.policy import PlanPolicy, Policy
 from dit_accel.core.families import family_of
 from dit_accel.core.generation import ClipSpec, batch_arguments
 from dit_accel.core.guidance import conditional
 from dit_accel.core.patching import Patches
+from dit_accel.core.session import RunInfo
 from dit_accel.handle import accelerate
 from dit_accel.planning.difficulty import pooled
 from dit_accel.planning.plan import Extrapolation, Plan, SamplerCoefficients
@@ -94,17 +96,11 @@ def record_all(
     family, guidance = family_of(pipe), clips[0].guidance
     two = family.branches == "separate" and guidance > 1
     mix = (1.0, 1.0 - guidance) if two else (1.0,)
-    heard: tuple[list[torch.Tensor], ...] = ([], [])
-    said: list[Any] = []
-    with (
-        accelerate(pipe, plan=Plan(clips[0].steps, {}), mix=mix) as handle,
-        SchedulerTap(pipe.scheduler) as sampler,
-    ):
-        handle.follower.heard = lambda part, value: heard[part].append(flat(value))
-        handle.follower.heard_text = said.append
+    policy = _RecordingPolicy(Plan(clips[0].steps, {}), mix)
+    with accelerate(pipe, plan=policy), SchedulerTap(pipe.scheduler) as sampler:
         frames = run(pipe, clips, overrides)
     predictions = torch.stack(sampler.predictions)  # (n, P, N)
-    parts = torch.stack([torch.stack(part) for part in heard[: len(mix)]]) if two else None
+    parts = torch.stack([torch.stack(part) for part in policy.outputs]) if two else None
     if parts is not None:
         mixed = torch.einsum("b,bspn->spn", torch.tensor(mix), parts)
         if float((mixed - predictions).norm() / predictions.norm()) > LINEAR:
@@ -121,7 +117,7 @@ def record_all(
         )
     times = pipe.scheduler.timesteps.double().cpu().flatten()
     schedule = SamplerCoefficients(sampler.coefficients[:-1], times, mix)
-    spoken = conditional(said[0], guidance, family.branches)
+    spoken = conditional(policy.text, guidance, family.branches)
     texts = pooled(spoken) if spoken is not None else [None] * len(clips)
     return [
         UncachedRun(
@@ -130,6 +126,22 @@ def record_all(
         )
         for row in range(len(clips))
     ]  # fmt: skip
+
+
+class _RecordingPolicy(PlanPolicy):
+    """Records the components of every prediction, `(P, N)` each, and the run's text."""
+
+    def __init__(self, plan: Plan, branch_weights: tuple[float, ...]) -> None:
+        super().__init__(plan, branch_weights)
+        self.outputs: list[list[torch.Tensor]] = [[] for _ in branch_weights]
+        self.text: torch.Tensor | None = None
+
+    def start(self, run: RunInfo) -> Policy:
+        self.text = run.text
+        return super().start(run)
+
+    def on_output(self, step: int, component: int, value: torch.Tensor) -> None:
+        self.outputs[component].append(flat(value))
 
 
 def run(pipe: Any, clips: Sequence[ClipSpec], overrides: dict[str, Any] | None) -> Any:

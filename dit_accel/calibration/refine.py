@@ -19,11 +19,11 @@ from typing import Any
 
 import torch
 
-from dit_accel.caching.executor import PlanExecutor
 from dit_accel.caching.policy import PlanPolicy
 from dit_accel.calibration.fit import RidgeMoments
 from dit_accel.calibration.record import SchedulerTap, UncachedRun, run
 from dit_accel.core import drift, extrapolation
+from dit_accel.core.families import family_of
 from dit_accel.core.generation import ClipSpec
 from dit_accel.core.guidance import guided
 from dit_accel.handle import accelerate
@@ -75,12 +75,10 @@ def carry_out(
         problems: of all plans; those of this one take in the clips.
     """
     prior, rows = fit(computed, field, depth=REFINED_DEPTH)[0], list(clips.values())
-    with accelerate(pipe, plan=prior, mix=field.schedule.branch_weights) as handle:
-        fold = partial(guided, guidance=rows[0].guidance, branches=handle.family.branches)
-        policy = _Fitting(handle.follower, list(clips), computed, prior, recordings, problems, fold)
-        handle.follower.policy = policy
-        with SchedulerTap(pipe.scheduler) as sampler:
-            frames = run(pipe, rows, overrides)
+    fold = partial(guided, guidance=rows[0].guidance, branches=family_of(pipe).branches)
+    policy = _FittingPolicy(list(clips), computed, prior, recordings, problems, fold)
+    with accelerate(pipe, plan=policy), SchedulerTap(pipe.scheduler) as sampler:
+        frames = run(pipe, rows, overrides)
     errors = [
         float((final - recording.final).norm() / recording.final.norm())
         for final, recording in zip(sampler.final, recordings, strict=True)
@@ -104,17 +102,16 @@ def carry_out(
     )
 
 
-class _Fitting(PlanPolicy):
+class _FittingPolicy(PlanPolicy):
     """Follows the computed steps of a plan, and fits every window's change when it opens."""
 
     def __init__(
-        self, follower: PlanExecutor, numbers: Sequence[int], computed: tuple[int, ...], prior:
-        Plan,
+        self, numbers: Sequence[int], computed: tuple[int, ...], prior: Plan,
         recordings: Sequence[UncachedRun], moments: Problems,
         fold: Callable[[torch.Tensor], torch.Tensor],
     ) -> None:  # fmt: skip
         super().__init__(prior, recordings[0].schedule.branch_weights)
-        self.follower, self.numbers, self.fold = follower, numbers, fold
+        self.numbers, self.fold = numbers, fold
         self.recordings = recordings
         self.computed, self.moments, self.schedule = computed, moments, recordings[0].schedule
         self.extrapolation_error: dict[int, tuple[float, ...]] = {}
@@ -125,6 +122,17 @@ class _Fitting(PlanPolicy):
         self._behind = torch.zeros_like(self._finals)  # what should have been added, and was not
         self._before: list[tuple[int, torch.Tensor]] = []  # the last two computed, guided
         self._forecasts: dict[int, Extrapolation] = dict(prior.extrapolations)
+        self._noise: torch.Tensor | None = None
+        # The last outputs, by component, by step: those that `_features` takes together.
+        self._outputs: list[dict[int, torch.Tensor]] = [{} for _ in self.branch_weights]
+
+    def on_noise(self, noise: torch.Tensor) -> None:
+        self._noise = noise.clone()
+
+    def on_output(self, step: int, component: int, value: torch.Tensor) -> None:
+        needed = self.needed_steps(step)
+        kept = {s: v for s, v in self._outputs[component].items() if s in needed}
+        self._outputs[component] = kept | {step: value}
 
     def extrapolation_at(self, step: int) -> Extrapolation | None:
         if step > 0 and step - 1 in self.computed:
@@ -178,10 +186,9 @@ class _Fitting(PlanPolicy):
         return rows.to(self._behind.device)
 
     def _features(self, read: Sequence[int]) -> torch.Tensor:
-        """`(F, P, N)` float32: the kept parts of these steps, and the noise."""
-        kept = list(self.follower.kept.values())[: len(self.schedule.branch_weights)]
-        rows = [part[step] for part in kept for step in read]
-        start = next(iter(self.follower.start.values()), torch.zeros_like(rows[0]))
+        """`(F, P, N)` float32: the components of these steps, and the noise."""
+        rows = [outputs[step] for outputs in self._outputs for step in read]
+        start = self._noise if self._noise is not None else torch.zeros_like(rows[0])
         folded = (self.fold(row) for row in (*rows, start))
         found = torch.stack([value.detach().float().flatten(1) for value in folded])
         if found.device.type != "cuda":

@@ -20,7 +20,7 @@ from torch.utils._pytree import tree_map_only
 from torch.utils.flop_counter import FlopCounterMode
 
 from dit_accel.core.families import Family
-from dit_accel.core.report import OUTPUT_SITE, SceneReport, SiteReport
+from dit_accel.core.report import SceneReport, SiteReport
 from dit_accel.core.session import Session
 
 
@@ -38,8 +38,8 @@ def count_run(
             mine = [s for s in sites if (s.transformer, s.branch) == (name, branch)]
             full += costs[""] * max((s.steps for s in mine), default=0)
             for s in mine:
-                saved += _cost(costs, s.name, family) * len(s.served)
-                unspent = sum(1 - share for share in s.spent.values())
+                saved += _cost(costs, s.name, family) * len(s.not_computed)
+                unspent = sum(1 - share for share in s.attention_share.values())
                 saved += round(unspent * attention_products(costs, s.name)) if unspent else 0
     except (RuntimeError, NotImplementedError, TypeError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
@@ -51,14 +51,14 @@ def _with_scene(spent: int, scene: SceneReport | None) -> int:
     """FLOPs with those of a scene: a reference's row costs as much as a user's row."""
     if scene is None:
         return spent
-    shots = len(scene.classes) - scene.further_rows
-    return round(spent * len(scene.classes) / max(shots, 1)) + scene.extra_flops
+    shots = len(scene.tokens) - scene.reference_rows
+    return round(spent * len(scene.tokens) / max(shots, 1)) + scene.extra_flops
 
 
 def _cost(costs: dict[str, int], site: str, family: Family) -> int:
-    if site == OUTPUT_SITE:
+    if site == "output":
         return costs[""]
-    if site != "stack":
+    if site != "model":
         return costs[site]
     groups = family.blocks  # module lists are never called, so their members are counted
     members = (path for path in costs if path.count(".") == 1 and path.split(".")[0] in groups)

@@ -1,4 +1,9 @@
-"""TODO dit_accel.core.guidance."""
+"""Folds what one forward gives or gets by the branches of classifier-free guidance.
+
+Goes in: a tensor of one forward. Comes out: the guided one, or the conditional one. In families
+whose branches run in one batch, the unconditional half comes first. It knows no pipeline. Source:
+classifier-free guidance (arXiv 2207.12598).
+"""
 
 from __future__ import annotations
 
@@ -8,16 +13,19 @@ import torch
 
 
 def guided(value: torch.Tensor, guidance: float, branches: str) -> torch.Tensor:
-    """What one forward's prediction is to the sampler: where both branches of classifier-free
-    guidance came in one batch, the unconditional one first, they are combined.
+    """The guided value of one forward, where both branches are in one batch.
 
     Args:
-        value: `(B, ...)`, of a forward; or what it was given, twice.
+        value: `(B, ...)`: a prediction, or latents that are there twice.
         guidance: the scale s.
-        branches: as in `families.Family`.
+        branches: as of `Family`.
 
     Returns:
-        the value itself, or `(B / 2, ...)`: u + s (c - u).
+        `(B / 2, ...)`: u + s (c - u); the value itself where there is one branch.
+
+    Example:
+        >>> guided(torch.tensor([[1.0], [3.0]]), 4.0, "batched")
+        tensor([[9.]])
     """
     if branches != "batched" or guidance <= 1:
         return value
@@ -26,12 +34,15 @@ def guided(value: torch.Tensor, guidance: float, branches: str) -> torch.Tensor:
 
 
 def conditional(text: Any, guidance: float, branches: str) -> torch.Tensor | None:
-    """The text of the prompts themselves, of what a run's first forward is given: `(B, L, T)`.
+    """The prompts' text embedding of a run's first forward, without the negative prompts'.
 
     Args:
-        text: of the forward; None where it has none of that form.
+        text: of the forward, `(B, L, T)`; anything else gives None.
         guidance: the scale s.
-        branches: as in `families.Family`.
+        branches: as of `Family`.
+
+    Returns:
+        `(B, L, T)`, or `(B / 2, L, T)` where both branches are in one batch.
     """
     if not isinstance(text, torch.Tensor) or text.ndim != 3:
         return None

@@ -19,6 +19,8 @@ from typing import Any, Protocol, Self
 
 import torch
 
+from dit_accel.core.session import Interceptor
+
 
 class Stopwatch:
     """A context manager: seconds and peak memory of a `with` block.
@@ -57,21 +59,21 @@ class StepListener(Protocol):
         """`done` steps are done."""
 
 
-class LoopTimer:
+class LoopTimer(Interceptor):
     """Times the denoising loop: from a run's first forward to the end of its last step.
 
     Use it around one call of a pipeline (`with timer:`, and `timer.step_ended` as the call's
-    callback), or as an observer of a `Session`.
+    callback), or as an interceptor of a `Session`.
 
     Args:
         models: the denoisers, at least one.
         device: to synchronise; None: where the first denoiser is when the run begins.
-        steps: of the call; an observer gets them when the run begins.
+        steps: of the call; a session gives them when the run begins.
         listeners: called at the loop's start and after each step.
         each_step: whether steps are timed one by one, with a host sync after each.
 
     Results: `seconds` of the loop, `step_seconds` with `each_step`, `latents` of a call's last
-    step. Only an observer sets `peak_memory_bytes`, because that resets the high-water mark.
+    step. Only a session sets `peak_memory_bytes`, because that resets the high-water mark.
     """
 
     def __init__(
@@ -127,11 +129,11 @@ class LoopTimer:
                 listener.loop_begins()
             self._start()
 
-    # --- as an observer of a session ---
+    # --- as an interceptor of a session ---
 
-    def run_begins(self, total: int | None) -> None:
+    def run_begins(self, num_steps: int | None) -> None:
         """Start the clock and a new high-water mark of memory."""
-        self._steps, self.seconds, self.peak_memory_bytes = total, 0.0, None
+        self._steps, self.seconds, self.peak_memory_bytes = num_steps, 0.0, None
         reset_peak_memory(self._where())
         self._start()
 

@@ -1,62 +1,81 @@
-"""What an accelerated run did: the report of a handle. Plain data, no tensors, no models."""
+"""Holds what an accelerated run did: the report of a handle.
+
+Goes in: steps, drifts, FLOPs, seconds and bytes. Comes out: a `Report`, as JSON or as one
+paragraph. It is plain data: no tensors, no models. Ours; there is no source.
+"""
 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, Literal
+
+CacheSite = Literal["output", "model", "block", "attention"]
+"""Where outputs are cached: the denoiser's prediction, or the residual of the block stack, of every
+block, or the output of every self-attention."""
 
 
 @dataclass(frozen=True)
 class SiteReport:
-    """One site in one branch: `name` is the module's path, `drift` is by computed step.
+    """One site in one branch.
 
-    A step is in one of `computed` (in full), `reused` (served from one kept value), `forecast`
-    (from several), `pruned` (computed with less attention) and `blended` (of pruned and kept).
-    `spent` is, by step, the share of dense attention's products (of queries with keys, of weights
-    with values) that was computed, where it is not 1.
+    Args:
+        transformer, branch: which.
+        name: "output" or "model", or the path of the module.
+        computed: steps computed in full.
+        cached: steps at which one cached value was used as it was.
+        drift: by computed step, the relative error of the value that was cached before.
+        extrapolated: steps whose value is a weighted sum of several cached ones.
+        pruned: steps computed with less attention.
+        blended: steps at which a pruned and a cached value were blended.
+        attention_share: by step, the share of dense attention's products that was computed (of
+            queries with keys, and of weights with values), where it is not 1.
     """
 
     transformer: str
     branch: str
     name: str
     computed: tuple[int, ...]
-    reused: tuple[int, ...]
-    drift: dict[int, float]
-    forecast: tuple[int, ...] = ()
+    cached: tuple[int, ...] = ()
+    drift: dict[int, float] = field(default_factory=dict)
+    extrapolated: tuple[int, ...] = ()
     pruned: tuple[int, ...] = ()
     blended: tuple[int, ...] = ()
-    spent: dict[int, float] = field(default_factory=dict)
+    attention_share: dict[int, float] = field(default_factory=dict)
 
     @property
     def steps(self) -> int:
-        """Steps that the site was asked at."""
-        parts = self.computed, self.reused, self.forecast, self.pruned, self.blended
-        return sum(map(len, parts))
+        """How many steps the site was called at."""
+        return sum(map(len, (self.computed, self.not_computed, self.pruned, self.blended)))
 
     @property
-    def served(self) -> tuple[int, ...]:
-        """Steps that were not computed, not even in part."""
-        return tuple(sorted(self.reused + self.forecast))
+    def not_computed(self) -> tuple[int, ...]:
+        """Steps that were cached or extrapolated."""
+        return tuple(sorted(self.cached + self.extrapolated))
 
 
 @dataclass(frozen=True)
 class SceneReport:
     """What a layout's isolation and references did in one run.
 
-    `classes` are tokens by class ("background", subjects from "1") of every row, `reads` the keys
-    of references that it reads. `further_rows` came from files; `calls` are of self-attention where
-    rows were split. `extra_flops` is beside the stock pipeline's, negative where isolation saves
-    more than reading costs; further rows are not in it. `held_bytes` are indices, tables and
-    latents of files over the run, `gathered_bytes` the most keys and values of references at once.
+    Args:
+        tokens: of every row, how many by class: "background", and subjects from "1".
+        reference_tokens: how many keys of references a row reads.
+        reference_rows: rows that came from files.
+        split_calls: calls of self-attention on a part of the tokens.
+        extra_flops: beside the stock pipeline's; negative where isolation saves more than reading
+            costs. The reference rows are not in it.
+        table_bytes: of indices, tables and latents of files, during the run.
+        reference_bytes: the most that keys and values of references took at once.
+        notes: what a reader must know.
     """
 
-    classes: dict[str, dict[str, int]]
-    reads: dict[str, int]
-    further_rows: int
-    calls: int
+    tokens: dict[str, dict[str, int]]
+    reference_tokens: dict[str, int]
+    reference_rows: int
+    split_calls: int
     extra_flops: int
-    held_bytes: int
-    gathered_bytes: int
+    table_bytes: int
+    reference_bytes: int
     notes: tuple[str, ...] = ()
 
 
@@ -64,16 +83,30 @@ class SceneReport:
 class Report:
     """One run of an accelerated pipeline.
 
-    FLOPs are of the transformers' forwards: `flops_full` as the stock pipeline would spend them,
-    `flops_spent` as this run did; None, with the reason in `notes`, where they could not be
-    counted. `threshold` is None where a plan decided. `seconds` spans the denoising loop.
-    `peak_memory_bytes` is the device allocator's peak, or the process's high-water mark on a CPU.
-    `kept_bytes` is the most that kept values held on the device; under a cap `packed_bytes` is the
-    most of it that was in fewer bits, `packed_bits` the fewest (None: nothing was packed), and
-    `offloaded_bytes` the most that waited in the CPU's memory. `quality` (dB) and `speedup` are
-    what was asked for, `prediction` what is expected of this run, `planned` the steps that were to
-    be computed. `config` is every setting of the acceleration, `asked` those that are not as by
-    default.
+    Args:
+        family: of the pipeline.
+        site: a `CacheSite`.
+        threshold: of the windows; None where a plan decided.
+        steps: of the run.
+        branches: of guidance that were run.
+        sites: one each a site and branch.
+        flops_full: of the transformers' forwards, as the stock pipeline spends them; None where
+            they could not be counted (`notes` says why).
+        flops_spent: what this run spent.
+        seconds: of the denoising loop.
+        peak_memory_bytes: the device allocator's peak, or the process's on a CPU.
+        cached_bytes: the most that cached values took on the device.
+        host_syncs: device-to-host reads of ours.
+        notes: what a reader must know.
+        quality, speedup: the target, in dB or as steps over computed steps.
+        prediction: the PSNR that was expected of this run.
+        planned: steps that were to be computed.
+        scene: of the layout.
+        offloaded_bytes: the most that cached values took in the CPU's memory.
+        packed_bytes: the most of `cached_bytes` that was quantized.
+        packed_bits: the fewest bits that were used; None: nothing was quantized.
+        config: every setting of the acceleration.
+        requested: the settings that are not the defaults.
     """
 
     family: str
@@ -86,7 +119,7 @@ class Report:
     flops_spent: int | None
     seconds: float
     peak_memory_bytes: int | None
-    kept_bytes: int
+    cached_bytes: int
     host_syncs: int
     notes: tuple[str, ...] = ()
     quality: float | None = None
@@ -98,7 +131,7 @@ class Report:
     packed_bytes: int = 0
     packed_bits: int | None = None
     config: dict[str, Any] = field(default_factory=dict)
-    asked: str = ""
+    requested: str = ""
 
     @property
     def flops_kept(self) -> float | None:
@@ -108,13 +141,13 @@ class Report:
     @property
     def steps_computed(self) -> float:
         """Steps computed in full, mean over sites and branches; two experts' sites count once."""
-        actions = [(len(s.computed), s.steps) for s in self.sites]
-        done, total = map(sum, zip(*actions, strict=True)) if actions else (0, 0)
-        return self.steps * done / total if total else 0.0
+        counts = [(len(s.computed), s.steps) for s in self.sites]
+        computed, called = map(sum, zip(*counts, strict=True)) if counts else (0, 0)
+        return self.steps * computed / called if called else 0.0
 
     @property
     def rule(self) -> str:
-        """What decided: a threshold, or a plan made beforehand."""
+        """What decided: a target, a plan or a threshold."""
         if self.quality is not None:
             return f"quality {self.quality:g} dB"
         if self.speedup is not None:
@@ -122,38 +155,38 @@ class Report:
         return "by plan" if self.threshold is None else f"threshold {self.threshold:g}"
 
     def to_dict(self) -> dict[str, Any]:
-        """The report as JSON-able data, derived figures included."""
+        """The report as JSON-able data, with what is derived from it."""
         return asdict(self) | {"flops_kept": self.flops_kept, "steps_computed": self.steps_computed}
 
     def summary(self) -> str:
         """One paragraph for people."""
-        kept, away = self.flops_kept, self.offloaded_bytes
         partly = sum(len(s.pruned) + len(s.blended) for s in self.sites)
         text = (
             f"{self.family}, site {self.site}, {self.rule}: computed "
             f"{self.steps_computed:.1f} of {self.steps} steps"
             + (f", pruned or blended {partly / len(self.sites):.1f}" if partly else "")
-            + (f", {kept:.0%} of the FLOPs" if kept is not None else "")
-            + f", {self.seconds:.2f} s, {self.kept_bytes / 2**20:.1f} MiB held by kept values"
-            + (f", {self.packed_bytes / 2**20:.1f} of them packed" if self.packed_bytes else "")
+            + (f", {self.flops_kept:.0%} of the FLOPs" if self.flops_kept is not None else "")
+            + f", {self.seconds:.2f} s, {_mib(self.cached_bytes)} of cached values"
+            + (f", {_mib(self.packed_bytes)} of them packed" if self.packed_bytes else "")
             + (f" to {self.packed_bits} bits" if self.packed_bytes else "")
-            + (f", {away / 2**20:.1f} MiB more on the CPU." if away else ".")
+            + (f", {_mib(self.offloaded_bytes)} on the CPU." if self.offloaded_bytes else ".")
         )
-        asked = (f"Asked for: {self.asked}.",) if self.asked else ()
-        return " ".join((text, *asked, *self._scene_summary(), *self.notes))
+        requested = (f"Requested: {self.requested}.",) if self.requested else ()
+        return " ".join((text, *requested, *self._scene_summary(), *self.notes))
 
     def _scene_summary(self) -> tuple[str, ...]:
         scene = self.scene
         if scene is None:
             return ()
-        further = f", {scene.further_rows} further rows" if scene.further_rows else ""
-        said = (
-            f"Scene: {len(scene.classes) - scene.further_rows} shots{further}, {scene.calls} split "
-            f"calls of self-attention, {scene.extra_flops / 1e9:+.2f} GFLOPs, "
-            f"{scene.held_bytes / 2**20:.1f} MiB held, {scene.gathered_bytes / 2**20:.1f} MiB of "
-            "references at once."
+        rows = f", {scene.reference_rows} reference rows" if scene.reference_rows else ""
+        text = (
+            f"Scene: {len(scene.tokens) - scene.reference_rows} shots{rows}, {scene.split_calls} "
+            f"split calls of self-attention, {scene.extra_flops / 1e9:+.2f} GFLOPs, "
+            f"{_mib(scene.table_bytes)} of tables, {_mib(scene.reference_bytes)} of references at "
+            "once."
         )
-        return (said, *scene.notes)
+        return (text, *scene.notes)
 
 
-OUTPUT_SITE = "output"
+def _mib(count: int) -> str:
+    return f"{count / 2**20:.1f} MiB"

@@ -1,20 +1,20 @@
-"""Which run, step, branch and role a forward of the transformer belongs to.
+"""Knows which run, step, branch and role a forward of the transformer belongs to.
 
-Where the pipeline enters `transformer.cache_context(name, step_index=...)`, the branch is that name
-and the step that index (diffusers >= 0.36 gives the index for Wan, 0.35 the name only). Else the
-step is the position of the `timestep` argument among the scheduler's timesteps, and the branch is
-told by which text embedding is passed. Call parity is never used: it breaks without guidance.
-
-A new run begins when a step comes back: an earlier one, or one whose forward was already seen. So
-an aborted run leaves nothing behind for the next.
+Goes in: the calls of a pipeline's transformers. Comes out: `Session`, which says where the run is,
+and passes every call through its interceptors. The step and the branch come from
+`transformer.cache_context(name, step_index=...)` where the pipeline enters it (diffusers >= 0.36
+gives the index for Wan, 0.35 the name only). Otherwise the step is the position of the `timestep`
+argument in the scheduler's timesteps, and the branch is known by its text embedding. Call parity is
+never used: it breaks without guidance. It knows no cache. Ours; there is no source.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch.utils._pytree import tree_map_only
@@ -22,50 +22,92 @@ from torch.utils._pytree import tree_map_only
 from dit_accel.core.patching import Patches
 
 
-class Observer(Protocol):
-    """What wants to be told about a run."""
+@dataclass(frozen=True)
+class RunInfo:
+    """What is known of a run when its first forward is called.
 
-    def run_begins(self, total: int | None) -> None: ...
+    Args:
+        num_steps: how many; None where it is unknown.
+        guidance: the scale of classifier-free guidance; 1 where there is none.
+        latents: of the first forward, `(B, C, F, h, w)` in most families; None: there are none.
+        text: the text embedding of the first forward, `(B, L, C)`; None where there is none.
+    """
 
-    def step_begins(self, step: int) -> None: ...
-
-    def forward_ends(self, transformer: str) -> None: ...
-
-
-def _compute(forward: Callable[[], Any]) -> Any:
-    return forward()
-
-
-def _call(name: str, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-    return forward(*args, **kwargs)
+    num_steps: int | None
+    guidance: float = 1.0
+    latents: torch.Tensor | None = field(default=None, compare=False)
+    text: torch.Tensor | None = field(default=None, compare=False)
 
 
-def _never(step: int) -> bool:
-    return False
+@dataclass(frozen=True)
+class ForwardCall:
+    """One call of a transformer's forward: the transformer's name and the arguments."""
+
+    transformer: str
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+    @property
+    def latents(self) -> Any:
+        """The first argument."""
+        return self.kwargs["hidden_states"] if "hidden_states" in self.kwargs else self.args[0]
+
+    @property
+    def timestep(self) -> torch.Tensor:
+        """The second argument."""
+        timestep: torch.Tensor = (
+            self.kwargs["timestep"] if "timestep" in self.kwargs else self.args[1]
+        )
+        return timestep
+
+    @property
+    def text(self) -> Any:
+        """The text embedding; None where it is not given by name."""
+        return self.kwargs.get("encoder_hidden_states")
+
+
+Forward = Callable[[ForwardCall], Any]
+
+
+class Interceptor:
+    """Stands around every forward of a session. Every method changes nothing by default."""
+
+    def run_begins(self, num_steps: int | None) -> None:
+        """A run begins: forget the last one."""
+
+    def step_begins(self, step: int) -> None:
+        """The first forward of a step is about to be called."""
+
+    def around(self, call: ForwardCall, forward: Forward) -> Any:
+        """The output of a call: of `forward(call)`, or instead of it."""
+        return forward(call)
+
+    def forward_ends(self, transformer: str) -> None:
+        """A forward has returned."""
+
+    def changes_denoiser(self, step: int) -> bool:
+        """Whether the denoiser acts otherwise from this step on, so that it has to be computed."""
+        return False
 
 
 class Session:
-    """Where a pipeline is: `step`, `total`, `branch`, `role`; told to the observers in order.
+    """Where a pipeline is: `step`, `num_steps`, `branch` and `role`.
 
-    `answer` makes the output of each forward from the call of what is wrapped, which it may leave;
-    `carry` makes that call, by the transformer's name, and may change what it is given. `changes`
-    says whether the denoiser itself is another one from a step on, which is computed then.
+    `interceptors` are notified of runs, steps and forwards in order. A forward passes through them
+    in the same order: the first one is the outermost.
     """
 
     def __init__(self, pipe: Any, transformers: dict[str, torch.nn.Module]) -> None:
         self.pipe = pipe
         self.transformers = transformers
-        self.observers: list[Observer] = []
-        self.answer: Callable[[Callable[[], Any]], Any] = _compute
-        self.carry: Callable[[str, Callable[..., Any], Any, Any], Any] = _call
-        self.changes: Callable[[int], bool] = _never
+        self.interceptors: list[Interceptor] = []
         self.inputs: dict[tuple[str, str], tuple[tuple[Any, ...], dict[str, Any]]] = {}
         self.role = "target"
         self.transformer = ""  # the name of the one that is running
-        self.latents: Any = None  # what it was given, while it runs
+        self.latents: Any = None  # arguments of the forward, while it runs
         self.text: Any = None
         self._context: tuple[str, int | None, int | None] | None = None
-        self._forget()
+        self._reset()
 
     def install(self, patches: Patches) -> None:
         """Wrap `forward` and, where there is one, `cache_context` of every transformer."""
@@ -74,10 +116,10 @@ class Session:
                 patches.wrap(module, "cache_context", self._wrap_context)
             patches.wrap(module, "forward", partial(self._wrap_forward, name))
 
-    def _forget(self) -> None:
+    def _reset(self) -> None:
         self.step, self.branch = -1, ""
         self.num_steps: int | None = None
-        self._seen: set[tuple[str, str]] = set()
+        self._seen: set[tuple[str, str]] = set()  # transformer and branch, of this step
         self._texts: list[int] = []
         self._times: list[float] = []
         self._located: tuple[Any, ...] = None, None, 0, []
@@ -85,14 +127,24 @@ class Session:
 
     @property
     def time(self) -> float:
-        """The scheduler's timestep of this step; all of a run are read from the device at once."""
+        """The scheduler's timestep of this step."""
         return self.time_of(self.step)
 
     def time_of(self, step: int) -> float:
-        """The scheduler's timestep of a step."""
+        """The scheduler's timestep of a step; all of a run are read from the device at once."""
         if not self._times:
             self._times = self.pipe.scheduler.timesteps.flatten().tolist()
         return self._times[step]
+
+    @property
+    def run(self) -> RunInfo:
+        """What is known of the run, while its first forward is called."""
+        guidance = float(getattr(self.pipe, "guidance_scale", 1.0) or 1.0)
+        return RunInfo(self.num_steps, guidance, self.latents, self.text)
+
+    def changes_denoiser(self, step: int) -> bool:
+        """Whether an interceptor makes the denoiser act otherwise from this step on."""
+        return any(one.changes_denoiser(step) for one in self.interceptors)
 
     def _wrap_context(self, inner: Any) -> Any:
         @contextmanager
@@ -108,61 +160,75 @@ class Session:
         return cache_context
 
     def _wrap_forward(self, name: str, inner: Any) -> Any:
+        def stock(call: ForwardCall) -> Any:
+            return inner(*call.args, **call.kwargs)
+
         def forward(*args: Any, **kwargs: Any) -> Any:
-            self.latents = kwargs["hidden_states"] if "hidden_states" in kwargs else args[0]
-            self.text = kwargs.get("encoder_hidden_states")
-            self._enter(name, args, kwargs)
-            output = self.answer(partial(self.carry, name, inner, args, kwargs))
+            call = ForwardCall(name, args, kwargs)
+            self.latents, self.text = call.latents, call.text
+            self._enter(call)
+            output = self._chain(stock)(call)
             self.latents = self.text = None
-            for observer in self.observers:
-                observer.forward_ends(name)
+            for interceptor in self.interceptors:
+                interceptor.forward_ends(name)
             return output
 
         return outside_graphs(forward)
 
-    def _enter(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        context, index, total = self._context or (None, None, None)
-        timesteps = self.pipe.scheduler.timesteps
-        timestep = kwargs["timestep"] if "timestep" in kwargs else args[1]
-        branch = context or self._branch_of(kwargs.get("encoder_hidden_states"))
-        step = self._which(self._positions(timestep), name, branch) if index is None else index
-        again = step == self.step and (name, branch) in self._seen
+    def _chain(self, stock: Forward) -> Forward:
+        """The stock forward with all interceptors around it."""
+        forward = stock
+        for interceptor in reversed(self.interceptors):
+            forward = partial(interceptor.around, forward=forward)
+        return forward
+
+    def _enter(self, call: ForwardCall) -> None:
+        """Find out where the run is. A run begins when a step comes back: an earlier one, or one
+        whose forward was seen already. So a run that was aborted leaves nothing for the next."""
+        context, index, num_steps = self._context or (None, None, None)
+        branch = context or self._branch_of(call.text)
+        step = index
+        if step is None:
+            step = self._which(self._positions(call.timestep), call.transformer, branch)
+        again = step == self.step and (call.transformer, branch) in self._seen
         if again or step < self.step or self.step < 0:
-            self._forget()
-            self.num_steps = len(timesteps) if total is None else total
-            for observer in self.observers:
-                observer.run_begins(self.num_steps)
-        if context is None:  # after _forget: the texts of a new run are numbered afresh
-            branch = self._branch_of(kwargs.get("encoder_hidden_states"))
+            self._reset()
+            self.num_steps = len(self.pipe.scheduler.timesteps) if num_steps is None else num_steps
+            for interceptor in self.interceptors:
+                interceptor.run_begins(self.num_steps)
+        if context is None:  # after _reset: the texts of a new run are numbered anew
+            branch = self._branch_of(call.text)
         if step != self.step:
             self.step, self._seen = step, set()
-            for observer in self.observers:
-                observer.step_begins(step)
-        self.branch, self.transformer = branch, name
-        self._seen.add((name, branch))
-        if (name, branch) not in self.inputs:
-            self.inputs[name, branch] = tree_map_only(torch.Tensor, _shape_of, (args, kwargs))
+            for interceptor in self.interceptors:
+                interceptor.step_begins(step)
+        self.branch, self.transformer = branch, call.transformer
+        self._seen.add((call.transformer, branch))
+        if (call.transformer, branch) not in self.inputs:
+            shapes = tree_map_only(torch.Tensor, _shape_of, (call.args, call.kwargs))
+            self.inputs[call.transformer, branch] = shapes
 
     def _positions(self, timestep: torch.Tensor) -> list[int]:
         """As `positions`; a tensor that a step's forwards share is read from the device once."""
         timesteps = self.pipe.scheduler.timesteps
-        written = 0 if timestep.is_inference() else timestep._version
-        seen, schedule, version, found = self._located
-        if seen is not timestep or schedule is not timesteps or version != written:
+        version = 0 if timestep.is_inference() else timestep._version  # rises with every write
+        known, schedule, known_version, found = self._located
+        if known is not timestep or schedule is not timesteps or known_version != version:
             found = positions(timestep, timesteps)
-            self._located = timestep, timesteps, written, found
+            self._located = timestep, timesteps, version, found
         return found
 
-    def _which(self, steps: list[int], name: str, branch: str) -> int:
+    def _which(self, steps: list[int], transformer: str, branch: str) -> int:
         """Of several steps with the same rounded timestep, the one that comes next."""
         if len(steps) == 1 or getattr(self.pipe.scheduler, "step_index", 0) is None:
             return steps[0]  # the scheduler has not stepped yet: it is the run's first
-        if self.step in steps and (name, branch) not in self._seen:
+        if self.step in steps and (transformer, branch) not in self._seen:
             return self.step
         return next((step for step in steps if step > self.step), steps[0])
 
     def _branch_of(self, text: torch.Tensor | None) -> str:
-        """Name of a text embedding that stays the same over a run: diffusers runs cond first."""
+        """The branch of a text embedding, which stays the same over a run: diffusers runs the
+        conditional branch first."""
         key = 0 if text is None else text.data_ptr()
         if key not in self._texts:
             self._texts.append(key)
@@ -180,18 +246,21 @@ def _shape_of(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def positions(timestep: torch.Tensor, timesteps: torch.Tensor) -> list[int]:
-    """0-based steps that a forward's timestep may be of, among the scheduler's.
+    """The steps that a forward's timestep may belong to.
 
-    A timestep that is a view of the schedule (as diffusers' pipelines pass it) is located by its
-    place in memory, without reading the device; any other by its value, as its dtype rounds it:
-    bfloat16 has one number for 994 and 997, so that there can be several.
+    A timestep that is a view of the scheduler's tensor (diffusers' pipelines pass one) is located
+    by its place in memory, without a host sync. Any other is located by its value, as its dtype
+    rounds it: bfloat16 has one number for 994 and 997, so there can be several.
 
     Args:
         timestep: any shape; all elements equal, or zero where a frame is given (Wan 2.2 TI2V).
         timesteps: shape (steps,).
 
+    Returns:
+        0-based steps, at least one.
+
     Raises:
-        ValueError: the value is not in the schedule.
+        ValueError: the value is none of the timesteps.
     """
     if timestep.untyped_storage().data_ptr() == timesteps.untyped_storage().data_ptr():
         return [

@@ -33,7 +33,8 @@ Load = Callable[[], Any]
 Latents = npt.NDArray[np.float32]
 OnResult = Callable[[Job, Result], None]
 
-_DEPENDS_ON_MACHINE = ("seconds", "peak_memory_bytes", "config", "asked")  # paths of profiles, too
+# With paths of profiles, too.
+_DEPENDS_ON_MACHINE = ("seconds", "peak_memory_bytes", "config", "requested")
 
 
 class ChildFailed(Exception):

@@ -48,7 +48,7 @@ class MethodSummary:
     speedup_whole: Interval | None
     seconds: Interval | None
     peak_memory_bytes: int | None
-    kept_bytes: int | None
+    cached_bytes: int | None
     scores: dict[str, Interval | None]
     exact_frames: int
     frames: int
@@ -122,7 +122,7 @@ def _row(setting: Setting, results: Results) -> MethodSummary:
         speedup_whole=_speedup(setting, results, "whole_seconds"),
         seconds=_mean(results.values(setting, clock("denoising_seconds"))),
         peak_memory_bytes=_most(r["clock"]["peak_memory_bytes"] for r in scored),
-        kept_bytes=_most((r["report"] or {}).get("kept_bytes") for r in scored),
+        cached_bytes=_most((r["report"] or {}).get("cached_bytes") for r in scored),
         scores={name: _mean(results.scores(setting, name)) for name in metrics},
         exact_frames=sum(map(_exact_frames, scored)),
         frames=sum(r["job"]["clip"]["frames"] for r in scored),

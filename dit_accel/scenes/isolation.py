@@ -26,7 +26,7 @@ from dit_accel.attention.processor import StagedAttnProcessor
 from dit_accel.core.families import Family
 from dit_accel.core.patching import Patches
 from dit_accel.core.report import SceneReport
-from dit_accel.core.session import Session, outside_graphs
+from dit_accel.core.session import Forward, ForwardCall, Interceptor, Session, outside_graphs
 from dit_accel.core.tokens import TokenGrid
 from dit_accel.scenes import reposition, subject_text, support
 from dit_accel.scenes import rows as clip_rows
@@ -39,7 +39,7 @@ Rotary = reposition.Rotary
 Rows = Callable[[TokenGrid], Sequence[clip_rows.ClipRow]]
 
 
-class SceneAttention:
+class SceneAttention(Interceptor):
     """What all layers share: rows in tokens, the active parts of a step, and counters.
 
     Args:
@@ -81,8 +81,6 @@ class SceneAttention:
                 staged = support.staged(own, patches)
                 self.layers.append(SceneLayer(self, index, len(blocks), staged))
                 patches.wrap(other, "processor", self._blended(name))
-        self.session.carry = self.carry
-        self.session.changes = self.changes
         self.texts.install(patches, self.session.pipe, self._wanted_prompts)
         self.clips.install(patches, self.session.pipe)
 
@@ -106,15 +104,15 @@ class SceneAttention:
 
     # --- a forward ---
 
-    def carry(self, name: str, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-        """Call a transformer's forward: with the rows of files behind the user's, cut off again."""
-        latents = kwargs["hidden_states"] if "hidden_states" in kwargs else args[0]
-        self._check_rows(len(latents))
+    def around(self, call: ForwardCall, forward: Forward) -> Any:
+        """The output for the user's rows, of a call that has the rows of files behind them."""
+        self._check_rows(len(call.latents))
         for layer in self.layers:
             support.check_undivided(layer.staged)
-        self._make_token_rows(name, args, kwargs, latents)
-        args, kwargs = self.clips.extend(args, kwargs, self.session, self.texts)
-        return self.clips.cut(forward(*args, **kwargs), len(latents))
+        self._make_token_rows(call.transformer, call.args, call.kwargs, call.latents)
+        args, kwargs = self.clips.extend(call.args, call.kwargs, self.session, self.texts)
+        output = forward(ForwardCall(call.transformer, args, kwargs))
+        return self.clips.cut(output, len(call.latents))
 
     def _make_token_rows(self, name: str, args: Any, kwargs: Any, latents: torch.Tensor) -> None:
         """Set `token_rows` for this size and device."""
@@ -165,12 +163,13 @@ class SceneAttention:
             self.extra_flops += subject_text.flops(len(tokens), *text.shape[1:])
         return self._subject_texts[transformer]
 
-    def changes(self, step: int) -> bool:
-        """Whether another set of parts is at work at this step than at the one before."""
-        total = self.session.num_steps
-        if total is None or step == 0:
+    def changes_denoiser(self, step: int) -> bool:
+        """Whether another set of parts is active at this step than at the one before."""
+        num_steps = self.session.num_steps
+        if num_steps is None or step == 0:
             return False
-        one, other = (clip_rows.active_at_step(self.config, s, total) for s in (step - 1, step))
+        steps = (step - 1, step)
+        one, other = (clip_rows.active_at_step(self.config, s, num_steps) for s in steps)
         return one & self._possible != other & self._possible
 
     @property
@@ -183,9 +182,9 @@ class SceneAttention:
             any(text for texts in self.prompts for text in texts),
         )
 
-    # --- observer of the session ---
+    # --- runs and steps ---
 
-    def run_begins(self, total: int | None) -> None:
+    def run_begins(self, num_steps: int | None) -> None:
         """Reset. Gather plans are cached per run by active parts, as nothing else changes them."""
         self._plans: dict[ActiveParts, tuple[GatherPlan, ...] | None] = {}
         self._subject_texts: dict[str, list[tuple[int, torch.Tensor, torch.Tensor, float]]] = {}
@@ -200,9 +199,6 @@ class SceneAttention:
             self.config, step, self.session.num_steps or step + 1
         )
 
-    def forward_ends(self, transformer: str) -> None:
-        """Nothing to do."""
-
     def clear(self) -> None:
         """Free all tensors."""
         self.run_begins(None)
@@ -216,13 +212,13 @@ class SceneAttention:
         """What the last run did, for the handle's report."""
         stored = sum(row.nbytes for row in self.token_rows) + self.clips.nbytes
         return SceneReport(
-            classes={row.name: row.counts() for row in self.token_rows},
-            reads={s.name: len(s.references) for s in self.token_rows if s.sources},
-            further_rows=len(self.clips),
-            calls=self.calls,
+            tokens={row.name: row.counts() for row in self.token_rows},
+            reference_tokens={s.name: len(s.references) for s in self.token_rows if s.sources},
+            reference_rows=len(self.clips),
+            split_calls=self.calls,
             extra_flops=self.extra_flops,
-            held_bytes=stored,
-            gathered_bytes=self.gathered_bytes,
+            table_bytes=stored,
+            reference_bytes=self.gathered_bytes,
             notes=self._notes(),
         )
 

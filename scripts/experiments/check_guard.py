@@ -120,7 +120,7 @@ def accelerated(
     with accelerate(pipe, profile=profile, guard=guard, force=True, **target) as handle:
 
         def poison(tensors: dict[str, Any]) -> dict[str, Any]:
-            kept = handle.follower.kept["target", "cond"]
+            kept = handle.executor.store["target", "cond"]
             kept[max(kept)][0, 0, 0, 0, 0] = math.nan
             return {}
 

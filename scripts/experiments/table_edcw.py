@@ -72,7 +72,7 @@ def run(
         "seconds": watch.seconds,
         "flops": report.flops_kept * steps,
         "computed": report.steps_computed,
-        "kept_mib": report.kept_bytes / 2**20,
+        "kept_mib": report.cached_bytes / 2**20,
     }
 
 

@@ -39,19 +39,19 @@ Form = Callable[[torch.Tensor], torch.Tensor | Packed]
 
 
 class Forced(TensorStore):
-    """Every value goes into one form as soon as it is put down."""
+    """Every value goes into one form as soon as it is stored."""
 
     def __init__(self, form: Form) -> None:
         super().__init__()
         self.form = form
 
-    def settle(self, device: torch.device) -> None:
+    def fit(self, device: torch.device) -> None:
         self.device = device
         held = self._by_age()
-        for shelf, name in held:
-            value = shelf.raw[name]
-            shelf.raw[name] = self.form(value) if isinstance(value, torch.Tensor) else value
-        self._count([shelf.raw[name] for shelf, name in held])
+        for values, name in held:
+            value = values.raw[name]
+            values.raw[name] = self.form(value) if isinstance(value, torch.Tensor) else value
+        self._count([values.raw[name] for values, name in held])
 
 
 @dataclass(frozen=True)
@@ -99,12 +99,11 @@ def run(
 ) -> tuple[Any, ...]:
     """The take, the bytes that kept values held, and the plan."""
     with accelerate(pipe, profile=profile, speedup=speedup, static=True) as handle:
-        follower = handle.follower
+        executor = handle.executor
         if form is not None:
-            follower.kept = Forced(form)
-            follower.start = follower.kept.noise
+            executor.store = Forced(form)
         made = generate(pipe, clip, device="cpu")
-        return made, handle.report().kept_bytes, follower.policy.guarded.plan
+        return made, handle.report().cached_bytes, executor.policy.plan
 
 
 def rows_of(

@@ -258,9 +258,11 @@ def one_row(pipe: WanPipeline, prompt: str, seed: int, row: UniCP | int):
     many = len(report.sites)
     done = {
         name: sum(len(getattr(site, name)) for site in report.sites) / many
-        for name in ("computed", "reused", "pruned", "blended")
+        for name in ("computed", "cached", "pruned", "blended")
     }
-    shares = [share for site in report.sites for share in site.spent.values() if share < 1]
+    shares = [
+        share for site in report.sites for share in site.attention_share.values() if share < 1
+    ]
     done["share"] = float(np.mean(shares)) if shares else 1.0
     return clip, {"flops": report.flops_kept, **done}, watch.seconds
 
@@ -275,7 +277,7 @@ def table(results: list[dict[str, dict[str, float]]]) -> str:
     for name in results[0]:
         column = [result[name] for result in results]
         m = {key: float(np.mean([r[key] for r in column])) for key in column[0]}
-        steps = (f"{m.get(key, 0):.1f}" for key in ("computed", "reused", "pruned", "blended"))
+        steps = (f"{m.get(key, 0):.1f}" for key in ("computed", "cached", "pruned", "blended"))
         share = f"{m['share']:.0%}" if m.get("share", 1) < 1 else "–"
         lines.append(
             f"| {name} | {' | '.join(steps)} | {share} | {m['flops']:.1%} | "

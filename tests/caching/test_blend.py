@@ -11,8 +11,8 @@ from dit_accel.caching.blend import (
     Errors,
     blend_error,
     blend_weight,
+    cached_error,
     choose,
-    kept_error,
 )
 
 GRID = [
@@ -80,17 +80,17 @@ def test_measured_sums_over_the_branches():
 
 
 @pytest.mark.parametrize("errors", GRID)
-def test_the_kept_error_is_found_again_from_the_distance(errors):
-    k, p, rho = errors.kept, errors.pruned, errors.correlation
+def test_the_cached_error_is_found_again_from_the_distance(errors):
+    k, p, rho = errors.cached, errors.pruned, errors.correlation
     distance = math.sqrt(k * k + p * p - 2 * rho * k * p)
-    found = kept_error(distance, p, rho)
+    found = cached_error(distance, p, rho)
     assert math.isclose(found, k, rel_tol=1e-6) or found > k  # two roots: the larger is taken
     if k >= rho * p:
         assert found == pytest.approx(k, rel=1e-6)
 
 
 def test_a_distance_too_small_is_no_error():
-    assert kept_error(0.0, 0.3, 0.0) == 0.0
+    assert cached_error(0.0, 0.3, 0.0) == 0.0
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from profiles import gram_of, profile_of, rung_of
 from dit_accel import accelerate
 from dit_accel.caching.controller import RunController
 from dit_accel.core.families import family_of
+from dit_accel.core.session import RunInfo
 from dit_accel.planning.lookup import FILE, cached_path, find_profile, identify
 from dit_accel.planning.plan import SamplerCoefficients
 from dit_accel.planning.profile import OTHER_SIZE_DB, Profile, ProfileError
@@ -273,16 +274,16 @@ def test_a_decision_is_not_kept_for_other_timesteps():
     """Samplers that shift by the clip's size have other timesteps for the same number of steps."""
     pipe = tiny.tiny_wan()
     family = family_of(pipe)
-    policy = RunController(pipe, family, profile_for(pipe), quality=None, speedup=2.0)
+    controller = RunController(pipe, family, profile_for(pipe), Target(speedup=2.0))
     pipe._guidance_scale = GUIDANCE
-    decisions = []
+    plans = []
     for shift in (3.0, 9.0, 3.0):
         pipe.scheduler.set_shift(shift)
         pipe.scheduler.set_timesteps(STEPS)
-        policy.begin(STEPS)
-        decisions.append(policy.choice)
-        assert policy.guarded.timesteps == tuple(pipe.scheduler.timesteps.double().tolist())
-    assert decisions[0] is decisions[2]
+        policy = controller.start(RunInfo(STEPS, GUIDANCE))
+        plans.append(policy.plan)
+        assert policy.timesteps == tuple(pipe.scheduler.timesteps.double().tolist())
+    assert plans[0] is plans[2]
 
 
 def test_one_target_is_decided_for(pipe):
@@ -299,7 +300,7 @@ def test_one_target_is_decided_for(pipe):
         ({"quality": 0.0}, "quality is 0.0; accepted: a finite number above 0"),
         ({"quality": float("inf")}, "quality is inf"),
         ({"speedup": 0.5}, "speedup is 0.5; accepted: a finite number above 1"),
-        ({"quality": 30.0, "site": "block"}, "quality or speedup is given with plan, config"),
+        ({"quality": 30.0, "site": "block"}, "quality is given with site; accepted: alone"),
         ({"threshold": 0.1, "quality": 30.0}, "quality=30 and threshold=0.1 are given"),
     ],
 )
@@ -313,7 +314,7 @@ def test_bad_targets_are_named_and_nothing_is_installed(pipe, given, message):
 def test_what_a_plan_needs_is_refused_without_a_target(pipe, name):
     switches = {"static": True, "cache_memory": 1, "guard": False, "force": True}
     given = profile_for(pipe) if name == "profile" else switches[name]
-    with pytest.raises(ValueError, match=f"{name} is given without a target"):
+    with pytest.raises(ValueError, match=f"{name} is given; accepted: with quality or speedup"):
         accelerate(pipe, **{name: given})
 
 
@@ -344,7 +345,7 @@ def test_two_pipelines_do_not_influence_each_other():
         with accelerate(two, profile=profile_for(two), quality=30.0) as second:
             assert np.array_equal(run(two), alone["two"])
             assert np.array_equal(run(one), alone["one"])
-            assert first.follower.kept is not second.follower.kept
+            assert first.executor.store is not second.executor.store
         assert np.array_equal(run(two), stock)
 
 
@@ -357,7 +358,7 @@ def test_removal_leaves_nothing():
     assert "step" not in vars(pipe.scheduler)
     handle.remove()
     assert [sorted(vars(module)) for module in pipe.transformer.modules()] == before
-    assert (handle.follower.kept, handle.follower.start) == ({}, {})
+    assert (handle.executor.store, handle.executor.store.noise) == ({}, {})
     assert handle.report().planned == COMPUTED
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import tiny
 import torch
-from plan_runs import PLAN, STEPS, TWO_PARTS, Asked, inject, run
+from plan_runs import PLAN, STEPS, TWO_PARTS, NotingPolicy, inject, run
 
 from dit_accel import accelerate
 from dit_accel.caching.guard import GuardedPolicy
@@ -118,48 +118,48 @@ def test_all_computed_is_bit_equal_with_two_parts_too(pipe, stock):
     """What is kept is the difference, what is handed on is the branch itself."""
     with accelerate(pipe, plan=NEUTRAL, mix=MIX):
         assert np.array_equal(run(pipe), stock)
-    with accelerate(pipe, plan=Asked(NEUTRAL, MIX)):
+    with accelerate(pipe, plan=NotingPolicy(NEUTRAL, MIX)):
         assert np.array_equal(run(pipe), stock)
 
 
 def test_a_course_is_asked_once_a_step_and_told_of_every_computed_one(pipe):
-    policy = Asked(PLAN, MIX)
+    policy = NotingPolicy(PLAN, MIX)
     with accelerate(pipe, plan=policy):
         run(pipe)
-    assert policy.asked == list(range(STEPS))
-    assert list(policy.learnt) == [0, 1, 3]  # the last step's surprise steers nothing
-    assert (policy.learnt[0], policy.learnt[1]) == (None, None)
-    assert 0 < policy.learnt[3] < 10
-    assert policy.trips == []
+    assert policy.steps == list(range(STEPS))
+    assert list(policy.errors) == [0, 1, 3]  # the last step's surprise steers nothing
+    assert (policy.errors[0], policy.errors[1]) == (None, None)
+    assert 0 < policy.errors[3] < 10
+    assert policy.invalid == []
 
 
 def test_the_surprise_is_how_far_the_line_misses_the_guided_prediction(pipe):
-    """By hand from the parts that are heard: |1 (line - c) - 3 (line - d)| over |c - 3 d|; and how
+    """By hand from the outputs: |1 (line - c) - 3 (line - d)| over |c - 3 d|; and how
     much of the line's rise was right, by projection."""
-    policy = Asked(NEUTRAL, MIX)
-    heard: tuple[list[torch.Tensor], list[torch.Tensor]] = ([], [])
-    with accelerate(pipe, plan=policy) as handle:
-        handle.follower.heard = lambda part, value: heard[part].append(value)
+    policy = NotingPolicy(NEUTRAL, MIX)
+    with accelerate(pipe, plan=policy):
         run(pipe)
         times = pipe.scheduler.timesteps.tolist()
-    mixed = [c - 3 * d for c, d in zip(*heard, strict=True)]
+    mixed = [c - 3 * d for c, d in zip(*policy.outputs, strict=True)]
     for step in (2, 3, 4):
         ahead = (times[step] - times[step - 1]) / (times[step - 1] - times[step - 2])
         line = mixed[step - 1] + ahead * (mixed[step - 1] - mixed[step - 2])
         missed = float((line - mixed[step]).norm() / mixed[step].norm())
-        assert policy.learnt[step] == pytest.approx(missed, rel=1e-3)
+        assert policy.errors[step] == pytest.approx(missed, rel=1e-3)
         rise, came = line - mixed[step - 1], mixed[step] - mixed[step - 1]
         lean = float((rise * came).sum() / (rise * rise).sum())
-        assert policy.leans[step] == pytest.approx(lean, rel=1e-3)
+        assert policy.trusts[step] == pytest.approx(lean, rel=1e-3)
 
 
-def test_the_noise_is_heard_and_is_what_the_run_started_from(pipe):
-    heard, given = [], torch.randn(1, 16, 3, 2, 2, generator=torch.Generator().manual_seed(3))
-    with accelerate(pipe, plan=NEUTRAL) as handle:
-        handle.follower.heard_start = heard.append
+def test_the_policy_gets_the_noise_that_the_run_started_from(pipe):
+    policy, given = (
+        NotingPolicy(NEUTRAL),
+        torch.randn(1, 16, 3, 2, 2, generator=torch.Generator().manual_seed(3)),
+    )
+    with accelerate(pipe, plan=policy):
         run(pipe, latents=given)
-    (start,) = heard
-    assert torch.equal(start, given)
+    (noise,) = policy.noise
+    assert torch.equal(noise, given)
 
 
 # --- reads of the device ---
@@ -212,12 +212,12 @@ def test_values_are_kept_as_long_as_they_are_read_and_no_longer(pipe, measures):
     held: dict[int, list[int]] = {}
 
     def look(pipe: Any, step: int, *_: Any) -> dict[str, Any]:
-        held[step] = sorted(handle.follower.kept["target", "cond"])
+        held[step] = sorted(handle.executor.store["target", "cond"])
         return {}
 
-    with accelerate(pipe, plan=Asked(plan) if measures else plan) as handle:
+    with accelerate(pipe, plan=NotingPolicy(plan) if measures else plan) as handle:
         run(pipe, callback_on_step_end=look)
-        kept = handle.follower.kept
+        kept = handle.executor.store
         assert kept
     if measures:
         assert held == {
@@ -232,7 +232,7 @@ def test_what_a_forecast_reads_and_is_not_there_is_computed_and_said(pipe, stock
     """The noise that the run started from, taken away after the first step."""
 
     def steal(pipe: Any, step: int, *_: Any) -> dict[str, Any]:
-        handle.follower.start.clear()
+        handle.executor.store.noise.clear()
         return {}
 
     plan = Plan(STEPS, {3: Extrapolation(({2: 1.0},), noise_weight=0.5)})
@@ -240,9 +240,7 @@ def test_what_a_forecast_reads_and_is_not_there_is_computed_and_said(pipe, stock
         assert np.array_equal(run(pipe, callback_on_step_end=steal), stock)
         report = handle.report()
         assert report.steps_computed == STEPS
-        assert report.notes == (
-            "Computed although planned to be served, as what is read was not there: 3.",
-        )
+        assert report.notes == ("Computed although planned otherwise, as a value was missing: 3.",)
         run(pipe)
         assert handle.report().notes == ()
 
@@ -259,18 +257,18 @@ def test_another_text_trips_before_it_is_served(pipe, name):
         (lambda tensors: {name: tensors[name].add_(1.0)}, [(2, "the text changed")]),
         (lambda tensors: {name: tensors[name].clone()}, []),
     ):
-        policy = Asked(NEUTRAL, MIX)
+        policy = NotingPolicy(NEUTRAL, MIX)
         with accelerate(pipe, plan=policy):
             run(pipe, callback_on_step_end=inject(2, change), **inputs)
-        assert policy.trips == expected
+        assert policy.invalid == expected
 
 
 def test_latents_that_jump_trip(pipe):
-    policy = Asked(NEUTRAL, MIX)
+    policy = NotingPolicy(NEUTRAL, MIX)
     scaled = inject(2, lambda tensors: {"latents": tensors["latents"] * 5.0})
     with accelerate(pipe, plan=policy):
         run(pipe, callback_on_step_end=scaled)
-    assert (2, "the latents jumped") in policy.doubts
+    assert (2, "the latents jumped") in policy.suspicious
 
 
 @pytest.mark.parametrize("where", ["kept", "start"])
@@ -278,19 +276,19 @@ def test_a_kept_value_that_is_not_finite_is_never_served(pipe, stock, where):
     """It is found before the step that would read it; what is served is computed instead."""
 
     def poison(tensors: Any) -> dict[str, Any]:
-        follower = handle.follower
-        value = follower.start["target"] if where == "start" else follower.kept["target", "cond"][1]
+        store = handle.executor.store
+        value = store.noise["target"] if where == "start" else store["target", "cond"][1]
         value[0, 0, 0, 0, 0] = float("nan")
         return {}
 
     plan = Plan(STEPS, {2: Extrapolation(({1: 1.0},), noise_weight=0.5)})
-    policy = Asked(plan)
+    policy = NotingPolicy(plan)
     with accelerate(pipe, plan=policy) as handle:
         frames = run(pipe, callback_on_step_end=inject(1, poison))
     assert np.array_equal(frames, stock)
-    lost = {"kept": [], "start": [(1, "the noise that was kept was not finite")]}[where]
-    assert policy.trips == lost
-    assert policy.mends == ([(1, "a kept value was not finite")] if where == "kept" else [])
+    lost = {"kept": [], "start": [(1, "the cached noise was not finite")]}[where]
+    assert policy.invalid == lost
+    assert policy.lost == ([(1, "a cached value was not finite")] if where == "kept" else [])
 
 
 def test_a_lost_value_is_put_back_from_its_nearest_neighbours(pipe):
@@ -299,7 +297,7 @@ def test_a_lost_value_is_put_back_from_its_nearest_neighbours(pipe):
     found = {}
 
     def callback(_: Any, at: int, __: Any, tensors: Any) -> dict[str, Any]:
-        kept = handle.follower.kept["target", "uncond"]
+        kept = handle.executor.store["target", "uncond"]
         if at == 1:
             kept[1][0, 0, 0, 0, 0] = float("nan")
         if at == 2:
@@ -307,7 +305,7 @@ def test_a_lost_value_is_put_back_from_its_nearest_neighbours(pipe):
         return {}
 
     plan = Plan(STEPS, {4: Extrapolation(({3: 1.0, 1: 0.5, 0: 0.5}, {3: 1.0, 1: 0.5}))})
-    policy = Asked(plan, MIX)
+    policy = NotingPolicy(plan, MIX)
     with accelerate(pipe, plan=policy) as handle:
         assert np.isfinite(run(pipe, callback_on_step_end=callback)).all()
         times = pipe.scheduler.timesteps.tolist()
@@ -316,7 +314,7 @@ def test_a_lost_value_is_put_back_from_its_nearest_neighbours(pipe):
     assert torch.allclose(found[1], line, atol=1e-5)
 
 
-class Watched(Asked):
+class Watched(NotingPolicy):
     """Measures nothing, and looks at what is kept before it is served."""
 
     needs_error, checks_finite = False, True
@@ -324,7 +322,7 @@ class Watched(Asked):
 
 def poison_kept(handle: Any) -> Any:
     def poison(tensors: Any) -> dict[str, Any]:
-        handle.follower.kept["target", "cond"][1][0, 0, 0, 0, 0] = float("nan")
+        handle.executor.store["target", "cond"][1][0, 0, 0, 0, 0] = float("nan")
         return {}
 
     return inject(1, poison)
@@ -344,7 +342,7 @@ def test_where_the_device_may_not_be_read_the_report_says_that_the_clip_is_spoil
     with accelerate(pipe, plan=PLAN) as handle:
         run(pipe, callback_on_step_end=poison_kept(handle))
         (note,) = handle.report().notes
-        assert note.startswith("A served value was not finite, and the clip is spoilt")
+        assert note.startswith("An extrapolated value was not finite, and the clip is broken")
         run(pipe)
         assert handle.report().notes == ()
 
@@ -358,13 +356,13 @@ def test_the_report_says_what_was_done(pipe):
         report = handle.report()
     assert {site.branch for site in report.sites} == {"cond", "uncond"}
     for site in report.sites:
-        assert (site.name, site.computed, site.forecast) == ("output", (0, 1, 3, 5), (2, 4))
+        assert (site.name, site.computed, site.extrapolated) == ("output", (0, 1, 3, 5), (2, 4))
     assert report.flops_kept == pytest.approx(4 / STEPS)
     assert report.threshold is None
     assert "site output, by plan: computed 4.0 of 6 steps" in report.summary()
     assert report.notes == ()
     latents = 16 * 3 * 2 * 2 * 4  # channels, latent frames, height, width, bytes of float32
-    assert report.kept_bytes == (2 * 2 + 1) * latents  # steps 0, 1 of two branches, and the noise
+    assert report.cached_bytes == (2 * 2 + 1) * latents  # steps 0, 1 of two branches, and the noise
 
 
 def test_both_experts_follow_one_plan():
@@ -412,7 +410,7 @@ def test_a_plan_for_another_number_of_steps_is_refused_before_the_work(pipe, sto
 
 
 def test_a_plan_is_given_alone(pipe):
-    with pytest.raises(ValueError, match="plan is given with threshold, site or config"):
+    with pytest.raises(ValueError, match="plan is given with threshold; accepted: alone"):
         accelerate(pipe, plan=PLAN, threshold=0.5)
 
 
@@ -423,7 +421,7 @@ def test_forecasts_have_the_dtype_of_the_predictions(dtype):
     policy = GuardedPolicy(TWO_PARTS, [float(STEPS - s) for s in range(STEPS)], MIX)
     with accelerate(pipe, plan=policy) as handle:
         frames = run(pipe)
-        kept = [v for part in handle.follower.kept.values() for v in part.values()]
+        kept = [v for part in handle.executor.store.values() for v in part.values()]
         assert {value.dtype for value in kept} == {dtype}
     assert np.isfinite(frames).all()
 

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from dit_accel.caching.guard import LONG_RUN_STEPS, MAX_EXPECTED_ERROR, GuardedPolicy
+from dit_accel.core.session import RunInfo
 from dit_accel.planning.plan import Extrapolation, Plan
 from dit_accel.planning.prediction import BAND, MIN_ERROR_FOR_GUARD, TOLERATED_ERROR, ErrorBand
 
@@ -73,7 +74,7 @@ def test_worked_example():
 def test_what_is_expected_changes_nothing():
     policy = guarded()
     assert drive(policy) == PLAN.computed
-    assert (policy.tripped, policy.notes()) == (None, ())
+    assert (policy.abandoned, policy.notes()) == (None, ())
     assert policy.extrapolation_errors == dict.fromkeys((2, 5, 10, 15, 20), USUAL)
 
 
@@ -104,13 +105,13 @@ def test_a_surprise_that_is_small_by_itself_is_harmless_whatever_was_expected():
 def test_the_guard_trips_on_a_surprise_outside_the_band_and_says_so():
     policy = guarded()
     done = drive(policy, {5: FAULT})
-    assert policy.tripped is not None
-    assert policy.tripped[0] == 5
+    assert policy.abandoned is not None
+    assert policy.abandoned[0] == 5
     assert done[:4] == PLAN.computed[:4]
     assert done[4:7] == (7, 9, 11), "the fresh value serves one step, and so does each after it"
     (note,) = policy.notes()
     assert note == (
-        f"Guard after step 5: the surprise was {FAULT:.1f} times the expected; "
+        f"Guard after step 5: the extrapolation error was {FAULT:.1f} times the expected; "
         "left the plan for short windows."
     )
 
@@ -119,7 +120,7 @@ def test_the_guard_trips_on_a_surprise_outside_the_band_and_says_so():
 def test_the_guard_trips_on_what_is_not_finite_even_where_no_band_is_known(value):
     policy = guarded(bands={})
     drive(policy, {5: value})
-    assert policy.tripped == (5, "a value was not finite")
+    assert policy.abandoned == (5, "a value was not finite")
 
 
 def test_windows_after_a_trip_are_short_once_a_step_is_computed():
@@ -177,19 +178,19 @@ def test_a_doubt_has_the_next_step_computed_and_what_it_surprises_decides(
     assert note.startswith("Guard after step 6: the latents jumped; ")
     if left:
         assert done == [0, 1, 2, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23]
-        assert policy.tripped == (6, "the latents jumped")
+        assert policy.abandoned == (6, "the latents jumped")
     else:
         assert done == [0, 1, 2, 5, 7, 10, 15, 20]
-        assert policy.tripped is None
+        assert policy.abandoned is None
 
 
 def test_a_lost_value_is_told_and_the_plan_goes_on():
     policy = guarded()
-    policy.on_lost_value(4, "a kept value was not finite")
-    policy.on_lost_value(8, "a kept value was not finite")
+    policy.on_lost_value(4, "a cached value was not finite")
+    policy.on_lost_value(8, "a cached value was not finite")
     assert drive(policy) == PLAN.computed
     assert policy.notes() == (
-        "Guard after step 4: a kept value was not finite; it was put back from its neighbours.",
+        "Guard after step 4: a cached value was not finite; it was restored from its neighbours.",
     )
 
 
@@ -212,8 +213,8 @@ def test_of_a_plan_of_another_model_nothing_is_taken_and_lines_serve_what_they_m
     assert [policy.extrapolation_at(s) is None for s in (6, 7, 8, 9)] == [False, False, False, True]
     (note,) = policy.notes()
     assert note == (
-        "Guard: nothing was taken of a plan of another model; steps were served where lines could "
-        "be expected to do little harm."
+        "Guard: no step of a plan of another model was used; steps were extrapolated where the "
+        "expected error was small."
     )
 
 
@@ -231,7 +232,7 @@ def test_a_short_step_may_be_missed_by_more():
 def test_without_a_profile_everything_is_computed_where_lines_miss(extrapolation_error):
     policy = guarded(trusted=False)
     assert drive(policy, dict.fromkeys(range(2, TOTAL), extrapolation_error)) == tuple(range(TOTAL))
-    assert policy.tripped is None
+    assert policy.abandoned is None
 
 
 def test_a_forced_plan_is_followed_without_the_guard():
@@ -267,14 +268,14 @@ def test_the_first_fault_is_the_one_that_is_told():
     policy = guarded()
     policy.on_invalid(3, "the text changed")
     policy.on_invalid(4, "the latents jumped")
-    assert policy.tripped == (3, "the text changed")
+    assert policy.abandoned == (3, "the text changed")
 
 
 def test_without_the_guard_the_plan_is_followed_whatever_happens():
     policy = guarded(guard=False)
     assert drive(policy, {5: math.nan, 10: 9.0}) == PLAN.computed
     policy.on_invalid(11, "the latents jumped")
-    assert (policy.tripped, policy.notes()) == (None, ())
+    assert (policy.abandoned, policy.notes()) == (None, ())
 
 
 def test_only_what_can_change_the_course_is_measured():
@@ -285,12 +286,12 @@ def test_only_what_can_change_the_course_is_measured():
 def test_a_new_run_forgets_the_last():
     policy = guarded()
     drive(policy, {10: FAULT})
-    assert policy.tripped
-    policy.begin(TOTAL)
-    assert (policy.tripped, policy.notes()) == (None, ())
+    assert policy.abandoned
+    policy.start(RunInfo(TOTAL))
+    assert (policy.abandoned, policy.notes()) == (None, ())
     assert drive(policy) == PLAN.computed
 
 
 def test_a_run_of_other_steps_is_refused():
     with pytest.raises(ValueError, match="the plan is for 24 steps; this run has 20"):
-        guarded().begin(20)
+        guarded().start(RunInfo(20))

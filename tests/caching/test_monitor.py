@@ -43,7 +43,7 @@ def test_the_surprise_and_the_lean_by_hand():
     line = [(1, torch.tensor([1.0])), (0, torch.tensor([3.0]))]
     watch.compare(0, 2.0, torch.tensor([-0.5]), line)
     found = watch.read(3, [torch.tensor(7.0)])
-    assert (found.computed, found.extrapolation_error, found.lean) == (True, 1.0, 0.75)
+    assert (found.computed, found.extrapolation_error, found.trust) == (True, 1.0, 0.75)
     assert found.sums == [7.0]
     watch.next_step()
     assert watch.read(3, []).extrapolation_error is None
@@ -54,10 +54,10 @@ def test_the_surprise_and_the_lean_by_hand():
 def test_latents_jump_where_they_move_faster_than_a_sampler_moves_them(factor, jumped):
     here = session(latents=torch.zeros(1))
     watch = Monitor(here)
-    watch.see()
+    watch.note_latents()
     here.latents = torch.ones(1)
     assert not watch.read(1, []).jumped, "nothing is known of the step before"
-    watch.see()
+    watch.note_latents()
     here.latents = here.latents + factor * MAX_SPEED_RATIO
     assert watch.read(2, []).jumped == jumped
 
@@ -71,6 +71,6 @@ def test_a_lost_value_is_put_back_on_the_parabola_through_its_neighbours():
     assert not losses
     assert losses.drop(kept, places, [1.0, math.nan, 1.0, 1.0])
     assert losses and 1 not in kept["target", "cond"]
-    losses.put_back(kept["target", "cond"])
+    losses.restore(kept["target", "cond"])
     assert kept["target", "cond"][1].item() == pytest.approx(64.0)
     assert not losses

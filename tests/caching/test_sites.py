@@ -27,7 +27,7 @@ def test_worked_example():
     # so the window grows to 2 steps.      step 2: the stored 10 is added again, no block runs.
     # step 3: computed; |10 - 20| / 20 = 0.5, so the window shrinks to 1.
     # step 4: computed; no drift.          step 5: the last; |20 - 16| / 16 = 0.25.
-    assert (site.computed, site.reused) == ((0, 1, 3, 4, 5), (2,))
+    assert (site.computed, site.cached) == ((0, 1, 3, 4, 5), (2,))
     assert site.drift == pytest.approx({1: 0.2, 3: 0.5, 4: 0.0, 5: 0.25}, abs=1e-6)
     added = [float((out - before).mean()) for out, before in zip(outputs, stack, strict=True)]
     assert added == pytest.approx([8.0, 10.0, 10.0, 20.0, 20.0, 16.0], abs=1e-4)

@@ -10,10 +10,12 @@ import numpy as np
 import pytest
 import tiny
 import torch
-from plan_runs import PLAN, STEPS, TWO_PARTS, Asked, inject, run
+from plan_runs import PLAN, STEPS, TWO_PARTS, NotingPolicy, inject, run
 
 from dit_accel import accelerate
+from dit_accel.caching.engine import CacheMemory
 from dit_accel.caching.guard import GuardedPolicy
+from dit_accel.caching.policy import PlanPolicy
 from dit_accel.caching.store import TensorStore
 from dit_accel.core.quantization import BITS, Packed, packed_bytes, typical_error
 from dit_accel.planning.plan import Extrapolation, Plan
@@ -28,12 +30,11 @@ def value(seed: int, count: int = 640) -> torch.Tensor:
 
 
 def filled(memory: int | None, fewest: int, steps: int = 4) -> TensorStore:
-    kept = TensorStore()
-    kept.memory = memory
+    kept = TensorStore(memory)
     kept.begin(fewest)
     kept.noise["target"] = value(99)
     for step in range(steps):
-        kept.shelf("target", "cond")[step] = value(step)
+        kept.branch("target", "cond")[step] = value(step)
     return kept
 
 
@@ -42,9 +43,9 @@ def filled(memory: int | None, fewest: int, steps: int = 4) -> TensorStore:
 
 def test_without_a_cap_a_shelf_hands_back_the_very_tensor():
     kept, given = TensorStore(), value(0)
-    kept.shelf("target", "cond")[3] = given
+    kept.branch("target", "cond")[3] = given
     assert kept["target", "cond"][3] is given
-    assert (kept.most_held, kept.most_packed, kept.most_away, kept.bits) == (2560, 0, 0, None)
+    assert kept.memory == CacheMemory(2560)
     assert kept.notes() == ()
 
 
@@ -54,13 +55,13 @@ def test_the_oldest_are_packed_first_and_no_further_than_is_needed():
     shelf = kept["target", "cond"]
     packed = [getattr(shelf.raw[step], "bits", None) for step in range(4)]
     assert (kept.noise.raw["target"].bits, packed) == (16, [16, 16, None, None])
-    assert kept.most_held <= 4 * 2560 and kept.bits == 16
+    assert kept.memory.cached_bytes <= 4 * 2560 and kept.packed_bits == 16
     shelf[4] = value(4)
     assert [getattr(shelf.raw[step], "bits", None) for step in range(5)] == [16, 16, 16, 16, None]
     kept = filled(4040, fewest=8)
     bits = [kept.noise.raw["target"].bits, *(v.bits for v in kept["target", "cond"].raw.values())]
     assert bits == [8, 8, 8, 8, 16]
-    assert kept.most_held == kept.most_packed == 4 * 680 + 1320
+    assert kept.memory.cached_bytes == kept.memory.packed_bytes == 4 * 680 + 1320
 
 
 @pytest.mark.parametrize("fewest", BITS)
@@ -69,23 +70,24 @@ def test_a_cap_that_can_be_kept_is_kept_at_every_moment(fewest):
     least = 5 * packed_bytes(640, fewest)
     for memory in (least, least + 1, 2 * least, 5 * 2560):
         kept = filled(memory, fewest)
-        assert kept.most_held <= memory
+        assert kept.memory.cached_bytes <= memory
         assert kept.notes() == ()
         for step in range(4):
             off = float((kept["target", "cond"][step] - value(step)).norm() / value(step).norm())
             assert off < 1.3 * typical_error(fewest)
     kept = filled(least - 1, fewest)
     (note,) = kept.notes()
-    assert note.startswith(f"cache_memory is {least - 1} bytes, and kept values held {least}, in ")
+    assert note.startswith(
+        f"cache_memory is {least - 1} bytes, and cached values took {least}, in "
+    )
     assert f"in {fewest} bits" in note and note.endswith("where the CPU itself computes.")
-    assert ("fewer would cost fidelity" in note) is (fewest > BITS[-1])
+    assert ("fewer bits would cost" in note) is (fewest > BITS[-1])
 
 
 def test_half_precision_is_not_packed_into_as_many_bits_and_says_so():
-    kept = TensorStore()
-    kept.memory = 1
+    kept = TensorStore(1)
     kept.begin(16)
-    kept.shelf("target", "cond")[0] = value(0).bfloat16()
+    kept.branch("target", "cond")[0] = value(0).bfloat16()
     assert isinstance(kept["target", "cond"].raw[0], torch.Tensor)
     assert kept.notes() and "as they are" in kept.notes()[0]
 
@@ -97,7 +99,7 @@ def test_sums_are_finite_where_all_of_a_value_is_packed_or_not(memory):
     assert torch.stack(kept.sums()).isfinite().tolist() == [True] * 5
     spoilt = value(7)
     spoilt[65] = math.nan
-    kept.shelf("target", "cond")[2] = spoilt
+    kept.branch("target", "cond")[2] = spoilt
     assert torch.stack(kept.sums()).isfinite().tolist() == [True, True, False, True, True]
 
 
@@ -105,7 +107,7 @@ def test_clearing_frees_all_and_a_new_run_counts_anew():
     kept = filled(4000, fewest=8)
     kept.clear()
     kept.begin(8)
-    assert (kept, len(kept.noise), kept.most_held, kept.bits) == ({}, 0, 0, None)
+    assert (kept, len(kept.noise), kept.memory.cached_bytes, kept.packed_bits) == ({}, 0, 0, None)
 
 
 # --- runs ---
@@ -118,9 +120,10 @@ def pipe() -> Any:
 
 def capped(pipe: Any, plan: Any, memory: int | None, fewest: int, **call: Any) -> Any:
     """Frames, latents and the report of a run under a cap."""
-    with accelerate(pipe, plan=plan, mix=MIX) as handle:
-        handle.follower.kept.memory = memory
-        handle.follower.min_bits = lambda: fewest
+    policy = PlanPolicy(plan, MIX) if isinstance(plan, Plan) else plan
+    policy.min_bits = fewest
+    with accelerate(pipe, plan=policy) as handle:
+        handle.executor.store.limit = memory
         frames = run(pipe, **call)
         return frames, handle.report()
 
@@ -131,9 +134,9 @@ def test_a_run_under_a_cap_holds_no_more_and_is_as_near_as_its_bits(pipe):
     for bits in BITS:
         memory = 9 * packed_bytes(SIZE // 4, bits)
         frames, report = capped(pipe, TWO_PARTS, memory, bits)
-        assert report.kept_bytes <= memory < whole.kept_bytes
+        assert report.cached_bytes <= memory < whole.cached_bytes
         assert (report.packed_bits, report.offloaded_bytes) == (bits, 0)
-        assert 0 < report.packed_bytes <= report.kept_bytes
+        assert 0 < report.packed_bytes <= report.cached_bytes
         assert f"packed to {bits} bits" in report.summary()
         errors[bits] = np.abs(frames - plain).max()
     assert 0 < errors[16] < errors[8] < errors[4]
@@ -142,7 +145,7 @@ def test_a_run_under_a_cap_holds_no_more_and_is_as_near_as_its_bits(pipe):
 
 def test_a_cap_that_nothing_exceeds_changes_no_bit(pipe):
     plain, whole = capped(pipe, TWO_PARTS, None, 8)
-    frames, report = capped(pipe, TWO_PARTS, whole.kept_bytes, 8)
+    frames, report = capped(pipe, TWO_PARTS, whole.cached_bytes, 8)
     assert np.array_equal(frames, plain)
     assert (report.packed_bytes, report.notes) == (0, ())
 
@@ -150,7 +153,7 @@ def test_a_cap_that_nothing_exceeds_changes_no_bit(pipe):
 def test_all_computed_is_bit_equal_under_the_tightest_cap(pipe):
     """What is handed on is never the packed value."""
     stock = run(pipe)
-    frames, report = capped(pipe, Asked(Plan(STEPS, {}), MIX), 1, 4)
+    frames, report = capped(pipe, NotingPolicy(Plan(STEPS, {}), MIX), 1, 4)
     assert np.array_equal(frames, stock)
     assert report.packed_bytes > 0 and report.notes[0].startswith("cache_memory is 1 bytes")
 
@@ -161,10 +164,11 @@ def test_a_packed_value_that_is_not_finite_is_never_served_and_is_put_back(pipe,
     plan = Plan(
         STEPS, {2: Extrapolation(({1: 1.0},)), 4: Extrapolation(({3: 1.0, 1: 0.5, 0: 0.5},))}
     )
-    policy = Asked(plan)
+    policy = NotingPolicy(plan)
+    policy.min_bits = 8
     with accelerate(pipe, plan=policy) as handle:
-        kept = handle.follower.kept
-        kept.memory, handle.follower.min_bits = 1, lambda: 8
+        kept = handle.executor.store
+        kept.limit = 1
 
         def poison(tensors: Any) -> dict[str, Any]:
             shelf = kept["target", "cond"]
@@ -179,40 +183,41 @@ def test_a_packed_value_that_is_not_finite_is_never_served_and_is_put_back(pipe,
 
         frames = run(pipe, callback_on_step_end=inject(1, poison))
         assert handle.report().sites[0].computed == (0, 1, 2, 3, 5)
-    assert policy.mends == [(1, "a kept value was not finite")]
+    assert policy.lost == [(1, "a cached value was not finite")]
     assert np.isfinite(frames).all()
 
 
 def test_a_packed_noise_that_is_not_finite_is_told(pipe):
-    policy = Asked(Plan(STEPS, {2: Extrapolation(({1: 1.0},), noise_weight=0.5)}))
+    policy = NotingPolicy(Plan(STEPS, {2: Extrapolation(({1: 1.0},), noise_weight=0.5)}))
     with accelerate(pipe, plan=policy) as handle:
-        noise = handle.follower.kept.noise
-        handle.follower.kept.memory = 1
+        noise = handle.executor.store.noise
+        handle.executor.store.limit = 1
 
         def poison(tensors: Any) -> dict[str, Any]:
             noise.raw["target"].scales[0] = math.nan
             return {}
 
         assert np.isfinite(run(pipe, callback_on_step_end=inject(1, poison))).all()
-    assert policy.trips == [(1, "the noise that was kept was not finite")]
+    assert policy.invalid == [(1, "the cached noise was not finite")]
 
 
 def test_surprises_are_measured_on_packed_values_all_the_same(pipe):
     found = {}
     for memory in (None, 1):
-        policy = Asked(PLAN, MIX)
+        policy = NotingPolicy(PLAN, MIX)
+        policy.min_bits = 8
         with accelerate(pipe, plan=policy) as handle:
-            handle.follower.kept.memory, handle.follower.min_bits = memory, lambda: 8
+            handle.executor.store.limit = memory
             run(pipe)
-        found[memory] = policy.learnt[3]
+        found[memory] = policy.errors[3]
     assert found[1] == pytest.approx(found[None], rel=0.1) and found[1] != found[None]
 
 
 def test_the_device_is_read_no_more_often_under_a_cap(pipe):
     """Packing waits for nothing."""
-    policy = GuardedPolicy(TWO_PARTS, TIMES, MIX)
+    policy = GuardedPolicy(TWO_PARTS, TIMES, MIX, min_bits=8)
     with accelerate(pipe, plan=policy) as handle:
-        handle.follower.kept.memory, handle.follower.min_bits = 1, lambda: 8
+        handle.executor.store.limit = 1
         run(pipe)
         assert handle.report().host_syncs == STEPS - 1
 
@@ -235,7 +240,7 @@ def test_the_plan_says_how_few_bits_do_and_the_run_keeps_to_it(tiny_wan, tiny_pr
             run(pipe, **call)
             report = handle.report()
         assert report.packed_bits == bits
-        assert report.packed_bytes == report.kept_bytes > 1
+        assert report.packed_bytes == report.cached_bytes > 1
 
 
 @pytest.mark.gpu
@@ -245,7 +250,7 @@ def test_on_an_accelerator_what_does_not_fit_packed_waits_on_the_cpu():
     plain, whole = capped(pipe, TWO_PARTS, None, 8)
     memory = 3 * packed_bytes(SIZE // 4, 16)
     frames, report = capped(pipe, TWO_PARTS, memory, 16)
-    assert report.kept_bytes <= memory < whole.kept_bytes
+    assert report.cached_bytes <= memory < whole.cached_bytes
     assert report.offloaded_bytes > 0 and report.packed_bits == 16
     assert report.notes == ()
     assert np.abs(frames - plain).max() < 0.01  # on the CPU 16 bits leave 0.0001, 8 bits 0.6

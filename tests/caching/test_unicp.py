@@ -31,7 +31,7 @@ def run(pipe, preset, **changes):
 
 def actions(site):
     return {
-        name: getattr(site, name) for name in ("computed", "reused", "pruned", "blended")
+        name: getattr(site, name) for name in ("computed", "cached", "pruned", "blended")
         if getattr(site, name)
     }  # fmt: skip
 
@@ -71,7 +71,7 @@ def test_after_the_dense_steps_every_step_is_pruned(config, experts):
         first = site.computed[0]
         assert site.computed == tuple(range(first, first + 3)[: site.steps])  # a quarter of 12
         assert site.steps == len(site.computed) + len(site.pruned)
-        assert set(site.spent) == set(site.pruned)
+        assert set(site.attention_share) == set(site.pruned)
     assert report.host_syncs <= STEPS
     assert report.notes == ()
 
@@ -81,7 +81,7 @@ def test_a_rank_rule_finds_the_rank_with_the_steps_own_read():
     preset = UniCP(NEVER, PCAS(mode="slice", **{**SMALL, "rank": None}, logit_rms=0.3), None)
     with accelerate(pipe, accel=preset) as handle:
         call(pipe, **SIZE)
-        ranks = [site.means.rank for site in handle._cache.pruned_sites()]
+        ranks = [site.pruned.rank for site in handle.executor.pruned_sites()]
         report = handle.report()
     assert all(1 <= rank <= 12 for rank in ranks)
     assert report.sites[0].computed == (0, 1, 2, 3)  # at the fourth the rank is on its way
@@ -95,7 +95,7 @@ def test_windows_serve_and_what_they_do_not_is_chosen():
         done = actions(site)
         assert sorted(step for steps in done.values() for step in steps) == list(range(STEPS))
         assert "computed" in done and len(done) > 1
-    assert any(site.reused for site in report.sites)
+    assert any(site.cached for site in report.sites)
     assert any(site.blended or site.pruned for site in report.sites)
     assert report.host_syncs <= STEPS
     both = {s.name: set() for s in report.sites}
@@ -109,20 +109,20 @@ def test_windows_serve_and_what_they_do_not_is_chosen():
     [
         (Errors(0.02, 0.02, 0.0), "blended"),
         (Errors(math.inf, 0.01, 0.0), "pruned"),
-        (Errors(0.01, math.inf, 0.0), "reused"),
+        (Errors(0.01, math.inf, 0.0), "cached"),
         (Errors(math.inf, math.inf, 0.0), "computed"),
     ],
 )
 def test_every_action_is_carried_out(errors, done, monkeypatch):
     monkeypatch.setattr(Errors, "measured", classmethod(lambda cls, sums: errors))
     monkeypatch.setattr(Errors, "aged", lambda self, steps: self)
-    monkeypatch.setattr("dit_accel.caching.unicp.kept_error", lambda distance, *_: errors.kept)
+    monkeypatch.setattr("dit_accel.caching.unicp.cached_error", lambda distance, *_: errors.cached)
     pipe = tiny_wan()
     short = EDCW(threshold=0.1, max_window=1)  # the windows themselves serve nothing
     _, report = run(pipe, UniCP(short, PRUNE, DWS(tolerance=0.1, recheck=20)))
     for site in report.sites:
         assert site.computed[:4] == (0, 1, 2, 3)  # dense, and the one made both ways
-        assert site.spent[3] > 1
+        assert site.attention_share[3] > 1
         assert set(range(4, STEPS)) == set(getattr(site, done)) - {0, 1, 2, 3}
 
 

@@ -79,7 +79,7 @@ def test_the_sidecar_holds_versions_settings_and_report(
     assert (settings["guidance"], settings["max_sequence_length"]) == (4.0, 16)
     assert (settings["dtype"], settings["accel"]["site"]) == ("float32", "model")
     assert sidecar["report"]["steps"] == 8
-    assert any(site["reused"] for site in sidecar["report"]["sites"])
+    assert any(site["cached"] for site in sidecar["report"]["sites"])
     assert sidecar["comparison"] is None
 
 
@@ -571,7 +571,7 @@ def site(*computed: int, steps: int) -> SiteReport:
     """Of which only the steps matter; the odd ones that are not computed are forecast."""
     rest = set(range(steps)) - set(computed)
     reused, forecast = (tuple(s for s in sorted(rest) if s % 2 == odd) for odd in (0, 1))
-    return SiteReport("transformer", "cond", "stack", computed, reused, {}, forecast)
+    return SiteReport("transformer", "cond", "model", computed, reused, {}, forecast)
 
 
 def test_strip_of_one_site() -> None:

@@ -498,10 +498,10 @@ def test_generate_static_under_a_cap_reads_nothing_and_says_what_was_held(genera
         assert (accel["kind"], accel["static"]) == ("speedup", True)
         assert accel["cache_memory"] == bytes_of(cap)
         assert (report["host_syncs"], report["offloaded_bytes"]) == (0, 0)
-        assert 0 < report["packed_bytes"] <= report["kept_bytes"]
+        assert 0 < report["packed_bytes"] <= report["cached_bytes"]
         reports.append(report)
     kept, exceeded = reports
-    assert kept["kept_bytes"] <= 1024 and kept["packed_bits"] in (8, 4)
+    assert kept["cached_bytes"] <= 1024 and kept["packed_bits"] in (8, 4)
     assert not any("cache_memory" in note for note in kept["notes"])
     assert any(note.startswith("cache_memory is 64 bytes") for note in exceeded["notes"])
 
@@ -514,13 +514,13 @@ def test_plan_tells_beforehand_what_a_run_holds_with_a_cap_and_without(
     free = json.loads(invoke(*command, "--json").stdout)
     assert (free["packed_bytes"], free["packed_bits"], free["offloaded_bytes"]) == (0, None, 0)
     ran = json.loads(generate("--speedup", "2", "--output", "a.npy", "--json").stdout)["report"]
-    assert ran["kept_bytes"] == free["cached_bytes"]
+    assert ran["cached_bytes"] == free["cached_bytes"]
     cap = ["--cache-memory", str(free["cached_bytes"] // 2)]
     told = json.loads(invoke(*command, *cap, "--json").stdout)
     ran = json.loads(generate("--speedup", "2", *cap, "--output", "b.npy", "--json").stdout)
     assert told["offloaded_bytes"] == 0 and told["packed_bytes"] > 0
     assert ran["report"]["packed_bits"] == told["packed_bits"] >= told["min_bits"]
-    assert ran["report"]["kept_bytes"] <= free["cached_bytes"] // 2
+    assert ran["report"]["cached_bytes"] <= free["cached_bytes"] // 2
     assert "packed to" in invoke(*command, *cap).stdout
 
 
@@ -605,7 +605,7 @@ def test_evaluate_static_under_a_cap_is_another_job_of_plans_alone(
     assert {"static", "cache_memory"} & set(plain["job"]) == set()
     assert (capped["job"]["static"], capped["job"]["cache_memory"]) == (True, 1024)
     assert plain["report"]["host_syncs"] > 0 == capped["report"]["host_syncs"]
-    assert capped["report"]["kept_bytes"] <= 1024 < plain["report"]["kept_bytes"]
+    assert capped["report"]["cached_bytes"] <= 1024 < plain["report"]["cached_bytes"]
     assert capped["report"]["packed_bytes"] > 0
     manifest = json.loads((here / "capped" / "manifest.json").read_text())
     assert (manifest["static"], manifest["cache_memory"]) == (True, 1024)

@@ -48,7 +48,7 @@ def test_one_clip_a_shot_a_sheet_and_a_sidecar(generate, here):
     assert sidecar["files"]["video second"] == "out-second.npy"
     assert sidecar["settings"]["prompts"] == ["a red circle moving right", "a red circle"]
     assert sidecar["settings"]["accel"]["scene"]["background"] == "open"
-    assert set(sidecar["report"]["scene"]["classes"]) == {"first", "second"}
+    assert set(sidecar["report"]["scene"]["tokens"]) == {"first", "second"}
     assert "first: tokens of" in result.stdout and "a red circle" in result.stdout
 
 

@@ -10,6 +10,8 @@ import torch
 from profiles import profile_of, rung_of
 
 from dit_accel import accelerate
+from dit_accel.caching.policy import PlanPolicy, Policy
+from dit_accel.core.session import RunInfo
 from dit_accel.planning.difficulty import MIN_FITTED_CLIPS, PromptDifficulty, pooled
 from dit_accel.planning.plan import Plan
 from dit_accel.planning.profile import Profile
@@ -147,14 +149,23 @@ def test_it_is_kept_in_the_file(profile, tmp_path):
     assert Profile.load(tmp_path / "q.safetensors").difficulty is None
 
 
+class KeepingRun(PlanPolicy):
+    """Keeps what is known of the run."""
+
+    def start(self, run: RunInfo) -> Policy:
+        self.run = run
+        return super().start(run)
+
+
 def test_a_text_is_foretold_as_the_run_will_have_it():
     """What is decided before a run, from the prompt, is what the run itself decides."""
     pipe = tiny.tiny_wan()
-    said: list[torch.Tensor] = []
-    with accelerate(pipe, plan=Plan(2, {}), mix=(1.0, -3.0)) as handle:
-        handle.follower.heard_text = said.append
+    policy = KeepingRun(Plan(2, {}), (1.0, -3.0))
+    with accelerate(pipe, plan=policy):
         pipe(
             prompt="a red circle", num_frames=9, height=16, width=16, num_inference_steps=2,
             guidance_scale=4.0, max_sequence_length=16, output_type="latent",
         )  # fmt: skip
-    assert torch.allclose(encode(pipe, ["a red circle"], 16).pooled, pooled(said[0]), atol=1e-6)
+    assert torch.allclose(
+        encode(pipe, ["a red circle"], 16).pooled, pooled(policy.run.text), atol=1e-6
+    )

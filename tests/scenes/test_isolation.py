@@ -86,7 +86,7 @@ def test_one_subject_covering_all_is_bit_equal_and_removal_restores(experts, bac
     with scene(pipe, rows([(0, 1)]), SceneConfig(background=background)) as handle:
         assert np.array_equal(run(pipe), stock)
         report = handle.report()
-    assert report.scene.calls == 0 and report.scene.extra_flops == 0
+    assert report.scene.split_calls == 0 and report.scene.extra_flops == 0
     assert report.flops_spent == report.flops_full and report.steps_computed == 4
     assert state_of(pipe) == before and "encode_prompt" not in vars(pipe)
     assert [b.attn2.processor for b in pipe.transformer.blocks] == processors
@@ -100,8 +100,8 @@ def test_two_subjects_change_the_clip_and_the_report_says_what_was_done():
         split = run(pipe)
         found = handle.report()
     assert not np.array_equal(split, stock), "the control"
-    assert found.scene.classes == {"shot 1": {"background": 0, "1": 12, "2": 12}}
-    assert found.scene.calls == 2 * 3 * 4 * 2  # classes, layers, steps, branches
+    assert found.scene.tokens == {"shot 1": {"background": 0, "1": 12, "2": 12}}
+    assert found.scene.split_calls == 2 * 3 * 4 * 2  # classes, layers, steps, branches
     saved = 3 * 4 * 2 * 4 * 24 * (24**2 - 2 * 12**2)  # ... of 2 heads of 12, half of the pairs
     assert found.scene.extra_flops == -saved
     assert found.flops_spent == found.flops_full - saved
@@ -175,7 +175,9 @@ def test_only_the_chosen_steps_are_isolated():
     both = rows([(0, 0.5), (0.5, 1)])
     with scene(pipe, both, SceneConfig(steps=(0.5, 1))) as handle:
         run(pipe)
-        assert handle.report().scene.calls == 2 * 3 * 2 * 2  # classes, layers, steps, branches
+        assert (
+            handle.report().scene.split_calls == 2 * 3 * 2 * 2
+        )  # classes, layers, steps, branches
 
 
 # --- several shots ---
@@ -206,8 +208,8 @@ def test_a_clip_that_reads_all_of_itself_does_not_change():
         with scene(pipe, made, SceneConfig(reposition=reposition), shots=2) as handle:
             ours = same_noise(pipe)
             found = handle.report().scene
-            assert found.reads == {"shot 2": 24}
-            assert found.gathered_bytes == 2 * 24 * 24 * 4  # keys and values of 2 heads of 12
+            assert found.reference_tokens == {"shot 2": 24}
+            assert found.reference_bytes == 2 * 24 * 24 * 4  # keys and values of 2 heads of 12
         assert np.array_equal(ours[0], stock[0]), "what is read from is stock"
         np.testing.assert_allclose(ours[1], stock[1], atol=2e-5)
 
@@ -345,7 +347,7 @@ def test_amplified_references_are_read_in_the_conditional_branch_only():
     for amplify in (False, True):
         with scene(pipe, made, SceneConfig(isolate=False, amplify=amplify), shots=2) as handle:
             run(pipe, prompt=TWO, negative_prompt=None)
-            calls[amplify] = handle.report().scene.calls
+            calls[amplify] = handle.report().scene.split_calls
     assert calls[False] == 2 * calls[True] == 3 * 3 * 2 * 2  # of 3 layers, 2 of 4 steps, 2 branches
 
 
@@ -373,7 +375,7 @@ def test_a_file_is_a_further_row_that_the_user_never_sees(frames):
         ours = run(pipe)
         found = handle.report()
     assert ours.shape == stock.shape and not np.array_equal(ours, stock)
-    assert found.scene.further_rows == 1 and found.scene.held_bytes > 0
+    assert found.scene.reference_rows == 1 and found.scene.table_bytes > 0
     assert found.flops_spent > 1.9 * found.flops_full
     assert state_of(pipe) == before and "prepare_latents" not in vars(pipe)
     with with_file(pipe, SceneConfig(share=False)):
@@ -449,7 +451,7 @@ def test_one_decision_covers_writing_and_reading():
     computed = sum(len(site.computed) for site in found.sites)
     assert computed < 8 * 6
     # shot 1 is one call; shot 2 two: its subject reads, its background does not
-    assert found.scene.calls == 3 * computed
+    assert found.scene.split_calls == 3 * computed
 
 
 @pytest.mark.parametrize("config", [QualityConfig(30.0), SpeedupConfig(1.5)], ids=str)
@@ -462,7 +464,7 @@ def test_plans_extrapolate_the_scene(config, tmp_path, monkeypatch):
     with scene(pipe, made, config=config) as handle:
         assert np.array_equal(run(pipe, num_inference_steps=12), alone), "recorded, computed whole"
         run(pipe, num_inference_steps=12)
-        assert handle.report().scene.classes["shot 1"]["2"] == 12
+        assert handle.report().scene.tokens["shot 1"]["2"] == 12
 
 
 def test_pruned_attention_is_refused_by_name():
@@ -477,7 +479,7 @@ def test_pruned_attention_is_refused_by_name():
     assert state_of(pipe) == before
     with scene(pipe, made, config=UniCPConfig(pcas=None, shift=None)) as handle:
         run(pipe)
-        assert handle.report().scene.calls
+        assert handle.report().scene.split_calls
 
 
 # --- robustness ---

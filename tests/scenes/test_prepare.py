@@ -63,8 +63,8 @@ def test_a_layout_is_installed_reported_and_removed():
         found = handle.report()
     assert not np.array_equal(ours, stock)
     assert found.rule == "threshold 0" and found.steps_computed == 4
-    assert found.scene.classes == {"one": {"background": 0, "1": 12, "2": 12}}
-    assert found.to_dict()["scene"]["calls"] == found.scene.calls > 0
+    assert found.scene.tokens == {"one": {"background": 0, "1": 12, "2": 12}}
+    assert found.to_dict()["scene"]["split_calls"] == found.scene.split_calls > 0
     assert state_of(pipe) == before and np.array_equal(run(pipe, layout), stock)
     assert handle.report().scene == found.scene, "the report stays"
 
@@ -107,7 +107,7 @@ def test_it_composes_with_every_way_of_acceleration(way, tmp_path, monkeypatch):
         for _ in range(2):  # the first records, where there is no profile
             run(pipe, layout, num_inference_steps=12)
         found = handle.report()
-    assert found.steps_computed < 12 and found.scene.classes["two"]["1"] == 12
+    assert found.steps_computed < 12 and found.scene.tokens["two"]["1"] == 12
     assert found.flops_spent < found.flops_full
 
 
@@ -143,7 +143,7 @@ def test_a_file_is_one_further_row_for_all_that_refer_to_it_alike(tmp_path):
     pipe = tiny_wan()
     with accelerate(pipe, layout=layout) as handle:
         assert len(run(pipe, layout)) == 2
-        assert handle.report().scene.reads == {"one": 12, "two": 12}
+        assert handle.report().scene.reference_tokens == {"one": 12, "two": 12}
 
 
 def test_one_file_with_two_boxes_is_two_rows(tmp_path):
@@ -154,7 +154,7 @@ def test_one_file_with_two_boxes_is_two_rows(tmp_path):
     with accelerate(pipe, layout=layout) as handle:
         run(pipe, layout)
         found = handle.report()
-    assert found.scene.further_rows == 2 and len(found.scene.classes) == 3
+    assert found.scene.reference_rows == 2 and len(found.scene.tokens) == 3
     assert found.flops_spent > 2.9 * found.flops_full
 
 

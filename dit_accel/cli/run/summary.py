@@ -64,7 +64,7 @@ def shares_computed(sites: Iterable[SiteReport], steps: int) -> list[float]:
         for step in site.computed:
             computed[step] += 1
             ran[step] += 1
-        for step in (*site.reused, *site.forecast):
+        for step in site.not_computed:
             ran[step] += 1
     return [done / total if total else 0.0 for done, total in zip(computed, ran, strict=True)]
 
@@ -111,7 +111,7 @@ def _report_rows(report: Report, shades: str) -> list[Row]:
         *_scene_rows(report),
         *(("", Text(note, style="yellow")) for note in report.notes),
     ]
-    if not any(site.reused or site.forecast for site in report.sites):
+    if not any(site.not_computed for site in report.sites):
         rows.append(("", Text(_nothing_cached(report), style="yellow")))
     return rows
 
@@ -122,9 +122,9 @@ def _scene_rows(report: Report) -> list[Row]:
     if scene is None:
         return []
     rows: list[Row] = []
-    for name, classes in scene.classes.items():
+    for name, classes in scene.tokens.items():
         counts = ", ".join(f"{label} {count}" for label, count in classes.items())
-        read = f"; reads {scene.reads[name]}" if name in scene.reads else ""
+        read = f"; reads {scene.reference_tokens[name]}" if name in scene.reference_tokens else ""
         rows.append(("scene" if not rows else "", f"{name}: tokens of {counts}{read}"))
     rows.append(("", f"{scene.extra_flops / 1e9:+.2f} GFLOPs against the stock attention"))
     return [*rows, *(("", note) for note in scene.notes)]
@@ -132,11 +132,11 @@ def _scene_rows(report: Report) -> list[Row]:
 
 def _other_steps(report: Report) -> str:
     """What became of the steps that were not computed."""
-    return "extrapolated" if any(site.forecast for site in report.sites) else "cached"
+    return "extrapolated" if any(site.extrapolated for site in report.sites) else "cached"
 
 
 def _cached(report: Report) -> str:
-    text = bytes_text(report.kept_bytes)
+    text = bytes_text(report.cached_bytes)
     packed, offloaded = report.packed_bytes, report.offloaded_bytes
     if packed:
         text += f", {bytes_text(packed)} of them packed to {report.packed_bits} bits"

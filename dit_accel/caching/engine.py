@@ -1,0 +1,63 @@
+"""The interface of what caches during a run, whatever the site.
+
+Goes in: a session's runs, steps and forwards. Comes out: outputs, and what the report says of them.
+Three classes implement it: `SiteCache`, `UniCPCache` and `PlanExecutor`. It knows no technique.
+Ours; there is no source.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from dit_accel.core.patching import Patches
+from dit_accel.core.report import CacheSite, SiteReport
+from dit_accel.core.session import Interceptor
+
+
+@dataclass(frozen=True)
+class CacheMemory:
+    """Peak memory of cached values in a run: fields of `Report` by name."""
+
+    cached_bytes: int
+    packed_bytes: int = 0
+    packed_bits: int | None = None
+    offloaded_bytes: int = 0
+
+
+class Engine(Interceptor):
+    """Caches at one site. `host_syncs` counts the device-to-host reads of the run."""
+
+    site: CacheSite
+    host_syncs: int = 0
+
+    def install(self, patches: Patches) -> None:
+        """Wrap the modules inside the transformers, where the site is inside."""
+
+    def flush(self) -> None:
+        """Read what was measured and is still on the device."""
+
+    def clear(self) -> None:
+        """Free the cached values."""
+
+    @property
+    def memory(self) -> CacheMemory:
+        """Of the last run."""
+        raise NotImplementedError
+
+    @property
+    def planned(self) -> tuple[int, ...]:
+        """Steps that were to be computed; empty where nothing was planned."""
+        return ()
+
+    @property
+    def prediction(self) -> dict[str, float | None] | None:
+        """The PSNR that is expected of the last run."""
+        return None
+
+    def site_reports(self) -> tuple[SiteReport, ...]:
+        """What every site did in every branch of the last run."""
+        raise NotImplementedError
+
+    def notes(self) -> tuple[str, ...]:
+        """What a reader of the report must know of the last run."""
+        return ()
