@@ -1,24 +1,19 @@
 """Block-sparse attention: choose key blocks per query block, and approximate the others.
 
-Queries, keys and values `(B, N, H, D)` come in; attention's output goes out. Tokens are ordered in
-3D tiles, so a block of consecutive tokens is near in space and time. A few sampled queries per
-block attend to all keys at a low rank (`pca`). Their softmax, summed by key block and averaged over
-the queries, is the mass of a block pair. A query block keeps its heaviest key blocks until they
-hold `keep_mass` of it, but at least `floor` and at most `cap` of all blocks: low-rank scores are
-more concentrated than attention is, and a flat row must not become dense. The other blocks enter
-the softmax through their means, n keys as one (the zeroth-order tail):
+Queries, keys and values `(B, N, H, D)` come in, ordered in 3D tiles; attention's output goes out. A
+few sampled queries per block attend to all keys at a low rank (`pca`); their softmax by key block
+is the mass of a block pair. A query block keeps its heaviest key blocks until they hold
+`keep_mass`, within `floor` and `cap`: low-rank scores are more concentrated than attention is, and
+a flat row must not become dense. The others enter through their means, n keys as one (the tail):
 
     n exp(q·k̄) v̄   for   Σ_j exp(q·k_j) v_j
 
-This is exact where a block's keys are equal, and else too low: mean of exp >= exp of mean.
+which is exact for equal keys and else too low. It knows no steps, sites or models. Shapes as in
+`core/tokens.py`, with Q query and K key blocks. `pruned_attention` is the written-out reference;
+`gathered_attention` computes the same over kept blocks only, `attention/kernels.py` on CUDA.
 
-It knows no steps, sites or models. Shapes as in `core/tokens.py`, with Q query and K key blocks.
-`pruned_attention` is the written-out reference; `gathered_attention` computes the same sums over
-kept blocks only; `attention/kernels.py` has the same functions under the same names for CUDA.
-
-Source: UniCP (arXiv 2502.04393, PCAS) prunes attention by PCA without public details; this is our
-reading. Top-p per head as in SVG2 (arXiv 2505.18875), the tail as in PISA (arXiv 2602.01077) and
-SVG-EAR (arXiv 2603.08982).
+Source: UniCP (arXiv 2502.04393, PCAS), without public details; our reading (docs/how-it-works.md).
+Top-p per head as in SVG2 (arXiv 2505.18875), the tail as in PISA (arXiv 2602.01077).
 """
 
 from __future__ import annotations
@@ -134,15 +129,12 @@ def sampled_tokens(tokens: int, block: int, samples: int) -> torch.Tensor:
 def block_mass(
     query: torch.Tensor, key: torch.Tensor, blocks: BlockSizes, samples: int, scale: float
 ) -> torch.Tensor:
-    """Attention mass of each pair of blocks, from sampled queries against all keys.
+    """Attention mass of block pairs, `(B, H, Q, K)` float32 whose rows sum to 1.
 
     Args:
         query, key: `(B, N, H, r)`, tile by tile, at a rank r <= D.
         samples: queries per block, >= 1.
         scale: of the logits: 1 / √D, with the full width.
-
-    Returns:
-        `(B, H, Q, K)` float32; every row sums to 1.
     """
     tokens = key.shape[1]
     places = sampled_tokens(tokens, blocks.query, samples).to(query.device)
@@ -192,16 +184,13 @@ def pruned_attention(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, selection: KeptBlocks,
     blocks: BlockSizes, tail: bool = True, scale: float | None = None,
 ) -> torch.Tensor:  # fmt: skip
-    """The reference: all logits are computed, then those of pruned blocks masked. O(N²) memory.
+    """The written-out reference, `(B, N, H, D)`: all logits, then a mask. O(N²) memory.
 
     Args:
         query, key, value: `(B, N, H, D)`, tile by tile.
         selection: the kept blocks of each query block.
         tail: whether the other blocks enter through their means.
         scale: of the logits; None: 1 / √D.
-
-    Returns:
-        `(B, N, H, D)` in the dtype of `value`.
     """
     tokens, scale = key.shape[1], query.shape[-1] ** -0.5 if scale is None else scale
     rows = selection.mask().repeat_interleave(blocks.query, 2)[:, :, :tokens]
@@ -223,10 +212,8 @@ def gathered_attention(
     """`pruned_attention` over the kept blocks only, gathered: for devices without the kernel.
 
     Query blocks are sorted by their counts and computed in `ROW_GROUPS` groups, each padded to its
-    longest list. One host sync per group.
-
-    Returns:
-        The output, and the fraction of block pairs that was computed, with the padding.
+    longest list. One host sync per group. Returns the output, and the fraction of block pairs that
+    was computed, with the padding.
     """
     tokens, scale = query.shape[1], query.shape[-1] ** -0.5 if scale is None else scale
     q, k, v = _cut(query, blocks.query), _cut(key, blocks.key), _cut(value, blocks.key)

@@ -16,22 +16,18 @@ import torch
 
 MAX_LOGITS = 2**25  # per chunk of queries
 
-Part = tuple[torch.Tensor, torch.Tensor]  # output (B, n, H, D), log of the sum (B, n, H)
+Part = tuple[torch.Tensor, torch.Tensor]  # output (B, n, H, D), log-sum-exp (B, n, H)
 
 
 def attention_part(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, most: int | None = None
 ) -> Part:
-    """Attention over one part of the keys.
+    """Attention over one part of the keys, in float32 at least.
 
     Args:
         query: `(B, n, H, D)`.
         key, value: `(B, m, H, D)`, m >= 1.
         most: logits per chunk of queries; None: `MAX_LOGITS`.
-
-    Returns:
-        The output `(B, n, H, D)` and the log-sum-exp of the logits `(B, n, H)`, in float32, or in
-        float64 where the queries are.
     """
     wide = torch.promote_types(query.dtype, torch.float32)
     scale = query.shape[-1] ** -0.5

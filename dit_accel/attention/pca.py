@@ -1,19 +1,14 @@
 """PCA-based slicing (PCAS), the maths: attention at a rank below the width of its heads.
 
-Second moments of queries and keys come in; projections, ranks and error bounds go out. A logit is
-a bilinear form. The best form of rank r, and the error that it leaves, are known:
+Second moments of queries and keys come in; projections, ranks and error bounds go out:
 
     S_q = mean of q qᵀ,  S_k = mean of (k - μ)(k - μ)ᵀ,  S_q^½ S_k S_q^½ = U diag(σ²) Uᵀ
     q·(k - μ) ≈ (q A)·((k - μ) B),  A = S_q^-½ U,  B = S_q^½ U,  first r columns of both
     mean over all pairs of (logit error)² = (σ²[r] + ... + σ²[D - 1]) / D
 
-The mean is exact for the sample of the moments, where every query meets every key, and an estimate
-for others. Subtracting one μ from all keys shifts a row of logits by a constant, which softmax
-ignores. At r = D nothing is lost. Values are the same problem with the rows of the output
-projection as queries, and both factors fold into the weights.
-
-It knows no steps, sites or models. Take moments after the rotary embedding: that spreads keys over
-more directions than their content has, so r = D/2 is seldom exact.
+(docs/how-it-works.md). Values are the same problem with the rows of the output projection as
+queries; their factors fold into the weights. It knows no steps, sites or models. Take moments after
+the rotary embedding: it spreads keys over more directions, so r = D/2 is seldom exact.
 
 Source: UniCP (arXiv 2502.04393, PCAS) applies PCA to queries and keys without public details. In
 our reading the queries' moments count too, and the error bound chooses the rank.
@@ -117,15 +112,12 @@ class Basis:
 
 
 def bilinear_basis(left: torch.Tensor, right: torch.Tensor) -> Basis:
-    """The best basis for forms x·y, from the second moments of both sides.
+    """The float32 basis for forms x·y with the least possible `left_out` at every rank.
 
     Args:
         left: `(H, D, D)`, not centred: of queries, or Wᵀ W of the output projection's rows. The
             ridge added to it keeps the energies an upper bound.
         right: `(H, D, D)`, centred: of keys or values.
-
-    Returns:
-        A float32 basis with the least possible `left_out` at every rank.
     """
     left, right = _precise(left), _precise(right)
     size = left.diagonal(dim1=-2, dim2=-1).mean(-1).clamp_min(torch.finfo(left.dtype).tiny)
@@ -159,11 +151,7 @@ def logit_basis(queries: CovarianceAccumulator, keys: CovarianceAccumulator) -> 
 
 
 def value_basis(output: torch.Tensor, values: CovarianceAccumulator) -> Basis:
-    """The basis of w·(v - μ), w over the rows of the output projection.
-
-    Args:
-        output: `(out, H D)`, the projection's weight.
-    """
+    """The basis of w·(v - μ), w over the rows of the output projection `(out, H D)`."""
     heads, width = values.mean.shape
     rows = torch.unflatten(output.detach().float(), -1, (heads, width)).transpose(0, 1)
     return bilinear_basis(rows.mT @ rows, values.covariance)
@@ -177,14 +165,9 @@ def project(rows: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
 def slice_logits(
     query: torch.Tensor, key: torch.Tensor, basis: Basis, mean: torch.Tensor, rank: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Queries and centred keys at a rank.
+    """`query`, and `key` minus its `mean` `(H, D)`, at a rank: two of `(B, N, H, rank)`.
 
-    Args:
-        query, key: `(B, N, H, D)`.
-        mean: `(H, D)` of the keys.
-
-    Returns:
-        Two of `(B, N, H, rank)`; attend with them at the scale of the full width, 1 / √D.
+    Attend with them at the scale of the full width, 1 / √D.
     """
     left, right = basis.cut(rank)
     return project(query, left), project(key - mean.to(key.dtype), right)
@@ -201,19 +184,15 @@ class Linear:
 def fold_values(
     value: Linear, output: Linear, basis: Basis, mean: torch.Tensor, rank: int
 ) -> tuple[Linear, Linear]:
-    """The value and output projections at a rank, so slicing values costs nothing at run time.
+    """Projections `(H rank, in)` and `(out, H rank)`: slicing values costs nothing at run time.
 
     Rows of attention sum to 1, so the values' mean passes through and goes into the bias:
     out = W_o (μ + A Bᵀ Σ_j p_j (v_j - μ)) + b_o.
 
     Args:
-        value: `(H D, in)`.
-        output: `(out, H D)`.
+        value, output: `(H D, in)` and `(out, H D)`.
         basis: of `value_basis`.
         mean: `(H, D)` of the values.
-
-    Returns:
-        `(H rank, in)` and `(out, H rank)`, in their dtypes.
     """
     left, right = basis.cut(rank)
     heads, width = mean.shape

@@ -145,17 +145,15 @@ class BlockSparseAttention:
         low = pca.project(query, self.factors[0]), pca.project(key, self.factors[1])
         budget = config.keep_mass, config.floor, config.cap
         fraction: FlopShare
-        if kernels.unsupported(query, blocks) is None:
-            mass = kernels.block_mass(*low, blocks, config.samples, scale)
-            selection = kernels.keep_blocks(mass, *budget)
-            out = kernels.pruned_attention(query, key, value, selection, blocks, config.tail)
-            fraction = selection.density()
+        fast = kernels.unsupported(query, blocks) is None
+        functions = kernels if fast else block_sparse  # the same functions in both
+        mass = functions.block_mass(*low, blocks, config.samples, scale)
+        selection = functions.keep_blocks(mass, *budget)
+        given = query, key, value, selection, blocks, config.tail
+        if fast:
+            out, fraction = kernels.pruned_attention(*given), selection.density()
         else:
-            mass = block_sparse.block_mass(*low, blocks, config.samples, scale)
-            selection = block_sparse.keep_blocks(mass, *budget)
-            out, fraction = block_sparse.gathered_attention(
-                query, key, value, selection, blocks, config.tail
-            )
+            out, fraction = block_sparse.gathered_attention(*given)
         return out[:, order.argsort()], fraction + self._overhead(*query.shape[1::2])
 
     def _overhead(self, tokens: int, width: int) -> float:

@@ -128,11 +128,9 @@ def install(attn: Any, patches: Patches) -> StagedAttnProcessor:
 def rotate_pairs(
     query: torch.Tensor, key: torch.Tensor, rotary: tuple[torch.Tensor, torch.Tensor]
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Rotate neighbouring channels of queries and keys by their positions' angles.
+    """Rotate neighbouring channels of queries and keys `(B, N, H, D)` by their positions' angles.
 
-    Args:
-        query, key: `(B, N, H, D)`.
-        rotary: cosines and sines, `(1, N, 1, D)` each, every angle twice.
+    `rotary` is cosines and sines, `(1, N, 1, D)` each, every angle twice.
     """
     return rotate(query, rotary), rotate(key, rotary)
 

@@ -39,15 +39,10 @@ def relative_l1(cached: torch.Tensor, fresh: torch.Tensor) -> torch.Tensor:
 
 
 def relative_l2(change: torch.Tensor, fresh: torch.Tensor, dim: int | None = None) -> torch.Tensor:
-    """|change| / |fresh| in the L2 norm.
+    """|change| / |fresh| in the L2 norm, over `dim` or all dimensions.
 
-    Args:
-        change: any shape, floating point.
-        fresh: same shape.
-        dim: dimension of the norms; None: all.
-
-    Returns:
-        float32 >= 0, 0-dimensional or without `dim`: 0 for no change, NaN where either has a NaN.
+    Tensors are of one shape, floating point. Returns float32 >= 0: 0 for no change, NaN where
+    either has a NaN.
     """
     size = torch.linalg.vector_norm(change, 2, dim=dim, dtype=torch.float32)
     of = torch.linalg.vector_norm(fresh, 2, dim=dim, dtype=torch.float32)
@@ -55,14 +50,9 @@ def relative_l2(change: torch.Tensor, fresh: torch.Tensor, dim: int | None = Non
 
 
 def projection_coefficient(change: torch.Tensor, direction: torch.Tensor) -> torch.Tensor:
-    """<change, direction> / |direction|², in float32.
+    """<change, direction> / |direction|²: 0-dimensional float32, of two tensors of one shape.
 
-    Args:
-        change: any shape, floating point.
-        direction: same shape.
-
-    Returns:
-        0-dimensional float32: 0 for a zero direction, NaN where either has a NaN.
+    0 for a zero direction, NaN where either has a NaN.
     """
     wide = direction.float()
     size = wide.square().sum()

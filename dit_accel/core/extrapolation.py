@@ -51,10 +51,6 @@ def lagrange_weights(positions: Sequence[float], at: float) -> tuple[float, ...]
 def remainder_factor(positions: Sequence[float], at: float) -> float:
     """The product of distances in Newton's remainder, >= 0; the polynomial's error grows with it.
 
-    Args:
-        positions: of the values that the polynomial goes through.
-        at: position that is wanted.
-
     Example:
         >>> remainder_factor([10.0, 8.0], 6.0)
         8.0
@@ -65,15 +61,11 @@ def remainder_factor(positions: Sequence[float], at: float) -> float:
 def weighted_sum(
     weights: Sequence[float | torch.Tensor], values: Sequence[torch.Tensor]
 ) -> torch.Tensor:
-    """The weighted sum of values, accumulated in float32 at least.
+    """The weighted sum of values, accumulated in float32 at least, in their dtype.
 
     Args:
         weights: one per value: a number, or a tensor that broadcasts over it.
-        values: of equal shape and dtype; at least one.
-
-    Returns:
-        The first value itself where it is alone with weight 1, else a new tensor of its shape and
-        dtype.
+        values: of equal shape and dtype, at least one; a single one of weight 1 is returned itself.
     """
     if len(values) == 1 and not isinstance(weights[0], torch.Tensor) and weights[0] == 1:
         return values[0]

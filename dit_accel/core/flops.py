@@ -66,12 +66,7 @@ def _cost(costs: dict[str, int], site: str, family: Family) -> int:
 
 
 def attention_products(costs: Mapping[str, int], attention: str) -> int:
-    """FLOPs of an attention's products, without the projections inside it.
-
-    Args:
-        costs: FLOPs of one forward by module path (`forward_flops`).
-        attention: its path.
-    """
+    """FLOPs of an attention's products without its projections; `costs` by `forward_flops`."""
     inside = [path for path in costs if path.startswith(f"{attention}.")]
     tops = (p for p in inside if not any(p.startswith(f"{other}.") for other in inside))
     return costs[attention] - sum(costs[path] for path in tops)
@@ -86,11 +81,9 @@ def meta_copy(transformer: Any) -> Any:
 def forward_flops(
     module: torch.nn.Module, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
 ) -> dict[str, int]:
-    """FLOPs of one forward by module path; "" is the whole module.
+    """FLOPs of one forward by module path; "" is the whole module. Nothing is computed.
 
-    Args:
-        module: any module; it is not changed, and nothing is computed.
-        args, kwargs: of its forward; only shapes and dtypes of tensors matter.
+    Of tensors in `args` and `kwargs` only shapes and dtypes matter.
 
     Example:
         >>> forward_flops(torch.nn.Linear(4, 3), (torch.zeros(2, 4),))[""]
@@ -127,12 +120,9 @@ class FlopMeter(TorchFunctionMode):
         self.flops = 0
 
     def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Any,
-        args: tuple[Any, ...] = (),
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
-    ) -> Any:
+    ) -> Any:  # fmt: skip
         output = func(*args, **(kwargs or {}))
         cost = _COSTS.get(func)
         if cost is not None:

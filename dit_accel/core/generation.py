@@ -75,18 +75,13 @@ class NotFiniteError(RuntimeError):
 
 
 def generate(
-    pipe: Any,
-    clip: ClipSpec,
-    *,
-    device: str,
-    listeners: tuple[StepListener, ...] = (),
+    pipe: Any, clip: ClipSpec, *, device: str, listeners: tuple[StepListener, ...] = (),
     overrides: dict[str, Any] | None = None,
-) -> Generation:
+) -> Generation:  # fmt: skip
     """Make a clip.
 
     Args:
-        pipe: a diffusers video pipeline.
-        clip: what to make.
+        pipe, clip: a diffusers video pipeline, and what to make.
         device: of the pipeline; synchronised around the clock.
         listeners: notified of the loop's progress.
         overrides: call arguments that replace the clip's.
@@ -150,11 +145,7 @@ def _takes(pipe: Any, argument: str) -> bool:
 
 
 def batch_arguments(pipe: Any, clips: Sequence[ClipSpec]) -> dict[str, Any]:
-    """As `call_arguments`, for several clips in one call, each with its own noise.
-
-    Args:
-        clips: of equal steps, guidance and size; a single one is called as it would be alone.
-    """
+    """As `call_arguments`, for clips of equal steps, guidance and size, each with its own noise."""
     import torch
 
     arguments = call_arguments(pipe, clips[0])
@@ -169,13 +160,9 @@ def batch_arguments(pipe: Any, clips: Sequence[ClipSpec]) -> dict[str, Any]:
 
 
 def loop_timer(
-    pipe: Any,
-    arguments: dict[str, Any],
-    device: str,
-    listeners: Sequence[StepListener] = (),
-    *,
+    pipe: Any, arguments: dict[str, Any], device: str, listeners: Sequence[StepListener] = (), *,
     each_step: bool = False,
-) -> LoopTimer:
+) -> LoopTimer:  # fmt: skip
     """A timer of the denoising loop of one call with these arguments."""
     from dit_accel.core.measure import LoopTimer
 

@@ -77,14 +77,9 @@ class LoopTimer(Interceptor):
     """
 
     def __init__(
-        self,
-        models: Sequence[torch.nn.Module],
-        *,
-        device: torch.device | str | None = None,
-        steps: int | None = None,
-        listeners: Sequence[StepListener] = (),
-        each_step: bool = False,
-    ) -> None:
+        self, models: Sequence[torch.nn.Module], *, device: torch.device | str | None = None,
+        steps: int | None = None, listeners: Sequence[StepListener] = (), each_step: bool = False,
+    ) -> None:  # fmt: skip
         self._models, self._device, self._steps = models, device, steps
         self._listeners, self._each_step = listeners, each_step
         self._hooks = contextlib.ExitStack()

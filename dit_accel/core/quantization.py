@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -66,8 +66,9 @@ class Packed:
         if torch.device(device) == self.device:
             return self
         signs = self.signs.to(device) if self.signs is not None else None
-        codes, scales = self.codes.to(device), self.scales.to(device)
-        return Packed(codes, scales, signs, self.bits, self.shape, self.dtype)
+        return replace(
+            self, codes=self.codes.to(device), scales=self.scales.to(device), signs=signs
+        )
 
     def unpack(self) -> torch.Tensor:
         """The tensor again, in its shape and dtype, within the module's error bound."""
@@ -147,16 +148,14 @@ def hadamard(rows: torch.Tensor) -> torch.Tensor:
 
 
 def choose_forms(sizes: Sequence[Sequence[int]], memory: int | None, *, offload: bool) -> list[int]:
-    """Choose the form of every item so that all fit: shrink the oldest first, one form at a time.
+    """The form of every item (0 is unpacked, or OFFLOADED) so that all fit, if they can.
+
+    The oldest shrink first, one form at a time.
 
     Args:
         sizes: per item, oldest first: bytes in every form, unpacked first, then ever smaller.
         memory: bytes for all; None: no limit.
         offload: whether items may be offloaded where their smallest forms are too large.
-
-    Returns:
-        The form per item, 0 is unpacked; OFFLOADED where it is. If nothing fits, every item is in
-        its smallest form.
 
     Example:
         >>> choose_forms([[100, 50], [100, 50]], 160, offload=True)

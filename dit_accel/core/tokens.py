@@ -85,14 +85,9 @@ class TokenGrid:
 
     @classmethod
     def from_pixels(
-        cls,
-        frames: int,
-        height: int,
-        width: int,
-        *,
-        strides: TokenStrides | None = None,
+        cls, frames: int, height: int, width: int, *, strides: TokenStrides | None = None,
         text: int = 0,
-    ) -> TokenGrid:
+    ) -> TokenGrid:  # fmt: skip
         """The grid of a clip of `frames` x `height` x `width` pixels; `strides` None: Wan 2.1's.
 
         Raises:

@@ -20,14 +20,11 @@ from dit_accel.layout.model import Box, Reference, Shot, Subject
 
 
 def coverage(shot: Shot, grid: TokenGrid) -> torch.Tensor:
-    """The fraction of every token that each subject covers.
+    """The fraction of every token that each subject covers: `(S, F, rows, columns)` float32.
 
     Args:
         shot: its mask videos must be as long as the clip; their frames may have any size.
         grid: of the clip.
-
-    Returns:
-        `(S, F, rows, columns)` float32 in [0, 1].
 
     Raises:
         LayoutError: a mask video cannot be read, or has another number of frames.
@@ -50,9 +47,7 @@ def coverage(shot: Shot, grid: TokenGrid) -> torch.Tensor:
 def reference_coverage(reference: Reference, grid: TokenGrid) -> torch.Tensor:
     """The coverage by a subject in its reference file: `(F, rows, columns)` float32 in [0, 1].
 
-    Args:
-        reference: to a file.
-        grid: of the file; an image has one latent frame.
+    `grid` is that of the file; an image has one latent frame.
 
     Raises:
         LayoutError: the mask video cannot be read, or has another number of frames.

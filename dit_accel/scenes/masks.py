@@ -1,16 +1,11 @@
-"""Isolation: which tokens may attend to which, by the subject of each token.
+"""Isolation: which tokens may attend to which, by the subject of each token (docs/scenes.md).
 
 Coverage of tokens by subjects comes in; token classes, masks and gather plans go out. Class 0 is
-the background, i + 1 is subject i. Subjects see themselves and the background, not each other. The
-background sees everything ("open") or only itself ("closed": nothing of one subject can reach
-another through it). Subject i also reads the keys of its own reference.
-
-`dense_mask` is the written-out reference of N x N entries, for the tests. `gather_plan` states the
-same as a few unmasked calls, one for all classes that see the same keys: any attention backend can
-run them, nothing of N x N is made, and the products are never more. (Not
-`block_sparse.gathered_attention`, which gathers key blocks by their mass.)
-
-It knows no model, step or file. Shapes as in `core/tokens.py`; S subjects, R reference keys.
+the background, i + 1 is subject i. `dense_mask` is the written-out reference of N x N entries, for
+the tests. `gather_plan` states the same as a few unmasked calls, one for all classes that see the
+same keys: any attention backend can run them, and the products are never more. (Not
+`block_sparse.gathered_attention`, which gathers key blocks by their mass.) It knows no model, step
+or file. Shapes as in `core/tokens.py`; S subjects, R reference keys.
 
 Source: IR-Diffusion (arXiv 2411.19261), isolation attention, with the background rule of its code;
 the closed background and the gather plan are ours.
@@ -120,15 +115,12 @@ def sees(query: int, key: int, isolation: str) -> bool:
 def dense_mask(
     labels: torch.Tensor, isolation: str = "open", references: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """The written-out reference: which query attends to which key.
+    """The written-out reference: which query sees which key, `(N, N + R)` bool, references last.
 
     Args:
         labels: `(N,)` int64, classes of the clip's tokens.
         isolation: "off", or the background's rule: "open" or "closed".
         references: `(R,)` int64, classes of the reference keys, >= 1; None: no references.
-
-    Returns:
-        `(N, N + R)` bool, reference keys last.
     """
     top = int(labels.max()) + 1
     table = torch.tensor([[sees(q, k, isolation) for k in range(top)] for q in range(top)])
@@ -225,15 +217,11 @@ def _indices(chosen: torch.Tensor) -> torch.Tensor | None:
 
 
 def isolated_attention(
-    plan: GatherPlan,
-    attend: Attend,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
+    plan: GatherPlan, attend: Attend, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor,
     references: tuple[torch.Tensor, torch.Tensor] | None = None,
     moved_queries: Mapping[int, torch.Tensor] | None = None,
-) -> torch.Tensor:
-    """Attention by a gather plan.
+) -> torch.Tensor:  # fmt: skip
+    """Attention by a gather plan, `(B, N, H, D)`.
 
     Args:
         plan: of these tokens, on their device.
@@ -242,9 +230,6 @@ def isolated_attention(
         references: keys and values `(B, R, H, D)`, where the plan reads them.
         moved_queries: by class, queries `(B, N, H, D)` rotated for reading the references; their
             part is merged with that of the clip's own keys.
-
-    Returns:
-        `(B, N, H, D)`.
     """
     if plan.whole:
         return attend(query, key, value)

@@ -1,18 +1,14 @@
 """Reposition: move the positions of a reference's tokens from its box to the target's box.
 
-Coverage and boxes come in; box maps and rotary embeddings at real-valued positions go out. Tokens
-attend to near ones more, so a reference elsewhere or of another size is read too little. Along each
-axis and for each latent frame, a box map [r0, r1] -> [t0, t1] gives new positions:
+Coverage and boxes come in; box maps and rotary embeddings at real-valued positions go out. Along
+each axis and for each latent frame, a box map [r0, r1] -> [t0, t1] gives new positions:
 
     p' = (p + 1/2 - r0) (t1 - t0) / (r1 - r0) + t0 - 1/2
 
-"Key-side": the reference's keys are rotated at p'. "Query-side": the keys stay, and the queries
-that read them are rotated at the inverse map, in a part of their own (`attention/lse_merge.py`).
-For translations both are equal. A box that moves unlike its reference needs the query-side, as each
-latent frame has its own map.
-
-Positions are latent frame, row and column, in tokens; a token's centre is 1/2 further. It knows
-Wan's rotary table, and no attention.
+"Key-side": the reference's keys are rotated at p'. "Query-side", for boxes that move unlike their
+references: the keys stay, and the queries that read them are rotated at the inverse map, in a part
+of their own (`attention/lse_merge.py`). For translations both are equal. Positions are latent
+frame, row and column, in tokens. It knows Wan's rotary table, and no attention.
 
 Source: IR-Diffusion (arXiv 2411.19261), reposition attention, whose code resamples the tokens of a
 model without positions. We move the positions instead: our reading.
@@ -37,10 +33,7 @@ Rotary = tuple[torch.Tensor, torch.Tensor]
 class BoxMap:
     """An affine map of rows and columns per latent frame: p' = p + gain p + offset.
 
-    In this form the map between equal boxes adds exactly 0.
-
-    Args:
-        gain, offset: `(F, 2)` float64, for rows and columns.
+    `gain`, `offset`: `(F, 2)` float64. In this form equal boxes add exactly 0.
     """
 
     gain: torch.Tensor
@@ -107,17 +100,13 @@ def _edges(name: str, boxes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def subject_boxes(coverage: torch.Tensor) -> torch.Tensor:
-    """The box of a subject in each latent frame, from its coverage.
+    """The box of a subject in each latent frame, `(F, 4)` float64: x0 y0 x1 y1 in tokens.
 
-    The coverage of a token at the edge gives the edge's position within it, so a rasterised box is
-    recovered (one inside a single token fills it). A frame without the subject gets the box of the
-    nearest frame with it.
+    The coverage of a token at the edge gives the edge's position within it. A frame without the
+    subject gets the box of the nearest frame with it.
 
     Args:
         coverage: `(F, rows, columns)`, fractions from 0 to 1.
-
-    Returns:
-        `(F, 4)` float64: x0 y0 x1 y1 in tokens.
 
     Raises:
         ValueError: no frame has the subject.
@@ -154,15 +143,14 @@ def token_positions(grid: TokenGrid) -> torch.Tensor:
 
 
 def rotary(positions: torch.Tensor, width: int, theta: float = THETA) -> Rotary:
-    """Wan's rotary embedding at real-valued positions; at integers exactly the values of its table.
+    """Wan's rotary embedding at real positions: cosines and sines, `(1, n, 1, D)` float32.
+
+    Every angle comes twice; integer positions give exactly the values of Wan's table.
 
     Args:
         positions: `(n, 3)` float64: latent frame, row, column.
         width: D, even; its channels are split among time, rows and columns as Wan does.
         theta: base of the frequencies.
-
-    Returns:
-        Cosines and sines, `(1, n, 1, D)` float32, every angle twice.
     """
     angles = torch.cat(
         [torch.outer(positions[:, axis], _frequencies(n, theta)) for axis, n in _axes(width)], dim=1

@@ -221,13 +221,7 @@ class TokenRow:
 def token_rows(
     rows: Sequence[ClipRow], grid: TokenGrid, config: SceneConfig, width: int
 ) -> tuple[TokenRow, ...]:
-    """All rows of a batch in tokens.
-
-    Args:
-        rows: in order.
-        grid: of one row.
-        config: the settings.
-        width: D.
+    """All rows of a batch in tokens; `grid` is that of one row, `width` is D.
 
     Raises:
         ValueError: a row's coverage is not of this grid, or a subject has no token.

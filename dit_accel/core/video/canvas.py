@@ -26,14 +26,10 @@ _SMALLEST_TEXT = 0.45
 
 
 def side_by_side(
-    left: npt.NDArray[Any],
-    right: npt.NDArray[Any],
-    *,
-    labels: tuple[str, str] = ("uncached", "accelerated"),
-    min_height: int = 256,
-    gap: int = 8,
-) -> Frames:
-    """Two clips side by side, each under a caption, in even sizes that every codec takes.
+    left: npt.NDArray[Any], right: npt.NDArray[Any], *,
+    labels: tuple[str, str] = ("uncached", "accelerated"), min_height: int = 256, gap: int = 8,
+) -> Frames:  # fmt: skip
+    """Two clips side by side under captions: `(T, H', W', 3)` uint8, H' and W' even for codecs.
 
     Args:
         left: `(T, H, W, 3)` RGB, uint8 or float in [0, 1].
@@ -41,9 +37,6 @@ def side_by_side(
         labels: captions in ASCII; one that is too long ends in "...".
         min_height: pixels; smaller clips are enlarged to at least this height.
         gap: pixels between the clips; even.
-
-    Returns:
-        `(T, H', W', 3)` uint8, H' and W' even.
 
     Raises:
         ValueError: the clips differ in shape, or `gap` is negative or odd.
@@ -98,16 +91,13 @@ def _stroke(scale: float) -> int:
 def film_strips(
     clips: Sequence[npt.NDArray[Any]], *, labels: Sequence[str], frames: int = 6, height: int = 128
 ) -> Frames:
-    """One labelled row of frames per clip, evenly over its time.
+    """One labelled row of frames per clip, evenly over its time: `(H', W', 3)` uint8.
 
     Args:
         clips: `(T, H, W, 3)` each, of one size.
         labels: one per clip, ASCII.
         frames: per row, at most.
         height: pixels; smaller clips are enlarged to at least this height.
-
-    Returns:
-        `(H', W', 3)` uint8.
 
     Raises:
         ValueError: the clips differ in size, or there is not one label per clip.

@@ -15,14 +15,11 @@ Frames = npt.NDArray[np.uint8]
 
 
 def to_uint8(frames: npt.NDArray[Any], *, name: str = "frames") -> Frames:
-    """Round a clip to 8 bits.
+    """Round a clip to `(T, H, W, 3)` uint8; an array that is uint8 already is returned itself.
 
     Args:
         frames: `(T, H, W, 3)` RGB, uint8 or float in [0, 1]; up to 1e-3 outside is clipped.
         name: of the argument in errors.
-
-    Returns:
-        `(T, H, W, 3)` uint8; the same array if it was uint8 already.
 
     Raises:
         ValueError: shape, dtype or range is not as above.

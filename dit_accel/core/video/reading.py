@@ -40,13 +40,7 @@ class Codec:
 
 
 def read_video(path: str | os.PathLike[str]) -> tuple[Frames, float | None]:
-    """Read a whole clip into memory.
-
-    Args:
-        path: ends in one of `READABLE`.
-
-    Returns:
-        frames `(T, H, W, 3)` uint8 RGB, and frames per second; None where the file has no rate.
+    """Read a whole clip: `(T, H, W, 3)` uint8 RGB, and frames per second (None: not in the file).
 
     Raises:
         ValueError: the suffix is not readable, or the file has no whole clip.

@@ -63,11 +63,7 @@ def write_video(path: str | os.PathLike[str], frames: npt.NDArray[Any], *, fps: 
 def check_output(
     path: str | os.PathLike[str], *, height: int | None = None, width: int | None = None
 ) -> None:
-    """Refuse a path that `write_video` would refuse, before the clip is made.
-
-    Args:
-        path: of the clip.
-        height, width: of the frames in pixels, if known.
+    """Refuse a path that `write_video` would refuse; sizes in pixels, if they are known.
 
     Raises:
         ValueError: the suffix is not writable here, or not with frames of this size.
