@@ -11,11 +11,10 @@ ranges, and no pipeline. Ours; there is no source.
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar, Self
 
 from dit_accel.attention.block_sparse import BlockSizes
@@ -41,15 +40,12 @@ _PARTS = {
 
 @dataclass(frozen=True)
 class AccelConfig:
-    """The settings that every config has. It is not made itself, except by `from_dict`.
+    """The settings that every config has; what is out of range is a ValueError.
 
     Args:
         layout: subjects, their boxes and references, or the file of them; the pipeline is then
             called for one prompt a shot, `prompt=layout.prompts`.
         scene: settings of isolation, references and subjects' texts; None: the defaults.
-
-    Raises:
-        ValueError: a value is out of range, or given where it means nothing.
     """
 
     kind: ClassVar[str] = ""
@@ -84,7 +80,7 @@ class AccelConfig:
         return threshold
 
     def to_dict(self) -> dict[str, Any]:
-        """Every setting, JSON-able, with the name of the class as `kind`.
+        """Every setting as JSON has it, with the config's name as `kind`.
 
         Raises:
             ValueError: a setting is an object that is no plain value; names it.
@@ -118,17 +114,16 @@ class PlannedConfig(AccelConfig):
     """The settings of a quality and of a speedup: both are planned, by the pipeline's profile.
 
     Args:
-        profile: what calibration measured of this pipeline, or the file of it. None: it is looked
-            for in the model's folder and in the user's cache; where there is none, the first run is
-            computed in full and recorded.
+        profile: what calibration measured of this pipeline, or its file. None: it is looked for in
+            the model's folder and in the user's cache; without one the first run is recorded.
         guard: whether a run may leave its plan where the measured errors are far from the expected.
         force: whether a profile of another pipeline is used all the same.
-        static: whether all runs do exactly the same, without host syncs and without a guard (for
+        static: whether all runs do the same, without host syncs and without a guard (for
             torch.compile and CUDA graphs).
         cache_memory: bytes that cached values may take on the device; older ones are quantized to
             as few bits as the plan allows, then moved to the CPU's memory. None: no bound.
-        choice: the plan, if it was chosen before the run; it is used where it is of the run. It is
-            no setting, so it is not saved, and configs that differ in it are equal.
+        choice: the plan that was chosen before the run, used where it is of the run; no setting,
+            so it is neither saved nor compared.
     """
 
     profile: Profile | File | None = field(default=None, kw_only=True)
@@ -161,8 +156,7 @@ class QualityConfig(PlannedConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        valid = 0 < self.quality < math.inf
-        require(valid, "quality", self.quality, "a finite number above 0")
+        require(0 < self.quality < math.inf, "quality", self.quality, "a finite number above 0")
 
 
 @dataclass(frozen=True)
@@ -178,8 +172,7 @@ class SpeedupConfig(PlannedConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        valid = 1 <= self.speedup < math.inf
-        require(valid, "speedup", self.speedup, "a finite number above 1")
+        require(1 <= self.speedup < math.inf, "speedup", self.speedup, "a finite number above 1")
 
 
 @dataclass(frozen=True)
@@ -187,10 +180,9 @@ class ThresholdConfig(EDCW, AccelConfig):
     """Windows at a site, by measured drifts: `accelerate(pipe, threshold=..., site=...)`.
 
     Args:
-        threshold, and all others of `EDCW`: settings of the windows; at 0 every step is computed,
-            bit-equal to the stock pipeline.
-        site: what is cached: "attention" (each self-attention's output), "block" (each block's
-            residual) or "model" (the residual of the whole block stack).
+        threshold, and all others: as of `EDCW`; at 0 every step is computed, bit-equal to stock.
+        site: where values are cached: "attention" (each self-attention's output), "block" (each
+            block's residual) or "model" (the residual of the whole block stack).
     """
 
     kind: ClassVar[str] = "threshold"
@@ -206,10 +198,7 @@ class ThresholdConfig(EDCW, AccelConfig):
 class UniCPConfig(UniCP, AccelConfig):
     """The paper's three techniques at the attentions: `accelerate(pipe, accel="unicp-paper")`.
 
-    Where pruning does not pay it is off, and the report says so.
-
-    Args:
-        windows, pcas, shift: as of `UniCP`.
+    Where pruning does not pay it is off, and the report says so. Settings: as of `UniCP`.
     """
 
     kind: ClassVar[str] = "unicp-paper"
@@ -259,7 +248,7 @@ CONFIGS = (QualityConfig, SpeedupConfig, ThresholdConfig, UniCPConfig, PlanConfi
 
 def _settings(parts: Any) -> dict[str, Any]:
     """The settings of a config or of a part of it, by name."""
-    return {one.name: getattr(parts, one.name) for one in dataclasses.fields(parts) if one.compare}
+    return {one.name: getattr(parts, one.name) for one in fields(parts) if one.compare}
 
 
 def _plain(parts: Any, otherwise: Callable[[str, Any], Any]) -> dict[str, Any]:
@@ -285,10 +274,10 @@ def _made(kind: type[Any], given: Any, name: str) -> Any:
     """An object of settings by name, with the parts among them."""
     by_name = f"the settings of {kind.__name__} by name"
     require(isinstance(given, Mapping), name, given, by_name)
-    fields = [one.name for one in dataclasses.fields(kind) if one.compare]
-    unknown = [setting for setting in given if setting not in fields]
+    known = [one.name for one in fields(kind) if one.compare]
+    unknown = [setting for setting in given if setting not in known]
     if unknown:
-        raise ValueError(f"{name} has {', '.join(unknown)}; accepted: {', '.join(fields)}")
+        raise ValueError(f"{name} has {', '.join(unknown)}; accepted: {', '.join(known)}")
     try:
         return kind(**{setting: _read(setting, value) for setting, value in given.items()})
     except TypeError as error:  # one that is missing, or a text where a number is compared
@@ -304,7 +293,7 @@ def _read(name: str, value: Any) -> Any:
 def _shown(parts: Any) -> str:
     """An object by its class and the settings that are not the defaults."""
     found = []
-    for one in (one for one in dataclasses.fields(parts) if one.compare):
+    for one in (one for one in fields(parts) if one.compare):
         value = getattr(parts, one.name)
         default = one.default_factory() if callable(one.default_factory) else one.default
         if value != default:
@@ -411,5 +400,4 @@ def _check_together(given: Mapping[str, Any]) -> None:
 
 def _config(kind: type[AccelConfig], given: Mapping[str, Any]) -> AccelConfig:
     """A config of those keywords that it has."""
-    names = (one.name for one in dataclasses.fields(kind))
-    return kind(**{name: given[name] for name in names if name in given})
+    return kind(**{one.name: given[one.name] for one in fields(kind) if one.name in given})

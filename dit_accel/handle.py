@@ -106,13 +106,7 @@ def accelerate(
 
 
 class Handle:
-    """An installed acceleration. Made by `accelerate`; leaves nothing behind when removed.
-
-    Args:
-        pipe: the pipeline.
-        config: what is done on it.
-        scene: that of the config's layout.
-    """
+    """An installed acceleration, made by `accelerate`; leaves nothing behind when removed."""
 
     def __init__(
         self, pipe: Any, config: AccelConfig, scene: prepare.Prepared | None = None
@@ -134,8 +128,8 @@ class Handle:
                 self._scene = scene(self._session)
                 self._scene.install(self._patches)
                 # The engine is outside: what it extrapolates needs no rows of the scene. The timer
-                # is last, so that choosing a plan is not in the loop's seconds.
-                self._session.interceptors = [self.executor, self._scene, self._timer]
+                # starts last: choosing a plan is not in the loop's seconds.
+                self._session.interceptors.insert(1, self._scene)
         except BaseException:
             self._patches.undo()
             raise
@@ -197,8 +191,8 @@ class Handle:
             host_syncs=engine.host_syncs,
             quality=settings.get("quality"),
             speedup=settings.get("speedup"),
-            prediction=engine.prediction,
-            planned=engine.planned,
+            prediction=engine.policy.prediction(),
+            planned=engine.policy.planned,
             notes=notes + engine.notes(),
             scene=scene,
             config=settings,
@@ -210,12 +204,7 @@ class Handle:
 def build_engine(
     config: AccelConfig, session: Session, family: Family, *, with_scene: bool = False
 ) -> Engine:
-    """The engine that carries a config out.
-
-    Raises:
-        ValueError: the family does not have the config's site.
-        ProfileError: the profile is of another pipeline.
-    """
+    """The engine of a config; a ValueError where the family or the profile does not suit it."""
     if isinstance(config, ThresholdConfig):
         if config.site not in family.sites:
             accepted = f"accepted for {family.name}: {', '.join(family.sites)}"

@@ -84,11 +84,10 @@ class Errors:
 
 @dataclass(frozen=True)
 class Choice:
-    """An action ("compute", "prune", "blend" or "reuse"), the weight of the pruned value in it, and
-    its expected error."""
+    """What to do, and its expected error."""
 
-    action: str
-    weight: float
+    action: str  # "compute", "prune", "blend" or "reuse"
+    weight: float  # of the pruned value
     error: float
 
 

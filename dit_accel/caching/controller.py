@@ -37,14 +37,11 @@ class RunController:
     """Chooses a plan for every run of a pipeline. A `Controller`.
 
     Args:
-        pipe, family: what it runs on.
         profile: None: the first run is recorded.
         target: a quality or a speedup.
-        guard: whether the guard may abandon plans.
-        static: whether all runs of the same steps do the same, without host syncs and guard.
+        guard, static, choice: as of `PlannedConfig`.
         force: whether a profile of one branch is used at another guidance.
         use_text: whether the plan depends on the prompt, where the profile knows prompts.
-        choice: what was chosen before the run.
         remarks: notes of every run; with any of them the profile is not trusted.
     """
 
@@ -75,7 +72,10 @@ class RunController:
         if self.profile is None and recording is not None and recording.recorder.whole:
             self.profile = recording.recorder.profile()
         if self.profile is None:
-            self._recording = self._record(run, coefficients)
+            steps, parts = coefficients.num_steps, len(coefficients.branch_weights)
+            key = identify(self.pipe, steps=steps, parts=parts, guidance=run.guidance)
+            recorder = FirstRunRecorder(coefficients, key)
+            self._recording = RecordingPolicy(recorder, run.guidance, self.family.branches)
             return self._recording
         size = self._size_of(run.latents)
         notes = self._guidance_notes(self.profile, run.guidance)
@@ -86,14 +86,6 @@ class RunController:
             remarks=(*self.remarks, *notes, *more),
         )  # fmt: skip
         return policy.start(run)
-
-    def _record(self, run: RunInfo, coefficients: SamplerCoefficients) -> RecordingPolicy:
-        key = identify(
-            self.pipe, steps=coefficients.num_steps, parts=len(coefficients.branch_weights),
-            guidance=run.guidance,
-        )  # fmt: skip
-        recorder = FirstRunRecorder(coefficients, key)
-        return RecordingPolicy(recorder, run.guidance, self.family.branches)
 
     def _choose(
         self, profile: Profile, coefficients: SamplerCoefficients, run: RunInfo, size: Size | None
@@ -117,7 +109,7 @@ class RunController:
         return self._choices[key], notes
 
     def _text_of(self, profile: Profile, run: RunInfo) -> torch.Tensor | None:
-        """`(B, T)`: the pooled prompts of a run, where the plan depends on them."""
+        """`(B, T)`: the pooled prompts, where the plan depends on them."""
         if profile.difficulty is None or self.static or not self.use_text:
             return None
         text = conditional(run.text, run.guidance, self.family.branches)
@@ -154,8 +146,7 @@ class RunController:
         return tuple(f"Carried over: {what}." for what in key.carried(here))
 
     def _size_of(self, latents: torch.Tensor | None) -> Size | None:
-        """Of a clip with latents `(B, C, F, h, w)` or `(B, F, C, h, w)`; None where the latents do
-        not say it (they are packed), or the pipeline does not."""
+        """With latents `(B, C, F, h, w)` or `(B, F, C, h, w)`; None where they are packed."""
         scale = getattr(self.pipe, "vae_scale_factor_spatial", None)
         per_latent = getattr(self.pipe, "vae_scale_factor_temporal", None)
         if latents is None or latents.ndim != 5 or not scale or not per_latent:
@@ -170,33 +161,22 @@ class RunController:
 
 
 class RecordingPolicy(Policy):
-    """Computes every step of a first run, and records the components of its predictions.
-
-    Args:
-        recorder: makes a profile of them.
-        guidance, branches: as of `guided`.
-    """
+    """Computes every step of a first run, and records the components of its predictions."""
 
     def __init__(self, recorder: FirstRunRecorder, guidance: float, branches: str) -> None:
         self.recorder, self.guidance, self.branches = recorder, guidance, branches
         self.branch_weights = recorder.schedule.branch_weights
 
-    @property
-    def planned(self) -> tuple[int, ...]:
-        """Every step."""
-        return tuple(range(self.recorder.schedule.num_steps))
+        self.planned = tuple(range(recorder.schedule.num_steps))
 
     def on_noise(self, noise: torch.Tensor) -> None:
-        """Record it."""
         start = guided(noise, self.guidance, self.branches)
         self.recorder.start = start.detach().float().cpu().flatten()
 
     def on_output(self, step: int, component: int, value: torch.Tensor) -> None:
-        """Record it."""
         self.recorder.hear(component, guided(value, self.guidance, self.branches))
 
     def notes(self) -> tuple[str, ...]:
-        """That this run was recorded."""
         return (
             "No profile was found: this run was computed whole and recorded; the next ones are "
             "planned from it. `dit-accel calibrate` measures a profile once for all.",

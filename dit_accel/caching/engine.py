@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from dit_accel.caching.policy import Policy
 from dit_accel.core.patching import Patches
 from dit_accel.core.report import CacheSite, SiteReport
 from dit_accel.core.session import Interceptor
@@ -25,10 +26,11 @@ class CacheMemory:
 
 
 class Engine(Interceptor):
-    """Caches at one site. `host_syncs` counts the device-to-host reads of the run."""
+    """Caches at one site."""
 
     site: CacheSite
-    host_syncs: int = 0
+    host_syncs: int = 0  # of the last run
+    policy = Policy()  # of the last run; an engine whose windows decide has none of its own
 
     def install(self, patches: Patches) -> None:
         """Wrap the modules inside the transformers, where the site is inside."""
@@ -44,18 +46,8 @@ class Engine(Interceptor):
         """Of the last run."""
         raise NotImplementedError
 
-    @property
-    def planned(self) -> tuple[int, ...]:
-        """Steps that were to be computed; empty where nothing was planned."""
-        return ()
-
-    @property
-    def prediction(self) -> dict[str, float | None] | None:
-        """The PSNR that is expected of the last run."""
-        return None
-
     def site_reports(self) -> tuple[SiteReport, ...]:
-        """What every site did in every branch of the last run."""
+        """One each a site and branch of the last run."""
         raise NotImplementedError
 
     def notes(self) -> tuple[str, ...]:

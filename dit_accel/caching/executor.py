@@ -20,7 +20,7 @@ import torch
 
 from dit_accel.caching.engine import CacheMemory, Engine
 from dit_accel.caching.monitor import LostValues, Monitor
-from dit_accel.caching.policy import ComputeAll, Controller, Policy
+from dit_accel.caching.policy import Controller
 from dit_accel.caching.store import BranchStore, TensorStore
 from dit_accel.core import extrapolation
 from dit_accel.core.report import CacheSite, SiteReport
@@ -29,12 +29,9 @@ from dit_accel.planning.plan import Extrapolation
 
 
 class PlanExecutor(Engine):
-    """Answers the forwards of a session by a policy.
+    """Answers the forwards of a session by the policy that a controller gives to the run.
 
-    Args:
-        session: of the pipeline.
-        controller: gives every run its policy.
-        cache_memory: bytes that cached values may take on the device; None: no bound.
+    `cache_memory` are the bytes that cached values may take on the device; None: no bound.
     """
 
     site: CacheSite = "output"
@@ -43,7 +40,6 @@ class PlanExecutor(Engine):
         self, session: Session, controller: Controller, cache_memory: int | None = None
     ) -> None:
         self.session, self.controller = session, controller
-        self.policy: Policy = ComputeAll()  # of the current run
         self.monitor, self.lost = Monitor(session), LostValues(session)
         self.store = TensorStore(cache_memory)  # components, by role and branch, by step
         self.computed: dict[tuple[str, str], dict[int, bool]] = {}  # by transformer and branch
@@ -133,11 +129,7 @@ class PlanExecutor(Engine):
     # --- runs and steps ---
 
     def run_begins(self, num_steps: int | None) -> None:
-        """Forget the last run, and ask the controller for the policy of this one.
-
-        Raises:
-            ValueError: nothing can be decided for this run.
-        """
+        """Forget the last run, and ask the controller for the policy of this one."""
         self.clear()
         self.policy = self.controller.start(self.session.run)
         self.computed.clear()
@@ -197,21 +189,9 @@ class PlanExecutor(Engine):
 
     @property
     def memory(self) -> CacheMemory:
-        """As counted by the store."""
         return self.store.memory
 
-    @property
-    def planned(self) -> tuple[int, ...]:
-        """By the policy."""
-        return self.policy.planned
-
-    @property
-    def prediction(self) -> dict[str, float | None] | None:
-        """By the policy."""
-        return self.policy.prediction
-
     def site_reports(self) -> tuple[SiteReport, ...]:
-        """One a transformer and branch."""
         return tuple(
             SiteReport(
                 transformer, branch, self.site,
@@ -222,7 +202,6 @@ class PlanExecutor(Engine):
         )  # fmt: skip
 
     def notes(self) -> tuple[str, ...]:
-        """The policy's, those of missing values, and the store's."""
         found = [*self.policy.notes()]
         if self._missing:
             steps = ", ".join(map(str, sorted(self._missing)))

@@ -52,11 +52,10 @@ class GuardedPolicy(Policy):
     Args:
         plan: of the run, until the guard abandons it.
         timesteps: the scheduler's, one a step.
-        branch_weights: as of `Policy`.
+        branch_weights, checks_finite, min_bits: as of `Policy`.
         bands: the expected error at computed steps of `plan`; empty where none was measured.
         guard: whether the guard may abandon the plan; without it no error is measured.
         trusted: whether the plan is of this model.
-        checks_finite, min_bits: as of `Policy`.
         estimate: the PSNR that is expected of the plan.
         remarks: notes that stand before those of the guard.
     """
@@ -73,7 +72,7 @@ class GuardedPolicy(Policy):
     remarks: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        self.needs_error = self.guard
+        self.needs_error, self.planned = self.guard, self.plan.computed
         self.start(RunInfo(self.plan.num_steps))
 
     @classmethod
@@ -89,7 +88,6 @@ class GuardedPolicy(Policy):
         )  # fmt: skip
 
     def start(self, run: RunInfo) -> Policy:
-        """See `Controller`."""
         check_steps(self.plan, run)
         self.extrapolation_errors: dict[int, float] = {}
         self.computed: list[int] = []
@@ -105,12 +103,6 @@ class GuardedPolicy(Policy):
         """Whether no step of the plan is used, as it is of another model."""
         return self.guard and not self.trusted
 
-    @property
-    def planned(self) -> tuple[int, ...]:
-        """The plan's computed steps."""
-        return self.plan.computed
-
-    @property
     def prediction(self) -> dict[str, float | None] | None:
         """None for a number that is infinite; None as a whole where the plan is not used."""
         if self.estimate is None or self.abandoned is not None or self.ignores_plan:
@@ -119,7 +111,6 @@ class GuardedPolicy(Policy):
         return {k: v if v is not None and math.isfinite(v) else None for k, v in found.items()}
 
     def extrapolation_at(self, step: int) -> Extrapolation | None:
-        """As planned, or as the guard decides."""
         if self._suspicion is not None and step == self._suspicion[0] + 1:
             return None
         if self._abandoned_at is not None:
@@ -139,7 +130,6 @@ class GuardedPolicy(Policy):
         )
 
     def observe(self, step: int, error: float | None, trust: float | None = None) -> None:
-        """See `Policy`."""
         self.computed.append(step)
         known = trust is not None and not math.isnan(trust)
         self.damping = min(max(trust or 0.0, 0.0), 1.0) if known else 0.0
@@ -163,28 +153,23 @@ class GuardedPolicy(Policy):
             self._abandon_plan(step - 1)  # this step's own value is of what is new
 
     def on_lost_value(self, step: int, reason: str) -> None:
-        """See `Policy`; the executor computes the next step."""
         self.restored = self.restored or (step, reason)
 
     def on_suspicious(self, step: int, reason: str) -> None:
-        """See `Policy`."""
         if self.guard and self._abandoned_at is None and self._suspicion is None:
             self._suspicion = (step, reason)
 
     def on_invalid(self, step: int, reason: str) -> None:
-        """See `Policy`."""
         if self.guard and self._abandoned_at is None:
             self.abandoned = step, reason
             self._abandon_plan(step)
 
     def needed_steps(self, step: int) -> tuple[int, ...]:
-        """See `Policy`."""
         if self._abandoned_at is not None or self.ignores_plan:
             return tuple(self.computed[-2:])
         return self.plan.needed_steps(step)
 
     def notes(self) -> tuple[str, ...]:
-        """The remarks, then what the guard did."""
         found = [*self.remarks]
         if self.ignores_plan:
             found.append(

@@ -27,22 +27,13 @@ Branch = tuple[str, str]  # role and branch
 
 @dataclass(frozen=True)
 class StepMetrics:
-    """What was measured of one step.
-
-    Args:
-        computed: whether it was computed.
-        extrapolation_error: of the line, relative; None where there was no line, not finite where a
-            prediction was not.
-        trust: the share of the line's rise that was right; None where there was no line.
-        jumped: whether the latents jumped after it.
-        sums: the numbers that were to be read with it.
-    """
+    """What was measured of one step; None where there was no line."""
 
     computed: bool
-    extrapolation_error: float | None
-    trust: float | None
-    jumped: bool
-    sums: Sequence[float]
+    extrapolation_error: float | None  # of the line, relative; not finite where a prediction is not
+    trust: float | None  # share of the line's rise that was right
+    jumped: bool  # whether the latents jumped after it
+    sums: Sequence[float]  # the numbers that were to be read with it
 
 
 class Monitor:
@@ -69,8 +60,8 @@ class Monitor:
     def text_changed(self, branch: str) -> bool:
         """Whether the text is another one than at the step before.
 
-        Pipelines pass the same tensor at every step. One that was written to since is another text;
-        a tensor that is not the same one is compared by its values.
+        Pipelines pass the same tensor at every step: it is another text if it was written to since.
+        A new tensor is compared by its values.
         """
         text, (before, version) = self.session.text, self._texts.get(branch, (None, 0))
         written = text._version if text is not None and not text.is_inference() else 0
@@ -88,8 +79,7 @@ class Monitor:
         """Compare a component of a fresh prediction with the line through cached values.
 
         Args:
-            component: of the guided prediction; the first one begins a new prediction.
-            weight: of this component in it.
+            component, weight: of the guided prediction; the first one begins a new prediction.
             fresh: any shape.
             line: two steps and their values, latest first; empty where there is no line.
         """
@@ -104,12 +94,7 @@ class Monitor:
         self._guided = part if self._guided is None or component == 0 else self._guided + part
 
     def read(self, step: int, sums: Sequence[torch.Tensor]) -> StepMetrics:
-        """What was measured of the step before this one, in one host sync.
-
-        Args:
-            step: the one that begins.
-            sums: further numbers to read, 0-dimensional on the device.
-        """
+        """What was measured of the step before `step`, and further numbers, in one host sync."""
         like = sums[0] if sums else torch.zeros((), device=self.session.latents.device)
         error, trust = like.new_zeros(()), like.new_ones(())
         if self._errors and self._guided is not None:
@@ -160,15 +145,11 @@ class LostValues:
         self, cached: Mapping[Branch, MutableMapping[int, torch.Tensor]],
         places: Iterable[tuple[Branch, int]], sums: Sequence[float],
     ) -> bool:  # fmt: skip
-        """Drop the values whose sum is not finite.
+        """Drop the values whose sum is not finite; returns whether there was any.
 
         Args:
             cached: values by role and branch, by step.
-            places: where these values are.
-            sums: of the values there.
-
-        Returns:
-            Whether there was any.
+            places, sums: where these values are, and their sums.
         """
         lost = [at for at, total in zip(places, sums, strict=True) if not math.isfinite(total)]
         for key, step in lost:

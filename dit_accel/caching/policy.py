@@ -22,42 +22,28 @@ class Controller(Protocol):
     """Gives every run its policy. A `Policy` is a controller too: it gives itself."""
 
     def start(self, run: RunInfo) -> Policy:
-        """The policy of the run that begins.
-
-        Raises:
-            ValueError: nothing can be decided for this run; the message says why.
-        """
+        """The policy of the run that begins; a ValueError says why there is none."""
 
 
 class Policy:
     """Decides step by step. By default every step is computed and nothing is measured.
 
-    Attributes:
-        branch_weights: weight of every component in the guided prediction.
-        min_bits: the fewest bits that cached values may be quantized to under a memory cap.
-        needs_error: whether `observe` needs what is measured; that is one host sync a step.
-        checks_finite: whether cached values are checked before they are used. With neither this
-            nor `needs_error` there is no host sync while a run goes on.
-        planned: the steps that were to be computed; empty where nothing was planned.
-        prediction: the PSNR that is expected of the run, as a dictionary for JSON.
+    Without `needs_error` and `checks_finite` there is no host sync while a run goes on.
     """
 
-    branch_weights: tuple[float, ...] = (1.0,)
-    min_bits: int = BITS[0]
-    needs_error: bool = False
-    checks_finite: bool = False
-
-    @property
-    def planned(self) -> tuple[int, ...]:
-        return ()
-
-    @property
-    def prediction(self) -> dict[str, float | None] | None:
-        return None
+    branch_weights: tuple[float, ...] = (1.0,)  # of the components of the guided prediction
+    min_bits: int = BITS[0]  # that cached values may be quantized to under a memory cap
+    needs_error: bool = False  # whether `observe` is called, after one host sync a step
+    checks_finite: bool = False  # whether cached values are checked before they are used
+    planned: tuple[int, ...] = ()  # steps that are to be computed; empty: nothing was planned
 
     def start(self, run: RunInfo) -> Policy:
         """A run begins: forget the last one. See `Controller`."""
         return self
+
+    def prediction(self) -> dict[str, float | None] | None:
+        """The PSNR that is expected of the run, for JSON; None: not known."""
+        return None
 
     def extrapolation_at(self, step: int) -> Extrapolation | None:
         """What replaces the prediction of a step; None: it is computed."""
@@ -71,16 +57,16 @@ class Policy:
         """The noise that the run starts from, `(B, ...)`, of the shape of the prediction."""
 
     def on_output(self, step: int, component: int, value: torch.Tensor) -> None:
-        """A component of a computed prediction, `(B, ...)`: the first branch's output, or how much
-        the second one's differs from it."""
+        """A component of a computed prediction, `(B, ...)`: 0 is the first branch's output, 1 the
+        difference of the second branch's from it."""
 
     def observe(self, step: int, error: float | None, trust: float | None = None) -> None:
-        """What was measured at a computed step.
+        """A step was computed.
 
         Args:
-            error: the extrapolation error of the line through the last two computed values; None
-                where there was no line, not finite where a value was not.
-            trust: how much of the line's rise was right: 1 all, 0 nothing.
+            error: extrapolation error of the line through the last two computed values; None where
+                there was none, not finite where a value was not.
+            trust: share of the line's rise that was right.
         """
 
     def on_lost_value(self, step: int, reason: str) -> None:
@@ -102,27 +88,19 @@ class ComputeAll(Policy):
 
 
 class PlanPolicy(Policy):
-    """Follows a plan, and measures nothing.
-
-    Args:
-        plan: the plan.
-        branch_weights: as of `Policy`.
-    """
+    """Follows a plan, and measures nothing."""
 
     def __init__(self, plan: Plan, branch_weights: tuple[float, ...] = (1.0,)) -> None:
         self.plan, self.branch_weights = plan, branch_weights
 
     def start(self, run: RunInfo) -> Policy:
-        """See `Controller`."""
         check_steps(self.plan, run)
         return self
 
     def extrapolation_at(self, step: int) -> Extrapolation | None:
-        """As planned."""
         return self.plan.extrapolations.get(step)
 
     def needed_steps(self, step: int) -> tuple[int, ...]:
-        """As planned."""
         return self.plan.needed_steps(step)
 
 

@@ -76,12 +76,9 @@ class Site:
     def store(
         self, value: torch.Tensor, action: str = "computed", fresh: torch.Tensor | None = None
     ) -> None:
-        """Cache a value, and measure the drift of the cached ones from it.
+        """Cache a value, and measure the drift of the cached ones from it, or from `fresh`.
 
-        Args:
-            value: of this step.
-            action: the list of `Trace` that this step belongs to.
-            fresh: what to measure the drift from, if not from `value`.
+        `action` names the list of `Trace` that this step belongs to.
         """
         session, config = self.cache.session, self.cache.config
         before = self._fitting(value)
@@ -95,8 +92,7 @@ class Site:
         self.cache.pending.append((self, trace, session.step, drift))
 
     def _fitting(self, like: torch.Tensor) -> list[CachedValue]:
-        """The values of this role and branch, latest first; none if they have another size or
-        device, as after another run."""
+        """The values of this role and branch, latest first; none of another size or device."""
         session = self.cache.session
         cached = self.cached.get((session.role, session.branch), [])
         fits = all(c.value.shape == like.shape and c.value.device == like.device for c in cached)
@@ -161,14 +157,7 @@ class Site:
 
 
 class SiteCache(Engine):
-    """All sites of one kind in a pipeline's transformers.
-
-    Args:
-        session: of the pipeline.
-        family: its row.
-        site: the kind, not "output".
-        config: of the windows.
-    """
+    """All sites of one kind in a pipeline's transformers; "output" is none of them."""
 
     def __init__(self, session: Session, family: Family, site: CacheSite, config: EDCW) -> None:
         self.session, self.family, self.site, self.config = session, family, site, config
@@ -178,7 +167,6 @@ class SiteCache(Engine):
         self._peak_bytes = 0
 
     def install(self, patches: Patches) -> None:
-        """Make the sites and wrap their modules."""
         for name, module in self.session.transformers.items():
             blocks = [
                 (f"{group}.{i}", block)
@@ -208,7 +196,6 @@ class SiteCache(Engine):
     # --- runs and steps ---
 
     def run_begins(self, num_steps: int | None) -> None:
-        """Forget the last run."""
         self.pending.clear()
         self.reads.clear()
         self._peak_bytes = self.host_syncs = 0
@@ -257,7 +244,6 @@ class SiteCache(Engine):
         return numbers
 
     def clear(self) -> None:
-        """Free the cached values."""
         for site in self.sites:
             site.cached.clear()
 
@@ -265,11 +251,9 @@ class SiteCache(Engine):
 
     @property
     def memory(self) -> CacheMemory:
-        """The most that cached values took between two steps."""
         return CacheMemory(self._peak_bytes)
 
     def site_reports(self) -> tuple[SiteReport, ...]:
-        """What every site did in every branch of the last run."""
         return tuple(
             SiteReport(
                 site.transformer, branch, site.name,

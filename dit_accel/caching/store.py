@@ -32,8 +32,7 @@ from dit_accel.core.quantization import (
 class TensorStore(dict[tuple[str, str], "BranchStore"]):
     """All values of one executor, by role and branch, and the noise that each role started from.
 
-    Args:
-        limit: bytes that values may take on the device; None: no bound.
+    `limit` are the bytes that values may take on the device; None: no bound.
     """
 
     def __init__(self, limit: int | None = None) -> None:
@@ -52,7 +51,6 @@ class TensorStore(dict[tuple[str, str], "BranchStore"]):
 
     @property
     def memory(self) -> CacheMemory:
-        """The peaks of the run so far."""
         cached, packed, offloaded = self._peaks
         return CacheMemory(cached, packed, self.packed_bits, offloaded)
 
@@ -71,10 +69,8 @@ class TensorStore(dict[tuple[str, str], "BranchStore"]):
         return [(key, step) for key, values in self.items() for step in values]
 
     def sums(self) -> list[torch.Tensor]:
-        """Sums of the values at `places`, then of the noise: finite where the whole value is.
-
-        0-dimensional float32 on the device. A moved value was added up before it was moved.
-        """
+        """Of the values at `places`, then of the noise, 0-dimensional float32 on the device: finite
+        where the whole value is. A moved value was added up before it was moved."""
         return [
             values.totals[name] if name in values.totals else _total(value)
             for values in (*self.values(), self.noise)
@@ -156,10 +152,7 @@ class TensorStore(dict[tuple[str, str], "BranchStore"]):
 
 
 class BranchStore(MutableMapping[Any, torch.Tensor]):
-    """Values by step (the noise by role), read as tensors on the device.
-
-    `raw` has them as they are stored: a value that is not packed is the very tensor that came in.
-    """
+    """Values by step (the noise by role), read as tensors on the device; stored in `raw`."""
 
     def __init__(self, store: TensorStore) -> None:
         self._store = store

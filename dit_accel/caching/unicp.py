@@ -71,7 +71,6 @@ class PrunedSite(Site):
     pruned: BlockSparseAttention | LowRankAttention | None = None
 
     def reset(self, num_steps: int | None) -> None:
-        """A run begins: forget the last one."""
         super().reset(num_steps)
         if self.pruned is not None:
             self.pruned.reset()
@@ -149,8 +148,6 @@ class PrunedSite(Site):
     # --- a call ---
 
     def wrap_attention(self, inner: ModuleForward) -> ModuleForward:
-        """Cache the attention's output, or compute it as chosen."""
-
         def forward(*args: Any, **kwargs: Any) -> torch.Tensor:
             cached = self.fetch(args[0] if args else kwargs["hidden_states"])
             if cached is not None:
@@ -163,6 +160,7 @@ class PrunedSite(Site):
         return outside_graphs(forward)
 
     def _fold(self) -> None:
+        """Put the low-rank bases into the projections, where this step is pruned."""
         if isinstance(self.pruned, LowRankAttention) and self.pruned.folded is not None:
             pruned = self.choice.action != "compute"
             self.staged.value, self.staged.out = self.pruned.folded if pruned else (None, None)
@@ -269,15 +267,12 @@ class UniCPCache(SiteCache):
     def __init__(self, session: Session, family: Family, preset: UniCP) -> None:
         super().__init__(session, family, "attention", preset.windows)
         if family.name not in UNICP_FAMILIES:
-            accepted = ", ".join(UNICP_FAMILIES)
-            raise ValueError(
-                f"family is {family.name!r}; accepted for pruned attention: {accepted}"
-            )
+            accepted = f"accepted for pruned attention: {', '.join(UNICP_FAMILIES)}"
+            raise ValueError(f"family is {family.name!r}; {accepted}")
         self.preset = preset
         self._orders: dict[Any, torch.Tensor] = {}
 
     def install(self, patches: Patches) -> None:
-        """Wrap the modules, and put staged processors on them."""
         super().install(patches)
         if self.preset.pcas is None:
             return
@@ -304,8 +299,7 @@ class UniCPCache(SiteCache):
             site.finish_step()
 
     def order(self, transformer: str, query: torch.Tensor) -> torch.Tensor:
-        """`(N,)` int64: the tokens tile by tile; in their own order where the grid of the call is
-        not known."""
+        """`(N,)` int64: the tokens tile by tile; as they are where the grid is not known."""
         session, config = self.session, self.preset.pcas
         args, kwargs = session.inputs[transformer, session.branch]
         grid = processor.grid_of(session.transformers[transformer], args, kwargs)
@@ -318,12 +312,9 @@ class UniCPCache(SiteCache):
         return self._orders[key]
 
     def notes(self) -> tuple[str, ...]:
-        """Where attention was not pruned, and why."""
         reasons = Counter(site.off for site in self.pruned_sites() if site.off)
-        sites = len(self.sites)
-        return tuple(
-            f"PCAS was off at {n} of {sites} attentions: {reason}." for reason, n in reasons.items()
-        )
+        where = f"of {len(self.sites)} attentions"
+        return tuple(f"PCAS was off at {n} {where}: {why}." for why, n in reasons.items())
 
     def clear(self) -> None:
         super().clear()

@@ -9,9 +9,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
+# The denoiser's prediction; the residual of the block stack, or of each block; each self-attention.
 CacheSite = Literal["output", "model", "block", "attention"]
-"""Where outputs are cached: the denoiser's prediction, or the residual of the block stack, of every
-block, or the output of every self-attention."""
 
 
 @dataclass(frozen=True)
@@ -19,16 +18,11 @@ class SiteReport:
     """One site in one branch.
 
     Args:
-        transformer, branch: which.
-        name: "output" or "model", or the path of the module.
-        computed: steps computed in full.
-        cached: steps at which one cached value was used as it was.
+        transformer, branch, name: which; `name` is "output", "model" or the path of a module.
+        computed, cached, extrapolated, pruned, blended: steps; each is in one of these.
         drift: by computed step, the relative error of the value that was cached before.
-        extrapolated: steps whose value is a weighted sum of several cached ones.
-        pruned: steps computed with less attention.
-        blended: steps at which a pruned and a cached value were blended.
-        attention_share: by step, the share of dense attention's products that was computed (of
-            queries with keys, and of weights with values), where it is not 1.
+        attention_share: by step, the share of dense attention's products that was computed, where
+            it is not 1: of queries with keys, and of weights with values.
     """
 
     transformer: str
@@ -58,15 +52,13 @@ class SceneReport:
     """What a layout's isolation and references did in one run.
 
     Args:
-        tokens: of every row, how many by class: "background", and subjects from "1".
-        reference_tokens: how many keys of references a row reads.
+        tokens: of every row by class: "background", and subjects from "1".
+        reference_tokens: keys of references that a row reads.
         reference_rows: rows that came from files.
         split_calls: calls of self-attention on a part of the tokens.
-        extra_flops: beside the stock pipeline's; negative where isolation saves more than reading
-            costs. The reference rows are not in it.
+        extra_flops: against the stock pipeline, without the reference rows; may be negative.
         table_bytes: of indices, tables and latents of files, during the run.
         reference_bytes: the most that keys and values of references took at once.
-        notes: what a reader must know.
     """
 
     tokens: dict[str, dict[str, int]]
@@ -84,29 +76,20 @@ class Report:
     """One run of an accelerated pipeline.
 
     Args:
-        family: of the pipeline.
         site: a `CacheSite`.
         threshold: of the windows; None where a plan decided.
-        steps: of the run.
-        branches: of guidance that were run.
-        sites: one each a site and branch.
-        flops_full: of the transformers' forwards, as the stock pipeline spends them; None where
-            they could not be counted (`notes` says why).
-        flops_spent: what this run spent.
+        flops_full, flops_spent: of the transformers' forwards, as the stock pipeline spends them
+            and as this run did; None where they could not be counted (`notes` says why).
         seconds: of the denoising loop.
         peak_memory_bytes: the device allocator's peak, or the process's on a CPU.
-        cached_bytes: the most that cached values took on the device.
-        host_syncs: device-to-host reads of ours.
+        cached_bytes: the most that cached values took on the device; `packed_bytes` of it were
+            quantized, to `packed_bits` at least, and `offloaded_bytes` were in the CPU's memory.
+        host_syncs: how often ours read the device.
         notes: what a reader must know.
         quality, speedup: the target, in dB or as steps over computed steps.
         prediction: the PSNR that was expected of this run.
         planned: steps that were to be computed.
-        scene: of the layout.
-        offloaded_bytes: the most that cached values took in the CPU's memory.
-        packed_bytes: the most of `cached_bytes` that was quantized.
-        packed_bits: the fewest bits that were used; None: nothing was quantized.
-        config: every setting of the acceleration.
-        requested: the settings that are not the defaults.
+        config, requested: all settings; those that are not the defaults.
     """
 
     family: str

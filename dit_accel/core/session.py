@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -22,26 +22,22 @@ from torch.utils._pytree import tree_map_only
 from dit_accel.core.patching import Patches
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class RunInfo:
-    """What is known of a run when its first forward is called.
+    """What is known of a run when its first forward is called: None is unknown or not there.
 
-    Args:
-        num_steps: how many; None where it is unknown.
-        guidance: the scale of classifier-free guidance; 1 where there is none.
-        latents: of the first forward, `(B, C, F, h, w)` in most families; None: there are none.
-        text: the text embedding of the first forward, `(B, L, C)`; None where there is none.
+    Latents are `(B, C, F, h, w)` in most families, the text embedding `(B, L, C)`.
     """
 
     num_steps: int | None
-    guidance: float = 1.0
-    latents: torch.Tensor | None = field(default=None, compare=False)
-    text: torch.Tensor | None = field(default=None, compare=False)
+    guidance: float = 1.0  # scale of classifier-free guidance; 1: none
+    latents: torch.Tensor | None = None
+    text: torch.Tensor | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class ForwardCall:
-    """One call of a transformer's forward: the transformer's name and the arguments."""
+    """One call of a transformer's forward: the transformer's name, and the arguments."""
 
     transformer: str
     args: tuple[Any, ...]
@@ -49,20 +45,14 @@ class ForwardCall:
 
     @property
     def latents(self) -> Any:
-        """The first argument."""
         return self.kwargs["hidden_states"] if "hidden_states" in self.kwargs else self.args[0]
 
     @property
-    def timestep(self) -> torch.Tensor:
-        """The second argument."""
-        timestep: torch.Tensor = (
-            self.kwargs["timestep"] if "timestep" in self.kwargs else self.args[1]
-        )
-        return timestep
+    def timestep(self) -> Any:
+        return self.kwargs["timestep"] if "timestep" in self.kwargs else self.args[1]
 
     @property
     def text(self) -> Any:
-        """The text embedding; None where it is not given by name."""
         return self.kwargs.get("encoder_hidden_states")
 
 
@@ -93,18 +83,16 @@ class Interceptor:
 class Session:
     """Where a pipeline is: `step`, `num_steps`, `branch` and `role`.
 
-    `interceptors` are notified of runs, steps and forwards in order. A forward passes through them
-    in the same order: the first one is the outermost.
+    `interceptors` are notified in order; a forward passes the first one first.
     """
 
     def __init__(self, pipe: Any, transformers: dict[str, torch.nn.Module]) -> None:
-        self.pipe = pipe
-        self.transformers = transformers
+        self.pipe, self.transformers = pipe, transformers
         self.interceptors: list[Interceptor] = []
         self.inputs: dict[tuple[str, str], tuple[tuple[Any, ...], dict[str, Any]]] = {}
         self.role = "target"
         self.transformer = ""  # the name of the one that is running
-        self.latents: Any = None  # arguments of the forward, while it runs
+        self.latents: Any = None  # of the forward, while it runs
         self.text: Any = None
         self._context: tuple[str, int | None, int | None] | None = None
         self._reset()
@@ -127,7 +115,7 @@ class Session:
 
     @property
     def time(self) -> float:
-        """The scheduler's timestep of this step."""
+        """Of this step, as of `time_of`."""
         return self.time_of(self.step)
 
     def time_of(self, step: int) -> float:
@@ -183,8 +171,8 @@ class Session:
         return forward
 
     def _enter(self, call: ForwardCall) -> None:
-        """Find out where the run is. A run begins when a step comes back: an earlier one, or one
-        whose forward was seen already. So a run that was aborted leaves nothing for the next."""
+        """Find out where the run is. A run begins when an earlier step comes back, or one whose
+        forward was seen already: so a run that was aborted leaves nothing for the next."""
         context, index, num_steps = self._context or (None, None, None)
         branch = context or self._branch_of(call.text)
         step = index
@@ -227,8 +215,7 @@ class Session:
         return next((step for step in steps if step > self.step), steps[0])
 
     def _branch_of(self, text: torch.Tensor | None) -> str:
-        """The branch of a text embedding, which stays the same over a run: diffusers runs the
-        conditional branch first."""
+        """By the text embedding, which stays the same over a run: the conditional one is first."""
         key = 0 if text is None else text.data_ptr()
         if key not in self._texts:
             self._texts.append(key)
@@ -263,14 +250,12 @@ def positions(timestep: torch.Tensor, timesteps: torch.Tensor) -> list[int]:
         ValueError: the value is none of the timesteps.
     """
     if timestep.untyped_storage().data_ptr() == timesteps.untyped_storage().data_ptr():
-        return [
-            int((timestep.storage_offset() - timesteps.storage_offset()) // timesteps.stride(0))
-        ]
+        behind = timestep.storage_offset() - timesteps.storage_offset()
+        return [int(behind // timesteps.stride(0))]
     value = timestep.max().to(timesteps.device)
     schedule = timesteps.to(value.dtype).float()
     *gaps, now = torch.cat([(schedule - value).abs(), value.float()[None]]).tolist()
     if min(gaps) > 1e-3 * max(1.0, abs(now)):
-        raise ValueError(
-            f"timestep {now:g} is not one of the scheduler's {len(timesteps)} timesteps"
-        )
+        known = f"the scheduler's {len(timesteps)} timesteps"
+        raise ValueError(f"timestep {now:g} is not one of {known}")
     return [step for step, gap in enumerate(gaps) if gap == min(gaps)]
