@@ -1,11 +1,11 @@
-"""Real denoisers by their public configurations: what builds one of true size without its weights.
+"""Public configurations of real checkpoints: what builds a denoiser of true size without weights.
 
-One row per checkpoint: the classes of diffusers, the configuration that its hub repository states
-(where it is not the class's default), what its embeddings of a prompt look like, and the clip that
-its authors make with it. Names and numbers only; nothing is imported, nothing is downloaded.
-
-`small` is for a machine without a GPU: the same classes and code paths with fewer, narrower blocks.
-Its seconds say what the machinery costs, not what the model does.
+In: nothing. Out: `DENOISERS`, a row a checkpoint: diffusers classes, the configuration of its hub
+repository where it is not the class's default, the shape of a prompt's embeddings, its authors'
+clip.
+Knows names and numbers only; nothing is imported or downloaded. `small` is for a machine without a
+GPU: the same classes with fewer, narrower blocks; its seconds are the machinery's, not the model's.
+Source: the `config.json` files of the checkpoints.
 """
 
 from __future__ import annotations
@@ -58,15 +58,16 @@ class Denoiser:
 
     Args:
         name: on the command line.
-        checkpoint: where its configuration is from.
+        checkpoint: the hub repository of its configuration.
         transformer, pipeline, scheduler: names of diffusers classes.
         config: of the transformer, over the class's defaults.
         scheduling: of the scheduler, over the class's defaults.
-        prompt: its embeddings.
+        prompt: the shape of its embeddings.
         strides: of its VAE and patches together.
         shape, steps, guidance: its authors' usual clip.
-        small: over `config` and `prompt`, for a machine without a GPU.
-        small_shape: a clip for `small`.
+        small, small_shape, small_prompt: configuration, clip and embeddings for a machine without a
+            GPU.
+        components: the other components of the pipeline, which are None.
     """
 
     name: str
@@ -87,6 +88,7 @@ class Denoiser:
     components: dict[str, None] = field(default_factory=dict)
 
 
+_COMPONENTS: dict[str, None] = dict.fromkeys(("tokenizer", "text_encoder", "vae"))
 _WAN: dict[str, Any] = {
     "transformer": "WanTransformer3DModel",
     "pipeline": "WanPipeline",
@@ -97,7 +99,7 @@ _WAN: dict[str, Any] = {
     "small": {"num_attention_heads": 3, "ffn_dim": 1536, "num_layers": 6, "text_dim": 64},
     "small_shape": Shape(128, 128, 17),
     "small_prompt": TextShape(tokens=32, width=64),
-    "components": dict.fromkeys(("tokenizer", "text_encoder", "vae")),
+    "components": _COMPONENTS,
 }
 _WAN_SCHEDULING = {"prediction_type": "flow_prediction", "use_flow_sigmas": True}
 _COGVIDEOX: dict[str, Any] = {
@@ -110,7 +112,7 @@ _COGVIDEOX: dict[str, Any] = {
     "guidance": 6.0,
     "small_shape": Shape(128, 128, 17),
     "small_prompt": TextShape(tokens=32, width=64),
-    "components": dict.fromkeys(("tokenizer", "text_encoder", "vae")),
+    "components": _COMPONENTS,
 }
 _COGVIDEOX_SCHEDULING = {
     "beta_start": 0.00085,
@@ -122,12 +124,8 @@ _COGVIDEOX_SCHEDULING = {
     "set_alpha_to_one": True,
     "timestep_spacing": "trailing",
 }
-_COGVIDEOX_SMALL = {
-    "num_attention_heads": 6,
-    "num_layers": 6,
-    "text_embed_dim": 64,
-    "max_text_seq_length": 32,
-}
+_COGVIDEOX_SMALL = {"num_attention_heads": 6, "num_layers": 6, "text_embed_dim": 64,
+                    "max_text_seq_length": 32}  # fmt: skip
 
 DENOISERS: dict[str, Denoiser] = {
     row.name: row
@@ -160,18 +158,11 @@ DENOISERS: dict[str, Denoiser] = {
             strides=LatentStrides(16, 4),
             shape=Shape(720, 1280, 129),
             guidance=6.0,
-            small={
-                "num_attention_heads": 3,
-                "num_layers": 2,
-                "num_single_layers": 4,
-                "text_embed_dim": 64,
-                "pooled_projection_dim": 32,
-            },
+            small={"num_attention_heads": 3, "num_layers": 2, "num_single_layers": 4,
+                   "text_embed_dim": 64, "pooled_projection_dim": 32},
             small_shape=Shape(128, 128, 17),
             small_prompt=TextShape(tokens=32, width=64, pooled=32, masked=True, negative=False),
-            components=dict.fromkeys(
-                ("tokenizer", "text_encoder", "tokenizer_2", "text_encoder_2", "vae")
-            ),
+            components={**_COMPONENTS, "tokenizer_2": None, "text_encoder_2": None},
         ),
         Denoiser(
             name="cogvideox-2b",
@@ -184,11 +175,8 @@ DENOISERS: dict[str, Denoiser] = {
         Denoiser(
             name="cogvideox-5b",
             checkpoint="THUDM/CogVideoX-5b",
-            config={
-                "num_attention_heads": 48,
-                "num_layers": 42,
-                "use_rotary_positional_embeddings": True,
-            },
+            config={"num_attention_heads": 48, "num_layers": 42,
+                    "use_rotary_positional_embeddings": True},
             scheduling={**_COGVIDEOX_SCHEDULING, "snr_shift_scale": 1.0},
             small=_COGVIDEOX_SMALL,
             **_COGVIDEOX,
@@ -200,27 +188,18 @@ DENOISERS: dict[str, Denoiser] = {
             pipeline="LTXPipeline",
             scheduler="FlowMatchEulerDiscreteScheduler",
             config={},
-            scheduling={
-                "use_dynamic_shifting": True,
-                "base_shift": 0.95,
-                "max_shift": 2.05,
-                "base_image_seq_len": 1024,
-                "max_image_seq_len": 4096,
-                "shift_terminal": 0.1,
-            },
+            scheduling={"use_dynamic_shifting": True, "base_shift": 0.95, "max_shift": 2.05,
+                        "base_image_seq_len": 1024, "max_image_seq_len": 4096,
+                        "shift_terminal": 0.1},
             prompt=TextShape(tokens=128, width=4096, masked=True),
             strides=LatentStrides(32, 8),
             shape=Shape(512, 704, 161),
             guidance=3.0,
-            small={
-                "num_attention_heads": 6,
-                "cross_attention_dim": 384,
-                "num_layers": 6,
-                "caption_channels": 64,
-            },
+            small={"num_attention_heads": 6, "cross_attention_dim": 384, "num_layers": 6,
+                   "caption_channels": 64},
             small_shape=Shape(256, 256, 17),
             small_prompt=TextShape(tokens=32, width=64, masked=True),
-            components=dict.fromkeys(("tokenizer", "text_encoder", "vae")),
+            components=_COMPONENTS,
         ),
     )
-}
+}  # fmt: skip

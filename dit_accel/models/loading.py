@@ -1,8 +1,10 @@
-"""From the name of a model to a pipeline that runs: find the folder, look inside it, load it.
+"""From the name of a model to a pipeline that runs: find the folder, check it, load it.
 
-A model is a local folder, or a hub id. A hub id is taken from the local cache when all of it is
-there, and else downloaded; without network that fails within seconds, not after a minute of
-retries. Everything that can be known without loading weights is checked first.
+In: a local folder, a hub id, or None for the miniature. Out: a pipeline of diffusers.
+Knows: everything that can be checked without loading weights is checked first. A hub id is taken
+from the local cache when all of it is there, and else downloaded; without network that fails within
+seconds, not after a minute of retries. Errors name the argument `model` or `device`.
+Source: ours.
 """
 
 from __future__ import annotations
@@ -37,7 +39,7 @@ class ModelLoadError(RuntimeError):
 
 @dataclass(frozen=True)
 class LoadableModel:
-    """A folder in the diffusers format that was looked into, but not loaded."""
+    """A folder in the diffusers format that was checked, but not loaded."""
 
     name: str
     folder: Path
@@ -50,11 +52,11 @@ def resolve_model(model: str | None, *, whole: bool = True) -> LoadableModel:
 
     Args:
         model: a folder, a hub id, or None for the embedded miniature.
-        whole: False: its configuration files will do, and nothing else is downloaded.
+        whole: False if its configuration files are enough; nothing else is downloaded then.
 
     Raises:
-        ModelError: if it is neither, or no diffusers folder of a supported family.
-        ModelLoadError: if a hub id is not in the cache and cannot be downloaded.
+        ModelError: it is neither, or no diffusers folder of a supported family.
+        ModelLoadError: a hub id is not in the cache and cannot be downloaded.
     """
     if model is None:
         return _embedded()
@@ -125,10 +127,10 @@ def load(model: LoadableModel, *, device: str, dtype: str) -> Any:
 
 
 def choose_device(device: str | None) -> str:
-    """The device to run on: the one asked for if it is here, else CUDA if there is any, else CPU.
+    """The device to run on: the given one, else CUDA if there is any, else CPU.
 
     Raises:
-        ModelError: if the device is not known, or not here.
+        ModelError: the device is unknown, or this machine does not have it.
     """
     import torch
 
@@ -153,7 +155,7 @@ def choose_dtype(dtype: str | None, device: str) -> str:
 
 @contextlib.contextmanager
 def quiet_libraries(*, verbose: bool) -> Iterator[None]:
-    """Mute the warnings and loading bars of diffusers and transformers while the body runs."""
+    """Silence the warnings and loading bars of diffusers and transformers while the body runs."""
     if verbose:
         yield
         return
@@ -237,7 +239,7 @@ def _from_hub(model: str, whole: bool) -> LoadableModel:
     state = "not in the local cache" if cached is None else "only partly in the local cache"
     if constants.HF_HUB_OFFLINE:
         raise ModelLoadError(_how_to_get(model, state, "HF_HUB_OFFLINE is set"))
-    _reach(model, state)
+    _check_reachable(model, state)
     return _download(model, state, whole)
 
 
@@ -249,8 +251,8 @@ def _cached(model: str) -> Path | None:
     return Path(found).parent if isinstance(found, str) else None
 
 
-def _reach(model: str, state: str) -> None:
-    """Ask the hub once whether it has the model, in a thread: name look-ups know no time limit."""
+def _check_reachable(model: str, state: str) -> None:
+    """Check that the hub has the model; in a thread, because DNS look-ups have no time limit."""
     from huggingface_hub import HfApi
 
     ends: list[Exception | None] = []
@@ -267,7 +269,7 @@ def _reach(model: str, state: str) -> None:
     thread.join(2 * REACH_SECONDS)
     end = ends[0] if ends else TimeoutError("no answer")
     if end is not None:
-        raise _not_had(model, state, end) from end
+        raise _hub_error(model, state, end) from end
 
 
 def _download(model: str, state: str, whole: bool) -> LoadableModel:
@@ -284,11 +286,11 @@ def _download(model: str, state: str, whole: bool) -> LoadableModel:
     except ModelError:
         raise
     except Exception as error:
-        raise _not_had(model, state, error) from error
+        raise _hub_error(model, state, error) from error
     return inspect_folder(Path(folder), name=model, whole=whole)
 
 
-def _not_had(model: str, state: str, error: Exception) -> ModelError | ModelLoadError:
+def _hub_error(model: str, state: str, error: Exception) -> ModelError | ModelLoadError:
     from huggingface_hub.errors import EntryNotFoundError, GatedRepoError, RepositoryNotFoundError
 
     if isinstance(error, GatedRepoError):

@@ -1,8 +1,10 @@
-"""Where the embedded miniature model lies, and what a model folder says a call should default to.
+"""Finds the embedded miniature model, and reads what a model folder says of a call's defaults.
 
-The miniature is a small trained Wan pipeline in the ordinary diffusers folder format. It travels
-inside the wheel as `dit_accel/assets/mini-wan`; in a source checkout it is `assets/mini-wan` beside
-the package. Nothing here loads a weight or imports torch.
+In: nothing, or a model folder. Out: paths; defaults by the names of the pipeline's call.
+Knows: the miniature is a small trained Wan pipeline in diffusers' folder format, in the wheel as
+`dit_accel/assets/mini-wan`, in a source checkout `assets/mini-wan` beside the package. Loads no
+weight and imports no torch.
+Source: ours.
 """
 
 from __future__ import annotations
@@ -16,15 +18,8 @@ from typing import Any
 MINIATURE_NAME = "mini-wan"
 CALIBRATION = "calibration.jsonl"
 DEFAULTS_FILE = "generation_defaults.json"
-DEFAULT_KEYS = (
-    "height",
-    "width",
-    "num_frames",
-    "num_inference_steps",
-    "guidance_scale",
-    "max_sequence_length",
-    "fps",
-)
+DEFAULT_KEYS = ("height", "width", "num_frames", "num_inference_steps", "guidance_scale",
+                "max_sequence_length", "fps")  # fmt: skip
 
 
 def path() -> Path:
@@ -46,13 +41,13 @@ def prompts(name: str) -> Path:
 
 
 def call_defaults(folder: str | os.PathLike[str]) -> dict[str, int | float]:
-    """What `generation_defaults.json` of a model folder says, by the names of the pipeline's call.
+    """The content of a model folder's `generation_defaults.json`.
 
     Args:
         folder: any local model folder in the diffusers format.
 
     Returns:
-        some of `DEFAULT_KEYS`; empty where the folder keeps no such file.
+        Some of `DEFAULT_KEYS`, by the names of the pipeline's call; empty without such a file.
 
     Raises:
         ValueError: if the file is no JSON object of positive numbers under those keys.

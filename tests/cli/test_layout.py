@@ -264,7 +264,7 @@ def test_of_a_hub_model_nothing_but_configuration_is_downloaded(wan, monkeypatch
         return str(wan)
 
     monkeypatch.setattr(loading, "_cached", lambda model: None)
-    monkeypatch.setattr(loading, "_reach", lambda model, state: None)
+    monkeypatch.setattr(loading, "_check_reachable", lambda model, state: None)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot)
     index = str(wan / "model_index.json")

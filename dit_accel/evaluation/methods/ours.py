@@ -14,7 +14,14 @@ from dit_accel.attention.pcas import PCAS
 from dit_accel.attention.trim_text import trim_text
 from dit_accel.caching.windows import EDCW
 from dit_accel.config import AccelConfig, QualityConfig, SpeedupConfig, ThresholdConfig, UniCPConfig
-from dit_accel.evaluation.methods.row import Apply, Method, MethodContext, MethodHandle
+from dit_accel.evaluation.methods.row import (
+    FEWER_STEPS,
+    UNCACHED,
+    Apply,
+    Method,
+    MethodContext,
+    MethodHandle,
+)
 from dit_accel.handle import accelerate
 from dit_accel.planning.lookup import find_profile
 
@@ -97,127 +104,49 @@ def _planned(way: type[QualityConfig | SpeedupConfig]) -> Apply:
     return apply
 
 
+THRESHOLD = "threshold δ"
+MILD_TO_STRONG = (0.05, 0.1, 0.2, 0.4)
+
+
+def _windows(name: str, summary: str, apply: Apply, sweep: tuple[float, ...]) -> Method:
+    """A row of cache windows; those beyond `edcw` answer questions of ours."""
+    return Method(name, f"error-aware dynamic cache windows (EDCW) {summary}", apply, THRESHOLD,
+                  0.1, sweep, research=name != "edcw")  # fmt: skip
+
+
+def _paper(name: str, summary: str, **changes: Any) -> Method:
+    """A row of UniCP with some of its parts changed."""
+    return Method(f"unicp-paper{name}", summary, _unicp(**changes), THRESHOLD, 0.1, MILD_TO_STRONG,
+                  research=name == "/no-tail")  # fmt: skip
+
+
 OURS = (
-    Method("uncached", "the stock pipeline, the reference of all scores", _uncached),
-    *(
-        Method(
-            name=name,
-            summary=f"error-aware dynamic cache windows (EDCW) at the site {site}",
-            apply=_edcw(site),
-            number="threshold δ",
-            default=0.1,
-            sweep=sweep,
-            research=site != "model",
-        )
-        for name, site, sweep in (
-            ("edcw", "model", (0.05, 0.1, 0.2, 0.4)),
-            ("edcw/block", "block", (0.1, 0.2, 0.4)),
-            ("edcw/attention", "attention", (0.1, 0.2, 0.4)),
-        )
-    ),
-    *(
-        Method(
-            name=name,
-            summary=f"EDCW at the site model, extrapolated by {what}",
-            apply=_edcw("model", order),
-            number="threshold δ",
-            default=0.1,
-            sweep=(0.02, 0.05, 0.1, 0.2, 0.4),
-            research=True,
-        )
-        for name, order, what in (
-            ("edcw-line", 1, "the line through the last two cached values"),
-            ("edcw-parabola", 2, "the parabola through the last three cached values"),
-        )
-    ),
-    *(
-        Method(
-            name=f"unicp-paper{name}",
-            summary=what,
-            apply=_unicp(**changes),
-            number="threshold δ",
-            default=0.1,
-            sweep=(0.05, 0.1, 0.2, 0.4),
-            research=name == "/no-tail",
-        )
-        for name, what, changes in (
-            (
-                "",
-                "UniCP at attentions: cache windows, pruned attention, and both blended (DWS)",
-                {},
-            ),
-            (
-                "/no-prune",
-                "the same, without pruning: cache windows only",
-                {"pcas": None, "shift": None},
-            ),
-            ("/no-shift", "the same, without blending", {"shift": None}),
-            (
-                "/no-tail",
-                "the same, without the estimate of pruned blocks",
-                {"pcas": PCAS(tail=False, always=True)},
-            ),
-        )
-    ),
-    Method(
-        name="pcas/prune",
-        summary="attention to the key blocks with the most mass, after dense first steps",
-        apply=_pruned,
-        number="attention mass",
-        default=0.9,
-        sweep=(0.5, 0.7, 0.9),
-        low=0.01,
-        high=1.0,
-    ),
-    Method(
-        name="pcas/slice",
-        summary="low-rank queries, keys and values, after dense first steps",
-        apply=_sliced,
-        number="rank",
-        default=64,
-        sweep=(16, 24, 64, 96),
-        low=1,
-        high=1024,
-        whole=True,
-        research=True,
-    ),
-    Method(
-        "trim-text",
-        "HunyuanVideo: attention without padded text tokens and their mask; exact",
-        _trimmed,
-    ),
-    Method(
-        name="quality",
-        summary="the fastest plan that guarantees the PSNR for 95 % of clips, with its guard",
-        apply=_planned(QualityConfig),
-        number="dB",
-        default=32,
-        sweep=(28, 32, 36, 45),
-        low=1.0,
-        high=100.0,
-        profiled=True,
-    ),
-    Method(
-        name="speedup",
-        summary="the plan with the highest predicted PSNR at this ratio of steps, with its guard",
-        apply=_planned(SpeedupConfig),
-        number="steps over computed steps",
-        default=2.5,
-        sweep=(1.5, 2.0, 2.5, 3.0, 4.0, 5.0),
-        low=1.0,
-        high=100.0,
-        profiled=True,
-    ),
-    Method(
-        name="fewer-steps",
-        summary="no cache, fewer denoising steps",
-        apply=_fewer_steps,
-        number="steps",
-        default=25,
-        sweep=(40, 30, 25, 20, 15, 10),
-        low=1,
-        high=1000,
-        whole=True,
-        control=True,
-    ),
-)
+    Method(UNCACHED, "the stock pipeline, the reference of all scores", _uncached),
+    _windows("edcw", "at the site model", _edcw("model"), MILD_TO_STRONG),
+    _windows("edcw/block", "at the site block", _edcw("block"), MILD_TO_STRONG[1:]),
+    _windows("edcw/attention", "at the site attention", _edcw("attention"), MILD_TO_STRONG[1:]),
+    _windows("edcw-line", "at the site model, extrapolated by the line through the last two "
+             "cached values", _edcw("model", 1), (0.02, *MILD_TO_STRONG)),
+    _windows("edcw-parabola", "at the site model, extrapolated by the parabola through the last "
+             "three cached values", _edcw("model", 2), (0.02, *MILD_TO_STRONG)),
+    _paper("", "UniCP at attentions: cache windows, pruned attention, and both blended (DWS)"),
+    _paper("/no-prune", "the same, without pruning: cache windows only", pcas=None, shift=None),
+    _paper("/no-shift", "the same, without blending", shift=None),
+    _paper("/no-tail", "the same, without the estimate of pruned blocks",
+           pcas=PCAS(tail=False, always=True)),
+    Method("pcas/prune", "attention to the key blocks with the most mass, after dense first steps",
+           _pruned, "attention mass", 0.9, (0.5, 0.7, 0.9), low=0.01, high=1.0),
+    Method("pcas/slice", "low-rank queries, keys and values, after dense first steps",
+           _sliced, "rank", 64, (16, 24, 64, 96), low=1, high=1024, whole=True, research=True),
+    Method("trim-text", "HunyuanVideo: attention without padded text tokens and their mask; exact",
+           _trimmed),
+    Method("quality", "the fastest plan that guarantees the PSNR for 95 % of clips, with its guard",
+           _planned(QualityConfig), "dB", 32, (28, 32, 36, 45), low=1.0, high=100.0,
+           profiled=True),
+    Method("speedup",
+           "the plan with the highest predicted PSNR at this ratio of steps, with its guard",
+           _planned(SpeedupConfig), "steps over computed steps", 2.5,
+           (1.5, 2.0, 2.5, 3.0, 4.0, 5.0), low=1.0, high=100.0, profiled=True),
+    Method(FEWER_STEPS, "no cache, fewer denoising steps", _fewer_steps, "steps", 25,
+           (40, 30, 25, 20, 15, 10), low=1, high=1000, whole=True, control=True),
+)  # fmt: skip
