@@ -116,6 +116,7 @@ class BlockSparseAttention:
 
     @property
     def ready(self) -> bool:
+        """Whether `fit` has made the bases of this run."""
         return self.factors is not None
 
     def learn(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> None:
@@ -191,6 +192,7 @@ class LowRankAttention:
 
     @property
     def ready(self) -> bool:
+        """Whether the bases and the rank of this run are known."""
         return self.logits is not None and self.rank is not None
 
     def learn(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> None:

@@ -42,14 +42,14 @@ def test_worked_example():
     key = torch.tensor([0.0, 0.0, 1.0, 3.0]).view(1, 4, 1, 1)
     value = torch.tensor([1.0, 1.0, 0.0, 10.0]).view(1, 4, 1, 1)
     # Of the first block's mass of 0.7 a budget of 0.6 is content: one block of two.
-    kept = keep_blocks(torch.tensor([[[[0.7, 0.3]]]]), 0.6, 0.0, 1.0)
-    assert (kept.order.tolist(), kept.counts.tolist()) == ([[[[0, 1]]]], [[[1]]])
+    chosen = keep_blocks(torch.tensor([[[[0.7, 0.3]]]]), 0.6, 0.0, 1.0)
+    assert (chosen.order.tolist(), chosen.counts.tolist()) == ([[[[0, 1]]]], [[[1]]])
     # Without a tail: both keys of the block weigh e^0, and both values are 1.
-    out = pruned_attention(query, key, value, kept, blocks, tail=False, scale=1.0)
+    out = pruned_attention(query, key, value, chosen, blocks, tail=False, scale=1.0)
     assert out.flatten().tolist() == pytest.approx([1.0] * 4)
     # With a tail the second block counts as two keys at its mean (1 + 3) / 2 = 2, of the mean
     # value (0 + 10) / 2 = 5: (2 e^0 x 1 + 2 e^2 x 5) / (2 e^0 + 2 e^2) = 4.523
-    out = pruned_attention(query, key, value, kept, blocks, tail=True, scale=1.0)
+    out = pruned_attention(query, key, value, chosen, blocks, tail=True, scale=1.0)
     assert out.flatten().tolist() == pytest.approx([4.523] * 4, abs=1e-3)
     # Full attention: (2 + 0 e^1 + 10 e^3) / (2 + e^1 + e^3) = 8.178
     every = keep_blocks(torch.tensor([[[[0.7, 0.3]]]]), 1.0, 0.0, 1.0)
