@@ -150,7 +150,9 @@ def readable(text: str) -> str:
         >>> readable("self._keptValue = TookTAKE_two")
         'self. kept value = took take two'
     """
-    apart = re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", " ", text)
+    apart = re.sub(
+        r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", " ", text.replace("FLOPs", "Flops")
+    )
     return apart.replace("_", " ").lower()
 
 

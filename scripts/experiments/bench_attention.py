@@ -1,4 +1,4 @@
-"""What an attention costs on this GPU: default SDPA, sliced at a rank, and block-pruned with tail.
+"""Times one attention on this GPU: SDPA, sliced at a rank, and block sparse with a tail.
 
     python scripts/experiments/bench_attention.py
 
@@ -8,8 +8,8 @@ self-attention of Wan 2.1: 1.3B at 480p (12 heads, 21 x 30 x 52 tokens) and 14B 
 depend on them, as densities are set, not found. First the kernels are compared with the reference
 at a small size. "All" is what a run pays: ordering of queries, keys and values by tiles and of the
 output back, projection to the rank of the scores, scores, chosen, and the attention itself.
-Milliseconds are the median of several, by CUDA events. A row that fails says why, and the others
-go on. The last line is JSON.
+Milliseconds are the median of several, by CUDA events. A row that fails names the reason, and the
+others still run. The last line is JSON.
 """
 
 from __future__ import annotations
@@ -188,7 +188,7 @@ def pruned(
             yield guarded(shape, f"part: scores {size}, {samples} samples", lambda score=score: {
                 "ms": milliseconds(score)
             })  # fmt: skip
-        yield guarded(shape, f"part: scores kept {size}", lambda blocks=blocks, score=score: {
+        yield guarded(shape, f"part: scores stay {size}", lambda blocks=blocks, score=score: {
             "mass_sum": round(float(masses.setdefault(blocks, score()).sum(-1).mean()), 4)
         })  # fmt: skip
         if blocks not in masses:
@@ -269,7 +269,7 @@ def guarded(shape: str, what: str, work: Callable[[], Row]) -> Row:
     """A row, or why there is none."""
     try:
         return {"shape": shape, "what": what, **work()}
-    except Exception as error:  # a benchmark tells what works, and what does not
+    except Exception as error:  # the other rows are still worth measuring
         torch.cuda.empty_cache()
         said = str(error).strip().splitlines()
         return {"shape": shape, "what": what, "error": f"{type(error).__name__}: {said[:1]}"[:300]}

@@ -1,11 +1,11 @@
-"""Faults put into accelerated runs of the miniature, and what the guard makes of them.
+"""Puts faults into accelerated runs of the miniature, and measures what the guard makes of them.
 
 OMP_NUM_THREADS=1 python scripts/experiments/check_guard.py --prompts 8 --profile PATH
 OMP_NUM_THREADS=1 python scripts/experiments/check_guard.py --prompts 8 --steps 20  # calibrates
 
-A fault strikes after a step in the middle of the run. The reference is the uncached run with the
+A fault happens after a step in the middle of the run. The reference is the uncached run with the
 same fault; a run with the guard is compared with one without it, and with the uncached run of as
-many steps as the guarded one computed, struck at the same share of the run.
+many steps as the guarded one computed, with the fault at the same share of the run.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ CALIBRATION = (
     "a big blue triangle moving down on a dotted background",
 )
 NONE, TEXT, LATENTS, NAN, WRONG = (
-    "none", "text changes", "latents x 1.5", "NaN in a kept value", "profile of another model",
+    "none", "text changes", "latents x 1.5", "NaN in a cached value", "profile of another model",
 )  # fmt: skip
 FAULTS = {"none": NONE, "text": TEXT, "latents": LATENTS, "nan": NAN, "profile": WRONG}
 Strike = Callable[[dict[str, Any]], dict[str, Any]]
@@ -120,8 +120,8 @@ def accelerated(
     with accelerate(pipe, profile=profile, guard=guard, force=True, **target) as handle:
 
         def poison(tensors: dict[str, Any]) -> dict[str, Any]:
-            kept = handle.executor.store["target", "cond"]
-            kept[max(kept)][0, 0, 0, 0, 0] = math.nan
+            cached = handle.executor.store["target", "cond"]
+            cached[max(cached)][0, 0, 0, 0, 0] = math.nan
             return {}
 
         frames = run(pipe, clip, poison if fault == NAN else strike_of(pipe, fault))
@@ -172,12 +172,12 @@ def table(rows: Sequence[Row]) -> str:
             for name in ("computed", "guarded_db", "unguarded_db", "fewer_db")
         ]
         leads = [row.guarded_db - row.fewer_db for row in mine]
-        told = sum(
+        reported = sum(
             any(word in n for n in row.notes for word in ("Guard", "forced")) for row in mine
         )
         figures = " | ".join(f"{mean:.1f}" for mean in means)
         ahead = f"{sum(lead > 0 for lead in leads)} of {len(mine)} | {min(leads):+.1f}"
-        lines.append(f"| {fault} | {figures} | {ahead} | {told} of {len(mine)} |")
+        lines.append(f"| {fault} | {figures} | {ahead} | {reported} of {len(mine)} |")
     return "\n".join(lines)
 
 

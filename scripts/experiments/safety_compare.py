@@ -59,7 +59,7 @@ def compare(before: Any, after: Any, renames: Renames) -> Difference:
             everywhere, or the end of a path of names with dots between, which goes before it.
 
     Example:
-        >>> found = compare({"a": {"told": 1}}, {"a": {"said": 1}}, {"told": "said"})
+        >>> found = compare({"a": {"old": 1}}, {"a": {"new": 1}}, {"old": "new"})
         >>> found.faults
         0
     """

@@ -95,7 +95,7 @@ def planned(build: Callable[[], Subject], keywords: Keywords) -> dict[str, Any]:
 
 
 def other_steps() -> dict[str, Any]:
-    """A profile carried over to a run of other steps."""
+    """A profile transferred to a run of other steps."""
     return _calls(tiny_families.miniature(), PLANNED["quality-32"], OTHER_STEPS, _indices())
 
 

@@ -1,4 +1,4 @@
-"""Tables of research/LOG.md from an evaluation's folder: the front, and whether promises are kept.
+"""Tables of research/LOG.md from an evaluation's folder: the front, and whether guarantees hold.
 
 python scripts/experiments/table_contract.py runs/targets [--choose assets/mini-wan]
 
@@ -6,7 +6,7 @@ python scripts/experiments/table_contract.py runs/targets [--choose assets/mini-
 FLOPs, interpolated between its settings. Where all its settings spend more, or all less, by over a
 tenth, the cell says what the nearest one spends instead.
 *Contract*: of each `quality` the share of clips that reach it, the mean of steps over computed
-steps, and the same with hindsight: the fastest `speedup` that reached it for this very clip (every
+steps, and the same by the oracle: the fastest `speedup` that reached it for this very clip (every
 step, where none did). Of the predictions, how far off they were.
 """
 
@@ -25,7 +25,7 @@ from dit_accel.evaluation.statistics import Interval, difference, mean
 from dit_accel.evaluation.store import Store
 
 QUALITIES = (28, 32, 36)
-LADDER = 5  # plans at least that hindsight may choose from
+MIN_CANDIDATES = 5  # plans at least that the oracle may choose from
 
 Points = dict[str, dict[str, list[tuple[float, dict[str, Any]]]]]  # method, prompt: (FLOPs, result)
 
@@ -179,15 +179,15 @@ def _reach(runs: dict[str, list[tuple[float, dict[str, Any]]]]) -> tuple[float, 
 
 def contract(points: Points) -> str:
     lines = [
-        "| asked for | clips that reach it | steps over computed | with hindsight | share of it | "
+        "| asked for | clips that reach it | steps over computed | by the oracle | share of it | "
         "PSNR, lowest and mean | prediction off by, median | within 2 dB | inside its interval |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     runs = points["quality"]
     for label in sorted({r["label"] for rs in runs.values() for _, r in rs}, key=_number):
         mine = {p: r for p, rs in runs.items() for _, r in rs if r["label"] == label}
-        cells = (*_reached(mine, _number(label)), *_hindsight(mine, points, _number(label)))
-        lines.append(f"| {_number(label):g} dB | " + " | ".join((*cells, *_foretold(mine))) + " |")
+        cells = (*_reached(mine, _number(label)), *_oracle(mine, points, _number(label)))
+        lines.append(f"| {_number(label):g} dB | " + " | ".join((*cells, *_predicted(mine))) + " |")
     return "\n".join(lines)
 
 
@@ -201,33 +201,33 @@ def _reached(mine: dict[str, dict[str, Any]], wanted: float) -> tuple[str, str]:
     return f"{sum(reached)} of {len(reached)} ({statistics.fmean(reached):.0%})", f"{speed:.2f}×"
 
 
-def _hindsight(mine: dict[str, dict[str, Any]], points: Points, wanted: float) -> tuple[str, str]:
+def _oracle(mine: dict[str, dict[str, Any]], points: Points, wanted: float) -> tuple[str, str]:
     """Of the prompts that have every plan: the fastest that reached the quality, clip by clip."""
-    ladders = {p: [r for _, r in points["speedup"][p]] for p in mine if p in points["speedup"]}
-    if not ladders or min(map(len, ladders.values())) < LADDER:
+    candidates = {p: [r for _, r in points["speedup"][p]] for p in mine if p in points["speedup"]}
+    if not candidates or min(map(len, candidates.values())) < MIN_CANDIDATES:
         return "-", "-"
     best = [
-        max((_speed(r) for r in ladder if value(r, "psnr_db") >= wanted), default=1.0)
-        for ladder in ladders.values()
+        max((_speed(r) for r in plans if value(r, "psnr_db") >= wanted), default=1.0)
+        for plans in candidates.values()
     ]
-    share = statistics.fmean(_speed(mine[p]) for p in ladders) / statistics.fmean(best)
+    share = statistics.fmean(_speed(mine[p]) for p in candidates) / statistics.fmean(best)
     return f"{statistics.fmean(best):.2f}× ({len(best)} clips)", f"{share:.0%}"
 
 
-def _foretold(mine: dict[str, dict[str, Any]]) -> tuple[str, str, str, str]:
+def _predicted(mine: dict[str, dict[str, Any]]) -> tuple[str, str, str, str]:
     values = [value(result, "psnr_db") for result in mine.values()]
     pairs = [
-        (v, promised)
+        (v, predicted)
         for v, result in zip(values, mine.values(), strict=True)
-        if (promised := result["report"]["prediction"]) and promised["psnr_db"] is not None
+        if (predicted := result["report"]["prediction"]) and predicted["psnr_db"] is not None
     ]
     span = f"{min(values):.1f}, {statistics.fmean(values):.1f}"
     if not pairs:
         return span, "-", "-", "-"
-    errors = [abs(v - promised["psnr_db"]) for v, promised in pairs]
-    inside = [promised["low_db"] <= v <= promised["high_db"] for v, promised in pairs]
-    near, kept = statistics.fmean(error <= 2 for error in errors), statistics.fmean(inside)
-    return span, f"{statistics.median(errors):.1f} dB", f"{near:.0%}", f"{kept:.0%}"
+    errors = [abs(v - predicted["psnr_db"]) for v, predicted in pairs]
+    inside = [predicted["low_db"] <= v <= predicted["high_db"] for v, predicted in pairs]
+    near, within = statistics.fmean(error <= 2 for error in errors), statistics.fmean(inside)
+    return span, f"{statistics.median(errors):.1f} dB", f"{near:.0%}", f"{within:.0%}"
 
 
 def _number(label: str) -> float:

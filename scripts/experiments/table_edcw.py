@@ -1,4 +1,4 @@
-"""Windows by threshold for research/LOG.md: sites x thresholds, against fewer steps too.
+"""Makes the tables of windows by threshold of research/LOG.md: sites x thresholds, fewer steps.
 
     OMP_NUM_THREADS=1 python scripts/experiments/table_edcw.py --prompts 16 \\
         --out research/data/edcw.json
@@ -6,7 +6,7 @@
 One run: the same prompts, seeds and process for every row. For each prompt the uncached clip is
 made first; every row is then compared with it on the frames in memory. The control "fewer steps, no
 cache" is run at several step counts, and read off at each row's FLOPs by linear interpolation,
-prompt by prompt. Means over prompts with 95 % bootstrap intervals. Results are kept prompt by
+prompt by prompt. Means over prompts with 95 % bootstrap intervals. Results are stored prompt by
 prompt in `--out`, so that an interrupted run goes on.
 """
 
@@ -61,7 +61,7 @@ def run(
     if row is None:
         with Stopwatch("cpu") as watch:
             clip = sample(pipe, [prompt], seed, num_inference_steps=steps)[0]
-        cost = {"flops": float(steps), "computed": steps, "kept_mib": 0.0}
+        cost = {"flops": float(steps), "computed": steps, "cached_mib": 0.0}
         return clip, cost | {"seconds": watch.seconds}
     with accelerate(pipe, site=row["site"], config=EDCW(**row["config"])) as handle:
         with Stopwatch("cpu") as watch:
@@ -72,7 +72,7 @@ def run(
         "seconds": watch.seconds,
         "flops": report.flops_kept * steps,
         "computed": report.steps_computed,
-        "kept_mib": report.cached_bytes / 2**20,
+        "cached_mib": report.cached_bytes / 2**20,
     }
 
 
@@ -87,7 +87,7 @@ def interval(values: list[float], draws: int = 2000) -> tuple[float, float, floa
 def table(rows: list[dict[str, Any]], results: list[list[dict[str, Any]]]) -> str:
     """Markdown; the last two columns compare with the control at the same FLOPs."""
     lines = [
-        "| method | steps computed | FLOPs kept | speedup (seconds) | PSNR dB | SSIM | kept MiB "
+        "| method | steps computed | FLOPs kept | speedup (seconds) | PSNR dB | SSIM | cached MiB "
         "| fewer steps at equal FLOPs, dB | ahead of them, dB |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
@@ -104,7 +104,7 @@ def table(rows: list[dict[str, Any]], results: list[list[dict[str, Any]]]) -> st
         lines.append(
             f"| {row['name']} | {m['computed']:.1f} | {m['flops']:.0%} | {m['speedup']:.2f}× | "
             f"{in_words([r['psnr_db'] for r in column], '.1f')} | {m['ssim']:.4f} | "
-            f"{m['kept_mib']:.1f} | {other} | {ahead} |"
+            f"{m['cached_mib']:.1f} | {other} | {ahead} |"
         )
     return "\n".join(lines)
 

@@ -1,10 +1,10 @@
-"""What keeping values in fewer bits costs: the miniature's plans with every kept value packed.
+"""Measures what fewer bits cost: the miniature's plans with every cached value quantised.
 
 OMP_NUM_THREADS=1 python scripts/experiments/table_packing.py --prompts 4 --speedups 2.5 4
 
 By plan and form: PSNR against the uncached clip, what the form alone leaves in the last latents
-(against the same run with values as they are; relative, in dB), what the profile foretold of it,
-and the bytes held. The last line is JSON.
+(against the same run with values as they are; relative, in dB), what the profile predicted of it,
+and the bytes stored. The last line is JSON.
 """
 
 from __future__ import annotations
@@ -47,11 +47,11 @@ class Forced(TensorStore):
 
     def fit(self, device: torch.device) -> None:
         self.device = device
-        held = self._by_age()
-        for values, name in held:
+        stored = self._by_age()
+        for values, name in stored:
             value = values.raw[name]
             values.raw[name] = self.form(value) if isinstance(value, torch.Tensor) else value
-        self._count([values.raw[name] for values, name in held])
+        self._count([values.raw[name] for values, name in stored])
 
 
 @dataclass(frozen=True)
@@ -62,8 +62,8 @@ class Row:
     form: str
     psnr_db: float
     alone_db: float | None
-    foretold_db: float | None
-    held_bytes: int
+    predicted_db: float | None
+    cached_bytes: int
 
 
 def halved(value: torch.Tensor, dtype: torch.dtype) -> Packed:
@@ -97,9 +97,9 @@ def clip_of(prompt: str, seed: int, steps: int) -> ClipSpec:
 def run(
     pipe: Any, clip: ClipSpec, profile: Profile, speedup: float, form: Form | None
 ) -> tuple[Any, ...]:
-    """The take, the bytes that kept values held, and the plan."""
+    """The generation, the bytes that cached values took, and the plan."""
     with accelerate(pipe, profile=profile, speedup=speedup, static=True) as handle:
-        executor = handle.executor
+        executor = handle.follower
         if form is not None:
             executor.store = Forced(form)
         made = generate(pipe, clip, device="cpu")
@@ -110,15 +110,15 @@ def rows_of(
     pipe: Any, clip: ClipSpec, profile: Profile, speedup: float, uncached: Generation
 ) -> list[Row]:
     """All forms on one clip."""
-    plain, held, plan = run(pipe, clip, profile, speedup, None)
+    plain, stored, plan = run(pipe, clip, profile, speedup, None)
     energy = noise_energy(plan, profile.field)
-    rows = [Row(speedup, "as they are", decibels(uncached, plain), None, None, held)]
+    rows = [Row(speedup, "as they are", decibels(uncached, plain), None, None, stored)]
     for name, (form, typical) in forms().items():
-        made, held, _ = run(pipe, clip, profile, speedup, form)
+        made, stored, _ = run(pipe, clip, profile, speedup, form)
         off = np.linalg.norm(made.latents - plain.latents) / np.linalg.norm(plain.latents)
-        foretold = None if typical is None else -10 * math.log10(energy * typical**2)
+        predicted = None if typical is None else -10 * math.log10(energy * typical**2)
         alone = -20 * math.log10(max(float(off), 1e-9))
-        rows.append(Row(speedup, name, decibels(uncached, made), alone, foretold, held))
+        rows.append(Row(speedup, name, decibels(uncached, made), alone, predicted, stored))
     return rows
 
 
@@ -130,13 +130,13 @@ def decibels(uncached: Generation, made: Generation) -> float:
 def table(rows: list[Row]) -> str:
     """Means by form and speed, as Markdown; in brackets the clip that loses most."""
     speeds = list(dict.fromkeys(row.speedup for row in rows))
-    heads = [f"{s:g}×: PSNR | alone | foretold" for s in speeds]
+    heads = [f"{s:g}×: PSNR | alone | predicted" for s in speeds]
     lines = [
-        "| kept | held, KiB | " + " | ".join(heads) + " |",
+        "| form | stored, KiB | " + " | ".join(heads) + " |",
         "|---|---|" + "---|" * (3 * len(speeds)),
     ]
     for form in dict.fromkeys(row.form for row in rows):
-        held = max(row.held_bytes for row in rows if row.form == form) / 1024
+        stored = max(row.cached_bytes for row in rows if row.form == form) / 1024
         cells = []
         for speed in speeds:
             mine = [row for row in rows if (row.form, row.speedup) == (form, speed)]
@@ -144,10 +144,10 @@ def table(rows: list[Row]) -> str:
             worst = min(m.psnr_db - p.psnr_db for p, m in zip(plain, mine, strict=True))
             change = f" ({worst:+.2f})".replace("-", "−") if mine != plain else ""
             cells.append(f"{statistics.fmean(row.psnr_db for row in mine):.2f}{change}")
-            for name in ("alone_db", "foretold_db"):
+            for name in ("alone_db", "predicted_db"):
                 known = [v for row in mine if (v := getattr(row, name)) is not None]
                 cells.append(f"{statistics.fmean(known):.1f}" if known else "–")
-        lines.append(f"| {form} | {held:.1f} | " + " | ".join(cells) + " |")
+        lines.append(f"| {form} | {stored:.1f} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 

@@ -4,13 +4,13 @@
     OMP_NUM_THREADS=1 python scripts/experiments/table_pcas.py ablation --prompts 4
 
 `bound` captures queries, keys and values of every self-attention of the miniature at some steps of
-two uncached clips, makes the bases from one capture, and compares what they promise of a logit with
+two uncached clips, makes the bases from one capture, and compares what they predict of a logit with
 what is measured: on that capture, five steps later, and on the other clip. Then the relative error
 of an attention's output for every way to leave something out, bases always from five steps before.
 
 `ablation` makes clips with each technique switched off in turn and compares them with the uncached
-clip of the same prompt and seed, all in one process. Results are kept prompt by prompt in `--out`,
-so that an interrupted run goes on.
+clip of the same prompt and seed, all in one process. Results are stored prompt by prompt in
+`--out`, so that an interrupted run goes on.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class Capturing:
     """Keeps the first branch's queries, keys and values of every layer at `CAPTURED` steps."""
 
     def __init__(self, pipe: WanPipeline) -> None:
-        self.kept: Capture = {}
+        self.captured: Capture = {}
         self.calls: dict[int, int] = {}
         self.patches = Patches()
         for layer, block in enumerate(pipe.transformer.blocks):
@@ -65,7 +65,7 @@ class Capturing:
             call = self.calls.get(layer, 0)
             self.calls[layer] = call + 1
             if call % 2 == 0 and call // 2 in CAPTURED:  # the conditional branch comes first
-                self.kept[layer, call // 2] = tuple(row.clone() for row in rows)
+                self.captured[layer, call // 2] = tuple(row.clone() for row in rows)
             return dense(*rows)
 
         return attend
@@ -77,7 +77,7 @@ def capture(pipe: WanPipeline, prompt: str, seed: int) -> Capture:
         sample(pipe, [prompt], seed, num_inference_steps=STEPS)
     finally:
         capturing.patches.undo()
-    return capturing.kept
+    return capturing.captured
 
 
 def logit_error(rows: tuple[torch.Tensor, ...], basis: pca.Basis, mean: torch.Tensor, rank: int):
@@ -97,8 +97,10 @@ def bound(pipe: WanPipeline, prompts: list[str]) -> None:
         q, k, v = (CovarianceAccumulator().add(row) for row in rows)
         learned[layer, step] = pca.logit_basis(q, k), k.mean, v, (q, k)
     pairs = [(layer, step) for layer, step in learned if (layer, step + 5) in captures[0]]
-    print("| rank | promised | measured, same capture | five steps later | other prompt | ", end="")
-    print("largest measured/promised, same capture |\n|---|---|---|---|---|---|")
+    print(
+        "| rank | predicted | measured, same capture | five steps later | other prompt | ", end=""
+    )
+    print("largest measured/predicted, same capture |\n|---|---|---|---|---|---|")
     for rank in RANKS:
         cells: list[list[float]] = [[], [], [], []]
         for at in pairs:
@@ -222,7 +224,7 @@ def rows() -> dict[str, UniCP | int]:
         f"{delta}, (b) off: windows alone": UniCP(windows, None, None),
         f"{delta}, (a) in place of (b)": UniCP(windows, SLICE, DWS()),
         f"{delta}, tail off": UniCP(windows, replace(PRUNE, tail=False), DWS()),
-        f"{delta}, DWS off: pruned where not served": UniCP(windows, PRUNE, None),
+        f"{delta}, DWS off: pruned where not cached": UniCP(windows, PRUNE, None),
         **{f"{n} steps": n for n in (45, 40)},
     }
 
@@ -268,7 +270,7 @@ def one_row(pipe: WanPipeline, prompt: str, seed: int, row: UniCP | int):
 
 
 def table(results: list[dict[str, dict[str, float]]]) -> str:
-    """Markdown, means over prompts; seconds are kept in the file alone."""
+    """Markdown, means over prompts; seconds are in the file alone."""
     lines = [
         "| | computed | reused | pruned | blended | attention's FLOPs where pruned | FLOPs kept "
         "| PSNR dB | SSIM |",

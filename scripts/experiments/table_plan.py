@@ -103,18 +103,20 @@ class Batch:
     ) -> torch.Tensor:
         """Final latents of a run that computes these steps; `change_of(opened, features, left)` is
         what changes each window's line."""
-        latents, kept = self.noise, {}
+        latents, computed_parts = self.noise, {}
         for opened, closed in windows(computed, self.schedule.num_steps):
-            kept[opened] = self.parts(opened, latents)
+            computed_parts[opened] = self.parts(opened, latents)
             latents = latents + float(self.schedule.coefficients[opened]) * self.guided(
-                kept[opened]
+                computed_parts[opened]
             )
             if closed - opened == 1:
                 continue
             read = steps_read(computed, opened, depth)
             ends = torch.tensor([opened]), torch.tensor([closed])
             line = line_sums(torch.tensor([read]), *ends, self.schedule)[0]
-            features = [kept[step][part] for part in range(2) for step in read] + [self.noise]
+            features = [computed_parts[step][part] for part in range(2) for step in read] + [
+                self.noise
+            ]
             rows = torch.stack(features)  # (F, P, N)
             left = self.latents[closed] - latents - _weighted(line, rows)
             change = change_of(opened, rows, left)

@@ -100,7 +100,7 @@ def denoiser_step(
     """One optimiser step of flow matching -> the mean squared error of the predicted flow.
 
     Latents and noise (B, C, F, h, w), padded text ids (B, L) of which the first TEXT_LENGTH are
-    read, sigma (B,) in (0, 1), whether the caption is told whole (B,), and the clips' hints.
+    read, sigma (B,) in (0, 1), whether the caption is complete (B,), and the clips' hints.
     """
     middle: list[torch.Tensor] = []
     if preset.hints:
@@ -112,7 +112,7 @@ def denoiser_step(
         text: torch.Tensor,
         sigma: torch.Tensor,
         noise: torch.Tensor,
-        told: torch.Tensor,
+        complete: torch.Tensor,
         hints: Hints,
     ) -> torch.Tensor:
         with run.autocast_matrices():
@@ -135,9 +135,9 @@ def denoiser_step(
             if preset.hints:
                 grid = tuple(n // p for n, p in zip(x.shape[2:], preset.patch, strict=True))
                 heads = model["heads"]
-                told_loss = heads.token_loss(middle.pop(), grid, hints, told)
-                told_loss = told_loss + heads.word_loss(states, hints, told)
-                loss = loss + preset.hints * told_loss
+                hint_loss = heads.token_loss(middle.pop(), grid, hints, complete)
+                hint_loss = hint_loss + heads.word_loss(states, hints, complete)
+                loss = loss + preset.hints * hint_loss
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0, foreach=True)

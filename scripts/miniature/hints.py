@@ -2,8 +2,8 @@
 
 The flow's mean squared error says little about which word belongs to which of several subjects: at
 high noise, where that is decided, a clip of the wrong motion is hardly farther off than a blur. A
-short run needs to be told. Two linear heads, thrown away after training, read from the model what
-the caption says of the subjects: one from every word of a subject's phrase (text encoder), one from
+short run needs that information. Two linear heads, thrown away after training, read from the model
+what the caption says of the subjects: one from every word of a subject's phrase (text encoder), one from
 every token of the subject's part of the frame (denoiser, after a middle block), together with where
 the subject is from there. Deep supervision (arXiv 1409.5185), with the world as the teacher.
 
@@ -70,16 +70,16 @@ class Heads(nn.Module):
         self.words = nn.Linear(text_width, sum(self.classes))
         self.tokens = nn.Linear(width, sum(self.classes) + 3)
 
-    def word_loss(self, states: torch.Tensor, hints: Hints, told: torch.Tensor) -> torch.Tensor:
+    def word_loss(self, states: torch.Tensor, hints: Hints, complete: torch.Tensor) -> torch.Tensor:
         """Mean cross entropy of the text encoder's states (B, L, text width) of owned words.
 
-        Of the captions that the model was told, (B,).
+        Only of complete captions, (B,).
         """
-        owned = (hints.owners >= 0) & told[:, None]
+        owned = (hints.owners >= 0) & complete[:, None]
         return self._named(self.words(states), _of(hints.kinds, hints.owners.clamp(min=0)), owned)
 
     def token_loss(
-        self, hidden: torch.Tensor, grid: tuple[int, int, int], hints: Hints, told: torch.Tensor
+        self, hidden: torch.Tensor, grid: tuple[int, int, int], hints: Hints, complete: torch.Tensor
     ) -> torch.Tensor:
         """Mean cross entropy, and squared distance, of tokens (B, F h w, width) of a grid F, h, w.
 
@@ -92,7 +92,7 @@ class Heads(nn.Module):
         y = (torch.arange(height, device=hidden.device) + 0.5) / height
         slot = (x * hints.count[:, None]).long()  # (B, w)
         truth = _of(hints.kinds, slot)[:, None, None].expand(-1, frames, height, -1, -1)
-        valid = told[:, None, None, None].expand(found.shape[:-1])
+        valid = complete[:, None, None, None].expand(found.shape[:-1])
         path = _of(hints.paths.flatten(2), slot).unflatten(-1, (frames, 3))  # (B, w, F, 3)
         path = path.transpose(1, 2)[:, :, None].expand(*found.shape[:-1], 3)
         here = torch.stack((x.expand(height, width), y[:, None].expand(height, width)), -1)

@@ -34,7 +34,7 @@ def export(out: Path, run: Run, vae, transformer, text_encoder, tokenizer) -> Wa
     for name in ("model_index.json", "tokenizer/tokenizer_config.json"):  # transformers 4 and 5
         text = (out / name).read_text().replace("TokenizersBackend", "PreTrainedTokenizerFast")
         (out / name).write_text(text)
-    for path in out.rglob("*.json"):  # where the parts once lay is nobody's business
+    for path in out.rglob("*.json"):  # the paths of the parts do not belong into the folder
         config = json.loads(path.read_text())
         if isinstance(config, dict) and config.pop("_name_or_path", None) is not None:
             path.write_text(json.dumps(config, indent=2) + "\n")

@@ -93,11 +93,11 @@ class Batches:
         pick = torch.randint(len(pool.latents), (batch,), generator=seed, device=self.device)
         x = pool.latents[pick].float()
         text = self.ids[pool.rows[pick]].clone()
-        told = torch.ones(batch, dtype=torch.bool, device=self.device)
+        complete = torch.ones(batch, dtype=torch.bool, device=self.device)
         if self.unsaid:
             left = torch.rand(batch, generator=seed, device=self.device) < self.unsaid
             text[left] = self.bare[pool.rows[pick[left]]]
-            told &= ~left
+            complete &= ~left
         dropped = torch.rand(batch, generator=seed, device=self.device) < 0.1
         text[dropped] = self.empty
         long = self.preset.long_text and size == DEFAULT and i % 8 == 4
@@ -105,7 +105,7 @@ class Batches:
         sigma = torch.sigmoid(torch.randn(batch, generator=seed, device=self.device))
         sigma = SHIFT * sigma / (1 + (SHIFT - 1) * sigma)
         noise = torch.randn(x.shape, generator=seed, device=self.device)
-        return x, text, sigma, noise, told & ~dropped, pool.hints.at(pick)
+        return x, text, sigma, noise, complete & ~dropped, pool.hints.at(pick)
 
 
 def ids_of(captions: Sequence[str], tokenizer: PreTrainedTokenizerFast) -> torch.Tensor:

@@ -115,8 +115,8 @@ class Run:
         state = torch.load(path, map_location=self.device)
         model.load_state_dict(state["model"])
         if name == "vae":
-            kept = ("latents_mean", "latents_std")
-            model.register_to_config(**{key: state["config"][key] for key in kept})
+            names = ("latents_mean", "latents_std")
+            model.register_to_config(**{key: state["config"][key] for key in names})
         self.say(f"{name}: finished before")
         return True
 

@@ -10,7 +10,7 @@ same command goes on from the last one. Beside the model it writes the loss curv
 a sample sheet.
 
 `--start FOLDER` begins from a trained miniature (its VAE stays as it is), and `--unsaid SHARE`
-leaves the colours out of a share of captions, so that there is something for references to tell:
+leaves the colours out of a share of captions, so that only a reference shows them:
 
     python scripts/miniature/train_miniature.py --preset gpu --start assets/mini-wan --unsaid 0.3 \\
         --iterations 3000 --lr 3e-4 --out out/mini-wan-unsaid --work .run/unsaid
@@ -19,7 +19,7 @@ Stages: (1) the VAE on clips rendered on the fly, L1 + L2 and a little KL; (2) p
 latents at several sizes, once; (3) denoiser and text encoder together, flow matching
 (x_t = (1 - sigma) x + sigma noise, target noise - x, arXiv 2210.02747), sigma drawn as a shifted
 logit-normal (arXiv 2403.03206 §3.1), 10 % empty captions for classifier-free guidance, an EMA. The
-short recipe of a CPU is also told what the world knows of its clips (`hints.py`).
+short recipe of a CPU also trains on what the world knows of its clips (`hints.py`).
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def main() -> None:
     for name, kind in OVERRIDES.items():
         parser.add_argument("--" + name.replace("_", "-"), type=kind, help="override the preset")
     parser.add_argument("--mix", type=int, nargs=3, help="override the preset")
-    parser.add_argument("--start", type=Path, help="a miniature to begin from; its VAE is kept")
+    parser.add_argument("--start", type=Path, help="a miniature to begin from; its VAE stays")
     parser.add_argument("--unsaid", type=float, default=0.0, help="share of captions, no colours")
     args = parser.parse_args()
 
