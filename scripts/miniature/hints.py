@@ -3,8 +3,8 @@
 The flow's mean squared error says little about which word belongs to which of several subjects: at
 high noise, where that is decided, a clip of the wrong motion is hardly farther off than a blur. A
 short run needs that information. Two linear heads, thrown away after training, read from the model
-what the caption says of the subjects: one from every word of a subject's phrase (text encoder), one from
-every token of the subject's part of the frame (denoiser, after a middle block), together with where
+what the caption says of the subjects: one from every word of a subject's phrase (text encoder), one
+from every token of the subject's part of the frame (denoiser, after a middle block), and where
 the subject is from there. Deep supervision (arXiv 1409.5185), with the world as the teacher.
 
 N clips, S = 3 subject slots, F latent frames, L words.
