@@ -8,7 +8,8 @@ from typing import Any
 import torch
 
 from dit_accel.planning.plan import SamplerCoefficients
-from dit_accel.planning.profile import CandidatePlan, Profile, ProfileKey
+from dit_accel.planning.profile import CandidatePlan, Profile
+from dit_accel.planning.profile_key import ProfileKey
 
 STEPS = 20
 IDENTITY = ProfileKey(
@@ -44,7 +45,7 @@ def rung_of(
     computed: Sequence[int],
     psnr_db: Sequence[float],
     *,
-    alarm: Sequence[float] | None = None,
+    prompt_scores: Sequence[float] | None = None,
     parts: int = 1,
     depth: int = 3,
 ) -> CandidatePlan:
@@ -58,7 +59,7 @@ def rung_of(
         latents_db=psnr - 10,
         extrapolation_error=torch.full((count,), 0.1, dtype=torch.float64).log(),
         error_spread=torch.full((count,), 1.2, dtype=torch.float64).log(),
-        alarm=torch.tensor(alarm or [0.0] * len(psnr), dtype=torch.float64),
+        prompt_scores=torch.tensor(prompt_scores or [0.0] * len(psnr), dtype=torch.float64),
     )
 
 
@@ -79,7 +80,7 @@ def profile_of(
         "metadata": {"clips": 2, "torch": "0"},
     }
     return Profile(
-        key=key, schedule=schedule, candidates=tuple(candidates), **given | changes,
+        key=key, sampler=schedule, candidates=tuple(candidates), **given | changes,
     )  # fmt: skip
 
 

@@ -23,7 +23,7 @@ from dit_accel.core.session import RunInfo
 from dit_accel.planning import selection
 from dit_accel.planning.difficulty import pooled
 from dit_accel.planning.first_run import FirstRunRecorder
-from dit_accel.planning.lookup import identify
+from dit_accel.planning.lookup import profile_key
 from dit_accel.planning.plan import SamplerCoefficients
 from dit_accel.planning.prediction import PlanChoice
 from dit_accel.planning.profile import Profile, ProfileError
@@ -73,7 +73,7 @@ class RunController:
             self.profile = recording.recorder.profile()
         if self.profile is None:
             steps, parts = coefficients.num_steps, len(coefficients.branch_weights)
-            key = identify(self.pipe, steps=steps, parts=parts, guidance=run.guidance)
+            key = profile_key(self.pipe, steps=steps, parts=parts, guidance=run.guidance)
             recorder = FirstRunRecorder(coefficients, key)
             self._recording = RecordingPolicy(recorder, run.guidance, self.family.branches)
             return self._recording
@@ -143,7 +143,7 @@ class RunController:
         if size is not None and not key.of_size(*size):
             height, width, frames = size
             here = dataclasses.replace(here, height=height, width=width, frames=frames)
-        return tuple(f"Carried over: {what}." for what in key.carried(here))
+        return tuple(f"Carried over: {what}." for what in key.transfers(here))
 
     def _size_of(self, latents: torch.Tensor | None) -> Size | None:
         """With latents `(B, C, F, h, w)` or `(B, F, C, h, w)`; None where they are packed."""
@@ -165,9 +165,9 @@ class RecordingPolicy(Policy):
 
     def __init__(self, recorder: FirstRunRecorder, guidance: float, branches: str) -> None:
         self.recorder, self.guidance, self.branches = recorder, guidance, branches
-        self.branch_weights = recorder.schedule.branch_weights
+        self.branch_weights = recorder.sampler.branch_weights
 
-        self.planned = tuple(range(recorder.schedule.num_steps))
+        self.planned = tuple(range(recorder.sampler.num_steps))
 
     def on_noise(self, noise: torch.Tensor) -> None:
         start = guided(noise, self.guidance, self.branches)

@@ -33,7 +33,7 @@ from dit_accel.calibration.refine import REFINED_DEPTH, Problems, RefinedPlan, c
 from dit_accel.core.families import family_of
 from dit_accel.core.generation import ClipSpec
 from dit_accel.planning.difficulty import PromptDifficulty
-from dit_accel.planning.lookup import identify
+from dit_accel.planning.lookup import profile_key
 from dit_accel.planning.profile import CandidatePlan, Profile
 from dit_accel.planning.search import ErrorModel, search
 
@@ -121,7 +121,7 @@ class _Calibration:
     def run(self, probes: int, probed: int, dtype: str) -> Profile:
         known = list(chain.from_iterable(self._known(batch) for batch in self.batches))
         grams, texts = zip(*known, strict=True)
-        schedule = self.kept.get("schedule", lambda: self._recorded(self.batches[0])[0].schedule)
+        schedule = self.kept.get("schedule", lambda: self._recorded(self.batches[0])[0].sampler)
         clip = self.clips[0]
         separate = family_of(self.pipe).branches == "separate" and clip.guidance > 1
         if separate and len(schedule.branch_weights) == 1 and self.speedups:
@@ -138,11 +138,11 @@ class _Calibration:
             results = [self._rungs(turn, place, field, plans, of) for place in places]
         candidates = _summary(plans, results)
         made = {"clips": len(self.clips), "probes": probes, "probed": probed, **versions()}
-        identity = identify(
+        identity = profile_key(
             self.pipe, steps=clip.steps, guidance=clip.guidance, height=clip.height,
             width=clip.width, frames=clip.frames, dtype=dtype, parts=len(schedule.branch_weights),
         )  # fmt: skip
-        gram = field.mean[None]  # expected energies are linear in it: one matrix tells as much
+        gram = field.mean_gram[None]  # expected energies are linear in it: one matrix tells as much
         return Profile(
             identity, schedule, gram, gain, memory, REFINED_DEPTH, candidates, made,
             difficulty(texts, candidates),
@@ -237,7 +237,7 @@ def difficulty(
     said = [text for text in texts if text is not None]
     if not candidates or len(said) < len(texts):
         return None
-    return PromptDifficulty.fitted(
+    return PromptDifficulty.fit(
         torch.stack(said), torch.stack([candidate.psnr_db for candidate in candidates])
     )
 

@@ -13,7 +13,7 @@ import torch
 
 from dit_accel.core.families import family_of, transformers_of
 from dit_accel.core.generation import ClipSpec
-from dit_accel.planning.lookup import identify
+from dit_accel.planning.lookup import profile_key
 
 
 class WorkFolder:
@@ -33,7 +33,7 @@ class WorkFolder:
             return
         folder.mkdir(parents=True, exist_ok=True)
         mine = hashlib.sha256(repr((list(clips), overrides)).encode()).hexdigest()
-        identity = identify(pipe)
+        identity = profile_key(pipe)
         self._stamp("clips", mine)
         self._stamp("pipelines", f"{identity.weights} {identity.sampler}")
         denoisers = transformers_of(pipe, family_of(pipe)).values()

@@ -42,7 +42,7 @@ class UncachedRun:
 
     Args:
         parts: `(B, n, N)` float32, the parts of the guided prediction.
-        schedule: of this run.
+        sampler: of this run.
         start: `(N,)` float32, the noise.
         final: `(N,)` float32, the final latents.
         frames: as the pipeline gave them.
@@ -50,7 +50,7 @@ class UncachedRun:
     """
 
     parts: torch.Tensor
-    schedule: SamplerCoefficients
+    sampler: SamplerCoefficients
     start: torch.Tensor
     final: torch.Tensor
     frames: Any
@@ -64,7 +64,7 @@ class UncachedRun:
     def guided(self, step: int) -> torch.Tensor:
         """`(N,)`: the guided prediction of a step."""
         return torch.einsum(
-            "b,bn->n", torch.tensor(self.schedule.branch_weights), self.parts[:, step]
+            "b,bn->n", torch.tensor(self.sampler.branch_weights), self.parts[:, step]
         )
 
     @property
@@ -207,7 +207,7 @@ def probe(
 ) -> list[tuple[float, float]]:  # fmt: skip
     """Of an error made at one step, by clip: how much larger it is at the end, and the cosine of
     both."""
-    mix = recordings[0].schedule.branch_weights
+    mix = recordings[0].sampler.branch_weights
     reused = Extrapolation(tuple({step - 1: 1.0} for _ in mix))
     with (
         accelerate(pipe, plan=Plan(clips[0].steps, {step: reused}), mix=mix),
@@ -219,7 +219,7 @@ def probe(
 
 def _grown(recording: UncachedRun, step: int, final: torch.Tensor) -> tuple[float, float]:
     change = recording.guided(step - 1) - recording.guided(step)
-    made = float(recording.schedule.coefficients[step]) * change
+    made = float(recording.sampler.coefficients[step]) * change
     became = final - recording.final
     sizes = float(made.norm()), float(became.norm())
     if 0.0 in sizes:

@@ -31,9 +31,9 @@ from dit_accel.metrics import psnr
 from dit_accel.planning.plan import (
     Extrapolation,
     Plan,
-    distribute_change,
+    distribute_correction,
     line_sums,
-    steps_read,
+    used_steps,
     window_sums,
 )
 from dit_accel.planning.search import ErrorModel, fit
@@ -110,10 +110,10 @@ class _FittingPolicy(PlanPolicy):
         recordings: Sequence[UncachedRun], moments: Problems,
         fold: Callable[[torch.Tensor], torch.Tensor],
     ) -> None:  # fmt: skip
-        super().__init__(prior, recordings[0].schedule.branch_weights)
+        super().__init__(prior, recordings[0].sampler.branch_weights)
         self.numbers, self.fold = numbers, fold
         self.recordings = recordings
-        self.computed, self.moments, self.schedule = computed, moments, recordings[0].schedule
+        self.computed, self.moments, self.sampler = computed, moments, recordings[0].sampler
         self.extrapolation_error: dict[int, tuple[float, ...]] = {}
         self.problems: dict[
             int, RidgeMoments
@@ -142,15 +142,15 @@ class _FittingPolicy(PlanPolicy):
         return self._forecasts[step] if step in self.plan.extrapolations else None
 
     def needed_steps(self, step: int) -> tuple[int, ...]:
-        return tuple(steps_read(self.computed, step, REFINED_DEPTH))
+        return tuple(used_steps(self.computed, step, REFINED_DEPTH))
 
     def _passed(self, step: int) -> None:
         """A computed step added its own prediction, not the uncached run's."""
-        added = _weighted(torch.tensor(self.schedule.branch_weights), self._features([step])[:-1])
-        self._behind += float(self.schedule.coefficients[step]) * (self._guided(step) - added)
+        added = _weighted(torch.tensor(self.sampler.branch_weights), self._features([step])[:-1])
+        self._behind += float(self.sampler.coefficients[step]) * (self._guided(step) - added)
         if len(self._before) == 2:
-            times = [float(self.schedule.timesteps[s]) for s, _ in self._before]
-            factors = extrapolation.lagrange_weights(times, float(self.schedule.timesteps[step]))
+            times = [float(self.sampler.timesteps[s]) for s, _ in self._before]
+            factors = extrapolation.lagrange_weights(times, float(self.sampler.timesteps[step]))
             line = extrapolation.weighted_sum(factors, [value for _, value in self._before])
             self.extrapolation_error[step] = tuple(
                 drift.relative_l2(line - added, added, dim=1).tolist()
@@ -160,23 +160,23 @@ class _FittingPolicy(PlanPolicy):
     def _open(self, opened: int) -> None:
         """A window opens after this computed step: fit its change, and foresee what it adds."""
         place = self.computed.index(opened)
-        closed = (*self.computed[1:], self.schedule.num_steps)[place]
-        read = steps_read(self.computed, opened, REFINED_DEPTH)
+        closed = (*self.computed[1:], self.sampler.num_steps)[place]
+        read = used_steps(self.computed, opened, REFINED_DEPTH)
         ends = torch.tensor([opened]), torch.tensor([closed])
-        line = line_sums(torch.tensor([read]), *ends, self.schedule)[0]
+        line = line_sums(torch.tensor([read]), *ends, self.sampler)[0]
         features = self._features(read)
         left = self._behind - _weighted(line, features)
         for step in range(opened + 1, closed):
-            left += float(self.schedule.coefficients[step]) * self._guided(step)
+            left += float(self.sampler.coefficients[step]) * self._guided(step)
         problem = self.moments.setdefault((*self.computed[: place + 1], closed), RidgeMoments())
         problem.add_all(self.numbers, features, left, self._finals.square().mean(1))
         changes = problem.changes_without(self.numbers, least=MIN_REFIT_CLIPS)
         if changes is None:
-            prior = window_sums(self.plan, read, range(opened + 1, closed), self.schedule) - line
+            prior = window_sums(self.plan, read, range(opened + 1, closed), self.sampler) - line
             changes = prior.expand(len(self.numbers), -1)
         self.problems[opened] = problem
-        self._forecasts |= distribute_change(
-            read, range(opened + 1, closed), changes, self.schedule
+        self._forecasts |= distribute_correction(
+            read, range(opened + 1, closed), changes, self.sampler
         )
         self._behind = left - torch.einsum("pf,fpn->pn", changes.to(features), features)
 

@@ -131,9 +131,9 @@ def _check_out(path: Path, *, overwrite: bool) -> None:
 
 def _in_cache(pipe: Any, *, overwrite: bool) -> Path:
     """Where `generate` looks for the profile of a model that has none in its folder."""
-    from dit_accel.planning.lookup import cached_path, identify
+    from dit_accel.planning.lookup import cached_path, profile_key
 
-    path = cached_path(identify(pipe))
+    path = cached_path(profile_key(pipe))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -252,7 +252,7 @@ def _show(out: Path, profile: Profile, *, as_json: bool) -> None:
         print_json(
             {
                 "profile": str(out),
-                "identity": profile.key.as_filed(),
+                "identity": profile.key.to_json(),
                 "error_memory": profile.error_memory,
                 "candidates": candidate_rows(profile),
                 "metadata": profile.metadata,

@@ -212,7 +212,7 @@ def _content(
 ) -> dict[str, Any]:
     from dit_accel.cli.common.tables import candidate_rows
 
-    content = {"profile": str(path), "identity": profile.key.as_filed()}
+    content = {"profile": str(path), "identity": profile.key.to_json()}
     if chosen is None:
         return content | {"candidates": candidate_rows(profile)}
     choice, limited = chosen.choice, chosen.limited

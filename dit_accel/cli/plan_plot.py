@@ -56,7 +56,7 @@ def _steps(axes: Any, choice: PlanChoice) -> None:
 def _candidates(
     axes: Any, profile: Profile, choice: PlanChoice | None, quality: float | None
 ) -> None:
-    total = profile.schedule.num_steps
+    total = profile.sampler.num_steps
     for candidate in profile.candidates:
         psnr = candidate.psnr_db.tolist()
         axes.plot([total / len(candidate.computed)] * len(psnr), psnr, "_", color=PROMPTS)

@@ -21,7 +21,7 @@ from typing import Any
 from dit_accel.core.generation import ClipSpec
 from dit_accel.evaluation.methods.row import UNCACHED, Setting
 from dit_accel.evaluation.prompts import EvaluationPrompt
-from dit_accel.planning.lookup import FILE as PROFILE
+from dit_accel.planning.lookup import PROFILE_FILE
 
 MANIFEST_FORMAT = 1
 _WHOLE_FILE = 2**20
@@ -150,7 +150,7 @@ def fingerprint(folder: Path) -> str:
     """
     digest = hashlib.sha256()
     for path in sorted(part for part in folder.rglob("*") if part.is_file()):
-        if path == folder / PROFILE:
+        if path == folder / PROFILE_FILE:
             continue
         size = path.stat().st_size
         digest.update(f"{path.relative_to(folder).as_posix()} {size}\n".encode())

@@ -1,12 +1,10 @@
-"""How hard a prompt is to accelerate, told by its text before the first step.
+"""Predicts from a prompt's text how hard it is to accelerate, before the first step.
 
-Clips differ in what a plan leaves of them, and part of that is in the words: three subjects and a
-camera that pans are harder than one on a plain ground. A ridge regression from the mean of the
-text's embeddings to the decibels that calibration's clips got, over all plans together, foretells
-it; its strength is the one that foretells clips best that were left out. Clips of calibration are
-then shifted to the difficulty of the prompt at hand: a promise is made for it, and not for a mean.
-
-Knows numbers; no text encoder. Ours.
+In: pooled text embeddings, and the PSNR that calibration's clips got by each plan.
+Out: a score, in standard deviations of PSNR; calibration's PSNR shifted to the score of a prompt.
+It is a ridge regression on the embeddings, with the ridge of the least leave-one-out error.
+Knows numbers; no text encoder.
+Source: ours.
 Shapes: P clips of calibration, T channels of a text embedding, K plans.
 """
 
@@ -22,25 +20,25 @@ _RIDGES = torch.logspace(-1, 6, 29, dtype=torch.float64)
 
 @dataclass(frozen=True)
 class PromptDifficulty:
-    """A line over pooled embeddings, in standard deviations of PSNR; higher is harder.
+    """A linear score of pooled embeddings; higher is harder.
 
     Args:
         centre: `(T,)` mean embedding.
         weights: `(T,)`.
-        known: `(P,)` of calibration's clips, each as foretold without it.
+        held_out: `(P,)` scores of calibration's clips, each predicted without the clip itself.
     """
 
     centre: torch.Tensor
     weights: torch.Tensor
-    known: torch.Tensor
+    held_out: torch.Tensor
 
     @classmethod
-    def fitted(cls, texts: torch.Tensor, psnr_db: torch.Tensor) -> PromptDifficulty | None:
-        """Fit it; None where there are too few clips, or texts do not differ.
+    def fit(cls, texts: torch.Tensor, psnr_db: torch.Tensor) -> PromptDifficulty | None:
+        """None where there are too few clips, or texts do not differ.
 
         Args:
             texts: `(P, T)` pooled embeddings.
-            psnr_db: `(K, P)`, what every clip got of every plan.
+            psnr_db: `(K, P)`, of every clip by every plan.
         """
         if len(texts) < MIN_FITTED_CLIPS or not len(psnr_db):
             return None
@@ -50,19 +48,21 @@ class PromptDifficulty:
         scale = torch.where(spread > 1e-6 * spread.max(), 1 / spread.clamp_min(1e-30), 0.0)
         if not bool(scale.any()):
             return None
-        level = plans.std(1, keepdim=True).clamp_min(1e-9)
-        wanted = -((plans - plans.mean(1, keepdim=True)) / level).mean(0)
+        deviation = plans.std(1, keepdim=True).clamp_min(1e-9)
+        target = -((plans - plans.mean(1, keepdim=True)) / deviation).mean(0)
+        # By one SVD for all ridges: prediction = U diag(s² / (s² + ridge)) Uᵀ target, and the
+        # leave-one-out error of clip p is its error over 1 - leverage_p.
         left, values, right = torch.linalg.svd((rows - centre) * scale, full_matrices=False)
-        kept = values**2 / (values**2 + _RIDGES[:, None])  # (ridges, directions)
-        seen = torch.einsum("pd,rd,d->rp", left, kept, left.T @ wanted)
-        leverage = torch.einsum("pd,rd->rp", left**2, kept) + 1 / len(rows)
-        missed = (wanted - seen) / (1 - leverage).clamp_min(1e-6)  # each clip's, without it
-        best = int((missed**2).sum(1).argmin())
+        shrinkage = values**2 / (values**2 + _RIDGES[:, None])  # (ridges, directions)
+        predicted = torch.einsum("pd,rd,d->rp", left, shrinkage, left.T @ target)
+        leverage = torch.einsum("pd,rd->rp", left**2, shrinkage) + 1 / len(rows)
+        errors = (target - predicted) / (1 - leverage).clamp_min(1e-6)
+        best = int((errors**2).sum(1).argmin())
         factors = values / (values**2 + _RIDGES[best])
-        weights = scale * (right.T @ (factors * (left.T @ wanted)))
-        return cls(centre, weights, wanted - missed[best])
+        weights = scale * (right.T @ (factors * (left.T @ target)))
+        return cls(centre, weights, target - errors[best])
 
-    def of(self, text: torch.Tensor) -> float:
+    def score(self, text: torch.Tensor) -> float:
         """Of the hardest of some prompts.
 
         Args:
@@ -75,23 +75,22 @@ class PromptDifficulty:
             raise ValueError(f"text has {text.shape[-1]} channels; accepted: {len(self.centre)}")
         return float(((text.double().cpu() - self.centre) @ self.weights).max())
 
-    def shifted(self, psnr_db: torch.Tensor, to: float) -> torch.Tensor:
-        """What calibration's clips would have got of a plan, were they as hard as this: `(P,)`."""
-        return psnr_db + self.shift(psnr_db) * (to - self.known)
+    def shifted(self, psnr_db: torch.Tensor, score: float) -> torch.Tensor:
+        """PSNR by a plan, as if all of calibration's clips had this score: `(P,)` -> `(P,)`."""
+        return psnr_db + self.slope(psnr_db) * (score - self.held_out)
 
-    def shift(self, psnr_db: torch.Tensor) -> torch.Tensor:
-        """What a unit of difficulty does to what calibration's clips got of a plan, `(P,)`: one
-        number in dB, at most 0."""
-        centred = self.known - self.known.mean()
+    def slope(self, psnr_db: torch.Tensor) -> torch.Tensor:
+        """What a score higher by 1 does to the PSNR `(P,)` by a plan: a number in dB, at most 0."""
+        centred = self.held_out - self.held_out.mean()
         size = (centred**2).sum().clamp_min(1e-12)
         return ((centred * psnr_db).sum() / size).clamp_max(0.0)
 
 
 def pooled(text: torch.Tensor) -> torch.Tensor:
-    """`(B, L, T)` text embeddings -> `(B, T)` float64 on the CPU: the mean, less padding of zeros.
+    """Mean over the tokens of `(B, L, T)` text embeddings, `(B, T)` float64 on the CPU.
 
-    Texts that have no token but padding are zero.
+    Padding of zeros is left out; a text of nothing else is zero.
     """
     values = text.detach().double().cpu()
-    there = (values != 0).any(-1, keepdim=True)
-    return values.sum(1) / there.sum(1).clamp_min(1)
+    present = (values != 0).any(-1, keepdim=True)
+    return values.sum(1) / present.sum(1).clamp_min(1)

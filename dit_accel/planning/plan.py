@@ -1,19 +1,20 @@
-"""What a plan is: which steps are computed, and the weighted sums that serve the others.
+"""What a plan is: which steps are computed, and the weighted sums that replace the others.
 
-The guided prediction is a sum of *parts*. With classifier-free guidance s the first part is the
-conditional prediction c and the second the difference u - c of the unconditional one, mixed as
-c + (1 - s)(u - c); without, the prediction itself is the only one. A forecast gives every part
-weights of its own over the steps that were computed, and may add some of the noise that the run
-started from, which every prediction of a flow contains.
+In: computed steps, and a correction for each window. Out: a `Plan`, one `Extrapolation` a step.
+Knows numbers; no model, no scheduler.
 
-What a window (a computed step and the served ones after it) adds to the latents depends only on the
-sums of its forecasts' weights, times what one unit of a prediction adds (`shares`). So a window is
-the line through the last two computed predictions, which is what every forecast starts from, plus a
-*change*: one number a feature, spread evenly over the served steps.
+The guided prediction is a sum of components times branch weights. With classifier-free guidance g
+in two forwards it is c + (1 - g)(u - c): components c and u - c, weights 1 and 1 - g. Otherwise the
+prediction is the only component. An extrapolation weighs each component of the latest computed
+steps, and may add some of the noise that the run starts from: every prediction of a flow has it.
 
-Shapes: C candidates, n steps, B parts, R = B n + 1 rows (parts by step, then the noise), D computed
-steps that are read, latest first; features are B D + 1: the parts of these steps, then the noise.
-Knows numbers only.
+A window is a computed step and the extrapolated steps after it. What it adds to the latents depends
+only on the sums of its weights times `coefficients`. So a window is the line through the last two
+computed predictions plus a *correction*: one number a feature, distributed over its steps.
+
+Shapes: C plans, n steps, B components, R = B n + 1 rows (components by step, then the noise), D
+computed steps in use, latest first, F = B D + 1 features (their components, then the noise).
+Source: ours; `planning/search.py` names the published relatives.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ import torch
 from dit_accel.core import extrapolation
 
 Weights = Mapping[int, Any]  # by computed step: a number, or one a row of the batch
-Changes = Mapping[int, torch.Tensor]  # by the step that opens a window: one number a feature
+Corrections = Mapping[int, torch.Tensor]  # by the step that opens a window: `(F,)`
 
 
 @dataclass(frozen=True)
@@ -35,9 +36,10 @@ class SamplerCoefficients:
     """What is known of a sampler before a run.
 
     Args:
-        shares: `(n,)` float64, what one unit of each guided prediction adds to the final latents.
-        times: `(n,)` float64, the scheduler's timesteps, falling: where forecasts are read.
-        mix: weight of every part in the guided prediction.
+        coefficients: `(n,)` float64, what one unit of each guided prediction adds to the final
+            latents.
+        timesteps: `(n,)` float64, the scheduler's, falling: extrapolation is over these.
+        branch_weights: B, of the components in the guided prediction.
 
     Raises:
         ValueError: the shapes do not fit, or a value is not finite.
@@ -50,61 +52,66 @@ class SamplerCoefficients:
     def __post_init__(self) -> None:
         shapes = tuple(self.coefficients.shape), tuple(self.timesteps.shape)
         if self.coefficients.ndim != 1 or shapes[0] != shapes[1] or not self.branch_weights:
-            raise ValueError(f"shares and times have shapes {shapes}; accepted: (n,), (n,)")
+            raise ValueError(
+                f"coefficients and timesteps have shapes {shapes}; accepted: (n,), (n,)"
+            )
         if not (self.coefficients.isfinite().all() and self.timesteps.isfinite().all()):
-            raise ValueError("shares or times is not finite")
+            raise ValueError("coefficients or timesteps is not finite")
 
     @property
     def num_steps(self) -> int:
-        """Steps."""
+        """n."""
         return len(self.coefficients)
 
     @property
-    def rows(self) -> int:
-        """Rows of a Gram matrix: every part by step, and the noise."""
+    def num_rows(self) -> int:
+        """R, of a Gram matrix."""
         return len(self.branch_weights) * self.num_steps + 1
 
-    def feature_rows(self, read: torch.Tensor) -> torch.Tensor:
-        """`(C, D)` computed steps -> `(C, B D + 1)`: the rows that forecasts read."""
-        parts = [read + part * self.num_steps for part in range(len(self.branch_weights))]
-        return torch.cat([*parts, torch.full_like(read[:, :1], self.rows - 1)], 1)
+    def feature_rows(self, used: torch.Tensor) -> torch.Tensor:
+        """Computed steps `(C, D)` -> the rows of their features `(C, F)`."""
+        components = [used + b * self.num_steps for b in range(len(self.branch_weights))]
+        return torch.cat([*components, torch.full_like(used[:, :1], self.num_rows - 1)], 1)
 
-    def missing(self, opened: torch.Tensor, closed: torch.Tensor) -> torch.Tensor:
-        """`(C, R)`: what the served steps would have added, with the sign of an error."""
+    def omitted(self, opened: torch.Tensor, closed: torch.Tensor) -> torch.Tensor:
+        """Error of windows that add nothing after their computed step: `(C, R)` weights of rows."""
+        added = self._extrapolated(opened, closed)
+        components = [-weight * added for weight in self.branch_weights]
+        return torch.cat([*components, torch.zeros(len(opened), 1, dtype=torch.float64)], 1)
+
+    def _extrapolated(self, opened: torch.Tensor, closed: torch.Tensor) -> torch.Tensor:
+        """`(C, n)`: the coefficients of the steps between, 0 elsewhere."""
         steps = torch.arange(self.num_steps)
-        served = (steps > opened[:, None]) & (steps < closed[:, None])
-        added = torch.where(served, self.coefficients, 0.0)
-        parts = [-mix * added for mix in self.branch_weights]
-        return torch.cat([*parts, torch.zeros(len(opened), 1, dtype=torch.float64)], 1)
+        between = (steps > opened[:, None]) & (steps < closed[:, None])
+        return torch.where(between, self.coefficients, 0.0)
 
 
 def line_sums(
-    read: torch.Tensor, opened: torch.Tensor, closed: torch.Tensor, schedule: SamplerCoefficients
+    used: torch.Tensor, opened: torch.Tensor, closed: torch.Tensor, sampler: SamplerCoefficients
 ) -> torch.Tensor:
-    """What the served steps of windows add when a line serves them: `(C, B D + 1)` by feature.
+    """What windows add when a line extrapolates their steps: `(C, F)`.
 
     Args:
-        read: `(C, D)` computed steps, latest first; the line goes through the first two.
+        used: `(C, D)` computed steps, latest first; the line goes through the first two.
         opened, closed: `(C,)`.
     """
-    steps, times = torch.arange(schedule.num_steps), schedule.timesteps
-    served = (steps > opened[:, None]) & (steps < closed[:, None])
-    shares = torch.where(served, schedule.coefficients, 0.0)
-    sums = torch.zeros(read.shape, dtype=torch.float64)
-    sums[:, 0] = shares.sum(1)
-    if read.shape[1] > 1:
-        here, before = times[read[:, 0]], times[read[:, 1]]
+    coefficients = sampler._extrapolated(opened, closed)
+    sums = torch.zeros(used.shape, dtype=torch.float64)
+    sums[:, 0] = coefficients.sum(1)
+    if used.shape[1] > 1:  # p̂ = p0 + slope (p0 - p1)
+        times = sampler.timesteps
+        here, before = times[used[:, 0]], times[used[:, 1]]
         slope = (times - here[:, None]) / (here - before)[:, None]
-        forward = (shares * slope).sum(1)
+        forward = (coefficients * slope).sum(1)
         sums[:, 0] += forward
         sums[:, 1] -= forward
-    parts = [mix * sums for mix in schedule.branch_weights]
-    return torch.cat([*parts, torch.zeros(len(read), 1, dtype=torch.float64)], 1)
+    components = [weight * sums for weight in sampler.branch_weights]
+    return torch.cat([*components, torch.zeros(len(used), 1, dtype=torch.float64)], 1)
 
 
 @dataclass(frozen=True)
 class Extrapolation:
-    """A served step: of every part, the weights of computed steps; and of the noise.
+    """An extrapolated step: for each component the weights of computed steps, and the noise's.
 
     A weight is a number, or one number a row of the batch, `(P,)`.
     """
@@ -118,45 +125,52 @@ class Plan:
     """Every step of a run: computed, or a weighted sum of what was computed before it.
 
     Args:
-        total: steps of the run.
-        forecasts: by served step; all others are computed.
+        num_steps: of the run.
+        extrapolations: by step; all other steps are computed.
 
     Raises:
-        ValueError: the first step is served, or a forecast reads what is not computed before it.
+        ValueError: the first step is extrapolated, or a step uses what is not computed before it.
     """
 
     num_steps: int
     extrapolations: Mapping[int, Extrapolation]
 
     def __post_init__(self) -> None:
-        for step, served in self.extrapolations.items():
+        for step, planned in self.extrapolations.items():
             if not 0 < step < self.num_steps:
-                raise ValueError(f"step {step} is served; accepted: 1 to {self.num_steps - 1}")
-            for weights in served.weights or ({},):
+                raise ValueError(
+                    f"step {step} is extrapolated; accepted: 1 to {self.num_steps - 1}"
+                )
+            for weights in planned.weights or ({},):
                 wrong = [s for s in weights if not 0 <= s < step or s in self.extrapolations]
                 if wrong or not weights:
                     raise ValueError(
-                        f"the forecast of step {step} reads {wrong or 'nothing'}; "
+                        f"the extrapolation of step {step} uses {wrong or 'nothing'}; "
                         "accepted: steps computed before it"
                     )
 
     @classmethod
     def of(
-        cls, computed: Sequence[int], schedule: SamplerCoefficients, changes: Changes, depth: int
+        cls,
+        computed: Sequence[int],
+        sampler: SamplerCoefficients,
+        corrections: Corrections,
+        depth: int,
     ) -> Plan:
-        """The plan of computed steps and of what changes each window's line.
+        """The plan of computed steps and of each window's correction.
 
         Args:
             computed: in order, 0 first.
-            changes: by the step that opens a window, `(B D + 1,)`; a window without one is a line.
-            depth: computed steps that a forecast reads at most.
+            corrections: by the step that opens a window; one without is a line.
+            depth: computed steps that an extrapolation uses at most.
         """
-        forecasts: dict[int, Extrapolation] = {}
-        for opened, closed in windows(computed, schedule.num_steps):
-            read = steps_read(computed, opened, depth)
-            change = changes.get(opened, torch.zeros(len(schedule.branch_weights) * len(read) + 1))
-            forecasts |= distribute_change(read, range(opened + 1, closed), change, schedule)
-        return cls(schedule.num_steps, forecasts)
+        planned: dict[int, Extrapolation] = {}
+        for opened, closed in windows(computed, sampler.num_steps):
+            used = used_steps(computed, opened, depth)
+            none = torch.zeros(len(sampler.branch_weights) * len(used) + 1)
+            correction = corrections.get(opened, none)
+            planned |= distribute_correction(used, range(opened + 1, closed), correction, sampler)
+        return cls(sampler.num_steps, planned)
 
     @property
     def computed(self) -> tuple[int, ...]:
@@ -165,77 +179,76 @@ class Plan:
 
     @property
     def windows(self) -> Iterator[tuple[int, int]]:
-        """(computed step, the next one or the end): what lies between is served."""
+        """(computed step, the next one or the end); the steps between are extrapolated."""
         return windows(self.computed, self.num_steps)
 
     def needed_steps(self, step: int) -> tuple[int, ...]:
-        """Computed steps that a served step after `step` still reads."""
-        later = (f.weights for served, f in self.extrapolations.items() if served > step)
-        found = {read for parts in later for weights in parts for read in weights if read <= step}
+        """Computed steps up to this one that an extrapolation after it uses."""
+        later = (e.weights for at, e in self.extrapolations.items() if at > step)
+        found = {used for all_ in later for weights in all_ for used in weights if used <= step}
         return tuple(sorted(found))
 
 
-def windows(computed: Sequence[int], total: int) -> Iterator[tuple[int, int]]:
+def windows(computed: Sequence[int], num_steps: int) -> Iterator[tuple[int, int]]:
     """(computed step, the next one or the end) for every computed step."""
-    return zip(computed, (*computed[1:], total), strict=True)
+    return zip(computed, (*computed[1:], num_steps), strict=True)
 
 
-def steps_read(computed: Sequence[int], opened: int, depth: int) -> list[int]:
+def used_steps(computed: Sequence[int], opened: int, depth: int) -> list[int]:
     """The last `depth` computed steps up to the one that opens a window, latest first."""
     return [step for step in computed if step <= opened][::-1][:depth]
 
 
-def distribute_change(
-    read: Sequence[int], served: range, change: torch.Tensor, schedule: SamplerCoefficients
+def distribute_correction(
+    used: Sequence[int], steps: range, correction: torch.Tensor, sampler: SamplerCoefficients
 ) -> dict[int, Extrapolation]:
-    """A window's change, evenly over its served steps, on top of the line: one forecast a step.
+    """The extrapolations of a window: the line, and its correction in equal weights a step.
 
     Args:
-        read: computed steps that the forecasts read, latest first.
-        served: steps.
-        change: `(F,)`; or `(P, F)`, one a row of the batch.
+        used: computed steps, latest first.
+        steps: the extrapolated ones.
+        correction: `(F,)`; or `(P, F)`, one a row of the batch.
     """
-    if not served:
+    if not steps:
         return {}
-    whole = float(schedule.coefficients[served.start : served.stop].sum())
-    parts = [
-        part / (mix * whole)
-        for part, mix in zip(
-            change[..., :-1].double().chunk(len(schedule.branch_weights), -1),
-            schedule.branch_weights,
-            strict=True,
-        )
+    total = float(sampler.coefficients[steps.start : steps.stop].sum())
+    by_component = correction[..., :-1].double().chunk(len(sampler.branch_weights), -1)
+    components = [
+        component / (branch_weight * total)
+        for component, branch_weight in zip(by_component, sampler.branch_weights, strict=True)
     ]
-    start = change[..., -1] / whole
-    places = schedule.timesteps[list(read[:2])].tolist()
+    noise = correction[..., -1] / total
+    times = sampler.timesteps[list(used[:2])].tolist()
     found = {}
-    for step in served:
-        line = extrapolation.lagrange_weights(places, float(schedule.timesteps[step]))
-        whole_line = torch.tensor([*line, *[0.0] * (len(read) - len(line))], dtype=torch.float64)
-        by_part = tuple(dict(zip(read, _numbers(part + whole_line), strict=True)) for part in parts)
-        found[step] = Extrapolation(by_part, float(start) if start.ndim == 0 else start)
+    for step in steps:
+        line = extrapolation.lagrange_weights(times, float(sampler.timesteps[step]))
+        padded = torch.tensor([*line, *[0.0] * (len(used) - len(line))], dtype=torch.float64)
+        weights = tuple(dict(zip(used, _numbers(c + padded), strict=True)) for c in components)
+        found[step] = Extrapolation(weights, float(noise) if noise.ndim == 0 else noise)
     return found
 
 
 def _numbers(weights: torch.Tensor) -> list[Any]:
+    """`(D,)` -> numbers; `(P, D)` -> tensors `(P,)`."""
     return weights.tolist() if weights.ndim == 1 else list(weights.unbind(-1))
 
 
 def window_sums(
-    plan: Plan, read: Sequence[int], served: range, schedule: SamplerCoefficients
+    plan: Plan, used: Sequence[int], steps: range, sampler: SamplerCoefficients
 ) -> torch.Tensor:
-    """What a plan's window adds to the latents, by feature: `(F,)` float64.
+    """What the extrapolations of a window add to the latents: `(F,)` float64.
 
     Args:
-        read: computed steps that its forecasts read, latest first.
-        served: its steps.
+        used: computed steps that they use, latest first.
+        steps: the extrapolated ones.
     """
-    sums = torch.zeros(len(schedule.branch_weights), len(read), dtype=torch.float64)
-    start = 0.0
-    for step in served:
-        share, made = float(schedule.coefficients[step]), plan.extrapolations[step]
-        start += share * float(made.noise_weight)
-        for part, weights in enumerate(made.weights):
-            for place, at in enumerate(read):
-                sums[part, place] += share * schedule.branch_weights[part] * weights.get(at, 0.0)
-    return torch.cat([sums.flatten(), torch.tensor([start], dtype=torch.float64)])
+    sums = torch.zeros(len(sampler.branch_weights), len(used), dtype=torch.float64)
+    noise = 0.0
+    for step in steps:
+        coefficient, planned = float(sampler.coefficients[step]), plan.extrapolations[step]
+        noise += coefficient * float(planned.noise_weight)
+        for component, weights in enumerate(planned.weights):
+            scale = coefficient * sampler.branch_weights[component]
+            for place, step_used in enumerate(used):
+                sums[component, place] += scale * weights.get(step_used, 0.0)
+    return torch.cat([sums.flatten(), torch.tensor([noise], dtype=torch.float64)])

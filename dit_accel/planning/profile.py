@@ -1,12 +1,10 @@
-"""The profile file: what calibration measured of one pipeline; safetensors with a JSON header.
+"""The profile: what calibration measured of one pipeline, and its file.
 
-A profile knows two kinds of things. The *field* (inner products of predictions, gain, memory) lets
-plans be made for any number of steps and any guidance, without a run. The *rungs* are plans of the
-calibrated number of steps that were carried out and refined, with what they really gave, prompt by
-prompt. It is stored over the scheduler's timesteps, so that another number of steps is served by
-interpolation; what cannot be carried over is refused, with the difference named.
-
-Knows numbers and files; nothing of a live model.
+In: what `calibration/` measured, or a file. Out: error models and plans for a run. It holds two
+things: the *error model*, from which plans are made for any number of steps and any guidance, over
+the scheduler's timesteps; and *candidate plans* of the calibrated steps that were carried out, with
+the PSNR of each prompt. The file is safetensors with a JSON header.
+Knows numbers and files; no pipeline.
 """
 
 from __future__ import annotations
@@ -24,30 +22,17 @@ import torch
 
 from dit_accel.planning.difficulty import PromptDifficulty
 from dit_accel.planning.plan import Plan, SamplerCoefficients
+from dit_accel.planning.profile_key import ProfileKey
 from dit_accel.planning.search import ErrorModel
 
 PROFILE_FORMAT = "dit-accel-profile"
 PROFILE_VERSION = 1
 SUFFIX = ".safetensors"
-OTHER_SIZE_DB = 3.0  # what clips of another size are believed to lose (docs/planning.md)
+OTHER_SIZE_DB = 3.0  # taken off at another clip size than calibrated (docs/how-it-works.md)
 
-# What the file calls every field, by the field's name here. The right sides are the format: a field
-# may be renamed, its name in the file may not. In the header stand the identity, the schedule's mix
-# and the numbers; all else are tensors, each under its section's name and a dot.
-KEY_NAMES = {
-    "pipeline": "pipeline",
-    "transformer": "transformer",
-    "scheduler": "scheduler",
-    "weights": "weights",
-    "sampler": "sampler",
-    "parts": "parts",
-    "steps": "steps",
-    "guidance": "guidance",
-    "height": "height",
-    "width": "width",
-    "frames": "frames",
-    "dtype": "dtype",
-}
+# By field its name in the file. The right sides are the format: a field may be renamed, its name in
+# the file may not. The key, the branch weights and the numbers are in the header; all else are
+# tensors, named by section and a dot.
 COEFFICIENTS_NAMES = {"coefficients": "shares", "timesteps": "times", "branch_weights": "mix"}
 PROFILE_NAMES = {
     "gram": "gram",
@@ -62,9 +47,9 @@ CANDIDATE_NAMES = {
     "latents_db": "latents_db",
     "extrapolation_error": "surprise",
     "error_spread": "spread",
-    "alarm": "alarm",
+    "prompt_scores": "alarm",
 }
-DIFFICULTY_NAMES = {"centre": "centre", "weights": "weights", "known": "known"}
+DIFFICULTY_NAMES = {"centre": "centre", "weights": "weights", "held_out": "known"}
 
 
 class ProfileError(ValueError):
@@ -72,89 +57,18 @@ class ProfileError(ValueError):
 
 
 @dataclass(frozen=True)
-class ProfileKey:
-    """What a profile is of, or a run wants one for.
-
-    Args:
-        pipeline, transformer, scheduler: class names.
-        weights: a short hash of the transformer's configuration and some of its weights.
-        sampler: a short hash of the scheduler's configuration.
-        parts: of the guided prediction; 2 where guidance runs as separate forwards.
-        steps, guidance, height, width, frames, dtype: of the clips.
-    """
-
-    pipeline: str
-    transformer: str
-    scheduler: str
-    weights: str
-    sampler: str
-    parts: int
-    steps: int
-    guidance: float
-    height: int
-    width: int
-    frames: int
-    dtype: str
-
-    def refusals(self, wanted: ProfileKey) -> tuple[str, ...]:
-        """Differences from `wanted` over which a profile cannot be carried, each in words."""
-        names = ["pipeline", "transformer", "scheduler", "weights", "sampler", "parts"]
-        if self.parts == 1:
-            names.append("guidance")
-        return self._named(wanted, names)
-
-    def carried(self, wanted: ProfileKey) -> tuple[str, ...]:
-        """Differences over which it is carried, each in words."""
-        names = ["steps", "height", "width", "frames", "dtype"]
-        if self.parts > 1:
-            names.append("guidance")
-        return self._named(wanted, names)
-
-    def as_filed(self) -> dict[str, Any]:
-        """By the names that the profile file has; JSON-able."""
-        return {filed: getattr(self, name) for name, filed in KEY_NAMES.items()}
-
-    @classmethod
-    def from_filed(cls, values: Mapping[str, Any]) -> ProfileKey:
-        """Of what `as_filed` gives.
-
-        Raises:
-            KeyError: a name is missing.
-            TypeError: there is a name that is not known.
-        """
-        unknown = sorted(set(values) - set(KEY_NAMES.values()))
-        if unknown:
-            raise TypeError(f"identity has {unknown}")
-        return cls(**{name: values[filed] for name, filed in KEY_NAMES.items()})
-
-    def of_size(self, height: int, width: int, frames: int) -> bool:
-        """Whether it is of clips of this size; of none in particular: yes."""
-        own = (self.height, self.width, self.frames)
-        return not any(own) or own == (height, width, frames)
-
-    def _named(self, wanted: ProfileKey, names: list[str]) -> tuple[str, ...]:
-        pairs = ((name, getattr(self, name), getattr(wanted, name)) for name in names)
-        return tuple(
-            f"{name} is {mine} in the profile, {theirs} here"
-            for name, mine, theirs in pairs
-            if mine != theirs
-        )
-
-
-@dataclass(frozen=True)
 class CandidatePlan:
     """A plan that was carried out on every calibration prompt.
 
     Args:
-        computed: its computed steps, in order.
-        changes: `(k, F)` float64, of every window's line.
-        psnr_db: `(P,)` of each prompt against its uncached twin, served by changes that had not
-            seen it.
-        latents_db: `(P,)` the same of the latents, relative to their size.
-        surprise: `(k,)` mean of the logarithm of what the line missed by at each computed step.
-        spread: `(k,)` its standard deviation over prompts.
-        alarm: `(P,)` of no use any more; zeros in what is calibrated now. Earlier versions took a
-            score of each prompt from it, and refuse a file without it.
+        computed: its k computed steps, in order.
+        corrections: `(k, F)` float64, of every window.
+        psnr_db: `(P,)`, each prompt against its uncached reference, held out: extrapolated with
+            corrections that were fitted without it.
+        latents_db: `(P,)`, the same of the latents, relative to their size.
+        extrapolation_error: `(k,)`, mean over prompts of its logarithm at each computed step.
+        error_spread: `(k,)`, standard deviation of the same.
+        prompt_scores: `(P,)`, unused; earlier versions refuse a file without it.
     """
 
     computed: tuple[int, ...]
@@ -163,7 +77,7 @@ class CandidatePlan:
     latents_db: torch.Tensor
     extrapolation_error: torch.Tensor
     error_spread: torch.Tensor
-    alarm: torch.Tensor
+    prompt_scores: torch.Tensor
 
 
 @dataclass(frozen=True)
@@ -171,20 +85,19 @@ class Profile:
     """What calibration measured.
 
     Args:
-        identity: of what.
-        schedule: of the calibrated number of steps.
-        gram: `(P, R, R)`, as `planner.Field` takes it; of calibration the mean over clips, P = 1.
-        gain: `(n,)`.
-        memory: in steps.
-        depth: computed predictions that the rungs' forecasts read.
-        rungs: from many computed steps to few.
-        prompts: how many were calibrated on.
-        made: versions and settings, for people.
-        difficulty: how hard prompts are, by their text; None where that is not known.
+        key: of what.
+        sampler: coefficients at the calibrated number of steps.
+        gram: `(P, R, R)` as in `ErrorModel`; calibration stores the mean over clips, P = 1.
+        error_gain: `(n,)`.
+        error_memory: in steps.
+        depth: computed steps that the candidates' extrapolations use.
+        candidates: from many computed steps to few.
+        metadata: versions and settings, for people.
+        difficulty: of prompts by their text; None where that was not measured.
     """
 
     key: ProfileKey
-    schedule: SamplerCoefficients
+    sampler: SamplerCoefficients
     gram: torch.Tensor
     error_gain: torch.Tensor
     error_memory: float
@@ -194,7 +107,7 @@ class Profile:
     difficulty: PromptDifficulty | None = None
 
     def for_text(self, text: torch.Tensor | None) -> Profile:
-        """As it would be, were all clips of calibration as hard as these prompts.
+        """The profile as if all calibration clips were as hard as these prompts.
 
         Args:
             text: `(B, T)` pooled embeddings; None, or of another width: the profile itself.
@@ -202,54 +115,52 @@ class Profile:
         known = self.difficulty
         if known is None or text is None or text.shape[-1] != len(known.centre):
             return self
-        hard = known.of(text)
-        return self._giving(lambda psnr_db: known.shifted(psnr_db, hard))
+        score = known.score(text)
+        return self._with_psnr(lambda psnr_db: known.shifted(psnr_db, score))
 
-    def resized(self) -> Profile:
-        """As it is believed to be of clips of another size: none were made in calibration, and
-        `OTHER_SIZE_DB` are taken off what each plan gave."""
-        return self._giving(lambda psnr_db: psnr_db - OTHER_SIZE_DB)
+    def for_other_size(self) -> Profile:
+        """The profile for clips of another size, which calibration did not measure: every PSNR is
+        lower by `OTHER_SIZE_DB`."""
+        return self._with_psnr(lambda psnr_db: psnr_db - OTHER_SIZE_DB)
 
-    def _giving(self, moved: Callable[[torch.Tensor], torch.Tensor]) -> Profile:
-        candidates = (dataclasses.replace(r, psnr_db=moved(r.psnr_db)) for r in self.candidates)
+    def _with_psnr(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Profile:
+        candidates = (dataclasses.replace(c, psnr_db=change(c.psnr_db)) for c in self.candidates)
         return dataclasses.replace(self, candidates=tuple(candidates))
 
     @property
-    def field(self) -> ErrorModel:
-        """For planning at the calibrated steps and guidance."""
-        return ErrorModel(self.schedule, self.gram, self.error_gain, self.error_memory)
+    def error_model(self) -> ErrorModel:
+        """At the calibrated steps and guidance."""
+        return ErrorModel(self.sampler, self.gram, self.error_gain, self.error_memory)
 
     def plan_of(self, candidate: CandidatePlan) -> Plan:
-        """The rung as a plan."""
-        parts = len(self.schedule.branch_weights)
-        changes = {
-            step: candidate.corrections[place, : parts * min(place + 1, self.depth) + 1]
+        """The candidate as a plan."""
+        components = len(self.sampler.branch_weights)
+        corrections = {
+            step: candidate.corrections[place, : components * min(place + 1, self.depth) + 1]
             for place, step in enumerate(candidate.computed)
         }
-        return Plan.of(candidate.computed, self.schedule, changes, self.depth)
+        return Plan.of(candidate.computed, self.sampler, corrections, self.depth)
 
-    def field_for(self, schedule: SamplerCoefficients) -> ErrorModel:
-        """The field over another schedule: rows are interpolated in the timestep.
+    def error_model_for(self, sampler: SamplerCoefficients) -> ErrorModel:
+        """At other steps or another guidance: rows are interpolated over the timesteps.
 
         Args:
-            schedule: of as many parts; its mix may be another (another guidance).
+            sampler: with as many components; the branch weights may differ.
 
         Raises:
-            ProfileError: the number of parts differs.
+            ProfileError: the number of components differs.
         """
-        if len(schedule.branch_weights) != len(self.schedule.branch_weights):
+        components = len(sampler.branch_weights)
+        if components != len(self.sampler.branch_weights):
             raise ProfileError(
-                f"the profile has {len(self.schedule.branch_weights)} parts, the run "
-                f"{len(schedule.branch_weights)}"
+                f"the profile has {len(self.sampler.branch_weights)} branches, the run {components}"
             )
-        to = _interpolation(self.schedule.timesteps, schedule.timesteps)
-        parts = len(schedule.branch_weights)
-        eye = torch.eye(parts + 1, dtype=torch.float64)
-        wide = torch.kron(eye, to)[: parts * len(to) + 1, : parts * to.shape[1] + 1]
-        wide[-1], wide[:, -1], wide[-1, -1] = 0.0, 0.0, 1.0
-        ratio = self.schedule.num_steps / schedule.num_steps
+        to = _interpolation(self.sampler.timesteps, sampler.timesteps)  # (m, n)
+        # the same for every component, and the noise row as it is
+        rows = torch.block_diag(*[to] * components, torch.ones(1, 1, dtype=torch.float64))
+        ratio = self.sampler.num_steps / sampler.num_steps
         gain = (to @ self.error_gain.log()).exp()
-        return ErrorModel(schedule, wide @ self.gram @ wide.T, gain, self.error_memory / ratio)
+        return ErrorModel(sampler, rows @ self.gram @ rows.T, gain, self.error_memory / ratio)
 
     def save(self, path: Path) -> None:
         """Write the file, whole or not at all.
@@ -259,26 +170,26 @@ class Profile:
         """
         from safetensors.torch import save_file
 
-        own, schedule = PROFILE_NAMES, COEFFICIENTS_NAMES
+        own, sampler = PROFILE_NAMES, COEFFICIENTS_NAMES
         tensors = {
             own["gram"]: self.gram.float(),
             own["error_gain"]: self.error_gain,
-            schedule["coefficients"]: self.schedule.coefficients,
-            schedule["timesteps"]: self.schedule.timesteps,
+            sampler["coefficients"]: self.sampler.coefficients,
+            sampler["timesteps"]: self.sampler.timesteps,
         }
         for place, candidate in enumerate(self.candidates):
-            tensors |= _filed(f"rungs.{place}", candidate, CANDIDATE_NAMES)
+            tensors |= _to_tensors(f"rungs.{place}", candidate, CANDIDATE_NAMES)
         if self.difficulty is not None:
-            tensors |= _filed("difficulty", self.difficulty, DIFFICULTY_NAMES)
+            tensors |= _to_tensors("difficulty", self.difficulty, DIFFICULTY_NAMES)
         head = {
             "format": PROFILE_FORMAT,
             "version": PROFILE_VERSION,
-            "identity": self.key.as_filed(),
-            schedule["branch_weights"]: list(self.schedule.branch_weights),
+            "identity": self.key.to_json(),
+            sampler["branch_weights"]: list(self.sampler.branch_weights),
             own["error_memory"]: self.error_memory,
             own["depth"]: self.depth,
             "rungs": [candidate.computed for candidate in self.candidates],
-            "careful": [],  # nothing reads it any more, and earlier versions refuse a file without
+            "careful": [],  # unused, but earlier versions refuse a file without it
             own["metadata"]: self.metadata,
         }
         path = Path(path)
@@ -294,13 +205,10 @@ class Profile:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Profile:
-        """Read a file.
-
-        A section that is not known is read over: those of levels and of plans that a run turned to,
-        say, which older files may have.
+        """Read a file; sections that are unknown, which older files may have, are ignored.
 
         Raises:
-            ProfileError: it is no profile, or of a version that is not known.
+            ProfileError: it is no profile, or of an unknown version.
             FileNotFoundError: it is not there.
         """
         from safetensors import SafetensorError, safe_open
@@ -326,18 +234,23 @@ class Profile:
 
     @classmethod
     def _of(cls, head: dict[str, Any], tensors: dict[str, torch.Tensor]) -> Profile:
+        own, sampler = PROFILE_NAMES, COEFFICIENTS_NAMES
         candidates = tuple(
-            CandidatePlan(tuple(computed), **_of_file(f"rungs.{place}", tensors, CANDIDATE_NAMES))
+            CandidatePlan(
+                tuple(computed), **_from_tensors(f"rungs.{place}", tensors, CANDIDATE_NAMES)
+            )
             for place, computed in enumerate(head["rungs"])
         )
-        own, schedule = PROFILE_NAMES, COEFFICIENTS_NAMES
-        known = f"difficulty.{DIFFICULTY_NAMES['centre']}" in tensors
+        difficulty = None
+        if f"difficulty.{DIFFICULTY_NAMES['centre']}" in tensors:
+            fields = _from_tensors("difficulty", tensors, DIFFICULTY_NAMES)
+            difficulty = PromptDifficulty(**fields)
         profile = cls(
-            key=ProfileKey.from_filed(head["identity"]),
-            schedule=SamplerCoefficients(
-                tensors[schedule["coefficients"]],
-                tensors[schedule["timesteps"]],
-                tuple(head[schedule["branch_weights"]]),
+            key=ProfileKey.from_json(head["identity"]),
+            sampler=SamplerCoefficients(
+                tensors[sampler["coefficients"]],
+                tensors[sampler["timesteps"]],
+                tuple(head[sampler["branch_weights"]]),
             ),
             gram=tensors[own["gram"]].double(),
             error_gain=tensors[own["error_gain"]],
@@ -345,40 +258,31 @@ class Profile:
             depth=int(head[own["depth"]]),
             candidates=candidates,
             metadata=head[own["metadata"]],
-            difficulty=PromptDifficulty(**_of_file("difficulty", tensors, DIFFICULTY_NAMES))
-            if known
-            else None,
+            difficulty=difficulty,
         )
-        _ = profile.field  # its shapes are checked there
-        for candidate in profile.candidates:
-            rows = {
-                len(tensor)
-                for tensor in (
-                    candidate.corrections,
-                    candidate.extrapolation_error,
-                    candidate.error_spread,
-                )
-            }
-            if rows != {len(candidate.computed)}:
-                raise ValueError(f"a rung of {len(candidate.computed)} steps has values of {rows}")
+        _ = profile.error_model  # checks its shapes
+        for c in candidates:
+            rows = {len(t) for t in (c.corrections, c.extrapolation_error, c.error_spread)}
+            if rows != {len(c.computed)}:
+                raise ValueError(f"a candidate of {len(c.computed)} steps has values of {rows}")
         return profile
 
 
-def _filed(section: str, value: Any, names: Mapping[str, str]) -> dict[str, torch.Tensor]:
-    """The tensors of a part of the profile, by their names in the file."""
+def _to_tensors(section: str, value: Any, names: Mapping[str, str]) -> dict[str, torch.Tensor]:
+    """The tensors of a section of the file, by their names there."""
     return {f"{section}.{filed}": getattr(value, name) for name, filed in names.items()}
 
 
-def _of_file(
+def _from_tensors(
     section: str, tensors: Mapping[str, torch.Tensor], names: Mapping[str, str]
 ) -> dict[str, torch.Tensor]:
-    """And back: by field."""
+    """The tensors of a section by field."""
     return {name: tensors[f"{section}.{filed}"] for name, filed in names.items()}
 
 
 def _interpolation(given: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
-    """`(m, n)`: weights of values at n given (falling) times for values at m wanted ones; level
-    beyond the ends."""
+    """`(m, n)`: linear weights of values at n given (falling) times for values at m wanted ones;
+    constant beyond the ends."""
     weights = torch.zeros(len(wanted), len(given), dtype=torch.float64)
     for row, time in enumerate(wanted.tolist()):
         after = int((given > time).sum())  # the first that is not above

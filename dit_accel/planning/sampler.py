@@ -1,9 +1,11 @@
-"""What a sampler adds to the latents, told by stepping a twin of its scheduler on unit vectors.
+"""Measures what each prediction adds to the final latents: the impulse response of a scheduler.
 
-Any sampler that is linear in the predictions gives its shares so, Euler and multistep alike. Lane s
-of the twin starts at 0 and is given a prediction of 1 at step s and 0 at all others; the last lane
-starts at 1 and is given 0 throughout. Where they end are the shares of the predictions, and of the
-noise that a run starts from.
+In: a scheduler. Out: its `SamplerCoefficients`. A copy of it is stepped on n + 1 numbers: number s
+starts at 0 and gets a prediction of 1 at step s, of 0 elsewhere; the last one starts at 1 and gets
+0 throughout. Where they end are the coefficients of the predictions, and of the noise.
+Knows the diffusers scheduler interface; works for every sampler that is linear in the predictions,
+multistep ones included, and refuses one whose step takes other inputs.
+Source: ours.
 """
 
 from __future__ import annotations
@@ -38,67 +40,71 @@ def check_steps(scheduler: Any) -> None:
 
 
 class ImpulseResponse:
-    """A twin of a scheduler, stepped along."""
+    """A copy of a scheduler that is stepped on unit predictions."""
 
     def __init__(self, scheduler: Any) -> None:
         check_steps(scheduler)
-        self._twin = copy.deepcopy(scheduler)
-        for name, value in list(vars(self._twin).items()):
+        self._copy = copy.deepcopy(scheduler)
+        for name, value in list(vars(self._copy).items()):
             if isinstance(value, torch.Tensor):
-                setattr(self._twin, name, value.cpu())
-        vars(self._twin).pop("step", None)  # one that is listened to
+                setattr(self._copy, name, value.cpu())
+        vars(self._copy).pop("step", None)  # a wrapped one: calibration listens to the original
         for name in ("_step_index", "_begin_index"):
-            if hasattr(self._twin, name):
-                setattr(self._twin, name, None)
-        self._steps = len(scheduler.timesteps)
-        self._done = 0
-        self._values = torch.zeros(1, self._steps + 1, 1, 1, 1)
+            if hasattr(self._copy, name):
+                setattr(self._copy, name, None)
+        self._step = 0
+        # shaped as latents are: the step of UniPC needs batch and channels
+        self._values = torch.zeros(1, len(scheduler.timesteps) + 1, 1, 1, 1)
         self._values[0, -1] = 1
 
     def step(self, timestep: Any, **kwargs: Any) -> None:
-        """The next step, with what the pipeline passes to the scheduler's."""
+        """Make the next step, with what the pipeline passes to the scheduler's."""
         unit = torch.zeros_like(self._values)
-        unit[0, self._done] = 1
+        unit[0, self._step] = 1
         if isinstance(timestep, torch.Tensor):
             timestep = timestep.cpu()
-        self._values = self._twin.step(unit, timestep, self._values, **kwargs)[0].float()
-        self._done += 1
+        self._values = self._copy.step(unit, timestep, self._values, **kwargs)[0].float()
+        self._step += 1
 
     @property
     def coefficients(self) -> torch.Tensor:
-        """`(n + 1,)` float64: of every prediction, then of the start."""
+        """`(n + 1,)` float64: of every prediction, then of the noise."""
         return self._values.flatten().double()
 
 
-def coefficients_of(scheduler: Any, mix: tuple[float, ...]) -> SamplerCoefficients:
-    """The schedule of a run that is to come, from a scheduler whose timesteps are set.
+def coefficients_of(scheduler: Any, branch_weights: tuple[float, ...]) -> SamplerCoefficients:
+    """The coefficients of a run, from a scheduler whose timesteps are set.
 
     Args:
         scheduler: left as it is.
-        mix: weight of every part in the guided prediction.
+        branch_weights: of the components in the guided prediction.
     """
-    times = scheduler.timesteps.cpu()
-    twin = copy.deepcopy(scheduler)
-    twin.timesteps = times
-    if hasattr(twin, "sigmas"):
-        twin.sigmas = twin.sigmas.cpu()
-    lanes = ImpulseResponse(twin)
-    for time in times:
-        lanes.step(time)
-    return SamplerCoefficients(lanes.coefficients[:-1], times.double().flatten(), mix)
+    timesteps = scheduler.timesteps.cpu()
+    own = copy.deepcopy(scheduler)
+    own.timesteps = timesteps
+    if hasattr(own, "sigmas"):
+        own.sigmas = own.sigmas.cpu()
+    response = ImpulseResponse(own)
+    for timestep in timesteps:
+        response.step(timestep)
+    return SamplerCoefficients(
+        response.coefficients[:-1], timesteps.double().flatten(), branch_weights
+    )
 
 
-def planned_coefficients(scheduler: Any, steps: int, mix: tuple[float, ...]) -> SamplerCoefficients:
-    """As `schedule_of`, of a scheduler whose timesteps are not set yet.
+def planned_coefficients(
+    scheduler: Any, num_steps: int, branch_weights: tuple[float, ...]
+) -> SamplerCoefficients:
+    """As `coefficients_of`, from a scheduler whose timesteps are not set yet.
 
     Raises:
-        ValueError: it must be told more than the number of steps (a shift by the clip's size).
+        ValueError: its timesteps depend on more than their number (on the clip's size, say).
     """
-    twin = copy.deepcopy(scheduler)
+    own = copy.deepcopy(scheduler)
     try:
-        twin.set_timesteps(steps)
+        own.set_timesteps(num_steps)
     except (TypeError, ValueError) as error:
         raise ValueError(
-            f"{type(twin).__name__} cannot be planned for without a run: {error}"
+            f"{type(own).__name__} cannot be planned for without a run: {error}"
         ) from error
-    return coefficients_of(twin, mix)
+    return coefficients_of(own, branch_weights)

@@ -1,28 +1,40 @@
-"""Which steps are computed, and what serves the others, decided before the first step.
+"""Searches for the plan that leaves the least error: which steps are computed, with which weights.
 
-What a sampler adds to the latents is linear in the model's predictions, and so is every forecast
-made of kept predictions. So the error that a *window* (a computed step and the served ones after
-it) leaves in the latents is a weighted sum of the predictions themselves, and its size follows from
-their inner products alone (the Gram matrix G of an uncached run): a quadratic form, no model run.
+In: an `ErrorModel`, measured by calibration, and the number of steps to compute.
+Out: a `Plan`, and its expected squared error relative to the final latents.
+Knows numbers and matrices; no tensors of a model, no scheduler.
 
-Two things happen to that error on the way to the last step. It grows or shrinks (the `gain`), and
-it turns away from where it pointed: after some tens of steps its direction is lost. Both are to be
-measured, and both matter: on G alone, a plan whose late windows pay back the errors of its early
-ones looks far better than it is. Here every window pays back what is *still there* of them:
+**One window.** The final latents are a sum of predictions, Σ c_s p_s, and an extrapolation p̂_s is a
+sum of computed ones. A window is a computed step i and the extrapolated steps up to the next
+computed one, j. So its error is a weighted sum of the predictions of an uncached run, and its size
+follows from their inner products G alone. No plan has to be run to be scored:
 
-    carried  <- fade x carried + window          weights of the rows of G
-    energy   <- growth^2 x energy + 2 fade <carried, window>_G + <window, window>_G
+    e = Σ_{i<s<j} c_s (p̂_s - p_s) = Σ_r w_r p_r,        |e|² = wᵀ G w,        G_rq = <p_r, p_q>
 
-A window's forecasts start as the line through the last two computed predictions. The *change* of
-its weights is found by ridge regression, for the least energy after the window: here over G
-(`fit`), or over what accelerated runs really left (`refine`).
+**All windows.** Until the end, an error grows or shrinks (`error_gain`) and loses its direction
+(`error_memory`). With E the expected squared error and v the weights of the error so far:
 
-Exact in this model: everything above. Not exact: that a perturbed trajectory has the predictions of
-the uncached one (first order), and that growth and fading are the same for all directions and
-prompts.
+    growth = gain_i / gain_j,        fade = growth · exp(-(j - i) / memory)
+    E ← growth² E + 2 fade vᵀ G w + wᵀ G w
+    v ← fade v + w
 
-Knows numbers, steps and matrices; no tensors of a model, no scheduler. Ours; the Gram form and the
-fit to what a window leaves, rather than to each step, are not from UniCP (arXiv 2502.04393).
+So a window cancels only that part of earlier errors which still has its direction. Without gain and
+memory, plans whose late windows cancel the errors of early ones look far better than they are.
+
+**The weights.** A window starts as the line through the last two computed predictions. Then its
+weights on the features f (the latest computed predictions, and the noise) get the correction z that
+leaves the least E, by ridge regression:
+
+    (G_ff + ridge · diag G_ff) z = -(G (w + fade v))_f
+
+Exact, given G, gain and memory. Not exact: an accelerated run has the predictions of the uncached
+one only to first order, and gain and memory differ between prompts and directions.
+
+Source: ours, not UniCP (arXiv 2502.04393). A plan is a linear multistep sampler with fitted
+weights. Of the same kind: BNS (2403.01329) and S4S (2502.17423) train all weights by
+backpropagation, L2P (2604.26365) fits those of each step by least squares, BudCache (2606.13496)
+anneals over the computed steps, DPCache (2602.22654) finds them by dynamic programming. Ours is the
+closed form for the final error.
 """
 
 from __future__ import annotations
@@ -32,36 +44,37 @@ from dataclasses import dataclass, field
 
 import torch
 
-from dit_accel.planning.plan import Plan, SamplerCoefficients, line_sums
+from dit_accel.planning.plan import Extrapolation, Plan, SamplerCoefficients, line_sums
 
-PLAN_DEPTH = 4  # computed predictions that a forecast reads
-PLAN_RIDGE = 1e-2  # how strongly a change fitted on uncached runs is held back
+PLAN_DEPTH = 4  # computed steps that an extrapolation uses
+PLAN_RIDGE = 1e-2  # of corrections that are fitted to uncached runs
 
 
 @dataclass(frozen=True)
 class ErrorModel:
-    """What calibration knows of a sampler and its model.
+    """What predicts the final error of a plan.
 
     Args:
-        schedule: of n steps and B parts of the guided prediction.
-        gram: `(P, R, R)` float64: of each of P prompts the inner products of R = B n + 1 rows, the
-            predictions of the first part by step, those of the next, and the noise that the run
-            started from; over the squared norm of the final latents.
-        gain: `(n,)` how much larger an error made at a step is at the end, root mean square, > 0.
-        memory: steps after which an error has turned away by e, > 0; infinite: never.
+        sampler: n steps and B components of the guided prediction.
+        gram: `(P, R, R)` float64: of each of P prompts the inner products of R = B n + 1 rows (the
+            predictions of the first component by step, those of the next, the noise that the run
+            starts from), over the squared norm of the final latents.
+        error_gain: `(n,)`, > 0: how much an error made at a step has grown at the end, root mean
+            square over prompts.
+        error_memory: > 0: steps after which the direction of an error has decayed by a factor of e.
 
     Raises:
         ValueError: the shapes do not fit, or a value is not finite or out of range.
     """
 
-    schedule: SamplerCoefficients
+    sampler: SamplerCoefficients
     gram: torch.Tensor
     error_gain: torch.Tensor
     error_memory: float
-    mean: torch.Tensor = field(init=False, repr=False)
+    mean_gram: torch.Tensor = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        n, rows = self.schedule.num_steps, self.schedule.rows
+        n, rows = self.num_steps, self.sampler.num_rows
         shapes = tuple(self.gram.shape), tuple(self.error_gain.shape)
         if self.gram.ndim != 3 or shapes != ((len(self.gram), rows, rows), (n,)):
             raise ValueError(
@@ -71,12 +84,12 @@ class ErrorModel:
             raise ValueError("gram or gain is not finite")
         if not (self.error_memory > 0 and bool((self.error_gain > 0).all())):
             raise ValueError("memory or gain is not above 0")
-        object.__setattr__(self, "mean", self.gram.mean(0))
+        object.__setattr__(self, "mean_gram", self.gram.mean(0))
 
     @property
     def num_steps(self) -> int:
         """Steps of the sampler."""
-        return self.schedule.num_steps
+        return self.sampler.num_steps
 
     def growth(self, opened: torch.Tensor, closed: torch.Tensor) -> torch.Tensor:
         """Factor on the norm of an error over the steps from `opened` to `closed`."""
@@ -84,195 +97,210 @@ class ErrorModel:
         return self.error_gain[opened.clamp_max(last)] / self.error_gain[closed.clamp_max(last)]
 
     def fade(self, opened: torch.Tensor, closed: torch.Tensor) -> torch.Tensor:
-        """Factor on the part of it that still points the same way."""
+        """Factor on the part of it that still has its direction."""
         return self.growth(opened, closed) * torch.exp(-(closed - opened) / self.error_memory)
 
 
 def gram_of(rows: torch.Tensor, final: torch.Tensor) -> torch.Tensor:
     """`(R, R)` float64: inner products of rows `(R, N)`, over the squared norm of `final`."""
     gram = torch.zeros(len(rows), len(rows), dtype=torch.float64)
-    for piece in torch.split(rows, 1 << 18, dim=1):  # in pieces: no copy of all in float64
+    for piece in torch.split(rows, 1 << 18, dim=1):  # a float64 copy of all would take too much
         gram += piece.double() @ piece.double().T
     return gram / final.double().square().sum()
 
 
-def noise_energy(plan: Plan, field: ErrorModel) -> float:
-    """What independent noise on every kept value leaves in the final latents, by a plan.
-
-    Returns:
-        the squared error over the final latents' squared norm, for noise as large as the values
-        themselves; of noise e times as large e^2 of it. To first order, over the mean of prompts.
-    """
-    n, energy = field.num_steps, field.mean.diagonal()
-    factors = torch.zeros(field.schedule.rows, dtype=torch.float64)
-    for step, served in plan.extrapolations.items():
-        share = field.schedule.coefficients[step] * field.error_gain[step]
-        factors[-1] += share * served.noise_weight
-        for part, (mix, weights) in enumerate(
-            zip(field.schedule.branch_weights, served.weights, strict=True)
-        ):
-            for read, weight in weights.items():
-                factors[part * n + read] += share * mix * weight
-    return float((factors.square() * energy).sum())
-
-
 def fit(
     computed: Sequence[int],
-    field: ErrorModel,
+    error_model: ErrorModel,
     *,
     depth: int = PLAN_DEPTH,
     ridge: float = PLAN_RIDGE,
 ) -> tuple[Plan, float]:
-    """The plan that computes these steps, its forecasts fitted, and the energy it leaves.
+    """The plan that computes these steps, with the weights that leave the least error.
 
     Args:
         computed: steps, 0 among them.
-        field: what calibration knows.
-        depth: computed predictions that a forecast may read, >= 1; 1 is reuse.
-        ridge: how strongly changes are held back, >= 0, as a share of the predictions' size.
+        depth: computed steps that an extrapolation uses, >= 1; 1 is reuse.
+        ridge: how strongly corrections are held back, >= 0, relative to the predictions' size.
 
     Returns:
-        the plan, and the expected squared error of the final latents over their squared norm.
+        The plan, and its expected squared error over the squared norm of the final latents.
 
     Raises:
         ValueError: step 0 is not among the computed ones, or one is out of range.
     """
     steps = sorted(set(computed))
-    if not steps or steps[0] != 0 or steps[-1] >= field.num_steps:
-        raise ValueError(f"computed is {steps}; accepted: 0 and steps below {field.num_steps}")
-    energy, changes = _walk(torch.tensor([steps]), field, depth, ridge)
-    by_window = {opened: change[0] for opened, change in zip(steps, changes, strict=True)}
-    return Plan.of(steps, field.schedule, by_window, depth), float(energy[0])
+    if not steps or steps[0] != 0 or steps[-1] >= error_model.num_steps:
+        raise ValueError(
+            f"computed is {steps}; accepted: 0 and steps below {error_model.num_steps}"
+        )
+    error, by_window = _evaluate(torch.tensor([steps]), error_model, depth, ridge)
+    corrections = {opened: found[0] for opened, found in zip(steps, by_window, strict=True)}
+    return Plan.of(steps, error_model.sampler, corrections, depth), float(error[0])
 
 
-def _walk(
-    computed: torch.Tensor, field: ErrorModel, depth: int, ridge: float
+def _evaluate(
+    computed: torch.Tensor, error_model: ErrorModel, depth: int, ridge: float
 ) -> tuple[torch.Tensor, list[torch.Tensor]]:
-    """Energies `(C,)` of C candidates with k computed steps each `(C, k)`, and every window's
-    changes `(C, features)`; the candidates go along together."""
-    schedule, gram = field.schedule, field.mean
-    count, total = len(computed), schedule.num_steps
-    carried = torch.zeros(count, schedule.rows, dtype=torch.float64)
-    energy = torch.zeros(count, dtype=torch.float64)
-    changes = []
-    ends = torch.cat([computed[:, 1:], torch.full((count, 1), total)], 1)
-    for place in range(computed.shape[1]):
-        opened, closed = computed[:, place], ends[:, place]
-        energy = energy * field.growth(opened, closed) ** 2
-        carried = carried * field.fade(opened, closed)[:, None]
-        read = computed[:, max(0, place - depth + 1) : place + 1].flip(1)
-        rows = schedule.feature_rows(read)  # (C, features): rows of G that the forecasts read
-        window = schedule.missing(opened, closed)
-        window = window.scatter_add(1, rows, line_sums(read, opened, closed, schedule))
-        among = gram[rows[:, :, None], rows[:, None, :]]
-        held = among + torch.diag_embed(ridge * torch.diagonal(among, dim1=1, dim2=2) + 1e-30)
-        wanted = -((window + carried) @ gram).gather(1, rows)
-        change = torch.linalg.solve(held, wanted) * (closed - opened > 1)[:, None]
-        window = window.scatter_add(1, rows, change)
-        energy = energy + torch.einsum("cr,cr->c", window @ gram, window + 2 * carried)
-        carried = carried + window
-        changes.append(change)
-    return energy.clamp_min(0.0), changes
+    """The recursion of the module's docstring, for C plans of k computed steps `(C, k)` at once.
 
-
-def energies(plan: Plan, field: ErrorModel) -> torch.Tensor:
-    """Expected squared relative errors `(P,)` of the final latents, prompt by prompt.
-
-    The written-out form of what `fit` adds up on the way, for any plan.
+    Returns:
+        E `(C,)`, and for each of the k windows its corrections `(C, features)`.
     """
-    schedule = field.schedule
-    carried = torch.zeros(schedule.rows, dtype=torch.float64)
-    energy = torch.zeros(len(field.gram), dtype=torch.float64)
+    sampler, gram = error_model.sampler, error_model.mean_gram
+    count, windows = computed.shape
+    so_far = torch.zeros(count, sampler.num_rows, dtype=torch.float64)  # v
+    error = torch.zeros(count, dtype=torch.float64)  # E
+    corrections = []
+    ends = torch.cat([computed[:, 1:], torch.full((count, 1), sampler.num_steps)], 1)
+    for place in range(windows):
+        opened, closed = computed[:, place], ends[:, place]
+        error = error * error_model.growth(opened, closed) ** 2
+        so_far = so_far * error_model.fade(opened, closed)[:, None]
+        used = computed[:, max(0, place - depth + 1) : place + 1].flip(1)  # latest first
+        features = sampler.feature_rows(used)
+        window = sampler.omitted(opened, closed)  # -c_s at the extrapolated steps
+        window = window.scatter_add(1, features, line_sums(used, opened, closed, sampler))
+        correction = _correction(window + so_far, features, gram, ridge)
+        correction = correction * (closed - opened > 1)[:, None]  # else nothing is extrapolated
+        window = window.scatter_add(1, features, correction)
+        error = error + torch.einsum("cr,cr->c", window @ gram, window + 2 * so_far)
+        so_far = so_far + window
+        corrections.append(correction)
+    return error.clamp_min(0.0), corrections
+
+
+def _correction(
+    weights: torch.Tensor, features: torch.Tensor, gram: torch.Tensor, ridge: float
+) -> torch.Tensor:
+    """z `(C, features)`, for an error of `weights` `(C, R)`; `features` are rows of the Gram."""
+    among = gram[features[:, :, None], features[:, None, :]]
+    held_back = ridge * torch.diagonal(among, dim1=1, dim2=2) + 1e-30  # a feature may be zero
+    return torch.linalg.solve(
+        among + torch.diag_embed(held_back), -(weights @ gram).gather(1, features)
+    )
+
+
+def energies(plan: Plan, error_model: ErrorModel) -> torch.Tensor:
+    """Expected squared relative errors `(P,)` of the final latents by prompt, for any plan.
+
+    The written-out form of `_evaluate`, which tests compare it with.
+    """
+    sampler = error_model.sampler
+    so_far = torch.zeros(sampler.num_rows, dtype=torch.float64)
+    error = torch.zeros(len(error_model.gram), dtype=torch.float64)
     for opened, closed in plan.windows:
         ends = torch.tensor(opened), torch.tensor(closed)
-        energy = energy * field.growth(*ends) ** 2
-        carried = carried * field.fade(*ends)
-        window = torch.zeros_like(carried)
+        error = error * error_model.growth(*ends) ** 2
+        so_far = so_far * error_model.fade(*ends)
+        window = sampler.omitted(*(end[None] for end in ends))[0]
         for step in range(opened + 1, closed):
-            share = schedule.coefficients[step]
-            forecast = plan.extrapolations[step]
-            for part, (mix, weights) in enumerate(
-                zip(schedule.branch_weights, forecast.weights, strict=True)
-            ):
-                window[part * plan.num_steps + step] -= share * mix
-                for read, weight in weights.items():
-                    window[part * plan.num_steps + read] += share * mix * weight
-            window[-1] += share * forecast.noise_weight
-        energy = energy + field.gram @ (window + 2 * carried) @ window
-        carried = carried + window
-    return energy.clamp_min(0.0)
+            _add_weights(window, plan.extrapolations[step], sampler, sampler.coefficients[step])
+        error = error + error_model.gram @ (window + 2 * so_far) @ window
+        so_far = so_far + window
+    return error.clamp_min(0.0)
+
+
+def noise_energy(plan: Plan, error_model: ErrorModel) -> float:
+    """The squared relative error that independent noise on all cached values leaves at the end.
+
+    To first order, for noise as large as the values; noise ε times as large leaves ε² of it.
+    """
+    sampler = error_model.sampler
+    weights = torch.zeros(sampler.num_rows, dtype=torch.float64)
+    for step, extrapolation in plan.extrapolations.items():
+        grown = sampler.coefficients[step] * error_model.error_gain[step]
+        _add_weights(weights, extrapolation, sampler, grown)
+    return float((weights.square() * error_model.mean_gram.diagonal()).sum())
+
+
+def _add_weights(
+    rows: torch.Tensor,
+    extrapolation: Extrapolation,
+    sampler: SamplerCoefficients,
+    scale: torch.Tensor,
+) -> None:
+    """Add `scale` times an extrapolated guided prediction to the weights of `rows` `(R,)`."""
+    rows[-1] += scale * extrapolation.noise_weight
+    components = zip(sampler.branch_weights, extrapolation.weights, strict=True)
+    for component, (branch_weight, weights) in enumerate(components):
+        for step, weight in weights.items():
+            rows[component * sampler.num_steps + step] += scale * branch_weight * weight
 
 
 def search(
-    field: ErrorModel,
+    error_model: ErrorModel,
     count: int,
     *,
     depth: int = PLAN_DEPTH,
     ridge: float = PLAN_RIDGE,
     rounds: int = 120,
-    candidates: int = 48,
+    neighbours: int = 48,
     start: Sequence[int] | None = None,
     seed: int = 0,
 ) -> tuple[Plan, float]:
-    """The best plan found that computes `count` steps: annealing over which ones.
+    """The best plan found that computes `count` steps, by simulated annealing.
 
-    Every round looks at many plans that differ from the present one in one computed step, all at
-    once, and goes on with one of the better ones.
+    A round scores many plans that differ from the present one in one computed step, and goes on
+    with one that is drawn with odds E^(-1/T), T falling from 0.2 to 0.
 
     Args:
         count: steps to compute, 1 to all.
-        rounds, candidates: how many times so many plans are looked at.
-        start: computed steps to begin with; spread evenly where none are given.
-        seed: of a private generator: the same field gives the same plan.
+        rounds, neighbours: how often, and how many plans are scored each time.
+        start: computed steps to begin with; None: spread evenly.
+        seed: of a private generator: the same error model gives the same plan.
 
     Returns:
-        as `fit`.
+        As `fit`.
 
     Raises:
         ValueError: `count` is out of range.
     """
-    total = field.num_steps
-    if not 1 <= count <= total:
-        raise ValueError(f"count is {count}; accepted: 1 to {total}")
-    even = [0, *(1 + step for step in evenly(total - 1, count - 1))] if count > 1 else [0]
-    now = torch.tensor([_filled(start or even, total, count)])
-    if count in (1, total):
-        return fit(now[0].tolist(), field, depth=depth, ridge=ridge)
-    draw = torch.Generator().manual_seed(seed)
-    best, least = now, _walk(now, field, depth, ridge)[0]
+    n = error_model.num_steps
+    if not 1 <= count <= n:
+        raise ValueError(f"count is {count}; accepted: 1 to {n}")
+    even = [0, *(1 + step for step in evenly(n - 1, count - 1))] if count > 1 else [0]
+    now = torch.tensor([_of_count(start or even, n, count)])
+    if count in (1, n):  # there is no other plan
+        return fit(now[0].tolist(), error_model, depth=depth, ridge=ridge)
+    generator = torch.Generator().manual_seed(seed)
+    best, least = now, _evaluate(now, error_model, depth, ridge)[0]
     for number in range(rounds):
-        moved = _moved(now, total, candidates, draw)
-        energy, _ = _walk(moved, field, depth, ridge)
-        heat = 0.2 * (1 - number / rounds) + 1e-3
-        odds = torch.softmax(-energy.clamp_min(1e-300).log() / heat, 0)
-        now = moved[torch.multinomial(odds, 1, generator=draw)]
-        if energy.min() < least:
-            best, least = moved[energy.argmin()][None], energy.min()
-    return fit(best[0].tolist(), field, depth=depth, ridge=ridge)
+        plans = _neighbours(now, n, neighbours, generator)
+        error, _ = _evaluate(plans, error_model, depth, ridge)
+        temperature = 0.2 * (1 - number / rounds) + 1e-3
+        odds = torch.softmax(-error.clamp_min(1e-300).log() / temperature, 0)
+        now = plans[torch.multinomial(odds, 1, generator=generator)]
+        if error.min() < least:
+            best, least = plans[error.argmin()][None], error.min()
+    return fit(best[0].tolist(), error_model, depth=depth, ridge=ridge)
 
 
-def evenly(total: int, count: int) -> tuple[int, ...]:
-    """`count` of `total` steps, the first among them, as even as whole numbers are."""
-    return tuple(sorted({round(place * total / count) for place in range(count)}))
+def evenly(num_steps: int, count: int) -> tuple[int, ...]:
+    """`count` steps, the first among them, as even as whole numbers are."""
+    return tuple(sorted({round(place * num_steps / count) for place in range(count)}))
 
 
-def _filled(steps: Sequence[int], total: int, count: int) -> list[int]:
-    """Exactly `count` steps, 0 among them: the last ones left out, the first missing ones added."""
+def _of_count(steps: Sequence[int], num_steps: int, count: int) -> list[int]:
+    """Exactly `count` steps, 0 among them: the last ones are dropped, or missing ones added."""
     kept = sorted({*steps, 0})[:count]
-    missing = (step for step in range(total) if step not in kept)
+    missing = (step for step in range(num_steps) if step not in kept)
     return sorted(kept + [next(missing) for _ in range(count - len(kept))])
 
 
-def _moved(now: torch.Tensor, total: int, candidates: int, draw: torch.Generator) -> torch.Tensor:
-    """`(C, k)`: plans with one computed step of `now` `(1, k)` elsewhere, mostly near where it was;
-    step 0 stays. The present plan is among them."""
-    count = now.shape[1]
-    leaves = torch.randint(1, count, (candidates,), generator=draw)
-    near = now[0, leaves] + torch.randint(0, 4, (candidates,), generator=draw) - 2
-    near = torch.where(near >= now[0, leaves], near + 1, near)  # -2, -1, 1, 2
-    far = torch.randint(1, total, (candidates,), generator=draw)
-    comes = torch.where(torch.rand(candidates, generator=draw) < 0.6, near, far)
-    taken = (now == comes[:, None]).any(1) | (comes < 1) | (comes >= total)
-    moved = now.repeat(candidates, 1)
-    moved[torch.arange(candidates), leaves] = comes
-    return torch.cat([moved[~taken].sort(1).values, now])
+def _neighbours(
+    now: torch.Tensor, num_steps: int, number: int, generator: torch.Generator
+) -> torch.Tensor:
+    """`(C, k)`: plans with one computed step of `now` `(1, k)` moved, mostly by 1 or 2; and `now`.
+
+    Step 0 stays. Moves to a computed step or out of range are left out.
+    """
+    place = torch.randint(1, now.shape[1], (number,), generator=generator)
+    near = now[0, place] + torch.randint(0, 4, (number,), generator=generator) - 2
+    near = torch.where(near >= now[0, place], near + 1, near)  # by -2, -1, 1 or 2
+    far = torch.randint(1, num_steps, (number,), generator=generator)
+    to = torch.where(torch.rand(number, generator=generator) < 0.6, near, far)
+    impossible = (now == to[:, None]).any(1) | (to < 1) | (to >= num_steps)
+    moved = now.repeat(number, 1)
+    moved[torch.arange(number), place] = to
+    return torch.cat([moved[~impossible].sort(1).values, now])

@@ -1,8 +1,9 @@
-"""Prompts encoded before a run, once: a plan is chosen by their text, and the run takes it over.
+"""Encodes prompts once, before a run: a plan is chosen by their text, and the run uses it again.
 
-It is handed to those pipelines whose clip is then the same to the last bit, which a test shows of
-each: WanPipeline. The others encode anew: HunyuanVideo has a second encoder, and it and LTX-Video
-masks beside the embeddings; of CogVideoX no test has shown it, for want of a tiny text encoder.
+In: a pipeline and prompts. Out: their `Text`, and the arguments by which the call gets it.
+Knows `encode_prompt` of diffusers' pipelines. The text is given to those pipelines alone whose clip
+is then the same bit by bit, which a test shows of each: WanPipeline. HunyuanVideo has a second
+encoder, it and LTX-Video have masks beside the embeddings, and for CogVideoX there is no test.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import torch
 from dit_accel.core import measure
 from dit_accel.planning.difficulty import pooled
 
-TAKES_OVER = ("WanPipeline",)
+REUSES_TEXT = ("WanPipeline",)
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,7 +29,7 @@ class Text:
     Args:
         embeddings: `(B, L, T)`.
         seconds: that it took.
-        length: of prompts in tokens, that was asked for; None: the pipeline's own.
+        length: of prompts in tokens, as asked for; None: the pipeline's own.
     """
 
     embeddings: torch.Tensor
@@ -41,9 +42,9 @@ class Text:
         return pooled(self.embeddings)
 
     def arguments(self, pipe: Any) -> dict[str, Any]:
-        """What the pipeline's call is given in place of the prompts; nothing where it might then
-        make another clip (its call and its `encode_prompt` may default to other lengths)."""
-        if type(pipe).__name__ not in TAKES_OVER or self.length is None:
+        """What replaces the prompts in the pipeline's call; nothing where that might change the
+        clip (its call and its `encode_prompt` may have different default lengths)."""
+        if type(pipe).__name__ not in REUSES_TEXT or self.length is None:
             return {}
         return {"prompt": None, "prompt_embeds": self.embeddings}
 
@@ -51,14 +52,11 @@ class Text:
 def encode(
     pipe: Any, prompts: Sequence[str], max_sequence_length: int | None = None
 ) -> Text | None:
-    """Prompts as a run of the pipeline will have them.
-
-    None where the pipeline encodes prompts in a way of its own.
-    """
+    """Prompts as a run of the pipeline will have them; None where it encodes in another way."""
     own = getattr(pipe, "encode_prompt", None)
     if own is None:
         return None
-    given = {
+    arguments = {
         "prompt": list(prompts),
         "do_classifier_free_guidance": False,
         "max_sequence_length": max_sequence_length,
@@ -66,7 +64,7 @@ def encode(
     accepted = inspect.signature(own).parameters
     begun = time.perf_counter()
     with torch.no_grad():
-        found = own(**{k: v for k, v in given.items() if k in accepted and v is not None})
+        found = own(**{k: v for k, v in arguments.items() if k in accepted and v is not None})
     text = found[0] if isinstance(found, tuple) else found
     if not isinstance(text, torch.Tensor) or text.ndim != 3:
         return None

@@ -97,11 +97,11 @@ def chosen(points: Points, store: Store, model: Path) -> dict[str, Any]:
     from diffusers import WanPipeline
 
     from dit_accel.planning.difficulty import pooled
-    from dit_accel.planning.lookup import FILE
+    from dit_accel.planning.lookup import PROFILE_FILE
     from dit_accel.planning.profile import Profile
     from dit_accel.planning.selection import Target, choose
 
-    profile, pipe = Profile.load(model / FILE), WanPipeline.from_pretrained(model)
+    profile, pipe = Profile.load(model / PROFILE_FILE), WanPipeline.from_pretrained(model)
     length = store.spec().clip.max_sequence_length
     found: dict[str, Any] = defaultdict(list)
     for prompt in store.spec().prompts:

@@ -111,7 +111,7 @@ def rows_of(
 ) -> list[Row]:
     """All forms on one clip."""
     plain, stored, plan = run(pipe, clip, profile, speedup, None)
-    energy = noise_energy(plan, profile.field)
+    energy = noise_energy(plan, profile.error_model)
     rows = [Row(speedup, "as they are", decibels(uncached, plain), None, None, stored)]
     for name, (form, typical) in forms().items():
         made, stored, _ = run(pipe, clip, profile, speedup, form)

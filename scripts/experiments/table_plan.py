@@ -27,7 +27,7 @@ from world import PROMPT_STREAM, scene_at
 from dit_accel.calibration.fit import RidgeMoments
 from dit_accel.calibration.record import probe_steps, summed_up
 from dit_accel.models import miniature
-from dit_accel.planning.plan import line_sums, steps_read, window_sums, windows
+from dit_accel.planning.plan import line_sums, used_steps, window_sums, windows
 from dit_accel.planning.sampler import coefficients_of
 from dit_accel.planning.search import ErrorModel, fit, search
 
@@ -48,7 +48,7 @@ class Batch:
         self.noise = torch.stack(list(draws)).flatten(1).to(pipe.device)
         pipe.scheduler.set_timesteps(steps, device=pipe.device)
         self.times = pipe.scheduler.timesteps.clone()
-        self.schedule = coefficients_of(pipe.scheduler, (1.0, 1.0 - self.guidance))
+        self.sampler = coefficients_of(pipe.scheduler, (1.0, 1.0 - self.guidance))
 
     def parts(self, step: int, latents: torch.Tensor) -> torch.Tensor:
         """`(B, P, N)`: the conditional prediction, and the difference of the unconditional one."""
@@ -71,13 +71,13 @@ class Batch:
     def guided(self, parts: torch.Tensor) -> torch.Tensor:
         """`(P, N)`: parts, mixed."""
         return torch.einsum(
-            "b,bpn->pn", torch.tensor(self.schedule.branch_weights, device=self.device), parts
+            "b,bpn->pn", torch.tensor(self.sampler.branch_weights, device=self.device), parts
         )
 
     def run(self) -> None:
         """Uncached: `all` parts `(n, B, P, N)`, and latents before every step and at the end."""
         self.latents, self.all = [self.noise], []
-        for step, share in enumerate(self.schedule.coefficients.tolist()):
+        for step, share in enumerate(self.sampler.coefficients.tolist()):
             self.all.append(self.parts(step, self.latents[-1]))
             self.latents.append(self.latents[-1] + share * self.guided(self.all[-1]))
 
@@ -104,16 +104,16 @@ class Batch:
         """Final latents of a run that computes these steps; `change_of(opened, features, left)` is
         what changes each window's line."""
         latents, computed_parts = self.noise, {}
-        for opened, closed in windows(computed, self.schedule.num_steps):
+        for opened, closed in windows(computed, self.sampler.num_steps):
             computed_parts[opened] = self.parts(opened, latents)
-            latents = latents + float(self.schedule.coefficients[opened]) * self.guided(
+            latents = latents + float(self.sampler.coefficients[opened]) * self.guided(
                 computed_parts[opened]
             )
             if closed - opened == 1:
                 continue
-            read = steps_read(computed, opened, depth)
+            read = used_steps(computed, opened, depth)
             ends = torch.tensor([opened]), torch.tensor([closed])
-            line = line_sums(torch.tensor([read]), *ends, self.schedule)[0]
+            line = line_sums(torch.tensor([read]), *ends, self.sampler)[0]
             features = [computed_parts[step][part] for part in range(2) for step in read] + [
                 self.noise
             ]
@@ -130,7 +130,7 @@ def _weighted(weights: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
 
 def field_of(batch: Batch, probed: int = 8) -> ErrorModel:
     """Inner products of a batch, and gain and memory from reuses of single predictions."""
-    n, final = batch.schedule.num_steps, batch.latents[-1]
+    n, final = batch.sampler.num_steps, batch.latents[-1]
     grams = []
     for p in range(len(final)):
         parts = torch.stack(batch.all)[:, :, p].transpose(0, 1).flatten(0, 1)
@@ -139,17 +139,17 @@ def field_of(batch: Batch, probed: int = 8) -> ErrorModel:
     found = []
     for step in probe_steps(n, 10):
         latents, reused = batch.latents[step], batch.guided(batch.all[step - 1])
-        share = float(batch.schedule.coefficients[step])
+        share = float(batch.sampler.coefficients[step])
         made = share * (reused - batch.guided(batch.all[step]))
         latents = latents + share * reused
         for later in range(step + 1, n):
             guided = batch.guided(batch.parts(later, latents))
-            latents = latents + float(batch.schedule.coefficients[later]) * guided
+            latents = latents + float(batch.sampler.coefficients[later]) * guided
         became = latents - final
         cosine = torch.nn.functional.cosine_similarity(made, became)
         gain = became.norm(dim=1) / made.norm(dim=1)
         found += [(step, float(gain[p]), float(cosine[p])) for p in range(min(probed, len(gain)))]
-    return ErrorModel(batch.schedule, torch.stack(grams), *summed_up(found, n))
+    return ErrorModel(batch.sampler, torch.stack(grams), *summed_up(found, n))
 
 
 def refined(batch: Batch, computed: Sequence[int], depth: int, ridge: float) -> Changes:
@@ -173,10 +173,10 @@ def planned(computed: Sequence[int], field: ErrorModel, depth: int) -> Changes:
     plan, _ = fit(computed, field, depth=depth)
     changes = {}
     for opened, closed in windows(computed, field.num_steps):
-        read = steps_read(computed, opened, depth)
+        read = used_steps(computed, opened, depth)
         ends = torch.tensor([opened]), torch.tensor([closed])
-        whole = window_sums(plan, read, range(opened + 1, closed), field.schedule)
-        changes[opened] = whole - line_sums(torch.tensor([read]), *ends, field.schedule)[0]
+        whole = window_sums(plan, read, range(opened + 1, closed), field.sampler)
+        changes[opened] = whole - line_sums(torch.tensor([read]), *ends, field.sampler)[0]
     return changes
 
 

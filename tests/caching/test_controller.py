@@ -16,7 +16,7 @@ from dit_accel import accelerate
 from dit_accel.caching.controller import RunController
 from dit_accel.core.families import family_of
 from dit_accel.core.session import RunInfo
-from dit_accel.planning.lookup import FILE, cached_path, find_profile, identify
+from dit_accel.planning.lookup import PROFILE_FILE, cached_path, find_profile, profile_key
 from dit_accel.planning.plan import SamplerCoefficients
 from dit_accel.planning.profile import OTHER_SIZE_DB, Profile, ProfileError
 from dit_accel.planning.sampler import planned_coefficients
@@ -47,7 +47,7 @@ def profile_for(
         candidate, error_spread=torch.full((len(COMPUTED),), 1e6, dtype=torch.float64)
     )
     return profile_of(
-        [candidate], schedule=schedule, key=identify(pipe, **given | identity),
+        [candidate], schedule=schedule, key=profile_key(pipe, **given | identity),
         gram=gram_of(SamplerCoefficients(schedule.coefficients, schedule.timesteps, mix)),
     )  # fmt: skip
 
@@ -109,15 +109,15 @@ def test_a_profile_is_read_from_a_file_too(pipe, tmp_path):
 def test_profiles_are_found_in_the_model_s_folder_and_then_in_the_cache(tmp_path, monkeypatch):
     pipe = tiny.tiny_wan()
     assert find_profile(pipe) is None
-    cached = cached_path(identify(pipe))
+    cached = cached_path(profile_key(pipe))
     cached.parent.mkdir(parents=True)
     profile_for(pipe).save(cached)
     assert find_profile(pipe) == cached
     folder = tmp_path / "model"
     folder.mkdir()
-    profile_for(pipe).save(folder / FILE)
+    profile_for(pipe).save(folder / PROFILE_FILE)
     pipe.register_to_config(_name_or_path=str(folder))
-    assert find_profile(pipe) == folder / FILE == find_profile(folder)
+    assert find_profile(pipe) == folder / PROFILE_FILE == find_profile(folder)
     with accelerate(pipe, quality=30.0) as handle:
         run(pipe)
         assert handle.report().planned == COMPUTED
@@ -175,7 +175,7 @@ def test_another_dtype_is_carried_over_and_named(pipe):
 
 def test_a_profile_of_other_weights_is_refused_with_the_difference_named(pipe, stock):
     other = profile_for(tiny.tiny_wan(seed=5))
-    mine, theirs = identify(pipe).weights, other.key.weights
+    mine, theirs = profile_key(pipe).weights, other.key.weights
     with pytest.raises(ProfileError, match=f"weights is {theirs} in the profile, {mine} here"):
         accelerate(pipe, profile=other, quality=30.0)
     assert "forward" not in vars(pipe.transformer)
@@ -262,7 +262,7 @@ def test_few_steps_are_refused(pipe, known):
     profile = profile_for(pipe) if known else None
     with (
         accelerate(pipe, profile=profile, quality=30.0),
-        pytest.raises(ValueError, match="a run of 4 steps has nothing to serve from; accepted: 8"),
+        pytest.raises(ValueError, match="4 steps is too short to extrapolate in; accepted: 8"),
     ):
         run(pipe, num_inference_steps=4)
 
@@ -366,12 +366,12 @@ def test_removal_leaves_nothing():
 
 
 def test_an_identity_is_told_by_weights_configuration_and_sampler(pipe):
-    mine = identify(pipe)
-    assert identify(tiny.tiny_wan()) == mine
-    assert identify(tiny.tiny_wan(seed=1)).weights != mine.weights
-    assert identify(tiny.tiny_wan(transformer_2=True)).weights != mine.weights
+    mine = profile_key(pipe)
+    assert profile_key(tiny.tiny_wan()) == mine
+    assert profile_key(tiny.tiny_wan(seed=1)).weights != mine.weights
+    assert profile_key(tiny.tiny_wan(transformer_2=True)).weights != mine.weights
     other = tiny.tiny_wan()
     other.scheduler = type(other.scheduler).from_config(other.scheduler.config, shift=7.0)
-    assert (identify(other).weights, identify(other).sampler != mine.sampler) == (
+    assert (profile_key(other).weights, profile_key(other).sampler != mine.sampler) == (
         mine.weights, True,
     )  # fmt: skip

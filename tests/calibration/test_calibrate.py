@@ -57,14 +57,14 @@ def test_shares_rebuild_the_final_latents_of_every_sampler(name):
     recording = record(pipe, clip, given)
     parts = 2 if name.startswith("wan") else 1
     assert recording.parts.shape == (parts, clip.steps, recording.final.numel())
-    assert recording.schedule.num_steps == clip.steps
-    assert len(recording.schedule.branch_weights) == parts
+    assert recording.sampler.num_steps == clip.steps
+    assert len(recording.sampler.branch_weights) == parts
     assert recording.gram.shape == (parts * clip.steps + 1,) * 2
     assert "step" not in vars(pipe.scheduler)
     if name.startswith("wan"):
         pipe.scheduler.set_timesteps(clip.steps)  # forgets the run, as every run begins
-    foretold = coefficients_of(pipe.scheduler, recording.schedule.branch_weights)
-    assert torch.allclose(foretold.coefficients, recording.schedule.coefficients, atol=1e-6)
+    foretold = coefficients_of(pipe.scheduler, recording.sampler.branch_weights)
+    assert torch.allclose(foretold.coefficients, recording.sampler.coefficients, atol=1e-6)
 
 
 def test_a_sampler_that_is_not_linear_is_refused(monkeypatch):
@@ -86,8 +86,8 @@ def tensors_of(profile: Profile) -> list[torch.Tensor]:
     found = [
         profile.gram,
         profile.error_gain,
-        profile.schedule.coefficients,
-        profile.schedule.timesteps,
+        profile.sampler.coefficients,
+        profile.sampler.timesteps,
     ]
     for candidate in profile.candidates:
         found += [value for value in vars(candidate).values() if isinstance(value, torch.Tensor)]
@@ -104,7 +104,7 @@ def test_the_shape_of_a_profile(pipe):
     identity = profile.key
     assert (identity.pipeline, identity.parts, identity.steps) == ("WanPipeline", 2, STEPS)
     assert (identity.guidance, identity.height, identity.frames) == (4.0, 16, 9)
-    assert profile.schedule.branch_weights == (1.0, -3.0)
+    assert profile.sampler.branch_weights == (1.0, -3.0)
     assert profile.gram.shape == (1, 2 * STEPS + 1, 2 * STEPS + 1)
     assert profile.error_gain.shape == (STEPS,)
     assert [len(candidate.computed) for candidate in profile.candidates] == [5, 3]
@@ -112,7 +112,10 @@ def test_the_shape_of_a_profile(pipe):
         count = len(candidate.computed)
         assert candidate.computed[0] == 0
         assert (
-            candidate.psnr_db.shape == candidate.latents_db.shape == candidate.alarm.shape == (2,)
+            candidate.psnr_db.shape
+            == candidate.latents_db.shape
+            == candidate.prompt_scores.shape
+            == (2,)
         )
         assert candidate.extrapolation_error.shape == candidate.error_spread.shape == (count,)
         assert candidate.corrections.shape[0] == count
@@ -148,7 +151,7 @@ def test_in_one_batch_every_clip_is_served_by_changes_fitted_to_the_others(pipe,
     profile = calibrate(pipe, CLIPS, told=lambda *news: told.append(news), **settings)
     assert [news for news in told if news[0] == "rungs"] == [("rungs", 0, 3)]  # one pass
     (candidate,) = profile.candidates
-    assert candidate.psnr_db.shape == candidate.alarm.shape == (3,)
+    assert candidate.psnr_db.shape == (3,)
     one_by_one = calibrate(pipe, CLIPS, **settings | {"batch": 1})
     for row in range(3):  # other runs shaped their changes, but they are not far
         assert abs(candidate.psnr_db[row] - one_by_one.candidates[0].psnr_db[row]) < 6
@@ -195,7 +198,7 @@ def test_each_clip_is_served_by_changes_that_have_not_seen_it(pipe, monkeypatch)
     fixed_ladder(monkeypatch)
 
     def lines(computed: Any, field: ErrorModel, *, depth: int) -> tuple[Plan, float]:
-        return Plan.of(computed, field.schedule, {}, depth), 0.0
+        return Plan.of(computed, field.sampler, {}, depth), 0.0
 
     monkeypatch.setattr(refine, "fit", lines)
     monkeypatch.setattr(calibrating, "FIT_PASSES", 1)
@@ -209,7 +212,7 @@ def test_each_clip_is_served_by_changes_that_have_not_seen_it(pipe, monkeypatch)
     assert psnr(stock[1], second, data_range=1.0) == pytest.approx(
         float(candidate.psnr_db[1]), abs=0.01
     )
-    prior, _ = lines(COMPUTED, both.field, depth=refine.REFINED_DEPTH)
+    prior, _ = lines(COMPUTED, both.error_model, depth=refine.REFINED_DEPTH)
     first = frames_of(pipe, CLIPS[0], prior)
     assert psnr(stock[0], first, data_range=1.0) == pytest.approx(
         float(candidate.psnr_db[0]), abs=0.01
@@ -332,7 +335,7 @@ def test_families_of_one_forward_a_step_are_calibrated_as_one_part(name, monkeyp
     pipe, clip, given = prepared(name, steps=STEPS)
     clips = [clip, dataclasses.replace(clip, seed=clip.seed + 1)]
     profile = calibrate(pipe, clips, speedups=(2.0,), probes=2, probed=1, overrides=given)
-    assert (profile.key.parts, profile.schedule.branch_weights) == (1, (1.0,))
+    assert (profile.key.parts, profile.sampler.branch_weights) == (1, (1.0,))
     (candidate,) = profile.candidates
     assert (candidate.latents_db > 0).all()
     with accelerate(pipe, speedup=2.0, profile=profile) as handle:
@@ -361,9 +364,9 @@ def test_a_field_foretells_what_one_reused_prediction_does_at_the_last_step():
     last = clip.steps - 1
     plan = Plan(clip.steps, {last: Extrapolation(({last - 1: 1.0}, {last - 1: 1.0}))})
     field = ErrorModel(
-        recording.schedule, recording.gram[None], torch.ones(clip.steps), error_memory=math.inf
+        recording.sampler, recording.gram[None], torch.ones(clip.steps), error_memory=math.inf
     )
-    with accelerate(pipe, plan=plan, mix=recording.schedule.branch_weights):
+    with accelerate(pipe, plan=plan, mix=recording.sampler.branch_weights):
         made = pipe(**call_arguments(pipe, clip) | given).frames.flatten()
     error = ((made - recording.final).norm() / recording.final.norm()) ** 2
     assert energies(plan, field).item() == pytest.approx(error.item(), rel=1e-3)

@@ -33,22 +33,22 @@ def drawn(noise: float, clips: int = CLIPS, width: int = 6) -> tuple[torch.Tenso
 def test_what_the_text_tells_is_found():
     """Without noise the line is exact: one unit of the first channel is one deviation harder."""
     texts, psnr = drawn(0.0)
-    found = PromptDifficulty.fitted(texts, psnr)
-    unit = float(found.of(torch.tensor([[1.0] + [0.0] * 5])) - found.of(torch.zeros(1, 6)))
+    found = PromptDifficulty.fit(texts, psnr)
+    unit = float(found.score(torch.tensor([[1.0] + [0.0] * 5])) - found.score(torch.zeros(1, 6)))
     assert unit == pytest.approx(1 / float(texts[:, 0].std()), rel=0.02)
     others = torch.eye(6)[1:]
     for row in others:
-        assert abs(found.of(row[None]) - found.of(torch.zeros(1, 6))) < 0.02
+        assert abs(found.score(row[None]) - found.score(torch.zeros(1, 6))) < 0.02
 
 
 def test_clips_are_foretold_without_themselves():
     """`known` of a clip is what a fit of the others says of it, at the ridge that was chosen."""
     texts, psnr = drawn(5.0)
-    whole = PromptDifficulty.fitted(texts, psnr)
+    whole = PromptDifficulty.fit(texts, psnr)
     without = torch.arange(CLIPS) != 7
-    part = PromptDifficulty.fitted(texts[without], psnr[:, without])
-    assert part.of(texts[7:8]) == pytest.approx(float(whole.known[7]), abs=0.02)
-    seen = torch.corrcoef(torch.stack([whole.known, texts[:, 0]]))[0, 1]
+    part = PromptDifficulty.fit(texts[without], psnr[:, without])
+    assert part.score(texts[7:8]) == pytest.approx(float(whole.held_out[7]), abs=0.02)
+    seen = torch.corrcoef(torch.stack([whole.held_out, texts[:, 0]]))[0, 1]
     assert seen > 0.9
 
 
@@ -56,25 +56,25 @@ def test_a_text_that_tells_nothing_moves_nothing():
     """PSNR of pure noise: leaving clips out shows that nothing is foretold, and it is held back."""
     texts, _ = drawn(0.0)
     psnr = 40 + 5 * torch.randn(2, CLIPS, generator=torch.Generator().manual_seed(1))
-    found = PromptDifficulty.fitted(texts, psnr)
-    moved = found.shifted(psnr[0].double(), found.of(3 * torch.ones(1, 6))) - psnr[0]
+    found = PromptDifficulty.fit(texts, psnr)
+    moved = found.shifted(psnr[0].double(), found.score(3 * torch.ones(1, 6))) - psnr[0]
     assert moved.abs().max() < 3
 
 
 @pytest.mark.parametrize("clips", [3, MIN_FITTED_CLIPS - 1])
 def test_few_clips_are_not_fitted(clips):
-    assert PromptDifficulty.fitted(*drawn(0.0, clips)) is None
+    assert PromptDifficulty.fit(*drawn(0.0, clips)) is None
 
 
 def test_texts_that_are_all_alike_are_not_fitted():
-    assert PromptDifficulty.fitted(torch.ones(CLIPS, 6), drawn(1.0)[1]) is None
+    assert PromptDifficulty.fit(torch.ones(CLIPS, 6), drawn(1.0)[1]) is None
 
 
 def test_more_channels_than_clips_are_no_matter():
     texts, psnr = drawn(1.0, clips=60, width=500)
-    found = PromptDifficulty.fitted(texts, psnr)
+    found = PromptDifficulty.fit(texts, psnr)
     assert found.weights.shape == (500,)
-    assert found.known.isfinite().all()
+    assert found.held_out.isfinite().all()
 
 
 def test_clips_are_shifted_to_the_difficulty_of_the_prompt():
@@ -92,18 +92,16 @@ def test_pooling_leaves_padding_out():
 
 
 def test_another_width_is_refused():
-    found = PromptDifficulty.fitted(*drawn(1.0))
+    found = PromptDifficulty.fit(*drawn(1.0))
     with pytest.raises(ValueError, match="text has 3 channels; accepted: 6"):
-        found.of(torch.zeros(1, 3))
+        found.score(torch.zeros(1, 3))
 
 
 @pytest.fixture
 def profile() -> Profile:
     texts, psnr = drawn(1.0)
     candidates = [rung_of(SLOW, psnr[0].tolist()), rung_of(FAST, psnr[1].tolist())]
-    return dataclasses.replace(
-        profile_of(candidates), difficulty=PromptDifficulty.fitted(texts, psnr)
-    )
+    return dataclasses.replace(profile_of(candidates), difficulty=PromptDifficulty.fit(texts, psnr))
 
 
 def test_a_hard_prompt_is_given_more_steps(profile):

@@ -12,7 +12,7 @@ from dit_accel.planning.plan import (
     Plan,
     SamplerCoefficients,
     line_sums,
-    steps_read,
+    used_steps,
     windows,
 )
 
@@ -71,9 +71,9 @@ def test_every_part_is_read():
 
 
 def test_the_last_computed_steps_are_read_latest_first():
-    assert steps_read((0, 2, 5, 9), 5, 2) == [5, 2]
-    assert steps_read((0, 2, 5, 9), 5, 4) == [5, 2, 0]
-    assert steps_read((0, 2, 5, 9), 9, 1) == [9]
+    assert used_steps((0, 2, 5, 9), 5, 2) == [5, 2]
+    assert used_steps((0, 2, 5, 9), 5, 4) == [5, 2, 0]
+    assert used_steps((0, 2, 5, 9), 9, 1) == [9]
 
 
 def test_lines_by_hand():
@@ -135,7 +135,7 @@ def test_what_a_plan_adds_is_its_lines_and_changes(parts):
     schedule = schedule_of(9, mix, torch.rand(9, generator=draw).tolist())
     change = torch.randn(parts * 3 + 1, generator=draw, dtype=torch.float64)
     plan = Plan.of((0, 2, 3, 7), schedule, {3: change}, depth=3)
-    read = steps_read(plan.computed, 3, 3)
+    read = used_steps(plan.computed, 3, 3)
     sums = torch.zeros(parts * 3 + 1, dtype=torch.float64)
     for step in range(4, 7):
         share, served = float(schedule.coefficients[step]), plan.extrapolations[step]
@@ -150,22 +150,25 @@ def test_what_a_plan_adds_is_its_lines_and_changes(parts):
 def test_rows_of_the_schedule():
     """Two parts of four steps and the noise: nine rows; the noise is the last."""
     schedule = schedule_of(4, mix=(1.0, -3.0), coefficients=[1.0, 2.0, 4.0, 8.0])
-    assert (schedule.num_steps, schedule.rows) == (4, 9)
+    assert (schedule.num_steps, schedule.num_rows) == (4, 9)
     assert schedule.feature_rows(torch.tensor([[2, 0]])).tolist() == [[2, 0, 6, 4, 8]]
-    missing = schedule.missing(torch.tensor([0]), torch.tensor([3]))
+    missing = schedule.omitted(torch.tensor([0]), torch.tensor([3]))
     assert missing.tolist() == [[0.0, -2.0, -4.0, 0.0, 0.0, 6.0, 12.0, 0.0, 0.0]]
 
 
 @pytest.mark.parametrize(
     ("forecasts", "message"),
     [
-        ({0: reused(1)}, "step 0 is served; accepted: 1 to 3"),
-        ({4: reused(1)}, "step 4 is served; accepted: 1 to 3"),
-        ({2: reused(3)}, r"the forecast of step 2 reads \[3\]; accepted: steps computed before it"),
-        ({1: reused(0), 2: reused(1)}, r"the forecast of step 2 reads \[1\]"),
-        ({2: Extrapolation(({1: 1.0}, {2: 1.0}))}, r"the forecast of step 2 reads \[2\]"),
-        ({2: Extrapolation(({1: 1.0}, {}))}, "the forecast of step 2 reads nothing"),
-        ({2: Extrapolation(())}, "the forecast of step 2 reads nothing"),
+        ({0: reused(1)}, "step 0 is extrapolated; accepted: 1 to 3"),
+        ({4: reused(1)}, "step 4 is extrapolated; accepted: 1 to 3"),
+        (
+            {2: reused(3)},
+            r"extrapolation of step 2 uses \[3\]; accepted: steps computed before it",
+        ),
+        ({1: reused(0), 2: reused(1)}, r"the extrapolation of step 2 uses \[1\]"),
+        ({2: Extrapolation(({1: 1.0}, {2: 1.0}))}, r"the extrapolation of step 2 uses \[2\]"),
+        ({2: Extrapolation(({1: 1.0}, {}))}, "the extrapolation of step 2 uses nothing"),
+        ({2: Extrapolation(())}, "the extrapolation of step 2 uses nothing"),
     ],
 )
 def test_plans_that_cannot_be_carried_out_are_refused(forecasts, message):
@@ -178,8 +181,8 @@ def test_plans_that_cannot_be_carried_out_are_refused(forecasts, message):
     [
         (torch.ones(3), torch.ones(4), r"shapes \(\(3,\), \(4,\)\); accepted: \(n,\), \(n,\)"),
         (torch.ones(3, 1), torch.ones(3, 1), r"accepted: \(n,\), \(n,\)"),
-        (torch.full((3,), math.nan), torch.ones(3), "shares or times is not finite"),
-        (torch.ones(3), torch.full((3,), math.inf), "shares or times is not finite"),
+        (torch.full((3,), math.nan), torch.ones(3), "coefficients or timesteps is not finite"),
+        (torch.ones(3), torch.full((3,), math.inf), "coefficients or timesteps is not finite"),
     ],
 )
 def test_a_schedule_that_does_not_fit_is_refused(shares, times, message):

@@ -43,16 +43,16 @@ def test_of_many_prompts_the_share_that_reaches_is_counted(failing, computed):
     candidates = [rung_of(SLOW, spread_out(50.0, 1.0)), rung_of(FAST, tailed(256, failing))]
     choice = for_quality(profile_of(candidates), 30.0)
     assert choice.plan.computed == computed
-    assert QualityDistribution.of(candidates[1]).promise(30.0) <= (256 - failing) / 256
-    assert (QualityDistribution.of(candidates[1]).promise(30.0) >= 0.95) == (failing <= 7)
+    assert QualityDistribution.of(candidates[1]).guaranteed_share(30.0) <= (256 - failing) / 256
+    assert (QualityDistribution.of(candidates[1]).guaranteed_share(30.0) >= 0.95) == (failing <= 7)
 
 
 def test_fewer_than_many_prompts_are_not_counted():
     """45 without a failure: 0.95^45 = 0.099; 44 do not do, and a normal one is taken."""
     assert 0.95**MIN_COUNTED_CLIPS < 1 - CONFIDENCE < 0.95 ** (MIN_COUNTED_CLIPS - 1)
     distribution = QualityDistribution.of(rung_of(FAST, [40.0] * MIN_COUNTED_CLIPS))
-    assert distribution.promise(39.0) == pytest.approx(0.1 ** (1 / 45))
-    assert distribution.promise(41.0) == 0.0
+    assert distribution.guaranteed_share(39.0) == pytest.approx(0.1 ** (1 / 45))
+    assert distribution.guaranteed_share(41.0) == 0.0
 
 
 def test_the_interval_of_many_prompts_is_their_own():

@@ -16,14 +16,16 @@ from safetensors.torch import save_file
 
 from dit_accel.models import miniature
 from dit_accel.planning import profile as profile_file
+from dit_accel.planning import profile_key
 from dit_accel.planning.difficulty import PromptDifficulty
 from dit_accel.planning.plan import Extrapolation, SamplerCoefficients
-from dit_accel.planning.profile import CandidatePlan, Profile, ProfileError, ProfileKey
+from dit_accel.planning.profile import CandidatePlan, Profile, ProfileError
+from dit_accel.planning.profile_key import ProfileKey
 
 
 @pytest.fixture
 def profile() -> Profile:
-    first = rung_of((0, 2, 4, 8, 14), [40.0, 41.5, 39.0], alarm=[0.1, -0.1, 0.0], parts=2)
+    first = rung_of((0, 2, 4, 8, 14), [40.0, 41.5, 39.0], prompt_scores=[0.1, -0.1, 0.0], parts=2)
     schedule = schedule_of(mix=(1.0, -3.0))
     identity = dataclasses.replace(IDENTITY, parts=2, guidance=4.0)
     return profile_of([first], schedule=schedule, key=identity)
@@ -33,8 +35,8 @@ def tensors_of(profile: Profile) -> dict[str, torch.Tensor]:
     found = {
         "gram": profile.gram,
         "gain": profile.error_gain,
-        "shares": profile.schedule.coefficients,
-        "times": profile.schedule.timesteps,
+        "shares": profile.sampler.coefficients,
+        "times": profile.sampler.timesteps,
     }
     for place, candidate in enumerate(profile.candidates):
         for name, filed in profile_file.CANDIDATE_NAMES.items():
@@ -63,7 +65,7 @@ def test_what_is_saved_is_loaded_bit_equal(profile, tmp_path):
         assert value.dtype == after[name].dtype == torch.float64, name
     for name in ("key", "error_memory", "depth", "metadata"):
         assert getattr(loaded, name) == getattr(profile, name)
-    assert loaded.schedule.branch_weights == profile.schedule.branch_weights
+    assert loaded.sampler.branch_weights == profile.sampler.branch_weights
     assert [candidate.computed for candidate in loaded.candidates] == [(0, 2, 4, 8, 14)]
     loaded.save(tmp_path / "b.safetensors")
     assert (tmp_path / "b.safetensors").read_bytes() == path.read_bytes()
@@ -142,12 +144,12 @@ def test_plans_that_a_run_turned_to_are_read_over(profile, tmp_path, careful):
 @pytest.mark.parametrize(
     ("kind", "names", "elsewhere"),
     [
-        (ProfileKey, profile_file.KEY_NAMES, set()),
+        (ProfileKey, profile_key.KEY_NAMES, set()),
         (SamplerCoefficients, profile_file.COEFFICIENTS_NAMES, set()),
         (CandidatePlan, profile_file.CANDIDATE_NAMES, {"computed"}),  # in the header
         (PromptDifficulty, profile_file.DIFFICULTY_NAMES, set()),
         (Profile, profile_file.PROFILE_NAMES,
-         {"key", "schedule", "candidates", "difficulty"}),
+         {"key", "sampler", "candidates", "difficulty"}),
     ],
     ids=lambda value: getattr(value, "__name__", None),
 )  # fmt: skip
@@ -161,7 +163,7 @@ def test_a_profile_without_rungs_is_one(tmp_path):
     profile_of().save(tmp_path / "a.safetensors")
     loaded = Profile.load(str(tmp_path / "a.safetensors"))
     assert loaded.candidates == ()
-    assert loaded.field.num_steps == 20
+    assert loaded.error_model.num_steps == 20
 
 
 def test_inner_products_are_kept_in_float32(tmp_path):
@@ -280,7 +282,7 @@ def test_guidance_is_carried_over_where_there_are_two_parts(parts):
     other = dataclasses.replace(mine, guidance=6.0)
     said = ("guidance is 4.0 in the profile, 6.0 here",)
     assert mine.refusals(other) == (said if parts == 1 else ())
-    assert mine.carried(other) == (said if parts == 2 else ())
+    assert mine.transfers(other) == (said if parts == 2 else ())
 
 
 def test_what_is_carried_over_is_named():
@@ -288,7 +290,7 @@ def test_what_is_carried_over_is_named():
         IDENTITY, steps=30, height=32, width=48, frames=17, dtype="bfloat16"
     )
     assert IDENTITY.refusals(other) == ()
-    assert IDENTITY.carried(other) == (
+    assert IDENTITY.transfers(other) == (
         "steps is 20 in the profile, 30 here",
         "height is 16 in the profile, 32 here",
         "width is 16 in the profile, 48 here",
@@ -298,7 +300,7 @@ def test_what_is_carried_over_is_named():
 
 
 def test_the_field_over_its_own_timesteps_is_itself(profile):
-    field = profile.field_for(profile.schedule)
+    field = profile.error_model_for(profile.sampler)
     assert torch.equal(field.gram, profile.gram)
     assert torch.allclose(field.error_gain, profile.error_gain, rtol=1e-12)
     assert field.error_memory == profile.error_memory
@@ -307,12 +309,12 @@ def test_the_field_over_its_own_timesteps_is_itself(profile):
 def test_the_field_at_every_second_timestep_has_these_rows(profile):
     """The timesteps of ten steps are every second of twenty; memory counts in steps."""
     half = schedule_of(10, mix=(1.0, -5.0))
-    field = profile.field_for(half)
+    field = profile.error_model_for(half)
     rows = [*range(0, 20, 2), *range(20, 40, 2), 40]
     assert torch.allclose(field.gram, profile.gram[:, rows][:, :, rows], rtol=1e-12)
     assert torch.allclose(field.error_gain, profile.error_gain[::2], rtol=1e-12)
     assert field.error_memory == profile.error_memory / 2
-    assert field.schedule is half
+    assert field.sampler is half
 
 
 def test_between_two_timesteps_rows_are_on_the_line_and_beyond_the_ends_level():
@@ -326,12 +328,12 @@ def test_between_two_timesteps_rows_are_on_the_line_and_beyond_the_ends_level():
     wanted = SamplerCoefficients(
         torch.ones(3), torch.tensor([1200.0, 750.0, -100.0], dtype=torch.float64)
     )
-    field = profile.field_for(wanted)
+    field = profile.error_model_for(wanted)
     expected = torch.tensor([[0.0], [5.0], [20.0], [1.0]], dtype=torch.float64)
     assert torch.allclose(field.gram[0], expected @ expected.T)
     assert field.error_gain.tolist() == pytest.approx([1.0, 10.0, 1.0])
 
 
 def test_a_field_of_other_parts_is_refused(profile):
-    with pytest.raises(ProfileError, match="the profile has 2 parts, the run 1"):
-        profile.field_for(schedule_of())
+    with pytest.raises(ProfileError, match="the profile has 2 branches, the run 1"):
+        profile.error_model_for(schedule_of())

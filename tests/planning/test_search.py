@@ -182,7 +182,7 @@ def test_search_is_never_worse_than_where_it_began():
     field = field_of(smooth())
     for count in range(2, 19, 4):
         start = evenly(20, count)
-        assert search(field, count, rounds=4, candidates=12, start=start)[1] <= fit(start, field)[1]
+        assert search(field, count, rounds=4, neighbours=12, start=start)[1] <= fit(start, field)[1]
 
 
 def test_a_start_of_another_count_is_filled_or_cut():
@@ -232,7 +232,7 @@ def test_noise_on_kept_values_adds_up_as_it_does_in_a_linear_sampler():
         2: Extrapolation(({1: 2.0, 0: -1.0}, {1: 1.0}), noise_weight=0.5),
         3: Extrapolation(({1: 3.0, 0: -2.0}, {1: 0.5})),
     }
-    diagonal = torch.arange(1.0, schedule.rows + 1, dtype=torch.float64)
+    diagonal = torch.arange(1.0, schedule.num_rows + 1, dtype=torch.float64)
     for gain, late in ((1.0, 1.0), (2.0, 2.0)):
         gains = torch.tensor([1.0, 1.0, 1.0, gain], dtype=torch.float64)
         field = ErrorModel(schedule, torch.diag(diagonal)[None], gains, math.inf)

@@ -11,8 +11,8 @@ from profiles import STEPS, profile_of, rung_of, schedule_of, spread_out
 from scipy import stats
 
 from dit_accel.config import config_of
-from dit_accel.planning import selection
 from dit_accel.planning.difficulty import PromptDifficulty
+from dit_accel.planning.margin import MAX_MARGIN_DB, QualityMargin
 from dit_accel.planning.prediction import (
     clopper_pearson_lower,
     describe,
@@ -170,7 +170,7 @@ def test_a_speed_out_of_range_is_refused(speedup):
 
 
 def test_a_quality_needs_rungs():
-    with pytest.raises(TargetError, match="the profile has no rungs; calibrate with speedups"):
+    with pytest.raises(TargetError, match="has no candidate plans; calibrate with speedups"):
         for_quality(profile_of(), 40.0)
 
 
@@ -206,20 +206,20 @@ def two_kinds(fast: tuple[float, float], slow: float = 50.0) -> Profile:
     return profile_of(candidates, difficulty=PromptDifficulty(torch.zeros_like(one), one, known))
 
 
-def test_slack_is_what_the_choice_as_a_whole_can_spare():
+def test_margin_is_what_the_choice_as_a_whole_can_spare():
     """Fast gives easy clips 40 dB and hard ones 30; of 35 dB, 5 less would give hard ones the fast
     plan, and half of all clips would miss the quality."""
     profile = two_kinds((40.0, 30.0))
-    slack = selection.QualityMargin.of(profile, 35.0)
-    assert slack == selection.QualityMargin(4.75, clopper_pearson_lower(100, 100))
+    margin = QualityMargin.of(profile, 35.0)
+    assert margin == QualityMargin(4.75, clopper_pearson_lower(100, 100))
     for text, computed in ((-1.0, 4), (1.0, 6)):
         told = profile.for_text(torch.full((1, 1), text))
-        choice = for_quality(told, 35.0, slack=slack)
+        choice = for_quality(told, 35.0, margin=margin)
         assert len(choice.plan.computed) == computed
         assert choice.prediction.reach == pytest.approx(clopper_pearson_lower(100, 100))
 
 
-def test_slack_does_not_count_hard_clips_against_easy_texts():
+def test_margin_does_not_count_hard_clips_against_easy_texts():
     """Two hard clips get 26 dB. Shifted to the easy text they get 36, two of a hundred below 38,
     so that one cannot be sure of 95 %; but no hard text is given the fast plan."""
     profile = two_kinds((40.0, 30.0))
@@ -230,28 +230,23 @@ def test_slack_does_not_count_hard_clips_against_easy_texts():
         profile, candidates=(dataclasses.replace(fast, psnr_db=psnr), slow)
     )
     easy, hard = (profile.for_text(torch.full((1, 1), text)) for text in (-1.0, 1.0))
-    slack = selection.QualityMargin.of(profile, 38.0)
-    assert slack == selection.QualityMargin(
-        selection.MAX_MARGIN_DB, clopper_pearson_lower(100, 100)
-    )
+    margin = QualityMargin.of(profile, 38.0)
+    assert margin == QualityMargin(MAX_MARGIN_DB, clopper_pearson_lower(100, 100))
     assert len(for_quality(easy, 38.0).plan.computed) == 6
-    assert len(for_quality(easy, 38.0, slack=slack).plan.computed) == 4
-    assert len(for_quality(hard, 38.0, slack=slack).plan.computed) == 6
+    assert len(for_quality(easy, 38.0, margin=margin).plan.computed) == 4
+    assert len(for_quality(hard, 38.0, margin=margin).plan.computed) == 6
 
 
-def test_there_is_no_slack_where_little_is_known():
+def test_there_is_no_margin_where_little_is_known():
     profile = two_kinds((40.0, 30.0))
-    few = dataclasses.replace(profile.difficulty, known=profile.difficulty.known[::5])
+    few = dataclasses.replace(profile.difficulty, held_out=profile.difficulty.held_out[::5])
     for changes in ({"difficulty": None}, {"difficulty": few}):
-        assert (
-            selection.QualityMargin.of(dataclasses.replace(profile, **changes), 35.0)
-            == selection.QualityMargin()
-        )
+        assert QualityMargin.of(dataclasses.replace(profile, **changes), 35.0) == QualityMargin()
 
 
 @pytest.mark.parametrize("seed", range(5))
 @pytest.mark.parametrize("quality", [25.0, 30.0, 35.0])
-def test_with_slack_enough_of_calibrations_clips_reach_the_quality(seed, quality):
+def test_with_margin_enough_of_calibrations_clips_reach_the_quality(seed, quality):
     """And none is slower than without."""
     draw = torch.Generator().manual_seed(seed)
     known = torch.randn(120, generator=draw, dtype=torch.float64)
@@ -262,13 +257,13 @@ def test_with_slack_enough_of_calibrations_clips_reach_the_quality(seed, quality
     ]
     one = torch.ones(1, dtype=torch.float64)
     profile = profile_of(candidates, difficulty=PromptDifficulty(0 * one, one, known))
-    slack = selection.QualityMargin.of(profile, quality)
+    margin = QualityMargin.of(profile, quality)
     reached = 0
     for clip in range(120):
         told = profile.for_text(known[clip].view(1, 1))
-        bold, plain = (for_quality(told, quality, slack=s) for s in (slack, None))
+        bold, plain = (for_quality(told, quality, margin=s) for s in (margin, None))
         count = len(bold.plan.computed)
         assert count <= len(plain.plan.computed)
         psnr = {len(r.computed): float(r.psnr_db[clip]) for r in profile.candidates}
         reached += psnr.get(count, 100.0) >= quality
-    assert clopper_pearson_lower(reached, 120) >= 0.95 or slack.db == 0
+    assert clopper_pearson_lower(reached, 120) >= 0.95 or margin.db == 0

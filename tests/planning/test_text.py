@@ -13,7 +13,7 @@ import torch
 from diffusers import WanPipeline
 
 from dit_accel.core.generation import ClipSpec, call_arguments
-from dit_accel.planning.text import TAKES_OVER, Text, encode
+from dit_accel.planning.text import REUSES_TEXT, Text, encode
 
 CLIP = ClipSpec("a red circle moving right", "blue square", 0, 4, 4.0, 16, 16, 9, None, 16)
 
@@ -47,7 +47,7 @@ def counted(kind: type[torch.nn.Module]) -> Any:
 )
 @pytest.mark.parametrize("experts", [False, True], ids=["wan2.1", "wan2.2"])
 def test_a_text_that_is_taken_over_makes_the_same_clip(experts, changes, dtype):
-    assert TAKES_OVER == ("WanPipeline",), "another pipeline needs a case of its own here"
+    assert REUSES_TEXT == ("WanPipeline",), "another pipeline needs a case of its own here"
     pipe = tiny.tiny_wan(transformer_2=experts).to(dtype)
     clip = dataclasses.replace(CLIP, **changes)
     stock = pipe(**call_arguments(pipe, clip)).frames

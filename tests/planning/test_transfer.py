@@ -24,7 +24,7 @@ def test_worked_example():
     """A profile of 20 steps, and a run of 40: the computed steps stay at their timesteps."""
     profile, run = profile_of([rung_of(FAST, spread_out(34.0, 1.0))]), schedule_of(40)
     # step 8 of 20 is at timestep 1000 (1 - 8/20) = 600, and so is step 16 of 40
-    assert profile.schedule.timesteps[8] == run.timesteps[16] == 600.0
+    assert profile.sampler.timesteps[8] == run.timesteps[16] == 600.0
     choice = transfer_plan(profile, run, speedup=8.0)  # 40 / 8 = 5 computed steps, as many as FAST
     assert transfer._mapped(profile, run, 5) == [0, 4, 8, 16, 28]
     assert len(choice.plan.computed) == 5
@@ -54,7 +54,7 @@ def test_a_quality_is_carried_over_with_a_margin():
     profile = profile_of(LADDER)
     easy = transfer_plan(profile, schedule_of(40), quality=15.0)
     assert len(easy.plan.computed) == len(FAST)
-    close = transfer_plan(profile, profile.schedule, quality=31.5)  # foretold the same: 34 - 4 dB
+    close = transfer_plan(profile, profile.sampler, quality=31.5)  # foretold the same: 34 - 4 dB
     assert len(close.plan.computed) > len(FAST)
     assert for_quality(profile, 31.5).plan.computed == FAST
 
@@ -79,5 +79,5 @@ def test_a_profile_without_rungs_plans_from_inner_products():
 
 
 def test_a_schedule_of_other_parts_is_refused():
-    with pytest.raises(ProfileError, match="the profile has 1 parts, the run 2"):
+    with pytest.raises(ProfileError, match="the profile has 1 branches, the run 2"):
         transfer_plan(profile_of(LADDER), schedule_of(30, mix=(1.0, -3.0)), speedup=2.0)

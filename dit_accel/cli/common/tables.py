@@ -200,7 +200,7 @@ def _candidate_row(candidate: CandidatePlan, profile: Profile) -> dict[str, Any]
     psnr = sorted(candidate.psnr_db.tolist())
     return {
         "kind": "plan",
-        "speedup": profile.schedule.num_steps / len(candidate.computed),
+        "speedup": profile.sampler.num_steps / len(candidate.computed),
         "computed": list(candidate.computed),
         "mean_db": statistics.fmean(psnr),
         "low_db": _quantile(psnr, LOW),

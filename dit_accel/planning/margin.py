@@ -1,0 +1,72 @@
+"""By how much a quality may be lowered for each prompt, so that enough clips still reach it.
+
+A plan chosen for one prompt counts all of calibration's clips, shifted to its difficulty. So the
+few worst clips count against every prompt, and each choice is too cautious. The guarantee is about
+the selection as a whole: it is tried on calibration's own clips, each with its held-out difficulty.
+
+In: a profile and a quality. Out: the largest margin by which enough of them reach the quality.
+Knows numbers; no tensors of a model.
+Source: ours.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from dit_accel.planning.prediction import COVERAGE, MIN_COUNTED_CLIPS, clopper_pearson_lower
+from dit_accel.planning.profile import Profile
+
+MARGIN_STEP_DB, MAX_MARGIN_DB = 0.25, 6.0  # the margins that are tried
+
+
+@dataclass(frozen=True)
+class QualityMargin:
+    """How much is taken off a quality when the plan of each clip is chosen for its own text.
+
+    Args:
+        db: in dB, >= 0.
+        reach: guaranteed share of clips that reach the quality even so; None: there is no margin.
+    """
+
+    db: float = 0.0
+    reach: float | None = None
+
+    @classmethod
+    def of(cls, profile: Profile, quality: float, coverage: float = COVERAGE) -> QualityMargin:
+        """No margin where the profile has few clips, or does not know their difficulty.
+
+        Args:
+            profile: as calibrated, for no text in particular.
+            quality: PSNR in dB.
+            coverage: share of clips.
+        """
+        difficulty, candidates = profile.difficulty, profile.candidates
+        number = len(difficulty.held_out) if difficulty is not None else 0
+        if difficulty is None or number < MIN_COUNTED_CLIPS or not candidates:
+            return cls()
+        enough = next(
+            (c for c in range(number + 1) if clopper_pearson_lower(c, number) >= coverage),
+            number + 1,
+        )
+        order = sorted(candidates, key=lambda candidate: len(candidate.computed))
+        psnr = torch.stack([candidate.psnr_db.double() for candidate in order])  # (plans, clips)
+        reaches = psnr >= quality
+        at_zero = torch.stack([difficulty.shifted(row, 0.0) for row in psnr]).sort(1).values
+        slopes = torch.stack([difficulty.slope(row) for row in psnr])[:, None]
+        shifts = slopes * difficulty.held_out  # from score 0 to the clip's
+        found = cls()
+        for place in range(int(MAX_MARGIN_DB / MARGIN_STEP_DB) + 1):
+            # For each clip the plan that its text gets: the fastest by which enough clips, shifted
+            # to its difficulty, reach the lowered quality.
+            lowered = (quality - place * MARGIN_STEP_DB - shifts).contiguous()
+            counts = number - torch.searchsorted(at_zero, lowered)  # (plans, clips)
+            chosen = (counts >= enough).double().argmax(0)
+            planned = (counts >= enough).any(0)  # else every step is computed
+            reached = reaches.gather(0, chosen[None])[0] | ~planned
+            reach = clopper_pearson_lower(int(reached.sum()), number)
+            if reach < coverage:
+                break
+            found = cls(place * MARGIN_STEP_DB, reach)
+        return found
