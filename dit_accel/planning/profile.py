@@ -157,7 +157,8 @@ class Profile:
             )
         to = _interpolation(self.sampler.timesteps, sampler.timesteps)  # (m, n)
         # the same for every component, and the noise row as it is
-        rows = torch.block_diag(*[to] * components, torch.ones(1, 1, dtype=torch.float64))
+        noise = torch.ones(1, 1, dtype=torch.float64)
+        rows = torch.block_diag(*[to] * components, noise)  # type: ignore[no-untyped-call]
         ratio = self.sampler.num_steps / sampler.num_steps
         gain = (to @ self.error_gain.log()).exp()
         return ErrorModel(sampler, rows @ self.gram @ rows.T, gain, self.error_memory / ratio)
