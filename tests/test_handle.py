@@ -237,7 +237,7 @@ def test_public_names_are_there():
 @pytest.mark.parametrize("order", [1, 2])
 @pytest.mark.parametrize("site", SITES)
 def test_a_forecast_is_the_polynomial_through_the_kept_values(site, order):
-    """The first values are reused, later ones forecast; drift is of what would have been served."""
+    """First values are cached, later ones extrapolated; drift is of what would have been used."""
     pipe = tiny_wan()
     with accelerate(pipe, site=site, config=EDCW(threshold=1e9, first=3, order=order)) as handle:
         clip = call(pipe)
@@ -249,7 +249,7 @@ def test_a_forecast_is_the_polynomial_through_the_kept_values(site, order):
     with accelerate(pipe, site=site, config=EDCW(threshold=1e9, first=3)) as handle:
         assert not np.array_equal(call(pipe), clip)
         assert handle.report().cached_bytes * (order + 1) == report.cached_bytes
-        assert handle.report().sites[0].drift[1] == one.drift[1]  # one kept value: the same
+        assert handle.report().sites[0].drift[1] == one.drift[1]  # one cached value: the same
         assert handle.report().sites[0].drift[2] != one.drift[2]
 
 

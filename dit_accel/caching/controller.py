@@ -69,7 +69,7 @@ class RunController:
         coefficients = coefficients_of(self.pipe.scheduler, weights)
         selection.check_num_steps(coefficients.num_steps)
         recording, self._recording = self._recording, None
-        if self.profile is None and recording is not None and recording.recorder.whole:
+        if self.profile is None and recording is not None and recording.recorder.is_complete:
             self.profile = recording.recorder.profile()
         if self.profile is None:
             steps, parts = coefficients.num_steps, len(coefficients.branch_weights)
@@ -123,7 +123,7 @@ class RunController:
         difference = f"guidance is {key.guidance:g} in the profile, {here:g} here"
         if not self.force:
             raise ProfileError(
-                f"{difference}, and plans of one part do not carry over: calibrate at this "
+                f"{difference}, and plans of one branch do not transfer: calibrate at this "
                 "guidance, or force it"
             )
         return (f"The profile was forced: {difference}.",)
@@ -143,7 +143,7 @@ class RunController:
         if size is not None and not key.of_size(*size):
             height, width, frames = size
             here = dataclasses.replace(here, height=height, width=width, frames=frames)
-        return tuple(f"Carried over: {what}." for what in key.transfers(here))
+        return tuple(f"Transferred: {what}." for what in key.transfers(here))
 
     def _size_of(self, latents: torch.Tensor | None) -> Size | None:
         """With latents `(B, C, F, h, w)` or `(B, F, C, h, w)`; None where they are packed."""
@@ -174,7 +174,7 @@ class RecordingPolicy(Policy):
         self.recorder.start = start.detach().float().cpu().flatten()
 
     def on_output(self, step: int, component: int, value: torch.Tensor) -> None:
-        self.recorder.hear(component, guided(value, self.guidance, self.branches))
+        self.recorder.add(component, guided(value, self.guidance, self.branches))
 
     def notes(self) -> tuple[str, ...]:
         return (

@@ -33,12 +33,12 @@ class FirstRunRecorder:
         self.components: list[list[torch.Tensor]] = [[] for _ in sampler.branch_weights]
         self.start: torch.Tensor | None = None
 
-    def hear(self, component: int, value: torch.Tensor) -> None:
+    def add(self, component: int, value: torch.Tensor) -> None:
         """A component of the guided prediction at the next step."""
         self.components[component].append(value.detach().float().cpu().flatten())
 
     @property
-    def whole(self) -> bool:
+    def is_complete(self) -> bool:
         """Whether all steps of the run were recorded."""
         return all(len(values) == self.sampler.num_steps for values in self.components)
 

@@ -16,8 +16,8 @@ from dit_accel.caching.blend import (
 )
 
 GRID = [
-    Errors(kept, pruned, rho)
-    for kept in (0.05, 0.2, 1.0)
+    Errors(cached, pruned, rho)
+    for cached in (0.05, 0.2, 1.0)
     for pruned in (0.05, 0.1, 0.7)
     for rho in (-0.5, 0.0, 0.4, 0.9)
 ]
@@ -49,7 +49,7 @@ def test_the_weight_is_the_best_of_all_weights(errors):
 def test_by_hand():
     assert blend_weight(Errors(1.0, 1.0, 0.0)) == 0.5
     assert blend_error(Errors(1.0, 1.0, 0.0), 0.5) == pytest.approx(math.sqrt(0.5))
-    assert blend_weight(Errors(2.0, 1.0, 0.5)) == 1.0  # ρ = σ_p/σ_k: kept adds nothing
+    assert blend_weight(Errors(2.0, 1.0, 0.5)) == 1.0  # ρ = σ_p/σ_k: cached adds nothing
     assert blend_weight(Errors(1.0, 2.0, 0.5)) == 0.0
     assert blend_weight(Errors(0.3, 0.3, 1.0)) == 1.0  # the same error
     assert blend_weight(Errors(math.inf, 0.1, 0.0)) == 1.0
@@ -59,14 +59,14 @@ def test_by_hand():
 def test_the_formula_is_that_of_tensors():
     """On drawn errors the blend's real mean square is what is expected of it, and least."""
     generator = torch.Generator().manual_seed(0)
-    kept = torch.randn(100_000, generator=generator)
-    pruned = 0.3 * kept + 0.5 * torch.randn(100_000, generator=generator)
-    sums = [float(x) for x in (kept @ kept, pruned @ pruned, kept @ pruned)]
-    errors = Errors.measured([(*sums, float(len(kept)))])
+    cached = torch.randn(100_000, generator=generator)
+    pruned = 0.3 * cached + 0.5 * torch.randn(100_000, generator=generator)
+    sums = [float(x) for x in (cached @ cached, pruned @ pruned, cached @ pruned)]
+    errors = Errors.measured([(*sums, float(len(cached)))])
     weight = blend_weight(errors)
 
     def real(w):
-        return float((w * pruned + (1 - w) * kept).square().mean().sqrt())
+        return float((w * pruned + (1 - w) * cached).square().mean().sqrt())
 
     assert real(weight) == pytest.approx(blend_error(errors, weight), rel=1e-4)
     assert real(weight) < min(real(weight - 0.05), real(weight + 0.05), real(0), real(1))
@@ -121,7 +121,7 @@ def test_without_a_tolerance_it_is_a_quarter_of_the_windows_threshold():
     assert DWS(tolerance=0.3).allowed(0.4) == 0.3
 
 
-def test_age_wears_the_kept_value_alone():
+def test_age_changes_the_cached_value_alone():
     assert Errors(0.1, 0.2, 0.3).aged(3) == Errors(pytest.approx(0.3), 0.2, 0.3)
 
 

@@ -1,4 +1,4 @@
-"""Quality and speed as the target, on real pipelines of tiny width: which profile serves a run,
+"""Quality and speed as the target, on real pipelines of tiny width: which profile is of a run,
 what is refused, and what the report says."""
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def profile_for(
     steps: int = STEPS,
     **identity: Any,
 ) -> Profile:
-    """Of this pipeline, with made-up inner products and one rung."""
+    """Of this pipeline, with made-up inner products and one candidate plan."""
     schedule = planned_coefficients(pipe.scheduler, steps, mix)
     given = {"steps": steps, "guidance": GUIDANCE, "height": 16, "width": 16, "frames": 9,
              "dtype": "float32", "parts": len(mix)}  # fmt: skip
@@ -71,7 +71,7 @@ def stock(pipe: Any) -> Any:
 
 
 @pytest.mark.parametrize("target", [{"quality": 30.0}, {"speedup": 2.0}], ids=str)
-def test_a_profile_of_this_run_serves_its_measured_plan(pipe, stock, target):
+def test_a_profile_of_this_run_gives_its_measured_plan(pipe, stock, target):
     with accelerate(pipe, profile=profile_for(pipe), **target) as handle:
         assert not np.array_equal(run(pipe), stock)
         report = handle.report()
@@ -124,50 +124,50 @@ def test_profiles_are_found_in_the_model_s_folder_and_then_in_the_cache(tmp_path
 
 
 @pytest.mark.parametrize("target", [{"quality": 5.0}, {"speedup": 2.0}], ids=str)
-def test_other_steps_and_another_guidance_are_carried_over_and_named(pipe, target):
+def test_other_steps_and_another_guidance_are_transferred_and_named(pipe, target):
     with accelerate(pipe, profile=profile_for(pipe), **target) as handle:
         run(pipe, num_inference_steps=16, guidance_scale=6.0)
         report = handle.report()
     assert report.steps == 16
     assert report.steps_computed == len(report.planned) < 16
-    assert "Carried over: steps is 12 in the profile, 16 here." in report.notes
-    assert "Carried over: guidance is 4.0 in the profile, 6.0 here." in report.notes
+    assert "Transferred: steps is 12 in the profile, 16 here." in report.notes
+    assert "Transferred: guidance is 4.0 in the profile, 6.0 here." in report.notes
     assert any("no run of this plan was made in calibration" in note for note in report.notes)
 
 
-def test_another_size_is_carried_over_and_named(pipe):
+def test_another_size_is_transferred_and_named(pipe):
     with accelerate(pipe, profile=profile_for(pipe), quality=30.0) as handle:
         run(pipe, height=32)
-        assert handle.report().notes == ("Carried over: height is 16 in the profile, 32 here.",)
+        assert handle.report().notes == ("Transferred: height is 16 in the profile, 32 here.",)
         run(pipe)
         assert handle.report().notes == ()
 
 
-def test_clips_of_another_size_are_promised_less(pipe):
+def test_clips_of_another_size_are_predicted_worse(pipe):
     """The same plan for the speed; a quality may want more computed steps."""
-    promised = {}
+    predicted = {}
     with accelerate(pipe, profile=profile_for(pipe), speedup=2.0) as handle:
         for height in (16, 32):
             run(pipe, height=height)
-            promised[height] = handle.report().prediction["psnr_db"]
-    assert promised[16] - promised[32] == pytest.approx(OTHER_SIZE_DB)
+            predicted[height] = handle.report().prediction["psnr_db"]
+    assert predicted[16] - predicted[32] == pytest.approx(OTHER_SIZE_DB)
     small = profile_for(pipe)
     assert small.key.of_size(16, 16, 9) and not small.key.of_size(16, 16, 5)
     assert dataclasses.replace(small.key, height=0, width=0, frames=0).of_size(16, 16, 9)
 
 
-def test_another_number_of_frames_is_carried_over_and_named(pipe):
+def test_another_number_of_frames_is_transferred_and_named(pipe):
     with accelerate(pipe, profile=profile_for(pipe), quality=30.0) as handle:
         run(pipe, num_frames=13)
-        assert handle.report().notes == ("Carried over: frames is 9 in the profile, 13 here.",)
+        assert handle.report().notes == ("Transferred: frames is 9 in the profile, 13 here.",)
 
 
-def test_another_dtype_is_carried_over_and_named(pipe):
+def test_another_dtype_is_transferred_and_named(pipe):
     profile = profile_for(pipe, dtype="bfloat16")
     with accelerate(pipe, profile=profile, quality=30.0) as handle:
         run(pipe)
         (note,) = handle.report().notes
-    assert note == "Carried over: dtype is bfloat16 in the profile, float32 here."
+    assert note == "Transferred: dtype is bfloat16 in the profile, float32 here."
 
 
 # --- a profile of something else ---
@@ -208,7 +208,7 @@ def test_guidance_1_against_a_profile_of_two_parts_is_refused_when_the_run_begin
 
 
 def test_a_profile_of_one_part_is_of_one_guidance(pipe):
-    """Calibrated without guidance it serves runs without; guided ones are refused, or noted."""
+    """Calibrated without guidance it is of runs without; guided ones are refused, or noted."""
     profile = profile_for(pipe, mix=(1.0,), guidance=1.0)
     with accelerate(pipe, profile=profile, quality=30.0) as handle:
         run(pipe, guidance_scale=1.0)
@@ -270,7 +270,7 @@ def test_few_steps_are_refused(pipe, known):
 # --- decisions ---
 
 
-def test_a_decision_is_not_kept_for_other_timesteps():
+def test_a_choice_is_not_remembered_for_other_timesteps():
     """Samplers that shift by the clip's size have other timesteps for the same number of steps."""
     pipe = tiny.tiny_wan()
     family = family_of(pipe)
@@ -365,7 +365,7 @@ def test_removal_leaves_nothing():
 # --- identity ---
 
 
-def test_an_identity_is_told_by_weights_configuration_and_sampler(pipe):
+def test_a_key_is_known_by_weights_configuration_and_sampler(pipe):
     mine = profile_key(pipe)
     assert profile_key(tiny.tiny_wan()) == mine
     assert profile_key(tiny.tiny_wan(seed=1)).weights != mine.weights

@@ -66,7 +66,7 @@ def test_a_plan_that_computes_all_is_bit_equal_and_removal_restores(pipe, stock)
 
 
 def replayed(pipe: Any, plan: Plan, parts: int) -> Any:
-    """A written-out follower: the stock pipeline with a hook that swaps the outputs."""
+    """The executor written out: the stock pipeline with a hook that swaps the outputs."""
     seen: dict[tuple[int, int], torch.Tensor] = {}  # parts by step
     now: list[torch.Tensor] = []
     noise: list[torch.Tensor] = []
@@ -77,14 +77,14 @@ def replayed(pipe: Any, plan: Plan, parts: int) -> Any:
         second = branch == 1 and parts == 2
         if step == branch == 0:
             noise.append(kwargs["hidden_states"].clone())
-        served = plan.extrapolations.get(step)
-        if served is None:
+        extrapolation = plan.extrapolations.get(step)
+        if extrapolation is None:
             value = output[0]
             seen[step, branch] = value - now[0] if second else value
         else:
-            weights = served.weights[branch if parts == 2 else 0]
+            weights = extrapolation.weights[branch if parts == 2 else 0]
             value = sum(w * seen[read, branch] for read, w in weights.items())
-            value = value + now[0] if second else value + served.noise_weight * noise[0]
+            value = value + now[0] if second else value + extrapolation.noise_weight * noise[0]
         now[:] = now if branch else [value]
         return (value,)
 
@@ -98,7 +98,7 @@ def replayed(pipe: Any, plan: Plan, parts: int) -> Any:
 @pytest.mark.parametrize(
     ("plan", "mix"), [(PLAN, (1.0,)), (TWO_PARTS, MIX)], ids=["one part", "two parts"]
 )
-def test_served_steps_are_the_weighted_sums_of_what_was_computed(pipe, plan, mix):
+def test_extrapolated_steps_are_the_weighted_sums_of_what_was_computed(pipe, plan, mix):
     with accelerate(pipe, plan=plan, mix=mix):
         planned = run(pipe)
     assert np.abs(planned - replayed(pipe, plan, len(mix))).max() < 1e-5
@@ -115,25 +115,25 @@ def test_a_plan_of_two_parts_that_reuses_both_reuses_both_branches(pipe):
 
 
 def test_all_computed_is_bit_equal_with_two_parts_too(pipe, stock):
-    """What is kept is the difference, what is handed on is the branch itself."""
+    """The difference is cached; the output is the branch itself."""
     with accelerate(pipe, plan=NEUTRAL, mix=MIX):
         assert np.array_equal(run(pipe), stock)
     with accelerate(pipe, plan=NotingPolicy(NEUTRAL, MIX)):
         assert np.array_equal(run(pipe), stock)
 
 
-def test_a_course_is_asked_once_a_step_and_told_of_every_computed_one(pipe):
+def test_a_policy_is_asked_once_a_step_and_given_every_computed_one(pipe):
     policy = NotingPolicy(PLAN, MIX)
     with accelerate(pipe, plan=policy):
         run(pipe)
     assert policy.steps == list(range(STEPS))
-    assert list(policy.errors) == [0, 1, 3]  # the last step's surprise steers nothing
+    assert list(policy.errors) == [0, 1, 3]  # the last step's error changes nothing
     assert (policy.errors[0], policy.errors[1]) == (None, None)
     assert 0 < policy.errors[3] < 10
     assert policy.invalid == []
 
 
-def test_the_surprise_is_how_far_the_line_misses_the_guided_prediction(pipe):
+def test_the_extrapolation_error_is_how_far_the_line_misses_the_guided_prediction(pipe):
     """By hand from the outputs: |1 (line - c) - 3 (line - d)| over |c - 3 d|; and how
     much of the line's rise was right, by projection."""
     policy = NotingPolicy(NEUTRAL, MIX)
@@ -147,8 +147,8 @@ def test_the_surprise_is_how_far_the_line_misses_the_guided_prediction(pipe):
         missed = float((line - mixed[step]).norm() / mixed[step].norm())
         assert policy.errors[step] == pytest.approx(missed, rel=1e-3)
         rise, came = line - mixed[step - 1], mixed[step] - mixed[step - 1]
-        lean = float((rise * came).sum() / (rise * rise).sum())
-        assert policy.trusts[step] == pytest.approx(lean, rel=1e-3)
+        trust = float((rise * came).sum() / (rise * rise).sum())
+        assert policy.trusts[step] == pytest.approx(trust, rel=1e-3)
 
 
 def test_the_policy_gets_the_noise_that_the_run_started_from(pipe):
@@ -194,38 +194,38 @@ def test_the_device_is_read_once_a_step_at_most(pipe, reads):
     assert reads == {"read": STEPS - 1, "time_of": 1}  # the timesteps once a run
 
 
-def test_a_course_that_measures_nothing_reads_nothing(pipe, reads):
+def test_a_policy_that_measures_nothing_reads_nothing(pipe, reads):
     with accelerate(pipe, plan=TWO_PARTS, mix=MIX) as handle:
         run(pipe)
         assert reads == {}
         assert handle.report().host_syncs == 0
-    assert reads == {"notes": 1}  # once the run is over: whether what was served was finite
+    assert reads == {"notes": 1}  # once the run is over: whether what was extrapolated was finite
 
 
-# --- what is kept ---
+# --- what is cached ---
 
 
 @pytest.mark.parametrize("measures", [True, False])
-def test_values_are_kept_as_long_as_they_are_read_and_no_longer(pipe, measures):
-    """Step 0 while step 4 reads it; where surprises are measured, two are always held for them."""
+def test_values_are_cached_as_long_as_they_are_read_and_no_longer(pipe, measures):
+    """Step 0 while step 4 uses it; where errors are measured, the two of the line as well."""
     plan = Plan(STEPS, {4: Extrapolation(({3: 1.0, 0: 0.25},))})
-    held: dict[int, list[int]] = {}
+    cached_steps: dict[int, list[int]] = {}
 
     def look(pipe: Any, step: int, *_: Any) -> dict[str, Any]:
-        held[step] = sorted(handle.executor.store["target", "cond"])
+        cached_steps[step] = sorted(handle.executor.store["target", "cond"])
         return {}
 
     with accelerate(pipe, plan=NotingPolicy(plan) if measures else plan) as handle:
         run(pipe, callback_on_step_end=look)
-        kept = handle.executor.store
-        assert kept
+        cached = handle.executor.store
+        assert cached
     if measures:
-        assert held == {
+        assert cached_steps == {
             0: [0], 1: [0, 1], 2: [0, 1, 2], 3: [0, 1, 2, 3], 4: [0, 2, 3], 5: [2, 3, 5],
         }  # fmt: skip
     else:
-        assert held == {0: [0], 1: [0, 1], 2: [0, 2], 3: [0, 3], 4: [0, 3], 5: [5]}
-    assert kept == {}, "removal frees what is kept"
+        assert cached_steps == {0: [0], 1: [0, 1], 2: [0, 2], 3: [0, 3], 4: [0, 3], 5: [5]}
+    assert cached == {}, "removal frees what is cached"
 
 
 def test_what_a_forecast_reads_and_is_not_there_is_computed_and_said(pipe, stock):
@@ -249,7 +249,7 @@ def test_what_a_forecast_reads_and_is_not_there_is_computed_and_said(pipe, stock
 
 
 @pytest.mark.parametrize("name", ["prompt_embeds", "negative_prompt_embeds"])
-def test_another_text_trips_before_it_is_served(pipe, name):
+def test_another_text_is_found_before_it_is_used(pipe, name):
     """In either branch; the same text in another tensor is no other text."""
     inputs = {"callback_on_step_end_tensor_inputs": ["latents", name]}
     for change, expected in (
@@ -263,7 +263,7 @@ def test_another_text_trips_before_it_is_served(pipe, name):
         assert policy.invalid == expected
 
 
-def test_latents_that_jump_trip(pipe):
+def test_latents_that_jump_are_suspicious(pipe):
     policy = NotingPolicy(NEUTRAL, MIX)
     scaled = inject(2, lambda tensors: {"latents": tensors["latents"] * 5.0})
     with accelerate(pipe, plan=policy):
@@ -271,9 +271,9 @@ def test_latents_that_jump_trip(pipe):
     assert (2, "the latents jumped") in policy.suspicious
 
 
-@pytest.mark.parametrize("where", ["kept", "start"])
-def test_a_kept_value_that_is_not_finite_is_never_served(pipe, stock, where):
-    """It is found before the step that would read it; what is served is computed instead."""
+@pytest.mark.parametrize("where", ["cached", "start"])
+def test_a_cached_value_that_is_not_finite_is_never_used(pipe, stock, where):
+    """It is found before the step that would use it; that step is computed instead."""
 
     def poison(tensors: Any) -> dict[str, Any]:
         store = handle.executor.store
@@ -286,22 +286,22 @@ def test_a_kept_value_that_is_not_finite_is_never_served(pipe, stock, where):
     with accelerate(pipe, plan=policy) as handle:
         frames = run(pipe, callback_on_step_end=inject(1, poison))
     assert np.array_equal(frames, stock)
-    lost = {"kept": [], "start": [(1, "the cached noise was not finite")]}[where]
+    lost = {"cached": [], "start": [(1, "the cached noise was not finite")]}[where]
     assert policy.invalid == lost
-    assert policy.lost == ([(1, "a cached value was not finite")] if where == "kept" else [])
+    assert policy.lost == ([(1, "a cached value was not finite")] if where == "cached" else [])
 
 
-def test_a_lost_value_is_put_back_from_its_nearest_neighbours(pipe):
+def test_a_lost_value_is_restored_from_its_nearest_neighbours(pipe):
     """Step 1's of the second branch is lost: on the parabola through steps 2, 0 and 3 had they been
     there; when step 2 is computed there are 0 and 2, so on the line."""
     found = {}
 
     def callback(_: Any, at: int, __: Any, tensors: Any) -> dict[str, Any]:
-        kept = handle.executor.store["target", "uncond"]
+        cached = handle.executor.store["target", "uncond"]
         if at == 1:
-            kept[1][0, 0, 0, 0, 0] = float("nan")
+            cached[1][0, 0, 0, 0, 0] = float("nan")
         if at == 2:
-            found.update({s: v.clone() for s, v in kept.items()})
+            found.update({s: v.clone() for s, v in cached.items()})
         return {}
 
     plan = Plan(STEPS, {4: Extrapolation(({3: 1.0, 1: 0.5, 0: 0.5}, {3: 1.0, 1: 0.5}))})
@@ -315,12 +315,12 @@ def test_a_lost_value_is_put_back_from_its_nearest_neighbours(pipe):
 
 
 class Watched(NotingPolicy):
-    """Measures nothing, and looks at what is kept before it is served."""
+    """Measures nothing, and checks cached values before they are used."""
 
     needs_error, checks_finite = False, True
 
 
-def poison_kept(handle: Any) -> Any:
+def poison_cached(handle: Any) -> Any:
     def poison(tensors: Any) -> dict[str, Any]:
         handle.executor.store["target", "cond"][1][0, 0, 0, 0, 0] = float("nan")
         return {}
@@ -328,19 +328,19 @@ def poison_kept(handle: Any) -> Any:
     return inject(1, poison)
 
 
-def test_without_a_guard_too_what_is_not_finite_is_computed_and_put_back(pipe, stock):
+def test_without_a_guard_too_what_is_not_finite_is_computed_and_restored(pipe, stock):
     policy = Watched(Plan(STEPS, {2: Extrapolation(({1: 1.0},)), 4: Extrapolation(({3: 1.0},))}))
     with accelerate(pipe, plan=policy) as handle:
-        frames = run(pipe, callback_on_step_end=poison_kept(handle))
+        frames = run(pipe, callback_on_step_end=poison_cached(handle))
         report = handle.report()
     assert np.isfinite(frames).all()
     assert report.sites[0].computed == (0, 1, 2, 3, 5)
-    assert report.host_syncs == 2, "one a served step"
+    assert report.host_syncs == 2, "one an extrapolated step"
 
 
 def test_where_the_device_may_not_be_read_the_report_says_that_the_clip_is_spoilt(pipe):
     with accelerate(pipe, plan=PLAN) as handle:
-        run(pipe, callback_on_step_end=poison_kept(handle))
+        run(pipe, callback_on_step_end=poison_cached(handle))
         (note,) = handle.report().notes
         assert note.startswith("An extrapolated value was not finite, and the clip is broken")
         run(pipe)
@@ -421,8 +421,8 @@ def test_forecasts_have_the_dtype_of_the_predictions(dtype):
     policy = GuardedPolicy(TWO_PARTS, [float(STEPS - s) for s in range(STEPS)], MIX)
     with accelerate(pipe, plan=policy) as handle:
         frames = run(pipe)
-        kept = [v for part in handle.executor.store.values() for v in part.values()]
-        assert {value.dtype for value in kept} == {dtype}
+        cached = [v for part in handle.executor.store.values() for v in part.values()]
+        assert {value.dtype for value in cached} == {dtype}
     assert np.isfinite(frames).all()
 
 

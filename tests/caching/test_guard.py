@@ -13,7 +13,7 @@ from dit_accel.planning.plan import Extrapolation, Plan
 from dit_accel.planning.prediction import BAND, MIN_ERROR_FOR_GUARD, TOLERATED_ERROR, ErrorBand
 
 TOTAL = 24
-USUAL = 1.0  # the surprise that is expected everywhere
+USUAL = 1.0  # the error that is expected everywhere
 LINE = (
     MAX_EXPECTED_ERROR / TOTAL
 )  # what a line may miss at a step of mean length, without a profile
@@ -21,10 +21,10 @@ FAULT = 2 * USUAL * math.exp(MIN_ERROR_FOR_GUARD)  # one that is outside of ever
 
 
 def plan_of(*computed: int, num_steps: int = TOTAL) -> Plan:
-    """Every other step is served by the computed step before it."""
-    served = [step for step in range(num_steps) if step not in computed]
+    """Every other step is the computed step before it again."""
+    rest = [step for step in range(num_steps) if step not in computed]
     return Plan(
-        num_steps, {s: Extrapolation(({max(c for c in computed if c < s): 1.0},)) for s in served}
+        num_steps, {s: Extrapolation(({max(c for c in computed if c < s): 1.0},)) for s in rest}
     )
 
 
@@ -40,7 +40,7 @@ def guarded(**changes: Any) -> GuardedPolicy:
 def drive(
     guarded: GuardedPolicy, extrapolation_errors: dict[int, float] | None = None, until: int = TOTAL
 ):
-    """The steps that a run computes; surprises are the usual where no other is given."""
+    """The steps that a run computes; errors are the usual where no other is given."""
     done: list[int] = []
     for step in range(until):
         if guarded.extrapolation_at(step) is None:
@@ -96,19 +96,19 @@ def test_the_band_holds_six_deviations_and_always_a_ratio_to_the_expected():
     assert not narrow.holds(math.nan)
 
 
-def test_a_surprise_that_is_small_by_itself_is_harmless_whatever_was_expected():
+def test_an_error_that_is_small_by_itself_is_tolerated_whatever_was_expected():
     band = ErrorBand(math.log(TOLERATED_ERROR / 1000), 0.01)
     assert band.holds(TOLERATED_ERROR)
     assert not band.holds(TOLERATED_ERROR * 1.01)
 
 
-def test_the_guard_trips_on_a_surprise_outside_the_band_and_says_so():
+def test_the_guard_abandons_the_plan_at_an_error_outside_the_band():
     policy = guarded()
     done = drive(policy, {5: FAULT})
     assert policy.abandoned is not None
     assert policy.abandoned[0] == 5
     assert done[:4] == PLAN.computed[:4]
-    assert done[4:7] == (7, 9, 11), "the fresh value serves one step, and so does each after it"
+    assert done[4:7] == (7, 9, 11), "the fresh value is used once, and so is each after it"
     (note,) = policy.notes()
     assert note == (
         f"Guard after step 5: the extrapolation error was {FAULT:.1f} times the expected; "
@@ -117,14 +117,14 @@ def test_the_guard_trips_on_a_surprise_outside_the_band_and_says_so():
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
-def test_the_guard_trips_on_what_is_not_finite_even_where_no_band_is_known(value):
+def test_the_guard_abandons_the_plan_at_what_is_not_finite_even_where_no_band_is_known(value):
     policy = guarded(bands={})
     drive(policy, {5: value})
     assert policy.abandoned == (5, "a value was not finite")
 
 
-def test_windows_after_a_trip_are_short_once_a_step_is_computed():
-    """Step 3 is computed, 4 is served by it, and so on to the last."""
+def test_windows_after_the_plan_are_short_once_a_step_is_computed():
+    """Step 3 is computed, 4 is cached, and so on to the last."""
     policy = guarded()
     for step in range(3):
         policy.observe(step, None)
@@ -138,11 +138,11 @@ def test_windows_after_a_trip_are_short_once_a_step_is_computed():
 
 
 @pytest.mark.parametrize(
-    ("lean", "expected"),
+    ("trust", "expected"),
     [(1.0, {5: 1.5, 3: -0.5}), (0.5, {5: 1.25, 3: -0.25}), (0.0, {5: 1.0}), (-3.0, {5: 1.0}),
      (9.0, {5: 1.5, 3: -0.5}), (math.nan, {5: 1.0})],
 )  # fmt: skip
-def test_what_is_served_then_leans_on_the_line_as_far_as_it_was_right(lean, expected):
+def test_the_line_is_damped_to_what_was_right(trust, expected):
     """Steps 3 and 5 are two apart, 6 is one further on: the line is 1.5 and -0.5 of them."""
     policy = guarded(branch_weights=(1.0, -3.0))
     for step in range(3):
@@ -152,7 +152,7 @@ def test_what_is_served_then_leans_on_the_line_as_far_as_it_was_right(lean, expe
     assert policy.extrapolation_at(4).weights[0].keys() == {3}, (
         "nothing from before the fault is read"
     )
-    policy.observe(5, 0.01, lean)
+    policy.observe(5, 0.01, trust)
     assert policy.needed_steps(5) == (3, 5)
     assert policy.extrapolation_at(6) == Extrapolation((expected, expected))
 
@@ -160,9 +160,7 @@ def test_what_is_served_then_leans_on_the_line_as_far_as_it_was_right(lean, expe
 @pytest.mark.parametrize(
     ("extrapolation_error", "left"), [(TOLERATED_ERROR, False), (USUAL * 1.4, False), (9.0, True)]
 )
-def test_a_doubt_has_the_next_step_computed_and_what_it_surprises_decides(
-    extrapolation_error, left
-):
+def test_after_a_suspicion_the_error_of_the_next_step_decides(extrapolation_error, left):
     """Two deviations of 0.2 of the nearest band are a factor of 1.49."""
     policy = guarded()
     done = []
@@ -184,7 +182,7 @@ def test_a_doubt_has_the_next_step_computed_and_what_it_surprises_decides(
         assert policy.abandoned is None
 
 
-def test_a_lost_value_is_told_and_the_plan_goes_on():
+def test_a_lost_value_is_noted_and_the_plan_goes_on():
     policy = guarded()
     policy.on_lost_value(4, "a cached value was not finite")
     policy.on_lost_value(8, "a cached value was not finite")
@@ -194,7 +192,7 @@ def test_a_lost_value_is_told_and_the_plan_goes_on():
     )
 
 
-def test_of_a_plan_of_another_model_nothing_is_taken_and_lines_serve_what_they_may():
+def test_a_plan_of_another_model_is_not_used_and_lines_are_where_they_may():
     """A line through two steps misses at a third in proportion to its distances from both.
 
     Steps are one apart and of mean length. Measured at 2, by the line through 0 and 1: 2 · 1. From
@@ -219,13 +217,13 @@ def test_of_a_plan_of_another_model_nothing_is_taken_and_lines_serve_what_they_m
 
 
 def test_a_short_step_may_be_missed_by_more():
-    """Step 3 is a quarter as long as the mean one: as much harm at four times the surprise."""
+    """Step 3 is a quarter as long as the mean one: the same at four times the error."""
     times = [24.0, 23.0, 22.0, 21.0, 20.75, *[float(20 - s) for s in range(19)]]
-    for extrapolation_error, served in ((4 * LINE - 0.01, True), (4 * LINE + 0.01, False)):
+    for extrapolation_error, extrapolated in ((4 * LINE - 0.01, True), (4 * LINE + 0.01, False)):
         policy = guarded(trusted=False, timesteps=times)
-        for step, told in ((0, None), (1, None), (2, extrapolation_error)):
-            policy.observe(step, told, 0.5)
-        assert (policy.extrapolation_at(3) is not None) == served
+        for step, error in ((0, None), (1, None), (2, extrapolation_error)):
+            policy.observe(step, error, 0.5)
+        assert (policy.extrapolation_at(3) is not None) == extrapolated
 
 
 @pytest.mark.parametrize("extrapolation_error", [1.0, math.inf])
@@ -241,10 +239,13 @@ def test_a_forced_plan_is_followed_without_the_guard():
 
 
 @pytest.mark.parametrize(("total", "spared"), [(LONG_RUN_STEPS, 0), (LONG_RUN_STEPS - 1, 3)])
-def test_windows_after_a_trip_do_no_harm_in_a_run_of_many_steps(total: int, spared: int):
+def test_windows_after_the_plan_err_little_in_a_run_of_many_steps(total: int, spared: int):
     """Fewer steps miss little there; in a run of few, what the plan left before is more."""
     times = [float(total - s) for s in range(total)]
-    for missed, served in ((MAX_EXPECTED_ERROR, spared), (MAX_EXPECTED_ERROR / (3 * total), 3)):
+    for missed, extrapolated in (
+        (MAX_EXPECTED_ERROR, spared),
+        (MAX_EXPECTED_ERROR / (3 * total), 3),
+    ):
         policy = GuardedPolicy(plan_of(0, 1, 2, 5, 10, num_steps=total), times)
         drive(policy, until=12)
         policy.on_invalid(11, "the text changed")
@@ -256,15 +257,15 @@ def test_windows_after_a_trip_do_no_harm_in_a_run_of_many_steps(total: int, spar
             if (forecast := policy.extrapolation_at(step)) is None:
                 policy.observe(step, missed)
             found.append(forecast)
-        assert sum(forecast is not None for forecast in found) == served
+        assert sum(forecast is not None for forecast in found) == extrapolated
 
 
-def test_after_a_trip_the_last_step_is_computed():
+def test_after_the_plan_the_last_step_is_computed():
     policy = guarded()
     assert drive(policy, {5: FAULT})[-1] == TOTAL - 1
 
 
-def test_the_first_fault_is_the_one_that_is_told():
+def test_the_first_fault_is_the_one_that_is_noted():
     policy = guarded()
     policy.on_invalid(3, "the text changed")
     policy.on_invalid(4, "the latents jumped")
@@ -278,7 +279,7 @@ def test_without_the_guard_the_plan_is_followed_whatever_happens():
     assert (policy.abandoned, policy.notes()) == (None, ())
 
 
-def test_only_what_can_change_the_course_is_measured():
+def test_errors_are_measured_for_the_guard_alone():
     assert guarded().needs_error
     assert not guarded(guard=False).needs_error
 

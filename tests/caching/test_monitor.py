@@ -35,7 +35,7 @@ def test_a_text_is_another_by_what_it_says():
     assert not watch.text_changed("uncond"), "each branch has its own"
 
 
-def test_the_surprise_and_the_lean_by_hand():
+def test_the_extrapolation_error_and_the_trust_by_hand():
     """The line through 1 at time 8 and 3 at 10 is -1 at 6, two below 1. Fresh is -0.5: missed by
     0.5, which is its own size; three quarters of the rise were right. A weight changes nothing."""
     here = session(step=2, latents=torch.zeros(1))
@@ -65,12 +65,12 @@ def test_latents_jump_where_they_move_faster_than_a_sampler_moves_them(factor, j
 def test_a_lost_value_is_put_back_on_the_parabola_through_its_neighbours():
     """t² at times 10, 8, 6 and 4, of which the one at 8 is lost."""
     losses = LostValues(session(latents=torch.zeros(1)))
-    kept = {("target", "cond"): {s: torch.tensor([TIMES[s] ** 2]) for s in range(4)}}
+    cached = {("target", "cond"): {s: torch.tensor([TIMES[s] ** 2]) for s in range(4)}}
     places = [(("target", "cond"), step) for step in range(4)]
-    assert not losses.drop(kept, places, [1.0] * 4)
+    assert not losses.drop(cached, places, [1.0] * 4)
     assert not losses
-    assert losses.drop(kept, places, [1.0, math.nan, 1.0, 1.0])
-    assert losses and 1 not in kept["target", "cond"]
-    losses.restore(kept["target", "cond"])
-    assert kept["target", "cond"][1].item() == pytest.approx(64.0)
+    assert losses.drop(cached, places, [1.0, math.nan, 1.0, 1.0])
+    assert losses and 1 not in cached["target", "cond"]
+    losses.restore(cached["target", "cond"])
+    assert cached["target", "cond"][1].item() == pytest.approx(64.0)
     assert not losses

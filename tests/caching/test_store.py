@@ -1,4 +1,4 @@
-"""Kept values under a cap: the bytes held, what is read back, and what a run makes of it."""
+"""Values under a memory cap: their bytes, what is read back, and what a run makes of it."""
 
 from __future__ import annotations
 
@@ -30,53 +30,53 @@ def value(seed: int, count: int = 640) -> torch.Tensor:
 
 
 def filled(memory: int | None, fewest: int, steps: int = 4) -> TensorStore:
-    kept = TensorStore(memory)
-    kept.begin(fewest)
-    kept.noise["target"] = value(99)
+    store = TensorStore(memory)
+    store.begin(fewest)
+    store.noise["target"] = value(99)
     for step in range(steps):
-        kept.branch("target", "cond")[step] = value(step)
-    return kept
+        store.branch("target", "cond")[step] = value(step)
+    return store
 
 
-# --- shelves ---
+# --- values ---
 
 
-def test_without_a_cap_a_shelf_hands_back_the_very_tensor():
-    kept, given = TensorStore(), value(0)
-    kept.branch("target", "cond")[3] = given
-    assert kept["target", "cond"][3] is given
-    assert kept.memory == CacheMemory(2560)
-    assert kept.notes() == ()
+def test_without_a_cap_a_branch_hands_back_the_very_tensor():
+    store, given = TensorStore(), value(0)
+    store.branch("target", "cond")[3] = given
+    assert store["target", "cond"][3] is given
+    assert store.memory == CacheMemory(2560)
+    assert store.notes() == ()
 
 
 def test_the_oldest_are_packed_first_and_no_further_than_is_needed():
     """Five of 2560 bytes; 1320 in 16 bits, 680 in 8. The noise is the oldest, then by step."""
-    kept = filled(4 * 2560, fewest=8)
-    shelf = kept["target", "cond"]
-    packed = [getattr(shelf.raw[step], "bits", None) for step in range(4)]
-    assert (kept.noise.raw["target"].bits, packed) == (16, [16, 16, None, None])
-    assert kept.memory.cached_bytes <= 4 * 2560 and kept.packed_bits == 16
-    shelf[4] = value(4)
-    assert [getattr(shelf.raw[step], "bits", None) for step in range(5)] == [16, 16, 16, 16, None]
-    kept = filled(4040, fewest=8)
-    bits = [kept.noise.raw["target"].bits, *(v.bits for v in kept["target", "cond"].raw.values())]
+    store = filled(4 * 2560, fewest=8)
+    values = store["target", "cond"]
+    packed = [getattr(values.raw[step], "bits", None) for step in range(4)]
+    assert (store.noise.raw["target"].bits, packed) == (16, [16, 16, None, None])
+    assert store.memory.cached_bytes <= 4 * 2560 and store.packed_bits == 16
+    values[4] = value(4)
+    assert [getattr(values.raw[step], "bits", None) for step in range(5)] == [16, 16, 16, 16, None]
+    store = filled(4040, fewest=8)
+    bits = [store.noise.raw["target"].bits, *(v.bits for v in store["target", "cond"].raw.values())]
     assert bits == [8, 8, 8, 8, 16]
-    assert kept.memory.cached_bytes == kept.memory.packed_bytes == 4 * 680 + 1320
+    assert store.memory.cached_bytes == store.memory.packed_bytes == 4 * 680 + 1320
 
 
 @pytest.mark.parametrize("fewest", BITS)
 def test_a_cap_that_can_be_kept_is_kept_at_every_moment(fewest):
-    """Down to all values in the fewest bits; below that the note says what is held, and why."""
+    """Down to all values in the fewest bits; below that the note says how much there is."""
     least = 5 * packed_bytes(640, fewest)
     for memory in (least, least + 1, 2 * least, 5 * 2560):
-        kept = filled(memory, fewest)
-        assert kept.memory.cached_bytes <= memory
-        assert kept.notes() == ()
+        store = filled(memory, fewest)
+        assert store.memory.cached_bytes <= memory
+        assert store.notes() == ()
         for step in range(4):
-            off = float((kept["target", "cond"][step] - value(step)).norm() / value(step).norm())
+            off = float((store["target", "cond"][step] - value(step)).norm() / value(step).norm())
             assert off < 1.3 * typical_error(fewest)
-    kept = filled(least - 1, fewest)
-    (note,) = kept.notes()
+    store = filled(least - 1, fewest)
+    (note,) = store.notes()
     assert note.startswith(
         f"cache_memory is {least - 1} bytes, and cached values took {least}, in "
     )
@@ -85,29 +85,34 @@ def test_a_cap_that_can_be_kept_is_kept_at_every_moment(fewest):
 
 
 def test_half_precision_is_not_packed_into_as_many_bits_and_says_so():
-    kept = TensorStore(1)
-    kept.begin(16)
-    kept.branch("target", "cond")[0] = value(0).bfloat16()
-    assert isinstance(kept["target", "cond"].raw[0], torch.Tensor)
-    assert kept.notes() and "as they are" in kept.notes()[0]
+    store = TensorStore(1)
+    store.begin(16)
+    store.branch("target", "cond")[0] = value(0).bfloat16()
+    assert isinstance(store["target", "cond"].raw[0], torch.Tensor)
+    assert store.notes() and "as they are" in store.notes()[0]
 
 
 @pytest.mark.parametrize("memory", [None, 4000, 1])
 def test_sums_are_finite_where_all_of_a_value_is_packed_or_not(memory):
-    kept = filled(memory, fewest=4)
-    assert kept.places() == [(("target", "cond"), step) for step in range(4)]
-    assert torch.stack(kept.sums()).isfinite().tolist() == [True] * 5
+    store = filled(memory, fewest=4)
+    assert store.places() == [(("target", "cond"), step) for step in range(4)]
+    assert torch.stack(store.sums()).isfinite().tolist() == [True] * 5
     spoilt = value(7)
     spoilt[65] = math.nan
-    kept.branch("target", "cond")[2] = spoilt
-    assert torch.stack(kept.sums()).isfinite().tolist() == [True, True, False, True, True]
+    store.branch("target", "cond")[2] = spoilt
+    assert torch.stack(store.sums()).isfinite().tolist() == [True, True, False, True, True]
 
 
 def test_clearing_frees_all_and_a_new_run_counts_anew():
-    kept = filled(4000, fewest=8)
-    kept.clear()
-    kept.begin(8)
-    assert (kept, len(kept.noise), kept.memory.cached_bytes, kept.packed_bits) == ({}, 0, 0, None)
+    store = filled(4000, fewest=8)
+    store.clear()
+    store.begin(8)
+    assert (store, len(store.noise), store.memory.cached_bytes, store.packed_bits) == (
+        {},
+        0,
+        0,
+        None,
+    )
 
 
 # --- runs ---
@@ -167,18 +172,18 @@ def test_a_packed_value_that_is_not_finite_is_never_served_and_is_put_back(pipe,
     policy = NotingPolicy(plan)
     policy.min_bits = 8
     with accelerate(pipe, plan=policy) as handle:
-        kept = handle.executor.store
-        kept.limit = 1
+        store = handle.executor.store
+        store.limit = 1
 
         def poison(tensors: Any) -> dict[str, Any]:
-            shelf = kept["target", "cond"]
-            assert isinstance(shelf.raw[1], Packed)
+            values = store["target", "cond"]
+            assert isinstance(values.raw[1], Packed)
             if where == "once packed":
-                shelf.raw[1].scales[0] = math.nan
+                values.raw[1].scales[0] = math.nan
             else:
-                spoilt = shelf[1].clone()
+                spoilt = values[1].clone()
                 spoilt[0, 0, 0, 0, 0] = math.nan
-                shelf[1] = spoilt
+                values[1] = spoilt
             return {}
 
         frames = run(pipe, callback_on_step_end=inject(1, poison))
@@ -201,7 +206,7 @@ def test_a_packed_noise_that_is_not_finite_is_told(pipe):
     assert policy.invalid == [(1, "the cached noise was not finite")]
 
 
-def test_surprises_are_measured_on_packed_values_all_the_same(pipe):
+def test_errors_are_measured_on_packed_values_all_the_same(pipe):
     found = {}
     for memory in (None, 1):
         policy = NotingPolicy(PLAN, MIX)

@@ -113,12 +113,12 @@ def test_windows_serve_and_what_they_do_not_is_chosen():
         (Errors(math.inf, math.inf, 0.0), "computed"),
     ],
 )
-def test_every_action_is_carried_out(errors, done, monkeypatch):
+def test_every_action_is_done(errors, done, monkeypatch):
     monkeypatch.setattr(Errors, "measured", classmethod(lambda cls, sums: errors))
     monkeypatch.setattr(Errors, "aged", lambda self, steps: self)
     monkeypatch.setattr("dit_accel.caching.unicp.cached_error", lambda distance, *_: errors.cached)
     pipe = tiny_wan()
-    short = EDCW(threshold=0.1, max_window=1)  # the windows themselves serve nothing
+    short = EDCW(threshold=0.1, max_window=1)  # the windows themselves cache nothing
     _, report = run(pipe, UniCP(short, PRUNE, DWS(tolerance=0.1, recheck=20)))
     for site in report.sites:
         assert site.computed[:4] == (0, 1, 2, 3)  # dense, and the one made both ways
