@@ -11,10 +11,6 @@ import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from rich.box import SIMPLE
-from rich.console import Console
-from rich.table import Table
-
 from dit_accel.cli.common import options
 from dit_accel.cli.common.errors import BadInput, RunFailed, refused
 from dit_accel.cli.common.options import (
@@ -28,6 +24,8 @@ from dit_accel.cli.common.verb import verb
 from dit_accel.models.checkpoints import DENOISERS, Denoiser, Shape
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from dit_accel.evaluation.speed import BenchmarkCase, SpeedResult
 
 BENCH_METHODS = "uncached,edcw:0.8,diffusers/first-block:0.5,fewer-steps"
@@ -105,6 +103,8 @@ def _case(row: Denoiser, given: BenchOptions, device: str, dtype: str) -> Benchm
 
 def _measure(case: BenchmarkCase, settings: Any, *, verbose: bool) -> dict[str, Any]:
     """Run the methods on one model and print their table; returns the record."""
+    from rich.console import Console
+
     from dit_accel.evaluation import speed
     from dit_accel.models.loading import quiet_libraries
 
@@ -140,6 +140,9 @@ def _shape(row: Denoiser, usual: Shape, given: BenchOptions) -> Shape:
 
 
 def _table(case: BenchmarkCase, found: list[SpeedResult]) -> Table:
+    from rich.box import SIMPLE
+    from rich.table import Table
+
     size = "reduced" if case.small else "full size"
     title = (
         f"{case.denoiser.name}, {size}, {case.shape}, {case.steps} steps, "

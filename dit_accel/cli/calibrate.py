@@ -13,13 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
-
 from dit_accel.cli.common import options
 from dit_accel.cli.common.errors import RESUMABLE, BadInput, RunFailed, refused, say
 from dit_accel.cli.common.files import check_file, print_json
 from dit_accel.cli.common.options import CLIP, ClipOptions, option
-from dit_accel.cli.common.progress import Pace, pace_bar
 from dit_accel.cli.common.verb import verb
 from dit_accel.cli.run.request import LARGEST_SEED, check_clip, check_within
 
@@ -206,6 +203,7 @@ def _measure(
     work: Path,
 ) -> Profile:
     from dit_accel.calibration import calibrate as measuring
+    from dit_accel.cli.common.progress import Pace, pace_bar
     from dit_accel.planning.sampler import NotLinearError
 
     usual = tuple(s for s in measuring.SPEEDUPS if s <= settings.steps / 2)
@@ -246,6 +244,8 @@ def _computed_steps(steps: int, speedups: tuple[float, ...]) -> list[int]:
 
 
 def _show(out: Path, profile: Profile, *, as_json: bool) -> None:
+    from rich.console import Console
+
     from dit_accel.cli.common.tables import candidate_rows, candidate_table
 
     if as_json:

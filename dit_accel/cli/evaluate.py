@@ -10,12 +10,9 @@ import contextlib
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from rich.console import Console
-
 from dit_accel.cli.common.errors import RESUMABLE, BadInput, RunFailed, refused, say
 from dit_accel.cli.common.files import print_json
 from dit_accel.cli.common.options import bytes_of
-from dit_accel.cli.common.progress import clips_bar
 from dit_accel.cli.common.verb import verb
 from dit_accel.cli.evaluate_request import (
     EvaluateOptions,
@@ -81,6 +78,7 @@ def _work(
     groups: list[tuple[Job, ...]],
     given: EvaluateOptions,
 ) -> None:
+    from dit_accel.cli.common.progress import clips_bar
     from dit_accel.evaluation import worker
 
     jobs = [job for group in groups for job in group]
@@ -110,6 +108,8 @@ def _check_ray() -> None:
 
 
 def _show(store: Store, spec: EvaluationSpec, *, as_json: bool) -> None:
+    from rich.console import Console
+
     from dit_accel.cli.common.tables import markdown_table, summary_table
     from dit_accel.evaluation.summary import summarise
 

@@ -12,16 +12,12 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
-
 from dit_accel.cli.common import files as writing
 from dit_accel.cli.common.errors import say
 from dit_accel.cli.common.files import Files
-from dit_accel.cli.common.progress import StepBar
 from dit_accel.cli.common.verb import verb
 from dit_accel.cli.run import shots
 from dit_accel.cli.run.request import Request, slug
-from dit_accel.cli.run.summary import announcement, show
 
 if TYPE_CHECKING:
     from dit_accel.cli.run.settings import Settings
@@ -58,6 +54,8 @@ def generate(request: Request) -> None:
     if request.as_json:
         sys.stdout.write(writing.as_json(content) + "\n")
     else:
+        from dit_accel.cli.run.summary import show
+
         show(files, target.settings, result, content)
 
 
@@ -87,7 +85,9 @@ def _run(
     request: Request, model: LoadableModel, settings: Settings
 ) -> tuple[RunTarget, Generation, Generation | None]:
     """The accelerated clip, made after its uncached reference where there is one."""
+    from dit_accel.cli.common.progress import StepBar
     from dit_accel.cli.run import prompt_check, run
+    from dit_accel.cli.run.summary import announcement
     from dit_accel.cli.run.target import resolve_target
     from dit_accel.core.generation import warm_up
     from dit_accel.models import loading
@@ -140,4 +140,6 @@ def _status(text: str, *, quiet: bool) -> contextlib.AbstractContextManager[obje
     """A spinner while the body runs, which leaves nothing behind."""
     if quiet:
         return contextlib.nullcontext()
+    from rich.console import Console
+
     return Console(stderr=True).status(f"{text} ...")

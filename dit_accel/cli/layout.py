@@ -11,9 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import typer
-from rich.console import Console
 
-from dit_accel.cli import layout_text
 from dit_accel.cli.common import options
 from dit_accel.cli.common.errors import BadInput, RunFailed, refused
 from dit_accel.cli.common.files import check_file, print_json
@@ -76,6 +74,10 @@ class PreviewOptions(LayoutFile, SizeOptions):
 @verb(ValidateOptions)
 def validate(given: ValidateOptions) -> None:
     """Check a layout file and show its content. The masks of a shot must have one length."""
+    from rich.console import Console
+
+    from dit_accel.cli import layout_text
+
     found = given.load()
     lengths = _mask_lengths(found)
     if given.as_json:

@@ -7,16 +7,16 @@ Knows the table of families; loads nothing. Ours.
 from __future__ import annotations
 
 import dataclasses
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.box import SIMPLE
-from rich.console import Console
-from rich.table import Table
 
 from dit_accel.cli.common.errors import reported
 from dit_accel.cli.common.files import print_json
 from dit_accel.models.families import FAMILIES
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 
 def models(
@@ -28,10 +28,15 @@ def models(
             families = [dataclasses.asdict(family) for family in FAMILIES.values()]
             print_json({"families": families})
         else:
+            from rich.console import Console
+
             Console(highlight=False).print(_table())
 
 
 def _table() -> Table:
+    from rich.box import SIMPLE
+    from rich.table import Table
+
     table = Table("family", "transformer,\npipelines, notes", "sites", "guidance", box=SIMPLE)
     for column in table.columns:
         column.no_wrap = True

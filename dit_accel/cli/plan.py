@@ -13,14 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
-from rich.text import Text
-
 from dit_accel.cli.common import options
 from dit_accel.cli.common.errors import BadInput, RunFailed, refused
 from dit_accel.cli.common.files import check_file, print_json
 from dit_accel.cli.common.options import bytes_of, option
-from dit_accel.cli.common.text import Row, bytes_text, print_aligned, shades_of, strip
+from dit_accel.cli.common.text import bytes_text, print_aligned, shades_of, strip
 from dit_accel.cli.common.verb import verb
 from dit_accel.cli.plan_memory import (
     MemoryUse,
@@ -32,6 +29,9 @@ from dit_accel.cli.plan_memory import (
 from dit_accel.cli.run.request import check_within
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
+    from dit_accel.cli.common.text import Row
     from dit_accel.models.loading import LoadableModel
     from dit_accel.planning.prediction import PlanChoice, QualityEstimate
     from dit_accel.planning.profile import Profile
@@ -104,6 +104,8 @@ def plan(given: PlanOptions) -> None:
     if given.as_json:
         print_json(_content(given, path, profile, chosen))
         return
+    from rich.console import Console
+
     console = Console(highlight=False)
     _show(console, given, path, profile, chosen)
     if given.plot is not None:
@@ -120,9 +122,8 @@ def _check_plot(path: Path, *, overwrite: bool) -> None:
 def _check_target(given: PlanOptions) -> None:
     from dit_accel.config import config_of
 
-    targets = {"quality": given.quality, "speedup": given.speedup}
     with refused():
-        config_of(**{name: value for name, value in targets.items() if value is not None})
+        config_of(quality=given.quality, speedup=given.speedup)
 
 
 def _profile_and_model(given: PlanOptions) -> tuple[Path, Profile, LoadableModel | None]:
@@ -148,6 +149,8 @@ def find_profile(model: LoadableModel) -> Path | None:
 
     The cache is by weights, so the model is loaded where there is anything in it.
     """
+    from rich.console import Console
+
     from dit_accel.models.loading import load
     from dit_accel.planning import lookup
 
@@ -252,6 +255,8 @@ def _show(
 def _rows(
     given: PlanOptions, path: Path, profile: Profile, chosen: ChosenPlan, shades: str
 ) -> list[Row]:
+    from rich.text import Text
+
     key, choice, predicted = profile.key, chosen.choice, chosen.choice.prediction
     size = f"{key.width}x{key.height}, {key.frames} frames, {key.steps} steps"
     clips = f"{size}, guidance {key.guidance:g}, {key.dtype}"

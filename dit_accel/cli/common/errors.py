@@ -14,7 +14,6 @@ import traceback
 from collections.abc import Iterator
 
 import typer
-from rich.console import Console
 
 from dit_accel.models.loading import ModelError, ModelLoadError
 
@@ -119,6 +118,8 @@ def refused(prefix: str = "", kinds: tuple[type[Exception], ...] = (ValueError,)
 
 def say(message: str, *, style: str = "bold red") -> None:
     """One message on stderr. It is not wrapped and has one colour, so that it can be searched."""
+    from rich.console import Console
+
     console = Console(stderr=True)
     label = {"bold red": "error", "yellow": "note", "cyan": "plan"}[style]
     console.print(f"[{style}]{label}:[/] ", end="", soft_wrap=True)

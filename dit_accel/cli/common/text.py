@@ -7,16 +7,18 @@ Knows no report and no file. Ours.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from rich.console import Console
-from rich.text import Text
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.text import Text
+
+    Row = tuple[str, str | Text]
 
 SHADES = "·░▒▓█"
 PLAIN_SHADES = ".-+x#"
 STRIP_WIDTH = 50
 LABEL_WIDTH = 16
-
-Row = tuple[str, str | Text]
 
 
 def strip(shares: Sequence[float], shades: str = SHADES) -> str:
@@ -56,6 +58,8 @@ def counted(number: int, noun: str) -> str:
 
 def print_aligned(console: Console, rows: Sequence[Row]) -> None:
     """A label and a value a line. Long values are not wrapped, so that paths can be copied."""
+    from rich.text import Text
+
     for label, value in rows:
         text = value if isinstance(value, Text) else Text(value)
         for index, line in enumerate(text.split("\n", allow_blank=True)):

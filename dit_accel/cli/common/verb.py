@@ -50,7 +50,7 @@ def _parameters(kind: Any) -> list[inspect.Parameter]:
     hints, empty = get_type_hints(kind), inspect.Parameter.empty
     parameters = []
     for one in sorted(dataclasses.fields(kind), key=_panel):
-        annotation = Annotated[hints[one.name], one.metadata["typer"]]
+        annotation: Any = Annotated[hints[one.name], one.metadata["typer"]]
         default = empty if one.default is dataclasses.MISSING else one.default
         kind_of = inspect.Parameter.KEYWORD_ONLY
         parameters.append(

@@ -82,6 +82,7 @@ def resolve_target(pipe: Any, settings: Settings, *, strict: bool) -> RunTarget:
     """
     if not isinstance(settings.accel, PlannedConfig):
         return RunTarget(settings)
+    notes: tuple[str, ...] = ()
     path = settings.accel.profile or _found(pipe)
     if path is not None:
         try:
@@ -89,16 +90,14 @@ def resolve_target(pipe: Any, settings: Settings, *, strict: bool) -> RunTarget:
         except BadInput as error:
             if strict:
                 raise
-            note = (f"used --threshold {DEFAULT_THRESHOLD:g} instead: {error}",)
+            notes = (f"used --threshold {DEFAULT_THRESHOLD:g} instead: {error}",)
     elif strict:
         raise BadInput(
             f"{target_option(settings)} needs a profile of this model, and none was found in its "
             f"folder or the cache: {CALIBRATE}; or pass --profile or --threshold"
         )
-    else:
-        note = ()
     accel = ThresholdConfig(layout=settings.accel.layout, scene=settings.accel.scene)
-    return RunTarget(dataclasses.replace(settings, accel=accel), remarks=note)
+    return RunTarget(dataclasses.replace(settings, accel=accel), remarks=notes)
 
 
 def target_option(settings: Settings) -> str:
