@@ -6,6 +6,7 @@ Knows sizes and options; `evaluation/speed.py` measures. Nothing is downloaded. 
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import sys
 from dataclasses import dataclass
@@ -127,15 +128,11 @@ def _with_half(methods: str, steps: int) -> str:
 
 
 def _shape(row: Denoiser, usual: Shape, given: BenchOptions) -> Shape:
+    from dit_accel.cli.run.settings import SizeStrides, check_sizes
+
     height, width = given.height or usual.height, given.width or usual.width
-    frames = given.frames or usual.frames
-    for name, value in (("--height", height), ("--width", width)):
-        if value < 1 or value % row.strides.spatial:
-            accepted = f"a multiple of {row.strides.spatial}"
-            raise BadInput(f"{name} is {value}: must be {accepted} for {row.name}")
-    if frames < 1 or (frames - 1) % row.strides.temporal:
-        accepted = f"1 more than a multiple of {row.strides.temporal}"
-        raise BadInput(f"--frames is {frames}: must be {accepted} for {row.name}")
+    frames, side = given.frames or usual.frames, row.strides.spatial
+    check_sizes(SizeStrides(side, row.strides.temporal, side), height, width, frames)
     return Shape(height, width, frames)
 
 
@@ -184,16 +181,11 @@ def _shown(value: float | None, pattern: str, scale: float = 1) -> str:
 
 
 def _record(case: BenchmarkCase, found: list[SpeedResult]) -> dict[str, Any]:
+    names = ("small", "steps", "guidance", "dtype", "rounds")
     return {
         "model": case.denoiser.name,
         "checkpoint": case.denoiser.checkpoint,
-        "small": case.small,
-        "height": case.shape.height,
-        "width": case.shape.width,
-        "frames": case.shape.frames,
-        "steps": case.steps,
-        "guidance": case.guidance,
-        "dtype": case.dtype,
-        "rounds": case.rounds,
+        **dataclasses.asdict(case.shape),
+        **{name: getattr(case, name) for name in names},
         "methods": [row.to_dict() for row in found],
     }

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dit_accel.cli.common import options
-from dit_accel.cli.common.errors import RESUMABLE, BadInput, RunFailed, refused, say
-from dit_accel.cli.common.files import check_file, print_json
+from dit_accel.cli.common.errors import RESUMABLE, BadInput, RunFailed, as_option, refused, say
+from dit_accel.cli.common.files import check_file, print_json, read_prompts
 from dit_accel.cli.common.options import CLIP, ClipOptions, option
 from dit_accel.cli.common.verb import verb
 from dit_accel.cli.run.request import LARGEST_SEED, check_clip, check_within
@@ -105,13 +105,9 @@ def _speedups(text: str | None) -> tuple[float, ...] | None:
 
 
 def _check_numbers(settings: Settings, speedups: tuple[float, ...] | None) -> None:
-    from dit_accel.planning.selection import MIN_PLANNED_STEPS
+    from dit_accel.cli.run.target import check_planned_steps
 
-    if settings.steps < MIN_PLANNED_STEPS:
-        raise BadInput(
-            f"--steps is {settings.steps}: plans need at least {MIN_PLANNED_STEPS}, since fewer "
-            "steps are too far apart to extrapolate"
-        )
+    check_planned_steps(settings.steps, "calibrate")
     most = settings.steps / 2
     for value in speedups or ():
         if value > most:
@@ -140,7 +136,6 @@ def _in_cache(pipe: Any, *, overwrite: bool) -> Path:
 
 
 def _prompts(given: CalibrateOptions, model: LoadableModel) -> tuple[EvaluationPrompt, ...]:
-    from dit_accel.evaluation.prompts import read_prompts
     from dit_accel.models import miniature
 
     path = given.prompts
@@ -151,12 +146,7 @@ def _prompts(given: CalibrateOptions, model: LoadableModel) -> tuple[EvaluationP
             f"--prompts is not given: pass a file of {ENOUGH} prompts or more, like those that you "
             "will use"
         )
-    try:
-        return read_prompts(path)[: given.limit]
-    except OSError as error:
-        raise BadInput(f"--prompts is {str(path)!r}: {error.strerror}") from error
-    except ValueError as error:
-        raise BadInput(f"--prompts: {error}") from error
+    return read_prompts("--prompts", path, given.limit)
 
 
 def _clips(prompts: tuple[EvaluationPrompt, ...], settings: Settings) -> list[ClipSpec]:
@@ -229,12 +219,9 @@ def _measure(
     except NotLinearError as error:
         raise RunFailed(str(error)) from error
     except ValueError as error:
-        if "work is" not in str(error):
+        if not str(error).startswith("work is"):
             raise
-        raise BadInput(
-            f"--work is {str(work)!r}, begun with other prompts or clips: delete it, or pass "
-            "another"
-        ) from error
+        raise BadInput(as_option(str(error))) from error
 
 
 def _computed_steps(steps: int, speedups: tuple[float, ...]) -> list[int]:

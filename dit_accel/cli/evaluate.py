@@ -7,6 +7,7 @@ Knows the order of the work; `evaluation/` does it. Ours.
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -40,6 +41,8 @@ def evaluate(given: EvaluateOptions) -> None:
     bytes_of(given.cache_memory)
     if given.backend not in ("local", "ray"):
         raise BadInput(f"--backend is {given.backend!r}: must be local or ray")
+    if given.backend == "ray" and importlib.util.find_spec("ray") is None:
+        raise BadInput("--backend is 'ray', which is not installed: pip install 'dit-accel[ray]'")
     from dit_accel.cli.run.settings import locate
     from dit_accel.evaluation.worker import rescore
     from dit_accel.models.loading import quiet_libraries
@@ -87,7 +90,6 @@ def _work(
         say(f"{done} of {len(jobs)} clips are there already", style="yellow")
     with clips_bar(len(jobs), done, quiet=given.as_json) as advance:
         if given.backend == "ray":
-            _check_ray()
             open_groups = [g for g in groups if not all(store.done(job.id) for job in g)]
             worker.work_with_ray(
                 store, spec, str(model.folder), open_groups, given.workers,
@@ -98,13 +100,6 @@ def _work(
                 store, spec, str(model.folder), device, groups,
                 on_result=lambda job, result: advance(1, job.method.label),
             )  # fmt: skip
-
-
-def _check_ray() -> None:
-    import importlib.util
-
-    if importlib.util.find_spec("ray") is None:
-        raise BadInput("--backend is 'ray', which is not installed: pip install 'dit-accel[ray]'")
 
 
 def _show(store: Store, spec: EvaluationSpec, *, as_json: bool) -> None:

@@ -11,10 +11,11 @@ import hashlib
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from dit_accel.cli.common import options
 from dit_accel.cli.common.errors import BadInput
+from dit_accel.cli.common.files import read_prompts
 from dit_accel.cli.common.options import COMPARISON, WORK, ClipOptions, argument, bytes_of, option
 
 if TYPE_CHECKING:
@@ -74,8 +75,8 @@ def spec_of(
     """What is to be run, with every name and number checked.
 
     Raises:
-        BadInput: an option is not accepted; names it.
-        ValueError: a method or the clip is not.
+        BadInput: an option is not accepted.
+        ValueError: a method is not accepted.
     """
     from dit_accel.cli.run.settings import resolve
     from dit_accel.cli.run.sidecar import versions
@@ -95,7 +96,7 @@ def spec_of(
         clip=settings.clip,
         dtype=dtype,
         device=device.partition(":")[0],
-        prompts=_read_prompts(given),
+        prompts=read_prompts("PROMPTS", given.prompts, given.limit),
         seeds=_seeds(given.seeds),
         methods=methods,
         metrics=_metrics(given.metrics),
@@ -124,8 +125,7 @@ def _check_planned(given: EvaluateOptions, methods: list[str]) -> None:
 
 def profile_of(given: EvaluateOptions, spec: EvaluationSpec, model: LoadableModel) -> Path | None:
     """The profile that a method needs, checked; None where no method needs one."""
-    from dit_accel.cli.plan import find_profile
-    from dit_accel.cli.run.target import CALIBRATE, read_profile
+    from dit_accel.cli.run.target import CALIBRATE, find_profile, read_profile
 
     if not spec.profiled:
         return None
@@ -137,15 +137,6 @@ def profile_of(given: EvaluateOptions, spec: EvaluationSpec, model: LoadableMode
         )
     read_profile(path)
     return path
-
-
-def _read_prompts(given: EvaluateOptions) -> tuple[Any, ...]:
-    from dit_accel.evaluation.prompts import read_prompts
-
-    try:
-        return read_prompts(given.prompts)[: given.limit]
-    except OSError as error:
-        raise BadInput(f"PROMPTS is {str(given.prompts)!r}: {error.strerror}") from error
 
 
 def _metrics(text: str) -> tuple[str, ...]:

@@ -62,7 +62,8 @@ def generate(request: Request) -> None:
 def _resolve(request: Request, layout: Layout | None) -> tuple[LoadableModel, Settings]:
     """The model's folder and every setting; what can be refused without weights is refused."""
     from dit_accel.cli.run.settings import check_site, locate, read_strides, resolve
-    from dit_accel.cli.run.target import check_steps, read_profile
+    from dit_accel.cli.run.target import check_planned_steps, read_profile, target_option
+    from dit_accel.config import PlannedConfig
 
     accel = request.accel_config()
     model, device, dtype = locate(request)
@@ -72,8 +73,9 @@ def _resolve(request: Request, layout: Layout | None) -> tuple[LoadableModel, Se
         layout=layout,
     )  # fmt: skip
     settings = dataclasses.replace(settings, accel=accel, compare=request.compare)
-    if request.wants_acceleration:
-        check_steps(settings)
+    if request.wants_acceleration and isinstance(accel, PlannedConfig):
+        target = target_option(settings.quality, settings.speedup)
+        check_planned_steps(settings.steps, target)
     if layout is not None:
         shots.check_fits(layout, settings, read_strides(model))
     if request.profile is not None:
@@ -130,7 +132,7 @@ def _write(
     else:
         clips = writing.clips_of(files, result.frames, uncached.frames if uncached else None)
     content = record(files, model, target, *compared)
-    with writing.all_or_none(files) as folder:
+    with writing.all_or_none([*files.present().values()]) as folder:
         writing.write_clips(folder, clips, target.settings.fps)
         writing.write_json(folder, files.sidecar, content)
     return content

@@ -38,11 +38,7 @@ class LayoutFile:
     verbose: bool = options.verbose()
 
     def load(self) -> Layout:
-        """The layout.
-
-        Raises:
-            BadInput: naming what is wrong with the file.
-        """
+        """The layout; refuses a file that is none."""
         from dit_accel.layout import load
 
         with refused(f"FILE is {str(self.file)!r}: ", (ValueError, OSError)):
@@ -114,11 +110,7 @@ def preview(given: PreviewOptions) -> None:
 
 
 def _mask_lengths(found: Layout) -> dict[str, int]:
-    """Frames of the masks, by shot that has any.
-
-    Raises:
-        BadInput: masks of a shot differ in length, or one is no clip.
-    """
+    """Frames of the masks, by shot that has any; refuses masks of one shot of unequal length."""
     from dit_accel.core.video import stream_video
 
     lengths: dict[str, int] = {}

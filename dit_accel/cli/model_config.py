@@ -9,9 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from dit_accel.cli.common.errors import BadInput, refused
 from dit_accel.cli.run.request import check_within
-from dit_accel.models import miniature
 
 if TYPE_CHECKING:
     from dit_accel.core.tokens import TokenGrid
@@ -30,11 +28,7 @@ class ModelConfig:
 
     @property
     def grid(self) -> TokenGrid:
-        """The tokens of one clip.
-
-        Raises:
-            BadInput: the model makes no clips of this size.
-        """
+        """The tokens of one clip; refuses a size that the model does not make."""
         from dit_accel.cli.run.settings import check_sizes, latent_pixels, read_strides
         from dit_accel.core.tokens import TokenGrid, TokenStrides
 
@@ -55,17 +49,14 @@ def read(
     Raises:
         BadInput: the model or a size is not accepted.
     """
-    from dit_accel.cli.run.settings import call_parameters
+    from dit_accel.cli.run.settings import call_parameters, folder_defaults, given_or_default
     from dit_accel.models.loading import resolve_model
 
     found = resolve_model(model, whole=False)
-    with refused(f"--model is {found.name!r}: "):
-        call = {**call_parameters(found), **miniature.call_defaults(found.folder)}
+    call = {**call_parameters(found), **folder_defaults(found)}
     sizes = {}
     for name, value in (("height", height), ("width", width), ("frames", frames)):
-        chosen = call.get("num_frames" if name == "frames" else name) if value is None else value
-        if chosen is None:
-            raise BadInput(f"--{name} is not given, and the model names no default: pass one")
-        check_within(f"--{name}", chosen, 1)
-        sizes[name] = int(chosen)
+        default = call.get("num_frames" if name == "frames" else name)
+        sizes[name] = int(given_or_default(value, default, name))
+        check_within(f"--{name}", sizes[name], 1)
     return ModelConfig(found, sizes["height"], sizes["width"], sizes["frames"], call)

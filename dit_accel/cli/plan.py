@@ -57,13 +57,6 @@ class PlanOptions:
     as_json: bool = options.as_json()
     verbose: bool = options.verbose()
 
-    @property
-    def target(self) -> str | None:
-        """The target as an option and its value; None without one."""
-        if self.quality is not None:
-            return f"--quality {self.quality:g}"
-        return f"--speedup {self.speedup:g}" if self.speedup is not None else None
-
 
 @dataclass(frozen=True)
 class ChosenPlan:
@@ -92,13 +85,17 @@ def plan(given: PlanOptions) -> None:
     bytes_of(given.cache_memory)
     if given.plot is not None:
         _check_plot(given.plot, overwrite=given.overwrite)
-    if given.target is not None:
-        _check_target(given)
+    planned = given.quality is not None or given.speedup is not None
+    if planned:
+        from dit_accel.config import config_of
+
+        with refused():  # what is wrong with the target
+            config_of(quality=given.quality, speedup=given.speedup)
     elif given.steps is not None or given.guidance is not None:
         name = "--steps" if given.steps is not None else "--guidance"
         raise BadInput(f"{name} is given: applies with --quality or --speedup")
     path, profile, model = _profile_and_model(given)
-    chosen = _chosen(given, profile, model) if given.target is not None else None
+    chosen = _chosen(given, profile, model) if planned else None
     if given.plot is not None:
         _draw(given.plot, profile, chosen, given.quality)
     if given.as_json:
@@ -119,16 +116,9 @@ def _check_plot(path: Path, *, overwrite: bool) -> None:
         raise BadInput(f"--plot is {str(path)!r}: {needed}")
 
 
-def _check_target(given: PlanOptions) -> None:
-    from dit_accel.config import config_of
-
-    with refused():
-        config_of(quality=given.quality, speedup=given.speedup)
-
-
 def _profile_and_model(given: PlanOptions) -> tuple[Path, Profile, LoadableModel | None]:
     """The model is None where the profile was given without one: no model is needed then."""
-    from dit_accel.cli.run.target import CALIBRATE, read_profile
+    from dit_accel.cli.run.target import CALIBRATE, find_profile, read_profile
     from dit_accel.models.loading import quiet_libraries, resolve_model
 
     if given.profile is not None and given.model is None:
@@ -144,24 +134,8 @@ def _profile_and_model(given: PlanOptions) -> tuple[Path, Profile, LoadableModel
     return path, read_profile(path), model
 
 
-def find_profile(model: LoadableModel) -> Path | None:
-    """The profile in a model's folder, else in the cache.
-
-    The cache is by weights, so the model is loaded where there is anything in it.
-    """
-    from rich.console import Console
-
-    from dit_accel.models.loading import load
-    from dit_accel.planning import lookup
-
-    path = lookup.find_profile(model.folder)
-    if path is None and any((lookup.cache_folder() / "profiles").glob("*.safetensors")):
-        with Console(stderr=True).status(f"loading {model.name} to find its profile ..."):
-            path = lookup.find_profile(load(model, device="cpu", dtype="float32"))
-    return path
-
-
 def _chosen(given: PlanOptions, profile: Profile, model: LoadableModel | None) -> ChosenPlan:
+    from dit_accel.cli.run.target import target_option
     from dit_accel.planning import selection
 
     key = profile.key
@@ -181,7 +155,8 @@ def _chosen(given: PlanOptions, profile: Profile, model: LoadableModel | None) -
             choice = selection.choose(profile, coefficients, target)
     except ValueError as error:
         hint = "" if same or model is not None else "; pass --model"
-        raise BadInput(f"{given.target}: {error}{hint}") from error
+        option = target_option(given.quality, given.speedup)
+        raise BadInput(f"{option}: {error}{hint}") from error
     if coefficients is None:
         raise BadInput(
             f"--steps is {steps}: the timesteps of {key.scheduler} are known only when a run "

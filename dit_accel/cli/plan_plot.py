@@ -65,10 +65,7 @@ def _candidates(
         axes.plot(*zip(*means, strict=True), "o-", color=COMPUTED, label="calibration, mean")
     predicted = choice.prediction if choice is not None else None
     if predicted is not None and math.isfinite(predicted.psnr_db):
-        interval = [
-            [predicted.psnr_db - predicted.low_db],
-            [predicted.high_db - predicted.psnr_db],
-        ]
+        interval = [[predicted.psnr_db - predicted.low_db], [predicted.high_db - predicted.psnr_db]]
         axes.errorbar(
             [predicted.speedup], [predicted.psnr_db], yerr=interval, fmt="D", color=TARGET,
             capsize=4, label="this plan, 90 % of clips",

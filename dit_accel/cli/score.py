@@ -6,17 +6,13 @@ Knows which pairs are comparable only with leave; `evaluation/pairs.py` and `met
 
 from __future__ import annotations
 
-import json
-import os
-import sys
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dit_accel.cli.common import options
 from dit_accel.cli.common.errors import BadInput, RunFailed, as_option, refused, say
-from dit_accel.cli.common.files import check_file
+from dit_accel.cli.common.files import all_or_none, check_file, print_json, write_json
 from dit_accel.cli.common.options import COMPARISON, OUTPUT, argument, check_choice, option
 from dit_accel.cli.common.verb import verb
 
@@ -27,6 +23,7 @@ if TYPE_CHECKING:
 
 CONVENTION_NAMES = ("teacache", "cache-dit", "easycache", "svg", "ffmpeg")
 SCORE_FORMAT = 1
+DESCRIBED = ("unit", "direction", "convention", "version", "per_frame")  # of a metric
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,11 +72,11 @@ def score(given: ScoreOptions) -> None:
     _refuse_unavailable(rows, explicit=explicit)
     scored = [_score(pair, rows, given) for pair in pairs.pairs]
     record = _record(given, rows, pairs, scored)
-    text = json.dumps(record, indent=2, ensure_ascii=False, allow_nan=False)
     if given.output is not None:
-        _write(given.output, text)
+        with all_or_none([given.output]) as folder:
+            write_json(folder, given.output, record)
     if given.as_json:
-        sys.stdout.write(text + "\n")
+        print_json(record)
     else:
         _show(rows, pairs, scored, record)
     _refuse_missing(scored, explicit=explicit)
@@ -152,20 +149,12 @@ def _record(
         "reference": str(given.reference),
         "test": str(given.test),
         "convention": given.convention,
-        "metrics": {name: _about(row) for name, row in rows.items()},
+        "metrics": {
+            name: {key: getattr(row, key) for key in DESCRIBED} for name, row in rows.items()
+        },
         "pairs": [_pair_record(pair) for pair in scored],
         "unpaired": {side: list(names) for side, names in pairs.unpaired.items()},
         "mean": {name: _mean(name, scored) for name in rows},
-    }
-
-
-def _about(row: Metric) -> dict[str, Any]:
-    return {
-        "unit": row.unit,
-        "direction": row.direction,
-        "convention": row.convention,
-        "version": row.version,
-        "per_frame": row.per_frame,
     }
 
 
@@ -218,29 +207,3 @@ def _show(
     for side, names in pairs.unpaired.items():
         if names:
             say(f"left out of {side}, without a partner: {', '.join(names)}", style="yellow")
-
-
-def _write(output: Path, text: str) -> None:
-    """Replace the file by one that is complete and on the disk."""
-    scratch = None
-    try:
-        with tempfile.NamedTemporaryFile(
-            "w", encoding="utf-8", dir=output.absolute().parent, prefix=".tmp-", delete=False
-        ) as file:
-            scratch = Path(file.name)
-            file.write(text + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        scratch.chmod(0o666 & ~_umask())
-        os.replace(scratch, output)
-    except OSError as error:
-        raise RunFailed(f"{output} cannot be written: {error.strerror}") from error
-    finally:
-        if scratch is not None:
-            scratch.unlink(missing_ok=True)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

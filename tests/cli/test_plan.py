@@ -111,7 +111,7 @@ def test_calibrate_goes_on_after_ctrl_c(
     assert "what is done is kept; run the same command again to continue" in stopped.stderr
     assert names(here) == ["p.safetensors.work"]
     other = invoke(*command[:-1], "8")
-    refused(other, "--work is 'p.safetensors.work', begun with other prompts or clips")
+    refused(other, "--work is p.safetensors.work, which is of other clips; accepted: another")
     heard.clear()
     monkeypatch.setattr(Pace, "begin", lambda *args: (begin(*args), heard.append(args[1:3])))
     done = invoke(*command)
@@ -144,7 +144,7 @@ def test_calibrate_keeps_out_of_folders_that_hold_something_else(
         (["--speedups", "2,x"], "--speedups is '2,x': must be numbers above 1"),
         (["--speedups", "1"], "--speedups is '1': must be numbers above 1"),
         (["--speedups", "6"], "--speedups has 6: must be at most 5 at 10 steps"),
-        (["--steps", "7"], "--steps is 7: plans need at least 8"),
+        (["--steps", "7"], "--steps is 7: calibrate needs at least 8"),
         (["--out", "p.json"], "--out is 'p.json': must end in .safetensors"),
         (["--out", "no/p.safetensors"], "--out is 'no/p.safetensors': its folder does not exist"),
         (["--height", "17"], "--height is 17: must be a multiple of 16"),

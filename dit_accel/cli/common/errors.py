@@ -128,20 +128,12 @@ def say(message: str, *, style: str = "bold red") -> None:
 
 def _unexpected(error: Exception, verbose: bool) -> str:
     text = f"{type(error).__name__}: {error}".strip()
-    if _is_out_of_memory(error):
+    # torch is not imported here, so its error is known by name only
+    names = {kind.__name__ for kind in type(error).__mro__}
+    if names & {"MemoryError", "OutOfMemoryError"} or "can't allocate memory" in str(error):
         first_line = text.splitlines()[0]
         return f"out of memory; try a smaller --height, --width or --frames ({first_line})"
     return text if verbose else f"{text} (--verbose shows where)"
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    # torch is not imported here, so its error is known by name only
-    names = {kind.__name__ for kind in type(error).__mro__}
-    return (
-        isinstance(error, MemoryError)
-        or "OutOfMemoryError" in names
-        or "can't allocate memory" in str(error)
-    )
 
 
 class CommandError(Exception):
@@ -151,7 +143,10 @@ class CommandError(Exception):
 
 
 class BadInput(CommandError):
-    """An option or argument that is not accepted. Names it, its value, and what is accepted."""
+    """An option or argument that is not accepted. Names it, its value, and what is accepted.
+
+    Every function of the command that refuses something raises it.
+    """
 
     exit_code = 2
 

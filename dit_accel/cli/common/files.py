@@ -13,7 +13,7 @@ import math
 import os
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +23,8 @@ from dit_accel.cli.common.errors import BadInput, RunFailed
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
+
+    from dit_accel.evaluation.prompts import EvaluationPrompt
 
 
 @dataclass(frozen=True)
@@ -68,11 +70,7 @@ def clips_of(
 def check_file(
     option: str, path: Path, *, suffixes: tuple[str, ...] = (), overwrite: bool = True
 ) -> None:
-    """Refuse before the work a single file that could not be written after it.
-
-    Raises:
-        BadInput: naming the option, and what is wrong with it.
-    """
+    """Refuse before the work a single file that could not be written after it."""
     shown = f"{option} is {str(path)!r}"
     if suffixes and path.suffix.lower() not in suffixes:
         raise BadInput(f"{shown}: must end in {' or '.join(suffixes)}")
@@ -87,23 +85,14 @@ def check_file(
 
 
 def check_free(option: str, path: Path) -> None:
-    """Refuse a file that exists.
-
-    Raises:
-        BadInput: naming the option.
-        OSError: the name is too long, or its folder cannot be read.
-    """
+    """Refuse a file that exists."""
     with contextlib.suppress(FileNotFoundError):
         os.lstat(path)
         raise BadInput(f"{option}: {path} exists; pass --overwrite, or another {option}")
 
 
 def check_files(files: Files, *, overwrite: bool) -> None:
-    """Refuse before the work files of a run that could not be written after it.
-
-    Raises:
-        BadInput: naming `--output`, and what is wrong with it.
-    """
+    """Refuse before the work files of a run that could not be written after it."""
     from dit_accel.core import video
 
     shown = str(files.video)
@@ -122,11 +111,7 @@ def check_files(files: Files, *, overwrite: bool) -> None:
 
 
 def write_clips(folder: Path, clips: dict[Path, npt.NDArray[Any]], fps: float) -> None:
-    """Write each clip into a folder, by the name that it will have.
-
-    Raises:
-        RunFailed: one cannot be written.
-    """
+    """Write each clip into a folder, by the name that it will have; RunFailed if one cannot be."""
     from dit_accel.core import video
 
     for path, frames in clips.items():
@@ -138,11 +123,7 @@ def write_clips(folder: Path, clips: dict[Path, npt.NDArray[Any]], fps: float) -
 
 
 def write_json(folder: Path, path: Path, content: dict[str, Any]) -> None:
-    """Write the sidecar into a folder, and flush it to the disk.
-
-    Raises:
-        RunFailed: it cannot be written.
-    """
+    """Write the sidecar into a folder and flush it to the disk; RunFailed if it cannot be."""
     try:
         with (folder / path.name).open("w", encoding="utf-8") as file:
             file.write(as_json(content) + "\n")
@@ -153,20 +134,32 @@ def write_json(folder: Path, path: Path, content: dict[str, Any]) -> None:
 
 
 @contextlib.contextmanager
-def all_or_none(files: Files) -> Iterator[Path]:
-    """A folder to write into; its files are moved to their places at the end, the sidecar last.
+def all_or_none(paths: Sequence[Path]) -> Iterator[Path]:
+    """A folder to write files into; they are moved to their places at the end, in this order.
 
     Raises:
-        RunFailed: a file cannot be moved; those that were moved are removed again.
+        RunFailed: one cannot be moved; those that were moved are removed again.
     """
-    parent = files.video.absolute().parent
+    parent = paths[0].absolute().parent
     try:
         scratch = tempfile.TemporaryDirectory(prefix=".tmp-", dir=parent)
     except OSError as error:
         raise RunFailed(f"{parent} cannot be written: {error.strerror}") from error
     with scratch as folder:
         yield Path(folder)
-        _place(Path(folder), files)
+        _place(Path(folder), paths)
+
+
+def read_prompts(name: str, path: Path, limit: int | None) -> tuple[EvaluationPrompt, ...]:
+    """The first prompts of a file; refuses one that has none, by the option's name."""
+    from dit_accel.evaluation import prompts
+
+    try:
+        return prompts.read_prompts(path)[:limit]
+    except OSError as error:
+        raise BadInput(f"{name} is {str(path)!r}: {error.strerror}") from error
+    except ValueError as error:
+        raise BadInput(f"{name}: {error}") from error
 
 
 def as_json(content: dict[str, Any]) -> str:
@@ -179,10 +172,10 @@ def print_json(content: dict[str, Any]) -> None:
     sys.stdout.write(as_json(content) + "\n")
 
 
-def _place(folder: Path, files: Files) -> None:
+def _place(folder: Path, paths: Sequence[Path]) -> None:
     placed: list[Path] = []
     try:
-        for path in files.present().values():
+        for path in paths:
             existed = path.exists()
             os.replace(folder / path.name, path)
             if not existed:

@@ -32,7 +32,7 @@ METHODS_HELP = "Methods with their settings, NAME:0.1,0.2; NAME:* is a whole swe
 TARGET_HELP = "PSNR to the uncached clip that 95 % of clips reach."
 RATIO_HELP = "Total steps / computed steps."
 MEMORY_HELP = "GPU memory for cached values, e.g. 512MiB."
-MODELS, MODEL_OR_CACHE = "the model's", "in the model's folder or the cache"
+MODELS = "the model's"
 
 
 def option(
@@ -75,7 +75,9 @@ def model() -> Any:
 
 def profile(panel: str | None = None, to: str = "") -> Any:
     text = f"{to}What `calibrate` measured."
-    return option(None, text, panel=panel, metavar="FILE", shown=MODEL_OR_CACHE)
+    return option(
+        None, text, panel=panel, metavar="FILE", shown="in the model's folder or the cache"
+    )
 
 
 def limit(panel: str | None = None) -> Any:
@@ -175,21 +177,13 @@ class ClipOptions(SizeOptions, MachineOptions):
 
 
 def check_choice(name: str, value: str | None, accepted: Sequence[str]) -> None:
-    """Refuse a value that is none of those accepted; None is not given.
-
-    Raises:
-        BadInput: naming the option `--name`.
-    """
+    """Refuse a value that is none of those accepted; None is not given."""
     if value is not None and value not in accepted:
         raise BadInput(f"--{name} is {value!r}: must be one of {', '.join(accepted)}")
 
 
 def bytes_of(text: str | None) -> int | None:
-    """The bytes that `--cache-memory` asks for: `2GiB`, `512 MiB`, `1.5gb`, `1000000`.
-
-    Raises:
-        BadInput: the text is no size.
-    """
+    """The bytes that `--cache-memory` asks for: `2GiB`, `512 MiB`, `1.5gb`, `1000000`."""
     if text is None:
         return None
     found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([a-z]*)", text.strip().lower())

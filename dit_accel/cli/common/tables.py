@@ -37,9 +37,6 @@ LOW = 0.05  # share of the prompts below "5 % below"
 _DIGITS = {"dB": 2, "levels": 2, "px": 3}
 
 
-# --- an evaluation -------------------------------------------------------------------------------
-
-
 def summary_table(summary: Summary, metrics: tuple[str, ...]) -> Table:
     """One row a method: what was computed, what it saved, what it cost in fidelity."""
     shown = [name for name in SHOWN if name in metrics]
@@ -90,9 +87,6 @@ def interval_text(interval: Interval, digits: int) -> str:
     if interval.low is None or interval.high is None:
         return f"{interval.value:.{digits}f}"
     return f"{interval.value:.{digits}f} [{interval.low:.{digits}f}, {interval.high:.{digits}f}]"
-
-
-# --- scores of clips -----------------------------------------------------------------------------
 
 
 def show_scores(rows: dict[str, Metric], scored: list[PairScores], mean: dict[str, Any]) -> None:
@@ -166,9 +160,6 @@ def _reasons(scored: list[PairScores]) -> list[str]:
         if score.value is None
     )
     return list(dict.fromkeys(reasons))
-
-
-# --- candidate plans of a profile ----------------------------------------------------------------
 
 
 def candidate_rows(profile: Profile) -> list[dict[str, Any]]:

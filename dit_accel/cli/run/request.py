@@ -76,11 +76,7 @@ class Request(AccelOptions, ClipOptions):
     as_json: bool = options.as_json()
 
     def check(self) -> None:
-        """Refuse what no model and no config could accept, before torch is imported.
-
-        Raises:
-            BadInput: naming the option, its value, and what is accepted.
-        """
+        """Refuse what no model and no config could accept, before torch is imported."""
         if self.layout is None and not self.prompt.strip():
             raise BadInput('PROMPT is empty: say what the clip shows, e.g. "a red circle"')
         if self.layout is not None and self.prompt.strip():
@@ -114,11 +110,7 @@ class Request(AccelOptions, ClipOptions):
         return bool(self._typed())
 
     def accel_config(self) -> AccelConfig:
-        """What `accelerate` shall do; with no target the default quality.
-
-        Raises:
-            BadInput: options do not go together, or a value is out of range.
-        """
+        """What `accelerate` shall do; without a target it is the default quality."""
         from dit_accel.config import DEFAULT_QUALITY, config_of
         from dit_accel.scenes.rows import SceneConfig
 
@@ -151,11 +143,7 @@ class Request(AccelOptions, ClipOptions):
         return given
 
     def read_layout(self) -> Layout | None:
-        """The layout of `--layout`.
-
-        Raises:
-            BadInput: naming what is wrong with the file.
-        """
+        """The layout of `--layout`; refuses a file that is none."""
         if self.layout is None:
             return None
         from dit_accel import layout
@@ -165,11 +153,7 @@ class Request(AccelOptions, ClipOptions):
 
 
 def check_clip(clip: ClipOptions) -> None:
-    """Refuse numbers that no model could accept.
-
-    Raises:
-        BadInput: naming the option, its value, and what is accepted.
-    """
+    """Refuse numbers that no model could accept."""
     check_within("--guidance", clip.guidance, 0.0)
     for name in ("steps", "height", "width", "frames"):
         check_within(f"--{name}", getattr(clip, name), 1)
@@ -178,11 +162,7 @@ def check_clip(clip: ClipOptions) -> None:
 
 
 def check_within(option: str, value: float | None, low: float, high: float | None = None) -> None:
-    """Refuse a number out of its range; None is not given.
-
-    Raises:
-        BadInput: naming the option.
-    """
+    """Refuse a number out of its range; None is not given."""
     if value is None:
         return
     if not math.isfinite(value) or value < low or (high is not None and value > high):

@@ -20,11 +20,7 @@ if TYPE_CHECKING:
 
 
 def run_uncached(pipe: Any, settings: Settings, bar: StepBar) -> generation.Generation:
-    """The clip of the stock pipeline; with a layout, of its scene without a cache.
-
-    Raises:
-        RunFailed: its frames are not finite.
-    """
+    """The clip of the stock pipeline; with a layout, of its scene without a cache."""
     with shots.without_cache(pipe, settings):
         return _generate(pipe, settings, bar)
 
@@ -52,11 +48,7 @@ def run_accelerated(
 
 
 def check_accepted(pipe: Any, settings: Settings) -> None:
-    """Refuse before the work what `accelerate` refuses.
-
-    Raises:
-        BadInput: a setting does not suit this pipeline.
-    """
+    """Refuse before the work what `accelerate` refuses."""
     from dit_accel import accelerate
 
     with refused("", (TypeError, ValueError)), accelerate(pipe, settings.accel):

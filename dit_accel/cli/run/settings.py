@@ -107,9 +107,9 @@ def resolve(
         BadInput: naming the option, its value, and the nearest accepted ones.
     """
     call = call_parameters(model)
-    defaults: dict[str, Any] = {**call, **_folder_defaults(model)}
+    defaults: dict[str, Any] = {**call, **folder_defaults(model)}
     chosen = {
-        name: _chosen(getattr(options, name), defaults.get(parameter), name)
+        name: given_or_default(getattr(options, name), defaults.get(parameter), name)
         for name, parameter in _CALL_NAMES.items()
     }
     check_sizes(read_strides(model), chosen["height"], chosen["width"], chosen["frames"])
@@ -130,11 +130,7 @@ def resolve(
 
 
 def locate(options: ClipOptions) -> tuple[LoadableModel, str, str]:
-    """The model's folder, the device and the dtype.
-
-    Raises:
-        ModelError: one of them is not accepted.
-    """
+    """The model's folder, the device and the dtype; raises ModelError for what is not there."""
     device = choose_device(options.device)
     return resolve_model(options.model), device, choose_dtype(options.dtype, device)
 
@@ -194,11 +190,7 @@ def component_config(model: LoadableModel, part: str) -> dict[str, Any]:
 
 
 def check_sizes(strides: SizeStrides, height: int, width: int, frames: int) -> None:
-    """Refuse a size that the model would round, or fail on after minutes.
-
-    Raises:
-        BadInput: naming the option, its value, and the nearest accepted ones.
-    """
+    """Refuse a size that the model would round, or fail on after minutes."""
     for option, value in (("--height", height), ("--width", width)):
         if value % strides.spatial:
             near = _nearest(value, strides.spatial, 0)
@@ -214,11 +206,7 @@ def check_sizes(strides: SizeStrides, height: int, width: int, frames: int) -> N
 
 
 def check_site(accel: AccelConfig, model: LoadableModel) -> None:
-    """Refuse a site that the model's family does not have.
-
-    Raises:
-        BadInput: naming `--site`.
-    """
+    """Refuse a site that the model's family does not have."""
     site, family = getattr(accel, "site", None), model.family
     if site is not None and site not in family.sites:
         accepted = ", ".join(family.sites)
@@ -239,12 +227,14 @@ def _check_reach(option: str, value: int, stride: int, longest: int | None, offs
         raise BadInput(f"{option} is {value}: this model reaches at most {most}")
 
 
-def _folder_defaults(model: LoadableModel) -> dict[str, int | float]:
+def folder_defaults(model: LoadableModel) -> dict[str, int | float]:
+    """Arguments of the pipeline's call that the model's folder has defaults for."""
     with refused(f"--model is {model.name!r}: "):
         return miniature.call_defaults(model.folder)
 
 
-def _chosen(asked: Any, default: Any, option: str) -> Any:
+def given_or_default(asked: Any, default: Any, option: str) -> Any:
+    """A setting as it was typed, else as the model has it; refuses one that neither has."""
     if asked is None and default is None:
         raise BadInput(f"--{option} is not given, and the model names no default: pass one")
     return default if asked is None else asked

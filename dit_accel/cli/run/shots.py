@@ -24,11 +24,7 @@ if TYPE_CHECKING:
 
 
 def check_fits(layout: Layout, settings: Settings, strides: SizeStrides) -> None:
-    """Refuse before the work a layout that a clip of this size cannot hold.
-
-    Raises:
-        BadInput: naming `--layout`, the shot, and what is wrong.
-    """
+    """Refuse before the work a layout that a clip of this size cannot hold."""
     from dit_accel.core.tokens import TokenGrid, TokenStrides
     from dit_accel.scenes import prepare
 

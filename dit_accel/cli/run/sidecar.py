@@ -85,11 +85,8 @@ def compare(result: Generation, uncached: Generation) -> dict[str, Any]:
     return {
         "identical": bool((uncached.frames == result.frames).all()),
         "fidelity": {
-            name: {
-                "value": score.value,
-                "convention": METRICS[name].convention,
-                "version": METRICS[name].version,
-            }
+            name: {"value": score.value}
+            | {key: getattr(METRICS[name], key) for key in ("convention", "version")}
             for name, score in scores.items()
         },
         "speedup_denoising": _ratio(uncached.denoising_seconds, result.denoising_seconds),

@@ -18,6 +18,7 @@ from dit_accel.cli.run.settings import Settings
 from dit_accel.config import PlannedConfig, ThresholdConfig
 
 if TYPE_CHECKING:
+    from dit_accel.models.loading import LoadableModel
     from dit_accel.planning.prediction import PlanChoice
     from dit_accel.planning.profile import Profile
     from dit_accel.planning.text import Text
@@ -43,29 +44,38 @@ class RunTarget:
 
 
 def read_profile(path: str | Path) -> Profile:
-    """The profile of a file.
-
-    Raises:
-        BadInput: naming `--profile`, and what is wrong with it.
-    """
+    """The profile of a file; refuses one that cannot be read."""
     from dit_accel.planning.profile import Profile, ProfileError
 
     with refused(f"--profile is {str(path)!r}: ", (ProfileError, OSError)):
         return Profile.load(path)
 
 
-def check_steps(settings: Settings) -> None:
-    """Refuse a plan for a run that is too short for one, before anything is loaded.
+def find_profile(model: LoadableModel) -> Path | None:
+    """The profile in a model's folder, else in the cache.
 
-    Raises:
-        BadInput: naming `--steps`.
+    The cache is by weights, so the model is loaded where there is anything in it.
     """
+    from rich.console import Console
+
+    from dit_accel.models.loading import load
+    from dit_accel.planning import lookup
+
+    path = lookup.find_profile(model.folder)
+    if path is None and any((lookup.cache_folder() / "profiles").glob("*.safetensors")):
+        with Console(stderr=True).status(f"loading {model.name} to find its profile ..."):
+            path = lookup.find_profile(load(model, device="cpu", dtype="float32"))
+    return path
+
+
+def check_planned_steps(steps: int, what: str) -> None:
+    """Refuse a run that is too short for a plan, before anything is loaded."""
     from dit_accel.planning.selection import MIN_PLANNED_STEPS
 
-    if isinstance(settings.accel, PlannedConfig) and settings.steps < MIN_PLANNED_STEPS:
+    if steps < MIN_PLANNED_STEPS:
         raise BadInput(
-            f"--steps is {settings.steps}: {target_option(settings)} needs at least "
-            f"{MIN_PLANNED_STEPS}, since fewer are too far apart to extrapolate; pass --threshold"
+            f"--steps is {steps}: {what} needs at least {MIN_PLANNED_STEPS}, since fewer are too "
+            "far apart to extrapolate; --threshold works with any"
         )
 
 
@@ -83,6 +93,7 @@ def resolve_target(pipe: Any, settings: Settings, *, strict: bool) -> RunTarget:
     if not isinstance(settings.accel, PlannedConfig):
         return RunTarget(settings)
     notes: tuple[str, ...] = ()
+    option = target_option(settings.quality, settings.speedup)
     path = settings.accel.profile or _found(pipe)
     if path is not None:
         try:
@@ -93,18 +104,16 @@ def resolve_target(pipe: Any, settings: Settings, *, strict: bool) -> RunTarget:
             notes = (f"used --threshold {DEFAULT_THRESHOLD:g} instead: {error}",)
     elif strict:
         raise BadInput(
-            f"{target_option(settings)} needs a profile of this model, and none was found in its "
-            f"folder or the cache: {CALIBRATE}; or pass --profile or --threshold"
+            f"{option} needs a profile of this model, and none was found in its folder or the "
+            f"cache: {CALIBRATE}; or pass --profile or --threshold"
         )
     accel = ThresholdConfig(layout=settings.accel.layout, scene=settings.accel.scene)
     return RunTarget(dataclasses.replace(settings, accel=accel), remarks=notes)
 
 
-def target_option(settings: Settings) -> str:
+def target_option(quality: float | None, speedup: float | None) -> str:
     """The target as an option and its value."""
-    if settings.quality is not None:
-        return f"--quality {settings.quality:g}"
-    return f"--speedup {settings.speedup:g}"
+    return f"--quality {quality:g}" if quality is not None else f"--speedup {speedup:g}"
 
 
 def _by_profile(pipe: Any, settings: Settings, accel: PlannedConfig, path: str) -> RunTarget:
@@ -117,7 +126,7 @@ def _by_profile(pipe: Any, settings: Settings, accel: PlannedConfig, path: str) 
     assert profile is not None  # a path was given
     text = _text(pipe, settings, profile)
     choice = None
-    with refused(f"{target_option(settings)}: "):
+    with refused(f"{target_option(settings.quality, settings.speedup)}: "):
         coefficients = selection.coefficients_before_run(
             profile, pipe.scheduler, settings.steps, settings.guidance,
             separate=family_of(pipe).branches == "separate",
