@@ -15,10 +15,11 @@ from rich.console import Console
 from rich.text import Text
 
 from dit_accel.cli.common.files import Files
-from dit_accel.cli.common.text import Row, bytes_text, print_aligned, seconds_text, shades_of, strip
+from dit_accel.cli.common.text import bytes_text, print_aligned, seconds_text, shades_of, strip
 
 if TYPE_CHECKING:
     from dit_accel import Report, SiteReport
+    from dit_accel.cli.common.text import Row
     from dit_accel.cli.run.settings import Settings
     from dit_accel.core.generation import Generation
     from dit_accel.planning.prediction import PlanChoice
