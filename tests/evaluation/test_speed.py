@@ -150,7 +150,7 @@ def test_the_command_prints_a_table_and_a_last_line_of_json():
     ("options", "message"),
     [
         (["--model", "sora"], "--model is 'sora': must be of wan2.1-1.3b"),
-        (["--height", "65"], "--height is 65: must be a multiple of 16 for wan2.1-1.3b"),
+        (["--height", "65"], "--height is 65: must be a multiple of 16, e.g. 64 or 80"),
         (["--frames", "6"], "--frames is 6: must be 1 more than a multiple of 4"),
         (["--methods", "magic"], "--methods: method is 'magic'"),
         (["--dtype", "int8"], "--dtype is 'int8': must be one of float32"),

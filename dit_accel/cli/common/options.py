@@ -74,7 +74,7 @@ def model() -> Any:
 
 
 def profile(panel: str | None = None, to: str = "") -> Any:
-    text = f"{to}What `calibrate` measured."
+    text = f"{to}what `calibrate` measured." if to else "What `calibrate` measured."
     return option(
         None, text, panel=panel, metavar="FILE", shown="in the model's folder or the cache"
     )
