@@ -449,7 +449,7 @@ def test_generate_refuses_the_profile_of_another_model_unless_forced(
         (["--accel", "magic"], "--accel is 'magic': must be one of unicp, unicp-paper"),
         (
             ["--accel", "unicp-paper", "--site", "block"],
-            "--profile is given; accepted: with",
+            "--accel is given with --site",
         ),
         (
             ["--accel", "unicp", "--threshold", "0.1"],

@@ -137,7 +137,7 @@ def _by_profile(pipe: Any, settings: Settings, accel: PlannedConfig, path: str) 
                 static=accel.static, text=text.pooled if text is not None else None,
                 size=(settings.height, settings.width, settings.frames),
             )  # fmt: skip
-    accel = dataclasses.replace(accel, profile=path)
+    accel = dataclasses.replace(accel, profile=path, choice=choice)  # what is printed is what runs
     return RunTarget(dataclasses.replace(settings, accel=accel), choice, text=text)
 
 
