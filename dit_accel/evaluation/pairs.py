@@ -14,12 +14,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from dit_accel.core import video
+from dit_accel.metrics.clips import Clip
 from dit_accel.metrics.row import Metric
 from dit_accel.metrics.scoring import Score, Scorer
 
@@ -28,8 +27,6 @@ CAVEAT = (
     "both clips are {name}, which is lossy: 4:2:0 alone reads 34 to 39 dB against its own source, "
     "so differences above that are hidden; score .mkv (FFV1) or .npy"
 )
-
-Clip = npt.NDArray[Any]
 
 
 class Remedy(Enum):

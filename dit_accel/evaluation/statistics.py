@@ -55,11 +55,7 @@ def mean(values: Sequence[float]) -> Interval:
 
 
 def ratio(over: Sequence[float], under: Sequence[float]) -> Interval:
-    """Ratio of two sums over the same prompts, e.g. of seconds.
-
-    Raises:
-        ValueError: there are none, or not as many of one as of the other.
-    """
+    """Ratio of two sums over the same prompts, e.g. of seconds; errors as of `difference`."""
     return _bootstrap((over, under), lambda a, b, axis=-1: a.sum(axis) / b.sum(axis))
 
 

@@ -45,11 +45,7 @@ def work(
 def rescore(
     store: Store, spec: EvaluationSpec, groups: Sequence[tuple[Job, ...]], again: bool
 ) -> int:
-    """Score stored clips by new metrics, or by all metrics again; returns how many.
-
-    Raises:
-        StoreError: a clip is missing or cannot be read.
-    """
+    """As `Runner.rescore`, of a shard's groups."""
     runner = Runner(store, spec, lambda: None, spec.device)
     return runner.rescore((job for group in groups for job in group), again)
 

@@ -135,75 +135,48 @@ def _spatial_lpips(tool: str) -> Metric:
 
 CONVENTIONS: dict[str, dict[str, Metric]] = {
     "teacache": {
-        "psnr_db": _row(
-            "psnr_db",
-            "teacache: rgb, mean over frames, errors below 1e-10 count as 100 dB",
-            teacache_psnr_frames,
-            range=(0.0, EXACT_DB),
-        ),
-        "ssim": _row(
-            "ssim",
-            "teacache: gauss11-rgb, sigma 1.5, valid region, as ours",
-            METRICS["ssim"].frames,  # type: ignore[arg-type]
-        ),
+        "psnr_db": _row("psnr_db",
+                        "teacache: rgb, mean over frames, errors below 1e-10 count as 100 dB",
+                        teacache_psnr_frames, range=(0.0, EXACT_DB)),
+        "ssim": _row("ssim", "teacache: gauss11-rgb, sigma 1.5, valid region, as ours",
+                     METRICS["ssim"].frames),  # type: ignore[arg-type]
         "lpips": _spatial_lpips("teacache"),
     },
     "cache-dit": {
-        "psnr_db": _row(
-            "psnr_db",
-            "cache-dit 1.5.3: rgb, uint8 differences WRAP AROUND (reads too high), mean over "
-            "frames, exact frames left out",
-            cache_dit_psnr_frames,
-            cache_dit_psnr_mean,
-        ),
-        "ssim": _row(
-            "ssim",
-            "cache-dit 1.5.3: scikit-image's default, 7x7 box, sample covariance, rgb",
-            cache_dit_ssim_frames,
-        ),
+        "psnr_db": _row("psnr_db",
+                        "cache-dit 1.5.3: rgb, uint8 differences WRAP AROUND (reads too high), "
+                        "mean over frames, exact frames left out",
+                        cache_dit_psnr_frames, cache_dit_psnr_mean),
+        "ssim": _row("ssim",
+                     "cache-dit 1.5.3: scikit-image's default, 7x7 box, sample covariance, rgb",
+                     cache_dit_ssim_frames),
         "lpips": _lpips_row(
             "cache-dit 1.5.3",
             _unavailable("cache-dit 1.5.3 looks for LPIPS in the wrong module and reports none"),
-            lpips,
-        ),
+            lpips),
     },
     "easycache": {
-        "psnr_db": _row(
-            "psnr_db",
-            "easycache: rgb, of one error pooled over the clip",
-            psnr_frames,
-            psnr_pooled_mean,
-        ),
-        "ssim": _row(
-            "ssim",
-            "easycache: torchmetrics 1.9, gauss11-rgb, whole frame, mirrored borders",
-            easycache_ssim_frames,
-        ),
+        "psnr_db": _row("psnr_db", "easycache: rgb, of one error pooled over the clip",
+                        psnr_frames, psnr_pooled_mean),
+        "ssim": _row("ssim",
+                     "easycache: torchmetrics 1.9, gauss11-rgb, whole frame, mirrored borders",
+                     easycache_ssim_frames),
         "lpips": _spatial_lpips("easycache"),
     },
     "svg": {
-        "ssim": _row(
-            "ssim",
-            "svg (Sparse-VideoGen): box11-rgb, whole frame, zeros around it",
-            svg_ssim_frames,
-        ),
+        "ssim": _row("ssim", "svg (Sparse-VideoGen): box11-rgb, whole frame, zeros around it",
+                     svg_ssim_frames),
         "lpips": _lpips_row(
             "svg (Sparse-VideoGen): VGG fed [0, 1] instead of [-1, 1]",
-            _unavailable("Sparse-VideoGen's LPIPS reads VGG16, which is not built in"),
-            lpips,
-        ),
+            _unavailable("Sparse-VideoGen's LPIPS reads VGG16, which is not built in"), lpips),
     },
     "ffmpeg": {
-        "psnr_db": _row(
-            "psnr_db",
-            "ffmpeg: `average` of yuv420p planes, one error pooled over the clip",
-            yuv.psnr_frames,
-            psnr_pooled_mean,
-        ),
-        "ssim": _row(
-            "ssim",
-            "ffmpeg: `All` of yuv420p planes, 8x8 windows every 4 pixels, mean over frames",
-            yuv.ssim_frames,
-        ),
+        "psnr_db": _row("psnr_db",
+                        "ffmpeg: `average` of yuv420p planes, one error pooled over the clip",
+                        yuv.psnr_frames, psnr_pooled_mean),
+        "ssim": _row("ssim",
+                     "ffmpeg: `All` of yuv420p planes, 8x8 windows every 4 pixels, mean over "
+                     "frames",
+                     yuv.ssim_frames),
     },
-}
+}  # fmt: skip

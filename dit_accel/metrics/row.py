@@ -1,6 +1,6 @@
 """What a row of the METRICS table is made of: what a metric means and how it is computed.
 
-In: two clips. Out: a score, or an accumulator that takes them in chunks.
+In: two clips. Out: a score, or an accumulator for chunks of them.
 Knows: a metric over pixels has two parts: `frames` gives one number for each frame (or each pair of
 neighbours, `span` = 2), `mean` makes them the clip's score. Other metrics bring an `accumulator`.
 Source: ours.
@@ -36,7 +36,7 @@ class LatentFunction(Protocol):
 
 @dataclass(frozen=True)
 class Metric:
-    """One row: what is measured, how, and which way is better.
+    """One row: what is measured, how, and which direction is better.
 
     Attributes:
         name: the stable key in every result.

@@ -71,15 +71,7 @@ class Scorer:
                 self._reasons[name] = str(unavailable)
 
     def update(self, reference: Clip, test: Clip) -> None:
-        """Take the next frames of both clips.
-
-        Args:
-            reference: `(T, H, W, C)`, uint8 or float, T of at least 1.
-            test: same shape and kind of dtype.
-
-        Raises:
-            ValueError: if the clips cannot be compared.
-        """
+        """Take the next frames; arguments and errors as of `accumulate.FrameScores.update`."""
         for accumulator in self._running.values():
             accumulator.update(reference, test)
 

@@ -86,17 +86,10 @@ def flicker_mean(frames: Scores) -> float:
 def tof(reference: Clip, test: Clip, *, data_range: float) -> float:
     """Distance of the two clips' optical flows.
 
-    Args:
-        reference: `(T, H, W, C)`, uint8 or float in [0, data_range]; T of at least 2, H and W of
-            at least 12.
-        test: same shape and kind of dtype.
-        data_range: largest possible value; 255 for uint8.
+    Args and errors as of `tdiff`; floats in [0, data_range], H and W of at least 12.
 
     Returns:
         Pixels a frame; 0 where both clips move alike.
-
-    Raises:
-        ValueError: if the clips cannot be compared; see `clips.check_pair`.
     """
     return mean(tof_frames(reference, test, data_range=data_range))
 

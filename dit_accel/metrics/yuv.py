@@ -31,16 +31,10 @@ Plane = npt.NDArray[np.uint8]
 def psnr_frames(reference: Clip, test: Clip, *, data_range: float) -> Scores:
     """PSNR of each frame's planes in dB, infinite where they are exact.
 
-    Args:
-        reference: `(T, H, W, 3)` RGB, uint8 or float in [0, data_range]; H, W even, at least 16.
-        test: same shape and kind of dtype.
-        data_range: largest possible value; 255 for uint8.
+    Args and errors as of `psnr.psnr`; RGB, floats in [0, data_range], H and W even, at least 16.
 
     Returns:
         `(T,)` float64; pool them with `psnr.psnr_pooled_mean`.
-
-    Raises:
-        ValueError: if the clips cannot be compared; see `clips.check_pair`.
     """
     errors = []
     for planes in _planes(reference, test, data_range):

@@ -293,19 +293,16 @@ def _download(model: str, state: str, whole: bool) -> LoadableModel:
 def _hub_error(model: str, state: str, error: Exception) -> ModelError | ModelLoadError:
     from huggingface_hub.errors import EntryNotFoundError, GatedRepoError, RepositoryNotFoundError
 
+    name = f"model is {model!r}:"
     if isinstance(error, GatedRepoError):
-        return ModelLoadError(
-            f"model is {model!r}: accept its terms on the hub, then `hf auth login`"
-        )
+        return ModelLoadError(f"{name} accept its terms on the hub, then `hf auth login`")
     if isinstance(error, RepositoryNotFoundError):
-        return ModelError(
-            f"model is {model!r}: no such folder, and the hub has no such public model"
-        )
+        return ModelError(f"{name} no such folder, and the hub has no such public model")
     if isinstance(error, EntryNotFoundError):
-        return ModelError(f"model is {model!r}: no diffusers model, it has no model_index.json")
-    return ModelLoadError(
-        _how_to_get(model, state, f"the hub cannot be reached ({_reason(error)})")
-    )
+        return ModelError(f"{name} no diffusers model, it has no model_index.json")
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    reason = f"the hub cannot be reached ({lines[0].rstrip('.')})"
+    return ModelLoadError(_how_to_get(model, state, reason))
 
 
 def _how_to_get(model: str, state: str, why: str) -> str:
@@ -314,8 +311,3 @@ def _how_to_get(model: str, state: str, why: str) -> str:
         f"Run `hf download {model}` on a machine with network, or pass the model's folder; "
         f"{MINIATURE}"
     )
-
-
-def _reason(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0].rstrip(".") if lines else type(error).__name__

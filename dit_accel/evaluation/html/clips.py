@@ -12,7 +12,7 @@ from __future__ import annotations
 import base64
 import io
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import cast
 
@@ -42,14 +42,8 @@ class Tier:
     quality: int | None
 
 
-TIERS = (
-    Tier(None, None),
-    Tier(640, 82),
-    Tier(416, 80),
-    Tier(320, 75),
-    Tier(240, 65),
-    Tier(160, 55),
-)
+_CODED = ((640, 82), (416, 80), (320, 75), (240, 65), (160, 55))
+TIERS = (Tier(None, None), *(Tier(side, quality) for side, quality in _CODED))
 
 
 @dataclass(frozen=True)
@@ -162,12 +156,10 @@ class _ClipReader:
         if name not in self._uncached:
             self._uncached[name] = self._read(name, pair.reference["frames_sha256"])
         uncached = self._uncached[name]
-        mine = (
-            self._read(pair.job.id, pair.result["frames_sha256"]) if uncached is not None else None
-        )
-        if uncached is None or mine is None or mine.shape != uncached.shape:
+        if uncached is None:
             return None
-        return uncached, mine
+        mine = self._read(pair.job.id, pair.result["frames_sha256"])
+        return None if mine is None or mine.shape != uncached.shape else (uncached, mine)
 
     def _read(self, job: str, sha256: str) -> video.Frames | None:
         if not self._store.clip_path(job).exists():
@@ -264,16 +256,10 @@ def _sheet(clip: video.Frames, columns: int) -> video.Frames:
     count, height, width, _ = clip.shape
     rows = math.ceil(count / columns)
     sheet = np.zeros((rows * height, columns * width, 3), np.uint8)
-    for frame, (y, x) in zip(clip, _cells(columns), strict=False):
+    for index, frame in enumerate(clip):
+        y, x = divmod(index, columns)
         sheet[y * height : (y + 1) * height, x * width : (x + 1) * width] = frame
     return sheet
-
-
-def _cells(columns: int) -> Iterator[tuple[int, int]]:
-    index = 0
-    while True:
-        yield divmod(index, columns)
-        index += 1
 
 
 def _heat(apart: video.Frames, factor: int) -> video.Frames:
@@ -295,8 +281,6 @@ def encode(picture: video.Frames, quality: int | None) -> str:
 
     buffer = io.BytesIO()
     image = Image.fromarray(picture)
-    if quality is None:
-        image.save(buffer, "WEBP", lossless=True, quality=80, method=4)
-    else:
-        image.save(buffer, "WEBP", quality=quality, method=4)
+    exact = quality is None  # then `quality` is the effort of the encoder
+    image.save(buffer, "WEBP", lossless=exact, quality=80 if exact else quality, method=4)
     return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode()
