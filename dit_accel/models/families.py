@@ -24,17 +24,15 @@ class Family:
         components: attributes of a pipeline that may hold such a transformer.
         blocks: attributes of the transformer that hold its blocks, in the order they run.
         hidden: a block's argument that carries the tokens through the stack, and its position.
-        text: the argument, and its position, of the text that a block returns beside the tokens;
-            None where a block returns the tokens alone. The whole stack returns only tokens in
-            every family.
+        text: the argument, and its position, of the text that a block returns beside the tokens,
+            else None. The whole stack returns the tokens alone, in every family.
         attention: a block's submodule that computes self-attention.
-        branches: how classifier-free guidance runs: "separate" forwards, one "batched", or
-            "embedded" in the weights, where one forward a step is all.
+        branches: how guidance runs: "separate" forwards, one "batched", or "embedded" in weights.
         sites: which sites are safe: the whole stack only where nothing is added between blocks,
             the others only where a value is one tensor.
         notes: one phrase for people.
-        cross_attention: a block's submodule that reads the text; None where a layout's scenes are
-            not known to work, as for the next two.
+        cross_attention: a block's submodule that reads the text; it and the next two are None where
+            scenes are not known to work.
         text_embedder: the transformer's submodule that every text passes before its blocks.
         rotary: the transformer's submodule that makes the rotary embedding of its tokens.
     """

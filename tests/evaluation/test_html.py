@@ -1,4 +1,4 @@
-"""The report: one page that stands alone, tells every row, and plays its clips in step."""
+"""The report: one page that stands alone, has every row, and plays its clips in step."""
 
 from __future__ import annotations
 
@@ -153,7 +153,7 @@ def test_plots_take_their_colours_from_the_page(html):
         assert "var(--ink)" in plot or "var(--muted)" in plot
 
 
-# what it tells
+# what it says
 
 
 def test_every_method_is_a_row_with_its_numbers(html, summary):
@@ -165,7 +165,7 @@ def test_every_method_is_a_row_with_its_numbers(html, summary):
     assert "1 × 12" in text and "60 of 60" in text
 
 
-def test_failed_idle_and_floor_methods_are_told_as_such(html):
+def test_failed_idle_and_floor_methods_are_marked_as_such(html):
     rows = re.findall(r'<tr class="(?!note)[^"]*">.*?</tr>', html, re.DOTALL)
     by_label = {label: next(r for r in rows if f">{label}\n" in re.sub("<wbr>", "", r))
                 for label in LABELS}  # fmt: skip
@@ -191,7 +191,7 @@ def test_the_command_names_every_setting(results):
         assert part in command
 
 
-def test_the_settings_of_plans_are_told_and_in_the_command_where_they_are_set(results):
+def test_the_settings_of_plans_are_on_the_page_and_in_the_command_where_they_are_set(results):
     plain = results.spec
     capped = dataclasses.replace(plain, static=True, cache_memory=1024)
     for plan, there in ((plain, False), (capped, True)):
@@ -219,9 +219,9 @@ def test_differences_to_fewer_steps_average_to_the_tables(results, summary):
     for setting in results.accelerated():
         row = summary.by_setting[setting]
         found = results.minus_steps(setting, "psnr_db")
-        told = row.against_steps["psnr_db"]
-        assert np.mean(list(found.values())) == pytest.approx(told["value"])
-        assert len(found) == told["n"]
+        table = row.against_steps["psnr_db"]
+        assert np.mean(list(found.values())) == pytest.approx(table["value"])
+        assert len(found) == table["n"]
 
 
 def test_the_map_is_the_share_of_the_uncached_calls(results):
@@ -256,7 +256,7 @@ def test_the_worst_five_and_the_median_come_first(results):
     }
 
 
-def test_small_clips_are_kept_exactly(store, results):
+def test_small_clips_are_exact(store, results):
     shown = clips.gallery(store, results)
     assert shown.tier.quality is None and shown.left_out == 0
     player = shown.players[0]
@@ -268,7 +268,7 @@ def test_small_clips_are_kept_exactly(store, results):
         assert (sheet[y : y + 24, x : x + 24] == frame).all()
 
 
-def test_the_heat_map_is_the_difference_times_the_factor_that_is_told(store, results):
+def test_the_heat_map_is_the_difference_times_the_stated_factor(store, results):
     import matplotlib
 
     shown = clips.gallery(store, results)
@@ -306,13 +306,13 @@ def picture(uri: str) -> np.ndarray:
     return np.array(Image.open(io.BytesIO(content)).convert("RGB"))
 
 
-def test_without_kept_clips_the_page_says_so(tmp_path):
+def test_without_stored_clips_the_page_says_so(tmp_path):
     store = fake_run(tmp_path / "a", fake_plan(3, FEW, keep_clips=False))
     html = written(store, tmp_path)
     assert "were not stored" in html and '<figure class="player"' not in html
 
 
-def test_a_damaged_clip_is_told_and_the_others_play(tmp_path):
+def test_a_damaged_clip_is_named_and_the_others_play(tmp_path):
     store = fake_run(tmp_path / "a", fake_plan(3, FEW))
     results = store.results()
     job = clips.choose(results)[0].pair.job.id
@@ -378,7 +378,7 @@ def test_the_command_writes_the_page_into_the_folder_and_does_not_overwrite(tmp_
 
 
 @pytest.mark.parametrize(
-    ("spoil", "told"),
+    ("spoil", "expected"),
     [
         (lambda run: shutil.rmtree(run), "no such folder"),
         (lambda run: (run / "manifest.json").unlink(), "holds no evaluation"),
@@ -387,11 +387,11 @@ def test_the_command_writes_the_page_into_the_folder_and_does_not_overwrite(tmp_
         (lambda run: spoil_a_result(run), "is not JSON"),
     ],
 )
-def test_a_folder_that_cannot_be_read_is_named(tmp_path, spoil, told):
+def test_a_folder_that_cannot_be_read_is_named(tmp_path, spoil, expected):
     folder = fake_run(tmp_path / "a", fake_plan(1, FEW)).folder
     spoil(folder)
     found = run(str(folder), "--output", str(tmp_path / "r.html"))
-    assert found.exit_code == 2 and told in found.output
+    assert found.exit_code == 2 and expected in found.output
     assert str(folder) in found.output
     assert not (tmp_path / "r.html").exists()
 
@@ -401,12 +401,12 @@ def spoil_a_result(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("output", "told"),
+    ("output", "expected"),
     [("page.pdf", "must end in .html"), ("none/page.html", "its folder does not exist")],
 )
-def test_an_output_that_cannot_be_is_refused_before_the_work(store, tmp_path, output, told):
+def test_an_output_that_cannot_be_is_refused_before_the_work(store, tmp_path, output, expected):
     found = run(str(store.folder), "--output", str(tmp_path / output))
-    assert found.exit_code == 2 and told in found.output
+    assert found.exit_code == 2 and expected in found.output
 
 
 def test_a_missing_extra_is_named(store, monkeypatch, tmp_path):
@@ -460,7 +460,7 @@ FLAGS = [
 
 @pytest.fixture
 def opened(browser: Any, html: str, tmp_path: Path) -> Iterator[Any]:
-    """The page on a phone; every message of the console and every request is kept."""
+    """The page on a phone; every message of the console and every request is recorded."""
     (tmp_path / "r.html").write_text(html, encoding="utf-8")
     tab = browser.new_page(viewport={"width": 390, "height": 844})
     tab.set_default_timeout(20_000)
@@ -520,9 +520,9 @@ def test_playing_keeps_the_pictures_together_and_pausing_holds_them(opened):
         opened.wait_for_timeout(40)
     assert len(seen) >= 3
     group.get_by_role("button", name="Pause").click()
-    held = frames_shown(group)
+    before = frames_shown(group)
     opened.wait_for_timeout(300)
-    assert frames_shown(group) == held and len(set(held)) == 1
+    assert frames_shown(group) == before and len(set(before)) == 1
 
 
 def test_the_keys_play_and_step(opened):

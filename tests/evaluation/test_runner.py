@@ -119,7 +119,7 @@ def test_after_a_failure_the_next_method_runs_on_a_clean_pipeline(prompts, model
     assert alone.items() <= after.items()
 
 
-def test_the_uncached_twin_is_made_once_and_the_flops_are_those_dispatched(
+def test_the_uncached_reference_is_made_once_and_the_flops_are_those_dispatched(
     prompts, model, tmp_path
 ):
     import torch
@@ -129,7 +129,9 @@ def test_the_uncached_twin_is_made_once_and_the_flops_are_those_dispatched(
     evaluate(prompts, model, tmp_path / "a", "--methods", "edcw:9", "--limit", "1")
     lines = (tmp_path / "a" / "journal.jsonl").read_text().splitlines()
     assert [json.loads(line)["event"] for line in lines] == ["begin", "end"] * 2
-    twin = next(r for r in map(json.loads, results(tmp_path / "a").values()) if not r["reference"])
+    uncached = next(
+        r for r in map(json.loads, results(tmp_path / "a").values()) if not r["reference"]
+    )
     transformer = tiny.tiny_wan().transformer
     inputs = {
         "hidden_states": torch.zeros(1, 16, 3, 2, 2),
@@ -138,11 +140,11 @@ def test_the_uncached_twin_is_made_once_and_the_flops_are_those_dispatched(
     }
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter, torch.no_grad():
         transformer(**inputs)
-    assert twin["flops"] == [2 * counter.get_total_flops()] * 8
-    assert all(calls == [2] * 8 for calls in twin["computed"].values())
+    assert uncached["flops"] == [2 * counter.get_total_flops()] * 8
+    assert all(calls == [2] * 8 for calls in uncached["computed"].values())
 
 
-def test_the_noise_floor_flags_what_cannot_be_told_from_a_rerun(prompts, model, tmp_path):
+def test_the_noise_floor_flags_what_is_as_close_as_a_rerun(prompts, model, tmp_path):
     out = tmp_path / "a"
     run = evaluate(prompts, model, out, "--methods", "edcw:0,fewer-steps:2", "--noise-floor")
     assert run.exit_code == 0, run.output
@@ -155,14 +157,14 @@ def test_the_noise_floor_flags_what_cannot_be_told_from_a_rerun(prompts, model, 
     assert not rows["fewer-steps:2"].in_floor["psnr_db"]
 
 
-def test_a_batch_of_two_seeds_pairs_each_with_its_own_twin(prompts, model, tmp_path):
+def test_a_batch_of_two_seeds_pairs_each_with_its_own_reference(prompts, model, tmp_path):
     evaluate(prompts, model, tmp_path / "a", "--methods", "edcw:0", "--seeds", "0,7")
     found = [json.loads(text) for text in results(tmp_path / "a").values()]
     assert len(found) == 12
-    twins = {r["id"]: r for r in found if r["reference"] is None}
+    uncached = {r["id"]: r for r in found if r["reference"] is None}
     for result in (r for r in found if r["reference"]):
-        assert result["job"]["clip"]["seed"] == twins[result["reference"]]["job"]["clip"]["seed"]
-        assert result["frames_sha256"] == twins[result["reference"]]["frames_sha256"]
+        assert result["job"]["clip"]["seed"] == uncached[result["reference"]]["job"]["clip"]["seed"]
+        assert result["frames_sha256"] == uncached[result["reference"]]["frames_sha256"]
 
 
 # it survives
@@ -218,8 +220,8 @@ def test_killed_at_any_moment_it_loses_nothing_and_does_nothing_twice(prompts, m
         process.communicate()
         assert len(results(killed)) > before
     process = start(prompts, model, killed)
-    _, told = process.communicate(timeout=300)
-    assert process.returncode == 0, told.decode()
+    _, output = process.communicate(timeout=300)
+    assert process.returncode == 0, output.decode()
     assert results(killed) == results(calm)
     finished = set()
     for line in (killed / "journal.jsonl").read_text().splitlines():
@@ -268,8 +270,8 @@ def test_peers_that_need_it_are_calibrated_once(prompts, model, tmp_path):
     out = tmp_path / "a"
     run = evaluate(prompts, model, out, "--methods", "diffusers/mag-cache:*")
     assert run.exit_code == 0, run.output
-    kept = json.loads((out / "calibration" / "mag-cache-8.json").read_text())
-    assert len(kept) == 8 and kept[0] == 1
+    ratios = json.loads((out / "calibration" / "mag-cache-8.json").read_text())
+    assert len(ratios) == 8 and ratios[0] == 1
     assert statuses(out)["diffusers/mag-cache:0.06"] <= {"ok", "no effect"}
 
 
@@ -280,14 +282,14 @@ def test_a_clip_that_was_damaged_is_named_and_nothing_is_lost(prompts, model, tm
     out = tmp_path / "a"
     evaluate(prompts, model, out, "--methods", "edcw:9", "--limit", "1")
     before = results(out)
-    twin = next(r for r in map(json.loads, before.values()) if r["reference"] is None)
-    clip = out / "clips" / f"{twin['id']}.mkv"
+    uncached = next(r for r in map(json.loads, before.values()) if r["reference"] is None)
+    clip = out / "clips" / f"{uncached['id']}.mkv"
     clip.write_bytes(clip.read_bytes()[:200])
     run = evaluate(prompts, model, out, "--methods", "fewer-steps:2", "--limit", "1")
     assert run.exit_code == 2
-    assert f"clips/{twin['id']}.mkv" in run.stderr and "delete jobs/" in run.stderr
+    assert f"clips/{uncached['id']}.mkv" in run.stderr and "delete jobs/" in run.stderr
     assert results(out) == before
-    (out / "jobs" / f"{twin['id']}.json").unlink()
+    (out / "jobs" / f"{uncached['id']}.json").unlink()
     assert evaluate(prompts, model, out, "--limit", "1").exit_code == 0
     assert before.items() <= results(out).items()
 
@@ -335,7 +337,7 @@ def test_a_disk_that_is_full_ends_it_and_keeps_what_is_done(prompts, model, tmp_
 
 
 @pytest.mark.parametrize(
-    ("name", "text", "told"),
+    ("name", "text", "expected"),
     [
         ("a.jsonl", '{"prompt": "x"}\n{"prompt": 3}\n', "line 2: prompt is 3"),
         ("a.jsonl", '{"prompt": "x"}\n\n{nonsense\n', "line 3: not JSON"),
@@ -347,15 +349,15 @@ def test_a_disk_that_is_full_ends_it_and_keeps_what_is_done(prompts, model, tmp_
         ("a.csv", "x", "ends in '.csv'; accepted: .jsonl, .txt, .json"),
     ],
 )
-def test_a_malformed_prompt_file_is_named_with_the_line(tmp_path, name, text, told):
+def test_a_malformed_prompt_file_is_named_with_the_line(tmp_path, name, text, expected):
     path = tmp_path / name
     path.write_text(text)
     with pytest.raises(ValueError) as error:
         read_prompts(path)
-    assert told in str(error.value) and str(path) in str(error.value)
+    assert expected in str(error.value) and str(path) in str(error.value)
 
 
-def test_plain_text_and_vbench_lists_are_read_and_twins_of_a_line_count_once(tmp_path):
+def test_plain_text_and_vbench_lists_are_read_and_a_line_that_comes_twice_counts_once(tmp_path):
     (tmp_path / "a.txt").write_text("a cat\n\na dog\na cat\n")
     (tmp_path / "a.json").write_text(
         json.dumps([{"prompt_en": "a cat", "dimension": ["x"]}, {"prompt_en": "a dog"}])
@@ -366,7 +368,7 @@ def test_plain_text_and_vbench_lists_are_read_and_twins_of_a_line_count_once(tmp
 
 
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("options", "expected"),
     [
         (["--methods", "magic:1"], "method is 'magic'; accepted: uncached, edcw"),
         (["--methods", "edcw:lots"], "threshold δ: a number from 0"),
@@ -381,10 +383,10 @@ def test_plain_text_and_vbench_lists_are_read_and_twins_of_a_line_count_once(tmp
         (["--height", "17"], "--height is 17"),
     ],
 )
-def test_bad_options_are_named_before_any_work(prompts, model, tmp_path, options, told):
+def test_bad_options_are_named_before_any_work(prompts, model, tmp_path, options, expected):
     run = evaluate(prompts, model, tmp_path / "a", *options)
     assert run.exit_code == 2
-    assert told in run.stderr
+    assert expected in run.stderr
     assert not (tmp_path / "a").exists()
 
 
@@ -500,7 +502,7 @@ def test_two_methods_are_compared_on_the_prompts_that_both_have(prompts, model, 
     assert verdict == "better"
 
 
-def test_a_new_metric_is_scored_on_the_kept_clips_without_making_them_again(
+def test_a_new_metric_is_scored_on_the_stored_clips_without_making_them_again(
     prompts, model, tmp_path
 ):
     out = tmp_path / "a"

@@ -75,7 +75,7 @@ def test_flops_of_the_report_are_those_that_were_dispatched(name):
     with probe, accelerate(pipe, config=LOOSE) as handle:
         speed._call(pipe, run, {}, (probe,))
         report = handle.report()
-    if report.flops_spent is None:  # diffusers 0.35 reads Hunyuan's mask on the way
+    if report.flops_spent is None:  # diffusers 0.35 reads Hunyuan's mask during the run
         assert "could not be counted" in report.notes[0]
         pytest.skip(report.notes[0])
     assert report.flops_spent == pytest.approx(sum(probe.flops or ()), rel=0.01)
@@ -111,7 +111,7 @@ def test_a_small_run_tells_computed_from_reused_steps():
     assert found["fewer-steps:3"].flops_kept == pytest.approx(0.5)
 
 
-def test_a_method_that_fails_is_told_and_the_others_go_on():
+def test_a_method_that_fails_is_reported_and_the_others_go_on():
     class Broken:
         own_process = False
 

@@ -229,20 +229,20 @@ def test_ffmpeg_prints_the_same(given, tmp_path):
         (tmp_path / name).write_bytes(frames.tobytes() if given == "rgb" else planes)
     pixels = "rgb24" if given == "rgb" else "yuv420p"
     raw = ["-f", "rawvideo", "-pix_fmt", pixels, "-s", "64x48"]
-    told = {}
+    printed = {}
     for name, pattern in (("psnr", r"average:(\S+)"), ("ssim", r"All:(\S+)")):
         chain = f"[0:v]format=yuv420p[x];[1:v]format=yuv420p[y];[x][y]{name}"
         command = [ffmpeg, "-hide_banner", *raw, "-i", "b", *raw, "-i", "a", "-lavfi", chain]
         run = subprocess.run(
             [*command, "-f", "null", "-"], cwd=tmp_path, capture_output=True, text=True, check=True
         )
-        told[name] = float(re.search(pattern, run.stderr)[1])
+        printed[name] = float(re.search(pattern, run.stderr)[1])
     exact = given == "planes"
     assert value("ffmpeg", "psnr_db", a, b) == pytest.approx(
-        told["psnr"], abs=2e-6 if exact else 0.02
+        printed["psnr"], abs=2e-6 if exact else 0.02
     )
     assert value("ffmpeg", "ssim", a, b) == pytest.approx(
-        told["ssim"], abs=2e-6 if exact else 0.002
+        printed["ssim"], abs=2e-6 if exact else 0.002
     )
 
 

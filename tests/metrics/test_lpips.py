@@ -146,5 +146,5 @@ def test_lpips_streams_and_grows_with_noise(weights):
     scorer = Scorer(rows_of(["lpips"], lpips_weights=weights), data_range=255)
     for part in (slice(0, 1), slice(1, 6)):
         scorer.update(a[part], noisy(a, 16)[part])
-    told = scorer.compute()["lpips"]
-    assert told.value == pytest.approx(scores[1], rel=1e-6) and len(told.frames) == 6
+    scored = scorer.compute()["lpips"]
+    assert scored.value == pytest.approx(scores[1], rel=1e-6) and len(scored.frames) == 6

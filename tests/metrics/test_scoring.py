@@ -104,8 +104,8 @@ def test_a_single_frame_has_no_temporal_score_and_says_why():
 
 
 def test_scores_are_safe_in_json():
-    told = score_clips(smooth(), smooth(), data_range=255, metrics=["psnr_db", "tdiff"])
-    text = json.dumps({name: score.to_dict() for name, score in told.items()}, allow_nan=False)
+    scored = score_clips(smooth(), smooth(), data_range=255, metrics=["psnr_db", "tdiff"])
+    text = json.dumps({name: score.to_dict() for name, score in scored.items()}, allow_nan=False)
     back = json.loads(text)
     assert back["psnr_db"]["value"] == "inf" and back["psnr_db"]["exact_frames"] == 6
     assert Score(-math.inf).to_dict()["value"] == "-inf"

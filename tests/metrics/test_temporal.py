@@ -83,7 +83,7 @@ def test_tof_refuses_floats_outside_its_range_and_small_frames():
         tof(small, small, data_range=255)
 
 
-def test_a_flickering_warp_of_equal_psnr_is_told_from_a_standing_one():
+def test_a_flickering_warp_of_equal_psnr_scores_worse_than_a_still_one():
     cv2 = pytest.importorskip("cv2")
     rng = np.random.default_rng(3)
     noise = rng.integers(0, 256, (128, 192, 3), np.uint8)

@@ -56,7 +56,7 @@ def test_a_folder_without_the_file_has_no_defaults(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "expected"),
     [
         ("{", "is not JSON"),
         ("[1]", "must be an object of height, width"),
@@ -67,6 +67,6 @@ def test_a_folder_without_the_file_has_no_defaults(tmp_path: Path) -> None:
         ('{"fps": "8"}', "fps is '8' in .*must be a number above 0"),
     ],
 )
-def test_wrong_defaults_are_refused_by_name(tmp_path: Path, text: str, told: str) -> None:
-    with pytest.raises(ValueError, match=told):
+def test_wrong_defaults_are_refused_by_name(tmp_path: Path, text: str, expected: str) -> None:
+    with pytest.raises(ValueError, match=expected):
         miniature.call_defaults(write_defaults(tmp_path, text))
