@@ -122,6 +122,7 @@ ALLOWED = [
     ("*", r"flops[_ ]kept", "a public name of the report: share of FLOPs that were computed"),
     ("*", r"kept[_ ](?:key )?blocks?", "sparse attention: the key blocks that stay"),
     ("*", r"\.tell\(\)", "Python's file position"),
+    ("*.js", r"\bPromise\b", "JavaScript's class"),
 ]
 
 
