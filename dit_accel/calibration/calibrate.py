@@ -1,20 +1,14 @@
-"""Measure a pipeline, so that plans can be made for it: the profile.
+"""Measures a pipeline, so that plans can be made for it: out comes its profile.
 
-From a dozen clips or more:
-
-1. *Uncached*: the inner products of each clip's predictions, part by part, and of the noise that it
-   started from; what one unit of each adds to the final latents (`recording`).
-2. *Probes* on the first clips: runs that reuse a single prediction at one step, and what became of
-   the error that it made (`gain`, `memory`).
-3. *Rungs*: a plan for each of a ladder of speeds, carried out on every clip. What changes its
-   windows' lines is fitted to what is really left (`refining`); each clip is served by changes that
-   have not seen it, and scored against its uncached twin: honest errors.
-
-Clips are made one after the other, in two passes, or several in one call of the pipeline (`batch`);
-where all are in one batch, one pass is enough, for they come to every window together.
-
-Memory: the predictions of the clips of a batch, in float32 on the CPU. With `work`, what is done is
-kept in a folder, batch by batch, and the same call goes on where it was.
+In: a pipeline, and a dozen clips or more.
+1. *Uncached*: every clip is made and recorded: inner products, sampler coefficients (`record.py`).
+2. *Probes*: on the first clips one prediction is reused at one step: error gain and error memory.
+3. *Candidate plans*: one a speedup is searched, and carried out on every clip; its windows are
+   fitted to the error that is there, and each clip is scored with a fit without it (`refine.py`).
+Clips run one after the other, in two passes, or several in one call (`batch`). If all are in one
+batch, one pass is enough, as they come to every window together.
+Memory: the predictions of a batch, in float32 on the CPU. With `work`, a stopped calibration is
+resumed batch by batch.
 """
 
 from __future__ import annotations
@@ -27,21 +21,22 @@ from typing import Any
 
 import torch
 
-from dit_accel.calibration.checkpoint import WorkFolder
-from dit_accel.calibration.record import UncachedRun, probe, probe_steps, record_all, summed_up
+from dit_accel.calibration.checkpoint import Checkpoint
+from dit_accel.calibration.record import UncachedRun, gain_and_memory, probe, probe_steps, record
 from dit_accel.calibration.refine import REFINED_DEPTH, Problems, RefinedPlan, carry_out
 from dit_accel.core.families import family_of
 from dit_accel.core.generation import ClipSpec
 from dit_accel.planning.difficulty import PromptDifficulty
 from dit_accel.planning.lookup import profile_key
+from dit_accel.planning.plan import SamplerCoefficients
 from dit_accel.planning.profile import CandidatePlan, Profile
 from dit_accel.planning.search import ErrorModel, search
 
 SPEEDUPS = (2.0, 2.5, 2.94, 3.125, 3.33, 3.57, 3.85, 4.17, 4.55, 5.0, 5.56, 6.25, 7.14, 8.33)
-FIT_PASSES = 2  # over several batches: the first ones of the first pass are served by few others
-MAX_RECORDED_BYTES = 4 << 30  # bytes of recordings that are kept for the next pass
-Told = Callable[[str, int, int], None]
-Ladder = list[tuple[int, ...]]  # the computed steps of every rung
+FIT_PASSES = 2  # over several batches: in the first pass, the first ones know few other clips
+MAX_RECORDED_BYTES = 4 << 30  # of recordings that are in memory for the next pass
+ProgressCallback = Callable[[str, int, int], None]
+ComputedSteps = list[tuple[int, ...]]  # of every candidate plan
 
 
 def calibrate(
@@ -55,22 +50,22 @@ def calibrate(
     dtype: str = "float32",
     work: Path | None = None,
     overrides: dict[str, Any] | None = None,
-    told: Told = lambda what, done, total: None,
+    on_progress: ProgressCallback = lambda what, done, total: None,
 ) -> Profile:
-    """Measure what plans are made of, and the plans.
+    """Measure a pipeline, and carry out candidate plans.
 
     Args:
         pipe: a diffusers pipeline of a known family, not accelerated.
         clips: of equal size, steps and guidance; a dozen or more.
-        speedups: the ladder; each is a plan that is carried out on every clip. Empty: none is, and
-            plans rest on inner products alone.
-        probes: steps at which a single prediction is reused, >= 2.
+        speedups: each is a candidate plan, carried out on every clip. Empty: there are none, and
+            plans are made from inner products alone.
+        probes: steps at which one prediction is reused, >= 2.
         probed: clips that are probed, from the first on, 1 to all; each costs `probes` runs.
-        batch: clips that are made by one call of the pipeline, >= 1.
-        dtype: what the denoiser computes in, for the profile's identity.
-        work: folder for what is done so far; it can be deleted afterwards.
+        batch: clips in one call of the pipeline, >= 1.
+        dtype: what the denoiser computes in, for the profile's key.
+        work: folder of the checkpoint; it can be deleted afterwards.
         overrides: arguments of the pipeline's call that replace the clips'.
-        told: hears what is being done, how much of it is done, and of how much.
+        on_progress: is called with what is being done, how much is done, and of how much.
 
     Raises:
         ValueError: there are no clips, they differ in what must be equal, or a number is out of
@@ -91,25 +86,25 @@ def calibrate(
     wrong = [s for s in speedups if not 1 < s <= clips[0].steps]
     if wrong:
         raise ValueError(f"speedups has {wrong}; accepted: above 1, up to {clips[0].steps}")
-    calibration = _Calibration(pipe, clips, speedups, work, overrides, told, batch)
+    calibration = _Calibration(pipe, clips, speedups, work, overrides, on_progress, batch)
     return calibration.run(probes, probed, dtype)
 
 
 def fit_passes(clips: int, batch: int) -> int:
-    """How often every plan is carried out on every clip."""
+    """How often every candidate plan is carried out on every clip."""
     return 1 if 1 < clips <= batch else FIT_PASSES
 
 
 class _Calibration:
-    """One call of `calibrate`."""
+    """One call of `calibrate`. Every piece of work is a checkpoint's, by what it depends on."""
 
     def __init__(
         self, pipe: Any, clips: Sequence[ClipSpec], speedups: Sequence[float], work: Path | None,
-        overrides: dict[str, Any] | None, told: Told, batch: int,
+        overrides: dict[str, Any] | None, on_progress: ProgressCallback, batch: int,
     ) -> None:  # fmt: skip
         self.pipe, self.clips, self.speedups = pipe, clips, speedups
-        self.overrides, self.told = overrides, told
-        self.kept = WorkFolder(work, clips, overrides, pipe)
+        self.overrides, self.on_progress = overrides, on_progress
+        self.checkpoint = Checkpoint(work, clips, overrides, pipe)
         self.passes = fit_passes(len(clips), batch)
         self.batches = [
             tuple(range(first, min(first + batch, len(clips))))
@@ -119,57 +114,70 @@ class _Calibration:
         self._problems: Problems = {}
 
     def run(self, probes: int, probed: int, dtype: str) -> Profile:
-        known = list(chain.from_iterable(self._known(batch) for batch in self.batches))
-        grams, texts = zip(*known, strict=True)
-        schedule = self.kept.get("schedule", lambda: self._recorded(self.batches[0])[0].sampler)
-        clip = self.clips[0]
-        separate = family_of(self.pipe).branches == "separate" and clip.guidance > 1
-        if separate and len(schedule.branch_weights) == 1 and self.speedups:
-            raise ValueError(
-                f"guidance is not {clip.guidance:g} at every step; accepted: the same at all, or "
-                "no speedups"
-            )
+        """All of it."""
+        measured = list(chain.from_iterable(self._uncached(batch) for batch in self.batches))
+        grams, texts = zip(*measured, strict=True)
+        sampler = self._sampler()
         found = [self._probed(batch, probes, probed) for batch in self.batches]
-        gain, memory = summed_up([p for part in found for p in part], schedule.num_steps)
-        field = ErrorModel(schedule, torch.stack(grams), gain, memory)
-        of, places = f"{probes}-{probed}-{self.batches}", range(len(self.batches))
-        plans = self._ladder(field, of)
-        for turn in range(self.passes):
-            results = [self._rungs(turn, place, field, plans, of) for place in places]
-        candidates = _summary(plans, results)
-        made = {"clips": len(self.clips), "probes": probes, "probed": probed, **versions()}
-        identity = profile_key(
+        gain, memory = gain_and_memory(list(chain.from_iterable(found)), sampler.num_steps)
+        error_model = ErrorModel(sampler, torch.stack(grams), gain, memory)
+        of = f"{probes}-{probed}-{self.batches}"
+        plans = self._searched(error_model, of)
+        for number in range(self.passes):  # the last pass counts
+            results = [
+                self._carried_out(number, place, error_model, plans, of)
+                for place in range(len(self.batches))
+            ]
+        candidates = tuple(
+            _candidate([batch[place] for batch in results]) for place in range(len(plans))
+        )
+        clip = self.clips[0]
+        key = profile_key(
             self.pipe, steps=clip.steps, guidance=clip.guidance, height=clip.height,
-            width=clip.width, frames=clip.frames, dtype=dtype, parts=len(schedule.branch_weights),
+            width=clip.width, frames=clip.frames, dtype=dtype, parts=len(sampler.branch_weights),
         )  # fmt: skip
-        gram = field.mean_gram[None]  # expected energies are linear in it: one matrix tells as much
+        gram = error_model.mean_gram[None]  # errors are linear in it: the mean is enough
+        metadata = {"clips": len(self.clips), "probes": probes, "probed": probed, **versions()}
         return Profile(
-            identity, schedule, gram, gain, memory, REFINED_DEPTH, candidates, made,
+            key, sampler, gram, gain, memory, REFINED_DEPTH, candidates, metadata,
             difficulty(texts, candidates),
         )  # fmt: skip
 
+    def _sampler(self) -> SamplerCoefficients:
+        sampler: SamplerCoefficients = self.checkpoint.get(
+            "sampler", lambda: self._recorded(self.batches[0])[0].sampler
+        )
+        guidance = self.clips[0].guidance
+        two = family_of(self.pipe).branches == "separate" and guidance > 1
+        if two and len(sampler.branch_weights) == 1 and self.speedups:
+            raise ValueError(
+                f"guidance is not {guidance:g} at every step; accepted: the same at all, or no "
+                "speedups"
+            )
+        return sampler
+
     def _recorded(self, batch: tuple[int, ...]) -> list[UncachedRun]:
         if batch not in self._recordings:
-            held = chain.from_iterable(self._recordings.values())
-            if sum(recording.nbytes for recording in held) > MAX_RECORDED_BYTES:
+            in_memory = chain.from_iterable(self._recordings.values())
+            if sum(recording.nbytes for recording in in_memory) > MAX_RECORDED_BYTES:
                 self._recordings.clear()
             clips = [self.clips[index] for index in batch]
-            self._recordings[batch] = record_all(self.pipe, clips, self.overrides)
+            self._recordings[batch] = record(self.pipe, clips, self.overrides)
         return self._recordings[batch]
 
-    def _known(self, batch: tuple[int, ...]) -> list[tuple[torch.Tensor, torch.Tensor | None]]:
-        """Of every clip of a batch the Gram matrix and the pooled text."""
+    def _uncached(self, batch: tuple[int, ...]) -> list[tuple[torch.Tensor, torch.Tensor | None]]:
+        """For every clip of a batch the Gram matrix and the pooled text."""
 
         def make() -> list[tuple[torch.Tensor, torch.Tensor | None]]:
-            self.told("uncached", batch[0], len(self.clips))
+            self.on_progress("uncached", batch[0], len(self.clips))
             return [(recording.gram, recording.text) for recording in self._recorded(batch)]
 
-        return self.kept.get(f"known-{batch}", make)
+        return self.checkpoint.get(f"uncached-{batch}", make)
 
     def _probed(
         self, batch: tuple[int, ...], probes: int, probed: int
     ) -> list[tuple[int, float, float]]:
-        """Of those clips of a batch that are probed: step, gain, cosine."""
+        """For those clips of a batch that are probed: step, gain, cosine."""
         mine = [index for index in batch if index < probed]
 
         def make() -> list[tuple[int, float, float]]:
@@ -177,69 +185,66 @@ class _Calibration:
             steps = probe_steps(clips[0].steps, probes)
             found = []
             for place, step in enumerate(steps):
-                self.told("probe", batch[0] * len(steps) + place * len(mine), 0)
+                self.on_progress("probe", batch[0] * len(steps) + place * len(mine), 0)
                 grown = probe(self.pipe, clips, self.overrides, recordings, step)
                 found += [(step, *pair) for pair in grown]
             return found
 
-        return self.kept.get(f"probe-{mine}-{batch}-{probes}", make) if mine else []
+        return self.checkpoint.get(f"probe-{mine}-{batch}-{probes}", make) if mine else []
 
-    def _ladder(self, field: ErrorModel, of: str) -> Ladder:
-        """Computed steps of every rung, fastest last."""
-        counts = sorted({round(field.num_steps / s) for s in self.speedups}, reverse=True)
-        counts = [count for count in counts if 2 <= count < field.num_steps]
+    def _searched(self, error_model: ErrorModel, of: str) -> ComputedSteps:
+        """Of every candidate plan, the fastest last; each search starts from the plan before."""
+        n = error_model.num_steps
+        counts = sorted({round(n / s) for s in self.speedups}, reverse=True)
+        counts = [count for count in counts if 2 <= count < n]
 
-        def make() -> Ladder:
-            self.told("search", 0, 0)
-            plans: Ladder = []
-            before: tuple[int, ...] | None = None
+        def make() -> ComputedSteps:
+            self.on_progress("search", 0, 0)
+            plans: ComputedSteps = []
             for count in counts:
-                start = _thinned(before, count) if before else None
-                found = search(field, count, start=start)[0].computed
-                plans.append(found)
-                before = found
+                start = _thinned(plans[-1], count) if plans else None
+                plans.append(search(error_model, count, start=start)[0].computed)
             return plans
 
-        return self.kept.get(f"ladder-{counts}-{of}", make)
+        return self.checkpoint.get(f"search-{counts}-{of}", make)
 
-    def _rungs(
-        self, turn: int, place: int, field: ErrorModel, plans: Ladder, of: str
+    def _carried_out(
+        self, number: int, place: int, error_model: ErrorModel, plans: ComputedSteps, of: str
     ) -> list[RefinedPlan]:
-        """Carries out every plan on one batch; changes are fitted to all clips so far, by the
-        field `of` these probes and batches."""
+        """Every plan on one batch, in pass `number`; `of`: what the error model depends on."""
         if not plans:
             return []
-        batch, number = self.batches[place], turn * len(self.batches) + place
-        before = turn * len(self.clips) + batch[0]
+        batch = self.batches[place]
+        before = number * len(self.clips) + batch[0]
 
         def make() -> tuple[list[RefinedPlan], Problems]:
+            # a copy: what is added before an interrupt must not count twice
             problems, found = copy.deepcopy(self._problems), []
             clips = {index: self.clips[index] for index in batch}
-            whole = self.passes * len(self.clips) * len(plans)
+            total = self.passes * len(self.clips) * len(plans)
             for done, computed in enumerate(plans):
-                self.told("rungs", before * len(plans) + done * len(batch), whole)
-                recordings = self._recorded(batch)
-                found.append(
-                    carry_out(
-                        self.pipe, clips, computed, field, recordings, problems, self.overrides
-                    )
-                )
+                self.on_progress("candidates", before * len(plans) + done * len(batch), total)
+                refined = carry_out(
+                    self.pipe, clips, computed, error_model, self._recorded(batch), problems,
+                    self.overrides,
+                )  # fmt: skip
+                found.append(refined)
             return found, problems
 
-        found, self._problems = self.kept.get(f"rungs-{number}-{plans}-{of}", make)
+        name = f"candidates-{number * len(self.batches) + place}-{plans}-{of}"
+        found, self._problems = self.checkpoint.get(name, make)
         return found
 
 
 def difficulty(
     texts: Sequence[torch.Tensor | None], candidates: Sequence[CandidatePlan]
 ) -> PromptDifficulty | None:
-    """How hard prompts are by their texts; None where texts or plans are not known."""
-    said = [text for text in texts if text is not None]
-    if not candidates or len(said) < len(texts):
+    """Of prompts by their texts; None where a text is unknown, or there are no plans."""
+    known = [text for text in texts if text is not None]
+    if not candidates or len(known) < len(texts):
         return None
-    return PromptDifficulty.fit(
-        torch.stack(said), torch.stack([candidate.psnr_db for candidate in candidates])
-    )
+    psnr = torch.stack([candidate.psnr_db for candidate in candidates])
+    return PromptDifficulty.fit(torch.stack(known), psnr)
 
 
 def _thinned(steps: Sequence[int], count: int) -> list[int]:
@@ -247,27 +252,23 @@ def _thinned(steps: Sequence[int], count: int) -> list[int]:
     return [steps[round(i * (len(steps) - 1) / max(count - 1, 1))] for i in range(count)]
 
 
-def _summary(plans: Ladder, results: Sequence[Sequence[RefinedPlan]]) -> tuple[CandidatePlan, ...]:
-    """Outcomes of every batch -> rungs."""
-    return tuple(_rung([outcomes[place] for outcomes in results]) for place in range(len(plans)))
-
-
-def _rung(outcomes: Sequence[RefinedPlan]) -> CandidatePlan:
-    computed, changes = outcomes[0].computed, outcomes[-1].corrections
-    extrapolation_error = torch.tensor(
-        [row for o in outcomes for row in o.extrapolation_error], dtype=torch.float64
+def _candidate(batches: Sequence[RefinedPlan]) -> CandidatePlan:
+    """One plan, from what it gave on every batch; the corrections of the last know all clips."""
+    computed, corrections = batches[0].computed, batches[-1].corrections
+    errors = torch.tensor(
+        [row for b in batches for row in b.extrapolation_error], dtype=torch.float64
     )
-    logs = extrapolation_error.clamp_min(1e-9).log()
+    logs = errors.clamp_min(1e-9).log()
     mean = logs.mean(0).nan_to_num()
     spread = logs.std(0).nan_to_num().clamp_min(1e-3) if len(logs) > 1 else torch.ones_like(mean)
-    rows = torch.zeros(len(computed), max(map(len, changes.values())), dtype=torch.float64)
+    rows = torch.zeros(len(computed), max(map(len, corrections.values())), dtype=torch.float64)
     for row, step in enumerate(computed):
-        if step in changes:
-            rows[row, : len(changes[step])] = changes[step]
+        if step in corrections:
+            rows[row, : len(corrections[step])] = corrections[step]
     return CandidatePlan(
         computed, rows,
-        torch.tensor([value for o in outcomes for value in o.psnr_db], dtype=torch.float64),
-        torch.tensor([value for o in outcomes for value in o.latents_db], dtype=torch.float64),
+        torch.tensor([value for b in batches for value in b.psnr_db], dtype=torch.float64),
+        torch.tensor([value for b in batches for value in b.latents_db], dtype=torch.float64),
         mean, spread, torch.zeros(len(logs), dtype=torch.float64),
     )  # fmt: skip
 

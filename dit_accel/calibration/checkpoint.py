@@ -1,4 +1,8 @@
-"""A folder of what a calibration has done so far, one file a piece; so that it can be stopped."""
+"""Saves the pieces of a calibration in a folder, so that it can be stopped and resumed.
+
+In: a name, and a function that makes the piece. Out: the piece, from its file where there is one.
+Knows the clips and the pipeline that the folder is of, and refuses others.
+"""
 
 from __future__ import annotations
 
@@ -16,11 +20,11 @@ from dit_accel.core.generation import ClipSpec
 from dit_accel.planning.lookup import profile_key
 
 
-class WorkFolder:
-    """Pieces by name; nothing is kept where there is no folder.
+class Checkpoint:
+    """Pieces by name; without a folder nothing is saved.
 
     Raises:
-        ValueError: the folder is of other clips, of another pipeline, or of another dtype.
+        ValueError: the folder is of other clips, another pipeline or another dtype.
         OSError: it cannot be written.
     """
 
@@ -33,9 +37,9 @@ class WorkFolder:
             return
         folder.mkdir(parents=True, exist_ok=True)
         mine = hashlib.sha256(repr((list(clips), overrides)).encode()).hexdigest()
-        identity = profile_key(pipe)
+        key = profile_key(pipe)
         self._stamp("clips", mine)
-        self._stamp("pipelines", f"{identity.weights} {identity.sampler}")
+        self._stamp("pipelines", f"{key.weights} {key.sampler}")
         denoisers = transformers_of(pipe, family_of(pipe)).values()
         self._stamp("dtypes", " ".join(str(denoiser.dtype) for denoiser in denoisers))
 
@@ -52,7 +56,7 @@ class WorkFolder:
             part.replace(stamp)
 
     def get(self, name: str, make: Callable[[], Any]) -> Any:
-        """What is kept under a name, else what `make` returns, which is then kept."""
+        """The piece of this name: read, or made and saved."""
         if self.folder is None:
             return make()
         path = self.folder / f"{hashlib.sha256(name.encode()).hexdigest()[:24]}.pt"

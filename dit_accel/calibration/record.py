@@ -1,14 +1,13 @@
-"""Uncached runs, written down: what plans are made of, and what accelerated runs are held against.
+"""Records uncached runs, and probes how an error grows on its way to the last step.
 
-A recording has a run's predictions, part by part, the noise that it started from, and what one unit
-of each guided prediction adds to the final latents (`shares`): a twin of the scheduler is stepped
-along on unit vectors, so that any sampler that is linear in the predictions gives its shares, Euler
-and multistep alike. That they rebuild the final latents is checked. A probe is a run that reuses a
-single prediction at one step, and tells what became of the error that it made.
-
-Clips of equal steps, guidance and size can be made in one call of the pipeline, as rows of a batch.
-
-Shapes: P clips of a batch, B parts, n steps, N numbers of a clip's latents.
+In: a pipeline and clips of equal steps, guidance and size, which are rows of one batch. Out: an
+`UncachedRun` a clip: the components of its predictions, the noise, the sampler's coefficients, the
+final latents. A probe is a run that reuses one prediction at one step; out comes how much larger
+the error is at the end, and how much of its direction is left.
+Knows the pipeline, and listens to its scheduler. A sampler is refused if its coefficients do not
+rebuild the final latents.
+Source: ours.
+Shapes: P clips of a batch, B components, n steps, N numbers of a clip's latents.
 """
 
 from __future__ import annotations
@@ -33,25 +32,25 @@ from dit_accel.planning.plan import Extrapolation, Plan, SamplerCoefficients
 from dit_accel.planning.sampler import ImpulseResponse, NotLinearError, check_steps
 from dit_accel.planning.search import gram_of
 
-LINEAR = 0.02  # relative error up to which the shares must rebuild the final latents
+LINEAR = 0.02  # relative error up to which the final latents must be rebuilt
 
 
 @dataclass(frozen=True)
 class UncachedRun:
-    """One uncached run of n steps, latents of N numbers.
+    """One uncached run of n steps.
 
     Args:
-        parts: `(B, n, N)` float32, the parts of the guided prediction.
+        components: `(B, n, N)` float32, of the guided prediction.
         sampler: of this run.
-        start: `(N,)` float32, the noise.
+        noise: `(N,)` float32, that it started from.
         final: `(N,)` float32, the final latents.
         frames: as the pipeline gave them.
         text: `(T,)` pooled embedding of the prompt; None where the denoiser has no such text.
     """
 
-    parts: torch.Tensor
+    components: torch.Tensor
     sampler: SamplerCoefficients
-    start: torch.Tensor
+    noise: torch.Tensor
     final: torch.Tensor
     frames: Any
     text: torch.Tensor | None = None
@@ -59,76 +58,68 @@ class UncachedRun:
     @property
     def gram(self) -> torch.Tensor:
         """`(R, R)` float64: inner products of all rows, over the squared norm of the final."""
-        return gram_of(torch.cat([*self.parts, self.start[None]]), self.final)
+        return gram_of(torch.cat([*self.components, self.noise[None]]), self.final)
 
     def guided(self, step: int) -> torch.Tensor:
         """`(N,)`: the guided prediction of a step."""
-        return torch.einsum(
-            "b,bn->n", torch.tensor(self.sampler.branch_weights), self.parts[:, step]
-        )
+        weights = torch.tensor(self.sampler.branch_weights)
+        return torch.einsum("b,bn->n", weights, self.components[:, step])
 
     @property
     def nbytes(self) -> int:
         """Bytes of its tensors."""
-        return self.parts.nbytes + self.start.nbytes + self.final.nbytes
+        return self.components.nbytes + self.noise.nbytes + self.final.nbytes
 
 
-def record(pipe: Any, clip: ClipSpec, overrides: dict[str, Any] | None = None) -> UncachedRun:
-    """One uncached run, written down.
-
-    Raises:
-        NotLinearError: predictions and shares do not rebuild the final latents.
-    """
-    return record_all(pipe, [clip], overrides)[0]
-
-
-def record_all(
+def record(
     pipe: Any, clips: Sequence[ClipSpec], overrides: dict[str, Any] | None = None
 ) -> list[UncachedRun]:
     """The uncached runs of several clips, in one call of the pipeline.
 
     Args:
         clips: of equal steps, guidance and size.
+        overrides: arguments of the call that replace the clips'.
 
     Raises:
-        NotLinearError: predictions and shares do not rebuild the final latents.
+        NotLinearError: predictions and coefficients do not rebuild the final latents.
     """
     family, guidance = family_of(pipe), clips[0].guidance
     two = family.branches == "separate" and guidance > 1
-    mix = (1.0, 1.0 - guidance) if two else (1.0,)
-    policy = _RecordingPolicy(Plan(clips[0].steps, {}), mix)
-    with accelerate(pipe, plan=policy), SchedulerTap(pipe.scheduler) as sampler:
+    weights = (1.0, 1.0 - guidance) if two else (1.0,)
+    policy = _UncachedPolicy(Plan(clips[0].steps, {}), weights)
+    with accelerate(pipe, plan=policy), SchedulerTap(pipe.scheduler) as tap:
         frames = run(pipe, clips, overrides)
-    predictions = torch.stack(sampler.predictions)  # (n, P, N)
-    parts = torch.stack([torch.stack(part) for part in policy.outputs]) if two else None
-    if parts is not None:
-        mixed = torch.einsum("b,bspn->spn", torch.tensor(mix), parts)
-        if float((mixed - predictions).norm() / predictions.norm()) > LINEAR:
-            parts, mix = None, (1.0,)  # guidance that varies, say
-    if parts is None:
-        parts = predictions[None]
-    rebuilt = torch.einsum("s,spn->pn", sampler.coefficients[:-1].float(), predictions)
-    rebuilt += sampler.coefficients[-1] * sampler.start
-    error = float((rebuilt - sampler.final).norm() / sampler.final.norm())
+    predictions = torch.stack(tap.predictions)  # (n, P, N)
+    components = predictions[None]
+    if two:
+        parts = torch.stack([torch.stack(part) for part in policy.outputs])
+        guided = torch.einsum("b,bspn->spn", torch.tensor(weights), parts)
+        if float((guided - predictions).norm() / predictions.norm()) <= LINEAR:
+            components = parts
+        else:  # the guidance varies: the prediction is recorded as a whole
+            weights = (1.0,)
+    rebuilt = torch.einsum("s,spn->pn", tap.coefficients[:-1].float(), predictions)
+    rebuilt += tap.coefficients[-1] * tap.noise
+    error = float((rebuilt - tap.final).norm() / tap.final.norm())
     if not error < LINEAR:
         raise NotLinearError(
             f"{type(pipe.scheduler).__name__} is not linear in the predictions: they rebuild the "
             f"final latents with an error of {error:.1%}; accepted: less than {LINEAR:.0%}"
         )
-    times = pipe.scheduler.timesteps.double().cpu().flatten()
-    schedule = SamplerCoefficients(sampler.coefficients[:-1], times, mix)
-    spoken = conditional(policy.text, guidance, family.branches)
-    texts = pooled(spoken) if spoken is not None else [None] * len(clips)
+    timesteps = pipe.scheduler.timesteps.double().cpu().flatten()
+    sampler = SamplerCoefficients(tap.coefficients[:-1], timesteps, weights)
+    text = conditional(policy.text, guidance, family.branches)
+    texts = pooled(text) if text is not None else [None] * len(clips)
     return [
         UncachedRun(
-            parts[:, :, row].contiguous(), schedule, sampler.start[row], sampler.final[row],
+            components[:, :, row].contiguous(), sampler, tap.noise[row], tap.final[row],
             frames[row], texts[row],
         )
         for row in range(len(clips))
     ]  # fmt: skip
 
 
-class _RecordingPolicy(PlanPolicy):
+class _UncachedPolicy(PlanPolicy):
     """Records the components of every prediction, `(P, N)` each, and the run's text."""
 
     def __init__(self, plan: Plan, branch_weights: tuple[float, ...]) -> None:
@@ -141,7 +132,7 @@ class _RecordingPolicy(PlanPolicy):
         return super().start(run)
 
     def on_output(self, step: int, component: int, value: torch.Tensor) -> None:
-        self.outputs[component].append(flat(value))
+        self.outputs[component].append(rows_of(value))
 
 
 def run(pipe: Any, clips: Sequence[ClipSpec], overrides: dict[str, Any] | None) -> Any:
@@ -149,26 +140,26 @@ def run(pipe: Any, clips: Sequence[ClipSpec], overrides: dict[str, Any] | None) 
     return pipe(**batch_arguments(pipe, clips) | (overrides or {})).frames
 
 
-def flat(value: torch.Tensor) -> torch.Tensor:
+def rows_of(value: torch.Tensor) -> torch.Tensor:
     """`(P, ...)` -> `(P, N)` float32 on the CPU."""
     return value.detach().float().cpu().flatten(1)
 
 
 class SchedulerTap:
-    """Listens to a scheduler's steps."""
+    """Listens to a scheduler's steps: predictions, noise, final latents and coefficients."""
 
     def __init__(self, scheduler: Any) -> None:
         self._scheduler = scheduler
         self._patches = Patches()
-        self._lanes: ImpulseResponse | None = None
+        self._response: ImpulseResponse | None = None
         self.predictions: list[torch.Tensor] = []
-        self.start = self.final = torch.empty(0)
+        self.noise = self.final = torch.empty(0)
 
     @property
     def coefficients(self) -> torch.Tensor:
-        """`(n + 1,)` float64: of every prediction, then of the start."""
-        assert self._lanes is not None
-        return self._lanes.coefficients
+        """`(n + 1,)` float64: of every prediction, then of the noise."""
+        assert self._response is not None
+        return self._response.coefficients
 
     def __enter__(self) -> Self:
         check_steps(self._scheduler)
@@ -180,24 +171,24 @@ class SchedulerTap:
 
     def _listen(self, inner: Callable[..., Any]) -> Callable[..., Any]:
         def step(output: torch.Tensor, timestep: Any, sample: torch.Tensor, **kwargs: Any) -> Any:
-            if self._lanes is None:
-                self._lanes = ImpulseResponse(self._scheduler)
-                self.start = flat(sample)
-            self._lanes.step(timestep, **kwargs)
-            self.predictions.append(flat(output))
+            if self._response is None:
+                self._response = ImpulseResponse(self._scheduler)
+                self.noise = rows_of(sample)
+            self._response.step(timestep, **kwargs)
+            self.predictions.append(rows_of(output))
             stepped = inner(output, timestep, sample, **kwargs)
-            self.final = flat(stepped[0])
+            self.final = rows_of(stepped[0])
             return stepped
 
         return step
 
 
-# --- gain and memory --------------------------------------------------------------
+# --- error gain and error memory ---
 
 
-def probe_steps(total: int, probes: int) -> list[int]:
-    """Steps from 1 on, closer together at the start, where gain changes fastest."""
-    places = (round((total - 2) * (i / (probes - 1)) ** 1.7) + 1 for i in range(probes))
+def probe_steps(num_steps: int, probes: int) -> list[int]:
+    """Steps from 1 on, closer together at the start, where the gain changes fastest."""
+    places = (round((num_steps - 2) * (i / (probes - 1)) ** 1.7) + 1 for i in range(probes))
     return sorted(set(places))
 
 
@@ -205,48 +196,47 @@ def probe(
     pipe: Any, clips: Sequence[ClipSpec], overrides: dict[str, Any] | None,
     recordings: Sequence[UncachedRun], step: int,
 ) -> list[tuple[float, float]]:  # fmt: skip
-    """Of an error made at one step, by clip: how much larger it is at the end, and the cosine of
-    both."""
-    mix = recordings[0].sampler.branch_weights
-    reused = Extrapolation(tuple({step - 1: 1.0} for _ in mix))
-    with (
-        accelerate(pipe, plan=Plan(clips[0].steps, {step: reused}), mix=mix),
-        SchedulerTap(pipe.scheduler) as sampler,
-    ):
+    """For each clip the gain of an error made at a step, and the cosine of both errors."""
+    weights = recordings[0].sampler.branch_weights
+    reused = Extrapolation(tuple({step - 1: 1.0} for _ in weights))
+    plan = Plan(clips[0].steps, {step: reused})
+    with accelerate(pipe, plan=plan, mix=weights), SchedulerTap(pipe.scheduler) as tap:
         run(pipe, clips, {"output_type": "latent"} | (overrides or {}))
-    return [_grown(recording, step, sampler.final[row]) for row, recording in enumerate(recordings)]
+    return [_grown(recording, step, tap.final[row]) for row, recording in enumerate(recordings)]
 
 
 def _grown(recording: UncachedRun, step: int, final: torch.Tensor) -> tuple[float, float]:
-    change = recording.guided(step - 1) - recording.guided(step)
-    made = float(recording.sampler.coefficients[step]) * change
+    difference = recording.guided(step - 1) - recording.guided(step)
+    made = float(recording.sampler.coefficients[step]) * difference
     became = final - recording.final
     sizes = float(made.norm()), float(became.norm())
     if 0.0 in sizes:
-        return 1.0, 1.0  # nothing was made, or nothing is left: no news
+        return 1.0, 1.0  # there was no error to measure
     return sizes[1] / sizes[0], float(made @ became) / (sizes[0] * sizes[1])
 
 
-def summed_up(found: Sequence[tuple[int, float, float]], total: int) -> tuple[torch.Tensor, float]:
-    """Probes (step, gain, cosine) -> the gain at every step, and the memory.
+def gain_and_memory(
+    probes: Sequence[tuple[int, float, float]], num_steps: int
+) -> tuple[torch.Tensor, float]:
+    """Probes (step, gain, cosine) -> error gain `(n,)` float64, and error memory in steps.
 
-    Gain is the root mean square over clips, and lies on straight lines in its logarithm between the
-    steps that were probed. Memory is the median of what the cosines say: e^(-steps left / memory).
+    The gain is the root mean square over clips; its logarithm is linear between probed steps. The
+    memory is the median over probes of τ in cosine = exp(-steps to the end / τ).
     """
-    steps = sorted({step for step, _, _ in found})
+    steps = sorted({step for step, _, _ in probes})
     logs = [
-        math.log(math.sqrt(statistics.fmean(g * g for s, g, _ in found if s == step)))
+        math.log(math.sqrt(statistics.fmean(g * g for s, g, _ in probes if s == step)))
         for step in steps
     ]
-    gain = [math.exp(_between(steps, logs, step)) for step in range(total)]
+    gain = [math.exp(_interpolated(steps, logs, step)) for step in range(num_steps)]
     memory = statistics.median(
-        (total - step) / -math.log(min(max(cosine, 0.02), 0.99)) for step, _, cosine in found
+        (num_steps - step) / -math.log(min(max(cosine, 0.02), 0.99)) for step, _, cosine in probes
     )
     return torch.tensor(gain, dtype=torch.float64), memory
 
 
-def _between(places: Sequence[int], values: Sequence[float], at: int) -> float:
-    """On the line between the two neighbours; level beyond the ends."""
+def _interpolated(places: Sequence[int], values: Sequence[float], at: int) -> float:
+    """Linear between two neighbours, constant beyond the ends."""
     if at <= places[0]:
         return values[0]
     for i in range(1, len(places)):

@@ -1,12 +1,13 @@
-"""Carry a plan out on recorded clips, and fit its windows to what is really left.
+"""Carries a plan out on recorded clips, and fits its windows to the error that is really there.
 
-When a window opens, all that the computed predictions before it have added to the latents, right
-and wrong, is known, and so is what the uncached run of the same clip adds until the window closes.
-What changes the window's line is fitted to the difference (`fitting`), over all clips that are
-known, those of the same batch among them: the rows of a batch come to a window together. Every clip
-is served by a change that has not seen it, so that its error is an honest one.
-
-Shapes: P clips of a batch, B parts, N numbers of a clip's latents, F features.
+In: a pipeline, the recordings of a batch of clips, a plan's computed steps. Out: a `RefinedPlan`.
+When a window opens, two things are known: what the accelerated run has added to the latents so far,
+and what the uncached run adds until the window closes. The correction is fitted to the difference
+(`fit.py`), over all clips known so far; rows of a batch come to a window together. Each clip runs
+with corrections that were fitted without it, so its scores are held out.
+Knows the pipeline only through a policy of its own.
+Source: ours.
+Shapes: P clips of a batch, B components, N numbers of a clip's latents, F features.
 """
 
 from __future__ import annotations
@@ -38,20 +39,20 @@ from dit_accel.planning.plan import (
 )
 from dit_accel.planning.search import ErrorModel, fit
 
-REFINED_DEPTH = 5  # computed predictions that a refined forecast reads
-MIN_REFIT_CLIPS = 3  # clips that a change is fitted to; before, it is as fitted on uncached runs
+REFINED_DEPTH = 5  # computed steps that a refined extrapolation uses
+MIN_REFIT_CLIPS = 3  # clips that a correction is fitted to; with fewer, the search's is used
 Problems = dict[tuple[int, ...], RidgeMoments]  # by the computed steps up to a window's end
 
 
 @dataclass(frozen=True)
 class RefinedPlan:
-    """One plan on the clips of a batch; `changes` fitted to all clips so far, by window.
+    """One plan on the clips of a batch.
 
     Args:
         computed: k steps.
         psnr_db, latents_db: one a clip.
-        surprise: k a clip; NaN where there was no line yet.
-        changes: by the step that opens a window, `(F,)`.
+        extrapolation_error: k a clip; NaN where there was no line yet.
+        corrections: by the step that opens a window, `(F,)`; fitted to all clips so far.
     """
 
     computed: tuple[int, ...]
@@ -62,7 +63,7 @@ class RefinedPlan:
 
 
 def carry_out(
-    pipe: Any, clips: Mapping[int, ClipSpec], computed: tuple[int, ...], field: ErrorModel,
+    pipe: Any, clips: Mapping[int, ClipSpec], computed: tuple[int, ...], error_model: ErrorModel,
     recordings: Sequence[UncachedRun], problems: Problems, overrides: dict[str, Any] | None,
 ) -> RefinedPlan:  # fmt: skip
     """One run of the pipeline.
@@ -70,40 +71,43 @@ def carry_out(
     Args:
         clips: by number, of equal steps, guidance and size.
         computed: the plan's steps.
-        field: what its windows are fitted to as long as too few clips are known.
+        error_model: windows are fitted to it as long as too few clips are known.
         recordings: of the clips, in their order.
-        problems: of all plans; those of this one take in the clips.
+        problems: of all plans; the clips are added to those of this one.
     """
-    prior, rows = fit(computed, field, depth=REFINED_DEPTH)[0], list(clips.values())
+    prior, rows = fit(computed, error_model, depth=REFINED_DEPTH)[0], list(clips.values())
     fold = partial(guided, guidance=rows[0].guidance, branches=family_of(pipe).branches)
     policy = _FittingPolicy(list(clips), computed, prior, recordings, problems, fold)
-    with accelerate(pipe, plan=policy), SchedulerTap(pipe.scheduler) as sampler:
+    with accelerate(pipe, plan=policy), SchedulerTap(pipe.scheduler) as tap:
         frames = run(pipe, rows, overrides)
     errors = [
         float((final - recording.final).norm() / recording.final.norm())
-        for final, recording in zip(sampler.final, recordings, strict=True)
+        for final, recording in zip(tap.final, recordings, strict=True)
     ]
     scores = [
         min(float(psnr(recording.frames, mine, data_range=1.0)), 100.0)
         for recording, mine in zip(recordings, frames, strict=True)
     ]
     missing = (math.nan,) * len(clips)
-    extrapolation_errors = [policy.extrapolation_error.get(step, missing) for step in computed]
+    by_step = [policy.extrapolation_error.get(step, missing) for step in computed]
+    corrections = {step: problem.correction() for step, problem in policy.problems.items()}
     return RefinedPlan(
         computed,
         tuple(scores),
         tuple(-20 * math.log10(max(error, 1e-9)) for error in errors),
-        tuple(zip(*extrapolation_errors, strict=True)),
-        {
-            step: c
-            for step, problem in policy.problems.items()
-            if (c := problem.change()) is not None
-        },
+        tuple(zip(*by_step, strict=True)),
+        {step: found for step, found in corrections.items() if found is not None},
     )
 
 
 class _FittingPolicy(PlanPolicy):
-    """Follows the computed steps of a plan, and fits every window's change when it opens."""
+    """Follows the computed steps of a plan, and fits each window's correction when it opens.
+
+    Args:
+        numbers: of the clips.
+        prior: the plan as searched.
+        fold: what one forward's output is to the sampler (`guided`).
+    """
 
     def __init__(
         self, numbers: Sequence[int], computed: tuple[int, ...], prior: Plan,
@@ -111,19 +115,16 @@ class _FittingPolicy(PlanPolicy):
         fold: Callable[[torch.Tensor], torch.Tensor],
     ) -> None:  # fmt: skip
         super().__init__(prior, recordings[0].sampler.branch_weights)
-        self.numbers, self.fold = numbers, fold
-        self.recordings = recordings
-        self.computed, self.moments, self.sampler = computed, moments, recordings[0].sampler
+        self.numbers, self.computed, self.recordings = numbers, computed, recordings
+        self.moments, self.fold, self.sampler = moments, fold, recordings[0].sampler
         self.extrapolation_error: dict[int, tuple[float, ...]] = {}
-        self.problems: dict[
-            int, RidgeMoments
-        ] = {}  # of this plan, by the step that opens the window
+        self.problems: dict[int, RidgeMoments] = {}  # of this plan, by the step that opens a window
         self._finals = torch.stack([recording.final for recording in recordings])
-        self._behind = torch.zeros_like(self._finals)  # what should have been added, and was not
+        self._residual = torch.zeros_like(self._finals)  # what is missing in the latents so far
         self._before: list[tuple[int, torch.Tensor]] = []  # the last two computed, guided
-        self._forecasts: dict[int, Extrapolation] = dict(prior.extrapolations)
+        self._planned: dict[int, Extrapolation] = dict(prior.extrapolations)
         self._noise: torch.Tensor | None = None
-        # The last outputs, by component, by step: those that `_features` takes together.
+        # by component and step: those that `_features` combines
         self._outputs: list[dict[int, torch.Tensor]] = [{} for _ in self.branch_weights]
 
     def on_noise(self, noise: torch.Tensor) -> None:
@@ -131,23 +132,23 @@ class _FittingPolicy(PlanPolicy):
 
     def on_output(self, step: int, component: int, value: torch.Tensor) -> None:
         needed = self.needed_steps(step)
-        kept = {s: v for s, v in self._outputs[component].items() if s in needed}
-        self._outputs[component] = kept | {step: value}
+        before = {s: v for s, v in self._outputs[component].items() if s in needed}
+        self._outputs[component] = before | {step: value}
 
     def extrapolation_at(self, step: int) -> Extrapolation | None:
         if step > 0 and step - 1 in self.computed:
-            self._passed(step - 1)
+            self._after_computed(step - 1)
             if step in self.plan.extrapolations:
-                self._open(step - 1)
-        return self._forecasts[step] if step in self.plan.extrapolations else None
+                self._fit_window(step - 1)
+        return self._planned[step] if step in self.plan.extrapolations else None
 
     def needed_steps(self, step: int) -> tuple[int, ...]:
         return tuple(used_steps(self.computed, step, REFINED_DEPTH))
 
-    def _passed(self, step: int) -> None:
+    def _after_computed(self, step: int) -> None:
         """A computed step added its own prediction, not the uncached run's."""
         added = _weighted(torch.tensor(self.sampler.branch_weights), self._features([step])[:-1])
-        self._behind += float(self.sampler.coefficients[step]) * (self._guided(step) - added)
+        self._residual += float(self.sampler.coefficients[step]) * (self._guided(step) - added)
         if len(self._before) == 2:
             times = [float(self.sampler.timesteps[s]) for s, _ in self._before]
             factors = extrapolation.lagrange_weights(times, float(self.sampler.timesteps[step]))
@@ -157,43 +158,41 @@ class _FittingPolicy(PlanPolicy):
             )
         self._before = [(step, added), *self._before][:2]
 
-    def _open(self, opened: int) -> None:
-        """A window opens after this computed step: fit its change, and foresee what it adds."""
+    def _fit_window(self, opened: int) -> None:
+        """Fit the correction of the window after this step, and subtract what the window adds."""
         place = self.computed.index(opened)
         closed = (*self.computed[1:], self.sampler.num_steps)[place]
-        read = used_steps(self.computed, opened, REFINED_DEPTH)
+        used, steps = used_steps(self.computed, opened, REFINED_DEPTH), range(opened + 1, closed)
         ends = torch.tensor([opened]), torch.tensor([closed])
-        line = line_sums(torch.tensor([read]), *ends, self.sampler)[0]
-        features = self._features(read)
-        left = self._behind - _weighted(line, features)
-        for step in range(opened + 1, closed):
-            left += float(self.sampler.coefficients[step]) * self._guided(step)
+        line = line_sums(torch.tensor([used]), *ends, self.sampler)[0]
+        features = self._features(used)
+        residual = self._residual - _weighted(line, features)
+        for step in steps:
+            residual += float(self.sampler.coefficients[step]) * self._guided(step)
         problem = self.moments.setdefault((*self.computed[: place + 1], closed), RidgeMoments())
-        problem.add_all(self.numbers, features, left, self._finals.square().mean(1))
-        changes = problem.changes_without(self.numbers, least=MIN_REFIT_CLIPS)
-        if changes is None:
-            prior = window_sums(self.plan, read, range(opened + 1, closed), self.sampler) - line
-            changes = prior.expand(len(self.numbers), -1)
+        problem.add(self.numbers, features, residual, self._finals.square().mean(1))
+        corrections = problem.held_out(self.numbers, least=MIN_REFIT_CLIPS)
+        if corrections is None:
+            prior = window_sums(self.plan, used, steps, self.sampler) - line
+            corrections = prior.expand(len(self.numbers), -1)
         self.problems[opened] = problem
-        self._forecasts |= distribute_correction(
-            read, range(opened + 1, closed), changes, self.sampler
-        )
-        self._behind = left - torch.einsum("pf,fpn->pn", changes.to(features), features)
+        self._planned |= distribute_correction(used, steps, corrections, self.sampler)
+        self._residual = residual - torch.einsum("pf,fpn->pn", corrections.to(features), features)
 
     def _guided(self, step: int) -> torch.Tensor:
         """`(P, N)`: the uncached runs' guided predictions."""
         rows = torch.stack([recording.guided(step) for recording in self.recordings])
-        return rows.to(self._behind.device)
+        return rows.to(self._residual.device)
 
-    def _features(self, read: Sequence[int]) -> torch.Tensor:
+    def _features(self, used: Sequence[int]) -> torch.Tensor:
         """`(F, P, N)` float32: the components of these steps, and the noise."""
-        rows = [outputs[step] for outputs in self._outputs for step in read]
-        start = self._noise if self._noise is not None else torch.zeros_like(rows[0])
-        folded = (self.fold(row) for row in (*rows, start))
+        rows = [outputs[step] for outputs in self._outputs for step in used]
+        noise = self._noise if self._noise is not None else torch.zeros_like(rows[0])
+        folded = (self.fold(row) for row in (*rows, noise))
         found = torch.stack([value.detach().float().flatten(1) for value in folded])
         if found.device.type != "cuda":
             found = found.cpu()  # sums are in float64, which not every device has
-        self._behind = self._behind.to(found.device)
+        self._residual = self._residual.to(found.device)
         return found
 
 

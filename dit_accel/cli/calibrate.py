@@ -214,7 +214,7 @@ def _measure(
                 batch=given.batch,
                 dtype=settings.dtype,
                 work=work,
-                told=on_progress,
+                on_progress=on_progress,
             )
     except NotLinearError as error:
         raise RunFailed(str(error)) from error

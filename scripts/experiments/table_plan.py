@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "miniature"))
 from world import PROMPT_STREAM, scene_at
 
 from dit_accel.calibration.fit import RidgeMoments
-from dit_accel.calibration.record import probe_steps, summed_up
+from dit_accel.calibration.record import gain_and_memory, probe_steps
 from dit_accel.models import miniature
 from dit_accel.planning.plan import line_sums, used_steps, window_sums, windows
 from dit_accel.planning.sampler import coefficients_of
@@ -149,7 +149,7 @@ def field_of(batch: Batch, probed: int = 8) -> ErrorModel:
         cosine = torch.nn.functional.cosine_similarity(made, became)
         gain = became.norm(dim=1) / made.norm(dim=1)
         found += [(step, float(gain[p]), float(cosine[p])) for p in range(min(probed, len(gain)))]
-    return ErrorModel(batch.sampler, torch.stack(grams), *summed_up(found, n))
+    return ErrorModel(batch.sampler, torch.stack(grams), *gain_and_memory(found, n))
 
 
 def refined(batch: Batch, computed: Sequence[int], depth: int, ridge: float) -> Changes:
@@ -158,10 +158,9 @@ def refined(batch: Batch, computed: Sequence[int], depth: int, ridge: float) -> 
 
     def change_of(opened: int, rows: torch.Tensor, left: torch.Tensor) -> torch.Tensor:
         moments = RidgeMoments()
-        for p in range(rows.shape[1]):
-            size = float(batch.latents[-1][p].square().mean())
-            moments.add(p, rows[:, p].cpu(), left[p].cpu(), size)
-        changes[opened] = moments.change(ridge=ridge)
+        size = batch.latents[-1].square().mean(1)
+        moments.add(range(rows.shape[1]), rows.cpu(), left.cpu(), size.cpu())
+        changes[opened] = moments.correction(ridge=ridge)
         return changes[opened]
 
     batch.accelerated(computed, depth, change_of)

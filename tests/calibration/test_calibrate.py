@@ -17,7 +17,7 @@ from dit_accel.calibration import calibrate as calibrating
 from dit_accel.calibration import record as recordings
 from dit_accel.calibration import refine
 from dit_accel.calibration.calibrate import calibrate, fit_passes
-from dit_accel.calibration.record import NotLinearError, probe_steps, record, record_all, summed_up
+from dit_accel.calibration.record import NotLinearError, gain_and_memory, probe_steps, record
 from dit_accel.core.generation import ClipSpec, call_arguments
 from dit_accel.evaluation import speed
 from dit_accel.metrics import psnr
@@ -54,9 +54,9 @@ def pipe() -> Any:
 def test_shares_rebuild_the_final_latents_of_every_sampler(name):
     """UniPC's multistep, Euler with a shift, DDIM on velocities, Euler with a stretched end."""
     pipe, clip, given = prepared(name)
-    recording = record(pipe, clip, given)
+    recording = record(pipe, [clip], given)[0]
     parts = 2 if name.startswith("wan") else 1
-    assert recording.parts.shape == (parts, clip.steps, recording.final.numel())
+    assert recording.components.shape == (parts, clip.steps, recording.final.numel())
     assert recording.sampler.num_steps == clip.steps
     assert len(recording.sampler.branch_weights) == parts
     assert recording.gram.shape == (parts * clip.steps + 1,) * 2
@@ -76,7 +76,7 @@ def test_a_sampler_that_is_not_linear_is_refused(monkeypatch):
 
     monkeypatch.setattr(type(pipe.scheduler), "step", clipped)
     with pytest.raises(NotLinearError, match="FlowMatchEulerDiscreteScheduler is not linear"):
-        record(pipe, clip, given)
+        record(pipe, [clip], given)[0]
 
 
 # --- profiles ---
@@ -99,7 +99,7 @@ def test_the_shape_of_a_profile(pipe):
     told: list[tuple[str, int, int]] = []
     profile = calibrate(
         pipe, CLIPS[:2], speedups=(2.0, 3.4), probes=3, probed=1,
-        told=lambda *news: told.append(news),
+        on_progress=lambda *news: told.append(news),
     )  # fmt: skip
     identity = profile.key
     assert (identity.pipeline, identity.parts, identity.steps) == ("WanPipeline", 2, STEPS)
@@ -122,7 +122,7 @@ def test_the_shape_of_a_profile(pipe):
         assert (candidate.error_spread > 0).all()
         assert profile.plan_of(candidate).computed == candidate.computed
     assert told[0] == ("uncached", 0, 2)
-    assert {what for what, *_ in told} == {"uncached", "probe", "search", "rungs"}
+    assert {what for what, *_ in told} == {"uncached", "probe", "search", "candidates"}
     for value in tensors_of(profile):
         assert value.isfinite().all()
 
@@ -132,11 +132,11 @@ def test_the_shape_of_a_profile(pipe):
 
 def test_clips_of_a_batch_are_recorded_as_they_would_be_alone(pipe):
     """Each has noise of its own; batched arithmetic rounds otherwise, no more."""
-    together = record_all(pipe, CLIPS)
+    together = record(pipe, CLIPS)
     for clip, one in zip(CLIPS, together, strict=True):
-        alone = record(pipe, clip)
-        assert torch.equal(one.start, alone.start)
-        assert torch.allclose(one.parts, alone.parts, atol=1e-4)
+        alone = record(pipe, [clip])[0]
+        assert torch.equal(one.noise, alone.noise)
+        assert torch.allclose(one.components, alone.components, atol=1e-4)
         assert torch.allclose(one.final, alone.final, atol=1e-4)
         assert psnr(alone.frames, one.frames, data_range=1.0) > 60
 
@@ -148,8 +148,8 @@ def test_in_one_batch_every_clip_is_served_by_changes_fitted_to_the_others(pipe,
     monkeypatch.setattr(refine, "MIN_REFIT_CLIPS", 1)
     settings = {"speedups": (2.0,), "probes": 2, "probed": 1, "batch": 3}
     told: list[tuple[str, int, int]] = []
-    profile = calibrate(pipe, CLIPS, told=lambda *news: told.append(news), **settings)
-    assert [news for news in told if news[0] == "rungs"] == [("rungs", 0, 3)]  # one pass
+    profile = calibrate(pipe, CLIPS, on_progress=lambda *news: told.append(news), **settings)
+    assert [news for news in told if news[0] == "candidates"] == [("candidates", 0, 3)]  # one pass
     (candidate,) = profile.candidates
     assert candidate.psnr_db.shape == (3,)
     one_by_one = calibrate(pipe, CLIPS, **settings | {"batch": 1})
@@ -184,7 +184,7 @@ def test_one_pass_is_enough_where_all_come_to_a_window_together(clips, batch, ex
 
 
 def fixed_ladder(monkeypatch: Any) -> None:
-    monkeypatch.setattr(calibrating._Calibration, "_ladder", lambda *_: [COMPUTED])
+    monkeypatch.setattr(calibrating._Calibration, "_searched", lambda *_: [COMPUTED])
 
 
 def frames_of(pipe: Any, clip: ClipSpec, plan: Plan) -> Any:
@@ -208,7 +208,7 @@ def test_each_clip_is_served_by_changes_that_have_not_seen_it(pipe, monkeypatch)
     both = calibrate(pipe, CLIPS[:2], **settings)
     (candidate,) = both.candidates
     second = frames_of(pipe, CLIPS[1], one.plan_of(one.candidates[0]))
-    stock = [record(pipe, clip).frames for clip in CLIPS[:2]]
+    stock = [record(pipe, [clip])[0].frames for clip in CLIPS[:2]]
     assert psnr(stock[1], second, data_range=1.0) == pytest.approx(
         float(candidate.psnr_db[1]), abs=0.01
     )
@@ -228,7 +228,7 @@ def test_a_ladder_is_searched_anew_when_other_probes_made_the_field(pipe, tmp_pa
         told: list[str] = []
         calibrate(
             pipe, CLIPS[:1], speedups=(2.0,), probes=probes, probed=1, work=tmp_path,
-            told=lambda what, *_: told.append(what),
+            on_progress=lambda what, *_: told.append(what),
         )  # fmt: skip
         return told.count("search")
 
@@ -260,7 +260,9 @@ class Killed(Exception):
     pass
 
 
-@pytest.mark.parametrize("at", [("uncached", 1), ("probe", 1), ("rungs", 1), ("rungs", 4)], ids=str)
+@pytest.mark.parametrize(
+    "at", [("uncached", 1), ("probe", 1), ("candidates", 1), ("candidates", 4)], ids=str
+)
 def test_a_calibration_that_was_killed_goes_on_where_it_was(pipe, tmp_path, monkeypatch, at):
     """Bit-equal to one that was not, and nothing that was finished is told of again."""
     fixed_ladder(monkeypatch)
@@ -275,14 +277,14 @@ def test_a_calibration_that_was_killed_goes_on_where_it_was(pipe, tmp_path, monk
         told.append((what, done))
 
     with pytest.raises(Killed):
-        calibrate(pipe, CLIPS, work=tmp_path, told=kill, **settings)
+        calibrate(pipe, CLIPS, work=tmp_path, on_progress=kill, **settings)
     assert "forward" not in vars(pipe.transformer) and "step" not in vars(pipe.scheduler)
     before, again = set(told), []
     profile = calibrate(
         pipe,
         CLIPS,
         work=tmp_path,
-        told=lambda what, done, _: again.append((what, done)),
+        on_progress=lambda what, done, _: again.append((what, done)),
         **settings,
     )
     finished = (
@@ -360,7 +362,7 @@ def test_a_guidance_that_varies_is_refused_for_rungs(monkeypatch):
 def test_a_field_foretells_what_one_reused_prediction_does_at_the_last_step():
     """There nothing comes after it, so that the foretold error is exact."""
     pipe, clip, given = prepared("wan2.1-1.3b")
-    recording = record(pipe, clip, given)
+    recording = record(pipe, [clip], given)[0]
     last = clip.steps - 1
     plan = Plan(clip.steps, {last: Extrapolation(({last - 1: 1.0}, {last - 1: 1.0}))})
     field = ErrorModel(
@@ -381,7 +383,7 @@ def test_probes_are_summed_up_by_hand():
     Each cosine says e^(-steps left / memory): here 1/e with 8 and with 4 steps left.
     """
     found = [(0, 3.0, math.exp(-1)), (0, 4.0, math.exp(-1)), (4, 1.0, math.exp(-1))]
-    gain, memory = summed_up(found, 8)
+    gain, memory = gain_and_memory(found, 8)
     assert gain[0] == pytest.approx(math.sqrt(12.5))
     assert gain[2] == pytest.approx(12.5**0.25)
     assert gain[4:].tolist() == pytest.approx([1.0] * 4)

@@ -102,7 +102,7 @@ def test_calibrate_goes_on_after_ctrl_c(
     def press(pace: Pace, what: str, done: int, total: int, now: float) -> None:
         begin(pace, what, done, total, now)
         heard.append((what, done))
-        if (what, done) == ("rungs", 1):
+        if (what, done) == ("candidates", 1):
             raise KeyboardInterrupt
 
     monkeypatch.setattr(Pace, "begin", press)
@@ -116,7 +116,7 @@ def test_calibrate_goes_on_after_ctrl_c(
     monkeypatch.setattr(Pace, "begin", lambda *args: (begin(*args), heard.append(args[1:3])))
     done = invoke(*command)
     assert done.exit_code == 0, done.stderr
-    assert heard == [("rungs", place) for place in range(1, 6)]  # two passes over three clips
+    assert heard == [("candidates", place) for place in range(1, 6)]  # two passes over three clips
     assert names(here) == ["p.safetensors"]
     whole = invoke(*command[:-3], "q.safetensors", "--seed", "7")
     assert whole.exit_code == 0, whole.stderr
@@ -175,9 +175,9 @@ def test_pace_by_hand() -> None:
     pace.begin("uncached", 1, 2, 102.0)  # 10 in 2 s; 50 are left
     assert (pace.position, pace.remaining(102.0)) == (10, 10.0)
     assert pace.remaining(103.0) == 9.0
-    pace.begin("rungs", 1, 4, 104.0)  # the probe and the search were kept: 20 in 4 s, 15 left
+    pace.begin("candidates", 1, 4, 104.0)  # the probe and the search were kept: 20 in 4 s, 15 left
     assert (pace.position, pace.remaining(104.0)) == (45, 3.0)
-    pace.begin("rungs", 2, 8, 105.0)  # twice as many rungs as thought, of half the weight
+    pace.begin("candidates", 2, 8, 105.0)  # twice as many rungs as thought, of half the weight
     assert pace.total == 60 and pace.position == 45
 
 

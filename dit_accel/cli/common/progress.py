@@ -59,7 +59,7 @@ class Pace:
             "uncached": _Stage(clips, steps),
             "probe": _Stage(probes, steps),
             "search": _Stage(1, steps if candidates else 0),
-            "rungs": _Stage(clips * len(candidates), mean),
+            "candidates": _Stage(clips * len(candidates), mean),
         }
         self._began: float | None = None
         self._now = 0.0
@@ -100,7 +100,7 @@ class Pace:
 
 
 _TITLES = {"uncached": "uncached runs", "probe": "probes", "search": "searching plans",
-           "rungs": "running candidate plans"}  # fmt: skip
+           "candidates": "running candidate plans"}  # fmt: skip
 
 
 @contextlib.contextmanager
