@@ -12,7 +12,7 @@ import tiny
 import torch
 from profiles import gram_of, profile_of, rung_of
 
-from dit_accel import accelerate
+from dit_accel import SpeedupConfig, accelerate
 from dit_accel.caching.controller import RunController
 from dit_accel.core.families import family_of
 from dit_accel.core.session import RunInfo
@@ -20,7 +20,7 @@ from dit_accel.planning.lookup import PROFILE_FILE, cached_path, find_profile, p
 from dit_accel.planning.plan import SamplerCoefficients
 from dit_accel.planning.profile import OTHER_SIZE_DB, Profile, ProfileError
 from dit_accel.planning.sampler import planned_coefficients
-from dit_accel.planning.selection import Target
+from dit_accel.planning.selection import Target, choose
 
 STEPS, GUIDANCE = 12, 4.0
 COMPUTED = (0, 1, 2, 4, 7, 10)
@@ -284,6 +284,20 @@ def test_a_choice_is_not_remembered_for_other_timesteps():
         plans.append(policy.plan)
         assert policy.timesteps == tuple(pipe.scheduler.timesteps.double().tolist())
     assert plans[0] is plans[2]
+
+
+def test_what_was_chosen_before_the_run_is_used_where_it_is_of_the_run(pipe):
+    profile = profile_for(pipe)
+    choice = choose(profile, None, Target(speedup=2.0))
+    choice = dataclasses.replace(choice, notes=("chosen before",))
+    config = SpeedupConfig(2.0, profile=profile, choice=choice)
+    assert config == SpeedupConfig(2.0, profile=profile)
+    with accelerate(pipe, config) as handle:
+        run(pipe)
+        assert handle.report().notes == ("chosen before",)
+        run(pipe, num_inference_steps=16)
+        notes = handle.report().notes
+    assert "Chosen anew: the run has other timesteps." in notes and "chosen before" not in notes
 
 
 def test_one_target_is_decided_for(pipe):
