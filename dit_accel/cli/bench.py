@@ -14,13 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from dit_accel.cli.common import options
 from dit_accel.cli.common.errors import BadInput, RunFailed, refused
-from dit_accel.cli.common.options import (
-    DTYPE_NAMES,
-    MachineOptions,
-    SizeOptions,
-    check_choice,
-    option,
-)
+from dit_accel.cli.common.options import MachineOptions, SizeOptions, option
 from dit_accel.cli.common.verb import verb
 from dit_accel.models.checkpoints import DENOISERS, Denoiser, Shape
 
@@ -62,7 +56,7 @@ def bench(given: BenchOptions) -> None:
     Nothing is downloaded. The last line on stdout is JSON.
     """
     rows = _rows(given.model)
-    check_choice("dtype", given.dtype, DTYPE_NAMES)
+    options.check_choice("dtype", given.dtype, options.DTYPE_NAMES)
     from dit_accel.evaluation import methods as table
     from dit_accel.evaluation.runner import machine
     from dit_accel.models.loading import choose_device, choose_dtype
@@ -83,7 +77,7 @@ def _rows(names: str) -> list[Denoiser]:
     if names.strip() == "all":
         return list(DENOISERS.values())
     by_name = {**DENOISERS, **{row.checkpoint: row for row in DENOISERS.values()}}
-    wanted = [name.strip() for name in names.split(",") if name.strip()]
+    wanted = options.listed(names)
     unknown = [name for name in wanted if name not in by_name]
     if unknown or not wanted:
         raise BadInput(

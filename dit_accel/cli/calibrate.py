@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from dit_accel.cli.common import options
 from dit_accel.cli.common.errors import RESUMABLE, BadInput, RunFailed, as_option, refused, say
 from dit_accel.cli.common.files import check_file, print_json, read_prompts
-from dit_accel.cli.common.options import CLIP, ClipOptions, option
+from dit_accel.cli.common.options import CLIP, ClipOptions, listed, option
 from dit_accel.cli.common.verb import verb
 from dit_accel.cli.run.request import LARGEST_SEED, check_clip, check_within
 
@@ -96,7 +96,7 @@ def _speedups(text: str | None) -> tuple[float, ...] | None:
     if text is None:
         return None
     try:
-        found = tuple(float(part) for part in text.split(",") if part.strip())
+        found = tuple(float(part) for part in listed(text))
     except ValueError:
         found = ()
     if not found or not all(1 < value < float("inf") for value in found):

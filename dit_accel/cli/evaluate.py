@@ -131,4 +131,4 @@ def _as_command_errors() -> Iterator[None]:
         raise RunFailed(str(error)) from error
     except OSError as error:
         where = f"{error.filename} cannot be written: " if error.filename else ""
-        raise RunFailed(f"{where}{error.strerror or error}; what is done is kept") from error
+        raise RunFailed(f"{where}{error.strerror or error}; what is done is saved") from error

@@ -16,7 +16,15 @@ from typing import TYPE_CHECKING
 from dit_accel.cli.common import options
 from dit_accel.cli.common.errors import BadInput
 from dit_accel.cli.common.files import read_prompts
-from dit_accel.cli.common.options import COMPARISON, WORK, ClipOptions, argument, bytes_of, option
+from dit_accel.cli.common.options import (
+    COMPARISON,
+    WORK,
+    ClipOptions,
+    argument,
+    bytes_of,
+    listed,
+    option,
+)
 
 if TYPE_CHECKING:
     from dit_accel.evaluation.jobs import EvaluationSpec, Shard
@@ -142,7 +150,7 @@ def profile_of(given: EvaluateOptions, spec: EvaluationSpec, model: LoadableMode
 def _metrics(text: str) -> tuple[str, ...]:
     from dit_accel.metrics import METRICS
 
-    names = tuple(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
+    names = tuple(listed(text))
     for name in names or (text,):
         if name not in METRICS:
             raise BadInput(f"--metrics has {name!r}: accepted are {', '.join(METRICS)}")
@@ -150,10 +158,10 @@ def _metrics(text: str) -> tuple[str, ...]:
 
 
 def _seeds(text: str) -> tuple[int, ...]:
-    parts = [part.strip() for part in text.split(",")]
-    if not all(part.isdigit() and int(part) < 2**63 for part in parts):
+    parts = listed(text)
+    if not parts or not all(part.isdigit() and int(part) < 2**63 for part in parts):
         raise BadInput(f"--seeds is {text!r}: must be whole numbers from 0, with commas between")
-    return tuple(dict.fromkeys(int(part) for part in parts))
+    return tuple(dict.fromkeys(map(int, parts)))
 
 
 def shard_of(text: str | None) -> Shard:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dit_accel.cli.common import options
-from dit_accel.cli.common.errors import BadInput, RunFailed, refused
+from dit_accel.cli.common.errors import BadInput, RunFailed, as_option, refused
 from dit_accel.cli.common.files import check_file, print_json
 from dit_accel.cli.common.options import bytes_of, option
 from dit_accel.cli.common.text import bytes_text, print_aligned, shades_of, strip
@@ -156,7 +156,7 @@ def _chosen(given: PlanOptions, profile: Profile, model: LoadableModel | None) -
     except ValueError as error:
         hint = "" if same or model is not None else "; pass --model"
         option = target_option(given.quality, given.speedup)
-        raise BadInput(f"{option}: {error}{hint}") from error
+        raise BadInput(f"{option}: {as_option(str(error))}{hint}") from error
     if coefficients is None:
         raise BadInput(
             f"--steps is {steps}: the timesteps of {key.scheduler} are known only when a run "

@@ -12,7 +12,7 @@ from pathlib import Path
 import typer
 
 from dit_accel.cli.common import options
-from dit_accel.cli.common.errors import BadInput, RunFailed
+from dit_accel.cli.common.errors import BadInput, RunFailed, refused
 from dit_accel.cli.common.files import check_file
 from dit_accel.cli.common.options import argument, option
 from dit_accel.cli.common.verb import verb
@@ -79,19 +79,16 @@ def _write_page(run: Path, target: Path, *, overwrite: bool) -> None:
         raise BadInput(f"RUN is {str(run)!r}: {'a file' if run.exists() else 'no such folder'}")
     check_file("--output", target, suffixes=(".html", ".htm"), overwrite=overwrite)
     store = Store(run)
-    try:
-        spec = store.spec()
-    except StoreError as error:
-        raise BadInput(f"RUN: {error}") from error
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        reason = f"{type(error).__name__}: {error}"
-        raise BadInput(f"RUN: {run / 'manifest.json'} is damaged ({reason})") from error
-    except OSError as error:
-        raise BadInput(f"RUN is {str(run)!r}: {error.strerror}") from error
-    try:
-        size = write_report(store, spec, target)
-    except StoreError as error:
-        raise BadInput(f"RUN: {error}") from error
-    except OSError as error:
-        raise RunFailed(f"{target} cannot be written: {error.strerror or error}") from error
+    with refused("RUN: ", (StoreError,)):
+        try:
+            spec = store.spec()
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            reason = f"{type(error).__name__}: {error}"
+            raise BadInput(f"RUN: {run / 'manifest.json'} is damaged ({reason})") from error
+        except OSError as error:
+            raise BadInput(f"RUN is {str(run)!r}: {error.strerror}") from error
+        try:
+            size = write_report(store, spec, target)
+        except OSError as error:
+            raise RunFailed(f"{target} cannot be written: {error.strerror or error}") from error
     typer.echo(f"{target} ({size / 1e6:.1f} MB)")

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from dit_accel.cli.common import options
 from dit_accel.cli.common.errors import BadInput, RunFailed, as_option, refused, say
 from dit_accel.cli.common.files import all_or_none, check_file, print_json, write_json
-from dit_accel.cli.common.options import COMPARISON, OUTPUT, argument, check_choice, option
+from dit_accel.cli.common.options import COMPARISON, OUTPUT, argument, check_choice, listed, option
 from dit_accel.cli.common.verb import verb
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ class ScoreOptions:
         False, "Cut both clips to one length and size.", "--allow-trim", panel=COMPARISON
     )
     allow_mixed_codecs: bool = option(
-        False, "Compare files of unequal loss.", "--allow-mixed-codecs", panel=COMPARISON
+        False, "Compare files of different lossy codecs.", "--allow-mixed-codecs", panel=COMPARISON
     )
     allow_unpaired: bool = option(
         False, "Leave out clips without a partner.", "--allow-unpaired", panel=COMPARISON
@@ -95,7 +95,7 @@ def _rows(metrics: str | None, convention: str | None, weights: Path | None) -> 
     if metrics is None:
         chosen = [name for name in names if convention or not known[name].needs or name == "lpips"]
     else:
-        chosen = list(dict.fromkeys(part.strip() for part in metrics.split(",") if part.strip()))
+        chosen = listed(metrics)
     whose = "" if convention is None else f" with --convention {convention}"
     for name in chosen or [metrics or ""]:
         if name not in names:

@@ -108,7 +108,7 @@ def test_calibrate_goes_on_after_ctrl_c(
     monkeypatch.setattr(Pace, "begin", press)
     stopped = invoke(*command)
     assert stopped.exit_code == 130
-    assert "what is done is kept; run the same command again to continue" in stopped.stderr
+    assert "what is done is saved; run the same command again to continue" in stopped.stderr
     assert names(here) == ["p.safetensors.work"]
     other = invoke(*command[:-1], "8")
     refused(other, "--work is p.safetensors.work, which is of other clips; accepted: another")
@@ -226,7 +226,7 @@ def test_plan_to_a_quality_out_of_reach_computes_everything_and_says_so(plan: An
 def test_plan_carries_over_to_other_steps_and_guidance_by_the_models_scheduler(
     plan: Any, model_folder: Path
 ) -> None:
-    refused(plan("--speedup", "2", "--steps", "20"), "--speedup 2: steps is 20", "pass --model")
+    refused(plan("--speedup", "2", "--steps", "20"), "--speedup 2: --steps is 20", "pass --model")
     options = ("--model", str(model_folder), "--speedup", "2", "--steps", "20", "--guidance", "6")
     content = json.loads(plan(*options, "--json").stdout)
     assert (content["steps"], content["guidance"], len(content["computed"])) == (20, 6.0, 10)
@@ -254,7 +254,7 @@ def test_plan_draws(plan: Any, here: Path, suffix: str) -> None:
         (["--quality", "0"], "--quality is 0.0; accepted: a finite number above 0"),
         (["--quality", "nan"], "--quality is nan; accepted: a finite number above 0"),
         (["--speedup", "0.5"], "--speedup is 0.5; accepted: a finite number above 1"),
-        (["--speedup", "6"], "--speedup 6: speedup is 6.0; accepted: 1 to 5 at 10 steps"),
+        (["--speedup", "6"], "--speedup 6: --speedup is 6.0; accepted: 1 to 5 at 10 steps"),
         (["--speedup", "2", "--guidance", "1"], "this run of one branch"),
         (["--steps", "20"], "--steps is given: applies with --quality or --speedup"),
         (["--plot", "p.pdf"], "--plot is 'p.pdf': must end in .png or .svg"),

@@ -18,7 +18,7 @@ import typer
 from dit_accel.models.loading import ModelError, ModelLoadError
 
 INTERRUPTED = "no half-written file is left"
-RESUMABLE = "what is done is kept; run the same command again to continue"
+RESUMABLE = "what is done is saved; run the same command again to continue"
 
 # Argument of the library -> option of the command.
 _SAME = (

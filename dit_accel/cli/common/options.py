@@ -85,7 +85,7 @@ def limit(panel: str | None = None) -> Any:
 
 
 def guidance(shown: str = MODELS, panel: str | None = CLIP) -> Any:
-    return option(None, "Guidance scale; none up to 1.", panel=panel, shown=shown)
+    return option(None, "Guidance scale; 1 or less: no guidance.", panel=panel, shown=shown)
 
 
 def fps() -> Any:
@@ -180,6 +180,11 @@ def check_choice(name: str, value: str | None, accepted: Sequence[str]) -> None:
     """Refuse a value that is none of those accepted; None is not given."""
     if value is not None and value not in accepted:
         raise BadInput(f"--{name} is {value!r}: must be one of {', '.join(accepted)}")
+
+
+def listed(text: str) -> list[str]:
+    """The parts of a list with commas between, each once."""
+    return list(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
 
 
 def bytes_of(text: str | None) -> int | None:

@@ -17,19 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from dit_accel.cli.common import options
 from dit_accel.cli.common.errors import BadInput, refused
-from dit_accel.cli.common.options import (
-    ACCELS,
-    CLIP,
-    DTYPE_NAMES,
-    LAYOUT,
-    OUTPUT,
-    AccelOptions,
-    ClipOptions,
-    argument,
-    bytes_of,
-    check_choice,
-    option,
-)
+from dit_accel.cli.common.options import LAYOUT, AccelOptions, ClipOptions, argument, option
 from dit_accel.models.families import SITES
 
 if TYPE_CHECKING:
@@ -37,6 +25,9 @@ if TYPE_CHECKING:
     from dit_accel.layout import Layout
 
 BACKGROUNDS = ("open", "closed")
+SCENE = {  # options of a layout, and the settings of `SceneConfig` that they give
+    "isolation": "isolate", "reposition": "reposition", "alpha": "alpha", "background": "background"
+}  # fmt: skip
 FPS_RANGE = (0.01, 1000.0)
 LARGEST_SEED = 2**63 - 1
 
@@ -46,7 +37,7 @@ class Request(AccelOptions, ClipOptions):
     """The options of `generate`; None where the choice is left to the model."""
 
     prompt: str = argument("", "What the clip shows.", "[PROMPT]")
-    seed: int = option(0, "Of the noise.", panel=CLIP)
+    seed: int = option(0, "Of the noise.", panel=options.CLIP)
     layout: Path | None = option(
         None, "Subjects, boxes and shots (YAML or JSON), instead of a prompt. One clip a shot.",
         panel=LAYOUT, metavar="FILE",
@@ -66,11 +57,11 @@ class Request(AccelOptions, ClipOptions):
     )  # fmt: skip
     compare: bool = option(
         False, "Also make the uncached reference: PSNR, SSIM, speedup, both clips.", "--compare",
-        panel=OUTPUT,
+        panel=options.OUTPUT,
     )  # fmt: skip
     output: Path | None = option(
         None, "A .mp4, .mkv or .npy (both lossless), .gif or .png.", "--output", "-o",
-        panel=OUTPUT, metavar="FILE", shown="named by the prompt",
+        panel=options.OUTPUT, metavar="FILE", shown="named by the prompt",
     )  # fmt: skip
     overwrite: bool = options.overwrite()
     as_json: bool = options.as_json()
@@ -84,23 +75,18 @@ class Request(AccelOptions, ClipOptions):
         self._check_layout_options()
         check_within("--seed", self.seed, 0, LARGEST_SEED)
         check_clip(self)
-        check_choice("site", self.site, SITES)
-        check_choice("accel", self.accel, ACCELS)
-        if self.layout is not None and self.accel == ACCELS[1]:
+        options.check_choice("site", self.site, SITES)
+        options.check_choice("accel", self.accel, options.ACCELS)
+        if self.layout is not None and self.accel == options.ACCELS[1]:
             raise BadInput(f"--accel is {self.accel!r}: it prunes attention, and a layout cannot")
-        bytes_of(self.cache_memory)
+        options.bytes_of(self.cache_memory)
 
     def _check_layout_options(self) -> None:
-        given = {
-            "--isolation": self.isolation, "--reposition": self.reposition,
-            "--alpha": self.alpha, "--background": self.background,
-        }  # fmt: skip
-        for name, value in given.items():
-            if self.layout is None and value is not None:
-                raise BadInput(f"{name} is given: applies to --layout only")
-        check_choice("background", self.background, BACKGROUNDS)
-        needed = (("alpha", "reposition"), ("background", "isolation"))
-        for name, other in needed:
+        for name in SCENE:
+            if self.layout is None and getattr(self, name) is not None:
+                raise BadInput(f"--{name} is given: applies to --layout only")
+        options.check_choice("background", self.background, BACKGROUNDS)
+        for name, other in (("alpha", "reposition"), ("background", "isolation")):
             if getattr(self, name) is not None and getattr(self, other) is False:
                 raise BadInput(f"--{name} is given: has no meaning with --no-{other}")
 
@@ -117,13 +103,11 @@ class Request(AccelOptions, ClipOptions):
         given = self._typed()
         if not given.keys() & {"quality", "speedup", "threshold", "site", "accel"}:
             given["quality"] = DEFAULT_QUALITY
-        scene = {"isolate": self.isolation, "reposition": self.reposition,
-                 "alpha": self.alpha, "background": self.background}  # fmt: skip
+        scene = {SCENE[name]: getattr(self, name) for name in SCENE}
         with refused("", (ValueError, TypeError)):
             if self.layout is not None:
                 given["layout"] = str(self.layout)
-                named = {k: v for k, v in scene.items() if v is not None}
-                given["scene"] = SceneConfig(**named)  # type: ignore[arg-type]
+                given["scene"] = SceneConfig(**{k: v for k, v in scene.items() if v is not None})
             return config_of(**given)
 
     def _typed(self) -> dict[str, Any]:
@@ -137,8 +121,8 @@ class Request(AccelOptions, ClipOptions):
         if "profile" in given:
             given["profile"] = str(given["profile"])
         if "cache_memory" in given:
-            given["cache_memory"] = bytes_of(self.cache_memory)
-        if given.get("accel") == ACCELS[0] and not given.keys() & {"threshold", "site"}:
+            given["cache_memory"] = options.bytes_of(self.cache_memory)
+        if given.get("accel") == options.ACCELS[0] and not given.keys() & {"threshold", "site"}:
             del given["accel"]  # the default in words
         return given
 
@@ -158,7 +142,7 @@ def check_clip(clip: ClipOptions) -> None:
     for name in ("steps", "height", "width", "frames"):
         check_within(f"--{name}", getattr(clip, name), 1)
     check_within("--fps", clip.fps, *FPS_RANGE)
-    check_choice("dtype", clip.dtype, DTYPE_NAMES)
+    options.check_choice("dtype", clip.dtype, options.DTYPE_NAMES)
 
 
 def check_within(option: str, value: float | None, low: float, high: float | None = None) -> None:

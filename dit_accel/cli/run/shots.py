@@ -62,13 +62,11 @@ def clips_of(
     made = result.clips
     references = uncached.clips if uncached is not None else (None,) * len(shots)
     clips = single.clips_of(files, made[0], references[0])
-    for i, id in enumerate(shots[1:], start=1):
-        names = ("video", "compare", "uncached")
-        paths = {name: files.more.get(f"{name} {id}") for name in names}
-        other = Files(
-            paths["video"] or files.video, files.sidecar, paths["compare"], paths["uncached"]
-        )
-        clips |= single.clips_of(other, made[i], references[i])
+    path = files.more.get
+    for id, clip, reference in zip(shots[1:], made[1:], references[1:], strict=True):
+        pair = path(f"compare {id}"), path(f"uncached {id}")
+        other = Files(files.more[f"video {id}"], files.sidecar, *pair)
+        clips |= single.clips_of(other, clip, reference)
     clips[files.more["sheet"]] = video.film_strips(made, labels=shots)[None]
     return clips
 

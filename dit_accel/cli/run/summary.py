@@ -94,13 +94,13 @@ def _times(denoising: float, whole: float) -> str:
 
 
 def _report_rows(report: Report, shades: str) -> list[Row]:
-    computed = f"{report.steps_computed:.1f}".removesuffix(".0")
+    computed, flops = f"{report.steps_computed:.1f}".removesuffix(".0"), report.flops_kept
     rest = f"{report.steps - report.steps_computed:.1f}".removesuffix(".0")
     rows: list[Row] = [
         ("cache", f"site {report.site}, {report.rule}"),
         ("steps", f"{computed} computed, {rest} {_other_steps(report)} (mean over the sites)"),
         *_strip_rows(report, shades),
-        ("FLOPs", _flops(report)),
+        ("FLOPs", "not counted" if flops is None else f"{flops:.1%} of the uncached run's"),
         ("cached values", _cached(report)),
         *_scene_rows(report),
         *(("", Text(note, style="yellow")) for note in report.notes),
@@ -137,12 +137,6 @@ def _cached(report: Report) -> str:
     if offloaded:
         text += f" in GPU memory, {bytes_text(offloaded)} offloaded to the CPU"
     return text
-
-
-def _flops(report: Report) -> str:
-    if report.flops_kept is None:
-        return "not counted"
-    return f"{report.flops_kept:.1%} of the uncached run's"
 
 
 def _nothing_cached(report: Report) -> str:
