@@ -91,7 +91,8 @@ def spec_of(
     from dit_accel.evaluation import jobs
     from dit_accel.evaluation.methods import METHODS, parse_list
 
-    settings = resolve(given, model, device=device, dtype=dtype)
+    # the manifest has this text, so that folders of earlier versions can be continued
+    settings = resolve(given, model, device=device, dtype=dtype, prompt="(from the file)")
     floor = f",{NOISE_FLOOR}" if given.noise_floor else ""
     methods = parse_list(given.methods + floor, settings.steps)
     for name in dict.fromkeys(setting.method for setting in methods):
