@@ -195,7 +195,9 @@ def _notes(row: MethodSummary) -> list[tuple[str, str]]:
         notes.append(
             ("exact", f"{row.exact_frames} of {row.frames} frames equal the uncached ones")
         )
-    return notes + [("remark", text) for text in row.remarks]
+    if row.remarks:  # in one line, as plans have several
+        notes.append(("remark", " ".join(f"{text.rstrip('.')}." for text in row.remarks)))
+    return notes
 
 
 def _counts(summary: Summary) -> dict[str, int]:
