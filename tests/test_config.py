@@ -110,7 +110,7 @@ def test_every_way_has_a_name_of_its_own():
         ({"kind": "plan", "plan": {"total": 12}}, "plan is {'total': 12}; accepted: a Plan, or"),
     ],
 )
-def test_a_file_that_is_wrong_is_told_where(given, message):
+def test_a_file_that_is_wrong_is_refused_with_the_place(given, message):
     with pytest.raises(ValueError, match=message):
         AccelConfig.from_dict(given)
 
@@ -121,7 +121,7 @@ def test_a_config_of_another_way_is_not_what_was_asked_for():
     assert PlannedConfig.from_dict(SpeedupConfig(2).to_dict()) == SpeedupConfig(2)
 
 
-def test_what_no_file_holds_is_named_and_told_by_its_class():
+def test_what_no_file_holds_is_named_and_described_by_its_class():
     profile = profile_of([rung_of((0, 1, 2, 5, 8, 11, 14, 17), [40.0] * 8)])
     config = QualityConfig(32, profile=profile)
     with pytest.raises(ValueError, match=r"profile is a Profile, .* accepted: the path of"):

@@ -99,7 +99,7 @@ def test_bad_settings_stop_before_the_run(folder):
         call(load(folder), threshold=-1)
 
 
-def test_a_quality_is_planned_by_the_profile_and_the_report_says_what_was_promised(
+def test_a_quality_is_planned_by_the_profile_and_the_report_has_the_prediction(
     folder, stock, profile_file
 ):
     pipe = load(folder)

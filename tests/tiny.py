@@ -49,7 +49,7 @@ def tiny_wan(
     Args:
         seed: draws the weights; the same seed gives the same pipeline, wherever it is called.
         transformer_2: add a second denoiser for the low noise (Wan 2.2-like).
-        boundary_ratio: the second one serves timesteps below this share of 1000. With `CALL`'s
+        boundary_ratio: the second one runs at timesteps below this share of 1000. With `CALL`'s
             four steps (1000, 857, 602, 8), 0.5 leaves it the last and weakest step only.
 
     Returns:

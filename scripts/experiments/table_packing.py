@@ -99,7 +99,7 @@ def run(
 ) -> tuple[Any, ...]:
     """The generation, the bytes that cached values took, and the plan."""
     with accelerate(pipe, profile=profile, speedup=speedup, static=True) as handle:
-        executor = handle.follower
+        executor = handle.executor
         if form is not None:
             executor.store = Forced(form)
         made = generate(pipe, clip, device="cpu")

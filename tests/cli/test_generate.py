@@ -109,16 +109,16 @@ def test_json_is_one_object_and_all_of_stdout(generate: Callable[..., Result], h
     assert result.stderr == ""
 
 
-def test_compare_writes_the_twin_and_both_side_by_side(
+def test_compare_writes_the_uncached_clip_and_both_side_by_side(
     generate: Callable[..., Result], here: Path
 ) -> None:
     result = generate("--compare", "--threshold", "10", "--output", "clip.npy")
     assert result.exit_code == 0, result.stderr
     assert names(here) == ["clip-compare.npy", "clip-uncached.npy", "clip.npy", "clip.npy.json"]
-    twin, clip, both = (np.load(f"clip{end}.npy") for end in ("-uncached", "", "-compare"))
-    assert twin.shape == clip.shape == (5, 16, 16, 3)
-    assert not np.array_equal(twin, clip)
-    assert np.array_equal(both, video.side_by_side(twin, clip))
+    reference, clip, both = (np.load(f"clip{end}.npy") for end in ("-uncached", "", "-compare"))
+    assert reference.shape == clip.shape == (5, 16, 16, 3)
+    assert not np.array_equal(reference, clip)
+    assert np.array_equal(both, video.side_by_side(reference, clip))
     comparison = json.loads((here / "clip.npy.json").read_text())["comparison"]
     assert comparison["identical"] is False
     assert comparison["fidelity"]["psnr_db"]["value"] < 100
@@ -128,7 +128,7 @@ def test_compare_writes_the_twin_and_both_side_by_side(
     assert all(word in result.stdout for word in ("PSNR", "SSIM", "speedup", "uncached"))
 
 
-def test_threshold_0_is_the_uncached_twin(generate: Callable[..., Result], here: Path) -> None:
+def test_threshold_0_is_the_uncached_clip(generate: Callable[..., Result], here: Path) -> None:
     result = generate("--compare", "--threshold", "0", "--output", "clip.npy")
     assert np.array_equal(np.load("clip.npy"), np.load("clip-uncached.npy"))
     comparison = json.loads((here / "clip.npy.json").read_text())["comparison"]
@@ -159,7 +159,7 @@ def test_words_that_the_model_does_not_know_are_named(generate: Callable[..., Re
     assert "note: the model does not know dragon;" in result.stderr
 
 
-def test_idle_negative_and_cut_prompt_are_told(generate: Callable[..., Result]) -> None:
+def test_idle_negative_and_cut_prompt_are_reported(generate: Callable[..., Result]) -> None:
     long = " ".join(["a red circle"] * 8)
     result = generate("--negative", "blue", "--guidance", "1", "--output", "clip.npy", prompt=long)
     assert "note: --negative does nothing at --guidance 1" in result.stderr
@@ -170,7 +170,7 @@ def test_idle_negative_and_cut_prompt_are_told(generate: Callable[..., Result]) 
 
 
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("options", "message"),
     [
         (["--threshold", "-1"], "--threshold is -1.0; accepted: a finite number >= 0"),
         (["--threshold", "nan"], "--threshold is nan; accepted: a finite number >= 0"),
@@ -196,11 +196,11 @@ def test_idle_negative_and_cut_prompt_are_told(generate: Callable[..., Result]) 
     ],
 )
 def test_bad_input_is_named_and_leaves_nothing(
-    generate: Callable[..., Result], here: Path, options: list[str], told: str
+    generate: Callable[..., Result], here: Path, options: list[str], message: str
 ) -> None:
     result = generate(*options)
     assert result.exit_code == 2
-    assert told in " ".join(result.stderr.replace("│", " ").split())
+    assert message in " ".join(result.stderr.replace("│", " ").split())
     assert "Traceback" not in result.stderr
     assert result.stdout == ""
     assert names(here) == []
@@ -248,7 +248,7 @@ def test_a_folder_that_cannot_be_written_is_refused(
 
 
 @pytest.mark.parametrize(
-    ("model", "told"),
+    ("model", "message"),
     [
         ("nowhere", "no such folder, and no hub id of the form owner/name"),
         ("./no/where", "no such folder, and no hub id of the form owner/name"),
@@ -257,14 +257,14 @@ def test_a_folder_that_cannot_be_written_is_refused(
     ],
 )
 def test_what_is_no_model_is_refused(
-    generate: Callable[..., Result], here: Path, model: str, told: str
+    generate: Callable[..., Result], here: Path, model: str, message: str
 ) -> None:
     (here / "empty").mkdir()
     (here / "file.safetensors").touch()
     result = generate(model=model)
     assert result.exit_code == 2
     assert f"--model is {model!r}" in result.stderr
-    assert told in result.stderr
+    assert message in result.stderr
 
 
 @pytest.fixture
@@ -318,7 +318,7 @@ def empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
 
 
-def check_told_how_to_get(result: Result) -> None:
+def check_says_how_to_get(result: Result) -> None:
     assert result.exit_code == 1
     assert f"Run `hf download {HUB_ID}` on a machine with network" in result.stderr
     assert "the embedded miniature runs and needs nothing" in result.stderr
@@ -327,7 +327,7 @@ def check_told_how_to_get(result: Result) -> None:
 @pytest.mark.usefixtures("empty_cache")
 def test_offline_a_hub_model_fails_at_once(generate: Callable[..., Result]) -> None:
     result = generate(model=HUB_ID)
-    check_told_how_to_get(result)
+    check_says_how_to_get(result)
     assert "not in the local cache, and HF_HUB_OFFLINE is set" in result.stderr
 
 
@@ -343,7 +343,7 @@ def test_a_hub_that_never_answers_is_given_up_soon(
     start = time.monotonic()
     result = generate(model=HUB_ID)
     assert time.monotonic() - start < 4
-    check_told_how_to_get(result)
+    check_says_how_to_get(result)
     assert "the hub cannot be reached (no answer)" in result.stderr
 
 
@@ -359,7 +359,7 @@ def test_a_refused_look_up_names_its_reason(
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(HfApi, "model_info", refuse)
     result = generate(model=HUB_ID)
-    check_told_how_to_get(result)
+    check_says_how_to_get(result)
     assert "cannot be reached (Name or service not known)" in result.stderr
 
 
@@ -383,7 +383,7 @@ def test_a_cached_hub_model_needs_no_network(
     assert (settings["model"], settings["model_revision"]) == (HUB_ID, "0123abc")
 
 
-# --- what goes wrong on the way ------------------------------------------------------------------
+# --- what goes wrong during a run ----------------------------------------------------------------
 
 
 def test_a_full_disk_leaves_nothing_of_any_file(
@@ -457,10 +457,10 @@ def test_a_real_sigint_ends_with_130(here: Path, model_folder: Path) -> None:
         assert process.stdout is not None
         assert process.stdout.readline() == "step 1\n"
         process.send_signal(signal.SIGINT)
-        _, told = process.communicate(timeout=60)
+        _, message = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert "stopped by Ctrl-C" in told
-    assert "Traceback" not in told
+    assert "stopped by Ctrl-C" in message
+    assert "Traceback" not in message
     assert names(here) == []
 
 

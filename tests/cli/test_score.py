@@ -60,7 +60,7 @@ def two(here):
     return "ref.mkv", "test.mkv"
 
 
-# What it tells
+# What it prints
 
 
 def test_scores_are_those_of_the_function(two):
@@ -81,9 +81,9 @@ def test_scores_are_those_of_the_function(two):
 
 def test_lpips_without_weights_is_null_with_its_reason(two):
     record = json.loads(run(*two, "--json").stdout)
-    told = record["pairs"][0]["scores"]["lpips"]
-    assert told["value"] is None
-    assert "--lpips-weights" in told["reason"] and "DIT_ACCEL_LPIPS_WEIGHTS" in told["reason"]
+    message = record["pairs"][0]["scores"]["lpips"]
+    assert message["value"] is None
+    assert "--lpips-weights" in message["reason"] and "DIT_ACCEL_LPIPS_WEIGHTS" in message["reason"]
     assert run(*two).stdout.count("lpips: not measured, no weights") == 1
 
 
@@ -97,8 +97,8 @@ def test_the_table_names_unit_direction_and_convention(two):
 
 def test_an_exact_clip_is_infinite_and_its_frames_are_counted(two):
     record = json.loads(run(two[0], two[0], "--json", "--metrics", "psnr_db").stdout)
-    told = record["pairs"][0]["scores"]["psnr_db"]
-    assert (told["value"], told["frames"], told["exact_frames"]) == ("inf", ["inf"] * 5, 5)
+    message = record["pairs"][0]["scores"]["psnr_db"]
+    assert (message["value"], message["frames"], message["exact_frames"]) == ("inf", ["inf"] * 5, 5)
     assert "all exact" in run(two[0], two[0], "--metrics", "psnr_db").stdout
 
 
@@ -112,8 +112,8 @@ def test_output_is_the_json_and_is_written_whole(two, here, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("os.fsync", full)
-    told = refused(*two, "--metrics", "mae", "--output", "s.json", code=1)
-    assert "s.json cannot be written: No space left on device" in told
+    message = refused(*two, "--metrics", "mae", "--output", "s.json", code=1)
+    assert "s.json cannot be written: No space left on device" in message
     assert sorted(path.name for path in here.iterdir()) == ["ref.mkv", "s.json", "test.mkv"]
     assert (here / "s.json").read_text() == "mine"
 
@@ -134,8 +134,8 @@ def test_streaming_holds_no_whole_clip_and_gives_the_same_numbers(here, monkeypa
     record = json.loads(run("ref.npy", "test.npy", "--json", "--metrics", names).stdout)
     assert longest == [16, 16, 8]
     whole = score_clips(frames, nudged(frames), data_range=255, metrics=names.split(","))
-    for name, told in record["pairs"][0]["scores"].items():
-        assert told == whole[name].to_dict()
+    for name, message in record["pairs"][0]["scores"].items():
+        assert message == whole[name].to_dict()
 
 
 # Folders
@@ -169,8 +169,10 @@ def test_folders_are_paired_by_name_and_averaged(folders, here):
 def test_a_clip_without_a_partner_is_named(folders, here):
     (here / "tests" / "clip-1.mkv").unlink()
     video.write_video(here / "tests" / "other.mkv", clip(), fps=8)
-    told = refused(*folders)
-    assert "clip-1 of refs has no partner in tests; other of tests has no partner in refs" in told
+    message = refused(*folders)
+    assert (
+        "clip-1 of refs has no partner in tests; other of tests has no partner in refs" in message
+    )
     result = run(*folders, "--allow-unpaired", "--json", "--metrics", "mae")
     record = json.loads(result.stdout)
     assert [pair["id"] for pair in record["pairs"]] == ["clip-0", "clip-2"]
@@ -186,8 +188,8 @@ def test_empty_folders_and_a_folder_against_a_file_are_refused(folders, here):
     (here / "empty").mkdir()
     (here / "void").mkdir()
     assert "empty and void hold no clip (.mp4, .mkv" in refused("empty", "void")
-    told = refused("refs", "tests/clip-0.mkv")
-    assert "refs is a folder and tests/clip-0.mkv is a file: must be two of one kind" in told
+    message = refused("refs", "tests/clip-0.mkv")
+    assert "refs is a folder and tests/clip-0.mkv is a file: must be two of one kind" in message
 
 
 # What it refuses
@@ -209,14 +211,14 @@ def test_a_clip_that_was_cut_off_is_refused(here):
     video.write_video("ref.mkv", frames, fps=8)
     whole = (here / "ref.mkv").read_bytes()
     (here / "cut.mkv").write_bytes(whole[: len(whole) * 6 // 10])
-    told = refused("ref.mkv", "cut.mkv", "--metrics", "mae", "--allow-trim")
-    assert "of 20 frames can be decoded; the file is damaged or was cut off" in told
+    message = refused("ref.mkv", "cut.mkv", "--metrics", "mae", "--allow-trim")
+    assert "of 20 frames can be decoded; the file is damaged or was cut off" in message
 
 
 def test_unequal_frames_are_refused_or_trimmed(two):
     video.write_video("short.mkv", nudged(clip())[:3], fps=8)
-    told = refused(two[0], "short.mkv", "--metrics", "mae")
-    assert "ref.mkv has 5 frames, short.mkv has 3; pass --allow-trim" in told
+    message = refused(two[0], "short.mkv", "--metrics", "mae")
+    assert "ref.mkv has 5 frames, short.mkv has 3; pass --allow-trim" in message
     record = json.loads(run(two[0], "short.mkv", "--allow-trim", "--json").stdout)
     (pair,) = record["pairs"]
     assert pair["frames"] == 3 and len(pair["scores"]["mae"]["frames"]) == 3
@@ -226,8 +228,10 @@ def test_unequal_frames_are_refused_or_trimmed(two):
 def test_unequal_sizes_are_refused_or_cut_around_their_centres(two):
     frames = clip()
     video.write_video("small.mkv", frames[:, 2:-2, 4:-4], fps=8)
-    told = refused(two[0], "small.mkv", "--metrics", "mae")
-    assert "ref.mkv has frames of 32x48, small.mkv has frames of 28x40; pass --allow-trim" in told
+    message = refused(two[0], "small.mkv", "--metrics", "mae")
+    assert (
+        "ref.mkv has frames of 32x48, small.mkv has frames of 28x40; pass --allow-trim" in message
+    )
     record = json.loads(run(two[0], "small.mkv", "--allow-trim", "--json").stdout)
     assert record["pairs"][0]["scores"]["mae"]["value"] == 0.0
     assert "cut to the same size around their centres" in record["pairs"][0]["notes"][0]
@@ -235,9 +239,9 @@ def test_unequal_sizes_are_refused_or_cut_around_their_centres(two):
 
 def test_mixed_codecs_are_refused_or_noted(two):
     video.write_video("test.mp4", clip(), fps=8)
-    told = refused(two[0], "test.mp4", "--metrics", "mae")
-    assert "ref.mkv is ffv1 (lossless) and test.mp4 is" in told and "(lossy)" in told
-    assert "--allow-mixed-codecs" in told
+    message = refused(two[0], "test.mp4", "--metrics", "mae")
+    assert "ref.mkv is ffv1 (lossless) and test.mp4 is" in message and "(lossy)" in message
+    assert "--allow-mixed-codecs" in message
     result = run(two[0], "test.mp4", "--metrics", "mae", "--allow-mixed-codecs", "--json")
     assert "in part that of the codec" in json.loads(result.stdout)["pairs"][0]["notes"][0]
 
@@ -256,9 +260,9 @@ def test_two_lossless_formats_are_one(two):
 
 
 def test_an_unknown_metric_lists_those_that_are_known(two):
-    told = refused(*two, "--metrics", "psnr_db,beauty")
+    message = refused(*two, "--metrics", "psnr_db,beauty")
     pixels = [name for name, row in METRICS.items() if row.family == "pixels"]
-    assert f"--metrics has 'beauty': accepted are {', '.join(pixels)}" in told
+    assert f"--metrics has 'beauty': accepted are {', '.join(pixels)}" in message
     assert "--metrics has ''" in refused(*two, "--metrics", "")
 
 
@@ -270,20 +274,20 @@ def test_latent_metrics_are_not_metrics_of_clips(two):
 
 def test_lpips_by_name_without_weights_fails_before_any_work(two, monkeypatch):
     monkeypatch.setattr(pairs, "score_pair", lambda *_, **__: pytest.fail("it worked"))
-    told = refused(*two, "--metrics", "psnr_db,lpips")
-    assert "--metrics has 'lpips', which cannot be measured here: no weights: pass" in told
+    message = refused(*two, "--metrics", "psnr_db,lpips")
+    assert "--metrics has 'lpips', which cannot be measured here: no weights: pass" in message
 
 
 def test_a_missing_weights_file_is_named(two):
-    told = refused(*two, "--lpips-weights", "nowhere.pth")
-    assert "--lpips-weights is 'nowhere.pth': no such file" in told
+    message = refused(*two, "--lpips-weights", "nowhere.pth")
+    assert "--lpips-weights is 'nowhere.pth': no such file" in message
 
 
 def test_weights_of_another_network_are_refused(two, here):
     torch = pytest.importorskip("torch")
     torch.save({"lin0.model.1.weight": torch.zeros(1)}, here / "odd.pth")
-    told = refused(*two, "--lpips-weights", "odd.pth")
-    assert "odd.pth" in told and "has no 'features.0.weight'" in told
+    message = refused(*two, "--lpips-weights", "odd.pth")
+    assert "odd.pth" in message and "has no 'features.0.weight'" in message
 
 
 def test_a_metric_asked_for_by_name_that_one_clip_lacks_is_a_failure(here):
@@ -296,8 +300,8 @@ def test_a_metric_asked_for_by_name_that_one_clip_lacks_is_a_failure(here):
 
 def test_frames_too_small_for_a_metric_are_named(here):
     video.write_video("ref.npy", clip(shape=(2, 10, 16, 3)), fps=8)
-    told = refused("ref.npy", "ref.npy", "--metrics", "ssim")
-    assert "ref.npy" in told and "must be at least 11x11" in told
+    message = refused("ref.npy", "ref.npy", "--metrics", "ssim")
+    assert "ref.npy" in message and "must be at least 11x11" in message
 
 
 def test_output_into_a_missing_folder_or_onto_a_folder_is_refused(two, here):
@@ -327,10 +331,12 @@ def test_cache_dits_wrapping_is_said_in_the_table(two):
 
 
 def test_unknown_conventions_and_metrics_that_one_lacks_are_refused(two):
-    told = refused(*two, "--convention", "mine")
-    assert "--convention is 'mine': must be one of teacache, cache-dit, easycache, svg, ff" in told
-    told = refused(*two, "--convention", "svg", "--metrics", "tof")
-    assert "--metrics has 'tof': accepted are ssim, lpips with --convention svg" in told
+    message = refused(*two, "--convention", "mine")
+    assert (
+        "--convention is 'mine': must be one of teacache, cache-dit, easycache, svg, ff" in message
+    )
+    message = refused(*two, "--convention", "svg", "--metrics", "tof")
+    assert "--metrics has 'tof': accepted are ssim, lpips with --convention svg" in message
 
 
 def test_the_help_imports_nothing_heavy():

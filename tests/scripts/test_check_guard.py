@@ -1,7 +1,7 @@
 """The guard on the trained miniature: faults are reported, and cost no more than fewer steps do.
 
-But for a text that changes in a run of few steps (docs/planning.md): there it is only told apart
-from a run without the guard.
+The exception is a text that changes in a run of few steps (research/LOG.md): there the guard is
+compared with a run without it only.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ CLIP = clip_of("a small red square moving left on a plain gray background", 77, 
 REPORTED = {
     TEXT: "the text changed",
     LATENTS: "the latents jumped",
-    NAN: "a kept value was not finite",
+    NAN: "a cached value was not finite",
     WRONG: "is of another pipeline, and was forced: weights is",
 }
 
@@ -74,7 +74,7 @@ def test_a_fault_never_costs_more_than_fewer_steps(rows, fault):
 
 
 def test_after_another_text_little_of_the_plan_is_worth_keeping(rows):
-    """Few long steps: what is left from before the text changed is as much as fewer steps cost."""
+    """Few long steps: the error from before the text changed is as large as that of fewer steps."""
     row = rows(TEXT)
     assert row.guarded_db > row.unguarded_db + 3
 
@@ -83,7 +83,7 @@ def test_another_text_never_costs_more_than_fewer_steps_where_there_are_many(pip
     shipped = Profile.load(miniature.path() / "dit-accel-profile.safetensors")
     row = check_guard.check(pipe, shipped, shipped, replace(CLIP, steps=50), TEXT)
     assert row.guarded_db > row.fewer_db
-    assert row.computed < 50 * 0.8, "lines that do no harm are still served"
+    assert row.computed < 50 * 0.8, "steps of a small expected error are still extrapolated"
 
 
 def test_a_profile_of_another_model_that_is_forced_is_never_worse_than_fewer_steps(

@@ -110,17 +110,19 @@ def test_tokens_are_asked_for_the_subject_of_their_share_of_the_width() -> None:
     truth = hints.hints_of(scenes, 17, 48, "cpu")
     heads = hints.Heads(4, 4)
     heads.tokens = torch.nn.Identity()
-    told = torch.tensor([True] * 8 + [False])
+    complete = torch.tensor([True] * 8 + [False])
     answers = right_answers(scenes, truth, grid)
-    assert heads.token_loss(answers, grid, truth, told) < 1e-6
+    assert heads.token_loss(answers, grid, truth, complete) < 1e-6
     worse = answers.clone()
     worse[8] = 7.0
-    assert heads.token_loss(worse, grid, truth, told) < 1e-6, "who was not told is not asked"
+    assert heads.token_loss(worse, grid, truth, complete) < 1e-6, (
+        "captions without colours do not count"
+    )
     worse[3, :, -1] += 1.0
-    missed = heads.token_loss(worse, grid, truth, told)
+    missed = heads.token_loss(worse, grid, truth, complete)
     assert missed == pytest.approx(1 / 3 / 8, rel=1e-4), "of eight clips one, one of three values"
-    assert heads.token_loss(answers, grid, truth, ~told) < 1e-6
-    assert heads.token_loss(answers, grid, truth, told & False) == 0
+    assert heads.token_loss(answers, grid, truth, ~complete) < 1e-6
+    assert heads.token_loss(answers, grid, truth, complete & False) == 0
 
 
 def test_words_are_asked_for_their_subject() -> None:
@@ -134,11 +136,11 @@ def test_words_are_asked_for_their_subject() -> None:
         for kind, size in enumerate(heads.classes):
             states[i, word, first + int(truth.kinds[i, truth.owners[i, word], kind])] = 50.0
             first += size
-    told = torch.ones(9, dtype=torch.bool)
-    assert heads.word_loss(states, truth, told) < 1e-6
+    complete = torch.ones(9, dtype=torch.bool)
+    assert heads.word_loss(states, truth, complete) < 1e-6
     states[truth.owners < 0] = 9.0
-    assert heads.word_loss(states, truth, told) < 1e-6, "words of nobody are not asked"
-    assert heads.word_loss(-states, truth, told) > 10
+    assert heads.word_loss(states, truth, complete) < 1e-6, "words of nobody do not count"
+    assert heads.word_loss(-states, truth, complete) > 10
 
 
 def test_the_recipe_runs_whole_and_goes_on(

@@ -102,8 +102,8 @@ def test_attention_stays_in_float32_within_bfloat16(named: bool) -> None:
 def test_a_cpu_multiplies_in_bfloat16_only_where_it_has_the_instruction(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, can: bool
 ) -> None:
-    told = {"avx512_bf16": can, "amx_bf16": False}
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: told, raising=False)
+    capabilities = {"avx512_bf16": can, "amx_bf16": False}
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities, raising=False)
     cpu = torch.device("cpu")
     assert run.multiplies_bfloat16(cpu) is can
     matrix = torch.ones(2, 2)
