@@ -81,9 +81,9 @@ def test_scores_are_those_of_the_function(two):
 
 def test_lpips_without_weights_is_null_with_its_reason(two):
     record = json.loads(run(*two, "--json").stdout)
-    message = record["pairs"][0]["scores"]["lpips"]
-    assert message["value"] is None
-    assert "--lpips-weights" in message["reason"] and "DIT_ACCEL_LPIPS_WEIGHTS" in message["reason"]
+    score = record["pairs"][0]["scores"]["lpips"]
+    assert score["value"] is None
+    assert "--lpips-weights" in score["reason"] and "DIT_ACCEL_LPIPS_WEIGHTS" in score["reason"]
     assert run(*two).stdout.count("lpips: not measured, no weights") == 1
 
 
@@ -97,8 +97,8 @@ def test_the_table_names_unit_direction_and_convention(two):
 
 def test_an_exact_clip_is_infinite_and_its_frames_are_counted(two):
     record = json.loads(run(two[0], two[0], "--json", "--metrics", "psnr_db").stdout)
-    message = record["pairs"][0]["scores"]["psnr_db"]
-    assert (message["value"], message["frames"], message["exact_frames"]) == ("inf", ["inf"] * 5, 5)
+    score = record["pairs"][0]["scores"]["psnr_db"]
+    assert (score["value"], score["frames"], score["exact_frames"]) == ("inf", ["inf"] * 5, 5)
     assert "all exact" in run(two[0], two[0], "--metrics", "psnr_db").stdout
 
 
@@ -134,8 +134,8 @@ def test_streaming_holds_no_whole_clip_and_gives_the_same_numbers(here, monkeypa
     record = json.loads(run("ref.npy", "test.npy", "--json", "--metrics", names).stdout)
     assert longest == [16, 16, 8]
     whole = score_clips(frames, nudged(frames), data_range=255, metrics=names.split(","))
-    for name, message in record["pairs"][0]["scores"].items():
-        assert message == whole[name].to_dict()
+    for name, score in record["pairs"][0]["scores"].items():
+        assert score == whole[name].to_dict()
 
 
 # Folders
