@@ -147,7 +147,7 @@ class GuardedPolicy(Policy):
             if not self._is_usual(step, error):
                 self.abandoned = self._suspicion
                 self._abandon_plan(self._suspicion[0])
-        elif band is not None and not band.holds(error):
+        elif band is not None and not band.contains(error):
             ratio = math.exp(band.score(error) * band.spread)
             self.abandoned = step, f"the extrapolation error was {ratio:.1f} times the expected"
             self._abandon_plan(step - 1)  # this step's own value is of what is new

@@ -40,18 +40,11 @@ ComputedSteps = list[tuple[int, ...]]  # of every candidate plan
 
 
 def calibrate(
-    pipe: Any,
-    clips: Sequence[ClipSpec],
-    *,
-    speedups: Sequence[float] = SPEEDUPS,
-    probes: int = 8,
-    probed: int = 3,
-    batch: int = 1,
-    dtype: str = "float32",
-    work: Path | None = None,
+    pipe: Any, clips: Sequence[ClipSpec], *, speedups: Sequence[float] = SPEEDUPS, probes: int = 8,
+    probed: int = 3, batch: int = 1, dtype: str = "float32", work: Path | None = None,
     overrides: dict[str, Any] | None = None,
     on_progress: ProgressCallback = lambda what, done, total: None,
-) -> Profile:
+) -> Profile:  # fmt: skip
     """Measure a pipeline, and carry out candidate plans.
 
     Args:

@@ -29,12 +29,9 @@ class RidgeMoments:
         self.vectors: dict[int, torch.Tensor] = {}
 
     def add(
-        self,
-        prompts: Sequence[int],
-        features: torch.Tensor,
-        residual: torch.Tensor,
+        self, prompts: Sequence[int], features: torch.Tensor, residual: torch.Tensor,
         size: torch.Tensor,
-    ) -> None:
+    ) -> None:  # fmt: skip
         """Take in prompts; a second time replaces the first.
 
         Args:
@@ -60,8 +57,8 @@ class RidgeMoments:
             return None
         matrix = torch.stack([self.matrices[prompt] for prompt in known]).sum(0)
         vector = torch.stack([self.vectors[prompt] for prompt in known]).sum(0)
-        held_back = matrix + torch.diag(ridge * matrix.diagonal() + 1e-30)
-        return torch.linalg.solve(held_back, vector)
+        penalised = matrix + torch.diag(ridge * matrix.diagonal() + 1e-30)
+        return torch.linalg.solve(penalised, vector)
 
     def held_out(
         self, prompts: Sequence[int], *, least: int = 1, ridge: float = REFIT_RIDGE
@@ -73,6 +70,6 @@ class RidgeMoments:
         matrices = torch.stack([self.matrices[prompt] for prompt in prompts])
         vectors = torch.stack([self.vectors[prompt] for prompt in prompts])
         others = torch.stack(list(self.matrices.values())).sum(0) - matrices
-        held_back = others + torch.diag_embed(ridge * others.diagonal(dim1=1, dim2=2) + 1e-30)
+        penalised = others + torch.diag_embed(ridge * others.diagonal(dim1=1, dim2=2) + 1e-30)
         total = torch.stack(list(self.vectors.values())).sum(0)
-        return torch.linalg.solve(held_back, total - vectors)
+        return torch.linalg.solve(penalised, total - vectors)

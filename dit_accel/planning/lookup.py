@@ -86,11 +86,8 @@ def profile_for(
     return profile, (f"The profile is of another pipeline, and was forced: {differences}.",)
 
 
-def profile_key(
-    pipe: Any, *, steps: int = 0, guidance: float = 0.0, height: int = 0, width: int = 0,
-    frames: int = 0, dtype: str = "", parts: int = 1,
-) -> ProfileKey:  # fmt: skip
-    """The key of a profile of this pipeline and of such clips."""
+def profile_key(pipe: Any, **clips: Any) -> ProfileKey:
+    """The key of a profile of this pipeline; `clips`: fields of the key that say what it makes."""
     family = family_of(pipe)
     modules = transformers_of(pipe, family)
     weights = hashlib.sha256()
@@ -108,9 +105,8 @@ def profile_key(
         scheduler=type(pipe.scheduler).__name__,
         weights=weights.hexdigest()[:16],
         sampler=sampler.hexdigest()[:16],
-        parts=parts, steps=steps, guidance=guidance, height=height, width=width, frames=frames,
-        dtype=dtype,
-    )  # fmt: skip
+        **clips,
+    )
 
 
 def _behaviour(scheduler: Any) -> str:

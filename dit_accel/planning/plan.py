@@ -27,7 +27,7 @@ import torch
 
 from dit_accel.core import extrapolation
 
-Weights = Mapping[int, Any]  # by computed step: a number, or one a row of the batch
+StepWeights = Mapping[int, Any]  # by computed step: a number, or one a row of the batch
 Corrections = Mapping[int, torch.Tensor]  # by the step that opens a window: `(F,)`
 
 
@@ -116,7 +116,7 @@ class Extrapolation:
     A weight is a number, or one number a row of the batch, `(P,)`.
     """
 
-    weights: tuple[Weights, ...]
+    weights: tuple[StepWeights, ...]
     noise_weight: float | torch.Tensor = 0.0
 
 
@@ -151,12 +151,9 @@ class Plan:
 
     @classmethod
     def of(
-        cls,
-        computed: Sequence[int],
-        sampler: SamplerCoefficients,
-        corrections: Corrections,
+        cls, computed: Sequence[int], sampler: SamplerCoefficients, corrections: Corrections,
         depth: int,
-    ) -> Plan:
+    ) -> Plan:  # fmt: skip
         """The plan of computed steps and of each window's correction.
 
         Args:

@@ -28,7 +28,9 @@ MIN_COUNTED_CLIPS = 45  # if all of so many reach a quality, 95 % of all clips d
 UNKNOWN_DB = 6.0  # standard deviation over prompts, where none was measured
 PACKED_DB = 6.0  # predicted error of packing below the plan's own (docs/how-it-works.md)
 
-BAND = 6.0  # standard deviations of the log extrapolation error that are inside an error band,
+MAX_BAND_SCORE = (
+    6.0  # standard deviations of the log extrapolation error that are inside an error band,
+)
 MIN_ERROR_FOR_GUARD = math.log(40.0)  # as is all below this log ratio to the expected error,
 TOLERATED_ERROR = 0.5  # and any error below this, relative to the prediction: prompts differ much
 
@@ -116,11 +118,11 @@ class ErrorBand:
             return math.inf
         return (math.log(max(extrapolation_error, 1e-9)) - self.mean) / self.spread
 
-    def holds(self, extrapolation_error: float) -> bool:
+    def contains(self, extrapolation_error: float) -> bool:
         """Whether an extrapolation error is no sign of a fault."""
         score = self.score(extrapolation_error)
         return (
-            score <= BAND
+            score <= MAX_BAND_SCORE
             or score * self.spread <= MIN_ERROR_FOR_GUARD
             or extrapolation_error <= TOLERATED_ERROR
         )

@@ -36,13 +36,13 @@ class ProfileKey:
     scheduler: str
     weights: str
     sampler: str
-    parts: int
-    steps: int
-    guidance: float
-    height: int
-    width: int
-    frames: int
-    dtype: str
+    parts: int = 1
+    steps: int = 0
+    guidance: float = 0.0
+    height: int = 0
+    width: int = 0
+    frames: int = 0
+    dtype: str = ""
 
     def refusals(self, run: ProfileKey) -> tuple[str, ...]:
         """Differences of a run for which the profile is refused, in words."""

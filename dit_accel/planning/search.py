@@ -110,18 +110,15 @@ def gram_of(rows: torch.Tensor, final: torch.Tensor) -> torch.Tensor:
 
 
 def fit(
-    computed: Sequence[int],
-    error_model: ErrorModel,
-    *,
-    depth: int = PLAN_DEPTH,
+    computed: Sequence[int], error_model: ErrorModel, *, depth: int = PLAN_DEPTH,
     ridge: float = PLAN_RIDGE,
-) -> tuple[Plan, float]:
+) -> tuple[Plan, float]:  # fmt: skip
     """The plan that computes these steps, with the weights that leave the least error.
 
     Args:
         computed: steps, 0 among them.
         depth: computed steps that an extrapolation uses, >= 1; 1 is reuse.
-        ridge: how strongly corrections are held back, >= 0, relative to the predictions' size.
+        ridge: penalty on corrections, >= 0, relative to the predictions' squares.
 
     Returns:
         The plan, and its expected squared error over the squared norm of the final latents.
@@ -175,10 +172,9 @@ def _correction(
 ) -> torch.Tensor:
     """z `(C, features)`, for an error of `weights` `(C, R)`; `features` are rows of the Gram."""
     among = gram[features[:, :, None], features[:, None, :]]
-    held_back = ridge * torch.diagonal(among, dim1=1, dim2=2) + 1e-30  # a feature may be zero
-    return torch.linalg.solve(
-        among + torch.diag_embed(held_back), -(weights @ gram).gather(1, features)
-    )
+    penalty = ridge * torch.diagonal(among, dim1=1, dim2=2) + 1e-30  # a feature may be zero
+    wanted = -(weights @ gram).gather(1, features)
+    return torch.linalg.solve(among + torch.diag_embed(penalty), wanted)
 
 
 def energies(plan: Plan, error_model: ErrorModel) -> torch.Tensor:
@@ -215,11 +211,9 @@ def noise_energy(plan: Plan, error_model: ErrorModel) -> float:
 
 
 def _add_weights(
-    rows: torch.Tensor,
-    extrapolation: Extrapolation,
-    sampler: SamplerCoefficients,
+    rows: torch.Tensor, extrapolation: Extrapolation, sampler: SamplerCoefficients,
     scale: torch.Tensor,
-) -> None:
+) -> None:  # fmt: skip
     """Add `scale` times an extrapolated guided prediction to the weights of `rows` `(R,)`."""
     rows[-1] += scale * extrapolation.noise_weight
     components = zip(sampler.branch_weights, extrapolation.weights, strict=True)
@@ -229,16 +223,9 @@ def _add_weights(
 
 
 def search(
-    error_model: ErrorModel,
-    count: int,
-    *,
-    depth: int = PLAN_DEPTH,
-    ridge: float = PLAN_RIDGE,
-    rounds: int = 120,
-    neighbours: int = 48,
-    start: Sequence[int] | None = None,
-    seed: int = 0,
-) -> tuple[Plan, float]:
+    error_model: ErrorModel, count: int, *, depth: int = PLAN_DEPTH, ridge: float = PLAN_RIDGE,
+    rounds: int = 120, neighbours: int = 48, start: Sequence[int] | None = None, seed: int = 0,
+) -> tuple[Plan, float]:  # fmt: skip
     """The best plan found that computes `count` steps, by simulated annealing.
 
     A round scores many plans that differ from the present one in one computed step, and goes on
@@ -283,9 +270,9 @@ def evenly(num_steps: int, count: int) -> tuple[int, ...]:
 
 def _of_count(steps: Sequence[int], num_steps: int, count: int) -> list[int]:
     """Exactly `count` steps, 0 among them: the last ones are dropped, or missing ones added."""
-    kept = sorted({*steps, 0})[:count]
-    missing = (step for step in range(num_steps) if step not in kept)
-    return sorted(kept + [next(missing) for _ in range(count - len(kept))])
+    first = sorted({*steps, 0})[:count]
+    missing = (step for step in range(num_steps) if step not in first)
+    return sorted(first + [next(missing) for _ in range(count - len(first))])
 
 
 def _neighbours(

@@ -59,14 +59,9 @@ class Target:
 
 
 def choose(
-    profile: Profile,
-    sampler: SamplerCoefficients | None,
-    target: Target,
-    *,
-    static: bool = False,
-    text: torch.Tensor | None = None,
-    size: tuple[int, int, int] | None = None,
-) -> PlanChoice:
+    profile: Profile, sampler: SamplerCoefficients | None, target: Target, *, static: bool = False,
+    text: torch.Tensor | None = None, size: tuple[int, int, int] | None = None,
+) -> PlanChoice:  # fmt: skip
     """The plan of a run.
 
     Args:
@@ -175,12 +170,9 @@ def _as_calibrated(run: SamplerCoefficients, own: SamplerCoefficients) -> bool:
 
 
 def for_quality(
-    profile: Profile,
-    quality: float,
-    coverage: float = COVERAGE,
-    *,
+    profile: Profile, quality: float, coverage: float = COVERAGE, *,
     margin: QualityMargin | None = None,
-) -> PlanChoice:
+) -> PlanChoice:  # fmt: skip
     """The fastest candidate plan by which `coverage` of the clips reach `quality` dB.
 
     Args:

@@ -37,13 +37,9 @@ _SHARES = (0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.5, 0.6, 0.7, 0.8)  # of the steps,
 
 
 def transfer_plan(
-    profile: Profile,
-    sampler: SamplerCoefficients,
-    *,
-    quality: float | None = None,
-    speedup: float | None = None,
-    coverage: float = COVERAGE,
-) -> PlanChoice:
+    profile: Profile, sampler: SamplerCoefficients, *, quality: float | None = None,
+    speedup: float | None = None, coverage: float = COVERAGE,
+) -> PlanChoice:  # fmt: skip
     """The plan of a run that calibration did not carry out.
 
     Raises:
@@ -127,15 +123,13 @@ def _choice_of(
         latents_db = predicted_db
         probability = stats.norm.cdf((predicted_db - (quality or 0.0)) / UNKNOWN_DB)
         reach = float(probability) if quality is not None else None
+    sampler = error_model.sampler
     return PlanChoice(
-        plan,
-        error_model.sampler.branch_weights,
-        tuple(error_model.sampler.timesteps.tolist()),
-        QualityEstimate(error_model.num_steps / count, count, psnr, low, high, reach),
-        bands={},
+        plan, sampler.branch_weights, tuple(sampler.timesteps.tolist()),
+        QualityEstimate(sampler.num_steps / count, count, psnr, low, high, reach), {},
         notes=("Planned from inner products; no run of this plan was made in calibration.",),
         min_bits=min_bits(plan, error_model, latents_db),
-    )
+    )  # fmt: skip
 
 
 def compute_all(

@@ -10,7 +10,12 @@ import pytest
 from dit_accel.caching.guard import LONG_RUN_STEPS, MAX_EXPECTED_ERROR, GuardedPolicy
 from dit_accel.core.session import RunInfo
 from dit_accel.planning.plan import Extrapolation, Plan
-from dit_accel.planning.prediction import BAND, MIN_ERROR_FOR_GUARD, TOLERATED_ERROR, ErrorBand
+from dit_accel.planning.prediction import (
+    MAX_BAND_SCORE,
+    MIN_ERROR_FOR_GUARD,
+    TOLERATED_ERROR,
+    ErrorBand,
+)
 
 TOTAL = 24
 USUAL = 1.0  # the error that is expected everywhere
@@ -88,18 +93,18 @@ def test_a_score_is_in_standard_deviations_of_the_logarithm():
 def test_the_band_holds_six_deviations_and_always_a_ratio_to_the_expected():
     spread = MIN_ERROR_FOR_GUARD  # so wide that six deviations are more than the ratio
     wide, narrow = ErrorBand(math.log(USUAL), spread), ErrorBand(math.log(USUAL), 0.01)
-    assert wide.holds(USUAL * math.exp(spread * BAND - 0.01))
-    assert not wide.holds(USUAL * math.exp(spread * BAND + 0.01))
-    assert narrow.holds(USUAL * math.exp(MIN_ERROR_FOR_GUARD - 0.01))
-    assert not narrow.holds(USUAL * math.exp(MIN_ERROR_FOR_GUARD + 0.01))
-    assert narrow.holds(0.0)  # nothing at all is no fault
-    assert not narrow.holds(math.nan)
+    assert wide.contains(USUAL * math.exp(spread * MAX_BAND_SCORE - 0.01))
+    assert not wide.contains(USUAL * math.exp(spread * MAX_BAND_SCORE + 0.01))
+    assert narrow.contains(USUAL * math.exp(MIN_ERROR_FOR_GUARD - 0.01))
+    assert not narrow.contains(USUAL * math.exp(MIN_ERROR_FOR_GUARD + 0.01))
+    assert narrow.contains(0.0)  # nothing at all is no fault
+    assert not narrow.contains(math.nan)
 
 
 def test_an_error_that_is_small_by_itself_is_tolerated_whatever_was_expected():
     band = ErrorBand(math.log(TOLERATED_ERROR / 1000), 0.01)
-    assert band.holds(TOLERATED_ERROR)
-    assert not band.holds(TOLERATED_ERROR * 1.01)
+    assert band.contains(TOLERATED_ERROR)
+    assert not band.contains(TOLERATED_ERROR * 1.01)
 
 
 def test_the_guard_abandons_the_plan_at_an_error_outside_the_band():
