@@ -28,11 +28,10 @@ MIN_COUNTED_CLIPS = 45  # if all of so many reach a quality, 95 % of all clips d
 UNKNOWN_DB = 6.0  # standard deviation over prompts, where none was measured
 PACKED_DB = 6.0  # predicted error of packing below the plan's own (docs/how-it-works.md)
 
-MAX_BAND_SCORE = (
-    6.0  # standard deviations of the log extrapolation error that are inside an error band,
-)
-MIN_ERROR_FOR_GUARD = math.log(40.0)  # as is all below this log ratio to the expected error,
-TOLERATED_ERROR = 0.5  # and any error below this, relative to the prediction: prompts differ much
+# An extrapolation error is inside an error band if it is below one of the three:
+MAX_BAND_SCORE = 6.0  # standard deviations of its logarithm above the mean
+MIN_ERROR_FOR_GUARD = math.log(40.0)  # log ratio to the expected error
+TOLERATED_ERROR = 0.5  # relative to the prediction, as prompts differ much
 
 
 @dataclass(frozen=True)
