@@ -1,4 +1,4 @@
-"""Made-up profiles, for tests: a smooth run of few dimensions and rungs with known errors."""
+"""Made-up profiles, for tests: a smooth run of few dimensions and candidates with known errors."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def gram_of(schedule: SamplerCoefficients, prompts: int = 2) -> torch.Tensor:
     return torch.stack(found)
 
 
-def rung_of(
+def candidate_of(
     computed: Sequence[int],
     psnr_db: Sequence[float],
     *,
@@ -49,7 +49,7 @@ def rung_of(
     parts: int = 1,
     depth: int = 3,
 ) -> CandidatePlan:
-    """Its windows are lines; it surprises by 0.1, times or over 1.2 from prompt to prompt."""
+    """Its windows are lines; its extrapolation error is 0.1, times or over 1.2 between prompts."""
     psnr = torch.tensor(psnr_db, dtype=torch.float64)
     count = len(computed)
     return CandidatePlan(
@@ -70,7 +70,7 @@ def profile_of(
     key: ProfileKey = IDENTITY,
     **changes: Any,
 ) -> Profile:
-    """A profile of these rungs; gain 4 to 1, memory of half the run."""
+    """A profile of these candidates; gain 4 to 1, memory of half the run."""
     schedule = schedule or schedule_of()
     given = {
         "gram": gram_of(schedule).float().double(),

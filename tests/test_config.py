@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from calls import LOOSE, call, state_of
-from profiles import profile_of, rung_of
+from profiles import candidate_of, profile_of
 from tiny import tiny_wan
 
 from dit_accel import (
@@ -122,7 +122,7 @@ def test_a_config_of_another_way_is_not_what_was_asked_for():
 
 
 def test_what_no_file_holds_is_named_and_described_by_its_class():
-    profile = profile_of([rung_of((0, 1, 2, 5, 8, 11, 14, 17), [40.0] * 8)])
+    profile = profile_of([candidate_of((0, 1, 2, 5, 8, 11, 14, 17), [40.0] * 8)])
     config = QualityConfig(32, profile=profile)
     with pytest.raises(ValueError, match=r"profile is a Profile, .* accepted: the path of"):
         config.to_dict()

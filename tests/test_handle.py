@@ -236,7 +236,7 @@ def test_public_names_are_there():
 
 @pytest.mark.parametrize("order", [1, 2])
 @pytest.mark.parametrize("site", SITES)
-def test_a_forecast_is_the_polynomial_through_the_kept_values(site, order):
+def test_an_extrapolation_is_the_polynomial_through_the_cached_values(site, order):
     """First values are cached, later ones extrapolated; drift is of what would have been used."""
     pipe = tiny_wan()
     with accelerate(pipe, site=site, config=EDCW(threshold=1e9, first=3, order=order)) as handle:

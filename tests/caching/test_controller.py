@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import tiny
 import torch
-from profiles import gram_of, profile_of, rung_of
+from profiles import candidate_of, gram_of, profile_of
 
 from dit_accel import SpeedupConfig, accelerate
 from dit_accel.caching.controller import RunController
@@ -42,7 +42,7 @@ def profile_for(
     schedule = planned_coefficients(pipe.scheduler, steps, mix)
     given = {"steps": steps, "guidance": GUIDANCE, "height": 16, "width": 16, "frames": 9,
              "dtype": "float32", "parts": len(mix)}  # fmt: skip
-    candidate = rung_of(COMPUTED, [40.0 + i / 10 for i in range(8)], parts=len(mix))
+    candidate = candidate_of(COMPUTED, [40.0 + i / 10 for i in range(8)], parts=len(mix))
     candidate = dataclasses.replace(
         candidate, error_spread=torch.full((len(COMPUTED),), 1e6, dtype=torch.float64)
     )

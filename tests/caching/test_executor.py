@@ -162,7 +162,7 @@ def test_the_policy_gets_the_noise_that_the_run_started_from(pipe):
     assert torch.equal(noise, given)
 
 
-# --- reads of the device ---
+# --- host syncs ---
 
 
 @pytest.fixture

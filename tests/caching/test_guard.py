@@ -1,4 +1,4 @@
-"""Steering and its guard, on floats alone: what is decided, step by step."""
+"""The guarded policy, on floats alone: what is decided, step by step."""
 
 from __future__ import annotations
 

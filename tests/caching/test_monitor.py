@@ -1,4 +1,4 @@
-"""What is found on the way, on tensors of a few numbers and a session that is made up."""
+"""What is measured during a run, on tensors of a few numbers and a session that is made up."""
 
 from __future__ import annotations
 

@@ -65,7 +65,7 @@ def test_the_oldest_are_packed_first_and_no_further_than_is_needed():
 
 
 @pytest.mark.parametrize("fewest", BITS)
-def test_a_cap_that_can_be_kept_is_kept_at_every_moment(fewest):
+def test_a_cap_that_can_be_met_is_met_at_every_moment(fewest):
     """Down to all values in the fewest bits; below that the note says how much there is."""
     least = 5 * packed_bytes(640, fewest)
     for memory in (least, least + 1, 2 * least, 5 * 2560):
@@ -164,7 +164,7 @@ def test_all_computed_is_bit_equal_under_the_tightest_cap(pipe):
 
 
 @pytest.mark.parametrize("where", ["as it came", "once packed"])
-def test_a_packed_value_that_is_not_finite_is_never_served_and_is_put_back(pipe, where):
+def test_a_packed_value_that_is_not_finite_is_never_used_and_is_put_back(pipe, where):
     """A prediction with a NaN, packed as it comes; or a scale that is lost later."""
     plan = Plan(
         STEPS, {2: Extrapolation(({1: 1.0},)), 4: Extrapolation(({3: 1.0, 1: 0.5, 0: 0.5},))}
@@ -192,7 +192,7 @@ def test_a_packed_value_that_is_not_finite_is_never_served_and_is_put_back(pipe,
     assert np.isfinite(frames).all()
 
 
-def test_a_packed_noise_that_is_not_finite_is_told(pipe):
+def test_a_packed_noise_that_is_not_finite_is_reported(pipe):
     policy = NotingPolicy(Plan(STEPS, {2: Extrapolation(({1: 1.0},), noise_weight=0.5)}))
     with accelerate(pipe, plan=policy) as handle:
         noise = handle.executor.store.noise

@@ -1,4 +1,4 @@
-"""UniCP at the attentions: neutral, off with a reason, every action, honest FLOPs, restored."""
+"""UniCP at the attentions: neutral, off with a reason, every action, true FLOPs, restored."""
 
 import math
 
@@ -88,7 +88,7 @@ def test_a_rank_rule_finds_the_rank_with_the_steps_own_read():
     assert report.host_syncs <= STEPS
 
 
-def test_windows_serve_and_what_they_do_not_is_chosen():
+def test_windows_reuse_and_what_they_do_not_is_chosen():
     pipe = tiny_wan()
     _, report = run(pipe, UniCP(EDCW(threshold=0.6, first=2), PRUNE, DWS(0.6, recheck=4)))
     for site in report.sites:
@@ -134,10 +134,10 @@ def test_flops_are_those_that_were_dispatched():
     with probe, accelerate(pipe, accel=UniCP(NEVER, PRUNE, None)) as handle:
         probe.loop_begins()
 
-        def reach(pipe, step, timestep, kept):
+        def reach(pipe, step, timestep, tensors):
             probe.steps_done(step + 1)
             steps.append(step)
-            return kept
+            return tensors
 
         call(pipe, **SIZE, callback_on_step_end=reach)
         report = handle.report()

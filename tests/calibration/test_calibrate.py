@@ -1,4 +1,4 @@
-"""Calibration: samplers told by unit vectors, honest rungs, and a folder that survives a kill."""
+"""Calibration: recorded samplers, held-out scores, and a folder that survives a kill."""
 
 from __future__ import annotations
 
@@ -63,8 +63,8 @@ def test_shares_rebuild_the_final_latents_of_every_sampler(name):
     assert "step" not in vars(pipe.scheduler)
     if name.startswith("wan"):
         pipe.scheduler.set_timesteps(clip.steps)  # forgets the run, as every run begins
-    foretold = coefficients_of(pipe.scheduler, recording.sampler.branch_weights)
-    assert torch.allclose(foretold.coefficients, recording.sampler.coefficients, atol=1e-6)
+    predicted = coefficients_of(pipe.scheduler, recording.sampler.branch_weights)
+    assert torch.allclose(predicted.coefficients, recording.sampler.coefficients, atol=1e-6)
 
 
 def test_a_sampler_that_is_not_linear_is_refused(monkeypatch):
@@ -95,11 +95,11 @@ def tensors_of(profile: Profile) -> list[torch.Tensor]:
 
 
 def test_the_shape_of_a_profile(pipe):
-    """Two rungs."""
-    told: list[tuple[str, int, int]] = []
+    """Two candidates."""
+    reported: list[tuple[str, int, int]] = []
     profile = calibrate(
         pipe, CLIPS[:2], speedups=(2.0, 3.4), probes=3, probed=1,
-        on_progress=lambda *news: told.append(news),
+        on_progress=lambda *news: reported.append(news),
     )  # fmt: skip
     identity = profile.key
     assert (identity.pipeline, identity.parts, identity.steps) == ("WanPipeline", 2, STEPS)
@@ -121,8 +121,8 @@ def test_the_shape_of_a_profile(pipe):
         assert candidate.corrections.shape[0] == count
         assert (candidate.error_spread > 0).all()
         assert profile.plan_of(candidate).computed == candidate.computed
-    assert told[0] == ("uncached", 0, 2)
-    assert {what for what, *_ in told} == {"uncached", "probe", "search", "candidates"}
+    assert reported[0] == ("uncached", 0, 2)
+    assert {what for what, *_ in reported} == {"uncached", "probe", "search", "candidates"}
     for value in tensors_of(profile):
         assert value.isfinite().all()
 
@@ -141,15 +141,17 @@ def test_clips_of_a_batch_are_recorded_as_they_would_be_alone(pipe):
         assert psnr(alone.frames, one.frames, data_range=1.0) > 60
 
 
-def test_in_one_batch_every_clip_is_served_by_changes_fitted_to_the_others(pipe, monkeypatch):
+def test_in_one_batch_every_clip_runs_with_corrections_fitted_to_the_others(pipe, monkeypatch):
     """What the third clip is said to get is what it gets from changes that two batched clips
-    leave: those of a profile of these two, whose runs had been served by each other."""
-    fixed_ladder(monkeypatch)
+    leave: those of a profile of these two, whose runs had used the fits of each other."""
+    fixed_candidates(monkeypatch)
     monkeypatch.setattr(refine, "MIN_REFIT_CLIPS", 1)
     settings = {"speedups": (2.0,), "probes": 2, "probed": 1, "batch": 3}
-    told: list[tuple[str, int, int]] = []
-    profile = calibrate(pipe, CLIPS, on_progress=lambda *news: told.append(news), **settings)
-    assert [news for news in told if news[0] == "candidates"] == [("candidates", 0, 3)]  # one pass
+    reported: list[tuple[str, int, int]] = []
+    profile = calibrate(pipe, CLIPS, on_progress=lambda *news: reported.append(news), **settings)
+    assert [news for news in reported if news[0] == "candidates"] == [
+        ("candidates", 0, 3)
+    ]  # one pass
     (candidate,) = profile.candidates
     assert candidate.psnr_db.shape == (3,)
     one_by_one = calibrate(pipe, CLIPS, **settings | {"batch": 1})
@@ -158,9 +160,9 @@ def test_in_one_batch_every_clip_is_served_by_changes_fitted_to_the_others(pipe,
     assert torch.allclose(profile.gram, one_by_one.gram, rtol=1e-3, atol=1e-6)
 
 
-def test_a_batch_of_guided_pairs_is_served_row_by_row(monkeypatch):
+def test_a_batch_of_guided_pairs_runs_row_by_row(monkeypatch):
     """Families that run both branches as one batch: every row has its weights in each half."""
-    fixed_ladder(monkeypatch)
+    fixed_candidates(monkeypatch)
     monkeypatch.setattr(refine, "psnr", lambda *_, **__: 40.0)
     monkeypatch.setattr(refine, "MIN_REFIT_CLIPS", 1)
     pipe, clip, given = prepared("cogvideox-2b", steps=STEPS)
@@ -183,7 +185,7 @@ def test_one_pass_is_enough_where_all_come_to_a_window_together(clips, batch, ex
     assert fit_passes(clips, batch) == expected
 
 
-def fixed_ladder(monkeypatch: Any) -> None:
+def fixed_candidates(monkeypatch: Any) -> None:
     monkeypatch.setattr(calibrating._Calibration, "_searched", lambda *_: [COMPUTED])
 
 
@@ -192,10 +194,10 @@ def frames_of(pipe: Any, clip: ClipSpec, plan: Plan) -> Any:
         return pipe(**call_arguments(pipe, clip)).frames[0]
 
 
-def test_each_clip_is_served_by_changes_that_have_not_seen_it(pipe, monkeypatch):
+def test_each_clip_runs_with_corrections_that_have_not_seen_it(pipe, monkeypatch):
     """What the second clip is said to get is what it gets from a profile of the first alone; and
     the first, what the plan gives that comes before any is refined: lines, here."""
-    fixed_ladder(monkeypatch)
+    fixed_candidates(monkeypatch)
 
     def lines(computed: Any, field: ErrorModel, *, depth: int) -> tuple[Plan, float]:
         return Plan.of(computed, field.sampler, {}, depth), 0.0
@@ -221,22 +223,22 @@ def test_each_clip_is_served_by_changes_that_have_not_seen_it(pipe, monkeypatch)
     assert psnr(stock[1], seen, data_range=1.0) > float(candidate.psnr_db[1])
 
 
-def test_a_ladder_is_searched_anew_when_other_probes_made_the_field(pipe, tmp_path):
+def test_candidates_are_searched_anew_with_other_probes(pipe, tmp_path):
     """The gain is part of what plans are searched by."""
 
     def searched(probes: int) -> int:
-        told: list[str] = []
+        reported: list[str] = []
         calibrate(
             pipe, CLIPS[:1], speedups=(2.0,), probes=probes, probed=1, work=tmp_path,
-            on_progress=lambda what, *_: told.append(what),
+            on_progress=lambda what, *_: reported.append(what),
         )  # fmt: skip
-        return told.count("search")
+        return reported.count("search")
 
     assert [searched(2), searched(2), searched(3)] == [1, 0, 1]
 
 
 @pytest.mark.parametrize(
-    ("kept", "asked"),
+    ("first", "asked"),
     [
         ({"probes": 2}, {"probes": 3}),
         ({"probed": 1}, {"probed": 2}),
@@ -244,11 +246,13 @@ def test_a_ladder_is_searched_anew_when_other_probes_made_the_field(pipe, tmp_pa
     ],
     ids=str,
 )
-def test_rungs_of_other_settings_are_not_gone_on_with(pipe, tmp_path, monkeypatch, kept, asked):
-    """The same plans, but fitted by another field, or in other company: as if nothing was kept."""
-    fixed_ladder(monkeypatch)
+def test_candidates_of_other_settings_are_not_gone_on_with(
+    pipe, tmp_path, monkeypatch, first, asked
+):
+    """The same plans, but fitted otherwise, or with other clips: as if nothing was stored."""
+    fixed_candidates(monkeypatch)
     settings = {"speedups": (2.0,), "probes": 2, "probed": 1}
-    before = calibrate(pipe, CLIPS, work=tmp_path, **settings | kept)
+    before = calibrate(pipe, CLIPS, work=tmp_path, **settings | first)
     resumed = calibrate(pipe, CLIPS, work=tmp_path, **settings | asked)
     afresh = calibrate(pipe, CLIPS, **settings | asked)
     (old,), (new,), (own,) = before.candidates, resumed.candidates, afresh.candidates
@@ -264,22 +268,22 @@ class Killed(Exception):
     "at", [("uncached", 1), ("probe", 1), ("candidates", 1), ("candidates", 4)], ids=str
 )
 def test_a_calibration_that_was_killed_goes_on_where_it_was(pipe, tmp_path, monkeypatch, at):
-    """Bit-equal to one that was not, and nothing that was finished is told of again."""
-    fixed_ladder(monkeypatch)
+    """Bit-equal to one that was not, and nothing that was finished is reported again."""
+    fixed_candidates(monkeypatch)
     settings = {"speedups": (2.0,), "probes": 2, "probed": 1}
     if not hasattr(pipe, "_whole"):
         pipe._whole = calibrate(pipe, CLIPS, **settings)  # once for all cases
-    told: list[tuple[str, int]] = []
+    reported: list[tuple[str, int]] = []
 
     def kill(what: str, done: int, total: int) -> None:
         if (what, done) == at:
             raise Killed
-        told.append((what, done))
+        reported.append((what, done))
 
     with pytest.raises(Killed):
         calibrate(pipe, CLIPS, work=tmp_path, on_progress=kill, **settings)
     assert "forward" not in vars(pipe.transformer) and "step" not in vars(pipe.scheduler)
-    before, again = set(told), []
+    before, again = set(reported), []
     profile = calibrate(
         pipe,
         CLIPS,
@@ -297,7 +301,7 @@ def test_a_calibration_that_was_killed_goes_on_where_it_was(pipe, tmp_path, monk
 
 
 def test_a_finished_folder_gives_the_profile_without_a_run(pipe, tmp_path, monkeypatch):
-    fixed_ladder(monkeypatch)
+    fixed_candidates(monkeypatch)
     settings = {"speedups": (2.0,), "probes": 2, "probed": 1, "work": tmp_path}
     first = calibrate(pipe, CLIPS[:1], **settings)
 
@@ -324,7 +328,7 @@ def test_a_folder_of_something_else_is_refused(pipe, tmp_path):
         calibrate(rounded, CLIPS[:1], **settings)
 
 
-def test_without_speedups_there_are_no_rungs(pipe):
+def test_without_speedups_there_are_no_candidates(pipe):
     profile = calibrate(pipe, CLIPS[:1], speedups=(), probes=2, probed=1)
     assert profile.candidates == ()
 
@@ -332,7 +336,7 @@ def test_without_speedups_there_are_no_rungs(pipe):
 @pytest.mark.parametrize("name", ["hunyuan-video", "cogvideox-2b", "ltx-video"])
 def test_families_of_one_forward_a_step_are_calibrated_as_one_part(name, monkeypatch):
     """Branches in one batch are combined: features are of the guided prediction."""
-    fixed_ladder(monkeypatch)
+    fixed_candidates(monkeypatch)
     monkeypatch.setattr(refine, "psnr", lambda *_, **__: 40.0)  # of latents: there is no VAE
     pipe, clip, given = prepared(name, steps=STEPS)
     clips = [clip, dataclasses.replace(clip, seed=clip.seed + 1)]
@@ -349,8 +353,8 @@ def test_families_of_one_forward_a_step_are_calibrated_as_one_part(name, monkeyp
     assert torch.isfinite(latents).all()
 
 
-def test_a_guidance_that_varies_is_refused_for_rungs(monkeypatch):
-    """Wan 2.2 may guide its experts differently: what is kept by branch is then no prediction."""
+def test_a_guidance_that_varies_is_refused_for_candidates(monkeypatch):
+    """Wan 2.2 may guide its experts differently: what is cached by branch is then no prediction."""
     pipe = tiny.tiny_wan(transformer_2=True)
     with pytest.raises(ValueError, match="guidance is not 4 at every step; accepted: the same"):
         calibrate(
@@ -359,8 +363,8 @@ def test_a_guidance_that_varies_is_refused_for_rungs(monkeypatch):
         )  # fmt: skip
 
 
-def test_a_field_foretells_what_one_reused_prediction_does_at_the_last_step():
-    """There nothing comes after it, so that the foretold error is exact."""
+def test_an_error_model_predicts_what_one_reused_prediction_does_at_the_last_step():
+    """There nothing comes after it, so that the predicted error is exact."""
     pipe, clip, given = prepared("wan2.1-1.3b")
     recording = record(pipe, [clip], given)[0]
     last = clip.steps - 1
@@ -399,12 +403,14 @@ def test_probe_steps(total, probes):
 
 
 def test_a_schedule_that_cannot_be_known_before_a_run_is_refused():
-    class Told(FlowMatchEulerDiscreteScheduler):
+    class NeedsMu(FlowMatchEulerDiscreteScheduler):
         def set_timesteps(self, steps: int) -> None:  # type: ignore[override]
             raise ValueError("`mu` must be passed")
 
-    with pytest.raises(ValueError, match="Told cannot be planned for without a run: `mu` must be"):
-        planned_coefficients(Told(), STEPS, (1.0,))
+    with pytest.raises(
+        ValueError, match="NeedsMu cannot be planned for without a run: `mu` must be"
+    ):
+        planned_coefficients(NeedsMu(), STEPS, (1.0,))
 
 
 def test_bad_input_is_named(pipe):

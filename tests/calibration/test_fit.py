@@ -81,7 +81,7 @@ def test_a_second_time_replaces_the_first():
 
 
 def test_a_prompt_that_is_left_out_has_no_part():
-    """Bit-equal to never having seen it: its run can be an honest one."""
+    """Bit-equal to never having seen it: its score is held-out."""
     all_three, two = RidgeMoments(), RidgeMoments()
     draw = torch.Generator().manual_seed(0)
     for prompt in range(3):
@@ -115,7 +115,7 @@ def test_features_of_a_low_precision_are_summed_in_float64():
     assert moments.correction().dtype == torch.float64
 
 
-def test_a_change_wants_as_many_prompts_as_it_is_told():
+def test_a_change_wants_as_many_prompts_as_required():
     """Those that are left out do not count."""
     moments = RidgeMoments()
     for prompt in range(3):

@@ -61,10 +61,10 @@ def prompts(tmp_path: Path) -> str:
 
 def refused(result: Any, *texts: str) -> None:
     """Exit code 2, one message with these texts, and no traceback."""
-    told = " ".join(result.stderr.split())
-    assert result.exit_code == 2, told
-    assert all(text in told for text in texts), told
-    assert "Traceback" not in told
+    output = " ".join(result.stderr.split())
+    assert result.exit_code == 2, output
+    assert all(text in output for text in texts), output
+    assert "Traceback" not in output
 
 
 # --- calibrate ---------------------------------------------------------------------------------
@@ -88,8 +88,8 @@ def test_calibrate_writes_a_profile_into_the_cache_where_generate_finds_it(
     made = invoke("generate", PROMPT, *model, "--speedup", "2", "--json", "--output", "a.npy")
     assert made.exit_code == 0, made.stderr
     assert json.loads(made.stdout)["settings"]["accel"]["profile"] == str(path)
-    told = invoke("plan", *model, "--speedup", "2", "--json")
-    assert json.loads(told.stdout)["profile"] == str(path)
+    shown = invoke("plan", *model, "--speedup", "2", "--json")
+    assert json.loads(shown.stdout)["profile"] == str(path)
 
 
 def test_calibrate_goes_on_after_ctrl_c(
@@ -97,11 +97,11 @@ def test_calibrate_goes_on_after_ctrl_c(
 ) -> None:
     command = ["calibrate", "--model", str(model_folder), "--prompts", prompts, *QUICK]
     command += ["--out", "p.safetensors", "--seed", "7"]
-    begin, heard = Pace.begin, []
+    begin, seen = Pace.begin, []
 
     def press(pace: Pace, what: str, done: int, total: int, now: float) -> None:
         begin(pace, what, done, total, now)
-        heard.append((what, done))
+        seen.append((what, done))
         if (what, done) == ("candidates", 1):
             raise KeyboardInterrupt
 
@@ -112,11 +112,11 @@ def test_calibrate_goes_on_after_ctrl_c(
     assert names(here) == ["p.safetensors.work"]
     other = invoke(*command[:-1], "8")
     refused(other, "--work is p.safetensors.work, which is of other clips; accepted: another")
-    heard.clear()
-    monkeypatch.setattr(Pace, "begin", lambda *args: (begin(*args), heard.append(args[1:3])))
+    seen.clear()
+    monkeypatch.setattr(Pace, "begin", lambda *args: (begin(*args), seen.append(args[1:3])))
     done = invoke(*command)
     assert done.exit_code == 0, done.stderr
-    assert heard == [("candidates", place) for place in range(1, 6)]  # two passes over three clips
+    assert seen == [("candidates", place) for place in range(1, 6)]  # two passes over three clips
     assert names(here) == ["p.safetensors"]
     whole = invoke(*command[:-3], "q.safetensors", "--seed", "7")
     assert whole.exit_code == 0, whole.stderr
@@ -136,7 +136,7 @@ def test_calibrate_keeps_out_of_folders_that_hold_something_else(
 
 
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("options", "message"),
     [
         ([], "--prompts is not given: pass a file of 12 prompts or more"),
         (["--prompts", "no.txt"], "--prompts is 'no.txt': No such file or directory"),
@@ -151,10 +151,10 @@ def test_calibrate_keeps_out_of_folders_that_hold_something_else(
     ],
 )
 def test_calibrate_refuses_before_the_work(
-    here: Path, model_folder: Path, prompts: str, options: list[str], told: str
+    here: Path, model_folder: Path, prompts: str, options: list[str], message: str
 ) -> None:
     given = [] if not options or options[0] == "--prompts" else ["--prompts", prompts]
-    refused(invoke("calibrate", "--model", str(model_folder), *given, *options), told)
+    refused(invoke("calibrate", "--model", str(model_folder), *given, *options), message)
     assert names(here) == []
 
 
@@ -168,16 +168,18 @@ def test_the_miniature_brings_prompts_to_calibrate_on_that_no_evaluation_uses() 
 
 
 def test_pace_by_hand() -> None:
-    """Two clips of 10 steps, one probe, rungs of 6 and 4 steps: 2·10 + 10 + 10 + 2·(6+4) = 60."""
+    """Two clips of 10 steps, one probe, plans of 6 and 4 steps: 2·10 + 10 + 10 + 2·(6+4) = 60."""
     pace = Pace(2, 10, 1, [6, 4])
     assert pace.total == 60 and pace.remaining(0.0) is None
     pace.begin("uncached", 0, 2, 100.0)
     pace.begin("uncached", 1, 2, 102.0)  # 10 in 2 s; 50 are left
     assert (pace.position, pace.remaining(102.0)) == (10, 10.0)
     assert pace.remaining(103.0) == 9.0
-    pace.begin("candidates", 1, 4, 104.0)  # the probe and the search were kept: 20 in 4 s, 15 left
+    pace.begin(
+        "candidates", 1, 4, 104.0
+    )  # the probe and the search were stored: 20 in 4 s, 15 left
     assert (pace.position, pace.remaining(104.0)) == (45, 3.0)
-    pace.begin("candidates", 2, 8, 105.0)  # twice as many rungs as thought, of half the weight
+    pace.begin("candidates", 2, 8, 105.0)  # twice as many candidates as thought, of half the weight
     assert pace.total == 60 and pace.position == 45
 
 
@@ -189,19 +191,19 @@ def plan(here: Path, profile_file: Path) -> Any:
     return lambda *options: invoke("plan", "--profile", str(profile_file), *options)
 
 
-def test_plan_without_a_target_is_the_ladder(plan: Any, tiny_profile: Profile) -> None:
-    told = plan()
-    assert told.exit_code == 0, told.stderr
-    assert "1.43x" in told.stdout and "5 of 10" in told.stdout
-    ladder = json.loads(plan("--json").stdout)["candidates"]
-    assert ladder == candidate_rows(tiny_profile)
-    for row, candidate in zip(ladder, tiny_profile.candidates, strict=True):
+def test_plan_without_a_target_is_the_table_of_candidates(plan: Any, tiny_profile: Profile) -> None:
+    result = plan()
+    assert result.exit_code == 0, result.stderr
+    assert "1.43x" in result.stdout and "5 of 10" in result.stdout
+    rows = json.loads(plan("--json").stdout)["candidates"]
+    assert rows == candidate_rows(tiny_profile)
+    for row, candidate in zip(rows, tiny_profile.candidates, strict=True):
         assert row["mean_db"] == pytest.approx(candidate.psnr_db.mean().item())
         assert row["low_db"] == pytest.approx(candidate.psnr_db.quantile(0.05).item())
         assert row["worst_db"] == candidate.psnr_db.min().item()
 
 
-def test_plan_to_a_speed_is_the_rung_and_says_what_it_promises(
+def test_plan_to_a_speed_is_the_candidate_and_says_what_it_predicts(
     plan: Any, tiny_profile: Profile
 ) -> None:
     content = json.loads(plan("--speedup", "2", "--json").stdout)
@@ -210,9 +212,9 @@ def test_plan_to_a_speed_is_the_rung_and_says_what_it_promises(
     assert content["predicted"]["psnr_db"] == pytest.approx(
         tiny_profile.candidates[1].psnr_db.mean().item(), abs=0.5
     )
-    told = plan("--speedup", "2").stdout
+    shown = plan("--speedup", "2").stdout
     strip = "".join("█" if step in content["computed"] else "·" for step in range(10))
-    assert all(text in told for text in (strip, "2.00x", "dB predicted", "tensors of the size"))
+    assert all(text in shown for text in (strip, "2.00x", "dB predicted", "tensors of the size"))
 
 
 def test_plan_to_a_quality_out_of_reach_computes_everything_and_says_so(plan: Any) -> None:
@@ -223,7 +225,7 @@ def test_plan_to_a_quality_out_of_reach_computes_everything_and_says_so(plan: An
     assert "exact" in plan("--quality", "90").stdout
 
 
-def test_plan_carries_over_to_other_steps_and_guidance_by_the_models_scheduler(
+def test_plan_transfers_to_other_steps_and_guidance_by_the_models_scheduler(
     plan: Any, model_folder: Path
 ) -> None:
     refused(plan("--speedup", "2", "--steps", "20"), "--speedup 2: --steps is 20", "pass --model")
@@ -248,7 +250,7 @@ def test_plan_draws(plan: Any, here: Path, suffix: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("options", "message"),
     [
         (["--quality", "30", "--speedup", "2"], "--quality 30 and --speedup 2 are given"),
         (["--quality", "0"], "--quality is 0.0; accepted: a finite number above 0"),
@@ -261,8 +263,8 @@ def test_plan_draws(plan: Any, here: Path, suffix: str) -> None:
         (["--plot", "no/p.png"], "--plot is 'no/p.png': its folder does not exist"),
     ],
 )
-def test_plan_refuses(plan: Any, options: list[str], told: str) -> None:
-    refused(plan(*options), told)
+def test_plan_refuses(plan: Any, options: list[str], message: str) -> None:
+    refused(plan(*options), message)
 
 
 def test_plan_without_a_profile_says_how_to_get_one(here: Path, model_folder: Path) -> None:
@@ -280,7 +282,7 @@ def test_plan_says_where_matplotlib_comes_from(plan: Any, monkeypatch: pytest.Mo
     refused(plan("--plot", "p.png"), "matplotlib is not installed: pip install 'dit-accel[report]'")
 
 
-def test_held_by_hand() -> None:
+def test_memory_by_hand() -> None:
     """Steps 0 and 2 computed of 4, two parts: at step 3 both are read, and the noise."""
     reads = ({2: 2.0, 0: -1.0}, {2: 1.0})
     plan = Plan(
@@ -289,7 +291,7 @@ def test_held_by_hand() -> None:
     assert cached_values(plan, branches=2) == 2 * 2 + 1
     assert (
         cached_values(Plan(4, {}), branches=1) == 3
-    )  # a value, and the two whose line it is held against
+    )  # a value, and the two whose line it is compared with
 
 
 # --- generate by a profile -----------------------------------------------------------------------
@@ -304,7 +306,7 @@ def generate(here: Path, model_folder: Path, profile_file: Path) -> Any:
     return run
 
 
-def test_generate_tells_before_the_run_and_keeps_promised_and_measured(
+def test_generate_prints_the_target_before_the_run_and_writes_predicted_and_measured(
     generate: Any, profile_file: Path
 ) -> None:
     result = generate("--quality", "12", "--compare", "--output", "a.npy")
@@ -312,17 +314,17 @@ def test_generate_tells_before_the_run_and_keeps_promised_and_measured(
     assert "plan: quality 12 dB: computes" in result.stderr
     assert result.stderr.index("plan:") < result.stderr.index("uncached:")
     content = json.loads(Path("a.npy.json").read_text())
-    settings, promise = content["settings"], content["target"]
+    settings, goal = content["settings"], content["target"]
     accel = settings["accel"]
     assert (accel["kind"], accel["quality"], accel["profile"]) == ("quality", 12, str(profile_file))
     assert (accel["guard"], accel["force"]) == (True, False)
     measured = metrics.psnr(np.load("a-uncached.npy"), np.load("a.npy"), data_range=255)
-    assert promise["measured"]["psnr_db"] == pytest.approx(measured, abs=2)  # before 8 bits
+    assert goal["measured"]["psnr_db"] == pytest.approx(measured, abs=2)  # before 8 bits
     compared = content["comparison"]["fidelity"]["psnr_db"]["value"]
-    assert promise["measured"]["psnr_db"] == compared
-    assert promise["measured"]["computed"] == len(promise["planned"]) < 10
-    assert promise["reached"] is (promise["measured"]["psnr_db"] >= 12)
-    assert promise["predicted"]["psnr_db"] == content["report"]["prediction"]["psnr_db"]
+    assert goal["measured"]["psnr_db"] == compared
+    assert goal["measured"]["computed"] == len(goal["planned"]) < 10
+    assert goal["reached"] is (goal["measured"]["psnr_db"] >= 12)
+    assert goal["predicted"]["psnr_db"] == content["report"]["prediction"]["psnr_db"]
     assert "predicted" in result.stdout and "target 12 dB: reached" in result.stdout
 
 
@@ -345,7 +347,7 @@ def test_generate_is_what_accelerate_makes(
     assert np.array_equal(np.load("a.npy"), video.to_uint8(frames))
 
 
-@pytest.mark.parametrize("knows", [True, False], ids=["texts tell", "texts do not"])
+@pytest.mark.parametrize("knows", [True, False], ids=["known from texts", "not known"])
 def test_generate_encodes_a_prompt_once_and_counts_the_seconds(
     generate: Any, tiny_profile: Profile, tmp_path: Path, monkeypatch: Any, knows: bool
 ) -> None:
@@ -433,7 +435,7 @@ def test_generate_refuses_the_profile_of_another_model_unless_forced(
 
 
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("options", "message"),
     [
         (["--quality", "30", "--speedup", "2"], "--quality 30 and --speedup 2 are given"),
         (["--speedup", "2", "--threshold", "0"], "--speedup 2 and --threshold 0 are given"),
@@ -465,16 +467,16 @@ def test_generate_refuses_the_profile_of_another_model_unless_forced(
         (["--quality", "30", "--steps", "7"], "--steps is 7: --quality 30 needs at least 8"),
     ],
 )
-def test_generate_refuses(generate: Any, here: Path, options: list[str], told: str) -> None:
-    refused(generate(*options), told)
+def test_generate_refuses(generate: Any, here: Path, options: list[str], message: str) -> None:
+    refused(generate(*options), message)
     assert names(here) == []
 
 
 @pytest.mark.parametrize("option", ["--force-profile", "--no-guard", "--deterministic", "--static"])
 def test_options_of_plans_are_refused_with_windows(generate: Any, option: str) -> None:
     name = "--deterministic" if option == "--static" else option  # an alias
-    told = f"{name} is given; accepted: with --quality or --speedup"
-    refused(generate(option, "--threshold", "0.1", profile=False), told)
+    message = f"{name} is given; accepted: with --quality or --speedup"
+    refused(generate(option, "--threshold", "0.1", profile=False), message)
 
 
 @pytest.mark.parametrize(
@@ -485,8 +487,8 @@ def test_sizes_as_people_write_them(text: str, size: int) -> None:
     assert bytes_of(text) == size
 
 
-def test_generate_static_under_a_cap_reads_nothing_and_says_what_was_held(generate: Any) -> None:
-    """The CPU computes: nothing can be moved there, so that a cap is kept by packing, or not at
+def test_generate_static_under_a_cap_reads_nothing_and_reports_the_memory(generate: Any) -> None:
+    """The CPU computes: nothing can be moved there, so that a cap is met by packing, or not at
     all, and then the report says so."""
     reports = []
     for cap, name in (("1KiB", "a.npy"), ("64", "b.npy")):
@@ -500,13 +502,13 @@ def test_generate_static_under_a_cap_reads_nothing_and_says_what_was_held(genera
         assert (report["host_syncs"], report["offloaded_bytes"]) == (0, 0)
         assert 0 < report["packed_bytes"] <= report["cached_bytes"]
         reports.append(report)
-    kept, exceeded = reports
-    assert kept["cached_bytes"] <= 1024 and kept["packed_bits"] in (8, 4)
-    assert not any("cache_memory" in note for note in kept["notes"])
+    within, exceeded = reports
+    assert within["cached_bytes"] <= 1024 and within["packed_bits"] in (8, 4)
+    assert not any("cache_memory" in note for note in within["notes"])
     assert any(note.startswith("cache_memory is 64 bytes") for note in exceeded["notes"])
 
 
-def test_plan_tells_beforehand_what_a_run_holds_with_a_cap_and_without(
+def test_plan_prints_the_memory_of_a_run_with_a_cap_and_without(
     here: Path, model_folder: Path, profile_file: Path, generate: Any
 ) -> None:
     command = ["plan", "--model", str(model_folder), "--profile", str(profile_file)]
@@ -516,25 +518,25 @@ def test_plan_tells_beforehand_what_a_run_holds_with_a_cap_and_without(
     ran = json.loads(generate("--speedup", "2", "--output", "a.npy", "--json").stdout)["report"]
     assert ran["cached_bytes"] == free["cached_bytes"]
     cap = ["--cache-memory", str(free["cached_bytes"] // 2)]
-    told = json.loads(invoke(*command, *cap, "--json").stdout)
+    record = json.loads(invoke(*command, *cap, "--json").stdout)
     ran = json.loads(generate("--speedup", "2", *cap, "--output", "b.npy", "--json").stdout)
-    assert told["offloaded_bytes"] == 0 and told["packed_bytes"] > 0
-    assert ran["report"]["packed_bits"] == told["packed_bits"] >= told["min_bits"]
+    assert record["offloaded_bytes"] == 0 and record["packed_bytes"] > 0
+    assert ran["report"]["packed_bits"] == record["packed_bits"] >= record["min_bits"]
     assert ran["report"]["cached_bytes"] <= free["cached_bytes"] // 2
     assert "packed to" in invoke(*command, *cap).stdout
 
 
-def test_plan_tells_what_would_wait_on_the_cpu_where_packing_is_not_enough(
+def test_plan_prints_what_would_be_offloaded_where_packing_is_not_enough(
     here: Path, model_folder: Path, profile_file: Path
 ) -> None:
     command = ["plan", "--model", str(model_folder), "--profile", str(profile_file)]
     command += ["--speedup", "2", "--cache-memory"]
-    told = json.loads(invoke(*command, "200", "--json").stdout)
-    each = packed_bytes(told["cached_bytes"] // told["cached_tensors"] // 4, told["min_bits"])
+    record = json.loads(invoke(*command, "200", "--json").stdout)
+    each = packed_bytes(record["cached_bytes"] // record["cached_tensors"] // 4, record["min_bits"])
     staying = 200 // each
-    assert 0 < staying < told["cached_tensors"]
-    assert told["packed_bytes"] == staying * each
-    assert told["offloaded_bytes"] == (told["cached_tensors"] - staying) * each
+    assert 0 < staying < record["cached_tensors"]
+    assert record["packed_bytes"] == staying * each
+    assert record["offloaded_bytes"] == (record["cached_tensors"] - staying) * each
     assert "offloaded (on a CPU nothing is)" in invoke(*command, "200").stdout
 
 
@@ -576,11 +578,11 @@ def test_evaluate_keeps_the_profile_and_names_it_in_the_jobs_that_need_it(
     assert names(here) == []
     result = invoke(*command, *methods, "--profile", str(profile_file))
     assert result.exit_code == 0, result.stderr
-    (kept,) = (here / "run" / "profiles").iterdir()
-    assert kept.read_bytes() == profile_file.read_bytes()
+    (stored,) = (here / "run" / "profiles").iterdir()
+    assert stored.read_bytes() == profile_file.read_bytes()
     jobs = [json.loads(path.read_text()) for path in (here / "run" / "jobs").iterdir()]
     named = {job["job"]["method"]: job["job"]["versions"].get("profile") for job in jobs}
-    assert named == {"uncached": None, "edcw:9": None, "speedup:2": kept.stem}
+    assert named == {"uncached": None, "edcw:9": None, "speedup:2": stored.stem}
     (planned,) = (job for job in jobs if job["job"]["method"] == "speedup:2")
     assert planned["report"]["speedup"] == 2 and planned["report"]["steps_computed"] == 5
 
@@ -647,7 +649,7 @@ def test_evaluate_takes_the_settings_of_plans_into_a_folder_that_had_none(
 
 
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("options", "message"),
     [
         (
             ["--deterministic"],
@@ -659,10 +661,10 @@ def test_evaluate_takes_the_settings_of_plans_into_a_folder_that_had_none(
     ],
 )
 def test_evaluate_refuses_settings_of_plans_without_one(
-    here: Path, model_folder: Path, prompts: str, options: list[str], told: str
+    here: Path, model_folder: Path, prompts: str, options: list[str], message: str
 ) -> None:
     command = ["evaluate", prompts, "--model", str(model_folder), "--out", "run"]
-    refused(invoke(*command, "--methods", "edcw:9,fewer-steps:5", *options), told)
+    refused(invoke(*command, "--methods", "edcw:9,fewer-steps:5", *options), message)
     assert names(here) == []
 
 

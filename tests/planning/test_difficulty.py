@@ -1,4 +1,4 @@
-"""How hard prompts are by their text: fits whose answer is known, and promises that follow them."""
+"""How hard prompts are by their text: fits whose answer is known, and the guarantees."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import dataclasses
 import pytest
 import tiny
 import torch
-from profiles import profile_of, rung_of
+from profiles import candidate_of, profile_of
 
 from dit_accel import accelerate
 from dit_accel.caching.policy import PlanPolicy, Policy
@@ -30,7 +30,7 @@ def drawn(noise: float, clips: int = CLIPS, width: int = 6) -> tuple[torch.Tenso
     return texts, torch.tensor([[50.0], [36.0]]) - 5 * texts[:, 0] + rest
 
 
-def test_what_the_text_tells_is_found():
+def test_what_the_text_decides_is_found():
     """Without noise the line is exact: one unit of the first channel is one deviation harder."""
     texts, psnr = drawn(0.0)
     found = PromptDifficulty.fit(texts, psnr)
@@ -41,7 +41,7 @@ def test_what_the_text_tells_is_found():
         assert abs(found.score(row[None]) - found.score(torch.zeros(1, 6))) < 0.02
 
 
-def test_clips_are_foretold_without_themselves():
+def test_clips_are_predicted_without_themselves():
     """`known` of a clip is what a fit of the others says of it, at the ridge that was chosen."""
     texts, psnr = drawn(5.0)
     whole = PromptDifficulty.fit(texts, psnr)
@@ -52,8 +52,8 @@ def test_clips_are_foretold_without_themselves():
     assert seen > 0.9
 
 
-def test_a_text_that_tells_nothing_moves_nothing():
-    """PSNR of pure noise: leaving clips out shows that nothing is foretold, and it is held back."""
+def test_a_text_that_decides_nothing_moves_nothing():
+    """PSNR of pure noise: leaving clips out shows that nothing can be predicted."""
     texts, _ = drawn(0.0)
     psnr = 40 + 5 * torch.randn(2, CLIPS, generator=torch.Generator().manual_seed(1))
     found = PromptDifficulty.fit(texts, psnr)
@@ -100,7 +100,7 @@ def test_another_width_is_refused():
 @pytest.fixture
 def profile() -> Profile:
     texts, psnr = drawn(1.0)
-    candidates = [rung_of(SLOW, psnr[0].tolist()), rung_of(FAST, psnr[1].tolist())]
+    candidates = [candidate_of(SLOW, psnr[0].tolist()), candidate_of(FAST, psnr[1].tolist())]
     return dataclasses.replace(profile_of(candidates), difficulty=PromptDifficulty.fit(texts, psnr))
 
 
@@ -137,7 +137,7 @@ def test_another_text_encoder_changes_nothing(profile):
     assert profile.for_text(None) is profile
 
 
-def test_it_is_kept_in_the_file(profile, tmp_path):
+def test_it_is_stored_in_the_file(profile, tmp_path):
     profile.save(tmp_path / "p.safetensors")
     again = Profile.load(tmp_path / "p.safetensors")
     for name, value in vars(profile.difficulty).items():
@@ -155,7 +155,7 @@ class KeepingRun(PlanPolicy):
         return super().start(run)
 
 
-def test_a_text_is_foretold_as_the_run_will_have_it():
+def test_a_text_is_predicted_as_the_run_will_have_it():
     """What is decided before a run, from the prompt, is what the run itself decides."""
     pipe = tiny.tiny_wan()
     policy = KeepingRun(Plan(2, {}), (1.0, -3.0))

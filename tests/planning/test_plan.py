@@ -1,4 +1,4 @@
-"""What a plan is: served steps by hand, lines and changes in sums, and what is refused."""
+"""What a plan is: extrapolated steps by hand, lines and changes in sums, and what is refused."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_a_plan_knows_its_steps_and_windows():
     assert list(windows((0, 3), 5)) == [(0, 3), (3, 5)]
 
 
-def test_what_is_read_later_is_what_must_be_kept():
+def test_what_is_read_later_is_what_must_be_cached():
     plan = Plan(6, {2: Extrapolation(({1: 2.0, 0: -1.0},)), 4: reused(3), 5: reused(3)})
     assert plan.needed_steps(1) == (0, 1)
     assert plan.needed_steps(2) == ()
@@ -107,7 +107,7 @@ def test_a_plan_without_changes_is_made_of_lines():
     }
 
 
-def test_a_change_is_spread_evenly_over_the_served_steps():
+def test_a_change_is_spread_evenly_over_the_extrapolated_steps():
     """The window of steps 2 and 3 shall add 6 of step 1, 4 of step 0 and 2 of the noise more:
     half of each at each step, on top of the line."""
     change = torch.tensor([6.0, 4.0, 2.0])
@@ -138,9 +138,9 @@ def test_what_a_plan_adds_is_its_lines_and_changes(parts):
     read = used_steps(plan.computed, 3, 3)
     sums = torch.zeros(parts * 3 + 1, dtype=torch.float64)
     for step in range(4, 7):
-        share, served = float(schedule.coefficients[step]), plan.extrapolations[step]
-        sums[-1] += share * served.noise_weight
-        for part, weights in enumerate(served.weights):
+        share, extrapolated = float(schedule.coefficients[step]), plan.extrapolations[step]
+        sums[-1] += share * extrapolated.noise_weight
+        for part, weights in enumerate(extrapolated.weights):
             for place, at in enumerate(read):
                 sums[part * 3 + place] += share * mix[part] * weights[at]
     line = line_sums(torch.tensor([read]), torch.tensor([3]), torch.tensor([7]), schedule)[0]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from profiles import profile_of, rung_of, spread_out
+from profiles import candidate_of, profile_of, spread_out
 
 from dit_accel.planning.prediction import (
     CONFIDENCE,
@@ -40,7 +40,10 @@ def test_of_many_prompts_the_share_that_reaches_is_counted(failing, computed):
     """Of 256 prompts 7 may fail. If really 5 % did, 7 or fewer would be seen less than once in ten
     times (the sum over k <= 7 of C(256, k) 0.05^k 0.95^(256 - k) is 0.055), 8 or fewer more often
     (0.103). So 95 % are sure to nine tenths with 7 failures, not with 8."""
-    candidates = [rung_of(SLOW, spread_out(50.0, 1.0)), rung_of(FAST, tailed(256, failing))]
+    candidates = [
+        candidate_of(SLOW, spread_out(50.0, 1.0)),
+        candidate_of(FAST, tailed(256, failing)),
+    ]
     choice = for_quality(profile_of(candidates), 30.0)
     assert choice.plan.computed == computed
     assert QualityDistribution.of(candidates[1]).guaranteed_share(30.0) <= (256 - failing) / 256
@@ -50,12 +53,12 @@ def test_of_many_prompts_the_share_that_reaches_is_counted(failing, computed):
 def test_fewer_than_many_prompts_are_not_counted():
     """45 without a failure: 0.95^45 = 0.099; 44 do not do, and a normal one is taken."""
     assert 0.95**MIN_COUNTED_CLIPS < 1 - CONFIDENCE < 0.95 ** (MIN_COUNTED_CLIPS - 1)
-    distribution = QualityDistribution.of(rung_of(FAST, [40.0] * MIN_COUNTED_CLIPS))
+    distribution = QualityDistribution.of(candidate_of(FAST, [40.0] * MIN_COUNTED_CLIPS))
     assert distribution.guaranteed_share(39.0) == pytest.approx(0.1 ** (1 / 45))
     assert distribution.guaranteed_share(41.0) == 0.0
 
 
 def test_the_interval_of_many_prompts_is_their_own():
     """101 prompts at 0, 1, ... 100 dB: 90 % of them lie between 5 and 95."""
-    choice = for_speedup(profile_of([rung_of(FAST, [float(i) for i in range(101)])]), 4.0)
+    choice = for_speedup(profile_of([candidate_of(FAST, [float(i) for i in range(101)])]), 4.0)
     assert (choice.prediction.low_db, choice.prediction.high_db) == pytest.approx((5.0, 95.0))

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from profiles import IDENTITY, gram_of, profile_of, rung_of, schedule_of
+from profiles import IDENTITY, candidate_of, gram_of, profile_of, schedule_of
 from safetensors import safe_open
 from safetensors.torch import save_file
 
@@ -25,7 +25,9 @@ from dit_accel.planning.profile_key import ProfileKey
 
 @pytest.fixture
 def profile() -> Profile:
-    first = rung_of((0, 2, 4, 8, 14), [40.0, 41.5, 39.0], prompt_scores=[0.1, -0.1, 0.0], parts=2)
+    first = candidate_of(
+        (0, 2, 4, 8, 14), [40.0, 41.5, 39.0], prompt_scores=[0.1, -0.1, 0.0], parts=2
+    )
     schedule = schedule_of(mix=(1.0, -3.0))
     identity = dataclasses.replace(IDENTITY, parts=2, guidance=4.0)
     return profile_of([first], schedule=schedule, key=identity)
@@ -78,7 +80,7 @@ def contents(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
         return head, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
 
 
-RUNG_FILE = {"alarm", "changes", "latents_db", "psnr_db", "spread", "surprise"}
+CANDIDATE_FILE = {"alarm", "changes", "latents_db", "psnr_db", "spread", "surprise"}
 """Names that are in files which people have; none of them may change."""
 
 
@@ -98,7 +100,7 @@ def test_the_shipped_profile_is_written_as_it_was_read(tmp_path):
         {"gram", "gain", "shares", "times"}
         | {"levels.errors", "levels.flops", "levels.seconds"}
         | {f"difficulty.{name}" for name in ("centre", "weights", "known")}
-        | {f"rungs.{place}.{name}" for place in candidates for name in RUNG_FILE}
+        | {f"rungs.{place}.{name}" for place in candidates for name in CANDIDATE_FILE}
     )
     assert head["careful"] == []
     assert head_again == {name: value for name, value in head.items() if name != "levels"}
@@ -125,7 +127,7 @@ def test_a_section_of_levels_is_read_over(profile, tmp_path, version):
 
 
 @pytest.mark.parametrize("careful", [None, [[0, 2, 4, 6, 8, 11, 14]], "nonsense"], ids=str)
-def test_plans_that_a_run_turned_to_are_read_over(profile, tmp_path, careful):
+def test_the_old_section_of_careful_plans_is_read_over(profile, tmp_path, careful):
     """Files of earlier versions may have some; those versions need the empty list."""
     path, again = tmp_path / "a.safetensors", tmp_path / "b.safetensors"
     profile.save(path)
@@ -133,7 +135,7 @@ def test_plans_that_a_run_turned_to_are_read_over(profile, tmp_path, careful):
     head, tensors = contents(path)
     assert head["careful"] == []
     assert {name for name in tensors if name.startswith("rungs.0.")} == {
-        f"rungs.0.{name}" for name in RUNG_FILE
+        f"rungs.0.{name}" for name in CANDIDATE_FILE
     }
     tensors["careful.0.psnr_db"] = torch.full((3,), 44.0, dtype=torch.float64)
     save_file(tensors, str(path), metadata={"profile": json.dumps(head)})
@@ -159,30 +161,30 @@ def test_every_field_has_a_name_in_the_file(kind, names, elsewhere):
     assert len(set(names.values())) == len(names)
 
 
-def test_a_profile_without_rungs_is_one(tmp_path):
+def test_a_profile_without_candidates_is_one(tmp_path):
     profile_of().save(tmp_path / "a.safetensors")
     loaded = Profile.load(str(tmp_path / "a.safetensors"))
     assert loaded.candidates == ()
     assert loaded.error_model.num_steps == 20
 
 
-def test_inner_products_are_kept_in_float32(tmp_path):
+def test_inner_products_are_stored_in_float32(tmp_path):
     exact = gram_of(schedule_of()) + 1e-12
     profile_of(gram=exact).save(tmp_path / "a.safetensors")
     assert torch.equal(Profile.load(tmp_path / "a.safetensors").gram, exact.float().double())
 
 
-def test_the_plan_of_a_rung_has_its_changes(profile):
+def test_the_plan_of_a_candidate_has_its_changes(profile):
     """Of each window as many as it has features: two parts of one, two, three and three steps."""
     candidate = profile.candidates[0]
     changes = candidate.corrections.clone()
     changes[0, :3] = torch.tensor([1.0, -3.0, 0.5])  # by mix and shares: -20, -20 and -10 at step 1
     plan = profile.plan_of(dataclasses.replace(candidate, corrections=changes))
     assert plan.computed == candidate.computed
-    served = plan.extrapolations[1]
-    assert served.weights[0] == pytest.approx({0: 1.0 - 20.0})
-    assert served.weights[1] == pytest.approx({0: 1.0 - 20.0})
-    assert served.noise_weight == pytest.approx(-10.0)
+    extrapolated = plan.extrapolations[1]
+    assert extrapolated.weights[0] == pytest.approx({0: 1.0 - 20.0})
+    assert extrapolated.weights[1] == pytest.approx({0: 1.0 - 20.0})
+    assert extrapolated.noise_weight == pytest.approx(-10.0)
     assert plan.extrapolations[15] == Extrapolation(
         ({14: pytest.approx(7 / 6), 8: pytest.approx(-1 / 6), 4: 0.0},) * 2
     )
@@ -267,7 +269,7 @@ def test_a_damaged_header_is_refused(profile, tmp_path, changes):
         Profile.load(path)
 
 
-def test_what_a_profile_is_not_carried_over_is_refused_by_name():
+def test_what_a_profile_is_not_transferred_to_is_refused_by_name():
     other = dataclasses.replace(IDENTITY, weights="89ab", scheduler="UniPC", steps=30)
     assert IDENTITY.refusals(IDENTITY) == ()
     assert IDENTITY.refusals(other) == (
@@ -277,7 +279,7 @@ def test_what_a_profile_is_not_carried_over_is_refused_by_name():
 
 
 @pytest.mark.parametrize("parts", [1, 2])
-def test_guidance_is_carried_over_where_there_are_two_parts(parts):
+def test_guidance_is_transferred_where_there_are_two_parts(parts):
     mine = dataclasses.replace(IDENTITY, parts=parts, guidance=4.0)
     other = dataclasses.replace(mine, guidance=6.0)
     said = ("guidance is 4.0 in the profile, 6.0 here",)
@@ -285,7 +287,7 @@ def test_guidance_is_carried_over_where_there_are_two_parts(parts):
     assert mine.transfers(other) == (said if parts == 2 else ())
 
 
-def test_what_is_carried_over_is_named():
+def test_what_is_transferred_is_named():
     other = dataclasses.replace(
         IDENTITY, steps=30, height=32, width=48, frames=17, dtype="bfloat16"
     )

@@ -1,4 +1,4 @@
-"""Plans: arithmetic that can be followed by hand, and the promises of the search."""
+"""Plans: arithmetic that can be followed by hand, and what the search guarantees."""
 
 from __future__ import annotations
 
@@ -37,9 +37,9 @@ def field_of(
     )
 
 
-def reusing(total: int, served: dict[int, int]) -> Plan:
-    """Steps served by one that was computed, as it was."""
-    return Plan(total, {step: Extrapolation(({read: 1.0},)) for step, read in served.items()})
+def reusing(total: int, reads: dict[int, int]) -> Plan:
+    """Steps that reuse a computed one, as it was."""
+    return Plan(total, {step: Extrapolation(({read: 1.0},)) for step, read in reads.items()})
 
 
 def smooth(n: int = 20, seed: int = 0) -> list[list[float]]:
@@ -218,17 +218,17 @@ def test_bad_input_is_named():
             ErrorModel(schedule, torch.ones(1, 3, 3), gain, memory)
 
 
-# --- noise on kept values ---
+# --- noise on cached values ---
 
 
-def test_noise_on_kept_values_adds_up_as_it_does_in_a_linear_sampler():
+def test_noise_on_cached_values_adds_up_as_it_does_in_a_linear_sampler():
     """Steps 0 and 1 computed of 4, two parts, shares of -1/4 and mix (1, -3). Of part 0 step 1 is
     read by 2 + 3 = 5 quarters and step 0 by -1 - 2 = -3; of part 1 step 1 by 1 + 0.5, times -3; of
     the noise 0.5 quarters. A later error is twice as large at the end."""
     quarters = torch.full((4,), -0.25, dtype=torch.float64)
     times = torch.arange(4, 0, -1, dtype=torch.float64)
     schedule = SamplerCoefficients(quarters, times, (1.0, -3.0))
-    served = {
+    extrapolations = {
         2: Extrapolation(({1: 2.0, 0: -1.0}, {1: 1.0}), noise_weight=0.5),
         3: Extrapolation(({1: 3.0, 0: -2.0}, {1: 0.5})),
     }
@@ -238,7 +238,7 @@ def test_noise_on_kept_values_adds_up_as_it_does_in_a_linear_sampler():
         field = ErrorModel(schedule, torch.diag(diagonal)[None], gains, math.inf)
         by_row = {0: -1 - 2 * late, 1: 2 + 3 * late, 5: -3 * (1 + 0.5 * late), 8: 0.5}
         expected = sum((factor / 4) ** 2 * float(diagonal[row]) for row, factor in by_row.items())
-        assert noise_energy(Plan(4, served), field) == pytest.approx(expected)
+        assert noise_energy(Plan(4, extrapolations), field) == pytest.approx(expected)
 
 
 def test_a_plan_that_computes_all_has_nothing_to_be_spoilt():

@@ -1,4 +1,4 @@
-"""Targets on made-up profiles: the fastest plan that keeps a promise, and what is said of it."""
+"""Targets on made-up profiles: the fastest plan that reaches it, and what is said of it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import math
 
 import pytest
 import torch
-from profiles import STEPS, profile_of, rung_of, schedule_of, spread_out
+from profiles import STEPS, candidate_of, profile_of, schedule_of, spread_out
 from scipy import stats
 
 from dit_accel.config import config_of
@@ -24,14 +24,14 @@ from dit_accel.planning.transfer import transfer_plan
 SLOW = (0, 1, 2, 4, 6, 8, 10, 12, 14, 16, 17, 18)
 MIDDLE = (0, 1, 2, 5, 8, 11, 14, 17)
 FAST = (0, 2, 4, 8, 14)
-LADDER = (
-    rung_of(SLOW, spread_out(50.0, 1.0)),
-    rung_of(MIDDLE, spread_out(42.0, 1.0)),
-    rung_of(FAST, spread_out(34.0, 1.0)),
+CANDIDATES = (
+    candidate_of(SLOW, spread_out(50.0, 1.0)),
+    candidate_of(MIDDLE, spread_out(42.0, 1.0)),
+    candidate_of(FAST, spread_out(34.0, 1.0)),
 )
 
 
-def promised(mean: float, deviation: float, count: int, coverage: float = 0.95) -> float:
+def guaranteed(mean: float, deviation: float, count: int, coverage: float = 0.95) -> float:
     """The quality that a normal sample's next member reaches with this probability."""
     width = deviation * math.sqrt(1 + 1 / count)
     return mean - width * float(stats.t.ppf(coverage, count - 2))
@@ -39,7 +39,7 @@ def promised(mean: float, deviation: float, count: int, coverage: float = 0.95) 
 
 def test_worked_example():
     """Three candidate plans, each with the PSNR of 8 calibration clips: mean 50, 42 and 34 dB."""
-    profile = profile_of(LADDER)
+    profile = profile_of(CANDIDATES)
     # Of a normal sample of 8 with deviation 1 the next clip is, with 95 % probability, above
     # mean - 1.943 sqrt(1 + 1/8) = mean - 2.06 (Student's t of 6): 47.9, 39.9 and 31.9 dB.
     assert float(stats.t.ppf(0.95, 6)) == pytest.approx(1.943, abs=1e-3)
@@ -57,41 +57,41 @@ def test_worked_example():
 @pytest.mark.parametrize(
     ("quality", "computed"), [(30.0, FAST), (36.0, MIDDLE), (46.0, SLOW), (1.0, FAST)]
 )
-def test_the_fastest_rung_that_keeps_the_promise(quality, computed):
-    choice = for_quality(profile_of(LADDER), quality)
+def test_the_fastest_candidate_that_reaches_the_quality(quality, computed):
+    choice = for_quality(profile_of(CANDIDATES), quality)
     assert choice.plan.computed == computed
     assert choice.prediction.reach >= 0.95
     assert choice.prediction.speedup == pytest.approx(STEPS / len(computed))
 
 
-def test_the_promise_is_kept_up_to_the_last_tenth_of_a_decibel():
-    """0.05 dB below what Student's t allows at 95 %, the rung is taken; 0.05 above, the next."""
-    edge = promised(42.0, 1.0, 8)
-    assert for_quality(profile_of(LADDER), edge - 0.05).plan.computed == MIDDLE
-    assert for_quality(profile_of(LADDER), edge + 0.05).plan.computed == SLOW
+def test_the_guarantee_holds_up_to_the_last_tenth_of_a_decibel():
+    """0.05 dB below what Student's t allows at 95 % it is chosen; 0.05 above, the next."""
+    edge = guaranteed(42.0, 1.0, 8)
+    assert for_quality(profile_of(CANDIDATES), edge - 0.05).plan.computed == MIDDLE
+    assert for_quality(profile_of(CANDIDATES), edge + 0.05).plan.computed == SLOW
 
 
 def test_less_coverage_is_faster():
-    profile = profile_of(LADDER)
-    quality = promised(42.0, 1.0, 8, 0.6)
+    profile = profile_of(CANDIDATES)
+    quality = guaranteed(42.0, 1.0, 8, 0.6)
     assert for_quality(profile, quality - 0.05, 0.6).plan.computed == MIDDLE
     assert for_quality(profile, quality - 0.05, 0.95).plan.computed == SLOW
 
 
-def test_few_prompts_promise_less():
+def test_few_prompts_guarantee_less():
     """The same mean and spread of three prompts says far less of the next one."""
-    profile = profile_of([rung_of(MIDDLE, spread_out(42.0, 1.0, 3))])
+    profile = profile_of([candidate_of(MIDDLE, spread_out(42.0, 1.0, 3))])
     assert for_quality(profile, 38.5).plan.computed == tuple(range(STEPS))
-    assert for_quality(profile_of(LADDER), 38.5).plan.computed == MIDDLE
+    assert for_quality(profile_of(CANDIDATES), 38.5).plan.computed == MIDDLE
 
 
-def test_the_order_of_the_rungs_does_not_matter():
-    for candidates in (LADDER, LADDER[::-1]):
-        assert for_quality(profile_of(candidates), 36.0).plan.computed == MIDDLE
+def test_the_order_of_the_candidates_does_not_matter():
+    for order in (CANDIDATES, CANDIDATES[::-1]):
+        assert for_quality(profile_of(order), 36.0).plan.computed == MIDDLE
 
 
 def test_a_quality_that_no_plan_reaches_computes_every_step_and_says_so():
-    choice = for_quality(profile_of(LADDER), 60.0)
+    choice = for_quality(profile_of(CANDIDATES), 60.0)
     assert choice.plan.computed == tuple(range(STEPS))
     assert choice.notes == (
         "No plan of this profile reaches 60 dB for enough clips (the best gives 50.0 dB on "
@@ -102,7 +102,7 @@ def test_a_quality_that_no_plan_reaches_computes_every_step_and_says_so():
 
 
 def test_what_is_expected_is_what_the_prompts_got():
-    choice = for_quality(profile_of(LADDER), 36.0)
+    choice = for_quality(profile_of(CANDIDATES), 36.0)
     expected = choice.prediction
     assert expected.psnr_db == pytest.approx(42.0)
     half = float(stats.t.ppf(0.95, 6))
@@ -111,8 +111,8 @@ def test_what_is_expected_is_what_the_prompts_got():
     assert describe(choice) == ("computes 8.0 of 20 steps (2.50x), expected 42.0 dB [40.1, 43.9]")
 
 
-def test_the_bands_are_those_of_the_rung_from_its_third_step_on():
-    choice = for_quality(profile_of(LADDER), 36.0)
+def test_the_bands_are_those_of_the_candidate_from_its_third_step_on():
+    choice = for_quality(profile_of(CANDIDATES), 36.0)
     assert tuple(choice.bands) == MIDDLE[2:]
     band = choice.bands[5]
     assert (band.mean, band.spread) == pytest.approx((math.log(0.1), math.log(1.2)))
@@ -124,22 +124,22 @@ def test_the_bands_are_those_of_the_rung_from_its_third_step_on():
 @pytest.mark.parametrize(
     ("speedup", "computed"), [(4.0, FAST), (2.5, MIDDLE), (2.4, MIDDLE), (1.7, SLOW)]
 )
-def test_a_speed_takes_the_rung_that_is_as_near_as_whole_steps_allow(speedup, computed):
-    choice = for_speedup(profile_of(LADDER), speedup)
+def test_a_speed_chooses_the_candidate_that_is_as_near_as_whole_steps_allow(speedup, computed):
+    choice = for_speedup(profile_of(CANDIDATES), speedup)
     assert choice.plan.computed == computed
     assert choice.prediction.reach is None
 
 
 @pytest.mark.parametrize(("speedup", "count"), [(3.0, 7), (3.3, 6), (10.0, 2), (1.1, 18)])
-def test_a_speed_without_a_rung_is_planned_and_says_so(speedup, count):
-    choice = for_speedup(profile_of(LADDER), speedup)
+def test_a_speed_without_a_candidate_is_planned_and_says_so(speedup, count):
+    choice = for_speedup(profile_of(CANDIDATES), speedup)
     assert len(choice.plan.computed) == count
     assert "no run of this plan was made in calibration" in choice.notes[0]
     assert choice.bands == {}
 
 
 def test_the_speed_of_one_computes_every_step():
-    choice = for_speedup(profile_of(LADDER), 1.0)
+    choice = for_speedup(profile_of(CANDIDATES), 1.0)
     assert (len(choice.plan.computed), choice.notes) == (STEPS, ())
 
 
@@ -149,27 +149,27 @@ def test_the_speed_of_one_computes_every_step():
 @pytest.mark.parametrize("quality", [0.0, -3.0, math.inf, math.nan])
 def test_a_quality_out_of_range_is_refused(quality):
     with pytest.raises(ValueError, match=rf"quality is {quality}.*accepted: a number of dB above"):
-        for_quality(profile_of(LADDER), quality)
+        for_quality(profile_of(CANDIDATES), quality)
     with pytest.raises(ValueError, match=rf"quality is {quality}"):
-        transfer_plan(profile_of(LADDER), schedule_of(30), quality=quality)
+        transfer_plan(profile_of(CANDIDATES), schedule_of(30), quality=quality)
 
 
 @pytest.mark.parametrize("coverage", [0.0, 1.0, 1.5])
 def test_a_coverage_out_of_range_is_refused(coverage):
     with pytest.raises(ValueError, match=rf"coverage is {coverage}; accepted: .* between 0 and 1"):
-        for_quality(profile_of(LADDER), 40.0, coverage)
+        for_quality(profile_of(CANDIDATES), 40.0, coverage)
 
 
 @pytest.mark.parametrize("speedup", [0.5, 10.1, math.nan])
 def test_a_speed_out_of_range_is_refused(speedup):
     message = rf"speedup is {speedup}; accepted: 1 to 10 at 20 steps"
     with pytest.raises(ValueError, match=message):
-        for_speedup(profile_of(LADDER), speedup)
+        for_speedup(profile_of(CANDIDATES), speedup)
     with pytest.raises(ValueError, match=message):
-        transfer_plan(profile_of(LADDER), schedule_of(), speedup=speedup)
+        transfer_plan(profile_of(CANDIDATES), schedule_of(), speedup=speedup)
 
 
-def test_a_quality_needs_rungs():
+def test_a_quality_needs_candidates():
     with pytest.raises(TargetError, match="has no candidate plans; calibrate with speedups"):
         for_quality(profile_of(), 40.0)
 
@@ -177,18 +177,18 @@ def test_a_quality_needs_rungs():
 def test_one_target_is_accepted():
     for given in ({}, {"quality": 30.0, "speedup": 2.0}):
         with pytest.raises(ValueError, match="accepted: one of quality and speedup"):
-            transfer_plan(profile_of(LADDER), schedule_of(30), **given)
+            transfer_plan(profile_of(CANDIDATES), schedule_of(30), **given)
     with pytest.raises(ValueError, match=r"quality=30 and speedup=2.5 are given; accepted: one"):
         config_of(quality=30.0, speedup=2.5)
 
 
 def test_decisions_are_the_same_every_time():
     first, second = (
-        transfer_plan(profile_of(LADDER), schedule_of(40), speedup=3.0) for _ in range(2)
+        transfer_plan(profile_of(CANDIDATES), schedule_of(40), speedup=3.0) for _ in range(2)
     )
     assert first == second
     before = torch.random.get_rng_state()
-    for_speedup(profile_of(LADDER), 3.0)
+    for_speedup(profile_of(CANDIDATES), 3.0)
     assert torch.equal(torch.random.get_rng_state(), before)
 
 
@@ -200,8 +200,8 @@ def two_kinds(fast: tuple[float, float], slow: float = 50.0) -> Profile:
     known = torch.tensor([-1.0] * 50 + [1.0] * 50, dtype=torch.float64)
     one = torch.ones(1, dtype=torch.float64)
     candidates = [
-        rung_of((0, 1, 2, 4), [fast[0]] * 50 + [fast[1]] * 50),
-        rung_of((0, 1, 2, 3, 4, 6), [slow] * 100),
+        candidate_of((0, 1, 2, 4), [fast[0]] * 50 + [fast[1]] * 50),
+        candidate_of((0, 1, 2, 3, 4, 6), [slow] * 100),
     ]
     return profile_of(candidates, difficulty=PromptDifficulty(torch.zeros_like(one), one, known))
 
@@ -213,8 +213,8 @@ def test_margin_is_what_the_choice_as_a_whole_can_spare():
     margin = QualityMargin.of(profile, 35.0)
     assert margin == QualityMargin(4.75, clopper_pearson_lower(100, 100))
     for text, computed in ((-1.0, 4), (1.0, 6)):
-        told = profile.for_text(torch.full((1, 1), text))
-        choice = for_quality(told, 35.0, margin=margin)
+        for_prompt = profile.for_text(torch.full((1, 1), text))
+        choice = for_quality(for_prompt, 35.0, margin=margin)
         assert len(choice.plan.computed) == computed
         assert choice.prediction.reach == pytest.approx(clopper_pearson_lower(100, 100))
 
@@ -252,7 +252,7 @@ def test_with_margin_enough_of_calibrations_clips_reach_the_quality(seed, qualit
     known = torch.randn(120, generator=draw, dtype=torch.float64)
     noise = torch.randn(4, 120, generator=draw, dtype=torch.float64)
     candidates = [
-        rung_of(tuple(range(4 + k)), (28 + 6 * k - 4 * known + 2 * noise[k]).tolist())
+        candidate_of(tuple(range(4 + k)), (28 + 6 * k - 4 * known + 2 * noise[k]).tolist())
         for k in range(4)
     ]
     one = torch.ones(1, dtype=torch.float64)
@@ -260,8 +260,8 @@ def test_with_margin_enough_of_calibrations_clips_reach_the_quality(seed, qualit
     margin = QualityMargin.of(profile, quality)
     reached = 0
     for clip in range(120):
-        told = profile.for_text(known[clip].view(1, 1))
-        bold, plain = (for_quality(told, quality, margin=s) for s in (margin, None))
+        for_prompt = profile.for_text(known[clip].view(1, 1))
+        bold, plain = (for_quality(for_prompt, quality, margin=s) for s in (margin, None))
         count = len(bold.plan.computed)
         assert count <= len(plain.plan.computed)
         psnr = {len(r.computed): float(r.psnr_db[clip]) for r in profile.candidates}

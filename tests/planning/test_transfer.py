@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from profiles import profile_of, rung_of, schedule_of, spread_out
+from profiles import candidate_of, profile_of, schedule_of, spread_out
 
 from dit_accel.planning import transfer
 from dit_accel.planning.profile import ProfileError
@@ -13,16 +13,16 @@ from dit_accel.planning.transfer import transfer_plan
 SLOW = (0, 1, 2, 4, 6, 8, 10, 12, 14, 16, 17, 18)
 MIDDLE = (0, 1, 2, 5, 8, 11, 14, 17)
 FAST = (0, 2, 4, 8, 14)
-LADDER = (
-    rung_of(SLOW, spread_out(50.0, 1.0)),
-    rung_of(MIDDLE, spread_out(42.0, 1.0)),
-    rung_of(FAST, spread_out(34.0, 1.0)),
+CANDIDATES = (
+    candidate_of(SLOW, spread_out(50.0, 1.0)),
+    candidate_of(MIDDLE, spread_out(42.0, 1.0)),
+    candidate_of(FAST, spread_out(34.0, 1.0)),
 )
 
 
 def test_worked_example():
     """A profile of 20 steps, and a run of 40: the computed steps stay at their timesteps."""
-    profile, run = profile_of([rung_of(FAST, spread_out(34.0, 1.0))]), schedule_of(40)
+    profile, run = profile_of([candidate_of(FAST, spread_out(34.0, 1.0))]), schedule_of(40)
     # step 8 of 20 is at timestep 1000 (1 - 8/20) = 600, and so is step 16 of 40
     assert profile.sampler.timesteps[8] == run.timesteps[16] == 600.0
     choice = transfer_plan(profile, run, speedup=8.0)  # 40 / 8 = 5 computed steps, as many as FAST
@@ -34,8 +34,8 @@ def test_worked_example():
     assert choice.prediction.psnr_db <= 30.0 + 1e-9
 
 
-def test_other_steps_are_planned_at_the_timesteps_of_a_rung():
-    choice = transfer_plan(profile_of(LADDER), schedule_of(40), speedup=2.5)
+def test_other_steps_are_planned_at_the_timesteps_of_a_candidate():
+    choice = transfer_plan(profile_of(CANDIDATES), schedule_of(40), speedup=2.5)
     assert choice.plan.num_steps == 40
     assert len(choice.plan.computed) == 16
     assert choice.timesteps == tuple(schedule_of(40).timesteps.tolist())
@@ -44,33 +44,33 @@ def test_other_steps_are_planned_at_the_timesteps_of_a_rung():
 
 def test_steps_are_mapped_by_their_timesteps():
     """Step 2 k of forty is at the timestep of step k of twenty."""
-    found = transfer._mapped(profile_of([LADDER[1]]), schedule_of(40), 8)
+    found = transfer._mapped(profile_of([CANDIDATES[1]]), schedule_of(40), 8)
     assert found == [2 * step for step in MIDDLE]
 
 
-def test_a_quality_is_carried_over_with_a_margin():
-    """A quality well below the fastest rung's is served by as few computed steps, whatever their
-    share; one that its measured runs would just have reached is not promised any more."""
-    profile = profile_of(LADDER)
+def test_a_quality_is_transferred_with_a_margin():
+    """A quality well below the fastest candidate's needs as few computed steps, whatever their
+    share; one that its measured runs would just have reached is not guaranteed any more."""
+    profile = profile_of(CANDIDATES)
     easy = transfer_plan(profile, schedule_of(40), quality=15.0)
     assert len(easy.plan.computed) == len(FAST)
-    close = transfer_plan(profile, profile.sampler, quality=31.5)  # foretold the same: 34 - 4 dB
+    close = transfer_plan(profile, profile.sampler, quality=31.5)  # predicted the same: 34 - 4 dB
     assert len(close.plan.computed) > len(FAST)
     assert for_quality(profile, 31.5).plan.computed == FAST
 
 
-def test_what_is_carried_over_to_itself_is_expected_to_give_what_it_gave_less_refining():
-    choice = transfer_plan(profile_of([LADDER[1]]), schedule_of(), speedup=2.5)
+def test_what_is_transferred_to_itself_is_expected_to_give_what_it_gave_less_refining():
+    choice = transfer_plan(profile_of([CANDIDATES[1]]), schedule_of(), speedup=2.5)
     assert choice.prediction.psnr_db >= 42.0 - transfer.UNREFINED_DB - 1e-6
 
 
 def test_a_quality_that_is_not_reached_elsewhere_computes_every_step():
-    choice = transfer_plan(profile_of(LADDER), schedule_of(30), quality=90.0)
+    choice = transfer_plan(profile_of(CANDIDATES), schedule_of(30), quality=90.0)
     assert choice.plan.computed == tuple(range(30))
     assert "every step is computed" in choice.notes[0]
 
 
-def test_a_profile_without_rungs_plans_from_inner_products():
+def test_a_profile_without_candidates_plans_from_inner_products():
     choice = transfer_plan(profile_of(), schedule_of(30), quality=5.0)
     assert len(choice.plan.computed) < 30
     choice = transfer_plan(profile_of(), schedule_of(30), quality=300.0)
@@ -80,4 +80,4 @@ def test_a_profile_without_rungs_plans_from_inner_products():
 
 def test_a_schedule_of_other_parts_is_refused():
     with pytest.raises(ProfileError, match="the profile has 1 branches, the run 2"):
-        transfer_plan(profile_of(LADDER), schedule_of(30, mix=(1.0, -3.0)), speedup=2.0)
+        transfer_plan(profile_of(CANDIDATES), schedule_of(30, mix=(1.0, -3.0)), speedup=2.0)
