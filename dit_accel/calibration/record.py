@@ -98,14 +98,7 @@ def record(
             components = parts
         else:  # the guidance varies: the prediction is recorded as a whole
             weights = (1.0,)
-    rebuilt = torch.einsum("s,spn->pn", tap.coefficients[:-1].float(), predictions)
-    rebuilt += tap.coefficients[-1] * tap.noise
-    error = float((rebuilt - tap.final).norm() / tap.final.norm())
-    if not error < LINEAR:
-        raise NotLinearError(
-            f"{type(pipe.scheduler).__name__} is not linear in the predictions: they rebuild the "
-            f"final latents with an error of {error:.1%}; accepted: less than {LINEAR:.0%}"
-        )
+    _check_linear(tap, predictions, type(pipe.scheduler).__name__)
     timesteps = pipe.scheduler.timesteps.double().cpu().flatten()
     sampler = SamplerCoefficients(tap.coefficients[:-1], timesteps, weights)
     text = conditional(policy.text, guidance, family.branches)
@@ -117,6 +110,18 @@ def record(
         )
         for row in range(len(clips))
     ]  # fmt: skip
+
+
+def _check_linear(tap: SchedulerTap, predictions: torch.Tensor, scheduler: str) -> None:
+    """Refuse a sampler whose coefficients do not rebuild the final latents."""
+    rebuilt = torch.einsum("s,spn->pn", tap.coefficients[:-1].float(), predictions)
+    rebuilt += tap.coefficients[-1] * tap.noise
+    error = float((rebuilt - tap.final).norm() / tap.final.norm())
+    if not error < LINEAR:
+        raise NotLinearError(
+            f"{scheduler} is not linear in the predictions: they rebuild the final latents with an "
+            f"error of {error:.1%}; accepted: less than {LINEAR:.0%}"
+        )
 
 
 class _UncachedPolicy(PlanPolicy):
