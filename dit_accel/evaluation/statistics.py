@@ -43,14 +43,7 @@ class Interval:
 
 
 def mean(values: Sequence[float]) -> Interval:
-    """Mean over prompts.
-
-    Args:
-        values: one a prompt, finite; at least one.
-
-    Raises:
-        ValueError: there are none.
-    """
+    """Mean of finite values, one a prompt; ValueError where there are none."""
     return _bootstrap((values,), lambda a, axis=-1: a.mean(axis))
 
 

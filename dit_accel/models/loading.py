@@ -24,7 +24,7 @@ from dit_accel.models import miniature
 from dit_accel.models.families import FAMILIES, Family
 
 REACH_SECONDS = 5.0
-CONFIGS = ["model_index.json", "*/config.json", "*/*_config.json", "generation_defaults.json"]
+CONFIG_FILES = ["model_index.json", "*/config.json", "*/*_config.json", "generation_defaults.json"]
 MINIATURE = "without a model, the embedded miniature runs and needs nothing"
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
@@ -282,7 +282,7 @@ def _download(model: str, state: str, whole: bool) -> LoadableModel:
         if whole:
             folder = DiffusionPipeline.download(model)
         else:
-            folder = snapshot_download(model, allow_patterns=CONFIGS)
+            folder = snapshot_download(model, allow_patterns=CONFIG_FILES)
     except ModelError:
         raise
     except Exception as error:
