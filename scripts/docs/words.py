@@ -123,6 +123,7 @@ ALLOWED = [
     ("*", r"kept[_ ](?:key )?blocks?", "sparse attention: the key blocks that stay"),
     ("*", r"\.tell\(\)", "Python's file position"),
     ("*.js", r"\bPromise\b", "JavaScript's class"),
+    ("dit_accel/planning/profile.py", r"\"surprise\"|rungs\.?|\"careful\"", "the profile's file"),
 ]
 
 
