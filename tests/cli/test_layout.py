@@ -270,5 +270,5 @@ def test_of_a_hub_model_nothing_but_configuration_is_downloaded(wan, monkeypatch
     index = str(wan / "model_index.json")
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", lambda model, name: index)
     assert loading.resolve_model("owner/wan", whole=False).folder == wan
-    assert asked == {"owner/wan": loading.CONFIGS}
-    assert not any("safetensors" in pattern or pattern == "*" for pattern in loading.CONFIGS)
+    assert asked == {"owner/wan": loading.CONFIG_FILES}
+    assert not any("safetensors" in pattern or pattern == "*" for pattern in loading.CONFIG_FILES)
