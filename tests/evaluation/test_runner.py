@@ -330,7 +330,7 @@ def test_a_disk_that_is_full_ends_it_and_keeps_what_is_done(prompts, model, tmp_
     monkeypatch.setattr(Store, "write_result", full)
     run = evaluate(prompts, model, out, "--methods", "edcw:9,fewer-steps:2", "--limit", "1")
     assert run.exit_code == 1
-    assert "No space left on device; what is done is kept" in run.stderr
+    assert "No space left on device; what is done is saved" in run.stderr
     assert len(results(out)) == 2
     monkeypatch.undo()
     assert evaluate(prompts, model, out, "--methods", "edcw:9", "--limit", "1").exit_code == 0
