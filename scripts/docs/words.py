@@ -117,13 +117,14 @@ NAMES = {
 ALLOWED = [
     ("*", r"of course", "everyday English"),
     ("*", r"held[- ]out", "the field's word for data that a fit has not seen"),
-    ("*", r"tells? (?:\w+ ){0,4}(?:apart|from)", "to tell apart: everyday English"),
+    ("*", r"(?:tells?|told) (?:\w+ ){0,4}(?:apart|from)", "to tell apart: everyday English"),
     ("*", r"round[- ]trips?", "the field's word: out and back again"),
     ("*", r"flops[_ ]kept", "a public name of the report: share of FLOPs that were computed"),
     ("*", r"kept[_ ](?:key )?blocks?", "sparse attention: the key blocks that stay"),
     ("*", r"\.tell\(\)", "Python's file position"),
     ("*.js", r"\bPromise\b", "JavaScript's class"),
-    ("dit_accel/planning/profile.py", r"\"surprise\"|rungs\.?|\"careful\"", "the profile's file"),
+    ("*.md", r"also take:", "a verb"),
+    ("*planning/*profile.py", r"\b(?:surprise|rungs|careful)\b", "the profile's file format"),
 ]
 
 
