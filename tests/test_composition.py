@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 from typing import Any
 
 import numpy as np
@@ -10,6 +12,7 @@ import pytest
 import tiny
 import torch
 from calls import offload
+from torch._dynamo.testing import CompileCounter
 
 from dit_accel import accelerate
 from dit_accel.caching.windows import EDCW
@@ -49,12 +52,12 @@ def test_a_compiled_transformer_gives_the_same_clip_and_is_restored(
     stock, accelerated, site, whole, order
 ):
     pipe = tiny.tiny_wan()
-    compile_ = pipe.transformer.compile if whole else pipe.transformer.compile_repeated_blocks
+    way = "compile" if whole else "compile_repeated_blocks"
     if order == "compiled first":
-        compile_(backend="eager")
+        getattr(pipe.transformer, way)(backend="eager")
     with accelerate(pipe, config=LOOSE, site=site) as handle:
         if order == "accelerated first":
-            compile_(backend="eager")
+            getattr(pipe.transformer, way)(backend="eager")
         clip = run(pipe)
         assert handle.report().steps_computed == 5
     assert np.array_equal(clip, accelerated[site])
@@ -75,11 +78,76 @@ def test_group_offload_before_acceleration_changes_nothing(stock, accelerated, s
     assert np.array_equal(run(pipe), stock)
 
 
-def test_group_offload_after_acceleration_is_named_when_the_handle_is_removed(accelerated):
+@pytest.mark.parametrize("site", SITES)
+def test_group_offload_after_acceleration_changes_nothing(stock, accelerated, site):
     pipe = tiny.tiny_wan()
-    handle = accelerate(pipe, config=LOOSE)
-    offload(pipe)
-    assert np.array_equal(run(pipe), accelerated["model"])
-    with pytest.raises(RuntimeError, match="wrapped again after accelerate"):
-        handle.remove()
-    assert np.array_equal(run(pipe), accelerated["model"])  # nothing was half undone
+    with accelerate(pipe, config=LOOSE, site=site):
+        offload(pipe)
+        assert np.array_equal(run(pipe), accelerated[site])
+        assert np.array_equal(run(pipe), accelerated[site])
+    assert np.array_equal(run(pipe), stock)
+
+
+@pytest.mark.parametrize("order", ["offloaded first", "accelerated first"])
+@pytest.mark.parametrize("site", [*SITES, "output"])
+def test_every_call_is_accelerated_under_model_offload(stock, accelerated, site, order):
+    """The pipeline takes its hooks off and puts new ones on after each call."""
+    pipe = tiny.tiny_wan()
+    given = {"speedup": 2.0} if site == "output" else {"config": LOOSE, "site": site}
+    if order == "offloaded first":
+        pipe.enable_model_cpu_offload(device="cpu")
+    with accelerate(pipe, **given) as handle:
+        if order == "accelerated first":
+            pipe.enable_model_cpu_offload(device="cpu")
+        if site == "output":
+            run(pipe)  # computed in full, and recorded
+        clips = [run(pipe) for _ in range(3)]
+        assert handle.report().steps_computed < STEPS
+    assert all(np.array_equal(clip, clips[0]) for clip in clips)
+    assert not np.array_equal(clips[0], stock)
+    assert site == "output" or np.array_equal(clips[0], accelerated[site])
+    assert np.array_equal(run(pipe), stock)
+
+
+def test_a_transformer_that_was_compiled_and_assigned(stock):
+    pipe = tiny.tiny_wan()
+    pipe.transformer = torch.compile(pipe.transformer, backend="eager")
+    with accelerate(pipe, threshold=0):
+        assert np.array_equal(run(pipe), stock)
+    assert np.array_equal(run(pipe), stock)
+
+
+@pytest.mark.parametrize(
+    ("whole", "given"),
+    [(True, {"speedup": 2.0}), (False, {"speedup": 2.0}), (False, {"threshold": 0.1})],
+    ids=["whole-plan", "blocks-plan", "blocks-windows"],
+)
+def test_full_graphs_stay_whole_and_are_compiled_once(whole, given):
+    """With `fullgraph=True` a graph that breaks is an error."""
+    torch._dynamo.reset()
+    counter = CompileCounter()
+    pipe = tiny.tiny_wan()
+    compile_ = pipe.transformer.compile if whole else pipe.transformer.compile_repeated_blocks
+    compile_(backend=counter, fullgraph=True)
+    run(pipe)
+    assert counter.frame_count == 1
+    with accelerate(pipe, **given):
+        run(pipe)
+        run(pipe)
+    assert counter.frame_count == 1
+
+
+def test_a_copy_of_an_accelerated_pipeline_is_a_stock_one(stock, accelerated):
+    pipe = tiny.tiny_wan()
+    with accelerate(pipe, config=LOOSE) as handle:
+        assert np.array_equal(run(pipe), accelerated["model"])
+        other = copy.deepcopy(pipe)
+        assert np.array_equal(run(other), stock)
+        assert other.transformer.cache_context.__self__ is other.transformer
+        assert np.array_equal(run(pipe), accelerated["model"])
+        module = pickle.loads(pickle.dumps(pipe.transformer))
+        assert handle.report().steps_computed == 5
+    with accelerate(other, config=LOOSE):
+        assert np.array_equal(run(other), accelerated["model"])
+    other.transformer = module
+    assert np.array_equal(run(other), stock)

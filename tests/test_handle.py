@@ -137,16 +137,34 @@ def test_installing_twice_raises_and_changes_nothing():
         assert state_of(pipe) == before and np.array_equal(call(pipe), fast)
 
 
-def test_wrapped_by_somebody_else_is_not_torn_apart():
+def test_what_somebody_else_wraps_meanwhile_stays():
+    pipe = tiny_wan()
+    stock = call(pipe)
+    handle = accelerate(pipe, config=LOOSE)
+    fast, below = call(pipe), pipe.transformer.forward
+    calls: list[int] = []
+
+    def theirs(*args, **kwargs):
+        calls.append(1)
+        return below(*args, **kwargs)
+
+    pipe.transformer.forward = theirs
+    assert np.array_equal(call(pipe), fast) and calls
+    handle.remove()
+    assert pipe.transformer.forward is theirs
+    assert np.array_equal(call(pipe), stock)
+
+
+def test_an_attribute_that_somebody_else_wraps_is_not_torn_apart():
     pipe = tiny_wan()
     handle = accelerate(pipe)
-    ours = pipe.transformer.forward
-    pipe.transformer.forward = lambda *args, **kwargs: ours(*args, **kwargs)
+    ours = pipe.transformer.cache_context
+    pipe.transformer.cache_context = lambda *args, **kwargs: ours(*args, **kwargs)
     with pytest.raises(RuntimeError, match="was wrapped again after accelerate"):
         handle.remove()
-    pipe.transformer.forward = ours
+    pipe.transformer.cache_context = ours
     handle.remove()
-    assert "forward" not in vars(pipe.transformer)
+    assert not vars(pipe.transformer).keys() & {"cache_context", "_compiled_call_impl", "compile"}
 
 
 def test_values_that_are_not_finite_are_never_reused():

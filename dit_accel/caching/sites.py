@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -24,7 +25,7 @@ from dit_accel.core.drift import relative_l1
 from dit_accel.core.families import Family
 from dit_accel.core.patching import Patches
 from dit_accel.core.report import CacheSite, SiteReport
-from dit_accel.core.session import Session, outside_graphs
+from dit_accel.core.session import Session
 
 ModuleForward = Callable[..., Any]  # returns tokens, or tokens and text
 
@@ -121,16 +122,18 @@ class Site:
             self.store(output)
             return output
 
-        return outside_graphs(forward)
+        return forward
 
-    def wrap_stack(self, forwards: list[ModuleForward], family: Family) -> list[ModuleForward]:
+    def wrap_stack(
+        self, count: int, family: Family
+    ) -> Callable[[int, ModuleForward], ModuleForward]:
         """Cache the residual of a run of blocks: of one block, or of the whole stack.
 
         The first block decides. From the cache, it returns its input plus the residual, and the
         others return their input. Text that comes with the tokens is returned as it came.
         """
         entered: list[torch.Tensor] = []  # the stack's input while it is being computed
-        last, text = len(forwards) - 1, family.text
+        last, text = count - 1, family.text
 
         def wrap(index: int, inner: ModuleForward) -> ModuleForward:
             def forward(*args: Any, **kwargs: Any) -> Any:
@@ -151,9 +154,9 @@ class Site:
                     self.store((output if text is None else output[0]) - entered.pop())
                 return output
 
-            return outside_graphs(forward)
+            return forward
 
-        return [wrap(index, inner) for index, inner in enumerate(forwards)]
+        return wrap
 
 
 class SiteCache(Engine):
@@ -174,24 +177,28 @@ class SiteCache(Engine):
                 for i, block in enumerate(getattr(module, group))
             ]
             if self.site == "model":
-                self._wrap_stack(patches, self._add(name, "model"), [block for _, block in blocks])
+                self._wrap_stack(
+                    patches, self._add(name, "model"), module, [block for _, block in blocks]
+                )
                 continue
             for path, block in blocks:
                 if self.site == "block":
-                    self._wrap_stack(patches, self._add(name, path), [block])
+                    self._wrap_stack(patches, self._add(name, path), module, [block])
                     continue
                 attention = self.family.attention
                 site = self._add(name, f"{path}.{attention}")
-                patches.wrap(getattr(block, attention), "forward", site.wrap_attention)
+                patches.around_forward(getattr(block, attention), site.wrap_attention)
 
     def _add(self, transformer: str, name: str) -> Site:
         self.sites.append(Site(transformer, name, self))
         return self.sites[-1]
 
-    def _wrap_stack(self, patches: Patches, site: Site, blocks: list[torch.nn.Module]) -> None:
-        wrapped = iter(site.wrap_stack([block.forward for block in blocks], self.family))
-        for block in blocks:
-            patches.wrap(block, "forward", lambda _: next(wrapped))
+    def _wrap_stack(
+        self, patches: Patches, site: Site, root: torch.nn.Module, blocks: list[torch.nn.Module]
+    ) -> None:
+        wrap = site.wrap_stack(len(blocks), self.family)
+        for index, block in enumerate(blocks):
+            patches.around(block, partial(wrap, index), root=root)
 
     # --- runs and steps ---
 

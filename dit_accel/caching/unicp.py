@@ -35,8 +35,8 @@ from dit_accel.caching.blend import DWS, Choice, Errors, cached_error, choose
 from dit_accel.caching.sites import ModuleForward, Site, SiteCache
 from dit_accel.caching.windows import EDCW
 from dit_accel.core.families import Family
-from dit_accel.core.patching import Patches
-from dit_accel.core.session import Session, outside_graphs
+from dit_accel.core.patching import Patches, outside_graphs
+from dit_accel.core.session import Session
 
 COMPUTE_CHOICE = Choice("compute", 1.0, 0.0)
 PRUNE_CHOICE = Choice("prune", 1.0, 0.0)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from dit_accel.core.patching import uncompiled
 from dit_accel.models.families import FAMILIES, SITES, Family
 
 __all__ = ["FAMILIES", "SITES", "Family", "family_of", "transformers_of"]
@@ -21,8 +22,9 @@ def family_of(pipe: Any) -> Family:
     Raises:
         ValueError: the pipeline has no transformer, or its class is in no row.
     """
-    transformer = getattr(pipe, "transformer", None) or getattr(pipe, "transformer_2", None)
-    name = type(transformer).__name__
+    loaded = (getattr(pipe, name, None) for name in ("transformer", "transformer_2"))
+    transformer = next((module for module in loaded if module is not None), None)
+    name = type(uncompiled(transformer)).__name__
     if transformer is None or name not in FAMILIES:
         found = f"a {name}" if transformer is not None else "no transformer"
         raise ValueError(

@@ -1,63 +1,195 @@
-"""Replace attributes of live objects, and restore them exactly.
+"""Stand around calls and attributes of live objects, and restore them exactly.
 
-An object, an attribute's name and a factory come in; the object has the new attribute until `undo`.
-Only instances are patched, never classes, so other pipelines of the process are untouched. Undoing
-runs in reverse order. It refuses, and changes nothing, where someone wrapped our patch: taking ours
-out from under theirs would drop theirs silently. Source: ours.
+An object and a factory come in; the object is changed until `undo`. Only instances are changed,
+never classes, so other pipelines of the process are untouched.
+
+A call is taken at `torch.nn.Module._compiled_call_impl`, the first thing that `Module.__call__`
+looks at. Offloading, adapters, casting, context parallelism and other caches all replace `forward`,
+which lies below; `torch.compile` lies below too. So they may come and go before and after us, and a
+skipped call skips them. PyTorch leaves that attribute out of copies and pickles. research/LOG.md
+has the alternatives and what each survives. Source: ours.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial, update_wrapper
 from typing import Any
 
-_MARK = "_dit_accel_patch"
+import torch
+
+Call = Callable[..., Any]
+Make = Callable[[Call], Call]
+_CALL = "_compiled_call_impl"
 
 
 class Patches:
     """The patches of one handle."""
 
     def __init__(self) -> None:
-        self._done: list[tuple[Any, str, Any, bool, Any]] = []
+        self._hooks: list[CallHook] = []
+        self._inside: list[tuple[torch.nn.Module, Make]] = []  # hooks below a root's
+        self._attributes: list[tuple[Any, str, Any, bool, Any]] = []
 
-    def wrap(self, owner: Any, name: str, make: Callable[[Any], Callable[..., Any]]) -> None:
+    def around(
+        self, module: torch.nn.Module, make: Make, *, root: torch.nn.Module | None = None
+    ) -> None:
+        """Call `make(inner)` in place of a module's call, on this instance only.
+
+        Args:
+            module: also one that `torch.compile(module)` returned.
+            make: gets `inner`, which does what the module would do without us at that moment.
+            root: the module that calls this one, with a hook of its own. Where it is compiled as a
+                whole, now or later, the compiler does not look at our place, but at `forward`.
+
+        Raises:
+            RuntimeError: dit_accel stands around this module already.
+        """
+        if hook_of(module) is not None or is_patched(module, "forward"):
+            raise RuntimeError(_twice(module, "forward"))
+        if root is not None and is_compiled(root):
+            self.around_forward(module, make)
+            return
+        hook = CallHook(module, make)
+        self._hooks.append(hook)
+        if root is not None:
+            self._inside.append((module, make))
+        self.wrap(module, "compile", partial(self._compile, hook))
+
+    def around_forward(self, module: torch.nn.Module, make: Make) -> None:
+        """As `around`, at `forward`: there a compiler finds us that traces the module's caller."""
+        self.wrap(module, "forward", lambda inner: outside_graphs(make(inner)))
+
+    def _compile(self, hook: CallHook, _: Call) -> Call:
+        """A `module.compile` that compiles what is below us."""
+
+        def compile_below(*args: Any, **kwargs: Any) -> None:
+            hook.compile(*args, **kwargs)
+            below = set(hook.module.modules())
+            for module, make in [one for one in self._inside if one[0] in below]:
+                inner = hook_of(module)
+                if inner is None or inner is hook:
+                    continue
+                inner.remove()
+                self._hooks.remove(inner)
+                self.around_forward(module, make)
+
+        return compile_below
+
+    def wrap(self, owner: Any, name: str, make: Callable[[Any], Any]) -> None:
         """Replace `owner.name` by `make(old value)`, on this instance only.
 
         Raises:
             RuntimeError: dit_accel has patched this attribute already.
         """
+        owner = uncompiled(owner)
         if is_patched(owner, name):
-            raise RuntimeError(
-                f"{type(owner).__name__}.{name} is accelerated already; "
-                "call remove() on its handle first"
-            )
+            raise RuntimeError(_twice(owner, name))
         own = name in vars(owner)
         before = getattr(owner, name)
         after = make(before)
-        setattr(after, _MARK, True)
+        if not hasattr(after, "__dict__") or isinstance(after, type(lambda: None)):
+            after = _Replacement(owner, name, after)
+        after._dit_accel_patch = True
         setattr(owner, name, after)
-        self._done.append((owner, name, after, own, before))
+        self._attributes.append((owner, name, after, own, before))
 
     def undo(self) -> None:
         """Restore everything; a second call does nothing.
 
         Raises:
-            RuntimeError: one of our patches was wrapped by something else; nothing is changed.
+            RuntimeError: one of our attributes was wrapped by something else; nothing is changed.
         """
-        for owner, name, after, _, _ in self._done:
+        for owner, name, after, _, _ in self._attributes:
             if vars(owner).get(name) is not after:
                 raise RuntimeError(
                     f"{type(owner).__name__}.{name} was wrapped again after accelerate() "
-                    "(by offloading or another cache?); undo that first, then call remove()"
+                    "(by another library?); undo that first, then call remove()"
                 )
-        for owner, name, _, own, before in reversed(self._done):
+        for hook in self._hooks:
+            hook.remove()
+        for owner, name, _, own, before in reversed(self._attributes):
             if own:
                 setattr(owner, name, before)
             else:
                 delattr(owner, name)
-        self._done.clear()
+        self._hooks.clear()
+        self._inside.clear()
+        self._attributes.clear()
+
+
+class CallHook:
+    """What stands around the calls of one module, until `remove`."""
+
+    def __init__(self, module: torch.nn.Module, make: Make) -> None:
+        self.module = module
+        self._compiled: Call | None = vars(module).get(_CALL)
+        self._call = make(self.inner)
+        # A compiled module passes attributes on to the one that it compiled, but not this way.
+        object.__setattr__(module, _CALL, self)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self._call(*args, **kwargs)
+
+    def inner(self, *args: Any, **kwargs: Any) -> Any:
+        """The module's call without us: compiled where it is, with everybody's hooks."""
+        call = self._compiled or self.module._call_impl
+        return call(*args, **kwargs)
+
+    def compile(self, *args: Any, **kwargs: Any) -> None:
+        """As `torch.nn.Module.compile`, but we stay where we stand: around the compiled call."""
+        self._compiled = torch.compile(self.module._call_impl, *args, **kwargs)
+
+    def remove(self) -> None:
+        """Leave the module as if we had never been there, compiled where it was since."""
+        if self._compiled is not None:
+            object.__setattr__(self.module, _CALL, self._compiled)
+        else:
+            del vars(self.module)[_CALL]
+
+
+class _Replacement:
+    """A function in place of a method, which copies and pickles as that method of the copy."""
+
+    def __init__(self, owner: Any, name: str, function: Call) -> None:
+        update_wrapper(self, function)
+        self._owner, self._name, self._function = owner, name, function
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self._function(*args, **kwargs)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return getattr, (self._owner, self._name)
+
+
+def outside_graphs(forward: Any) -> Any:
+    """Keep torch.compile from tracing our bookkeeping; what is wrapped is still compiled."""
+    return torch.compiler.disable(forward, recursive=False)  # type: ignore[no-untyped-call]
+
+
+def uncompiled(module: Any) -> Any:
+    """The module that `torch.compile(module)` was given; any other object as it is."""
+    return getattr(module, "__dict__", {}).get("_modules", {}).get("_orig_mod", module)
+
+
+def is_compiled(module: torch.nn.Module) -> bool:
+    """Whether calls of this module run as one graph, so that its own modules are not called."""
+    hook = hook_of(module)
+    compiled = vars(module).get(_CALL) if hook is None else hook._compiled
+    return compiled is not None or uncompiled(module) is not module
+
+
+def hook_of(module: Any) -> CallHook | None:
+    """Our hook around a module's calls; None where there is none."""
+    hook = vars(module).get(_CALL)
+    return hook if isinstance(hook, CallHook) else None
 
 
 def is_patched(owner: Any, name: str) -> bool:
     """Whether the attribute is one of dit_accel's patches now."""
-    return hasattr(vars(owner).get(name), _MARK)
+    return hasattr(vars(owner).get(name), "_dit_accel_patch")
+
+
+def _twice(owner: Any, name: str) -> str:
+    kind = type(uncompiled(owner)).__name__
+    return f"{kind}.{name} is accelerated already; call remove() on its handle first"

@@ -102,7 +102,7 @@ class Session:
         for name, module in self.transformers.items():
             if hasattr(module, "cache_context"):
                 patches.wrap(module, "cache_context", self._wrap_context)
-            patches.wrap(module, "forward", partial(self._wrap_forward, name))
+            patches.around(module, partial(self._wrap_forward, name))
 
     def _reset(self) -> None:
         self.step, self.branch = -1, ""
@@ -161,7 +161,7 @@ class Session:
                 interceptor.forward_ends(name)
             return output
 
-        return outside_graphs(forward)
+        return forward
 
     def _chain(self, stock: Forward) -> Forward:
         """The stock forward with all interceptors around it."""
@@ -221,11 +221,6 @@ class Session:
             self._texts.append(key)
         index = self._texts.index(key)
         return ("cond", "uncond")[index] if index < 2 else f"branch{index}"
-
-
-def outside_graphs(forward: Any) -> Any:
-    """Keep torch.compile from tracing our bookkeeping; what is wrapped is still compiled."""
-    return torch.compiler.disable(forward, recursive=False)  # type: ignore[no-untyped-call]
 
 
 def _shape_of(tensor: torch.Tensor) -> torch.Tensor:

@@ -24,9 +24,9 @@ import torch
 from dit_accel.attention import processor
 from dit_accel.attention.processor import StagedAttnProcessor
 from dit_accel.core.families import Family
-from dit_accel.core.patching import Patches
+from dit_accel.core.patching import Patches, outside_graphs
 from dit_accel.core.report import SceneReport
-from dit_accel.core.session import Forward, ForwardCall, Interceptor, Session, outside_graphs
+from dit_accel.core.session import Forward, ForwardCall, Interceptor, Session
 from dit_accel.core.tokens import TokenGrid
 from dit_accel.scenes import reposition, subject_text, support
 from dit_accel.scenes import rows as clip_rows

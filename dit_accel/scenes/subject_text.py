@@ -18,8 +18,8 @@ import torch
 
 from dit_accel.attention.processor import WrappedProcessor
 from dit_accel.core.families import Family
-from dit_accel.core.patching import Patches
-from dit_accel.core.session import Session, outside_graphs
+from dit_accel.core.patching import Patches, outside_graphs
+from dit_accel.core.session import Session
 
 Wanted = Callable[[int], list[tuple[int, int, str]]]  # clips of a call -> row, class, prompt
 SubjectText = tuple[int, torch.Tensor, torch.Tensor, float]  # row, tokens, text, weight

@@ -16,7 +16,9 @@ def test_worked_example():
     blocks = pipe.transformer.blocks
     blocks[0].forward = lambda hidden, *_, **__: hidden + adds[len(outputs)]
     blocks[1].forward = blocks[2].forward = lambda hidden, *_, **__: hidden
-    blocks[0].register_forward_pre_hook(lambda _, inputs: stack.append(inputs[0]))
+    pipe.transformer.patch_embedding.register_forward_hook(
+        lambda _, __, patches: stack.append(patches.flatten(2).transpose(1, 2))
+    )
     pipe.transformer.norm_out.register_forward_pre_hook(lambda _, rows: outputs.append(rows[0]))
     config = EDCW(threshold=0.25, first=1, last=1, growth="step")
     with accelerate(pipe, site="model", config=config) as handle:
