@@ -1,19 +1,15 @@
 """Block-sparse attention: choose key blocks per query block, and approximate the others.
 
 Queries, keys and values `(B, N, H, D)` come in, ordered in 3D tiles; attention's output goes out. A
-few sampled queries per block attend to all keys at a low rank (`pca`); their softmax by key block
-is the mass of a block pair. A query block keeps its heaviest key blocks until they hold
-`keep_mass`, within `floor` and `cap`: low-rank scores are more concentrated than attention is, and
-a flat row must not become dense. The others enter through their means, n keys as one (the tail):
+query block keeps its heaviest key blocks, by low-rank scores of a few sampled queries, until they
+hold `keep_mass`, within `floor` and `cap`: low-rank scores are more concentrated than attention is,
+and a flat row must not become dense. The others enter through their means (the tail). It knows no
+steps, sites or models. Shapes as in `core/tokens.py`, with Q query and K key blocks.
+`pruned_attention` is the written-out reference; `gathered_attention` computes the same over kept
+blocks only, `attention/kernels.py` on CUDA.
 
-    n exp(q·k̄) v̄   for   Σ_j exp(q·k_j) v_j
-
-which is exact for equal keys and else too low. It knows no steps, sites or models. Shapes as in
-`core/tokens.py`, with Q query and K key blocks. `pruned_attention` is the written-out reference;
-`gathered_attention` computes the same over kept blocks only, `attention/kernels.py` on CUDA.
-
-Source: UniCP (arXiv 2502.04393, PCAS), without public details; our reading (docs/how-it-works.md).
-Top-p per head as in SVG2 (arXiv 2505.18875), the tail as in PISA (arXiv 2602.01077).
+Source: UniCP (arXiv 2502.04393, PCAS), our reading (docs/how-it-works.md, section 9). Top-p per
+head as in SVG2 (arXiv 2505.18875), the tail as in PISA (arXiv 2602.01077).
 """
 
 from __future__ import annotations

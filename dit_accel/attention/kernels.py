@@ -1,11 +1,8 @@
 """Block-sparse attention on CUDA: launches the Triton programs of `triton_programs.py`.
 
-Functions, arguments and results are those of `attention/block_sparse.py`, under the same names: the
-written-out reference there, the fast path here, and the tests compare them. Work is proportional to
-the kept blocks; the means of the others join the same online softmax. Importing this module imports
-no Triton and no device: `unsupported` checks both and gives the reason where there is none. It
-knows no sites and no models.
-
+Functions, arguments and results are those of `attention/block_sparse.py`, under the same names,
+which is the written-out reference. Importing this module imports no Triton and no device:
+`unsupported` checks both and gives the reason where there is none. It knows no sites and no models.
 Source: online softmax over blocks as in FlashAttention (arXiv 2205.14135 §3.1); the rest is ours.
 """
 

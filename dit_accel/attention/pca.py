@@ -2,14 +2,11 @@
 
 Second moments of queries and keys come in; projections, ranks and error bounds go out:
 
-    S_q = mean of q qᵀ,  S_k = mean of (k - μ)(k - μ)ᵀ,  S_q^½ S_k S_q^½ = U diag(σ²) Uᵀ
-    q·(k - μ) ≈ (q A)·((k - μ) B),  A = S_q^-½ U,  B = S_q^½ U,  first r columns of both
+    q·(k - μ) ≈ (q A)·((k - μ) B),   first r columns of A = S_q^-½ U and B = S_q^½ U
     mean over all pairs of (logit error)² = (σ²[r] + ... + σ²[D - 1]) / D
 
-(docs/how-it-works.md). Values are the same problem with the rows of the output projection as
-queries; their factors fold into the weights. It knows no steps, sites or models. Take moments after
-the rotary embedding: it spreads keys over more directions, so r = D/2 is seldom exact.
-
+with S_q^½ S_k S_q^½ = U diag(σ²) Uᵀ (docs/how-it-works.md, section 9). Values are the same problem
+with the rows of the output projection as queries. It knows no steps, sites or models.
 Source: UniCP (arXiv 2502.04393, PCAS) applies PCA to queries and keys without public details. In
 our reading the queries' moments count too, and the error bound chooses the rank.
 """

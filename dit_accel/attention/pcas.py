@@ -3,9 +3,7 @@
 Queries, keys and values `(B, N, H, D)` come in; attention's output and the fraction of dense FLOPs
 go out. `LowRankAttention` attends at a rank below the heads' width. `BlockSparseAttention` scores
 blocks at a low rank and attends to the heaviest. Both learn moments in every run anew, because
-content changes the bases. `skip_reason` gives the cases where dense attention is faster.
-
-It knows no step, site or module; the maths is in `pca.py` and `block_sparse.py` beside it.
+content changes the bases. It knows no step, site or module.
 
 Source: UniCP (arXiv 2502.04393, PCAS), without public details; our reading. The limits below were
 measured (docs/results.md).

@@ -1,11 +1,9 @@
 """Staged self-attention: project, normalise, position, attend, output.
 
-A `StagedAttnProcessor` replaces a module's attention processor and computes the same, in stages
-that are attributes: a technique replaces one stage of one instance. With none replaced the output
-is bit-equal to diffusers' processor. A call that the stages do not cover (cross-attention, a mask,
-an image's extra keys, context parallelism) goes to that processor.
-
-It has no state of a run and no formula of a technique. Shapes as in `core/tokens.py`.
+A `StagedAttnProcessor` replaces a module's attention processor and computes the same, bit for bit,
+in stages that are attributes: a technique replaces one stage of one instance. A call that the
+stages do not cover (cross-attention, a mask, an image's extra keys, context parallelism) goes to
+the stock processor. It has no state of a run and no formula. Shapes as in `core/tokens.py`.
 
 Source: diffusers' `WanAttnProcessor` (0.35 to 0.42), whose arithmetic is unchanged.
 """

@@ -1,14 +1,11 @@
 """Trim padded text and drop its mask: exact, for one prompt at a time.
 
-A HunyuanVideo pipeline comes in and runs with shorter text until `remove()`. HunyuanVideo pads each
-prompt to a fixed length and passes a mask to every attention; fused kernels are faster without, and
-1.5 even builds an N x N mask in each call. At batch 1 the padding can be cut before the first
-block: no token attends to it, so outputs are those of the stock pipeline up to the order of sums.
-1.5 also pads text-to-video with tokens of an absent image; they are cut too.
-
-A call that cannot be trimmed (several prompts, padding inside the text, context parallelism) is
-unchanged. One host sync per prompt. It knows two classes by name, their arguments, and that their
-attention gives text no positions.
+A HunyuanVideo pipeline comes in and runs with shorter text until `remove()`. It pads each prompt to
+a fixed length and passes a mask to every attention; fused kernels are faster without. At batch 1 no
+token attends to the padding, so outputs are those of the stock pipeline up to the order of sums.
+1.5 also pads text-to-video with tokens of an absent image; they are cut too. A call that cannot be
+trimmed (several prompts, padding inside the text, context parallelism) is unchanged. One host sync
+per prompt. It knows two classes by name, and that their attention gives text no positions.
 
     with trim_text(pipe) as trim:
         video = pipe(prompt).frames

@@ -1,16 +1,13 @@
 """Dynamic weight shift (DWS): at a site and step, the pruned value, the cached one, or a blend.
 
-Goes in: the errors of two estimates of one value. The cached one is off by e_c, as it is old; the
-pruned one by e_p, as it is approximate. Comes out: which to use, and the weight of a blend w pruned
-+ (1 - w) cached. Its error is w e_p + (1 - w) e_c, whose expected square is least at
+Goes in: the errors of two estimates of one value, root mean squares σ_c of the cached and σ_p of
+the pruned one, and their correlation ρ. Comes out: which to use, and the weight of a blend
+w pruned + (1 - w) cached. Its expected squared error is least at (docs/how-it-works.md, section 9)
 
-    w* = (σ_c² - ρ σ_c σ_p) / (σ_c² + σ_p² - 2 ρ σ_c σ_p)
+    w* = (σ_c² - ρ σ_c σ_p) / (σ_c² + σ_p² - 2 ρ σ_c σ_p),   clamped to [0, 1].
 
-clamped to [0, 1], where σ are root mean square errors and ρ is their correlation. Unclamped and
-with ρ = 0, 1/σ² of the blend is the sum of the two 1/σ², so it is better than both. With ρ >=
-σ_p/σ_c the cached value adds nothing, and w* is 1. It knows numbers; no tensors, sites or models.
-Source: UniCP (arXiv 2502.04393, DWS) switches dynamically between pruned and cached outputs; its
-rule is not public. The blend by expected squared error is our reading.
+It knows numbers; no tensors, sites or models. Source: UniCP (arXiv 2502.04393, DWS) switches
+between pruned and cached outputs; its rule is not public. The blend is our reading.
 """
 
 from __future__ import annotations

@@ -1,13 +1,11 @@
 """Carries out a policy at the denoiser's output: computes and caches, or extrapolates.
 
 Goes in: every forward of a session. Comes out: its output, computed or a weighted sum of computed
-ones. A value is cached for as long as a later step may use it. With two components (`cond`, and
-`uncond - cond`) the second branch of guidance is cached and extrapolated as its difference from the
-first. Where a value that an extrapolation needs is missing, the step is computed, and a note says
-so. A value that is not finite is never used: with `needs_error` or `checks_finite` it is found
-before its step and restored; without them the sum of what was extrapolated is read after the run,
-for the note. It decides nothing and holds no formula: the policy decides, `core/extrapolation.py`
-combines. The output is one tensor in every family, so this works with any transformer. Ours.
+ones. With two components the second branch of guidance is cached and extrapolated as its difference
+from the first. Where a value that an extrapolation needs is missing, the step is computed. A value
+that is not finite is never used: with `needs_error` or `checks_finite` it is found before its step
+and restored; without them the sum of what was extrapolated is read after the run, for a note. The
+policy decides, `core/extrapolation.py` combines. It works with any transformer. Ours.
 """
 
 from __future__ import annotations

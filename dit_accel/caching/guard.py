@@ -2,19 +2,11 @@
 
 Goes in: a plan with the bands of its extrapolation errors, and per computed step the error that was
 measured: how far the line through the last two computed predictions is from the fresh one. Comes
-out: `GuardedPolicy`. Between the plan's steps this may happen:
-
-- A cached value was lost: the next step is computed to restore it, and the plan goes on.
-- The error is far outside its band, the latents jump, or the text changes: the next step is
-  computed. After a jump whose error is still usual the plan goes on. Otherwise it is abandoned, and
-  the run goes on by short windows. In a window the last value is extrapolated by the damped line:
-  the rise of the line times the share of it that was right when it was last compared (the
-  *damping*).
-- The plan is of another model and was forced: no step of it is used. A step is extrapolated by the
-  damped line where its expected error is small: the last error, times how much farther the line
-  reaches now, times the length of the step, is at most 2 / n in a run of n steps.
-
-It knows steps and numbers, no tensors and no models. Ours; there is no source.
+out: `GuardedPolicy`. A plan that was abandoned, or is of another model, is replaced by short
+windows: in them the last value is extrapolated by the damped line, the rise of the line times the
+share of it that was right when it was last compared (the *damping*). docs/how-it-works.md, section
+6, lists what happens when. It knows steps and numbers, no tensors and no models. Ours; there is no
+source.
 """
 
 from __future__ import annotations

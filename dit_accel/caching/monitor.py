@@ -1,12 +1,9 @@
 """Measures a run at the denoiser's output: extrapolation errors, lost values, jumps, other texts.
 
 Goes in: fresh predictions, and the cached values that a line goes through. Comes out: `StepMetrics`
-once a step. At every computed step the line through the last two predictions is compared with the
-fresh guided prediction. The result stays on the device until the next step begins. It is read there
-together with sums that show whether cached values are finite, and with the speed of the latents:
-one host sync a step. `LostValues` restores a value that is not finite from its neighbours. It
-decides nothing, and holds no formula: `core/extrapolation.py` combines, `core/drift.py` measures.
-Ours; there is no source.
+once a step. What is measured stays on the device until the next step begins, and is read there in
+one host sync. `LostValues` restores a value that is not finite from its neighbours. It decides
+nothing, and holds no formula: `core/extrapolation.py` combines, `core/drift.py` measures. Ours.
 """
 
 from __future__ import annotations

@@ -1,12 +1,10 @@
 """Stores a run's tensors under a memory cap: as they are, quantized, or in the CPU's memory.
 
 Goes in: values by role, branch and step. Comes out: the same tensors, dequantized and brought back
-where they were packed or moved, and the bytes that they took. The cap is checked whenever a value
-is stored. The oldest values are packed first, into the most bits that fit: that costs no transfer
-and no host sync. What does not fit even so is moved, where there is another memory. The fewest bits
-that are allowed come from the plan (`PlanChoice.min_bits`): the rounding error must stay far below
-the plan's own error. It holds no formula: `core/quantization.py` rounds, and chooses the form of
-each value. Ours.
+where they were packed or moved, and the bytes that they took. Whenever a value is stored the oldest
+are packed into the most bits that fit, down to the plan's `min_bits`; what does not fit even so is
+moved, where there is another memory. It holds no formula: `core/quantization.py` rounds, and
+chooses the form of each value. Ours.
 """
 
 from __future__ import annotations

@@ -1,14 +1,11 @@
 """Carries out UniCP at the attentions: cache windows, pruned attention, and the weight shift.
 
-Goes in: forwards of all self-attentions. Comes out: cached, pruned, blended or computed outputs. A
-step that the window does not take from the cache is computed in full, pruned, or blended of a
-pruned and a cached value. The first steps are dense and fit the bases. Then one step is computed
-both ways: that measures the errors of cached and pruned values, and `caching/blend.py` chooses by
-them. At pruned steps the error of the cached value is followed by its distance from the pruned one;
-after some steps all is measured again. Branches of guidance share decisions and errors. What is
-measured is read with the windows' drifts, in the one host sync of a step. It holds no formula:
-`windows.py` and `blend.py` decide, `attention/` prunes. Source: UniCP (arXiv 2502.04393), our
-reading: windows where reuse is safe, PCAS where it is not, DWS between the two.
+Goes in: forwards of all self-attentions. Comes out: cached, pruned, blended or computed outputs.
+The first steps are dense and fit the bases. Then one step is computed both ways, which measures the
+errors that `caching/blend.py` chooses by; after some steps all is measured again. Branches of
+guidance share decisions and errors. What is measured is read with the windows' drifts, in the one
+host sync of a step. `windows.py` and `blend.py` decide, `attention/` prunes. Source: UniCP (arXiv
+2502.04393), our reading: windows where reuse is safe, PCAS where it is not, DWS between the two.
 """
 
 from __future__ import annotations

@@ -1,13 +1,10 @@
 """Error-aware dynamic cache windows (EDCW): at which steps a site is computed, and where cached.
 
 Goes in: step numbers and measured drifts. Comes out: whether a step is computed. A computed step
-opens a window of `length` steps: itself, and `length - 1` cached ones. At its end the site is
-computed again, which gives the drift between the fresh value and the cached one. Below the
-threshold the window grows; otherwise it is one step long. The first steps and the last one are
-always computed, because errors are large at both ends of the trajectory. All branches share a
-window: guidance amplifies an error of one branch alone (`(1 - s) du + s dc`). It knows numbers, no
-tensors and no models. Source: UniCP (arXiv 2502.04393, EDCW). Its rule ω(δ, ...) is not public in
-detail; this is our reading, and research/LOG.md has the rules that were compared.
+opens a window of `length` steps: itself, and `length - 1` cached ones. At its end the drift is
+measured: below the threshold the window grows, otherwise it is one step long. All branches share a
+window. It knows numbers, no tensors and no models. Source: UniCP (arXiv 2502.04393, EDCW), whose
+rule is not public in detail; this is our reading (docs/how-it-works.md, section 8).
 """
 
 from __future__ import annotations

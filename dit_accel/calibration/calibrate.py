@@ -1,14 +1,11 @@
 """Measures a pipeline, so that plans can be made for it: out comes its profile.
 
-In: a pipeline, and a dozen clips or more.
-1. *Uncached*: every clip is made and recorded: inner products, sampler coefficients (`record.py`).
-2. *Probes*: on the first clips one prediction is reused at one step: error gain and error memory.
-3. *Candidate plans*: one a speedup is searched, and carried out on every clip; its windows are
-   fitted to the error that is there, and each clip is scored with a fit without it (`refine.py`).
+In: a pipeline, and a dozen clips or more. Every clip is made without acceleration and recorded
+(`record.py`); the first ones are probed for error gain and memory; then one candidate plan a
+speedup is searched, and carried out on every clip (`refine.py`).
 Clips run one after the other, in two passes, or several in one call (`batch`). If all are in one
 batch, one pass is enough, as they come to every window together.
-Memory: the predictions of a batch, in float32 on the CPU. With `work`, a stopped calibration is
-resumed batch by batch.
+Memory: the predictions of a batch, in float32 on the CPU. Source: ours.
 """
 
 from __future__ import annotations

@@ -1,13 +1,9 @@
 """Fits the correction of a window to the residual error of accelerated runs.
 
 In: for each prompt the window's features, and the residual error when the line extrapolates the
-window. Out: the correction that leaves the least of it, over all prompts, or over all but one: so a
-prompt can run with a correction that was fitted without it, and its score is held out.
-Only moments are stored, one matrix and one vector a prompt. Prompts are weighed by the inverse of
-their error: plain least squares is dominated by few hard prompts, relative errors neglect them.
-Later prompts run with corrections fitted to earlier ones, as DAgger gathers its data.
-Knows tensors of features; no model.
-Source: ours; DAgger is arXiv 1011.0686 §3.
+window. Out: the correction that leaves the least of it, over all prompts, or over all but one.
+Prompts are weighed by the inverse of their error. Knows tensors of features; no model.
+Source: ours (docs/how-it-works.md, section 4).
 Shapes: P prompts, F features, N numbers of a latent.
 """
 

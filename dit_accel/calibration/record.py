@@ -1,11 +1,9 @@
 """Records uncached runs, and probes how an error grows on its way to the last step.
 
 In: a pipeline and clips of equal steps, guidance and size, which are rows of one batch. Out: an
-`UncachedRun` a clip: the components of its predictions, the noise, the sampler's coefficients, the
-final latents. A probe is a run that reuses one prediction at one step; out comes how much larger
-the error is at the end, and how much of its direction is left.
-Knows the pipeline, and listens to its scheduler. A sampler is refused if its coefficients do not
-rebuild the final latents.
+`UncachedRun` a clip. A probe reuses one prediction at one step; out comes how much larger the error
+is at the end, and how much of its direction is left.
+Knows the pipeline, and listens to its scheduler; refuses one that is not linear.
 Source: ours.
 Shapes: P clips of a batch, B components, n steps, N numbers of a clip's latents.
 """

@@ -1,12 +1,11 @@
 """Carries a plan out on recorded clips, and fits its windows to the error that is really there.
 
 In: a pipeline, the recordings of a batch of clips, a plan's computed steps. Out: a `RefinedPlan`.
-When a window opens, two things are known: what the accelerated run has added to the latents so far,
-and what the uncached run adds until the window closes. The correction is fitted to the difference
-(`fit.py`), over all clips known so far; rows of a batch come to a window together. Each clip runs
-with corrections that were fitted without it, so its scores are held out.
+When a window opens, its correction is fitted (`fit.py`) to what the accelerated run has added to
+the latents so far, against what the uncached run adds until the window closes. Each clip runs with
+corrections that were fitted without it, so its scores are held out.
 Knows the pipeline only through a policy of its own.
-Source: ours.
+Source: ours (docs/how-it-works.md, section 4).
 Shapes: P clips of a batch, B components, N numbers of a clip's latents, F features.
 """
 

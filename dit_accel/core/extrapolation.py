@@ -3,11 +3,7 @@
 Positions and tensors come in; weights and weighted sums go out. Order 0 reuses the last value,
 order 1 is the line through two values, order 2 the parabola through three. The axis is the
 scheduler's timestep: under flow matching it is proportional to the noise level, in which a
-trajectory is smoother than in the step index.
-
-It knows numbers and tensors, no sites and no models. A high order pays over short gaps only: for
-a line over values one apart, extrapolated by g, the absolute weights sum to 2g + 1, and so much
-does it amplify noise.
+trajectory is smoother than in the step index. It knows numbers and tensors, no sites and no models.
 
 Source: TaylorSeer (arXiv 2503.06923 §3.2) uses finite differences over steps. We use Lagrange's
 form, which gives the same polynomial and also works for uneven steps.

@@ -3,15 +3,12 @@
 A tensor comes in, a `Packed` goes out, and `unpack` gives it back approximately. Values are taken
 in memory order in groups of g, a power of two. Each group is rotated (random signs, then the
 orthonormal Hadamard matrix), which spreads outliers, divided by its largest value and rounded. With
-m = 2^(bits-1) - 1 the error of a group x is at most
+m = 2^(bits-1) - 1 the error of a group x, plus the rounding to the dtype, is at most
 
     |x - unpacked| <= sqrt(g) / 2 * largest / m <= sqrt(g) / (2 m) * |x|
 
-plus the rounding to the dtype (`largest` is that of the rotated group). For rotated groups it is
-about sqrt(2 ln g / 12) / m (`typical_error`). A group with a value that is not finite comes
-back without a finite value, and its scale is not finite. Nothing is fitted to data. It knows
-tensors and numbers only.
-
+A group with a value that is not finite comes back without a finite value, and its scale is not
+finite. Nothing is fitted to data. It knows tensors and numbers only.
 Source: rotation as in QuaRot (arXiv 2404.00456 §3), without its learned or fused parts.
 """
 

@@ -1,11 +1,9 @@
 """The data of a layout: shots, their subjects, boxes over time, and references.
 
 Fields come in, from a file or from Python; validated frozen dataclasses go out. Boxes are fractions
-of the frame, x to the right and y down: (x0, y0, x1, y1). Times are fractions of the clip: 0 is its
-first frame, 1 its last. So a layout fits every size and length. Everything is checked when it is
-made; an error names the field as a file would: `shots[1].subjects[0].keyframes[2].box`. It reads no
-file.
-
+of the frame, x to the right and y down: (x0, y0, x1, y1). Times are fractions of the clip, so a
+layout fits every size and length. An error names the field as a file would:
+`shots[1].subjects[0].keyframes[2].box`. It reads no file.
 Source: ours; IR-Diffusion (arXiv 2411.19261) takes masks from a detector instead.
 """
 

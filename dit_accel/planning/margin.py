@@ -1,12 +1,10 @@
 """By how much a quality may be lowered for each prompt, so that enough clips still reach it.
 
-A plan chosen for one prompt counts all of calibration's clips, shifted to its difficulty. So the
-few worst clips count against every prompt, and each choice is too cautious. The guarantee is about
-the selection as a whole: it is tried on calibration's own clips, each with its held-out difficulty.
-
-In: a profile and a quality. Out: the largest margin by which enough of them reach the quality.
+In: a profile and a quality. Out: the largest margin by which enough clips reach the quality: the
+selection as a whole is tried on calibration's own clips, each with its held-out difficulty. Without
+it the few worst clips count against every prompt, and each choice is too cautious.
 Knows numbers; no tensors of a model.
-Source: ours.
+Source: ours (docs/how-it-works.md, section 5).
 """
 
 from __future__ import annotations

@@ -3,18 +3,13 @@
 In: computed steps, and a correction for each window. Out: a `Plan`, one `Extrapolation` a step.
 Knows numbers; no model, no scheduler.
 
-The guided prediction is a sum of components times branch weights. With classifier-free guidance g
-in two forwards it is c + (1 - g)(u - c): components c and u - c, weights 1 and 1 - g. Otherwise the
-prediction is the only component. An extrapolation weighs each component of the latest computed
-steps, and may add some of the noise that the run starts from: every prediction of a flow has it.
-
-A window is a computed step and the extrapolated steps after it. What it adds to the latents depends
-only on the sums of its weights times `coefficients`. So a window is the line through the last two
-computed predictions plus a *correction*: one number a feature, distributed over its steps.
+A window is a computed step and the extrapolated steps after it: the line through the last two
+computed predictions, plus a *correction*, one number a feature, distributed over its steps. Each
+component of the guided prediction has weights of its own (docs/how-it-works.md, section 1).
 
 Shapes: C plans, n steps, B components, R = B n + 1 rows (components by step, then the noise), D
 computed steps in use, latest first, F = B D + 1 features (their components, then the noise).
-Source: ours; `planning/search.py` names the published relatives.
+Source: ours; the same section names the published relatives.
 """
 
 from __future__ import annotations

@@ -1,11 +1,10 @@
 """Predicts what a plan gives: the PSNR of a clip, its interval, the share of clips at a quality.
 
 In: a candidate plan with what each calibration prompt got. Out: numbers for a new prompt, which is
-taken to be one more of them. With many prompts their own distribution counts, which has a long tail
-downwards: with 90 % confidence the share of all clips that reach a quality is at least the lower
-bound of Clopper and Pearson (1934). With few prompts it is a normal one, with Student's t.
+taken to be one more of them: by counting (Clopper and Pearson, 1934) where there are many prompts,
+else by Student's t.
 Knows numbers; no tensors of a model.
-Source: ours.
+Source: ours (docs/how-it-works.md, section 5).
 """
 
 from __future__ import annotations

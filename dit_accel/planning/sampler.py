@@ -3,8 +3,7 @@
 In: a scheduler. Out: its `SamplerCoefficients`. A copy of it is stepped on n + 1 numbers: number s
 starts at 0 and gets a prediction of 1 at step s, of 0 elsewhere; the last one starts at 1 and gets
 0 throughout. Where they end are the coefficients of the predictions, and of the noise.
-Knows the diffusers scheduler interface; works for every sampler that is linear in the predictions,
-multistep ones included, and refuses one whose step takes other inputs.
+Knows the diffusers scheduler interface; a sampler that is not linear in them is refused.
 Source: ours.
 """
 

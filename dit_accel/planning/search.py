@@ -4,37 +4,17 @@ In: an `ErrorModel`, measured by calibration, and the number of steps to compute
 Out: a `Plan`, and its expected squared error relative to the final latents.
 Knows numbers and matrices; no tensors of a model, no scheduler.
 
-**One window.** The final latents are a sum of predictions, Σ c_s p_s, and an extrapolation p̂_s is a
-sum of computed ones. A window is a computed step i and the extrapolated steps up to the next
-computed one, j. So its error is a weighted sum of the predictions of an uncached run, and its size
-follows from their inner products G alone. No plan has to be run to be scored:
-
-    e = Σ_{i<s<j} c_s (p̂_s - p_s) = Σ_r w_r p_r,        |e|² = wᵀ G w,        G_rq = <p_r, p_q>
-
-**All windows.** Until the end, an error grows or shrinks (`error_gain`) and loses its direction
-(`error_memory`). With E the expected squared error and v the weights of the error so far:
+A window is a computed step i and the extrapolated steps up to the next computed one, j. Its error
+is a weighted sum of the rows of the Gram matrix G. With the weights w of a window, v of all windows
+before it, E the expected squared error, and z the correction of the weights on the features f:
 
     growth = gain_i / gain_j,        fade = growth · exp(-(j - i) / memory)
-    E ← growth² E + 2 fade vᵀ G w + wᵀ G w
-    v ← fade v + w
-
-So a window cancels only that part of earlier errors which still has its direction. Without gain and
-memory, plans whose late windows cancel the errors of early ones look far better than they are.
-
-**The weights.** A window starts as the line through the last two computed predictions. Then its
-weights on the features f (the latest computed predictions, and the noise) get the correction z that
-leaves the least E, by ridge regression:
-
     (G_ff + ridge · diag G_ff) z = -(G (w + fade v))_f
+    E ← growth² E + 2 fade vᵀ G w + wᵀ G w,        v ← fade v + w
 
-Exact, given G, gain and memory. Not exact: an accelerated run has the predictions of the uncached
-one only to first order, and gain and memory differ between prompts and directions.
-
-Source: ours, not UniCP (arXiv 2502.04393). A plan is a linear multistep sampler with fitted
-weights. Of the same kind: BNS (2403.01329) and S4S (2502.17423) train all weights by
-backpropagation, L2P (2604.26365) fits those of each step by least squares, BudCache (2606.13496)
-anneals over the computed steps, DPCache (2602.22654) finds them by dynamic programming. Ours is the
-closed form for the final error.
+docs/how-it-works.md, sections 2 and 3, derives this and says what is not exact.
+Source: ours, not UniCP (arXiv 2502.04393); section 1 there names the published relatives, of which
+BNS (arXiv 2403.01329) is the nearest. Ours is the closed form for the final error.
 """
 
 from __future__ import annotations

@@ -1,11 +1,9 @@
 """Chooses the plan of a run: the only place where that is done, for API, CLI and evaluation.
 
 In: a profile, the sampler's coefficients in the run, a target, the text and the size of the clips.
-Out: a `PlanChoice`. A quality is for each clip, not for their mean: of all plans by which 95 % of
-the clips reach it, the fastest is chosen. A speedup is met as nearly as whole steps allow. A run of
-other steps or guidance than calibrated gets a new plan (`planning/transfer.py`).
-Knows numbers, and asks a scheduler for coefficients; no tensors of a model.
-Source: ours.
+Out: a `PlanChoice`: the fastest plan by which 95 % of the clips reach a quality, or the one nearest
+to a speedup. A run of other steps or guidance gets a new plan (`planning/transfer.py`).
+Knows numbers, and asks a scheduler for coefficients; no tensors of a model. Source: ours.
 """
 
 from __future__ import annotations

@@ -1,11 +1,10 @@
 """Plans for other steps or another guidance than calibrated, and for a profile without candidates.
 
 In: a profile, the sampler's coefficients in the run, a target. Out: a `PlanChoice`. The plan is
-made anew from the error model, interpolated over the timesteps, and starts from the timesteps of
-the candidate with about as many computed steps. It was never carried out. So its PSNR is that
-candidate's, shifted by the difference of the two predicted errors, less what refining had gained.
+made anew from the error model, starting from the timesteps of the nearest candidate. It was never
+carried out: its PSNR is that candidate's, shifted by the difference of the two predicted errors.
 Knows numbers; no tensors of a model.
-Source: ours.
+Source: ours (docs/how-it-works.md, section 5).
 """
 
 from __future__ import annotations

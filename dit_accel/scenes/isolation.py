@@ -3,12 +3,8 @@
 A session, a `SceneConfig` and the rows of a layout come in; the pipeline's attentions compute the
 scene, and a `SceneReport` goes out. Each shot is a row of the batch. A row reads the keys, before
 rotation, and the values that another row makes in the same call, so nothing is stored from step to
-step, any sampler works, and a cached step caches both. Both guidance branches are isolated;
-subjects' own prompts are in the conditional branch only, the negative prompt stays.
-
-It decides which parts are active at a step and a layer. The maths is in `scenes/masks.py`,
-`scenes/reposition.py`, `scenes/rows.py` and `attention/lse_merge.py`. Where no part is active the
-stock call is made.
+step, any sampler works, and a cached step caches both. It decides which parts are active at a step
+and a layer; the maths is in the modules beside it. Where no part is active the stock call is made.
 
 Source: IR-Diffusion (arXiv 2411.19261), brought to video; our reading.
 """

@@ -2,10 +2,8 @@
 
 Coverage of tokens by subjects comes in; token classes, masks and gather plans go out. Class 0 is
 the background, i + 1 is subject i. `dense_mask` is the written-out reference of N x N entries, for
-the tests. `gather_plan` states the same as a few unmasked calls, one for all classes that see the
-same keys: any attention backend can run them, and the products are never more. (Not
-`block_sparse.gathered_attention`, which gathers key blocks by their mass.) It knows no model, step
-or file. Shapes as in `core/tokens.py`; S subjects, R reference keys.
+the tests. `gather_plan` states the same as a few unmasked calls, which any attention backend can
+run. It knows no model, step or file. Shapes as in `core/tokens.py`; S subjects, R reference keys.
 
 Source: IR-Diffusion (arXiv 2411.19261), isolation attention, with the background rule of its code;
 the closed background and the gather plan are ours.
