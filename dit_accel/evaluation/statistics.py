@@ -32,14 +32,12 @@ class Interval:
     high: float | None
     n: int
 
-    def to_dict(self) -> dict[str, Any]:
-        """JSON-able; a value that is not finite becomes None."""
-        return {
-            "value": _finite(self.value),
-            "low": _finite(self.low),
-            "high": _finite(self.high),
-            "n": self.n,
-        }
+    def text(self, digits: int) -> str:
+        """`31.2 [30.1, 32.4]`."""
+        value = f"{self.value:.{digits}f}"
+        if self.low is None or self.high is None:
+            return value
+        return f"{value} [{self.low:.{digits}f}, {self.high:.{digits}f}]"
 
 
 def mean(values: Sequence[float]) -> Interval:
@@ -106,5 +104,10 @@ def _bootstrap(samples: tuple[Sequence[float], ...], statistic: Callable[..., An
     return Interval(value, float(found.low), float(found.high), count)
 
 
-def _finite(value: float | None) -> float | None:
-    return value if value is not None and math.isfinite(value) else None
+def finite(value: Any) -> Any:
+    """As JSON takes it: numbers that are not finite become None, at any depth."""
+    if isinstance(value, dict):
+        return {str(key): finite(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(entry) for entry in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

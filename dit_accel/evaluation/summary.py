@@ -9,7 +9,6 @@ Source: ours.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -72,7 +71,7 @@ class Summary:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able."""
-        content: dict[str, Any] = _jsonable(asdict(self, dict_factory=dict))
+        content: dict[str, Any] = statistics.finite(asdict(self))
         return content
 
 
@@ -174,8 +173,13 @@ def _against_steps(setting: Setting, results: Results) -> dict[str, dict[str, An
         interval = _mean(results.minus_steps(setting, metric))
         if interval is not None:
             decided = statistics.verdict(interval, METRICS[metric].direction)
-            found[metric] = {**interval.to_dict(), "verdict": decided}
+            found[metric] = {**statistics.finite(asdict(interval)), "verdict": decided}
     return found
+
+
+def digits(metric: str) -> int:
+    """Decimals that a metric is worth."""
+    return {"psnr_db": 1, "ssim": 4}.get(metric, 3)
 
 
 def _mean(values: Mapping[str, float]) -> Interval | None:
@@ -189,11 +193,3 @@ def _most(values: Iterable[int | None]) -> int | None:
 def _exact_frames(result: Result) -> int:
     entry = (result["scores"] or {}).get(PSNR) or {}
     return int(entry.get("exact_frames") or 0)
-
-
-def _jsonable(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _jsonable(entry) for key, entry in value.items()}
-    if isinstance(value, list | tuple):
-        return [_jsonable(entry) for entry in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import math
 import os
 import sys
 import tempfile
@@ -164,7 +163,9 @@ def read_prompts(name: str, path: Path, limit: int | None) -> tuple[EvaluationPr
 
 def as_json(content: dict[str, Any]) -> str:
     """JSON that every reader accepts: numbers that are not finite become null."""
-    return json.dumps(_finite(content), indent=2, ensure_ascii=False, allow_nan=False)
+    from dit_accel.evaluation.statistics import finite
+
+    return json.dumps(finite(content), indent=2, ensure_ascii=False, allow_nan=False)
 
 
 def print_json(content: dict[str, Any]) -> None:
@@ -190,13 +191,3 @@ def _place(folder: Path, paths: Sequence[Path]) -> None:
 
 def _after_colon(error: ValueError) -> str:
     return str(error).partition(": ")[2] or str(error)
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {str(key): _finite(entry) for key, entry in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(entry) for entry in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value

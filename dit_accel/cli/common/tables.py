@@ -18,7 +18,6 @@ from dit_accel.cli.common.errors import as_option
 
 if TYPE_CHECKING:
     from dit_accel.evaluation.pairs import PairScores
-    from dit_accel.evaluation.statistics import Interval
     from dit_accel.evaluation.summary import MethodSummary, Summary
     from dit_accel.metrics.row import Metric
     from dit_accel.metrics.scoring import Score
@@ -66,27 +65,21 @@ def _cells(row: MethodSummary, metrics: list[str]) -> list[str]:
     counts += [f"{row.status[name]} {name}" for name in ("no effect", "failed") if row.status[name]]
     steps = f"{row.steps_computed.value:.1f}" if row.steps_computed else "–"
     flops = f"{row.flops_kept.value:.0%}" if row.flops_kept else "–"
-    speedup = f"{interval_text(row.speedup, 2)}×" if row.speedup else "–"
+    speedup = f"{row.speedup.text(2)}×" if row.speedup else "–"
     scores = [_score_cell(row, name) for name in metrics]
     return [row.label, ", ".join(counts), steps, flops, speedup, *scores]
 
 
 def _score_cell(row: MethodSummary, metric: str) -> str:
+    from dit_accel.evaluation.summary import digits
+
     interval = row.scores.get(metric)
     if interval is None:
         return "–"
-    digits = {"psnr_db": 1, "ssim": 4}.get(metric, 3)
     mark = "≈" if row.in_floor.get(metric) else ""
     verdict = row.against_steps.get(metric, {}).get("verdict")
     mark += {"better": "▲", "worse": "▼"}.get(str(verdict), "")
-    return f"{interval_text(interval, digits)} {mark}".rstrip()
-
-
-def interval_text(interval: Interval, digits: int) -> str:
-    """`31.2 [30.1, 32.4]`."""
-    if interval.low is None or interval.high is None:
-        return f"{interval.value:.{digits}f}"
-    return f"{interval.value:.{digits}f} [{interval.low:.{digits}f}, {interval.high:.{digits}f}]"
+    return f"{interval.text(digits(metric))} {mark}".rstrip()
 
 
 def show_scores(rows: dict[str, Metric], scored: list[PairScores], mean: dict[str, Any]) -> None:

@@ -10,7 +10,6 @@ import math
 from typing import Any
 
 from dit_accel.evaluation.html.svg import Size
-from dit_accel.evaluation.statistics import Interval
 from dit_accel.metrics import METRICS
 
 CEILING = {"psnr_db": 60.0}  # above, it is drawn at the edge: 100 dB would flatten the rest
@@ -35,11 +34,6 @@ def title(metric: str) -> str:
     return f"{name}, {unit}" if unit and unit not in name else name
 
 
-def digits(metric: str) -> int:
-    """Decimals that a metric is worth."""
-    return {"psnr_db": 1, "ssim": 4}.get(metric, 3)
-
-
 def shown_at(metric: str, value: float) -> float:
     """Where a score is drawn: at the ceiling, if it is above."""
     return min(value, CEILING.get(metric, math.inf))
@@ -54,14 +48,6 @@ def score_ticks(axis: Any, metric: str) -> None:
     """Label an axis of scores; the ceiling's tick has a "+"."""
     ceiling = CEILING.get(metric, math.inf)
     axis.set_major_formatter(lambda value, _: f"{value:g}" + ("+" if value >= ceiling else ""))
-
-
-def interval(value: Interval, decimals: int) -> str:
-    """`31.2 [30.1, 32.4]`."""
-    text = f"{value.value:.{decimals}f}"
-    if value.low is None or value.high is None:
-        return text
-    return f"{text} [{value.low:.{decimals}f}, {value.high:.{decimals}f}]"
 
 
 def margins(

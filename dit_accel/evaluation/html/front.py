@@ -13,34 +13,14 @@ from typing import Any
 
 import numpy as np
 
-from dit_accel.evaluation.html.figures import (
-    NARROW,
-    WIDE,
-    digits,
-    end_at,
-    interval,
-    kind,
-    margins,
-    score_ticks,
-    shown_at,
-    title,
-)
+from dit_accel.evaluation.html import figures, svg
+from dit_accel.evaluation.html.figures import NARROW, WIDE, end_at, shown_at
 from dit_accel.evaluation.html.labels import Label, Points, place
-from dit_accel.evaluation.html.svg import (
-    CSS_FLOOR,
-    CSS_MUTED,
-    CSS_PAPER,
-    TIP,
-    Look,
-    Size,
-    drawing,
-    look,
-    to_svg,
-)
+from dit_accel.evaluation.html.svg import Look, Size
 from dit_accel.evaluation.methods.row import Setting
 from dit_accel.evaluation.results import Results
 from dit_accel.evaluation.statistics import Interval
-from dit_accel.evaluation.summary import MethodSummary, Summary
+from dit_accel.evaluation.summary import MethodSummary, Summary, digits
 from dit_accel.metrics import METRICS
 
 
@@ -113,32 +93,34 @@ def _front(
 ) -> str:
     slots = results.slots()
     tips: dict[str, str] = {}
-    with drawing(size) as figure:
-        axes = figure.add_axes(margins(size, left=62 if not size.narrow else 44, bottom=52))
+    with svg.drawing(size) as figure:
+        axes = figure.add_axes(figures.margins(size, left=62 if not size.narrow else 44, bottom=52))
         families = {
             name: [p for s in settings for p in shown if p.setting == s]
             for name, settings in results.families().items()
         }
         for name, family in families.items():
-            style = look(slots[name])
+            style = svg.look(slots[name])
             axes.plot(
                 [p.x.value for p in family], [shown_at(metric, p.y.value) for p in family],
                 color=style.colour, linestyle=style.dashes, zorder=3,
             )  # fmt: skip
             for point in family:
-                gid = f"{TIP}{len(tips)}"
+                gid = f"{svg.TIP}{len(tips)}"
                 tips[gid] = _tip(point, axis, metric)
                 _point(axes, point, style, gid, metric)
         _limits(axes, shown, metric)
         _draw_floor(axes, summary, metric, size)
         axes.set_xlabel(axis.title)
-        axes.set_title(title(metric), loc="left", fontsize=size.font, color=CSS_MUTED, pad=10)
+        axes.set_title(
+            figures.title(metric), loc="left", fontsize=size.font, color=svg.CSS_MUTED, pad=10
+        )
         axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}×")
         _write_labels(axes, families, slots, size, metric)
-        alt = f"{title(metric)} against {axis.title}, one curve a method: " + "; ".join(
+        alt = f"{figures.title(metric)} against {axis.title}, one curve a method: " + "; ".join(
             tips[key] for key in tips
         )
-        return to_svg(figure, f"f-{axis.key}-{metric}-{kind(size)}", alt, tips)
+        return svg.to_svg(figure, f"f-{axis.key}-{metric}-{figures.kind(size)}", alt, tips)
 
 
 def _point(axes: Any, point: Point, style: Look, gid: str, metric: str) -> None:
@@ -147,7 +129,7 @@ def _point(axes: Any, point: Point, style: Look, gid: str, metric: str) -> None:
         axes.plot(*bar.T, color=style.colour, linewidth=1, alpha=0.75, zorder=2)
     axes.plot(
         [point.x.value], [at], marker=style.marker, markersize=8.5,
-        color=style.colour, markerfacecolor=style.colour if point.front else CSS_PAPER,
+        color=style.colour, markerfacecolor=style.colour if point.front else svg.CSS_PAPER,
         markeredgecolor=style.colour, markeredgewidth=1.6, zorder=4, gid=gid, clip_on=False,
     )  # fmt: skip
 
@@ -158,7 +140,7 @@ def _limits(axes: Any, shown: list[Point], metric: str) -> None:
     xs = [v for p in shown for v in (p.x.value, p.x.low, p.x.high) if v is not None]
     margin = 0.1 * (max(ys) - min(ys)) or 0.05 * abs(max(ys)) or 1.0
     axes.set_ylim(min(ys) - margin, max(ys) + margin)
-    score_ticks(axes.yaxis, metric)
+    figures.score_ticks(axes.yaxis, metric)
     right = max(xs) + 0.06 * (max(xs) - min(1.0, *xs)) + 0.02
     axes.set_xlim(min(1.0, *xs) - 0.03 * (right - 1), right)
     if METRICS[metric].direction == "lower":
@@ -179,15 +161,15 @@ def _draw_floor(axes: Any, summary: Summary, metric: str, size: Size) -> None:
         high, low = (max(high, value + reach), low) if higher else (high, min(low, value - reach))
         axes.set_ylim((low, high) if higher else (high, low))
         axes.axhspan(
-            value, high if higher else low, color=CSS_FLOOR, alpha=0.13, linewidth=0, zorder=0
+            value, high if higher else low, color=svg.CSS_FLOOR, alpha=0.13, linewidth=0, zorder=0
         )
-        axes.axhline(value, color=CSS_FLOOR, linewidth=1.3, linestyle=(0, (5, 3)), zorder=1)
+        axes.axhline(value, color=svg.CSS_FLOOR, linewidth=1.3, linestyle=(0, (5, 3)), zorder=1)
         text, at = f"{text}, no difference above" if not size.narrow else text, value
     else:
         text, at = f"{text} ↑ above this plot" if higher else f"{text} ↑ beyond", axes.get_ylim()[1]
     axes.annotate(
         text, (1, at), xycoords=("axes fraction", "data"), xytext=(-4, 4),
-        textcoords="offset points", ha="right", va="bottom", color=CSS_FLOOR,
+        textcoords="offset points", ha="right", va="bottom", color=svg.CSS_FLOOR,
         fontsize=size.font - 1, annotation_clip=False,
     )  # fmt: skip
 
@@ -205,18 +187,18 @@ def _write_labels(
     for name, family in families.items():
         if not family:
             continue
-        colour = look(slots[name]).colour
+        colour = svg.look(slots[name]).colour
         end = max(family, key=lambda p: p.x.value)
         single = len(family) == 1
         names.append(
             Label(
                 end.x.value, shown_at(metric, end.y.value), end.setting.label if single else name,
-                colour if slots[name] >= 0 else CSS_MUTED, size.font, bold=True,
+                colour if slots[name] >= 0 else svg.CSS_MUTED, size.font, bold=True,
             )
         )  # fmt: skip
         numbers += [
-            Label(p.x.value, shown_at(metric, p.y.value), f"{p.setting.number:g}", CSS_MUTED,
-                  size.font - 2.5, optional=True)
+            Label(p.x.value, shown_at(metric, p.y.value), f"{p.setting.number:g}",
+                  svg.CSS_MUTED, size.font - 2.5, optional=True)
             for p in family
             if p.setting.number is not None and not single
         ]  # fmt: skip
@@ -237,5 +219,5 @@ def _bars(point: Point, metric: str) -> list[Points]:
 
 def _tip(point: Point, axis: Axis, metric: str) -> str:
     saved = f"{point.x.value:.2f}× {'FLOPs saved' if axis.key == 'flops' else 'in seconds'}"
-    reached = f"{interval(point.y, digits(metric))} {METRICS[metric].unit}".rstrip()
+    reached = f"{point.y.text(digits(metric))} {METRICS[metric].unit}".rstrip()
     return f"{point.setting.label}: {reached}, {saved}"

@@ -23,7 +23,7 @@ from dit_accel.evaluation.methods import METHODS, UNCACHED
 from dit_accel.evaluation.results import PSNR, Results
 from dit_accel.evaluation.statistics import Interval
 from dit_accel.evaluation.store import Store
-from dit_accel.evaluation.summary import MethodSummary, Summary, summarise
+from dit_accel.evaluation.summary import MethodSummary, Summary, digits, summarise
 from dit_accel.metrics import METRICS
 
 PREFERRED = ("psnr_db", "ssim", "tof", "lpips")
@@ -86,7 +86,7 @@ def render(store: Store, spec: EvaluationSpec) -> str:
             metrics=_ordered(spec.metrics),
             preferred=metrics,
             title=figures.title,
-            digits=figures.digits,
+            digits=digits,
             METRICS=METRICS,
             rows=_rows(results, summary),
             fronts=_fronts(results, summary),
@@ -248,7 +248,7 @@ def _paired(results: Results, summary: Summary) -> dict[str, Any]:
         "metrics": {
             metric: {
                 "title": figures.title(metric),
-                "digits": figures.digits(metric),
+                "digits": digits(metric),
                 "higher": METRICS[metric].direction == "higher",
                 "scores": [_values(results, results.scores(s, metric)) for s in drawn],
                 "minusSteps": [

@@ -12,27 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from dit_accel.evaluation.html.figures import (
-    CEILING,
-    NARROW,
-    WIDE,
-    end_at,
-    kind,
-    margins,
-    score_ticks,
-    shown_at,
-    title,
-)
-from dit_accel.evaluation.html.svg import (
-    CSS_FLOOR,
-    CSS_INK,
-    CSS_MUTED,
-    Look,
-    Size,
-    drawing,
-    look,
-    to_svg,
-)
+from dit_accel.evaluation.html import figures, svg
+from dit_accel.evaluation.html.figures import NARROW, WIDE, end_at, shown_at
+from dit_accel.evaluation.html.svg import Look, Size
 from dit_accel.evaluation.methods.row import Setting
 from dit_accel.evaluation.results import FrameValues, Results
 from dit_accel.evaluation.summary import Summary
@@ -61,12 +43,12 @@ def _prompts(
     slots, rows = results.slots(), summary.by_setting
     longest = max(len(setting.label) for setting in shown)
     left = 12 if size.narrow else 24 + 0.56 * size.font * longest
-    with drawing(size) as figure:
-        axes = figure.add_axes(margins(size, left=left, bottom=44, top=8))
+    with svg.drawing(size) as figure:
+        axes = figure.add_axes(figures.margins(size, left=left, bottom=44, top=8))
         for place_, setting in enumerate(shown):
             scores = results.scores(setting, metric).values()
             values = [shown_at(metric, value) for value in scores]
-            style = look(slots[setting.method])
+            style = svg.look(slots[setting.method])
             axes.plot(
                 thinned(values), [place_] * len(thinned(values)), "o", markersize=6, alpha=0.6,
                 color=style.colour, markeredgewidth=0, zorder=2,
@@ -75,9 +57,9 @@ def _prompts(
             if score is not None:
                 ends = [end_at(metric, end) for end in (score.low, score.high)]
                 if None not in ends:
-                    axes.plot(ends, (place_, place_), color=CSS_INK, linewidth=1.6, zorder=3)
+                    axes.plot(ends, (place_, place_), color=svg.CSS_INK, linewidth=1.6, zorder=3)
                 axes.plot([shown_at(metric, score.value)], [place_], "|", markersize=13,
-                          markeredgewidth=2.4, color=CSS_INK, zorder=4)  # fmt: skip
+                          markeredgewidth=2.4, color=svg.CSS_INK, zorder=4)  # fmt: skip
             if size.narrow:
                 axes.annotate(
                     setting.label, (0, place_), xycoords=("axes fraction", "data"),
@@ -86,21 +68,22 @@ def _prompts(
         axes.set_ylim(len(shown) - 0.5, -0.75 if size.narrow else -0.5)
         axes.set_yticks([] if size.narrow else range(len(shown)))
         if not size.narrow:
-            axes.set_yticklabels([setting.label for setting in shown], color=CSS_INK)
+            axes.set_yticklabels([setting.label for setting in shown], color=svg.CSS_INK)
         axes.tick_params(axis="y", length=0)
         axes.grid(visible=False, axis="y")
         axes.spines["left"].set_visible(False)
         low, high = axes.get_xlim()
         name, floor = summary.floor.get(metric, ("", math.nan))
         if low <= floor <= high:
-            axes.axvline(floor, color=CSS_FLOOR, linestyle=(0, (5, 3)), linewidth=1.3, zorder=1)
+            axes.axvline(floor, color=svg.CSS_FLOOR, linestyle=(0, (5, 3)), linewidth=1.3, zorder=1)
             side = "right" if floor > (low + high) / 2 else "left"
-            axes.text(floor, len(shown) - 0.55, f" {name} ", color=CSS_FLOOR, ha=side, va="bottom",
-                      fontsize=size.font - 2)  # fmt: skip
-        axes.set_xlabel(title(metric))
-        score_ticks(axes.xaxis, metric)
-        alt = f"{title(metric)} of every prompt, one row a method; the means are in the table"
-        return to_svg(figure, f"p-{metric}-{kind(size)}", alt)
+            axes.text(floor, len(shown) - 0.55, f" {name} ", color=svg.CSS_FLOOR, ha=side,
+                      va="bottom", fontsize=size.font - 2)  # fmt: skip
+        axes.set_xlabel(figures.title(metric))
+        figures.score_ticks(axes.xaxis, metric)
+        name = figures.title(metric)
+        alt = f"{name} of every prompt, one row a method; the means are in the table"
+        return svg.to_svg(figure, f"p-{metric}-{figures.kind(size)}", alt)
 
 
 def thinned(values: Sequence[float]) -> list[float]:
@@ -141,7 +124,7 @@ def _frames(
 ) -> str:
     slots = results.slots()
     rows = math.ceil(len(panels) / columns)
-    with drawing(size) as figure:
+    with svg.drawing(size) as figure:
         grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
         figure.subplots_adjust(
             left=(44 if not size.narrow else 34) / size.width, right=1 - 30 / size.width,
@@ -151,20 +134,20 @@ def _frames(
         for axes in grid.flat[len(panels) :]:
             axes.set_visible(False)
         for axes, (name, settings) in zip(grid.flat, panels.items(), strict=False):
-            _panel(axes, name, settings, look(slots[name]), size, metric)
+            _panel(axes, name, settings, svg.look(slots[name]), size, metric)
         last = len(panels) - columns
         for index, axes in enumerate(grid.flat[: len(panels)]):
             if index >= last:
                 axes.tick_params(labelbottom=True)
                 axes.set_xlabel("frame")
-        alt = f"{title(metric)} over the frames, one panel a method, one line a setting"
-        return to_svg(figure, f"t-{metric}-{kind(size)}", alt)
+        alt = f"{figures.title(metric)} over the frames, one panel a method, one line a setting"
+        return svg.to_svg(figure, f"t-{metric}-{figures.kind(size)}", alt)
 
 
 def _panel(axes: Any, name: str, settings: Lines, style: Look, size: Size, metric: str) -> None:
     ends = []
     for index, (setting, scores) in enumerate(settings):
-        values = np.minimum(scores, CEILING.get(metric, math.inf))
+        values = np.minimum(scores, figures.CEILING.get(metric, math.inf))
         x = np.arange(values.shape[1])
         low, middle, high = np.quantile(values, (0.25, 0.5, 0.75), axis=0)
         strength = 1 - 0.5 * index / max(1, len(settings) - 1)
@@ -179,7 +162,7 @@ def _panel(axes: Any, name: str, settings: Lines, style: Look, size: Size, metri
     for y, x, text in ends:
         axes.annotate(
             text, (x, y), xytext=(4, 0), textcoords="offset points", va="center",
-            fontsize=size.font - 2.5, color=CSS_MUTED, annotation_clip=False,
+            fontsize=size.font - 2.5, color=svg.CSS_MUTED, annotation_clip=False,
         )  # fmt: skip
     axes.xaxis.get_major_locator().set_params(integer=True, nbins=5)
-    score_ticks(axes.yaxis, metric)
+    figures.score_ticks(axes.yaxis, metric)

@@ -10,41 +10,33 @@ Source: cache-dit, https://github.com/vipshop/cache-dit.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from typing import Any
 
-from dit_accel.evaluation.methods.row import Apply, Method, MethodContext, MethodHandle
+from dit_accel.evaluation.methods.row import Apply, Method, MethodContext, MethodHandle, Number
 
 
-def _cache_dit(config: str, calibrator: bool = False) -> Apply:
-    def apply(
-        pipe: Any, number: float | int | None, context: MethodContext
-    ) -> AbstractContextManager[MethodHandle]:
-        return _enabled(pipe, config, float(number or 0.0), context, calibrator)
+def _cache_dit(config: str, *, calibrator: bool = False) -> Apply:
+    @contextmanager
+    def apply(pipe: Any, number: Number, context: MethodContext) -> Iterator[MethodHandle]:
+        import cache_dit
+
+        options = {} if not calibrator else {
+            "calibrator_config": cache_dit.TaylorSeerCalibratorConfig(taylorseer_order=1)
+        }  # fmt: skip
+        cache = getattr(cache_dit, config)(
+            Fn_compute_blocks=1,
+            Bn_compute_blocks=0,
+            residual_diff_threshold=float(number or 0.0),
+            enable_separate_cfg=context.clip.guidance > 1,
+        )
+        cache_dit.enable_cache(pipe, cache_config=cache, **options)
+        try:
+            yield MethodHandle()
+        finally:
+            cache_dit.disable_cache(pipe)
 
     return apply
-
-
-@contextmanager
-def _enabled(
-    pipe: Any, config: str, threshold: float, context: MethodContext, calibrator: bool
-) -> Iterator[MethodHandle]:
-    import cache_dit
-
-    options = {} if not calibrator else {
-        "calibrator_config": cache_dit.TaylorSeerCalibratorConfig(taylorseer_order=1)
-    }  # fmt: skip
-    cache = getattr(cache_dit, config)(
-        Fn_compute_blocks=1,
-        Bn_compute_blocks=0,
-        residual_diff_threshold=threshold,
-        enable_separate_cfg=context.clip.guidance > 1,
-    )
-    cache_dit.enable_cache(pipe, cache_config=cache, **options)
-    try:
-        yield MethodHandle()
-    finally:
-        cache_dit.disable_cache(pipe)
 
 
 def _row(name: str, summary: str, apply: Apply, sweep: tuple[float, ...]) -> Method:

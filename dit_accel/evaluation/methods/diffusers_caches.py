@@ -17,9 +17,9 @@ from contextlib import contextmanager
 from typing import Any
 
 from dit_accel.core.families import family_of, transformers_of
-from dit_accel.evaluation.methods.row import Apply, Method, MethodContext, MethodHandle
+from dit_accel.evaluation.methods.row import Apply, Method, MethodContext, MethodHandle, Number
 
-Configure = Callable[[Any, Any, float | int | None, MethodContext], Any]
+Configure = Callable[[Any, Any, Number, MethodContext], Any]
 
 
 def _cache(config_class: str, configure: Configure, separate: str = "") -> Apply:
@@ -32,22 +32,25 @@ def _cache(config_class: str, configure: Configure, separate: str = "") -> Apply
     """
 
     @contextmanager
-    def apply(
-        pipe: Any, number: float | int | None, context: MethodContext
-    ) -> Iterator[MethodHandle]:
+    def apply(pipe: Any, number: Number, context: MethodContext) -> Iterator[MethodHandle]:
         import diffusers
 
-        kind = getattr(diffusers, config_class)
-        family = family_of(pipe)
-        modules = list(transformers_of(pipe, family).values())
-        faulty = separate and family.branches == "separate" and context.clip.guidance > 1
-        with contextlib.ExitStack() as stack:
-            for module in modules:
-                module.enable_cache(configure(kind, pipe, number, context))
-                stack.callback(module.disable_cache)
+        kind, branches = getattr(diffusers, config_class), family_of(pipe).branches
+        faulty = separate and branches == "separate" and context.clip.guidance > 1
+        with _enabled(pipe, lambda: configure(kind, pipe, number, context)):
             yield MethodHandle(remarks=(separate,) if faulty else ())
 
     return apply
+
+
+@contextmanager
+def _enabled(pipe: Any, config: Callable[[], Any]) -> Iterator[None]:
+    """Every transformer of the pipeline with a cache of its own configuration."""
+    with contextlib.ExitStack() as stack:
+        for module in transformers_of(pipe, family_of(pipe)).values():
+            module.enable_cache(config())
+            stack.callback(module.disable_cache)
+        yield
 
 
 def _attention_broadcast(kind: Any, pipe: Any, number: Any, context: MethodContext) -> Any:
@@ -65,8 +68,9 @@ def _faster_cache(kind: Any, pipe: Any, number: Any, context: MethodContext) -> 
     )
 
 
-def _by_threshold(kind: Any, pipe: Any, number: Any, context: MethodContext) -> Any:
-    return kind(threshold=number)
+def _by(name: str, **fixed: Any) -> Configure:
+    """Set the number by its name in the configuration, beside settings that are fixed."""
+    return lambda kind, pipe, number, context: kind(**{name: number}, **fixed)
 
 
 def _mag_cache(kind: Any, pipe: Any, number: Any, context: MethodContext) -> Any:
@@ -74,14 +78,10 @@ def _mag_cache(kind: Any, pipe: Any, number: Any, context: MethodContext) -> Any
 
     def measure(run: Callable[[], None]) -> list[float]:
         """Read the ratios of each branch from stdout: diffusers only prints them."""
-        modules = list(transformers_of(pipe, family_of(pipe)).values())
         printed = io.StringIO()
-        with contextlib.ExitStack() as stack:
-            for module in modules:
-                module.enable_cache(kind(calibrate=True, num_inference_steps=steps))
-                stack.callback(module.disable_cache)
-            with contextlib.redirect_stdout(printed):
-                run()
+        calibrating = _enabled(pipe, lambda: kind(calibrate=True, num_inference_steps=steps))
+        with calibrating, contextlib.redirect_stdout(printed):
+            run()
         found = re.findall(r"^\[([^\]\[]*\d[^\]\[]*)\]$", printed.getvalue(), re.MULTILINE)
         if not found:
             raise RuntimeError("MagCache's calibration printed no ratios")
@@ -90,18 +90,6 @@ def _mag_cache(kind: Any, pipe: Any, number: Any, context: MethodContext) -> Any
 
     ratios = context.calibrate(f"mag-cache-{steps}", measure)
     return kind(threshold=number, num_inference_steps=steps, mag_ratios=ratios)
-
-
-def _taylor_seer(kind: Any, pipe: Any, number: Any, context: MethodContext) -> Any:
-    return kind(cache_interval=number)
-
-
-def _taylor_seer_attention(kind: Any, pipe: Any, number: Any, context: MethodContext) -> Any:
-    return kind(cache_interval=number, cache_identifiers=[r"blocks\.\d+\.attn\d"])
-
-
-def _taylor_seer_lite(kind: Any, pipe: Any, number: Any, context: MethodContext) -> Any:
-    return kind(cache_interval=number, use_lite_mode=True)
 
 
 def _row(
@@ -129,20 +117,22 @@ def _row(
 
 
 DIFFUSERS = (
-    _row("first-block", "First Block Cache", "FirstBlockCacheConfig", _by_threshold,
+    _row("first-block", "First Block Cache", "FirstBlockCacheConfig", _by("threshold"),
          "threshold", (0.05, 0.08, 0.12, 0.2)),
     _row("mag-cache", "MagCache, calibrated on one uncached clip", "MagCacheConfig", _mag_cache,
          "threshold", (0.06, 0.12, 0.24)),
-    _row("sea-cache", "SeaCache", "SeaCacheConfig", _by_threshold, "threshold", (0.1, 0.25, 0.5)),
+    _row("sea-cache", "SeaCache", "SeaCacheConfig", _by("threshold"), "threshold",
+         (0.1, 0.25, 0.5)),
     _row("pab", "Pyramid Attention Broadcast", "PyramidAttentionBroadcastConfig",
          _attention_broadcast, "skip range", (2, 4), low=1,
          separate="it counts calls as steps, and gives one branch the cached values of the other"),
     _row("faster-cache", "FasterCache", "FasterCacheConfig", _faster_cache, "skip range", (2,),
          low=1),
-    _row("taylor-seer", "TaylorSeer, default modules", "TaylorSeerCacheConfig", _taylor_seer,
-         "interval", (3, 5), low=1),
-    _row("taylor-seer-attention", "TaylorSeer on all attentions",
-         "TaylorSeerCacheConfig", _taylor_seer_attention, "interval", (3, 5), low=1),
-    _row("taylor-seer-lite", "TaylorSeer, lite mode", "TaylorSeerCacheConfig", _taylor_seer_lite,
-         "interval", (2, 3, 5), low=1),
+    _row("taylor-seer", "TaylorSeer, default modules", "TaylorSeerCacheConfig",
+         _by("cache_interval"), "interval", (3, 5), low=1),
+    _row("taylor-seer-attention", "TaylorSeer on all attentions", "TaylorSeerCacheConfig",
+         _by("cache_interval", cache_identifiers=[r"blocks\.\d+\.attn\d"]), "interval", (3, 5),
+         low=1),
+    _row("taylor-seer-lite", "TaylorSeer, lite mode", "TaylorSeerCacheConfig",
+         _by("cache_interval", use_lite_mode=True), "interval", (2, 3, 5), low=1),
 )  # fmt: skip

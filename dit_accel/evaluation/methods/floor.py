@@ -15,26 +15,22 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from dit_accel.core.families import family_of, transformers_of
-from dit_accel.evaluation.methods.row import Method, MethodContext, MethodHandle
+from dit_accel.evaluation.methods.row import Method, MethodContext, MethodHandle, Number
 
 
 @contextmanager
-def _rerun(pipe: Any, number: float | int | None, context: MethodContext) -> Iterator[MethodHandle]:
+def _rerun(pipe: Any, number: Number, context: MethodContext) -> Iterator[MethodHandle]:
     yield MethodHandle()
 
 
 @contextmanager
-def _other_attention(
-    pipe: Any, number: float | int | None, context: MethodContext
-) -> Iterator[MethodHandle]:
+def _other_attention(pipe: Any, number: Number, context: MethodContext) -> Iterator[MethodHandle]:
     with sdpa_kernel(SDPBackend.MATH):
         yield MethodHandle(remarks=("attention by torch's unfused implementation",))
 
 
 @contextmanager
-def _other_dtype(
-    pipe: Any, number: float | int | None, context: MethodContext
-) -> Iterator[MethodHandle]:
+def _other_dtype(pipe: Any, number: Number, context: MethodContext) -> Iterator[MethodHandle]:
     """float32 weights under bfloat16 autocast; 16-bit weights as float32, undone exactly."""
     modules = list(transformers_of(pipe, family_of(pipe)).values())
     dtype = modules[0].dtype

@@ -7,7 +7,7 @@ Source: UniCP, arXiv 2502.04393; plans, docs/how-it-works.md.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from typing import Any
 
 from dit_accel.attention.pcas import PCAS
@@ -17,26 +17,24 @@ from dit_accel.config import AccelConfig, QualityConfig, SpeedupConfig, Threshol
 from dit_accel.evaluation.methods.row import (
     FEWER_STEPS,
     UNCACHED,
+    Active,
     Apply,
     Method,
     MethodContext,
     MethodHandle,
+    Number,
 )
 from dit_accel.handle import accelerate
 from dit_accel.planning.lookup import find_profile
 
 
 @contextmanager
-def _uncached(
-    pipe: Any, number: float | int | None, context: MethodContext
-) -> Iterator[MethodHandle]:
+def _uncached(pipe: Any, number: Number, context: MethodContext) -> Iterator[MethodHandle]:
     yield MethodHandle()
 
 
 @contextmanager
-def _fewer_steps(
-    pipe: Any, number: float | int | None, context: MethodContext
-) -> Iterator[MethodHandle]:
+def _fewer_steps(pipe: Any, number: Number, context: MethodContext) -> Iterator[MethodHandle]:
     if number is None or number >= context.clip.steps:
         raise ValueError(f"fewer-steps is {number}; accepted: below the {context.clip.steps} steps")
     yield MethodHandle(overrides={"num_inference_steps": int(number)})
@@ -60,35 +58,27 @@ def _unicp(**changes: Any) -> Apply:
     return lambda pipe, number, _: _ours(pipe, UniCPConfig(EDCW(float(number or 0.0)), **parts))
 
 
-def _pruned(
-    pipe: Any, number: float | int | None, _: MethodContext
-) -> AbstractContextManager[MethodHandle]:
+def _pruned(pipe: Any, number: Number, _: MethodContext) -> Active:
     return _alone(pipe, PCAS(keep_mass=float(number or 1.0), cap=1.0, always=True))
 
 
-def _sliced(
-    pipe: Any, number: float | int | None, _: MethodContext
-) -> AbstractContextManager[MethodHandle]:
+def _sliced(pipe: Any, number: Number, _: MethodContext) -> Active:
     rank = int(number or 1)
     return _alone(pipe, PCAS(mode="slice", rank=rank, value_rank=rank, always=True))
 
 
-def _alone(pipe: Any, pcas: PCAS) -> AbstractContextManager[MethodHandle]:
+def _alone(pipe: Any, pcas: PCAS) -> Active:
     return _ours(pipe, UniCPConfig(EDCW(threshold=0.0), pcas, shift=None))
 
 
 @contextmanager
-def _trimmed(
-    pipe: Any, number: float | int | None, context: MethodContext
-) -> Iterator[MethodHandle]:
+def _trimmed(pipe: Any, number: Number, context: MethodContext) -> Iterator[MethodHandle]:
     with trim_text(pipe):
         yield MethodHandle()
 
 
 def _planned(way: type[QualityConfig | SpeedupConfig]) -> Apply:
-    def apply(
-        pipe: Any, number: float | int | None, context: MethodContext
-    ) -> AbstractContextManager[MethodHandle]:
+    def apply(pipe: Any, number: Number, context: MethodContext) -> Active:
         profile = context.profile or find_profile(pipe)
         if profile is None:
             raise ValueError(

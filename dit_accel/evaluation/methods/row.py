@@ -24,6 +24,7 @@ from dit_accel.core.report import Report
 UNCACHED = "uncached"
 FEWER_STEPS = "fewer-steps"
 RERUN = "rerun"
+Number = float | int | None  # of a setting; None where its method takes none
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,8 @@ class MethodContext:
     cache_memory: int | None = None
 
 
-Apply = Callable[[Any, float | int | None, MethodContext], AbstractContextManager[MethodHandle]]
+Active = AbstractContextManager[MethodHandle]
+Apply = Callable[[Any, Number, MethodContext], Active]
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,7 @@ class Setting:
     """
 
     method: str
-    number: float | int | None = None
+    number: Number = None
     control: bool = field(default=False, compare=False)
     profiled: bool = field(default=False, compare=False)
     package: str | None = field(default=None, compare=False)
@@ -125,7 +127,7 @@ class Method:
     summary: str
     apply: Apply
     number: str = ""
-    default: float | int | None = None
+    default: Number = None
     sweep: tuple[float | int, ...] = ()
     low: float = 0.0
     high: float = math.inf
@@ -137,7 +139,7 @@ class Method:
     profiled: bool = False
     research: bool = False
 
-    def setting(self, number: float | int | None) -> Setting:
+    def setting(self, number: Number) -> Setting:
         """This method with a number."""
         package = self.package[0] if self.package else None
         return Setting(self.name, number, self.control, self.profiled, package)
