@@ -225,7 +225,7 @@ def test_bad_calls_are_named_and_change_nothing():
     before = state_of(pipe)
     with pytest.raises(ValueError, match="accel is 'magic'; accepted: unicp, unicp-paper, or a"):
         accelerate(pipe, accel="magic")
-    with pytest.raises(ValueError, match="accel is given with site; accepted: with threshold alone"):
+    with pytest.raises(ValueError, match="accel is given with site; accepted: with threshold"):
         accelerate(pipe, accel="unicp-paper", site="block")
     pipe.transformer.blocks[1].attn1.processor = stranger = lambda *args: None
     with pytest.raises(ValueError, match="processor is function; accepted: WanAttnProcessor"):
