@@ -223,13 +223,13 @@ class LowRankAttention:
         assert self.logits is not None and self.rank is not None, "fit comes first"
         tokens, width = query.shape[1], query.shape[-1]
         query, key = pca.slice_logits(query, key, self.logits, self.mean, self.rank)
-        restore = self.narrow is not None and value.shape[-1] == width
-        if restore and self.narrow is not None:
-            value = pca.project(value - self.offset.to(value.dtype), self.narrow[1])
+        narrow = self.narrow if value.shape[-1] == width else None
+        if narrow is not None:
+            value = pca.project(value - self.offset.to(value.dtype), narrow[1])
         q, k, v = (x.transpose(1, 2) for x in (query, key, value))
         mixed = F.scaled_dot_product_attention(q, k, v, scale=width**-0.5).transpose(1, 2)
-        if restore and self.narrow is not None:
-            mixed = pca.project(mixed, self.narrow[0].mT) + self.offset.to(mixed.dtype)
+        if narrow is not None:
+            mixed = pca.project(mixed, narrow[0].mT) + self.offset.to(mixed.dtype)
         return mixed, (self.rank + value.shape[-1]) / (2 * width) + self.rank / tokens
 
     def skip_reason(self, query: torch.Tensor) -> str | None:

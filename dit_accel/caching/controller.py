@@ -185,13 +185,11 @@ class RecordingPolicy(Policy):
 
 def _is_of(choice: PlanChoice, coefficients: SamplerCoefficients) -> bool:
     """Whether a plan was chosen for these timesteps and branch weights."""
-    here = coefficients.timesteps.tolist()
-    return (
-        len(choice.timesteps) == len(here)
-        and len(choice.branch_weights) == len(coefficients.branch_weights)
-        and all(map(_is_close, choice.timesteps, here))
-        and all(map(_is_close, choice.branch_weights, coefficients.branch_weights))
+    pairs = (
+        (choice.timesteps, coefficients.timesteps.tolist()),
+        (choice.branch_weights, coefficients.branch_weights),
     )
+    return all(len(own) == len(here) and all(map(_is_close, own, here)) for own, here in pairs)
 
 
 def _is_close(one: float, other: float) -> bool:

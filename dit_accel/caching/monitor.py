@@ -117,9 +117,7 @@ class Monitor:
         """How fast the latents moved over the last step, in the scheduler's time."""
         latents, before = self.session.latents, self._latents
         gap = abs(self.session.time_of(step) - self.session.time_of(step - 1))
-        if before is None or not isinstance(latents, torch.Tensor) or not gap:
-            return like.new_zeros(())
-        if latents.shape != before.shape:
+        if before is None or getattr(latents, "shape", None) != before.shape or not gap:
             return like.new_zeros(())
         return torch.linalg.vector_norm(latents - before, dtype=torch.float32) / gap
 

@@ -15,16 +15,8 @@ from typing import Any
 import torch
 
 from dit_accel.caching.engine import CacheMemory
-from dit_accel.core.quantization import (
-    BITS,
-    OFFLOADED,
-    Packed,
-    choose_forms,
-    pack,
-    packed_bytes,
-    random_signs,
-    useful_bits,
-)
+from dit_accel.core import quantization
+from dit_accel.core.quantization import BITS, OFFLOADED, Packed, useful_bits
 
 
 class TensorStore(dict[tuple[str, str], "BranchStore"]):
@@ -81,7 +73,7 @@ class TensorStore(dict[tuple[str, str], "BranchStore"]):
         places = self._by_age()
         if self.limit is not None:
             sizes = [self._sizes(values.raw[name]) for values, name in places]
-            forms = choose_forms(sizes, self.limit, offload=device.type != "cpu")
+            forms = quantization.choose_forms(sizes, self.limit, offload=device.type != "cpu")
             for (values, name), form in zip(places, forms, strict=True):
                 value = values.raw[name]
                 if form == OFFLOADED and value.device == device:
@@ -102,8 +94,8 @@ class TensorStore(dict[tuple[str, str], "BranchStore"]):
         if value.device != self.device:
             return [0]
         count, width = value.shape.numel(), value.dtype.itemsize
-        forms = (packed_bytes(count, bits) for bits in useful_bits(count, width, self.min_bits))
-        return [count * width, *forms]
+        bits = useful_bits(count, width, self.min_bits)
+        return [count * width, *(quantization.packed_bytes(count, b) for b in bits)]
 
     def _in_form(self, value: torch.Tensor | Packed, form: int) -> torch.Tensor | Packed:
         """A value in the form of that index in `_sizes`; what was packed or moved stays so."""
@@ -120,9 +112,9 @@ class TensorStore(dict[tuple[str, str], "BranchStore"]):
                 return value
             value = value.unpack()
         if self._signs is None or self._signs.device != value.device:
-            self._signs = random_signs().to(value.device)
+            self._signs = quantization.random_signs().to(value.device)
         self.packed_bits = min(bits, self.packed_bits or bits)
-        return pack(value, bits, signs=self._signs)
+        return quantization.pack(value, bits, signs=self._signs)
 
     def _count(self, values: list[torch.Tensor | Packed]) -> None:
         here = [value for value in values if value.device == self.device]

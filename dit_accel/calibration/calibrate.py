@@ -11,6 +11,7 @@ Memory: the predictions of a batch, in float32 on the CPU. Source: ours.
 from __future__ import annotations
 
 import copy
+import importlib.metadata
 from collections.abc import Callable, Sequence
 from itertools import chain
 from pathlib import Path
@@ -265,8 +266,6 @@ def _candidate(batches: Sequence[RefinedPlan]) -> CandidatePlan:
 
 def versions() -> dict[str, str]:
     """Of the packages that a profile depends on."""
-    import importlib.metadata
-
     return {name: importlib.metadata.version(name) for name in ("dit-accel", "diffusers", "torch")}
 
 

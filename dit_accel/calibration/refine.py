@@ -100,13 +100,8 @@ def carry_out(
 
 
 class _FittingPolicy(PlanPolicy):
-    """Follows the computed steps of a plan, and fits each window's correction when it opens.
-
-    Args:
-        numbers: of the clips.
-        prior: the plan as searched.
-        fold: what one forward's output is to the sampler (`guided`).
-    """
+    """Follows the computed steps of a plan, `prior`, and fits each window's correction when it
+    opens; `fold` makes of one forward's output what the sampler gets (`guided`)."""
 
     def __init__(
         self, numbers: Sequence[int], computed: tuple[int, ...], prior: Plan,

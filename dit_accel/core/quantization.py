@@ -104,11 +104,10 @@ def pack(
     rows = F.pad(flat, (0, -len(flat) % group)).view(-1, group)
     if signs is not None:
         rows = hadamard(rows * signs)
-    scales = rows.abs().amax(1) / _largest_code(bits)
+    most = _largest_code(bits)
+    scales = rows.abs().amax(1) / most
     divisors = torch.where(scales == 0, 1.0, scales)[:, None]
-    codes = (
-        (rows / divisors).nan_to_num(0.0).round().clamp(-_largest_code(bits), _largest_code(bits))
-    )
+    codes = (rows / divisors).nan_to_num(0.0).round().clamp(-most, most)
     whole = codes.to(torch.int16 if bits == 16 else torch.int8)
     stored = _pairs(whole) if bits == 4 else whole
     return Packed(stored, scales, signs, bits, value.shape, value.dtype)

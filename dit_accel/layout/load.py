@@ -128,9 +128,7 @@ class _Reader:
     def reference(self, found: Any) -> Reference:
         known = ("shot", "subject", "file", "box", "keyframes", "mask")
         fields = _fields(found, known, needed=())
-        file = None
-        if "file" in fields:
-            file = self.path("file", fields["file"], (*IMAGES, *CLIPS))
+        file = self.path("file", fields["file"], IMAGES + CLIPS) if "file" in fields else None
         keyframes, mask = self._where(fields)
         return Reference(fields.get("shot"), fields.get("subject"), file, keyframes, mask)
 
@@ -158,8 +156,7 @@ class _Reader:
         if "box" in fields:
             keyframes = (Keyframe(0.0, fields["box"]),)
         elif "keyframes" in fields:
-            place = fields["keyframes"]
-            keyframes = _each("keyframes", place, MOST_KEYFRAMES, _keyframe)
+            keyframes = _each("keyframes", fields["keyframes"], MOST_KEYFRAMES, _keyframe)
         mask = self.path("mask", fields["mask"], CLIPS) if "mask" in fields else None
         return keyframes, mask
 

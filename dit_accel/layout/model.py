@@ -9,7 +9,7 @@ Source: ours; IR-Diffusion (arXiv 2411.19261) takes masks from a detector instea
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -243,11 +243,12 @@ class Layout:
                     continue
                 field = f"shots[{i}].subjects[{j}].reference"
                 if reference.shot not in by_id:
-                    raise not_accepted(f"{field}.shot", reference.shot, _listed(by_id))
+                    raise not_accepted(f"{field}.shot", reference.shot, ", ".join(by_id))
                 wanted, ids = reference.subject or subject.id, by_id[reference.shot].ids
                 if wanted not in ids:
-                    raise not_accepted(f"{field}.subject", wanted, _listed(ids))
-        circle = _circle({shot.id: _sources(shot) for shot in self.shots})
+                    raise not_accepted(f"{field}.subject", wanted, ", ".join(ids))
+        reads = {shot.id: [r for s in shot.subjects if (r := _reads(s))] for shot in self.shots}
+        circle = _circle(reads)
         if circle:
             i = [shot.id for shot in self.shots].index(circle[0])
             j = next(j for j, s in enumerate(self.shots[i].subjects) if _reads(s) == circle[1])
@@ -285,10 +286,6 @@ def _reads(subject: Subject) -> str | None:
     return subject.reference.shot if subject.reference is not None else None
 
 
-def _sources(shot: Shot) -> list[str]:
-    return [source for source in map(_reads, shot.subjects) if source is not None]
-
-
 def _circle(reads: dict[str, list[str]]) -> list[str]:
     """Ids of shots where each reads the next and the last is the first; empty: no circle."""
     done: set[str] = set()
@@ -304,7 +301,3 @@ def _circle(reads: dict[str, list[str]]) -> list[str]:
         return []
 
     return next((found for id in reads if (found := search(id, []))), [])
-
-
-def _listed(ids: Iterable[str]) -> str:
-    return ", ".join(ids)

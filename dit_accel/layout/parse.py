@@ -86,9 +86,8 @@ def _from_yaml(text: str) -> Any:
     try:
         events = iter(yaml.parse(text, Loader=loader))
         return _Builder(yaml, events).document()
-    except yaml.YAMLError as error:
-        raise LayoutError("", f"is not YAML: {_one_line(error)}") from error
-    except (ValueError, RecursionError, IndexError) as error:  # e.g. an invalid escape
+    except (yaml.YAMLError, ValueError, RecursionError, IndexError) as error:
+        # not YAMLError alone: the parser raises a ValueError at an invalid escape
         raise LayoutError("", f"is not YAML: {_one_line(error)}") from error
 
 

@@ -42,13 +42,12 @@ def find_profile(pipe: Any) -> Path | None:
     Args:
         pipe: a pipeline; or the folder of a model, then the cache is not searched.
     """
-    folder = pipe
-    if not isinstance(pipe, (str, os.PathLike)):
-        folder = getattr(pipe.config, "_name_or_path", None) or ""
+    is_folder = isinstance(pipe, (str, os.PathLike))
+    folder = pipe if is_folder else getattr(pipe.config, "_name_or_path", None) or ""
     path = Path(folder) / PROFILE_FILE
     if str(folder) and path.is_file():
         return path
-    if isinstance(pipe, (str, os.PathLike)):
+    if is_folder:
         return None
     cached = cached_path(profile_key(pipe))
     return cached if cached.is_file() else None

@@ -72,13 +72,8 @@ class QualityDistribution:
     def guaranteed_share(self, quality: float) -> float:
         """Share of all clips that reach a quality in dB, at least."""
         number = len(self.psnr_db)
-        if number < MIN_COUNTED_CLIPS:
-            return self._probability(quality)
-        return clopper_pearson_lower(sum(psnr >= quality for psnr in self.psnr_db), number)
-
-    def _probability(self, quality: float) -> float:
-        """That a clip reaches the quality, by a normal distribution."""
-        number = len(self.psnr_db)
+        if number >= MIN_COUNTED_CLIPS:
+            return clopper_pearson_lower(sum(psnr >= quality for psnr in self.psnr_db), number)
         width = max(self.deviation, 0.3) * math.sqrt(1 + 1 / max(number, 1))
         return float(stats.t.cdf((self.mean - quality) / width, max(number - 2, 1)))
 

@@ -79,11 +79,7 @@ def coefficients_of(scheduler: Any, branch_weights: tuple[float, ...]) -> Sample
         branch_weights: of the components in the guided prediction.
     """
     timesteps = scheduler.timesteps.cpu()
-    own = copy.deepcopy(scheduler)
-    own.timesteps = timesteps
-    if hasattr(own, "sigmas"):
-        own.sigmas = own.sigmas.cpu()
-    response = ImpulseResponse(own)
+    response = ImpulseResponse(scheduler)
     for timestep in timesteps:
         response.step(timestep)
     return SamplerCoefficients(

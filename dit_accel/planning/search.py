@@ -119,11 +119,8 @@ def fit(
 def _evaluate(
     computed: torch.Tensor, error_model: ErrorModel, depth: int, ridge: float
 ) -> tuple[torch.Tensor, list[torch.Tensor]]:
-    """The recursion of the module's docstring, for C plans of k computed steps `(C, k)` at once.
-
-    Returns:
-        E `(C,)`, and for each of the k windows its corrections `(C, features)`.
-    """
+    """The recursion of the module's docstring, for C plans of k computed steps `(C, k)` at once:
+    E `(C,)`, and for each of the k windows its corrections `(C, features)`."""
     sampler, gram = error_model.sampler, error_model.mean_gram
     count, windows = computed.shape
     so_far = torch.zeros(count, sampler.num_rows, dtype=torch.float64)  # v
@@ -258,10 +255,8 @@ def _of_count(steps: Sequence[int], num_steps: int, count: int) -> list[int]:
 def _neighbours(
     now: torch.Tensor, num_steps: int, number: int, generator: torch.Generator
 ) -> torch.Tensor:
-    """`(C, k)`: plans with one computed step of `now` `(1, k)` moved, mostly by 1 or 2; and `now`.
-
-    Step 0 stays. Moves to a computed step or out of range are left out.
-    """
+    """`(C, k)`: plans with one computed step of `now` `(1, k)` but 0 moved, mostly by 1 or 2, and
+    `now`; moves to a computed step or out of range are left out."""
     place = torch.randint(1, now.shape[1], (number,), generator=generator)
     near = now[0, place] + torch.randint(0, 4, (number,), generator=generator) - 2
     near = torch.where(near >= now[0, place], near + 1, near)  # by -2, -1, 1 or 2

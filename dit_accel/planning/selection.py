@@ -234,15 +234,11 @@ def _choice_of(profile: Profile, candidate: CandidatePlan, reach: float | None) 
         sampler.num_steps / distribution.count, float(distribution.count), distribution.mean,
         *distribution.interval, reach,
     )  # fmt: skip
+    errors, spreads = candidate.extrapolation_error.tolist(), candidate.error_spread.tolist()
+    bands = dict(zip(candidate.computed, map(ErrorBand, errors, spreads), strict=True))
+    for step in candidate.computed[:2]:  # a line goes through two steps
+        del bands[step]
     return PlanChoice(
-        plan, sampler.branch_weights, tuple(sampler.timesteps.tolist()), prediction,
-        _bands(candidate),
+        plan, sampler.branch_weights, tuple(sampler.timesteps.tolist()), prediction, bands,
         min_bits=min_bits(plan, profile.error_model, float(candidate.latents_db.mean())),
     )  # fmt: skip
-
-
-def _bands(candidate: CandidatePlan) -> dict[int, ErrorBand]:
-    """By computed step, from the third on: the line goes through two."""
-    errors, spreads = candidate.extrapolation_error.tolist(), candidate.error_spread.tolist()
-    places = zip(candidate.computed, errors, spreads, strict=True)
-    return {step: ErrorBand(mean, spread) for step, mean, spread in list(places)[2:]}

@@ -77,11 +77,8 @@ def check_speedup(speedup: float, num_steps: int) -> None:
 
 
 def _mapped(profile: Profile, sampler: SamplerCoefficients, count: int) -> list[int]:
-    """Computed steps at the timesteps of the nearest candidate; evenly where there is none.
-
-    The error depends on how many predictions there are and where, far more than on how many steps
-    are extrapolated between them.
-    """
+    """Computed steps at the timesteps of the nearest candidate; evenly where there is none. Where
+    predictions are computed matters far more than how many steps lie between them."""
     if not profile.candidates:
         return list(evenly(sampler.num_steps, count))
     own, times = _nearest(profile, count).computed, profile.sampler.timesteps

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -29,7 +30,7 @@ from dit_accel.scenes import rows as clip_rows
 from dit_accel.scenes.masks import GatherPlan, isolated_attention
 from dit_accel.scenes.references import ReferenceClips
 from dit_accel.scenes.rows import ActiveParts, SceneConfig, TokenRow
-from dit_accel.scenes.subject_text import SubjectPrompts, SubjectTextProcessor
+from dit_accel.scenes.subject_text import SubjectPrompts, SubjectText, SubjectTextProcessor
 
 Rotary = reposition.Rotary
 Rows = Callable[[TokenGrid], Sequence[clip_rows.ClipRow]]
@@ -76,12 +77,10 @@ class SceneAttention(Interceptor):
                 support.check_text_only(other)
                 staged = support.staged(own, patches)
                 self.layers.append(SceneLayer(self, index, len(blocks), staged))
-                patches.wrap(other, "processor", self._blended(name))
+                texts = partial(self.subject_texts, name)
+                patches.wrap(other, "processor", partial(SubjectTextProcessor, texts=texts))
         self.texts.install(patches, self.session.pipe, self._wanted_prompts)
         self.clips.install(patches, self.session.pipe)
-
-    def _blended(self, transformer: str) -> Callable[[Any], Any]:
-        return lambda stock: SubjectTextProcessor(stock, lambda: self.subject_texts(transformer))
 
     def _wanted_prompts(self, count: int) -> list[tuple[int, int, str]]:
         """The prompts that a call for `count` clips needs: row, class, prompt."""
@@ -143,9 +142,7 @@ class SceneAttention(Interceptor):
             self._plans[key] = None if all(plan.whole for plan in made) else made
         return self._plans[key]
 
-    def subject_texts(
-        self, transformer: str
-    ) -> list[tuple[int, torch.Tensor, torch.Tensor, float]]:
+    def subject_texts(self, transformer: str) -> list[SubjectText]:
         """Row, tokens, text `(1, L, C)` and weight of every subject that has its own text now."""
         if not self.active_now.own_text or self.session.branch != "cond":
             return []
@@ -183,7 +180,7 @@ class SceneAttention(Interceptor):
     def run_begins(self, num_steps: int | None) -> None:
         """Reset. Gather plans are cached per run by active parts, as nothing else changes them."""
         self._plans: dict[ActiveParts, tuple[GatherPlan, ...] | None] = {}
-        self._subject_texts: dict[str, list[tuple[int, torch.Tensor, torch.Tensor, float]]] = {}
+        self._subject_texts: dict[str, list[SubjectText]] = {}
         self.active_now = ActiveParts(False, False, False)
         self.calls = self.extra_flops = self.gathered_bytes = 0
         for layer in self.layers:
@@ -206,26 +203,23 @@ class SceneAttention(Interceptor):
 
     def report(self) -> SceneReport:
         """What the last run did, for the handle's report."""
-        stored = sum(row.nbytes for row in self.token_rows) + self.clips.nbytes
         return SceneReport(
             tokens={row.name: row.counts() for row in self.token_rows},
             reference_tokens={s.name: len(s.references) for s in self.token_rows if s.sources},
             reference_rows=len(self.clips),
             split_calls=self.calls,
             extra_flops=self.extra_flops,
-            table_bytes=stored,
+            table_bytes=sum(row.nbytes for row in self.token_rows) + self.clips.nbytes,
             reference_bytes=self.gathered_bytes,
             notes=self._notes(),
         )
 
     def _notes(self) -> tuple[str, ...]:
-        sides = {
-            ("query" if source.queries is not None else "key")
-            for row in self.token_rows
-            for source in row.sources
-        }
-        notes = [f"References are repositioned on the {side} side." for side in sorted(sides)]
-        return tuple(notes) if self.config.reposition and self.config.share else ()
+        if not (self.config.reposition and self.config.share):
+            return ()
+        sources = [source for row in self.token_rows for source in row.sources]
+        sides = sorted({"key" if source.queries is None else "query" for source in sources})
+        return tuple(f"References are repositioned on the {side} side." for side in sides)
 
 
 class SceneLayer:

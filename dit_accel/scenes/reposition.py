@@ -45,11 +45,6 @@ class BoxMap:
         both = torch.cat([self.gain, self.offset], dim=1)
         return bool(torch.allclose(both, both[:1].expand_as(both), rtol=0.0, atol=1e-3))
 
-    @property
-    def identity(self) -> bool:
-        """Whether it moves nothing."""
-        return not bool(self.gain.any()) and not bool(self.offset.any())
-
     def inverse(self) -> BoxMap:
         """The inverse map."""
         return BoxMap(-self.gain / (1 + self.gain), -self.offset / (1 + self.gain))
@@ -61,18 +56,12 @@ class BoxMap:
         return torch.cat([positions[:, :1], positions[:, 1:] + moved], dim=1)
 
 
-def box_map(
-    source: torch.Tensor,
-    target: torch.Tensor,
-    alpha: float = 1.0,
-    scales: tuple[float, float] = SCALES,
-) -> BoxMap:
-    """The map from one box to another, per latent frame.
+def box_map(source: torch.Tensor, target: torch.Tensor, alpha: float = 1.0) -> BoxMap:
+    """The map from one box to another, per latent frame; beyond `SCALES`, only centres coincide.
 
     Args:
         source, target: `(F, 4)`, x0 y0 x1 y1 in tokens, x0 < x1 and y0 < y1.
         alpha: strength in [0, 1]: 0 moves nothing, 1 is the whole map.
-        scales: least and largest scale; beyond, only the centres coincide.
 
     Raises:
         ValueError: alpha is out of range, or a box is empty or not finite.
@@ -84,7 +73,7 @@ def box_map(
     """
     require(0 <= alpha <= 1, "alpha", alpha, "from 0 to 1")
     (r0, r1), (t0, t1) = _edges("source", source), _edges("target", target)
-    scale = ((t1 - t0) / (r1 - r0)).clamp(*scales)
+    scale = ((t1 - t0) / (r1 - r0)).clamp(*SCALES)
     from_centre, to_centre = (r0 + r1) / 2, (t0 + t1) / 2
     shift = (to_centre - from_centre) + (scale - 1) * (0.5 - from_centre)
     return BoxMap(alpha * (scale - 1), alpha * shift)
@@ -142,7 +131,7 @@ def token_positions(grid: TokenGrid) -> torch.Tensor:
     return torch.cartesian_prod(*axes).view(-1, 3)
 
 
-def rotary(positions: torch.Tensor, width: int, theta: float = THETA) -> Rotary:
+def rotary(positions: torch.Tensor, width: int) -> Rotary:
     """Wan's rotary embedding at real positions: cosines and sines, `(1, n, 1, D)` float32.
 
     Every angle comes twice; integer positions give exactly the values of Wan's table.
@@ -150,11 +139,9 @@ def rotary(positions: torch.Tensor, width: int, theta: float = THETA) -> Rotary:
     Args:
         positions: `(n, 3)` float64: latent frame, row, column.
         width: D, even; its channels are split among time, rows and columns as Wan does.
-        theta: base of the frequencies.
     """
-    angles = torch.cat(
-        [torch.outer(positions[:, axis], _frequencies(n, theta)) for axis, n in _axes(width)], dim=1
-    )
+    parts = [torch.outer(positions[:, axis], _frequencies(n)) for axis, n in _axes(width)]
+    angles = torch.cat(parts, dim=1)
     cos, sin = (x.repeat_interleave(2, dim=1).float() for x in (angles.cos(), angles.sin()))
     return cos[None, :, None], sin[None, :, None]
 
@@ -165,5 +152,5 @@ def _axes(width: int) -> tuple[tuple[int, int], ...]:
     return (0, width - 2 * side), (1, side), (2, side)
 
 
-def _frequencies(channels: int, theta: float) -> torch.Tensor:
-    return 1.0 / (theta ** (torch.arange(0, channels, 2, dtype=torch.float64) / channels))
+def _frequencies(channels: int) -> torch.Tensor:
+    return 1.0 / (THETA ** (torch.arange(0, channels, 2, dtype=torch.float64) / channels))

@@ -268,6 +268,5 @@ def _source(
 def gather_plan_for(row: TokenRow, active: ActiveParts, config: SceneConfig) -> GatherPlan:
     """What a row's attention computes where these parts are active."""
     isolation = config.isolation if active.isolation else "off"
-    if not active.reads_references or not row.sources:
-        return masks.gather_plan(row.labels, isolation)
-    return masks.gather_plan(row.labels, isolation, row.references)
+    reads = active.reads_references and row.sources
+    return masks.gather_plan(row.labels, isolation, row.references if reads else None)
