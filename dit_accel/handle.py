@@ -114,6 +114,7 @@ class Handle:
         self.config, self.family = config, family_of(pipe)
         transformers = transformers_of(pipe, self.family)
         self._patches, self._session = Patches(), Session(pipe, transformers)
+        self._costs: dict[str, dict[str, int]] = {}  # FLOPs of a forward, by its inputs
         self.executor = build_engine(
             config, self._session, self.family, with_scene=scene is not None
         )
@@ -175,7 +176,7 @@ class Handle:
         engine.flush()
         sites = engine.site_reports()
         scene = self._last_scene or (self._scene.report() if self._scene is not None else None)
-        full, spent, notes = count_run(session, self.family, sites, scene)
+        full, spent, notes = count_run(session, self.family, sites, scene, self._costs)
         settings = self.config.describe()
         return Report(
             family=self.family.name,

@@ -276,3 +276,35 @@ def test_a_forecast_with_threshold_zero_is_the_stock_clip():
     stock = call(pipe)
     with accelerate(pipe, config=EDCW(threshold=0.0, order=1)):
         assert np.array_equal(call(pipe), stock)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("given", [{"site": "model", "config": LOOSE}, {"speedup": 2.0}], ids=str)
+def test_flops_are_counted_in_every_dtype(given, dtype):
+    whole = tiny_wan()
+    with accelerate(whole, **given) as handle:
+        call(whole, output_type="latent")
+        expected = handle.report().flops_full
+    pipe = tiny_wan().to(dtype)
+    with accelerate(pipe, **given) as handle:
+        call(pipe, output_type="latent")
+        report = handle.report()
+    assert report.flops_full == expected, report.notes
+
+
+def test_forwards_are_counted_once_for_all_reports(monkeypatch):
+    from dit_accel.core import flops
+
+    pipe, counted = tiny_wan(), []
+    inner = flops.forward_flops
+    monkeypatch.setattr(flops, "forward_flops", lambda *a: counted.append(1) or inner(*a))
+    with accelerate(pipe, config=LOOSE) as handle:
+        call(pipe)
+        first = handle.report()
+        assert handle.report() == first
+        call(pipe)
+        handle.report()
+        assert len(counted) == 1, "both branches have the same inputs"
+        call(pipe, height=32, width=32)
+        assert handle.report().flops_full > first.flops_full
+    assert len(counted) == 2

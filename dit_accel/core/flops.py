@@ -20,21 +20,29 @@ from torch.utils._pytree import tree_map_only
 from torch.utils.flop_counter import FlopCounterMode
 
 from dit_accel.core.families import Family
+from dit_accel.core.patching import uncompiled
 from dit_accel.core.report import SceneReport, SiteReport
 from dit_accel.core.session import Session
 
+Costs = dict[str, int]  # FLOPs of one forward by module path
+
 
 def count_run(
-    session: Session, family: Family, sites: Sequence[SiteReport], scene: SceneReport | None
-) -> tuple[int | None, int | None, tuple[str, ...]]:
+    session: Session, family: Family, sites: Sequence[SiteReport], scene: SceneReport | None,
+    known: dict[str, Costs],
+) -> tuple[int | None, int | None, tuple[str, ...]]:  # fmt: skip
     """FLOPs of the stock pipeline, FLOPs of this run, and notes.
 
-    Both numbers are None where they cannot be counted; the notes give the reason.
+    Both numbers are None where they cannot be counted; the notes give the reason. `known` keeps
+    what forwards cost by their inputs, so that the next report does not count them again.
     """
     full = saved = 0
     try:
         for (name, branch), (args, kwargs) in session.inputs.items():
-            costs = forward_flops(meta_copy(session.transformers[name]), args, kwargs)
+            inputs = f"{name} {tree_map_only(torch.Tensor, _signature, (args, kwargs))}"
+            if inputs not in known:
+                known[inputs] = forward_flops(meta_copy(session.transformers[name]), args, kwargs)
+            costs = known[inputs]
             mine = [s for s in sites if (s.transformer, s.branch) == (name, branch)]
             full += costs[""] * max((s.steps for s in mine), default=0)
             for s in mine:
@@ -73,9 +81,14 @@ def attention_products(costs: Mapping[str, int], attention: str) -> int:
 
 
 def meta_copy(transformer: Any) -> Any:
-    """The same transformer without weights and without hooks that offload or cache."""
+    """The same transformer in the same dtype, without weights, compilation and others' hooks."""
     with torch.device("meta"):
-        return type(transformer).from_config(transformer.config)
+        copy = type(uncompiled(transformer)).from_config(transformer.config)
+    return copy.to(transformer.dtype)
+
+
+def _signature(tensor: torch.Tensor) -> str:
+    return f"{tuple(tensor.shape)} {tensor.dtype}"
 
 
 def forward_flops(
