@@ -14,6 +14,7 @@ Source: ours; the same section names the published relatives.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -203,7 +204,8 @@ def distribute_correction(
     """
     if not steps:
         return {}
-    total = float(sampler.coefficients[steps.start : steps.stop].sum())
+    # Steps that add nothing to the latents cannot correct anything: the line is as good there.
+    total = float(sampler.coefficients[steps.start : steps.stop].sum()) or math.inf
     by_component = correction[..., :-1].double().chunk(len(sampler.branch_weights), -1)
     components = [
         component / (branch_weight * total)

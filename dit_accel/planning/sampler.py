@@ -2,8 +2,10 @@
 
 In: a scheduler. Out: its `SamplerCoefficients`. A copy of it is stepped on n + 1 numbers: number s
 starts at 0 and gets a prediction of 1 at step s, of 0 elsewhere; the last one starts at 1 and gets
-0 throughout. Where they end are the coefficients of the predictions, and of the noise.
-Knows the diffusers scheduler interface; a sampler that is not linear in them is refused.
+0 throughout. Where they end are the coefficients of the predictions, and of the noise. One more
+number gets random predictions: it ends at their weighted sum only where the sampler is linear in
+them and draws no noise. Every other sampler is refused before the first step.
+Knows the diffusers scheduler interface. The global random generator is never advanced.
 Source: ours.
 """
 
@@ -16,6 +18,8 @@ from typing import Any
 import torch
 
 from dit_accel.planning.plan import SamplerCoefficients
+
+MAX_LINEAR_ERROR = 1e-3  # of a random trajectory, relative; float32 rounding stays far below
 
 
 class NotLinearError(ValueError):
@@ -52,23 +56,41 @@ class ImpulseResponse:
             if hasattr(self._copy, name):
                 setattr(self._copy, name, None)
         self._step = 0
+        num_steps = len(scheduler.timesteps)
+        self._random = torch.randn(num_steps + 1, generator=torch.Generator().manual_seed(0))
         # shaped as latents are: the step of UniPC needs batch and channels
-        self._values = torch.zeros(1, len(scheduler.timesteps) + 1, 1, 1, 1)
-        self._values[0, -1] = 1
+        self._values = torch.zeros(1, num_steps + 2, 1, 1, 1)
+        self._values[0, -2], self._values[0, -1] = 1, self._random[-1]
 
     def step(self, timestep: Any, **kwargs: Any) -> None:
         """Make the next step, with what the pipeline passes to the scheduler's."""
         unit = torch.zeros_like(self._values)
-        unit[0, self._step] = 1
+        unit[0, self._step], unit[0, -1] = 1, self._random[self._step]
         if isinstance(timestep, torch.Tensor):
             timestep = timestep.cpu()
-        self._values = self._copy.step(unit, timestep, self._values, **kwargs)[0].float()
+        with torch.random.fork_rng(devices=[]):
+            self._values = self._copy.step(unit, timestep, self._values, **kwargs)[0].float()
         self._step += 1
 
     @property
     def coefficients(self) -> torch.Tensor:
         """`(n + 1,)` float64: of every prediction, then of the noise."""
-        return self._values.flatten().double()
+        return self._values.flatten()[:-1].double()
+
+    def check(self) -> None:
+        """Refuse a sampler that is not the weighted sum of its predictions, after the last step.
+
+        Raises:
+            NotLinearError: naming it.
+        """
+        terms = self.coefficients * self._random
+        error = (float(self._values.flatten()[-1]) - terms.sum()).abs() / terms.abs().sum()
+        if not error <= MAX_LINEAR_ERROR:  # also where a number is not finite
+            raise NotLinearError(
+                f"{type(self._copy).__name__} is random, not linear in the predictions, or not "
+                f"finite at {self._step} steps; accepted: samplers that add up weighted "
+                "predictions and draw no noise. Accelerate by threshold, or take another scheduler"
+            )
 
 
 def coefficients_of(scheduler: Any, branch_weights: tuple[float, ...]) -> SamplerCoefficients:
@@ -77,11 +99,20 @@ def coefficients_of(scheduler: Any, branch_weights: tuple[float, ...]) -> Sample
     Args:
         scheduler: left as it is.
         branch_weights: of the components in the guided prediction.
+
+    Raises:
+        NotLinearError: plans cannot be made for this scheduler; names it and what is accepted.
     """
     timesteps = scheduler.timesteps.cpu()
+    if not bool((timesteps.diff() < 0).all()):
+        raise NotLinearError(
+            f"{type(scheduler).__name__} calls the model more than once at a timestep; accepted: "
+            "samplers with one call a step. Accelerate by threshold, or take another scheduler"
+        )
     response = ImpulseResponse(scheduler)
     for timestep in timesteps:
         response.step(timestep)
+    response.check()
     return SamplerCoefficients(
         response.coefficients[:-1], timesteps.double().flatten(), branch_weights
     )
