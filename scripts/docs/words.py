@@ -120,7 +120,7 @@ ALLOWED = [
     ("*", r"(?:tells?|told) (?:\w+ ){0,4}(?:apart|from)", "to tell apart: everyday English"),
     ("*", r"round[- ]trips?", "the field's word: out and back again"),
     ("*", r"flops[_ ]kept", "a public name of the report: share of FLOPs that were computed"),
-    ("*", r"kept[_ ](?:key )?blocks?", "sparse attention: the key blocks that stay"),
+    ("*", r"kept[_\s]+(?:key )?blocks?", "sparse attention: the key blocks that stay"),
     ("*", r"\.tell\(\)", "Python's file position"),
     ("*.js", r"\bPromise\b", "JavaScript's class"),
     ("*.md", r"also take:", "a verb"),
