@@ -11,18 +11,12 @@ import importlib.util
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from dit_accel.cli import evaluate_request as request
 from dit_accel.cli.common.errors import RESUMABLE, BadInput, RunFailed, refused, say
 from dit_accel.cli.common.files import print_json
 from dit_accel.cli.common.options import bytes_of
 from dit_accel.cli.common.verb import verb
-from dit_accel.cli.evaluate_request import (
-    EvaluateOptions,
-    opened,
-    own_device,
-    profile_of,
-    shard_of,
-    spec_of,
-)
+from dit_accel.cli.evaluate_request import EvaluateOptions
 from dit_accel.cli.run.request import check_clip
 
 if TYPE_CHECKING:
@@ -48,12 +42,12 @@ def evaluate(given: EvaluateOptions) -> None:
     from dit_accel.models.loading import quiet_libraries
 
     with _as_command_errors(), quiet_libraries(verbose=given.verbose):
-        shard = shard_of(given.shard)
+        shard = request.shard_of(given.shard)
         model, device, dtype = locate(given)
-        device = own_device(device)
-        spec = spec_of(given, model, device, dtype)
-        profile = profile_of(given, spec, model)
-        store, spec = opened(given, spec, profile)
+        device = request.own_device(device)
+        spec = request.spec_of(given, model, device, dtype)
+        profile = request.profile_of(given, spec, model)
+        store, spec = request.opened(given, spec, profile)
         groups = shard.of(spec.groups())
         if given.retry_failed:
             _forget_failed(store, groups)

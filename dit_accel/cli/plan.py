@@ -13,19 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dit_accel.cli import plan_memory
 from dit_accel.cli.common import options
 from dit_accel.cli.common.errors import BadInput, RunFailed, as_option, refused
 from dit_accel.cli.common.files import check_file, print_json
 from dit_accel.cli.common.options import bytes_of, option
 from dit_accel.cli.common.text import bytes_text, print_aligned, shades_of, strip
 from dit_accel.cli.common.verb import verb
-from dit_accel.cli.plan_memory import (
-    MemoryUse,
-    latent_bytes,
-    memory_use,
-    peak_cached_values,
-    value_bytes,
-)
 from dit_accel.cli.run.request import check_within
 
 if TYPE_CHECKING:
@@ -71,7 +65,7 @@ class ChosenPlan:
     steps: int
     guidance: float
     size: int | None = None
-    limited: MemoryUse | None = None
+    limited: plan_memory.MemoryUse | None = None
 
 
 @verb(PlanOptions)
@@ -162,9 +156,9 @@ def _chosen(given: PlanOptions, profile: Profile, model: LoadableModel | None) -
             f"--steps is {steps}: the timesteps of {key.scheduler} are known only when a run "
             f"begins; accepted is {key.steps}, as calibrated"
         )
-    size = latent_bytes(model, profile) if model is not None else None
-    limit, width = bytes_of(given.cache_memory), value_bytes(profile)
-    limited = memory_use(choice, limit, size, width) if size is not None else None
+    size = plan_memory.latent_bytes(model, profile) if model is not None else None
+    limit, width = bytes_of(given.cache_memory), plan_memory.value_bytes(profile)
+    limited = plan_memory.memory_use(choice, limit, size, width) if size is not None else None
     return ChosenPlan(choice, steps, guidance, size, limited)
 
 
@@ -194,7 +188,7 @@ def _content(
     if chosen is None:
         return content | {"candidates": candidate_rows(profile)}
     choice, limited = chosen.choice, chosen.limited
-    predicted, tensors = choice.prediction, peak_cached_values(chosen.choice)
+    predicted, tensors = choice.prediction, plan_memory.peak_cached_values(chosen.choice)
     return content | {
         "quality": given.quality,
         "speedup": given.speedup,
@@ -259,7 +253,7 @@ def _rows(
 
 
 def _memory(chosen: ChosenPlan) -> str:
-    tensors = peak_cached_values(chosen.choice)
+    tensors = plan_memory.peak_cached_values(chosen.choice)
     size = f", {bytes_text(tensors * chosen.size)}" if chosen.size else ""
     return f"{tensors} tensors of the size of the latents{size}"
 

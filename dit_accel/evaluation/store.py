@@ -190,7 +190,7 @@ class Store:
 
     def write_latents(self, job: str, latents: npt.NDArray[np.float32]) -> None:
         """Write the last latents of a clip."""
-        with self._placed(f"latents/{job}.npy") as path, path.open("wb") as file:
+        with placed(self.folder / "latents" / f"{job}.npy") as path, path.open("wb") as file:
             np.save(file, latents)
 
     def read_latents(self, job: str) -> npt.NDArray[np.float32]:
@@ -223,7 +223,7 @@ class Store:
     def keep_profile(self, name: str, source: Path) -> None:
         """Copy it here, so that every process and every resume uses the same."""
         if not self.profile_path(name).exists():
-            with self._placed(f"profiles/{name}.safetensors") as path:
+            with placed(self.profile_path(name)) as path:
                 shutil.copyfile(source, path)
 
     def write_summary(self, content: Any, markdown: str) -> None:
@@ -256,21 +256,21 @@ class Store:
         )
 
     def _write(self, name: str, text: str) -> None:
-        with self._placed(name) as path:
+        with placed(self.folder / name) as path:
             path.write_text(text + "\n", encoding="utf-8")
 
-    @contextlib.contextmanager
-    def _placed(self, name: str) -> Iterator[Path]:
-        """A path to write to; the file takes its place when it is whole and on the disk."""
-        target = self.folder / name
-        scratch = target.with_name(f".{target.name}.{secrets.token_hex(4)}")
-        try:
-            yield scratch
-            with scratch.open("rb+") as file:
-                os.fsync(file.fileno())
-            os.replace(scratch, target)
-        finally:
-            scratch.unlink(missing_ok=True)
+
+@contextlib.contextmanager
+def placed(target: Path) -> Iterator[Path]:
+    """A path to write to; the file takes the target's place when it is whole and on the disk."""
+    scratch = target.with_name(f".{target.name}.{secrets.token_hex(4)}")
+    try:
+        yield scratch
+        with scratch.open("rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(scratch, target)
+    finally:
+        scratch.unlink(missing_ok=True)
 
 
 def _event(line: str) -> dict[str, Any] | None:

@@ -37,9 +37,8 @@ def work(
     Raises:
         ChildFailed, StoreError, OSError: see `runner`.
     """
-    runner = Runner(store, spec, partial(load, spec, folder, device), device, listeners)
-    child = partial(_run_in_child, folder, device)
-    run_groups(runner, groups, child, on_result)
+    runner = _runner(store, spec, folder, device, listeners)
+    run_groups(runner, groups, partial(_run_in_child, folder, device), on_result)
 
 
 def rescore(
@@ -93,18 +92,23 @@ class _Actor:
     """Keeps the pipeline between groups."""
 
     def __init__(self, store: str, folder: str, device: str) -> None:
-        self._store = Store(Path(store))
-        self._spec = self._store.spec()
-        self._folder, self._device = folder, device
-        self._runner = Runner(
-            self._store, self._spec, partial(load, self._spec, folder, device), device
-        )
+        opened = Store(Path(store))
+        self._runner = _runner(opened, opened.spec(), folder, device)
+        self._child = partial(_run_in_child, folder, device)
 
     def run(self, ids: list[str]) -> int:
-        group = _find(self._spec, ids)
-        child = partial(_run_in_child, self._folder, self._device)
-        run_groups(self._runner, [tuple(group)], child)
+        run_groups(self._runner, [tuple(_find(self._runner.spec, ids))], self._child)
         return len(ids)
+
+
+def _runner(
+    store: Store,
+    spec: EvaluationSpec,
+    folder: str,
+    device: str,
+    listeners: tuple[StepListener, ...] = (),
+) -> Runner:
+    return Runner(store, spec, partial(load, spec, folder, device), device, listeners)
 
 
 def load(spec: EvaluationSpec, folder: str, device: str) -> Any:
@@ -125,7 +129,7 @@ def _child(store_folder: str, folder: str, device: str, ids: list[str], parent: 
 
     store = Store(Path(store_folder))
     spec = store.spec()
-    runner = Runner(store, spec, partial(load, spec, folder, device), device)
+    runner = _runner(store, spec, folder, device)
     with quiet_libraries(verbose=False):
         for job in _find(spec, ids):
             if os.getppid() != parent:

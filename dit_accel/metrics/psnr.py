@@ -59,7 +59,10 @@ def psnr_pooled(reference: Clip, test: Clip, *, data_range: float) -> float:
 def psnr_frames(reference: Clip, test: Clip, *, data_range: float) -> Scores:
     """PSNR of each frame `(T,)`, infinite where it is exact; arguments and errors as of `psnr`."""
     check_pair(reference, test, data_range=data_range)
-    return _decibels(_mean_squared_errors(reference, test), data_range)
+    pairs = zip(reference, test, strict=True)
+    errors = np.array([_mean_squared_error(expected, actual) for expected, actual in pairs])
+    with np.errstate(divide="ignore"):
+        return 20.0 * math.log10(data_range) - 10.0 * np.log10(errors)
 
 
 def psnr_mean(frames: Scores) -> float:
@@ -75,11 +78,6 @@ def psnr_pooled_mean(frames: Scores) -> float:
     return -10.0 * math.log10(error) if error > 0 else math.inf
 
 
-def _mean_squared_errors(reference: Clip, test: Clip) -> Scores:
-    pairs = zip(reference, test, strict=True)
-    return np.array([_mean_squared_error(expected, actual) for expected, actual in pairs])
-
-
 def _mean_squared_error(expected: Clip, actual: Clip) -> float:
     import cv2
 
@@ -87,8 +85,3 @@ def _mean_squared_error(expected: Clip, actual: Clip) -> float:
         return float(cv2.norm(expected, actual, cv2.NORM_L2SQR)) / expected.size
     difference = expected.astype(np.float64) - actual.astype(np.float64)
     return float(np.mean(difference * difference))
-
-
-def _decibels(errors: Scores, data_range: float) -> Scores:
-    with np.errstate(divide="ignore"):
-        return 20.0 * math.log10(data_range) - 10.0 * np.log10(errors)

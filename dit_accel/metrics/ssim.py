@@ -100,13 +100,7 @@ def windowed_frames(
     )
 
 
-def _ssim_frame(
-    x: Clip,
-    y: Clip,
-    data_range: float,
-    kernel: Kernel,
-    unbias: float,
-) -> float:
+def _ssim_frame(x: Clip, y: Clip, data_range: float, kernel: Kernel, unbias: float) -> float:
     """The mean of the SSIM map of two frames `(H, W, C)`."""
     dtype = np.float32 if x.dtype == np.uint8 else np.float64
     total, count = 0.0, 0
@@ -125,13 +119,7 @@ def _strips(shape: tuple[int, ...], window: int) -> Iterator[slice]:
         yield slice(top, top + centres + window - 1)
 
 
-def _ssim_map(
-    x: Clip,
-    y: Clip,
-    data_range: float,
-    kernel: Kernel,
-    unbias: float,
-) -> Clip:
+def _ssim_map(x: Clip, y: Clip, data_range: float, kernel: Kernel, unbias: float) -> Clip:
     """SSIM of every window of two float frames `(H, W, C)`, which it overwrites.
 
     In place, because memory traffic takes most of the time. The sum is centred before it is

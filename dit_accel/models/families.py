@@ -13,7 +13,7 @@ from dataclasses import dataclass
 SITES = ("attention", "block", "model")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Family:
     """One transformer class.
 
@@ -40,10 +40,10 @@ class Family:
     name: str
     transformer: str
     pipelines: tuple[str, ...]
-    components: tuple[str, ...]
+    components: tuple[str, ...] = ("transformer",)
     blocks: tuple[str, ...]
-    hidden: tuple[str, int]
-    text: tuple[str, int] | None
+    hidden: tuple[str, int] = ("hidden_states", 0)
+    text: tuple[str, int] | None = None
     attention: str
     branches: str
     sites: tuple[str, ...]
@@ -62,8 +62,6 @@ FAMILIES: dict[str, Family] = {
             pipelines=("WanPipeline",),
             components=("transformer", "transformer_2"),
             blocks=("blocks",),
-            hidden=("hidden_states", 0),
-            text=None,
             attention="attn1",
             branches="separate",
             sites=SITES,
@@ -76,9 +74,7 @@ FAMILIES: dict[str, Family] = {
             name="hunyuan-video",
             transformer="HunyuanVideoTransformer3DModel",
             pipelines=("HunyuanVideoPipeline",),
-            components=("transformer",),
             blocks=("transformer_blocks", "single_transformer_blocks"),
-            hidden=("hidden_states", 0),
             text=("encoder_hidden_states", 1),
             attention="attn",
             branches="embedded",
@@ -89,9 +85,7 @@ FAMILIES: dict[str, Family] = {
             name="cogvideox",
             transformer="CogVideoXTransformer3DModel",
             pipelines=("CogVideoXPipeline",),
-            components=("transformer",),
             blocks=("transformer_blocks",),
-            hidden=("hidden_states", 0),
             text=("encoder_hidden_states", 1),
             attention="attn1",
             branches="batched",
@@ -102,10 +96,7 @@ FAMILIES: dict[str, Family] = {
             name="ltx",
             transformer="LTXVideoTransformer3DModel",
             pipelines=("LTXPipeline",),
-            components=("transformer",),
             blocks=("transformer_blocks",),
-            hidden=("hidden_states", 0),
-            text=None,
             attention="attn1",
             branches="batched",
             sites=SITES,

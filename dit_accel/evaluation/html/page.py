@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import importlib.resources
 import json
-import os
-import secrets
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +20,7 @@ from dit_accel.evaluation.jobs import EvaluationSpec
 from dit_accel.evaluation.methods import METHODS, UNCACHED
 from dit_accel.evaluation.results import PSNR, Results
 from dit_accel.evaluation.statistics import Interval
-from dit_accel.evaluation.store import Store
+from dit_accel.evaluation.store import Store, placed
 from dit_accel.evaluation.summary import MethodSummary, Summary, digits, summarise
 from dit_accel.metrics import METRICS
 
@@ -52,15 +50,8 @@ def write_report(store: Store, spec: EvaluationSpec, path: Path) -> int:
     if needed := lacking():
         raise ModuleNotFoundError(needed)
     content = render(store, spec).encode("utf-8")
-    scratch = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    try:
-        with scratch.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(scratch, path)
-    finally:
-        scratch.unlink(missing_ok=True)
+    with placed(path) as scratch:
+        scratch.write_bytes(content)
     return len(content)
 
 
