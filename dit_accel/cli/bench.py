@@ -181,5 +181,5 @@ def _record(case: BenchmarkCase, found: list[SpeedResult]) -> dict[str, Any]:
         "checkpoint": case.denoiser.checkpoint,
         **dataclasses.asdict(case.shape),
         **{name: getattr(case, name) for name in names},
-        "methods": [row.to_dict() for row in found],
+        "methods": [dataclasses.asdict(row) for row in found],
     }

@@ -16,15 +16,7 @@ from typing import TYPE_CHECKING
 from dit_accel.cli.common import options
 from dit_accel.cli.common.errors import BadInput
 from dit_accel.cli.common.files import read_prompts
-from dit_accel.cli.common.options import (
-    COMPARISON,
-    WORK,
-    ClipOptions,
-    argument,
-    bytes_of,
-    listed,
-    option,
-)
+from dit_accel.cli.common.options import COMPARISON, WORK, ClipOptions, argument, option
 
 if TYPE_CHECKING:
     from dit_accel.evaluation.jobs import EvaluationSpec, Shard
@@ -112,7 +104,7 @@ def spec_of(
         versions={name: versions()[name] for name in jobs.CORE},
         keep_clips=given.keep_clips,
         static=given.static,
-        cache_memory=bytes_of(given.cache_memory),
+        cache_memory=options.bytes_of(given.cache_memory),
     )
 
 
@@ -151,7 +143,7 @@ def profile_of(given: EvaluateOptions, spec: EvaluationSpec, model: LoadableMode
 def _metrics(text: str) -> tuple[str, ...]:
     from dit_accel.metrics import METRICS
 
-    names = tuple(listed(text))
+    names = tuple(options.listed(text))
     for name in names or (text,):
         if name not in METRICS:
             raise BadInput(f"--metrics has {name!r}: accepted are {', '.join(METRICS)}")
@@ -159,7 +151,7 @@ def _metrics(text: str) -> tuple[str, ...]:
 
 
 def _seeds(text: str) -> tuple[int, ...]:
-    parts = listed(text)
+    parts = options.listed(text)
     if not parts or not all(part.isdigit() and int(part) < 2**63 for part in parts):
         raise BadInput(f"--seeds is {text!r}: must be whole numbers from 0, with commas between")
     return tuple(dict.fromkeys(map(int, parts)))

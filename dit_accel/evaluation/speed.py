@@ -16,7 +16,7 @@ import multiprocessing
 import statistics
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -105,10 +105,6 @@ class SpeedResult:
     peak_memory_bytes: int | None = None
     remarks: tuple[str, ...] = ()
     error: str | None = None
-
-    def to_dict(self) -> dict[str, Any]:
-        """Every field, JSON-able."""
-        return asdict(self)
 
 
 def measure(

@@ -39,6 +39,7 @@ _SHIFT, _SCALE = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)
 _BATCH = 4
 
 Tensors = dict[str, Any]
+WeightsFile = str | os.PathLike[str]
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ def lpips(
     test: Clip,
     *,
     data_range: float,
-    weights: str | os.PathLike[str] | None = None,
+    weights: WeightsFile | None = None,
     spatial: bool = False,
 ) -> float:
     """LPIPS of a clip: the mean over frames.
@@ -84,7 +85,7 @@ def lpips_frames(
     test: Clip,
     *,
     data_range: float,
-    weights: str | os.PathLike[str] | None = None,
+    weights: WeightsFile | None = None,
     spatial: bool = False,
 ) -> Scores:
     """LPIPS of each frame; arguments and errors as of `lpips`. Returns `(T,)`."""
@@ -101,10 +102,7 @@ def lpips_frames(
 
 
 def start_lpips(
-    data_range: float,
-    *,
-    weights: str | os.PathLike[str] | None = None,
-    spatial: bool = False,
+    data_range: float, *, weights: WeightsFile | None = None, spatial: bool = False
 ) -> FrameScores:
     """An accumulator, once the weights are found and loaded; errors as of `lpips`."""
     _load(find_weights(weights))
@@ -112,7 +110,7 @@ def start_lpips(
     return FrameScores(frames, mean, span=1, data_range=data_range)
 
 
-def find_weights(path: str | os.PathLike[str] | None = None) -> Weights:
+def find_weights(path: WeightsFile | None = None) -> Weights:
     """Where the network lies on this machine.
 
     Args:
@@ -136,7 +134,7 @@ def find_weights(path: str | os.PathLike[str] | None = None) -> Weights:
     )
 
 
-def _find_backbone(path: str | os.PathLike[str] | None) -> Path:
+def _find_backbone(path: WeightsFile | None) -> Path:
     named = path or os.environ.get(VARIABLE)
     if named:
         if not Path(named).is_file():

@@ -23,9 +23,10 @@ RESUMABLE = "what is done is saved; run the same command again to continue"
 # Argument of the library -> option of the command.
 _SAME = (
     "model device dtype steps guidance seed height width fps layout alpha background quality "
-    "speedup threshold site accel profile reposition work batch probes speedups metrics methods"
+    "speedup threshold site accel profile reposition work batch probes speedups metrics methods "
+    "cache_memory lpips_weights allow_trim allow_mixed_codecs allow_unpaired"
 )
-OPTIONS = {name: f"--{name}" for name in _SAME.split()} | {
+OPTIONS = {name: f"--{name.replace('_', '-')}" for name in _SAME.split()} | {
     "isolate": "--isolation",
     "num_frames": "--frames",
     "num_inference_steps": "--steps",
@@ -34,12 +35,7 @@ OPTIONS = {name: f"--{name}" for name in _SAME.split()} | {
     "guard": "--no-guard",
     "force": "--force-profile",
     "static": "--deterministic",
-    "cache_memory": "--cache-memory",
-    "lpips_weights": "--lpips-weights",
-    "allow_trim": "--allow-trim",
     "allow_mixed": "--allow-mixed-codecs",
-    "allow_mixed_codecs": "--allow-mixed-codecs",
-    "allow_unpaired": "--allow-unpaired",
 }
 _PHRASES = {"without a model": "without --model", "force it": "pass --force-profile"}
 _NAMES = "|".join(OPTIONS)

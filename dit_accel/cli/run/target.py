@@ -90,11 +90,13 @@ def resolve_target(pipe: Any, settings: Settings, *, strict: bool) -> RunTarget:
     Raises:
         BadInput: there is no profile, or it does not suit the pipeline or the run.
     """
+    from dit_accel.planning import lookup
+
     if not isinstance(settings.accel, PlannedConfig):
         return RunTarget(settings)
     notes: tuple[str, ...] = ()
     option = target_option(settings.quality, settings.speedup)
-    path = settings.accel.profile or _found(pipe)
+    path = settings.accel.profile or lookup.find_profile(pipe)
     if path is not None:
         try:
             return _by_profile(pipe, settings, settings.accel, str(path))
@@ -148,10 +150,3 @@ def _text(pipe: Any, settings: Settings, profile: Profile) -> Text | None:
     if profile.difficulty is None or settings.prompts:
         return None
     return prompt_text.encode(pipe, [settings.prompt], settings.max_sequence_length)
-
-
-def _found(pipe: Any) -> str | None:
-    from dit_accel.planning.lookup import find_profile
-
-    path = find_profile(pipe)
-    return str(path) if path is not None else None

@@ -17,13 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 HUES = 8
-CSS_INK, CSS_MUTED, CSS_GRID, CSS_PAPER, CSS_FLOOR = (
-    "#010101",
-    "#020202",
-    "#030303",
-    "#040404",
-    "#050505",
-)
+CSS_INK, CSS_MUTED, CSS_GRID, CSS_PAPER, CSS_FLOOR = (f"#0{i}0{i}0{i}" for i in range(1, 6))
 HUE = tuple(f"#0a01{index:02x}" for index in range(HUES))
 VARIABLES = {
     CSS_INK: "--ink",
