@@ -7,6 +7,7 @@ Knows prompts, methods and metrics by name; runs nothing. Ours.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import os
 from dataclasses import dataclass
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 EVALUATE_METHODS = "uncached,edcw:*,fewer-steps:*"
 DEFAULT_METRICS = "psnr_db,ssim,mae,tdiff,flicker,tof,latent_rel_l2,latent_cosine"
 NOISE_FLOOR = "rerun,rerun/attention,rerun/dtype"
+_compare = functools.partial(option, panel=COMPARISON)
+_work = functools.partial(option, panel=WORK)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,36 +39,28 @@ class EvaluateOptions(ClipOptions):
     out: Path = option(
         ..., "Folder of the evaluation; an unfinished one is continued.", metavar="FOLDER"
     )
-    methods: str = option(EVALUATE_METHODS, options.METHODS_HELP, panel=COMPARISON)
-    metrics: str = option(DEFAULT_METRICS, "Names of metrics.", panel=COMPARISON)
-    seeds: str = option("0", "E.g. 0,1,2.", panel=COMPARISON)
+    methods: str = _compare(EVALUATE_METHODS, options.METHODS_HELP)
+    metrics: str = _compare(DEFAULT_METRICS, "Names of metrics.")
+    seeds: str = _compare("0", "E.g. 0,1,2.")
     limit: int | None = options.limit(COMPARISON)
-    noise_floor: bool = option(
-        False, "Run the uncached model again too, also in other arithmetic.", "--noise-floor",
-        panel=COMPARISON,
-    )  # fmt: skip
+    noise_floor: bool = _compare(
+        False, "Run the uncached model again too, also in other arithmetic."
+    )
     profile: Path | None = options.profile(COMPARISON, "For quality and speedup: ")
-    static: bool = option(
-        False, "For these two: the same steps in every run, no guard.", "--deterministic",
-        panel=COMPARISON,
-    )  # fmt: skip
-    cache_memory: str | None = option(
-        None, f"For these two: {options.MEMORY_HELP}", panel=COMPARISON, metavar="SIZE",
-        shown="no limit",
-    )  # fmt: skip
-    shard: str | None = option(
-        None, "Do part i of n, from 0.", panel=WORK, metavar="i/n",
-        shown="by torchrun or SLURM, else all",
-    )  # fmt: skip
-    backend: str = option(
-        "local", "This process, or a Ray cluster.", panel=WORK, metavar="local|ray"
+    static: bool = _compare(
+        False, "For these two: the same steps in every run, no guard.", "--deterministic"
     )
-    workers: int = option(1, "Ray actors.", panel=WORK, metavar="N", min=1)
-    keep_clips: bool = option(
-        True, "Keep clips; uncached ones always are.", panel=WORK, shown="keep-clips"
+    cache_memory: str | None = _compare(
+        None, f"For these two: {options.MEMORY_HELP}", metavar="SIZE", shown="no limit"
     )
-    retry_failed: bool = option(False, "Run failed jobs again.", "--retry-failed", panel=WORK)
-    rescore: bool = option(False, "Score all clips again.", "--rescore", panel=WORK)
+    shard: str | None = _work(
+        None, "Do part i of n, from 0.", metavar="i/n", shown="by torchrun or SLURM, else all"
+    )
+    backend: str = _work("local", "This process, or a Ray cluster.", metavar="local|ray")
+    workers: int = _work(1, "Ray actors.", metavar="N", min=1)
+    keep_clips: bool = _work(True, "Keep clips; uncached ones always are.", shown="keep-clips")
+    retry_failed: bool = _work(False, "Run failed jobs again.")
+    rescore: bool = _work(False, "Score all clips again.")
     as_json: bool = options.as_json()
 
 

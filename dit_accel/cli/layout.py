@@ -34,7 +34,7 @@ class LayoutFile:
     """What both verbs have."""
 
     file: Path = argument(..., "A layout (YAML or JSON).", "FILE")
-    outside: bool = option(False, "Allow files outside the layout's folder.", "--outside")
+    outside: bool = option(False, "Allow files outside the layout's folder.")
     verbose: bool = options.verbose()
 
     def load(self) -> Layout:

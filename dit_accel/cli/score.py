@@ -45,15 +45,11 @@ class ScoreOptions:
         None, "AlexNet's weights.", metavar="FILE",
         shown="$DIT_ACCEL_LPIPS_WEIGHTS, else torch's hub cache",
     )  # fmt: skip
-    allow_trim: bool = option(
-        False, "Cut both clips to one length and size.", "--allow-trim", panel=COMPARISON
-    )
+    allow_trim: bool = option(False, "Cut both clips to one length and size.", panel=COMPARISON)
     allow_mixed_codecs: bool = option(
-        False, "Compare files of different lossy codecs.", "--allow-mixed-codecs", panel=COMPARISON
+        False, "Compare files of different lossy codecs.", panel=COMPARISON
     )
-    allow_unpaired: bool = option(
-        False, "Leave out clips without a partner.", "--allow-unpaired", panel=COMPARISON
-    )
+    allow_unpaired: bool = option(False, "Leave out clips without a partner.", panel=COMPARISON)
     output: Path | None = option(
         None, "Write the JSON here.", "--output", "-o", metavar="FILE", panel=OUTPUT
     )

@@ -9,6 +9,7 @@ of `AccelOptions`, and of a config in `dit_accel/config.py`. Ours.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -93,7 +94,7 @@ def fps() -> Any:
 
 
 def overwrite() -> Any:
-    return option(False, "Replace files that exist.", "--overwrite", panel=OUTPUT)
+    return option(False, "Replace files that exist.", panel=OUTPUT)
 
 
 def as_json() -> Any:
@@ -101,44 +102,40 @@ def as_json() -> Any:
 
 
 def verbose() -> Any:
-    text = "Show tracebacks and the libraries' messages."
-    return option(False, text, "--verbose", panel=MACHINE)
+    return option(False, "Show tracebacks and the libraries' messages.", panel=MACHINE)
+
+
+_accelerate = functools.partial(option, panel=ACCELERATION)
 
 
 @dataclass(frozen=True, kw_only=True)
 class AccelOptions:
     """What is computed and what is cached: the keywords of `accelerate`, but for `no_guard`."""
 
-    quality: float | None = option(
-        None, TARGET_HELP, panel=ACCELERATION, metavar="DB", shown="36 if there is a profile"
+    quality: float | None = _accelerate(
+        None, TARGET_HELP, metavar="DB", shown="36 if there is a profile"
     )
-    speedup: float | None = option(None, RATIO_HELP, panel=ACCELERATION, metavar="X")
-    threshold: float | None = option(
+    speedup: float | None = _accelerate(None, RATIO_HELP, metavar="X")
+    threshold: float | None = _accelerate(
         None, "Largest drift of a cached value, 0: cache nothing. Needs no profile.",
-        panel=ACCELERATION, metavar="DRIFT", shown=f"{DEFAULT_THRESHOLD} if there is no profile",
+        metavar="DRIFT", shown=f"{DEFAULT_THRESHOLD} if there is no profile",
     )  # fmt: skip
     profile: Path | None = profile(ACCELERATION)
-    cache_memory: str | None = option(
+    cache_memory: str | None = _accelerate(
         None, f"{MEMORY_HELP} Values beyond it are packed, then offloaded.",
-        panel=ACCELERATION, metavar="SIZE", shown="no limit",
+        metavar="SIZE", shown="no limit",
     )  # fmt: skip
-    static: bool = option(
-        False, "The same steps in every run: no guard, no host syncs.", "--deterministic",
-        panel=ACCELERATION,
-    )  # fmt: skip
-    no_guard: bool = option(
-        False, "Never override the plan during a run.", "--no-guard", panel=ACCELERATION
+    static: bool = _accelerate(
+        False, "The same steps in every run: no guard, no host syncs.", "--deterministic"
     )
-    force: bool = option(
-        False, "Use a profile of another model.", "--force-profile", panel=ACCELERATION
+    no_guard: bool = _accelerate(False, "Never override the plan during a run.")
+    force: bool = _accelerate(False, "Use a profile of another model.", "--force-profile")
+    site: str = _accelerate(
+        "model", "With --threshold: what is cached; attention, block or model.", metavar="SITE"
     )
-    site: str = option(
-        "model", "With --threshold: what is cached; attention, block or model.",
-        panel=ACCELERATION, metavar="SITE",
-    )  # fmt: skip
-    accel: str | None = option(
+    accel: str | None = _accelerate(
         None, "unicp: a plan; unicp-paper: windows and pruning as in the paper.",
-        panel=ACCELERATION, metavar="NAME", shown=ACCELS[0],
+        metavar="NAME", shown=ACCELS[0],
     )  # fmt: skip
 
 

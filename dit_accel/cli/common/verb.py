@@ -50,13 +50,21 @@ def _parameters(kind: Any) -> list[inspect.Parameter]:
     hints, empty = get_type_hints(kind), inspect.Parameter.empty
     parameters = []
     for one in sorted(dataclasses.fields(kind), key=_panel):
-        annotation: Any = Annotated[hints[one.name], one.metadata["typer"]]
+        annotation: Any = Annotated[hints[one.name], _typer(one)]
         default = empty if one.default is dataclasses.MISSING else one.default
         kind_of = inspect.Parameter.KEYWORD_ONLY
         parameters.append(
             inspect.Parameter(one.name, kind_of, default=default, annotation=annotation)
         )
     return parameters
+
+
+def _typer(field: dataclasses.Field[Any]) -> Any:
+    """Typer's description of an option; a flag that is off by default has no `--no-` form."""
+    info = field.metadata["typer"]
+    if field.default is False and info.default is ...:  # typer keeps the first flag as the default
+        info.param_decls = (f"--{field.name.replace('_', '-')}",)
+    return info
 
 
 def _panel(field: dataclasses.Field[Any]) -> int:

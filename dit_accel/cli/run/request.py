@@ -56,7 +56,7 @@ class Request(AccelOptions, ClipOptions):
         shown="open",
     )  # fmt: skip
     compare: bool = option(
-        False, "Also make the uncached reference: PSNR, SSIM, speedup, both clips.", "--compare",
+        False, "Also make the uncached reference: PSNR, SSIM, speedup, both clips.",
         panel=options.OUTPUT,
     )  # fmt: skip
     output: Path | None = option(
