@@ -132,16 +132,6 @@ def bilinear_basis(left: torch.Tensor, right: torch.Tensor) -> Basis:
     )
 
 
-def principal_basis(left: torch.Tensor, right: torch.Tensor) -> Basis:
-    """Plain PCA, to compare with: principal directions of `right` only. Arguments as above; its
-    `left_out` is exact for this basis and never below that of `bilinear_basis`."""
-    values, vectors = torch.linalg.eigh(_precise(right))
-    values, vectors = values.flip(-1).clamp_min(0), vectors.flip(-1)
-    met = (vectors * (_precise(left) @ vectors)).sum(-2)
-    turned = vectors.float()
-    return Basis(turned, turned, (values * met).float())
-
-
 def logit_basis(queries: CovarianceAccumulator, keys: CovarianceAccumulator) -> Basis:
     """The basis of q·(k - μ), μ the mean of the keys."""
     return bilinear_basis(queries.second, keys.covariance)

@@ -142,12 +142,11 @@ class BlockSparseAttention:
         blocks = config.blocks_of(query.shape[1])
         query, key, value = (x[:, order] for x in (query, key, value))
         low = pca.project(query, self.factors[0]), pca.project(key, self.factors[1])
-        budget = config.keep_mass, config.floor, config.cap
         fraction: FlopShare
         fast = kernels.unsupported(query, blocks) is None
         functions = kernels if fast else block_sparse  # the same functions in both
         mass = functions.block_mass(*low, blocks, config.samples, scale)
-        selection = functions.keep_blocks(mass, *budget)
+        selection = functions.keep_blocks(mass, config.keep_mass, config.floor, config.cap)
         given = query, key, value, selection, blocks, config.tail
         if fast:
             out, fraction = kernels.pruned_attention(*given), selection.density()

@@ -87,12 +87,11 @@ class Trim:
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
         self.trimmed = False
         texts = [pair for pair in TEXTS if kwargs.get(pair[0]) is not None]
-        if not texts or any(kwargs.get(mask) is None for _, mask in texts):
-            return None
-        if kwargs[texts[0][0]].shape[0] != 1:
+        masked = texts and all(kwargs.get(mask) is not None for _, mask in texts)
+        if not masked or kwargs[texts[0][0]].shape[0] != 1:
             return None
         lengths = [self._length(kwargs[mask]) for _, mask in texts]
-        if any(length is None for length in lengths):
+        if None in lengths:
             return None
         trimmed = dict(kwargs)
         for pair, length in zip(texts, lengths, strict=True):

@@ -18,9 +18,8 @@ from dataclasses import dataclass
 
 from dit_accel.core.checks import is_integer, require
 
-STRICTER = 0.25
-"""Pruning errs at every step; a window not at all at its first and up to the threshold at its last.
-Measured: research/LOG.md."""
+# Pruning errs at every step; a window not at all at its first and up to the threshold at its last.
+STRICTER = 0.25  # measured: research/LOG.md
 
 
 @dataclass(frozen=True)

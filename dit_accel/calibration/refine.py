@@ -65,13 +65,11 @@ def carry_out(
     pipe: Any, clips: Mapping[int, ClipSpec], computed: tuple[int, ...], error_model: ErrorModel,
     recordings: Sequence[UncachedRun], problems: Problems, overrides: dict[str, Any] | None,
 ) -> RefinedPlan:  # fmt: skip
-    """One run of the pipeline.
+    """One run of the pipeline with the plan of these `computed` steps.
 
     Args:
-        clips: by number, of equal steps, guidance and size.
-        computed: the plan's steps.
+        clips: by number, of equal steps, guidance and size; `recordings` are in their order.
         error_model: windows are fitted to it as long as too few clips are known.
-        recordings: of the clips, in their order.
         problems: of all plans; the clips are added to those of this one.
     """
     prior, rows = fit(computed, error_model, depth=REFINED_DEPTH)[0], list(clips.values())

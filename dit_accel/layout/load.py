@@ -15,16 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from dit_accel.layout.errors import (
-    LayoutError,
-    check_count,
-    check_id,
-    check_text,
-    check_unique,
-    check_version,
-    not_accepted,
-    shown,
-)
+from dit_accel.layout import errors
+from dit_accel.layout.errors import LayoutError, not_accepted
 from dit_accel.layout.model import (
     MOST_KEYFRAMES,
     MOST_SHOTS,
@@ -92,7 +84,7 @@ class _Reader:
     def layout(self, found: Any) -> Layout:
         keys = ("version", "negative_prompt", "subjects", "shots")
         fields = _fields(found, keys, needed=("version", "shots"))
-        check_version(fields["version"])
+        errors.check_version(fields["version"])
         cast = self._cast(fields.get("subjects"))
         shots = _each("shots", fields["shots"], MOST_SHOTS, lambda one: self.shot(one, cast))
         placed = {subject.id for shot in shots for subject in shot.subjects}
@@ -112,7 +104,7 @@ class _Reader:
         known = ("id", "prompt", "box", "keyframes", "mask", "z", "reference")
         fields = _fields(found, known, needed=("id",))
         id = fields["id"]
-        check_id("id", id)
+        errors.check_id("id", id)
         prompts = {**cast, id: fields["prompt"]} if "prompt" in fields else cast
         if id not in prompts:
             raise LayoutError(
@@ -134,7 +126,7 @@ class _Reader:
 
     def path(self, field: str, value: Any, suffixes: tuple[str, ...]) -> Path:
         """An existing file inside the folder, links resolved."""
-        check_text(field, value)
+        errors.check_text(field, value)
         if Path(value).suffix.lower() not in suffixes:
             raise not_accepted(field, value, f"a file that ends in {', '.join(suffixes)}")
         try:
@@ -145,7 +137,7 @@ class _Reader:
         except (OSError, RuntimeError) as error:  # a name too long, links in a circle
             raise not_accepted(field, value, "a file that can be found") from error
         if not is_there:
-            raise LayoutError(field, f"is {shown(value)}; there is no such file")
+            raise LayoutError(field, f"is {errors.shown(value)}; there is no such file")
         return path
 
     def _where(self, fields: dict[str, Any]) -> tuple[tuple[Keyframe, ...], Path | None]:
@@ -170,7 +162,7 @@ class _Reader:
             return Subject(fields["id"], fields["prompt"], (Keyframe(0, (0, 0, 1, 1)),))
 
         members = _each("subjects", found, MOST_SUBJECTS * MOST_SHOTS, member)
-        check_unique("subjects", [one.id for one in members])
+        errors.check_unique("subjects", [one.id for one in members])
         return {one.id: one.prompt for one in members}
 
 
@@ -185,7 +177,7 @@ def _fields(found: Any, known: tuple[str, ...], needed: tuple[str, ...]) -> dict
         raise not_accepted("", found, f"a mapping with {', '.join(known)}")
     for key in found:
         if key not in known:
-            raise LayoutError("", f"has the key {shown(key)}; accepted: {', '.join(known)}")
+            raise LayoutError("", f"has the key {errors.shown(key)}; accepted: {', '.join(known)}")
     for key in needed:
         if key not in found:
             raise LayoutError(key, "is missing")
@@ -196,7 +188,7 @@ def _each(field: str, found: Any, most: int, read: Callable[[Any], _T]) -> tuple
     """Read every entry of a list; errors name the entry."""
     if not isinstance(found, list):
         raise not_accepted(field, found, "a list")
-    check_count(field, len(found), 1, most)
+    errors.check_count(field, len(found), 1, most)
     entries = []
     for index, one in enumerate(found):
         with _field(f"{field}[{index}]"):

@@ -13,17 +13,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from dit_accel.layout.errors import (
-    VERSION,
-    LayoutError,
-    check_count,
-    check_id,
-    check_text,
-    check_unique,
-    check_version,
-    is_share,
-    not_accepted,
-)
+from dit_accel.layout import errors
+from dit_accel.layout.errors import VERSION, LayoutError, not_accepted
 
 Box = tuple[float, float, float, float]
 
@@ -49,10 +40,10 @@ class Keyframe:
     box: Box
 
     def __post_init__(self) -> None:
-        if not is_share(self.at):
+        if not errors.is_share(self.at):
             raise not_accepted("at", self.at, "a number from 0 to 1")
         box = self.box
-        if not isinstance(box, Sequence) or len(box) != 4 or not all(map(is_share, box)):
+        if not isinstance(box, Sequence) or len(box) != 4 or not all(map(errors.is_share, box)):
             raise not_accepted("box", box, _BOX_ACCEPTED)
         if not (box[0] < box[2] and box[1] < box[3]):
             raise not_accepted("box", box, f"{_BOX_ACCEPTED}; this one is empty")
@@ -87,7 +78,7 @@ class Reference:
             count = "neither" if self.shot is None else "both"
             raise LayoutError("", f"names {count} of shot and file; accepted: one of them")
         if self.shot is not None:
-            check_id("shot", self.shot)
+            errors.check_id("shot", self.shot)
             if self.keyframes or self.mask is not None:
                 name = "keyframes" if self.keyframes else "mask"
                 raise LayoutError(
@@ -96,7 +87,7 @@ class Reference:
         elif self.subject is not None:
             raise LayoutError("subject", "is given with a file; accepted: with a shot only")
         if self.subject is not None:
-            check_id("subject", self.subject)
+            errors.check_id("subject", self.subject)
         if self.file is not None:
             if self.keyframes and self.mask is not None:
                 raise LayoutError("mask", "is given beside keyframes; accepted: one of them")
@@ -132,8 +123,8 @@ class Subject:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "keyframes", tuple(self.keyframes))
-        check_id("id", self.id)
-        check_text("prompt", self.prompt)
+        errors.check_id("id", self.id)
+        errors.check_text("prompt", self.prompt)
         if isinstance(self.z, bool) or not isinstance(self.z, int) or abs(self.z) > MAX_Z:
             raise not_accepted("z", self.z, f"an integer from -{MAX_Z} to {MAX_Z}")
         if bool(self.keyframes) == (self.mask is not None):
@@ -171,10 +162,10 @@ class Shot:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "subjects", tuple(self.subjects))
-        check_id("id", self.id)
-        check_text("prompt", self.prompt)
-        check_count("subjects", len(self.subjects), 1, MOST_SUBJECTS)
-        check_unique("subjects", [subject.id for subject in self.subjects])
+        errors.check_id("id", self.id)
+        errors.check_text("prompt", self.prompt)
+        errors.check_count("subjects", len(self.subjects), 1, MOST_SUBJECTS)
+        errors.check_unique("subjects", [subject.id for subject in self.subjects])
 
     def subject(self, id: str) -> Subject:
         """The subject with an id, else KeyError."""
@@ -210,11 +201,11 @@ class Layout:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "shots", tuple(self.shots))
-        check_version(self.version)
+        errors.check_version(self.version)
         if self.negative_prompt is not None:
-            check_text("negative_prompt", self.negative_prompt, least=0)
-        check_count("shots", len(self.shots), 1, MOST_SHOTS)
-        check_unique("shots", [shot.id for shot in self.shots])
+            errors.check_text("negative_prompt", self.negative_prompt, least=0)
+        errors.check_count("shots", len(self.shots), 1, MOST_SHOTS)
+        errors.check_unique("shots", [shot.id for shot in self.shots])
         self._check_references()
 
     @property
@@ -275,7 +266,7 @@ def interpolate(keyframes: Sequence[Keyframe], u: float) -> Box:
 
 def check_keyframes(keyframes: Sequence[Keyframe]) -> None:
     """Refuse too many keyframes, or times that do not ascend."""
-    check_count("keyframes", len(keyframes), 0, MOST_KEYFRAMES)
+    errors.check_count("keyframes", len(keyframes), 0, MOST_KEYFRAMES)
     for i in range(1, len(keyframes)):
         if not keyframes[i].at > keyframes[i - 1].at:
             accepted = f"above {keyframes[i - 1].at:g}, the keyframe before it"

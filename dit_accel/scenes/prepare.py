@@ -72,13 +72,10 @@ def _read(
 ) -> tuple[ReferenceClips, Callable[[TokenGrid], list[ClipRow]]]:
     """The reference clips of a layout, and a function from a grid to its rows."""
     files = files_of(found) if config.share else {}
-    clips = ReferenceClips(
-        [read_frames(reference, field) for reference, (_, field) in files.items()],
-        [prompt for prompt, _ in files.values()],
-        config.seed,
-        len(found.shots),
-    )
-    lengths = [len(clip) for clip in clips.frames]
+    frames = [read_frames(reference, field) for reference, (_, field) in files.items()]
+    prompts = [prompt for prompt, _ in files.values()]
+    clips = ReferenceClips(frames, prompts, config.seed, len(found.shots))
+    lengths = [len(clip) for clip in frames]
     return clips, lambda grid: rows_of(found, [*files], lengths, grid, config)
 
 

@@ -2,12 +2,8 @@
 
 Frames and prompts come in; a forward's arguments get more rows, and its output loses them. A clip
 is encoded once per call with the pipeline's VAE. At every step its clean latents get noise of the
-same level as the user's rows, from a private generator, constant over a run:
-
-    x = (1 - sigma) clean + sigma noise,  sigma = timestep / num_train_timesteps
-
-It knows flow matching only, and not who reads the rows (`scenes/isolation.py`).
-
+same level as the user's rows, from a private generator, constant over a run: (1 - sigma) clean +
+sigma noise. It knows flow matching only, and not who reads the rows (`scenes/isolation.py`).
 Source: IR-Diffusion (arXiv 2411.19261) makes its references in the same batch.
 """
 
@@ -67,9 +63,8 @@ class ReferenceClips:
         if not self.frames:
             return
         config = pipe.scheduler.config
-        flow = "Flow" in type(pipe.scheduler).__name__ or config.get("use_flow_sigmas", False)
-        if not flow:
-            name = type(pipe.scheduler).__name__
+        name = type(pipe.scheduler).__name__
+        if "Flow" not in name and not config.get("use_flow_sigmas", False):
             raise ValueError(f"scheduler is {name}; accepted with files as references: flow ones")
         patches.wrap(pipe, "prepare_latents", partial(self._wrap, pipe))
 

@@ -80,6 +80,16 @@ def capture(pipe: WanPipeline, prompt: str, seed: int) -> Capture:
     return capturing.captured
 
 
+def principal_basis(left: torch.Tensor, right: torch.Tensor) -> pca.Basis:
+    """Plain PCA, to compare with: principal directions of `right` only. Arguments and result as of
+    `pca.bilinear_basis`, whose `left_out` is never above that of this basis."""
+    values, vectors = torch.linalg.eigh(right.double())
+    values, vectors = values.flip(-1).clamp_min(0), vectors.flip(-1)
+    met = (vectors * (left.double() @ vectors)).sum(-2)
+    turned = vectors.float()
+    return pca.Basis(turned, turned, (values * met).float())
+
+
 def logit_error(rows: tuple[torch.Tensor, ...], basis: pca.Basis, mean: torch.Tensor, rank: int):
     """`(H,)` root mean square error of all logits at a rank."""
     query, key = rows[0], rows[1] - mean
@@ -124,7 +134,7 @@ def bound(pipe: WanPipeline, prompts: list[str]) -> None:
             for step in (5, 20, 40):
                 basis, _, _, (q, k) = learned[layer, step]
                 if plain:
-                    basis = pca.principal_basis(q.second, k.covariance)
+                    basis = principal_basis(q.second, k.covariance)
                 ranks += basis.rank_for(pca.allowed_for(rms, 32)).tolist()
             cells.append(f"{min(ranks)}, {np.median(ranks):g}, {max(ranks)}")
         print(f"| {layer} | {' | '.join(cells)} |")
@@ -150,7 +160,7 @@ def outputs(pipe, captured: Capture, learned: dict, pairs: list):
         def attend(at, q, k, v):
             basis, mean, _, (queries, keys) = learned[at]
             if plain:
-                basis = pca.principal_basis(queries.second, keys.covariance)
+                basis = principal_basis(queries.second, keys.covariance)
             return dense(*pca.slice_logits(q, k, basis, mean, rank), v), (rank / 32 + 1) / 2
 
         return attend
