@@ -219,11 +219,8 @@ def gathered_attention(
     means, averages = (x.transpose(1, 2).flatten(0, 1) for x in (means, averages))
     # the last block's padding has no tokens
     ends = torch.arange(total * blocks.key, device=key.device).view(total, blocks.key) < tokens
-    order, counts, mask = (
-        selection.order.flatten(0, 2).long(),
-        selection.counts.flatten(),
-        selection.mask(),
-    )
+    order, counts = selection.order.flatten(0, 2).long(), selection.counts.flatten()
+    mask = selection.mask().flatten(0, 2)
     head = torch.arange(len(k), device=key.device).repeat_interleave(shape[2])
     out, computed = q.new_empty(*q.shape[:2], value.shape[-1]), 0
     for rows in counts.argsort().chunk(ROW_GROUPS):
@@ -236,7 +233,7 @@ def gathered_attention(
         logits = logits.float().masked_fill(~seen[:, None], -math.inf)
         if tail:
             more = (q[rows] @ means[heads].mT * scale).float() + sizes.log()
-            more = more.masked_fill(mask.flatten(0, 2)[rows, None], -math.inf)
+            more = more.masked_fill(mask[rows, None], -math.inf)
             logits = torch.cat([logits, more], -1)
         weights = logits.softmax(-1).to(v.dtype)
         width = seen.shape[-1]

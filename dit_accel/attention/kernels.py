@@ -49,9 +49,8 @@ def unsupported(query: torch.Tensor, blocks: BlockSizes) -> str | None:
         return f"there is no kernel for more than {MAX_KEY_BLOCKS} key blocks"
     if query[0].numel() >= 2**31:
         return "there is no kernel for more than 2^31 numbers in one sequence"
-    if isinstance(_programs(), str):
-        return str(_programs())
-    return None
+    programs = _programs()
+    return programs if isinstance(programs, str) else None
 
 
 def block_mass(

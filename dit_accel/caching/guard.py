@@ -168,17 +168,13 @@ class GuardedPolicy(Policy):
                 "Guard: no step of a plan of another model was used; steps were extrapolated where "
                 "the expected error was small."
             )
-        if self.abandoned is not None:
-            step, reason = self.abandoned
-            found.append(f"Guard after step {step}: {reason}; left the plan for short windows.")
-        elif self._suspicion is not None:
-            step, reason = self._suspicion
-            found.append(
-                f"Guard after step {step}: {reason}; a step was computed, and the plan went on."
-            )
-        if self.restored is not None:
-            step, reason = self.restored
-            found.append(f"Guard after step {step}: {reason}; it was restored from its neighbours.")
+        tolerated = None if self.abandoned else self._suspicion
+        events = {
+            "left the plan for short windows": self.abandoned,
+            "a step was computed, and the plan went on": tolerated,
+            "it was restored from its neighbours": self.restored,
+        }
+        found += [f"Guard after step {e[0]}: {e[1]}; {what}." for what, e in events.items() if e]
         return tuple(found)
 
     def _abandon_plan(self, step: int) -> None:

@@ -12,21 +12,13 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-from dit_accel.layout import errors
+from dit_accel.layout import errors, model
 from dit_accel.layout.errors import LayoutError, not_accepted
-from dit_accel.layout.model import (
-    MOST_KEYFRAMES,
-    MOST_SHOTS,
-    MOST_SUBJECTS,
-    Keyframe,
-    Layout,
-    Reference,
-    Shot,
-    Subject,
-)
+from dit_accel.layout.model import Keyframe, Layout, Reference, Shot, Subject
 from dit_accel.layout.parse import LARGEST_BYTES, document
 
 SUFFIXES = (".yaml", ".yml", ".json")
@@ -86,7 +78,7 @@ class _Reader:
         fields = _fields(found, keys, needed=("version", "shots"))
         errors.check_version(fields["version"])
         cast = self._cast(fields.get("subjects"))
-        shots = _each("shots", fields["shots"], MOST_SHOTS, lambda one: self.shot(one, cast))
+        shots = _each("shots", fields["shots"], model.MOST_SHOTS, partial(self.shot, cast=cast))
         placed = {subject.id for shot in shots for subject in shot.subjects}
         for index, id in enumerate(cast):
             if id not in placed:
@@ -96,8 +88,8 @@ class _Reader:
     def shot(self, found: Any, cast: dict[str, str]) -> Shot:
         names = ("id", "prompt", "subjects")
         fields = _fields(found, names, needed=names)
-        place = fields["subjects"]
-        subjects = _each("subjects", place, MOST_SUBJECTS, lambda one: self.subject(one, cast))
+        read = partial(self.subject, cast=cast)
+        subjects = _each("subjects", fields["subjects"], model.MOST_SUBJECTS, read)
         return Shot(fields["id"], fields["prompt"], subjects)
 
     def subject(self, found: Any, cast: dict[str, str]) -> Subject:
@@ -148,7 +140,7 @@ class _Reader:
         if "box" in fields:
             keyframes = (Keyframe(0.0, fields["box"]),)
         elif "keyframes" in fields:
-            keyframes = _each("keyframes", fields["keyframes"], MOST_KEYFRAMES, _keyframe)
+            keyframes = _each("keyframes", fields["keyframes"], model.MOST_KEYFRAMES, _keyframe)
         mask = self.path("mask", fields["mask"], CLIPS) if "mask" in fields else None
         return keyframes, mask
 
@@ -161,7 +153,7 @@ class _Reader:
             fields = _fields(one, ("id", "prompt"), needed=("id", "prompt"))
             return Subject(fields["id"], fields["prompt"], (Keyframe(0, (0, 0, 1, 1)),))
 
-        members = _each("subjects", found, MOST_SUBJECTS * MOST_SHOTS, member)
+        members = _each("subjects", found, model.MOST_SUBJECTS * model.MOST_SHOTS, member)
         errors.check_unique("subjects", [one.id for one in members])
         return {one.id: one.prompt for one in members}
 

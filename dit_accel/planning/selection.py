@@ -15,16 +15,10 @@ from typing import Any
 
 import torch
 
+from dit_accel.planning import prediction
 from dit_accel.planning.margin import QualityMargin
 from dit_accel.planning.plan import SamplerCoefficients
-from dit_accel.planning.prediction import (
-    COVERAGE,
-    ErrorBand,
-    PlanChoice,
-    QualityDistribution,
-    QualityEstimate,
-    min_bits,
-)
+from dit_accel.planning.prediction import COVERAGE, ErrorBand, PlanChoice, QualityDistribution
 from dit_accel.planning.profile import CandidatePlan, Profile, ProfileError
 from dit_accel.planning.sampler import planned_coefficients
 from dit_accel.planning.transfer import check_speedup, compute_all, transfer_plan
@@ -193,16 +187,11 @@ def for_quality(
             "the profile has no candidate plans; calibrate with speedups to guarantee a quality"
         )
     margin = margin or QualityMargin()
-    fastest: tuple[CandidatePlan, float] | None = None
-    for candidate in profile.candidates:
+    for candidate in sorted(profile.candidates, key=lambda one: len(one.computed)):
         reach = QualityDistribution.of(candidate).guaranteed_share(quality - margin.db)
-        faster = fastest is None or len(candidate.computed) < len(fastest[0].computed)
-        if reach >= coverage and faster:
-            fastest = candidate, reach
-    if fastest is None:
-        return compute_all(profile.sampler, quality, profile)
-    candidate, reach = fastest
-    return _choice_of(profile, candidate, margin.reach if margin.db else reach)
+        if reach >= coverage:
+            return _choice_of(profile, candidate, margin.reach if margin.db else reach)
+    return compute_all(profile.sampler, quality, profile)
 
 
 def for_speedup(profile: Profile, speedup: float) -> PlanChoice:
@@ -230,7 +219,7 @@ def for_speedup(profile: Profile, speedup: float) -> PlanChoice:
 def _choice_of(profile: Profile, candidate: CandidatePlan, reach: float | None) -> PlanChoice:
     sampler, plan = profile.sampler, profile.plan_of(candidate)
     distribution = QualityDistribution.of(candidate)
-    prediction = QualityEstimate(
+    estimate = prediction.QualityEstimate(
         sampler.num_steps / distribution.count, float(distribution.count), distribution.mean,
         *distribution.interval, reach,
     )  # fmt: skip
@@ -239,6 +228,6 @@ def _choice_of(profile: Profile, candidate: CandidatePlan, reach: float | None) 
     for step in candidate.computed[:2]:  # a line goes through two steps
         del bands[step]
     return PlanChoice(
-        plan, sampler.branch_weights, tuple(sampler.timesteps.tolist()), prediction, bands,
-        min_bits=min_bits(plan, profile.error_model, float(candidate.latents_db.mean())),
+        plan, sampler.branch_weights, tuple(sampler.timesteps.tolist()), estimate, bands,
+        min_bits=prediction.min_bits(plan, profile.error_model, float(candidate.latents_db.mean())),
     )  # fmt: skip

@@ -16,17 +16,9 @@ import statistics
 import torch
 from scipy import stats
 
+from dit_accel.planning import prediction
 from dit_accel.planning.plan import Plan, SamplerCoefficients
-from dit_accel.planning.prediction import (
-    COVERAGE,
-    INTERVAL,
-    UNKNOWN_DB,
-    PlanChoice,
-    QualityDistribution,
-    QualityEstimate,
-    decibels,
-    min_bits,
-)
+from dit_accel.planning.prediction import COVERAGE, PlanChoice, QualityDistribution, QualityEstimate
 from dit_accel.planning.profile import CandidatePlan, Profile
 from dit_accel.planning.search import ErrorModel, evenly, fit, search
 
@@ -101,11 +93,11 @@ def _choice_of(
     error_model: ErrorModel, plan: Plan, energy: float, profile: Profile, quality: float | None
 ) -> PlanChoice:
     """A plan that was never carried out, with its predicted error, and what is expected of it."""
-    count, predicted_db = len(plan.computed), decibels(energy)
+    count, predicted_db = len(plan.computed), prediction.decibels(energy)
     reach: float | None
     if profile.candidates:
         near = _nearest(profile, count)
-        difference = predicted_db - decibels(fit(near.computed, profile.error_model)[1])
+        difference = predicted_db - prediction.decibels(fit(near.computed, profile.error_model)[1])
         if len(near.computed) == count:
             difference = min(difference, 0.0)  # finer steps at the same places gain nothing
         shifted = near.psnr_db + difference - UNREFINED_DB
@@ -114,17 +106,17 @@ def _choice_of(
         latents_db = float(near.latents_db.mean()) + difference - UNREFINED_DB
         reach = distribution.guaranteed_share(quality) if quality is not None else None
     else:  # the latents' PSNR stands for the frames', with a wide interval
-        half = UNKNOWN_DB * float(stats.norm.ppf(0.5 + INTERVAL / 2))
+        half = prediction.UNKNOWN_DB * float(stats.norm.ppf(0.5 + prediction.INTERVAL / 2))
         psnr, low, high = predicted_db, predicted_db - half, predicted_db + half
         latents_db = predicted_db
-        probability = stats.norm.cdf((predicted_db - (quality or 0.0)) / UNKNOWN_DB)
+        probability = stats.norm.cdf((predicted_db - (quality or 0.0)) / prediction.UNKNOWN_DB)
         reach = float(probability) if quality is not None else None
     sampler = error_model.sampler
     return PlanChoice(
         plan, sampler.branch_weights, tuple(sampler.timesteps.tolist()),
         QualityEstimate(sampler.num_steps / count, count, psnr, low, high, reach), {},
         notes=("Planned from inner products; no run of this plan was made in calibration.",),
-        min_bits=min_bits(plan, error_model, latents_db),
+        min_bits=prediction.min_bits(plan, error_model, latents_db),
     )  # fmt: skip
 
 
