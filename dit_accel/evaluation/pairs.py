@@ -136,11 +136,7 @@ def check_codecs(pair: Pair, *, allow_mixed: bool = False) -> tuple[dict[str, st
 
 
 def score_pair(
-    pair: Pair,
-    rows: Mapping[str, Metric],
-    *,
-    allow_trim: bool = False,
-    allow_mixed: bool = False,
+    pair: Pair, rows: Mapping[str, Metric], *, allow_trim: bool = False, allow_mixed: bool = False
 ) -> PairScores:
     """Score one pair of files.
 

@@ -24,12 +24,7 @@ class Unavailable(Exception):
 
 
 def check_pair(
-    reference: Clip,
-    test: Clip,
-    *,
-    data_range: float,
-    smallest: int = 1,
-    fewest: int = 1,
+    reference: Clip, test: Clip, *, data_range: float, smallest: int = 1, fewest: int = 1
 ) -> None:
     """Refuse a pair of clips that cannot be scored.
 

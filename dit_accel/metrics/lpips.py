@@ -154,10 +154,7 @@ def _find_backbone(path: WeightsFile | None) -> Path:
 
 def _packaged_heads() -> list[Path]:
     """Found without importing: these packages import torchvision, which may not load."""
-    places = {
-        "lpips": "weights/v0.1",
-        "torchmetrics": "functional/image/lpips_models",
-    }
+    places = {"lpips": "weights/v0.1", "torchmetrics": "functional/image/lpips_models"}
     found = []
     for package, folder in places.items():
         spec = importlib.util.find_spec(package)

@@ -21,13 +21,7 @@ EXACT_DB = 100.0
 """What an exact frame counts for in a mean, and the most that any frame counts for."""
 
 
-def psnr(
-    reference: Clip,
-    test: Clip,
-    *,
-    data_range: float,
-    pooled: bool = False,
-) -> float:
+def psnr(reference: Clip, test: Clip, *, data_range: float, pooled: bool = False) -> float:
     """PSNR of a clip in dB: the mean over frames, or of one MSE for the clip if `pooled`.
 
     Args:

@@ -73,12 +73,7 @@ def gaussian() -> Kernel:
 
 
 def windowed_frames(
-    reference: Clip,
-    test: Clip,
-    *,
-    data_range: float,
-    kernel: Kernel,
-    unbias: float = 1.0,
+    reference: Clip, test: Clip, *, data_range: float, kernel: Kernel, unbias: float = 1.0
 ) -> Scores:
     """SSIM of each frame with any separable window; checks nothing.
 

@@ -8,6 +8,7 @@ which imports torch; everything else is checked before that. Ours.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import re
 import unicodedata
@@ -30,6 +31,7 @@ SCENE = {  # options of a layout, and the settings of `SceneConfig` that they gi
 }  # fmt: skip
 FPS_RANGE = (0.01, 1000.0)
 LARGEST_SEED = 2**63 - 1
+_layout = functools.partial(option, panel=LAYOUT)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,19 +44,14 @@ class Request(AccelOptions, ClipOptions):
         None, "Subjects, boxes and shots (YAML or JSON), instead of a prompt. One clip a shot.",
         panel=LAYOUT, metavar="FILE",
     )  # fmt: skip
-    isolation: bool | None = option(
-        None, "Block attention between subjects.", "--isolation/--no-isolation",
-        panel=LAYOUT, shown="isolation",
-    )  # fmt: skip
-    reposition: bool | None = option(
-        None, "Move references to their subject's box.", "--reposition/--no-reposition",
-        panel=LAYOUT, shown="reposition",
-    )  # fmt: skip
-    alpha: float | None = option(None, "Strength of reposition, 0 to 1.", panel=LAYOUT, shown="1")
-    background: str | None = option(
-        None, "Whether it attends to subjects: open or closed.", panel=LAYOUT, metavar="NAME",
-        shown="open",
-    )  # fmt: skip
+    isolation: bool | None = _layout(None, "Block attention between subjects.", shown="isolation")
+    reposition: bool | None = _layout(
+        None, "Move references to their subject's box.", shown="reposition"
+    )
+    alpha: float | None = _layout(None, "Strength of reposition, 0 to 1.", shown="1")
+    background: str | None = _layout(
+        None, "Whether it attends to subjects: open or closed.", metavar="NAME", shown="open"
+    )
     compare: bool = option(
         False, "Also make the uncached reference: PSNR, SSIM, speedup, both clips.",
         panel=options.OUTPUT,

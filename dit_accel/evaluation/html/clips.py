@@ -205,10 +205,7 @@ def _tier(reader: _ClipReader, first: Sequence[Chosen], budget: int) -> Tier:
 
 
 def _player(
-    chosen: Chosen,
-    both: tuple[video.Frames, video.Frames],
-    tier: Tier,
-    known: dict[str, str],
+    chosen: Chosen, both: tuple[video.Frames, video.Frames], tier: Tier, known: dict[str, str]
 ) -> tuple[Player, dict[str, str]]:
     """A player, and those of its sheets that are not known yet."""
     uncached, mine = both
