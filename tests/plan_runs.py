@@ -27,6 +27,8 @@ TWO_PARTS = Plan(
 class NotingPolicy(PlanPolicy):
     """A plan that notes every call of the executor."""
 
+    records = True
+
     needs_error = True
 
     def __init__(self, plan: Plan, mix: tuple[float, ...] = (1.0,)) -> None:

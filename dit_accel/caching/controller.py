@@ -163,6 +163,8 @@ class RunController:
 class RecordingPolicy(Policy):
     """Computes every step of a first run, and records the components of its predictions."""
 
+    records = True
+
     def __init__(self, recorder: FirstRunRecorder, guidance: float, branches: str) -> None:
         self.recorder, self.guidance, self.branches = recorder, guidance, branches
         self.branch_weights = recorder.sampler.branch_weights

@@ -113,9 +113,10 @@ class PlanExecutor(Engine):
             cached.clear()
         if first and session.step == 0 and _same_space(session.latents, value):
             self.store.noise[session.role] = session.latents.clone()
-            policy.on_noise(session.latents)
+            if policy.records:
+                policy.on_noise(session.latents)
         main = first or component == 1  # with one component the first branch speaks for all
-        if main:
+        if main and policy.records:
             policy.on_output(session.step, component, fresh)
         before = sorted((step for step in cached if step < session.step), reverse=True)[:2]
         cached[session.step] = fresh

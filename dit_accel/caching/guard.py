@@ -88,6 +88,8 @@ class GuardedPolicy(Policy):
         self.damping = 0.0
         self._suspicion: Event | None = None
         self._abandoned_at: int | None = None  # only values of later steps are used
+        steps = range(self.plan.num_steps)
+        self._needed = {step: self.plan.needed_steps(step) for step in (-1, *steps)}
         return self
 
     @property
@@ -159,7 +161,7 @@ class GuardedPolicy(Policy):
     def needed_steps(self, step: int) -> tuple[int, ...]:
         if self._abandoned_at is not None or self.ignores_plan:
             return tuple(self.computed[-2:])
-        return self.plan.needed_steps(step)
+        return self._needed[step]
 
     def notes(self) -> tuple[str, ...]:
         found = [*self.remarks]

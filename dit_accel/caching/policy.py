@@ -53,6 +53,8 @@ class Policy:
         """Computed steps up to this one whose values a later step may use."""
         return ()
 
+    records = False  # whether `on_noise` and `on_output` are called
+
     def on_noise(self, noise: torch.Tensor) -> None:
         """The noise that the run starts from, `(B, ...)`, of the shape of the prediction."""
 

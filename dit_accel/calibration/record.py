@@ -125,6 +125,8 @@ def _check_linear(tap: SchedulerTap, predictions: torch.Tensor, scheduler: str) 
 class _UncachedPolicy(PlanPolicy):
     """Records the components of every prediction, `(P, N)` each, and the run's text."""
 
+    records = True
+
     def __init__(self, plan: Plan, branch_weights: tuple[float, ...]) -> None:
         super().__init__(plan, branch_weights)
         self.outputs: list[list[torch.Tensor]] = [[] for _ in branch_weights]

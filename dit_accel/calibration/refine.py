@@ -101,6 +101,8 @@ class _FittingPolicy(PlanPolicy):
     """Follows the computed steps of a plan, `prior`, and fits each window's correction when it
     opens; `fold` makes of one forward's output what the sampler gets (`guided`)."""
 
+    records = True
+
     def __init__(
         self, numbers: Sequence[int], computed: tuple[int, ...], prior: Plan,
         recordings: Sequence[UncachedRun], moments: Problems,

@@ -16,8 +16,6 @@ from collections.abc import Sequence
 
 import torch
 
-from dit_accel.core.checks import require
-
 
 def lagrange_weights(positions: Sequence[float], at: float) -> tuple[float, ...]:
     """Weights of the known values in the extrapolated one; they sum to 1.
@@ -36,8 +34,8 @@ def lagrange_weights(positions: Sequence[float], at: float) -> tuple[float, ...]
         >>> lagrange_weights([10.0, 8.0], 6.0)
         (-1.0, 2.0)
     """
-    valid = len(positions) > 0 and len(set(positions)) == len(positions)
-    require(valid, "positions", list(positions), "at least one, all different")
+    if not positions or len(set(positions)) < len(positions):
+        raise ValueError(f"positions is {[*positions]}; accepted: at least one, all different")
     return tuple(
         math.prod((at - other) / (own - other) for other in positions if other != own)
         for own in positions

@@ -83,7 +83,6 @@ class LoopTimer(Interceptor):
         self._models, self._device, self._steps = models, device, steps
         self._listeners, self._each_step = listeners, each_step
         self._hooks = contextlib.ExitStack()
-        self._step = -1
         self._times: list[float] = []
         self.seconds = 0.0
         self.peak_memory_bytes: int | None = None
@@ -132,14 +131,10 @@ class LoopTimer(Interceptor):
         reset_peak_memory(self._where())
         self._start()
 
-    def step_begins(self, step: int) -> None:
-        """Store the step; no host sync."""
-        self._step = step
-
     def forward_ends(self, transformer: str) -> None:
-        """Stop the clock after each forward of the last step; where it is unknown, of any."""
-        if self._times and (self._steps is None or self._step == self._steps - 1):
-            del self._times[1:]  # a step may have several forwards: the last one counts
+        """Stop the clock; a step may have several forwards, of which the last one counts."""
+        if self._times:
+            del self._times[1:]
             self._mark()
             self.peak_memory_bytes = peak_memory(self._where())
 

@@ -73,7 +73,7 @@ class Interceptor:
         return forward(call)
 
     def forward_ends(self, transformer: str) -> None:
-        """A forward has returned."""
+        """A forward of the last step has returned; of any step where their number is unknown."""
 
     def changes_denoiser(self, step: int) -> bool:
         """Whether the denoiser acts otherwise from this step on, so that it has to be computed."""
@@ -157,8 +157,9 @@ class Session:
             self._enter(call)
             output = self._chain(stock)(call)
             self.latents = self.text = None
-            for interceptor in self.interceptors:
-                interceptor.forward_ends(name)
+            if self.num_steps is None or self.step == self.num_steps - 1:
+                for interceptor in self.interceptors:
+                    interceptor.forward_ends(name)
             return output
 
         return forward

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from dit_accel.core import session
-from dit_accel.core.session import Session, positions
+from dit_accel.core.patching import Patches
+from dit_accel.core.session import Interceptor, Session, positions
 
 SCHEDULE = torch.tensor([1000.0, 960.0, 960.0, 500.0, 20.0])
 
@@ -48,3 +49,47 @@ def test_a_timestep_that_forwards_share_is_located_once(monkeypatch):
     assert here._positions(shared) == [0] and len(asked) == 4
     pipe.scheduler.timesteps = torch.tensor([1200.0, 1000.0])
     assert here._positions(shared) == [1] and len(asked) == 5
+
+
+class Counts(Interceptor):
+    """Notes the events of a run, in order."""
+
+    def __init__(self) -> None:
+        self.events: list[str] = []
+
+    def run_begins(self, num_steps):
+        self.events.append(f"run of {num_steps}")
+
+    def step_begins(self, step):
+        self.events.append(f"step {step}")
+
+    def around(self, call, forward):
+        self.events.append("forward")
+        return forward(call)
+
+    def forward_ends(self, transformer):
+        self.events.append(f"{transformer} ends")
+
+
+def test_interceptors_get_runs_steps_and_the_last_forwards():
+    """Two steps of two forwards each; the timer needs the ends of the last step's only."""
+
+    class Denoiser(torch.nn.Module):
+        def forward(self, hidden_states, timestep, encoder_hidden_states):
+            return hidden_states
+
+    schedule = torch.tensor([900.0, 100.0])
+    pipe = SimpleNamespace(scheduler=SimpleNamespace(timesteps=schedule))
+    denoiser, counts, patches = Denoiser(), Counts(), Patches()
+    here = Session(pipe, {"transformer": denoiser})
+    here.interceptors = [counts]
+    here.install(patches)
+    texts = torch.zeros(1), torch.ones(1)
+    for time in schedule:
+        for text in texts:
+            denoiser(hidden_states=torch.ones(1), timestep=time[None], encoder_hidden_states=text)
+    patches.undo()
+    assert counts.events == [
+        "run of 2", "step 0", "forward", "forward",
+        "step 1", "forward", "transformer ends", "forward", "transformer ends",
+    ]  # fmt: skip

@@ -1,0 +1,34 @@
+"""The rooms that a `quality=` run enters, as docs/development.md says."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "scripts" / "docs"))
+
+import trace_run
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def entered() -> trace_run.Entered:
+    return trace_run.run()
+
+
+def test_a_computed_step_enters_five_modules_after_the_session(entered):
+    modules = entered["a computed step"]
+    after = modules[modules.index("core/session") + 1 :]
+    assert len(after) <= 5, after
+
+
+def test_a_plan_is_chosen_inside_planning(entered):
+    """From the controller's question to its answer nothing of caching, scenes or the CLI runs."""
+    modules = entered["first step, with the choice of the plan"]
+    first = modules.index("planning/selection")
+    chosen = modules[first : modules.index("planning/search") + 1]
+    rooms = {module.split("/")[0] for module in chosen}
+    assert rooms <= {"planning", "core"}, chosen
