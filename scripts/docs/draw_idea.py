@@ -88,7 +88,7 @@ class Run:
     def weights(self, step: int) -> dict[int, float]:
         """Weights of the computed steps at an extrapolated one, of the conditional branch."""
         return {
-            read: float(w) for read, w in sorted(self.plan.extrapolations[step].reads[0].items())
+            read: float(w) for read, w in sorted(self.plan.extrapolations[step].weights[0].items())
         }
 
     def pictures(self) -> list[np.ndarray]:
