@@ -4,8 +4,8 @@
     accelerate(pipe, config)  # as accelerate(pipe, quality=32, guard=False)
     json.dumps(config.to_dict())  # AccelConfig.from_dict makes an equal one of it
 
-Goes in: settings, or the keywords of `accelerate`. Comes out: one config; there is one class a way
-to decide which steps are computed, with the settings that mean something in it. It knows names and
+Goes in: settings, or the keywords of `accelerate`. Comes out: one config. Each way to decide which
+steps are computed has a class, with the settings that mean something in it. It knows names and
 ranges, and no pipeline. Ours; there is no source.
 """
 

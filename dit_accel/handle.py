@@ -77,7 +77,7 @@ def accelerate(
         site: with a threshold: where values are cached, "attention", "block" or "model".
         plan: which steps are computed, and what the others are extrapolated from (`PlanConfig`).
         mix: with a plan: weight of every component that its extrapolations have.
-        accel: "unicp", all that pays: as `quality` or `speedup` say, else a quality of 36 dB.
+        accel: "unicp": a plan, by `quality` or `speedup`, or else by a quality of 36 dB.
             "unicp-paper", with this threshold, or a `UniCP` of your own (`UniCPConfig`).
         quality: PSNR in dB against the uncached clip that 95 % of clips shall reach
             (`QualityConfig`).

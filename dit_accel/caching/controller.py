@@ -1,8 +1,8 @@
 """Gives every run its policy: from the profile and the target, once, when the run begins.
 
 Goes in: a `RunInfo`, the pipeline's scheduler, a profile and a target. Comes out: a
-`GuardedPolicy`. `planning/selection.py` chooses the plan; what was chosen before the run is used
-where it is of this run. Without a profile the first run is computed and recorded, and later runs
+`GuardedPolicy`. `planning/selection.py` chooses the plan. One that was chosen before is used if
+it is for this run. Without a profile the first run is computed and recorded, and later runs
 are planned from the record. It knows pipelines and profiles, and nothing of single steps. Ours;
 there is no source.
 """

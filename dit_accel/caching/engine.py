@@ -47,7 +47,7 @@ class Engine(Interceptor):
         raise NotImplementedError
 
     def site_reports(self) -> tuple[SiteReport, ...]:
-        """One each a site and branch of the last run."""
+        """One for each site and branch of the last run."""
         raise NotImplementedError
 
     def notes(self) -> tuple[str, ...]:

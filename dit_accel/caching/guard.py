@@ -1,12 +1,11 @@
-"""Follows a plan, and leaves it where what is measured during the run says that it is wrong.
+"""Follows a plan, and abandons it where a measurement during the run contradicts it.
 
-Goes in: a plan with the bands of its extrapolation errors, and per computed step the error that was
-measured: how far the line through the last two computed predictions is from the fresh one. Comes
-out: `GuardedPolicy`. A plan that was abandoned, or is of another model, is replaced by short
-windows: in them the last value is extrapolated by the damped line, the rise of the line times the
-share of it that was right when it was last compared (the *damping*). docs/how-it-works.md, section
-6, lists what happens when. It knows steps and numbers, no tensors and no models. Ours; there is no
-source.
+Goes in: a plan with the bands of its extrapolation errors, and the error of each computed step: how
+far the line through the last two computed predictions is from the fresh one. Comes out:
+`GuardedPolicy`. A plan that was abandoned, or is of another model, is replaced by short windows. In
+them a step is the last value plus a share of the line's rise. The share (the *damping*) is the one
+that was right when the line was last compared. docs/how-it-works.md, section 6, lists what happens
+when. It knows steps and numbers, no tensors and no models. Ours; there is no source.
 """
 
 from __future__ import annotations

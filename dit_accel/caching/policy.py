@@ -1,7 +1,7 @@
 """Decides step by step what a run does: the interface, and the two simplest policies.
 
-Goes in: once a run its `RunInfo`, then what `caching/monitor.py` measures at computed steps.
-Comes out: per step an extrapolation, or None where the step has to be computed.
+Goes in: the `RunInfo` once per run, then what `caching/monitor.py` measures at computed steps.
+Comes out: for each step an extrapolation, or None where the step has to be computed.
 It knows steps and numbers, and no pipeline. `caching/guard.py` has the policy of planned runs,
 `caching/controller.py` chooses it, `caching/executor.py` carries it out.
 Ours; there is no source.

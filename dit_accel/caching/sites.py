@@ -1,11 +1,11 @@
 """Caches outputs inside the transformers, by error-aware windows (EDCW).
 
 Goes in: forwards of the wrapped attentions or blocks. Comes out: fresh outputs, cached ones, or
-lines through cached ones. A `Site` wraps one attention, one block, or the whole block stack, and
-has its values by role and branch. One decision a step is made for a site, before its first forward,
-for all branches. The drifts stay on the device and are read in one host sync a step. It holds no
-formula: `core/drift.py` measures, `caching/windows.py` decides. Source: UniCP (arXiv 2502.04393,
-EDCW), our reading.
+ones that are extrapolated from cached ones. A `Site` wraps one attention, one block, or the whole
+block stack, and has its values by role and branch. One decision a step is made for a site, before
+its first forward, for all branches. The drifts stay on the device and are read in one host sync a
+step. It holds no formula: `core/drift.py` measures, `caching/windows.py` decides. Source: UniCP
+(arXiv 2502.04393, EDCW), our reading.
 """
 
 from __future__ import annotations

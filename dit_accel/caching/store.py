@@ -1,10 +1,10 @@
 """Stores a run's tensors under a memory cap: as they are, quantized, or in the CPU's memory.
 
 Goes in: values by role, branch and step. Comes out: the same tensors, dequantized and brought back
-where they were packed or moved, and the bytes that they took. Whenever a value is stored the oldest
-are packed into the most bits that fit, down to the plan's `min_bits`; what does not fit even so is
-moved, where there is another memory. It holds no formula: `core/quantization.py` rounds, and
-chooses the form of each value. Ours.
+where they were quantized or moved, and the bytes that they took. Whenever a value is stored, the
+oldest ones are quantized to the most bits that fit, down to the plan's `min_bits`. What still does
+not fit is moved to the CPU's memory, where that is another one. It holds no formula:
+`core/quantization.py` rounds, and chooses the form of each value. Ours.
 """
 
 from __future__ import annotations

@@ -2,9 +2,10 @@
 
 Goes in: step numbers and measured drifts. Comes out: whether a step is computed. A computed step
 opens a window of `length` steps: itself, and `length - 1` cached ones. At its end the drift is
-measured: below the threshold the window grows, otherwise it is one step long. All branches share a
-window. It knows numbers, no tensors and no models. Source: UniCP (arXiv 2502.04393, EDCW), whose
-rule is not public in detail; this is our reading (docs/how-it-works.md, section 8).
+measured: below the threshold the next window may be longer, otherwise it is one step long. All
+branches share a window. It knows numbers, no tensors and no models. Source: UniCP (arXiv
+2502.04393, EDCW), whose rule is not public in detail; this is our reading (docs/how-it-works.md,
+section 8).
 """
 
 from __future__ import annotations

@@ -44,7 +44,7 @@ class EvaluateOptions(ClipOptions):
     seeds: str = _compare("0", "E.g. 0,1,2.")
     limit: int | None = options.limit(COMPARISON)
     noise_floor: bool = _compare(
-        False, "Run the uncached model again too, also in other arithmetic."
+        False, "Run the uncached model again: as it is, with other attention, in another dtype."
     )
     profile: Path | None = options.profile(COMPARISON, "For quality and speedup: ")
     static: bool = _compare(
@@ -58,7 +58,7 @@ class EvaluateOptions(ClipOptions):
     )
     backend: str = _work("local", "This process, or a Ray cluster.", metavar="local|ray")
     workers: int = _work(1, "Ray actors.", metavar="N", min=1)
-    keep_clips: bool = _work(True, "Keep clips; uncached ones always are.", shown="keep-clips")
+    keep_clips: bool = _work(True, "Save clips; uncached ones always.", shown="keep-clips")
     retry_failed: bool = _work(False, "Run failed jobs again.")
     rescore: bool = _work(False, "Score all clips again.")
     as_json: bool = options.as_json()

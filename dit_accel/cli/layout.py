@@ -69,7 +69,7 @@ class PreviewOptions(LayoutFile, SizeOptions):
 @layout.command()
 @verb(ValidateOptions)
 def validate(given: ValidateOptions) -> None:
-    """Check a layout file and show its content. The masks of a shot must have one length."""
+    """Check a layout file and show its content. All masks of a shot must be of one length."""
     from rich.console import Console
 
     from dit_accel.cli import layout_text

@@ -32,7 +32,7 @@ class ScoreOptions:
 
     reference: Path = argument(..., "The uncached clip, or a folder of them.", "REF")
     test: Path = argument(
-        ..., "The clip to score, or a folder: pairs by name without suffix.", "TEST"
+        ..., "The clip to score, or a folder. Pairs have equal names but for the suffix.", "TEST"
     )
     metrics: str | None = option(
         None, "Names, e.g. psnr_db,ssim.", shown="all without extra packages, and lpips"

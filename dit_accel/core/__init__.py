@@ -1,4 +1,4 @@
-"""What every technique stands on; at least three packages use each module.
+"""What every technique stands on; several packages use each module.
 
 In: a diffusers pipeline and its calls. Out: run, step, branch and role (`session.py`), patches that
 can be undone (`patching.py`), numbers (`measure.py`, `flops.py`) and the `Report`. Which step a

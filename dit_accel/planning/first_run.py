@@ -2,7 +2,7 @@
 
 In: the components of one fully computed run, and the noise. Out: a `Profile` without candidates.
 One run gives inner products and nothing else: no errors were probed, and no plan was carried
-out. So error gain and memory are those of the embedded miniature, and predictions have a margin.
+out. So error gain and memory are those of the embedded miniature, and intervals are wide.
 Knows tensors of one run; no pipeline.
 Source: ours.
 """

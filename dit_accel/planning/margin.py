@@ -1,8 +1,9 @@
 """By how much a quality may be lowered for each prompt, so that enough clips still reach it.
 
-In: a profile and a quality. Out: the largest margin by which enough clips reach the quality: the
-selection as a whole is tried on calibration's own clips, each with its held-out difficulty. Without
-it the few worst clips count against every prompt, and each choice is too cautious.
+In: a profile and a quality. Out: the largest margin with which enough clips still reach the
+quality. To find it, the whole selection is tried on calibration's own clips, each with its held-out
+difficulty. Without a margin the few worst clips count against every prompt, and each choice is too
+cautious.
 Knows numbers; no tensors of a model.
 Source: ours (docs/how-it-works.md, section 5).
 """

@@ -1,7 +1,7 @@
 """Predicts what a plan gives: the PSNR of a clip, its interval, the share of clips at a quality.
 
 In: a candidate plan with what each calibration prompt got. Out: numbers for a new prompt, which is
-taken to be one more of them: by counting (Clopper and Pearson, 1934) where there are many prompts,
+treated as one more of them: by counting (Clopper and Pearson, 1934) where there are many prompts,
 else by Student's t.
 Knows numbers; no tensors of a model.
 Source: ours (docs/how-it-works.md, section 5).

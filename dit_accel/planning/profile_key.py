@@ -1,6 +1,7 @@
 """What a profile is of: the pipeline, the scheduler and the clips that it was measured on.
 
-In: two keys. Out: in which a profile differs from a run, over which it is transferred or refused.
+In: two keys. Out: how a profile differs from a run. Over some differences it is transferred, over
+others it is refused.
 Knows names and numbers; `planning/lookup.py` makes the key of a pipeline.
 """
 

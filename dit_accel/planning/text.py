@@ -1,9 +1,9 @@
 """Encodes prompts once, before a run: a plan is chosen by their text, and the run uses it again.
 
 In: a pipeline and prompts. Out: their `Text`, and the arguments by which the call gets it.
-Knows `encode_prompt` of diffusers' pipelines. The text is given to those pipelines alone whose clip
-is then the same bit by bit, which a test shows of each: WanPipeline. HunyuanVideo has a second
-encoder, it and LTX-Video have masks beside the embeddings, and for CogVideoX there is no test.
+Knows `encode_prompt` of diffusers' pipelines. The text is given only to pipelines whose clip
+stays bit-equal, as a test shows: WanPipeline. HunyuanVideo has a second encoder. It and LTX-Video
+have masks beside the embeddings. For CogVideoX there is no test.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
 In: the text of the package, `pipelines/`, `tests/`, `scripts/` and the pages; not `research/`.
 Out: hits by room, or one by one with `--list`; exit code 1 where one is not explained.
-Knows: the words of docs/development.md's "not" column, alone, in snake_case and in CamelCase, also
-across line ends. Does not know what a sentence means: `ALLOWED` explains the hits that remain.
+Knows: the words of `WORDS`, alone, in snake_case and in CamelCase, also across line ends. Does
+not know what a sentence means: `ALLOWED` explains the hits that remain.
 Source: ours. `tests/docs/test_words.py` runs it.
 
     python scripts/docs/words.py [--list] [PATH ...]

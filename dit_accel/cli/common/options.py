@@ -31,7 +31,7 @@ LAYOUT, OUTPUT, MACHINE = "Layout", "Output", "Machine"
 PANELS = (ACCELERATION, COMPARISON, WORK, CLIP, LAYOUT, OUTPUT, MACHINE)  # in the help
 METHODS_HELP = "Methods with their settings, NAME:0.1,0.2; NAME:* is a whole sweep."
 TARGET_HELP = "PSNR to the uncached clip that 95 % of clips reach."
-RATIO_HELP = "Total steps / computed steps."
+RATIO_HELP = "All steps / computed steps."
 MEMORY_HELP = "GPU memory for cached values, e.g. 512MiB."
 MODELS = "the model's"
 
@@ -117,12 +117,12 @@ class AccelOptions:
     )
     speedup: float | None = _accelerate(None, RATIO_HELP, metavar="X")
     threshold: float | None = _accelerate(
-        None, "Largest drift of a cached value, 0: cache nothing. Needs no profile.",
+        None, "Largest drift of a cached value; 0 caches nothing. Needs no profile.",
         metavar="DRIFT", shown=f"{DEFAULT_THRESHOLD} if there is no profile",
     )  # fmt: skip
     profile: Path | None = profile(ACCELERATION)
     cache_memory: str | None = _accelerate(
-        None, f"{MEMORY_HELP} Values beyond it are packed, then offloaded.",
+        None, f"{MEMORY_HELP} Values beyond it are quantized, then moved.",
         metavar="SIZE", shown="no limit",
     )  # fmt: skip
     static: bool = _accelerate(
@@ -134,7 +134,7 @@ class AccelOptions:
         "model", "With --threshold: what is cached; attention, block or model.", metavar="SITE"
     )
     accel: str | None = _accelerate(
-        None, "unicp: a plan; unicp-paper: windows and pruning as in the paper.",
+        None, "unicp: a plan; unicp-paper: windows and pruning, after the paper.",
         metavar="NAME", shown=ACCELS[0],
     )  # fmt: skip
 

@@ -50,8 +50,9 @@ class Request(AccelOptions, ClipOptions):
     )
     alpha: float | None = _layout(None, "Strength of reposition, 0 to 1.", shown="1")
     background: str | None = _layout(
-        None, "Whether it attends to subjects: open or closed.", metavar="NAME", shown="open"
-    )
+        None, "The background attends to subjects (open) or not (closed).",
+        metavar="NAME", shown="open",
+    )  # fmt: skip
     compare: bool = option(
         False, "Also make the uncached reference: PSNR, SSIM, speedup, both clips.",
         panel=options.OUTPUT,
