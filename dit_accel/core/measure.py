@@ -19,6 +19,7 @@ from typing import Any, Protocol, Self
 
 import torch
 
+from dit_accel.core.patching import before_calls
 from dit_accel.core.session import Interceptor
 
 
@@ -97,8 +98,7 @@ class LoopTimer(Interceptor):
 
     def __enter__(self) -> Self:
         for model in self._models:
-            hook = model.register_forward_pre_hook(self._denoiser_called)
-            self._hooks.callback(hook.remove)
+            self._hooks.callback(before_calls(model, self._denoiser_called))
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -117,7 +117,7 @@ class LoopTimer(Interceptor):
             listener.steps_done(step + 1)
         return tensors
 
-    def _denoiser_called(self, *_: object) -> None:
+    def _denoiser_called(self) -> None:
         if not self._times:
             for listener in self._listeners:
                 listener.loop_begins()

@@ -148,6 +148,28 @@ class CallHook:
             del vars(self.module)[_CALL]
 
 
+def before_calls(module: torch.nn.Module, callback: Callable[[], None]) -> Callable[[], None]:
+    """Call back before every call of a module, above all that stands around it now.
+
+    Returns:
+        What takes it off again: before anything that was put on later.
+    """
+    above = vars(module).get(_CALL)
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        callback()
+        return (above or module._call_impl)(*args, **kwargs)
+
+    def remove() -> None:
+        if above is None:
+            del vars(module)[_CALL]
+        else:
+            object.__setattr__(module, _CALL, above)
+
+    object.__setattr__(module, _CALL, call)
+    return remove
+
+
 class _Replacement:
     """A function in place of a method, which copies and pickles as that method of the copy."""
 

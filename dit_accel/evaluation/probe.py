@@ -17,6 +17,7 @@ import torch
 
 from dit_accel.core.families import family_of, transformers_of
 from dit_accel.core.flops import FlopMeter
+from dit_accel.core.patching import is_compiled
 
 
 class Probe:
@@ -26,8 +27,7 @@ class Probe:
         self._modules = transformers_of(pipe, family_of(pipe))
         self._places = list(places(pipe))
         self._undo = ExitStack()
-        self._meter: FlopMeter | None = None
-        self._metering = ExitStack()
+        self._meter, self._metering = FlopMeter(), ExitStack()
         self._compiled = any(_is_compiled(module) for module in self._modules.values())
         self._step = 0
         self.calls: dict[str, list[int]] = {name: [0] for name, _ in self._places}
@@ -46,24 +46,26 @@ class Probe:
     def __enter__(self) -> Self:
         for name, module in self._places:
             self._wrap(name, module)
-        for module in self._modules.values() if not self._compiled else ():
-            before = module.register_forward_pre_hook(self._denoiser_begins)
-            after = module.register_forward_hook(self._denoiser_ends, always_call=True)
-            self._undo.callback(before.remove)
-            self._undo.callback(after.remove)
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._metering.close()
         self._undo.close()
 
     def loop_begins(self) -> None:
-        """The loop starts; earlier calls (warm-up) do not count."""
+        """The loop starts; earlier calls (warm-up) do not count. From here on all FLOPs do, a
+        method's own too: the sampler has none."""
+        self._metering.close()
+        self._meter = FlopMeter()
+        if not self._compiled:
+            self._metering.enter_context(self._meter)
         self._step = 0
         self._flops = [0]
         self.calls = {name: [0] for name in self.calls}
 
     def steps_done(self, done: int) -> None:
         """So many steps are done."""
+        self._flops[self._step] = self._meter.flops - sum(self._flops[: self._step])
         self._step = done
         for counts in (self._flops, *self.calls.values()):
             counts.extend([0] * (done + 1 - len(counts)))
@@ -80,17 +82,6 @@ class Probe:
         module.forward = forward
         self._undo.callback(_restore, module, inner if own else None)
 
-    def _denoiser_begins(self, *_: object) -> None:
-        self._meter = FlopMeter()
-        self._metering = ExitStack()
-        self._metering.enter_context(self._meter)
-
-    def _denoiser_ends(self, *_: object) -> None:
-        if self._meter is not None:
-            self._metering.close()
-            self._flops[self._step] += self._meter.flops
-            self._meter = None
-
 
 def places(pipe: Any) -> Iterator[tuple[str, torch.nn.Module]]:
     """The heavy children of every block: those with a matrix in them, by their path."""
@@ -105,7 +96,7 @@ def places(pipe: Any) -> Iterator[tuple[str, torch.nn.Module]]:
 
 
 def _is_compiled(module: torch.nn.Module) -> bool:
-    return any(getattr(part, "_compiled_call_impl", None) is not None for part in module.modules())
+    return any(is_compiled(part) for part in module.modules())
 
 
 def _restore(module: torch.nn.Module, forward: Any) -> None:
