@@ -1,6 +1,8 @@
 """Saves the pieces of a calibration in a folder, so that it can be stopped and resumed.
 
 In: a name, and a function that makes the piece. Out: the piece, from its file where there is one.
+A file is data: nothing but tensors, plain values and the classes of `ALLOWED` is read from it. One
+that is damaged, or holds anything else, is made again.
 Knows the clips and the pipeline that the folder is of, and refuses others.
 """
 
@@ -9,15 +11,26 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import pickle
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from dit_accel.calibration.fit import RidgeMoments
+from dit_accel.calibration.refine import RefinedPlan
 from dit_accel.core.families import family_of, transformers_of
 from dit_accel.core.generation import ClipSpec
 from dit_accel.planning.lookup import profile_key
+from dit_accel.planning.plan import SamplerCoefficients
+
+ALLOWED: list[Any] = [
+    SamplerCoefficients,
+    RefinedPlan,
+    RidgeMoments,
+]  # in the pieces that calibration makes
+_DAMAGED = (OSError, RuntimeError, EOFError, pickle.UnpicklingError, ValueError, TypeError)
 
 
 class Checkpoint:
@@ -61,10 +74,12 @@ class Checkpoint:
             return make()
         path = self.folder / f"{hashlib.sha256(name.encode()).hexdigest()[:24]}.pt"
         if path.is_file():
-            with contextlib.suppress(OSError, RuntimeError, EOFError):
-                return torch.load(path, weights_only=False)
+            with contextlib.suppress(*_DAMAGED), torch.serialization.safe_globals(ALLOWED):
+                return torch.load(path, weights_only=True)
         value = make()
         part = path.with_suffix(f".{os.getpid()}")
-        torch.save(value, part)
+        with part.open("wb") as file:
+            torch.save(value, file)
+            os.fsync(file.fileno())  # a piece that has its name is whole, also after a power cut
         part.replace(path)
         return value
