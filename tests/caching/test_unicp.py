@@ -13,8 +13,10 @@ from dit_accel.attention.block_sparse import BlockSizes
 from dit_accel.attention.pcas import PCAS, BlockSparseAttention, LowRankAttention
 from dit_accel.caching.blend import DWS, Errors
 from dit_accel.caching.unicp import UniCP, UniCPCache
+from dit_accel.core.measure import LoopTimer
 from dit_accel.core.session import Session
 from dit_accel.evaluation.methods import METHODS, MethodContext, parse
+from dit_accel.evaluation.probe import Probe
 
 NEVER = EDCW(threshold=0.0)
 SMALL = {"always": True, "blocks": BlockSizes(4, 4, (1, 2, 2)), "rank": 16, "first_dense": 0.25}
@@ -127,21 +129,13 @@ def test_every_action_is_done(errors, done, monkeypatch):
 
 
 def test_flops_are_those_that_were_dispatched():
-    from dit_accel.evaluation.probe import Probe
-
     pipe = tiny_wan()
-    probe, steps = Probe(pipe), []
-    with probe, accelerate(pipe, accel=UniCP(NEVER, PRUNE, None)) as handle:
-        probe.loop_begins()
-
-        def reach(pipe, step, timestep, tensors):
-            probe.steps_done(step + 1)
-            steps.append(step)
-            return tensors
-
-        call(pipe, **SIZE, callback_on_step_end=reach)
+    probe = Probe(pipe)  # counts from the loop's first forward, so without the text encoder
+    timer = LoopTimer([pipe.transformer], steps=STEPS, listeners=(probe,))
+    with probe, accelerate(pipe, accel=UniCP(NEVER, PRUNE, None)) as handle, timer:
+        call(pipe, **SIZE, callback_on_step_end=timer.step_ended)
         report = handle.report()
-    assert len(steps) == STEPS
+    assert len(probe.flops) == STEPS
     assert report.flops_spent == pytest.approx(sum(probe.flops), rel=0.02)
     assert report.flops_spent != report.flops_full, "the control: something must have changed"
 
