@@ -35,7 +35,7 @@ from dit_accel.config import (
 from dit_accel.core.families import Family, family_of, transformers_of
 from dit_accel.core.flops import count_run
 from dit_accel.core.measure import LoopTimer
-from dit_accel.core.patching import Patches
+from dit_accel.core.patching import Patches, uncompiled
 from dit_accel.core.report import CacheSite, Report, SceneReport
 from dit_accel.core.session import Session
 from dit_accel.layout import Layout
@@ -178,6 +178,13 @@ class Handle:
         scene = self._last_scene or (self._scene.report() if self._scene is not None else None)
         full, spent, notes = count_run(session, self.family, sites, scene, self._costs)
         settings = self.config.describe()
+        modules = (uncompiled(module) for module in session.transformers.values())
+        others = tuple(
+            f"{type(module).__name__} has a cache of diffusers on (enable_cache): the prediction "
+            "does not hold with it, and what it saves is not counted."
+            for module in modules
+            if getattr(module, "is_cache_enabled", False)
+        )
         return Report(
             family=self.family.name,
             site=engine.site,
@@ -192,9 +199,9 @@ class Handle:
             host_syncs=engine.host_syncs,
             quality=settings.get("quality"),
             speedup=settings.get("speedup"),
-            prediction=engine.policy.prediction(),
+            prediction=None if others else engine.policy.prediction(),
             planned=engine.policy.planned,
-            notes=notes + engine.notes(),
+            notes=others + notes + engine.notes(),
             scene=scene,
             config=settings,
             requested=str(self.config),

@@ -1,5 +1,6 @@
 """The contract of accelerate(): every site on real, tiny diffusers pipelines."""
 
+import threading
 from contextlib import nullcontext
 
 import numpy as np
@@ -308,3 +309,50 @@ def test_forwards_are_counted_once_for_all_reports(monkeypatch):
         call(pipe, height=32, width=32)
         assert handle.report().flops_full > first.flops_full
     assert len(counted) == 2
+
+
+@pytest.mark.parametrize("given", [{"speedup": 2.0}, {"config": LOOSE}], ids=str)
+def test_two_threads_at_once_are_refused_and_the_next_call_is_right(given):
+    pipe = tiny_wan()
+    with accelerate(pipe, **given):
+        call(pipe)
+        alone = call(pipe)
+        halfway, go_on = threading.Event(), threading.Event()
+        errors: list[str] = []
+
+        def wait(pipe, step, time, tensors):
+            if step == 2:
+                halfway.set()
+                go_on.wait(20)
+            return tensors
+
+        def first():
+            try:
+                call(pipe, callback_on_step_end=wait)
+            except RuntimeError as error:
+                errors.append(str(error))
+
+        thread = threading.Thread(target=first)
+        thread.start()
+        assert halfway.wait(20)
+        second = call(pipe)  # begins a run: the other one is over
+        go_on.set()
+        thread.join()
+        assert np.array_equal(second, alone)
+        assert len(errors) == 1 and "two threads at once" in errors[0]
+        assert np.array_equal(call(pipe), alone)
+
+
+def test_another_cache_is_named():
+    from diffusers import FirstBlockCacheConfig
+
+    pipe = tiny_wan()
+    with accelerate(pipe, speedup=2.0) as handle:
+        call(pipe)
+        call(pipe)
+        assert handle.report().prediction is not None
+        pipe.transformer.enable_cache(FirstBlockCacheConfig(threshold=0.5))
+        call(pipe)
+        report = handle.report()
+    assert report.prediction is None
+    assert any("cache of diffusers on" in note for note in report.notes)

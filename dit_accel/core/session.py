@@ -10,6 +10,7 @@ never used: it breaks without guidance. It knows no cache. Ours; there is no sou
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,6 +21,11 @@ import torch
 from torch.utils._pytree import tree_map_only
 
 from dit_accel.core.patching import Patches
+
+_TWO_THREADS = (
+    "pipe was called in two threads at once while it is accelerated; accepted: one call at a time. "
+    "Accelerate a pipeline of its own in each thread (copy.deepcopy(pipe) is a stock one)"
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,6 +101,8 @@ class Session:
         self.latents: Any = None  # of the forward, while it runs
         self.text: Any = None
         self._context: tuple[str, int | None, int | None] | None = None
+        self._thread: int | None = None  # that the run is in
+        self._running: int | None = None  # that a forward is in, while it runs
         self._reset()
 
     def install(self, patches: Patches) -> None:
@@ -152,11 +160,16 @@ class Session:
             return inner(*call.args, **call.kwargs)
 
         def forward(*args: Any, **kwargs: Any) -> Any:
-            call = ForwardCall(name, args, kwargs)
-            self.latents, self.text = call.latents, call.text
-            self._enter(call)
-            output = self._chain(stock)(call)
-            self.latents = self.text = None
+            call, thread = ForwardCall(name, args, kwargs), threading.get_ident()
+            if self._running not in (None, thread):
+                raise RuntimeError(_TWO_THREADS)
+            self._running = thread
+            try:
+                self.latents, self.text = call.latents, call.text
+                self._enter(call)
+                output = self._chain(stock)(call)
+            finally:
+                self.latents = self.text = self._running = None
             if self.num_steps is None or self.step == self.num_steps - 1:
                 for interceptor in self.interceptors:
                     interceptor.forward_ends(name)
@@ -180,8 +193,13 @@ class Session:
         if step is None:
             step = self._which(self._positions(call.timestep), call.transformer, branch)
         again = step == self.step and (call.transformer, branch) in self._seen
-        if again or step < self.step or self.step < 0:
+        begins = again or step < self.step or self.step < 0
+        thread = threading.get_ident()
+        if self._thread not in (None, thread) and not (begins and step == 0):
+            raise RuntimeError(_TWO_THREADS)
+        if begins:
             self._reset()
+            self._thread = thread
             self.num_steps = len(self.pipe.scheduler.timesteps) if num_steps is None else num_steps
             for interceptor in self.interceptors:
                 interceptor.run_begins(self.num_steps)
