@@ -178,12 +178,11 @@ class Handle:
         scene = self._last_scene or (self._scene.report() if self._scene is not None else None)
         full, spent, notes = count_run(session, self.family, sites, scene, self._costs)
         settings = self.config.describe()
-        modules = (uncompiled(module) for module in session.transformers.values())
         others = tuple(
-            f"{type(module).__name__} has a cache of diffusers on (enable_cache): the prediction "
-            "does not hold with it, and what it saves is not counted."
-            for module in modules
-            if getattr(module, "is_cache_enabled", False)
+            f"{name} has a cache of diffusers on (enable_cache): the prediction does not hold with "
+            "it, and what it saves is not counted."
+            for name, module in session.transformers.items()
+            if getattr(uncompiled(module), "is_cache_enabled", False)
         )
         return Report(
             family=self.family.name,

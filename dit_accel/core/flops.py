@@ -39,7 +39,8 @@ def count_run(
     full = saved = 0
     try:
         for (name, branch), (args, kwargs) in session.inputs.items():
-            inputs = f"{name} {tree_map_only(torch.Tensor, _signature, (args, kwargs))}"
+            shapes = tree_map_only(torch.Tensor, lambda t: (t.shape, t.dtype), (args, kwargs))
+            inputs = f"{name} {shapes}"
             if inputs not in known:
                 known[inputs] = forward_flops(meta_copy(session.transformers[name]), args, kwargs)
             costs = known[inputs]
@@ -84,11 +85,7 @@ def meta_copy(transformer: Any) -> Any:
     """The same transformer in the same dtype, without weights, compilation and others' hooks."""
     with torch.device("meta"):
         copy = type(uncompiled(transformer)).from_config(transformer.config)
-    return copy.to(transformer.dtype)
-
-
-def _signature(tensor: torch.Tensor) -> str:
-    return f"{tuple(tensor.shape)} {tensor.dtype}"
+    return torch.nn.Module.to(copy, transformer.dtype)  # diffusers' own `to` warns users
 
 
 def forward_flops(

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial, update_wrapper
+from types import FunctionType
 from typing import Any
 
 import torch
@@ -66,13 +67,12 @@ class Patches:
         def compile_below(*args: Any, **kwargs: Any) -> None:
             hook.compile(*args, **kwargs)
             below = set(hook.module.modules())
-            for module, make in [one for one in self._inside if one[0] in below]:
+            for module, make in self._inside:
                 inner = hook_of(module)
-                if inner is None or inner is hook:
-                    continue
-                inner.remove()
-                self._hooks.remove(inner)
-                self.around_forward(module, make)
+                if inner is not None and inner is not hook and module in below:
+                    inner.remove()
+                    self._hooks.remove(inner)
+                    self.around_forward(module, make)
 
         return compile_below
 
@@ -88,7 +88,7 @@ class Patches:
         own = name in vars(owner)
         before = getattr(owner, name)
         after = make(before)
-        if not hasattr(after, "__dict__") or isinstance(after, type(lambda: None)):
+        if isinstance(after, FunctionType):
             after = _Replacement(owner, name, after)
         after._dit_accel_patch = True
         setattr(owner, name, after)

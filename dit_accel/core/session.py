@@ -22,10 +22,7 @@ from torch.utils._pytree import tree_map_only
 
 from dit_accel.core.patching import Patches
 
-_TWO_THREADS = (
-    "pipe was called in two threads at once while it is accelerated; accepted: one call at a time. "
-    "Accelerate a pipeline of its own in each thread (copy.deepcopy(pipe) is a stock one)"
-)
+_TWO_THREADS = "pipe was called in two threads at once; accepted: a pipeline for each thread"
 
 
 @dataclass(frozen=True, eq=False)

@@ -26,20 +26,21 @@ class NotLinearError(ValueError):
     """The final latents are not the weighted sum of predictions that plans are made of."""
 
 
+def _refusal(scheduler: Any, problem: str, accepted: str) -> NotLinearError:
+    instead = "Accelerate by threshold, or take another scheduler"
+    return NotLinearError(f"{type(scheduler).__name__} {problem}; accepted: {accepted}. {instead}")
+
+
 def check_steps(scheduler: Any) -> None:
     """Refuse a sampler whose step is no function of prediction, timestep and sample.
 
     Raises:
         NotLinearError: naming it; CogVideoXDPMScheduler, which also draws noise at every step.
     """
-    kind = type(scheduler)
-    taken = list(inspect.signature(kind.step).parameters)[1:4]
+    taken = list(inspect.signature(type(scheduler).step).parameters)[1:4]
     if "timestep" in taken[2:] or "sample" in taken[:2]:
-        raise NotLinearError(
-            f"{kind.__name__} steps by {', '.join(taken)}, ...; accepted: samplers that step by "
-            "model_output, timestep, sample, which plans can be made for. Accelerate by threshold, "
-            "or take another scheduler"
-        )
+        accepted = "samplers that step by model_output, timestep, sample, as plans need it"
+        raise _refusal(scheduler, f"steps by {', '.join(taken)}, ...", accepted)
 
 
 class ImpulseResponse:
@@ -78,19 +79,13 @@ class ImpulseResponse:
         return self._values.flatten()[:-1].double()
 
     def check(self) -> None:
-        """Refuse a sampler that is not the weighted sum of its predictions, after the last step.
-
-        Raises:
-            NotLinearError: naming it.
-        """
+        """After the last step: a NotLinearError where the sampler adds up anything else."""
         terms = self.coefficients * self._random
         error = (float(self._values.flatten()[-1]) - terms.sum()).abs() / terms.abs().sum()
         if not error <= MAX_LINEAR_ERROR:  # also where a number is not finite
-            raise NotLinearError(
-                f"{type(self._copy).__name__} is random, not linear in the predictions, or not "
-                f"finite at {self._step} steps; accepted: samplers that add up weighted "
-                "predictions and draw no noise. Accelerate by threshold, or take another scheduler"
-            )
+            problem = f"is random, not linear or not finite at {self._step} steps"
+            accepted = "samplers that add up weighted predictions and draw no noise"
+            raise _refusal(self._copy, problem, accepted)
 
 
 def coefficients_of(scheduler: Any, branch_weights: tuple[float, ...]) -> SamplerCoefficients:
@@ -105,10 +100,8 @@ def coefficients_of(scheduler: Any, branch_weights: tuple[float, ...]) -> Sample
     """
     timesteps = scheduler.timesteps.cpu()
     if not bool((timesteps.diff() < 0).all()):
-        raise NotLinearError(
-            f"{type(scheduler).__name__} calls the model more than once at a timestep; accepted: "
-            "samplers with one call a step. Accelerate by threshold, or take another scheduler"
-        )
+        problem = "calls the model more than once at a timestep"
+        raise _refusal(scheduler, problem, "samplers with one call at each timestep")
     response = ImpulseResponse(scheduler)
     for timestep in timesteps:
         response.step(timestep)
