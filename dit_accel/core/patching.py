@@ -1,13 +1,10 @@
 """Stand around calls and attributes of live objects, and restore them exactly.
 
 An object and a factory come in; the object is changed until `undo`. Only instances are changed,
-never classes, so other pipelines of the process are untouched.
-
-A call is taken at `torch.nn.Module._compiled_call_impl`, the first thing that `Module.__call__`
-looks at. Offloading, adapters, casting, context parallelism and other caches all replace `forward`,
-which lies below; `torch.compile` lies below too. So they may come and go before and after us, and a
-skipped call skips them. PyTorch leaves that attribute out of copies and pickles. research/LOG.md
-has the alternatives and what each survives. Source: ours.
+never classes. A call is taken at `torch.nn.Module._compiled_call_impl`, which `Module.__call__`
+looks at first. Offloading, casting and other caches replace `forward`, which lies below, as
+compilation does: they may come and go before and after us, and a skipped call skips them. PyTorch
+leaves the attribute out of copies. research/LOG.md has the alternatives. Source: ours.
 """
 
 from __future__ import annotations
