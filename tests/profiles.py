@@ -88,3 +88,14 @@ def spread_out(mean: float, deviation: float, count: int = 8) -> list[float]:
     """Numbers of exactly this mean and (unbiased) standard deviation."""
     steps = torch.linspace(-1, 1, count, dtype=torch.float64)
     return (mean + deviation * steps / steps.std()).tolist()
+
+
+# Three plans of twenty steps, each 8 dB below the next slower one.
+SLOW = (0, 1, 2, 4, 6, 8, 10, 12, 14, 16, 17, 18)
+MIDDLE = (0, 1, 2, 5, 8, 11, 14, 17)
+FAST = (0, 2, 4, 8, 14)
+CANDIDATES = (
+    candidate_of(SLOW, spread_out(50.0, 1.0)),
+    candidate_of(MIDDLE, spread_out(42.0, 1.0)),
+    candidate_of(FAST, spread_out(34.0, 1.0)),
+)

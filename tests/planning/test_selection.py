@@ -7,7 +7,17 @@ import math
 
 import pytest
 import torch
-from profiles import STEPS, candidate_of, profile_of, schedule_of, spread_out
+from profiles import (
+    CANDIDATES,
+    FAST,
+    MIDDLE,
+    SLOW,
+    STEPS,
+    candidate_of,
+    profile_of,
+    schedule_of,
+    spread_out,
+)
 from scipy import stats
 
 from dit_accel.config import config_of
@@ -20,15 +30,6 @@ from dit_accel.planning.prediction import (
 from dit_accel.planning.profile import Profile
 from dit_accel.planning.selection import TargetError, for_quality, for_speedup
 from dit_accel.planning.transfer import transfer_plan
-
-SLOW = (0, 1, 2, 4, 6, 8, 10, 12, 14, 16, 17, 18)
-MIDDLE = (0, 1, 2, 5, 8, 11, 14, 17)
-FAST = (0, 2, 4, 8, 14)
-CANDIDATES = (
-    candidate_of(SLOW, spread_out(50.0, 1.0)),
-    candidate_of(MIDDLE, spread_out(42.0, 1.0)),
-    candidate_of(FAST, spread_out(34.0, 1.0)),
-)
 
 
 def guaranteed(mean: float, deviation: float, count: int, coverage: float = 0.95) -> float:

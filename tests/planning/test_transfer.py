@@ -3,21 +3,12 @@
 from __future__ import annotations
 
 import pytest
-from profiles import candidate_of, profile_of, schedule_of, spread_out
+from profiles import CANDIDATES, FAST, MIDDLE, candidate_of, profile_of, schedule_of, spread_out
 
 from dit_accel.planning import transfer
 from dit_accel.planning.profile import ProfileError
 from dit_accel.planning.selection import for_quality
 from dit_accel.planning.transfer import transfer_plan
-
-SLOW = (0, 1, 2, 4, 6, 8, 10, 12, 14, 16, 17, 18)
-MIDDLE = (0, 1, 2, 5, 8, 11, 14, 17)
-FAST = (0, 2, 4, 8, 14)
-CANDIDATES = (
-    candidate_of(SLOW, spread_out(50.0, 1.0)),
-    candidate_of(MIDDLE, spread_out(42.0, 1.0)),
-    candidate_of(FAST, spread_out(34.0, 1.0)),
-)
 
 
 def test_worked_example():
