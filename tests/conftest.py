@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
 
+import composition
 import pytest
 import torch
 
@@ -18,6 +19,16 @@ if TYPE_CHECKING:
     from diffusers import WanPipeline
 
     from dit_accel.planning.profile import Profile
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    text = "write docs/composition.json from the tests that ran and are marked with composes"
+    parser.addoption("--record-composition", action="store_true", help=text)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    recorder = composition.Recorder(bool(config.getoption("--record-composition")))
+    config.pluginmanager.register(recorder, "composition")
 
 
 @pytest.fixture(scope="session", autouse=True)

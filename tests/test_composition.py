@@ -22,6 +22,18 @@ LOOSE = EDCW(threshold=1e9)  # every window opens: 8 steps, 5 of them computed
 STEPS = 8
 
 
+def composes(*companions: str) -> Any:
+    """Marks a test of the windows at every site."""
+
+    def mark(test: Any) -> Any:
+        for site in SITES:
+            for companion in companions:
+                test = pytest.mark.composes(f"windows at {site}", companion)(test)
+        return test
+
+    return mark
+
+
 def run(pipe: Any) -> npt.NDArray[np.float32]:
     call = tiny.CALL | {"num_inference_steps": STEPS}
     frames: npt.NDArray[np.float32] = pipe(
@@ -45,6 +57,7 @@ def accelerated() -> dict[str, npt.NDArray[np.float32]]:
     return clips
 
 
+@composes("whole compile", "regional compile")
 @pytest.mark.parametrize("order", ["compiled first", "accelerated first"])
 @pytest.mark.parametrize("whole", [True, False], ids=["whole", "blocks"])
 @pytest.mark.parametrize("site", SITES)
@@ -65,6 +78,7 @@ def test_a_compiled_transformer_gives_the_same_clip_and_is_restored(
     assert np.array_equal(run(pipe), stock)
 
 
+@composes("group offload")
 @pytest.mark.parametrize("site", SITES)
 def test_group_offload_before_acceleration_changes_nothing(stock, accelerated, site):
     pipe = tiny.tiny_wan()
@@ -88,6 +102,8 @@ def test_group_offload_after_acceleration_changes_nothing(stock, accelerated, si
     assert np.array_equal(run(pipe), stock)
 
 
+@pytest.mark.composes("plan", "model offload")
+@composes("model offload")
 @pytest.mark.parametrize("order", ["offloaded first", "accelerated first"])
 @pytest.mark.parametrize("site", [*SITES, "output"])
 def test_every_call_is_accelerated_under_model_offload(stock, accelerated, site, order):
@@ -109,6 +125,7 @@ def test_every_call_is_accelerated_under_model_offload(stock, accelerated, site,
     assert np.array_equal(run(pipe), stock)
 
 
+@pytest.mark.composes("windows at model", "assigned compile")
 def test_a_transformer_that_was_compiled_and_assigned(stock):
     pipe = tiny.tiny_wan()
     pipe.transformer = torch.compile(pipe.transformer, backend="eager")
@@ -117,6 +134,8 @@ def test_a_transformer_that_was_compiled_and_assigned(stock):
     assert np.array_equal(run(pipe), stock)
 
 
+@pytest.mark.composes("plan", "fullgraph")
+@pytest.mark.composes("windows at model", "fullgraph", limit="compiled blocks, not the whole")
 @pytest.mark.parametrize(
     ("whole", "given"),
     [(True, {"speedup": 2.0}), (False, {"speedup": 2.0}), (False, {"threshold": 0.1})],
@@ -137,6 +156,8 @@ def test_full_graphs_stay_whole_and_are_compiled_once(whole, given):
     assert counter.frame_count == 1
 
 
+@pytest.mark.composes("windows at model", "deepcopy")
+@pytest.mark.composes("windows at model", "pickle")
 def test_a_copy_of_an_accelerated_pipeline_is_a_stock_one(stock, accelerated):
     pipe = tiny.tiny_wan()
     with accelerate(pipe, config=LOOSE) as handle:

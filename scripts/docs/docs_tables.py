@@ -1,11 +1,14 @@
 """Write the docs' tables that are tables of the code: methods, metrics, conventions, denoisers.
 
+What goes together comes from `docs/composition.json`, which the tests recorded.
+
 python scripts/docs/docs_tables.py --write
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import math
 import re
 from collections.abc import Callable
@@ -16,7 +19,8 @@ from dit_accel.metrics import METRICS
 from dit_accel.metrics.conventions import CONVENTIONS
 from dit_accel.models.checkpoints import DENOISERS
 
-PAGE = Path(__file__).parents[2] / "docs" / "evaluation.md"
+DOCS = Path(__file__).parents[2] / "docs"
+COMPOSITION = DOCS / "composition.json"
 
 
 def methods() -> str:
@@ -62,26 +66,63 @@ def denoisers() -> str:
     return "".join(lines)
 
 
+def composition() -> str:
+    """One line for each companion, one column for each technique; below, limits in words."""
+    record = json.loads(COMPOSITION.read_text(encoding="utf-8"))
+    cells: list[list[str]] = record["cells"]
+    tried = {name for cell in cells for name in cell[:2]}
+    techniques = [name for name in record["techniques"] if name in tried]
+    companions = [name for name in record["companions"] if name in tried]
+    lines = [f"| with | {' | '.join(techniques)} |\n", "|---|" + "---|" * len(techniques) + "\n"]
+    for companion in companions:
+        row = [[c for c in cells if c[:2] == [name, companion]] for name in techniques]
+        lines.append(f"| {companion} | {' | '.join(map(_outcome, row))} |\n")
+    return "".join(lines) + "\n" + "".join(_limits(cells))
+
+
+def _outcome(cells: list[list[str]]) -> str:
+    """Of one technique with one companion; a cell is technique, companion, refused, limit."""
+    works = [not refused for _, _, refused, _ in cells]
+    limited = any(refused or limit for _, _, refused, limit in cells)
+    return "–" if not cells else "no" if not any(works) else "in part" if limited else "yes"
+
+
+def _limits(cells: list[list[str]]) -> list[str]:
+    """One line for each limit, with all techniques that have it."""
+    found: dict[tuple[str, str], list[str]] = {}
+    for technique, companion, refused, limit in cells:
+        text = f"refused; accepted: {refused}" if refused else limit
+        if text:
+            found.setdefault((companion, text), []).append(technique)
+    return [f"- {one} ({', '.join(names)}): {text}.\n" for (one, text), names in found.items()]
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "methods": methods,
     "metrics": metrics,
     "conventions": conventions,
     "denoisers": denoisers,
+    "composition": composition,
 }
 
 
 def in_page(name: str) -> str:
     """A table as the page has it."""
-    found = _marks(name).search(PAGE.read_text(encoding="utf-8"))
+    found = _marks(name).search(_page(name).read_text(encoding="utf-8"))
     return found[2] if found else ""
 
 
 def write(name: str) -> None:
     """Put a table between its marks."""
-    text = PAGE.read_text(encoding="utf-8")
-    PAGE.write_text(
+    page = _page(name)
+    text = page.read_text(encoding="utf-8")
+    page.write_text(
         _marks(name).sub(lambda m: m[1] + TABLES[name]() + m[3], text), encoding="utf-8"
     )
+
+
+def _page(name: str) -> Path:
+    return DOCS / ("quickstart.md" if name == "composition" else "evaluation.md")
 
 
 def _marks(name: str) -> re.Pattern[str]:

@@ -25,6 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import composition
 import docs_tables
 import numpy as np
 import pytest
@@ -141,6 +142,17 @@ def test_tables_are_what_the_code_says(name):
     assert docs_tables.in_page(name) == docs_tables.TABLES[name](), (
         "run: python scripts/docs/docs_tables.py --write"
     )
+
+
+def test_what_goes_together_is_recorded(request):
+    """Of the tests that were collected; the whole suite also knows what is recorded in vain."""
+    tests = request.config.pluginmanager.get_plugin("composition")
+    recorded = composition.recorded()
+    assert tests.on_any_machine <= recorded, (
+        "run: python -m pytest -m composes --record-composition"
+    )
+    if request.config.args == request.config.getini("testpaths"):
+        assert recorded <= tests.collected, "a cell without a test: take it out of the file"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
@@ -276,6 +288,8 @@ def run(words: list[str], page: Path) -> None:
             check_options(rest[4:])
         case ["python", script, *rest] if script.endswith(".py"):
             check_script(script, rest)
+        case ["python", "-m", "pytest", *_]:
+            pass  # this very run
         case ["python", "-X", "importtime", "-c", code]:
             compile(code, "docs", "exec")
         case ["bash", script, *_]:
