@@ -33,7 +33,7 @@ from dit_accel.config import (
     config_of,
 )
 from dit_accel.core.families import Family, family_of, transformers_of
-from dit_accel.core.flops import count_run
+from dit_accel.core.flops import Costs, Rows, count_run
 from dit_accel.core.measure import LoopTimer
 from dit_accel.core.patching import Patches, uncompiled
 from dit_accel.core.report import CacheSite, Report, SceneReport
@@ -114,11 +114,12 @@ class Handle:
         self.config, self.family = config, family_of(pipe)
         transformers = transformers_of(pipe, self.family)
         self._patches, self._session = Patches(), Session(pipe, transformers)
-        self._costs: dict[str, dict[str, int]] = {}  # FLOPs of a forward, by its inputs
+        self._costs: dict[tuple[str, Rows], Costs] = {}  # of forwards
         self.executor = build_engine(
             config, self._session, self.family, with_scene=scene is not None
         )
-        self._timer = LoopTimer([*transformers.values()])
+        session = self._session
+        self._timer = LoopTimer([*transformers.values()], device=lambda: session.device)
         self._scene: SceneAttention | None = None
         self._last_scene: SceneReport | None = None  # once the scene is removed
         try:
@@ -176,7 +177,7 @@ class Handle:
         engine.flush()
         sites = engine.site_reports()
         scene = self._last_scene or (self._scene.report() if self._scene is not None else None)
-        full, spent, notes = count_run(session, self.family, sites, scene, self._costs)
+        full, spent = count_run(session, self.family, sites, scene, self._costs)
         settings = self.config.describe()
         others = tuple(
             f"{name} has a cache of diffusers on (enable_cache): the prediction does not hold with "
@@ -200,7 +201,7 @@ class Handle:
             speedup=settings.get("speedup"),
             prediction=None if others else engine.policy.prediction(),
             planned=engine.policy.planned,
-            notes=others + notes + engine.notes(),
+            notes=others + engine.notes(),
             scene=scene,
             config=settings,
             requested=str(self.config),

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from calls import LOOSE, STEPS, call, state_of
+from flop_counter import counted_flops, forward_arguments
 from tiny import tiny_wan
 
 import dit_accel
@@ -116,8 +117,14 @@ def test_an_interrupted_run_leaves_the_next_one_right():
         clean = call(pipe)
         with pytest.raises(KeyboardInterrupt):
             call(pipe, seed=7, callback_on_step_end=stop)
+        report = handle.report()
+        assert report.steps_run == 6 and report.steps == STEPS
+        assert 0 < report.steps_computed < 6 and report.seconds > 0
+        assert f"{report.steps_computed:.1f} of 6 steps" in report.summary()
+        assert "stopped after 6 of 12 steps" in report.summary()
         assert np.array_equal(call(pipe), clean)
-        assert handle.report().steps == STEPS
+        assert handle.report().steps == handle.report().steps_run == STEPS
+        assert "stopped" not in handle.report().summary()
 
 
 def test_another_size_after_the_first_run():
@@ -231,14 +238,12 @@ def test_unknown_models_are_refused_with_the_accepted_list():
 
 def test_flops_kept_by_hand():
     """Model site: a reused step saves its three blocks, and nothing else of the forward."""
-    from dit_accel.core.flops import forward_flops
-
     pipe = tiny_wan()
+    calls = forward_arguments(pipe.transformer)
     with accelerate(pipe, config=LOOSE) as handle:
         call(pipe)
-        report, inputs = handle.report(), dict(handle._session.inputs)
-    args, kwargs = inputs["transformer", "cond"]
-    costs = forward_flops(pipe.transformer, args, kwargs)
+        report = handle.report()
+    costs = counted_flops(pipe.transformer, *calls[0])
     blocks = sum(costs[f"blocks.{i}"] for i in range(3))
     reused = len(report.sites[0].cached)
     assert report.flops_full == 2 * STEPS * costs[""]
@@ -297,8 +302,8 @@ def test_forwards_are_counted_once_for_all_reports(monkeypatch):
     from dit_accel.core import flops
 
     pipe, counted = tiny_wan(), []
-    inner = flops.forward_flops
-    monkeypatch.setattr(flops, "forward_flops", lambda *a: counted.append(1) or inner(*a))
+    inner = flops.forward_costs
+    monkeypatch.setattr(flops, "forward_costs", lambda *a: counted.append(1) or inner(*a))
     with accelerate(pipe, config=LOOSE) as handle:
         call(pipe)
         first = handle.report()

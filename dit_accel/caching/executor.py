@@ -64,8 +64,7 @@ class PlanExecutor(Engine):
             self._extrapolation = policy.extrapolation_at(session.step)
         cached = self.store.branch(session.role, session.branch)
         value = self._extrapolate(component, cached)
-        computed = self.computed.setdefault((call.transformer, session.branch), {})
-        computed[session.step] = value is None
+        computed = value is None
         if value is not None:
             output = self._form(value)
         else:
@@ -77,6 +76,7 @@ class PlanExecutor(Engine):
             self._store(component, cached, value, first=first)
         if first:
             self._first[session.role] = value
+        self.computed.setdefault((call.transformer, session.branch), {})[session.step] = computed
         return output
 
     def _extrapolate(self, component: int, cached: BranchStore) -> torch.Tensor | None:

@@ -1,59 +1,79 @@
 """Count the FLOPs of a run: what it spent, and what the stock pipeline would have.
 
-A session and its site reports come in; FLOPs go out, or the reason why they could not be counted.
-Counted are matrix products, convolutions and attention; a multiplication and its addition are 2.
-`forward_flops` runs a module on tensors without storage; `FlopMeter` counts calls during a run. It
-knows the families' module paths, and no technique. Source: ours.
+A session and its site reports come in; FLOPs go out. Counted are matrix products, convolutions and
+attention; a multiplication and its addition are 2. A forward is counted from the sizes of its
+layers and of its inputs, without running anything: so compilation, offloading, quantized weights
+and attention kernels change nothing. `FlopMeter` counts calls during a run instead. It knows the
+table's `rows`, and no technique. Source: ours; research/LOG.md has the alternatives.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import math
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_map_only
-from torch.utils.flop_counter import FlopCounterMode
 
 from dit_accel.core.families import Family
 from dit_accel.core.patching import uncompiled
 from dit_accel.core.report import SceneReport, SiteReport
 from dit_accel.core.session import Session
 
-Costs = dict[str, int]  # FLOPs of one forward by module path
+_FUSED = {"to_qkv": ("to_q", "to_k", "to_v"), "to_kv": ("to_k", "to_v"),
+          "to_added_kv": ("add_k_proj", "add_v_proj")}  # fmt: skip
+_QUERIES, _KEYS = ("to_q", "add_q_proj"), ("to_k", "add_k_proj")
+_CONVOLUTIONS = (torch.nn.Conv1d, torch.nn.Conv2d, torch.nn.Conv3d)
+
+
+@dataclass(frozen=True)
+class Rows:
+    """How many rows the layers of one forward see: `batch` clips, timesteps in all, and tokens of
+    each clip."""
+
+    batch: int
+    time: int
+    video: int
+    text: int
+    image: int
+
+    def of(self, kind: str) -> int:
+        """Of one clip; "time": of all."""
+        return self.video + self.text if kind == "joint" else int(getattr(self, kind))
+
+
+@dataclass(frozen=True)
+class Costs:
+    """FLOPs of one forward by module path, "" for the whole; and of attentions' products alone."""
+
+    modules: dict[str, int] = field(default_factory=dict)
+    products: dict[str, int] = field(default_factory=dict)
 
 
 def count_run(
     session: Session, family: Family, sites: Sequence[SiteReport], scene: SceneReport | None,
-    known: dict[str, Costs],
-) -> tuple[int | None, int | None, tuple[str, ...]]:  # fmt: skip
-    """FLOPs of the stock pipeline, FLOPs of this run, and notes.
-
-    Both numbers are None where they cannot be counted; the notes give the reason. `known` keeps
-    what forwards cost by their inputs, so that the next report does not count them again.
-    """
+    known: dict[tuple[str, Rows], Costs],
+) -> tuple[int, int]:  # fmt: skip
+    """FLOPs of the stock pipeline, and of this run; `known` keeps what forwards cost."""
     full = saved = 0
-    try:
-        for (name, branch), (args, kwargs) in session.inputs.items():
-            shapes = tree_map_only(torch.Tensor, lambda t: (t.shape, t.dtype), (args, kwargs))
-            inputs = f"{name} {shapes}"
-            if inputs not in known:
-                known[inputs] = forward_flops(meta_copy(session.transformers[name]), args, kwargs)
-            costs = known[inputs]
-            mine = [s for s in sites if (s.transformer, s.branch) == (name, branch)]
-            full += costs[""] * max((s.steps for s in mine), default=0)
-            for s in mine:
-                saved += _cost(costs, s.name, family) * len(s.not_computed)
-                unspent = sum(1 - share for share in s.attention_share.values())
-                saved += round(unspent * attention_products(costs, s.name)) if unspent else 0
-    except (RuntimeError, NotImplementedError, TypeError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        return None, None, (f"FLOPs could not be counted: {reason}",)
-    return full, _with_scene(full - saved, scene), ()
+    for (name, branch), (args, kwargs) in session.inputs.items():
+        module = uncompiled(session.transformers[name])
+        rows = rows_of(module, args, kwargs)
+        if (name, rows) not in known:
+            known[name, rows] = forward_costs(module, family, rows)
+        costs = known[name, rows]
+        mine = [s for s in sites if (s.transformer, s.branch) == (name, branch)]
+        full += costs.modules[""] * max((s.steps for s in mine), default=0)
+        for s in mine:
+            saved += _cost(costs, s.name, family) * len(s.not_computed)
+            unspent = sum(1 - share for share in s.attention_share.values())
+            saved += round(unspent * costs.products[s.name]) if unspent else 0
+    return full, _with_scene(full - saved, scene)
 
 
 def _with_scene(spent: int, scene: SceneReport | None) -> int:
@@ -64,57 +84,77 @@ def _with_scene(spent: int, scene: SceneReport | None) -> int:
     return round(spent * len(scene.tokens) / max(shots, 1)) + scene.extra_flops
 
 
-def _cost(costs: dict[str, int], site: str, family: Family) -> int:
-    if site == "output":
-        return costs[""]
-    if site != "model":
-        return costs[site]
-    groups = family.blocks  # module lists are never called, so their members are counted
-    members = (path for path in costs if path.count(".") == 1 and path.split(".")[0] in groups)
-    return sum(costs[path] for path in members)
+def _cost(costs: Costs, site: str, family: Family) -> int:
+    if site == "model":
+        return sum(costs.modules[group] for group in family.blocks)
+    return costs.modules["" if site == "output" else site]
 
 
-def attention_products(costs: Mapping[str, int], attention: str) -> int:
-    """FLOPs of an attention's products without its projections; `costs` by `forward_flops`."""
-    inside = [path for path in costs if path.startswith(f"{attention}.")]
-    tops = (p for p in inside if not any(p.startswith(f"{other}.") for other in inside))
-    return costs[attention] - sum(costs[path] for path in tops)
+def rows_of(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Rows:
+    """Of a transformer's forward with these arguments, of which only the sizes matter."""
+    latents = kwargs["hidden_states"] if "hidden_states" in kwargs else args[0]
+    timestep = kwargs["timestep"] if "timestep" in kwargs else args[1]
+    text, image = kwargs.get("encoder_hidden_states"), kwargs.get("encoder_hidden_states_image")
+    config, batch = module.config, len(latents)
+    patch = config.patch_size
+    if isinstance(patch, int):  # of a side; the frames of a patch are another entry
+        patch = (config.get("patch_size_t") or 1, patch, patch)
+    return Rows(
+        batch, timestep.numel(), latents.numel() // (batch * config.in_channels * math.prod(patch)),
+        *(0 if read is None else read.shape[1] for read in (text, image)),
+    )  # fmt: skip
 
 
-def meta_copy(transformer: Any) -> Any:
-    """The same transformer in the same dtype, without weights, compilation and others' hooks."""
-    with torch.device("meta"):
-        copy = type(uncompiled(transformer)).from_config(transformer.config)
-    return torch.nn.Module.to(copy, transformer.dtype)  # diffusers' own `to` warns users
+def forward_costs(module: torch.nn.Module, family: Family, rows: Rows) -> Costs:
+    """FLOPs of a forward that sees these rows."""
+    costs = Costs()
+    _add(module, "", family.rows, rows, costs)
+    return costs
 
 
-def forward_flops(
-    module: torch.nn.Module, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-) -> dict[str, int]:
-    """FLOPs of one forward by module path; "" is the whole module. Nothing is computed.
+def _add(module: torch.nn.Module, path: str, kinds: Any, rows: Rows, costs: Costs) -> int:
+    """Enter the FLOPs of a module and of all below it."""
+    if isinstance(module, (torch.nn.Linear, *_CONVOLUTIONS)):
+        kind = _kind(_place(path), kinds)
+        total = 2 * _weights(module) * rows.of(kind) * (1 if kind == "time" else rows.batch)
+    else:
+        children = {name: one for name, one in module._modules.items() if one is not None}
+        fused = {part for name in children.keys() & _FUSED.keys() for part in _FUSED[name]}
+        prefix = f"{path}." if path else ""
+        total = sum(
+            _add(one, prefix + name, kinds, rows, costs)
+            for name, one in children.items()
+            if name not in fused
+        )
+        if "to_q" in children:
+            query, place = children["to_q"], _place(prefix)
+            queries, keys = (
+                sum(rows.of(_kind(place + name, kinds)) for name in names if name in children)
+                for names in (_QUERIES, _KEYS)
+            )
+            width = int(query.out_features)
+            costs.products[path] = 4 * rows.batch * queries * keys * width
+            total += costs.products[path]
+    costs.modules[path] = total
+    return total
 
-    Of tensors in `args` and `kwargs` only shapes and dtypes matter.
 
-    Example:
-        >>> forward_flops(torch.nn.Linear(4, 3), (torch.zeros(2, 4),))[""]
-        48
-    """
-    device = next(module.parameters()).device
-    with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
+def _weights(layer: Any) -> int:
+    """How many there are; quantized ones may be packed."""
+    if isinstance(layer, torch.nn.Linear):
+        return layer.in_features * layer.out_features
+    return int(layer.weight.numel())
 
-        def fake(tensor: torch.Tensor) -> torch.Tensor:
-            return torch.empty(tensor.shape, dtype=tensor.dtype, device=device)
 
-        fake_args, fake_kwargs = tree_map_only(torch.Tensor, fake, (args, kwargs or {}))
-        # The counter misses some fused attentions (the CPU's), but knows all plain products.
-        with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-            module(*fake_args, **fake_kwargs)
-    root = type(module).__name__
-    counts: dict[str, int] = {"": counter.get_total_flops()}
-    for path, operations in counter.get_flop_counts().items():
-        if path.startswith(root + "."):
-            counts[path.removeprefix(root + ".")] = sum(operations.values())
-    return counts
+def _place(path: str) -> str:
+    """A path without the block's number: all blocks of a list are alike."""
+    return re.sub(r"\.\d+\.", ".", path, count=1)
+
+
+@cache
+def _kind(place: str, kinds: tuple[tuple[str, str], ...]) -> str:
+    found = (kind for pattern, kind in kinds if re.search(pattern, place))
+    return next(found, "video")
 
 
 class FlopMeter(TorchFunctionMode):

@@ -13,14 +13,14 @@ import itertools
 import resource
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol, Self
 
 import torch
 
 from dit_accel.core.patching import before_calls
-from dit_accel.core.session import Interceptor
+from dit_accel.core.session import Forward, ForwardCall, Interceptor
 
 
 class Stopwatch:
@@ -68,7 +68,7 @@ class LoopTimer(Interceptor):
 
     Args:
         models: the denoisers, at least one.
-        device: to synchronise; None: where the first denoiser is when the run begins.
+        device: to synchronise, or what gives it; None: where the first denoiser is.
         steps: of the call; a session gives them when the run begins.
         listeners: called at the loop's start and after each step.
         each_step: whether steps are timed one by one, with a host sync after each.
@@ -78,16 +78,26 @@ class LoopTimer(Interceptor):
     """
 
     def __init__(
-        self, models: Sequence[torch.nn.Module], *, device: torch.device | str | None = None,
+        self, models: Sequence[torch.nn.Module], *,
+        device: torch.device | str | Callable[[], torch.device] | None = None,
         steps: int | None = None, listeners: Sequence[StepListener] = (), each_step: bool = False,
     ) -> None:  # fmt: skip
         self._models, self._device, self._steps = models, device, steps
         self._listeners, self._each_step = listeners, each_step
         self._hooks = contextlib.ExitStack()
         self._times: list[float] = []
-        self.seconds = 0.0
+        self._clocks: list[Clock] = []  # of a session's run: its start, and its last forward's end
+        self._seconds = 0.0
         self.peak_memory_bytes: int | None = None
         self.latents: Any = None
+
+    @property
+    def seconds(self) -> float:
+        """Of the loop; in an interrupted run of a session, up to the end of its last forward."""
+        if self._seconds or len(self._clocks) < 2:
+            return self._seconds
+        start, end = self._clocks
+        return end.since(start)
 
     @property
     def step_seconds(self) -> tuple[float, ...]:
@@ -127,9 +137,16 @@ class LoopTimer(Interceptor):
 
     def run_begins(self, num_steps: int | None) -> None:
         """Start the clock and a new high-water mark of memory."""
-        self._steps, self.seconds, self.peak_memory_bytes = num_steps, 0.0, None
+        self._steps, self._seconds, self.peak_memory_bytes = num_steps, 0.0, None
         reset_peak_memory(self._where())
         self._start()
+        self._clocks = [Clock(self._where())]
+
+    def around(self, call: ForwardCall, forward: Forward) -> Any:
+        """Note when a computed forward ends, without waiting for the device."""
+        output = forward(call)
+        self._clocks[1:] = [Clock(self._where())]
+        return output
 
     def forward_ends(self, transformer: str) -> None:
         """Stop the clock; a step may have several forwards, of which the last one counts."""
@@ -145,12 +162,31 @@ class LoopTimer(Interceptor):
     def _mark(self) -> None:
         synchronise(self._where())
         self._times.append(time.perf_counter())
-        self.seconds = self._times[-1] - self._times[0]
+        self._seconds = self._times[-1] - self._times[0]
 
     def _where(self) -> torch.device:
+        if callable(self._device):
+            return self._device()
         if self._device is not None:
             return torch.device(self._device)
         return next(self._models[0].parameters()).device
+
+
+class Clock:
+    """A moment in a device's queue of work, noted without a host sync."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._host, self._event = time.perf_counter(), None
+        if device.type == "cuda":
+            self._event = torch.cuda.Event(enable_timing=True)
+            self._event.record(torch.cuda.current_stream(device))
+
+    def since(self, earlier: Clock) -> float:
+        """Seconds from an earlier moment; waits until the device is there."""
+        if self._event is None or earlier._event is None:
+            return self._host - earlier._host
+        self._event.synchronize()
+        return float(earlier._event.elapsed_time(self._event)) / 1000
 
 
 def synchronise(device: torch.device) -> None:

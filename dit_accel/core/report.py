@@ -39,7 +39,12 @@ class SiteReport:
     @property
     def steps(self) -> int:
         """How many steps the site was called at."""
-        return sum(map(len, (self.computed, self.not_computed, self.pruned, self.blended)))
+        return len(self.called)
+
+    @property
+    def called(self) -> tuple[int, ...]:
+        """The steps that the site was called at."""
+        return tuple(sorted((*self.computed, *self.not_computed, *self.pruned, *self.blended)))
 
     @property
     def not_computed(self) -> tuple[int, ...]:
@@ -77,10 +82,11 @@ class Report:
 
     Args:
         site: a `CacheSite`.
+        steps: of the whole run; an interrupted one made fewer (`steps_run`).
         threshold: of the windows; None where a plan decided.
         flops_full, flops_spent: of the transformers' forwards, as the stock pipeline spends them
-            and as this run did; None where they could not be counted (`notes` says why).
-        seconds: of the denoising loop.
+            and as this run did.
+        seconds: of the denoising loop, as far as it came.
         peak_memory_bytes: the device allocator's peak, or the process's on a CPU.
         cached_bytes: the most that cached values took on the device; `packed_bytes` of it were
             quantized, to `packed_bits` at least, and `offloaded_bytes` were in the CPU's memory.
@@ -98,8 +104,8 @@ class Report:
     steps: int
     branches: tuple[str, ...]
     sites: tuple[SiteReport, ...]
-    flops_full: int | None
-    flops_spent: int | None
+    flops_full: int
+    flops_spent: int
     seconds: float
     peak_memory_bytes: int | None
     cached_bytes: int
@@ -118,15 +124,20 @@ class Report:
 
     @property
     def flops_kept(self) -> float | None:
-        """Share of the stock pipeline's FLOPs that was spent, 0 to 1."""
-        return None if not self.flops_full else (self.flops_spent or 0) / self.flops_full
+        """Share of the stock pipeline's FLOPs that was spent, 0 to 1; None: nothing ran."""
+        return self.flops_spent / self.flops_full if self.flops_full else None
+
+    @property
+    def steps_run(self) -> int:
+        """Steps that were made, computed or not."""
+        return len({step for site in self.sites for step in site.called})
 
     @property
     def steps_computed(self) -> float:
         """Steps computed in full, mean over sites and branches; two experts' sites count once."""
         counts = [(len(s.computed), s.steps) for s in self.sites]
         computed, called = map(sum, zip(*counts, strict=True)) if counts else (0, 0)
-        return self.steps * computed / called if called else 0.0
+        return self.steps_run * computed / called if called else 0.0
 
     @property
     def rule(self) -> str:
@@ -139,14 +150,15 @@ class Report:
 
     def to_dict(self) -> dict[str, Any]:
         """The report as JSON-able data, with what is derived from it."""
-        return asdict(self) | {"flops_kept": self.flops_kept, "steps_computed": self.steps_computed}
+        derived = ("flops_kept", "steps_computed", "steps_run")
+        return asdict(self) | {name: getattr(self, name) for name in derived}
 
     def summary(self) -> str:
         """One paragraph for people."""
         partly = sum(len(s.pruned) + len(s.blended) for s in self.sites)
         text = (
             f"{self.family}, site {self.site}, {self.rule}: computed "
-            f"{self.steps_computed:.1f} of {self.steps} steps"
+            f"{self.steps_computed:.1f} of {self.steps_run} steps"
             + (f", pruned or blended {partly / len(self.sites):.1f}" if partly else "")
             + (f", {self.flops_kept:.0%} of the FLOPs" if self.flops_kept is not None else "")
             + f", {self.seconds:.2f} s, {_mib(self.cached_bytes)} of cached values"
@@ -155,7 +167,9 @@ class Report:
             + (f", {_mib(self.offloaded_bytes)} on the CPU." if self.offloaded_bytes else ".")
         )
         requested = (f"Requested: {self.requested}.",) if self.requested else ()
-        return " ".join((text, *requested, *self._scene_summary(), *self.notes))
+        stopped = f"The run stopped after {self.steps_run} of {self.steps} steps."
+        stopped_early = (stopped,) if self.steps_run < self.steps else ()
+        return " ".join((text, *stopped_early, *requested, *self._scene_summary(), *self.notes))
 
     def _scene_summary(self) -> tuple[str, ...]:
         scene = self.scene

@@ -95,6 +95,7 @@ class Session:
         self.inputs: dict[tuple[str, str], tuple[tuple[Any, ...], dict[str, Any]]] = {}
         self.role = "target"
         self.transformer = ""  # the name of the one that is running
+        self.device = torch.device("cpu")  # of the last forward's latents; offloaded weights move
         self.latents: Any = None  # of the forward, while it runs
         self.text: Any = None
         self._context: tuple[str, int | None, int | None] | None = None
@@ -163,6 +164,7 @@ class Session:
             self._running = thread
             try:
                 self.latents, self.text = call.latents, call.text
+                self.device = self.latents.device
                 self._enter(call)
                 output = self._chain(stock)(call)
             finally:

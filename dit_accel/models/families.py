@@ -35,6 +35,9 @@ class Family:
             scenes are not known to work.
         text_embedder: the transformer's submodule that every text passes before its blocks.
         rotary: the transformer's submodule that makes the rotary embedding of its tokens.
+        rows: layers whose rows are not the video tokens: a regular expression of their paths, and
+            "time" for the timesteps, "text" or "image" for tokens that are read, "joint" for video
+            and text in one sequence. The first that matches counts.
     """
 
     name: str
@@ -51,6 +54,7 @@ class Family:
     cross_attention: str | None = None
     text_embedder: str | None = None
     rotary: str | None = None
+    rows: tuple[tuple[str, str], ...]
 
 
 FAMILIES: dict[str, Family] = {
@@ -69,6 +73,11 @@ FAMILIES: dict[str, Family] = {
             cross_attention="attn2",
             text_embedder="condition_embedder.text_embedder",
             rotary="rope",
+            rows=(
+                (r"condition_embedder\.time", "time"),
+                (r"image_embedder|add_[kv]_proj|to_added_kv", "image"),
+                (r"text_embedder|attn2\.to_(k|v|kv)\b", "text"),
+            ),
         ),
         Family(
             name="hunyuan-video",
@@ -80,6 +89,11 @@ FAMILIES: dict[str, Family] = {
             branches="embedded",
             sites=("model",),
             notes="HunyuanVideo 1.0",
+            rows=(
+                (r"time_text_embed|norm\w*\.linear$", "time"),
+                (r"^context_embedder|add_[qkv]_proj|to_add_out|ff_context", "text"),
+                (r"^single_transformer_blocks", "joint"),
+            ),
         ),
         Family(
             name="cogvideox",
@@ -91,6 +105,11 @@ FAMILIES: dict[str, Family] = {
             branches="batched",
             sites=("model",),
             notes="CogVideoX 2B, 5B and 1.5",
+            rows=(
+                (r"(time|ofs)_embedding|norm\w*\.linear$", "time"),
+                (r"text_proj", "text"),
+                (r"^transformer_blocks", "joint"),
+            ),
         ),
         Family(
             name="ltx",
@@ -101,6 +120,10 @@ FAMILIES: dict[str, Family] = {
             branches="batched",
             sites=SITES,
             notes="LTX-Video 0.9",
+            rows=(
+                (r"^time_embed", "time"),
+                (r"caption_projection|attn2\.to_(k|v|kv)\b", "text"),
+            ),
         ),
     )
 }

@@ -4,37 +4,8 @@ import time
 import pytest
 import torch
 
-from dit_accel.core.flops import forward_flops
 from dit_accel.core.measure import LoopTimer, Stopwatch
-
-
-def test_flops_of_a_linear_layer_by_hand():
-    # (5 x 8) @ (8 x 3): 5 * 8 * 3 multiplications, each with an addition.
-    model = torch.nn.Sequential(torch.nn.Linear(8, 3), torch.nn.ReLU())
-    counts = forward_flops(model, (torch.empty(5, 8, device="meta"),))
-    assert counts[""] == counts["0"] == 2 * 5 * 8 * 3
-
-
-def test_flops_of_attention_by_hand():
-    class Attend(torch.nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.unused = torch.nn.Linear(1, 1)
-
-        def forward(self, q, k, v):
-            return torch.nn.functional.scaled_dot_product_attention(q, k, v)
-
-    q, k = torch.empty(1, 2, 10, 4), torch.empty(1, 2, 7, 4)
-    # per head: 10 x 7 scores over 4 channels, and as much again for the weighted sum of values
-    assert forward_flops(Attend(), (q, k, k))[""] == 2 * (2 * 2 * 10 * 7 * 4)
-
-
-def test_counting_changes_nothing():
-    model = torch.nn.Linear(4, 4)
-    before = {name: value.clone() for name, value in model.state_dict().items()}
-    forward_flops(model, (torch.empty(2, 4),))
-    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
-    assert type(next(model.parameters())) is torch.nn.Parameter
+from dit_accel.core.session import ForwardCall
 
 
 def test_stopwatch_measures_at_least_what_was_slept():
@@ -94,3 +65,14 @@ def test_a_loop_is_timed_as_a_session_sees_it() -> None:
         time.sleep(0.02)
         timer.forward_ends("transformer")  # the other branch
         assert timer.seconds >= first + 0.02 and timer.peak_memory_bytes
+
+
+def test_the_seconds_of_a_run_that_does_not_end_go_up_to_its_last_forward() -> None:
+    timer = LoopTimer([torch.nn.Linear(2, 2)])
+    call = ForwardCall("transformer", (), {})
+    for _ in range(2):
+        timer.run_begins(12)
+        assert timer.seconds == 0.0
+        timer.around(call, lambda _: time.sleep(0.02))
+        time.sleep(0.05)  # the interrupt comes, and somebody reads the report later
+        assert 0.02 <= timer.seconds < 0.06
