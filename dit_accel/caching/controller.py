@@ -11,18 +11,19 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
 
 from dit_accel.caching.guard import GuardedPolicy
 from dit_accel.caching.policy import Policy
+from dit_accel.caching.recording import NO_SUM, NotPlanned, RecordingPolicy, guidance_of
 from dit_accel.core.families import Family, transformers_of
-from dit_accel.core.guidance import conditional, guided
+from dit_accel.core.guidance import FirstStep, conditional
 from dit_accel.core.session import RunInfo
 from dit_accel.planning import selection
 from dit_accel.planning.difficulty import pooled
-from dit_accel.planning.first_run import FirstRunRecorder
 from dit_accel.planning.lookup import profile_key
 from dit_accel.planning.plan import SamplerCoefficients
 from dit_accel.planning.prediction import PlanChoice
@@ -54,7 +55,10 @@ class RunController:
         self.guard, self.static, self.force, self.use_text = guard, static, force, use_text
         self.choice, self.remarks = choice, remarks
         self._choices: dict[tuple[Any, ...], PlanChoice] = {}
+        self._recorded: dict[tuple[Any, ...], Profile] = {}  # of first runs, by what they are of
         self._recording: RecordingPolicy | None = None
+        self._weights = profile.sampler.branch_weights if profile else (1.0,)  # seen last
+        self._unsaid: RunInfo | None = None  # a run whose pipeline does not say how it guides
 
     def start(self, run: RunInfo) -> Policy:
         """The policy of a run.
@@ -62,30 +66,77 @@ class RunController:
         Raises:
             ValueError: the target or the profile does not suit it.
         """
-        weights = selection.branch_weights(
-            self.profile, run.guidance, separate=self.family.branches == "separate",
-            force=True,  # another guidance is refused, or noted, by `_guidance_notes`
-        )  # fmt: skip
-        coefficients = coefficients_of(self.pipe.scheduler, weights)
+        if self._recording is not None:
+            self._end_recording(self._recording)
+        said = self._said_weights(run)
+        self._unsaid = run if said is None else None
+        return self._policy(run, said or self._weights)
+
+    def after_first_step(self, branches: int, seen: Callable[[], FirstStep]) -> Policy | None:
+        run, self._unsaid = self._unsaid, None
+        if run is None or branches == len(self._weights) == 1:
+            return None
+        first = seen()
+        if self._recording is not None:
+            self._recording.on_first_step(first)
+            return None
+        weights, before = first.weights(), self._weights
+        if weights is None:
+            return NotPlanned(run.num_steps or 0, NO_SUM.format(branches))
+        if len(weights) == len(before) and all(map(_is_near, weights, before)):
+            return None
+        self._weights = weights
+        try:
+            policy = self._policy(run, weights)
+        except ProfileError as error:
+            return NotPlanned(run.num_steps or 0, str(error))
+        if isinstance(policy, RecordingPolicy):
+            policy.take(first)
+        return policy
+
+    def _said_weights(self, run: RunInfo) -> tuple[float, ...] | None:
+        """Of the branches, by what the pipeline says of its guidance; None: it says nothing."""
+        if self.family.branches == "batched":
+            return (1.0,)
+        if self.family.branches == "embedded" or run.guidance is None:
+            return None
+        # another guidance than the profile's is refused, or noted, by `_guidance_notes`
+        return selection.branch_weights(self.profile, run.guidance, separate=True, force=True)
+
+    def _end_recording(self, recording: RecordingPolicy) -> None:
+        profile = recording.profile
+        if profile is not None:
+            self._weights = profile.sampler.branch_weights
+            self._recorded[_kind_of(recording.guidance, self._weights)] = profile
+        self._recording = None
+
+    def _policy(self, run: RunInfo, weights: tuple[float, ...]) -> Policy:
+        """Of a run whose branches have these weights: planned, or recorded where it is the first
+        of its kind."""
+        coefficients = coefficients_of(self.pipe.scheduler, weights, run.begin, run.num_steps)
         selection.check_num_steps(coefficients.num_steps)
-        recording, self._recording = self._recording, None
-        if self.profile is None and recording is not None and recording.recorder.is_complete:
-            self.profile = recording.recorder.profile()
-        if self.profile is None:
-            steps, parts = coefficients.num_steps, len(coefficients.branch_weights)
-            key = profile_key(self.pipe, steps=steps, parts=parts, guidance=run.guidance)
-            recorder = FirstRunRecorder(coefficients, key)
-            self._recording = RecordingPolicy(recorder, run.guidance, self.family.branches)
-            return self._recording
+        profile = self.profile or self._recorded.get(_kind_of(run.guidance or 1.0, weights))
+        if profile is None:
+            return self._record(run, coefficients)
         size = self._size_of(run.latents)
-        notes = self._guidance_notes(self.profile, run.guidance)
-        choice, more = self._choose(self.profile, coefficients, run, size)
-        notes += self._transfer_notes(self.profile, coefficients, run.guidance, size)
+        guidance = run.guidance if self._unsaid is None else guidance_of(weights) or run.guidance
+        notes = self._guidance_notes(profile, guidance)
+        choice, more = self._choose(profile, coefficients, run, size)
+        notes += self._transfer_notes(profile, coefficients, guidance, size)
         policy = GuardedPolicy.of(
             choice, guard=self.guard, static=self.static, trusted=not self.remarks,
             remarks=(*self.remarks, *notes, *more),
         )  # fmt: skip
         return policy.start(run)
+
+    def _record(self, run: RunInfo, coefficients: SamplerCoefficients) -> RecordingPolicy:
+        steps, parts = coefficients.num_steps, len(coefficients.branch_weights)
+        key = profile_key(self.pipe, steps=steps, parts=parts, guidance=run.guidance or 1.0)
+        self._recording = RecordingPolicy(
+            run, coefficients, self.pipe.scheduler, key, self.family.branches,
+            known=self._said_weights(run) is not None,
+        )  # fmt: skip
+        return self._recording
 
     def _choose(
         self, profile: Profile, coefficients: SamplerCoefficients, run: RunInfo, size: Size | None
@@ -98,7 +149,7 @@ class RunController:
         key: tuple[Any, ...] = (
             tuple(coefficients.timesteps.tolist()), tuple(coefficients.coefficients.tolist()),
             coefficients.branch_weights, size is not None and not profile.key.of_size(*size),
-            None if text is None else tuple(text.flatten().tolist()),
+            None if text is None else tuple(text.flatten().tolist()), id(profile),
         )  # fmt: skip
         if key not in self._choices:
             if len(self._choices) >= MAX_CHOICES:
@@ -112,13 +163,13 @@ class RunController:
         """`(B, T)`: the pooled prompts, where the plan depends on them."""
         if profile.difficulty is None or self.static or not self.use_text:
             return None
-        text = conditional(run.text, run.guidance, self.family.branches)
+        text = conditional(run.text, run.guidance or 1.0, self.family.branches)
         return pooled(text) if text is not None else None
 
-    def _guidance_notes(self, profile: Profile, here: float) -> tuple[str, ...]:
+    def _guidance_notes(self, profile: Profile, here: float | None) -> tuple[str, ...]:
         """A profile of one branch is of one guidance: refuse another, or note it where forced."""
         key = profile.key
-        if key.parts > 1 or abs(key.guidance - here) < 1e-6:
+        if key.parts > 1 or here is None or abs(key.guidance - here) < 1e-6:
             return ()
         difference = f"guidance is {key.guidance:g} in the profile, {here:g} here"
         if not self.force:
@@ -129,14 +180,14 @@ class RunController:
         return (f"The profile was forced: {difference}.",)
 
     def _transfer_notes(
-        self, profile: Profile, coefficients: SamplerCoefficients, guidance: float,
+        self, profile: Profile, coefficients: SamplerCoefficients, guidance: float | None,
         size: Size | None,
     ) -> tuple[str, ...]:  # fmt: skip
         """What differs between calibration and this run, and is transferred."""
         key = profile.key
         transformer = next(iter(transformers_of(self.pipe, self.family).values()))
         dtype = str(transformer.dtype).removeprefix("torch.") if key.dtype else ""
-        guidance = guidance if key.parts > 1 and key.guidance else key.guidance
+        guidance = guidance if guidance and key.parts > 1 and key.guidance else key.guidance
         here = dataclasses.replace(
             key, steps=coefficients.num_steps, guidance=guidance, dtype=dtype
         )
@@ -160,29 +211,13 @@ class RunController:
         return height, width, frames
 
 
-class RecordingPolicy(Policy):
-    """Computes every step of a first run, and records the components of its predictions."""
+def _kind_of(guidance: float, weights: tuple[float, ...]) -> tuple[Any, ...]:
+    """What a record of a run is of: two branches are weighed anew, one has its guidance in it."""
+    return (len(weights),) if len(weights) > 1 else (1, guidance)
 
-    records = True
 
-    def __init__(self, recorder: FirstRunRecorder, guidance: float, branches: str) -> None:
-        self.recorder, self.guidance, self.branches = recorder, guidance, branches
-        self.branch_weights = recorder.sampler.branch_weights
-
-        self.planned = tuple(range(recorder.sampler.num_steps))
-
-    def on_noise(self, noise: torch.Tensor) -> None:
-        start = guided(noise, self.guidance, self.branches)
-        self.recorder.start = start.detach().float().cpu().flatten()
-
-    def on_output(self, step: int, component: int, value: torch.Tensor) -> None:
-        self.recorder.add(component, guided(value, self.guidance, self.branches))
-
-    def notes(self) -> tuple[str, ...]:
-        return (
-            "No profile was found: this run was computed whole and recorded; the next ones are "
-            "planned from it. `dit-accel calibrate` measures a profile once for all.",
-        )
+def _is_near(one: float, other: float) -> bool:
+    return math.isclose(one, other, rel_tol=0.02, abs_tol=0.02)  # as they are measured
 
 
 def _is_of(choice: PlanChoice, coefficients: SamplerCoefficients) -> bool:

@@ -11,6 +11,7 @@ policy decides, `core/extrapolation.py` combines. It works with any transformer.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -18,9 +19,10 @@ import torch
 
 from dit_accel.caching.engine import CacheMemory, Engine
 from dit_accel.caching.monitor import LostValues, Monitor
-from dit_accel.caching.policy import Controller
+from dit_accel.caching.policy import Controller, Policy
 from dit_accel.caching.store import BranchStore, TensorStore
 from dit_accel.core import extrapolation
+from dit_accel.core.guidance import FirstStep
 from dit_accel.core.report import CacheSite, SiteReport
 from dit_accel.core.session import Forward, ForwardCall, Session
 from dit_accel.planning.plan import Extrapolation
@@ -49,6 +51,7 @@ class PlanExecutor(Engine):
         """Free the cached values, and what was measured."""
         self.store.clear()
         self._first: dict[str, torch.Tensor] = {}  # this step's first branch, by role
+        self._forwards: Counter[str] = Counter()  # of this step, by role
         self._extrapolated_sum: torch.Tensor | None = None  # only where nothing is checked
         self._extrapolation: Extrapolation | None = None  # of this step
         self.monitor.reset()
@@ -58,7 +61,8 @@ class PlanExecutor(Engine):
         """The output: extrapolated in the form that it had last, or computed and cached."""
         session, policy = self.session, self.policy
         first = session.role not in self._first
-        component = 0 if first or len(policy.branch_weights) == 1 else 1
+        component = min(self._forwards[session.role], len(policy.branch_weights) - 1)
+        self._forwards[session.role] += 1
         if not first and policy.needs_error and self.monitor.text_changed(session.branch):
             policy.on_invalid(session.step - 1, "the text changed")
             self._extrapolation = policy.extrapolation_at(session.step)
@@ -93,7 +97,7 @@ class PlanExecutor(Engine):
         values, factors = [cached[step] for step in weights], list(weights.values())
         if with_noise and noise is not None:
             values, factors = [*values, noise], [*factors, planned.noise_weight]
-        if component == 1:
+        if component > 0:
             values, factors = [self._first[self.session.role], *values], [1.0, *factors]
         factors = [_over_rows(factor, values[0]) for factor in factors]
         value = extrapolation.weighted_sum(factors, values)
@@ -108,14 +112,14 @@ class PlanExecutor(Engine):
     ) -> None:
         """Cache a fresh value, and compare it with the line through those before it."""
         session, policy = self.session, self.policy
-        fresh = value - self._first[session.role] if component == 1 else value
+        fresh = value - self._first[session.role] if component > 0 else value
         if not cached.holds_only(fresh.shape):  # of a run of another size
             cached.clear()
         if first and session.step == 0 and _same_space(session.latents, value):
             self.store.noise[session.role] = session.latents.clone()
             if policy.records:
                 policy.on_noise(session.latents)
-        main = first or component == 1  # with one component the first branch speaks for all
+        main = first or component > 0  # with one component the first branch speaks for all
         if main and policy.records:
             policy.on_output(session.step, component, fresh)
         before = sorted((step for step in cached if step < session.step), reverse=True)[:2]
@@ -145,7 +149,10 @@ class PlanExecutor(Engine):
             if self._first:
                 self._measure(step)
             self.monitor.note_latents()
+        if step == 1 and self._first:
+            policy = self._after_first_step()
         self._first = {}
+        self._forwards.clear()
         self.monitor.next_step()
         planned = policy.extrapolation_at(step)
         self._extrapolation = None if self.session.changes_denoiser(step) else planned
@@ -155,6 +162,25 @@ class PlanExecutor(Engine):
         if self.lost:  # a fresh value is needed to restore what was lost
             self._extrapolation = None
         self._free(step)
+
+    def _after_first_step(self) -> Policy:
+        """Ask the controller again, which knows now how many forwards a step has."""
+        new = self.controller.after_first_step(len(self.store), self._see_first_step)
+        if new is not None:
+            for component, cached in enumerate(self.store.values()):
+                if component > 0 and len(self.policy.branch_weights) == 1:
+                    cached[0] = cached[0] - self._first[self.session.role]
+            self.policy = new
+        return self.policy
+
+    def _see_first_step(self) -> FirstStep:
+        """What the first step showed; roles do not guide each other, so the first one speaks."""
+        first, *others = [cached[0] for cached in self.store.values()]
+        if len(self.policy.branch_weights) == 1:
+            others = [other - first for other in others]
+        before = self.store.noise.get(self.session.role)
+        after = self.session.latents if before is not None else None
+        return FirstStep((first, *others), before, after)
 
     def _free(self, step: int) -> None:
         needed = {*self.policy.needed_steps(step - 1)}
@@ -183,6 +209,9 @@ class PlanExecutor(Engine):
             self.policy.on_invalid(before, "the cached noise was not finite")
         elif lost:
             self.policy.on_lost_value(before, "a cached value was not finite")
+
+    def run_ends(self, steps: int) -> None:
+        self.policy.on_end(steps)
 
     # --- for the report ---
 

@@ -9,10 +9,12 @@ Ours; there is no source.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol
 
 import torch
 
+from dit_accel.core.guidance import FirstStep
 from dit_accel.core.quantization import BITS
 from dit_accel.core.session import RunInfo
 from dit_accel.planning.plan import Extrapolation, Plan
@@ -23,6 +25,14 @@ class Controller(Protocol):
 
     def start(self, run: RunInfo) -> Policy:
         """The policy of the run that begins; a ValueError says why there is none."""
+
+    def after_first_step(self, branches: int, seen: Callable[[], FirstStep]) -> Policy | None:
+        """The policy of the other steps, where the first one showed that it has to be another.
+
+        Args:
+            branches: forwards that a step has.
+            seen: measures the step.
+        """
 
 
 class Policy:
@@ -40,6 +50,10 @@ class Policy:
     def start(self, run: RunInfo) -> Policy:
         """A run begins: forget the last one. See `Controller`."""
         return self
+
+    def after_first_step(self, branches: int, seen: Callable[[], FirstStep]) -> Policy | None:
+        """It goes on. See `Controller`."""
+        return None
 
     def prediction(self) -> dict[str, float | None] | None:
         """The PSNR that is expected of the run, for JSON; None: not known."""
@@ -79,6 +93,9 @@ class Policy:
 
     def on_invalid(self, step: int, reason: str) -> None:
         """After this step something was found that makes the plan invalid."""
+
+    def on_end(self, steps: int) -> None:
+        """The run is over after so many steps: the pipeline leaves the others out."""
 
     def notes(self) -> tuple[str, ...]:
         """What a reader of the report must know of the last run."""

@@ -1,15 +1,20 @@
 """Folds what one forward gives or gets by the branches of classifier-free guidance.
 
 Goes in: a tensor of one forward. Comes out: the guided one, or the conditional one. In families
-whose branches run in one batch, the unconditional half comes first. It knows no pipeline. Source:
-classifier-free guidance (arXiv 2207.12598).
+whose branches run in one batch, the unconditional half comes first. Where a pipeline does not say
+how it weighs its branches, `FirstStep` measures it. It knows no pipeline. Source: classifier-free
+guidance (arXiv 2207.12598).
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
+
+MAX_MISFIT = 0.05  # of a measured guidance, relative to what the step added to the latents
 
 
 def guided(value: torch.Tensor, guidance: float, branches: str) -> torch.Tensor:
@@ -47,3 +52,40 @@ def conditional(text: Any, guidance: float, branches: str) -> torch.Tensor | Non
     if not isinstance(text, torch.Tensor) or text.ndim != 3:
         return None
     return text.chunk(2)[1] if branches == "batched" and guidance > 1 else text
+
+
+@dataclass(frozen=True, eq=False)
+class FirstStep:
+    """What a run's first step showed.
+
+    Args:
+        components: the first branch's prediction, then every other one's difference from it.
+        before, after: the latents before and after the step, of the predictions' shape; None: they
+            are not known.
+    """
+
+    components: Sequence[torch.Tensor]
+    before: torch.Tensor | None
+    after: torch.Tensor | None
+
+    def weights(self) -> tuple[float, ...] | None:
+        """The components' weights in the guided prediction, which was weighed 1 for the first.
+
+        A first step adds a multiple of the guided prediction to a multiple of the latents, so the
+        weights are found by least squares, in one host sync. None: the step is no such sum.
+        """
+        if len(self.components) == 1:
+            return (1.0,)
+        if self.before is None or self.after is None:
+            return None
+        rows = [self.before, *self.components, self.after - self.before]
+        flat = torch.stack([row.float().flatten() for row in rows])
+        gram = (flat @ flat.T).double().cpu()
+        sizes = gram.diagonal().sqrt().clamp_min(1e-30)
+        gram = gram / sizes / sizes[:, None]  # so that no row is lost in another one's rounding
+        found = torch.linalg.lstsq(gram[:-1, :-1], gram[:-1, -1:], driver="gelsd").solution[:, 0]
+        misfit = (1 - found @ gram[:-1, -1]).clamp_min(0).sqrt()
+        _, first, *others = (found / sizes[:-1]).tolist()
+        if not misfit <= MAX_MISFIT or not first:
+            return None
+        return (1.0, *(round(other / first, 2) for other in others))

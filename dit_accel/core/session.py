@@ -5,7 +5,9 @@ and passes every call through its interceptors. The step and the branch come fro
 `transformer.cache_context(name, step_index=...)` where the pipeline enters it (diffusers >= 0.36
 gives the index for Wan, 0.35 the name only). Otherwise the step is the position of the `timestep`
 argument in the scheduler's timesteps, and the branch is known by its text embedding. Call parity is
-never used: it breaks without guidance. It knows no cache. Ours; there is no source.
+never used: it breaks without guidance. A run is one denoising loop: it may begin behind the first
+timestep and leave the last ones out, and a call may have several. It knows no cache. Ours; there is
+no source.
 """
 
 from __future__ import annotations
@@ -33,9 +35,10 @@ class RunInfo:
     """
 
     num_steps: int | None
-    guidance: float = 1.0  # scale of classifier-free guidance; 1: none
+    guidance: float | None = 1.0  # scale of classifier-free guidance; 1: none
     latents: torch.Tensor | None = None
     text: torch.Tensor | None = None
+    begin: int = 0  # position of the first step in the scheduler's timesteps
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,6 +81,12 @@ class Interceptor:
     def forward_ends(self, transformer: str) -> None:
         """A forward of the last step has returned; of any step where their number is unknown."""
 
+    def run_ends(self, steps: int) -> None:
+        """A run is over after so many steps, as its call has ended; not after an interrupt."""
+
+    def call_ends(self) -> None:
+        """The pipeline's call has ended, and all its runs."""
+
     def changes_denoiser(self, step: int) -> bool:
         """Whether the denoiser acts otherwise from this step on, so that it has to be computed."""
         return False
@@ -98,7 +107,8 @@ class Session:
         self.device = torch.device("cpu")  # of the last forward's latents; offloaded weights move
         self.latents: Any = None  # of the forward, while it runs
         self.text: Any = None
-        self._context: tuple[str, int | None, int | None] | None = None
+        self.unused = 0  # timesteps at the end of a schedule that the pipeline leaves out
+        self._context: tuple[str, int | None] | None = None
         self._thread: int | None = None  # that the run is in
         self._running: int | None = None  # that a forward is in, while it runs
         self._reset()
@@ -109,15 +119,24 @@ class Session:
             if hasattr(module, "cache_context"):
                 patches.wrap(module, "cache_context", self._wrap_context)
             patches.around(module, partial(self._wrap_forward, name))
+        if hasattr(self.pipe, "maybe_free_model_hooks"):  # diffusers' pipelines end with it
+            patches.wrap(self.pipe, "maybe_free_model_hooks", self._wrap_end)
 
     def _reset(self) -> None:
         self.step, self.branch = -1, ""
         self.num_steps: int | None = None
+        self._begin = 0  # position of the first step in the schedule
+        self._schedule: torch.Tensor | None = None  # the scheduler's timesteps
         self._seen: set[tuple[str, str]] = set()  # transformer and branch, of this step
-        self._texts: list[int] = []
+        self._texts: list[torch.Tensor | None] = []
         self._times: list[float] = []
         self._located: tuple[Any, ...] = None, None, 0, []
         self.inputs.clear()
+
+    @property
+    def steps_ran(self) -> int:
+        """Of this run, up to now."""
+        return self.step + 1
 
     @property
     def time(self) -> float:
@@ -128,13 +147,18 @@ class Session:
         """The scheduler's timestep of a step; all of a run are read from the device at once."""
         if not self._times:
             self._times = self.pipe.scheduler.timesteps.flatten().tolist()
-        return self._times[step]
+        return self._times[self._begin + step]
+
+    @property
+    def guidance(self) -> float | None:
+        """Scale of classifier-free guidance; 1: none; None: the pipeline does not say."""
+        told = getattr(self.pipe, "guidance_scale", None)
+        return None if told is None else float(told or 1.0)
 
     @property
     def run(self) -> RunInfo:
         """What is known of the run, while its first forward is called."""
-        guidance = float(getattr(self.pipe, "guidance_scale", 1.0) or 1.0)
-        return RunInfo(self.num_steps, guidance, self.latents, self.text)
+        return RunInfo(self.num_steps, self.guidance, self.latents, self.text, self._begin)
 
     def changes_denoiser(self, step: int) -> bool:
         """Whether an interceptor makes the denoiser act otherwise from this step on."""
@@ -144,7 +168,7 @@ class Session:
         @contextmanager
         def cache_context(name: str, *args: Any, **kwargs: Any) -> Iterator[None]:
             before = self._context
-            self._context = (name, kwargs.get("step_index"), kwargs.get("num_inference_steps"))
+            self._context = (name, kwargs.get("step_index"))
             try:
                 with inner(name, *args, **kwargs):
                     yield
@@ -183,36 +207,71 @@ class Session:
             forward = partial(interceptor.around, forward=forward)
         return forward
 
+    def _wrap_end(self, inner: Any) -> Any:
+        def maybe_free_model_hooks(*args: Any, **kwargs: Any) -> Any:
+            self._call_ends()
+            return inner(*args, **kwargs)
+
+        return maybe_free_model_hooks
+
+    def _call_ends(self) -> None:
+        """A call came to its end: what its last run left of the schedule is never used."""
+        over = self.step >= 0 and not getattr(self.pipe, "interrupt", False)
+        if over and self.num_steps is not None:
+            self.unused += max(self.num_steps - self.steps_ran, 0)
+            self.num_steps = self.steps_ran
+        for interceptor in self.interceptors:
+            if over:
+                interceptor.run_ends(self.steps_ran)
+            interceptor.call_ends()
+
     def _enter(self, call: ForwardCall) -> None:
-        """Find out where the run is. A run begins when an earlier step comes back, or one whose
-        forward was seen already: so a run that was aborted leaves nothing for the next."""
-        context, index, num_steps = self._context or (None, None, None)
+        """Find out where the run is. A run begins when the timesteps were set anew, an earlier step
+        comes back, or one whose forward was seen already: so a run that was aborted leaves nothing
+        for the next."""
+        context, index = self._context or (None, None)
+        schedule = self.pipe.scheduler.timesteps
+        other = schedule is not self._schedule  # every `set_timesteps` makes a new tensor
         branch = context or self._branch_of(call.text)
-        step = index
-        if step is None:
-            step = self._which(self._positions(call.timestep), call.transformer, branch)
+        position = self._position_of(call, branch, index, other=other)
+        step = position - self._begin
         again = step == self.step and (call.transformer, branch) in self._seen
-        begins = again or step < self.step or self.step < 0
+        begins = other or again or step < self.step or self.step < 0
         thread = threading.get_ident()
-        if self._thread not in (None, thread) and not (begins and step == 0):
+        if self._thread not in (None, thread) and not (begins and (other or step == 0)):
             raise RuntimeError(_TWO_THREADS)
         if begins:
             self._reset()
-            self._thread = thread
-            self.num_steps = len(self.pipe.scheduler.timesteps) if num_steps is None else num_steps
+            self._thread, self._schedule, self._begin = thread, schedule, position - (index or 0)
+            self.num_steps = len(schedule) - self._begin - self.unused
+            self.transformer, step = call.transformer, index or 0
             for interceptor in self.interceptors:
                 interceptor.run_begins(self.num_steps)
         if context is None:  # after _reset: the texts of a new run are numbered anew
             branch = self._branch_of(call.text)
         if step != self.step:
-            self.step, self._seen = step, set()
-            for interceptor in self.interceptors:
-                interceptor.step_begins(step)
+            self._next_step(step)
         self.branch, self.transformer = branch, call.transformer
         self._seen.add((call.transformer, branch))
         if (call.transformer, branch) not in self.inputs:
             shapes = tree_map_only(torch.Tensor, _shape_of, (call.args, call.kwargs))
             self.inputs[call.transformer, branch] = shapes
+
+    def _next_step(self, step: int) -> None:
+        self.step, self._seen = step, set()
+        if self.num_steps is not None and step >= self.num_steps:  # it uses them after all
+            self.num_steps, self.unused = step + 1, 0
+        for interceptor in self.interceptors:
+            interceptor.step_begins(step)
+
+    def _position_of(
+        self, call: ForwardCall, branch: str, index: int | None, *, other: bool
+    ) -> int:
+        """Of a forward, in the scheduler's timesteps; an index that is given counts from the run's
+        first step."""
+        if index is not None and not other and self.step >= 0:
+            return self._begin + index
+        return self._which(self._positions(call.timestep), call.transformer, branch)
 
     def _positions(self, timestep: torch.Tensor) -> list[int]:
         """As `positions`; a tensor that a step's forwards share is read from the device once."""
@@ -226,19 +285,34 @@ class Session:
 
     def _which(self, steps: list[int], transformer: str, branch: str) -> int:
         """Of several steps with the same rounded timestep, the one that comes next."""
-        if len(steps) == 1 or getattr(self.pipe.scheduler, "step_index", 0) is None:
-            return steps[0]  # the scheduler has not stepped yet: it is the run's first
-        if self.step in steps and (transformer, branch) not in self._seen:
-            return self.step
-        return next((step for step in steps if step > self.step), steps[0])
+        if len(steps) == 1:
+            return steps[0]
+        if getattr(self.pipe.scheduler, "step_index", 0) is None:
+            # the scheduler has not stepped yet: it is the run's first
+            begin = getattr(self.pipe.scheduler, "begin_index", None)
+            return begin if begin in steps else steps[0]
+        now = self._begin + self.step
+        if now in steps and (transformer, branch) not in self._seen:
+            return now
+        return next((step for step in steps if step > now), steps[0])
 
     def _branch_of(self, text: torch.Tensor | None) -> str:
-        """By the text embedding, which stays the same over a run: the conditional one is first."""
-        key = 0 if text is None else text.data_ptr()
-        if key not in self._texts:
-            self._texts.append(key)
-        index = self._texts.index(key)
+        """By the text embedding, which stays the same over a run: the conditional one is first.
+        A tensor that was not seen yet may be a copy, so its values decide."""
+        known = self._texts
+        index = next((i for i, one in enumerate(known) if one is text), None)
+        if index is None:
+            index = next((i for i, one in enumerate(known) if _same_text(one, text)), len(known))
+        if index == len(known):
+            known.append(text)
         return ("cond", "uncond")[index] if index < 2 else f"branch{index}"
+
+
+def _same_text(one: torch.Tensor | None, other: torch.Tensor | None) -> bool:
+    if one is None or other is None:
+        return False
+    kinds = [(tensor.shape, tensor.dtype, tensor.device) for tensor in (one, other)]
+    return kinds[0] == kinds[1] and (one.data_ptr() == other.data_ptr() or torch.equal(one, other))
 
 
 def _shape_of(tensor: torch.Tensor) -> torch.Tensor:

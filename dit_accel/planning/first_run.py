@@ -9,6 +9,8 @@ Source: ours.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 
 from dit_accel.planning.plan import SamplerCoefficients
@@ -21,41 +23,28 @@ _MEMORY = 0.6  # of the run
 _DEPTH = 4
 
 
-class FirstRunRecorder:
-    """Stores the components of one run, on the CPU in float32.
+def first_profile(
+    sampler: SamplerCoefficients, key: ProfileKey, components: Sequence[Sequence[torch.Tensor]],
+    start: torch.Tensor | None,
+) -> Profile:  # fmt: skip
+    """The profile of one run.
 
-    Attributes:
-        start: the noise that the run started from; None: it has another shape than predictions.
+    Args:
+        components: by component and step, `(N,)` float32 on the CPU.
+        start: `(N,)`, the noise that the run started from; None: it has another shape.
     """
-
-    def __init__(self, sampler: SamplerCoefficients, key: ProfileKey) -> None:
-        self.sampler, self.key = sampler, key
-        self.components: list[list[torch.Tensor]] = [[] for _ in sampler.branch_weights]
-        self.start: torch.Tensor | None = None
-
-    def add(self, component: int, value: torch.Tensor) -> None:
-        """A component of the guided prediction at the next step."""
-        self.components[component].append(value.detach().float().cpu().flatten())
-
-    @property
-    def is_complete(self) -> bool:
-        """Whether all steps of the run were recorded."""
-        return all(len(values) == self.sampler.num_steps for values in self.components)
-
-    def profile(self) -> Profile:
-        """Of the run."""
-        n = self.sampler.num_steps
-        components = [torch.stack(values) for values in self.components]
-        start = self.start if self.start is not None else torch.zeros_like(components[0][0])
-        rows = torch.cat([*components, start[None]])
-        weights = torch.cat([w * self.sampler.coefficients for w in self.sampler.branch_weights])
-        final = weights.float() @ rows[:-1] + start
-        gram = gram_of(rows, final)
-        places = torch.linspace(0, len(_GAIN) - 1, n, dtype=torch.float64)
-        low = places.floor().long().clamp_max(len(_GAIN) - 2)
-        logs = torch.tensor(_GAIN, dtype=torch.float64).log()
-        gain = (logs[low] + (places - low) * (logs[low + 1] - logs[low])).exp()
-        return Profile(
-            self.key, self.sampler, gram[None], gain, _MEMORY * n, _DEPTH, (),
-            {"clips": 1, "probes": 0},
-        )  # fmt: skip
+    n = sampler.num_steps
+    stacked = [torch.stack([*values]) for values in components]
+    start = start if start is not None else torch.zeros_like(stacked[0][0])
+    rows = torch.cat([*stacked, start[None]])
+    weights = torch.cat([w * sampler.coefficients for w in sampler.branch_weights])
+    final = weights.float() @ rows[:-1] + start
+    gram = gram_of(rows, final)
+    places = torch.linspace(0, len(_GAIN) - 1, n, dtype=torch.float64)
+    low = places.floor().long().clamp_max(len(_GAIN) - 2)
+    logs = torch.tensor(_GAIN, dtype=torch.float64).log()
+    gain = (logs[low] + (places - low) * (logs[low + 1] - logs[low])).exp()
+    return Profile(
+        key, sampler, gram[None], gain, _MEMORY * n, _DEPTH, (),
+        {"clips": 1, "probes": 0},
+    )  # fmt: skip

@@ -46,18 +46,18 @@ def check_steps(scheduler: Any) -> None:
 class ImpulseResponse:
     """A copy of a scheduler that is stepped on unit predictions."""
 
-    def __init__(self, scheduler: Any) -> None:
+    def __init__(self, scheduler: Any, begin: int = 0) -> None:
         check_steps(scheduler)
         self._copy = copy.deepcopy(scheduler)
         for name, value in list(vars(self._copy).items()):
             if isinstance(value, torch.Tensor):
                 setattr(self._copy, name, value.cpu())
         vars(self._copy).pop("step", None)  # a wrapped one: calibration listens to the original
-        for name in ("_step_index", "_begin_index"):
+        for name, value in (("_step_index", None), ("_begin_index", begin or None)):
             if hasattr(self._copy, name):
-                setattr(self._copy, name, None)
+                setattr(self._copy, name, value)
         self._step = 0
-        num_steps = len(scheduler.timesteps)
+        num_steps = len(scheduler.timesteps) - begin
         self._random = torch.randn(num_steps + 1, generator=torch.Generator().manual_seed(0))
         # shaped as latents are: the step of UniPC needs batch and channels
         self._values = torch.zeros(1, num_steps + 2, 1, 1, 1)
@@ -88,26 +88,29 @@ class ImpulseResponse:
             raise _refusal(self._copy, problem, accepted)
 
 
-def coefficients_of(scheduler: Any, branch_weights: tuple[float, ...]) -> SamplerCoefficients:
+def coefficients_of(
+    scheduler: Any, branch_weights: tuple[float, ...], begin: int = 0, num_steps: int | None = None
+) -> SamplerCoefficients:
     """The coefficients of a run, from a scheduler whose timesteps are set.
 
     Args:
         scheduler: left as it is.
         branch_weights: of the components in the guided prediction.
+        begin, num_steps: the timesteps that the run uses; by default all.
 
     Raises:
         NotLinearError: plans cannot be made for this scheduler; names it and what is accepted.
     """
-    timesteps = scheduler.timesteps.cpu()
+    timesteps = scheduler.timesteps.cpu()[begin:][:num_steps]
     if not bool((timesteps.diff() < 0).all()):
         problem = "calls the model more than once at a timestep"
         raise _refusal(scheduler, problem, "samplers with one call at each timestep")
-    response = ImpulseResponse(scheduler)
+    response = ImpulseResponse(scheduler, begin)
     for timestep in timesteps:
         response.step(timestep)
     response.check()
     return SamplerCoefficients(
-        response.coefficients[:-1], timesteps.double().flatten(), branch_weights
+        response.coefficients[: len(timesteps)], timesteps.double().flatten(), branch_weights
     )
 
 

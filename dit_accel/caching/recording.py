@@ -1,0 +1,137 @@
+"""The policy of a run that is computed whole, and of one that is recorded meanwhile.
+
+Goes in: the components of every computed prediction. Comes out: after the run, a profile of it. A
+run whose steps do not all have the same number of branches, or that ended early by an interrupt,
+gives none. It knows steps and tensors; `planning/first_run.py` makes the profile. Ours; there is no
+source.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from typing import Any
+
+import torch
+
+from dit_accel.caching.policy import ComputeAll, Policy
+from dit_accel.core.guidance import FirstStep, guided
+from dit_accel.core.session import RunInfo
+from dit_accel.planning.first_run import first_profile
+from dit_accel.planning.plan import SamplerCoefficients
+from dit_accel.planning.profile import Profile
+from dit_accel.planning.profile_key import ProfileKey
+from dit_accel.planning.sampler import coefficients_of
+
+NO_SUM = "a step has {} forwards, and what the sampler gets is no weighted sum of them"
+
+
+class NotPlanned(ComputeAll):
+    """Computes every step of a run that cannot be planned, and says why."""
+
+    def __init__(self, num_steps: int, reason: str) -> None:
+        self.planned, self.reason = tuple(range(num_steps)), reason
+
+    def notes(self) -> tuple[str, ...]:
+        return (f"Computed whole: {self.reason}. A threshold accelerates such runs too.",)
+
+
+class RecordingPolicy(Policy):
+    """Computes every step of a first run, and records the components of its predictions.
+
+    Args:
+        run: what is known of it.
+        sampler: of the run, as it was known when the run began.
+        scheduler: of the run; a copy is kept, as the next run changes it.
+        key: of the profile.
+        branches: as of `Family`.
+        known: whether the pipeline says how it weighs its branches; else a step measures it.
+    """
+
+    records = True
+
+    def __init__(
+        self, run: RunInfo, sampler: SamplerCoefficients, scheduler: Any, key: ProfileKey,
+        branches: str, *, known: bool,
+    ) -> None:  # fmt: skip
+        self.begin, self.guidance, self.branches = run.begin, run.guidance or 1.0, branches
+        self.scheduler, self.key = copy.deepcopy(scheduler), key
+        self.planned = tuple(range(sampler.num_steps))
+        self.num_steps = sampler.num_steps
+        self.weights, self.known = sampler.branch_weights, known
+        # Where it is not known how many branches a step has, each further one is a difference.
+        self.branch_weights = self.weights if known else (1.0, *[1.0] * 3)
+        self.components: list[list[torch.Tensor]] = [[] for _ in self.branch_weights]
+        self.noise: torch.Tensor | None = None
+        self.problem: str | None = None
+
+    def on_noise(self, noise: torch.Tensor) -> None:
+        self.noise = _stored(guided(noise, self.guidance, self.branches))
+
+    def on_output(self, step: int, component: int, value: torch.Tensor) -> None:
+        self.components[component].append(_stored(guided(value, self.guidance, self.branches)))
+
+    def on_first_step(self, first: FirstStep) -> None:
+        """Take the weights of the branches from what the step did with them."""
+        weights = first.weights()
+        if weights is None or len(weights) > len(self.components):
+            self.problem, weights = NO_SUM.format(len(first.components)), None
+        self.weights = weights or (1.0,)
+
+    def take(self, first: FirstStep) -> None:
+        """Begin after the first step, which another policy had."""
+        if first.before is not None:
+            self.on_noise(first.before)
+        for component, value in enumerate(first.components):
+            self.on_output(0, component, value)
+        self.on_first_step(first)
+
+    def on_end(self, steps: int) -> None:
+        self.num_steps = min(self.num_steps, steps)
+
+    @property
+    def profile(self) -> Profile | None:
+        """Of the run that was recorded; None where it stopped early, or cannot be planned."""
+        values = self.components[: len(self.weights)]
+        if self._problem() or len(values[0]) != self.num_steps:
+            return None
+        sampler = coefficients_of(self.scheduler, self.weights, self.begin, self.num_steps)
+        guidance = self.key.guidance if self.known else guidance_of(self.weights)
+        key = dataclasses.replace(
+            self.key, steps=self.num_steps, parts=len(self.weights),
+            guidance=guidance or self.key.guidance,
+        )  # fmt: skip
+        return first_profile(sampler, key, values, self.noise)
+
+    def _problem(self) -> str | None:
+        """Why the run gives no profile, however long it was; None: it gives one."""
+        if self.problem is not None:
+            return self.problem
+        ran = {len(values) for values in self.components[: len(self.weights)]}
+        shapes = {value.shape for values in self.components for value in values}
+        if len(ran) > 1 or len(shapes) > 1 or any(self.components[len(self.weights) :]):
+            return "the forwards of a step changed during the run"
+        return None
+
+    def notes(self) -> tuple[str, ...]:
+        problem, ran = self._problem(), len(self.components[0])
+        if problem is not None:
+            return NotPlanned(self.num_steps, problem).notes()
+        if ran < self.num_steps:
+            what = f"this run stopped after {ran} of {self.num_steps} steps; the next one is"
+        else:
+            what = "this run was computed whole and recorded; the next ones are planned from it."
+        if ran < self.num_steps:
+            what += " computed whole and recorded."
+        return (
+            f"No profile was found: {what} `dit-accel calibrate` measures a profile once for all.",
+        )
+
+
+def guidance_of(weights: tuple[float, ...]) -> float | None:
+    """The scale of guidance that two branches are weighed by; None where there is one."""
+    return round(1.0 - weights[1], 6) if len(weights) > 1 else None
+
+
+def _stored(value: torch.Tensor) -> torch.Tensor:
+    return value.detach().float().cpu().flatten()
