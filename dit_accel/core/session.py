@@ -23,6 +23,7 @@ import torch
 from torch.utils._pytree import tree_map_only
 
 from dit_accel.core.patching import Patches
+from dit_accel.core.places import Texts, positions
 
 _TWO_THREADS = "pipe was called in two threads at once; accepted: a pipeline for each thread"
 
@@ -128,7 +129,7 @@ class Session:
         self._begin = 0  # position of the first step in the schedule
         self._schedule: torch.Tensor | None = None  # the scheduler's timesteps
         self._seen: set[tuple[str, str]] = set()  # transformer and branch, of this step
-        self._texts: list[torch.Tensor | None] = []
+        self._texts = Texts()
         self._times: list[float] = []
         self._located: tuple[Any, ...] = None, None, 0, []
         self.inputs.clear()
@@ -232,7 +233,7 @@ class Session:
         context, index = self._context or (None, None)
         schedule = self.pipe.scheduler.timesteps
         other = schedule is not self._schedule  # every `set_timesteps` makes a new tensor
-        branch = context or self._branch_of(call.text)
+        branch = context or self._texts.branch_of(call.text)
         position = self._position_of(call, branch, index, other=other)
         step = position - self._begin
         again = step == self.step and (call.transformer, branch) in self._seen
@@ -248,7 +249,7 @@ class Session:
             for interceptor in self.interceptors:
                 interceptor.run_begins(self.num_steps)
         if context is None:  # after _reset: the texts of a new run are numbered anew
-            branch = self._branch_of(call.text)
+            branch = self._texts.branch_of(call.text)
         if step != self.step:
             self._next_step(step)
         self.branch, self.transformer = branch, call.transformer
@@ -296,53 +297,6 @@ class Session:
             return now
         return next((step for step in steps if step > now), steps[0])
 
-    def _branch_of(self, text: torch.Tensor | None) -> str:
-        """By the text embedding, which stays the same over a run: the conditional one is first.
-        A tensor that was not seen yet may be a copy, so its values decide."""
-        known = self._texts
-        index = next((i for i, one in enumerate(known) if one is text), None)
-        if index is None:
-            index = next((i for i, one in enumerate(known) if _same_text(one, text)), len(known))
-        if index == len(known):
-            known.append(text)
-        return ("cond", "uncond")[index] if index < 2 else f"branch{index}"
-
-
-def _same_text(one: torch.Tensor | None, other: torch.Tensor | None) -> bool:
-    if one is None or other is None:
-        return False
-    kinds = [(tensor.shape, tensor.dtype, tensor.device) for tensor in (one, other)]
-    return kinds[0] == kinds[1] and (one.data_ptr() == other.data_ptr() or torch.equal(one, other))
-
 
 def _shape_of(tensor: torch.Tensor) -> torch.Tensor:
     return torch.empty_like(tensor, device="meta")
-
-
-def positions(timestep: torch.Tensor, timesteps: torch.Tensor) -> list[int]:
-    """The steps that a forward's timestep may belong to.
-
-    A timestep that is a view of the scheduler's tensor (diffusers' pipelines pass one) is located
-    by its place in memory, without a host sync. Any other is located by its value, as its dtype
-    rounds it: bfloat16 has one number for 994 and 997, so there can be several.
-
-    Args:
-        timestep: any shape; all elements equal, or zero where a frame is given (Wan 2.2 TI2V).
-        timesteps: shape (steps,).
-
-    Returns:
-        0-based steps, at least one.
-
-    Raises:
-        ValueError: the value is none of the timesteps.
-    """
-    if timestep.untyped_storage().data_ptr() == timesteps.untyped_storage().data_ptr():
-        behind = timestep.storage_offset() - timesteps.storage_offset()
-        return [int(behind // timesteps.stride(0))]
-    value = timestep.max().to(timesteps.device)
-    schedule = timesteps.to(value.dtype).float()
-    *gaps, now = torch.cat([(schedule - value).abs(), value.float()[None]]).tolist()
-    if min(gaps) > 1e-3 * max(1.0, abs(now)):
-        known = f"the scheduler's {len(timesteps)} timesteps"
-        raise ValueError(f"timestep {now:g} is not one of {known}")
-    return [step for step, gap in enumerate(gaps) if gap == min(gaps)]

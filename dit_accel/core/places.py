@@ -1,0 +1,63 @@
+"""Locates a forward by its arguments: the step by its timestep, the branch by its text embedding.
+
+Goes in: a forward's timestep with the scheduler's, or its text. Comes out: the steps that it may
+belong to, or the branch's name. It knows no pipeline; `core/session.py` asks it where diffusers
+does not say. Ours; there is no source.
+"""
+
+from __future__ import annotations
+
+import torch
+
+
+class Texts:
+    """The text embeddings of a run, which stay the same over it: the conditional one is first."""
+
+    def __init__(self) -> None:
+        self._known: list[torch.Tensor | None] = []
+
+    def branch_of(self, text: torch.Tensor | None) -> str:
+        """A branch's name. A tensor that was not seen yet may be a copy: its values decide."""
+        known = self._known
+        index = next((i for i, one in enumerate(known) if one is text), None)
+        if index is None:
+            index = next((i for i, one in enumerate(known) if _same_text(one, text)), len(known))
+        if index == len(known):
+            known.append(text)
+        return ("cond", "uncond")[index] if index < 2 else f"branch{index}"
+
+
+def _same_text(one: torch.Tensor | None, other: torch.Tensor | None) -> bool:
+    if one is None or other is None:
+        return False
+    kinds = [(tensor.shape, tensor.dtype, tensor.device) for tensor in (one, other)]
+    return kinds[0] == kinds[1] and (one.data_ptr() == other.data_ptr() or torch.equal(one, other))
+
+
+def positions(timestep: torch.Tensor, timesteps: torch.Tensor) -> list[int]:
+    """The steps that a forward's timestep may belong to.
+
+    A timestep that is a view of the scheduler's tensor (diffusers' pipelines pass one) is located
+    by its place in memory, without a host sync. Any other is located by its value, as its dtype
+    rounds it: bfloat16 has one number for 994 and 997, so there can be several.
+
+    Args:
+        timestep: any shape; all elements equal, or zero where a frame is given (Wan 2.2 TI2V).
+        timesteps: shape (steps,).
+
+    Returns:
+        0-based steps, at least one.
+
+    Raises:
+        ValueError: the value is none of the timesteps.
+    """
+    if timestep.untyped_storage().data_ptr() == timesteps.untyped_storage().data_ptr():
+        behind = timestep.storage_offset() - timesteps.storage_offset()
+        return [int(behind // timesteps.stride(0))]
+    value = timestep.max().to(timesteps.device)
+    schedule = timesteps.to(value.dtype).float()
+    *gaps, now = torch.cat([(schedule - value).abs(), value.float()[None]]).tolist()
+    if min(gaps) > 1e-3 * max(1.0, abs(now)):
+        known = f"the scheduler's {len(timesteps)} timesteps"
+        raise ValueError(f"timestep {now:g} is not one of {known}")
+    return [step for step, gap in enumerate(gaps) if gap == min(gaps)]
