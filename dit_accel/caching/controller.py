@@ -12,6 +12,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -28,7 +29,7 @@ from dit_accel.planning.lookup import profile_key
 from dit_accel.planning.plan import SamplerCoefficients
 from dit_accel.planning.prediction import PlanChoice
 from dit_accel.planning.profile import Profile, ProfileError
-from dit_accel.planning.sampler import coefficients_of
+from dit_accel.planning.sampler import CoefficientCache
 
 MAX_CHOICES = 16  # that are remembered, as every prompt has its own; the oldest is dropped
 Size = tuple[int, int, int]  # height, width and frames of a clip
@@ -57,6 +58,7 @@ class RunController:
         self._choices: dict[tuple[Any, ...], PlanChoice] = {}
         self._recorded: dict[tuple[Any, ...], Profile] = {}  # of first runs, by what they are of
         self._recording: RecordingPolicy | None = None
+        self._samplers = CoefficientCache()
         self._weights = profile.sampler.branch_weights if profile else (1.0,)  # seen last
         self._unsaid: RunInfo | None = None  # a run whose pipeline does not say how it guides
 
@@ -87,7 +89,7 @@ class RunController:
             return None
         self._weights = weights
         try:
-            policy = self._policy(run, weights)
+            policy = self._policy(run, weights).prepare()
         except ProfileError as error:
             return NotPlanned(run.num_steps or 0, str(error))
         if isinstance(policy, RecordingPolicy):
@@ -113,7 +115,7 @@ class RunController:
     def _policy(self, run: RunInfo, weights: tuple[float, ...]) -> Policy:
         """Of a run whose branches have these weights: planned, or recorded where it is the first
         of its kind."""
-        coefficients = coefficients_of(self.pipe.scheduler, weights, run.begin, run.num_steps)
+        coefficients = self._samplers.of(self.pipe.scheduler, weights, run.begin, run.num_steps)
         selection.check_num_steps(coefficients.num_steps)
         profile = self.profile or self._recorded.get(_kind_of(run.guidance or 1.0, weights))
         if profile is None:
@@ -121,8 +123,18 @@ class RunController:
         size = self._size_of(run.latents)
         guidance = run.guidance if self._unsaid is None else guidance_of(weights) or run.guidance
         notes = self._guidance_notes(profile, guidance)
-        choice, more = self._choose(profile, coefficients, run, size)
         notes += self._transfer_notes(profile, coefficients, guidance, size)
+        choose = partial(self._planned, profile, coefficients, run, size, notes)
+        if selection.needs_search(profile, coefficients, self.target):
+            return SearchingPolicy(weights, self.guard, self.static, choose)
+        return choose()
+
+    def _planned(
+        self, profile: Profile, coefficients: SamplerCoefficients, run: RunInfo, size: Size | None,
+        notes: tuple[str, ...],
+    ) -> Policy:  # fmt: skip
+        """The policy of the plan that is chosen for a run."""
+        choice, more = self._choose(profile, coefficients, run, size)
         policy = GuardedPolicy.of(
             choice, guard=self.guard, static=self.static, trusted=not self.remarks,
             remarks=(*self.remarks, *notes, *more),
@@ -209,6 +221,23 @@ class RunController:
         frames = (latents.shape[2 if latents.shape[1] == channels else 1] - 1) * per_latent + 1
         height, width = (int(side * scale) for side in latents.shape[-2:])
         return height, width, frames
+
+
+class SearchingPolicy(Policy):
+    """Becomes the policy of a plan, which is searched for while the device computes step 0.
+
+    A search takes a tenth of a second, which short runs would notice.
+    """
+
+    def __init__(
+        self, branch_weights: tuple[float, ...], guard: bool, static: bool,
+        choose: Callable[[], Policy],
+    ) -> None:  # fmt: skip
+        self.branch_weights, self._choose = branch_weights, choose
+        self.needs_error, self.checks_finite = guard and not static, not static
+
+    def prepare(self) -> Policy:
+        return self._choose()
 
 
 def _kind_of(guidance: float, weights: tuple[float, ...]) -> tuple[Any, ...]:

@@ -43,6 +43,7 @@ class PlanExecutor(Engine):
         self.monitor, self.lost = Monitor(session), LostValues(session)
         self.store = TensorStore(cache_memory)  # components, by role and branch, by step
         self.computed: dict[tuple[str, str], dict[int, bool]] = {}  # by transformer and branch
+        self._prepared = False  # whether the policy was, in this run
         self._missing: set[int] = set()  # steps whose extrapolation lacked a value
         self._form: Callable[[torch.Tensor], Any] = _as_tuple
         self.clear()
@@ -75,6 +76,7 @@ class PlanExecutor(Engine):
             if self._extrapolation is not None:
                 self._missing.add(session.step)
             output = forward(call)
+            self._prepare()
             self._form = _form_of(output)
             value = output[0]
             self._store(component, cached, value, first=first)
@@ -82,6 +84,12 @@ class PlanExecutor(Engine):
             self._first[session.role] = value
         self.computed.setdefault((call.transformer, session.branch), {})[session.step] = computed
         return output
+
+    def _prepare(self) -> None:
+        """Once the first forward of a run is queued, the policy may do what takes long."""
+        if not self._prepared:
+            self.policy, self._prepared = self.policy.prepare(), True
+            self.store.min_bits = self.policy.min_bits
 
     def _extrapolate(self, component: int, cached: BranchStore) -> torch.Tensor | None:
         """The value of one branch; None where it is to be computed, or a value is missing."""
@@ -112,13 +120,14 @@ class PlanExecutor(Engine):
     ) -> None:
         """Cache a fresh value, and compare it with the line through those before it."""
         session, policy = self.session, self.policy
-        fresh = value - self._first[session.role] if component > 0 else value
+        # Copied, as a caller may write to its output, and CUDA graphs do so at their next call.
+        fresh = value - self._first[session.role] if component > 0 else value.clone()
         if not cached.holds_only(fresh.shape):  # of a run of another size
             cached.clear()
         if first and session.step == 0 and _same_space(session.latents, value):
             self.store.noise[session.role] = session.latents.clone()
             if policy.records:
-                policy.on_noise(session.latents)
+                policy.on_noise(self.store.noise[session.role])
         main = first or component > 0  # with one component the first branch speaks for all
         if main and policy.records:
             policy.on_output(session.step, component, fresh)
@@ -134,7 +143,7 @@ class PlanExecutor(Engine):
     def run_begins(self, num_steps: int | None) -> None:
         """Forget the last run, and ask the controller for the policy of this one."""
         self.clear()
-        self.policy = self.controller.start(self.session.run)
+        self.policy, self._prepared = self.controller.start(self.session.run), False
         self.computed.clear()
         self._missing.clear()
         self.host_syncs = 0

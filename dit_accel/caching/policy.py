@@ -55,6 +55,13 @@ class Policy:
         """It goes on. See `Controller`."""
         return None
 
+    def prepare(self) -> Policy:
+        """The policy from here on, once the run's first forward is queued on the device.
+
+        Step 0 is always computed. Work that the host does here costs no time on a GPU.
+        """
+        return self
+
     def prediction(self) -> dict[str, float | None] | None:
         """The PSNR that is expected of the run, for JSON; None: not known."""
         return None

@@ -17,7 +17,7 @@ import torch
 from dit_accel.caching.policy import ComputeAll, Policy
 from dit_accel.core.guidance import FirstStep, guided
 from dit_accel.core.session import RunInfo
-from dit_accel.planning.first_run import first_profile
+from dit_accel.planning.first_run import RunRecord
 from dit_accel.planning.plan import SamplerCoefficients
 from dit_accel.planning.profile import Profile
 from dit_accel.planning.profile_key import ProfileKey
@@ -61,20 +61,19 @@ class RecordingPolicy(Policy):
         self.weights, self.known = sampler.branch_weights, known
         # Where it is not known how many branches a step has, each further one is a difference.
         self.branch_weights = self.weights if known else (1.0, *[1.0] * 3)
-        self.components: list[list[torch.Tensor]] = [[] for _ in self.branch_weights]
-        self.noise: torch.Tensor | None = None
+        self.record = RunRecord(len(self.branch_weights) * sampler.num_steps + 1)
         self.problem: str | None = None
 
     def on_noise(self, noise: torch.Tensor) -> None:
-        self.noise = _stored(guided(noise, self.guidance, self.branches))
+        self.record.add_noise(guided(noise, self.guidance, self.branches))
 
     def on_output(self, step: int, component: int, value: torch.Tensor) -> None:
-        self.components[component].append(_stored(guided(value, self.guidance, self.branches)))
+        self.record.add(component, guided(value, self.guidance, self.branches))
 
     def on_first_step(self, first: FirstStep) -> None:
         """Take the weights of the branches from what the step did with them."""
         weights = first.weights()
-        if weights is None or len(weights) > len(self.components):
+        if weights is None or len(weights) > len(self.branch_weights):
             self.problem, weights = NO_SUM.format(len(first.components)), None
         self.weights = weights or (1.0,)
 
@@ -92,8 +91,7 @@ class RecordingPolicy(Policy):
     @property
     def profile(self) -> Profile | None:
         """Of the run that was recorded; None where it stopped early, or cannot be planned."""
-        values = self.components[: len(self.weights)]
-        if self._problem() or len(values[0]) != self.num_steps:
+        if self._problem() or self.record.count(0) != self.num_steps:
             return None
         sampler = coefficients_of(self.scheduler, self.weights, self.begin, self.num_steps)
         guidance = self.key.guidance if self.known else guidance_of(self.weights)
@@ -101,20 +99,20 @@ class RecordingPolicy(Policy):
             self.key, steps=self.num_steps, parts=len(self.weights),
             guidance=guidance or self.key.guidance,
         )  # fmt: skip
-        return first_profile(sampler, key, values, self.noise)
+        return self.record.profile(sampler, key)
 
     def _problem(self) -> str | None:
         """Why the run gives no profile, however long it was; None: it gives one."""
         if self.problem is not None:
             return self.problem
-        ran = {len(values) for values in self.components[: len(self.weights)]}
-        shapes = {value.shape for values in self.components for value in values}
-        if len(ran) > 1 or len(shapes) > 1 or any(self.components[len(self.weights) :]):
+        counts = [self.record.count(component) for component in range(len(self.branch_weights))]
+        used = len(self.weights)
+        if len({*counts[:used]}) > 1 or any(counts[used:]) or not self.record.is_uniform:
             return "the forwards of a step changed during the run"
         return None
 
     def notes(self) -> tuple[str, ...]:
-        problem, ran = self._problem(), len(self.components[0])
+        problem, ran = self._problem(), self.record.count(0)
         if problem is not None:
             return NotPlanned(self.num_steps, problem).notes()
         if ran < self.num_steps:
@@ -131,7 +129,3 @@ class RecordingPolicy(Policy):
 def guidance_of(weights: tuple[float, ...]) -> float | None:
     """The scale of guidance that two branches are weighed by; None where there is one."""
     return round(1.0 - weights[1], 6) if len(weights) > 1 else None
-
-
-def _stored(value: torch.Tensor) -> torch.Tensor:
-    return value.detach().float().cpu().flatten()

@@ -3,48 +3,118 @@
 In: the components of one fully computed run, and the noise. Out: a `Profile` without candidates.
 One run gives inner products and nothing else: no errors were probed, and no plan was carried
 out. So error gain and memory are those of the embedded miniature, and intervals are wide.
-Knows tensors of one run; no pipeline.
+Knows tensors of one run; no pipeline. Inner products are taken on the device while the run goes on,
+without a host sync, so that the next run does not wait for them.
 Source: ours.
 """
 
 from __future__ import annotations
-
-from collections.abc import Sequence
 
 import torch
 
 from dit_accel.planning.plan import SamplerCoefficients
 from dit_accel.planning.profile import Profile
 from dit_accel.planning.profile_key import ProfileKey
-from dit_accel.planning.search import gram_of
 
 _GAIN = (20.0, 8.0, 4.0, 2.0, 1.2, 0.9, 0.8, 0.7, 0.7, 1.0)  # of the miniature, over the run
 _MEMORY = 0.6  # of the run
 _DEPTH = 4
+_PIECE = 1 << 17  # numbers of a row that are in float64 at a time
+_MAX_SHARE = 0.5  # of the device's memory beyond a run's peak, for the rows of a recording
+_NOISE = -1  # stands for a component in the place of the noise
 
 
-def first_profile(
-    sampler: SamplerCoefficients, key: ProfileKey, components: Sequence[Sequence[torch.Tensor]],
-    start: torch.Tensor | None,
-) -> Profile:  # fmt: skip
-    """The profile of one run.
+class RunRecord:
+    """Inner products of the components of one run, and of the noise.
+
+    Rows stay on the device in their dtype. They go to the CPU where the device has no float64, or
+    where they would take more than half of the memory that the run leaves free.
 
     Args:
-        components: by component and step, `(N,)` float32 on the CPU.
-        start: `(N,)`, the noise that the run started from; None: it has another shape.
+        num_rows: that a whole run has at most.
     """
-    n = sampler.num_steps
-    stacked = [torch.stack([*values]) for values in components]
-    start = start if start is not None else torch.zeros_like(stacked[0][0])
-    rows = torch.cat([*stacked, start[None]])
-    weights = torch.cat([w * sampler.coefficients for w in sampler.branch_weights])
-    final = weights.float() @ rows[:-1] + start
-    gram = gram_of(rows, final)
-    places = torch.linspace(0, len(_GAIN) - 1, n, dtype=torch.float64)
-    low = places.floor().long().clamp_max(len(_GAIN) - 2)
-    logs = torch.tensor(_GAIN, dtype=torch.float64).log()
-    gain = (logs[low] + (places - low) * (logs[low + 1] - logs[low])).exp()
-    return Profile(
-        key, sampler, gram[None], gain, _MEMORY * n, _DEPTH, (),
-        {"clips": 1, "probes": 0},
-    )  # fmt: skip
+
+    def __init__(self, num_rows: int) -> None:
+        self.num_rows = num_rows
+        self.is_uniform = True  # whether all rows have the same length
+        self._rows: list[torch.Tensor] = []
+        self._places: list[tuple[int, int]] = []  # component and step of every row
+        self._products: list[torch.Tensor] = []  # of every row with itself and those before it
+        self._on_device: bool | None = None
+
+    def add(self, component: int, value: torch.Tensor) -> None:
+        """A component of the guided prediction at the next step, of any shape."""
+        self._add((component, self.count(component)), value)
+
+    def add_noise(self, value: torch.Tensor) -> None:
+        """The noise that the run started from, where it has the shape of predictions."""
+        self._add((_NOISE, 0), value)
+
+    def count(self, component: int) -> int:
+        """Steps of a component that were recorded."""
+        return sum(1 for known, _ in self._places if known == component)
+
+    def _add(self, place: tuple[int, int], value: torch.Tensor) -> None:
+        row = value.detach().flatten()
+        if self._on_device is None:
+            self._on_device = _fits(row, self.num_rows)
+        if self._rows and len(row) != len(self._rows[0]):
+            self.is_uniform = False
+            return
+        self._rows.append(row if self._on_device else row.cpu())
+        self._places.append(place)
+        self._products.append(_products(self._rows))
+
+    def gram(self, sampler: SamplerCoefficients) -> torch.Tensor:
+        """`(R, R)` float64 on the CPU: inner products over the squared norm of the final latents.
+
+        Rows are in the order of `SamplerCoefficients.num_rows`: components by step, then the noise,
+        which is 0 where it was not recorded. Components that the sampler has not are left out.
+        """
+        n, last, count = sampler.num_steps, sampler.num_rows - 1, len(self._products)
+        own = torch.zeros(count, count, dtype=torch.float64)
+        own[torch.tril_indices(count, count).unbind()] = torch.cat(self._products).cpu()
+        own = own.tril() + own.tril(-1).T
+        known = [
+            row for row, (component, _) in enumerate(self._places)
+            if component < len(sampler.branch_weights)
+        ]  # fmt: skip
+        places = [self._places[row] for row in known]
+        order = torch.tensor([last if c == _NOISE else c * n + step for c, step in places])
+        gram = torch.zeros(last + 1, last + 1, dtype=torch.float64)
+        gram[order[:, None], order] = own[known][:, known]
+        weights = [weight * sampler.coefficients for weight in sampler.branch_weights]
+        rows = torch.cat([*weights, torch.ones(1, dtype=torch.float64)])
+        return gram / (rows @ gram @ rows)  # the final latents are these weights times the rows
+
+    def profile(self, sampler: SamplerCoefficients, key: ProfileKey) -> Profile:
+        """Of a run of which every step was recorded."""
+        n = sampler.num_steps
+        places = torch.linspace(0, len(_GAIN) - 1, n, dtype=torch.float64)
+        low = places.floor().long().clamp_max(len(_GAIN) - 2)
+        logs = torch.tensor(_GAIN, dtype=torch.float64).log()
+        gain = (logs[low] + (places - low) * (logs[low + 1] - logs[low])).exp()
+        return Profile(
+            key, sampler, self.gram(sampler)[None], gain, _MEMORY * n, _DEPTH, (),
+            {"clips": 1, "probes": 0},
+        )  # fmt: skip
+
+
+def _products(rows: list[torch.Tensor]) -> torch.Tensor:
+    """`(k,)` float64: inner products of the last of k rows `(N,)` with every row."""
+    total = torch.zeros(len(rows), dtype=torch.float64, device=rows[-1].device)
+    for start in range(0, len(rows[-1]), _PIECE):
+        piece = torch.stack([row[start : start + _PIECE] for row in rows]).double()
+        total += piece @ piece[-1]
+    return total
+
+
+def _fits(row: torch.Tensor, count: int) -> bool:
+    """Whether so many rows stay on the device of this one."""
+    if row.device.type == "cpu":
+        return True
+    if row.device.type != "cuda":
+        return False  # Apple's devices have no float64
+    total = torch.cuda.get_device_properties(row.device).total_memory
+    free = total - torch.cuda.max_memory_allocated(row.device)
+    return count * row.numel() * row.element_size() < _MAX_SHARE * free

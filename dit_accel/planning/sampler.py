@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -112,6 +113,34 @@ def coefficients_of(
     return SamplerCoefficients(
         response.coefficients[: len(timesteps)], timesteps.double().flatten(), branch_weights
     )
+
+
+class CoefficientCache:
+    """`coefficients_of`, measured once for each state of a scheduler: that takes milliseconds."""
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[Any, ...], SamplerCoefficients] = {}
+
+    def of(
+        self, scheduler: Any, branch_weights: tuple[float, ...], begin: int = 0,
+        num_steps: int | None = None,
+    ) -> SamplerCoefficients:  # fmt: skip
+        """As `coefficients_of`."""
+        key = (type(scheduler), branch_weights, begin, num_steps, *_state_of(scheduler))
+        if key not in self._known:
+            self._known.clear()  # runs of one pipeline mostly have one
+            self._known[key] = coefficients_of(scheduler, branch_weights, begin, num_steps)
+        return self._known[key]
+
+
+def _state_of(scheduler: Any) -> Iterator[str | bytes]:
+    """All that decides what a scheduler does, settings and tensors, in a form to compare."""
+    for name, value in sorted(vars(scheduler).items()):
+        if isinstance(value, torch.Tensor):
+            value = value.cpu().double().numpy().tobytes()
+        if not callable(value):
+            yield name
+            yield value if isinstance(value, bytes) else repr(value)
 
 
 def planned_coefficients(

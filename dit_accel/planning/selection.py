@@ -66,24 +66,37 @@ def choose(
         ValueError: the target is out of range, or the run has too few steps.
         ProfileError: the run has other branches than the profile.
     """
-    own, run = profile.sampler, sampler or profile.sampler
+    run = sampler or profile.sampler
     resized = size is not None and not profile.key.of_size(*size)
     for_prompts = profile if static else profile.for_text(text)
     margin = None
     if target.quality is not None and for_prompts is not profile and not resized:
         margin = QualityMargin.of(profile, target.quality)
     profile = for_prompts.for_other_size() if resized else for_prompts
+    if needs_search(profile, run, target):
+        return transfer_plan(profile, run, quality=target.quality, speedup=target.speedup)
+    if target.quality is not None:
+        return for_quality(profile, target.quality, margin=margin)
+    return for_speedup(profile, target.speedup or 1.0)
+
+
+def needs_search(profile: Profile, run: SamplerCoefficients, target: Target) -> bool:
+    """Whether no plan was carried out for such a run in calibration, so that one is made anew.
+
+    Raises:
+        ValueError: the run has too few steps, or the target is out of range.
+        ProfileError: the run has other branches than the profile.
+    """
+    own = profile.sampler
     check_num_steps(run.num_steps)
     if len(run.branch_weights) != len(own.branch_weights):
         raise ProfileError(
             f"the profile is of {_branches(own)}, this run of {_branches(run)}: its plans do not "
             "transfer; calibrate at this guidance"
         )
-    if not _as_calibrated(run, own) or not profile.candidates:
-        return transfer_plan(profile, run, quality=target.quality, speedup=target.speedup)
-    if target.quality is not None:
-        return for_quality(profile, target.quality, margin=margin)
-    return for_speedup(profile, target.speedup or 1.0)
+    if target.speedup is not None:
+        check_speedup(target.speedup, run.num_steps)
+    return not _as_calibrated(run, own) or not profile.candidates
 
 
 def check_num_steps(num_steps: int) -> None:

@@ -280,7 +280,7 @@ def test_a_choice_is_not_remembered_for_other_timesteps():
     for shift in (3.0, 9.0, 3.0):
         pipe.scheduler.set_shift(shift)
         pipe.scheduler.set_timesteps(STEPS)
-        policy = controller.start(RunInfo(STEPS, GUIDANCE))
+        policy = controller.start(RunInfo(STEPS, GUIDANCE)).prepare()
         plans.append(policy.plan)
         assert policy.timesteps == tuple(pipe.scheduler.timesteps.double().tolist())
     assert plans[0] is plans[2]

@@ -1,0 +1,87 @@
+"""The record of a first run: inner products that are taken while it goes on."""
+
+from __future__ import annotations
+
+import torch
+
+from dit_accel.planning.first_run import RunRecord
+from dit_accel.planning.plan import SamplerCoefficients
+from dit_accel.planning.search import gram_of
+
+STEPS = 8
+
+
+def sampler_of(weights: tuple[float, ...]) -> SamplerCoefficients:
+    return SamplerCoefficients(
+        torch.linspace(-0.2, -0.05, STEPS, dtype=torch.float64),
+        torch.linspace(1000, 100, STEPS, dtype=torch.float64), weights,
+    )  # fmt: skip
+
+
+def test_worked_example() -> None:
+    """One component, two numbers a row: predictions (1, 0) and (0, 2), noise (3, 3).
+
+    The final latents are 3 - 1 and 3 - 2, with the coefficients -1: (2, 1), of squared norm 5.
+    """
+    sampler = SamplerCoefficients(
+        torch.tensor([-1.0, -1.0], dtype=torch.float64), torch.tensor([1000.0, 500.0]).double(),
+        (1.0,),
+    )  # fmt: skip
+    record = RunRecord(2 * STEPS + 1)
+    record.add_noise(torch.tensor([3.0, 3.0]))
+    for row in ([1.0, 0.0], [0.0, 2.0]):
+        record.add(0, torch.tensor(row))
+    gram = torch.tensor([[1.0, 0.0, 3.0], [0.0, 4.0, 6.0], [3.0, 6.0, 18.0]]).double() / 5
+    torch.testing.assert_close(record.gram(sampler), gram)
+
+
+def test_equals_the_gram_of_stacked_rows() -> None:
+    sampler, draw = sampler_of((1.0, -3.0)), torch.Generator().manual_seed(0)
+    rows = torch.randn(2 * STEPS + 1, 3, 50_001, generator=draw)
+    record = RunRecord(2 * STEPS + 1)
+    record.add_noise(rows[-1])
+    for step in range(STEPS):
+        assert record.count(1) == step
+        record.add(0, rows[step])
+        record.add(1, rows[STEPS + step])
+    assert record.count(0) == STEPS and record.is_uniform
+    flat = rows.flatten(1)
+    weights = torch.cat([w * sampler.coefficients for w in sampler.branch_weights])
+    final = (weights.float() @ flat[:-1]) + flat[-1]
+    torch.testing.assert_close(record.gram(sampler), gram_of(flat, final), rtol=1e-5, atol=1e-7)
+
+
+def test_bfloat16_is_added_up_in_float64() -> None:
+    sampler, draw = sampler_of((1.0,)), torch.Generator().manual_seed(0)
+    rows = torch.randn(STEPS, 400_000, generator=draw).bfloat16()
+    record = RunRecord(2 * STEPS + 1)
+    for row in rows:
+        record.add(0, row)
+    gram, exact = record.gram(sampler)[:STEPS, :STEPS], rows.double() @ rows.double().T
+    torch.testing.assert_close(gram / gram[0, 0], exact / exact[0, 0], rtol=1e-12, atol=1e-12)
+
+
+def test_without_noise_its_row_is_zero() -> None:
+    record = RunRecord(STEPS + 1)
+    for step in range(STEPS):
+        record.add(0, torch.full((4,), 1.0 + step))
+    gram = record.gram(sampler_of((1.0,)))
+    assert not gram[-1].any() and gram[:-1, :-1].all()
+
+
+def test_a_row_of_another_size_is_left_out_and_said() -> None:
+    record = RunRecord(STEPS + 1)
+    for step in range(STEPS):
+        record.add(0, torch.ones(4 if step < 5 else 6))
+    assert record.count(0) == 5 and not record.is_uniform
+
+
+def test_components_that_the_sampler_has_not_are_left_out() -> None:
+    sampler, record = sampler_of((1.0,)), RunRecord(2 * STEPS + 1)
+    for step in range(STEPS):
+        record.add(0, torch.full((4,), 1.0 + step))
+        record.add(1, torch.full((4,), -5.0))
+    alone = RunRecord(STEPS + 1)
+    for step in range(STEPS):
+        alone.add(0, torch.full((4,), 1.0 + step))
+    torch.testing.assert_close(record.gram(sampler), alone.gram(sampler))
