@@ -18,6 +18,7 @@ from typing import Any, cast
 from dit_accel.caching.controller import RunController
 from dit_accel.caching.engine import Engine
 from dit_accel.caching.executor import PlanExecutor
+from dit_accel.caching.loops import CallLoops
 from dit_accel.caching.policy import ComputeAll, Policy
 from dit_accel.caching.sites import SiteCache
 from dit_accel.caching.unicp import UniCP, UniCPCache
@@ -120,18 +121,19 @@ class Handle:
         )
         session = self._session
         self._timer = LoopTimer([*transformers.values()], device=lambda: session.device)
+        self._loops = CallLoops(session, self._report_run)
         self._scene: SceneAttention | None = None
         self._last_scene: SceneReport | None = None  # once the scene is removed
         try:
             self._session.install(self._patches)
             self.executor.install(self._patches)
-            self._session.interceptors = [self.executor, self._timer]
+            self._session.interceptors = [self._loops, self.executor, self._timer]
             if scene is not None:
                 self._scene = scene(self._session)
                 self._scene.install(self._patches)
                 # The engine is outside: what it extrapolates needs no rows of the scene. The timer
                 # starts last: choosing a plan is not in the loop's seconds.
-                self._session.interceptors.insert(1, self._scene)
+                self._session.interceptors.insert(2, self._scene)
         except BaseException:
             self._patches.undo()
             raise
@@ -166,14 +168,18 @@ class Handle:
             self._scene.clear()
 
     def report(self) -> Report:
-        """What the last run did.
+        """What the last call did, in all its denoising loops.
 
         Raises:
             RuntimeError: nothing has run yet.
         """
-        session, engine = self._session, self.executor
-        if session.step < 0:
+        if self._session.step < 0:
             raise RuntimeError("report: no run yet; call the pipeline first")
+        return self._loops.report()
+
+    def _report_run(self) -> Report:
+        """Of the last denoising loop."""
+        session, engine = self._session, self.executor
         engine.flush()
         sites = engine.site_reports()
         scene = self._last_scene or (self._scene.report() if self._scene is not None else None)

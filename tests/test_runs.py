@@ -10,7 +10,7 @@ REUSED = 0.25  # relative error that half of the steps may cost on random weight
 
 quick = pytest.mark.parametrize("name", ["wan-v2v", "hunyuan-true-cfg"])
 every = pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=pytest.mark.slow) for name in RUNS if name != "ltx-long"]
+    "name", [pytest.param(name, marks=pytest.mark.slow) for name in RUNS]
 )
 
 
@@ -31,8 +31,8 @@ def check_planned(name):
     stock = row(pipe, arguments)
     assert len(calls) == row.steps * row.loops * len(row.branches)
     with accelerate(pipe, speedup=2) as handle:
-        assert torch.equal(row(pipe, arguments), stock)
-        first = handle.report()
+        clip, first = row(pipe, arguments), handle.report()
+        assert torch.equal(clip, stock) == (row.loops == 1)
         assert any("the next ones are planned from it" in note for note in first.notes)
         for _ in range(2):
             calls.clear()
@@ -44,7 +44,8 @@ def check_planned(name):
             assert len(calls) == half * len(row.branches)
             assert (report.steps, report.steps_computed) == (row.steps * row.loops, half)
             assert report.branches == row.branches
-    assert (first.steps, first.steps_computed) == (row.steps * row.loops,) * 2
+    later = -(-row.steps // 2) * (row.loops - 1)
+    assert (first.steps, first.steps_computed) == (row.steps * row.loops, row.steps + later)
     assert torch.equal(row(pipe, arguments), stock)
 
 
@@ -56,3 +57,46 @@ def test_the_second_call_is_planned_and_reports_what_ran(name):
 @every
 def test_the_second_call_of_every_family_is_planned_and_reports_what_ran(name):
     check_planned(name)
+
+
+def test_loops_of_one_call_are_joined_and_the_next_call_begins_anew():
+    row = RUNS["ltx-long"]
+    pipe, arguments = row.build()
+    with accelerate(pipe, threshold=1e9) as handle:
+        for _ in range(2):
+            row(pipe, arguments)
+            report = handle.report()
+            assert (report.steps, report.steps_run) == (60, 60)
+            (site,) = report.sites
+            assert sorted(site.called) == list(range(60)) and {0, 15, 30, 45} <= {*site.computed}
+            assert "The call ran 4 denoising loops." in report.notes
+        plain = arguments | {"temporal_tile_size": 64}
+        row(pipe, plain)
+        assert handle.report().steps == 15 and not handle.report().notes
+
+
+def stop(step):
+    def callback(pipe, at, timestep, tensors):
+        if at == step:
+            raise KeyboardInterrupt
+        return tensors
+
+    return callback
+
+
+@pytest.mark.parametrize("begins_late_after", ["whole", "late"])
+def test_an_aborted_run_leaves_nothing_for_one_that_begins_behind_it(begins_late_after):
+    """The next run's first position in the schedule lies behind the last one of the aborted."""
+    row = RUNS["wan-v2v"]
+    pipe, arguments = row.build()
+    late = arguments | {"strength": 0.6}
+    stock = row(pipe, late)
+    aborted = arguments | {"strength": {"whole": 1.0, "late": 0.8}[begins_late_after]}
+    with accelerate(pipe, threshold=0.0) as handle:
+        with pytest.raises(KeyboardInterrupt):
+            row(pipe, aborted, callback_on_step_end=stop(1))
+        pipe.maybe_free_model_hooks()  # as users do to free memory
+        assert torch.equal(row(pipe, late), stock)
+        assert (handle.report().steps, handle.report().steps_run) == (9, 9)
+        assert torch.equal(row(pipe, late), stock)
+        assert handle.report().steps == 9

@@ -9,9 +9,11 @@ leaves the attribute out of copies. research/LOG.md has the alternatives. Source
 
 from __future__ import annotations
 
+import inspect
+import sys
 from collections.abc import Callable
 from functools import partial, update_wrapper
-from types import FunctionType
+from types import CodeType, FunctionType
 from typing import Any
 
 import torch
@@ -196,6 +198,36 @@ def is_compiled(module: torch.nn.Module) -> bool:
     hook = hook_of(module)
     compiled = vars(module).get(_CALL) if hook is None else hook._compiled
     return compiled is not None or uncompiled(module) is not module
+
+
+def marks_of_calls(pipe: Any) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The methods that a pipeline's call uses first, and last, as its own code names them."""
+    named = {name for code in _codes_of_calls(pipe) for name in code.co_names}
+    marks = ("check_inputs",), ("maybe_free_model_hooks",)
+    first, last = (tuple(name for name in names if name in named) for names in marks)
+    return first, last
+
+
+def notifying(pipe: Any, notify: Callable[[], None], inner: Call) -> Call:
+    """A method that notifies where the pipeline's own call uses it, not a user."""
+    codes = _codes_of_calls(pipe)
+
+    def method(*args: Any, **kwargs: Any) -> Any:
+        frame = sys._getframe(1)
+        if frame.f_code is _Replacement.__call__.__code__ and frame.f_back is not None:
+            frame = frame.f_back
+        if frame.f_code in codes:
+            notify()
+        return inner(*args, **kwargs)
+
+    return method
+
+
+def _codes_of_calls(pipe: Any) -> list[CodeType]:
+    """Of the pipeline's `__call__`, and of those that it inherits."""
+    own = [vars(kind)["__call__"] for kind in type(pipe).__mro__ if "__call__" in vars(kind)]
+    codes = [getattr(inspect.unwrap(call), "__code__", None) for call in own]
+    return [code for code in codes if code is not None]
 
 
 def hook_of(module: Any) -> CallHook | None:

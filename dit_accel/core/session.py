@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch.utils._pytree import tree_map_only
 
-from dit_accel.core.patching import Patches
+from dit_accel.core.patching import Patches, marks_of_calls, notifying
 from dit_accel.core.places import Texts, positions
 
 _TWO_THREADS = "pipe was called in two threads at once; accepted: a pipeline for each thread"
@@ -72,6 +72,9 @@ class Interceptor:
     def run_begins(self, num_steps: int | None) -> None:
         """A run begins: forget the last one."""
 
+    def run_follows(self) -> None:
+        """Another run is about to begin: the session still shows the last one."""
+
     def step_begins(self, step: int) -> None:
         """The first forward of a step is about to be called."""
 
@@ -83,10 +86,7 @@ class Interceptor:
         """A forward of the last step has returned; of any step where their number is unknown."""
 
     def run_ends(self, steps: int) -> None:
-        """A run is over after so many steps, as its call has ended; not after an interrupt."""
-
-    def call_ends(self) -> None:
-        """The pipeline's call has ended, and all its runs."""
+        """A run is over after so many steps; not one that was interrupted."""
 
     def changes_denoiser(self, step: int) -> bool:
         """Whether the denoiser acts otherwise from this step on, so that it has to be computed."""
@@ -108,6 +108,9 @@ class Session:
         self.device = torch.device("cpu")  # of the last forward's latents; offloaded weights move
         self.latents: Any = None  # of the forward, while it runs
         self.text: Any = None
+        self.calls = 0  # of the pipeline: grows when one begins, and when it ends
+        self._call_of_run = -1
+        self._knows_calls = False  # else every run counts as a call
         self.unused = 0  # timesteps at the end of a schedule that the pipeline leaves out
         self._context: tuple[str, int | None] | None = None
         self._thread: int | None = None  # that the run is in
@@ -120,8 +123,12 @@ class Session:
             if hasattr(module, "cache_context"):
                 patches.wrap(module, "cache_context", self._wrap_context)
             patches.around(module, partial(self._wrap_forward, name))
-        if hasattr(self.pipe, "maybe_free_model_hooks"):  # diffusers' pipelines end with it
-            patches.wrap(self.pipe, "maybe_free_model_hooks", self._wrap_end)
+        first, last = marks_of_calls(self.pipe)
+        self._knows_calls = bool(last)
+        for name in first:
+            patches.wrap(self.pipe, name, partial(notifying, self.pipe, self._call_begins))
+        for name in last:
+            patches.wrap(self.pipe, name, partial(notifying, self.pipe, self._call_ends))
 
     def _reset(self) -> None:
         self.step, self.branch = -1, ""
@@ -208,23 +215,22 @@ class Session:
             forward = partial(interceptor.around, forward=forward)
         return forward
 
-    def _wrap_end(self, inner: Any) -> Any:
-        def maybe_free_model_hooks(*args: Any, **kwargs: Any) -> Any:
-            self._call_ends()
-            return inner(*args, **kwargs)
-
-        return maybe_free_model_hooks
+    def _call_begins(self) -> None:
+        self.calls += 1
 
     def _call_ends(self) -> None:
-        """A call came to its end: what its last run left of the schedule is never used."""
-        over = self.step >= 0 and not getattr(self.pipe, "interrupt", False)
-        if over and self.num_steps is not None:
-            self.unused += max(self.num_steps - self.steps_ran, 0)
-            self.num_steps = self.steps_ran
+        if not getattr(self.pipe, "interrupt", False):
+            self._run_ends()
+        self.calls += 1
+
+    def _run_ends(self) -> None:
+        """A run is over: what it left of the schedule is never used."""
+        if self.num_steps is None or self.step < 0:
+            return
+        self.unused += max(self.num_steps - self.steps_ran, 0)
+        self.num_steps = self.steps_ran
         for interceptor in self.interceptors:
-            if over:
-                interceptor.run_ends(self.steps_ran)
-            interceptor.call_ends()
+            interceptor.run_ends(self.steps_ran)
 
     def _enter(self, call: ForwardCall) -> None:
         """Find out where the run is. A run begins when the timesteps were set anew, an earlier step
@@ -242,6 +248,13 @@ class Session:
         if self._thread not in (None, thread) and not (begins and (other or step == 0)):
             raise RuntimeError(_TWO_THREADS)
         if begins:
+            self.calls += not self._knows_calls
+            # Another loop of a call that was not aborted; a pipeline may leave one step out.
+            if self.calls == self._call_of_run and self.steps_ran >= (self.num_steps or 0) - 1:
+                self._run_ends()
+            self._call_of_run = self.calls
+            for interceptor in self.interceptors:
+                interceptor.run_follows()
             self._reset()
             self._thread, self._schedule, self._begin = thread, schedule, position - (index or 0)
             self.num_steps = len(schedule) - self._begin - self.unused
