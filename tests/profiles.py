@@ -7,8 +7,9 @@ from typing import Any
 
 import torch
 
+from dit_accel.planning.candidate import CandidatePlan
 from dit_accel.planning.plan import SamplerCoefficients
-from dit_accel.planning.profile import CandidatePlan, Profile
+from dit_accel.planning.profile import Profile
 from dit_accel.planning.profile_key import ProfileKey
 
 STEPS = 20

@@ -24,10 +24,11 @@ from dit_accel.calibration.record import UncachedRun, gain_and_memory, probe, pr
 from dit_accel.calibration.refine import REFINED_DEPTH, Problems, RefinedPlan, carry_out
 from dit_accel.core.families import family_of
 from dit_accel.core.generation import ClipSpec
+from dit_accel.planning.candidate import CandidatePlan
 from dit_accel.planning.difficulty import PromptDifficulty
 from dit_accel.planning.lookup import profile_key
 from dit_accel.planning.plan import SamplerCoefficients
-from dit_accel.planning.profile import CandidatePlan, Profile
+from dit_accel.planning.profile import Profile
 from dit_accel.planning.search import ErrorModel, search
 
 SPEEDUPS = (2.0, 2.5, 2.94, 3.125, 3.33, 3.57, 3.85, 4.17, 4.55, 5.0, 5.56, 6.25, 7.14, 8.33)
@@ -249,7 +250,7 @@ def _candidate(batches: Sequence[RefinedPlan]) -> CandidatePlan:
     errors = torch.tensor(
         [row for b in batches for row in b.extrapolation_error], dtype=torch.float64
     )
-    logs = errors.clamp_min(1e-9).log()
+    logs = errors.clamp(1e-9, 1e9).log()
     mean = logs.mean(0).nan_to_num()
     spread = logs.std(0).nan_to_num().clamp_min(1e-3) if len(logs) > 1 else torch.ones_like(mean)
     rows = torch.zeros(len(computed), max(map(len, corrections.values())), dtype=torch.float64)

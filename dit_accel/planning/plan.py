@@ -205,7 +205,8 @@ def distribute_correction(
     if not steps:
         return {}
     # Steps that add nothing to the latents cannot correct anything: the line is as good there.
-    total = float(sampler.coefficients[steps.start : steps.stop].sum()) or math.inf
+    total = float(sampler.coefficients[steps.start : steps.stop].sum())
+    total = total if abs(total) > 1e-12 else math.inf
     by_component = correction[..., :-1].double().chunk(len(sampler.branch_weights), -1)
     components = [
         component / (branch_weight * total)

@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from scipy import stats
 
 from dit_accel.core.quantization import BITS, typical_error
+from dit_accel.planning.candidate import CandidatePlan
 from dit_accel.planning.plan import Plan
-from dit_accel.planning.profile import CandidatePlan
 from dit_accel.planning.search import ErrorModel, noise_energy
 
 COVERAGE = 0.95  # share of clips that reach a quality

@@ -10,24 +10,25 @@ Knows numbers and files; no pipeline.
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
-import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from dit_accel.core.document import DocumentError, Field
+from dit_accel.planning import candidate, profile_file
+from dit_accel.planning.candidate import CandidatePlan
 from dit_accel.planning.difficulty import PromptDifficulty
 from dit_accel.planning.plan import Plan, SamplerCoefficients
+from dit_accel.planning.profile_file import ProfileError, TensorFields
 from dit_accel.planning.profile_key import ProfileKey
 from dit_accel.planning.search import ErrorModel
 
-PROFILE_FORMAT = "dit-accel-profile"
-PROFILE_VERSION = 1
 SUFFIX = ".safetensors"
+MOST_DEPTH, MOST_BRANCHES = 64, 8  # that a file may have
 OTHER_SIZE_DB = 3.0  # taken off at another clip size than calibrated (docs/how-it-works.md)
 
 # By field its name in the file. The right sides are the format: a field may be renamed, its name in
@@ -41,43 +42,7 @@ PROFILE_NAMES = {
     "depth": "depth",
     "metadata": "made",
 }
-CANDIDATE_NAMES = {
-    "corrections": "changes",
-    "psnr_db": "psnr_db",
-    "latents_db": "latents_db",
-    "extrapolation_error": "surprise",
-    "error_spread": "spread",
-    "prompt_scores": "alarm",
-}
 DIFFICULTY_NAMES = {"centre": "centre", "weights": "weights", "held_out": "known"}
-
-
-class ProfileError(ValueError):
-    """A file that is no profile, or a profile that is not of this pipeline."""
-
-
-@dataclass(frozen=True)
-class CandidatePlan:
-    """A plan that was carried out on every calibration prompt.
-
-    Args:
-        computed: its k computed steps, in order.
-        corrections: `(k, F)` float64, of every window.
-        psnr_db: `(P,)`, each prompt against its uncached reference, held out: extrapolated with
-            corrections that were fitted without it.
-        latents_db: `(P,)`, the same of the latents, relative to their size.
-        extrapolation_error: `(k,)`, mean over prompts of its logarithm at each computed step.
-        error_spread: `(k,)`, standard deviation of the same.
-        prompt_scores: `(P,)`, unused; earlier versions refuse a file without it.
-    """
-
-    computed: tuple[int, ...]
-    corrections: torch.Tensor
-    psnr_db: torch.Tensor
-    latents_db: torch.Tensor
-    extrapolation_error: torch.Tensor
-    error_spread: torch.Tensor
-    prompt_scores: torch.Tensor
 
 
 @dataclass(frozen=True)
@@ -169,116 +134,106 @@ class Profile:
         Raises:
             OSError: it cannot be written.
         """
-        from safetensors.torch import save_file
-
         own, sampler = PROFILE_NAMES, COEFFICIENTS_NAMES
-        tensors = {
+        tensors: dict[str, torch.Tensor] = {
             own["gram"]: self.gram.float(),
             own["error_gain"]: self.error_gain,
             sampler["coefficients"]: self.sampler.coefficients,
             sampler["timesteps"]: self.sampler.timesteps,
         }
-        for place, candidate in enumerate(self.candidates):
-            tensors |= _to_tensors(f"rungs.{place}", candidate, CANDIDATE_NAMES)
+        for place, one in enumerate(self.candidates):
+            tensors |= profile_file.named(f"rungs.{place}", one, candidate.CANDIDATE_NAMES)
         if self.difficulty is not None:
-            tensors |= _to_tensors("difficulty", self.difficulty, DIFFICULTY_NAMES)
+            tensors |= profile_file.named("difficulty", self.difficulty, DIFFICULTY_NAMES)
         head = {
-            "format": PROFILE_FORMAT,
-            "version": PROFILE_VERSION,
             "identity": self.key.to_json(),
             sampler["branch_weights"]: list(self.sampler.branch_weights),
             own["error_memory"]: self.error_memory,
             own["depth"]: self.depth,
-            "rungs": [candidate.computed for candidate in self.candidates],
+            "rungs": [one.computed for one in self.candidates],
             "careful": [],  # unused, but earlier versions refuse a file without it
             own["metadata"]: self.metadata,
         }
-        path = Path(path)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".part")
-        os.close(handle)
-        try:
-            contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
-            save_file(contiguous, temporary, metadata={"profile": json.dumps(head)})
-            os.chmod(temporary, 0o644)
-            os.replace(temporary, path)
-        finally:
-            Path(temporary).unlink(missing_ok=True)
+        profile_file.write(Path(path), head, tensors)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Profile:
         """Read a file; sections that are unknown, which older files may have, are ignored.
 
         Raises:
-            ProfileError: it is no profile, or of an unknown version.
+            ProfileError: it is no profile, or of an unknown version, or a field is not accepted;
+                names the file and the field.
             FileNotFoundError: it is not there.
         """
-        from safetensors import SafetensorError, safe_open
-
-        if not Path(path).is_file():
-            raise FileNotFoundError(f"no profile at {path}")
-        try:
-            with safe_open(str(path), "pt") as file:
-                head = json.loads((file.metadata() or {}).get("profile", "{}"))
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        except (SafetensorError, ValueError) as error:
-            raise ProfileError(f"{path} is no profile: {error}") from error
-        head = head if isinstance(head, dict) else {}
-        if head.get("format") != PROFILE_FORMAT or head.get("version") != PROFILE_VERSION:
-            found = f"format {head.get('format')!r}, version {head.get('version')!r}"
-            raise ProfileError(
-                f"{path} has {found}; accepted: {PROFILE_FORMAT}, version {PROFILE_VERSION}"
-            )
+        head, tensors = profile_file.read(Path(path))
         try:
             return cls._of(head, tensors)
-        except (KeyError, TypeError, ValueError) as error:
+        except ValueError as error:
             raise ProfileError(f"{path} is a damaged profile: {error}") from error
 
     @classmethod
-    def _of(cls, head: dict[str, Any], tensors: dict[str, torch.Tensor]) -> Profile:
-        own, sampler = PROFILE_NAMES, COEFFICIENTS_NAMES
+    def _of(cls, head: Field, tensors: TensorFields) -> Profile:
+        own = PROFILE_NAMES
+        sampler = _sampler(head, tensors)
+        depth = head.at(own["depth"]).whole(1, MOST_DEPTH)
         candidates = tuple(
-            CandidatePlan(
-                tuple(computed), **_from_tensors(f"rungs.{place}", tensors, CANDIDATE_NAMES)
-            )
-            for place, computed in enumerate(head["rungs"])
+            candidate.read(f"rungs.{place}", field, tensors, sampler, depth)
+            for place, field in enumerate(head.at("rungs").entries())
         )
-        difficulty = None
-        if f"difficulty.{DIFFICULTY_NAMES['centre']}" in tensors:
-            fields = _from_tensors("difficulty", tensors, DIFFICULTY_NAMES)
-            difficulty = PromptDifficulty(**fields)
-        profile = cls(
-            key=ProfileKey.from_json(head["identity"]),
-            sampler=SamplerCoefficients(
-                tensors[sampler["coefficients"]],
-                tensors[sampler["timesteps"]],
-                tuple(head[sampler["branch_weights"]]),
-            ),
-            gram=tensors[own["gram"]].double(),
-            error_gain=tensors[own["error_gain"]],
-            error_memory=float(head[own["error_memory"]]),
-            depth=int(head[own["depth"]]),
+        return cls(
+            key=ProfileKey.from_json(head.at("identity")),
+            sampler=sampler,
+            gram=_gram(own["gram"], tensors, sampler.num_rows),
+            error_gain=tensors.get(own["error_gain"], (sampler.num_steps,), 1e-9, 1e9),
+            error_memory=head.at(own["error_memory"]).number(1e-6, 1e9),
+            depth=depth,
             candidates=candidates,
-            metadata=head[own["metadata"]],
-            difficulty=difficulty,
+            metadata={name: one.value for name, one in head.at(own["metadata"]).fields().items()},
+            difficulty=_difficulty(tensors, candidates),
         )
-        _ = profile.error_model  # checks its shapes
-        for c in candidates:
-            rows = {len(t) for t in (c.corrections, c.extrapolation_error, c.error_spread)}
-            if rows != {len(c.computed)}:
-                raise ValueError(f"a candidate of {len(c.computed)} steps has values of {rows}")
-        return profile
 
 
-def _to_tensors(section: str, value: Any, names: Mapping[str, str]) -> dict[str, torch.Tensor]:
-    """The tensors of a section of the file, by their names there."""
-    return {f"{section}.{filed}": getattr(value, name) for name, filed in names.items()}
+def _sampler(head: Field, tensors: TensorFields) -> SamplerCoefficients:
+    names = COEFFICIENTS_NAMES
+    coefficients = tensors.get(names["coefficients"], (None,), -1e6, 1e6)
+    timesteps = tensors.get(names["timesteps"], (len(coefficients),), -1e6, 1e6)
+    if not bool((timesteps.diff() < 0).all()):
+        raise DocumentError(f"{names['timesteps']} does not fall; accepted: falling timesteps")
+    mix = []
+    for field in head.at(names["branch_weights"]).entries(1, MOST_BRANCHES):
+        mix.append(field.number(-1e6, 1e6))
+        if not mix[-1]:  # a correction is divided by it
+            raise field.error("a number that is not 0")
+    return SamplerCoefficients(coefficients, timesteps, tuple(mix))
 
 
-def _from_tensors(
-    section: str, tensors: Mapping[str, torch.Tensor], names: Mapping[str, str]
-) -> dict[str, torch.Tensor]:
-    """The tensors of a section by field."""
-    return {name: tensors[f"{section}.{filed}"] for name, filed in names.items()}
+def _gram(name: str, tensors: TensorFields, rows: int) -> torch.Tensor:
+    """Inner products of rows: symmetric, and no combination of rows has a negative square."""
+    gram = tensors.get(name, (None, rows, rows))
+    size = gram.diagonal(dim1=1, dim2=2).abs().sum(1)
+    if not bool(((gram - gram.mT).abs().amax((1, 2)) <= 1e-5 * size).all()):
+        raise DocumentError(f"{name} is not symmetric; accepted: inner products")
+    if not bool((torch.linalg.eigvalsh(gram)[:, 0] >= -1e-5 * size).all()):
+        raise DocumentError(f"{name} has a negative eigenvalue; accepted: inner products")
+    return gram
+
+
+def _difficulty(
+    tensors: TensorFields, candidates: tuple[CandidatePlan, ...]
+) -> PromptDifficulty | None:
+    names = {name: f"difficulty.{filed}" for name, filed in DIFFICULTY_NAMES.items()}
+    if names["centre"] not in tensors:
+        return None
+    centre = tensors.get(names["centre"], (None,))
+    weights = tensors.get(names["weights"], (len(centre),))
+    held_out = tensors.get(names["held_out"], (None,), -1e6, 1e6)
+    for place, one in enumerate(candidates):
+        if len(one.psnr_db) != len(held_out):
+            raise DocumentError(
+                f"rungs.{place}.psnr_db has {len(one.psnr_db)} values; accepted: {len(held_out)}, "
+                f"as {names['held_out']}"
+            )
+    return PromptDifficulty(centre, weights, held_out)
 
 
 def _interpolation(given: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:

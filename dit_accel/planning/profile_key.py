@@ -7,9 +7,10 @@ Knows names and numbers; `planning/lookup.py` makes the key of a pipeline.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
+
+from dit_accel.core.document import Field
 
 # By field its name in the profile file. The right sides are the file's format and stay.
 KEY_NAMES = {
@@ -73,14 +74,19 @@ class ProfileKey:
         return {filed: getattr(self, name) for name, filed in KEY_NAMES.items()}
 
     @classmethod
-    def from_json(cls, values: Mapping[str, Any]) -> ProfileKey:
+    def from_json(cls, values: Field) -> ProfileKey:
         """Of what `to_json` gives.
 
         Raises:
-            KeyError: a name is missing.
-            TypeError: a name is unknown.
+            DocumentError: a name is missing or unknown, or a value is not accepted.
         """
-        unknown = sorted(set(values) - set(KEY_NAMES.values()))
-        if unknown:
-            raise TypeError(f"identity has {unknown}")
-        return cls(**{name: values[filed] for name, filed in KEY_NAMES.items()})
+        known = values.only(tuple(KEY_NAMES.values()))
+        at = {name: known.at(filed) for name, filed in KEY_NAMES.items()}
+        texts = ("pipeline", "transformer", "scheduler", "weights", "sampler", "dtype")
+        sizes = ("steps", "height", "width", "frames")
+        return cls(
+            **{name: at[name].text() for name in texts},
+            **{name: at[name].whole(0, 1_000_000) for name in sizes},
+            parts=at["parts"].whole(1, 8),
+            guidance=at["guidance"].number(-1e6, 1e6),
+        )

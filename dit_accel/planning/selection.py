@@ -16,10 +16,11 @@ from typing import Any
 import torch
 
 from dit_accel.planning import prediction
+from dit_accel.planning.candidate import CandidatePlan
 from dit_accel.planning.margin import QualityMargin
 from dit_accel.planning.plan import SamplerCoefficients
 from dit_accel.planning.prediction import COVERAGE, ErrorBand, PlanChoice, QualityDistribution
-from dit_accel.planning.profile import CandidatePlan, Profile, ProfileError
+from dit_accel.planning.profile import Profile, ProfileError
 from dit_accel.planning.sampler import planned_coefficients
 from dit_accel.planning.transfer import check_speedup, compute_all, transfer_plan
 

@@ -17,9 +17,10 @@ import torch
 from scipy import stats
 
 from dit_accel.planning import prediction
+from dit_accel.planning.candidate import CandidatePlan
 from dit_accel.planning.plan import Plan, SamplerCoefficients
 from dit_accel.planning.prediction import COVERAGE, PlanChoice, QualityDistribution, QualityEstimate
-from dit_accel.planning.profile import CandidatePlan, Profile
+from dit_accel.planning.profile import Profile
 from dit_accel.planning.search import ErrorModel, evenly, fit, search
 
 UNREFINED_DB = 4.0  # what refining gains; a plan that was not refined does not have it

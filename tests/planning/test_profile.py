@@ -15,11 +15,13 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from dit_accel.models import miniature
+from dit_accel.planning import candidate as candidate_file
 from dit_accel.planning import profile as profile_file
 from dit_accel.planning import profile_key
+from dit_accel.planning.candidate import CandidatePlan
 from dit_accel.planning.difficulty import PromptDifficulty
 from dit_accel.planning.plan import Extrapolation, SamplerCoefficients
-from dit_accel.planning.profile import CandidatePlan, Profile, ProfileError
+from dit_accel.planning.profile import Profile, ProfileError
 from dit_accel.planning.profile_key import ProfileKey
 
 
@@ -41,7 +43,7 @@ def tensors_of(profile: Profile) -> dict[str, torch.Tensor]:
         "times": profile.sampler.timesteps,
     }
     for place, candidate in enumerate(profile.candidates):
-        for name, filed in profile_file.CANDIDATE_NAMES.items():
+        for name, filed in candidate_file.CANDIDATE_NAMES.items():
             found[f"rungs.{place}.{filed}"] = getattr(candidate, name)
     return found
 
@@ -148,7 +150,7 @@ def test_the_old_section_of_careful_plans_is_read_over(profile, tmp_path, carefu
     [
         (ProfileKey, profile_key.KEY_NAMES, set()),
         (SamplerCoefficients, profile_file.COEFFICIENTS_NAMES, set()),
-        (CandidatePlan, profile_file.CANDIDATE_NAMES, {"computed"}),  # in the header
+        (CandidatePlan, candidate_file.CANDIDATE_NAMES, {"computed"}),  # in the header
         (PromptDifficulty, profile_file.DIFFICULTY_NAMES, set()),
         (Profile, profile_file.PROFILE_NAMES,
          {"key", "sampler", "candidates", "difficulty"}),

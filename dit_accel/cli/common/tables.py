@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from dit_accel.evaluation.summary import MethodSummary, Summary
     from dit_accel.metrics.row import Metric
     from dit_accel.metrics.scoring import Score
-    from dit_accel.planning.profile import CandidatePlan, Profile
+    from dit_accel.planning.candidate import CandidatePlan
+    from dit_accel.planning.profile import Profile
 
 SHOWN = ("psnr_db", "ssim", "tof")
 NOTE = (

@@ -1,0 +1,98 @@
+"""A plan that calibration carried out, and its section of the profile's file.
+
+In: what calibration measured; or the section's tensors. Out: a `CandidatePlan`.
+Knows the section's fields, their shapes and ranges; no pipeline.
+Source: ours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from dit_accel.core.document import DocumentError, Field
+from dit_accel.planning.plan import SamplerCoefficients, windows
+from dit_accel.planning.profile_file import Shape, TensorFields
+
+# By field its name in the file: a field may be renamed, its name in the file may not.
+CANDIDATE_NAMES = {
+    "corrections": "changes",
+    "psnr_db": "psnr_db",
+    "latents_db": "latents_db",
+    "extrapolation_error": "surprise",
+    "error_spread": "spread",
+    "prompt_scores": "alarm",
+}
+LARGEST_DB = 1000.0
+
+
+@dataclass(frozen=True)
+class CandidatePlan:
+    """A plan that was carried out on every calibration prompt.
+
+    Args:
+        computed: its k computed steps, in order.
+        corrections: `(k, F)` float64, of every window.
+        psnr_db: `(P,)`, each prompt against its uncached reference, held out: extrapolated with
+            corrections that were fitted without it.
+        latents_db: `(P,)`, the same of the latents, relative to their size.
+        extrapolation_error: `(k,)`, mean over prompts of its logarithm at each computed step.
+        error_spread: `(k,)`, standard deviation of the same.
+        prompt_scores: `(P,)`, unused; earlier versions refuse a file without it.
+    """
+
+    computed: tuple[int, ...]
+    corrections: torch.Tensor
+    psnr_db: torch.Tensor
+    latents_db: torch.Tensor
+    extrapolation_error: torch.Tensor
+    error_spread: torch.Tensor
+    prompt_scores: torch.Tensor
+
+
+def read(
+    section: str, computed: Field, tensors: TensorFields, sampler: SamplerCoefficients, depth: int
+) -> CandidatePlan:
+    """The candidate of a section of the file.
+
+    Args:
+        section: the prefix of its tensors' names.
+        computed: its steps, as the header has them.
+        sampler, depth: of the profile.
+
+    Raises:
+        DocumentError: a field is missing or not accepted; names it.
+    """
+    steps = [step.whole(0, sampler.num_steps - 1) for step in computed.entries(2)]
+    if steps != sorted(set(steps)) or steps[0] != 0:
+        raise computed.error("steps in order, 0 first")
+    shapes: dict[str, tuple[Shape, float, float]] = {
+        "corrections": ((len(steps), None), -1e6, 1e6),
+        "psnr_db": ((None,), -LARGEST_DB, LARGEST_DB),
+        "latents_db": ((None,), -LARGEST_DB, LARGEST_DB),
+        "extrapolation_error": ((len(steps),), -100.0, 100.0),  # logarithms
+        "error_spread": ((len(steps),), 1e-6, 100.0),
+        "prompt_scores": ((None,), -1e9, 1e9),
+    }
+    found = {
+        name: tensors.get(f"{section}.{CANDIDATE_NAMES[name]}", *wanted)
+        for name, wanted in shapes.items()
+    }
+    least, most = _columns(steps, sampler, depth)
+    if not least <= found["corrections"].shape[1] <= most:
+        raise DocumentError(
+            f"{section}.{CANDIDATE_NAMES['corrections']} has {found['corrections'].shape[1]} "
+            f"columns; accepted: {least} to {most}"
+        )
+    return CandidatePlan(tuple(steps), **found)
+
+
+def _columns(steps: Sequence[int], sampler: SamplerCoefficients, depth: int) -> tuple[int, int]:
+    """How many features the corrections have: the windows with extrapolated steps need theirs."""
+    components = len(sampler.branch_weights)
+    features = [components * min(used, depth) + 1 for used in range(1, len(steps) + 1)]
+    ends = windows(steps, sampler.num_steps)
+    needed = (f for f, (a, b) in zip(features, ends, strict=True) if b - a > 1)
+    return max(needed, default=1), features[-1]

@@ -1,0 +1,115 @@
+"""The file of a profile: safetensors with a JSON header, read as data and checked.
+
+In: a path; or a header and tensors. Out: the header as a `Field` and the tensors as `TensorFields`,
+which check shape and range of what is taken from them; or a file.
+Knows the format and its version; which fields there are, `planning/profile.py` knows.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dit_accel.core.document import DocumentError, Field, parse_json, shown
+from dit_accel.core.files import placed
+
+PROFILE_FORMAT = "dit-accel-profile"
+PROFILE_VERSION = 1
+Shape = tuple[int | None, ...]  # None: any number from 1
+
+
+class ProfileError(ValueError):
+    """A file that is no profile, or a profile that is not of this pipeline."""
+
+
+@dataclass(frozen=True)
+class TensorFields:
+    """The tensors of a file by name; what is taken is float64 on the CPU."""
+
+    tensors: Mapping[str, torch.Tensor]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.tensors
+
+    def get(self, name: str, shape: Shape, low: float = -1e9, high: float = 1e9) -> torch.Tensor:
+        """A tensor.
+
+        Args:
+            shape: that it must have.
+            low, high: bounds of its values, which are accepted themselves.
+
+        Raises:
+            DocumentError: it is missing, of another shape or type, or a value is out of range.
+        """
+        if name not in self.tensors:
+            raise DocumentError(f"{name} is missing")
+        found = self.tensors[name]
+        fits = len(shape) == found.ndim and 0 not in found.shape
+        if not fits or any(a not in (None, b) for a, b in zip(shape, found.shape, strict=True)):
+            wanted = ", ".join("any" if size is None else str(size) for size in shape)
+            raise DocumentError(f"{name} has shape {tuple(found.shape)}; accepted: ({wanted})")
+        if found.dtype not in (torch.float32, torch.float64):
+            raise DocumentError(f"{name} is of {found.dtype}; accepted: float32, float64")
+        values = found.double()
+        valid = (values >= low) & (values <= high)  # false for NaN
+        if not bool(valid.all()):
+            place = tuple(int(at) for at in (~valid).nonzero()[0])
+            raise DocumentError(
+                f"{name}{list(place)} is {float(values[place])}; accepted: {low:g} to {high:g}"
+            )
+        return values
+
+
+def read(path: Path) -> tuple[Field, TensorFields]:
+    """The header and the tensors of a file.
+
+    Raises:
+        ProfileError: it is no profile, or of another version.
+        OSError: it cannot be read.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    if not path.is_file():
+        raise FileNotFoundError(f"no profile at {path}")
+    try:
+        with safe_open(str(path), "pt") as file:
+            text = (file.metadata() or {}).get("profile", "{}")
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        found = Field(parse_json(text))
+        names = found.fields()
+    except (SafetensorError, ValueError, TypeError, KeyError, RuntimeError) as error:
+        # the last three are of tensors whose type this torch does not have
+        raise ProfileError(f"{path} is no profile: {error}") from error
+    form, version = (names[name].value if name in names else None for name in ("format", "version"))
+    if (form, version) != (PROFILE_FORMAT, PROFILE_VERSION) or isinstance(version, bool):
+        raise ProfileError(
+            f"{path} has format {shown(form)}, version {shown(version)}; accepted: "
+            f"{PROFILE_FORMAT}, version {PROFILE_VERSION}"
+        )
+    return found, TensorFields(tensors)
+
+
+def write(path: Path, head: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> None:
+    """Write a file, whole or not at all.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    from safetensors.torch import save
+
+    start = {"format": PROFILE_FORMAT, "version": PROFILE_VERSION}
+    text = json.dumps({**start, **head}, allow_nan=False)
+    contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
+    content = save(contiguous, metadata={"profile": text})
+    with placed(path) as scratch:
+        scratch.write_bytes(content)
+
+
+def named(section: str, value: Any, names: Mapping[str, str]) -> dict[str, torch.Tensor]:
+    """The tensors of a section, by their names in the file."""
+    return {f"{section}.{filed}": getattr(value, name) for name, filed in names.items()}
