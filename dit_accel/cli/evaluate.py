@@ -42,13 +42,12 @@ def evaluate(given: EvaluateOptions) -> None:
     from dit_accel.models.loading import quiet_libraries
 
     with _as_command_errors(), quiet_libraries(verbose=given.verbose):
-        shard = request.shard_of(given.shard)
         model, device, dtype = locate(given)
         device = request.own_device(device)
         spec = request.spec_of(given, model, device, dtype)
         profile = request.profile_of(given, spec, model)
         store, spec = request.opened(given, spec, profile)
-        groups = shard.of(spec.groups())
+        groups = spec.groups()
         if given.retry_failed:
             _forget_failed(store, groups)
         _work(store, spec, model, device, groups, given)

@@ -20,7 +20,7 @@ from dit_accel.cli.common.files import read_prompts
 from dit_accel.cli.common.options import COMPARISON, WORK, ClipOptions, argument, option
 
 if TYPE_CHECKING:
-    from dit_accel.evaluation.jobs import EvaluationSpec, Shard
+    from dit_accel.evaluation.jobs import EvaluationSpec
     from dit_accel.evaluation.store import Store
     from dit_accel.models.loading import LoadableModel
 
@@ -52,9 +52,6 @@ class EvaluateOptions(ClipOptions):
     )
     cache_memory: str | None = _compare(
         None, f"For these two: {options.MEMORY_HELP}", metavar="SIZE", shown="no limit"
-    )
-    shard: str | None = _work(
-        None, "Do part i of n, from 0.", metavar="i/n", shown="by torchrun or SLURM, else all"
     )
     backend: str = _work("local", "This process, or a Ray cluster.", metavar="local|ray")
     workers: int = _work(1, "Ray actors.", metavar="N", min=1)
@@ -150,13 +147,6 @@ def _seeds(text: str) -> tuple[int, ...]:
     if not parts or not all(part.isdigit() and int(part) < 2**63 for part in parts):
         raise BadInput(f"--seeds is {text!r}: must be whole numbers from 0, with commas between")
     return tuple(dict.fromkeys(map(int, parts)))
-
-
-def shard_of(text: str | None) -> Shard:
-    """`i/n`; None: by a launcher's environment variables, else all."""
-    from dit_accel.evaluation.jobs import parse_shard, shard_of_environment
-
-    return parse_shard(text) if text is not None else shard_of_environment()
 
 
 def own_device(device: str) -> str:

@@ -1,8 +1,8 @@
 """Describes an evaluation and its jobs; a job is named by the hash of what decides its clip.
 
 In: model, clip settings, prompts, seeds and methods. Out: jobs in groups of one prompt and seed,
-shards of them, and the hash of a model folder.
-Knows: that the same job has the same id in every shard, on every machine and at every resume. Does
+and the hash of a model folder.
+Knows: that the same job has the same id in every process, on every machine, at every resume. Does
 not know how a job is run (`runner`) or where its result lies (`store`).
 Source: ours.
 """
@@ -12,8 +12,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -70,7 +69,7 @@ class EvaluationSpec:
         return tuple(dict.fromkeys(setting.method for setting in self.methods if setting.profiled))
 
     def groups(self) -> list[tuple[Job, ...]]:
-        """Jobs by prompt and seed, the uncached reference first; a group is never divided."""
+        """Jobs by prompt and seed, the uncached reference first."""
         rest = [setting for setting in self.methods if setting.method != UNCACHED]
         return [
             tuple(self._job(prompt, seed, method) for method in (Setting(UNCACHED), *rest))
@@ -160,48 +159,3 @@ def fingerprint(folder: Path) -> str:
                 file.seek(max(_WHOLE_FILE, size - _WHOLE_FILE))
                 digest.update(file.read())
     return digest.hexdigest()[:20]
-
-
-@dataclass(frozen=True)
-class Shard:
-    """Part `index` of `count`, 0-based."""
-
-    index: int = 0
-    count: int = 1
-
-    def of(self, groups: Sequence[tuple[Job, ...]]) -> list[tuple[Job, ...]]:
-        """Its groups: every `count`-th, so that shards are alike whatever the file's order."""
-        return list(groups[self.index :: self.count])
-
-
-def parse_shard(text: str) -> Shard:
-    """`i/n`, 0-based.
-
-    Raises:
-        ValueError: it is not of that form, or i is not below n.
-    """
-    first, slash, second = text.partition("/")
-    if not (slash and first.isdigit() and second.isdigit() and int(first) < int(second)):
-        raise ValueError(f"shard is {text!r}; accepted: i/n with 0 <= i < n, e.g. 0/4")
-    return Shard(int(first), int(second))
-
-
-def shard_of_environment(environment: Mapping[str, str] = os.environ) -> Shard:
-    """The part that torchrun, `accelerate launch` or SLURM gives this process; else the whole.
-
-    Raises:
-        ValueError: a launcher's variables do not fit together.
-    """
-    for index, count, offset in _LAUNCHERS:
-        if index in environment and count in environment:
-            shift = int(environment.get(offset, "0")) if offset else 0
-            text = f"{int(environment[index]) - shift}/{environment[count]}"
-            return parse_shard(text)
-    return Shard()
-
-
-_LAUNCHERS: Iterable[tuple[str, str, str]] = (
-    ("RANK", "WORLD_SIZE", ""),
-    ("SLURM_ARRAY_TASK_ID", "SLURM_ARRAY_TASK_COUNT", "SLURM_ARRAY_TASK_MIN"),
-    ("SLURM_PROCID", "SLURM_NTASKS", ""),
-)

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 KEYS = ("id", "prompt", "negative")
-_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+ID_PATTERN = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ def _prompt(where: str, entry: Any) -> EvaluationPrompt:
             raise ValueError(f"{where}: {key} is {_short(value)}; accepted: a text")
     content = json.dumps([entry["prompt"], entry.get("negative")])
     name = entry.get("id") or hashlib.sha256(content.encode()).hexdigest()[:12]
-    if not _ID.fullmatch(name):
+    if not re.fullmatch(ID_PATTERN, name):
         raise ValueError(
             f"{where}: id is {_short(name)}; accepted: up to 64 letters, digits, dots, - and _"
         )

@@ -29,7 +29,7 @@ FrameValues = npt.NDArray[np.float64]
 OK, NO_EFFECT, FAILED = "ok", "no effect", "failed"
 PSNR = "psnr_db"
 PSNR_CAP = 100.0
-_MACHINE = ("device", "device_name", "threads", "cpus", "platform", "python")
+MACHINE = ("device", "device_name", "threads", "cpus", "platform", "python")
 
 
 @dataclass(frozen=True)
@@ -150,7 +150,7 @@ class Results:
         found: dict[str, dict[str, Any]] = {}
         for result in filter(None, self.by_id.values()):
             clock = result.get("clock") or {}
-            machine = {name: clock[name] for name in _MACHINE if name in clock}
+            machine = {name: clock[name] for name in MACHINE if name in clock}
             found.setdefault(json.dumps(machine, sort_keys=True), machine)
         return [found[key] for key in sorted(found)]
 
@@ -171,9 +171,8 @@ def score(metric: str) -> Value:
 
 def flops_kept(result: Result, reference: Result) -> float | None:
     """Share of the uncached clip's FLOPs."""
-    if not result["flops"] or not reference["flops"]:
-        return None
-    return float(sum(result["flops"]) / sum(reference["flops"]))
+    full = sum(reference["flops"] or ())
+    return float(sum(result["flops"]) / full) if result["flops"] and full else None
 
 
 def steps_computed(result: Result, reference: Result) -> float:

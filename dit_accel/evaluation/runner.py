@@ -12,6 +12,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import platform
+import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -32,6 +33,8 @@ from dit_accel.metrics.scoring import score_clips
 Load = Callable[[], Any]
 Latents = npt.NDArray[np.float32]
 OnResult = Callable[[Job, Result], None]
+
+SHORTEST_WAIT, LONGEST_WAIT = 0.1, 2.0  # seconds, between two looks at what others do
 
 # With paths of profiles, too.
 _DEPENDS_ON_MACHINE = ("seconds", "peak_memory_bytes", "config", "requested")
@@ -67,17 +70,41 @@ class Runner:
     def run(self, jobs: Iterable[Job], on_result: OnResult = lambda job, result: None) -> None:
         """Make every job that is not done; stops at the first error that is not a method's.
 
+        Other processes may do the same in the same folder: a job that one of them has claimed is
+        waited for. At the end all are done, by whomever.
+
         Raises:
             StoreError: an uncached reference cannot be read.
             OSError: a result cannot be written.
         """
-        for job in jobs:
-            if not self.store.done(job.id):
-                self.store.note("begin", job.id)
-                result = self._result(job)
-                self.store.write_result(job.id, result)
-                self.store.note("end", job.id)
-                on_result(job, result)
+        pending = [job for job in jobs if not self.store.done(job.id)]
+        own = {job.id for job in pending}
+        wait = SHORTEST_WAIT
+        while pending:
+            left = [job for job in pending if not self._try(job, own, on_result)]
+            if len(left) == len(pending):  # all are claimed by others, or wait for one that is
+                time.sleep(wait)
+            wait = min(2 * wait, LONGEST_WAIT) if len(left) == len(pending) else SHORTEST_WAIT
+            pending = left
+
+    def _try(self, job: Job, own: set[str], on_result: OnResult) -> bool:
+        """Whether a job is done, now or by another process before."""
+        if not self.store.done(job.id):
+            reference = job.reference.id
+            if reference != job.id and reference in own and not self.store.done(reference):
+                return False
+            with self.store.claims.claim(job.id) as mine:
+                if not mine:
+                    return False
+                if not self.store.done(job.id):  # it may have been done just before the claim
+                    self.store.note("begin", job.id)
+                    self.store.write_result(job.id, self._result(job))
+                    self.store.note("end", job.id)
+        result = self.store.result(job.id)
+        if result is None:
+            return False
+        on_result(job, result)
+        return True
 
     def rescore(self, jobs: Iterable[Job], again: bool = False) -> int:
         """Score stored clips by metrics that their results lack; returns how many.
@@ -101,7 +128,7 @@ class Runner:
         return count
 
     def _lacks(self, result: Result) -> bool:
-        found = {name: entry["version"] for name, entry in result["scores"].items()}
+        found = {name: entry.get("version") for name, entry in result["scores"].items()}
         return any(found.get(name) != METRICS[name].version for name in self.spec.metrics)
 
     def _result(self, job: Job) -> Result:
@@ -192,8 +219,10 @@ class Runner:
             generation.warm_up(self._pipe, job.clip)
         return self._pipe
 
-    def _calibrate(self, name: str, measure: Callable[[Callable[[], None]], Any]) -> Any:
-        """Measure on the first prompt and seed, so that every shard measures the same."""
+    def _calibrate(
+        self, name: str, measure: Callable[[Callable[[], None]], list[float]]
+    ) -> list[float]:
+        """Measure on the first prompt and seed, so that every process measures the same."""
         known = self.store.calibration(name)
         if known is None:
             first = self.spec.groups()[0][0].clip
@@ -212,7 +241,7 @@ def run_groups(
     child: Callable[[Store, Sequence[str]], None],
     on_result: OnResult = lambda job, result: None,
 ) -> None:
-    """Run the groups of a shard: first all jobs that can share a process, then the others.
+    """Run groups: first all jobs that can share a process, then the others.
 
     Args:
         child: runs the jobs of one setting, by their ids, in a process of its own.

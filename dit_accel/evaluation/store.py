@@ -9,6 +9,7 @@ file and the way out.
     latents/<id>.npy   its last latents, for the latent metrics
     calibration/       what other packages' methods measured before their first run
     profiles/          the profile that the plans are from
+    claims/<id>        which process is making a job now
     journal.jsonl      when each job began and ended
     summary.json, .md  the table, as it was when the command last ended
 
@@ -19,16 +20,10 @@ Source: ours.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import hashlib
 import json
-import os
-import secrets
 import shutil
-import time
 from collections.abc import Iterator
-from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -36,31 +31,20 @@ import numpy as np
 import numpy.typing as npt
 
 from dit_accel.core import video
-from dit_accel.core.generation import ClipSpec
-from dit_accel.evaluation.jobs import MANIFEST_FORMAT, EvaluationSpec, ModelSpec
-from dit_accel.evaluation.methods import parse
-from dit_accel.evaluation.prompts import EvaluationPrompt
+from dit_accel.core.document import DocumentError, read_document
+from dit_accel.core.files import placed
+from dit_accel.evaluation import journal, manifest, result_file
+from dit_accel.evaluation.claims import Claims
+from dit_accel.evaluation.jobs import MANIFEST_FORMAT, EvaluationSpec
+from dit_accel.evaluation.journal import Journal
 from dit_accel.evaluation.results import Result, Results
 
-_SHARED = ("model", "clip", "dtype", "device", "versions")
-_PLANNED = ("static", "cache_memory")  # shared as well, where both have methods with a profile
-_EVENTS = ("begin", "end")
+FOLDERS = ("jobs", "clips", "latents", "calibration", "profiles", "claims")
+JOURNAL = "journal.jsonl"
 
 
 class StoreError(Exception):
     """The folder holds something that this evaluation must not touch or cannot use."""
-
-
-@dataclass(frozen=True)
-class Journal:
-    """Jobs that began, ended, and began without an end; processes; first and last time (UTC)."""
-
-    begun: int
-    ended: int
-    open: int
-    processes: int
-    first: str | None
-    last: str | None
 
 
 class Store:
@@ -68,6 +52,7 @@ class Store:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self.claims = Claims(folder / "claims")
 
     # the spec
 
@@ -79,15 +64,10 @@ class Store:
         """
         path = self.folder / "manifest.json"
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
+            with _named(path, "choose another folder"):
+                return manifest.spec_of(read_document(path))
         except FileNotFoundError:
             raise StoreError(f"{self.folder} holds no evaluation: no manifest.json") from None
-        except ValueError as error:
-            raise StoreError(f"{path} is not JSON: {error}") from error
-        if not isinstance(content, dict) or content.get("format") != MANIFEST_FORMAT:
-            found = content.get("format") if isinstance(content, dict) else content
-            raise StoreError(f"{path} is of format {found!r}; this version reads {MANIFEST_FORMAT}")
-        return _spec(content)
 
     def open(self, spec: EvaluationSpec) -> EvaluationSpec:
         """Begin or resume an evaluation: new prompts, seeds, methods and metrics are added.
@@ -95,26 +75,19 @@ class Store:
         Raises:
             StoreError: the folder holds an evaluation with other settings; each is named.
         """
+        with self.claims.locked():
+            return self._opened(spec)
+
+    def _opened(self, spec: EvaluationSpec) -> EvaluationSpec:
         if (self.folder / "manifest.json").exists():
             before = self.spec()
-            shared = _SHARED + (_PLANNED if before.profiled and spec.profiled else ())
-            differing = [name for name in shared if getattr(before, name) != getattr(spec, name)]
-            if differing:
-                raise StoreError(
-                    f"{self.folder} holds an evaluation with another "
-                    + "; another ".join(_difference(before, spec, name) for name in differing)
-                    + ": choose another folder"
-                )
-            spec = _merged(before, spec)
-        for name in ("jobs", "clips", "latents", "calibration", "profiles"):
+            try:
+                spec = manifest.merged(before, spec)
+            except manifest.OtherEvaluation as error:
+                raise StoreError(f"{self.folder} holds an evaluation with {error}") from error
+        for name in FOLDERS:
             (self.folder / name).mkdir(parents=True, exist_ok=True)
-        self._write(
-            "manifest.json",
-            _as_json(
-                {"format": MANIFEST_FORMAT, **dataclasses.asdict(spec)}
-                | {"methods": [m.label for m in spec.methods]}
-            ),
-        )
+        self._write("manifest.json", _as_json(manifest.content_of(spec)))
         return spec
 
     # results
@@ -127,17 +100,10 @@ class Store:
         """
         path = self.folder / "jobs" / f"{job}.json"
         try:
-            found = json.loads(path.read_text(encoding="utf-8"))
+            with _named(path, "delete it, and resume"):
+                return result_file.checked(read_document(path), job)
         except FileNotFoundError:
             return None
-        except ValueError as error:
-            raise StoreError(f"{path} is not JSON ({error}): delete it, and resume") from error
-        if not isinstance(found, dict) or found.get("format") != MANIFEST_FORMAT:
-            raise StoreError(
-                f"{path} is not of format {MANIFEST_FORMAT}: made by another version; choose "
-                f"another folder"
-            )
-        return found
 
     def results(self, spec: EvaluationSpec | None = None) -> Results:
         """All results of an evaluation, as far as it is done.
@@ -201,18 +167,29 @@ class Store:
         """
         path = self.folder / "latents" / f"{job}.npy"
         try:
-            return np.load(path, allow_pickle=False)
-        except (OSError, ValueError, EOFError) as error:
+            found = np.load(path, mmap_mode="r", allow_pickle=False)
+            if not isinstance(found, np.ndarray) or found.dtype != np.float32 or found.ndim != 5:
+                raise ValueError("not a float32 array of (B, C, F, h, w)")
+            return np.array(found)
+        except (OSError, ValueError, EOFError, TypeError, SyntaxError, OverflowError) as error:
             raise StoreError(f"{path} cannot be read ({error}): {_again(job)}") from error
 
     # the rest
 
-    def calibration(self, name: str) -> Any:
-        """What a method measured under a name, or None."""
-        path = self.folder / "calibration" / f"{name}.json"
-        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+    def calibration(self, name: str) -> list[float] | None:
+        """What a method measured under a name, or None.
 
-    def write_calibration(self, name: str, value: Any) -> None:
+        Raises:
+            StoreError: its file is no list of numbers.
+        """
+        path = self.folder / "calibration" / f"{name}.json"
+        try:
+            with _named(path, "delete it, and resume"):
+                return [entry.number() for entry in read_document(path).entries(1)]
+        except FileNotFoundError:
+            return None
+
+    def write_calibration(self, name: str, value: list[float]) -> None:
         """Write what a method measured."""
         self._write(f"calibration/{name}.json", _as_json(value))
 
@@ -232,28 +209,12 @@ class Store:
         self._write("summary.md", markdown.rstrip())
 
     def note(self, event: str, job: str) -> None:
-        """A line in the journal; lines of several processes do not mix."""
-        line = json.dumps({"event": event, "job": job, "time": time.time(), "pid": os.getpid()})
-        with (self.folder / "journal.jsonl").open("a", encoding="utf-8") as file:
-            file.write(line + "\n")
+        """A line in the journal."""
+        journal.note(self.folder / JOURNAL, event, job)
 
     def journal(self) -> Journal:
         """How the work went so far."""
-        path = self.folder / "journal.jsonl"
-        text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
-        entries = [entry for line in text.splitlines() if (entry := _event(line)) is not None]
-        begun, ended = (
-            [entry["job"] for entry in entries if entry["event"] == event] for event in _EVENTS
-        )
-        times = sorted(float(entry["time"]) for entry in entries)
-        return Journal(
-            begun=len(begun),
-            ended=len(ended),
-            open=len(set(begun) - set(ended)),
-            processes=len({entry.get("pid") for entry in entries}),
-            first=_utc(times[0]) if times else None,
-            last=_utc(times[-1]) if times else None,
-        )
+        return journal.read(self.folder / JOURNAL)
 
     def _write(self, name: str, text: str) -> None:
         with placed(self.folder / name) as path:
@@ -261,30 +222,14 @@ class Store:
 
 
 @contextlib.contextmanager
-def placed(target: Path) -> Iterator[Path]:
-    """A path to write to; the file takes the target's place when it is whole and on the disk."""
-    scratch = target.with_name(f".{target.name}.{secrets.token_hex(4)}")
+def _named(path: Path, way_out: str) -> Iterator[None]:
+    """Turn an error of a document into one of the store, with the file's name."""
     try:
-        yield scratch
-        with scratch.open("rb+") as file:
-            os.fsync(file.fileno())
-        os.replace(scratch, target)
-    finally:
-        scratch.unlink(missing_ok=True)
-
-
-def _event(line: str) -> dict[str, Any] | None:
-    """An entry of the journal; None for a line that was cut off or is of another kind."""
-    try:
-        entry = json.loads(line)
-    except ValueError:
-        return None
-    whole = isinstance(entry, dict) and {"event", "job", "time"} <= set(entry)
-    return entry if whole and entry["event"] in _EVENTS else None
-
-
-def _utc(seconds: float) -> str:
-    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M UTC")
+        yield
+    except DocumentError as error:
+        text = str(error).removeprefix(f"{path} ")
+        damaged = "" if text.startswith("is ") else "is damaged: "
+        raise StoreError(f"{path} {damaged}{text}; {way_out}") from error
 
 
 def frames_hash(frames: video.Frames) -> str:
@@ -299,51 +244,3 @@ def _again(job: str) -> str:
 
 def _as_json(content: Any) -> str:
     return json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False, sort_keys=True)
-
-
-def _spec(content: dict[str, Any]) -> EvaluationSpec:
-    return EvaluationSpec(
-        model=ModelSpec(**content["model"]),
-        clip=ClipSpec(**content["clip"]),
-        dtype=content["dtype"],
-        device=content["device"],
-        prompts=tuple(EvaluationPrompt(**prompt) for prompt in content["prompts"]),
-        seeds=tuple(content["seeds"]),
-        methods=tuple(parse(label) for label in content["methods"]),
-        metrics=tuple(content["metrics"]),
-        versions=content["versions"],
-        keep_clips=content["keep_clips"],
-        profile=content.get("profile"),
-        static=content.get("static", False),
-        cache_memory=content.get("cache_memory"),
-    )
-
-
-def _merged(before: EvaluationSpec, now: EvaluationSpec) -> EvaluationSpec:
-    """What the folder has, and after it what is new."""
-    prompts = {prompt.id: prompt for prompt in before.prompts}
-    for prompt in now.prompts:
-        if prompts.setdefault(prompt.id, prompt) != prompt:
-            raise StoreError(f"prompt {prompt.id!r} is another one in this folder's manifest")
-    profiled = now if now.profiled else before
-    return dataclasses.replace(
-        now,
-        prompts=tuple(prompts.values()),
-        seeds=tuple(dict.fromkeys(before.seeds + now.seeds)),
-        methods=tuple(dict.fromkeys(before.methods + now.methods)),
-        metrics=tuple(dict.fromkeys(before.metrics + now.metrics)),
-        profile=now.profile or before.profile,
-        **{name: getattr(profiled, name) for name in _PLANNED},
-    )
-
-
-def _difference(before: EvaluationSpec, now: EvaluationSpec, name: str) -> str:
-    old, new = getattr(before, name), getattr(now, name)
-    if name in ("clip", "model"):
-        old, new = dataclasses.asdict(old), dataclasses.asdict(new)
-    if isinstance(old, dict):
-        keys = [key for key in {**old, **new} if old.get(key) != new.get(key)]
-        return ", ".join(
-            f"{name} {key} ({old.get(key)} before, {new.get(key)} now)" for key in keys
-        )
-    return f"{name} ({old} before, {new} now)"

@@ -44,7 +44,7 @@ def work(
 def rescore(
     store: Store, spec: EvaluationSpec, groups: Sequence[tuple[Job, ...]], again: bool
 ) -> int:
-    """As `Runner.rescore`, of a shard's groups."""
+    """As `Runner.rescore`, of groups of jobs."""
     runner = Runner(store, spec, lambda: None, spec.device)
     return runner.rescore((job for group in groups for job in group), again)
 

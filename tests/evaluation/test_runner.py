@@ -1,4 +1,4 @@
-"""Batch evaluation on a tiny real pipeline: results, resume, shards, statuses, and bad input."""
+"""Batch evaluation on a tiny real pipeline: results, resume, claims, statuses, and bad input."""
 
 from __future__ import annotations
 
@@ -19,7 +19,6 @@ from typer.testing import CliRunner
 
 from dit_accel.cli import app
 from dit_accel.evaluation import statistics
-from dit_accel.evaluation.jobs import Shard, parse_shard, shard_of_environment
 from dit_accel.evaluation.methods import LISTED, METHODS, parse, parse_list
 from dit_accel.evaluation.prompts import read_prompts
 from dit_accel.evaluation.store import Store, StoreError
@@ -181,23 +180,35 @@ def test_resuming_makes_nothing_again_and_adds_what_is_new(prompts, model, tmp_p
     assert len(after) == 9  # 3 prompts x (uncached, edcw, fewer steps)
 
 
-def test_two_shards_equal_one_run(prompts, model, tmp_path):
-    whole, parts = tmp_path / "whole", tmp_path / "parts"
-    evaluate(prompts, model, whole, "--methods", "edcw:9", "--seeds", "0,1")
-    evaluate(prompts, model, parts, "--methods", "edcw:9", "--seeds", "0,1", "--shard", "0/2")
-    assert len(results(parts)) == 6
-    evaluate(prompts, model, parts, "--methods", "edcw:9", "--seeds", "0,1", "--shard", "1/2")
-    assert results(parts) == results(whole)
-    for clip in (whole / "clips").iterdir():
-        assert (parts / "clips" / clip.name).exists()
+def test_two_processes_share_a_folder_and_do_nothing_twice(prompts, model, tmp_path):
+    """Started with the same command, at the same time; both end when all is done."""
+    whole, shared = tmp_path / "whole", tmp_path / "shared"
+    evaluate(prompts, model, whole, "--methods", METHODS_RUN, "--seeds", "0,1")
+    processes = [start(prompts, model, shared, "--seeds", "0,1") for _ in range(2)]
+    for process in processes:
+        _, output = process.communicate(timeout=300)
+        assert process.returncode == 0, output.decode()
+    assert results(shared) == results(whole)
+    for job, result in results(shared).items():  # raises where the frames are not those
+        Store(shared).read_clip(job, json.loads(result)["frames_sha256"])
+    entries = [json.loads(line) for line in (shared / "journal.jsonl").read_text().splitlines()]
+    begun = [entry["job"] for entry in entries if entry["event"] == "begin"]
+    assert sorted(begun) == sorted(results(whole)), "each job was begun once"
+    assert len({entry["pid"] for entry in entries}) == 2
+    assert [path.name for path in (shared / "claims").iterdir()] == [".lock"]
 
 
-def start(prompts: Path, model: Path, out: Path) -> subprocess.Popen[bytes]:
+def start(prompts: Path, model: Path, out: Path, *more: str) -> subprocess.Popen[bytes]:
     code = (
         "import torch; torch.set_num_threads(1)\nimport sys; from dit_accel.cli import main; main()"
     )
     return subprocess.Popen(
-        [sys.executable, "-c", code, *command(prompts, model, out, "--methods", METHODS_RUN)],
+        [
+            sys.executable,
+            "-c",
+            code,
+            *command(prompts, model, out, "--methods", METHODS_RUN, *more),
+        ],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
@@ -378,7 +389,6 @@ def test_plain_text_and_vbench_lists_are_read_and_a_line_that_comes_twice_counts
         (["--methods", ","], "methods is ','"),
         (["--metrics", "psnr_db,beauty"], "--metrics has 'beauty': accepted are psnr_db"),
         (["--seeds", "0,x"], "--seeds is '0,x'"),
-        (["--shard", "2/2"], "shard is '2/2'"),
         (["--backend", "mpi"], "--backend is 'mpi': must be local or ray"),
         (["--height", "17"], "--height is 17"),
     ],
@@ -431,33 +441,6 @@ def test_research_rows_are_accepted_by_name_and_not_listed():
     for verb in ("evaluate", "bench"):
         said = CliRunner().invoke(app, [verb, "--help"]).output
         assert not any(name in said for name in RESEARCH)
-
-
-@pytest.mark.parametrize(
-    ("environment", "shard"),
-    [
-        ({}, Shard(0, 1)),
-        ({"RANK": "3", "WORLD_SIZE": "8"}, Shard(3, 8)),
-        (
-            {
-                "SLURM_ARRAY_TASK_ID": "5",
-                "SLURM_ARRAY_TASK_COUNT": "4",
-                "SLURM_ARRAY_TASK_MIN": "2",
-            },
-            Shard(3, 4),
-        ),
-        ({"SLURM_PROCID": "1", "SLURM_NTASKS": "2"}, Shard(1, 2)),
-    ],
-)
-def test_a_launcher_gives_the_shard(environment, shard):
-    assert shard_of_environment(environment) == shard
-
-
-def test_shards_part_the_work_without_overlap():
-    groups = list(range(10))
-    parts = [Shard(i, 3).of(groups) for i in range(3)]
-    assert sorted(group for part in parts for group in part) == groups
-    assert parse_shard("1/3") == Shard(1, 3)
 
 
 def test_a_difference_names_a_winner_only_when_its_interval_leaves_out_zero():

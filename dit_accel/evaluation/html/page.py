@@ -14,13 +14,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dit_accel.core.files import placed
 from dit_accel.evaluation.html import clips, figures, front, lacking, made, maps, plots
 from dit_accel.evaluation.html.svg import look
 from dit_accel.evaluation.jobs import EvaluationSpec
 from dit_accel.evaluation.methods import METHODS, UNCACHED
 from dit_accel.evaluation.results import PSNR, Results
 from dit_accel.evaluation.statistics import Interval
-from dit_accel.evaluation.store import Store, placed
+from dit_accel.evaluation.store import Store
 from dit_accel.evaluation.summary import MethodSummary, Summary, digits, summarise
 from dit_accel.metrics import METRICS
 

@@ -55,7 +55,7 @@ class MethodContext:
     """
 
     clip: ClipSpec
-    calibrate: Callable[[str, Callable[[Callable[[], None]], Any]], Any]
+    calibrate: Callable[[str, Callable[[Callable[[], None]], list[float]]], list[float]]
     profile: Path | None = None
     static: bool = False
     cache_memory: int | None = None

@@ -1,0 +1,159 @@
+"""Claims on jobs: any number of processes, on any machines, share an evaluation's folder.
+
+In: a folder, and the name of a job. Out: a claim that is held, or none while another process holds
+it. A claim is a file whose time its holder renews; one that is not renewed for `LEASE_SECONDS`, or
+whose holder is known to be dead, has lapsed and is taken over.
+Knows: files and processes. A holder that was stopped and goes on after its claim lapsed makes the
+same result again, which is written whole over the first: nothing is damaged.
+Source: ours; leases after Gray and Cheriton (1989).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import secrets
+import socket
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+LEASE_SECONDS = 60.0
+_RENEWALS = 4  # in the time of a lease
+_NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK, errno.EINVAL)
+
+
+class Claims:
+    """The claims in a folder, of this process.
+
+    Args:
+        folder: on a file system that all processes see; made if need be.
+        lease_seconds: after which a claim that is not renewed lapses; equal in all processes.
+    """
+
+    def __init__(self, folder: Path, lease_seconds: float = LEASE_SECONDS) -> None:
+        self.folder, self.lease_seconds = folder, lease_seconds
+
+    @contextlib.contextmanager
+    def claim(self, job: str) -> Iterator[bool]:
+        """Whether the job is this process's in the body; another process may hold it.
+
+        Raises:
+            OSError: the folder cannot be written.
+        """
+        path, mine = self.folder / job, json.dumps(_me())
+        if not self._take(path, mine):
+            yield False
+            return
+        renewed = threading.Event()
+        renewer = threading.Thread(target=self._renew, args=(path, renewed), daemon=True)
+        renewer.start()
+        try:
+            yield True
+        finally:
+            renewed.set()
+            renewer.join()
+            with contextlib.suppress(OSError):
+                if path.read_text("utf-8") == mine:  # else it was taken over
+                    path.unlink()
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """One process at a time, where the file system has locks."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with (self.folder / ".lock").open("a") as file:
+            _lock(file.fileno())
+            yield  # closing the file ends the lock
+
+    def _take(self, path: Path, mine: str) -> bool:
+        if self._create(path, mine):
+            return True
+        if not self._has_lapsed(path):
+            return False
+        with self.locked():  # so that no other process takes it over between the next two lines
+            if self._has_lapsed(path):
+                path.unlink(missing_ok=True)
+            return self._create(path, mine)
+
+    def _create(self, path: Path, mine: str) -> bool:
+        """Make the file, unless it is there."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        try:
+            with path.open("x", encoding="utf-8") as file:
+                file.write(mine)
+        except FileExistsError:
+            return False
+        return True
+
+    def _has_lapsed(self, path: Path) -> bool:
+        """By the clock of the file system, which is the same for all."""
+        try:
+            renewed, text = path.stat().st_mtime, path.read_text("utf-8", "replace")
+        except FileNotFoundError:
+            return True
+        return _is_dead(text) or self._now() - renewed > self.lease_seconds
+
+    def _now(self) -> float:
+        probe = self.folder / f".now.{os.getpid()}.{secrets.token_hex(4)}"
+        try:
+            probe.touch()
+            return probe.stat().st_mtime
+        finally:
+            probe.unlink(missing_ok=True)
+
+    def _renew(self, path: Path, ended: threading.Event) -> None:
+        while not ended.wait(self.lease_seconds / _RENEWALS):
+            with contextlib.suppress(OSError):  # it was taken over, or the disk is away
+                os.utime(path)
+
+
+def _me() -> dict[str, Any]:
+    pid = os.getpid()
+    return {"host": _host(), "pid": pid, "began": _began(pid), "claim": secrets.token_hex(8)}
+
+
+def _host() -> str:
+    """This machine; of a container also its space of process numbers."""
+    space = Path("/proc/self/ns/pid")
+    return f"{socket.gethostname()} {os.readlink(space) if space.exists() else ''}".strip()
+
+
+def _is_dead(text: str) -> bool:
+    """Whether the holder ran on this machine and is gone; False where that is not known."""
+    try:
+        holder = json.loads(text)
+        host, pid, began = holder["host"], holder["pid"], holder["began"]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return False  # it is being written, or is no claim of ours: the lease decides
+    if host != _host() or began is None or not isinstance(pid, int):
+        return False
+    return _began(pid) != began
+
+
+def _began(pid: int) -> str | None:
+    """When a process of this machine began, which tells it from a later one of the same number;
+    "" where it is gone or was killed, None where the system does not say."""
+    if not Path("/proc/self/stat").exists():
+        return None
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except (OSError, ValueError):
+        return ""
+    boot = Path("/proc/sys/kernel/random/boot_id")
+    name = boot.read_text().strip() if boot.exists() else ""
+    return "" if fields[0] in "ZX" else f"{name} {fields[19]}"
+
+
+def _lock(descriptor: int) -> None:
+    try:
+        import fcntl
+    except ImportError:  # not on Windows
+        return
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise

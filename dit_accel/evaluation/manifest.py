@@ -1,0 +1,181 @@
+"""The manifest of an evaluation: its spec as JSON, read field by field, and two of them merged.
+
+In: a spec; or the manifest's content. Out: the same in the other form; or a `DocumentError` that
+names the field.
+Knows: what every field may be. Does not know where the file lies (`store`).
+Source: ours.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from dit_accel.core.document import DocumentError, Field, shown
+from dit_accel.core.generation import ClipSpec
+from dit_accel.evaluation import prompts
+from dit_accel.evaluation.jobs import MANIFEST_FORMAT, EvaluationSpec, ModelSpec
+from dit_accel.evaluation.methods import Setting, parse
+from dit_accel.evaluation.prompts import EvaluationPrompt
+from dit_accel.metrics import METRICS
+
+HASH = "[0-9a-f]{1,64}"
+LARGEST_SEED = 2**63 - 1
+_SHARED = ("model", "clip", "dtype", "device", "versions")
+_PLANNED = ("static", "cache_memory")  # shared as well, where both have methods with a profile
+_FIELDS = ("format", *(field.name for field in dataclasses.fields(EvaluationSpec)))
+
+
+class OtherEvaluation(ValueError):
+    """A folder's evaluation and one that was asked for do not fit together."""
+
+
+def content_of(spec: EvaluationSpec) -> dict[str, Any]:
+    """The manifest, JSON-able."""
+    labels = {"methods": [method.label for method in spec.methods]}
+    return {"format": MANIFEST_FORMAT, **dataclasses.asdict(spec)} | labels
+
+
+def spec_of(content: Field) -> EvaluationSpec:
+    """The evaluation that a manifest describes.
+
+    Raises:
+        DocumentError: a field is missing or not accepted; names it.
+    """
+    check_format(content)
+    content.only(_FIELDS)
+    static, keep = content.find("static"), content.at("keep_clips").flag()
+    profile, memory = content.find("profile"), content.find("cache_memory")
+    return EvaluationSpec(
+        model=_model(content.at("model")),
+        clip=clip_of(content.at("clip")),
+        dtype=content.at("dtype").text(),
+        device=content.at("device").text(),
+        prompts=_prompts(content.at("prompts")),
+        seeds=tuple(_once(content.at("seeds"), lambda seed: seed.whole(0, LARGEST_SEED))),
+        methods=tuple(dict.fromkeys(map(_method, content.at("methods").entries(1)))),
+        metrics=tuple(_once(content.at("metrics"), lambda name: name.one_of(METRICS))),
+        versions=texts_of(content.at("versions")),
+        keep_clips=keep,
+        profile=profile.text(HASH) if profile else None,  # a part of a path
+        static=static.flag() if static else False,
+        cache_memory=memory.whole(1) if memory else None,
+    )
+
+
+def check_format(content: Field) -> None:
+    """Refuse a file of another version.
+
+    Raises:
+        DocumentError: naming its format.
+    """
+    found = content.fields().get("format")
+    if found is None or found.value != MANIFEST_FORMAT or isinstance(found.value, bool):
+        format_now = shown(found.value) if found is not None else "none"
+        raise DocumentError(
+            f"is of format {format_now}, made by another version; this one reads {MANIFEST_FORMAT}"
+        )
+
+
+def clip_of(field: Field) -> ClipSpec:
+    """The settings of a clip."""
+    field.only([one.name for one in dataclasses.fields(ClipSpec)])
+    negative, fps = field.find("negative"), field.find("fps")
+    longest = field.find("max_sequence_length")
+    return ClipSpec(
+        prompt=field.at("prompt").text(),
+        negative=negative.text() if negative else None,
+        seed=field.at("seed").whole(0, LARGEST_SEED),
+        guidance=field.at("guidance").number(0, 1e6),
+        fps=fps.number(1e-3, 1e6) if fps else None,
+        max_sequence_length=longest.whole(1, 10**9) if longest else None,
+        **{name: field.at(name).whole(1, 10**9) for name in ("steps", "height", "width", "frames")},
+    )
+
+
+def texts_of(field: Field) -> dict[str, str]:
+    """An object of texts."""
+    return {name: value.text() for name, value in field.fields().items()}
+
+
+def _model(field: Field) -> ModelSpec:
+    names = [one.name for one in dataclasses.fields(ModelSpec)]
+    return ModelSpec(**{name: field.only(names).at(name).text() for name in names})
+
+
+def _prompts(field: Field) -> tuple[EvaluationPrompt, ...]:
+    found = []
+    for entry in field.entries(1):
+        entry.only(prompts.KEYS)
+        negative = entry.find("negative")
+        found.append(
+            EvaluationPrompt(
+                id=entry.at("id").text(prompts.ID_PATTERN),
+                prompt=entry.at("prompt").text(),
+                negative=negative.text() if negative else None,
+            )
+        )
+    _once(field, lambda entry: entry.at("id").value)
+    return tuple(found)
+
+
+def _method(field: Field) -> Setting:
+    try:
+        return parse(field.text())
+    except DocumentError:
+        raise
+    except ValueError as error:
+        raise DocumentError(f"{field.place}: {error}") from error
+
+
+def _once(field: Field, read: Any) -> list[Any]:
+    """The entries of a list with at least one, none of them twice."""
+    found: dict[Any, None] = {}
+    for entry in field.entries(1):
+        value = read(entry)
+        if value in found:
+            raise DocumentError(f"{entry.place} has {value!s:.60} again; accepted: each once")
+        found[value] = None
+    return list(found)
+
+
+def merged(before: EvaluationSpec, now: EvaluationSpec) -> EvaluationSpec:
+    """What the folder has, and after it what is new.
+
+    Raises:
+        OtherEvaluation: they differ in what they must share; each difference is named.
+    """
+    shared = _SHARED + (_PLANNED if before.profiled and now.profiled else ())
+    differing = [name for name in shared if getattr(before, name) != getattr(now, name)]
+    if differing:
+        raise OtherEvaluation(
+            "another "
+            + "; another ".join(_difference(before, now, name) for name in differing)
+            + ": choose another folder"
+        )
+    by_id = {prompt.id: prompt for prompt in before.prompts}
+    for prompt in now.prompts:
+        if by_id.setdefault(prompt.id, prompt) != prompt:
+            raise OtherEvaluation(f"another prompt {prompt.id!r}: choose another folder")
+    profiled = now if now.profiled else before
+    return dataclasses.replace(
+        now,
+        prompts=tuple(by_id.values()),
+        seeds=tuple(dict.fromkeys(before.seeds + now.seeds)),
+        methods=tuple(dict.fromkeys(before.methods + now.methods)),
+        metrics=tuple(dict.fromkeys(before.metrics + now.metrics)),
+        profile=now.profile or before.profile,
+        **{name: getattr(profiled, name) for name in _PLANNED},
+    )
+
+
+def _difference(before: EvaluationSpec, now: EvaluationSpec, name: str) -> str:
+    old, new = getattr(before, name), getattr(now, name)
+    if name in ("clip", "model"):
+        old, new = dataclasses.asdict(old), dataclasses.asdict(new)
+    if isinstance(old, dict):
+        keys = [key for key in {**old, **new} if old.get(key) != new.get(key)]
+        return ", ".join(
+            f"{name} {key} ({old.get(key)} before, {new.get(key)} now)" for key in keys
+        )
+    return f"{name} ({old} before, {new} now)"

@@ -1,0 +1,124 @@
+"""The file of a result: every field of it is checked when it is read.
+
+In: the content of `jobs/<id>.json`. Out: the result; or a `DocumentError` that names the field.
+Knows: what tables, pages and the runner take from a result. That the job is the one that the file
+is named after follows from its hash.
+Source: ours.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+
+from dit_accel.core.document import DocumentError, Field
+from dit_accel.evaluation.manifest import HASH, check_format, clip_of
+from dit_accel.evaluation.methods.row import UNCACHED
+from dit_accel.evaluation.prompts import ID_PATTERN
+from dit_accel.evaluation.results import FAILED, MACHINE, NO_EFFECT, OK, Result
+
+_COSTS = ("denoising_seconds", "whole_seconds")
+_LARGEST = 1e18  # of a count
+
+
+def checked(content: Field, job: str) -> Result:
+    """A result as its file has it.
+
+    Args:
+        job: the id that the file is named after.
+
+    Raises:
+        DocumentError: a field is missing or not accepted; names it.
+    """
+    check_format(content)
+    if content.at("id").text() != job:
+        raise content.at("id").error(f"{job}, as the file's name")
+    _check_job(content.at("job"), job)
+    content.at("prompt_id").text(ID_PATTERN)
+    _text_or_none(content, "reference")
+    _text_or_none(content, "error")
+    _check_machine(content.at("clock"))
+    if content.at("status").one_of((OK, NO_EFFECT, FAILED)) != FAILED:
+        _check_made(content)
+    found: Result = content.value
+    return found
+
+
+def _check_job(field: Field, job: str) -> None:
+    """The settings decide the id, so none of them can be another one."""
+    clip_of(field.at("clip"))
+    field.at("method").text()
+    text = json.dumps(field.value, sort_keys=True, ensure_ascii=True)
+    if hashlib.sha256(text.encode()).hexdigest()[:20] != job:
+        raise DocumentError(f"{field.place} is not the job that {job} is the hash of")
+
+
+def _check_machine(clock: Field) -> None:
+    for name in MACHINE:
+        entry = clock.find(name)
+        if entry is not None and name in ("threads", "cpus"):
+            entry.whole(0, 1_000_000)
+        elif entry is not None:
+            entry.text()
+
+
+def _check_made(content: Field) -> None:
+    """What a clip that was made has."""
+    for remark in content.at("remarks").entries():
+        remark.text()
+    content.at("frames_sha256").text(HASH)
+    flops = content.find("flops")
+    if flops is not None:
+        for step in flops.entries():
+            step.number(0, _LARGEST)
+    _check_computed(content)
+    clock = content.at("clock")
+    for name in _COSTS:
+        clock.at(name).number(0, 1e12)
+    _count(clock, "peak_memory_bytes")
+    report = content.find("report")
+    if report is not None:
+        _count(report, "cached_bytes")
+    scores = content.find("scores")
+    for score in scores.fields().values() if scores is not None else ():
+        _check_score(score)
+
+
+def _check_computed(content: Field) -> None:
+    computed = content.at("computed")
+    calls = {name: rows.entries(1) for name, rows in computed.fields().items()}
+    counts = [step.whole(0, 2**31) for rows in calls.values() for step in rows]
+    if len({len(rows) for rows in calls.values()}) > 1:
+        raise DocumentError(f"{computed.place} has lists of several lengths; accepted: of one")
+    if content.at("job").at("method").value == UNCACHED and not any(counts):
+        raise DocumentError(f"{computed.place} has no computed step; accepted: at least one")
+
+
+def _check_score(score: Field) -> None:
+    _check_value(score.find("value"))
+    frames = score.find("frames")
+    for frame in frames.entries() if frames is not None else ():
+        _check_value(None if frame.value is None else frame)
+    _text_or_none(score, "reason")
+    _count(score, "exact_frames")
+    version = score.find("version")
+    if version is not None and not isinstance(version.value, str):
+        version.whole(0)
+
+
+def _check_value(field: Field | None) -> None:
+    """A number; JSON has no infinity, so it is a text."""
+    if field is not None and field.value not in ("inf", "-inf"):
+        field.number(-1e15, 1e15)
+
+
+def _text_or_none(content: Field, name: str) -> None:
+    field = content.find(name)
+    if field is not None:
+        field.text()
+
+
+def _count(content: Field, name: str) -> None:
+    field = content.find(name)
+    if field is not None:
+        field.whole(0)
