@@ -19,6 +19,7 @@ import torch
 
 from dit_accel.caching.guard import GuardedPolicy
 from dit_accel.caching.policy import Policy
+from dit_accel.caching.ranks import Ranks
 from dit_accel.caching.recording import NO_SUM, NotPlanned, RecordingPolicy, guidance_of
 from dit_accel.core.families import Family, transformers_of
 from dit_accel.core.guidance import FirstStep, conditional
@@ -60,21 +61,35 @@ class RunController:
         self._recording: RecordingPolicy | None = None
         self._samplers = CoefficientCache()
         self._weights = profile.sampler.branch_weights if profile else (1.0,)  # seen last
+        self._ranks, self._where = Ranks(), torch.device("cpu")
         self._unsaid: RunInfo | None = None  # a run whose pipeline does not say how it guides
 
     def start(self, run: RunInfo) -> Policy:
-        """The policy of a run.
+        """The policy of a run: where several ranks compute it, the one that the first chose.
 
         Raises:
             ValueError: the target or the profile does not suit it.
         """
+        self._ranks = Ranks(run.groups)
+        if run.latents is not None:
+            self._where = run.latents.device
+        policy = self._ranks.of_first(lambda: self._start(run), self._where)
+        if isinstance(policy, SearchingPolicy):
+            policy.agree(self._ranks, self._where)
+        return policy
+
+    def after_first_step(self, branches: int, seen: Callable[[], FirstStep]) -> Policy | None:
+        decide = partial(self._after_first_step, branches, seen)
+        return self._ranks.of_first(decide, self._where)
+
+    def _start(self, run: RunInfo) -> Policy:
         if self._recording is not None:
             self._end_recording(self._recording)
         said = self._said_weights(run)
         self._unsaid = run if said is None else None
         return self._policy(run, said or self._weights)
 
-    def after_first_step(self, branches: int, seen: Callable[[], FirstStep]) -> Policy | None:
+    def _after_first_step(self, branches: int, seen: Callable[[], FirstStep]) -> Policy | None:
         run, self._unsaid = self._unsaid, None
         if run is None or branches == len(self._weights) == 1:
             return None
@@ -235,9 +250,18 @@ class SearchingPolicy(Policy):
     ) -> None:  # fmt: skip
         self.branch_weights, self._choose = branch_weights, choose
         self.needs_error, self.checks_finite = guard and not static, not static
+        self.agree(Ranks(), torch.device("cpu"))
+
+    def agree(self, ranks: Ranks, device: torch.device) -> None:
+        """The first of these ranks searches for all of them."""
+        self._ranks, self._device = ranks, device
 
     def prepare(self) -> Policy:
-        return self._choose()
+        return self._ranks.of_first(self._choose, self._device)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the search: another rank gets what was found."""
+        return vars(self) | {"_choose": None}
 
 
 def _kind_of(guidance: float, weights: tuple[float, ...]) -> tuple[Any, ...]:

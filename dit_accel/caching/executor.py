@@ -20,6 +20,7 @@ import torch
 from dit_accel.caching.engine import CacheMemory, Engine
 from dit_accel.caching.monitor import LostValues, Monitor
 from dit_accel.caching.policy import Controller, Policy
+from dit_accel.caching.ranks import Ranks
 from dit_accel.caching.store import BranchStore, TensorStore
 from dit_accel.core import extrapolation
 from dit_accel.core.guidance import FirstStep
@@ -44,6 +45,7 @@ class PlanExecutor(Engine):
         self.store = TensorStore(cache_memory)  # components, by role and branch, by step
         self.computed: dict[tuple[str, str], dict[int, bool]] = {}  # by transformer and branch
         self._prepared = False  # whether the policy was, in this run
+        self.ranks = Ranks()
         self._missing: set[int] = set()  # steps whose extrapolation lacked a value
         self._form: Callable[[torch.Tensor], Any] = _as_tuple
         self.clear()
@@ -143,7 +145,10 @@ class PlanExecutor(Engine):
     def run_begins(self, num_steps: int | None) -> None:
         """Forget the last run, and ask the controller for the policy of this one."""
         self.clear()
-        self.policy, self._prepared = self.controller.start(self.session.run), False
+        run = self.session.run
+        self.ranks = Ranks(run.groups)
+        self.monitor.reset(self.ranks)
+        self.policy, self._prepared = self.controller.start(run), False
         self.computed.clear()
         self._missing.clear()
         self.host_syncs = 0
@@ -166,7 +171,8 @@ class PlanExecutor(Engine):
         planned = policy.extrapolation_at(step)
         self._extrapolation = None if self.session.changes_denoiser(step) else planned
         if self._extrapolation is not None and policy.checks_finite and not policy.needs_error:
-            self._drop_invalid(step - 1, torch.stack(self.store.sums()).tolist())
+            sums = self.ranks.mean(torch.stack(self.store.sums()))
+            self._drop_invalid(step - 1, sums.tolist())
             self.host_syncs += 1
         if self.lost:  # a fresh value is needed to restore what was lost
             self._extrapolation = None

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 import torch
 
+from dit_accel.caching.ranks import Ranks
 from dit_accel.core import drift, extrapolation
 from dit_accel.core.session import Session
 
@@ -40,8 +41,9 @@ class Monitor:
         self.session = session
         self.reset()
 
-    def reset(self) -> None:
-        """A run begins: forget the last one."""
+    def reset(self, ranks: Ranks | None = None) -> None:
+        """A run begins: forget the last one; `ranks` compute it together."""
+        self.ranks = ranks or Ranks()
         self._latents: torch.Tensor | None = None  # at the step before
         self._speed: float | None = None
         # The text and its version, by branch; "" is the first branch of a step, before it is known.
@@ -67,7 +69,9 @@ class Monitor:
             return False
         if text is before:
             return written != version
-        return text.shape != before.shape or not torch.equal(text, before)
+        if text.shape != before.shape:
+            return True
+        return bool(self.ranks.mean((text != before).any().float()))
 
     def compare(
         self, component: int, weight: float, fresh: torch.Tensor,
@@ -98,7 +102,8 @@ class Monitor:
             miss, rise = _sum(self._errors), _sum(self._rises)
             error = drift.relative_l2(miss, self._guided)
             trust = 1 - drift.projection_coefficient(miss, rise)
-        numbers = torch.stack([error, trust, self._moved(step, like), *sums]).tolist()
+        measured_here = torch.stack([error, trust, self._moved(step, like), *sums])
+        numbers = self.ranks.mean(measured_here).tolist()
         (measured, trusted, speed), read = numbers[:3], numbers[3:]
         # An error that is not finite because a cached value is not says nothing of the prediction.
         valid = self._errors and (all(map(math.isfinite, read)) or math.isfinite(measured))

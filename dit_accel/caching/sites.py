@@ -19,11 +19,11 @@ from typing import Any
 import torch
 
 from dit_accel.caching.engine import CacheMemory, Engine
+from dit_accel.caching.ranks import Ranks
 from dit_accel.caching.windows import EDCW, Windows
-from dit_accel.core import extrapolation
-from dit_accel.core.drift import relative_l1
+from dit_accel.core import drift, extrapolation
 from dit_accel.core.families import Family
-from dit_accel.core.patching import Patches
+from dit_accel.core.patching import Patches, local_arguments
 from dit_accel.core.report import CacheSite, SiteReport
 from dit_accel.core.session import Session
 
@@ -84,13 +84,13 @@ class Site:
         session, config = self.cache.session, self.cache.config
         before = self._fitting(value)
         fresh = value if fresh is None else fresh
-        drift = relative_l1(self._predict(before), fresh) if before else None
+        sums = drift.l1_sums(self._predict(before), fresh) if before else None
         now = CachedValue(session.time if config.order else 0.0, value)
         older = [one for one in before if one.time != now.time]
         self.cached[session.role, session.branch] = [now, *older][: config.order + 1]
         trace = self._trace()
         getattr(trace, action).append(session.step)
-        self.cache.pending.append((self, trace, session.step, drift))
+        self.cache.pending.append((self, trace, session.step, sums))
 
     def _fitting(self, like: torch.Tensor) -> list[CachedValue]:
         """The values of this role and branch, latest first; none of another size or device."""
@@ -125,7 +125,7 @@ class Site:
         return forward
 
     def wrap_stack(
-        self, count: int, family: Family
+        self, blocks: list[torch.nn.Module], family: Family
     ) -> Callable[[int, ModuleForward], ModuleForward]:
         """Cache the residual of a run of blocks: of one block, or of the whole stack.
 
@@ -133,14 +133,16 @@ class Site:
         others return their input. Text that comes with the tokens is returned as it came.
         """
         entered: list[torch.Tensor] = []  # the stack's input while it is being computed
-        last, text = count - 1, family.text
+        last, text = len(blocks) - 1, family.text
 
         def wrap(index: int, inner: ModuleForward) -> ModuleForward:
             def forward(*args: Any, **kwargs: Any) -> Any:
                 def passed(tokens: torch.Tensor) -> Any:
-                    return tokens if text is None else (tokens, _argument(text, args, kwargs))
+                    return tokens if text is None else (tokens, _argument(text, *here))
 
-                tokens = _argument(family.hidden, args, kwargs)
+                # Context parallelism may split the tokens at this block, below us.
+                here = local_arguments(blocks[index], args, kwargs)
+                tokens = _argument(family.hidden, *here)
                 if index == 0:
                     entered.clear()  # also after a run that was aborted inside the stack
                     cached = self.fetch(tokens)
@@ -165,9 +167,10 @@ class SiteCache(Engine):
     def __init__(self, session: Session, family: Family, site: CacheSite, config: EDCW) -> None:
         self.session, self.family, self.site, self.config = session, family, site, config
         self.sites: list[Site] = []
-        self.pending: list[tuple[Site, Trace, int, torch.Tensor | None]] = []  # drifts to read
+        self.pending: list[tuple[Site, Trace, int, torch.Tensor | None]] = []  # to read
         self.reads: list[tuple[torch.Tensor, Callable[[list[float]], None]]] = []
         self._peak_bytes = 0
+        self.ranks = Ranks()
 
     def install(self, patches: Patches) -> None:
         for name, module in self.session.transformers.items():
@@ -196,7 +199,7 @@ class SiteCache(Engine):
     def _wrap_stack(
         self, patches: Patches, site: Site, root: torch.nn.Module, blocks: list[torch.nn.Module]
     ) -> None:
-        wrap = site.wrap_stack(len(blocks), self.family)
+        wrap = site.wrap_stack(blocks, self.family)
         for index, block in enumerate(blocks):
             patches.around(block, partial(wrap, index), root=root)
 
@@ -206,27 +209,36 @@ class SiteCache(Engine):
         self.pending.clear()
         self.reads.clear()
         self._peak_bytes = self.host_syncs = 0
+        self.ranks = Ranks(self.session.groups)
         for site in self.sites:
             site.reset(num_steps)
 
     def step_begins(self, step: int) -> None:
         """Decide for every site; the branches share its decision."""
-        self.flush()
+        self._read(self.ranks)
         changed = self.session.changes_denoiser(step)
         for site in self.sites:
             if changed:
                 site.cached.clear()
             site.uses_cache = not changed and not site.windows.computes(step)
 
+    def run_ends(self, steps: int) -> None:
+        if self.ranks:  # while all of them are here: a report may be asked of one alone
+            self._read(self.ranks)
+
     def flush(self) -> None:
-        """Read the drifts of the last step, in one host sync, and give them to the windows."""
+        """Read the drifts of the last step: this rank's alone, as others may not be asked."""
+        self._read(Ranks())
+
+    def _read(self, ranks: Ranks) -> None:
+        """Read the drifts of a step, in one host sync, and give them to the windows."""
         values = (one.value for s in self.sites for cached in s.cached.values() for one in cached)
         self._peak_bytes = max(self._peak_bytes, sum(value.nbytes for value in values))
-        drifts = [drift for *_, drift in self.pending if drift is not None]
-        numbers = iter(self._to_host(drifts + [tensor for tensor, _ in self.reads]))
+        sums = [sums for *_, sums in self.pending if sums is not None]
+        numbers = iter(self._to_host(ranks, sums, [tensor for tensor, _ in self.reads]))
         worst: dict[Site, tuple[int, float | None]] = {}  # over the branches
-        for site, trace, step, drift in self.pending:
-            value = None if drift is None else next(numbers)
+        for site, trace, step, measured in self.pending:
+            value = None if measured is None else next(numbers)
             if value is not None:
                 trace.drift[step] = value
             worst[site] = (step, _larger(worst.get(site, (step, None))[1], value))
@@ -241,14 +253,19 @@ class SiteCache(Engine):
         """Read a tensor with the step's drifts, and give its numbers to the callback."""
         self.reads.append((tensor, callback))
 
-    def _to_host(self, tensors: list[torch.Tensor]) -> list[float]:
-        if not tensors:
+    def _to_host(
+        self, ranks: Ranks, sums: list[torch.Tensor], others: list[torch.Tensor]
+    ) -> list[float]:
+        """The drifts of pairs of sums, and other numbers: those of all ranks together."""
+        if not sums and not others:
             return []
         self.host_syncs += 1
-        device = tensors[0].device
-        flat = [tensor.to(device, torch.float32).flatten() for tensor in tensors]
-        numbers: list[float] = torch.cat(flat).tolist()
-        return numbers
+        device = (sums + others)[0].device
+        flat = [tensor.to(device, torch.float32).flatten() for tensor in sums + others]
+        numbers = ranks.mean(torch.cat(flat))
+        drifts = drift.ratio(numbers[: 2 * len(sums)].view(-1, 2))
+        found: list[float] = torch.cat([drifts, numbers[2 * len(sums) :]]).tolist()
+        return found
 
     def clear(self) -> None:
         for site in self.sites:

@@ -29,6 +29,7 @@ from dit_accel.attention.pcas import (
 )
 from dit_accel.attention.processor import StagedAttnProcessor
 from dit_accel.caching.blend import DWS, Choice, Errors, cached_error, choose
+from dit_accel.caching.ranks import Ranks
 from dit_accel.caching.sites import ModuleForward, Site, SiteCache
 from dit_accel.caching.windows import EDCW
 from dit_accel.core.families import Family
@@ -278,6 +279,12 @@ class UniCPCache(SiteCache):
             here = index % (len(self.sites) // len(self.session.transformers))
             site.set_up(transformer.get_submodule(site.name), patches, self.preset.pcas, here)
 
+    def run_begins(self, num_steps: int | None) -> None:
+        super().run_begins(num_steps)
+        if self.ranks and self.preset.pcas is not None:
+            for site in self.pruned_sites():
+                site.off = "several ranks share its tokens or its heads"
+
     def pruned_sites(self) -> list[PrunedSite]:
         return [site for site in self.sites if isinstance(site, PrunedSite)]
 
@@ -290,8 +297,8 @@ class UniCPCache(SiteCache):
         for site in self.pruned_sites():
             site.decide(step)
 
-    def flush(self) -> None:
-        super().flush()
+    def _read(self, ranks: Ranks) -> None:
+        super()._read(ranks)
         for site in self.pruned_sites():
             site.finish_step()
 

@@ -30,11 +30,24 @@ def relative_l1(cached: torch.Tensor, fresh: torch.Tensor) -> torch.Tensor:
         >>> relative_l1(torch.tensor([1.0, 2.0]), torch.tensor([2.0, 2.0])).item()
         0.25
     """
+    return ratio(l1_sums(cached, fresh))
+
+
+def l1_sums(cached: torch.Tensor, fresh: torch.Tensor) -> torch.Tensor:
+    """The two sums of `relative_l1`, `(2,)` float32: of the change, and of the fresh value.
+
+    Where each of several ranks has a part of the tokens, their sums are added before the division.
+    """
     if cached.shape != fresh.shape:
         shapes = f"cached has shape {tuple(cached.shape)}, fresh {tuple(fresh.shape)}"
         raise ValueError(f"{shapes}; accepted: equal shapes")
     change = torch.linalg.vector_norm(fresh - cached, 1, dtype=torch.float32)
-    size = torch.linalg.vector_norm(fresh, 1, dtype=torch.float32)
+    return torch.stack([change, torch.linalg.vector_norm(fresh, 1, dtype=torch.float32)])
+
+
+def ratio(sums: torch.Tensor) -> torch.Tensor:
+    """The first over the second of each pair, `(..., 2)` -> `(...)`; 0 where the first is 0."""
+    change, size = sums.unbind(-1)
     return torch.where(change == 0, change, change / size)
 
 

@@ -183,6 +183,48 @@ class _Replacement:
         return getattr, (self._owner, self._name)
 
 
+def parallel_group(module: torch.nn.Module) -> Any:
+    """The process group over which diffusers divides a model; None where it does not.
+
+    Raises:
+        ValueError: context parallelism was asked for, and the model has no plan for it. Diffusers
+            refuses that too, but leaves every attention in parallel mode.
+    """
+    module = uncompiled(module)
+    config: Any = getattr(module, "_parallel_config", None)
+    parts = "context_parallel_config", "tensor_parallel_config"
+    context, tensor = (getattr(config, part, None) for part in parts)
+    if context is not None and not any(_split_hooks(inner) for inner in module.modules()):
+        raise ValueError(
+            f"{type(module).__name__} has a context-parallel config without a plan; accepted: "
+            "enable_parallelism with cp_plan, or a model that diffusers has a plan of"
+        )
+    mesh = getattr(context, "_flattened_mesh", None) or getattr(tensor, "_mesh", None)
+    return None if mesh is None else mesh.get_group()
+
+
+def local_arguments(
+    module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """A call's arguments as the module's own forward gets them: this rank's part of the tokens.
+
+    Diffusers splits them below us, inside the call; a call that is skipped has to split them too.
+    """
+    module = uncompiled(module)
+    if hook_of(module) is None and not is_patched(module, "forward"):
+        return args, kwargs  # diffusers' hook came later, at `forward`, and stands above ours
+    for hook in _split_hooks(module):
+        args, kwargs = hook.pre_forward(module, *args, **kwargs)
+    return args, kwargs
+
+
+def _split_hooks(module: torch.nn.Module) -> list[Any]:
+    """The hooks of context parallelism that split a module's inputs or outputs."""
+    registry = vars(module).get("_diffusers_hook")
+    named = {} if registry is None else registry.hooks
+    return [hook for name, hook in named.items() if name.startswith("cp_input")]
+
+
 def outside_graphs(forward: Any) -> Any:
     """Keep torch.compile from tracing our bookkeeping; what is wrapped is still compiled."""
     return torch.compiler.disable(forward, recursive=False)  # type: ignore[no-untyped-call]

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch.utils._pytree import tree_map_only
 
-from dit_accel.core.patching import Patches, marks_of_calls, notifying
+from dit_accel.core.patching import Patches, marks_of_calls, notifying, parallel_group
 from dit_accel.core.places import Texts, positions
 
 _TWO_THREADS = "pipe was called in two threads at once; accepted: a pipeline for each thread"
@@ -40,6 +40,7 @@ class RunInfo:
     latents: torch.Tensor | None = None
     text: torch.Tensor | None = None
     begin: int = 0  # position of the first step in the scheduler's timesteps
+    groups: tuple[Any, ...] = ()  # process groups whose ranks compute it together
 
 
 @dataclass(frozen=True, eq=False)
@@ -118,7 +119,12 @@ class Session:
         self._reset()
 
     def install(self, patches: Patches) -> None:
-        """Wrap `forward` and, where there is one, `cache_context` of every transformer."""
+        """Wrap `forward` and, where there is one, `cache_context` of every transformer.
+
+        Raises:
+            ValueError: context parallelism is on without a plan.
+        """
+        _ = self.groups
         for name, module in self.transformers.items():
             if hasattr(module, "cache_context"):
                 patches.wrap(module, "cache_context", self._wrap_context)
@@ -166,7 +172,19 @@ class Session:
     @property
     def run(self) -> RunInfo:
         """What is known of the run, while its first forward is called."""
-        return RunInfo(self.num_steps, self.guidance, self.latents, self.text, self._begin)
+        return RunInfo(
+            self.num_steps, self.guidance, self.latents, self.text, self._begin, self.groups
+        )
+
+    @property
+    def groups(self) -> tuple[Any, ...]:
+        """The process groups whose ranks compute a run together, as diffusers divides it now.
+
+        Raises:
+            ValueError: context parallelism is on without a plan.
+        """
+        found = [parallel_group(module) for module in self.transformers.values()]
+        return tuple(dict.fromkeys(group for group in found if group is not None))
 
     def changes_denoiser(self, step: int) -> bool:
         """Whether an interceptor makes the denoiser act otherwise from this step on."""

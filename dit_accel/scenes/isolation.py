@@ -69,7 +69,6 @@ class SceneAttention(Interceptor):
         """
         support.check_family(self.family)
         for name, module in self.session.transformers.items():
-            self._tables[name] = support.check_rotary(module, self.family)
             blocks = [block for group in self.family.blocks for block in getattr(module, group)]
             for index, block in enumerate(blocks):
                 own = getattr(block, self.family.attention)
@@ -79,6 +78,8 @@ class SceneAttention(Interceptor):
                 self.layers.append(SceneLayer(self, index, len(blocks), staged))
                 texts = partial(self.subject_texts, name)
                 patches.wrap(other, "processor", partial(SubjectTextProcessor, texts=texts))
+            # After the attentions: on a divided model the angles of a part of the tokens are wrong.
+            self._tables[name] = support.check_rotary(module, self.family)
         self.texts.install(patches, self.session.pipe, self._wanted_prompts)
         self.clips.install(patches, self.session.pipe)
 

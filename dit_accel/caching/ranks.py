@@ -1,0 +1,84 @@
+"""Lets the processes that compute one clip together decide alike.
+
+Goes in: the process groups of a run, and what one rank measured or decided. Comes out: the same on
+every rank. Each rank of context parallelism sees its own part of the tokens: it would measure other
+drifts than its neighbour, decide otherwise, and wait for ever in the next collective. Without a
+group everything is returned as it is, without a host sync. It knows no technique. Ours; there is no
+source.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+
+Decided = TypeVar("Decided")
+
+
+class Ranks:
+    """The ranks of some process groups; a decision is reduced over one group after the other."""
+
+    def __init__(self, groups: Sequence[Any] = ()) -> None:
+        self.groups = tuple(groups)
+
+    def __bool__(self) -> bool:
+        return bool(self.groups)
+
+    def mean(self, numbers: torch.Tensor) -> torch.Tensor:
+        """The mean over the ranks, in the dtype of `numbers`, on its device.
+
+        The ratio of two means is that of the sums. Equal numbers are returned unchanged to the last
+        bit, as they are added in float64; a NaN on one rank is a NaN on all.
+
+        Args:
+            numbers: any shape, floating point; the same shape on every rank.
+
+        Example:
+            >>> Ranks().mean(torch.tensor([1.0, 2.0]))
+            tensor([1., 2.])
+        """
+        for group in self.groups:
+            wide = numbers.to(_device_of(group, numbers.device), torch.float64)
+            dist.all_reduce(wide, group=group)
+            numbers = (wide / dist.get_world_size(group)).to(numbers.device, numbers.dtype)
+        return numbers
+
+    def of_first(self, decide: Callable[[], Decided], device: torch.device) -> Decided:
+        """What `decide` gives on the first rank, on every rank; its error too.
+
+        Args:
+            decide: is called on the first rank only.
+            device: of the run.
+        """
+        if not self.groups:
+            return decide()
+        found = _outcome(decide) if all(dist.get_rank(g) == 0 for g in self.groups) else None
+        # Each broadcast comes from the first rank of its own group: after the last one it has gone
+        # from the first rank of all to everyone.
+        for group in self.groups:
+            sent = [found]
+            first = dist.get_global_rank(group, 0)
+            where = _device_of(group, device)
+            dist.broadcast_object_list(sent, src=first, group=group, device=where)
+            found = found if dist.get_rank(group) == 0 else sent[0]
+        value, error = found or (None, None)
+        if error is not None:
+            raise error
+        return value  # type: ignore[return-value]
+
+
+def _outcome(decide: Callable[[], Any]) -> tuple[Any, Exception | None]:
+    try:
+        return decide(), None
+    except Exception as error:  # the others would wait for a value that never comes
+        return None, error
+
+
+def _device_of(group: Any, device: torch.device) -> torch.device:
+    """Where a group can reduce: NCCL knows no memory of the CPU, gloo every device."""
+    if dist.get_backend(group) == "nccl" and device.type != "cuda":
+        return torch.device("cuda", torch.cuda.current_device())
+    return device
