@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dit_accel.cli.common import options
-from dit_accel.cli.common.errors import BadInput
+from dit_accel.cli.common.errors import BadInput, as_option
 from dit_accel.cli.common.files import read_prompts
 from dit_accel.cli.common.options import COMPARISON, WORK, ClipOptions, argument, option
 
@@ -133,12 +133,20 @@ def profile_of(given: EvaluateOptions, spec: EvaluationSpec, model: LoadableMode
 
 
 def _metrics(text: str) -> tuple[str, ...]:
-    from dit_accel.metrics import METRICS
+    from dit_accel.metrics import METRICS, Unavailable
 
     names = tuple(options.listed(text))
     for name in names or (text,):
         if name not in METRICS:
             raise BadInput(f"--metrics has {name!r}: accepted are {', '.join(METRICS)}")
+    for row in (METRICS[name] for name in names if METRICS[name].needs):
+        try:
+            row.start(data_range=255)
+        except Unavailable as unavailable:
+            why = as_option(str(unavailable))
+            raise BadInput(
+                f"--metrics has {row.name!r}, which cannot be measured here: {why}"
+            ) from unavailable
     return names
 
 

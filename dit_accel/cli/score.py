@@ -89,7 +89,10 @@ def _rows(metrics: str | None, convention: str | None, weights: Path | None) -> 
     known = METRICS if convention is None else conventions[convention]
     names = [name for name, row in known.items() if row.family == "pixels"]
     if metrics is None:
-        chosen = [name for name in names if convention or not known[name].needs or name == "lpips"]
+        usual = (
+            row for row in known.values() if not (row.needs or row.slow) or row.name == "lpips"
+        )
+        chosen = names if convention else [row.name for row in usual if row.name in names]
     else:
         chosen = listed(metrics)
     whose = "" if convention is None else f" with --convention {convention}"

@@ -151,7 +151,8 @@ def score_pair(
         ValueError: if a file is no whole clip, or a metric cannot score such frames.
     """
     codecs, notes = check_codecs(pair, allow_mixed=allow_mixed)
-    scorer, counts = Scorer(rows, data_range=255), {"reference": 0, "test": 0}
+    scorer = Scorer(rows, data_range=255, fps=video.frame_rate(pair.reference))
+    counts = {"reference": 0, "test": 0}
     sized: list[str] = []
     for one, other in _side_by_side(pair, counts):
         if one.shape[1:] != other.shape[1:]:

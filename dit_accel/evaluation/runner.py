@@ -201,6 +201,7 @@ class Runner:
             frames,
             data_range=255,
             metrics=self.spec.metrics,
+            fps=job.clip.fps,
             latents=(self.store.read_latents(uncached), latents),
         )
         result["scores"] = {

@@ -179,7 +179,7 @@ def _against_steps(setting: Setting, results: Results) -> dict[str, dict[str, An
 
 def digits(metric: str) -> int:
     """Decimals that a metric is worth."""
-    return {"psnr_db": 1, "ssim": 4}.get(metric, 3)
+    return {"psnr_db": 1, "jod": 2, "ssim": 4}.get(metric, 3)
 
 
 def _mean(values: Mapping[str, float]) -> Interval | None:

@@ -15,14 +15,16 @@ import importlib.util
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
+from dit_accel.metrics import networks
 from dit_accel.metrics.accumulate import FrameScores
 from dit_accel.metrics.clips import Clip, Scores, Unavailable, check_pair, to_levels
 from dit_accel.metrics.mae import mean
+from dit_accel.metrics.networks import Tensors
 
 if TYPE_CHECKING:
     import torch
@@ -35,10 +37,10 @@ SMALLEST_ALEXNET = 31
 
 _CONVOLUTIONS = ((0, 4, 2), (3, 1, 2), (6, 1, 1), (8, 1, 1), (10, 1, 1))  # layer, stride, padding
 _POOLED_BEFORE = (3, 6)
-_SHIFT, _SCALE = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)
+_HEADS = tuple(f"lin{index}.model.1.weight" for index in range(len(_CONVOLUTIONS)))
 _BATCH = 4
 
-Tensors = dict[str, Any]
+Levels = npt.NDArray[np.uint8]
 WeightsFile = str | os.PathLike[str]
 
 
@@ -94,7 +96,7 @@ def lpips_frames(
     scores = []
     for at in range(0, len(reference), _BATCH):
         pair = [
-            _as_input(to_levels(name, clip[at : at + _BATCH], data_range))
+            to_levels(name, clip[at : at + _BATCH], data_range)
             for name, clip in (("reference", reference), ("test", test))
         ]
         scores.append(_distance(network, *pair, spatial=spatial))
@@ -123,7 +125,7 @@ def find_weights(path: WeightsFile | None = None) -> Weights:
         Unavailable: saying what is missing, and where it was looked for.
     """
     backbone = _find_backbone(path)
-    if "lin0.model.1.weight" in _tensors(backbone):
+    if _HEADS[0] in networks.read_tensors(backbone):
         return Weights(backbone, backbone)
     for heads in (backbone.with_name(HEADS), *_packaged_heads()):
         if heads.is_file():
@@ -164,61 +166,22 @@ def _packaged_heads() -> list[Path]:
 
 
 @functools.lru_cache(maxsize=4)
-def _tensors(path: Path) -> Tensors:
-    import torch
-
-    try:
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise ValueError(f"weights is {str(path)!r}: torch cannot read it ({error})") from error
-    if not isinstance(loaded, dict):
-        raise ValueError(f"weights is {str(path)!r}: must hold a dict of tensors")
-    return loaded
-
-
-@functools.lru_cache(maxsize=4)
 def _load(weights: Weights) -> Tensors:
-    """The tensors that are used, by torchvision's and lpips' names, in float32."""
-    backbone, heads = _tensors(weights.backbone), _tensors(weights.heads)
-    wanted = {
-        **{f"features.{layer}.{part}": (backbone, weights.backbone)
-           for layer, _, _ in _CONVOLUTIONS for part in ("weight", "bias")},
-        **{f"lin{index}.model.1.weight": (heads, weights.heads)
-           for index in range(len(_CONVOLUTIONS))},
-    }  # fmt: skip
-    for name, (tensors, path) in wanted.items():
-        if name not in tensors:
-            raise ValueError(f"weights is {str(path)!r}: it has no {name!r}; AlexNet has")
-    return {name: tensors[name].float() for name, (tensors, _) in wanted.items()}
+    """The tensors that are used, by torchvision's and lpips' names."""
+    layers = [f"features.{n}.{part}" for n, _, _ in _CONVOLUTIONS for part in ("weight", "bias")]
+    return networks.chosen(layers, weights.backbone, "AlexNet") | networks.chosen(
+        _HEADS, weights.heads, "AlexNet"
+    )
 
 
-def _as_input(clip: npt.NDArray[np.uint8]) -> torch.Tensor:
-    """uint8 `(T, H, W, C)` -> `(T, 3, H, W)`, from [-1, 1] to the backbone's scale."""
+def _distance(network: Tensors, reference: Levels, test: Levels, *, spatial: bool) -> Scores:
+    """Of frames `(T, H, W, C)`: `(T,)`."""
     import torch
 
-    rgb = np.repeat(clip, 3, axis=3) if clip.shape[3] == 1 else clip
-    frames = torch.from_numpy(np.ascontiguousarray(rgb.transpose(0, 3, 1, 2))).float()
-    shift, scale = (torch.tensor(row).view(1, 3, 1, 1) for row in (_SHIFT, _SCALE))
-    return (frames / 127.5 - 1 - shift) / scale
-
-
-def _distance(
-    network: Tensors, reference: torch.Tensor, test: torch.Tensor, *, spatial: bool
-) -> Scores:
-    """Of frames `(T, 3, H, W)`: `(T,)`."""
-    import torch
-    import torch.nn.functional as F
-
-    total = torch.zeros(len(reference))
     with torch.no_grad():
-        pairs = zip(_features(network, reference), _features(network, test), strict=True)
-        for index, (expected, actual) in enumerate(pairs):
-            error = (_unit(expected) - _unit(actual)) ** 2
-            error = F.conv2d(error, network[f"lin{index}.model.1.weight"])
-            if spatial:
-                error = F.interpolate(error, size=reference.shape[2:], mode="bilinear")
-            total += error.mean(dim=(1, 2, 3))
-    return total.double().numpy()
+        pair = (_features(network, networks.as_input(clip)) for clip in (reference, test))
+        size = reference.shape[1:3] if spatial else None
+        return networks.distance(*pair, [network[name] for name in _HEADS], size)
 
 
 def _features(network: Tensors, frames: torch.Tensor) -> list[torch.Tensor]:
@@ -233,8 +196,3 @@ def _features(network: Tensors, frames: torch.Tensor) -> list[torch.Tensor]:
         frames = F.relu(F.conv2d(frames, weight, bias, stride=stride, padding=padding))
         features.append(frames)
     return features
-
-
-def _unit(features: torch.Tensor) -> torch.Tensor:
-    """Each position's channels as a vector of length 1."""
-    return features / (features.square().sum(dim=1, keepdim=True).sqrt() + 1e-10)

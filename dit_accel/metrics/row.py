@@ -15,6 +15,8 @@ from typing import Literal, Protocol
 from dit_accel.metrics.accumulate import Accumulator, FrameScores
 from dit_accel.metrics.clips import Clip, Scores, Unavailable
 
+_SLOW = 0.1  # CPU-seconds for a frame of 480x832
+
 
 class ClipFunction(Protocol):
     """Two clips `(T, H, W, C)` -> one score."""
@@ -52,6 +54,9 @@ class Metric:
         per_frame: whether the numbers of `frames` are stored and plotted.
         counts_exact: whether an infinite number of `frames` means an exact frame.
         accumulator: for metrics that are not a mean over `frames`.
+        timed: whether the score depends on the frames a second; `accumulator` then takes `fps`.
+        seconds: CPU-seconds for a frame of 480x832, as `bench_metrics.py` measured it; None
+            where it was not measured.
         family: what it reads. Scores of latents are never averaged with scores of pixels.
         needs: what it needs beside the core packages; empty for most.
     """
@@ -68,21 +73,30 @@ class Metric:
     span: int = 1
     per_frame: bool = False
     counts_exact: bool = False
-    accumulator: Callable[[float], Accumulator] | None = None
+    accumulator: Callable[..., Accumulator] | None = None
+    timed: bool = False
+    seconds: float | None = None
     family: Literal["pixels", "latents"] = "pixels"
     needs: str = ""
 
-    def start(self, *, data_range: float) -> Accumulator:
+    @property
+    def slow(self) -> bool:
+        """Whether it takes much longer than reading the frames: it is measured when asked for."""
+        return self.seconds is not None and self.seconds > _SLOW
+
+    def start(self, *, data_range: float, fps: float | None = None) -> Accumulator:
         """An empty accumulator: `update` with chunks of both clips, then `compute`.
 
         Args:
             data_range: largest minus smallest possible value; 255 for uint8.
+            fps: frames a second of the clips; None where that is not known.
 
         Raises:
             Unavailable: if what the metric needs is not here, with the reason.
         """
         if self.accumulator is not None:
-            return self.accumulator(data_range)
+            timing = {"fps": fps} if self.timed else {}
+            return self.accumulator(data_range, **timing)
         if self.frames is None or self.mean is None:
             raise Unavailable(f"{self.name} scores latents, not clips")
         return FrameScores(self.frames, self.mean, span=self.span, data_range=data_range)

@@ -60,13 +60,15 @@ class Score:
 class Scorer:
     """Several metrics over two clips that come in chunks."""
 
-    def __init__(self, rows: Mapping[str, Metric], *, data_range: float) -> None:
+    def __init__(
+        self, rows: Mapping[str, Metric], *, data_range: float, fps: float | None = None
+    ) -> None:
         self._rows = rows
         self._running: dict[str, Accumulator] = {}
         self._reasons: dict[str, str] = {}
         for name, row in rows.items():
             try:
-                self._running[name] = row.start(data_range=data_range)
+                self._running[name] = row.start(data_range=data_range, fps=fps)
             except Unavailable as unavailable:
                 self._reasons[name] = str(unavailable)
 
@@ -108,6 +110,7 @@ def score_clips(
     *,
     data_range: float,
     metrics: Sequence[str],
+    fps: float | None = None,
     latents: tuple[Clip, Clip] | None = None,
     lpips_weights: str | os.PathLike[str] | None = None,
 ) -> dict[str, Score]:
@@ -118,6 +121,7 @@ def score_clips(
         test: same shape and kind of dtype.
         data_range: largest minus smallest possible value; 255 for uint8.
         metrics: names of rows of `METRICS`.
+        fps: frames a second, for the metrics that ask for it; None where it is not known.
         latents: of the reference and of the test, of any equal shape, for the latent metrics.
         lpips_weights: see `lpips.find_weights`.
 
@@ -129,7 +133,7 @@ def score_clips(
     """
     rows = rows_of(metrics, lpips_weights=lpips_weights)
     pixels = {name: row for name, row in rows.items() if row.family == "pixels"}
-    scorer = Scorer(pixels, data_range=data_range)
+    scorer = Scorer(pixels, data_range=data_range, fps=fps)
     scorer.update(reference, test)
     scores = scorer.compute()
     for name, row in rows.items():

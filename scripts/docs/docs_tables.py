@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -34,15 +33,16 @@ def methods() -> str:
 
 
 def metrics() -> str:
-    """One line a metric: what it is, in which unit and range, which way is better."""
+    """One line a metric: what it is, in which unit and range, which way is better, how slow."""
     lines = []
     for row in METRICS.values():
-        low, high = (("∞" if math.isinf(end) else f"{end:g}") for end in row.range)
+        low, high = (f"{end:g}".replace("inf", "∞").replace("-∞", "−∞") for end in row.range)
+        seconds = "–" if row.seconds is None else f"{row.seconds:g}"
         unit = f"{row.unit}, " if row.unit else ""
         needs = f" Needs {row.needs}." if row.needs else ""
         lines.append(
             f"| `{row.name}` | {unit}{low} to {high} | {row.direction} | "
-            f"{row.convention}.{needs} | {row.version} |\n"
+            f"{row.convention}.{needs} | {seconds} | {row.version} |\n"
         )
     return "".join(lines)
 

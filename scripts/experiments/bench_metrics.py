@@ -2,6 +2,7 @@
 
     python scripts/experiments/bench_metrics.py    # 81 frames of 480x832; last line: JSON
     python scripts/experiments/bench_metrics.py --torchmetrics PATH
+    python scripts/experiments/bench_metrics.py --rows     # CPU-seconds a frame, row by row
 
 `PATH` is where `pip install --target PATH --no-deps torchmetrics lightning-utilities` put it.
 
@@ -37,6 +38,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from dit_accel.core import video
+from dit_accel.metrics import METRICS, Metric, Unavailable
 from dit_accel.metrics.scoring import Scorer, rows_of
 
 WANTED = 3.0
@@ -46,6 +48,9 @@ Scores = dict[str, float]
 def main() -> int:
     asked = _arguments()
     cv2.setNumThreads(1)
+    if asked.rows:
+        print(json.dumps(_measure_rows(asked.frames, asked.height, asked.width, asked.repeats)))
+        return 0
     if asked.torchmetrics:
         sys.path.append(asked.torchmetrics)
     with tempfile.TemporaryDirectory() as folder:
@@ -183,6 +188,34 @@ def _once(
     }
 
 
+def _measure_rows(frames: int, height: int, width: int, repeats: int) -> dict[str, float | None]:
+    """CPU-seconds a frame of every metric of pixels; None where it cannot be measured here."""
+    import torch
+    from sklearn.datasets import load_sample_images
+
+    torch.set_num_threads(1)
+    photo = load_sample_images().images[0]
+    clips = [_clip(photo, frames, height, width, bent) for bent in (0.0, 1.5)]
+    found: dict[str, float | None] = {}
+    for name, row in METRICS.items():
+        if row.family == "pixels":
+            try:
+                seconds = min(_seconds(row, *clips) for _ in range(repeats + 1))  # the first warms
+                found[name] = round(seconds / frames, 4)
+            except Unavailable as unavailable:
+                print(f"{name}: {unavailable}")
+                found[name] = None
+    return found
+
+
+def _seconds(row: Metric, reference: Any, test: Any) -> float:
+    start = time.process_time()
+    running = row.start(data_range=255)
+    running.update(reference, test)
+    running.compute()
+    return time.process_time() - start
+
+
 def _passes(codec: str, rows: dict[str, Any]) -> bool:
     for name, row in rows.items():
         if "skipped" in row:
@@ -235,6 +268,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--width", type=int, default=832)
     parser.add_argument("--repeats", type=int, default=1, help="take the fastest of so many")
     parser.add_argument("--torchmetrics", metavar="PATH", help="a folder to import it from")
+    parser.add_argument("--rows", action="store_true", help="every row of METRICS instead")
     return parser.parse_args()
 
 

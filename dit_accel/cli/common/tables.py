@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from dit_accel.planning.candidate import CandidatePlan
     from dit_accel.planning.profile import Profile
 
-SHOWN = ("psnr_db", "ssim", "tof")
+SHOWN = ("psnr_db", "jod", "ssim", "tof")
 NOTE = (
     "≈: not distinguishable from the noise floor. "
     "▲ ▼: better, worse than fewer steps at equal FLOPs."
@@ -34,7 +34,7 @@ ALIGNMENT = (
     "pixel scores below a blurred one."
 )
 LOW = 0.05  # share of the prompts below "5 % below"
-_DIGITS = {"dB": 2, "levels": 2, "px": 3}
+_DIGITS = {"dB": 2, "JOD": 3, "levels": 2, "px": 3}
 
 
 def summary_table(summary: Summary, metrics: tuple[str, ...]) -> Table:

@@ -14,7 +14,14 @@ bits; frame rates are stored to 1/1000. Source: ours, on OpenCV.
 
 from dit_accel.core.video.canvas import contact_sheet, film_strips, side_by_side
 from dit_accel.core.video.frames import Frames, to_uint8
-from dit_accel.core.video.reading import READABLE, Codec, codec_of, read_video, stream_video
+from dit_accel.core.video.reading import (
+    READABLE,
+    Codec,
+    codec_of,
+    frame_rate,
+    read_video,
+    stream_video,
+)
 from dit_accel.core.video.writing import LOSSLESS, WRITABLE, check_output, write_video
 
 __all__ = [
@@ -27,6 +34,7 @@ __all__ = [
     "codec_of",
     "contact_sheet",
     "film_strips",
+    "frame_rate",
     "read_video",
     "side_by_side",
     "stream_video",

@@ -49,7 +49,7 @@ def read_video(path: str | os.PathLike[str]) -> tuple[Frames, float | None]:
     chunks = list(stream_video(path))
     frames = chunks[0] if len(chunks) == 1 else np.concatenate(chunks)
     source = Path(path)
-    return frames, None if source.suffix.lower() == ".npy" else _read_fps(source)
+    return frames, frame_rate(source)
 
 
 def stream_video(path: str | os.PathLike[str], *, chunk: int = 16) -> Iterator[Frames]:
@@ -67,6 +67,22 @@ def stream_video(path: str | os.PathLike[str], *, chunk: int = 16) -> Iterator[F
     source = _source(path)
     stream = _stream_npy if source.suffix.lower() == ".npy" else _stream_coded
     return stream(source, str(path), chunk)
+
+
+def frame_rate(path: str | os.PathLike[str]) -> float | None:
+    """Frames a second that a file states; None where it states none.
+
+    Raises:
+        ValueError: if the path's suffix is of no format.
+        FileNotFoundError: if there is no such file.
+    """
+    source = _source(path)
+    if source.suffix.lower() == ".npy":
+        return None
+    capture = cv2.VideoCapture(str(source), cv2.CAP_FFMPEG)
+    fps = capture.get(cv2.CAP_PROP_FPS)
+    capture.release()
+    return fps if fps > 0 else None
 
 
 def codec_of(path: str | os.PathLike[str]) -> Codec:
@@ -149,13 +165,6 @@ def _stream_npy(source: Path, shown: str, chunk: int) -> Iterator[Frames]:
         )
     for at in range(0, len(clip), chunk):
         yield np.array(clip[at : at + chunk])
-
-
-def _read_fps(path: Path) -> float | None:
-    capture = cv2.VideoCapture(str(path), cv2.CAP_FFMPEG)
-    fps = capture.get(cv2.CAP_PROP_FPS)
-    capture.release()
-    return fps if fps > 0 else None
 
 
 def _tag(value: float) -> str:

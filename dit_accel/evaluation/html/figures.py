@@ -20,7 +20,9 @@ _NAMES = {
     "mae": "MAE",
     "tdiff": "temporal difference",
     "tof": "tOF",
+    "jod": "JOD",
     "lpips": "LPIPS",
+    "st_lpips": "ST-LPIPS",
     "latent_rel_l2": "latents, relative L2",
     "latent_cosine": "latents, cosine",
 }

@@ -25,7 +25,8 @@ from dit_accel.evaluation.store import Store
 from dit_accel.evaluation.summary import MethodSummary, Summary, digits, summarise
 from dit_accel.metrics import METRICS
 
-PREFERRED = ("psnr_db", "ssim", "tof", "lpips")
+PREFERRED = ("psnr_db", "jod", "ssim", "tof", "st_lpips", "lpips")
+_VERDICTS = 2
 _READ_BY_SCRIPT = ("sheets", "frames", "columns", "width", "height", "fps")
 _SIGNIFICANT = 5
 _INTERVAL = ("value", "low", "high", "n")
@@ -171,11 +172,12 @@ def _key(results: Results) -> list[tuple[str, str, str, str]]:
 
 def _verdicts(row: MethodSummary) -> list[tuple[str, str, Interval]]:
     """(metric, verdict, difference) for the preferred metrics that were compared."""
-    return [
+    compared = [
         (name, str(found["verdict"]), Interval(*map(found.__getitem__, _INTERVAL)))
-        for name in PREFERRED[:2]
+        for name in PREFERRED
         if (found := row.against_steps.get(name)) and found["value"] is not None
     ]
+    return compared[:_VERDICTS]
 
 
 def _notes(row: MethodSummary) -> list[tuple[str, str]]:

@@ -1,0 +1,169 @@
+"""ST-LPIPS: the distance of two frames in features that a small shift hardly changes.
+
+In: two clips, and the network's file. Out: the mean over the frame and over frames; lower is
+closer.
+Knows: the file is looked for in the given path, in `$DIT_ACCEL_ST_LPIPS_WEIGHTS`, and in an
+installed `stlpips-pytorch`, which ships it whole (9.9 MB); nothing is imported from that package
+and nothing is downloaded. Plain torch on the CPU. Numbers are not those of LPIPS.
+Source: shift-tolerant LPIPS, arXiv 2207.13686, section 3; AlexNet with a convolution of stride 1
+and blurs before each halving. The package stlpips-pytorch 0.0.2 (BSD-2) gives the same number.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from dit_accel.metrics import networks
+from dit_accel.metrics.accumulate import FrameScores
+from dit_accel.metrics.clips import Clip, Scores, Unavailable, check_pair, to_levels
+from dit_accel.metrics.mae import mean
+from dit_accel.metrics.networks import Tensors
+
+if TYPE_CHECKING:
+    import torch
+
+ST_VARIABLE = "DIT_ACCEL_ST_LPIPS_WEIGHTS"
+PACKAGE, FILE = "stlpips_pytorch", "weights/vST0.0/alex_shift_tolerant.pth"
+EXTRA = "pip install 'dit-accel[st-lpips]'"
+SMALLEST_ST = 21
+"""Least H and W at which every blur has enough to mirror."""
+
+_LAYERS = {  # name in the file: padding of its convolution
+    "net.slice1.0": 2,
+    "net.slice2.5": 2,
+    "net.slice3.9": 1,
+    "net.slice4.11": 1,
+    "net.slice5.13": 1,
+}
+_POOLED_BEFORE = ("net.slice2.5", "net.slice3.9")
+_HEADS = tuple(f"lin{index}.model.1.weight" for index in range(len(_LAYERS)))
+_BINOMIAL = (0.25, 0.5, 0.25)
+_PIXELS = 2**18  # of the frames that are worked on at once
+
+WeightsFile = str | os.PathLike[str]
+
+
+def st_lpips(
+    reference: Clip, test: Clip, *, data_range: float, weights: WeightsFile | None = None
+) -> float:
+    """ST-LPIPS of a clip: the mean over frames.
+
+    Args:
+        reference: `(T, H, W, C)` RGB or grey, uint8 or float in [0, data_range]; H, W of at
+            least 21.
+        test: same shape and kind of dtype.
+        data_range: largest possible value; 255 for uint8.
+        weights: see `find_network`.
+
+    Returns:
+        At least 0, which exact clips reach.
+
+    Raises:
+        ValueError: if the clips cannot be compared, or the file holds other weights.
+        Unavailable: if there are no weights here.
+    """
+    return mean(st_lpips_frames(reference, test, data_range=data_range, weights=weights))
+
+
+def st_lpips_frames(
+    reference: Clip, test: Clip, *, data_range: float, weights: WeightsFile | None = None
+) -> Scores:
+    """ST-LPIPS of each frame; arguments and errors as of `st_lpips`. Returns `(T,)`."""
+    check_pair(reference, test, data_range=data_range, smallest=SMALLEST_ST)
+    network = _load(find_network(weights))
+    at_once = max(1, _PIXELS // (reference.shape[1] * reference.shape[2]))
+    scores = []
+    for at in range(0, len(reference), at_once):
+        pair = [
+            to_levels(name, clip[at : at + at_once], data_range)
+            for name, clip in (("reference", reference), ("test", test))
+        ]
+        scores.append(_distance(network, *pair))
+    return np.concatenate(scores)
+
+
+def start_st_lpips(data_range: float, *, weights: WeightsFile | None = None) -> FrameScores:
+    """An accumulator, once the weights are found and loaded; errors as of `st_lpips`."""
+    _load(find_network(weights))
+    frames = functools.partial(st_lpips_frames, weights=weights)
+    return FrameScores(frames, mean, span=1, data_range=data_range)
+
+
+def find_network(path: WeightsFile | None = None) -> Path:
+    """Where the network lies on this machine.
+
+    Args:
+        path: a file like the package's `alex_shift_tolerant.pth`; else
+            `$DIT_ACCEL_ST_LPIPS_WEIGHTS`, else that of an installed `stlpips-pytorch`.
+
+    Raises:
+        Unavailable: saying what is missing, and how to get it.
+    """
+    named = path or os.environ.get(ST_VARIABLE)
+    if named:
+        if not Path(named).is_file():
+            raise Unavailable(f"no weights: {os.fspath(named)} is no file")
+        return Path(named)
+    spec = importlib.util.find_spec(PACKAGE)  # not imported: it imports torchvision
+    if spec is not None and spec.origin is not None:
+        packaged = Path(spec.origin).parent / FILE
+        if packaged.is_file():
+            return packaged
+    raise Unavailable(f"no weights: {EXTRA}, or set {ST_VARIABLE}")
+
+
+@functools.lru_cache(maxsize=4)
+def _load(path: Path) -> Tensors:
+    names = [f"{layer}.{part}" for layer in _LAYERS for part in ("weight", "bias")]
+    return networks.chosen((*names, *_HEADS), path, "the shift-tolerant AlexNet")
+
+
+def _distance(
+    network: Tensors, reference: npt.NDArray[np.uint8], test: npt.NDArray[np.uint8]
+) -> Scores:
+    """Of frames `(T, H, W, C)`: `(T,)`."""
+    import torch
+
+    with torch.no_grad():
+        pair = (_features(network, networks.as_input(clip)) for clip in (reference, test))
+        return networks.distance(*pair, [network[name] for name in _HEADS])
+
+
+def _features(network: Tensors, frames: torch.Tensor) -> list[torch.Tensor]:
+    """What each of the five convolutions puts out, behind its ReLU."""
+    import torch.nn.functional as F
+
+    features = []
+    for layer, padding in _LAYERS.items():
+        if layer in _POOLED_BEFORE:
+            frames = _halved(F.max_pool2d(frames, 3, 1))
+        weight, bias = (network[f"{layer}.{part}"] for part in ("weight", "bias"))
+        frames = F.conv2d(frames, weight, bias, padding=padding)
+        if not features:  # the first one's blur stands before its ReLU
+            frames = _halved(frames)
+        frames = F.relu(frames)
+        features.append(frames)
+    return features
+
+
+def _halved(maps: torch.Tensor) -> torch.Tensor:
+    """Blurred by 1-2-1 in both directions, every second position; two are mirrored at each edge."""
+    import torch.nn.functional as F
+
+    padded = F.pad(maps, (2, 2, 2, 2), mode="reflect")
+    rows, columns = ((size - 3) // 2 + 1 for size in padded.shape[-2:])
+    across = sum(
+        weight * padded[..., tap : tap + 2 * columns - 1 : 2]
+        for tap, weight in enumerate(_BINOMIAL)
+    )
+    return sum(
+        weight * across[..., tap : tap + 2 * rows - 1 : 2, :]
+        for tap, weight in enumerate(_BINOMIAL)
+    )
