@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import itertools
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -23,6 +24,8 @@ from dit_accel.evaluation.prompts import EvaluationPrompt
 from dit_accel.planning.lookup import PROFILE_FILE
 
 MANIFEST_FORMAT = 1
+CALIBRATION_CLIPS = 64  # at most, of methods that measure before their first clip
+CALIBRATION_SEED = 1_000_003
 _WHOLE_FILE = 2**20
 
 CORE = ("dit_accel", "torch", "diffusers", "transformers")
@@ -76,6 +79,15 @@ class EvaluationSpec:
             for prompt in self.prompts
             for seed in self.seeds
         ]
+
+    def calibration_clips(self) -> tuple[ClipSpec, ...]:
+        """Clips to calibrate on: the prompts in order, and again, with seeds of no scored clip."""
+        seeds = (s for s in itertools.count(CALIBRATION_SEED) if s not in self.seeds)
+        pairs = ((prompt, seed) for seed in seeds for prompt in self.prompts)
+        return tuple(
+            self._job(prompt, seed, Setting(UNCACHED)).clip
+            for prompt, seed in itertools.islice(pairs, CALIBRATION_CLIPS if self.prompts else 0)
+        )
 
     def _job(self, prompt: EvaluationPrompt, seed: int, method: Setting) -> Job:
         negative = self.clip.negative if prompt.negative is None else prompt.negative

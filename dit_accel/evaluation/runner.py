@@ -66,6 +66,7 @@ class Runner:
         self.store, self.spec, self.device = store, spec, device
         self._load, self._listeners = load, listeners
         self._pipe: Any = None
+        self._memory: dict[str, Any] = {}  # what methods share; of one pipeline
 
     def run(self, jobs: Iterable[Job], on_result: OnResult = lambda job, result: None) -> None:
         """Make every job that is not done; stops at the first error that is not a method's.
@@ -143,7 +144,7 @@ class Runner:
         except (StoreError, OSError, MemoryError):
             raise
         except Exception as error:
-            self._pipe = None
+            self._pipe, self._memory = None, {}
             text = (str(error).strip().splitlines() or [""])[0]
             failure = f"{type(error).__name__}: {text}"
             return {**base, "status": FAILED, "error": failure, "clock": machine(self.device)}
@@ -154,7 +155,10 @@ class Runner:
         method = METHODS[job.method.method]
         named = self.spec.profile
         profile = self.store.profile_path(named) if named is not None else None
-        context = MethodContext(job.clip, self._calibrate, profile, job.static, job.cache_memory)
+        context = MethodContext(
+            job.clip, self._calibrate, profile, job.static, job.cache_memory,
+            calibration_clips=self.spec.calibration_clips(), memory=self._memory,
+        )  # fmt: skip
         with (
             Probe(pipe) as probe,  # before the method: only calls that reach the model count
             method.apply(pipe, job.method.number, context) as handle,
@@ -175,6 +179,7 @@ class Runner:
             "frames_sha256": frames_hash(frames),
             "flops": probe.flops,
             "computed": probe.computed,
+            "calibration_runs": handle.calibration_runs,
             "report": _reproducible(report),
             "scores": None,
             "clock": {**made.costs(), **machine(self.device)},

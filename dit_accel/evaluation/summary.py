@@ -43,6 +43,7 @@ class MethodSummary:
     remarks: tuple[str, ...]
     steps_computed: Interval | None
     flops_kept: Interval | None
+    calibration_runs: float | None
     speedup: Interval | None
     speedup_whole: Interval | None
     seconds: Interval | None
@@ -117,6 +118,7 @@ def _row(setting: Setting, results: Results) -> MethodSummary:
         remarks=tuple(dict.fromkeys(text for r in scored for text in r["remarks"])),
         steps_computed=_mean(results.values(setting, steps_computed)),
         flops_kept=_mean(results.values(setting, flops_kept)),
+        calibration_runs=_spent_before(scored),
         speedup=_speedup(setting, results, "denoising_seconds"),
         speedup_whole=_speedup(setting, results, "whole_seconds"),
         seconds=_mean(results.values(setting, clock("denoising_seconds"))),
@@ -188,6 +190,20 @@ def _mean(values: Mapping[str, float]) -> Interval | None:
 
 def _most(values: Iterable[int | None]) -> int | None:
     return max((value for value in values if value is not None), default=None)
+
+
+def _spent_before(results: Iterable[Result]) -> float | None:
+    """The most uncached runs that a clip's method needed first; None where one is not known."""
+    found = [result.get("calibration_runs") for result in results]
+    known = [float(runs) for runs in found if isinstance(runs, (int, float))]
+    return max(known) if known and len(known) == len(found) else None
+
+
+def runs_text(runs: float | None) -> str:
+    """Calibration in uncached runs, as tables print it."""
+    if runs is None:
+        return "–"
+    return f"{runs:.0f}" if runs >= 10 or runs == int(runs) else f"{runs:.1f}"
 
 
 def _exact_frames(result: Result) -> int:

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 SHOWN = ("psnr_db", "jod", "ssim", "tof")
 NOTE = (
+    "runs: of calibration before the first clip, in uncached runs. "
     "≈: not distinguishable from the noise floor. "
     "▲ ▼: better, worse than fewer steps at equal FLOPs."
 )
@@ -42,7 +43,7 @@ def summary_table(summary: Summary, metrics: tuple[str, ...]) -> Table:
     shown = [name for name in SHOWN if name in metrics]
     table = Table(caption=NOTE, caption_justify="left")
     table.add_column("method", no_wrap=True)
-    for name in ("clips", "steps", "FLOPs", "speedup", *shown):
+    for name in ("clips", "steps", "FLOPs", "speedup", "runs", *shown):
         table.add_column(name, justify="right")
     for row in summary.rows:
         table.add_row(*_cells(row, shown))
@@ -52,7 +53,8 @@ def summary_table(summary: Summary, metrics: tuple[str, ...]) -> Table:
 def markdown_table(summary: Summary, metrics: tuple[str, ...]) -> str:
     """The same, with the noise floor and the errors below it."""
     shown = [name for name in SHOWN if name in metrics]
-    heads = ["method", "clips", "steps computed", "FLOPs", "speedup (seconds)", *shown]
+    heads = ["method", "clips", "steps computed", "FLOPs", "speedup (seconds)", "calibration runs"]
+    heads += shown
     lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
     lines += ["| " + " | ".join(_cells(row, shown)) + " |" for row in summary.rows]
     floor = [f"{name} {value:.4g} ({label})" for name, (label, value) in summary.floor.items()]
@@ -62,13 +64,16 @@ def markdown_table(summary: Summary, metrics: tuple[str, ...]) -> str:
 
 
 def _cells(row: MethodSummary, metrics: list[str]) -> list[str]:
+    from dit_accel.evaluation.summary import runs_text
+
     counts = [f"{row.status['ok']}"]
     counts += [f"{row.status[name]} {name}" for name in ("no effect", "failed") if row.status[name]]
     steps = f"{row.steps_computed.value:.1f}" if row.steps_computed else "–"
     flops = f"{row.flops_kept.value:.0%}" if row.flops_kept else "–"
     speedup = f"{row.speedup.text(2)}×" if row.speedup else "–"
     scores = [_score_cell(row, name) for name in metrics]
-    return [row.label, ", ".join(counts), steps, flops, speedup, *scores]
+    runs = runs_text(row.calibration_runs)
+    return [row.label, ", ".join(counts), steps, flops, speedup, runs, *scores]
 
 
 def _score_cell(row: MethodSummary, metric: str) -> str:

@@ -22,7 +22,7 @@ from dit_accel.evaluation.methods import METHODS, UNCACHED
 from dit_accel.evaluation.results import PSNR, Results
 from dit_accel.evaluation.statistics import Interval
 from dit_accel.evaluation.store import Store
-from dit_accel.evaluation.summary import MethodSummary, Summary, digits, summarise
+from dit_accel.evaluation.summary import MethodSummary, Summary, digits, runs_text, summarise
 from dit_accel.metrics import METRICS
 
 PREFERRED = ("psnr_db", "jod", "ssim", "tof", "st_lpips", "lpips")
@@ -80,6 +80,7 @@ def render(store: Store, spec: EvaluationSpec) -> str:
             preferred=metrics,
             title=figures.title,
             digits=digits,
+            runs_text=runs_text,
             METRICS=METRICS,
             rows=_rows(results, summary),
             fronts=_fronts(results, summary),

@@ -15,16 +15,18 @@ from dit_accel.evaluation.methods.diffusers_caches import DIFFUSERS
 from dit_accel.evaluation.methods.floor import FLOOR_METHODS
 from dit_accel.evaluation.methods.ours import OURS
 from dit_accel.evaluation.methods.row import (
-    FEWER_STEPS,
     UNCACHED,
     Method,
     MethodContext,
     MethodHandle,
     Setting,
 )
+from dit_accel.evaluation.methods.schedules import SCHEDULE_METHODS
+from dit_accel.evaluation.methods.solvers import SOLVER_METHODS
 
 METHODS: dict[str, Method] = {
-    row.name: row for row in (*OURS, *DIFFUSERS, *CACHE_DIT, *FLOOR_METHODS)
+    row.name: row
+    for row in (*OURS, *DIFFUSERS, *CACHE_DIT, *SOLVER_METHODS, *SCHEDULE_METHODS, *FLOOR_METHODS)
 }
 LISTED = tuple(row.name for row in METHODS.values() if not row.research)
 
@@ -48,10 +50,10 @@ def parse_list(text: str, steps: int | None = None) -> tuple[Setting, ...]:
     `edcw:0.1,0.2` is two settings.
 
     Args:
-        steps: of the clips; a sweep of `fewer-steps` leaves out what is not below it.
+        steps: of the clips; a sweep over steps leaves out what is not below it.
 
     Raises:
-        ValueError: as `parse`, or the list is empty, or `fewer-steps` would not be fewer.
+        ValueError: as `parse`, or the list is empty, or a number of steps would not be fewer.
     """
     settings: list[Setting] = []
     for part in filter(None, (part.strip() for part in text.split(","))):
@@ -80,8 +82,7 @@ def _is_number(text: str) -> bool:
 
 
 def _fewer(setting: Setting, steps: int | None) -> bool:
-    fewer = setting.method == FEWER_STEPS and setting.number is not None
-    return steps is None or not fewer or int(setting.number or 0) < steps
+    return steps is None or not METHODS[setting.method].fewer or int(setting.number or 0) < steps
 
 
 __all__ = [

@@ -22,13 +22,14 @@ from dit_accel.evaluation.methods.row import Apply, Method, MethodContext, Metho
 Configure = Callable[[Any, Any, Number, MethodContext], Any]
 
 
-def _cache(config_class: str, configure: Configure, separate: str = "") -> Apply:
+def _cache(config_class: str, configure: Configure, separate: str = "", runs: float = 0.0) -> Apply:
     """A context that enables a cache of diffusers on every transformer of a pipeline.
 
     Args:
         config_class: name of the configuration at diffusers' top level.
         configure: (class, pipe, number, context) -> configuration.
         separate: what it does wrong where guidance runs as separate forwards.
+        runs: uncached runs that its configuration is measured on.
     """
 
     @contextmanager
@@ -38,7 +39,7 @@ def _cache(config_class: str, configure: Configure, separate: str = "") -> Apply
         kind, branches = getattr(diffusers, config_class), family_of(pipe).branches
         faulty = separate and branches == "separate" and context.clip.guidance > 1
         with _enabled(pipe, lambda: configure(kind, pipe, number, context)):
-            yield MethodHandle(remarks=(separate,) if faulty else ())
+            yield MethodHandle(remarks=(separate,) if faulty else (), calibration_runs=runs)
 
     return apply
 
@@ -106,7 +107,7 @@ def _row(
     return Method(
         name=f"diffusers/{name}",
         summary=summary,
-        apply=_cache(config_class, configure, separate),
+        apply=_cache(config_class, configure, separate, 1.0 if configure is _mag_cache else 0.0),
         number=number,
         default=sweep[0],
         sweep=sweep,

@@ -25,6 +25,7 @@ UNCACHED = "uncached"
 FEWER_STEPS = "fewer-steps"
 RERUN = "rerun"
 Number = float | int | None  # of a setting; None where its method takes none
+STEPS = (25, 20, 17, 13, 10, 8)  # of the rows whose number is the steps that they compute
 
 
 @dataclass(frozen=True)
@@ -35,11 +36,14 @@ class MethodHandle:
         overrides: arguments of the pipeline's call in place of the clip's.
         report: dit_accel's own report of the last call.
         remarks: what a reader must know of this run.
+        calibration_runs: what the method needed before its first clip, in uncached runs; None: not
+            known.
     """
 
     overrides: dict[str, Any] = field(default_factory=dict)
     report: Callable[[], Report] | None = None
     remarks: tuple[str, ...] = ()
+    calibration_runs: float | None = 0.0
 
 
 @dataclass(frozen=True)
@@ -52,6 +56,10 @@ class MethodContext:
             clip, and stores what it returns under the name; a later call only reads it.
         profile: the model's profile (`dit-accel calibrate`), where there is one.
         static, cache_memory: of plans, as `accelerate` takes them.
+        calibration_clips: clips of the same settings that are not scored.
+        batch: how many of them may be rows of one call.
+        memory: what the methods of a process measured and may share.
+        scratch: a folder for what a long calibration resumes from; None: it starts anew.
     """
 
     clip: ClipSpec
@@ -59,6 +67,10 @@ class MethodContext:
     profile: Path | None = None
     static: bool = False
     cache_memory: int | None = None
+    calibration_clips: tuple[ClipSpec, ...] = ()
+    batch: int = 1
+    memory: dict[str, Any] = field(default_factory=dict)
+    scratch: Path | None = None
 
 
 Active = AbstractContextManager[MethodHandle]
@@ -118,6 +130,7 @@ class Method:
         package: the distribution that it needs beyond the core, and its extra in ours.
         diffusers_class: what it needs of diffusers, which not every version has.
         own_process: whether it changes classes, so that nothing else may share its process.
+        fewer: whether its number are the steps that are left of the clip's.
         control: whether it accelerates nothing and is what others are compared with.
         profiled: whether it needs the model's profile.
         research: whether it is left out of lists and of the docs' table; its name is accepted.
@@ -135,6 +148,7 @@ class Method:
     package: tuple[str, str] | None = None
     diffusers_class: str | None = None
     own_process: bool = False
+    fewer: bool = False
     control: bool = False
     profiled: bool = False
     research: bool = False
@@ -183,3 +197,23 @@ class Method:
             return None
         name, extra = self.package
         return f"{name} is not installed: pip install 'dit-accel[{extra}]'"
+
+
+# --- rows whose number is the steps that they compute ---
+
+
+def fewer(number: Number, context: MethodContext, name: str) -> int:
+    """The number of steps to compute.
+
+    Raises:
+        ValueError: it is not below the clip's steps.
+    """
+    if number is None or not 1 <= number < context.clip.steps:
+        raise ValueError(f"{name} is {number}; accepted: 1 to {context.clip.steps - 1} steps")
+    return int(number)
+
+
+def steps_row(name: str, summary: str, apply: Any, **options: Any) -> Method:
+    """A row whose number is the steps that it computes."""
+    return Method(name, summary, apply, number="computed steps", default=25, sweep=STEPS,
+                  low=1, high=1000, whole=True, fewer=True, **options)  # fmt: skip

@@ -1,0 +1,114 @@
+"""A pipeline's guided prediction as a function of latents and timestep, with gradients.
+
+In: a pipeline and clips. Out: a function of latents in rows, any timestep a row, any clip a row.
+Knows: how guidance runs in each family (`core/families.py`). The arguments of a first forward are
+recorded from the pipeline itself, so text, masks and sizes are those of a run.
+Refuses pipelines of two experts: which of them predicts depends on the timestep.
+Source: ours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from dit_accel.core.families import family_of, transformers_of
+from dit_accel.core.generation import ClipSpec, batch_arguments
+from dit_accel.core.patching import Patches
+
+_BY_ROW = ("encoder_", "pooled_", "guidance", "attention_mask")  # arguments with a row a clip
+
+
+class GuidedDenoiser:
+    """The guided prediction of several clips.
+
+    Args:
+        pipe: a pipeline with one transformer.
+        clips: of equal steps, guidance and size.
+
+    Raises:
+        ValueError: the pipeline has two transformers.
+    """
+
+    def __init__(self, pipe: Any, clips: Sequence[ClipSpec]) -> None:
+        family = family_of(pipe)
+        parts = list(transformers_of(pipe, family).values())
+        if len(parts) != 1:
+            raise ValueError(f"pipe has {len(parts)} transformers; accepted: one")
+        self._module, self._guidance = parts[0], clips[0].guidance
+        branches = family.branches if self._guidance > 1 else "one"
+        self._cond_first = branches == "separate"
+        self.rows = 2 if branches in ("separate", "batched") else 1
+        count = 2 if branches == "separate" else 1
+        calls = [_first_forwards(pipe, self._module, clip, count) for clip in clips]
+        self.noise = torch.cat([call[0]["hidden_states"][:1] for call in calls]).float()
+        self._arguments = {name: _by_row(name, calls, self.rows) for name in calls[0][0]}
+
+    def __call__(
+        self, latents: torch.Tensor, labels: torch.Tensor, clips: torch.Tensor
+    ) -> torch.Tensor:
+        """The guided prediction; both branches are rows of one forward.
+
+        Args:
+            latents: `(R, ...)`.
+            labels: `(R,)`: the timestep of each row.
+            clips: `(R,)` whole numbers: the clip of each row.
+
+        Returns:
+            `(R, ...)` float32.
+        """
+        arguments = {
+            name: torch.cat([part[clips] for part in value]) if isinstance(value, list) else value
+            for name, value in self._arguments.items()
+        } | {
+            "hidden_states": torch.cat([latents] * self.rows).to(self._module.dtype),
+            "timestep": torch.cat([labels] * self.rows),
+            "return_dict": False,
+        }  # fmt: skip
+        found = self._module(**arguments)[0].float().chunk(self.rows)
+        if self.rows == 1:
+            return found[0]  # type: ignore[no-any-return]
+        cond, uncond = found if self._cond_first else reversed(found)
+        return uncond + self._guidance * (cond - uncond)  # type: ignore[no-any-return]
+
+
+class _Recorded(Exception):
+    """Ends a run whose first forwards were recorded."""
+
+
+def _first_forwards(pipe: Any, module: Any, clip: ClipSpec, count: int) -> list[dict[str, Any]]:
+    """The keyword arguments of a run's first forwards, one a branch."""
+    calls: list[dict[str, Any]] = []
+    patches = Patches()
+
+    def around(inner: Any) -> Any:
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            if args:
+                kwargs = {"hidden_states": args[0], **kwargs}
+            calls.append(kwargs)
+            if len(calls) == count:
+                raise _Recorded
+            return inner(*args, **kwargs)
+
+        return forward
+
+    patches.around(module, around)
+    try:
+        pipe(**batch_arguments(pipe, [clip]) | {"output_type": "latent"})
+    except _Recorded:
+        pass
+    finally:
+        patches.undo()
+    return calls
+
+
+def _by_row(name: str, calls: list[list[dict[str, Any]]], branches: int) -> Any:
+    """An argument of all clips: a list of `(P, ...)`, one a branch; or the first clip's value where
+    it has no rows."""
+    first = calls[0][0][name]
+    if not (isinstance(first, torch.Tensor) and name.startswith(_BY_ROW)):
+        return first
+    parts = [[part for one in call for part in one[name]] for call in calls]
+    return [torch.stack([rows[branch] for rows in parts]) for branch in range(branches)]

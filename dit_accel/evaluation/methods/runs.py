@@ -1,0 +1,150 @@
+"""Runs that a method makes before its first clip: on calibration clips, never on scored ones.
+
+In: a pipeline and the context of a run. Out: final latents, uncached or by a sampler, and how far
+they are apart; whole trajectories.
+Knows the pipeline's call. What the uncached runs gave is kept for the other methods of the process,
+but each method states the runs that it would need alone.
+Source: ours.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import torch
+
+from dit_accel.core.generation import ClipSpec, batch_arguments
+from dit_accel.core.patching import Patches
+from dit_accel.planning.paths import Recorded
+from dit_accel.planning.stock_nodes import stock_nodes
+
+
+class Calibration(Protocol):
+    """What a run's context knows of calibration; as of `MethodContext`."""
+
+    @property
+    def calibration_clips(self) -> tuple[ClipSpec, ...]: ...
+    @property
+    def batch(self) -> int: ...
+    @property
+    def memory(self) -> dict[str, Any]: ...
+
+
+def clips_of(context: Calibration, count: int) -> tuple[ClipSpec, ...]:
+    """So many calibration clips.
+
+    Raises:
+        ValueError: the context has none.
+    """
+    found = context.calibration_clips[:count]
+    if not found:
+        raise ValueError("calibration_clips is empty; accepted: clips that are not scored")
+    return found
+
+
+def final_latents(
+    pipe: Any, clips: Sequence[ClipSpec], batch: int, overrides: dict[str, Any] | None = None
+) -> torch.Tensor:
+    """`(C, N)` float32 on the CPU, made by calls of up to `batch` clips."""
+    rows = []
+    for start in range(0, len(clips), batch):
+        arguments = batch_arguments(pipe, clips[start : start + batch])
+        made = pipe(**arguments | {"output_type": "latent"} | (overrides or {})).frames
+        rows.append(made.detach().float().cpu().flatten(1))
+    return torch.cat(rows)
+
+
+def uncached_latents(pipe: Any, context: Calibration, count: int) -> torch.Tensor:
+    """As `final_latents`, of the stock pipeline on the first calibration clips."""
+    clips = clips_of(context, count)
+    key = f"latents-{len(clips)}"
+    if key not in context.memory:
+        context.memory[key] = final_latents(pipe, clips, context.batch)
+    found: torch.Tensor = context.memory[key]
+    return found
+
+
+def fidelity(found: torch.Tensor, wanted: torch.Tensor) -> float:
+    """How near latents `(C, N)` are, in dB, mean over clips; higher is nearer."""
+    errors = (found - wanted).square().sum(1) / wanted.square().sum(1)
+    if not bool(errors.isfinite().all()):
+        return -math.inf
+    return float((-10 * errors.clamp_min(1e-20).log10()).mean())
+
+
+def trajectories(pipe: Any, context: Calibration, count: int) -> list[Recorded]:
+    """Uncached runs of the first calibration clips, all states kept."""
+    clips = clips_of(context, count)
+    key = f"trajectories-{len(clips)}"
+    if key not in context.memory:
+        found: list[Recorded] = []
+        for start in range(0, len(clips), context.batch):
+            found += _recorded(pipe, clips[start : start + context.batch])
+        context.memory[key] = found
+    kept: list[Recorded] = context.memory[key]
+    return kept
+
+
+def _recorded(pipe: Any, clips: Sequence[ClipSpec]) -> list[Recorded]:
+    recorder, patches = _Recorder(), Patches()
+    patches.wrap(pipe.scheduler, "set_timesteps", recorder.around_timesteps)
+    patches.wrap(pipe.scheduler, "step", recorder.around_step)
+    try:
+        pipe(**batch_arguments(pipe, clips) | {"output_type": "latent"})
+    finally:
+        patches.undo()
+    args, kwargs = recorder.asked
+    kwargs = {name: value for name, value in kwargs.items() if name != "device"}
+    nodes = stock_nodes(pipe.scheduler, *args, **_named(kwargs))
+    states, predictions = torch.stack(recorder.states), torch.stack(recorder.predictions)
+    return [
+        Recorded(nodes, states[:, row].contiguous(), predictions[:, row].contiguous())
+        for row in range(len(clips))
+    ]
+
+
+def _named(kwargs: dict[str, Any]) -> dict[str, Any]:
+    """`set_timesteps`' arguments as `stock_nodes` names them."""
+    steps = kwargs.pop("num_inference_steps", None)
+    return kwargs | ({} if steps is None else {"num_steps": steps}) | (
+        {"num_steps": len(kwargs["sigmas"])} if steps is None and "sigmas" in kwargs else {}
+    )  # fmt: skip
+
+
+class _Recorder:
+    """Listens to a scheduler: how its timesteps were set, latents, and predictions."""
+
+    def __init__(self) -> None:
+        self.asked: tuple[tuple[Any, ...], dict[str, Any]] = ((), {})
+        self.states: list[torch.Tensor] = []
+        self.predictions: list[torch.Tensor] = []
+
+    def around_timesteps(self, inner: Callable[..., Any]) -> Callable[..., Any]:
+        def set_timesteps(
+            num_inference_steps: Any = None, device: Any = None, sigmas: Any = None,
+            mu: float | None = None, timesteps: Any = None,
+        ) -> Any:  # fmt: skip
+            given = {"num_inference_steps": num_inference_steps, "device": device,
+                     "sigmas": sigmas, "mu": mu, "timesteps": timesteps}  # fmt: skip
+            given = {name: value for name, value in given.items() if value is not None}
+            self.asked = (), given
+            return inner(**given)
+
+        return set_timesteps
+
+    def around_step(self, inner: Callable[..., Any]) -> Callable[..., Any]:
+        def step(output: torch.Tensor, timestep: Any, sample: torch.Tensor, **kwargs: Any) -> Any:
+            if not self.states:
+                self.states.append(_rows(sample))
+            self.predictions.append(_rows(output))
+            stepped = inner(output, timestep, sample, **kwargs)
+            self.states.append(_rows(stepped[0]))
+            return stepped
+
+        return step
+
+
+def _rows(value: torch.Tensor) -> torch.Tensor:
+    return value.detach().float().cpu().flatten(1)
