@@ -46,12 +46,16 @@ class AccelConfig:
         layout: subjects, their boxes and references, or the file of them; the pipeline is then
             called for one prompt a shot, `prompt=layout.prompts`.
         scene: settings of isolation, references and subjects' texts; None: the defaults.
+        branch_parallel: whether two ranks compute one branch of guidance each: a process group of
+            theirs, or True for the default group. Not with windows, which are inside of a branch.
     """
 
     kind: ClassVar[str] = ""
+    inside_forwards: ClassVar[bool] = False  # whether it caches inside of the transformer
 
     layout: Layout | File | None = field(default=None, kw_only=True)
     scene: SceneConfig | None = field(default=None, kw_only=True)
+    branch_parallel: Any = field(default=False, kw_only=True)
 
     def __post_init__(self) -> None:
         if not self.kind:
@@ -59,6 +63,15 @@ class AccelConfig:
             raise ValueError(f"{_class(self)} is not complete; accepted: {accepted}")
         if self.scene is not None and self.layout is None:
             raise ValueError("scene is given without layout; accepted: with a layout")
+        group = self.branch_parallel
+        valid = isinstance(group, bool) or hasattr(group, "size")
+        require(valid, "branch_parallel", group, "True, False, or a process group")
+        if group and (self.inside_forwards or self.layout is not None):
+            beside = "a layout" if self.layout is not None else _class(self)
+            raise ValueError(
+                f"branch_parallel is given with {beside}; accepted: with quality, speedup or plan, "
+                "or alone"
+            )
         self._check_part("scene")
         self._path_as_text("layout")
 
@@ -186,6 +199,7 @@ class ThresholdConfig(EDCW, AccelConfig):
     """
 
     kind: ClassVar[str] = "threshold"
+    inside_forwards: ClassVar[bool] = True
     site: str = field(default="model", kw_only=True)
 
     def __post_init__(self) -> None:
@@ -202,6 +216,7 @@ class UniCPConfig(UniCP, AccelConfig):
     """
 
     kind: ClassVar[str] = "unicp-paper"
+    inside_forwards: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -235,7 +250,7 @@ class PlanConfig(AccelConfig):
 
 @dataclass(frozen=True)
 class UncachedConfig(AccelConfig):
-    """Every step is computed: a scene without a cache, `accelerate(pipe, layout=...)`."""
+    """Every step is computed: a scene, or branches on two ranks, without a cache."""
 
     kind: ClassVar[str] = "uncached"
     threshold: ClassVar[float] = 0.0
@@ -313,6 +328,7 @@ _DEFAULTS: Mapping[str, Any] = {
     "threshold": None, "site": "model", "plan": None, "mix": (1.0,), "accel": None,
     "quality": None, "speedup": None, "profile": None, "guard": True, "force": False,
     "static": False, "cache_memory": None, "layout": None, "scene": None,
+    "branch_parallel": False,
 }  # fmt: skip
 # Keywords that decide; what is refused beside them; what is accepted instead.
 _ALONE = (
@@ -376,7 +392,8 @@ def _chosen(given: dict[str, Any]) -> AccelConfig:
         return _config(UniCPConfig, given | _settings(accel))
     if "plan" in given:
         return _config(PlanConfig, given)
-    if "layout" in given and not given.keys() & {"threshold", "config", "site"}:
+    uncached = given.keys() & {"layout", "branch_parallel"}
+    if uncached and not given.keys() & {"threshold", "config", "site"}:
         return _config(UncachedConfig, given)
     return _config(ThresholdConfig, given | _settings(given.get("config", EDCW(threshold))))
 

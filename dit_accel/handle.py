@@ -15,6 +15,7 @@ import os
 from types import TracebackType
 from typing import Any, cast
 
+from dit_accel.caching.branch_parallel import BranchParallel
 from dit_accel.caching.controller import RunController
 from dit_accel.caching.engine import Engine
 from dit_accel.caching.executor import PlanExecutor
@@ -67,6 +68,7 @@ def accelerate(
     cache_memory: int | None = None,
     layout: Layout | str | os.PathLike[str] | None = None,
     scene: SceneConfig | None = None,
+    branch_parallel: Any = False,
 ) -> Handle:
     """Accelerate a diffusers video pipeline, in place: to a quality, a speed or a threshold.
 
@@ -86,6 +88,7 @@ def accelerate(
         profile, guard, force, static, cache_memory: with these two, as of `PlannedConfig`.
         layout, scene: with any of them, as of `AccelConfig`; a layout alone: no cache
             (`UncachedConfig`).
+        branch_parallel: with a plan or alone, as of `AccelConfig`.
 
     Without any of them: windows at the default threshold.
 
@@ -101,7 +104,7 @@ def accelerate(
     chosen = config_of(
         config, threshold=threshold, site=site, plan=plan, mix=mix, accel=accel, quality=quality,
         speedup=speedup, profile=profile, guard=guard, force=force, static=static,
-        cache_memory=cache_memory, layout=layout, scene=scene,
+        cache_memory=cache_memory, layout=layout, scene=scene, branch_parallel=branch_parallel,
     )  # fmt: skip
     return Handle(pipe, chosen, prepare.prepare(family_of(pipe), chosen.layout, chosen.scene))
 
@@ -122,12 +125,16 @@ class Handle:
         session = self._session
         self._timer = LoopTimer([*transformers.values()], device=lambda: session.device)
         self._loops = CallLoops(session, self._report_run)
+        self._branches: BranchParallel | None = None
         self._scene: SceneAttention | None = None
         self._last_scene: SceneReport | None = None  # once the scene is removed
         try:
             self._session.install(self._patches)
             self.executor.install(self._patches)
             self._session.interceptors = [self._loops, self.executor, self._timer]
+            if config.branch_parallel:
+                self._branches = BranchParallel(session, self.family, config.branch_parallel)
+                self._session.interceptors.insert(2, self._branches)
             if scene is not None:
                 self._scene = scene(self._session)
                 self._scene.install(self._patches)
@@ -163,6 +170,8 @@ class Handle:
         self.executor.flush()
         self._patches.undo()
         self.executor.clear()
+        if self._branches is not None:
+            self._branches.clear()
         if self._scene is not None:
             self._last_scene = self._last_scene or self._scene.report()
             self._scene.clear()
@@ -191,6 +200,7 @@ class Handle:
             for name, module in session.transformers.items()
             if getattr(uncompiled(module), "is_cache_enabled", False)
         )
+        branches = self._branches.notes() if self._branches is not None else ()
         return Report(
             family=self.family.name,
             site=engine.site,
@@ -207,7 +217,7 @@ class Handle:
             speedup=settings.get("speedup"),
             prediction=None if others else engine.policy.prediction(),
             planned=engine.policy.planned,
-            notes=others + engine.notes(),
+            notes=others + branches + engine.notes(),
             scene=scene,
             config=settings,
             requested=str(self.config),

@@ -131,7 +131,8 @@ def test_what_no_file_holds_is_named_and_described_by_its_class():
     with pytest.raises(ValueError, match=r"plan is a Plan, which is no plain value$"):
         PlanConfig(PLAN).to_dict()
     assert PlanConfig(PLAN).describe() == {
-        "kind": "plan", "layout": None, "scene": None, "plan": "<Plan>", "mix": [1.0],
+        "kind": "plan", "layout": None, "scene": None, "branch_parallel": False,
+        "plan": "<Plan>", "mix": [1.0],
     }  # fmt: skip
 
 

@@ -79,7 +79,7 @@ class PlanExecutor(Engine):
                 self._missing.add(session.step)
             output = forward(call)
             self._prepare()
-            self._form = _form_of(output)
+            self._form = form_of(output)
             value = output[0]
             self._store(component, cached, value, first=first)
         if first:
@@ -271,7 +271,7 @@ def _over_rows(factor: float | torch.Tensor, like: torch.Tensor) -> float | torc
     return rows.repeat(len(like) // len(rows)).view(-1, *[1] * (like.ndim - 1))
 
 
-def _form_of(output: Any) -> Callable[[torch.Tensor], Any]:
+def form_of(output: Any) -> Callable[[torch.Tensor], Any]:
     """What a prediction is returned as: a tuple, or the output class that it came in."""
     return _as_tuple if isinstance(output, tuple) else type(output)
 

@@ -112,6 +112,7 @@ class Session:
         self.calls = 0  # of the pipeline: grows when one begins, and when it ends
         self._call_of_run = -1
         self._knows_calls = False  # else every run counts as a call
+        self.branch_group: Any = None  # whose ranks compute a branch each
         self.unused = 0  # timesteps at the end of a schedule that the pipeline leaves out
         self._context: tuple[str, int | None] | None = None
         self._thread: int | None = None  # that the run is in
@@ -183,7 +184,7 @@ class Session:
         Raises:
             ValueError: context parallelism is on without a plan.
         """
-        found = [parallel_group(module) for module in self.transformers.values()]
+        found = [*map(parallel_group, self.transformers.values()), self.branch_group]
         return tuple(dict.fromkeys(group for group in found if group is not None))
 
     def changes_denoiser(self, step: int) -> bool:
