@@ -57,7 +57,7 @@ class RecordingPolicy(Policy):
         self.begin, self.guidance, self.branches = run.begin, run.guidance or 1.0, branches
         self.scheduler, self.key = copy.deepcopy(scheduler), key
         self.planned = tuple(range(sampler.num_steps))
-        self.num_steps = sampler.num_steps
+        self.num_steps, self.sampler = sampler.num_steps, sampler
         self.weights, self.known = sampler.branch_weights, known
         # Where it is not known how many branches a step has, each further one is a difference.
         self.branch_weights = self.weights if known else (1.0, *[1.0] * 3)
@@ -93,7 +93,9 @@ class RecordingPolicy(Policy):
         """Of the run that was recorded; None where it stopped early, or cannot be planned."""
         if self._problem() or self.record.count(0) != self.num_steps:
             return None
-        sampler = coefficients_of(self.scheduler, self.weights, self.begin, self.num_steps)
+        sampler = dataclasses.replace(self.sampler, branch_weights=self.weights)
+        if self.num_steps != sampler.num_steps:  # the pipeline left the last ones out
+            sampler = coefficients_of(self.scheduler, self.weights, self.begin, self.num_steps)
         guidance = self.key.guidance if self.known else guidance_of(self.weights)
         key = dataclasses.replace(
             self.key, steps=self.num_steps, parts=len(self.weights),

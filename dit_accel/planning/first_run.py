@@ -39,8 +39,9 @@ class RunRecord:
         self.is_uniform = True  # whether all rows have the same length
         self._rows: list[torch.Tensor] = []
         self._places: list[tuple[int, int]] = []  # component and step of every row
-        self._products: list[torch.Tensor] = []  # of every row with itself and those before it
-        self._on_device: bool | None = None
+        self._products = torch.zeros(0, 0)  # of every row with itself and those before it
+        self._copied: torch.cuda.Event | None = None
+        self._on_device = True
 
     def add(self, component: int, value: torch.Tensor) -> None:
         """A component of the guided prediction at the next step, of any shape."""
@@ -56,14 +57,29 @@ class RunRecord:
 
     def _add(self, place: tuple[int, int], value: torch.Tensor) -> None:
         row = value.detach().flatten()
-        if self._on_device is None:
-            self._on_device = _fits(row, self.num_rows)
+        if not len(self._products):
+            self._begin(row)
         if self._rows and len(row) != len(self._rows[0]):
             self.is_uniform = False
             return
         self._rows.append(row if self._on_device else row.cpu())
         self._places.append(place)
-        self._products.append(_products(self._rows))
+        self._copy(_products(self._rows))
+
+    def _begin(self, row: torch.Tensor) -> None:
+        self._on_device = _fits(row, self.num_rows)
+        on_gpu = row.device.type == "cuda"
+        self._products = torch.zeros(
+            self.num_rows, self.num_rows, dtype=torch.float64, pin_memory=on_gpu
+        )
+        self._copied = torch.cuda.Event() if on_gpu else None  # type: ignore[no-untyped-call]
+
+    def _copy(self, products: torch.Tensor) -> None:
+        """To the CPU, as the device comes to it: the next run reads them without a wait."""
+        count = len(products)
+        self._products[count - 1, :count].copy_(products, non_blocking=True)
+        if self._copied is not None:
+            self._copied.record()
 
     def gram(self, sampler: SamplerCoefficients) -> torch.Tensor:
         """`(R, R)` float64 on the CPU: inner products over the squared norm of the final latents.
@@ -71,9 +87,10 @@ class RunRecord:
         Rows are in the order of `SamplerCoefficients.num_rows`: components by step, then the noise,
         which is 0 where it was not recorded. Components that the sampler has not are left out.
         """
-        n, last, count = sampler.num_steps, sampler.num_rows - 1, len(self._products)
-        own = torch.zeros(count, count, dtype=torch.float64)
-        own[torch.tril_indices(count, count).unbind()] = torch.cat(self._products).cpu()
+        if self._copied is not None:
+            self._copied.synchronize()
+        n, last, count = sampler.num_steps, sampler.num_rows - 1, len(self._rows)
+        own = self._products[:count, :count]
         own = own.tril() + own.tril(-1).T
         known = [
             row for row, (component, _) in enumerate(self._places)

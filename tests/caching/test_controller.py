@@ -44,7 +44,7 @@ def profile_for(
              "dtype": "float32", "parts": len(mix)}  # fmt: skip
     candidate = candidate_of(COMPUTED, [40.0 + i / 10 for i in range(8)], parts=len(mix))
     candidate = dataclasses.replace(
-        candidate, error_spread=torch.full((len(COMPUTED),), 1e6, dtype=torch.float64)
+        candidate, error_spread=torch.full((len(COMPUTED),), 100.0, dtype=torch.float64)
     )
     return profile_of(
         [candidate], schedule=schedule, key=profile_key(pipe, **given | identity),
