@@ -116,34 +116,55 @@ class Handle:
         self, pipe: Any, config: AccelConfig, scene: prepare.Prepared | None = None
     ) -> None:
         self.config, self.family = config, family_of(pipe)
-        transformers = transformers_of(pipe, self.family)
-        self._patches, self._session = Patches(), Session(pipe, transformers)
+        session = self._session = Session(pipe, transformers_of(pipe, self.family))
+        session.on_call = self._call_begins
+        self._patches = Patches(session.is_active)
         self._costs: dict[tuple[str, Rows], Costs] = {}  # of forwards
-        self.executor = build_engine(
-            config, self._session, self.family, with_scene=scene is not None
-        )
-        session = self._session
-        self._timer = LoopTimer([*transformers.values()], device=lambda: session.device)
+        self.executor = build_engine(config, session, self.family, with_scene=scene is not None)
+        self._timer = LoopTimer([*session.transformers.values()], device=lambda: session.device)
+        self._make_scene = scene
         self._loops = CallLoops(session, self._report_run)
         self._branches: BranchParallel | None = None
         self._scene: SceneAttention | None = None
         self._last_scene: SceneReport | None = None  # once the scene is removed
+        self._install()
+
+    def _install(self) -> None:
+        session = self._session
         try:
-            self._session.install(self._patches)
+            session.install(self._patches)
             self.executor.install(self._patches)
-            self._session.interceptors = [self._loops, self.executor, self._timer]
-            if config.branch_parallel:
-                self._branches = BranchParallel(session, self.family, config.branch_parallel)
-                self._session.interceptors.insert(2, self._branches)
-            if scene is not None:
-                self._scene = scene(self._session)
+            session.interceptors = [self._loops, self.executor, self._timer]
+            if self.config.branch_parallel:
+                self._branches = BranchParallel(session, self.family, self.config.branch_parallel)
+                session.interceptors.insert(2, self._branches)
+            if self._make_scene is not None:
+                self._scene = self._make_scene(session)
                 self._scene.install(self._patches)
                 # The engine is outside: what it extrapolates needs no rows of the scene. The timer
                 # starts last: choosing a plan is not in the loop's seconds.
-                self._session.interceptors.insert(2, self._scene)
+                session.interceptors.insert(2, self._scene)
         except BaseException:
             self._patches.undo()
             raise
+
+    def _call_begins(self) -> None:
+        """Stand around the transformers that the pipeline has now."""
+        session = self._session
+        self._costs.clear()  # a LoRA adds layers
+        found = transformers_of(session.pipe, self.family)
+        if list(map(id, found.values())) == list(map(id, session.transformers.values())):
+            self._patches.settle()
+            return
+        if family_of(session.pipe) is not self.family:
+            raise ValueError(
+                f"pipe has a {family_of(session.pipe).transformer} now, and was accelerated with a "
+                f"{self.family.transformer}; call remove() on the handle, then accelerate() again"
+            )
+        self._patches.undo()
+        self.executor.clear()
+        session.adopt(found)
+        self._install()
 
     @property
     def site(self) -> CacheSite:

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from diffusers.models.attention_dispatch import dispatch_attention_fn
 
 from dit_accel.attention.pca import Linear
-from dit_accel.core.patching import Patches
+from dit_accel.core.patching import Patches, outside_graphs
 from dit_accel.core.tokens import TokenGrid
 
 Heads = tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # query, key, value
@@ -46,12 +46,14 @@ class WrappedProcessor:
 class StagedAttnProcessor(WrappedProcessor):
     """An attention processor in stages, each an attribute.
 
-    `value` and `out`, where not None, replace the module's projections; `attend` maps
-    `(B, N, H, D)` to the same; `position` takes queries, keys and the rotary angles.
+    `active` says whether a call is the handle's; others are the stock processor's. `value` and
+    `out`, where not None, replace the module's projections; `attend` maps `(B, N, H, D)` to the
+    same; `position` takes queries, keys and the rotary angles.
     """
 
-    def __init__(self, stock: Any) -> None:
+    def __init__(self, stock: Any, active: Callable[[], bool] = lambda: True) -> None:
         super().__init__(stock)
+        self.active = outside_graphs(active)
         self.value: Linear | None = None
         self.out: Linear | None = None
         self.position: Callable[..., tuple[torch.Tensor, torch.Tensor]] = rotate_pairs
@@ -64,7 +66,7 @@ class StagedAttnProcessor(WrappedProcessor):
     ) -> torch.Tensor:  # fmt: skip
         parallel = getattr(self.stock, "_parallel_config", None)
         given = (encoder_hidden_states, attention_mask, parallel)
-        if any(one is not None for one in given) or kwargs:
+        if not self.active() or any(one is not None for one in given) or kwargs:
             return self.stock(
                 attn, hidden_states, encoder_hidden_states, attention_mask, rotary_emb, **kwargs
             )
@@ -118,7 +120,7 @@ def install(attn: Any, patches: Patches) -> StagedAttnProcessor:
         raise ValueError(
             f"attention processor is {type(stock).__name__}; accepted: {', '.join(PROCESSORS)}"
         )
-    staged = StagedAttnProcessor(stock)
+    staged = StagedAttnProcessor(stock, patches.active)
     patches.wrap(attn, "processor", lambda _: staged)
     return staged
 

@@ -173,6 +173,7 @@ class SiteCache(Engine):
         self.ranks = Ranks()
 
     def install(self, patches: Patches) -> None:
+        self.sites = []
         for name, module in self.session.transformers.items():
             blocks = [
                 (f"{group}.{i}", block)
@@ -190,7 +191,9 @@ class SiteCache(Engine):
                     continue
                 attention = self.family.attention
                 site = self._add(name, f"{path}.{attention}")
-                patches.around_forward(getattr(block, attention), site.wrap_attention)
+                patches.around(
+                    getattr(block, attention), site.wrap_attention, callers=(module, block)
+                )
 
     def _add(self, transformer: str, name: str) -> Site:
         self.sites.append(Site(transformer, name, self))
@@ -201,7 +204,7 @@ class SiteCache(Engine):
     ) -> None:
         wrap = site.wrap_stack(blocks, self.family)
         for index, block in enumerate(blocks):
-            patches.around(block, partial(wrap, index), root=root)
+            patches.around(block, partial(wrap, index), callers=(root,))
 
     # --- runs and steps ---
 

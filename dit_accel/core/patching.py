@@ -21,59 +21,79 @@ import torch
 Call = Callable[..., Any]
 Make = Callable[[Call], Call]
 _CALL = "_compiled_call_impl"
+_PIPELINES = ("DiffusionPipeline", "ModularPipeline")
 
 
 class Patches:
-    """The patches of one handle."""
+    """The patches of one handle.
 
-    def __init__(self) -> None:
+    `active` says whether calls inside a transformer are the handle's now: those that another
+    pipeline makes, with the same transformer, pass ours by.
+    """
+
+    def __init__(self, active: Callable[[], bool] = lambda: True) -> None:
+        self.active = active
         self._hooks: list[CallHook] = []
-        self._inside: list[tuple[torch.nn.Module, Make]] = []  # hooks below a root's
+        self._inside: list[tuple[torch.nn.Module, Make, tuple[torch.nn.Module, ...]]] = []
         self._attributes: list[tuple[Any, str, Any, bool, Any]] = []
 
     def around(
-        self, module: torch.nn.Module, make: Make, *, root: torch.nn.Module | None = None
+        self, module: torch.nn.Module, make: Make, *, callers: tuple[torch.nn.Module, ...] = ()
     ) -> None:
         """Call `make(inner)` in place of a module's call, on this instance only.
 
         Args:
             module: also one that `torch.compile(module)` returned.
             make: gets `inner`, which does what the module would do without us at that moment.
-            root: the module that calls this one, with a hook of its own. Where it is compiled as a
-                whole, now or later, the compiler does not look at our place, but at `forward`.
+            callers: the modules that this one is inside of. Where one of them is compiled, now or
+                later, the compiler does not look at our place, but at `forward`.
 
         Raises:
             RuntimeError: dit_accel stands around this module already.
         """
         if hook_of(module) is not None or is_patched(module, "forward"):
             raise RuntimeError(_twice(module, "forward"))
-        if root is not None and is_compiled(root):
-            self.around_forward(module, make)
+        if callers:
+            make = partial(self._gated, make)
+            self._inside.append((module, make, callers))
+        if any(map(is_compiled, callers)):
+            self._around_forward(module, make)
             return
         hook = CallHook(module, make)
         self._hooks.append(hook)
-        if root is not None:
-            self._inside.append((module, make))
         self.wrap(module, "compile", partial(self._compile, hook))
-
-    def around_forward(self, module: torch.nn.Module, make: Make) -> None:
-        """As `around`, at `forward`: there a compiler finds us that traces the module's caller."""
-        self.wrap(module, "forward", lambda inner: outside_graphs(make(inner)))
 
     def _compile(self, hook: CallHook, _: Call) -> Call:
         """A `module.compile` that compiles what is below us."""
 
         def compile_below(*args: Any, **kwargs: Any) -> None:
             hook.compile(*args, **kwargs)
-            below = set(hook.module.modules())
-            for module, make in self._inside:
-                inner = hook_of(module)
-                if inner is not None and inner is not hook and module in below:
-                    inner.remove()
-                    self._hooks.remove(inner)
-                    self.around_forward(module, make)
+            self.settle()
 
         return compile_below
+
+    def settle(self) -> None:
+        """Stand where we stood, after somebody compiled a module or a caller of it."""
+        for hook in self._hooks:
+            hook.stand()
+        for module, make, callers in self._inside:
+            hook_ = hook_of(module)
+            if hook_ is not None and any(map(is_compiled, callers)):
+                hook_.remove()
+                self._hooks.remove(hook_)
+                self._around_forward(module, make)
+
+    def _around_forward(self, module: torch.nn.Module, make: Make) -> None:
+        """At `forward`: there a compiler finds us that traces the module's caller."""
+        self.wrap(module, "forward", lambda inner: outside_graphs(make(inner)))
+
+    def _gated(self, make: Make, inner: Call) -> Call:
+        ours = make(inner)
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            return (ours if self.active() else inner)(*args, **kwargs)
+
+        return call
 
     def wrap(self, owner: Any, name: str, make: Callable[[Any], Any]) -> None:
         """Replace `owner.name` by `make(old value)`, on this instance only.
@@ -139,8 +159,16 @@ class CallHook:
         """As `torch.nn.Module.compile`, but we stay where we stand: around the compiled call."""
         self._compiled = torch.compile(self.module._call_impl, *args, **kwargs)
 
+    def stand(self) -> None:
+        """Stand around the call again, where somebody compiled the module past our `compile`."""
+        there = vars(self.module).get(_CALL)
+        if there is not self and not hasattr(there, "_dit_accel_patch"):
+            self._compiled = there
+            object.__setattr__(self.module, _CALL, self)
+
     def remove(self) -> None:
         """Leave the module as if we had never been there, compiled where it was since."""
+        self.stand()
         if self._compiled is not None:
             object.__setattr__(self.module, _CALL, self._compiled)
         else:
@@ -165,8 +193,25 @@ def before_calls(module: torch.nn.Module, callback: Callable[[], None]) -> Calla
         else:
             object.__setattr__(module, _CALL, above)
 
+    call._dit_accel_patch = True  # type: ignore[attr-defined]
     object.__setattr__(module, _CALL, call)
     return remove
+
+
+def calling_pipeline() -> Any:
+    """The pipeline of diffusers whose call is running in this thread, the innermost; None: none.
+
+    A transformer does not know who calls it, and pipelines share transformers.
+    """
+    frame = sys._getframe(1)
+    while frame is not None:
+        code = frame.f_code
+        if code.co_name == "__call__" and code.co_varnames[:1] == ("self",):
+            owner = frame.f_locals["self"]
+            if any(kind.__name__ in _PIPELINES for kind in type(owner).__mro__):
+                return owner
+        frame = frame.f_back
+    return None
 
 
 class _Replacement:
@@ -285,4 +330,7 @@ def is_patched(owner: Any, name: str) -> bool:
 
 def _twice(owner: Any, name: str) -> str:
     kind = type(uncompiled(owner)).__name__
-    return f"{kind}.{name} is accelerated already; call remove() on its handle first"
+    return (
+        f"{kind}.{name} is accelerated already; call remove() on its handle first, which a "
+        "pipeline that shares it may have"
+    )

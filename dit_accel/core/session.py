@@ -22,7 +22,13 @@ from typing import Any
 import torch
 from torch.utils._pytree import tree_map_only
 
-from dit_accel.core.patching import Patches, marks_of_calls, notifying, parallel_group
+from dit_accel.core.patching import (
+    Patches,
+    calling_pipeline,
+    marks_of_calls,
+    notifying,
+    parallel_group,
+)
 from dit_accel.core.places import Texts, positions
 
 _TWO_THREADS = "pipe was called in two threads at once; accepted: a pipeline for each thread"
@@ -103,6 +109,7 @@ class Session:
     def __init__(self, pipe: Any, transformers: dict[str, torch.nn.Module]) -> None:
         self.pipe, self.transformers = pipe, transformers
         self.interceptors: list[Interceptor] = []
+        self.on_call: Callable[[], None] = lambda: None  # before a call's first forward
         self.inputs: dict[tuple[str, str], tuple[tuple[Any, ...], dict[str, Any]]] = {}
         self.role = "target"
         self.transformer = ""  # the name of the one that is running
@@ -136,6 +143,15 @@ class Session:
             patches.wrap(self.pipe, name, partial(notifying, self.pipe, self._call_begins))
         for name in last:
             patches.wrap(self.pipe, name, partial(notifying, self.pipe, self._call_ends))
+
+    def is_active(self) -> bool:
+        """Whether this thread is in a forward of the pipeline, and not of another one."""
+        return self._running == threading.get_ident()
+
+    def adopt(self, transformers: dict[str, torch.nn.Module]) -> None:
+        """Forget the last run, as the pipeline has other transformers now."""
+        self.transformers = transformers
+        self._reset()
 
     def _reset(self) -> None:
         self.step, self.branch = -1, ""
@@ -209,6 +225,8 @@ class Session:
             return inner(*call.args, **call.kwargs)
 
         def forward(*args: Any, **kwargs: Any) -> Any:
+            if calling_pipeline() not in (None, self.pipe):
+                return inner(*args, **kwargs)  # of a pipeline that shares the transformer
             call, thread = ForwardCall(name, args, kwargs), threading.get_ident()
             if self._running not in (None, thread):
                 raise RuntimeError(_TWO_THREADS)
@@ -236,6 +254,7 @@ class Session:
 
     def _call_begins(self) -> None:
         self.calls += 1
+        self.on_call()
 
     def _call_ends(self) -> None:
         if not getattr(self.pipe, "interrupt", False):

@@ -76,7 +76,7 @@ class SceneAttention(Interceptor):
                 support.check_text_only(other)
                 staged = support.staged(own, patches)
                 self.layers.append(SceneLayer(self, index, len(blocks), staged))
-                texts = partial(self.subject_texts, name)
+                texts = partial(self._texts_of_call, name)
                 patches.wrap(other, "processor", partial(SubjectTextProcessor, texts=texts))
             # After the attentions: on a divided model the angles of a part of the tokens are wrong.
             self._tables[name] = support.check_rotary(module, self.family)
@@ -142,6 +142,10 @@ class SceneAttention(Interceptor):
             )
             self._plans[key] = None if all(plan.whole for plan in made) else made
         return self._plans[key]
+
+    def _texts_of_call(self, transformer: str) -> list[SubjectText]:
+        """None in a call of a pipeline that shares the transformer."""
+        return self.subject_texts(transformer) if self.session.is_active() else []
 
     def subject_texts(self, transformer: str) -> list[SubjectText]:
         """Row, tokens, text `(1, L, C)` and weight of every subject that has its own text now."""

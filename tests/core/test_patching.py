@@ -88,7 +88,7 @@ def test_a_hook_inside_a_compiled_module_is_still_called(order):
     if order == "before":
         module.compile(backend="eager")
     patches.around(module, lambda inner: inner)
-    patches.around(module.inside, plus_ten, root=module)
+    patches.around(module.inside, plus_ten, callers=(module,))
     if order == "after":
         module.compile(backend="eager")
     assert module(one).item() == 13

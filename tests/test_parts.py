@@ -1,0 +1,183 @@
+"""Parts that pipelines share, and parts that are replaced while a pipeline is accelerated."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import small_denoisers
+import tiny
+import torch
+from calls import LOOSE, STEPS, call, state_of
+from diffusers import WanPipeline, WanVideoToVideoPipeline
+from torch._dynamo.testing import CompileCounter
+
+from dit_accel import UniCP, accelerate
+from dit_accel.attention.pcas import PCAS
+from dit_accel.evaluation import speed
+
+WAYS = {
+    "plan": {"speedup": 2.0},
+    "model": {"config": LOOSE},
+    "block": {"config": LOOSE, "site": "block"},
+    "attention": {"config": LOOSE, "site": "attention"},
+    "pruned": {"config": UniCP(windows=LOOSE, pcas=PCAS(mode="slice"), shift=None)},
+}
+ways = pytest.mark.parametrize("way", WAYS)
+
+
+def accelerated(pipe, way):
+    """The handle, and a clip of a run that is accelerated."""
+    handle = accelerate(pipe, **WAYS[way])
+    if way == "plan":
+        call(pipe)  # computed in full, and recorded
+    return handle, call(pipe)
+
+
+# --- shared: a pipeline that has the same transformer ---
+
+
+@ways
+def test_a_pipeline_of_the_same_components_stays_as_it_was(way):
+    pipe = tiny.tiny_wan()
+    sibling = WanPipeline(**pipe.components)
+    sibling.set_progress_bar_config(disable=True)
+    stock = call(pipe)
+    handle, fast = accelerated(pipe, way)
+    assert not np.array_equal(fast, stock)
+    for _ in range(2):
+        before = handle.report()
+        assert np.array_equal(call(sibling), stock)
+        assert np.array_equal(call(sibling, num_inference_steps=5).shape, stock.shape)
+        assert handle.report() == before
+        assert np.array_equal(call(pipe), fast)
+    handle.remove()
+    assert np.array_equal(call(sibling), stock) and np.array_equal(call(pipe), stock)
+
+
+def test_a_pipeline_that_is_called_in_the_midst_of_a_run_stays_as_it_was():
+    pipe = tiny.tiny_wan()
+    sibling = WanPipeline(**{**pipe.components, "scheduler": type(pipe.scheduler)(shift=3.0)})
+    sibling.set_progress_bar_config(disable=True)
+    stock, clips = call(sibling), []
+    handle, fast = accelerated(pipe, "model")
+
+    def meanwhile(_, step, __, tensors):
+        if step in (3, 4):
+            clips.append(call(sibling))
+        return tensors
+
+    assert np.array_equal(call(pipe, callback_on_step_end=meanwhile), fast)
+    assert len(clips) == 2 and all(np.array_equal(clip, stock) for clip in clips)
+    handle.remove()
+
+
+def test_a_pipeline_made_by_from_pipe_stays_as_it_was():
+    pipe = tiny.tiny_wan()
+    other = WanVideoToVideoPipeline.from_pipe(pipe, torch_dtype=torch.float32)
+    other.set_progress_bar_config(disable=True)
+    video = [np.zeros((16, 16, 3), np.uint8)] * 9
+
+    def theirs():
+        return other(
+            video, "a red circle", height=16, width=16, num_inference_steps=8, strength=0.8,
+            generator=torch.Generator().manual_seed(0),
+        ).frames  # fmt: skip
+
+    stock = theirs()
+    handle, fast = accelerated(pipe, "plan")
+    assert np.array_equal(theirs(), stock)
+    assert np.array_equal(call(pipe), fast)
+    handle.remove()
+    with accelerate(other, threshold=0.0):
+        assert np.array_equal(theirs(), stock)
+
+
+def test_a_transformer_is_accelerated_for_one_pipeline_at_a_time():
+    """As a model of diffusers has one cache at a time (`enable_cache`)."""
+    pipe = tiny.tiny_wan()
+    sibling = WanPipeline(**pipe.components)
+    handle, fast = accelerated(pipe, "block")
+    before, own = state_of(pipe), sorted(vars(sibling))
+    with pytest.raises(RuntimeError, match="on its handle first, which a pipeline that sh"):
+        accelerate(sibling, config=LOOSE)
+    assert state_of(pipe) == before and sorted(vars(sibling)) == own
+    assert np.array_equal(call(pipe), fast)
+    handle.remove()
+    with accelerate(sibling, config=LOOSE, site="block"):
+        assert np.array_equal(call(sibling), fast)
+
+
+# --- replaced ---
+
+
+@ways
+def test_a_transformer_that_is_replaced_is_accelerated_from_the_next_call_on(way):
+    pipe, other = tiny.tiny_wan(), tiny.tiny_wan()
+    other.transformer = tiny.tiny_wan(seed=1).transformer
+    stock, _ = call(other), call(pipe)  # the first call leaves attributes of diffusers'
+    first, before = pipe.transformer, [state_of(pipe), sorted(vars(pipe))]
+    handle, fast = accelerated(other, way)
+    handle.remove()
+    handle, _ = accelerated(pipe, way)
+    pipe.transformer = other.transformer
+    if way == "plan":
+        assert np.array_equal(call(pipe), stock)  # computed in full, and recorded
+    assert np.array_equal(call(pipe), fast)
+    report = handle.report()
+    assert report.steps_run == STEPS and report.steps_computed < STEPS
+    handle.remove()
+    assert np.array_equal(call(pipe), stock)
+    pipe.transformer = first
+    assert [state_of(pipe), sorted(vars(pipe))] == before
+
+
+def test_a_transformer_of_another_family_is_refused_in_words():
+    pipe = tiny.tiny_wan()
+    handle, fast = accelerated(pipe, "model")
+    first = pipe.transformer
+    pipe.transformer = speed.build(small_denoisers.trial("ltx-video")).transformer
+    with pytest.raises(ValueError, match="has a LTXVideoTransformer3DModel now, and was acceler"):
+        call(pipe)
+    pipe.transformer = first
+    assert np.array_equal(call(pipe), fast)
+    handle.remove()
+
+
+@pytest.mark.parametrize("way", ["plan", pytest.param("model", marks=pytest.mark.slow)])
+def test_a_transformer_that_is_compiled_and_assigned_afterwards(way):
+    pipe = tiny.tiny_wan()
+    stock = call(pipe)
+    handle, fast = accelerated(pipe, way)
+    pipe.transformer = torch.compile(pipe.transformer, backend="eager")
+    assert np.array_equal(call(pipe), fast)
+    assert handle.report().steps_computed < STEPS
+    handle.remove()
+    assert np.array_equal(call(pipe), stock)
+
+
+@pytest.mark.parametrize(
+    ("way", "whole"),
+    [
+        ("plan", False), ("model", False), ("block", False),
+        *(pytest.param(way, True, marks=pytest.mark.slow) for way in ("plan", "block")),
+        *(pytest.param("attention", whole, marks=pytest.mark.slow) for whole in (True, False)),
+        pytest.param("pruned", False, marks=pytest.mark.slow),
+    ],
+)  # fmt: skip
+def test_compilation_past_our_place_is_noticed_at_the_next_call(way, whole):
+    """`compile` was fetched before accelerate(), or is called on the class."""
+    torch._dynamo.reset()  # else a limit of compilations is reached
+    pipe = tiny.tiny_wan()
+    stock = call(pipe)
+    modules = [pipe.transformer] if whole else [*pipe.transformer.blocks]
+    fetched = [module.compile for module in modules]
+    handle, fast = accelerated(pipe, way)
+    counter = CompileCounter()
+    fetched[0](backend=counter)
+    for module in modules[1:]:
+        torch.nn.Module.compile(module, backend=counter)
+    assert np.array_equal(call(pipe), fast)
+    assert counter.frame_count > 0, "the control: it is compiled"
+    assert handle.report().steps_computed < STEPS
+    handle.remove()
+    assert np.array_equal(call(pipe), stock)
