@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from functools import partial
 from types import TracebackType
 from typing import Any, cast
 
@@ -261,14 +262,15 @@ def build_engine(
         return PlanExecutor(session, config.policy)
     if not isinstance(config, PlannedConfig):
         return PlanExecutor(session, ComputeAll())
-    profile, remarks = profile_for(session.pipe, config.profile, force=config.force)
+    look_up = partial(profile_for, session.pipe, config.profile, force=config.force)
+    profile, remarks = look_up()
     target = Target(
         config.quality if isinstance(config, QualityConfig) else None,
         config.speedup if isinstance(config, SpeedupConfig) else None,
     )
     controller = RunController(
         session.pipe, family, profile, target, guard=config.guard, static=config.static,
-        force=config.force, choice=config.choice, remarks=remarks,
+        force=config.force, choice=config.choice, remarks=remarks, look_up=look_up,
         use_text=not with_scene,  # calibration measured prompts on clips without a scene
     )  # fmt: skip
     return PlanExecutor(session, controller, config.cache_memory)

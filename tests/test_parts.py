@@ -9,11 +9,15 @@ import tiny
 import torch
 from calls import LOOSE, STEPS, call, state_of
 from diffusers import WanPipeline, WanVideoToVideoPipeline
+from profiles import profile_of
 from torch._dynamo.testing import CompileCounter
 
 from dit_accel import UniCP, accelerate
 from dit_accel.attention.pcas import PCAS
 from dit_accel.evaluation import speed
+from dit_accel.planning.lookup import profile_key
+from dit_accel.planning.profile import ProfileError
+from dit_accel.planning.sampler import planned_coefficients
 
 WAYS = {
     "plan": {"speedup": 2.0},
@@ -181,3 +185,91 @@ def test_compilation_past_our_place_is_noticed_at_the_next_call(way, whole):
     assert handle.report().steps_computed < STEPS
     handle.remove()
     assert np.array_equal(call(pipe), stock)
+
+
+# --- changed ---
+
+
+def changes():
+    """What is changed after accelerate(); how it is undone, where rounding permits; the words."""
+
+    def shift(pipe, value):
+        pipe.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config, shift=value)
+
+    def merge(pipe, change):
+        """As `fuse_lora` followed by `unload_lora_weights` leaves it: `weight.data += B @ A`."""
+        pipe.transformer.blocks[1].attn2.to_v.weight.data += change
+
+    return {
+        "another scheduler": (lambda p: shift(p, 5.0), lambda p: shift(p, 3.0), "scheduler"),
+        "merged": (lambda p: merge(p, 0.01), None, "weights"),
+        "another dtype": (
+            lambda p: p.to(torch.bfloat16), None, "weights and dtype"
+        ),
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("what", list(changes()))
+def test_what_changes_is_recorded_anew_and_the_old_plan_serves_where_it_fits(what):
+    change, undo, words = changes()[what]
+    changed, pipe = tiny.tiny_wan(), tiny.tiny_wan()
+    change(changed)
+    expected = call(changed)
+    handle, fast = accelerated(pipe, "plan")
+    change(pipe)
+    assert np.array_equal(call(pipe), expected)
+    report = handle.report()
+    assert report.steps_computed == STEPS
+    assert report.notes[0] == f"The {words} changed since the last run."
+    assert not np.array_equal(call(pipe), expected)
+    assert handle.report().steps_computed < STEPS
+    if undo is not None:
+        undo(pipe)
+        assert np.array_equal(call(pipe), fast)
+    handle.remove()
+
+
+def test_a_profile_of_the_weights_before_is_refused_in_words():
+    pipe = tiny.tiny_wan()
+    mix = (1.0, -3.0)  # of the branches at a guidance of 4
+    schedule = planned_coefficients(pipe.scheduler, STEPS, mix)
+    key = profile_key(
+        pipe, steps=STEPS, guidance=4.0, parts=2, height=16, width=16, frames=9, dtype="float32"
+    )
+    profile = profile_of(schedule=schedule, key=key)
+    handle = accelerate(pipe, speedup=2.0, profile=profile)
+    fast = call(pipe)
+    other = tiny.tiny_wan(seed=1).transformer
+    first, pipe.transformer = pipe.transformer, other
+    for _ in range(2):
+        with pytest.raises(ProfileError, match=r"weights is .* in the profile, .* here"):
+            call(pipe)
+    pipe.transformer = first
+    assert np.array_equal(call(pipe), fast)
+    pipe.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config, shift=9.0)
+    with pytest.raises(ProfileError, match=r"sampler is .* in the profile, .* here"):
+        call(pipe)
+    handle.remove()
+    call(pipe)
+    with accelerate(pipe, speedup=2.0, profile=profile, force=True) as handle:
+        call(pipe)
+        assert "was forced: sampler is" in handle.report().notes[0]
+        pipe.transformer = other
+        call(pipe)
+        assert "was forced: weights is" in handle.report().notes[0]
+        assert "weights changed after accelerate()" in handle.report().notes[1]
+
+
+@pytest.mark.parametrize("way", ["model", "plan"])
+def test_a_scheduler_whose_settings_change(way):
+    pipe, other = tiny.tiny_wan(), tiny.tiny_wan()
+    other.scheduler.set_shift(5.0)
+    handle, fast = accelerated(other, way)
+    handle.remove()
+    handle, before = accelerated(pipe, way)
+    pipe.scheduler.set_shift(5.0)
+    if way == "plan":
+        call(pipe)
+        assert handle.report().notes[0] == "The scheduler changed since the last run."
+    assert np.array_equal(call(pipe), fast) and not np.array_equal(fast, before)
+    handle.remove()

@@ -27,6 +27,7 @@ from dit_accel.core.session import RunInfo
 from dit_accel.planning import selection
 from dit_accel.planning.difficulty import pooled
 from dit_accel.planning.lookup import profile_key
+from dit_accel.planning.parts import parts_of
 from dit_accel.planning.plan import SamplerCoefficients
 from dit_accel.planning.prediction import PlanChoice
 from dit_accel.planning.profile import Profile, ProfileError
@@ -34,6 +35,7 @@ from dit_accel.planning.sampler import CoefficientCache
 
 MAX_CHOICES = 16  # that are remembered, as every prompt has its own; the oldest is dropped
 Size = tuple[int, int, int]  # height, width and frames of a clip
+Found = tuple[Profile | None, tuple[str, ...]]  # a profile, and remarks on it
 
 
 class RunController:
@@ -46,13 +48,18 @@ class RunController:
         force: whether a profile of one branch is used at another guidance.
         use_text: whether the plan depends on the prompt, where the profile knows prompts.
         remarks: notes of every run; with any of them the profile is not trusted.
+        look_up: finds and checks the profile anew, with remarks, where the weights or the scheduler
+            of the pipeline have changed; None: the profile stays.
     """
 
     def __init__(
         self, pipe: Any, family: Family, profile: Profile | None, target: selection.Target, *,
         guard: bool = True, static: bool = False, force: bool = False, use_text: bool = True,
         choice: PlanChoice | None = None, remarks: tuple[str, ...] = (),
+        look_up: Callable[[], Found] | None = None,
     ) -> None:  # fmt: skip
+        self._look_up, self._parts = look_up, parts_of(pipe)
+        self._changed: tuple[str, ...] = ()  # what of it is other than in the last run
         self.pipe, self.family, self.profile, self.target = pipe, family, profile, target
         self.guard, self.static, self.force, self.use_text = guard, static, force, use_text
         self.choice, self.remarks = choice, remarks
@@ -85,6 +92,7 @@ class RunController:
     def _start(self, run: RunInfo) -> Policy:
         if self._recording is not None:
             self._end_recording(self._recording)
+        self._see_parts()
         said = self._said_weights(run)
         self._unsaid = run if said is None else None
         return self._policy(run, said or self._weights)
@@ -111,6 +119,19 @@ class RunController:
             policy.take(first)
         return policy
 
+    def _see_parts(self) -> None:
+        """Notice what was replaced or changed since the last run; a ProfileError where the profile
+        does not suit it."""
+        parts = parts_of(self.pipe)
+        self._changed = parts.changed_since(self._parts)
+        if self._changed and self._look_up is not None:
+            self.profile, self.remarks = self._look_up()
+            self.choice = None
+            if self.profile is not None and "dtype" not in self._changed:
+                what = " and ".join(self._changed)
+                self.remarks += (f"The {what} changed after accelerate(); the profile fits still.",)
+        self._parts = parts
+
     def _said_weights(self, run: RunInfo) -> tuple[float, ...] | None:
         """Of the branches, by what the pipeline says of its guidance; None: it says nothing."""
         if self.family.branches == "batched":
@@ -124,7 +145,7 @@ class RunController:
         profile = recording.profile
         if profile is not None:
             self._weights = profile.sampler.branch_weights
-            self._recorded[_kind_of(recording.guidance, self._weights)] = profile
+            self._recorded[self._parts, _kind_of(recording.guidance, self._weights)] = profile
         self._recording = None
 
     def _policy(self, run: RunInfo, weights: tuple[float, ...]) -> Policy:
@@ -132,7 +153,8 @@ class RunController:
         of its kind."""
         coefficients = self._samplers.of(self.pipe.scheduler, weights, run.begin, run.num_steps)
         selection.check_num_steps(coefficients.num_steps)
-        profile = self.profile or self._recorded.get(_kind_of(run.guidance or 1.0, weights))
+        kind = self._parts, _kind_of(run.guidance or 1.0, weights)
+        profile = self.profile or self._recorded.get(kind)
         if profile is None:
             return self._record(run, coefficients)
         size = self._size_of(run.latents)
@@ -161,9 +183,14 @@ class RunController:
         key = profile_key(self.pipe, steps=steps, parts=parts, guidance=run.guidance or 1.0)
         self._recording = RecordingPolicy(
             run, coefficients, self.pipe.scheduler, key, self.family.branches,
-            known=self._said_weights(run) is not None,
+            known=self._said_weights(run) is not None, remarks=self._why_anew(),
         )  # fmt: skip
         return self._recording
+
+    def _why_anew(self) -> tuple[str, ...]:
+        if self._changed:
+            return (f"The {' and '.join(self._changed)} changed since the last run.",)
+        return ("The recorded runs have another guidance.",) if self._recorded else ()
 
     def _choose(
         self, profile: Profile, coefficients: SamplerCoefficients, run: RunInfo, size: Size | None

@@ -46,14 +46,16 @@ class RecordingPolicy(Policy):
         key: of the profile.
         branches: as of `Family`.
         known: whether the pipeline says how it weighs its branches; else a step measures it.
+        remarks: why the run is recorded, where an earlier one was.
     """
 
     records = True
 
     def __init__(
         self, run: RunInfo, sampler: SamplerCoefficients, scheduler: Any, key: ProfileKey,
-        branches: str, *, known: bool,
+        branches: str, *, known: bool, remarks: tuple[str, ...] = (),
     ) -> None:  # fmt: skip
+        self.remarks = remarks
         self.begin, self.guidance, self.branches = run.begin, run.guidance or 1.0, branches
         self.scheduler, self.key = copy.deepcopy(scheduler), key
         self.planned = tuple(range(sampler.num_steps))
@@ -123,9 +125,8 @@ class RecordingPolicy(Policy):
             what = "this run was computed whole and recorded; the next ones are planned from it."
         if ran < self.num_steps:
             what += " computed whole and recorded."
-        return (
-            f"No profile was found: {what} `dit-accel calibrate` measures a profile once for all.",
-        )
+        advice = "`dit-accel calibrate` measures a profile once for all."
+        return (*self.remarks, f"No profile was found: {what} {advice}")
 
 
 def guidance_of(weights: tuple[float, ...]) -> float | None:

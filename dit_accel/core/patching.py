@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import inspect
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial, update_wrapper
 from types import CodeType, FunctionType
 from typing import Any
@@ -268,6 +268,22 @@ def _split_hooks(module: torch.nn.Module) -> list[Any]:
     registry = vars(module).get("_diffusers_hook")
     named = {} if registry is None else registry.hooks
     return [hook for name, hook in named.items() if name.startswith("cp_input")]
+
+
+def weights_of(module: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    """Parameters and buffers by path, also those that accelerate keeps elsewhere between calls."""
+    for path, owner in module.named_modules():
+        hook = vars(owner).get("_hf_hook")
+        kept = [
+            one.weights_map
+            for one in getattr(hook, "hooks", (hook,))
+            if getattr(one, "weights_map", None) is not None
+        ]
+        for name, tensor in (*owner._parameters.items(), *owner._buffers.items()):
+            if tensor is not None and tensor.device.type == "meta" and kept:
+                tensor = kept[0][name]
+            if tensor is not None:
+                yield f"{path}.{name}" if path else name, tensor
 
 
 def outside_graphs(forward: Any) -> Any:

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from dit_accel.core.families import family_of, transformers_of
+from dit_accel.core.patching import uncompiled, weights_of
 from dit_accel.planning.profile import Profile, ProfileError
 from dit_accel.planning.profile_key import ProfileKey
 from dit_accel.planning.sampler import planned_coefficients
@@ -91,7 +92,10 @@ def profile_key(pipe: Any, **clips: Any) -> ProfileKey:
     modules = transformers_of(pipe, family)
     weights = hashlib.sha256()
     for name, module in modules.items():
-        state = sorted(module.state_dict().items())
+        module = uncompiled(module)
+        known = dict(weights_of(module))
+        state = [(key, known.get(key, weight)) for key, weight in module.state_dict().items()]
+        state.sort(key=lambda item: item[0])
         weights.update(f"{name} {[(key, tuple(weight.shape)) for key, weight in state]}".encode())
         for _, weight in state[::_HASHED_EVERY]:
             # rounded, so that a model in bfloat16 and in float32 has one hash
@@ -100,7 +104,7 @@ def profile_key(pipe: Any, **clips: Any) -> ProfileKey:
     sampler = hashlib.sha256(_behaviour(pipe.scheduler).encode())
     return ProfileKey(
         pipeline=family.pipelines[0],
-        transformer=type(next(iter(modules.values()))).__name__,
+        transformer=type(uncompiled(next(iter(modules.values())))).__name__,
         scheduler=type(pipe.scheduler).__name__,
         weights=weights.hexdigest()[:16],
         sampler=sampler.hexdigest()[:16],
