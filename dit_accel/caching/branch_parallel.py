@@ -2,11 +2,12 @@
 
 Goes in: the forwards of a step, one a branch. Comes out: the same predictions, on both ranks, in
 the time of one forward. When a step's first forward is called, its second one is foreseen: it has
-the same arguments but the text, which is the one of the step before. So the first rank computes the
-first branch, the second rank the second, and an all-gather gives both to both. A second forward
-that comes otherwise than foreseen is computed on both ranks, as is the first step. It stands inside
-of the caches at the denoiser's output, and knows no model. Source: CFG parallelism of xDiT (arXiv
-2411.01738), which has a pipeline of its own for each model; this one leaves the pipeline as it is.
+the same arguments but the text, which is the one of the step before, or of the last run. So the
+first rank computes the first branch, the second rank the second, and an all-gather gives both to
+both. A second forward that comes otherwise than foreseen is computed on both ranks, as is the first
+one of all. It stands inside of the caches at the denoiser's output, and knows no model. Source: CFG
+parallelism of xDiT (arXiv 2411.01738), which has a pipeline of its own for each model; this one
+leaves the pipeline as it is.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import torch
 import torch.distributed as dist
 
 from dit_accel.caching.executor import form_of
+from dit_accel.caching.ranks import Ranks
 from dit_accel.core.checks import require
 from dit_accel.core.families import FAMILIES, Family
 from dit_accel.core.patching import parallel_group, uncompiled
@@ -54,7 +56,6 @@ class BranchParallel(Interceptor):
             ValueError: a cache of diffusers is on, or the group divides a forward.
         """
         self.steps = self.shared_steps = 0
-        self._own = None
         self.step_begins(0)
         _check_alone(self.session, self.group)
 
@@ -67,12 +68,14 @@ class BranchParallel(Interceptor):
         """The prediction of a branch: of this rank, or of the other one."""
         self._calls.append(call)
         foreseen, self._foreseen = self._foreseen, None
-        if foreseen is not None and _are_same(call, foreseen[0]):
+        if foreseen is not None and self._holds(call, foreseen[0]):
+            self.shared_steps += 1
             return foreseen[1]
         if len(self._calls) == 1:
             self.steps += 1
-            if self._own is not None:
-                return self._shared(call, self._own, forward)
+            own = self._own or {}
+            if own and _are_alike(own, {name: call.kwargs.get(name) for name in own}):
+                return self._shared(call, own, forward)
         elif len(self._calls) == 2:
             self._own = _own_arguments(*self._calls)
         return forward(call)
@@ -84,14 +87,24 @@ class BranchParallel(Interceptor):
         form, mine = form_of(output), output[0].contiguous()
         both = [torch.empty_like(mine) for _ in range(2)]
         dist.all_gather(both, mine, group=self.group)
-        self.shared_steps += 1
         self._foreseen = other, form(both[1])
         return form(both[0])
 
+    def _holds(self, call: ForwardCall, foreseen: ForwardCall) -> bool:
+        """Whether a call is the foreseen one. A new tensor is compared by value, in a host sync."""
+        given, expected = _arguments(call), _arguments(foreseen)
+        if call.transformer != foreseen.transformer or not _are_alike(given, expected):
+            return False
+        new = [(a, expected[k]) for k, a in given.items() if not _is_same(a, expected[k])]
+        if not new:
+            return True
+        differs = torch.stack([(a != b).any() for a, b in new]).any().float()
+        return not bool(Ranks(self.session.groups).mean(differs))
+
     def notes(self) -> tuple[str, ...]:
         """What a reader of the report must know of the last run."""
-        rest = "the others had one branch, or were computed on both ranks, as each first step is"
         shared = f"two ranks shared {self.shared_steps} of {self.steps} computed steps"
+        rest = "the others had one branch, or a text that was not known before"
         return (f"Branch parallel: {shared}; {rest}.",) if self.steps else ()
 
     def clear(self) -> None:
@@ -127,29 +140,30 @@ def _check_alone(session: Session, group: Any) -> None:
 
 def _own_arguments(first: ForwardCall, second: ForwardCall) -> dict[str, Any] | None:
     """The arguments that the second call alone has; None where they cannot be foreseen."""
-    alike = first.transformer == second.transformer and first.kwargs.keys() == second.kwargs.keys()
-    if not alike or not _all_same(first.args, second.args):
-        return None
-    own = {k: v for k, v in second.kwargs.items() if not _is_same(v, first.kwargs[k])}
-    return own if first.latents is second.latents and first.timestep is second.timestep else None
+    own = {k: v for k, v in second.kwargs.items() if not _is_same(v, first.kwargs.get(k))}
+    alike = first.transformer == second.transformer and _are_alike(own, first.kwargs, some=True)
+    shared = first.latents is second.latents and first.timestep is second.timestep
+    same = len(first.args) == len(second.args) and all(map(_is_same, first.args, second.args))
+    return own if alike and shared and same else None
 
 
-def _are_same(one: ForwardCall, other: ForwardCall) -> bool:
-    return (
-        one.transformer == other.transformer
-        and one.kwargs.keys() == other.kwargs.keys()
-        and _all_same(one.args, other.args)
-        and all(_is_same(value, other.kwargs[name]) for name, value in one.kwargs.items())
-    )
+def _arguments(call: ForwardCall) -> dict[Any, Any]:
+    return dict(enumerate(call.args)) | call.kwargs
 
 
-def _all_same(one: tuple[Any, ...], other: tuple[Any, ...]) -> bool:
-    return len(one) == len(other) and all(map(_is_same, one, other))
+def _are_alike(one: dict[Any, Any], other: dict[Any, Any], *, some: bool = False) -> bool:
+    """Whether arguments have the same names (`some`: or fewer), and can be of the same value."""
+    names = one.keys() <= other.keys() if some else one.keys() == other.keys()
+    return names and all(_is_alike(value, other[name]) for name, value in one.items())
+
+
+def _is_alike(one: Any, other: Any) -> bool:
+    if isinstance(one, torch.Tensor) and isinstance(other, torch.Tensor):
+        return (one.shape, one.dtype, one.device) == (other.shape, other.dtype, other.device)
+    return _is_same(one, other)
 
 
 def _is_same(one: Any, other: Any) -> bool:
     """The same tensor, or an equal plain value; nothing is read from the device."""
-    if one is other:
-        return True
     plain = (bool, int, float, str)
-    return isinstance(one, plain) and isinstance(other, plain) and one == other
+    return one is other or (isinstance(one, plain) and isinstance(other, plain) and one == other)
