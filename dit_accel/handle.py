@@ -20,6 +20,7 @@ from dit_accel.caching.branch_parallel import BranchParallel
 from dit_accel.caching.controller import RunController
 from dit_accel.caching.engine import Engine
 from dit_accel.caching.executor import PlanExecutor
+from dit_accel.caching.finite import FiniteCheck
 from dit_accel.caching.loops import CallLoops
 from dit_accel.caching.policy import ComputeAll, Policy
 from dit_accel.caching.sites import SiteCache
@@ -123,6 +124,7 @@ class Handle:
         self._costs: dict[tuple[str, Rows], Costs] = {}  # of forwards
         self.executor = build_engine(config, session, self.family, with_scene=scene is not None)
         self._timer = LoopTimer([*session.transformers.values()], device=lambda: session.device)
+        self._finite = FiniteCheck(session)
         self._make_scene = scene
         self._loops = CallLoops(session, self._report_run)
         self._branches: BranchParallel | None = None
@@ -135,16 +137,16 @@ class Handle:
         try:
             session.install(self._patches)
             self.executor.install(self._patches)
-            session.interceptors = [self._loops, self.executor, self._timer]
+            session.interceptors = [self._loops, self._finite, self.executor, self._timer]
             if self.config.branch_parallel:
                 self._branches = BranchParallel(session, self.family, self.config.branch_parallel)
-                session.interceptors.insert(2, self._branches)
+                session.interceptors.insert(3, self._branches)
             if self._make_scene is not None:
                 self._scene = self._make_scene(session)
                 self._scene.install(self._patches)
                 # The engine is outside: what it extrapolates needs no rows of the scene. The timer
                 # starts last: choosing a plan is not in the loop's seconds.
-                session.interceptors.insert(2, self._scene)
+                session.interceptors.insert(3, self._scene)
         except BaseException:
             self._patches.undo()
             raise
@@ -239,7 +241,7 @@ class Handle:
             speedup=settings.get("speedup"),
             prediction=None if others else engine.policy.prediction(),
             planned=engine.policy.planned,
-            notes=others + branches + engine.notes(),
+            notes=others + branches + engine.notes() + self._finite.notes(),
             scene=scene,
             config=settings,
             requested=str(self.config),

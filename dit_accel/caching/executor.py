@@ -47,6 +47,7 @@ class PlanExecutor(Engine):
         self._prepared = False  # whether the policy was, in this run
         self.ranks = Ranks()
         self._missing: set[int] = set()  # steps whose extrapolation lacked a value
+        self._changed: set[int] = set()  # planned otherwise, but a layout changes the denoiser
         self._form: Callable[[torch.Tensor], Any] = _as_tuple
         self.clear()
 
@@ -55,7 +56,6 @@ class PlanExecutor(Engine):
         self.store.clear()
         self._first: dict[str, torch.Tensor] = {}  # this step's first branch, by role
         self._forwards: Counter[str] = Counter()  # of this step, by role
-        self._extrapolated_sum: torch.Tensor | None = None  # only where nothing is checked
         self._extrapolation: Extrapolation | None = None  # of this step
         self.monitor.reset()
         self.lost.reset()
@@ -82,6 +82,9 @@ class PlanExecutor(Engine):
             self._form = form_of(output)
             value = output[0]
             self._store(component, cached, value, first=first)
+        if not computed and policy.needs_error and (first or component > 0):
+            part = value if first else value - self._first[session.role]
+            self.monitor.note_prediction(component, policy.branch_weights[component], part)
         if first:
             self._first[session.role] = value
         self.computed.setdefault((call.transformer, session.branch), {})[session.step] = computed
@@ -110,12 +113,7 @@ class PlanExecutor(Engine):
         if component > 0:
             values, factors = [self._first[self.session.role], *values], [1.0, *factors]
         factors = [_over_rows(factor, values[0]) for factor in factors]
-        value = extrapolation.weighted_sum(factors, values)
-        if not (self.policy.needs_error or self.policy.checks_finite):
-            total = value.sum(dtype=torch.float32)
-            before = self._extrapolated_sum
-            self._extrapolated_sum = total if before is None else before + total
-        return value
+        return extrapolation.weighted_sum(factors, values)
 
     def _store(
         self, component: int, cached: BranchStore, value: torch.Tensor, *, first: bool
@@ -151,6 +149,7 @@ class PlanExecutor(Engine):
         self.policy, self._prepared = self.controller.start(run), False
         self.computed.clear()
         self._missing.clear()
+        self._changed.clear()
         self.host_syncs = 0
         self.store.begin(self.policy.min_bits)
 
@@ -169,7 +168,10 @@ class PlanExecutor(Engine):
         self._forwards.clear()
         self.monitor.next_step()
         planned = policy.extrapolation_at(step)
-        self._extrapolation = None if self.session.changes_denoiser(step) else planned
+        self._extrapolation = planned
+        if planned is not None and self.session.changes_denoiser(step):
+            self._extrapolation = None
+            self._changed.add(step)
         if self._extrapolation is not None and policy.checks_finite and not policy.needs_error:
             sums = self.ranks.mean(torch.stack(self.store.sums()))
             self._drop_invalid(step - 1, sums.tolist())
@@ -245,17 +247,22 @@ class PlanExecutor(Engine):
         )  # fmt: skip
 
     def notes(self) -> tuple[str, ...]:
-        found = [*self.policy.notes()]
-        if self._missing:
-            steps = ", ".join(map(str, sorted(self._missing)))
-            found.append(f"Computed although planned otherwise, as a value was missing: {steps}.")
-        total = self._extrapolated_sum
-        if total is not None and not math.isfinite(float(total)):
-            found.append(
-                "An extrapolated value was not finite, and the clip is broken: without host syncs "
-                "this cannot be found during the run."
-            )
-        return (*found, *self.store.notes())
+        return (*self.policy.notes(), *self._added_steps(), *self.store.notes())
+
+    def _added_steps(self) -> tuple[str, ...]:
+        """What was computed beyond the plan, and why."""
+        computed = {s for steps in self.computed.values() for s, was in steps.items() if was}
+        added = {*self.policy.added_steps(computed)}
+        if not added:
+            return ()
+        because = [*self.policy.reasons()]
+        if self._missing & added:
+            because.append("a value was missing")
+        if self._changed & added:
+            because.append("a part of the layout began or ended")
+        steps = f"{len(added)} more step{'s' if len(added) > 1 else ''}"
+        which = ", ".join(map(str, sorted(added)))
+        return (f"Computed {steps} than planned ({which}), because {' and '.join(because)}.",)
 
 
 def _same_space(latents: Any, value: torch.Tensor) -> bool:

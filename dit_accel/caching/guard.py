@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field
 
 from dit_accel.caching.policy import Policy, check_steps
@@ -24,6 +24,7 @@ from dit_accel.planning.prediction import TOLERATED_ERROR, ErrorBand, PlanChoice
 
 # Deviations that the error may have at a step that is computed because something was suspicious.
 TOLERATED_AFTER_EVENT = 2.0
+TOLERATED_WITHOUT_BANDS = 1.5  # times the largest error of the run before
 FALLBACK_WARMUP = 1  # steps that are computed after a plan is abandoned, before the first window
 FALLBACK_WINDOW = 2  # steps from one computed step to the next one then
 # Largest expected error of a line, relative to the prediction, at a step of mean length, times the
@@ -178,6 +179,14 @@ class GuardedPolicy(Policy):
         found += [f"Guard after step {e[0]}: {e[1]}; {what}." for what, e in events.items() if e]
         return tuple(found)
 
+    def added_steps(self, computed: Set[int]) -> tuple[int, ...]:
+        return () if self.ignores_plan else super().added_steps(computed)
+
+    def reasons(self) -> tuple[str, ...]:
+        tolerated = None if self.abandoned else self._suspicion
+        events = dict.fromkeys(e for e in (self.abandoned, tolerated, self.restored) if e)
+        return tuple(f"{what} after step {step}" for step, what in events)
+
     def _abandon_plan(self, step: int) -> None:
         """From here on no value of this step or an earlier one is used."""
         self._abandoned_at = step
@@ -185,11 +194,15 @@ class GuardedPolicy(Policy):
         self.damping = 0.0
 
     def _is_usual(self, step: int, error: float) -> bool:
-        """Whether an error is usual by the nearest band, at a step that may have none."""
+        """Whether an error is usual by the nearest band, at a step that may have none; without any
+        band, as nothing was calibrated, by the other errors of this run."""
         near = min(self.bands, key=lambda other: abs(other - step), default=None)
-        return error <= TOLERATED_ERROR or (
-            near is not None and self.bands[near].score(error) <= TOLERATED_AFTER_EVENT
-        )
+        if error <= TOLERATED_ERROR:
+            return True
+        if near is not None:
+            return self.bands[near].score(error) <= TOLERATED_AFTER_EVENT
+        others = [other for at, other in self.extrapolation_errors.items() if at != step]
+        return error <= TOLERATED_WITHOUT_BANDS * max(others, default=0.0)
 
     def _is_risky(self, step: int) -> bool:
         """Whether more error than allowed is expected of a line; also where nothing is known."""

@@ -54,7 +54,8 @@ class Monitor:
         """A step begins: forget what was measured of the one before."""
         self._errors: list[torch.Tensor] = []  # line - fresh, by component
         self._rises: list[torch.Tensor] = []  # line - last value, by component
-        self._guided: torch.Tensor | None = None  # the prediction, where the step is computed
+        self._guided: torch.Tensor | None = None  # the prediction, computed or not
+        self._computed = False  # whether it is
 
     def text_changed(self, branch: str) -> bool:
         """Whether the text is another one than at the step before.
@@ -91,7 +92,12 @@ class Monitor:
             value = extrapolation.weighted_sum(factors, values)
             self._errors.append(weight * (value - fresh))
             self._rises.append(weight * (value - values[0]))
-        part = weight * fresh
+        self.note_prediction(component, weight, fresh)
+        self._computed = True
+
+    def note_prediction(self, component: int, weight: float, value: torch.Tensor) -> None:
+        """Note a component of the prediction that the sampler gets, computed or extrapolated."""
+        part = weight * value
         self._guided = part if self._guided is None or component == 0 else self._guided + part
 
     def read(self, step: int, sums: Sequence[torch.Tensor]) -> StepMetrics:
@@ -102,15 +108,20 @@ class Monitor:
             miss, rise = _sum(self._errors), _sum(self._rises)
             error = drift.relative_l2(miss, self._guided)
             trust = 1 - drift.projection_coefficient(miss, rise)
-        measured_here = torch.stack([error, trust, self._moved(step, like), *sums])
+        moved, size = self._moved(step, like), like.new_zeros(())
+        if self._guided is not None:
+            size = torch.linalg.vector_norm(self._guided, dtype=torch.float32)
+        measured_here = torch.stack([error, trust, moved, size, *sums])
         numbers = self.ranks.mean(measured_here).tolist()
-        (measured, trusted, speed), read = numbers[:3], numbers[3:]
+        (measured, trusted, speed, predicted), read = numbers[:4], numbers[4:]
+        if predicted > 0:  # a prediction that jumps moves the latents so, and is no fault
+            speed /= predicted
         # An error that is not finite because a cached value is not says nothing of the prediction.
         valid = self._errors and (all(map(math.isfinite, read)) or math.isfinite(measured))
         jumped = bool(self._speed) and not speed <= MAX_SPEED_RATIO * (self._speed or 0.0)
         self._speed = speed
         return StepMetrics(
-            self._guided is not None, measured if valid else None, trusted if valid else None,
+            self._computed, measured if valid else None, trusted if valid else None,
             jumped, read,
         )  # fmt: skip
 

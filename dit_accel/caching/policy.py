@@ -9,7 +9,7 @@ Ours; there is no source.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from typing import Protocol
 
 import torch
@@ -104,6 +104,14 @@ class Policy:
     def on_end(self, steps: int) -> None:
         """The run is over after so many steps: the pipeline leaves the others out."""
 
+    def added_steps(self, computed: Set[int]) -> tuple[int, ...]:
+        """Those of the computed steps that were not planned to be, in order."""
+        return tuple(sorted(computed - {*self.planned})) if self.planned else ()
+
+    def reasons(self) -> tuple[str, ...]:
+        """Why steps were computed that were not planned to be: after "because"."""
+        return ()
+
     def notes(self) -> tuple[str, ...]:
         """What a reader of the report must know of the last run."""
         return ()
@@ -118,6 +126,7 @@ class PlanPolicy(Policy):
 
     def __init__(self, plan: Plan, branch_weights: tuple[float, ...] = (1.0,)) -> None:
         self.plan, self.branch_weights = plan, branch_weights
+        self.planned = plan.computed
 
     def start(self, run: RunInfo) -> Policy:
         check_steps(self.plan, run)

@@ -190,8 +190,9 @@ def test_the_device_is_read_once_a_step_at_most(pipe, reads):
     policy = GuardedPolicy(TWO_PARTS, [float(STEPS - s) for s in range(STEPS)], MIX)
     with accelerate(pipe, plan=policy) as handle:
         run(pipe)
+        assert reads == {"read": STEPS - 1, "time_of": 1}  # the timesteps once a run
         assert handle.report().host_syncs == STEPS - 1
-    assert reads == {"read": STEPS - 1, "time_of": 1}  # the timesteps once a run
+    assert reads.pop("notes") == 1, "and whether all was finite, for the report"
 
 
 def test_a_policy_that_measures_nothing_reads_nothing(pipe, reads):
@@ -240,7 +241,9 @@ def test_what_a_forecast_reads_and_is_not_there_is_computed_and_said(pipe, stock
         assert np.array_equal(run(pipe, callback_on_step_end=steal), stock)
         report = handle.report()
         assert report.steps_computed == STEPS
-        assert report.notes == ("Computed although planned otherwise, as a value was missing: 3.",)
+        assert report.notes == (
+            "Computed 1 more step than planned (3), because a value was missing.",
+        )
         run(pipe)
         assert handle.report().notes == ()
 
@@ -342,7 +345,7 @@ def test_where_the_device_may_not_be_read_the_report_says_that_the_clip_is_spoil
     with accelerate(pipe, plan=PLAN) as handle:
         run(pipe, callback_on_step_end=poison_cached(handle))
         (note,) = handle.report().notes
-        assert note.startswith("An extrapolated value was not finite, and the clip is broken")
+        assert note.startswith("The latents were not finite from step 3 on: the clip is broken")
         run(pipe)
         assert handle.report().notes == ()
 

@@ -187,6 +187,24 @@ def test_after_a_suspicion_the_error_of_the_next_step_decides(extrapolation_erro
         assert policy.abandoned is None
 
 
+@pytest.mark.parametrize(("ratio", "left"), [(1.4, False), (1.6, True)])
+def test_without_bands_the_errors_of_the_run_say_what_is_usual(ratio, left):
+    """As in a run that nobody calibrated: its errors were 0.8, and 1.5 times that is usual."""
+    policy = guarded(bands={})
+    errors = {5: 0.8, 7: 0.8 * ratio, 10: 0.8, 15: 0.8, 20: 0.8}
+    done = []
+    for step in range(TOTAL):
+        if step == 7:
+            policy.on_suspicious(6, "the latents jumped")
+        if policy.extrapolation_at(step) is None:
+            done.append(step)
+            policy.observe(step, errors.get(step), 0.0)
+    assert (policy.abandoned is not None) == left
+    assert policy.added_steps({*done}) == tuple(sorted({*done} - {*PLAN.computed}))
+    assert policy.added_steps({*done}) == (7,) or left
+    assert policy.reasons() == ("the latents jumped after step 6",)
+
+
 def test_a_lost_value_is_noted_and_the_plan_goes_on():
     policy = guarded()
     policy.on_lost_value(4, "a cached value was not finite")

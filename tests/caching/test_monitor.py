@@ -62,6 +62,20 @@ def test_latents_jump_where_they_move_faster_than_a_sampler_moves_them(factor, j
     assert watch.read(2, []).jumped == jumped
 
 
+@pytest.mark.parametrize(("factor", "jumped"), [(0.9, False), (1.1, True)])
+def test_a_prediction_that_jumps_explains_latents_that_do(factor, jumped):
+    """The second prediction is ten times the first, computed or not: so may the latents' way be."""
+    here = session(latents=torch.zeros(1))
+    watch = Monitor(here)
+    for step, size, way in ((1, 1.0, 1.0), (2, 10.0, 10.0 * factor * MAX_SPEED_RATIO)):
+        watch.note_latents()
+        watch.next_step()
+        watch.note_prediction(0, 1.0, torch.tensor([size]))
+        here.latents = here.latents + way
+        found = watch.read(step, [])
+    assert (found.jumped, found.computed) == (jumped, False)
+
+
 def test_a_lost_value_is_put_back_on_the_parabola_through_its_neighbours():
     """t² at times 10, 8, 6 and 4, of which the one at 8 is lost."""
     losses = LostValues(session(latents=torch.zeros(1)))
