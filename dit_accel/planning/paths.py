@@ -132,6 +132,18 @@ def meancache_cost(runs: Sequence[Recorded]) -> PathCost:
     return PathCost(_mean([_lines(run, signed=True) for run in runs]))
 
 
+def step_errors(run: Recorded) -> Costs:
+    """`(n, n)`: what reusing the prediction of a step at a later one adds to the latents there,
+    relative to the final latents; infinite where the step is not later."""
+    n = len(run.nodes)
+    found = np.full((n, n), np.inf)
+    for here in range(n - 1):
+        later = run.predictions[here + 1 :]
+        errors = _steps(run)[here + 1 :, None] * (run.predictions[here] - later)
+        found[here, here + 1 :] = _sizes(errors, run)
+    return found
+
+
 def _mean(costs: list[Costs]) -> Costs:
     found: Costs = np.mean(costs, axis=0)
     return found

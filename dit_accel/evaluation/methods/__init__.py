@@ -13,7 +13,9 @@ from __future__ import annotations
 from dit_accel.evaluation.methods.cachedit import CACHE_DIT
 from dit_accel.evaluation.methods.diffusers_caches import DIFFUSERS
 from dit_accel.evaluation.methods.floor import FLOOR_METHODS
+from dit_accel.evaluation.methods.online import ONLINE_METHODS
 from dit_accel.evaluation.methods.ours import OURS
+from dit_accel.evaluation.methods.ra_cfg import RA_CFG_METHODS
 from dit_accel.evaluation.methods.row import (
     UNCACHED,
     Method,
@@ -26,7 +28,16 @@ from dit_accel.evaluation.methods.solvers import SOLVER_METHODS
 
 METHODS: dict[str, Method] = {
     row.name: row
-    for row in (*OURS, *DIFFUSERS, *CACHE_DIT, *SOLVER_METHODS, *SCHEDULE_METHODS, *FLOOR_METHODS)
+    for row in (
+        *OURS,
+        *DIFFUSERS,
+        *CACHE_DIT,
+        *ONLINE_METHODS,
+        *RA_CFG_METHODS,
+        *SOLVER_METHODS,
+        *SCHEDULE_METHODS,
+        *FLOOR_METHODS,
+    )
 }
 LISTED = tuple(row.name for row in METHODS.values() if not row.research)
 

@@ -1,0 +1,110 @@
+"""Row of RA-CFGCache: reuse of both branches while the guided error, carried to the end, is small.
+
+In: a pipeline and k. Out: the pipeline that computes k steps and reuses the last prediction at the
+others, then restored.
+Knows: the error of reuse is taken after guidance, (1 - s) δu + s δc, from a few uncached runs, and
+multiplied by how much an error made at its step has grown at the end, which a few more runs
+measure. A window is as long as the sum stays below a threshold; the threshold is the one that
+leaves k computed steps.
+Source: RA-CFGCache, arXiv 2609.36433; our reading of its abstract and tables. We depart: the budget
+is k, where the paper names thresholds.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from dit_accel.evaluation.methods import runs
+from dit_accel.evaluation.methods.row import (
+    MethodContext,
+    MethodHandle,
+    Number,
+    fewer,
+    steps_row,
+)
+from dit_accel.handle import accelerate
+from dit_accel.planning.paths import Recorded, step_errors
+from dit_accel.planning.plan import Extrapolation, Plan
+
+CLIPS, PROBES, PROBED = 8, 6, 2  # uncached runs; probed steps, and clips of each
+Errors = npt.NDArray[np.float64]
+
+
+def windows(errors: Errors, threshold: float) -> list[int]:
+    """Computed steps: a window goes on while its errors add up to less than the threshold.
+
+    Args:
+        errors: `(n, n)`: of a computed step reused at a later one, carried to the end.
+    """
+    computed, added = [0], 0.0
+    for step in range(1, len(errors)):
+        added += errors[computed[-1], step]
+        if added >= threshold:
+            computed.append(step)
+            added = 0.0
+    return computed
+
+
+def windows_of(errors: Errors, count: int) -> list[int]:
+    """As `windows`, of the threshold that leaves at most `count` computed steps; what is missing is
+    added where reuse costs the most."""
+    low, high = 0.0, float(errors[errors < np.inf].sum()) + 1.0
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (middle, high) if len(windows(errors, middle)) > count else (low, middle)
+    found = windows(errors, high)
+    while len(found) < count:
+        costs = {s: errors[max(c for c in found if c < s), s] for s in range(1, len(errors))
+                 if s not in found}  # fmt: skip
+        found = sorted([*found, max(costs, key=lambda step: costs[step])])
+    return found
+
+
+def _profile(pipe: Any, context: MethodContext, _: Any) -> dict[str, Any]:
+    recorded = runs.trajectories(pipe, context, CLIPS)
+    n, probed = len(recorded[0].nodes), recorded[:PROBED]
+    steps = sorted({round(1 + (n - 2) * place / (PROBES - 1)) for place in range(PROBES)})
+    gains = [_gain(pipe, context, probed, step) for step in steps]
+    gain = np.exp(np.interp(np.arange(n), steps, np.log(gains)))
+    errors = np.mean([step_errors(run) for run in recorded], axis=0) * gain
+    found = {str(count): windows_of(errors, count) for count in range(1, n)}
+    spent = len(recorded) + len(probed) * len(steps) * (n - 1) / n
+    return {"paths": found, "runs": spent}
+
+
+def _gain(pipe: Any, context: MethodContext, probed: Sequence[Recorded], step: int) -> float:
+    """How much the error of one reused step has grown at the end, root mean square over clips."""
+    plan = Plan(len(probed[0].nodes), {step: Extrapolation(({step - 1: 1.0},))})
+    with accelerate(pipe, plan=plan):
+        made = runs.final_latents(pipe, runs.clips_of(context, len(probed)), context.batch)
+    squares = []
+    for run, final in zip(probed, made, strict=True):
+        moved = float(run.nodes.times.diff()[step])
+        error = moved * (run.predictions[step - 1] - run.predictions[step])
+        became = final - run.states[-1]
+        squares.append(float(became.square().sum() / error.square().sum().clamp_min(1e-30)))
+    return float(np.sqrt(np.mean(squares))) or 1.0
+
+
+@contextmanager
+def _ra_cfg_cache(pipe: Any, number: Number, context: MethodContext) -> Iterator[MethodHandle]:
+    count = fewer(number, context, "ra-cfg-cache")
+    found = context.calibrate("ra-cfg-cache", partial(_profile, pipe, context))
+    computed = found["paths"][str(count)]
+    ends = itertools.pairwise([*computed, context.clip.steps])
+    planned = {s: Extrapolation(({a: 1.0},)) for a, b in ends for s in range(a + 1, b)}
+    with accelerate(pipe, plan=Plan(context.clip.steps, planned)) as handle:
+        yield MethodHandle(report=handle.report, calibration_runs=float(found["runs"]))
+
+
+RA_CFG_METHODS = (
+    steps_row("ra-cfg-cache", "RA-CFGCache: reuse while the guided error at the end is small",
+              _ra_cfg_cache),
+)  # fmt: skip
