@@ -66,7 +66,6 @@ def spectrum_steps(num_steps: int, count: int) -> list[int]:
     if not 1 <= count <= num_steps:
         raise ValueError(f"count is {count}; accepted: 1 to {num_steps}")
     first = min(FIRST_STEPS, max(1, count // 2))
-    growths = (0.05 * number for number in range(20 * num_steps))
     found = [0]  # where even the widest windows leave too many
     for growth in (0.05 * number for number in range(20 * num_steps)):
         steps = growing_windows(num_steps, growth, first)
