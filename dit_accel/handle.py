@@ -11,6 +11,7 @@ config, and no technique. Sources: `accelerate` names them.
 from __future__ import annotations
 
 import dataclasses
+import logging
 import os
 from functools import partial
 from types import TracebackType
@@ -50,6 +51,8 @@ from dit_accel.planning.selection import Target
 from dit_accel.scenes import prepare
 from dit_accel.scenes.isolation import SceneAttention
 from dit_accel.scenes.rows import SceneConfig
+
+_LOG = logging.getLogger(__name__)
 
 
 def accelerate(
@@ -266,6 +269,11 @@ def build_engine(
         return PlanExecutor(session, ComputeAll())
     look_up = partial(profile_for, session.pipe, config.profile, force=config.force)
     profile, remarks = look_up()
+    if profile is None:
+        _LOG.warning(
+            "No profile was found for %s: the first run is computed whole and recorded, and later "
+            "ones are planned from it.", config,
+        )  # fmt: skip
     target = Target(
         config.quality if isinstance(config, QualityConfig) else None,
         config.speedup if isinstance(config, SpeedupConfig) else None,

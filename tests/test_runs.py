@@ -1,10 +1,14 @@
 """Runs as they are: late beginnings, several loops and other forwards, on every family."""
 
+import diffusers
 import pytest
+import tiny
 import torch
+from calls import call
 from odd_runs import RUNS
 
 from dit_accel import accelerate
+from dit_accel.planning.transfer import computed_steps
 
 REUSED = 0.25  # relative error that half of the steps may cost on random weights
 
@@ -100,3 +104,48 @@ def test_an_aborted_run_leaves_nothing_for_one_that_begins_behind_it(begins_late
         assert (handle.report().steps, handle.report().steps_run) == (9, 9)
         assert torch.equal(row(pipe, late), stock)
         assert handle.report().steps == 9
+
+
+@pytest.mark.parametrize("speedup", [2.0, 2.5, 4.0])
+@pytest.mark.parametrize("steps", [12, 20, 30])
+def test_a_speed_that_is_asked_for_is_given_in_whole_steps(steps, speedup, caplog):
+    """On a model that nobody calibrated, by a sampler whose latents once seemed to jump."""
+    pipe = tiny.tiny_wan()
+    pipe.scheduler = diffusers.DPMSolverMultistepScheduler(
+        prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=5.0
+    )
+    settings = {"num_inference_steps": steps, "output_type": "latent"}
+    with accelerate(pipe, speedup=speedup) as handle:
+        assert "the first run is computed whole and recorded" in caplog.text
+        for seed in range(4):
+            call(pipe, seed=seed, **settings)
+            report = handle.report()
+            if seed == 0:
+                continue
+            count = computed_steps(speedup, steps)
+            assert len(report.planned) == count
+            assert report.steps_computed <= count + 1
+            said = " ".join(report.notes)
+            assert (report.steps_computed > count) == ("more step" in said)
+            exact = abs(steps / count - speedup) <= 0.005 * speedup
+            assert exact != (f"A speedup of {speedup:g} is {steps / count:.2f}" in said)
+
+
+def test_steps_beyond_the_plan_are_counted_with_their_reason():
+    def disturb(pipe, at, timestep, tensors):
+        if at == 5:
+            tensors["latents"] = tensors["latents"] * 30.0
+        return tensors
+
+    pipe = tiny.tiny_wan()
+    with accelerate(pipe, speedup=2.0) as handle:
+        call(pipe, num_inference_steps=20)
+        call(pipe, num_inference_steps=20, callback_on_step_end=disturb)
+        report = handle.report()
+    added = sorted({*report.sites[0].computed} - {*report.planned})
+    assert added and 6 in {*added, *report.planned}
+    (note,) = [note for note in report.notes if note.startswith("Computed ")]
+    count = f"{len(added)} more step{'s' if len(added) > 1 else ''} than planned"
+    assert note == (
+        f"Computed {count} ({', '.join(map(str, added))}), because the latents jumped after step 5."
+    )

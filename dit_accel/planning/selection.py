@@ -22,9 +22,10 @@ from dit_accel.planning.plan import SamplerCoefficients
 from dit_accel.planning.prediction import COVERAGE, ErrorBand, PlanChoice, QualityDistribution
 from dit_accel.planning.profile import Profile, ProfileError
 from dit_accel.planning.sampler import planned_coefficients
-from dit_accel.planning.transfer import check_speedup, compute_all, transfer_plan
+from dit_accel.planning.transfer import check_speedup, compute_all, computed_steps, transfer_plan
 
 MIN_PLANNED_STEPS = 8  # of a run; in a shorter one, steps are too far apart to extrapolate
+SPEEDUP_TOLERANCE = 0.005  # of a speedup that is asked for; a larger difference is noted
 
 
 class TargetError(ValueError):
@@ -75,10 +76,21 @@ def choose(
         margin = QualityMargin.of(profile, target.quality)
     profile = for_prompts.for_other_size() if resized else for_prompts
     if needs_search(profile, run, target):
-        return transfer_plan(profile, run, quality=target.quality, speedup=target.speedup)
-    if target.quality is not None:
-        return for_quality(profile, target.quality, margin=margin)
-    return for_speedup(profile, target.speedup or 1.0)
+        choice = transfer_plan(profile, run, quality=target.quality, speedup=target.speedup)
+    elif target.quality is not None:
+        choice = for_quality(profile, target.quality, margin=margin)
+    else:
+        choice = for_speedup(profile, target.speedup or 1.0)
+    return _with_difference(choice, target.speedup)
+
+
+def _with_difference(choice: PlanChoice, speedup: float | None) -> PlanChoice:
+    """With a note where whole steps do not give a speedup exactly."""
+    n, count = choice.plan.num_steps, len(choice.plan.computed)
+    if speedup is None or abs(n / count - speedup) <= SPEEDUP_TOLERANCE * speedup:
+        return choice
+    note = f"A speedup of {speedup:g} is {n / count:.2f} in whole steps: {count} of {n} computed."
+    return dataclasses.replace(choice, notes=(*choice.notes, note))
 
 
 def needs_search(profile: Profile, run: SamplerCoefficients, target: Target) -> bool:
@@ -219,9 +231,7 @@ def for_speedup(profile: Profile, speedup: float) -> PlanChoice:
         ValueError: the speedup is out of range.
     """
     n = profile.sampler.num_steps
-    check_speedup(speedup, n)
-    counts = (math.floor(n / speedup), math.ceil(n / speedup))
-    count = min(counts, key=lambda number: abs(n / number - speedup) if number else math.inf)
+    count = computed_steps(speedup, n)
     if count >= n:
         return compute_all(profile.sampler, None, profile)
     for candidate in profile.candidates:

@@ -44,8 +44,7 @@ def transfer_plan(
         raise ValueError(f"quality is {quality}; accepted: a number of dB above 0")
     error_model, n = profile.error_model_for(sampler), sampler.num_steps
     if speedup is not None:
-        check_speedup(speedup, n)
-        counts = [max(2, round(n / speedup))]
+        counts = [computed_steps(speedup, n)]
     else:
         known = [len(candidate.computed) for candidate in profile.candidates]
         counts = sorted({*known, *(max(2, round(n * share)) for share in _SHARES)})
@@ -56,6 +55,22 @@ def transfer_plan(
             better = search(error_model, count, start=computed, rounds=_ROUNDS, neighbours=24)
             return _choice_of(error_model, *better, profile, quality)
     return compute_all(sampler, quality, profile)
+
+
+def computed_steps(speedup: float, num_steps: int) -> int:
+    """How many steps a plan computes for a speedup: the number that comes nearest to it.
+
+    Raises:
+        ValueError: as of `check_speedup`.
+
+    Example:
+        >>> computed_steps(4, num_steps=50)  # 50 / 13 = 3.85, 50 / 12 = 4.17
+        13
+    """
+    check_speedup(speedup, num_steps)
+    exact = num_steps / speedup
+    counts = max(2, math.floor(exact)), max(2, math.ceil(exact))
+    return min(counts, key=lambda count: abs(num_steps / count - speedup))
 
 
 def check_speedup(speedup: float, num_steps: int) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -326,6 +327,22 @@ def test_generate_prints_the_target_before_the_run_and_writes_predicted_and_meas
     assert goal["reached"] is (goal["measured"]["psnr_db"] >= 12)
     assert goal["predicted"]["psnr_db"] == content["report"]["prediction"]["psnr_db"]
     assert "predicted" in result.stdout and "target 12 dB: reached" in result.stdout
+
+
+def test_generate_prints_the_reached_speed_beside_the_asked_one_with_the_reason(
+    generate: Any,
+) -> None:
+    """10 / 4 = 2.5 is as near to 2.4 as whole steps come."""
+    result = generate("--speedup", "2.4", "--no-guard", "--output", "a.npy")
+    assert result.exit_code == 0, result.stderr
+    assert "A speedup of 2.4 is 2.50 in whole steps: 4 of 10 computed." in result.stderr
+    target = json.loads(Path("a.npy.json").read_text())["target"]
+    assert target["speedup_reasons"][0] == "whole steps: 4 of 10 were planned"
+    assert re.fullmatch(
+        r"text and decoding took [\d.]+ s beside the loop", target["speedup_reasons"][-1]
+    )
+    shown = " ".join(result.stdout.split())
+    assert "2.4x asked, 2.50x reached in steps (whole steps: 4 of 10 were planned; " in shown
 
 
 def test_generate_is_what_accelerate_makes(

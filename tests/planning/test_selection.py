@@ -28,8 +28,8 @@ from dit_accel.planning.prediction import (
     describe,
 )
 from dit_accel.planning.profile import Profile
-from dit_accel.planning.selection import TargetError, for_quality, for_speedup
-from dit_accel.planning.transfer import transfer_plan
+from dit_accel.planning.selection import Target, TargetError, choose, for_quality, for_speedup
+from dit_accel.planning.transfer import computed_steps, transfer_plan
 
 
 def guaranteed(mean: float, deviation: float, count: int, coverage: float = 0.95) -> float:
@@ -137,6 +137,26 @@ def test_a_speed_without_a_candidate_is_planned_and_says_so(speedup, count):
     assert len(choice.plan.computed) == count
     assert "no run of this plan was made in calibration" in choice.notes[0]
     assert choice.bands == {}
+
+
+@pytest.mark.parametrize("num_steps", range(8, 51))
+def test_a_speed_is_the_nearest_that_whole_steps_give_by_a_candidate_or_a_new_plan(num_steps):
+    """One rule, whoever makes the plan; the difference is noted."""
+    for speedup in (1.5, 2.0, 2.5, 3.3, 4.0):
+        count = computed_steps(speedup, num_steps)
+        others = [abs(num_steps / other - speedup) for other in range(2, num_steps + 1)]
+        assert abs(num_steps / count - speedup) == min(others)
+
+
+@pytest.mark.parametrize(
+    ("speedup", "noted"), [(2.5, None), (2.4, "2.4 is 2.50"), (3.0, "3 is 2.86")]
+)
+def test_what_whole_steps_do_not_give_is_noted_before_the_run(speedup, noted):
+    choice = choose(profile_of(CANDIDATES), None, Target(speedup=speedup))
+    notes = [note for note in choice.notes if "whole steps" in note]
+    count = len(choice.plan.computed)
+    expected = f"A speedup of {noted} in whole steps: {count} of 20 computed."
+    assert notes == ([] if noted is None else [expected])
 
 
 def test_the_speed_of_one_computes_every_step():

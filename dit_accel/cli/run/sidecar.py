@@ -17,6 +17,7 @@ from dit_accel.cli.run.settings import model_revision
 from dit_accel.cli.run.target import RunTarget
 from dit_accel.core.generation import Generation
 from dit_accel.models.loading import LoadableModel
+from dit_accel.planning.selection import SPEEDUP_TOLERANCE
 
 SIDECAR_FORMAT = 1
 FIDELITY = ("psnr_db", "ssim")
@@ -68,9 +69,27 @@ def outcome(
             "computed": report.steps_computed if report is not None else None,
             "psnr_db": psnr,
         },
+        "speedup_reasons": reasons_of_speed(target, result),
         "reached": None if psnr is None or quality is None else psnr >= quality,
         "in_interval": None if psnr is None else predicted.low_db <= psnr <= predicted.high_db,
     }
+
+
+def reasons_of_speed(target: RunTarget, result: Generation) -> list[str]:
+    """Why a speedup that was asked for is not the one that was reached, in words."""
+    asked, report = target.settings.speedup, result.report
+    if asked is None or report is None:
+        return []
+    planned, computed = len(report.planned), report.steps_computed
+    found = []
+    if planned and abs(report.steps / planned - asked) > SPEEDUP_TOLERANCE * asked:
+        found.append(f"whole steps: {planned} of {report.steps} were planned")
+    if computed > planned:
+        found.append(f"{computed - planned:g} more were computed than planned")
+    rest = result.whole_seconds - result.denoising_seconds
+    if rest > SPEEDUP_TOLERANCE * result.whole_seconds:
+        found.append(f"text and decoding took {rest:.1f} s beside the loop")
+    return found
 
 
 def compare(result: Generation, uncached: Generation) -> dict[str, Any]:

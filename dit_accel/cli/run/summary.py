@@ -190,6 +190,10 @@ def _target_rows(target: dict[str, Any]) -> list[Row]:
     predicted, measured = target["predicted"], target["measured"]
     steps = f"{predicted['speedup']:.2f}x predicted, {measured['speedup']:.2f}x measured"
     rows: list[Row] = [("", ""), ("step ratio", f"{steps} (total / computed steps)")]
+    if target["speedup"] is not None:
+        reasons = "; ".join(target["speedup_reasons"])
+        reached = f"{target['speedup']:g}x asked, {measured['speedup']:.2f}x reached in steps"
+        rows.append(("", reached + (f" ({reasons})" if reasons else "")))
     if not math.isinf(predicted["psnr_db"]):
         interval = f"[{predicted['low_db']:.1f}, {predicted['high_db']:.1f}]"
         text = f"{predicted['psnr_db']:.1f} dB {interval} predicted"
