@@ -88,7 +88,8 @@ def line_sums(
     """What windows add when a line extrapolates their steps: `(C, F)`.
 
     Args:
-        used: `(C, D)` computed steps, latest first; the line goes through the first two.
+        used: `(C, D)` computed steps, latest first; the line goes through the first two. Where
+            these are the same step, it stands for all of them.
         opened, closed: `(C,)`.
     """
     coefficients = sampler._extrapolated(opened, closed)
@@ -98,6 +99,7 @@ def line_sums(
         times = sampler.timesteps
         here, before = times[used[:, 0]], times[used[:, 1]]
         slope = (times - here[:, None]) / (here - before)[:, None]
+        slope = torch.where((here == before)[:, None], 0.0, slope)  # there is one step only
         forward = (coefficients * slope).sum(1)
         sums[:, 0] += forward
         sums[:, 1] -= forward

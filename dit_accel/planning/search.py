@@ -120,38 +120,58 @@ def _evaluate(
     computed: torch.Tensor, error_model: ErrorModel, depth: int, ridge: float
 ) -> tuple[torch.Tensor, list[torch.Tensor]]:
     """The recursion of the module's docstring, for C plans of k computed steps `(C, k)` at once:
-    E `(C,)`, and for each of the k windows its corrections `(C, features)`."""
+    E `(C,)`, and for each of the k windows its corrections `(C, features)`.
+
+    What does not depend on earlier windows is worked out for all of them first: a run may wait for
+    the search, and its time goes into the number of operations, not into their size.
+    """
     sampler, gram = error_model.sampler, error_model.mean_gram
-    count, windows = computed.shape
+    count, k = computed.shape
+    depth = min(depth, k)
+    ends = torch.cat([computed[:, 1:], torch.full((count, 1), sampler.num_steps)], 1)
+    growth, fade = error_model.growth(computed, ends), error_model.fade(computed, ends)
+    places = torch.arange(k)[:, None] - torch.arange(depth)  # of the steps used, latest first
+    exists = (places >= 0).repeat(1, len(sampler.branch_weights))
+    exists = torch.cat([exists, torch.ones(k, 1, dtype=torch.bool)], 1)  # the noise
+    used = computed[:, places.clamp_min(0)].flatten(0, 1)
+    opened, closed = computed.flatten(), ends.flatten()
+    features = sampler.feature_rows(used)
+    windows = sampler.omitted(opened, closed)  # -c_s at the extrapolated steps
+    windows = windows.scatter_add(1, features, line_sums(used, opened, closed, sampler))
+    shape = (count, k, -1)
+    features, windows = features.view(shape), windows.view(shape)
+    used_in = exists & (ends - computed > 1)[:, :, None]  # else nothing is extrapolated
+    solve = _solver(features, used_in, gram, ridge)
     so_far = torch.zeros(count, sampler.num_rows, dtype=torch.float64)  # v
     error = torch.zeros(count, dtype=torch.float64)  # E
     corrections = []
-    ends = torch.cat([computed[:, 1:], torch.full((count, 1), sampler.num_steps)], 1)
-    for place in range(windows):
-        opened, closed = computed[:, place], ends[:, place]
-        error = error * error_model.growth(opened, closed) ** 2
-        so_far = so_far * error_model.fade(opened, closed)[:, None]
-        used = computed[:, max(0, place - depth + 1) : place + 1].flip(1)  # latest first
-        features = sampler.feature_rows(used)
-        window = sampler.omitted(opened, closed)  # -c_s at the extrapolated steps
-        window = window.scatter_add(1, features, line_sums(used, opened, closed, sampler))
-        correction = _correction(window + so_far, features, gram, ridge)
-        correction = correction * (closed - opened > 1)[:, None]  # else nothing is extrapolated
-        window = window.scatter_add(1, features, correction)
-        error = error + torch.einsum("cr,cr->c", window @ gram, window + 2 * so_far)
+    for place in range(k):
+        so_far = so_far * fade[:, place, None]
+        at, window = features[:, place], windows[:, place]
+        wanted = -((window + so_far) @ gram).gather(1, at)
+        correction = (solve[:, place] @ wanted[:, :, None])[:, :, 0]  # z
+        window = window.scatter_add(1, at, correction)
+        added = ((window @ gram) * (window + 2 * so_far)).sum(1)
+        error = error * growth[:, place] ** 2 + added
         so_far = so_far + window
-        corrections.append(correction)
+        corrections.append(correction[:, exists[place]])
     return error.clamp_min(0.0), corrections
 
 
-def _correction(
-    weights: torch.Tensor, features: torch.Tensor, gram: torch.Tensor, ridge: float
+def _solver(
+    features: torch.Tensor, used: torch.Tensor, gram: torch.Tensor, ridge: float
 ) -> torch.Tensor:
-    """z `(C, features)`, for an error of `weights` `(C, R)`; `features` are rows of the Gram."""
-    among = gram[features[:, :, None], features[:, None, :]]
-    penalty = ridge * torch.diagonal(among, dim1=1, dim2=2) + 1e-30  # a feature may be zero
-    wanted = -(weights @ gram).gather(1, features)
-    return torch.linalg.solve(among + torch.diag_embed(penalty), wanted)
+    """`(C, k, F, F)`: what gives a window's corrections z from -(G (w + fade v))_f.
+
+    Args:
+        features: `(C, k, F)`, rows of the Gram matrix.
+        used: the same, false where a window has no such feature: its correction is 0.
+    """
+    among = gram[features[..., :, None], features[..., None, :]]
+    penalty = ridge * torch.diagonal(among, dim1=-2, dim2=-1) + 1e-30  # a feature may be zero
+    both = used[..., :, None] & used[..., None, :]
+    among = torch.where(both, among, 0.0) + torch.diag_embed(torch.where(used, penalty, 1.0))
+    return torch.where(both, torch.linalg.inv(among), 0.0)
 
 
 def energies(plan: Plan, error_model: ErrorModel) -> torch.Tensor:
