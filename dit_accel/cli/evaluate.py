@@ -17,6 +17,7 @@ from dit_accel.cli.common.files import print_json
 from dit_accel.cli.common.options import bytes_of
 from dit_accel.cli.common.verb import verb
 from dit_accel.cli.evaluate_request import EvaluateOptions
+from dit_accel.cli.ranking_table import check_ranking, ranking_markdown, ranking_table
 from dit_accel.cli.run.request import check_clip
 
 if TYPE_CHECKING:
@@ -47,6 +48,7 @@ def evaluate(given: EvaluateOptions) -> None:
         spec = request.spec_of(given, model, device, dtype)
         profile = request.profile_of(given, spec, model)
         store, spec = request.opened(given, spec, profile)
+        check_ranking(given, spec)
         groups = spec.groups()
         if given.retry_failed:
             _forget_failed(store, groups)
@@ -54,7 +56,9 @@ def evaluate(given: EvaluateOptions) -> None:
         scored = rescore(store, spec, groups, given.rescore)
         if scored and not given.as_json:
             say(f"{scored} clips scored again", style="yellow")
-        _show(store, spec, as_json=given.as_json)
+        if given.ranking:
+            _rank(store, spec, quiet=given.as_json)
+        _show(store, spec, given)
 
 
 def _forget_failed(store: Store, groups: list[tuple[Job, ...]]) -> None:
@@ -95,19 +99,35 @@ def _work(
             )  # fmt: skip
 
 
-def _show(store: Store, spec: EvaluationSpec, *, as_json: bool) -> None:
+def _rank(store: Store, spec: EvaluationSpec, *, quiet: bool) -> None:
+    from dit_accel.cli.common.progress import clips_bar
+    from dit_accel.evaluation.ranking.scores import score_seeds
+
+    made = sum(store.done(job.id) for group in spec.groups() for job in group)
+    with clips_bar(made, 0, quiet=quiet) as advance:
+        score_seeds(store, spec, on_clip=lambda job: advance(1, "ranking seeds"))
+
+
+def _show(store: Store, spec: EvaluationSpec, given: EvaluateOptions) -> None:
     from rich.console import Console
 
     from dit_accel.cli.common.tables import markdown_table, summary_table
+    from dit_accel.evaluation.ranking.scores import read_scores
+    from dit_accel.evaluation.ranking.table import ranking
     from dit_accel.evaluation.summary import summarise
 
-    summary = summarise(store.results(spec))
-    store.write_summary(summary.to_dict(), markdown_table(summary, spec.metrics))
-    if as_json:
-        print_json(summary.to_dict())
+    results = store.results(spec)
+    summary = summarise(results)
+    rows = ranking(results, read_scores(store, spec)) if given.ranking else ()
+    content = summary.to_dict() | ({"ranking": [row.to_dict() for row in rows]} if rows else {})
+    store.write_summary(content, markdown_table(summary, spec.metrics) + ranking_markdown(rows))
+    if given.as_json:
+        print_json(content)
         return
     console = Console(highlight=False)
     console.print(summary_table(summary, spec.metrics))
+    if rows:
+        console.print(ranking_table(rows))
     console.print(f"{summary.done} of {summary.jobs} clips done, in {store.folder}")
 
 

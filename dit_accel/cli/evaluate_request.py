@@ -46,6 +46,9 @@ class EvaluateOptions(ClipOptions):
     noise_floor: bool = _compare(
         False, "Run the uncached model again: as it is, with other attention, in another dtype."
     )
+    ranking: bool = _compare(
+        False, "Do the clips rank seeds as the uncached ones do? Needs three seeds."
+    )
     profile: Path | None = options.profile(COMPARISON, "For quality and speedup: ")
     static: bool = _compare(
         False, "For these two: the same steps in every run, no guard.", "--deterministic"

@@ -15,10 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from dit_accel.core.files import placed
-from dit_accel.evaluation.html import clips, figures, front, lacking, made, maps, plots
+from dit_accel.evaluation.html import clips, figures, front, lacking, made, maps, plots, seeds
 from dit_accel.evaluation.html.svg import look
 from dit_accel.evaluation.jobs import EvaluationSpec
 from dit_accel.evaluation.methods import METHODS, UNCACHED
+from dit_accel.evaluation.ranking.scores import read_scores
+from dit_accel.evaluation.ranking.table import ranking
 from dit_accel.evaluation.results import PSNR, Results
 from dit_accel.evaluation.statistics import Interval
 from dit_accel.evaluation.store import Store
@@ -89,6 +91,7 @@ def render(store: Store, spec: EvaluationSpec) -> str:
             frame_plots=_drawn(metrics, lambda metric: plots.frames(results, metric)),
             dots=plots.DOTS,
             paired=_script(_paired(results, summary)),
+            seeds=seeds.table(ranking(results, read_scores(store, spec)), metrics),
             maps=maps.plan_maps(results),
             gallery=shown,
             players=_players(shown, results),

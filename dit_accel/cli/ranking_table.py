@@ -1,0 +1,92 @@
+"""`evaluate` with `--ranking`: its check before the work, and its table.
+
+In: the options, the evaluation and the rows of the ranking. Out: an error, or a table for a
+terminal and one in Markdown.
+Knows how numbers are shown; `evaluation/ranking/` computes them. Ours.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from rich.box import SIMPLE
+from rich.table import Table
+
+from dit_accel.cli.common.errors import BadInput
+from dit_accel.cli.common.tables import SHOWN
+
+if TYPE_CHECKING:
+    from dit_accel.cli.evaluate_request import EvaluateOptions
+    from dit_accel.evaluation.jobs import EvaluationSpec
+    from dit_accel.evaluation.ranking.table import RankingRow
+    from dit_accel.evaluation.statistics import Interval
+
+FEWEST_SEEDS = 3
+HEADS = ("method", "choice", "Spearman", "same first choice", "gain kept")
+NOTE = (
+    "Choice: how one of the seeds is chosen; a metric means the clip closest to a wanted one. "
+    "By chance: Spearman 0, gain 0, and the same first choice as often as the number in brackets."
+)
+
+
+def check_ranking(given: EvaluateOptions, spec: EvaluationSpec) -> None:
+    """Refuse before any clip is made what could not be ranked.
+
+    Raises:
+        BadInput: there are fewer than three seeds, or clips are not kept.
+    """
+    if not given.ranking:
+        return
+    if len(spec.seeds) < FEWEST_SEEDS:
+        raise BadInput(
+            f"--ranking is given, and --seeds has {len(spec.seeds)}: must be at least "
+            f"{FEWEST_SEEDS} seeds"
+        )
+    if not spec.keep_clips:
+        raise BadInput("--ranking is given with --no-keep-clips: it reads the clips again")
+
+
+def ranking_table(rows: tuple[RankingRow, ...]) -> Table:
+    """One row a method and choice."""
+    table = Table(box=SIMPLE, title="Draft ranking of seeds", title_justify="left", caption=NOTE,
+                  caption_justify="left")  # fmt: skip
+    for name in HEADS:
+        right = name not in ("method", "choice")
+        table.add_column(name, justify="right" if right else "left", no_wrap=not right)
+    before = None
+    for row in _shown(rows):
+        if before not in (None, row.label):
+            table.add_section()
+        table.add_row(*_cells(row))
+        before = row.label
+    return table
+
+
+def ranking_markdown(rows: tuple[RankingRow, ...]) -> str:
+    """The same, below the table of methods; empty where nothing was ranked."""
+    if not rows:
+        return ""
+    lines = ["", "| " + " | ".join(HEADS) + " |", "|---" * len(HEADS) + "|"]
+    lines += ["| " + " | ".join(_cells(row)) + " |" for row in _shown(rows)]
+    return "\n".join([*lines, "", NOTE]) + "\n"
+
+
+def _shown(rows: tuple[RankingRow, ...]) -> list[RankingRow]:
+    """The choices of the clip alone, and by the metrics that are shown elsewhere."""
+    from dit_accel.evaluation.ranking.choices import CHOICES
+
+    return [row for row in rows if row.choice in (*CHOICES, *SHOWN)]
+
+
+def _cells(row: RankingRow) -> list[str]:
+    chance = "" if row.by_chance is None else f" ({100 * row.by_chance:.0f} %)"
+    first = "–" if row.first is None else _percent(row.first) + chance
+    gain = "–" if row.gain is None else _percent(row.gain)
+    spearman = "–" if row.spearman is None else row.spearman.text(2)
+    return [row.label, row.choice, spearman, first, gain]
+
+
+def _percent(share: Interval) -> str:
+    low, high = (None if end is None else 100 * end for end in (share.low, share.high))
+    value = f"{100 * share.value:.0f} %"
+    return value if low is None or high is None else f"{value} [{low:.0f}, {high:.0f}]"

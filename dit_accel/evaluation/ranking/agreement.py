@@ -1,0 +1,66 @@
+"""How well one scoring of a prompt's seeds chooses for another.
+
+    spearman = correlation of the two rankings, ties sharing their mean rank
+    first    = whether the draft's best seed is the final's best one, too
+    gain     = (final score of the draft's best - mean final score) / (best - mean final score)
+
+In: a final and a draft score for each seed, higher being better. Out: three numbers.
+Knows: choosing at random gives on average 0, one of the number of seeds, and 0. Where the draft has
+several best seeds, one of them is taken at random: the numbers are means over them. Source: ours;
+`spearman` by its definition.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+FEWEST = 2
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """Of one prompt's seeds; None where all final (or, for `spearman`, draft) scores are equal."""
+
+    spearman: float | None
+    first: float
+    gain: float | None
+
+
+def agree(final: Sequence[float], draft: Sequence[float]) -> Agreement:
+    """Compare two scorings of the same seeds.
+
+    Args:
+        final: finite; higher is better.
+        draft: as many.
+
+    Raises:
+        ValueError: if there are fewer than two seeds, or not as many of one as of the other.
+
+    Example:
+        >>> agree([1.0, 2.0, 3.0, 6.0], [1.0, 3.0, 4.0, 2.0])
+        Agreement(spearman=0.4, first=0.0, gain=0.0)
+    """
+    if len(final) != len(draft) or len(final) < FEWEST:
+        raise ValueError(
+            f"final has {len(final)} scores, draft has {len(draft)}: must be as many of each, "
+            f"at least {FEWEST}"
+        )
+    kept, tried = np.asarray(final, float), np.asarray(draft, float)
+    chosen = kept[tried == tried.max()]
+    best, mean = kept.max(), kept.mean()
+    return Agreement(
+        spearman=_spearman(kept, tried),
+        first=float((chosen == best).mean()),
+        gain=float((chosen.mean() - mean) / (best - mean)) if best > mean else None,
+    )
+
+
+def _spearman(one: np.ndarray, other: np.ndarray) -> float | None:
+    from scipy.stats import rankdata
+
+    ranks = [rankdata(scores) - (len(scores) + 1) / 2 for scores in (one, other)]
+    size = float(np.sqrt((ranks[0] ** 2).sum() * (ranks[1] ** 2).sum()))
+    return round(float((ranks[0] * ranks[1]).sum()) / size, 12) if size else None

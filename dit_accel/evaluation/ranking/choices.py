@@ -1,0 +1,82 @@
+"""Ways in which somebody may choose one of several seeds, as a score of a clip.
+
+In: a clip `(T, H, W, 3)`. Out: a number, higher being better. `CHOICES` are of the clip alone; any
+metric of pixels makes one more, by which the seed is best whose clip is closest to a wanted clip.
+Knows: these are stand-ins. What a person likes is none of them, and no trained judge of taste is at
+hand; a method that keeps the ranking by all of them is likely to keep a person's, too.
+Source: colour: Hasler and Süsstrunk 2003, "Measuring colourfulness in natural images", section 7;
+detail: the variance of the Laplacian, Pech-Pacheco et al. 2000; motion: as VBench's
+temporal_flickering, arXiv 2311.17982, counts change.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+
+from dit_accel.metrics import METRICS
+from dit_accel.metrics.clips import Clip
+
+SHORT_SIDE = 96
+"""Clips are made so small before they are scored: a choice among seeds is one at a glance."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A way to choose: the seed with the highest score."""
+
+    name: str
+    summary: str
+    score: Callable[[Clip], float]
+
+
+def motion(clip: Clip) -> float:
+    """Mean change from frame to frame, in levels of 255; 0 for a single frame."""
+    if len(clip) < 2:
+        return 0.0
+    return float(np.abs(np.diff(clip.astype(np.float64), axis=0)).mean())
+
+
+def detail(clip: Clip) -> float:
+    """Variance of the luma's Laplacian, mean over frames."""
+    lumas = (cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY) for frame in clip)
+    return float(np.mean([cv2.Laplacian(luma, cv2.CV_64F).var() for luma in lumas]))
+
+
+def colour(clip: Clip) -> float:
+    """Colourfulness: spread and distance from grey of the opponent colours, mean over frames."""
+    rgb = clip.astype(np.float64)
+    red_green = rgb[..., 0] - rgb[..., 1]
+    yellow_blue = (rgb[..., 0] + rgb[..., 1]) / 2 - rgb[..., 2]
+    over = (1, 2)
+    spread = np.hypot(red_green.std(axis=over), yellow_blue.std(axis=over))
+    distance = np.hypot(red_green.mean(axis=over), yellow_blue.mean(axis=over))
+    return float((spread + 0.3 * distance).mean())
+
+
+CHOICES = {
+    row.name: row
+    for row in (
+        Choice("motion", "the most motion", motion),
+        Choice("detail", "the most detail", detail),
+        Choice("colour", "the most colour", colour),
+    )
+}
+
+
+def sign(choice: str) -> int:
+    """-1 for metrics of which less is better, as higher is to be better."""
+    return -1 if choice in METRICS and METRICS[choice].direction == "lower" else 1
+
+
+def at_a_glance(clip: Clip) -> Clip:
+    """Frames of at most `SHORT_SIDE` at their short side, by the mean over areas."""
+    height, width = clip.shape[1:3]
+    factor = SHORT_SIDE / min(height, width)
+    if factor >= 1:
+        return clip
+    size = (round(width * factor), round(height * factor))
+    return np.stack([cv2.resize(frame, size, interpolation=cv2.INTER_AREA) for frame in clip])
