@@ -131,6 +131,9 @@ def _make(store: Store, plan: EvaluationSpec, job: Job, uncached: np.ndarray, in
 
 def _score(name: str, reference: np.ndarray, test: np.ndarray) -> dict[str, Any]:
     function = METRICS[name].function
+    if name == "jod":  # has no value of one frame
+        value = function(reference, test, data_range=255)
+        return {"value": value, "frames": None, "reason": None, "exact_frames": None}
     one = [function(a[None], b[None], data_range=255) for a, b in zip(reference, test, strict=True)]
     frames = ["inf" if math.isinf(value) else value for value in one]
     mean = sum(min(value, 100.0) for value in one) / len(one)
