@@ -112,6 +112,7 @@ class Bench:
     device: str
     compiled: str
     output: Path | None
+    calls: int = 3
 
     def run(self, steps: int) -> tuple[float, list[float]]:
         """Seconds of a call, and of every step. No step waits for the device."""
@@ -207,12 +208,12 @@ def measure(bench: Bench, steps: int, rows: list[str], *, once: bool) -> None:
 
 
 def planned(static: bool) -> Callable[[Bench, int], list[dict[str, Any]]]:
-    """Three calls: the first is recorded, the second planned, the third repeats the plan."""
+    """Calls: the first is recorded, the second planned, a third one repeats the plan."""
 
     def run(bench: Bench, steps: int) -> list[dict[str, Any]]:
         found = []
         with accelerate(bench.pipe, speedup=SPEEDUP, static=static) as handle:
-            for call in range(3):
+            for call in range(bench.calls):
                 if bench.device.startswith("cuda"):
                     torch.cuda.reset_peak_memory_stats()
                 wall, each = bench.run(steps)
@@ -365,6 +366,7 @@ def main() -> None:
     parser.add_argument("--compiled", nargs="+", default=["no"],
                         help="of no, regional, whole, cuda-graphs")  # fmt: skip
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--calls", type=int, default=3, help="of a planned row, from 2")
     parser.add_argument("--once", action="store_true", help="one uncached call, not two")
     parser.add_argument("--tiny", action="store_true", help="small models, to try the script")
     parser.add_argument("--output", type=Path, help="a file that rows are appended to")
@@ -376,11 +378,11 @@ def main() -> None:
     for name in args.models:
         for way in args.compiled:
             pipe, call = build(name, args.device, dtype, tiny=args.tiny)
-            bench = Bench(name, pipe, call, args.device, way, args.output)
+            bench = Bench(name, pipe, call, args.device, way, args.output, args.calls)
             compile_as(pipe, way)
             quiet = torch.no_grad() if way == "no" else nullcontext()
             with quiet:
-                seconds = bench.run(min(args.steps))[0]  # compiles, and fills the allocator
+                seconds = bench.run(3)[0]  # compiles, and fills the allocator
                 gpu = torch.cuda.get_device_name() if args.device == "cuda" else ""
                 bench.record(first_call=seconds, torch=torch.__version__, device=gpu)
                 for steps in args.steps:
