@@ -7,7 +7,8 @@ import torch
 from calls import call
 from odd_runs import RUNS
 
-from dit_accel import accelerate
+from dit_accel import SceneConfig, accelerate
+from dit_accel.layout import Keyframe, Layout, Shot, Subject
 from dit_accel.planning.transfer import computed_steps
 
 REUSED = 0.25  # relative error that half of the steps may cost on random weights
@@ -149,3 +150,112 @@ def test_steps_beyond_the_plan_are_counted_with_their_reason():
     assert note == (
         f"Computed {count} ({', '.join(map(str, added))}), because the latents jumped after step 5."
     )
+
+
+LEFT, RIGHT = (0.0, 0.0, 0.5, 1.0), (0.5, 0.0, 1.0, 1.0)
+TWO_SUBJECTS = Layout(
+    (
+        Shot(
+            "one", "a red circle",
+            (
+                Subject("a", "a red circle", (Keyframe(0.0, LEFT),)),
+                Subject("b", "a blue square", (Keyframe(0.0, RIGHT),)),
+            ),
+        ),
+    )
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("strength", [0.8, 0.5, 0.2])
+def test_a_layout_isolates_in_a_run_that_begins_late_or_says_that_it_does_not(strength):
+    row = RUNS["wan-v2v"]
+    pipe, arguments = row.build()
+    frames = torch.rand(1, 9, 3, 32, 64, generator=torch.Generator().manual_seed(0))
+    arguments |= {
+        "prompt": TWO_SUBJECTS.prompts, "negative_prompt": None, "height": 32, "width": 64,
+        "video": frames, "strength": strength,
+    }  # fmt: skip
+    stock = row(pipe, arguments)
+    steps = int(16 * strength)
+    for settings, noted in (
+        (SceneConfig(text=0.0), False),
+        (SceneConfig(text=0.0, steps=(0.0, 0.01)), True),
+    ):
+        with accelerate(pipe, layout=TWO_SUBJECTS, scene=settings) as handle:
+            clip = row(pipe, arguments)
+            report = handle.report()
+        assert report.steps == steps
+        assert torch.equal(clip, stock) == noted
+        assert (report.scene.split_calls == 0) == noted
+        expected = f"Isolation was active at none of the {steps} steps: steps is (0.0, 0.01)"
+        assert any(expected in note for note in report.scene.notes) == noted
+
+
+def test_a_run_that_begins_too_late_for_a_plan_is_computed_with_a_note():
+    row = RUNS["wan-v2v"]
+    pipe, arguments = row.build()
+    arguments |= {"strength": 0.2}
+    stock = row(pipe, arguments)
+    with accelerate(pipe, speedup=2) as handle:
+        for _ in range(2):
+            assert torch.equal(row(pipe, arguments), stock)
+            assert handle.report().notes == (
+                "Computed whole: it begins at step 13, and 3 steps are too few. A threshold "
+                "accelerates such runs too.",
+            )
+
+
+def without_guidance_after(step):
+    """A trick that is in use: no guidance in the late steps, which then have one forward."""
+
+    def callback(pipe, at, timestep, tensors):
+        if at == step:
+            pipe._guidance_scale = 1.0
+        return tensors
+
+    return callback
+
+
+def test_a_run_whose_forwards_change_is_never_planned_from_and_says_so():
+    pipe = tiny.tiny_wan()
+    changing = {"output_type": "latent", "callback_on_step_end": without_guidance_after(5)}
+    stock = call(pipe, **changing)
+    with accelerate(pipe, speedup=2) as handle:
+        for _ in range(2):
+            assert torch.equal(call(pipe, **changing), stock)
+            (note,) = handle.report().notes
+            assert "the forwards of a step changed during the run" in note
+        call(pipe, output_type="latent")
+        call(pipe, output_type="latent")
+        assert handle.report().steps_computed == 6
+
+
+@pytest.mark.parametrize(
+    ("name", "weights"), [("hunyuan-true-cfg", (1.0, -2.0)), ("wan-modular", (1.0, -4.0))]
+)
+def test_how_the_branches_are_weighed_is_measured_where_the_pipeline_does_not_say(name, weights):
+    """1 and 1 - s for a scale s: 3 in HunyuanVideo's call, 5 of a modular pipeline's guider."""
+    row = RUNS[name]
+    pipe, arguments = row.build()
+    with accelerate(pipe, speedup=2) as handle:
+        row(pipe, arguments)
+        row(pipe, arguments)
+        found = handle.executor.policy.branch_weights
+    assert found == pytest.approx(weights, abs=0.01)
+
+
+def test_true_guidance_may_come_and_go_between_calls():
+    row = RUNS["hunyuan-true-cfg"]
+    pipe, guided = row.build()
+    plain = guided | {"true_cfg_scale": 1.0}
+    stronger = guided | {"true_cfg_scale": 5.0}
+    with accelerate(pipe, speedup=2) as handle:
+        found = []
+        for arguments in (plain, plain, guided, guided, stronger, plain, guided):
+            row(pipe, arguments)
+            report = handle.report()
+            found.append((report.steps_computed, len(report.branches)))
+    whole, half = 16.0, 8.0
+    assert found == [
+        (whole, 1), (half, 1), (whole, 2), (half, 2), (half, 2), (half, 1), (half, 2),
+    ]  # fmt: skip

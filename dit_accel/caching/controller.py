@@ -93,6 +93,9 @@ class RunController:
         if self._recording is not None:
             self._end_recording(self._recording)
         self._see_parts()
+        steps, begin = run.num_steps or 0, run.begin
+        if begin and steps < selection.MIN_PLANNED_STEPS:  # not as short as the call asked for
+            return NotPlanned(steps, f"it begins at step {begin}, and {steps} steps are too few")
         said = self._said_weights(run)
         self._unsaid = run if said is None else None
         return self._policy(run, said or self._weights)

@@ -12,7 +12,7 @@ Source: IR-Diffusion (arXiv 2411.19261), brought to video; our reading.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from typing import Any
 
@@ -187,6 +187,7 @@ class SceneAttention(Interceptor):
         self._plans: dict[ActiveParts, tuple[GatherPlan, ...] | None] = {}
         self._subject_texts: dict[str, list[SubjectText]] = {}
         self.active_now = ActiveParts(False, False, False)
+        self._were_active: set[str] = set()  # parts, at any step of this run
         self.calls = self.extra_flops = self.gathered_bytes = 0
         for layer in self.layers:
             layer.raw = None
@@ -196,6 +197,7 @@ class SceneAttention(Interceptor):
         self.active_now = clip_rows.active_at_step(
             self.config, step, self.session.num_steps or step + 1
         )
+        self._were_active |= {name for name, now in asdict(self.active_now).items() if now}
 
     def clear(self) -> None:
         """Free all tensors."""
@@ -220,6 +222,17 @@ class SceneAttention(Interceptor):
         )
 
     def _notes(self) -> tuple[str, ...]:
+        """Parts that a short run left out, and how references are repositioned."""
+        possible = asdict(self._possible & clip_rows.wanted(self.config))
+        idle = (
+            f"{what} was active at none of the {self.session.steps_ran} steps: {name} is "
+            f"{getattr(self.config, name)}; accepted: a span that has a step in it."
+            for part, (what, name) in clip_rows.SPANS.items()
+            if possible[part] and part not in self._were_active
+        )
+        return (*idle, *self._reposition_notes())
+
+    def _reposition_notes(self) -> tuple[str, ...]:
         if not (self.config.reposition and self.config.share):
             return ()
         sources = [source for row in self.token_rows for source in row.sources]

@@ -103,6 +103,18 @@ class ActiveParts:
         return ActiveParts(*(a and b for a, b in zip(astuple(self), astuple(other), strict=True)))
 
 
+SPANS = {  # by the name in `ActiveParts`: in words, and the setting that says when it is active
+    "isolation": ("Isolation", "steps"),
+    "reads_references": ("Reading of references", "share_steps"),
+    "own_text": ("The subjects' own text", "text_steps"),
+}
+
+
+def wanted(config: SceneConfig) -> ActiveParts:
+    """The parts that are on."""
+    return ActiveParts(config.isolate, config.share, config.text > 0)
+
+
 def active_at_step(config: SceneConfig, step: int, num_steps: int) -> ActiveParts:
     """The parts that are active at a step.
 
@@ -112,7 +124,7 @@ def active_at_step(config: SceneConfig, step: int, num_steps: int) -> ActivePart
     """
     spans = config.steps, config.share_steps, config.text_steps
     isolate, read, text = (within(span, step, num_steps) for span in spans)
-    return ActiveParts(config.isolate and isolate, config.share and read, config.text > 0 and text)
+    return ActiveParts(isolate, read, text) & wanted(config)
 
 
 def active_in_layer(config: SceneConfig, layer: int, layers: int) -> ActiveParts:
