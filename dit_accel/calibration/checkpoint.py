@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import os
+import io
 import pickle
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -21,6 +21,7 @@ import torch
 from dit_accel.calibration.fit import RidgeMoments
 from dit_accel.calibration.refine import RefinedPlan
 from dit_accel.core.families import family_of, transformers_of
+from dit_accel.core.files import placed
 from dit_accel.core.generation import ClipSpec
 from dit_accel.planning.lookup import profile_key
 from dit_accel.planning.plan import SamplerCoefficients
@@ -59,14 +60,13 @@ class Checkpoint:
     def _stamp(self, of: str, mine: str) -> None:
         assert self.folder is not None
         stamp = self.folder / of
-        if stamp.is_file() and stamp.read_text() != mine:
+        if stamp.is_file() and stamp.read_text("utf-8", "replace") != mine:
             raise ValueError(
                 f"work is {self.folder}, which is of other {of}; accepted: another folder"
             )
         if not stamp.is_file():
-            part = self.folder / f"{of}.{os.getpid()}"  # others may work in the same folder
-            part.write_text(mine)
-            part.replace(stamp)
+            with placed(stamp) as part:  # others may work in the same folder
+                part.write_text(mine, encoding="utf-8")
 
     def get(self, name: str, make: Callable[[], Any]) -> Any:
         """The piece of this name: read, or made and saved."""
@@ -77,9 +77,8 @@ class Checkpoint:
             with contextlib.suppress(*_DAMAGED), torch.serialization.safe_globals(ALLOWED):
                 return torch.load(path, weights_only=True)
         value = make()
-        part = path.with_suffix(f".{os.getpid()}")
-        with part.open("wb") as file:
-            torch.save(value, file)
-            os.fsync(file.fileno())  # a piece that has its name is whole, also after a power cut
-        part.replace(path)
+        content = io.BytesIO()  # torch would hide why a file cannot be written
+        torch.save(value, content)
+        with placed(path) as part:
+            part.write_bytes(content.getbuffer())
         return value

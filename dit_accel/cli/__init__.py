@@ -16,6 +16,7 @@ import typer
 from dit_accel import __version__
 from dit_accel.cli.bench import bench
 from dit_accel.cli.calibrate import calibrate
+from dit_accel.cli.common.verb import Verb, Verbs
 from dit_accel.cli.evaluate import evaluate
 from dit_accel.cli.generate import generate
 from dit_accel.cli.layout import layout
@@ -35,16 +36,21 @@ VERBS: dict[str, Callable[..., None]] = {
     "models": models,
 }
 
-_RENAMED = {"static": "deterministic", "force": "force-profile"}  # options, still accepted
+# Options that had another name, which is still accepted.
+_RENAMED = {"static": "deterministic", "force": "force-profile", "out": "output"}
 app = typer.Typer(
-    context_settings={"token_normalize_func": lambda name: _RENAMED.get(name, name)},
+    cls=Verbs,
+    context_settings={
+        "token_normalize_func": lambda name: _RENAMED.get(name, name),
+        "help_option_names": ["-h", "--help"],
+    },
     help="Training-free acceleration of diffusion-transformer video pipelines.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
 )
 for _name, _verb in VERBS.items():
-    app.command(_name)(_verb)
+    app.command(_name, cls=Verb)(_verb)
 app.add_typer(layout, name="layout")
 
 
@@ -66,7 +72,9 @@ def _show_version(wanted: bool) -> None:
 def _options(
     version: Annotated[
         bool,
-        typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version."),
+        typer.Option(
+            "--version", callback=_show_version, is_eager=True, metavar="", help="Show the version."
+        ),
     ] = False,
 ) -> None:
     pass

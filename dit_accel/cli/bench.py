@@ -1,21 +1,22 @@
 """`dit-accel bench`: the speed of methods on transformers of real size, with random weights.
 
-In: names of checkpoints and methods. Out: a table each, and one JSON object.
+In: names of checkpoints and methods. Out: a table each, or one JSON object.
 Knows sizes and options; `evaluation/speed.py` measures. Nothing is downloaded. Ours.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import json
-import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from dit_accel.cli.common import options
 from dit_accel.cli.common.errors import BadInput, RunFailed, refused
+from dit_accel.cli.common.files import print_json
 from dit_accel.cli.common.options import MachineOptions, SizeOptions, option
+from dit_accel.cli.common.text import print_table
 from dit_accel.cli.common.verb import verb
+from dit_accel.cli.run.request import check_clip
 from dit_accel.models.checkpoints import DENOISERS, Denoiser, Shape
 
 if TYPE_CHECKING:
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
 BENCH_METHODS = "uncached,edcw:0.8,diffusers/first-block:0.5,fewer-steps"
 FEWEST_STEPS = 4
 SMALL_STEPS = 12
-PIPED_WIDTH = 120
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,16 +47,17 @@ class BenchOptions(SizeOptions, MachineOptions):
     )  # fmt: skip
     rounds: int = option(3, "Runs of each method.", metavar="N", min=1)
     guidance: float | None = options.guidance()
+    as_json: bool = options.as_json()
 
 
 @verb(BenchOptions)
 def bench(given: BenchOptions) -> None:
     """Measure the speed of methods on models of real size, without their weights.
 
-    Nothing is downloaded. The last line on stdout is JSON.
+    Nothing is downloaded.
     """
     rows = _rows(given.model)
-    options.check_choice("dtype", given.dtype, options.DTYPE_NAMES)
+    check_clip(given)
     from dit_accel.evaluation import methods as table
     from dit_accel.evaluation.runner import machine
     from dit_accel.models.loading import choose_device, choose_dtype
@@ -69,8 +70,9 @@ def bench(given: BenchOptions) -> None:
     for setting in settings:
         if missing := table.METHODS[setting.method].lacking():
             raise BadInput(f"--methods: {setting.label}: {missing}")
-    results = [_measure(case, settings, verbose=given.verbose) for case in cases]
-    sys.stdout.write(json.dumps({"machine": machine(device), "results": results}) + "\n")
+    results = [_measure(case, settings, given) for case in cases]
+    if given.as_json:
+        print_json({"machine": machine(device), "results": results})
 
 
 def _rows(names: str) -> list[Denoiser]:
@@ -96,21 +98,21 @@ def _case(row: Denoiser, given: BenchOptions, device: str, dtype: str) -> Benchm
     return BenchmarkCase(row, small, shape, steps, guidance, device, dtype, given.rounds)
 
 
-def _measure(case: BenchmarkCase, settings: Any, *, verbose: bool) -> dict[str, Any]:
-    """Run the methods on one model and print their table; returns the record."""
+def _measure(case: BenchmarkCase, settings: Any, given: BenchOptions) -> dict[str, Any]:
+    """Run the methods on one model and print their table, or return the record alone."""
     from rich.console import Console
 
     from dit_accel.evaluation import speed
     from dit_accel.models.loading import quiet_libraries
 
-    console = Console(stderr=True)
-    with quiet_libraries(verbose=verbose), console.status("") as status:
+    console = Console(stderr=True, quiet=given.as_json)
+    with quiet_libraries(verbose=given.verbose), console.status("") as status:
         try:
             found = speed.measure(case, settings, lambda text: status.update(text))
         except speed.DoesNotFitError as error:
             raise RunFailed(f"{error}; pass --small, or another --model") from error
-    width = None if sys.stdout.isatty() else PIPED_WIDTH
-    Console(highlight=False, width=width).print(_table(case, found))
+    if not given.as_json:
+        print_table(_table(case, found))
     return _record(case, found)
 
 

@@ -13,12 +13,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import typer
+
 from dit_accel.cli.common import options
 from dit_accel.cli.common.errors import RESUMABLE, BadInput, RunFailed, as_option, refused, say
 from dit_accel.cli.common.files import check_file, print_json, read_prompts
 from dit_accel.cli.common.options import CLIP, ClipOptions, listed, option
+from dit_accel.cli.common.text import print_table
 from dit_accel.cli.common.verb import verb
 from dit_accel.cli.run.request import LARGEST_SEED, check_clip, check_within
+from dit_accel.core.files import reason_of
 
 if TYPE_CHECKING:
     from dit_accel.cli.run.settings import Settings
@@ -37,16 +41,16 @@ STAMP = "calibration.json"
 class CalibrateOptions(ClipOptions):
     """The options of `calibrate`."""
 
-    prompts: Path | None = option(
-        None, "A .jsonl, .txt or VBench .json file with 12 prompts or more.", metavar="FILE",
-        shown="the miniature's own",
-    )  # fmt: skip
+    prompts: Path | None = options.prompts(
+        None, " with 12 prompts or more; the miniature has its own"
+    )
+    prompts_option: Path | None = option(None, "PROMPTS.", "--prompts", hidden=True)  # its old name
     limit: int | None = options.limit()
-    out: Path | None = option(
-        None, "The profile (.safetensors).", metavar="FILE", shown="where `generate` looks"
+    output: Path | None = options.output(
+        None, "The profile (.safetensors).", shown="where `generate` looks"
     )
     work: Path | None = option(
-        None, "Unfinished work; deleted at the end.", metavar="FOLDER", shown="OUT.work"
+        None, "Unfinished work; deleted at the end.", metavar="FOLDER", shown="OUTPUT.work"
     )
     speedups: str | None = option(None, "Candidate plans, e.g. 2,3.33,5.", shown="2 to 8.33")
     probes: int = option(8, "Steps to probe.", metavar="N", min=2)
@@ -65,8 +69,8 @@ def calibrate(given: CalibrateOptions) -> None:
     check_clip(given)
     check_within("--seed", given.seed, 0, LARGEST_SEED)
     speedups = _speedups(given.speedups)
-    if given.out is not None:
-        _check_out(given.out, overwrite=given.overwrite)
+    if given.output is not None:
+        _check_out(given.output, overwrite=given.overwrite)
     from dit_accel.cli.run.settings import locate, resolve
     from dit_accel.models.loading import load, quiet_libraries
 
@@ -79,7 +83,7 @@ def calibrate(given: CalibrateOptions) -> None:
             text = f"{len(clips)} prompts: predictions are rough with fewer than {ENOUGH}"
             say(text, style="yellow")
         pipe = load(model, device=device, dtype=dtype)
-        out = given.out or _in_cache(pipe, overwrite=given.overwrite)
+        out = given.output or _in_cache(pipe, overwrite=given.overwrite)
         work = given.work or out.with_name(out.name + ".work")
         _open(work, model, settings)
         profile = _measure(pipe, clips, settings, given, speedups, work)
@@ -87,7 +91,7 @@ def calibrate(given: CalibrateOptions) -> None:
     try:
         profile.save(out)
     except OSError as error:
-        raise RunFailed(f"--out is {str(out)!r}: {error.strerror or error}") from error
+        raise RunFailed(f"--output is {str(out)!r}: {reason_of(error)}") from error
     shutil.rmtree(work, ignore_errors=True)
     _show(out, profile, as_json=given.as_json)
 
@@ -119,7 +123,7 @@ def _check_numbers(settings: Settings, speedups: tuple[float, ...] | None) -> No
 def _check_out(path: Path, *, overwrite: bool) -> None:
     from dit_accel.planning.profile import SUFFIX
 
-    check_file("--out", path, suffixes=(SUFFIX,), overwrite=overwrite)
+    check_file("--output", path, suffixes=(SUFFIX,), overwrite=overwrite)
 
 
 def _in_cache(pipe: Any, *, overwrite: bool) -> Path:
@@ -130,7 +134,9 @@ def _in_cache(pipe: Any, *, overwrite: bool) -> Path:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise BadInput(f"{path.parent} cannot be made: {error.strerror}; pass --out") from error
+        raise BadInput(
+            f"{path.parent} cannot be made: {reason_of(error)}; pass --output"
+        ) from error
     _check_out(path, overwrite=overwrite)
     return path
 
@@ -138,15 +144,15 @@ def _in_cache(pipe: Any, *, overwrite: bool) -> Path:
 def _prompts(given: CalibrateOptions, model: LoadableModel) -> tuple[EvaluationPrompt, ...]:
     from dit_accel.models import miniature
 
-    path = given.prompts
+    path = given.prompts or given.prompts_option
     if path is None and model.folder.resolve() == miniature.path().resolve():
         path = miniature.prompts(miniature.CALIBRATION)
     if path is None:
         raise BadInput(
-            f"--prompts is not given: pass a file of {ENOUGH} prompts or more, like those that you "
+            f"PROMPTS is not given: pass a file of {ENOUGH} prompts or more, like those that you "
             "will use"
         )
-    return read_prompts("--prompts", path, given.limit)
+    return read_prompts("PROMPTS", path, given.limit)
 
 
 def _clips(prompts: tuple[EvaluationPrompt, ...], settings: Settings) -> list[ClipSpec]:
@@ -231,8 +237,6 @@ def _computed_steps(steps: int, speedups: tuple[float, ...]) -> list[int]:
 
 
 def _show(out: Path, profile: Profile, *, as_json: bool) -> None:
-    from rich.console import Console
-
     from dit_accel.cli.common.tables import candidate_rows, candidate_table
 
     if as_json:
@@ -246,7 +250,6 @@ def _show(out: Path, profile: Profile, *, as_json: bool) -> None:
             }
         )
         return
-    console = Console(highlight=False)
     if profile.candidates:
-        console.print(candidate_table(profile))
-    console.print(f"profile  {out}", soft_wrap=True)
+        print_table(candidate_table(profile))
+    typer.echo(f"profile  {out}")

@@ -11,14 +11,18 @@ import importlib.util
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+import typer
+
 from dit_accel.cli import evaluate_request as request
 from dit_accel.cli.common.errors import RESUMABLE, BadInput, RunFailed, refused, say
 from dit_accel.cli.common.files import print_json
 from dit_accel.cli.common.options import bytes_of
+from dit_accel.cli.common.text import print_table
 from dit_accel.cli.common.verb import verb
 from dit_accel.cli.evaluate_request import EvaluateOptions
 from dit_accel.cli.ranking_table import check_ranking, ranking_markdown, ranking_table
 from dit_accel.cli.run.request import check_clip
+from dit_accel.core.files import reason_of
 
 if TYPE_CHECKING:
     from dit_accel.evaluation.jobs import EvaluationSpec, Job
@@ -38,6 +42,11 @@ def evaluate(given: EvaluateOptions) -> None:
         raise BadInput(f"--backend is {given.backend!r}: must be local or ray")
     if given.backend == "ray" and importlib.util.find_spec("ray") is None:
         raise BadInput("--backend is 'ray', which is not installed: pip install 'dit-accel[ray]'")
+    if given.workers is not None and given.backend != "ray":
+        raise BadInput(
+            f"--workers is {given.workers}: applies to --backend ray; here, start this command "
+            "as often as you want workers"
+        )
     from dit_accel.cli.run.settings import locate
     from dit_accel.evaluation.worker import rescore
     from dit_accel.models.loading import quiet_libraries
@@ -89,13 +98,13 @@ def _work(
         if given.backend == "ray":
             open_groups = [g for g in groups if not all(store.done(job.id) for job in g)]
             worker.work_with_ray(
-                store, spec, str(model.folder), open_groups, given.workers,
+                store, spec, str(model.folder), open_groups, given.workers or 1,
                 on_group=lambda count: advance(count, ""),
             )  # fmt: skip
         else:
             worker.work(
                 store, spec, str(model.folder), device, groups,
-                on_result=lambda job, result: advance(1, job.method.label),
+                on_result=lambda job, result: advance(1, f"{job.method.label} {job.prompt_id}"),
             )  # fmt: skip
 
 
@@ -109,8 +118,6 @@ def _rank(store: Store, spec: EvaluationSpec, *, quiet: bool) -> None:
 
 
 def _show(store: Store, spec: EvaluationSpec, given: EvaluateOptions) -> None:
-    from rich.console import Console
-
     from dit_accel.cli.common.tables import markdown_table, summary_table
     from dit_accel.evaluation.ranking.scores import read_scores
     from dit_accel.evaluation.ranking.table import ranking
@@ -124,11 +131,10 @@ def _show(store: Store, spec: EvaluationSpec, given: EvaluateOptions) -> None:
     if given.as_json:
         print_json(content)
         return
-    console = Console(highlight=False)
-    console.print(summary_table(summary, spec.metrics))
+    print_table(summary_table(summary, spec.metrics))
     if rows:
-        console.print(ranking_table(rows))
-    console.print(f"{summary.done} of {summary.jobs} clips done, in {store.folder}")
+        print_table(ranking_table(rows))
+    typer.echo(f"{summary.done} of {summary.jobs} clips done, in {store.folder}")
 
 
 @contextlib.contextmanager
@@ -138,10 +144,10 @@ def _as_command_errors() -> Iterator[None]:
     from dit_accel.evaluation.store import StoreError
 
     try:
-        with refused("--out: ", (StoreError,)), refused():
+        with refused("--output: ", (StoreError,)), refused():
             yield
     except ChildFailed as error:
         raise RunFailed(str(error)) from error
     except OSError as error:
-        where = f"{error.filename} cannot be written: " if error.filename else ""
-        raise RunFailed(f"{where}{error.strerror or error}; what is done is saved") from error
+        where = f"{error.filename}: " if error.filename else ""
+        raise RunFailed(f"{where}{reason_of(error)}; what is done is saved") from error

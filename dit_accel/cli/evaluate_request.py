@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING
 from dit_accel.cli.common import options
 from dit_accel.cli.common.errors import BadInput, as_option
 from dit_accel.cli.common.files import read_prompts
-from dit_accel.cli.common.options import COMPARISON, WORK, ClipOptions, argument, option
+from dit_accel.cli.common.options import COMPARISON, WORK, ClipOptions, option
+from dit_accel.core.files import reason_of
 
 if TYPE_CHECKING:
     from dit_accel.evaluation.jobs import EvaluationSpec
@@ -35,9 +36,9 @@ _work = functools.partial(option, panel=WORK)
 class EvaluateOptions(ClipOptions):
     """The options of `evaluate`."""
 
-    prompts: Path = argument(..., "A .jsonl or .txt file, or VBench's .json.", "PROMPTS")
-    out: Path = option(
-        ..., "Folder of the evaluation; an unfinished one is continued.", metavar="FOLDER"
+    prompts: Path = options.prompts(...)
+    output: Path = options.output(
+        ..., "Of the evaluation; an unfinished one is continued, or shared.", "FOLDER"
     )
     methods: str = _compare(EVALUATE_METHODS, options.METHODS_HELP)
     metrics: str = _compare(DEFAULT_METRICS, "Names of metrics.")
@@ -57,8 +58,8 @@ class EvaluateOptions(ClipOptions):
         None, f"For these two: {options.MEMORY_HELP}", metavar="SIZE", shown="no limit"
     )
     backend: str = _work("local", "This process, or a Ray cluster.", metavar="local|ray")
-    workers: int = _work(1, "Ray actors.", metavar="N", min=1)
-    keep_clips: bool = _work(True, "Save clips; uncached ones always.", shown="keep-clips")
+    workers: int | None = _work(None, "Ray actors.", metavar="N", min=1, shown="1")
+    keep_clips: bool = _work(True, "Save clips; uncached ones always.", shown="yes")
     retry_failed: bool = _work(False, "Run failed jobs again.")
     rescore: bool = _work(False, "Score all clips again.")
     as_json: bool = options.as_json()
@@ -177,7 +178,7 @@ def opened(
     """
     from dit_accel.evaluation.store import Store
 
-    store = Store(given.out)
+    store = Store(given.output)
     try:
         if profile is None:
             return store, store.open(spec)
@@ -186,4 +187,4 @@ def opened(
         store.keep_profile(name, profile)
         return store, spec
     except OSError as error:
-        raise BadInput(f"--out is {str(given.out)!r}: {error.strerror}") from error
+        raise BadInput(f"--output is {str(given.output)!r}: {reason_of(error)}") from error

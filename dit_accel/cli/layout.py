@@ -17,7 +17,8 @@ from dit_accel.cli.common.errors import BadInput, RunFailed, refused
 from dit_accel.cli.common.files import check_file, print_json
 from dit_accel.cli.common.options import SizeOptions, argument, option
 from dit_accel.cli.common.text import counted
-from dit_accel.cli.common.verb import verb
+from dit_accel.cli.common.verb import Verb, Verbs, verb
+from dit_accel.cli.run.request import check_clip
 
 if TYPE_CHECKING:
     from dit_accel.cli.layout_picture import Drawn
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from dit_accel.layout import Layout
 
 PICTURES = (".png", ".mp4")
-layout = typer.Typer(help="Check a layout file, or draw it.", no_args_is_help=True)
+layout = typer.Typer(cls=Verbs, help="Check a layout file, or draw it.", no_args_is_help=True)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +36,7 @@ class LayoutFile:
 
     file: Path = argument(..., "A layout (YAML or JSON).", "FILE")
     outside: bool = option(False, "Allow files outside the layout's folder.")
+    as_json: bool = options.as_json()
     verbose: bool = options.verbose()
 
     def load(self) -> Layout:
@@ -49,14 +51,12 @@ class LayoutFile:
 class ValidateOptions(LayoutFile):
     """The options of `layout validate`."""
 
-    as_json: bool = options.as_json()
-
 
 @dataclass(frozen=True, kw_only=True)
 class PreviewOptions(LayoutFile, SizeOptions):
     """The options of `layout preview`."""
 
-    out: Path = option(..., "A .png (some frames) or .mp4 (all).", metavar="FILE")
+    output: Path = options.output(..., "A .png (some frames) or .mp4 (all).")
     over: list[Path] | None = option(
         None, "Draw over this clip; one a shot.", metavar="CLIP", shown="plain grey"
     )
@@ -66,7 +66,7 @@ class PreviewOptions(LayoutFile, SizeOptions):
     overwrite: bool = options.overwrite()
 
 
-@layout.command()
+@layout.command(cls=Verb)
 @verb(ValidateOptions)
 def validate(given: ValidateOptions) -> None:
     """Check a layout file and show its content. All masks of a shot must be of one length."""
@@ -82,16 +82,17 @@ def validate(given: ValidateOptions) -> None:
     layout_text.show_layout(Console(highlight=False), found)
 
 
-@layout.command()
+@layout.command(cls=Verb)
 @verb(PreviewOptions)
 def preview(given: PreviewOptions) -> None:
     """Draw a layout: boxes, ids and the tokens of each subject.
 
     Sizes are those of the model's clips; only its configuration files are read.
     """
-    check_file("--out", given.out, suffixes=PICTURES, overwrite=given.overwrite)
+    check_clip(given)
     if not 1 <= given.columns <= 16:
         raise BadInput(f"--columns is {given.columns}: must be from 1 to 16")
+    check_file("--output", given.output, suffixes=PICTURES, overwrite=given.overwrite)
     from dit_accel.cli.model_config import read
     from dit_accel.models.loading import quiet_libraries
 
@@ -104,9 +105,13 @@ def preview(given: PreviewOptions) -> None:
             frames=given.frames or frames,
         )  # fmt: skip
         drawn = _drawn(found, config, clips)
-    _write(given.out, drawn, given.columns, given.fps or float(config.call.get("fps") or 16))
+    _write(given.output, drawn, given.columns, given.fps or float(config.call.get("fps") or 16))
+    if given.as_json:
+        size = {"height": config.height, "width": config.width}
+        print_json({"picture": str(given.output), "shots": len(drawn), **size})
+        return
     size = f"{config.width}x{config.height}"
-    typer.echo(f"{given.out}: {counted(len(drawn), 'shot')}, {size}")
+    typer.echo(f"{given.output}: {counted(len(drawn), 'shot')}, {size}")
 
 
 def _mask_lengths(found: Layout) -> dict[str, int]:
@@ -176,4 +181,4 @@ def _write(out: Path, drawn: list[Drawn], columns: int, fps: float) -> None:
     try:
         video.write_video(out, frames, fps=fps)
     except (ValueError, OSError) as error:
-        raise RunFailed(f"--out is {str(out)!r}: {error}") from error
+        raise RunFailed(f"--output is {str(out)!r}: {error}") from error

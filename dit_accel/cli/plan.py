@@ -20,7 +20,8 @@ from dit_accel.cli.common.files import check_file, print_json
 from dit_accel.cli.common.options import bytes_of, option
 from dit_accel.cli.common.text import bytes_text, print_aligned, shades_of, strip
 from dit_accel.cli.common.verb import verb
-from dit_accel.cli.run.request import check_within
+from dit_accel.cli.run.request import check_clip
+from dit_accel.core.files import reason_of
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -74,8 +75,7 @@ def plan(given: PlanOptions) -> None:
 
     Without a target: the profile's candidate plans, with their scores on its prompts.
     """
-    check_within("--steps", given.steps, 1)
-    check_within("--guidance", given.guidance, 0.0)
+    check_clip(given)
     bytes_of(given.cache_memory)
     if given.plot is not None:
         _check_plot(given.plot, overwrite=given.overwrite)
@@ -271,4 +271,4 @@ def _draw(path: Path, profile: Profile, chosen: ChosenPlan | None, quality: floa
     try:
         draw(path, profile, chosen.choice if chosen is not None else None, quality)
     except OSError as error:
-        raise RunFailed(f"{path} cannot be written: {error.strerror or error}") from error
+        raise RunFailed(f"{path} cannot be written: {reason_of(error)}") from error

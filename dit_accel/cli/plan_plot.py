@@ -6,9 +6,12 @@ Knows matplotlib, of the extra `report`; opens no window. Ours.
 
 from __future__ import annotations
 
+import io
 import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from dit_accel.core.files import placed
 
 if TYPE_CHECKING:
     from dit_accel.planning.prediction import PlanChoice
@@ -37,7 +40,10 @@ def draw(
     if choice is not None:
         _steps(axes[0], choice)
     _candidates(axes[-1], profile, choice, quality)
-    figure.savefig(path, dpi=150)
+    content = io.BytesIO()
+    figure.savefig(content, dpi=150, format=path.suffix[1:].lower())
+    with placed(path) as scratch:
+        scratch.write_bytes(content.getbuffer())
 
 
 def _steps(axes: Any, choice: PlanChoice) -> None:

@@ -13,9 +13,10 @@ import typer
 
 from dit_accel.cli.common import options
 from dit_accel.cli.common.errors import BadInput, RunFailed, refused
-from dit_accel.cli.common.files import check_file
-from dit_accel.cli.common.options import argument, option
+from dit_accel.cli.common.files import check_file, print_json
+from dit_accel.cli.common.options import OUTPUT, argument, option
 from dit_accel.cli.common.verb import verb
+from dit_accel.core.files import reason_of
 
 REPORT_NAME = "report.html"
 
@@ -24,14 +25,14 @@ REPORT_NAME = "report.html"
 class ReportOptions:
     """The options of `report`."""
 
-    run: Path = argument(..., "The folder of `evaluate --out`.", "RUN")
-    output: Path | None = option(
-        None, "The page.", "--output", "-o", metavar="FILE", shown=f"RUN/{REPORT_NAME}"
-    )
+    run: Path = argument(..., "The folder of `evaluate --output`.", "RUN")
+    output: Path | None = options.output(None, "The page.", shown=f"RUN/{REPORT_NAME}")
     vbench: Path | None = option(
-        None, "Copy the clips for VBench instead, one folder a method.", metavar="DIR"
-    )
+        None, "Copy the clips for VBench instead, one folder a method.", metavar="FOLDER",
+        panel=OUTPUT,
+    )  # fmt: skip
     overwrite: bool = options.overwrite()
+    as_json: bool = options.as_json()
     verbose: bool = options.verbose()
 
 
@@ -43,15 +44,15 @@ def report(given: ReportOptions) -> None:
     """
     if given.vbench is None:
         output = given.output if given.output is not None else given.run / REPORT_NAME
-        _write_page(given.run, output, overwrite=given.overwrite)
+        _write_page(given.run, output, overwrite=given.overwrite, as_json=given.as_json)
         return
     if given.output is not None or given.overwrite:
         name = "--output" if given.output is not None else "--overwrite"
         raise BadInput(f"{name} is given: it is of the page, and --vbench writes none")
-    _export(given.run, given.vbench)
+    _export(given.run, given.vbench, as_json=given.as_json)
 
 
-def _export(run: Path, out: Path) -> None:
+def _export(run: Path, out: Path, *, as_json: bool) -> None:
     """Copy the clips for VBench; those that are there already are left alone."""
     from dit_accel.evaluation.store import Store, StoreError
     from dit_accel.evaluation.vbench import export
@@ -62,12 +63,15 @@ def _export(run: Path, out: Path) -> None:
     except (StoreError, ValueError) as error:
         raise BadInput(f"RUN is {str(run)!r}: {error}") from error
     except OSError as error:
-        raise RunFailed(f"--vbench is {str(out)!r}: {error.strerror or error}") from error
+        raise RunFailed(f"--vbench is {str(out)!r}: {reason_of(error)}") from error
+    if as_json:
+        print_json({"vbench": str(out), "clips": counts})
+        return
     for folder, count in counts.items():
         typer.echo(f"{out / folder}: {count} clips")
 
 
-def _write_page(run: Path, target: Path, *, overwrite: bool) -> None:
+def _write_page(run: Path, target: Path, *, overwrite: bool, as_json: bool) -> None:
     from dit_accel.evaluation.html import lacking
 
     if needed := lacking():
@@ -82,13 +86,13 @@ def _write_page(run: Path, target: Path, *, overwrite: bool) -> None:
     with refused("RUN: ", (StoreError,)):
         try:
             spec = store.spec()
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            reason = f"{type(error).__name__}: {error}"
-            raise BadInput(f"RUN: {run / 'manifest.json'} is damaged ({reason})") from error
         except OSError as error:
-            raise BadInput(f"RUN is {str(run)!r}: {error.strerror}") from error
+            raise BadInput(f"RUN is {str(run)!r}: {reason_of(error)}") from error
         try:
             size = write_report(store, spec, target)
         except OSError as error:
-            raise RunFailed(f"{target} cannot be written: {error.strerror or error}") from error
-    typer.echo(f"{target} ({size / 1e6:.1f} MB)")
+            raise RunFailed(f"{target} cannot be written: {reason_of(error)}") from error
+    if as_json:
+        print_json({"page": str(target), "bytes": size})
+    else:
+        typer.echo(f"{target} ({size / 1e6:.1f} MB)")

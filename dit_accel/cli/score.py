@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 from dit_accel.cli.common import options
 from dit_accel.cli.common.errors import BadInput, RunFailed, as_option, refused, say
 from dit_accel.cli.common.files import all_or_none, check_file, print_json, write_json
-from dit_accel.cli.common.options import COMPARISON, OUTPUT, argument, check_choice, listed, option
+from dit_accel.cli.common.options import COMPARISON, argument, check_choice, listed, option
 from dit_accel.cli.common.verb import verb
+from dit_accel.core.files import reason_of
 
 if TYPE_CHECKING:
     from dit_accel.evaluation.pairs import Pairs, PairScores
@@ -50,9 +51,7 @@ class ScoreOptions:
         False, "Compare files of different lossy codecs.", panel=COMPARISON
     )
     allow_unpaired: bool = option(False, "Leave out clips without a partner.", panel=COMPARISON)
-    output: Path | None = option(
-        None, "Write the JSON here.", "--output", "-o", metavar="FILE", panel=OUTPUT
-    )
+    output: Path | None = options.output(None, "Write the JSON here.")
     as_json: bool = options.as_json()
     verbose: bool = options.verbose()
 
@@ -109,7 +108,7 @@ def _pairs(given: ScoreOptions) -> Pairs:
         with refused("", (UnfairPair,)):
             return find_pairs(given.reference, given.test, allow_unpaired=given.allow_unpaired)
     except OSError as error:
-        raise BadInput(f"{error.filename} cannot be read: {error.strerror}") from error
+        raise BadInput(f"{error.filename} cannot be read: {reason_of(error)}") from error
 
 
 def _refuse_unavailable(rows: dict[str, Metric], *, explicit: bool) -> None:
@@ -133,7 +132,7 @@ def _score(pair: Any, rows: dict[str, Metric], given: ScoreOptions) -> PairScore
         with refused(cannot), refused("", (UnfairPair,)):
             return score_pair(pair, rows, allow_trim=trim, allow_mixed=mixed)
     except OSError as error:
-        raise BadInput(f"{error.filename} cannot be read: {error.strerror}") from error
+        raise BadInput(f"{error.filename} cannot be read: {reason_of(error)}") from error
 
 
 def _record(

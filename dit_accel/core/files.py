@@ -8,10 +8,16 @@ It knows no format. Source: ours.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import secrets
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
+
+FULL = "the disk is full"
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+_LEAST_FREE = 1 << 16  # bytes
 
 
 @contextlib.contextmanager
@@ -31,6 +37,21 @@ def placed(target: Path) -> Iterator[Path]:
         raise _named(error, scratch, target) from error
     finally:
         scratch.unlink(missing_ok=True)
+
+
+def reason_of(error: OSError) -> str:
+    """Why a file cannot be read or written, in words."""
+    text = error.strerror or str(error)
+    known = error.errno not in _FULL or FULL in text
+    return text if known else f"{FULL}: {text}"
+
+
+def is_full(path: Path) -> bool:
+    """Whether nothing more can be written beside a path: some writers do not say so."""
+    try:
+        return shutil.disk_usage(path.absolute().parent).free < _LEAST_FREE
+    except OSError:
+        return False
 
 
 def _named(error: OSError, scratch: Path, target: Path) -> OSError:

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import io
 import json
 import shutil
 from collections.abc import Iterator
@@ -75,6 +76,14 @@ class Store:
         Raises:
             StoreError: the folder holds an evaluation with other settings; each is named.
         """
+        if not (self.folder / "manifest.json").exists() and self.folder.is_dir():
+            others = sorted({path.name for path in self.folder.iterdir()} - {*FOLDERS})
+            if others:
+                more = " and more" if len(others) > 1 else ""
+                raise StoreError(
+                    f"{self.folder} holds something else ({others[0]}{more}) and no evaluation: "
+                    "choose another folder"
+                )
         with self.claims.locked():
             return self._opened(spec)
 
@@ -156,8 +165,10 @@ class Store:
 
     def write_latents(self, job: str, latents: npt.NDArray[np.float32]) -> None:
         """Write the last latents of a clip."""
-        with placed(self.folder / "latents" / f"{job}.npy") as path, path.open("wb") as file:
-            np.save(file, latents)
+        content = io.BytesIO()  # numpy would hide why a file cannot be written
+        np.save(content, latents, allow_pickle=False)
+        with placed(self.folder / "latents" / f"{job}.npy") as path:
+            path.write_bytes(content.getbuffer())
 
     def read_latents(self, job: str) -> npt.NDArray[np.float32]:
         """The last latents of a clip.

@@ -188,9 +188,19 @@ class Profile:
             error_memory=head.at(own["error_memory"]).number(1e-6, 1e9),
             depth=depth,
             candidates=candidates,
-            metadata={name: one.value for name, one in head.at(own["metadata"]).fields().items()},
+            metadata=_plain_values(head.at(own["metadata"])),
             difficulty=_difficulty(tensors, candidates),
         )
+
+
+def _plain_values(fields: Field) -> dict[str, Any]:
+    """Texts, numbers and flags, by name."""
+    for one in fields.fields().values():
+        if isinstance(one.value, str):
+            one.text()
+        elif not isinstance(one.value, (bool, type(None))):
+            one.number()
+    return dict(fields.value)
 
 
 def _sampler(head: Field, tensors: TensorFields) -> SamplerCoefficients:

@@ -173,7 +173,7 @@ def test_it_is_drawn_over_clips(tmp_path):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["--out", "a.gif"], "--out is 'a.gif': must end in .png or .mp4"),
+        (["--out", "a.gif"], "--output is 'a.gif': must end in .png or .mp4"),
         (["--out", "a.png", "--columns", "0"], "--columns is 0: must be from 1 to 16"),
         (["--out", "a.png", "--over", "x.npy"], "--over is given 1 times: must be 2, one a shot"),
         (["--out", "a.png", "--height", "50"], "--height is 50: must be a multiple of 16"),
@@ -182,7 +182,10 @@ def test_it_is_drawn_over_clips(tmp_path):
             "--frames is 16: must be 1 more than a mul",
         ),
         (["--out", "a.png", "--model", "./no"], "--model is './no': no such folder"),
-        (["--out", "taken.png"], "--out: taken.png exists; pass --overwrite, or another --out"),
+        (
+            ["--out", "taken.png"],
+            "--output: taken.png exists; pass --overwrite, or another --output",
+        ),
     ],
 )
 def test_options_that_are_not_accepted(words, said, tmp_path, monkeypatch):

@@ -139,15 +139,18 @@ def test_calibrate_keeps_out_of_folders_that_hold_something_else(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ([], "--prompts is not given: pass a file of 12 prompts or more"),
-        (["--prompts", "no.txt"], "--prompts is 'no.txt': No such file or directory"),
+        ([], "PROMPTS is not given: pass a file of 12 prompts or more"),
+        (["--prompts", "no.txt"], "PROMPTS is 'no.txt': No such file or directory"),
         (["--prompts", "no.doc"], "no.doc ends in '.doc'; accepted: .jsonl, .txt, .json"),
         (["--speedups", "2,x"], "--speedups is '2,x': must be numbers above 1"),
         (["--speedups", "1"], "--speedups is '1': must be numbers above 1"),
         (["--speedups", "6"], "--speedups has 6: must be at most 5 at 10 steps"),
         (["--steps", "7"], "--steps is 7: calibrate needs at least 8"),
-        (["--out", "p.json"], "--out is 'p.json': must end in .safetensors"),
-        (["--out", "no/p.safetensors"], "--out is 'no/p.safetensors': its folder does not exist"),
+        (["--out", "p.json"], "--output is 'p.json': must end in .safetensors"),
+        (
+            ["--out", "no/p.safetensors"],
+            "--output is 'no/p.safetensors': its folder does not exist",
+        ),
         (["--height", "17"], "--height is 17: must be a multiple of 16"),
     ],
 )
@@ -255,7 +258,7 @@ def test_plan_draws(plan: Any, here: Path, suffix: str) -> None:
     [
         (["--quality", "30", "--speedup", "2"], "--quality 30 and --speedup 2 are given"),
         (["--quality", "0"], "--quality is 0.0; accepted: a finite number above 0"),
-        (["--quality", "nan"], "--quality is nan; accepted: a finite number above 0"),
+        (["--quality", "nan"], "--quality is nan: must be finite"),
         (["--speedup", "0.5"], "--speedup is 0.5; accepted: a finite number above 1"),
         (["--speedup", "6"], "--speedup 6: --speedup is 6.0; accepted: 1 to 5 at 10 steps"),
         (["--speedup", "2", "--guidance", "1"], "this run of one branch"),
@@ -639,7 +642,7 @@ def test_evaluate_goes_on_only_with_the_same_settings_of_plans(
     before = evaluated(here / "run")
     refused(
         invoke(*command, *planned),
-        "--out: run holds",
+        "--output: run holds",
         "another --deterministic (True before, False now)",
     )
     capped = ["--deterministic", "--cache-memory", "1KiB"]

@@ -113,7 +113,7 @@ def test_output_is_the_json_and_is_written_whole(two, here, monkeypatch):
 
     monkeypatch.setattr("os.fsync", full)
     message = refused(*two, "--metrics", "mae", "--output", "s.json", code=1)
-    assert "s.json cannot be written: No space left on device" in message
+    assert "s.json cannot be written: the disk is full: No space left on device" in message
     assert sorted(path.name for path in here.iterdir()) == ["ref.mkv", "s.json", "test.mkv"]
     assert (here / "s.json").read_text() == "mine"
 

@@ -1,7 +1,7 @@
 """How a command ends when it cannot go on: one message on stderr, and an exit code.
 
 In: an exception. Out: the message and 2 (the input is wrong, another one would do), 1 (the input is
-right, but the run failed) or 130 (Ctrl-C).
+right, but the run failed), 130 (Ctrl-C) or 143 (SIGTERM, as of `kill` and of job schedulers).
 Knows which option gives which argument of the library (`OPTIONS`); the library knows no option.
 Ours.
 """
@@ -10,11 +10,14 @@ from __future__ import annotations
 
 import contextlib
 import re
+import signal
+import threading
 import traceback
 from collections.abc import Iterator
 
 import typer
 
+from dit_accel.core.files import reason_of
 from dit_accel.models.loading import ModelError, ModelLoadError
 
 INTERRUPTED = "no half-written file is left"
@@ -75,10 +78,14 @@ def reported(*, verbose: bool = False, interrupted: str = INTERRUPTED) -> Iterat
 
     Args:
         verbose: also print the traceback of an unexpected error.
-        interrupted: what becomes of the work when Ctrl-C is pressed.
+        interrupted: what becomes of the work when Ctrl-C is pressed, or SIGTERM comes.
     """
     try:
-        yield
+        with _terminable():
+            yield
+    except Terminated as end:
+        say(f"stopped by SIGTERM; {interrupted}", style="yellow")
+        raise typer.Exit(128 + signal.SIGTERM) from end
     except KeyboardInterrupt as interrupt:
         say(f"stopped by Ctrl-C; {interrupted}", style="yellow")
         raise typer.Exit(130) from interrupt
@@ -93,6 +100,25 @@ def reported(*, verbose: bool = False, interrupted: str = INTERRUPTED) -> Iterat
             traceback.print_exc()
         say(_unexpected(error, verbose))
         raise typer.Exit(1) from error
+
+
+@contextlib.contextmanager
+def _terminable() -> Iterator[None]:
+    """SIGTERM ends the body as Ctrl-C does: what is open is closed, and scratch files are removed.
+    In a thread, which gets no signals, nothing changes."""
+
+    def end(number: int, frame: object) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the way out is not interrupted again
+        raise Terminated
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
 
 
 @contextlib.contextmanager
@@ -123,6 +149,9 @@ def say(message: str, *, style: str = "bold red") -> None:
 
 
 def _unexpected(error: Exception, verbose: bool) -> str:
+    if isinstance(error, OSError) and error.errno is not None:
+        where = f"{error.filename}: " if error.filename else ""
+        return where + reason_of(error)
     text = f"{type(error).__name__}: {error}".strip()
     # torch is not imported here, so its error is known by name only
     names = {kind.__name__ for kind in type(error).__mro__}
@@ -130,6 +159,10 @@ def _unexpected(error: Exception, verbose: bool) -> str:
         first_line = text.splitlines()[0]
         return f"out of memory; try a smaller --height, --width or --frames ({first_line})"
     return text if verbose else f"{text} (--verbose shows where)"
+
+
+class Terminated(BaseException):
+    """SIGTERM came."""
 
 
 class CommandError(Exception):

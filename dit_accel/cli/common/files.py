@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dit_accel.cli.common.errors import BadInput, RunFailed
+from dit_accel.core.files import reason_of
 
 if TYPE_CHECKING:
     import numpy as np
@@ -129,7 +130,7 @@ def write_json(folder: Path, path: Path, content: dict[str, Any]) -> None:
             file.flush()
             os.fsync(file.fileno())
     except OSError as error:
-        raise RunFailed(f"{path} cannot be written: {error.strerror}; nothing is left") from error
+        raise RunFailed(f"{path} cannot be written: {reason_of(error)}; nothing is left") from error
 
 
 @contextlib.contextmanager
@@ -143,7 +144,7 @@ def all_or_none(paths: Sequence[Path]) -> Iterator[Path]:
     try:
         scratch = tempfile.TemporaryDirectory(prefix=".tmp-", dir=parent)
     except OSError as error:
-        raise RunFailed(f"{parent} cannot be written: {error.strerror}") from error
+        raise RunFailed(f"{parent} cannot be written: {reason_of(error)}") from error
     with scratch as folder:
         yield Path(folder)
         _place(Path(folder), paths)
@@ -156,7 +157,7 @@ def read_prompts(name: str, path: Path, limit: int | None) -> tuple[EvaluationPr
     try:
         return prompts.read_prompts(path)[:limit]
     except OSError as error:
-        raise BadInput(f"{name} is {str(path)!r}: {error.strerror}") from error
+        raise BadInput(f"{name} is {str(path)!r}: {reason_of(error)}") from error
     except ValueError as error:
         raise BadInput(f"{name}: {error}") from error
 
@@ -185,7 +186,7 @@ def _place(folder: Path, paths: Sequence[Path]) -> None:
         for path in placed:
             path.unlink(missing_ok=True)
         if isinstance(error, OSError):
-            raise RunFailed(f"{error.filename2} cannot be written: {error.strerror}") from error
+            raise RunFailed(f"{error.filename2} cannot be written: {reason_of(error)}") from error
         raise
 
 

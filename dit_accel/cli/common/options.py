@@ -57,7 +57,7 @@ def option(
 
 
 def argument(default: Any, help: str, metavar: str) -> Any:
-    """A field of a dataclass that is an argument."""
+    """A field of a dataclass that is an argument; with a default it may be left out."""
     return _field(default, typer.Argument(help=help, metavar=metavar, show_default=False))
 
 
@@ -79,6 +79,16 @@ def profile(panel: str | None = None, to: str = "") -> Any:
     return option(
         None, text, panel=panel, metavar="FILE", shown="in the model's folder or the cache"
     )
+
+
+def prompts(default: Any, more: str = "") -> Any:
+    return argument(default, f"A .jsonl or .txt file, or VBench's .json{more}.", "PROMPTS")
+
+
+def output(
+    default: Any, help: str, metavar: str = "FILE", shown: str | None = None, panel: str = OUTPUT
+) -> Any:
+    return option(default, help, "--output", "-o", metavar=metavar, shown=shown, panel=panel)
 
 
 def limit(panel: str | None = None) -> Any:
@@ -157,8 +167,8 @@ class MachineOptions:
 class SizeOptions:
     """The size of a clip."""
 
-    height: int | None = option(None, "In pixels.", panel=CLIP, shown=MODELS)
-    width: int | None = option(None, "In pixels.", panel=CLIP, shown=MODELS)
+    height: int | None = option(None, "Of the clip.", panel=CLIP, shown=MODELS, metavar="PIXELS")
+    width: int | None = option(None, "Of the clip.", panel=CLIP, shown=MODELS, metavar="PIXELS")
     frames: int | None = option(None, "Frames of the clip.", panel=CLIP, shown=MODELS)
 
 

@@ -1,12 +1,14 @@
-"""Progress bars on stderr: of a calibration, of an evaluation and of one run.
+"""Progress on stderr: of a calibration, of an evaluation and of one run.
 
-In: what is begun and done. Out: a bar, with the time that remains.
+In: what is begun and done. Out: a bar with the time that remains; without a terminal, in a file or
+a pipe, a line for each piece.
 Knows what calibration's pieces cost, in computed steps; knows no model. Ours.
 """
 
 from __future__ import annotations
 
 import contextlib
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -106,6 +108,9 @@ _TITLES = {"uncached": "uncached runs", "probe": "probes", "search": "searching 
 @contextlib.contextmanager
 def pace_bar(pace: Pace, *, quiet: bool) -> Iterator[Callable[[str, int, int], None]]:
     """The bar of a calibration; yields the callback for each piece that begins."""
+    if not quiet and not _on_terminal():
+        yield _pace_lines(pace)
+        return
     columns = (TextColumn("{task.description:<28}"), BarColumn(bar_width=24),
                TextColumn("{task.percentage:>3.0f}%"))  # fmt: skip
     with _progress(*columns, remaining=_Remaining(pace), quiet=quiet) as progress:
@@ -113,23 +118,52 @@ def pace_bar(pace: Pace, *, quiet: bool) -> Iterator[Callable[[str, int, int], N
 
         def on_progress(what: str, done: int, total: int) -> None:
             pace.begin(what, done, total, time.monotonic())
-            text = _TITLES.get(what, what)
-            if what != "search":
-                text += f" {done + 1}" + (f" of {total}" if total else "")
+            text = _piece(what, done, total)
             progress.update(task, completed=pace.position, total=pace.total, description=text)
 
         yield on_progress
         progress.update(task, completed=pace.total, description="done")
 
 
+def _pace_lines(pace: Pace) -> Callable[[str, int, int], None]:
+    def on_progress(what: str, done: int, total: int) -> None:
+        now = time.monotonic()
+        pace.begin(what, done, total, now)
+        left = pace.remaining(now)
+        rest = "" if left is None else f", {_clock(left)} left"
+        _line(f"{pace.position / pace.total:4.0%}  {_piece(what, done, total)}{rest}")
+
+    return on_progress
+
+
+def _piece(what: str, done: int, total: int) -> str:
+    text = _TITLES.get(what, what)
+    return text if what == "search" else f"{text} {done + 1}" + (f" of {total}" if total else "")
+
+
 @contextlib.contextmanager
 def clips_bar(total: int, done: int, *, quiet: bool) -> Iterator[Callable[[int, str], None]]:
     """The bar of an evaluation; yields the callback for clips done, with a text."""
+    if not quiet and not _on_terminal():
+        yield _clip_lines(total, done)
+        return
     columns = (TextColumn("{task.description:<27}"), BarColumn(bar_width=12), MofNCompleteColumn())
     remaining = TimeRemainingColumn(elapsed_when_finished=False)
     with _progress(*columns, remaining=remaining, quiet=quiet) as progress:
         task = progress.add_task("loading", total=total, completed=done)
         yield lambda count, text: progress.update(task, advance=count, description=text[:27])
+
+
+def _clip_lines(total: int, done: int) -> Callable[[int, str], None]:
+    began, first = time.monotonic(), done
+
+    def advance(count: int, text: str) -> None:
+        nonlocal done
+        done += count
+        left = (time.monotonic() - began) / (done - first) * (total - done)
+        _line(f"{done} of {total}" + (f"  {text}" if text else "") + f", {_clock(left)} left")
+
+    return advance
 
 
 class StepBar:
@@ -141,6 +175,9 @@ class StepBar:
                    MofNCompleteColumn(), TextColumn("steps"))  # fmt: skip
         self._progress = _progress(*columns, remaining=TimeRemainingColumn(), quiet=quiet)
         self._task = self._progress.add_task(f"{label}: reading text", total=steps)
+        self._lines = not quiet and not _on_terminal()
+        self._shown = ""
+        self._quiet = quiet or self._lines
 
     def __enter__(self) -> Self:
         if not self._quiet:
@@ -164,6 +201,9 @@ class StepBar:
 
     def _phase(self, phase: str) -> None:
         self._progress.update(self._task, description=f"{self._label}: {phase}")
+        if self._lines and phase != self._shown:
+            _line(f"{self._label}: {phase}")
+        self._shown = phase
 
 
 class _Remaining(ProgressColumn):
@@ -177,9 +217,22 @@ class _Remaining(ProgressColumn):
         seconds = self._pace.remaining(time.monotonic())
         if seconds is None:
             return Text("-:--:--", style="progress.remaining")
-        minutes, seconds = divmod(round(seconds), 60)
-        hours, minutes = divmod(minutes, 60)
-        return Text(f"{hours}:{minutes:02d}:{seconds:02d}", style="progress.remaining")
+        return Text(_clock(seconds), style="progress.remaining")
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}"
+
+
+def _on_terminal() -> bool:
+    return Console(stderr=True).is_terminal
+
+
+def _line(text: str) -> None:
+    """At once, so that a file that is watched has it."""
+    print(text, file=sys.stderr, flush=True)
 
 
 def _progress(*columns: ProgressColumn, remaining: ProgressColumn, quiet: bool) -> Progress:

@@ -12,9 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 from rich.box import SIMPLE
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from dit_accel.cli.common.errors import as_option
+from dit_accel.cli.common.text import print_table
 
 if TYPE_CHECKING:
     from dit_accel.evaluation.pairs import PairScores
@@ -44,7 +46,7 @@ def summary_table(summary: Summary, metrics: tuple[str, ...]) -> Table:
     table = Table(caption=NOTE, caption_justify="left")
     table.add_column("method", no_wrap=True)
     for name in ("clips", "steps", "FLOPs", "speedup", "runs", *shown):
-        table.add_column(name, justify="right")
+        table.add_column(name, justify="right", no_wrap=True)
     for row in summary.rows:
         table.add_row(*_cells(row, shown))
     return table
@@ -92,14 +94,14 @@ def show_scores(rows: dict[str, Metric], scored: list[PairScores], mean: dict[st
     """Print the scores on stdout."""
     console = Console(highlight=False)
     one = len(scored) == 1
-    console.print(_pair_table(rows, scored[0]) if one else _folder_table(rows, scored, mean))
+    print_table(_pair_table(rows, scored[0]) if one else _folder_table(rows, scored, mean))
     for name, row in rows.items():
         unit = f" [{row.unit}]" if row.unit else ""
         meaning = f"{name:<15} {row.direction} is better{unit}: {row.convention}"
         console.print(meaning, soft_wrap=True, markup=False, style="dim")
     for line in _reasons(scored):
         console.print(line, soft_wrap=True, markup=False)
-    console.print(ALIGNMENT, style="dim")
+    console.print(ALIGNMENT, style="dim", soft_wrap=True)
 
 
 def value_text(value: float | str | None, unit: str) -> str:
@@ -130,7 +132,7 @@ def _folder_table(rows: dict[str, Metric], scored: list[PairScores], mean: dict[
         table.add_column(name, justify="right", no_wrap=True)
     for clip in scored:
         values = [value_text(clip.scores[name].value, row.unit) for name, row in rows.items()]
-        table.add_row(clip.pair.id, str(clip.frames), *values)
+        table.add_row(escape(clip.pair.id), str(clip.frames), *values)
     table.add_section()
     means = [value_text(mean[name]["value"], row.unit) for name, row in rows.items()]
     table.add_row(f"mean of {len(scored)}", "", *means, style="bold")
@@ -170,7 +172,7 @@ def candidate_table(profile: Profile) -> Table:
     """The same for a terminal."""
     key = profile.key
     table = Table(
-        title=(
+        title=escape(
             f"{key.pipeline}, {key.steps} steps, guidance {key.guidance:g}, "
             f"{key.width}x{key.height}, {key.frames} frames"
         ),

@@ -1,6 +1,6 @@
-"""Numbers and plans as text for a terminal.
+"""Numbers, plans and tables as text for a terminal of any width, or for a pipe.
 
-In: numbers. Out: text, or aligned lines on a console.
+In: numbers or a table. Out: text, or lines on a console: nothing is cut off.
 Knows no report and no file. Ours.
 """
 
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.table import Table
     from rich.text import Text
 
     Row = tuple[str, str | Text]
@@ -19,6 +20,7 @@ SHADES = "·░▒▓█"
 PLAIN_SHADES = ".-+x#"
 STRIP_WIDTH = 50
 LABEL_WIDTH = 16
+WIDEST = 10_000  # columns of a table in a pipe
 
 
 def strip(shares: Sequence[float], shades: str = SHADES) -> str:
@@ -66,6 +68,36 @@ def print_aligned(console: Console, rows: Sequence[Row]) -> None:
             start = f"{label if index == 0 else '':<{LABEL_WIDTH}}"
             shown = Text.assemble((start, "dim"), line) if line else Text()
             console.print(shown, soft_wrap=True)
+
+
+def print_table(table: Table) -> None:
+    """Print a table on stdout, whole: in a pipe as wide as it is, in a terminal that is too narrow
+    for it as one record a row."""
+    from rich.console import Console
+
+    console = Console(highlight=False)
+    width = console.measure(table, options=console.options.update(max_width=WIDEST)).maximum
+    if console.is_terminal and width > console.width:
+        _print_records(console, table)
+    else:
+        Console(highlight=False, width=max(width, console.width)).print(table)
+
+
+def _print_records(console: Console, table: Table) -> None:
+    """Each row as its first cell, and a line for each other cell with its heading."""
+    if table.title:
+        console.print(table.title)
+    headings = [str(column.header).replace("\n", " ") for column in table.columns]
+    label = max(map(len, headings))
+    for first, *rest in zip(*(column.cells for column in table.columns), strict=True):
+        console.print(first, style="bold")
+        for heading, cell in zip(headings[1:], rest, strict=True):
+            lines = str(cell).split("\n")
+            console.print(f"  [dim]{heading:<{label}}[/]  {lines[0]}")
+            for line in lines[1:]:
+                console.print(" " * (label + 4) + line)
+    if table.caption:
+        console.print(table.caption)
 
 
 def _shade(share: float, count: int) -> int:

@@ -2,22 +2,64 @@
 
 In: a dataclass of `options.option` fields, and a function of one such object. Out: the function
 that typer registers.
-Knows how typer reads a signature, and how a verb ends; knows no option. Ours: so an option is
-written down once, and reaches the code as a typed attribute.
+Knows how typer reads a signature, what no option of any verb accepts (numbers that are not finite,
+text that cannot be written), and how a verb ends; knows no option. Ours: so an option is written
+down once, and reaches the code as a typed attribute.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import inspect
-from collections.abc import Callable
-from typing import Annotated, Any, TypeVar, get_type_hints
+import math
+import types
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Annotated, Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from dit_accel.cli.common.errors import INTERRUPTED, reported
+from typer.core import TyperArgument, TyperCommand, TyperGroup
+from typer.models import ArgumentInfo
+
+from dit_accel.cli.common.errors import INTERRUPTED, BadInput, reported
 from dit_accel.cli.common.options import PANELS
+from dit_accel.core.document import is_printable, shown
 
 Options = TypeVar("Options")
 Body = Callable[[Options], None]
+LARGEST = 2**63  # whole numbers stay below it
+METAVARS = {bool: "", int: "N", float: "X", str: "TEXT", Path: "PATH"}  # in the help
+
+
+class Verb(TyperCommand):
+    """A verb whose help names values, not types of Python."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        for one in self.params:
+            if isinstance(one, TyperArgument):  # its name says what it is
+                one.display_type_rich = lambda ctx: ""  # type: ignore[method-assign]
+
+    def get_help_option(self, ctx: Any) -> Any:
+        """`-h`, `--help`: without a type."""
+        return _plain(super().get_help_option(ctx))
+
+    def collect_usage_pieces(self, ctx: Any) -> list[str]:
+        """`[OPTIONS] RUN [PROMPT]`: brackets are around what may be left out, alone."""
+        return [piece.strip("{}") for piece in super().collect_usage_pieces(ctx)]
+
+
+class Verbs(TyperGroup):
+    """A group of verbs, with the same help."""
+
+    def get_help_option(self, ctx: Any) -> Any:
+        """As of `Verb`."""
+        return _plain(super().get_help_option(ctx))
+
+
+def _plain(option: Any) -> Any:
+    if option is not None:
+        option.metavar = ""
+    return option
 
 
 def verb(
@@ -34,7 +76,9 @@ def verb(
     def decorate(body: Body[Options]) -> Callable[..., None]:
         def command(**given: Any) -> None:
             with reported(verbose=given.get("verbose", False), interrupted=interrupted):
-                body(kind(**given))
+                options = kind(**given)
+                _check_values(options)
+                body(options)
 
         command.__name__, command.__doc__ = body.__name__, body.__doc__
         # typer reads these two instead of the code
@@ -50,7 +94,7 @@ def _parameters(kind: Any) -> list[inspect.Parameter]:
     hints, empty = get_type_hints(kind), inspect.Parameter.empty
     parameters = []
     for one in sorted(dataclasses.fields(kind), key=_panel):
-        annotation: Any = Annotated[hints[one.name], _typer(one)]
+        annotation: Any = Annotated[hints[one.name], _typer(one, hints[one.name])]
         default = empty if one.default is dataclasses.MISSING else one.default
         kind_of = inspect.Parameter.KEYWORD_ONLY
         parameters.append(
@@ -59,12 +103,59 @@ def _parameters(kind: Any) -> list[inspect.Parameter]:
     return parameters
 
 
-def _typer(field: dataclasses.Field[Any]) -> Any:
+def _typer(field: dataclasses.Field[Any], hint: Any) -> Any:
     """Typer's description of an option; a flag that is off by default has no `--no-` form."""
     info = field.metadata["typer"]
+    if info.metavar is None:
+        info.metavar = METAVARS.get(_kind(hint))
     if field.default is False and info.default is ...:  # typer keeps the first flag as the default
         info.param_decls = (f"--{field.name.replace('_', '-')}",)
     return info
+
+
+def _kind(hint: Any) -> Any:
+    """The type of an option that may be left out: `int | None` is an `int`."""
+    if get_origin(hint) in (Union, types.UnionType):
+        return next(kind for kind in get_args(hint) if kind is not type(None))
+    return hint
+
+
+def _check_values(options: Any) -> None:
+    """Refuse what no option of any verb accepts."""
+    for field in dataclasses.fields(options):
+        for value in _single(getattr(options, field.name)):
+            accepted = _refusal(value)
+            if accepted is not None:
+                named = _name(field)
+                raise BadInput(f"{named} is {shown(_text(value))}: must be {accepted}")
+
+
+def _refusal(value: Any) -> str | None:
+    """What is accepted instead of a value; None where it may be right."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return "finite"
+    if isinstance(value, int) and not abs(value) < LARGEST:
+        return "below 2**63"
+    if isinstance(value, (str, Path)) and not is_printable(str(value)):
+        return "text without NUL and bytes that are not UTF-8"
+    return None
+
+
+def _single(value: Any) -> Iterator[Any]:
+    yield from value if isinstance(value, (list, tuple)) else (value,)
+
+
+def _text(value: Any) -> Any:
+    return str(value) if isinstance(value, Path) else value
+
+
+def _name(field: dataclasses.Field[Any]) -> str:
+    """An option as it is typed; an argument by its name in the help."""
+    info = field.metadata["typer"]
+    flags = [flag for flag in info.param_decls or () if flag.startswith("--")]
+    if isinstance(info, ArgumentInfo):
+        return str(info.metavar)
+    return flags[0].split("/")[0] if flags else f"--{field.name.replace('_', '-')}"
 
 
 def _panel(field: dataclasses.Field[Any]) -> int:

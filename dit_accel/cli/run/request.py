@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import math
 import re
 import unicodedata
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from dit_accel.cli.common import options
 from dit_accel.cli.common.errors import BadInput, refused
 from dit_accel.cli.common.options import LAYOUT, AccelOptions, ClipOptions, argument, option
+from dit_accel.core.document import shown
 from dit_accel.models.families import SITES
 
 if TYPE_CHECKING:
@@ -29,7 +29,11 @@ BACKGROUNDS = ("open", "closed")
 SCENE = {  # options of a layout, and the settings of `SceneConfig` that they give
     "isolation": "isolate", "reposition": "reposition", "alpha": "alpha", "background": "background"
 }  # fmt: skip
-FPS_RANGE = (0.01, 1000.0)
+MOST_STEPS = 1000  # as many as the samplers of diffusers were trained with
+RANGES: dict[str, tuple[float, float]] = {  # of the options of a clip
+    "guidance": (0.0, 1000.0), "steps": (1, MOST_STEPS), "height": (1, 16_384),
+    "width": (1, 16_384), "frames": (1, 100_000), "fps": (0.01, 1000.0),
+}  # fmt: skip
 LARGEST_SEED = 2**63 - 1
 _layout = functools.partial(option, panel=LAYOUT)
 
@@ -38,16 +42,14 @@ _layout = functools.partial(option, panel=LAYOUT)
 class Request(AccelOptions, ClipOptions):
     """The options of `generate`; None where the choice is left to the model."""
 
-    prompt: str = argument("", "What the clip shows.", "[PROMPT]")
+    prompt: str = argument("", "What the clip shows.", "PROMPT")
     seed: int = option(0, "Of the noise.", panel=options.CLIP)
     layout: Path | None = option(
         None, "Subjects, boxes and shots (YAML or JSON), instead of a prompt. One clip a shot.",
         panel=LAYOUT, metavar="FILE",
     )  # fmt: skip
-    isolation: bool | None = _layout(None, "Block attention between subjects.", shown="isolation")
-    reposition: bool | None = _layout(
-        None, "Move references to their subject's box.", shown="reposition"
-    )
+    isolation: bool | None = _layout(None, "Block attention between subjects.", shown="yes")
+    reposition: bool | None = _layout(None, "Move references to their subject's box.", shown="yes")
     alpha: float | None = _layout(None, "Strength of reposition, 0 to 1.", shown="1")
     background: str | None = _layout(
         None, "The background attends to subjects (open) or not (closed).",
@@ -57,10 +59,9 @@ class Request(AccelOptions, ClipOptions):
         False, "Also make the uncached reference: PSNR, SSIM, speedup, both clips.",
         panel=options.OUTPUT,
     )  # fmt: skip
-    output: Path | None = option(
-        None, "A .mp4, .mkv or .npy (both lossless), .gif or .png.", "--output", "-o",
-        panel=options.OUTPUT, metavar="FILE", shown="named by the prompt",
-    )  # fmt: skip
+    output: Path | None = options.output(
+        None, "A .mp4, .mkv or .npy (both lossless), .gif or .png.", shown="named by the prompt"
+    )
     overwrite: bool = options.overwrite()
     as_json: bool = options.as_json()
 
@@ -134,23 +135,20 @@ class Request(AccelOptions, ClipOptions):
             return layout.load(self.layout)
 
 
-def check_clip(clip: ClipOptions) -> None:
-    """Refuse numbers that no model could accept."""
-    check_within("--guidance", clip.guidance, 0.0)
-    for name in ("steps", "height", "width", "frames"):
-        check_within(f"--{name}", getattr(clip, name), 1)
-    check_within("--fps", clip.fps, *FPS_RANGE)
-    options.check_choice("dtype", clip.dtype, options.DTYPE_NAMES)
+def check_clip(given: object) -> None:
+    """Refuse numbers that no model could accept, of those options that a verb has."""
+    for name, (low, high) in RANGES.items():
+        check_within(f"--{name}", getattr(given, name, None), low, high)
+    options.check_choice("dtype", getattr(given, "dtype", None), options.DTYPE_NAMES)
 
 
 def check_within(option: str, value: float | None, low: float, high: float | None = None) -> None:
     """Refuse a number out of its range; None is not given."""
     if value is None:
         return
-    if not math.isfinite(value) or value < low or (high is not None and value > high):
-        upper = " and finite" if isinstance(low, float) else ""
-        accepted = f"at least {low:g}{upper}" if high is None else f"from {low} to {high}"
-        raise BadInput(f"{option} is {value}: must be {accepted}")
+    if not value >= low or (high is not None and not value <= high):  # also where it is NaN
+        accepted = f"at least {low:g}" if high is None else f"from {low} to {high}"
+        raise BadInput(f"{option} is {shown(value)}: must be {accepted}")
 
 
 def slug(prompt: str, *, longest: int = 60) -> str:

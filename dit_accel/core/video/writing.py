@@ -17,12 +17,14 @@ import secrets
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import cv2
 import numpy as np
 import numpy.typing as npt
 
+from dit_accel.core.files import is_full, reason_of
 from dit_accel.core.video.canvas import contact_sheet
 from dit_accel.core.video.frames import Frames, to_uint8
 from dit_accel.core.video.reading import decode
@@ -53,10 +55,13 @@ def write_video(path: str | os.PathLike[str], frames: npt.NDArray[Any], *, fps: 
     target = Path(path).absolute()
     try:
         with _scratch_beside(target) as scratch:
-            _WRITERS[scratch.suffix](scratch, clip, fps)
+            try:
+                _WRITERS[scratch.suffix](scratch, clip, fps)
+            except OSError as error:  # OpenCV and Pillow do not say what failed
+                raise _full(scratch) or error from error
             os.replace(scratch, target)
     except OSError as error:
-        reason = f"path could not be written: {error.strerror or error}"
+        reason = f"path could not be written: {reason_of(error)}"
         raise OSError(error.errno or errno.EIO, reason, str(target)) from error
 
 
@@ -116,9 +121,15 @@ def _write_coded(scratch: Path, clip: Frames, fps: float) -> None:
     _verify(scratch, clip, exact=scratch.suffix in LOSSLESS)
 
 
+def _full(scratch: Path) -> OSError | None:
+    """The error of a disk that is full, if it is."""
+    return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) if is_full(scratch) else None
+
+
 def _write_npy(scratch: Path, clip: Frames, fps: float) -> None:
     with scratch.open("wb") as file:
-        np.save(file, clip, allow_pickle=False)
+        # Not to the file itself: numpy would then hide why it cannot be written.
+        np.save(cast("Any", SimpleNamespace(write=file.write)), clip, allow_pickle=False)
 
 
 def _write_sheet(scratch: Path, clip: Frames, fps: float) -> None:
@@ -168,7 +179,7 @@ def _verify(path: Path, clip: Frames, *, exact: bool) -> None:
         if exact and not np.array_equal(frame, expected):
             raise OSError(errno.EIO, f"frame {count - 1} did not read back bit-exact; write .npy")
     if count != len(clip):
-        reason = f"{len(clip)} frames were written, {count} can be read back: is the disk full?"
+        reason = f"{len(clip)} frames were written, {count} can be read back"
         raise OSError(errno.EIO, reason)
 
 
@@ -178,6 +189,8 @@ def _codec(suffix: str) -> str:
     noise: Frames = np.random.default_rng(0).integers(0, 256, (2, 64, 64, 3), np.uint8)
     with tempfile.TemporaryDirectory() as folder, _silent_stderr():
         path = Path(folder, f"probe{suffix}")
+        if is_full(path):
+            raise OSError(errno.ENOSPC, f"{os.strerror(errno.ENOSPC)} in {folder}")
         for codec in _CODECS[suffix]:
             with contextlib.suppress(OSError):
                 _encode(path, noise, 16.0, codec)
