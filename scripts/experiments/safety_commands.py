@@ -134,7 +134,8 @@ def score() -> dict[str, Any]:
 
 def bench() -> dict[str, Any]:
     """Small denoisers of all families; what is timed is left out."""
-    options = ("--small", "--steps", "6", "--rounds", "1", "--methods", "uncached,edcw:0.8")
+    options = ("--small", "--steps", "6", "--rounds", "1", "--json")
+    options += ("--methods", "uncached,edcw:0.8")
     return {name: _without(_ran("bench", *options, "--model", name), TIMED)
             for name in ("wan2.1-1.3b", "hunyuan-video", "cogvideox-5b", "ltx-video")}  # fmt: skip
 
