@@ -86,6 +86,15 @@ class Field:
             raise self.error(f"a text of the form {pattern}")
         return value
 
+    def check_format(self, version: int) -> None:
+        """Refuse an object whose `format` is not this version."""
+        found = self.fields().get("format")
+        if found is None or found.value != version or isinstance(found.value, bool):
+            other = "none" if found is None else shown(found.value)
+            raise DocumentError(
+                f"is of format {other}, made by another version; this one reads {version}"
+            )
+
     def one_of(self, accepted: Collection[str]) -> str:
         """One of some texts."""
         if not isinstance(self.value, str) or self.value not in accepted:

@@ -8,10 +8,13 @@ acceleration. Source: ours.
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+
+from dit_accel.core.document import Field
 
 if TYPE_CHECKING:
     import numpy as np
@@ -19,6 +22,9 @@ if TYPE_CHECKING:
 
     from dit_accel.core.measure import LoopTimer, StepListener
     from dit_accel.core.report import Report
+
+
+LARGEST_SEED = 2**63 - 1
 
 
 @dataclass(frozen=True)
@@ -35,6 +41,26 @@ class ClipSpec:
     frames: int
     fps: float | None = None
     max_sequence_length: int | None = None
+
+
+def clip_of(field: Field) -> ClipSpec:
+    """The settings of a clip from a document.
+
+    Raises:
+        DocumentError: one is missing or not accepted; names it.
+    """
+    field.only([one.name for one in dataclasses.fields(ClipSpec)])
+    negative, fps = field.find("negative"), field.find("fps")
+    longest = field.find("max_sequence_length")
+    return ClipSpec(
+        prompt=field.at("prompt").text(),
+        negative=negative.text() if negative else None,
+        seed=field.at("seed").whole(0, LARGEST_SEED),
+        guidance=field.at("guidance").number(0, 1e6),
+        fps=fps.number(1e-3, 1e6) if fps else None,
+        max_sequence_length=longest.whole(1, 10**9) if longest else None,
+        **{name: field.at(name).whole(1, 10**9) for name in ("steps", "height", "width", "frames")},
+    )
 
 
 @dataclass(frozen=True)

@@ -9,18 +9,18 @@ Source: ours.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
-from dit_accel.core.document import DocumentError, Field, shown
-from dit_accel.core.generation import ClipSpec
+from dit_accel.core import generation
+from dit_accel.core.document import DocumentError, Field
 from dit_accel.evaluation import prompts
 from dit_accel.evaluation.jobs import MANIFEST_FORMAT, EvaluationSpec, ModelSpec
-from dit_accel.evaluation.methods import Setting, parse
+from dit_accel.evaluation.methods.row import Setting
 from dit_accel.evaluation.prompts import EvaluationPrompt
+from dit_accel.evaluation.result_file import HASH
 from dit_accel.metrics import METRICS
 
-HASH = "[0-9a-f]{1,64}"
-LARGEST_SEED = 2**63 - 1
 _SHARED = ("model", "clip", "dtype", "device", "versions")
 _PLANNED = ("static", "cache_memory")  # shared as well, where both have methods with a profile
 _FIELDS = ("format", *(field.name for field in dataclasses.fields(EvaluationSpec)))
@@ -36,60 +36,33 @@ def content_of(spec: EvaluationSpec) -> dict[str, Any]:
     return {"format": MANIFEST_FORMAT, **dataclasses.asdict(spec)} | labels
 
 
-def spec_of(content: Field) -> EvaluationSpec:
+def spec_of(content: Field, parse: Callable[[str], Setting]) -> EvaluationSpec:
     """The evaluation that a manifest describes.
+
+    Args:
+        parse: a method from its label; a ValueError where there is no such one.
 
     Raises:
         DocumentError: a field is missing or not accepted; names it.
     """
-    check_format(content)
+    content.check_format(MANIFEST_FORMAT)
     content.only(_FIELDS)
     static, keep = content.find("static"), content.at("keep_clips").flag()
     profile, memory = content.find("profile"), content.find("cache_memory")
     return EvaluationSpec(
         model=_model(content.at("model")),
-        clip=clip_of(content.at("clip")),
+        clip=generation.clip_of(content.at("clip")),
         dtype=content.at("dtype").text(),
         device=content.at("device").text(),
         prompts=_prompts(content.at("prompts")),
-        seeds=tuple(_once(content.at("seeds"), lambda seed: seed.whole(0, LARGEST_SEED))),
-        methods=tuple(dict.fromkeys(map(_method, content.at("methods").entries(1)))),
+        seeds=tuple(_once(content.at("seeds"), _seed)),
+        methods=_methods(content.at("methods"), parse),
         metrics=tuple(_once(content.at("metrics"), lambda name: name.one_of(METRICS))),
         versions=texts_of(content.at("versions")),
         keep_clips=keep,
         profile=profile.text(HASH) if profile else None,  # a part of a path
         static=static.flag() if static else False,
         cache_memory=memory.whole(1) if memory else None,
-    )
-
-
-def check_format(content: Field) -> None:
-    """Refuse a file of another version.
-
-    Raises:
-        DocumentError: naming its format.
-    """
-    found = content.fields().get("format")
-    if found is None or found.value != MANIFEST_FORMAT or isinstance(found.value, bool):
-        format_now = shown(found.value) if found is not None else "none"
-        raise DocumentError(
-            f"is of format {format_now}, made by another version; this one reads {MANIFEST_FORMAT}"
-        )
-
-
-def clip_of(field: Field) -> ClipSpec:
-    """The settings of a clip."""
-    field.only([one.name for one in dataclasses.fields(ClipSpec)])
-    negative, fps = field.find("negative"), field.find("fps")
-    longest = field.find("max_sequence_length")
-    return ClipSpec(
-        prompt=field.at("prompt").text(),
-        negative=negative.text() if negative else None,
-        seed=field.at("seed").whole(0, LARGEST_SEED),
-        guidance=field.at("guidance").number(0, 1e6),
-        fps=fps.number(1e-3, 1e6) if fps else None,
-        max_sequence_length=longest.whole(1, 10**9) if longest else None,
-        **{name: field.at(name).whole(1, 10**9) for name in ("steps", "height", "width", "frames")},
     )
 
 
@@ -119,13 +92,19 @@ def _prompts(field: Field) -> tuple[EvaluationPrompt, ...]:
     return tuple(found)
 
 
-def _method(field: Field) -> Setting:
-    try:
-        return parse(field.text())
-    except DocumentError:
-        raise
-    except ValueError as error:
-        raise DocumentError(f"{field.place}: {error}") from error
+def _seed(field: Field) -> int:
+    return field.whole(0, generation.LARGEST_SEED)
+
+
+def _methods(field: Field, parse: Callable[[str], Setting]) -> tuple[Setting, ...]:
+    found = []
+    for entry in field.entries(1):
+        label = entry.text()
+        try:
+            found.append(parse(label))
+        except ValueError as error:
+            raise DocumentError(f"{entry.place}: {error}") from error
+    return tuple(dict.fromkeys(found))
 
 
 def _once(field: Field, read: Any) -> list[Any]:

@@ -10,12 +10,18 @@ from __future__ import annotations
 
 import hashlib
 import json
+from typing import Any
 
 from dit_accel.core.document import DocumentError, Field
-from dit_accel.evaluation.manifest import HASH, check_format, clip_of
+from dit_accel.core.generation import clip_of
 from dit_accel.evaluation.methods.row import UNCACHED
 from dit_accel.evaluation.prompts import ID_PATTERN
-from dit_accel.evaluation.results import FAILED, MACHINE, NO_EFFECT, OK, Result
+
+Result = dict[str, Any]
+RESULT_FORMAT = 1
+OK, NO_EFFECT, FAILED = "ok", "no effect", "failed"
+MACHINE = ("device", "device_name", "threads", "cpus", "platform", "python")  # in `clock`
+HASH = "[0-9a-f]{1,64}"
 
 _COSTS = ("denoising_seconds", "whole_seconds")
 _LARGEST = 1e18  # of a count
@@ -30,7 +36,7 @@ def checked(content: Field, job: str) -> Result:
     Raises:
         DocumentError: a field is missing or not accepted; names it.
     """
-    check_format(content)
+    content.check_format(RESULT_FORMAT)
     if content.at("id").text() != job:
         raise content.at("id").error(f"{job}, as the file's name")
     _check_job(content.at("job"), job)

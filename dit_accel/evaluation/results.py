@@ -22,14 +22,12 @@ import numpy.typing as npt
 from dit_accel.evaluation import statistics
 from dit_accel.evaluation.jobs import EvaluationSpec, Job
 from dit_accel.evaluation.methods.row import FEWER_STEPS, UNCACHED, Setting
+from dit_accel.evaluation.result_file import FAILED, MACHINE, NO_EFFECT, OK, Result
 
-Result = dict[str, Any]
 Value = Callable[[Result, Result], float | None]  # of a result and its uncached reference
 FrameValues = npt.NDArray[np.float64]
-OK, NO_EFFECT, FAILED = "ok", "no effect", "failed"
 PSNR = "psnr_db"
 PSNR_CAP = 100.0
-MACHINE = ("device", "device_name", "threads", "cpus", "platform", "python")
 
 
 @dataclass(frozen=True)
@@ -189,3 +187,9 @@ def clock(name: str, *, of_reference: bool = False) -> Value:
 
 def _capped(value: float, metric: str) -> float:
     return min(value, PSNR_CAP) if metric.startswith("psnr") else value
+
+
+__all__ = [
+    "FAILED", "NO_EFFECT", "OK", "PSNR", "PSNR_CAP", "Result", "Results", "ScoredPair", "Value",
+    "clock", "flops_kept", "score", "steps_computed",
+]  # fmt: skip

@@ -38,6 +38,7 @@ from dit_accel.evaluation import journal, manifest, result_file
 from dit_accel.evaluation.claims import Claims
 from dit_accel.evaluation.jobs import MANIFEST_FORMAT, EvaluationSpec
 from dit_accel.evaluation.journal import Journal
+from dit_accel.evaluation.methods import parse
 from dit_accel.evaluation.results import Result, Results
 
 FOLDERS = ("jobs", "clips", "latents", "calibration", "profiles", "claims")
@@ -66,7 +67,7 @@ class Store:
         path = self.folder / "manifest.json"
         try:
             with _named(path, "choose another folder"):
-                return manifest.spec_of(read_document(path))
+                return manifest.spec_of(read_document(path), parse)
         except FileNotFoundError:
             raise StoreError(f"{self.folder} holds no evaluation: no manifest.json") from None
 

@@ -129,18 +129,20 @@ def test_weights_that_do_not_fit_are_refused_before_they_are_made(monkeypatch):
         speed.build(trial("wan2.1-14b", small=False, dtype="bfloat16"))
 
 
-def test_the_command_prints_a_table_and_a_last_line_of_json():
-    result = runner.invoke(
-        app,
-        ["bench", "--model", "ltx-video", "--small", "--height", "64", "--width", "64", "--frames",
-         "9", "--steps", "4", "--rounds", "1", "--methods", "edcw:10,fewer-steps"],
-    )  # fmt: skip
+def test_the_command_prints_a_table_or_json():
+    words = [
+        "bench", "--model", "ltx-video", "--small", "--height", "64", "--width", "64", "--frames",
+        "9", "--steps", "4", "--rounds", "1", "--methods",
+    ]  # fmt: skip
+    result = runner.invoke(app, [*words, "edcw:10"])
     assert result.exit_code == 0, result.output
-    record = json.loads(result.stdout.splitlines()[-1])
+    assert "s/step" in result.stdout and "{" not in result.stdout
+    result = runner.invoke(app, [*words, "edcw:10,fewer-steps", "--json"])
+    assert result.exit_code == 0, result.output
+    record = json.loads(result.stdout)
     (model,) = record["results"]
     assert (model["model"], model["small"], model["frames"]) == ("ltx-video", True, 9)
     assert [row["method"] for row in model["methods"]] == ["uncached", "edcw:10", "fewer-steps:2"]
-    assert "s/step" in result.stdout
 
 
 @pytest.mark.parametrize(
@@ -148,6 +150,8 @@ def test_the_command_prints_a_table_and_a_last_line_of_json():
     [
         (["--model", "sora"], "--model is 'sora': must be of wan2.1-1.3b"),
         (["--height", "65"], "--height is 65: must be a multiple of 16, e.g. 64 or 80"),
+        (["--guidance", "nan"], "--guidance is nan: must be finite"),
+        (["--steps", "1001"], "--steps is 1001: must be from 1 to 1000"),
         (["--frames", "6"], "--frames is 6: must be 1 more than a multiple of 4"),
         (["--methods", "magic"], "--methods: method is 'magic'"),
         (["--dtype", "int8"], "--dtype is 'int8': must be one of float32"),
