@@ -1,0 +1,94 @@
+"""Mutated documents and files, for fuzzing: seeded, so that a number names its mutant.
+
+In: a document or bytes, and a random generator. Out: one like it with a few changes: values of
+other types and ranges, keys and entries that are missing, doubled or in another place; bytes that
+are flipped, cut, doubled or inserted.
+Knows nothing of what it changes. Ours.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+import random
+from collections.abc import Iterator
+from typing import Any
+
+VALUES: list[Any] = [
+    *(None, True, False, 0, 1, -1, 2, 2**31, 2**63, -(2**63) - 1, 10**60, 0.5, -0.0, 1e-300, 1e300),
+    *(math.nan, math.inf, -math.inf, "", " ", "a", "0", "36", "inf", "-inf", "x" * 20_000),
+    *("\x00", "\ud800", "\u2028", "é", "../../x", "/etc/passwd", "[/red]", "{}", "%s", "\x1b[31m"),
+    *([], {}, [[]], [0], ["a"], [None], [0, 0], [1, 0], {"a": 0}, {"": None}),
+]
+SNIPPETS = (
+    *(b"[", b"]", b"{", b"}", b":", b",", b'"', b"null", b"true", b"NaN", b"Infinity", b"1e999"),
+    *(b"-", b"9" * 5000, b"\\u0000", b"\\ud800", b"\x00", b"\xff\xfe", b"\xef\xbb\xbf", b"\r"),
+    *(b"\xe2\x80\xa8", b"[" * 3000, b'{"a":' * 3000),
+)
+
+
+def places(value: Any) -> Iterator[tuple[Any, Any]]:
+    """Every (container, key) of a document."""
+    parts = value.items() if isinstance(value, dict) else enumerate(value)
+    for key, part in list(parts):
+        yield value, key
+        if isinstance(part, (dict, list)):
+            yield from places(part)
+
+
+def change_document(document: Any, rng: random.Random) -> Any:
+    """A document with one to three changes, in place."""
+    for _ in range(rng.choice((1, 1, 1, 2, 3))):
+        found = list(places(document))
+        if not found:
+            break
+        holder, key = rng.choice(found)
+        kind = rng.randrange(7)
+        if kind == 0:
+            del holder[key]
+        elif kind == 1 and isinstance(holder, dict):
+            holder[rng.choice(("", "id", "format", "value", "x"))] = rng.choice(VALUES)
+        elif kind == 2:
+            other, place = rng.choice(found)
+            holder[key] = copy.deepcopy(other[place])
+        elif kind == 3 and isinstance(holder, list):
+            holder.extend(copy.deepcopy(holder))
+        elif kind == 4 and isinstance(holder[key], (int, float)):
+            holder[key] = holder[key] * rng.choice((-1, 2, 1e-9, 1e9)) + rng.choice((0, 0.5, -1))
+        elif kind == 5 and isinstance(holder, dict):
+            holder[f"{key}x"] = holder.pop(key)
+        else:
+            holder[key] = copy.deepcopy(rng.choice(VALUES))
+    return document
+
+
+def change_bytes(content: bytes, rng: random.Random) -> bytes:
+    """Bytes with some of them changed."""
+    mutant = bytearray(content)
+    for _ in range(rng.choice((1, 2, 4, 16))):
+        at = rng.randrange(len(mutant) + 1)
+        kind = rng.randrange(6)
+        if kind == 0 and at < len(mutant):
+            mutant[at] = rng.randrange(256)
+        elif kind == 1:
+            del mutant[at : at + rng.choice((1, 3, 40))]
+        elif kind == 2:
+            mutant[at:at] = rng.choice(SNIPPETS)
+        elif kind == 3:
+            first = rng.randrange(len(mutant) + 1)
+            mutant[at:at] = mutant[first : first + rng.randrange(80)]
+        elif kind == 4:
+            size = rng.choice((1, 8, 64, 512))
+            mutant[at : at + size] = bytes(len(mutant[at : at + size]))
+        else:
+            del mutant[at:]
+    return bytes(mutant)
+
+
+def json_mutant(document: Any, rng: random.Random) -> bytes:
+    """The bytes of a JSON file: a changed document, or a document with changed bytes."""
+    if rng.random() < 0.7:
+        document = change_document(copy.deepcopy(document), rng)
+        return json.dumps(document).encode("utf-8", "surrogatepass")
+    return change_bytes(json.dumps(document).encode("utf-8", "surrogatepass"), rng)
