@@ -81,9 +81,10 @@ def _final(scheduler: Any) -> torch.Tensor:
 
 
 def labels_of(nodes: Nodes, scheduler: Any) -> torch.Tensor:
-    """The labels in the dtype of the scheduler's own timesteps where these are fractions."""
-    whole = not scheduler.timesteps.is_floating_point() and nodes.kind == "v"
-    return nodes.labels.round().long() if whole else nodes.labels.float()
+    """The labels: whole numbers where they and the scheduler's own are, else float32."""
+    whole = nodes.kind == "v" and bool((nodes.labels == nodes.labels.round()).all())
+    whole = whole and not scheduler.timesteps.is_floating_point()
+    return nodes.labels.long() if whole else nodes.labels.float()
 
 
 def spread(nodes: Nodes, count: int, scheduler: Any) -> Nodes:

@@ -10,9 +10,11 @@ Source: named in each row's module.
 
 from __future__ import annotations
 
+from dit_accel.evaluation.methods.budcache import BUDCACHE_METHODS
 from dit_accel.evaluation.methods.cachedit import CACHE_DIT
 from dit_accel.evaluation.methods.diffusers_caches import DIFFUSERS
 from dit_accel.evaluation.methods.floor import FLOOR_METHODS
+from dit_accel.evaluation.methods.l2p import L2P_METHODS
 from dit_accel.evaluation.methods.online import ONLINE_METHODS
 from dit_accel.evaluation.methods.ours import OURS
 from dit_accel.evaluation.methods.ra_cfg import RA_CFG_METHODS
@@ -25,6 +27,7 @@ from dit_accel.evaluation.methods.row import (
 )
 from dit_accel.evaluation.methods.schedules import SCHEDULE_METHODS
 from dit_accel.evaluation.methods.solvers import SOLVER_METHODS
+from dit_accel.evaluation.methods.trained import TRAINED_METHODS
 
 METHODS: dict[str, Method] = {
     row.name: row
@@ -36,6 +39,9 @@ METHODS: dict[str, Method] = {
         *RA_CFG_METHODS,
         *SOLVER_METHODS,
         *SCHEDULE_METHODS,
+        *L2P_METHODS,
+        *BUDCACHE_METHODS,
+        *TRAINED_METHODS,
         *FLOOR_METHODS,
     )
 }

@@ -1,0 +1,84 @@
+"""Row of L2P: even steps are computed, the others are sums of computed ones, fitted step by step.
+
+In: a pipeline and k. Out: the pipeline by that plan, then restored.
+Knows: the weights of a step leave the least squared error of that step's own prediction, over a few
+uncached runs; what the errors do to the final latents is not asked.
+Source: L2P, arXiv 2604.26365. We depart: guided predictions at the output are combined, the last
+four of them, by least squares in closed form in place of gradient steps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+
+from dit_accel.evaluation.methods import runs
+from dit_accel.evaluation.methods.row import (
+    MethodContext,
+    MethodHandle,
+    Number,
+    fewer,
+    steps_row,
+)
+from dit_accel.handle import accelerate
+from dit_accel.planning.paths import Recorded
+from dit_accel.planning.plan import Extrapolation, Plan, used_steps
+from dit_accel.planning.search import evenly
+
+CLIPS, DEPTH, RIDGE = 8, 4, 1e-6
+
+
+def fitted_weights(
+    recorded: Sequence[Recorded], used: Sequence[int], step: int
+) -> dict[int, float]:
+    """The weights of the predictions at `used` steps that are nearest to a step's, over all runs.
+
+    Runs count equally, whatever their size.
+    """
+    gram = torch.zeros(len(used), len(used), dtype=torch.float64)
+    wanted = torch.zeros(len(used), dtype=torch.float64)
+    for run in recorded:
+        known, target = run.predictions[list(used)].double(), run.predictions[step].double()
+        size = target.square().sum().clamp_min(1e-30)
+        gram += known @ known.T / size
+        wanted += known @ target / size
+    penalty = RIDGE * torch.diag(gram.diagonal())
+    return dict(zip(used, torch.linalg.solve(gram + penalty, wanted).tolist(), strict=True))
+
+
+def fitted_plan(recorded: Sequence[Recorded], count: int) -> Plan:
+    """Even computed steps, the first among them, and fitted weights."""
+    n = len(recorded[0].nodes)
+    computed = evenly(n, count)
+    return Plan(n, {
+        step: Extrapolation((fitted_weights(recorded, used_steps(computed, step, DEPTH), step),))
+        for step in range(n) if step not in computed
+    })  # fmt: skip
+
+
+@contextmanager
+def _l2p(pipe: Any, number: Number, context: MethodContext) -> Iterator[MethodHandle]:
+    count = fewer(number, context, "l2p")
+    found = context.calibrate(f"l2p-{count}", partial(_measured, pipe, context, count))
+    planned = {
+        int(step): Extrapolation(({int(s): float(w) for s, w in weights.items()},))
+        for step, weights in found["weights"].items()
+    }
+    with accelerate(pipe, plan=Plan(context.clip.steps, planned)) as handle:
+        yield MethodHandle(report=handle.report, calibration_runs=float(found["runs"]))
+
+
+def _measured(pipe: Any, context: MethodContext, count: int, _: Any) -> dict[str, Any]:
+    recorded = runs.trajectories(pipe, context, CLIPS)
+    plan = fitted_plan(recorded, count)
+    weights = {step: dict(e.weights[0]) for step, e in plan.extrapolations.items()}
+    return {"weights": weights, "runs": float(len(recorded))}
+
+
+L2P_METHODS = (
+    steps_row("l2p", "L2P: even steps; the others by weights fitted to each step", _l2p),
+)

@@ -1,0 +1,300 @@
+"""Rows of trained samplers: BNS and DyWeight, by backprop through runs of the user's model.
+
+In: a pipeline, and which samplers are wanted at which k. Out: their weights; the pipeline with one
+of them, then restored.
+Knows: training (Adam; the weights that do best on held-out clips are kept) and its state, which
+lies in a folder, so that it resumes. `unrolled.py` has the samplers and their runs.
+Source: as of `unrolled.py`. We depart: training begins on the steps of GITS.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from dit_accel.evaluation.methods import runs
+from dit_accel.evaluation.methods.denoiser import GuidedDenoiser
+from dit_accel.evaluation.methods.row import (
+    MethodContext,
+    MethodHandle,
+    Number,
+    fewer,
+    steps_row,
+)
+from dit_accel.evaluation.methods.samplers import WeightedSums, sampled
+from dit_accel.evaluation.methods.unrolled import VARIANTS, Trainable, errors_db, unrolled
+from dit_accel.planning import paths
+from dit_accel.planning.nodes import LinearSampler, Nodes
+
+GITS_CLIPS = 8
+
+
+@dataclass(frozen=True)
+class Training:
+    """Settings of a training.
+
+    Args:
+        clips, held_out: clips to train on, and those of them that only choose the best weights.
+        batch: clips of an iteration.
+        iterations, rate: of Adam; the rate falls to 0 as a cosine.
+        every: iterations between looks at the held-out clips and writes of the state.
+    """
+
+    clips: int = 64
+    held_out: int = 16
+    batch: int = 8
+    iterations: int = 500
+    rate: float = 4e-3
+    every: int = 25
+
+
+def name_of(variant: str, k: int) -> str:
+    """Of a sampler's files."""
+    return f"{variant.replace('/', '-')}-{k}"
+
+
+@dataclass
+class _State:
+    """A sampler in training."""
+
+    trainable: Trainable
+    iteration: int
+    moments: dict[str, torch.Tensor]
+    best: dict[str, torch.Tensor]
+    best_db: float
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        parts = {"parameters": self.trainable.parameters, "best": self.best}
+        found = {f"{part}.{n}": v.detach() for part, of in parts.items() for n, v in of.items()}
+        return found | {f"moments.{name}": v for name, v in self.moments.items()}
+
+
+def train(
+    pipe: Any, context: MethodContext, wanted: Sequence[tuple[str, int]], *,
+    training: Training | None = None, seconds: float = math.inf,
+) -> dict[tuple[str, int], dict[str, Any]]:  # fmt: skip
+    """Train samplers together.
+
+    Args:
+        wanted: names of `VARIANTS`, and k.
+        seconds: after which training stops; what is not done resumes from `context.scratch`.
+
+    Returns:
+        Of those that are done: labels, noise, weights and calibration runs, JSON-able.
+    """
+    training, begun = training or Training(), time.monotonic()
+    clips = runs.clips_of(context, training.clips)
+    final = runs.uncached_latents(pipe, context, training.clips).to(pipe.device)
+    states = {pair: _begin(pipe, context, *pair) for pair in wanted}
+    task = _Task(pipe, clips, final, training)
+    try:
+        for iteration in sorted({state.iteration for state in states.values()}):
+            alike = {p: s for p, s in states.items() if s.iteration == iteration}
+            task.run(alike, context.scratch, lambda: time.monotonic() - begun > seconds)
+    finally:
+        task.close()
+    done = {p: s for p, s in states.items() if s.iteration >= training.iterations}
+    return {pair: _told(state, *pair, context, training) for pair, state in done.items()}
+
+
+class _Task:
+    """Pairs of noise and final latents, and the model."""
+
+    def __init__(
+        self, pipe: Any, clips: Sequence[Any], final: torch.Tensor, training: Training
+    ) -> None:
+        self.training = training
+        self.predict = GuidedDenoiser(pipe, clips)
+        self.noise = self.predict.noise
+        self.final = final.view_as(self.noise)
+        self.held_out = max(1, min(training.held_out, len(clips) // 4))
+        self._frozen = [p for p in pipe.transformer.parameters() if p.requires_grad]
+        for parameter in self._frozen:
+            parameter.requires_grad_(False)
+
+    def close(self) -> None:
+        """The model's parameters as they were."""
+        for parameter in self._frozen:
+            parameter.requires_grad_(True)
+
+    def run(self, states: dict[tuple[str, int], _State], folder: Path | None, late: Any) -> None:
+        """Train samplers of equal iterations until they are done, or it is late."""
+        training, all_ = self.training, list(states.values())
+        names = [f"{i}.{n}" for i, s in enumerate(all_) for n in s.trainable.parameters]
+        values = [v for s in all_ for v in s.trainable.parameters.values()]
+        adam = torch.optim.Adam(values, lr=training.rate)
+        _restore(adam, values, [m for s in all_ for m in _pairs(s)], all_[0].iteration)
+        for iteration in range(all_[0].iteration, training.iterations):
+            if iteration % training.every == 0:
+                self._look(all_)
+                _keep(states, adam, names, iteration, folder)
+                if late():
+                    return
+            for group in adam.param_groups:
+                share = iteration / training.iterations
+                group["lr"] = training.rate * (1 + math.cos(math.pi * share)) / 2
+            self._iterate(all_, adam, iteration)
+        self._look(all_)
+        _keep(states, adam, names, training.iterations, folder)
+
+    def _iterate(self, states: list[_State], adam: torch.optim.Adam, iteration: int) -> None:
+        count = max(1, len(self.noise) - self.held_out)
+        generator = torch.Generator().manual_seed(iteration)
+        rows = torch.randperm(count, generator=generator)[: self.training.batch]
+        rows = rows.to(self.noise.device)
+        adam.zero_grad()
+        trainables = [state.trainable for state in states]
+        with torch.enable_grad():
+            made = unrolled(trainables, self.predict, self.noise[rows], rows)
+            # The samplers share no parameter: the gradient of the sum is that of each.
+            sum(errors_db(one, self.final[rows]).mean() for one in made).backward()  # type: ignore[union-attr]
+        for state in states:
+            own = [p for p in state.trainable.parameters.values() if p.grad is not None]
+            if not all(bool(p.grad.isfinite().all()) for p in own if p.grad is not None):
+                for parameter in own:
+                    parameter.grad = None
+        adam.step()
+
+    @torch.no_grad()
+    def _look(self, states: list[_State]) -> None:
+        """Keep the parameters that do best on the held-out clips."""
+        rows = torch.arange(len(self.noise) - self.held_out, len(self.noise))
+        rows = rows.to(self.noise.device)
+        trainables = [state.trainable for state in states]
+        for state, made in zip(
+            states, unrolled(trainables, self.predict, self.noise[rows], rows), strict=True
+        ):
+            level = float(errors_db(made, self.final[rows]).mean())
+            if level < state.best_db:
+                state.best_db = level
+                state.best = {n: v.detach().clone() for n, v in state.trainable.parameters.items()}
+
+
+def _pairs(state: _State) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Adam's two moments of every parameter."""
+    return [
+        (state.moments.get(f"{name}.first", torch.zeros_like(value)),
+         state.moments.get(f"{name}.second", torch.zeros_like(value)))
+        for name, value in state.trainable.parameters.items()
+    ]  # fmt: skip
+
+
+def _restore(adam: Any, values: list[torch.Tensor], moments: list[Any], iteration: int) -> None:
+    if iteration:
+        for value, (first, second) in zip(values, moments, strict=True):
+            step = torch.tensor(float(iteration))
+            adam.state[value] = {"step": step, "exp_avg": first, "exp_avg_sq": second}
+
+
+def _keep(
+    states: dict[tuple[str, int], _State], adam: Any, names: list[str], iteration: int,
+    folder: Path | None,
+) -> None:  # fmt: skip
+    """Note the iteration, and write the states where there is a folder."""
+    for (variant, k), state in states.items():
+        state.iteration = iteration
+        for name, value in state.trainable.parameters.items():
+            known = adam.state.get(value)
+            if known:
+                state.moments[f"{name}.first"] = known["exp_avg"]
+                state.moments[f"{name}.second"] = known["exp_avg_sq"]
+        if folder is not None:
+            path = folder / f"{name_of(variant, k)}.safetensors"
+            scratch = path.with_suffix(".part")
+            head = {"iteration": str(iteration), "best_db": repr(state.best_db)}
+            tensors = {n: v.contiguous().cpu() for n, v in state.tensors().items()}
+            save_file(tensors, scratch, metadata=head)
+            scratch.replace(path)
+
+
+def _begin(pipe: Any, context: MethodContext, variant: str, k: int) -> _State:
+    """A sampler that begins with Adams-Bashforth, or where it was left."""
+    nodes = _nodes(pipe, context, k)
+    scale = float(pipe.scheduler.config.num_train_timesteps)
+    trainable = Trainable(nodes, VARIANTS[variant], pipe.device, scale)
+    best = {n: v.detach().clone() for n, v in trainable.parameters.items()}
+    state = _State(trainable, 0, {}, best, math.inf)
+    path = context.scratch / f"{name_of(variant, k)}.safetensors" if context.scratch else None
+    if path is not None and path.exists():
+        with safe_open(path, "pt", device=str(pipe.device)) as file:
+            head = file.metadata()
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        state.iteration, state.best_db = int(head["iteration"]), float(head["best_db"])
+        for name, value in trainable.parameters.items():
+            value.data.copy_(tensors[f"parameters.{name}"])
+            state.best[name] = tensors[f"best.{name}"]
+        state.moments = {
+            n.removeprefix("moments."): v for n, v in tensors.items() if n.startswith("moments.")
+        }
+    return state
+
+
+def _nodes(pipe: Any, context: MethodContext, k: int) -> Nodes:
+    """The steps of GITS."""
+    recorded = runs.trajectories(pipe, context, GITS_CLIPS)
+    return recorded[0].nodes.at(paths.cheapest(paths.gits_cost(recorded), k))
+
+
+def _told(
+    state: _State, variant: str, k: int, context: MethodContext, training: Training
+) -> dict[str, Any]:
+    for name, value in state.trainable.parameters.items():
+        value.data.copy_(state.best[name])
+    sampler, share = state.trainable.sampler(), k / context.clip.steps
+    clips = len(context.calibration_clips[: training.clips])
+    # A step back costs three forwards: one again, and two of the gradient.
+    trained = 4 * training.iterations * min(training.batch, clips) * share
+    looked = (training.iterations // training.every + 1) * min(training.held_out, clips) * share
+    return {
+        "labels": sampler.labels.tolist(), "noise": sampler.noise.tolist(),
+        "weights": sampler.weights.tolist(), "held_out_db": state.best_db,
+        "runs": clips + trained + looked,
+    }  # fmt: skip
+
+
+# --- rows ---
+
+
+@contextmanager
+def _trained(
+    variant: str, pipe: Any, number: Number, context: MethodContext
+) -> Iterator[MethodHandle]:
+    k = fewer(number, context, variant)
+
+    def measure(_: Any) -> dict[str, Any]:
+        return train(pipe, context, [(variant, k)])[variant, k]
+
+    found = context.calibrate(name_of(variant, k), measure)
+    tables = (torch.tensor(found[n], dtype=torch.float64) for n in ("labels", "noise", "weights"))
+    sampler = LinearSampler(*tables)
+    # The times only order the nodes: what the model is told are the labels.
+    with sampled(
+        pipe, partial(_labelled, sampler.labels), lambda stock, nodes: WeightedSums(sampler),
+        context.clip.steps,
+    ):  # fmt: skip
+        yield MethodHandle({"num_inference_steps": k}, calibration_runs=float(found["runs"]))
+
+
+def _labelled(labels: torch.Tensor, nodes: Nodes) -> Nodes:
+    chosen = nodes.at(range(len(labels)))
+    return Nodes(chosen.kind, chosen.times, labels)
+
+
+SUMMARIES = {
+    "bns": "BNS: all weights, the noise's and the times trained; the bound of weighted sums",
+    "bns/grid": "the same, with times on the grid",
+    "dyweight": "DyWeight: weights of the last three predictions and labels trained",
+}
+TRAINED_METHODS = tuple(
+    steps_row(name, summary, partial(_trained, name)) for name, summary in SUMMARIES.items()
+)

@@ -1,0 +1,138 @@
+"""Tables and curves of what `table_rivals.py` measured, in Markdown and as a picture."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from dit_accel.evaluation.statistics import mean
+
+BOUND = "bns"  # the best sampler of weighted sums: no method of the linear family can be better
+Cell = Callable[[dict[str, Any]], str]
+
+
+def write(folder: Path) -> None:
+    """`table.md` and, where matplotlib is there, `curves.svg`; prints the tables."""
+    uncached = json.loads((folder / "uncached.json").read_text(encoding="utf-8"))
+    results = read(folder)
+    text = tables(uncached, results)
+    (folder / "table.md").write_text(text, encoding="utf-8")
+    print(text)
+    try:
+        draw(folder / "curves.svg", results)
+    except ImportError:
+        print("No curves: matplotlib is not installed.")
+
+
+def read(folder: Path) -> dict[str, dict[int, dict[str, Any]]]:
+    """Results by method and k."""
+    found: dict[str, dict[int, dict[str, Any]]] = {}
+    for path in sorted((folder / "results").glob("*.json")):
+        result = json.loads(path.read_text(encoding="utf-8"))
+        found.setdefault(result["method"], {})[result["k"]] = result
+    return found
+
+
+def tables(uncached: dict[str, Any], results: dict[str, dict[int, dict[str, Any]]]) -> str:
+    """One table a metric, then costs; methods by their mean over all k, best first."""
+    done = [r for runs in results.values() for r in runs.values() if "scores" in r]
+    metrics = list(dict.fromkeys(name for result in done for name in result["scores"]))
+    steps = sorted({k for runs in results.values() for k in runs}, reverse=True)
+    machine = uncached["machine"]
+    parts = [
+        f"{uncached['model']}, {uncached['prompts']} prompts (fewer where given), "
+        f"{uncached['steps']} steps uncached: {uncached['seconds']:.2f} s a clip on "
+        f"{machine['device_name']}, torch {uncached['torch']}. Calibration in uncached runs.\n"
+    ]
+    for metric in metrics:
+        parts.append(_table(f"{metric}, mean ± half of its 95 % interval", results, steps,
+                            lambda r, m=metric: _score(r, m), metrics[0]))  # fmt: skip
+    parts.append(_table("calibration in uncached runs", results, steps, _runs, metrics[0]))
+    parts.append(_table("seconds a clip; share of the FLOPs; computed steps", results, steps,
+                        _cost, metrics[0]))  # fmt: skip
+    parts += [f"{r['method']} {r['k']}: {r['error']}." for runs in results.values()
+              for r in runs.values() if "error" in r]  # fmt: skip
+    return "\n".join(parts) + "\n"
+
+
+def _table(
+    title: str, results: dict[str, dict[int, dict[str, Any]]], steps: list[int], cell: Cell,
+    ranked_by: str,
+) -> str:  # fmt: skip
+    lines = [f"| {title} | calibration | " + " | ".join(f"{k}" for k in steps) + " |",
+             "|---" * (len(steps) + 2) + "|"]  # fmt: skip
+    for name in sorted(results, key=lambda n: -_level(results[n], ranked_by)):
+        cells = [cell(results[name][k]) if k in results[name] else "" for k in steps]
+        lines.append(f"| {name} | {_calibration(results[name])} | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def _level(runs: dict[int, dict[str, Any]], metric: str) -> float:
+    means = [v for r in runs.values() if (v := value(r, metric)) is not None]
+    return statistics.fmean(means) if means else -1e9
+
+
+def value(result: dict[str, Any], metric: str) -> float | None:
+    """The mean of a score over prompts."""
+    known = [v for v in (result.get("scores") or {}).get(metric, []) if v is not None]
+    return statistics.fmean(known) if known else None
+
+
+def _score(result: dict[str, Any], metric: str) -> str:
+    known = [v for v in (result.get("scores") or {}).get(metric, []) if v is not None]
+    if not known:
+        return "–"
+    found, digits = mean(known), 1 if metric == "psnr_db" else 3
+    half = "" if found.low is None or found.high is None else (
+        f" ± {(found.high - found.low) / 2:.{digits}f}"
+    )  # fmt: skip
+    few = f" ({len(known)})" if result.get("alone") else ""
+    return f"{found.value:.{digits}f}{half}{few}"
+
+
+def _calibration(runs: dict[int, dict[str, Any]]) -> str:
+    """The least and most of its settings."""
+    known = [r["calibration_runs"] for r in runs.values() if r.get("calibration_runs") is not None]
+    if not known:
+        return "–"
+    low, high = min(known), max(known)
+    return f"{low:.0f}" if round(low) == round(high) else f"{low:.0f} to {high:.0f}"
+
+
+def _runs(result: dict[str, Any]) -> str:
+    runs = result.get("calibration_runs")
+    return "–" if runs is None else f"{runs:.1f}"
+
+
+def _cost(result: dict[str, Any]) -> str:
+    if "seconds" not in result:
+        return "–"
+    return (f"{result['seconds']:.2f}; {result['flops_kept']:.0%}; "
+            f"{result['steps_computed']:.1f}")  # fmt: skip
+
+
+def draw(target: Path, results: dict[str, dict[int, dict[str, Any]]]) -> None:
+    """PSNR by FLOPs, the bound in black."""
+    import matplotlib
+
+    matplotlib.use("svg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(9, 7))
+    for name, runs in sorted(results.items()):
+        points = sorted((r["flops_kept"], v) for r in runs.values()
+                        if (v := value(r, "psnr_db")) is not None)  # fmt: skip
+        if points:
+            bound = name == BOUND
+            axes.plot(*zip(*points, strict=True), label=name, marker=".",
+                      lw=2.5 if bound else 1, color="black" if bound else None,
+                      ls="--" if bound else "-")  # fmt: skip
+    axes.set(xlabel="share of the uncached FLOPs", ylabel="PSNR to the uncached clip, dB")
+    axes.legend(fontsize=6, ncols=3)
+    axes.grid(alpha=0.3)
+    figure.tight_layout()
+    figure.savefig(target)
+    pyplot.close(figure)

@@ -1,0 +1,343 @@
+"""The rivals' table: every method at k of n computed steps, scored against the uncached clips.
+
+python scripts/experiments/table_rivals.py runs/rivals --device cuda
+
+One command makes everything and resumes: each method and k is a file in the folder, and what is
+there is not made again. Methods whose samplers do not look at the clip are run on many prompts in
+one call; those that decide by the clip are run clip by clip, on the first `--single` prompts, and
+their threshold is the one that computes k steps on two calibration clips. Seconds and FLOPs are
+those of single clips, always. Calibration prompts and seeds are none of the scored ones. Trained
+samplers are trained together (`--train-seconds` of them at most, then the next run goes on).
+`--table` prints the tables of a folder, and draws the curves, without running anything.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from functools import partial
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import rivals_tables
+import torch
+
+from dit_accel.core import generation, video
+from dit_accel.core.generation import ClipSpec, batch_arguments
+from dit_accel.evaluation.methods import METHODS, Method, MethodContext
+from dit_accel.evaluation.methods.row import FEWER_STEPS
+from dit_accel.evaluation.probe import Probe
+from dit_accel.evaluation.prompts import read_prompts
+from dit_accel.evaluation.runner import machine
+from dit_accel.metrics import METRICS
+from dit_accel.metrics.scoring import score_clips
+from dit_accel.models import loading, miniature
+from dit_accel.planning.lookup import find_profile
+
+STEPS = (25, 20, 17, 13, 10, 8)
+CALIBRATION_SEED = 1_000_003
+CALIBRATION_CLIPS = 64
+SEARCHED = 9  # halvings of a threshold's range
+WANTED = ("psnr_db", "jod", "ssim", "st_lpips")
+LEFT_OUT = ("uncached", "rerun", "quality", "trim-text", "pcas", "edcw", "unicp-paper")
+
+
+def main() -> None:
+    args = arguments()
+    args.folder.mkdir(parents=True, exist_ok=True)
+    if not args.table:
+        Table(args).run()
+    rivals_tables.write(args.folder)
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--table", action="store_true", help="only print what is there")
+    parser.add_argument("--model", type=Path, default=miniature.path())
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--prompts", type=int, default=64)
+    parser.add_argument("--single", type=int, default=16, help="prompts of clip-by-clip methods")
+    parser.add_argument("--prompt-file", type=Path, default=miniature.prompts("miniature.jsonl"))
+    parser.add_argument("--calibration", type=Path, default=miniature.prompts("calibration.jsonl"))
+    parser.add_argument("--steps", type=int, default=50)
+    parser.add_argument("--computed", type=int, nargs="+", default=list(STEPS))
+    parser.add_argument("--methods", nargs="+", help="rows; all where none is given")
+    parser.add_argument("--metrics", nargs="+", default=[m for m in WANTED if m in METRICS])
+    parser.add_argument("--batch", type=int, default=32, help="clips of one call")
+    parser.add_argument("--timed", type=int, default=3, help="runs of a single clip; the median")
+    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="that score")
+    parser.add_argument("--seconds", type=float, default=1e9, help="begin nothing after these")
+    parser.add_argument("--train-seconds", type=float, default=1e9)
+    parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+class Table:
+    """All methods on one pipeline."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        self.args, self.started = args, time.monotonic()
+        self.rows = [METHODS[name] for name in args.methods or rivals()]
+        for name in ("calibration", "results", "scratch"):
+            (args.folder / name).mkdir(exist_ok=True)
+
+    def run(self) -> None:
+        missing = [
+            (row, k) for row in self.rows for k in self.args.computed if self._missing(row, k)
+        ]
+        inside = [pair for pair in missing if self.args.child or not pair[0].own_process]
+        if inside:
+            self._load()
+            with self._scorer() as self.score:
+                self._train({row.name for row, _ in inside})
+                for row, k in inside:
+                    self._one(row, k)
+        for name in dict.fromkeys(row.name for row, _ in missing if row.own_process):
+            if not self.args.child and not self._late():
+                self._in_child(name)
+
+    def _missing(self, row: Method, k: int) -> bool:
+        if row.lacking() or (row.name == FEWER_STEPS and k >= self.args.steps):
+            return False
+        return not self._file(row, k).exists()
+
+    def _file(self, row: Method, k: int) -> Path:
+        return self.args.folder / "results" / f"{row.name.replace('/', '--')}-{k}.json"
+
+    def _late(self) -> bool:
+        return time.monotonic() - self.started > self.args.seconds
+
+    def _in_child(self, name: str) -> None:
+        """cache-dit changes classes: in a process of its own."""
+        left = self.args.seconds - (time.monotonic() - self.started)
+        words = [word for word in sys.argv[1:] if word != "--table"]
+        more = ["--methods", name, "--child", "--seconds", str(max(left, 1.0))]
+        subprocess.run([sys.executable, __file__, *words, *more], check=False)
+
+    # --- the pipeline and its clips ---
+
+    def _load(self) -> None:
+        args = self.args
+        model = loading.inspect_folder(args.model, name=args.model.name)
+        self.pipe = loading.load(model, device=args.device, dtype=args.dtype)
+        self.pipe.set_progress_bar_config(disable=True)
+        defaults = miniature.call_defaults(args.model)
+        clip = ClipSpec(
+            "", None, 0, args.steps, float(defaults["guidance_scale"]), int(defaults["height"]),
+            int(defaults["width"]), int(defaults["num_frames"]), float(defaults["fps"]),
+            int(defaults["max_sequence_length"]),
+        )  # fmt: skip
+        self.clips = _clips(clip, args.prompt_file, args.prompts, 0)
+        calibration = _clips(clip, args.calibration, CALIBRATION_CLIPS, CALIBRATION_SEED)
+        self.context = MethodContext(
+            self.clips[0], self._calibrate, find_profile(self.pipe), static=True,
+            calibration_clips=calibration, batch=args.batch, scratch=args.folder / "scratch",
+        )  # fmt: skip
+        self.frames = self._made({})
+        generation.warm_up(self.pipe, self.clips[0])
+        seconds = [self._generated({})[0] for _ in range(self.args.timed)]
+        with Probe(self.pipe) as probe:
+            self._generated({}, probe)
+        self.full = sum(probe.flops or [0])
+        self.counts = sum(map(sum, probe.computed.values()))
+        write(args.folder / "uncached.json", {
+            "seconds": statistics.median(seconds), "flops": self.full, "steps": args.steps,
+            "prompts": len(self.clips), "machine": machine(args.device),
+            "torch": torch.__version__, "model": args.model.name,
+        })  # fmt: skip
+
+    def _calibrate(self, name: str, measure: Callable[[Callable[[], None]], Any]) -> Any:
+        path = self._calibration(name)
+        if not path.exists():
+            write(path, measure(lambda: self._generated({}) and None))
+        return json.loads(path.read_text(encoding="utf-8"))
+
+    def _train(self, names: set[str]) -> None:
+        """The trained samplers, together: their launches are shared."""
+        from dit_accel.evaluation.methods import trained
+
+        wanted = [(v, k) for v in trained.VARIANTS if v in names for k in self.args.computed]
+        wanted = [(v, k) for v, k in wanted if not self._known(trained.name_of(v, k))]
+        if wanted and not self._late():
+            found = trained.train(self.pipe, self.context, wanted, seconds=self.args.train_seconds)
+            for (variant, k), value in found.items():
+                write(self._calibration(trained.name_of(variant, k)), value)
+
+    def _known(self, name: str) -> bool:
+        return self._calibration(name).exists()
+
+    def _calibration(self, name: str) -> Path:
+        return self.args.folder / "calibration" / f"{name}.json"
+
+    # --- one method at one k ---
+
+    def _one(self, row: Method, k: int) -> None:
+        from dit_accel.evaluation.methods import trained
+
+        untrained = row.name in trained.VARIANTS and not self._known(trained.name_of(row.name, k))
+        if self._late() or untrained:
+            return
+        begun = time.monotonic()
+        try:
+            result = self._result(row, k)
+        except Exception as error:  # a method that cannot is a row that says so
+            result = {"error": f"{type(error).__name__}: {error}".splitlines()[0]}
+        took = time.monotonic() - begun
+        write(self._file(row, k), {"method": row.name, "k": k, **result, "took_seconds": took})
+        print(f"{row.name} {k}: {result.get('error') or _short(result)}, {took:.0f} s", flush=True)
+
+    def _result(self, row: Method, k: int) -> dict[str, Any]:
+        number, searched = self._number(row, k)
+        alone = not _takes_batches(row)
+        clips = self.clips[: self.args.single] if alone else self.clips
+        with row.apply(self.pipe, number, self.context) as handle:
+            made = self._made(handle.overrides, clips, 1 if alone else self.args.batch)
+            seconds = [self._generated(handle.overrides)[0] for _ in range(self.args.timed)]
+            calibration, remarks = handle.calibration_runs, list(handle.remarks)
+        flops, computed = self._costs(row, number)
+        spent = None if calibration is None else calibration + searched
+        return {
+            "number": number, "calibration_runs": spent, "remarks": remarks, "alone": alone,
+            "seconds": statistics.median(seconds), "flops_kept": flops, "steps_computed": computed,
+            "scores": self.score(made, self.frames[: len(made)]),
+        }  # fmt: skip
+
+    def _number(self, row: Method, k: int) -> tuple[float, float]:
+        """The method's number for k computed steps, and the uncached runs that finding it took."""
+        if row.fewer:
+            return k, 0.0
+        if row.name == "speedup":
+            return self.args.steps / k, 0.0
+        return self._threshold(row, k)
+
+    def _threshold(self, row: Method, k: int) -> tuple[float, float]:
+        """By halving on a logarithmic scale, on two calibration clips."""
+        key = f"threshold-{row.name.replace('/', '--')}-{k}"
+
+        def measure(_: Any) -> dict[str, float]:
+            low, high, spent = 1e-4, 30.0, 0.0
+            best = (float("inf"), high)
+            for _ in range(SEARCHED):
+                middle = (low * high) ** 0.5
+                steps = self._steps_at(row, middle)
+                spent += 2 * steps / self.args.steps
+                best = min(best, (abs(steps - k), middle))
+                low, high = (middle, high) if steps > k else (low, middle)
+            return {"number": best[1], "runs": spent}
+
+        found = self._calibrate(key, measure)
+        return found["number"], found["runs"]
+
+    def _steps_at(self, row: Method, number: float) -> float:
+        clips = self.context.calibration_clips[:2]
+        return statistics.fmean(self._costs(row, number, clip)[1] for clip in clips)
+
+    def _costs(
+        self, row: Method, number: float, clip: ClipSpec | None = None
+    ) -> tuple[float, float]:
+        """Share of the uncached FLOPs, and computed steps, of a single clip."""
+        with Probe(self.pipe) as probe, row.apply(self.pipe, number, self.context) as handle:
+            self._generated(handle.overrides, probe, clip)
+        steps = self.args.steps * sum(map(sum, probe.computed.values())) / self.counts
+        return sum(probe.flops or [0]) / max(self.full, 1), steps
+
+    # --- clips ---
+
+    def _made(
+        self, overrides: dict[str, Any], clips: Sequence[ClipSpec] | None = None, batch: int = 0
+    ) -> list[video.Frames]:
+        frames: list[video.Frames] = []
+        clips, batch = clips or self.clips, batch or self.args.batch
+        for start in range(0, len(clips), batch):
+            call = batch_arguments(self.pipe, clips[start : start + batch]) | overrides
+            frames += [video.to_uint8(np.asarray(clip)) for clip in self.pipe(**call).frames]
+        return frames
+
+    def _generated(
+        self, overrides: dict[str, Any], probe: Probe | None = None, clip: ClipSpec | None = None
+    ) -> tuple[float, Any]:
+        listeners = (probe,) if probe else ()
+        made = generation.generate(
+            self.pipe, clip or self.clips[0], device=self.args.device, listeners=listeners,
+            overrides=overrides,
+        )  # fmt: skip
+        return made.denoising_seconds, made.latents
+
+    @contextmanager
+    def _scorer(self) -> Iterator[Callable[..., dict[str, list[Any]]]]:
+        """Scores in processes of their own; one core each."""
+        names = tuple(self.args.metrics)
+        one = partial(_scored, names, self.clips[0].fps or 16.0)
+        if self.args.workers < 2:
+            yield lambda made, frames: _together(names, map(one, frames, made))
+            return
+        with ProcessPoolExecutor(self.args.workers, get_context("spawn"), _one_thread) as pool:
+            yield lambda made, frames: _together(names, pool.map(one, frames, made, chunksize=2))
+
+
+def _together(names: Sequence[str], scores: Any) -> dict[str, list[Any]]:
+    rows = list(scores)
+    return {name: [row[name] for row in rows] for name in names}
+
+
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+def _scored(
+    names: Sequence[str], fps: float, uncached: video.Frames, made: video.Frames
+) -> dict[str, Any]:
+    scores = score_clips(uncached, made, data_range=255, metrics=names, fps=fps)
+    found = {name: scores[name].value for name in names}
+    return {n: None if v is None else min(float(v), 100.0) for n, v in found.items()}
+
+
+def rivals() -> list[str]:
+    """All rows of the table: the rivals, ours by speed, and the stock schedule."""
+    return [
+        name for name, row in METHODS.items()
+        if not row.research and not name.startswith(LEFT_OUT)
+    ]  # fmt: skip
+
+
+def _takes_batches(row: Method) -> bool:
+    """Whether the method does the same for every clip, so that many are rows of one call."""
+    return row.fewer or row.name == "speedup"
+
+
+def _clips(clip: ClipSpec, source: Path, count: int, seed: int) -> tuple[ClipSpec, ...]:
+    prompts = read_prompts(source)[:count]
+    return tuple(
+        dataclasses.replace(clip, prompt=p.prompt, negative=p.negative or "", seed=seed + number)
+        for number, p in enumerate(prompts)
+    )
+
+
+def _short(result: dict[str, Any]) -> str:
+    means = {name: rivals_tables.value(result, name) for name in result["scores"]}
+    scores = ", ".join(f"{name} {value or 0:.3f}" for name, value in means.items())
+    return f"{scores}, {result['steps_computed']:.1f} steps, {result['seconds']:.2f} s a clip"
+
+
+def write(path: Path, content: Any) -> None:
+    """Write JSON, whole or not at all."""
+    scratch = path.with_suffix(".part")
+    scratch.write_text(json.dumps(content) + "\n", encoding="utf-8")
+    scratch.replace(path)
+
+
+if __name__ == "__main__":
+    main()
