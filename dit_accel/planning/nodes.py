@@ -7,7 +7,8 @@ Knows numbers; no model, no scheduler.
 A *time* is the variable in which the prediction is the derivative of the latents, dx/dt = v:
     flow matching    x = (1 - t) x0 + t ε,        v = ε - x0,              t = sigma
     v-prediction     x = cos t x0 + sin t ε,      v = cos t ε - sin t x0,  t = arctan(sigma / alpha)
-so that one set of weights serves both. Times fall from noise to clip; the last one is the end.
+so that one set of weights is right for both. Times fall from noise to clip; the last one is the
+end.
 Source: Adams-Bashforth methods, with the integral of the Lagrange interpolant for uneven times;
 its use as iPNDM for flows: arXiv 2202.09778, section 3. LinearSampler: BNS, arXiv 2403.01329.
 """
@@ -32,7 +33,7 @@ class Nodes:
     Args:
         kind: "flow" or "v": which times these are.
         times: `(k + 1,)` float64, falling.
-        labels: `(k,)` float64: the timesteps that the model is told.
+        labels: `(k,)` float64: the timesteps that the model gets.
 
     Raises:
         ValueError: the shapes do not fit, or the times do not fall.
@@ -105,7 +106,7 @@ class LinearSampler:
         x_{i+1} = noise_i x_0 + sum over j <= i of weights_ij v_j
 
     Args:
-        labels: `(k,)` float64: the timesteps that the model is told.
+        labels: `(k,)` float64: the timesteps that the model gets.
         noise: `(k,)` float64.
         weights: `(k, k)` float64, lower triangular.
 

@@ -1,8 +1,8 @@
 """Chooses which steps are computed, by the cheapest path through the steps of a run.
 
 In: what it costs to go from one computed step to the next, and how many are computed. Out: these
-steps. One dynamic program serves five published methods, which differ in the cost of an edge; their
-costs from recorded runs are below.
+steps. One dynamic program finds them for five published methods, which differ in the cost of an
+edge; these costs, from recorded runs, are below.
 Knows numbers; no model.
 
 Nodes are the steps 0 to n - 1, and the end n. A path has k edges: 0 = p_1 < ... < p_k < n. An edge

@@ -29,9 +29,9 @@ from dit_accel.handle import accelerate
 from dit_accel.planning.plan import Extrapolation, Plan
 from dit_accel.planning.search import evenly
 
-FIRST_SHARE = 0.3  # of the budget
+FIXED_SHARE = 0.3  # of the budget
 PROPOSALS, HOT, COLD = 200, 0.1, 1e-4
-ROUNDS, NEIGHBOURS, REACH = 5, 20, 3
+ROUNDS, MOVES, REACH = 5, 20, 3
 Score = Callable[[tuple[int, ...]], float]  # of computed steps, the error; lower is better
 
 
@@ -48,7 +48,7 @@ def search(num_steps: int, count: int, score: Score, *, seed: int = 0) -> tuple[
             known[mask] = score(mask)
         return known[mask]
 
-    fixed = max(1, round(FIRST_SHARE * count))
+    fixed = max(1, round(FIXED_SHARE * count))
     rest = (fixed + step for step in evenly(num_steps - fixed, count - fixed))
     now = (*range(fixed), *rest) if count > fixed else tuple(range(count))
     if count in (fixed, num_steps):
@@ -61,7 +61,7 @@ def search(num_steps: int, count: int, score: Score, *, seed: int = 0) -> tuple[
             now = other
     now = min(known, key=lambda mask: known[mask])
     for _ in range(ROUNDS):
-        around = [_moved(now, num_steps, fixed, draw) for _ in range(NEIGHBOURS)]
+        around = [_moved(now, num_steps, fixed, draw) for _ in range(MOVES)]
         best = min(around, key=error)
         if error(best) >= error(now):
             break

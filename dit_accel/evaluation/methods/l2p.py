@@ -29,7 +29,7 @@ from dit_accel.planning.paths import Recorded
 from dit_accel.planning.plan import Extrapolation, Plan, used_steps
 from dit_accel.planning.search import evenly
 
-CLIPS, DEPTH, RIDGE = 8, 4, 1e-6
+RECORDED_CLIPS, DEPTH, PENALTY = 8, 4, 1e-6
 
 
 def fitted_weights(
@@ -46,7 +46,7 @@ def fitted_weights(
         size = target.square().sum().clamp_min(1e-30)
         gram += known @ known.T / size
         wanted += known @ target / size
-    penalty = RIDGE * torch.diag(gram.diagonal())
+    penalty = PENALTY * torch.diag(gram.diagonal())
     return dict(zip(used, torch.linalg.solve(gram + penalty, wanted).tolist(), strict=True))
 
 
@@ -73,7 +73,7 @@ def _l2p(pipe: Any, number: Number, context: MethodContext) -> Iterator[MethodHa
 
 
 def _measured(pipe: Any, context: MethodContext, count: int, _: Any) -> dict[str, Any]:
-    recorded = runs.trajectories(pipe, context, CLIPS)
+    recorded = runs.trajectories(pipe, context, RECORDED_CLIPS)
     plan = fitted_plan(recorded, count)
     weights = {step: dict(e.weights[0]) for step, e in plan.extrapolations.items()}
     return {"weights": weights, "runs": float(len(recorded))}

@@ -6,7 +6,7 @@ first block, both step by step, for all branches by the first one, with one host
 Source: Spectrum (arXiv 2603.01623), `planning/spectrum.py`; EasyCache (2507.02860); DiCache
 (2508.17356). Our reading, from the papers and what others published of their code. We depart: the
 first fifth of the steps is always computed in both (the papers' 10 of 50), and of DiCache's two
-anchors the share γ is kept between 1 and 1.5.
+anchors the share γ is at least 1 and at most 1.5.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ FIRST_SHARE = 0.2  # of the steps, computed always
 GAMMA = (1.0, 1.5)
 
 
-class _Decision(Interceptor):
+class _StepDecision(Interceptor):
     """Decides at the first branch of each step whether the step is reused, for all branches.
 
     `drift` of the subclass is added up since the last computed step, and stays below the threshold.
@@ -50,15 +50,15 @@ class _Decision(Interceptor):
         """See `Interceptor`."""
         self._num_steps, self._added, self._decided = num_steps, 0.0, False
         self.reuses = False  # at this step
-        self.branches: dict[tuple[str, str], dict[str, Any]] = {}  # what is kept, by branch
+        self.branches: dict[tuple[str, str], dict[str, Any]] = {}  # what is stored, by branch
 
     def step_begins(self, step: int) -> None:
         """See `Interceptor`."""
         self._decided = False
 
     @property
-    def kept(self) -> dict[str, Any]:
-        """What is kept of the branch that is running."""
+    def stored(self) -> dict[str, Any]:
+        """What is stored of the branch that is running."""
         session = self.session
         return self.branches.setdefault((session.transformer, session.branch), {})
 
@@ -83,39 +83,39 @@ class _Decision(Interceptor):
         return not self._decided
 
 
-class EasyCache(_Decision):
+class EasyCache(_StepDecision):
     """Reuses output less input. The drift is the change of the input times the rate at which the
     output changed with it between the last two computed steps."""
 
     def around(self, call: ForwardCall, forward: Forward) -> Any:
         """See `Interceptor`."""
-        kept, latents, first = self.kept, call.latents, self.is_first
+        stored, latents, first = self.stored, call.latents, self.is_first
         if first:
-            rate, before, output = kept.get("rate"), kept.get("input"), kept.get("output")
+            rate, before, output = stored.get("rate"), stored.get("input"), stored.get("output")
             known = rate is not None and before is not None and output is not None
             self.decide(rate * _size(latents - before) / _size(output) if known else None)
-            kept["input"] = latents
-        if self.reuses and "residual" in kept:
-            return kept["form"](latents + kept["residual"])
+            stored["input"] = latents
+        if self.reuses and "residual" in stored:
+            return stored["form"](latents + stored["residual"])
         made = forward(call)
-        self._keep(kept, latents, made[0], first)
-        kept["form"] = partial(_in_form, made)
+        self._keep(stored, latents, made[0], first)
+        stored["form"] = partial(_in_form, made)
         return made
 
     def _keep(
-        self, kept: dict[str, Any], latents: torch.Tensor, output: torch.Tensor, first: bool
+        self, stored: dict[str, Any], latents: torch.Tensor, output: torch.Tensor, first: bool
     ) -> None:
         if output.shape != latents.shape:
             raise ValueError(
                 f"easycache: output has shape {tuple(output.shape)}, input {tuple(latents.shape)}; "
                 "accepted: equal ones"
             )
-        kept["residual"] = output - latents
+        stored["residual"] = output - latents
         if first:
-            before, at = kept.get("output"), kept.get("computed_input")
+            before, at = stored.get("output"), stored.get("computed_input")
             if before is not None and at is not None:
-                kept["rate"] = _size(output - before) / _size(latents - at)
-            kept["output"], kept["computed_input"] = output, latents
+                stored["rate"] = _size(output - before) / _size(latents - at)
+            stored["output"], stored["computed_input"] = output, latents
 
 
 def _in_form(example: Any, value: torch.Tensor) -> Any:
@@ -126,7 +126,7 @@ def _size(value: torch.Tensor) -> torch.Tensor:
     return value.abs().mean()
 
 
-class DiCache(_Decision):
+class DiCache(_StepDecision):
     """Runs the first block at every step. The drift is the relative change of its output; the
     residual of all blocks is combined of the last two computed ones by the first block's."""
 
@@ -148,30 +148,30 @@ class DiCache(_Decision):
         return forward
 
     def _probe(self, tokens: Any, inner: Any, args: Any, kwargs: Any, *, alone: bool) -> Any:
-        kept, probe = self.kept, inner(*args, **kwargs)
-        before = kept.get("probe")
+        stored, probe = self.stored, inner(*args, **kwargs)
+        before = stored.get("probe")
         fits = before is not None and before.shape == probe.shape
         self.decide(_size(probe - before) / _size(before) if fits else None)
-        kept["probe"], kept["entered"], kept["shallow"] = probe, tokens, probe - tokens
+        stored["probe"], stored["entered"], stored["shallow"] = probe, tokens, probe - tokens
         if self.reuses:
-            return tokens + self._residual(kept)
+            return tokens + self._residual(stored)
         if alone:
             self._keep(probe)
         return probe
 
     def _keep(self, output: torch.Tensor) -> None:
-        kept = self.kept
-        residual = output - kept["entered"]
-        kept["anchors"] = [*kept.get("anchors", []), (residual, kept["shallow"])][-2:]
+        stored = self.stored
+        residual = output - stored["entered"]
+        stored["anchors"] = [*stored.get("anchors", []), (residual, stored["shallow"])][-2:]
 
     @staticmethod
-    def _residual(kept: dict[str, Any]) -> torch.Tensor:
-        anchors = kept["anchors"]
+    def _residual(stored: dict[str, Any]) -> torch.Tensor:
+        anchors = stored["anchors"]
         if len(anchors) < 2:
             residual: torch.Tensor = anchors[-1][0]
             return residual
         (older, older_shallow), (newer, newer_shallow) = anchors
-        moved = _size(kept["shallow"] - older_shallow)
+        moved = _size(stored["shallow"] - older_shallow)
         gamma = (moved / _size(newer_shallow - older_shallow).clamp_min(1e-12)).clamp(*GAMMA)
         combined: torch.Tensor = older + gamma * (newer - older)
         return combined

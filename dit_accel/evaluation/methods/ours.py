@@ -102,10 +102,10 @@ def _runs_behind(path: Path) -> float | None:
     """What calibration spent on a profile, in uncached runs: every clip once uncached and `PASSES`
     times by every candidate plan, and the probes, counted as whole runs."""
     profile = Profile.load(path)
-    told = [profile.metadata.get(name) for name in ("clips", "probes", "probed")]
-    if not all(isinstance(value, int) for value in told):
+    values = [profile.metadata.get(name) for name in ("clips", "probes", "probed")]
+    if not all(isinstance(value, int) for value in values):
         return None
-    clips, probes, probed = told
+    clips, probes, probed = values
     planned = sum(len(c.computed) for c in profile.candidates) / profile.sampler.num_steps
     return float(clips * (1 + PASSES * planned) + probes * probed)
 

@@ -33,7 +33,7 @@ from dit_accel.handle import accelerate
 from dit_accel.planning.paths import Recorded, step_errors
 from dit_accel.planning.plan import Extrapolation, Plan
 
-CLIPS, PROBES, PROBED = 8, 6, 2  # uncached runs; probed steps, and clips of each
+RECORDED_CLIPS, PROBES, PROBED_CLIPS = 8, 6, 2  # uncached runs; probed steps, and clips of each
 Errors = npt.NDArray[np.float64]
 
 
@@ -68,8 +68,8 @@ def windows_of(errors: Errors, count: int) -> list[int]:
 
 
 def _profile(pipe: Any, context: MethodContext, _: Any) -> dict[str, Any]:
-    recorded = runs.trajectories(pipe, context, CLIPS)
-    n, probed = len(recorded[0].nodes), recorded[:PROBED]
+    recorded = runs.trajectories(pipe, context, RECORDED_CLIPS)
+    n, probed = len(recorded[0].nodes), recorded[:PROBED_CLIPS]
     steps = sorted({round(1 + (n - 2) * place / (PROBES - 1)) for place in range(PROBES)})
     gains = [_gain(pipe, context, probed, step) for step in steps]
     gain = np.exp(np.interp(np.arange(n), steps, np.log(gains)))

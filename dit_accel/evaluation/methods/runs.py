@@ -2,8 +2,8 @@
 
 In: a pipeline and the context of a run. Out: final latents, uncached or by a sampler, and how far
 they are apart; whole trajectories.
-Knows the pipeline's call. What the uncached runs gave is kept for the other methods of the process,
-but each method states the runs that it would need alone.
+Knows the pipeline's call. What the uncached runs gave is stored for the other methods of the
+process, but each method states the runs that it would need alone.
 Source: ours.
 """
 
@@ -75,7 +75,7 @@ def fidelity(found: torch.Tensor, wanted: torch.Tensor) -> float:
 
 
 def trajectories(pipe: Any, context: Calibration, count: int) -> list[Recorded]:
-    """Uncached runs of the first calibration clips, all states kept."""
+    """Uncached runs of the first calibration clips with all states."""
     clips = clips_of(context, count)
     key = f"trajectories-{len(clips)}"
     if key not in context.memory:
@@ -83,8 +83,8 @@ def trajectories(pipe: Any, context: Calibration, count: int) -> list[Recorded]:
         for start in range(0, len(clips), context.batch):
             found += _recorded(pipe, clips[start : start + context.batch])
         context.memory[key] = found
-    kept: list[Recorded] = context.memory[key]
-    return kept
+    stored: list[Recorded] = context.memory[key]
+    return stored
 
 
 def _recorded(pipe: Any, clips: Sequence[ClipSpec]) -> list[Recorded]:

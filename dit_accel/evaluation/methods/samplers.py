@@ -110,7 +110,7 @@ class WeightedSums:
     def __post_init__(self) -> None:
         self._noise: torch.Tensor | None = None
         self._predictions: list[torch.Tensor] = []
-        # The start noise is kept where the sum starts anew from it; else steps are added up.
+        # The start noise is stored where the sum starts anew from it; else steps are added up.
         self._noise_too = bool((self.sampler.noise != 1).any())
         self._added = self.sampler.increments
 
@@ -167,7 +167,7 @@ class DiffusersSolver:
 # --- the solvers ---
 
 # DEIS predicts the noise and divides by alpha: diffusers, too, starts it at this sigma. It and bh1
-# are not finite where they end at 0; what is left of the noise at 1e-4 is 80 dB below the clip.
+# are not finite where they end at 0; the noise at 1e-4 is 80 dB below the clip.
 DEIS_FIRST, LAST = 0.999, 1e-4
 
 

@@ -6,7 +6,7 @@ Knows: one dynamic program (`planning/paths.py`) finds the nodes for all costs b
 which has to call the model at the states that a student reaches. All k are found at once, so a
 second k costs no further run.
 Source: as of `planning/paths.py`; OSS, arXiv 2503.21774, algorithm 1. We depart: OSS keeps the best
-state of each node for every number of calls, so that one search serves every k.
+state of each node for every number of calls, so that one search is enough for every k.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ from dit_accel.handle import accelerate
 from dit_accel.planning import paths
 from dit_accel.planning.plan import Extrapolation, Plan
 
-CLIPS = 8  # that the schedules are found on
-OSS_CLIPS = 2  # of these: OSS calls the model at every node for every step
+RECORDED_CLIPS = 8  # that the schedules are found on
+OSS_SEARCHED = 2  # of these: OSS calls the model at every node for every step
 COSTS: dict[str, Callable[[Sequence[paths.Recorded]], paths.PathCost]] = {
     "gits": paths.gits_cost,
     "lemica": paths.lemica_cost,
@@ -55,7 +55,7 @@ def schedule_of(name: str, pipe: Any, context: MethodContext) -> dict[str, Any]:
 
 
 def _cheapest(name: str, pipe: Any, context: MethodContext, _: Any) -> dict[str, Any]:
-    recorded = runs.trajectories(pipe, context, CLIPS)
+    recorded = runs.trajectories(pipe, context, RECORDED_CLIPS)
     cost, n = COSTS[name](recorded), context.clip.steps
     found = {str(count): list(paths.cheapest(cost, count)) for count in range(1, n)}
     times = recorded[0].nodes.times.tolist()
@@ -67,8 +67,8 @@ def _cheapest(name: str, pipe: Any, context: MethodContext, _: Any) -> dict[str,
 
 def _oss(name: str, pipe: Any, context: MethodContext, _: Any) -> dict[str, Any]:
     """The median over clips of each clip's own path."""
-    recorded = runs.trajectories(pipe, context, OSS_CLIPS)
-    clips = runs.clips_of(context, OSS_CLIPS)
+    recorded = runs.trajectories(pipe, context, OSS_SEARCHED)
+    clips = runs.clips_of(context, OSS_SEARCHED)
     denoiser = GuidedDenoiser(pipe, clips)
     n, calls, by_clip = context.clip.steps, 0, []
     for index, run in enumerate(recorded):

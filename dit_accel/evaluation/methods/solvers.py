@@ -29,7 +29,7 @@ from dit_accel.planning.nodes import Nodes
 from dit_accel.planning.stock_nodes import shift_nodes, spread
 
 SHIFTS = (0.33, 0.5, 0.67, 1.0, 1.5, 2.0, 3.0)  # times the pipeline's own
-CLIPS = 4  # that a shift is chosen on
+SWEPT_CLIPS = 4  # that a shift is chosen on
 
 
 @contextmanager
@@ -63,8 +63,8 @@ def _best_shift(name: str, pipe: Any, steps: int, context: MethodContext) -> dic
 
 
 def _sweep(name: str, pipe: Any, steps: int, context: MethodContext, _: Any) -> dict[str, Any]:
-    clips = runs.clips_of(context, CLIPS)
-    wanted = runs.uncached_latents(pipe, context, CLIPS)
+    clips = runs.clips_of(context, SWEPT_CLIPS)
+    wanted = runs.uncached_latents(pipe, context, SWEPT_CLIPS)
     scores = {}
     for shift in SHIFTS:
         with _with_shift(name, pipe, shift, steps, context):

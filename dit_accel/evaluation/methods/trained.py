@@ -2,7 +2,7 @@
 
 In: a pipeline, and which samplers are wanted at which k. Out: their weights; the pipeline with one
 of them, then restored.
-Knows: training (Adam; the weights that do best on held-out clips are kept) and its state, which
+Knows: training (Adam; the weights that do best on held-out clips count) and its state, which
 lies in a folder, so that it resumes. `unrolled.py` has the samplers and their runs.
 Source: as of `unrolled.py`. We depart: training begins on the steps of GITS.
 """
@@ -36,7 +36,7 @@ from dit_accel.evaluation.methods.unrolled import VARIANTS, Trainable, errors_db
 from dit_accel.planning import paths
 from dit_accel.planning.nodes import LinearSampler, Nodes
 
-GITS_CLIPS = 8
+RECORDED_CLIPS = 8
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,7 @@ def train(
     finally:
         task.close()
     done = {p: s for p, s in states.items() if s.iteration >= training.iterations}
-    return {pair: _told(state, *pair, context, training) for pair, state in done.items()}
+    return {pair: _described(state, *pair, context, training) for pair, state in done.items()}
 
 
 class _Task:
@@ -241,11 +241,11 @@ def _begin(pipe: Any, context: MethodContext, variant: str, k: int) -> _State:
 
 def _nodes(pipe: Any, context: MethodContext, k: int) -> Nodes:
     """The steps of GITS."""
-    recorded = runs.trajectories(pipe, context, GITS_CLIPS)
+    recorded = runs.trajectories(pipe, context, RECORDED_CLIPS)
     return recorded[0].nodes.at(paths.cheapest(paths.gits_cost(recorded), k))
 
 
-def _told(
+def _described(
     state: _State, variant: str, k: int, context: MethodContext, training: Training
 ) -> dict[str, Any]:
     for name, value in state.trainable.parameters.items():
@@ -277,7 +277,7 @@ def _trained(
     found = context.calibrate(name_of(variant, k), measure)
     tables = (torch.tensor(found[n], dtype=torch.float64) for n in ("labels", "noise", "weights"))
     sampler = LinearSampler(*tables)
-    # The times only order the nodes: what the model is told are the labels.
+    # The times only order the nodes: what the model gets are the labels.
     with sampled(
         pipe, partial(_labelled, sampler.labels), lambda stock, nodes: WeightedSums(sampler),
         context.clip.steps,
@@ -290,11 +290,11 @@ def _labelled(labels: torch.Tensor, nodes: Nodes) -> Nodes:
     return Nodes(chosen.kind, chosen.times, labels)
 
 
-SUMMARIES = {
+TRAINED_SUMMARIES = {
     "bns": "BNS: all weights, the noise's and the times trained; the bound of weighted sums",
     "bns/grid": "the same, with times on the grid",
     "dyweight": "DyWeight: weights of the last three predictions and labels trained",
 }
 TRAINED_METHODS = tuple(
-    steps_row(name, summary, partial(_trained, name)) for name, summary in SUMMARIES.items()
+    steps_row(name, summary, partial(_trained, name)) for name, summary in TRAINED_SUMMARIES.items()
 )

@@ -4,7 +4,7 @@ In: nodes to begin with, and what is trained. Out: tables of weights; final late
 Knows: a sampler is weighted sums (`LinearSampler`), so no other way to weigh k predictions does
 better where training finds the best: BNS is the bound of that family. Several samplers run
 together, as rows of the same forwards. Every forward is a checkpoint: its activations are computed
-again on the way back.
+again by the backward pass.
 Source: BNS, arXiv 2403.01329: noise term, weights of all predictions, times free or on the grid,
 PSNR to the final latents. DyWeight, arXiv 2603.11607: weights of the last three, times that move by
 their sum, labels rescaled by 0.5 to 1.5. We depart: both begin from Adams-Bashforth 2.
@@ -29,7 +29,7 @@ class Variant:
     Args:
         depth: predictions that a step weighs at most; None: all.
         noise: whether the start noise has a weight.
-        labels: whether the timesteps that the model is told are free.
+        labels: whether the timesteps that the model gets are free.
         moving: whether these follow the sum of the weights.
     """
 

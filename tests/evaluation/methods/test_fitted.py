@@ -74,7 +74,7 @@ def test_a_budget_of_all_steps_or_one_needs_no_search():
 def test_rows_compute_k_steps_and_state_their_runs(tiny_wan: Any, name: str, monkeypatch: Any):
     monkeypatch.setattr(budcache, "PROPOSALS", 3)
     monkeypatch.setattr(budcache, "ROUNDS", 1)
-    monkeypatch.setattr(budcache, "NEIGHBOURS", 2)
+    monkeypatch.setattr(budcache, "MOVES", 2)
     pipe = tiny_wan()
     context = MethodContext(CLIPS[0], lambda name, measure: measure(lambda: None),
                             calibration_clips=CLIPS, batch=2)  # fmt: skip

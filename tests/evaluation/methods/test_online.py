@@ -67,8 +67,8 @@ def test_dicache_combines_two_anchors_by_the_first_blocks_residual():
     anchors = [(torch.tensor([10.0]), torch.tensor([1.0])),
                (torch.tensor([20.0]), torch.tensor([2.0]))]  # fmt: skip
     for shallow, wanted in ((2.2, 22.0), (9.0, 25.0), (1.5, 20.0)):
-        kept = {"anchors": anchors, "shallow": torch.tensor([shallow])}
-        assert float(DiCache._residual(kept)) == pytest.approx(wanted)
+        stored = {"anchors": anchors, "shallow": torch.tensor([shallow])}
+        assert float(DiCache._residual(stored)) == pytest.approx(wanted)
 
 
 @pytest.mark.parametrize("name", ["easycache", "dicache"])

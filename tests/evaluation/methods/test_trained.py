@@ -99,7 +99,7 @@ def test_training_helps_and_resumes_where_it_stopped(pipe, tmp_path):
     wanted, memory = [("bns", 3), ("dyweight", 2)], {}
     whole = trained.train(pipe, context(memory=memory), wanted, training=SHORT)
     first = trained.train(pipe, context(tmp_path, memory), wanted, training=SHORT, seconds=0.0)
-    assert first == {}  # late at the first look: nothing is done, the state is kept
+    assert first == {}  # late at the first look: nothing is done, the state is written
     half = Training(**{**vars(SHORT), "iterations": 8})
     calls = iter([False, True])  # stops at the second look, after four iterations
     ticks = {"now": 0.0}
@@ -134,7 +134,7 @@ def test_a_row_carries_out_what_was_trained(pipe, row, monkeypatch):
     with row.apply(pipe, 3, own) as handle:
         made = runs.final_latents(pipe, CLIPS[3:], 1, handle.overrides)
     found = float(errors_db(made, runs.final_latents(pipe, CLIPS[3:], 1)).mean())
-    told = trained.train(pipe, own, [(row.name, 3)], training=SHORT)[row.name, 3]
-    assert found == pytest.approx(told["held_out_db"], abs=0.01)
-    assert handle.calibration_runs == told["runs"]
+    found_by_training = trained.train(pipe, own, [(row.name, 3)], training=SHORT)[row.name, 3]
+    assert found == pytest.approx(found_by_training["held_out_db"], abs=0.01)
+    assert handle.calibration_runs == found_by_training["runs"]
     assert METHODS[row.name] is row
