@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import diffusers
 import pytest
 import torch
 import torch.distributed as dist
@@ -28,6 +29,11 @@ STEPS = 8
 DIVISIBLE: dict[str, Any] = {
     **CALL, "height": 32, "width": 32, "num_inference_steps": STEPS, "output_type": "latent",
 }  # fmt: skip
+
+
+has_context_parallelism = pytest.mark.skipif(
+    not hasattr(diffusers, "ContextParallelConfig"), reason="this diffusers divides no clip"
+)
 
 
 def on_ranks(work: Callable[[int], Any], count: int = 2) -> list[Any]:

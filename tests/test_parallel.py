@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-from rank_runs import divide, latents, on_ranks
+from rank_runs import divide, has_context_parallelism, latents, on_ranks
 from small_denoisers import trial
 from tiny import tiny_wan
 
@@ -17,6 +18,8 @@ from dit_accel import EDCW, accelerate
 from dit_accel.core.families import SITES
 from dit_accel.evaluation import speed
 from dit_accel.layout.model import Keyframe, Layout, Shot, Subject
+
+pytestmark = has_context_parallelism
 
 THRESHOLDS = (0.0, 0.7, 1.0, 1e9)
 TARGETS = (
@@ -222,13 +225,31 @@ def test_a_model_without_a_plan_is_refused_by_name(name):
     on_ranks(work)
 
 
-@pytest.mark.slow
-def test_the_script_finds_no_difference():
-    """Once through all techniques, sites and thresholds, under `torchrun` as users start it."""
-    script = Path(__file__).parents[1] / "scripts" / "experiments" / "table_ranks.py"
+def torchrun(script, *options):
+    """What a script prints that is started as users start it."""
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    path = Path(__file__).parents[1] / "scripts" / "experiments" / script
     done = subprocess.run(
-        [*launcher, str(script), "--rounds", "1"], capture_output=True, text=True, timeout=300
+        [*launcher, str(path), *options], capture_output=True, text=True, timeout=300
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "43 runs of two processes" in done.stdout
+    return done.stdout
+
+
+@pytest.mark.slow
+def test_the_script_finds_no_difference():
+    """Once through all techniques, sites and thresholds."""
+    assert "43 runs of two processes" in torchrun("table_ranks.py", "--rounds", "1")
+
+
+@pytest.mark.slow
+def test_the_script_for_two_gpus_runs_on_a_cpu(tmp_path):
+    out = tmp_path / "two.json"
+    torchrun("table_two_gpus.py", "--small", "--steps=8", "--rounds=1", f"--output={out}")
+    rows = json.loads(out.read_text())["rows"]
+    assert [(row["setting"], row["gpus"]) for row in rows] == [
+        ("uncached", 1), ("plan", 1), ("uncached", 2), ("plan", 2),
+        ("uncached, a branch each", 2), ("plan, a branch each", 2),
+    ]  # fmt: skip
+    assert all(row["relative_error_to_one_gpu"] == 0 and row["finite"] for row in rows)
+    assert rows[3]["computed_share"] < 1 and rows[3]["relative_error_to_uncached"] > 0

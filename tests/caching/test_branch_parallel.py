@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.distributed as dist
-from rank_runs import STEPS, divide, latents, on_ranks
+from rank_runs import STEPS, divide, has_context_parallelism, latents, on_ranks
 from small_denoisers import trial
 from tiny import tiny_wan
 
@@ -130,6 +130,7 @@ def test_without_guidance_there_is_nothing_to_share():
         assert any("shared 0 of 8" in note for note in notes)
 
 
+@has_context_parallelism
 def test_branches_and_tokens_can_both_be_divided():
     """Four ranks: two for each branch, and each branch's tokens in two halves."""
 
@@ -156,6 +157,7 @@ def test_removal_leaves_nothing():
     assert on_ranks(work) == [True, True]
 
 
+@has_context_parallelism
 def test_ranks_that_divide_a_forward_are_refused():
     def work(rank):
         pipe = tiny_wan()
