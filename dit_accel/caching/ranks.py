@@ -22,7 +22,9 @@ class Ranks:
     """The ranks of some process groups; a decision is reduced over one group after the other."""
 
     def __init__(self, groups: Sequence[Any] = ()) -> None:
-        self.groups = tuple(groups)
+        # Two experts may have been divided one by one, over the same ranks.
+        of_ranks = {tuple(dist.get_process_group_ranks(group)): group for group in groups}
+        self.groups = tuple(of_ranks.values())
 
     def __bool__(self) -> bool:
         return bool(self.groups)

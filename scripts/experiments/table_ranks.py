@@ -55,12 +55,12 @@ class Tally:
 Setting = tuple[dict[str, Any], int]  # keywords of `accelerate`, and calls under one handle
 
 
-def settings() -> dict[str, Setting]:
+def settings(thresholds: tuple[float, ...]) -> dict[str, Setting]:
     """Every technique by name; without a profile a plan begins at the second call."""
     found: dict[str, Setting] = {
         f"site={site!r} threshold={delta:g}": ({"site": site, "threshold": delta}, 1)
         for site in SITES
-        for delta in THRESHOLDS
+        for delta in thresholds
     }
     line = dit_accel.EDCW(threshold=3.0, order=1)
     found["site='model' order=1"] = {"config": line, "site": "model"}, 1
@@ -103,10 +103,10 @@ def divide(pipe: Any, **degrees: Any) -> None:
 
 
 def compare(
-    single: Any, divided: Any, rounds: int, tell: Callable[[str], None]
-) -> dict[str, Tally]:
+    single: Any, divided: Any, chosen: dict[str, Setting], rounds: int,
+    tell: Callable[[str], None],
+) -> dict[str, Tally]:  # fmt: skip
     """All settings, `rounds` times over."""
-    chosen = settings()
     tallies = {name: Tally() for name in chosen}
     for seed in range(rounds):
         for name, setting in chosen.items():
@@ -140,7 +140,9 @@ def table(tallies: dict[str, Tally]) -> str:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=50)
-    rounds = parser.parse_args().rounds
+    parser.add_argument("--short", action="store_true", help="three thresholds only")
+    given = parser.parse_args()
+    chosen = settings(THRESHOLDS[::5] if given.short else THRESHOLDS)
     logging.set_verbosity_error()
     torch.set_num_threads(1)
     dist.init_process_group("gloo", timeout=WAIT)
@@ -148,7 +150,7 @@ def main() -> int:
     single, divided = tiny.tiny_wan(), tiny.tiny_wan()
     divide(divided, ulysses_degree=2)
     began = time.perf_counter()
-    tallies = compare(single, divided, rounds, print if first else lambda _: None)
+    tallies = compare(single, divided, chosen, given.rounds, print if first else lambda _: None)
     everyone: list[Any] = [None, None]
     dist.all_gather_object(everyone, tallies)
     if first:

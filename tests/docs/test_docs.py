@@ -283,6 +283,8 @@ def run(words: list[str], page: Path) -> None:
             check_options(rest)
             if page.name != MEASURED and "ray" not in rest:
                 run_command(rest)
+        case ["torchrun", _, _, script, *rest] if script.endswith(".py"):
+            check_script(script, rest)
         case ["torchrun", *rest]:
             assert rest[2:4] == ["-m", "dit_accel.cli"]
             check_options(rest[4:])
