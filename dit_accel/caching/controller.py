@@ -85,6 +85,11 @@ class RunController:
             policy.agree(self._ranks, self._where)
         return policy
 
+    @property
+    def sees_first_step(self) -> bool:
+        """Where the pipeline does not say how it guides."""
+        return self._unsaid is not None
+
     def after_first_step(self, branches: int, seen: Callable[[], FirstStep]) -> Policy | None:
         decide = partial(self._after_first_step, branches, seen)
         return self._ranks.of_first(decide, self._where)

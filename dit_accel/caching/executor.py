@@ -57,6 +57,8 @@ class PlanExecutor(Engine):
         self._first: dict[str, torch.Tensor] = {}  # this step's first branch, by role
         self._forwards: Counter[str] = Counter()  # of this step, by role
         self._extrapolation: Extrapolation | None = None  # of this step
+        self._shown: list[torch.Tensor] = []  # of step 0, where the controller looks at it
+        self._shown_noise: torch.Tensor | None = None
         self.monitor.reset()
         self.lost.reset()
 
@@ -125,9 +127,13 @@ class PlanExecutor(Engine):
         if not cached.holds_only(fresh.shape):  # of a run of another size
             cached.clear()
         if first and session.step == 0 and _same_space(session.latents, value):
-            self.store.noise[session.role] = session.latents.clone()
+            noise = session.latents.clone()
+            self.store.noise[session.role] = noise
             if policy.records:
-                policy.on_noise(self.store.noise[session.role])
+                policy.on_noise(noise)
+            self._shown_noise = noise if self.controller.sees_first_step else None
+        if session.step == 0 and self.controller.sees_first_step:
+            self._shown.append(fresh)  # the store may pack it
         main = first or component > 0  # with one component the first branch speaks for all
         if main and policy.records:
             policy.on_output(session.step, component, fresh)
@@ -183,6 +189,7 @@ class PlanExecutor(Engine):
     def _after_first_step(self) -> Policy:
         """Ask the controller again, which knows now how many forwards a step has."""
         new = self.controller.after_first_step(len(self.store), self._see_first_step)
+        self._shown, self._shown_noise = [], None
         if new is not None:
             for component, cached in enumerate(self.store.values()):
                 if component > 0 and len(self.policy.branch_weights) == 1:
@@ -192,12 +199,11 @@ class PlanExecutor(Engine):
 
     def _see_first_step(self) -> FirstStep:
         """What the first step showed; roles do not guide each other, so the first one speaks."""
-        first, *others = [cached[0] for cached in self.store.values()]
+        first, *others = self._shown
         if len(self.policy.branch_weights) == 1:
             others = [other - first for other in others]
-        before = self.store.noise.get(self.session.role)
-        after = self.session.latents if before is not None else None
-        return FirstStep((first, *others), before, after)
+        after = self.session.latents if self._shown_noise is not None else None
+        return FirstStep((first, *others), self._shown_noise, after)
 
     def _free(self, step: int) -> None:
         needed = {*self.policy.needed_steps(step - 1)}

@@ -23,6 +23,10 @@ from dit_accel.planning.plan import Extrapolation, Plan
 class Controller(Protocol):
     """Gives every run its policy. A `Policy` is a controller too: it gives itself."""
 
+    @property
+    def sees_first_step(self) -> bool:
+        """Whether it has to see what the first step of this run shows."""
+
     def start(self, run: RunInfo) -> Policy:
         """The policy of the run that begins; a ValueError says why there is none."""
 
@@ -74,6 +78,7 @@ class Policy:
         """Computed steps up to this one whose values a later step may use."""
         return ()
 
+    sees_first_step: bool = False  # see `Controller`
     records = False  # whether `on_noise` and `on_output` are called
 
     def on_noise(self, noise: torch.Tensor) -> None:
