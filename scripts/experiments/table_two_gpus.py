@@ -197,8 +197,9 @@ def main() -> None:
         torch.set_num_threads(1)
         dist.init_process_group("gloo", timeout=WAIT)
     else:
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-        dist.init_process_group("nccl", timeout=WAIT)
+        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        torch.cuda.set_device(device)
+        dist.init_process_group("nccl", timeout=WAIT, device_id=device)
     bench = Bench(
         small=given.small, steps=given.steps, rounds=given.rounds, threshold=given.threshold
     )

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from dit_accel.core.drift import projection_coefficient, relative_l1
+from dit_accel.core.drift import l1_sums, projection_coefficient, ratio, relative_l1
 
 
 def test_closed_form():
@@ -43,3 +43,14 @@ def test_share_is_how_often_a_direction_lies_in_a_change():
     """(3, 4) along (2, 0): 6 of 4; nothing lies in no direction."""
     assert float(projection_coefficient(torch.tensor([3.0, 4.0]), torch.tensor([2.0, 0.0]))) == 1.5
     assert float(projection_coefficient(torch.tensor([3.0, 4.0]), torch.zeros(2))) == 0.0
+
+
+def test_sums_of_parts_give_the_drift_of_the_whole():
+    """Each rank has a part of the tokens: sums are added, ratios would not be."""
+    cached, fresh = torch.rand(2, 6, 4, generator=torch.Generator().manual_seed(0)).unbind()
+    fresh[3:] *= 10
+    parts = [l1_sums(cached[rows], fresh[rows]) for rows in (slice(0, 3), slice(3, 6))]
+    whole = relative_l1(cached, fresh).item()
+    assert ratio(parts[0] + parts[1]).item() == pytest.approx(whole, rel=1e-6)
+    assert sum(ratio(part).item() for part in parts) / 2 != pytest.approx(whole, rel=0.1)
+    assert ratio(torch.tensor([[0.0, 0.0], [1.0, 4.0]])).tolist() == [0.0, 0.25]
