@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import time
+from functools import partial
+
+import diffusers
 import numpy as np
 import pytest
 import small_denoisers
@@ -14,8 +18,11 @@ from torch._dynamo.testing import CompileCounter
 
 from dit_accel import UniCP, accelerate
 from dit_accel.attention.pcas import PCAS
+from dit_accel.core.generation import call_arguments
 from dit_accel.evaluation import speed
+from dit_accel.models.checkpoints import DENOISERS
 from dit_accel.planning.lookup import profile_key
+from dit_accel.planning.parts import parts_of
 from dit_accel.planning.profile import ProfileError
 from dit_accel.planning.sampler import planned_coefficients
 
@@ -147,7 +154,8 @@ def test_a_transformer_of_another_family_is_refused_in_words():
     handle.remove()
 
 
-@pytest.mark.parametrize("way", ["plan", pytest.param("model", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("way", ["plan", "model"])
 def test_a_transformer_that_is_compiled_and_assigned_afterwards(way):
     pipe = tiny.tiny_wan()
     stock = call(pipe)
@@ -273,3 +281,105 @@ def test_a_scheduler_whose_settings_change(way):
         assert handle.report().notes[0] == "The scheduler changed since the last run."
     assert np.array_equal(call(pipe), fast) and not np.array_equal(fast, before)
     handle.remove()
+
+
+class Adapted(torch.nn.Module):
+    """A linear layer with a LoRA, as peft's are built."""
+
+    def __init__(self, base_layer):
+        super().__init__()
+        self.base_layer, self.scaling, self.merged_adapters = base_layer, {"one": 1.0}, []
+
+    def forward(self, tokens):
+        return self.base_layer(tokens) * (1 + 0.1 * self.scaling["one"])
+
+
+def test_parts_are_the_same_until_something_changes():
+    pipe = tiny.tiny_wan()
+    one = parts_of(pipe)
+    call(pipe)
+    assert parts_of(pipe) == one == parts_of(tiny.tiny_wan())
+    attention = pipe.transformer.blocks[0].attn1
+    attention.to_q = Adapted(attention.to_q)
+    loaded = parts_of(pipe)
+    attention.to_q.scaling["one"] = 0.5
+    scaled = parts_of(pipe)
+    attention.to_q.merged_adapters.append("one")
+    merged = parts_of(pipe)
+    pipe._attention_kwargs = {"scale": 0.3}
+    assert len({one, loaded, scaled, merged, parts_of(pipe)}) == 5
+    assert loaded.changed_since(one) == ("weights",)
+    pipe.to(torch.bfloat16)
+    assert parts_of(pipe).changed_since(one) == ("weights", "dtype")
+
+
+def test_parts_of_a_model_of_true_size_take_milliseconds():
+    row = DENOISERS["wan2.1-14b"]
+    with torch.device("meta"):
+        module = getattr(diffusers, row.transformer)(**row.config).to(torch.bfloat16)
+    for owner in module.modules():  # a row of each matrix, spread over all others
+        for name, weight in owner._parameters.items():
+            if weight is not None:
+                rows = torch.randn(1, *weight.shape[1:], dtype=weight.dtype)
+                owner._parameters[name] = torch.nn.Parameter(rows.expand(weight.shape), False)
+    pipe, seconds = tiny.tiny_wan(), []
+    pipe.transformer = module
+    for _ in range(3):
+        start = time.perf_counter()
+        parts_of(pipe)
+        seconds.append(time.perf_counter() - start)
+    assert min(seconds) < 0.1  # some milliseconds alone on a machine
+
+
+# --- other calls without a profile ---
+
+
+def denoiser_of(name):
+    """A pipeline of this family, its call, and changes of its arguments by name."""
+    if name == "wan":
+        pipe = tiny.tiny_wan()
+        changes = {
+            "no guidance": {"guidance_scale": 1.0}, "guidance": {"guidance_scale": 6.0},
+            "no negative prompt": {"negative_prompt": None}, "steps": {"num_inference_steps": 16},
+            "size": {"height": 32}, "batch": {"num_videos_per_prompt": 2},
+        }  # fmt: skip
+        return pipe, partial(call, pipe), changes
+    checkpoint = {"cogvideox": "cogvideox-2b", "ltx": "ltx-video"}.get(name, name)
+    case = small_denoisers.trial(checkpoint, steps=12)
+    pipe = speed.build(case)
+    given = speed.embeddings(case.prompt, case.guidance, "cpu", torch.float32)
+    given = call_arguments(pipe, case.clip) | given | {"output_type": "latent"}
+    pipe.set_progress_bar_config(disable=True)
+
+    def call_(**changes):
+        generator = torch.Generator().manual_seed(0)
+        return pipe(**given | {"generator": generator} | changes).frames
+
+    twice = {"height": 2 * given["height"]}
+    changes = {
+        "guidance": {"guidance_scale": case.guidance + 2}, "steps": {"num_inference_steps": 16},
+        "size": twice,
+    }  # fmt: skip
+    if name == "cogvideox":  # with given embeddings, the others repeat no masks
+        changes["batch"] = {"num_videos_per_prompt": 2}
+    return pipe, call_, changes
+
+
+@pytest.mark.parametrize("name", ["wan", "cogvideox", "ltx", "hunyuan-video"])
+def test_calls_that_differ_are_served_or_recorded_anew_with_a_note(name):
+    pipe, call_, more = denoiser_of(name)
+    with accelerate(pipe, speedup=2.0) as handle:
+        call_()
+        call_()
+        planned = handle.report()
+        assert planned.steps_computed < planned.steps
+        for what, changes in more.items():
+            call_(**changes)
+            first = handle.report()
+            call_(**changes)
+            second = handle.report()
+            assert second.steps_computed < second.steps, what
+            if first.steps_computed == first.steps:
+                assert "recorded" in " ".join(first.notes), what
+        call_()
+        assert handle.report().planned == planned.planned

@@ -20,6 +20,7 @@ from typing import Self
 import torch
 
 from dit_accel.core.checks import require
+from dit_accel.core.patching import weights_of
 
 QUERY_RIDGE = 1e-5  # of the mean variance, added to S_q so that unseen directions stay invertible
 
@@ -166,6 +167,20 @@ class Linear:
 
     weight: torch.Tensor
     bias: torch.Tensor | None
+
+
+def linear_of(layer: torch.nn.Module, like: torch.Tensor | None = None) -> Linear | None:
+    """The layer's weights now, wherever they are stored, with `like` on its device and in its
+    dtype; None where it is no plain linear layer: it has a LoRA, or quantized weights."""
+    stored = dict(weights_of(layer))
+    weight, bias = stored.get("weight"), stored.get("bias")
+    if not isinstance(layer, torch.nn.Linear) or weight is None or not weight.is_floating_point():
+        return None
+    if type(weight) not in (torch.Tensor, torch.nn.Parameter):  # a class of tensors of its own
+        return None
+    if like is None:
+        return Linear(weight, bias)
+    return Linear(weight.to(like), bias if bias is None else bias.to(like))
 
 
 def fold_values(

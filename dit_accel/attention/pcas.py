@@ -196,6 +196,7 @@ class LowRankAttention:
         """Add a dense step's `(B, N, H, D)`."""
         self.queries.add(_sampled(query))
         self.keys.add(_sampled(key))
+        self.like = value.new_empty(0)
         if self.config.value_rank is not None:
             self.values.add(_sampled(value))
 

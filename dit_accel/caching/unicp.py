@@ -19,7 +19,7 @@ import torch
 
 from dit_accel.attention import processor
 from dit_accel.attention.block_sparse import tile_order
-from dit_accel.attention.pca import Linear
+from dit_accel.attention.pca import Linear, linear_of
 from dit_accel.attention.pcas import (
     MAX_FLOPS_SHARE,
     PCAS,
@@ -36,6 +36,7 @@ from dit_accel.core.families import Family
 from dit_accel.core.patching import Patches, outside_graphs
 from dit_accel.core.session import Session
 
+_PLAIN = "projections are plain linear layers"
 COMPUTE_CHOICE = Choice("compute", 1.0, 0.0)
 PRUNE_CHOICE = Choice("prune", 1.0, 0.0)
 UNICP_FAMILIES = ("wan",)  # those whose attention has a staged processor
@@ -72,6 +73,7 @@ class PrunedSite(Site):
         super().reset(num_steps)
         if self.pruned is not None:
             self.pruned.reset()
+            self.staged.value = self.staged.out = None  # the last step may have been pruned
         self.choice, self.measures, self.stale = COMPUTE_CHOICE, False, False
         self.first_step: int | None = None  # it ran at: a second expert begins late
         self.measured_at: int | None = None  # the last step that was computed both ways
@@ -91,11 +93,14 @@ class PrunedSite(Site):
         if config.mode == "prune":
             self.pruned = BlockSparseAttention(config)
             return
-        layers = attn.to_v, attn.to_out[0]
-        if not all(isinstance(layer, torch.nn.Linear) for layer in layers):
-            raise ValueError("mode is 'slice'; accepted where projections are plain linear layers")
-        value, out = (Linear(layer.weight, layer.bias) for layer in layers)
+        value, out = self._projections()
+        if value is None or out is None:
+            raise ValueError(f"mode is 'slice'; accepted where {_PLAIN}")
         self.pruned = LowRankAttention(config, value, out)
+
+    def _projections(self, like: torch.Tensor | None = None) -> tuple[Linear | None, Linear | None]:
+        """As they are now: offloaded, or with a LoRA that was fused since the last run."""
+        return linear_of(self.attn.to_v, like), linear_of(self.attn.to_out[0], like)
 
     # --- decisions, at the beginning of a step ---
 
@@ -134,9 +139,17 @@ class PrunedSite(Site):
     def _fit(self) -> None:
         assert self.pruned is not None
         self.stale = False
-        needed = self.pruned.fit()
-        if needed is not None and isinstance(self.pruned, LowRankAttention):
-            low_rank = self.pruned
+        if not isinstance(self.pruned, LowRankAttention):
+            self.pruned.fit()
+            return
+        low_rank = self.pruned
+        value, out = self._projections(low_rank.like)
+        if value is None or out is None:
+            self.off = f"values are sliced only where {_PLAIN}"
+            return
+        low_rank.value, low_rank.out = value, out
+        needed = low_rank.fit()
+        if needed is not None:
 
             def set_rank(numbers: list[float]) -> None:
                 low_rank.rank = int(numbers[0])

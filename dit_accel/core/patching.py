@@ -273,17 +273,20 @@ def _split_hooks(module: torch.nn.Module) -> list[Any]:
 def weights_of(module: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
     """Parameters and buffers by path, also those that accelerate keeps elsewhere between calls."""
     for path, owner in module.named_modules():
-        hook = vars(owner).get("_hf_hook")
-        kept = [
-            one.weights_map
-            for one in getattr(hook, "hooks", (hook,))
-            if getattr(one, "weights_map", None) is not None
-        ]
         for name, tensor in (*owner._parameters.items(), *owner._buffers.items()):
-            if tensor is not None and tensor.device.type == "meta" and kept:
-                tensor = kept[0][name]
             if tensor is not None:
-                yield f"{path}.{name}" if path else name, tensor
+                yield f"{path}.{name}" if path else name, stored(owner, name, tensor)
+
+
+def stored(owner: torch.nn.Module, name: str, tensor: torch.Tensor) -> torch.Tensor:
+    """A module's parameter or buffer; where it is on "meta", the one that accelerate keeps."""
+    if tensor.device.type != "meta":
+        return tensor
+    hook = vars(owner).get("_hf_hook")
+    maps = (getattr(one, "weights_map", None) for one in getattr(hook, "hooks", (hook,)))
+    kept = next((one for one in maps if one is not None), {})
+    found: torch.Tensor = kept.get(name, tensor)
+    return found
 
 
 def outside_graphs(forward: Any) -> Any:

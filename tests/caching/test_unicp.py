@@ -178,9 +178,10 @@ def test_first_blocks_can_stay_dense():
     assert [bool(site.pruned) for site in report.sites] == [False] * 4 + [True] * 2
 
 
-def test_the_second_run_forgets_the_first_and_another_size_is_taken():
+@pytest.mark.parametrize("config", [PRUNE, SLICE], ids=["prune", "slice"])
+def test_the_second_run_forgets_the_first_and_another_size_is_taken(config):
     pipe = tiny_wan()
-    with accelerate(pipe, accel=UniCP(NEVER, PRUNE, None)) as handle:
+    with accelerate(pipe, accel=UniCP(NEVER, config, None)) as handle:
         first = call(pipe, **SIZE)
         call(pipe)
         assert np.array_equal(call(pipe, **SIZE), first)
