@@ -259,3 +259,52 @@ def test_true_guidance_may_come_and_go_between_calls():
     assert found == [
         (whole, 1), (half, 1), (whole, 2), (half, 2), (half, 2), (half, 1), (half, 2),
     ]  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("eta", [0.0, 1.0])
+def test_the_windows_own_sampler_is_planned_for_where_it_draws_no_noise(eta):
+    row = RUNS["ltx-long"]
+    pipe, arguments = row.build()
+    pipe.scheduler = diffusers.LTXEulerAncestralRFScheduler(eta=eta)
+    stock = row(pipe, arguments)
+    with accelerate(pipe, speedup=2) as handle:
+        if eta > 0:
+            with pytest.raises(ValueError, match="LTXEulerAncestralRFScheduler is random"):
+                row(pipe, arguments)
+        else:
+            row(pipe, arguments)
+            row(pipe, arguments)
+            assert handle.report().steps_computed <= 0.6 * handle.report().steps
+    assert torch.equal(row(pipe, arguments), stock)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_scheduler_is_listened_to_for_one_step_and_left_as_it_was(dtype):
+    row = RUNS["hunyuan-true-cfg"]
+    pipe, arguments = row.build()
+    pipe.transformer.to(dtype)
+    arguments |= {
+        name: value.to(dtype)
+        for name, value in arguments.items()
+        if "embeds" in name and value is not None
+    }
+    seen = []
+
+    def note(pipe, at, timestep, tensors):
+        seen.append("step" in vars(pipe.scheduler))
+        return tensors
+
+    with accelerate(pipe, speedup=2) as handle:
+        row(pipe, arguments, callback_on_step_end=note)
+        row(pipe, arguments)
+        weights = handle.executor.policy.branch_weights
+        pipe.transformer.register_forward_pre_hook(_stop)
+        with pytest.raises(RuntimeError, match="stopped"):
+            row(pipe, arguments)
+    assert weights == pytest.approx((1.0, -2.0), abs=0.03)
+    assert not any(seen) and "step" not in vars(pipe.scheduler)
+
+
+def _stop(module, arguments):
+    raise RuntimeError("stopped")

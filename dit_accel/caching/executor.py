@@ -10,6 +10,7 @@ policy decides, `core/extrapolation.py` combines. It works with any transformer.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -24,6 +25,7 @@ from dit_accel.caching.ranks import Ranks
 from dit_accel.caching.store import BranchStore, TensorStore
 from dit_accel.core import extrapolation
 from dit_accel.core.guidance import FirstStep
+from dit_accel.core.patching import Patches
 from dit_accel.core.report import CacheSite, SiteReport
 from dit_accel.core.session import Forward, ForwardCall, Session
 from dit_accel.planning.plan import Extrapolation
@@ -44,6 +46,7 @@ class PlanExecutor(Engine):
         self.monitor, self.lost = Monitor(session), LostValues(session)
         self.store = TensorStore(cache_memory)  # components, by role and branch, by step
         self.computed: dict[tuple[str, str], dict[int, bool]] = {}  # by transformer and branch
+        self._tap = Patches()  # of the scheduler, for one step
         self._prepared = False  # whether the policy was, in this run
         self.ranks = Ranks()
         self._missing: set[int] = set()  # steps whose extrapolation lacked a value
@@ -59,6 +62,8 @@ class PlanExecutor(Engine):
         self._extrapolation: Extrapolation | None = None  # of this step
         self._shown: list[torch.Tensor] = []  # of step 0, where the controller looks at it
         self._shown_noise: torch.Tensor | None = None
+        self._guided: torch.Tensor | None = None
+        self._tap.undo()
         self.monitor.reset()
         self.lost.reset()
 
@@ -153,6 +158,8 @@ class PlanExecutor(Engine):
         self.ranks = Ranks(run.groups)
         self.monitor.reset(self.ranks)
         self.policy, self._prepared = self.controller.start(run), False
+        if self.controller.sees_first_step:
+            self._tap.wrap(self.session.pipe.scheduler, "step", self._listen)
         self.computed.clear()
         self._missing.clear()
         self._changed.clear()
@@ -189,7 +196,7 @@ class PlanExecutor(Engine):
     def _after_first_step(self) -> Policy:
         """Ask the controller again, which knows now how many forwards a step has."""
         new = self.controller.after_first_step(len(self.store), self._see_first_step)
-        self._shown, self._shown_noise = [], None
+        self._shown, self._shown_noise, self._guided = [], None, None
         if new is not None:
             for component, cached in enumerate(self.store.values()):
                 if component > 0 and len(self.policy.branch_weights) == 1:
@@ -202,8 +209,18 @@ class PlanExecutor(Engine):
         first, *others = self._shown
         if len(self.policy.branch_weights) == 1:
             others = [other - first for other in others]
-        after = self.session.latents if self._shown_noise is not None else None
-        return FirstStep((first, *others), self._shown_noise, after)
+        return FirstStep((first, *others), self._guided, self._shown_noise)
+
+    def _listen(self, inner: Any) -> Any:
+        """The scheduler's step, until it was called once: it gets the guided prediction."""
+
+        @functools.wraps(inner)  # pipelines look at its arguments
+        def step(model_output: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+            self._tap.undo()
+            self._guided = model_output
+            return inner(model_output, *args, **kwargs)
+
+        return step
 
     def _free(self, step: int) -> None:
         needed = {*self.policy.needed_steps(step - 1)}

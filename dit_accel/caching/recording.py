@@ -81,8 +81,8 @@ class RecordingPolicy(Policy):
 
     def take(self, first: FirstStep) -> None:
         """Begin after the first step, which another policy had."""
-        if first.before is not None:
-            self.on_noise(first.before)
+        if first.noise is not None:
+            self.on_noise(first.noise)
         for component, value in enumerate(first.components):
             self.on_output(0, component, value)
         self.on_first_step(first)

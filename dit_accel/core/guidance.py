@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-MAX_MISFIT = 0.05  # of a measured guidance, relative to what the step added to the latents
+MAX_MISFIT = 0.05  # of a measured guidance, relative to the guided prediction
 
 
 def guided(value: torch.Tensor, guidance: float, branches: str) -> torch.Tensor:
@@ -60,32 +60,35 @@ class FirstStep:
 
     Args:
         components: the first branch's prediction, then every other one's difference from it.
-        before, after: the latents before and after the step, of the predictions' shape; None: they
-            are not known.
+        guided: what the sampler got for them; None: it is not known.
+        noise: the latents before the step, of the predictions' shape; None: they are not known.
     """
 
     components: Sequence[torch.Tensor]
-    before: torch.Tensor | None
-    after: torch.Tensor | None
+    guided: torch.Tensor | None
+    noise: torch.Tensor | None = None
 
     def weights(self) -> tuple[float, ...] | None:
-        """The components' weights in the guided prediction, which was weighed 1 for the first.
+        """The components' weights in the guided prediction, where the first one weighs 1.
 
-        A first step adds a multiple of the guided prediction to a multiple of the latents, so the
-        weights are found by least squares, in one host sync. None: the step is no such sum.
+        By least squares, in one host sync. None: the guided prediction is no such sum.
+
+        Example:
+            >>> cond, uncond = torch.tensor([1.0, 2.0, 0.5]), torch.tensor([0.5, 1.0, 1.0])
+            >>> FirstStep((cond, uncond - cond), uncond + 3.0 * (cond - uncond)).weights()
+            (1.0, -2.0)
         """
         if len(self.components) == 1:
             return (1.0,)
-        if self.before is None or self.after is None:
+        if self.guided is None or self.guided.shape != self.components[0].shape:
             return None
-        rows = [self.before, *self.components, self.after - self.before]
-        flat = torch.stack([row.float().flatten() for row in rows])
+        flat = torch.stack([row.float().flatten() for row in (*self.components, self.guided)])
         gram = (flat @ flat.T).double().cpu()
         sizes = gram.diagonal().sqrt().clamp_min(1e-30)
         gram = gram / sizes / sizes[:, None]  # so that no row is lost in another one's rounding
         found = torch.linalg.lstsq(gram[:-1, :-1], gram[:-1, -1:], driver="gelsd").solution[:, 0]
         misfit = (1 - found @ gram[:-1, -1]).clamp_min(0).sqrt()
-        _, first, *others = (found / sizes[:-1]).tolist()
+        first, *others = (found / sizes[:-1]).tolist()
         if not misfit <= MAX_MISFIT or not first:
             return None
-        return (1.0, *(round(other / first, 2) for other in others))
+        return (1.0, *(round(other / first, 2) for other in others))  # to bfloat16's rounding
