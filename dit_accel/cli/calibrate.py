@@ -22,7 +22,8 @@ from dit_accel.cli.common.options import CLIP, ClipOptions, listed, option
 from dit_accel.cli.common.text import print_table
 from dit_accel.cli.common.verb import verb
 from dit_accel.cli.run.request import LARGEST_SEED, check_clip, check_within
-from dit_accel.core.files import reason_of
+from dit_accel.core.document import read_document
+from dit_accel.core.files import placed, reason_of
 
 if TYPE_CHECKING:
     from dit_accel.cli.run.settings import Settings
@@ -179,15 +180,16 @@ def _open(work: Path, model: LoadableModel, settings: Settings) -> None:
     }
     with refused(f"{shown}: ", (OSError, ValueError)):
         if stamp.is_file():
-            theirs = json.loads(stamp.read_text(encoding="utf-8"))
-            if theirs != mine:
-                differing = ", ".join(key for key in mine if theirs.get(key) != mine[key])
+            theirs = read_document(stamp).fields()
+            differing = ", ".join(k for k in mine if k not in theirs or theirs[k].value != mine[k])
+            if differing:
                 raise BadInput(f"{shown}, begun with other {differing}: delete it, or pass another")
             return
         if work.exists() and (not work.is_dir() or any(work.iterdir())):
             raise BadInput(f"{shown}, which holds something else: pass another folder")
         work.mkdir(parents=True, exist_ok=True)
-        stamp.write_text(json.dumps(mine) + "\n", encoding="utf-8")
+        with placed(stamp) as scratch:
+            scratch.write_text(json.dumps(mine) + "\n", encoding="utf-8")
 
 
 def _measure(

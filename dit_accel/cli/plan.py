@@ -7,7 +7,6 @@ Knows profiles and schedulers; runs no model. Ours.
 from __future__ import annotations
 
 import dataclasses
-import importlib
 import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +31,7 @@ if TYPE_CHECKING:
     from dit_accel.planning.profile import Profile
 
 PLOTS = (".png", ".svg")
+MOST_TIMESTEPS = 1_000_000  # a scheduler makes tables of that length
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -171,11 +171,22 @@ def _separate(profile: Profile) -> bool:
 
 def _scheduler(model: LoadableModel) -> Any:
     """The scheduler of a model's folder, without the model."""
-    library, name = model.index["scheduler"]
+    import diffusers
+
+    from dit_accel.models.json_file import read_object, whole_number
+
+    entry = model.index.get("scheduler")
+    name = entry[1] if isinstance(entry, list) and len(entry) == 2 else entry
+    kind = getattr(diffusers, str(name), None)
+    if not (isinstance(kind, type) and issubclass(kind, diffusers.SchedulerMixin)):
+        raise RunFailed(f"the scheduler of {model.name} is {name!r:.80}: diffusers has no such one")
+    source = model.folder / "scheduler" / "scheduler_config.json"
     try:
-        kind = getattr(importlib.import_module(library), name)
-        return kind.from_pretrained(str(model.folder / "scheduler"))
-    except (ImportError, AttributeError, OSError, ValueError) as error:
+        timesteps = whole_number(source, read_object(source), "num_train_timesteps", 1)
+        if timesteps > MOST_TIMESTEPS:
+            raise ValueError(f"num_train_timesteps is {timesteps}: at most {MOST_TIMESTEPS}")
+        return kind.from_pretrained(str(source.parent))
+    except Exception as error:  # a damaged configuration makes diffusers raise anything
         raise RunFailed(f"the scheduler of {model.name} cannot be loaded: {error}") from error
 
 

@@ -18,6 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dit_accel.core.document import DocumentError, is_printable, parse_json, shown
+
 KEYS = ("id", "prompt", "negative")
 ID_PATTERN = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
 
@@ -64,6 +66,11 @@ def _prompt(where: str, entry: Any) -> EvaluationPrompt:
     for key, value in entry.items():
         if not isinstance(value, str) or not (value.strip() or key == "negative"):
             raise ValueError(f"{where}: {key} is {_short(value)}; accepted: a text")
+        if not is_printable(value):
+            raise ValueError(
+                f"{where}: {key} is {_short(value)}; accepted: a text without NUL and halves of "
+                "surrogate pairs"
+            )
     content = json.dumps([entry["prompt"], entry.get("negative")])
     name = entry.get("id") or hashlib.sha256(content.encode()).hexdigest()[:12]
     if not re.fullmatch(ID_PATTERN, name):
@@ -74,26 +81,31 @@ def _prompt(where: str, entry: Any) -> EvaluationPrompt:
 
 
 def _json_lines(path: Path, text: str) -> Iterator[tuple[str, Any]]:
-    for number, line in enumerate(text.splitlines(), 1):
-        if not line.strip():
-            continue
+    for number, line in _lines(text):
         try:
-            yield f"{path}, line {number}", json.loads(line)
-        except ValueError as error:
-            raise ValueError(f"{path}, line {number}: not JSON: {error}") from error
+            yield f"{path}, line {number}", parse_json(line)
+        except DocumentError as error:
+            raise ValueError(f"{path}, line {number}: {error}") from error
 
 
 def _plain(path: Path, text: str) -> Iterator[tuple[str, Any]]:
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in _lines(text):
+        yield f"{path}, line {number}", {"prompt": line.strip()}
+
+
+def _lines(text: str) -> Iterator[tuple[int, str]]:
+    """Numbered lines that are not empty. They end at \\n and \\r\\n only: a prompt may have other
+    signs at which `str.splitlines` divides, as U+2028."""
+    for number, line in enumerate(text.split("\n"), 1):
         if line.strip():
-            yield f"{path}, line {number}", {"prompt": line.strip()}
+            yield number, line
 
 
 def _vbench(path: Path, text: str) -> Iterator[tuple[str, Any]]:
     try:
-        entries = json.loads(text)
-    except ValueError as error:
-        raise ValueError(f"{path} is not JSON: {error}") from error
+        entries = parse_json(text)
+    except DocumentError as error:
+        raise ValueError(f"{path} {error}") from error
     if not isinstance(entries, list):
         raise ValueError(f"{path} holds {_short(entries)}; accepted: a list of objects")
     for number, entry in enumerate(entries, 1):
@@ -107,5 +119,6 @@ _READERS = {".jsonl": _json_lines, ".txt": _plain, ".json": _vbench}
 
 
 def _short(value: Any) -> str:
-    text = repr(value)
+    """As it stands there, in ASCII."""
+    text = ascii(value) if len(str(value)) < 1000 else shown(value)
     return text if len(text) <= 80 else text[:77] + "..."

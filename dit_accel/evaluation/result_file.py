@@ -73,10 +73,9 @@ def _check_made(content: Field) -> None:
     for remark in content.at("remarks").entries():
         remark.text()
     content.at("frames_sha256").text(HASH)
-    flops = content.find("flops")
-    if flops is not None:
-        for step in flops.entries():
-            step.number(0, _LARGEST)
+    flops = content.at("flops")
+    for step in flops.entries() if flops.value is not None else ():
+        step.number(0, _LARGEST)
     _check_computed(content)
     runs = content.find("calibration_runs")  # older results have none
     if runs is not None:
@@ -85,11 +84,11 @@ def _check_made(content: Field) -> None:
     for name in _COSTS:
         clock.at(name).number(0, 1e12)
     _count(clock, "peak_memory_bytes")
-    report = content.find("report")
-    if report is not None:
-        _count(report, "cached_bytes")
-    scores = content.find("scores")
-    for score in scores.fields().values() if scores is not None else ():
+    report = content.at("report")
+    if report.value is not None:
+        _count(report, "cached_bytes", needed=False)
+    scores = content.at("scores")
+    for score in scores.fields().values() if scores.value is not None else ():
         _check_score(score)
 
 
@@ -104,12 +103,14 @@ def _check_computed(content: Field) -> None:
 
 
 def _check_score(score: Field) -> None:
-    _check_value(score.find("value"))
+    value = score.at("value")
+    _check_value(None if value.value is None else value)
     frames = score.find("frames")
     for frame in frames.entries() if frames is not None else ():
         _check_value(None if frame.value is None else frame)
-    _text_or_none(score, "reason")
-    _count(score, "exact_frames")
+    if "reason" in score.fields():
+        _text_or_none(score, "reason")
+    _count(score, "exact_frames", needed=False)
     version = score.find("version")
     if version is not None and not isinstance(version.value, str):
         version.whole(0)
@@ -122,12 +123,13 @@ def _check_value(field: Field | None) -> None:
 
 
 def _text_or_none(content: Field, name: str) -> None:
-    field = content.find(name)
-    if field is not None:
+    field = content.at(name)
+    if field.value is not None:
         field.text()
 
 
-def _count(content: Field, name: str) -> None:
-    field = content.find(name)
-    if field is not None:
+def _count(content: Field, name: str, *, needed: bool = True) -> None:
+    """A number of things, or null; absent only where it is not needed."""
+    field = content.at(name) if needed else content.find(name)
+    if field is not None and field.value is not None:
         field.whole(0)

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import importlib
-import json
 import re
 import threading
 import warnings
@@ -22,6 +21,7 @@ from typing import Any
 
 from dit_accel.models import miniature
 from dit_accel.models.families import FAMILIES, Family
+from dit_accel.models.json_file import read_object
 
 REACH_SECONDS = 5.0
 CONFIG_FILES = ["model_index.json", "*/config.json", "*/*_config.json", "generation_defaults.json"]
@@ -80,18 +80,25 @@ def inspect_folder(folder: Path, *, name: str, whole: bool = True) -> LoadableMo
     """
     index = _read_index(folder / "model_index.json", name)
     family = _check_family(index, name)
-    missing = missing_parts(folder, index) if whole else _missing_configs(folder)
+    with _as_model_error(name):
+        missing = missing_parts(folder, index) if whole else _missing_configs(folder)
     if missing:
         raise ModelError(f"model is {name!r}, which is incomplete: {', '.join(missing)} missing")
     return LoadableModel(name, folder, index, family)
 
 
 def missing_parts(folder: Path, index: dict[str, Any]) -> list[str]:
-    """The components that the index of a pipeline names and its folder lacks, wholly or partly."""
+    """The components that the index of a pipeline names and its folder lacks, wholly or partly.
+
+    Raises:
+        ValueError: an index of weights is damaged; names it.
+    """
     missing = []
     for part in index:
         if _class_of(index, part) is None:
             continue
+        if not _is_file_name(part) or part.startswith("."):
+            raise ValueError(f"model_index.json names the component {part!r:.80}")
         if not (folder / part).is_dir() or not any((folder / part).iterdir()):
             missing.append(f"{part}/")
         elif (folder / part / "config.json").is_file():
@@ -117,7 +124,9 @@ def load(model: LoadableModel, *, device: str, dtype: str) -> Any:
                 str(model.folder), torch_dtype=kinds, local_files_only=True
             )
         pipe.to(device)
-    except (OSError, ValueError, KeyError, AttributeError, ImportError) as error:
+    except (MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # a damaged file makes diffusers raise anything
         first = str(error).strip() or type(error).__name__
         raise ModelLoadError(
             f"model is {model.name!r}, which diffusers cannot load: {first}"
@@ -187,13 +196,8 @@ def _embedded() -> LoadableModel:
 def _read_index(source: Path, name: str) -> dict[str, Any]:
     if not source.is_file():
         raise ModelError(f"model is {name!r}: no diffusers folder, it has no model_index.json")
-    try:
-        index = json.loads(source.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ModelError(f"model is {name!r}: its model_index.json is not JSON: {error}") from error
-    if not isinstance(index, dict):
-        raise ModelError(f"model is {name!r}: its model_index.json is no JSON object")
-    return index
+    with _as_model_error(name):
+        return read_object(source)
 
 
 def _check_family(index: dict[str, Any], name: str) -> Family:
@@ -224,8 +228,23 @@ def _missing_weights(part: Path) -> list[str]:
     if not indices:
         found = any(part.glob("*.safetensors")) or any(part.glob("*.bin"))
         return [] if found else ["*.safetensors"]
-    shards = set(json.loads(indices[0].read_text(encoding="utf-8"))["weight_map"].values())
-    return sorted(shard for shard in shards if not (part / shard).is_file())
+    files = read_object(indices[0]).get("weight_map")
+    if not isinstance(files, dict) or not all(map(_is_file_name, files.values())):
+        raise ValueError(f"weight_map of {indices[0]} is no object of file names")
+    return sorted(shard for shard in set(files.values()) if not (part / shard).is_file())
+
+
+def _is_file_name(value: Any) -> bool:
+    """Whether it names a file of the same folder."""
+    return isinstance(value, str) and 0 < len(value) < 256 and not set(value) & set("/\\\0")
+
+
+@contextlib.contextmanager
+def _as_model_error(name: str) -> Iterator[None]:
+    try:
+        yield
+    except ValueError as error:
+        raise ModelError(f"model is {name!r}: {error}") from error
 
 
 def _from_hub(model: str, whole: bool) -> LoadableModel:

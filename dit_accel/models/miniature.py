@@ -10,10 +10,11 @@ Source: ours.
 from __future__ import annotations
 
 import importlib.resources
-import json
 import os
 from pathlib import Path
 from typing import Any
+
+from dit_accel.models.json_file import read_object
 
 MINIATURE_NAME = "mini-wan"
 CALIBRATION = "calibration.jsonl"
@@ -55,13 +56,10 @@ def call_defaults(folder: str | os.PathLike[str]) -> dict[str, int | float]:
     source = Path(folder, DEFAULTS_FILE)
     if not source.is_file():
         return {}
-    try:
-        found = json.loads(source.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{source} is not JSON: {error}") from error
-    if not isinstance(found, dict) or set(found) - set(DEFAULT_KEYS):
+    found = read_object(source)
+    if set(found) - set(DEFAULT_KEYS):
         raise ValueError(
-            f"{source} holds {found!r}: must be an object of {', '.join(DEFAULT_KEYS)}"
+            f"{source} holds {found!r:.200}: must be an object of {', '.join(DEFAULT_KEYS)}"
         )
     return {key: _number(source, key, value) for key, value in found.items()}
 
@@ -87,7 +85,8 @@ def _installed(folder: str) -> Path | None:
 def _number(source: Path, key: str, value: Any) -> int | float:
     whole = key not in ("guidance_scale", "fps")
     kinds = (int,) if whole else (int, float)
-    if isinstance(value, bool) or not isinstance(value, kinds) or value <= 0:
+    # a comparison is false for NaN
+    if isinstance(value, bool) or not isinstance(value, kinds) or not 0 < value < 2**31:
         kind = "whole number" if whole else "number"
-        raise ValueError(f"{key} is {value!r} in {source}: must be a {kind} above 0")
+        raise ValueError(f"{key} is {value!r:.80} in {source}: must be a {kind} above 0")
     return value

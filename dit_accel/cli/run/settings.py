@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-import json
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,9 +20,11 @@ from dit_accel.config import AccelConfig, UncachedConfig
 from dit_accel.core.generation import ClipSpec
 from dit_accel.layout import Layout
 from dit_accel.models import miniature
+from dit_accel.models.json_file import read_object, whole_number
 from dit_accel.models.loading import LoadableModel, choose_device, choose_dtype, resolve_model
 
 FALLBACK_FPS = 16.0
+_TRANSFORMER = Path("transformer/config.json")  # of the model's folder
 _PIPELINE_STRIDE = 16  # diffusers' video pipelines refuse what is no multiple of it
 _CALL_NAMES = {
     "height": "height",
@@ -141,7 +142,7 @@ def call_parameters(model: LoadableModel) -> dict[str, Any]:
 
     name = str(model.index.get("_class_name"))
     pipeline = getattr(diffusers, name, None)
-    if pipeline is None:
+    if not (isinstance(pipeline, type) and issubclass(pipeline, diffusers.DiffusionPipeline)):
         lacking = f"diffusers {diffusers.__version__} has no such class"
         raise BadInput(f"--model is {model.name!r}, a {name}: {lacking}")
     parameters = inspect.signature(pipeline.__call__).parameters.values()
@@ -151,16 +152,22 @@ def call_parameters(model: LoadableModel) -> dict[str, Any]:
 def read_strides(model: LoadableModel) -> SizeStrides:
     """What the configurations of the VAE and the transformer require of a clip's size."""
     vae, transformer = component_config(model, "vae"), transformer_config(model)
-    scale = int(vae.get("scale_factor_spatial") or vae.get("spatial_compression_ratio") or 8)
-    frames = int(vae.get("scale_factor_temporal") or vae.get("temporal_compression_ratio") or 4)
-    pixels = scale * _patch_side(transformer)
-    longest = transformer.get("rope_max_seq_len")
+    source = model.folder / "vae" / "config.json"
+    with refused(f"--model is {model.name!r}: "):
+        scale, frames = (
+            whole_number(source, vae, f"scale_factor_{axis}", None)
+            or whole_number(source, vae, f"{axis}_compression_ratio", usual)
+            for axis, usual in (("spatial", 8), ("temporal", 4))
+        )
+        pixels = scale * _patch_side(transformer)
+        longest = whole_number(_TRANSFORMER, transformer, "rope_max_seq_len", None)
     return SizeStrides(math.lcm(_PIPELINE_STRIDE, pixels), frames, pixels, longest)
 
 
 def latent_pixels(model: LoadableModel) -> int:
     """Pixels along a side of one latent value."""
-    return read_strides(model).pixels_per_token // _patch_side(transformer_config(model))
+    pixels = read_strides(model).pixels_per_token  # refuses a damaged configuration
+    return pixels // _patch_side(transformer_config(model))
 
 
 def transformer_config(model: LoadableModel) -> dict[str, Any]:
@@ -169,8 +176,10 @@ def transformer_config(model: LoadableModel) -> dict[str, Any]:
 
 
 def _patch_side(transformer: dict[str, Any]) -> int:
-    patch = transformer.get("patch_size", 1)
-    return int(patch if isinstance(patch, int) else patch[-1])
+    patch = transformer.get("patch_size") or 1
+    side = patch[-1] if isinstance(patch, (list, tuple)) else patch
+    found: int = whole_number(_TRANSFORMER, {"patch_size": side}, "patch_size", 1)
+    return found
 
 
 def component_config(model: LoadableModel, part: str) -> dict[str, Any]:
@@ -180,10 +189,11 @@ def component_config(model: LoadableModel, part: str) -> dict[str, Any]:
     source = model.folder / part / "config.json"
     if not source.is_file():
         return {}
-    config = json.loads(source.read_text(encoding="utf-8"))
+    with refused(f"--model is {model.name!r}: "):
+        config = read_object(source)
     kind = getattr(diffusers, str(config.get("_class_name")), None)
-    if kind is None:
-        return dict(config)
+    if not isinstance(kind, type):
+        return config
     parameters = inspect.signature(kind.__init__).parameters.values()
     defaults = {p.name: p.default for p in parameters if p.default is not p.empty}
     return {**defaults, **config}

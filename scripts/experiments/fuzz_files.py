@@ -1,0 +1,318 @@
+"""Counts raw errors on mutated files: each must be read, or refused by name of the file.
+
+    nice python scripts/experiments/fuzz_files.py --count 10000
+    python scripts/experiments/fuzz_files.py --sorts profile result --count 300
+
+Sorts: `profile`; `manifest`, `result` and `journal` of an evaluation; `work`, the folder of a
+calibration; `layout`; `prompts`; `model`, the JSON files of a model's folder. Of a file that is
+accepted, what a command would make of it is made: plans, tables, a page now and then.
+A mutant is named by its sort and number: `--sorts profile --first 123 --count 1` is that one again.
+Ours.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import json
+import math
+import random
+import shutil
+import struct
+import sys
+import tempfile
+import time
+import traceback
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from mutants import change_bytes, json_mutant
+
+ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT / "tests"))
+
+from fake_run import fake_plan, fake_run  # noqa: E402
+
+from dit_accel import layout  # noqa: E402
+from dit_accel.calibration.checkpoint import Checkpoint  # noqa: E402
+from dit_accel.cli.common import tables  # noqa: E402
+from dit_accel.cli.common.errors import BadInput  # noqa: E402
+from dit_accel.evaluation import statistics  # noqa: E402
+from dit_accel.evaluation.html.page import render  # noqa: E402
+from dit_accel.evaluation.prompts import read_prompts  # noqa: E402
+from dit_accel.evaluation.store import Store, StoreError  # noqa: E402
+from dit_accel.evaluation.summary import summarise  # noqa: E402
+from dit_accel.layout import LayoutError  # noqa: E402
+from dit_accel.models import miniature  # noqa: E402
+from dit_accel.models.loading import ModelError, inspect_folder  # noqa: E402
+from dit_accel.planning import prediction, selection  # noqa: E402
+from dit_accel.planning.plan import SamplerCoefficients  # noqa: E402
+from dit_accel.planning.profile import Profile, ProfileError  # noqa: E402
+
+Trial = Callable[[random.Random, Path], str]  # "refused", "accepted"; or raises a raw error
+WILD = (math.nan, math.inf, -math.inf, 0.0, -1.0, 1e-30, 1e9, 1e30, -1e300)
+
+
+def tensor_file(path: Path) -> tuple[dict[str, Any], bytes]:
+    """The header and the data of a safetensors file."""
+    content = path.read_bytes()
+    (size,) = struct.unpack("<Q", content[:8])
+    return json.loads(content[8 : 8 + size]), content[8 + size :]
+
+
+def written(head: bytes, data: bytes) -> bytes:
+    return struct.pack("<Q", len(head)) + head + data
+
+
+def profile(rng: random.Random, folder: Path) -> str:
+    """One of: the header's JSON, the tensors' names and types, their values, or bytes."""
+    head, data = tensor_file(miniature.path() / "dit-accel-profile.safetensors")
+    kind = rng.randrange(4)
+    if kind == 0:
+        own = json.loads(head["__metadata__"]["profile"])
+        text = json_mutant(own, rng).decode("utf-8", "replace")
+        head["__metadata__"]["profile"] = text
+        content = written(json.dumps(head).encode(), data)
+    elif kind == 1:
+        content = written(json_mutant(head, rng), data)
+    elif kind == 2:
+        name = rng.choice([name for name in head if not name.startswith(("levels", "__"))])
+        begin, end = head[name]["data_offsets"]
+        form, width = ("<d", 8) if head[name]["dtype"] == "F64" else ("<f", 4)
+        changed = bytearray(data)
+        for _ in range(rng.choice((1, 1, 5))):
+            at = begin + width * rng.randrange((end - begin) // width)
+            value = rng.choice(WILD)
+            with contextlib.suppress(OverflowError):
+                changed[at : at + width] = struct.pack(form, value)
+        content = written(json.dumps(head).encode(), bytes(changed))
+    else:
+        content = change_bytes(written(json.dumps(head).encode(), data), rng)
+    path = folder / "a.safetensors"
+    path.write_bytes(content)
+    try:
+        found = Profile.load(path)
+    except ProfileError:
+        return "refused"
+    use_profile(found, rng)
+    return "accepted"
+
+
+def use_profile(found: Profile, rng: random.Random) -> None:
+    """Its table, and a plan of it as `plan` shows it."""
+    with contextlib.redirect_stdout(io.StringIO()):
+        tables.print_table(tables.candidate_table(found))
+    target = rng.choice((selection.Target(quality=32.0), selection.Target(speedup=3.0)))
+    run = found.sampler
+    if rng.random() < 0.05:  # a plan that is transferred takes a search
+        steps = torch.linspace(1000, 20, 30, dtype=torch.float64)
+        run = SamplerCoefficients(torch.full((30,), -1 / 30).double(), steps, run.branch_weights)
+    choice = None
+    with contextlib.suppress(ValueError):  # a target that this profile has no plan for
+        choice = selection.choose(found, run, target)
+    if choice is not None and choice.prediction is not None:
+        expected = choice.prediction
+        if math.isnan(expected.psnr_db + expected.low_db) or "nan" in prediction.describe(choice):
+            raise AssertionError(f"predicts {expected}")
+
+
+_RUN: list[Path] = []
+
+
+def evaluation(folder: Path) -> Path:
+    """A folder of an evaluation, made once."""
+    if not _RUN:
+        few = ("uncached", "edcw:0.1", "diffusers/faster-cache:2", "fewer-steps:6", "rerun")
+        _RUN.append(fake_run(folder / "run", fake_plan(2, few)).folder)
+    return _RUN[0]
+
+
+def of_evaluation(name: str) -> Trial:
+    def trial(rng: random.Random, folder: Path) -> str:
+        run = evaluation(folder)
+        path = rng.choice(sorted(run.glob(name)))
+        whole = path.read_bytes()
+        try:
+            if name.endswith(".jsonl"):
+                path.write_bytes(change_bytes(whole, rng))
+                Store(run).journal()
+                return "accepted"
+            path.write_bytes(json_mutant(json.loads(whole), rng))
+            return use_evaluation(Store(run), rng)
+        except StoreError as error:
+            if str(run) not in str(error):
+                raise AssertionError(f"names no file: {error}") from error
+            return "refused"
+        finally:
+            path.write_bytes(whole)
+
+    return trial
+
+
+def use_evaluation(store: Store, rng: random.Random) -> str:
+    spec = store.spec()
+    summary = summarise(store.results(spec))
+    with contextlib.redirect_stdout(io.StringIO()):
+        tables.print_table(tables.summary_table(summary, spec.metrics))
+    json.dumps(summary.to_dict(), allow_nan=False)
+    if rng.random() < 0.02:
+        render(store, spec).encode()
+    return "accepted"
+
+
+PIECE = SamplerCoefficients(torch.ones(3).double(), torch.arange(3, 0, -1).double(), (1.0, -3.0))
+
+
+class _Work(Checkpoint):
+    """A checkpoint of no pipeline."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+
+def work(rng: random.Random, folder: Path) -> str:
+    """A piece: the same, or made again."""
+    where = folder / "work"
+    where.mkdir(exist_ok=True)
+    checkpoint = _Work(where)
+    checkpoint.get("sampler", lambda: PIECE)
+    (path,) = where.glob("*.pt")
+    path.write_bytes(change_bytes(path.read_bytes(), rng))
+    made: list[int] = []
+    found = checkpoint.get("sampler", lambda: made.append(1) or PIECE)
+    same = torch.equal(found.timesteps, PIECE.timesteps) and found.branch_weights == (1.0, -3.0)
+    if not same:
+        raise AssertionError("a damaged piece was used")
+    return "refused" if made else "accepted"
+
+
+LAYOUTS = [
+    yaml.safe_load(path.read_text("utf-8"))
+    for path in sorted((ROOT / "assets" / "layouts").glob("*.yaml"))
+]
+
+
+def layouts(rng: random.Random, folder: Path) -> str:
+    path = folder / rng.choice(("a.json", "a.yaml"))
+    path.write_bytes(json_mutant(rng.choice(LAYOUTS), rng))
+    try:
+        layout.load(path)
+    except LayoutError:
+        return "refused"
+    return "accepted"
+
+
+def prompts(rng: random.Random, folder: Path) -> str:
+    rows = [{"id": f"p{i}", "prompt": f"a circle {i}", "negative": "é"} for i in range(4)]
+    suffix = rng.choice((".jsonl", ".txt", ".json"))
+    path = folder / f"a{suffix}"
+    if suffix == ".jsonl":
+        content = b"\n".join(json_mutant(row, rng) for row in rows)
+    elif suffix == ".txt":
+        content = change_bytes("\n".join(row["prompt"] for row in rows).encode(), rng)
+    else:
+        content = json_mutant([{"prompt_en": row["prompt"]} for row in rows], rng)
+    path.write_bytes(content)
+    try:
+        for found in read_prompts(path):
+            found.prompt.encode()
+    except ValueError as error:
+        if str(path) not in str(error):
+            raise AssertionError(f"names no file: {error}") from error
+        return "refused"
+    return "accepted"
+
+
+def model(rng: random.Random, folder: Path) -> str:
+    from dit_accel.cli.plan import _scheduler
+    from dit_accel.cli.run import settings
+
+    where = folder / "model"
+    if not where.exists():
+        shutil.copytree(miniature.path(), where, ignore=shutil.ignore_patterns("dit-accel-*"))
+        index = {"metadata": {}, "weight_map": {"a": "model.safetensors"}}
+        text = json.dumps(index)
+        (where / "transformer" / "diffusion_pytorch_model.safetensors.index.json").write_text(text)
+        (where / "transformer" / "model.safetensors").touch()
+    names = ("model_index.json", "generation_defaults.json", "transformer/config.json",
+             "vae/config.json", "scheduler/scheduler_config.json",
+             "transformer/diffusion_pytorch_model.safetensors.index.json")  # fmt: skip
+    path = where / rng.choice(names)
+    whole = path.read_bytes()
+    try:
+        path.write_bytes(json_mutant(json.loads(whole), rng))
+        found = inspect_folder(where, name="a")
+        settings.call_parameters(found)
+        settings.folder_defaults(found)
+        strides = settings.read_strides(found)
+        settings.check_sizes(strides, 64, 64, 17)
+        settings.latent_pixels(found)
+        _scheduler(found)
+    except (ModelError, BadInput):
+        return "refused"
+    except Exception as error:
+        if type(error).__name__ == "RunFailed":
+            return "refused"
+        raise
+    finally:
+        path.write_bytes(whole)
+    return "accepted"
+
+
+SORTS: dict[str, Trial] = {
+    "profile": profile,
+    "manifest": of_evaluation("manifest.json"),
+    "result": of_evaluation("jobs/*.json"),
+    "journal": of_evaluation("journal.jsonl"),
+    "work": work,
+    "layout": layouts,
+    "prompts": prompts,
+    "model": model,
+}
+
+
+def fuzz(sort: str, count: int, first: int = 0) -> Counter[str]:
+    """How many mutants of a sort were accepted, refused, and ended in a raw error."""
+    found: Counter[str] = Counter(accepted=0, refused=0, raw=0)
+    _RUN.clear()
+    with tempfile.TemporaryDirectory() as folder:
+        for number in range(first, first + count):
+            rng = random.Random(f"{sort} {number}")
+            try:
+                found[SORTS[sort](rng, Path(folder))] += 1
+            except Exception as error:
+                found["raw"] += 1
+                print(f"{sort} {number}: {type(error).__name__}: {str(error)[:300]}")
+                if found["raw"] <= 3:
+                    traceback.print_exc(limit=-3)
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--sorts", nargs="+", choices=SORTS, default=list(SORTS))
+    parser.add_argument("--count", type=int, default=300, help="mutants of each sort")
+    parser.add_argument("--first", type=int, default=0, help="the number of the first mutant")
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    statistics.RESAMPLES = 50  # intervals are the slow part, and not what is tried
+    rows = []
+    for sort in given.sorts:
+        began = time.monotonic()
+        found = fuzz(sort, given.count, given.first)
+        seconds = time.monotonic() - began
+        rows.append(f"| {sort} | {given.count} | {found['accepted']} | {found['refused']} | "
+                    f"{found['raw']} | {seconds:.0f} |")  # fmt: skip
+        print(rows[-1], flush=True)
+    heads = ("sort", "mutants", "accepted", "refused", "raw errors", "seconds")
+    print("\n| " + " | ".join(heads) + " |\n|" + "---|" * len(heads))
+    print("\n".join(rows))
+
+
+if __name__ == "__main__":
+    main()
