@@ -323,8 +323,11 @@ def peak_gib(device: str) -> float | None:
 def compile_as(pipe: Any, way: str) -> None:
     """Compile the transformer: its repeated blocks, the whole in one graph, or in CUDA graphs."""
     torch._dynamo.reset()
-    if way == "regional":
+    if way == "regional" and pipe.transformer._repeated_blocks:
         pipe.transformer.compile_repeated_blocks(fullgraph=True)
+    elif way == "regional":  # CogVideoX names no blocks
+        for block in blocks_of(pipe.transformer):
+            block.compile(fullgraph=True)
     elif way == "whole":
         pipe.transformer.compile(fullgraph=True)
     elif way == "cuda-graphs":
