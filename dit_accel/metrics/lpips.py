@@ -179,9 +179,11 @@ def _distance(network: Tensors, reference: Levels, test: Levels, *, spatial: boo
     import torch
 
     with torch.no_grad():
-        pair = (_features(network, networks.as_input(clip)) for clip in (reference, test))
+        expected, actual = (
+            _features(network, networks.as_input(clip)) for clip in (reference, test)
+        )
         size = reference.shape[1:3] if spatial else None
-        return networks.distance(*pair, [network[name] for name in _HEADS], size)
+        return networks.distance(expected, actual, [network[name] for name in _HEADS], size)
 
 
 def _features(network: Tensors, frames: torch.Tensor) -> list[torch.Tensor]:

@@ -132,15 +132,17 @@ def _distance(
     import torch
 
     with torch.no_grad():
-        pair = (_features(network, networks.as_input(clip)) for clip in (reference, test))
-        return networks.distance(*pair, [network[name] for name in _HEADS])
+        expected, actual = (
+            _features(network, networks.as_input(clip)) for clip in (reference, test)
+        )
+        return networks.distance(expected, actual, [network[name] for name in _HEADS])
 
 
 def _features(network: Tensors, frames: torch.Tensor) -> list[torch.Tensor]:
     """What each of the five convolutions puts out, behind its ReLU."""
     import torch.nn.functional as F
 
-    features = []
+    features: list[torch.Tensor] = []
     for layer, padding in _LAYERS.items():
         if layer in _POOLED_BEFORE:
             frames = _halved(F.max_pool2d(frames, 3, 1))
@@ -158,12 +160,10 @@ def _halved(maps: torch.Tensor) -> torch.Tensor:
     import torch.nn.functional as F
 
     padded = F.pad(maps, (2, 2, 2, 2), mode="reflect")
-    rows, columns = ((size - 3) // 2 + 1 for size in padded.shape[-2:])
-    across = sum(
-        weight * padded[..., tap : tap + 2 * columns - 1 : 2]
-        for tap, weight in enumerate(_BINOMIAL)
-    )
-    return sum(
-        weight * across[..., tap : tap + 2 * rows - 1 : 2, :]
-        for tap, weight in enumerate(_BINOMIAL)
-    )
+    return _second_rows(_second_rows(padded).transpose(-1, -2)).transpose(-1, -2)
+
+
+def _second_rows(padded: torch.Tensor) -> torch.Tensor:
+    last = (padded.shape[-2] - 3) // 2 * 2 + 1  # behind the first row of the last window
+    above, middle, below = (padded[..., tap : tap + last : 2, :] for tap in range(3))
+    return _BINOMIAL[0] * above + _BINOMIAL[1] * middle + _BINOMIAL[2] * below

@@ -115,7 +115,7 @@ def differences(
     for tap in range(filters.shape[1]):
         level += light[:, _SOURCE, tap : tap + frames] * filters[:, tap].view(4, 1, 1, 1)
     found = []
-    frequencies = _frequencies(*light.shape[3:], pixels_per_degree)
+    frequencies = _frequencies(light.shape[3], light.shape[4], pixels_per_degree)
     for band, frequency in enumerate(frequencies[:-1]):
         smaller = _halved(level)
         around = _doubled(smaller, level.shape[-2:])
