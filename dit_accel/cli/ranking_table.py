@@ -19,13 +19,13 @@ if TYPE_CHECKING:
     from dit_accel.cli.evaluate_request import EvaluateOptions
     from dit_accel.evaluation.jobs import EvaluationSpec
     from dit_accel.evaluation.ranking.table import RankingRow
-    from dit_accel.evaluation.statistics import Interval
 
 FEWEST_SEEDS = 3
-HEADS = ("method", "choice", "Spearman", "same first choice", "gain kept")
+HEADS = ("method", "choice", "Spearman", "first", "chance", "gain")
 NOTE = (
     "Choice: how one of the seeds is chosen; a metric means the clip closest to a wanted one. "
-    "By chance: Spearman 0, gain 0, and the same first choice as often as the number in brackets."
+    "First: how often the best seed is the same, and by chance. Gain: the share kept of what the "
+    "best seed has above the mean seed. By chance, Spearman and gain are 0."
 )
 
 
@@ -50,9 +50,10 @@ def ranking_table(rows: tuple[RankingRow, ...]) -> Table:
     """One row a method and choice."""
     table = Table(box=SIMPLE, title="Draft ranking of seeds", title_justify="left", caption=NOTE,
                   caption_justify="left")  # fmt: skip
-    for name in HEADS:
-        right = name not in ("method", "choice")
-        table.add_column(name, justify="right" if right else "left", no_wrap=not right)
+    table.add_column(HEADS[0], overflow="fold")
+    table.add_column(HEADS[1], no_wrap=True)
+    for name in HEADS[2:]:
+        table.add_column(name, justify="right", no_wrap=True)
     before = None
     for row in _shown(rows):
         if before not in (None, row.label):
@@ -79,14 +80,10 @@ def _shown(rows: tuple[RankingRow, ...]) -> list[RankingRow]:
 
 
 def _cells(row: RankingRow) -> list[str]:
-    chance = "" if row.by_chance is None else f" ({100 * row.by_chance:.0f} %)"
-    first = "–" if row.first is None else _percent(row.first) + chance
-    gain = "–" if row.gain is None else _percent(row.gain)
     spearman = "–" if row.spearman is None else row.spearman.text(2)
-    return [row.label, row.choice, spearman, first, gain]
+    shares = (row.first and row.first.value, row.by_chance, row.gain and row.gain.value)
+    return [row.label, row.choice, spearman, *map(_percent, shares)]
 
 
-def _percent(share: Interval) -> str:
-    low, high = (None if end is None else 100 * end for end in (share.low, share.high))
-    value = f"{100 * share.value:.0f} %"
-    return value if low is None or high is None else f"{value} [{low:.0f}, {high:.0f}]"
+def _percent(share: float | None) -> str:
+    return "–" if share is None else f"{100 * share:.0f} %"

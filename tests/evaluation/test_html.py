@@ -21,8 +21,9 @@ pytest.importorskip("jinja2")
 pytest.importorskip("matplotlib")
 
 from dit_accel.cli import app
+from dit_accel.cli.common.tables import summary_table
 from dit_accel.evaluation import html as html_report
-from dit_accel.evaluation.html import clips, labels, made, page
+from dit_accel.evaluation.html import clips, figures, labels, made, page
 from dit_accel.evaluation.html.front import AXES, points
 from dit_accel.evaluation.html.maps import share_computed
 from dit_accel.evaluation.html.plots import DOTS, thinned
@@ -101,6 +102,16 @@ def read(html: str) -> Reader:
 
 
 # one file that stands alone
+
+
+def test_jod_stands_beside_psnr_when_it_is_measured(tmp_path):
+    spec = fake_plan(2, ("uncached", "edcw:0.1"), metrics=("mae", "ssim", "jod", "psnr_db"))
+    assert page._ordered(spec.metrics) == ["psnr_db", "jod", "ssim", "mae"]
+    assert page._preferred(spec) == ["psnr_db", "jod", "ssim"]
+    summary = summarise(fake_run(tmp_path / "run", spec).results())
+    heads = [str(column.header) for column in summary_table(summary, spec.metrics).columns]
+    assert heads[heads.index("psnr_db") :] == ["psnr_db", "jod", "ssim"]
+    assert figures.title("jod") == "JOD" and figures.title("st_lpips") == "ST-LPIPS"
 
 
 def test_every_element_is_closed_and_every_id_is_there_once(html):

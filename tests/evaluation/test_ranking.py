@@ -219,7 +219,7 @@ def test_the_page_shows_the_ranking_where_there_is_one(store):
     score_seeds(store, spec)
     page = render(store, spec)
     assert 'href="#seeds"' in page and "the most motion" in page
-    assert "first choice 100 % (by chance 25 %)" in page
+    assert "first 100 %" in page and "first by chance 25 %" in page
     assert "closest to a wanted clip" in page
 
 

@@ -16,9 +16,9 @@ from dit_accel.evaluation.ranking.table import RankingRow
 
 @dataclass(frozen=True)
 class SeedTable:
-    """(name, meaning) of the columns, and (method, its cells) of the rows."""
+    """(name, meaning, first choices by chance) of the columns; (method, its cells) of the rows."""
 
-    choices: list[tuple[str, str]]
+    choices: list[tuple[str, str, float | None]]
     rows: list[tuple[str, list[RankingRow]]]
 
 
@@ -29,7 +29,9 @@ def table(rows: Sequence[RankingRow], metrics: Sequence[str]) -> SeedTable:
     labels = list(dict.fromkeys(row.label for row in shown))
     cells = {(row.label, row.choice): row for row in shown}
     return SeedTable(
-        choices=[_heading(choice) for choice in choices],
+        choices=[
+            (*_heading(c), next(r.by_chance for r in shown if r.choice == c)) for c in choices
+        ],
         rows=[(label, [cells[label, choice] for choice in choices]) for label in labels],
     )
 
