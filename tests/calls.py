@@ -32,10 +32,10 @@ def _modules(pipe, name):
     return [] if part is None else list(part.modules())
 
 
-def offload(pipe: Any) -> None:
+def offload(pipe: Any, name: str = "transformer") -> None:
     cpu = torch.device("cpu")
     try:
-        pipe.transformer.enable_group_offload(
+        getattr(pipe, name).enable_group_offload(
             onload_device=cpu,
             offload_device=cpu,
             offload_type="block_level",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -83,6 +84,26 @@ def profile_of(
     return Profile(
         key=key, sampler=schedule, candidates=tuple(candidates), **given | changes,
     )  # fmt: skip
+
+
+def made_for(
+    pipe: Any, computed: Sequence[int], *, steps: int, guidance: float, mix: tuple[float, ...],
+    size: tuple[int, int, int], psnr_db: float = 40.0,
+) -> Profile:  # fmt: skip
+    """Of this pipeline, which has run with so many steps: one candidate, and a guard at rest."""
+    from dit_accel.planning.lookup import profile_key
+    from dit_accel.planning.sampler import coefficients_of
+
+    schedule = coefficients_of(pipe.scheduler, mix)
+    height, width, frames = size
+    key = profile_key(
+        pipe, steps=steps, parts=len(mix), guidance=guidance, height=height, width=width,
+        frames=frames, dtype="float32",
+    )  # fmt: skip
+    candidate = candidate_of(computed, [psnr_db + i / 10 for i in range(8)], parts=len(mix))
+    spread = torch.full((len(computed),), 1e6, dtype=torch.float64)
+    candidate = dataclasses.replace(candidate, error_spread=spread)
+    return profile_of([candidate], schedule=schedule, key=key, gram=gram_of(schedule))
 
 
 def spread_out(mean: float, deviation: float, count: int = 8) -> list[float]:

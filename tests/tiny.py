@@ -64,7 +64,7 @@ def tiny_wan(
         }
     for index, model in enumerate(models.values()):
         if model is not None:
-            _draw_weights(model, 10 * seed + index)
+            draw_weights(model, 10 * seed + index)
     pipe = WanPipeline(
         **models,
         tokenizer=tiny_tokenizer(),
@@ -134,7 +134,7 @@ def _autoencoder() -> AutoencoderKLWan:
     )
 
 
-def _draw_weights(model: torch.nn.Module, seed: int) -> None:
+def draw_weights(model: torch.nn.Module, seed: int) -> None:
     """Draw all weights anew, zero-initialised ones too: a path that adds nothing hides faults.
 
     The libraries' own initialisation differs from version to version; this one does not.

@@ -172,9 +172,9 @@ class PrunedSite(Site):
 
     def _fold(self) -> None:
         """Put the low-rank bases into the projections, where this step is pruned."""
-        if isinstance(self.pruned, LowRankAttention) and self.pruned.folded is not None:
-            pruned = self.choice.action != "compute"
-            self.staged.value, self.staged.out = self.pruned.folded if pruned else (None, None)
+        if isinstance(self.pruned, LowRankAttention):  # at a run's begin the last one's are there
+            folded = self.pruned.folded if self.choice.action != "compute" else None
+            self.staged.value, self.staged.out = folded or (None, None)
 
     def attend(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
         """The processor's stage, `(B, N, H, D)` each; some steps are computed both ways."""

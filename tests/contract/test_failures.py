@@ -1,0 +1,116 @@
+"""What goes wrong in mid-run leaves the next run right: on every family and technique."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from techniques import combinations, is_equal
+from tiny_models import STEPS, TinyModel
+
+from dit_accel import accelerate
+
+Stop = Callable[[TinyModel, Any, dict[str, Any]], None]
+
+
+def after_a_step(model: TinyModel, pipe: Any, changes: dict[str, Any]) -> None:
+    """The user interrupts while the pipeline is between two steps."""
+
+    def stop(pipe: Any, step: int, time: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+        if step == 4:
+            raise KeyboardInterrupt
+        return tensors
+
+    with pytest.raises(KeyboardInterrupt):
+        model.run(pipe, **changes, callback_on_step_end=stop)
+
+
+def inside_a_forward(model: TinyModel, pipe: Any, changes: dict[str, Any]) -> None:
+    """The last block runs out of memory in the second step."""
+    block = list(getattr(pipe.transformer, model.row.blocks[-1]))[-1]
+    layer = next(part for part in block.modules() if isinstance(part, torch.nn.Linear))
+    calls: list[int] = []
+
+    def fail(*_: Any) -> None:
+        calls.append(1)
+        if len(calls) == 3:
+            raise MemoryError
+
+    hook = layer.register_forward_pre_hook(fail)
+    try:
+        with pytest.raises(MemoryError):
+            model.run(pipe, **changes)
+    finally:
+        hook.remove()
+
+
+@pytest.mark.parametrize("stop", [after_a_step, inside_a_forward], ids=lambda f: f.__name__)
+@combinations("interrupts")
+def test_after_a_run_that_broke_the_next_one_is_right(stock, model, technique, stop):
+    pipe, clip = stock
+    changes = technique.changes
+    with accelerate(pipe, **technique.loose(model, pipe)) as handle:
+        stop(model, pipe, changes)  # also while the first run is recorded
+        if technique.records:
+            assert is_equal(model.run(pipe, **changes), clip)
+        fast = model.run(pipe, **changes)
+        report = handle.report()
+        stop(model, pipe, changes)
+        assert is_equal(model.run(pipe, **changes), fast)
+        again = handle.report()
+    assert not torch.equal(fast, clip), "the control"
+    assert again.steps == STEPS
+    assert [(s.name, s.branch, s.computed) for s in again.sites] == [
+        (s.name, s.branch, s.computed) for s in report.sites
+    ]
+
+
+@combinations()
+def test_removed_after_a_run_that_broke(stock, model, technique):
+    pipe, _ = stock
+    with accelerate(pipe, **technique.loose(model, pipe)):
+        inside_a_forward(model, pipe, technique.changes)
+
+
+def one_after_another(
+    model: TinyModel, pipe: Any, changes: dict[str, Any]
+) -> tuple[Any, list[str]]:
+    """A call that begins while another thread's is between two steps: its clip, and the errors."""
+    halfway, go_on = threading.Event(), threading.Event()
+    errors: list[str] = []
+
+    def wait(pipe: Any, step: int, time: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+        if step == 2:
+            halfway.set()
+            go_on.wait(20)
+        return tensors
+
+    def first() -> None:
+        try:
+            model.run(pipe, **changes, callback_on_step_end=wait)
+        except RuntimeError as error:
+            errors.append(str(error))
+
+    thread = threading.Thread(target=first)
+    thread.start()
+    assert halfway.wait(20)
+    try:
+        return model.run(pipe, **changes), errors
+    finally:
+        go_on.set()
+        thread.join()
+
+
+@combinations()
+def test_two_threads_at_once_are_refused_and_the_next_call_is_right(stock, model, technique):
+    pipe, _ = stock
+    with accelerate(pipe, **technique.loose(model, pipe)):
+        model.run(pipe, **technique.changes)
+        alone = model.run(pipe, **technique.changes)
+        second, errors = one_after_another(model, pipe, technique.changes)
+        assert is_equal(second, alone)  # it began a run: the other one is over
+        assert len(errors) == 1 and "two threads at once" in errors[0]
+        assert is_equal(model.run(pipe, **technique.changes), alone)

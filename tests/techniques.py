@@ -1,0 +1,198 @@
+"""Every technique as the contract tests see it: a neutral and a loose setting, and where it is.
+
+A new technique needs an entry in `TECHNIQUES`; `tests/contract/` then runs it on every family.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import profiles
+import pytest
+import torch
+from tiny_models import MODELS, STEPS, TinyModel
+
+from dit_accel import EDCW, UniCP, layout
+from dit_accel.attention.pcas import PCAS
+from dit_accel.caching.unicp import UNICP_FAMILIES
+from dit_accel.models.families import SITES, Family
+from dit_accel.planning.plan import Extrapolation, Plan
+from dit_accel.scenes.rows import SceneConfig
+
+Settings = dict[str, Any]  # keywords of `accelerate`
+LOOSE = EDCW(threshold=1e9, first=2)
+COMPUTED = (0, 1, 3, 5)  # of `STEPS`, by the plans
+LINE, REUSE = Extrapolation(({1: 2.0, 0: -1.0},)), Extrapolation(({3: 1.0},))
+PLAN = Plan(STEPS, {2: LINE, 4: REUSE, 6: REUSE, 7: REUSE})
+
+
+@dataclass(frozen=True)
+class Technique:
+    """One technique.
+
+    Args:
+        name: of its tests.
+        cell: its column in the table of what goes together.
+        neutral, loose: settings that change nothing, and settings that reuse all they may, for a
+            pipeline that has run once.
+        supports: whether a family has it; where not, `accelerate` refuses it.
+        changes: arguments of the call.
+        records: whether its first run is computed and recorded.
+    """
+
+    name: str
+    cell: str
+    neutral: Callable[[TinyModel, Any], Settings]
+    loose: Callable[[TinyModel, Any], Settings]
+    supports: Callable[[Family], bool] = lambda _: True
+    changes: dict[str, Any] = field(default_factory=dict)
+    records: bool = False
+
+
+def _given(settings: Settings) -> Callable[[TinyModel, Any], Settings]:
+    return lambda model, pipe: settings
+
+
+def _windows(site: str) -> Technique:
+    return Technique(
+        name=f"windows-{site}", cell=f"windows at {site}",
+        neutral=_given({"threshold": 0.0, "site": site}),
+        loose=_given({"config": LOOSE, "site": site}),
+        supports=lambda family: site in family.sites,
+    )  # fmt: skip
+
+
+def _has_stages(family: Family) -> bool:
+    return family.name in UNICP_FAMILIES
+
+
+def _pruned(name: str, neutral: PCAS, loose: PCAS) -> Technique:
+    def alone(pcas: PCAS) -> Settings:
+        return {"accel": UniCP(windows=EDCW(threshold=0.0), pcas=pcas, shift=None)}
+
+    return Technique(name, "UniCP", _given(alone(neutral)), _given(alone(loose)), _has_stages)
+
+
+def profile_of(model: TinyModel, pipe: Any) -> profiles.Profile:
+    """A made-up profile of a pipeline that has run once, with one plan that has `COMPUTED`."""
+    arguments = model.arguments
+    guidance = float(arguments["guidance_scale"])
+    separate = model.row.branches == "separate" and guidance > 1
+    size = tuple(arguments[name] for name in ("height", "width", "num_frames"))
+    return profiles.made_for(
+        pipe, COMPUTED, steps=STEPS, guidance=guidance, size=size,
+        mix=(1.0, 1.0 - guidance) if separate else (1.0,),
+    )  # fmt: skip
+
+
+def _planned(name: str, cell: str, loose: Settings, neutral: Settings) -> Technique:
+    """By a profile; the loose plan has `COMPUTED`."""
+
+    def settings(given: Settings) -> Callable[[TinyModel, Any], Settings]:
+        return lambda model, pipe: {"profile": profile_of(model, pipe)} | given
+
+    return Technique(name, cell, settings(neutral), settings(loose))
+
+
+def _layout(subjects: list[dict[str, Any]], shots: int) -> layout.Layout:
+    """Shots with the same subjects; those with a reference are in the last one only."""
+    first = [one for one in subjects if "reference" not in one]
+    made = [
+        {"id": f"shot{i}", "prompt": "a", "subjects": subjects if i == shots - 1 else first}
+        for i in range(shots)
+    ]
+    text = json.dumps({"version": 1, "shots": made})
+    return layout.parse(text.encode(), Path(), json_only=True)
+
+
+def _scene(name: str, config: SceneConfig, subjects: list[dict[str, Any]], shots: int) -> Technique:
+    """Against one subject that covers all."""
+    whole = [{"id": "all", "prompt": "a red circle", "box": [0, 0, 1, 1]}]
+    prompts = ["a red circle moving right", "a blue square moving left"][:shots]
+    call = {"prompt": prompts, "negative_prompt": ["plain"] * shots, "height": 32, "width": 64}
+    return Technique(
+        name, "scene",
+        neutral=_given({"layout": _layout(whole, shots), "scene": SceneConfig(text=0.0)}),
+        loose=_given({"layout": _layout(subjects, shots), "scene": config}),
+        supports=lambda family: family.cross_attention is not None,
+        changes=call,
+    )  # fmt: skip
+
+
+RED = {"id": "red", "prompt": "a red circle", "box": [0, 0, 0.5, 1]}
+BLUE = {"id": "blue", "prompt": "a blue square", "box": [0.5, 0, 1, 1]}
+SHRUNK = {
+    "id": "green",
+    "prompt": "a",
+    "box": [0, 0, 0.5, 0.5],
+    "reference": {"shot": "shot0", "subject": "red"},
+}
+
+TECHNIQUES: dict[str, Technique] = {
+    one.name: one
+    for one in (
+        *map(_windows, SITES),
+        Technique(
+            "unicp", "UniCP",
+            neutral=_given({"accel": "unicp-paper", "threshold": 0.0}),
+            loose=_given({"accel": UniCP(windows=LOOSE, pcas=PCAS(always=True))}),
+            supports=_has_stages,
+        ),
+        _pruned("pruned", PCAS(keep_mass=1.0, cap=1.0, always=True), PCAS(always=True)),
+        _pruned(
+            "sliced", PCAS(mode="slice", rank=64, always=True),
+            PCAS(mode="slice", rank=2, value_rank=2, always=True),
+        ),
+        Technique(
+            "plan", "plan", _given({"plan": Plan(STEPS, {})}), _given({"plan": PLAN})
+        ),
+        Technique(
+            "speedup", "plan", _given({"speedup": 1.0}), _given({"speedup": 2.0}), records=True
+        ),
+        _planned("quality", "plan", {"quality": 30.0}, {"quality": 80.0}),
+        _planned("static", "static plan", {"speedup": 2.0, "static": True},
+                 {"speedup": 1.0, "static": True}),
+        _planned("packed", "packed plan", {"speedup": 2.0, "cache_memory": 1},
+                 {"speedup": 1.0, "cache_memory": 1}),
+        _scene("isolation", SceneConfig(share=False), [RED, BLUE], 1),
+        _scene("reposition", SceneConfig(isolate=False, text=0.0), [RED, SHRUNK], 2),
+    )
+}  # fmt: skip
+
+
+def combinations(*companions: str, without: tuple[str, ...] = ()) -> Any:
+    """Parameters `model` and `technique`: all that go together; they fill the companions' cells."""
+    return pytest.mark.parametrize(
+        ("model", "technique"),
+        [
+            pytest.param(
+                model, technique, id=f"{name}-{technique.name}",
+                marks=[pytest.mark.composes(technique.cell, one) for one in companions],
+            )
+            for name, model in MODELS.items()
+            for technique in TECHNIQUES.values()
+            if technique.supports(model.row) and technique.name not in without
+        ],
+    )  # fmt: skip
+
+
+def refusals() -> Any:
+    """Parameters `model` and `technique`: all that do not go together."""
+    return pytest.mark.parametrize(
+        ("model", "technique"),
+        [
+            pytest.param(model, technique, id=f"{name}-{technique.name}")
+            for name, model in MODELS.items()
+            for technique in TECHNIQUES.values()
+            if not technique.supports(model.row)
+        ],
+    )
+
+
+def is_equal(one: torch.Tensor, other: torch.Tensor) -> bool:
+    """Bit by bit, and finite."""
+    return bool(torch.equal(one, other) and one.isfinite().all())

@@ -1,0 +1,74 @@
+"""One tiny pipeline of each family, of real diffusers classes: what the contract tests run on.
+
+A new family needs a row in `models/families.py` and an entry in `MODELS`: a function that builds
+its pipeline, and the arguments of its smallest call. `tests/contract/` does the rest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import small_denoisers
+import tiny
+import torch
+
+from dit_accel.core.generation import call_arguments
+from dit_accel.evaluation import speed
+from dit_accel.models.families import FAMILIES, Family
+
+STEPS = 8  # the fewest that a plan takes
+
+
+@dataclass(frozen=True)
+class TinyModel:
+    """A pipeline that can be built again, and the arguments of its smallest call.
+
+    Args:
+        family: the row's name.
+        build: makes a pipeline, with the same weights each time, in eval mode.
+        arguments: of the call, without steps, generator and output type.
+    """
+
+    family: str
+    build: Callable[[], Any]
+    arguments: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def row(self) -> Family:
+        return next(row for row in FAMILIES.values() if row.name == self.family)
+
+    def run(self, pipe: Any, **changes: Any) -> torch.Tensor:
+        """The last latents of a call with `STEPS` steps."""
+        given = {"num_inference_steps": STEPS, "output_type": "latent"} | self.arguments | changes
+        frames: torch.Tensor = pipe(**given, generator=torch.Generator().manual_seed(0)).frames
+        return frames
+
+
+def of_checkpoint(family: str, name: str) -> TinyModel:
+    """A denoiser of `checkpoints.yaml`, without text encoder and VAE, with weights drawn anew."""
+    case = small_denoisers.trial(name)
+
+    def build() -> Any:
+        pipe = speed.build(case)
+        tiny.draw_weights(pipe.transformer, seed=0)
+        return pipe
+
+    text = speed.embeddings(case.prompt, case.guidance, "cpu", torch.float32)
+    arguments = call_arguments(build(), case.clip) | text
+    for name in ("num_inference_steps", "output_type", "generator"):
+        del arguments[name]
+    return TinyModel(family, build, arguments)
+
+
+WAN = {name: value for name, value in tiny.CALL.items() if name != "num_inference_steps"}
+WAN["output_type"] = "latent"
+
+MODELS: dict[str, TinyModel] = {
+    "wan": TinyModel("wan", tiny.tiny_wan, WAN),
+    "wan-two-experts": TinyModel("wan", lambda: tiny.tiny_wan(transformer_2=True), WAN),
+    "hunyuan-video": of_checkpoint("hunyuan-video", "hunyuan-video"),
+    "cogvideox": of_checkpoint("cogvideox", "cogvideox-2b"),
+    "ltx": of_checkpoint("ltx", "ltx-video"),
+}
