@@ -164,20 +164,38 @@ TECHNIQUES: dict[str, Technique] = {
 }  # fmt: skip
 
 
-def combinations(*companions: str, without: tuple[str, ...] = ()) -> Any:
-    """Parameters `model` and `technique`: all that go together; they fill the companions' cells."""
+ONE_A_CELL = tuple({one.cell: name for name, one in reversed(TECHNIQUES.items())}.values())
+Change = Callable[[Any], None]
+
+
+def combinations(
+    *companions: str, beside: tuple[Change, ...] = (), without: tuple[str, ...] = (),
+    only: tuple[str, ...] = tuple(TECHNIQUES),
+) -> Any:  # fmt: skip
+    """Parameters `model` and `technique`: all that go together, less some techniques.
+
+    They fill the companions' cells. With `beside` there is `change` too, and its name is the cell.
+    """
+
+    def parameter(name: str, technique: Technique, change: Change | None) -> Any:
+        own = () if change is None else (change.__name__.replace("_", " "),)
+        marks = [pytest.mark.composes(technique.cell, one) for one in (*companions, *own)]
+        values = MODELS[name], technique, *(() if change is None else (change,))
+        words = name, technique.name, *(() if change is None else (change.__name__,))
+        return pytest.param(*values, id="-".join(words), marks=marks)
+
     return pytest.mark.parametrize(
-        ("model", "technique"),
+        ("model", "technique", "change") if beside else ("model", "technique"),
         [
-            pytest.param(
-                model, technique, id=f"{name}-{technique.name}",
-                marks=[pytest.mark.composes(technique.cell, one) for one in companions],
-            )
+            parameter(name, technique, change)
             for name, model in MODELS.items()
             for technique in TECHNIQUES.values()
-            if technique.supports(model.row) and technique.name not in without
+            for change in beside or (None,)
+            if technique.supports(model.row)
+            and technique.name in only
+            and technique.name not in without
         ],
-    )  # fmt: skip
+    )
 
 
 def refusals() -> Any:

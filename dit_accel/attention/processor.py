@@ -28,7 +28,9 @@ PROCESSORS = ("WanAttnProcessor",)
 
 class WrappedProcessor:
     """A processor around the stock one, which gets all private attributes that diffusers sets on a
-    processor later (its backend, the parallel config); only our patch mark stays here."""
+    processor later (its backend, the parallel config); only our patch mark stays here.
+
+    It copies and pickles as the stock one: a copy of an accelerated pipeline is stock."""
 
     def __init__(self, stock: Any) -> None:
         self.stock = stock
@@ -41,6 +43,13 @@ class WrappedProcessor:
     def __setattr__(self, name: str, value: Any) -> None:
         here = name.startswith("_dit_accel") or not name.startswith("_")
         object.__setattr__(self if here else self.stock, name, value)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _same, (self.stock,)
+
+
+def _same(processor: Any) -> Any:
+    return processor
 
 
 class StagedAttnProcessor(WrappedProcessor):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -11,27 +11,60 @@ from calls import state_of
 from techniques import Technique
 from tiny_models import TinyModel
 
+from dit_accel import accelerate
+
+Change = Callable[[Any], None]
 Stock = tuple[Any, torch.Tensor]
 
 
 class Workbench:
-    """Pipelines of the models, and their stock clips by the arguments of the call."""
+    """Pipelines of the models, also changed ones, and clips: each made once."""
 
     def __init__(self) -> None:
-        self._pipes: dict[int, Any] = {}
-        self._clips: dict[str, torch.Tensor] = {}
+        self._pipes: dict[tuple[int, Change | None], Any] = {}
+        self._clips: dict[tuple[int, str], torch.Tensor] = {}
 
-    def pipe(self, model: TinyModel) -> Any:
-        if id(model) not in self._pipes:
-            self._pipes[id(model)] = model.build()
-        return self._pipes[id(model)]
+    def pipe(self, model: TinyModel, change: Change | None = None) -> Any:
+        """The same one for every test; `change` is what a user did to it before."""
+        key = id(model), change
+        if key not in self._pipes:
+            self._pipes[key] = model.build()
+            if change is not None:
+                change(self._pipes[key])
+        return self._pipes[key]
 
-    def stock(self, model: TinyModel, technique: Technique) -> Stock:
-        """The pipeline, which has run last with the technique's arguments, and that clip."""
-        pipe, key = self.pipe(model), f"{id(model)} {technique.changes}"
+    def stock(self, model: TinyModel, technique: Technique) -> torch.Tensor:
+        """The clip of the pipeline as it is."""
+        pipe = self.pipe(model)
+        return self._clip(model, repr(technique.changes), lambda: _run(model, pipe, technique))
+
+    def accelerated(self, model: TinyModel, technique: Technique) -> torch.Tensor:
+        """The clip by the technique's loose setting."""
+
+        def run() -> torch.Tensor:
+            pipe = self.pipe(model)
+            with accelerate(pipe, **technique.loose(model, pipe)):
+                return clips(model, pipe, technique, 1)[0]
+
+        self.stock(model, technique)
+        return self._clip(model, technique.name, run)
+
+    def _clip(self, model: TinyModel, what: str, run: Callable[[], torch.Tensor]) -> torch.Tensor:
+        key = id(model), what
         if key not in self._clips:
-            self._clips[key] = model.run(pipe, **technique.changes)
-        return pipe, self._clips[key]
+            self._clips[key] = run()
+        return self._clips[key]
+
+
+def _run(model: TinyModel, pipe: Any, technique: Technique) -> torch.Tensor:
+    return model.run(pipe, **technique.changes)
+
+
+def clips(model: TinyModel, pipe: Any, technique: Technique, calls: int = 2) -> list[torch.Tensor]:
+    """Of several calls, without the one that is recorded."""
+    if technique.records:
+        _run(model, pipe, technique)
+    return [_run(model, pipe, technique) for _ in range(calls)]
 
 
 @pytest.fixture(scope="module")
@@ -42,11 +75,11 @@ def workbench() -> Workbench:
 @pytest.fixture
 def stock(workbench: Workbench, model: TinyModel, technique: Technique) -> Iterator[Stock]:
     """A pipeline and its stock clip; after the test both are the same."""
-    pipe, clip = workbench.stock(model, technique)
+    pipe, clip = workbench.pipe(model), workbench.stock(model, technique)
     before = traces(pipe)
     yield pipe, clip
     assert traces(pipe) == before, "removed, and something is left behind"
-    assert torch.equal(model.run(pipe, **technique.changes), clip)
+    assert torch.equal(_run(model, pipe, technique), clip)
 
 
 def traces(pipe: Any) -> Any:

@@ -1,4 +1,7 @@
-"""Beside what users combine it with: offload, compilation, copies, siblings; every family."""
+"""Beside what users combine it with: offload, compilation, copies; on every family and technique.
+
+What was there before `accelerate` is tried by default, what comes after it by the slow tests.
+"""
 
 from __future__ import annotations
 
@@ -10,10 +13,11 @@ from typing import Any
 import pytest
 import torch
 from calls import offload
-from techniques import Technique, combinations, is_equal
-from tiny_models import TinyModel
+from techniques import ONE_A_CELL, combinations, is_equal
 
 from dit_accel import accelerate
+
+Change = Callable[[Any], None]
 
 
 def model_offload(pipe: Any) -> None:
@@ -21,102 +25,84 @@ def model_offload(pipe: Any) -> None:
 
 
 def group_offload(pipe: Any) -> None:
-    for name in ("transformer", "transformer_2"):
-        if getattr(pipe, name, None) is not None:
-            offload(pipe, name)
+    for name in transformers(pipe):
+        offload(pipe, name)
 
 
-def compile_blocks(pipe: Any) -> None:
-    _each(pipe, lambda module: module.compile_repeated_blocks(backend="eager"))
+def regional_compile(pipe: Any) -> None:
+    for name in transformers(pipe):
+        getattr(pipe, name).compile_repeated_blocks(backend="eager")
 
 
-def compile_whole(pipe: Any) -> None:
-    _each(pipe, lambda module: module.compile(backend="eager"))
+def whole_compile(pipe: Any) -> None:
+    for name in transformers(pipe):
+        getattr(pipe, name).compile(backend="eager")
 
 
-def _each(pipe: Any, change: Callable[[Any], None]) -> None:
-    for name in ("transformer", "transformer_2"):
-        if getattr(pipe, name, None) is not None:
-            change(getattr(pipe, name))
+def transformers(pipe: Any) -> list[str]:
+    names = ("transformer", "transformer_2")
+    return [name for name in names if getattr(pipe, name, None) is not None]
 
 
-def clips(model: TinyModel, pipe: Any, technique: Technique, calls: int = 2) -> list[torch.Tensor]:
-    """Of several calls, without the one that is recorded."""
-    if technique.records:
-        model.run(pipe, **technique.changes)
-    return [model.run(pipe, **technique.changes) for _ in range(calls)]
+OFFLOADS = (model_offload, group_offload)
+COMPILES = (regional_compile, whole_compile)
 
 
-def check(
-    model: TinyModel, technique: Technique, stock: torch.Tensor, expected: torch.Tensor,
-    change: Callable[[Any], None], *, before: bool,
-) -> None:  # fmt: skip
+@combinations(beside=OFFLOADS)
+def test_every_call_is_accelerated_where_it_was_there_before(workbench, model, technique, change):
+    beside(workbench, model, technique, change, before=True)
+
+
+@pytest.mark.slow
+@combinations(beside=OFFLOADS)
+def test_every_call_is_accelerated_where_it_comes_later(workbench, model, technique, change):
+    beside(workbench, model, technique, change, before=False)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("before", [True, False], ids=["before", "after"])
+@combinations(beside=COMPILES, only=ONE_A_CELL)
+def test_a_compiled_model(workbench, model, technique, change, before):
+    torch._dynamo.reset()
+    beside(workbench, model, technique, change, before=before)
+
+
+def beside(workbench: Any, model: Any, technique: Any, change: Change, *, before: bool) -> None:
     """The same clip at every call with the change, before or after `accelerate`; then stock."""
-    pipe = model.build()
-    model.run(pipe, **technique.changes)
-    settings = technique.loose(model, pipe)
-    if before:
-        change(pipe)
-    with accelerate(pipe, **settings) as handle:
+    stock, expected = workbench.stock(model, technique), workbench.accelerated(model, technique)
+    pipe = workbench.pipe(model, change) if before else model.build()
+    assert before is False or is_equal(model.run(pipe, **technique.changes), stock)
+    with accelerate(pipe, **technique.loose(model, workbench.pipe(model))):
         if not before:
             change(pipe)
-        for clip in clips(model, pipe, technique):
-            assert is_equal(clip, expected)
-        computed = handle.report().steps_computed
+        for _ in range(1 + technique.records):
+            model.run(pipe, **technique.changes)
+        assert is_equal(model.run(pipe, **technique.changes), expected)
     assert is_equal(model.run(pipe, **technique.changes), stock)
-    assert not torch.equal(stock, expected), computed
-
-
-@pytest.fixture
-def expected(stock, model, technique) -> torch.Tensor:
-    """The accelerated clip of a pipeline that nobody changed."""
-    pipe, _ = stock
-    with accelerate(pipe, **technique.loose(model, pipe)):
-        return clips(model, pipe, technique, calls=1)[0]
-
-
-@pytest.mark.parametrize("before", [True, False], ids=["before", "after"])
-@combinations("model offload")
-def test_model_offload(stock, expected, model, technique, before):
-    check(model, technique, stock[1], expected, model_offload, before=before)
-
-
-@pytest.mark.parametrize("before", [True, False], ids=["before", "after"])
-@combinations("group offload")
-def test_group_offload(stock, expected, model, technique, before):
-    check(model, technique, stock[1], expected, group_offload, before=before)
-
-
-@pytest.mark.parametrize("before", [True, False], ids=["before", "after"])
-@combinations("regional compile")
-def test_compiled_blocks(stock, expected, model, technique, before):
-    check(model, technique, stock[1], expected, compile_blocks, before=before)
-
-
-@pytest.mark.parametrize("before", [True, False], ids=["before", "after"])
-@combinations("whole compile")
-def test_compiled_whole(stock, expected, model, technique, before):
-    check(model, technique, stock[1], expected, compile_whole, before=before)
+    assert not torch.equal(expected, stock), "the control"
 
 
 @combinations("deepcopy", "pickle")
-def test_a_copy_is_stock_and_can_be_accelerated(stock, expected, model, technique):
+def test_a_copy_is_stock_and_can_be_accelerated(workbench, stock, model, technique):
     pipe, clip = stock
-    settings = technique.loose(model, pipe)
+    expected, settings = workbench.accelerated(model, technique), technique.loose(model, pipe)
     with accelerate(pipe, **settings):
-        assert is_equal(clips(model, pipe, technique)[-1], expected)
+        for _ in range(1 + technique.records):
+            model.run(pipe, **technique.changes)
         other = copy.deepcopy(pipe)
         module = pickle.loads(pickle.dumps(pipe.transformer))
         assert is_equal(model.run(other, **technique.changes), clip)
         assert is_equal(model.run(pipe, **technique.changes), expected)
     with accelerate(other, **settings):
-        assert is_equal(clips(model, other, technique)[-1], expected)
+        for _ in range(1 + technique.records):
+            fast = model.run(other, **technique.changes)
+        assert is_equal(fast, expected)
     other.transformer = module
     assert is_equal(model.run(other, **technique.changes), clip)
 
 
 @combinations("shared parts")
-def test_a_sibling_of_the_same_parts_is_stock(stock, expected, model, technique):
+def test_a_sibling_of_the_same_parts_is_stock(workbench, stock, model, technique):
     pipe, clip = stock
     sibling = type(pipe)(**pipe.components)
     sibling.set_progress_bar_config(disable=True)
@@ -124,6 +110,8 @@ def test_a_sibling_of_the_same_parts_is_stock(stock, expected, model, technique)
         sibling.register_to_config(boundary_ratio=pipe.config.boundary_ratio)
     with accelerate(pipe, **technique.loose(model, pipe)):
         assert is_equal(model.run(sibling, **technique.changes), clip)
-        assert is_equal(clips(model, pipe, technique)[-1], expected)
+        for _ in range(1 + technique.records):
+            fast = model.run(pipe, **technique.changes)
+        assert is_equal(fast, workbench.accelerated(model, technique))
         assert is_equal(model.run(sibling, **technique.changes), clip)
-        assert is_equal(model.run(pipe, **technique.changes), expected)
+        assert is_equal(model.run(pipe, **technique.changes), fast)

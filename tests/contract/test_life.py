@@ -30,8 +30,8 @@ def test_every_family_has_a_tiny_model():
 def test_neutral_is_the_stock_clip_bit_for_bit(stock, model, technique):
     pipe, clip = stock
     with accelerate(pipe, **technique.neutral(model, pipe)) as handle:
-        assert is_equal(model.run(pipe, **technique.changes), clip)
-        assert is_equal(model.run(pipe, **technique.changes), clip)
+        for _ in range(1 + technique.records):
+            assert is_equal(model.run(pipe, **technique.changes), clip)
         assert handle.report().steps_computed == STEPS
 
 
