@@ -14,7 +14,7 @@ from typing import Any
 import profiles
 import pytest
 import torch
-from tiny_models import MODELS, STEPS, TinyModel
+from tiny_models import MODELS, STEPS, VARIANTS, TinyModel
 
 from dit_accel import EDCW, UniCP, layout
 from dit_accel.attention.pcas import PCAS
@@ -164,13 +164,15 @@ TECHNIQUES: dict[str, Technique] = {
 }  # fmt: skip
 
 
-ONE_A_CELL = tuple({one.cell: name for name, one in reversed(TECHNIQUES.items())}.values())
+ONE_OF_A_KIND = (  # one of each engine, with and without host syncs
+    *(f"windows-{site}" for site in SITES), "unicp", "speedup", "static", "reposition",
+)  # fmt: skip
 Change = Callable[[Any], None]
 
 
 def combinations(
     *companions: str, beside: tuple[Change, ...] = (), without: tuple[str, ...] = (),
-    only: tuple[str, ...] = tuple(TECHNIQUES),
+    only: tuple[str, ...] = tuple(TECHNIQUES), variants: bool = True,
 ) -> Any:  # fmt: skip
     """Parameters `model` and `technique`: all that go together, less some techniques.
 
@@ -180,6 +182,8 @@ def combinations(
     def parameter(name: str, technique: Technique, change: Change | None) -> Any:
         own = () if change is None else (change.__name__.replace("_", " "),)
         marks = [pytest.mark.composes(technique.cell, one) for one in (*companions, *own)]
+        if name in VARIANTS:
+            marks.append(pytest.mark.slow)
         values = MODELS[name], technique, *(() if change is None else (change,))
         words = name, technique.name, *(() if change is None else (change.__name__,))
         return pytest.param(*values, id="-".join(words), marks=marks)
@@ -192,6 +196,7 @@ def combinations(
             for technique in TECHNIQUES.values()
             for change in beside or (None,)
             if technique.supports(model.row)
+            and (variants or name not in VARIANTS)
             and technique.name in only
             and technique.name not in without
         ],

@@ -72,3 +72,4 @@ MODELS: dict[str, TinyModel] = {
     "cogvideox": of_checkpoint("cogvideox", "cogvideox-2b"),
     "ltx": of_checkpoint("ltx", "ltx-video"),
 }
+VARIANTS = ("wan-two-experts",)  # of a family that is there already: slow tests
