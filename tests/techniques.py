@@ -6,7 +6,7 @@ A new technique needs an entry in `TECHNIQUES`; `tests/contract/` then runs it o
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -173,15 +173,19 @@ Change = Callable[[Any], None]
 def combinations(
     *companions: str, beside: tuple[Change, ...] = (), without: tuple[str, ...] = (),
     only: tuple[str, ...] = tuple(TECHNIQUES), variants: bool = True,
+    refused: Mapping[str, str] | None = None,
 ) -> Any:  # fmt: skip
     """Parameters `model` and `technique`: all that go together, less some techniques.
 
     They fill the companions' cells. With `beside` there is `change` too, and its name is the cell.
+    `refused` has companions that are refused, with what is accepted instead.
     """
 
     def parameter(name: str, technique: Technique, change: Change | None) -> Any:
         own = () if change is None else (change.__name__.replace("_", " "),)
         marks = [pytest.mark.composes(technique.cell, one) for one in (*companions, *own)]
+        for one, accepted in (refused or {}).items():
+            marks.append(pytest.mark.composes(technique.cell, one, refused=accepted))
         if name in VARIANTS:
             marks.append(pytest.mark.slow)
         values = MODELS[name], technique, *(() if change is None else (change,))

@@ -73,10 +73,15 @@ def new_graphs() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("before", [True, False], ids=["before", "after"])
 @combinations(beside=COMPILES, only=ONE_OF_A_KIND, variants=False)
-def test_a_compiled_model(new_graphs, workbench, model, technique, change, before):
-    beside(workbench, model, technique, change, before=before)
+def test_a_compiled_model(new_graphs, workbench, model, technique, change):
+    beside(workbench, model, technique, change, before=True)
+
+
+@pytest.mark.slow
+@combinations(beside=COMPILES, only=ONE_OF_A_KIND, variants=False)
+def test_a_model_that_is_compiled_later(new_graphs, workbench, model, technique, change):
+    beside(workbench, model, technique, change, before=False)
 
 
 def beside(workbench: Any, model: Any, technique: Any, change: Change, *, before: bool) -> None:

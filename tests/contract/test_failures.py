@@ -98,7 +98,10 @@ def one_after_another(
         thread.join()
 
 
-@combinations()
+THREADS = "a pipeline for each thread"
+
+
+@combinations(refused={"threads": THREADS})
 def test_two_threads_at_once_are_refused_and_the_next_call_is_right(stock, model, technique):
     pipe, _ = stock
     with accelerate(pipe, **technique.loose(model, pipe)):
