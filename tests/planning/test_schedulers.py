@@ -1,4 +1,9 @@
-"""Every scheduler of diffusers that the tiny pipeline takes: plans work, or a refusal by name."""
+"""Every scheduler of diffusers on every tiny model: it works, or is refused before the first step.
+
+The scheduler's own clip is the reference. A threshold must take all that a pipeline takes. Plans
+need more of a sampler: they give a clip that is finite, or an error that names the scheduler and
+what is accepted. None may draw from the global generator.
+"""
 
 from __future__ import annotations
 
@@ -7,79 +12,111 @@ from typing import Any
 
 import diffusers
 import pytest
-import tiny
 import torch
+from techniques import LOOSE, is_equal
+from tiny_models import MODELS, VARIANTS, TinyModel
 
 from dit_accel import accelerate
 
 STEPS = 12
-CALL = tiny.CALL | {"num_inference_steps": STEPS, "output_type": "latent"}
 FLOW = {"prediction_type": "flow_prediction", "use_flow_sigmas": True, "flow_shift": 3.0}
+SETTINGS: dict[str, list[dict[str, Any]]] = {  # what makes another sampler of a class
+    "FlowMatchEulerDiscreteScheduler": [{"stochastic_sampling": True}],
+    "DPMSolverMultistepScheduler": [{"algorithm_type": "sde-dpmsolver++"}],
+    "DDIMScheduler": [{"thresholding": True}],
+    "CogVideoXDDIMScheduler": [{"prediction_type": "v_prediction", "rescale_betas_zero_snr": True}],
+    "UniPCMultistepScheduler": [FLOW | {"solver_order": 3, "final_sigmas_type": "zero"}],
+}
 NAMES = sorted(
     name
     for name in dir(diffusers)
     if name.endswith("Scheduler") and not name.startswith(("Flax", "Consistency", "VQ"))
 )
-VARIANTS: list[tuple[str, dict[str, Any]]] = [
-    *((name, {}) for name in NAMES),
-    *((name, {"flow": True}) for name in NAMES),
-    ("FlowMatchEulerDiscreteScheduler", {"stochastic_sampling": True}),
-    ("DPMSolverMultistepScheduler", {"algorithm_type": "sde-dpmsolver++"}),
-    ("DDIMScheduler", {"thresholding": True}),
-]
 
 
-def scheduler_of(name: str, settings: dict[str, Any]) -> Any:
-    """The scheduler; a skip where it cannot be made so."""
+def schedulers_of(name: str) -> list[Any]:
+    """The schedulers of a class that can be made: by its defaults, by flow, and by `SETTINGS`."""
     kind = getattr(diffusers, name)
     if type(kind).__name__ == "DummyObject" or not hasattr(kind, "set_timesteps"):
-        pytest.skip("a package that it needs is missing")
-    known = inspect.signature(kind).parameters
-    given = FLOW if settings.get("flow") else settings
-    if settings.get("flow") and "use_flow_sigmas" not in known:
-        pytest.skip("no flow sigmas")
-    try:
-        return kind(**{key: value for key, value in given.items() if key in known})
-    except (TypeError, ValueError, ImportError, NotImplementedError) as error:
-        pytest.skip(f"cannot be made: {error}")
+        return []
+    known, made = inspect.signature(kind).parameters, []
+    flow = [FLOW] if "use_flow_sigmas" in known else []
+    for settings in ({}, *flow, *SETTINGS.get(name, ())):
+        given = {key: value for key, value in settings.items() if key in known}
+        try:
+            made.append(kind(**given))
+        except (TypeError, ValueError, ImportError, NotImplementedError):
+            continue
+    return made
 
 
-def run(pipe: Any) -> torch.Tensor:
-    frames: torch.Tensor = pipe(**CALL, generator=torch.Generator().manual_seed(0)).frames
-    return frames
+def run(model: TinyModel, pipe: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    """A clip, and the state of the global generator after it; some samplers draw from it."""
+    torch.manual_seed(1)
+    return model.run(pipe, num_inference_steps=STEPS), torch.get_rng_state()
 
 
 @pytest.fixture(scope="module")
-def tiny_pipe() -> Any:
-    return tiny.tiny_wan()
+def pipes() -> dict[str, Any]:
+    return {name: model.build() for name, model in MODELS.items() if name not in VARIANTS}
 
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize(("name", "settings"), VARIANTS, ids=str)
-def test_a_plan_works_or_the_scheduler_is_refused(tiny_pipe, name, settings):
-    pipe = tiny_pipe
-    pipe.scheduler = scheduler_of(name, settings)
-    torch.manual_seed(1)  # some draw from the global generator
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("model", [name for name in MODELS if name not in VARIANTS])
+def test_a_scheduler_works_or_is_refused(pipes, model, name):
+    pipe, before, tried = pipes[model], pipes[model].scheduler, 0
     try:
-        stock = run(pipe)
-    except Exception as error:
-        pytest.skip(f"WanPipeline does not take it: {error}")
-    if not stock.isfinite().all():
-        pytest.skip("the stock clip is not finite")
-    refused = None
+        for scheduler in schedulers_of(name):
+            pipe.scheduler = scheduler
+            try:
+                stock, drawn = run(MODELS[model], pipe)
+            except Exception:  # the pipeline does not take it
+                continue
+            if stock.isfinite().all():
+                tried += 1
+                check_threshold(MODELS[model], pipe, stock, drawn)
+                check_plan(MODELS[model], pipe, stock, drawn)
+    finally:
+        pipe.scheduler = before
+    if not tried:
+        pytest.skip(f"{type(pipe).__name__} does not take it, or makes no finite clip with it")
+
+
+def check_threshold(model: TinyModel, pipe: Any, stock: torch.Tensor, drawn: torch.Tensor) -> None:
+    with accelerate(pipe, threshold=0.0) as handle:
+        clip, state = run(model, pipe)
+        assert is_equal(clip, stock) and torch.equal(state, drawn)
+        assert handle.report().steps_computed == handle.report().steps
+    with accelerate(pipe, config=LOOSE) as handle:
+        clip, state = run(model, pipe)
+        assert clip.isfinite().all() and torch.equal(state, drawn)
+        assert handle.report().steps_computed < handle.report().steps
+
+
+def check_plan(model: TinyModel, pipe: Any, stock: torch.Tensor, drawn: torch.Tensor) -> None:
+    calls: list[int] = []
+    refused = ""
+    hook = pipe.transformer.register_forward_pre_hook(lambda *_: calls.append(1))
     with accelerate(pipe, speedup=2.0) as handle:
+        torch.manual_seed(1)
         before = torch.get_rng_state()
         try:
-            first = run(pipe)
+            first, state = run(model, pipe)
         except ValueError as error:
             refused = str(error)
+            assert not calls, "it was refused after the first step"
+            assert torch.equal(torch.get_rng_state(), before)
         else:
-            assert torch.equal(first, stock), "the first run is recorded, and computed in full"
-            assert run(pipe).isfinite().all()
-            report = handle.report()  # some call the model more often than `num_inference_steps`
+            assert is_equal(first, stock), "the first run is recorded, and computed in full"
+            assert torch.equal(state, drawn), "nothing was drawn"
+            clip, state = run(model, pipe)
+            assert clip.isfinite().all() and torch.equal(state, drawn)
+            report = handle.report()
+            assert report.steps >= STEPS - 1  # some call the model more often, or leave one out
             assert report.steps_computed <= report.steps // 2 + 2
-        assert torch.equal(torch.get_rng_state(), before), "nothing was drawn"
-    assert refused is None or (name in refused and "accepted" in refused)
-    torch.manual_seed(1)
-    assert torch.equal(run(pipe), stock)
+    hook.remove()
+    assert not refused or (type(pipe.scheduler).__name__ in refused and "accepted" in refused)
+    again, _ = run(model, pipe)
+    assert torch.equal(again, stock)
