@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+
 import numpy as np
 import pytest
 import tiny
@@ -11,7 +13,9 @@ from calls import LOOSE, STEPS, call
 from dit_accel import UniCP, accelerate
 from dit_accel.attention.pcas import PCAS
 
-peft = pytest.importorskip("peft", reason="peft takes seconds to import: pip install peft")
+pytestmark = pytest.mark.skipif(
+    importlib.util.find_spec("peft") is None, reason="peft is not installed: pip install peft"
+)
 
 WAYS = {
     "model": {"config": LOOSE},
@@ -23,6 +27,8 @@ CHANGED = "The weights changed since the last run."
 
 def load(pipe, scale=0.5):
     """A LoRA on two projections of every attention, as `load_lora_weights` leaves it."""
+    import peft  # takes seconds
+
     config = peft.LoraConfig(
         r=4, lora_alpha=4, target_modules=["to_q", "to_v"], init_lora_weights=False
     )
@@ -35,7 +41,10 @@ def load(pipe, scale=0.5):
 
 
 @pytest.mark.parametrize("order", ["before", "between"])
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize(
+    "way",
+    [pytest.param(way, marks=pytest.mark.composes(f"windows at {way}", "LoRA")) for way in WAYS],
+)
 def test_a_cache_with_a_lora(way, order):
     other, pipe = tiny.tiny_wan(), tiny.tiny_wan()
     load(other)
@@ -53,6 +62,7 @@ def test_a_cache_with_a_lora(way, order):
     assert np.array_equal(call(pipe), stock)
 
 
+@pytest.mark.composes("plan", "LoRA")
 def test_a_plan_notices_every_change_of_a_lora():
     pipe = tiny.tiny_wan()
     transformer = pipe.transformer
@@ -88,6 +98,7 @@ def test_the_scale_of_a_call_is_noticed():
     assert found == [False, True, False, True, True]
 
 
+@pytest.mark.composes("UniCP", "LoRA", limit="values are not sliced where a projection has one")
 def test_values_are_not_sliced_past_a_lora():
     """Folded projections would leave the LoRA out, without a word."""
     slice_ = UniCP(pcas=PCAS(mode="slice", rank=6, value_rank=6, always=True), shift=None)

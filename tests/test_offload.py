@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import accelerate as hugging_face
 import numpy as np
 import pytest
@@ -12,6 +14,7 @@ from calls import LOOSE
 from dit_accel import UniCP, accelerate
 from dit_accel.attention.block_sparse import BlockSizes
 from dit_accel.attention.pcas import PCAS
+from dit_accel.core.families import SITES
 from dit_accel.planning.lookup import profile_key
 
 CPU = torch.device("cpu")
@@ -100,12 +103,25 @@ def accelerated_run(way, put, order, tmp_path):
     return clip, report, call(pipe)
 
 
+TECHNIQUES = {
+    "plan": "plan", "slice": "UniCP", **{site: f"windows at {site}" for site in SITES},
+}  # fmt: skip
+COMPANIONS = {
+    **dict.fromkeys((sequential, disk), "sequential offload"),
+    **dict.fromkeys((leaves, blocks), "group offload"),
+    **dict.fromkeys((half, eight), "layerwise casting"),
+}
+
+
 def cases(puts, quick):
     """All of them, those that take long together as slow ones; put on before, or between runs."""
-    every = ((way, put, order) for way in WAYS for put in puts for order in ("between", "before"))
-    return [
-        case if case in quick else pytest.param(*case, marks=pytest.mark.slow) for case in every
-    ]
+    found = []
+    for way, put, order in itertools.product(WAYS, puts, ("between", "before")):
+        marks = [pytest.mark.composes(TECHNIQUES[way], COMPANIONS[put])]
+        if (way, put, order) not in quick:
+            marks.append(pytest.mark.slow)
+        found.append(pytest.param(way, put, order, marks=marks))
+    return found
 
 
 QUICK = [

@@ -18,6 +18,7 @@ from torch._dynamo.testing import CompileCounter
 
 from dit_accel import UniCP, accelerate
 from dit_accel.attention.pcas import PCAS
+from dit_accel.core.families import SITES
 from dit_accel.core.generation import call_arguments
 from dit_accel.evaluation import speed
 from dit_accel.models.checkpoints import DENOISERS
@@ -33,7 +34,18 @@ WAYS = {
     "attention": {"config": LOOSE, "site": "attention"},
     "pruned": {"config": UniCP(windows=LOOSE, pcas=PCAS(mode="slice"), shift=None)},
 }
-ways = pytest.mark.parametrize("way", WAYS)
+TECHNIQUES = {
+    "plan": "plan", "pruned": "UniCP", **{site: f"windows at {site}" for site in SITES},
+}  # fmt: skip
+
+
+def ways(*companions, these=tuple(WAYS)):
+    """A test of these ways, each of which then goes together with the companions."""
+    marks = {
+        way: [pytest.mark.composes(TECHNIQUES[way], companion) for companion in companions]
+        for way in these
+    }
+    return pytest.mark.parametrize("way", [pytest.param(way, marks=marks[way]) for way in these])
 
 
 def accelerated(pipe, way):
@@ -47,7 +59,7 @@ def accelerated(pipe, way):
 # --- shared: a pipeline that has the same transformer ---
 
 
-@ways
+@ways("shared parts")
 def test_a_pipeline_of_the_same_components_stays_as_it_was(way):
     pipe = tiny.tiny_wan()
     sibling = WanPipeline(**pipe.components)
@@ -121,7 +133,7 @@ def test_a_transformer_is_accelerated_for_one_pipeline_at_a_time():
 # --- replaced ---
 
 
-@ways
+@ways("replaced parts")
 def test_a_transformer_that_is_replaced_is_accelerated_from_the_next_call_on(way):
     pipe, other = tiny.tiny_wan(), tiny.tiny_wan()
     other.transformer = tiny.tiny_wan(seed=1).transformer
@@ -155,7 +167,7 @@ def test_a_transformer_of_another_family_is_refused_in_words():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("way", ["plan", "model"])
+@ways("assigned compile", these=("plan",))
 def test_a_transformer_that_is_compiled_and_assigned_afterwards(way):
     pipe = tiny.tiny_wan()
     stock = call(pipe)
@@ -192,6 +204,24 @@ def test_compilation_past_our_place_is_noticed_at_the_next_call(way, whole):
     assert counter.frame_count > 0, "the control: it is compiled"
     assert handle.report().steps_computed < STEPS
     handle.remove()
+    assert np.array_equal(call(pipe), stock)
+
+
+@pytest.mark.parametrize("site", SITES)
+@pytest.mark.parametrize("whole", [True, False], ids=["whole", "blocks"])
+def test_a_graph_that_must_not_break_is_named(site, whole):
+    torch._dynamo.reset()
+    pipe = tiny.tiny_wan()
+    stock = call(pipe)
+    how = pipe.transformer.compile if whole else pipe.transformer.compile_repeated_blocks
+    with accelerate(pipe, config=LOOSE, site=site) as handle:
+        how(backend="eager", fullgraph=True)
+        if whole or site == "attention":
+            with pytest.raises(RuntimeError, match="compiled with fullgraph=True, and what decid"):
+                call(pipe)
+        else:
+            call(pipe)
+            assert handle.report().steps_computed < STEPS
     assert np.array_equal(call(pipe), stock)
 
 

@@ -294,6 +294,12 @@ def outside_graphs(forward: Any) -> Any:
     return torch.compiler.disable(forward, recursive=False)  # type: ignore[no-untyped-call]
 
 
+def is_refused_break(error: Exception) -> bool:
+    """Whether the compiler found `outside_graphs` in a graph that must not break."""
+    of_compiler = type(error).__module__ == "torch._dynamo.exc"  # not imported: it takes seconds
+    return of_compiler and "torch.compiler.disable" in str(error)
+
+
 def uncompiled(module: Any) -> Any:
     """The module that `torch.compile(module)` was given; any other object as it is."""
     return getattr(module, "__dict__", {}).get("_modules", {}).get("_orig_mod", module)

@@ -25,12 +25,18 @@ from torch.utils._pytree import tree_map_only
 from dit_accel.core.patching import (
     Patches,
     calling_pipeline,
+    is_refused_break,
     marks_of_calls,
     notifying,
     parallel_group,
 )
 from dit_accel.core.places import Texts, positions
 
+_FULLGRAPH = (
+    "transformer is compiled with fullgraph=True, and what decides inside breaks the graph; "
+    "accepted: speedup, quality or plan, which decide outside of it; with blocks that are compiled "
+    "one by one also site 'block' and 'model'; or fullgraph=False"
+)
 _TWO_THREADS = "pipe was called in two threads at once; accepted: a pipeline for each thread"
 
 
@@ -222,7 +228,12 @@ class Session:
 
     def _wrap_forward(self, name: str, inner: Any) -> Any:
         def stock(call: ForwardCall) -> Any:
-            return inner(*call.args, **call.kwargs)
+            try:
+                return inner(*call.args, **call.kwargs)
+            except RuntimeError as error:
+                if is_refused_break(error):
+                    raise RuntimeError(_FULLGRAPH) from error
+                raise
 
         def forward(*args: Any, **kwargs: Any) -> Any:
             if calling_pipeline() not in (None, self.pipe):
