@@ -21,11 +21,11 @@ if TYPE_CHECKING:
     from dit_accel.evaluation.ranking.table import RankingRow
 
 FEWEST_SEEDS = 3
-HEADS = ("method", "choice", "Spearman", "first", "chance", "gain")
-NOTE = (
+RANKING_HEADS = ("method", "choice", "Spearman", "first", "chance", "gain")
+RANKING_NOTE = (
     "Choice: how one of the seeds is chosen; a metric means the clip closest to a wanted one. "
-    "First: how often the best seed is the same, and by chance. Gain: the share kept of what the "
-    "best seed has above the mean seed. By chance, Spearman and gain are 0."
+    "First: how often the best seed is the same, and by chance. Gain: the share of what the "
+    "best seed has above the mean seed that the chosen one has. By chance, Spearman and gain are 0."
 )
 
 
@@ -33,7 +33,7 @@ def check_ranking(given: EvaluateOptions, spec: EvaluationSpec) -> None:
     """Refuse before any clip is made what could not be ranked.
 
     Raises:
-        BadInput: there are fewer than three seeds, or clips are not kept.
+        BadInput: there are fewer than three seeds, or clips are not stored.
     """
     if not given.ranking:
         return
@@ -48,11 +48,13 @@ def check_ranking(given: EvaluateOptions, spec: EvaluationSpec) -> None:
 
 def ranking_table(rows: tuple[RankingRow, ...]) -> Table:
     """One row a method and choice."""
-    table = Table(box=SIMPLE, title="Draft ranking of seeds", title_justify="left", caption=NOTE,
-                  caption_justify="left")  # fmt: skip
-    table.add_column(HEADS[0], overflow="fold")
-    table.add_column(HEADS[1], no_wrap=True)
-    for name in HEADS[2:]:
+    table = Table(
+        box=SIMPLE, title="Draft ranking of seeds", title_justify="left", caption=RANKING_NOTE,
+        caption_justify="left",
+    )  # fmt: skip
+    table.add_column(RANKING_HEADS[0], overflow="fold")
+    table.add_column(RANKING_HEADS[1], no_wrap=True)
+    for name in RANKING_HEADS[2:]:
         table.add_column(name, justify="right", no_wrap=True)
     before = None
     for row in _shown(rows):
@@ -67,9 +69,9 @@ def ranking_markdown(rows: tuple[RankingRow, ...]) -> str:
     """The same, below the table of methods; empty where nothing was ranked."""
     if not rows:
         return ""
-    lines = ["", "| " + " | ".join(HEADS) + " |", "|---" * len(HEADS) + "|"]
+    lines = ["", "| " + " | ".join(RANKING_HEADS) + " |", "|---" * len(RANKING_HEADS) + "|"]
     lines += ["| " + " | ".join(_cells(row)) + " |" for row in _shown(rows)]
-    return "\n".join([*lines, "", NOTE]) + "\n"
+    return "\n".join([*lines, "", RANKING_NOTE]) + "\n"
 
 
 def _shown(rows: tuple[RankingRow, ...]) -> list[RankingRow]:

@@ -236,7 +236,7 @@ def command(tmp_path, tiny_wan):
     return ["evaluate", str(prompts), "--model", str(folder), "--out", str(tmp_path / "run"), *size]
 
 
-def test_fewer_than_three_seeds_and_clips_that_are_not_kept_are_refused(command):
+def test_fewer_than_three_seeds_and_clips_that_are_not_stored_are_refused(command):
     more = ["--methods", "fewer-steps:2", "--ranking"]
     few = invoke(*command, *more, "--seeds", "0,1")
     assert few.exit_code == 2 and "must be at least 3 seeds" in " ".join(few.stderr.split())
@@ -254,6 +254,6 @@ def test_the_command_ranks_and_prints_and_keeps_the_table(command, tmp_path):
     assert [row["choice"] for row in rows] == ["motion", "detail", "colour", "psnr_db", "mae"]
     assert {row["label"] for row in rows} == {"fewer-steps:2"}
     assert all(-1 <= row["spearman"]["value"] <= 1 for row in rows)
-    kept = json.loads((tmp_path / "run" / "summary.json").read_text())
-    assert kept["ranking"] == rows
+    stored = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert stored["ranking"] == rows
     assert "| fewer-steps:2 | motion |" in (tmp_path / "run" / "summary.md").read_text()

@@ -48,11 +48,11 @@ def agree(final: Sequence[float], draft: Sequence[float]) -> Agreement:
             f"final has {len(final)} scores, draft has {len(draft)}: must be as many of each, "
             f"at least {FEWEST}"
         )
-    kept, tried = np.asarray(final, float), np.asarray(draft, float)
-    chosen = kept[tried == tried.max()]
-    best, mean = kept.max(), kept.mean()
+    finals, drafts = np.asarray(final, float), np.asarray(draft, float)
+    chosen = finals[drafts == drafts.max()]
+    best, mean = finals.max(), finals.mean()
     return Agreement(
-        spearman=_spearman(kept, tried),
+        spearman=_spearman(finals, drafts),
         first=float((chosen == best).mean()),
         gain=float((chosen.mean() - mean) / (best - mean)) if best > mean else None,
     )

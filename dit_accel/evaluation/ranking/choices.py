@@ -25,7 +25,7 @@ SHORT_SIDE = 96
 
 
 @dataclass(frozen=True)
-class Choice:
+class SeedChoice:
     """A way to choose: the seed with the highest score."""
 
     name: str
@@ -60,9 +60,9 @@ def colour(clip: Clip) -> float:
 CHOICES = {
     row.name: row
     for row in (
-        Choice("motion", "the most motion", motion),
-        Choice("detail", "the most detail", detail),
-        Choice("colour", "the most colour", colour),
+        SeedChoice("motion", "the most motion", motion),
+        SeedChoice("detail", "the most detail", detail),
+        SeedChoice("colour", "the most colour", colour),
     )
 }
 
