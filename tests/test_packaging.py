@@ -83,6 +83,8 @@ def test_the_wheel_holds_code_pipelines_assets_and_licence(built):
     assert {
         "dit_accel/__init__.py",
         "dit_accel/layout/layout.schema.json",
+        "dit_accel/metrics/data/cvvdp_parameters.json",
+        "dit_accel/metrics/data/LICENSE.cvvdp",
         "dit_accel/models/checkpoints.yaml",
         "dit_accel/cli/__init__.py",
         "dit_accel/pipelines/wan.py",

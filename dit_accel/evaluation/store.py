@@ -9,6 +9,7 @@ file and the way out.
     latents/<id>.npy   its last latents, for the latent metrics
     calibration/       what other packages' methods measured before their first run
     profiles/          the profile that the plans are from
+    ranking/<id>.json  scores of a clip among the seeds of its prompt (`ranking/scores`)
     claims/<id>        which process is making a job now
     journal.jsonl      when each job began and ended
     summary.json, .md  the table, as it was when the command last ended
