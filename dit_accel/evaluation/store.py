@@ -79,7 +79,8 @@ class Store:
             StoreError: the folder holds an evaluation with other settings; each is named.
         """
         if not (self.folder / "manifest.json").exists() and self.folder.is_dir():
-            others = sorted({path.name for path in self.folder.iterdir()} - {*FOLDERS})
+            found = {path.name for path in self.folder.iterdir()} - {*FOLDERS}
+            others = sorted(name for name in found if not name.startswith("."))  # of `placed`
             if others:
                 more = " and more" if len(others) > 1 else ""
                 raise StoreError(
