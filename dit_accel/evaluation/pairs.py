@@ -2,9 +2,10 @@
 
 In: two files or two folders. Out: scores a pair, or an `UnfairPair` with the argument that accepts
 the pair.
-Knows: a pair is refused if frames or sizes differ, or if codecs differ (a lossy file against a
-lossless one scores the codec). Both clips are read side by side in chunks, so that neither is in
-memory whole. Does not know which clip is better, nor whether equal names mean equal prompts.
+Knows: a pair is refused if frames or sizes differ, or if codecs or pixel formats differ (a lossy
+file against a lossless one scores the codec). Both clips are read side by side in chunks, so that
+neither is in memory whole. The convention `ffmpeg` reads the planes that files have (`planes`).
+Does not know which clip is better, nor whether equal names mean equal prompts.
 Source: ours.
 """
 
@@ -18,14 +19,15 @@ from pathlib import Path
 import numpy as np
 
 from dit_accel.core import video
+from dit_accel.evaluation.planes import score_planes
 from dit_accel.metrics.clips import Clip
 from dit_accel.metrics.row import Metric
 from dit_accel.metrics.scoring import Score, Scorer
 
 CHUNK = 16
 CAVEAT = (
-    "both clips are {name}, which is lossy: 4:2:0 alone reads 34 to 39 dB against its own source, "
-    "so differences above that are hidden; score .mkv (FFV1) or .npy"
+    "both clips are {name}, which is lossy: 4:2:0 alone reads 34 to 39 dB against its "
+    "own source, so differences above that are hidden; score .mkv (FFV1 of RGB) or .npy"
 )
 
 
@@ -121,10 +123,15 @@ def check_codecs(pair: Pair, *, allow_mixed: bool = False) -> tuple[dict[str, st
     """
     one, other = video.codec_of(pair.reference), video.codec_of(pair.test)
     names = {"reference": one.name, "test": other.name}
+    notes = [
+        f"{path} has an alpha channel, which is not compared"
+        for path, codec in ((pair.reference, one), (pair.test, other))
+        if codec.alpha
+    ]
     if one.lossless and other.lossless:
-        return names, []
-    if one == other:
-        return names, [CAVEAT.format(name=one.name)]
+        return names, notes
+    if (one.name, one.pixels) == (other.name, other.pixels):
+        return names, [*notes, CAVEAT.format(name=one.format)]
     mixed = (
         f"{pair.reference} is {_named(one)} and {pair.test} is {_named(other)}: "
         "the score is in part that of the codec"
@@ -132,7 +139,7 @@ def check_codecs(pair: Pair, *, allow_mixed: bool = False) -> tuple[dict[str, st
     if not allow_mixed:
         effect = "to compare them anyway, or keep both in one lossless format"
         raise UnfairPair(mixed, Remedy.ALLOW_MIXED, effect)
-    return names, [mixed]
+    return names, [*notes, mixed]
 
 
 def score_pair(
@@ -154,7 +161,8 @@ def score_pair(
     scorer = Scorer(rows, data_range=255, fps=video.frame_rate(pair.reference))
     counts = {"reference": 0, "test": 0}
     sized: list[str] = []
-    for one, other in _side_by_side(pair, counts):
+    read: list[str] = []
+    for one, other in _side_by_side(pair, counts, read):
         if one.shape[1:] != other.shape[1:]:
             note = _sizes(pair, one, other)
             if not allow_trim:
@@ -169,14 +177,20 @@ def score_pair(
         if not allow_trim:
             raise UnfairPair(note, Remedy.ALLOW_TRIM, "to score those that both have")
         notes.append(f"{note}; the first {min(counts.values())} were scored")
-    return PairScores(pair, min(counts.values()), codecs, scorer.compute(), (*notes, *sized))
+    files = (pair.reference, pair.test)
+    of_planes = score_planes(files, rows, [video.codec_of(path) for path in files])
+    said = (*notes, *sized, *read)
+    scores = scorer.compute() | of_planes
+    return PairScores(pair, min(counts.values()), codecs, scores, said)
 
 
-def _side_by_side(pair: Pair, counts: dict[str, int]) -> Iterator[tuple[Clip, Clip]]:
+def _side_by_side(
+    pair: Pair, counts: dict[str, int], notes: list[str]
+) -> Iterator[tuple[Clip, Clip]]:
     """Equally long chunks of both clips while both last; `counts` ends at the frames of each."""
     streams = {
-        "reference": video.stream_video(pair.reference, chunk=CHUNK),
-        "test": video.stream_video(pair.test, chunk=CHUNK),
+        "reference": video.stream_video(pair.reference, chunk=CHUNK, notes=notes),
+        "test": video.stream_video(pair.test, chunk=CHUNK, notes=notes),
     }
     while True:
         chunks = {name: next(stream, None) for name, stream in streams.items()}
@@ -209,7 +223,7 @@ def _sizes(pair: Pair, one: Clip, other: Clip) -> str:
 
 
 def _named(codec: video.Codec) -> str:
-    return f"{codec.name} ({'lossless' if codec.lossless else 'lossy'})"
+    return f"{codec.format} ({codec.loss or 'lossless'})"
 
 
 def _clips(folder: Path) -> dict[str, Path]:

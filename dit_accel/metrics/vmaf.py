@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import functools
 import json
-import shutil
 import subprocess
 import tempfile
 from pathlib import Path
@@ -21,6 +20,7 @@ import numpy as np
 
 from dit_accel.metrics.accumulate import check_follows
 from dit_accel.metrics.clips import Clip, Scores, Unavailable, check_pair, to_levels
+from dit_accel.metrics.ffmpeg import executables
 
 SMALLEST_VMAF = 16
 _SECONDS = 30.0  # to list the filters
@@ -95,22 +95,13 @@ def find_ffmpeg() -> str:
     Raises:
         Unavailable: saying where it was looked for.
     """
-    for path in (shutil.which("ffmpeg"), _packaged_ffmpeg()):
-        if path is not None and _has_libvmaf(path):
+    for path in executables():
+        if _has_libvmaf(path):
             return path
     raise Unavailable(
         "no ffmpeg with libvmaf: neither on the PATH nor in imageio-ffmpeg "
         "(pip install imageio-ffmpeg)"
     )
-
-
-def _packaged_ffmpeg() -> str | None:
-    try:
-        import imageio_ffmpeg
-
-        return str(imageio_ffmpeg.get_ffmpeg_exe())
-    except Exception:  # not installed, or installed without a binary for this platform
-        return None
 
 
 def _has_libvmaf(ffmpeg: str) -> bool:

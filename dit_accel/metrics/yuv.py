@@ -10,6 +10,9 @@ Source: ffmpeg's `vf_psnr.c`, `vf_ssim.c` and swscale.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 
@@ -26,6 +29,7 @@ _C1 = int(0.01**2 * 255**2 * 64 + 0.5)
 _C2 = int(0.03**2 * 255**2 * 64 * 63 + 0.5)
 
 Plane = npt.NDArray[np.uint8]
+Frames = Sequence[Sequence[tuple[Plane, Plane]]]  # of each its planes, of both clips
 
 
 def psnr_frames(reference: Clip, test: Clip, *, data_range: float) -> Scores:
@@ -36,8 +40,13 @@ def psnr_frames(reference: Clip, test: Clip, *, data_range: float) -> Scores:
     Returns:
         `(T,)` float64; pool them with `psnr.psnr_pooled_mean`.
     """
+    return psnr_of_planes(_planes(reference, test, data_range))
+
+
+def psnr_of_planes(frames: Frames) -> Scores:
+    """The same, of frames that are planes already: `(T,)`."""
     errors = []
-    for planes in _planes(reference, test, data_range):
+    for planes in frames:
         differences = [(x.astype(float) - y.astype(float)) ** 2 for x, y in planes]
         count = sum(difference.size for difference in differences)
         errors.append(sum(float(difference.sum()) for difference in differences) / count)
@@ -47,8 +56,13 @@ def psnr_frames(reference: Clip, test: Clip, *, data_range: float) -> Scores:
 
 def ssim_frames(reference: Clip, test: Clip, *, data_range: float) -> Scores:
     """SSIM of each frame's planes; arguments and errors as of `psnr_frames`. Returns `(T,)`."""
+    return ssim_of_planes(_planes(reference, test, data_range))
+
+
+def ssim_of_planes(frames: Frames) -> Scores:
+    """The same, of frames that are planes already: `(T,)`."""
     scores = []
-    for planes in _planes(reference, test, data_range):
+    for planes in frames:
         count = sum(x.size for x, _ in planes)
         scores.append(sum(_plane_ssim(x, y) * x.size for x, y in planes) / count)
     return np.array(scores)
@@ -79,7 +93,7 @@ def _rounded(plane: npt.NDArray[np.float64]) -> Plane:
     return np.rint(plane).clip(0, 255).astype(np.uint8)
 
 
-def _planes(reference: Clip, test: Clip, data_range: float) -> list[list[tuple[Plane, Plane]]]:
+def _planes(reference: Clip, test: Clip, data_range: float) -> Frames:
     """For each frame its three pairs of planes."""
     check_pair(reference, test, data_range=data_range, smallest=SMALLEST_YUV)
     _, height, width, channels = reference.shape
@@ -111,3 +125,7 @@ def _windows(plane: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
     rows, columns = plane.shape[0] // 4, plane.shape[1] // 4
     blocks = plane[: rows * 4, : columns * 4].reshape(rows, 4, columns, 4).sum(axis=(1, 3))
     return blocks[:-1, :-1] + blocks[:-1, 1:] + blocks[1:, :-1] + blocks[1:, 1:]
+
+
+# By what scores RGB, what scores the planes that a file has.
+OF_PLANES: dict[Any, Any] = {psnr_frames: psnr_of_planes, ssim_frames: ssim_of_planes}

@@ -236,7 +236,9 @@ def test_a_full_disk_leaves_the_old_file(tmp_path, monkeypatch, suffix):
     target.write_bytes(b"precious")
     monkeypatch.setattr(np, "save", no_space)
     monkeypatch.setattr(pathlib.Path, "write_bytes", no_space)
-    with pytest.raises(OSError, match="path could not be written: No space left") as caught:
+    with pytest.raises(
+        OSError, match="path could not be written: the disk is full: No space left"
+    ) as caught:
         write_video(target, noise(), fps=8)
     assert (caught.value.errno, caught.value.filename) == (errno.ENOSPC, str(target))
     assert target.read_bytes() == b"precious"

@@ -13,6 +13,7 @@ bits; frame rates are stored to 1/1000. Source: ours, on OpenCV.
 """
 
 from dit_accel.core.video.canvas import contact_sheet, film_strips, side_by_side
+from dit_accel.core.video.container import EIGHT_BIT_RGB
 from dit_accel.core.video.frames import Frames, to_uint8
 from dit_accel.core.video.reading import (
     READABLE,
@@ -25,6 +26,7 @@ from dit_accel.core.video.reading import (
 from dit_accel.core.video.writing import LOSSLESS, WRITABLE, check_output, write_video
 
 __all__ = [
+    "EIGHT_BIT_RGB",
     "LOSSLESS",
     "READABLE",
     "WRITABLE",

@@ -1,12 +1,14 @@
 """Read clips, whole or in chunks, and find how a file codes them.
 
 Paths come in; uint8 frames go out. A file with fewer frames than its header states is damaged or
-cut off: that is an error, not a shorter clip. A single missing frame is not noticed, nor damage
-inside a frame that can still be decoded. Source: ours, on OpenCV's FFmpeg.
+cut off: that is an error, not a shorter clip. Matroska states bytes instead; there, frames at
+uneven times are noted, as those of a variable rate. A single missing frame is not noticed, nor
+damage inside a frame that can still be decoded. Source: ours, on OpenCV's FFmpeg.
 """
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 from collections.abc import Iterator
@@ -17,12 +19,13 @@ from typing import cast
 import cv2
 import numpy as np
 
+from dit_accel.core.video import container
 from dit_accel.core.video.frames import Frames
 
 READABLE = (".mp4", ".mkv", ".npy", ".avi", ".mov", ".webm")
 
+_READ_WITH_ALPHA = "bgra"  # the only format that OpenCV hands over with its alpha
 _LOSSLESS_CODECS = frozenset({"ffv1", "png", "mpng", "hfyu", "ffvh", "ulrg", "ulra", "raw"})
-_SUBSAMPLED = frozenset({"I420", "YV12", "NV12", "NV21", "Y42B", "YUY2", "UYVY", "422P", "411P"})
 
 
 @dataclass(frozen=True)
@@ -31,12 +34,28 @@ class Codec:
 
     Attributes:
         name: the file's own, in lower case: `ffv1`, `h264`, `vp90`, `npy`, ...
-        lossless: whether 8-bit RGB is surely bit-exact. False where the file does not say, as with
-            H.264, which has a lossless mode.
+        lossless: whether 8-bit RGB is surely bit-exact: the codec is lossless, and keeps 8-bit RGB
+            itself. False where the file does not say, as with H.264, which has a lossless mode.
+        pixels: the format of the decoded pixels, by ffmpeg's name; "" where it is not known.
+        alpha: whether there is an alpha channel, which is not read; one of equal values is none.
     """
 
     name: str
     lossless: bool
+    pixels: str = ""
+    alpha: bool = False
+
+    @property
+    def loss(self) -> str:
+        """Why frames of 8-bit RGB may not be exact; "" where they are."""
+        if self.lossless:
+            return ""
+        return "no 8-bit RGB" if self.name in _LOSSLESS_CODECS else "lossy"
+
+    @property
+    def format(self) -> str:
+        """The codec and, where they matter, its pixels."""
+        return f"{self.name} in {self.pixels}" if self.pixels and not self.lossless else self.name
 
 
 def read_video(path: str | os.PathLike[str]) -> tuple[Frames, float | None]:
@@ -52,8 +71,14 @@ def read_video(path: str | os.PathLike[str]) -> tuple[Frames, float | None]:
     return frames, frame_rate(source)
 
 
-def stream_video(path: str | os.PathLike[str], *, chunk: int = 16) -> Iterator[Frames]:
+def stream_video(
+    path: str | os.PathLike[str], *, chunk: int = 16, notes: list[str] | None = None
+) -> Iterator[Frames]:
     """Read a clip in chunks of at most `chunk` frames; the path is checked at once.
+
+    Args:
+        chunk: at least 1.
+        notes: at the end, what is to be said of the file is added here.
 
     Yields:
         `(t, H, W, 3)` uint8 RGB, 1 <= t <= chunk.
@@ -65,8 +90,9 @@ def stream_video(path: str | os.PathLike[str], *, chunk: int = 16) -> Iterator[F
     if chunk < 1:
         raise ValueError(f"chunk is {chunk}: must be at least 1")
     source = _source(path)
-    stream = _stream_npy if source.suffix.lower() == ".npy" else _stream_coded
-    return stream(source, str(path), chunk)
+    if source.suffix.lower() == ".npy":
+        return _stream_npy(source, str(path), chunk)
+    return _stream_coded(source, str(path), chunk, [] if notes is None else notes)
 
 
 def frame_rate(path: str | os.PathLike[str]) -> float | None:
@@ -100,17 +126,43 @@ def codec_of(path: str | os.PathLike[str]) -> Codec:
         if not capture.isOpened():
             raise ValueError(f"path is {str(path)!r}: no frame of it can be decoded")
         name = _tag(capture.get(cv2.CAP_PROP_FOURCC)).lower() or "raw"
-        pixels = _tag(capture.get(cv2.CAP_PROP_CODEC_PIXEL_FORMAT))
+        pixels = container.pixel_format(capture.get(cv2.CAP_PROP_CODEC_PIXEL_FORMAT))
     finally:
         capture.release()
-    return Codec(name, lossless=name in _LOSSLESS_CODECS and pixels not in _SUBSAMPLED)
+    lossless = name in _LOSSLESS_CODECS and pixels in container.EIGHT_BIT_RGB
+    alpha = container.has_hidden_alpha(source)
+    if pixels in container.WITH_ALPHA:
+        alpha = pixels != _READ_WITH_ALPHA or _alpha_varies(source)
+    return Codec(name, lossless, pixels, alpha)
+
+
+def _alpha_varies(source: Path) -> bool:
+    """Whether the first frame's alpha is of several values. OpenCV itself writes FFV1 with one."""
+    with silent_stderr():  # it warns that colours are not converted, which is wanted here
+        capture = cv2.VideoCapture(str(source), cv2.CAP_FFMPEG, [cv2.CAP_PROP_CONVERT_RGB, 0])
+        read, frame = capture.read()
+        capture.release()
+    return not (read and frame.shape[-1] == 4 and frame[..., 3].min() == frame[..., 3].max())
+
+
+@contextlib.contextmanager
+def silent_stderr() -> Iterator[None]:
+    """Mute file descriptor 2, where FFmpeg and OpenCV report what is expected here."""
+    stderr = os.dup(2)
+    try:
+        with open(os.devnull, "wb") as null:
+            os.dup2(null.fileno(), 2)
+        yield
+    finally:
+        os.dup2(stderr, 2)
+        os.close(stderr)
 
 
 def decode(path: Path) -> Iterator[Frames]:
     """The frames `(H, W, 3)` of a coded file that can be decoded, one by one."""
     capture = cv2.VideoCapture(str(path), cv2.CAP_FFMPEG)
     try:
-        yield from _frames(capture)
+        yield from (frame for frame, _ in _frames(capture))
     finally:
         capture.release()
 
@@ -124,34 +176,56 @@ def _source(path: str | os.PathLike[str]) -> Path:
     return source
 
 
-def _stream_coded(source: Path, shown: str, chunk: int) -> Iterator[Frames]:
-    count = 0
+def _stream_coded(source: Path, shown: str, chunk: int, notes: list[str]) -> Iterator[Frames]:
+    times: list[float] = []  # of all frames, in milliseconds
     frames: list[Frames] = []
     capture = cv2.VideoCapture(str(source), cv2.CAP_FFMPEG)
     try:
         stated = int(capture.get(cv2.CAP_PROP_FRAME_COUNT))
-        for frame in _frames(capture):
-            count += 1
+        fps = capture.get(cv2.CAP_PROP_FPS)
+        for frame, time in _frames(capture):
+            times.append(time)
             frames.append(frame)
             if len(frames) == chunk:
                 yield np.stack(frames)
                 frames = []
     finally:
         capture.release()
-    if count == 0:
+    if not times:
         raise ValueError(f"path is {shown!r}: no frame of it can be decoded")
-    if count < stated - 1:  # some containers round their duration up by one frame
-        raise ValueError(
-            f"path is {shown!r}: {count} of {stated} frames can be decoded; "
-            "the file is damaged or was cut off"
-        )
+    _check_whole(source, shown, len(times), stated)
+    notes += _remarks(shown, times, stated, fps)
     if frames:
         yield np.stack(frames)
 
 
-def _frames(capture: cv2.VideoCapture) -> Iterator[Frames]:
+def _check_whole(source: Path, shown: str, count: int, stated: int) -> None:
+    """Refuse a file that lacks frames: some containers round their duration up by one."""
+    damaged = "the file is damaged or was cut off"
+    if container.is_matroska(source):  # `stated` is of the duration, which audio may have set
+        if missing := container.missing_bytes(source):
+            raise ValueError(
+                f"path is {shown!r}: {count} of {stated} frames can be decoded; {damaged} "
+                f"({missing} bytes are missing)"
+            )
+    elif count < stated - 1:
+        raise ValueError(f"path is {shown!r}: {count} of {stated} frames can be decoded; {damaged}")
+
+
+def _remarks(shown: str, times: list[float], stated: int, fps: float) -> list[str]:
+    if container.uneven_times(times):
+        return [f"{shown} has frames at uneven times: its frame rate varies, or some are missing"]
+    if len(times) < stated - 1 and fps > 0:
+        seconds = (stated - len(times)) / fps
+        return [f"{shown} goes on for {seconds:.1f} s after its last frame, as with longer audio"]
+    return []
+
+
+def _frames(capture: cv2.VideoCapture) -> Iterator[tuple[Frames, float]]:
+    """Frames `(H, W, 3)` and their times in milliseconds."""
     while (decoded := capture.read())[0]:
-        yield cast("Frames", cv2.cvtColor(decoded[1], cv2.COLOR_BGR2RGB))
+        time = capture.get(cv2.CAP_PROP_POS_MSEC)
+        yield cast("Frames", cv2.cvtColor(decoded[1], cv2.COLOR_BGR2RGB)), time
 
 
 def _stream_npy(source: Path, shown: str, chunk: int) -> Iterator[Frames]:

@@ -27,7 +27,7 @@ import numpy.typing as npt
 from dit_accel.core.files import is_full, reason_of
 from dit_accel.core.video.canvas import contact_sheet
 from dit_accel.core.video.frames import Frames, to_uint8
-from dit_accel.core.video.reading import decode
+from dit_accel.core.video.reading import decode, silent_stderr
 
 LOSSLESS = (".mkv", ".npy")
 WRITABLE = (".mp4", ".mkv", ".npy", ".png", ".gif")
@@ -179,7 +179,7 @@ def _verify(path: Path, clip: Frames, *, exact: bool) -> None:
         if exact and not np.array_equal(frame, expected):
             raise OSError(errno.EIO, f"frame {count - 1} did not read back bit-exact; write .npy")
     if count != len(clip):
-        reason = f"{len(clip)} frames were written, {count} can be read back"
+        reason = f"{len(clip)} frames were written, {count} can be read back: is the disk full?"
         raise OSError(errno.EIO, reason)
 
 
@@ -187,7 +187,7 @@ def _verify(path: Path, clip: Frames, *, exact: bool) -> None:
 def _codec(suffix: str) -> str:
     """The first codec for a suffix that this OpenCV build can encode and decode."""
     noise: Frames = np.random.default_rng(0).integers(0, 256, (2, 64, 64, 3), np.uint8)
-    with tempfile.TemporaryDirectory() as folder, _silent_stderr():
+    with tempfile.TemporaryDirectory() as folder, silent_stderr():
         path = Path(folder, f"probe{suffix}")
         if is_full(path):
             raise OSError(errno.ENOSPC, f"{os.strerror(errno.ENOSPC)} in {folder}")
@@ -200,16 +200,3 @@ def _codec(suffix: str) -> str:
         f"path ends in {suffix}, but this OpenCV build (cv2 {cv2.__version__}) encodes none of "
         f"{', '.join(_CODECS[suffix])}: install opencv-python-headless, or write .npy"
     )
-
-
-@contextlib.contextmanager
-def _silent_stderr() -> Iterator[None]:
-    """Mute file descriptor 2, where FFmpeg reports every codec that it lacks."""
-    stderr = os.dup(2)
-    try:
-        with open(os.devnull, "wb") as null:
-            os.dup2(null.fileno(), 2)
-        yield
-    finally:
-        os.dup2(stderr, 2)
-        os.close(stderr)
