@@ -1,6 +1,6 @@
 """How JOD, ST-LPIPS, SSIM and PSNR rank the clips of an evaluation, and what PSNR looks the same.
 
-    dit-accel evaluate prompts.jsonl --out runs/a --metrics psnr_db,jod,st_lpips,ssim ...
+    dit-accel evaluate prompts.jsonl --output runs/a --metrics psnr_db,jod,st_lpips,ssim ...
     python scripts/experiments/table_metrics.py runs/a --figure metrics.png
     python scripts/experiments/table_metrics.py runs/a --distances 0.19     # four times as near
 

@@ -233,7 +233,15 @@ def command(tmp_path, tiny_wan):
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("a red circle moving right\n")
     size = ["--height", "16", "--width", "16", "--frames", "5", "--steps", "3", "--guidance", "1"]
-    return ["evaluate", str(prompts), "--model", str(folder), "--out", str(tmp_path / "run"), *size]
+    return [
+        "evaluate",
+        str(prompts),
+        "--model",
+        str(folder),
+        "--output",
+        str(tmp_path / "run"),
+        *size,
+    ]
 
 
 def test_fewer_than_three_seeds_and_clips_that_are_not_stored_are_refused(command):
