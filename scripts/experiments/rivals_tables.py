@@ -98,7 +98,12 @@ def _calibration(runs: dict[int, dict[str, Any]]) -> str:
     known = [r["calibration_runs"] for r in runs.values() if r.get("calibration_runs") is not None]
     if not known:
         return "–"
-    low, high = min(known), max(known)
+    seconds = [r.get("calibration_seconds") or 0.0 for r in runs.values()]
+    return f"{_span(known)} runs, {_span(seconds)} s" if max(known) else "none"
+
+
+def _span(values: list[float]) -> str:
+    low, high = min(values), max(values)
     return f"{low:.0f}" if round(low) == round(high) else f"{low:.0f} to {high:.0f}"
 
 

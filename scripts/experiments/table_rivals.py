@@ -90,6 +90,7 @@ class Table:
 
     def __init__(self, args: argparse.Namespace) -> None:
         self.args, self.started = args, time.monotonic()
+        self.used: set[str] = set()  # names of what the method calibrated
         self.rows = [METHODS[name] for name in args.methods or rivals()]
         for name in ("calibration", "results", "scratch"):
             (args.folder / name).mkdir(exist_ok=True)
@@ -160,10 +161,18 @@ class Table:
         })  # fmt: skip
 
     def _calibrate(self, name: str, measure: Callable[[Callable[[], None]], Any]) -> Any:
-        path = self._calibration(name)
+        path, begun = self._calibration(name), time.monotonic()
+        self.used.add(name)
         if not path.exists():
-            write(path, measure(lambda: self._generated({}) and None))
+            value = measure(lambda: self._generated({}) and None)
+            write(path.with_suffix(".seconds"), time.monotonic() - begun)
+            write(path, value)
         return json.loads(path.read_text(encoding="utf-8"))
+
+    def _spent(self) -> float:
+        """Seconds of all calibration that this method used, whenever it was measured."""
+        files = (self._calibration(name).with_suffix(".seconds") for name in self.used)
+        return sum(json.loads(file.read_text(encoding="utf-8")) for file in files if file.exists())
 
     def _train(self, names: set[str]) -> None:
         """The trained samplers, together: their launches are shared."""
@@ -172,7 +181,13 @@ class Table:
         wanted = [(v, k) for v in trained.VARIANTS if v in names for k in self.args.computed]
         wanted = [(v, k) for v, k in wanted if not self._known(trained.name_of(v, k))]
         if wanted and not self._late():
+            begun = time.monotonic()
             found = trained.train(self.pipe, self.context, wanted, seconds=self.args.train_seconds)
+            share = (time.monotonic() - begun) / len(wanted)
+            for variant, k in wanted:  # of a training that goes on, the seconds add up
+                path = self._calibration(trained.name_of(variant, k)).with_suffix(".seconds")
+                before = json.loads(path.read_text(encoding="utf-8")) if path.exists() else 0.0
+                write(path, before + share)
             for (variant, k), value in found.items():
                 write(self._calibration(trained.name_of(variant, k)), value)
 
@@ -200,6 +215,7 @@ class Table:
         print(f"{row.name} {k}: {result.get('error') or _short(result)}, {took:.0f} s", flush=True)
 
     def _result(self, row: Method, k: int) -> dict[str, Any]:
+        self.used = set()
         number, searched = self._number(row, k)
         alone = not _takes_batches(row)
         clips = self.clips[: self.args.single] if alone else self.clips
@@ -210,7 +226,8 @@ class Table:
         flops, computed = self._costs(row, number)
         spent = None if calibration is None else calibration + searched
         return {
-            "number": number, "calibration_runs": spent, "remarks": remarks, "alone": alone,
+            "number": number, "calibration_runs": spent,
+            "calibration_seconds": self._spent(), "remarks": remarks, "alone": alone,
             "seconds": statistics.median(seconds), "flops_kept": flops, "steps_computed": computed,
             "scores": self.score(made, self.frames[: len(made)]),
         }  # fmt: skip
@@ -232,6 +249,8 @@ class Table:
             best = (float("inf"), high)
             for _ in range(SEARCHED):
                 middle = (low * high) ** 0.5
+                if row.whole:
+                    middle = max(1, round(middle))
                 steps = self._steps_at(row, middle)
                 spent += 2 * steps / self.args.steps
                 best = min(best, (abs(steps - k), middle))

@@ -212,7 +212,7 @@ def _dicache(pipe: Any, number: Number, context: MethodContext) -> Iterator[Meth
             blocks = [block for group in family.blocks for block in getattr(module, group)]
             for index, block in enumerate(blocks):
                 wrap = partial(cache.wrap, index, len(blocks) - 1, family)
-                patches.around(block, wrap, root=module)
+                patches.around(block, wrap, callers=(module,))
         yield MethodHandle()
     finally:
         patches.undo()
