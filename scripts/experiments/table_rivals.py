@@ -6,9 +6,9 @@ One command makes everything and resumes: each method and k is a file in the fol
 there is not made again. Methods whose samplers do not look at the clip are run on many prompts in
 one call; those that decide by the clip are run clip by clip, on the first `--single` prompts, and
 their threshold is the one that computes k steps on two calibration clips. Seconds and FLOPs are
-those of single clips, always. Calibration prompts and seeds are none of the scored ones. Trained
-samplers are trained together (`--train-seconds` of them at most, then the next run goes on).
-`--table` prints the tables of a folder, and draws the curves, without running anything.
+those of single clips, always. Processes score while the next clips are made. Calibration prompts
+and seeds are none of the scored ones. Trained samplers are trained together, for `--train-seconds`
+at most; the next run goes on. `--table` prints the tables of a folder, and draws the curves.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor
 from contextlib import contextmanager
 from functools import partial
 from multiprocessing import get_context
@@ -48,9 +48,11 @@ from dit_accel.planning.lookup import find_profile
 STEPS = (25, 20, 17, 13, 10, 8)
 CALIBRATION_SEED = 1_000_003
 CALIBRATION_CLIPS = 64
-SEARCHED = 9  # halvings of a threshold's range
-WANTED = ("psnr_db", "jod", "ssim", "st_lpips")
-LEFT_OUT = ("uncached", "rerun", "quality", "trim-text", "pcas", "edcw", "unicp-paper")
+SEARCHED = 8  # halvings of a threshold's range
+WANTED = ("psnr_db", "jod")
+LOW, HIGH = 1e-3, 10.0  # of thresholds
+LEFT_OUT = ("uncached", "rerun", "quality", "trim-text", "pcas", "edcw", "unicp-paper", "diffusers",
+            "cache-dit/dbprune")  # fmt: skip
 
 
 def main() -> None:
@@ -91,6 +93,8 @@ class Table:
     def __init__(self, args: argparse.Namespace) -> None:
         self.args, self.started = args, time.monotonic()
         self.used: set[str] = set()  # names of what the method calibrated
+        self.steps_at: dict[tuple[str, float], float] = {}  # by method and threshold
+        self.waiting: list[tuple[Path, dict[str, Any]]] = []  # results whose scores are not there
         self.rows = [METHODS[name] for name in args.methods or rivals()]
         for name in ("calibration", "results", "scratch"):
             (args.folder / name).mkdir(exist_ok=True)
@@ -106,6 +110,8 @@ class Table:
                 self._train({row.name for row, _ in inside})
                 for row, k in inside:
                     self._one(row, k)
+                    self._write_scored(wait=False)
+                self._write_scored(wait=True)
         for name in dict.fromkeys(row.name for row, _ in missing if row.own_process):
             if not self.args.child and not self._late():
                 self._in_child(name)
@@ -113,7 +119,8 @@ class Table:
     def _missing(self, row: Method, k: int) -> bool:
         if row.lacking() or (row.name == FEWER_STEPS and k >= self.args.steps):
             return False
-        return not self._file(row, k).exists()
+        path = self._file(row, k)  # a method that failed is tried again
+        return not path.exists() or "error" in json.loads(path.read_text(encoding="utf-8"))
 
     def _file(self, row: Method, k: int) -> Path:
         return self.args.folder / "results" / f"{row.name.replace('/', '--')}-{k}.json"
@@ -126,7 +133,8 @@ class Table:
         left = self.args.seconds - (time.monotonic() - self.started)
         words = [word for word in sys.argv[1:] if word != "--table"]
         more = ["--methods", name, "--child", "--seconds", str(max(left, 1.0))]
-        subprocess.run([sys.executable, __file__, *words, *more], check=False)
+        quiet = os.environ | {"CACHE_DIT_LOG_LEVEL": "error"}
+        subprocess.run([sys.executable, __file__, *words, *more], check=False, env=quiet)
 
     # --- the pipeline and its clips ---
 
@@ -211,8 +219,24 @@ class Table:
         except Exception as error:  # a method that cannot is a row that says so
             result = {"error": f"{type(error).__name__}: {error}".splitlines()[0]}
         took = time.monotonic() - begun
-        write(self._file(row, k), {"method": row.name, "k": k, **result, "took_seconds": took})
-        print(f"{row.name} {k}: {result.get('error') or _short(result)}, {took:.0f} s", flush=True)
+        content = {"method": row.name, "k": k, **result, "took_seconds": took}
+        self.waiting.append((self._file(row, k), content))
+
+    def _write_scored(self, wait: bool) -> None:
+        """Write the results whose scores are there; all of them where it waits."""
+        while self.waiting and (wait or self._is_scored(self.waiting[0][1])):
+            path, content = self.waiting.pop(0)
+            if "scores" in content:
+                scores = [score.result() for score in content["scores"]]
+                names = self.args.metrics
+                content["scores"] = {name: [s[name] for s in scores] for name in names}
+            write(path, content)
+            said = content.get("error") or _short(content)
+            print(f"{path.stem}: {said}, {content['took_seconds']:.0f} s", flush=True)
+
+    @staticmethod
+    def _is_scored(content: dict[str, Any]) -> bool:
+        return all(score.done() for score in content.get("scores", ()))
 
     def _result(self, row: Method, k: int) -> dict[str, Any]:
         self.used = set()
@@ -245,7 +269,7 @@ class Table:
         key = f"threshold-{row.name.replace('/', '--')}-{k}"
 
         def measure(_: Any) -> dict[str, float]:
-            low, high, spent = 1e-4, 30.0, 0.0
+            low, high, spent = LOW, HIGH, 0.0
             best = (float("inf"), high)
             for _ in range(SEARCHED):
                 middle = (low * high) ** 0.5
@@ -261,8 +285,14 @@ class Table:
         return found["number"], found["runs"]
 
     def _steps_at(self, row: Method, number: float) -> float:
-        clips = self.context.calibration_clips[:2]
-        return statistics.fmean(self._costs(row, number, clip)[1] for clip in clips)
+        """Mean over two clips; a number that another k asked for is not measured again, but its
+        runs count for each k."""
+        key = row.name, number
+        if key not in self.steps_at:
+            clips = self.context.calibration_clips[:2]
+            steps = [self._costs(row, number, clip)[1] for clip in clips]
+            self.steps_at[key] = statistics.fmean(steps)
+        return self.steps_at[key]
 
     def _costs(
         self, row: Method, number: float, clip: ClipSpec | None = None
@@ -296,20 +326,13 @@ class Table:
         return made.denoising_seconds, made.latents
 
     @contextmanager
-    def _scorer(self) -> Iterator[Callable[..., dict[str, list[Any]]]]:
-        """Scores in processes of their own; one core each."""
-        names = tuple(self.args.metrics)
-        one = partial(_scored, names, self.clips[0].fps or 16.0)
-        if self.args.workers < 2:
-            yield lambda made, frames: _together(names, map(one, frames, made))
-            return
+    def _scorer(self) -> Iterator[Callable[..., list[Future[dict[str, Any]]]]]:
+        """Scores in processes of their own, one thread each."""
+        one = partial(_scored, tuple(self.args.metrics), self.clips[0].fps or 16.0)
         with ProcessPoolExecutor(self.args.workers, get_context("spawn"), _one_thread) as pool:
-            yield lambda made, frames: _together(names, pool.map(one, frames, made, chunksize=2))
-
-
-def _together(names: Sequence[str], scores: Any) -> dict[str, list[Any]]:
-    rows = list(scores)
-    return {name: [row[name] for row in rows] for name in names}
+            yield lambda made, frames: [
+                pool.submit(one, a, b) for a, b in zip(frames, made, strict=True)
+            ]
 
 
 def _one_thread() -> None:
