@@ -47,11 +47,11 @@ def test_a_run_makes_every_method_once_and_resumes(tmp_path: Path, monkeypatch: 
     defaults = {"height": 16, "width": 16, "num_frames": 9, "num_inference_steps": 6,
                 "guidance_scale": 4.0, "max_sequence_length": 16, "fps": 8}  # fmt: skip
     (model / "generation_defaults.json").write_text(json.dumps(defaults))
-    words = ["--model", str(model), "--prompts", "2", "--single", "1", "--steps", "6",
-             "--computed", "3", "--workers", "1", "--timed", "1", "--metrics", "psnr_db", "--methods"]  # fmt: skip
+    words = f"--model {model} --prompts 2 --single 1 --steps 6 --computed 3 --workers 1 --timed 1"
 
     def run(*methods: str) -> dict[str, Any]:
-        monkeypatch.setattr(sys, "argv", ["table_rivals.py", str(folder), *words, *methods])
+        given = [str(folder), *words.split(), "--metrics", "psnr_db", "--methods", *methods]
+        monkeypatch.setattr(sys, "argv", ["table_rivals.py", *given])
         table_rivals.main()
         return rivals_tables.read(folder)
 
