@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from dit_accel.caching.engine import CacheMemory, Engine
-from dit_accel.caching.monitor import LostValues, Monitor
+from dit_accel.caching.monitor import LostValues, Monitor, load_kernels
 from dit_accel.caching.policy import Controller, Policy
 from dit_accel.caching.ranks import Ranks
 from dit_accel.caching.store import BranchStore, TensorStore
@@ -85,7 +85,7 @@ class PlanExecutor(Engine):
             if self._extrapolation is not None:
                 self._missing.add(session.step)
             output = forward(call)
-            self._prepare()
+            self._prepare(output[0])
             self._form = form_of(output)
             value = output[0]
             self._store(component, cached, value, first=first)
@@ -97,9 +97,10 @@ class PlanExecutor(Engine):
         self.computed.setdefault((call.transformer, session.branch), {})[session.step] = computed
         return output
 
-    def _prepare(self) -> None:
-        """Once the first forward of a run is queued, the policy may do what takes long."""
+    def _prepare(self, value: torch.Tensor) -> None:
+        """Once the first forward of a run is queued, the host has time for what takes long."""
         if not self._prepared:
+            load_kernels(value)
             self.policy, self._prepared = self.policy.prepare(), True
             self.store.min_bits = self.policy.min_bits
 

@@ -138,6 +138,22 @@ class Monitor:
         return torch.linalg.vector_norm(latents - before, dtype=torch.float32) / gap
 
 
+def load_kernels(like: torch.Tensor) -> None:
+    """Run on a few numbers what a run does between its forwards.
+
+    CUDA loads a kernel when it is used first, which takes milliseconds. They are exposed where the
+    device waits for the host, and hidden while it computes a forward.
+    """
+    if like.is_cuda:
+        few = like.flatten()[:64]
+        miss = extrapolation.weighted_sum([0.5, 0.5], [few, few]) - few
+        miss = torch.stack([0.5 * miss, miss]).sum(0)
+        norm = torch.linalg.vector_norm(few, dtype=torch.float32)
+        total = few.sum(dtype=torch.float32)
+        error, trust = drift.relative_l2(miss, few), drift.projection_coefficient(miss, few)
+        torch.stack([error, trust, norm / 2, total])
+
+
 class LostValues:
     """Cached values that were not finite: dropped, and restored at the next computed step."""
 

@@ -115,8 +115,10 @@ def forward_costs(module: torch.nn.Module, family: Family, rows: Rows) -> Costs:
 def _add(module: torch.nn.Module, path: str, kinds: Any, rows: Rows, costs: Costs) -> int:
     """Enter the FLOPs of a module and of all below it."""
     if isinstance(module, (torch.nn.Linear, *_CONVOLUTIONS)):
-        kind = _kind(_place(path), kinds)
+        kind = _kind(path, kinds)
         total = 2 * _weights(module) * rows.of(kind) * (1 if kind == "time" else rows.batch)
+    elif not module._modules:  # a norm, an activation: most modules, so that it pays
+        total = 0
     else:
         children = {name: one for name, one in module._modules.items() if one is not None}
         fused = {part for name in children.keys() & _FUSED.keys() for part in _FUSED[name]}
@@ -127,9 +129,9 @@ def _add(module: torch.nn.Module, path: str, kinds: Any, rows: Rows, costs: Cost
             if name not in fused
         )
         if "to_q" in children:
-            query, place = children["to_q"], _place(prefix)
+            query = children["to_q"]
             queries, keys = (
-                sum(rows.of(_kind(place + name, kinds)) for name in names if name in children)
+                sum(rows.of(_kind(prefix + name, kinds)) for name in names if name in children)
                 for names in (_QUERIES, _KEYS)
             )
             width = int(query.out_features)
@@ -146,13 +148,10 @@ def _weights(layer: Any) -> int:
     return int(layer.weight.numel())
 
 
-def _place(path: str) -> str:
-    """A path without the block's number: all blocks of a list are alike."""
-    return re.sub(r"\.\d+\.", ".", path, count=1)
-
-
 @cache
-def _kind(place: str, kinds: tuple[tuple[str, str], ...]) -> str:
+def _kind(path: str, kinds: tuple[tuple[str, str], ...]) -> str:
+    """Which tokens a layer sees. All blocks of a list are alike: their number is left out."""
+    place = re.sub(r"\.\d+\.", ".", path, count=1)
     found = (kind for pattern, kind in kinds if re.search(pattern, place))
     return next(found, "video")
 
