@@ -41,7 +41,7 @@ from dit_accel.core.families import Family, family_of, transformers_of
 from dit_accel.core.flops import Costs, Rows, count_run
 from dit_accel.core.measure import LoopTimer
 from dit_accel.core.patching import Patches, uncompiled
-from dit_accel.core.report import CacheSite, Report, SceneReport
+from dit_accel.core.report import CacheSite, Report, SceneReport, SiteReport
 from dit_accel.core.session import Session
 from dit_accel.layout import Layout
 from dit_accel.planning.lookup import profile_for
@@ -78,7 +78,8 @@ def accelerate(
     """Accelerate a diffusers video pipeline, in place: to a quality, a speed or a threshold.
 
     Args:
-        pipe: a pipeline whose transformer is in `dit_accel.FAMILIES`.
+        pipe: a pipeline with a transformer. One that is not in `dit_accel.FAMILIES` takes
+            quality, speedup and plan.
         config: all that the keywords below may say, as one object; or settings of the windows
             (`EDCW`) or of `UniCP`, with those keywords that go with `threshold` or `accel`.
         threshold: δ, the drift a window may reach, >= 0; 0 computes every step (`ThresholdConfig`).
@@ -101,7 +102,8 @@ def accelerate(
         The handle: a context manager with `report()` and `remove()`.
 
     Raises:
-        ValueError: the pipeline is of no known family, or a setting is out of range.
+        ValueError: the pipeline has no transformer, or a setting does not suit its family or is
+            out of range.
         RuntimeError: the pipeline is accelerated already; nothing is changed.
 
     Source: UniCP (arXiv 2502.04393), EDCW; IR-Diffusion (arXiv 2411.19261); our reading.
@@ -162,7 +164,7 @@ class Handle:
         if list(map(id, found.values())) == list(map(id, session.transformers.values())):
             self._patches.settle()
             return
-        if family_of(session.pipe) is not self.family:
+        if family_of(session.pipe) != self.family:
             raise ValueError(
                 f"pipe has a {family_of(session.pipe).transformer} now, and was accelerated with a "
                 f"{self.family.transformer}; call remove() on the handle, then accelerate() again"
@@ -219,7 +221,7 @@ class Handle:
         engine.flush()
         sites = engine.site_reports()
         scene = self._last_scene or (self._scene.report() if self._scene is not None else None)
-        full, spent = count_run(session, self.family, sites, scene, self._costs)
+        full, spent, uncounted = self._count(sites, scene)
         settings = self.config.describe()
         others = tuple(
             f"{name} has a cache of diffusers on (enable_cache): the prediction does not hold with "
@@ -244,12 +246,21 @@ class Handle:
             speedup=settings.get("speedup"),
             prediction=None if others else engine.policy.prediction(),
             planned=engine.policy.planned,
-            notes=others + branches + engine.notes() + self._finite.notes(),
+            notes=others + uncounted + branches + engine.notes() + self._finite.notes(),
             scene=scene,
             config=settings,
             requested=str(self.config),
             **dataclasses.asdict(engine.memory),
         )
+
+    def _count(
+        self, sites: tuple[SiteReport, ...], scene: SceneReport | None
+    ) -> tuple[int | None, int | None, tuple[str, ...]]:
+        """FLOPs of the stock pipeline and of this run; or a note."""
+        if not self.family.blocks:  # the rows that its layers see are not known
+            note = f"FLOPs are not counted: {self.family.transformer} is not in FAMILIES."
+            return None, None, (note,)
+        return *count_run(self._session, self.family, sites, scene, self._costs), ()
 
 
 def build_engine(
@@ -258,7 +269,8 @@ def build_engine(
     """The engine of a config; a ValueError where the family or the profile does not suit it."""
     if isinstance(config, ThresholdConfig):
         if config.site not in family.sites:
-            accepted = f"accepted for {family.name}: {', '.join(family.sites)}"
+            sites = ", ".join(family.sites) or "none, but quality, speedup or plan instead"
+            accepted = f"accepted for {family.name}: {sites}"
             raise ValueError(f"site is {config.site!r}; {accepted}")
         return SiteCache(session, family, cast(CacheSite, config.site), config)
     if isinstance(config, UniCPConfig):

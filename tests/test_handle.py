@@ -164,14 +164,35 @@ def test_bad_arguments_are_named_and_nothing_is_installed(arguments, text):
     assert state_of(pipe) == before
 
 
-def test_unknown_models_are_refused_with_the_accepted_list():
+def test_a_pipeline_without_a_transformer_or_a_scheduler_is_refused():
     class Other:
         transformer = torch.nn.Linear(1, 1)
 
-    with pytest.raises(
-        ValueError, match=f"with a Linear; accepted transformers: {', '.join(FAMILIES)}"
-    ):
+    with pytest.raises(ValueError, match=f"with a Linear; accepted: .*{', '.join(FAMILIES)}"):
         accelerate(Other())
+    Other.transformer = None
+    with pytest.raises(ValueError, match="with no transformer; accepted: "):
+        accelerate(Other())
+
+
+def test_a_forward_that_gives_two_values_is_refused_at_the_first_step():
+    """As LTX-2's, which predicts video and audio."""
+    pipe = tiny_wan()
+    inner, calls = pipe.transformer.forward, []
+
+    def two(*args, **kwargs):
+        calls.append(1)
+        (video,) = inner(*args, **kwargs)
+        return video, video
+
+    pipe.transformer.forward = two
+    stock = call(pipe)
+    calls.clear()
+    with accelerate(pipe, speedup=2.0):
+        with pytest.raises(ValueError, match=r"gives 2 values \(Tensor, Tensor\); accepted: one"):
+            call(pipe)
+        assert len(calls) == 1
+    assert np.array_equal(call(pipe), stock)
 
 
 def test_flops_kept_by_hand():

@@ -13,7 +13,9 @@ from typing import Any
 import small_denoisers
 import tiny
 import torch
+import without_row
 
+from dit_accel.core.families import without_row as without_row_of
 from dit_accel.core.generation import call_arguments
 from dit_accel.evaluation import speed
 from dit_accel.models.families import FAMILIES, Family
@@ -26,24 +28,34 @@ class TinyModel:
     """A pipeline that can be built again, and the arguments of its smallest call.
 
     Args:
-        family: the row's name.
+        family: the row's name; of a model without a row: the transformer's class.
         build: makes a pipeline, with the same weights each time, in eval mode.
         arguments: of the call, without steps, generator and output type.
+        separate: whether guidance runs as separate forwards, where no row says it.
     """
 
     family: str
     build: Callable[[], Any]
     arguments: dict[str, Any] = field(default_factory=dict)
+    separate: bool = False
+
+    @property
+    def branches(self) -> str:
+        """As of `Family`."""
+        return self.row.branches if self.row.blocks else "separate" if self.separate else "batched"
 
     @property
     def row(self) -> Family:
-        return next(row for row in FAMILIES.values() if row.name == self.family)
+        found = (row for row in FAMILIES.values() if row.name == self.family)
+        return next(found, None) or without_row_of(self.family, "")
 
     def run(self, pipe: Any, **changes: Any) -> torch.Tensor:
         """The last latents of a call with `STEPS` steps."""
         given = {"num_inference_steps": STEPS, "output_type": "latent"} | self.arguments | changes
-        frames: torch.Tensor = pipe(**given, generator=torch.Generator().manual_seed(0)).frames
-        return frames
+        latents: torch.Tensor = pipe(
+            **given, generator=torch.Generator().manual_seed(0), return_dict=False
+        )[0]
+        return latents
 
 
 def of_checkpoint(family: str, name: str) -> TinyModel:
@@ -71,5 +83,11 @@ MODELS: dict[str, TinyModel] = {
     "hunyuan-video": of_checkpoint("hunyuan-video", "hunyuan-video"),
     "cogvideox": of_checkpoint("cogvideox", "cogvideox-2b"),
     "ltx": of_checkpoint("ltx", "ltx-video"),
+    **{
+        one.pipeline: TinyModel(one.transformer, one.build, one.call, one.separate)
+        for one in without_row.PIPELINES
+        if one.is_there
+    },
 }
-VARIANTS = ("wan-two-experts",)  # of a family that is there already: slow tests
+# Of a family that is there already, and without a row: left to the slow tests.
+VARIANTS = ("wan-two-experts", *(one.pipeline for one in without_row.PIPELINES[1:]))

@@ -303,8 +303,18 @@ def _over_rows(factor: float | torch.Tensor, like: torch.Tensor) -> float | torc
 
 
 def form_of(output: Any) -> Callable[[torch.Tensor], Any]:
-    """What a prediction is returned as: a tuple, or the output class that it came in."""
-    return _as_tuple if isinstance(output, tuple) else type(output)
+    """What a prediction is returned as: a tuple, or the output class that it came in.
+
+    Raises:
+        ValueError: the output is not one tensor.
+    """
+    is_tuple = isinstance(output, tuple)
+    values = output if is_tuple else tuple(getattr(output, "values", lambda: (output,))())
+    found = [value for value in values if value is not None]
+    if len(found) != 1 or not isinstance(found[0], torch.Tensor):
+        names = ", ".join(type(value).__name__ for value in found)
+        raise ValueError(f"a forward gives {len(found)} values ({names}); accepted: one tensor")
+    return _as_tuple if is_tuple else type(output)
 
 
 def _as_tuple(value: torch.Tensor) -> tuple[torch.Tensor]:

@@ -13,25 +13,38 @@ from typing import Any
 from dit_accel.core.patching import uncompiled
 from dit_accel.models.families import FAMILIES, SITES, Family
 
-__all__ = ["FAMILIES", "SITES", "Family", "family_of", "transformers_of"]
+COMPONENTS = ("transformer", "transformer_2")
+__all__ = ["FAMILIES", "SITES", "Family", "family_of", "transformers_of", "without_row"]
 
 
 def family_of(pipe: Any) -> Family:
-    """The row of a pipeline's transformer.
+    """The row of a pipeline's transformer; one without sites where its class has none.
 
     Raises:
-        ValueError: the pipeline has no transformer, or its class is in no row.
+        ValueError: the pipeline has no transformer, or no scheduler that says its timesteps.
     """
-    loaded = (getattr(pipe, name, None) for name in ("transformer", "transformer_2"))
+    loaded = (getattr(pipe, name, None) for name in COMPONENTS)
     transformer = next((module for module in loaded if module is not None), None)
     name = type(uncompiled(transformer)).__name__
-    if transformer is None or name not in FAMILIES:
+    if name in FAMILIES:
+        return FAMILIES[name]
+    if transformer is None or not hasattr(getattr(pipe, "scheduler", None), "timesteps"):
         found = f"a {name}" if transformer is not None else "no transformer"
         raise ValueError(
-            f"pipe is a {type(pipe).__name__} with {found}; "
-            f"accepted transformers: {', '.join(FAMILIES)}"
+            f"pipe is a {type(pipe).__name__} with {found}; accepted: a transformer and a "
+            f"scheduler with timesteps, best one of {', '.join(FAMILIES)}"
         )
-    return FAMILIES[name]
+    return without_row(name, type(pipe).__name__)
+
+
+def without_row(transformer: str, pipeline: str) -> Family:
+    """What holds of every transformer: its prediction can be planned, and how guidance weighs its
+    forwards is measured in a run's first step."""
+    return Family(
+        name=transformer, transformer=transformer, pipelines=(pipeline,), components=COMPONENTS,
+        blocks=(), attention="", branches="embedded", sites=(), rows=(),
+        notes="no row: plans only",
+    )  # fmt: skip
 
 
 def transformers_of(pipe: Any, family: Family) -> dict[str, Any]:

@@ -7,6 +7,8 @@ does not say. Ours; there is no source.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 
@@ -61,3 +63,18 @@ def positions(timestep: torch.Tensor, timesteps: torch.Tensor) -> list[int]:
         known = f"the scheduler's {len(timesteps)} timesteps"
         raise ValueError(f"timestep {now:g} is not one of {known}")
     return [step for step, gap in enumerate(gaps) if gap == min(gaps)]
+
+
+def counted_position(scheduler: Any) -> int:
+    """The step by the scheduler's own count, which goes up when it steps.
+
+    Raises:
+        ValueError: it has none; names it.
+    """
+    if not hasattr(scheduler, "step_index"):
+        raise ValueError(
+            f"the transformer's timestep is none of the {len(scheduler.timesteps)} of "
+            f"{type(scheduler).__name__}; accepted: one of them, or a scheduler with a step_index"
+        )
+    index = scheduler.step_index
+    return int(index if index is not None else getattr(scheduler, "begin_index", None) or 0)

@@ -30,7 +30,7 @@ from dit_accel.core.patching import (
     notifying,
     parallel_group,
 )
-from dit_accel.core.places import Texts, positions
+from dit_accel.core.places import Texts, counted_position, positions
 
 _FULLGRAPH = (
     "transformer is compiled with fullgraph=True, and what decides inside breaks the graph; "
@@ -69,7 +69,9 @@ class ForwardCall:
 
     @property
     def timestep(self) -> Any:
-        return self.kwargs["timestep"] if "timestep" in self.kwargs else self.args[1]
+        """None: it is not where most transformers have it."""
+        given = self.args[1] if len(self.args) > 1 else None
+        return self.kwargs.get("timestep", given)
 
     @property
     def text(self) -> Any:
@@ -336,13 +338,19 @@ class Session:
             return self._begin + index
         return self._which(self._positions(call.timestep), call.transformer, branch)
 
-    def _positions(self, timestep: torch.Tensor) -> list[int]:
-        """As `positions`; a tensor that a step's forwards share is read from the device once."""
+    def _positions(self, timestep: Any) -> list[int]:
+        """As `positions`; a tensor that a step's forwards share is read from the device once. By
+        the scheduler's own count where a model is told another number than the timestep."""
         timesteps = self.pipe.scheduler.timesteps
+        if not isinstance(timestep, torch.Tensor):
+            return [counted_position(self.pipe.scheduler)]
         version = 0 if timestep.is_inference() else timestep._version  # rises with every write
         known, schedule, known_version, found = self._located
         if known is not timestep or schedule is not timesteps or known_version != version:
-            found = positions(timestep, timesteps)
+            try:
+                found = positions(timestep, timesteps)
+            except ValueError:
+                return [counted_position(self.pipe.scheduler)]
             self._located = timestep, timesteps, version, found
         return found
 

@@ -36,7 +36,8 @@ def regional_compile(pipe: Any) -> None:
         if getattr(module, "_repeated_blocks", None):
             module.compile_repeated_blocks(backend="eager")
             continue
-        for group in family_of(pipe).blocks:  # what it does, where diffusers has no list of blocks
+        # What it does, where diffusers has no list of blocks.
+        for group in family_of(pipe).blocks or ("transformer_blocks",):
             for block in getattr(module, group):
                 block.compile(backend="eager")
 

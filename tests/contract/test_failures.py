@@ -30,8 +30,9 @@ def after_a_step(model: TinyModel, pipe: Any, changes: dict[str, Any]) -> None:
 
 def inside_a_forward(model: TinyModel, pipe: Any, changes: dict[str, Any]) -> None:
     """The last block runs out of memory in the second step."""
-    block = list(getattr(pipe.transformer, model.row.blocks[-1]))[-1]
-    layer = next(part for part in block.modules() if isinstance(part, torch.nn.Linear))
+    groups = model.row.blocks
+    last = list(getattr(pipe.transformer, groups[-1]))[-1] if groups else pipe.transformer
+    layer = next(part for part in last.modules() if isinstance(part, torch.nn.Linear))
     calls: list[int] = []
 
     def fail(*_: Any) -> None:

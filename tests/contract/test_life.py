@@ -23,7 +23,7 @@ from dit_accel.models.families import Family
 
 
 def test_every_family_has_a_tiny_model():
-    assert {model.family for model in MODELS.values()} == {row.name for row in FAMILIES.values()}
+    assert {model.family for model in MODELS.values()} >= {row.name for row in FAMILIES.values()}
 
 
 @combinations()
@@ -34,7 +34,7 @@ def test_neutral_is_the_stock_clip_bit_for_bit(stock, model, technique):
             assert is_equal(model.run(pipe, **technique.changes), clip)
         report = handle.report()
     assert report.steps_computed == STEPS
-    if technique.cell != "scene":
+    if technique.cell != "scene" and model.row.blocks:
         assert report.flops_kept == 1.0
 
 
@@ -50,9 +50,9 @@ def test_loose_changes_the_clip_and_the_report_is_true(stock, model, technique):
         report = handle.report()
     assert fast.isfinite().all() and not torch.equal(fast, clip)
     assert report.steps == STEPS
-    assert report.flops_kept is not None
+    assert (report.flops_kept is not None) == bool(model.row.blocks)
     if technique.cell not in ("UniCP", "scene"):  # tiny attention gains nothing from pruning
-        assert report.flops_kept < 1 and report.steps_computed < STEPS
+        assert (report.flops_kept or 0) < 1 and report.steps_computed < STEPS
     for (transformer, attention), number in calls.items():
         ours = [s for s in report.sites if s.transformer == transformer and _holds(s, attention)]
         told = sum(len(s.computed) + len(s.pruned) + len(s.blended) for s in ours)
@@ -61,20 +61,30 @@ def test_loose_changes_the_clip_and_the_report_is_true(stock, model, technique):
 
 @contextlib.contextmanager
 def counted(pipe: Any, family: Family) -> Iterator[Counter[tuple[str, str]]]:
-    """Calls of the first linear layer of every self-attention: what was really computed."""
+    """Calls of the first linear layer of every self-attention: what was really computed.
+
+    Where no row says which those are: of the transformer.
+    """
     calls: Counter[tuple[str, str]] = Counter()
     with contextlib.ExitStack() as hooks:
         for name in family.components:
             module = getattr(pipe, name, None)
-            for group in family.blocks if module is not None else ():
-                for index, block in enumerate(getattr(module, group)):
-                    where = name, f"{group}.{index}.{family.attention}"
-                    inside = getattr(block, family.attention).modules()
-                    layer = next(part for part in inside if isinstance(part, torch.nn.Linear))
-                    calls[where] = 0
-                    hook = layer.register_forward_pre_hook(lambda *_, w=where: calls.update([w]))
-                    hooks.callback(hook.remove)
+            for path, part in _attentions(module, family) if module is not None else ():
+                layer = next(m for m in part.modules() if isinstance(m, torch.nn.Linear))
+                where = name, path
+                calls[where] = 0
+                hook = layer.register_forward_pre_hook(lambda *_, w=where: calls.update([w]))
+                hooks.callback(hook.remove)
         yield calls
+
+
+def _attentions(module: Any, family: Family) -> list[tuple[str, torch.nn.Module]]:
+    paths = [
+        f"{group}.{index}.{family.attention}"
+        for group in family.blocks
+        for index in range(len(getattr(module, group)))
+    ]
+    return [(path, module.get_submodule(path)) for path in paths or [""]]
 
 
 def _holds(site: SiteReport, attention: str) -> bool:
@@ -89,7 +99,8 @@ def test_installing_twice_is_refused_and_changes_nothing(stock, model, technique
     with accelerate(pipe, **settings):
         model.run(pipe, **technique.changes)
         fast, before = model.run(pipe, **technique.changes), state_of(pipe)
-        for second in (settings, {"threshold": 0.0}, {"speedup": 2.0}):
+        windows = [{"threshold": 0.0, "site": site} for site in model.row.sites]
+        for second in (settings, *windows, {"speedup": 2.0}):
             with pytest.raises(RuntimeError, match="accelerated already; call remove"):
                 accelerate(pipe, **second)
             assert state_of(pipe) == before
@@ -150,10 +161,10 @@ def test_no_branch_reads_what_another_one_cached(stock, model, technique):
         del pipe.scheduler.step
     assert found[0].keys() == found[1].keys()
     for (_, branch), one, other in zip(found[0], *(f.values() for f in found), strict=True):
-        if branch == "cond":
+        if model.branches == "batched":  # the first half is without the prompt
+            assert torch.equal(one.chunk(2)[1], other.chunk(2)[1])
+            assert not torch.equal(one.chunk(2)[0], other.chunk(2)[0]), "the control"
+        elif branch == "cond":
             assert torch.equal(one, other)
         elif branch == "uncond":
             assert not torch.equal(one, other), "the control"
-        elif model.row.branches == "batched":  # the first half is without the prompt
-            assert torch.equal(one.chunk(2)[1], other.chunk(2)[1])
-            assert not torch.equal(one.chunk(2)[0], other.chunk(2)[0]), "the control"
