@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Sequence
 from itertools import accumulate
+from typing import Any
 
 from dit_accel.core.report import Report, SceneReport, SiteReport
 from dit_accel.core.session import Interceptor, Session
@@ -92,15 +93,18 @@ def _joined_sites(reports: Sequence[Report], first_steps: Sequence[int]) -> tupl
 
 def _moved(site: SiteReport, first: int) -> SiteReport:
     """A site with its steps counted from another one."""
-    steps = {name: tuple(step + first for step in getattr(site, name)) for name in _STEPS}
-    by_step = {name: {s + first: v for s, v in getattr(site, name).items()} for name in _BY_STEP}
-    return dataclasses.replace(site, **steps, **by_step)
+    moved: dict[str, Any] = {
+        name: tuple(step + first for step in getattr(site, name)) for name in _STEPS
+    }
+    for name in _BY_STEP:
+        moved[name] = {step + first: value for step, value in getattr(site, name).items()}
+    return dataclasses.replace(site, **moved)
 
 
 def _added(one: SiteReport, other: SiteReport) -> SiteReport:
-    steps = {name: getattr(one, name) + getattr(other, name) for name in _STEPS}
-    by_step = {name: getattr(one, name) | getattr(other, name) for name in _BY_STEP}
-    return dataclasses.replace(one, **steps, **by_step)
+    added: dict[str, Any] = {name: getattr(one, name) + getattr(other, name) for name in _STEPS}
+    added |= {name: getattr(one, name) | getattr(other, name) for name in _BY_STEP}
+    return dataclasses.replace(one, **added)
 
 
 def _worst(
