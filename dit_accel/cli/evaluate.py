@@ -57,7 +57,8 @@ def evaluate(given: EvaluateOptions) -> None:
         spec = request.spec_of(given, model, device, dtype)
         profile = request.profile_of(given, spec, model)
         store, spec = request.opened(given, spec, profile)
-        check_ranking(given, spec)
+        if given.ranking:
+            check_ranking(spec)
         groups = spec.groups()
         if given.retry_failed:
             _forget_failed(store, groups)

@@ -16,7 +16,6 @@ from dit_accel.cli.common.errors import BadInput
 from dit_accel.cli.common.tables import SHOWN
 
 if TYPE_CHECKING:
-    from dit_accel.cli.evaluate_request import EvaluateOptions
     from dit_accel.evaluation.jobs import EvaluationSpec
     from dit_accel.evaluation.ranking.table import RankingRow
 
@@ -29,14 +28,12 @@ RANKING_NOTE = (
 )
 
 
-def check_ranking(given: EvaluateOptions, spec: EvaluationSpec) -> None:
+def check_ranking(spec: EvaluationSpec) -> None:
     """Refuse before any clip is made what could not be ranked.
 
     Raises:
         BadInput: there are fewer than three seeds, or clips are not stored.
     """
-    if not given.ranking:
-        return
     if len(spec.seeds) < FEWEST_SEEDS:
         raise BadInput(
             f"--ranking is given, and --seeds has {len(spec.seeds)}: must be at least "
