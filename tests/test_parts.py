@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from functools import partial
 
@@ -92,6 +93,27 @@ def test_a_pipeline_that_is_called_in_the_midst_of_a_run_stays_as_it_was():
     assert np.array_equal(call(pipe, callback_on_step_end=meanwhile), fast)
     assert len(clips) == 2 and all(np.array_equal(clip, stock) for clip in clips)
     handle.remove()
+
+
+@pytest.mark.parametrize("way", ["plan", "attention"])
+def test_a_pipeline_in_another_thread_stays_as_it_was_in_the_midst_of_a_forward(way):
+    pipe = tiny.tiny_wan()
+    sibling = WanPipeline(**{**pipe.components, "scheduler": type(pipe.scheduler)(shift=3.0)})
+    sibling.set_progress_bar_config(disable=True)
+    stock, clips = call(sibling), []
+    handle, fast = accelerated(pipe, way)
+
+    def meanwhile(*_):
+        if threading.current_thread() is threading.main_thread() and not clips:
+            thread = threading.Thread(target=lambda: clips.append(call(sibling)))
+            thread.start()
+            thread.join()
+
+    hook = pipe.transformer.blocks[1].attn1.register_forward_pre_hook(meanwhile)
+    assert np.array_equal(call(pipe), fast)
+    hook.remove()
+    handle.remove()
+    assert len(clips) == 1 and np.array_equal(clips[0], stock)
 
 
 def test_a_pipeline_made_by_from_pipe_stays_as_it_was():

@@ -27,6 +27,7 @@ from dit_accel.core.session import Session
 
 _FUSED = {"to_qkv": ("to_q", "to_k", "to_v"), "to_kv": ("to_k", "to_v"),
           "to_added_kv": ("add_k_proj", "add_v_proj")}  # fmt: skip
+Kinds = tuple[tuple[str, str], ...]  # as of `Family.rows`
 _QUERIES, _KEYS = ("to_q", "add_q_proj"), ("to_k", "add_k_proj")
 _CONVOLUTIONS = (torch.nn.Conv1d, torch.nn.Conv2d, torch.nn.Conv3d)
 
@@ -108,37 +109,42 @@ def rows_of(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Rows:
 def forward_costs(module: torch.nn.Module, family: Family, rows: Rows) -> Costs:
     """FLOPs of a forward that sees these rows."""
     costs = Costs()
-    _add(module, "", family.rows, rows, costs)
+    _add(module, "", "", family.rows, rows, costs)
     return costs
 
 
-def _add(module: torch.nn.Module, path: str, kinds: Any, rows: Rows, costs: Costs) -> int:
-    """Enter the FLOPs of a module and of all below it."""
+def _add(
+    module: torch.nn.Module, path: str, place: str, kinds: Kinds, rows: Rows, costs: Costs
+) -> int:
+    """Enter the FLOPs of a module and of all below it; `place` is its path without numbers, as all
+    blocks of a list are alike."""
     if isinstance(module, (torch.nn.Linear, *_CONVOLUTIONS)):
-        kind = _kind(path, kinds)
+        kind = _kind(place, kinds)
         total = 2 * _weights(module) * rows.of(kind) * (1 if kind == "time" else rows.batch)
     elif not module._modules:  # a norm, an activation: most modules, so that it pays
         total = 0
     else:
         children = {name: one for name, one in module._modules.items() if one is not None}
         fused = {part for name in children.keys() & _FUSED.keys() for part in _FUSED[name]}
-        prefix = f"{path}." if path else ""
-        total = sum(
-            _add(one, prefix + name, kinds, rows, costs)
-            for name, one in children.items()
-            if name not in fused
-        )
+        total = 0
+        for name, one in children.items():
+            if name not in fused:
+                inside = place if name.isdigit() else _joined(place, name)
+                total += _add(one, _joined(path, name), inside, kinds, rows, costs)
         if "to_q" in children:
-            query = children["to_q"]
-            queries, keys = (
-                sum(rows.of(_kind(prefix + name, kinds)) for name in names if name in children)
-                for names in (_QUERIES, _KEYS)
-            )
-            width = int(query.out_features)
-            costs.products[path] = 4 * rows.batch * queries * keys * width
+            costs.products[path] = _products(children, place, kinds, rows)
             total += costs.products[path]
     costs.modules[path] = total
     return total
+
+
+def _products(children: dict[str, Any], place: str, kinds: Kinds, rows: Rows) -> int:
+    """Of an attention: queries with keys, and weights with values."""
+    queries, keys = (
+        sum(rows.of(_kind(_joined(place, name), kinds)) for name in names if name in children)
+        for names in (_QUERIES, _KEYS)
+    )
+    return int(4 * rows.batch * queries * keys * children["to_q"].out_features)
 
 
 def _weights(layer: Any) -> int:
@@ -148,10 +154,12 @@ def _weights(layer: Any) -> int:
     return int(layer.weight.numel())
 
 
+def _joined(path: str, name: str) -> str:
+    return f"{path}.{name}" if path else name
+
+
 @cache
-def _kind(path: str, kinds: tuple[tuple[str, str], ...]) -> str:
-    """Which tokens a layer sees. All blocks of a list are alike: their number is left out."""
-    place = re.sub(r"\.\d+\.", ".", path, count=1)
+def _kind(place: str, kinds: Kinds) -> str:
     found = (kind for pattern, kind in kinds if re.search(pattern, place))
     return next(found, "video")
 

@@ -127,6 +127,7 @@ class Session:
         self.calls = 0  # of the pipeline: grows when one begins, and when it ends
         self._call_of_run = -1
         self._knows_calls = False  # else every run counts as a call
+        self._in_call = False  # of the pipeline; else a user calls the transformer
         self.branch_group: Any = None  # whose ranks compute a branch each
         self.unused = 0  # timesteps at the end of a schedule that the pipeline leaves out
         self._context: tuple[str, int | None] | None = None
@@ -238,8 +239,10 @@ class Session:
                 raise
 
         def forward(*args: Any, **kwargs: Any) -> Any:
-            if calling_pipeline() not in (None, self.pipe):
+            caller = calling_pipeline()
+            if caller not in (None, self.pipe):
                 return inner(*args, **kwargs)  # of a pipeline that shares the transformer
+            self._in_call = caller is not None
             call, thread = ForwardCall(name, args, kwargs), threading.get_ident()
             if self._running not in (None, thread):
                 raise RuntimeError(_TWO_THREADS)
@@ -299,7 +302,7 @@ class Session:
         if self._thread not in (None, thread) and not (begins and (other or step == 0)):
             raise RuntimeError(_TWO_THREADS)
         if begins:
-            self.calls += not self._knows_calls
+            self.calls += not (self._knows_calls and self._in_call)
             # Another loop of a call that was not aborted; a pipeline may leave one step out.
             if self.calls == self._call_of_run and self.steps_ran >= (self.num_steps or 0) - 1:
                 self._run_ends()

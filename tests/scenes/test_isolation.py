@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from calls import LargestTensor, call, state_of
+from diffusers import WanPipeline
 from tiny import CALL, tiny_wan
 
 from dit_accel import (
@@ -601,3 +602,15 @@ def test_half_precision_and_a_compiled_transformer_run():
 def test_settings_out_of_range_are_named(settings, message):
     with pytest.raises(ValueError, match=message):
         SceneConfig(**settings)
+
+
+@pytest.mark.composes("scene", "shared parts")
+def test_a_pipeline_that_shares_the_transformer_has_no_scene():
+    pipe = tiny_wan()
+    sibling = WanPipeline(**pipe.components)
+    sibling.set_progress_bar_config(disable=True)
+    stock = run(sibling)
+    with scene(pipe, rows([(0, 0.5)]), texts=[("a green triangle",)]):
+        ours = run(pipe)
+        assert np.array_equal(run(sibling), stock) and not np.array_equal(ours, stock)
+        assert np.array_equal(run(pipe), ours)
