@@ -1,0 +1,76 @@
+"""What a method needed before its first clip: in results, tables and the report's page."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from fake_run import fake_plan, fake_run
+
+from dit_accel.cli.common.tables import markdown_table
+from dit_accel.evaluation.jobs import CALIBRATION_CLIPS
+from dit_accel.evaluation.store import Store, StoreError
+from dit_accel.evaluation.summary import runs_text, summarise
+
+LABELS = ("uncached", "edcw:0.1", "edcw:0.2", "fewer-steps:6")
+SPENT = {"edcw:0.1": 12.5, "fewer-steps:6": 0.0}  # of the other nothing is known
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    store = fake_run(tmp_path / "run", fake_plan(3, LABELS))
+    for path in sorted((store.folder / "jobs").glob("*.json")):
+        result = json.loads(path.read_text())
+        if result["job"]["method"] in SPENT:
+            result["calibration_runs"] = SPENT[result["job"]["method"]]
+            path.write_text(json.dumps(result))
+    return store.folder
+
+
+def open_store(folder: Path) -> Store:
+    return Store(folder)
+
+
+def test_tables_print_calibration_beside_the_score(folder):
+    summary = summarise(open_store(folder).results())
+    rows = {row.label: row for row in summary.rows}
+    assert rows["edcw:0.1"].calibration_runs == 12.5
+    assert rows["edcw:0.2"].calibration_runs is None
+    lines = markdown_table(summary, ("psnr_db",)).splitlines()
+    cells = {line.split(" | ")[0].strip("| "): line.split(" | ") for line in lines if " | " in line}
+    column = cells["method"].index("calibration runs")
+    assert cells["method"][column + 1].strip(" |") == "psnr_db"
+    assert cells["edcw:0.1"][column] == "12" and cells["edcw:0.2"][column] == "–"
+    assert cells["fewer-steps:6"][column] == "0"
+
+
+def test_the_page_has_a_column_of_it(folder):
+    pytest.importorskip("jinja2")
+    from dit_accel.evaluation.html.page import render
+
+    store = open_store(folder)
+    text = render(store, store.spec())
+    assert "in uncached runs" in text and '<td class="num">12</td>' in text
+
+
+def test_a_result_with_anything_else_is_refused(folder):
+    path = next(
+        p for p in (folder / "jobs").glob("*.json")
+        if json.loads(p.read_text())["job"]["method"] == "edcw:0.1"
+    )  # fmt: skip
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"calibration_runs": "many"}))
+    with pytest.raises(StoreError, match="calibration_runs"):
+        open_store(folder).results()
+
+
+def test_runs_are_written_with_the_digits_that_they_are_worth():
+    assert [runs_text(v) for v in (None, 0.0, 2.0, 8.64, 3200.4)] == ["–", "0", "2", "8.6", "3200"]
+
+
+def test_calibration_clips_are_none_of_the_scored_ones():
+    spec = fake_plan(3, LABELS)
+    clips = spec.calibration_clips()
+    assert len(clips) == CALIBRATION_CLIPS == len({(c.prompt, c.seed) for c in clips})
+    assert not {c.seed for c in clips} & set(spec.seeds)
+    assert [c.prompt for c in clips[:3]] == [p.prompt for p in spec.prompts]
