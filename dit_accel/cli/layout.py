@@ -116,7 +116,7 @@ def preview(given: PreviewOptions) -> None:
 
 def _mask_lengths(found: Layout) -> dict[str, int]:
     """Frames of the masks, by shot that has any; refuses masks of one shot of unequal length."""
-    from dit_accel.core.video import stream_video
+    from dit_accel.layout import LayoutError, mask_chunks
 
     lengths: dict[str, int] = {}
     for i, shot in enumerate(found.shots):
@@ -124,8 +124,10 @@ def _mask_lengths(found: Layout) -> dict[str, int]:
             if subject.mask is None:
                 continue
             field = f"shots[{i}].subjects[{j}].mask"
-            with refused(f"{field} cannot be read: ", (ValueError, OSError)):
-                count = sum(len(chunk) for chunk in stream_video(subject.mask))
+            try:
+                count = sum(map(len, mask_chunks(subject.mask)))
+            except LayoutError as error:
+                raise BadInput(str(error.inside(field.removesuffix(".mask")))) from error
             if lengths.setdefault(shot.id, count) != count:
                 raise BadInput(
                     f"{field} has {count} frames; accepted: {lengths[shot.id]}, as the masks "

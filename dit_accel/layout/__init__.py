@@ -15,9 +15,9 @@ from dit_accel.layout.load import load, parse
 from dit_accel.layout.model import Box, Keyframe, Layout, Reference, Shot, Subject
 
 if TYPE_CHECKING:
-    from dit_accel.layout.coverage import coverage, reference_coverage
+    from dit_accel.layout.coverage import coverage, mask_chunks, reference_coverage
 
-_LAZY = ("coverage", "reference_coverage")
+_LAZY = ("coverage", "mask_chunks", "reference_coverage")
 __all__ = [
     "Box",
     "Keyframe",
@@ -28,6 +28,7 @@ __all__ = [
     "Subject",
     "coverage",
     "load",
+    "mask_chunks",
     "parse",
     "reference_coverage",
 ]

@@ -8,15 +8,19 @@ Source: ours.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from dit_accel.core.tokens import TokenGrid
 from dit_accel.core.video import stream_video
 from dit_accel.layout.errors import LayoutError
 from dit_accel.layout.model import Box, Reference, Shot, Subject
+
+HALF = 127.5  # of the largest value: above it a mask has its subject
 
 
 def coverage(shot: Shot, grid: TokenGrid) -> torch.Tensor:
@@ -55,6 +59,28 @@ def reference_coverage(reference: Reference, grid: TokenGrid) -> torch.Tensor:
     return _coverage(reference, grid)
 
 
+def mask_chunks(path: Path) -> Iterator[npt.NDArray[np.bool_]]:
+    """Where a mask has its subject, `(t, H, W)`, some frames at a time.
+
+    Raises:
+        LayoutError: it cannot be read, or the subject is in no frame of it.
+    """
+    brightest, seen = 0.0, False
+    try:
+        for chunk in stream_video(path):
+            grey = chunk.mean(-1, dtype=np.float32)
+            white = grey > HALF
+            brightest, seen = max(brightest, float(grey.max())), seen or bool(white.any())
+            yield white
+    except (ValueError, OSError) as error:
+        raise LayoutError("mask", f"is {path.name!r}, which cannot be read: {error}") from error
+    if not seen:
+        raise LayoutError(
+            "mask", f"is {path.name!r}, whose brightest pixel is {brightest:.0f}: the subject is "
+            "nowhere; accepted: 255 where it is, 0 elsewhere",
+        )  # fmt: skip
+
+
 def moments(grid: TokenGrid) -> list[float]:
     """The time of each pixel frame, 0 (first) to 1 (last)."""
     frames = grid.num_frames
@@ -77,14 +103,10 @@ def _from_mask(path: Path, grid: TokenGrid) -> torch.Tensor:
     """A pixel is the subject's where the mean of its channels is above one half."""
     frames = grid.num_frames
     rows: list[torch.Tensor] = []
-    try:
-        for chunk in stream_video(path):
-            white = torch.from_numpy((chunk.mean(-1, dtype=np.float32) > 127.5).astype(np.float64))
-            rows.extend(_pooled(white, grid))
-            if len(rows) > frames:
-                break
-    except (ValueError, OSError) as error:
-        raise LayoutError("mask", f"is {path.name!r}, which cannot be read: {error}") from error
+    for white in mask_chunks(path):
+        rows.extend(_pooled(torch.from_numpy(white.astype(np.float64)), grid))
+        if len(rows) > frames:
+            break
     if len(rows) != frames:
         found = f"more than {frames}" if len(rows) > frames else str(len(rows))
         raise LayoutError("mask", f"has {found} frames; accepted: {frames}, as the clip")

@@ -25,6 +25,7 @@ from dit_accel.scenes.isolation import SceneAttention
 from dit_accel.scenes.references import ReferenceClips
 from dit_accel.scenes.rows import ClipRow, ReferenceLink, SceneConfig, token_rows
 
+TRANSPARENT = "it has an alpha channel, whose colours behind it would show; save it without"
 ANY_WIDTH = 12  # of a head, for a check without a model
 
 Prepared = Callable[[Session], SceneAttention]
@@ -142,6 +143,8 @@ def read_frames(reference: Reference, field: str) -> torch.Tensor:
         if path.suffix.lower() in IMAGES:
             frames = _image(path)[None]
         else:
+            if video.codec_of(path).alpha:
+                raise ValueError(TRANSPARENT)
             frames = torch.from_numpy(video.read_video(path)[0])
     except (OSError, ValueError) as error:
         raise ValueError(f"{field} is {path.name!r}, which cannot be read: {error}") from error
@@ -152,9 +155,13 @@ def _image(path: Path) -> torch.Tensor:
     import cv2
     import numpy as np
 
-    found = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_COLOR)
+    content = np.fromfile(path, np.uint8)
+    found = cv2.imdecode(content, cv2.IMREAD_COLOR)
     if found is None:
         raise ValueError("it is no image that OpenCV reads")
+    whole = cv2.imdecode(content, cv2.IMREAD_UNCHANGED)  # does not turn by EXIF, as the other does
+    if whole is not None and whole.shape[2:] == (4,) and whole[..., 3].min() < whole[..., 3].max():
+        raise ValueError(TRANSPARENT)
     return torch.from_numpy(found[..., ::-1].copy())
 
 

@@ -114,7 +114,7 @@ def test_files_outside_need_leave(tmp_path):
 )
 def test_masks_of_a_shot_have_one_length(lengths, said, tmp_path):
     for name, length in zip("ab", lengths, strict=True):
-        np.save(tmp_path / f"{name}.npy", np.zeros((length, 8, 8, 3), np.uint8))
+        np.save(tmp_path / f"{name}.npy", np.full((length, 8, 8, 3), 255, np.uint8))
     subjects = [{"id": name, "prompt": name, "mask": f"{name}.npy"} for name in "ab"]
     document = {"version": 1, "shots": [{"id": "s", "prompt": "s", "subjects": subjects}]}
     (tmp_path / "a.json").write_text(json.dumps(document))
@@ -123,13 +123,28 @@ def test_masks_of_a_shot_have_one_length(lengths, said, tmp_path):
     assert said is None or said in result.stderr
 
 
+@pytest.mark.parametrize("value", [0, 1, 127])
+def test_a_mask_with_its_subject_nowhere_is_refused(value, tmp_path):
+    """Of 0 and 1 instead of 0 and 255: it would be accepted, and do nothing."""
+    np.save(tmp_path / "a.npy", np.full((17, 8, 8, 3), value, np.uint8))
+    subjects = [{"id": "a", "prompt": "a", "mask": "a.npy"}]
+    shots = [{"id": "s", "prompt": "two", "subjects": subjects}]
+    (tmp_path / "l.json").write_text(json.dumps({"version": 1, "shots": shots}))
+    for verb, more in (("validate", ()), ("preview", ("--output", str(tmp_path / "a.png")))):
+        result = invoke("layout", verb, str(tmp_path / "l.json"), *more)
+        assert result.exit_code == 2
+        said = f"subjects[0].mask is 'a.npy', whose brightest pixel is {value}"
+        assert f"shots[0].{said}" in result.stderr and "accepted: 255" in result.stderr
+
+
 def test_a_mask_that_is_no_clip_is_named(tmp_path):
     (tmp_path / "a.mp4").write_bytes(b"no clip")
     subjects = [{"id": "a", "prompt": "a", "mask": "a.mp4"}]
     document = {"version": 1, "shots": [{"id": "s", "prompt": "s", "subjects": subjects}]}
     (tmp_path / "a.json").write_text(json.dumps(document))
     result = invoke("layout", "validate", str(tmp_path / "a.json"))
-    assert result.exit_code == 2 and "shots[0].subjects[0].mask cannot be read" in result.stderr
+    assert result.exit_code == 2
+    assert "shots[0].subjects[0].mask is 'a.mp4', which cannot be read" in result.stderr
 
 
 # --- the picture -----------------------------------------------------------------------------

@@ -593,6 +593,23 @@ def test_paired_differences_follow_the_chosen_baseline(opened, html):
     assert any(text.startswith(f"−{abs(gap):.1f} [") for text in texts)
 
 
+def test_exact_clips_do_not_stretch_the_axis_of_differences(opened, html):
+    written = re.search(r'id="paired-data">(.*?)</script>', html, re.DOTALL)[1]
+    data = json.loads(written)
+    at = data["methods"].index("edcw:0.2")
+    assert data["metrics"]["psnr_db"]["exact"] == 100
+    data["metrics"]["psnr_db"]["scores"][at][0] = 100
+    page = opened.context.browser.new_page()
+    page.set_content(html.replace(written, json.dumps(data)))
+    page.locator("#baseline").select_option(label="edcw:0.1")
+    assert page.locator("#paired-plot path.capped").count() == 1
+    texts = page.locator("#paired-plot text.muted").all_text_contents()
+    ticks = [float(text.replace("−", "-")) for text in texts if re.fullmatch(r"−?[\d.]+", text)]
+    assert len(ticks) > 2 and max(map(abs, ticks)) < 30, "the difference itself is about 60 dB"
+    assert "A triangle at the edge" in page.locator("#paired-note").inner_text()
+    page.close()
+
+
 def test_light_and_dark_differ_and_the_plots_follow(opened):
     colours = []
     for scheme in ("light", "dark"):

@@ -145,7 +145,7 @@ def test_a_mask_of_another_size_is_averaged_exactly(tmp_path, size):
 
 @pytest.mark.parametrize(("count", "said"), [(16, "has 16"), (18, "has more than 17")])
 def test_masks_of_other_lengths_are_refused(tmp_path, count, said):
-    np.save(tmp_path / "mask.npy", np.zeros((count, 8, 8, 3), np.uint8))
+    np.save(tmp_path / "mask.npy", np.full((count, 8, 8, 3), 255, np.uint8))
     subjects = (
         Subject("a", "a", (Keyframe(0, LEFT),)),
         Subject("b", "b", mask=tmp_path / "mask.npy"),

@@ -21,7 +21,7 @@ from dit_accel.evaluation.jobs import EvaluationSpec
 from dit_accel.evaluation.methods import METHODS, UNCACHED
 from dit_accel.evaluation.ranking.scores import read_scores
 from dit_accel.evaluation.ranking.table import ranking
-from dit_accel.evaluation.results import PSNR, Results
+from dit_accel.evaluation.results import PSNR, PSNR_CAP, Results
 from dit_accel.evaluation.statistics import Interval
 from dit_accel.evaluation.store import Store
 from dit_accel.evaluation.summary import MethodSummary, Summary, digits, runs_text, summarise
@@ -248,6 +248,7 @@ def _paired(results: Results, summary: Summary) -> dict[str, Any]:
                 "title": figures.title(metric),
                 "digits": digits(metric),
                 "higher": METRICS[metric].direction == "higher",
+                "exact": PSNR_CAP if metric.startswith("psnr") else None,
                 "scores": [_values(results, results.scores(s, metric)) for s in drawn],
                 "minusSteps": [
                     None if s.control else _values(results, results.minus_steps(s, metric))

@@ -41,12 +41,16 @@
   const rows = (scores, against) =>
     data.methods
       .map((name, index) => {
+        const mine = scores.scores[index];
         const other = against < 0 ? null : scores.scores[against];
-        const values = against < 0
-          ? (scores.minusSteps[index] ?? []).filter((v) => v !== null)
-          : scores.scores[index].map((v, i) => (v === null || other[i] === null ? null : v - other[i])).filter((v) => v !== null);
+        const minus = (v, i) => (against < 0 ? (scores.minusSteps[index] ?? [])[i] ?? null : v === null || other[i] === null ? null : v - other[i]);
+        // An exact clip counts as so many dB that one would stretch the axis over all others.
+        const exact = (value) => scores.exact !== null && value >= scores.exact;
+        const marks = mine.map((v, i) => ({ value: minus(v, i), mine: v })).filter((m) => m.value !== null)
+          .map((m) => ({ value: m.value, capped: exact(m.mine) || exact(m.mine - m.value) }));
+        const values = marks.map((m) => m.value);
         if (!values.length || index === against) return null;
-        return { name, colour: data.colours[index], values, mean: (against < 0 && scores.againstSteps[index]) || interval(values) };
+        return { name, colour: data.colours[index], marks, values, mean: (against < 0 && scores.againstSteps[index]) || interval(values) };
       })
       .filter(Boolean);
 
@@ -60,8 +64,8 @@
     return made;
   };
 
-  const thinned = (values) => {
-    const sorted = [...values].sort((a, b) => a - b);
+  const thinned = (marks) => {
+    const sorted = [...marks].sort((a, b) => a.value - b.value);
     if (sorted.length <= DOTS) return sorted;
     return Array.from({ length: DOTS }, (_, i) => sorted[Math.round((i * (sorted.length - 1)) / (DOTS - 1))]);
   };
@@ -94,10 +98,11 @@
     const right = narrow ? 8 : 190;
     const bottom = 38;
     const height = shown.length * pitch + bottom + 16;
-    const everything = shown.flatMap((r) => r.values).concat(0);
-    const span = Math.max(...everything) - Math.min(...everything) || 1;
-    const low = Math.min(...everything) - 0.04 * span, high = Math.max(...everything) + 0.04 * span;
-    const x = (value) => left + ((value - low) / (high - low)) * (width - left - right);
+    const finite = shown.flatMap((r) => r.marks).filter((m) => !m.capped).map((m) => m.value).concat(0);
+    const capped = shown.some((r) => r.marks.some((m) => m.capped));
+    const span = Math.max(...finite) - Math.min(...finite) || 1;
+    const low = Math.min(...finite) - 0.06 * span, high = Math.max(...finite) + 0.06 * span;
+    const x = (value) => left + ((Math.min(high, Math.max(low, value)) - low) / (high - low)) * (width - left - right);
     const svg = element("svg", { viewBox: `0 0 ${width} ${height}`, height });
     const base = shown.length * pitch + 16;
     for (const tick of ticks(low, high, narrow ? 4 : 8)) {
@@ -117,8 +122,11 @@
         svg.append(element("text", { x: left - 14, y: y + 4.5, "text-anchor": "end" }, row.name));
         svg.append(element("text", { x: width - right + 14, y: y + 4.5, class: "muted" }, text));
       }
-      for (const dot of thinned(row.values)) {
-        svg.append(element("circle", { cx: x(dot), cy: y, r: 3.6, fill: `var(${row.colour})`, "fill-opacity": 0.6 }));
+      for (const mark of thinned(row.marks)) {
+        const at = x(mark.value), style = { fill: `var(${row.colour})`, "fill-opacity": 0.6 };
+        const tip = mark.value < 0 ? -7 : 7;
+        if (mark.capped) svg.append(element("path", { d: `M${at} ${y - 4.5}L${at + tip} ${y}L${at} ${y + 4.5}Z`, class: "capped", ...style }));
+        else svg.append(element("circle", { cx: at, cy: y, r: 3.6, ...style }));
       }
       if (from !== null) svg.append(element("line", { x1: x(from), x2: x(to), y1: y, y2: y, stroke: "var(--ink)", "stroke-width": 1.8 }));
       svg.append(element("line", { x1: x(value), x2: x(value), y1: y - 7, y2: y + 7, stroke: "var(--ink)", "stroke-width": 2.6 }));
@@ -129,6 +137,7 @@
       `${scores.title} of each prompt less its ${scores.title.split(",")[0]} with ${name}; ${scores.higher ? "right" : "left"} of 0 is better. ` +
       `The bar is the mean with its 95 % interval over up to ${count} prompts` +
       (against < 0 ? ", as in the table." : `, from ${DRAWS} draws of the prompts in this page.`) +
+      (capped ? " A triangle at the edge: one of the two clips is exact, and counts as 100 dB." : "") +
       (count > DOTS ? ` Of more than ${DOTS} dots a row, ${DOTS} are drawn, at even ranks.` : "");
   };
 
