@@ -80,8 +80,9 @@ def _shown(rows: tuple[RankingRow, ...]) -> list[RankingRow]:
 
 def _cells(row: RankingRow) -> list[str]:
     spearman = "–" if row.spearman is None else row.spearman.text(2)
-    shares = (row.first and row.first.value, row.by_chance, row.gain and row.gain.value)
-    return [row.label, row.choice, spearman, *map(_percent, shares)]
+    first, gain = (None if mean is None else mean.value for mean in (row.first, row.gain))
+    shares = [_percent(share) for share in (first, row.by_chance, gain)]
+    return [row.label, row.choice, spearman, *shares]
 
 
 def _percent(share: float | None) -> str:

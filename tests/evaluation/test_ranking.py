@@ -18,7 +18,8 @@ from dit_accel.evaluation.html.page import render
 from dit_accel.evaluation.methods import parse
 from dit_accel.evaluation.ranking.agreement import Agreement, agree
 from dit_accel.evaluation.ranking.choices import CHOICES, at_a_glance, colour, detail, motion
-from dit_accel.evaluation.ranking.scores import SeedScores, read_scores, score_seeds
+from dit_accel.evaluation.ranking.scores import read_scores, score_seeds
+from dit_accel.evaluation.ranking.seed_scores import SeedScores
 from dit_accel.evaluation.ranking.table import ranking
 from dit_accel.evaluation.store import StoreError
 from dit_accel.metrics import METRICS

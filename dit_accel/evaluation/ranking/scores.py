@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from dit_accel.core.document import DocumentError, Field, read_document
 from dit_accel.core.files import placed
 from dit_accel.evaluation.jobs import EvaluationSpec, Job
 from dit_accel.evaluation.ranking.choices import CHOICES, at_a_glance
+from dit_accel.evaluation.ranking.seed_scores import SeedScores, pixel_metrics
 from dit_accel.evaluation.results import FAILED, PSNR_CAP, Result
 from dit_accel.evaluation.store import Store, StoreError
 from dit_accel.metrics import METRICS
@@ -29,31 +29,6 @@ from dit_accel.metrics.scoring import score_clips
 FOLDER = "ranking"
 FORMAT = 1
 Made = tuple[Job, Result]
-
-
-@dataclass(frozen=True)
-class SeedScores:
-    """Of one clip.
-
-    Attributes:
-        frames_sha256: of the frames that were scored.
-        alone: by choice.
-        closest: by metric and uncached job, the score against that job's clip.
-        versions: of the metrics.
-    """
-
-    frames_sha256: str
-    alone: dict[str, float]
-    closest: dict[str, dict[str, float]] = field(default_factory=dict)
-    versions: dict[str, int] = field(default_factory=dict)
-
-    def has(self, metrics: Iterable[str], wanted: Iterable[str]) -> bool:
-        """Whether all of it is there, in the versions of now."""
-        return all(
-            self.versions.get(metric) == METRICS[metric].version
-            and set(wanted) <= self.closest[metric].keys()
-            for metric in metrics
-        )
 
 
 def score_seeds(
@@ -90,11 +65,6 @@ def read_scores(store: Store, spec: EvaluationSpec) -> dict[str, SeedScores]:
     return {job: scores for job, scores in found.items() if scores is not None}
 
 
-def metrics_of(spec: EvaluationSpec) -> list[str]:
-    """The metrics of an evaluation that score two clips."""
-    return [name for name in spec.metrics if METRICS[name].family == "pixels"]
-
-
 def _by_prompt(store: Store, spec: EvaluationSpec) -> dict[str, list[Made]]:
     """The jobs of each prompt that were made, the uncached ones among them."""
     found: dict[str, list[Made]] = {}
@@ -114,7 +84,7 @@ def _up_to_date(
         known is not None
         and known.frames_sha256 == result["frames_sha256"]
         and known.alone.keys() == CHOICES.keys()
-        and known.has(metrics_of(spec), wanted)
+        and known.has(pixel_metrics(spec.metrics), wanted)
     )
 
 
@@ -140,7 +110,7 @@ def _score(
     clip = uncached.get(job.id)
     if clip is None:
         (clip,) = _clips(store, [(job, result)]).values()
-    names = metrics_of(spec)
+    names = pixel_metrics(spec.metrics)
     closest: dict[str, dict[str, float]] = {name: {} for name in names}
     for wanted, reference in uncached.items():
         if wanted != job.reference.id:

@@ -19,7 +19,7 @@ from dit_accel.evaluation.jobs import Job
 from dit_accel.evaluation.methods.row import UNCACHED, Setting
 from dit_accel.evaluation.ranking.agreement import FEWEST, Agreement, agree
 from dit_accel.evaluation.ranking.choices import CHOICES, sign
-from dit_accel.evaluation.ranking.scores import SeedScores, metrics_of
+from dit_accel.evaluation.ranking.seed_scores import SeedScores, pixel_metrics
 from dit_accel.evaluation.results import Results
 from dit_accel.evaluation.statistics import Interval
 
@@ -56,7 +56,7 @@ class RankingRow:
 def ranking(results: Results, scores: Scores) -> tuple[RankingRow, ...]:
     """The table, in the order of the methods and of the choices; empty where nothing was scored."""
     settings = [setting for setting in results.pairs if setting.method != UNCACHED]
-    choices = [*CHOICES, *metrics_of(results.spec)] if scores else []
+    choices = [*CHOICES, *pixel_metrics(results.spec.metrics)] if scores else []
     return tuple(_row(results, scores, s, choice) for s in settings for choice in choices)
 
 
