@@ -270,7 +270,7 @@ def changes():
 
 
 @pytest.mark.parametrize("what", list(changes()))
-def test_what_changes_is_recorded_anew_and_the_old_plan_serves_where_it_fits(what):
+def test_what_changes_is_recorded_anew_and_the_old_plan_is_used_where_it_fits(what):
     change, undo, words = changes()[what]
     changed, pipe = tiny.tiny_wan(), tiny.tiny_wan()
     change(changed)

@@ -178,7 +178,7 @@ class Clock:
     def __init__(self, device: torch.device) -> None:
         self._host, self._event = time.perf_counter(), None
         if device.type == "cuda":
-            self._event = torch.cuda.Event(enable_timing=True)
+            self._event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
             self._event.record(torch.cuda.current_stream(device))
 
     def since(self, earlier: Clock) -> float:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import inspect
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial, update_wrapper
 from types import CodeType, FrameType, FunctionType
 from typing import Any
@@ -284,9 +284,8 @@ def stored(owner: torch.nn.Module, name: str, tensor: torch.Tensor) -> torch.Ten
         return tensor
     hook = vars(owner).get("_hf_hook")
     maps = (getattr(one, "weights_map", None) for one in getattr(hook, "hooks", (hook,)))
-    kept = next((one for one in maps if one is not None), {})
-    found: torch.Tensor = kept.get(name, tensor)
-    return found
+    kept: Mapping[str, torch.Tensor] = next((one for one in maps if one is not None), {})
+    return kept.get(name, tensor)
 
 
 def outside_graphs(forward: Any) -> Any:

@@ -85,7 +85,7 @@ class Report:
         steps: of the whole run; an interrupted one made fewer (`steps_run`).
         threshold: of the windows; None where a plan decided.
         flops_full, flops_spent: of the transformers' forwards, as the stock pipeline spends them
-            and as this run did.
+            and as this run did; None where they are not counted (`notes` says why).
         seconds: of the denoising loop, as far as it came.
         peak_memory_bytes: the device allocator's peak, or the process's on a CPU.
         cached_bytes: the most that cached values took on the device; `packed_bytes` of it were
@@ -104,8 +104,8 @@ class Report:
     steps: int
     branches: tuple[str, ...]
     sites: tuple[SiteReport, ...]
-    flops_full: int
-    flops_spent: int
+    flops_full: int | None
+    flops_spent: int | None
     seconds: float
     peak_memory_bytes: int | None
     cached_bytes: int
@@ -125,7 +125,7 @@ class Report:
     @property
     def flops_kept(self) -> float | None:
         """Share of the stock pipeline's FLOPs that was spent, 0 to 1; None: nothing ran."""
-        return self.flops_spent / self.flops_full if self.flops_full else None
+        return None if not self.flops_full else (self.flops_spent or 0) / self.flops_full
 
     @property
     def steps_run(self) -> int:

@@ -1,4 +1,4 @@
-"""Tells whether the weights or the scheduler of a pipeline changed since the last run.
+"""Compares the weights and the scheduler of a pipeline with those of the last run.
 
 In: a pipeline. Out: its `Parts`, which are compared. A few numbers of every matrix are read, in one
 host sync, and the settings of LoRA layers: some milliseconds for a model of true size. So fused and
@@ -79,8 +79,7 @@ def _read(module: torch.nn.Module) -> tuple[Rows, list[Any]]:
         for name, tensor in owner._parameters.items():
             if tensor is None or tensor.ndim < 2:
                 continue
-            tensor = stored(owner, name, tensor)
-            row = _row(tensor)
+            row = _row(stored(owner, name, tensor))
             if row is None:
                 loras.append(id(tensor))
             else:
