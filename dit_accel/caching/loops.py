@@ -8,7 +8,7 @@ reports, and no engine. Ours; there is no source.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import accumulate
 from typing import Any
 
@@ -60,8 +60,8 @@ def joined(reports: Sequence[Report]) -> Report:
         steps=first_steps[-1],
         branches=tuple(dict.fromkeys(branch for one in reports for branch in one.branches)),
         sites=_joined_sites(reports, first_steps),
-        flops_full=sum(one.flops_full for one in reports),
-        flops_spent=sum(one.flops_spent for one in reports),
+        flops_full=_total(one.flops_full for one in reports),
+        flops_spent=_total(one.flops_spent for one in reports),
         seconds=sum(one.seconds for one in reports),
         peak_memory_bytes=max(peaks, default=None),
         cached_bytes=max(one.cached_bytes for one in reports),
@@ -78,6 +78,12 @@ def joined(reports: Sequence[Report]) -> Report:
         ),
         scene=_joined_scene([one.scene for one in reports if one.scene is not None]),
     )
+
+
+def _total(counts: Iterable[int | None]) -> int | None:
+    """None where one of them is not known."""
+    known = list(counts)
+    return None if None in known else sum(count or 0 for count in known)
 
 
 def _joined_sites(reports: Sequence[Report], first_steps: Sequence[int]) -> tuple[SiteReport, ...]:
