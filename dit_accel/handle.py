@@ -21,8 +21,8 @@ from dit_accel.caching.branch_parallel import BranchParallel
 from dit_accel.caching.controller import RunController
 from dit_accel.caching.engine import Engine
 from dit_accel.caching.executor import PlanExecutor
-from dit_accel.caching.finite import FiniteCheck
 from dit_accel.caching.loops import CallLoops
+from dit_accel.caching.monitor import FiniteCheck
 from dit_accel.caching.policy import ComputeAll, Policy
 from dit_accel.caching.sites import SiteCache
 from dit_accel.caching.unicp import UniCP, UniCPCache
@@ -128,7 +128,8 @@ class Handle:
         self._patches = Patches(session.is_active)
         self._costs: dict[tuple[str, Rows], Costs] = {}  # of forwards
         self.executor = build_engine(config, session, self.family, with_scene=scene is not None)
-        self._timer = LoopTimer([*session.transformers.values()], device=lambda: session.device)
+        device = partial(getattr, session, "device")  # of the last forward
+        self._timer = LoopTimer([*session.transformers.values()], device=device)
         self._finite = FiniteCheck(session)
         self._make_scene = scene
         self._loops = CallLoops(session, self._report_run)

@@ -69,6 +69,7 @@ class RunController:
         self._samplers = CoefficientCache()
         self._weights = profile.sampler.branch_weights if profile else (1.0,)  # seen last
         self._ranks, self._where = Ranks(), torch.device("cpu")
+        self._looks = False  # at the first step of this run
         self._unsaid: RunInfo | None = None  # a run whose pipeline does not say how it guides
 
     def start(self, run: RunInfo) -> Policy:
@@ -80,6 +81,7 @@ class RunController:
         self._ranks = Ranks(run.groups)
         if run.latents is not None:
             self._where = run.latents.device
+        self._looks = not self._says_guidance(run)  # on every rank, as they look together
         policy = self._ranks.of_first(lambda: self._start(run), self._where)
         if isinstance(policy, SearchingPolicy):
             policy.agree(self._ranks, self._where)
@@ -88,7 +90,7 @@ class RunController:
     @property
     def sees_first_step(self) -> bool:
         """Where the pipeline does not say how it guides."""
-        return self._unsaid is not None
+        return self._looks
 
     def after_first_step(self, branches: int, seen: Callable[[], FirstStep]) -> Policy | None:
         decide = partial(self._after_first_step, branches, seen)
@@ -140,12 +142,17 @@ class RunController:
                 self.remarks += (f"The {what} changed after accelerate(); the profile fits still.",)
         self._parts = parts
 
+    def _says_guidance(self, run: RunInfo) -> bool:
+        """Whether it is known how many branches there are, and how they are weighed."""
+        separate = self.family.branches == "separate" and run.guidance is not None
+        return separate or self.family.branches == "batched"
+
     def _said_weights(self, run: RunInfo) -> tuple[float, ...] | None:
         """Of the branches, by what the pipeline says of its guidance; None: it says nothing."""
-        if self.family.branches == "batched":
-            return (1.0,)
-        if self.family.branches == "embedded" or run.guidance is None:
+        if not self._says_guidance(run):
             return None
+        if self.family.branches == "batched" or run.guidance is None:
+            return (1.0,)
         # another guidance than the profile's is refused, or noted, by `_guidance_notes`
         return selection.branch_weights(self.profile, run.guidance, separate=True, force=True)
 

@@ -46,6 +46,7 @@ class PlanExecutor(Engine):
         self.monitor, self.lost = Monitor(session), LostValues(session)
         self.store = TensorStore(cache_memory)  # components, by role and branch, by step
         self.computed: dict[tuple[str, str], dict[int, bool]] = {}  # by transformer and branch
+        self._shows = False  # whether the controller looks at step 0 of this run
         self._tap = Patches()  # of the scheduler, for one step
         self._prepared = False  # whether the policy was, in this run
         self.ranks = Ranks()
@@ -137,8 +138,8 @@ class PlanExecutor(Engine):
             self.store.noise[session.role] = noise
             if policy.records:
                 policy.on_noise(noise)
-            self._shown_noise = noise if self.controller.sees_first_step else None
-        if session.step == 0 and self.controller.sees_first_step:
+            self._shown_noise = noise if self._shows else None
+        if session.step == 0 and self._shows:
             self._shown.append(fresh)  # the store may pack it
         main = first or component > 0  # with one component the first branch speaks for all
         if main and policy.records:
@@ -159,7 +160,8 @@ class PlanExecutor(Engine):
         self.ranks = Ranks(run.groups)
         self.monitor.reset(self.ranks)
         self.policy, self._prepared = self.controller.start(run), False
-        if self.controller.sees_first_step:
+        self._shows = self.controller.sees_first_step
+        if self._shows:
             self._tap.wrap(self.session.pipe.scheduler, "step", self._listen)
         self.computed.clear()
         self._missing.clear()
@@ -176,7 +178,7 @@ class PlanExecutor(Engine):
             if self._first:
                 self._measure(step)
             self.monitor.note_latents()
-        if step == 1 and self._first:
+        if step == 1 and self._shown:
             policy = self._after_first_step()
         self._first = {}
         self._forwards.clear()

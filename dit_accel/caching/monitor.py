@@ -2,8 +2,9 @@
 
 Goes in: fresh predictions, and the cached values that a line goes through. Comes out: `StepMetrics`
 once a step. What is measured stays on the device until the next step begins, and is read there in
-one host sync. `LostValues` restores a value that is not finite from its neighbours. It decides
-nothing, and holds no formula: `core/extrapolation.py` combines, `core/drift.py` measures. Ours.
+one host sync. `LostValues` restores a value that is not finite from its neighbours. `FiniteCheck`
+watches the latents of every run, and is read when the report is asked for. It decides nothing, and
+holds no formula: `core/extrapolation.py` combines, `core/drift.py` measures. Ours.
 """
 
 from __future__ import annotations
@@ -11,12 +12,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
 from dit_accel.caching.ranks import Ranks
 from dit_accel.core import drift, extrapolation
-from dit_accel.core.session import Session
+from dit_accel.core.session import Forward, ForwardCall, Interceptor, Session
 
 NEIGHBOURS = 3  # cached values that a lost one is restored from
 MAX_SPEED_RATIO = 3.0  # to the step before: no sampler speeds its latents up so much
@@ -193,6 +195,47 @@ class LostValues:
             if len(near) > 1:
                 factors = extrapolation.lagrange_weights([session.time_of(s) for s in near], at)
                 cached[step] = extrapolation.weighted_sum(factors, [cached[s] for s in near])
+
+
+class FiniteCheck(Interceptor):
+    """Watches the latents of a run. It stands outside of what caches: it sees what that gave."""
+
+    def __init__(self, session: Session) -> None:
+        self.session = session
+        self._sums: list[torch.Tensor] = []  # of the latents, one a step, on the device
+        self._last: torch.Tensor | None = None  # of the last step's predictions
+        self._read: list[float] = []
+
+    def run_begins(self, num_steps: int | None) -> None:
+        self._sums, self._last, self._read = [], None, []
+
+    def step_begins(self, step: int) -> None:
+        self._sums.append(_total(self.session.latents))
+
+    def around(self, call: ForwardCall, forward: Forward) -> Any:
+        output = forward(call)
+        if self.session.step + 1 == self.session.num_steps:
+            found = _total(output[0])
+            self._last = found if self._last is None else self._last + found
+        return output
+
+    def notes(self) -> tuple[str, ...]:
+        """Where a value was not finite; read from the device once a run."""
+        sums = [*self._sums, *([] if self._last is None else [self._last])]
+        if len(sums) != len(self._read):
+            self._read = torch.stack(sums).tolist()
+        steps = self._read[: len(self._sums)]
+        broken = next((step for step, total in enumerate(steps) if not math.isfinite(total)), None)
+        if broken is not None:
+            return (f"The latents were not finite from step {broken} on: the clip is broken.",)
+        if not all(map(math.isfinite, self._read)):
+            return ("The last step's prediction was not finite: the clip is broken.",)
+        return ()
+
+
+def _total(value: torch.Tensor) -> torch.Tensor:
+    """0-dimensional float32, finite where all of the value is."""
+    return value.detach().sum(dtype=torch.float32)
 
 
 def _sum(values: Sequence[torch.Tensor]) -> torch.Tensor:
