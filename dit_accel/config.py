@@ -23,7 +23,7 @@ from dit_accel.caching.blend import DWS
 from dit_accel.caching.policy import PlanPolicy, Policy
 from dit_accel.caching.unicp import PRESETS, UniCP
 from dit_accel.caching.windows import DEFAULT_THRESHOLD, EDCW
-from dit_accel.core.checks import require
+from dit_accel.core.checks import byte_count, check_types, require
 from dit_accel.core.families import SITES
 from dit_accel.layout import Layout
 from dit_accel.planning.plan import Plan
@@ -61,6 +61,7 @@ class AccelConfig:
         if not self.kind:
             accepted = ", ".join(one.__name__ for one in CONFIGS)
             raise ValueError(f"{_class(self)} is not complete; accepted: {accepted}")
+        check_types(self)
         if self.scene is not None and self.layout is None:
             raise ValueError("scene is given without layout; accepted: with a layout")
         group = self.branch_parallel
@@ -133,8 +134,9 @@ class PlannedConfig(AccelConfig):
         force: whether a profile of another pipeline is used all the same.
         static: whether all runs do the same, without host syncs and without a guard (for
             torch.compile and CUDA graphs).
-        cache_memory: bytes that cached values may take on the device; older ones are quantized to
-            as few bits as the plan allows, then moved to the CPU's memory. None: no bound.
+        cache_memory: bytes, or a text as "2GiB", that cached values may take on the device; older
+            ones are quantized to as few bits as the plan allows, then moved to the CPU's memory.
+            None: no bound.
         choice: the plan that was chosen before the run, used where it is of the run; no setting,
             so it is neither saved nor compared.
     """
@@ -143,17 +145,17 @@ class PlannedConfig(AccelConfig):
     guard: bool = field(default=True, kw_only=True)
     force: bool = field(default=False, kw_only=True)
     static: bool = field(default=False, kw_only=True)
-    cache_memory: int | None = field(default=None, kw_only=True)
+    cache_memory: Any = field(default=None, kw_only=True)  # an int or None once it is checked
     choice: PlanChoice | None = field(default=None, kw_only=True, compare=False)
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self._path_as_text("profile")
-        for name in ("guard", "force", "static"):
-            value = getattr(self, name)
-            require(isinstance(value, bool), name, value, "True, False")
-        memory = self.cache_memory
-        require(memory is None or memory >= 1, "cache_memory", memory, "bytes, at least 1")
+        if self.cache_memory is not None:
+            try:
+                object.__setattr__(self, "cache_memory", byte_count(self.cache_memory))
+            except ValueError as error:
+                raise ValueError(f"cache_memory is {error}") from error
 
 
 @dataclass(frozen=True)
@@ -400,7 +402,7 @@ def _chosen(given: dict[str, Any]) -> AccelConfig:
 
 def _check_together(given: Mapping[str, Any]) -> None:
     names = ("quality", "speedup", "threshold")
-    targets = [f"{name}={given[name]:g}" for name in names if name in given]
+    targets = [f"{name}={_number(given[name])}" for name in names if name in given]
     if len(targets) > 1:
         raise ValueError(f"{' and '.join(targets)} are given; accepted: one of them")
     for deciding, others, accepted in _ALONE:
@@ -413,6 +415,12 @@ def _check_together(given: Mapping[str, Any]) -> None:
             raise ValueError(f"{name} is given; accepted: with quality or speedup")
     if "mix" in given and "plan" not in given:
         raise ValueError("mix is given without a plan; accepted: with plan")
+
+
+def _number(value: Any) -> str:
+    """As people write it; what is no number as it is."""
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return f"{value:g}" if number else repr(value)
 
 
 def _config(kind: type[AccelConfig], given: Mapping[str, Any]) -> AccelConfig:

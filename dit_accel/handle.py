@@ -70,7 +70,7 @@ def accelerate(
     guard: bool = True,
     force: bool = False,
     static: bool = False,
-    cache_memory: int | None = None,
+    cache_memory: int | str | None = None,
     layout: Layout | str | os.PathLike[str] | None = None,
     scene: SceneConfig | None = None,
     branch_parallel: Any = False,

@@ -102,7 +102,7 @@ def test_every_way_has_a_name_of_its_own():
         ({"kind": "magic"}, "kind is 'magic'; accepted: quality, speedup"),
         ({"kind": "quality", "site": "block"}, "QualityConfig has site; accepted: layout, scene, "),
         ({"kind": "speedup"}, "SpeedupConfig: .*missing 1 required .* 'speedup'"),
-        ({"kind": "quality", "quality": "32"}, "QualityConfig: '<' not supported"),
+        ({"kind": "quality", "quality": "32"}, "quality is '32'; accepted: a number"),
         ({"kind": "quality", "guard": "no"}, "guard is 'no'; accepted: True, False"),
         ({"kind": "threshold", "threshold": -1}, "threshold is -1; accepted: a finite number >= 0"),
         ({"kind": "unicp-paper", "pcas": 3}, "pcas is 3; accepted: the settings of PCAS by name"),
@@ -229,3 +229,44 @@ def test_a_site_that_a_family_has_not_is_refused():
 def test_a_mix_is_refused_without_a_plan():
     with pytest.raises(ValueError, match="mix is given without a plan; accepted: with plan"):
         config_of(mix=(1.0, -3.0))
+
+
+@pytest.mark.parametrize(
+    ("keywords", "message"),
+    [
+        ({"quality": "36"}, "quality is '36'; accepted: a number"),
+        ({"quality": True}, "quality is True; accepted: a number"),
+        ({"speedup": "2"}, "speedup is '2'; accepted: a number"),
+        ({"threshold": True}, "threshold is True; accepted: a number"),
+        ({"threshold": "0.2"}, "threshold is '0.2'; accepted: a number"),
+        ({"threshold": [1]}, "threshold is [1]; accepted: a number"),
+        ({"site": 3}, "site is 3; accepted: a text"),
+        ({"quality": 30, "guard": 0}, "guard is 0; accepted: True, False"),
+        ({"quality": 30, "cache_memory": "lots"}, "cache_memory is 'lots'; accepted: bytes"),
+        ({"quality": 30, "cache_memory": True}, "cache_memory is True; accepted: bytes"),
+        ({"quality": 30, "cache_memory": 1.5}, "cache_memory is 1.5; accepted: bytes"),
+        ({"quality": 30, "cache_memory": 0}, "cache_memory is 0; accepted: bytes, at least 1"),
+        ({"quality": "a", "speedup": 2}, "quality='a' and speedup=2 are given"),
+    ],
+)
+def test_values_of_other_types_are_refused_by_name(keywords, message):
+    with pytest.raises(ValueError) as error:
+        config_of(**keywords)
+    assert message in str(error.value)
+
+
+@pytest.mark.parametrize("kind", [EDCW, SceneConfig, BlockSizes, PCAS, DWS])
+@pytest.mark.parametrize("value", ["x", object()])
+def test_every_number_of_a_part_is_checked(kind, value):
+    for one in dataclasses.fields(kind):
+        if str(one.type) in ("int", "float", "bool"):
+            with pytest.raises(ValueError, match=f"{one.name} is .*; accepted: "):
+                kind(**{one.name: value})
+
+
+def test_values_are_taken_in_the_forms_of_the_command():
+    assert config_of(quality=30, cache_memory="1GiB").cache_memory == 2**30
+    assert config_of(quality=30, cache_memory=5).cache_memory == 5
+    config = config_of(quality=np.float32(30.5))
+    assert config.quality == 30.5 and type(config.quality) is float
+    assert json.loads(json.dumps(config.to_dict()))["quality"] == 30.5

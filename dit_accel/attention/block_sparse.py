@@ -20,7 +20,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
-from dit_accel.core.checks import is_integer, require
+from dit_accel.core.checks import check_types, is_integer, require
 from dit_accel.core.tokens import TokenGrid
 
 ROW_GROUPS = 8  # groups of query blocks in `gathered_attention`; more groups pad less
@@ -43,6 +43,7 @@ class BlockSizes:
     tile: tuple[int, int, int] = (4, 4, 4)
 
     def __post_init__(self) -> None:
+        check_types(self)
         sizes = ("query", self.query), ("key", self.key), *(("tile", edge) for edge in self.tile)
         for name, size in sizes:
             require(is_integer(size, 1), name, size, "an integer >= 1")

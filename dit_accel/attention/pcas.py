@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from dit_accel.attention import block_sparse, kernels, pca
 from dit_accel.attention.block_sparse import BlockSizes
 from dit_accel.attention.pca import Basis, CovarianceAccumulator, Linear
-from dit_accel.core.checks import is_integer, require
+from dit_accel.core.checks import check_types, is_integer, require
 
 MIN_TOKENS = 16_384  # per sequence; below, pruning costs more than it saves
 MAX_FLOPS_SHARE = 0.6  # of dense attention's FLOPs; above, dense attention is faster
@@ -72,6 +72,7 @@ class PCAS:
     always: bool = False
 
     def __post_init__(self) -> None:
+        check_types(self)
         require(self.mode in ("prune", "slice"), "mode", self.mode, "'prune', 'slice'")
         if self.mode == "prune" and not (_is_power(self.rank, 16) and _is_power(self.samples, 1)):
             raise ValueError(

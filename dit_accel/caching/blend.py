@@ -16,7 +16,7 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from dit_accel.core.checks import is_integer, require
+from dit_accel.core.checks import check_types, is_integer, require
 
 # Pruning errs at every step; a window not at all at its first and up to the threshold at its last.
 STRICTER = 0.25  # measured: research/LOG.md
@@ -41,6 +41,7 @@ class DWS:
     recheck: int = 8
 
     def __post_init__(self) -> None:
+        check_types(self)
         valid = self.tolerance is None or 0 <= self.tolerance < math.inf
         require(valid, "tolerance", self.tolerance, "a number >= 0, or None")
         require(0 <= self.margin < 1, "margin", self.margin, "a number from 0 to below 1")

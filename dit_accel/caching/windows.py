@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from dit_accel.core.checks import is_integer, require
+from dit_accel.core.checks import check_types, is_integer, require
 
 DEFAULT_THRESHOLD = 0.2
 
@@ -43,8 +43,8 @@ class EDCW:
     order: int = 0
 
     def __post_init__(self) -> None:
-        valid = isinstance(self.threshold, (int, float)) and 0 <= self.threshold < math.inf
-        require(valid, "threshold", self.threshold, "a finite number >= 0")
+        check_types(self)
+        require(0 <= self.threshold < math.inf, "threshold", self.threshold, "a finite number >= 0")
         for name, least in (("max_window", 1), ("first", 1), ("last", 0)):
             value = getattr(self, name)
             require(is_integer(value, least), name, value, f"an integer >= {least}")

@@ -15,7 +15,7 @@ from dataclasses import astuple, dataclass, replace
 
 import torch
 
-from dit_accel.core.checks import is_integer, require
+from dit_accel.core.checks import check_types, is_integer, require
 from dit_accel.core.tokens import TokenGrid
 from dit_accel.scenes import masks
 from dit_accel.scenes import reposition as reposition_maps
@@ -68,6 +68,7 @@ class SceneConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        check_types(self)
         for name in ("isolate", "share", "reposition", "amplify"):
             value = getattr(self, name)
             require(isinstance(value, bool), name, value, "True, False")

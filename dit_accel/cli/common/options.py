@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,11 +19,10 @@ import typer
 
 from dit_accel.caching.windows import DEFAULT_THRESHOLD
 from dit_accel.cli.common.errors import BadInput
+from dit_accel.core.checks import byte_count
 
 ACCELS = ("unicp", "unicp-paper")
 DTYPE_NAMES = ("float32", "bfloat16", "float16")
-UNITS = {"": 1, "b": 1, "kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40,
-         "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12}  # fmt: skip
 
 ACCELERATION, COMPARISON, WORK, CLIP = "Acceleration", "Comparison", "Work", "Clip"
 LAYOUT, OUTPUT, MACHINE = "Layout", "Output", "Machine"
@@ -198,8 +196,8 @@ def bytes_of(text: str | None) -> int | None:
     """The bytes that `--cache-memory` asks for: `2GiB`, `512 MiB`, `1.5gb`, `1000000`."""
     if text is None:
         return None
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([a-z]*)", text.strip().lower())
-    size = int(float(found[1]) * UNITS.get(found[2], 0)) if found is not None else 0
-    if size < 1:
-        raise BadInput(f"--cache-memory is {text!r}: must be a size above 0, e.g. 512MiB or 2GiB")
-    return size
+    try:
+        return byte_count(text)
+    except ValueError as error:
+        accepted = "must be a size above 0, e.g. 512MiB or 2GiB"
+        raise BadInput(f"--cache-memory is {text!r}: {accepted}") from error
