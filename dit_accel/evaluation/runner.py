@@ -225,9 +225,7 @@ class Runner:
             generation.warm_up(self._pipe, job.clip)
         return self._pipe
 
-    def _calibrate(
-        self, name: str, measure: Callable[[Callable[[], None]], list[float]]
-    ) -> list[float]:
+    def _calibrate(self, name: str, measure: Callable[[Callable[[], None]], Any]) -> Any:
         """Measure on the first prompt and seed, so that every process measures the same."""
         known = self.store.calibration(name)
         if known is None:

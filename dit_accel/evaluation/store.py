@@ -33,7 +33,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dit_accel.core import video
-from dit_accel.core.document import DocumentError, read_document
+from dit_accel.core.document import DocumentError, Field, read_document
 from dit_accel.core.files import placed
 from dit_accel.evaluation import journal, manifest, result_file
 from dit_accel.evaluation.claims import Claims
@@ -190,20 +190,22 @@ class Store:
 
     # the rest
 
-    def calibration(self, name: str) -> list[float] | None:
-        """What a method measured under a name, or None.
+    def calibration(self, name: str) -> Any:
+        """What a method measured under a name: numbers and texts, in lists and objects; or None.
 
         Raises:
-            StoreError: its file is no list of numbers.
+            StoreError: its file has anything else.
         """
         path = self.folder / "calibration" / f"{name}.json"
         try:
             with _named(path, "delete it, and resume"):
-                return [entry.number() for entry in read_document(path).entries(1)]
+                document = read_document(path)
+                _check_plain(document)
+                return document.value
         except FileNotFoundError:
             return None
 
-    def write_calibration(self, name: str, value: list[float]) -> None:
+    def write_calibration(self, name: str, value: Any) -> None:
         """Write what a method measured."""
         self._write(f"calibration/{name}.json", _as_json(value))
 
@@ -258,3 +260,17 @@ def _again(job: str) -> str:
 
 def _as_json(content: Any) -> str:
     return json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False, sort_keys=True)
+
+
+def _check_plain(field: Field) -> None:
+    """Refuse what is neither a finite number, a text, nor a list or an object of these."""
+    if isinstance(field.value, dict):
+        for entry in field.fields().values():
+            _check_plain(entry)
+    elif isinstance(field.value, list):
+        for entry in field.entries():
+            _check_plain(entry)
+    elif isinstance(field.value, str):
+        field.text()
+    else:
+        field.number()

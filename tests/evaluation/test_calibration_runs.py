@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -74,3 +75,35 @@ def test_calibration_clips_are_none_of_the_scored_ones():
     assert len(clips) == CALIBRATION_CLIPS == len({(c.prompt, c.seed) for c in clips})
     assert not {c.seed for c in clips} & set(spec.seeds)
     assert [c.prompt for c in clips[:3]] == [p.prompt for p in spec.prompts]
+
+
+def test_what_was_measured_is_read_as_data_and_anything_else_is_refused(tmp_path):
+    store = open_store(tmp_path)
+    (tmp_path / "calibration").mkdir()
+    measured = {"runs": 2.5, "paths": {"3": [0, 2, 5]}, "remark": "the best of 7"}
+    store.write_calibration("gits-paths", measured)
+    assert store.calibration("gits-paths") == measured
+    assert store.calibration("other") is None
+    for wrong in ('{"runs": null}', '{"runs": true}', '{"a": [NaN]}', "[", '{"a": [[null]]}'):
+        (tmp_path / "calibration" / "gits-paths.json").write_text(wrong)
+        with pytest.raises(StoreError, match=r"gits-paths\.json"):
+            store.calibration("gits-paths")
+
+
+@pytest.mark.parametrize(
+    ("found", "named"),
+    [
+        ({"paths": {}}, "calibration/gits-paths.json.runs is missing"),
+        ({"runs": -1}, "calibration/gits-paths.json.runs is -1"),
+        ({"runs": 1, "paths": {"3": [0, 2, 2]}}, "accepted: rising steps, 0 first"),
+        ({"runs": 1, "paths": {"3": [0, 2, 9]}}, "accepted: a whole number, 0 to 5"),
+        ({"runs": 1, "paths": {}}, "paths.3 is missing"),
+    ],
+)
+def test_a_field_that_is_wrong_is_named(found, named):
+    from dit_accel.evaluation.methods import MethodContext, schedules
+
+    clip = fake_plan(1).clip
+    context = MethodContext(clip, lambda name, measure: found)
+    with pytest.raises(ValueError, match=re.escape(named)):
+        schedules.path_of(schedules.schedule_of("gits", None, context), 3, 6)

@@ -22,6 +22,7 @@ from dit_accel.evaluation.methods.row import (
     MethodContext,
     MethodHandle,
     Number,
+    calibrated,
     fewer,
     steps_row,
 )
@@ -101,10 +102,12 @@ def reuse_plan(computed: tuple[int, ...], num_steps: int) -> Plan:
 @contextmanager
 def _budcache(pipe: Any, number: Number, context: MethodContext) -> Iterator[MethodHandle]:
     count = fewer(number, context, "budcache")
-    found = context.calibrate(f"budcache-{count}", partial(_searched, pipe, context, count))
-    plan = reuse_plan(tuple(found["computed"]), context.clip.steps)
+    n = context.clip.steps
+    found = calibrated(context, f"budcache-{count}", partial(_searched, pipe, context, count))
+    computed = [step.whole(0, n - 1) for step in found.at("computed").entries(count, count)]
+    plan = reuse_plan(tuple(computed), n)
     with accelerate(pipe, plan=plan) as handle:
-        yield MethodHandle(report=handle.report, calibration_runs=float(found["runs"]))
+        yield MethodHandle(report=handle.report, calibration_runs=found.at("runs").number())
 
 
 def _searched(pipe: Any, context: MethodContext, count: int, _: Any) -> dict[str, Any]:

@@ -69,9 +69,9 @@ class GuidedDenoiser:
         }  # fmt: skip
         found = self._module(**arguments)[0].float().chunk(self.rows)
         if self.rows == 1:
-            return found[0]  # type: ignore[no-any-return]
+            return found[0]
         cond, uncond = found if self._cond_first else reversed(found)
-        return uncond + self._guidance * (cond - uncond)  # type: ignore[no-any-return]
+        return uncond + self._guidance * (cond - uncond)
 
 
 class _Recorded(Exception):

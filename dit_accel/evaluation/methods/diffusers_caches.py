@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from dit_accel.core.document import Field
 from dit_accel.core.families import family_of, transformers_of
 from dit_accel.evaluation.methods.row import Apply, Method, MethodContext, MethodHandle, Number
 
@@ -89,7 +90,9 @@ def _mag_cache(kind: Any, pipe: Any, number: Any, context: MethodContext) -> Any
         branches = [[float(ratio) for ratio in text.split(",")] for text in found]
         return [sum(step) / len(step) for step in zip(*branches, strict=True)]
 
-    ratios = context.calibrate(f"mag-cache-{steps}", measure)
+    name = f"mag-cache-{steps}"
+    found = Field(context.calibrate(name, measure), f"calibration/{name}.json")
+    ratios = [entry.number() for entry in found.entries(1)]
     return kind(threshold=number, num_inference_steps=steps, mag_ratios=ratios)
 
 

@@ -21,6 +21,7 @@ from dit_accel.evaluation.methods.row import (
     MethodContext,
     MethodHandle,
     Number,
+    calibrated,
     fewer,
     steps_row,
 )
@@ -63,19 +64,22 @@ def fitted_plan(recorded: Sequence[Recorded], count: int) -> Plan:
 @contextmanager
 def _l2p(pipe: Any, number: Number, context: MethodContext) -> Iterator[MethodHandle]:
     count = fewer(number, context, "l2p")
-    found = context.calibrate(f"l2p-{count}", partial(_measured, pipe, context, count))
+    found = calibrated(context, f"l2p-{count}", partial(_measured, pipe, context, count))
     planned = {
-        int(step): Extrapolation(({int(s): float(w) for s, w in weights.items()},))
-        for step, weights in found["weights"].items()
+        int(step): Extrapolation(({int(s): w.number() for s, w in weights.fields().items()},))
+        for step, weights in found.at("weights").fields().items()
     }
     with accelerate(pipe, plan=Plan(context.clip.steps, planned)) as handle:
-        yield MethodHandle(report=handle.report, calibration_runs=float(found["runs"]))
+        yield MethodHandle(report=handle.report, calibration_runs=found.at("runs").number())
 
 
 def _measured(pipe: Any, context: MethodContext, count: int, _: Any) -> dict[str, Any]:
     recorded = runs.trajectories(pipe, context, RECORDED_CLIPS)
     plan = fitted_plan(recorded, count)
-    weights = {step: dict(e.weights[0]) for step, e in plan.extrapolations.items()}
+    weights = {
+        str(step): {str(used): weight for used, weight in e.weights[0].items()}
+        for step, e in plan.extrapolations.items()
+    }
     return {"weights": weights, "runs": float(len(recorded))}
 
 

@@ -91,9 +91,11 @@ class EasyCache(_StepDecision):
         """See `Interceptor`."""
         stored, latents, first = self.stored, call.latents, self.is_first
         if first:
-            rate, before, output = stored.get("rate"), stored.get("input"), stored.get("output")
-            known = rate is not None and before is not None and output is not None
-            self.decide(rate * _size(latents - before) / _size(output) if known else None)
+            drift = None
+            if "rate" in stored:
+                moved = _size(latents - stored["input"])
+                drift = stored["rate"] * moved / _size(stored["output"])
+            self.decide(drift)
             stored["input"] = latents
         if self.reuses and "residual" in stored:
             return stored["form"](latents + stored["residual"])
@@ -149,9 +151,10 @@ class DiCache(_StepDecision):
 
     def _probe(self, tokens: Any, inner: Any, args: Any, kwargs: Any, *, alone: bool) -> Any:
         stored, probe = self.stored, inner(*args, **kwargs)
-        before = stored.get("probe")
-        fits = before is not None and before.shape == probe.shape
-        self.decide(_size(probe - before) / _size(before) if fits else None)
+        before, drift = stored.get("probe"), None
+        if before is not None and before.shape == probe.shape:
+            drift = _size(probe - before) / _size(before)
+        self.decide(drift)
         stored["probe"], stored["entered"], stored["shallow"] = probe, tokens, probe - tokens
         if self.reuses:
             return tokens + self._residual(stored)

@@ -102,10 +102,11 @@ def _runs_behind(path: Path) -> float | None:
     """What calibration spent on a profile, in uncached runs: every clip once uncached and `PASSES`
     times by every candidate plan, and the probes, counted as whole runs."""
     profile = Profile.load(path)
-    values = [profile.metadata.get(name) for name in ("clips", "probes", "probed")]
-    if not all(isinstance(value, int) for value in values):
+    made = (profile.metadata.get(name) for name in ("clips", "probes", "probed"))
+    known = [value for value in made if isinstance(value, int)]
+    if len(known) != 3:
         return None
-    clips, probes, probed = values
+    clips, probes, probed = known
     planned = sum(len(c.computed) for c in profile.candidates) / profile.sampler.num_steps
     return float(clips * (1 + PASSES * planned) + probes * probed)
 

@@ -26,6 +26,7 @@ from dit_accel.evaluation.methods.row import (
     MethodContext,
     MethodHandle,
     Number,
+    calibrated,
     fewer,
     steps_row,
 )
@@ -96,12 +97,13 @@ def _gain(pipe: Any, context: MethodContext, probed: Sequence[Recorded], step: i
 @contextmanager
 def _ra_cfg_cache(pipe: Any, number: Number, context: MethodContext) -> Iterator[MethodHandle]:
     count = fewer(number, context, "ra-cfg-cache")
-    found = context.calibrate("ra-cfg-cache", partial(_profile, pipe, context))
-    computed = found["paths"][str(count)]
-    ends = itertools.pairwise([*computed, context.clip.steps])
+    n = context.clip.steps
+    found = calibrated(context, "ra-cfg-cache", partial(_profile, pipe, context))
+    path = found.at("paths").at(str(count)).entries(count, count)
+    ends = itertools.pairwise([*(step.whole(0, n - 1) for step in path), n])
     planned = {s: Extrapolation(({a: 1.0},)) for a, b in ends for s in range(a + 1, b)}
-    with accelerate(pipe, plan=Plan(context.clip.steps, planned)) as handle:
-        yield MethodHandle(report=handle.report, calibration_runs=float(found["runs"]))
+    with accelerate(pipe, plan=Plan(n, planned)) as handle:
+        yield MethodHandle(report=handle.report, calibration_runs=found.at("runs").number())
 
 
 RA_CFG_METHODS = (

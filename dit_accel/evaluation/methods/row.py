@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from dit_accel.core.document import Field
 from dit_accel.core.generation import ClipSpec
 from dit_accel.core.report import Report
 
@@ -63,7 +64,7 @@ class MethodContext:
     """
 
     clip: ClipSpec
-    calibrate: Callable[[str, Callable[[Callable[[], None]], list[float]]], list[float]]
+    calibrate: Callable[[str, Callable[[Callable[[], None]], Any]], Any]
     profile: Path | None = None
     static: bool = False
     cache_memory: int | None = None
@@ -217,3 +218,16 @@ def steps_row(name: str, summary: str, apply: Any, **options: Any) -> Method:
     """A row whose number is the steps that it computes."""
     return Method(name, summary, apply, number="computed steps", default=25, sweep=STEPS,
                   low=1, high=1000, whole=True, fewer=True, **options)  # fmt: skip
+
+
+def calibrated(
+    context: MethodContext, name: str, measure: Callable[[Any], dict[str, Any]]
+) -> Field:
+    """What a method measured; its fields are checked where they are used.
+
+    Raises:
+        DocumentError: it is no object, or states no number of uncached runs.
+    """
+    found = Field(context.calibrate(name, measure), f"calibration/{name}.json")
+    found.at("runs").number(0)
+    return found

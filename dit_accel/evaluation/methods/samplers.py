@@ -51,7 +51,8 @@ class NodeScheduler:
         self.config = stock.config
         self.init_noise_sigma = getattr(stock, "init_noise_sigma", 1.0)  # flow schedulers have none
         self.timesteps, self.sigmas = stock.timesteps, torch.zeros(0)
-        self._step, self._stepper = 0, None
+        self._step = 0
+        self._stepper: Stepper | None = None
 
     def set_timesteps(
         self, num_inference_steps: int | None = None, device: Any = None, sigmas: Any = None,

@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 
+from dit_accel.core.document import Field
 from dit_accel.core.extrapolation import lagrange_weights
 from dit_accel.evaluation.methods import runs
 from dit_accel.evaluation.methods.denoiser import GuidedDenoiser
@@ -27,6 +28,7 @@ from dit_accel.evaluation.methods.row import (
     MethodContext,
     MethodHandle,
     Number,
+    calibrated,
     fewer,
     steps_row,
 )
@@ -46,12 +48,19 @@ COSTS: dict[str, Callable[[Sequence[paths.Recorded]], paths.PathCost]] = {
 }
 
 
-def schedule_of(name: str, pipe: Any, context: MethodContext) -> dict[str, Any]:
+def schedule_of(name: str, pipe: Any, context: MethodContext) -> Field:
     """A schedule's computed steps by their number, the times of all steps, and the uncached runs
     that were needed."""
     measure = partial(_oss if name == "oss" else _cheapest, name, pipe, context)
-    found: dict[str, Any] = context.calibrate(f"{name}-paths", measure)
-    return found
+    return calibrated(context, f"{name}-paths", measure)
+
+
+def path_of(found: Field, count: int, n: int) -> list[int]:
+    """The computed steps of a number of them."""
+    path = [step.whole(0, n - 1) for step in found.at("paths").at(str(count)).entries(count, count)]
+    if path != sorted({0, *path}):
+        raise found.at("paths").at(str(count)).error("rising steps, 0 first")
+    return path
 
 
 def _cheapest(name: str, pipe: Any, context: MethodContext, _: Any) -> dict[str, Any]:
@@ -166,9 +175,11 @@ def _on_nodes(
 ) -> Iterator[MethodHandle]:
     count = fewer(number, context, name)
     found = schedule_of(name, pipe, context)
-    path = found["paths"][str(count)]
+    path = path_of(found, count, context.clip.steps)
     with sampled(pipe, lambda nodes: nodes.at(path), stepper, context.clip.steps):
-        yield MethodHandle({"num_inference_steps": count}, calibration_runs=found["runs"])
+        yield MethodHandle(
+            {"num_inference_steps": count}, calibration_runs=found.at("runs").number()
+        )
 
 
 @contextmanager
@@ -177,9 +188,11 @@ def _cached(
 ) -> Iterator[MethodHandle]:
     count = fewer(number, context, name)
     found = schedule_of(name, pipe, context)
-    plan = line_plan(found["paths"][str(count)], found["times"], order)
+    n = context.clip.steps
+    times = [time.number() for time in found.at("times").entries(n + 1, n + 1)]
+    plan = line_plan(path_of(found, count, n), times, order)
     with accelerate(pipe, plan=plan) as handle:
-        yield MethodHandle(report=handle.report, calibration_runs=found["runs"])
+        yield MethodHandle(report=handle.report, calibration_runs=found.at("runs").number())
 
 
 def line_plan(computed: Sequence[int], times: Sequence[float], order: int) -> Plan:

@@ -16,11 +16,13 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
+from dit_accel.core.document import Field
 from dit_accel.evaluation.methods import runs
 from dit_accel.evaluation.methods.row import (
     MethodContext,
     MethodHandle,
     Number,
+    calibrated,
     fewer,
     steps_row,
 )
@@ -36,11 +38,11 @@ SWEPT_CLIPS = 4  # that a shift is chosen on
 def _solved(name: str, pipe: Any, number: Number, context: MethodContext) -> Iterator[MethodHandle]:
     steps = fewer(number, context, name)
     found = _best_shift(name, pipe, steps, context)
-    with _with_shift(name, pipe, float(found["shift"]), steps, context):
+    with _with_shift(name, pipe, found.at("shift").number(1e-3, 1e3), steps, context):
         yield MethodHandle(
             overrides={"num_inference_steps": steps},
-            remarks=(str(found["remark"]),),
-            calibration_runs=float(found["runs"]),
+            remarks=(found.at("remark").text(),),
+            calibration_runs=found.at("runs").number(),
         )
 
 
@@ -53,13 +55,13 @@ def _with_shift(name: str, pipe: Any, shift: float, steps: int, context: MethodC
     return sampled(pipe, choose, SOLVERS[name][1], context.clip.steps)
 
 
-def _best_shift(name: str, pipe: Any, steps: int, context: MethodContext) -> dict[str, Any]:
+def _best_shift(name: str, pipe: Any, steps: int, context: MethodContext) -> Field:
     """The shift, what it took in runs, and a remark."""
     if not context.calibration_clips:
-        return {"shift": 1.0, "runs": 0.0, "remark": "the pipeline's own flow shift"}
+        stock = {"shift": 1.0, "runs": 0.0, "remark": "the pipeline's own flow shift"}
+        return Field(stock)
     key = f"shift-{name.replace('/', '-')}-{steps}"
-    found: dict[str, Any] = context.calibrate(key, partial(_sweep, name, pipe, steps, context))
-    return found
+    return calibrated(context, key, partial(_sweep, name, pipe, steps, context))
 
 
 def _sweep(name: str, pipe: Any, steps: int, context: MethodContext, _: Any) -> dict[str, Any]:

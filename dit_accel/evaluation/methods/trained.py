@@ -22,12 +22,14 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from dit_accel.core.document import Field
 from dit_accel.evaluation.methods import runs
 from dit_accel.evaluation.methods.denoiser import GuidedDenoiser
 from dit_accel.evaluation.methods.row import (
     MethodContext,
     MethodHandle,
     Number,
+    calibrated,
     fewer,
     steps_row,
 )
@@ -274,15 +276,21 @@ def _trained(
     def measure(_: Any) -> dict[str, Any]:
         return train(pipe, context, [(variant, k)])[variant, k]
 
-    found = context.calibrate(name_of(variant, k), measure)
-    tables = (torch.tensor(found[n], dtype=torch.float64) for n in ("labels", "noise", "weights"))
+    found = calibrated(context, name_of(variant, k), measure)
+    labels, noise = (_numbers(found.at(name), k) for name in ("labels", "noise"))
+    weights = [_numbers(row, k) for row in found.at("weights").entries(k, k)]
+    tables = (torch.tensor(table, dtype=torch.float64) for table in (labels, noise, weights))
     sampler = LinearSampler(*tables)
     # The times only order the nodes: what the model gets are the labels.
     with sampled(
         pipe, partial(_labelled, sampler.labels), lambda stock, nodes: WeightedSums(sampler),
         context.clip.steps,
     ):  # fmt: skip
-        yield MethodHandle({"num_inference_steps": k}, calibration_runs=float(found["runs"]))
+        yield MethodHandle({"num_inference_steps": k}, calibration_runs=found.at("runs").number())
+
+
+def _numbers(field: Field, count: int) -> list[float]:
+    return [entry.number() for entry in field.entries(count, count)]
 
 
 def _labelled(labels: torch.Tensor, nodes: Nodes) -> Nodes:
