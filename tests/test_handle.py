@@ -1,5 +1,6 @@
 """accelerate() on tiny pipelines of Wan: what `contract/` does not try on every family."""
 
+import dataclasses
 from contextlib import nullcontext
 
 import numpy as np
@@ -11,6 +12,7 @@ from tiny import tiny_wan
 
 import dit_accel
 from dit_accel import EDCW, accelerate
+from dit_accel.caching import loops
 from dit_accel.core.families import FAMILIES, SITES
 
 
@@ -287,3 +289,14 @@ def test_another_cache_is_named():
         report = handle.report()
     assert report.prediction is None
     assert any("cache of diffusers on" in note for note in report.notes)
+
+
+def test_several_loops_of_which_one_is_not_counted():
+    pipe = tiny_wan()
+    with accelerate(pipe, config=LOOSE) as handle:
+        call(pipe)
+        one = handle.report()
+    both = loops.joined([one, one])
+    assert both.flops_full == 2 * one.flops_full and both.flops_kept == one.flops_kept
+    other = loops.joined([one, dataclasses.replace(one, flops_full=None, flops_spent=None)])
+    assert other.flops_full is other.flops_spent is other.flops_kept is None
