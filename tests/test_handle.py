@@ -300,3 +300,28 @@ def test_several_loops_of_which_one_is_not_counted():
     assert both.flops_full == 2 * one.flops_full and both.flops_kept == one.flops_kept
     other = loops.joined([one, dataclasses.replace(one, flops_full=None, flops_spent=None)])
     assert other.flops_full is other.flops_spent is other.flops_kept is None
+
+
+@pytest.mark.parametrize("given", [{"config": LOOSE}, {"speedup": 2.0}], ids=["windows", "plan"])
+def test_the_report_of_an_interrupted_run_is_of_what_ran(given):
+    pipe = tiny_wan()
+
+    def stop(pipe, step, timestep, tensors):
+        if step == 5:
+            raise KeyboardInterrupt
+        return tensors
+
+    with accelerate(pipe, **given) as handle:
+        call(pipe)
+        call(pipe)
+        whole = handle.report()
+        with pytest.raises(KeyboardInterrupt):
+            call(pipe, callback_on_step_end=stop)
+        report = handle.report()
+        assert (report.steps_run, report.steps) == (6, STEPS)
+        assert report.flops_full == whole.flops_full // 2
+        assert 0 < report.steps_computed < 6 and report.seconds > 0
+        assert f"{report.steps_computed:.1f} of 6 steps" in report.summary()
+        assert "stopped after 6 of 12 steps" in report.summary()
+        call(pipe)
+        assert "stopped" not in handle.report().summary()
