@@ -124,7 +124,7 @@ class Report:
 
     @property
     def flops_kept(self) -> float | None:
-        """Share of the stock pipeline's FLOPs that was spent, 0 to 1; None: nothing ran."""
+        """Share of the stock pipeline's FLOPs that was spent, 0 to 1; None: not known."""
         return None if not self.flops_full else (self.flops_spent or 0) / self.flops_full
 
     @property

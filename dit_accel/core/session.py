@@ -343,7 +343,7 @@ class Session:
 
     def _positions(self, timestep: Any) -> list[int]:
         """As `positions`; a tensor that a step's forwards share is read from the device once. By
-        the scheduler's own count where a model is told another number than the timestep."""
+        the scheduler's own count where a model gets another number than the timestep."""
         timesteps = self.pipe.scheduler.timesteps
         if not isinstance(timestep, torch.Tensor):
             return [counted_position(self.pipe.scheduler)]

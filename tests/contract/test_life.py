@@ -51,12 +51,14 @@ def test_loose_changes_the_clip_and_the_report_is_true(stock, model, technique):
     assert fast.isfinite().all() and not torch.equal(fast, clip)
     assert report.steps == STEPS
     assert (report.flops_kept is not None) == bool(model.row.blocks)
+    assert ("of the FLOPs" in report.summary()) == bool(model.row.blocks)
+    assert any("FLOPs are not counted" in note for note in report.notes) != bool(model.row.blocks)
     if technique.cell not in ("UniCP", "scene"):  # tiny attention gains nothing from pruning
         assert (report.flops_kept or 0) < 1 and report.steps_computed < STEPS
     for (transformer, attention), number in calls.items():
         ours = [s for s in report.sites if s.transformer == transformer and _holds(s, attention)]
-        told = sum(len(s.computed) + len(s.pruned) + len(s.blended) for s in ours)
-        assert number == told, f"{transformer}.{attention}"
+        reported = sum(len(s.computed) + len(s.pruned) + len(s.blended) for s in ours)
+        assert number == reported, f"{transformer}.{attention}"
 
 
 @contextlib.contextmanager
@@ -140,7 +142,7 @@ def negative(model: TinyModel, changes: dict[str, Any], *, other: bool) -> dict[
     return {"negative_prompt": text if isinstance(prompt, str) else [text] * len(prompt)}
 
 
-# Bases of pruned attention are learned over the branches: they say what is kept, not a value.
+# Bases of pruned attention are learned over the branches: they choose keys, and are no value.
 # A speedup without a profile is planned by the recorded outputs of both.
 @combinations(without=("unicp", "pruned", "sliced", "speedup"))
 def test_no_branch_reads_what_another_one_cached(stock, model, technique):
