@@ -14,11 +14,12 @@ import diffusers
 import pytest
 import torch
 from techniques import LOOSE, is_equal
-from tiny_models import MODELS, VARIANTS, TinyModel
+from tiny_models import MODELS, TinyModel
 
 from dit_accel import accelerate
 
 STEPS = 12
+TAKEN = [name for name in MODELS if name != "wan-two-experts"]  # one of each pipeline
 FLOW = {"prediction_type": "flow_prediction", "use_flow_sigmas": True, "flow_shift": 3.0}
 SETTINGS: dict[str, list[dict[str, Any]]] = {  # what makes another sampler of a class
     "FlowMatchEulerDiscreteScheduler": [{"stochastic_sampling": True}],
@@ -58,13 +59,13 @@ def run(model: TinyModel, pipe: Any) -> tuple[torch.Tensor, torch.Tensor]:
 
 @pytest.fixture(scope="module")
 def pipes() -> dict[str, Any]:
-    return {name: model.build() for name, model in MODELS.items() if name not in VARIANTS}
+    return {name: MODELS[name].build() for name in TAKEN}
 
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("model", [name for name in MODELS if name not in VARIANTS])
+@pytest.mark.parametrize("model", TAKEN)
 def test_a_scheduler_works_or_is_refused(pipes, model, name):
     pipe, before, tried = pipes[model], pipes[model].scheduler, 0
     try:
@@ -76,7 +77,8 @@ def test_a_scheduler_works_or_is_refused(pipes, model, name):
                 continue
             if stock.isfinite().all():
                 tried += 1
-                check_threshold(MODELS[model], pipe, stock, drawn)
+                if MODELS[model].row.sites:
+                    check_threshold(MODELS[model], pipe, stock, drawn)
                 check_plan(MODELS[model], pipe, stock, drawn)
     finally:
         pipe.scheduler = before
