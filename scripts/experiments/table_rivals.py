@@ -23,6 +23,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from functools import partial
 from multiprocessing import get_context
@@ -216,6 +217,8 @@ class Table:
         begun = time.monotonic()
         try:
             result = self._result(row, k)
+        except BrokenProcessPool:
+            raise  # nothing can be scored; what is written stays, and the next run goes on
         except Exception as error:  # a method that cannot is a row that says so
             result = {"error": f"{type(error).__name__}: {error}".splitlines()[0]}
         took = time.monotonic() - begun
