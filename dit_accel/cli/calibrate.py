@@ -72,13 +72,18 @@ def calibrate(given: CalibrateOptions) -> None:
     speedups = _speedups(given.speedups)
     if given.output is not None:
         _check_out(given.output, overwrite=given.overwrite)
+    from dit_accel.cli.run import prompt_check
     from dit_accel.cli.run.settings import locate, resolve
     from dit_accel.models.loading import load, quiet_libraries
 
     with quiet_libraries(verbose=given.verbose):
         model, device, dtype = locate(given)
         settings = resolve(given, model, device=device, dtype=dtype, seed=given.seed)
-        clips = _clips(_prompts(given, model), settings)
+        longest = settings.max_sequence_length
+        prompts, remarks = prompt_check.distinct(model, _prompts(given, model), longest)
+        for remark in remarks if not given.as_json else ():
+            say(remark, style="yellow")
+        clips = _clips(prompts, settings)
         _check_numbers(settings, speedups)
         if len(clips) < ENOUGH and not given.as_json:
             text = f"{len(clips)} prompts: predictions are rough with fewer than {ENOUGH}"

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dit_accel.cli.common import options
-from dit_accel.cli.common.errors import BadInput, as_option
+from dit_accel.cli.common.errors import BadInput, as_option, say
 from dit_accel.cli.common.files import read_prompts
 from dit_accel.cli.common.options import COMPARISON, WORK, ClipOptions, option
 from dit_accel.core.files import reason_of
@@ -74,6 +74,7 @@ def spec_of(
         BadInput: an option is not accepted.
         ValueError: a method is not accepted.
     """
+    from dit_accel.cli.run import prompt_check
     from dit_accel.cli.run.settings import resolve
     from dit_accel.cli.run.sidecar import versions
     from dit_accel.evaluation import jobs
@@ -88,12 +89,17 @@ def spec_of(
         if lacking:
             raise BadInput(f"--methods has {name}: {lacking}")
     _check_planned(given, [setting.method for setting in methods])
+    prompts, remarks = prompt_check.distinct(
+        model, read_prompts("PROMPTS", given.prompts, given.limit), settings.max_sequence_length
+    )
+    for remark in remarks if not given.as_json else ():
+        say(remark, style="yellow")
     return jobs.EvaluationSpec(
         model=jobs.ModelSpec(model.name, settings.pipeline, jobs.fingerprint(model.folder)),
         clip=settings.clip,
         dtype=dtype,
         device=device.partition(":")[0],
-        prompts=read_prompts("PROMPTS", given.prompts, given.limit),
+        prompts=prompts,
         seeds=_seeds(given.seeds),
         methods=methods,
         metrics=_metrics(given.metrics),

@@ -7,30 +7,34 @@ Knows the table of families; loads nothing. Ours.
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING, Annotated
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import typer
-
-from dit_accel.cli.common.errors import reported
+from dit_accel.cli.common import options
 from dit_accel.cli.common.files import print_json
+from dit_accel.cli.common.text import print_table
+from dit_accel.cli.common.verb import verb
 from dit_accel.models.families import FAMILIES
 
 if TYPE_CHECKING:
     from rich.table import Table
 
 
-def models(
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
-) -> None:
-    """List the supported families of models."""
-    with reported():
-        if as_json:
-            families = [dataclasses.asdict(family) for family in FAMILIES.values()]
-            print_json({"families": families})
-        else:
-            from rich.console import Console
+@dataclass(frozen=True, kw_only=True)
+class ModelsOptions:
+    """The options of `models`."""
 
-            Console(highlight=False).print(_table())
+    as_json: bool = options.as_json()
+    verbose: bool = options.verbose()
+
+
+@verb(ModelsOptions)
+def models(given: ModelsOptions) -> None:
+    """List the supported families of models."""
+    if given.as_json:
+        print_json({"families": [dataclasses.asdict(family) for family in FAMILIES.values()]})
+    else:
+        print_table(_table())
 
 
 def _table() -> Table:

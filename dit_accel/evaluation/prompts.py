@@ -85,7 +85,8 @@ def _json_lines(path: Path, text: str) -> Iterator[tuple[str, Any]]:
         try:
             yield f"{path}, line {number}", parse_json(line)
         except DocumentError as error:
-            raise ValueError(f"{path}, line {number}: {error}") from error
+            reason = str(error).removeprefix("is ")
+            raise ValueError(f"{path}, line {number}: {reason}") from error
 
 
 def _plain(path: Path, text: str) -> Iterator[tuple[str, Any]]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import re
 
 import pytest
 from commands import invoke
@@ -31,7 +32,7 @@ def test_every_acceleration_option_is_a_keyword_of_accelerate_and_has_a_name() -
     fields = {one.name for one in dataclasses.fields(AccelOptions)} - {"no_guard"} | {"guard"}
     assert fields <= inspect.signature(accelerate).parameters.keys() & OPTIONS.keys()
     settings = {one.name for one in dataclasses.fields(PlannedConfig) if one.compare}
-    assert settings - {"layout", "scene"} <= fields
+    assert settings - {"layout", "scene", "branch_parallel"} <= fields
 
 
 def test_without_an_option_the_config_is_the_default_quality() -> None:
@@ -68,3 +69,75 @@ def test_messages_name_options_for_arguments_and_leave_words_alone(
     message: str, reworded: str
 ) -> None:
     assert as_option(message) == reworded
+
+
+VERBS_HELD = [
+    ("generate",), ("calibrate",), ("plan",), ("evaluate",), ("report",), ("score",), ("bench",),
+    ("models",), ("layout", "validate"), ("layout", "preview"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("verb", VERBS_HELD, ids=" ".join)
+def test_every_verb_names_its_options_in_one_way(verb, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "150")
+    short, long = invoke(*verb, "-h"), invoke(*verb, "--help")
+    assert short.exit_code == 0 and short.stdout == long.stdout
+    for strange in ("<bool>", "<int>", "<float>", "<str>", "<path>", "[[", "{"):
+        assert strange not in short.stdout, strange
+    assert "--out " not in short.stdout and "--prompts" not in short.stdout
+    assert "--json" in short.stdout and "-h" in short.stdout
+    if "--output" in short.stdout:
+        assert re.search(r"--output +-o ", short.stdout)
+
+
+def test_old_names_are_still_accepted(tmp_path):
+    for old in ("--out", "--output", "-o"):
+        result = invoke("calibrate", old, str(tmp_path / "a.json"))
+        assert "--output is" in result.stderr and "must end in .safetensors" in result.stderr
+    for words in (("no.txt",), ("--prompts", "no.txt")):
+        assert "PROMPTS is 'no.txt'" in invoke("calibrate", *words).stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("generate", "a", "--output", ""), "--output is '.': must name a file"),
+        (("generate", "a\0b"), "PROMPT is 'a\\x00b': must be text without NUL"),
+        (("generate", "a\udcffb"), "PROMPT is 'a\\udcffb': must be text without NUL"),
+        (("generate", "a", "--height", "9" * 400), "--height is a whole number of over 40 digits"),
+        (("generate", "a", "--steps", "1000000"), "--steps is 1000000: must be from 1 to 1000"),
+        (("plan", "--steps", "1001", "--quality", "30"), "--steps is 1001: must be from 1 to 1000"),
+        (("plan", "--guidance", "nan", "--quality", "30"), "--guidance is nan: must be finite"),
+        (("calibrate", "--seed", "-1"), "--seed is -1: must be from 0"),
+        (
+            ("calibrate", "--batch", str(2**63)),
+            "--batch is 9223372036854775808: must",
+        ),
+    ],
+)
+def test_values_that_no_verb_accepts(words, said):
+    result = invoke(*words)
+    assert result.exit_code == 2 and said in result.stderr, result.stderr
+
+
+def test_a_table_is_whole_in_a_pipe_and_on_a_narrow_terminal(monkeypatch, capsys):
+    from rich.table import Table
+
+    from dit_accel.cli.common import text
+
+    table = Table("method", "PSNR\ndB", title="a title", caption="a note")
+    table.add_row("a-long-name/of-a-method:0.25", "54.8 [47.1, 68.0]")
+    monkeypatch.setenv("COLUMNS", "30")
+    text.print_table(table)
+    assert "a-long-name/of-a-method:0.25 │ 54.8 [47.1, 68.0]" in capsys.readouterr().out
+    monkeypatch.setenv("FORCE_COLOR", "1")  # a terminal, for rich
+    monkeypatch.setenv("TERM", "xterm")
+    text.print_table(table)
+    plain = re.sub(r"\x1b\[[\d;]*m", "", capsys.readouterr().out)
+    lines = [line.rstrip() for line in plain.split("\n")]
+    assert lines[:4] == [
+        "a title",
+        "a-long-name/of-a-method:0.25",
+        "  PSNR dB  54.8 [47.1, 68.0]",
+        "a note",
+    ]

@@ -400,6 +400,64 @@ def test_bad_options_are_named_before_any_work(prompts, model, tmp_path, options
     assert not (tmp_path / "a").exists()
 
 
+def test_prompts_that_are_cut_to_one_text_are_said_and_counted_once(tmp_path):
+    long = "a red circle " * 200
+    path = tmp_path / "long.txt"
+    path.write_text(f"{long}one\n{long}two\na blue square\n")
+    out = tmp_path / "a"
+    words = ["evaluate", str(path), "--output", str(out), "--methods", "fewer-steps:2"]
+    words += ["--steps", "8", "--height", "16", "--width", "16", "--frames", "5"]
+    run = CliRunner().invoke(app, words, catch_exceptions=False)
+    assert run.exit_code == 0, run.output
+    assert "2 of 3 prompts are cut off" in run.stderr
+    assert "prompts that are the same for the model are used once" in run.stderr
+    assert len(results(out)) == 4  # two prompts by two methods
+
+
+def test_lines_of_prompts_end_at_newlines_alone(tmp_path):
+    prompt = "a circle\u2028and a square\u0085\x0b\x1c, slowly"
+    (tmp_path / "a.txt").write_text(f"{prompt}\r\na dog\n", encoding="utf-8", newline="")
+    line = json.dumps({"prompt": prompt}, ensure_ascii=False)
+    (tmp_path / "a.jsonl").write_text(f"{line}\n", encoding="utf-8")
+    assert [p.prompt for p in read_prompts(tmp_path / "a.txt")] == [prompt, "a dog"]
+    assert [p.prompt for p in read_prompts(tmp_path / "a.jsonl")] == [prompt]
+
+
+@pytest.mark.parametrize("text", ['{"prompt": "a\\ud800"}', '{"prompt": "a\\u0000b"}', "[" * 9999])
+def test_prompts_that_cannot_be_written_are_refused_with_the_line(tmp_path, text):
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"prompt": "x"}\n' + text)
+    with pytest.raises(ValueError, match="line 2") as error:
+        read_prompts(path)
+    str(error.value).encode()
+
+
+def test_a_folder_with_other_files_is_refused_and_left_alone(prompts, model, tmp_path):
+    out = tmp_path / "mine"
+    out.mkdir()
+    (out / "thesis.txt").write_text("all of it")
+    run = evaluate(prompts, model, out)
+    assert run.exit_code == 2 and "holds something else (thesis.txt)" in run.stderr
+    assert [path.name for path in out.iterdir()] == ["thesis.txt"]
+
+
+def test_workers_need_ray(prompts, model, tmp_path):
+    run = evaluate(prompts, model, tmp_path / "a", "--workers", "3")
+    assert run.exit_code == 2 and "--workers is 3: applies to --backend ray" in run.stderr
+
+
+def test_without_a_terminal_each_job_is_a_line_and_the_table_is_whole(prompts, model, tmp_path):
+    narrow = {"COLUMNS": "40"}
+    words = command(prompts, model, tmp_path / "a", "--methods", "edcw:9", "--limit", "2")
+    run = CliRunner().invoke(app, words, env=narrow, catch_exceptions=False)
+    lines = [line for line in run.stderr.splitlines() if " of 4  " in line]
+    assert [line.split(",")[0] for line in lines] == [
+        "1 of 4  uncached p0", "2 of 4  edcw:9 p0", "3 of 4  uncached p1", "4 of 4  edcw:9 p1",
+    ]  # fmt: skip
+    row = next(line for line in run.stdout.splitlines() if "edcw:9" in line)
+    assert "…" not in run.stdout and row.count("│") >= 7 and len(row) > 70
+
+
 def test_a_missing_prompt_file_is_named(model, tmp_path):
     run = evaluate(tmp_path / "none.jsonl", model, tmp_path / "a")
     assert run.exit_code == 2

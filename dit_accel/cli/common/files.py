@@ -46,6 +46,8 @@ class Files:
 
 def name_files(output: Path, *, compare: bool) -> Files:
     """The names that follow from `--output`."""
+    if not output.name:
+        raise BadInput(f"--output is {str(output)!r}: must name a file")
     return Files(
         video=output,
         sidecar=output.with_name(output.name + ".json"),

@@ -1,15 +1,21 @@
 """What a model ignores of what was typed.
 
-In: a loaded pipeline and settings. Out: remarks, one line each, before the work.
-Knows the pipeline's tokenizer, where it has one. Ours.
+In: a loaded pipeline and settings, or a model's folder and many prompts. Out: remarks, one line
+each, before the work; and of many prompts those that differ for the model.
+Knows the model's tokenizers, where it has some. Ours.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from dit_accel.cli.run.settings import Settings
+    from dit_accel.evaluation.prompts import EvaluationPrompt
+    from dit_accel.models.loading import LoadableModel
+
+LONGEST_SET = 100_000  # tokens; a tokenizer without a limit states a larger number
 
 
 def remarks(pipe: Any, settings: Settings) -> list[str]:
@@ -35,3 +41,60 @@ def unknown_words(tokenizer: Any, prompt: str) -> list[str]:
         return []
     words = dict.fromkeys(word.strip(".,;:!?\"'()") for word in prompt.split())
     return [word for word in words if word and unknown in tokenizer(word).input_ids]
+
+
+def distinct(
+    model: LoadableModel, prompts: Sequence[EvaluationPrompt], longest: int | None
+) -> tuple[tuple[EvaluationPrompt, ...], list[str]]:
+    """The prompts that are not cut to one text, and remarks.
+
+    Args:
+        longest: tokens after which a prompt is cut off; None: as the tokenizer has it.
+    """
+    tokenizers = [one for part in model.index if (one := _tokenizer(model, part)) is not None]
+    if not tokenizers:
+        return tuple(prompts), []
+    kept: dict[Any, EvaluationPrompt] = {}
+    same: list[str] = []
+    cut = 0
+    for prompt in prompts:
+        texts = [
+            [_tokens(tokenizer, text, longest) for tokenizer in tokenizers]
+            for text in (prompt.prompt, prompt.negative or "")
+        ]
+        cut += any(was_cut for found in texts for _, was_cut in found)
+        key = str([[ids for ids, _ in found] for found in texts]), prompt.negative is None
+        if kept.setdefault(key, prompt) is not prompt:
+            same.append(f"{prompt.id} as {kept[key].id}")
+    remarks = [f"{cut} of {len(prompts)} prompts are cut off, as they are too long"] if cut else []
+    if same:
+        more = ", ..." if len(same) > 3 else ""
+        shown = ", ".join(same[:3]) + more
+        remarks.append(f"prompts that are the same for the model are used once: {shown}")
+    return tuple(kept.values()), remarks
+
+
+def _tokenizer(model: LoadableModel, part: str) -> Any:
+    """A tokenizer of the model's folder; None where the part is none, or cannot be loaded."""
+    import transformers
+
+    if not part.startswith("tokenizer"):
+        return None
+    entry = model.index[part]
+    kind = getattr(transformers, str(entry[1]), None) if isinstance(entry, list) else None
+    if not isinstance(kind, type):
+        return None
+    try:
+        return kind.from_pretrained(str(model.folder / part), local_files_only=True)
+    except Exception:  # then the pipeline itself will say so
+        return None
+
+
+def _tokens(tokenizer: Any, text: str, longest: int | None) -> tuple[list[int], bool]:
+    """What the model gets of a text, and whether that is less than all."""
+    ids = list(tokenizer(text).input_ids)
+    limit = longest or int(min(getattr(tokenizer, "model_max_length", LONGEST_SET), LONGEST_SET))
+    if len(ids) <= limit:
+        return ids, False
+    short = tokenizer(text, truncation=True, max_length=limit).input_ids
+    return list(short), True
