@@ -174,7 +174,7 @@ Change = Callable[[Any], None]
 def combinations(
     *companions: str, beside: tuple[Change, ...] = (), without: tuple[str, ...] = (),
     only: tuple[str, ...] = tuple(TECHNIQUES), variants: bool = True,
-    refused: Mapping[str, str] | None = None,
+    refused: Mapping[str, str] | None = None, models: tuple[str, ...] = tuple(MODELS),
 ) -> Any:  # fmt: skip
     """Parameters `model` and `technique`: all that go together, less some techniques.
 
@@ -198,6 +198,7 @@ def combinations(
         [
             parameter(name, technique, change)
             for name, model in MODELS.items()
+            if name in models
             for technique in TECHNIQUES.values()
             for change in beside or (None,)
             if technique.supports(model.row)
