@@ -6,10 +6,12 @@ from typing import Any
 
 import pytest
 import torch
-from techniques import combinations, is_equal
+from techniques import ONE_OF_A_KIND, combinations, is_equal
 from tiny_models import STEPS, TinyModel
 
 from dit_accel import accelerate
+
+KINDS = (*ONE_OF_A_KIND, "packed")
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +30,7 @@ def cast(arguments: dict[str, Any]) -> dict[str, Any]:
     return {name: one(value) for name, value in arguments.items()}
 
 
-@combinations("bf16", variants=False)
+@combinations("bf16", variants=False, only=KINDS)
 def test_a_run_in_bfloat16(halves, model, technique):
     pipe = halves.get(id(model)) or halves.setdefault(id(model), model.build().to(torch.bfloat16))
     check(model, pipe, technique, cast(model.arguments) | technique.changes)
@@ -49,7 +51,7 @@ def check(model: TinyModel, pipe: Any, technique: Any, changes: dict[str, Any]) 
     assert is_equal(model.run(pipe, **changes), stock)
 
 
-@combinations("several prompts", variants=False, without=("isolation", "reposition"))
+@combinations("several prompts", variants=False, only=KINDS, without=("reposition",))
 def test_several_prompts_in_one_call(workbench, model, technique):
     pipe = workbench.pipe(model)
     check(model, pipe, technique, twice(model.arguments))
