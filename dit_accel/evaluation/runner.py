@@ -158,6 +158,7 @@ class Runner:
         context = MethodContext(
             job.clip, self._calibrate, profile, job.static, job.cache_memory,
             calibration_clips=self.spec.calibration_clips(), memory=self._memory,
+            scratch=self.store.folder / "calibration",
         )  # fmt: skip
         with (
             Probe(pipe) as probe,  # before the method: only calls that reach the model count

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -19,8 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
 
 from dit_accel.core.document import Field
 from dit_accel.evaluation.methods import runs
@@ -34,6 +32,7 @@ from dit_accel.evaluation.methods.row import (
     steps_row,
 )
 from dit_accel.evaluation.methods.samplers import WeightedSums, sampled
+from dit_accel.evaluation.methods.training_state import TrainingState
 from dit_accel.evaluation.methods.unrolled import VARIANTS, Trainable, errors_db, unrolled
 from dit_accel.planning import paths
 from dit_accel.planning.nodes import LinearSampler, Nodes
@@ -63,22 +62,6 @@ class Training:
 def name_of(variant: str, k: int) -> str:
     """Of a sampler's files."""
     return f"{variant.replace('/', '-')}-{k}"
-
-
-@dataclass
-class _State:
-    """A sampler in training."""
-
-    trainable: Trainable
-    iteration: int
-    moments: dict[str, torch.Tensor]
-    best: dict[str, torch.Tensor]
-    best_db: float
-
-    def tensors(self) -> dict[str, torch.Tensor]:
-        parts = {"parameters": self.trainable.parameters, "best": self.best}
-        found = {f"{part}.{n}": v.detach() for part, of in parts.items() for n, v in of.items()}
-        return found | {f"moments.{name}": v for name, v in self.moments.items()}
 
 
 def train(
@@ -129,17 +112,19 @@ class _Task:
         for parameter in self._frozen:
             parameter.requires_grad_(True)
 
-    def run(self, states: dict[tuple[str, int], _State], folder: Path | None, late: Any) -> None:
+    def run(
+        self, states: dict[tuple[str, int], TrainingState], folder: Path | None, late: Any
+    ) -> None:
         """Train samplers of equal iterations until they are done, or it is late."""
         training, all_ = self.training, list(states.values())
-        names = [f"{i}.{n}" for i, s in enumerate(all_) for n in s.trainable.parameters]
         values = [v for s in all_ for v in s.trainable.parameters.values()]
         adam = torch.optim.Adam(values, lr=training.rate)
-        _restore(adam, values, [m for s in all_ for m in _pairs(s)], all_[0].iteration)
+        for state in all_:
+            state.give(adam)
         for iteration in range(all_[0].iteration, training.iterations):
             if iteration % training.every == 0:
                 self._look(all_)
-                _keep(states, adam, names, iteration, folder)
+                _write(states, adam, iteration, folder)
                 if late():
                     return
             for group in adam.param_groups:
@@ -147,9 +132,9 @@ class _Task:
                 group["lr"] = training.rate * (1 + math.cos(math.pi * share)) / 2
             self._iterate(all_, adam, iteration)
         self._look(all_)
-        _keep(states, adam, names, training.iterations, folder)
+        _write(states, adam, training.iterations, folder)
 
-    def _iterate(self, states: list[_State], adam: torch.optim.Adam, iteration: int) -> None:
+    def _iterate(self, states: list[TrainingState], adam: torch.optim.Adam, iteration: int) -> None:
         count = max(1, len(self.noise) - self.held_out)
         generator = torch.Generator().manual_seed(iteration)
         rows = torch.randperm(count, generator=generator)[: self.training.batch]
@@ -168,77 +153,43 @@ class _Task:
         adam.step()
 
     @torch.no_grad()
-    def _look(self, states: list[_State]) -> None:
-        """Keep the parameters that do best on the held-out clips."""
+    def _look(self, states: list[TrainingState]) -> None:
+        """Note the parameters that do best on the held-out clips."""
         rows = torch.arange(len(self.noise) - self.held_out, len(self.noise))
         rows = rows.to(self.noise.device)
         trainables = [state.trainable for state in states]
         for state, made in zip(
             states, unrolled(trainables, self.predict, self.noise[rows], rows), strict=True
         ):
-            level = float(errors_db(made, self.final[rows]).mean())
-            if level < state.best_db:
-                state.best_db = level
-                state.best = {n: v.detach().clone() for n, v in state.trainable.parameters.items()}
+            state.look(float(errors_db(made, self.final[rows]).mean()))
 
 
-def _pairs(state: _State) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """Adam's two moments of every parameter."""
-    return [
-        (state.moments.get(f"{name}.first", torch.zeros_like(value)),
-         state.moments.get(f"{name}.second", torch.zeros_like(value)))
-        for name, value in state.trainable.parameters.items()
-    ]  # fmt: skip
-
-
-def _restore(adam: Any, values: list[torch.Tensor], moments: list[Any], iteration: int) -> None:
-    if iteration:
-        for value, (first, second) in zip(values, moments, strict=True):
-            step = torch.tensor(float(iteration))
-            adam.state[value] = {"step": step, "exp_avg": first, "exp_avg_sq": second}
-
-
-def _keep(
-    states: dict[tuple[str, int], _State], adam: Any, names: list[str], iteration: int,
+def _write(
+    states: dict[tuple[str, int], TrainingState], adam: torch.optim.Adam, iteration: int,
     folder: Path | None,
 ) -> None:  # fmt: skip
     """Note the iteration, and write the states where there is a folder."""
     for (variant, k), state in states.items():
-        state.iteration = iteration
-        for name, value in state.trainable.parameters.items():
-            known = adam.state.get(value)
-            if known:
-                state.moments[f"{name}.first"] = known["exp_avg"]
-                state.moments[f"{name}.second"] = known["exp_avg_sq"]
-        if folder is not None:
-            path = folder / f"{name_of(variant, k)}.safetensors"
-            scratch = path.with_suffix(".part")
-            head = {"iteration": str(iteration), "best_db": repr(state.best_db)}
-            tensors = {n: v.contiguous().cpu() for n, v in state.tensors().items()}
-            save_file(tensors, scratch, metadata=head)
-            scratch.replace(path)
+        state.note(adam, iteration)
+        path = _file(folder, variant, k)
+        if path is not None:
+            state.save(path)
 
 
-def _begin(pipe: Any, context: MethodContext, variant: str, k: int) -> _State:
+def _begin(pipe: Any, context: MethodContext, variant: str, k: int) -> TrainingState:
     """A sampler that begins with Adams-Bashforth, or where it was left."""
     nodes = _nodes(pipe, context, k)
     scale = float(pipe.scheduler.config.num_train_timesteps)
     trainable = Trainable(nodes, VARIANTS[variant], pipe.device, scale)
-    best = {n: v.detach().clone() for n, v in trainable.parameters.items()}
-    state = _State(trainable, 0, {}, best, math.inf)
-    path = context.scratch / f"{name_of(variant, k)}.safetensors" if context.scratch else None
+    state = TrainingState(trainable)
+    path = _file(context.scratch, variant, k)
     if path is not None and path.exists():
-        with safe_open(path, "pt", device=str(pipe.device)) as file:
-            head = file.metadata()
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        state.iteration, state.best_db = int(head["iteration"]), float(head["best_db"])
-        for name, value in trainable.parameters.items():
-            value.data.copy_(tensors[f"parameters.{name}"])
-            state.best[name] = tensors[f"best.{name}"]
-        state.moments = {
-            n.removeprefix("moments."): v for n, v in tensors.items() if n.startswith("moments.")
-        }
+        state.load(path)
     return state
+
+
+def _file(folder: Path | None, variant: str, k: int) -> Path | None:
+    return None if folder is None else folder / f"{name_of(variant, k)}.safetensors"
 
 
 def _nodes(pipe: Any, context: MethodContext, k: int) -> Nodes:
@@ -248,7 +199,7 @@ def _nodes(pipe: Any, context: MethodContext, k: int) -> Nodes:
 
 
 def _described(
-    state: _State, variant: str, k: int, context: MethodContext, training: Training
+    state: TrainingState, variant: str, k: int, context: MethodContext, training: Training
 ) -> dict[str, Any]:
     for name, value in state.trainable.parameters.items():
         value.data.copy_(state.best[name])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ import torch
 from dit_accel.core.generation import ClipSpec
 from dit_accel.evaluation.methods import METHODS, MethodContext, runs, trained
 from dit_accel.evaluation.methods.trained import Training
+from dit_accel.evaluation.methods.training_state import TrainingState
 from dit_accel.evaluation.methods.unrolled import VARIANTS, Trainable, errors_db, unrolled
 from dit_accel.planning.nodes import Nodes, adams_bashforth
 
@@ -95,18 +97,26 @@ def test_several_samplers_run_together_as_they_do_alone():
         assert a == pytest.approx(b)
 
 
+def test_a_state_that_is_wrong_is_refused_by_name(tmp_path):
+    path = tmp_path / "bns-3.safetensors"
+    TrainingState(Trainable(NODES, VARIANTS["bns"], "cpu", 1000.0)).save(path)
+    other = TrainingState(Trainable(NODES.at([0, 2]), VARIANTS["bns"], "cpu", 1000.0))
+    with pytest.raises(ValueError, match=r"bns-3.*parameters.weights is \(3, 3\)"):
+        other.load(path)
+    path.write_bytes(b"no tensors")
+    with pytest.raises(ValueError, match=r"bns-3.*delete it"):
+        other.load(path)
+
+
 def test_training_helps_and_resumes_where_it_stopped(pipe, tmp_path):
     wanted, memory = [("bns", 3), ("dyweight", 2)], {}
     whole = trained.train(pipe, context(memory=memory), wanted, training=SHORT)
     first = trained.train(pipe, context(tmp_path, memory), wanted, training=SHORT, seconds=0.0)
     assert first == {}  # late at the first look: nothing is done, the state is written
-    half = Training(**{**vars(SHORT), "iterations": 8})
-    calls = iter([False, True])  # stops at the second look, after four iterations
-    ticks = {"now": 0.0}
+    clock = iter([0.0, 0.0, 1e9])  # the begin, the first look, and the second: after four of eight
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(trained.time, "monotonic", lambda: ticks["now"] if next(calls, True) is False
-                      else 1e9)  # fmt: skip
-        trained.train(pipe, context(tmp_path, memory), wanted, training=half, seconds=1.0)
+        patch.setattr(trained, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+        assert not trained.train(pipe, context(tmp_path, memory), wanted, training=SHORT, seconds=1)
     resumed = trained.train(pipe, context(tmp_path, memory), wanted, training=SHORT)
     assert resumed.keys() == whole.keys()
     for pair in wanted:

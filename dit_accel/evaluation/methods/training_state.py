@@ -1,0 +1,117 @@
+"""The state of a sampler in training, and its file, from which training resumes.
+
+In: a `Trainable`, or a file. Out: the file; the state as it was.
+Knows: safetensors with a header of texts, no pickle; every tensor and number is checked.
+Source: ours.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from dit_accel.evaluation.methods.unrolled import Trainable
+
+MOMENTS = ("exp_avg", "exp_avg_sq")  # of Adam, by its names
+
+
+@dataclass
+class TrainingState:
+    """A sampler in training.
+
+    Args:
+        trainable: its parameters now.
+        iteration: how many are done.
+        moments: Adam's, `NAME.exp_avg` and `NAME.exp_avg_sq` of every parameter.
+        best, best_db: the parameters that did best on the held-out clips, and their error.
+    """
+
+    trainable: Trainable
+    iteration: int = 0
+    moments: dict[str, torch.Tensor] = field(default_factory=dict)
+    best: dict[str, torch.Tensor] = field(default_factory=dict)
+    best_db: float = math.inf
+
+    def __post_init__(self) -> None:
+        for name, value in self.trainable.parameters.items():
+            self.best.setdefault(name, value.detach().clone())
+
+    def look(self, error_db: float) -> None:
+        """Note the parameters where their error is the least so far."""
+        if error_db < self.best_db:
+            self.best_db = error_db
+            self.best = {n: v.detach().clone() for n, v in self.trainable.parameters.items()}
+
+    def note(self, adam: torch.optim.Adam, iteration: int) -> None:
+        """Note Adam's moments after an iteration."""
+        self.iteration = iteration
+        for name, value in self.trainable.parameters.items():
+            known = adam.state.get(value, {})
+            self.moments |= {f"{name}.{kind}": known[kind] for kind in MOMENTS if kind in known}
+
+    def give(self, adam: torch.optim.Adam) -> None:
+        """Give Adam its moments back."""
+        for name, value in self.trainable.parameters.items():
+            own = {k: self.moments.get(f"{name}.{k}", torch.zeros_like(value)) for k in MOMENTS}
+            if self.iteration:
+                adam.state[value] = {"step": torch.tensor(float(self.iteration)), **own}
+
+    # --- the file ---
+
+    def save(self, path: Path) -> None:
+        """Write it, whole or not at all."""
+        parts = {"parameters": self.trainable.parameters, "best": self.best,
+                 "moments": self.moments}  # fmt: skip
+        tensors = {
+            f"{part}.{name}": value.detach().contiguous().cpu()
+            for part, values in parts.items() for name, value in values.items()
+        }  # fmt: skip
+        head = {"iteration": str(self.iteration), "best_db": repr(self.best_db)}
+        scratch = path.with_suffix(".part")
+        save_file(tensors, scratch, metadata=head)
+        scratch.replace(path)
+
+    def load(self, path: Path) -> None:
+        """Go on from a file.
+
+        Raises:
+            ValueError: it is no state of this sampler; names the file and what is wrong.
+        """
+        try:
+            with safe_open(path, "pt") as file:
+                head = file.metadata() or {}
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        except (OSError, SafetensorError) as error:
+            raise _wrong(path, str(error)) from error
+        try:
+            self.iteration, self.best_db = int(head["iteration"]), float(head["best_db"])
+        except (KeyError, ValueError) as error:
+            raise _wrong(path, f"its header is {head}") from error
+        for name, value in self.trainable.parameters.items():
+            with torch.no_grad():
+                value.copy_(_taken(tensors, f"parameters.{name}", value, path))
+            self.best[name] = _taken(tensors, f"best.{name}", value, path)
+            for kind in MOMENTS:
+                key = f"{name}.{kind}"
+                if f"moments.{key}" in tensors:  # a parameter without gradients has none
+                    self.moments[key] = _taken(tensors, f"moments.{key}", value, path)
+
+
+def _taken(
+    tensors: dict[str, torch.Tensor], name: str, like: torch.Tensor, path: Path
+) -> torch.Tensor:
+    """A finite tensor of the shape of another, on its device."""
+    found = tensors.get(name)
+    if found is None or found.shape != like.shape or not bool(found.isfinite().all()):
+        shape = "missing" if found is None else f"{tuple(found.shape)} or not finite"
+        raise _wrong(path, f"{name} is {shape}; accepted: finite, {tuple(like.shape)}")
+    return found.to(like)
+
+
+def _wrong(path: Path, why: str) -> ValueError:
+    return ValueError(f"{path} cannot be resumed from ({why}): delete it, and training starts anew")
