@@ -113,7 +113,10 @@ class _Task:
             parameter.requires_grad_(True)
 
     def run(
-        self, states: dict[tuple[str, int], TrainingState], folder: Path | None, late: Any
+        self,
+        states: dict[tuple[str, int], TrainingState],
+        folder: Path | None,
+        late: Callable[[], bool],
     ) -> None:
         """Train samplers of equal iterations until they are done, or it is late."""
         training, all_ = self.training, list(states.values())
