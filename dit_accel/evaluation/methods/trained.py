@@ -114,7 +114,7 @@ class _Task:
 
     def run(
         self,
-        states: dict[tuple[str, int], TrainingState],
+        states: dict[tuple[str, int], TrainingState[Trainable]],
         folder: Path | None,
         late: Callable[[], bool],
     ) -> None:
@@ -137,7 +137,9 @@ class _Task:
         self._look(all_)
         _write(states, adam, training.iterations, folder)
 
-    def _iterate(self, states: list[TrainingState], adam: torch.optim.Adam, iteration: int) -> None:
+    def _iterate(
+        self, states: list[TrainingState[Trainable]], adam: torch.optim.Adam, iteration: int
+    ) -> None:
         count = max(1, len(self.noise) - self.held_out)
         generator = torch.Generator().manual_seed(iteration)
         rows = torch.randperm(count, generator=generator)[: self.training.batch]
@@ -156,7 +158,7 @@ class _Task:
         adam.step()
 
     @torch.no_grad()
-    def _look(self, states: list[TrainingState]) -> None:
+    def _look(self, states: list[TrainingState[Trainable]]) -> None:
         """Note the parameters that do best on the held-out clips."""
         rows = torch.arange(len(self.noise) - self.held_out, len(self.noise))
         rows = rows.to(self.noise.device)
@@ -168,7 +170,7 @@ class _Task:
 
 
 def _write(
-    states: dict[tuple[str, int], TrainingState], adam: torch.optim.Adam, iteration: int,
+    states: dict[tuple[str, int], TrainingState[Trainable]], adam: torch.optim.Adam, iteration: int,
     folder: Path | None,
 ) -> None:  # fmt: skip
     """Note the iteration, and write the states where there is a folder."""
@@ -179,7 +181,7 @@ def _write(
             state.save(path)
 
 
-def _begin(pipe: Any, context: MethodContext, variant: str, k: int) -> TrainingState:
+def _begin(pipe: Any, context: MethodContext, variant: str, k: int) -> TrainingState[Trainable]:
     """A sampler that begins with Adams-Bashforth, or where it was left."""
     nodes = _nodes(pipe, context, k)
     scale = float(pipe.scheduler.config.num_train_timesteps)
@@ -202,7 +204,11 @@ def _nodes(pipe: Any, context: MethodContext, k: int) -> Nodes:
 
 
 def _described(
-    state: TrainingState, variant: str, k: int, context: MethodContext, training: Training
+    state: TrainingState[Trainable],
+    variant: str,
+    k: int,
+    context: MethodContext,
+    training: Training,
 ) -> dict[str, Any]:
     for name, value in state.trainable.parameters.items():
         value.data.copy_(state.best[name])

@@ -1,6 +1,6 @@
 """The state of a sampler in training, and its file, from which training resumes.
 
-In: a `Trainable`, or a file. Out: the file; the state as it was.
+In: anything with parameters, or a file. Out: the file; the state as it was.
 Knows: safetensors with a header of texts, no pickle; every tensor and number is checked.
 Source: ours.
 """
@@ -10,18 +10,26 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Generic, Protocol, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from dit_accel.evaluation.methods.unrolled import Trainable
-
 MOMENTS = ("exp_avg", "exp_avg_sq")  # of Adam, by its names
 
 
+class HasParameters(Protocol):
+    """What is trained."""
+
+    parameters: dict[str, torch.Tensor]
+
+
+Trained = TypeVar("Trained", bound=HasParameters)
+
+
 @dataclass
-class TrainingState:
+class TrainingState(Generic[Trained]):
     """A sampler in training.
 
     Args:
@@ -31,7 +39,7 @@ class TrainingState:
         best, best_db: the parameters that did best on the held-out clips, and their error.
     """
 
-    trainable: Trainable
+    trainable: Trained
     iteration: int = 0
     moments: dict[str, torch.Tensor] = field(default_factory=dict)
     best: dict[str, torch.Tensor] = field(default_factory=dict)
