@@ -1,4 +1,4 @@
-"""Weights that are kept elsewhere, or in another dtype, between calls: every offload and cast."""
+"""Weights that lie elsewhere, or in another dtype, between calls: every offload and cast."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ COMPANIONS = {
 
 
 def cases(puts, quick):
-    """All of them, those that take long together as slow ones; put on before, or between runs."""
+    """All of them, as slow tests but for the quick ones; put on before, or between runs."""
     found = []
     for way, put, order in itertools.product(WAYS, puts, ("between", "before")):
         marks = [pytest.mark.composes(TECHNIQUES[way], COMPANIONS[put])]

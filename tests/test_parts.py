@@ -25,7 +25,7 @@ from dit_accel.evaluation import speed
 from dit_accel.models.checkpoints import DENOISERS
 from dit_accel.planning.lookup import profile_key
 from dit_accel.planning.parts import parts_of
-from dit_accel.planning.profile import ProfileError
+from dit_accel.planning.profile_file import ProfileError
 from dit_accel.planning.sampler import planned_coefficients
 
 WAYS = {
@@ -418,7 +418,7 @@ def denoiser_of(name):
 
 
 @pytest.mark.parametrize("name", ["wan", "cogvideox", "ltx", "hunyuan-video"])
-def test_calls_that_differ_are_served_or_recorded_anew_with_a_note(name):
+def test_calls_that_differ_are_planned_or_recorded_anew_with_a_note(name):
     pipe, call_, more = denoiser_of(name)
     with accelerate(pipe, speedup=2.0) as handle:
         call_()

@@ -30,7 +30,8 @@ from dit_accel.planning.lookup import profile_key
 from dit_accel.planning.parts import parts_of
 from dit_accel.planning.plan import SamplerCoefficients
 from dit_accel.planning.prediction import PlanChoice
-from dit_accel.planning.profile import Profile, ProfileError
+from dit_accel.planning.profile import Profile
+from dit_accel.planning.profile_file import ProfileError
 from dit_accel.planning.sampler import CoefficientCache
 
 MAX_CHOICES = 16  # that are remembered, as every prompt has its own; the oldest is dropped

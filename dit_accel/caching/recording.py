@@ -42,7 +42,7 @@ class RecordingPolicy(Policy):
     Args:
         run: what is known of it.
         sampler: of the run, as it was known when the run began.
-        scheduler: of the run; a copy is kept, as the next run changes it.
+        scheduler: of the run; it is copied, as the next run changes it.
         key: of the profile.
         branches: as of `Family`.
         known: whether the pipeline says how it weighs its branches; else a step measures it.

@@ -107,8 +107,8 @@ def preview(given: PreviewOptions) -> None:
         drawn = _drawn(found, config, clips)
     _write(given.output, drawn, given.columns, given.fps or float(config.call.get("fps") or 16))
     if given.as_json:
-        size = {"height": config.height, "width": config.width}
-        print_json({"picture": str(given.output), "shots": len(drawn), **size})
+        content = {"picture": str(given.output), "shots": len(drawn)}
+        print_json(content | {"height": config.height, "width": config.width})
         return
     size = f"{config.width}x{config.height}"
     typer.echo(f"{given.output}: {counted(len(drawn), 'shot')}, {size}")

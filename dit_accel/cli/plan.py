@@ -177,8 +177,9 @@ def _scheduler(model: LoadableModel) -> Any:
 
     entry = model.index.get("scheduler")
     name = entry[1] if isinstance(entry, list) and len(entry) == 2 else entry
-    kind = getattr(diffusers, str(name), None)
-    if not (isinstance(kind, type) and issubclass(kind, diffusers.SchedulerMixin)):
+    kind: Any = getattr(diffusers, str(name), None)
+    is_scheduler = isinstance(kind, type) and issubclass(kind, diffusers.SchedulerMixin)
+    if not is_scheduler:
         raise RunFailed(f"the scheduler of {model.name} is {name!r:.80}: diffusers has no such one")
     source = model.folder / "scheduler" / "scheduler_config.json"
     try:

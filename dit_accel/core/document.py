@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-LARGEST_BYTES = 1 << 28  # of a file
-DEEPEST = 64  # levels of nesting
-LONGEST_TEXT = 1 << 20
+_LARGEST_BYTES = 1 << 28  # of a file
+_DEEPEST = 64  # levels of nesting
+_LONGEST_TEXT = 1 << 20
 _SHOWN = 80
 
 
@@ -78,7 +78,7 @@ class Field:
     def text(self, pattern: str | None = None, *, empty: bool = True) -> str:
         """A text that can be printed and written: no NUL, no half of a surrogate pair."""
         value = self.value
-        if not isinstance(value, str) or len(value) > LONGEST_TEXT or not (value or empty):
+        if not isinstance(value, str) or len(value) > _LONGEST_TEXT or not (value or empty):
             raise self.error("a text" if empty else "a text that is not empty")
         if not is_printable(value):
             raise self.error("a text without NUL and halves of surrogate pairs")
@@ -136,9 +136,9 @@ def read_document(path: Path) -> Field:
         OSError: it cannot be read.
     """
     with path.open("rb") as file:
-        content = file.read(LARGEST_BYTES + 1)
-    if len(content) > LARGEST_BYTES:
-        raise DocumentError(f"{path} is larger than {LARGEST_BYTES} bytes")
+        content = file.read(_LARGEST_BYTES + 1)
+    if len(content) > _LARGEST_BYTES:
+        raise DocumentError(f"{path} is larger than {_LARGEST_BYTES} bytes")
     try:
         return Field(parse_json(content))
     except DocumentError as error:
@@ -154,11 +154,11 @@ def parse_json(content: bytes | str) -> Any:
     try:
         text = content.decode("utf-8-sig") if isinstance(content, bytes) else content
         found = json.loads(text, parse_constant=_refuse_constant)
-        _check_depth(found, DEEPEST)
+        _check_depth(found, _DEEPEST)
     except DocumentError:
         raise
     except RecursionError as error:
-        raise DocumentError(f"is nested deeper than {DEEPEST}") from error
+        raise DocumentError(f"is nested deeper than {_DEEPEST}") from error
     except UnicodeDecodeError as error:
         raise DocumentError(f"is not UTF-8 at byte {error.start}") from error
     except ValueError as error:  # also a number of thousands of digits
@@ -190,7 +190,7 @@ def _check_depth(value: Any, levels: int) -> None:
     if not isinstance(value, (dict, list)):
         return
     if not levels:
-        raise DocumentError(f"is nested deeper than {DEEPEST}")
+        raise DocumentError(f"is nested deeper than {_DEEPEST}")
     for part in value.values() if isinstance(value, dict) else value:
         _check_depth(part, levels - 1)
 

@@ -284,8 +284,8 @@ def stored(owner: torch.nn.Module, name: str, tensor: torch.Tensor) -> torch.Ten
         return tensor
     hook = vars(owner).get("_hf_hook")
     maps = (getattr(one, "weights_map", None) for one in getattr(hook, "hooks", (hook,)))
-    kept: Mapping[str, torch.Tensor] = next((one for one in maps if one is not None), {})
-    return kept.get(name, tensor)
+    weights: Mapping[str, torch.Tensor] = next((one for one in maps if one is not None), {})
+    return weights.get(name, tensor)
 
 
 def outside_graphs(forward: Any) -> Any:

@@ -192,8 +192,8 @@ class Session:
     @property
     def guidance(self) -> float | None:
         """Scale of classifier-free guidance; 1: none; None: the pipeline does not say."""
-        told = getattr(self.pipe, "guidance_scale", None)
-        return None if told is None else float(told or 1.0)
+        scale = getattr(self.pipe, "guidance_scale", None)
+        return None if scale is None else float(scale or 1.0)
 
     @property
     def run(self) -> RunInfo:

@@ -1,8 +1,8 @@
 """Claims on jobs: any number of processes, on any machines, share an evaluation's folder.
 
-In: a folder, and the name of a job. Out: a claim that is held, or none while another process holds
-it. A claim is a file whose time its holder renews; one that is not renewed for `LEASE_SECONDS`, or
-whose holder is known to be dead, has lapsed and is taken over.
+In: a folder, and the name of a job. Out: a claim, or none while another process has it. A claim is
+a file whose time its holder renews; one that is not renewed for `LEASE_SECONDS`, or whose holder is
+known to be dead, has lapsed and is taken over.
 Knows: files and processes. A holder that was stopped and goes on after its claim lapsed makes the
 same result again, which is written whole over the first: nothing is damaged.
 Source: ours; leases after Gray and Cheriton (1989).

@@ -20,7 +20,7 @@ from dit_accel.evaluation.prompts import ID_PATTERN
 Result = dict[str, Any]
 RESULT_FORMAT = 1
 OK, NO_EFFECT, FAILED = "ok", "no effect", "failed"
-MACHINE = ("device", "device_name", "threads", "cpus", "platform", "python")  # in `clock`
+CLOCKED_MACHINE = ("device", "device_name", "threads", "cpus", "platform", "python")  # in `clock`
 HASH = "[0-9a-f]{1,64}"
 
 _COSTS = ("denoising_seconds", "whole_seconds")
@@ -60,7 +60,7 @@ def _check_job(field: Field, job: str) -> None:
 
 
 def _check_machine(clock: Field) -> None:
-    for name in MACHINE:
+    for name in CLOCKED_MACHINE:
         entry = clock.find(name)
         if entry is not None and name in ("threads", "cpus"):
             entry.whole(0, 1_000_000)

@@ -22,7 +22,7 @@ import numpy.typing as npt
 from dit_accel.evaluation import statistics
 from dit_accel.evaluation.jobs import EvaluationSpec, Job
 from dit_accel.evaluation.methods.row import FEWER_STEPS, UNCACHED, Setting
-from dit_accel.evaluation.result_file import FAILED, MACHINE, NO_EFFECT, OK, Result
+from dit_accel.evaluation.result_file import CLOCKED_MACHINE, FAILED, NO_EFFECT, OK, Result
 
 Value = Callable[[Result, Result], float | None]  # of a result and its uncached reference
 FrameValues = npt.NDArray[np.float64]
@@ -148,7 +148,7 @@ class Results:
         found: dict[str, dict[str, Any]] = {}
         for result in filter(None, self.by_id.values()):
             clock = result.get("clock") or {}
-            machine = {name: clock[name] for name in MACHINE if name in clock}
+            machine = {name: clock[name] for name in CLOCKED_MACHINE if name in clock}
             found.setdefault(json.dumps(machine, sort_keys=True), machine)
         return [found[key] for key in sorted(found)]
 

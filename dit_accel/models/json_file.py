@@ -10,7 +10,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-LARGEST_BYTES = 1 << 26  # the index of a model's weights has some megabytes
+_LARGEST_BYTES = 1 << 26  # the index of a model's weights has some megabytes
 
 
 def read_object(source: Path) -> dict[str, Any]:
@@ -21,9 +21,9 @@ def read_object(source: Path) -> dict[str, Any]:
     """
     try:
         with source.open("rb") as file:
-            content = file.read(LARGEST_BYTES + 1)
-        if len(content) > LARGEST_BYTES:
-            raise ValueError(f"larger than {LARGEST_BYTES} bytes")
+            content = file.read(_LARGEST_BYTES + 1)
+        if len(content) > _LARGEST_BYTES:
+            raise ValueError(f"larger than {_LARGEST_BYTES} bytes")
         found = json.loads(content.decode("utf-8-sig"))
     except RecursionError as error:
         raise ValueError(f"{source} is nested too deep") from error

@@ -17,7 +17,8 @@ import torch
 
 from dit_accel.core.families import family_of, transformers_of
 from dit_accel.core.patching import uncompiled, weights_of
-from dit_accel.planning.profile import Profile, ProfileError
+from dit_accel.planning.profile import Profile
+from dit_accel.planning.profile_file import ProfileError
 from dit_accel.planning.profile_key import ProfileKey
 from dit_accel.planning.sampler import planned_coefficients
 

@@ -84,9 +84,10 @@ class ProfileKey:
         at = {name: known.at(filed) for name, filed in KEY_NAMES.items()}
         texts = ("pipeline", "transformer", "scheduler", "weights", "sampler", "dtype")
         sizes = ("steps", "height", "width", "frames")
+        checked: dict[str, Any] = {name: at[name].text() for name in texts}
+        checked |= {name: at[name].whole(0, 1_000_000) for name in sizes}
         return cls(
-            **{name: at[name].text() for name in texts},
-            **{name: at[name].whole(0, 1_000_000) for name in sizes},
+            **checked,
             parts=at["parts"].whole(1, 8),
             guidance=at["guidance"].number(-1e6, 1e6),
         )

@@ -117,7 +117,7 @@ def coefficients_of(
 
 
 class CoefficientCache:
-    """`coefficients_of`, measured once for each state of a scheduler: that takes milliseconds."""
+    """`coefficients_of`, measured once for each state of a scheduler, as it needs milliseconds."""
 
     def __init__(self) -> None:
         self._known: dict[tuple[Any, ...], SamplerCoefficients] = {}

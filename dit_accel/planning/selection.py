@@ -20,7 +20,8 @@ from dit_accel.planning.candidate import CandidatePlan
 from dit_accel.planning.margin import QualityMargin
 from dit_accel.planning.plan import SamplerCoefficients
 from dit_accel.planning.prediction import COVERAGE, ErrorBand, PlanChoice, QualityDistribution
-from dit_accel.planning.profile import Profile, ProfileError
+from dit_accel.planning.profile import Profile
+from dit_accel.planning.profile_file import ProfileError
 from dit_accel.planning.sampler import planned_coefficients
 from dit_accel.planning.transfer import check_speedup, compute_all, computed_steps, transfer_plan
 

@@ -104,7 +104,7 @@ def divide(pipe: Any, **degrees: Any) -> None:
 
 def compare(
     single: Any, divided: Any, chosen: dict[str, Setting], rounds: int,
-    tell: Callable[[str], None],
+    show: Callable[[str], None],
 ) -> dict[str, Tally]:  # fmt: skip
     """All settings, `rounds` times over."""
     tallies = {name: Tally() for name in chosen}
@@ -119,7 +119,7 @@ def compare(
             tally.reused += sum(len(steps) for *_, steps in decided)
             tally.farthest = max(tally.farthest, float((clip - expected).abs().max()))
             tally.decided_otherwise += decided != decided_there
-        tell(f"round {seed + 1} of {rounds}")
+        show(f"round {seed + 1} of {rounds}")
     return tallies
 
 

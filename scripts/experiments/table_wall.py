@@ -226,7 +226,7 @@ def planned(static: bool) -> Callable[[Bench, int], list[dict[str, Any]]]:
                     "share": report.steps_computed / steps,
                     "reused_ms": 1e3 * statistics.median(reused) if reused else None,
                     "computed_ms": 1e3 * statistics.median(each[s] for s in computed_of(report)),
-                    "first_step_ms": 1e3 * each[0], "kept_mib": report.cached_bytes / 2**20,
+                    "first_step_ms": 1e3 * each[0], "cached_mib": report.cached_bytes / 2**20,
                     "peak_gib": peak_gib(bench.device), "host_syncs": report.host_syncs,
                     "report_ms": 1e3 * seconds, "notes": len(report.notes),
                     "steps_ms": [round(1e3 * one, 1) for one in each],

@@ -18,7 +18,8 @@ from dit_accel.core.families import family_of
 from dit_accel.core.session import RunInfo
 from dit_accel.planning.lookup import PROFILE_FILE, cached_path, find_profile, profile_key
 from dit_accel.planning.plan import SamplerCoefficients
-from dit_accel.planning.profile import OTHER_SIZE_DB, Profile, ProfileError
+from dit_accel.planning.profile import OTHER_SIZE_DB, Profile
+from dit_accel.planning.profile_file import ProfileError
 from dit_accel.planning.sampler import planned_coefficients
 from dit_accel.planning.selection import Target, choose
 

@@ -71,13 +71,13 @@ def test_messages_name_options_for_arguments_and_leave_words_alone(
     assert as_option(message) == reworded
 
 
-VERBS_HELD = [
+CHECKED_VERBS = [
     ("generate",), ("calibrate",), ("plan",), ("evaluate",), ("report",), ("score",), ("bench",),
     ("models",), ("layout", "validate"), ("layout", "preview"),
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("verb", VERBS_HELD, ids=" ".join)
+@pytest.mark.parametrize("verb", CHECKED_VERBS, ids=" ".join)
 def test_every_verb_names_its_options_in_one_way(verb, monkeypatch):
     monkeypatch.setenv("COLUMNS", "150")
     short, long = invoke(*verb, "-h"), invoke(*verb, "--help")

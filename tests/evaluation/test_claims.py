@@ -23,7 +23,7 @@ def claims(tmp_path: Path) -> Claims:
 
 
 def test_worked_example(claims):
-    """Held in the body, by one; free after it."""
+    """One has it in the body; after it the claim is free."""
     with claims.claim("a") as mine, claims.claim("a") as again, claims.claim("b") as other:
         assert (mine, again, other) == (True, False, True)
         assert sorted(path.name for path in claims.folder.iterdir()) == ["a", "b"]
@@ -31,7 +31,7 @@ def test_worked_example(claims):
         assert mine
 
 
-def test_a_claim_is_renewed_as_long_as_it_is_held(claims):
+def test_a_claim_is_renewed_until_its_body_ends(claims):
     with claims.claim("a") as mine:
         assert mine
         time.sleep(2 * LEASE)

@@ -21,7 +21,8 @@ from dit_accel.planning import profile_key
 from dit_accel.planning.candidate import CandidatePlan
 from dit_accel.planning.difficulty import PromptDifficulty
 from dit_accel.planning.plan import Extrapolation, SamplerCoefficients
-from dit_accel.planning.profile import Profile, ProfileError
+from dit_accel.planning.profile import Profile
+from dit_accel.planning.profile_file import ProfileError
 from dit_accel.planning.profile_key import ProfileKey
 
 

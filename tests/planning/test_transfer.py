@@ -6,7 +6,7 @@ import pytest
 from profiles import CANDIDATES, FAST, MIDDLE, candidate_of, profile_of, schedule_of, spread_out
 
 from dit_accel.planning import transfer
-from dit_accel.planning.profile import ProfileError
+from dit_accel.planning.profile_file import ProfileError
 from dit_accel.planning.selection import for_quality
 from dit_accel.planning.transfer import transfer_plan
 

@@ -54,7 +54,7 @@ def distinct(
     tokenizers = [one for part in model.index if (one := _tokenizer(model, part)) is not None]
     if not tokenizers:
         return tuple(prompts), []
-    kept: dict[Any, EvaluationPrompt] = {}
+    first: dict[Any, EvaluationPrompt] = {}
     same: list[str] = []
     cut = 0
     for prompt in prompts:
@@ -64,14 +64,14 @@ def distinct(
         ]
         cut += any(was_cut for found in texts for _, was_cut in found)
         key = str([[ids for ids, _ in found] for found in texts]), prompt.negative is None
-        if kept.setdefault(key, prompt) is not prompt:
-            same.append(f"{prompt.id} as {kept[key].id}")
+        if first.setdefault(key, prompt) is not prompt:
+            same.append(f"{prompt.id} as {first[key].id}")
     remarks = [f"{cut} of {len(prompts)} prompts are cut off, as they are too long"] if cut else []
     if same:
         more = ", ..." if len(same) > 3 else ""
         shown = ", ".join(same[:3]) + more
         remarks.append(f"prompts that are the same for the model are used once: {shown}")
-    return tuple(kept.values()), remarks
+    return tuple(first.values()), remarks
 
 
 def _tokenizer(model: LoadableModel, part: str) -> Any:
@@ -82,10 +82,11 @@ def _tokenizer(model: LoadableModel, part: str) -> Any:
         return None
     entry = model.index[part]
     kind = getattr(transformers, str(entry[1]), None) if isinstance(entry, list) else None
-    if not isinstance(kind, type):
+    load = getattr(kind, "from_pretrained", None)
+    if load is None:
         return None
     try:
-        return kind.from_pretrained(str(model.folder / part), local_files_only=True)
+        return load(str(model.folder / part), local_files_only=True)
     except Exception:  # then the pipeline itself will say so
         return None
 

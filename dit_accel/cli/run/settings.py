@@ -191,8 +191,8 @@ def component_config(model: LoadableModel, part: str) -> dict[str, Any]:
         return {}
     with refused(f"--model is {model.name!r}: "):
         config = read_object(source)
-    kind = getattr(diffusers, str(config.get("_class_name")), None)
-    if not isinstance(kind, type):
+    kind: Any = getattr(diffusers, str(config.get("_class_name")), None)
+    if not inspect.isclass(kind):
         return config
     parameters = inspect.signature(kind.__init__).parameters.values()
     defaults = {p.name: p.default for p in parameters if p.default is not p.empty}

@@ -45,7 +45,8 @@ class RunTarget:
 
 def read_profile(path: str | Path) -> Profile:
     """The profile of a file; refuses one that cannot be read."""
-    from dit_accel.planning.profile import Profile, ProfileError
+    from dit_accel.planning.profile import Profile
+    from dit_accel.planning.profile_file import ProfileError
 
     with refused(f"--profile is {str(path)!r}: ", (ProfileError, OSError)):
         return Profile.load(path)
