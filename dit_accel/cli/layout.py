@@ -19,6 +19,7 @@ from dit_accel.cli.common.options import SizeOptions, argument, option
 from dit_accel.cli.common.text import counted
 from dit_accel.cli.common.verb import Verb, Verbs, verb
 from dit_accel.cli.run.request import check_clip
+from dit_accel.core.files import reason_of
 
 if TYPE_CHECKING:
     from dit_accel.cli.layout_picture import Drawn
@@ -182,5 +183,7 @@ def _write(out: Path, drawn: list[Drawn], columns: int, fps: float) -> None:
     frames = sheet(drawn, count=columns) if still else film(drawn)
     try:
         video.write_video(out, frames, fps=fps)
-    except (ValueError, OSError) as error:
+    except OSError as error:
+        raise RunFailed(f"--output is {str(out)!r}: {reason_of(error)}") from error
+    except ValueError as error:
         raise RunFailed(f"--output is {str(out)!r}: {error}") from error

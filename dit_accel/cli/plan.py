@@ -186,7 +186,8 @@ def _scheduler(model: LoadableModel) -> Any:
         timesteps = whole_number(source, read_object(source), "num_train_timesteps", 1)
         if timesteps > MOST_TIMESTEPS:
             raise ValueError(f"num_train_timesteps is {timesteps}: at most {MOST_TIMESTEPS}")
-        return kind.from_pretrained(str(source.parent))
+        loader: Any = kind
+        return loader.from_pretrained(str(source.parent))
     except Exception as error:  # a damaged configuration makes diffusers raise anything
         raise RunFailed(f"the scheduler of {model.name} cannot be loaded: {error}") from error
 

@@ -259,3 +259,6 @@ def _interpolation(given: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
         share = (high - time) / (high - low)
         weights[row, after - 1], weights[row, after] = 1 - share, share
     return weights
+
+
+__all__ = ["CandidatePlan", "Profile", "ProfileError"]

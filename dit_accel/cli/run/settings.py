@@ -141,7 +141,7 @@ def call_parameters(model: LoadableModel) -> dict[str, Any]:
     import diffusers
 
     name = str(model.index.get("_class_name"))
-    pipeline = getattr(diffusers, name, None)
+    pipeline: Any = getattr(diffusers, name, None)
     if not (isinstance(pipeline, type) and issubclass(pipeline, diffusers.DiffusionPipeline)):
         lacking = f"diffusers {diffusers.__version__} has no such class"
         raise BadInput(f"--model is {model.name!r}, a {name}: {lacking}")
