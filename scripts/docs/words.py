@@ -125,7 +125,7 @@ ALLOWED = [
     ("*.js", r"\bPromise\b", "JavaScript's class"),
     ("*.md", r"also take:", "a verb"),
     ("*planning/*profile.py", r"\b(?:surprise|rungs|careful)\b", "the profile's file format"),
-    ("*planning/candidate.py", r"\bsurprise\b", "the profile's file format"),
+    ("*planning/candidate.py", r"\bsurprise\b", "a tensor's name in the profile's file"),
 ]
 
 

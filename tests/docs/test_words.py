@@ -11,6 +11,11 @@ def files():
     return words.texts()
 
 
+@pytest.fixture(scope="module")
+def hits(files):
+    return words.all_hits(files)
+
+
 def test_worked_example():
     lines = (
         "def f(keptTwin):",
@@ -60,13 +65,13 @@ def test_two_things_of_one_name_are_found():
     assert words.constants_of_two_values(files) == {"MANY": where}
 
 
-def test_every_private_word_that_is_left_is_explained(files):
-    left = [hit for hit in words.all_hits(files) if hit.why is None]
+def test_every_private_word_that_is_left_is_explained(hits):
+    left = [hit for hit in hits if hit.why is None]
     assert [f"{hit.path}:{hit.line}: {hit.word}" for hit in left] == []
 
 
-def test_every_explanation_of_certain_files_is_needed(files):
-    used = {hit.why for hit in words.all_hits(files)}
+def test_every_explanation_of_certain_files_is_needed(hits):
+    used = {hit.why for hit in hits}
     assert [why for where, _, why in words.ALLOWED if where != "*" and why not in used] == []
 
 
