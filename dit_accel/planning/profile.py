@@ -207,8 +207,9 @@ def _sampler(head: Field, tensors: TensorFields) -> SamplerCoefficients:
     names = COEFFICIENTS_NAMES
     coefficients = tensors.get(names["coefficients"], (None,), -1e6, 1e6)
     timesteps = tensors.get(names["timesteps"], (len(coefficients),), -1e6, 1e6)
-    if not bool((timesteps.diff() < 0).all()):
-        raise DocumentError(f"{names['timesteps']} does not fall; accepted: falling timesteps")
+    steps = timesteps.diff()  # Mochi's timesteps go up
+    if not bool((steps < 0).all() or (steps > 0).all()):
+        raise DocumentError(f"{names['timesteps']} goes up and down; accepted: timesteps in order")
     mix = []
     for field in head.at(names["branch_weights"]).entries(1, MOST_BRANCHES):
         mix.append(field.number(-1e6, 1e6))
@@ -247,8 +248,10 @@ def _difficulty(
 
 
 def _interpolation(given: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
-    """`(m, n)`: linear weights of values at n given (falling) times for values at m wanted ones;
-    constant beyond the ends."""
+    """`(m, n)`: linear weights of values at n given times for values at m wanted ones; constant
+    beyond the ends. Times fall, or they rise."""
+    if given[0] < given[-1]:
+        return _interpolation(-given, -wanted)
     weights = torch.zeros(len(wanted), len(given), dtype=torch.float64)
     for row, time in enumerate(wanted.tolist()):
         after = int((given > time).sum())  # the first that is not above

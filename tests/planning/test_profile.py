@@ -342,3 +342,72 @@ def test_between_two_timesteps_rows_are_on_the_line_and_beyond_the_ends_level():
 def test_a_field_of_other_parts_is_refused(profile):
     with pytest.raises(ProfileError, match="the profile has 2 branches, the run 1"):
         profile.error_model_for(schedule_of())
+
+
+def test_timesteps_that_rise_are_those_that_fall_mirrored(tmp_path):
+    """Mochi's rise. A plan of other steps takes the rows of the nearest timesteps all the same."""
+    falling = profile_of()
+    own = falling.sampler
+    rising = dataclasses.replace(
+        falling, sampler=dataclasses.replace(own, timesteps=1000 - own.timesteps)
+    )
+    rising.save(tmp_path / "a.safetensors")
+    read = Profile.load(tmp_path / "a.safetensors")
+    run = schedule_of(12)
+    mirrored = dataclasses.replace(run, timesteps=1000 - run.timesteps)
+    one, other = falling.error_model_for(run), read.error_model_for(mirrored)
+    assert torch.allclose(one.gram, other.gram) and torch.allclose(one.error_gain, other.error_gain)
+
+
+def test_timesteps_that_go_up_and_down_are_refused(profile, tmp_path):
+    path = tmp_path / "a.safetensors"
+    profile.save(path)
+    head, tensors = contents(path)
+    tensors["times"][3] = tensors["times"][5]
+    save_file(tensors, str(path), metadata={"profile": json.dumps(head)})
+    with pytest.raises(ProfileError, match=r"a\.safetensors is a damaged profile: times goes up"):
+        Profile.load(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("gram", lambda t: t.fill_(float("nan")), r"gram\[0, 0, 0\] is nan"),
+        ("gram", lambda t: t.neg_(), "gram has a negative eigenvalue"),
+        ("gain", lambda t: t[:-1].clone(), "gain has shape"),
+        ("gain", lambda t: t.long(), "gain is of torch.int64"),
+        ("rungs.0.psnr_db", lambda t: t.fill_(1e9), r"rungs.0.psnr_db\[0\] is 1000000000.0"),
+        ("rungs.0.spread", lambda t: t.zero_(), r"rungs.0.spread\[0\] is 0.0"),
+        ("rungs.0.changes", lambda t: t[:, :2].clone(), "rungs.0.changes has 2 columns"),
+    ],
+)
+def test_a_tensor_that_is_not_accepted_is_named(profile, tmp_path, name, value, message):
+    path = tmp_path / "a.safetensors"
+    profile.save(path)
+    head, tensors = contents(path)
+    tensors[name] = value(tensors[name])
+    save_file(tensors, str(path), metadata={"profile": json.dumps(head)})
+    with pytest.raises(ProfileError, match=message) as error:
+        Profile.load(path)
+    assert str(path) in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"rungs": [[0, 2, 2, 8, 14]]}, r"rungs\[0\] is a list of 5 entries; accepted: steps in"),
+        ({"rungs": [[0, 2, 4, 8, 20]]}, r"rungs\[0\]\[4\] is 20"),
+        ({"rungs": [[0, 2, 4, 8, "14"]]}, r"rungs\[0\]\[4\] is '14'"),
+        ({"mix": [1.0, 0.0]}, r"mix\[1\] is 0.0; accepted: a number that is not 0"),
+        ({"memory": -1}, "memory is -1"),
+        ({"depth": 0}, "depth is 0"),
+        ({"identity": {}}, "identity.pipeline is missing"),
+        ({"made": {"model": ["x"]}}, "made.model is a list"),
+    ],
+)
+def test_a_field_of_the_header_that_is_not_accepted_is_named(profile, tmp_path, changes, message):
+    path = tmp_path / "a.safetensors"
+    profile.save(path)
+    with pytest.raises(ProfileError, match=message) as error:
+        Profile.load(rewritten(path, **changes))
+    assert str(path) in str(error.value)
