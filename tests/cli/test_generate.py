@@ -290,6 +290,33 @@ def test_a_missing_shard_is_named(broken: Path) -> None:
     assert missing_parts(broken, model_index) == ["transformer/one.safetensors"]
 
 
+@pytest.mark.parametrize(
+    ("file", "content", "said"),
+    [
+        ("model_index.json", "{", "model_index.json is not JSON"),
+        ("model_index.json", "[" * 100_000, "model_index.json is nested too deep"),
+        ("transformer/config.json", "{", "config.json is not JSON"),
+        ("transformer/config.json", "[]", "config.json holds a list: must be a JSON object"),
+        ("transformer/config.json", '{"patch_size": ["x"]}', "patch_size is 'x' in transformer"),
+        ("vae/config.json", '{"scale_factor_spatial": -8}', "scale_factor_spatial is -8 in"),
+        ("transformer/x.index.json", "{}", "weight_map of"),
+        (
+            "transformer/x.index.json",
+            '{"weight_map": {"a": "../../x"}}',
+            "no object of file names",
+        ),
+        ("generation_defaults.json", '{"height": "64"}', "height is '64' in"),
+    ],
+)
+def test_a_damaged_file_of_a_model_is_named(
+    generate: Callable[..., Result], broken: Path, file: str, content: str, said: str
+) -> None:
+    (broken / file).write_text(content)
+    result = generate(model=str(broken))
+    assert result.exit_code == 2 and said in result.stderr, result.stderr
+    assert Path(file).name in result.stderr and str(broken) in result.stderr
+
+
 def test_an_unsupported_family_is_refused_with_those_supported(
     generate: Callable[..., Result], broken: Path
 ) -> None:
