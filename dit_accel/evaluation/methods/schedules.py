@@ -32,7 +32,12 @@ from dit_accel.evaluation.methods.row import (
     fewer,
     steps_row,
 )
-from dit_accel.evaluation.methods.samplers import SOLVERS, MakeStepper, sampled
+from dit_accel.evaluation.methods.samplers import (
+    SOLVERS,
+    MakeStepper,
+    adams_bashforth_solver,
+    sampled,
+)
 from dit_accel.handle import accelerate
 from dit_accel.planning import paths
 from dit_accel.planning.plan import Extrapolation, Plan
@@ -228,6 +233,11 @@ SCHEDULE_METHODS: tuple[Method, ...] = (
                   partial(_on_nodes, name, SOLVERS[solver][1]))
         for name, summary in SUMMARIES.items()
         for short, solver in ON_NODES.items()
+    ),
+    *(
+        steps_row(name, f"{SUMMARIES[name]}; then Euler",
+                  partial(_on_nodes, name, adams_bashforth_solver(1)))
+        for name in ("gits", "oss")
     ),
     *(
         steps_row(name, f"{SUMMARIES[name]}; the others by {how}", partial(_cached, name, order))

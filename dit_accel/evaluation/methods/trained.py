@@ -80,9 +80,9 @@ def train(
     training, begun = training or Training(), time.monotonic()
     clips = runs.clips_of(context, training.clips)
     final = runs.uncached_latents(pipe, context, training.clips).to(pipe.device)
-    states = {pair: _begin(pipe, context, *pair) for pair in wanted}
     task = _Task(pipe, clips, final, training)
     try:
+        states = {pair: _begin(pipe, context, task, *pair) for pair in wanted}
         for iteration in sorted({state.iteration for state in states.values()}):
             alike = {p: s for p, s in states.items() if s.iteration == iteration}
             task.run(alike, context.scratch, lambda: time.monotonic() - begun > seconds)
@@ -111,6 +111,15 @@ class _Task:
         """The model's parameters as they were."""
         for parameter in self._frozen:
             parameter.requires_grad_(True)
+
+    @torch.no_grad()
+    def level(self, trainable: Trainable) -> float:
+        """The error on the held-out clips, in dB."""
+        rows = torch.arange(len(self.noise) - self.held_out, len(self.noise))
+        rows = rows.to(self.noise.device)
+        made = unrolled([trainable], self.predict, self.noise[rows], rows)[0]
+        found = float(errors_db(made, self.final[rows]).mean())
+        return found if math.isfinite(found) else math.inf
 
     def run(
         self,
@@ -181,11 +190,14 @@ def _write(
             state.save(path)
 
 
-def _begin(pipe: Any, context: MethodContext, variant: str, k: int) -> TrainingState[Trainable]:
-    """A sampler that begins with Adams-Bashforth, or where it was left."""
+def _begin(
+    pipe: Any, context: MethodContext, task: _Task, variant: str, k: int
+) -> TrainingState[Trainable]:
+    """Begins with the nearer of Euler and Adams-Bashforth 2, or where it was left."""
     nodes = _nodes(pipe, context, k)
     scale = float(pipe.scheduler.config.num_train_timesteps)
-    trainable = Trainable(nodes, VARIANTS[variant], pipe.device, scale)
+    bases = (Trainable(nodes, VARIANTS[variant], pipe.device, scale, order) for order in (1, 2))
+    trainable = min(bases, key=task.level)
     state = TrainingState(trainable)
     path = _file(context.scratch, variant, k)
     if path is not None and path.exists():
@@ -216,7 +228,7 @@ def _described(
     clips = len(context.calibration_clips[: training.clips])
     # A step back costs three forwards: one again, and two of the gradient.
     trained = 4 * training.iterations * min(training.batch, clips) * share
-    looked = (training.iterations // training.every + 1) * min(training.held_out, clips) * share
+    looked = (training.iterations // training.every + 3) * min(training.held_out, clips) * share
     return {
         "labels": sampler.labels.tolist(), "noise": sampler.noise.tolist(),
         "weights": sampler.weights.tolist(), "held_out_db": state.best_db,

@@ -7,7 +7,7 @@ together, as rows of the same forwards. Every forward is a checkpoint: its activ
 again by the backward pass.
 Source: BNS, arXiv 2403.01329: noise term, weights of all predictions, times free or on the grid,
 PSNR to the final latents. DyWeight, arXiv 2603.11607: weights of the last three, times that move by
-their sum, labels rescaled by 0.5 to 1.5. We depart: both begin from Adams-Bashforth 2.
+their sum, labels rescaled by 0.5 to 1.5. We depart: both begin from Adams-Bashforth.
 """
 
 from __future__ import annotations
@@ -52,14 +52,17 @@ class Trainable:
     Args:
         nodes: where the first sampler calls the model.
         variant: what is trained.
+        order: of Adams-Bashforth, that it begins with.
     """
 
-    def __init__(self, nodes: Nodes, variant: Variant, device: Any, scale: float) -> None:
+    def __init__(
+        self, nodes: Nodes, variant: Variant, device: Any, scale: float, order: int = 2
+    ) -> None:
         self.variant, k = variant, len(nodes)
         self.steps = nodes.times.diff().float().to(device)
         self.times, self.labels = (v.float().to(device) for v in (nodes.times, nodes.labels))
         self.scale = scale  # of labels, for a time of 1
-        base = adams_bashforth(nodes, min(2, k)).increments.float().to(device)
+        base = adams_bashforth(nodes, min(order, k)).increments.float().to(device)
         self.base = base / self.steps[:, None]
         used = torch.ones(k, k, device=device).tril()
         self.mask = used if variant.depth is None else used.triu(1 - variant.depth)
