@@ -47,7 +47,7 @@ def encode_pools(
         ]
         first += count
         if path.exists():
-            latents = torch.load(path, map_location=run.device)
+            latents = torch.load(path, map_location=run.device, weights_only=True)
         else:
             parts = []
             for i in range(0, count, batch):

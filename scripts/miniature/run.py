@@ -93,7 +93,7 @@ class Run:
         path = self.work / f"{name}.pt"
         if not path.exists():
             return 0
-        state = torch.load(path, map_location=self.device)
+        state = torch.load(path, map_location=self.device, weights_only=True)
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
         for mine, saved in zip(ema or [], state.get("ema", []), strict=True):
@@ -112,7 +112,7 @@ class Run:
         path = self.work / f"{name}-final.pt"
         if not path.exists():
             return False
-        state = torch.load(path, map_location=self.device)
+        state = torch.load(path, map_location=self.device, weights_only=True)
         model.load_state_dict(state["model"])
         if name == "vae":
             names = ("latents_mean", "latents_std")

@@ -715,3 +715,16 @@ def test_a_sampler_that_is_not_linear_fails_in_words(
     result = invoke(*command, "--out", "p.safetensors")
     assert result.exit_code == 1
     assert "error: OddScheduler is not linear in the predictions" in result.stderr
+
+
+def test_a_plot_on_a_full_disk_leaves_nothing(here, monkeypatch):
+    def full(path: Path, content: bytes) -> None:
+        path.touch()
+        raise OSError(28, "No space left on device", str(path))
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    for name in ("a.png", "a.svg"):
+        result = invoke("plan", "--quality", "30", "--plot", name)
+        assert result.exit_code == 1
+        assert f"{name} cannot be written: the disk is full: No space left" in result.stderr
+    assert list(here.iterdir()) == []

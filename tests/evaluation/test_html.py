@@ -388,6 +388,13 @@ def test_the_command_writes_the_page_into_the_folder_and_does_not_overwrite(tmp_
     assert (store.folder / "report.html").read_text().startswith("<!doctype html>")
 
 
+def test_json_says_what_was_written(tmp_path):
+    folder = fake_run(tmp_path / "a", fake_plan(1, FEW)).folder
+    found = json.loads(run(str(folder), "--json").stdout)
+    assert found == {"page": str(folder / "report.html"), "bytes": found["bytes"]}
+    assert (folder / "report.html").stat().st_size == found["bytes"]
+
+
 @pytest.mark.parametrize(
     ("spoil", "expected"),
     [
