@@ -61,9 +61,12 @@ def bench(given: BenchOptions) -> None:
     from dit_accel.evaluation import methods as table
     from dit_accel.evaluation.runner import machine
     from dit_accel.models.loading import choose_device, choose_dtype
+    from dit_accel.models.setup import check_backend
 
     device = choose_device(given.device)
     dtype = choose_dtype(given.dtype, device)
+    if given.attention_backend is not None:
+        check_backend(given.attention_backend, device)
     cases = [_case(row, given, device, dtype) for row in rows]
     with refused("--methods: "):
         settings = table.parse_list(_with_half(given.methods, cases[0].steps), cases[0].steps)
@@ -89,13 +92,16 @@ def _rows(names: str) -> list[Denoiser]:
 
 
 def _case(row: Denoiser, given: BenchOptions, device: str, dtype: str) -> BenchmarkCase:
+    from dit_accel.cli.run.settings import setup_of
     from dit_accel.evaluation.speed import BenchmarkCase
 
     small = not device.startswith("cuda") if given.small is None else given.small
     steps = given.steps or (SMALL_STEPS if small else row.steps)
     shape = _shape(row, row.small_shape if small else row.shape, given)
     guidance = row.guidance if given.guidance is None else given.guidance
-    return BenchmarkCase(row, small, shape, steps, guidance, device, dtype, given.rounds)
+    return BenchmarkCase(
+        row, small, shape, steps, guidance, device, dtype, given.rounds, setup_of(given)
+    )
 
 
 def _measure(case: BenchmarkCase, settings: Any, given: BenchOptions) -> dict[str, Any]:
@@ -178,10 +184,12 @@ def _shown(value: float | None, pattern: str, scale: float = 1) -> str:
 
 def _record(case: BenchmarkCase, found: list[SpeedResult]) -> dict[str, Any]:
     names = ("small", "steps", "guidance", "dtype", "rounds")
+    setup = case.setup.to_dict()
     return {
         "model": case.denoiser.name,
         "checkpoint": case.denoiser.checkpoint,
         **dataclasses.asdict(case.shape),
         **{name: getattr(case, name) for name in names},
+        **({"setup": setup} if setup else {}),
         "methods": [dataclasses.asdict(row) for row in found],
     }

@@ -69,12 +69,15 @@ def calibrate(given: CalibrateOptions) -> None:
     """
     check_clip(given)
     check_within("--seed", given.seed, 0, LARGEST_SEED)
+    if given.batch > 1 and any((given.image, given.last_image, given.video)):
+        raise BadInput(f"--batch is {given.batch}: must be 1 with a picture or a video")
     speedups = _speedups(given.speedups)
     if given.output is not None:
         _check_out(given.output, overwrite=given.overwrite)
     from dit_accel.cli.run import prompt_check
     from dit_accel.cli.run.settings import locate, resolve
-    from dit_accel.models.loading import load, quiet_libraries
+    from dit_accel.models.loading import quiet_libraries
+    from dit_accel.models.setup import load
 
     with quiet_libraries(verbose=given.verbose):
         model, device, dtype = locate(given)
@@ -88,7 +91,7 @@ def calibrate(given: CalibrateOptions) -> None:
         if len(clips) < ENOUGH and not given.as_json:
             text = f"{len(clips)} prompts: predictions are rough with fewer than {ENOUGH}"
             say(text, style="yellow")
-        pipe = load(model, device=device, dtype=dtype)
+        pipe = load(model, settings.setup, device=device, dtype=dtype)
         out = given.output or _in_cache(pipe, overwrite=given.overwrite)
         work = given.work or out.with_name(out.name + ".work")
         _open(work, model, settings)
@@ -117,7 +120,7 @@ def _speedups(text: str | None) -> tuple[float, ...] | None:
 def _check_numbers(settings: Settings, speedups: tuple[float, ...] | None) -> None:
     from dit_accel.cli.run.target import check_planned_steps
 
-    check_planned_steps(settings.steps, "calibrate")
+    check_planned_steps(settings.loop_steps, "calibrate")
     most = settings.steps / 2
     for value in speedups or ():
         if value > most:
@@ -181,12 +184,15 @@ def _open(work: Path, model: LoadableModel, settings: Settings) -> None:
     mine = {
         "weights": fingerprint(model.folder),
         "dtype": settings.dtype,
+        **settings.setup.to_dict(),
         "device": settings.device.partition(":")[0],
     }
     with refused(f"{shown}: ", (OSError, ValueError)):
         if stamp.is_file():
             theirs = read_document(stamp).fields()
-            differing = ", ".join(k for k in mine if k not in theirs or theirs[k].value != mine[k])
+            found = {name: field.value for name, field in theirs.items()}
+            names = dict.fromkeys((*mine, *found))
+            differing = ", ".join(k for k in names if found.get(k) != mine.get(k))
             if differing:
                 raise BadInput(f"{shown}, begun with other {differing}: delete it, or pass another")
             return

@@ -94,8 +94,9 @@ def spec_of(
     )
     for remark in remarks if not given.as_json else ():
         say(remark, style="yellow")
+    fingerprint = jobs.fingerprint(model.folder, settings.setup)
     return jobs.EvaluationSpec(
-        model=jobs.ModelSpec(model.name, settings.pipeline, jobs.fingerprint(model.folder)),
+        model=jobs.ModelSpec(model.name, settings.pipeline, fingerprint),
         clip=settings.clip,
         dtype=dtype,
         device=device.partition(":")[0],
@@ -107,6 +108,7 @@ def spec_of(
         keep_clips=given.keep_clips,
         static=given.static,
         cache_memory=options.bytes_of(given.cache_memory),
+        setup=settings.setup,
     )
 
 

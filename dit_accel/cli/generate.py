@@ -75,8 +75,9 @@ def _resolve(request: Request, layout: Layout | None) -> tuple[LoadableModel, Se
     settings = dataclasses.replace(settings, accel=accel, compare=request.compare)
     if request.wants_acceleration and isinstance(accel, PlannedConfig):
         target = target_option(settings.quality, settings.speedup)
-        check_planned_steps(settings.steps, target)
+        check_planned_steps(settings.loop_steps, target)
     if layout is not None:
+        shots.check_family(model)
         shots.check_fits(layout, settings, read_strides(model))
     if request.profile is not None:
         read_profile(request.profile)
@@ -92,11 +93,12 @@ def _run(
     from dit_accel.cli.run.summary import announcement
     from dit_accel.cli.run.target import resolve_target
     from dit_accel.core.generation import warm_up
-    from dit_accel.models import loading
+    from dit_accel.models import setup
 
     quiet = request.as_json
     with _status(f"loading {model.name}", quiet=quiet):
-        pipe = loading.load(model, device=settings.device, dtype=settings.dtype)
+        where = {"device": settings.device, "dtype": settings.dtype}
+        pipe = setup.load(model, settings.setup, **where)
     target = resolve_target(pipe, settings, strict=request.wants_acceleration)
     settings = target.settings
     run.check_accepted(pipe, settings)
@@ -108,9 +110,9 @@ def _run(
     if settings.compare:
         with _status("warming up", quiet=quiet):
             warm_up(pipe, settings.clip)
-        with StepBar("uncached", settings.steps, quiet=quiet) as bar:
+        with StepBar("uncached", settings.loop_steps, quiet=quiet) as bar:
             uncached = run.run_uncached(pipe, settings, bar)
-    with StepBar("accelerated", settings.steps, quiet=quiet) as bar:
+    with StepBar("accelerated", settings.loop_steps, quiet=quiet) as bar:
         return target, run.run_accelerated(pipe, settings, bar, target.text), uncached
 
 

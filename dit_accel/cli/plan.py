@@ -35,10 +35,9 @@ MOST_TIMESTEPS = 1_000_000  # a scheduler makes tables of that length
 
 
 @dataclass(frozen=True, kw_only=True)
-class PlanOptions:
+class PlanOptions(options.VersionOptions):
     """The options of `plan`."""
 
-    model: str | None = options.model()
     quality: float | None = option(
         None, options.TARGET_HELP, metavar="DB", shown="without a target: all candidate plans"
     )
@@ -113,12 +112,12 @@ def _check_plot(path: Path, *, overwrite: bool) -> None:
 def _profile_and_model(given: PlanOptions) -> tuple[Path, Profile, LoadableModel | None]:
     """The model is None where the profile was given without one: no model is needed then."""
     from dit_accel.cli.run.target import CALIBRATE, find_profile, read_profile
-    from dit_accel.models.loading import quiet_libraries, resolve_model
+    from dit_accel.models.loading import Version, quiet_libraries, resolve_model
 
     if given.profile is not None and given.model is None:
         return given.profile, read_profile(given.profile), None
     with quiet_libraries(verbose=given.verbose):
-        model = resolve_model(given.model)
+        model = resolve_model(given.model, version=Version(given.revision, given.variant))
         path = given.profile or find_profile(model)
     if path is None:
         raise BadInput(

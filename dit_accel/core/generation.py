@@ -20,16 +20,24 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-    from dit_accel.core.measure import LoopTimer, StepListener
+    from dit_accel.core.measure import LoopTimer, StepListener, Stopwatch
     from dit_accel.core.report import Report
 
 
 LARGEST_SEED = 2**63 - 1
+DENOISERS = ("transformer", "transformer_2")
+INPUT_FILES = ("image", "last_image", "video")  # that a clip starts from, beside its text
+INPUTS = (*INPUT_FILES, "strength")
 
 
 @dataclass(frozen=True)
 class ClipSpec:
-    """What determines a clip of a model. None: the pipeline takes no such argument."""
+    """What determines a clip of a model. None: the pipeline takes no such argument.
+
+    Args:
+        image, last_image, video: files that the pipeline is shown.
+        strength: of a given video's change, in (0, 1].
+    """
 
     prompt: str
     negative: str | None
@@ -41,6 +49,16 @@ class ClipSpec:
     frames: int
     fps: float | None = None
     max_sequence_length: int | None = None
+    image: str | None = None
+    last_image: str | None = None
+    video: str | None = None
+    strength: float | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-able. What is shown to the model is there only where it is given, so that older
+        records of clips without it stay equal."""
+        fields = dataclasses.asdict(self)
+        return {k: v for k, v in fields.items() if k not in INPUTS or v is not None}
 
 
 def clip_of(field: Field) -> ClipSpec:
@@ -51,13 +69,15 @@ def clip_of(field: Field) -> ClipSpec:
     """
     field.only([one.name for one in dataclasses.fields(ClipSpec)])
     negative, fps = field.find("negative"), field.find("fps")
-    longest = field.find("max_sequence_length")
+    longest, strength = field.find("max_sequence_length"), field.find("strength")
     return ClipSpec(
         prompt=field.at("prompt").text(),
         negative=negative.text() if negative else None,
         seed=field.at("seed").whole(0, LARGEST_SEED),
         guidance=field.at("guidance").number(0, 1e6),
         fps=fps.number(1e-3, 1e6) if fps else None,
+        **{name: one.text() for name in INPUT_FILES if (one := field.find(name))},
+        strength=strength.number(0, 1) if strength else None,
         max_sequence_length=longest.whole(1, 10**9) if longest else None,
         **{name: field.at(name).whole(1, 10**9) for name in ("steps", "height", "width", "frames")},
     )
@@ -70,6 +90,7 @@ class Generation:
     Args:
         frames: `(T, H, W, 3)` float in [0, 1].
         latents: `(B, C, F, h, w)` float32, of the last step.
+        stages: seconds of the text (and of given pictures), of each denoiser and of the decoding.
         report: of an accelerated run.
         others: frames of the call's further prompts.
     """
@@ -79,6 +100,7 @@ class Generation:
     denoising_seconds: float
     whole_seconds: float
     peak_memory_bytes: int | None
+    stages: dict[str, float] = dataclasses.field(default_factory=dict)
     report: Report | None = None
     others: tuple[npt.NDArray[np.floating[Any]], ...] = ()
 
@@ -87,11 +109,12 @@ class Generation:
         """All clips of the call, one a prompt."""
         return self.frames, *self.others
 
-    def costs(self) -> dict[str, float | int | None]:
+    def costs(self) -> dict[str, Any]:
         """Seconds and memory, JSON-able."""
         return {
             "denoising_seconds": self.denoising_seconds,
             "whole_seconds": self.whole_seconds,
+            "stage_seconds": self.stages,
             "peak_memory_bytes": self.peak_memory_bytes,
         }
 
@@ -130,9 +153,22 @@ def generate(
         latents=clock.latents.float().cpu().numpy(),
         denoising_seconds=clock.seconds,
         whole_seconds=measured.seconds,
+        stages=stages_of(pipe, clock, measured),
         peak_memory_bytes=measured.peak_memory_bytes,
         others=tuple(others),
     )
+
+
+def stages_of(pipe: Any, clock: LoopTimer, whole: Stopwatch) -> dict[str, float]:
+    """Seconds of a call by stage: before the loop, each denoiser in it, and after it."""
+    before = clock.begun - whole.begun
+    names = [name for name in DENOISERS if getattr(pipe, name, None) is not None]
+    shown = [f"denoise, {name}" for name in names] if len(names) > 1 else ["denoise"]
+    return {
+        "text": before,
+        **dict(zip(shown, clock.seconds_by_model, strict=True)),
+        "decode": max(whole.seconds - before - clock.seconds, 0.0),
+    }
 
 
 def warm_up(pipe: Any, clip: ClipSpec) -> None:
@@ -152,7 +188,7 @@ def call_arguments(pipe: Any, clip: ClipSpec) -> dict[str, Any]:
         "max_sequence_length": clip.max_sequence_length,
         "frame_rate": clip.fps,
     }
-    return {
+    found: dict[str, Any] = {
         "prompt": clip.prompt,
         "height": clip.height,
         "width": clip.width,
@@ -161,9 +197,34 @@ def call_arguments(pipe: Any, clip: ClipSpec) -> dict[str, Any]:
         "guidance_scale": clip.guidance,
         "generator": torch.Generator("cpu").manual_seed(clip.seed),
         "output_type": "np",
-    } | {
-        name: value for name, value in optional.items() if value is not None and _takes(pipe, name)
     }
+    if _takes(pipe, "video"):  # its own number of frames counts, unless the call asks for one
+        found = {name: value for name, value in found.items() if _takes(pipe, name)}
+    return (
+        found
+        | {k: v for k, v in optional.items() if v is not None and _takes(pipe, k)}
+        | _inputs(clip)
+    )
+
+
+def _inputs(clip: ClipSpec) -> dict[str, Any]:
+    """What the pipeline is shown: pictures, and the first frames of a video."""
+    from PIL import Image
+
+    found: dict[str, Any] = {}
+    for name in ("image", "last_image"):
+        path = getattr(clip, name)
+        if path is not None:
+            with Image.open(path) as picture:
+                found[name] = picture.convert("RGB")
+    if clip.video is not None:
+        from dit_accel.core import video
+
+        frames, _ = video.read_video(clip.video)
+        found["video"] = [Image.fromarray(frame) for frame in frames[: clip.frames]]
+    if clip.strength is not None:
+        found["strength"] = clip.strength
+    return found
 
 
 def _takes(pipe: Any, argument: str) -> bool:
@@ -192,7 +253,7 @@ def loop_timer(
     """A timer of the denoising loop of one call with these arguments."""
     from dit_accel.core.measure import LoopTimer
 
-    parts = (getattr(pipe, name, None) for name in ("transformer", "transformer_2"))
+    parts = (getattr(pipe, name, None) for name in DENOISERS)
     return LoopTimer(
         [part for part in parts if part is not None],
         device=device,

@@ -9,6 +9,7 @@ no FLOPs (`core/flops.py`). Source: ours.
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 import resource
 import sys
@@ -37,16 +38,17 @@ class Stopwatch:
         self.device = torch.device(device)
         self.seconds = 0.0
         self.peak_memory_bytes: int | None = None
+        self.begun = 0.0  # by `time.perf_counter`
 
     def __enter__(self) -> Self:
         reset_peak_memory(self.device)
         synchronise(self.device)
-        self._started = time.perf_counter()
+        self.begun = time.perf_counter()
         return self
 
     def __exit__(self, *_: object) -> None:
         synchronise(self.device)
-        self.seconds = time.perf_counter() - self._started
+        self.seconds = time.perf_counter() - self.begun
         self.peak_memory_bytes = peak_memory(self.device)
 
 
@@ -88,6 +90,7 @@ class LoopTimer(Interceptor):
         self._times: list[float] = []
         self._clocks: list[Clock] = []  # of a session's run: its start, and its last forward's end
         self._seconds = 0.0
+        self._turns: list[tuple[int, float]] = []  # which denoiser took over, and when
         self.peak_memory_bytes: int | None = None
         self.latents: Any = None
 
@@ -104,11 +107,26 @@ class LoopTimer(Interceptor):
         """Seconds of each step."""
         return tuple(b - a for a, b in itertools.pairwise(self._times))
 
+    @property
+    def begun(self) -> float:
+        """When the loop of a call began, by `time.perf_counter`."""
+        return self._turns[0][1] if self._turns else time.perf_counter()
+
+    @property
+    def seconds_by_model(self) -> tuple[float, ...]:
+        """Seconds of a call's loop by denoiser, in the order of `models`."""
+        found = [0.0] * len(self._models)
+        ends = [*(moment for _, moment in self._turns[1:]), self.begun + self._seconds]
+        for (index, moment), end in zip(self._turns, ends, strict=False):
+            found[index] += max(end - moment, 0.0)
+        return tuple(found)
+
     # --- around a call ---
 
     def __enter__(self) -> Self:
-        for model in self._models:
-            self._hooks.callback(before_calls(model, self._denoiser_called))
+        for index, model in enumerate(self._models):
+            called = functools.partial(self._denoiser_called, index)
+            self._hooks.callback(before_calls(model, called))
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -118,7 +136,9 @@ class LoopTimer(Interceptor):
         self, pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]
     ) -> dict[str, Any]:
         """The pipeline's callback after each step; gives `tensors` back unchanged."""
-        last = self._steps is not None and step + 1 >= self._steps
+        # a call that begins late (video-to-video) runs fewer steps than it was asked for
+        steps = min(filter(None, (self._steps, getattr(pipe, "num_timesteps", None))), default=None)
+        last = steps is not None and step + 1 >= steps
         if self._times and (last or self._each_step):
             self._mark()
         if self._times and last:
@@ -127,11 +147,15 @@ class LoopTimer(Interceptor):
             listener.steps_done(step + 1)
         return tensors
 
-    def _denoiser_called(self) -> None:
+    def _denoiser_called(self, index: int) -> None:
         if not self._times:
             for listener in self._listeners:
                 listener.loop_begins()
             self._start()
+            self._turns = [(index, self._times[0])]
+        elif index != self._turns[-1][0]:
+            synchronise(self._where())
+            self._turns.append((index, time.perf_counter()))
 
     # --- as an interceptor of a session ---
 

@@ -14,13 +14,14 @@ import hashlib
 import itertools
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from dit_accel.core.generation import ClipSpec
 from dit_accel.evaluation.methods.row import UNCACHED, Setting
 from dit_accel.evaluation.prompts import EvaluationPrompt
+from dit_accel.models.setup import Setup, lora_of
 from dit_accel.planning.lookup import PROFILE_FILE
 
 MANIFEST_FORMAT = 1
@@ -50,6 +51,7 @@ class EvaluationSpec:
         methods: as `methods.parse` makes them.
         profile: the hash of the model's profile, where a method needs one; the store has the file.
         static, cache_memory: of the methods that plan by the profile; memory in bytes.
+        setup: how the pipeline is set up; the model's fingerprint has it too.
     """
 
     model: ModelSpec
@@ -65,6 +67,7 @@ class EvaluationSpec:
     profile: str | None = None
     static: bool = False
     cache_memory: int | None = None
+    setup: Setup = field(default_factory=Setup)
 
     @property
     def profiled(self) -> tuple[str, ...]:
@@ -139,7 +142,7 @@ class Job:
         """Everything that decides the clip, JSON-able."""
         found: dict[str, Any] = {
             "format": MANIFEST_FORMAT,
-            "clip": dataclasses.asdict(self.clip),
+            "clip": self.clip.to_dict(),
             "method": self.method.label,
             "fingerprint": self.fingerprint,
             "dtype": self.dtype,
@@ -153,18 +156,27 @@ class Job:
         return found
 
 
-def fingerprint(folder: Path) -> str:
+def fingerprint(folder: Path, setup: Setup | None = None) -> str:
     """A hash over a model folder: names, sizes, and the content of all small files.
 
     Of a file of over 1 MiB only the first and the last MiB are read. A profile that lies there is
     no part of the model.
+
+    Args:
+        setup: counts with its LoRAs' content, where it is not the default.
     """
     digest = hashlib.sha256()
-    for path in sorted(part for part in folder.rglob("*") if part.is_file()):
+    files = {path: path.relative_to(folder) for path in folder.rglob("*") if path.is_file()}
+    more = setup.to_dict() if setup is not None else {}
+    if more:
+        digest.update(json.dumps(more, sort_keys=True).encode())
+        loras = [lora_of(text)[0] for text in more.get("lora", ())]
+        files |= {path: path for path in loras if path.is_file()}
+    for path, name in sorted(files.items()):
         if path == folder / PROFILE_FILE:
             continue
         size = path.stat().st_size
-        digest.update(f"{path.relative_to(folder).as_posix()} {size}\n".encode())
+        digest.update(f"{name.as_posix()} {size}\n".encode())
         with path.open("rb") as file:
             digest.update(file.read(_WHOLE_FILE))
             if size > _WHOLE_FILE:

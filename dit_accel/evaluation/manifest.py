@@ -20,8 +20,9 @@ from dit_accel.evaluation.methods.row import Setting
 from dit_accel.evaluation.prompts import EvaluationPrompt
 from dit_accel.evaluation.result_file import HASH
 from dit_accel.metrics import METRICS
+from dit_accel.models.setup import Setup
 
-_SHARED = ("model", "clip", "dtype", "device", "versions")
+_SHARED = ("setup", "model", "clip", "dtype", "device", "versions")
 _PLANNED = ("static", "cache_memory")  # shared as well, where both have methods with a profile
 _FIELDS = ("format", *(field.name for field in dataclasses.fields(EvaluationSpec)))
 
@@ -32,8 +33,11 @@ class OtherEvaluation(ValueError):
 
 def content_of(spec: EvaluationSpec) -> dict[str, Any]:
     """The manifest, JSON-able."""
-    labels = {"methods": [method.label for method in spec.methods]}
-    return {"format": MANIFEST_FORMAT, **dataclasses.asdict(spec)} | labels
+    labels = {"methods": [method.label for method in spec.methods], "clip": spec.clip.to_dict()}
+    content = {"format": MANIFEST_FORMAT, **dataclasses.asdict(spec)} | labels
+    del content["setup"]
+    setup = spec.setup.to_dict()
+    return content | ({"setup": setup} if setup else {})  # else as folders of earlier versions
 
 
 def spec_of(content: Field, parse: Callable[[str], Setting]) -> EvaluationSpec:
@@ -63,7 +67,25 @@ def spec_of(content: Field, parse: Callable[[str], Setting]) -> EvaluationSpec:
         profile=profile.text(HASH) if profile else None,  # a part of a path
         static=static.flag() if static else False,
         cache_memory=memory.whole(1) if memory else None,
+        setup=_setup(content.find("setup")),
     )
+
+
+def _setup(field: Field | None) -> Setup:
+    if field is None:
+        return Setup()
+    kinds = {one.name: one.default for one in dataclasses.fields(Setup)}
+    field.only(list(kinds))
+    found: dict[str, Any] = {}
+    for name, value in field.fields().items():
+        if name == "lora":
+            found[name] = tuple(entry.text() for entry in value.entries())
+        else:
+            found[name] = value.flag() if isinstance(kinds[name], bool) else value.text()
+    try:
+        return Setup(**found)
+    except ValueError as error:
+        raise DocumentError(f"{field.place}: {error}") from error
 
 
 def texts_of(field: Field) -> dict[str, str]:
@@ -150,6 +172,8 @@ def merged(before: EvaluationSpec, now: EvaluationSpec) -> EvaluationSpec:
 
 def _difference(before: EvaluationSpec, now: EvaluationSpec, name: str) -> str:
     old, new = getattr(before, name), getattr(now, name)
+    if name == "setup":
+        old, new = old.to_dict(), new.to_dict()
     if name in ("clip", "model"):
         old, new = dataclasses.asdict(old), dataclasses.asdict(new)
     if isinstance(old, dict):

@@ -16,7 +16,7 @@ import multiprocessing
 import statistics
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -26,6 +26,7 @@ from dit_accel.core.generation import ClipSpec, call_arguments, loop_timer
 from dit_accel.evaluation.methods import METHODS, UNCACHED, MethodContext, Setting
 from dit_accel.evaluation.probe import Probe
 from dit_accel.models.checkpoints import Denoiser, Shape, TextShape
+from dit_accel.models.setup import Setup, apply
 
 COMPUTED_SHARE = 0.999  # a step with at least this share of the uncached FLOPs counts as computed
 
@@ -41,6 +42,7 @@ class BenchmarkCase:
     Args:
         small: the row's reduced form, for a machine without a GPU.
         rounds: how often every method runs, by turns.
+        setup: how the pipeline is set up.
     """
 
     denoiser: Denoiser
@@ -51,6 +53,7 @@ class BenchmarkCase:
     device: str
     dtype: str
     rounds: int = 3
+    setup: Setup = field(default_factory=Setup)
 
     @property
     def clip(self) -> ClipSpec:
@@ -211,6 +214,8 @@ def build(case: BenchmarkCase) -> Any:
         transformer=transformer, scheduler=scheduler, **row.components
     )
     pipe.set_progress_bar_config(disable=True)
+    if case.setup != Setup():
+        apply(pipe, case.setup, case.device)
     return pipe
 
 

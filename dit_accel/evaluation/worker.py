@@ -7,6 +7,7 @@ Source: ours.
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -113,10 +114,12 @@ def _runner(
 
 def load(spec: EvaluationSpec, folder: str, device: str) -> Any:
     """The pipeline of an evaluation, silent, on a device."""
-    from dit_accel.models import loading
+    from dit_accel.models import loading, setup
 
     model = loading.inspect_folder(Path(folder), name=spec.model.name)
-    return loading.load(model, device=device, dtype=spec.dtype)
+    index = model.index | {"_class_name": spec.model.pipeline}
+    model = dataclasses.replace(model, index=index)
+    return setup.load(model, spec.setup, device=device, dtype=spec.dtype)
 
 
 def _run_in_child(folder: str, device: str, store: Store, ids: Sequence[str]) -> None:

@@ -10,11 +10,12 @@ Source: ours.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import importlib
 import re
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ REACH_SECONDS = 5.0
 CONFIG_FILES = ["model_index.json", "*/config.json", "*/*_config.json", "generation_defaults.json"]
 MINIATURE = "without a model, the embedded miniature runs and needs nothing"
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+_VARIANT = re.compile(r"^[\w-]+\.(?!safetensors)([\w-]+?)(?:-\d+-of-\d+)?\.safetensors$")
 
 
 class ModelError(ValueError):
@@ -45,31 +47,50 @@ class LoadableModel:
     folder: Path
     index: dict[str, Any]
     family: Family
+    variant: str | None = None
 
 
-def resolve_model(model: str | None, *, whole: bool = True) -> LoadableModel:
+@dataclass(frozen=True)
+class Version:
+    """Which of a model's weights: of the hub a branch, tag or commit; of a folder the variant,
+    which stands in the names of its files."""
+
+    revision: str | None = None
+    variant: str | None = None
+
+
+def resolve_model(
+    model: str | None, *, whole: bool = True, version: Version | None = None
+) -> LoadableModel:
     """Find the folder of a model, downloading it if need be.
 
     Args:
         model: a folder, a hub id, or None for the embedded miniature.
         whole: False if its configuration files are enough; nothing else is downloaded then.
+        version: None: the main branch, and the files without a variant.
 
     Raises:
         ModelError: it is neither, or no diffusers folder of a supported family.
         ModelLoadError: a hub id is not in the cache and cannot be downloaded.
     """
+    version = version or Version()
+    folder = Path(model or "").expanduser()
+    if version.revision is not None and (model is None or folder.exists()):
+        raise ModelError(
+            f"revision is {version.revision!r}: applies to hub ids, and model is "
+            f"{'the miniature' if model is None else f'the folder {model!r}'}"
+        )
     if model is None:
-        return _embedded()
-    folder = Path(model).expanduser()
+        return _with_variant(_embedded(), version)
     if folder.is_dir():
-        return inspect_folder(folder, name=model, whole=whole)
+        return _with_variant(inspect_folder(folder, name=model, whole=whole), version)
     if folder.exists():
         raise ModelError(f"model is {model!r}, a file: must be a folder with a model_index.json")
     if model.startswith((".", "~")) or not _HUB_ID.fullmatch(model):
         raise ModelError(
             f"model is {model!r}: no such folder, and no hub id of the form owner/name"
         )
-    return _from_hub(model, whole)
+    return _with_variant(_from_hub(model, whole, version), version)
 
 
 def inspect_folder(folder: Path, *, name: str, whole: bool = True) -> LoadableModel:
@@ -107,24 +128,35 @@ def missing_parts(folder: Path, index: dict[str, Any]) -> list[str]:
 
 
 def load(model: LoadableModel, *, device: str, dtype: str) -> Any:
-    """Load the pipeline onto its device; the VAE stays in float32, as its authors advise.
+    """Load the pipeline onto its device; see `read`."""
+    return read(model, dtype=dtype, place=lambda pipe: pipe.to(device))
+
+
+def read(model: LoadableModel, *, dtype: str, place: Callable[[Any], object], **more: Any) -> Any:
+    """Load the pipeline; the VAE stays in float32, as its authors advise.
+
+    Args:
+        place: brings the loaded pipeline to its device.
+        more: arguments of `from_pretrained`.
 
     Raises:
         ModelLoadError: if diffusers cannot load it.
     """
+    import diffusers
     import torch
-    from diffusers import DiffusionPipeline
 
-    loader: Any = DiffusionPipeline
+    # the class of the index, which need not be that of the folder
+    loader: Any = getattr(diffusers, str(model.index["_class_name"]), diffusers.DiffusionPipeline)
     kinds = {"default": getattr(torch, dtype), "vae": torch.float32}
     try:
         with warnings.catch_warnings():  # from 0.42 on it is `dtype`, which older ones do not know
             warnings.filterwarnings("ignore", message=".*torch_dtype", category=FutureWarning)
             pipe = loader.from_pretrained(
-                str(model.folder), torch_dtype=kinds, local_files_only=True
-            )
-        pipe.to(device)
-    except (MemoryError, torch.OutOfMemoryError):
+                str(model.folder), torch_dtype=kinds, local_files_only=True,
+                variant=model.variant, **more,
+            )  # fmt: skip
+        place(pipe)
+    except (MemoryError, torch.OutOfMemoryError, ModelLoadError):
         raise
     except Exception as error:  # a damaged file makes diffusers raise anything
         first = str(error).strip() or type(error).__name__
@@ -183,6 +215,17 @@ def quiet_libraries(*, verbose: bool) -> Iterator[None]:
             for logger, level in zip(loggers, levels, strict=True):
                 logger.set_verbosity(level)
                 logger.enable_progress_bar()
+
+
+def _with_variant(model: LoadableModel, version: Version) -> LoadableModel:
+    if version.variant is None:
+        return model
+    names = {path.name for path in model.folder.glob("*/*.safetensors")}
+    found = {part for name in names for part in _VARIANT.findall(name)}
+    if version.variant not in found:
+        there = f"its files have {', '.join(sorted(found))}" if found else "its files have none"
+        raise ModelError(f"variant is {version.variant!r}, of model {model.name!r}: {there}")
+    return dataclasses.replace(model, variant=version.variant)
 
 
 def _embedded() -> LoadableModel:
@@ -247,10 +290,10 @@ def _as_model_error(name: str) -> Iterator[None]:
         raise ModelError(f"model is {name!r}: {error}") from error
 
 
-def _from_hub(model: str, whole: bool) -> LoadableModel:
+def _from_hub(model: str, whole: bool, version: Version) -> LoadableModel:
     from huggingface_hub import constants
 
-    cached = _cached(model)
+    cached = _cached(model, version.revision)
     if cached is not None:
         index = _read_index(cached / "model_index.json", model)
         if not (missing_parts(cached, index) if whole else _missing_configs(cached)):
@@ -258,19 +301,19 @@ def _from_hub(model: str, whole: bool) -> LoadableModel:
     state = "not in the local cache" if cached is None else "only partly in the local cache"
     if constants.HF_HUB_OFFLINE:
         raise ModelLoadError(_how_to_get(model, state, "HF_HUB_OFFLINE is set"))
-    _check_reachable(model, state)
-    return _download(model, state, whole)
+    _check_reachable(model, state, version.revision)
+    return _download(model, state, whole, version)
 
 
-def _cached(model: str) -> Path | None:
+def _cached(model: str, revision: str | None) -> Path | None:
     """The folder of a model in the local cache, whole or not; asks no network."""
     from huggingface_hub import try_to_load_from_cache
 
-    found = try_to_load_from_cache(model, "model_index.json")
+    found = try_to_load_from_cache(model, "model_index.json", revision=revision)
     return Path(found).parent if isinstance(found, str) else None
 
 
-def _check_reachable(model: str, state: str) -> None:
+def _check_reachable(model: str, state: str, revision: str | None) -> None:
     """Check that the hub has the model; in a thread, because DNS look-ups have no time limit."""
     from huggingface_hub import HfApi
 
@@ -278,7 +321,7 @@ def _check_reachable(model: str, state: str) -> None:
 
     def ask() -> None:
         try:
-            HfApi().model_info(model, timeout=REACH_SECONDS)
+            HfApi().model_info(model, revision=revision, timeout=REACH_SECONDS)
             ends.append(None)
         except Exception as error:
             ends.append(error)
@@ -291,17 +334,18 @@ def _check_reachable(model: str, state: str) -> None:
         raise _hub_error(model, state, end) from end
 
 
-def _download(model: str, state: str, whole: bool) -> LoadableModel:
+def _download(model: str, state: str, whole: bool, version: Version) -> LoadableModel:
     from diffusers import DiffusionPipeline
     from huggingface_hub import hf_hub_download, snapshot_download
 
     try:
-        first = hf_hub_download(model, "model_index.json")
+        revision = version.revision
+        first = hf_hub_download(model, "model_index.json", revision=revision)
         _check_family(_read_index(Path(first), model), model)
         if whole:
-            folder = DiffusionPipeline.download(model)
+            folder = DiffusionPipeline.download(model, revision=revision, variant=version.variant)
         else:
-            folder = snapshot_download(model, allow_patterns=CONFIG_FILES)
+            folder = snapshot_download(model, revision=revision, allow_patterns=CONFIG_FILES)
     except ModelError:
         raise
     except Exception as error:
@@ -310,11 +354,18 @@ def _download(model: str, state: str, whole: bool) -> LoadableModel:
 
 
 def _hub_error(model: str, state: str, error: Exception) -> ModelError | ModelLoadError:
-    from huggingface_hub.errors import EntryNotFoundError, GatedRepoError, RepositoryNotFoundError
+    from huggingface_hub.errors import (
+        EntryNotFoundError,
+        GatedRepoError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
 
     name = f"model is {model!r}:"
     if isinstance(error, GatedRepoError):
         return ModelLoadError(f"{name} accept its terms on the hub, then `hf auth login`")
+    if isinstance(error, RevisionNotFoundError):
+        return ModelError(f"{name} the hub has no such revision of it")
     if isinstance(error, RepositoryNotFoundError):
         return ModelError(f"{name} no such folder, and the hub has no such public model")
     if isinstance(error, EntryNotFoundError):

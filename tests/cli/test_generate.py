@@ -28,7 +28,7 @@ from dit_accel.cli.run.settings import SizeStrides, check_sizes, read_strides
 from dit_accel.core import video
 from dit_accel.core.families import FAMILIES
 from dit_accel.core.report import SiteReport
-from dit_accel.models import loading
+from dit_accel.models import loading, setup
 from dit_accel.models.loading import missing_parts
 
 ROOT = Path(__file__).parents[2]
@@ -514,14 +514,14 @@ def test_an_unforeseen_error_is_one_line_and_verbose_shows_where(
 def test_frames_that_are_not_finite_are_refused(
     generate: Callable[..., Result], here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    load = loading.load
+    load = setup.load
 
     def load_broken(*args: Any, **options: Any) -> Any:
         pipe = load(*args, **options)
         pipe.vae.post_quant_conv.bias.data.fill_(np.nan)
         return pipe
 
-    monkeypatch.setattr(loading, "load", load_broken)
+    monkeypatch.setattr(setup, "load", load_broken)
     result = generate("--dtype", "bfloat16")
     assert result.exit_code == 1
     assert "frames that are not finite in bfloat16; try --dtype float32" in result.stderr

@@ -25,8 +25,10 @@ ACCELS = ("unicp", "unicp-paper")
 DTYPE_NAMES = ("float32", "bfloat16", "float16")
 
 ACCELERATION, COMPARISON, WORK, CLIP = "Acceleration", "Comparison", "Work", "Clip"
-LAYOUT, OUTPUT, MACHINE = "Layout", "Output", "Machine"
-PANELS = (ACCELERATION, COMPARISON, WORK, CLIP, LAYOUT, OUTPUT, MACHINE)  # in the help
+INPUT, MODEL, LAYOUT, OUTPUT, MACHINE = "Input", "Model", "Layout", "Output", "Machine"
+PANELS = (  # in the help
+    ACCELERATION, COMPARISON, WORK, CLIP, INPUT, LAYOUT, OUTPUT, MODEL, MACHINE
+)  # fmt: skip
 METHODS_HELP = "Methods with their settings, NAME:0.1,0.2; NAME:* is a whole sweep."
 TARGET_HELP = "PSNR to the uncached clip that 95 % of clips reach."
 RATIO_HELP = "All steps / computed steps."
@@ -158,6 +160,15 @@ class MachineOptions:
     device: str | None = option(
         None, "cpu, cuda, cuda:N or mps.", panel=MACHINE, metavar="NAME", shown="cuda, else cpu"
     )
+    offload: str = option(
+        "none", "Weights to the CPU: none, model, sequential (least memory) or group.",
+        panel=MACHINE, metavar="HOW",
+    )  # fmt: skip
+    compile: bool = option(False, "Compile the denoiser's blocks.", panel=MACHINE)
+    attention_backend: str | None = option(
+        None, "Of diffusers; `doctor` lists those that work.", panel=MACHINE, metavar="NAME",
+        shown="diffusers' own",
+    )  # fmt: skip
     verbose: bool = verbose()
 
 
@@ -171,10 +182,47 @@ class SizeOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ClipOptions(SizeOptions, MachineOptions):
-    """What decides a clip, but for its prompt and seed, and where it is made."""
+class InputOptions:
+    """What a clip starts from, beside its prompt."""
+
+    image: Path | None = option(None, "The first frame.", panel=INPUT, metavar="FILE")
+    last_image: Path | None = option(None, "The last frame.", panel=INPUT, metavar="FILE")
+    video: Path | None = option(None, "A clip to change.", panel=INPUT, metavar="FILE")
+    strength: float | None = option(
+        None, "Of the video's change, above 0 to 1.", panel=INPUT, shown=MODELS
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class VersionOptions:
+    """Which weights of a model."""
 
     model: str | None = model()
+    revision: str | None = option(
+        None, "Branch, tag or commit of a hub id.", panel=MODEL, metavar="NAME", shown="main"
+    )
+    variant: str | None = option(
+        None, "Of the weights' files, e.g. fp16.", panel=MODEL, metavar="NAME"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClipOptions(SizeOptions, InputOptions, VersionOptions, MachineOptions):
+    """What decides a clip, but for its prompt and seed, and where it is made."""
+
+    lora: list[str] | None = option(
+        None, "A LoRA; give it again for a further one.", panel=MODEL, metavar="PATH[:WEIGHT]"
+    )
+    scheduler: str | None = option(
+        None, "A scheduler class of diffusers.", panel=MODEL, metavar="NAME", shown=MODELS
+    )
+    quantize: str | None = option(
+        None, "Weights of the denoiser: bnb4, bnb8, int8, fp8 or quanto8.", panel=MODEL,
+        metavar="HOW",
+    )  # fmt: skip
+    vae_tiling: bool = option(
+        False, "Decode in tiles: less memory, slightly other frames.", panel=MACHINE
+    )
     steps: int | None = option(None, "Denoising steps.", panel=CLIP, shown=MODELS)
     guidance: float | None = guidance()
     fps: float | None = fps()

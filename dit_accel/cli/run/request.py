@@ -19,6 +19,7 @@ from dit_accel.cli.common import options
 from dit_accel.cli.common.errors import BadInput, refused
 from dit_accel.cli.common.options import LAYOUT, AccelOptions, ClipOptions, argument, option
 from dit_accel.core.document import shown
+from dit_accel.core.generation import INPUT_FILES
 from dit_accel.models.families import SITES
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ SCENE = {  # options of a layout, and the settings of `SceneConfig` that they gi
 MOST_STEPS = 1000  # as many as the samplers of diffusers were trained with
 RANGES: dict[str, tuple[float, float]] = {  # of the options of a clip
     "guidance": (0.0, 1000.0), "steps": (1, MOST_STEPS), "height": (1, 16_384),
-    "width": (1, 16_384), "frames": (1, 100_000), "fps": (0.01, 1000.0),
+    "width": (1, 16_384), "frames": (1, 100_000), "fps": (0.01, 1000.0), "strength": (0.001, 1.0),
 }  # fmt: skip
 LARGEST_SEED = 2**63 - 1
 _layout = functools.partial(option, panel=LAYOUT)
@@ -81,6 +82,10 @@ class Request(AccelOptions, ClipOptions):
         options.bytes_of(self.cache_memory)
 
     def _check_layout_options(self) -> None:
+        for name in INPUT_FILES:
+            if self.layout is not None and getattr(self, name) is not None:
+                flag = f"--{name.replace('_', '-')}"
+                raise BadInput(f"{flag} and --layout are given: a layout is text to video")
         for name in SCENE:
             if self.layout is None and getattr(self, name) is not None:
                 raise BadInput(f"--{name} is given: applies to --layout only")

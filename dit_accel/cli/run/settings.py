@@ -15,13 +15,22 @@ from pathlib import Path
 from typing import Any
 
 from dit_accel.cli.common.errors import BadInput, refused
-from dit_accel.cli.common.options import ClipOptions
+from dit_accel.cli.common.options import ClipOptions, MachineOptions
+from dit_accel.cli.run import inputs
 from dit_accel.config import AccelConfig, UncachedConfig
-from dit_accel.core.generation import ClipSpec
+from dit_accel.core.generation import INPUT_FILES, ClipSpec
 from dit_accel.layout import Layout
 from dit_accel.models import miniature
+from dit_accel.models import setup as setups
 from dit_accel.models.json_file import read_object, whole_number
-from dit_accel.models.loading import LoadableModel, choose_device, choose_dtype, resolve_model
+from dit_accel.models.loading import (
+    LoadableModel,
+    Version,
+    choose_device,
+    choose_dtype,
+    resolve_model,
+)
+from dit_accel.models.setup import Setup
 
 FALLBACK_FPS = 16.0
 _TRANSFORMER = Path("transformer/config.json")  # of the model's folder
@@ -53,6 +62,11 @@ class Settings:
     max_sequence_length: int | None
     dtype: str
     device: str
+    image: str | None = None
+    last_image: str | None = None
+    video: str | None = None
+    strength: float | None = None
+    setup: Setup = field(default_factory=Setup)
     compare: bool = False
     prompts: tuple[str, ...] = ()  # of a layout's shots
     accel: AccelConfig = field(default_factory=UncachedConfig)
@@ -62,6 +76,11 @@ class Settings:
         """The part that decides the clip, the model apart."""
         names = (field.name for field in dataclasses.fields(ClipSpec))
         return ClipSpec(**{name: getattr(self, name) for name in names})
+
+    @property
+    def loop_steps(self) -> int:
+        """The steps that run: a changed video begins late."""
+        return self.steps if self.strength is None else max(int(self.steps * self.strength), 1)
 
     @property
     def quality(self) -> float | None:
@@ -76,7 +95,7 @@ class Settings:
     def to_dict(self) -> dict[str, Any]:
         """Every field, JSON-able; `AccelConfig.from_dict` reads `accel`."""
         fields = {one.name: getattr(self, one.name) for one in dataclasses.fields(self)}
-        return fields | {"accel": self.accel.to_dict()}
+        return fields | {"accel": self.accel.to_dict(), "setup": self.setup.to_dict()}
 
 
 @dataclass(frozen=True)
@@ -109,11 +128,17 @@ def resolve(
     """
     call = call_parameters(model)
     defaults: dict[str, Any] = {**call, **folder_defaults(model)}
+    shown, strides = inputs.read(options, model), read_strides(model)
+    typed_size = options.height is not None or options.width is not None
+    of_input = shown.defaults(defaults, strides.spatial, strides.temporal)
+    for name in ("height", "width") if typed_size else ():
+        of_input.pop(name, None)
+    defaults |= of_input
     chosen = {
         name: given_or_default(getattr(options, name), defaults.get(parameter), name)
         for name, parameter in _CALL_NAMES.items()
     }
-    check_sizes(read_strides(model), chosen["height"], chosen["width"], chosen["frames"])
+    check_sizes(strides, chosen["height"], chosen["width"], chosen["frames"])
     fps = options.fps or float(defaults.get("fps") or defaults.get("frame_rate") or FALLBACK_FPS)
     return Settings(
         **chosen,
@@ -127,13 +152,36 @@ def resolve(
         max_sequence_length=defaults.get("max_sequence_length"),
         dtype=dtype,
         device=device,
+        setup=setup_of(options),
+        strength=shown.strength or (call.get("strength") if shown.video else None),
+        **{name: getattr(shown, name) for name in INPUT_FILES},
     )
 
 
 def locate(options: ClipOptions) -> tuple[LoadableModel, str, str]:
     """The model's folder, the device and the dtype; raises ModelError for what is not there."""
-    device = choose_device(options.device)
-    return resolve_model(options.model), device, choose_dtype(options.dtype, device)
+    setup, device = setup_of(options), choose_device(options.device)
+    model = resolve_model(options.model, version=Version(options.revision, options.variant))
+    for name in ("image", "video"):
+        if getattr(options, name) is not None:
+            model = setups.with_input(model, name)
+    call_parameters(model)  # refuses a pipeline that diffusers does not have
+    setups.check(setup, model, device)
+    return model, device, choose_dtype(options.dtype, device)
+
+
+def setup_of(options: MachineOptions) -> Setup:
+    """How the pipeline is set up, as it was typed; refuses what cannot be combined."""
+    fields = (one.name for one in dataclasses.fields(Setup))
+    typed = {name: getattr(options, name) for name in fields if hasattr(options, name)}
+    typed["lora"] = tuple(map(_absolute, typed.get("lora") or ()))
+    return Setup(**typed)
+
+
+def _absolute(lora: str) -> str:
+    """A LoRA that a process in another folder finds too."""
+    path, weight = setups.lora_of(lora)
+    return f"{path.expanduser().absolute()}" + (f":{weight:g}" if weight != 1 else "")
 
 
 def call_parameters(model: LoadableModel) -> dict[str, Any]:

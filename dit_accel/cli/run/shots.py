@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dit_accel.cli.common.errors import refused
+from dit_accel.cli.common.errors import BadInput, refused
 from dit_accel.cli.common.files import Files, name_files
 
 if TYPE_CHECKING:
@@ -21,6 +21,16 @@ if TYPE_CHECKING:
     from dit_accel.cli.run.settings import Settings, SizeStrides
     from dit_accel.core.generation import Generation
     from dit_accel.layout import Layout
+    from dit_accel.models.loading import LoadableModel
+
+
+def check_family(model: LoadableModel) -> None:
+    """Refuse before loading a family in which a layout is not known to work."""
+    from dit_accel.models.families import FAMILIES
+
+    if model.family.cross_attention is None:
+        able = ", ".join(row.name for row in FAMILIES.values() if row.cross_attention is not None)
+        raise BadInput(f"--layout is given: the family is {model.family.name}; accepted: {able}")
 
 
 def check_fits(layout: Layout, settings: Settings, strides: SizeStrides) -> None:

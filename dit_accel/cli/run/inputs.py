@@ -1,0 +1,142 @@
+"""Pictures and videos that a clip starts from: whether the pipeline takes them, and their size.
+
+In: the options and a model's folder. Out: `Inputs`, with what they say of the clip's size.
+Knows the signature of the pipeline's call, and the files' headers; loads no weights. Ours.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dit_accel.cli.common.errors import BadInput, as_option
+from dit_accel.core.files import reason_of
+from dit_accel.core.generation import INPUT_FILES, INPUTS
+
+if TYPE_CHECKING:
+    from dit_accel.models.loading import LoadableModel
+
+# What a pipeline without an input is told: those of diffusers that take it.
+TAKING = {
+    "image": "WanImageToVideoPipeline, CogVideoXImageToVideoPipeline, HunyuanVideoImageToVideo"
+    "Pipeline, LTXImageToVideoPipeline",
+    "last_image": "WanImageToVideoPipeline",
+    "video": "WanVideoToVideoPipeline, CogVideoXVideoToVideoPipeline, WanVACEPipeline",
+    "strength": "WanVideoToVideoPipeline, CogVideoXVideoToVideoPipeline",
+}
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What the pipeline is shown.
+
+    Args:
+        size: width and height of the first picture, in pixels.
+        frames, fps: of the video.
+    """
+
+    image: str | None = None
+    last_image: str | None = None
+    video: str | None = None
+    strength: float | None = None
+    size: tuple[int, int] | None = None
+    frames: int | None = None
+    fps: float | None = None
+
+    def defaults(self, usual: dict[str, Any], spatial: int, temporal: int) -> dict[str, Any]:
+        """The clip's size where it was not typed: the input's shape at the model's usual area.
+
+        Args:
+            usual: the model's defaults, by the pipeline's arguments.
+            spatial, temporal: what sizes are multiples of, and frames one more than.
+        """
+        found: dict[str, Any] = {}
+        height, width = usual.get("height"), usual.get("width")
+        if self.size is not None and height and width:
+            ratio, area = self.size[1] / self.size[0], height * width
+            sides = math.sqrt(area * ratio), math.sqrt(area / ratio)
+            found["height"], found["width"] = (
+                max(round(side / spatial), 1) * spatial for side in sides
+            )
+        if self.frames is not None:
+            most = min(self.frames, usual.get("num_frames") or self.frames)
+            found["num_frames"] = (most - 1) // temporal * temporal + 1
+        return found | ({"fps": self.fps} if self.fps else {})
+
+
+def read(options: Any, model: LoadableModel) -> Inputs:
+    """Check the inputs against the pipeline, and read what their files say.
+
+    Args:
+        options: with those of `InputOptions`.
+
+    Raises:
+        BadInput: the pipeline does not take one, lacks one, or a file cannot be read.
+    """
+    import diffusers
+
+    name = str(model.index["_class_name"])
+    parameters = inspect.signature(getattr(diffusers, name).__call__).parameters
+    for option in INPUTS:
+        value = getattr(options, option)
+        if value is not None and option not in parameters:
+            raise BadInput(
+                f"{_flag(option)} is {str(value)!r}: --model is a {name}, which takes none; "
+                f"folders of {TAKING[option]} do"
+            )
+    if options.strength is not None and options.video is None:
+        raise BadInput(f"--strength is {options.strength:g}: applies to --video only")
+    for option in ("image", "video"):
+        if getattr(options, option) is None and _needs(parameters, option, name):
+            raise BadInput(f"{_flag(option)} is not given: --model is a {name}, which needs one")
+    # absolute, so that a process in another folder finds them
+    paths = {option: getattr(options, option) for option in INPUT_FILES}
+    given = {o: str(path.expanduser().absolute()) for o, path in paths.items() if path is not None}
+    size, frames, fps = None, None, None
+    for option in ("last_image", "image"):
+        if option in given:
+            size = _picture_size(option, str(paths[option]))
+    if "video" in given:
+        size, frames, fps = _video_size(str(paths["video"]))
+    return Inputs(**given, strength=options.strength, size=size, frames=frames, fps=fps)
+
+
+def _needs(parameters: Any, option: str, pipeline: str) -> bool:
+    """Whether the call fails without an input; some pipelines have a default and yet need it."""
+    found = parameters.get(option)
+    if found is None:
+        return False
+    needed = f"{option.title()}ToVideo" in pipeline and "Condition" not in pipeline
+    return found.default is found.empty or needed
+
+
+def _flag(option: str) -> str:
+    return f"--{option.replace('_', '-')}"
+
+
+def _picture_size(option: str, path: str) -> tuple[int, int]:
+    from PIL import Image
+
+    try:
+        with Image.open(path) as picture:
+            size = picture.size
+            picture.convert("RGB")  # a picture that is cut off fails here
+            return size
+    except OSError as error:
+        reason = reason_of(error) if error.errno else "no picture that can be read"
+        raise BadInput(f"{_flag(option)} is {path!r}: {reason}") from error
+
+
+def _video_size(path: str) -> tuple[tuple[int, int], int, float | None]:
+    from dit_accel.core import video
+
+    try:
+        frames, fps = video.read_video(Path(path))
+    except (OSError, ValueError) as error:
+        reason = reason_of(error) if isinstance(error, OSError) else as_option(str(error))
+        reason = reason.replace("path is", "it is")
+        raise BadInput(f"--video is {path!r}: {reason}") from error
+    return (frames.shape[2], frames.shape[1]), len(frames), fps

@@ -1,0 +1,96 @@
+"""Which of diffusers' attention backends work on this machine: each is tried on a small tensor.
+
+In: a backend's name and a device. Out: whether it works, whether with a mask, and if not, why.
+Knows that diffusers lists more backends than are installed, and that an import tells little: only a
+call does. Nothing is downloaded: backends from the hub are not tried.
+Source: ours.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from dit_accel.models.json_file import read_object
+
+if TYPE_CHECKING:
+    from dit_accel.models.loading import LoadableModel
+
+SHAPE = (1, 128, 2, 64)  # batch, tokens, heads, head width: what every kernel takes
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """What came of a backend's call.
+
+    Args:
+        masks: whether it also takes a mask over keys.
+        why: it does not work, in one line.
+    """
+
+    name: str
+    works: bool
+    masks: bool = False
+    why: str = ""
+
+
+def names() -> tuple[str, ...]:
+    """The backends that the installed diffusers lists; empty before it had any."""
+    try:
+        from diffusers.models.attention_dispatch import AttentionBackendName
+    except ImportError:
+        return ()
+    return tuple(one.value for one in AttentionBackendName)
+
+
+def attempt(name: str, device: str) -> Attempt:
+    """Call a backend once, and once with a mask."""
+    if name not in names():
+        return Attempt(name, False, why=f"diffusers lists {', '.join(names()) or 'none'}")
+    if name.endswith("_hub"):
+        return Attempt(name, False, why="its kernel is downloaded when it is first used")
+    why = _error(name, device, masked=False)
+    if why is not None:
+        return Attempt(name, False, why=why)
+    return Attempt(name, True, masks=_error(name, device, masked=True) is None)
+
+
+def _error(name: str, device: str, *, masked: bool) -> str | None:
+    import torch
+    from diffusers.models.attention_dispatch import attention_backend, dispatch_attention_fn
+
+    dtype = torch.float32 if device == "cpu" else torch.bfloat16
+    generator = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(SHAPE, generator=generator).to(device, dtype) for _ in range(3))
+    mask = None
+    if masked:
+        mask = torch.ones(1, 1, 1, SHAPE[1], dtype=torch.bool, device=device)
+        mask[..., SHAPE[1] // 2 :] = False
+    try:
+        with torch.no_grad(), attention_backend(name):
+            out = dispatch_attention_fn(q, k, v, attn_mask=mask)
+        expected = torch.nn.functional.scaled_dot_product_attention(
+            *(one.transpose(1, 2).float() for one in (q, k, v)), attn_mask=mask
+        ).transpose(1, 2)
+        if not torch.allclose(out.float(), expected, atol=0.05):
+            return "its values are wrong"
+    except Exception as error:  # kernels raise anything
+        return (str(error).strip() or type(error).__name__).splitlines()[0]
+    return None
+
+
+def dispatched(model: LoadableModel) -> bool:
+    """Whether the denoiser's attentions go through diffusers' dispatcher, so that a backend counts.
+
+    The denoiser is built without weights.
+    """
+    import diffusers
+    import torch
+
+    part = next(p for p in ("transformer", "transformer_2") if (model.folder / p).is_dir())
+    config = read_object(model.folder / part / "config.json")
+    kind: Any = getattr(diffusers, model.family.transformer)
+    with torch.device("meta"):
+        built = kind.from_config(config)
+    processors = (getattr(module, "processor", None) for module in built.modules())
+    return any(hasattr(one, "_attention_backend") for one in processors if one is not None)

@@ -1,0 +1,86 @@
+"""Quantised weights of the denoiser: what the installed diffusers can do here.
+
+In: a method's name. Out: a refusal, or the configuration that `from_pretrained` takes.
+Knows diffusers' backends and the package of each; quantises nothing itself.
+Source: the quantization backends of diffusers; the choice of settings is ours.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from typing import Any
+
+# Method -> the package that diffusers' backend needs, as it is imported and as it is installed.
+METHODS: dict[str, tuple[str, str]] = {
+    "bnb4": ("bitsandbytes", "bitsandbytes"),
+    "bnb8": ("bitsandbytes", "bitsandbytes"),
+    "int8": ("torchao", "torchao"),
+    "fp8": ("torchao", "torchao"),
+    "quanto8": ("optimum.quanto", "optimum-quanto"),
+}
+BYTES = {"bnb4": 0.56, "bnb8": 1.0, "int8": 1.0, "fp8": 1.0, "quanto8": 1.0}  # of one weight
+
+
+def installed(method: str) -> bool:
+    """Whether the package of a method is there."""
+    package = METHODS[method][0]
+    try:
+        return importlib.util.find_spec(package) is not None
+    except ModuleNotFoundError:  # of its parent
+        return False
+
+
+def available() -> list[str]:
+    """The methods whose package is installed."""
+    return [method for method in METHODS if installed(method)]
+
+
+def check(method: str | None) -> None:
+    """Refuse a method that is unknown or whose package is not installed.
+
+    Raises:
+        ModelError: naming the argument and what to install.
+    """
+    from dit_accel.models.loading import ModelError
+
+    if method is None:
+        return
+    if method not in METHODS:
+        raise ModelError(f"quantize is {method!r}: must be one of {', '.join(METHODS)}")
+    if not installed(method):
+        package = METHODS[method][1]
+        others = ", ".join(available())
+        have = f"; installed are those of {others}" if others else ""
+        raise ModelError(
+            f"quantize is {method!r}: {package} is not installed: pip install {package}{have}"
+        )
+
+
+def config_of(method: str, parts: list[str], dtype: Any) -> Any:
+    """The argument `quantization_config` of a pipeline's `from_pretrained`.
+
+    Args:
+        parts: names of the components to quantise.
+        dtype: to compute in.
+    """
+    from diffusers.quantizers import PipelineQuantizationConfig
+
+    return PipelineQuantizationConfig(quant_mapping=dict.fromkeys(parts, _one(method, dtype)))
+
+
+def _one(method: str, dtype: Any) -> Any:
+    import diffusers
+
+    if method == "bnb4":
+        return diffusers.BitsAndBytesConfig(
+            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype
+        )
+    if method == "bnb8":
+        return diffusers.BitsAndBytesConfig(load_in_8bit=True)
+    if method == "quanto8":
+        return diffusers.QuantoConfig(weights_dtype="int8")
+    from torchao.quantization import Float8WeightOnlyConfig, Int8WeightOnlyConfig
+
+    return diffusers.TorchAoConfig(
+        Int8WeightOnlyConfig() if method == "int8" else Float8WeightOnlyConfig()
+    )

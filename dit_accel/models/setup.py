@@ -1,0 +1,340 @@
+"""How a pipeline is set up beyond its folder: LoRAs, scheduler, offloading, compilation, backend.
+
+In: a `Setup`, a checked folder, and later the loaded pipeline. Out: refusals before any weights are
+read, and the pipeline as it was asked for.
+Knows diffusers' public switches, and what cannot be combined; knows no acceleration. Errors name
+the arguments of `Setup`.
+Source: ours.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import inspect
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dit_accel.models import backends, loading, quantizing
+from dit_accel.models.loading import LoadableModel, ModelError, ModelLoadError
+
+OFFLOADS = ("none", "model", "sequential", "group")
+EXPERTS = ("transformer", "transformer_2")
+MASKED = ("hunyuan-video", "ltx")  # families whose attentions get a mask
+# Pipelines of diffusers that run on another one's folder when an input is given.
+SIBLINGS = {
+    ("WanPipeline", "video"): "WanVideoToVideoPipeline",
+    ("CogVideoXPipeline", "video"): "CogVideoXVideoToVideoPipeline",
+    ("LTXPipeline", "image"): "LTXImageToVideoPipeline",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setup:
+    """What is done to a pipeline after it is loaded; by default nothing.
+
+    Args:
+        lora: files or folders with a weight each, `PATH` or `PATH:WEIGHT`.
+        offload: of weights to the CPU: one of `OFFLOADS`.
+        compile: whether the denoiser's blocks are compiled.
+        attention_backend: of diffusers' attention dispatcher, by name.
+        scheduler: the class name of a scheduler that takes the place of the folder's.
+        vae_tiling: whether frames are decoded in tiles.
+        quantize: of the denoiser's weights: one of `quantizing.METHODS`.
+    """
+
+    lora: tuple[str, ...] = ()
+    offload: str = "none"
+    compile: bool = False
+    attention_backend: str | None = None
+    scheduler: str | None = None
+    vae_tiling: bool = False
+    quantize: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.offload not in OFFLOADS:
+            raise ModelError(f"offload is {self.offload!r}: must be one of {', '.join(OFFLOADS)}")
+        if self.compile and self.offload == "sequential":
+            raise ModelError(
+                "compile and offload=sequential are given, which moves every layer by itself: "
+                "must be model, group or none"
+            )
+        if self.quantize and self.offload == "sequential":
+            raise ModelError(
+                "quantize and offload=sequential are given: must be model, group or none"
+            )
+        for text in self.lora:
+            lora_of(text)
+        quantizing.check(self.quantize)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The settings that are not the default, JSON-able."""
+        fields = {one.name: (getattr(self, one.name), one.default) for one in _fields()}
+        found = {name: value for name, (value, default) in fields.items() if value != default}
+        return found | ({"lora": list(self.lora)} if self.lora else {})
+
+
+def _fields() -> tuple[dataclasses.Field[Any], ...]:
+    return dataclasses.fields(Setup)
+
+
+def lora_of(text: str) -> tuple[Path, float]:
+    """Path and weight of a LoRA; the weight is 1 where none is given."""
+    path, separator, weight = text.rpartition(":")
+    try:
+        found = (Path(path), float(weight)) if separator else (Path(text), 1.0)
+    except ValueError:
+        found = Path(text), 1.0
+    if not -100 <= found[1] <= 100:
+        raise ModelError(f"lora is {text!r}: its weight must be from -100 to 100")
+    return found
+
+
+def with_input(model: LoadableModel, given: str) -> LoadableModel:
+    """The model as the pipeline that takes an input, where the folder's own one does not.
+
+    Args:
+        given: "image" or "video".
+    """
+    import diffusers
+
+    name = str(model.index["_class_name"])
+    kind = getattr(diffusers, SIBLINGS.get((name, given), ""), None)
+    if kind is None:
+        return model
+    known = inspect.signature(kind.__init__).parameters
+    parts = {part for part, entry in model.index.items() if isinstance(entry, list) and entry[0]}
+    if parts - known.keys():  # then a part would be left out in silence
+        return model
+    return dataclasses.replace(model, index=model.index | {"_class_name": kind.__name__})
+
+
+def check(setup: Setup, model: LoadableModel, device: str) -> None:
+    """Refuse before loading what cannot work with this model, on this machine.
+
+    Raises:
+        ModelError: naming the argument.
+    """
+    for text in setup.lora:
+        _check_lora(text, model)
+    if setup.scheduler is not None:
+        scheduler_of(setup.scheduler, model)
+    if setup.attention_backend is not None:
+        _check_effect(setup.attention_backend, model, device)
+    if setup.compile and device == "cpu" and not any(map(shutil.which, ("c++", "g++", "clang++"))):
+        raise ModelError("compile is given: on the CPU it needs a C++ compiler, and none is found")
+    if setup.offload == "sequential" and device == "cpu":
+        raise ModelError(
+            "offload is 'sequential': must be none, model or group on the CPU, where the weights "
+            "are already"
+        )
+
+
+def load(model: LoadableModel, setup: Setup, *, device: str, dtype: str) -> Any:
+    """Load a pipeline and set it up.
+
+    Raises:
+        ModelLoadError: a part of it failed.
+    """
+    import torch
+
+    more: dict[str, Any] = {}
+    if setup.quantize is not None:
+        parts = [name for name in EXPERTS if (model.folder / name).is_dir()]
+        kind = getattr(torch, dtype)
+        more["quantization_config"] = quantizing.config_of(setup.quantize, parts, kind)
+    return loading.read(model, dtype=dtype, place=lambda pipe: apply(pipe, setup, device), **more)
+
+
+def apply(pipe: Any, setup: Setup, device: str) -> None:
+    """Set the pipeline up and bring it to its device.
+
+    Raises:
+        ModelLoadError: a part of it failed; names the argument.
+    """
+    steps: tuple[tuple[str, Any, Callable[[], None]], ...] = (
+        ("scheduler", setup.scheduler, lambda: _schedule(pipe, str(setup.scheduler))),
+        ("lora", setup.lora, lambda: _load_loras(pipe, setup.lora)),
+        ("attention_backend", setup.attention_backend,
+         lambda: _each(pipe, "set_attention_backend", setup.attention_backend)),
+        ("vae_tiling", setup.vae_tiling, lambda: pipe.vae.enable_tiling()),
+        ("offload", setup.offload, lambda: _place(pipe, setup.offload, device)),
+        ("compile", setup.compile, lambda: _compile(pipe)),
+    )  # fmt: skip
+    import torch
+
+    for name, value, step in steps:
+        try:
+            if value:
+                step()
+        except (MemoryError, torch.OutOfMemoryError, ModelLoadError):
+            raise
+        except Exception as error:  # diffusers and peft raise anything
+            shown = ", ".join(value) if isinstance(value, tuple) else value
+            first = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise ModelLoadError(f"{name} is {shown!r}, which failed: {first}") from error
+
+
+def scheduler_of(name: str, model: LoadableModel) -> type:
+    """The class of a scheduler that can take the place of a model's own one."""
+    import diffusers
+
+    entry = model.index.get("scheduler")
+    own = str(entry[1]) if isinstance(entry, list) else ""
+    kinds = {
+        one: getattr(diffusers, one)
+        for one in dir(diffusers)
+        if one.endswith("Scheduler")
+        and "Inverse" not in one
+        and isinstance(getattr(diffusers, one), type)
+    }
+    suiting = sorted(one for one, kind in kinds.items() if _suits(kind, _is_flow(model)))
+    if name not in suiting and name != own:
+        raise ModelError(
+            f"scheduler is {name!r}: in place of {own} must be one of {', '.join(suiting)}"
+        )
+    return kinds[name]
+
+
+def _is_flow(model: LoadableModel) -> bool:
+    from dit_accel.models.json_file import read_object
+
+    source = model.folder / "scheduler" / "scheduler_config.json"
+    config = read_object(source) if source.is_file() else {}
+    return "FlowMatch" in str(config.get("_class_name")) or bool(config.get("use_flow_sigmas"))
+
+
+def _suits(kind: Any, flow: bool) -> bool:
+    """Whether a scheduler samples what a model predicts: a flow, or noise or v."""
+    known = inspect.signature(kind.__init__).parameters
+    if flow:
+        return "use_flow_sigmas" in known or kind.__name__.startswith("FlowMatchEuler")
+    return "beta_schedule" in known and "prediction_type" in known
+
+
+def _schedule(pipe: Any, name: str) -> None:
+    """Another scheduler with the settings of the pipeline's own one, shift and kind included."""
+    import diffusers
+
+    kind, config = getattr(diffusers, name), dict(pipe.scheduler.config)
+    known = inspect.signature(kind.__init__).parameters
+    shift = config.get("flow_shift") or config.get("shift") or 1.0
+    flow = "FlowMatch" in type(pipe.scheduler).__name__ or config.get("use_flow_sigmas")
+    more: dict[str, Any] = {}
+    if flow and "use_flow_sigmas" in known:
+        more = {"use_flow_sigmas": True, "prediction_type": "flow_prediction", "flow_shift": shift}
+    elif flow:
+        more = {"shift": shift}
+    pipe.scheduler = kind.from_config(config, **more)
+
+
+def _check_lora(text: str, model: LoadableModel) -> None:
+    import diffusers
+
+    path, _ = lora_of(text)
+    kind = getattr(diffusers, str(model.index["_class_name"]), None)
+    if not hasattr(kind, "load_lora_weights"):
+        raise ModelError(f"lora is {text!r}: {kind and kind.__name__} of diffusers takes none")
+    files = sorted(path.glob("*.safetensors")) if path.is_dir() else [path]
+    if not files or not files[0].is_file():
+        raise ModelError(f"lora is {text!r}: no such file, and no folder with a .safetensors")
+    try:
+        from safetensors import safe_open
+
+        with safe_open(files[0], framework="np") as file:
+            names = list(file.keys())
+    except Exception as error:
+        raise ModelError(f"lora is {text!r}, which is no .safetensors file: {error}") from error
+    if not any("lora" in name.lower() for name in names):
+        raise ModelError(f"lora is {text!r}: none of its {len(names)} tensors is one of a LoRA")
+    if importlib.util.find_spec("peft") is None:
+        raise ModelError(f"lora is {text!r}: peft is not installed: pip install peft")
+
+
+def _load_loras(pipe: Any, texts: tuple[str, ...]) -> None:
+    names = [f"lora_{index}" for index in range(len(texts))]
+    for name, text in zip(names, texts, strict=True):
+        path, _ = lora_of(text)
+        given = {"weight_name": path.name} if path.is_file() else {}
+        folder = path.parent if path.is_file() else path
+        pipe.load_lora_weights(str(folder), adapter_name=name, local_files_only=True, **given)
+    carrying = {name for loaded in pipe.get_list_adapters().values() for name in loaded}
+    for name, text in zip(names, texts, strict=True):
+        if name not in carrying:  # diffusers only warns where no tensor fits
+            raise ModelLoadError(f"lora is {text!r}: none of its tensors fits this model")
+    pipe.set_adapters(names, [lora_of(text)[1] for text in texts])
+
+
+def check_backend(name: str, device: str) -> bool:
+    """Refuse an attention backend that does not work here; returns whether it takes masks."""
+    found = backends.attempt(name, device)
+    if not found.works:
+        raise ModelError(f"attention_backend is {name!r}, which does not work here: {found.why}")
+    return found.masks
+
+
+def _check_effect(name: str, model: LoadableModel, device: str) -> None:
+    masks = check_backend(name, device)
+    if model.family.name in MASKED and not masks:
+        raise ModelError(
+            f"attention_backend is {name!r}, which takes no mask: {model.family.name} needs one"
+        )
+    if not backends.dispatched(model):
+        raise ModelError(
+            f"attention_backend is {name!r}: {model.family.transformer} calls PyTorch's attention "
+            "itself, so that it would do nothing"
+        )
+
+
+def _each(pipe: Any, method: str, *arguments: Any) -> None:
+    for part in (getattr(pipe, name, None) for name in EXPERTS):
+        if part is not None:
+            getattr(part, method)(*arguments)
+
+
+def _place(pipe: Any, offload: str, device: str) -> None:
+    if offload == "none":
+        pipe.to(device)
+    elif offload == "model":
+        pipe.enable_model_cpu_offload(device=device)
+    elif offload == "sequential":
+        pipe.enable_sequential_cpu_offload(device=device)
+    else:
+        _offload_groups(pipe, device)
+
+
+def _offload_groups(pipe: Any, device: str) -> None:
+    """Blocks of the denoisers come and go one by one; text encoders as a whole, before the loop."""
+    import torch
+    from diffusers.hooks import apply_group_offloading
+
+    where = torch.device(device)
+    for name, part in pipe.components.items():
+        if not isinstance(part, torch.nn.Module):
+            continue
+        if name in EXPERTS:
+            part.enable_group_offload(  # type: ignore[operator]
+                onload_device=where, offload_device=torch.device("cpu"),
+                offload_type="block_level", num_blocks_per_group=1,
+            )  # fmt: skip
+        elif name == "vae":  # decode() is no forward, on which the hooks rely
+            part.to(where)
+        else:
+            apply_group_offloading(
+                part, onload_device=where, offload_device=torch.device("cpu"),
+                offload_type="leaf_level",
+            )  # fmt: skip
+
+
+def _compile(pipe: Any) -> None:
+    """Block by block, as that takes seconds and not minutes; whole where there are none."""
+    for part in (getattr(pipe, name, None) for name in EXPERTS):
+        if part is None:
+            continue
+        try:
+            part.compile_repeated_blocks()
+        except ValueError:  # the class names no blocks
+            part.compile()

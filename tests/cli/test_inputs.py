@@ -1,0 +1,235 @@
+"""Clips that start from a picture or a video, and pipelines that are set up otherwise.
+
+A worked example: `--image` is `ClipSpec.image`, a path, which `call_arguments` opens for the
+pipeline's `image`. What a pipeline does not take is refused by its call's signature alone.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from commands import PROMPT, invoke
+from PIL import Image
+from safetensors.numpy import save_file
+from typer.testing import Result
+
+from dit_accel.cli.run.inputs import Inputs
+from dit_accel.models import loading, setup
+from dit_accel.models.setup import Setup, lora_of
+
+ALL_BUT_LAST = ["--threshold", "0", "--output"]
+
+
+@pytest.fixture
+def make(here: Path, model_folder: Path) -> Callable[..., Result]:
+    """`dit-accel generate` on the tiny model, with files to start from in the folder."""
+    Image.new("RGB", (48, 24), (200, 10, 10)).save("red.png")
+    Image.new("RGB", (48, 24), (10, 10, 200)).save("blue.png")
+    np.save("clip.npy", np.random.default_rng(0).integers(0, 255, (7, 16, 16, 3), dtype=np.uint8))
+    (here / "text.png").write_text("no picture")
+
+    def run(*options: str, model: Path = model_folder) -> Result:
+        return invoke("generate", PROMPT, "--model", str(model), *options)
+
+    return run
+
+
+@pytest.fixture
+def no_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Loading fails the test: what is refused must be refused before it."""
+
+    def read(*given: Any, **named: Any) -> None:
+        pytest.fail("weights were loaded")
+
+    monkeypatch.setattr(loading, "read", read)
+
+
+def settings_of(name: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(Path(f"{name}.json").read_text())["settings"]
+    return found
+
+
+# --- pictures and videos -----------------------------------------------------------------------
+
+
+def test_a_clip_starts_from_a_picture(
+    make: Callable[..., Result], image_model_folder: Path
+) -> None:
+    for name, picture in (("a", "red.png"), ("b", "red.png"), ("c", "blue.png")):
+        result = make("--image", picture, *ALL_BUT_LAST, f"{name}.npy", model=image_model_folder)
+        assert result.exit_code == 0, result.stderr
+    a, b, c = (np.load(f"{name}.npy") for name in "abc")
+    assert np.array_equal(a, b) and not np.array_equal(a, c)
+    last = ["--last-image", "blue.png"]
+    make("--image", "red.png", *last, *ALL_BUT_LAST, "d.npy", model=image_model_folder)
+    assert not np.array_equal(a, np.load("d.npy"))
+    assert settings_of("d.npy")["last_image"] == str(Path("blue.png").absolute())
+
+
+def test_the_clip_has_the_shape_of_the_picture_unless_a_size_is_typed() -> None:
+    strides, usual = (16, 4), {"height": 480, "width": 832, "num_frames": 81}
+    found = Inputs(size=(1000, 2000)).defaults(usual, *strides)
+    assert (found["width"], found["height"]) == (448, 896)  # 632 x 632 px, 1:2, in steps of 16
+    assert Inputs(size=(832, 480)).defaults(usual, *strides) == {"height": 480, "width": 832}
+    assert Inputs(frames=50, fps=24.0).defaults(usual, *strides) == {"num_frames": 49, "fps": 24.0}
+    assert Inputs(frames=500).defaults(usual, *strides) == {"num_frames": 81}
+
+
+def test_a_video_is_changed_by_the_folder_of_a_text_to_video_model(
+    make: Callable[..., Result],
+) -> None:
+    for name, strength in (("weak", "0.3"), ("strong", "1")):
+        result = make("--video", "clip.npy", "--strength", strength, *ALL_BUT_LAST, f"{name}.npy")
+        assert result.exit_code == 0, result.stderr
+        assert "decoding" in result.stderr
+    weak, strong = np.load("weak.npy"), np.load("strong.npy")
+    assert weak.shape == (5, 16, 16, 3)  # 7 frames are 5 and 2
+    assert not np.array_equal(weak, strong)
+    sidecar = json.loads(Path("weak.npy.json").read_text())
+    assert sidecar["settings"]["pipeline"] == "WanVideoToVideoPipeline"
+    assert sidecar["report"]["steps"] == 2  # of 8
+
+
+REFUSED = [
+    (["--image", "red.png"], "--image is 'red.png': --model is a WanPipeline, which takes none"),
+    (["--strength", "0.5"], "--strength is '0.5': --model is a WanPipeline"),
+    (["--video", "clip.npy", "--strength", "2"], "--strength is 2.0: must be from 0.001 to 1.0"),
+    (["--video", "no.mp4"], "--video is 'no.mp4': it is no file"),
+    (["--video", "clip.npy", "--quality", "30", "--strength", "0.5"], "--steps is 4"),
+    (["--offload", "disk"], "--offload is 'disk': must be one of none, model"),
+    (["--offload", "sequential"], "--offload is 'sequential': must be none, model or group"),
+    (["--compile", "--offload", "sequential"], "--compile and --offload sequential are given"),
+    (["--attention-backend", "flash"], "--attention-backend is 'flash', which does not work here"),
+    (["--attention-backend", "x"], "--attention-backend is 'x', which does not work here: diffus"),
+    (["--scheduler", "DDIMScheduler"], "--scheduler is 'DDIMScheduler': in place of FlowMatch"),
+    (["--quantize", "int3"], "--quantize is 'int3': must be one of bnb4"),
+    (["--lora", "no.safetensors:0.5"], "no.safetensors:0.5': no such file"),
+    (["--lora", "text.png"], "text.png', which is no .safetensors file"),
+    (["--lora", "red.png:200"], "--lora is 'red.png:200': its weight must be from -100 to 100"),
+    (["--revision", "main"], "--revision is 'main': applies to hub ids"),
+    (["--variant", "fp16"], "--variant is 'fp16', of model"),
+]
+
+
+@pytest.mark.parametrize(("options", "message"), REFUSED, ids=[" ".join(o) for o, _ in REFUSED])
+@pytest.mark.usefixtures("no_weights")
+def test_what_cannot_be_is_refused_before_weights_are_loaded(
+    make: Callable[..., Result], options: list[str], message: str
+) -> None:
+    result = make(*options)
+    assert result.exit_code == 2, result.stderr
+    assert message in result.stderr
+
+
+@pytest.mark.usefixtures("no_weights")
+def test_a_picture_that_is_needed_or_broken_is_named(
+    make: Callable[..., Result], image_model_folder: Path, here: Path
+) -> None:
+    result = make(model=image_model_folder)
+    assert (result.exit_code, "--image is not given" in result.stderr) == (2, True)
+    result = make("--image", "text.png", model=image_model_folder)
+    assert (result.exit_code, "no picture that can be read" in result.stderr) == (2, True)
+    layout = here / "layout.yaml"
+    layout.write_text("shots: []")
+    result = invoke("generate", "--layout", str(layout), "--image", "red.png")
+    assert "--image and --layout are given" in result.stderr
+
+
+def test_other_verbs_know_the_same_words(make: Callable[..., Result], model_folder: Path) -> None:
+    Path("prompts.txt").write_text("a red circle\n")
+    wrong = ["--model", str(model_folder), "--offload", "disk"]
+    for verb in (["calibrate", "prompts.txt"], ["evaluate", "prompts.txt", "--output", "e"]):
+        result = invoke(*verb, *wrong)
+        assert (result.exit_code, "--offload is 'disk'" in result.stderr) == (2, True), verb
+    assert "--offload is 'disk'" in invoke("bench", "--offload", "disk").stderr
+
+
+# --- the pipeline's setup ----------------------------------------------------------------------
+
+
+def test_setups_that_change_no_value(make: Callable[..., Result]) -> None:
+    make(*ALL_BUT_LAST, "plain.npy")
+    for name, *options in (
+        ["model", "--offload", "model"],
+        ["math", "--attention-backend", "_native_math"],
+    ):
+        result = make(*options, *ALL_BUT_LAST, f"{name}.npy")
+        assert result.exit_code == 0, result.stderr
+        assert np.allclose(np.load("plain.npy"), np.load(f"{name}.npy"), atol=1e-4), name
+        assert settings_of(f"{name}.npy")["setup"]
+    assert settings_of("plain.npy")["setup"] == {}
+
+
+def test_another_scheduler_makes_another_clip_with_the_same_shift(
+    make: Callable[..., Result], model_folder: Path
+) -> None:
+    make(*ALL_BUT_LAST, "plain.npy")
+    make("--scheduler", "UniPCMultistepScheduler", *ALL_BUT_LAST, "unipc.npy")
+    plain, other = np.load("plain.npy"), np.load("unipc.npy")
+    assert not np.array_equal(plain, other)
+    model = loading.resolve_model(str(model_folder))
+    pipe = setup.load(
+        model, Setup(scheduler="UniPCMultistepScheduler"), device="cpu", dtype="float32"
+    )
+    assert pipe.scheduler.config.flow_shift == 3.0 and pipe.scheduler.config.use_flow_sigmas
+
+
+def test_a_lora_file_without_a_tensor_of_one_is_refused(make: Callable[..., Result]) -> None:
+    save_file({"blocks.0.weight": np.zeros((2, 2), np.float32)}, "plain.safetensors")
+    result = make("--lora", "plain.safetensors")
+    assert (result.exit_code, "none of its 1 tensors is one of a LoRA" in result.stderr) == (
+        2,
+        True,
+    )
+
+
+def lora_file(path: Path, scale: float = 1.0, width: int = 24) -> None:
+    draw = np.random.default_rng(0)
+    tensors = {}
+    for part in ("to_q", "to_v"):
+        name = f"transformer.blocks.0.attn1.{part}"
+        tensors[f"{name}.lora_A.weight"] = draw.normal(size=(4, width)).astype(np.float32)
+        tensors[f"{name}.lora_B.weight"] = scale * draw.normal(size=(width, 4)).astype(np.float32)
+    save_file(tensors, path)
+
+
+def test_a_lora_is_loaded_with_its_weight(make: Callable[..., Result], here: Path) -> None:
+    lora_file(here / "style.safetensors")
+    if importlib.util.find_spec("peft") is None:
+        result = make("--lora", "style.safetensors")
+        assert (result.exit_code, "pip install peft" in result.stderr) == (2, True)
+        return
+    clips = {}
+    for name, *weights in (["none"], ["zero", ":0"], ["one", ""], ["both", "", ":-1"]):
+        words = [word for end in weights for word in ("--lora", f"style.safetensors{end}")]
+        result = make(*words, *ALL_BUT_LAST, f"{name}.npy")
+        assert result.exit_code == 0, result.stderr
+        clips[name] = np.load(f"{name}.npy")
+    assert np.array_equal(clips["none"], clips["zero"])
+    assert not np.array_equal(clips["none"], clips["one"])
+    assert np.allclose(clips["none"], clips["both"], atol=1e-4)  # 1 and -1 of the same
+
+
+def test_the_weight_of_a_lora() -> None:
+    assert lora_of("a/b.safetensors:0.5") == (Path("a/b.safetensors"), 0.5)
+    assert lora_of("a/b.safetensors") == (Path("a/b.safetensors"), 1.0)
+    assert lora_of("C:/b.safetensors") == (Path("C:/b.safetensors"), 1.0)
+
+
+def test_a_setup_is_kept_with_an_evaluation(model_folder: Path) -> None:
+    from dit_accel.core.document import read_document
+    from dit_accel.evaluation.jobs import fingerprint
+    from dit_accel.evaluation.manifest import _setup
+
+    chosen = Setup(offload="model", scheduler="UniPCMultistepScheduler", vae_tiling=True)
+    path = model_folder.parent / "setup.json"
+    path.write_text(json.dumps(chosen.to_dict()))
+    assert _setup(read_document(path)) == chosen
+    assert fingerprint(model_folder) == fingerprint(model_folder, Setup())
+    assert fingerprint(model_folder) != fingerprint(model_folder, chosen)
