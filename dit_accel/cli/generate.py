@@ -1,4 +1,4 @@
-"""`dit-accel generate`: one clip from one prompt, or one a shot of a layout, accelerated.
+"""`dit-accel generate`: a clip from a prompt, from each of a file, or a layout's, accelerated.
 
 In: the options. Out: the clip, its JSON sidecar, and with `--compare` the uncached reference.
 Knows the order of the work; each part of it is in `cli/run/`. Ours.
@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import json
 import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dit_accel.cli.common import files as writing
 from dit_accel.cli.common.errors import say
 from dit_accel.cli.common.files import Files
+from dit_accel.cli.common.text import seconds_text
 from dit_accel.cli.common.verb import verb
 from dit_accel.cli.run import shots
 from dit_accel.cli.run.request import Request, slug
@@ -27,6 +30,10 @@ if TYPE_CHECKING:
     from dit_accel.models.loading import LoadableModel
 
 
+NOTE = "yellow"
+FEW = "{steps} steps: reuse gains nothing below {least}, and the summary shows where the time goes"
+
+
 @verb(Request)
 def generate(request: Request) -> None:
     """Generate a video, accelerated to a quality, a speedup or a threshold.
@@ -34,6 +41,9 @@ def generate(request: Request) -> None:
     A JSON file beside it has all settings, versions and the report of the run.
     """
     request.check()
+    if request.prompt_file is not None:
+        _many(request, request.prompt_file)
+        return
     layout = request.read_layout()
     name = slug(request.prompt if request.layout is None else request.layout.stem)
     output = request.output or Path(f"{name}.mp4")
@@ -42,13 +52,10 @@ def generate(request: Request) -> None:
     else:
         files = shots.files_of(output, layout, compare=request.compare)
     writing.check_files(files, overwrite=request.overwrite)
-    with _status("starting", quiet=request.as_json):
-        from dit_accel.models.loading import quiet_libraries
-
-        muted = quiet_libraries(verbose=request.verbose)
-    with muted:
+    with _muted(request):
         model, settings = _resolve(request, layout)
-        target, result, uncached = _run(request, model, settings)
+        pipe = _load(request, model, settings)
+        target, result, uncached = _run(request, pipe, settings)
         with _status("writing", quiet=request.as_json):
             content = _write(files, model, target, result, uncached, layout)
     if request.as_json:
@@ -59,11 +66,51 @@ def generate(request: Request) -> None:
         show(files, target.settings, result, content)
 
 
+def _many(request: Request, source: Path) -> None:
+    """The clips of a prompt file, those that are not there yet."""
+    from dit_accel.cli.run import batch
+
+    prompts = writing.read_prompts("--prompt-file", source, None)
+    request = dataclasses.replace(request, prompt=prompts[0].prompt)
+    with _muted(request):
+        model, settings = _resolve(request, None)
+        clips = batch.clips_of(prompts, request.output_dir or Path(source.stem), model, settings)
+        todo = batch.open_ones(clips, overwrite=request.overwrite)
+        if len(todo) < len(clips) and not request.as_json:
+            say(f"{len(clips) - len(todo)} of {len(clips)} clips are there already", style="yellow")
+        pipe = _load(request, model, settings) if todo else None
+        left = len(todo)
+        try:
+            for clip in todo:
+                label = f"clip {len(clips) - left + 1} of {len(clips)}"
+                target, result, uncached = _run(request, pipe, clip.settings, label)
+                _write(clip.files, model, target, result, uncached, None, asked=clip.key)
+                left -= 1
+                if not request.as_json:
+                    print(clip.files.video, seconds_text(result.whole_seconds), sep="  ")
+        finally:
+            if left:
+                done = len(clips) - left
+                say(f"{done} of {len(clips)} clips are done; run it again to continue", style=NOTE)
+    if request.as_json:
+        made = {str(clip.files.video): json.loads(clip.files.sidecar.read_bytes())
+                for clip in clips}  # fmt: skip
+        writing.print_json({"clips": made})
+
+
+def _muted(request: Request) -> contextlib.AbstractContextManager[object]:
+    with _status("starting", quiet=request.as_json):
+        from dit_accel.models.loading import quiet_libraries
+
+        return quiet_libraries(verbose=request.verbose)
+
+
 def _resolve(request: Request, layout: Layout | None) -> tuple[LoadableModel, Settings]:
     """The model's folder and every setting; what can be refused without weights is refused."""
     from dit_accel.cli.run.settings import check_site, locate, read_strides, resolve
     from dit_accel.cli.run.target import check_planned_steps, read_profile, target_option
-    from dit_accel.config import PlannedConfig
+    from dit_accel.config import PlannedConfig, ThresholdConfig
+    from dit_accel.planning.selection import MIN_PLANNED_STEPS
 
     accel = request.accel_config()
     model, device, dtype = locate(request)
@@ -73,6 +120,11 @@ def _resolve(request: Request, layout: Layout | None) -> tuple[LoadableModel, Se
         layout=layout,
     )  # fmt: skip
     settings = dataclasses.replace(settings, accel=accel, compare=request.compare)
+    if settings.loop_steps < MIN_PLANNED_STEPS and not request.as_json:
+        say(FEW.format(steps=settings.loop_steps, least=MIN_PLANNED_STEPS), style=NOTE)
+    if settings.loop_steps < MIN_PLANNED_STEPS and not request.wants_acceleration:
+        accel = ThresholdConfig(0, layout=accel.layout, scene=accel.scene)
+        settings = dataclasses.replace(settings, accel=accel)
     if request.wants_acceleration and isinstance(accel, PlannedConfig):
         target = target_option(settings.quality, settings.speedup)
         check_planned_steps(settings.loop_steps, target)
@@ -84,8 +136,15 @@ def _resolve(request: Request, layout: Layout | None) -> tuple[LoadableModel, Se
     return model, settings
 
 
+def _load(request: Request, model: LoadableModel, settings: Settings) -> Any:
+    from dit_accel.models import setup
+
+    with _status(f"loading {model.name}", quiet=request.as_json):
+        return setup.load(model, settings.setup, device=settings.device, dtype=settings.dtype)
+
+
 def _run(
-    request: Request, model: LoadableModel, settings: Settings
+    request: Request, pipe: Any, settings: Settings, label: str = "accelerated"
 ) -> tuple[RunTarget, Generation, Generation | None]:
     """The accelerated clip, made after its uncached reference where there is one."""
     from dit_accel.cli.common.progress import StepBar
@@ -93,17 +152,13 @@ def _run(
     from dit_accel.cli.run.summary import announcement
     from dit_accel.cli.run.target import resolve_target
     from dit_accel.core.generation import warm_up
-    from dit_accel.models import setup
 
     quiet = request.as_json
-    with _status(f"loading {model.name}", quiet=quiet):
-        where = {"device": settings.device, "dtype": settings.dtype}
-        pipe = setup.load(model, settings.setup, **where)
     target = resolve_target(pipe, settings, strict=request.wants_acceleration)
     settings = target.settings
     run.check_accepted(pipe, settings)
     for remark in (*target.remarks, *prompt_check.remarks(pipe, settings)):
-        say(remark, style="yellow")
+        say(remark, style=NOTE)
     if target.choice is not None and not quiet:
         say(announcement(settings, target.choice), style="cyan")
     uncached = None
@@ -112,7 +167,7 @@ def _run(
             warm_up(pipe, settings.clip)
         with StepBar("uncached", settings.loop_steps, quiet=quiet) as bar:
             uncached = run.run_uncached(pipe, settings, bar)
-    with StepBar("accelerated", settings.loop_steps, quiet=quiet) as bar:
+    with StepBar(label, settings.loop_steps, quiet=quiet) as bar:
         return target, run.run_accelerated(pipe, settings, bar, target.text), uncached
 
 
@@ -123,6 +178,7 @@ def _write(
     result: Generation,
     uncached: Generation | None,
     layout: Layout | None,
+    asked: str | None = None,
 ) -> dict[str, Any]:
     """Write every file or none; returns the content of the sidecar."""
     from dit_accel.cli.run.sidecar import record
@@ -134,8 +190,12 @@ def _write(
     else:
         clips = writing.clips_of(files, result.frames, uncached.frames if uncached else None)
     content = record(files, model, target, *compared)
+    if asked is not None:
+        content["asked"] = asked
     with writing.all_or_none([*files.present().values()]) as folder:
+        began = time.perf_counter()
         writing.write_clips(folder, clips, target.settings.fps)
+        content["costs"]["stage_seconds"]["write"] = time.perf_counter() - began
         writing.write_json(folder, files.sidecar, content)
     return content
 

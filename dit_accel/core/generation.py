@@ -114,7 +114,7 @@ class Generation:
         return {
             "denoising_seconds": self.denoising_seconds,
             "whole_seconds": self.whole_seconds,
-            "stage_seconds": self.stages,
+            "stage_seconds": dict(self.stages),
             "peak_memory_bytes": self.peak_memory_bytes,
         }
 
@@ -176,7 +176,8 @@ def warm_up(pipe: Any, clip: ClipSpec) -> None:
 
     Two, because schedules that are stretched to an end value (LTX's) need at least two.
     """
-    pipe(**call_arguments(pipe, clip) | {"num_inference_steps": 2})
+    whole = dataclasses.replace(clip, strength=1.0) if clip.strength is not None else clip
+    pipe(**call_arguments(pipe, whole) | {"num_inference_steps": 2})
 
 
 def call_arguments(pipe: Any, clip: ClipSpec) -> dict[str, Any]:

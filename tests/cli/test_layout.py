@@ -262,7 +262,7 @@ def test_of_a_hub_model_configuration_files_will_do(wan, monkeypatch):
     from dit_accel.models import loading
     from dit_accel.models.loading import ModelLoadError
 
-    monkeypatch.setattr(loading, "_cached", lambda model: wan)
+    monkeypatch.setattr(loading, "_cached", lambda model, revision: wan)
     assert loading.resolve_model("owner/wan", whole=False).folder == wan
     with pytest.raises(
         ModelLoadError, match="only partly in the local cache, and HF_HUB_OFFLINE is"
@@ -277,16 +277,16 @@ def test_of_a_hub_model_nothing_but_configuration_is_downloaded(wan, monkeypatch
 
     asked = {}
 
-    def snapshot(model: str, allow_patterns: list[str]) -> str:
+    def snapshot(model: str, revision: None, allow_patterns: list[str]) -> str:
         asked[model] = allow_patterns
         return str(wan)
 
-    monkeypatch.setattr(loading, "_cached", lambda model: None)
-    monkeypatch.setattr(loading, "_check_reachable", lambda model, state: None)
+    monkeypatch.setattr(loading, "_cached", lambda model, revision: None)
+    monkeypatch.setattr(loading, "_check_reachable", lambda model, state, revision: None)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot)
     index = str(wan / "model_index.json")
-    monkeypatch.setattr(huggingface_hub, "hf_hub_download", lambda model, name: index)
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", lambda model, name, revision: index)
     assert loading.resolve_model("owner/wan", whole=False).folder == wan
     assert asked == {"owner/wan": loading.CONFIG_FILES}
     assert not any("safetensors" in pattern or pattern == "*" for pattern in loading.CONFIG_FILES)

@@ -76,3 +76,16 @@ def test_the_seconds_of_a_run_that_does_not_end_go_up_to_its_last_forward() -> N
         timer.around(call, lambda _: time.sleep(0.02))
         time.sleep(0.05)  # the interrupt comes, and somebody reads the report later
         assert 0.02 <= timer.seconds < 0.06
+
+
+def test_seconds_by_denoiser_add_up_to_the_loop():
+    first, second = torch.nn.Linear(2, 2), torch.nn.Linear(2, 2)
+    timer = LoopTimer([first, second], steps=3)
+    with timer:
+        for step, model in enumerate((first, first, second)):
+            model(torch.zeros(1, 2))
+            time.sleep(0.02)
+            timer.step_ended(None, step, 0, {"latents": torch.zeros(1)})
+    a, b = timer.seconds_by_model
+    assert a + b == pytest.approx(timer.seconds)
+    assert a > 0.035 and 0.015 < b < a

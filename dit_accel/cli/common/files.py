@@ -93,7 +93,7 @@ def check_free(option: str, path: Path) -> None:
         raise BadInput(f"{option}: {path} exists; pass --overwrite, or another {option}")
 
 
-def check_files(files: Files, *, overwrite: bool) -> None:
+def check_files(files: Files, *, overwrite: bool, option: str = "--output") -> None:
     """Refuse before the work files of a run that could not be written after it."""
     from dit_accel.core import video
 
@@ -102,14 +102,14 @@ def check_files(files: Files, *, overwrite: bool) -> None:
         video.check_output(files.video)
         for path in files.present().values():
             if path.is_dir():
-                raise BadInput(f"--output: {path} would be written, and is a folder")
+                raise BadInput(f"{option}: {path} would be written, and is a folder")
             if not overwrite:
-                check_free("--output", path)
+                check_free(option, path)
     except ValueError as error:
-        raise BadInput(f"--output is {shown!r}: {_after_colon(error)}") from error
+        raise BadInput(f"{option} is {shown!r}: {_after_colon(error)}") from error
     except OSError as error:
         reason = f"{error.strerror}".replace("the folder of path", "its folder")
-        raise BadInput(f"--output is {shown!r}: {reason.replace('path is', 'it is')}") from error
+        raise BadInput(f"{option} is {shown!r}: {reason.replace('path is', 'it is')}") from error
 
 
 def write_clips(folder: Path, clips: dict[Path, npt.NDArray[Any]], fps: float) -> None:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from dit_accel.cli.common import options
 from dit_accel.cli.common.errors import BadInput, refused
-from dit_accel.cli.common.options import LAYOUT, AccelOptions, ClipOptions, argument, option
+from dit_accel.cli.common.options import INPUT, LAYOUT, AccelOptions, ClipOptions, argument, option
 from dit_accel.core.document import shown
 from dit_accel.core.generation import INPUT_FILES
 from dit_accel.models.families import SITES
@@ -56,6 +56,14 @@ class Request(AccelOptions, ClipOptions):
         None, "The background attends to subjects (open) or not (closed).",
         metavar="NAME", shown="open",
     )  # fmt: skip
+    prompt_file: Path | None = option(
+        None, "Many prompts, one load: .jsonl, .txt, or VBench's .json. Made clips are not made "
+        "again.", panel=INPUT, metavar="FILE",
+    )  # fmt: skip
+    output_dir: Path | None = option(
+        None, "Of the clips of --prompt-file.", panel=options.OUTPUT, metavar="FOLDER",
+        shown="named by the file",
+    )  # fmt: skip
     compare: bool = option(
         False, "Also make the uncached reference: PSNR, SSIM, speedup, both clips.",
         panel=options.OUTPUT,
@@ -68,7 +76,8 @@ class Request(AccelOptions, ClipOptions):
 
     def check(self) -> None:
         """Refuse what no model and no config could accept, before torch is imported."""
-        if self.layout is None and not self.prompt.strip():
+        self._check_prompt_file()
+        if self.layout is None and self.prompt_file is None and not self.prompt.strip():
             raise BadInput('PROMPT is empty: say what the clip shows, e.g. "a red circle"')
         if self.layout is not None and self.prompt.strip():
             raise BadInput(f"PROMPT is {self.prompt!r}: the layout has the prompts; drop one")
@@ -80,6 +89,17 @@ class Request(AccelOptions, ClipOptions):
         if self.layout is not None and self.accel == options.ACCELS[1]:
             raise BadInput(f"--accel is {self.accel!r}: it prunes attention, and a layout cannot")
         options.bytes_of(self.cache_memory)
+
+    def _check_prompt_file(self) -> None:
+        if self.prompt_file is None:
+            if self.output_dir is not None:
+                raise BadInput("--output-dir is given: applies to --prompt-file only")
+            return
+        others = {"PROMPT": self.prompt, "--layout": self.layout, "--output": self.output}
+        for name, value in others.items():
+            if value:
+                instead = "; pass --output-dir" if name == "--output" else ""
+                raise BadInput(f"{name} and --prompt-file are given: must be one{instead}")
 
     def _check_layout_options(self) -> None:
         for name in INPUT_FILES:

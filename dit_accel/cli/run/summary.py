@@ -33,6 +33,7 @@ def show(files: Files, settings: Settings, result: Generation, content: dict[str
     """
     console = Console(highlight=False)
     rows = [*_file_rows(files), *_setting_rows(settings), *_cost_rows(result, settings.device)]
+    rows[-1:-1] = _stage_rows(content["costs"]["stage_seconds"])
     if result.report is not None:
         rows += _report_rows(result.report, shades_of(console))
     if content["comparison"] is not None:
@@ -87,6 +88,13 @@ def _cost_rows(result: Generation, device: str) -> list[Row]:
         whose = "the whole process" if device == "cpu" else device
         rows.append(("peak memory", f"{bytes_text(result.peak_memory_bytes)} ({whose})"))
     return rows
+
+
+def _stage_rows(stages: dict[str, float]) -> list[Row]:
+    """Seconds of each stage, and their shares."""
+    whole = sum(stages.values()) or 1.0
+    texts = [f"{name} {seconds_text(s)} ({s / whole:.0%})" for name, s in stages.items()]
+    return [("by stage" if not i else "", text) for i, text in enumerate(texts)]
 
 
 def _times(denoising: float, whole: float) -> str:

@@ -1,0 +1,87 @@
+"""Many prompts with one load: the clips of `--prompt-file`, and which of them are there already.
+
+In: a prompt file, a folder and settings. Out: a `Clip` for each prompt that is to be made.
+Knows that a clip is done when its sidecar has the same settings, weights and input files; makes
+none. Ours.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dit_accel.cli.common.errors import BadInput
+from dit_accel.cli.common.files import Files, check_files, name_files
+from dit_accel.cli.run.request import slug
+from dit_accel.core.files import reason_of
+from dit_accel.core.generation import INPUT_FILES
+
+if TYPE_CHECKING:
+    from dit_accel.cli.run.settings import Settings
+    from dit_accel.evaluation.prompts import EvaluationPrompt
+    from dit_accel.models.loading import LoadableModel
+
+
+@dataclass(frozen=True)
+class Clip:
+    """One clip of a batch.
+
+    Args:
+        key: the hash of all that was asked of it.
+    """
+
+    settings: Settings
+    files: Files
+    key: str
+
+
+def clips_of(
+    prompts: Sequence[EvaluationPrompt], folder: Path, model: LoadableModel, settings: Settings
+) -> list[Clip]:
+    """A clip for each prompt, done or not; makes the folder."""
+    from dit_accel.evaluation.jobs import fingerprint
+
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise BadInput(f"--output-dir is {str(folder)!r}: {reason_of(error)}") from error
+    inputs = [getattr(settings, name) for name in INPUT_FILES]
+    shown = [_digest(Path(path)) for path in inputs if path is not None]
+    weights = fingerprint(model.folder, settings.setup)
+    clips = []
+    for prompt in prompts:
+        negative = settings.negative if prompt.negative is None else prompt.negative
+        one = dataclasses.replace(settings, prompt=prompt.prompt, negative=negative)
+        path = folder / f"{slug(prompt.prompt, longest=40)}-{prompt.id}.mp4"
+        asked = json.dumps([one.to_dict(), weights, shown], sort_keys=True, default=str)
+        key = hashlib.sha256(asked.encode()).hexdigest()[:20]
+        clips.append(Clip(one, name_files(path, compare=settings.compare), key))
+    return clips
+
+
+def open_ones(clips: Sequence[Clip], *, overwrite: bool) -> list[Clip]:
+    """The clips that are still to be made; refuses files that are there with other settings."""
+    found = [clip for clip in clips if not is_done(clip)]
+    for clip in found:
+        check_files(clip.files, overwrite=overwrite, option="--output-dir")
+    return found
+
+
+def is_done(clip: Clip) -> bool:
+    """Whether all files of a clip are there, made with the same settings."""
+    if not all(path.is_file() for path in clip.files.present().values()):
+        return False
+    try:
+        content: Any = json.loads(clip.files.sidecar.read_bytes())
+    except (OSError, ValueError):
+        return False
+    return isinstance(content, dict) and content.get("asked") == clip.key
+
+
+def _digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:20]
