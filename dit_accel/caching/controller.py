@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from dit_accel.caching.guard import GuardedPolicy
-from dit_accel.caching.policy import Policy
+from dit_accel.caching.policy import Policy, SearchingPolicy
 from dit_accel.caching.ranks import Ranks
 from dit_accel.caching.recording import NO_SUM, NotPlanned, RecordingPolicy, guidance_of
 from dit_accel.core.families import Family, transformers_of
@@ -279,32 +279,6 @@ class RunController:
         frames = (latents.shape[2 if latents.shape[1] == channels else 1] - 1) * per_latent + 1
         height, width = (int(side * scale) for side in latents.shape[-2:])
         return height, width, frames
-
-
-class SearchingPolicy(Policy):
-    """Becomes the policy of a plan, which is searched for while the device computes step 0.
-
-    A search takes a tenth of a second, which short runs would notice.
-    """
-
-    def __init__(
-        self, branch_weights: tuple[float, ...], guard: bool, static: bool,
-        choose: Callable[[], Policy],
-    ) -> None:  # fmt: skip
-        self.branch_weights, self._choose = branch_weights, choose
-        self.needs_error, self.checks_finite = guard and not static, not static
-        self.agree(Ranks(), torch.device("cpu"))
-
-    def agree(self, ranks: Ranks, device: torch.device) -> None:
-        """The first of these ranks searches for all of them."""
-        self._ranks, self._device = ranks, device
-
-    def prepare(self) -> Policy:
-        return self._ranks.of_first(self._choose, self._device)
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Without the search: another rank gets what was found."""
-        return vars(self) | {"_choose": None}
 
 
 def _kind_of(guidance: float, weights: tuple[float, ...]) -> tuple[Any, ...]:

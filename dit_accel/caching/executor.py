@@ -10,22 +10,21 @@ policy decides, `core/extrapolation.py` combines. It works with any transformer.
 
 from __future__ import annotations
 
-import functools
 import math
 from collections import Counter
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 
 from dit_accel.caching.engine import CacheMemory, Engine
+from dit_accel.caching.first_step import FirstStepWatch
 from dit_accel.caching.monitor import LostValues, Monitor, load_kernels
 from dit_accel.caching.policy import Controller, Policy
 from dit_accel.caching.ranks import Ranks
 from dit_accel.caching.store import BranchStore, TensorStore
 from dit_accel.core import extrapolation
-from dit_accel.core.guidance import FirstStep
-from dit_accel.core.patching import Patches
 from dit_accel.core.report import CacheSite, SiteReport
 from dit_accel.core.session import Forward, ForwardCall, Session
 from dit_accel.planning.plan import Extrapolation
@@ -46,8 +45,7 @@ class PlanExecutor(Engine):
         self.monitor, self.lost = Monitor(session), LostValues(session)
         self.store = TensorStore(cache_memory)  # components, by role and branch, by step
         self.computed: dict[tuple[str, str], dict[int, bool]] = {}  # by transformer and branch
-        self._shows = False  # whether the controller looks at step 0 of this run
-        self._tap = Patches()  # of the scheduler, for one step
+        self.first_step = FirstStepWatch()
         self._prepared = False  # whether the policy was, in this run
         self.ranks = Ranks()
         self._missing: set[int] = set()  # steps whose extrapolation lacked a value
@@ -61,10 +59,7 @@ class PlanExecutor(Engine):
         self._first: dict[str, torch.Tensor] = {}  # this step's first branch, by role
         self._forwards: Counter[str] = Counter()  # of this step, by role
         self._extrapolation: Extrapolation | None = None  # of this step
-        self._shown: list[torch.Tensor] = []  # of step 0, where the controller looks at it
-        self._shown_noise: torch.Tensor | None = None
-        self._guided: torch.Tensor | None = None
-        self._tap.undo()
+        self.first_step.reset()
         self.monitor.reset()
         self.lost.reset()
 
@@ -138,9 +133,9 @@ class PlanExecutor(Engine):
             self.store.noise[session.role] = noise
             if policy.records:
                 policy.on_noise(noise)
-            self._shown_noise = noise if self._shows else None
-        if session.step == 0 and self._shows:
-            self._shown.append(fresh)  # the store may pack it
+            self.first_step.noise = noise if self.first_step.watching else None
+        if session.step == 0 and self.first_step.watching:
+            self.first_step.components.append(fresh)
         main = first or component > 0  # with one component the first branch speaks for all
         if main and policy.records:
             policy.on_output(session.step, component, fresh)
@@ -160,9 +155,8 @@ class PlanExecutor(Engine):
         self.ranks = Ranks(run.groups)
         self.monitor.reset(self.ranks)
         self.policy, self._prepared = self.controller.start(run), False
-        self._shows = self.controller.sees_first_step
-        if self._shows:
-            self._tap.wrap(self.session.pipe.scheduler, "step", self._listen)
+        if self.controller.sees_first_step:
+            self.first_step.begin(self.session.pipe.scheduler)
         self.computed.clear()
         self._missing.clear()
         self._changed.clear()
@@ -178,7 +172,7 @@ class PlanExecutor(Engine):
             if self._first:
                 self._measure(step)
             self.monitor.note_latents()
-        if step == 1 and self._shown:
+        if step == 1 and self.first_step.components:
             policy = self._after_first_step()
         self._first = {}
         self._forwards.clear()
@@ -198,32 +192,16 @@ class PlanExecutor(Engine):
 
     def _after_first_step(self) -> Policy:
         """Ask the controller again, which knows now how many forwards a step has."""
-        new = self.controller.after_first_step(len(self.store), self._see_first_step)
-        self._shown, self._shown_noise, self._guided = [], None, None
+        one_weight = len(self.policy.branch_weights) == 1
+        seen = partial(self.first_step.seen, as_differences=one_weight)
+        new = self.controller.after_first_step(len(self.store), seen)
+        self.first_step.reset()
         if new is not None:
             for component, cached in enumerate(self.store.values()):
-                if component > 0 and len(self.policy.branch_weights) == 1:
+                if component > 0 and one_weight:
                     cached[0] = cached[0] - self._first[self.session.role]
             self.policy = new
         return self.policy
-
-    def _see_first_step(self) -> FirstStep:
-        """What the first step showed; roles do not guide each other, so the first one speaks."""
-        first, *others = self._shown
-        if len(self.policy.branch_weights) == 1:
-            others = [other - first for other in others]
-        return FirstStep((first, *others), self._guided, self._shown_noise)
-
-    def _listen(self, inner: Any) -> Any:
-        """The scheduler's step, until it was called once: it gets the guided prediction."""
-
-        @functools.wraps(inner)  # pipelines look at its arguments
-        def step(model_output: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-            self._tap.undo()
-            self._guided = model_output
-            return inner(model_output, *args, **kwargs)
-
-        return step
 
     def _free(self, step: int) -> None:
         needed = {*self.policy.needed_steps(step - 1)}

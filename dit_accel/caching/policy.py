@@ -1,4 +1,4 @@
-"""Decides step by step what a run does: the interface, and the two simplest policies.
+"""Decides step by step what a run does: the interface, and the simplest policies.
 
 Goes in: the `RunInfo` once per run, then what `caching/monitor.py` measures at computed steps.
 Comes out: for each step an extrapolation, or None where the step has to be computed.
@@ -10,10 +10,11 @@ Ours; there is no source.
 from __future__ import annotations
 
 from collections.abc import Callable, Set
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 
+from dit_accel.caching.ranks import Ranks
 from dit_accel.core.guidance import FirstStep
 from dit_accel.core.quantization import BITS
 from dit_accel.core.session import RunInfo
@@ -142,6 +143,32 @@ class PlanPolicy(Policy):
 
     def needed_steps(self, step: int) -> tuple[int, ...]:
         return self.plan.needed_steps(step)
+
+
+class SearchingPolicy(Policy):
+    """Becomes the policy of a plan, which is searched for while the device computes step 0.
+
+    A search takes a tenth of a second, which short runs would notice.
+    """
+
+    def __init__(
+        self, branch_weights: tuple[float, ...], guard: bool, static: bool,
+        choose: Callable[[], Policy],
+    ) -> None:  # fmt: skip
+        self.branch_weights, self._choose = branch_weights, choose
+        self.needs_error, self.checks_finite = guard and not static, not static
+        self.agree(Ranks(), torch.device("cpu"))
+
+    def agree(self, ranks: Ranks, device: torch.device) -> None:
+        """The first of these ranks searches for all of them."""
+        self._ranks, self._device = ranks, device
+
+    def prepare(self) -> Policy:
+        return self._ranks.of_first(self._choose, self._device)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the search: another rank gets what was found."""
+        return vars(self) | {"_choose": None}
 
 
 def check_steps(plan: Plan, run: RunInfo) -> None:

@@ -119,12 +119,10 @@ class RecordingPolicy(Policy):
         problem, ran = self._problem(), self.record.count(0)
         if problem is not None:
             return NotPlanned(self.num_steps, problem).notes()
+        what = "this run was computed whole and recorded; the next ones are planned from it."
         if ran < self.num_steps:
-            what = f"this run stopped after {ran} of {self.num_steps} steps; the next one is"
-        else:
-            what = "this run was computed whole and recorded; the next ones are planned from it."
-        if ran < self.num_steps:
-            what += " computed whole and recorded."
+            stopped = f"this run stopped after {ran} of {self.num_steps} steps"
+            what = f"{stopped}; the next one is computed whole and recorded."
         advice = "`dit-accel calibrate` measures a profile once for all."
         return (*self.remarks, f"No profile was found: {what} {advice}")
 

@@ -194,7 +194,7 @@ def _product(output: torch.Tensor, a: torch.Tensor, *_: Any, **__: Any) -> int:
 
 def _sum_product(output: torch.Tensor, _: Any, a: torch.Tensor, *__: Any, **___: Any) -> int:
     """`input + a @ b`."""
-    return 2 * output.numel() * a.shape[-1]
+    return _product(output, a)
 
 
 def _attention(

@@ -52,7 +52,7 @@ def final_latents(
     for start in range(0, len(clips), batch):
         arguments = batch_arguments(pipe, clips[start : start + batch])
         made = pipe(**arguments | {"output_type": "latent"} | (overrides or {})).frames
-        rows.append(made.detach().float().cpu().flatten(1))
+        rows.append(_rows(made))
     return torch.cat(rows)
 
 
@@ -95,9 +95,7 @@ def _recorded(pipe: Any, clips: Sequence[ClipSpec]) -> list[Recorded]:
         pipe(**batch_arguments(pipe, clips) | {"output_type": "latent"})
     finally:
         patches.undo()
-    args, kwargs = recorder.asked
-    kwargs = {name: value for name, value in kwargs.items() if name != "device"}
-    nodes = stock_nodes(pipe.scheduler, *args, **_named(kwargs))
+    nodes = stock_nodes(pipe.scheduler, **recorder.asked)
     states, predictions = torch.stack(recorder.states), torch.stack(recorder.predictions)
     return [
         Recorded(nodes, states[:, row].contiguous(), predictions[:, row].contiguous())
@@ -105,19 +103,11 @@ def _recorded(pipe: Any, clips: Sequence[ClipSpec]) -> list[Recorded]:
     ]
 
 
-def _named(kwargs: dict[str, Any]) -> dict[str, Any]:
-    """`set_timesteps`' arguments as `stock_nodes` names them."""
-    steps = kwargs.pop("num_inference_steps", None)
-    return kwargs | ({} if steps is None else {"num_steps": steps}) | (
-        {"num_steps": len(kwargs["sigmas"])} if steps is None and "sigmas" in kwargs else {}
-    )  # fmt: skip
-
-
 class _Recorder:
     """Listens to a scheduler: how its timesteps were set, latents, and predictions."""
 
     def __init__(self) -> None:
-        self.asked: tuple[tuple[Any, ...], dict[str, Any]] = ((), {})
+        self.asked: dict[str, Any] = {}  # of `stock_nodes`
         self.states: list[torch.Tensor] = []
         self.predictions: list[torch.Tensor] = []
 
@@ -126,11 +116,11 @@ class _Recorder:
             num_inference_steps: Any = None, device: Any = None, sigmas: Any = None,
             mu: float | None = None, timesteps: Any = None,
         ) -> Any:  # fmt: skip
-            given = {"num_inference_steps": num_inference_steps, "device": device,
-                     "sigmas": sigmas, "mu": mu, "timesteps": timesteps}  # fmt: skip
+            given = {"sigmas": sigmas, "mu": mu, "timesteps": timesteps}
             given = {name: value for name, value in given.items() if value is not None}
-            self.asked = (), given
-            return inner(**given)
+            self.asked = {"num_steps": num_inference_steps} | given
+            count = {"num_inference_steps": num_inference_steps, "device": device}
+            return inner(**{k: v for k, v in count.items() if v is not None}, **given)
 
         return set_timesteps
 
