@@ -17,7 +17,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from dit_accel.caching.executor import form_of
+from dit_accel.caching.outputs import taken
 from dit_accel.caching.ranks import Ranks
 from dit_accel.core.checks import require
 from dit_accel.core.families import FAMILIES, Family
@@ -84,11 +84,12 @@ class BranchParallel(Interceptor):
         """The first branch's prediction; that of the second is there too."""
         other = ForwardCall(call.transformer, call.args, call.kwargs | own)
         output = forward((call, other)[dist.get_rank(self.group)])
-        form, mine = form_of(output), output[0].contiguous()
+        mine, form = taken(output)
+        mine = mine.contiguous()
         both = [torch.empty_like(mine) for _ in range(2)]
         dist.all_gather(both, mine, group=self.group)
-        self._foreseen = other, form(both[1])
-        return form(both[0])
+        self._foreseen = other, form.output(both[1])
+        return form.output(both[0])
 
     def _holds(self, call: ForwardCall, foreseen: ForwardCall) -> bool:
         """Whether a call is the foreseen one. A new tensor is compared by value, in a host sync."""

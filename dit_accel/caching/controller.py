@@ -20,7 +20,7 @@ import torch
 from dit_accel.caching.guard import GuardedPolicy
 from dit_accel.caching.policy import Policy, SearchingPolicy
 from dit_accel.caching.ranks import Ranks
-from dit_accel.caching.recording import NO_SUM, NotPlanned, RecordingPolicy, guidance_of
+from dit_accel.caching.recording import NotPlanned, RecordingPolicy, guidance_of, why_not
 from dit_accel.core.families import Family, transformers_of
 from dit_accel.core.guidance import FirstStep, conditional
 from dit_accel.core.session import RunInfo
@@ -103,32 +103,37 @@ class RunController:
         self._see_parts()
         steps, begin = run.num_steps or 0, run.begin
         if begin and steps < selection.MIN_PLANNED_STEPS:  # not as short as the call asked for
-            return NotPlanned(steps, f"it begins at step {begin}, and {steps} steps are too few")
+            return self._not_planned(
+                steps, f"it begins at step {begin}, and {steps} steps are too few"
+            )
         said = self._said_weights(run)
         self._unsaid = run if said is None else None
         return self._policy(run, said or self._weights)
 
     def _after_first_step(self, branches: int, seen: Callable[[], FirstStep]) -> Policy | None:
         run, self._unsaid = self._unsaid, None
-        if run is None or branches == len(self._weights) == 1:
-            return None
+        if run is None or (branches == len(self._weights) == 1 and self.family.blocks):
+            return None  # what a row tells of a single forward need not be measured
         first = seen()
         if self._recording is not None:
             self._recording.on_first_step(first)
             return None
         weights, before = first.weights(), self._weights
         if weights is None:
-            return NotPlanned(run.num_steps or 0, NO_SUM.format(branches))
+            return self._not_planned(run.num_steps or 0, why_not(first))
         if len(weights) == len(before) and all(map(_is_near, weights, before)):
             return None
         self._weights = weights
         try:
             policy = self._policy(run, weights).prepare()
         except ProfileError as error:
-            return NotPlanned(run.num_steps or 0, str(error))
+            return self._not_planned(run.num_steps or 0, str(error))
         if isinstance(policy, RecordingPolicy):
             policy.take(first)
         return policy
+
+    def _not_planned(self, steps: int, reason: str) -> NotPlanned:
+        return NotPlanned(steps, reason, by_threshold=bool(self.family.sites))
 
     def _see_parts(self) -> None:
         """Notice what was replaced or changed since the last run; a ProfileError where the profile
@@ -200,6 +205,7 @@ class RunController:
         self._recording = RecordingPolicy(
             run, coefficients, self.pipe.scheduler, key, self.family.branches,
             known=self._said_weights(run) is not None, remarks=self._why_anew(),
+            by_threshold=bool(self.family.sites),
         )  # fmt: skip
         return self._recording
 

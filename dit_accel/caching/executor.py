@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -21,8 +21,10 @@ import torch
 from dit_accel.caching.engine import CacheMemory, Engine
 from dit_accel.caching.first_step import FirstStepWatch
 from dit_accel.caching.monitor import LostValues, Monitor, load_kernels
+from dit_accel.caching.outputs import Form, taken
 from dit_accel.caching.policy import Controller, Policy
 from dit_accel.caching.ranks import Ranks
+from dit_accel.caching.recording import NotPlanned
 from dit_accel.caching.store import BranchStore, TensorStore
 from dit_accel.core import extrapolation
 from dit_accel.core.report import CacheSite, SiteReport
@@ -50,7 +52,7 @@ class PlanExecutor(Engine):
         self.ranks = Ranks()
         self._missing: set[int] = set()  # steps whose extrapolation lacked a value
         self._changed: set[int] = set()  # planned otherwise, but a layout changes the denoiser
-        self._form: Callable[[torch.Tensor], Any] = _as_tuple
+        self._form: Form | None = None  # of the last computed output
         self.clear()
 
     def clear(self) -> None:
@@ -75,15 +77,17 @@ class PlanExecutor(Engine):
         cached = self.store.branch(session.role, session.branch)
         value = self._extrapolate(component, cached)
         computed = value is None
-        if value is not None:
-            output = self._form(value)
+        if value is not None and self._form is not None:
+            output = self._form.output(value)
         else:
             if self._extrapolation is not None:
                 self._missing.add(session.step)
             output = forward(call)
-            self._prepare(output[0])
-            self._form = form_of(output)
-            value = output[0]
+            try:
+                value, self._form = taken(output)
+            except ValueError as error:  # the clip is made all the same
+                return self._give_up(str(error), call, output)
+            self._prepare(value)
             self._store(component, cached, value, first=first)
         if not computed and policy.needs_error and (first or component > 0):
             part = value if first else value - self._first[session.role]
@@ -91,6 +95,16 @@ class PlanExecutor(Engine):
         if first:
             self._first[session.role] = value
         self.computed.setdefault((call.transformer, session.branch), {})[session.step] = computed
+        return output
+
+    def _give_up(self, why: str, call: ForwardCall, output: Any) -> Any:
+        """Compute the whole run, as a forward of it cannot be planned."""
+        session = self.session
+        self.policy, self._prepared = NotPlanned(session.num_steps or 0, why), True
+        self._extrapolation = None
+        self.first_step.reset()
+        self.store.clear()
+        self.computed.setdefault((call.transformer, session.branch), {})[session.step] = True
         return output
 
     def _prepare(self, value: torch.Tensor) -> None:
@@ -193,7 +207,8 @@ class PlanExecutor(Engine):
     def _after_first_step(self) -> Policy:
         """Ask the controller again, which knows now how many forwards a step has."""
         one_weight = len(self.policy.branch_weights) == 1
-        seen = partial(self.first_step.seen, as_differences=one_weight)
+        main = self._form.first if self._form is not None else None
+        seen = partial(self.first_step.seen, main, as_differences=one_weight)
         new = self.controller.after_first_step(len(self.store), seen)
         self.first_step.reset()
         if new is not None:
@@ -280,22 +295,3 @@ def _over_rows(factor: float | torch.Tensor, like: torch.Tensor) -> float | torc
         return factor
     rows = factor.to(like.device, torch.promote_types(like.dtype, torch.float32))
     return rows.repeat(len(like) // len(rows)).view(-1, *[1] * (like.ndim - 1))
-
-
-def form_of(output: Any) -> Callable[[torch.Tensor], Any]:
-    """What a prediction is returned as: a tuple, or the output class that it came in.
-
-    Raises:
-        ValueError: the output is not one tensor.
-    """
-    is_tuple = isinstance(output, tuple)
-    values = output if is_tuple else tuple(getattr(output, "values", lambda: (output,))())
-    found = [value for value in values if value is not None]
-    if len(found) != 1 or not isinstance(found[0], torch.Tensor):
-        names = ", ".join(type(value).__name__ for value in found)
-        raise ValueError(f"a forward gives {len(found)} values ({names}); accepted: one tensor")
-    return _as_tuple if is_tuple else type(output)
-
-
-def _as_tuple(value: torch.Tensor) -> tuple[torch.Tensor]:
-    return (value,)

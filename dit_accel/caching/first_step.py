@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from dit_accel.core.guidance import FirstStep
+from dit_accel.core.guidance import FirstStep, Main
 from dit_accel.core.patching import Patches
 
 
@@ -36,17 +36,18 @@ class FirstStepWatch:
         self._tap.wrap(scheduler, "step", self._listen)
         self.watching = True
 
-    def seen(self, *, as_differences: bool) -> FirstStep:
+    def seen(self, main: Main | None = None, *, as_differences: bool) -> FirstStep:
         """What the step showed; roles do not guide each other, so the first one speaks.
 
         Args:
+            main: as of `FirstStep`; None: the sampler gets all of a component.
             as_differences: whether the components are whole predictions, of which each further one
                 is yet to become its difference from the first.
         """
         first, *others = self.components
         if as_differences:
             others = [other - first for other in others]
-        return FirstStep((first, *others), self._guided, self.noise)
+        return FirstStep((first, *others), self._guided, self.noise, main)
 
     def _listen(self, inner: Any) -> Any:
         """The scheduler's step, until it was called once: it gets the guided prediction."""

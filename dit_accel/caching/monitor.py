@@ -214,7 +214,8 @@ class FiniteCheck(Interceptor):
 
     def around(self, call: ForwardCall, forward: Forward) -> Any:
         output = forward(call)
-        if self.session.step + 1 == self.session.num_steps:
+        is_last = self.session.step + 1 == self.session.num_steps
+        if is_last and isinstance(output[0], torch.Tensor):  # None: it only filled its own cache
             found = _total(output[0])
             self._last = found if self._last is None else self._last + found
         return output

@@ -23,17 +23,29 @@ from dit_accel.planning.profile import Profile
 from dit_accel.planning.profile_key import ProfileKey
 from dit_accel.planning.sampler import coefficients_of
 
-NO_SUM = "a step has {} forwards, and what the sampler gets is no weighted sum of them"
+
+def why_not(first: FirstStep) -> str:
+    """Why a run with such a first step is not planned."""
+    count = len(first.components)
+    forwards = "one forward" if count == 1 else f"{count} forwards"
+    if first.guided is None:
+        return f"a step has {forwards}, and the pipeline's scheduler does not get what they predict"
+    return f"a step has {forwards}, and what the sampler gets is no weighted sum of them"
 
 
 class NotPlanned(ComputeAll):
-    """Computes every step of a run that cannot be planned, and says why."""
+    """Computes every step of a run that cannot be planned, and says why.
 
-    def __init__(self, num_steps: int, reason: str) -> None:
+    `by_threshold`: whether the family has sites where windows may cache.
+    """
+
+    def __init__(self, num_steps: int, reason: str, *, by_threshold: bool = False) -> None:
         self.planned, self.reason = tuple(range(num_steps)), reason
+        self.by_threshold = by_threshold
 
     def notes(self) -> tuple[str, ...]:
-        return (f"Computed whole: {self.reason}. A threshold accelerates such runs too.",)
+        advice = " A threshold accelerates such runs too." if self.by_threshold else ""
+        return (f"Computed whole: {self.reason}.{advice}",)
 
 
 class RecordingPolicy(Policy):
@@ -47,15 +59,16 @@ class RecordingPolicy(Policy):
         branches: as of `Family`.
         known: whether the pipeline says how it weighs its branches; else a step measures it.
         remarks: why the run is recorded, where an earlier one was.
+        by_threshold: as of `NotPlanned`.
     """
 
     records = True
 
     def __init__(
         self, run: RunInfo, sampler: SamplerCoefficients, scheduler: Any, key: ProfileKey,
-        branches: str, *, known: bool, remarks: tuple[str, ...] = (),
+        branches: str, *, known: bool, remarks: tuple[str, ...] = (), by_threshold: bool = False,
     ) -> None:  # fmt: skip
-        self.remarks = remarks
+        self.remarks, self.by_threshold = remarks, by_threshold
         self.begin, self.guidance, self.branches = run.begin, run.guidance or 1.0, branches
         self.scheduler, self.key = copy.deepcopy(scheduler), key
         self.planned = tuple(range(sampler.num_steps))
@@ -76,7 +89,7 @@ class RecordingPolicy(Policy):
         """Take the weights of the branches from what the step did with them."""
         weights = first.weights()
         if weights is None or len(weights) > len(self.branch_weights):
-            self.problem, weights = NO_SUM.format(len(first.components)), None
+            self.problem, weights = why_not(first), None
         self.weights = weights or (1.0,)
 
     def take(self, first: FirstStep) -> None:
@@ -118,7 +131,8 @@ class RecordingPolicy(Policy):
     def notes(self) -> tuple[str, ...]:
         problem, ran = self._problem(), self.record.count(0)
         if problem is not None:
-            return NotPlanned(self.num_steps, problem).notes()
+            refused = NotPlanned(self.num_steps, problem, by_threshold=self.by_threshold)
+            return refused.notes()
         what = "this run was computed whole and recorded; the next ones are planned from it."
         if ran < self.num_steps:
             stopped = f"this run stopped after {ran} of {self.num_steps} steps"

@@ -1,7 +1,7 @@
-"""`dit-accel models`: the families of models that are supported, and what each supports.
+"""`dit-accel models`: the families of models that are supported, and the pipelines that were tried.
 
-In: nothing. Out: a table, or JSON.
-Knows the table of families; loads nothing. Ours.
+In: nothing. Out: two tables, or JSON.
+Knows the table of families, and the record of the trials; loads nothing. Ours.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from dit_accel.cli.common.files import print_json
 from dit_accel.cli.common.text import print_table
 from dit_accel.cli.common.verb import verb
 from dit_accel.models.families import FAMILIES
+from dit_accel.models.pipelines import record
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -30,11 +31,15 @@ class ModelsOptions:
 
 @verb(ModelsOptions)
 def models(given: ModelsOptions) -> None:
-    """List the supported families of models."""
+    """List the supported families of models, and every pipeline of diffusers that was tried."""
+    tried_with, tried = record()
     if given.as_json:
-        print_json({"families": [dataclasses.asdict(family) for family in FAMILIES.values()]})
+        families = [dataclasses.asdict(family) for family in FAMILIES.values()]
+        pipelines = [dataclasses.asdict(one) for one in tried]
+        print_json({"families": families, "diffusers": tried_with, "pipelines": pipelines})
     else:
         print_table(_table())
+        print_table(_pipelines())
 
 
 def _table() -> Table:
@@ -48,4 +53,16 @@ def _table() -> Table:
         classes = "\n".join((family.transformer, *family.pipelines, f"[dim]{family.notes}[/]"))
         table.add_row(family.name, classes, "\n".join(family.sites), family.branches)
         table.add_section()
+    return table
+
+
+def _pipelines() -> Table:
+    from rich.box import SIMPLE
+    from rich.table import Table
+
+    tried_with, tried = record()
+    title = f"Plans (speedup, quality, plan) on tiny pipelines of diffusers {tried_with}"
+    table = Table("pipeline", "family", "plans", box=SIMPLE, title=title)
+    for one in tried:
+        table.add_row(one.pipeline, one.family or "-", one.outcome)
     return table

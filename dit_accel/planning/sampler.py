@@ -155,8 +155,9 @@ def planned_coefficients(
     own = copy.deepcopy(scheduler)
     try:
         own.set_timesteps(num_steps)
-    except (TypeError, ValueError) as error:
+    except Exception as error:  # whatever a scheduler needs besides, a size or a stage
+        problem = str(error) or type(error).__name__
         raise ValueError(
-            f"{type(own).__name__} cannot be planned for without a run: {error}"
+            f"{type(own).__name__} cannot be planned for without a run: {problem}"
         ) from error
     return coefficients_of(own, branch_weights)

@@ -1,6 +1,7 @@
 """Write the docs' tables that are tables of the code: methods, metrics, conventions, denoisers.
 
-What goes together comes from `docs/composition.json`, which the tests recorded.
+What goes together comes from `docs/composition.json`, which the tests recorded; pipelines from
+`dit_accel/models/pipelines.json`, which `record_pipelines.py` recorded.
 
 python scripts/docs/docs_tables.py --write
 """
@@ -17,6 +18,7 @@ from dit_accel.evaluation.methods import LISTED, METHODS
 from dit_accel.metrics import METRICS
 from dit_accel.metrics.conventions import CONVENTIONS
 from dit_accel.models.checkpoints import DENOISERS
+from dit_accel.models.pipelines import record
 
 DOCS = Path(__file__).parents[2] / "docs"
 COMPOSITION = DOCS / "composition.json"
@@ -97,13 +99,28 @@ def _limits(cells: list[list[str]]) -> list[str]:
     return [f"- {one} ({', '.join(names)}): {text}.\n" for (one, text), names in found.items()]
 
 
+def pipelines() -> str:
+    """One line a pipeline that was tried, from the record of the trials."""
+    tried_with, tried = record()
+    lines = [
+        f"Tried with diffusers {tried_with}.\n\n",
+        "| pipeline | transformer | row, with its sites | plans |\n|---|---|---|---|\n",
+    ]
+    for one in tried:
+        row = f"{one.family}: {', '.join(one.sites)}" if one.family else "–"
+        lines.append(f"| {one.pipeline} | `{one.transformer}` | {row} | {one.outcome} |\n")
+    return "".join(lines)
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "methods": methods,
     "metrics": metrics,
     "conventions": conventions,
     "denoisers": denoisers,
     "composition": composition,
+    "pipelines": pipelines,
 }
+PAGES = {"composition": "quickstart.md", "pipelines": "pipelines.md"}
 
 
 def in_page(name: str) -> str:
@@ -122,7 +139,7 @@ def write(name: str) -> None:
 
 
 def _page(name: str) -> Path:
-    return DOCS / ("quickstart.md" if name == "composition" else "evaluation.md")
+    return DOCS / PAGES.get(name, "evaluation.md")
 
 
 def _marks(name: str) -> re.Pattern[str]:

@@ -1,4 +1,4 @@
-"""The pages: eight of them, every code block runs, every link and script exists, tables are true.
+"""The pages: nine of them, every code block runs, every link and script exists, tables are true.
 
 What runs how:
 
@@ -40,7 +40,10 @@ from dit_accel.evaluation.methods import METHODS, parse
 ROOT = Path(__file__).parents[2]
 
 
-NAMES = ("quickstart", "concepts", "how-it-works", "scenes", "evaluation", "results", "development")
+NAMES = (
+    *("quickstart", "concepts", "how-it-works", "scenes", "evaluation", "results", "development"),
+    "pipelines",
+)
 PAGES = [ROOT / "README.md", *(ROOT / "docs" / f"{name}.md" for name in NAMES)]
 RESEARCH = ROOT / "research"  # not in an sdist
 LINKING = [p for p in (*PAGES, ROOT / "assets/README.md", RESEARCH / "LOG.md") if p.exists()]
@@ -95,7 +98,7 @@ def with_blocks(language: str) -> list[Any]:
 # --- the pages ---------------------------------------------------------------------
 
 
-def test_there_are_eight_pages_and_the_readme_is_short():
+def test_there_are_nine_pages_and_the_readme_is_short():
     assert sorted(page.stem for page in (ROOT / "docs").glob("**/*.md")) == sorted(NAMES)
     assert len(PAGES[0].read_text(encoding="utf-8").splitlines()) <= 120
 
