@@ -302,19 +302,8 @@ class Session:
         if self._thread not in (None, thread) and not (begins and (other or step == 0)):
             raise RuntimeError(_TWO_THREADS)
         if begins:
-            self.calls += not (self._knows_calls and self._in_call)
-            # Another loop of a call that was not aborted; a pipeline may leave one step out.
-            if self.calls == self._call_of_run and self.steps_ran >= (self.num_steps or 0) - 1:
-                self._run_ends()
-            self._call_of_run = self.calls
-            for interceptor in self.interceptors:
-                interceptor.run_follows()
-            self._reset()
-            self._thread, self._schedule, self._begin = thread, schedule, position - (index or 0)
-            self.num_steps = len(schedule) - self._begin - self.unused
-            self.transformer, step = call.transformer, index or 0
-            for interceptor in self.interceptors:
-                interceptor.run_begins(self.num_steps)
+            step = index or 0
+            self._begin_run(call, position - step)
         if context is None:  # after _reset: the texts of a new run are numbered anew
             branch = self._texts.branch_of(call.text)
         if step != self.step:
@@ -324,6 +313,22 @@ class Session:
         if (call.transformer, branch) not in self.inputs:
             shapes = tree_map_only(torch.Tensor, _shape_of, (call.args, call.kwargs))
             self.inputs[call.transformer, branch] = shapes
+
+    def _begin_run(self, call: ForwardCall, begin: int) -> None:
+        self.calls += not (self._knows_calls and self._in_call)
+        # Another loop of a call that was not aborted; a pipeline may leave one step out.
+        if self.calls == self._call_of_run and self.steps_ran >= (self.num_steps or 0) - 1:
+            self._run_ends()
+        self._call_of_run = self.calls
+        for interceptor in self.interceptors:
+            interceptor.run_follows()
+        self._reset()
+        schedule = self.pipe.scheduler.timesteps
+        self._thread, self._schedule, self._begin = threading.get_ident(), schedule, begin
+        self.num_steps = len(schedule) - begin - self.unused
+        self.transformer = call.transformer
+        for interceptor in self.interceptors:
+            interceptor.run_begins(self.num_steps)
 
     def _next_step(self, step: int) -> None:
         self.step, self._seen = step, set()
