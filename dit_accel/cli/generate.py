@@ -54,10 +54,13 @@ def generate(request: Request) -> None:
     writing.check_files(files, overwrite=request.overwrite)
     with _muted(request):
         model, settings = _resolve(request, layout)
+        foretold = _foretell(request, model, settings)
+        if request.dry_run:
+            return
         pipe = _load(request, model, settings)
         target, result, uncached = _run(request, pipe, settings)
         with _status("writing", quiet=request.as_json):
-            content = _write(files, model, target, result, uncached, layout)
+            content = _write(files, model, target, result, uncached, layout, memory=foretold)
     if request.as_json:
         sys.stdout.write(writing.as_json(content) + "\n")
     else:
@@ -78,13 +81,18 @@ def _many(request: Request, source: Path) -> None:
         todo = batch.open_ones(clips, overwrite=request.overwrite)
         if len(todo) < len(clips) and not request.as_json:
             say(f"{len(clips) - len(todo)} of {len(clips)} clips are there already", style="yellow")
+        if request.dry_run or todo:
+            foretold = _foretell(request, model, settings)
+        if request.dry_run:
+            return
         pipe = _load(request, model, settings) if todo else None
         left = len(todo)
         try:
             for clip in todo:
                 label = f"clip {len(clips) - left + 1} of {len(clips)}"
                 target, result, uncached = _run(request, pipe, clip.settings, label)
-                _write(clip.files, model, target, result, uncached, None, asked=clip.key)
+                _write(clip.files, model, target, result, uncached, None,
+                       memory=foretold, asked=clip.key)  # fmt: skip
                 left -= 1
                 if not request.as_json:
                     print(clip.files.video, seconds_text(result.whole_seconds), sep="  ")
@@ -136,6 +144,28 @@ def _resolve(request: Request, layout: Layout | None) -> tuple[LoadableModel, Se
     return model, settings
 
 
+def _foretell(request: Request, model: LoadableModel, settings: Settings) -> dict[str, Any]:
+    """Say what memory the run takes, and return it for the record."""
+    from dit_accel.cli.run import memory
+    from dit_accel.models.setup import OFFLOADS
+
+    found = memory.forecast(model, settings)
+    content = memory.record(found, settings)
+    lacking = memory.shortage(found, model, settings)
+    if request.dry_run and request.as_json:
+        writing.print_json({"settings": settings.to_dict(), "memory": content,
+                            "offload": {way: found.stages(way) for way in OFFLOADS}})  # fmt: skip
+    elif request.dry_run:
+        from dit_accel.cli.run.summary import show_plan
+
+        show_plan(settings, memory.rows(found, settings))
+    elif not request.as_json:
+        say(memory.announcement(found, settings), style="blue")
+    if lacking and not request.as_json:
+        say(lacking, style=NOTE)
+    return content
+
+
 def _load(request: Request, model: LoadableModel, settings: Settings) -> Any:
     from dit_accel.models import setup
 
@@ -178,7 +208,7 @@ def _write(
     result: Generation,
     uncached: Generation | None,
     layout: Layout | None,
-    asked: str | None = None,
+    **more: Any,
 ) -> dict[str, Any]:
     """Write every file or none; returns the content of the sidecar."""
     from dit_accel.cli.run.sidecar import record
@@ -190,8 +220,7 @@ def _write(
     else:
         clips = writing.clips_of(files, result.frames, uncached.frames if uncached else None)
     content = record(files, model, target, *compared)
-    if asked is not None:
-        content["asked"] = asked
+    content |= more
     with writing.all_or_none([*files.present().values()]) as folder:
         began = time.perf_counter()
         writing.write_clips(folder, clips, target.settings.fps)

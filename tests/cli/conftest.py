@@ -11,6 +11,8 @@ import pytest
 import tiny
 from commands import DEFAULTS
 
+from dit_accel.models import memory
+
 
 @pytest.fixture(scope="session")
 def model_folder(tmp_path_factory: pytest.TempPathFactory, tiny_wan: Callable[..., Any]) -> Path:
@@ -36,6 +38,18 @@ def image_model_folder(model_folder: Path) -> Path:
     WanImageToVideoPipeline(transformer=transformer, **parts).save_pretrained(folder)
     (folder / "generation_defaults.json").write_text(json.dumps(DEFAULTS))
     return folder
+
+
+@pytest.fixture(autouse=True)
+def untraced(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs are not traced for their memory, which takes a second, without `traced`."""
+    if "traced" not in request.fixturenames:
+        monkeypatch.setattr(memory, "activations_of", lambda *given: {})
+
+
+@pytest.fixture
+def traced() -> None:
+    """Activations are traced, as for a user."""
 
 
 @pytest.fixture

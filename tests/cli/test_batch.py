@@ -12,6 +12,7 @@ from commands import invoke, names
 from typer.testing import Result
 
 from dit_accel.cli.run import run
+from dit_accel.core import measure
 from dit_accel.models import setup
 
 PROMPTS = ["a red circle", "a blue square", "a green triangle"]
@@ -146,3 +147,36 @@ def test_below_8_steps_every_step_is_computed_and_that_is_said(
     assert report["steps_computed"] == 4
     typed = invoke("generate", PROMPTS[0], *few, "--threshold", "9", "--overwrite")
     assert typed.exit_code == 0 and "reuse gains nothing" in typed.stderr  # and yet carried out
+
+
+# --- memory, before the run --------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("traced")
+def test_memory_is_said_before_the_run_and_kept(here: Path, model_folder: Path) -> None:
+    given = ["--model", str(model_folder), "--output", "a.npy"]
+    result = invoke("generate", PROMPTS[0], *given)
+    assert result.stderr.index("memory: text ") < result.stderr.index("accelerated: denoising")
+    content = json.loads((here / "a.npy.json").read_text())["memory"]
+    assert content["activations"].keys() == {"text_encoder", "transformer", "vae"}
+    assert content["stages"]["decode"] > content["stages"]["denoise"] > 0
+    assert content["why"] is None
+
+
+@pytest.mark.usefixtures("traced")
+def test_a_dry_run_loads_nothing_and_says_what_would_fit(
+    here: Path, model_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(setup, "load", lambda *a, **b: pytest.fail("weights were loaded"))
+    dry = ["--model", str(model_folder), "--dry-run", "--height", "128", "--width", "128"]
+    result = invoke("generate", PROMPTS[0], *dry)
+    assert result.exit_code == 0, result.stderr
+    assert names(here) == []
+    assert "128x128" in result.stdout and "memory          text" in result.stdout
+    plain = json.loads(invoke("generate", PROMPTS[0], *dry, "--json").stdout)["memory"]
+    before = plain["stages"]["text"] - sum(plain["weights"].values())
+    most = max(plain["stages"].values()) - before
+    monkeypatch.setattr(measure, "free_memory", lambda device: most * 2 // 3)
+    monkeypatch.setattr(measure, "peak_memory", lambda device: 0)
+    result = invoke("generate", PROMPTS[0], *dry)
+    assert "decode will not fit; would fit: " in result.stderr

@@ -144,7 +144,7 @@ def say(message: str, *, style: str = "bold red") -> None:
     from rich.console import Console
 
     console = Console(stderr=True)
-    label = {"bold red": "error", "yellow": "note", "cyan": "plan"}[style]
+    label = {"bold red": "error", "yellow": "note", "cyan": "plan", "blue": "memory"}[style]
     console.print(f"[{style}]{label}:[/] ", end="", soft_wrap=True)
     console.print(message, soft_wrap=True, markup=False, highlight=False)
 

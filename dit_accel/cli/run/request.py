@@ -71,6 +71,10 @@ class Request(AccelOptions, ClipOptions):
     output: Path | None = options.output(
         None, "A .mp4, .mkv or .npy (both lossless), .gif or .png.", shown="named by the prompt"
     )
+    dry_run: bool = option(
+        False, "Say what would be done and the memory it needs; load no weights.",
+        panel=options.OUTPUT,
+    )  # fmt: skip
     overwrite: bool = options.overwrite()
     as_json: bool = options.as_json()
 

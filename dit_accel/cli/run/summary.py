@@ -43,6 +43,11 @@ def show(files: Files, settings: Settings, result: Generation, content: dict[str
     print_aligned(console, rows)
 
 
+def show_plan(settings: Settings, more: list[Row]) -> None:
+    """Print the settings of a run that is not made."""
+    print_aligned(Console(highlight=False), [*_setting_rows(settings)[1:], ("", ""), *more])
+
+
 def announcement(settings: Settings, choice: PlanChoice) -> str:
     """One line before the run: the target, and what is predicted."""
     from dit_accel.planning.prediction import describe
