@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from dit_accel.core.report import Report, SiteReport
     from dit_accel.handle import Handle, accelerate
     from dit_accel.layout import Layout
-    from dit_accel.models.families import FAMILIES
+    from dit_accel.models.families import FAMILIES, Family, register_family
     from dit_accel.scenes.rows import SceneConfig
 
 __version__ = "0.1.0"
@@ -47,6 +47,8 @@ _HOMES = {
     "PlanConfig": "dit_accel.config",
     "UncachedConfig": "dit_accel.config",
     "FAMILIES": "dit_accel.models.families",
+    "Family": "dit_accel.models.families",
+    "register_family": "dit_accel.models.families",
     "Report": "dit_accel.core.report",
     "SiteReport": "dit_accel.core.report",
     "Layout": "dit_accel.layout",
@@ -63,6 +65,7 @@ __all__ = [
     "FAMILIES",
     "PCAS",
     "AccelConfig",
+    "Family",
     "Handle",
     "Layout",
     "PlanConfig",
@@ -77,6 +80,7 @@ __all__ = [
     "UniCPConfig",
     "__version__",
     "accelerate",
+    "register_family",
     "trim_text",
 ]
 

@@ -41,7 +41,7 @@ class Form:
             return self.make([None if one is None else value for one in self.like])
         rows = len(value)
         widths = [one.numel() // rows for one in kinds]
-        parts = iter(zip(kinds, value.split(widths, dim=1), strict=True))
+        parts = iter(zip(kinds, torch.split(value, widths, dim=1), strict=True))
         made = [None if one is None else _shaped(*next(parts)) for one in self.like]
         return self.make(made)
 

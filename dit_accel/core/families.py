@@ -27,7 +27,7 @@ def family_of(pipe: Any) -> Family:
     transformer = next((module for module in loaded if module is not None), None)
     name = type(uncompiled(transformer)).__name__
     if name in FAMILIES:
-        return FAMILIES[name]
+        return _checked(FAMILIES[name], uncompiled(transformer))
     if transformer is None or not hasattr(getattr(pipe, "scheduler", None), "timesteps"):
         found = f"a {name}" if transformer is not None else "no transformer"
         raise ValueError(
@@ -35,6 +35,18 @@ def family_of(pipe: Any) -> Family:
             f"scheduler with timesteps, best one of {', '.join(FAMILIES)}"
         )
     return without_row(name, type(pipe).__name__)
+
+
+def _checked(row: Family, transformer: Any) -> Family:
+    """A row whose blocks are there: a user may have made it, or diffusers has changed."""
+    missing = [name for name in row.blocks if not hasattr(transformer, name)]
+    if missing:
+        lists = [n for n, m in transformer.named_children() if hasattr(m, "__len__")]
+        raise ValueError(
+            f"the row {row.name} has blocks {', '.join(missing)}, which {row.transformer} has not; "
+            f"accepted: some of {', '.join(lists) or 'its lists of blocks, but it has none'}"
+        )
+    return row
 
 
 def without_row(transformer: str, pipeline: str) -> Family:

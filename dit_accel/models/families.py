@@ -3,14 +3,17 @@
 In: nothing. Out: `FAMILIES`, by the name of the diffusers class.
 A row knows where the blocks and their attentions are and how a block is called. It holds names
 only: nothing is imported, so the table can be read without torch. `core/families.py` looks it up.
-Source: the classes of diffusers. A new model is a new row here.
+Source: the classes of diffusers. A new model is a new row here; `register_family` adds a user's.
 """
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 SITES = ("attention", "block", "model")
+BRANCHES = ("separate", "batched", "embedded")
+TOKENS = ("time", "text", "image", "joint")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,3 +130,50 @@ FAMILIES: dict[str, Family] = {
         ),
     )
 }
+
+
+def register_family(row: Family) -> None:
+    """Add a row, so that a transformer of yours takes thresholds too, at the row's sites.
+
+    A row promises that a cached value is the same as a computed one, where nothing has changed. Try
+    that first: `threshold=0.0` at each site has to give the stock clip bit by bit.
+
+    Args:
+        row: of a transformer class that has none.
+
+    Raises:
+        ValueError: the class or the name has a row already, or a field is not accepted.
+
+    Example:
+        >>> row = Family(
+        ...     name="mine", transformer="MyTransformer", pipelines=("MyPipeline",),
+        ...     blocks=("blocks",), attention="attn1", branches="separate", sites=("model",),
+        ...     notes="my model", rows=(),
+        ... )
+        >>> register_family(row)
+        >>> FAMILIES.pop("MyTransformer").name
+        'mine'
+    """
+    names = [known.name for known in FAMILIES.values()]
+    _check("transformer", row.transformer, row.transformer not in FAMILIES, "a class without a row")
+    _check("name", row.name, bool(row.name) and row.name not in names, "a name of its own")
+    _check("blocks", row.blocks, bool(row.blocks), "the attributes that hold the blocks")
+    _check("branches", row.branches, row.branches in BRANCHES, ", ".join(BRANCHES))
+    _check("sites", row.sites, {*row.sites} <= {*SITES}, f"some of {', '.join(SITES)}")
+    for path, tokens in row.rows:
+        _check("rows", (path, tokens), tokens in TOKENS and _is_pattern(path),
+               f"a regular expression, and one of {', '.join(TOKENS)}")  # fmt: skip
+    FAMILIES[row.transformer] = row
+
+
+def _check(field: str, value: object, holds: bool, accepted: str) -> None:
+    if not holds:
+        raise ValueError(f"row has {field}={value!r}; accepted: {accepted}")
+
+
+def _is_pattern(text: str) -> bool:
+    try:
+        re.compile(text)
+    except re.error:
+        return False
+    return True
