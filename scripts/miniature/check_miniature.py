@@ -1,6 +1,9 @@
-"""Is the miniature good enough to measure on? Colours and motions of unseen prompts, by OpenCV.
+"""Is a small model good enough to measure on? Colours and motions of unseen prompts, by OpenCV.
 
     python scripts/miniature/check_miniature.py --model assets/mini-wan --prompts 64 --seed 0
+    python scripts/miniature/check_miniature.py --model out/photos --world photos
+
+The model's own pipeline makes the clips, at the defaults of its folder.
 
 For every subject of a caption, the pixels of its colour are found in CIELAB; the colour counts as
 present when at least 0.3 % of the frame has it in four fifths of the frames. The motion is judged
@@ -17,11 +20,10 @@ from pathlib import Path
 import cv2
 import numpy as np
 import torch
-from diffusers import WanPipeline
-from output import sample
-from world import CHECK_STREAM, COLORS, DEFAULT, Scene, Subject, render, scene_at
-
-STEPS = 50
+from diffusers import DiffusionPipeline
+from output import sample, settings_of
+from world import CHECK_STREAM, COLORS, Scene, Subject
+from worlds import WORLDS, World
 
 
 def color_areas(clip: np.ndarray, color: str) -> list[np.ndarray]:
@@ -85,10 +87,10 @@ def judge(clip: np.ndarray, scene: Scene) -> list[tuple[bool, bool]]:
     return [one(subject) for subject in scene.subjects]
 
 
-def choose(count: int, seed: int, max_subjects: int) -> list[Scene]:
+def choose(count: int, seed: int, max_subjects: int, world: World) -> list[Scene]:
     """Unseen scenes whose subjects differ in colour, so that colour tells them apart."""
     stream = (
-        scene_at(CHECK_STREAM, 100_000 * seed + i, max_subjects=max_subjects)
+        world.scene_at(CHECK_STREAM, 100_000 * seed + i, max_subjects=max_subjects)
         for i in range(20 * count)
     )
     apart = (s for s in stream if len({subject.color for subject in s.subjects}) == len(s.subjects))
@@ -114,23 +116,24 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("--model", type=Path, default=Path("assets/mini-wan"))
+    parser.add_argument("--world", choices=sorted(WORLDS), default="shapes")
     parser.add_argument("--prompts", type=int, default=64)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--max-subjects", type=int, default=3)
     parser.add_argument("--batch", type=int, default=4)
     args = parser.parse_args()
 
-    scenes = choose(args.prompts, args.seed, args.max_subjects)
-    frames, height, width = DEFAULT
-    truth = (render(scenes, frames, height, width).permute(0, 2, 3, 4, 1).numpy() + 1) / 2
-    pipe = WanPipeline.from_pretrained(args.model)
+    world = WORLDS[args.world]
+    scenes = choose(args.prompts, args.seed, args.max_subjects, world)
+    pipe = DiffusionPipeline.from_pretrained(args.model)
+    settings = settings_of(args.model, pipe)
+    size = [int(settings[name]) for name in ("num_frames", "height", "width")]
+    truth = (world.render(scenes, *size).permute(0, 2, 3, 4, 1).numpy() + 1) / 2
     pipe.to("cuda" if torch.cuda.is_available() else "cpu").set_progress_bar_config(disable=True)
     verdicts: list[list[tuple[bool, bool]]] = []
     for first in range(0, len(scenes), args.batch):
         group = scenes[first : first + args.batch]
-        clips = sample(
-            pipe, [s.caption() for s in group], args.seed + first, num_inference_steps=STEPS
-        )
+        clips = sample(pipe, [s.caption() for s in group], args.seed + first, **settings)
         for clip, scene in zip(clips, group, strict=True):
             verdicts.append(judge(clip, scene))
             marks = " ".join(

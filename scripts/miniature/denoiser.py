@@ -1,35 +1,31 @@
-"""Stage 3 of the miniature's training: denoiser and text encoder together, by flow matching."""
+"""Stage 3 of the miniature's training: denoiser and text encoder together, as the family has it."""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable
 
 import torch
-import torch.nn.functional as F
-from diffusers import WanPipeline, WanTransformer3DModel
+from families import FAMILIES
 from hints import Heads, Hints, inside
 from muon import Muon, Together, split
 from pools import Batches, Size
-from recipe import (
-    COMPRESSION,
-    TEXT_LENGTH,
-    Preset,
-    build_text_encoder,
-    build_transformer,
-    schedule,
-)
+from recipe import TEXT_LENGTH, Preset, grid_of, schedule
 from run import Run, multiplies_bfloat16
-from transformers import UMT5EncoderModel
+from torch import nn
 from world import DEFAULT
 
 MIDDLE = 0.6  # share of the blocks after which the hints are read
 
 
 def train_denoiser(
-    preset: Preset, run: Run, batches: Batches, words: int, start_from: WanPipeline | None = None
-) -> tuple[WanTransformer3DModel, UMT5EncoderModel]:
-    """Of a vocabulary of so many words; from another miniature's weights, where one is given."""
+    preset: Preset, run: Run, batches: Batches | None, words: int, start_from=None
+) -> tuple[nn.Module, nn.Module]:
+    """Of a vocabulary of so many words; from another model's weights, where one is given.
+
+    `batches` is None where the stage was finished before.
+    """
     model = build(preset, words, start_from).to(run.device)
     ema = [p.detach().clone() for p in model.parameters()]
     if run.finished("denoiser", model):
@@ -39,15 +35,19 @@ def train_denoiser(
     start = run.resume("denoiser", model, optimizer, ema)
     optimizer.set_lr(*rates)
     step = denoiser_step(model, optimizer, run, preset)
-    if preset.compile:
-        model["transformer"].compile_repeated_blocks(fullgraph=True, dynamic=False)
-    for i, size, batch in curriculum(preset):
-        if i < start:
-            continue
-        share = schedule(i, preset.iterations, preset.warm, preset.hold)
+    if preset.compile and not run.limits.eager:
+        for block in blocks_of(model, preset):
+            block.compile(fullgraph=True, dynamic=False)
+    run.begin("denoiser")
+    for i in itertools.count(start):
+        position = run.position("denoiser", i, preset.iterations)
+        if position >= preset.iterations or run.limits.end:
+            break
+        size, batch = batch_at(preset, i, position)
+        share = schedule(position, preset.iterations, preset.warm, preset.hold)
         for rate, peak in zip(rates, (preset.lr, preset.muon), strict=True):
             rate.fill_(peak * share)
-        loss = step(*batches.draw(i, size, batch))
+        loss = step(*batches.draw(i, size, batch))  # type: ignore[union-attr]
         torch._foreach_lerp_(ema, list(model.parameters()), 1 - min(preset.ema, (1 + i) / (10 + i)))
         run.tick(
             "denoiser", i, loss,
@@ -60,11 +60,12 @@ def train_denoiser(
     return model["transformer"], model["text_encoder"]
 
 
-def build(preset: Preset, words: int, start_from: WanPipeline | None) -> torch.nn.ModuleDict:
+def build(preset: Preset, words: int, start_from=None) -> torch.nn.ModuleDict:
     """`transformer`, `text_encoder` and, where there are hints, the `heads` that they train."""
+    family = FAMILIES[preset.family]
     parts: dict[str, torch.nn.Module] = {
-        "transformer": build_transformer(preset),
-        "text_encoder": build_text_encoder(words),
+        "transformer": family.transformer(preset),
+        "text_encoder": family.text_encoder(words),
     }
     if start_from is not None:
         for name, part in parts.items():
@@ -97,37 +98,30 @@ def optimizer_of(
 def denoiser_step(
     model: torch.nn.ModuleDict, optimizer: Together, run: Run, preset: Preset
 ) -> Callable[..., torch.Tensor]:
-    """One optimiser step of flow matching -> the mean squared error of the predicted flow.
+    """One optimiser step -> the mean squared error of what the denoiser predicts.
 
-    Latents and noise (B, C, F, h, w), padded text ids (B, L) of which the first TEXT_LENGTH are
-    read, sigma (B,) in (0, 1), whether the caption is complete (B,), and the clips' hints.
+    Latents and noise (B, C, F, h, w), padded text ids (B, L) with words in the first TEXT_LENGTH,
+    the levels of noise (B,), whether the caption is complete (B,), and the clips' hints.
     """
+    family = FAMILIES[preset.family]
     middle: list[torch.Tensor] = []
     if preset.hints:
-        block = model["transformer"].blocks[round(MIDDLE * preset.layers) - 1]
-        block.register_forward_hook(lambda module, args, output: middle.append(output))
+        block = blocks_of(model, preset)[round(MIDDLE * preset.layers) - 1]
+        block.register_forward_hook(lambda module, args, output: middle.append(tokens_of(output)))
 
     def step(
         x: torch.Tensor,
         text: torch.Tensor,
-        sigma: torch.Tensor,
+        level: torch.Tensor,
         noise: torch.Tensor,
         complete: torch.Tensor,
         hints: Hints,
     ) -> torch.Tensor:
         with run.autocast_matrices():
-            s = sigma.view(-1, 1, 1, 1, 1)
-            ids = text[:, :TEXT_LENGTH]
-            mask = (ids != 0).long()
-            states = model["text_encoder"](input_ids=ids, attention_mask=mask).last_hidden_state
-            padded = F.pad(states * mask[..., None], (0, 0, 0, text.shape[1] - TEXT_LENGTH))
-            flow = model["transformer"](
-                hidden_states=(1 - s) * x + s * noise,
-                timestep=sigma * 1000,
-                encoder_hidden_states=padded,
-                return_dict=False,
-            )[0]
-            error = (flow.float() - (noise - x)).square()
+            text_read = family.read(model["text_encoder"], text)
+            noisy, target, timestep = family.mix(x, noise, level)
+            predicted = family.predict(model["transformer"], noisy, timestep, text_read)
+            error = (predicted.float() - target).square()
             loss = mse = error.mean()
             if preset.focus:
                 weight = 1 + preset.focus * inside(hints, x.shape[2:])
@@ -136,7 +130,9 @@ def denoiser_step(
                 grid = tuple(n // p for n, p in zip(x.shape[2:], preset.patch, strict=True))
                 heads = model["heads"]
                 hint_loss = heads.token_loss(middle.pop(), grid, hints, complete)
-                hint_loss = hint_loss + heads.word_loss(states, hints, complete)
+                hint_loss = hint_loss + heads.word_loss(
+                    text_read[0][:, :TEXT_LENGTH], hints, complete
+                )
                 loss = loss + preset.hints * hint_loss
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -147,22 +143,23 @@ def denoiser_step(
     return step
 
 
-def curriculum(preset: Preset) -> Iterator[tuple[int, Size, int]]:
-    """(iteration, size, batch) of the whole run; large clips in smaller batches."""
-    first = 0
-    for stage in preset.curriculum:
-        count = round(stage.share * preset.iterations)
-        sizes = itertools.cycle(stage.sizes)
-        for i in range(first, first + count):
-            size = next(sizes)
-            yield (
-                i,
-                size,
-                max(2, round(stage.batch * min(1.0, tokens_of(DEFAULT) / tokens_of(size)))),
-            )
-        first += count
+def blocks_of(model: torch.nn.ModuleDict, preset: Preset) -> nn.ModuleList:
+    return getattr(model["transformer"], FAMILIES[preset.family].blocks)
 
 
-def tokens_of(size: Size) -> int:
-    frames, height, width = size
-    return ((frames - 1) // 4 + 1) * (height // COMPRESSION) * (width // COMPRESSION)
+def tokens_of(output: torch.Tensor | tuple[torch.Tensor, ...]) -> torch.Tensor:
+    """The video's tokens of a block's output, which may have the text's beside them."""
+    return output[0] if isinstance(output, tuple) else output
+
+
+def batch_at(preset: Preset, i: int, position: float) -> tuple[Size, int]:
+    """Iteration `i`'s size, and how many clips: large ones in smaller batches."""
+    ends = itertools.accumulate(stage.share for stage in preset.curriculum)
+    share = position / preset.iterations
+    stage = next(
+        (s for s, end in zip(preset.curriculum, ends, strict=True) if share < end),
+        preset.curriculum[-1],
+    )
+    size = stage.sizes[i % len(stage.sizes)]
+    cells = math.prod(grid_of(size))
+    return size, max(2, round(stage.batch * min(1.0, math.prod(grid_of(DEFAULT)) / cells)))

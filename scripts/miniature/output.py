@@ -3,28 +3,32 @@
 from __future__ import annotations
 
 import csv
+import inspect
 import itertools
 import json
 from pathlib import Path
 
 import numpy as np
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler, WanPipeline
+from families import FAMILIES
+from recipe import FPS, TEXT_PADDED, Preset, build_tokenizer
 from run import Run
-from world import DEFAULT, SHEET_STREAM, scene_at
+from world import DEFAULT, SHEET_STREAM
+from worlds import WORLDS, World
 
 
-def export(out: Path, run: Run, vae, transformer, text_encoder, tokenizer) -> WanPipeline:
+def export(out: Path, run: Run, preset: Preset, vae, transformer, text_encoder, tokenizer):
     """The pipeline folder, the call's defaults and the loss curve.
 
     Transformer and VAE in float16, which diffusers loads as float32; the small text encoder in
     float32, since transformers keeps the stored dtype.
     """
-    pipe = WanPipeline(
+    family = FAMILIES[preset.family]
+    pipe = family.pipeline(
         tokenizer=tokenizer,
         text_encoder=text_encoder.eval().float().cpu(),
         vae=vae.eval().float().cpu(),
-        scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
+        scheduler=family.scheduler(),
         transformer=transformer.eval().float().cpu(),
     )
     for part in (pipe.vae, pipe.transformer):
@@ -38,17 +42,33 @@ def export(out: Path, run: Run, vae, transformer, text_encoder, tokenizer) -> Wa
         config = json.loads(path.read_text())
         if isinstance(config, dict) and config.pop("_name_or_path", None) is not None:
             path.write_text(json.dumps(config, indent=2) + "\n")
-    frames, height, width = DEFAULT
+    frames, height, width = preset.size
     defaults = {
         "height": height, "width": width, "num_frames": frames, "num_inference_steps": 50,
-        "guidance_scale": 4.0, "max_sequence_length": 64, "fps": 8,
+        "guidance_scale": family.guidance, "max_sequence_length": TEXT_PADDED, "fps": FPS,
     }  # fmt: skip
     (out / "generation_defaults.json").write_text(json.dumps(defaults, indent=2) + "\n")
     with open(out.parent / f"{out.name}-loss.csv", "w", newline="") as file:
         csv.writer(file).writerows([("stage", "iteration", "loss"), *run.curve])
     size = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
     run.say(f"wrote {out}: {size / 1e6:.1f} MB")
-    return WanPipeline.from_pretrained(out)
+    return family.pipeline.from_pretrained(out)
+
+
+def sizes_of(preset: Preset) -> str:
+    """Parameters of the parts, and bytes of their files, without making a weight."""
+    family = FAMILIES[preset.family]
+    words = len(build_tokenizer(WORLDS[preset.world].words))
+    with torch.device("meta"):
+        parts = {
+            "transformer": (family.transformer(preset), 2),
+            "vae": (family.vae(preset), 2),
+            "text_encoder": (family.text_encoder(words), 4),
+        }
+    counts = {name: sum(p.numel() for p in part.parameters()) for name, (part, _) in parts.items()}
+    size = sum(counts[name] * width for name, (_, width) in parts.items())
+    each = ", ".join(f"{name} {count / 1e6:.2f} M" for name, count in counts.items())
+    return f"{each}, about {size / 1e6:.1f} MB"
 
 
 def draw_curve(path: Path, curve: list[tuple[str, int, float]]) -> None:
@@ -66,17 +86,16 @@ def draw_curve(path: Path, curve: list[tuple[str, int, float]]) -> None:
     figure.savefig(path, dpi=120)
 
 
-def draw_sheet(
-    path: Path, pipe: WanPipeline, device: torch.device, rows: int, seed: int = 0
-) -> None:
+def draw_sheet(path: Path, pipe, folder: Path, world: World, rows: int, seed: int = 0) -> None:
     """One row a prompt of the sheet's stream: five frames of the clip, the caption above."""
     import cv2
 
-    pipe.to(device).set_progress_bar_config(disable=True)
+    pipe.set_progress_bar_config(disable=True)
+    settings = settings_of(folder, pipe)
     strips = []
     for i in range(rows):
-        caption = scene_at(SHEET_STREAM, 10_000 + i).caption()
-        clip = sample(pipe, [caption], seed + i)[0]
+        caption = world.scene_at(SHEET_STREAM, 10_000 + i).caption()
+        clip = sample(pipe, [caption], seed + i, **settings)[0]
         frames = clip[:: (len(clip) - 1) // 4][:5]
         strip = np.concatenate(
             [np.pad(f, ((0, 0), (0, 2), (0, 0)), constant_values=1) for f in frames], 1
@@ -84,8 +103,8 @@ def draw_sheet(
         strip = cv2.resize(
             (strip * 255).round().astype(np.uint8),
             None,
-            fx=2,
-            fy=2,
+            fx=128 / strip.shape[0],
+            fy=128 / strip.shape[0],
             interpolation=cv2.INTER_NEAREST,
         )
         title = np.full((18, strip.shape[1], 3), 255, np.uint8)
@@ -96,12 +115,20 @@ def draw_sheet(
     cv2.imwrite(str(path), np.concatenate(strips)[:, :, ::-1])
 
 
-def sample(pipe: WanPipeline, prompts: list[str], seed: int, **settings) -> np.ndarray:
+def settings_of(folder: Path, pipe) -> dict[str, int | float]:
+    """A model folder's defaults of a call, as its pipeline takes them."""
+    settings = json.loads((folder / "generation_defaults.json").read_text())
+    fps = settings.pop("fps")
+    takes = "frame_rate" in inspect.signature(pipe.__call__).parameters
+    return settings | ({"frame_rate": fps} if takes else {})
+
+
+def sample(pipe, prompts: list[str], seed: int, **settings) -> np.ndarray:
     """Clips (B, T, H, W, 3) in [0, 1] at the miniature's defaults; noise from CPU generators."""
     frames, height, width = DEFAULT
     call = {
         "height": height, "width": width, "num_frames": frames, "guidance_scale": 4.0,
-        "max_sequence_length": 64, "output_type": "np",
+        "max_sequence_length": TEXT_PADDED, "output_type": "np",
     }  # fmt: skip
     generators = [torch.Generator().manual_seed(seed + i) for i in range(len(prompts))]
     return pipe(prompts, generator=generators, **{**call, **settings}).frames

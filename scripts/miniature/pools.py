@@ -8,12 +8,14 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from diffusers import AutoencoderKLWan
+from families import FAMILIES
 from hints import Hints, hints_of
-from recipe import SHIFT, TEXT_LENGTH, Preset
+from recipe import TEXT_LENGTH, TEXT_PADDED, Preset
 from run import Run
+from torch import nn
 from transformers import PreTrainedTokenizerFast
-from world import COLORS, DEFAULT, TRAIN_STREAM, render, scene_at
+from world import COLORS, TRAIN_STREAM
+from worlds import WORLDS
 
 Size = tuple[int, int, int]  # frames, height, width
 
@@ -28,22 +30,21 @@ class Pool:
 
 
 @torch.no_grad()
-def encode_pools(
-    vae: AutoencoderKLWan, preset: Preset, run: Run
-) -> tuple[dict[Size, Pool], list[str]]:
+def encode_pools(vae: nn.Module, preset: Preset, run: Run) -> tuple[dict[Size, Pool], list[str]]:
     sizes = list(dict.fromkeys(size for stage in preset.curriculum for size in stage.sizes))
-    mean = torch.tensor(vae.config.latents_mean, device=run.device).view(1, -1, 1, 1, 1)
-    std = torch.tensor(vae.config.latents_std, device=run.device).view(1, -1, 1, 1, 1)
+    family, world = FAMILIES[preset.family], WORLDS[preset.world]
     pools, captions = {}, []
     first = preset.vae_clips
-    batch = 128 if run.device.type == "cuda" else 8
     for size in sizes:
         frames, height, width = size
-        count = preset.pool if size == DEFAULT else preset.pool_other
+        pixels = frames * height * width
+        batch = max(8, 128 * 17 * 64**2 // pixels) if run.device.type == "cuda" else 8
+        count = preset.pool if size == preset.size else preset.pool_other
         mix = "-".join(map(str, preset.mix))
         path = run.work / f"latents-{frames}x{height}x{width}-{mix}.pt"
         scenes = [
-            scene_at(TRAIN_STREAM, first + i, width / height, mix=preset.mix) for i in range(count)
+            world.scene_at(TRAIN_STREAM, first + i, width / height, mix=preset.mix)
+            for i in range(count)
         ]
         first += count
         if path.exists():
@@ -52,8 +53,9 @@ def encode_pools(
             parts = []
             for i in range(0, count, batch):
                 with run.autocast():
-                    clip = render(scenes[i : i + batch], frames, height, width, run.device)
-                    parts.append(((vae.encode(clip).latent_dist.mean - mean) / std).half())
+                    clip = world.render(scenes[i : i + batch], *size, run.device)
+                    latents = vae.encode(clip).latent_dist.mean
+                    parts.append(family.normalized(vae, latents).half())
             latents = torch.cat(parts)
             if run.device.type != "cuda":  # on a GPU it is faster to encode again
                 torch.save(latents, path)
@@ -100,12 +102,11 @@ class Batches:
             complete &= ~left
         dropped = torch.rand(batch, generator=seed, device=self.device) < 0.1
         text[dropped] = self.empty
-        long = self.preset.long_text and size == DEFAULT and i % 8 == 4
-        text = F.pad(text, (0, (512 if long else 64) - TEXT_LENGTH))
-        sigma = torch.sigmoid(torch.randn(batch, generator=seed, device=self.device))
-        sigma = SHIFT * sigma / (1 + (SHIFT - 1) * sigma)
+        long = self.preset.long_text and size == self.preset.size and i % 8 == 4
+        text = F.pad(text, (0, (512 if long else TEXT_PADDED) - TEXT_LENGTH))
+        level = FAMILIES[self.preset.family].level(seed, batch, size)
         noise = torch.randn(x.shape, generator=seed, device=self.device)
-        return x, text, sigma, noise, complete & ~dropped, pool.hints.at(pick)
+        return x, text, level, noise, complete & ~dropped, pool.hints.at(pick)
 
 
 def ids_of(captions: Sequence[str], tokenizer: PreTrainedTokenizerFast) -> torch.Tensor:

@@ -1,18 +1,21 @@
-"""The recipe of the miniature: its models, and what differs between machines (presets)."""
+"""The recipes (presets): what each model is, and how it is trained; its tokenizer; the schedule."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
-import torch
-from diffusers import AutoencoderKLWan, WanTransformer3DModel
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
-from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
+from transformers import PreTrainedTokenizerFast
 from world import BACKGROUNDS, COLORS, DEFAULT, MIX, MOTIONS, PLACES, SHAPES, SIZES
 
-TEXT_LENGTH = 48
+TEXT_LENGTH = 48  # words that are read, with the end's
+TEXT_PADDED = 64  # what a call pads to
+TEXT_WIDTH = 128
+FPS = 8
 SHIFT = 2.0  # of the training's sigma, towards noise
+LARGE = (17, 128, 128)  # frames, height, width
 COMPRESSION = 8  # pixels per latent cell; four frames per latent frame
 
 
@@ -27,7 +30,10 @@ class Stage:
 
 @dataclass(frozen=True)
 class Preset:
-    """Everything that differs between machines. Iterations, not seconds: a run is repeatable."""
+    """Everything that differs between models and machines.
+
+    Iterations, not seconds: a run is repeatable, unless `--within` ends it sooner.
+    """
 
     layers: int
     heads: int
@@ -36,7 +42,7 @@ class Preset:
     muon: float  # learning rate of Muon for the denoiser's matrices; 0: AdamW for everything
     channels: int  # of the latents
     vae_dim: int
-    vae_mult: tuple[int, int, int]
+    vae_mult: tuple[int, ...]
     vae_blocks: int
     vae_muon: float
     vae_iterations: int
@@ -58,6 +64,9 @@ class Preset:
     mix: tuple[int, int, int] = MIX  # weights of clips of one, two and three subjects
     hints: float = 0.0  # weight of what the world knows of its clips (hints.py)
     focus: float = 0.0  # what a latent cell within a subject weighs beyond one outside
+    family: str = "wan"  # a row of families.py
+    world: str = "shapes"  # a row of worlds.py
+    size: tuple[int, int, int] = DEFAULT  # of the model's own clips
 
 
 PRESETS = {
@@ -84,6 +93,43 @@ PRESETS = {
         curriculum=(Stage(0.16, 64, ((9, 48, 48),)), Stage(0.84, 32, (DEFAULT,))),
         long_text=False, compile=False, mix=(35, 35, 30), hints=0.1, focus=2.0,
     ),
+    # Three for eight minutes on a GPU that others share: what a CPU's short recipe does, wider.
+    "mini-cogvideox": Preset(
+        layers=8, heads=6, ffn=768, patch=(1, 1, 1), muon=5e-3,
+        channels=24, vae_dim=16, vae_mult=(1, 2, 3, 3), vae_blocks=1, vae_muon=3e-3,
+        vae_iterations=2500, vae_batch=16, vae_size=(17, 48, 48), vae_tail=0.0,
+        vae_lr=3e-3, vae_clips=6000,
+        pool=24_000, pool_other=12_000, iterations=10_000, lr=1.5e-3,
+        warm=100, hold=0.6, ema=0.999,
+        curriculum=(Stage(0.16, 128, ((9, 48, 48),)), Stage(0.84, 64, (DEFAULT,))),
+        long_text=False, compile=False, mix=(35, 35, 30), hints=0.1, focus=2.0,
+        family="cogvideox",
+    ),
+    "mini-ltx": Preset(
+        layers=8, heads=6, ffn=768, patch=(1, 1, 1), muon=5e-3,
+        channels=24, vae_dim=32, vae_mult=(1, 1), vae_blocks=2, vae_muon=3e-3,
+        vae_iterations=2500, vae_batch=16, vae_size=(17, 48, 48), vae_tail=0.0,
+        vae_lr=3e-3, vae_clips=6000,
+        pool=24_000, pool_other=12_000, iterations=10_000, lr=1.5e-3,
+        warm=100, hold=0.6, ema=0.999,
+        curriculum=(Stage(0.16, 128, ((9, 48, 48),)), Stage(0.84, 64, (DEFAULT,))),
+        long_text=False, compile=False, mix=(35, 35, 30), hints=0.1, focus=2.0,
+        family="ltx",
+    ),
+    "photos": Preset(
+        layers=12, heads=10, ffn=1280, patch=(1, 2, 2), muon=5e-3,
+        channels=48, vae_dim=48, vae_mult=(1, 2, 2), vae_blocks=1, vae_muon=3e-3,
+        vae_iterations=2500, vae_batch=16, vae_size=(17, 64, 64), vae_tail=0.0,
+        vae_lr=3e-3, vae_clips=3000,
+        pool=20_000, pool_other=5000, iterations=10_000, lr=1.5e-3,
+        warm=100, hold=0.6, ema=0.999,
+        curriculum=(
+            Stage(0.2, 64, (DEFAULT,)),
+            Stage(0.8, 64, (LARGE,) * 5 + (DEFAULT, (33, 64, 64), (33, 128, 128))),
+        ),
+        long_text=False, compile=False, mix=(35, 35, 30), hints=0.1, focus=2.0,
+        world="photos", size=LARGE,
+    ),
     "smoke": Preset(
         layers=2, heads=2, ffn=64, patch=(1, 2, 2), muon=5e-3,
         channels=8, vae_dim=8, vae_mult=(1, 1, 1), vae_blocks=0, vae_muon=3e-3,
@@ -95,11 +141,20 @@ PRESETS = {
         long_text=False, compile=False, mix=(1, 1, 1), hints=0.1, focus=1.0,
     ),
 }  # fmt: skip
+PRESETS |= {  # the whole recipe of each in seconds, to see that it runs
+    "smoke-cogvideox": replace(
+        PRESETS["smoke"], family="cogvideox", patch=(1, 1, 1), vae_mult=(1, 1, 1, 1), vae_blocks=1
+    ),
+    "smoke-ltx": replace(
+        PRESETS["smoke"], family="ltx", patch=(1, 1, 1), vae_mult=(1, 1), vae_blocks=1
+    ),
+    "smoke-photos": replace(PRESETS["smoke"], world="photos"),
+}
 
 
-def build_tokenizer() -> PreTrainedTokenizerFast:
-    """Word level: every word of the world, lower case, an end token, <unk> for the rest."""
-    phrases = [*COLORS, *SHAPES, *MOTIONS.values(), *BACKGROUNDS, *SIZES]
+def build_tokenizer(more: Sequence[str] = ()) -> PreTrainedTokenizerFast:
+    """Word level: every word of the world and more, lower case, an end token, <unk> else."""
+    phrases = [*more, *COLORS, *SHAPES, *MOTIONS.values(), *BACKGROUNDS, *SIZES]
     phrases += [place for places in PLACES.values() for place in places]
     phrases += ["a an on and the camera pans left right up down background ,"]
     words = sorted({word for phrase in phrases for word in phrase.split()})
@@ -115,39 +170,15 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
-def build_text_encoder(vocab_size: int) -> UMT5EncoderModel:
-    config = UMT5Config(
-        vocab_size=vocab_size, d_model=128, d_kv=32, d_ff=256, num_layers=2, num_heads=4,
-        dropout_rate=0.0, pad_token_id=0, eos_token_id=1, decoder_start_token_id=0,
-    )  # fmt: skip
-    return UMT5EncoderModel(config)
+def grid_of(size: Sequence[int]) -> tuple[int, int, int]:
+    """Latent frames, rows and columns of a clip of so many frames, of that height and width."""
+    frames, height, width = size
+    return (frames - 1) // 4 + 1, height // COMPRESSION, width // COMPRESSION
 
 
-def build_vae(preset: Preset) -> AutoencoderKLWan:
-    z = preset.channels
-    return AutoencoderKLWan(
-        base_dim=preset.vae_dim, z_dim=z, dim_mult=list(preset.vae_mult),
-        num_res_blocks=preset.vae_blocks,
-        temperal_downsample=[True, True], is_residual=True, patch_size=2,
-        in_channels=12, out_channels=12, scale_factor_spatial=COMPRESSION, scale_factor_temporal=4,
-        latents_mean=[0.0] * z, latents_std=[1.0] * z,
-    )  # fmt: skip
-
-
-def build_transformer(preset: Preset) -> WanTransformer3DModel:
-    model = WanTransformer3DModel(
-        patch_size=preset.patch, num_attention_heads=preset.heads, attention_head_dim=32,
-        in_channels=preset.channels, out_channels=preset.channels,
-        text_dim=128, freq_dim=128, ffn_dim=preset.ffn, num_layers=preset.layers,
-        cross_attn_norm=True, rope_max_seq_len=64,
-    )  # fmt: skip
-    torch.nn.init.zeros_(model.proj_out.weight)
-    torch.nn.init.zeros_(model.proj_out.bias)
-    return model
-
-
-def schedule(i: int, total: int, warm: int = 0, hold: float = 0.0) -> float:
+def schedule(position: float, total: int, warm: int = 0, hold: float = 0.0) -> float:
     """Share of the peak learning rate: linear warm-up (else over 2 %), hold, cosine to 1 %."""
     warm = warm or max(1, total // 50)
-    fallen = max(0.0, i / total - hold) / (1 - hold)
-    return min(1.0, (i + 1) / warm) * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * fallen)))
+    fallen = min(max(0.0, position / total - hold) / (1 - hold), 1.0)
+    rise = min(1.0, (position + 1) / warm)
+    return rise * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * fallen)))

@@ -7,6 +7,7 @@ import json
 import math
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -44,17 +45,45 @@ def _float32(value):
     return value.float() if isinstance(value, torch.Tensor) and value.is_floating_point() else value
 
 
+class Stopped(Exception):
+    """The call's time is over; a checkpoint is written."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Of time, in minutes. None: no limit.
+
+    Args:
+        call: this call stops then, after a checkpoint; the same command goes on from there.
+        vae, denoiser: what the stage may take, all calls together. Its schedule is followed by
+            iterations or by time, whichever is further on.
+        end: end the denoiser where its last checkpoint is, with the moving average as it is.
+        eager: neither CUDA graphs nor compilation.
+    """
+
+    call: float | None = None
+    vae: float | None = None
+    denoiser: float | None = None
+    end: bool = False
+    eager: bool = False
+
+
 class Run:
     """Where a training run lives: device, log and checkpoints in `work`, written atomically."""
 
-    def __init__(self, work: Path, device: torch.device, save_every: float) -> None:
+    def __init__(
+        self, work: Path, device: torch.device, save_every: float, limits: Limits | None = None
+    ) -> None:
         self.work, self.device, self.save_every = work, device, save_every
+        self.limits = limits or Limits()
         work.mkdir(parents=True, exist_ok=True)
         self.started = self.saved = time.time()
+        self.begun, self.spent = self.started, 0.0  # of the stage; seconds of earlier calls
         self.curve: list[tuple[str, int, float]] = []
         if (work / "curve.json").exists():
             self.curve = [tuple(row) for row in json.loads((work / "curve.json").read_text())]
         self.sum: torch.Tensor | float = 0.0
+        self.config: dict = {}  # of the stage that `finished` found
 
     def say(self, text: str) -> None:
         print(f"[{time.time() - self.started:7.1f} s] {text}", flush=True)
@@ -74,8 +103,22 @@ class Run:
             with self.autocast():
                 yield
 
+    def begin(self, name: str) -> None:
+        """The stage's clock starts."""
+        self.begun = time.time()
+
+    def position(self, name: str, i: int, total: int) -> float:
+        """How far the stage is at iteration `i`, in iterations of `total`."""
+        minutes = getattr(self.limits, name)
+        taken = (self.spent + time.time() - self.begun) / 60
+        return max(i, total * taken / minutes) if minutes else i
+
     def tick(self, name: str, i: int, loss: torch.Tensor, state) -> None:
-        """Log the mean loss every 100 iterations; save every `save_every` seconds."""
+        """Log the mean loss every 100 iterations; save every `save_every` seconds.
+
+        Raises:
+            Stopped: the call's time is over.
+        """
         self.sum = self.sum + loss.detach()
         if (i + 1) % 100 == 0:
             mean, self.sum = float(self.sum) / 100, 0.0
@@ -84,21 +127,29 @@ class Run:
             self.curve.append((name, i + 1, mean))
             note = f" ({10 * math.log10(4 / mean):.2f} dB)" if name == "vae" else ""
             self.say(f"{name} {i + 1}: loss {mean:.5f}{note}")
-        if time.time() - self.saved > self.save_every:
-            self._save(f"{name}.pt", {"iteration": i + 1, **state()})
+        now = time.time()
+        over = bool(self.limits.call) and now - self.started > 60 * self.limits.call
+        if over or now - self.saved > self.save_every:
+            spent = self.spent + now - self.begun
+            self._save(f"{name}.pt", {"iteration": i + 1, "spent": spent, **state()})
             (self.work / "curve.json").write_text(json.dumps(self.curve))
             self.saved = time.time()
+        if over:
+            self.say(f"{name}: stopped after iteration {i + 1}; the same command goes on")
+            raise Stopped
 
     def resume(self, name: str, model, optimizer, ema: list[torch.Tensor] | None = None) -> int:
         path = self.work / f"{name}.pt"
+        self.sum, self.spent = 0.0, 0.0
         if not path.exists():
             return 0
         state = torch.load(path, map_location=self.device, weights_only=True)
+        self.spent = state.get("spent", 0.0)
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
         for mine, saved in zip(ema or [], state.get("ema", []), strict=True):
             mine.copy_(saved)
-        last = state["iteration"]
+        last = int(state["iteration"])
         self.curve = [row for row in self.curve if row[0] != name or row[1] <= last]
         self.say(f"{name}: goes on at iteration {last}")
         return last
@@ -108,15 +159,16 @@ class Run:
         self._save(f"{name}-final.pt", {"model": model.state_dict(), "config": config})
         (self.work / "curve.json").write_text(json.dumps(self.curve))
 
+    def is_finished(self, name: str) -> bool:
+        return (self.work / f"{name}-final.pt").exists()
+
     def finished(self, name: str, model: torch.nn.Module) -> bool:
-        path = self.work / f"{name}-final.pt"
-        if not path.exists():
+        """Whether the stage was finished before; then its weights are back in the model."""
+        if not self.is_finished(name):
             return False
-        state = torch.load(path, map_location=self.device, weights_only=True)
+        state = torch.load(self.work / f"{name}-final.pt", map_location=self.device, weights_only=True)
         model.load_state_dict(state["model"])
-        if name == "vae":
-            names = ("latents_mean", "latents_std")
-            model.register_to_config(**{key: state["config"][key] for key in names})
+        self.config = state["config"]
         self.say(f"{name}: finished before")
         return True
 
@@ -126,13 +178,13 @@ class Run:
         temporary.replace(self.work / name)
 
 
-def graphed(step: Callable[..., torch.Tensor], device: torch.device) -> Callable[..., torch.Tensor]:
+def graphed(step: Callable[..., torch.Tensor], run: Run) -> Callable[..., torch.Tensor]:
     """`step` replayed as CUDA graphs, one per shapes of its tensors; on the CPU `step` itself.
 
     Small models run through small kernels, and launching them costs more than running them; a
     graph launches once. The first call with new shapes runs the step three times to warm up.
     """
-    if device.type != "cuda":
+    if run.device.type != "cuda" or run.limits.eager:
         return step
     torch.backends.cudnn.benchmark = True
     graphs: dict[tuple, tuple] = {}

@@ -1,25 +1,31 @@
-"""Train the embedded miniature `assets/mini-wan/` from nothing: VAE, latents once, denoiser.
+"""Train the embedded miniature, and its kin of other families and another world, from nothing.
 
     python scripts/miniature/train_miniature.py --preset gpu --out assets/mini-wan  # minutes
     python scripts/miniature/train_miniature.py --preset cpu --out out/mini-wan-cpu  # hours
+    python scripts/miniature/train_miniature.py --preset mini-cogvideox --out assets/mini-cogvideox
+    python scripts/miniature/train_miniature.py --preset mini-ltx --out assets/mini-ltx
+    python scripts/miniature/train_miniature.py --preset photos --out out/photos
+    python scripts/miniature/train_miniature.py --sizes  # parameters and bytes of each, no training
 
-Every class is a stock one (`AutoencoderKLWan`, `UMT5EncoderModel`, `WanTransformer3DModel`), so
-that the result loads with `WanPipeline.from_pretrained(out)`. Data is the procedural world of
-`world.py`; nothing is downloaded. The run is seeded; `--work` keeps checkpoints, and the
-same command goes on from the last one. Beside the model it writes the loss curve (CSV and PNG) and
-a sample sheet.
+Every class is a stock one of its family (`families.py`), so that the result loads with the
+`from_pretrained` of its pipeline. Data is the world of the preset (`worlds.py`); nothing is
+downloaded. The run is seeded; `--work` keeps checkpoints, and the same command goes on from the
+last one. Beside the model it writes the loss curve (CSV and PNG) and a sample sheet.
 
-`--start FOLDER` begins from a trained miniature (its VAE stays as it is), and `--unsaid SHARE`
-leaves the colours out of a share of captions, so that only a reference shows them:
+Where time is short: `--minutes` ends this call with a checkpoint (exit code 3), `--within` ends
+the whole training by then, its schedules stretched to that, and `--end` takes the moving average
+of the last checkpoint as it is.
+
+`--start FOLDER` begins from a trained model of the preset's family (its VAE stays as it is), and
+`--unsaid SHARE` leaves the colours out of a share of captions, so that only a reference shows them:
 
     python scripts/miniature/train_miniature.py --preset gpu --start assets/mini-wan --unsaid 0.3 \\
         --iterations 3000 --lr 3e-4 --out out/mini-wan-unsaid --work .run/unsaid
 
 Stages: (1) the VAE on clips rendered on the fly, L1 + L2 and a little KL; (2) pools of normalised
-latents at several sizes, once; (3) denoiser and text encoder together, flow matching
-(x_t = (1 - sigma) x + sigma noise, target noise - x, arXiv 2210.02747), sigma drawn as a shifted
-logit-normal (arXiv 2403.03206 §3.1), 10 % empty captions for classifier-free guidance, an EMA. The
-short recipe of a CPU also trains on what the world knows of its clips (`hints.py`).
+latents at several sizes, once; (3) denoiser and text encoder together: the mean squared error of
+what the family predicts, at its own levels of noise, 10 % empty captions for classifier-free
+guidance, an EMA. Short recipes also train on what the world knows of its clips (`hints.py`).
 """
 
 from __future__ import annotations
@@ -27,24 +33,51 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import random
+import sys
 from pathlib import Path
 
 import torch
 from denoiser import train_denoiser
-from diffusers import WanPipeline
-from output import draw_curve, draw_sheet, export
+from families import FAMILIES
+from output import draw_curve, draw_sheet, export, sizes_of
 from pools import Batches, encode_pools
-from recipe import PRESETS, build_tokenizer
-from run import Run
+from recipe import PRESETS, Preset, build_tokenizer
+from run import Limits, Run, Stopped
 from vae import train_vae
+from worlds import WORLDS
 
 OVERRIDES = {
     "vae_iterations": int, "iterations": int, "pool": int, "lr": float,
     "heads": int, "ffn": int, "hints": float, "focus": float,
 }  # fmt: skip
+SHARES = {"vae": 0.25, "denoiser": 0.6}  # of `--within`; pools and output take the rest
+STOPPED = 3
 
 
 def main() -> None:
+    args = arguments()
+    if args.sizes:
+        for name, preset in PRESETS.items():
+            print(f"{name}: {sizes_of(preset)}")
+        return
+    overrides = {
+        key: value for key in (*OVERRIDES, "mix") if (value := getattr(args, key)) is not None
+    }
+    preset = dataclasses.replace(PRESETS[args.preset], **overrides)
+    torch.manual_seed(args.seed)
+    random.seed(args.seed)
+    torch.set_float32_matmul_precision("high")
+    torch.set_flush_denormal(True)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    shares = {name: args.within * share for name, share in SHARES.items()} if args.within else {}
+    limits = Limits(args.minutes, **shares, end=args.end, eager=args.eager)
+    try:
+        train(preset, Run(args.work, device, args.save_every, limits), args)
+    except Stopped:
+        sys.exit(STOPPED)
+
+
+def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
@@ -57,34 +90,36 @@ def main() -> None:
     parser.add_argument(
         "--save-every", type=float, default=120.0, help="seconds between checkpoints"
     )
+    parser.add_argument("--minutes", type=float, help="of this call, then a checkpoint")
+    parser.add_argument("--within", type=float, help="minutes that the whole training may take")
+    parser.add_argument("--end", action="store_true", help="the denoiser as its checkpoint has it")
+    parser.add_argument("--eager", action="store_true", help="no CUDA graphs, no compilation")
+    parser.add_argument("--sizes", action="store_true", help="print parameters and bytes, and end")
     parser.add_argument("--sheet-rows", type=int, default=12)
     for name, kind in OVERRIDES.items():
         parser.add_argument("--" + name.replace("_", "-"), type=kind, help="override the preset")
     parser.add_argument("--mix", type=int, nargs=3, help="override the preset")
-    parser.add_argument("--start", type=Path, help="a miniature to begin from; its VAE stays")
+    parser.add_argument("--start", type=Path, help="a model to begin from; its VAE stays")
     parser.add_argument("--unsaid", type=float, default=0.0, help="share of captions, no colours")
-    args = parser.parse_args()
+    return parser.parse_args()
 
-    overrides = {
-        key: value for key in (*OVERRIDES, "mix") if (value := getattr(args, key)) is not None
-    }
-    preset = dataclasses.replace(PRESETS[args.preset], **overrides)
-    torch.manual_seed(args.seed)
-    random.seed(args.seed)
-    torch.set_float32_matmul_precision("high")
-    torch.set_flush_denormal(True)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    run = Run(args.work, device, args.save_every)
-    tokenizer = build_tokenizer()
-    start = WanPipeline.from_pretrained(args.start) if args.start else None
-    vae = start.vae.to(device) if start else train_vae(preset, run)
+
+def train(preset: Preset, run: Run, args: argparse.Namespace) -> None:
+    """All stages, those that are finished skipped, and what comes out of them."""
+    family = FAMILIES[preset.family]
+    tokenizer = build_tokenizer(WORLDS[preset.world].words)
+    start = family.pipeline.from_pretrained(args.start) if args.start else None
+    vae = start.vae.to(run.device) if start else train_vae(preset, run)
     vae = vae.eval().requires_grad_(False)
-    pools, captions = encode_pools(vae, preset, run)
-    batches = Batches(pools, captions, tokenizer, preset, args.unsaid)
+    batches = None
+    if not run.is_finished("denoiser"):
+        pools, captions = encode_pools(vae, preset, run)
+        batches = Batches(pools, captions, tokenizer, preset, args.unsaid)
     transformer, text_encoder = train_denoiser(preset, run, batches, len(tokenizer), start)
-    pipe = export(args.out, run, vae, transformer, text_encoder, tokenizer)
+    pipe = export(args.out, run, preset, vae, transformer, text_encoder, tokenizer)
     draw_curve(args.out.parent / f"{args.out.name}-loss.png", run.curve)
-    draw_sheet(args.out.parent / f"{args.out.name}-sheet.png", pipe, device, args.sheet_rows)
+    sheet = args.out.parent / f"{args.out.name}-sheet.png"
+    draw_sheet(sheet, pipe.to(run.device), args.out, WORLDS[preset.world], args.sheet_rows)
 
 
 if __name__ == "__main__":

@@ -2,46 +2,27 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 
 import torch
-from diffusers import AutoencoderKLWan
+from families import FAMILIES, Family
 from muon import Muon, Together, split
-from recipe import Preset, build_vae, schedule
+from recipe import Preset, schedule
 from run import Run, graphed
-from world import DEFAULT, TRAIN_STREAM, render, scene_at
+from torch import nn
+from world import TRAIN_STREAM
+from worlds import WORLDS
 
 
-def autoencode(vae: AutoencoderKLWan, clip: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Reconstruction without the final clamp (which has no gradient), and the KL in nats/value."""
-    from diffusers.models.autoencoders.autoencoder_kl_wan import unpatchify
-
-    posterior = vae.encode(clip).latent_dist
-    vae.clear_cache()
-    x = vae.post_quant_conv(posterior.sample())
-    chunks = []
-    for i in range(x.shape[2]):
-        vae._conv_idx = [0]
-        chunk = vae.decoder(
-            x[:, :, i : i + 1],
-            feat_cache=vae._feat_map,
-            feat_idx=vae._conv_idx,
-            first_chunk=i == 0,
-        )
-        chunks.append(chunk)
-    vae.clear_cache()
-    kl = 0.5 * (posterior.mean**2 + posterior.var - 1 - posterior.logvar).mean()
-    return unpatchify(torch.cat(chunks, 2), vae.config.patch_size), kl
-
-
-def train_vae(preset: Preset, run: Run) -> AutoencoderKLWan:
-    vae = build_vae(preset).to(run.device)
+def train_vae(preset: Preset, run: Run) -> nn.Module:
+    family = FAMILIES[preset.family]
+    vae = family.vae(preset).to(run.device)
     if run.finished("vae", vae):
+        family.restore_scale(vae, run.config)
         return vae
-    with torch.no_grad():  # almost no posterior noise to begin with
-        half = vae.config.z_dim
-        vae.quant_conv.weight[half:] *= 0.01
-        vae.quant_conv.bias[half:] = -6.0
+    with torch.no_grad():
+        family.quiet(vae)
     gpu = run.device.type == "cuda"
     matrices, rest = split(vae, preset.vae_muon)
     rates = [torch.tensor(0.0, device=run.device) for _ in range(2)]
@@ -54,10 +35,14 @@ def train_vae(preset: Preset, run: Run) -> AutoencoderKLWan:
     start = run.resume("vae", vae, optimizer)
     optimizer.set_lr(*rates)
     clips = render_pool(preset, run)
-    step = vae_step(vae, optimizer, run)
-    for i in range(start, preset.vae_iterations):
+    step = vae_step(family, vae, optimizer, run)
+    run.begin("vae")
+    for i in itertools.count(start):
+        position = run.position("vae", i, preset.vae_iterations)
+        if position >= preset.vae_iterations:
+            break
         draw = torch.Generator(run.device).manual_seed(i)
-        size, batch, share = vae_stage(preset, i)
+        size, batch, share = vae_stage(preset, position)
         pick = torch.randint(len(clips), (batch,), generator=draw, device=run.device)
         for rate, peak in zip(rates, (preset.vae_lr, preset.vae_muon), strict=True):
             rate.fill_(peak * share)
@@ -66,13 +51,13 @@ def train_vae(preset: Preset, run: Run) -> AutoencoderKLWan:
             "vae", i, mse,
             lambda: {"model": vae.state_dict(), "optimizer": optimizer.state_dict()},
         )  # fmt: skip
-    measure_latents(vae, clips, run)
+    measure_latents(family, vae, clips)
     run.finish("vae", vae)
     return vae
 
 
-def vae_stage(preset: Preset, i: int) -> tuple[tuple[int, int, int], int, float]:
-    """Iteration `i`'s size, batch and share of the peak learning rate.
+def vae_stage(preset: Preset, position: float) -> tuple[tuple[int, int, int], int, float]:
+    """Size, batch and share of the peak learning rate, so many iterations on.
 
     Short crops first. The decoder hands features on from frame to frame and drifts over frames
     later than it ever saw, so the tail has all frames, fewer crops at a time, and a lower peak.
@@ -80,10 +65,11 @@ def vae_stage(preset: Preset, i: int) -> tuple[tuple[int, int, int], int, float]
     frames, height, width = preset.vae_size
     tail = round(preset.vae_iterations * preset.vae_tail)
     head = preset.vae_iterations - tail
-    if i < head:
-        return preset.vae_size, preset.vae_batch, schedule(i, head)
-    batch = max(1, round(preset.vae_batch * frames / DEFAULT[0]))
-    return (DEFAULT[0], height, width), batch, 0.3 * schedule(i - head, tail)
+    if position < head:
+        return preset.vae_size, preset.vae_batch, schedule(position, head)
+    every = preset.size[0]
+    batch = max(1, round(preset.vae_batch * frames / every))
+    return (every, height, width), batch, 0.3 * schedule(position - head, tail)
 
 
 def crop(clips: torch.Tensor, size: tuple[int, int, int], draw: torch.Generator) -> torch.Tensor:
@@ -97,25 +83,26 @@ def crop(clips: torch.Tensor, size: tuple[int, int, int], draw: torch.Generator)
 
 def render_pool(preset: Preset, run: Run) -> torch.Tensor:
     """Clips for the VAE, uint8 (N, 3, T, H, W); rendered again on every start, from the seed."""
-    parts = []
+    world, parts = WORLDS[preset.world], []
     for first in range(0, preset.vae_clips, 250):
         scenes = [
-            scene_at(TRAIN_STREAM, first + j) for j in range(min(250, preset.vae_clips - first))
+            world.scene_at(TRAIN_STREAM, first + j)
+            for j in range(min(250, preset.vae_clips - first))
         ]
-        clips = render(scenes, *DEFAULT, run.device)
+        clips = world.render(scenes, *preset.size, run.device)
         parts.append(((clips + 1) * 127.5).round().to(torch.uint8))
     run.say(f"rendered {preset.vae_clips} clips for the VAE")
     return torch.cat(parts)
 
 
 def vae_step(
-    vae: AutoencoderKLWan, optimizer: Together, run: Run
+    family: Family, vae: nn.Module, optimizer: Together, run: Run
 ) -> Callable[[torch.Tensor], torch.Tensor]:
     """One optimiser step: clips in [-1, 1] -> mean squared error. A CUDA graph on a GPU."""
 
     def step(clip: torch.Tensor) -> torch.Tensor:
         with run.autocast():
-            output, kl = autoencode(vae, clip)
+            output, kl = family.autoencode(vae, clip)
         error = output.float() - clip
         mse = error.square().mean()
         loss = mse + 0.2 * error.abs().mean() + 1e-6 * kl.float()
@@ -125,13 +112,12 @@ def vae_step(
         optimizer.step()
         return mse.detach()
 
-    return graphed(step, run.device)
+    return graphed(step, run)
 
 
 @torch.no_grad()
-def measure_latents(vae: AutoencoderKLWan, clips: torch.Tensor, run: Run) -> None:
-    """Put the latents' mean and standard deviation into the VAE's configuration."""
+def measure_latents(family: Family, vae: nn.Module, clips: torch.Tensor) -> None:
+    """Give the VAE its latents' mean and standard deviation."""
     parts = [vae.encode(c.float() / 127.5 - 1).latent_dist.mean for c in clips[:512].split(16)]
     values = torch.cat(parts).transpose(0, 1).flatten(1)
-    mean, std = values.mean(1).tolist(), values.std(1).clamp_min(1e-4).tolist()
-    vae.register_to_config(latents_mean=mean, latents_std=std)
+    family.set_scale(vae, values.mean(1), values.std(1).clamp_min(1e-4))

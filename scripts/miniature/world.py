@@ -220,7 +220,15 @@ def render(
     unit = min(height, width)
     grid_y = (torch.arange(height, device=device) + 0.5) / unit
     grid_x = (torch.arange(width, device=device) + 0.5) / unit
-    canvas = _backgrounds(scenes, frames, grid_x, grid_y, unit)
+    return paint(_backgrounds(scenes, frames, grid_x, grid_y, unit), scenes)
+
+
+def paint(canvas: torch.Tensor, scenes: Sequence[Scene]) -> torch.Tensor:
+    """Subjects in front of backgrounds (B, 3, T, H, W) in [0, 1] -> pixels in [-1, 1]."""
+    frames, height, width = canvas.shape[2:]
+    unit, device = min(height, width), canvas.device
+    grid_y = (torch.arange(height, device=device) + 0.5) / unit
+    grid_x = (torch.arange(width, device=device) + 0.5) / unit
     for slot in range(SLOTS):
         present = [i for i, scene in enumerate(scenes) if len(scene.subjects) > slot]
         if present:
