@@ -17,6 +17,18 @@ from world import DEFAULT, SHEET_STREAM
 from worlds import WORLDS, World
 
 
+def assemble(preset: Preset, vae, transformer, text_encoder, tokenizer):
+    """The family's pipeline, of parts in float32 on the CPU."""
+    family = FAMILIES[preset.family]
+    return family.pipeline(
+        tokenizer=tokenizer,
+        text_encoder=text_encoder.eval().float().cpu(),
+        vae=vae.eval().float().cpu(),
+        scheduler=family.scheduler(),
+        transformer=transformer.eval().float().cpu(),
+    )
+
+
 def export(out: Path, run: Run, preset: Preset, vae, transformer, text_encoder, tokenizer):
     """The pipeline folder, the call's defaults and the loss curve.
 
@@ -24,13 +36,7 @@ def export(out: Path, run: Run, preset: Preset, vae, transformer, text_encoder, 
     float32, since transformers keeps the stored dtype.
     """
     family = FAMILIES[preset.family]
-    pipe = family.pipeline(
-        tokenizer=tokenizer,
-        text_encoder=text_encoder.eval().float().cpu(),
-        vae=vae.eval().float().cpu(),
-        scheduler=family.scheduler(),
-        transformer=transformer.eval().float().cpu(),
-    )
+    pipe = assemble(preset, vae, transformer, text_encoder, tokenizer)
     for part in (pipe.vae, pipe.transformer):
         for tensor in itertools.chain(part.parameters(), part.buffers()):
             tensor.data = tensor.data.half() if tensor.is_floating_point() else tensor.data

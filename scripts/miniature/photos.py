@@ -104,7 +104,7 @@ def positions(scene: PhotoScene, frames: int, height: int, width: int) -> torch.
     dx, dy, growth, turn = CAMERAS.get(scene.camera, (0, 0, 1.0, 0.0))
     u = torch.linspace(-0.5, 0.5, frames)[:, None, None]
     scale = SEEN * growth**-u  # what grows on the screen is seen by a smaller part of the photo
-    angle = scene.view[2] - turn * u
+    angle = scene.view[2] + turn * u
     across = torch.cos(angle) * x - torch.sin(angle) * y[:, None]
     along = torch.sin(angle) * x + torch.cos(angle) * y[:, None]
     across = scene.view[0] + scale * (across + TRAVEL * dx * u)

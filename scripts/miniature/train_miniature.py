@@ -115,6 +115,7 @@ def train(preset: Preset, run: Run, args: argparse.Namespace) -> None:
     if not run.is_finished("denoiser"):
         pools, captions = encode_pools(vae, preset, run)
         batches = Batches(pools, captions, tokenizer, preset, args.unsaid)
+    torch.manual_seed(args.seed)  # whatever was drawn before, also in a run that goes on
     transformer, text_encoder = train_denoiser(preset, run, batches, len(tokenizer), start)
     pipe = export(args.out, run, preset, vae, transformer, text_encoder, tokenizer)
     draw_curve(args.out.parent / f"{args.out.name}-loss.png", run.curve)

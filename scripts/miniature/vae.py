@@ -41,6 +41,7 @@ def train_vae(preset: Preset, run: Run) -> nn.Module:
         position = run.position("vae", i, preset.vae_iterations)
         if position >= preset.vae_iterations:
             break
+        torch.manual_seed(i)  # of the posterior's noise, so that a resumed run is the same
         draw = torch.Generator(run.device).manual_seed(i)
         size, batch, share = vae_stage(preset, position)
         pick = torch.randint(len(clips), (batch,), generator=draw, device=run.device)
