@@ -86,7 +86,7 @@ def backgrounds(
     """The photographs as the camera sees them, (B, 3, T, H, W) in [0, 1]."""
     unit = min(height, width)
     stack = _photographs(round(unit / SEEN), torch.device(device))  # (3, photographs, side, side)
-    grid = torch.stack([positions(s, frames, height, width) for s in scenes]).to(device)
+    grid = positions(scenes, frames, height, width, device)
     names = list(PHOTOS)
     which = torch.tensor([names.index(s.background) for s in scenes], device=device)
     depth = (2 * which + 1) / len(names) - 1  # the middle of a photograph's layer
@@ -96,20 +96,26 @@ def backgrounds(
     return seen.unflatten(1, (len(scenes), frames)).transpose(0, 1).contiguous()
 
 
-def positions(scene: PhotoScene, frames: int, height: int, width: int) -> torch.Tensor:
-    """Where in its photograph each pixel lies, x and y in [-1, 1]: (T, H, W, 2)."""
+def positions(
+    scenes: Sequence[PhotoScene],
+    frames: int,
+    height: int,
+    width: int,
+    device: torch.device | str = "cpu",
+) -> torch.Tensor:
+    """Where in its photograph each pixel lies, x and y in [-1, 1]: (B, T, H, W, 2)."""
     unit = min(height, width)
-    y = (torch.arange(height) + 0.5 - height / 2) / unit
-    x = (torch.arange(width) + 0.5 - width / 2) / unit
-    dx, dy, growth, turn = CAMERAS.get(scene.camera, (0, 0, 1.0, 0.0))
-    u = torch.linspace(-0.5, 0.5, frames)[:, None, None]
+    y = ((torch.arange(height, device=device) + 0.5 - height / 2) / unit)[:, None]
+    x = (torch.arange(width, device=device) + 0.5 - width / 2) / unit
+    rows = [(*CAMERAS.get(s.camera, (0, 0, 1.0, 0.0)), *s.view) for s in scenes]
+    columns = torch.tensor(rows, device=device)[:, :, None, None, None].unbind(1)
+    dx, dy, growth, turn, middle_x, middle_y, tilt = columns  # (B, 1, 1, 1)
+    u = torch.linspace(-0.5, 0.5, frames, device=device)[:, None, None]
     scale = SEEN * growth**-u  # what grows on the screen is seen by a smaller part of the photo
-    angle = scene.view[2] + turn * u
-    across = torch.cos(angle) * x - torch.sin(angle) * y[:, None]
-    along = torch.sin(angle) * x + torch.cos(angle) * y[:, None]
-    across = scene.view[0] + scale * (across + TRAVEL * dx * u)
-    along = scene.view[1] + scale * (along + TRAVEL * dy * u)
-    return torch.stack((across, along), -1) * 2 - 1
+    angle = tilt + turn * u
+    across = torch.cos(angle) * x - torch.sin(angle) * y + TRAVEL * dx * u
+    along = torch.sin(angle) * x + torch.cos(angle) * y + TRAVEL * dy * u
+    return torch.stack((middle_x + scale * across, middle_y + scale * along), -1) * 2 - 1
 
 
 @functools.lru_cache(maxsize=4)

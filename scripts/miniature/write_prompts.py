@@ -1,10 +1,12 @@
 """Write prompts of the miniature's world that it has never seen: to evaluate, and to calibrate on.
 
 python scripts/miniature/write_prompts.py
+python scripts/miniature/write_prompts.py --world photos
 
 Three files in `assets/prompts/` that have no prompt in common: `miniature.jsonl` to evaluate on,
 `calibration.jsonl`, and `several.jsonl` to evaluate on prompts of another kind: two or three
-subjects over a moving camera, which a tenth of the others are.
+subjects over a moving camera, which a tenth of the others are. The second world has two of its
+own: `photos.jsonl` and `photos-calibration.jsonl`.
 """
 
 from __future__ import annotations
@@ -12,9 +14,11 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
-from world import PROMPT_STREAM, Scene, scene_at
+from world import PROMPT_STREAM, Scene
+from worlds import WORLDS
 
 FOLDER = Path("assets/prompts")
 CALIBRATION, SEVERAL = 5000, 50_000  # where these begin in the world's stream
@@ -24,8 +28,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--count", type=int, default=64, help="prompts to evaluate on")
     parser.add_argument("--calibration", type=int, default=384, help="prompts to calibrate on")
+    parser.add_argument("--world", choices=sorted(WORLDS), default="shapes")
     args = parser.parse_args()
     seen: set[str] = set()
+    write = partial(write_rows, WORLDS[args.world].scene_at)
+    if args.world == "photos":
+        write(FOLDER / "photos.jsonl", "photos", 0, args.count, seen)
+        name = "photos-calibration"
+        write(FOLDER / f"{name}.jsonl", name, CALIBRATION, args.calibration, seen)
+        return
     write(FOLDER / "miniature.jsonl", "world", 0, args.count, seen)
     write(FOLDER / "calibration.jsonl", "calibration", CALIBRATION, args.calibration, seen)
     write(FOLDER / "several.jsonl", "several", SEVERAL, args.count, seen, several)
@@ -36,7 +47,8 @@ def several(scene: Scene) -> bool:
     return len(scene.subjects) > 1 and bool(scene.pan)
 
 
-def write(
+def write_rows(
+    scene_at: Callable[..., Scene],
     path: Path,
     name: str,
     first: int,

@@ -255,10 +255,10 @@ def test_where_a_pixel_lies_in_the_photograph(
     scene = photos.PhotoScene(
         plain.subjects, "moon", "", plain.tones, plain.texture, True, camera=camera
     )
-    path = photos.positions(scene, 9, 64, 64)[:, pixel[0], pixel[1], axis]
+    path = photos.positions([scene], 9, 64, 64)[0, :, pixel[0], pixel[1], axis]
     steps = path.diff() * sign
     assert bool((steps > 0.005).all())
-    assert photos.positions(scene, 9, 64, 64).abs().max() < 1.2, "mostly inside"
+    assert photos.positions([scene], 9, 64, 64).abs().max() < 1.2, "mostly inside"
 
 
 def test_hints_are_read_from_every_familys_blocks() -> None:
