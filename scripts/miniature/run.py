@@ -166,7 +166,9 @@ class Run:
         """Whether the stage was finished before; then its weights are back in the model."""
         if not self.is_finished(name):
             return False
-        state = torch.load(self.work / f"{name}-final.pt", map_location=self.device, weights_only=True)
+        state = torch.load(
+            self.work / f"{name}-final.pt", map_location=self.device, weights_only=True
+        )
         model.load_state_dict(state["model"])
         self.config = state["config"]
         self.say(f"{name}: finished before")
