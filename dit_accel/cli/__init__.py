@@ -17,6 +17,7 @@ from dit_accel import __version__
 from dit_accel.cli.bench import bench
 from dit_accel.cli.calibrate import calibrate
 from dit_accel.cli.common.verb import Verb, Verbs
+from dit_accel.cli.doctor import doctor
 from dit_accel.cli.evaluate import evaluate
 from dit_accel.cli.generate import generate
 from dit_accel.cli.layout import layout
@@ -34,6 +35,7 @@ VERBS: dict[str, Callable[..., None]] = {
     "score": score,
     "bench": bench,
     "models": models,
+    "doctor": doctor,
 }
 
 # Options that had another name, which is still accepted.
@@ -46,7 +48,7 @@ app = typer.Typer(
     },
     help="Training-free acceleration of diffusion-transformer video pipelines.",
     no_args_is_help=True,
-    add_completion=False,
+    add_completion=True,
     pretty_exceptions_enable=False,
 )
 for _name, _verb in VERBS.items():

@@ -16,6 +16,7 @@ from dit_accel.models.json_file import read_object
 if TYPE_CHECKING:
     from dit_accel.models.loading import LoadableModel
 
+FROM_HUB = "its kernel is downloaded when it is first used"
 SHAPE = (1, 128, 2, 64)  # batch, tokens, heads, head width: what every kernel takes
 
 
@@ -48,7 +49,7 @@ def attempt(name: str, device: str) -> Attempt:
     if name not in names():
         return Attempt(name, False, why=f"diffusers lists {', '.join(names()) or 'none'}")
     if name.endswith("_hub"):
-        return Attempt(name, False, why="its kernel is downloaded when it is first used")
+        return Attempt(name, False, why=FROM_HUB)
     why = _error(name, device, masked=False)
     if why is not None:
         return Attempt(name, False, why=why)
@@ -75,7 +76,7 @@ def _error(name: str, device: str, *, masked: bool) -> str | None:
         if not torch.allclose(out.float(), expected, atol=0.05):
             return "its values are wrong"
     except Exception as error:  # kernels raise anything
-        return (str(error).strip() or type(error).__name__).splitlines()[0]
+        return (str(error).strip() or type(error).__name__).splitlines()[0].partition(" This is")[0]
     return None
 
 

@@ -17,16 +17,28 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
+import typer
 from typer.core import TyperArgument, TyperCommand, TyperGroup
 from typer.models import ArgumentInfo
 
+from dit_accel.cli.common import config_file
 from dit_accel.cli.common.errors import INTERRUPTED, BadInput, reported
-from dit_accel.cli.common.options import PANELS
+from dit_accel.cli.common.options import MACHINE, PANELS
 from dit_accel.core.document import is_printable, shown
 
 Options = TypeVar("Options")
 Body = Callable[[Options], None]
 LARGEST = 2**63  # whole numbers stay below it
+_CONFIG = inspect.Parameter(  # of every verb; its values are defaults of the others
+    "config", inspect.Parameter.KEYWORD_ONLY, default=None,
+    annotation=Annotated[
+        Path | None,
+        typer.Option(
+            help="Options by their names, in YAML or JSON; what is typed goes before.",
+            rich_help_panel=MACHINE, metavar="FILE", callback=config_file.use, is_eager=True,
+        ),
+    ],
+)  # fmt: skip
 METAVARS = {bool: "", int: "N", float: "X", str: "TEXT", Path: "PATH"}  # in the help
 
 
@@ -51,6 +63,14 @@ class Verb(TyperCommand):
 class Verbs(TyperGroup):
     """A group of verbs, with the same help."""
 
+    def get_params(self, ctx: Any) -> Any:
+        """Shell completion's options, without a type."""
+        found = super().get_params(ctx)
+        for one in found:
+            if str(one.name).endswith("_completion"):
+                _plain(one)
+        return found
+
     def get_help_option(self, ctx: Any) -> Any:
         """As of `Verb`."""
         return _plain(super().get_help_option(ctx))
@@ -71,10 +91,10 @@ def verb(
         kind: a dataclass of options.
         interrupted: what becomes of the work when Ctrl-C is pressed.
     """
-    parameters = _parameters(kind)
+    parameters = [*_parameters(kind), _CONFIG]
 
     def decorate(body: Body[Options]) -> Callable[..., None]:
-        def command(**given: Any) -> None:
+        def command(config: Path | None = None, **given: Any) -> None:
             with reported(verbose=given.get("verbose", False), interrupted=interrupted):
                 options = kind(**given)
                 _check_values(options)

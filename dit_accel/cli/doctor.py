@@ -1,0 +1,150 @@
+"""`dit-accel doctor`: what this machine has, what really works, and what is missing.
+
+In: nothing. Out: a list, or JSON.
+Knows packages by name, and tries each attention backend on a small tensor. Nothing is downloaded
+and no model is loaded. Ours.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import shutil
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from dit_accel.cli.common import options
+from dit_accel.cli.common.files import print_json
+from dit_accel.cli.common.options import option
+from dit_accel.cli.common.text import bytes_text, print_aligned
+from dit_accel.cli.common.verb import verb
+from dit_accel.models.backends import FROM_HUB
+
+if TYPE_CHECKING:
+    from dit_accel.cli.common.text import Row
+    from dit_accel.models.backends import Attempt
+
+# Package -> what it is needed for, and the extra that brings it.
+OPTIONAL = {
+    "peft": ("--lora", None),
+    "bitsandbytes": ("--quantize bnb4, bnb8", None),
+    "torchao": ("--quantize int8, fp8", None),
+    "optimum-quanto": ("--quantize quanto8", None),
+    "xformers": ("--attention-backend xformers", "xformers"),
+    "flash-attn": ("--attention-backend flash", None),
+    "sageattention": ("--attention-backend sage", None),
+    "imageio-ffmpeg": ("diffusers' own export_to_video", None),
+    "matplotlib": ("`plan --plot`", "report"),
+    "jinja2": ("`report`", "report"),
+    "lpips": ("the metric lpips", "lpips"),
+    "cache-dit": ("comparing with its caches", "peers"),
+    "ray": ("`evaluate --backend ray`", "ray"),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class DoctorOptions:
+    """The options of `doctor`."""
+
+    device: str | None = option(
+        None, "Where attention backends are tried.", metavar="NAME", shown="cuda, else cpu"
+    )
+    as_json: bool = options.as_json()
+    verbose: bool = options.verbose()
+
+
+@verb(DoctorOptions)
+def doctor(given: DoctorOptions) -> None:
+    """Show versions, devices, what works here and what is missing."""
+    from dit_accel.models.loading import choose_device, quiet_libraries
+
+    with quiet_libraries(verbose=given.verbose):
+        content = _content(choose_device(given.device))
+    if given.as_json:
+        print_json(content)
+        return
+    from rich.console import Console
+
+    print_aligned(Console(highlight=False), _rows(content))
+
+
+def _content(device: str) -> dict[str, Any]:
+    from dit_accel.cli.run.sidecar import versions
+    from dit_accel.models import backends, quantizing
+
+    tried: list[Attempt] = [backends.attempt(name, device) for name in backends.names()]
+    found = {package: _version(package) for package in OPTIONAL}
+    return {
+        "versions": versions(),
+        "devices": _devices(),
+        "device": device,
+        "compiler": _compiler(device),
+        "attention": {
+            one.name: {"works": one.works, "masks": one.masks, "why": one.why} for one in tried
+        },
+        "quantize": quantizing.available(),
+        "optional": found,
+        "missing": {
+            name: {"for": OPTIONAL[name][0], "get": _how_to_get(name)}
+            for name, version in found.items()
+            if version is None
+        },
+    }
+
+
+def _devices() -> dict[str, dict[str, Any]]:
+    import torch
+
+    from dit_accel.core.measure import free_memory
+
+    found = {"cpu": {"name": f"{torch.get_num_threads()} threads"}}
+    for index in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
+        found[f"cuda:{index}"] = {"name": torch.cuda.get_device_name(index)}
+    if torch.backends.mps.is_available():
+        found["mps"] = {"name": "Apple GPU"}
+    return {
+        name: more | {"free_bytes": free_memory(torch.device(name))} for name, more in found.items()
+    }
+
+
+def _compiler(device: str) -> str | None:
+    """What `--compile` uses on a device; None where it is missing."""
+    if device == "cpu":
+        return next(filter(None, map(shutil.which, ("c++", "g++", "clang++"))), None)
+    version = _version("triton")
+    return None if version is None else f"triton {version}"
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _how_to_get(package: str) -> str:
+    extra = OPTIONAL[package][1]
+    return f"pip install 'dit-accel[{extra}]'" if extra else f"pip install {package}"
+
+
+def _rows(content: dict[str, Any]) -> list[Row]:
+    rows: list[Row] = [(name, text) for name, text in content["versions"].items()]
+    for name, device in content["devices"].items():
+        free = device["free_bytes"]
+        room = f", {bytes_text(free)} free" if free is not None else ""
+        rows.append(("devices" if name == "cpu" else "", f"{name}: {device['name']}{room}"))
+    missing = "missing: a C++ compiler" if content["device"] == "cpu" else "missing: triton"
+    rows += [("--compile", content["compiler"] or missing), ("", "")]
+    works = {name: one for name, one in content["attention"].items() if one["works"]}
+    words = [name + ("" if one["masks"] else " (no masks)") for name, one in works.items()]
+    where = f"work on {content['device']}: {', '.join(words) or 'none'}"
+    rows.append(("attention", where))
+    others = {n: one["why"] for n, one in content["attention"].items() if not one["works"]}
+    hub = [name for name, why in others.items() if why == FROM_HUB]
+    # of diffusers' messages about a missing package only the way to get it
+    reasons = {n: why.rpartition("too old. ")[2] for n, why in others.items() if n not in hub}
+    rows += [("", f"{name}: {why}") for name, why in reasons.items()]
+    rows += [("", f"not tried, as they are downloaded: {', '.join(hub)}")] if hub else []
+    rows += [("", ""), ("--quantize", ", ".join(content["quantize"]) or "nothing is installed")]
+    lines = [f"{name} for {one['for']}: {one['get']}" for name, one in content["missing"].items()]
+    rows += [("missing" if not index else "", line) for index, line in enumerate(lines)]
+    return rows
