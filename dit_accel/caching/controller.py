@@ -113,7 +113,7 @@ class RunController:
     def _after_first_step(self, branches: int, seen: Callable[[], FirstStep]) -> Policy | None:
         run, self._unsaid = self._unsaid, None
         if run is None or (branches == len(self._weights) == 1 and self.family.blocks):
-            return None  # what a row tells of a single forward need not be measured
+            return None  # a row knows of a single forward what it is
         first = seen()
         if self._recording is not None:
             self._recording.on_first_step(first)

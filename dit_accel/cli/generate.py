@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from dit_accel.models.loading import LoadableModel
 
 
-NOTE = "yellow"
+REMARK_STYLE = "yellow"
 FEW = "{steps} steps: reuse gains nothing below {least}, and the summary shows where the time goes"
 
 
@@ -54,13 +54,13 @@ def generate(request: Request) -> None:
     writing.check_files(files, overwrite=request.overwrite)
     with _muted(request):
         model, settings = _resolve(request, layout)
-        foretold = _foretell(request, model, settings)
+        needed = _say_memory(request, model, settings)
         if request.dry_run:
             return
         pipe = _load(request, model, settings)
         target, result, uncached = _run(request, pipe, settings)
         with _status("writing", quiet=request.as_json):
-            content = _write(files, model, target, result, uncached, layout, memory=foretold)
+            content = _write(files, model, target, result, uncached, layout, memory=needed)
     if request.as_json:
         sys.stdout.write(writing.as_json(content) + "\n")
     else:
@@ -82,7 +82,7 @@ def _many(request: Request, source: Path) -> None:
         if len(todo) < len(clips) and not request.as_json:
             say(f"{len(clips) - len(todo)} of {len(clips)} clips are there already", style="yellow")
         if request.dry_run or todo:
-            foretold = _foretell(request, model, settings)
+            needed = _say_memory(request, model, settings)
         if request.dry_run:
             return
         pipe = _load(request, model, settings) if todo else None
@@ -92,14 +92,17 @@ def _many(request: Request, source: Path) -> None:
                 label = f"clip {len(clips) - left + 1} of {len(clips)}"
                 target, result, uncached = _run(request, pipe, clip.settings, label)
                 _write(clip.files, model, target, result, uncached, None,
-                       memory=foretold, asked=clip.key)  # fmt: skip
+                       memory=needed, asked=clip.key)  # fmt: skip
                 left -= 1
                 if not request.as_json:
                     print(clip.files.video, seconds_text(result.whole_seconds), sep="  ")
         finally:
             if left:
                 done = len(clips) - left
-                say(f"{done} of {len(clips)} clips are done; run it again to continue", style=NOTE)
+                say(
+                    f"{done} of {len(clips)} clips are done; run it again to continue",
+                    style=REMARK_STYLE,
+                )
     if request.as_json:
         made = {str(clip.files.video): json.loads(clip.files.sidecar.read_bytes())
                 for clip in clips}  # fmt: skip
@@ -129,7 +132,7 @@ def _resolve(request: Request, layout: Layout | None) -> tuple[LoadableModel, Se
     )  # fmt: skip
     settings = dataclasses.replace(settings, accel=accel, compare=request.compare)
     if settings.loop_steps < MIN_PLANNED_STEPS and not request.as_json:
-        say(FEW.format(steps=settings.loop_steps, least=MIN_PLANNED_STEPS), style=NOTE)
+        say(FEW.format(steps=settings.loop_steps, least=MIN_PLANNED_STEPS), style=REMARK_STYLE)
     if settings.loop_steps < MIN_PLANNED_STEPS and not request.wants_acceleration:
         accel = ThresholdConfig(0, layout=accel.layout, scene=accel.scene)
         settings = dataclasses.replace(settings, accel=accel)
@@ -144,7 +147,7 @@ def _resolve(request: Request, layout: Layout | None) -> tuple[LoadableModel, Se
     return model, settings
 
 
-def _foretell(request: Request, model: LoadableModel, settings: Settings) -> dict[str, Any]:
+def _say_memory(request: Request, model: LoadableModel, settings: Settings) -> dict[str, Any]:
     """Say what memory the run takes, and return it for the record."""
     from dit_accel.cli.run import memory
     from dit_accel.models.setup import OFFLOADS
@@ -162,7 +165,7 @@ def _foretell(request: Request, model: LoadableModel, settings: Settings) -> dic
     elif not request.as_json:
         say(memory.announcement(found, settings), style="blue")
     if lacking and not request.as_json:
-        say(lacking, style=NOTE)
+        say(lacking, style=REMARK_STYLE)
     return content
 
 
@@ -188,7 +191,7 @@ def _run(
     settings = target.settings
     run.check_accepted(pipe, settings)
     for remark in (*target.remarks, *prompt_check.remarks(pipe, settings)):
-        say(remark, style=NOTE)
+        say(remark, style=REMARK_STYLE)
     if target.choice is not None and not quiet:
         say(announcement(settings, target.choice), style="cyan")
     uncached = None

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 LARGEST_SEED = 2**63 - 1
-DENOISERS = ("transformer", "transformer_2")
+_DENOISERS = ("transformer", "transformer_2")
 INPUT_FILES = ("image", "last_image", "video")  # that a clip starts from, beside its text
 INPUTS = (*INPUT_FILES, "strength")
 
@@ -70,16 +70,21 @@ def clip_of(field: Field) -> ClipSpec:
     field.only([one.name for one in dataclasses.fields(ClipSpec)])
     negative, fps = field.find("negative"), field.find("fps")
     longest, strength = field.find("max_sequence_length"), field.find("strength")
+    optional: dict[str, Any] = {
+        name: one.text() for name in INPUT_FILES if (one := field.find(name))
+    }
+    sizes = ("steps", "height", "width", "frames")
+    counts: dict[str, Any] = {name: field.at(name).whole(1, 10**9) for name in sizes}
     return ClipSpec(
         prompt=field.at("prompt").text(),
         negative=negative.text() if negative else None,
         seed=field.at("seed").whole(0, LARGEST_SEED),
         guidance=field.at("guidance").number(0, 1e6),
         fps=fps.number(1e-3, 1e6) if fps else None,
-        **{name: one.text() for name in INPUT_FILES if (one := field.find(name))},
+        **optional,
         strength=strength.number(0, 1) if strength else None,
         max_sequence_length=longest.whole(1, 10**9) if longest else None,
-        **{name: field.at(name).whole(1, 10**9) for name in ("steps", "height", "width", "frames")},
+        **counts,
     )
 
 
@@ -162,7 +167,7 @@ def generate(
 def stages_of(pipe: Any, clock: LoopTimer, whole: Stopwatch) -> dict[str, float]:
     """Seconds of a call by stage: before the loop, each denoiser in it, and after it."""
     before = clock.begun - whole.begun
-    names = [name for name in DENOISERS if getattr(pipe, name, None) is not None]
+    names = [name for name in _DENOISERS if getattr(pipe, name, None) is not None]
     shown = [f"denoise, {name}" for name in names] if len(names) > 1 else ["denoise"]
     return {
         "text": before,
@@ -254,7 +259,7 @@ def loop_timer(
     """A timer of the denoising loop of one call with these arguments."""
     from dit_accel.core.measure import LoopTimer
 
-    parts = (getattr(pipe, name, None) for name in DENOISERS)
+    parts = (getattr(pipe, name, None) for name in _DENOISERS)
     return LoopTimer(
         [part for part in parts if part is not None],
         device=device,

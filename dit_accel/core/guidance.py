@@ -104,9 +104,9 @@ class FirstStep:
         if halves and (len(halves) == len(self.components) or len(self.components) == 1):
             for last in (False, True):
                 cut = [_cut(half, shape, last=last) for half in halves]
-                kept = [row for row in cut if row is not None]
-                if len(kept) == len(halves):
-                    yield kept
+                found = [row for row in cut if row is not None]
+                if len(found) == len(halves):
+                    yield found
 
 
 def _halves(row: torch.Tensor, shape: torch.Size) -> tuple[torch.Tensor, ...]:
@@ -136,8 +136,7 @@ def _fit(rows: Sequence[torch.Tensor], guided: torch.Tensor) -> tuple[torch.Tens
     if misfit > MAX_MISFIT:
         for _ in range(_TRIMS):
             left = (flat[-1] - found.to(flat) @ flat[:-1]).abs()
-            flat_kept = flat[:, left <= left.median()]
-            found, misfit = _least_squares(flat_kept)
+            found, misfit = _least_squares(flat[:, left <= left.median()])
     return found, misfit
 
 

@@ -1,7 +1,7 @@
 """Which of diffusers' attention backends work on this machine: each is tried on a small tensor.
 
 In: a backend's name and a device. Out: whether it works, whether with a mask, and if not, why.
-Knows that diffusers lists more backends than are installed, and that an import tells little: only a
+Knows that diffusers lists more backends than are installed, and that an import shows little: only a
 call does. Nothing is downloaded: backends from the hub are not tried.
 Source: ours.
 """
@@ -71,7 +71,10 @@ def _error(name: str, device: str, *, masked: bool) -> str | None:
         with torch.no_grad(), attention_backend(name):
             out = dispatch_attention_fn(q, k, v, attn_mask=mask)
         expected = torch.nn.functional.scaled_dot_product_attention(
-            *(one.transpose(1, 2).float() for one in (q, k, v)), attn_mask=mask
+            q.transpose(1, 2).float(),
+            k.transpose(1, 2).float(),
+            v.transpose(1, 2).float(),
+            attn_mask=mask,
         ).transpose(1, 2)
         if not torch.allclose(out.float(), expected, atol=0.05):
             return "its values are wrong"

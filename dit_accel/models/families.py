@@ -135,8 +135,8 @@ FAMILIES: dict[str, Family] = {
 def register_family(row: Family) -> None:
     """Add a row, so that a transformer of yours takes thresholds too, at the row's sites.
 
-    A row promises that a cached value is the same as a computed one, where nothing has changed. Try
-    that first: `threshold=0.0` at each site has to give the stock clip bit by bit.
+    A row says where a cached value is the same as a computed one, if nothing has changed. Try that
+    first: `threshold=0.0` at each site has to give the stock clip bit by bit.
 
     Args:
         row: of a transformer class that has none.

@@ -50,7 +50,7 @@ class Part:
 
 
 @dataclass(frozen=True)
-class Forecast:
+class MemoryEstimate:
     """Weights by component, and activations by the component that is running.
 
     Args:
@@ -97,7 +97,7 @@ def stage_of(part: str) -> str | None:
 
 def forecast(
     model: LoadableModel, setup: Setup, dtype: str, arguments: Callable[[Any], dict[str, Any]]
-) -> Forecast:
+) -> MemoryEstimate:
     """What a run takes.
 
     Args:
@@ -113,10 +113,10 @@ def forecast(
             per = quantizing.BYTES[str(setup.quantize)] if quantised else float(size)
             parts[name] = part_of(files, per)
     try:
-        return Forecast(parts, activations_of(model, setup, kind, arguments))
+        return MemoryEstimate(parts, activations_of(model, setup, kind, arguments))
     except Exception as error:  # pipelines do what they like; the weights are known all the same
         first = (str(error).strip() or type(error).__name__).splitlines()[0]
-        return Forecast(parts, {}, f"activations could not be traced: {first}")
+        return MemoryEstimate(parts, {}, f"activations could not be traced: {first}")
 
 
 # --- weights -----------------------------------------------------------------------------------
@@ -172,11 +172,11 @@ class _Decoded(Exception):
     """The last part has run."""
 
 
-class _Live(TorchDispatchMode):
+class _Live(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Adds up the bytes of all tensors that are alive and were made inside; `peak` is the most."""
 
     def __init__(self, weights: list[torch.Tensor]) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.now = self.peak = 0
         self._known = {weight.untyped_storage()._cdata for weight in weights}
 
@@ -305,8 +305,10 @@ def _built(
     import transformers
 
     library = diffusers if entry[0] == "diffusers" else transformers
-    kind, folder = getattr(library, entry[1]), model.folder / name
-    if not (isinstance(kind, type) and issubclass(kind, torch.nn.Module)):
+    folder = model.folder / name
+    kind: Any = getattr(library, entry[1])
+    is_module = isinstance(kind, type) and issubclass(kind, torch.nn.Module)
+    if not is_module:
         return kind.from_pretrained(str(folder))
     with torch.device("meta"):
         if library is diffusers:

@@ -11,7 +11,7 @@ import importlib.util
 from typing import Any
 
 # Method -> the package that diffusers' backend needs, as it is imported and as it is installed.
-METHODS: dict[str, tuple[str, str]] = {
+QUANTIZERS: dict[str, tuple[str, str]] = {
     "bnb4": ("bitsandbytes", "bitsandbytes"),
     "bnb8": ("bitsandbytes", "bitsandbytes"),
     "int8": ("torchao", "torchao"),
@@ -23,7 +23,7 @@ BYTES = {"bnb4": 0.56, "bnb8": 1.0, "int8": 1.0, "fp8": 1.0, "quanto8": 1.0}  # 
 
 def installed(method: str) -> bool:
     """Whether the package of a method is there."""
-    package = METHODS[method][0]
+    package = QUANTIZERS[method][0]
     try:
         return importlib.util.find_spec(package) is not None
     except ModuleNotFoundError:  # of its parent
@@ -32,7 +32,7 @@ def installed(method: str) -> bool:
 
 def available() -> list[str]:
     """The methods whose package is installed."""
-    return [method for method in METHODS if installed(method)]
+    return [method for method in QUANTIZERS if installed(method)]
 
 
 def check(method: str | None) -> None:
@@ -45,10 +45,10 @@ def check(method: str | None) -> None:
 
     if method is None:
         return
-    if method not in METHODS:
-        raise ModelError(f"quantize is {method!r}: must be one of {', '.join(METHODS)}")
+    if method not in QUANTIZERS:
+        raise ModelError(f"quantize is {method!r}: must be one of {', '.join(QUANTIZERS)}")
     if not installed(method):
-        package = METHODS[method][1]
+        package = QUANTIZERS[method][1]
         others = ", ".join(available())
         have = f"; installed are those of {others}" if others else ""
         raise ModelError(

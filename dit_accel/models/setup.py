@@ -23,7 +23,7 @@ from dit_accel.models.loading import LoadableModel, ModelError, ModelLoadError
 
 OFFLOADS = ("none", "model", "sequential", "group")
 EXPERTS = ("transformer", "transformer_2")
-MASKED = ("hunyuan-video", "ltx")  # families whose attentions get a mask
+MASKED_FAMILIES = ("hunyuan-video", "ltx")  # families whose attentions get a mask
 # Pipelines of diffusers that run on another one's folder when an input is given.
 SIBLINGS = {
     ("WanPipeline", "video"): "WanVideoToVideoPipeline",
@@ -43,7 +43,7 @@ class Setup:
         attention_backend: of diffusers' attention dispatcher, by name.
         scheduler: the class name of a scheduler that takes the place of the folder's.
         vae_tiling: whether frames are decoded in tiles.
-        quantize: of the denoiser's weights: one of `quantizing.METHODS`.
+        quantize: of the denoiser's weights: one of `quantizing.QUANTIZERS`.
     """
 
     lora: tuple[str, ...] = ()
@@ -94,7 +94,7 @@ def lora_of(text: str) -> tuple[Path, float]:
 
 
 def with_input(model: LoadableModel, given: str) -> LoadableModel:
-    """The model as the pipeline that takes an input, where the folder's own one does not.
+    """The model as a pipeline with an input, where the folder's own one does not.
 
     Args:
         given: "image" or "video".
@@ -280,7 +280,7 @@ def check_backend(name: str, device: str) -> bool:
 
 def _check_effect(name: str, model: LoadableModel, device: str) -> None:
     masks = check_backend(name, device)
-    if model.family.name in MASKED and not masks:
+    if model.family.name in MASKED_FAMILIES and not masks:
         raise ModelError(
             f"attention_backend is {name!r}, which takes no mask: {model.family.name} needs one"
         )
@@ -332,7 +332,7 @@ def _offload_groups(pipe: Any, device: str) -> None:
 
 
 def _compile(pipe: Any) -> None:
-    """Block by block, as that takes seconds and not minutes; whole where there are none."""
+    """Block by block, in seconds and not minutes; whole where there are none."""
     for part in (getattr(pipe, name, None) for name in EXPERTS):
         if part is None:
             continue

@@ -100,7 +100,7 @@ def denoiser_step(
 ) -> Callable[..., torch.Tensor]:
     """One optimiser step -> the mean squared error of what the denoiser predicts.
 
-    Latents and noise (B, C, F, h, w), padded text ids (B, L) with words in the first TEXT_LENGTH,
+    Latents and noise (B, C, F, h, w), padded text ids (B, L) words in the first TEXT_LENGTH,
     the levels of noise (B,), whether the caption is complete (B,), and the clips' hints.
     """
     family = FAMILIES[preset.family]

@@ -55,7 +55,7 @@ class Limits:
 
     Args:
         call: this call stops then, after a checkpoint; the same command goes on from there.
-        vae, denoiser: what the stage may take, all calls together. Its schedule is followed by
+        vae, denoiser: what the stage may last, all calls together. Its schedule is followed by
             iterations or by time, whichever is further on.
         end: end the denoiser where its last checkpoint is, with the moving average as it is.
         eager: neither CUDA graphs nor compilation.

@@ -153,7 +153,7 @@ def test_below_8_steps_every_step_is_computed_and_that_is_said(
 
 
 @pytest.mark.usefixtures("traced")
-def test_memory_is_said_before_the_run_and_kept(here: Path, model_folder: Path) -> None:
+def test_memory_is_said_before_the_run_and_recorded(here: Path, model_folder: Path) -> None:
     given = ["--model", str(model_folder), "--output", "a.npy"]
     result = invoke("generate", PROMPTS[0], *given)
     assert result.stderr.index("memory: text ") < result.stderr.index("accelerated: denoising")

@@ -222,7 +222,7 @@ def test_the_weight_of_a_lora() -> None:
     assert lora_of("C:/b.safetensors") == (Path("C:/b.safetensors"), 1.0)
 
 
-def test_a_setup_is_kept_with_an_evaluation(model_folder: Path) -> None:
+def test_a_setup_is_stored_with_an_evaluation(model_folder: Path) -> None:
     from dit_accel.core.document import read_document
     from dit_accel.evaluation.jobs import fingerprint
     from dit_accel.evaluation.manifest import _setup

@@ -15,7 +15,7 @@ def test_worked_example():
     assert FirstStep((COND, UNCOND - COND), UNCOND + 3 * (COND - UNCOND)).weights() == (1.0, -2.0)
 
 
-def test_frames_that_are_held_say_nothing():
+def test_frames_that_are_given_say_nothing():
     guided = UNCOND + 3 * (COND - UNCOND)
     guided[:, :, :2] = OTHER[:, :, :2]  # a third of the frames
     assert FirstStep((COND, UNCOND - COND), guided).weights() == pytest.approx(

@@ -9,7 +9,7 @@ from safetensors.numpy import save_file
 
 from dit_accel.core.generation import ClipSpec, call_arguments
 from dit_accel.models import loading, memory
-from dit_accel.models.memory import Forecast, Part
+from dit_accel.models.memory import MemoryEstimate, Part
 from dit_accel.models.setup import Setup
 
 CLIP = ClipSpec("a red circle", "", 0, 4, 4.0, 32, 32, 5, None, 64)
@@ -34,7 +34,7 @@ def test_worked_example(tmp_path):
 
 def test_stages_by_way_of_offloading():
     parts = {"text_encoder": Part(50, 9, 5), "transformer": Part(80, 12, 8), "vae": Part(10, 3, 2)}
-    found = Forecast(parts, {"text_encoder": 1, "transformer": 4, "vae": 30})
+    found = MemoryEstimate(parts, {"text_encoder": 1, "transformer": 4, "vae": 30})
     assert found.stages("none") == {"text": 141, "denoise": 144, "decode": 170}
     assert found.stages("model") == {"text": 51, "denoise": 84, "decode": 40}
     assert found.stages("sequential") == {"text": 6, "denoise": 12, "decode": 32}
@@ -43,7 +43,7 @@ def test_stages_by_way_of_offloading():
 
 def test_of_two_experts_one_is_on_the_device_at_a_time():
     parts = {"transformer": Part(80, 1, 1), "transformer_2": Part(70, 1, 1)}
-    found = Forecast(parts, {"transformer": 4, "transformer_2": 40})
+    found = MemoryEstimate(parts, {"transformer": 4, "transformer_2": 40})
     assert found.stages("model") == {"denoise": 110}
     assert found.stages("none") == {"denoise": 190}
 

@@ -19,7 +19,7 @@ from dit_accel.core.generation import INPUT_FILES, INPUTS
 if TYPE_CHECKING:
     from dit_accel.models.loading import LoadableModel
 
-# What a pipeline without an input is told: those of diffusers that take it.
+# Which of diffusers' pipelines have an input: named where another one is given it.
 TAKING = {
     "image": "WanImageToVideoPipeline, CogVideoXImageToVideoPipeline, HunyuanVideoImageToVideo"
     "Pipeline, LTXImageToVideoPipeline",

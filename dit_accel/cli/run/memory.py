@@ -23,14 +23,14 @@ if TYPE_CHECKING:
     from dit_accel.cli.common.text import Row
     from dit_accel.cli.run.settings import Settings
     from dit_accel.models.loading import LoadableModel
-    from dit_accel.models.memory import Forecast
+    from dit_accel.models.memory import MemoryEstimate
 
 MOST_WAYS = 3  # that are named where a run does not fit
 
 
-def forecast(model: LoadableModel, settings: Settings) -> Forecast:
+def forecast(model: LoadableModel, settings: Settings) -> MemoryEstimate:
     """What the run takes; several prompts of a layout run at once."""
-    more = {"prompt": list(settings.prompts)} if len(settings.prompts) > 1 else {}
+    more: dict[str, Any] = {"prompt": list(settings.prompts)} if len(settings.prompts) > 1 else {}
     if more:
         more["generator"] = [torch.Generator("cpu").manual_seed(0) for _ in settings.prompts]
     return memory.forecast(
@@ -39,7 +39,7 @@ def forecast(model: LoadableModel, settings: Settings) -> Forecast:
     )  # fmt: skip
 
 
-def needed(found: Forecast, device: str, offload: str) -> dict[str, int]:
+def needed(found: MemoryEstimate, device: str, offload: str) -> dict[str, int]:
     """Bytes by stage; on a CPU nothing is gained by offloading, and the process counts too."""
     before = 0
     if device == "cpu":
@@ -49,7 +49,7 @@ def needed(found: Forecast, device: str, offload: str) -> dict[str, int]:
     return {stage: size + before for stage, size in found.stages(offload).items()}
 
 
-def record(found: Forecast, settings: Settings) -> dict[str, Any]:
+def record(found: MemoryEstimate, settings: Settings) -> dict[str, Any]:
     """The forecast of a run, JSON-able."""
     device = settings.device
     return {
@@ -61,7 +61,7 @@ def record(found: Forecast, settings: Settings) -> dict[str, Any]:
     }
 
 
-def announcement(found: Forecast, settings: Settings) -> str:
+def announcement(found: MemoryEstimate, settings: Settings) -> str:
     """One line: bytes by stage, and what is free."""
     sizes = needed(found, settings.device, settings.setup.offload)
     parts = ", ".join(f"{stage} {bytes_text(size)}" for stage, size in sizes.items())
@@ -70,7 +70,7 @@ def announcement(found: Forecast, settings: Settings) -> str:
     return f"{parts}{room}" + (f" ({found.why})" if found.why else "")
 
 
-def shortage(found: Forecast, model: LoadableModel, settings: Settings) -> str | None:
+def shortage(found: MemoryEstimate, model: LoadableModel, settings: Settings) -> str | None:
     """What does not fit, and what would; None where it fits or nothing is known."""
     free = measure.free_memory(torch.device(settings.device))
     sizes = needed(found, settings.device, settings.setup.offload)
@@ -90,7 +90,7 @@ def shortage(found: Forecast, model: LoadableModel, settings: Settings) -> str |
     return f"{worst} will not fit; would fit: {instead}"
 
 
-def rows(found: Forecast, settings: Settings) -> list[Row]:
+def rows(found: MemoryEstimate, settings: Settings) -> list[Row]:
     """For each way of offloading, bytes by stage."""
     ways = OFFLOADS if settings.device != "cpu" else OFFLOADS[:1]
     lines = []
