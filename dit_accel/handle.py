@@ -14,6 +14,7 @@ import dataclasses
 import logging
 import os
 from functools import partial
+from itertools import chain
 from types import TracebackType
 from typing import Any, cast
 
@@ -37,10 +38,10 @@ from dit_accel.config import (
     UniCPConfig,
     config_of,
 )
-from dit_accel.core.families import Family, family_of, transformers_of
+from dit_accel.core.families import Family, blocks_of, family_of, transformers_of
 from dit_accel.core.flops import Costs, Rows, count_run
 from dit_accel.core.measure import LoopTimer
-from dit_accel.core.patching import Patches, uncompiled
+from dit_accel.core.patching import Patches, other_cache
 from dit_accel.core.report import CacheSite, Report, SceneReport, SiteReport
 from dit_accel.core.session import Session
 from dit_accel.layout import Layout
@@ -136,10 +137,13 @@ class Handle:
         self._branches: BranchParallel | None = None
         self._scene: SceneAttention | None = None
         self._last_scene: SceneReport | None = None  # once the scene is removed
+        self._entered = False
+        self._around: list[Any] = []  # modules that stood in the pipeline when it was installed
         self._install()
 
     def _install(self) -> None:
         session = self._session
+        self._around = self._modules_of(session.transformers)
         try:
             session.install(self._patches)
             self.executor.install(self._patches)
@@ -157,12 +161,25 @@ class Handle:
             self._patches.undo()
             raise
 
+    def _modules_of(self, transformers: dict[str, Any]) -> list[Any]:
+        inside = (blocks_of(module, self.family) for module in transformers.values())
+        return [*transformers.values(), *chain.from_iterable(inside)]
+
+    def _stands(self, transformers: dict[str, Any]) -> bool:
+        """Whether what was installed is still around all modules of these transformers."""
+        if list(map(id, transformers.values())) != list(
+            map(id, self._session.transformers.values())
+        ):
+            return False
+        now = self._modules_of(transformers)
+        return list(map(id, now)) == list(map(id, self._around)) and not self._patches.replaced
+
     def _call_begins(self) -> None:
-        """Stand around the transformers that the pipeline has now."""
+        """Stand around the transformers, blocks and attentions that the pipeline has now."""
         session = self._session
         self._costs.clear()  # a LoRA adds layers
         found = transformers_of(session.pipe, self.family)
-        if list(map(id, found.values())) == list(map(id, session.transformers.values())):
+        if self._stands(found):
             self._patches.settle()
             return
         if family_of(session.pipe) != self.family:
@@ -181,6 +198,17 @@ class Handle:
         return self.executor.site
 
     def __enter__(self) -> Handle:
+        """The handle itself.
+
+        Raises:
+            RuntimeError: it was removed, or entered before.
+        """
+        if self._entered or not self._patches:
+            was = "entered" if self._patches else "removed"
+            raise RuntimeError(
+                f"the handle was {was} before; accepted: accelerate() once for each with"
+            )
+        self._entered = True
         return self
 
     def __exit__(
@@ -219,16 +247,17 @@ class Handle:
     def _report_run(self) -> Report:
         """Of the last denoising loop."""
         session, engine = self._session, self.executor
-        engine.flush()
+        if not session.is_elsewhere:  # its next step reads what was measured
+            engine.flush()
         sites = engine.site_reports()
         scene = self._last_scene or (self._scene.report() if self._scene is not None else None)
         full, spent, uncounted = self._count(sites, scene)
         settings = self.config.describe()
         others = tuple(
-            f"{name} has a cache of diffusers on (enable_cache): the prediction does not hold with "
-            "it, and what it saves is not counted."
+            f"{name} has {other_cache(module)}: the prediction does not hold with it, and what it "
+            "saves is not counted."
             for name, module in session.transformers.items()
-            if getattr(uncompiled(module), "is_cache_enabled", False)
+            if other_cache(module) is not None
         )
         branches = self._branches.notes() if self._branches is not None else ()
         return Report(
@@ -236,7 +265,7 @@ class Handle:
             site=engine.site,
             threshold=self.config.window_threshold,
             steps=session.num_steps or session.step + 1,
-            branches=tuple(dict.fromkeys(branch for _, branch in session.inputs)),
+            branches=tuple(dict.fromkeys(branch for _, branch in [*session.inputs])),
             sites=sites,
             flops_full=full,
             flops_spent=spent,

@@ -11,7 +11,9 @@ import tiny
 import torch
 from torch._dynamo.testing import CompileCounter
 
-from dit_accel import accelerate
+from dit_accel import EDCW, accelerate
+from dit_accel.core.families import SITES
+from dit_accel.planning.lookup import profile_key
 
 STEPS = 8
 
@@ -36,6 +38,65 @@ def test_a_transformer_that_was_compiled_and_assigned(stock):
     with accelerate(pipe, threshold=0):
         assert np.array_equal(run(pipe), stock)
     assert np.array_equal(run(pipe), stock)
+
+
+def forward(module: Any) -> None:
+    module.forward = torch.compile(module.forward, backend="eager")
+
+
+def blocks_forward(module: Any) -> None:
+    for block in module.blocks:
+        forward(block)
+
+
+def blocks(module: Any) -> None:
+    for index, block in enumerate(module.blocks):
+        module.blocks[index] = torch.compile(block, backend="eager")
+
+
+WINDOWS = {site: {"config": EDCW(1e9, first=2), "site": site} for site in SITES}
+WAYS = WINDOWS | {"plan": {"speedup": 2.0}}
+
+
+@pytest.fixture(scope="module")
+def fast() -> dict[str, npt.NDArray[np.float32]]:
+    found = {}
+    for way, given in WAYS.items():
+        pipe = tiny.tiny_wan()
+        with accelerate(pipe, **given):
+            run(pipe)
+            found[way] = run(pipe)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("way", "how", "before"),
+    [
+        ("model", forward, False),
+        ("attention", blocks, False),
+        *(
+            pytest.param(way, how, before, marks=pytest.mark.slow)
+            for way, how, before in (
+                ("attention", forward, True), ("attention", blocks_forward, False),
+                ("attention", blocks, True), ("block", forward, True), ("plan", blocks, True),
+            )
+        ),
+    ],
+)  # fmt: skip
+def test_forwards_and_blocks_that_were_compiled_and_assigned(stock, fast, way, how, before):
+    torch._dynamo.reset()  # else a limit of compilations is reached
+    pipe = tiny.tiny_wan()
+    key = profile_key(pipe)
+    if before:
+        how(pipe.transformer)
+    with accelerate(pipe, **WAYS[way]) as handle:
+        run(pipe)
+        if not before:
+            how(pipe.transformer)
+        assert np.array_equal(run(pipe), fast[way])
+        assert 0 < handle.report().steps_computed < STEPS and not np.array_equal(fast[way], stock)
+    assert np.array_equal(run(pipe), stock)
+    assert profile_key(pipe) == key
 
 
 @pytest.mark.composes("plan", "fullgraph")

@@ -1,6 +1,7 @@
 """accelerate() on tiny pipelines of Wan: what `contract/` does not try on every family."""
 
 import dataclasses
+import threading
 from contextlib import nullcontext
 
 import numpy as np
@@ -325,3 +326,91 @@ def test_the_report_of_an_interrupted_run_is_of_what_ran(given):
         assert "stopped after 6 of 12 steps" in report.summary()
         call(pipe)
         assert "stopped" not in handle.report().summary()
+
+
+@pytest.mark.parametrize("given", [{"speedup": 2.0}, {"quality": 30.0}], ids=["speedup", "quality"])
+def test_a_recorded_run_that_is_not_finite_gives_no_plan(given):
+    pipe = tiny_wan()
+    sick = {"prompt": None, "prompt_embeds": torch.full((1, 16, 32), torch.nan)}
+    stock = call(pipe)
+    with accelerate(pipe, **given) as handle:
+        call(pipe, **sick)
+        assert "had predictions that were not finite" in handle.report().notes[0]
+        for _ in range(2):
+            assert np.array_equal(call(pipe), stock)
+            if "planned from it" in " ".join(handle.report().notes):
+                break
+        else:
+            raise AssertionError("it is never recorded")
+        call(pipe)
+        assert not any("No profile" in note for note in handle.report().notes)
+
+
+def test_a_handle_is_entered_once_and_not_after_it_was_removed():
+    pipe = tiny_wan()
+    with accelerate(pipe, config=LOOSE) as handle:
+        with pytest.raises(RuntimeError, match="was entered before; accepted: accelerate"):
+            handle.__enter__()
+        call(pipe)
+        assert handle.report().steps_computed < STEPS
+    with pytest.raises(RuntimeError, match="was removed before; accepted: accelerate"):
+        handle.__enter__()
+
+
+@pytest.mark.parametrize("site", SITES)
+def test_reports_that_another_thread_asks_for_in_mid_run_change_nothing(site):
+    pipe = tiny_wan()
+    seen = []
+
+    def ask():
+        seen.append(handle.report())
+
+    def elsewhere(module, *_):
+        thread = threading.Thread(target=ask)
+        thread.start()
+        thread.join()
+
+    with accelerate(pipe, site=site, config=LOOSE) as handle:
+        fast = call(pipe)
+        report = handle.report()
+        hook = pipe.transformer.blocks[1].register_forward_hook(elsewhere)
+        assert np.array_equal(call(pipe), fast)
+        hook.remove()
+        assert seen and handle.report().host_syncs == report.host_syncs
+        thread = threading.Thread(target=lambda: call(pipe))
+        thread.start()
+        thread.join()
+        assert handle.report().sites == report.sites, "of a run that is over"
+
+
+WAYS = {"speedup": {"speedup": 2.0}} | {site: {"site": site, "config": LOOSE} for site in SITES}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_transformer_that_is_called_beside_a_run_is_stock(way):
+    """By a user, before and after a call, and in a callback; with a third text in every step."""
+    pipe = tiny_wan()
+    draw = torch.Generator().manual_seed(1)
+    latents = torch.randn(1, 16, 3, 2, 2, generator=draw)
+    text = torch.randn(1, 16, 32, generator=draw)
+
+    @torch.no_grad()
+    def beside():
+        return pipe.transformer(latents, torch.tensor([77]), text, return_dict=False)[0]
+
+    def in_a_step(pipe, step, time, tensors):
+        found.append(beside())
+        return tensors
+
+    stock, found = beside(), []
+    with accelerate(pipe, **WAYS[way]) as handle:
+        found.append(beside())
+        call(pipe)
+        fast = call(pipe)
+        report = handle.report()
+        found.append(beside())
+        call(pipe, num_inference_steps=8)
+        assert np.array_equal(call(pipe, callback_on_step_end=in_a_step), fast)
+        assert handle.report().sites == report.sites
+        assert report.steps_computed < STEPS
+    assert len(found) == 2 + STEPS and all(torch.equal(one, stock) for one in found)

@@ -15,6 +15,7 @@ import torch
 from calls import LOOSE, STEPS, call, state_of
 from diffusers import WanPipeline, WanVideoToVideoPipeline
 from profiles import profile_of
+from tiny import CALL
 from torch._dynamo.testing import CompileCounter
 
 from dit_accel import UniCP, accelerate
@@ -22,6 +23,7 @@ from dit_accel.attention.pcas import PCAS
 from dit_accel.core.families import SITES
 from dit_accel.core.generation import call_arguments
 from dit_accel.evaluation import speed
+from dit_accel.layout import Keyframe, Layout, Shot, Subject
 from dit_accel.models.checkpoints import DENOISERS
 from dit_accel.planning.lookup import profile_key
 from dit_accel.planning.parts import parts_of
@@ -174,6 +176,71 @@ def test_a_transformer_that_is_replaced_is_accelerated_from_the_next_call_on(way
     assert np.array_equal(call(pipe), stock)
     pipe.transformer = first
     assert [state_of(pipe), sorted(vars(pipe))] == before
+
+
+def swap(pipe, what):
+    """Put parts of other weights in the transformer, or leave one out."""
+    blocks, others = pipe.transformer.blocks, tiny.tiny_wan(seed=1).transformer.blocks
+    if what == "block":
+        blocks[1] = others[1]
+    elif what == "block left out":
+        del blocks[1]
+    else:
+        for block, other in zip(blocks, others, strict=True):
+            block.attn1 = other.attn1
+
+
+@pytest.mark.parametrize(
+    ("way", "what"),
+    [
+        ("model", "block"), ("block", "block left out"), ("attention", "attention"),
+        *(
+            pytest.param(way, what, marks=pytest.mark.slow)
+            for way in WAYS for what in ("block", "block left out", "attention")
+        ),
+    ],
+)  # fmt: skip
+def test_blocks_that_are_replaced_are_accelerated_from_the_next_call_on(way, what):
+    pipe, other = tiny.tiny_wan(), tiny.tiny_wan()
+    swap(other, what)
+    stock = call(other)
+    handle, fast = accelerated(other, way)
+    handle.remove()
+    assert not np.array_equal(fast, stock)
+    handle, _ = accelerated(pipe, way)
+    before = [*pipe.transformer.blocks]
+    swap(pipe, what)
+    if way == "plan":
+        call(pipe)  # computed in full, and recorded
+    assert np.array_equal(call(pipe), fast)
+    assert handle.report().steps_computed < STEPS
+    handle.remove()
+    assert np.array_equal(call(pipe), stock)
+    own = vars(tiny.tiny_wan().transformer.blocks[1]).keys()
+    assert all(vars(block).keys() == own for block in before)
+
+
+@pytest.mark.parametrize("what", ["pruned", "scene"])
+def test_processors_that_are_replaced_are_theirs_and_are_wrapped_from_the_next_call_on(what):
+    pipe = tiny.tiny_wan()
+    parts = [
+        Subject(name, f"{name} circle", (Keyframe(0.0, (x, 0.0, x + 0.5, 1.0)),))
+        for name, x in (("a", 0.0), ("b", 0.5))
+    ]
+    given = {"scene": {"layout": Layout((Shot("one", CALL["prompt"], tuple(parts)),))}} | WAYS
+    sizes = {"height": 32, "width": 64}
+    stock = call(pipe, **sizes)
+    handle = accelerate(pipe, **given[what])
+    fast = call(pipe, **sizes)
+    assert not np.array_equal(fast, stock)
+    attentions = [one for block in pipe.transformer.blocks for one in (block.attn1, block.attn2)]
+    own = [type(tiny.tiny_wan().transformer.blocks[0].attn1.processor)() for _ in attentions]
+    for attention, processor in zip(attentions, own, strict=True):
+        attention.set_processor(processor)
+    assert np.array_equal(call(pipe, **sizes), fast)
+    handle.remove()
+    assert np.array_equal(call(pipe, **sizes), stock)
+    assert [attention.processor for attention in attentions] == own
 
 
 def test_a_transformer_of_another_family_is_refused_in_words():

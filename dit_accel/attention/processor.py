@@ -130,7 +130,7 @@ def install(attn: Any, patches: Patches) -> StagedAttnProcessor:
             f"attention processor is {type(stock).__name__}; accepted: {', '.join(PROCESSORS)}"
         )
     staged = StagedAttnProcessor(stock, patches.active)
-    patches.wrap(attn, "processor", lambda _: staged)
+    patches.wrap(attn, "processor", lambda _: staged, replaceable=True)
     return staged
 
 

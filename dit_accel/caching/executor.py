@@ -259,10 +259,10 @@ class PlanExecutor(Engine):
         return tuple(
             SiteReport(
                 transformer, branch, self.site,
-                computed=tuple(step for step, computed in steps.items() if computed),
-                extrapolated=tuple(step for step, computed in steps.items() if not computed),
+                computed=tuple(step for step, computed in [*steps.items()] if computed),
+                extrapolated=tuple(step for step, computed in [*steps.items()] if not computed),
             )
-            for (transformer, branch), steps in self.computed.items()
+            for (transformer, branch), steps in [*self.computed.items()]
         )  # fmt: skip
 
     def notes(self) -> tuple[str, ...]:
@@ -270,7 +270,8 @@ class PlanExecutor(Engine):
 
     def _added_steps(self) -> tuple[str, ...]:
         """What was computed beyond the plan, and why."""
-        computed = {s for steps in self.computed.values() for s, was in steps.items() if was}
+        ran = [[*steps.items()] for steps in [*self.computed.values()]]
+        computed = {step for steps in ran for step, was in steps if was}
         added = {*self.policy.added_steps(computed)}
         if not added:
             return ()
@@ -281,7 +282,8 @@ class PlanExecutor(Engine):
             because.append("a part of the layout began or ended")
         steps = f"{len(added)} more step{'s' if len(added) > 1 else ''}"
         which = ", ".join(map(str, sorted(added)))
-        return (f"Computed {steps} than planned ({which}), because {' and '.join(because)}.",)
+        why = f", because {' and '.join(because)}" if because else ""
+        return (f"Computed {steps} than planned ({which}){why}.",)
 
 
 def _same_space(latents: Any, value: torch.Tensor) -> bool:

@@ -46,7 +46,8 @@ class GuardedPolicy(Policy):
         timesteps: the scheduler's, one a step.
         branch_weights, checks_finite, min_bits: as of `Policy`.
         bands: the expected error at computed steps of `plan`; empty where none was measured.
-        guard: whether the guard may abandon the plan; without it no error is measured.
+        guard: whether the guard may abandon the plan; without it no error is measured. There is
+            nothing to guard where the plan computes every step.
         trusted: whether the plan is of this model.
         estimate: the PSNR that is expected of the plan.
         remarks: notes that stand before those of the guard.
@@ -64,7 +65,9 @@ class GuardedPolicy(Policy):
     remarks: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        self.guard = self.guard and bool(self.plan.extrapolations)
         self.needs_error, self.planned = self.guard, self.plan.computed
+        self._dense = FALLBACK_WINDOW * len(self.planned) > self.plan.num_steps
         self.start(RunInfo(self.plan.num_steps))
 
     @classmethod
@@ -120,6 +123,7 @@ class GuardedPolicy(Policy):
             step <= abandoned_at + FALLBACK_WARMUP
             or step - last >= FALLBACK_WINDOW
             or step == self.plan.num_steps - 1
+            or (self._dense and step in self.planned)
             or (self.plan.num_steps >= LONG_RUN_STEPS and self._is_risky(step))
         )
 

@@ -1,9 +1,9 @@
 """The policy of a run that is computed whole, and of one that is recorded meanwhile.
 
 Goes in: the components of every computed prediction. Comes out: after the run, a profile of it. A
-run whose steps do not all have the same number of branches, or that ended early by an interrupt,
-gives none. It knows steps and tensors; `planning/first_run.py` makes the profile. Ours; there is no
-source.
+run whose steps do not all have the same number of branches, whose values are not all finite, or
+that ended early by an interrupt, gives none. It knows steps and tensors; `planning/first_run.py`
+makes the profile. Ours; there is no source.
 """
 
 from __future__ import annotations
@@ -105,8 +105,8 @@ class RecordingPolicy(Policy):
 
     @property
     def profile(self) -> Profile | None:
-        """Of the run that was recorded; None where it stopped early, or cannot be planned."""
-        if self._problem() or self.record.count(0) != self.num_steps:
+        """Of the run that was recorded; None where it has a flaw, or cannot be planned."""
+        if self._problem() or self._flaw() is not None:
             return None
         sampler = dataclasses.replace(self.sampler, branch_weights=self.weights)
         if self.num_steps != sampler.num_steps:  # the pipeline left the last ones out
@@ -124,19 +124,26 @@ class RecordingPolicy(Policy):
             return self.problem
         counts = [self.record.count(component) for component in range(len(self.branch_weights))]
         used = len(self.weights)
-        if len({*counts[:used]}) > 1 or any(counts[used:]) or not self.record.is_uniform:
+        uneven = len({*counts[:used]}) > 1 or any(counts[used:]) or not self.record.is_uniform
+        if uneven or counts[0] > self.sampler.num_steps:
             return "the forwards of a step changed during the run"
         return None
 
+    def _flaw(self) -> str | None:
+        """Why this run gives no profile, while the next one may."""
+        ran = self.record.count(0)
+        if ran < self.num_steps:
+            return f"stopped after {ran} of {self.num_steps} steps"
+        return None if self.record.is_finite else "had predictions that were not finite"
+
     def notes(self) -> tuple[str, ...]:
-        problem, ran = self._problem(), self.record.count(0)
+        problem, flaw = self._problem(), self._flaw()
         if problem is not None:
             refused = NotPlanned(self.num_steps, problem, by_threshold=self.by_threshold)
             return refused.notes()
         what = "this run was computed whole and recorded; the next ones are planned from it."
-        if ran < self.num_steps:
-            stopped = f"this run stopped after {ran} of {self.num_steps} steps"
-            what = f"{stopped}; the next one is computed whole and recorded."
+        if flaw is not None:
+            what = f"this run {flaw}; the next one is computed whole and recorded."
         advice = "`dit-accel calibrate` measures a profile once for all."
         return (*self.remarks, f"No profile was found: {what} {advice}")
 

@@ -289,7 +289,7 @@ class SiteCache(Engine):
                 dict(trace.attention_share),
             )
             for site in self.sites
-            for branch, trace in site.traces.items()
+            for branch, trace in [*site.traces.items()]
         )  # fmt: skip
 
 

@@ -8,13 +8,16 @@ Source: ours.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 from dit_accel.core.patching import uncompiled
 from dit_accel.models.families import FAMILIES, SITES, Family
 
 COMPONENTS = ("transformer", "transformer_2")
-__all__ = ["FAMILIES", "SITES", "Family", "family_of", "transformers_of", "without_row"]
+__all__ = [
+    "FAMILIES", "SITES", "Family", "blocks_of", "family_of", "transformers_of", "without_row",
+]  # fmt: skip
 
 
 def family_of(pipe: Any) -> Family:
@@ -63,3 +66,12 @@ def transformers_of(pipe: Any, family: Family) -> dict[str, Any]:
     """The pipeline's transformers by component name, those that are loaded."""
     found = {name: getattr(pipe, name, None) for name in family.components}
     return {name: module for name, module in found.items() if module is not None}
+
+
+def blocks_of(module: Any, family: Family) -> Iterator[Any]:
+    """The blocks of a transformer and their attentions, which techniques stand around."""
+    for group in family.blocks:
+        for block in getattr(module, group):
+            yield block
+            for name in (family.attention, family.cross_attention):
+                yield getattr(block, name or "", None)

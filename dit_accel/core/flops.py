@@ -62,7 +62,7 @@ def count_run(
 ) -> tuple[int, int]:  # fmt: skip
     """FLOPs of the stock pipeline, and of this run; `known` keeps what forwards cost."""
     full = saved = 0
-    for (name, branch), (args, kwargs) in session.inputs.items():
+    for (name, branch), (args, kwargs) in [*session.inputs.items()]:
         module = uncompiled(session.transformers[name])
         rows = rows_of(module, args, kwargs)
         if (name, rows) not in known:
@@ -118,6 +118,7 @@ def _add(
 ) -> int:
     """Enter the FLOPs of a module and of all below it; `place` is its path without numbers, as all
     blocks of a list are alike."""
+    module = uncompiled(module)
     if isinstance(module, (torch.nn.Linear, *_CONVOLUTIONS)):
         kind = _kind(place, kinds)
         total = 2 * _weights(module) * rows.of(kind) * (1 if kind == "time" else rows.batch)

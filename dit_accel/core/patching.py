@@ -36,6 +36,7 @@ class Patches:
         self._hooks: list[CallHook] = []
         self._inside: list[tuple[torch.nn.Module, Make, tuple[torch.nn.Module, ...]]] = []
         self._attributes: list[tuple[Any, str, Any, bool, Any]] = []
+        self._replaceable: list[tuple[Any, str, Any]] = []
 
     def around(
         self, module: torch.nn.Module, make: Make, *, callers: tuple[torch.nn.Module, ...] = ()
@@ -95,8 +96,13 @@ class Patches:
 
         return call
 
-    def wrap(self, owner: Any, name: str, make: Callable[[Any], Any]) -> None:
+    def wrap(
+        self, owner: Any, name: str, make: Callable[[Any], Any], *, replaceable: bool = False
+    ) -> None:
         """Replace `owner.name` by `make(old value)`, on this instance only.
+
+        Args:
+            replaceable: whether users put values of their own there: those stay.
 
         Raises:
             RuntimeError: dit_accel has patched this attribute already.
@@ -112,6 +118,17 @@ class Patches:
         after._dit_accel_patch = True
         setattr(owner, name, after)
         self._attributes.append((owner, name, after, own, before))
+        if replaceable:
+            self._replaceable.append((owner, name, after))
+
+    @property
+    def replaced(self) -> bool:
+        """Whether a user put another value in the place of one of ours."""
+        return any(vars(owner).get(name) is not after for owner, name, after in self._replaceable)
+
+    def __bool__(self) -> bool:
+        """Whether something is patched."""
+        return bool(self._hooks or self._attributes)
 
     def undo(self) -> None:
         """Restore everything; a second call does nothing.
@@ -119,7 +136,9 @@ class Patches:
         Raises:
             RuntimeError: one of our attributes was wrapped by something else; nothing is changed.
         """
-        for owner, name, after, _, _ in self._attributes:
+        theirs = [at for at in self._replaceable if vars(at[0]).get(at[1]) is not at[2]]
+        ours = [at for at in self._attributes if not any(at[2] is one[2] for one in theirs)]
+        for owner, name, after, _, _ in ours:
             if vars(owner).get(name) is not after:
                 raise RuntimeError(
                     f"{type(owner).__name__}.{name} was wrapped again after accelerate() "
@@ -127,7 +146,7 @@ class Patches:
                 )
         for hook in self._hooks:
             hook.remove()
-        for owner, name, _, own, before in reversed(self._attributes):
+        for owner, name, _, own, before in reversed(ours):
             if own:
                 setattr(owner, name, before)
             else:
@@ -135,6 +154,7 @@ class Patches:
         self._hooks.clear()
         self._inside.clear()
         self._attributes.clear()
+        self._replaceable.clear()
 
 
 class CallHook:
@@ -304,11 +324,27 @@ def uncompiled(module: Any) -> Any:
     return getattr(module, "__dict__", {}).get("_modules", {}).get("_orig_mod", module)
 
 
+def uncompiled_path(path: str) -> str:
+    """The path of a weight in the model that was compiled, as a whole or block by block."""
+    return path.replace("_orig_mod.", "")
+
+
 def is_compiled(module: torch.nn.Module) -> bool:
     """Whether calls of this module run as one graph, so that its own modules are not called."""
-    hook = hook_of(module)
+    hook, inside = hook_of(module), uncompiled(module)
     compiled = vars(module).get(_CALL) if hook is None else hook._compiled
-    return compiled is not None or uncompiled(module) is not module
+    forward = vars(inside).get("forward")  # assigned compiled, or kept from compilation
+    graph = hasattr(forward, "_torchdynamo_orig_callable")
+    graph = graph and not getattr(forward, "_torchdynamo_disable", False)
+    return compiled is not None or inside is not module or graph
+
+
+def other_cache(module: Any) -> str | None:
+    """The cache of another package that is on in a transformer, in words; None: there is none."""
+    module = uncompiled(module)
+    if getattr(module, "is_cache_enabled", False):
+        return "a cache of diffusers on (enable_cache)"
+    return "a cache of cache-dit on" if getattr(module, "_is_cached", False) else None
 
 
 def marks_of_calls(pipe: Any) -> tuple[tuple[str, ...], tuple[str, ...]]:

@@ -78,3 +78,11 @@ def counted_position(scheduler: Any) -> int:
         )
     index = scheduler.step_index
     return int(index if index is not None else getattr(scheduler, "begin_index", None) or 0)
+
+
+def are_unset(scheduler: Any) -> bool:
+    """Whether a scheduler's timesteps are still those of training, as it was made with them."""
+    config = getattr(scheduler, "config", None)
+    number = getattr(config, "num_train_timesteps", None)
+    asked_for = getattr(scheduler, "num_inference_steps", None)
+    return asked_for is None and len(scheduler.timesteps) == number

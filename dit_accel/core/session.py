@@ -30,7 +30,7 @@ from dit_accel.core.patching import (
     notifying,
     parallel_group,
 )
-from dit_accel.core.places import Texts, counted_position, positions
+from dit_accel.core.places import Texts, are_unset, counted_position, positions
 
 _FULLGRAPH = (
     "transformer is compiled with fullgraph=True, and what decides inside breaks the graph; "
@@ -157,6 +157,12 @@ class Session:
         """Whether this thread is in a forward of the pipeline, and not of another one."""
         return self._running == threading.get_ident()
 
+    @property
+    def is_elsewhere(self) -> bool:
+        """Whether a run goes on in another thread."""
+        over = self._running is None and self.steps_ran == self.num_steps
+        return self._thread not in (None, threading.get_ident()) and not over
+
     def adopt(self, transformers: dict[str, torch.nn.Module]) -> None:
         """Forget the last run, as the pipeline has other transformers now."""
         self.transformers = transformers
@@ -166,6 +172,7 @@ class Session:
         self.step, self.branch = -1, ""
         self.num_steps: int | None = None
         self._begin = 0  # position of the first step in the schedule
+        self._is_named = False  # whether its last forward was in a `cache_context`
         self._schedule: torch.Tensor | None = None  # the scheduler's timesteps
         self._seen: set[tuple[str, str]] = set()  # transformer and branch, of this step
         self._texts = Texts()
@@ -246,6 +253,8 @@ class Session:
             call, thread = ForwardCall(name, args, kwargs), threading.get_ident()
             if self._running not in (None, thread):
                 raise RuntimeError(_TWO_THREADS)
+            if self._is_stray(call):
+                return inner(*args, **kwargs)
             self._running = thread
             try:
                 self.latents, self.text = call.latents, call.text
@@ -260,6 +269,18 @@ class Session:
             return output
 
         return forward
+
+    def _is_stray(self, call: ForwardCall) -> bool:
+        """Whether a forward is no step of a run, as somebody calls the transformer beside it: it
+        has no name in a call whose forwards have one, or the scheduler is behind its last step, or
+        has no steps yet."""
+        schedule = self.pipe.scheduler.timesteps
+        if self._in_call:
+            unnamed = self._is_named and self._context is None
+            return unnamed and schedule is self._schedule
+        return are_unset(self.pipe.scheduler) or (
+            min(self._positions(call.timestep)) >= len(schedule)
+        )
 
     def _chain(self, stock: Forward) -> Forward:
         """The stock forward with all interceptors around it."""
@@ -304,6 +325,7 @@ class Session:
         if begins:
             step = index or 0
             self._begin_run(call, position - step)
+        self._is_named = context is not None
         if context is None:  # after _reset: the texts of a new run are numbered anew
             branch = self._texts.branch_of(call.text)
         if step != self.step:

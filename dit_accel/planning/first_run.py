@@ -36,7 +36,7 @@ class RunRecord:
 
     def __init__(self, num_rows: int) -> None:
         self.num_rows = num_rows
-        self.is_uniform = True  # whether all rows have the same length
+        self.is_uniform = True  # whether all rows have the same length, and are as many as expected
         self._rows: list[torch.Tensor] = []
         self._places: list[tuple[int, int]] = []  # component and step of every row
         self._products = torch.zeros(0, 0)  # of every row with itself and those before it
@@ -59,7 +59,7 @@ class RunRecord:
         row = value.detach().flatten()
         if not len(self._products):
             self._begin(row)
-        if self._rows and len(row) != len(self._rows[0]):
+        if self._rows and (len(row) != len(self._rows[0]) or len(self._rows) == self.num_rows):
             self.is_uniform = False
             return
         self._rows.append(row if self._on_device else row.cpu())
@@ -81,14 +81,23 @@ class RunRecord:
         if self._copied is not None:
             self._copied.record()
 
+    @property
+    def is_finite(self) -> bool:
+        """Whether all inner products are, and so all rows."""
+        self._wait()
+        return bool(self._products.isfinite().all())
+
+    def _wait(self) -> None:
+        if self._copied is not None:
+            self._copied.synchronize()
+
     def gram(self, sampler: SamplerCoefficients) -> torch.Tensor:
         """`(R, R)` float64 on the CPU: inner products over the squared norm of the final latents.
 
         Rows are in the order of `SamplerCoefficients.num_rows`: components by step, then the noise,
         which is 0 where it was not recorded. Components that the sampler has not are left out.
         """
-        if self._copied is not None:
-            self._copied.synchronize()
+        self._wait()
         n, last, count = sampler.num_steps, sampler.num_rows - 1, len(self._rows)
         own = self._products[:count, :count]
         own = own.tril() + own.tril(-1).T

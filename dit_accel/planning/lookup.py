@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from dit_accel.core.families import family_of, transformers_of
-from dit_accel.core.patching import uncompiled, weights_of
+from dit_accel.core.patching import uncompiled, uncompiled_path, weights_of
 from dit_accel.planning.profile import Profile
 from dit_accel.planning.profile_file import ProfileError
 from dit_accel.planning.profile_key import ProfileKey
@@ -95,7 +95,8 @@ def profile_key(pipe: Any, **clips: Any) -> ProfileKey:
     for name, module in modules.items():
         module = uncompiled(module)
         known = dict(weights_of(module))
-        state = [(key, known.get(key, weight)) for key, weight in module.state_dict().items()]
+        loaded = module.state_dict().items()
+        state = [(uncompiled_path(key), known.get(key, weight)) for key, weight in loaded]
         state.sort(key=lambda item: item[0])
         weights.update(f"{name} {[(key, tuple(weight.shape)) for key, weight in state]}".encode())
         for _, weight in state[::_HASHED_EVERY]:

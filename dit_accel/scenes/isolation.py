@@ -77,7 +77,8 @@ class SceneAttention(Interceptor):
                 staged = support.staged(own, patches)
                 self.layers.append(SceneLayer(self, index, len(blocks), staged))
                 texts = partial(self._texts_of_call, name)
-                patches.wrap(other, "processor", partial(SubjectTextProcessor, texts=texts))
+                make = partial(SubjectTextProcessor, texts=texts)
+                patches.wrap(other, "processor", make, replaceable=True)
             # After the attentions: on a divided model the angles of a part of the tokens are wrong.
             self._tables[name] = support.check_rotary(module, self.family)
         self.texts.install(patches, self.session.pipe, self._wanted_prompts)

@@ -319,3 +319,22 @@ def test_a_new_run_forgets_the_last():
 def test_a_run_of_other_steps_is_refused():
     with pytest.raises(ValueError, match="the plan is for 24 steps; this run has 20"):
         guarded().start(RunInfo(20))
+
+
+def test_a_plan_that_computes_every_step_stays_whole_whatever_happens():
+    for changes in ({}, {"trusted": False}):
+        policy = guarded(plan=plan_of(*range(TOTAL)), **changes)
+        drive(policy, until=6)
+        policy.on_invalid(5, "the text changed")
+        policy.on_suspicious(5, "the latents jumped")
+        assert all(policy.extrapolation_at(step) is None for step in range(TOTAL))
+        assert not policy.needs_error and policy.notes() == ()
+
+
+def test_windows_after_a_dense_plan_compute_what_the_plan_would_have():
+    dense = plan_of(*(step for step in range(TOTAL) if step % 4 != 3))
+    policy = guarded(plan=dense)
+    before = drive(policy, until=8)
+    policy.on_invalid(7, "the text changed")
+    rest = {step for step in range(8, TOTAL) if policy.extrapolation_at(step) is None}
+    assert {*before, *rest} >= {*dense.computed}

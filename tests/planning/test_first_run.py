@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 
 from dit_accel.planning.first_run import RunRecord
@@ -85,3 +87,19 @@ def test_components_that_the_sampler_has_not_are_left_out() -> None:
     for step in range(STEPS):
         alone.add(0, torch.full((4,), 1.0 + step))
     torch.testing.assert_close(record.gram(sampler), alone.gram(sampler))
+
+
+def test_more_rows_than_expected_are_left_out_and_said() -> None:
+    record = RunRecord(STEPS + 1)
+    for step in range(STEPS):
+        for _ in range(2):
+            record.add(0, torch.full((4,), 1.0 + step))
+    assert record.count(0) == STEPS + 1 and not record.is_uniform
+
+
+def test_a_row_that_is_not_finite_is_said() -> None:
+    record = RunRecord(STEPS + 1)
+    record.add(0, torch.ones(4))
+    assert record.is_finite
+    record.add(0, torch.tensor([1.0, math.nan, 0.0, 0.0]))
+    assert not record.is_finite
