@@ -414,3 +414,65 @@ def test_a_transformer_that_is_called_beside_a_run_is_stock(way):
         assert handle.report().sites == report.sites
         assert report.steps_computed < STEPS
     assert len(found) == 2 + STEPS and all(torch.equal(one, stock) for one in found)
+
+
+def own_loop(pipe):
+    """A denoising loop that a user wrote, with arguments by position."""
+    draw = torch.Generator().manual_seed(0)
+    latents = torch.randn(1, 16, 3, 2, 2, generator=draw)
+    texts = torch.randn(2, 1, 16, 32, generator=draw)
+    pipe.scheduler.set_timesteps(STEPS)
+    with torch.no_grad():
+        for time in pipe.scheduler.timesteps:
+            cond, uncond = (
+                pipe.transformer(latents, time.expand(1), text, return_dict=False)[0]
+                for text in texts
+            )
+            guided = uncond + 4 * (cond - uncond)
+            latents = pipe.scheduler.step(guided, time, latents, return_dict=False)[0]
+    return latents
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_loop_of_the_users_own_is_a_run(way):
+    pipe = tiny_wan()
+    stock = own_loop(pipe)
+    with accelerate(pipe, **WAYS[way]) as handle:
+        own_loop(pipe)
+        assert not torch.equal(own_loop(pipe), stock)
+        report = handle.report()
+        assert report.steps == STEPS and report.steps_computed < STEPS
+        assert report.branches == ("cond", "uncond")
+    assert torch.equal(own_loop(pipe), stock)
+
+
+def test_a_context_that_another_thread_enters_is_not_this_ones():
+    pipe = tiny_wan()
+    with accelerate(pipe, threshold=0.0) as handle:
+        entered, go_on = threading.Event(), threading.Event()
+
+        def other():
+            with pipe.transformer.cache_context("uncond"):
+                entered.set()
+                go_on.wait(20)
+
+        thread = threading.Thread(target=other)
+        with pipe.transformer.cache_context("cond"):
+            thread.start()
+            assert entered.wait(20)
+            found = handle._session._context
+            go_on.set()
+            thread.join()
+            assert found == handle._session._context == ("cond", None)
+
+
+def test_a_run_that_is_thought_to_be_cut_is_computed_and_the_next_one_is_planned():
+    pipe = tiny_wan()
+    with accelerate(pipe, speedup=2.0) as handle:
+        for _ in range(2):
+            call(pipe, num_inference_steps=8)
+        handle._session.unused = 1  # as of a call whose last loop left a step out
+        call(pipe, num_inference_steps=8)
+        assert "it is a part of 8 steps, and 7 steps are too few" in handle.report().notes[0]
+        call(pipe, num_inference_steps=8)
+        assert handle.report().steps_computed == 4

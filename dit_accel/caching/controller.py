@@ -102,10 +102,10 @@ class RunController:
             self._end_recording(self._recording)
         self._see_parts()
         steps, begin = run.num_steps or 0, run.begin
-        if begin and steps < selection.MIN_PLANNED_STEPS:  # not as short as the call asked for
-            return self._not_planned(
-                steps, f"it begins at step {begin}, and {steps} steps are too few"
-            )
+        asked_for = len(self.pipe.scheduler.timesteps)
+        if steps < min(selection.MIN_PLANNED_STEPS, asked_for):  # no fault of the call's
+            where = f"it begins at step {begin}" if begin else f"it is a part of {asked_for} steps"
+            return self._not_planned(steps, f"{where}, and {steps} steps are too few")
         said = self._said_weights(run)
         self._unsaid = run if said is None else None
         return self._policy(run, said or self._weights)

@@ -329,6 +329,11 @@ def uncompiled_path(path: str) -> str:
     return path.replace("_orig_mod.", "")
 
 
+def parameters_of(module: Any) -> tuple[str, ...]:
+    """The names of a module's arguments, in order, whatever stands at its `forward` now."""
+    return tuple(inspect.signature(type(uncompiled(module)).forward).parameters)[1:]
+
+
 def is_compiled(module: torch.nn.Module) -> bool:
     """Whether calls of this module run as one graph, so that its own modules are not called."""
     hook, inside = hook_of(module), uncompiled(module)

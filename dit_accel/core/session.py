@@ -29,6 +29,7 @@ from dit_accel.core.patching import (
     marks_of_calls,
     notifying,
     parallel_group,
+    parameters_of,
 )
 from dit_accel.core.places import Texts, are_unset, counted_position, positions
 
@@ -57,25 +58,32 @@ class RunInfo:
 
 @dataclass(frozen=True, eq=False)
 class ForwardCall:
-    """One call of a transformer's forward: the transformer's name, and the arguments."""
+    """One call of a transformer's forward: the transformer's name, and the arguments.
+
+    `names` are the forward's parameters, in order.
+    """
 
     transformer: str
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
+    names: tuple[str, ...] = ("hidden_states", "timestep", "encoder_hidden_states")
+
+    def _argument(self, name: str) -> Any:
+        return dict(zip(self.names, self.args, strict=False)).get(name, self.kwargs.get(name))
 
     @property
     def latents(self) -> Any:
-        return self.kwargs["hidden_states"] if "hidden_states" in self.kwargs else self.args[0]
+        found = self._argument("hidden_states")
+        return self.args[0] if found is None else found
 
     @property
     def timestep(self) -> Any:
         """None: it is not where most transformers have it."""
-        given = self.args[1] if len(self.args) > 1 else None
-        return self.kwargs.get("timestep", given)
+        return self._argument("timestep")
 
     @property
     def text(self) -> Any:
-        return self.kwargs.get("encoder_hidden_states")
+        return self._argument("encoder_hidden_states")
 
 
 Forward = Callable[[ForwardCall], Any]
@@ -130,7 +138,8 @@ class Session:
         self._in_call = False  # of the pipeline; else a user calls the transformer
         self.branch_group: Any = None  # whose ranks compute a branch each
         self.unused = 0  # timesteps at the end of a schedule that the pipeline leaves out
-        self._context: tuple[str, int | None] | None = None
+        # By thread: a pipeline that shares the transformer may run in another one.
+        self._contexts: dict[int, tuple[str, int | None] | None] = {}
         self._thread: int | None = None  # that the run is in
         self._running: int | None = None  # that a forward is in, while it runs
         self._reset()
@@ -226,17 +235,20 @@ class Session:
     def _wrap_context(self, inner: Any) -> Any:
         @contextmanager
         def cache_context(name: str, *args: Any, **kwargs: Any) -> Iterator[None]:
-            before = self._context
-            self._context = (name, kwargs.get("step_index"))
+            thread = threading.get_ident()
+            before = self._contexts.get(thread)
+            self._contexts[thread] = (name, kwargs.get("step_index"))
             try:
                 with inner(name, *args, **kwargs):
                     yield
             finally:
-                self._context = before
+                self._contexts[thread] = before
 
         return cache_context
 
     def _wrap_forward(self, name: str, inner: Any) -> Any:
+        names = parameters_of(self.transformers[name])
+
         def stock(call: ForwardCall) -> Any:
             try:
                 return inner(*call.args, **call.kwargs)
@@ -250,7 +262,7 @@ class Session:
             if caller not in (None, self.pipe):
                 return inner(*args, **kwargs)  # of a pipeline that shares the transformer
             self._in_call = caller is not None
-            call, thread = ForwardCall(name, args, kwargs), threading.get_ident()
+            call, thread = ForwardCall(name, args, kwargs, names), threading.get_ident()
             if self._running not in (None, thread):
                 raise RuntimeError(_TWO_THREADS)
             if self._is_stray(call):
@@ -269,6 +281,11 @@ class Session:
             return output
 
         return forward
+
+    @property
+    def _context(self) -> tuple[str, int | None] | None:
+        """Of this thread's forwards: the name, and the step's index where it is given."""
+        return self._contexts.get(threading.get_ident())
 
     def _is_stray(self, call: ForwardCall) -> bool:
         """Whether a forward is no step of a run, as somebody calls the transformer beside it: it
