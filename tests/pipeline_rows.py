@@ -314,6 +314,10 @@ LTXS = (
         "conditions": condition("pipeline_ltx2_condition:LTX2VideoCondition", crf=0)}),
     ltx2("LTX2InContextPipeline", made={
         "reference_conditions": condition("pipeline_ltx2_ic_lora:LTX2ReferenceCondition")}),
+    Row("LTX2DFRPipeline", "LTX2VideoTransformer3DModel",
+        LTX2 | {"use_keyframes_abs_pos_embedding": True},
+        {"prompt_embeds": (1, TEXT, 2 * WIDTH), "prompt_attention_mask": (1, TEXT)}, EULER,
+        vae="ltx2", frames=("num_frames", 5), parts=SOUND, steps=("output_type", "latent")),
     Row("LTX2HDRPipeline", "LTX2VideoTransformer3DModel", LTX2, text(2 * WIDTH, masked=True),
         EULER, vae="ltx2", frames=("num_frames", 5), parts=SOUND,
         call={"guidance_scale": 1.0},

@@ -178,23 +178,44 @@ def test_a_pipeline_without_a_transformer_or_a_scheduler_is_refused():
         accelerate(Other())
 
 
-def test_a_forward_that_gives_two_values_is_refused_at_the_first_step():
-    """As LTX-2's, which predicts video and audio."""
-    pipe = tiny_wan()
+def giving(pipe, more):
+    """Let a forward give something beside its prediction; the calls are counted in the list."""
     inner, calls = pipe.transformer.forward, []
 
     def two(*args, **kwargs):
         calls.append(1)
         (video,) = inner(*args, **kwargs)
-        return video, video
+        return video, more(video)
 
     pipe.transformer.forward = two
+    return calls
+
+
+def test_a_forward_that_gives_two_predictions_is_planned():
+    """As LTX-2's, which predicts video and audio."""
+    pipe = tiny_wan()
+    calls = giving(pipe, lambda video: video[:, :, :1])
+    stock, full = call(pipe), len(calls)
+    with accelerate(pipe, speedup=2.0) as handle:
+        assert np.array_equal(call(pipe), stock)
+        calls.clear()
+        assert not np.array_equal(call(pipe), stock)
+        report = handle.report()
+    assert len(calls) == sum(len(site.computed) for site in report.sites) == full // 2
+    assert np.array_equal(call(pipe), stock)
+
+
+def test_a_forward_that_gives_something_else_is_computed_whole():
+    """As AnyFlow's, which gives a cache of keys and values back."""
+    pipe = tiny_wan()
+    giving(pipe, lambda _: {"cache": 1})
     stock = call(pipe)
-    calls.clear()
-    with accelerate(pipe, speedup=2.0):
-        with pytest.raises(ValueError, match=r"gives 2 values \(Tensor, Tensor\); accepted: one"):
-            call(pipe)
-        assert len(calls) == 1
+    with accelerate(pipe, speedup=2.0) as handle:
+        for _ in range(2):
+            assert np.array_equal(call(pipe), stock)
+        expected = "Computed whole: a forward gives Tensor, dict; accepted: tensors alone."
+        assert expected in handle.report().notes
+        assert handle.report().steps_computed == handle.report().steps
     assert np.array_equal(call(pipe), stock)
 
 
