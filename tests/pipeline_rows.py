@@ -305,7 +305,10 @@ LTXS = (
     ltx("LTXImageToVideoPipeline", images=("image",)),
     ltx("LTXConditionPipeline", images=("image",)),
     ltx2("LTX2Pipeline"),
-    ltx2("LTX2Pipeline", name="all guidance", call={
+    ltx2("LTX2Pipeline", name="three forwards", call={
+        "stg_scale": 1.0, "modality_scale": 3.0, "audio_stg_scale": 1.0,
+        "audio_modality_scale": 3.0, "spatio_temporal_guidance_blocks": [1]}),
+    ltx2("LTX2Pipeline", name="rescaled guidance", call={
         "stg_scale": 1.0, "modality_scale": 3.0, "guidance_rescale": 0.7, "audio_stg_scale": 1.0,
         "audio_guidance_scale": 7.0, "audio_modality_scale": 3.0, "audio_guidance_rescale": 0.7,
         "spatio_temporal_guidance_blocks": [1], "use_cross_timestep": True}),
