@@ -104,14 +104,10 @@ def forecast(
         arguments: the arguments of the pipeline's call, of the pipeline.
     """
     kind = getattr(torch, dtype)
-    parts = {}
-    for name in model.index:
-        files = _files(model, name)
-        if files:
-            size = torch.float32.itemsize if name == "vae" else kind.itemsize
-            quantised = setup.quantize is not None and name in EXPERTS
-            per = quantizing.BYTES[str(setup.quantize)] if quantised else float(size)
-            parts[name] = part_of(files, per)
+    try:
+        parts = _parts(model, setup, float(kind.itemsize))
+    except (ValueError, OSError, KeyError, TypeError) as error:  # loading will say what is wrong
+        return Forecast({}, {}, f"weights could not be read: {error}")
     try:
         return MemoryEstimate(parts, activations_of(model, setup, kind, arguments))
     except Exception as error:  # pipelines do what they like; the weights are known all the same
@@ -120,6 +116,19 @@ def forecast(
 
 
 # --- weights -----------------------------------------------------------------------------------
+
+
+def _parts(model: LoadableModel, setup: Setup, size: float) -> dict[str, Part]:
+    parts = {}
+    for name in model.index:
+        files = _files(model, name)
+        if not files:
+            continue
+        per = float(torch.float32.itemsize) if name == "vae" else size
+        if setup.quantize is not None and name in EXPERTS:
+            per = quantizing.BYTES[setup.quantize]
+        parts[name] = part_of(files, per)
+    return parts
 
 
 def _files(model: LoadableModel, part: str) -> list[Path]:

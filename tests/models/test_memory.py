@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+
 import numpy as np
 import pytest
 import torch
@@ -94,6 +96,15 @@ def test_what_cannot_be_traced_says_why_and_keeps_the_weights():
     full = memory.forecast(loading.resolve_model(None), Setup(), "float32", broken)
     assert full.parts["transformer"].bytes == 2 * found.parts["transformer"].bytes
     assert full.parts["vae"] == found.parts["vae"]  # in float32 always
+
+
+def test_a_damaged_file_leaves_the_message_to_loading(tmp_path):
+    shutil.copytree(loading.resolve_model(None).folder, tmp_path / "m")
+    next((tmp_path / "m" / "vae").glob("*.safetensors")).write_bytes(b"\xff" * 20)
+    model = loading.resolve_model(str(tmp_path / "m"))
+    found = memory.forecast(model, Setup(), "float32", dict)
+    assert found.stages("none") == {}
+    assert "is no safetensors file" in (found.why or "")
 
 
 def test_a_file_that_is_no_safetensors_is_named(tmp_path):

@@ -67,6 +67,8 @@ def announcement(found: MemoryEstimate, settings: Settings) -> str:
     parts = ", ".join(f"{stage} {bytes_text(size)}" for stage, size in sizes.items())
     free = measure.free_memory(torch.device(settings.device))
     room = f"; {bytes_text(free)} free on {settings.device}" if free is not None else ""
+    if not sizes:
+        return f"not known{room} ({found.why})"
     return f"{parts}{room}" + (f" ({found.why})" if found.why else "")
 
 
