@@ -107,7 +107,7 @@ def forecast(
     try:
         parts = _parts(model, setup, float(kind.itemsize))
     except (ValueError, OSError, KeyError, TypeError) as error:  # loading will say what is wrong
-        return Forecast({}, {}, f"weights could not be read: {error}")
+        return MemoryEstimate({}, {}, f"weights could not be read: {error}")
     try:
         return MemoryEstimate(parts, activations_of(model, setup, kind, arguments))
     except Exception as error:  # pipelines do what they like; the weights are known all the same
@@ -238,7 +238,8 @@ class _Stand(torch.nn.Module):
         try:
             return super().__getattr__(name)
         except AttributeError:
-            return getattr(self.__dict__["part"], name)
+            found = getattr(self.__dict__["part"], name)
+            return _on_cpu(found) if isinstance(found, torch.Tensor) else found
 
     @property
     def dtype(self) -> torch.dtype:

@@ -112,3 +112,17 @@ def test_a_file_that_is_no_safetensors_is_named(tmp_path):
     path.write_bytes(b"\xff" * 20)
     with pytest.raises(ValueError, match=r"a\.safetensors is no safetensors file"):
         memory.header_of(path)
+
+
+def test_a_part_whose_buffers_the_pipeline_reads(tmp_path):
+    class Part(torch.nn.Linear):
+        def __init__(self):
+            super().__init__(2, 2)
+            self.register_buffer("mean", torch.zeros(3))
+
+    with torch.device("meta"):
+        part = Part()
+    stand = memory._Stand(part, "vae", {})
+    assert stand.mean.device.type == "cpu" and stand.mean.shape == (3,)
+    assert stand(torch.zeros(5, 2)).device.type == "cpu"
+    assert stand.in_features == 2

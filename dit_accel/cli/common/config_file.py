@@ -18,7 +18,7 @@ from dit_accel.cli.common.errors import BadInput, reported
 from dit_accel.core.document import is_printable
 from dit_accel.core.files import reason_of
 
-LARGEST = 1_000_000  # bytes
+MOST_BYTES = 1_000_000  # bytes
 
 
 def use(ctx: typer.Context, path: Path | None) -> Path | None:
@@ -56,8 +56,8 @@ def defaults_of(path: Path, parameters: Any) -> dict[str, Any]:
 
 def _read(path: Path, shown: str) -> dict[Any, Any]:
     try:
-        if path.stat().st_size > LARGEST:
-            raise BadInput(f"{shown}: it has more than {LARGEST} bytes")
+        if path.stat().st_size > MOST_BYTES:
+            raise BadInput(f"{shown}: it has more than {MOST_BYTES} bytes")
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise BadInput(f"{shown}: {reason_of(error)}") from error
