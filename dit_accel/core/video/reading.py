@@ -137,7 +137,10 @@ def codec_of(path: str | os.PathLike[str]) -> Codec:
 
 
 def _alpha_varies(source: Path) -> bool:
-    """Whether the first frame's alpha is of several values. OpenCV itself writes FFV1 with one."""
+    """Whether the first frame's alpha is of several values. OpenCV itself writes FFV1 with one.
+
+    True where it is not known: OpenCV 4.8 does not hand it over.
+    """
     with silent_stderr():  # it warns that colours are not converted, which is wanted here
         capture = cv2.VideoCapture(str(source), cv2.CAP_FFMPEG, [cv2.CAP_PROP_CONVERT_RGB, 0])
         read, frame = capture.read()
