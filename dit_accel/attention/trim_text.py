@@ -21,7 +21,7 @@ from typing import Any, Self
 import torch
 
 from dit_accel.attention.processor import WrappedProcessor
-from dit_accel.core.patching import Patches
+from dit_accel.core.patching import Patches, uncompiled
 
 MASKED = {
     "HunyuanVideoTransformer3DModel": "HunyuanVideoAttnProcessor2_0",
@@ -45,7 +45,7 @@ def trim_text(pipe: Any) -> Trim:
         RuntimeError: it is trimmed already; nothing is changed.
     """
     transformer = getattr(pipe, "transformer", None)
-    name = type(transformer).__name__
+    name = type(uncompiled(transformer)).__name__
     if transformer is None or name not in MASKED:
         raise ValueError(f"pipe's transformer is a {name}; accepted: {', '.join(MASKED)}")
     return Trim(transformer, MASKED[name])

@@ -338,7 +338,7 @@ def is_compiled(module: torch.nn.Module) -> bool:
     """Whether calls of this module run as one graph, so that its own modules are not called."""
     hook, inside = hook_of(module), uncompiled(module)
     compiled = vars(module).get(_CALL) if hook is None else hook._compiled
-    forward = vars(inside).get("forward")  # assigned compiled, or kept from compilation
+    forward = vars(inside).get("forward")  # assigned compiled, or excluded from it
     graph = hasattr(forward, "_torchdynamo_orig_callable")
     graph = graph and not getattr(forward, "_torchdynamo_disable", False)
     return compiled is not None or inside is not module or graph

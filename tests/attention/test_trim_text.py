@@ -180,3 +180,13 @@ def test_another_model_is_named():
         ValueError, match="transformer is a WanTransformer3DModel; accepted: Hunyuan"
     ):
         trim_text(tiny_wan())
+
+
+@pytest.mark.slow
+def test_a_transformer_that_was_compiled_and_assigned_is_trimmed(pipe):
+    stock = latents(pipe, trial("hunyuan-video"))
+    pipe.transformer = torch.compile(pipe.transformer, backend="eager")
+    with trim_text(pipe) as trim:
+        torch.testing.assert_close(latents(pipe, trial("hunyuan-video")), stock)
+        assert trim.tokens
+    assert torch.equal(latents(pipe, trial("hunyuan-video")), stock)
