@@ -47,7 +47,7 @@ def train_denoiser(
         share = schedule(position, preset.iterations, preset.warm, preset.hold)
         for rate, peak in zip(rates, (preset.lr, preset.muon), strict=True):
             rate.fill_(peak * share)
-        loss = step(*batches.draw(i, size, batch))  # type: ignore[union-attr]
+        loss = step(*batches.draw(i, size, batch))
         torch._foreach_lerp_(ema, list(model.parameters()), 1 - min(preset.ema, (1 + i) / (10 + i)))
         run.tick(
             "denoiser", i, loss,
@@ -100,7 +100,7 @@ def denoiser_step(
 ) -> Callable[..., torch.Tensor]:
     """One optimiser step -> the mean squared error of what the denoiser predicts.
 
-    Latents and noise (B, C, F, h, w), padded text ids (B, L) words in the first TEXT_LENGTH,
+    Latents and noise (B, C, F, h, w), padded text ids (B, L), padding from TEXT_LENGTH on,
     the levels of noise (B,), whether the caption is complete (B,), and the clips' hints.
     """
     family = FAMILIES[preset.family]

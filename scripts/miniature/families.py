@@ -1,19 +1,16 @@
-"""What differs between families of models in training: one row each, in `FAMILIES`.
+"""The families of models that are trained here: one row each, in `FAMILIES`.
 
-In: a preset. Out: the parts of a pipeline of the family's own diffusers classes, and how they are
-trained: how a clip becomes latents, how much noise is mixed in, what the denoiser shall predict,
-and how it is called. The calls are those of the pipeline, so that the model is trained on what it
-meets there: tests/scripts/test_families.py compares them. The settings of schedulers are those of
-the public checkpoints (`dit_accel/models/checkpoints.yaml`).
-
-Shapes: clips (B, 3, T, H, W) in [-1, 1]; latents x and noise (B, C, F, h, w); levels of noise (B,).
+In: a preset. Out: parts of the family's own diffusers classes, and calls of them that are those of
+the pipeline, so that the model is trained on what it meets there:
+tests/scripts/test_families.py compares them. The settings of schedulers are those of the public
+checkpoints (`dit_accel/models/checkpoints.yaml`). Shapes as in `family.py`.
 """
 
 from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -30,85 +27,10 @@ from diffusers import (
     WanPipeline,
     WanTransformer3DModel,
 )
-from recipe import COMPRESSION, FPS, SHIFT, TEXT_LENGTH, TEXT_PADDED, TEXT_WIDTH, Preset, grid_of
+from family import HEAD, TEMPORAL, Family, kl_of, text_config, zero_last
+from recipe import COMPRESSION, FPS, TEXT_LENGTH, TEXT_PADDED, TEXT_WIDTH, Preset, grid_of
 from torch import Tensor, nn
-from transformers import T5Config, T5EncoderModel, UMT5Config, UMT5EncoderModel
-
-HEAD = 32  # channels of a head, in every family
-TEMPORAL = 4  # frames in a latent frame, after the first
-
-
-class Family:
-    """Flow matching (arXiv 2210.02747): x_s = (1 - s) x + s noise, target noise - x."""
-
-    pipeline: type
-    blocks = "transformer_blocks"
-    guidance = 4.0
-
-    def vae(self, preset: Preset) -> nn.Module:
-        raise NotImplementedError
-
-    def transformer(self, preset: Preset) -> nn.Module:
-        """With a last layer of zeros."""
-        raise NotImplementedError
-
-    def scheduler(self) -> object:
-        raise NotImplementedError
-
-    def text_encoder(self, words: int) -> nn.Module:
-        """Of a vocabulary of so many words."""
-        return T5EncoderModel(_text_config(T5Config, words))
-
-    def quiet(self, vae: nn.Module) -> None:
-        """Begin with almost no posterior noise. LTX has one log of variance for all channels."""
-        last = vae.encoder.conv_out.conv
-        half = vae.config.latent_channels
-        last.weight[half:] *= 0.01
-        last.bias[half:] = -6.0
-
-    def autoencode(self, vae: nn.Module, clip: Tensor) -> tuple[Tensor, Tensor]:
-        """Reconstruction without a clamp (which has no gradient), and the KL in nats/value."""
-        posterior = vae.encode(clip).latent_dist
-        return vae.decode(posterior.sample()).sample, kl_of(posterior)
-
-    def set_scale(self, vae: nn.Module, mean: Tensor, std: Tensor) -> None:
-        """Keep the channels' mean and standard deviation where the pipeline looks for them."""
-        raise NotImplementedError
-
-    def restore_scale(self, vae: nn.Module, config: dict) -> None:
-        """The same, from a checkpoint's configuration; buffers come back with the weights."""
-
-    def normalized(self, vae: nn.Module, latents: Tensor) -> Tensor:
-        """As the denoiser sees them."""
-        raise NotImplementedError
-
-    def level(self, draw: torch.Generator, batch: int, size: Sequence[int]) -> Tensor:
-        """Sigma in (0, 1), a shifted logit-normal (arXiv 2403.03206 §3.1)."""
-        sigma = torch.sigmoid(torch.randn(batch, generator=draw, device=draw.device))
-        shift = self.shift(size)
-        return shift * sigma / (1 + (shift - 1) * sigma)
-
-    def shift(self, size: Sequence[int]) -> float:
-        """Of the training's sigma, towards noise."""
-        return SHIFT
-
-    def mix(self, x: Tensor, noise: Tensor, level: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Noisy latents, the denoiser's target, and the timestep that it is given."""
-        s = level.view(-1, 1, 1, 1, 1)
-        return (1 - s) * x + s * noise, noise - x, level * 1000
-
-    def read(self, encoder: nn.Module, ids: Tensor) -> tuple[Tensor, Tensor]:
-        """States (B, L, width) of padded ids (B, L), and the mask of words.
-
-        Padding is read like words, as these pipelines give the encoder no mask.
-        """
-        return encoder(input_ids=ids).last_hidden_state, (ids != 0).long()
-
-    def predict(
-        self, transformer: nn.Module, x: Tensor, timestep: Tensor, text: tuple[Tensor, Tensor]
-    ) -> Tensor:
-        """The denoiser's prediction (B, C, F, h, w) of noisy latents of that shape."""
-        raise NotImplementedError
+from transformers import UMT5Config, UMT5EncoderModel
 
 
 class Wan(Family):
@@ -137,7 +59,7 @@ class Wan(Family):
         return FlowMatchEulerDiscreteScheduler(shift=3.0)
 
     def text_encoder(self, words: int) -> UMT5EncoderModel:
-        return UMT5EncoderModel(_text_config(UMT5Config, words))
+        return UMT5EncoderModel(text_config(UMT5Config, words))
 
     def quiet(self, vae: AutoencoderKLWan) -> None:
         half = vae.config.z_dim
@@ -270,17 +192,18 @@ class LTX(Family):
     pipeline = LTXPipeline
 
     def vae(self, preset: Preset) -> AutoencoderKLLTXVideo:
+        """With the residual blocks of LTX-Video 0.9.5: plain ones learn half as fast."""
         widths = [preset.vae_dim * mult for mult in preset.vae_mult]
         levels = len(widths)
         layers = [preset.vae_blocks] * (levels + 1)
-        off = [False] * (levels + 1)
+        every = [True] * levels
         return AutoencoderKLLTXVideo(
-            latent_channels=preset.channels, block_out_channels=widths,
+            latent_channels=preset.channels, block_out_channels=[widths[0], *widths],
             decoder_block_out_channels=widths, layers_per_block=layers,
-            decoder_layers_per_block=layers, down_block_types=["LTXVideoDownBlock3D"] * levels,
-            spatio_temporal_scaling=[True] * levels,
-            decoder_spatio_temporal_scaling=[True] * levels, decoder_inject_noise=off,
-            downsample_type=["conv"] * levels, upsample_residual=off[1:],
+            decoder_layers_per_block=layers, down_block_types=["LTXVideo095DownBlock3D"] * levels,
+            spatio_temporal_scaling=every, decoder_spatio_temporal_scaling=every,
+            decoder_inject_noise=[False] * (levels + 1),
+            downsample_type=["spatiotemporal"] * levels, upsample_residual=every,
             upsample_factor=[1] * levels, patch_size=COMPRESSION // 2**levels, patch_size_t=1,
         )  # fmt: skip
 
@@ -326,24 +249,6 @@ class LTX(Family):
             rope_interpolation_scale=(TEMPORAL / FPS, COMPRESSION, COMPRESSION), return_dict=False,
         )[0]  # fmt: skip
         return predicted.mT.unflatten(2, (frames, height, width))
-
-
-def kl_of(posterior) -> Tensor:
-    return 0.5 * (posterior.mean**2 + posterior.var - 1 - posterior.logvar).mean()
-
-
-def zero_last(model: nn.Module) -> nn.Module:
-    torch.nn.init.zeros_(model.proj_out.weight)
-    torch.nn.init.zeros_(model.proj_out.bias)
-    return model
-
-
-def _text_config(kind: Callable, words: int) -> T5Config | UMT5Config:
-    return kind(
-        vocab_size=words, d_model=TEXT_WIDTH, d_kv=32, d_ff=256, num_layers=2, num_heads=4,
-        dropout_rate=0.0, feed_forward_proj="gated-gelu",
-        pad_token_id=0, eos_token_id=1, decoder_start_token_id=0,
-    )  # fmt: skip
 
 
 @functools.cache

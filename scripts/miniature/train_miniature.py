@@ -20,7 +20,7 @@ of the last checkpoint as it is.
 `--unsaid SHARE` leaves the colours out of a share of captions, so that only a reference shows them:
 
     python scripts/miniature/train_miniature.py --preset gpu --start assets/mini-wan --unsaid 0.3 \\
-        --iterations 3000 --lr 3e-4 --out out/mini-wan-unsaid --work .run/unsaid
+        --iterations 3000 --lr 3e-4 --out out/mini-wan-unsaid
 
 Stages: (1) the VAE on clips rendered on the fly, L1 + L2 and a little KL; (2) pools of normalised
 latents at several sizes, once; (3) denoiser and text encoder together: the mean squared error of
@@ -50,7 +50,7 @@ OVERRIDES = {
     "vae_iterations": int, "iterations": int, "pool": int, "lr": float,
     "heads": int, "ffn": int, "hints": float, "focus": float,
 }  # fmt: skip
-SHARES = {"vae": 0.25, "denoiser": 0.6}  # of `--within`; pools and output take the rest
+SHARES = {"vae": 0.25, "denoiser": 0.6}  # of `--within`; the rest is for pools and output
 STOPPED = 3
 
 
@@ -84,8 +84,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument(
         "--preset", choices=sorted(PRESETS), default="gpu" if torch.cuda.is_available() else "cpu"
     )
-    parser.add_argument("--out", type=Path, default=Path("assets/mini-wan"))
-    parser.add_argument("--work", type=Path, default=Path(".run/miniature"), help="checkpoints")
+    parser.add_argument("--out", type=Path, help="default: assets/mini-wan of gpu, else out/PRESET")
+    parser.add_argument("--work", type=Path, help="checkpoints; default: runs/ and the name of out")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
         "--save-every", type=float, default=120.0, help="seconds between checkpoints"
@@ -101,7 +101,10 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--mix", type=int, nargs=3, help="override the preset")
     parser.add_argument("--start", type=Path, help="a model to begin from; its VAE stays")
     parser.add_argument("--unsaid", type=float, default=0.0, help="share of captions, no colours")
-    return parser.parse_args()
+    args = parser.parse_args()
+    args.out = args.out or Path("assets/mini-wan" if args.preset == "gpu" else f"out/{args.preset}")
+    args.work = args.work or Path("runs", args.out.name)
+    return args
 
 
 def train(preset: Preset, run: Run, args: argparse.Namespace) -> None:

@@ -6,7 +6,8 @@ import itertools
 from collections.abc import Callable
 
 import torch
-from families import FAMILIES, Family
+from families import FAMILIES
+from family import Family
 from muon import Muon, Together, split
 from recipe import Preset, schedule
 from run import Run, graphed
