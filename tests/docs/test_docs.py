@@ -200,6 +200,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (tmp_path / name).symlink_to(ROOT / name)
     lines = (ROOT / "assets" / "prompts" / "miniature.jsonl").read_text().splitlines()[:2]
     (tmp_path / "prompts.jsonl").write_text("\n".join(lines) + "\n")
+    (tmp_path / "mine.yaml").write_text("steps: 12\nguidance: 3\ndeterministic: false\n")
     clips = dict(zip(("uncached", "cached"), clip_pair(), strict=True))
     for name, clip in clips.items():
         (tmp_path / name).mkdir()
