@@ -15,9 +15,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+import diffusers
 import numpy as np
 import tiny
 import torch
+from packaging.version import Version
 from PIL import Image
 
 Made = tuple[str, dict[str, Any]]  # a class of diffusers, and its settings
@@ -44,6 +46,7 @@ class Row:
         frames: the call's argument for the number of frames.
         experts: whether it has a second transformer.
         steps: the call's argument for the number of steps, and its value.
+        since: the first version of diffusers whose pipeline takes the call.
         broken: what its call fails with in this diffusers, without us; "": it does not.
     """
 
@@ -66,6 +69,7 @@ class Row:
     experts: bool = False
     steps: tuple[str, Any] = ("num_inference_steps", 10)
     broken: str = ""
+    since: str = "0.35"
 
     @property
     def title(self) -> str:
@@ -77,7 +81,8 @@ class Row:
         made = [part[0] for part in self.parts.values() if isinstance(part, tuple)]
         made += [VAES[self.vae][0]] if self.vae else []
         names = (self.pipeline, self.transformer, self.scheduler[0], *made)
-        return all(map(is_class, names))
+        is_new = Version(diffusers.__version__) >= Version(self.since)
+        return is_new and all(map(is_class, names))
 
     def build(self) -> Any:
         """The pipeline, quiet, on the CPU, with the same weights each time."""
