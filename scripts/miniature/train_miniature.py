@@ -104,6 +104,8 @@ def arguments() -> argparse.Namespace:
     args = parser.parse_args()
     args.out = args.out or Path("assets/mini-wan" if args.preset == "gpu" else f"out/{args.preset}")
     args.work = args.work or Path("runs", args.out.name)
+    if args.end and not (args.work / "denoiser.pt").exists():
+        parser.error(f"--end needs a checkpoint of the denoiser: {args.work} has no denoiser.pt")
     return args
 
 

@@ -198,6 +198,17 @@ def test_a_training_in_pieces_is_the_same(
         assert (whole / name).read_bytes() == (pieces / name).read_bytes()
 
 
+def test_an_end_needs_a_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["train", "--end", "--work", str(tmp_path)])
+    with pytest.raises(SystemExit):
+        train_miniature.arguments()
+    assert "has no denoiser.pt" in capsys.readouterr().err
+    (tmp_path / "denoiser.pt").touch()
+    assert train_miniature.arguments().end
+
+
 def test_a_stage_ends_by_its_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     now = [0.0]
     monkeypatch.setattr(run.time, "time", lambda: now[0])
