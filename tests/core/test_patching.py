@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from dit_accel.core.patching import Patches, hook_of, is_compiled, uncompiled
+from dit_accel.core.patching import Patches, hook_of, is_compiled, other_cache, uncompiled
 
 
 class Double(torch.nn.Module):
@@ -131,3 +131,11 @@ def test_an_attribute_that_was_wrapped_again_is_not_undone():
     module.greet = ours
     patches.undo()
     assert vars(module).keys() == vars(Double()).keys()
+
+
+def test_a_cache_of_cache_dit_is_named():
+    """It marks its transformers so (1.5.3)."""
+    module = Double()
+    assert other_cache(module) is None
+    module._is_cached = True
+    assert other_cache(torch.compile(module, backend="eager")) == "a cache of cache-dit on"
