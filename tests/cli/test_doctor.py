@@ -42,7 +42,7 @@ def test_a_backend_is_called_and_its_values_are_compared(monkeypatch: pytest.Mon
 
 
 def test_quantising_is_refused_with_the_package_that_it_needs() -> None:
-    for method, (_, package) in quantizing.METHODS.items():
+    for method, (_, package) in quantizing.QUANTIZERS.items():
         if quantizing.installed(method):
             continue
         result = invoke("generate", "a cat", "--quantize", method)
