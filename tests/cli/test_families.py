@@ -119,7 +119,7 @@ def test_a_run_of_another_family(
         ("cogvideox", ["--image", "red.png"], "which takes none"),
     ],
 )
-def test_what_another_family_does_not_take(
+def test_what_another_family_refuses(
     make: Any, folders: Path, family: str, options: list[str], message: str
 ) -> None:
     result = invoke("generate", PROMPT, "--model", str(folders / family), *options)
