@@ -185,6 +185,7 @@ def run_and_exit(words: list[str]) -> None:
     os._exit(CliRunner().invoke(app, words).exit_code)
 
 
+@pytest.mark.slow
 def test_two_processes_share_a_folder_and_do_nothing_twice(prompts, model, tmp_path):
     """Started with the same command, at the same time; both end when all is done."""
     whole, shared = tmp_path / "whole", tmp_path / "shared"
@@ -224,6 +225,7 @@ def start(prompts: Path, model: Path, out: Path) -> subprocess.Popen[bytes]:
     )
 
 
+@pytest.mark.slow
 def test_killed_at_any_moment_it_loses_nothing_and_does_nothing_twice(prompts, model, tmp_path):
     calm, killed = tmp_path / "calm", tmp_path / "killed"
     assert evaluate(prompts, model, calm, "--methods", METHODS_RUN).exit_code == 0
