@@ -59,7 +59,7 @@ def test_a_folder_without_the_file_has_no_defaults(tmp_path: Path) -> None:
     ("text", "expected"),
     [
         ("{", "is not JSON"),
-        ("[1]", "must be an object of height, width"),
+        ("[1]", "holds a list: must be a JSON object"),
         ('{"heigth": 64}', "must be an object of height, width"),
         ('{"height": 0}', "height is 0 in .*must be a whole number above 0"),
         ('{"height": 64.5}', "height is 64.5 in .*must be a whole number above 0"),
