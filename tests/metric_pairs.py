@@ -66,7 +66,7 @@ def reference_package(name: str, *absent: str, **provided: object) -> types.Modu
         absent: packages that it imports and does not need here.
         provided: names that it takes from those all the same.
     """
-    if importlib.util.find_spec(name) is None:
+    if importlib.util.find_spec(name.split(".")[0]) is None:
         pytest.skip(f"{name} is not installed")
     finder = _StandIns(absent, provided)
     sys.meta_path.insert(0, finder)

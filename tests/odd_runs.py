@@ -105,7 +105,7 @@ def hunyuan_true_cfg() -> tuple[Any, dict[str, Any]]:
 
 def cogvideox_video_to_video(strength: float = 0.8) -> tuple[Any, dict[str, Any]]:
     pipe, arguments = _small("cogvideox-2b", "CogVideoXVideoToVideoPipeline")
-    del arguments["num_frames"]
+    arguments.pop("num_frames", None)  # the video has its own
     shape = (1, 3, pipe.transformer.config.in_channels, 4, 4)
     latents = torch.randn(shape, generator=torch.Generator().manual_seed(3))
     return pipe, arguments | {"latents": latents, "strength": strength}
