@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -74,3 +75,13 @@ def profile_file(tiny_profile: Profile, tmp_path_factory: pytest.TempPathFactory
     path = tmp_path_factory.mktemp("profiles") / "tiny.safetensors"
     tiny_profile.save(path)
     return path
+
+
+@pytest.fixture(autouse=True)
+def _attention_backend():
+    """Diffusers sets its backend for the whole process, and does not set it back."""
+    registry = sys.modules.get("diffusers.models.attention_dispatch")
+    before = registry and registry._AttentionBackendRegistry._active_backend
+    yield
+    if registry:
+        registry._AttentionBackendRegistry._active_backend = before

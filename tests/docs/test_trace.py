@@ -19,10 +19,11 @@ def entered() -> trace_run.Entered:
     return trace_run.run()
 
 
-def test_a_computed_step_enters_seven_modules_after_the_session(entered):
+def test_a_computed_step_enters_eight_modules_after_the_session(entered):
     modules = entered["a computed step"]
     after = {*modules[modules.index("core/session") + 1 :]}
-    caching = {f"caching/{name}" for name in ("executor", "monitor", "store", "guard", "ranks")}
+    names = ("executor", "monitor", "store", "guard", "ranks", "outputs")
+    caching = {f"caching/{name}" for name in names}
     assert after == caching | {"core/extrapolation", "core/measure"}
 
 
