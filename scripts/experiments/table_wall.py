@@ -1,26 +1,28 @@
 """Wall time of whole calls against the ideal, at the true size of real models, on a GPU.
 
-python scripts/experiments/table_wall.py wan-1.3b ltx --steps 20 50 --output runs/wall.jsonl
-python scripts/experiments/table_wall.py --table runs/wall.jsonl
+python scripts/experiments/table_wall.py wan2.1-1.3b ltx-video --steps 20 50 --output wall.jsonl
+python scripts/experiments/table_wall.py --table wall.jsonl
 
-Goes in: names of `MODELS`. Comes out: one line of JSON for every call, and from these the table of
-docs/results.md. Weights are random, so clips are noise; seconds do not depend on that. Prompts are
-given as embeddings and latents come out, so a call is its denoising loop. `ideal` is the share of
-computed forwards, of the seconds of the uncached calls before and after it. `--tiny` proves the
-script on a CPU. The rivals' thresholds are so high that they reuse all they may: random weights say
-nothing of their savings. It knows diffusers' classes, cache-dit's and our `accelerate`.
+Goes in: names of `models/checkpoints.py`. Comes out: one line of JSON for every call, and from
+these the table of docs/results.md. Weights are random, so clips are noise; seconds do not depend on
+that. Prompts are given as embeddings and latents come out, so a call is its denoising loop. `ideal`
+is the share of computed forwards, of the seconds of the uncached calls before and after it.
+`--tiny` proves the script on a CPU. The rivals' thresholds are so high that they reuse all they
+may: random weights say nothing of their savings. It knows diffusers' classes, cache-dit's and ours.
 """
 
 from __future__ import annotations
 
 import argparse
 import gc
+import itertools
 import json
 import statistics
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -28,107 +30,53 @@ import diffusers
 import torch
 
 from dit_accel import accelerate
+from dit_accel.core.families import family_of
+from dit_accel.core.generation import call_arguments
+from dit_accel.core.measure import Clock, synchronise
+from dit_accel.evaluation.speed import BenchmarkCase, build, embeddings
+from dit_accel.models.checkpoints import DENOISERS, Shape
 
 SPEEDUP = 2.5
 RIVALS = ("first-block", "cache-dit")
-
-
-@dataclass(frozen=True)
-class Model:
-    """A model of diffusers: names of classes, their settings, and the arguments of a call."""
-
-    pipeline: str
-    transformer: str
-    config: dict[str, Any]
-    scheduler: Callable[[], Any]
-    call: dict[str, Any]
-    tiny: dict[str, Any]
-    text: tuple[int, int]
-    masked: bool = False
-    absent: tuple[str, ...] = ("tokenizer", "text_encoder", "vae")
-    small: dict[str, Any] = field(default_factory=lambda: {"height": 64, "width": 64})
-
-
-def _unipc() -> Any:
-    return diffusers.UniPCMultistepScheduler(
-        prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0
-    )
-
-
-def _ltx_scheduler() -> Any:
-    return diffusers.FlowMatchEulerDiscreteScheduler(
-        use_dynamic_shifting=True, base_shift=0.95, max_shift=2.05, base_image_seq_len=1024,
-        max_image_seq_len=4096, shift_terminal=0.1,
-    )  # fmt: skip
-
-
-def _cogvideox_scheduler() -> Any:
-    return diffusers.CogVideoXDDIMScheduler(
-        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False,
-        prediction_type="v_prediction", rescale_betas_zero_snr=True, set_alpha_to_one=True,
-        timestep_spacing="trailing", snr_shift_scale=1.0,
-    )  # fmt: skip
-
-
-_WAN_CALL = {"height": 480, "width": 832, "num_frames": 81, "guidance_scale": 5.0}
-_WAN_TINY = {"num_layers": 2, "num_attention_heads": 2, "ffn_dim": 64}
-MODELS = {
-    "wan-1.3b": Model(
-        "WanPipeline", "WanTransformer3DModel",
-        {"num_layers": 30, "num_attention_heads": 12, "ffn_dim": 8960},
-        _unipc, _WAN_CALL, _WAN_TINY, (512, 4096),
-    ),
-    "wan-14b": Model(
-        "WanPipeline", "WanTransformer3DModel",
-        {"num_layers": 40, "num_attention_heads": 40, "ffn_dim": 13824},
-        _unipc, _WAN_CALL, _WAN_TINY, (512, 4096),
-    ),
-    "ltx": Model(
-        "LTXPipeline", "LTXVideoTransformer3DModel", {}, _ltx_scheduler,
-        {"height": 512, "width": 704, "num_frames": 161, "guidance_scale": 3.0},
-        {"num_layers": 2, "num_attention_heads": 2, "attention_head_dim": 16,
-         "cross_attention_dim": 32}, (128, 4096), masked=True,
-        small={"height": 64, "width": 64, "num_frames": 17},
-    ),
-    "cogvideox-5b": Model(
-        "CogVideoXPipeline", "CogVideoXTransformer3DModel",
-        {"num_layers": 42, "num_attention_heads": 48, "use_rotary_positional_embeddings": True,
-         "attention_head_dim": 64},
-        _cogvideox_scheduler,
-        {"height": 480, "width": 720, "num_frames": 49, "guidance_scale": 6.0},
-        {"num_layers": 2, "num_attention_heads": 2, "attention_head_dim": 16,
-         "use_rotary_positional_embeddings": True}, (226, 4096),
-    ),
-}  # fmt: skip
+SHAPES = {"wan2.1-14b": Shape(480, 832, 81)}  # else the authors' usual clip
 
 
 @dataclass(frozen=True)
 class Bench:
-    """A pipeline on its device, and the arguments of its calls."""
+    """A pipeline on its device, and how it is called."""
 
-    name: str
+    case: BenchmarkCase
     pipe: Any
-    call: dict[str, Any]
-    device: str
     compiled: str
     output: Path | None
     calls: int = 3
+
+    @property
+    def device(self) -> str:
+        return self.case.device
+
+    @cached_property
+    def given(self) -> dict[str, Any]:
+        """Arguments of a call: embeddings go in, latents come out."""
+        case = self.case
+        text = embeddings(case.prompt, case.guidance, case.device, getattr(torch, case.dtype))
+        return call_arguments(self.pipe, case.clip) | text | {"output_type": "latent"}
 
     def run(self, steps: int) -> tuple[float, list[float]]:
         """Seconds of a call, and of every step. No step waits for the device."""
         clock = StepClock(self.device)
         generator = torch.Generator(self.device).manual_seed(0)
-        given = self.call | {"num_inference_steps": steps, "generator": generator}
-        synchronise(self.device)
+        given = self.given | {"num_inference_steps": steps, "generator": generator}
+        synchronise(torch.device(self.device))
         started = time.perf_counter()
         clock.mark()
         self.pipe(**given, callback_on_step_end=clock)
-        synchronise(self.device)
+        synchronise(torch.device(self.device))
         return time.perf_counter() - started, clock.seconds()
 
     def record(self, **row: Any) -> dict[str, Any]:
         """Print a row, and append it to the output."""
-        row = {"model": self.name, "compiled": self.compiled, **row}
+        row = {"model": self.case.denoiser.name, "compiled": self.compiled, **row}
         line = json.dumps({k: round(v, 5) if isinstance(v, float) else v for k, v in row.items()})
         print(line.partition(', "steps_ms"')[0], flush=True)
         if self.output is not None:
@@ -141,15 +89,10 @@ class StepClock:
     """A pipeline's step callback that marks the end of every step on the device's own clock."""
 
     def __init__(self, device: str) -> None:
-        self.on_gpu, self.marks = device.startswith("cuda"), list[Any]()
+        self.device, self.marks = torch.device(device), list[Clock]()
 
     def mark(self) -> None:
-        if self.on_gpu:
-            event = torch.cuda.Event(enable_timing=True)
-            event.record()
-            self.marks.append(event)
-        else:
-            self.marks.append(time.perf_counter())
+        self.marks.append(Clock(self.device))
 
     def __call__(self, pipe: Any, step: int, timestep: Any, given: dict[str, Any]) -> dict:
         self.mark()
@@ -157,38 +100,16 @@ class StepClock:
 
     def seconds(self) -> list[float]:
         """Of every step, once the device is synchronised."""
-        pairs = zip(self.marks, self.marks[1:], strict=False)
-        if self.on_gpu:
-            return [before.elapsed_time(after) / 1e3 for before, after in pairs]
-        return [after - before for before, after in pairs]
+        return [after.since(before) for before, after in itertools.pairwise(self.marks)]
 
 
-def synchronise(device: str) -> None:
-    if device.startswith("cuda"):
-        torch.cuda.synchronize()
-
-
-def build(name: str, device: str, dtype: torch.dtype, *, tiny: bool) -> tuple[Any, dict[str, Any]]:
-    """A pipeline with random weights, and the arguments of its calls."""
-    model = MODELS[name]
-    config = model.config | (model.tiny if tiny else {})
-    torch.manual_seed(0)
-    torch.set_default_dtype(dtype)
-    with torch.device(device):
-        transformer = getattr(diffusers, model.transformer)(**config).eval()
-    torch.set_default_dtype(torch.float32)
-    parts = dict.fromkeys(model.absent) | {"transformer": transformer}
-    pipe = getattr(diffusers, model.pipeline)(scheduler=model.scheduler(), **parts)
-    pipe.set_progress_bar_config(disable=True)
-    call = model.call | (model.small | {"num_frames": 9} if tiny else {})
-    call |= model.small if tiny else {}
-    call["output_type"] = "latent"
-    for side in ("", "negative_"):
-        call[f"{side}prompt_embeds"] = torch.randn(1, *model.text, device=device, dtype=dtype)
-        if model.masked:
-            mask = torch.ones(1, model.text[0], device=device, dtype=torch.long)
-            call[f"{side}prompt_attention_mask"] = mask
-    return pipe, call
+def case_of(name: str, device: str, *, tiny: bool) -> BenchmarkCase:
+    """A checkpoint's denoiser with random weights; `tiny`: its reduced form, and a small clip."""
+    row = DENOISERS[name]
+    shape = Shape(64, 64, 17) if tiny else SHAPES.get(name, row.shape)
+    return BenchmarkCase(
+        row, tiny, shape, row.steps, row.guidance, device, "float32" if tiny else "bfloat16"
+    )
 
 
 def measure(bench: Bench, steps: int, rows: list[str], *, once: bool) -> None:
@@ -249,11 +170,11 @@ def fewer_steps(bench: Bench, steps: int) -> list[dict[str, Any]]:
 
 def _rival(name: str) -> Callable[[Bench, int], list[dict[str, Any]]]:
     def run(bench: Bench, steps: int) -> list[dict[str, Any]]:
-        with RIVAL[name](bench.pipe), blocks_computed(bench.pipe.transformer) as counts:
+        with RIVAL[name](bench.pipe), blocks_computed(bench.pipe) as counts:
             bench.run(steps)
             counts.clear()
             wall, _ = bench.run(steps)
-        blocks = blocks_of(bench.pipe.transformer)
+        blocks = blocks_in(bench.pipe)
         forwards = max(counts.values())
         return [{"wall": wall, "share": sum(counts.values()) / len(blocks) / forwards,
                  "peak_gib": peak_gib(bench.device)}]  # fmt: skip
@@ -294,16 +215,16 @@ def _cache_dit(pipe: Any) -> Iterator[None]:
 RIVAL = {"first-block": _first_block, "cache-dit": _cache_dit}
 
 
-def blocks_of(transformer: Any) -> list[torch.nn.Module]:
-    return list(getattr(transformer, "blocks", None) or transformer.transformer_blocks)
+def blocks_in(pipe: Any) -> list[torch.nn.Module]:
+    return [block for group in family_of(pipe).blocks for block in getattr(pipe.transformer, group)]
 
 
 @contextmanager
-def blocks_computed(transformer: Any) -> Iterator[dict[int, int]]:
+def blocks_computed(pipe: Any) -> Iterator[dict[int, int]]:
     """Counts, by block, how often its first attention really ran."""
     counts: dict[int, int] = {}
     handles = []
-    for number, block in enumerate(blocks_of(transformer)):
+    for number, block in enumerate(blocks_in(pipe)):
 
         def count(*_: Any, number: int = number) -> None:
             counts[number] = counts.get(number, 0) + 1
@@ -326,7 +247,7 @@ def compile_as(pipe: Any, way: str) -> None:
     if way == "regional" and pipe.transformer._repeated_blocks:
         pipe.transformer.compile_repeated_blocks(fullgraph=True)
     elif way == "regional":  # CogVideoX names no blocks
-        for block in blocks_of(pipe.transformer):
+        for block in blocks_in(pipe):
             block.compile(fullgraph=True)
     elif way == "whole":
         pipe.transformer.compile(fullgraph=True)
@@ -364,7 +285,7 @@ def table(path: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("models", nargs="*", help=f"of {', '.join(MODELS)}")
+    parser.add_argument("models", nargs="*", help=f"of {', '.join(DENOISERS)}")
     parser.add_argument("--steps", type=int, nargs="+", default=[20, 50])
     parser.add_argument("--rows", nargs="+", default=["guarded", "static", "fewer-steps", *RIVALS])
     parser.add_argument("--compiled", nargs="+", default=["no"],
@@ -378,23 +299,20 @@ def main() -> None:
     args = parser.parse_args()
     if args.table is not None:
         return table(args.table)
-    dtype = torch.float32 if args.tiny else torch.bfloat16
     for name in args.models:
         for way in args.compiled:
-            pipe, call = build(name, args.device, dtype, tiny=args.tiny)
-            bench = Bench(name, pipe, call, args.device, way, args.output, args.calls)
-            compile_as(pipe, way)
-            quiet = torch.no_grad() if way == "no" else nullcontext()
-            with quiet:
-                seconds = bench.run(3)[0]  # compiles, and fills the allocator
-                gpu = torch.cuda.get_device_name() if args.device == "cuda" else ""
-                bench.record(first_call=seconds, torch=torch.__version__, device=gpu)
-                for steps in args.steps:
-                    rows = [r for r in args.rows if way == "no" or r not in RIVALS]
-                    measure(bench, steps, rows, once=args.once)
+            case = case_of(name, args.device, tiny=args.tiny)
+            bench = Bench(case, build(case), way, args.output, args.calls)
+            compile_as(bench.pipe, way)
+            seconds = bench.run(3)[0]  # compiles, and fills the allocator
+            gpu = torch.cuda.get_device_name() if args.device == "cuda" else ""
+            bench.record(first_call=seconds, torch=torch.__version__, device=gpu)
+            for steps in args.steps:
+                rows = [r for r in args.rows if way == "no" or r not in RIVALS]
+                measure(bench, steps, rows, once=args.once)
             if way != "no":
                 bench.record(**graphs())
-            del pipe, bench
+            del bench
             gc.collect()
             if args.device == "cuda":
                 torch.cuda.empty_cache()
