@@ -84,6 +84,8 @@ class RecordingPolicy(Policy):
 
     def on_output(self, step: int, component: int, value: torch.Tensor) -> None:
         self.record.add(component, guided(value, self.guidance, self.branches))
+        if step == self.sampler.num_steps - 1 and component == len(self.weights) - 1:
+            self.record.close()
 
     def on_first_step(self, first: FirstStep) -> None:
         """Take the weights of the branches from what the step did with them."""
@@ -102,6 +104,7 @@ class RecordingPolicy(Policy):
 
     def on_end(self, steps: int) -> None:
         self.num_steps = min(self.num_steps, steps)
+        self.record.close()
 
     @property
     def profile(self) -> Profile | None:

@@ -37,7 +37,8 @@ class RunRecord:
     def __init__(self, num_rows: int) -> None:
         self.num_rows = num_rows
         self.is_uniform = True  # whether all rows have the same length, and are as many as expected
-        self._rows: list[torch.Tensor] = []
+        self._rows: list[torch.Tensor] = []  # none once it is closed
+        self._closed = False
         self._places: list[tuple[int, int]] = []  # component and step of every row
         self._products = torch.zeros(0, 0)  # of every row with itself and those before it
         self._copied: torch.cuda.Event | None = None
@@ -51,6 +52,10 @@ class RunRecord:
         """The noise that the run started from, where it has the shape of predictions."""
         self._add((_NOISE, 0), value)
 
+    def close(self) -> None:
+        """The last row was recorded: free all of them, before the VAE needs the memory."""
+        self._rows, self._closed = [], True
+
     def count(self, component: int) -> int:
         """Steps of a component that were recorded."""
         return sum(1 for known, _ in self._places if known == component)
@@ -59,7 +64,8 @@ class RunRecord:
         row = value.detach().flatten()
         if not len(self._products):
             self._begin(row)
-        if self._rows and (len(row) != len(self._rows[0]) or len(self._rows) == self.num_rows):
+        other = bool(self._rows) and len(row) != len(self._rows[0])
+        if self._closed or other or len(self._rows) == self.num_rows:
             self.is_uniform = False
             return
         self._rows.append(row if self._on_device else row.cpu())
@@ -98,7 +104,7 @@ class RunRecord:
         which is 0 where it was not recorded. Components that the sampler has not are left out.
         """
         self._wait()
-        n, last, count = sampler.num_steps, sampler.num_rows - 1, len(self._rows)
+        n, last, count = sampler.num_steps, sampler.num_rows - 1, len(self._places)
         own = self._products[:count, :count]
         own = own.tril() + own.tril(-1).T
         known = [

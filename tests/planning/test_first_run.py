@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import weakref
 
+import numpy as np
 import torch
 
 from dit_accel.planning.first_run import RunRecord
@@ -103,3 +105,19 @@ def test_a_row_that_is_not_finite_is_said() -> None:
     assert record.is_finite
     record.add(0, torch.tensor([1.0, math.nan, 0.0, 0.0]))
     assert not record.is_finite
+
+
+def test_closed_it_holds_no_row_and_has_the_same_gram() -> None:
+    sampler, record = sampler_of((1.0,)), RunRecord(STEPS + 1)
+    rows = [np.full(4, 1.0 + step, np.float32) for step in range(STEPS)]
+    held = [weakref.ref(row) for row in rows]  # a tensor's memory holds its array
+    for row in rows:
+        record.add(0, torch.from_numpy(row))
+    before = record.gram(sampler)
+    del rows, row
+    assert all(one() is not None for one in held)
+    record.close()
+    assert all(one() is None for one in held)
+    assert torch.equal(record.gram(sampler), before) and record.count(0) == STEPS
+    record.add(0, torch.ones(4))
+    assert not record.is_uniform and record.count(0) == STEPS
