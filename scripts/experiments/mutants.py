@@ -12,7 +12,7 @@ import copy
 import json
 import math
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 VALUES: list[Any] = [
@@ -21,11 +21,13 @@ VALUES: list[Any] = [
     *("\x00", "\ud800", "\u2028", "é", "../../x", "/etc/passwd", "[/red]", "{}", "%s", "\x1b[31m"),
     *([], {}, [[]], [0], ["a"], [None], [0, 0], [1, 0], {"a": 0}, {"": None}),
 ]
+KEYS = ("", "id", "format", "value", "x")
 SNIPPETS = (
     *(b"[", b"]", b"{", b"}", b":", b",", b'"', b"null", b"true", b"NaN", b"Infinity", b"1e999"),
     *(b"-", b"9" * 5000, b"\\u0000", b"\\ud800", b"\x00", b"\xff\xfe", b"\xef\xbb\xbf", b"\r"),
     *(b"\xe2\x80\xa8", b"[" * 3000, b'{"a":' * 3000),
 )
+LARGEST_DOCUMENT = 2_000_000  # characters; a larger one is changed no further
 
 
 def places(value: Any) -> Iterator[tuple[Any, Any]]:
@@ -37,52 +39,59 @@ def places(value: Any) -> Iterator[tuple[Any, Any]]:
             yield from places(part)
 
 
-def change_document(document: Any, rng: random.Random) -> Any:
+def change_document(
+    document: Any, rng: random.Random, *, values: Sequence[Any] = VALUES,
+    keys: Sequence[str] = KEYS,
+) -> Any:  # fmt: skip
     """A document with one to three changes, in place."""
     for _ in range(rng.choice((1, 1, 1, 2, 3))):
         found = list(places(document))
-        if not found:
+        if not found or len(str(document)) > LARGEST_DOCUMENT:
             break
         holder, key = rng.choice(found)
         kind = rng.randrange(7)
         if kind == 0:
             del holder[key]
         elif kind == 1 and isinstance(holder, dict):
-            holder[rng.choice(("", "id", "format", "value", "x"))] = rng.choice(VALUES)
+            holder[rng.choice(keys)] = copy.deepcopy(rng.choice(values))
         elif kind == 2:
             other, place = rng.choice(found)
-            holder[key] = copy.deepcopy(other[place])
+            holder[key] = copy.deepcopy(other[place])  # a part of the document in another place
         elif kind == 3 and isinstance(holder, list):
-            holder.extend(copy.deepcopy(holder))
+            holder.extend(copy.deepcopy(holder) * rng.choice((1, 20)))
         elif kind == 4 and isinstance(holder[key], (int, float)):
             holder[key] = holder[key] * rng.choice((-1, 2, 1e-9, 1e9)) + rng.choice((0, 0.5, -1))
         elif kind == 5 and isinstance(holder, dict):
             holder[f"{key}x"] = holder.pop(key)
         else:
-            holder[key] = copy.deepcopy(rng.choice(VALUES))
+            holder[key] = copy.deepcopy(rng.choice(values))
     return document
 
 
-def change_bytes(content: bytes, rng: random.Random) -> bytes:
+def change_bytes(
+    content: bytes, rng: random.Random, *, snippets: Sequence[bytes] = SNIPPETS
+) -> bytes:
     """Bytes with some of them changed."""
     mutant = bytearray(content)
     for _ in range(rng.choice((1, 2, 4, 16))):
         at = rng.randrange(len(mutant) + 1)
-        kind = rng.randrange(6)
+        kind = rng.randrange(7)
         if kind == 0 and at < len(mutant):
             mutant[at] = rng.randrange(256)
         elif kind == 1:
             del mutant[at : at + rng.choice((1, 3, 40))]
         elif kind == 2:
-            mutant[at:at] = rng.choice(SNIPPETS)
+            mutant[at:at] = rng.choice(snippets)
         elif kind == 3:
             first = rng.randrange(len(mutant) + 1)
             mutant[at:at] = mutant[first : first + rng.randrange(80)]
         elif kind == 4:
             size = rng.choice((1, 8, 64, 512))
             mutant[at : at + size] = bytes(len(mutant[at : at + size]))
-        else:
+        elif kind == 5:
             del mutant[at:]
+        else:
+            mutant[at:] = rng.choice(snippets)
     return bytes(mutant)
 
 

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
+from mutants import change_bytes, change_document
 
 from dit_accel.layout import Layout, LayoutError, load, parse
 
@@ -86,67 +87,13 @@ def written(document: Any, rng: random.Random) -> tuple[bytes, bool]:
     return text.encode("utf-8", "surrogatepass"), False
 
 
-def places(value: Any) -> Iterator[tuple[Any, Any]]:
-    """Every (container, key) of a document."""
-    parts = value.items() if isinstance(value, dict) else enumerate(value)
-    for key, part in list(parts):
-        yield value, key
-        if isinstance(part, (dict, list)):
-            yield from places(part)
-
-
-def change_document(document: Any, rng: random.Random) -> Any:
-    for _ in range(rng.choice((1, 1, 1, 2, 3))):
-        found = list(places(document))
-        if not found:
-            break
-        holder, key = rng.choice(found)
-        kind = rng.randrange(6)
-        if kind == 0:
-            del holder[key]
-        elif kind == 1 and isinstance(holder, dict):
-            holder[rng.choice(KEYS)] = copy.deepcopy(rng.choice(VALUES))
-        elif kind == 2:
-            other, place = rng.choice(found)
-            holder[key] = copy.deepcopy(other[place])  # a part of the document in another place
-        elif kind == 3 and isinstance(holder, list):
-            holder.extend(copy.deepcopy(holder) * rng.choice((1, 20)))
-        elif kind == 4 and isinstance(holder[key], (int, float)):
-            holder[key] = holder[key] * rng.choice((-1, 2, 1e-9, 1e9)) + rng.choice((0, 0.5, -1))
-        else:
-            holder[key] = copy.deepcopy(rng.choice(VALUES))
-        if len(str(document)) > 2_000_000:
-            break
-    return document
-
-
-def change_bytes(content: bytes, rng: random.Random) -> bytes:
-    mutant = bytearray(content)
-    for _ in range(rng.choice((1, 2, 4, 16))):
-        at = rng.randrange(len(mutant) + 1)
-        kind = rng.randrange(5)
-        if kind == 0 and at < len(mutant):
-            mutant[at] = rng.randrange(256)
-        elif kind == 1:
-            del mutant[at : at + rng.choice((1, 3, 40))]
-        elif kind == 2:
-            mutant[at:at] = rng.choice(SNIPPETS)
-        elif kind == 3:
-            first = rng.randrange(len(mutant) + 1)
-            mutant[at:at] = mutant[first : first + rng.randrange(80)]
-        else:
-            del mutant[at:]
-            mutant += rng.choice(SNIPPETS)
-    return bytes(mutant)
-
-
 def mutant(number: int) -> tuple[bytes, bool]:
     rng = random.Random(number)
     document = copy.deepcopy(rng.choice(documents_once()))
     if number % 2:
-        return written(change_document(document, rng), rng)
+        return written(change_document(document, rng, values=VALUES, keys=KEYS), rng)
     content, json_only = written(document, rng)
-    return change_bytes(content, rng), json_only
+    return change_bytes(content, rng, snippets=SNIPPETS), json_only
 
 
 _DOCUMENTS: list[Any] = []
