@@ -20,6 +20,8 @@ from tokenizers import Tokenizer, normalizers, pre_tokenizers, processors
 from tokenizers.models import WordLevel
 from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
 
+from dit_accel.core.generation import ClipSpec
+
 TEXT_WIDTH = 32
 VOCABULARY = 128
 WORDS = [
@@ -39,6 +41,14 @@ CALL: dict[str, Any] = {
     "output_type": "np",
 }
 """Arguments of the smallest sensible call (4 steps, 16x16, 9 frames); add a `generator`."""
+
+
+def tiny_clips(steps: int, count: int) -> tuple[ClipSpec, ...]:
+    """The clips of such calls, with the seeds 0, 1, ..."""
+    return tuple(
+        ClipSpec("a red circle moving right", "blue square", seed, steps, 4.0, 16, 16, 9, None, 16)
+        for seed in range(count)
+    )
 
 
 def tiny_wan(

@@ -109,9 +109,8 @@ def other_cache(pipe: Any) -> None:
 CHANGES = (offload, group_offload, cast_layers, other_cache)
 
 
-def survives(place: Any, change: Any, order: str) -> str:
-    """Whether a change of the pipeline, before or after us, leaves us where we stand."""
-    pipe, calls = tiny.tiny_wan(), []
+def counting(calls: list[int]) -> Any:
+    """What stands around a call, and adds an entry to `calls` for each."""
 
     def around(inner: Any) -> Any:
         def counted(*args: Any, **kwargs: Any) -> Any:
@@ -120,9 +119,15 @@ def survives(place: Any, change: Any, order: str) -> str:
 
         return counted
 
+    return around
+
+
+def survives(place: Any, change: Any, order: str) -> str:
+    """Whether a change of the pipeline, before or after us, leaves us where we stand."""
+    pipe, calls = tiny.tiny_wan(), list[int]()
     if order == "before":
         change(pipe)
-    remove = place(pipe.transformer, around)
+    remove = place(pipe.transformer, counting(calls))
     if order == "after":
         change(pipe)
     run(pipe)
@@ -141,20 +146,13 @@ def stays_one_graph(place: Any, whole: bool, order: str) -> str:
     counter = CompileCounter()
     pipe, calls = tiny.tiny_wan(), []
 
-    def around(inner: Any) -> Any:
-        def counted(*args: Any, **kwargs: Any) -> Any:
-            calls.append(1)
-            return inner(*args, **kwargs)
-
-        return counted
-
     def compile_it() -> None:
         way = "compile" if whole else "compile_repeated_blocks"
         getattr(pipe.transformer, way)(backend=counter, fullgraph=True)
 
     if order == "before":
         compile_it()
-    place(pipe.transformer, around)
+    place(pipe.transformer, counting(calls))
     if order == "after":
         compile_it()
     run(pipe)
@@ -166,7 +164,7 @@ def assigned(place: Any) -> str:
     """Whether `pipe.transformer = torch.compile(pipe.transformer)` before us works."""
     pipe, calls = tiny.tiny_wan(), []
     pipe.transformer = torch.compile(pipe.transformer, backend="eager")
-    place(pipe.transformer, lambda inner: lambda *a, **k: calls.append(1) or inner(*a, **k))
+    place(pipe.transformer, counting(calls))
     run(pipe)
     return "yes" if len(calls) == FORWARDS else f"no, {len(calls)} of {FORWARDS} seen"
 
@@ -174,7 +172,7 @@ def assigned(place: Any) -> str:
 def copied(place: Any, duplicate: Any) -> str:
     """Whether a copy is a stock module."""
     pipe, calls = tiny.tiny_wan(), []
-    place(pipe.transformer, lambda inner: lambda *a, **k: calls.append(1) or inner(*a, **k))
+    place(pipe.transformer, counting(calls))
     pipe.transformer = duplicate(pipe.transformer)
     run(pipe)
     return "yes" if not calls else "no, the copy calls us"

@@ -110,14 +110,14 @@ def test_a_row_that_is_not_finite_is_said() -> None:
 def test_closed_it_holds_no_row_and_has_the_same_gram() -> None:
     sampler, record = sampler_of((1.0,)), RunRecord(STEPS + 1)
     rows = [np.full(4, 1.0 + step, np.float32) for step in range(STEPS)]
-    held = [weakref.ref(row) for row in rows]  # a tensor's memory holds its array
+    alive = [weakref.ref(row) for row in rows]  # a tensor's memory holds its array
     for row in rows:
         record.add(0, torch.from_numpy(row))
     before = record.gram(sampler)
     del rows, row
-    assert all(one() is not None for one in held)
+    assert all(one() is not None for one in alive)
     record.close()
-    assert all(one() is None for one in held)
+    assert all(one() is None for one in alive)
     assert torch.equal(record.gram(sampler), before) and record.count(0) == STEPS
     record.add(0, torch.ones(4))
     assert not record.is_uniform and record.count(0) == STEPS

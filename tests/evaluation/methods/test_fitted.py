@@ -7,17 +7,14 @@ from typing import Any
 
 import pytest
 import torch
+from tiny import tiny_clips
 
-from dit_accel.core.generation import ClipSpec
 from dit_accel.evaluation.methods import METHODS, MethodContext, budcache, l2p, runs
 from dit_accel.planning.nodes import Nodes
 from dit_accel.planning.paths import Recorded
 
 STEPS = 6
-CLIPS = tuple(
-    ClipSpec("a red circle moving right", "blue square", seed, STEPS, 4.0, 16, 16, 9, None, 16)
-    for seed in range(2)
-)
+CLIPS = tiny_clips(STEPS, 2)
 
 
 def recorded(seed: int) -> Recorded:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import small_denoisers
 import torch
+from tiny import tiny_clips
 
 from dit_accel.core.generation import ClipSpec, batch_arguments
 from dit_accel.core.session import ForwardCall
@@ -19,15 +20,7 @@ from dit_accel.evaluation.methods.online import DiCache, EasyCache
 from dit_accel.evaluation.probe import Probe
 
 STEPS = 10
-CLIPS = tuple(
-    ClipSpec("a red circle moving right", "blue square", seed, STEPS, 4.0, 16, 16, 9, None, 16)
-    for seed in range(2)
-)
-
-
-@pytest.fixture(scope="module")
-def pipe(tiny_wan: Any) -> Any:
-    return tiny_wan()
+CLIPS = tiny_clips(STEPS, 2)
 
 
 def context(clips: tuple[ClipSpec, ...] = CLIPS) -> MethodContext:

@@ -6,22 +6,14 @@ from typing import Any
 
 import pytest
 import torch
+from tiny import tiny_clips
 
-from dit_accel.core.generation import ClipSpec
 from dit_accel.evaluation.methods import METHODS, MethodContext, runs, schedules
 from dit_accel.planning.nodes import Nodes
 from dit_accel.planning.paths import Recorded
 
 STEPS = 6
-CLIPS = tuple(
-    ClipSpec("a red circle moving right", "blue square", seed, STEPS, 4.0, 16, 16, 9, None, 16)
-    for seed in range(2)
-)
-
-
-@pytest.fixture(scope="module")
-def pipe(tiny_wan: Any) -> Any:
-    return tiny_wan()
+CLIPS = tiny_clips(STEPS, 2)
 
 
 @pytest.fixture(scope="module")

@@ -10,6 +10,7 @@ import diffusers
 import pytest
 import small_denoisers
 import torch
+from tiny import tiny_clips
 
 from dit_accel.core.generation import ClipSpec, batch_arguments
 from dit_accel.evaluation import speed
@@ -19,20 +20,12 @@ from dit_accel.planning.nodes import Nodes
 from dit_accel.planning.stock_nodes import kind_of, shift_nodes, spread, stock_nodes
 
 STEPS = 6
-CLIPS = tuple(
-    ClipSpec("a red circle moving right", "blue square", seed, STEPS, 4.0, 16, 16, 9, None, 16)
-    for seed in range(2)
-)
+CLIPS = tiny_clips(STEPS, 2)
 FLOW = diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0)
 DDIM = diffusers.CogVideoXDDIMScheduler(
     prediction_type="v_prediction", rescale_betas_zero_snr=True, timestep_spacing="trailing",
     snr_shift_scale=1.0, beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012,
 )  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def pipe(tiny_wan: Any) -> Any:
-    return tiny_wan()
 
 
 def context(clips: tuple[ClipSpec, ...] = (), **others: Any) -> MethodContext:

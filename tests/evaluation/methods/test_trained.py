@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 import torch
+from tiny import tiny_clips
 
-from dit_accel.core.generation import ClipSpec
 from dit_accel.evaluation.methods import METHODS, MethodContext, runs, trained
 from dit_accel.evaluation.methods.trained import Training
 from dit_accel.evaluation.methods.training_state import TrainingState
@@ -16,18 +16,10 @@ from dit_accel.evaluation.methods.unrolled import VARIANTS, Trainable, errors_db
 from dit_accel.planning.nodes import Nodes, adams_bashforth
 
 STEPS = 6
-CLIPS = tuple(
-    ClipSpec("a red circle moving right", "blue square", seed, STEPS, 4.0, 16, 16, 9, None, 16)
-    for seed in range(4)
-)
+CLIPS = tiny_clips(STEPS, 4)
 SHORT = Training(clips=4, held_out=1, batch=2, iterations=8, rate=0.001, every=4)
 TIMES = torch.tensor([1.0, 0.7, 0.3, 0.0], dtype=torch.float64)
 NODES = Nodes("flow", TIMES, 1000 * TIMES[:-1])
-
-
-@pytest.fixture(scope="module")
-def pipe(tiny_wan: Any) -> Any:
-    return tiny_wan()
 
 
 def context(scratch: Any = None, memory: dict[str, Any] | None = None) -> MethodContext:
