@@ -159,7 +159,7 @@ def apply(pipe: Any, setup: Setup, device: str) -> None:
         ("scheduler", setup.scheduler, lambda: _schedule(pipe, str(setup.scheduler))),
         ("lora", setup.lora, lambda: _load_loras(pipe, setup.lora)),
         ("attention_backend", setup.attention_backend,
-         lambda: _each(pipe, "set_attention_backend", setup.attention_backend)),
+         lambda: _set_backend(pipe, str(setup.attention_backend))),
         ("vae_tiling", setup.vae_tiling, lambda: pipe.vae.enable_tiling()),
         ("offload", setup.offload, lambda: _place(pipe, setup.offload, device)),
         ("compile", setup.compile, lambda: _compile(pipe)),
@@ -291,10 +291,14 @@ def _check_effect(name: str, model: LoadableModel, device: str) -> None:
         )
 
 
-def _each(pipe: Any, method: str, *arguments: Any) -> None:
-    for part in (getattr(pipe, name, None) for name in EXPERTS):
-        if part is not None:
-            getattr(part, method)(*arguments)
+def _denoisers(pipe: Any) -> list[Any]:
+    found = (getattr(pipe, name, None) for name in EXPERTS)
+    return [part for part in found if part is not None]
+
+
+def _set_backend(pipe: Any, name: str) -> None:
+    for part in _denoisers(pipe):
+        part.set_attention_backend(name)
 
 
 def _place(pipe: Any, offload: str, device: str) -> None:
@@ -333,9 +337,7 @@ def _offload_groups(pipe: Any, device: str) -> None:
 
 def _compile(pipe: Any) -> None:
     """Block by block, in seconds and not minutes; whole where there are none."""
-    for part in (getattr(pipe, name, None) for name in EXPERTS):
-        if part is None:
-            continue
+    for part in _denoisers(pipe):
         try:
             part.compile_repeated_blocks()
         except ValueError:  # the class names no blocks

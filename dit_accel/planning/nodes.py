@@ -22,6 +22,8 @@ from typing import Literal
 
 import torch
 
+from dit_accel.core.extrapolation import lagrange_weights
+
 Kind = Literal["flow", "v"]
 FIRST_SIGMA = {"flow": 1 - 1e-6, "v": 4096.0}  # solvers in log sigma need it finite (diffusers)
 
@@ -178,13 +180,5 @@ def integral_weights(times: Sequence[float], start: float, end: float) -> list[f
     # Gauss-Legendre with three points is exact up to degree 5.
     half, middle = (end - start) / 2, (end + start) / 2
     points = ((0.0, 8 / 9), (math.sqrt(0.6), 5 / 9), (-math.sqrt(0.6), 5 / 9))
-    return [
-        half * sum(weight * _lagrange(times, own, middle + half * x) for x, weight in points)
-        for own in range(len(times))
-    ]
-
-
-def _lagrange(times: Sequence[float], own: int, at: float) -> float:
-    """The polynomial that is 1 at `times[own]` and 0 at the others."""
-    factors = ((at - t) / (times[own] - t) for index, t in enumerate(times) if index != own)
-    return math.prod(factors)
+    at = [(weight, lagrange_weights(times, middle + half * x)) for x, weight in points]
+    return [half * sum(weight * shares[own] for weight, shares in at) for own in range(len(times))]
