@@ -112,14 +112,18 @@ class _Task:
         for parameter in self._frozen:
             parameter.requires_grad_(True)
 
-    @torch.no_grad()
     def level(self, trainable: Trainable) -> float:
         """The error on the held-out clips, in dB."""
+        found = self._levels([trainable])[0]
+        return found if math.isfinite(found) else math.inf
+
+    @torch.no_grad()
+    def _levels(self, trainables: list[Trainable]) -> list[float]:
+        """Of each sampler the error on the held-out clips, in dB."""
         rows = torch.arange(len(self.noise) - self.held_out, len(self.noise))
         rows = rows.to(self.noise.device)
-        made = unrolled([trainable], self.predict, self.noise[rows], rows)[0]
-        found = float(errors_db(made, self.final[rows]).mean())
-        return found if math.isfinite(found) else math.inf
+        made = unrolled(trainables, self.predict, self.noise[rows], rows)
+        return [float(errors_db(one, self.final[rows]).mean()) for one in made]
 
     def run(
         self,
@@ -166,16 +170,11 @@ class _Task:
                     parameter.grad = None
         adam.step()
 
-    @torch.no_grad()
     def _look(self, states: list[TrainingState[Trainable]]) -> None:
         """Note the parameters that do best on the held-out clips."""
-        rows = torch.arange(len(self.noise) - self.held_out, len(self.noise))
-        rows = rows.to(self.noise.device)
-        trainables = [state.trainable for state in states]
-        for state, made in zip(
-            states, unrolled(trainables, self.predict, self.noise[rows], rows), strict=True
-        ):
-            state.look(float(errors_db(made, self.final[rows]).mean()))
+        levels = self._levels([state.trainable for state in states])
+        for state, level in zip(states, levels, strict=True):
+            state.look(level)
 
 
 def _write(
