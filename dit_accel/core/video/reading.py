@@ -37,7 +37,7 @@ class Codec:
         lossless: whether 8-bit RGB is surely bit-exact: the codec is lossless, and keeps 8-bit RGB
             itself. False where the file does not say, as with H.264, which has a lossless mode.
         pixels: the format of the decoded pixels, by ffmpeg's name; "" where it is not known.
-        alpha: whether there is an alpha channel, which is not read; one of equal values is none.
+        alpha: whether there is an alpha channel, which is not read; an opaque one is none.
     """
 
     name: str
@@ -132,20 +132,23 @@ def codec_of(path: str | os.PathLike[str]) -> Codec:
     lossless = name in _LOSSLESS_CODECS and pixels in container.EIGHT_BIT_RGB
     alpha = container.has_hidden_alpha(source)
     if pixels in container.WITH_ALPHA:
-        alpha = pixels != _READ_WITH_ALPHA or _alpha_varies(source)
+        alpha = pixels != _READ_WITH_ALPHA or _is_transparent(source)
     return Codec(name, lossless, pixels, alpha)
 
 
-def _alpha_varies(source: Path) -> bool:
-    """Whether the first frame's alpha is of several values. OpenCV itself writes FFV1 with one.
+def _is_transparent(source: Path) -> bool:
+    """Whether the first frame's alpha is below 255 anywhere. OpenCV itself writes FFV1 with 255.
 
-    True where it is not known: OpenCV 4.8 does not hand it over.
+    OpenCV 4 hands over the first W bytes of each row, so there the left quarter decides.
     """
     with silent_stderr():  # it warns that colours are not converted, which is wanted here
         capture = cv2.VideoCapture(str(source), cv2.CAP_FFMPEG, [cv2.CAP_PROP_CONVERT_RGB, 0])
         read, frame = capture.read()
         capture.release()
-    return not (read and frame.shape[-1] == 4 and frame[..., 3].min() == frame[..., 3].max())
+    if not read:
+        return False
+    alpha = frame[:, 3::4] if frame.ndim == 2 else frame[..., 3]
+    return bool((alpha < 255).any())
 
 
 @contextlib.contextmanager
