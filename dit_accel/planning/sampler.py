@@ -63,6 +63,7 @@ class ImpulseResponse:
         # shaped as latents are: the step of UniPC needs batch and channels
         self._values = torch.zeros(1, num_steps + 2, 1, 1, 1)
         self._values[0, -2], self._values[0, -1] = 1, self._random[-1]
+        self._states = [self._values]
 
     def step(self, timestep: Any, **kwargs: Any) -> None:
         """Make the next step, with what the pipeline passes to the scheduler's."""
@@ -72,12 +73,19 @@ class ImpulseResponse:
             timestep = timestep.cpu()
         with torch.random.fork_rng(devices=[]):
             self._values = self._copy.step(unit, timestep, self._values, **kwargs)[0].float()
+        self._states.append(self._values)
         self._step += 1
 
     @property
     def coefficients(self) -> torch.Tensor:
         """`(n + 1,)` float64: of every prediction, then of the noise."""
         return self._values.flatten()[:-1].double()
+
+    @property
+    def states(self) -> torch.Tensor:
+        """`(steps + 1, n + 1)` float64: the same weights in the latents before every step that was
+        made, and after the last one."""
+        return torch.stack([values.flatten()[:-1] for values in self._states]).double()
 
     def check(self) -> None:
         """After the last step: a NotLinearError where the sampler adds up anything else."""
@@ -87,6 +95,22 @@ class ImpulseResponse:
             problem = f"is random, not linear or not finite at {self._step} steps"
             accepted = "samplers that add up weighted predictions and draw no noise"
             raise _refusal(self._copy, problem, accepted)
+
+
+def response_of(
+    scheduler: Any, begin: int = 0, num_steps: int | None = None
+) -> tuple[ImpulseResponse, torch.Tensor]:
+    """The impulse response of a run, and its timesteps `(n,)`; arguments and errors as below."""
+    timesteps = scheduler.timesteps.cpu()[begin:][:num_steps]
+    steps = timesteps.diff()  # Mochi's timesteps go up
+    if not bool((steps < 0).all() or (steps > 0).all()):
+        problem = "calls the model more than once at a timestep"
+        raise _refusal(scheduler, problem, "samplers with one call at each timestep")
+    response = ImpulseResponse(scheduler, begin)
+    for timestep in timesteps:
+        response.step(timestep)
+    response.check()
+    return response, timesteps.double().flatten()
 
 
 def coefficients_of(
@@ -102,18 +126,8 @@ def coefficients_of(
     Raises:
         NotLinearError: plans cannot be made for this scheduler; names it and what is accepted.
     """
-    timesteps = scheduler.timesteps.cpu()[begin:][:num_steps]
-    steps = timesteps.diff()  # Mochi's timesteps go up
-    if not bool((steps < 0).all() or (steps > 0).all()):
-        problem = "calls the model more than once at a timestep"
-        raise _refusal(scheduler, problem, "samplers with one call at each timestep")
-    response = ImpulseResponse(scheduler, begin)
-    for timestep in timesteps:
-        response.step(timestep)
-    response.check()
-    return SamplerCoefficients(
-        response.coefficients[: len(timesteps)], timesteps.double().flatten(), branch_weights
-    )
+    response, timesteps = response_of(scheduler, begin, num_steps)
+    return SamplerCoefficients(response.coefficients[: len(timesteps)], timesteps, branch_weights)
 
 
 class CoefficientCache:

@@ -7,12 +7,11 @@ what is accepted. None may draw from the global generator.
 
 from __future__ import annotations
 
-import inspect
 from typing import Any
 
-import diffusers
 import pytest
 import torch
+from schedulers import NAMES, schedulers_of
 from techniques import LOOSE, is_equal
 from tiny_models import MODELS, TinyModel
 
@@ -20,15 +19,6 @@ from dit_accel import accelerate
 
 STEPS = 12
 TAKEN = [name for name in MODELS if name != "wan-two-experts"]  # one of each pipeline
-FLOW = {"prediction_type": "flow_prediction", "use_flow_sigmas": True, "flow_shift": 3.0}
-SETTINGS: dict[str, list[dict[str, Any]]] = {  # what makes another sampler of a class
-    "FlowMatchEulerDiscreteScheduler": [{"stochastic_sampling": True}],
-    "DPMSolverMultistepScheduler": [{"algorithm_type": "sde-dpmsolver++"}],
-    "DDIMScheduler": [{"thresholding": True}, {"clip_sample": False}],
-    "DDIMParallelScheduler": [{"clip_sample": False}],
-    "CogVideoXDDIMScheduler": [{"prediction_type": "v_prediction", "rescale_betas_zero_snr": True}],
-    "UniPCMultistepScheduler": [FLOW | {"solver_order": 3, "final_sigmas_type": "zero"}],
-}
 # Deterministic and linear by one of these settings: refusing them would be wrong.
 PLANNED = {
     *("CogVideoXDDIM", "DDIM", "DDIMParallel", "DEISMultistep", "DPMSolverMultistep"),
@@ -36,27 +26,6 @@ PLANNED = {
     *("EulerDiscrete", "FlowMatchEulerDiscrete", "IPNDM", "KDPM2Discrete", "LMSDiscrete"),
     "UniPCMultistep",
 }
-NAMES = sorted(
-    name
-    for name in dir(diffusers)
-    if name.endswith("Scheduler") and not name.startswith(("Flax", "Consistency", "VQ"))
-)
-
-
-def schedulers_of(name: str) -> list[Any]:
-    """The schedulers of a class that can be made: by its defaults, by flow, and by `SETTINGS`."""
-    kind = getattr(diffusers, name)
-    if type(kind).__name__ == "DummyObject" or not hasattr(kind, "set_timesteps"):
-        return []
-    known, made = inspect.signature(kind).parameters, []
-    flow = [FLOW] if "use_flow_sigmas" in known else []
-    for settings in ({}, *flow, *SETTINGS.get(name, ())):
-        given = {key: value for key, value in settings.items() if key in known}
-        try:
-            made.append(kind(**given))
-        except (TypeError, ValueError, ImportError, NotImplementedError):
-            continue
-    return made
 
 
 def run(model: TinyModel, pipe: Any) -> tuple[torch.Tensor, torch.Tensor]:

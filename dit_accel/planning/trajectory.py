@@ -1,0 +1,124 @@
+"""Turns what is known of one sampler's predictions into coordinates that belong to no sampler.
+
+In: a scheduler; Gram matrices of its predictions. Out: its `Trajectory`; the same matrices of
+velocities over the noise angle, and back.
+
+The latents of every step are weighted sums of the predictions and of the start noise, and so is
+the velocity v_s = a_s prediction_s + b_s x_s (`planning/noise_levels.py`). So one matrix M,
+triangular over the steps, has
+
+    velocities = M predictions,      K = r² M G Mᵀ,      G = M⁻¹ K M⁻ᵀ / r²
+
+exactly, with r the size of the final latents in the clip's own, for any number of components: a
+difference of two branches has no term of the latents. The noise is a row of both.
+Knows schedulers by `noise_levels` and by their impulse response; no model.
+Source: ours (docs/how-it-works.md). Shapes are those of `planning/plan.py`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from dit_accel.planning.noise_levels import NoiseLevels, NoLevelsError, noise_levels
+from dit_accel.planning.plan import SamplerCoefficients
+from dit_accel.planning.sampler import response_of
+
+MAX_LEVEL_ERROR = 0.25  # of a known clip; measured: up to 0.06 where DDIM rounds, 1.4 if misread
+
+
+@dataclass(frozen=True)
+class Trajectory:
+    """The run of a sampler, over the noise angle.
+
+    Args:
+        sampler: its n steps and B components.
+        levels: the noise before each step and at the end.
+        states: `(n + 1, n + 1)` float64: the latents before each step and at the end, as weights of
+            the guided predictions, and of the start noise last.
+    """
+
+    sampler: SamplerCoefficients
+    levels: NoiseLevels
+    states: torch.Tensor
+
+    @property
+    def angles(self) -> torch.Tensor:
+        """`(n,)`: the noise angle of each prediction, falling."""
+        return self.levels.angles[:-1]
+
+    @property
+    def matrix(self) -> torch.Tensor:
+        """`(R, R)`: M of the module's docstring; rows are components by step, then the noise."""
+        n, weights = self.sampler.num_steps, self.sampler.branch_weights
+        own, of_state = self.levels.factors
+        found = torch.zeros(self.sampler.num_rows, self.sampler.num_rows, dtype=torch.float64)
+        for component, weight in enumerate(weights):
+            found[:n, component * n : (component + 1) * n] = weight * self.states[:-1, :-1]
+        found[:n, -1] = self.states[:-1, -1]
+        found[:n] *= of_state[:, None]  # only the first component is a whole prediction
+        rows = torch.arange(len(weights) * n)
+        found[rows, rows] += own.repeat(len(weights))
+        found[-1, -1] = 1 / self.levels.scales[0]
+        return found
+
+    def to_angles(self, gram: torch.Tensor) -> torch.Tensor:
+        """Gram matrices `(..., R, R)` of predictions, as in `ErrorModel` -> of velocities, over the
+        squared norm of the final clip."""
+        matrix = self.matrix
+        return matrix @ gram @ matrix.T * self.levels.scales[-1] ** 2
+
+    def from_angles(self, gram: torch.Tensor) -> torch.Tensor:
+        """The way back of `to_angles`."""
+        half = torch.linalg.solve(self.matrix, gram)
+        return torch.linalg.solve(self.matrix, half.mT).mT / self.levels.scales[-1] ** 2
+
+
+def trajectory_of(
+    scheduler: Any, branch_weights: tuple[float, ...], begin: int = 0, num_steps: int | None = None
+) -> Trajectory:
+    """The trajectory of a run, from a scheduler whose timesteps are set.
+
+    Args:
+        scheduler, branch_weights, begin, num_steps: as of `coefficients_of`.
+
+    Raises:
+        NotLinearError: as of `coefficients_of`.
+        NoLevelsError: it is not known how much noise its latents hold.
+
+    Example:
+        >>> from diffusers import FlowMatchEulerDiscreteScheduler
+        >>> scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0)
+        >>> scheduler.set_timesteps(3)
+        >>> trajectory_of(scheduler, (1.0,)).levels.angles.round(decimals=2).tolist()
+        [1.57, 1.25, 0.01, 0.0]
+    """
+    response, timesteps = response_of(scheduler, begin, num_steps)
+    coefficients = response.coefficients[: len(timesteps)]
+    sampler = SamplerCoefficients(coefficients, timesteps, branch_weights)
+    states = response.states
+    if not begin and len(timesteps) < len(scheduler.timesteps):
+        states = states[:, [*range(len(timesteps)), -1]]  # steps that were left out add nothing
+    for levels in noise_levels(scheduler, begin, num_steps):
+        if _is_consistent(levels, states):
+            return Trajectory(sampler, levels, states)
+    raise NoLevelsError(
+        f"{type(scheduler).__name__} does not step from one noise level to the next at "
+        f"{len(timesteps)} steps; accepted: samplers that do, with levels that fall"
+    )
+
+
+def _is_consistent(levels: NoiseLevels, states: torch.Tensor) -> bool:
+    """Whether a model that always predicts one clip and one noise is followed exactly: the latents
+    of every step must then be α clip + σ noise, whatever the order of the sampler."""
+    own, of_state = levels.factors
+    latents = torch.stack([levels.alphas, levels.sigmas], 1)  # (n + 1, 2), of clip and noise
+    angles = levels.angles
+    velocities = torch.stack([-angles.sin(), angles.cos()], 1)[:-1]
+    predictions = (velocities - of_state[:, None] * latents[:-1]) / own[:, None]
+    if not (predictions.isfinite().all() and (angles.diff() < 0).all()):
+        return False
+    reached = states @ torch.cat([predictions, latents[:1]])
+    return bool(((reached - latents).abs() <= MAX_LEVEL_ERROR).all())
