@@ -20,7 +20,13 @@ import torch
 from dit_accel.caching.guard import GuardedPolicy
 from dit_accel.caching.policy import Policy, SearchingPolicy
 from dit_accel.caching.ranks import Ranks
-from dit_accel.caching.recording import NotPlanned, RecordingPolicy, guidance_of, why_not
+from dit_accel.caching.recording import (
+    NotPlanned,
+    RecordingPolicy,
+    guidance_of,
+    second_of,
+    why_not,
+)
 from dit_accel.core.families import Family, transformers_of
 from dit_accel.core.guidance import FirstStep, conditional
 from dit_accel.core.session import RunInfo
@@ -103,9 +109,11 @@ class RunController:
         self._see_parts()
         steps, begin = run.num_steps or 0, run.begin
         asked_for = len(self.pipe.scheduler.timesteps)
-        if steps < min(selection.MIN_PLANNED_STEPS, asked_for):  # no fault of the call's
-            where = f"it begins at step {begin}" if begin else f"it is a part of {asked_for} steps"
-            return self._not_planned(steps, f"{where}, and {steps} steps are too few")
+        if steps < selection.MIN_PLANNED_STEPS:  # a second stage has few, and is left alone
+            where = f"it begins at step {begin}, and " if begin else ""
+            if steps < asked_for and not begin:
+                where = f"it is a part of {asked_for} steps, and "
+            return self._not_planned(steps, f"{where}{steps} steps are too few to extrapolate in")
         said = self._said_weights(run)
         self._unsaid = run if said is None else None
         return self._policy(run, said or self._weights)
@@ -173,6 +181,7 @@ class RunController:
         """Of a run whose branches have these weights: planned, or recorded where it is the first
         of its kind."""
         coefficients = self._samplers.of(self.pipe.scheduler, weights, run.begin, run.num_steps)
+        coefficients = dataclasses.replace(coefficients, second=second_of(run))
         selection.check_num_steps(coefficients.num_steps)
         kind = self._parts, _kind_of(run.guidance or 1.0, weights)
         profile = self.profile or self._recorded.get(kind)
@@ -184,7 +193,7 @@ class RunController:
         notes += self._transfer_notes(profile, coefficients, guidance, size)
         choose = partial(self._planned, profile, coefficients, run, size, notes)
         if selection.needs_search(profile, coefficients, self.target):
-            return SearchingPolicy(weights, self.guard, self.static, choose)
+            return SearchingPolicy(coefficients, self.guard, self.static, choose)
         return choose()
 
     def _planned(
@@ -224,7 +233,8 @@ class RunController:
         text = self._text_of(profile, run)
         key: tuple[Any, ...] = (
             tuple(coefficients.timesteps.tolist()), tuple(coefficients.coefficients.tolist()),
-            coefficients.branch_weights, size is not None and not profile.key.of_size(*size),
+            coefficients.branch_weights, coefficients.second,
+            size is not None and not profile.key.of_size(*size),
             None if text is None else tuple(text.flatten().tolist()), id(profile),
         )  # fmt: skip
         if key not in self._choices:
@@ -302,7 +312,8 @@ def _is_of(choice: PlanChoice, coefficients: SamplerCoefficients) -> bool:
         (choice.timesteps, coefficients.timesteps.tolist()),
         (choice.branch_weights, coefficients.branch_weights),
     )
-    return all(len(own) == len(here) and all(map(_is_close, own, here)) for own, here in pairs)
+    same = choice.second == coefficients.second
+    return same and all(len(a) == len(b) and all(map(_is_close, a, b)) for a, b in pairs)
 
 
 def _is_close(one: float, other: float) -> bool:

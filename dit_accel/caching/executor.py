@@ -53,6 +53,7 @@ class PlanExecutor(Engine):
         self._missing: set[int] = set()  # steps whose extrapolation lacked a value
         self._changed: set[int] = set()  # planned otherwise, but a layout changes the denoiser
         self._form: Form | None = None  # of the last computed output
+        self._guidance: dict[int, float | None] = {0: None}  # by the step from which on it held
         self.clear()
 
     def clear(self) -> None:
@@ -91,7 +92,9 @@ class PlanExecutor(Engine):
             self._store(component, cached, value, first=first)
         if not computed and policy.needs_error and (first or component > 0):
             part = value if first else value - self._first[session.role]
-            self.monitor.note_prediction(component, policy.branch_weights[component], part)
+            self.monitor.note_prediction(
+                component, policy.weights_at(session.step)[component], part
+            )
         if first:
             self._first[session.role] = value
         self.computed.setdefault((call.transformer, session.branch), {})[session.step] = computed
@@ -153,12 +156,13 @@ class PlanExecutor(Engine):
         main = first or component > 0  # with one component the first branch speaks for all
         if main and policy.records:
             policy.on_output(session.step, component, fresh)
-        before = sorted((step for step in cached if step < session.step), reverse=True)[:2]
+        since = policy.since(session.step)
+        before = sorted((s for s in cached if since <= s < session.step), reverse=True)[:2]
         cached[session.step] = fresh
         self.lost.restore(cached)
         if policy.needs_error and main:
             line = [(s, cached[s]) for s in before] if len(before) == 2 else []
-            self.monitor.compare(component, policy.branch_weights[component], fresh, line)
+            self.monitor.compare(component, policy.weights_at(session.step)[component], fresh, line)
 
     # --- runs and steps ---
 
@@ -174,6 +178,7 @@ class PlanExecutor(Engine):
         self.computed.clear()
         self._missing.clear()
         self._changed.clear()
+        self._guidance = {0: self.session.guidance}
         self.host_syncs = 0
         self.store.begin(self.policy.min_bits)
 
@@ -190,6 +195,8 @@ class PlanExecutor(Engine):
             policy = self._after_first_step()
         self._first = {}
         self._forwards.clear()
+        if self.session.guidance != [*self._guidance.values()][-1]:
+            self._guidance[step] = self.session.guidance
         self.monitor.next_step()
         planned = policy.extrapolation_at(step)
         self._extrapolation = planned
@@ -266,7 +273,19 @@ class PlanExecutor(Engine):
         )  # fmt: skip
 
     def notes(self) -> tuple[str, ...]:
-        return (*self.policy.notes(), *self._added_steps(), *self.store.notes())
+        notes = *self.policy.notes(), *self._added_steps(), *self.store.notes()
+        return (*notes, *self._guidance_notes())
+
+    def _guidance_notes(self) -> tuple[str, ...]:
+        """Where a callback or the pipeline changed the guidance during the run."""
+        (_, before), *later = [*self._guidance.items()]
+        if not later or not self.policy.planned:
+            return ()
+        step, after = later[0]
+        return (
+            f"Guidance changed from {before:g} to {after:g} at step {step}: the plan weighs the "
+            "branches as at the first step.",
+        )
 
     def _added_steps(self) -> tuple[str, ...]:
         """What was computed beyond the plan, and why."""

@@ -19,7 +19,7 @@ from dit_accel.caching.policy import Policy, check_steps
 from dit_accel.core.extrapolation import lagrange_weights, remainder_factor
 from dit_accel.core.quantization import BITS
 from dit_accel.core.session import RunInfo
-from dit_accel.planning.plan import Extrapolation, Plan
+from dit_accel.planning.plan import Extrapolation, Plan, SecondExpert
 from dit_accel.planning.prediction import TOLERATED_ERROR, ErrorBand, PlanChoice, QualityEstimate
 
 # Deviations that the error may have at a step that is computed because something was suspicious.
@@ -44,7 +44,7 @@ class GuardedPolicy(Policy):
     Args:
         plan: of the run, until the guard abandons it.
         timesteps: the scheduler's, one a step.
-        branch_weights, checks_finite, min_bits: as of `Policy`.
+        branch_weights, checks_finite, min_bits, second: as of `Policy`.
         bands: the expected error at computed steps of `plan`; empty where none was measured.
         guard: whether the guard may abandon the plan; without it no error is measured. There is
             nothing to guard where the plan computes every step.
@@ -63,6 +63,7 @@ class GuardedPolicy(Policy):
     min_bits: int = BITS[0]
     estimate: QualityEstimate | None = None
     remarks: tuple[str, ...] = ()
+    second: SecondExpert | None = None
 
     def __post_init__(self) -> None:
         self.guard = self.guard and bool(self.plan.extrapolations)
@@ -79,7 +80,7 @@ class GuardedPolicy(Policy):
         return cls(
             choice.plan, choice.timesteps, choice.branch_weights, choice.bands,
             guard and not static, trusted, not static, choice.min_bits, choice.prediction,
-            (*remarks, *choice.notes),
+            (*remarks, *choice.notes), choice.second,
         )  # fmt: skip
 
     def start(self, run: RunInfo) -> Policy:
@@ -120,7 +121,8 @@ class GuardedPolicy(Policy):
     def _fallback_computes(self, step: int, abandoned_at: int) -> bool:
         last = self.computed[-1] if self.computed else -1
         return (
-            step <= abandoned_at + FALLBACK_WARMUP
+            not self._computed_since(step)
+            or step <= abandoned_at + FALLBACK_WARMUP
             or step - last >= FALLBACK_WINDOW
             or step == self.plan.num_steps - 1
             or (self._dense and step in self.planned)
@@ -214,17 +216,22 @@ class GuardedPolicy(Policy):
 
     def _expected_error(self, step: int) -> float:
         """What a line is expected to miss at a step, times the step's length (1: the mean one)."""
-        if len(self.computed) < 3 or self.computed[-1] not in self.extrapolation_errors:
+        known = self._computed_since(step)
+        if len(known) < 3 or known[-1] not in self.extrapolation_errors:
             return math.inf
-        *before, last = (self.timesteps[s] for s in self.computed[-3:])
+        *before, last = (self.timesteps[s] for s in known[-3:])
         here, end = self.timesteps[step], [*self.timesteps, 0.0][step + 1]
         farther = remainder_factor((before[-1], last), here) / remainder_factor(before, last)
         length = (here - end) * self.plan.num_steps / self.timesteps[0]
         return self.extrapolation_errors[self.computed[-1]] * farther * length
 
+    def _computed_since(self, step: int) -> list[int]:
+        """The computed steps of the expert that makes a step."""
+        return [s for s in self.computed if s >= self.since(step)]
+
     def _damped_extrapolation(self, step: int) -> Extrapolation:
         """The last computed value plus the damped rise of the line: d line + (1 - d) last."""
-        before = self.computed[-2:][::-1]
+        before = self._computed_since(step)[-2:][::-1]
         line = lagrange_weights([self.timesteps[s] for s in before], self.timesteps[step])
         last = (1.0 - self.damping, *[0.0] * (len(before) - 1))
         weights = [h + self.damping * part for h, part in zip(last, line, strict=True)]

@@ -18,7 +18,14 @@ from dit_accel.caching.ranks import Ranks
 from dit_accel.core.guidance import FirstStep
 from dit_accel.core.quantization import BITS
 from dit_accel.core.session import RunInfo
-from dit_accel.planning.plan import Extrapolation, Plan
+from dit_accel.planning.plan import (
+    Extrapolation,
+    Plan,
+    SamplerCoefficients,
+    SecondExpert,
+    since,
+    weights_at,
+)
 
 
 class Controller(Protocol):
@@ -47,10 +54,19 @@ class Policy:
     """
 
     branch_weights: tuple[float, ...] = (1.0,)  # of the components of the guided prediction
+    second: SecondExpert | None = None  # that takes over in the run
     min_bits: int = BITS[0]  # that cached values may be quantized to under a memory cap
     needs_error: bool = False  # whether `observe` is called, after one host sync a step
     checks_finite: bool = False  # whether cached values are checked before they are used
     planned: tuple[int, ...] = ()  # steps that are to be computed; empty: nothing was planned
+
+    def weights_at(self, step: int) -> tuple[float, ...]:
+        """The branch weights of a step."""
+        return weights_at(step, self.branch_weights, self.second)
+
+    def since(self, step: int) -> int:
+        """The first step of the expert that makes a step: no line goes through earlier ones."""
+        return since(step, self.second)
 
     def start(self, run: RunInfo) -> Policy:
         """A run begins: forget the last one. See `Controller`."""
@@ -130,8 +146,11 @@ class ComputeAll(Policy):
 class PlanPolicy(Policy):
     """Follows a plan, and measures nothing."""
 
-    def __init__(self, plan: Plan, branch_weights: tuple[float, ...] = (1.0,)) -> None:
-        self.plan, self.branch_weights = plan, branch_weights
+    def __init__(
+        self, plan: Plan, branch_weights: tuple[float, ...] = (1.0,),
+        second: SecondExpert | None = None,
+    ) -> None:  # fmt: skip
+        self.plan, self.branch_weights, self.second = plan, branch_weights, second
         self.planned = plan.computed
 
     def start(self, run: RunInfo) -> Policy:
@@ -152,10 +171,10 @@ class SearchingPolicy(Policy):
     """
 
     def __init__(
-        self, branch_weights: tuple[float, ...], guard: bool, static: bool,
-        choose: Callable[[], Policy],
-    ) -> None:  # fmt: skip
-        self.branch_weights, self._choose = branch_weights, choose
+        self, sampler: SamplerCoefficients, guard: bool, static: bool, choose: Callable[[], Policy]
+    ) -> None:
+        self.branch_weights, self.second = sampler.branch_weights, sampler.second
+        self._choose = choose
         self.needs_error, self.checks_finite = guard and not static, not static
         self.agree(Ranks(), torch.device("cpu"))
 

@@ -10,6 +10,7 @@ Shapes: P clips of a batch, B components, n steps, N numbers of a clip's latents
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import statistics
 from collections.abc import Callable, Sequence
@@ -19,6 +20,7 @@ from typing import Any, Self
 import torch
 
 from dit_accel.caching.policy import PlanPolicy, Policy
+from dit_accel.caching.recording import second_of
 from dit_accel.core.families import family_of
 from dit_accel.core.generation import ClipSpec, batch_arguments
 from dit_accel.core.guidance import conditional
@@ -26,7 +28,7 @@ from dit_accel.core.patching import Patches
 from dit_accel.core.session import RunInfo
 from dit_accel.handle import accelerate
 from dit_accel.planning.difficulty import pooled
-from dit_accel.planning.plan import Extrapolation, Plan, SamplerCoefficients
+from dit_accel.planning.plan import Extrapolation, Plan, SamplerCoefficients, SecondExpert
 from dit_accel.planning.sampler import ImpulseResponse, NotLinearError, check_steps
 from dit_accel.planning.search import gram_of
 
@@ -60,7 +62,7 @@ class UncachedRun:
 
     def guided(self, step: int) -> torch.Tensor:
         """`(N,)`: the guided prediction of a step."""
-        weights = torch.tensor(self.sampler.branch_weights)
+        weights = torch.tensor(self.sampler.weights_at(step))
         return torch.einsum("b,bn->n", weights, self.components[:, step])
 
     @property
@@ -89,16 +91,18 @@ def record(
         frames = run(pipe, clips, overrides)
     predictions = torch.stack(tap.predictions)  # (n, P, N)
     components = predictions[None]
+    sampler = SamplerCoefficients(
+        tap.coefficients[:-1], pipe.scheduler.timesteps.double().cpu().flatten(), weights,
+        policy.expert,
+    )  # fmt: skip
     if two:
         parts = torch.stack([torch.stack(part) for part in policy.outputs])
-        guided = torch.einsum("b,bspn->spn", torch.tensor(weights), parts)
+        guided = torch.einsum("bs,bspn->spn", sampler.step_weights.float(), parts)
         if float((guided - predictions).norm() / predictions.norm()) <= LINEAR:
             components = parts
         else:  # the guidance varies: the prediction is recorded as a whole
-            weights = (1.0,)
+            sampler = dataclasses.replace(sampler, branch_weights=(1.0,))
     _check_linear(tap, predictions, type(pipe.scheduler).__name__)
-    timesteps = pipe.scheduler.timesteps.double().cpu().flatten()
-    sampler = SamplerCoefficients(tap.coefficients[:-1], timesteps, weights)
     text = conditional(policy.text, guidance, family.branches)
     texts = pooled(text) if text is not None else [None] * len(clips)
     return [
@@ -131,9 +135,10 @@ class _UncachedPolicy(PlanPolicy):
         super().__init__(plan, branch_weights)
         self.outputs: list[list[torch.Tensor]] = [[] for _ in branch_weights]
         self.text: torch.Tensor | None = None
+        self.expert: SecondExpert | None = None
 
     def start(self, run: RunInfo) -> Policy:
-        self.text = run.text
+        self.text, self.expert = run.text, second_of(run)
         return super().start(run)
 
     def on_output(self, step: int, component: int, value: torch.Tensor) -> None:

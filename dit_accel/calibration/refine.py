@@ -108,9 +108,10 @@ class _FittingPolicy(PlanPolicy):
         recordings: Sequence[UncachedRun], moments: Problems,
         fold: Callable[[torch.Tensor], torch.Tensor],
     ) -> None:  # fmt: skip
-        super().__init__(prior, recordings[0].sampler.branch_weights)
+        sampler = recordings[0].sampler
+        super().__init__(prior, sampler.branch_weights, sampler.second)
         self.numbers, self.computed, self.recordings = numbers, computed, recordings
-        self.moments, self.fold, self.sampler = moments, fold, recordings[0].sampler
+        self.moments, self.fold, self.sampler = moments, fold, sampler
         self.extrapolation_error: dict[int, tuple[float, ...]] = {}
         self.problems: dict[int, RidgeMoments] = {}  # of this plan, by the step that opens a window
         self._finals = torch.stack([recording.final for recording in recordings])
@@ -137,12 +138,14 @@ class _FittingPolicy(PlanPolicy):
         return self._planned[step] if step in self.plan.extrapolations else None
 
     def needed_steps(self, step: int) -> tuple[int, ...]:
-        return tuple(used_steps(self.computed, step, REFINED_DEPTH))
+        return tuple(used_steps(self.computed, step, REFINED_DEPTH, self.sampler.since(step)))
 
     def _after_computed(self, step: int) -> None:
         """A computed step added its own prediction, not the uncached run's."""
-        added = _weighted(torch.tensor(self.sampler.branch_weights), self._features([step])[:-1])
+        added = _weighted(torch.tensor(self.sampler.weights_at(step)), self._features([step])[:-1])
         self._residual += float(self.sampler.coefficients[step]) * (self._guided(step) - added)
+        since = self.sampler.since(step)
+        self._before = [pair for pair in self._before if pair[0] >= since]
         if len(self._before) == 2:
             times = [float(self.sampler.timesteps[s]) for s, _ in self._before]
             factors = extrapolation.lagrange_weights(times, float(self.sampler.timesteps[step]))
@@ -156,7 +159,7 @@ class _FittingPolicy(PlanPolicy):
         """Fit the correction of the window after this step, and subtract what the window adds."""
         place = self.computed.index(opened)
         closed = (*self.computed[1:], self.sampler.num_steps)[place]
-        used, steps = used_steps(self.computed, opened, REFINED_DEPTH), range(opened + 1, closed)
+        used, steps = list(self.needed_steps(opened)), range(opened + 1, closed)
         ends = torch.tensor([opened]), torch.tensor([closed])
         line = line_sums(torch.tensor([used]), *ends, self.sampler)[0]
         features = self._features(used)

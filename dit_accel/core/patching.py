@@ -344,6 +344,12 @@ def is_compiled(module: torch.nn.Module) -> bool:
     return compiled is not None or inside is not module or graph
 
 
+def second_guidance(pipe: Any) -> float | None:
+    """The scale of guidance of a pipeline's second transformer in this call; None: as the first."""
+    scale = getattr(pipe, "_guidance_scale_2", None)
+    return None if scale is None else float(scale)
+
+
 def other_cache(module: Any) -> str | None:
     """The cache of another package that is on in a transformer, in words; None: there is none."""
     module = uncompiled(module)

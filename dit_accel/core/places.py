@@ -65,6 +65,15 @@ def positions(timestep: torch.Tensor, timesteps: torch.Tensor) -> list[int]:
     return [step for step, gap in enumerate(gaps) if gap == min(gaps)]
 
 
+def boundary_of(pipe: Any) -> float | None:
+    """The timestep below which a pipeline runs its second transformer; None: it has none."""
+    share = getattr(getattr(pipe, "config", None), "boundary_ratio", None)
+    experts = getattr(pipe, "transformer", None), getattr(pipe, "transformer_2", None)
+    if share is None or None in experts:
+        return None
+    return float(share) * pipe.scheduler.config.num_train_timesteps
+
+
 def counted_position(scheduler: Any) -> int:
     """The step by the scheduler's own count, which goes up when it steps.
 

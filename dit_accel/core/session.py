@@ -30,8 +30,9 @@ from dit_accel.core.patching import (
     notifying,
     parallel_group,
     parameters_of,
+    second_guidance,
 )
-from dit_accel.core.places import Texts, are_unset, counted_position, positions
+from dit_accel.core.places import Texts, are_unset, boundary_of, counted_position, positions
 
 _FULLGRAPH = (
     "transformer is compiled with fullgraph=True, and what decides inside breaks the graph; "
@@ -53,6 +54,7 @@ class RunInfo:
     latents: torch.Tensor | None = None
     text: torch.Tensor | None = None
     begin: int = 0  # position of the first step in the scheduler's timesteps
+    second: tuple[int, float | None] | None = None  # expert's first step, and guidance from there
     groups: tuple[Any, ...] = ()  # process groups whose ranks compute it together
 
 
@@ -214,9 +216,20 @@ class Session:
     @property
     def run(self) -> RunInfo:
         """What is known of the run, while its first forward is called."""
+        second = self._second_expert()
         return RunInfo(
-            self.num_steps, self.guidance, self.latents, self.text, self._begin, self.groups
+            self.num_steps, self.guidance, self.latents, self.text, self._begin, second, self.groups
         )
+
+    def _second_expert(self) -> tuple[int, float | None] | None:
+        """The step at which the second transformer takes over, and the guidance from there on."""
+        boundary = boundary_of(self.pipe)
+        if boundary is None or not self.num_steps:
+            return None
+        begin = sum(self.time_of(step) >= boundary for step in range(self.num_steps))
+        there = second_guidance(self.pipe)
+        found = begin, self.guidance if there is None else there
+        return found if 0 < begin < self.num_steps else None
 
     @property
     def groups(self) -> tuple[Any, ...]:

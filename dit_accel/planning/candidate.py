@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 
 from dit_accel.core.document import DocumentError, Field
-from dit_accel.planning.plan import SamplerCoefficients, windows
+from dit_accel.planning.plan import SamplerCoefficients, feature_count, windows
 from dit_accel.planning.profile_file import Shape, TensorFields
 
 # By field its name in the file: a field may be renamed, its name in the file may not.
@@ -91,8 +91,7 @@ def read(
 
 def _columns(steps: Sequence[int], sampler: SamplerCoefficients, depth: int) -> tuple[int, int]:
     """How many features the corrections have: the windows with extrapolated steps need theirs."""
-    components = len(sampler.branch_weights)
-    features = [components * min(used, depth) + 1 for used in range(1, len(steps) + 1)]
+    features = [feature_count(steps, step, depth, sampler) for step in steps]
     ends = windows(steps, sampler.num_steps)
     needed = (f for f, (a, b) in zip(features, ends, strict=True) if b - a > 1)
-    return max(needed, default=1), features[-1]
+    return max(needed, default=1), max(features)

@@ -115,7 +115,7 @@ class RunRecord:
         order = torch.tensor([last if c == _NOISE else c * n + step for c, step in places])
         gram = torch.zeros(last + 1, last + 1, dtype=torch.float64)
         gram[order[:, None], order] = own[known][:, known]
-        weights = [weight * sampler.coefficients for weight in sampler.branch_weights]
+        weights = [weights * sampler.coefficients for weights in sampler.step_weights]
         rows = torch.cat([*weights, torch.ones(1, dtype=torch.float64)])
         return gram / (rows @ gram @ rows)  # the final latents are these weights times the rows
 

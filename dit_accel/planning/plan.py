@@ -28,6 +28,20 @@ Corrections = Mapping[int, torch.Tensor]  # by the step that opens a window: `(F
 
 
 @dataclass(frozen=True)
+class SecondExpert:
+    """The transformer that takes over during a run, as in Wan 2.2: no window reaches across.
+
+    Args:
+        begin: its first step, which is always computed.
+        share: of the first expert's branch weights that the differences between branches have from
+            there on: (1 - scale here) / (1 - scale there), for scales of guidance.
+    """
+
+    begin: int
+    share: float = 1.0
+
+
+@dataclass(frozen=True)
 class SamplerCoefficients:
     """What is known of a sampler before a run.
 
@@ -36,6 +50,7 @@ class SamplerCoefficients:
             latents.
         timesteps: `(n,)` float64, the scheduler's, falling: extrapolation is over these.
         branch_weights: B, of the components in the guided prediction.
+        second: the expert that takes over; None: one transformer makes all steps.
 
     Raises:
         ValueError: the shapes do not fit, or a value is not finite.
@@ -44,6 +59,7 @@ class SamplerCoefficients:
     coefficients: torch.Tensor
     timesteps: torch.Tensor
     branch_weights: tuple[float, ...] = (1.0,)
+    second: SecondExpert | None = None
 
     def __post_init__(self) -> None:
         shapes = tuple(self.coefficients.shape), tuple(self.timesteps.shape)
@@ -53,6 +69,10 @@ class SamplerCoefficients:
             )
         if not (self.coefficients.isfinite().all() and self.timesteps.isfinite().all()):
             raise ValueError("coefficients or timesteps is not finite")
+        if self.second is not None and not 0 < self.second.begin < self.num_steps:
+            raise ValueError(
+                f"second begins at step {self.second.begin}; accepted: 1 to {self.num_steps - 1}"
+            )
 
     @property
     def num_steps(self) -> int:
@@ -64,6 +84,25 @@ class SamplerCoefficients:
         """R, of a Gram matrix."""
         return len(self.branch_weights) * self.num_steps + 1
 
+    @property
+    def fixed_steps(self) -> tuple[int, ...]:
+        """Steps that every plan computes: the first one of each expert."""
+        return (0,) if self.second is None else (0, self.second.begin)
+
+    def since(self, step: int) -> int:
+        """The first step whose prediction an extrapolation at this step may use."""
+        return since(step, self.second)
+
+    def weights_at(self, step: int) -> tuple[float, ...]:
+        """B, of the components in the guided prediction of a step."""
+        return weights_at(step, self.branch_weights, self.second)
+
+    @property
+    def step_weights(self) -> torch.Tensor:
+        """`(B, n)` float64: `weights_at` of all steps."""
+        rows = [self.weights_at(step) for step in range(self.num_steps)]
+        return torch.tensor(rows, dtype=torch.float64).T
+
     def feature_rows(self, used: torch.Tensor) -> torch.Tensor:
         """Computed steps `(C, D)` -> the rows of their features `(C, F)`."""
         components = [used + b * self.num_steps for b in range(len(self.branch_weights))]
@@ -72,7 +111,7 @@ class SamplerCoefficients:
     def omitted(self, opened: torch.Tensor, closed: torch.Tensor) -> torch.Tensor:
         """Error of windows that add nothing after their computed step: `(C, R)` weights of rows."""
         added = self._extrapolated(opened, closed)
-        components = [-weight * added for weight in self.branch_weights]
+        components = [-weights * added for weights in self.step_weights]
         return torch.cat([*components, torch.zeros(len(opened), 1, dtype=torch.float64)], 1)
 
     def _extrapolated(self, opened: torch.Tensor, closed: torch.Tensor) -> torch.Tensor:
@@ -103,7 +142,8 @@ def line_sums(
         forward = (coefficients * slope).sum(1)
         sums[:, 0] += forward
         sums[:, 1] -= forward
-    components = [weight * sums for weight in sampler.branch_weights]
+    # all steps of a window are one expert's, so they have the weights of its first one
+    components = [weights[:, None] * sums for weights in sampler.step_weights[:, opened]]
     return torch.cat([*components, torch.zeros(len(used), 1, dtype=torch.float64)], 1)
 
 
@@ -161,7 +201,7 @@ class Plan:
         """
         planned: dict[int, Extrapolation] = {}
         for opened, closed in windows(computed, sampler.num_steps):
-            used = used_steps(computed, opened, depth)
+            used = used_steps(computed, opened, depth, sampler.since(opened))
             none = torch.zeros(len(sampler.branch_weights) * len(used) + 1)
             correction = corrections.get(opened, none)
             planned |= distribute_correction(used, range(opened + 1, closed), correction, sampler)
@@ -189,9 +229,33 @@ def windows(computed: Sequence[int], num_steps: int) -> Iterator[tuple[int, int]
     return zip(computed, (*computed[1:], num_steps), strict=True)
 
 
-def used_steps(computed: Sequence[int], opened: int, depth: int) -> list[int]:
-    """The last `depth` computed steps up to the one that opens a window, latest first."""
-    return [step for step in computed if step <= opened][::-1][:depth]
+def used_steps(computed: Sequence[int], opened: int, depth: int, since: int = 0) -> list[int]:
+    """The last `depth` computed steps up to the one that opens a window, latest first; none before
+    `since`, where the window's expert began."""
+    return [step for step in computed if since <= step <= opened][::-1][:depth]
+
+
+def feature_count(
+    computed: Sequence[int], opened: int, depth: int, sampler: SamplerCoefficients
+) -> int:
+    """F of the window that a step opens."""
+    used = used_steps(computed, opened, depth, sampler.since(opened))
+    return len(sampler.branch_weights) * len(used) + 1
+
+
+def weights_at(
+    step: int, branch_weights: tuple[float, ...], second: SecondExpert | None
+) -> tuple[float, ...]:
+    """The branch weights of a step, of which the first one is no difference of branches."""
+    if second is None or step < second.begin:
+        return branch_weights
+    first, *differences = branch_weights
+    return (first, *(weight * second.share for weight in differences))
+
+
+def since(step: int, second: SecondExpert | None) -> int:
+    """The first step of the expert that makes a step."""
+    return 0 if second is None or step < second.begin else second.begin
 
 
 def distribute_correction(
@@ -210,9 +274,10 @@ def distribute_correction(
     total = float(sampler.coefficients[steps.start : steps.stop].sum())
     total = total if abs(total) > 1e-12 else math.inf
     by_component = correction[..., :-1].double().chunk(len(sampler.branch_weights), -1)
-    components = [
-        component / (branch_weight * total)
-        for component, branch_weight in zip(by_component, sampler.branch_weights, strict=True)
+    branch_weights = sampler.weights_at(steps.start)
+    components = [  # a component that weighs nothing has no correction
+        component / (branch_weight * total) if branch_weight else 0.0 * component
+        for component, branch_weight in zip(by_component, branch_weights, strict=True)
     ]
     noise = correction[..., -1] / total
     times = sampler.timesteps[list(used[:2])].tolist()
@@ -245,7 +310,7 @@ def window_sums(
         coefficient, planned = float(sampler.coefficients[step]), plan.extrapolations[step]
         noise += coefficient * float(planned.noise_weight)
         for component, weights in enumerate(planned.weights):
-            scale = coefficient * sampler.branch_weights[component]
+            scale = coefficient * sampler.weights_at(step)[component]
             for place, step_used in enumerate(used):
                 sums[component, place] += scale * weights.get(step_used, 0.0)
     return torch.cat([sums.flatten(), torch.tensor([noise], dtype=torch.float64)])

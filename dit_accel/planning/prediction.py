@@ -17,7 +17,7 @@ from scipy import stats
 
 from dit_accel.core.quantization import BITS, typical_error
 from dit_accel.planning.candidate import CandidatePlan
-from dit_accel.planning.plan import Plan
+from dit_accel.planning.plan import Plan, SecondExpert
 from dit_accel.planning.search import ErrorModel, noise_energy
 
 COVERAGE = 0.95  # share of clips that reach a quality
@@ -132,6 +132,7 @@ class PlanChoice:
         notes: in words, for the report.
         min_bits: cached values may be packed into so few, as the error of that is far below the
             plan's own.
+        second: the expert that takes over in the run, with its branch weights.
     """
 
     plan: Plan
@@ -141,6 +142,7 @@ class PlanChoice:
     bands: dict[int, ErrorBand]
     notes: tuple[str, ...] = ()
     min_bits: int = BITS[0]
+    second: SecondExpert | None = None
 
 
 def min_bits(plan: Plan, error_model: ErrorModel, latents_db: float) -> int:

@@ -22,7 +22,7 @@ from dit_accel.core.document import DocumentError, Field
 from dit_accel.planning import candidate, profile_file
 from dit_accel.planning.candidate import CandidatePlan
 from dit_accel.planning.difficulty import PromptDifficulty
-from dit_accel.planning.plan import Plan, SamplerCoefficients
+from dit_accel.planning.plan import Plan, SamplerCoefficients, SecondExpert, feature_count
 from dit_accel.planning.profile_file import ProfileError, TensorFields
 from dit_accel.planning.profile_key import ProfileKey
 from dit_accel.planning.search import ErrorModel
@@ -35,6 +35,7 @@ OTHER_SIZE_DB = 3.0  # taken off at another clip size than calibrated (docs/how-
 # the file may not. The key, the branch weights and the numbers are in the header; all else are
 # tensors, named by section and a dot.
 COEFFICIENTS_NAMES = {"coefficients": "shares", "timesteps": "times", "branch_weights": "mix"}
+SECOND_NAMES = {"begin": "second_expert", "share": "second_share"}  # only where there is one
 PROFILE_NAMES = {
     "gram": "gram",
     "error_gain": "gain",
@@ -99,12 +100,12 @@ class Profile:
 
     def plan_of(self, candidate: CandidatePlan) -> Plan:
         """The candidate as a plan."""
-        components = len(self.sampler.branch_weights)
+        computed, depth = candidate.computed, self.depth
         corrections = {
-            step: candidate.corrections[place, : components * min(place + 1, self.depth) + 1]
-            for place, step in enumerate(candidate.computed)
+            step: row[: feature_count(computed, step, depth, self.sampler)]
+            for step, row in zip(computed, candidate.corrections, strict=True)
         }
-        return Plan.of(candidate.computed, self.sampler, corrections, self.depth)
+        return Plan.of(computed, self.sampler, corrections, depth)
 
     def error_model_for(self, sampler: SamplerCoefficients) -> ErrorModel:
         """At other steps or another guidance: rows are interpolated over the timesteps.
@@ -120,7 +121,7 @@ class Profile:
             raise ProfileError(
                 f"the profile has {len(self.sampler.branch_weights)} branches, the run {components}"
             )
-        to = _interpolation(self.sampler.timesteps, sampler.timesteps)  # (m, n)
+        to = _by_expert(self.sampler, sampler)  # (m, n)
         # the same for every component, and the noise row as it is
         noise = torch.ones(1, 1, dtype=torch.float64)
         rows = torch.block_diag(*[to] * components, noise)  # type: ignore[no-untyped-call]
@@ -134,7 +135,7 @@ class Profile:
         Raises:
             OSError: it cannot be written.
         """
-        own, sampler = PROFILE_NAMES, COEFFICIENTS_NAMES
+        own, sampler, second = PROFILE_NAMES, COEFFICIENTS_NAMES, self.sampler.second
         tensors: dict[str, torch.Tensor] = {
             own["gram"]: self.gram.float(),
             own["error_gain"]: self.error_gain,
@@ -148,6 +149,7 @@ class Profile:
         head = {
             "identity": self.key.to_json(),
             sampler["branch_weights"]: list(self.sampler.branch_weights),
+            **({} if second is None else {n: getattr(second, f) for f, n in SECOND_NAMES.items()}),
             own["error_memory"]: self.error_memory,
             own["depth"]: self.depth,
             "rungs": [one.computed for one in self.candidates],
@@ -215,7 +217,15 @@ def _sampler(head: Field, tensors: TensorFields) -> SamplerCoefficients:
         mix.append(field.number(-1e6, 1e6))
         if not mix[-1]:  # a correction is divided by it
             raise field.error("a number that is not 0")
-    return SamplerCoefficients(coefficients, timesteps, tuple(mix))
+    return SamplerCoefficients(coefficients, timesteps, tuple(mix), _second(head, len(timesteps)))
+
+
+def _second(head: Field, num_steps: int) -> SecondExpert | None:
+    names = SECOND_NAMES
+    if names["begin"] not in head.fields():
+        return None
+    begin = head.at(names["begin"]).whole(1, num_steps - 1)
+    return SecondExpert(begin, head.at(names["share"]).number(-1e6, 1e6))
 
 
 def _gram(name: str, tensors: TensorFields, rows: int) -> torch.Tensor:
@@ -245,6 +255,17 @@ def _difficulty(
                 f"as {names['held_out']}"
             )
     return PromptDifficulty(centre, weights, held_out)
+
+
+def _by_expert(own: SamplerCoefficients, run: SamplerCoefficients) -> torch.Tensor:
+    """`(m, n)`: weights of the own steps for those of a run, each of the same expert where both
+    have two."""
+    if own.second is None or run.second is None:
+        return _interpolation(own.timesteps, run.timesteps)
+    at, to = own.second.begin, run.second.begin
+    parts = (slice(None, at), slice(None, to)), (slice(at, None), slice(to, None))
+    blocks = [_interpolation(own.timesteps[a], run.timesteps[b]) for a, b in parts]
+    return torch.block_diag(*blocks)  # type: ignore[no-untyped-call,no-any-return]
 
 
 def _interpolation(given: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:

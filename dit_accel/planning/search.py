@@ -24,7 +24,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from dit_accel.planning.plan import Extrapolation, Plan, SamplerCoefficients, line_sums
+from dit_accel.planning.plan import Plan, SamplerCoefficients, line_sums, used_steps
 
 PLAN_DEPTH = 4  # computed steps that an extrapolation uses
 PLAN_RIDGE = 1e-2  # of corrections that are fitted to uncached runs
@@ -106,21 +106,25 @@ def fit(
     Raises:
         ValueError: step 0 is not among the computed ones, or one is out of range.
     """
-    steps = sorted(set(computed))
-    if not steps or steps[0] != 0 or steps[-1] >= error_model.num_steps:
-        raise ValueError(
-            f"computed is {steps}; accepted: 0 and steps below {error_model.num_steps}"
-        )
+    steps, sampler = sorted(set(computed)), error_model.sampler
+    fixed = sampler.fixed_steps
+    if not {*fixed} <= {*steps} or steps[0] < 0 or steps[-1] >= error_model.num_steps:
+        accepted = " and ".join([*map(str, fixed), f"steps below {error_model.num_steps}"])
+        raise ValueError(f"computed is {steps}; accepted: {accepted}")
     error, by_window = _evaluate(torch.tensor([steps]), error_model, depth, ridge)
-    corrections = {opened: found[0] for opened, found in zip(steps, by_window, strict=True)}
-    return Plan.of(steps, error_model.sampler, corrections, depth), float(error[0])
+    corrections = {}
+    for opened, found in zip(steps, by_window, strict=True):
+        used = len(used_steps(steps, opened, depth, sampler.since(opened)))
+        places = found[0, :-1].view(len(sampler.branch_weights), -1)[:, :used].flatten()
+        corrections[opened] = torch.cat([places, found[0, -1:]])
+    return Plan.of(steps, sampler, corrections, depth), float(error[0])
 
 
 def _evaluate(
     computed: torch.Tensor, error_model: ErrorModel, depth: int, ridge: float
 ) -> tuple[torch.Tensor, list[torch.Tensor]]:
     """The recursion of the module's docstring, for C plans of k computed steps `(C, k)` at once:
-    E `(C,)`, and for each of the k windows its corrections `(C, features)`.
+    E `(C,)`, and for each of the k windows its corrections `(C, F)`, 0 where a step is not there.
 
     What does not depend on earlier windows is worked out for all of them first: a run may wait for
     the search, and its time goes into the number of operations, not into their size.
@@ -131,9 +135,13 @@ def _evaluate(
     ends = torch.cat([computed[:, 1:], torch.full((count, 1), sampler.num_steps)], 1)
     growth, fade = error_model.growth(computed, ends), error_model.fade(computed, ends)
     places = torch.arange(k)[:, None] - torch.arange(depth)  # of the steps used, latest first
-    exists = (places >= 0).repeat(1, len(sampler.branch_weights))
-    exists = torch.cat([exists, torch.ones(k, 1, dtype=torch.bool)], 1)  # the noise
-    used = computed[:, places.clamp_min(0)].flatten(0, 1)
+    used = computed[:, places.clamp_min(0)]  # (C, k, D)
+    since = torch.tensor([sampler.since(step) for step in range(sampler.num_steps)])
+    there = (places >= 0) & (used >= since[computed][:, :, None])
+    used = torch.where(there, used, computed[:, :, None]).flatten(0, 1)
+    weighs = sampler.step_weights.T[computed] != 0  # (C, k, B)
+    exists = (weighs[..., None] & there[:, :, None]).flatten(2)
+    exists = torch.cat([exists, torch.ones(count, k, 1, dtype=torch.bool)], 2)  # the noise
     opened, closed = computed.flatten(), ends.flatten()
     features = sampler.feature_rows(used)
     windows = sampler.omitted(opened, closed)  # -c_s at the extrapolated steps
@@ -154,7 +162,7 @@ def _evaluate(
         added = ((window @ gram) * (window + 2 * so_far)).sum(1)
         error = error * growth[:, place] ** 2 + added
         so_far = so_far + window
-        corrections.append(correction[:, exists[place]])
+        corrections.append(correction)
     return error.clamp_min(0.0), corrections
 
 
@@ -188,7 +196,7 @@ def energies(plan: Plan, error_model: ErrorModel) -> torch.Tensor:
         so_far = so_far * error_model.fade(*ends)
         window = sampler.omitted(*(end[None] for end in ends))[0]
         for step in range(opened + 1, closed):
-            _add_weights(window, plan.extrapolations[step], sampler, sampler.coefficients[step])
+            _add_weights(window, plan, step, sampler, sampler.coefficients[step])
         error = error + error_model.gram @ (window + 2 * so_far) @ window
         so_far = so_far + window
     return error.clamp_min(0.0)
@@ -201,22 +209,23 @@ def noise_energy(plan: Plan, error_model: ErrorModel) -> float:
     """
     sampler = error_model.sampler
     weights = torch.zeros(sampler.num_rows, dtype=torch.float64)
-    for step, extrapolation in plan.extrapolations.items():
+    for step in plan.extrapolations:
         grown = sampler.coefficients[step] * error_model.error_gain[step]
-        _add_weights(weights, extrapolation, sampler, grown)
+        _add_weights(weights, plan, step, sampler, grown)
     return float((weights.square() * error_model.mean_gram.diagonal()).sum())
 
 
 def _add_weights(
-    rows: torch.Tensor, extrapolation: Extrapolation, sampler: SamplerCoefficients,
-    scale: torch.Tensor,
-) -> None:  # fmt: skip
-    """Add `scale` times an extrapolated guided prediction to the weights of `rows` `(R,)`."""
+    rows: torch.Tensor, plan: Plan, step: int, sampler: SamplerCoefficients, scale: torch.Tensor
+) -> None:
+    """Add `scale` times the extrapolated guided prediction of a step to the weights of `rows`
+    `(R,)`."""
+    extrapolation = plan.extrapolations[step]
     rows[-1] += scale * extrapolation.noise_weight
-    components = zip(sampler.branch_weights, extrapolation.weights, strict=True)
+    components = zip(sampler.weights_at(step), extrapolation.weights, strict=True)
     for component, (branch_weight, weights) in enumerate(components):
-        for step, weight in weights.items():
-            rows[component * sampler.num_steps + step] += scale * branch_weight * weight
+        for used, weight in weights.items():
+            rows[component * sampler.num_steps + used] += scale * branch_weight * weight
 
 
 def search(
@@ -240,17 +249,17 @@ def search(
     Raises:
         ValueError: `count` is out of range.
     """
-    n = error_model.num_steps
-    if not 1 <= count <= n:
-        raise ValueError(f"count is {count}; accepted: 1 to {n}")
+    n, fixed = error_model.num_steps, error_model.sampler.fixed_steps
+    if not len(fixed) <= count <= n:
+        raise ValueError(f"count is {count}; accepted: {len(fixed)} to {n}")
     even = [0, *(1 + step for step in evenly(n - 1, count - 1))] if count > 1 else [0]
-    now = torch.tensor([_of_count(start or even, n, count)])
-    if count in (1, n):  # there is no other plan
+    now = torch.tensor([with_fixed(_of_count(start or even, n, count), error_model.sampler)])
+    if count in (len(fixed), n):  # there is no other plan
         return fit(now[0].tolist(), error_model, depth=depth, ridge=ridge)
     generator = torch.Generator().manual_seed(seed)
     best, least = now, _evaluate(now, error_model, depth, ridge)[0]
     for number in range(rounds):
-        plans = _neighbours(now, n, neighbours, generator)
+        plans = _neighbours(now, error_model.sampler, neighbours, generator)
         error, _ = _evaluate(plans, error_model, depth, ridge)
         temperature = 0.2 * (1 - number / rounds) + 1e-3
         odds = torch.softmax(-error.clamp_min(1e-300).log() / temperature, 0)
@@ -265,6 +274,15 @@ def evenly(num_steps: int, count: int) -> tuple[int, ...]:
     return tuple(sorted({round(place * num_steps / count) for place in range(count)}))
 
 
+def with_fixed(steps: Sequence[int], sampler: SamplerCoefficients) -> list[int]:
+    """As many steps, with all that every plan computes: a missing one takes the nearest's place."""
+    found, fixed = {*steps}, {*sampler.fixed_steps}
+    for missing in sorted(fixed - found):
+        found.remove(min(found - fixed, key=lambda step: abs(step - missing)))
+        found.add(missing)
+    return sorted(found)
+
+
 def _of_count(steps: Sequence[int], num_steps: int, count: int) -> list[int]:
     """Exactly `count` steps, 0 among them: the last ones are dropped, or missing ones added."""
     first = sorted({*steps, 0})[:count]
@@ -273,16 +291,18 @@ def _of_count(steps: Sequence[int], num_steps: int, count: int) -> list[int]:
 
 
 def _neighbours(
-    now: torch.Tensor, num_steps: int, number: int, generator: torch.Generator
+    now: torch.Tensor, sampler: SamplerCoefficients, number: int, generator: torch.Generator
 ) -> torch.Tensor:
     """`(C, k)`: plans with one computed step of `now` `(1, k)` but 0 moved, mostly by 1 or 2, and
-    `now`; moves to a computed step or out of range are left out."""
+    `now`; moves to a computed step or out of range, or of a fixed one, are left out."""
+    num_steps = sampler.num_steps
     place = torch.randint(1, now.shape[1], (number,), generator=generator)
     near = now[0, place] + torch.randint(0, 4, (number,), generator=generator) - 2
     near = torch.where(near >= now[0, place], near + 1, near)  # by -2, -1, 1 or 2
     far = torch.randint(1, num_steps, (number,), generator=generator)
     to = torch.where(torch.rand(number, generator=generator) < 0.6, near, far)
     impossible = (now == to[:, None]).any(1) | (to < 1) | (to >= num_steps)
+    impossible |= torch.isin(now[0, place], torch.tensor(sampler.fixed_steps))
     moved = now.repeat(number, 1)
     moved[torch.arange(number), place] = to
     return torch.cat([moved[~impossible].sort(1).values, now])

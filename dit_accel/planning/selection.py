@@ -159,6 +159,7 @@ def coefficients_before_run(
     """
     weights = branch_weights(profile, guidance, separate=separate)
     own = dataclasses.replace(profile.sampler, branch_weights=weights)
+    second = own.second
     if scheduler is None and num_steps != own.num_steps:
         raise ValueError(
             f"steps is {num_steps}, and the profile is of {own.num_steps}: other timesteps need "
@@ -167,7 +168,11 @@ def coefficients_before_run(
     if scheduler is None:
         return own
     try:
-        return planned_coefficients(scheduler, num_steps, weights)
+        found = planned_coefficients(scheduler, num_steps, weights)
+        if second is not None:  # it takes over between the same times
+            time = own.timesteps[second.begin - 1 : second.begin + 1].mean()
+            second = dataclasses.replace(second, begin=int((found.timesteps > time).sum()))
+        return dataclasses.replace(found, second=second)
     except ValueError:
         return own if num_steps == own.num_steps else None
 
@@ -182,9 +187,8 @@ def _as_calibrated(run: SamplerCoefficients, own: SamplerCoefficients) -> bool:
         run.num_steps == own.num_steps
         and torch.allclose(run.timesteps, own.timesteps, rtol=1e-3)
         and torch.allclose(run.coefficients, own.coefficients, rtol=1e-2, atol=1e-4)
-        and all(
-            abs(a - b) < 1e-6 for a, b in zip(run.branch_weights, own.branch_weights, strict=True)
-        )
+        and run.fixed_steps == own.fixed_steps
+        and torch.allclose(run.step_weights, own.step_weights, rtol=0.0, atol=1e-6)
     )
 
 
@@ -250,9 +254,11 @@ def _choice_of(profile: Profile, candidate: CandidatePlan, reach: float | None) 
     )  # fmt: skip
     errors, spreads = candidate.extrapolation_error.tolist(), candidate.error_spread.tolist()
     bands = dict(zip(candidate.computed, map(ErrorBand, errors, spreads), strict=True))
-    for step in candidate.computed[:2]:  # a line goes through two steps
-        del bands[step]
+    for first in sampler.fixed_steps:  # a line goes through two steps of one expert
+        for step in [step for step in candidate.computed if step >= first][:2]:
+            bands.pop(step, None)
     return PlanChoice(
         plan, sampler.branch_weights, tuple(sampler.timesteps.tolist()), estimate, bands,
+        second=sampler.second,
         min_bits=prediction.min_bits(plan, profile.error_model, float(candidate.latents_db.mean())),
     )  # fmt: skip

@@ -21,7 +21,7 @@ from dit_accel.planning.candidate import CandidatePlan
 from dit_accel.planning.plan import Plan, SamplerCoefficients
 from dit_accel.planning.prediction import COVERAGE, PlanChoice, QualityDistribution, QualityEstimate
 from dit_accel.planning.profile import Profile
-from dit_accel.planning.search import ErrorModel, evenly, fit, search
+from dit_accel.planning.search import ErrorModel, evenly, fit, search, with_fixed
 
 UNREFINED_DB = 4.0  # what refining gains; a plan that was not refined does not have it
 _ROUNDS = 12  # of the search, which starts near a known plan
@@ -88,7 +88,7 @@ def _mapped(profile: Profile, sampler: SamplerCoefficients, count: int) -> list[
     """Computed steps at the timesteps of the nearest candidate; evenly where there is none. Where
     predictions are computed matters far more than how many steps lie between them."""
     if not profile.candidates:
-        return list(evenly(sampler.num_steps, count))
+        return with_fixed(evenly(sampler.num_steps, count), sampler)
     own, times = _nearest(profile, count).computed, profile.sampler.timesteps
     found: list[int] = [0]
     for place in range(1, count):
@@ -97,7 +97,7 @@ def _mapped(profile: Profile, sampler: SamplerCoefficients, count: int) -> list[
         time = torch.lerp(times[own[low]], times[own[low + 1]], at - low)
         near = (sampler.timesteps - time).abs().argsort().tolist()
         found.append(next(step for step in near if step not in found))
-    return sorted(found)
+    return with_fixed(found, sampler)
 
 
 def _nearest(profile: Profile, count: int) -> CandidatePlan:
@@ -132,6 +132,7 @@ def _choice_of(
         plan, sampler.branch_weights, tuple(sampler.timesteps.tolist()),
         QualityEstimate(sampler.num_steps / count, count, psnr, low, high, reach), {},
         notes=("Planned from inner products; no run of this plan was made in calibration.",),
+        second=sampler.second,
         min_bits=prediction.min_bits(plan, error_model, latents_db),
     )  # fmt: skip
 
@@ -151,5 +152,5 @@ def compute_all(
     exact = QualityEstimate(1.0, sampler.num_steps, math.inf, math.inf, math.inf, 1.0)
     return PlanChoice(
         Plan(sampler.num_steps, {}), sampler.branch_weights, tuple(sampler.timesteps.tolist()),
-        exact, {}, notes=notes,
+        exact, {}, notes=notes, second=sampler.second,
     )  # fmt: skip

@@ -17,7 +17,7 @@ from dit_accel.caching.controller import RunController
 from dit_accel.core.families import family_of
 from dit_accel.core.session import RunInfo
 from dit_accel.planning.lookup import PROFILE_FILE, cached_path, find_profile, profile_key
-from dit_accel.planning.plan import SamplerCoefficients
+from dit_accel.planning.plan import SamplerCoefficients, SecondExpert
 from dit_accel.planning.profile import OTHER_SIZE_DB, Profile
 from dit_accel.planning.profile_file import ProfileError
 from dit_accel.planning.sampler import planned_coefficients
@@ -259,13 +259,58 @@ def test_a_recorded_run_that_was_broken_off_is_recorded_anew(pipe):
 
 
 @pytest.mark.parametrize("known", [True, False])
-def test_few_steps_are_refused(pipe, known):
+def test_a_run_of_few_steps_is_left_alone(pipe, stock, known):
+    """As the second stage of LTX-2, which the same pipeline makes; the next run is as before."""
     profile = profile_for(pipe) if known else None
-    with (
-        accelerate(pipe, profile=profile, quality=30.0),
-        pytest.raises(ValueError, match="4 steps is too short to extrapolate in; accepted: 8"),
-    ):
-        run(pipe, num_inference_steps=4)
+    short = run(pipe, num_inference_steps=4)
+    with accelerate(pipe, profile=profile, speedup=2.0) as handle:
+        first = run(pipe)
+        assert np.array_equal(run(pipe, num_inference_steps=4), short)
+        assert handle.report().notes == (
+            "Computed whole: 4 steps are too few to extrapolate in. A threshold accelerates such "
+            "runs too.",
+        )
+        assert np.array_equal(first, stock) == (not known)
+        run(pipe)
+        assert handle.report().steps_computed == STEPS / 2
+
+
+@pytest.mark.parametrize("there", [None, 1.5, 1.0])
+def test_no_window_reaches_from_one_expert_to_the_other(there):
+    """The second one's first step is computed, and its weights are those of its own guidance."""
+    pipe = tiny.tiny_wan(transformer_2=True, boundary_ratio=0.8)
+    with accelerate(pipe, speedup=2.0) as handle:
+        run(pipe, guidance_scale_2=there)
+        run(pipe, guidance_scale_2=there)
+        report, policy = handle.report(), handle.executor.policy
+    begins = int((pipe.scheduler.timesteps >= 800).sum())
+    assert 0 < begins < STEPS
+    assert policy.second == SecondExpert(begins, (1 - (there or GUIDANCE)) / (1 - GUIDANCE))
+    assert begins in report.planned
+    assert report.steps_computed == STEPS / 2
+    used = [
+        (step, before)
+        for step, one in policy.plan.extrapolations.items() for weights in one.weights
+        for before in weights
+    ]  # fmt: skip
+    assert all((before < begins) == (step < begins) for step, before in used)
+    assert not report.notes[1:]
+
+
+def test_guidance_that_changes_in_the_run_is_noted(pipe):
+    def change(pipe: Any, step: int, *_: Any) -> Any:
+        if step == 4:
+            pipe._guidance_scale = 1.5
+        return {}
+
+    with accelerate(pipe, profile=profile_for(pipe), speedup=2.0) as handle:
+        run(pipe, callback_on_step_end=change)
+        assert handle.report().notes[-1] == (
+            "Guidance changed from 4 to 1.5 at step 5: the plan weighs the branches as at the "
+            "first step."
+        )
+        run(pipe)
+        assert not any("Guidance changed" in note for note in handle.report().notes)
 
 
 # --- decisions ---

@@ -9,7 +9,7 @@ import pytest
 
 from dit_accel.caching.guard import LONG_RUN_STEPS, MAX_EXPECTED_ERROR, GuardedPolicy
 from dit_accel.core.session import RunInfo
-from dit_accel.planning.plan import Extrapolation, Plan
+from dit_accel.planning.plan import Extrapolation, Plan, SecondExpert
 from dit_accel.planning.prediction import (
     MAX_BAND_SCORE,
     MIN_ERROR_FOR_GUARD,
@@ -247,6 +247,20 @@ def test_a_short_step_may_be_missed_by_more():
         for step, error in ((0, None), (1, None), (2, extrapolation_error)):
             policy.observe(step, error, 0.5)
         assert (policy.extrapolation_at(3) is not None) == extrapolated
+
+
+@pytest.mark.parametrize("state", ["abandoned", "untrusted"])
+def test_no_line_goes_through_the_other_experts_values(state):
+    """The second expert's first step is computed, and a line then has its own values alone."""
+    policy = guarded(trusted=state == "abandoned", second=SecondExpert(10))
+    for step in (6, 7, 8, 9):
+        policy.observe(step, 1e-4, 1.0)
+        if state == "abandoned" and step == 6:
+            policy.on_invalid(step, "the text changed")
+    assert policy.extrapolation_at(10) is None
+    policy.observe(10, 1e-4, 1.0)
+    after = policy.extrapolation_at(11)
+    assert after is None if state == "untrusted" else [*after.weights[0]] == [10]
 
 
 @pytest.mark.parametrize("extrapolation_error", [1.0, math.inf])

@@ -18,11 +18,12 @@ from dit_accel.calibration import record as recordings
 from dit_accel.calibration import refine
 from dit_accel.calibration.calibrate import calibrate, fit_passes
 from dit_accel.calibration.record import NotLinearError, gain_and_memory, probe_steps, record
+from dit_accel.core import session
 from dit_accel.core.generation import ClipSpec, call_arguments
 from dit_accel.evaluation import speed
 from dit_accel.metrics import psnr
 from dit_accel.models.checkpoints import DENOISERS
-from dit_accel.planning.plan import Extrapolation, Plan
+from dit_accel.planning.plan import Extrapolation, Plan, SecondExpert
 from dit_accel.planning.profile import Profile
 from dit_accel.planning.sampler import coefficients_of, planned_coefficients
 from dit_accel.planning.search import ErrorModel, energies
@@ -353,8 +354,32 @@ def test_families_of_one_forward_a_step_are_calibrated_as_one_part(name, monkeyp
     assert torch.isfinite(latents).all()
 
 
+def test_experts_with_a_guidance_each_are_calibrated(tmp_path):
+    """No window of a candidate reaches across the switch, and the profile's file knows it."""
+    pipe = tiny.tiny_wan(transformer_2=True, boundary_ratio=0.8)
+    scales = {"guidance_scale_2": 1.5}
+    profile = calibrate(pipe, CLIPS[:2], speedups=(2.0,), probes=2, probed=1, overrides=scales)
+    profile.save(tmp_path / "a.safetensors")
+    second = Profile.load(tmp_path / "a.safetensors").sampler.second
+    begins = int((profile.sampler.timesteps >= 800).sum())
+    assert second == SecondExpert(begins, share=pytest.approx(0.5 / 3))
+    (candidate,) = profile.candidates
+    plan = profile.plan_of(candidate)
+    assert begins in plan.computed
+    assert all(
+        (used < begins) == (step < begins)
+        for step, one in plan.extrapolations.items() for weights in one.weights for used in weights
+    )  # fmt: skip
+    with accelerate(pipe, speedup=2.0, profile=profile) as handle:
+        pipe(**call_arguments(pipe, CLIPS[0]) | scales)
+        report = handle.report()
+    assert report.planned == candidate.computed
+    assert not any("inner products" in note for note in report.notes)
+
+
 def test_a_guidance_that_varies_is_refused_for_candidates(monkeypatch):
-    """Wan 2.2 may guide its experts differently: what is cached by branch is then no prediction."""
+    """Where a pipeline does not say so, what is cached by branch is no prediction."""
+    monkeypatch.setattr(session, "second_guidance", lambda _: None)
     pipe = tiny.tiny_wan(transformer_2=True)
     with pytest.raises(ValueError, match="guidance is not 4 at every step; accepted: the same"):
         calibrate(

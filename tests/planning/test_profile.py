@@ -20,7 +20,7 @@ from dit_accel.planning import profile as profile_file
 from dit_accel.planning import profile_key
 from dit_accel.planning.candidate import CandidatePlan
 from dit_accel.planning.difficulty import PromptDifficulty
-from dit_accel.planning.plan import Extrapolation, SamplerCoefficients
+from dit_accel.planning.plan import Extrapolation, SamplerCoefficients, SecondExpert
 from dit_accel.planning.profile import Profile
 from dit_accel.planning.profile_file import ProfileError
 from dit_accel.planning.profile_key import ProfileKey
@@ -150,7 +150,8 @@ def test_the_old_section_of_careful_plans_is_read_over(profile, tmp_path, carefu
     ("kind", "names", "elsewhere"),
     [
         (ProfileKey, profile_key.KEY_NAMES, set()),
-        (SamplerCoefficients, profile_file.COEFFICIENTS_NAMES, set()),
+        (SamplerCoefficients, profile_file.COEFFICIENTS_NAMES, {"second"}),
+        (SecondExpert, profile_file.SECOND_NAMES, set()),
         (CandidatePlan, candidate_file.CANDIDATE_NAMES, {"computed"}),  # in the header
         (PromptDifficulty, profile_file.DIFFICULTY_NAMES, set()),
         (Profile, profile_file.PROFILE_NAMES,

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import pytest
 import torch
 
-from dit_accel.planning.plan import Extrapolation, Plan, SamplerCoefficients
-from dit_accel.planning.search import ErrorModel, energies, evenly, fit, noise_energy, search
+from dit_accel.planning.plan import Extrapolation, Plan, SamplerCoefficients, SecondExpert
+from dit_accel.planning.search import (
+    ErrorModel,
+    energies,
+    evenly,
+    fit,
+    noise_energy,
+    search,
+    with_fixed,
+)
 
 
 def field_of(
@@ -244,3 +253,47 @@ def test_noise_on_cached_values_adds_up_as_it_does_in_a_linear_sampler():
 def test_a_plan_that_computes_all_has_nothing_to_be_spoilt():
     field = field_of([[1.0, 2.0]] * 4, noise=[3.0, 4.0])
     assert noise_energy(Plan(4, {}), field) == 0.0
+
+
+# --- two experts ---
+
+
+def test_a_window_of_the_second_expert_uses_its_own_predictions():
+    """Four predictions of one number: 1, 2 of the first expert, 10, 11 of the second."""
+    field = field_of([[1.0], [2.0], [10.0], [11.0]])
+    field = dataclasses.replace(
+        field, sampler=dataclasses.replace(field.sampler, second=SecondExpert(2))
+    )
+    plan, error = fit([0, 2], field, ridge=0.0)
+    # Step 1 is 2 times step 0. Step 3 is 1.1 times step 2, and no share of step 0.
+    assert plan.extrapolations[1].weights[0] == pytest.approx({0: 2.0})
+    assert plan.extrapolations[3].weights[0] == pytest.approx({2: 1.1})
+    assert error == pytest.approx(0.0)
+    with pytest.raises(ValueError, match=r"computed is \[0, 1\]; accepted: 0 and 2 and"):
+        fit([0, 1], field)
+
+
+@pytest.mark.parametrize("share", [1.0, 0.3, 0.0])
+def test_with_two_experts_the_written_out_form_gives_the_same_error(share):
+    """Two components, whose second weighs another number at the second expert."""
+    field = field_of(
+        smooth(), second=smooth(seed=1), noise=[0.3] * 6, mix=(1.0, -3.0), error_memory=9.0
+    )
+    sampler = dataclasses.replace(field.sampler, second=SecondExpert(8, share))
+    field = dataclasses.replace(field, sampler=sampler)
+    plan, error = search(field, 7, rounds=10)
+    assert {0, 8} <= {*plan.computed}
+    assert len(plan.computed) == 7
+    assert energies(plan, field).item() == pytest.approx(error, rel=1e-9)
+    assert error == pytest.approx(fit(plan.computed, field)[1])
+    for step, one in plan.extrapolations.items():
+        assert all(
+            (used < 8) == (step < 8) and math.isfinite(weight)
+            for weights in one.weights for used, weight in weights.items()
+        )  # fmt: skip
+
+
+def test_a_missing_first_step_of_an_expert_takes_the_nearest_steps_place():
+    sampler = dataclasses.replace(field_of(smooth()).sampler, second=SecondExpert(8))
+    assert with_fixed([0, 3, 9, 12], sampler) == [0, 3, 8, 12]
+    assert with_fixed([0, 8, 9], sampler) == [0, 8, 9]
