@@ -1,18 +1,30 @@
 """The pipeline subclass: the parent in everything but speed and the report."""
 
+import inspect
 import json
 import shutil
+from pathlib import Path
 
+import diffusers
 import numpy as np
 import pytest
 import torch
 from diffusers import DiffusionPipeline, WanPipeline
+from diffusers.utils.dynamic_modules_utils import get_class_from_dynamic_module
+from pipeline_rows import ROWS
 from tiny import CALL, tiny_wan
 
-from dit_accel import EDCW, SpeedupConfig
+from dit_accel import EDCW, SpeedupConfig, ThresholdConfig
+from dit_accel.config import PlanConfig
+from dit_accel.planning.plan import Extrapolation, Plan
 
 pipelines = pytest.importorskip("dit_accel.pipelines", reason="not installed")
 Accelerated = pipelines.AcceleratedWanPipeline
+CLASSES = [name for name in dir(pipelines) if name.endswith("Pipeline")]
+CLASSES.remove("AcceleratedPipeline")
+SOME = Plan(10, {step: Extrapolation(({step - 1: 1.0},)) for step in (3, 5, 7)})
+OURS = ("threshold", "site", "quality", "speedup", "profile", "config")
+FIRST = {row.pipeline: row for row in reversed(ROWS)}  # the first row of each pipeline
 
 
 def call(pipe, **changes):
@@ -83,8 +95,6 @@ def test_saved_as_the_parent_so_that_anyone_can_load_it(folder, stock, tmp_path)
 
 
 def test_loads_by_path_as_a_custom_pipeline(folder, stock, monkeypatch, tmp_path):
-    from pathlib import Path
-
     source = Path(pipelines.__file__).with_name("wan.py")
     pipe = DiffusionPipeline.from_pretrained(
         folder, custom_pipeline=str(source), trust_remote_code=True
@@ -138,3 +148,96 @@ def test_one_target_a_call(folder, profile_file):
         call(load(folder), quality=30, threshold=0.1, profile=profile_file)
     with pytest.raises(ValueError, match="profile is given; accepted: with quality"):
         call(load(folder), profile=profile_file)
+
+
+# --- every class --------------------------------------------------------------------------------
+
+
+def parent_of(name):
+    """The name of the parent, where this diffusers has it."""
+    parent = name.removeprefix("Accelerated")
+    if not hasattr(diffusers, parent) or not FIRST[parent].is_there:
+        pytest.skip(f"diffusers {diffusers.__version__} has no {parent}, or not all of its parts")
+    return parent
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_every_class_is_its_parent_with_a_report(name):
+    row = FIRST[parent_of(name)]
+    stock = row.build()
+    expected = row.run(stock)
+    pipe = getattr(pipelines, name).from_pipe(stock)
+    pipe.set_progress_bar_config(disable=True)
+    assert type(pipe).parent is type(stock) and pipe.transformer is stock.transformer
+    assert torch.equal(row.run(pipe, config=PlanConfig(Plan(10, {}))), expected)
+    assert pipe.last_report.steps_computed == 10
+    assert not torch.equal(row.run(pipe, config=PlanConfig(SOME)), expected)
+    assert pipe.last_report.steps_computed == 7
+    assert torch.equal(row.run(stock), expected)  # nothing is left behind
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_every_file_is_loaded_alone_by_its_path(name, tmp_path):
+    """diffusers copies one file, and accepts one class in it."""
+    parent = parent_of(name)
+    home = Path(inspect.getfile(getattr(pipelines, name)))
+    shutil.copy(home, tmp_path)
+    known = inspect.signature(get_class_from_dynamic_module).parameters
+    consent = {"trust_remote_code": True} if "trust_remote_code" in known else {}
+    found = get_class_from_dynamic_module(tmp_path, module_file=home.name, **consent)
+    assert found.__name__ == name and issubclass(found, getattr(diffusers, parent))
+    theirs = inspect.signature(getattr(diffusers, parent).__call__).parameters
+    ours = inspect.signature(found.__call__).parameters
+    assert ours.keys() - theirs.keys() == set(OURS) and list(ours)[: len(theirs)] == list(theirs)
+
+
+# --- settings that travel ------------------------------------------------------------------------
+
+
+def test_settings_and_profile_are_saved_and_come_back(folder, profile_file, tmp_path):
+    pipe = load(folder)
+    assert pipe.acceleration is None
+    pipe.acceleration = SpeedupConfig(2, profile=str(profile_file), guard=False)
+    pipe.save_pretrained(tmp_path / "mine")
+    by_path = DiffusionPipeline.from_pretrained(
+        tmp_path / "mine", trust_remote_code=True,
+        custom_pipeline=str(Path(pipelines.__file__).with_name("wan.py")),
+    )  # fmt: skip
+    for again in (Accelerated.from_pretrained(tmp_path / "mine"), by_path):
+        again.set_progress_bar_config(disable=True)
+        assert again.acceleration == SpeedupConfig(2, guard=False)
+        report = call(again, num_frames=5).report
+        assert report.steps_computed == 5 and report.prediction["psnr_db"] > 0
+        assert call(again, num_frames=5, threshold=0).report.steps_computed == 10
+    again.acceleration = ThresholdConfig(0.3, site="block")
+    again.save_pretrained(tmp_path / "mine")
+    assert Accelerated.from_pretrained(tmp_path / "mine").acceleration == again.acceleration
+    again.acceleration = None
+    again.save_pretrained(tmp_path / "mine")
+    assert Accelerated.from_pretrained(tmp_path / "mine").acceleration is None
+
+
+def test_settings_go_along_with_from_pipe(folder):
+    pipe = load(folder)
+    pipe.acceleration = ThresholdConfig(0.0)
+    assert Accelerated.from_pipe(pipe).acceleration == ThresholdConfig(0.0)
+    assert Accelerated.from_pipe(WanPipeline.from_pretrained(folder)).acceleration is None
+
+
+def test_settings_that_cannot_be_saved_or_read_are_named(folder, tmp_path):
+    pipe = load(folder)
+    with pytest.raises(ValueError, match="acceleration is 2; accepted: an AccelConfig"):
+        pipe.acceleration = 2
+    pipe.acceleration = PlanConfig(SOME)
+    with pytest.raises(ValueError, match="plan is a Plan, which is no plain value"):
+        pipe.save_pretrained(tmp_path / "mine")
+    assert not (tmp_path / "mine").exists()
+    pipe.acceleration = ThresholdConfig(0.3)
+    pipe.save_pretrained(tmp_path / "mine")
+    settings = tmp_path / "mine" / "dit-accel.json"
+    settings.write_text('{"kind": "threshold", "treshold": 1}')
+    with pytest.raises(ValueError, match=r"dit-accel.json.*treshold; accepted: .*threshold"):
+        call(load(tmp_path / "mine"))
+    settings.write_text("{")
+    with pytest.raises(ValueError, match=r"dit-accel.json"):
+        _ = load(tmp_path / "mine").acceleration
