@@ -21,7 +21,8 @@ from typing import Any
 from dit_accel.core.generation import ClipSpec
 from dit_accel.evaluation.methods.row import UNCACHED, Setting
 from dit_accel.evaluation.prompts import EvaluationPrompt
-from dit_accel.models.setup import Setup, lora_of
+from dit_accel.models.lora import lora_of
+from dit_accel.models.setup import Setup
 from dit_accel.planning.lookup import PROFILE_FILE
 
 MANIFEST_FORMAT = 1
@@ -170,7 +171,7 @@ def fingerprint(folder: Path, setup: Setup | None = None) -> str:
     more = setup.to_dict() if setup is not None else {}
     if more:
         digest.update(json.dumps(more, sort_keys=True).encode())
-        loras = [lora_of(text)[0] for text in more.get("lora", ())]
+        loras = [lora_of(text).file for text in more.get("lora", ())]
         files |= {path: path for path in loras if path.is_file()}
     for path, name in sorted(files.items()):
         if path == folder / PROFILE_FILE:

@@ -91,8 +91,7 @@ def dispatched(model: LoadableModel) -> bool:
     import diffusers
     import torch
 
-    part = next(p for p in ("transformer", "transformer_2") if (model.folder / p).is_dir())
-    config = read_object(model.folder / part / "config.json")
+    config = read_object(model.folder / model.denoisers[0] / "config.json")
     kind: Any = getattr(diffusers, model.family.transformer)
     with torch.device("meta"):
         built = kind.from_config(config)

@@ -24,6 +24,7 @@ from dit_accel.models import miniature
 from dit_accel.models.families import FAMILIES, Family
 from dit_accel.models.json_file import read_object
 
+EXPERTS = ("transformer", "transformer_2")  # components that may denoise
 REACH_SECONDS = 5.0
 CONFIG_FILES = ["model_index.json", "*/config.json", "*/*_config.json", "generation_defaults.json"]
 MINIATURE = "without a model, the embedded miniature runs and needs nothing"
@@ -48,6 +49,11 @@ class LoadableModel:
     index: dict[str, Any]
     family: Family
     variant: str | None = None
+
+    @property
+    def denoisers(self) -> tuple[str, ...]:
+        """The experts that it has."""
+        return tuple(name for name in EXPERTS if _class_of(self.index, name) is not None)
 
 
 @dataclass(frozen=True)
@@ -261,7 +267,7 @@ def _class_of(index: dict[str, Any], part: str) -> str | None:
 
 
 def _missing_configs(folder: Path) -> list[str]:
-    found = [(folder / part / "config.json").is_file() for part in ("transformer", "transformer_2")]
+    found = [(folder / part / "config.json").is_file() for part in EXPERTS]
     missing = [] if any(found) else ["transformer/config.json"]
     return missing if (folder / "vae" / "config.json").is_file() else [*missing, "vae/config.json"]
 

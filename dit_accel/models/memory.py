@@ -27,8 +27,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from dit_accel.models import quantizing
-from dit_accel.models.loading import LoadableModel
-from dit_accel.models.setup import EXPERTS, Setup
+from dit_accel.models.loading import EXPERTS, LoadableModel
+from dit_accel.models.setup import Setup
 
 LARGEST_HEADER = 100_000_000
 _BITS = {"F64": 64, "F32": 32, "BF16": 16, "F16": 16, "I64": 64, "I32": 32}  # others have 8

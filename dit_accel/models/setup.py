@@ -10,19 +10,16 @@ Source: ours.
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 import inspect
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from dit_accel.models import backends, loading, quantizing
-from dit_accel.models.loading import LoadableModel, ModelError, ModelLoadError
+from dit_accel.models import backends, loading, lora, quantizing
+from dit_accel.models.loading import EXPERTS, LoadableModel, ModelError, ModelLoadError
 
 OFFLOADS = ("none", "model", "sequential", "group")
-EXPERTS = ("transformer", "transformer_2")
 MASKED_FAMILIES = ("hunyuan-video", "ltx")  # families whose attentions get a mask
 # Pipelines of diffusers that run on another one's folder when an input is given.
 SIBLINGS = {
@@ -37,7 +34,7 @@ class Setup:
     """What is done to a pipeline after it is loaded; by default nothing.
 
     Args:
-        lora: files or folders with a weight each, `PATH` or `PATH:WEIGHT`.
+        lora: files or folders, each `[EXPERT=]PATH[:WEIGHT]`.
         offload: of weights to the CPU: one of `OFFLOADS`.
         compile: whether the denoiser's blocks are compiled.
         attention_backend: of diffusers' attention dispatcher, by name.
@@ -67,7 +64,7 @@ class Setup:
                 "quantize and offload=sequential are given: must be model, group or none"
             )
         for text in self.lora:
-            lora_of(text)
+            lora.lora_of(text)
         quantizing.check(self.quantize)
 
     def to_dict(self) -> dict[str, Any]:
@@ -79,18 +76,6 @@ class Setup:
 
 def _fields() -> tuple[dataclasses.Field[Any], ...]:
     return dataclasses.fields(Setup)
-
-
-def lora_of(text: str) -> tuple[Path, float]:
-    """Path and weight of a LoRA; the weight is 1 where none is given."""
-    path, separator, weight = text.rpartition(":")
-    try:
-        found = (Path(path), float(weight)) if separator else (Path(text), 1.0)
-    except ValueError:
-        found = Path(text), 1.0
-    if not -100 <= found[1] <= 100:
-        raise ModelError(f"lora is {text!r}: its weight must be from -100 to 100")
-    return found
 
 
 def with_input(model: LoadableModel, given: str) -> LoadableModel:
@@ -119,7 +104,7 @@ def check(setup: Setup, model: LoadableModel, device: str) -> None:
         ModelError: naming the argument.
     """
     for text in setup.lora:
-        _check_lora(text, model)
+        lora.check(text, model)
     if setup.scheduler is not None:
         scheduler_of(setup.scheduler, model)
     if setup.attention_backend is not None:
@@ -143,7 +128,7 @@ def load(model: LoadableModel, setup: Setup, *, device: str, dtype: str) -> Any:
 
     more: dict[str, Any] = {}
     if setup.quantize is not None:
-        parts = [name for name in EXPERTS if (model.folder / name).is_dir()]
+        parts = list(model.denoisers)
         kind = getattr(torch, dtype)
         more["quantization_config"] = quantizing.config_of(setup.quantize, parts, kind)
     return loading.read(model, dtype=dtype, place=lambda pipe: apply(pipe, setup, device), **more)
@@ -157,7 +142,7 @@ def apply(pipe: Any, setup: Setup, device: str) -> None:
     """
     steps: tuple[tuple[str, Any, Callable[[], None]], ...] = (
         ("scheduler", setup.scheduler, lambda: _schedule(pipe, str(setup.scheduler))),
-        ("lora", setup.lora, lambda: _load_loras(pipe, setup.lora)),
+        ("lora", setup.lora, lambda: lora.load(pipe, setup.lora)),
         ("attention_backend", setup.attention_backend,
          lambda: _set_backend(pipe, str(setup.attention_backend))),
         ("vae_tiling", setup.vae_tiling, lambda: pipe.vae.enable_tiling()),
@@ -229,43 +214,6 @@ def _schedule(pipe: Any, name: str) -> None:
     elif flow:
         more = {"shift": shift}
     pipe.scheduler = kind.from_config(config, **more)
-
-
-def _check_lora(text: str, model: LoadableModel) -> None:
-    import diffusers
-
-    path, _ = lora_of(text)
-    kind = getattr(diffusers, str(model.index["_class_name"]), None)
-    if not hasattr(kind, "load_lora_weights"):
-        raise ModelError(f"lora is {text!r}: {kind and kind.__name__} of diffusers takes none")
-    files = sorted(path.glob("*.safetensors")) if path.is_dir() else [path]
-    if not files or not files[0].is_file():
-        raise ModelError(f"lora is {text!r}: no such file, and no folder with a .safetensors")
-    try:
-        from safetensors import safe_open
-
-        with safe_open(files[0], framework="np") as file:
-            names = list(file.keys())
-    except Exception as error:
-        raise ModelError(f"lora is {text!r}, which is no .safetensors file: {error}") from error
-    if not any("lora" in name.lower() for name in names):
-        raise ModelError(f"lora is {text!r}: none of its {len(names)} tensors is one of a LoRA")
-    if importlib.util.find_spec("peft") is None:
-        raise ModelError(f"lora is {text!r}: peft is not installed: pip install peft")
-
-
-def _load_loras(pipe: Any, texts: tuple[str, ...]) -> None:
-    names = [f"lora_{index}" for index in range(len(texts))]
-    for name, text in zip(names, texts, strict=True):
-        path, _ = lora_of(text)
-        given = {"weight_name": path.name} if path.is_file() else {}
-        folder = path.parent if path.is_file() else path
-        pipe.load_lora_weights(str(folder), adapter_name=name, local_files_only=True, **given)
-    carrying = {name for loaded in pipe.get_list_adapters().values() for name in loaded}
-    for name, text in zip(names, texts, strict=True):
-        if name not in carrying:  # diffusers only warns where no tensor fits
-            raise ModelLoadError(f"lora is {text!r}: none of its tensors fits this model")
-    pipe.set_adapters(names, [lora_of(text)[1] for text in texts])
 
 
 def check_backend(name: str, device: str) -> bool:

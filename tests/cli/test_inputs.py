@@ -21,7 +21,7 @@ from typer.testing import Result
 
 from dit_accel.cli.run.inputs import Inputs
 from dit_accel.models import loading, setup
-from dit_accel.models.setup import Setup, lora_of
+from dit_accel.models.setup import Setup
 
 ALL_BUT_LAST = ["--threshold", "0", "--output"]
 
@@ -111,6 +111,7 @@ REFUSED = [
     (["--quantize", "int3"], "--quantize is 'int3': must be one of bnb4"),
     (["--lora", "no.safetensors:0.5"], "no.safetensors:0.5': no such file"),
     (["--lora", "text.png"], "text.png', which is no .safetensors file"),
+    (["--lora", "transformer_2=red.png"], "the model has no transformer_2; it has transformer"),
     (["--lora", "red.png:200"], "--lora is 'red.png:200': its weight must be from -100 to 100"),
     (["--revision", "main"], "--revision is 'main': applies to hub ids"),
     (["--variant", "fp16"], "--variant is 'fp16', of model"),
@@ -214,12 +215,6 @@ def test_a_lora_is_loaded_with_its_weight(make: Callable[..., Result], here: Pat
     assert np.array_equal(clips["none"], clips["zero"])
     assert not np.array_equal(clips["none"], clips["one"])
     assert np.allclose(clips["none"], clips["both"], atol=1e-4)  # 1 and -1 of the same
-
-
-def test_the_weight_of_a_lora() -> None:
-    assert lora_of("a/b.safetensors:0.5") == (Path("a/b.safetensors"), 0.5)
-    assert lora_of("a/b.safetensors") == (Path("a/b.safetensors"), 1.0)
-    assert lora_of("C:/b.safetensors") == (Path("C:/b.safetensors"), 1.0)
 
 
 def test_a_setup_is_stored_with_an_evaluation(model_folder: Path) -> None:

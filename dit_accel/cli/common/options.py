@@ -211,8 +211,9 @@ class ClipOptions(SizeOptions, InputOptions, VersionOptions, MachineOptions):
     """What decides a clip, but for its prompt and seed, and where it is made."""
 
     lora: list[str] | None = option(
-        None, "A LoRA; give it again for a further one.", panel=MODEL, metavar="PATH[:WEIGHT]"
-    )
+        None, "A LoRA, of one expert or all; give it again for a further one.", panel=MODEL,
+        metavar="[EXPERT=]PATH[:WEIGHT]",
+    )  # fmt: skip
     scheduler: str | None = option(
         None, "A scheduler class of diffusers.", panel=MODEL, metavar="NAME", shown=MODELS
     )

@@ -30,6 +30,7 @@ from dit_accel.models.loading import (
     choose_dtype,
     resolve_model,
 )
+from dit_accel.models.lora import lora_of
 from dit_accel.models.setup import Setup
 
 FALLBACK_FPS = 16.0
@@ -178,10 +179,10 @@ def setup_of(options: MachineOptions) -> Setup:
     return Setup(**typed)
 
 
-def _absolute(lora: str) -> str:
+def _absolute(text: str) -> str:
     """A LoRA that a process in another folder finds too."""
-    path, weight = setups.lora_of(lora)
-    return f"{path.expanduser().absolute()}" + (f":{weight:g}" if weight != 1 else "")
+    found = lora_of(text)
+    return str(dataclasses.replace(found, path=found.path.expanduser().absolute()))
 
 
 def call_parameters(model: LoadableModel) -> dict[str, Any]:
