@@ -67,7 +67,7 @@ def tiny_wan(
     """
     with torch.random.fork_rng(devices=[]):  # constructors draw from the global state
         models = {
-            "text_encoder": _text_encoder(),
+            "text_encoder": text_encoder(),
             "vae": _autoencoder(),
             "transformer": _transformer(),
             "transformer_2": _transformer() if transformer_2 else None,
@@ -102,10 +102,10 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
-def _text_encoder() -> UMT5EncoderModel:
+def text_encoder(width: int = TEXT_WIDTH) -> UMT5EncoderModel:
     config = UMT5Config(
         vocab_size=VOCABULARY,
-        d_model=TEXT_WIDTH,
+        d_model=width,
         d_kv=8,
         d_ff=64,
         num_layers=2,

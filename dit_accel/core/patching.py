@@ -214,8 +214,17 @@ def before_calls(module: torch.nn.Module, callback: Callable[[], None]) -> Calla
             object.__setattr__(module, _CALL, above)
 
     call._dit_accel_patch = True  # type: ignore[attr-defined]
+    call._above = above  # type: ignore[attr-defined]
     object.__setattr__(module, _CALL, call)
     return remove
+
+
+def _call_of(module: torch.nn.Module) -> Any:
+    """What stands around a module's calls below those that only wait for them; None: nothing."""
+    call = vars(module).get(_CALL)
+    while hasattr(call, "_above"):
+        call = call._above
+    return call
 
 
 def calling_pipeline() -> Any:
@@ -337,7 +346,7 @@ def parameters_of(module: Any) -> tuple[str, ...]:
 def is_compiled(module: torch.nn.Module) -> bool:
     """Whether calls of this module run as one graph, so that its own modules are not called."""
     hook, inside = hook_of(module), uncompiled(module)
-    compiled = vars(module).get(_CALL) if hook is None else hook._compiled
+    compiled = _call_of(module) if hook is None else hook._compiled
     forward = vars(inside).get("forward")  # assigned compiled, or excluded from it
     graph = hasattr(forward, "_torchdynamo_orig_callable")
     graph = graph and not getattr(forward, "_torchdynamo_disable", False)
@@ -390,7 +399,7 @@ def _codes_of_calls(pipe: Any) -> list[CodeType]:
 
 def hook_of(module: Any) -> CallHook | None:
     """Our hook around a module's calls; None where there is none."""
-    hook = vars(module).get(_CALL)
+    hook = _call_of(module)
     return hook if isinstance(hook, CallHook) else None
 
 

@@ -9,7 +9,14 @@ from typing import Any
 import pytest
 import torch
 
-from dit_accel.core.patching import Patches, hook_of, is_compiled, other_cache, uncompiled
+from dit_accel.core.patching import (
+    Patches,
+    before_calls,
+    hook_of,
+    is_compiled,
+    other_cache,
+    uncompiled,
+)
 
 
 class Double(torch.nn.Module):
@@ -94,6 +101,24 @@ def test_a_hook_inside_a_compiled_module_is_still_called(order):
     assert module(one).item() == 13
     patches.undo()
     assert module(one).item() == 3 and "forward" not in vars(module.inside)
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_what_only_waits_for_calls_is_no_compiler(compiled):
+    """A clock that stands above us, as every run of the command has one."""
+    module, patches, calls = Outer(), Patches(), []
+    if compiled:
+        module.compile(backend="eager")
+    patches.around(module, lambda inner: inner)
+    patches.around(module.inside, plus_ten, callers=(module,))
+    remove = before_calls(module, lambda: calls.append(1))
+    assert is_compiled(module) is compiled and hook_of(module) is not None
+    patches.settle()  # as at the beginning of a call
+    assert ("forward" in vars(module.inside)) is compiled
+    assert module(torch.ones(1)).item() == 13 and calls == [1]
+    remove()
+    patches.undo()
+    assert module(torch.ones(1)).item() == 3 and is_compiled(module) is compiled
 
 
 def test_a_compiled_module_that_was_assigned():
