@@ -1,4 +1,4 @@
-"""Tiny models in folders, whole: tokenizer, text encoder, denoiser and VAE, as `--model` takes them.
+"""Tiny models in folders, whole: tokenizer, text encoder, denoiser, VAE, as `--model` takes.
 
 Goes in: a name of `FOLDERS` and a folder. Comes out: a pipeline of real classes with random weights
 there, its usual call beside it, and a LoRA of one of its layers. It knows diffusers and
@@ -57,13 +57,14 @@ class TinyFolder:
         save_lora(folder / "lora.safetensors", *self.layer)
 
 
-def save_lora(path: Path, layer: str, width: int, seed: int = 0) -> None:
-    """A LoRA of one layer, named as diffusers writes it."""
+def save_lora(path: Path, layer: str, width: int, seed: int = 0) -> Path:
+    """Write a LoRA of one layer, named as diffusers writes it."""
     draw = np.random.default_rng(seed)
     sides = {"lora_A": (4, width), "lora_B": (width, 4)}
     tensors = {f"transformer.{layer}.{side}.weight": draw.normal(size=shape).astype(np.float32)
                for side, shape in sides.items()}  # fmt: skip
     save_file(tensors, path)
+    return path
 
 
 def _umt5() -> dict[str, Any]:
@@ -81,8 +82,10 @@ def _t5() -> dict[str, Any]:
 def _llama_and_clip() -> dict[str, Any]:
     from transformers import CLIPTextConfig, CLIPTextModel, LlamaConfig, LlamaModel
 
-    sizes = {"vocab_size": tiny.VOCABULARY, "num_hidden_layers": 3, "num_attention_heads": 2,
-             "intermediate_size": 16, "pad_token_id": 0, "eos_token_id": 1, "bos_token_id": 1}  # fmt: skip
+    sizes: dict[str, Any] = {
+        "vocab_size": tiny.VOCABULARY, "num_hidden_layers": 3, "num_attention_heads": 2,
+        "intermediate_size": 16, "pad_token_id": 0, "eos_token_id": 1, "bos_token_id": 1,
+    }  # fmt: skip
     clip = CLIPTextConfig(hidden_size=POOLED, projection_dim=POOLED, **sizes)
     return {
         "text_encoder": LlamaModel(LlamaConfig(hidden_size=WIDTH, **sizes)),

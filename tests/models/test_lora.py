@@ -10,27 +10,19 @@ from typing import Any
 import numpy as np
 import pytest
 import tiny
+import tiny_folders
 import torch
 from calls import call
-from safetensors.numpy import save_file
 
 from dit_accel.models import loading, lora
 from dit_accel.models.loading import ModelError
 from dit_accel.models.lora import Lora, lora_of
 
-WIDTH = 24  # of the tiny denoiser
+WIDTH, LAYER = 24, "blocks.0.attn1.to_q"  # of the tiny denoiser
 
 
-def lora_file(path: Path, seed: int = 0, width: int = WIDTH, layer: str = "blocks.0.attn1.to_q"):
-    """A LoRA of one layer, named as diffusers writes it."""
-    draw, name = np.random.default_rng(seed), f"transformer.{layer}"
-    sides = {"lora_A": (4, width), "lora_B": (width, 4)}
-    save_file(
-        {f"{name}.{side}.weight": draw.normal(size=shape).astype(np.float32)
-         for side, shape in sides.items()},
-        path,
-    )  # fmt: skip
-    return path
+def lora_file(path: Path, seed: int = 0, width: int = WIDTH, layer: str = LAYER) -> Path:
+    return tiny_folders.save_lora(path, layer, width, seed)
 
 
 @pytest.fixture(scope="module")
