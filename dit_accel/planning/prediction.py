@@ -13,6 +13,7 @@ import math
 import statistics
 from dataclasses import dataclass
 
+import torch
 from scipy import stats
 
 from dit_accel.core.quantization import BITS, typical_error
@@ -86,6 +87,77 @@ class QualityDistribution:
             return low, high
         half = self.deviation * float(stats.t.ppf(0.5 + INTERVAL / 2, max(number - 2, 1)))
         return self.mean - half, self.mean + half
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What is known of the PSNR of plans that were never carried out on a model.
+
+    Args:
+        words: what they are made from, after "Planned from".
+        doubt: how sure the PSNR is, in words.
+        offset_db: mean of the real less the predicted PSNR.
+        deviation_db: standard deviation of that, of one clip.
+        freedom: degrees of freedom of the deviation; infinite where it is assumed.
+    """
+
+    words: str
+    doubt: str
+    offset_db: float = 0.0
+    deviation_db: float = UNKNOWN_DB
+    freedom: float = math.inf
+
+    @classmethod
+    def of_left_out(cls, judged: torch.Tensor, models: int) -> Evidence:
+        """Of a prior, by the models that were left out of one.
+
+        One more model is to them as they are to each other, and its clips as theirs. What they are
+        too few for is assumed: `UNKNOWN_DB` between models, and between clips.
+
+        Args:
+            judged: `(m, 2)`: of each of them, mean and deviation of real less predicted PSNR.
+            models: that the prior is made of.
+        """
+        count = len(judged)
+        between = float(judged[:, 0].var()) if count > 1 else UNKNOWN_DB**2
+        within = float(judged[:, 1].square().mean()) if count else UNKNOWN_DB**2
+        deviation = math.sqrt(between * (1 + 1 / max(count, 1)) + within)
+        measured = f"as on {count} models left out" if count > 1 else "an assumption, not measured"
+        return cls(
+            f"a prior of {models} other model{'s' * (models != 1)}",
+            f"the PSNR of a clip may be {deviation:.0f} dB from the expected one ({measured})",
+            float(judged[:, 0].mean()) if count else 0.0, deviation,
+            count - 1 if count > 1 else math.inf,
+        )  # fmt: skip
+
+    def share(self, predicted_db: float, quality: float) -> float:
+        """Share of clips that reach a quality, where a PSNR is predicted."""
+        above = (predicted_db + self.offset_db - quality) / self.deviation_db
+        return float(
+            stats.norm.cdf(above) if math.isinf(self.freedom) else stats.t.cdf(above, self.freedom)
+        )
+
+    @property
+    def half_width(self) -> float:
+        """Of the interval that holds a clip's PSNR with 90 % probability."""
+        at = 0.5 + INTERVAL / 2
+        known = math.isfinite(self.freedom)
+        return self.deviation_db * float(
+            stats.t.ppf(at, self.freedom) if known else stats.norm.ppf(at)
+        )
+
+    @property
+    def note(self) -> str:
+        """For the report."""
+        return (
+            f"Planned from {self.words}; {self.doubt}. `dit-accel calibrate` measures this model."
+        )
+
+
+FIRST_RUN = Evidence(
+    "inner products of one run",
+    f"the PSNR of a clip may be {UNKNOWN_DB:.0f} dB from the expected one (an assumption)",
+)
 
 
 def clopper_pearson_lower(reached: int, number: int) -> float:

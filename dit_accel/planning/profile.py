@@ -22,7 +22,9 @@ from dit_accel.core.document import DocumentError, Field
 from dit_accel.planning import candidate, profile_file
 from dit_accel.planning.candidate import CandidatePlan
 from dit_accel.planning.difficulty import PromptDifficulty
+from dit_accel.planning.interpolation import linear_weights
 from dit_accel.planning.plan import Plan, SamplerCoefficients, SecondExpert, feature_count
+from dit_accel.planning.prediction import FIRST_RUN, Evidence
 from dit_accel.planning.profile_file import ProfileError, TensorFields
 from dit_accel.planning.profile_key import ProfileKey
 from dit_accel.planning.search import ErrorModel
@@ -60,6 +62,7 @@ class Profile:
         candidates: from many computed steps to few.
         metadata: versions and settings, for people.
         difficulty: of prompts by their text; None where that was not measured.
+        evidence: what plans rest on where there are no candidates; it is in no file.
     """
 
     key: ProfileKey
@@ -71,6 +74,7 @@ class Profile:
     candidates: tuple[CandidatePlan, ...]
     metadata: dict[str, Any]
     difficulty: PromptDifficulty | None = None
+    evidence: Evidence = FIRST_RUN
 
     def for_text(self, text: torch.Tensor | None) -> Profile:
         """The profile as if all calibration clips were as hard as these prompts.
@@ -229,8 +233,12 @@ def _second(head: Field, num_steps: int) -> SecondExpert | None:
 
 
 def _gram(name: str, tensors: TensorFields, rows: int) -> torch.Tensor:
-    """Inner products of rows: symmetric, and no combination of rows has a negative square."""
-    gram = tensors.get(name, (None, rows, rows))
+    return check_gram(name, tensors.get(name, (None, rows, rows)))
+
+
+def check_gram(name: str, gram: torch.Tensor) -> torch.Tensor:
+    """Refuse matrices `(P, R, R)` of a file that are not symmetric, or by which a combination of
+    rows has a negative square, with a DocumentError."""
     size = gram.diagonal(dim1=1, dim2=2).abs().sum(1)
     if not bool(((gram - gram.mT).abs().amax((1, 2)) <= 1e-5 * size).all()):
         raise DocumentError(f"{name} is not symmetric; accepted: inner products")
@@ -261,28 +269,11 @@ def _by_expert(own: SamplerCoefficients, run: SamplerCoefficients) -> torch.Tens
     """`(m, n)`: weights of the own steps for those of a run, each of the same expert where both
     have two."""
     if own.second is None or run.second is None:
-        return _interpolation(own.timesteps, run.timesteps)
+        return linear_weights(own.timesteps, run.timesteps)
     at, to = own.second.begin, run.second.begin
     parts = (slice(None, at), slice(None, to)), (slice(at, None), slice(to, None))
-    blocks = [_interpolation(own.timesteps[a], run.timesteps[b]) for a, b in parts]
+    blocks = [linear_weights(own.timesteps[a], run.timesteps[b]) for a, b in parts]
     return torch.block_diag(*blocks)  # type: ignore[no-untyped-call,no-any-return]
-
-
-def _interpolation(given: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
-    """`(m, n)`: linear weights of values at n given times for values at m wanted ones; constant
-    beyond the ends. Times fall, or they rise."""
-    if given[0] < given[-1]:
-        return _interpolation(-given, -wanted)
-    weights = torch.zeros(len(wanted), len(given), dtype=torch.float64)
-    for row, time in enumerate(wanted.tolist()):
-        after = int((given > time).sum())  # the first that is not above
-        if after in (0, len(given)):
-            weights[row, min(after, len(given) - 1)] = 1.0
-            continue
-        high, low = float(given[after - 1]), float(given[after])
-        share = (high - time) / (high - low)
-        weights[row, after - 1], weights[row, after] = 1 - share, share
-    return weights
 
 
 __all__ = ["CandidatePlan", "Profile", "ProfileError"]

@@ -65,8 +65,11 @@ class TensorFields:
         return values
 
 
-def read(path: Path) -> tuple[Field, TensorFields]:
+def read(path: Path, form: str = PROFILE_FORMAT) -> tuple[Field, TensorFields]:
     """The header and the tensors of a file.
+
+    Args:
+        form: the format that it must have.
 
     Raises:
         ProfileError: it is no profile, or of another version.
@@ -85,16 +88,19 @@ def read(path: Path) -> tuple[Field, TensorFields]:
     except (SafetensorError, ValueError, TypeError, KeyError, RuntimeError) as error:
         # the last three are of tensors whose type this torch does not have
         raise ProfileError(f"{path} is no profile: {error}") from error
-    form, version = (names[name].value if name in names else None for name in ("format", "version"))
-    if (form, version) != (PROFILE_FORMAT, PROFILE_VERSION) or isinstance(version, bool):
+    own, version = (names[name].value if name in names else None for name in ("format", "version"))
+    if (own, version) != (form, PROFILE_VERSION) or isinstance(version, bool):
         raise ProfileError(
-            f"{path} has format {shown(form)}, version {shown(version)}; accepted: "
-            f"{PROFILE_FORMAT}, version {PROFILE_VERSION}"
+            f"{path} has format {shown(own)}, version {shown(version)}; accepted: "
+            f"{form}, version {PROFILE_VERSION}"
         )
     return found, TensorFields(tensors)
 
 
-def write(path: Path, head: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> None:
+def write(
+    path: Path, head: Mapping[str, Any], tensors: Mapping[str, torch.Tensor], *,
+    form: str = PROFILE_FORMAT,
+) -> None:  # fmt: skip
     """Write a file, whole or not at all.
 
     Raises:
@@ -102,7 +108,7 @@ def write(path: Path, head: Mapping[str, Any], tensors: Mapping[str, torch.Tenso
     """
     from safetensors.torch import save
 
-    start = {"format": PROFILE_FORMAT, "version": PROFILE_VERSION}
+    start = {"format": form, "version": PROFILE_VERSION}
     text = json.dumps({**start, **head}, allow_nan=False)
     contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
     content = save(contiguous, metadata={"profile": text})

@@ -141,14 +141,14 @@ class CoefficientCache:
         num_steps: int | None = None,
     ) -> SamplerCoefficients:  # fmt: skip
         """As `coefficients_of`."""
-        key = (type(scheduler), branch_weights, begin, num_steps, *_state_of(scheduler))
+        key = (type(scheduler), branch_weights, begin, num_steps, *state_of(scheduler))
         if key not in self._known:
             self._known.clear()  # runs of one pipeline mostly have one
             self._known[key] = coefficients_of(scheduler, branch_weights, begin, num_steps)
         return self._known[key]
 
 
-def _state_of(scheduler: Any) -> Iterator[str | bytes]:
+def state_of(scheduler: Any) -> Iterator[str | bytes]:
     """All that decides what a scheduler does, settings and tensors, in a form to compare."""
     for name, value in sorted(vars(scheduler).items()):
         if isinstance(value, torch.Tensor):

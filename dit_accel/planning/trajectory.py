@@ -52,11 +52,11 @@ class Trajectory:
     @property
     def matrix(self) -> torch.Tensor:
         """`(R, R)`: M of the module's docstring; rows are components by step, then the noise."""
-        n, weights = self.sampler.num_steps, self.sampler.branch_weights
+        n, weights = self.sampler.num_steps, self.sampler.step_weights
         own, of_state = self.levels.factors
         found = torch.zeros(self.sampler.num_rows, self.sampler.num_rows, dtype=torch.float64)
         for component, weight in enumerate(weights):
-            found[:n, component * n : (component + 1) * n] = weight * self.states[:-1, :-1]
+            found[:n, component * n : (component + 1) * n] = self.states[:-1, :-1] * weight
         found[:n, -1] = self.states[:-1, -1]
         found[:n] *= of_state[:, None]  # only the first component is a whole prediction
         rows = torch.arange(len(weights) * n)

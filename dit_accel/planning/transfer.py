@@ -14,17 +14,18 @@ import math
 import statistics
 
 import torch
-from scipy import stats
 
 from dit_accel.planning import prediction
 from dit_accel.planning.candidate import CandidatePlan
 from dit_accel.planning.plan import Plan, SamplerCoefficients
 from dit_accel.planning.prediction import COVERAGE, PlanChoice, QualityDistribution, QualityEstimate
 from dit_accel.planning.profile import Profile
-from dit_accel.planning.search import ErrorModel, evenly, fit, search, with_fixed
+from dit_accel.planning.search import ErrorModel, fit, search, with_fixed
 
 UNREFINED_DB = 4.0  # what refining gains; a plan that was not refined does not have it
+_NOTE = "Planned from inner products; no run of this plan was made in calibration."
 _ROUNDS = 12  # of the search, which starts near a known plan
+_ROUNDS_FROM_EVEN = 40  # of one that starts anywhere
 _SHARES = (0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.5, 0.6, 0.7, 0.8)  # of the steps, computed
 
 
@@ -43,18 +44,54 @@ def transfer_plan(
     if quality is not None and not 0 < quality < math.inf:
         raise ValueError(f"quality is {quality}; accepted: a number of dB above 0")
     error_model, n = profile.error_model_for(sampler), sampler.num_steps
+    if not profile.candidates:
+        return _without_candidates(profile, error_model, quality, speedup, coverage)
     if speedup is not None:
         counts = [computed_steps(speedup, n)]
     else:
         known = [len(candidate.computed) for candidate in profile.candidates]
-        counts = sorted({*known, *(max(2, round(n * share)) for share in _SHARES)})
+        counts = sorted({*known, *_counts(n)})
     for count in (count for count in counts if count < n):  # the fastest first
         computed = _mapped(profile, sampler, count)
         choice = _choice_of(error_model, *fit(computed, error_model), profile, quality)
-        if quality is None or (choice.prediction and (choice.prediction.reach or 0) >= coverage):
+        if quality is None or _reaches(choice, coverage):
             better = search(error_model, count, start=computed, rounds=_ROUNDS, neighbours=24)
             return _choice_of(error_model, *better, profile, quality)
     return compute_all(sampler, quality, profile)
+
+
+def _without_candidates(
+    profile: Profile, error_model: ErrorModel, quality: float | None, speedup: float | None,
+    coverage: float,
+) -> PlanChoice:  # fmt: skip
+    """Nothing tells where to begin, so that each search is longer; fewer counts are tried, as more
+    computed steps leave less error."""
+
+    def made(count: int) -> PlanChoice:
+        found = search(error_model, count, rounds=_ROUNDS_FROM_EVEN, neighbours=24)
+        return _choice_of(error_model, *found, profile, quality)
+
+    n = error_model.num_steps
+    if speedup is not None:
+        count = computed_steps(speedup, n)
+        return made(count) if count < n else compute_all(error_model.sampler, None, profile)
+    counts, best = _counts(n), None
+    while counts:  # by halves
+        middle = len(counts) // 2
+        choice = made(counts[middle])
+        reaches = _reaches(choice, coverage)
+        best = choice if reaches else best
+        counts = counts[:middle] if reaches else counts[middle + 1 :]
+    return best or compute_all(error_model.sampler, quality, profile)
+
+
+def _counts(num_steps: int) -> list[int]:
+    """Numbers of computed steps that are tried for a quality."""
+    return sorted({max(2, round(num_steps * share)) for share in _SHARES})
+
+
+def _reaches(choice: PlanChoice, coverage: float) -> bool:
+    return choice.prediction is not None and (choice.prediction.reach or 0) >= coverage
 
 
 def computed_steps(speedup: float, num_steps: int) -> int:
@@ -85,10 +122,8 @@ def check_speedup(speedup: float, num_steps: int) -> None:
 
 
 def _mapped(profile: Profile, sampler: SamplerCoefficients, count: int) -> list[int]:
-    """Computed steps at the timesteps of the nearest candidate; evenly where there is none. Where
-    predictions are computed matters far more than how many steps lie between them."""
-    if not profile.candidates:
-        return with_fixed(evenly(sampler.num_steps, count), sampler)
+    """Computed steps at the timesteps of the nearest candidate: where predictions are computed
+    matters far more than how many steps lie between them."""
     own, times = _nearest(profile, count).computed, profile.sampler.timesteps
     found: list[int] = [0]
     for place in range(1, count):
@@ -122,16 +157,15 @@ def _choice_of(
         latents_db = float(near.latents_db.mean()) + difference - UNREFINED_DB
         reach = distribution.guaranteed_share(quality) if quality is not None else None
     else:  # the latents' PSNR stands for the frames', with a wide interval
-        half = prediction.UNKNOWN_DB * float(stats.norm.ppf(0.5 + prediction.INTERVAL / 2))
-        psnr, low, high = predicted_db, predicted_db - half, predicted_db + half
-        latents_db = predicted_db
-        probability = stats.norm.cdf((predicted_db - (quality or 0.0)) / prediction.UNKNOWN_DB)
-        reach = float(probability) if quality is not None else None
+        known = profile.evidence
+        psnr, latents_db = predicted_db + known.offset_db, predicted_db
+        low, high = psnr - known.half_width, psnr + known.half_width
+        reach = known.share(predicted_db, quality) if quality is not None else None
     sampler = error_model.sampler
     return PlanChoice(
         plan, sampler.branch_weights, tuple(sampler.timesteps.tolist()),
         QualityEstimate(sampler.num_steps / count, count, psnr, low, high, reach), {},
-        notes=("Planned from inner products; no run of this plan was made in calibration.",),
+        notes=(_NOTE if profile.candidates else profile.evidence.note,),
         second=sampler.second,
         min_bits=prediction.min_bits(plan, error_model, latents_db),
     )  # fmt: skip
@@ -145,8 +179,9 @@ def compute_all(
     if quality is not None:
         known = [float(candidate.psnr_db.mean()) for candidate in profile.candidates]
         best = f" (the best gives {max(known):.1f} dB on average)" if known else ""
+        source = "of this profile" if profile.candidates else f"from {profile.evidence.words}"
         notes = (
-            f"No plan of this profile reaches {quality:g} dB for enough clips{best}: every step is "
+            f"No plan {source} reaches {quality:g} dB for enough clips{best}: every step is "
             "computed.",
         )
     exact = QualityEstimate(1.0, sampler.num_steps, math.inf, math.inf, math.inf, 1.0)
