@@ -134,6 +134,7 @@ class PlannedConfig(AccelConfig):
         force: whether a profile of another pipeline is used all the same.
         static: whether all runs do the same, without host syncs and without a guard (for
             torch.compile and CUDA graphs).
+        learn: whether runs teach later ones, by a small file in the user's cache; not with static.
         cache_memory: bytes, or a text as "2GiB", that cached values may take on the device; older
             ones are quantized to as few bits as the plan allows, then moved to the CPU's memory.
             None: no bound.
@@ -145,6 +146,7 @@ class PlannedConfig(AccelConfig):
     guard: bool = field(default=True, kw_only=True)
     force: bool = field(default=False, kw_only=True)
     static: bool = field(default=False, kw_only=True)
+    learn: bool = field(default=True, kw_only=True)
     cache_memory: Any = field(default=None, kw_only=True)  # an int or None once it is checked
     choice: PlanChoice | None = field(default=None, kw_only=True, compare=False)
 
@@ -329,7 +331,7 @@ def _class(value: Any) -> str:
 _DEFAULTS: Mapping[str, Any] = {
     "threshold": None, "site": "model", "plan": None, "mix": (1.0,), "accel": None,
     "quality": None, "speedup": None, "profile": None, "guard": True, "force": False,
-    "static": False, "cache_memory": None, "layout": None, "scene": None,
+    "static": False, "learn": True, "cache_memory": None, "layout": None, "scene": None,
     "branch_parallel": False,
 }  # fmt: skip
 # Keywords that decide; what is refused beside them; what is accepted instead.
@@ -338,7 +340,7 @@ _ALONE = (
     (("accel",), ("plan", "site", "config"), "with threshold alone"),
     (("plan",), ("threshold", "site", "config"), "alone"),
 )
-_OF_TARGETS = ("profile", "static", "cache_memory", "guard", "force")
+_OF_TARGETS = ("profile", "static", "learn", "cache_memory", "guard", "force")
 
 
 def config_of(config: AccelConfig | EDCW | UniCP | None = None, **keywords: Any) -> AccelConfig:

@@ -22,6 +22,7 @@ from dit_accel.caching.branch_parallel import BranchParallel
 from dit_accel.caching.controller import RunController
 from dit_accel.caching.engine import Engine
 from dit_accel.caching.executor import PlanExecutor
+from dit_accel.caching.learning import Learning
 from dit_accel.caching.loops import CallLoops
 from dit_accel.caching.monitor import FiniteCheck
 from dit_accel.caching.policy import ComputeAll, Policy
@@ -45,6 +46,7 @@ from dit_accel.core.patching import Patches, other_cache
 from dit_accel.core.report import CacheSite, Report, SceneReport, SiteReport
 from dit_accel.core.session import Session
 from dit_accel.layout import Layout
+from dit_accel.planning.learned import is_off
 from dit_accel.planning.lookup import profile_for
 from dit_accel.planning.plan import Plan
 from dit_accel.planning.profile import Profile
@@ -71,6 +73,7 @@ def accelerate(
     guard: bool = True,
     force: bool = False,
     static: bool = False,
+    learn: bool = True,
     cache_memory: int | str | None = None,
     layout: Layout | str | os.PathLike[str] | None = None,
     scene: SceneConfig | None = None,
@@ -92,7 +95,7 @@ def accelerate(
         quality: PSNR in dB against the uncached clip that 95 % of clips shall reach
             (`QualityConfig`).
         speedup: steps over computed steps (`SpeedupConfig`).
-        profile, guard, force, static, cache_memory: with these two, as of `PlannedConfig`.
+        profile, guard, force, static, learn, cache_memory: with these two, as of `PlannedConfig`.
         layout, scene: with any of them, as of `AccelConfig`; a layout alone: no cache
             (`UncachedConfig`).
         branch_parallel: with a plan or alone, as of `AccelConfig`.
@@ -112,7 +115,8 @@ def accelerate(
     chosen = config_of(
         config, threshold=threshold, site=site, plan=plan, mix=mix, accel=accel, quality=quality,
         speedup=speedup, profile=profile, guard=guard, force=force, static=static,
-        cache_memory=cache_memory, layout=layout, scene=scene, branch_parallel=branch_parallel,
+        learn=learn, cache_memory=cache_memory, layout=layout, scene=scene,
+        branch_parallel=branch_parallel,
     )  # fmt: skip
     return Handle(pipe, chosen, prepare.prepare(family_of(pipe), chosen.layout, chosen.scene))
 
@@ -320,10 +324,12 @@ def build_engine(
         config.quality if isinstance(config, QualityConfig) else None,
         config.speedup if isinstance(config, SpeedupConfig) else None,
     )
+    learns = config.learn and not with_scene and not is_off()
     controller = RunController(
         session.pipe, family, profile, target, guard=config.guard, static=config.static,
         force=config.force, choice=config.choice, remarks=remarks, look_up=look_up,
         use_text=not with_scene,  # calibration measured prompts on clips without a scene
+        learning=Learning(session.pipe) if learns else None,
     )  # fmt: skip
     return PlanExecutor(session, controller, config.cache_memory)
 

@@ -48,11 +48,21 @@ def tiny_wan() -> Callable[..., WanPipeline]:
 
 @pytest.fixture(scope="session", autouse=True)
 def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """Profiles of the user's own cache are none of the tests' business."""
+    """Profiles of the user's own cache are none of the tests' business. What one test learns would
+    change the plans of the next."""
     folder = tmp_path_factory.mktemp("cache")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DIT_ACCEL_CACHE", str(folder))
+        patch.setenv("DIT_ACCEL_NO_LEARN", "1")
         yield folder
+
+
+@pytest.fixture
+def learns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Runs of this test are learnt from, in the cache folder that this gives."""
+    monkeypatch.setenv("DIT_ACCEL_CACHE", str(tmp_path))
+    monkeypatch.delenv("DIT_ACCEL_NO_LEARN")
+    return tmp_path
 
 
 @pytest.fixture(scope="session")

@@ -18,6 +18,8 @@ from typing import Any
 import torch
 
 from dit_accel.caching.guard import GuardedPolicy
+from dit_accel.caching.learning import Learning
+from dit_accel.caching.observing import RunObserver
 from dit_accel.caching.policy import Policy, SearchingPolicy
 from dit_accel.caching.ranks import Ranks
 from dit_accel.caching.recording import (
@@ -25,13 +27,16 @@ from dit_accel.caching.recording import (
     RecordingPolicy,
     guidance_of,
     second_of,
+    numbers_of,
     why_not,
 )
 from dit_accel.core.families import Family, transformers_of
 from dit_accel.core.guidance import FirstStep, conditional
+from dit_accel.core.patching import other_cache
 from dit_accel.core.session import RunInfo
 from dit_accel.planning import selection
 from dit_accel.planning.difficulty import pooled
+from dit_accel.planning.learned import MOST_ROWS, RunKind
 from dit_accel.planning.lookup import profile_key
 from dit_accel.planning.parts import parts_of
 from dit_accel.planning.plan import SamplerCoefficients
@@ -57,14 +62,17 @@ class RunController:
         remarks: notes of every run; with any of them the profile is not trusted.
         look_up: finds and checks the profile anew, with remarks, where the weights or the scheduler
             of the pipeline have changed; None: the profile stays.
+        learning: learns from the runs, and plans those that have no profile; None: nothing does.
     """
 
     def __init__(
         self, pipe: Any, family: Family, profile: Profile | None, target: selection.Target, *,
         guard: bool = True, static: bool = False, force: bool = False, use_text: bool = True,
         choice: PlanChoice | None = None, remarks: tuple[str, ...] = (),
-        look_up: Callable[[], Found] | None = None,
+        look_up: Callable[[], Found] | None = None, learning: Learning | None = None,
     ) -> None:  # fmt: skip
+        self.learning = learning
+        self._observed: GuardedPolicy | None = None  # of the run in hand
         self._look_up, self._parts = look_up, parts_of(pipe)
         self._changed: tuple[str, ...] = ()  # what of it is other than in the last run
         self.pipe, self.family, self.profile, self.target = pipe, family, profile, target
@@ -104,9 +112,11 @@ class RunController:
         return self._ranks.of_first(decide, self._where)
 
     def _start(self, run: RunInfo) -> Policy:
-        if self._recording is not None:
-            self._end_recording(self._recording)
+        self.finish()
+        self._observed = self._recording = None
         self._see_parts()
+        if self.learning is not None:
+            self.learning.begin(self._parts)
         steps, begin = run.num_steps or 0, run.begin
         asked_for = len(self.pipe.scheduler.timesteps)
         if steps < selection.MIN_PLANNED_STEPS:  # a second stage has few, and is left alone
@@ -136,7 +146,7 @@ class RunController:
             policy = self._policy(run, weights).prepare()
         except ProfileError as error:
             return self._not_planned(run.num_steps or 0, str(error))
-        if isinstance(policy, RecordingPolicy):
+        if policy.records:
             policy.take(first)
         return policy
 
@@ -170,12 +180,48 @@ class RunController:
         # another guidance than the profile's is refused, or noted, by `_guidance_notes`
         return selection.branch_weights(self.profile, run.guidance, separate=True, force=True)
 
-    def _end_recording(self, recording: RecordingPolicy) -> None:
-        profile = recording.profile
-        if profile is not None:
+    def finish(self) -> tuple[str, ...]:
+        """Learn from the run in hand, if it is over."""
+        recording, planned = self._recording, self._observed
+        profile = None if recording is None else recording.profile
+        if recording is not None and profile is not None:
+            self._recording = None
             self._weights = profile.sampler.branch_weights
             self._recorded[self._parts, _kind_of(recording.guidance, self._weights)] = profile
-        self._recording = None
+            if self.learning is not None:
+                self.learning.add_whole(profile, recording.numbers)
+        if planned is not None and planned.has_ended and self.learning is not None:
+            self._observed = None
+            found = planned.observations()
+            if found is not None:
+                self.learning.add(found)
+        return self.learning.notes() if self.learning is not None else ()
+
+    def _learnt(self, run: RunInfo, coefficients: SamplerCoefficients) -> Found:
+        """A profile of what earlier runs taught, or None, and what it rests on."""
+        if self.learning is None:
+            return None, ()
+        kind, guidance = self._kind(run, coefficients), run.guidance or 1.0
+        steps, parts = coefficients.num_steps, len(coefficients.branch_weights)
+        key = partial(profile_key, self.pipe, steps=steps, parts=parts, guidance=guidance)
+        known = self.learning.profile(kind, key)
+        return (None, ()) if known is None else (known.profile, (known.remark,))
+
+    def _kind(self, run: RunInfo, coefficients: SamplerCoefficients) -> RunKind:
+        guidance = guidance_of(coefficients.branch_weights) or run.guidance or 1.0
+        return RunKind(coefficients, guidance, numbers_of(run))
+
+    def _observer(
+        self, run: RunInfo, coefficients: SamplerCoefficients, choice: PlanChoice
+    ) -> RunObserver | None:
+        """What learns from a run; None where it would cost something, or is of no use."""
+        useful = not self.remarks and coefficients.num_rows <= MOST_ROWS
+        if self.learning is None or self.static or not useful or not choice.plan.extrapolations:
+            return None
+        if any(map(other_cache, transformers_of(self.pipe, self.family).values())):
+            return None
+        kind = self._kind(run, coefficients)
+        return RunObserver(kind, run.guidance or 1.0, self.family.branches, choice.plan)
 
     def _policy(self, run: RunInfo, weights: tuple[float, ...]) -> Policy:
         """Of a run whose branches have these weights: planned, or recorded where it is the first
@@ -184,12 +230,15 @@ class RunController:
         coefficients = dataclasses.replace(coefficients, second=second_of(run))
         selection.check_num_steps(coefficients.num_steps)
         kind = self._parts, _kind_of(run.guidance or 1.0, weights)
-        profile = self.profile or self._recorded.get(kind)
+        profile, rests_on = self.profile, ()
+        if profile is None:
+            profile, rests_on = self._learnt(run, coefficients)
+        profile = profile or self._recorded.get(kind)
         if profile is None:
             return self._record(run, coefficients)
         size = self._size_of(run.latents)
         guidance = run.guidance if self._unsaid is None else guidance_of(weights) or run.guidance
-        notes = self._guidance_notes(profile, guidance)
+        notes = rests_on + self._guidance_notes(profile, guidance)
         notes += self._transfer_notes(profile, coefficients, guidance, size)
         choose = partial(self._planned, profile, coefficients, run, size, notes)
         if selection.needs_search(profile, coefficients, self.target):
@@ -205,7 +254,9 @@ class RunController:
         policy = GuardedPolicy.of(
             choice, guard=self.guard, static=self.static, trusted=not self.remarks,
             remarks=(*self.remarks, *notes, *more),
+            observer=self._observer(run, coefficients, choice),
         )  # fmt: skip
+        self._observed = policy if policy.records else None
         return policy.start(run)
 
     def _record(self, run: RunInfo, coefficients: SamplerCoefficients) -> RecordingPolicy:

@@ -54,6 +54,7 @@ class PlanExecutor(Engine):
         self._changed: set[int] = set()  # planned otherwise, but a layout changes the denoiser
         self._form: Form | None = None  # of the last computed output
         self._guidance: dict[int, float | None] = {0: None}  # by the step from which on it held
+        self._learning: tuple[str, ...] = ()  # notes
         self.clear()
 
     def clear(self) -> None:
@@ -255,6 +256,10 @@ class PlanExecutor(Engine):
 
     def run_ends(self, steps: int) -> None:
         self.policy.on_end(steps)
+        self._learning = self.controller.finish()
+
+    def flush(self) -> None:
+        self._learning = self.controller.finish()
 
     # --- for the report ---
 
@@ -274,7 +279,7 @@ class PlanExecutor(Engine):
 
     def notes(self) -> tuple[str, ...]:
         notes = *self.policy.notes(), *self._added_steps(), *self.store.notes()
-        return (*notes, *self._guidance_notes())
+        return (*notes, *self._guidance_notes(), *self._learning)
 
     def _guidance_notes(self) -> tuple[str, ...]:
         """Where a callback or the pipeline changed the guidance during the run."""

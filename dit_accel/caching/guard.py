@@ -15,10 +15,15 @@ import math
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field
 
+import torch
+
+from dit_accel.caching.observing import RunObserver
 from dit_accel.caching.policy import Policy, check_steps
 from dit_accel.core.extrapolation import lagrange_weights, remainder_factor
+from dit_accel.core.guidance import FirstStep
 from dit_accel.core.quantization import BITS
 from dit_accel.core.session import RunInfo
+from dit_accel.planning.learned import Observations
 from dit_accel.planning.plan import Extrapolation, Plan, SecondExpert
 from dit_accel.planning.prediction import TOLERATED_ERROR, ErrorBand, PlanChoice, QualityEstimate
 
@@ -51,6 +56,7 @@ class GuardedPolicy(Policy):
         trusted: whether the plan is of this model.
         estimate: the PSNR that is expected of the plan.
         remarks: notes that stand before those of the guard.
+        observer: what learns from the run; None: nothing does.
     """
 
     plan: Plan
@@ -64,8 +70,10 @@ class GuardedPolicy(Policy):
     estimate: QualityEstimate | None = None
     remarks: tuple[str, ...] = ()
     second: SecondExpert | None = None
+    observer: RunObserver | None = None
 
     def __post_init__(self) -> None:
+        self.records = self.observer is not None
         self.guard = self.guard and bool(self.plan.extrapolations)
         self.needs_error, self.planned = self.guard, self.plan.computed
         self._dense = FALLBACK_WINDOW * len(self.planned) > self.plan.num_steps
@@ -74,13 +82,13 @@ class GuardedPolicy(Policy):
     @classmethod
     def of(
         cls, choice: PlanChoice, *, guard: bool = True, trusted: bool = True, static: bool = False,
-        remarks: tuple[str, ...] = (),
+        remarks: tuple[str, ...] = (), observer: RunObserver | None = None,
     ) -> GuardedPolicy:  # fmt: skip
         """The policy of a chosen plan; `static`: without guard and without any host sync."""
         return cls(
             choice.plan, choice.timesteps, choice.branch_weights, choice.bands,
             guard and not static, trusted, not static, choice.min_bits, choice.prediction,
-            (*remarks, *choice.notes), choice.second,
+            (*remarks, *choice.notes), choice.second, observer,
         )  # fmt: skip
 
     def start(self, run: RunInfo) -> Policy:
@@ -151,6 +159,30 @@ class GuardedPolicy(Policy):
             ratio = math.exp(band.score(error) * band.spread)
             self.abandoned = step, f"the extrapolation error was {ratio:.1f} times the expected"
             self._abandon_plan(step - 1)  # this step's own value is of what is new
+
+    def on_noise(self, noise: torch.Tensor) -> None:
+        if self.observer is not None:
+            self.observer.on_noise(noise)
+
+    def on_output(self, step: int, component: int, value: torch.Tensor) -> None:
+        if self.observer is not None:
+            self.observer.on_output(step, component, value)
+
+    def take(self, first: FirstStep) -> None:
+        if self.observer is not None:
+            self.observer.take(first)
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether all steps that the plan computes were observed."""
+        return self.observer is not None and self.observer.is_complete
+
+    def observations(self) -> Observations | None:
+        """What the run teaches; None where it left the plan, or a value was lost."""
+        odd = self.abandoned or self.restored or self.ignores_plan
+        if odd or self.observer is None:
+            return None
+        return self.observer.observations(self.extrapolation_errors)
 
     def on_lost_value(self, step: int, reason: str) -> None:
         self.restored = self.restored or (step, reason)

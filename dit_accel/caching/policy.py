@@ -46,6 +46,9 @@ class Controller(Protocol):
             seen: measures the step.
         """
 
+    def finish(self) -> tuple[str, ...]:
+        """The run may be over: then learn from it, once. Returns notes for the report."""
+
 
 class Policy:
     """Decides step by step. By default every step is computed and nothing is measured.
@@ -76,6 +79,10 @@ class Policy:
         """It goes on. See `Controller`."""
         return None
 
+    def finish(self) -> tuple[str, ...]:
+        """The run may be over. See `Controller`."""
+        return ()
+
     def prepare(self) -> Policy:
         """The policy from here on, once the run's first forward is queued on the device.
 
@@ -104,6 +111,9 @@ class Policy:
     def on_output(self, step: int, component: int, value: torch.Tensor) -> None:
         """A component of a computed prediction, `(B, ...)`: 0 is the first branch's output, 1 the
         difference of the second branch's from it."""
+
+    def take(self, first: FirstStep) -> None:
+        """Begin after the first step, which another policy had; where it `records`."""
 
     def observe(self, step: int, error: float | None, trust: float | None = None) -> None:
         """A step was computed.

@@ -69,6 +69,7 @@ class RecordingPolicy(Policy):
         branches: str, *, known: bool, remarks: tuple[str, ...] = (), by_threshold: bool = False,
     ) -> None:  # fmt: skip
         self.remarks, self.by_threshold = remarks, by_threshold
+        self.numbers = numbers_of(run)
         self.begin, self.guidance, self.branches = run.begin, run.guidance or 1.0, branches
         self.scheduler, self.key = copy.deepcopy(scheduler), key
         self.planned = tuple(range(sampler.num_steps))
@@ -167,3 +168,8 @@ def second_of(run: RunInfo) -> SecondExpert | None:
 def guidance_of(weights: tuple[float, ...]) -> float | None:
     """The scale of guidance that two branches are weighed by; None where there is one."""
     return round(1.0 - weights[1], 6) if len(weights) > 1 else None
+
+
+def numbers_of(run: RunInfo) -> int:
+    """How many numbers the latents of one clip have; 0 where they are not known."""
+    return run.latents[0].numel() if isinstance(run.latents, torch.Tensor) else 0

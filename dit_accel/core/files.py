@@ -18,6 +18,7 @@ from pathlib import Path
 FULL = "the disk is full"
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _LEAST_FREE = 1 << 16  # bytes
+_NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK, errno.EINVAL)
 
 
 @contextlib.contextmanager
@@ -37,6 +38,30 @@ def placed(target: Path) -> Iterator[Path]:
         raise _named(error, scratch, target) from error
     finally:
         scratch.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """One process at a time, where the system and the file system have locks.
+
+    Args:
+        path: of a file that only the lock is for; a process that ends leaves no lock.
+    """
+    with path.open("a") as file:
+        _lock(file.fileno())
+        yield  # closing the file ends the lock
+
+
+def _lock(descriptor: int) -> None:
+    try:
+        import fcntl
+    except ImportError:  # not on Windows
+        return
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
 
 
 def reason_of(error: OSError) -> str:

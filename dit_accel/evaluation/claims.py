@@ -11,7 +11,6 @@ Source: ours; leases after Gray and Cheriton (1989).
 from __future__ import annotations
 
 import contextlib
-import errno
 import json
 import os
 import secrets
@@ -21,9 +20,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from dit_accel.core.files import locked
+
 LEASE_SECONDS = 60.0
 _RENEWALS = 4  # in the time of a lease
-_NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK, errno.EINVAL)
 
 
 class Claims:
@@ -64,9 +64,8 @@ class Claims:
     def locked(self) -> Iterator[None]:
         """One process at a time, where the file system has locks."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        with (self.folder / ".lock").open("a") as file:
-            _lock(file.fileno())
-            yield  # closing the file ends the lock
+        with locked(self.folder / ".lock"):
+            yield
 
     def _take(self, path: Path, mine: str) -> bool:
         if self._create(path, mine):
@@ -145,15 +144,3 @@ def _began(pid: int) -> str | None:
     boot = Path("/proc/sys/kernel/random/boot_id")
     name = boot.read_text().strip() if boot.exists() else ""
     return "" if fields[0] in "ZX" else f"{name} {fields[19]}"
-
-
-def _lock(descriptor: int) -> None:
-    try:
-        import fcntl
-    except ImportError:  # not on Windows
-        return
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-    except OSError as error:
-        if error.errno not in _NO_LOCKS:
-            raise

@@ -32,10 +32,12 @@ class RunRecord:
 
     Args:
         num_rows: that a whole run has at most.
+        moves: whether rows that do not fit go to the CPU, which waits for the device; else they
+            are not recorded.
     """
 
-    def __init__(self, num_rows: int) -> None:
-        self.num_rows = num_rows
+    def __init__(self, num_rows: int, *, moves: bool = True) -> None:
+        self.num_rows, self._moves = num_rows, moves
         self.is_uniform = True  # whether all rows have the same length, and are as many as expected
         self._rows: list[torch.Tensor] = []  # none once it is closed
         self._closed = False
@@ -44,9 +46,9 @@ class RunRecord:
         self._copied: torch.cuda.Event | None = None
         self._on_device = True
 
-    def add(self, component: int, value: torch.Tensor) -> None:
-        """A component of the guided prediction at the next step, of any shape."""
-        self._add((component, self.count(component)), value)
+    def add(self, component: int, value: torch.Tensor, step: int | None = None) -> None:
+        """A component of the guided prediction at a step, of any shape; None: at the next one."""
+        self._add((component, self.count(component) if step is None else step), value)
 
     def add_noise(self, value: torch.Tensor) -> None:
         """The noise that the run started from, where it has the shape of predictions."""
@@ -65,7 +67,8 @@ class RunRecord:
         if not len(self._products):
             self._begin(row)
         other = bool(self._rows) and len(row) != len(self._rows[0])
-        if self._closed or other or len(self._rows) == self.num_rows:
+        lacks = not (self._on_device or self._moves)
+        if self._closed or other or lacks or len(self._rows) == self.num_rows:
             self.is_uniform = False
             return
         self._rows.append(row if self._on_device else row.cpu())
@@ -97,11 +100,11 @@ class RunRecord:
         if self._copied is not None:
             self._copied.synchronize()
 
-    def gram(self, sampler: SamplerCoefficients) -> torch.Tensor:
-        """`(R, R)` float64 on the CPU: inner products over the squared norm of the final latents.
+    def products(self, sampler: SamplerCoefficients) -> torch.Tensor:
+        """`(R, R)` float64 on the CPU: inner products, 0 where a row was not recorded.
 
-        Rows are in the order of `SamplerCoefficients.num_rows`: components by step, then the noise,
-        which is 0 where it was not recorded. Components that the sampler has not are left out.
+        Rows are in the order of `SamplerCoefficients.num_rows`: components by step, then the noise.
+        Components that the sampler has not are left out.
         """
         self._wait()
         n, last, count = sampler.num_steps, sampler.num_rows - 1, len(self._places)
@@ -113,23 +116,39 @@ class RunRecord:
         ]  # fmt: skip
         places = [self._places[row] for row in known]
         order = torch.tensor([last if c == _NOISE else c * n + step for c, step in places])
-        gram = torch.zeros(last + 1, last + 1, dtype=torch.float64)
-        gram[order[:, None], order] = own[known][:, known]
+        found = torch.zeros(last + 1, last + 1, dtype=torch.float64)
+        found[order[:, None], order] = own[known][:, known]
+        return found
+
+    def gram(self, sampler: SamplerCoefficients) -> torch.Tensor:
+        """The same of a whole run, over the squared norm of the final latents."""
+        gram = self.products(sampler)
         weights = [weights * sampler.coefficients for weights in sampler.step_weights]
         rows = torch.cat([*weights, torch.ones(1, dtype=torch.float64)])
         return gram / (rows @ gram @ rows)  # the final latents are these weights times the rows
 
     def profile(self, sampler: SamplerCoefficients, key: ProfileKey) -> Profile:
         """Of a run of which every step was recorded."""
-        n = sampler.num_steps
-        places = torch.linspace(0, len(_GAIN) - 1, n, dtype=torch.float64)
-        low = places.floor().long().clamp_max(len(_GAIN) - 2)
-        logs = torch.tensor(_GAIN, dtype=torch.float64).log()
-        gain = (logs[low] + (places - low) * (logs[low + 1] - logs[low])).exp()
-        return Profile(
-            key, sampler, self.gram(sampler)[None], gain, _MEMORY * n, _DEPTH, (),
-            {"clips": 1, "probes": 0},
-        )  # fmt: skip
+        return profile_of_gram(self.gram(sampler), sampler, key)
+
+
+def profile_of_gram(
+    gram: torch.Tensor, sampler: SamplerCoefficients, key: ProfileKey, clips: int = 1
+) -> Profile:
+    """Of inner products alone.
+
+    Args:
+        gram: `(R, R)`.
+        clips: that it is a mean over.
+    """
+    n = sampler.num_steps
+    places = torch.linspace(0, len(_GAIN) - 1, n, dtype=torch.float64)
+    low = places.floor().long().clamp_max(len(_GAIN) - 2)
+    logs = torch.tensor(_GAIN, dtype=torch.float64).log()
+    gain = (logs[low] + (places - low) * (logs[low + 1] - logs[low])).exp()
+    return Profile(
+        key, sampler, gram[None], gain, _MEMORY * n, _DEPTH, (), {"clips": clips, "probes": 0}
+    )
 
 
 def _products(rows: list[torch.Tensor]) -> torch.Tensor:

@@ -30,11 +30,13 @@ class Parts:
         weights: of the transformers, as they are stored, with their LoRAs.
         dtype: of the transformers' matrices, as they are stored.
         scheduler: its class and settings.
+        lasting: of the weights as far as they are the same in another process.
     """
 
     weights: str
     dtype: str
     scheduler: str
+    lasting: str = ""
 
     def changed_since(self, before: Parts) -> tuple[str, ...]:
         """What is other than before, in words."""
@@ -48,28 +50,35 @@ class Parts:
 def parts_of(pipe: Any) -> Parts:
     """The parts that a pipeline has now."""
     weights, dtypes = hashlib.blake2b(digest_size=8), set[str]()
+    unread: list[int] = []
     scale = (getattr(pipe, "attention_kwargs", None) or {}).get("scale", 1.0)  # of this call's LoRA
     for name, module in transformers_of(pipe, family_of(pipe)).items():
-        rows, loras = _read(uncompiled(module))
+        rows, loras, of_module = _read(uncompiled(module))
+        unread += of_module
         weights.update(f"{name} {[len(some) for some in rows.values()]}".encode())
         weights.update(f"{loras} {scale if loras else 1.0}".encode())
         for (_, dtype), some in rows.items():
             dtypes.add(str(dtype))
             weights.update(torch.cat(some).cpu().view(torch.uint8).numpy().tobytes())
-    return Parts(weights.hexdigest(), ", ".join(sorted(dtypes)), _scheduler(pipe.scheduler))
+    lasting = weights.hexdigest()
+    weights.update(str(unread).encode())
+    types = ", ".join(sorted(dtypes))
+    return Parts(weights.hexdigest(), types, _scheduler(pipe.scheduler), lasting)
 
 
 Rows = dict[tuple[torch.device, torch.dtype], list[torch.Tensor]]
 
 
 @torch.no_grad()
-def _read(module: torch.nn.Module) -> tuple[Rows, list[Any]]:
-    """The first numbers of every matrix, and the settings of all LoRAs.
+def _read(module: torch.nn.Module) -> tuple[Rows, list[Any], list[int]]:
+    """The first numbers of every matrix, the settings of all LoRAs, and the ids of those matrices
+    that cannot be read, which are of this process.
 
     One walk without names: `named_parameters` takes ten times as long.
     """
     rows: Rows = {}
     loras: list[Any] = []
+    unread: list[int] = []
     waiting = [module]
     while waiting:
         owner = waiting.pop()
@@ -81,10 +90,10 @@ def _read(module: torch.nn.Module) -> tuple[Rows, list[Any]]:
                 continue
             row = _row(stored(owner, name, tensor))
             if row is None:
-                loras.append(id(tensor))
+                unread.append(id(tensor))
             else:
                 rows.setdefault((row.device, row.dtype), []).append(row)
-    return rows, loras
+    return rows, loras, unread
 
 
 def _row(matrix: torch.Tensor) -> torch.Tensor | None:

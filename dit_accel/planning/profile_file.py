@@ -27,6 +27,10 @@ class ProfileError(ValueError):
     """A file that is no profile, or a profile that is not of this pipeline."""
 
 
+class OtherVersionError(ProfileError):
+    """A file of another format or version, which may be in use there."""
+
+
 @dataclass(frozen=True)
 class TensorFields:
     """The tensors of a file by name; what is taken is float64 on the CPU."""
@@ -90,7 +94,7 @@ def read(path: Path, form: str = PROFILE_FORMAT) -> tuple[Field, TensorFields]:
         raise ProfileError(f"{path} is no profile: {error}") from error
     own, version = (names[name].value if name in names else None for name in ("format", "version"))
     if (own, version) != (form, PROFILE_VERSION) or isinstance(version, bool):
-        raise ProfileError(
+        raise OtherVersionError(
             f"{path} has format {shown(own)}, version {shown(version)}; accepted: "
             f"{form}, version {PROFILE_VERSION}"
         )
@@ -102,6 +106,9 @@ def write(
     form: str = PROFILE_FORMAT,
 ) -> None:  # fmt: skip
     """Write a file, whole or not at all.
+
+    Args:
+        form, version: for its header.
 
     Raises:
         OSError: it cannot be written.

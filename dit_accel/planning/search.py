@@ -196,7 +196,7 @@ def energies(plan: Plan, error_model: ErrorModel) -> torch.Tensor:
         so_far = so_far * error_model.fade(*ends)
         window = sampler.omitted(*(end[None] for end in ends))[0]
         for step in range(opened + 1, closed):
-            _add_weights(window, plan, step, sampler, sampler.coefficients[step])
+            add_weights(window, plan, step, sampler, sampler.coefficients[step])
         error = error + error_model.gram @ (window + 2 * so_far) @ window
         so_far = so_far + window
     return error.clamp_min(0.0)
@@ -211,11 +211,11 @@ def noise_energy(plan: Plan, error_model: ErrorModel) -> float:
     weights = torch.zeros(sampler.num_rows, dtype=torch.float64)
     for step in plan.extrapolations:
         grown = sampler.coefficients[step] * error_model.error_gain[step]
-        _add_weights(weights, plan, step, sampler, grown)
+        add_weights(weights, plan, step, sampler, grown)
     return float((weights.square() * error_model.mean_gram.diagonal()).sum())
 
 
-def _add_weights(
+def add_weights(
     rows: torch.Tensor, plan: Plan, step: int, sampler: SamplerCoefficients, scale: torch.Tensor
 ) -> None:
     """Add `scale` times the extrapolated guided prediction of a step to the weights of `rows`

@@ -1,0 +1,177 @@
+"""Learns from the runs of a pipeline, and plans later ones by what was learnt.
+
+Goes in: a pipeline, its runs as they begin, and the observations of each when it is over. Comes
+out: a `Profile` of what is known by then, and in words what it rests on. The file in the user's
+cache is read when a run begins, if it was changed, and written when a run is over. A file that
+cannot be read or written costs a note, never a clip. It knows the place of the file and when it is
+used; `planning/learned.py` knows the file, `planning/posterior.py` the mathematics. Ours; there is
+no source.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dit_accel.caching.observing import observed
+from dit_accel.core.files import reason_of
+from dit_accel.planning import learned, posterior
+from dit_accel.planning.first_run import profile_of_gram
+from dit_accel.planning.learned import Learned, Measured, Observations, RunKind
+from dit_accel.planning.lookup import cache_folder, profile_key
+from dit_accel.planning.parts import Parts
+from dit_accel.planning.plan import Plan
+from dit_accel.planning.profile import Profile
+from dit_accel.planning.profile_file import ProfileError
+from dit_accel.planning.profile_key import ProfileKey
+
+GROWTH = 1.25  # of the clips since the last plan, before another one is made
+Stamp = tuple[int, int, int]
+Key = Callable[[], ProfileKey]
+
+
+def learned_key(pipe: Any, parts: Parts) -> ProfileKey:
+    """Of the pipeline's file: with all of its weights, LoRAs and their scales among them."""
+    key = profile_key(pipe)
+    weights = hashlib.sha256(f"{key.weights} {parts.lasting}".encode()).hexdigest()[:16]
+    return dataclasses.replace(key, weights=weights)
+
+
+class Learning:
+    """What is learnt of one pipeline, in this process and by its file.
+
+    Args:
+        pipe: its parts may change; then another file is used.
+    """
+
+    def __init__(self, pipe: Any) -> None:
+        self.pipe = pipe
+        self.known = Learned(ProfileKey("", "", "", "", ""))
+        self.problem: str | None = None  # why the file is not used
+        self._parts: Parts | None = None
+        self._path = Path()
+        self._stamp: Stamp | None = None  # of the file, when it was read or written
+        self._last: LearnedProfile | None = None
+
+    def begin(self, parts: Parts) -> None:
+        """A run begins: read the file of the parts that the pipeline has now, if it changed."""
+        if parts != self._parts:
+            self._parts, self._stamp, self._last = parts, None, None
+            self.known = Learned(learned_key(self.pipe, parts))
+            self._path = learned.path_in(cache_folder(), self.known.key)
+        stamp = _stamp(self._path)
+        if stamp is not None and stamp != self._stamp:
+            self._stamp, self.problem = stamp, None
+            try:
+                found = learned.load(self._path)
+                self.known = found if found.key == self.known.key else self.known
+            except (ProfileError, OSError) as error:
+                self.problem = str(error)
+
+    def profile(
+        self, kind: RunKind, key: Key, prior: torch.Tensor | None = None
+    ) -> LearnedProfile | None:
+        """What is known for such a run; None where nothing is.
+
+        It stays the same until there are some more clips, as a plan takes a search.
+
+        Args:
+            key: makes the key of the profile.
+            prior: the prior's Gram matrix of this sampler, where there is one.
+        """
+        found = self._of(kind)
+        whole = any(one.is_whole for one in found)
+        if not found or (prior is None and not whole):
+            return None
+        clips, last = sum(one.clips for one in found), self._last
+        if last is not None and last.kind.is_like(kind) and last.clips <= clips < last.until:
+            return last
+        weight = posterior.weight_of(self.known.losses, self.known.compared)
+        gram = posterior.posterior_gram(prior, found, weight)
+        profile = profile_of_gram(gram, kind.sampler, key(), clips)
+        resized = found[0].kind.numbers != kind.numbers
+        self._last = LearnedProfile(profile, kind, clips, prior is not None, resized)
+        return self._last
+
+    def _of(self, kind: RunKind) -> list[Observations]:
+        """Of runs of this kind; where there is none, of clips of another size."""
+        every = self.known.observations
+        own = [one for one in every if one.kind.is_like(kind)]
+        return own or [one for one in every if one.kind.is_like(kind, any_size=True)]
+
+    def add(self, one: Observations, prior: torch.Tensor | None = None) -> None:
+        """A run is over: learn from it, and write it down."""
+        before = [known for known in self.known.observations if known.kind.is_like(one.kind)]
+        losses = posterior.losses(one, prior, before) if prior is not None else None
+        self._change(lambda known: known.with_run(one, losses))
+
+    def add_whole(self, profile: Profile, numbers: int) -> None:
+        """A run was computed whole and recorded: learn from it."""
+        sampler = profile.sampler
+        kind = RunKind(sampler, profile.key.guidance, numbers)
+        one = observed(profile.gram[0], kind, Plan(sampler.num_steps, {}), {})
+        if one is not None:
+            self.add(one)
+
+    def add_measured(self, one: Measured) -> None:
+        """A clip was compared with its uncached reference: write its PSNR down."""
+        self._change(lambda known: known.with_measured(one))
+
+    def _change(self, change: Callable[[Learned], Learned]) -> None:
+        """In the file; where that fails, in this process alone."""
+        try:
+            self.known = learned.update(self._path, Learned(self.known.key), change)
+            self._stamp, self.problem = _stamp(self._path), None
+        except (ProfileError, OSError) as error:
+            self.known = change(self.known)
+            reason = reason_of(error) if isinstance(error, OSError) else str(error)
+            self.problem = f"{self._path}: {reason}" if isinstance(error, OSError) else reason
+
+    def notes(self) -> tuple[str, ...]:
+        """Why the file was not read or written."""
+        return () if self.problem is None else (f"Learnt in this process alone: {self.problem}.",)
+
+
+@dataclasses.dataclass(frozen=True)
+class LearnedProfile:
+    """A profile that was made of observations.
+
+    Args:
+        profile: without candidates.
+        kind: of the runs that it is for.
+        clips: that it rests on.
+        with_prior: whether it rests on the prior, too.
+        resized: whether the clips were of another size.
+    """
+
+    profile: Profile
+    kind: RunKind
+    clips: int
+    with_prior: bool
+    resized: bool
+
+    @property
+    def until(self) -> float:
+        """So many clips make another one."""
+        return GROWTH * self.clips
+
+    @property
+    def remark(self) -> str:
+        """What it rests on, in words."""
+        count = f"{self.clips} clip{'s' if self.clips > 1 else ''}"
+        size = " of another size" if self.resized else ""
+        return f"Planned from {'the prior and ' if self.with_prior else ''}{count}{size}."
+
+
+def _stamp(path: Path) -> Stamp | None:
+    """What changes with every new file at a path; None where there is none."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_mtime_ns, found.st_size, found.st_ino

@@ -1,0 +1,109 @@
+"""Observes a run that follows a plan, at no cost: what its computed predictions teach.
+
+Goes in: the components of every computed prediction. Comes out: after the run, `Observations` of
+one clip. Inner products are taken on the device while the run goes on, without a host sync; where
+the rows would take more than half of the memory that is free, nothing is recorded. A run that left
+its plan, or whose values are not all finite, teaches nothing. It knows steps and tensors;
+`planning/first_run.py` takes the products. Ours; there is no source.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from dit_accel.core.guidance import FirstStep, guided
+from dit_accel.planning.first_run import RunRecord
+from dit_accel.planning.learned import MOST_ROWS, Observations, RunKind
+from dit_accel.planning.plan import Plan
+from dit_accel.planning.search import add_weights
+
+
+class RunObserver:
+    """Records the computed predictions of one run.
+
+    Args:
+        kind: of the run.
+        scale: of guidance, where both branches are in one batch.
+        branches: as of `Family`.
+        plan: that the run follows.
+    """
+
+    def __init__(self, kind: RunKind, scale: float, branches: str, plan: Plan) -> None:
+        self.kind, self.plan = kind, plan
+        self._scale, self._branches = scale, branches
+        parts = len(kind.sampler.branch_weights)
+        self._last = plan.computed[-1], parts - 1
+        self.record = RunRecord(parts * len(plan.computed) + 1, moves=False)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """None in another process: one of the ranks observes for all."""
+        return type(None), ()
+
+    def on_noise(self, noise: torch.Tensor) -> None:
+        """As of `Policy`."""
+        self.record.add_noise(guided(noise, self._scale, self._branches))
+
+    def on_output(self, step: int, component: int, value: torch.Tensor) -> None:
+        """As of `Policy`; the rows are freed after the last one of the plan."""
+        self.record.add(component, guided(value, self._scale, self._branches), step)
+        if (step, component) == self._last:
+            self.record.close()
+
+    def take(self, first: FirstStep) -> None:
+        """Begin after the first step, which another policy had."""
+        if first.noise is not None:
+            self.on_noise(first.noise)
+        for component, value in enumerate(first.components):
+            self.on_output(0, component, value)
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether every row of the plan was recorded, or something else that ends the record."""
+        steps = len(self.plan.computed)
+        parts = range(len(self.kind.sampler.branch_weights))
+        return not self.record.is_uniform or all(self.record.count(p) == steps for p in parts)
+
+    def observations(self, errors: Mapping[int, float]) -> Observations | None:
+        """Of a run that followed its plan to the end; None where something is missing.
+
+        Args:
+            errors: extrapolation errors, by computed step.
+        """
+        self.record.close()
+        if not (self.is_complete and self.record.is_uniform and self.record.is_finite):
+            return None
+        return observed(self.record.products(self.kind.sampler), self.kind, self.plan, errors)
+
+
+def observed(
+    products: torch.Tensor, kind: RunKind, plan: Plan, errors: Mapping[int, float]
+) -> Observations | None:
+    """Observations of one clip; None where they are of no use.
+
+    Args:
+        products: `(R, R)`, of the rows that the plan computes; 0 elsewhere.
+        plan: that the run followed, to the end.
+        errors: extrapolation errors, by computed step.
+    """
+    sampler = kind.sampler
+    weights = torch.zeros(sampler.num_rows, dtype=torch.float64)
+    weights[-1] = 1.0  # the final latents as a sum of rows
+    for step, coefficient in enumerate(sampler.coefficients):
+        if step in plan.extrapolations:
+            add_weights(weights, plan, step, sampler, coefficient)
+            continue
+        for part, branch_weight in enumerate(sampler.weights_at(step)):
+            weights[part * sampler.num_steps + step] += branch_weight * coefficient
+    final = weights @ products @ weights
+    rows = sampler.feature_rows(torch.tensor([plan.computed]))[0]
+    known = products[rows][:, rows] / final
+    if sampler.num_rows > MOST_ROWS or not final > 0 or not (known.diagonal()[:-1] > 0).all():
+        return None
+    logs = torch.tensor([errors.get(step, 0.0) for step in plan.computed]).double().log()
+    there = logs.isfinite()
+    logs = torch.where(there, logs, 0.0)
+    sums = torch.stack([there.double(), logs, logs.square()])
+    return Observations(kind, plan.computed, 1, known, sums)

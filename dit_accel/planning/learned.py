@@ -1,0 +1,366 @@
+"""What runs have taught of one pipeline, and its small file in the user's cache.
+
+In: observations of runs, and PSNRs that were measured. Out: a `Learned`, and its file. An
+observation is a sum over clips of the inner products of the rows that one plan computes, over the
+squared norm of the final latents. A file is of one set of weights (with its LoRAs) and one
+scheduler; observations of other steps, guidance or sizes stand in it side by side. Processes take
+turns by a lock, and each adds to what it finds there; a file is replaced whole or not at all.
+Knows numbers and files; `planning/posterior.py` makes a Gram matrix of them. Source: ours.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dit_accel.core.document import DocumentError, Field
+from dit_accel.core.files import locked
+from dit_accel.planning import profile_file
+from dit_accel.planning.candidate import LARGEST_DB
+from dit_accel.planning.plan import SamplerCoefficients, SecondExpert
+from dit_accel.planning.profile_file import OtherVersionError, ProfileError, TensorFields
+from dit_accel.planning.profile_key import ProfileKey
+
+FORMAT, VERSION = "dit-accel-learned", 1
+SUFFIX = ".safetensors"
+MOST_ROWS = 256  # of a Gram matrix; longer runs are not learnt from
+MOST_BYTES = 1 << 19  # of the tensors; beyond it the oldest observations are dropped
+MOST_MEASURED = 256  # PSNRs; the oldest are dropped
+WEIGHTS = (0.0, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0)  # of the prior, in clips, that are compared
+KINDS = ("calibrated", "inner products")  # of plans: a candidate's, or one that was never run
+_LARGEST_FILE = 1 << 22
+_MOST = 2**40  # of a count
+_NOT_NEGATIVE = 1e-6  # of a sum's trace, which rounding may leave below 0
+
+
+@dataclass(frozen=True)
+class RunKind:
+    """Which runs have rows in common.
+
+    Args:
+        sampler: of the runs.
+        guidance: of the runs; the branch weights say it too where there are several.
+        numbers: that the latents of one clip have: another number is another size.
+    """
+
+    sampler: SamplerCoefficients
+    guidance: float
+    numbers: int
+
+    def is_like(self, other: RunKind, *, any_size: bool = False) -> bool:
+        """Whether both are the same."""
+        one, two = self.sampler, other.sampler
+        return (
+            (any_size or self.numbers == other.numbers)
+            and one.num_rows == two.num_rows
+            and len(one.branch_weights) == len(two.branch_weights)
+            and one.second == two.second
+            and abs(self.guidance - other.guidance) < 1e-6
+            and _near(one.timesteps, two.timesteps)
+            and _near(one.coefficients, two.coefficients)
+            and _near(torch.tensor(one.branch_weights), torch.tensor(two.branch_weights))
+        )
+
+
+def _near(one: torch.Tensor, other: torch.Tensor) -> bool:
+    return torch.allclose(one, other, rtol=1e-4, atol=1e-6)
+
+
+@dataclass(frozen=True)
+class Observations:
+    """Sums over the clips that were made by one plan.
+
+    Args:
+        kind: of the runs.
+        computed: the k computed steps, 0 first; all steps where the runs were computed whole.
+        clips: how many.
+        products: `(Q, Q)` float64, Q = B k + 1: inner products of the components at the computed
+            steps, component by component, then of the noise, over the squared norm of the final
+            latents; summed over clips. The noise is 0 where it is not known.
+        errors: `(3, k)` float64: at each computed step how many extrapolation errors were measured,
+            the sum of their logarithms, and of the squares of these.
+    """
+
+    kind: RunKind
+    computed: tuple[int, ...]
+    clips: int
+    products: torch.Tensor
+    errors: torch.Tensor
+
+    @property
+    def rows(self) -> torch.Tensor:
+        """`(Q,)`: the places of its rows in the Gram matrix of the sampler."""
+        return self.kind.sampler.feature_rows(torch.tensor([self.computed]))[0]
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether every step was computed."""
+        return len(self.computed) == self.kind.sampler.num_steps
+
+    def __add__(self, other: Observations) -> Observations:
+        return dataclasses.replace(
+            self, clips=self.clips + other.clips, products=self.products + other.products,
+            errors=self.errors + other.errors,
+        )  # fmt: skip
+
+    @property
+    def nbytes(self) -> int:
+        """In the file."""
+        rows = len(self.products)
+        return 8 * (rows * (rows + 1) // 2 + self.errors.numel() + 2 * self.kind.sampler.num_steps)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A clip's PSNR that was predicted before its run, and measured after it.
+
+    Args:
+        name: of the clip, by which it is counted once.
+        kind: of its plan, one of `KINDS`.
+        predicted, measured: in dB.
+    """
+
+    name: str
+    kind: str
+    predicted: float
+    measured: float
+
+
+@dataclass(frozen=True)
+class Learned:
+    """What is known of one pipeline by its runs.
+
+    Args:
+        key: of the pipeline; without a number of steps, a guidance or a size.
+        observations: the one that was added to last stands last.
+        losses: `(len(WEIGHTS),)`: how well each weight of the prior would have predicted the
+            clips: sum of the logarithm of the squared errors (`posterior.losses`).
+        compared: clips that `losses` is a sum over.
+        measured: PSNRs, the oldest first.
+        runs: that were learnt from; more than the observations have clips, where some were dropped.
+    """
+
+    key: ProfileKey
+    observations: tuple[Observations, ...] = ()
+    losses: torch.Tensor = dataclasses.field(
+        default_factory=lambda: torch.zeros(len(WEIGHTS), dtype=torch.float64)
+    )
+    compared: int = 0
+    measured: tuple[Measured, ...] = ()
+    runs: int = 0
+
+    def with_run(self, one: Observations, losses: torch.Tensor | None) -> Learned:
+        """With one more run, and what its clip says of the prior's weight."""
+        others, found = [], one
+        for known in self.observations:
+            if known.computed == one.computed and known.kind.is_like(one.kind):
+                found = known + one
+            else:
+                others.append(known)
+        every = [*others, found]
+        while len(every) > 1 and sum(each.nbytes for each in every) > MOST_BYTES:
+            del every[0]
+        more = {} if losses is None else {
+            "losses": self.losses + losses, "compared": self.compared + 1
+        }  # fmt: skip
+        return dataclasses.replace(self, observations=tuple(every), runs=self.runs + 1, **more)
+
+    def with_measured(self, one: Measured) -> Learned:
+        """With one more PSNR; one of the same clip is replaced."""
+        others = [known for known in self.measured if known.name != one.name]
+        return dataclasses.replace(self, measured=(*others, one)[-MOST_MEASURED:])
+
+
+# --- the file ---
+
+
+def is_off() -> bool:
+    """Whether the user's environment switches learning off: `$DIT_ACCEL_NO_LEARN` is not empty."""
+    return bool(os.environ.get("DIT_ACCEL_NO_LEARN"))
+
+
+def path_in(folder: Path, key: ProfileKey) -> Path:
+    """Of a pipeline's file in a cache folder."""
+    return folder / "learned" / f"{key.weights}-{key.sampler}{SUFFIX}"
+
+
+def load(path: Path) -> Learned:
+    """Read a file.
+
+    Raises:
+        OtherVersionError: it is of another version.
+        ProfileError: it is damaged; names the file and the field.
+        FileNotFoundError: it is not there.
+    """
+    if path.is_file() and path.stat().st_size > _LARGEST_FILE:
+        raise ProfileError(
+            f"{path} is larger than {_LARGEST_FILE} bytes; accepted: what runs wrote"
+        )
+    head, tensors = profile_file.read(path, FORMAT, VERSION)
+    try:
+        _check_digest(head, tensors)
+        return _of(head, tensors)
+    except ValueError as error:
+        raise ProfileError(f"{path} is damaged: {error}") from error
+
+
+def update(path: Path, empty: Learned, change: Callable[[Learned], Learned]) -> Learned:
+    """Change a file, one process after the other; a damaged one is begun anew.
+
+    Args:
+        empty: where there is no file, or where it is of another pipeline.
+        change: of what the file has by now.
+
+    Returns:
+        What the file has after it.
+
+    Raises:
+        OtherVersionError: the file is of another version, and stays as it is.
+        OSError: it cannot be written.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with locked(path.with_suffix(".lock")):
+        for left in path.parent.glob(f".{path.name}.*"):  # of a process that was killed
+            left.unlink(missing_ok=True)
+        found = change(_known(path, empty))
+        save(path, found)
+    return found
+
+
+def _known(path: Path, empty: Learned) -> Learned:
+    try:
+        known = load(path)
+    except OtherVersionError:
+        raise
+    except (FileNotFoundError, ProfileError):
+        return empty
+    return known if known.key == empty.key else empty
+
+
+def save(path: Path, learned: Learned) -> None:
+    """Write the file, whole or not at all.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    tensors = {"losses": learned.losses}
+    for place, one in enumerate(learned.observations):
+        rows = torch.tril_indices(*one.products.shape)
+        tensors |= {
+            f"{place}.products": one.products[rows[0], rows[1]],
+            f"{place}.errors": one.errors,
+            f"{place}.coefficients": one.kind.sampler.coefficients.clone(),  # of several, maybe
+            f"{place}.timesteps": one.kind.sampler.timesteps.clone(),
+        }
+    head: dict[str, Any] = {
+        "identity": learned.key.to_json(),
+        "compared": learned.compared,
+        "runs": learned.runs,
+        "observations": [
+            {"branch_weights": list(one.kind.sampler.branch_weights),
+             "guidance": one.kind.guidance, "numbers": one.kind.numbers,
+             "computed": list(one.computed), "clips": one.clips,
+             "second": None if (second := one.kind.sampler.second) is None
+             else [second.begin, second.share]}
+            for one in learned.observations
+        ],
+        "measured": [dataclasses.asdict(one) for one in learned.measured],
+    }  # fmt: skip
+    head["digest"] = _digest(head, tensors)
+    profile_file.write(path, head, tensors, FORMAT, VERSION)
+
+
+def _digest(head: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> str:
+    """Of all that the file says: a changed number could be as good as the right one."""
+    found = hashlib.sha256(json.dumps(dict(head), sort_keys=True).encode())
+    for name in sorted(tensors):
+        found.update(f"{name} {tensors[name].dtype} {tuple(tensors[name].shape)}".encode())
+        found.update(tensors[name].contiguous().view(torch.uint8).numpy().tobytes())
+    return found.hexdigest()
+
+
+def _check_digest(head: Field, tensors: TensorFields) -> None:
+    without = {k: v for k, v in head.value.items() if k not in ("digest", "format", "version")}
+    if head.at("digest").text() != _digest(without, tensors.tensors):
+        raise DocumentError("digest is of another content; accepted: what a run wrote")
+
+
+def _of(head: Field, tensors: TensorFields) -> Learned:
+    names = ("identity", "compared", "runs", "observations", "measured", "digest",
+             "format", "version")  # fmt: skip
+    head.only(names)
+    entries = head.at("observations").entries(most=MOST_BYTES // 64)
+    return Learned(
+        key=ProfileKey.from_json(head.at("identity")),
+        observations=tuple(_observations(f"{i}", one, tensors) for i, one in enumerate(entries)),
+        losses=tensors.get("losses", (len(WEIGHTS),), -1e9, 1e9),
+        compared=head.at("compared").whole(0, _MOST),
+        measured=tuple(_measured(one) for one in head.at("measured").entries(most=MOST_MEASURED)),
+        runs=head.at("runs").whole(0, _MOST),
+    )
+
+
+def _measured(one: Field) -> Measured:
+    one.only(("name", "kind", "predicted", "measured"))
+    return Measured(
+        one.at("name").text(r"[\w.-]{1,80}"), one.at("kind").one_of(KINDS),
+        one.at("predicted").number(-LARGEST_DB, LARGEST_DB),
+        one.at("measured").number(-LARGEST_DB, LARGEST_DB),
+    )  # fmt: skip
+
+
+def _observations(section: str, one: Field, tensors: TensorFields) -> Observations:
+    one.only(("branch_weights", "guidance", "numbers", "computed", "clips", "second"))
+    sampler = _sampler(section, one, tensors)
+    computed = one.at("computed")
+    steps = tuple(step.whole(0, sampler.num_steps - 1) for step in computed.entries(1))
+    if list(steps) != sorted(set(steps)) or steps[0] != 0:
+        raise computed.error("steps in order, 0 first")
+    rows, clips = len(sampler.branch_weights) * len(steps) + 1, one.at("clips").whole(1, _MOST)
+    if sampler.num_rows > MOST_ROWS:
+        raise computed.error(f"steps of a run of {MOST_ROWS} rows at most")
+    packed = tensors.get(f"{section}.products", (rows * (rows + 1) // 2,), -1e15, 1e15)
+    products = torch.zeros(rows, rows, dtype=torch.float64)
+    places = torch.tril_indices(rows, rows)
+    products[places[0], places[1]] = packed
+    products += products.tril(-1).T
+    _check_inner_products(f"{section}.products", products)
+    errors = tensors.get(f"{section}.errors", (3, len(steps)), -1e12, 1e12)
+    numbers = one.at("numbers").whole(0, 2**62)
+    kind = RunKind(sampler, one.at("guidance").number(-1e6, 1e6), numbers)
+    return Observations(kind, steps, clips, products, errors)
+
+
+def _sampler(section: str, one: Field, tensors: TensorFields) -> SamplerCoefficients:
+    coefficients = tensors.get(f"{section}.coefficients", (None,), -1e6, 1e6)
+    timesteps = tensors.get(f"{section}.timesteps", (len(coefficients),), -1e6, 1e6)
+    steps = timesteps.diff()  # Mochi's timesteps go up
+    if not bool((steps < 0).all() or (steps > 0).all()):
+        raise DocumentError(f"{section}.timesteps goes up and down; accepted: timesteps in order")
+    weights = [field.number(-1e6, 1e6) for field in one.at("branch_weights").entries(1, 8)]
+    if not all(weights):  # a correction is divided by it
+        raise one.at("branch_weights").error("numbers that are not 0")
+    second = None
+    if one.find("second") is not None:
+        begin, share = one.at("second").entries(2, 2)
+        second = SecondExpert(begin.whole(1, len(timesteps) - 1), share.number(-1e6, 1e6))
+    return SamplerCoefficients(coefficients, timesteps, tuple(weights), second)
+
+
+def _check_inner_products(name: str, products: torch.Tensor) -> None:
+    size = products.diagonal()
+    if not bool((size[:-1] > 0).all()) or size[-1] < 0:
+        raise DocumentError(f"{name} has a row whose square is not above 0")
+    # In units of the rows, as they differ in size; the noise may be missing.
+    scale = size.clamp_min(float(size.max()) * 1e-12).rsqrt()
+    least = torch.linalg.eigvalsh(products * scale * scale[:, None])[0]
+    if not float(least) >= -_NOT_NEGATIVE * len(products):
+        raise DocumentError(f"{name} has a negative eigenvalue; accepted: inner products")
