@@ -157,7 +157,7 @@ class Learned:
     measured: tuple[Measured, ...] = ()
     runs: int = 0
 
-    def with_run(self, one: Observations, losses: torch.Tensor | None) -> Learned:
+    def with_run(self, one: Observations, losses: torch.Tensor | None = None) -> Learned:
         """With one more run, and what its clip says of the prior's weight."""
         others, found = [], one
         for known in self.observations:
@@ -274,11 +274,11 @@ def save(path: Path, learned: Learned) -> None:
         ],
         "measured": [dataclasses.asdict(one) for one in learned.measured],
     }  # fmt: skip
-    head["digest"] = _digest(head, tensors)
+    head["digest"] = digest_of(head, tensors)
     profile_file.write(path, head, tensors, FORMAT, VERSION)
 
 
-def _digest(head: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> str:
+def digest_of(head: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> str:
     """Of all that the file says: a changed number could be as good as the right one."""
     found = hashlib.sha256(json.dumps(dict(head), sort_keys=True).encode())
     for name in sorted(tensors):
@@ -289,7 +289,7 @@ def _digest(head: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> str
 
 def _check_digest(head: Field, tensors: TensorFields) -> None:
     without = {k: v for k, v in head.value.items() if k not in ("digest", "format", "version")}
-    if head.at("digest").text() != _digest(without, tensors.tensors):
+    if head.at("digest").text() != digest_of(without, tensors.tensors):
         raise DocumentError("digest is of another content; accepted: what a run wrote")
 
 

@@ -3,9 +3,10 @@
     nice python scripts/experiments/fuzz_files.py --count 10000
     python scripts/experiments/fuzz_files.py --sorts profile result --count 300
 
-Sorts: `profile`; `manifest`, `result` and `journal` of an evaluation; `work`, the folder of a
-calibration; `layout`; `prompts`; `model`, the JSON files of a model's folder. Of a file that is
-accepted, what a command would make of it is made: plans, tables, a page now and then.
+Sorts: `profile`; `learned`, what runs taught; `manifest`, `result` and `journal` of an evaluation;
+`work`, the folder of a calibration; `layout`; `prompts`; `model`, the JSON files of a model's
+folder. Of a file that is accepted, what a command would make of it is made: plans, tables, a page
+now and then.
 A mutant is named by its sort and number: `--sorts profile --first 123 --count 1` is that one again.
 Ours.
 """
@@ -50,7 +51,14 @@ from dit_accel.evaluation.summary import summarise  # noqa: E402
 from dit_accel.layout import LayoutError  # noqa: E402
 from dit_accel.models import miniature  # noqa: E402
 from dit_accel.models.loading import ModelError, inspect_folder  # noqa: E402
-from dit_accel.planning import prediction, selection  # noqa: E402
+from dit_accel.planning import (  # noqa: E402
+    learned,
+    posterior,
+    prediction,
+    profile_file,
+    selection,
+)
+from dit_accel.planning.first_run import profile_of_gram  # noqa: E402
 from dit_accel.planning.plan import SamplerCoefficients  # noqa: E402
 from dit_accel.planning.profile import Profile, ProfileError  # noqa: E402
 
@@ -69,32 +77,41 @@ def written(head: bytes, data: bytes) -> bytes:
     return struct.pack("<Q", len(head)) + head + data
 
 
-def profile(rng: random.Random, folder: Path) -> str:
-    """One of: the header's JSON, the tensors' names and types, their values, or bytes."""
-    head, data = tensor_file(miniature.path() / "dit-accel-profile.safetensors")
+def tensor_mutant(
+    head: dict[str, Any], data: bytes, rng: random.Random, *, fixed: tuple[str, ...] = ()
+) -> bytes:
+    """One of: the header's JSON, the tensors' names and types, their values, or bytes.
+
+    `fixed`: beginnings of names of tensors that nothing reads.
+    """
+    head = json.loads(json.dumps(head))
     kind = rng.randrange(4)
     if kind == 0:
         own = json.loads(head["__metadata__"]["profile"])
         text = json_mutant(own, rng).decode("utf-8", "replace")
         head["__metadata__"]["profile"] = text
-        content = written(json.dumps(head).encode(), data)
-    elif kind == 1:
-        content = written(json_mutant(head, rng), data)
-    elif kind == 2:
-        name = rng.choice([name for name in head if not name.startswith(("levels", "__"))])
-        begin, end = head[name]["data_offsets"]
-        form, width = ("<d", 8) if head[name]["dtype"] == "F64" else ("<f", 4)
-        changed = bytearray(data)
-        for _ in range(rng.choice((1, 1, 5))):
-            at = begin + width * rng.randrange((end - begin) // width)
-            value = rng.choice(WILD)
-            with contextlib.suppress(OverflowError):
-                changed[at : at + width] = struct.pack(form, value)
-        content = written(json.dumps(head).encode(), bytes(changed))
-    else:
-        content = change_bytes(written(json.dumps(head).encode(), data), rng)
+        return written(json.dumps(head).encode(), data)
+    if kind == 1:
+        return written(json_mutant(head, rng), data)
+    if kind == 3:
+        return change_bytes(written(json.dumps(head).encode(), data), rng)
+    name = rng.choice([name for name in head if not name.startswith((*fixed, "__"))])
+    begin, end = head[name]["data_offsets"]
+    form, width = ("<d", 8) if head[name]["dtype"] == "F64" else ("<f", 4)
+    changed = bytearray(data)
+    for _ in range(rng.choice((1, 1, 5))):
+        at = begin + width * rng.randrange((end - begin) // width)
+        value = rng.choice(WILD)
+        with contextlib.suppress(OverflowError):
+            changed[at : at + width] = struct.pack(form, value)
+    return written(json.dumps(head).encode(), bytes(changed))
+
+
+def profile(rng: random.Random, folder: Path) -> str:
+    """A mutant, and plans by what is accepted of it."""
+    head, data = tensor_file(miniature.path() / "dit-accel-profile.safetensors")
     path = folder / "a.safetensors"
-    path.write_bytes(content)
+    path.write_bytes(tensor_mutant(head, data, rng, fixed=("levels",)))
     try:
         found = Profile.load(path)
     except ProfileError:
@@ -107,11 +124,15 @@ def use_profile(found: Profile, rng: random.Random) -> None:
     """Its table, and a plan of it as `plan` shows it."""
     with contextlib.redirect_stdout(io.StringIO()):
         tables.print_table(tables.candidate_table(found))
-    target = rng.choice((selection.Target(quality=32.0), selection.Target(speedup=3.0)))
     run = found.sampler
     if rng.random() < 0.05:  # a plan that is transferred takes a search
         steps = torch.linspace(1000, 20, 30, dtype=torch.float64)
         run = SamplerCoefficients(torch.full((30,), -1 / 30).double(), steps, run.branch_weights)
+    use_plan(found, run, rng)
+
+
+def use_plan(found: Profile, run: SamplerCoefficients, rng: random.Random) -> None:
+    target = rng.choice((selection.Target(quality=32.0), selection.Target(speedup=3.0)))
     choice = None
     with contextlib.suppress(ValueError):  # a target that this profile has no plan for
         choice = selection.choose(found, run, target)
@@ -119,6 +140,69 @@ def use_profile(found: Profile, rng: random.Random) -> None:
         expected = choice.prediction
         if math.isnan(expected.psnr_db + expected.low_db) or "nan" in prediction.describe(choice):
             raise AssertionError(f"predicts {expected}")
+
+
+_LEARNED: list[bytes] = []
+
+
+def learned_file(folder: Path) -> bytes:
+    """The content of a file that runs of the miniature could have written."""
+    if not _LEARNED:
+        own = Profile.load(miniature.path() / "dit-accel-profile.safetensors")
+        found, kind = learned.Learned(own.key), learned.RunKind(own.sampler, 4.0, 15_360)
+        gram, n = own.gram[0].double(), own.sampler.num_steps
+        for every in (1, 3, 3, 4):
+            rows = own.sampler.feature_rows(torch.arange(0, n, every)[None])[0]
+            steps = tuple(range(0, n, every))
+            errors = torch.ones(3, len(steps), dtype=torch.float64)
+            one = learned.Observations(kind, steps, 1, gram[rows][:, rows], errors)
+            found = found.with_run(one, torch.ones(len(learned.WEIGHTS)).double())
+        for at in range(3):
+            found = found.with_measured(learned.Measured(f"a{at}", learned.KINDS[1], 30.0, 31.0))
+        learned.save(folder / "learned.safetensors", found)
+        _LEARNED.append((folder / "learned.safetensors").read_bytes())
+    return _LEARNED[0]
+
+
+def learned_mutant(rng: random.Random, folder: Path) -> str:
+    """A mutant; half of them get the right digest, so that the checks behind it are tried."""
+    whole, path = learned_file(folder), folder / "a.safetensors"
+    path.write_bytes(whole)
+    path.write_bytes(tensor_mutant(*tensor_file(path), rng))
+    sealed = rng.random() < 0.5 and seal(path)
+    try:
+        found = learned.load(path)
+    except ProfileError as error:
+        if str(path) not in str(error):
+            raise AssertionError(f"names no file: {error}") from error
+        found = None
+    if found is None:
+        return "refused"
+    if not sealed:
+        learned.save(path, found)
+        if path.read_bytes() != whole:
+            raise AssertionError("a changed file was accepted as it is")
+        return "accepted"
+    for one in found.observations:
+        of_kind = [other for other in found.observations if other.kind.is_like(one.kind)]
+        if any(other.is_whole for other in of_kind):
+            gram = posterior.posterior_gram(None, of_kind, 1.0)
+            made = profile_of_gram(gram, one.kind.sampler, found.key)
+            if rng.random() < 0.2:
+                use_plan(made, made.sampler, rng)
+    return "accepted"
+
+
+def seal(path: Path) -> bool:
+    """Give a file the digest of its content; returns whether it could be read so far."""
+    try:
+        head, tensors = profile_file.read(path, learned.FORMAT, learned.VERSION)
+        own = {k: v for k, v in head.value.items() if k not in ("digest", "format", "version")}
+        own["digest"] = learned.digest_of(own, tensors.tensors)
+        profile_file.write(path, own, tensors.tensors, learned.FORMAT, learned.VERSION)
+    except (ValueError, TypeError, AttributeError, RuntimeError):
+        return False
+    return True
 
 
 _RUN: list[Path] = []
@@ -266,6 +350,7 @@ def model(rng: random.Random, folder: Path) -> str:
 
 SORTS: dict[str, Trial] = {
     "profile": profile,
+    "learned": learned_mutant,
     "manifest": of_evaluation("manifest.json"),
     "result": of_evaluation("jobs/*.json"),
     "journal": of_evaluation("journal.jsonl"),

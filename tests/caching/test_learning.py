@@ -43,7 +43,7 @@ def test_worked_example(learns) -> None:
         report = handle.report()
         assert "Planned from 1 clip." in report.notes
         known = only(learns)
-        whole, planned = known.observations
+        _, planned = known.observations
         assert planned.computed == report.planned and len(planned.computed) == STEPS // 2
         assert planned.products.shape == (2 * 5 + 1, 2 * 5 + 1) and planned.clips == 1
         run(pipe, 2)
