@@ -26,8 +26,8 @@ from dit_accel.caching.recording import (
     NotPlanned,
     RecordingPolicy,
     guidance_of,
-    second_of,
     numbers_of,
+    second_of,
     why_not,
 )
 from dit_accel.core.families import Family, transformers_of
@@ -43,6 +43,7 @@ from dit_accel.planning.plan import SamplerCoefficients
 from dit_accel.planning.prediction import PlanChoice
 from dit_accel.planning.profile import Profile
 from dit_accel.planning.profile_file import ProfileError
+from dit_accel.planning.profile_key import ProfileKey
 from dit_accel.planning.sampler import CoefficientCache
 
 MAX_CHOICES = 16  # that are remembered, as every prompt has its own; the oldest is dropped
@@ -79,6 +80,7 @@ class RunController:
         self.guard, self.static, self.force, self.use_text = guard, static, force, use_text
         self.choice, self.remarks = choice, remarks
         self._choices: dict[tuple[Any, ...], PlanChoice] = {}
+        self._of_choices = profile  # or what was learnt
         self._recorded: dict[tuple[Any, ...], Profile] = {}  # of first runs, by what they are of
         self._recording: RecordingPolicy | None = None
         self._samplers = CoefficientCache()
@@ -201,11 +203,17 @@ class RunController:
         """A profile of what earlier runs taught, or None, and what it rests on."""
         if self.learning is None:
             return None, ()
-        kind, guidance = self._kind(run, coefficients), run.guidance or 1.0
-        steps, parts = coefficients.num_steps, len(coefficients.branch_weights)
-        key = partial(profile_key, self.pipe, steps=steps, parts=parts, guidance=guidance)
-        known = self.learning.profile(kind, key)
-        return (None, ()) if known is None else (known.profile, (known.remark,))
+        known = self.learning.profile(self._kind(run, coefficients), self._key)
+        if known is None:
+            return None, ()
+        if known.profile is not self._of_choices:  # the identity of one that is gone may come again
+            self._choices.clear()
+            self._of_choices = known.profile
+        return known.profile, (known.remark,)
+
+    def _key(self, kind: RunKind) -> ProfileKey:
+        steps, parts = kind.sampler.num_steps, len(kind.sampler.branch_weights)
+        return profile_key(self.pipe, steps=steps, parts=parts, guidance=kind.guidance)
 
     def _kind(self, run: RunInfo, coefficients: SamplerCoefficients) -> RunKind:
         guidance = guidance_of(coefficients.branch_weights) or run.guidance or 1.0

@@ -32,7 +32,7 @@ from dit_accel.planning.profile_key import ProfileKey
 
 GROWTH = 1.25  # of the clips since the last plan, before another one is made
 Stamp = tuple[int, int, int]
-Key = Callable[[], ProfileKey]
+Key = Callable[[RunKind], ProfileKey]
 
 
 def learned_key(pipe: Any, parts: Parts) -> ProfileKey:
@@ -81,28 +81,36 @@ class Learning:
         It stays the same until there are some more clips, as a plan takes a search.
 
         Args:
-            key: makes the key of the profile.
+            key: makes the key of a profile of runs of a kind.
             prior: the prior's Gram matrix of this sampler, where there is one.
         """
-        found = self._of(kind)
-        whole = any(one.is_whole for one in found)
-        if not found or (prior is None and not whole):
+        groups = self._groups(kind, with_prior=prior is not None)
+        if not groups:
             return None
-        clips, last = sum(one.clips for one in found), self._last
+        found = max(groups, key=_clips)
+        clips, last = _clips(found), self._last
         if last is not None and last.kind.is_like(kind) and last.clips <= clips < last.until:
             return last
+        own = found is groups[0] and found[0].kind.is_like(kind, any_size=True)
         weight = posterior.weight_of(self.known.losses, self.known.compared)
-        gram = posterior.posterior_gram(prior, found, weight)
-        profile = profile_of_gram(gram, kind.sampler, key(), clips)
+        gram = posterior.posterior_gram(prior if own else None, found, weight)
+        profile = profile_of_gram(gram, found[0].kind.sampler, key(found[0].kind), clips)
         resized = found[0].kind.numbers != kind.numbers
-        self._last = LearnedProfile(profile, kind, clips, prior is not None, resized)
+        self._last = LearnedProfile(profile, kind, clips, own and prior is not None, resized)
         return self._last
 
-    def _of(self, kind: RunKind) -> list[Observations]:
-        """Of runs of this kind; where there is none, of clips of another size."""
-        every = self.known.observations
+    def _groups(self, kind: RunKind, *, with_prior: bool) -> list[list[Observations]]:
+        """Observations that such a run can be planned from: of its own kind, else of clips of
+        another size; and those of each other sampler or guidance, over which a profile is
+        transferred. Where there is no prior, one of them has to be of a whole run."""
+        every = [one for one in self.known.observations if one.kind.may_transfer(kind)]
         own = [one for one in every if one.kind.is_like(kind)]
-        return own or [one for one in every if one.kind.is_like(kind, any_size=True)]
+        own = own or [one for one in every if one.kind.is_like(kind, any_size=True)]
+        found = [own] if own and (with_prior or any(one.is_whole for one in own)) else []
+        for whole in (one for one in every if one.is_whole):
+            if not whole.kind.is_like(kind, any_size=True):
+                found.append([one for one in every if one.kind.is_like(whole.kind)])
+        return found
 
     def add(self, one: Observations, prior: torch.Tensor | None = None) -> None:
         """A run is over: learn from it, and write it down."""
@@ -166,6 +174,10 @@ class LearnedProfile:
         count = f"{self.clips} clip{'s' if self.clips > 1 else ''}"
         size = " of another size" if self.resized else ""
         return f"Planned from {'the prior and ' if self.with_prior else ''}{count}{size}."
+
+
+def _clips(observations: list[Observations]) -> int:
+    return sum(one.clips for one in observations)
 
 
 def _stamp(path: Path) -> Stamp | None:

@@ -21,6 +21,7 @@ from dit_accel.cli.doctor import doctor
 from dit_accel.cli.evaluate import evaluate
 from dit_accel.cli.generate import generate
 from dit_accel.cli.layout import layout
+from dit_accel.cli.learned import learned
 from dit_accel.cli.models import models
 from dit_accel.cli.plan import plan
 from dit_accel.cli.report import report
@@ -34,6 +35,7 @@ VERBS: dict[str, Callable[..., None]] = {
     "report": report,
     "score": score,
     "bench": bench,
+    "learned": learned,
     "models": models,
     "doctor": doctor,
 }

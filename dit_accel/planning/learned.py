@@ -69,6 +69,13 @@ class RunKind:
             and _near(torch.tensor(one.branch_weights), torch.tensor(two.branch_weights))
         )
 
+    def may_transfer(self, other: RunKind) -> bool:
+        """Whether what was observed of these runs can be transferred to those: one component has
+        its guidance in it."""
+        parts = len(self.sampler.branch_weights)
+        same = parts > 1 or abs(self.guidance - other.guidance) < 1e-6
+        return same and parts == len(other.sampler.branch_weights)
+
 
 def _near(one: torch.Tensor, other: torch.Tensor) -> bool:
     return torch.allclose(one, other, rtol=1e-4, atol=1e-6)
@@ -243,6 +250,16 @@ def _known(path: Path, empty: Learned) -> Learned:
     except (FileNotFoundError, ProfileError):
         return empty
     return known if known.key == empty.key else empty
+
+
+def clear(path: Path) -> None:
+    """Forget what was learnt of a pipeline.
+
+    Raises:
+        OSError: the file cannot be removed.
+    """
+    with locked(path.with_suffix(".lock")):
+        path.unlink(missing_ok=True)
 
 
 def save(path: Path, learned: Learned) -> None:

@@ -117,6 +117,18 @@ def test_other_weights_or_another_scheduler_have_another_file(learns) -> None:
     assert [learned.load(path).runs for path in files(learns)] == [1, 1, 1]
 
 
+def test_other_steps_are_planned_from_what_was_learnt(learns) -> None:
+    pipe = tiny.tiny_wan()
+    with accelerate(pipe, speedup=2.0) as handle:
+        run(pipe)
+        for _ in range(2):
+            run(pipe, 1, num_inference_steps=12)
+            report = handle.report()
+            assert report.steps_computed == 6 and "Planned from 1 clip." in report.notes
+            assert "Transferred: steps is 10 in the profile, 12 here." in report.notes
+    assert [one.computed[0] for one in only(learns).observations] == [0, 0]
+
+
 def test_a_run_that_was_interrupted_teaches_nothing(learns) -> None:
     pipe = tiny.tiny_wan()
 

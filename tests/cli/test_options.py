@@ -29,7 +29,8 @@ def test_an_option_from_the_command_line_to_the_config() -> None:
 
 
 def test_every_acceleration_option_is_a_keyword_of_accelerate_and_has_a_name() -> None:
-    fields = {one.name for one in dataclasses.fields(AccelOptions)} - {"no_guard"} | {"guard"}
+    fields = {one.name for one in dataclasses.fields(AccelOptions)} - {"no_guard", "no_learn"}
+    fields |= {"guard", "learn"}
     assert fields <= inspect.signature(accelerate).parameters.keys() & OPTIONS.keys()
     settings = {one.name for one in dataclasses.fields(PlannedConfig) if one.compare}
     assert settings - {"layout", "scene", "branch_parallel"} <= fields

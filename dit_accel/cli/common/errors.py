@@ -37,6 +37,7 @@ OPTIONS = {name: f"--{name.replace('_', '-')}" for name in _SAME.split()} | {
     "guidance_scale": "--guidance",
     "negative_prompt": "--negative",
     "guard": "--no-guard",
+    "learn": "--no-learn",
     "force": "--force-profile",
     "static": "--deterministic",
     "allow_mixed": "--allow-mixed-codecs",

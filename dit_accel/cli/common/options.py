@@ -120,7 +120,8 @@ _accelerate = functools.partial(option, panel=ACCELERATION)
 
 @dataclass(frozen=True, kw_only=True)
 class AccelOptions:
-    """What is computed and what is cached: the keywords of `accelerate`, but for `no_guard`."""
+    """What is computed and what is cached: the keywords of `accelerate`, with `no_` before
+    two."""
 
     quality: float | None = _accelerate(
         None, TARGET_HELP, metavar="DB", shown="36 if there is a profile"
@@ -139,6 +140,7 @@ class AccelOptions:
         False, "The same steps in every run: no guard, no host syncs.", "--deterministic"
     )
     no_guard: bool = _accelerate(False, "Never override the plan during a run.")
+    no_learn: bool = _accelerate(False, "Learn nothing from the run, and plan by nothing learnt.")
     force: bool = _accelerate(False, "Use a profile of another model.", "--force-profile")
     site: str = _accelerate(
         "model", "With --threshold: what is cached; attention, block or model.", metavar="SITE"

@@ -144,8 +144,9 @@ class Request(AccelOptions, ClipOptions):
         given = {
             f.name: getattr(self, f.name) for f in fields if getattr(self, f.name) != f.default
         }
-        if given.pop("no_guard", False):
-            given["guard"] = False
+        for name in ("guard", "learn"):
+            if given.pop(f"no_{name}", False):
+                given[name] = False
         if "profile" in given:
             given["profile"] = str(given["profile"])
         if "cache_memory" in given:

@@ -1,0 +1,140 @@
+"""`dit-accel learned`: what runs taught of each pipeline, and how it is cleared.
+
+In: the options. Out: a table of the files in the user's cache, or JSON; with `--clear` or `--all`
+they are removed.
+Knows the files; loads no model. Ours.
+"""
+
+from __future__ import annotations
+
+import statistics
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from dit_accel.cli.common import options
+from dit_accel.cli.common.errors import BadInput, RunFailed, refused
+from dit_accel.cli.common.files import print_json
+from dit_accel.cli.common.text import bytes_text, counted, print_table
+from dit_accel.cli.common.verb import verb
+from dit_accel.core.files import reason_of
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+NAME_LENGTH = 8  # of a file's name, as it is shown
+
+
+@dataclass(frozen=True, kw_only=True)
+class LearnedOptions:
+    """The options of `learned`."""
+
+    clear: str | None = options.option(
+        None, "Forget what was learnt of one pipeline, by its name here.", metavar="NAME"
+    )
+    clear_all: bool = options.option(False, "Forget what was learnt of every pipeline.", "--all")
+    as_json: bool = options.as_json()
+    verbose: bool = options.verbose()
+
+
+@verb(LearnedOptions)
+def learned(given: LearnedOptions) -> None:
+    """Show what runs taught of each pipeline, or clear it.
+
+    Runs with --quality or --speedup teach later ones, unless --no-learn is given.
+    """
+    from dit_accel.planning.learned import SUFFIX
+    from dit_accel.planning.lookup import cache_folder
+
+    if given.clear is not None and given.clear_all:
+        raise BadInput("--clear and --all are given: must be one")
+    folder = cache_folder() / "learned"
+    paths = sorted(folder.glob(f"*{SUFFIX}"))
+    if given.clear is not None or given.clear_all:
+        chosen = paths if given.clear is None else [_of_name(given.clear, paths)]
+        _clear(chosen, quiet=given.as_json)
+        if given.as_json:
+            print_json({"cleared": [str(path) for path in chosen]})
+        return
+    rows = [_row(path) for path in paths]
+    if given.as_json:
+        print_json({"folder": str(folder), "pipelines": rows})
+    elif rows:
+        print_table(_table(rows))
+    else:
+        typer.echo(f"nothing is learnt yet, in {folder}")
+
+
+def _of_name(name: str, paths: list[Path]) -> Path:
+    found = [path for path in paths if name and path.name.startswith(name)]
+    if len(found) != 1:
+        names = ", ".join(path.name[:NAME_LENGTH] for path in paths) or "none"
+        problem = "is of several" if found else "is of none"
+        raise BadInput(f"--clear is {name!r}, which {problem}: must be one of {names}")
+    return found[0]
+
+
+def _clear(paths: list[Path], *, quiet: bool) -> None:
+    from dit_accel.planning.learned import clear
+
+    for path in paths:
+        try:
+            clear(path)
+        except OSError as error:
+            raise RunFailed(f"{path}: {reason_of(error)}") from error
+    if not quiet:
+        typer.echo(f"cleared {counted(len(paths), 'pipeline')}")
+
+
+def _row(path: Path) -> dict[str, Any]:
+    """What is shown of a file; of a damaged one, why it cannot be read."""
+    from dit_accel.planning.learned import load
+
+    changed = datetime.fromtimestamp(path.stat().st_mtime).isoformat(" ", "minutes")
+    row: dict[str, Any] = {
+        "name": path.name[:NAME_LENGTH], "changed": changed, "bytes": path.stat().st_size,
+        "path": str(path), "problem": None,
+    }  # fmt: skip
+    try:
+        with refused():
+            found = load(path)
+    except (BadInput, OSError) as error:
+        return row | {"problem": str(error)}
+    whole = [one for one in found.observations if one.is_whole]
+    planned = [one for one in found.observations if not one.is_whole]
+    differences = [one.measured - one.predicted for one in found.measured]
+    return row | {
+        "pipeline": found.key.pipeline, "scheduler": found.key.scheduler, "runs": found.runs,
+        "whole_clips": sum(one.clips for one in whole),
+        "planned_clips": sum(one.clips for one in planned),
+        "plans": len(planned),
+        "steps": sorted({one.kind.sampler.num_steps for one in found.observations}),
+        "measured": len(differences),
+        "measured_minus_predicted_db": statistics.fmean(differences) if differences else None,
+    }  # fmt: skip
+
+
+def _table(rows: list[dict[str, Any]]) -> Table:
+    from rich.box import SIMPLE
+    from rich.table import Table
+
+    table = Table("name", "pipeline", "clips", "PSNR measured", "size", "changed", box=SIMPLE)
+    for row in rows:
+        if row["problem"] is not None:
+            cells = ("", f"cannot be read: {row['problem']}", "")
+        else:
+            steps = ", ".join(map(str, row["steps"]))
+            clips = f"{row['whole_clips']} computed whole, {row['planned_clips']} planned"
+            measured = counted(row["measured"], "clip")
+            if row["measured"]:
+                measured += f", {row['measured_minus_predicted_db']:+.1f} dB to the predicted"
+            cells = (
+                f"{row['pipeline']}\n{row['scheduler']}",
+                f"{clips}\nof {steps} steps",
+                measured,
+            )
+        table.add_row(row["name"], *cells, bytes_text(row["bytes"]), row["changed"])
+    return table

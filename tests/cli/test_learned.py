@@ -1,0 +1,61 @@
+"""`dit-accel learned`: the table, and clearing."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from commands import invoke
+from kill_learning import observation
+
+from dit_accel.planning import learned
+from dit_accel.planning.profile_key import ProfileKey
+
+
+@pytest.fixture
+def paths(learns: Path) -> list[Path]:
+    """Of two pipelines; the second file is damaged."""
+    found = []
+    for first in "ab":
+        key = ProfileKey("WanPipeline", "b", "UniPC", first * 16, "1" * 16)
+        known = learned.Learned(key).with_run(observation(0))
+        known = known.with_measured(learned.Measured("x", learned.KINDS[0], 30.0, 31.5))
+        found.append(learned.path_in(learns, key))
+        found[-1].parent.mkdir(exist_ok=True)
+        learned.save(found[-1], known)
+    found[1].write_bytes(found[1].read_bytes()[:-1])
+    return found
+
+
+def test_nothing_is_learnt_yet(learns):
+    result = invoke("learned")
+    assert result.exit_code == 0 and "nothing is learnt yet" in result.stdout
+
+
+def test_table_and_json(paths):
+    text = invoke("learned").stdout
+    assert "aaaaaaaa" in text and "WanPipeline" in text and "+1.5 dB to the predicted" in text
+    assert "0 computed whole, 1 planned" in text and "cannot be read" in text
+    one, two = json.loads(invoke("learned", "--json").stdout)["pipelines"]
+    assert one["runs"] == 1 and one["steps"] == [50] and one["problem"] is None
+    assert "bbbb" in two["problem"]
+
+
+def test_one_is_cleared_by_its_name(paths):
+    result = invoke("learned", "--clear", "aaaaaaaa")
+    assert result.exit_code == 0 and "cleared 1 pipeline" in result.stdout
+    assert [path.exists() for path in paths] == [False, True]
+    assert invoke("learned", "--all").exit_code == 0
+    assert not any(path.exists() for path in paths)
+
+
+@pytest.mark.parametrize("name", ["", "c", "/etc"])
+def test_a_name_of_none_is_refused(paths, name):
+    result = invoke("learned", "--clear", name)
+    assert result.exit_code == 2 and "aaaaaaaa, bbbbbbbb" in result.stderr
+    assert all(path.exists() for path in paths)
+
+
+def test_both_are_refused(paths):
+    assert invoke("learned", "--clear", "a", "--all").exit_code == 2

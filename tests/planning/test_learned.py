@@ -1,0 +1,147 @@
+"""What runs taught, and its file: whole or not at all, checked, bounded, and added to by many."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import kill_learning
+import pytest
+import torch
+
+from dit_accel.planning import learned
+from dit_accel.planning.learned import (
+    KINDS,
+    MOST_BYTES,
+    MOST_MEASURED,
+    WEIGHTS,
+    Learned,
+    Measured,
+    Observations,
+    RunKind,
+)
+from dit_accel.planning.plan import SamplerCoefficients, SecondExpert
+from dit_accel.planning.profile_file import OtherVersionError, ProfileError
+from dit_accel.planning.profile_key import ProfileKey
+
+KEY = ProfileKey("WanPipeline", "b", "c", "0" * 16, "1" * 16)
+
+
+def kind_of(steps: int = 4, **more: object) -> RunKind:
+    sampler = SamplerCoefficients(
+        torch.full((steps,), -1 / steps).double(), torch.arange(steps, 0, -1).double(), (1.0, -3.0)
+    )
+    return dataclasses.replace(RunKind(sampler, 4.0, 60), **more)
+
+
+def observations(computed: tuple[int, ...], seed: int = 0, steps: int = 4) -> Observations:
+    rows = torch.randn(
+        2 * len(computed) + 1, 50, dtype=torch.float64,
+        generator=torch.Generator().manual_seed(seed),
+    )  # fmt: skip
+    errors = torch.zeros(3, len(computed), dtype=torch.float64)
+    return Observations(kind_of(steps), computed, 1, rows @ rows.T, errors)
+
+
+def test_worked_example(tmp_path: Path) -> None:
+    """Two clips of one plan are one sum; a clip of another plan stands beside it."""
+    one, two, other = observations((0, 2)), observations((0, 2), 1), observations((0, 1, 3))
+    losses = torch.arange(len(WEIGHTS)).double()
+    known = Learned(KEY).with_run(one).with_run(other).with_run(two, losses)
+    assert [each.computed for each in known.observations] == [(0, 1, 3), (0, 2)]  # the latest last
+    assert [each.clips for each in known.observations] == [1, 2] and known.runs == 3
+    assert torch.equal(known.observations[1].products, one.products + two.products)
+    # Rows: both components at steps 0 and 2 of 4, then the noise.
+    assert one.rows.tolist() == [0, 2, 4, 6, 8]
+    known = known.with_measured(Measured("a", KINDS[0], 30.0, 31.5))
+    path = learned.path_in(tmp_path, KEY)
+    path.parent.mkdir()
+    learned.save(path, known)
+    back = learned.load(path)
+    assert back.key == KEY and back.runs == 3 and back.compared == 1
+    assert back.measured == known.measured and torch.equal(back.losses, losses)
+    for read, was in zip(back.observations, known.observations, strict=True):
+        torch.testing.assert_close(read.products, was.products, rtol=1e-12, atol=0)
+        assert read.kind.is_like(was.kind)
+
+
+def test_a_second_expert_is_written_too(tmp_path: Path) -> None:
+    kind = kind_of()
+    sampler = dataclasses.replace(kind.sampler, second=SecondExpert(2, 0.5))
+    one = dataclasses.replace(observations((0, 2)), kind=dataclasses.replace(kind, sampler=sampler))
+    learned.save(tmp_path / "a.safetensors", Learned(KEY).with_run(one))
+    (back,) = learned.load(tmp_path / "a.safetensors").observations
+    assert back.kind.sampler.second == SecondExpert(2, 0.5) and not back.kind.is_like(kind)
+
+
+@pytest.mark.parametrize("changed", [{"guidance": 5.0}, {"numbers": 61}, {"sampler": None}])
+def test_runs_of_another_kind_are_not_added_up(changed) -> None:
+    if "sampler" in changed:
+        changed = {"sampler": kind_of(5).sampler}
+    other = dataclasses.replace(observations((0, 2), 1), kind=kind_of(**changed))
+    known = Learned(KEY).with_run(observations((0, 2))).with_run(other)
+    assert [each.clips for each in known.observations] == [1, 1]
+
+
+def test_the_file_is_bounded(tmp_path: Path) -> None:
+    known = Learned(KEY)
+    for step in range(1, 100):
+        computed = tuple(other for other in range(100) if other != step)
+        known = known.with_run(observations(computed, step, steps=100))
+        known = known.with_measured(Measured(f"{step}", KINDS[1], 30.0, 31.0))
+    assert 1 < len(known.observations) < 99 and known.runs == 99
+    assert sum(each.nbytes for each in known.observations) <= MOST_BYTES
+    assert known.observations[-1].computed == tuple(range(99))  # the oldest were dropped
+    for number in range(2 * MOST_MEASURED):
+        known = known.with_measured(Measured(f"{number}", KINDS[1], 30.0, 31.0))
+    assert len(known.measured) == MOST_MEASURED
+    learned.save(tmp_path / "a.safetensors", known)
+    assert (tmp_path / "a.safetensors").stat().st_size < MOST_BYTES + (1 << 17)
+
+
+def test_a_clip_is_measured_once() -> None:
+    known = Learned(KEY).with_measured(Measured("a", KINDS[0], 30.0, 31.0))
+    known = known.with_measured(Measured("a", KINDS[0], 30.0, 32.0))
+    assert [one.measured for one in known.measured] == [32.0]
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    learned.save(tmp_path / "a.safetensors", Learned(KEY).with_run(observations((0, 2))))
+    return tmp_path / "a.safetensors"
+
+
+def test_one_changed_bit_is_refused_and_the_file_begun_anew(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[-50] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(ProfileError, match=r"a\.safetensors is damaged: digest is of another"):
+        learned.load(path)
+    found = learned.update(path, Learned(KEY), lambda known: known.with_run(observations((0, 1))))
+    assert found.runs == 1 and learned.load(path).observations[0].computed == (0, 1)
+
+
+def test_a_file_of_another_version_stays(path: Path) -> None:
+    from dit_accel.planning import profile_file
+
+    head, tensors = profile_file.read(path, learned.FORMAT, learned.VERSION)
+    profile_file.write(path, head.value | {"version": 2}, tensors.tensors, learned.FORMAT, 2)
+    before = path.read_bytes()
+    with pytest.raises(OtherVersionError, match="version 2; accepted"):
+        learned.update(path, Learned(KEY), lambda known: known)
+    assert path.read_bytes() == before
+
+
+def test_what_a_killed_process_left_is_removed(path: Path) -> None:
+    left = path.with_name(f".{path.name}.0badcafe")
+    left.write_text("half")
+    learned.update(path, Learned(KEY), lambda known: known)
+    assert not left.exists()
+
+
+@pytest.mark.parametrize("kills", [0, pytest.param(10, marks=pytest.mark.slow)])
+def test_processes_that_learn_at_once_lose_nothing(tmp_path: Path, kills: int) -> None:
+    found = kill_learning.measure(tmp_path, kills, 8)
+    assert found["noted"] <= found["in_file"] <= found["noted"] + kills and not found["left"]
+    if not kills:
+        assert found["noted"] == 16 and found["exact"] and found["largest_difference"] < 1e-9
