@@ -29,7 +29,7 @@ from dit_accel.planning.plan import SamplerCoefficients, SecondExpert
 from dit_accel.planning.profile_file import OtherVersionError, ProfileError, TensorFields
 from dit_accel.planning.profile_key import ProfileKey
 
-FORMAT, VERSION = "dit-accel-learned", 1
+FORMAT = "dit-accel-learned"
 SUFFIX = ".safetensors"
 MOST_ROWS = 256  # of a Gram matrix; longer runs are not learnt from
 MOST_BYTES = 1 << 19  # of the tensors; beyond it the oldest observations are dropped
@@ -211,7 +211,7 @@ def load(path: Path) -> Learned:
         raise ProfileError(
             f"{path} is larger than {_LARGEST_FILE} bytes; accepted: what runs wrote"
         )
-    head, tensors = profile_file.read(path, FORMAT, VERSION)
+    head, tensors = profile_file.read(path, FORMAT)
     try:
         _check_digest(head, tensors)
         return _of(head, tensors)
@@ -292,7 +292,7 @@ def save(path: Path, learned: Learned) -> None:
         "measured": [dataclasses.asdict(one) for one in learned.measured],
     }  # fmt: skip
     head["digest"] = digest_of(head, tensors)
-    profile_file.write(path, head, tensors, FORMAT, VERSION)
+    profile_file.write(path, head, tensors, form=FORMAT)
 
 
 def digest_of(head: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> str:

@@ -124,8 +124,8 @@ def test_one_changed_bit_is_refused_and_the_file_begun_anew(path: Path) -> None:
 def test_a_file_of_another_version_stays(path: Path) -> None:
     from dit_accel.planning import profile_file
 
-    head, tensors = profile_file.read(path, learned.FORMAT, learned.VERSION)
-    profile_file.write(path, head.value | {"version": 2}, tensors.tensors, learned.FORMAT, 2)
+    head, tensors = profile_file.read(path, learned.FORMAT)
+    profile_file.write(path, head.value | {"version": 2}, tensors.tensors, form=learned.FORMAT)
     before = path.read_bytes()
     with pytest.raises(OtherVersionError, match="version 2; accepted"):
         learned.update(path, Learned(KEY), lambda known: known)
