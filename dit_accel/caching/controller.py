@@ -46,6 +46,7 @@ from dit_accel.planning.profile_file import ProfileError
 from dit_accel.planning.profile_key import ProfileKey
 from dit_accel.planning.sampler import CoefficientCache
 
+MAX_ADDED_STEPS: int | None = 1  # that a guard may spend where a speed was asked for
 MAX_CHOICES = 16  # that are remembered, as every prompt has its own; the oldest is dropped
 Size = tuple[int, int, int]  # height, width and frames of a clip
 Found = tuple[Profile | None, tuple[str, ...]]  # a profile, and remarks on it
@@ -261,6 +262,7 @@ class RunController:
         choice, more = self._choose(profile, coefficients, run, size)
         policy = GuardedPolicy.of(
             choice, guard=self.guard, static=self.static, trusted=not self.remarks,
+            max_added=None if self.target.speedup is None else MAX_ADDED_STEPS,
             remarks=(*self.remarks, *notes, *more),
             observer=self._observer(run, coefficients, choice),
         )  # fmt: skip

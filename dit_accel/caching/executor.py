@@ -296,18 +296,20 @@ class PlanExecutor(Engine):
         """What was computed beyond the plan, and why."""
         ran = [[*steps.items()] for steps in [*self.computed.values()]]
         computed = {step for steps in ran for step, was in steps if was}
-        added = {*self.policy.added_steps(computed)}
+        policy = self.policy
+        added = {*policy.added_steps(computed)}
         if not added:
             return ()
-        because = [*self.policy.reasons()]
+        because = [*policy.reasons()]
         if self._missing & added:
             because.append("a value was missing")
         if self._changed & added:
             because.append("a part of the layout began or ended")
-        steps = f"{len(added)} more step{'s' if len(added) > 1 else ''}"
-        which = ", ".join(map(str, sorted(added)))
+        which, omitted = (", ".join(map(str, s)) for s in (sorted(added), policy.omitted_steps()))
+        more = f"{len(added)} more step{'s' if len(added) > 1 else ''} than planned ({which})"
+        what = f"steps {which} in place of {omitted}" if omitted else more
         why = f", because {' and '.join(because)}" if because else ""
-        return (f"Computed {steps} than planned ({which}){why}.",)
+        return (f"Computed {what}{why}.",)
 
 
 def _same_space(latents: Any, value: torch.Tensor) -> bool:

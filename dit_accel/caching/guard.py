@@ -2,9 +2,10 @@
 
 Goes in: a plan with the bands of its extrapolation errors, and the error of each computed step: how
 far the line through the last two computed predictions is from the fresh one. Comes out:
-`GuardedPolicy`. A plan that was abandoned, or is of another model, is replaced by short windows. In
-them a step is the last value plus a share of the line's rise. The share (the *damping*) is the one
-that was right when the line was last compared. docs/how-it-works.md, section 6, lists what happens
+`GuardedPolicy`. A plan that was abandoned, or is of another model, is replaced by short windows; or
+by its own steps, where their number is bounded. A step between them is the last value plus a share
+of the line's rise. The share (the *damping*) is the one that was right when the line was last
+compared. docs/how-it-works.md, section 6, lists what happens
 when. It knows steps and numbers, no tensors and no models. Ours; there is no source.
 """
 
@@ -54,6 +55,8 @@ class GuardedPolicy(Policy):
         guard: whether the guard may abandon the plan; without it no error is measured. There is
             nothing to guard where the plan computes every step.
         trusted: whether the plan is of this model.
+        max_added: steps that may be computed beyond the plan's number; None: as many as it takes.
+            Steps that restore a value that was lost come on top.
         estimate: the PSNR that is expected of the plan.
         remarks: notes that stand before those of the guard.
         observer: what learns from the run; None: nothing does.
@@ -67,6 +70,7 @@ class GuardedPolicy(Policy):
     trusted: bool = True
     checks_finite: bool = True
     min_bits: int = BITS[0]
+    max_added: int | None = None
     estimate: QualityEstimate | None = None
     remarks: tuple[str, ...] = ()
     second: SecondExpert | None = None
@@ -82,13 +86,14 @@ class GuardedPolicy(Policy):
     @classmethod
     def of(
         cls, choice: PlanChoice, *, guard: bool = True, trusted: bool = True, static: bool = False,
-        remarks: tuple[str, ...] = (), observer: RunObserver | None = None,
+        max_added: int | None = None, remarks: tuple[str, ...] = (),
+        observer: RunObserver | None = None,
     ) -> GuardedPolicy:  # fmt: skip
         """The policy of a chosen plan; `static`: without guard and without any host sync."""
         return cls(
             choice.plan, choice.timesteps, choice.branch_weights, choice.bands,
-            guard and not static, trusted, not static, choice.min_bits, choice.prediction,
-            (*remarks, *choice.notes), choice.second, observer,
+            guard and not static, trusted, not static, choice.min_bits, max_added,
+            choice.prediction, (*remarks, *choice.notes), choice.second, observer,
         )  # fmt: skip
 
     def start(self, run: RunInfo) -> Policy:
@@ -97,9 +102,12 @@ class GuardedPolicy(Policy):
         self.computed: list[int] = []
         self.abandoned: Event | None = None
         self.restored: Event | None = None
+        self._endured: Event | None = None  # where no step was left for what it asks for
         self.damping = 0.0
         self._suspicion: Event | None = None
         self._abandoned_at: int | None = None  # only values of later steps are used
+        self._done: set[int] = set()  # computed steps
+        self._rest = frozenset(self.planned)  # to be computed after the plan, where that is bounded
         steps = range(self.plan.num_steps)
         self._needed = {step: self.plan.needed_steps(step) for step in (-1, *steps)}
         return self
@@ -119,12 +127,15 @@ class GuardedPolicy(Policy):
     def extrapolation_at(self, step: int) -> Extrapolation | None:
         if self._suspicion is not None and step == self._suspicion[0] + 1:
             return None
-        if self._abandoned_at is not None:
+        if self._abandoned_at is None and not self.ignores_plan:
+            return self.plan.extrapolations.get(step)
+        if self.max_added is not None:
+            computed = step in self._rest
+        elif self._abandoned_at is not None:
             computed = self._fallback_computes(step, self._abandoned_at)
-            return None if computed else self._damped_extrapolation(step)
-        if self.ignores_plan:
-            return None if self._is_risky(step) else self._damped_extrapolation(step)
-        return self.plan.extrapolations.get(step)
+        else:
+            computed = self._is_risky(step)
+        return None if computed else self._damped_extrapolation(step)
 
     def _fallback_computes(self, step: int, abandoned_at: int) -> bool:
         last = self.computed[-1] if self.computed else -1
@@ -138,6 +149,9 @@ class GuardedPolicy(Policy):
         )
 
     def observe(self, step: int, error: float | None, trust: float | None = None) -> None:
+        self._done.add(step)
+        if self._abandoned_at is not None and step <= self._abandoned_at:
+            return  # its value is of what was before
         self.computed.append(step)
         known = trust is not None and not math.isnan(trust)
         self.damping = min(max(trust or 0.0, 0.0), 1.0) if known else 0.0
@@ -153,12 +167,11 @@ class GuardedPolicy(Policy):
             self.on_invalid(step, "a value was not finite")
         elif self._suspicion is not None and step == self._suspicion[0] + 1:
             if not self._is_usual(step, error):
-                self.abandoned = self._suspicion
-                self._abandon_plan(self._suspicion[0])
+                self._abandon_plan(self._suspicion, self._suspicion[0])
         elif band is not None and not band.contains(error):
             ratio = math.exp(band.score(error) * band.spread)
-            self.abandoned = step, f"the extrapolation error was {ratio:.1f} times the expected"
-            self._abandon_plan(step - 1)  # this step's own value is of what is new
+            event = step, f"the extrapolation error was {ratio:.1f} times the expected"
+            self._abandon_plan(event, step - 1)  # this step's own value is of what is new
 
     def on_noise(self, noise: torch.Tensor) -> None:
         if self.observer is not None:
@@ -179,7 +192,7 @@ class GuardedPolicy(Policy):
 
     def observations(self) -> Observations | None:
         """What the run teaches; None where it left the plan, or a value was lost."""
-        odd = self.abandoned or self.restored or self.ignores_plan
+        odd = self.abandoned or self._endured or self.restored or self.ignores_plan
         if odd or self.observer is None:
             return None
         return self.observer.observations(self.extrapolation_errors)
@@ -188,13 +201,13 @@ class GuardedPolicy(Policy):
         self.restored = self.restored or (step, reason)
 
     def on_suspicious(self, step: int, reason: str) -> None:
-        if self.guard and self._abandoned_at is None and self._suspicion is None:
+        free = self.guard and self._abandoned_at is None and self._suspicion is None
+        if free and (step + 1 in self.planned or self._has_one_more(step)):
             self._suspicion = (step, reason)
 
     def on_invalid(self, step: int, reason: str) -> None:
         if self.guard and self._abandoned_at is None:
-            self.abandoned = step, reason
-            self._abandon_plan(step)
+            self._abandon_plan((step, reason), step)
 
     def needed_steps(self, step: int) -> tuple[int, ...]:
         if self._abandoned_at is not None or self.ignores_plan:
@@ -203,14 +216,21 @@ class GuardedPolicy(Policy):
 
     def notes(self) -> tuple[str, ...]:
         found = [*self.remarks]
-        if self.ignores_plan:
+        if self.ignores_plan and self.max_added is None:
             found.append(
                 "Guard: no step of a plan of another model was used; steps were extrapolated where "
                 "the expected error was small."
             )
+        elif self.ignores_plan:
+            found.append(
+                "Guard: the steps of a plan of another model were computed; the others were "
+                "extrapolated along damped lines."
+            )
         tolerated = None if self.abandoned else self._suspicion
+        instead = "short windows" if self.max_added is None else "damped lines"
         events = {
-            "left the plan for short windows": self.abandoned,
+            f"left the plan for {instead}": self.abandoned,
+            "no step was left to compute, and the plan went on": self._endured,
             "a step was computed, and the plan went on": tolerated,
             "it was restored from its neighbours": self.restored,
         }
@@ -218,18 +238,46 @@ class GuardedPolicy(Policy):
         return tuple(found)
 
     def added_steps(self, computed: Set[int]) -> tuple[int, ...]:
-        return () if self.ignores_plan else super().added_steps(computed)
+        free = self.ignores_plan and self.max_added is None
+        return () if free else super().added_steps(computed)
+
+    def omitted_steps(self) -> tuple[int, ...]:
+        return tuple(step for step in self.planned if step not in self._rest | self._done)
 
     def reasons(self) -> tuple[str, ...]:
         tolerated = None if self.abandoned else self._suspicion
         events = dict.fromkeys(e for e in (self.abandoned, tolerated, self.restored) if e)
         return tuple(f"{what} after step {step}" for step, what in events)
 
-    def _abandon_plan(self, step: int) -> None:
+    def _abandon_plan(self, event: Event, step: int) -> None:
         """From here on no value of this step or an earlier one is used."""
-        self._abandoned_at = step
-        self.computed = [s for s in self.computed if s > step]
-        self.damping = 0.0
+        self._done |= {step} & {*self.planned}  # it may not be observed yet
+        later = [s for s in self.computed if s > step]
+        needed = 1 + (self.since(self.plan.num_steps - 1) > step)  # an expert's first step too
+        if not later and self.max_added is not None and self._left < needed:
+            self._endured = event
+            return
+        self.abandoned, self._abandoned_at = event, step
+        self.computed, self.damping = later, 0.0
+        self._rest = self._rest_of_plan(max([step, *self.computed]))
+
+    def _rest_of_plan(self, step: int) -> frozenset[int]:
+        """What is computed after this step where the number of steps is bounded: the next one, for
+        a value of what is new, and the plan's last ones."""
+        left, first = self._left, step + 1
+        later = [s for s in self.planned if s > first][::-1]
+        later.sort(key=lambda s: s != self.since(s))  # an expert has no value before its first step
+        fresh = {first} if left and first < self.plan.num_steps else set()
+        return frozenset({*fresh, *later[: max(left - 1, 0)]})
+
+    def _has_one_more(self, step: int) -> bool:
+        """Whether a step may be computed that is not among those that the plan still computes."""
+        return self.max_added is None or self._left > sum(later > step for later in self.planned)
+
+    @property
+    def _left(self) -> int:
+        """How many steps may still be computed; only where that is bounded."""
+        return max(len(self.planned) + (self.max_added or 0) - len(self._done), 0)
 
     def _is_usual(self, step: int, error: float) -> bool:
         """Whether an error is usual by the nearest band, at a step that may have none; without any

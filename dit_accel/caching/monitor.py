@@ -10,6 +10,7 @@ holds no formula: `core/extrapolation.py` combines, `core/drift.py` measures. Ou
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Iterable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -21,7 +22,10 @@ from dit_accel.core import drift, extrapolation
 from dit_accel.core.session import Forward, ForwardCall, Interceptor, Session
 
 NEIGHBOURS = 3  # cached values that a lost one is restored from
-MAX_SPEED_RATIO = 3.0  # to the step before: no sampler speeds its latents up so much
+# How much faster than in the last steps the latents may move, for the size of the predictions that
+# move them: samplers of two steps reach 2 where a prediction turns round (research/LOG.md).
+MAX_SPEED_RATIO = 3.0
+SPEEDS = 3  # steps that are compared with
 Branch = tuple[str, str]  # role and branch
 
 
@@ -47,16 +51,20 @@ class Monitor:
         """A run begins: forget the last one; `ranks` compute it together."""
         self.ranks = ranks or Ranks()
         self._latents: torch.Tensor | None = None  # at the step before
-        self._speed: float | None = None
+        self._speeds: deque[float] = deque(maxlen=SPEEDS)  # of the last steps
+        self._before: torch.Tensor | None = None  # the prediction of the step before
+        self._turn = 0.0  # how far it was from the one before it
+        self._guided: torch.Tensor | None = None  # this step's, computed or not
         # The text and its version, by branch; "" is the first branch of a step, before it is known.
         self._texts: dict[str, tuple[torch.Tensor | None, int]] = {}
         self.next_step()
 
     def next_step(self) -> None:
         """A step begins: forget what was measured of the one before."""
+        self._before = self._guided
         self._errors: list[torch.Tensor] = []  # line - fresh, by component
         self._rises: list[torch.Tensor] = []  # line - last value, by component
-        self._guided: torch.Tensor | None = None  # the prediction, computed or not
+        self._guided = None
         self._computed = False  # whether it is
 
     def text_changed(self, branch: str) -> bool:
@@ -110,22 +118,43 @@ class Monitor:
             miss, rise = _sum(self._errors), _sum(self._rises)
             error = drift.relative_l2(miss, self._guided)
             trust = 1 - drift.projection_coefficient(miss, rise)
-        moved, size = self._moved(step, like), like.new_zeros(())
-        if self._guided is not None:
-            size = torch.linalg.vector_norm(self._guided, dtype=torch.float32)
-        measured_here = torch.stack([error, trust, moved, size, *sums])
-        numbers = self.ranks.mean(measured_here).tolist()
-        (measured, trusted, speed, predicted), read = numbers[:4], numbers[4:]
-        if predicted > 0:  # a prediction that jumps moves the latents so, and is no fault
-            speed /= predicted
+        measured_here = [error, trust, self._moved(step, like), *self._sizes(like), *sums]
+        numbers = self.ranks.mean(torch.stack(measured_here)).tolist()
+        (measured, trusted, *movement), read = numbers[:5], numbers[5:]
         # An error that is not finite because a cached value is not says nothing of the prediction.
         valid = self._errors and (all(map(math.isfinite, read)) or math.isfinite(measured))
-        jumped = bool(self._speed) and not speed <= MAX_SPEED_RATIO * (self._speed or 0.0)
-        self._speed = speed
         return StepMetrics(
             self._computed, measured if valid else None, trusted if valid else None,
-            jumped, read,
+            self._jumped(*movement), read,
         )  # fmt: skip
+
+    def _jumped(self, way: float, size: float, turn: float) -> bool:
+        """Whether the latents moved faster than predictions move them.
+
+        A prediction that jumps is no fault. It moves the latents by its size, and by its difference
+        from the one before: samplers of several steps extrapolate that, and correct the last step
+        by it one step later.
+
+        Args:
+            way: of the latents, in the scheduler's time.
+            size, turn: of the prediction, and of its difference from the one before it.
+        """
+        largest = max(size, turn, self._turn)
+        usual, self._turn = max(self._speeds, default=0.0), turn
+        speed, explained = way / (size or 1.0), way / (largest or 1.0)
+        if math.isfinite(speed):
+            self._speeds.append(speed)
+        return usual > 0 and not explained <= MAX_SPEED_RATIO * usual
+
+    def _sizes(self, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Norms of the step's prediction, and of its difference from the one before it."""
+        now, before = self._guided, self._before
+        if now is None:
+            return like.new_zeros(()), like.new_zeros(())
+        size = torch.linalg.vector_norm(now, dtype=torch.float32)
+        if before is None or before.shape != now.shape:
+            return size, like.new_zeros(())
+        return size, torch.linalg.vector_norm(now - before, dtype=torch.float32)
 
     def note_latents(self) -> None:
         """Note the latents as they are now."""

@@ -140,6 +140,10 @@ class Policy:
         """Those of the computed steps that were not planned to be, in order."""
         return tuple(sorted(computed - {*self.planned})) if self.planned else ()
 
+    def omitted_steps(self) -> tuple[int, ...]:
+        """Those that were planned to be computed, and are not any more, in order."""
+        return ()
+
     def reasons(self) -> tuple[str, ...]:
         """Why steps were computed that were not planned to be: after "because"."""
         return ()

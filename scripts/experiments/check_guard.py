@@ -29,6 +29,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 from dit_accel import accelerate  # noqa: E402
+from dit_accel.caching import controller  # noqa: E402
 from dit_accel.core.generation import ClipSpec, call_arguments  # noqa: E402
 from dit_accel.metrics import psnr  # noqa: E402
 from dit_accel.models import miniature  # noqa: E402
@@ -201,7 +202,12 @@ def main() -> None:
         "--wrong", type=Path, help="of another model; made here where none is given"
     )
     parser.add_argument("--speedup", type=float, default=2.5)
+    parser.add_argument(
+        "--unbounded", action="store_true", help="compute as much as the guard does for a quality"
+    )
     options = parser.parse_args()
+    if options.unbounded:
+        controller.MAX_ADDED_STEPS = None
     pipe = load()
     profile = Profile.load(options.profile) if options.profile else calibrated(pipe, options.steps)
     steps = profile.key.steps

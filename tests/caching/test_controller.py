@@ -22,6 +22,7 @@ from dit_accel.planning.profile import OTHER_SIZE_DB, Profile
 from dit_accel.planning.profile_file import ProfileError
 from dit_accel.planning.sampler import planned_coefficients
 from dit_accel.planning.selection import Target, choose
+from dit_accel.planning.transfer import computed_steps
 
 STEPS, GUIDANCE = 12, 4.0
 COMPUTED = (0, 1, 2, 4, 7, 10)
@@ -435,3 +436,46 @@ def test_a_key_is_known_by_weights_configuration_and_sampler(pipe):
     assert (profile_key(other).weights, profile_key(other).sampler != mine.sampler) == (
         mine.weights, True,
     )  # fmt: skip
+
+
+# --- speed as asked ---
+
+KNOWN = {  # what is known of the run: the profile, and what the run has otherwise
+    "one recorded run": (None, {}),
+    "a profile": (0, {}),
+    "a profile of another size": (0, {"height": 32}),
+    "a profile at another guidance": (0, {"guidance_scale": 6.0}),
+    "a profile of other steps": (0, {"num_inference_steps": 16}),
+    "a profile of another model": (1, {}),
+}
+
+
+def latents_change(pipe, step, time, tensors):
+    return {"latents": tensors["latents"] * 30.0} if step == 5 else {}
+
+
+def text_changes(pipe, step, time, tensors):
+    return {"prompt_embeds": -tensors["prompt_embeds"]} if step == 6 else {}
+
+
+@pytest.mark.parametrize("known", KNOWN)
+@pytest.mark.parametrize("speedup", [2.0, 3.0, 4.0])
+def test_a_speed_that_is_asked_for_is_kept_within_one_step(known, speedup):
+    seed, changes = KNOWN[known]
+    pipe = tiny.tiny_wan()
+    profile = None if seed is None else profile_for(tiny.tiny_wan(seed=seed))
+    more = []
+    with accelerate(pipe, speedup=speedup, profile=profile, force=bool(seed)) as handle:
+        if profile is None:
+            run(pipe, output_type="latent")
+        for fault in (None, latents_change, text_changes):
+            run(
+                pipe, callback_on_step_end=fault, output_type="latent",
+                callback_on_step_end_tensor_inputs=["latents", "prompt_embeds"], **changes,
+            )  # fmt: skip
+            report = handle.report()
+            assert len(report.planned) == computed_steps(speedup, report.steps)
+            more.append(report.steps_computed - len(report.planned))
+            assert bool(fault) == any(note.startswith("Guard after step") for note in report.notes)
+    assert more[0] == 0
+    assert max(more) <= 1

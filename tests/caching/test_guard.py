@@ -352,3 +352,88 @@ def test_windows_after_a_dense_plan_compute_what_the_plan_would_have():
     policy.on_invalid(7, "the text changed")
     rest = {step for step in range(8, TOTAL) if policy.extrapolation_at(step) is None}
     assert {*before, *rest} >= {*dense.computed}
+
+
+# --- where a speed was asked for ---
+
+
+def run_with(policy: GuardedPolicy, events: dict[int, str]) -> list[int]:
+    """The computed steps of a run, in the executor's order; an event is found after its step."""
+    done: list[int] = []
+    for step in range(TOTAL):
+        if events.get(step - 1) == "text":
+            policy.on_invalid(step - 1, "the text changed")
+        if done and done[-1] == step - 1:
+            error = {"error": FAULT, "broken": math.nan}.get(events.get(step - 1, ""), USUAL)
+            policy.observe(step - 1, None if len(done) < 3 else error, 0.5)
+        if events.get(step - 1) == "latents":
+            policy.on_suspicious(step - 1, "the latents jumped")
+        if (used := policy.extrapolation_at(step)) is None:
+            done.append(step)
+        else:
+            assert {*used.weights[0]} <= {*done}
+    return done
+
+
+KINDS = ("text", "latents", "error", "broken")
+
+
+@pytest.mark.parametrize("bands", [BANDS, {}])
+@pytest.mark.parametrize("trusted", [True, False])
+def test_no_fault_costs_more_than_one_step_where_a_speed_was_asked_for(bands, trusted):
+    more = []
+    for kind in KINDS:
+        for step in range(TOTAL):
+            for other in (kind, "text", "error"):
+                policy = guarded(max_added=1, bands=bands, trusted=trusted)
+                done = run_with(policy, {step: kind, (7 * step + 3) % TOTAL: other})
+                more.append(len(done) - len(PLAN.computed))
+                assert policy.abandoned is None or policy.notes()
+                told = {*policy.added_steps({*done})}, {*policy.omitted_steps()}
+                assert told == ({*done} - {*PLAN.computed}, {*PLAN.computed} - {*done})
+    assert max(more) == 1
+    assert min(more) >= 0, "a step is moved, and none is saved"
+
+
+def test_the_first_step_of_a_second_expert_is_never_taken_back():
+    for step in range(TOTAL):
+        for kind, other in ((a, b) for a in KINDS for b in KINDS):
+            policy = guarded(max_added=1, second=SecondExpert(10))
+            done = run_with(policy, {step: kind, (step + 4) % TOTAL: other})
+            assert 10 in done and len(done) <= len(PLAN.computed) + 1
+
+
+@pytest.mark.parametrize("kind", ["text", "latents", "error"])
+def test_without_that_bound_a_fault_costs_many(kind):
+    done = run_with(guarded(), {5: kind, 6: "error"})
+    assert len(done) > len(PLAN.computed) + 1
+
+
+def test_a_step_that_is_spent_is_taken_back_at_the_next_fault():
+    """The plan computes 0, 1, 2, 5, 10, 15, 20. Step 7 is the one more, after which the plan goes
+    on. When the text changes after 11, its next step is computed in place of 15."""
+    policy = guarded(max_added=1)
+    assert run_with(policy, {6: "latents", 11: "text"}) == [0, 1, 2, 5, 7, 10, 12, 20]
+    assert policy.omitted_steps() == (15,)
+    assert policy.notes() == (
+        "Guard after step 11: the text changed; left the plan for damped lines.",
+    )
+
+
+def test_where_no_step_is_left_the_plan_goes_on():
+    policy = guarded(max_added=0)
+    assert run_with(policy, {21: "text"}) == [*PLAN.computed]
+    assert policy.notes() == (
+        "Guard after step 21: the text changed; no step was left to compute, and the plan went on.",
+    )
+
+
+def test_a_plan_of_another_model_keeps_its_steps_where_a_speed_was_asked_for():
+    policy = guarded(trusted=False, max_added=1)
+    assert drive(policy) == PLAN.computed
+    assert policy.extrapolation_at(6) == Extrapolation(({20: 1.0},)), "no weight of the plan"
+    (note,) = policy.notes()
+    assert note == (
+        "Guard: the steps of a plan of another model were computed; the others were extrapolated "
+        "along damped lines."
+    )

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from types import SimpleNamespace
 from typing import Any
 
+import diffusers
 import pytest
 import torch
 
@@ -74,6 +76,54 @@ def test_a_prediction_that_jumps_explains_latents_that_do(factor, jumped):
         here.latents = here.latents + way
         found = watch.read(step, [])
     assert (found.jumped, found.computed) == (jumped, False)
+
+
+FLOW = {"prediction_type": "flow_prediction", "use_flow_sigmas": True, "flow_shift": 5.0}
+SAMPLERS = {
+    "euler": diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0),
+    "unipc": diffusers.UniPCMultistepScheduler(**FLOW),
+    "dpm++": diffusers.DPMSolverMultistepScheduler(**FLOW),
+    "ddim": diffusers.CogVideoXDDIMScheduler(prediction_type="v_prediction"),
+}
+A, B = torch.randn(2, 1, 4, 2, 4, 4, generator=torch.Generator().manual_seed(0))
+CUTS = {
+    "turns round": lambda step, at: A if step < at else -A,
+    "is another one": lambda step, at: A if step < at else B,
+    "flashes": lambda step, at: 5 * B if step == at else A,
+    "grows": lambda step, at: A if step < at else 4 * B,
+    "turns again and again": lambda step, at: (A, B, -A, -B)[7 * step // at % 4],
+}
+
+
+def jumps(scheduler, prediction, fault=None, steps=30):
+    """The steps after which the latents jump, where a sampler gets these predictions."""
+    scheduler = copy.deepcopy(scheduler)
+    scheduler.set_timesteps(steps)
+    times = scheduler.timesteps.tolist()
+    here = SimpleNamespace(latents=torch.ones_like(A), time_of=times.__getitem__)
+    watch, found = Monitor(here), []
+    for step, time in enumerate(scheduler.timesteps):
+        if step and watch.read(step, []).jumped:
+            found.append(step - 1)
+        watch.note_latents()
+        watch.next_step()
+        now = prediction(step)
+        watch.note_prediction(0, 1.0, now)
+        here.latents = scheduler.step(now, time, here.latents, return_dict=False)[0]
+        if step == fault:
+            here.latents = here.latents * 1.5
+    return found
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_a_clip_with_a_cut_is_no_fault_and_latents_that_are_changed_are(sampler):
+    """Samplers of several steps move the latents by differences of predictions too."""
+    scheduler = SAMPLERS[sampler]
+    for cut in CUTS.values():
+        for at in range(2, 29, 5):
+            assert jumps(scheduler, lambda step, cut=cut, at=at: cut(step, at)) == []
+    for at in range(2, 29, 5):
+        assert at in jumps(scheduler, lambda step: A, fault=at)
 
 
 def test_a_lost_value_is_put_back_on_the_parabola_through_its_neighbours():
