@@ -39,8 +39,7 @@ from dit_accel.planning.plan import (
 from dit_accel.planning.search import ErrorModel, fit
 
 REFINED_DEPTH = 5  # computed steps that a refined extrapolation uses
-MIN_REFIT_CLIPS = 3  # clips that a correction is fitted to; with fewer, the search's is used
-Problems = dict[tuple[int, ...], RidgeMoments]  # by the computed steps up to a window's end
+Problems = dict[tuple[int, ...], RidgeMoments]  # by a plan's computed steps, then one of them
 
 
 @dataclass(frozen=True)
@@ -69,12 +68,12 @@ def carry_out(
 
     Args:
         clips: by number, of equal steps, guidance and size; `recordings` are in their order.
-        error_model: windows are fitted to it as long as too few clips are known.
+        error_model: a fit to it is the centre that corrections are held to.
         problems: of all plans; the clips are added to those of this one.
     """
-    prior, rows = fit(computed, error_model, depth=REFINED_DEPTH)[0], list(clips.values())
+    centre, rows = fit(computed, error_model, depth=REFINED_DEPTH)[0], list(clips.values())
     fold = partial(guided, guidance=rows[0].guidance, branches=family_of(pipe).branches)
-    policy = _FittingPolicy(list(clips), computed, prior, recordings, problems, fold)
+    policy = _FittingPolicy(list(clips), computed, centre, recordings, problems, fold)
     with accelerate(pipe, plan=policy), SchedulerTap(pipe.scheduler) as tap:
         frames = run(pipe, rows, overrides)
     errors = [
@@ -87,37 +86,40 @@ def carry_out(
     ]
     missing = (math.nan,) * len(clips)
     by_step = [policy.extrapolation_error.get(step, missing) for step in computed]
-    corrections = {step: problem.correction() for step, problem in policy.problems.items()}
+    corrections = {
+        step: problem.correction(policy.gains) for step, problem in policy.problems.items()
+    }
     return RefinedPlan(
         computed,
         tuple(scores),
         tuple(-20 * math.log10(max(error, 1e-9)) for error in errors),
         tuple(zip(*by_step, strict=True)),
-        {step: found for step, found in corrections.items() if found is not None},
+        corrections,
     )
 
 
 class _FittingPolicy(PlanPolicy):
-    """Follows the computed steps of a plan, `prior`, and fits each window's correction when it
-    opens; `fold` makes of one forward's output what the sampler gets (`guided`)."""
+    """Follows the computed steps of a plan, `centre`, and fits each window's correction near the
+    plan's when it opens; `fold` makes of one forward's output what the sampler gets (`guided`)."""
 
     records = True
 
     def __init__(
-        self, numbers: Sequence[int], computed: tuple[int, ...], prior: Plan,
+        self, numbers: Sequence[int], computed: tuple[int, ...], centre: Plan,
         recordings: Sequence[UncachedRun], moments: Problems,
         fold: Callable[[torch.Tensor], torch.Tensor],
     ) -> None:  # fmt: skip
         sampler = recordings[0].sampler
-        super().__init__(prior, sampler.branch_weights, sampler.second)
+        super().__init__(centre, sampler.branch_weights, sampler.second)
         self.numbers, self.computed, self.recordings = numbers, computed, recordings
         self.moments, self.fold, self.sampler = moments, fold, sampler
         self.extrapolation_error: dict[int, tuple[float, ...]] = {}
         self.problems: dict[int, RidgeMoments] = {}  # of this plan, by the step that opens a window
+        self.gains: torch.Tensor | None = None  # of all windows so far
         self._finals = torch.stack([recording.final for recording in recordings])
         self._residual = torch.zeros_like(self._finals)  # what is missing in the latents so far
         self._before: list[tuple[int, torch.Tensor]] = []  # the last two computed, guided
-        self._planned: dict[int, Extrapolation] = dict(prior.extrapolations)
+        self._planned: dict[int, Extrapolation] = dict(centre.extrapolations)
         self._noise: torch.Tensor | None = None
         # by component and step: those that `_features` combines
         self._outputs: list[dict[int, torch.Tensor]] = [{} for _ in self.branch_weights]
@@ -166,12 +168,12 @@ class _FittingPolicy(PlanPolicy):
         residual = self._residual - _weighted(line, features)
         for step in steps:
             residual += float(self.sampler.coefficients[step]) * self._guided(step)
-        problem = self.moments.setdefault((*self.computed[: place + 1], closed), RidgeMoments())
+        centre = window_sums(self.plan, used, steps, self.sampler) - line
+        problem = self.moments.setdefault((*self.computed, opened), RidgeMoments(centre))
         problem.add(self.numbers, features, residual, self._finals.square().mean(1))
-        corrections = problem.held_out(self.numbers, least=MIN_REFIT_CLIPS)
-        if corrections is None:
-            prior = window_sums(self.plan, used, steps, self.sampler) - line
-            corrections = prior.expand(len(self.numbers), -1)
+        # one window's evidence is noisy: with few clips the sum over windows chooses better
+        self.gains = problem.gains() + (0.0 if self.gains is None else self.gains)
+        corrections = problem.held_out(self.numbers, self.gains)
         self.problems[opened] = problem
         self._planned |= distribute_correction(used, steps, corrections, self.sampler)
         self._residual = residual - torch.einsum("pf,fpn->pn", corrections.to(features), features)
