@@ -58,54 +58,54 @@ class RidgeMoments:
         self.matrices |= dict(zip(prompts, matrices.unbind(), strict=True))
         self.vectors |= dict(zip(prompts, vectors.unbind(), strict=True))
 
-    def gains(self) -> torch.Tensor:
-        """`(folds, S)`: by how much a group's squared error changes from the centre to the fit to
-        all other prompts. With one prompt there are no others: 0."""
-        matrices, vectors = self._known()
-        folds = min(len(matrices), MAX_FOLDS)
+    def gains(self, *, without: int | None = None) -> torch.Tensor:
+        """How the squared error of prompts that a fit has not seen changes, from the centre to the
+        fit, at every strength.
+
+        Args:
+            without: a prompt that has no part in it.
+
+        Returns:
+            `(S,)` float64, over all groups of prompts that are left out in turn; 0 with one prompt.
+        """
+        matrices, vectors = self._known(without)
+        folds = max(min(len(matrices), MAX_FOLDS), 1)
         fold = torch.arange(len(matrices)) % folds
         own = matrices.new_zeros(folds, *matrices.shape[1:]).index_add(0, fold, matrices)
         wanted = vectors.new_zeros(folds, *vectors.shape[1:]).index_add(0, fold, vectors)
-        found = _added(
-            matrices.sum(0) - own, vectors.sum(0) - wanted, len(matrices) - fold.bincount()
-        )
+        counts = len(matrices) - fold.bincount(minlength=folds)
+        found = _added(matrices.sum(0) - own, vectors.sum(0) - wanted, counts)
         squares = torch.einsum("ksf,kfg,ksg->ks", found, own, found)
-        return squares - 2 * torch.einsum("ksf,kf->ks", found, wanted)
+        return (squares - 2 * torch.einsum("ksf,kf->ks", found, wanted)).sum(0)
 
-    def correction(self, gains: torch.Tensor | None = None) -> torch.Tensor:
-        """`(F,)` float64, fitted to all prompts.
+    def correction(self, gains: torch.Tensor, *, without: int | None = None) -> torch.Tensor:
+        """`(F,)` float64, fitted to all prompts but one, at the strength that gains most.
 
         Args:
-            gains: `(folds, S)`, of this window and others; None: of this one.
+            gains: `(S,)`, of this window or summed over several.
+            without: the prompt that has no part in it.
         """
-        matrices, vectors = self._known()
-        every = matrices.sum(0)[None], vectors.sum(0)[None]
-        found = _added(*every, torch.tensor([len(matrices)]))[0]
-        return self.centre + found[(self.gains() if gains is None else gains).sum(0).argmin()]
+        matrices, vectors = self._known(without)
+        counts = torch.tensor([len(matrices)])
+        found = _added(matrices.sum(0)[None], vectors.sum(0)[None], counts)[0]
+        return self.centre + found[gains.argmin()]
 
-    def held_out(self, prompts: Sequence[int], gains: torch.Tensor | None = None) -> torch.Tensor:
-        """`(P, F)` float64: for each of these known prompts the correction fitted to all others, as
-        strong as their gains say; `gains` as of `correction`."""
-        gains = self.gains() if gains is None else gains
-        matrices, vectors = self._known()
-        order = list(self.matrices)
-        own = [order.index(prompt) for prompt in prompts]
-        others = matrices.sum(0) - matrices[own], vectors.sum(0) - vectors[own]
-        found = _added(*others, torch.full((len(own),), len(order) - 1))  # (P, S, F)
-        of_others = gains.sum(0) - gains[[place % len(gains) for place in own]]
-        return self.centre + found[torch.arange(len(own)), of_others.argmin(1)]
-
-    def _known(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """`(K, F, F)`, `(K, F)`."""
-        return torch.stack([*self.matrices.values()]), torch.stack([*self.vectors.values()])
+    def _known(self, without: int | None) -> tuple[torch.Tensor, torch.Tensor]:
+        """`(K, F, F)`, `(K, F)`, of all prompts but one."""
+        known = [prompt for prompt in self.matrices if prompt != without]
+        count = len(self.centre)
+        matrices = [torch.zeros(0, count, count), *(self.matrices[q][None] for q in known)]
+        vectors = [torch.zeros(0, count), *(self.vectors[q][None] for q in known)]
+        return torch.cat(matrices).double(), torch.cat(vectors).double()
 
 
-def _added(matrices: torch.Tensor, vectors: torch.Tensor, count: torch.Tensor) -> torch.Tensor:
-    """`(K, S, F)`: what is added to the centre, from sums over `count` `(K,)` prompts."""
+def _added(matrices: torch.Tensor, vectors: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
+    """`(K, S, F)`: what is added to the centre, from K sums, each over so many prompts."""
     squares = torch.diag_embed(matrices.diagonal(dim1=1, dim2=2))
-    ridge = (matrices + _DIAGONAL * squares) / count.clamp_min(1)[:, None, None]
-    finite = STRENGTHS[1:]
-    tiny = 1e-12 * squares + 1e-30 * torch.eye(matrices.shape[1])  # a feature may be zero
-    penalised = (matrices + tiny)[:, None] + finite[:, None, None] * ridge[:, None]
+    ridge = (matrices + _DIAGONAL * squares) / counts.clamp_min(1)[:, None, None]
+    # a feature may be zero, and there may be no prompt
+    tiny = 1e-12 * squares + 1e-30 * torch.eye(matrices.shape[1], dtype=torch.float64)
+    finite = STRENGTHS[1:, None, None]
+    penalised = (matrices + tiny)[:, None] + finite * ridge[:, None]
     found = torch.linalg.solve(penalised, vectors[:, None].expand(-1, len(finite), -1))
     return torch.cat([torch.zeros_like(found[:, :1]), found], 1)

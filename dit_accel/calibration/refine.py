@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 from dit_accel.caching.policy import PlanPolicy
-from dit_accel.calibration.fit import RidgeMoments
+from dit_accel.calibration.fit import STRENGTHS, RidgeMoments
 from dit_accel.calibration.record import SchedulerTap, UncachedRun, run
 from dit_accel.core import drift, extrapolation
 from dit_accel.core.families import family_of
@@ -86,15 +86,12 @@ def carry_out(
     ]
     missing = (math.nan,) * len(clips)
     by_step = [policy.extrapolation_error.get(step, missing) for step in computed]
-    corrections = {
-        step: problem.correction(policy.gains) for step, problem in policy.problems.items()
-    }
     return RefinedPlan(
         computed,
         tuple(scores),
         tuple(-20 * math.log10(max(error, 1e-9)) for error in errors),
         tuple(zip(*by_step, strict=True)),
-        corrections,
+        policy.corrections(),
     )
 
 
@@ -115,7 +112,8 @@ class _FittingPolicy(PlanPolicy):
         self.moments, self.fold, self.sampler = moments, fold, sampler
         self.extrapolation_error: dict[int, tuple[float, ...]] = {}
         self.problems: dict[int, RidgeMoments] = {}  # of this plan, by the step that opens a window
-        self.gains: torch.Tensor | None = None  # of all windows so far
+        # of all windows so far, by strength, without each prompt: one window says too little
+        self._gains = torch.zeros(len(numbers), len(STRENGTHS), dtype=torch.float64)
         self._finals = torch.stack([recording.final for recording in recordings])
         self._residual = torch.zeros_like(self._finals)  # what is missing in the latents so far
         self._before: list[tuple[int, torch.Tensor]] = []  # the last two computed, guided
@@ -141,6 +139,13 @@ class _FittingPolicy(PlanPolicy):
 
     def needed_steps(self, step: int) -> tuple[int, ...]:
         return tuple(used_steps(self.computed, step, REFINED_DEPTH, self.sampler.since(step)))
+
+    def corrections(self) -> dict[int, torch.Tensor]:
+        """By the step that opens a window, fitted to all known prompts."""
+        gains = torch.zeros(len(STRENGTHS), dtype=torch.float64)
+        for problem in self.problems.values():
+            gains += problem.gains()
+        return {step: problem.correction(gains) for step, problem in self.problems.items()}
 
     def _after_computed(self, step: int) -> None:
         """A computed step added its own prediction, not the uncached run's."""
@@ -171,9 +176,9 @@ class _FittingPolicy(PlanPolicy):
         centre = window_sums(self.plan, used, steps, self.sampler) - line
         problem = self.moments.setdefault((*self.computed, opened), RidgeMoments(centre))
         problem.add(self.numbers, features, residual, self._finals.square().mean(1))
-        # one window's evidence is noisy: with few clips the sum over windows chooses better
-        self.gains = problem.gains() + (0.0 if self.gains is None else self.gains)
-        corrections = problem.held_out(self.numbers, self.gains)
+        self._gains += torch.stack([problem.gains(without=number) for number in self.numbers])
+        known = zip(self.numbers, self._gains, strict=True)
+        corrections = torch.stack([problem.correction(g, without=q) for q, g in known])
         self.problems[opened] = problem
         self._planned |= distribute_correction(used, steps, corrections, self.sampler)
         self._residual = residual - torch.einsum("pf,fpn->pn", corrections.to(features), features)

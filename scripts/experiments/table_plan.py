@@ -152,15 +152,15 @@ def field_of(batch: Batch, probed: int = 8) -> ErrorModel:
     return ErrorModel(batch.sampler, torch.stack(grams), *gain_and_memory(found, n))
 
 
-def refined(batch: Batch, computed: Sequence[int], depth: int, ridge: float) -> Changes:
-    """Every window's change, fitted to what a batch's accelerated run leaves."""
+def refined(batch: Batch, computed: Sequence[int], depth: int, centre: Changes) -> Changes:
+    """Every window's change, fitted near the centre's to what a batch's accelerated run leaves."""
     changes: Changes = {}
 
     def change_of(opened: int, rows: torch.Tensor, left: torch.Tensor) -> torch.Tensor:
-        moments = RidgeMoments()
+        moments = RidgeMoments(centre[opened])
         size = batch.latents[-1].square().mean(1)
         moments.add(range(rows.shape[1]), rows.cpu(), left.cpu(), size.cpu())
-        changes[opened] = moments.correction(ridge=ridge)
+        changes[opened] = moments.correction(moments.gains())
         return changes[opened]
 
     batch.accelerated(computed, depth, change_of)
@@ -208,9 +208,14 @@ def main() -> None:
         for name, depth, changes in (
             ("line", 2, {}),
             ("fitted on uncached runs", 4, planned(computed, field, 4)),
-            ("refined, 3 predictions", 3, refined(calibration, computed, 3, 1e-4)),
-            ("refined, 5 predictions", 5, refined(calibration, computed, 5, 1e-4)),
-            ("refined, 5 predictions, ridge 1e-3", 5, refined(calibration, computed, 5, 1e-3)),
+            *(
+                (
+                    f"refined, {depth} predictions",
+                    depth,
+                    refined(calibration, computed, depth, near),
+                )
+                for depth, near in ((d, planned(computed, field, d)) for d in (3, 5))
+            ),
         ):
             final = held_out.accelerated(computed, depth, lambda o, *_, c=changes: c.get(o))
             rows.setdefault(name, {})[count] = held_out.psnr(final)

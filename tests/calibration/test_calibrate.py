@@ -17,6 +17,7 @@ from dit_accel.calibration import calibrate as calibrating
 from dit_accel.calibration import record as recordings
 from dit_accel.calibration import refine
 from dit_accel.calibration.calibrate import calibrate, fit_passes
+from dit_accel.calibration.fit import STRENGTHS, RidgeMoments
 from dit_accel.calibration.record import NotLinearError, gain_and_memory, probe_steps, record
 from dit_accel.core import session
 from dit_accel.core.generation import ClipSpec, call_arguments
@@ -146,7 +147,7 @@ def test_in_one_batch_every_clip_runs_with_corrections_fitted_to_the_others(pipe
     """What the third clip is said to get is what it gets from changes that two batched clips
     leave: those of a profile of these two, whose runs had used the fits of each other."""
     fixed_candidates(monkeypatch)
-    monkeypatch.setattr(refine, "MIN_REFIT_CLIPS", 1)
+    hold_weakly(monkeypatch)
     settings = {"speedups": (2.0,), "probes": 2, "probed": 1, "batch": 3}
     reported: list[tuple[str, int, int]] = []
     profile = calibrate(pipe, CLIPS, on_progress=lambda *news: reported.append(news), **settings)
@@ -165,7 +166,7 @@ def test_a_batch_of_guided_pairs_runs_row_by_row(monkeypatch):
     """Families that run both branches as one batch: every row has its weights in each half."""
     fixed_candidates(monkeypatch)
     monkeypatch.setattr(refine, "psnr", lambda *_, **__: 40.0)
-    monkeypatch.setattr(refine, "MIN_REFIT_CLIPS", 1)
+    hold_weakly(monkeypatch)
     pipe, clip, given = prepared("cogvideox-2b", steps=STEPS)
     two = {
         name: torch.cat([value] * 2) if isinstance(value, torch.Tensor) else value
@@ -190,6 +191,12 @@ def fixed_candidates(monkeypatch: Any) -> None:
     monkeypatch.setattr(calibrating._Calibration, "_searched", lambda *_: [COMPUTED])
 
 
+def hold_weakly(monkeypatch: Any) -> None:
+    """Corrections are hardly held, whatever the clips that are left out say: one clip is enough."""
+    weakest = -torch.arange(len(STRENGTHS), dtype=torch.float64)
+    monkeypatch.setattr(RidgeMoments, "gains", lambda *_, without=None: weakest)
+
+
 def frames_of(pipe: Any, clip: ClipSpec, plan: Plan) -> Any:
     with accelerate(pipe, plan=plan, mix=(1.0, -3.0)):
         return pipe(**call_arguments(pipe, clip)).frames[0]
@@ -205,7 +212,7 @@ def test_each_clip_runs_with_corrections_that_have_not_seen_it(pipe, monkeypatch
 
     monkeypatch.setattr(refine, "fit", lines)
     monkeypatch.setattr(calibrating, "FIT_PASSES", 1)
-    monkeypatch.setattr(refine, "MIN_REFIT_CLIPS", 1)
+    hold_weakly(monkeypatch)
     settings = {"speedups": (2.0,), "probes": 2, "probed": 1}
     one = calibrate(pipe, CLIPS[:1], **settings)
     both = calibrate(pipe, CLIPS[:2], **settings)

@@ -1,15 +1,22 @@
-"""Changes fitted to what runs really left: least squares that can be done by hand."""
+"""Corrections fitted to what runs really left: least squares that can be done by hand."""
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
 import torch
 
-from dit_accel.calibration.fit import RidgeMoments
+from dit_accel.calibration import fit
+from dit_accel.calibration.fit import STRENGTHS, RidgeMoments
 
 AXES = torch.eye(2)
+WEAKEST = -torch.arange(len(STRENGTHS), dtype=torch.float64)  # gains that ask for hardly any hold
+
+
+def moments_of(*centre: float) -> RidgeMoments:
+    return RidgeMoments(torch.tensor(centre))
 
 
 def add(moments: RidgeMoments, prompt: int, features: Any, residual: Any, size: float) -> None:
@@ -21,120 +28,182 @@ def row(*values: float) -> torch.Tensor:
     return torch.tensor(values)
 
 
+def gains_at(strength: float) -> torch.Tensor:
+    """Of which this strength is the best."""
+    return (strength != STRENGTHS).double()
+
+
+def random_moments(prompts: int, alike: float, features: int = 3) -> RidgeMoments:
+    """Prompts that want the same correction, up to noise: the more, the less `alike`."""
+    draw, moments = torch.Generator().manual_seed(0), RidgeMoments(torch.zeros(features))
+    rows = torch.randn(features, prompts, 40, generator=draw)
+    wanted = torch.randn(features, generator=draw) + torch.randn(prompts, features, generator=draw)
+    common = alike * torch.ones(prompts, features) + (1 - alike) * wanted
+    residual = torch.einsum("pf,fpn->pn", common, rows)
+    moments.add(range(prompts), rows, residual, torch.ones(prompts))
+    return moments
+
+
 def test_worked_example():
     """Which sum of features makes up for what the line left? Least squares over the prompts."""
-    moments = RidgeMoments()
+    moments = moments_of(0.0, 0.0)
     # Prompt 0: features (1, 0) and (1, 1); the line left (5, 2) = 3 x (1, 0) + 2 x (1, 1).
     add(moments, 0, torch.tensor([[1.0, 0.0], [1.0, 1.0]]), row(5.0, 2.0), 1.0)
-    assert moments.correction(ridge=0.0).tolist() == pytest.approx([3.0, 2.0])
+    assert moments.correction(WEAKEST).tolist() == pytest.approx([3.0, 2.0], abs=1e-4)
     # One feature, two prompts that want 1 and 3 of it, weighed by the inverse of what they want:
     # (1 / 1 + 3 / 3) / (1 / 1 + 1 / 3) = 2 / (4 / 3) = 1.5.
-    moments = RidgeMoments()
+    moments = moments_of(0.0)
     add(moments, 0, torch.tensor([[1.0]]), row(1.0), 0.0)
     add(moments, 1, torch.tensor([[1.0]]), row(3.0), 0.0)
-    assert moments.correction(ridge=0.0).tolist() == pytest.approx([1.5])
-    # Prompt 0 is scored by a fit without itself: then only prompt 1 counts.
-    assert moments.correction(without=0, ridge=0.0).tolist() == pytest.approx([3.0])
-    # A ridge of half the feature's square holds it back: 3 / (1 + 0.5) = 2.
-    assert moments.correction(without=0, ridge=0.5).tolist() == pytest.approx([2.0])
+    assert moments.correction(WEAKEST).tolist() == pytest.approx([1.5], abs=1e-4)
+    # Held to 0 as if one more prompt wanted that, of the mean weight of the two:
+    # 2 / (4 / 3 + 1.001 x 2 / 3) = 0.9998.
+    assert moments.correction(gains_at(1.0)).tolist() == pytest.approx(
+        [2 / (4 / 3 + 1.001 * 2 / 3)]
+    )
+    # Without prompt 0 only prompt 1 counts; held by one more of its weight, 1 / (2.001 / 3).
+    assert moments.correction(WEAKEST, without=0).tolist() == pytest.approx([3.0], abs=1e-4)
+    one = moments.correction(gains_at(1.0), without=0)
+    assert one.tolist() == pytest.approx([3 / 2.001])
 
 
-def test_nothing_is_known_before_the_first_prompt():
-    moments = RidgeMoments()
-    assert moments.correction() is None
+def test_worked_example_of_the_strength():
+    """How strongly to hold is asked of prompts that the fit has not seen."""
+    moments = moments_of(2.0)
+    # What the centre leaves: 3 - 2 = 1 of prompt 0, 1 - 2 = -1 of prompt 1. The fit to either makes
+    # the other one worse, at every strength: the centre it is, exactly.
+    add(moments, 0, torch.tensor([[1.0]]), row(3.0), 0.0)
+    add(moments, 1, torch.tensor([[1.0]]), row(1.0), 0.0)
+    gains = moments.gains()
+    assert gains[0] == 0 and (gains[1:] > 0).all()
+    assert moments.correction(gains).tolist() == [2.0]
+    # Prompts 2 and 3 that want 3 as well. At full step the fit to three of (1, -1, 1, 1) is 1/3 or
+    # 1: it changes the error of a prompt by (1 - 1/3)^2 - 1 = -5/9, of prompt 1 by 2^2 - 1 = 3.
+    for prompt in (2, 3):
+        add(moments, prompt, torch.tensor([[1.0]]), row(3.0), 0.0)
+    assert moments.gains()[-1] == pytest.approx(3 * -5 / 9 + 3, abs=1e-4)
+    # Six more of them, and it is better to follow.
+    for prompt in range(4, 10):
+        add(moments, prompt, torch.tensor([[1.0]]), row(3.0), 0.0)
+    assert moments.gains().min() < 0
+    assert 2.0 < moments.correction(moments.gains()).item() < 3.0
+
+
+def test_with_one_prompt_or_none_it_is_the_centre():
+    """There is no other one to ask."""
+    moments = moments_of(0.5, -0.5)
+    assert moments.correction(moments.gains()).tolist() == [0.5, -0.5]
     add(moments, 3, AXES, row(1.0, 1.0), 1.0)
-    assert moments.correction(without=3) is None
-    assert moments.correction() is not None
+    assert moments.correction(moments.gains()).tolist() == [0.5, -0.5]
+    assert moments.correction(moments.gains(without=3), without=3).tolist() == [0.5, -0.5]
+
+
+@pytest.mark.parametrize("alike", [0.0, 0.5, 1.0])
+def test_gains_are_those_of_fits_written_out(alike):
+    moments = random_moments(5, alike)
+    gains = moments.gains()
+    for place, strength in enumerate(STRENGTHS.tolist()):
+        total = 0.0
+        for left_out in range(5):
+            seen = [q for q in range(5) if q != left_out]
+            matrix = sum(moments.matrices[q] for q in seen)
+            held = (matrix + 1e-3 * torch.diag(matrix.diagonal())) / 4
+            added = torch.zeros(3, dtype=torch.float64)
+            if math.isfinite(strength):
+                vector = sum(moments.vectors[q] for q in seen)
+                added = torch.linalg.solve(matrix + strength * held, vector)
+            own, wanted = moments.matrices[left_out], moments.vectors[left_out]
+            total += float(added @ own @ added - 2 * added @ wanted)
+        assert gains[place].item() == pytest.approx(total, rel=1e-6, abs=1e-12)
+
+
+def test_what_all_prompts_want_is_followed_and_what_none_shares_is_not():
+    alike, unlike = random_moments(6, 1.0), random_moments(6, 0.0)
+    assert torch.allclose(alike.correction(alike.gains()), torch.ones(3).double(), atol=1e-4)
+    held, free = unlike.correction(unlike.gains()), unlike.correction(WEAKEST)
+    assert held.norm() < 0.9 * free.norm()
+
+
+def test_many_prompts_are_left_out_in_groups(monkeypatch):
+    """Groups of one are all there is up to the limit; beyond it a group has several."""
+    moments = random_moments(6, 0.5)
+    one_by_one = moments.gains()
+    monkeypatch.setattr(fit, "MAX_FOLDS", 3)
+    grouped = moments.gains()
+    assert not torch.equal(one_by_one, grouped)
+    assert grouped[0] == 0 and grouped[-1] == pytest.approx(one_by_one[-1].item(), rel=0.5)
 
 
 def test_what_the_features_do_not_reach_is_left():
     """One feature along (1, 1): of (4, 2) it makes (3, 3)."""
-    moments = RidgeMoments()
+    moments = moments_of(0.0)
     add(moments, 0, torch.tensor([[1.0, 1.0]]), row(4.0, 2.0), 1.0)
-    assert moments.correction(ridge=0.0).tolist() == pytest.approx([3.0])
+    assert moments.correction(WEAKEST).tolist() == pytest.approx([3.0], abs=1e-4)
 
 
-def test_prompts_are_weighed_by_the_inverse_of_what_their_line_leaves():
-    """Prompts want 1 and 3 of the same feature. With weights 1 / 1 and 1 / 3 the best is
-    (1 + 3 / 3) / (1 + 1 / 3) = 1.5, neither their mean nor what relative errors would have."""
-    moments = RidgeMoments()
-    for prompt, wanted in enumerate((1.0, 3.0)):
+def test_prompts_are_weighed_by_the_inverse_of_what_the_centre_leaves():
+    """From the centre 1 prompts want 1 and 3 more of the same feature. With weights 1 / 1 and 1 / 3
+    the best is (1 + 3 / 3) / (1 + 1 / 3) = 1.5 more, neither their mean nor what relative errors
+    would have."""
+    moments = moments_of(1.0)
+    for prompt, wanted in enumerate((2.0, 4.0)):
         add(moments, prompt, torch.tensor([[1.0]]), row(wanted), 0.0)
-    assert moments.correction(ridge=0.0).tolist() == pytest.approx([1.5])
+    assert moments.correction(WEAKEST).tolist() == pytest.approx([2.5], abs=1e-4)
 
 
 def test_a_prompt_whose_line_is_all_but_exact_weighs_no_more_than_the_floor():
     """It leaves 0, over a floor of a millionth of the size; the other wants 1: 1 / (1 + 10^3)."""
-    moments = RidgeMoments()
+    moments = moments_of(0.0)
     add(moments, 0, torch.tensor([[1.0]]), row(1.0), 0.0)
     add(moments, 1, torch.tensor([[1.0]]), row(0.0), 1.0)
-    assert moments.correction(ridge=0.0).tolist() == pytest.approx([1 / (1 + 1e3)])
+    assert moments.correction(WEAKEST).tolist() == pytest.approx([1 / (1 + 1e3)], rel=1e-4)
 
 
 def test_a_second_time_replaces_the_first():
-    once, twice = RidgeMoments(), RidgeMoments()
+    once, twice = moments_of(0.0, 0.0), moments_of(0.0, 0.0)
     add(twice, 0, AXES, row(7.0, -3.0), 1.0)
     for moments in (once, twice):
         add(moments, 0, AXES, row(1.0, 2.0), 1.0)
         add(moments, 1, AXES, row(2.0, 2.0), 1.0)
-    assert torch.equal(once.correction(), twice.correction())
+    assert torch.equal(once.correction(WEAKEST), twice.correction(WEAKEST))
 
 
 def test_a_prompt_that_is_left_out_has_no_part():
-    """Bit-equal to never having seen it: its score is held-out."""
-    all_three, two = RidgeMoments(), RidgeMoments()
+    """Bit-equal to never having seen it, the strength too: its score is held out."""
+    all_three, two = moments_of(0.0, 0.0), moments_of(0.0, 0.0)
     draw = torch.Generator().manual_seed(0)
     for prompt in range(3):
         features, left = torch.randn(2, 5, generator=draw), torch.randn(5, generator=draw)
         add(all_three, prompt, features, left, 1.0)
         if prompt != 1:
             add(two, prompt, features, left, 1.0)
-    assert torch.equal(all_three.correction(without=1), two.correction())
-    assert not torch.equal(all_three.correction(), two.correction())
-
-
-def test_a_ridge_holds_back():
-    """Half again the feature's own square: 3 / (1 + 0.5) = 2."""
-    moments = RidgeMoments()
-    add(moments, 0, torch.tensor([[1.0]]), row(3.0), 1.0)
-    assert moments.correction(ridge=0.5).tolist() == pytest.approx([2.0])
+    assert torch.equal(all_three.gains(without=1), two.gains())
+    assert not torch.equal(all_three.gains(), two.gains())
+    assert torch.equal(all_three.correction(WEAKEST, without=1), two.correction(WEAKEST))
+    assert not torch.equal(all_three.correction(WEAKEST), two.correction(WEAKEST))
 
 
 def test_a_feature_that_is_nothing_changes_nothing():
     """The noise of a pipeline that does not show it is a row of zeros."""
-    moments = RidgeMoments()
+    moments = moments_of(0.0, 0.0)
     add(moments, 0, torch.tensor([[1.0, 0.0], [0.0, 0.0]]), row(3.0, 1.0), 1.0)
-    assert moments.correction(ridge=0.0).tolist() == pytest.approx([3.0, 0.0])
+    assert moments.correction(WEAKEST).tolist() == pytest.approx([3.0, 0.0], abs=1e-4)
 
 
 def test_features_of_a_low_precision_are_summed_in_float64():
-    moments = RidgeMoments()
+    moments = moments_of(0.0)
     add(moments, 0, torch.full((1, 4096), 1.0, dtype=torch.bfloat16), torch.ones(4096), 1.0)
-    (change,) = moments.correction(ridge=0.0).tolist()
-    assert change == pytest.approx(1.0, abs=1e-12)
-    assert moments.correction().dtype == torch.float64
+    (square,) = moments.matrices[0].flatten().tolist()
+    assert square == pytest.approx(1.0 / math.sqrt(1 + 1e-6), abs=1e-12)
+    assert moments.correction(WEAKEST).dtype == torch.float64
 
 
-def test_a_change_wants_as_many_prompts_as_required():
-    """Those that are left out do not count."""
-    moments = RidgeMoments()
-    for prompt in range(3):
-        add(moments, prompt, AXES, row(1.0, float(prompt)), 1.0)
-    assert moments.correction(least=3) is not None
-    assert moments.correction(least=4) is None
-    assert moments.correction(without=1, least=3) is None
-    assert moments.correction(without=7, least=3) is not None
-
-
-def test_changes_without_each_are_those_of_all_others():
-    """And several prompts at once are taken in as one after the other."""
+def test_several_prompts_at_once_are_taken_in_as_one_after_the_other():
     draw = torch.Generator().manual_seed(1)
     features, left = torch.randn(2, 3, 5, generator=draw), torch.randn(3, 5, generator=draw)
-    together, one_by_one = RidgeMoments(), RidgeMoments()
+    together, one_by_one = moments_of(0.0, 0.0), moments_of(0.0, 0.0)
     together.add([4, 5, 6], features, left, torch.ones(3))
-    for row, prompt in enumerate((4, 5, 6)):
-        add(one_by_one, prompt, features[:, row], left[row], 1.0)
-    changes = together.held_out([6, 4])
-    assert torch.allclose(changes[0], one_by_one.correction(without=6))
-    assert torch.allclose(changes[1], one_by_one.correction(without=4))
-    assert together.held_out([4], least=3) is None
+    for place, prompt in enumerate((4, 5, 6)):
+        add(one_by_one, prompt, features[:, place], left[place], 1.0)
+    assert torch.allclose(together.gains(), one_by_one.gains())
+    assert torch.allclose(together.correction(WEAKEST), one_by_one.correction(WEAKEST))
