@@ -20,6 +20,7 @@ import torch
 STRENGTHS = torch.tensor(
     [math.inf, *(10 ** (power / 2) for power in range(4, -13, -1))], dtype=torch.float64
 )
+MIN_CLIPS = 3  # with two, both run with the centre, and what is fitted to such runs fits no others
 MAX_FOLDS = 32  # groups of prompts that are left out in turn: more would take long
 _FLOOR = 1e-6  # of the latents' mean square: bounds the weight of a prompt with hardly any error
 _DIAGONAL = 1e-3  # share of the ridge on each feature's square alone: features are nearly parallel
@@ -66,14 +67,17 @@ class RidgeMoments:
             without: a prompt that has no part in it.
 
         Returns:
-            `(S,)` float64, over all groups of prompts that are left out in turn; 0 with one prompt.
+            `(S,)` float64, over all groups of prompts that are left out in turn; 0 while fewer than
+            `MIN_CLIPS` prompts are known, among them the one that has no part.
         """
+        if len(self.matrices) < MIN_CLIPS:
+            return torch.zeros(len(STRENGTHS), dtype=torch.float64)
         matrices, vectors = self._known(without)
-        folds = max(min(len(matrices), MAX_FOLDS), 1)
+        folds = min(len(matrices), MAX_FOLDS)
         fold = torch.arange(len(matrices)) % folds
         own = matrices.new_zeros(folds, *matrices.shape[1:]).index_add(0, fold, matrices)
         wanted = vectors.new_zeros(folds, *vectors.shape[1:]).index_add(0, fold, vectors)
-        counts = len(matrices) - fold.bincount(minlength=folds)
+        counts = len(matrices) - fold.bincount()
         found = _added(matrices.sum(0) - own, vectors.sum(0) - wanted, counts)
         squares = torch.einsum("ksf,kfg,ksg->ks", found, own, found)
         return (squares - 2 * torch.einsum("ksf,kf->ks", found, wanted)).sum(0)

@@ -70,18 +70,14 @@ def test_worked_example():
 def test_worked_example_of_the_strength():
     """How strongly to hold is asked of prompts that the fit has not seen."""
     moments = moments_of(2.0)
-    # What the centre leaves: 3 - 2 = 1 of prompt 0, 1 - 2 = -1 of prompt 1. The fit to either makes
-    # the other one worse, at every strength: the centre it is, exactly.
-    add(moments, 0, torch.tensor([[1.0]]), row(3.0), 0.0)
-    add(moments, 1, torch.tensor([[1.0]]), row(1.0), 0.0)
+    # What the centre leaves is 1 of prompts 0, 2 and 3, which want 3, and -1 of prompt 1. A fit to
+    # three of them is 1/3, or 1 without prompt 1. It changes the error of each of three prompts by
+    # (1 - 1/3)^2 - 1 = -5/9, and of prompt 1 by 2^2 - 1 = 3: the centre it is, exactly.
+    for prompt, wanted in enumerate((3.0, 1.0, 3.0, 3.0)):
+        add(moments, prompt, torch.tensor([[1.0]]), row(wanted), 0.0)
     gains = moments.gains()
-    assert gains[0] == 0 and (gains[1:] > 0).all()
+    assert gains[0] == 0 and gains[-1] == pytest.approx(3 * -5 / 9 + 3, abs=1e-4)
     assert moments.correction(gains).tolist() == [2.0]
-    # Prompts 2 and 3 that want 3 as well. At full step the fit to three of (1, -1, 1, 1) is 1/3 or
-    # 1: it changes the error of a prompt by (1 - 1/3)^2 - 1 = -5/9, of prompt 1 by 2^2 - 1 = 3.
-    for prompt in (2, 3):
-        add(moments, prompt, torch.tensor([[1.0]]), row(3.0), 0.0)
-    assert moments.gains()[-1] == pytest.approx(3 * -5 / 9 + 3, abs=1e-4)
     # Six more of them, and it is better to follow.
     for prompt in range(4, 10):
         add(moments, prompt, torch.tensor([[1.0]]), row(3.0), 0.0)
@@ -89,13 +85,18 @@ def test_worked_example_of_the_strength():
     assert 2.0 < moments.correction(moments.gains()).item() < 3.0
 
 
-def test_with_one_prompt_or_none_it_is_the_centre():
-    """There is no other one to ask."""
+def test_with_one_or_two_prompts_it_is_the_centre():
+    """One could ask no other. Two would run with the centre both, and be fitted to that."""
     moments = moments_of(0.5, -0.5)
     assert moments.correction(moments.gains()).tolist() == [0.5, -0.5]
-    add(moments, 3, AXES, row(1.0, 1.0), 1.0)
-    assert moments.correction(moments.gains()).tolist() == [0.5, -0.5]
-    assert moments.correction(moments.gains(without=3), without=3).tolist() == [0.5, -0.5]
+    for prompt in (3, 4):
+        add(moments, prompt, AXES, row(1.0, 1.0), 1.0)
+        assert moments.correction(moments.gains()).tolist() == [0.5, -0.5]
+        assert moments.correction(moments.gains(without=3), without=3).tolist() == [0.5, -0.5]
+    add(moments, 5, AXES, row(1.0, 1.0), 1.0)
+    assert moments.correction(moments.gains()).tolist() == pytest.approx([1.0, 1.0], abs=1e-4)
+    third = moments.correction(moments.gains(without=3), without=3)
+    assert third.tolist() == pytest.approx([1.0, 1.0], abs=1e-4)
 
 
 @pytest.mark.parametrize("alike", [0.0, 0.5, 1.0])
@@ -170,17 +171,17 @@ def test_a_second_time_replaces_the_first():
 
 def test_a_prompt_that_is_left_out_has_no_part():
     """Bit-equal to never having seen it, the strength too: its score is held out."""
-    all_three, two = moments_of(0.0, 0.0), moments_of(0.0, 0.0)
+    all_four, three = moments_of(0.0, 0.0), moments_of(0.0, 0.0)
     draw = torch.Generator().manual_seed(0)
-    for prompt in range(3):
+    for prompt in range(4):
         features, left = torch.randn(2, 5, generator=draw), torch.randn(5, generator=draw)
-        add(all_three, prompt, features, left, 1.0)
+        add(all_four, prompt, features, left, 1.0)
         if prompt != 1:
-            add(two, prompt, features, left, 1.0)
-    assert torch.equal(all_three.gains(without=1), two.gains())
-    assert not torch.equal(all_three.gains(), two.gains())
-    assert torch.equal(all_three.correction(WEAKEST, without=1), two.correction(WEAKEST))
-    assert not torch.equal(all_three.correction(WEAKEST), two.correction(WEAKEST))
+            add(three, prompt, features, left, 1.0)
+    assert torch.equal(all_four.gains(without=1), three.gains())
+    assert not torch.equal(all_four.gains(), three.gains())
+    assert torch.equal(all_four.correction(WEAKEST, without=1), three.correction(WEAKEST))
+    assert not torch.equal(all_four.correction(WEAKEST), three.correction(WEAKEST))
 
 
 def test_a_feature_that_is_nothing_changes_nothing():
