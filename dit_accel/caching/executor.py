@@ -53,7 +53,7 @@ class PlanExecutor(Engine):
         self._missing: set[int] = set()  # steps whose extrapolation lacked a value
         self._changed: set[int] = set()  # planned otherwise, but a layout changes the denoiser
         self._form: Form | None = None  # of the last computed output
-        self._guidance: dict[int, float | None] = {0: None}  # by the step from which on it held
+        self._guidance: dict[int, float | None] = {0: None}  # by the step from which on it was so
         self._learning: tuple[str, ...] = ()  # notes
         self.clear()
 

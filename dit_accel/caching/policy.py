@@ -57,7 +57,7 @@ class Policy:
     """
 
     branch_weights: tuple[float, ...] = (1.0,)  # of the components of the guided prediction
-    second: SecondExpert | None = None  # that takes over in the run
+    second: SecondExpert | None = None  # of the run, where there is one
     min_bits: int = BITS[0]  # that cached values may be quantized to under a memory cap
     needs_error: bool = False  # whether `observe` is called, after one host sync a step
     checks_finite: bool = False  # whether cached values are checked before they are used

@@ -155,7 +155,7 @@ class RecordingPolicy(Policy):
 
 
 def second_of(run: RunInfo) -> SecondExpert | None:
-    """The expert that takes over in a run, and how it weighs guidance beside the first one."""
+    """The second expert of a run, and how it weighs guidance beside the first one."""
     if run.second is None:
         return None
     begin, there = run.second

@@ -222,7 +222,7 @@ class Session:
         )
 
     def _second_expert(self) -> tuple[int, float | None] | None:
-        """The step at which the second transformer takes over, and the guidance from there on."""
+        """The step at which the second transformer begins, and the guidance from there on."""
         boundary = boundary_of(self.pipe)
         if boundary is None or not self.num_steps:
             return None

@@ -29,7 +29,7 @@ Corrections = Mapping[int, torch.Tensor]  # by the step that opens a window: `(F
 
 @dataclass(frozen=True)
 class SecondExpert:
-    """The transformer that takes over during a run, as in Wan 2.2: no window reaches across.
+    """The transformer that follows during a run, as in Wan 2.2: no window reaches across.
 
     Args:
         begin: its first step, which is always computed.
@@ -50,7 +50,7 @@ class SamplerCoefficients:
             latents.
         timesteps: `(n,)` float64, the scheduler's, falling: extrapolation is over these.
         branch_weights: B, of the components in the guided prediction.
-        second: the expert that takes over; None: one transformer makes all steps.
+        second: the second expert; None: one transformer makes all steps.
 
     Raises:
         ValueError: the shapes do not fit, or a value is not finite.

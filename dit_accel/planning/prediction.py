@@ -204,7 +204,7 @@ class PlanChoice:
         notes: in words, for the report.
         min_bits: cached values may be packed into so few, as the error of that is far below the
             plan's own.
-        second: the expert that takes over in the run, with its branch weights.
+        second: the second expert of the run, with its branch weights.
     """
 
     plan: Plan

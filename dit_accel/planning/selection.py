@@ -169,7 +169,7 @@ def coefficients_before_run(
         return own
     try:
         found = planned_coefficients(scheduler, num_steps, weights)
-        if second is not None:  # it takes over between the same times
+        if second is not None:  # it begins between the same times
             time = own.timesteps[second.begin - 1 : second.begin + 1].mean()
             second = dataclasses.replace(second, begin=int((found.timesteps > time).sum()))
         return dataclasses.replace(found, second=second)

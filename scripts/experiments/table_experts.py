@@ -3,7 +3,7 @@
     python scripts/experiments/table_experts.py
 
 Goes in: the miniature, whose second expert is a copy with noise on its weights. How much noise
-decides how far the two are apart where the second one takes over. Comes out: a table for the log.
+decides how far the two are apart where the second one begins. Comes out: a table for the log.
 Three kinds of plans are carried out, each made from the record of one run: windows that reach
 across; a computed switch, whose values are mixed with older ones; and windows of one expert alone,
 as `planning/search.py` makes them. It patches the search for the first two. Source: ours.
