@@ -103,6 +103,7 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def text_encoder(width: int = TEXT_WIDTH) -> UMT5EncoderModel:
+    """A text encoder whose embeddings have this width, with the random weights of its class."""
     config = UMT5Config(
         vocab_size=VOCABULARY,
         d_model=width,

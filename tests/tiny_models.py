@@ -32,12 +32,14 @@ class TinyModel:
         build: makes a pipeline, with the same weights each time, in eval mode.
         arguments: of the call, without steps, generator and output type.
         separate: whether guidance runs as separate forwards, where no row says it.
+        scene: more arguments of a call for a layout: a size that has room for its subjects.
     """
 
     family: str
     build: Callable[[], Any]
     arguments: dict[str, Any] = field(default_factory=dict)
     separate: bool = False
+    scene: dict[str, Any] = field(default_factory=dict)
 
     @property
     def branches(self) -> str:
@@ -50,28 +52,36 @@ class TinyModel:
         return next(found, None) or without_row_of(self.family, "")
 
     def run(self, pipe: Any, **changes: Any) -> torch.Tensor:
-        """The last latents of a call with `STEPS` steps."""
+        """The last latents of a call with `STEPS` steps; a prompt replaces the embeddings."""
         given = {"num_inference_steps": STEPS, "output_type": "latent"} | self.arguments | changes
+        if "prompt" in changes:
+            ready = "_embeds", "_attention_mask"
+            given = {k: v for k, v in given.items() if not k.endswith(ready)} | self.scene
         latents: torch.Tensor = pipe(
             **given, generator=torch.Generator().manual_seed(0), return_dict=False
         )[0]
         return latents
 
 
-def of_checkpoint(family: str, name: str) -> TinyModel:
-    """A denoiser of `checkpoints.yaml`, without text encoder and VAE, with weights drawn anew."""
+def of_checkpoint(family: str, name: str, text: str = "") -> TinyModel:
+    """A denoiser of `checkpoints.yaml`, without VAE, with weights drawn anew; a text encoder for
+    prompts as wide as this field of its configuration says, if any."""
     case = small_denoisers.trial(name)
 
     def build() -> Any:
         pipe = speed.build(case)
         tiny.draw_weights(pipe.transformer, seed=0)
+        if text:
+            encoder = tiny.text_encoder(pipe.transformer.config[text])
+            tiny.draw_weights(encoder, seed=1)
+            pipe.register_modules(text_encoder=encoder, tokenizer=tiny.tiny_tokenizer())
         return pipe
 
-    text = speed.embeddings(case.prompt, case.guidance, "cpu", torch.float32)
-    arguments = call_arguments(build(), case.clip) | text
+    given = speed.embeddings(case.prompt, case.guidance, "cpu", torch.float32)
+    arguments = call_arguments(build(), case.clip) | given
     for name in ("num_inference_steps", "output_type", "generator"):
         del arguments[name]
-    return TinyModel(family, build, arguments)
+    return TinyModel(family, build, arguments, scene={"height": 64, "width": 128} if text else {})
 
 
 WAN = {name: value for name, value in tiny.CALL.items() if name != "num_inference_steps"}
@@ -82,7 +92,7 @@ MODELS: dict[str, TinyModel] = {
     "wan-two-experts": TinyModel("wan", lambda: tiny.tiny_wan(transformer_2=True), WAN),
     "hunyuan-video": of_checkpoint("hunyuan-video", "hunyuan-video"),
     "cogvideox": of_checkpoint("cogvideox", "cogvideox-2b"),
-    "ltx": of_checkpoint("ltx", "ltx-video"),
+    "ltx": of_checkpoint("ltx", "ltx-video", text="caption_channels"),
     **{
         one.pipeline: TinyModel(one.transformer, one.build, one.call, one.separate)
         for one in without_row.PIPELINES

@@ -23,7 +23,6 @@ from dit_accel.core.tokens import TokenGrid
 
 Heads = tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # query, key, value
 Attend = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
-PROCESSORS = ("WanAttnProcessor",)
 
 
 class WrappedProcessor:
@@ -117,6 +116,20 @@ class StagedAttnProcessor(WrappedProcessor):
         return attn.to_out[1](hidden)
 
 
+class WholeWidthProcessor(StagedAttnProcessor):
+    """LTX-Video's, whose rotary embedding is of all heads at once: `(B, N, H D)` each."""
+
+    def __init__(self, stock: Any, active: Callable[[], bool] = lambda: True) -> None:
+        super().__init__(stock, active)
+        self.position = rotate_whole_width
+
+
+PROCESSORS: dict[str, type[StagedAttnProcessor]] = {
+    "WanAttnProcessor": StagedAttnProcessor,
+    "LTXVideoAttnProcessor": WholeWidthProcessor,
+}
+
+
 def install(attn: Any, patches: Patches) -> StagedAttnProcessor:
     """Install stages on one attention module, as a patch.
 
@@ -125,11 +138,10 @@ def install(attn: Any, patches: Patches) -> StagedAttnProcessor:
         RuntimeError: it is patched already.
     """
     stock = attn.processor
-    if type(stock).__name__ not in PROCESSORS:
-        raise ValueError(
-            f"attention processor is {type(stock).__name__}; accepted: {', '.join(PROCESSORS)}"
-        )
-    staged = StagedAttnProcessor(stock, patches.active)
+    name = type(stock).__name__
+    if name not in PROCESSORS:
+        raise ValueError(f"attention processor is {name}; accepted: {', '.join(PROCESSORS)}")
+    staged = PROCESSORS[name](stock, patches.active)
     patches.wrap(attn, "processor", lambda _: staged, replaceable=True)
     return staged
 
@@ -152,6 +164,25 @@ def rotate(rows: torch.Tensor, rotary: tuple[torch.Tensor, torch.Tensor]) -> tor
     out[..., 0::2] = x1 * cos - x2 * sin
     out[..., 1::2] = x1 * sin + x2 * cos
     return out.type_as(rows)
+
+
+def rotate_whole_width(
+    query: torch.Tensor, key: torch.Tensor, rotary: tuple[torch.Tensor, torch.Tensor]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """As `rotate_pairs`, with an angle for each channel of all heads: `rotary` is `(B, N, H D)`
+    each."""
+    heads = query.shape[2]
+    cos, sin = (table.unflatten(2, (heads, -1)) for table in rotary)
+    return rotate_in_float32(query, (cos, sin)), rotate_in_float32(key, (cos, sin))
+
+
+def rotate_in_float32(
+    rows: torch.Tensor, rotary: tuple[torch.Tensor, torch.Tensor]
+) -> torch.Tensor:
+    """Rotate neighbouring channels of `(B, N, H, D)`, in the order of LTX-Video's arithmetic."""
+    real, imaginary = torch.unflatten(rows, -1, (-1, 2)).unbind(-1)
+    turned = torch.stack([-imaginary, real], dim=-1).flatten(-2)
+    return (rows.float() * rotary[0] + turned.float() * rotary[1]).to(rows.dtype)
 
 
 def grid_of(transformer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> TokenGrid:

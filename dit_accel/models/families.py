@@ -123,6 +123,9 @@ FAMILIES: dict[str, Family] = {
             branches="batched",
             sites=SITES,
             notes="LTX-Video 0.9",
+            cross_attention="attn2",
+            text_embedder="caption_projection",
+            rotary="rope",
             rows=(
                 (r"^time_embed", "time"),
                 (r"caption_projection|attn2\.to_(k|v|kv)\b", "text"),

@@ -18,7 +18,6 @@ from typing import Any
 
 import torch
 
-from dit_accel.attention import processor
 from dit_accel.attention.processor import StagedAttnProcessor
 from dit_accel.core.families import Family
 from dit_accel.core.patching import Patches, outside_graphs
@@ -27,6 +26,7 @@ from dit_accel.core.session import Forward, ForwardCall, Interceptor, Session
 from dit_accel.core.tokens import TokenGrid
 from dit_accel.scenes import reposition, subject_text, support
 from dit_accel.scenes import rows as clip_rows
+from dit_accel.scenes.geometry import GEOMETRIES, Given
 from dit_accel.scenes.masks import GatherPlan, isolated_attention
 from dit_accel.scenes.references import ReferenceClips
 from dit_accel.scenes.rows import ActiveParts, SceneConfig, TokenRow
@@ -53,6 +53,8 @@ class SceneAttention(Interceptor):
         prompts: Sequence[Sequence[str | None]], rows: Rows, clips: ReferenceClips,
     ) -> None:  # fmt: skip
         self.session, self.family, self.config = session, family, config
+        self.geometry = GEOMETRIES.get(family.name, GEOMETRIES["wan"])
+        self.halves: tuple[str, ...] = ("cond",)  # branches in the batch of the running call
         self.prompts, self.rows, self.clips = prompts, rows, clips
         self.texts = SubjectPrompts(session, family)
         self.layers: list[SceneLayer] = []
@@ -103,35 +105,53 @@ class SceneAttention(Interceptor):
 
     def around(self, call: ForwardCall, forward: Forward) -> Any:
         """The output for the user's rows, of a call that has the rows of files behind them."""
-        self._check_rows(len(call.latents))
+        self.halves = self._branches_of_batch()
+        self._check_rows(len(call.latents) // len(self.halves))
         for layer in self.layers:
             support.check_undivided(layer.staged)
-        self._make_token_rows(call.transformer, call.args, call.kwargs, call.latents)
+        given = dict(zip(call.names, call.args, strict=False)) | call.kwargs
+        self._make_token_rows(call.transformer, given, call.latents.device)
         args, kwargs = self.clips.extend(call.args, call.kwargs, self.session, self.texts)
         output = forward(ForwardCall(call.transformer, args, kwargs))
         return self.clips.cut(output, len(call.latents))
 
-    def _make_token_rows(self, name: str, args: Any, kwargs: Any, latents: torch.Tensor) -> None:
+    def _branches_of_batch(self) -> tuple[str, ...]:
+        """Of the rows of this call, in order: both branches may be in one batch."""
+        if self.family.branches != "batched":
+            return (self.session.branch,)
+        return ("uncond", "cond") if (self.session.guidance or 1.0) > 1 else ("cond",)
+
+    def _make_token_rows(self, name: str, given: Given, device: torch.device) -> None:
         """Set `token_rows` for this size and device."""
         module: Any = self.session.transformers[name]
         dtype = self._tables[name]
-        grid = processor.grid_of(module, args, kwargs)
         strides = support.strides_of(self.session.pipe, module)
-        grid = TokenGrid(grid.frames, grid.height, grid.width, strides=strides)
-        key = grid, latents.device, dtype
+        grid = TokenGrid(*self.geometry.sizes(module, given), strides=strides)
+        key = grid, device, dtype, self.geometry.depends(given)
         if key not in self._token_rows:
-            width = module.config.attention_head_dim
-            made = clip_rows.token_rows(self.rows(grid), grid, self.config, width)
-            self._token_rows = {key: tuple(row.to(latents.device, dtype) for row in made)}
+            tables = self.geometry.tables(module, given)
+            made = clip_rows.token_rows(self.rows(grid), grid, self.config, tables)
+            self._token_rows = {key: tuple(row.to(device, dtype) for row in made)}
         self.token_rows = self._token_rows[key]
-        self.device = latents.device
+        self.device = device
 
-    def active(self, layer: int, layers: int) -> ActiveParts:
-        """The parts that are active at this step in a layer."""
+    def active(self, layer: int, layers: int, branch: str) -> ActiveParts:
+        """The parts that are active at this step in a layer, in the rows of a branch."""
         parts = self.active_now
-        if self.config.amplify and self.session.branch == "uncond":
+        if self.config.amplify and branch == "uncond":
             parts = replace(parts, reads_references=False)
         return parts & clip_rows.active_in_layer(self.config, layer, layers)
+
+    def plans_of_batch(self, layer: int, layers: int) -> list[GatherPlan | None] | None:
+        """The gather plan of every row of the batch, None for a row with plain attention; None as a
+        whole: plain attention in all of them."""
+        found: list[GatherPlan | None] = []
+        for branch in self.halves:
+            active = self.active(layer, layers, branch)
+            works = active.isolation or active.reads_references
+            plans = self.gather_plans(active) if works else None
+            found += plans if plans is not None else [None] * len(self.token_rows)
+        return found if any(plan is not None for plan in found) else None
 
     def gather_plans(self, active: ActiveParts) -> tuple[GatherPlan, ...] | None:
         """The gather plan of every row; None: plain attention in all of them."""
@@ -150,11 +170,17 @@ class SceneAttention(Interceptor):
 
     def subject_texts(self, transformer: str) -> list[SubjectText]:
         """Row, tokens, text `(1, L, C)` and weight of every subject that has its own text now."""
-        if not self.active_now.own_text or self.session.branch != "cond":
+        if not self.active_now.own_text or "cond" not in self.halves:
             return []
+        before = self.halves.index("cond") * len(self.token_rows)  # rows of the other branch
         if transformer not in self._subject_texts:
             self._subject_texts[transformer] = [
-                (row, self.token_rows[row].tokens_of(label).to(self.device), text, self.config.text)
+                (
+                    before + row,
+                    self.token_rows[row].tokens_of(label).to(self.device),
+                    text,
+                    self.config.text,
+                )
                 for (row, label), text in self.texts.embedded(transformer).items()
                 if row < len(self.prompts)  # a reference file's row has its prompt as a whole
             ]
@@ -248,7 +274,7 @@ class SceneLayer:
         self, scene: SceneAttention, index: int, count: int, staged: StagedAttnProcessor
     ) -> None:
         self.scene, self.index, self.count = scene, index, count
-        self.staged, self.inner = staged, staged.attend
+        self.staged, self.inner, self.rotate = staged, staged.attend, staged.position
         self.raw: tuple[torch.Tensor, torch.Tensor] | None = None
         staged.position, staged.attend = outside_graphs(self.position), outside_graphs(self.attend)
 
@@ -256,21 +282,23 @@ class SceneLayer:
         self, query: torch.Tensor, key: torch.Tensor, rotary: Rotary
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """The position stage, as stock; unrotated queries and keys are stored for the readers."""
-        reads = self.scene.active(self.index, self.count).reads_references
-        self.raw = (query, key) if reads else None
-        return processor.rotate_pairs(query, key, rotary)
+        scene = self.scene
+        active = (scene.active(self.index, self.count, branch) for branch in scene.halves)
+        self.raw = (query, key) if any(one.reads_references for one in active) else None
+        return self.rotate(query, key, rotary)
 
     def attend(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
         """The attend stage: `(B, N, H, D)` -> the same, row by row where rows differ."""
-        scene = self.scene
-        active = scene.active(self.index, self.count)
-        plans = scene.gather_plans(active) if active.isolation or active.reads_references else None
+        plans = self.scene.plans_of_batch(self.index, self.count)
         if plans is None:
             self.raw = None
             return self.inner(query, key, value)
         out = torch.empty_like(query)
         for row, plan in enumerate(plans):
             own = slice(row, row + 1)
+            if plan is None:
+                out[own] = self.inner(query[own], key[own], value[own])
+                continue
             read, moved = self._read(row, value) if plan.references else (None, {})
             out[own] = isolated_attention(
                 plan, self.inner, query[own], key[own], value[own], read, moved
@@ -286,13 +314,15 @@ class SceneLayer:
         assert self.raw is not None, "position stored them in this call"
         queries, keys = self.raw
         keys_read, values_read, moved = [], [], {}
-        for source in self.scene.token_rows[row].sources:
-            of = slice(source.row, source.row + 1)
-            keys_read.append(processor.rotate(keys[of, source.tokens], source.keys))
+        turn, shot = self.scene.geometry.turn, row % len(self.scene.token_rows)
+        for source in self.scene.token_rows[shot].sources:
+            other = row - shot + source.row  # in the same branch
+            of = slice(other, other + 1)
+            keys_read.append(turn(keys[of, source.tokens], source.keys))
             values_read.append(value[of, source.tokens])
             if source.queries is not None:
                 own = queries[row : row + 1]
-                moved[source.label] = processor.rotate(own, source.queries)
+                moved[source.label] = turn(own, source.queries)
         read = torch.cat(keys_read, 1), torch.cat(values_read, 1)
         gathered = sum(tensor.nbytes for tensor in read)
         self.scene.gathered_bytes = max(self.scene.gathered_bytes, gathered)

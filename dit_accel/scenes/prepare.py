@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -23,6 +24,7 @@ from dit_accel.layout.load import IMAGES
 from dit_accel.scenes import support
 from dit_accel.scenes.isolation import SceneAttention
 from dit_accel.scenes.references import ReferenceClips
+from dit_accel.scenes.reposition import rotary
 from dit_accel.scenes.rows import ClipRow, ReferenceLink, SceneConfig, token_rows
 
 TRANSPARENT = "it has an alpha channel, whose colours behind it would show; save it without"
@@ -54,6 +56,7 @@ def prepare(
     found = given if isinstance(given, Layout) else layout.load(given)
     chosen = config or SceneConfig()
     clips, rows = _read(found, chosen)
+    support.check_files(family, clips.frames)
     prompts = [[subject.prompt for subject in shot.subjects] for shot in found.shots]
     return lambda session: SceneAttention(session, family, chosen, prompts, rows, clips)
 
@@ -65,7 +68,7 @@ def check(found: Layout, grid: TokenGrid, config: SceneConfig | None = None) -> 
         ValueError: a file cannot be read or has another length, or a subject has no token.
     """
     chosen = config or SceneConfig()
-    token_rows(_read(found, chosen)[1](grid), grid, chosen, width=ANY_WIDTH)
+    token_rows(_read(found, chosen)[1](grid), grid, chosen, partial(rotary, width=ANY_WIDTH))
 
 
 def _read(

@@ -10,7 +10,7 @@ Source: IR-Diffusion (arXiv 2411.19261) runs references and target as one batch 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import astuple, dataclass, replace
 
 import torch
@@ -24,6 +24,7 @@ from dit_accel.scenes.reposition import Rotary
 
 BACKGROUNDS = ("open", "closed")
 Fractions = tuple[float, float]
+Tables = Callable[[torch.Tensor], Rotary]  # of positions `(n, 3)` float64
 
 
 @dataclass(frozen=True)
@@ -172,7 +173,7 @@ class ReferenceTokens:
         label: class of the reading subject.
         row: of the batch, that is read.
         tokens: `(n,)` int64, indices in that row.
-        keys: rotary embedding of the keys, `(1, n, 1, D)` each.
+        keys: rotary embedding of the keys, `(1, n, 1, D)` each; LTX has one for each head.
         queries: that of the reading queries, `(1, N, 1, D)` each; None: their own.
     """
 
@@ -232,9 +233,10 @@ class TokenRow:
 
 
 def token_rows(
-    rows: Sequence[ClipRow], grid: TokenGrid, config: SceneConfig, width: int
+    rows: Sequence[ClipRow], grid: TokenGrid, config: SceneConfig, tables: Tables
 ) -> tuple[TokenRow, ...]:
-    """All rows of a batch in tokens; `grid` is that of one row, `width` is D.
+    """All rows of a batch in tokens; `grid` is that of one row, `tables` makes the rotary embedding
+    of positions.
 
     Raises:
         ValueError: a row's coverage is not of this grid, or a subject has no token.
@@ -254,7 +256,7 @@ def token_rows(
     return tuple(
         TokenRow(
             row.name, len(row.z), classes[i],
-            tuple(_source(rows, i, r, classes, where, config, width) for r in row.links),
+            tuple(_source(rows, i, r, classes, where, config, tables) for r in row.links),
         )
         for i, row in enumerate(rows)
     )  # fmt: skip
@@ -262,10 +264,10 @@ def token_rows(
 
 def _source(
     rows: Sequence[ClipRow], row: int, link: ReferenceLink, classes: Sequence[torch.Tensor],
-    where: torch.Tensor, config: SceneConfig, width: int,
+    where: torch.Tensor, config: SceneConfig, tables: Tables,
 ) -> ReferenceTokens:  # fmt: skip
     tokens = (classes[link.row] == link.source + 1).nonzero().flatten()
-    native = reposition_maps.rotary(where[tokens], width)
+    native = tables(where[tokens])
     made = ReferenceTokens(link.subject + 1, link.row, tokens, native, None)
     seen = bool((classes[row] == link.subject + 1).any())
     if not config.reposition or not len(tokens) or not seen:
@@ -274,8 +276,8 @@ def _source(
     target = reposition_maps.subject_boxes(rows[row].coverage[link.subject])
     to_target = reposition_maps.box_map(source, target, config.alpha)
     if to_target.static:
-        return replace(made, keys=reposition_maps.rotary(to_target(where[tokens]), width))
-    return replace(made, queries=reposition_maps.rotary(to_target.inverse()(where), width))
+        return replace(made, keys=tables(to_target(where[tokens])))
+    return replace(made, queries=tables(to_target.inverse()(where)))
 
 
 def gather_plan_for(row: TokenRow, active: ActiveParts, config: SceneConfig) -> GatherPlan:

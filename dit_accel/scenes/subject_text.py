@@ -54,8 +54,8 @@ class SubjectPrompts:
                 names = ("max_sequence_length", "device", "dtype")
                 same = {name: kwargs[name] for name in names if name in kwargs}
                 prompts = sorted({text for _, _, text in needed})
-                rows = inner(prompt=prompts, do_classifier_free_guidance=False, **same)[0]
-                at = {text: rows[i : i + 1] for i, text in enumerate(prompts)}
+                made = inner(prompt=prompts, do_classifier_free_guidance=False, **same)
+                at = dict(zip(prompts, _without_padding(*made[:2]), strict=True))
                 self.encoded = {(row, label): at[text] for row, label, text in needed}
             return encoded
 
@@ -71,6 +71,13 @@ class SubjectPrompts:
                 key: embed(text.to(like.device, like.dtype)) for key, text in self.encoded.items()
             }
         return self._embedded[transformer]
+
+
+def _without_padding(rows: torch.Tensor, mask: Any) -> list[torch.Tensor]:
+    """Texts `(1, L, C)` of `(P, L, C)`, cut where a mask `(P, L)` has padding behind them."""
+    masked = isinstance(mask, torch.Tensor) and mask.shape == rows.shape[:2]
+    lengths = mask.sum(1).long().tolist() if masked else [rows.shape[1]] * len(rows)
+    return [row[None, :length] for row, length in zip(rows, lengths, strict=True)]
 
 
 class SubjectTextProcessor(WrappedProcessor):

@@ -6,6 +6,7 @@ anything runs. It knows what the stages cover, not what a scene does with them. 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from dit_accel.core.families import FAMILIES, Family
 from dit_accel.core.patching import Patches
 from dit_accel.core.tokens import TokenGrid, TokenStrides
 from dit_accel.scenes import reposition
+from dit_accel.scenes.geometry import GEOMETRIES, stock_tables
 
 
 def check_family(family: Family) -> None:
@@ -27,6 +29,15 @@ def check_family(family: Family) -> None:
     if family.cross_attention is None or family.rotary is None or family.text_embedder is None:
         accepted = ", ".join(f.name for f in FAMILIES.values() if f.cross_attention is not None)
         raise ValueError(f"family is {family.name!r}; accepted with a layout: {accepted}")
+
+
+def check_files(family: Family, frames: Sequence[torch.Tensor]) -> None:
+    """Refuse references that are files in a family that encodes and packs latents otherwise."""
+    if frames and family.name != "wan":
+        raise ValueError(
+            f"a reference is a file, and the family is {family.name}; accepted: another shot of "
+            "the layout, or a pipeline of wan"
+        )
 
 
 def check_text_only(cross: Any) -> None:
@@ -42,18 +53,16 @@ def check_undivided(processor: Any) -> None:
 
 
 def check_rotary(module: Any, family: Family) -> torch.dtype:
-    """Refuse rotary angles other than those of `scenes/reposition.py`; returns their dtype."""
-    rope = getattr(module, family.rotary or "", None)
-    if rope is None:
+    """Refuse rotary angles other than those of `scenes/geometry.py`; returns their dtype."""
+    if getattr(module, family.rotary or "", None) is None:
         raise ValueError(f"{type(module).__name__} has no {family.rotary}; accepted: rotary ones")
-    sides = [2 * patch for patch in module.config.patch_size]
-    with torch.no_grad():
-        theirs = rope(torch.empty(1, 1, *sides))
-    ours = reposition.rotary(
-        reposition.token_positions(TokenGrid(2, 2, 2)), module.config.attention_head_dim
-    )
+    theirs = stock_tables(module, family.name, (2, 2, 2))
+    tables = GEOMETRIES[family.name].tables(module, {})
+    ours = tables(reposition.token_positions(TokenGrid(2, 2, 2)))
     if any(not torch.equal(a.cpu(), b.to(a.dtype)) for a, b in zip(theirs, ours, strict=True)):
-        raise ValueError(f"{type(module).__name__} has other rotary angles; accepted: those of Wan")
+        raise ValueError(
+            f"{type(module).__name__} has other rotary angles; accepted: those of {family.name}"
+        )
     dtype: torch.dtype = theirs[0].dtype
     return dtype
 
@@ -75,8 +84,10 @@ def staged(attn: Any, patches: Patches) -> StagedAttnProcessor:
 
 def strides_of(pipe: Any, module: Any) -> TokenStrides:
     """Pixels per token of a pipeline."""
+    patch = module.config.patch_size
+    old = "vae_temporal_compression_ratio", "vae_spatial_compression_ratio"  # LTX-Video's names
     return TokenStrides(
-        int(getattr(pipe, "vae_scale_factor_temporal", 4)),
-        int(getattr(pipe, "vae_scale_factor_spatial", 8)),
-        int(module.config.patch_size[-1]),
+        int(getattr(pipe, "vae_scale_factor_temporal", getattr(pipe, old[0], 4))),
+        int(getattr(pipe, "vae_scale_factor_spatial", getattr(pipe, old[1], 8))),
+        int(patch if isinstance(patch, int) else patch[-1]),
     )

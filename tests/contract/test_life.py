@@ -134,7 +134,7 @@ class Outputs(Interceptor):
 def negative(model: TinyModel, changes: dict[str, Any], *, other: bool) -> dict[str, Any]:
     """Another negative prompt, in the form that the call has."""
     given = model.arguments | changes
-    if "negative_prompt_embeds" in given:
+    if "negative_prompt_embeds" in given and "negative_prompt" not in changes:
         return {"negative_prompt_embeds": given["negative_prompt_embeds"] * (3 if other else 1)}
     if "negative_prompt" not in given:
         return {}

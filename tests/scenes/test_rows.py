@@ -1,5 +1,7 @@
 """Rows in tokens: what is at work when, and what is read from where."""
 
+from functools import partial
+
 import pytest
 import torch
 
@@ -18,6 +20,7 @@ from dit_accel.scenes.rows import (
 
 GRID = TokenGrid(2, 2, 4)
 ALL = ActiveParts(True, True, True)
+TABLES = partial(reposition.rotary, width=12)
 
 
 def cover(*columns, frames=2):
@@ -54,7 +57,7 @@ def test_what_is_at_work_at_a_step_and_in_a_layer():
 
 
 def test_a_static_source_is_moved_by_its_keys():
-    _, stage = token_rows(two_rows(cover(2, 3)), GRID, SceneConfig(), width=12)
+    _, stage = token_rows(two_rows(cover(2, 3)), GRID, SceneConfig(), TABLES)
     (source,) = stage.sources
     assert source.queries is None and source.row == 0 and source.label == 1
     assert source.tokens.tolist() == [0, 1, 4, 5, 8, 9, 12, 13]
@@ -67,7 +70,7 @@ def test_a_static_source_is_moved_by_its_keys():
 def test_a_source_that_moves_otherwise_is_met_by_the_queries():
     moving = cover(0, 1)
     moving[:, 1] = cover(2, 3)[:, 1]
-    _, stage = token_rows(two_rows(moving), GRID, SceneConfig(), width=12)
+    _, stage = token_rows(two_rows(moving), GRID, SceneConfig(), TABLES)
     (source,) = stage.sources
     native = reposition.rotary(reposition.token_positions(GRID)[source.tokens], 12)
     assert torch.equal(source.keys[0], native[0]) and source.queries is not None
@@ -82,21 +85,21 @@ def test_a_subject_that_is_never_seen_reads_nothing():
         ClipRow("one", cover(0, 1), (0,)),
         ClipRow("two", torch.zeros(1, 2, 2, 4), (0,), (ReferenceLink(0, 0, 0),)),
     ]
-    _, stage = token_rows(unseen, GRID, SceneConfig(), width=12)
+    _, stage = token_rows(unseen, GRID, SceneConfig(), TABLES)
     assert gather_plan_for(stage, ALL, SceneConfig()).whole
 
 
 def test_a_row_of_another_grid_and_one_without_room_are_named():
     with pytest.raises(ValueError, match=r"two covers \(3, 2, 4\) tokens; accepted: \(2, 2, 4\)"):
-        token_rows(two_rows(cover(0, frames=3)), GRID, SceneConfig(), width=12)
+        token_rows(two_rows(cover(0, frames=3)), GRID, SceneConfig(), TABLES)
     crowded = torch.zeros(2, 2, 2, 4)
     crowded[..., 0, 0] = 0.2
     with pytest.raises(ValueError, match="crowd: coverage leaves no token"):
-        token_rows([ClipRow("crowd", crowded, (0, 0))], GRID, SceneConfig(), width=12)
+        token_rows([ClipRow("crowd", crowded, (0, 0))], GRID, SceneConfig(), TABLES)
 
 
 def test_all_of_a_subjects_tokens_read_its_reference():
-    _, stage = token_rows(two_rows(cover(2, 3)), GRID, SceneConfig(), width=12)
+    _, stage = token_rows(two_rows(cover(2, 3)), GRID, SceneConfig(), TABLES)
     (group,) = [
         g for g in gather_plan_for(stage, ALL, SceneConfig()).groups if g.references.numel()
     ]
@@ -105,11 +108,11 @@ def test_all_of_a_subjects_tokens_read_its_reference():
 
 def test_planning_moves_no_global_generator():
     before = torch.random.get_rng_state()
-    _, stage = token_rows(two_rows(cover(2, 3)), GRID, SceneConfig(), width=12)
+    _, stage = token_rows(two_rows(cover(2, 3)), GRID, SceneConfig(), TABLES)
     gather_plan_for(stage, ALL, SceneConfig())
     assert torch.equal(torch.random.get_rng_state(), before)
 
 
 def test_a_row_counts_its_tokens_by_class():
-    (stage,) = token_rows([ClipRow("one", cover(0), (0,))], GRID, SceneConfig(), width=12)
+    (stage,) = token_rows([ClipRow("one", cover(0), (0,))], GRID, SceneConfig(), TABLES)
     assert stage.counts() == {"background": 12, "1": 4} and stage.nbytes == 16 * 8

@@ -1,0 +1,103 @@
+"""Where the tokens of a family's call are, and how their keys are rotated at any position.
+
+A transformer and the arguments of its forward come in; the token grid, and rotary embeddings at
+real-valued positions, go out. The tables of the other families are asked of the model's own module,
+with positions instead of whole numbers. It knows no scene.
+
+Source: diffusers' transformers of these names, whose arithmetic is unchanged; ours otherwise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from dit_accel.attention import processor
+from dit_accel.scenes import reposition
+from dit_accel.scenes.reposition import Rotary
+from dit_accel.scenes.rows import Tables
+
+Given = Mapping[str, Any]  # arguments of a transformer's forward, by name
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """What a scene must know of a family.
+
+    Args:
+        sizes: latent frames, rows and columns of tokens of a call.
+        tables: rotary embedding of a call's module, at positions `(n, 3)`: `(1, n, 1 or H, D)`.
+        turn: rotates queries or keys `(B, n, H, D)` by such tables, as the model does.
+        depends: what of the arguments the tables depend on, beside the sizes.
+    """
+
+    sizes: Callable[[Any, Given], tuple[int, ...]]
+    tables: Callable[[Any, Given], Tables]
+    turn: Callable[[torch.Tensor, Rotary], torch.Tensor]
+    depends: Callable[[Given], Any] = lambda given: None
+
+
+def _wan_sizes(module: Any, given: Given) -> tuple[int, ...]:
+    grid = processor.grid_of(module, (), dict(given))
+    return grid.frames, grid.height, grid.width
+
+
+def _wan_tables(module: Any, given: Given) -> Tables:
+    return lambda positions: reposition.rotary(positions, module.config.attention_head_dim)
+
+
+def _ltx_sizes(module: Any, given: Given) -> tuple[int, ...]:
+    """Latents are packed: the call says their sizes."""
+    sizes = tuple(given.get(name) for name in ("num_frames", "height", "width"))
+    if given.get("video_coords") is not None or None in sizes:
+        raise ValueError(
+            "the transformer is called with video_coords; accepted with a layout: the sizes of "
+            "the latents, as LTXPipeline has them"
+        )
+    return sizes
+
+
+def _ltx_scale(given: Given) -> tuple[float, ...] | None:
+    """Seconds and pixels a token; None: positions are whole numbers, as they are."""
+    scale = given.get("rope_interpolation_scale")
+    return None if scale is None else tuple(float(part) for part in scale)
+
+
+def _ltx_tables(module: Any, given: Given) -> Tables:
+    heads, config = module.config.num_attention_heads, module.config
+    patch = config.patch_size_t, config.patch_size, config.patch_size
+    base = module.rope.base_num_frames, module.rope.base_height, module.rope.base_width
+    scale = _ltx_scale(given)
+
+    def tables(positions: torch.Tensor) -> Rotary:
+        coordinates = positions.float()  # as the module has them, in its order
+        for factors in (base,) if scale is None else (scale, patch):
+            coordinates = coordinates * torch.tensor(factors, dtype=torch.float32)
+        with torch.no_grad():
+            found = module.rope(torch.empty(1, 1, 1), video_coords=coordinates.T[None])
+        cos, sin = (table.unflatten(2, (heads, -1)) for table in found)
+        return cos, sin
+
+    return tables
+
+
+GEOMETRIES: dict[str, Geometry] = {  # by the family's name
+    "wan": Geometry(_wan_sizes, _wan_tables, processor.rotate),
+    "ltx": Geometry(_ltx_sizes, _ltx_tables, processor.rotate_in_float32, _ltx_scale),
+}
+
+
+def stock_tables(module: Any, family: str, sizes: tuple[int, int, int]) -> Rotary:
+    """The tables that a model's own module makes for a call of these sizes, as `Geometry.tables`
+    has them: what ours must be equal to."""
+    with torch.no_grad():
+        if family == "ltx":
+            found = module.rope(torch.empty(1, 1, 1), *sizes)
+            cos, sin = (t.unflatten(2, (module.config.num_attention_heads, -1)) for t in found)
+            return cos, sin
+        sides = [n * patch for n, patch in zip(sizes, module.config.patch_size, strict=True)]
+        cos, sin = module.rope(torch.empty(1, 1, *sides))
+        return cos, sin
