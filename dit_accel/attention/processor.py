@@ -172,7 +172,7 @@ def rotate_whole_width(
     """As `rotate_pairs`, with an angle for each channel of all heads: `rotary` is `(B, N, H D)`
     each."""
     heads = query.shape[2]
-    cos, sin = (table.unflatten(2, (heads, -1)) for table in rotary)
+    cos, sin = (torch.unflatten(table, 2, (heads, -1)) for table in rotary)
     return rotate_in_float32(query, (cos, sin)), rotate_in_float32(key, (cos, sin))
 
 

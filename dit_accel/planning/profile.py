@@ -273,7 +273,7 @@ def _by_expert(own: SamplerCoefficients, run: SamplerCoefficients) -> torch.Tens
     at, to = own.second.begin, run.second.begin
     parts = (slice(None, at), slice(None, to)), (slice(at, None), slice(to, None))
     blocks = [linear_weights(own.timesteps[a], run.timesteps[b]) for a, b in parts]
-    return torch.block_diag(*blocks)  # type: ignore[no-untyped-call,no-any-return]
+    return torch.block_diag(*blocks)  # type: ignore[no-untyped-call]
 
 
 __all__ = ["CandidatePlan", "Profile", "ProfileError"]

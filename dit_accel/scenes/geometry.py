@@ -21,6 +21,7 @@ from dit_accel.scenes.reposition import Rotary
 from dit_accel.scenes.rows import Tables
 
 Given = Mapping[str, Any]  # arguments of a transformer's forward, by name
+Sizes = tuple[int, int, int]
 
 
 @dataclass(frozen=True)
@@ -34,13 +35,13 @@ class Geometry:
         depends: what of the arguments the tables depend on, beside the sizes.
     """
 
-    sizes: Callable[[Any, Given], tuple[int, ...]]
+    sizes: Callable[[Any, Given], Sizes]
     tables: Callable[[Any, Given], Tables]
     turn: Callable[[torch.Tensor, Rotary], torch.Tensor]
     depends: Callable[[Given], Any] = lambda given: None
 
 
-def _wan_sizes(module: Any, given: Given) -> tuple[int, ...]:
+def _wan_sizes(module: Any, given: Given) -> Sizes:
     grid = processor.grid_of(module, (), dict(given))
     return grid.frames, grid.height, grid.width
 
@@ -49,15 +50,16 @@ def _wan_tables(module: Any, given: Given) -> Tables:
     return lambda positions: reposition.rotary(positions, module.config.attention_head_dim)
 
 
-def _ltx_sizes(module: Any, given: Given) -> tuple[int, ...]:
+def _ltx_sizes(module: Any, given: Given) -> Sizes:
     """Latents are packed: the call says their sizes."""
-    sizes = tuple(given.get(name) for name in ("num_frames", "height", "width"))
+    sizes = [given.get(name) for name in ("num_frames", "height", "width")]
     if given.get("video_coords") is not None or None in sizes:
         raise ValueError(
             "the transformer is called with video_coords; accepted with a layout: the sizes of "
             "the latents, as LTXPipeline has them"
         )
-    return sizes
+    frames, height, width = (int(size or 0) for size in sizes)
+    return frames, height, width
 
 
 def _ltx_scale(given: Given) -> tuple[float, ...] | None:
@@ -90,7 +92,7 @@ GEOMETRIES: dict[str, Geometry] = {  # by the family's name
 }
 
 
-def stock_tables(module: Any, family: str, sizes: tuple[int, int, int]) -> Rotary:
+def stock_tables(module: Any, family: str, sizes: Sizes) -> Rotary:
     """The tables that a model's own module makes for a call of these sizes, as `Geometry.tables`
     has them: what ours must be equal to."""
     with torch.no_grad():

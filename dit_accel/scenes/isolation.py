@@ -54,7 +54,6 @@ class SceneAttention(Interceptor):
     ) -> None:  # fmt: skip
         self.session, self.family, self.config = session, family, config
         self.geometry = GEOMETRIES.get(family.name, GEOMETRIES["wan"])
-        self.halves: tuple[str, ...] = ("cond",)  # branches in the batch of the running call
         self.prompts, self.rows, self.clips = prompts, rows, clips
         self.texts = SubjectPrompts(session, family)
         self.layers: list[SceneLayer] = []
@@ -105,7 +104,6 @@ class SceneAttention(Interceptor):
 
     def around(self, call: ForwardCall, forward: Forward) -> Any:
         """The output for the user's rows, of a call that has the rows of files behind them."""
-        self.halves = self._branches_of_batch()
         self._check_rows(len(call.latents) // len(self.halves))
         for layer in self.layers:
             support.check_undivided(layer.staged)
@@ -115,8 +113,9 @@ class SceneAttention(Interceptor):
         output = forward(ForwardCall(call.transformer, args, kwargs))
         return self.clips.cut(output, len(call.latents))
 
-    def _branches_of_batch(self) -> tuple[str, ...]:
-        """Of the rows of this call, in order: both branches may be in one batch."""
+    @property
+    def halves(self) -> tuple[str, ...]:
+        """The branches of this call's rows, in order: both may be in one batch."""
         if self.family.branches != "batched":
             return (self.session.branch,)
         return ("uncond", "cond") if (self.session.guidance or 1.0) > 1 else ("cond",)
@@ -126,7 +125,8 @@ class SceneAttention(Interceptor):
         module: Any = self.session.transformers[name]
         dtype = self._tables[name]
         strides = support.strides_of(self.session.pipe, module)
-        grid = TokenGrid(*self.geometry.sizes(module, given), strides=strides)
+        frames, height, width = self.geometry.sizes(module, given)
+        grid = TokenGrid(frames, height, width, strides=strides)
         key = grid, device, dtype, self.geometry.depends(given)
         if key not in self._token_rows:
             tables = self.geometry.tables(module, given)

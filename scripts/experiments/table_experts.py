@@ -97,7 +97,7 @@ def main() -> None:
 def rows(pipe: Any, prompts: list[str], guidance: float, steps: int, speedups: list[float]) -> None:
     """Print the rows of one pair of experts at one guidance of the second."""
     defaults = miniature.call_defaults(miniature.path())
-    call = {name: value for name, value in defaults.items() if name != "fps"}
+    call: dict[str, Any] = {name: value for name, value in defaults.items() if name != "fps"}
     call |= {
         "num_inference_steps": steps,
         "guidance_scale_2": guidance,
