@@ -28,7 +28,7 @@ class TinyFolder:
     """A model that is saved.
 
     Args:
-        pipeline: class of diffusers; its first row in `pipeline_rows` has scheduler and denoiser.
+        pipeline: the title of a row in `pipeline_rows`, which has scheduler and denoiser.
         text: makes text encoders and tokenizers, by their names in the pipeline.
         layer: of the denoiser, and its width: what a LoRA changes.
         image, video: whether `generate` takes one.
@@ -45,7 +45,7 @@ class TinyFolder:
 
     def save(self, folder: Path) -> None:
         """Write the model, its usual call, and `lora.safetensors` in the folder."""
-        row = next(row for row in ROWS if row.pipeline == self.pipeline)
+        row = next(row for row in ROWS if row.title == self.pipeline)
         pipe = row.build()
         with torch.random.fork_rng(devices=[]):
             parts = self.text() | {"vae": make(VAES[self.vae])}
@@ -112,3 +112,6 @@ FOLDERS = {
     "hunyuan-video": TinyFolder("HunyuanVideoPipeline", _llama_and_clip,
                                 ("transformer_blocks.0.attn.to_q", _width(HUNYUAN)), "hunyuan"),
 }  # fmt: skip
+TWO_EXPERTS = TinyFolder("WanPipeline (two experts)", _umt5,
+                         ("blocks.0.attn1.to_q", _width(WAN)), "wan",
+                         call={"max_sequence_length": 16})  # fmt: skip
