@@ -21,6 +21,7 @@ from dit_accel import EDCW, AccelConfig, Report, UniCP, accelerate
 from dit_accel.config import PlannedConfig, config_of
 from dit_accel.core.document import read_document
 from dit_accel.core.files import placed
+from dit_accel.planning.learned import is_off
 from dit_accel.planning.lookup import PROFILE_FILE, find_profile
 from dit_accel.planning.profile import Profile
 
@@ -39,8 +40,8 @@ class AcceleratedPipeline(_Parent):
     Six more keyword arguments of the call, `quality`, `speedup`, `profile`, `threshold`, `site` and
     `config` (one object with all there is to say), mean what they do in `dit_accel.accelerate`.
     With none of them the call follows `acceleration`; without that, windows at the default
-    threshold. `threshold=0` is bit-equal to the parent. A quality or a speedup needs a profile
-    (`dit-accel calibrate`): given, or found in the model's folder or the cache.
+    threshold. `threshold=0` is bit-equal to the parent. A quality or a speedup is planned by the
+    model's profile, else by what earlier calls taught.
 
     The output is the parent's, with the run's `report` as one more attribute. With
     `return_dict=False` the parent's tuple comes back; `last_report` has the report either way.
@@ -162,10 +163,15 @@ def _call_of(parent: type[Any]) -> Any:
 
 
 def _check_profile(pipe: Any, config: AccelConfig) -> None:
-    if isinstance(config, PlannedConfig) and config.profile is None and find_profile(pipe) is None:
+    """Refuse what would compute and record each call anew, as each has a handle of its own."""
+    if not isinstance(config, PlannedConfig) or config.profile is not None:
+        return
+    learns = config.learn and not config.static and config.layout is None and not is_off()
+    if not learns and find_profile(pipe) is None:
         raise ValueError(
-            "quality and speedup need a profile, and none of this model was found in its "
-            "folder or the cache: `dit-accel calibrate` measures one"
+            "quality and speedup need a profile where calls teach nothing (static, a layout, or "
+            "learn=False), and none of this model was found in its folder or the cache: "
+            "`dit-accel calibrate` measures one"
         )
 
 

@@ -125,10 +125,15 @@ def test_a_quality_is_planned_by_the_profile_and_the_report_has_the_prediction(
 def test_a_profile_in_the_models_folder_is_found(profile_file, tmp_path):
     folder = tmp_path / "own"
     tiny_wan().save_pretrained(folder)
-    with pytest.raises(ValueError, match="quality and speedup need a profile"):
-        call(load(folder), speedup=2)
+    with pytest.raises(ValueError, match="quality and speedup need a profile where"):
+        call(load(folder), config=SpeedupConfig(2, learn=False))
     shutil.copy(profile_file, folder / "dit-accel-profile.safetensors")
     assert call(load(folder), num_frames=5, speedup=2).report.steps_computed == 5
+
+
+def test_without_a_profile_a_call_is_planned_by_earlier_ones(folder, learns):
+    reports = [call(load(folder), speedup=2).report for _ in range(2)]
+    assert reports[-1].steps_computed == 5
 
 
 def test_a_config_says_all_in_one(folder, stock, profile_file):
@@ -139,8 +144,6 @@ def test_a_config_says_all_in_one(folder, stock, profile_file):
     assert same.report.site == "block" and not np.array_equal(same.frames, stock)
     with pytest.raises(ValueError, match="speedup is given beside SpeedupConfig"):
         call(pipe, config=config, speedup=3)
-    with pytest.raises(ValueError, match="quality and speedup need a profile"):
-        call(pipe, config=SpeedupConfig(2))
 
 
 def test_one_target_a_call(folder, profile_file):

@@ -12,6 +12,7 @@ Source: ours; the accounting is that of PyTorch's memory tracker, by live storag
 from __future__ import annotations
 
 import contextlib
+import inspect
 import json
 import math
 import struct
@@ -28,7 +29,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 from dit_accel.models import quantizing
 from dit_accel.models.loading import EXPERTS, LoadableModel
-from dit_accel.models.setup import Setup
+from dit_accel.models.setup import Setup, fit_vae
 
 LARGEST_HEADER = 100_000_000
 _BITS = {"F64": 64, "F32": 32, "BF16": 16, "F16": 16, "I64": 64, "I32": 32}  # others have 8
@@ -292,15 +293,18 @@ def activations_of(
     peaks: dict[str, int] = {}
     kind = getattr(diffusers, str(model.index["_class_name"]))
     given = {}
+    known = inspect.signature(kind.__init__).parameters  # a sibling of the folder's has fewer
     for name, entry in model.index.items():
+        if name not in known:
+            continue
         if not isinstance(entry, list):
-            if not name.startswith("_"):
-                given[name] = entry
+            given[name] = entry
         elif entry[0] is None:
             given[name] = None
         else:
             given[name] = _built(model, name, entry, dtype, setup, peaks)
     pipe = kind(**given)
+    fit_vae(pipe)
     pipe.set_progress_bar_config(disable=True)
     with contextlib.suppress(_Decoded):
         pipe(**arguments(pipe) | {"num_inference_steps": 3})

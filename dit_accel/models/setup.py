@@ -151,6 +151,7 @@ def apply(pipe: Any, setup: Setup, device: str) -> None:
     )  # fmt: skip
     import torch
 
+    fit_vae(pipe)
     for name, value, step in steps:
         try:
             if value:
@@ -161,6 +162,18 @@ def apply(pipe: Any, setup: Setup, device: str) -> None:
             shown = ", ".join(value) if isinstance(value, tuple) else value
             first = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise ModelLoadError(f"{name} is {shown!r}, which failed: {first}") from error
+
+
+def fit_vae(pipe: Any) -> None:
+    """Where a pipeline takes another VAE for granted (Wan's video-to-video), set the factor of
+    its own."""
+    from diffusers.video_processor import VideoProcessor
+
+    config = getattr(getattr(pipe, "vae", None), "config", {})
+    factor = config.get("scale_factor_spatial")
+    if factor and getattr(pipe, "vae_scale_factor_spatial", factor) != factor:
+        pipe.vae_scale_factor_spatial = factor
+        pipe.video_processor = VideoProcessor(vae_scale_factor=factor)
 
 
 def scheduler_of(name: str, model: LoadableModel) -> type:

@@ -96,6 +96,16 @@ def test_a_video_is_changed_by_the_folder_of_a_text_to_video_model(
     assert sidecar["report"]["steps"] == 2  # of 8
 
 
+def test_a_video_of_the_miniature_is_changed(here: Path, traced: None) -> None:
+    """Its VAE has another factor than Wan's video-to-video pipeline takes for granted."""
+    np.save("clip.npy", np.zeros((5, 32, 32, 3), np.uint8))
+    small = ["--height", "32", "--width", "32", "--frames", "5", "--steps", "8"]
+    result = invoke("generate", PROMPT, "--video", "clip.npy", "--strength", "0.5", *small,
+                    "--output", "x.npy")  # fmt: skip
+    assert result.exit_code == 0, result.stderr
+    assert np.load("x.npy").shape == (5, 32, 32, 3) and "could not be traced" not in result.stderr
+
+
 REFUSED = [
     (["--image", "red.png"], "--image is 'red.png': --model is a WanPipeline, which takes none"),
     (["--strength", "0.5"], "--strength is '0.5': --model is a WanPipeline"),
