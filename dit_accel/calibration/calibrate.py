@@ -1,10 +1,11 @@
 """Measures a pipeline, so that plans can be made for it: out comes its profile.
 
-In: a pipeline, and a dozen clips or more. Every clip is made without acceleration and recorded
-(`record.py`); the first ones are probed for error gain and memory; then one candidate plan a
-speedup is searched, and carried out on every clip (`refine.py`).
-Clips run one after the other, in two passes, or several in one call (`batch`). If all are in one
-batch, one pass is enough, as they come to every window together.
+In: a pipeline and clips to make; minutes, where time is short. Every clip is made without
+acceleration and recorded (`record.py`); the first ones are probed for error gain and memory; then a
+few candidate plans are searched, and carried out on every clip (`refine.py`).
+Without minutes, all clips and plans are measured, in two passes, or in one where all clips are in
+one batch and come to every window together. With minutes, one clip after the other goes through all
+plans, in one pass, until the time is up or another clip would gain little (`minutes.py`).
 Memory: the predictions of a batch, in float32 on the CPU. Source: ours.
 """
 
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 import copy
 import importlib.metadata
+import math
 from collections.abc import Callable, Sequence
 from itertools import chain
 from pathlib import Path
@@ -19,19 +21,33 @@ from typing import Any
 
 import torch
 
+from dit_accel.calibration.candidates import candidate, difficulty
 from dit_accel.calibration.checkpoint import Checkpoint
+from dit_accel.calibration.minutes import (
+    ENOUGH_DB,
+    FEW_SPEEDUPS,
+    PROBED,
+    Budget,
+    Forecast,
+    TooFewMinutesError,
+    first_clips,
+    next_gain_db,
+)
 from dit_accel.calibration.record import UncachedRun, gain_and_memory, probe, probe_steps, record
 from dit_accel.calibration.refine import REFINED_DEPTH, Problems, RefinedPlan, carry_out
 from dit_accel.core.families import family_of
 from dit_accel.core.generation import ClipSpec
 from dit_accel.planning.candidate import CandidatePlan
-from dit_accel.planning.difficulty import PromptDifficulty
+from dit_accel.planning.first_run import profile_of_gram
 from dit_accel.planning.lookup import profile_key
 from dit_accel.planning.plan import SamplerCoefficients
+from dit_accel.planning.prediction import QualityDistribution
+from dit_accel.planning.prior import profile_by_prior
 from dit_accel.planning.profile import Profile
 from dit_accel.planning.search import ErrorModel, search
 
 SPEEDUPS = (2.0, 2.5, 2.94, 3.125, 3.33, 3.57, 3.85, 4.17, 4.55, 5.0, 5.56, 6.25, 7.14, 8.33)
+PROBES = 8
 FIT_PASSES = 2  # over several batches: in the first pass, the first ones know few other clips
 MAX_RECORDED_BYTES = 4 << 30  # of recordings that are in memory for the next pass
 ProgressCallback = Callable[[str, int, int], None]
@@ -39,105 +55,197 @@ ComputedSteps = list[tuple[int, ...]]  # of every candidate plan
 
 
 def calibrate(
-    pipe: Any, clips: Sequence[ClipSpec], *, speedups: Sequence[float] = SPEEDUPS, probes: int = 8,
-    probed: int = 3, batch: int = 1, dtype: str = "float32", work: Path | None = None,
-    overrides: dict[str, Any] | None = None,
+    pipe: Any, clips: Sequence[ClipSpec], *, speedups: Sequence[float] | None = None,
+    probes: int | None = None, probed: int = 3, batch: int = 1, dtype: str = "float32",
+    work: Path | None = None, overrides: dict[str, Any] | None = None,
+    minutes: float | None = None,
     on_progress: ProgressCallback = lambda what, done, total: None,
 ) -> Profile:  # fmt: skip
-    """Measure a pipeline, and carry out candidate plans.
+    """Measure a pipeline, and carry out candidate plans: `Calibration` in one call."""
+    return Calibration(
+        pipe, clips, speedups=speedups, probes=probes, probed=probed, batch=batch, dtype=dtype,
+        work=work, overrides=overrides, minutes=minutes, on_progress=on_progress,
+    ).run()  # fmt: skip
+
+
+def fit_passes(clips: int, batch: int, minutes: float | None = None) -> int:
+    """How often every candidate plan is carried out on every clip."""
+    return 1 if 1 < clips <= batch or minutes is not None else FIT_PASSES
+
+
+class Calibration:
+    """Measures a pipeline. Every piece of work is a checkpoint's, by what it depends on.
 
     Args:
         pipe: a diffusers pipeline of a known family, not accelerated.
-        clips: of equal size, steps and guidance; a dozen or more.
+        clips: of equal size, steps and guidance; a dozen or more. With `minutes`, as many of them
+            are made as fit and pay.
         speedups: each is a candidate plan, carried out on every clip. Empty: there are none, and
-            plans are made from inner products alone.
-        probes: steps at which one prediction is reused, >= 2.
-        probed: clips that are probed, from the first on, 1 to all; each costs `probes` runs.
+            plans are made from inner products alone. None: `SPEEDUPS`, or with `minutes` five.
+        probes: steps at which one prediction is reused, >= 2; 0: error gain and memory are those
+            of other models. None: `PROBES`, or with `minutes` 0.
+        probed: clips that are probed, from the first on, 1 to all; with `minutes`, 1.
         batch: clips in one call of the pipeline, >= 1.
         dtype: what the denoiser computes in, for the profile's key.
         work: folder of the checkpoint; it can be deleted afterwards.
         overrides: arguments of the pipeline's call that replace the clips'.
+        minutes: > 0, of all calls with this work folder together; None: as long as it takes.
         on_progress: is called with what is being done, how much is done, and of how much.
+        on_forecast: with `minutes`: is called after the first steps of the first run.
 
     Raises:
         ValueError: there are no clips, they differ in what must be equal, or a number is out of
             range.
-        NotLinearError: the sampler is not linear in the predictions.
     """
-    alike = {(c.steps, c.guidance, c.height, c.width, c.frames) for c in clips}
-    if len(alike) != 1:
-        raise ValueError(
-            f"clips have {len(alike)} kinds of steps, guidance and size; accepted: one for all"
-        )
-    if probes < 2 or not 1 <= probed <= len(clips):
-        raise ValueError(
-            f"probes is {probes}, probed is {probed}; accepted: at least 2, and 1 to {len(clips)}"
-        )
-    if batch < 1:
-        raise ValueError(f"batch is {batch}; accepted: 1 or more")
-    wrong = [s for s in speedups if not 1 < s <= clips[0].steps]
-    if wrong:
-        raise ValueError(f"speedups has {wrong}; accepted: above 1, up to {clips[0].steps}")
-    calibration = _Calibration(pipe, clips, speedups, work, overrides, on_progress, batch)
-    return calibration.run(probes, probed, dtype)
-
-
-def fit_passes(clips: int, batch: int) -> int:
-    """How often every candidate plan is carried out on every clip."""
-    return 1 if 1 < clips <= batch else FIT_PASSES
-
-
-class _Calibration:
-    """One call of `calibrate`. Every piece of work is a checkpoint's, by what it depends on."""
 
     def __init__(
-        self, pipe: Any, clips: Sequence[ClipSpec], speedups: Sequence[float], work: Path | None,
-        overrides: dict[str, Any] | None, on_progress: ProgressCallback, batch: int,
+        self, pipe: Any, clips: Sequence[ClipSpec], *, speedups: Sequence[float] | None = None,
+        probes: int | None = None, probed: int = 3, batch: int = 1, dtype: str = "float32",
+        work: Path | None = None, overrides: dict[str, Any] | None = None,
+        minutes: float | None = None,
+        on_progress: ProgressCallback = lambda what, done, total: None,
+        on_forecast: Callable[[Forecast], None] = lambda forecast: None,
     ) -> None:  # fmt: skip
-        self.pipe, self.clips, self.speedups = pipe, clips, speedups
-        self.overrides, self.on_progress = overrides, on_progress
+        if speedups is None:
+            speedups = SPEEDUPS if minutes is None else FEW_SPEEDUPS
+        if probes is None:
+            probes = PROBES if minutes is None else 0
+        probed = probed if minutes is None else PROBED
+        _check(clips, speedups, probes, probed, batch, minutes)
+        self.pipe, self.clips, self.speedups, self.dtype = pipe, clips, speedups, dtype
+        self.overrides, self.on_progress, self.on_forecast = overrides, on_progress, on_forecast
+        self.probes, self.probed = probes, probed
         self.checkpoint = Checkpoint(work, clips, overrides, pipe)
-        self.passes = fit_passes(len(clips), batch)
+        self.budget = Budget(minutes, self.checkpoint.seconds) if minutes is not None else None
+        self.passes = fit_passes(len(clips), batch, minutes)
         self.batches = [
             tuple(range(first, min(first + batch, len(clips))))
             for first in range(0, len(clips), batch)
         ]
+        self.cost = 0.0  # in uncached runs
+        self.ended = "all clips were made"
+        self._pace: float | None = None  # seconds of a step
         self._recordings: dict[tuple[int, ...], list[UncachedRun]] = {}
+        self._measured: dict[int, list[tuple[torch.Tensor, torch.Tensor | None]]] = {}  # by batch
+        self._model: tuple[torch.Tensor, float] | None = None  # gain and memory
         self._problems: Problems = {}
+        self._results: dict[int, list[RefinedPlan]] = {}  # by batch, the latest last
 
-    def run(self, probes: int, probed: int, dtype: str) -> Profile:
-        """All of it."""
-        measured = list(chain.from_iterable(self._uncached(batch) for batch in self.batches))
-        grams, texts = zip(*measured, strict=True)
-        sampler = self._sampler()
-        found = [self._probed(batch, probes, probed) for batch in self.batches]
-        gain, memory = gain_and_memory(list(chain.from_iterable(found)), sampler.num_steps)
-        error_model = ErrorModel(sampler, torch.stack(grams), gain, memory)
-        of = f"{probes}-{probed}-{self.batches}"
+    def run(self) -> Profile:
+        """All of it.
+
+        Raises:
+            NotLinearError: the sampler is not linear in the predictions.
+            TooFewMinutesError: there is no time for one run.
+        """
+        first = len(self.batches) if self.budget is None else self._first_batches()
+        for place in range(first):
+            if place and not self._fits("uncached"):
+                break
+            self._uncached(place)
+        error_model, of = self._error_model()
         plans = self._searched(error_model, of)
-        for number in range(self.passes):  # the last pass counts
-            results = [
+        for number in range(self.passes if plans else 0):  # the last pass counts
+            for place in range(len(self.batches)):
+                if not self._pays(place):
+                    break
+                self._uncached(place)
                 self._carried_out(number, place, error_model, plans, of)
-                for place in range(len(self.batches))
-            ]
-        candidates = tuple(
-            _candidate([batch[place] for batch in results]) for place in range(len(plans))
-        )
-        clip = self.clips[0]
+        profile = self.so_far()
+        assert profile is not None
+        return profile
+
+    def so_far(self) -> Profile | None:
+        """The profile of what is measured; None before the error model is known."""
+        if self._model is None:
+            return None
+        sampler, clip = self._sampler(), self.clips[0]
+        # candidates and the texts that their scores are of: batches that went through all plans
+        texts = [text for place in self._results for _, text in self._measured[place]]
+        candidates = self._candidates()
         key = profile_key(
             self.pipe, steps=clip.steps, guidance=clip.guidance, height=clip.height,
-            width=clip.width, frames=clip.frames, dtype=dtype, parts=len(sampler.branch_weights),
+            width=clip.width, frames=clip.frames, dtype=self.dtype,
+            parts=len(sampler.branch_weights),
         )  # fmt: skip
-        gram = error_model.mean_gram[None]  # errors are linear in it: the mean is enough
-        metadata = {"clips": len(self.clips), "probes": probes, "probed": probed, **versions()}
+        gram = self._gram().mean(0)[None]  # errors are linear in it: the mean is enough
+        settings = {
+            "clips": sum(map(len, self._measured.values())), "probes": self.probes, "probed": self.probed,
+            "cost_runs": round(self.cost, 2),
+        }  # fmt: skip
         return Profile(
-            key, sampler, gram, gain, memory, REFINED_DEPTH, candidates, metadata,
+            key, sampler, gram, *self._model, REFINED_DEPTH, candidates, settings | versions(),
             difficulty(texts, candidates),
         )  # fmt: skip
 
+    def _candidates(self) -> tuple[CandidatePlan, ...]:
+        return tuple(map(candidate, zip(*self._results.values(), strict=True)))
+
+    # --- with minutes ---
+
+    def _fits(self, *pieces: str) -> bool:
+        fits = self.budget is None or self.budget.fits(*pieces)
+        if not fits:
+            self.ended = "the minutes are over"
+        return fits
+
+    def _pays(self, place: int) -> bool:
+        """Whether there is time to carry the plans out on a batch, and it teaches enough."""
+        if self.budget is None:
+            return True
+        gain = math.inf
+        if self._results:
+            plans = map(QualityDistribution.of, self._candidates())
+            gain = next_gain_db(self._problems.values(), plans)
+        if gain < ENOUGH_DB:
+            self.ended = f"another clip would gain {gain:.1f} dB"
+            return False
+        carried_out = ("candidates",) if self._results else ()  # the first time, it fits
+        recorded = ("uncached",) if place not in self._measured else ()
+        return self._fits(*recorded, *carried_out)
+
+    def _first_batches(self) -> int:
+        """Batches that the error model is made of, before plans are searched; the same when the
+        calibration is resumed."""
+        self._uncached(0)
+        (seconds,) = (s for name, s in self.checkpoint.seconds.items() if name[:8] == "uncached")
+        assert self.budget is not None
+        batch = len(self.batches[0])
+        runs = 60 * self.budget.minutes / seconds * batch
+        count: int = self.checkpoint.get("first clips", lambda: first_clips(runs))
+        return min(math.ceil(count / batch), len(self.batches))
+
+    def _forecast(self, step_seconds: float) -> None:
+        self._pace = step_seconds
+        if self.budget is None:
+            return
+        steps, batch = self.clips[0].steps, len(self.batches[0])
+        share = sum(self.counts) / steps
+        probed = self.probed * _probing_cost(probe_steps(steps, self.probes), steps)
+        forecast = Forecast(self.budget.minutes, step_seconds, steps, batch, 1 + share, probed)
+        if forecast.runs < 1:
+            raise TooFewMinutesError(
+                f"minutes is {self.budget.minutes:g}, and an uncached run takes "
+                f"{forecast.run_seconds / 60:.1f}; accepted: that many or more"
+            )
+        self.on_forecast(forecast)
+
+    # --- pieces ---
+
+    @property
+    def counts(self) -> list[int]:
+        """Computed steps of each candidate plan, the slowest first."""
+        counts = {round(self.clips[0].steps / speedup) for speedup in self.speedups}
+        return sorted((c for c in counts if 2 <= c < self.clips[0].steps), reverse=True)
+
+    @property
+    def _total(self) -> int:
+        """Clips that will be made; 0: not known."""
+        return len(self.clips) if self.budget is None else 0
+
     def _sampler(self) -> SamplerCoefficients:
         sampler: SamplerCoefficients = self.checkpoint.get(
-            "sampler", lambda: self._recorded(self.batches[0])[0].sampler
+            "sampler", lambda: self._recorded(0)[0].sampler
         )
         guidance = self.clips[0].guidance
         two = family_of(self.pipe).branches == "separate" and guidance > 1
@@ -148,47 +256,81 @@ class _Calibration:
             )
         return sampler
 
-    def _recorded(self, batch: tuple[int, ...]) -> list[UncachedRun]:
+    def _recorded(self, place: int) -> list[UncachedRun]:
+        batch = self.batches[place]
         if batch not in self._recordings:
             in_memory = chain.from_iterable(self._recordings.values())
             if sum(recording.nbytes for recording in in_memory) > MAX_RECORDED_BYTES:
                 self._recordings.clear()
             clips = [self.clips[index] for index in batch]
-            self._recordings[batch] = record(self.pipe, clips, self.overrides)
+            on_pace = self._forecast if self._pace is None else None
+            self._recordings[batch] = record(self.pipe, clips, self.overrides, on_pace)
         return self._recordings[batch]
 
-    def _uncached(self, batch: tuple[int, ...]) -> list[tuple[torch.Tensor, torch.Tensor | None]]:
+    def _uncached(self, place: int) -> None:
         """For every clip of a batch the Gram matrix and the pooled text."""
+        batch = self.batches[place]
 
         def make() -> list[tuple[torch.Tensor, torch.Tensor | None]]:
-            self.on_progress("uncached", batch[0], len(self.clips))
-            return [(recording.gram, recording.text) for recording in self._recorded(batch)]
+            self.on_progress("uncached", batch[0], self._total)
+            return [(recording.gram, recording.text) for recording in self._recorded(place)]
 
-        return self.checkpoint.get(f"uncached-{batch}", make)
+        if place not in self._measured:
+            self.cost += len(batch)
+            self._measured[place] = self.checkpoint.get(f"uncached-{batch}", make)
 
-    def _probed(
-        self, batch: tuple[int, ...], probes: int, probed: int
-    ) -> list[tuple[int, float, float]]:
+    def _error_model(self) -> tuple[ErrorModel, str]:
+        """Of the batches that are recorded so far; and by what it was measured."""
+        sampler = self._sampler()
+        found = [*chain.from_iterable(self._probed(place) for place in self._measured)]
+        if found:
+            self._model = gain_and_memory(found, sampler.num_steps)
+        else:
+            _, *self._model = self._others()
+        batches = self.batches if self.budget is None else self.batches[: len(self._measured)]
+        of = f"{self.probes}-{self.probed}-{batches}-{self.passes}"
+        return ErrorModel(sampler, self._gram(), *self._model), of
+
+    def _others(self) -> tuple[torch.Tensor | None, torch.Tensor, float]:
+        """Of other models: Gram matrix `(R, R)` where there is one for this sampler, error gain and
+        error memory."""
+
+        def make() -> tuple[torch.Tensor | None, torch.Tensor, float]:
+            own, sampler = self._recorded(0)[0].gram, self._sampler()  # the scheduler has run
+            found = profile_by_prior(self.pipe.scheduler, sampler, self.clips[0].guidance)
+            gram = found.gram[0] if found else None
+            usual = found or profile_of_gram(own, sampler, profile_key(self.pipe))
+            return gram, usual.error_gain, usual.error_memory
+
+        return self.checkpoint.get("prior", make)
+
+    def _gram(self) -> torch.Tensor:
+        """`(P, R, R)`, of all clips that are recorded; with minutes also of other models."""
+        grams = [gram for measured in self._measured.values() for gram, _ in measured]
+        others = self._others()[0] if self.budget is not None else None
+        return torch.stack([*grams, *([others] if others is not None else [])])
+
+    def _probed(self, place: int) -> list[tuple[int, float, float]]:
         """For those clips of a batch that are probed: step, gain, cosine."""
-        mine = [index for index in batch if index < probed]
+        batch = self.batches[place]
+        mine = [index for index in batch if index < self.probed and self.probes]
+        steps = probe_steps(self.clips[0].steps, self.probes)
+        self.cost += len(mine) * _probing_cost(steps, self.clips[0].steps)
 
         def make() -> list[tuple[int, float, float]]:
-            clips, recordings = [self.clips[i] for i in mine], self._recorded(batch)[: len(mine)]
-            steps = probe_steps(clips[0].steps, probes)
+            clips, recordings = [self.clips[i] for i in mine], self._recorded(place)[: len(mine)]
             found = []
-            for place, step in enumerate(steps):
-                self.on_progress("probe", batch[0] * len(steps) + place * len(mine), 0)
+            for number, step in enumerate(steps):
+                self.on_progress("probe", batch[0] * len(steps) + number * len(mine), 0)
                 grown = probe(self.pipe, clips, self.overrides, recordings, step)
                 found += [(step, *pair) for pair in grown]
             return found
 
-        return self.checkpoint.get(f"probe-{mine}-{batch}-{probes}", make) if mine else []
+        return self.checkpoint.get(f"probe-{mine}-{batch}-{self.probes}", make) if mine else []
 
     def _searched(self, error_model: ErrorModel, of: str) -> ComputedSteps:
         """Of every candidate plan, the fastest last; each search starts from the plan before."""
-        n = error_model.num_steps
-        counts = sorted({round(n / s) for s in self.speedups}, reverse=True)
-        counts = [count for count in counts if 2 <= count < n]
+        counts = self.counts
 
         def make() -> ComputedSteps:
             self.on_progress("search", 0, 0)
@@ -202,41 +344,57 @@ class _Calibration:
 
     def _carried_out(
         self, number: int, place: int, error_model: ErrorModel, plans: ComputedSteps, of: str
-    ) -> list[RefinedPlan]:
+    ) -> None:
         """Every plan on one batch, in pass `number`; `of`: what the error model depends on."""
-        if not plans:
-            return []
         batch = self.batches[place]
+        self.cost += len(batch) * sum(map(len, plans)) / error_model.num_steps
         before = number * len(self.clips) + batch[0]
 
         def make() -> tuple[list[RefinedPlan], Problems]:
             # a copy: what is added before an interrupt must not count twice
             problems, found = copy.deepcopy(self._problems), []
             clips = {index: self.clips[index] for index in batch}
-            total = self.passes * len(self.clips) * len(plans)
+            total = self.passes * self._total * len(plans)
             for done, computed in enumerate(plans):
                 self.on_progress("candidates", before * len(plans) + done * len(batch), total)
                 refined = carry_out(
-                    self.pipe, clips, computed, error_model, self._recorded(batch), problems,
+                    self.pipe, clips, computed, error_model, self._recorded(place), problems,
                     self.overrides,
                 )  # fmt: skip
                 found.append(refined)
             return found, problems
 
         name = f"candidates-{number * len(self.batches) + place}-{plans}-{of}"
-        found, self._problems = self.checkpoint.get(name, make)
-        return found
+        self._results[place], self._problems = self.checkpoint.get(name, make)
 
 
-def difficulty(
-    texts: Sequence[torch.Tensor | None], candidates: Sequence[CandidatePlan]
-) -> PromptDifficulty | None:
-    """Of prompts by their texts; None where a text is unknown, or there are no plans."""
-    known = [text for text in texts if text is not None]
-    if not candidates or len(known) < len(texts):
-        return None
-    psnr = torch.stack([candidate.psnr_db for candidate in candidates])
-    return PromptDifficulty.fit(torch.stack(known), psnr)
+def _check(
+    clips: Sequence[ClipSpec], speedups: Sequence[float], probes: int, probed: int, batch: int,
+    minutes: float | None,
+) -> None:  # fmt: skip
+    """Refuse what no calibration accepts."""
+    alike = {(c.steps, c.guidance, c.height, c.width, c.frames) for c in clips}
+    if len(alike) != 1:
+        raise ValueError(
+            f"clips have {len(alike)} kinds of steps, guidance and size; accepted: one for all"
+        )
+    if probes < 0 or probes == 1 or not 1 <= probed <= len(clips):
+        raise ValueError(
+            f"probes is {probes}, probed is {probed}; accepted: 0 or at least 2, and 1 to "
+            f"{len(clips)}"
+        )
+    if batch < 1:
+        raise ValueError(f"batch is {batch}; accepted: 1 or more")
+    if minutes is not None and not 0 < minutes < math.inf:
+        raise ValueError(f"minutes is {minutes}; accepted: above 0, or None")
+    wrong = [s for s in speedups if not 1 < s <= clips[0].steps]
+    if wrong:
+        raise ValueError(f"speedups has {wrong}; accepted: above 1, up to {clips[0].steps}")
+
+
+def _probing_cost(probed: Sequence[int], steps: int) -> float:
+    """Uncached runs that probes at these steps of a clip cost."""
+    return sum(steps - step for step in probed) / steps
 
 
 def _thinned(steps: Sequence[int], count: int) -> list[int]:
@@ -244,30 +402,9 @@ def _thinned(steps: Sequence[int], count: int) -> list[int]:
     return [steps[round(i * (len(steps) - 1) / max(count - 1, 1))] for i in range(count)]
 
 
-def _candidate(batches: Sequence[RefinedPlan]) -> CandidatePlan:
-    """One plan, from what it gave on every batch; the corrections of the last know all clips."""
-    computed, corrections = batches[0].computed, batches[-1].corrections
-    errors = torch.tensor(
-        [row for b in batches for row in b.extrapolation_error], dtype=torch.float64
-    )
-    logs = errors.clamp(1e-9, 1e9).log()
-    mean = logs.mean(0).nan_to_num()
-    spread = logs.std(0).nan_to_num().clamp_min(1e-3) if len(logs) > 1 else torch.ones_like(mean)
-    rows = torch.zeros(len(computed), max(map(len, corrections.values())), dtype=torch.float64)
-    for row, step in enumerate(computed):
-        if step in corrections:
-            rows[row, : len(corrections[step])] = corrections[step]
-    return CandidatePlan(
-        computed, rows,
-        torch.tensor([value for b in batches for value in b.psnr_db], dtype=torch.float64),
-        torch.tensor([value for b in batches for value in b.latents_db], dtype=torch.float64),
-        mean, spread, torch.zeros(len(logs), dtype=torch.float64),
-    )  # fmt: skip
-
-
 def versions() -> dict[str, str]:
     """Of the packages that a profile depends on."""
     return {name: importlib.metadata.version(name) for name in ("dit-accel", "diffusers", "torch")}
 
 
-__all__ = ["SPEEDUPS", "calibrate", "fit_passes", "probe_steps"]
+__all__ = ["SPEEDUPS", "Calibration", "calibrate", "fit_passes", "probe_steps"]

@@ -12,6 +12,7 @@ import contextlib
 import hashlib
 import io
 import pickle
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,10 +25,11 @@ from dit_accel.core.families import family_of, transformers_of
 from dit_accel.core.files import placed
 from dit_accel.core.generation import ClipSpec
 from dit_accel.planning.lookup import profile_key
-from dit_accel.planning.plan import SamplerCoefficients
+from dit_accel.planning.plan import SamplerCoefficients, SecondExpert
 
 ALLOWED: list[Any] = [
     SamplerCoefficients,
+    SecondExpert,
     RefinedPlan,
     RidgeMoments,
 ]  # in the pieces that calibration makes
@@ -56,6 +58,7 @@ class Checkpoint:
         pipe: Any,
     ) -> None:  # fmt: skip
         self.folder = folder
+        self.seconds: dict[str, float] = {}  # that each piece took, whichever call made it
         if folder is None:
             return
         folder.mkdir(parents=True, exist_ok=True)
@@ -79,15 +82,34 @@ class Checkpoint:
 
     def get(self, name: str, make: Callable[[], Any]) -> Any:
         """The piece of this name: read, or made and saved."""
-        if self.folder is None:
-            return make()
-        path = self.folder / f"{hashlib.sha256(name.encode()).hexdigest()[:24]}.pt"
-        if path.is_file():
-            with contextlib.suppress(*_DAMAGED), torch.serialization.safe_globals(ALLOWED):
-                return torch.load(io.BytesIO(_whole(path.read_bytes())), weights_only=True)
-        value = make()
+        found = self._read(name)
+        if found is None:
+            began = time.monotonic()
+            value = make()
+            found = {"piece": value, "seconds": time.monotonic() - began}
+            self._write(name, found)
+        self.seconds[name] = found["seconds"]
+        return found["piece"]
+
+    def _read(self, name: str) -> dict[str, Any] | None:
+        path = self._path(name)
+        if path is None or not path.is_file():
+            return None
+        with contextlib.suppress(*_DAMAGED), torch.serialization.safe_globals(ALLOWED):
+            found = torch.load(io.BytesIO(_whole(path.read_bytes())), weights_only=True)
+            if isinstance(found, dict) and found.keys() == {"piece", "seconds"}:
+                return found  # earlier versions saved the piece alone
+        return None
+
+    def _write(self, name: str, found: dict[str, Any]) -> None:
+        path = self._path(name)
+        if path is None:
+            return
         content = io.BytesIO()  # torch would hide why a file cannot be written
-        torch.save(value, content)
+        torch.save(found, content)
         with placed(path) as part:
             part.write_bytes(hashlib.sha256(content.getbuffer()).digest() + content.getbuffer())
-        return value
+
+    def _path(self, name: str) -> Path | None:
+        file = f"{hashlib.sha256(name.encode()).hexdigest()[:24]}.pt"
+        return None if self.folder is None else self.folder / file

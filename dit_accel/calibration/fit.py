@@ -37,6 +37,7 @@ class RidgeMoments:
         self.centre = centre.double()
         self.matrices: dict[int, torch.Tensor] = {}
         self.vectors: dict[int, torch.Tensor] = {}  # of what the centre leaves
+        self.squares: dict[int, float] = {}  # of the same
 
     def add(
         self, prompts: Sequence[int], features: torch.Tensor, residual: torch.Tensor,
@@ -58,6 +59,8 @@ class RidgeMoments:
         vectors = (rows @ wanted[:, :, None] * weight[:, None, None])[:, :, 0].cpu()
         self.matrices |= dict(zip(prompts, matrices.unbind(), strict=True))
         self.vectors |= dict(zip(prompts, vectors.unbind(), strict=True))
+        squares = (wanted.square().sum(1) * weight).tolist()
+        self.squares |= dict(zip(prompts, squares, strict=True))
 
     def gains(self, *, without: int | None = None) -> torch.Tensor:
         """How the squared error of prompts that a fit has not seen changes, from the centre to the

@@ -13,6 +13,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import statistics
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
@@ -21,6 +22,7 @@ import torch
 
 from dit_accel.caching.policy import PlanPolicy, Policy
 from dit_accel.caching.recording import second_of
+from dit_accel.calibration.replay import replayed
 from dit_accel.core.families import family_of
 from dit_accel.core.generation import ClipSpec, batch_arguments
 from dit_accel.core.guidance import conditional
@@ -72,13 +74,15 @@ class UncachedRun:
 
 
 def record(
-    pipe: Any, clips: Sequence[ClipSpec], overrides: dict[str, Any] | None = None
-) -> list[UncachedRun]:
+    pipe: Any, clips: Sequence[ClipSpec], overrides: dict[str, Any] | None = None,
+    on_pace: Callable[[float], None] | None = None,
+) -> list[UncachedRun]:  # fmt: skip
     """The uncached runs of several clips, in one call of the pipeline.
 
     Args:
         clips: of equal steps, guidance and size.
         overrides: arguments of the call that replace the clips'.
+        on_pace: is called after the third step with the seconds of a step, as the two before took.
 
     Raises:
         NotLinearError: predictions and coefficients do not rebuild the final latents.
@@ -87,7 +91,7 @@ def record(
     two = family.branches == "separate" and guidance > 1
     weights = (1.0, 1.0 - guidance) if two else (1.0,)
     policy = _UncachedPolicy(Plan(clips[0].steps, {}), weights)
-    with accelerate(pipe, plan=policy), SchedulerTap(pipe.scheduler) as tap:
+    with accelerate(pipe, plan=policy), SchedulerTap(pipe.scheduler, on_pace) as tap:
         frames = run(pipe, clips, overrides)
     predictions = torch.stack(tap.predictions)  # (n, P, N)
     components = predictions[None]
@@ -156,10 +160,14 @@ def rows_of(value: torch.Tensor) -> torch.Tensor:
 
 
 class SchedulerTap:
-    """Listens to a scheduler's steps: predictions, noise, final latents and coefficients."""
+    """Listens to a scheduler's steps: predictions, noise, final latents and coefficients.
 
-    def __init__(self, scheduler: Any) -> None:
-        self._scheduler = scheduler
+    `on_pace`, as of `record`.
+    """
+
+    def __init__(self, scheduler: Any, on_pace: Callable[[float], None] | None = None) -> None:
+        self._scheduler, self._on_pace = scheduler, on_pace
+        self._began = 0.0  # when the first step was over: it may load and compile
         self._patches = Patches()
         self._response: ImpulseResponse | None = None
         self.predictions: list[torch.Tensor] = []
@@ -187,10 +195,17 @@ class SchedulerTap:
             self._response.step(timestep, **kwargs)
             self.predictions.append(rows_of(output))
             stepped = inner(output, timestep, sample, **kwargs)
-            self.final = rows_of(stepped[0])
+            self.final = rows_of(stepped[0])  # waits for the device
+            self._time()
             return stepped
 
         return step
+
+    def _time(self) -> None:
+        if len(self.predictions) == 1:
+            self._began = time.perf_counter()
+        if len(self.predictions) == 3 and self._on_pace is not None:
+            self._on_pace((time.perf_counter() - self._began) / 2)
 
 
 # --- error gain and error memory ---
@@ -198,6 +213,8 @@ class SchedulerTap:
 
 def probe_steps(num_steps: int, probes: int) -> list[int]:
     """Steps from 1 on, closer together at the start, where the gain changes fastest."""
+    if probes == 0:
+        return []
     places = (round((num_steps - 2) * (i / (probes - 1)) ** 1.7) + 1 for i in range(probes))
     return sorted(set(places))
 
@@ -206,12 +223,26 @@ def probe(
     pipe: Any, clips: Sequence[ClipSpec], overrides: dict[str, Any] | None,
     recordings: Sequence[UncachedRun], step: int,
 ) -> list[tuple[float, float]]:  # fmt: skip
-    """For each clip the gain of an error made at a step, and the cosine of both errors."""
-    weights = recordings[0].sampler.branch_weights
-    reused = Extrapolation(tuple({step - 1: 1.0} for _ in weights))
-    plan = Plan(clips[0].steps, {step: reused})
-    with accelerate(pipe, plan=plan, mix=weights), SchedulerTap(pipe.scheduler) as tap:
-        run(pipe, clips, {"output_type": "latent"} | (overrides or {}))
+    """For each clip the gain of an error made at a step, and the cosine of both errors.
+
+    The steps before it are replayed from the recordings, so that of n steps n - `step` are
+    computed; where a pipeline makes something else of what is replayed, all but one.
+    """
+
+    def recorded(at: int) -> torch.Tensor:
+        """The prediction of the step before stands for that of the probed one."""
+        return torch.stack([one.guided(min(at, step - 1)) for one in recordings])
+
+    latents = {"output_type": "latent"} | (overrides or {})
+    with replayed(pipe, recorded, step), SchedulerTap(pipe.scheduler) as tap:
+        run(pipe, clips, latents)
+    wanted = recorded(step)
+    if float((tap.predictions[step] - wanted).norm() / wanted.norm()) > LINEAR:
+        weights = recordings[0].sampler.branch_weights
+        reused = Extrapolation(tuple({step - 1: 1.0} for _ in weights))
+        plan = Plan(clips[0].steps, {step: reused})
+        with accelerate(pipe, plan=plan, mix=weights), SchedulerTap(pipe.scheduler) as tap:
+            run(pipe, clips, latents)
     return [_grown(recording, step, tap.final[row]) for row, recording in enumerate(recordings)]
 
 

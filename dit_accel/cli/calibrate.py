@@ -6,17 +6,28 @@ Knows the options, the work folder and the progress; `calibration/` measures. Ou
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import shutil
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
 
 from dit_accel.cli.common import options
-from dit_accel.cli.common.errors import RESUMABLE, BadInput, RunFailed, as_option, refused, say
+from dit_accel.cli.common.errors import (
+    RESUMABLE,
+    BadInput,
+    RunFailed,
+    Terminated,
+    as_option,
+    refused,
+    say,
+)
 from dit_accel.cli.common.files import check_file, print_json, read_prompts
 from dit_accel.cli.common.options import CLIP, ClipOptions, listed, option
 from dit_accel.cli.common.text import print_table
@@ -26,6 +37,8 @@ from dit_accel.core.document import read_document
 from dit_accel.core.files import placed, reason_of
 
 if TYPE_CHECKING:
+    from dit_accel.calibration.calibrate import Calibration
+    from dit_accel.calibration.minutes import Forecast
     from dit_accel.cli.run.settings import Settings
     from dit_accel.core.generation import ClipSpec
     from dit_accel.evaluation.prompts import EvaluationPrompt
@@ -46,6 +59,9 @@ class CalibrateOptions(ClipOptions):
         None, " with 12 prompts or more; the miniature has its own"
     )
     prompts_option: Path | None = option(None, "PROMPTS.", "--prompts", hidden=True)  # its old name
+    minutes: float = option(
+        10.0, "Time to spend; 0: all prompts and plans, as long as it takes.", metavar="M", min=0
+    )
     limit: int | None = options.limit()
     output: Path | None = options.output(
         None, "The profile (.safetensors).", shown="where `generate` looks"
@@ -53,8 +69,10 @@ class CalibrateOptions(ClipOptions):
     work: Path | None = option(
         None, "Unfinished work; deleted at the end.", metavar="FOLDER", shown="OUTPUT.work"
     )
-    speedups: str | None = option(None, "Candidate plans, e.g. 2,3.33,5.", shown="2 to 8.33")
-    probes: int = option(8, "Steps to probe.", metavar="N", min=2)
+    speedups: str | None = option(None, "Candidate plans, e.g. 2,3.33,5.", shown="2 to 7.14")
+    probes: int | None = option(
+        None, "Steps to probe.", metavar="N", min=2, shown="none; without --minutes 8"
+    )
     batch: int = option(1, "Clips in one call of the pipeline.", metavar="N", min=1)
     seed: int = option(FIRST_SEED, "Of the first clip; each next one adds 1.", panel=CLIP)
     overwrite: bool = options.overwrite()
@@ -65,7 +83,8 @@ class CalibrateOptions(ClipOptions):
 def calibrate(given: CalibrateOptions) -> None:
     """Measure a model once, so that --quality and --speedup work for it.
 
-    Interrupt it at any time: the same command continues.
+    It takes --minutes at most; --limit, --speedups and --probes do not make it longer. Interrupt it
+    at any time: the same command continues.
     """
     check_clip(given)
     check_within("--seed", given.seed, 0, LARGEST_SEED)
@@ -73,7 +92,7 @@ def calibrate(given: CalibrateOptions) -> None:
         raise BadInput(f"--batch is {given.batch}: must be 1 with a picture or a video")
     speedups = _speedups(given.speedups)
     if given.output is not None:
-        _check_out(given.output, overwrite=given.overwrite)
+        _check_out(given.output, given)
     from dit_accel.cli.run import prompt_check
     from dit_accel.cli.run.settings import locate, resolve
     from dit_accel.models.loading import quiet_libraries
@@ -92,17 +111,25 @@ def calibrate(given: CalibrateOptions) -> None:
             text = f"{len(clips)} prompts: predictions are rough with fewer than {ENOUGH}"
             say(text, style="yellow")
         pipe = load(model, settings.setup, device=device, dtype=dtype)
-        out = given.output or _in_cache(pipe, overwrite=given.overwrite)
-        work = given.work or out.with_name(out.name + ".work")
+        out = given.output or _in_cache(pipe, given)
+        work = _work(given, out)
         _open(work, model, settings)
-        profile = _measure(pipe, clips, settings, given, speedups, work)
-    profile = dataclasses.replace(profile, metadata=profile.metadata | {"model": model.name})
+        profile = _measure(pipe, clips, settings, given, speedups, out)
+    _save(profile, out, model.name)
+    shutil.rmtree(work, ignore_errors=True)
+    _show(out, profile, as_json=given.as_json)
+
+
+def _work(given: CalibrateOptions, out: Path) -> Path:
+    return given.work or out.with_name(out.name + ".work")
+
+
+def _save(profile: Profile, out: Path, model: str) -> None:
+    profile = dataclasses.replace(profile, metadata=profile.metadata | {"model": model})
     try:
         profile.save(out)
     except OSError as error:
         raise RunFailed(f"--output is {str(out)!r}: {reason_of(error)}") from error
-    shutil.rmtree(work, ignore_errors=True)
-    _show(out, profile, as_json=given.as_json)
 
 
 def _speedups(text: str | None) -> tuple[float, ...] | None:
@@ -129,13 +156,15 @@ def _check_numbers(settings: Settings, speedups: tuple[float, ...] | None) -> No
             )
 
 
-def _check_out(path: Path, *, overwrite: bool) -> None:
+def _check_out(path: Path, given: CalibrateOptions) -> None:
     from dit_accel.planning.profile import SUFFIX
 
-    check_file("--output", path, suffixes=(SUFFIX,), overwrite=overwrite)
+    # an interrupted calibration leaves the profile of what was done
+    goes_on = (_work(given, path) / STAMP).is_file()
+    check_file("--output", path, suffixes=(SUFFIX,), overwrite=given.overwrite or goes_on)
 
 
-def _in_cache(pipe: Any, *, overwrite: bool) -> Path:
+def _in_cache(pipe: Any, given: CalibrateOptions) -> Path:
     """Where `generate` looks for the profile of a model that has none in its folder."""
     from dit_accel.planning.lookup import cached_path, profile_key
 
@@ -146,7 +175,7 @@ def _in_cache(pipe: Any, *, overwrite: bool) -> Path:
         raise BadInput(
             f"{path.parent} cannot be made: {reason_of(error)}; pass --output"
         ) from error
-    _check_out(path, overwrite=overwrite)
+    _check_out(path, given)
     return path
 
 
@@ -204,49 +233,76 @@ def _open(work: Path, model: LoadableModel, settings: Settings) -> None:
 
 
 def _measure(
-    pipe: Any,
-    clips: list[ClipSpec],
-    settings: Settings,
-    given: CalibrateOptions,
-    speedups: tuple[float, ...] | None,
-    work: Path,
-) -> Profile:
+    pipe: Any, clips: list[ClipSpec], settings: Settings, given: CalibrateOptions,
+    speedups: tuple[float, ...] | None, out: Path,
+) -> Profile:  # fmt: skip
     from dit_accel.calibration import calibrate as measuring
-    from dit_accel.cli.common.progress import Pace, pace_bar
+    from dit_accel.calibration.minutes import FEW_SPEEDUPS, TooFewMinutesError
     from dit_accel.planning.sampler import NotLinearError
 
-    usual = tuple(s for s in measuring.SPEEDUPS if s <= settings.steps / 2)
-    speedups = speedups if speedups is not None else usual
-    probed = min(PROBED, len(clips))
-    passes = measuring.fit_passes(len(clips), given.batch)
-    candidates = passes * _computed_steps(settings.steps, speedups)
-    probes = probed * len(measuring.probe_steps(settings.steps, given.probes))
-    pace = Pace(len(clips), settings.steps, probes, candidates, given.batch)
+    usual = FEW_SPEEDUPS if given.minutes else measuring.SPEEDUPS
+    with refused():  # the work folder is of something else
+        calibration = measuring.Calibration(
+            pipe, clips, speedups=speedups or tuple(s for s in usual if s <= settings.steps / 2),
+            probes=given.probes, probed=min(PROBED, len(clips)), batch=given.batch,
+            dtype=settings.dtype, work=_work(given, out), minutes=given.minutes or None,
+        )  # fmt: skip
     try:
-        with pace_bar(pace, quiet=given.as_json) as on_progress:
-            return measuring.calibrate(
-                pipe,
-                clips,
-                speedups=speedups,
-                probes=given.probes,
-                probed=probed,
-                batch=given.batch,
-                dtype=settings.dtype,
-                work=work,
-                on_progress=on_progress,
-            )
+        with _progress(calibration, given):
+            profile = calibration.run()
+    except (KeyboardInterrupt, Terminated):
+        _keep(calibration.so_far(), out, settings.model)
+        raise
+    except TooFewMinutesError as error:
+        raise BadInput(as_option(str(error))) from error
     except NotLinearError as error:
         raise RunFailed(str(error)) from error
-    except ValueError as error:
-        if not str(error).startswith("work is"):
-            raise
-        raise BadInput(as_option(str(error))) from error
+    if not given.as_json:
+        say(f"{calibration.ended}; {calibration.cost:.1f} uncached runs", style="cyan")
+    return profile
 
 
-def _computed_steps(steps: int, speedups: tuple[float, ...]) -> list[int]:
-    """How many steps each candidate plan computes, as calibration rounds them."""
-    counts = sorted({round(steps / speedup) for speedup in speedups})
-    return [count for count in counts if 2 <= count < steps]
+def _keep(profile: Profile | None, out: Path, model: str) -> None:
+    """Save what an interrupted calibration has, and say whether it can be used."""
+    if profile is None:
+        say("there is no profile yet", style="yellow")
+        return
+    _save(profile, out, model)
+    number = len(profile.candidates[0].psnr_db) if profile.candidates else 0
+    of = f"{number} clip{'s' if number > 1 else ''}" if number else "inner products alone"
+    say(f"{out} can be used: the profile of what is done, {of}", style="yellow")
+
+
+@contextlib.contextmanager
+def _progress(calibration: Calibration, given: CalibrateOptions) -> Iterator[None]:
+    """Shows what the calibration does: how much of its minutes is over, or of its work."""
+    from dit_accel.calibration.calibrate import probe_steps
+    from dit_accel.cli.common.progress import Pace, minutes_bar, pace_bar
+
+    steps = calibration.clips[0].steps
+    if calibration.budget is not None:
+        bar = minutes_bar(calibration.budget.minutes, calibration.budget, quiet=given.as_json)
+        if not given.as_json:
+            calibration.on_forecast = partial(_say_forecast, plans=len(calibration.counts))
+    else:
+        probes = [steps - step for step in probe_steps(steps, calibration.probes)]
+        probes = calibration.probed * probes
+        candidates = calibration.passes * calibration.counts
+        pace = Pace(len(calibration.clips), steps, probes, candidates, given.batch)
+        bar = pace_bar(pace, quiet=given.as_json)
+    with bar as calibration.on_progress:
+        yield
+
+
+def _say_forecast(forecast: Forecast, *, plans: int) -> None:
+    """What the minutes are on this machine."""
+    say(
+        f"a step takes {forecast.step_seconds:.3g} s, an uncached run "
+        f"{forecast.run_seconds:.3g}: {forecast.minutes:g} minutes are {forecast.runs:.1f} runs. "
+        + (f"Probes cost {forecast.first_runs:.1f}, a" if forecast.first_runs else "A")
+        + f" clip with {plans} plans costs {forecast.clip_runs:.1f}: up to {forecast.clips} clips",
+        style="cyan",
+    )
 
 
 def _show(out: Path, profile: Profile, *, as_json: bool) -> None:

@@ -75,8 +75,21 @@ class QualityDistribution:
         number = len(self.psnr_db)
         if number >= MIN_COUNTED_CLIPS:
             return clopper_pearson_lower(sum(psnr >= quality for psnr in self.psnr_db), number)
-        width = max(self.deviation, 0.3) * math.sqrt(1 + 1 / max(number, 1))
-        return float(stats.t.cdf((self.mean - quality) / width, max(number - 2, 1)))
+        width, freedom = self._spread(number)
+        return float(stats.t.cdf((self.mean - quality) / width, freedom))
+
+    def _spread(self, number: int) -> tuple[float, int]:
+        """Of another clip's PSNR after so many clips: the scale and freedom of Student's t."""
+        return max(self.deviation, 0.3) * math.sqrt(1 + 1 / max(number, 1)), max(number - 2, 1)
+
+    @property
+    def next_gain_db(self) -> float:
+        """By how much the quality that is guaranteed rises with one more clip like these."""
+        bounds = []
+        for number in (len(self.psnr_db), len(self.psnr_db) + 1):
+            width, freedom = self._spread(number)
+            bounds.append(width * float(stats.t.ppf(COVERAGE, freedom)))
+        return bounds[0] - bounds[1]
 
     @property
     def interval(self) -> tuple[float, float]:

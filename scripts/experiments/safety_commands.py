@@ -37,7 +37,10 @@ DEFAULTS = {
     "max_sequence_length": 16,
     "fps": 8,
 }
-CALIBRATE = ("--prompts", "prompts.txt", "--speedups", "1.5,2", "--probes", "2", "--limit", "3")
+CALIBRATE = (
+    "--prompts", "prompts.txt", "--speedups", "1.5,2", "--probes", "2", "--limit", "3",
+    "--minutes", "0",
+)  # fmt: skip
 METHODS = "uncached,edcw:0.6,unicp-paper:0.6,fewer-steps:5,quality:8,speedup:2"
 SCORES = "psnr_db,ssim,mae,tdiff,flicker,tof,latent_rel_l2,latent_cosine"
 TIMED = {"speedup"}  # of `evaluate` and `bench`: a ratio of seconds

@@ -188,7 +188,7 @@ def test_one_pass_is_enough_where_all_come_to_a_window_together(clips, batch, ex
 
 
 def fixed_candidates(monkeypatch: Any) -> None:
-    monkeypatch.setattr(calibrating._Calibration, "_searched", lambda *_: [COMPUTED])
+    monkeypatch.setattr(calibrating.Calibration, "_searched", lambda *_: [COMPUTED])
 
 
 def hold_weakly(monkeypatch: Any) -> None:
@@ -454,7 +454,7 @@ def test_bad_input_is_named(pipe):
     with pytest.raises(ValueError, match="clips have 2 kinds of steps, guidance and size"):
         calibrate(pipe, mixed)
     with pytest.raises(
-        ValueError, match="probes is 1, probed is 3; accepted: at least 2, and 1 to"
+        ValueError, match="probes is 1, probed is 3; accepted: 0 or at least 2, and 1 to"
     ):
         calibrate(pipe, CLIPS, probes=1)
     with pytest.raises(

@@ -29,7 +29,7 @@ from dit_accel.planning.plan import Extrapolation, Plan
 from dit_accel.planning.profile import Profile
 
 PROMPTS = ("a red circle moving right", "a blue square", "a green triangle", "a red square")
-QUICK = ("--speedups", "2", "--probes", "2", "--limit", "3")
+QUICK = ("--speedups", "2", "--probes", "2", "--limit", "3", "--minutes", "0")
 
 
 @pytest.fixture(scope="session")
@@ -110,7 +110,8 @@ def test_calibrate_goes_on_after_ctrl_c(
     stopped = invoke(*command)
     assert stopped.exit_code == 130
     assert "what is done is saved; run the same command again to continue" in stopped.stderr
-    assert names(here) == ["p.safetensors.work"]
+    assert "p.safetensors can be used: the profile of what is done, 1 clip" in stopped.stderr
+    assert names(here) == ["p.safetensors", "p.safetensors.work"]
     other = invoke(*command[:-1], "8")
     refused(other, "--work is p.safetensors.work, which is of other clips; accepted: another")
     seen.clear()
@@ -123,6 +124,51 @@ def test_calibrate_goes_on_after_ctrl_c(
     assert whole.exit_code == 0, whole.stderr
     one, other = (Profile.load(f"{name}.safetensors") for name in "pq")
     assert one.candidates[0].psnr_db.tolist() == other.candidates[0].psnr_db.tolist()
+
+
+def test_calibrate_in_minutes_goes_on_after_ctrl_c(
+    here: Path, model_folder: Path, prompts: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """First in the first run, when there is no profile yet; then in the second clip's plan, when
+    the profile of one clip can be used. In the end it is that of both."""
+    command = ["calibrate", prompts, "--model", str(model_folder), "--out", "p.safetensors"]
+    command += ["--minutes", "100", "--limit", "2", "--speedups", "2"]
+
+    def press(name: str, at: int) -> Any:
+        """Ctrl-C in a call of this function."""
+        inner, calls = getattr(measuring, name), []
+
+        def pressed(*args: Any) -> Any:
+            calls.append(name)
+            if len(calls) == at:
+                raise KeyboardInterrupt
+            return inner(*args)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(measuring, name, pressed)
+            stopped = invoke(*command)
+        assert stopped.exit_code == 130, stopped.stderr
+        assert "what is done is saved; run the same command again to continue" in stopped.stderr
+        return stopped.stderr
+
+    text = press("record", 1)
+    assert "there is no profile yet" in text and names(here) == ["p.safetensors.work"]
+    text = press("carry_out", 2)
+    assert "an uncached run" in text and "100 minutes are" in text and "up to" in text
+    assert "p.safetensors can be used: the profile of what is done, 1 clip" in text
+    assert len(Profile.load("p.safetensors").candidates[0].psnr_db) == 1
+    done = invoke(*command)
+    assert done.exit_code == 0, done.stderr
+    assert "all clips were made; 3.0 uncached runs" in done.stderr  # two, and twice half of one
+    assert names(here) == ["p.safetensors"]
+    assert len(Profile.load("p.safetensors").candidates[0].psnr_db) == 2
+
+
+def test_calibrate_says_how_many_minutes_one_run_needs(
+    here: Path, model_folder: Path, prompts: str
+) -> None:
+    command = ["calibrate", prompts, "--model", str(model_folder), "--minutes", "0.0001"]
+    refused(invoke(*command), "--minutes is 0.0001, and an uncached run takes")
 
 
 def test_calibrate_keeps_out_of_folders_that_hold_something_else(
@@ -173,7 +219,7 @@ def test_the_miniature_brings_prompts_to_calibrate_on_that_no_evaluation_uses() 
 
 def test_pace_by_hand() -> None:
     """Two clips of 10 steps, one probe, plans of 6 and 4 steps: 2·10 + 10 + 10 + 2·(6+4) = 60."""
-    pace = Pace(2, 10, 1, [6, 4])
+    pace = Pace(2, 10, [10], [6, 4])
     assert pace.total == 60 and pace.remaining(0.0) is None
     pace.begin("uncached", 0, 2, 100.0)
     pace.begin("uncached", 1, 2, 102.0)  # 10 in 2 s; 50 are left
@@ -710,7 +756,7 @@ def test_a_sampler_that_is_not_linear_fails_in_words(
     def fail(*_: Any, **__: Any) -> None:
         raise record.NotLinearError("OddScheduler is not linear in the predictions")
 
-    monkeypatch.setattr(measuring, "calibrate", fail)
+    monkeypatch.setattr(measuring.Calibration, "run", fail)
     command = ["calibrate", "--model", str(model_folder), "--prompts", prompts, *QUICK]
     result = invoke(*command, "--out", "p.safetensors")
     assert result.exit_code == 1

@@ -26,8 +26,8 @@ RESUMABLE = "what is done is saved; run the same command again to continue"
 # Argument of the library -> option of the command.
 _SAME = (
     "model device dtype steps guidance seed height width fps layout alpha background quality "
-    "speedup threshold site accel profile reposition work batch probes speedups metrics methods "
-    "lora offload compile attention_backend scheduler quantize vae_tiling revision variant "
+    "speedup threshold site accel profile reposition work batch probes speedups minutes metrics "
+    "methods lora offload compile attention_backend scheduler quantize vae_tiling revision variant "
     "cache_memory lpips_weights allow_trim allow_mixed_codecs allow_unpaired"
 )
 OPTIONS = {name: f"--{name.replace('_', '-')}" for name in _SAME.split()} | {

@@ -12,7 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Self
+from typing import Protocol, Self
 
 from rich.console import Console
 from rich.progress import (
@@ -48,18 +48,20 @@ class Pace:
     Args:
         clips: of the calibration.
         steps: of an uncached run.
-        probes: runs of all probes together.
+        probes: computed steps of every probe.
         candidates: computed steps of the runs that each clip has after its uncached one.
         batch: pieces done together, in all stages but the search.
     """
 
     def __init__(
-        self, clips: int, steps: int, probes: int, candidates: Sequence[int], batch: int = 1,
+        self, clips: int, steps: int, probes: Sequence[int], candidates: Sequence[int],
+        batch: int = 1,
     ) -> None:  # fmt: skip
         mean, self._batch = sum(candidates) / max(len(candidates), 1), batch
+        probe = sum(probes) / max(len(probes), 1)
         self._stages = {
             "uncached": _Stage(clips, steps),
-            "probe": _Stage(probes, steps),
+            "probe": _Stage(len(probes), probe),
             "search": _Stage(1, steps if candidates else 0),
             "candidates": _Stage(clips * len(candidates), mean),
         }
@@ -101,6 +103,14 @@ class Pace:
         return max((self.total - self.position) * seconds - (now - self._now), 0.0)
 
 
+class Budget(Protocol):
+    """Minutes, of which some are spent."""
+
+    @property
+    def left(self) -> float:
+        """Seconds."""
+
+
 _TITLES = {"uncached": "uncached runs", "probe": "probes", "search": "searching plans",
            "candidates": "running candidate plans"}  # fmt: skip
 
@@ -123,6 +133,28 @@ def pace_bar(pace: Pace, *, quiet: bool) -> Iterator[Callable[[str, int, int], N
 
         yield on_progress
         progress.update(task, completed=pace.total, description="done")
+
+
+@contextlib.contextmanager
+def minutes_bar(
+    minutes: float, budget: Budget, *, quiet: bool
+) -> Iterator[Callable[[str, int, int], None]]:
+    """The bar of a calibration that has so many minutes; yields the callback for each piece."""
+    if not quiet and not _on_terminal():
+        yield lambda what, done, total: _line(
+            f"{minutes - budget.left / 60:4.1f} of {minutes:g} min  {_piece(what, done, total)}"
+        )
+        return
+    columns = (TextColumn("{task.description:<28}"), BarColumn(bar_width=24))
+    with _progress(*columns, remaining=TimeRemainingColumn(), quiet=quiet) as progress:
+        task = progress.add_task("starting", total=60 * minutes)
+
+        def on_progress(what: str, done: int, total: int) -> None:
+            spent = min(60 * minutes - budget.left, 60 * minutes)
+            progress.update(task, completed=spent, description=_piece(what, done, total))
+
+        yield on_progress
+        progress.update(task, description="done")
 
 
 def _pace_lines(pace: Pace) -> Callable[[str, int, int], None]:

@@ -1,0 +1,200 @@
+"""Calibration in minutes: what it costs, what it leaves out, and how it goes on."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+import pytest
+import tiny
+import torch
+
+from dit_accel.calibration import calibrate as calibrating
+from dit_accel.calibration import minutes as spending
+from dit_accel.calibration.calibrate import Calibration, calibrate
+from dit_accel.calibration.fit import RidgeMoments
+from dit_accel.calibration.minutes import (
+    Budget,
+    Forecast,
+    TooFewMinutesError,
+    first_clips,
+    window_gain_db,
+)
+from dit_accel.core.generation import ClipSpec
+from dit_accel.planning.prediction import QualityDistribution
+from dit_accel.planning.prior import profile_by_prior
+
+STEPS = 10
+CLIPS = [
+    ClipSpec(prompt, "blue square", seed, STEPS, 4.0, 16, 16, 5, max_sequence_length=16)
+    for seed, prompt in enumerate(("a red circle moving right", "a green square", "a star", "x"))
+]
+LONG = {"speedups": (2.0, 3.4), "probes": 2, "probed": 1, "minutes": 1000.0}
+
+
+@pytest.fixture(scope="module")
+def pipe() -> Any:
+    return tiny.tiny_wan()
+
+
+@pytest.fixture
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No clip gains too little."""
+    monkeypatch.setattr(calibrating, "ENOUGH_DB", -math.inf)
+
+
+def test_worked_example() -> None:
+    """A step of 0.6 s, 50 steps: a run takes half a minute, so that 10 minutes are 20 runs. Probes
+    cost 4, a clip with its plans 2: 8 clips. Of 60 s, 20 and 15 are spent: there is time for
+    another run of 20 s, and not for the plans of 15 s after it."""
+    forecast = Forecast(10.0, 0.6, 50, 1, clip_runs=2.0, first_runs=4.0)
+    assert (forecast.run_seconds, forecast.runs, forecast.clips) == (30.0, 20.0, 8)
+    together = dataclasses.replace(forecast, step_seconds=1.2, batch=4)  # four clips in one call
+    assert together.runs == 40.0
+    budget = Budget(1.0, {"uncached-0": 20.0, "candidates-0": 15.0})
+    assert budget.left == 25.0
+    assert budget.fits("uncached") and budget.fits("candidates") and budget.fits("probe")
+    assert not budget.fits("uncached", "candidates")
+
+
+def test_more_time_gives_the_error_model_more_clips() -> None:
+    assert [first_clips(runs) for runs in (1.2, 8.0, 30.0)] == [1, 2, 3]
+
+
+# --- what another clip gains ---
+
+
+def draw(prompts: int, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+    """Six features whose right weights differ by prompt, and noise."""
+    features = torch.randn(6, prompts, 200, generator=generator)
+    weights = 1 + 0.5 * torch.randn(prompts, 6, generator=generator)
+    noise = torch.randn(prompts, 200, generator=generator)
+    return features, torch.einsum("pf,fpn->pn", weights, features) + noise
+
+
+def error(window: RidgeMoments, features: torch.Tensor, wanted: torch.Tensor) -> float:
+    found = spending._fitted(sum(window.matrices.values()), sum(window.vectors.values()))
+    left = wanted - torch.einsum("f,fpn->pn", found.float(), features)
+    return float((left.square().mean(1) / wanted.square().mean(1).sqrt()).mean())
+
+
+def test_the_gain_of_another_clip_is_what_it_is_on_many_new_ones() -> None:
+    generator = torch.Generator().manual_seed(0)
+    new = draw(200, generator)
+    for number in (2, 4):
+        predicted, real = [], []
+        for _ in range(80):
+            features, wanted = draw(number + 1, generator)
+            few, more = RidgeMoments(torch.zeros(6)), RidgeMoments(torch.zeros(6))
+            few.add(range(number), features[:, :number], wanted[:number], torch.ones(number))
+            more.add(range(number + 1), features, wanted, torch.ones(number + 1))
+            predicted.append(window_gain_db(few))
+            real.append(10 * math.log10(error(few, *new) / error(more, *new)))
+        mean = sum(real) / len(real)
+        assert mean > 0.03 and sum(predicted) / len(predicted) == pytest.approx(mean, rel=0.4)
+
+
+def test_one_clip_does_not_say_what_another_gains() -> None:
+    window = RidgeMoments(torch.zeros(6))
+    features, wanted = draw(1, torch.Generator().manual_seed(0))
+    window.add([0], features, wanted, torch.ones(1))
+    assert window_gain_db(window) == math.inf
+
+
+def test_the_bound_narrows_with_every_clip() -> None:
+    """t of 95 % is 2.920 with 2 degrees of freedom and 2.353 with 3: at a deviation of 2 dB,
+    2 (2.920 sqrt(1 + 1/4) - 2.353 sqrt(1 + 1/5)) = 1.374."""
+    four = QualityDistribution(5, 40.0, 2.0, (38.0, 39.0, 41.0, 42.0))
+    assert four.next_gain_db == pytest.approx(1.374, abs=0.005)
+    twelve = QualityDistribution(5, 40.0, 2.0, (40.0,) * 12)
+    assert 0 < twelve.next_gain_db < 0.1
+
+
+# --- runs ---
+
+
+def test_what_it_costs_is_what_the_denoiser_computes(pipe, patient) -> None:
+    """Two branches a step, each a forward."""
+    calls = []
+    hook = pipe.transformer.register_forward_pre_hook(lambda *_: calls.append(1))
+    calibration = Calibration(pipe, CLIPS[:2], **LONG)
+    profile = calibration.run()
+    hook.remove()
+    assert len(calls) == pytest.approx(2 * STEPS * calibration.cost)
+    # two clips, probes of 9 and 1 steps, and twice plans of 5 and 3 steps
+    assert calibration.cost == pytest.approx(2 + 1.0 + 2 * 0.8)
+    assert profile.metadata["cost_runs"] == pytest.approx(4.6)
+    assert [len(one.psnr_db) for one in profile.candidates] == [2, 2]
+    assert calibration.ended == "all clips were made"
+
+
+def test_without_probes_errors_grow_as_those_of_other_models(pipe) -> None:
+    """Whose Gram matrix counts as much as that of one clip."""
+    settings = {name: value for name, value in LONG.items() if name != "probes"}
+    calibration = Calibration(pipe, CLIPS[:1], **settings | {"speedups": ()})
+    profile = calibration.run()
+    prior = profile_by_prior(pipe.scheduler, profile.sampler, 4.0)
+    assert torch.equal(profile.error_gain, prior.error_gain)
+    assert profile.error_memory == prior.error_memory
+    own = calibration._recorded(0)[0].gram
+    assert torch.allclose(profile.gram[0], (own + prior.gram[0]) / 2)
+    assert profile.metadata["cost_runs"] == 1.0 and profile.metadata["probes"] == 0
+
+
+def test_it_stops_where_another_clip_gains_little(pipe, monkeypatch) -> None:
+    monkeypatch.setattr(calibrating, "next_gain_db", lambda windows, plans: 0.2)
+    calibration = Calibration(pipe, CLIPS, **LONG)
+    profile = calibration.run()
+    assert calibration.ended == "another clip would gain 0.2 dB"
+    assert [len(one.psnr_db) for one in profile.candidates] == [1, 1]
+
+
+def test_it_stops_when_the_minutes_are_over(pipe, monkeypatch, patient) -> None:
+    """A clip and its plans took 500 of 1000 minutes; two do not fit with the probes."""
+    calibration = Calibration(pipe, CLIPS, **LONG)
+    stock = calibration.checkpoint.get
+
+    def slow(name: str, make: Any) -> Any:
+        found = stock(name, make)
+        calibration.checkpoint.seconds[name] = 60 * 240.0
+        return found
+
+    monkeypatch.setattr(calibration.checkpoint, "get", slow)
+    profile = calibration.run()
+    assert calibration.ended == "the minutes are over"
+    assert profile.metadata["clips"] == 1 and profile.candidates == ()
+
+
+def test_too_few_minutes_are_refused_in_the_first_run(pipe) -> None:
+    with pytest.raises(TooFewMinutesError, match="minutes is 1e-05, and an uncached run takes"):
+        calibrate(pipe, CLIPS, **LONG | {"minutes": 1e-5})
+    assert "forward" not in vars(pipe.transformer) and "step" not in vars(pipe.scheduler)
+    with pytest.raises(ValueError, match="minutes is 0; accepted: above 0, or None"):
+        calibrate(pipe, CLIPS, **LONG | {"minutes": 0})
+
+
+class Killed(Exception):
+    pass
+
+
+def test_a_killed_one_has_a_profile_and_goes_on(pipe, tmp_path, patient) -> None:
+    """After the first clip's plans it can be used; then it ends as if it was never killed."""
+    whole = calibrate(pipe, CLIPS[:2], **LONG)
+
+    def kill(what: str, done: int, total: int) -> None:
+        if (what, done) == ("candidates", 2):  # the second clip's
+            raise Killed
+
+    killed = Calibration(pipe, CLIPS[:2], work=tmp_path, on_progress=kill, **LONG)
+    assert killed.so_far() is None
+    with pytest.raises(Killed):
+        killed.run()
+    partial = killed.so_far()
+    assert [len(one.psnr_db) for one in partial.candidates] == [1, 1]
+    assert partial.plan_of(partial.candidates[0]).computed == partial.candidates[0].computed
+    again = calibrate(pipe, CLIPS[:2], work=tmp_path, **LONG)
+    for one, other in zip(whole.candidates, again.candidates, strict=True):
+        assert torch.equal(one.psnr_db, other.psnr_db)
+        assert torch.equal(one.corrections, other.corrections)
+    assert again.metadata["cost_runs"] == whole.metadata["cost_runs"]
