@@ -170,7 +170,8 @@ class Calibration:
         )  # fmt: skip
         gram = self._gram().mean(0)[None]  # errors are linear in it: the mean is enough
         settings = {
-            "clips": sum(map(len, self._measured.values())), "probes": self.probes, "probed": self.probed,
+            "clips": sum(map(len, self._measured.values())),
+            "probes": self.probes, "probed": self.probed,
             "cost_runs": round(self.cost, 2),
         }  # fmt: skip
         return Profile(

@@ -458,7 +458,7 @@ def test_bad_input_is_named(pipe):
     ):
         calibrate(pipe, CLIPS, probes=1)
     with pytest.raises(
-        ValueError, match="probes is 8, probed is 4; accepted: at least 2, and 1 to"
+        ValueError, match="probes is 8, probed is 4; accepted: 0 or at least 2, and 1 to"
     ):
         calibrate(pipe, CLIPS, probed=4)
     with pytest.raises(
