@@ -32,9 +32,11 @@ from dit_accel.calibration.minutes import (
     TooFewMinutesError,
     first_clips,
     next_gain_db,
+    probing_cost,
 )
 from dit_accel.calibration.record import UncachedRun, gain_and_memory, probe, probe_steps, record
 from dit_accel.calibration.refine import REFINED_DEPTH, Problems, RefinedPlan, carry_out
+from dit_accel.calibration.settings import check_settings
 from dit_accel.core.families import family_of
 from dit_accel.core.generation import ClipSpec
 from dit_accel.planning.candidate import CandidatePlan
@@ -111,7 +113,7 @@ class Calibration:
         if probes is None:
             probes = PROBES if minutes is None else 0
         probed = probed if minutes is None else PROBED
-        _check(clips, speedups, probes, probed, batch, minutes)
+        check_settings(clips, speedups, probes, probed, batch, minutes)
         self.pipe, self.clips, self.speedups, self.dtype = pipe, clips, speedups, dtype
         self.overrides, self.on_progress, self.on_forecast = overrides, on_progress, on_forecast
         self.probes, self.probed = probes, probed
@@ -221,9 +223,9 @@ class Calibration:
         if self.budget is None:
             return
         steps, batch = self.clips[0].steps, len(self.batches[0])
-        share = sum(self.counts) / steps
-        probed = self.probed * _probing_cost(probe_steps(steps, self.probes), steps)
-        forecast = Forecast(self.budget.minutes, step_seconds, steps, batch, 1 + share, probed)
+        probed = self.probed * probing_cost(probe_steps(steps, self.probes), steps)
+        clip = 1 + sum(self.counts) / steps
+        forecast = Forecast(self.budget.minutes, step_seconds, steps, batch, clip, probed)
         if forecast.runs < 1:
             raise TooFewMinutesError(
                 f"minutes is {self.budget.minutes:g}, and an uncached run takes "
@@ -284,10 +286,8 @@ class Calibration:
         """Of the batches that are recorded so far; and by what it was measured."""
         sampler = self._sampler()
         found = [*chain.from_iterable(self._probed(place) for place in self._measured)]
-        if found:
-            self._model = gain_and_memory(found, sampler.num_steps)
-        else:
-            _, *self._model = self._others()
+        usual = self._others()[1:] if not found else None
+        self._model = usual or gain_and_memory(found, sampler.num_steps)
         batches = self.batches if self.budget is None else self.batches[: len(self._measured)]
         of = f"{self.probes}-{self.probed}-{batches}-{self.passes}"
         return ErrorModel(sampler, self._gram(), *self._model), of
@@ -303,7 +303,8 @@ class Calibration:
             usual = found or profile_of_gram(own, sampler, profile_key(self.pipe))
             return gram, usual.error_gain, usual.error_memory
 
-        return self.checkpoint.get("prior", make)
+        known: tuple[torch.Tensor | None, torch.Tensor, float] = self.checkpoint.get("prior", make)
+        return known
 
     def _gram(self) -> torch.Tensor:
         """`(P, R, R)`, of all clips that are recorded; with minutes also of other models."""
@@ -316,7 +317,7 @@ class Calibration:
         batch = self.batches[place]
         mine = [index for index in batch if index < self.probed and self.probes]
         steps = probe_steps(self.clips[0].steps, self.probes)
-        self.cost += len(mine) * _probing_cost(steps, self.clips[0].steps)
+        self.cost += len(mine) * probing_cost(steps, self.clips[0].steps)
 
         def make() -> list[tuple[int, float, float]]:
             clips, recordings = [self.clips[i] for i in mine], self._recorded(place)[: len(mine)]
@@ -367,35 +368,6 @@ class Calibration:
 
         name = f"candidates-{number * len(self.batches) + place}-{plans}-{of}"
         self._results[place], self._problems = self.checkpoint.get(name, make)
-
-
-def _check(
-    clips: Sequence[ClipSpec], speedups: Sequence[float], probes: int, probed: int, batch: int,
-    minutes: float | None,
-) -> None:  # fmt: skip
-    """Refuse what no calibration accepts."""
-    alike = {(c.steps, c.guidance, c.height, c.width, c.frames) for c in clips}
-    if len(alike) != 1:
-        raise ValueError(
-            f"clips have {len(alike)} kinds of steps, guidance and size; accepted: one for all"
-        )
-    if probes < 0 or probes == 1 or not 1 <= probed <= len(clips):
-        raise ValueError(
-            f"probes is {probes}, probed is {probed}; accepted: 0 or at least 2, and 1 to "
-            f"{len(clips)}"
-        )
-    if batch < 1:
-        raise ValueError(f"batch is {batch}; accepted: 1 or more")
-    if minutes is not None and not 0 < minutes < math.inf:
-        raise ValueError(f"minutes is {minutes}; accepted: above 0, or None")
-    wrong = [s for s in speedups if not 1 < s <= clips[0].steps]
-    if wrong:
-        raise ValueError(f"speedups has {wrong}; accepted: above 1, up to {clips[0].steps}")
-
-
-def _probing_cost(probed: Sequence[int], steps: int) -> float:
-    """Uncached runs that probes at these steps of a clip cost."""
-    return sum(steps - step for step in probed) / steps
 
 
 def _thinned(steps: Sequence[int], count: int) -> list[int]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -31,6 +31,11 @@ PROBED = 1  # clips that are probed
 def first_clips(runs: float) -> int:
     """Clips that the error model is made of, where there is time for so many uncached runs."""
     return 1 if runs < 6 else 2 if runs < 12 else 3
+
+
+def probing_cost(probed: Sequence[int], steps: int) -> float:
+    """Uncached runs that probes at these steps of a clip cost."""
+    return sum(steps - step for step in probed) / steps
 
 
 class TooFewMinutesError(ValueError):
