@@ -14,11 +14,11 @@ from typing import Any
 import profiles
 import pytest
 import torch
-from tiny_models import MODELS, STEPS, VARIANTS, TinyModel
+from tiny_models import FURTHER, MODELS, STEPS, VARIANTS, TinyModel
 
 from dit_accel import EDCW, UniCP, layout
+from dit_accel.attention.block_sparse import BlockSizes
 from dit_accel.attention.pcas import PCAS
-from dit_accel.caching.unicp import UNICP_FAMILIES
 from dit_accel.models.families import SITES, Family
 from dit_accel.planning.plan import Extrapolation, Plan
 from dit_accel.scenes.rows import SceneConfig
@@ -67,7 +67,7 @@ def _windows(site: str) -> Technique:
 
 
 def _has_stages(family: Family) -> bool:
-    return family.name in UNICP_FAMILIES
+    return family.stages
 
 
 def _pruned(name: str, neutral: PCAS, loose: PCAS) -> Technique:
@@ -80,7 +80,7 @@ def _pruned(name: str, neutral: PCAS, loose: PCAS) -> Technique:
 def profile_of(model: TinyModel, pipe: Any) -> profiles.Profile:
     """A made-up profile of a pipeline that has run once, with one plan that has `COMPUTED`."""
     arguments = model.arguments
-    guidance = float(arguments["guidance_scale"])
+    guidance = float(arguments.get("guidance_scale", model.guidance))
     separate = model.branches == "separate" and guidance > 1
     names = [name for name in ("num_frames", "frames", "video_length") if name in arguments]
     size = arguments["height"], arguments["width"], arguments[names[0]]
@@ -143,9 +143,12 @@ TECHNIQUES: dict[str, Technique] = {
             loose=_given({"accel": UniCP(windows=LOOSE, pcas=PCAS(always=True))}),
             supports=_has_stages,
         ),
-        _pruned("pruned", PCAS(keep_mass=1.0, cap=1.0, always=True), PCAS(always=True)),
         _pruned(
-            "sliced", PCAS(mode="slice", rank=64, always=True),
+            "pruned", PCAS(keep_mass=1.0, cap=1.0, always=True),
+            PCAS(keep_mass=0.5, always=True, blocks=BlockSizes(4, 4, (1, 2, 2))),
+        ),
+        _pruned(
+            "sliced", PCAS(mode="slice", rank=128, always=True),
             PCAS(mode="slice", rank=2, value_rank=2, always=True),
         ),
         Technique(
@@ -168,6 +171,7 @@ TECHNIQUES: dict[str, Technique] = {
 ONE_OF_A_KIND = (  # one of each engine, with and without host syncs
     *(f"windows-{site}" for site in SITES), "unicp", "speedup", "static", "reposition",
 )  # fmt: skip
+OF_FURTHER = (*(f"windows-{site}" for site in SITES), "unicp", "pruned", "sliced", "speedup")
 Change = Callable[[Any], None]
 
 
@@ -187,7 +191,7 @@ def combinations(
         marks = [pytest.mark.composes(technique.cell, one) for one in (*companions, *own)]
         for one, accepted in (refused or {}).items():
             marks.append(pytest.mark.composes(technique.cell, one, refused=accepted))
-        if name in VARIANTS:
+        if name in (*VARIANTS, *FURTHER):
             marks.append(pytest.mark.slow)
         values = MODELS[name], technique, *(() if change is None else (change,))
         words = name, technique.name, *(() if change is None else (change.__name__,))
@@ -203,6 +207,7 @@ def combinations(
             for change in beside or (None,)
             if technique.supports(model.row)
             and (variants or name not in VARIANTS)
+            and (name not in FURTHER or technique.name in OF_FURTHER)
             and technique.name in only
             and technique.name not in without
         ],

@@ -14,6 +14,7 @@ import small_denoisers
 import tiny
 import torch
 import without_row
+from pipeline_rows import ROWS
 
 from dit_accel.core.families import without_row as without_row_of
 from dit_accel.core.generation import call_arguments
@@ -33,6 +34,7 @@ class TinyModel:
         arguments: of the call, without steps, generator and output type.
         separate: whether guidance runs as separate forwards, where no row says it.
         scene: more arguments of a call for a layout: a size that has room for its subjects.
+        guidance: its scale, where the call does not say it.
     """
 
     family: str
@@ -40,6 +42,7 @@ class TinyModel:
     arguments: dict[str, Any] = field(default_factory=dict)
     separate: bool = False
     scene: dict[str, Any] = field(default_factory=dict)
+    guidance: float = 1.0
 
     @property
     def branches(self) -> str:
@@ -84,6 +87,17 @@ def of_checkpoint(family: str, name: str, text: str = "") -> TinyModel:
     return TinyModel(family, build, arguments, scene={"height": 64, "width": 128} if text else {})
 
 
+def of_row(family: str, title: str, **more: Any) -> dict[str, TinyModel]:
+    """A row of `pipeline_rows.py`; nothing where this diffusers does not have it."""
+    row = next(row for row in ROWS if row.title == title)
+    if not row.is_there:
+        return {}
+    arguments = row.arguments
+    for name in ("num_inference_steps", "output_type"):
+        del arguments[name]
+    return {family: TinyModel(family, row.build, arguments, **more)}
+
+
 WAN = {name: value for name, value in tiny.CALL.items() if name != "num_inference_steps"}
 WAN["output_type"] = "latent"
 
@@ -93,11 +107,17 @@ MODELS: dict[str, TinyModel] = {
     "hunyuan-video": of_checkpoint("hunyuan-video", "hunyuan-video"),
     "cogvideox": of_checkpoint("cogvideox", "cogvideox-2b"),
     "ltx": of_checkpoint("ltx", "ltx-video", text="caption_channels"),
+    **of_row("wan-vace", "WanVACEPipeline"),
+    **of_row("wan-animate", "WanAnimatePipeline"),
+    **of_row("hunyuan-video-1.5", "HunyuanVideo15Pipeline", guidance=4.0),
+    **of_row("ltx-2", "LTX2Pipeline"),
     **{
         one.pipeline: TinyModel(one.transformer, one.build, one.call, one.separate)
         for one in without_row.PIPELINES
         if one.is_there
     },
 }
+# Their plans are tried by `models/test_every_pipeline.py`; here their sites, in the slow tests.
+FURTHER = ("wan-vace", "wan-animate", "hunyuan-video-1.5", "ltx-2")
 # Of a family that is there already, and without a row: left to the slow tests.
 VARIANTS = ("wan-two-experts", *(one.pipeline for one in without_row.PIPELINES[1:]))

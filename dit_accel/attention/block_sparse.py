@@ -180,6 +180,7 @@ def block_means(rows: torch.Tensor, block: int) -> tuple[torch.Tensor, torch.Ten
 def pruned_attention(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, selection: KeptBlocks,
     blocks: BlockSizes, tail: bool = True, scale: float | None = None,
+    lengths: torch.Tensor | None = None,
 ) -> torch.Tensor:  # fmt: skip
     """The written-out reference, `(B, N, H, D)`: all logits, then a mask. O(N²) memory.
 
@@ -188,12 +189,17 @@ def pruned_attention(
         selection: the kept blocks of each query block.
         tail: whether the other blocks enter through their means.
         scale: of the logits; None: 1 / √D.
+        lengths: `(B,)` int, keys of each sequence that are read, from the first on; None: all. The
+            blocks of the others must be kept.
     """
     tokens, scale = key.shape[1], query.shape[-1] ** -0.5 if scale is None else scale
     rows = selection.mask().repeat_interleave(blocks.query, 2)[:, :, :tokens]
     seen = rows.repeat_interleave(blocks.key, 3)[..., :tokens]
     q, k, v = (x.transpose(1, 2).float() for x in (query, key, value))
     logits = (q @ k.mT * scale).masked_fill(~seen, -math.inf)
+    if lengths is not None:
+        padding = torch.arange(tokens, device=key.device) >= lengths[:, None]
+        logits = logits.masked_fill(padding[:, None, None], -math.inf)
     if tail:
         (means, sizes), (averages, _) = (block_means(x, blocks.key) for x in (key, value))
         more = q @ means.transpose(1, 2).float().mT * scale + sizes.log()
@@ -205,6 +211,7 @@ def pruned_attention(
 def gathered_attention(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, selection: KeptBlocks,
     blocks: BlockSizes, tail: bool = True, scale: float | None = None,
+    lengths: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, float]:  # fmt: skip
     """`pruned_attention` over the kept blocks only, gathered: for devices without the kernel.
 
@@ -219,7 +226,10 @@ def gathered_attention(
     (means, sizes), (averages, _) = (block_means(x, blocks.key) for x in (key, value))
     means, averages = (x.transpose(1, 2).flatten(0, 1) for x in (means, averages))
     # the last block's padding has no tokens
-    ends = torch.arange(total * blocks.key, device=key.device).view(total, blocks.key) < tokens
+    ends = torch.arange(total * blocks.key, device=key.device).view(total, blocks.key)
+    heads_of_one = query.shape[2]
+    ends = ends < (tokens if lengths is None else lengths[:, None, None])
+    ends = ends.expand(query.shape[0], -1, -1)
     order, counts = selection.order.flatten(0, 2).long(), selection.counts.flatten()
     mask = selection.mask().flatten(0, 2)
     head = torch.arange(len(k), device=key.device).repeat_interleave(shape[2])
@@ -230,7 +240,7 @@ def gathered_attention(
         near = order[rows, :most]
         listed = torch.arange(most, device=key.device) < counts[rows, None]
         logits = q[rows] @ k[heads[:, None], near].flatten(1, 2).mT * scale
-        seen = (ends[near] & listed[..., None]).flatten(1)
+        seen = (ends[heads[:, None] // heads_of_one, near] & listed[..., None]).flatten(1)
         logits = logits.float().masked_fill(~seen[:, None], -math.inf)
         if tail:
             more = (q[rows] @ means[heads].mT * scale).float() + sizes.log()

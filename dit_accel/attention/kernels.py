@@ -104,7 +104,8 @@ def keep_blocks(mass: torch.Tensor, keep_mass: float, floor: float, cap: float) 
 
 def pruned_attention(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, selection: KeptBlocks,
-    blocks: BlockSizes, tail: bool = True, scale: float | None = None, launch: Launch | None = None,
+    blocks: BlockSizes, tail: bool = True, scale: float | None = None,
+    lengths: torch.Tensor | None = None, launch: Launch | None = None,
 ) -> torch.Tensor:  # fmt: skip
     """As `block_sparse.pruned_attention`; queries, keys and values of one width and dtype."""
     batch, tokens, heads, width = query.shape
@@ -114,9 +115,12 @@ def pruned_attention(
     (means, _), (averages, _) = (block_means(x, blocks.key) for x in (key, value))
     query_blocks, key_blocks = selection.order.shape[-2:]
     out = torch.empty_like(query)
+    if lengths is None:
+        lengths = torch.full((batch,), tokens, device=query.device)
     sources = _described(key, value, blocks.key) if launch.accelerator else (key, value)
     _programs().attend[query_blocks, heads, batch](
-        query, *sources, means, averages, selection.order, selection.counts, out,
+        query, *sources, means, averages, selection.order, selection.counts,
+        lengths.int().contiguous(), out,
         tokens, query_blocks, key_blocks, heads, scale * math.log2(math.e),
         WIDTH=width, QUERY=blocks.query, KEY=blocks.key, MEANS=32, TAIL=tail,
         ACCELERATOR=launch.accelerator, PRECISION=_precision(query),

@@ -20,23 +20,29 @@ Part = tuple[torch.Tensor, torch.Tensor]  # output (B, n, H, D), log-sum-exp (B,
 
 
 def attention_part(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, most: int | None = None
-) -> Part:
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, most: int | None = None, *,
+    scale: float | None = None, seen: torch.Tensor | None = None,
+) -> Part:  # fmt: skip
     """Attention over one part of the keys, in float32 at least.
 
     Args:
         query: `(B, n, H, D)`.
         key, value: `(B, m, H, D)`, m >= 1.
         most: logits per chunk of queries; None: `MAX_LOGITS`.
+        scale: of the logits; None: 1 / √D.
+        seen: `(B, m)` bool, keys that are read; None: all. Where none is, the sum is about 0.
     """
     wide = torch.promote_types(query.dtype, torch.float32)
-    scale = query.shape[-1] ** -0.5
+    scale = query.shape[-1] ** -0.5 if scale is None else scale
+    hidden = None if seen is None else ~seen[:, None, None]
     keys, values = key.to(wide).permute(0, 2, 3, 1), value.to(wide).transpose(1, 2)
     row = keys.shape[0] * keys.shape[1] * keys.shape[-1]
     queries = max(1, (most or MAX_LOGITS) // max(row, 1))
     outputs, sums = [], []
     for some in torch.split(query.to(wide).transpose(1, 2), queries, dim=2):
         logits = (some * scale) @ keys
+        if hidden is not None:  # finite, so that a part without keys has no NaN
+            logits = logits.masked_fill_(hidden, torch.finfo(wide).min)
         log_sum = logits.logsumexp(-1)
         outputs.append((logits - log_sum[..., None]).exp_() @ values)
         sums.append(log_sum)

@@ -138,9 +138,13 @@ def logit_basis(queries: CovarianceAccumulator, keys: CovarianceAccumulator) -> 
     return bilinear_basis(queries.second, keys.covariance)
 
 
-def value_basis(output: torch.Tensor, values: CovarianceAccumulator) -> Basis:
-    """The basis of w·(v - μ), w over the rows of the output projection `(out, H D)`."""
+def value_basis(output: torch.Tensor | None, values: CovarianceAccumulator) -> Basis:
+    """The basis of w·(v - μ), w over the rows of the output projection `(out, H D)`; None: over all
+    directions alike."""
     heads, width = values.mean.shape
+    if output is None:
+        eye = torch.eye(width, device=values.mean.device).expand(heads, -1, -1)
+        return bilinear_basis(eye, values.covariance)
     rows = torch.unflatten(output.detach().float(), -1, (heads, width)).transpose(0, 1)
     return bilinear_basis(rows.mT @ rows, values.covariance)
 

@@ -16,8 +16,10 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
-from dit_accel.attention import block_sparse, kernels, pca
-from dit_accel.attention.block_sparse import BlockSizes
+from dit_accel.attention import block_sparse, joint, kernels, pca
+from dit_accel.attention.block_sparse import BlockSizes, KeptBlocks
+from dit_accel.attention.joint import JointText
+from dit_accel.attention.lse_merge import attention_part
 from dit_accel.attention.pca import Basis, CovarianceAccumulator, Linear
 from dit_accel.core.checks import check_types, is_integer, require
 
@@ -130,30 +132,46 @@ class BlockSparseAttention:
         self.factors = basis.cut(rank)
 
     def attend(
-        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, order: torch.Tensor
-    ) -> tuple[torch.Tensor, FlopShare]:
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, order: torch.Tensor,
+        text: JointText | None = None,
+    ) -> tuple[torch.Tensor, FlopShare]:  # fmt: skip
         """The output, and its FLOPs as a fraction of dense attention's.
 
         Args:
             query, key, value: `(B, N, H, D)`.
-            order: `(N,)`, indices of the tokens tile by tile.
+            order: `(N,)`, indices of the tokens tile by tile, text last.
+            text: where it is in the sequence too; none of its queries and keys is left out.
         """
-        assert self.factors is not None, "fit comes first"
-        config, scale = self.config, query.shape[-1] ** -0.5
-        blocks = config.blocks_of(query.shape[1])
+        blocks = self.config.blocks_of(query.shape[1])
         query, key, value = (x[:, order] for x in (query, key, value))
-        low = pca.project(query, self.factors[0]), pca.project(key, self.factors[1])
         fraction: FlopShare
         fast = kernels.unsupported(query, blocks) is None
-        functions = kernels if fast else block_sparse  # the same functions in both
-        mass = functions.block_mass(*low, blocks, config.samples, scale)
-        selection = functions.keep_blocks(mass, config.keep_mass, config.floor, config.cap)
-        given = query, key, value, selection, blocks, config.tail
+        video = query.shape[1] - (0 if text is None else text.tokens)
+        selection = self.select(query, key, blocks, video, fast=fast)
+        lengths = None if text is None else text.lengths
+        given = query, key, value, selection, blocks, self.config.tail, None, lengths
         if fast:
             out, fraction = kernels.pruned_attention(*given), selection.density()
         else:
             out, fraction = block_sparse.gathered_attention(*given)
         return out[:, order.argsort()], fraction + self._overhead(*query.shape[1::2])
+
+    def select(
+        self, query: torch.Tensor, key: torch.Tensor, blocks: BlockSizes, video: int, *, fast: bool
+    ) -> KeptBlocks:
+        """The blocks that stay: among the video's by their scores, and all with text."""
+        assert self.factors is not None, "fit comes first"
+        config, tokens, scale = self.config, query.shape[1], query.shape[-1] ** -0.5
+        rows = query[:, :video], key[:, :video]
+        low = [pca.project(*pair) for pair in zip(rows, self.factors, strict=True)]
+        functions = kernels if fast else block_sparse  # the same functions in both
+        mass = functions.block_mass(*low, blocks, config.samples, scale)
+        budget = config.keep_mass, config.floor, config.cap
+        if video == tokens:
+            return functions.keep_blocks(mass, *budget)
+        full = max(video // blocks.key, 1)  # key blocks without text
+        chosen = functions.keep_blocks(mass[..., :full], *budget)
+        return joint.keep_text(chosen, blocks, video, tokens)
 
     def _overhead(self, tokens: int, width: int) -> float:
         """FLOPs of projections, scores and block means, as a fraction of dense attention's."""
@@ -163,7 +181,7 @@ class BlockSparseAttention:
         means = 1 / blocks.key if self.config.tail else 0.0
         return rank / tokens + scored * rank / (2 * width) + means
 
-    def skip_reason(self, query: torch.Tensor) -> str | None:
+    def skip_reason(self, query: torch.Tensor, text: JointText | None = None) -> str | None:
         """The reason why dense attention is faster for queries `(B, N, H, D)`, or None."""
         tokens = query.shape[1]
         reason = kernels.unsupported(query, self.config.blocks_of(tokens))
@@ -173,10 +191,14 @@ class BlockSparseAttention:
 
 
 class LowRankAttention:
-    """Attention at a rank: queries and keys are projected, values have folded weights."""
+    """Attention at a rank: queries and keys are projected, values have folded weights.
 
-    def __init__(self, config: PCAS, value: Linear, out: Linear) -> None:
-        """`value` and `out` are the module's projections: `(H D, C)` and `(C, H D)`."""
+    With text in the sequence, values are not folded: the text's stay at full width.
+    """
+
+    def __init__(self, config: PCAS, value: Linear | None, out: Linear | None) -> None:
+        """`value` and `out` are the module's projections: `(H D, C)` and `(C, H D)`; `value` None:
+        nothing is folded. `out` None: it is not known."""
         self.config, self.value, self.out = config, value, out
         self.reset()
 
@@ -208,20 +230,24 @@ class LowRankAttention:
         self.mean = self.keys.mean
         width = self.mean.shape[-1]
         if self.config.value_rank is not None and self.config.value_rank < width:
-            basis = pca.value_basis(self.out.weight, self.values)
+            basis = pca.value_basis(None if self.out is None else self.out.weight, self.values)
             mean, rank = self.values.mean, self.config.value_rank
             self.narrow, self.offset = basis.cut(rank), mean
-            self.folded = pca.fold_values(self.value, self.out, basis, mean, rank)
+            if self.value is not None and self.out is not None:
+                self.folded = pca.fold_values(self.value, self.out, basis, mean, rank)
         if self.config.rank is not None:
             self.rank = min(self.config.rank, width)
             return None
         return self.logits.rank_for(pca.allowed_for(self.config.logit_rms, width)).max()
 
     def attend(
-        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, order: torch.Tensor
-    ) -> tuple[torch.Tensor, FlopShare]:
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, order: torch.Tensor,
+        text: JointText | None = None,
+    ) -> tuple[torch.Tensor, FlopShare]:  # fmt: skip
         """As `BlockSparseAttention.attend`; a value of full width is sliced and restored here."""
         assert self.logits is not None and self.rank is not None, "fit comes first"
+        if text is not None:
+            return self._beside(query, key, value, order, text)
         tokens, width = query.shape[1], query.shape[-1]
         query, key = pca.slice_logits(query, key, self.logits, self.mean, self.rank)
         narrow = self.narrow if value.shape[-1] == width else None
@@ -233,8 +259,32 @@ class LowRankAttention:
             mixed = pca.project(mixed, narrow[0].mT) + self.offset.to(mixed.dtype)
         return mixed, (self.rank + value.shape[-1]) / (2 * width) + self.rank / tokens
 
-    def skip_reason(self, query: torch.Tensor) -> str | None:
+    def _beside(
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, order: torch.Tensor,
+        text: JointText,
+    ) -> tuple[torch.Tensor, FlopShare]:  # fmt: skip
+        """The video's queries and keys at the rank, in a sequence with text."""
+        assert self.logits is not None and self.rank is not None, "fit comes first"
+        query, key, value = (x[:, order] for x in (query, key, value))
+        (tokens, width), video = query.shape[1::2], query.shape[1] - text.tokens
+        rows = [x[:, :video] for x in (query, key, value)]
+        low = pca.slice_logits(rows[0], rows[1], self.logits, self.mean, self.rank)
+        values, narrow = rows[2], self.narrow
+        if narrow is not None:
+            values = pca.project(values - self.offset.to(values.dtype), narrow[1])
+        near, sums = attention_part(*low, values, scale=width**-0.5)
+        if narrow is not None:
+            near = pca.project(near, narrow[0].mT) + self.offset.to(near.dtype)
+        key = key - self.mean.to(key.dtype)  # as the video's keys: softmax does not see it
+        out = joint.with_text((near, sums), query, key, value, text.lengths)
+        pairs = (video / tokens) ** 2  # at the rank; the others are whole
+        share = pairs * (self.rank + values.shape[-1]) / (2 * width) + 1 - pairs
+        return out[:, order.argsort()], share + self.rank / tokens
+
+    def skip_reason(self, query: torch.Tensor, text: JointText | None = None) -> str | None:
         """As `BlockSparseAttention.skip_reason`; fused attention wants one width for all three."""
+        if text is not None:
+            return "slicing has no fused attention where text is in the sequence"
         if query.device.type != "cuda":
             return f"slicing has no fused attention on {query.device.type}"
         ranks = self.config.rank, self.config.value_rank

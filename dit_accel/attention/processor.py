@@ -2,10 +2,12 @@
 
 A `StagedAttnProcessor` replaces a module's attention processor and computes the same, bit for bit,
 in stages that are attributes: a technique replaces one stage of one instance. A call that the
-stages do not cover (cross-attention, a mask, an image's extra keys, context parallelism) goes to
-the stock processor. It has no state of a run and no formula. Shapes as in `core/tokens.py`.
+stages do not cover (cross-attention, an image's extra keys, context parallelism) goes to the stock
+processor. A `JointAttnProcessor` has video and text in one sequence. There is one class for each
+processor of diffusers, `PROCESSORS`. It has no state of a run and no formula. Shapes as in
+`core/tokens.py`.
 
-Source: diffusers' `WanAttnProcessor` (0.35 to 0.42), whose arithmetic is unchanged.
+Source: diffusers' processors of these names (0.35 to 0.42), whose arithmetic is unchanged.
 """
 
 from __future__ import annotations
@@ -16,13 +18,15 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from diffusers.models.attention_dispatch import dispatch_attention_fn
+from diffusers.models.embeddings import apply_rotary_emb
 
+from dit_accel.attention.joint import JointText
 from dit_accel.attention.pca import Linear
 from dit_accel.core.patching import Patches, outside_graphs
 from dit_accel.core.tokens import TokenGrid
 
 Heads = tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # query, key, value
-Attend = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+Attend = Callable[..., torch.Tensor]  # of query, key, value; and of a `JointText`, where it is
 
 
 class WrappedProcessor:
@@ -102,15 +106,26 @@ class StagedAttnProcessor(WrappedProcessor):
 
         return split(query), split(key), split(value)
 
-    def dense(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+    def dense(
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor,
+        text: JointText | None = None,
+    ) -> torch.Tensor:  # fmt: skip
         """Full attention with the backend that the user chose in diffusers: SDPA, xformers, ..."""
+        mask = self.mask(text)
+        if not hasattr(self.stock, "_attention_backend"):  # it calls PyTorch's itself
+            q, k, v = (rows.transpose(1, 2) for rows in (query, key, value))
+            return F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2)
         parallel = {"parallel_config": None} if hasattr(self.stock, "_parallel_config") else {}
         return dispatch_attention_fn(
-            query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False,
-            backend=getattr(self.stock, "_attention_backend", None), **parallel,
+            query, key, value, attn_mask=mask, dropout_p=0.0, is_causal=False,
+            backend=self.stock._attention_backend, **parallel,
         )  # fmt: skip
 
-    def output(self, attn: Any, mixed: torch.Tensor) -> torch.Tensor:
+    def mask(self, text: JointText | None) -> torch.Tensor | None:
+        """For the full attention."""
+        return None if text is None else text.mask
+
+    def output(self, attn: Any, mixed: torch.Tensor, text: JointText | None = None) -> Any:
         """`(B, N, H D)` -> `(B, N, C)`."""
         hidden = attn.to_out[0](mixed) if self.out is None else _linear(mixed, self.out)
         return attn.to_out[1](hidden)
@@ -124,9 +139,132 @@ class WholeWidthProcessor(StagedAttnProcessor):
         self.position = rotate_whole_width
 
 
+class JointAttnProcessor(StagedAttnProcessor):
+    """HunyuanVideo's, of both kinds of blocks: video first, then text, whose padding has a mask.
+
+    `attend` and `output` get the `JointText` as well, and `output` returns video and text.
+    """
+
+    def __call__(  # type: ignore[override]  # diffusers reads these names, and passes no others
+        self, attn: Any, hidden_states: torch.Tensor,
+        encoder_hidden_states: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None, image_rotary_emb: Any = None,
+    ) -> Any:  # fmt: skip
+        video, words, text = hidden_states, encoder_hidden_states, None
+        if self.active() and getattr(self.stock, "_parallel_config", None) is None:
+            text = None if words is None else self.text(video, words, attention_mask)
+        if text is None or words is None:
+            return self.stock(attn, video, words, attention_mask, image_rotary_emb)
+        query, key, value = self.heads(attn, video, words, image_rotary_emb)
+        mixed = self.attend(query, key, value, text).flatten(2)
+        return self.output(attn, mixed.to(query.dtype), text)
+
+    def text(
+        self, video: torch.Tensor, words: torch.Tensor, mask: torch.Tensor | None
+    ) -> JointText | None:
+        """What is known of the text; None: the stages do not cover it."""
+        if mask is None:
+            return JointText(words.shape[1])
+        tokens = video.shape[1] + words.shape[1]
+        if mask.dtype != torch.bool or mask.shape != (len(video), 1, 1, tokens):
+            return None
+        return JointText(words.shape[1], lengths=mask.sum(-1).flatten(), mask=mask)
+
+    def heads(self, attn: Any, video: torch.Tensor, words: torch.Tensor, rotary: Any) -> Heads:
+        """Of `(B, V, C)` and `(B, L, C)`: three of `(B, V + L, H, D)`."""
+        count = words.shape[1]
+        if attn.add_q_proj is None:
+            both = torch.cat([video, words], 1)
+            query, key, value = self._split(attn, both, "to_q", "to_k", "to_v")
+            query, key = _normed(attn.norm_q, query), _normed(attn.norm_k, key)
+            if rotary is not None:
+                query, key = (
+                    torch.cat([self._turn(rows[:, :-count], rotary), rows[:, -count:]], 1)
+                    for rows in (query, key)
+                )
+            return query, key, value
+        query, key, value = self._split(attn, video, "to_q", "to_k", "to_v")
+        query, key = _normed(attn.norm_q, query), _normed(attn.norm_k, key)
+        if rotary is not None:
+            query, key = self._turn(query, rotary), self._turn(key, rotary)
+        of_text = self._split(attn, words, "add_q_proj", "add_k_proj", "add_v_proj")
+        pairs = (
+            (query, _normed(attn.norm_added_q, of_text[0])),
+            (key, _normed(attn.norm_added_k, of_text[1])),
+            (value, of_text[2]),
+        )
+        query, key, value = (torch.cat(pair, dim=1) for pair in pairs)
+        return query, key, value
+
+    @staticmethod
+    def _split(attn: Any, rows: torch.Tensor, *layers: str) -> Heads:
+        query, key, value = (
+            torch.unflatten(getattr(attn, name)(rows), 2, (attn.heads, -1)) for name in layers
+        )
+        return query, key, value
+
+    def _turn(self, rows: torch.Tensor, rotary: Any) -> torch.Tensor:
+        return apply_rotary_emb(rows, rotary, sequence_dim=1)
+
+    def output(self, attn: Any, mixed: torch.Tensor, text: JointText | None = None) -> Any:
+        """`(B, N, H D)` -> video and text, `(B, V, C)` and `(B, L, C)`."""
+        assert text is not None
+        video, words = text.split(mixed)
+        if getattr(attn, "to_out", None) is not None:
+            video = attn.to_out[1](attn.to_out[0](video))
+        if getattr(attn, "to_add_out", None) is not None:
+            words = attn.to_add_out(words)
+        return video, words
+
+
+class MaskedPairsProcessor(JointAttnProcessor):
+    """HunyuanVideo 1.5's, whose mask is of the text alone, and hides padding from both sides."""
+
+    def text(
+        self, video: torch.Tensor, words: torch.Tensor, mask: torch.Tensor | None
+    ) -> JointText | None:
+        if mask is None or mask.shape != words.shape[:2]:
+            return None
+        seen = F.pad(mask, (video.shape[1], 0), value=True).bool()
+        return JointText(words.shape[1], lengths=seen.sum(-1), mask=seen)
+
+    def mask(self, text: JointText | None) -> torch.Tensor | None:
+        """`(B, 1, N, N)`, which pruned attention does without."""
+        assert text is not None and text.mask is not None
+        pairs = text.mask[:, None, None].repeat(1, 1, text.mask.shape[1], 1)
+        return pairs & pairs.transpose(2, 3)
+
+
+class TextFirstProcessor(JointAttnProcessor):
+    """CogVideoX': text first, then video, by the same weights."""
+
+    def text(
+        self, video: torch.Tensor, words: torch.Tensor, mask: torch.Tensor | None
+    ) -> JointText | None:
+        return None if mask is not None else JointText(words.shape[1], is_first=True)
+
+    def heads(self, attn: Any, video: torch.Tensor, words: torch.Tensor, rotary: Any) -> Heads:
+        count, rows = words.shape[1], torch.cat([words, video], 1)
+        query, key, value = self._split(attn, rows, "to_q", "to_k", "to_v")
+        # Heads before tokens, as the stock one has them, so that norms see the same memory.
+        query, key = (rows.transpose(1, 2) for rows in (query, key))
+        query, key = _normed(attn.norm_q, query), _normed(attn.norm_k, key)
+        if rotary is not None:
+            for part in (query, key):
+                part[:, :, count:] = apply_rotary_emb(part[:, :, count:], rotary)
+        return query.transpose(1, 2), key.transpose(1, 2), value
+
+    def output(self, attn: Any, mixed: torch.Tensor, text: JointText | None = None) -> Any:
+        assert text is not None
+        return text.split(attn.to_out[1](attn.to_out[0](mixed)))
+
+
 PROCESSORS: dict[str, type[StagedAttnProcessor]] = {
     "WanAttnProcessor": StagedAttnProcessor,
     "LTXVideoAttnProcessor": WholeWidthProcessor,
+    "HunyuanVideoAttnProcessor2_0": JointAttnProcessor,
+    "HunyuanVideo15AttnProcessor2_0": MaskedPairsProcessor,
+    "CogVideoXAttnProcessor2_0": TextFirstProcessor,
 }
 
 
@@ -185,11 +323,22 @@ def rotate_in_float32(
     return (rows.float() * rotary[0] + turned.float() * rotary[1]).to(rows.dtype)
 
 
-def grid_of(transformer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> TokenGrid:
-    """The token grid of a transformer's call, from the size of its latents."""
+def grid_of(
+    transformer: Any, args: tuple[Any, ...], kwargs: dict[str, Any], frames: int = 2
+) -> TokenGrid:
+    """The token grid of a transformer's call, from the size of its latents, whose dimension
+    `frames` is the latent frames."""
     latents = kwargs["hidden_states"] if "hidden_states" in kwargs else args[0]
-    sizes = zip(latents.shape[2:], transformer.config.patch_size, strict=True)
-    return TokenGrid(*(size // patch for size, patch in sizes))
+    config = transformer.config
+    patch = config.patch_size
+    if isinstance(patch, int):  # of a side
+        patch = (config.get("patch_size_t") or 1, patch, patch)
+    sizes = zip((latents.shape[frames], *latents.shape[3:]), patch, strict=True)
+    return TokenGrid(*(-(-size // side) for size, side in sizes))
+
+
+def _normed(norm: Any, rows: torch.Tensor) -> torch.Tensor:
+    return rows if norm is None else norm(rows)
 
 
 def _linear(tokens: torch.Tensor, layer: Linear) -> torch.Tensor:

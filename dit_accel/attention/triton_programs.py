@@ -90,7 +90,7 @@ def select(mass_ptr, order_ptr, counts_ptr, total, keep_mass, least, most, WIDE:
 
 @triton.jit
 def attend(
-    q_ptr, k_src, v_src, means_ptr, averages_ptr, order_ptr, counts_ptr, out_ptr,
+    q_ptr, k_src, v_src, means_ptr, averages_ptr, order_ptr, counts_ptr, lengths_ptr, out_ptr,
     tokens, query_blocks, key_blocks, heads, scale,
     WIDTH: tl.constexpr, QUERY: tl.constexpr, KEY: tl.constexpr, MEANS: tl.constexpr,
     TAIL: tl.constexpr, ACCELERATOR: tl.constexpr, PRECISION: tl.constexpr,
@@ -106,6 +106,7 @@ def attend(
     row = ((batch * heads + head) * query_blocks + block).to(tl.int64)
     list_ptr = order_ptr + row * key_blocks
     count = tl.load(counts_ptr + row)
+    length = tl.load(lengths_ptr + batch)
     top = tl.full([QUERY], MIN_LOGIT, tl.float32)
     total = tl.zeros([QUERY], tl.float32)
     mixed = tl.zeros([QUERY, WIDTH], tl.float32)
@@ -127,7 +128,7 @@ def attend(
                 mask=inside[:, None], other=0.0,
             )  # fmt: skip
         s = tl.dot(q, k, input_precision=PRECISION) * scale
-        s += tl.where(at < tokens, 0.0, float("-inf"))[None, :]
+        s += tl.where(at < length, 0.0, float("-inf"))[None, :]
         higher = tl.maximum(top, tl.max(s, 1))
         p = tl.exp2(s - higher[:, None])
         fade = tl.exp2(top - higher)

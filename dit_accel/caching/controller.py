@@ -172,7 +172,8 @@ class RunController:
     def _says_guidance(self, run: RunInfo) -> bool:
         """Whether it is known how many branches there are, and how they are weighed."""
         separate = self.family.branches == "separate" and run.guidance is not None
-        return separate or self.family.branches == "batched"
+        # With audio, a step may have further forwards, which guide it in other ways (LTX-2).
+        return separate or (self.family.branches == "batched" and self.family.audio is None)
 
     def _said_weights(self, run: RunInfo) -> tuple[float, ...] | None:
         """Of the branches, by what the pipeline says of its guidance; None: it says nothing."""

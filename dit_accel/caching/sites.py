@@ -2,16 +2,17 @@
 
 Goes in: forwards of the wrapped attentions or blocks. Comes out: fresh outputs, cached ones, or
 ones that are extrapolated from cached ones. A `Site` wraps one attention, one block, or the whole
-block stack, and has its values by role and branch. One decision a step is made for a site, before
-its first forward, for all branches. The drifts stay on the device and are read in one host sync a
-step. It holds no formula: `core/drift.py` measures, `caching/windows.py` decides. Source: UniCP
-(arXiv 2502.04393, EDCW), our reading.
+block stack, and has its values by role and branch. A value has a tensor for each stream: video, and
+text or audio beside it. One decision a step is made for a site, before its first forward, for all
+branches and streams; the largest drift counts. The drifts stay on the device and are read in one
+host sync a step. It holds no formula: `core/drift.py` measures, `caching/windows.py` decides.
+Source: UniCP (arXiv 2502.04393, EDCW), our reading.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -22,12 +23,14 @@ from dit_accel.caching.engine import CacheMemory, Engine
 from dit_accel.caching.ranks import Ranks
 from dit_accel.caching.windows import EDCW, Windows
 from dit_accel.core import drift, extrapolation
-from dit_accel.core.families import Family
+from dit_accel.core.families import Argument, Family
 from dit_accel.core.patching import Patches, local_arguments
 from dit_accel.core.report import CacheSite, SiteReport
 from dit_accel.core.session import Session
 
-ModuleForward = Callable[..., Any]  # returns tokens, or tokens and text
+Streams = tuple[Argument | None, ...]  # as of `Family.streams`
+ModuleForward = Callable[..., Any]  # returns a tensor, or a tuple of one for each stream
+Value = tuple[torch.Tensor, ...]  # one tensor for each stream
 
 
 @dataclass
@@ -48,7 +51,7 @@ class CachedValue:
     """A value and the timestep that it is of."""
 
     time: float
-    value: torch.Tensor
+    value: Value
 
 
 class Site:
@@ -65,8 +68,9 @@ class Site:
         self.cached: dict[tuple[str, str], list[CachedValue]] = {}  # by role and branch
         self.traces: dict[str, Trace] = {}
 
-    def fetch(self, like: torch.Tensor) -> torch.Tensor | None:
-        """The value of this step from the cached ones; None: it has to be computed."""
+    def fetch(self, like: torch.Tensor) -> Value | None:
+        """The value of this step from the cached ones, of which a stream has the shape of `like`;
+        None: it has to be computed."""
         cached = self._fitting(like) if self.uses_cache else []
         if not cached:
             return None
@@ -74,17 +78,17 @@ class Site:
         (trace.extrapolated if len(cached) > 1 else trace.cached).append(self.cache.session.step)
         return self._predict(cached)
 
-    def store(
-        self, value: torch.Tensor, action: str = "computed", fresh: torch.Tensor | None = None
-    ) -> None:
+    def store(self, value: Value, action: str = "computed", fresh: Value | None = None) -> None:
         """Cache a value, and measure the drift of the cached ones from it, or from `fresh`.
 
         `action` names the list of `Trace` that this step belongs to.
         """
         session, config = self.cache.session, self.cache.config
-        before = self._fitting(value)
-        fresh = value if fresh is None else fresh
-        sums = drift.l1_sums(self._predict(before), fresh) if before else None
+        before = self._fitting(value[0])
+        sums = None
+        if before:
+            pairs = zip(self._predict(before), value if fresh is None else fresh, strict=True)
+            sums = torch.stack([drift.l1_sums(*pair) for pair in pairs])
         now = CachedValue(session.time if config.order else 0.0, value)
         older = [one for one in before if one.time != now.time]
         self.cached[session.role, session.branch] = [now, *older][: config.order + 1]
@@ -96,64 +100,81 @@ class Site:
         """The values of this role and branch, latest first; none of another size or device."""
         session = self.cache.session
         cached = self.cached.get((session.role, session.branch), [])
-        fits = all(c.value.shape == like.shape and c.value.device == like.device for c in cached)
+        firsts = [one.value[0] for one in cached]
+        fits = all(own.shape == like.shape and own.device == like.device for own in firsts)
         return cached if fits else []
 
-    def _predict(self, cached: list[CachedValue]) -> torch.Tensor:
+    def _predict(self, cached: list[CachedValue]) -> Value:
         if len(cached) == 1:
             return cached[0].value
         factors = extrapolation.lagrange_weights([c.time for c in cached], self.cache.session.time)
-        return extrapolation.weighted_sum(factors, [c.value for c in cached])
+        streams = zip(*(one.value for one in cached), strict=True)
+        return tuple(extrapolation.weighted_sum(factors, stream) for stream in streams)
 
     def _trace(self) -> Trace:
         return self.traces.setdefault(self.cache.session.branch, Trace())
 
     # --- the three kinds of site ---
 
-    def wrap_attention(self, inner: ModuleForward) -> ModuleForward:
-        """Cache the attention's output; tokens come first, as in every self-attention module."""
+    def wrap_attentions(self, count: int) -> Callable[[int, ModuleForward], ModuleForward]:
+        """Cache the outputs of attentions that run one after another: of one, in most families.
 
-        def forward(*args: Any, **kwargs: Any) -> torch.Tensor:
-            tokens = args[0] if args else kwargs["hidden_states"]
-            cached = self.fetch(tokens)
-            if cached is not None:
-                return cached
-            output: torch.Tensor = inner(*args, **kwargs)
-            self.store(output)
-            return output
+        The first one decides. Video and text of one attention, or video and audio of two, are the
+        streams of one value. Tokens are the first argument, as in every self-attention module.
+        """
+        cached: list[torch.Tensor] = []  # of this forward: what the attentions return
+        made: list[torch.Tensor] = []  # what was computed of it
 
-        return forward
+        def wrap(index: int, inner: ModuleForward) -> ModuleForward:
+            def forward(*args: Any, **kwargs: Any) -> Any:
+                if index == 0:  # also after a forward that was aborted
+                    made.clear()
+                    cached[:] = self.fetch(args[0] if args else kwargs["hidden_states"]) or ()
+                if cached:
+                    own = len(cached) // count
+                    return as_output(cached[index * own : (index + 1) * own])
+                output = inner(*args, **kwargs)
+                made.extend(as_value(output))
+                if index == count - 1:
+                    self.store(tuple(made))
+                    made.clear()
+                return output
+
+            return forward
+
+        return wrap
 
     def wrap_stack(
-        self, blocks: list[torch.nn.Module], family: Family
+        self, blocks: list[torch.nn.Module], streams: Streams, cached_streams: int
     ) -> Callable[[int, ModuleForward], ModuleForward]:
         """Cache the residual of a run of blocks: of one block, or of the whole stack.
 
         The first block decides. From the cache, it returns its input plus the residual, and the
-        others return their input. Text that comes with the tokens is returned as it came.
+        others return their input. A stream that continues no input is cached as it is. Only the
+        first `cached_streams` are cached; the others are returned as they came.
         """
-        entered: list[torch.Tensor] = []  # the stack's input while it is being computed
-        last, text = len(blocks) - 1, family.text
+        entered: list[torch.Tensor | None] = []  # the run's input while it is being computed
 
         def wrap(index: int, inner: ModuleForward) -> ModuleForward:
             def forward(*args: Any, **kwargs: Any) -> Any:
-                def passed(tokens: torch.Tensor) -> Any:
-                    return tokens if text is None else (tokens, _argument(text, *here))
-
                 # Context parallelism may split the tokens at this block, below us.
                 here = local_arguments(blocks[index], args, kwargs)
-                tokens = _argument(family.hidden, *here)
+                came = [None if one is None else _argument(one, *here) for one in streams]
                 if index == 0:
                     entered.clear()  # also after a run that was aborted inside the stack
-                    cached = self.fetch(tokens)
+                    cached = self.fetch(next(one for one in came if one is not None))
                     if cached is not None:
-                        return passed(tokens + cached)
-                    entered.append(tokens)
+                        residuals = zip(came, cached, strict=False)
+                        new = [own if old is None else old + own for old, own in residuals]
+                        return as_output([*new, *came[len(new) :]])
+                    entered.extend(came[:cached_streams])
                 if not entered:
-                    return passed(tokens)
+                    return as_output(came)
                 output = inner(*args, **kwargs)
-                if index == last:
-                    self.store((output if text is None else output[0]) - entered.pop())
+                if index == len(blocks) - 1:
+                    both = zip(as_value(output), entered, strict=False)
+                    self.store(tuple(new if old is None else new - old for new, old in both))
+                    entered.clear()
                 return output
 
             return forward
@@ -176,33 +197,37 @@ class SiteCache(Engine):
         self.sites = []
         for name, module in self.session.transformers.items():
             blocks = [
-                (f"{group}.{i}", block)
+                (group, f"{group}.{i}", block)
                 for group in self.family.blocks
                 for i, block in enumerate(getattr(module, group))
             ]
             if self.site == "model":
-                self._wrap_stack(
-                    patches, self._add(name, "model"), module, [block for _, block in blocks]
-                )
+                group, every = self.family.blocks[0], [block for *_, block in blocks]
+                self._wrap_stack(patches, self._add(name, "model"), module, group, every)
                 continue
-            for path, block in blocks:
+            for group, path, block in blocks:
                 if self.site == "block":
-                    self._wrap_stack(patches, self._add(name, path), module, [block])
+                    self._wrap_stack(patches, self._add(name, path), module, group, [block])
                     continue
-                attention = self.family.attention
-                site = self._add(name, f"{path}.{attention}")
-                patches.around(
-                    getattr(block, attention), site.wrap_attention, callers=(module, block)
-                )
+                site = self._add(name, f"{path}.{self.family.attention}")
+                paths = self.family.attention, self.family.audio_attention
+                attentions = [getattr(block, one) for one in paths if one is not None]
+                wrap = site.wrap_attentions(len(attentions))
+                for index, attention in enumerate(attentions):
+                    patches.around(attention, partial(wrap, index), callers=(module, block))
 
     def _add(self, transformer: str, name: str) -> Site:
         self.sites.append(Site(transformer, name, self))
         return self.sites[-1]
 
     def _wrap_stack(
-        self, patches: Patches, site: Site, root: torch.nn.Module, blocks: list[torch.nn.Module]
-    ) -> None:
-        wrap = site.wrap_stack(blocks, self.family)
+        self, patches: Patches, site: Site, root: torch.nn.Module, group: str,
+        blocks: list[torch.nn.Module],
+    ) -> None:  # fmt: skip
+        streams = self.family.streams(group)
+        # Nothing reads the text that the last block returns.
+        unread = self.site == "model" and self.family.text is not None
+        wrap = site.wrap_stack(blocks, streams, len(streams) - unread)
         for index, block in enumerate(blocks):
             patches.around(block, partial(wrap, index), callers=(root,))
 
@@ -235,13 +260,14 @@ class SiteCache(Engine):
 
     def _read(self, ranks: Ranks) -> None:
         """Read the drifts of a step, in one host sync, and give them to the windows."""
-        values = (one.value for s in self.sites for cached in s.cached.values() for one in cached)
-        self._peak_bytes = max(self._peak_bytes, sum(value.nbytes for value in values))
+        known = (one for site in self.sites for cached in site.cached.values() for one in cached)
+        size = sum(stream.nbytes for one in known for stream in one.value)
+        self._peak_bytes = max(self._peak_bytes, size)
         sums = [sums for *_, sums in self.pending if sums is not None]
         numbers = iter(self._to_host(ranks, sums, [tensor for tensor, _ in self.reads]))
         worst: dict[Site, tuple[int, float | None]] = {}  # over the branches
         for site, trace, step, measured in self.pending:
-            value = None if measured is None else next(numbers)
+            value = None if measured is None else _worst([next(numbers) for _ in measured])
             if value is not None:
                 trace.drift[step] = value
             worst[site] = (step, _larger(worst.get(site, (step, None))[1], value))
@@ -259,15 +285,15 @@ class SiteCache(Engine):
     def _to_host(
         self, ranks: Ranks, sums: list[torch.Tensor], others: list[torch.Tensor]
     ) -> list[float]:
-        """The drifts of pairs of sums, and other numbers: those of all ranks together."""
+        """The drifts of pairs of sums `(S, 2)`, and other numbers: those of all ranks together."""
         if not sums and not others:
             return []
         self.host_syncs += 1
         device = (sums + others)[0].device
         flat = [tensor.to(device, torch.float32).flatten() for tensor in sums + others]
-        numbers = ranks.mean(torch.cat(flat))
-        drifts = drift.ratio(numbers[: 2 * len(sums)].view(-1, 2))
-        found: list[float] = torch.cat([drifts, numbers[2 * len(sums) :]]).tolist()
+        numbers, count = ranks.mean(torch.cat(flat)), sum(pairs.numel() for pairs in sums)
+        drifts = drift.ratio(numbers[:count].view(-1, 2))
+        found: list[float] = torch.cat([drifts, numbers[count:]]).tolist()
         return found
 
     def clear(self) -> None:
@@ -293,10 +319,25 @@ class SiteCache(Engine):
         )  # fmt: skip
 
 
-def _argument(where: tuple[str, int], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+def as_value(output: Any) -> Value:
+    """The streams of what a module returned."""
+    return output if isinstance(output, tuple) else (output,)
+
+
+def as_output(streams: Sequence[torch.Tensor | None]) -> Any:
+    """In the form in which a module returns it."""
+    return streams[0] if len(streams) == 1 else tuple(streams)
+
+
+def _argument(where: Argument, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """An argument of a call by its name, or by its position where it was given so."""
     name, place = where
     return kwargs[name] if name in kwargs else args[place]
+
+
+def _worst(drifts: list[float]) -> float:
+    """The largest of a value's streams, as it is; one that is not finite is larger than others."""
+    return max(drifts, key=lambda drift: drift if math.isfinite(drift) else math.inf)
 
 
 def _larger(a: float | None, b: float | None) -> float | None:

@@ -10,8 +10,10 @@ host sync of a step. `windows.py` and `blend.py` decide, `attention/` prunes. So
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,6 +21,7 @@ import torch
 
 from dit_accel.attention import processor
 from dit_accel.attention.block_sparse import tile_order
+from dit_accel.attention.joint import JointText
 from dit_accel.attention.pca import Linear, linear_of
 from dit_accel.attention.pcas import (
     MAX_FLOPS_SHARE,
@@ -27,19 +30,18 @@ from dit_accel.attention.pcas import (
     FlopShare,
     LowRankAttention,
 )
-from dit_accel.attention.processor import StagedAttnProcessor
+from dit_accel.attention.processor import JointAttnProcessor, StagedAttnProcessor
 from dit_accel.caching.blend import DWS, Choice, Errors, cached_error, choose
 from dit_accel.caching.ranks import Ranks
-from dit_accel.caching.sites import ModuleForward, Site, SiteCache
+from dit_accel.caching.sites import ModuleForward, Site, SiteCache, as_output, as_value
 from dit_accel.caching.windows import EDCW
-from dit_accel.core.families import Family
+from dit_accel.core.families import FAMILIES, Family
 from dit_accel.core.patching import Patches, outside_graphs
 from dit_accel.core.session import Session
 
 _PLAIN = "projections are plain linear layers"
 COMPUTE_CHOICE = Choice("compute", 1.0, 0.0)
 PRUNE_CHOICE = Choice("prune", 1.0, 0.0)
-UNICP_FAMILIES = ("wan",)  # those whose attention has a staged processor
 TRACE_LISTS = {"compute": "computed", "prune": "pruned", "blend": "blended"}
 
 
@@ -82,7 +84,8 @@ class PrunedSite(Site):
         self.off: str | None = None  # why it is not pruned in this run
         self.share = 0.0  # of dense attention's FLOPs, at the last pruned call
         self.sums: list[tuple[float, ...]] = []  # of squares, one tuple a branch
-        self.trial: torch.Tensor | None = None  # the pruned value of a step computed both ways
+        # Of a step computed both ways: what is pruned of it, before the output's projection.
+        self.trial: tuple[torch.Tensor, JointText | None] | None = None
 
     def set_up(self, attn: Any, patches: Patches, config: PCAS, index: int) -> None:
         """Put a staged processor on the module."""
@@ -94,13 +97,20 @@ class PrunedSite(Site):
             self.pruned = BlockSparseAttention(config)
             return
         value, out = self._projections()
-        if value is None or out is None:
+        if not self.is_joint and (value is None or out is None):
             raise ValueError(f"mode is 'slice'; accepted where {_PLAIN}")
         self.pruned = LowRankAttention(config, value, out)
 
+    @property
+    def is_joint(self) -> bool:
+        """Whether text is in the sequence: then values are not folded into the projections."""
+        return isinstance(self.staged, JointAttnProcessor)
+
     def _projections(self, like: torch.Tensor | None = None) -> tuple[Linear | None, Linear | None]:
         """As they are now: offloaded, or with a LoRA that was fused since the last run."""
-        return linear_of(self.attn.to_v, like), linear_of(self.attn.to_out[0], like)
+        layers = self.attn.to_out  # None where the block projects the output itself
+        out = None if layers is None else linear_of(layers[0], like)
+        return None if self.is_joint else linear_of(self.attn.to_v, like), out
 
     # --- decisions, at the beginning of a step ---
 
@@ -144,7 +154,7 @@ class PrunedSite(Site):
             return
         low_rank = self.pruned
         value, out = self._projections(low_rank.like)
-        if value is None or out is None:
+        if not self.is_joint and (value is None or out is None):
             self.off = f"values are sliced only where {_PLAIN}"
             return
         low_rank.value, low_rank.out = value, out
@@ -158,11 +168,14 @@ class PrunedSite(Site):
 
     # --- a call ---
 
-    def wrap_attention(self, inner: ModuleForward) -> ModuleForward:
-        def forward(*args: Any, **kwargs: Any) -> torch.Tensor:
+    def wrap_attentions(self, count: int) -> Callable[[int, ModuleForward], ModuleForward]:
+        return lambda _, inner: self._wrap(inner)
+
+    def _wrap(self, inner: ModuleForward) -> ModuleForward:
+        def forward(*args: Any, **kwargs: Any) -> Any:
             cached = self.fetch(args[0] if args else kwargs["hidden_states"])
             if cached is not None:
-                return cached
+                return as_output(cached)
             if self.uses_cache:  # no cached value fits
                 self.choice, self.measures = COMPUTE_CHOICE, False
             self._fold()
@@ -176,43 +189,50 @@ class PrunedSite(Site):
             folded = self.pruned.folded if self.choice.action != "compute" else None
             self.staged.value, self.staged.out = folded or (None, None)
 
-    def attend(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+    def attend(
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor,
+        text: JointText | None = None,
+    ) -> torch.Tensor:  # fmt: skip
         """The processor's stage, `(B, N, H, D)` each; some steps are computed both ways."""
-        pruned = self.pruned
+        pruned, rows = self.pruned, (query, key, value)
         if pruned is None or self.choice.action == "compute":
-            mixed = self.staged.dense(query, key, value)
-            if pruned is not None and self._skip_reason(pruned, query) is None:
-                pruned.learn(query, key, value)
+            mixed = self.staged.dense(*rows, text)
+            if pruned is not None and self._skip_reason(pruned, query, text) is None:
+                pruned.learn(*(rows if text is None else map(text.video, rows)))
                 self.stale = True
                 if self.measures:
-                    order = self.cache.order(self.transformer, query)
-                    self.trial, share = pruned.attend(query, key, value, order)
+                    order = self.cache.order(self.transformer, query, text)
+                    trial, share = pruned.attend(*rows, order, text)
+                    self.trial = trial, text
                     self._count_flops(share, 1.0)
             return mixed
-        order = self.cache.order(self.transformer, query)
-        mixed, share = pruned.attend(query, key, value, order)
+        order = self.cache.order(self.transformer, query, text)
+        mixed, share = pruned.attend(*rows, order, text)
         self._count_flops(share, 0.0)
         return mixed
 
     def _skip_reason(
-        self, pruned: BlockSparseAttention | LowRankAttention, query: torch.Tensor
-    ) -> str | None:
+        self, pruned: BlockSparseAttention | LowRankAttention, query: torch.Tensor,
+        text: JointText | None,
+    ) -> str | None:  # fmt: skip
         """Why this attention is never pruned in this run; None: it may be."""
         step, config = self.cache.session.step, pruned.config
         self.first_step = step if self.first_step is None else self.first_step
         if self.off is None and config.neutral(query.shape[-1]):
             self.off = "its settings leave nothing out"
         elif self.off is None and not config.always:
-            self.off = pruned.skip_reason(query)
+            self.off = pruned.skip_reason(query, text)
         return "it stays dense" if self.off is None and self.dense_block else self.off
 
-    def _finish(self, output: torch.Tensor) -> torch.Tensor:
-        """Measure, blend and cache an output."""
+    def _finish(self, found: Any) -> Any:
+        """Measure, blend and cache an output. Text beside it is never pruned, so never blended."""
+        output, *text = as_value(found)
         before = self._fitting(output)
-        cached = self._predict(before) if before else None
+        cached = self._predict(before)[0] if before else None
         if self.trial is not None:
-            mixed = self.trial.flatten(2).type_as(output)
-            self._compare(cached, self.staged.output(self.attn, mixed), output)
+            mixed, words = self.trial
+            pruned = self.staged.output(self.attn, mixed.flatten(2).type_as(output), words)
+            self._compare(cached, as_value(pruned)[0], output)
             self.trial, self.measured_at = None, self.cache.session.step
         action, fresh = self.choice.action, output
         if action != "compute" and cached is not None:
@@ -222,8 +242,9 @@ class PrunedSite(Site):
                 output = torch.lerp(cached, output, self.choice.weight)
         elif action == "blend":
             action = "prune"
-        self.store(output, TRACE_LISTS[action], fresh)
-        return output
+        value = output, *text
+        self.store(value, TRACE_LISTS[action], (fresh, *text))
+        return as_output(value)
 
     def _compare(
         self, cached: torch.Tensor | None, pruned: torch.Tensor, true: torch.Tensor
@@ -277,8 +298,9 @@ class UniCPCache(SiteCache):
 
     def __init__(self, session: Session, family: Family, preset: UniCP) -> None:
         super().__init__(session, family, "attention", preset.windows)
-        if family.name not in UNICP_FAMILIES:
-            accepted = f"accepted for pruned attention: {', '.join(UNICP_FAMILIES)}"
+        if not family.stages:
+            names = [row.name for row in FAMILIES.values() if row.stages]
+            accepted = f"accepted for pruned attention: {', '.join(names)}"
             raise ValueError(f"family is {family.name!r}; {accepted}")
         self.preset = preset
         self._orders: dict[Any, torch.Tensor] = {}
@@ -315,17 +337,23 @@ class UniCPCache(SiteCache):
         for site in self.pruned_sites():
             site.finish_step()
 
-    def order(self, transformer: str, query: torch.Tensor) -> torch.Tensor:
-        """`(N,)` int64: the tokens tile by tile; as they are where the grid is not known."""
-        session, config = self.session, self.preset.pcas
+    def order(
+        self, transformer: str, query: torch.Tensor, text: JointText | None = None
+    ) -> torch.Tensor:
+        """`(N,)` int64: the tokens tile by tile, text last; in a row where the grid is unknown."""
+        session, config, tokens = self.session, self.preset.pcas, query.shape[1]
         args, kwargs = session.inputs[transformer, session.branch]
-        grid = processor.grid_of(session.transformers[transformer], args, kwargs)
-        if grid.tokens != query.shape[1] or config is None:
-            return torch.arange(query.shape[1], device=query.device)
-        key = grid, query.device
+        module = session.transformers[transformer]
+        grid = processor.grid_of(module, args, kwargs, self.family.frames)
+        if text is not None:
+            grid = dataclasses.replace(grid, text=text.tokens)
+        key = grid, tokens, query.device
         if key not in self._orders:
-            tile = config.blocks_of(grid.tokens).tile
-            self._orders = {key: tile_order(grid, tile).to(query.device)}
+            order = torch.arange(tokens)
+            if grid.tokens == tokens and config is not None:
+                order = tile_order(grid, config.blocks_of(tokens).tile)
+            order = order if text is None else text.text_last(order)
+            self._orders = {key: order.to(query.device)}
         return self._orders[key]
 
     def notes(self) -> tuple[str, ...]:

@@ -50,7 +50,8 @@ def _table() -> Table:
     for column in table.columns:
         column.no_wrap = True
     for family in FAMILIES.values():
-        classes = "\n".join((family.transformer, *family.pipelines, f"[dim]{family.notes}[/]"))
+        notes = family.notes if family.by_command else f"{family.notes}; from Python only"
+        classes = "\n".join((family.transformer, *family.pipelines, f"[dim]{notes}[/]"))
         table.add_row(family.name, classes, "\n".join(family.sites), family.branches)
         table.add_section()
     return table

@@ -12,11 +12,12 @@ from collections.abc import Iterator
 from typing import Any
 
 from dit_accel.core.patching import uncompiled
-from dit_accel.models.families import FAMILIES, SITES, Family
+from dit_accel.models.families import FAMILIES, SITES, Argument, Family
 
 COMPONENTS = ("transformer", "transformer_2")
 __all__ = [
-    "FAMILIES", "SITES", "Family", "blocks_of", "family_of", "transformers_of", "without_row",
+    "FAMILIES", "SITES", "Argument", "Family", "blocks_of", "family_of", "transformers_of",
+    "without_row",
 ]  # fmt: skip
 
 

@@ -42,10 +42,16 @@ class Rows:
     video: int
     text: int
     image: int
+    text_2: int = 0
+    audio: int = 0
+    audio_time: int = 0
 
     def of(self, kind: str) -> int:
-        """Of one clip; "time": of all."""
-        return self.video + self.text if kind == "joint" else int(getattr(self, kind))
+        """Of one clip; "time" and "audio_time": of all."""
+        sums = {"joint": (self.video, self.text), "context": (self.text, self.text_2, self.image)}
+        if kind in sums:
+            return sum(sums[kind])
+        return 0 if kind == "none" else int(getattr(self, kind))
 
 
 @dataclass(frozen=True)
@@ -88,22 +94,35 @@ def _with_scene(spent: int, scene: SceneReport | None) -> int:
 def _cost(costs: Costs, site: str, family: Family) -> int:
     if site == "model":
         return sum(costs.modules[group] for group in family.blocks)
-    return costs.modules["" if site == "output" else site]
+    own = costs.modules["" if site == "output" else site]
+    block, _, name = site.rpartition(".")
+    if name == family.attention and family.audio_attention is not None:
+        own += costs.modules[f"{block}.{family.audio_attention}"]
+    return own
 
 
 def rows_of(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Rows:
     """Of a transformer's forward with these arguments, of which only the sizes matter."""
     latents = kwargs["hidden_states"] if "hidden_states" in kwargs else args[0]
     timestep = kwargs["timestep"] if "timestep" in kwargs else args[1]
-    text, image = kwargs.get("encoder_hidden_states"), kwargs.get("encoder_hidden_states_image")
+    audio_time = kwargs.get("audio_timestep")
     config, batch = module.config, len(latents)
     patch = config.patch_size
     if isinstance(patch, int):  # of a side; the frames of a patch are another entry
         patch = (config.get("patch_size_t") or 1, patch, patch)
     return Rows(
         batch, timestep.numel(), latents.numel() // (batch * config.in_channels * math.prod(patch)),
-        *(0 if read is None else read.shape[1] for read in (text, image)),
+        text=_tokens(kwargs, "encoder_hidden_states"),
+        image=_tokens(kwargs, "encoder_hidden_states_image") or _tokens(kwargs, "image_embeds"),
+        text_2=_tokens(kwargs, "encoder_hidden_states_2"),
+        audio=_tokens(kwargs, "audio_hidden_states"),
+        audio_time=(timestep if audio_time is None else audio_time).numel(),
     )  # fmt: skip
+
+
+def _tokens(kwargs: dict[str, Any], name: str) -> int:
+    rows = kwargs.get(name)
+    return 0 if rows is None else int(rows.shape[1])
 
 
 def forward_costs(module: torch.nn.Module, family: Family, rows: Rows) -> Costs:
@@ -121,7 +140,7 @@ def _add(
     module = uncompiled(module)
     if isinstance(module, (torch.nn.Linear, *_CONVOLUTIONS)):
         kind = _kind(place, kinds)
-        total = 2 * _weights(module) * rows.of(kind) * (1 if kind == "time" else rows.batch)
+        total = 2 * _weights(module) * rows.of(kind) * (1 if "time" in kind else rows.batch)
     elif not module._modules:  # a norm, an activation: most modules, so that it pays
         total = 0
     else:

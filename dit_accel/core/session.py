@@ -144,6 +144,7 @@ class Session:
         self._contexts: dict[int, tuple[str, int | None] | None] = {}
         self._thread: int | None = None  # that the run is in
         self._running: int | None = None  # that a forward is in, while it runs
+        self._caller: int | None = None  # that the pipeline's last call began in, where it is known
         self._reset()
 
     def install(self, patches: Patches) -> None:
@@ -321,6 +322,7 @@ class Session:
 
     def _call_begins(self) -> None:
         self.calls += 1
+        self._caller = threading.get_ident()
         self.on_call()
 
     def _call_ends(self) -> None:
@@ -350,7 +352,10 @@ class Session:
         again = step == self.step and (call.transformer, branch) in self._seen
         begins = other or again or step < self.step or self.step < 0
         thread = threading.get_ident()
-        if self._thread not in (None, thread) and not (begins and (other or step == 0)):
+        # A pipeline may set its timesteps anew at its end, which looks as if a run began.
+        is_older = self._in_call and self._caller not in (None, thread)
+        is_ours = self._thread in (None, thread) or (begins and (other or step == 0))
+        if is_older or not is_ours:
             raise RuntimeError(_TWO_THREADS)
         if begins:
             step = index or 0

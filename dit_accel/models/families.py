@@ -13,7 +13,10 @@ from dataclasses import dataclass
 
 SITES = ("attention", "block", "model")
 BRANCHES = ("separate", "batched", "embedded")
-TOKENS = ("time", "text", "image", "joint")
+TOKENS = (
+    "time", "audio_time", "text", "text_2", "image", "context", "joint", "audio", "none",
+)  # fmt: skip
+Argument = tuple[str, int]  # of a block's forward: its name, and its position
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,20 +30,29 @@ class Family:
         components: attributes of a pipeline that may hold such a transformer.
         blocks: attributes of the transformer that hold its blocks, in the order they run.
         hidden: a block's argument that carries the tokens through the stack, and its position.
-        text: the argument, and its position, of the text that a block returns beside the tokens,
-            else None. The whole stack returns the tokens alone, in every family.
+        text: the same of the text that a block returns behind the tokens; None: it returns none.
+            Nothing reads the text that the last block returns.
+        audio: the same of the audio that a block returns behind the tokens, and the stack too.
+        control: a list of blocks whose blocks return a hint, and behind it the tokens of this
+            argument. The transformer adds the hint to what another block returns.
+        frames: the dimension of the latents that is the latent frames, where it is known.
         attention: a block's submodule that computes self-attention.
+        stages: whether it has a processor in stages (`attention/processor.py`), and can be pruned.
+        audio_attention: the same of the audio; both are cached together.
         branches: how guidance runs: "separate" forwards, one "batched", or "embedded" in weights.
         sites: which sites are safe: the whole stack only where nothing is added between blocks,
             the others only where a value is one tensor.
         notes: one phrase for people.
+        by_command: whether the command makes its clips; else its call has what the command does not
+            give, or a result that it does not write.
         cross_attention: a block's submodule that reads the text; it and the next two are None where
             scenes are not known to work.
         text_embedder: the transformer's submodule that every text passes before its blocks.
         rotary: the transformer's submodule that makes the rotary embedding of its tokens.
         rows: layers whose rows are not the video tokens: a regular expression of their paths, and
-            "time" for the timesteps, "text" or "image" for tokens that are read, "joint" for video
-            and text in one sequence. The first that matches counts.
+            "time" and "audio_time" for the timesteps, "text", "text_2" (of a second encoder) or
+            "image" for tokens that are read, "context" for all three, "joint" for video and text in
+            one sequence, "audio", "none" for what is not counted. The first that matches counts.
     """
 
     name: str
@@ -48,18 +60,36 @@ class Family:
     pipelines: tuple[str, ...]
     components: tuple[str, ...] = ("transformer",)
     blocks: tuple[str, ...]
-    hidden: tuple[str, int] = ("hidden_states", 0)
-    text: tuple[str, int] | None = None
+    hidden: Argument = ("hidden_states", 0)
+    text: Argument | None = None
+    audio: Argument | None = None
+    control: tuple[str, Argument] | None = None
+    frames: int = 2
     attention: str
+    stages: bool = False
+    audio_attention: str | None = None
     branches: str
     sites: tuple[str, ...]
     notes: str
+    by_command: bool = True
     cross_attention: str | None = None
     text_embedder: str | None = None
     rotary: str | None = None
     rows: tuple[tuple[str, str], ...]
 
+    def streams(self, group: str) -> tuple[Argument | None, ...]:
+        """What a block of a list returns, in order: the argument that each tensor continues; None
+        where it is new."""
+        if self.control is not None and group == self.control[0]:
+            return None, self.control[1]
+        return tuple(one for one in (self.hidden, self.text, self.audio) if one is not None)
 
+
+_WAN_ROWS = (
+    (r"condition_embedder\.time", "time"),
+    (r"image_embedder|add_[kv]_proj|to_added_kv", "image"),
+    (r"text_embedder|attn2\.to_(k|v|kv)\b", "text"),
+)
 FAMILIES: dict[str, Family] = {
     row.transformer: row
     for row in (
@@ -70,16 +100,46 @@ FAMILIES: dict[str, Family] = {
             components=("transformer", "transformer_2"),
             blocks=("blocks",),
             attention="attn1",
+            stages=True,
             branches="separate",
             sites=SITES,
             notes="Wan 2.1 and 2.2, both experts",
             cross_attention="attn2",
             text_embedder="condition_embedder.text_embedder",
             rotary="rope",
+            rows=_WAN_ROWS,
+        ),
+        Family(
+            name="wan-vace",
+            transformer="WanVACETransformer3DModel",
+            pipelines=("WanVACEPipeline",),
+            components=("transformer", "transformer_2"),
+            # All hints are made first. Each is a value of its block's site, and is added outside of
+            # all sites: to a cached block as to a computed one.
+            blocks=("vace_blocks", "blocks"),
+            control=("vace_blocks", ("control_hidden_states", 2)),
+            attention="attn1",
+            stages=True,
+            branches="separate",
+            sites=("attention", "block"),
+            notes="Wan VACE, both experts",
+            by_command=False,
+            rows=_WAN_ROWS,
+        ),
+        Family(
+            name="wan-animate",
+            transformer="WanAnimateTransformer3DModel",
+            pipelines=("WanAnimatePipeline",),
+            blocks=("blocks",),
+            attention="attn1",
+            stages=True,
+            branches="separate",
+            sites=("attention", "block"),  # the face adapter adds to the tokens between blocks
+            notes="Wan 2.2 Animate; the FLOPs of its face encoder are not counted",
+            by_command=False,
             rows=(
-                (r"condition_embedder\.time", "time"),
-                (r"image_embedder|add_[kv]_proj|to_added_kv", "image"),
-                (r"text_embedder|attn2\.to_(k|v|kv)\b", "text"),
+                *_WAN_ROWS,
+                (r"motion_encoder|face_encoder|face_adapter\.to_(k|v|kv)\b", "none"),
             ),
         ),
         Family(
@@ -89,13 +149,34 @@ FAMILIES: dict[str, Family] = {
             blocks=("transformer_blocks", "single_transformer_blocks"),
             text=("encoder_hidden_states", 1),
             attention="attn",
+            stages=True,
             branches="embedded",
-            sites=("model",),
+            sites=SITES,
             notes="HunyuanVideo 1.0",
             rows=(
                 (r"time_text_embed|norm\w*\.linear$", "time"),
                 (r"^context_embedder|add_[qkv]_proj|to_add_out|ff_context", "text"),
                 (r"^single_transformer_blocks", "joint"),
+            ),
+        ),
+        Family(
+            name="hunyuan-video-1.5",
+            transformer="HunyuanVideo15Transformer3DModel",
+            pipelines=("HunyuanVideo15Pipeline", "HunyuanVideo15ImageToVideoPipeline"),
+            blocks=("transformer_blocks",),
+            text=("encoder_hidden_states", 1),
+            attention="attn",
+            stages=True,
+            branches="separate",
+            sites=SITES,
+            notes="HunyuanVideo 1.5",
+            by_command=False,
+            rows=(
+                (r"time_(text_)?embed|norm\w*\.linear$", "time"),
+                (r"^context_embedder_2", "text_2"),
+                (r"^context_embedder", "text"),
+                (r"^image_embedder", "image"),
+                (r"add_[qkv]_proj|to_add_out|ff_context", "context"),
             ),
         ),
         Family(
@@ -105,8 +186,10 @@ FAMILIES: dict[str, Family] = {
             blocks=("transformer_blocks",),
             text=("encoder_hidden_states", 1),
             attention="attn1",
+            stages=True,
+            frames=1,
             branches="batched",
-            sites=("model",),
+            sites=SITES,
             notes="CogVideoX 2B, 5B and 1.5",
             rows=(
                 (r"(time|ofs)_embedding|norm\w*\.linear$", "time"),
@@ -129,6 +212,26 @@ FAMILIES: dict[str, Family] = {
             rows=(
                 (r"^time_embed", "time"),
                 (r"caption_projection|attn2\.to_(k|v|kv)\b", "text"),
+            ),
+        ),
+        Family(
+            name="ltx-2",
+            transformer="LTX2VideoTransformer3DModel",
+            pipelines=("LTX2Pipeline", "LTX2ImageToVideoPipeline", "LTX2ConditionPipeline"),
+            blocks=("transformer_blocks",),
+            audio=("audio_hidden_states", 1),
+            attention="attn1",
+            audio_attention="audio_attn1",
+            branches="batched",
+            sites=SITES,
+            notes="LTX-2, video and audio",
+            by_command=False,
+            rows=(
+                (r"prompt_adaln|audio_time_embed|av_cross_attn_audio", "audio_time"),
+                (r"^time_embed|av_cross_attn_video", "time"),
+                (r"caption_projection|attn2\.to_(k|v|kv)\b", "text"),
+                (r"^audio_|\.audio_(attn|ff)|video_to_audio_attn\.to_(q|out|gate)", "audio"),
+                (r"audio_to_video_attn\.to_(k|v|kv)\b", "audio"),
             ),
         ),
     )

@@ -251,11 +251,15 @@ def _read_index(source: Path, name: str) -> dict[str, Any]:
 
 def _check_family(index: dict[str, Any], name: str) -> Family:
     kind = _class_of(index, "transformer") or _class_of(index, "transformer_2")
-    if kind not in FAMILIES:
-        families = ", ".join(f"{row.name} ({row.transformer})" for row in FAMILIES.values())
+    able = {row.transformer: row for row in FAMILIES.values() if row.by_command}
+    if kind not in able:
+        families = ", ".join(f"{row.name} ({row.transformer})" for row in able.values())
         found = f"a {kind}" if kind else "no transformer"
-        raise ModelError(f"model is {name!r}, with {found}: supported families are {families}")
-    return FAMILIES[kind]
+        only = ", which only Python code can call, with `accelerate`" if kind in FAMILIES else ""
+        raise ModelError(
+            f"model is {name!r}, with {found}{only}: supported families are {families}"
+        )
+    return able[kind]
 
 
 def _class_of(index: dict[str, Any], part: str) -> str | None:

@@ -58,6 +58,24 @@ def test_attention_is_the_reference(device, dtype, width, tail, blocks):
 
 
 @pytest.mark.gpu
+@pytest.mark.parametrize("accelerator", [False, True])
+def test_keys_behind_a_sequences_end_are_not_read(device, accelerator):
+    if accelerator and not INTERPRETED and torch.cuda.get_device_capability() < (9, 0):
+        pytest.skip("the device has none")
+    blocks, launch = BlockSizes(64, 64), kernels.Launch(4, 3, accelerator=accelerator)
+    query, key, value = qkv(device, torch.float16)
+    lengths = torch.tensor([TOKENS, TOKENS - 50], device=device)
+    selection = selection_of(query, key, blocks, keep_mass=1.0)
+    ours = kernels.pruned_attention(
+        query, key, value, selection, blocks, lengths=lengths, launch=launch
+    )
+    exact = block_sparse.pruned_attention(query, key, value, selection, blocks, lengths=lengths)
+    assert torch.allclose(ours.float(), exact.float(), atol=1e-2)
+    whole = kernels.pruned_attention(query, key, value, selection, blocks, launch=launch)
+    assert torch.equal(whole[0], ours[0]) and not torch.equal(whole[1], ours[1])
+
+
+@pytest.mark.gpu
 def test_by_the_memory_accelerator_too(device):
     if not INTERPRETED and torch.cuda.get_device_capability() < (9, 0):
         pytest.skip("the device has none")

@@ -1,5 +1,7 @@
 """Staged attention: neutral is bit-equal, every stage is asked, removal restores."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -117,3 +119,57 @@ def test_the_grid_is_read_from_the_latents():
     latents = torch.empty(1, 16, 3, 4, 6)
     assert processor.grid_of(transformer, (latents,), {}) == TokenGrid(3, 2, 3)
     assert processor.grid_of(transformer, (), {"hidden_states": latents}) == TokenGrid(3, 2, 3)
+
+
+class Config(dict):
+    """A transformer's, whose patch is a side, and frames."""
+
+    patch_size = 2
+
+
+def test_the_grid_of_a_patch_in_two_entries_and_of_frames_before_channels():
+    transformer = SimpleNamespace(config=Config(patch_size_t=2))
+    latents = torch.empty(1, 5, 16, 4, 6)  # CogVideoX 1.5 pads an odd number of latent frames
+    assert processor.grid_of(transformer, (latents,), {}, frames=1) == TokenGrid(3, 2, 3)
+    transformer = SimpleNamespace(config=Config(patch_size_t=None))
+    assert processor.grid_of(transformer, (latents,), {}, frames=1) == TokenGrid(5, 2, 3)
+
+
+VIDEO, WORDS = torch.zeros(2, 6, 8), torch.zeros(2, 3, 8)
+KEYS = torch.ones(2, 1, 1, 9, dtype=torch.bool)
+UNCOVERED = {
+    "HunyuanVideoAttnProcessor2_0": [
+        {"attention_mask": KEYS.float()},
+        {"attention_mask": KEYS[:1]},
+    ],
+    "HunyuanVideo15AttnProcessor2_0": [{}, {"attention_mask": torch.ones(2, 9)}],
+    "CogVideoXAttnProcessor2_0": [{"attention_mask": KEYS}],
+}
+
+
+@pytest.mark.parametrize("name", UNCOVERED)
+def test_text_that_has_no_stages_goes_to_the_stock_processor(name):
+    class Stock:
+        def __call__(self, *given):
+            return given
+
+    staged = processor.PROCESSORS[name](Stock())
+    for more in UNCOVERED[name]:
+        mask = more.get("attention_mask")
+        assert staged(None, VIDEO, WORDS, **more) == (None, VIDEO, WORDS, mask, None)
+    assert staged(None, VIDEO)[1:3] == (VIDEO, None)
+    staged._parallel_config = object()
+    assert staged(None, VIDEO, WORDS, image_rotary_emb="angles")[4] == "angles"
+
+
+def test_padding_is_known_by_the_masks_of_both_hunyuans():
+    mask = torch.tensor([[True, True, True], [True, False, False]])
+    made = processor.PROCESSORS["HunyuanVideo15AttnProcessor2_0"](None)
+    text = made.text(VIDEO, WORDS, mask)
+    assert text.lengths.tolist() == [9, 7]
+    pairs = made.mask(text)
+    assert pairs.shape == (2, 1, 9, 9) and pairs[1, 0].sum() == 7 * 7
+    keys = torch.cat([torch.ones(2, 6, dtype=torch.bool), mask], 1)[:, None, None]
+    made = processor.PROCESSORS["HunyuanVideoAttnProcessor2_0"](None)
+    assert made.text(VIDEO, WORDS, keys).lengths.tolist() == [9, 7]
+    assert made.text(VIDEO, WORDS, None).lengths is None

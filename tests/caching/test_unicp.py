@@ -230,7 +230,7 @@ def test_bad_calls_are_named_and_change_nothing():
 
 def test_a_family_without_stages_is_refused():
     ltx = next(row for row in FAMILIES.values() if row.name == "ltx")
-    with pytest.raises(ValueError, match="family is 'ltx'; accepted for pruned attention: wan"):
+    with pytest.raises(ValueError, match="family is 'ltx'; accepted for pruned attention: wan, "):
         UniCPCache(Session(None, {}), ltx, UniCP())
 
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import inspect
+import itertools
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -16,16 +19,40 @@ from dit_accel import accelerate
 Stop = Callable[[TinyModel, Any, dict[str, Any]], None]
 
 
+@contextlib.contextmanager
+def after_steps(pipe: Any, seen: Callable[[int], None]) -> Iterator[dict[str, Any]]:
+    """Arguments of a call that calls back after every step; without one, its scheduler does."""
+
+    def ended(pipe: Any, step: int, time: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+        seen(step)
+        return tensors
+
+    if "callback_on_step_end" in inspect.signature(type(pipe).__call__).parameters:
+        yield {"callback_on_step_end": ended}
+        return
+    step, steps = pipe.scheduler.step, itertools.count()
+
+    def stepped(*args: Any, **kwargs: Any) -> Any:
+        found = step(*args, **kwargs)
+        seen(next(steps))
+        return found
+
+    pipe.scheduler.step = stepped
+    try:
+        yield {}
+    finally:
+        del pipe.scheduler.step
+
+
 def after_a_step(model: TinyModel, pipe: Any, changes: dict[str, Any]) -> None:
     """The user interrupts while the pipeline is between two steps."""
 
-    def stop(pipe: Any, step: int, time: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+    def stop(step: int) -> None:
         if step == 4:
             raise KeyboardInterrupt
-        return tensors
 
-    with pytest.raises(KeyboardInterrupt):
-        model.run(pipe, **changes, callback_on_step_end=stop)
+    with after_steps(pipe, stop) as given, pytest.raises(KeyboardInterrupt):
+        model.run(pipe, **changes, **given)
 
 
 def inside_a_forward(model: TinyModel, pipe: Any, changes: dict[str, Any]) -> None:
@@ -77,17 +104,17 @@ def one_after_another(
     halfway, go_on = threading.Event(), threading.Event()
     errors: list[str] = []
 
-    def wait(pipe: Any, step: int, time: Any, tensors: dict[str, Any]) -> dict[str, Any]:
-        if step == 2:
+    def wait(step: int) -> None:
+        if step == 2 and threading.current_thread() is thread:
             halfway.set()
             go_on.wait(20)
-        return tensors
 
     def first() -> None:
-        try:
-            model.run(pipe, **changes, callback_on_step_end=wait)
-        except RuntimeError as error:
-            errors.append(str(error))
+        with after_steps(pipe, wait) as given:
+            try:
+                model.run(pipe, **changes, **given)
+            except RuntimeError as error:
+                errors.append(str(error))
 
     thread = threading.Thread(target=first)
     thread.start()

@@ -53,6 +53,8 @@ def check(model: TinyModel, pipe: Any, technique: Any, changes: dict[str, Any]) 
 
 @combinations("several prompts", variants=False, only=KINDS, without=("reposition",))
 def test_several_prompts_in_one_call(workbench, model, technique):
+    if model.family == "wan-vace":
+        pytest.skip("the pipeline makes one clip a call")
     pipe = workbench.pipe(model)
     check(model, pipe, technique, twice(model.arguments))
 

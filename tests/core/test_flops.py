@@ -12,6 +12,7 @@ import tiny
 import torch
 from calls import call
 from flop_counter import counted_flops, forward_arguments
+from pipeline_rows import ROWS
 
 from dit_accel import accelerate
 from dit_accel.core.families import FAMILIES, family_of
@@ -50,6 +51,36 @@ def test_sizes_alone_give_what_the_counter_counts(name):
     assert {path: costs.modules.get(path, 0) for path in counted} == counted
     blocks = [path for path in counted if path.count(".") == 1 and "blocks." in path]
     assert len(blocks) >= 3 and all(counted[path] for path in blocks), "the control"
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    "title",
+    [
+        "LTX2Pipeline",
+        "LTX2ImageToVideoPipeline",  # a timestep for each video token, one for all of the audio
+        "HunyuanVideo15Pipeline",
+        "HunyuanVideo15ImageToVideoPipeline",
+        "WanVACEPipeline",
+        "WanAnimatePipeline",
+    ],
+)
+def test_sizes_alone_give_it_for_pipelines_that_need_more_than_a_denoiser(title):
+    row = next(row for row in ROWS if row.title == title)
+    if not row.is_there:
+        pytest.skip("this diffusers does not have it")
+    if title == "WanAnimatePipeline":  # as its checkpoint: keys of the picture have weights
+        row = dataclasses.replace(row, config=row.config | {"added_kv_proj_dim": 24})
+    pipe = row.build()
+    calls = forward_arguments(pipe.transformer)
+    row.run(pipe, **{row.steps[0]: 2})
+    costs = costs_of(pipe, *calls[0])
+    counted = counted_flops(pipe.transformer, *calls[0])
+    if title == "WanAnimatePipeline":  # its face encoder is not counted, nor what reads the face
+        of_face = ("motion_encoder", "face_", "pose_patch_embedding")
+        counted = {p: n for p, n in counted.items() if p and not p.startswith(of_face)}
+    assert {path: costs.modules.get(path, 0) for path in counted} == counted
+    assert sum("blocks." in path and counted[path] > 0 for path in counted) > 10, "the control"
 
 
 def costs_of(pipe, args, kwargs):

@@ -43,7 +43,10 @@ def test_the_full_configuration_has_the_released_number_of_parameters(name):
 
 
 def test_every_family_has_a_denoiser():
-    assert {row.transformer for row in DENOISERS.values()} == set(FAMILIES)
+    """But those whose call needs more than a denoiser: a VAE, connectors of the text, a guider."""
+    more = {"wan-vace", "wan-animate", "ltx-2", "hunyuan-video-1.5"}
+    found = {FAMILIES[row.transformer].name for row in DENOISERS.values()}
+    assert found == {row.name for row in FAMILIES.values()} - more
 
 
 @pytest.mark.parametrize(("name", "site"), CASES)
