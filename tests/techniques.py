@@ -119,7 +119,7 @@ def _scene(name: str, config: SceneConfig, subjects: list[dict[str, Any]], shots
         name, "scene",
         neutral=_given({"layout": _layout(whole, shots), "scene": SceneConfig(text=0.0)}),
         loose=_given({"layout": _layout(subjects, shots), "scene": config}),
-        supports=lambda family: family.cross_attention is not None,
+        supports=lambda family: family.rotary is not None,
         changes=call,
     )  # fmt: skip
 

@@ -6,6 +6,7 @@ its pipeline, and the arguments of its smallest call. `tests/contract/` does the
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,6 +15,7 @@ import small_denoisers
 import tiny
 import torch
 import without_row
+from diffusers import HunyuanVideoPipeline
 from pipeline_rows import ROWS
 
 from dit_accel.core.families import without_row as without_row_of
@@ -66,6 +68,25 @@ class TinyModel:
         return latents
 
 
+class HunyuanWithTexts(HunyuanVideoPipeline):  # type: ignore[misc]
+    """Texts of 8 tokens, some of them padding, that depend on the prompt alone."""
+
+    def _rows(self, prompt: Any, *shape: int) -> torch.Tensor:
+        many = [prompt] if isinstance(prompt, str) else prompt
+        seeds = (zlib.crc32(one.encode()) for one in many)
+        drawn = [torch.randn(shape, generator=torch.Generator().manual_seed(s)) for s in seeds]
+        return torch.stack(drawn).to(self.transformer.dtype)
+
+    def _get_llama_prompt_embeds(self, prompt: Any, *_: Any, **__: Any) -> Any:
+        many = [prompt] if isinstance(prompt, str) else prompt
+        lengths = torch.tensor([min(2 + len(one.split()), 8) for one in many])
+        mask = (torch.arange(8) < lengths[:, None]).long()
+        return self._rows(prompt, 8, self.transformer.config.text_embed_dim), mask
+
+    def _get_clip_prompt_embeds(self, prompt: Any, *_: Any, **__: Any) -> torch.Tensor:
+        return self._rows(prompt, self.transformer.config.pooled_projection_dim)
+
+
 def of_checkpoint(family: str, name: str, text: str = "") -> TinyModel:
     """A denoiser of `checkpoints.yaml`, without VAE, with weights drawn anew; a text encoder for
     prompts as wide as this field of its configuration says, if any."""
@@ -78,6 +99,8 @@ def of_checkpoint(family: str, name: str, text: str = "") -> TinyModel:
             encoder = tiny.text_encoder(pipe.transformer.config[text])
             tiny.draw_weights(encoder, seed=1)
             pipe.register_modules(text_encoder=encoder, tokenizer=tiny.tiny_tokenizer())
+        if family == "hunyuan-video":
+            pipe.__class__ = HunyuanWithTexts  # a sibling of its parts has them too
         return pipe
 
     given = speed.embeddings(case.prompt, case.guidance, "cpu", torch.float32)

@@ -179,14 +179,14 @@ class JointAttnProcessor(StagedAttnProcessor):
             query, key = _normed(attn.norm_q, query), _normed(attn.norm_k, key)
             if rotary is not None:
                 query, key = (
-                    torch.cat([self._turn(rows[:, :-count], rotary), rows[:, -count:]], 1)
+                    torch.cat([self.turn(rows[:, :-count], rotary), rows[:, -count:]], 1)
                     for rows in (query, key)
                 )
             return query, key, value
         query, key, value = self._split(attn, video, "to_q", "to_k", "to_v")
         query, key = _normed(attn.norm_q, query), _normed(attn.norm_k, key)
         if rotary is not None:
-            query, key = self._turn(query, rotary), self._turn(key, rotary)
+            query, key = self.turn(query, rotary), self.turn(key, rotary)
         of_text = self._split(attn, words, "add_q_proj", "add_k_proj", "add_v_proj")
         pairs = (
             (query, _normed(attn.norm_added_q, of_text[0])),
@@ -203,7 +203,7 @@ class JointAttnProcessor(StagedAttnProcessor):
         )
         return query, key, value
 
-    def _turn(self, rows: torch.Tensor, rotary: Any) -> torch.Tensor:
+    def turn(self, rows: torch.Tensor, rotary: Any) -> torch.Tensor:
         return apply_rotary_emb(rows, rotary, sequence_dim=1)
 
     def output(self, attn: Any, mixed: torch.Tensor, text: JointText | None = None) -> Any:

@@ -153,6 +153,8 @@ FAMILIES: dict[str, Family] = {
             branches="embedded",
             sites=SITES,
             notes="HunyuanVideo 1.0",
+            text_embedder="context_embedder",
+            rotary="rope",
             rows=(
                 (r"time_text_embed|norm\w*\.linear$", "time"),
                 (r"^context_embedder|add_[qkv]_proj|to_add_out|ff_context", "text"),

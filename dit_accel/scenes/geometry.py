@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from diffusers.models.embeddings import get_1d_rotary_pos_embed
 
 from dit_accel.attention import processor
 from dit_accel.scenes import reposition
@@ -86,8 +87,26 @@ def _ltx_tables(module: Any, given: Given) -> Tables:
     return tables
 
 
+def _hunyuan_sizes(module: Any, given: Given) -> Sizes:
+    config, shape = module.config, given["hidden_states"].shape
+    patches = config.patch_size_t, config.patch_size, config.patch_size
+    frames, height, width = (n // patch for n, patch in zip(shape[2:], patches, strict=True))
+    return frames, height, width
+
+
+def _hunyuan_tables(module: Any, given: Given) -> Tables:
+    def tables(positions: torch.Tensor) -> Rotary:
+        axes = zip(module.rope.rope_dim, positions.float().T, strict=True)
+        found = [get_1d_rotary_pos_embed(n, at, module.rope.theta, use_real=True) for n, at in axes]
+        cos, sin = (torch.cat(parts, 1)[None, :, None] for parts in zip(*found, strict=True))
+        return cos, sin
+
+    return tables
+
+
 GEOMETRIES: dict[str, Geometry] = {  # by the family's name
     "wan": Geometry(_wan_sizes, _wan_tables, processor.rotate),
+    "hunyuan-video": Geometry(_hunyuan_sizes, _hunyuan_tables, processor.rotate_in_float32),
     "ltx": Geometry(_ltx_sizes, _ltx_tables, processor.rotate_in_float32, _ltx_scale),
 }
 
@@ -99,6 +118,11 @@ def stock_tables(module: Any, family: str, sizes: Sizes) -> Rotary:
         if family == "ltx":
             found = module.rope(torch.empty(1, 1, 1), *sizes)
             cos, sin = (t.unflatten(2, (module.config.num_attention_heads, -1)) for t in found)
+            return cos, sin
+        if family == "hunyuan-video":
+            patches = module.config.patch_size_t, *[module.config.patch_size] * 2
+            sides = [n * patch for n, patch in zip(sizes, patches, strict=True)]
+            cos, sin = (t[None, :, None] for t in module.rope(torch.empty(1, 1, *sides)))
             return cos, sin
         sides = [n * patch for n, patch in zip(sizes, module.config.patch_size, strict=True)]
         cos, sin = module.rope(torch.empty(1, 1, *sides))

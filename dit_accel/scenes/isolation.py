@@ -18,21 +18,21 @@ from typing import Any
 
 import torch
 
-from dit_accel.attention.processor import StagedAttnProcessor
 from dit_accel.core.families import Family
-from dit_accel.core.patching import Patches, outside_graphs
+from dit_accel.core.patching import Patches
 from dit_accel.core.report import SceneReport
 from dit_accel.core.session import Forward, ForwardCall, Interceptor, Session
 from dit_accel.core.tokens import TokenGrid
-from dit_accel.scenes import reposition, subject_text, support
+from dit_accel.scenes import masks, subject_text, support
 from dit_accel.scenes import rows as clip_rows
 from dit_accel.scenes.geometry import GEOMETRIES, Given
-from dit_accel.scenes.masks import GatherPlan, isolated_attention
+from dit_accel.scenes.joint import JointPlan, own_plan
+from dit_accel.scenes.layers import JointLayer, SceneLayer
+from dit_accel.scenes.masks import GatherPlan
 from dit_accel.scenes.references import ReferenceClips
 from dit_accel.scenes.rows import ActiveParts, SceneConfig, TokenRow
 from dit_accel.scenes.subject_text import SubjectPrompts, SubjectText, SubjectTextProcessor
 
-Rotary = reposition.Rotary
 Rows = Callable[[TokenGrid], Sequence[clip_rows.ClipRow]]
 
 
@@ -60,6 +60,8 @@ class SceneAttention(Interceptor):
         self._tables: dict[str, torch.dtype] = {}
         self._token_rows: dict[Any, tuple[TokenRow, ...]] = {}
         self.token_rows: tuple[TokenRow, ...] = ()
+        self._masks: list[tuple[torch.Tensor, tuple[int, ...]]] = []  # of texts, and their lengths
+        self.text_lengths: tuple[int, ...] = ()  # by row, without padding
         self.run_begins(None)
 
     def install(self, patches: Patches) -> None:
@@ -71,19 +73,26 @@ class SceneAttention(Interceptor):
         support.check_family(self.family)
         for name, module in self.session.transformers.items():
             blocks = [block for group in self.family.blocks for block in getattr(module, group)]
+            layer = SceneLayer if self.family.cross_attention else JointLayer
             for index, block in enumerate(blocks):
-                own = getattr(block, self.family.attention)
-                other = getattr(block, self.family.cross_attention or "")
-                support.check_text_only(other)
-                staged = support.staged(own, patches)
-                self.layers.append(SceneLayer(self, index, len(blocks), staged))
-                texts = partial(self._texts_of_call, name)
-                make = partial(SubjectTextProcessor, texts=texts)
-                patches.wrap(other, "processor", make, replaceable=True)
+                staged = support.staged(getattr(block, self.family.attention), patches)
+                self.layers.append(layer(self, index, len(blocks), staged))
+                if self.family.cross_attention:
+                    self._read_own_texts(patches, name, block)
+            if not self.family.cross_attention:
+                support.check_no_image(module)
+                embedder = module.get_submodule(self.family.text_embedder or "")
+                patches.around(embedder, partial(self._with_own_texts, name))
             # After the attentions: on a divided model the angles of a part of the tokens are wrong.
             self._tables[name] = support.check_rotary(module, self.family)
         self.texts.install(patches, self.session.pipe, self._wanted_prompts)
         self.clips.install(patches, self.session.pipe)
+
+    def _read_own_texts(self, patches: Patches, name: str, block: Any) -> None:
+        other = getattr(block, self.family.cross_attention or "")
+        support.check_text_only(other)
+        make = partial(SubjectTextProcessor, texts=partial(self._texts_of_call, name))
+        patches.wrap(other, "processor", make, replaceable=True)
 
     def _wanted_prompts(self, count: int) -> list[tuple[int, int, str]]:
         """The prompts that a call for `count` clips needs: row, class, prompt."""
@@ -109,6 +118,7 @@ class SceneAttention(Interceptor):
             support.check_undivided(layer.staged)
         given = dict(zip(call.names, call.args, strict=False)) | call.kwargs
         self._make_token_rows(call.transformer, given, call.latents.device)
+        self._note_text(given.get("encoder_attention_mask"))
         args, kwargs = self.clips.extend(call.args, call.kwargs, self.session, self.texts)
         output = forward(ForwardCall(call.transformer, args, kwargs))
         return self.clips.cut(output, len(call.latents))
@@ -134,6 +144,82 @@ class SceneAttention(Interceptor):
             self._token_rows = {key: tuple(row.to(device, dtype) for row in made)}
         self.token_rows = self._token_rows[key]
         self.device = device
+
+    # --- video and text in one sequence ---
+
+    def _note_text(self, mask: torch.Tensor | None) -> None:
+        """The tokens of every row's text, without padding: read from the device once a mask."""
+        if self.family.cross_attention or mask is None:
+            return
+        lengths = next((known for one, known in self._masks if one is mask), None)
+        if lengths is None:
+            lengths = tuple(mask.sum(1).long().tolist())
+            self._masks = [(mask, lengths), *self._masks[:3]]
+        self.text_lengths = lengths
+
+    def own_texts(self) -> dict[int, list[tuple[int, torch.Tensor]]]:
+        """By row the class and the text `(1, L, C)` of every subject that has its own now."""
+        found: dict[int, list[tuple[int, torch.Tensor]]] = {}
+        if self.active_now.own_text and "cond" in self.halves:
+            for (row, label), text in sorted(self.texts.encoded.items(), key=lambda one: one[0]):
+                found.setdefault(row, []).append((label, text))
+        return found
+
+    def _with_own_texts(self, name: str, inner: Any) -> Any:
+        """The embedder of texts, whose output has the subjects' own behind the scene's."""
+
+        def forward(text: torch.Tensor, time: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+            known = inner(text, time, *args, **kwargs)
+            own = self.own_texts() if self.session.is_active() else {}
+            if not own:
+                return known
+            rows = [
+                [inner(one.to(text), time[row : row + 1], one.new_ones(one.shape[:2]).long())
+                 for _, one in own.get(row, ())]
+                for row in range(len(text))
+            ]  # fmt: skip
+            longest = max(sum(one.shape[1] for one in many) for many in rows)
+            behind = known.new_zeros(len(text), longest, known.shape[-1])
+            for row, many in enumerate(rows):
+                if many:
+                    joined = torch.cat(many, 1)
+                    behind[row, : joined.shape[1]] = joined[0]
+            return torch.cat([known, behind], 1)
+
+        return forward
+
+    def joint_plans(self, layer: int, layers: int, text: int) -> list[JointPlan | None] | None:
+        """As `plans_of_batch`, of video and text; `text` are all tokens behind the video."""
+        active = self.active(layer, layers, self.halves[0])
+        own = self.own_texts()
+        key = replace(active, own_text=bool(own)), text, self.text_lengths
+        if key not in self._joint:
+            longest = max((sum(t.shape[1] for _, t in many) for many in own.values()), default=0)
+            rows = range(len(self.token_rows))
+            made = [self._joint_plan(row, active, own.get(row, []), text - longest) for row in rows]
+            self._joint[key] = made if any(plan is not None for plan in made) else None
+        return self._joint[key]
+
+    def _joint_plan(
+        self, row: int, active: ActiveParts, own: list[tuple[int, torch.Tensor]], text: int
+    ) -> JointPlan | None:
+        """None: the stock attention, as nothing of the scene is active in this row."""
+        tokens = self.token_rows[row]
+        plan = clip_rows.gather_plan_for(tokens, active, self.config)
+        if plan.whole and not own:
+            return None
+        isolation = self.config.isolation if active.isolation else "off"
+        read = tokens.references if active.reads_references and tokens.sources else None
+        words = tokens.labels.new_zeros(self.text_lengths[row])
+        scene = masks.gather_plan(torch.cat([tokens.labels, words]), isolation, read)
+        texts = [(label, one.shape[1]) for label, one in own]
+        found, blended, written = own_plan(tokens.labels, texts, text, isolation, read)
+        found = None if found is None else found.to(self.device)
+        return JointPlan(
+            scene.to(self.device), found, blended.to(self.device), written.to(self.device)
+        )
+
+    # --- parts ---
 
     def active(self, layer: int, layers: int, branch: str) -> ActiveParts:
         """The parts that are active at this step in a layer, in the rows of a branch."""
@@ -213,6 +299,9 @@ class SceneAttention(Interceptor):
         """Reset. Gather plans are cached per run by active parts, as nothing else changes them."""
         self._plans: dict[ActiveParts, tuple[GatherPlan, ...] | None] = {}
         self._subject_texts: dict[str, list[SubjectText]] = {}
+        self._joint: dict[Any, list[JointPlan | None] | None] = {}
+        self._masks.clear()
+        self.text_lengths = ()
         self.active_now = ActiveParts(False, False, False)
         self._were_active: set[str] = set()  # parts, at any step of this run
         self.calls = self.extra_flops = self.gathered_bytes = 0
@@ -265,70 +354,3 @@ class SceneAttention(Interceptor):
         sources = [source for row in self.token_rows for source in row.sources]
         sides = sorted({"key" if source.queries is None else "query" for source in sources})
         return tuple(f"References are repositioned on the {side} side." for side in sides)
-
-
-class SceneLayer:
-    """One self-attention: its stages, and queries and keys of the running call before rotation."""
-
-    def __init__(
-        self, scene: SceneAttention, index: int, count: int, staged: StagedAttnProcessor
-    ) -> None:
-        self.scene, self.index, self.count = scene, index, count
-        self.staged, self.inner, self.rotate = staged, staged.attend, staged.position
-        self.raw: tuple[torch.Tensor, torch.Tensor] | None = None
-        staged.position, staged.attend = outside_graphs(self.position), outside_graphs(self.attend)
-
-    def position(
-        self, query: torch.Tensor, key: torch.Tensor, rotary: Rotary
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """The position stage, as stock; unrotated queries and keys are stored for the readers."""
-        scene = self.scene
-        active = (scene.active(self.index, self.count, branch) for branch in scene.halves)
-        self.raw = (query, key) if any(one.reads_references for one in active) else None
-        return self.rotate(query, key, rotary)
-
-    def attend(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-        """The attend stage: `(B, N, H, D)` -> the same, row by row where rows differ."""
-        plans = self.scene.plans_of_batch(self.index, self.count)
-        if plans is None:
-            self.raw = None
-            return self.inner(query, key, value)
-        out = torch.empty_like(query)
-        for row, plan in enumerate(plans):
-            own = slice(row, row + 1)
-            if plan is None:
-                out[own] = self.inner(query[own], key[own], value[own])
-                continue
-            read, moved = self._read(row, value) if plan.references else (None, {})
-            out[own] = isolated_attention(
-                plan, self.inner, query[own], key[own], value[own], read, moved
-            )
-            self._count(plan, query)
-        self.raw = None
-        return out
-
-    def _read(
-        self, row: int, value: torch.Tensor
-    ) -> tuple[tuple[torch.Tensor, torch.Tensor], dict[int, torch.Tensor]]:
-        """Keys and values `(1, R, H, D)` that a row reads, and its moved queries by class."""
-        assert self.raw is not None, "position stored them in this call"
-        queries, keys = self.raw
-        keys_read, values_read, moved = [], [], {}
-        turn, shot = self.scene.geometry.turn, row % len(self.scene.token_rows)
-        for source in self.scene.token_rows[shot].sources:
-            other = row - shot + source.row  # in the same branch
-            of = slice(other, other + 1)
-            keys_read.append(turn(keys[of, source.tokens], source.keys))
-            values_read.append(value[of, source.tokens])
-            if source.queries is not None:
-                own = queries[row : row + 1]
-                moved[source.label] = turn(own, source.queries)
-        read = torch.cat(keys_read, 1), torch.cat(values_read, 1)
-        gathered = sum(tensor.nbytes for tensor in read)
-        self.scene.gathered_bytes = max(self.scene.gathered_bytes, gathered)
-        return read, moved
-
-    def _count(self, plan: GatherPlan, query: torch.Tensor) -> None:
-        width = query.shape[2] * query.shape[3]
-        self.scene.calls += len(plan.groups)
-        self.scene.extra_flops += 4 * width * (plan.pairs - plan.tokens**2)

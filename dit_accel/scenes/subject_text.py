@@ -10,6 +10,7 @@ Source: IR-Diffusion (arXiv 2411.19261), whose code weighs 0.9 to 0.1.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -51,11 +52,14 @@ class SubjectPrompts:
             encoded = inner(*args, **kwargs)
             self.clear()
             if needed:
-                names = ("max_sequence_length", "device", "dtype")
+                names = ("prompt_template", "max_sequence_length", "device", "dtype")
                 same = {name: kwargs[name] for name in names if name in kwargs}
+                if "do_classifier_free_guidance" in inspect.signature(inner).parameters:
+                    same["do_classifier_free_guidance"] = False
                 prompts = sorted({text for _, _, text in needed})
-                made = inner(prompt=prompts, do_classifier_free_guidance=False, **same)
-                at = dict(zip(prompts, _without_padding(*made[:2]), strict=True))
+                at = dict(
+                    zip(prompts, _without_padding(*inner(prompt=prompts, **same)), strict=True)
+                )
                 self.encoded = {(row, label): at[text] for row, label, text in needed}
             return encoded
 
@@ -73,10 +77,11 @@ class SubjectPrompts:
         return self._embedded[transformer]
 
 
-def _without_padding(rows: torch.Tensor, mask: Any) -> list[torch.Tensor]:
-    """Texts `(1, L, C)` of `(P, L, C)`, cut where a mask `(P, L)` has padding behind them."""
-    masked = isinstance(mask, torch.Tensor) and mask.shape == rows.shape[:2]
-    lengths = mask.sum(1).long().tolist() if masked else [rows.shape[1]] * len(rows)
+def _without_padding(rows: torch.Tensor, *others: Any) -> list[torch.Tensor]:
+    """Texts `(1, L, C)` of `(P, L, C)`, cut where a mask `(P, L)` among the others has padding."""
+    shaped = (x for x in others if isinstance(x, torch.Tensor) and x.shape == rows.shape[:2])
+    mask = next((x for x in shaped if not x.is_floating_point()), None)
+    lengths = [rows.shape[1]] * len(rows) if mask is None else mask.sum(1).long().tolist()
     return [row[None, :length] for row, length in zip(rows, lengths, strict=True)]
 
 

@@ -26,8 +26,8 @@ def check_family(family: Family) -> None:
     Raises:
         ValueError: it has none; names the families that have.
     """
-    if family.cross_attention is None or family.rotary is None or family.text_embedder is None:
-        accepted = ", ".join(f.name for f in FAMILIES.values() if f.cross_attention is not None)
+    if family.name not in GEOMETRIES:
+        accepted = ", ".join(f.name for f in FAMILIES.values() if f.name in GEOMETRIES)
         raise ValueError(f"family is {family.name!r}; accepted with a layout: {accepted}")
 
 
@@ -44,6 +44,13 @@ def check_text_only(cross: Any) -> None:
     """Refuse a cross-attention that also reads an image."""
     if getattr(cross, "add_k_proj", None) is not None:
         raise ValueError("the transformer reads an image too; accepted: text to video")
+
+
+def check_no_image(module: Any) -> None:
+    """Refuse a transformer whose first frame, or further channels, are an image."""
+    kind = module.config.get("image_condition_type")
+    if kind is not None:
+        raise ValueError(f"the transformer reads an image too ({kind}); accepted: text to video")
 
 
 def check_undivided(processor: Any) -> None:

@@ -4,6 +4,7 @@ from functools import partial
 
 import pytest
 import torch
+from scene_layouts import scene_of
 from tiny_models import MODELS
 
 from dit_accel import UncachedConfig, layout
@@ -23,15 +24,6 @@ SIZES = {"num_frames": 2, "height": 2, "width": 4, "rope_interpolation_scale": (
 @pytest.fixture(scope="module")
 def ltx():
     return MODELS["ltx"].build()
-
-
-def scene_of(*subjects, shots=1):
-    """A layout of equal shots: of each subject id, prompt and the span of the width."""
-    placed = tuple(
-        layout.Subject(id, prompt, (layout.Keyframe(0, (x0, 0, x1, 1)),))
-        for id, prompt, (x0, x1) in subjects
-    )
-    return layout.Layout(tuple(layout.Shot(f"s{i}", "a", placed) for i in range(shots)))
 
 
 BOTH = scene_of(("left", "a red circle", (0, 0.5)), ("right", "a blue square", (0.5, 1)))

@@ -28,8 +28,8 @@ def check_family(model: LoadableModel) -> None:
     """Refuse before loading a family in which a layout is not known to work."""
     from dit_accel.models.families import FAMILIES
 
-    if model.family.cross_attention is None:
-        able = ", ".join(row.name for row in FAMILIES.values() if row.cross_attention is not None)
+    if model.family.rotary is None:
+        able = ", ".join(row.name for row in FAMILIES.values() if row.rotary is not None)
         raise BadInput(f"--layout is given: the family is {model.family.name}; accepted: {able}")
 
 
