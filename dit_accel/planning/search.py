@@ -275,7 +275,7 @@ def evenly(num_steps: int, count: int) -> tuple[int, ...]:
 
 
 def with_fixed(steps: Sequence[int], sampler: SamplerCoefficients) -> list[int]:
-    """As many steps, with all that every plan computes: a missing one takes the nearest's place."""
+    """As many steps, with all that every plan computes: each in the place of the nearest other."""
     found, fixed = {*steps}, {*sampler.fixed_steps}
     for missing in sorted(fixed - found):
         found.remove(min(found - fixed, key=lambda step: abs(step - missing)))

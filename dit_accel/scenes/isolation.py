@@ -306,7 +306,7 @@ class SceneAttention(Interceptor):
         self._were_active: set[str] = set()  # parts, at any step of this run
         self.calls = self.extra_flops = self.gathered_bytes = 0
         for layer in self.layers:
-            layer.raw = None
+            layer.forget()
 
     def step_begins(self, step: int) -> None:
         """Set the active parts of this step."""

@@ -36,6 +36,10 @@ class SceneLayer:
         staged, self.rotate = self.staged, self.staged.position
         staged.position, staged.attend = outside_graphs(self.position), outside_graphs(self.attend)
 
+    def forget(self) -> None:
+        """A run begins: one that broke in mid-call left its queries and keys."""
+        self.raw = None
+
     def _reads(self) -> bool:
         """Whether any row reads a reference in this call."""
         scene = self.scene
@@ -101,14 +105,18 @@ class JointLayer(SceneLayer):
 
     def _patch(self) -> None:
         staged: Any = self.staged
-        self.turn, staged.turn = staged.turn, outside_graphs(self.keep_and_turn)
+        self.turn, staged.turn = staged.turn, outside_graphs(self.store_and_turn)
         staged.attend = outside_graphs(self.attend_jointly)
-        self._kept: list[torch.Tensor] = []
+        self._unrotated: list[torch.Tensor] = []
 
-    def keep_and_turn(self, rows: torch.Tensor, rotary: Rotary) -> torch.Tensor:
+    def forget(self) -> None:
+        super().forget()
+        self._unrotated = []
+
+    def store_and_turn(self, rows: torch.Tensor, rotary: Rotary) -> torch.Tensor:
         """The position stage of queries, then of keys; both are stored as they were."""
         if self._reads():
-            self._kept.append(rows)
+            self._unrotated.append(rows)
         turned: torch.Tensor = self.turn(rows, rotary)
         return turned
 
@@ -116,14 +124,14 @@ class JointLayer(SceneLayer):
         self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, text: JointText
     ) -> torch.Tensor:
         """The attend stage: `(B, V + L + E, H, D)` -> the same, row by row where rows differ."""
-        kept, self._kept = self._kept, []
+        unrotated, self._unrotated = self._unrotated, []
         plans: list[JointPlan | None] | None = self.scene.joint_plans(
             self.index, self.count, text.tokens
         )
         if plans is None:
             out: torch.Tensor = self.inner(query, key, value, text)
             return out
-        self.raw = (kept[0], kept[1]) if kept else None
+        self.raw = (unrotated[0], unrotated[1]) if unrotated else None
         rows = []
         for row, plan in enumerate(plans):
             own = slice(row, row + 1)
