@@ -247,7 +247,9 @@ def probe(
 
 
 def _grown(recording: UncachedRun, step: int, final: torch.Tensor) -> tuple[float, float]:
-    difference = recording.guided(step - 1) - recording.guided(step)
+    weights = torch.tensor(recording.sampler.weights_at(step))  # of the reused prediction too
+    reused, own = (recording.components[:, at] for at in (step - 1, step))
+    difference = torch.einsum("b,bn->n", weights, reused - own)
     made = float(recording.sampler.coefficients[step]) * difference
     became = final - recording.final
     sizes = float(made.norm()), float(became.norm())
