@@ -129,7 +129,7 @@ class PlannedConfig(AccelConfig):
 
     Args:
         profile: what calibration measured of this pipeline, or its file. None: it is looked for in
-            the model's folder and in the user's cache; without one the first run is recorded.
+            the model's folder and in the user's cache; without one runs are planned from the prior.
         guard: whether a run may leave its plan where the measured errors are far from the expected.
         force: whether a profile of another pipeline is used all the same.
         static: whether all runs do the same, without host syncs and without a guard (for

@@ -317,8 +317,8 @@ def build_engine(
     profile, remarks = look_up()
     if profile is None:
         _LOG.warning(
-            "No profile was found for %s: the first run is computed whole and recorded, and later "
-            "ones are planned from it.", config,
+            "No profile was found for %s: runs are planned from the prior. One that it does not "
+            "know is computed whole and recorded, and later ones are planned from that.", config,
         )  # fmt: skip
     target = Target(
         config.quality if isinstance(config, QualityConfig) else None,

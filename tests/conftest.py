@@ -65,6 +65,13 @@ def learns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+@pytest.fixture
+def without_prior(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No run is known to the prior, as by a sampler without noise levels: first runs are
+    recorded."""
+    monkeypatch.setattr("dit_accel.caching.controller.PriorCache.of", lambda *_: None)
+
+
 @pytest.fixture(scope="session")
 def tiny_profile(tiny_wan: Callable[..., WanPipeline]) -> Profile:
     """Calibrated on four clips of `tiny_wan()`: 10 steps, guidance 4, 16x16, 5 frames."""

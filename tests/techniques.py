@@ -41,7 +41,7 @@ class Technique:
             pipeline that has run once.
         supports: whether a family has it; where not, `accelerate` refuses it.
         changes: arguments of the call.
-        records: whether its first run is computed and recorded.
+        records: whether its first run is computed and recorded, where the prior knows no such run.
     """
 
     name: str
@@ -51,6 +51,10 @@ class Technique:
     supports: Callable[[Family], bool] = lambda _: True
     changes: dict[str, Any] = field(default_factory=dict)
     records: bool = False
+
+    def recorded(self, model: TinyModel) -> bool:
+        """Whether the first run of a model is: the prior knows transformers with a row."""
+        return self.records and not model.row.blocks
 
 
 def _given(settings: Settings) -> Callable[[TinyModel, Any], Settings]:

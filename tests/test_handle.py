@@ -191,6 +191,7 @@ def giving(pipe, more):
     return calls
 
 
+@pytest.mark.usefixtures("without_prior")
 def test_a_forward_that_gives_two_predictions_is_planned():
     """As LTX-2's, which predicts video and audio."""
     pipe = tiny_wan()
@@ -349,6 +350,7 @@ def test_the_report_of_an_interrupted_run_is_of_what_ran(given):
         assert "stopped" not in handle.report().summary()
 
 
+@pytest.mark.usefixtures("without_prior")
 @pytest.mark.parametrize("given", [{"speedup": 2.0}, {"quality": 30.0}], ids=["speedup", "quality"])
 def test_a_recorded_run_that_is_not_finite_gives_no_plan(given):
     pipe = tiny_wan()

@@ -2,9 +2,9 @@
 
 Goes in: a `RunInfo`, the pipeline's scheduler, a profile and a target. Comes out: a
 `GuardedPolicy`. `planning/selection.py` chooses the plan. One that was chosen before is used if
-it is for this run. Without a profile the first run is computed and recorded, and later runs
-are planned from the record. It knows pipelines and profiles, and nothing of single steps. Ours;
-there is no source.
+it is for this run. Without a profile it is planned from the prior; where the prior does not know
+such a run, the first one is computed and recorded, and later ones are planned from the record. It
+knows pipelines and profiles, and nothing of single steps. Ours; there is no source.
 """
 
 from __future__ import annotations
@@ -41,6 +41,7 @@ from dit_accel.planning.lookup import profile_key
 from dit_accel.planning.parts import parts_of
 from dit_accel.planning.plan import SamplerCoefficients
 from dit_accel.planning.prediction import PlanChoice
+from dit_accel.planning.prior import PriorCache
 from dit_accel.planning.profile import Profile
 from dit_accel.planning.profile_file import ProfileError
 from dit_accel.planning.profile_key import ProfileKey
@@ -56,7 +57,7 @@ class RunController:
     """Chooses a plan for every run of a pipeline. A `Controller`.
 
     Args:
-        profile: None: the first run is recorded.
+        profile: None: runs are planned from the prior, or the first one is recorded.
         target: a quality or a speedup.
         guard, static, choice: as of `PlannedConfig`.
         force: whether a profile of one branch is used at another guidance.
@@ -84,7 +85,8 @@ class RunController:
         self._of_choices = profile  # or what was learnt
         self._recorded: dict[tuple[Any, ...], Profile] = {}  # of first runs, by what they are of
         self._recording: RecordingPolicy | None = None
-        self._samplers = CoefficientCache()
+        self._samplers, self._priors = CoefficientCache(), PriorCache()
+        self._prior_gram: torch.Tensor | None = None  # of the last run without a profile
         self._weights = profile.sampler.branch_weights if profile else (1.0,)  # seen last
         self._ranks, self._where = Ranks(), torch.device("cpu")
         self._looks = False  # at the first step of this run
@@ -126,7 +128,7 @@ class RunController:
             where = f"it begins at step {begin}, and " if begin else ""
             if steps < asked_for and not begin:
                 where = f"it is a part of {asked_for} steps, and "
-            return self._not_planned(steps, f"{where}{steps} steps are too few")
+            return self._not_planned(steps, f"{where}{steps} steps are too few to extrapolate in")
         said = self._said_weights(run)
         self._unsaid = run if said is None else None
         return self._policy(run, said or self._weights)
@@ -198,14 +200,25 @@ class RunController:
             self._observed = None
             found = planned.observations()
             if found is not None:
-                self.learning.add(found)
+                self.learning.add(found, self._prior_gram)
         return self.learning.notes() if self.learning is not None else ()
+
+    def _without_profile(
+        self, run: RunInfo, coefficients: SamplerCoefficients, kind: tuple[Any, ...]
+    ) -> Found:
+        """What stands for a profile, and what it rests on: what earlier runs taught, a recorded
+        one, or the prior; None: the run is recorded."""
+        by_prior = self._by_prior(run, coefficients)
+        self._prior_gram = None if by_prior is None else by_prior.gram[0]
+        learnt, rests_on = self._learnt(run, coefficients)
+        return learnt or self._recorded.get(kind) or by_prior, rests_on
 
     def _learnt(self, run: RunInfo, coefficients: SamplerCoefficients) -> Found:
         """A profile of what earlier runs taught, or None, and what it rests on."""
         if self.learning is None:
             return None, ()
-        known = self.learning.profile(self._kind(run, coefficients), self._key)
+        kind = self._kind(run, coefficients)
+        known = self.learning.profile(kind, self._key, self._prior_gram)
         if known is None:
             return None, ()
         if known.profile is not self._of_choices:  # the identity of one that is gone may come again
@@ -240,10 +253,10 @@ class RunController:
         coefficients = dataclasses.replace(coefficients, second=second_of(run))
         selection.check_num_steps(coefficients.num_steps)
         kind = self._parts, _kind_of(run.guidance or 1.0, weights)
-        profile, rests_on = self.profile, ()
-        if profile is None:
-            profile, rests_on = self._learnt(run, coefficients)
-        profile = profile or self._recorded.get(kind)
+        found: Found = self.profile, ()
+        if self.profile is None:
+            found = self._without_profile(run, coefficients, kind)
+        profile, rests_on = found
         if profile is None:
             return self._record(run, coefficients)
         size = self._size_of(run.latents)
@@ -269,6 +282,13 @@ class RunController:
         )  # fmt: skip
         self._observed = policy if policy.records else None
         return policy.start(run)
+
+    def _by_prior(self, run: RunInfo, coefficients: SamplerCoefficients) -> Profile | None:
+        """Stands for a profile; None where the prior knows no such run: it is recorded."""
+        if run.begin or not self.family.blocks:
+            return None  # it starts from a clip, or what its forwards are is not known before a run
+        guidance = guidance_of(coefficients.branch_weights) or run.guidance or 1.0
+        return self._priors.of(self.pipe.scheduler, coefficients, guidance)
 
     def _record(self, run: RunInfo, coefficients: SamplerCoefficients) -> RecordingPolicy:
         steps, parts = coefficients.num_steps, len(coefficients.branch_weights)

@@ -95,8 +95,12 @@ class Learning:
         weight = posterior.weight_of(self.known.losses, self.known.compared)
         gram = posterior.posterior_gram(prior if own else None, found, weight)
         profile = profile_of_gram(gram, found[0].kind.sampler, key(found[0].kind), clips)
-        resized = found[0].kind.numbers != kind.numbers
-        self._last = LearnedProfile(profile, kind, clips, own and prior is not None, resized)
+        resized, with_prior = found[0].kind.numbers != kind.numbers, own and prior is not None
+        if with_prior:
+            words = f"the prior and {profile.evidence.words}"
+            evidence = dataclasses.replace(profile.evidence, words=words)
+            profile = dataclasses.replace(profile, evidence=evidence)
+        self._last = LearnedProfile(profile, kind, clips, with_prior, resized)
         return self._last
 
     def _groups(self, kind: RunKind, *, with_prior: bool) -> list[list[Observations]]:

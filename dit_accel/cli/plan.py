@@ -109,8 +109,9 @@ def _check_plot(path: Path, *, overwrite: bool) -> None:
         raise BadInput(f"--plot is {str(path)!r}: {needed}")
 
 
-def _profile_and_model(given: PlanOptions) -> tuple[Path, Profile, LoadableModel | None]:
-    """The model is None where the profile was given without one: no model is needed then."""
+def _profile_and_model(given: PlanOptions) -> tuple[Path | None, Profile, LoadableModel | None]:
+    """The path is None where the prior stands for a profile; the model is None where the profile
+    was given without one: no model is needed then."""
     from dit_accel.cli.run.target import CALIBRATE, find_profile, read_profile
     from dit_accel.models.loading import Version, quiet_libraries, resolve_model
 
@@ -119,12 +120,39 @@ def _profile_and_model(given: PlanOptions) -> tuple[Path, Profile, LoadableModel
     with quiet_libraries(verbose=given.verbose):
         model = resolve_model(given.model, version=Version(given.revision, given.variant))
         path = given.profile or find_profile(model)
-    if path is None:
+    if path is not None:
+        return path, read_profile(path), model
+    targets = given.quality, given.speedup
+    profile = _by_prior(given, model) if any(one is not None for one in targets) else None
+    if profile is None:
         raise BadInput(
             f"--model is {model.name!r}: no profile of it was found in its folder or the cache; "
             f"{CALIBRATE}, or pass --profile"
         )
-    return path, read_profile(path), model
+    return None, profile, model
+
+
+def _by_prior(given: PlanOptions, model: LoadableModel) -> Profile | None:
+    """What stands for a profile of a model that was not measured; None: nothing does."""
+    from dit_accel.cli.run import settings
+    from dit_accel.models.families import FAMILIES
+    from dit_accel.planning import selection
+
+    defaults = settings.call_parameters(model) | settings.folder_defaults(model)
+    steps = settings.given_or_default(given.steps, defaults.get("num_inference_steps"), "steps")
+    guidance = settings.given_or_default(given.guidance, defaults.get("guidance_scale"), "guidance")
+    transformer = str((model.index.get("transformer") or ("", ""))[1])
+    family = FAMILIES.get(transformer)
+    if family is None:
+        return None
+    with refused(f"--model is {model.name!r}: "):
+        profile = selection.prior_before_run(
+            _scheduler(model), steps, guidance, separate=family.branches == "separate"
+        )
+    if profile is None:
+        return None
+    key = dataclasses.replace(profile.key, transformer=transformer)
+    return dataclasses.replace(profile, key=key)
 
 
 def _chosen(given: PlanOptions, profile: Profile, model: LoadableModel | None) -> ChosenPlan:
@@ -155,6 +183,8 @@ def _chosen(given: PlanOptions, profile: Profile, model: LoadableModel | None) -
             f"--steps is {steps}: the timesteps of {key.scheduler} are known only when a run "
             f"begins; accepted is {key.steps}, as calibrated"
         )
+    if not key.width:  # of no clips, as the prior's: a tensor's size is not known
+        return ChosenPlan(choice, steps, guidance)
     size = plan_memory.latent_bytes(model, profile) if model is not None else None
     limit, width = bytes_of(given.cache_memory), plan_memory.value_bytes(profile)
     limited = plan_memory.memory_use(choice, limit, size, width) if size is not None else None
@@ -192,11 +222,15 @@ def _scheduler(model: LoadableModel) -> Any:
 
 
 def _content(
-    given: PlanOptions, path: Path, profile: Profile, chosen: ChosenPlan | None
+    given: PlanOptions, path: Path | None, profile: Profile, chosen: ChosenPlan | None
 ) -> dict[str, Any]:
     from dit_accel.cli.common.tables import candidate_rows
 
-    content = {"profile": str(path), "identity": profile.key.to_json()}
+    known = path is not None
+    content: dict[str, Any] = {
+        "profile": str(path) if known else None,
+        "identity": profile.key.to_json() if known else None,
+    }
     if chosen is None:
         return content | {"candidates": candidate_rows(profile)}
     choice, limited = chosen.choice, chosen.limited
@@ -220,7 +254,11 @@ def _content(
 
 
 def _show(
-    console: Console, given: PlanOptions, path: Path, profile: Profile, chosen: ChosenPlan | None
+    console: Console,
+    given: PlanOptions,
+    path: Path | None,
+    profile: Profile,
+    chosen: ChosenPlan | None,
 ) -> None:
     from dit_accel.cli.common.tables import candidate_table
 
@@ -234,19 +272,16 @@ def _show(
 
 
 def _rows(
-    given: PlanOptions, path: Path, profile: Profile, chosen: ChosenPlan, shades: str
+    given: PlanOptions, path: Path | None, profile: Profile, chosen: ChosenPlan, shades: str
 ) -> list[Row]:
     from rich.text import Text
 
-    key, choice, predicted = profile.key, chosen.choice, chosen.choice.prediction
-    size = f"{key.width}x{key.height}, {key.frames} frames, {key.steps} steps"
-    clips = f"{size}, guidance {key.guidance:g}, {key.dtype}"
+    choice, predicted = chosen.choice, chosen.choice.prediction
     target = f"{given.quality:g} dB" if given.quality is not None else f"{given.speedup:g}x"
     computed = set(choice.plan.computed)
     shares = [float(step in computed) for step in range(choice.plan.num_steps)]
     rows: list[Row] = [
-        ("profile", str(path)),
-        ("of", f"{key.pipeline}, {clips}, {profile.metadata.get('clips', '?')} prompts"),
+        *_source(path, profile),
         ("", ""),
         ("target", f"{target} at {chosen.steps} steps, guidance {chosen.guidance:g}"),
         ("plan", Text(strip(shares, shades), style="cyan")),
@@ -257,11 +292,22 @@ def _rows(
         rows.append(("speedup", f"{predicted.speedup:.2f}x, {steps}"))
         rows.append(("PSNR", Text(_psnr(predicted), style="bold")))
         if given.quality is not None and predicted.reach is not None:
-            rows.append(("guaranteed", f"{target} for {predicted.reach:.0%} of clips"))
+            sure = "guaranteed" if path is not None else "expected"
+            rows.append((sure, f"{target} for {predicted.reach:.0%} of clips"))
     rows.append(("cached values", _memory(chosen)))
     if chosen.limited is not None and given.cache_memory is not None:
         rows.append(("", chosen.limited.describe()))
     return [*rows, *(("", Text(note, style="yellow")) for note in choice.notes)]
+
+
+def _source(path: Path | None, profile: Profile) -> list[Row]:
+    if path is None:
+        return [("profile", f"none of this model; {profile.evidence.words} stands for it")]
+    key = profile.key
+    size = f"{key.width}x{key.height}, {key.frames} frames, {key.steps} steps"
+    clips = f"{size}, guidance {key.guidance:g}, {key.dtype}"
+    prompts = f"{profile.metadata.get('clips', '?')} prompts"
+    return [("profile", str(path)), ("of", f"{key.pipeline}, {clips}, {prompts}")]
 
 
 def _memory(chosen: ChosenPlan) -> str:

@@ -10,9 +10,12 @@ Source: ours.
 
 from __future__ import annotations
 
+import dataclasses
+
 import torch
 
 from dit_accel.planning.plan import SamplerCoefficients
+from dit_accel.planning.prediction import FIRST_RUN
 from dit_accel.planning.profile import Profile
 from dit_accel.planning.profile_key import ProfileKey
 
@@ -146,9 +149,11 @@ def profile_of_gram(
     low = places.floor().long().clamp_max(len(_GAIN) - 2)
     logs = torch.tensor(_GAIN, dtype=torch.float64).log()
     gain = (logs[low] + (places - low) * (logs[low + 1] - logs[low])).exp()
+    words = FIRST_RUN.words if clips == 1 else f"inner products of {clips} runs"
     return Profile(
-        key, sampler, gram[None], gain, _MEMORY * n, _DEPTH, (), {"clips": clips, "probes": 0}
-    )
+        key, sampler, gram[None], gain, _MEMORY * n, _DEPTH, (), {"clips": clips, "probes": 0},
+        evidence=dataclasses.replace(FIRST_RUN, words=words),
+    )  # fmt: skip
 
 
 def _products(rows: list[torch.Tensor]) -> torch.Tensor:

@@ -42,7 +42,7 @@ from dit_accel.planning.trajectory import Trajectory, trajectory_of
 PRIOR_FORMAT = "dit-accel-prior"
 SHIPPED = Path(__file__).parent / "prior.safetensors"
 PLACES = torch.linspace(1.0, 0.003, 50, dtype=torch.float64)  # of the rows that are kept
-BRANCHES = (1, 2)  # components of a run: as one, or those of guidance apart
+MOST_PARTS = 2  # components of a run: as one, or those of guidance apart
 _SHIFT = 3.0
 _LEAST_GAIN = 1e-6
 MOST_MODELS = 1000
@@ -176,7 +176,7 @@ class Prior:
     @classmethod
     def _of(cls, head: Field, tensors: TensorFields) -> Prior:
         count = len(PLACES)
-        parts = [field.whole(1, max(BRANCHES)) for field in head.at("branches").entries(1, 2)]
+        parts = [field.whole(1, MOST_PARTS) for field in head.at("branches").entries(1, 2)]
         grams = {}
         for part in parts:
             name, rows = f"gram.{part}", part * count + 1

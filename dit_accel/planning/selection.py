@@ -8,6 +8,7 @@ Knows numbers, and asks a scheduler for coefficients; no tensors of a model. Sou
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import math
 from dataclasses import dataclass
@@ -20,9 +21,10 @@ from dit_accel.planning.candidate import CandidatePlan
 from dit_accel.planning.margin import QualityMargin
 from dit_accel.planning.plan import SamplerCoefficients
 from dit_accel.planning.prediction import COVERAGE, ErrorBand, PlanChoice, QualityDistribution
+from dit_accel.planning.prior import profile_by_prior
 from dit_accel.planning.profile import Profile
 from dit_accel.planning.profile_file import ProfileError
-from dit_accel.planning.sampler import planned_coefficients
+from dit_accel.planning.sampler import coefficients_of, planned_coefficients
 from dit_accel.planning.transfer import check_speedup, compute_all, computed_steps, transfer_plan
 
 MIN_PLANNED_STEPS = 8  # of a run; in a shorter one, steps are too far apart to extrapolate
@@ -175,6 +177,27 @@ def coefficients_before_run(
         return dataclasses.replace(found, second=second)
     except ValueError:
         return own if num_steps == own.num_steps else None
+
+
+def prior_before_run(
+    scheduler: Any, num_steps: int, guidance: float, *, separate: bool
+) -> Profile | None:
+    """What stands for the profile of a run that has not begun; None where the prior does not know
+    such a run, or only the run sets its timesteps.
+
+    Args:
+        scheduler, guidance, separate: as of `coefficients_before_run`.
+
+    Raises:
+        NotLinearError: plans cannot be made for this scheduler.
+    """
+    own = copy.deepcopy(scheduler)
+    try:
+        own.set_timesteps(num_steps)
+    except Exception:  # whatever a scheduler needs besides, a size or a stage
+        return None
+    weights = branch_weights(None, guidance, separate=separate)
+    return profile_by_prior(own, coefficients_of(own, weights), guidance)
 
 
 def _branches(sampler: SamplerCoefficients) -> str:

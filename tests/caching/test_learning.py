@@ -13,6 +13,7 @@ from dit_accel import accelerate
 from dit_accel.planning import learned
 from dit_accel.planning.learned import Learned
 
+pytestmark = pytest.mark.usefixtures("without_prior")  # so that the first run is whole
 STEPS = 10
 
 

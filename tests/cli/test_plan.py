@@ -24,6 +24,7 @@ from dit_accel.cli.common.tables import candidate_rows
 from dit_accel.cli.plan_memory import cached_values
 from dit_accel.core.quantization import packed_bytes
 from dit_accel.models import miniature
+from dit_accel.planning import selection
 from dit_accel.planning.difficulty import PromptDifficulty
 from dit_accel.planning.plan import Extrapolation, Plan
 from dit_accel.planning.profile import Profile
@@ -315,6 +316,18 @@ def test_plan_draws(plan: Any, here: Path, suffix: str) -> None:
 )
 def test_plan_refuses(plan: Any, options: list[str], message: str) -> None:
     refused(plan(*options), message)
+
+
+def test_plan_without_a_profile_shows_the_priors(here: Path, model_folder: Path) -> None:
+    command = ("plan", "--model", str(model_folder), "--steps", "20", "--guidance", "4")
+    result = invoke(*command, "--speedup", "2.5")
+    assert result.exit_code == 0, result.stderr
+    assert "none of this model; a prior of 1 other model stands for it" in result.stdout
+    assert "8.0 of 20 steps computed" in result.stdout
+    content = json.loads(invoke(*command, "--quality", "10", "--json").stdout)
+    assert content["profile"] is None and len(content["computed"]) < 20
+    assert content["predicted"]["reach"] >= 0.95
+    assert "an assumption" in content["notes"][0]
 
 
 def test_plan_without_a_profile_says_how_to_get_one(here: Path, model_folder: Path) -> None:
@@ -624,7 +637,16 @@ def test_the_preset_has_its_own_sites(generate: Any) -> None:
     refused(result, "--accel is given with --site; accepted: with --threshold alone")
 
 
-def test_generate_without_any_profile_says_how_to_get_one(generate: Any) -> None:
+def test_generate_without_any_profile_is_planned_from_the_prior(generate: Any) -> None:
+    result = generate("--speedup", "2", "--json", "--output", "a.npy", profile=False)
+    assert result.exit_code == 0, result.stderr
+    report = json.loads(result.stdout)["report"]
+    assert report["steps_computed"] == report["steps"] / 2
+    assert any("Planned from a prior" in note for note in report["notes"])
+
+
+def test_a_sampler_without_noise_levels_needs_a_profile(generate: Any, monkeypatch: Any) -> None:
+    monkeypatch.setattr(selection, "profile_by_prior", lambda *_: None)
     refused(
         generate("--quality", "30", profile=False),
         "--quality 30 needs a profile of this model",

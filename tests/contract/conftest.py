@@ -62,7 +62,7 @@ def _run(model: TinyModel, pipe: Any, technique: Technique) -> torch.Tensor:
 
 def clips(model: TinyModel, pipe: Any, technique: Technique, calls: int = 2) -> list[torch.Tensor]:
     """Of several calls, without the one that is recorded."""
-    if technique.records:
+    if technique.recorded(model):
         _run(model, pipe, technique)
     return [_run(model, pipe, technique) for _ in range(calls)]
 

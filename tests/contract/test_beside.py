@@ -93,7 +93,7 @@ def beside(workbench: Any, model: Any, technique: Any, change: Change, *, before
     with accelerate(pipe, **technique.loose(model, workbench.pipe(model))):
         if not before:
             change(pipe)
-        for _ in range(1 + technique.records):
+        for _ in range(1 + technique.recorded(model)):
             model.run(pipe, **technique.changes)
         assert is_equal(model.run(pipe, **technique.changes), expected)
     assert is_equal(model.run(pipe, **technique.changes), stock)
@@ -105,14 +105,14 @@ def test_a_copy_is_stock_and_can_be_accelerated(workbench, stock, model, techniq
     pipe, clip = stock
     expected, settings = workbench.accelerated(model, technique), technique.loose(model, pipe)
     with accelerate(pipe, **settings):
-        for _ in range(1 + technique.records):
+        for _ in range(1 + technique.recorded(model)):
             model.run(pipe, **technique.changes)
         other = copy.deepcopy(pipe)
         module = pickle.loads(pickle.dumps(pipe.transformer))
         assert is_equal(model.run(other, **technique.changes), clip)
         assert is_equal(model.run(pipe, **technique.changes), expected)
     with accelerate(other, **settings):
-        for _ in range(1 + technique.records):
+        for _ in range(1 + technique.recorded(model)):
             fast = model.run(other, **technique.changes)
         assert is_equal(fast, expected)
     other.transformer = module
@@ -129,7 +129,7 @@ def test_a_sibling_of_the_same_parts_is_stock(workbench, stock, model, technique
         sibling.register_to_config(boundary_ratio=pipe.config.boundary_ratio)
     with accelerate(pipe, **technique.loose(model, pipe)):
         assert is_equal(model.run(sibling, **technique.changes), clip)
-        for _ in range(1 + technique.records):
+        for _ in range(1 + technique.recorded(model)):
             fast = model.run(pipe, **technique.changes)
         assert is_equal(fast, expected)
         assert is_equal(model.run(sibling, **technique.changes), clip)

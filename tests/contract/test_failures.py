@@ -82,7 +82,7 @@ def test_after_a_run_that_broke_the_next_one_is_right(stock, model, technique, s
     changes = technique.changes
     with accelerate(pipe, **technique.loose(model, pipe)) as handle:
         stop(model, pipe, changes)  # also while the first run is recorded
-        if technique.records:
+        if technique.recorded(model):
             assert is_equal(model.run(pipe, **changes), clip)
         fast = model.run(pipe, **changes)
         report = handle.report()

@@ -40,10 +40,10 @@ def check(model: TinyModel, pipe: Any, technique: Any, changes: dict[str, Any]) 
     """Neutral is stock, loose is finite and reported, removed is stock."""
     stock = model.run(pipe, **changes)
     with accelerate(pipe, **technique.neutral(model, pipe)):
-        for _ in range(1 + technique.records):
+        for _ in range(1 + technique.recorded(model)):
             assert is_equal(model.run(pipe, **changes), stock)
     with accelerate(pipe, **technique.loose(model, pipe)) as handle:
-        for _ in range(1 + technique.records):
+        for _ in range(1 + technique.recorded(model)):
             fast = model.run(pipe, **changes)
         report = handle.report()
     assert fast.isfinite().all() and not torch.equal(fast, stock)
@@ -74,7 +74,7 @@ def twice(arguments: dict[str, Any]) -> dict[str, Any]:
 def test_two_experts_have_their_own_values(workbench, model, technique):
     pipe = workbench.pipe(model)
     with accelerate(pipe, **technique.loose(model, pipe)) as handle:
-        for _ in range(1 + technique.records):
+        for _ in range(1 + technique.recorded(model)):
             model.run(pipe, **technique.changes)
         sites = handle.report().sites
     steps: dict[str, set[int]] = {"transformer": set(), "transformer_2": set()}

@@ -455,6 +455,7 @@ def test_one_decision_covers_writing_and_reading():
     assert found.scene.split_calls == 3 * computed
 
 
+@pytest.mark.usefixtures("without_prior")
 @pytest.mark.parametrize("config", [QualityConfig(30.0), SpeedupConfig(1.5)], ids=str)
 def test_plans_extrapolate_the_scene(config, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))

@@ -96,7 +96,6 @@ def resolve_target(pipe: Any, settings: Settings, *, strict: bool) -> RunTarget:
     if not isinstance(settings.accel, PlannedConfig):
         return RunTarget(settings)
     notes: tuple[str, ...] = ()
-    option = target_option(settings.quality, settings.speedup)
     path = settings.accel.profile or lookup.find_profile(pipe)
     if path is not None:
         try:
@@ -106,12 +105,35 @@ def resolve_target(pipe: Any, settings: Settings, *, strict: bool) -> RunTarget:
                 raise
             notes = (f"used --threshold {DEFAULT_THRESHOLD:g} instead: {error}",)
     elif strict:
-        raise BadInput(
-            f"{option} needs a profile of this model, and none was found in its folder or the "
-            f"cache: {CALIBRATE}; or pass --profile or --threshold"
-        )
+        return _by_prior(pipe, settings, settings.accel)
     accel = ThresholdConfig(layout=settings.accel.layout, scene=settings.accel.scene)
     return RunTarget(dataclasses.replace(settings, accel=accel), remarks=notes)
+
+
+def _by_prior(pipe: Any, settings: Settings, accel: PlannedConfig) -> RunTarget:
+    """Nothing was measured of this model, so that others stand for it."""
+    from dit_accel.core.families import family_of
+    from dit_accel.planning import selection
+
+    option, family = target_option(settings.quality, settings.speedup), family_of(pipe)
+    profile = choice = None
+    with refused(f"{option}: "):
+        if family.blocks:
+            profile = selection.prior_before_run(
+                pipe.scheduler, settings.steps, settings.guidance,
+                separate=family.branches == "separate",
+            )  # fmt: skip
+        if profile is not None:
+            target = selection.Target(settings.quality, settings.speedup)
+            choice = selection.choose(profile, profile.sampler, target, static=accel.static)
+    if choice is None:
+        raise BadInput(
+            f"{option} needs a profile of this model, and none was found in its folder or the "
+            f"cache; nor does the prior know such runs: {CALIBRATE}; or pass --profile or "
+            "--threshold"
+        )
+    accel = dataclasses.replace(accel, choice=choice)  # what is printed is what runs
+    return RunTarget(dataclasses.replace(settings, accel=accel), choice)
 
 
 def target_option(quality: float | None, speedup: float | None) -> str:
