@@ -284,7 +284,8 @@ class PlanExecutor(Engine):
     def _guidance_notes(self) -> tuple[str, ...]:
         """Where a callback or the pipeline changed the guidance during the run."""
         (_, before), *later = [*self._guidance.items()]
-        if not later or not self.policy.planned:
+        whole = all(all(steps.values()) for steps in [*self.computed.values()])
+        if not later or whole:
             return ()
         step, after = later[0]
         return (
