@@ -182,6 +182,8 @@ def _in_cache(pipe: Any, given: CalibrateOptions) -> Path:
 def _prompts(given: CalibrateOptions, model: LoadableModel) -> tuple[EvaluationPrompt, ...]:
     from dit_accel.models import miniature
 
+    if given.prompts and given.prompts_option:
+        raise BadInput("PROMPTS and --prompts are given: must be one")
     path = given.prompts or given.prompts_option
     if path is None and model.folder.resolve() == miniature.path().resolve():
         path = miniature.prompts(miniature.CALIBRATION)

@@ -122,6 +122,7 @@ def _show(store: Store, spec: EvaluationSpec, given: EvaluateOptions) -> None:
     from dit_accel.cli.common.tables import markdown_table, summary_table
     from dit_accel.evaluation.ranking.scores import read_scores
     from dit_accel.evaluation.ranking.table import ranking
+    from dit_accel.evaluation.results import FAILED
     from dit_accel.evaluation.summary import summarise
 
     results = store.results(spec)
@@ -131,11 +132,15 @@ def _show(store: Store, spec: EvaluationSpec, given: EvaluateOptions) -> None:
     store.write_summary(content, markdown_table(summary, spec.metrics) + ranking_markdown(rows))
     if given.as_json:
         print_json(content)
-        return
-    print_table(summary_table(summary, spec.metrics))
-    if rows:
-        print_table(ranking_table(rows))
-    typer.echo(f"{summary.done} of {summary.jobs} clips done, in {store.folder}")
+    else:
+        print_table(summary_table(summary, spec.metrics))
+        if rows:
+            print_table(ranking_table(rows))
+        typer.echo(f"{summary.done} of {summary.jobs} clips done, in {store.folder}")
+    failed = sum(row.status[FAILED] for row in summary.rows)
+    if failed and failed == summary.jobs:
+        first = next((error for row in summary.rows for error in row.errors), "")
+        raise RunFailed(f"all {failed} clips failed, and --retry-failed tries again: {first}")
 
 
 @contextlib.contextmanager

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dit_accel.cli.common import options
-from dit_accel.cli.common.errors import BadInput, as_option, say
+from dit_accel.cli.common.errors import BadInput, as_option, refused, say
 from dit_accel.cli.common.files import read_prompts
 from dit_accel.cli.common.options import COMPARISON, WORK, ClipOptions, option
 from dit_accel.core.files import reason_of
@@ -72,7 +72,6 @@ def spec_of(
 
     Raises:
         BadInput: an option is not accepted.
-        ValueError: a method is not accepted.
     """
     from dit_accel.cli.run import prompt_check
     from dit_accel.cli.run.settings import resolve
@@ -83,7 +82,8 @@ def spec_of(
     # the manifest has this text, so that folders of earlier versions can be continued
     settings = resolve(given, model, device=device, dtype=dtype, prompt="(from the file)")
     floor = f",{NOISE_FLOOR}" if given.noise_floor else ""
-    methods = parse_list(given.methods + floor, settings.steps)
+    with refused("--methods: "):
+        methods = parse_list(given.methods + floor, settings.steps)
     for name in dict.fromkeys(setting.method for setting in methods):
         lacking = METHODS[name].lacking()
         if lacking:
@@ -119,7 +119,8 @@ def _check_planned(given: EvaluateOptions, methods: list[str]) -> None:
     if any(METHODS[name].profiled for name in methods):
         return
     planned = [row.name for row in METHODS.values() if row.profiled]
-    only = {"--deterministic": given.static, "--cache-memory": given.cache_memory}
+    only = {"--deterministic": given.static, "--cache-memory": given.cache_memory,
+            "--profile": given.profile}  # fmt: skip
     for name, value in only.items():
         if value:
             raise BadInput(

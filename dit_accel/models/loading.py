@@ -81,6 +81,10 @@ def resolve_model(
     """
     version = version or Version()
     folder = Path(model or "").expanduser()
+    try:
+        folder.exists()
+    except OSError as error:  # a name that is too long
+        raise ModelError(f"model is {model!r:.80}: {error.strerror}") from error
     if version.revision is not None and (model is None or folder.exists()):
         raise ModelError(
             f"revision is {version.revision!r}: applies to hub ids, and model is "

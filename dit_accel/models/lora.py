@@ -10,6 +10,7 @@ Source: ours.
 from __future__ import annotations
 
 import importlib.util
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,7 +40,7 @@ class Lora:
     @property
     def file(self) -> Path:
         """Its .safetensors file: of a folder the first one by name; else the path itself."""
-        found = sorted(self.path.glob("*.safetensors")) if self.path.is_dir() else []
+        found = sorted(self.path.glob("*.safetensors")) if os.path.isdir(self.path) else []
         return found[0] if found else self.path
 
     def __str__(self) -> str:
@@ -121,12 +122,14 @@ def _experts(lora: Lora, there: Any) -> tuple[str, ...]:
 
 def _shapes(file: Path, text: str) -> dict[str, tuple[int, ...]]:
     """The shape of each tensor of a LoRA, by its header."""
-    if not file.is_file():
-        raise ModelError(f"lora is {text!r}: no such file, and no folder with a .safetensors")
     try:
-        return _header(file)
+        if file.is_file():
+            return _header(file)
+    except OSError as error:  # also of a name that is too long
+        raise ModelError(f"lora is {text!r:.300}: {error.strerror or error}") from error
     except Exception as error:
         raise ModelError(f"lora is {text!r}, which is no .safetensors file: {error}") from error
+    raise ModelError(f"lora is {text!r}: no such file, and no folder with a .safetensors")
 
 
 def _header(path: Path) -> dict[str, tuple[int, ...]]:

@@ -121,6 +121,8 @@ REFUSED = [
     (["--quantize", "int3"], "--quantize is 'int3': must be one of bnb4"),
     (["--lora", "no.safetensors:0.5"], "no.safetensors:0.5': no such file"),
     (["--lora", "text.png"], "text.png', which is no .safetensors file"),
+    (["--lora", "x" * 300], "File name too long"),
+    (["--model", "x" * 300], "--model is 'xxx"),
     (["--lora", "transformer_2=red.png"], "the model has no transformer_2; it has transformer"),
     (["--lora", "red.png:200"], "--lora is 'red.png:200': its weight must be from -100 to 100"),
     (["--revision", "main"], "--revision is 'main': applies to hub ids"),

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import re
 import signal
+import textwrap
 import threading
 import traceback
 from collections.abc import Iterator
@@ -21,6 +22,7 @@ from dit_accel.core.files import reason_of
 from dit_accel.models.loading import ModelError, ModelLoadError
 
 INTERRUPTED = "no half-written file is left"
+MOST_SIGNS = 400  # of an unexpected error
 RESUMABLE = "what is done is saved; run the same command again to continue"
 
 # Argument of the library -> option of the command.
@@ -160,7 +162,9 @@ def _unexpected(error: Exception, verbose: bool) -> str:
     if names & {"MemoryError", "OutOfMemoryError"} or "can't allocate memory" in str(error):
         first_line = text.splitlines()[0]
         return f"out of memory; try a smaller --height, --width or --frames ({first_line})"
-    return text if verbose else f"{text} (--verbose shows where)"
+    # a compiler's error has all of its output
+    first = textwrap.shorten(text.splitlines()[0], MOST_SIGNS, placeholder=" ...")
+    return text if verbose else f"{first} (--verbose shows where)"
 
 
 class Terminated(BaseException):
