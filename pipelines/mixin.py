@@ -64,7 +64,7 @@ class AcceleratedPipeline(_Parent):
         super().__init_subclass__(**given)
         if AcceleratedPipeline in cls.__bases__:
             cls.parent = next(base for base in cls.__bases__ if base is not AcceleratedPipeline)
-            cls.__call__ = _call_of(cls.parent)  # type: ignore[method-assign]
+            cls.__call__ = _call_of(cls.parent)
 
     @property
     def acceleration(self) -> AccelConfig | None:
