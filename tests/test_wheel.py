@@ -25,6 +25,7 @@ from dit_accel.models import setup
 
 ROOT = Path(__file__).parents[1]
 PROMPT = "a red circle moving right"
+COMPILED = ("wan", "hunyuan-video")  # block by block, and as a whole; each takes longest of all
 HAS_PEFT = importlib.util.find_spec("peft") is not None
 ENVIRONMENT = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
 pytestmark = pytest.mark.slow
@@ -79,7 +80,8 @@ def commands() -> Iterator[Command]:
         yield made("plain")
         yield made("offload", "--offload", "model")
         yield made("group", "--offload", "group")
-        yield made("compile", "--compile")
+        if name in COMPILED:
+            yield made("compile", "--compile")
         if model.image and not needed:
             yield made("image", "--image", "red.png")
         elif not model.image:
@@ -123,7 +125,7 @@ def test_five_families_from_an_installed_wheel(python: Path, here: Path) -> None
     for name in FOLDERS:
         assert len([*(here / f"{name}-clips").glob("*.mp4")]) == 2
         plain = np.load(here / f"{name}-plain.npy").astype(int)
-        for way in ("offload", "group", "compile"):
+        for way in ("offload", "group", *(["compile"] if name in COMPILED else [])):
             levels = abs(plain - np.load(here / f"{name}-{way}.npy").astype(int)).max()
             assert levels <= 1, f"{name}: {way} changes {levels} levels of 255"
 
