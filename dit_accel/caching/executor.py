@@ -288,6 +288,8 @@ class PlanExecutor(Engine):
         if not later or whole:
             return ()
         step, after = later[0]
+        if before is None or after is None:
+            return ()
         return (
             f"Guidance changed from {before:g} to {after:g} at step {step}: the plan weighs the "
             "branches as at the first step.",
