@@ -190,7 +190,7 @@ def pruned_attention(
         tail: whether the other blocks enter through their means.
         scale: of the logits; None: 1 / √D.
         lengths: `(B,)` int, keys of each sequence that are read, from the first on; None: all. The
-            blocks of the others must be kept.
+            blocks of the others are never left out.
     """
     tokens, scale = key.shape[1], query.shape[-1] ** -0.5 if scale is None else scale
     rows = selection.mask().repeat_interleave(blocks.query, 2)[:, :, :tokens]

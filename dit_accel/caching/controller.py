@@ -128,7 +128,7 @@ class RunController:
             where = f"it begins at step {begin}, and " if begin else ""
             if steps < asked_for and not begin:
                 where = f"it is a part of {asked_for} steps, and "
-            return self._not_planned(steps, f"{where}{steps} steps are too few to extrapolate in")
+            return self._not_planned(steps, f"{where}{steps} steps are too few")
         said = self._said_weights(run)
         self._unsaid = run if said is None else None
         return self._policy(run, said or self._weights)

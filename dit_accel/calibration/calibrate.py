@@ -30,7 +30,6 @@ from dit_accel.calibration.minutes import (
     Budget,
     Forecast,
     TooFewMinutesError,
-    first_clips,
     next_gain_db,
     probing_cost,
 )
@@ -140,10 +139,8 @@ class Calibration:
             NotLinearError: the sampler is not linear in the predictions.
             TooFewMinutesError: there is no time for one run.
         """
-        first = len(self.batches) if self.budget is None else self._first_batches()
-        for place in range(first):
-            if place and not self._fits("uncached"):
-                break
+        # with minutes the first batch alone: more clips do not search better (research/LOG.md)
+        for place in range(len(self.batches) if self.budget is None else 1):
             self._uncached(place)
         error_model, of = self._error_model()
         plans = self._searched(error_model, of)
@@ -186,12 +183,6 @@ class Calibration:
 
     # --- with minutes ---
 
-    def _fits(self, *pieces: str) -> bool:
-        fits = self.budget is None or self.budget.fits(*pieces)
-        if not fits:
-            self.ended = "the minutes are over"
-        return fits
-
     def _pays(self, place: int) -> bool:
         """Whether there is time to carry the plans out on a batch, and it teaches enough."""
         if self.budget is None:
@@ -203,20 +194,15 @@ class Calibration:
         if gain < ENOUGH_DB:
             self.ended = f"another clip would gain {gain:.1f} dB"
             return False
-        carried_out = ("candidates",) if self._results else ()  # the first time, it fits
         recorded = ("uncached",) if place not in self._measured else ()
-        return self._fits(*recorded, *carried_out)
-
-    def _first_batches(self) -> int:
-        """Batches that the error model is made of, before plans are searched; the same when the
-        calibration is resumed."""
-        self._uncached(0)
-        (seconds,) = (s for name, s in self.checkpoint.seconds.items() if name[:8] == "uncached")
-        assert self.budget is not None
-        batch = len(self.batches[0])
-        runs = 60 * self.budget.minutes / seconds * batch
-        count: int = self.checkpoint.get("first clips", lambda: first_clips(runs))
-        return min(math.ceil(count / batch), len(self.batches))
+        if self._results:
+            fits = self.budget.fits(*recorded, "candidates")
+        else:  # nothing was carried out yet: by what the recorded steps took
+            share = sum(self.counts) / self.clips[0].steps
+            fits = self.budget.fits("uncached", times=share)
+        if not fits:
+            self.ended = "the minutes are over"
+        return fits
 
     def _forecast(self, step_seconds: float) -> None:
         self._pace = step_seconds
@@ -286,31 +272,26 @@ class Calibration:
         """Of the batches that are recorded so far; and by what it was measured."""
         sampler = self._sampler()
         found = [*chain.from_iterable(self._probed(place) for place in self._measured)]
-        usual = self._others()[1:] if not found else None
-        self._model = usual or gain_and_memory(found, sampler.num_steps)
+        self._model = gain_and_memory(found, sampler.num_steps) if found else self._usual()
         batches = self.batches if self.budget is None else self.batches[: len(self._measured)]
         of = f"{self.probes}-{self.probed}-{batches}-{self.passes}"
         return ErrorModel(sampler, self._gram(), *self._model), of
 
-    def _others(self) -> tuple[torch.Tensor | None, torch.Tensor, float]:
-        """Of other models: Gram matrix `(R, R)` where there is one for this sampler, error gain and
-        error memory."""
+    def _usual(self) -> tuple[torch.Tensor, float]:
+        """Error gain and error memory of other models."""
 
-        def make() -> tuple[torch.Tensor | None, torch.Tensor, float]:
+        def make() -> tuple[torch.Tensor, float]:
             own, sampler = self._recorded(0)[0].gram, self._sampler()  # the scheduler has run
             found = profile_by_prior(self.pipe.scheduler, sampler, self.clips[0].guidance)
-            gram = found.gram[0] if found else None
-            usual = found or profile_of_gram(own, sampler, profile_key(self.pipe))
-            return gram, usual.error_gain, usual.error_memory
+            found = found or profile_of_gram(own, sampler, profile_key(self.pipe))
+            return found.error_gain, found.error_memory
 
-        known: tuple[torch.Tensor | None, torch.Tensor, float] = self.checkpoint.get("prior", make)
-        return known
+        usual: tuple[torch.Tensor, float] = self.checkpoint.get("prior", make)
+        return usual
 
     def _gram(self) -> torch.Tensor:
-        """`(P, R, R)`, of all clips that are recorded; with minutes also of other models."""
-        grams = [gram for measured in self._measured.values() for gram, _ in measured]
-        others = self._others()[0] if self.budget is not None else None
-        return torch.stack([*grams, *([others] if others is not None else [])])
+        """`(P, R, R)`, of all clips that are recorded."""
+        return torch.stack([gram for some in self._measured.values() for gram, _ in some])
 
     def _probed(self, place: int) -> list[tuple[int, float, float]]:
         """For those clips of a batch that are probed: step, gain, cosine."""

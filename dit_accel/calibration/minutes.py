@@ -1,8 +1,7 @@
 """Spends minutes on a calibration: what they are in runs, what fits, and when it is enough.
 
 In: minutes, the measured seconds of a step and of what was done so far, the moments of the fits.
-Out: how many clips the error model gets, which plans are carried out, whether another clip fits and
-pays.
+Out: which plans are carried out, whether another clip fits and whether it pays.
 Costs are in uncached runs: a run that computes k of n steps counts k / n.
 Knows numbers; no pipeline. Source: ours (research/LOG.md, 2026-11-28, compares what was tried).
 """
@@ -26,11 +25,6 @@ FEW_SPEEDUPS = (2.0, 2.94, 3.85, 5.0, 7.14)  # plans between them are made of th
 
 _RIDGE = 1e-4  # relative to the features' squares
 PROBED = 1  # clips that are probed
-
-
-def first_clips(runs: float) -> int:
-    """Clips that the error model is made of, where there is time for so many uncached runs."""
-    return 1 if runs < 6 else 2 if runs < 12 else 3
 
 
 def probing_cost(probed: Sequence[int], steps: int) -> float:
@@ -94,18 +88,19 @@ class Budget:
         """Seconds."""
         return 60 * self.minutes - sum(self.seconds.values())
 
-    def fits(self, *pieces: str) -> bool:
+    def fits(self, *pieces: str, times: float = 1.0) -> bool:
         """Whether there is time for one more piece of each of these kinds; a piece that was never
         done fits.
 
         Args:
             pieces: the beginnings of names.
+            times: as much of each.
         """
         wanted = 0.0
         for piece in pieces:
             known = [took for name, took in self.seconds.items() if name.startswith(piece)]
             wanted += statistics.median(known) if known else 0.0
-        return wanted <= self.left
+        return times * wanted <= self.left
 
 
 def next_gain_db(windows: Iterable[RidgeMoments], plans: Iterable[QualityDistribution]) -> float:

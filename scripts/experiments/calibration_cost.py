@@ -1,0 +1,69 @@
+"""What `calibrate --minutes` costs on large models at 480p, from measured seconds of a step.
+
+python scripts/experiments/calibration_cost.py
+
+In: `research/data/wall.jsonl`, where `table_wall.py` writes. A model that it has no 50 steps of is
+reckoned from Wan 1.3B by the ratio of FLOPs of a forward, and the table says so. Decoding and the
+text are not in it. Knows no GPU.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+from dit_accel.calibration.minutes import FEW_SPEEDUPS, Forecast, probing_cost
+from dit_accel.calibration.record import probe_steps
+
+ROOT = Path(__file__).resolve().parents[2]
+STEPS = 50
+TOKENS = 21 * 30 * 52  # 81 frames of 480x832
+# blocks, width, feed-forward width: of `dit_accel/models/checkpoints.yaml`
+MODELS = {"wan-1.3b": (30, 1536, 8960), "wan-14b": (40, 5120, 13824)}
+KNOWN = "wan-1.3b"
+
+
+def flops(name: str) -> float:
+    """Of the products in one forward: projections, feed-forward and attention among tokens."""
+    blocks, width, inner = MODELS[name]
+    linear = TOKENS * (6 * width**2 + 2 * width * inner)  # text adds keys and values of its own
+    return 2.0 * blocks * (linear + 2 * TOKENS**2 * width)
+
+
+def measured(name: str) -> float | None:
+    """Seconds of an uncached run's step."""
+    path = ROOT / "research" / "data" / "wall.jsonl"
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    found = [
+        row["uncached"] / STEPS for row in rows
+        if row["model"] == name and row.get("steps") == STEPS and row["compiled"] == "no"
+    ]  # fmt: skip
+    return found[0] if found else None
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--minutes", type=float, nargs="+", default=[10.0, 45.0])
+    minutes = parser.parse_args().minutes
+    clip = 1 + sum(round(STEPS / speedup) for speedup in FEW_SPEEDUPS) / STEPS
+    probes = probing_cost(probe_steps(STEPS, 8), STEPS)
+    print(
+        f"a clip with {len(FEW_SPEEDUPS)} plans: {clip:.2f} uncached runs; 8 probes: {probes:.2f}"
+    )
+    head = "".join(f" runs, clips in {m:g} min |" for m in minutes)
+    print(f"\n| model | s a step | min a run | min for 1, 3, 8 clips |{head}")
+    print("|---|---|---|---|" + "---|" * len(minutes))
+    for name in MODELS:
+        own = measured(name)
+        seconds = own or (measured(KNOWN) or 0.0) * flops(name) / flops(KNOWN)
+        one = Forecast(1.0, seconds, STEPS, 1, clip, 0.0).run_seconds / 60
+        shown = f"{seconds:.2f}" + ("" if own else " (by FLOPs)")
+        times = ", ".join(f"{clips * clip * one:.0f}" for clips in (1, 3, 8))
+        forecasts = [Forecast(m, seconds, STEPS, 1, clip, 0.0) for m in minutes]
+        fits = "".join(f" {each.runs:.1f}, {each.clips} |" for each in forecasts)
+        print(f"| {name} | {shown} | {one:.1f} | {times} |{fits}")
+
+
+if __name__ == "__main__":
+    main()
