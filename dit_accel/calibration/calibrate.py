@@ -26,9 +26,9 @@ from dit_accel.calibration.checkpoint import Checkpoint
 from dit_accel.calibration.minutes import (
     ENOUGH_DB,
     FEW_SPEEDUPS,
-    PROBED,
+    FIRST_PROBED,
     Budget,
-    Forecast,
+    Estimate,
     TooFewMinutesError,
     next_gain_db,
     probing_cost,
@@ -48,7 +48,7 @@ from dit_accel.planning.profile import Profile
 from dit_accel.planning.search import ErrorModel, search
 
 SPEEDUPS = (2.0, 2.5, 2.94, 3.125, 3.33, 3.57, 3.85, 4.17, 4.55, 5.0, 5.56, 6.25, 7.14, 8.33)
-PROBES = 8
+USUAL_PROBES = 8
 FIT_PASSES = 2  # over several batches: in the first pass, the first ones know few other clips
 MAX_RECORDED_BYTES = 4 << 30  # of recordings that are in memory for the next pass
 ProgressCallback = Callable[[str, int, int], None]
@@ -62,8 +62,8 @@ def calibrate(
     minutes: float | None = None,
     on_progress: ProgressCallback = lambda what, done, total: None,
 ) -> Profile:  # fmt: skip
-    """Measure a pipeline, and carry out candidate plans: `Calibration` in one call."""
-    return Calibration(
+    """Measure a pipeline, and carry out candidate plans: `CalibrationRun` in one call."""
+    return CalibrationRun(
         pipe, clips, speedups=speedups, probes=probes, probed=probed, batch=batch, dtype=dtype,
         work=work, overrides=overrides, minutes=minutes, on_progress=on_progress,
     ).run()  # fmt: skip
@@ -74,7 +74,7 @@ def fit_passes(clips: int, batch: int, minutes: float | None = None) -> int:
     return 1 if 1 < clips <= batch or minutes is not None else FIT_PASSES
 
 
-class Calibration:
+class CalibrationRun:
     """Measures a pipeline. Every piece of work is a checkpoint's, by what it depends on.
 
     Args:
@@ -84,7 +84,7 @@ class Calibration:
         speedups: each is a candidate plan, carried out on every clip. Empty: there are none, and
             plans are made from inner products alone. None: `SPEEDUPS`, or with `minutes` five.
         probes: steps at which one prediction is reused, >= 2; 0: error gain and memory are those
-            of other models. None: `PROBES`, or with `minutes` 0.
+            of other models. None: `USUAL_PROBES`, or with `minutes` 0.
         probed: clips that are probed, from the first on, 1 to all; with `minutes`, 1.
         batch: clips in one call of the pipeline, >= 1.
         dtype: what the denoiser computes in, for the profile's key.
@@ -92,7 +92,7 @@ class Calibration:
         overrides: arguments of the pipeline's call that replace the clips'.
         minutes: > 0, of all calls with this work folder together; None: as long as it takes.
         on_progress: is called with what is being done, how much is done, and of how much.
-        on_forecast: with `minutes`: is called after the first steps of the first run.
+        on_estimate: with `minutes`: is called after the first steps of the first run.
 
     Raises:
         ValueError: there are no clips, they differ in what must be equal, or a number is out of
@@ -105,16 +105,16 @@ class Calibration:
         work: Path | None = None, overrides: dict[str, Any] | None = None,
         minutes: float | None = None,
         on_progress: ProgressCallback = lambda what, done, total: None,
-        on_forecast: Callable[[Forecast], None] = lambda forecast: None,
+        on_estimate: Callable[[Estimate], None] = lambda estimate: None,
     ) -> None:  # fmt: skip
         if speedups is None:
             speedups = SPEEDUPS if minutes is None else FEW_SPEEDUPS
         if probes is None:
-            probes = PROBES if minutes is None else 0
-        probed = probed if minutes is None else PROBED
+            probes = USUAL_PROBES if minutes is None else 0
+        probed = probed if minutes is None else FIRST_PROBED
         check_settings(clips, speedups, probes, probed, batch, minutes)
         self.pipe, self.clips, self.speedups, self.dtype = pipe, clips, speedups, dtype
-        self.overrides, self.on_progress, self.on_forecast = overrides, on_progress, on_forecast
+        self.overrides, self.on_progress, self.on_estimate = overrides, on_progress, on_estimate
         self.probes, self.probed = probes, probed
         self.checkpoint = Checkpoint(work, clips, overrides, pipe)
         self.budget = Budget(minutes, self.checkpoint.seconds) if minutes is not None else None
@@ -204,20 +204,20 @@ class Calibration:
             self.ended = "the minutes are over"
         return fits
 
-    def _forecast(self, step_seconds: float) -> None:
+    def _estimate(self, step_seconds: float) -> None:
         self._pace = step_seconds
         if self.budget is None:
             return
         steps, batch = self.clips[0].steps, len(self.batches[0])
         probed = self.probed * probing_cost(probe_steps(steps, self.probes), steps)
         clip = 1 + sum(self.counts) / steps
-        forecast = Forecast(self.budget.minutes, step_seconds, steps, batch, clip, probed)
-        if forecast.runs < 1:
+        estimate = Estimate(self.budget.minutes, step_seconds, steps, batch, clip, probed)
+        if estimate.runs < 1:
             raise TooFewMinutesError(
                 f"minutes is {self.budget.minutes:g}, and an uncached run takes "
-                f"{forecast.run_seconds / 60:.1f}; accepted: that many or more"
+                f"{estimate.run_seconds / 60:.1f}; accepted: that many or more"
             )
-        self.on_forecast(forecast)
+        self.on_estimate(estimate)
 
     # --- pieces ---
 
@@ -252,7 +252,7 @@ class Calibration:
             if sum(recording.nbytes for recording in in_memory) > MAX_RECORDED_BYTES:
                 self._recordings.clear()
             clips = [self.clips[index] for index in batch]
-            on_pace = self._forecast if self._pace is None else None
+            on_pace = self._estimate if self._pace is None else None
             self._recordings[batch] = record(self.pipe, clips, self.overrides, on_pace)
         return self._recordings[batch]
 
@@ -361,4 +361,4 @@ def versions() -> dict[str, str]:
     return {name: importlib.metadata.version(name) for name in ("dit-accel", "diffusers", "torch")}
 
 
-__all__ = ["SPEEDUPS", "Calibration", "calibrate", "fit_passes", "probe_steps"]
+__all__ = ["SPEEDUPS", "CalibrationRun", "calibrate", "fit_passes", "probe_steps"]

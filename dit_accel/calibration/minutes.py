@@ -24,7 +24,7 @@ FEW_SPEEDUPS = (2.0, 2.94, 3.85, 5.0, 7.14)  # plans between them are made of th
 
 
 _RIDGE = 1e-4  # relative to the features' squares
-PROBED = 1  # clips that are probed
+FIRST_PROBED = 1  # clips that are probed
 
 
 def probing_cost(probed: Sequence[int], steps: int) -> float:
@@ -37,7 +37,7 @@ class TooFewMinutesError(ValueError):
 
 
 @dataclass(frozen=True)
-class Forecast:
+class Estimate:
     """What minutes are on this machine, from two measured steps.
 
     Args:
@@ -118,7 +118,7 @@ def window_gain_db(window: RidgeMoments) -> float:
 
     A correction that is fitted to P clips leaves about R (1 + c / P) of a new clip's error, and
     R (1 - c / P) of a clip's that it was fitted to. The second is known, and the first for P - 1
-    clips, each held out in turn; so c is. Infinite with fewer than two clips.
+    clips, each left out in turn; so c is. Infinite with fewer than two clips.
     """
     number = len(window.matrices)
     if number < 2:

@@ -1,6 +1,6 @@
 """What a calibration accepts: clips that are alike, and numbers in range.
 
-In: the arguments of `Calibration`. Out: nothing, or an error that names the argument.
+In: the arguments of `CalibrationRun`. Out: nothing, or an error that names the argument.
 Knows numbers and clips; no pipeline. Source: ours.
 """
 

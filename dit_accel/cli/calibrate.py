@@ -37,8 +37,8 @@ from dit_accel.core.document import read_document
 from dit_accel.core.files import placed, reason_of
 
 if TYPE_CHECKING:
-    from dit_accel.calibration.calibrate import Calibration
-    from dit_accel.calibration.minutes import Forecast
+    from dit_accel.calibration.calibrate import CalibrationRun
+    from dit_accel.calibration.minutes import Estimate
     from dit_accel.cli.run.settings import Settings
     from dit_accel.core.generation import ClipSpec
     from dit_accel.evaluation.prompts import EvaluationPrompt
@@ -244,7 +244,7 @@ def _measure(
 
     usual = FEW_SPEEDUPS if given.minutes else measuring.SPEEDUPS
     with refused():  # the work folder is of something else
-        calibration = measuring.Calibration(
+        calibration = measuring.CalibrationRun(
             pipe, clips, speedups=speedups or tuple(s for s in usual if s <= settings.steps / 2),
             probes=given.probes, probed=min(PROBED, len(clips)), batch=given.batch,
             dtype=settings.dtype, work=_work(given, out), minutes=given.minutes or None,
@@ -276,7 +276,7 @@ def _keep(profile: Profile | None, out: Path, model: str) -> None:
 
 
 @contextlib.contextmanager
-def _progress(calibration: Calibration, given: CalibrateOptions) -> Iterator[None]:
+def _progress(calibration: CalibrationRun, given: CalibrateOptions) -> Iterator[None]:
     """Shows what the calibration does: how much of its minutes is over, or of its work."""
     from dit_accel.calibration.calibrate import probe_steps
     from dit_accel.cli.common.progress import Pace, minutes_bar, pace_bar
@@ -285,7 +285,7 @@ def _progress(calibration: Calibration, given: CalibrateOptions) -> Iterator[Non
     if calibration.budget is not None:
         bar = minutes_bar(calibration.budget.minutes, calibration.budget, quiet=given.as_json)
         if not given.as_json:
-            calibration.on_forecast = partial(_say_forecast, plans=len(calibration.counts))
+            calibration.on_estimate = partial(_say_estimate, plans=len(calibration.counts))
     else:
         probes = [steps - step for step in probe_steps(steps, calibration.probes)]
         probes = calibration.probed * probes
@@ -296,13 +296,13 @@ def _progress(calibration: Calibration, given: CalibrateOptions) -> Iterator[Non
         yield
 
 
-def _say_forecast(forecast: Forecast, *, plans: int) -> None:
+def _say_estimate(estimate: Estimate, *, plans: int) -> None:
     """What the minutes are on this machine."""
     say(
-        f"a step takes {forecast.step_seconds:.3g} s, an uncached run "
-        f"{forecast.run_seconds:.3g}: {forecast.minutes:g} minutes are {forecast.runs:.1f} runs. "
-        + (f"Probes cost {forecast.first_runs:.1f}, a" if forecast.first_runs else "A")
-        + f" clip with {plans} plans costs {forecast.clip_runs:.1f}: up to {forecast.clips} clips",
+        f"a step takes {estimate.step_seconds:.3g} s, an uncached run "
+        f"{estimate.run_seconds:.3g}: {estimate.minutes:g} minutes are {estimate.runs:.1f} runs. "
+        + (f"Probes cost {estimate.first_runs:.1f}, a" if estimate.first_runs else "A")
+        + f" clip with {plans} plans costs {estimate.clip_runs:.1f}: up to {estimate.clips} clips",
         style="cyan",
     )
 

@@ -13,7 +13,7 @@ import argparse
 import json
 from pathlib import Path
 
-from dit_accel.calibration.minutes import FEW_SPEEDUPS, Forecast, probing_cost
+from dit_accel.calibration.minutes import FEW_SPEEDUPS, Estimate, probing_cost
 from dit_accel.calibration.record import probe_steps
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -57,11 +57,11 @@ def main() -> None:
     for name in MODELS:
         own = measured(name)
         seconds = own or (measured(KNOWN) or 0.0) * flops(name) / flops(KNOWN)
-        one = Forecast(1.0, seconds, STEPS, 1, clip, 0.0).run_seconds / 60
+        one = Estimate(1.0, seconds, STEPS, 1, clip, 0.0).run_seconds / 60
         shown = f"{seconds:.2f}" + ("" if own else " (by FLOPs)")
         times = ", ".join(f"{clips * clip * one:.0f}" for clips in (1, 3, 8))
-        forecasts = [Forecast(m, seconds, STEPS, 1, clip, 0.0) for m in minutes]
-        fits = "".join(f" {each.runs:.1f}, {each.clips} |" for each in forecasts)
+        estimates = [Estimate(m, seconds, STEPS, 1, clip, 0.0) for m in minutes]
+        fits = "".join(f" {each.runs:.1f}, {each.clips} |" for each in estimates)
         print(f"| {name} | {shown} | {one:.1f} | {times} |{fits}")
 
 

@@ -188,7 +188,7 @@ def test_one_pass_is_enough_where_all_come_to_a_window_together(clips, batch, ex
 
 
 def fixed_candidates(monkeypatch: Any) -> None:
-    monkeypatch.setattr(calibrating.Calibration, "_searched", lambda *_: [COMPUTED])
+    monkeypatch.setattr(calibrating.CalibrationRun, "_searched", lambda *_: [COMPUTED])
 
 
 def hold_weakly(monkeypatch: Any) -> None:

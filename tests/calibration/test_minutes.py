@@ -12,11 +12,11 @@ import torch
 
 from dit_accel.calibration import calibrate as calibrating
 from dit_accel.calibration import minutes as spending
-from dit_accel.calibration.calibrate import Calibration, calibrate
+from dit_accel.calibration.calibrate import CalibrationRun, calibrate
 from dit_accel.calibration.fit import RidgeMoments
 from dit_accel.calibration.minutes import (
     Budget,
-    Forecast,
+    Estimate,
     TooFewMinutesError,
     window_gain_db,
 )
@@ -47,9 +47,9 @@ def test_worked_example() -> None:
     """A step of 0.6 s, 50 steps: a run takes half a minute, so that 10 minutes are 20 runs. Probes
     cost 4, a clip with its plans 2: 8 clips. Of 60 s, 20 and 15 are spent: there is time for
     another run of 20 s, and not for the plans of 15 s after it."""
-    forecast = Forecast(10.0, 0.6, 50, 1, clip_runs=2.0, first_runs=4.0)
-    assert (forecast.run_seconds, forecast.runs, forecast.clips) == (30.0, 20.0, 8)
-    together = dataclasses.replace(forecast, step_seconds=1.2, batch=4)  # four clips in one call
+    estimate = Estimate(10.0, 0.6, 50, 1, clip_runs=2.0, first_runs=4.0)
+    assert (estimate.run_seconds, estimate.runs, estimate.clips) == (30.0, 20.0, 8)
+    together = dataclasses.replace(estimate, step_seconds=1.2, batch=4)  # four clips in one call
     assert together.runs == 40.0
     budget = Budget(1.0, {"uncached-0": 20.0, "candidates-0": 15.0})
     assert budget.left == 25.0
@@ -113,7 +113,7 @@ def test_what_it_costs_is_what_the_denoiser_computes(pipe, patient) -> None:
     """Two branches a step, each a forward."""
     calls = []
     hook = pipe.transformer.register_forward_pre_hook(lambda *_: calls.append(1))
-    calibration = Calibration(pipe, CLIPS[:2], **LONG)
+    calibration = CalibrationRun(pipe, CLIPS[:2], **LONG)
     profile = calibration.run()
     hook.remove()
     assert len(calls) == pytest.approx(2 * STEPS * calibration.cost)
@@ -127,7 +127,7 @@ def test_what_it_costs_is_what_the_denoiser_computes(pipe, patient) -> None:
 def test_without_probes_errors_grow_as_those_of_other_models(pipe) -> None:
     """Inner products are the clip's own."""
     settings = {name: value for name, value in LONG.items() if name != "probes"}
-    calibration = Calibration(pipe, CLIPS[:1], **settings | {"speedups": ()})
+    calibration = CalibrationRun(pipe, CLIPS[:1], **settings | {"speedups": ()})
     profile = calibration.run()
     prior = profile_by_prior(pipe.scheduler, profile.sampler, 4.0)
     assert torch.equal(profile.error_gain, prior.error_gain)
@@ -139,7 +139,7 @@ def test_without_probes_errors_grow_as_those_of_other_models(pipe) -> None:
 
 def test_it_stops_where_another_clip_gains_little(pipe, monkeypatch) -> None:
     monkeypatch.setattr(calibrating, "next_gain_db", lambda windows, plans: 0.2)
-    calibration = Calibration(pipe, CLIPS, **LONG)
+    calibration = CalibrationRun(pipe, CLIPS, **LONG)
     profile = calibration.run()
     assert calibration.ended == "another clip would gain 0.2 dB"
     assert [len(one.psnr_db) for one in profile.candidates] == [1, 1]
@@ -147,7 +147,7 @@ def test_it_stops_where_another_clip_gains_little(pipe, monkeypatch) -> None:
 
 def test_it_stops_when_the_minutes_are_over(pipe, monkeypatch, patient) -> None:
     """Run, sampler, probes and search take 249 of 1000 minutes each: no plan fits after them."""
-    calibration = Calibration(pipe, CLIPS, **LONG)
+    calibration = CalibrationRun(pipe, CLIPS, **LONG)
     stock = calibration.checkpoint.get
 
     def slow(name: str, make: Any) -> Any:
@@ -181,7 +181,7 @@ def test_a_killed_one_has_a_profile_and_goes_on(pipe, tmp_path, patient) -> None
         if (what, done) == ("candidates", 2):  # the second clip's
             raise Killed
 
-    killed = Calibration(pipe, CLIPS[:2], work=tmp_path, on_progress=kill, **LONG)
+    killed = CalibrationRun(pipe, CLIPS[:2], work=tmp_path, on_progress=kill, **LONG)
     assert killed.so_far() is None
     with pytest.raises(Killed):
         killed.run()

@@ -778,7 +778,7 @@ def test_a_sampler_that_is_not_linear_fails_in_words(
     def fail(*_: Any, **__: Any) -> None:
         raise record.NotLinearError("OddScheduler is not linear in the predictions")
 
-    monkeypatch.setattr(measuring.Calibration, "run", fail)
+    monkeypatch.setattr(measuring.CalibrationRun, "run", fail)
     command = ["calibrate", "--model", str(model_folder), "--prompts", prompts, *QUICK]
     result = invoke(*command, "--out", "p.safetensors")
     assert result.exit_code == 1

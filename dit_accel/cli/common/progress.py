@@ -103,7 +103,7 @@ class Pace:
         return max((self.total - self.position) * seconds - (now - self._now), 0.0)
 
 
-class Budget(Protocol):
+class TimeLeft(Protocol):
     """Minutes, of which some are spent."""
 
     @property
@@ -137,7 +137,7 @@ def pace_bar(pace: Pace, *, quiet: bool) -> Iterator[Callable[[str, int, int], N
 
 @contextlib.contextmanager
 def minutes_bar(
-    minutes: float, budget: Budget, *, quiet: bool
+    minutes: float, budget: TimeLeft, *, quiet: bool
 ) -> Iterator[Callable[[str, int, int], None]]:
     """The bar of a calibration that has so many minutes; yields the callback for each piece."""
     if not quiet and not _on_terminal():
