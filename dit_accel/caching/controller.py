@@ -82,11 +82,10 @@ class RunController:
         self.guard, self.static, self.force, self.use_text = guard, static, force, use_text
         self.choice, self.remarks = choice, remarks
         self._choices: dict[tuple[Any, ...], PlanChoice] = {}
-        self._of_choices = profile  # or what was learnt
+        self._of_choices = profile  # whose plans they are
         self._recorded: dict[tuple[Any, ...], Profile] = {}  # of first runs, by what they are of
         self._recording: RecordingPolicy | None = None
         self._samplers, self._priors = CoefficientCache(), PriorCache()
-        self._prior_gram: torch.Tensor | None = None  # of the last run without a profile
         self._weights = profile.sampler.branch_weights if profile else (1.0,)  # seen last
         self._ranks, self._where = Ranks(), torch.device("cpu")
         self._looks = False  # at the first step of this run
@@ -200,31 +199,26 @@ class RunController:
             self._observed = None
             found = planned.observations()
             if found is not None:
-                self.learning.add(found, self._prior_gram)
+                self.learning.add(found)
         return self.learning.notes() if self.learning is not None else ()
 
-    def _without_profile(
-        self, run: RunInfo, coefficients: SamplerCoefficients, kind: tuple[Any, ...]
-    ) -> Found:
-        """What stands for a profile, and what it rests on: what earlier runs taught, a recorded
-        one, or the prior; None: the run is recorded."""
-        by_prior = self._by_prior(run, coefficients)
-        self._prior_gram = None if by_prior is None else by_prior.gram[0]
-        learnt, rests_on = self._learnt(run, coefficients)
-        return learnt or self._recorded.get(kind) or by_prior, rests_on
-
-    def _learnt(self, run: RunInfo, coefficients: SamplerCoefficients) -> Found:
-        """A profile of what earlier runs taught, or None, and what it rests on."""
+    def _without_own(
+        self, run: RunInfo, coefficients: SamplerCoefficients, recorded: Profile | None
+    ) -> Profile | None:
+        """What stands for a profile: of earlier runs, and of the prior."""
+        prior = self._by_prior(run, coefficients)
         if self.learning is None:
-            return None, ()
-        kind = self._kind(run, coefficients)
-        known = self.learning.profile(kind, self._key, self._prior_gram)
-        if known is None:
-            return None, ()
-        if known.profile is not self._of_choices:  # the identity of one that is gone may come again
+            return recorded or prior
+        return self.learning.profile(self._kind(run, coefficients), self._key, prior) or recorded
+
+    def _with_measured(self, profile: Profile) -> Profile:
+        """With what was measured since; plans are chosen anew where that changed."""
+        if self.learning is not None:
+            profile = self.learning.with_measured(profile)
+        if profile is not self._of_choices:  # the identity of one that is gone may come again
             self._choices.clear()
-            self._of_choices = known.profile
-        return known.profile, (known.remark,)
+            self._of_choices = profile
+        return profile
 
     def _key(self, kind: RunKind) -> ProfileKey:
         steps, parts = kind.sampler.num_steps, len(kind.sampler.branch_weights)
@@ -253,15 +247,14 @@ class RunController:
         coefficients = dataclasses.replace(coefficients, second=second_of(run))
         selection.check_num_steps(coefficients.num_steps)
         kind = self._parts, _kind_of(run.guidance or 1.0, weights)
-        found: Found = self.profile, ()
-        if self.profile is None:
-            found = self._without_profile(run, coefficients, kind)
-        profile, rests_on = found
+        recorded = self._recorded.get(kind)
+        profile = self.profile or self._without_own(run, coefficients, recorded)
         if profile is None:
             return self._record(run, coefficients)
+        profile = self._with_measured(profile)
         size = self._size_of(run.latents)
         guidance = run.guidance if self._unsaid is None else guidance_of(weights) or run.guidance
-        notes = rests_on + self._guidance_notes(profile, guidance)
+        notes = self._guidance_notes(profile, guidance)
         notes += self._transfer_notes(profile, coefficients, guidance, size)
         choose = partial(self._planned, profile, coefficients, run, size, notes)
         if selection.needs_search(profile, coefficients, self.target):

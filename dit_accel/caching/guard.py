@@ -15,6 +15,7 @@ import dataclasses
 import math
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 
@@ -117,12 +118,13 @@ class GuardedPolicy(Policy):
         """Whether no step of the plan is used, as it is of another model."""
         return self.guard and not self.trusted
 
-    def prediction(self) -> dict[str, float | None] | None:
+    def prediction(self) -> dict[str, Any] | None:
         """None for a number that is infinite; None as a whole where the plan is not used."""
         if self.estimate is None or self.abandoned is not None or self.ignores_plan:
             return None
-        found: dict[str, float | None] = dataclasses.asdict(self.estimate)
-        return {k: v if v is not None and math.isfinite(v) else None for k, v in found.items()}
+        found: dict[str, Any] = dataclasses.asdict(self.estimate)
+        return {k: None if isinstance(v, float) and not math.isfinite(v) else v
+                for k, v in found.items()}  # fmt: skip
 
     def extrapolation_at(self, step: int) -> Extrapolation | None:
         if self._suspicion is not None and step == self._suspicion[0] + 1:

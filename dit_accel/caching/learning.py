@@ -12,19 +12,20 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from dit_accel.caching.observing import observed
 from dit_accel.core.files import reason_of
+from dit_accel.core.report import Report
 from dit_accel.planning import learned, posterior
+from dit_accel.planning.candidate import LARGEST_DB
 from dit_accel.planning.first_run import profile_of_gram
-from dit_accel.planning.learned import Learned, Measured, Observations, RunKind
+from dit_accel.planning.learned import KINDS, Learned, Measured, Observations, RunKind
 from dit_accel.planning.lookup import cache_folder, profile_key
-from dit_accel.planning.parts import Parts
+from dit_accel.planning.parts import Parts, parts_of
 from dit_accel.planning.plan import Plan
 from dit_accel.planning.profile import Profile
 from dit_accel.planning.profile_file import ProfileError
@@ -56,7 +57,8 @@ class Learning:
         self._parts: Parts | None = None
         self._path = Path()
         self._stamp: Stamp | None = None  # of the file, when it was read or written
-        self._last: LearnedProfile | None = None
+        self._last: _LearnedProfile | None = None
+        self._measured: tuple[Profile, tuple[float, ...], Profile] | None = None
 
     def begin(self, parts: Parts) -> None:
         """A run begins: read the file of the parts that the pipeline has now, if it changed."""
@@ -73,35 +75,52 @@ class Learning:
             except (ProfileError, OSError) as error:
                 self.problem = str(error)
 
-    def profile(
-        self, kind: RunKind, key: Key, prior: torch.Tensor | None = None
-    ) -> LearnedProfile | None:
-        """What is known for such a run; None where nothing is.
+    def profile(self, kind: RunKind, key: Key, prior: Profile | None = None) -> Profile | None:
+        """What is known for such a run; None where nothing is, the prior where that is all.
 
         It stays the same until there are some more clips, as a plan takes a search.
 
         Args:
             key: makes the key of a profile of runs of a kind.
-            prior: the prior's Gram matrix of this sampler, where there is one.
+            prior: stands for the profile of such runs.
         """
         groups = self._groups(kind, with_prior=prior is not None)
         if not groups:
-            return None
+            return prior
         found = max(groups, key=_clips)
         clips, last = _clips(found), self._last
-        if last is not None and last.kind.is_like(kind) and last.clips <= clips < last.until:
-            return last
-        own = found is groups[0] and found[0].kind.is_like(kind, any_size=True)
+        if last is not None and last.is_for(kind, clips, prior):
+            return last.profile
+        asked = prior
+        if not found[0].kind.is_like(kind, any_size=True):
+            prior = None  # it is of other steps
         weight = posterior.weight_of(self.known.losses, self.known.compared)
-        gram = posterior.posterior_gram(prior if own else None, found, weight)
-        profile = profile_of_gram(gram, found[0].kind.sampler, key(found[0].kind), clips)
-        resized, with_prior = found[0].kind.numbers != kind.numbers, own and prior is not None
-        if with_prior:
-            words = f"the prior and {profile.evidence.words}"
-            evidence = dataclasses.replace(profile.evidence, words=words)
-            profile = dataclasses.replace(profile, evidence=evidence)
-        self._last = LearnedProfile(profile, kind, clips, with_prior, resized)
-        return self._last
+        start = None if prior is None else prior.gram[0]
+        gram = posterior.posterior_gram(start, found, weight)
+        profile = profile_of_gram(gram, found[0].kind.sampler, key(found[0].kind), clips, prior)
+        self._last = _LearnedProfile(profile, kind, clips, asked)
+        return profile
+
+    def profile_before_run(self, prior: Profile) -> Profile:
+        """The same of a run that has not begun, whose size is not known yet."""
+        kind = RunKind(prior.sampler, prior.key.guidance, 0)
+        found = self.profile(kind, lambda _: prior.key, prior)
+        return self.with_measured(found or prior)
+
+    def with_measured(self, profile: Profile) -> Profile:
+        """The profile, whose guarantees rest on the PSNRs that were measured, too."""
+        kind = KINDS[0] if profile.candidates else KINDS[1]
+        differences = self.known.differences(kind)
+        last = self._measured
+        if last is None or last[0] is not profile or last[1] != differences:
+            made = profile
+            if differences and profile.candidates:
+                made = dataclasses.replace(profile, measured=differences)
+            elif differences:
+                evidence = profile.evidence.with_measured(differences)
+                made = dataclasses.replace(profile, evidence=evidence)
+            self._measured = last = profile, differences, made
+        return last[2]
 
     def _groups(self, kind: RunKind, *, with_prior: bool) -> list[list[Observations]]:
         """Observations that such a run can be planned from: of its own kind, else of clips of
@@ -116,10 +135,12 @@ class Learning:
                 found.append([one for one in every if one.kind.is_like(whole.kind)])
         return found
 
-    def add(self, one: Observations, prior: torch.Tensor | None = None) -> None:
+    def add(self, one: Observations) -> None:
         """A run is over: learn from it, and write it down."""
         before = [known for known in self.known.observations if known.kind.is_like(one.kind)]
-        losses = posterior.losses(one, prior, before) if prior is not None else None
+        last, losses = self._last, None
+        if last is not None and last.prior is not None and last.kind.is_like(one.kind):
+            losses = posterior.losses(one, last.prior.gram[0], before)
         self._change(lambda known: known.with_run(one, losses))
 
     def add_whole(self, profile: Profile, numbers: int) -> None:
@@ -144,40 +165,39 @@ class Learning:
             reason = reason_of(error) if isinstance(error, OSError) else str(error)
             self.problem = f"{self._path}: {reason}" if isinstance(error, OSError) else reason
 
+    def add_report(self, report: Report, psnr_db: float, name: str) -> None:
+        """A clip that a run made has this PSNR to its uncached reference: write it down.
+
+        Args:
+            report: of the run.
+            name: of the clip, by which it is counted once.
+        """
+        predicted = report.prediction or {}
+        psnr, kind = predicted.get("psnr_db"), predicted.get("basis")
+        if psnr is None or kind not in KINDS or not math.isfinite(psnr_db):
+            return
+        raw = psnr - predicted.get("offset_db", 0.0)
+        if max(abs(raw), abs(psnr_db)) <= LARGEST_DB:
+            self.add_measured(Measured(name, kind, raw, psnr_db))
+
     def notes(self) -> tuple[str, ...]:
         """Why the file was not read or written."""
         return () if self.problem is None else (f"Learnt in this process alone: {self.problem}.",)
 
 
 @dataclasses.dataclass(frozen=True)
-class LearnedProfile:
-    """A profile that was made of observations.
-
-    Args:
-        profile: without candidates.
-        kind: of the runs that it is for.
-        clips: that it rests on.
-        with_prior: whether it rests on the prior, too.
-        resized: whether the clips were of another size.
-    """
+class _LearnedProfile:
+    """A profile that was made of observations, the runs that it is for, and what it was made of."""
 
     profile: Profile
     kind: RunKind
     clips: int
-    with_prior: bool
-    resized: bool
+    prior: Profile | None
 
-    @property
-    def until(self) -> float:
-        """So many clips make another one."""
-        return GROWTH * self.clips
-
-    @property
-    def remark(self) -> str:
-        """What it rests on, in words."""
-        count = f"{self.clips} clip{'s' if self.clips > 1 else ''}"
-        size = " of another size" if self.resized else ""
-        return f"Planned from {'the prior and ' if self.with_prior else ''}{count}{size}."
+    def is_for(self, kind: RunKind, clips: int, prior: Profile | None) -> bool:
+        """Whether it will do for runs of a kind, of which so many clips are known by now."""
+        few = self.clips <= clips < GROWTH * self.clips
+        return few and self.kind.is_like(kind) and (self.prior is None) == (prior is None)
 
 
 def _clips(observations: list[Observations]) -> int:
@@ -191,3 +211,12 @@ def _stamp(path: Path) -> Stamp | None:
     except OSError:
         return None
     return found.st_mtime_ns, found.st_size, found.st_ino
+
+
+def learning_of(pipe: Any) -> Learning | None:
+    """What was learnt of a pipeline as it is now; None where the environment switches it off."""
+    if learned.is_off():
+        return None
+    found = Learning(pipe)
+    found.begin(parts_of(pipe))
+    return found

@@ -114,8 +114,8 @@ def _added(one: SiteReport, other: SiteReport) -> SiteReport:
 
 
 def _worst(
-    expected: Sequence[dict[str, float | None] | None],
-) -> dict[str, float | None] | None:
+    expected: Sequence[dict[str, Any] | None],
+) -> dict[str, Any] | None:
     """The lowest of the loops' predictions; None where one has none. An exact loop has no PSNR."""
     known = [one for one in expected if one is not None]
     if len(known) < len(expected):

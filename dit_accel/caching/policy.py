@@ -90,7 +90,7 @@ class Policy:
         """
         return self
 
-    def prediction(self) -> dict[str, float | None] | None:
+    def prediction(self) -> dict[str, Any] | None:
         """The PSNR that is expected of the run, for JSON; None: not known."""
         return None
 

@@ -201,7 +201,10 @@ def _run(
         with StepBar("uncached", settings.loop_steps, quiet=quiet) as bar:
             uncached = run.run_uncached(pipe, settings, bar)
     with StepBar(label, settings.loop_steps, quiet=quiet) as bar:
-        return target, run.run_accelerated(pipe, settings, bar, target.text), uncached
+        result = run.run_accelerated(pipe, settings, bar, target.text)
+    if uncached is not None:
+        run.learn(pipe, settings, result, uncached)
+    return target, result, uncached
 
 
 def _write(

@@ -113,7 +113,7 @@ class Report:
     notes: tuple[str, ...] = ()
     quality: float | None = None
     speedup: float | None = None
-    prediction: dict[str, float | None] | None = None
+    prediction: dict[str, Any] | None = None
     planned: tuple[int, ...] = ()
     scene: SceneReport | None = None
     offloaded_bytes: int = 0

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from dit_accel.caching.learning import learning_of
 from dit_accel.core import generation, video
 from dit_accel.core.measure import StepListener
 from dit_accel.core.report import Report
@@ -187,6 +188,7 @@ class Runner:
         }
         if job.method.method != UNCACHED:
             self._score(job, made.latents, frames, result)
+            self._learn(pipe, job, report, result)
         if self.spec.keep_clips or job.method.method == UNCACHED:
             self.store.write_latents(job.id, made.latents)
             self.store.write_clip(job.id, frames, job.clip.fps or 16.0)
@@ -218,6 +220,14 @@ class Runner:
         nothing_saved = result["computed"] == reference["computed"]
         if same and nothing_saved and not METHODS[job.method.method].control:
             result["status"] = NO_EFFECT
+
+    def _learn(self, pipe: Any, job: Job, report: Report | None, result: Result) -> None:
+        """Write down how good a plan was, for the guarantees of later runs; no evaluation is
+        planned by it."""
+        psnr = (result["scores"] or {}).get("psnr_db", {}).get("value")
+        learning = learning_of(pipe) if report is not None and report.prediction else None
+        if learning is not None and report is not None and isinstance(psnr, float):
+            learning.add_report(report, psnr, f"evaluation-{job.id}")
 
     def _ready(self, job: Job) -> Any:
         """The pipeline, warm."""

@@ -15,7 +15,7 @@ import dataclasses
 import torch
 
 from dit_accel.planning.plan import SamplerCoefficients
-from dit_accel.planning.prediction import FIRST_RUN
+from dit_accel.planning.prediction import Evidence
 from dit_accel.planning.profile import Profile
 from dit_accel.planning.profile_key import ProfileKey
 
@@ -136,24 +136,29 @@ class RunRecord:
 
 
 def profile_of_gram(
-    gram: torch.Tensor, sampler: SamplerCoefficients, key: ProfileKey, clips: int = 1
-) -> Profile:
+    gram: torch.Tensor, sampler: SamplerCoefficients, key: ProfileKey, clips: int = 1,
+    prior: Profile | None = None,
+) -> Profile:  # fmt: skip
     """Of inner products alone.
 
     Args:
         gram: `(R, R)`.
-        clips: that it is a mean over.
+        clips: that were observed for it.
+        prior: what it rests on beside these; gain and memory are the prior's then.
     """
+    if prior is not None:
+        evidence = prior.evidence.with_clips(clips)
+        return dataclasses.replace(prior, key=key, gram=gram[None], evidence=evidence)
     n = sampler.num_steps
     places = torch.linspace(0, len(_GAIN) - 1, n, dtype=torch.float64)
     low = places.floor().long().clamp_max(len(_GAIN) - 2)
     logs = torch.tensor(_GAIN, dtype=torch.float64).log()
     gain = (logs[low] + (places - low) * (logs[low + 1] - logs[low])).exp()
-    words = FIRST_RUN.words if clips == 1 else f"inner products of {clips} runs"
+    evidence = Evidence.of_runs(clips)
+    metadata = {"clips": clips, "probes": 0}
     return Profile(
-        key, sampler, gram[None], gain, _MEMORY * n, _DEPTH, (), {"clips": clips, "probes": 0},
-        evidence=dataclasses.replace(FIRST_RUN, words=words),
-    )  # fmt: skip
+        key, sampler, gram[None], gain, _MEMORY * n, _DEPTH, (), metadata, evidence=evidence
+    )
 
 
 def _products(rows: list[torch.Tensor]) -> torch.Tensor:

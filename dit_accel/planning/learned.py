@@ -29,13 +29,13 @@ from dit_accel.planning.plan import SamplerCoefficients, SecondExpert
 from dit_accel.planning.profile_file import OtherVersionError, ProfileError, TensorFields
 from dit_accel.planning.profile_key import ProfileKey
 
-FORMAT = "dit-accel-learned"
+LEARNED_FORMAT = "dit-accel-learned"
 SUFFIX = ".safetensors"
 MOST_ROWS = 256  # of a Gram matrix; longer runs are not learnt from
-MOST_BYTES = 1 << 19  # of the tensors; beyond it the oldest observations are dropped
+MOST_LEARNED_BYTES = 1 << 19  # of the tensors; beyond it the oldest observations are dropped
 MOST_MEASURED = 256  # PSNRs; the oldest are dropped
 WEIGHTS = (0.0, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0)  # of the prior, in clips, that are compared
-KINDS = ("calibrated", "inner products")  # of plans: a candidate's, or one that was never run
+KINDS = ("calibrated", "inner products")  # of plans, as in `prediction.BASES`
 _LARGEST_FILE = 1 << 22
 _MOST = 2**40  # of a count
 _NOT_NEGATIVE = 1e-6  # of a sum's trace, which rounding may leave below 0
@@ -132,7 +132,8 @@ class Measured:
     Args:
         name: of the clip, by which it is counted once.
         kind: of its plan, one of `KINDS`.
-        predicted, measured: in dB.
+        predicted: in dB, by the plan alone: without what other predictions missed.
+        measured: in dB.
     """
 
     name: str
@@ -173,12 +174,16 @@ class Learned:
             else:
                 others.append(known)
         every = [*others, found]
-        while len(every) > 1 and sum(each.nbytes for each in every) > MOST_BYTES:
+        while len(every) > 1 and sum(each.nbytes for each in every) > MOST_LEARNED_BYTES:
             del every[0]
-        more = {} if losses is None else {
-            "losses": self.losses + losses, "compared": self.compared + 1
-        }  # fmt: skip
-        return dataclasses.replace(self, observations=tuple(every), runs=self.runs + 1, **more)
+        base = self if losses is None else dataclasses.replace(
+            self, losses=self.losses + losses, compared=self.compared + 1
+        )  # fmt: skip
+        return dataclasses.replace(base, observations=tuple(every), runs=self.runs + 1)
+
+    def differences(self, kind: str) -> tuple[float, ...]:
+        """Measured less predicted PSNR of plans of a kind, in dB."""
+        return tuple(one.measured - one.predicted for one in self.measured if one.kind == kind)
 
     def with_measured(self, one: Measured) -> Learned:
         """With one more PSNR; one of the same clip is replaced."""
@@ -211,7 +216,7 @@ def load(path: Path) -> Learned:
         raise ProfileError(
             f"{path} is larger than {_LARGEST_FILE} bytes; accepted: what runs wrote"
         )
-    head, tensors = profile_file.read(path, FORMAT)
+    head, tensors = profile_file.read(path, LEARNED_FORMAT)
     try:
         _check_digest(head, tensors)
         return _of(head, tensors)
@@ -292,7 +297,7 @@ def save(path: Path, learned: Learned) -> None:
         "measured": [dataclasses.asdict(one) for one in learned.measured],
     }  # fmt: skip
     head["digest"] = digest_of(head, tensors)
-    profile_file.write(path, head, tensors, form=FORMAT)
+    profile_file.write(path, head, tensors, form=LEARNED_FORMAT)
 
 
 def digest_of(head: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> str:
@@ -314,7 +319,7 @@ def _of(head: Field, tensors: TensorFields) -> Learned:
     names = ("identity", "compared", "runs", "observations", "measured", "digest",
              "format", "version")  # fmt: skip
     head.only(names)
-    entries = head.at("observations").entries(most=MOST_BYTES // 64)
+    entries = head.at("observations").entries(most=MOST_LEARNED_BYTES // 64)
     return Learned(
         key=ProfileKey.from_json(head.at("identity")),
         observations=tuple(_observations(f"{i}", one, tensors) for i, one in enumerate(entries)),

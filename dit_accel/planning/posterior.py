@@ -3,7 +3,7 @@
 In: a prior's Gram matrix, or none, and the observations of runs, most of which computed some of the
 rows. Out: the posterior's Gram matrix, and the weight of the prior.
 
-A clip that computed the rows O tells G_OO. Rows M that it did not compute are predicted from these
+A clip that computed the rows O gives G_OO. Rows M that it did not compute are predicted from these
 by the present G, as by a linear regression:
 
     A = G_MO G_OO^-1,    G'_MO = A G'_OO,    G'_MM = A G'_OO A^T + G_MM - A G_OM
@@ -27,7 +27,7 @@ import torch
 
 from dit_accel.planning.learned import WEIGHTS, Observations
 
-DEFAULT_WEIGHT = 1.0  # of the prior, in clips (research/LOG.md)
+DEFAULT_WEIGHT = 0.25  # of the prior, in clips (research/LOG.md)
 MIN_COMPARED = 3  # clips, before they choose the weight
 ITERATIONS = 4
 _RIDGE = 1e-9  # of the regression, relative to the rows' squares
@@ -50,18 +50,21 @@ def posterior_gram(
     Raises:
         ValueError: there is neither a prior nor a whole run.
     """
-    if prior is None:
-        whole = [one for one in observations if one.is_whole]
-        if not whole:
-            raise ValueError("there is no prior, and no run was computed whole")
-        prior = sum(one.products for one in whole) / sum(one.clips for one in whole)
-        weight = 0.0
     clips = sum(one.clips for one in observations)
-    found = prior
+    found = _start(observations) if prior is None else prior
+    given = 0.0 * found if prior is None else weight * prior
     for _ in range(ITERATIONS if clips else 0):
-        completed = [_completed(one, found) for one in observations]
-        found = (weight * prior + torch.stack(completed).sum(0)) / (weight + clips)
+        completed = torch.stack([_completed(one, found) for one in observations]).sum(0)
+        found = (given + completed) / (clips if prior is None else weight + clips)
     return found
+
+
+def _start(observations: Sequence[Observations]) -> torch.Tensor:
+    """The mean over whole runs."""
+    whole = [one for one in observations if one.is_whole]
+    if not whole:
+        raise ValueError("there is no prior, and no run was computed whole")
+    return torch.stack([one.products for one in whole]).sum(0) / sum(one.clips for one in whole)
 
 
 def _completed(one: Observations, gram: torch.Tensor) -> torch.Tensor:

@@ -9,8 +9,10 @@ Source: ours (docs/how-it-works.md, section 5).
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import statistics
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -25,8 +27,14 @@ COVERAGE = 0.95  # share of clips that reach a quality
 INTERVAL = 0.90  # probability that a clip's PSNR lies in the interval
 CONFIDENCE = 0.90  # of the guaranteed share of clips
 MIN_COUNTED_CLIPS = 45  # if all of so many reach a quality, 95 % of all clips do at that confidence
+MIN_CONFORMAL_CLIPS = 19  # if all of so many reach a quality, the next one does with 95 %
+_KNOWN = 3  # clips that the deviation which was known before counts as
 UNKNOWN_DB = 6.0  # standard deviation over prompts, where none was measured
 PACKED_DB = 6.0  # predicted error of packing below the plan's own (docs/how-it-works.md)
+
+# A plan was carried out in calibration; or it is transferred from such plans; or never was, and is
+# made of inner products, of the prior's or of runs.
+BASES = ("calibrated", "transferred", "inner products")
 
 # An extrapolation error is inside an error band if it is below one of the three:
 MAX_BAND_SCORE = 6.0  # standard deviations of its logarithm above the mean
@@ -44,6 +52,9 @@ class QualityEstimate:
         psnr_db: of a clip against its uncached reference.
         low_db, high_db: the interval that holds it with 90 % probability.
         reach: guaranteed share of clips that reach the target quality; None for a speedup.
+        offset_db: the part of `psnr_db` that does not come from this plan, but from what other
+            predictions missed.
+        basis: of the plan: one of `BASES`.
     """
 
     speedup: float
@@ -52,6 +63,8 @@ class QualityEstimate:
     low_db: float
     high_db: float
     reach: float | None = None
+    offset_db: float = 0.0
+    basis: str = "calibrated"
 
 
 @dataclass(frozen=True)
@@ -64,9 +77,15 @@ class QualityDistribution:
     psnr_db: tuple[float, ...]
 
     @classmethod
-    def of(cls, candidate: CandidatePlan) -> QualityDistribution:
-        """Of a candidate plan."""
-        psnr = candidate.psnr_db
+    def of(cls, candidate: CandidatePlan, measured: Sequence[float] = ()) -> QualityDistribution:
+        """Of a candidate plan.
+
+        Args:
+            measured: of later clips, how much better or worse than the mean they were.
+        """
+        psnr = candidate.psnr_db.double()
+        later = psnr.mean() + torch.tensor(measured, dtype=torch.float64)
+        psnr = torch.cat([psnr, later])
         deviation = float(psnr.std()) if len(psnr) > 1 else UNKNOWN_DB
         return cls(len(candidate.computed), float(psnr.mean()), deviation, tuple(psnr.tolist()))
 
@@ -112,6 +131,7 @@ class Evidence:
         offset_db: mean of the real less the predicted PSNR.
         deviation_db: standard deviation of that, of one clip.
         freedom: degrees of freedom of the deviation; infinite where it is assumed.
+        measured: real less predicted PSNR of clips of the model itself.
     """
 
     words: str
@@ -119,6 +139,40 @@ class Evidence:
     offset_db: float = 0.0
     deviation_db: float = UNKNOWN_DB
     freedom: float = math.inf
+    measured: tuple[float, ...] = ()
+
+    def with_clips(self, clips: int) -> Evidence:
+        """The same, where runs of the model itself were learnt from, too."""
+        return dataclasses.replace(self, words=f"{self.words} and {clips} clip{'s' * (clips != 1)}")
+
+    def with_measured(self, differences: tuple[float, ...]) -> Evidence:
+        """With the real less the predicted PSNR of clips of the model itself.
+
+        Mean and variance are estimated from these, and from what was known before, which counts as
+        much as one clip for the mean and as three for the variance (the conjugate prior of a normal
+        distribution).
+        """
+        n = len(differences)
+        if not n:
+            return self
+        mean, before = statistics.fmean(differences), self.offset_db
+        squares = sum((one - mean) ** 2 for one in differences)
+        squares += n / (n + 1) * (mean - before) ** 2 + _KNOWN * self.deviation_db**2
+        deviation = math.sqrt(squares / (_KNOWN + n) * (1 + 1 / (n + 1)))
+        doubt = f"the PSNR of a clip may be {deviation:.0f} dB from the expected one (as on "
+        count = "1 clip of this model that was" if n == 1 else f"{n} clips of this model that were"
+        doubt += f"{count} compared with an uncached reference)"
+        return dataclasses.replace(
+            self, doubt=doubt, offset_db=(before + n * mean) / (1 + n), deviation_db=deviation,
+            freedom=float(_KNOWN + n), measured=differences,
+        )  # fmt: skip
+
+    @classmethod
+    def of_runs(cls, clips: int) -> Evidence:
+        """Of runs of the model itself, none of which was compared with an uncached one."""
+        count = "one run" if clips == 1 else f"{clips} runs"
+        doubt = f"the PSNR of a clip may be {UNKNOWN_DB:.0f} dB from the expected one"
+        return cls(f"inner products of {count}", f"{doubt} (an assumption)")
 
     @classmethod
     def of_left_out(cls, judged: torch.Tensor, models: int) -> Evidence:
@@ -144,7 +198,14 @@ class Evidence:
         )  # fmt: skip
 
     def share(self, predicted_db: float, quality: float) -> float:
-        """Share of clips that reach a quality, where a PSNR is predicted."""
+        """Share of clips that reach a quality, where a PSNR is predicted.
+
+        Of enough measured clips, it is the conformal one: the next clip is as likely as any to
+        stand at any place in their order (Vovk et al., 2005).
+        """
+        if len(self.measured) >= MIN_CONFORMAL_CLIPS:
+            reached = sum(predicted_db + one >= quality for one in self.measured)
+            return reached / (len(self.measured) + 1)
         above = (predicted_db + self.offset_db - quality) / self.deviation_db
         return float(
             stats.norm.cdf(above) if math.isinf(self.freedom) else stats.t.cdf(above, self.freedom)
@@ -167,10 +228,7 @@ class Evidence:
         )
 
 
-FIRST_RUN = Evidence(
-    "inner products of one run",
-    f"the PSNR of a clip may be {UNKNOWN_DB:.0f} dB from the expected one (an assumption)",
-)
+FIRST_RUN = Evidence.of_runs(1)
 
 
 def clopper_pearson_lower(reached: int, number: int) -> float:

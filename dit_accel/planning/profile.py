@@ -63,6 +63,7 @@ class Profile:
         metadata: versions and settings, for people.
         difficulty: of prompts by their text; None where that was not measured.
         evidence: what plans rest on where there are no candidates; it is in no file.
+        measured: real less predicted PSNR of clips that candidates made later; it is in no file.
     """
 
     key: ProfileKey
@@ -75,6 +76,7 @@ class Profile:
     metadata: dict[str, Any]
     difficulty: PromptDifficulty | None = None
     evidence: Evidence = FIRST_RUN
+    measured: tuple[float, ...] = ()
 
     def for_text(self, text: torch.Tensor | None) -> Profile:
         """The profile as if all calibration clips were as hard as these prompts.

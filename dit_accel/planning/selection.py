@@ -242,7 +242,8 @@ def for_quality(
         )
     margin = margin or QualityMargin()
     for candidate in sorted(profile.candidates, key=lambda one: len(one.computed)):
-        reach = QualityDistribution.of(candidate).guaranteed_share(quality - margin.db)
+        distribution = QualityDistribution.of(candidate, profile.measured)
+        reach = distribution.guaranteed_share(quality - margin.db)
         if reach >= coverage:
             return _choice_of(profile, candidate, margin.reach if margin.db else reach)
     return compute_all(profile.sampler, quality, profile)
@@ -270,10 +271,10 @@ def for_speedup(profile: Profile, speedup: float) -> PlanChoice:
 
 def _choice_of(profile: Profile, candidate: CandidatePlan, reach: float | None) -> PlanChoice:
     sampler, plan = profile.sampler, profile.plan_of(candidate)
-    distribution = QualityDistribution.of(candidate)
+    distribution = QualityDistribution.of(candidate, profile.measured)
     estimate = prediction.QualityEstimate(
         sampler.num_steps / distribution.count, float(distribution.count), distribution.mean,
-        *distribution.interval, reach,
+        *distribution.interval, reach, distribution.mean - float(candidate.psnr_db.mean()),
     )  # fmt: skip
     errors, spreads = candidate.extrapolation_error.tolist(), candidate.error_spread.tolist()
     bands = dict(zip(candidate.computed, map(ErrorBand, errors, spreads), strict=True))

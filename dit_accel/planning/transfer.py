@@ -146,6 +146,7 @@ def _choice_of(
     """A plan that was never carried out, with its predicted error, and what is expected of it."""
     count, predicted_db = len(plan.computed), prediction.decibels(energy)
     reach: float | None
+    offset, basis = 0.0, "transferred" if profile.candidates else "inner products"
     if profile.candidates:
         near = _nearest(profile, count)
         difference = predicted_db - prediction.decibels(fit(near.computed, profile.error_model)[1])
@@ -158,13 +159,15 @@ def _choice_of(
         reach = distribution.guaranteed_share(quality) if quality is not None else None
     else:  # the latents' PSNR stands for the frames', with a wide interval
         known = profile.evidence
-        psnr, latents_db = predicted_db + known.offset_db, predicted_db
+        offset, latents_db = known.offset_db, predicted_db
+        psnr = predicted_db + offset
         low, high = psnr - known.half_width, psnr + known.half_width
         reach = known.share(predicted_db, quality) if quality is not None else None
     sampler = error_model.sampler
     return PlanChoice(
         plan, sampler.branch_weights, tuple(sampler.timesteps.tolist()),
-        QualityEstimate(sampler.num_steps / count, count, psnr, low, high, reach), {},
+        QualityEstimate(sampler.num_steps / count, count, psnr, low, high, reach, offset, basis),
+        {},
         notes=(_NOTE if profile.candidates else profile.evidence.note,),
         second=sampler.second,
         min_bits=prediction.min_bits(plan, error_model, latents_db),

@@ -196,10 +196,10 @@ def learned_mutant(rng: random.Random, folder: Path) -> str:
 def seal(path: Path) -> bool:
     """Give a file the digest of its content; returns whether it could be read so far."""
     try:
-        head, tensors = profile_file.read(path, learned.FORMAT)
+        head, tensors = profile_file.read(path, learned.LEARNED_FORMAT)
         own = {k: v for k, v in head.value.items() if k not in ("digest", "format", "version")}
         own["digest"] = learned.digest_of(own, tensors.tensors)
-        profile_file.write(path, own, tensors.tensors, form=learned.FORMAT)
+        profile_file.write(path, own, tensors.tensors, form=learned.LEARNED_FORMAT)
     except (ValueError, TypeError, AttributeError, RuntimeError):
         return False
     return True

@@ -254,8 +254,8 @@ def test_what_runs_teach_is_added_to_the_prior(learns):
             assert handle.report().steps_computed == STEPS / 2
             notes.append(" ".join(handle.report().notes))
     assert "Planned from a prior of 1 other model" in notes[0]
-    assert "Planned from the prior and 1 clip." in notes[1]
-    assert "Planned from the prior and 2 clips." in notes[2]
+    assert "Planned from a prior of 1 other model and 1 clip;" in notes[1]
+    assert "Planned from a prior of 1 other model and 2 clips;" in notes[2]
 
 
 def test_each_kind_of_run_has_its_own_plan_from_the_prior():

@@ -59,3 +59,23 @@ def test_a_name_of_none_is_refused(paths, name):
 
 def test_both_are_refused(paths):
     assert invoke("learned", "--clear", "a", "--all").exit_code == 2
+
+
+@pytest.mark.slow
+def test_a_run_teaches_the_next_process(learns, model_folder, here):
+    """Each command loads the model anew; `--compare` measures what was predicted."""
+    clip = ("--steps", "10", "--height", "16", "--width", "16", "--frames", "5")
+    found = []
+    for seed, more in ((0, ("--compare",)), (1, ()), (2, ("--no-learn",))):
+        result = invoke(
+            "generate", "a circle", "--model", str(model_folder), *clip, "--speedup", "2",
+            "--seed", str(seed), "--output", f"{seed}.mp4", "--json", *more,
+        )  # fmt: skip
+        assert result.exit_code == 0, result.output
+        found.append(json.loads(result.stdout)["report"]["notes"])
+    first, second, third = (" ".join(notes) for notes in found)
+    assert "and 1 clip" not in first and "and 1 clip; " in second
+    assert "1 clip of this model that was compared" in second
+    assert "and 1 clip" not in third and "compared with" not in third
+    (row,) = json.loads(invoke("learned", "--json").stdout)["pipelines"]
+    assert row["runs"] == 2 and row["measured"] == 1

@@ -12,7 +12,7 @@ import torch
 from dit_accel.planning import learned
 from dit_accel.planning.learned import (
     KINDS,
-    MOST_BYTES,
+    MOST_LEARNED_BYTES,
     MOST_MEASURED,
     WEIGHTS,
     Learned,
@@ -90,13 +90,13 @@ def test_the_file_is_bounded(tmp_path: Path) -> None:
         known = known.with_run(observations(computed, step, steps=100))
         known = known.with_measured(Measured(f"{step}", KINDS[1], 30.0, 31.0))
     assert 1 < len(known.observations) < 99 and known.runs == 99
-    assert sum(each.nbytes for each in known.observations) <= MOST_BYTES
+    assert sum(each.nbytes for each in known.observations) <= MOST_LEARNED_BYTES
     assert known.observations[-1].computed == tuple(range(99))  # the oldest were dropped
     for number in range(2 * MOST_MEASURED):
         known = known.with_measured(Measured(f"{number}", KINDS[1], 30.0, 31.0))
     assert len(known.measured) == MOST_MEASURED
     learned.save(tmp_path / "a.safetensors", known)
-    assert (tmp_path / "a.safetensors").stat().st_size < MOST_BYTES + (1 << 17)
+    assert (tmp_path / "a.safetensors").stat().st_size < MOST_LEARNED_BYTES + (1 << 17)
 
 
 def test_a_clip_is_measured_once() -> None:
@@ -124,8 +124,10 @@ def test_one_changed_bit_is_refused_and_the_file_begun_anew(path: Path) -> None:
 def test_a_file_of_another_version_stays(path: Path) -> None:
     from dit_accel.planning import profile_file
 
-    head, tensors = profile_file.read(path, learned.FORMAT)
-    profile_file.write(path, head.value | {"version": 2}, tensors.tensors, form=learned.FORMAT)
+    head, tensors = profile_file.read(path, learned.LEARNED_FORMAT)
+    profile_file.write(
+        path, head.value | {"version": 2}, tensors.tensors, form=learned.LEARNED_FORMAT
+    )
     before = path.read_bytes()
     with pytest.raises(OtherVersionError, match="version 2; accepted"):
         learned.update(path, Learned(KEY), lambda known: known)

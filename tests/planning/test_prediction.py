@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
+import torch
 from profiles import candidate_of, profile_of, spread_out
 
 from dit_accel.planning.prediction import (
     CONFIDENCE,
+    FIRST_RUN,
     MIN_COUNTED_CLIPS,
     QualityDistribution,
     clopper_pearson_lower,
@@ -62,3 +66,47 @@ def test_the_interval_of_many_prompts_is_their_own():
     """101 prompts at 0, 1, ... 100 dB: 90 % of them lie between 5 and 95."""
     choice = for_speedup(profile_of([candidate_of(FAST, [float(i) for i in range(101)])]), 4.0)
     assert (choice.prediction.low_db, choice.prediction.high_db) == pytest.approx((5.0, 95.0))
+
+
+def test_measured_clips_correct_an_assumption():
+    """Two clips, 3 and 5 dB better than predicted; before, 0 ± 6 dB was assumed.
+
+    The assumption counts as one clip for the mean: (0 + 3 + 5) / 3. Squares about their own mean 4
+    are 1 + 1; the distance to what was assumed adds 2/3 · 16; the variance of before counts as
+    three: 3 · 36. Their sum over 3 + 2, times 1 + 1/3 for the next clip.
+    """
+    found = FIRST_RUN.with_measured((3.0, 5.0))
+    assert found.offset_db == pytest.approx(8 / 3) and found.freedom == 5
+    variance = (2 + 2 / 3 * 16 + 3 * 36) / 5 * 4 / 3
+    assert found.deviation_db == pytest.approx(math.sqrt(variance))
+    assert "2 clips of this model that were compared" in found.doubt
+    assert FIRST_RUN.with_measured(()) == FIRST_RUN
+
+
+def test_from_nineteen_clips_on_they_are_counted():
+    differences = tuple(float(value) for value in range(-9, 10))  # 19 of them
+    found = FIRST_RUN.with_measured(differences)
+    assert found.share(30.0, 21.0) == pytest.approx(19 / 20)  # all reach it: of 20 at least 19
+    assert found.share(30.0, 22.5) == pytest.approx(17 / 20)
+    fewer = FIRST_RUN.with_measured(differences[1:])
+    assert fewer.share(30.0, 0.0) > 0.99  # by the normal distribution
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_counted_share_is_reached_by_the_next_clip(seed):
+    """Of many series of clips, whatever their distribution, at least the share reaches it."""
+    draw = torch.Generator().manual_seed(seed)
+    reached = claimed = 0.0
+    for _ in range(400):
+        clips = torch.empty(25).exponential_(generator=draw).mul(-4.0).tolist()
+        share = FIRST_RUN.with_measured(tuple(clips[:-1])).share(30.0, 25.0)
+        claimed, reached = claimed + share / 400, reached + (30 + clips[-1] >= 25) / 400
+    assert claimed <= reached + 0.04 and claimed > 0.5
+
+
+def test_measured_clips_are_counted_with_those_of_calibration():
+    candidate = candidate_of(FAST, [40.0] * 45)
+    own = QualityDistribution.of(candidate)
+    worse = QualityDistribution.of(candidate, (-10.0,) * 5)
+    assert own.guaranteed_share(36.0) > 0.94 > 0.9 > worse.guaranteed_share(36.0)
+    assert len(worse.psnr_db) == 50 and worse.mean == pytest.approx(39.0)

@@ -7,6 +7,8 @@ Knows `accelerate` and the call of the pipeline; decides nothing. Ours.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import json
 from typing import TYPE_CHECKING, Any
 
 from dit_accel.cli.common.errors import RunFailed, refused
@@ -45,6 +47,26 @@ def run_accelerated(
         return dataclasses.replace(
             result, report=handle.report(), whole_seconds=result.whole_seconds + before
         )
+
+
+def learn(
+    pipe: Any, settings: Settings, result: generation.Generation, uncached: generation.Generation
+) -> None:
+    """Write down how good the plan was, for the guarantees of later runs."""
+    from dit_accel.caching.learning import learning_of
+    from dit_accel.config import PlannedConfig
+    from dit_accel.metrics.scoring import score_clips
+
+    accel = settings.accel
+    planned = isinstance(accel, PlannedConfig) and accel.learn and accel.layout is None
+    learning = learning_of(pipe) if planned and result.report is not None else None
+    if learning is None or result.report is None:
+        return
+    scores = score_clips(uncached.frames, result.frames, data_range=1.0, metrics=("psnr_db",))
+    clip = hashlib.sha256(json.dumps(settings.to_dict(), sort_keys=True).encode())
+    psnr = scores["psnr_db"].value
+    if psnr is not None:
+        learning.add_report(result.report, psnr, clip.hexdigest()[:16])
 
 
 def check_accepted(pipe: Any, settings: Settings) -> None:

@@ -124,8 +124,10 @@ def _by_prior(pipe: Any, settings: Settings, accel: PlannedConfig) -> RunTarget:
                 separate=family.branches == "separate",
             )  # fmt: skip
         if profile is not None:
-            target = selection.Target(settings.quality, settings.speedup)
-            choice = selection.choose(profile, profile.sampler, target, static=accel.static)
+            run, target = profile.sampler, selection.Target(settings.quality, settings.speedup)
+            if accel.learn and not accel.static:
+                profile = _learnt(pipe, profile)
+            choice = selection.choose(profile, run, target, static=accel.static)
     if choice is None:
         raise BadInput(
             f"{option} needs a profile of this model, and none was found in its folder or the "
@@ -136,12 +138,21 @@ def _by_prior(pipe: Any, settings: Settings, accel: PlannedConfig) -> RunTarget:
     return RunTarget(dataclasses.replace(settings, accel=accel), choice)
 
 
+def _learnt(pipe: Any, prior: Profile) -> Profile:
+    """What earlier runs of this pipeline taught, beside the prior."""
+    from dit_accel.caching.learning import learning_of
+
+    learning = learning_of(pipe)
+    return prior if learning is None else learning.profile_before_run(prior)
+
+
 def target_option(quality: float | None, speedup: float | None) -> str:
     """The target as an option and its value."""
     return f"--quality {quality:g}" if quality is not None else f"--speedup {speedup:g}"
 
 
 def _by_profile(pipe: Any, settings: Settings, accel: PlannedConfig, path: str) -> RunTarget:
+    from dit_accel.caching.learning import learning_of
     from dit_accel.core.families import family_of
     from dit_accel.planning import selection
     from dit_accel.planning.lookup import profile_for
@@ -149,6 +160,8 @@ def _by_profile(pipe: Any, settings: Settings, accel: PlannedConfig, path: str) 
     with refused(f"--profile is {path!r}: ", (ValueError, OSError)):
         profile, _ = profile_for(pipe, path, force=accel.force)
     assert profile is not None  # a path was given
+    learning = learning_of(pipe) if accel.learn and not accel.static else None
+    profile = profile if learning is None else learning.with_measured(profile)
     text = _text(pipe, settings, profile)
     choice = None
     with refused(f"{target_option(settings.quality, settings.speedup)}: "):

@@ -90,7 +90,7 @@ def _planned(way: type[QualityConfig | SpeedupConfig]) -> Apply:
                 "calibrate` makes one"
             )
         config = way(
-            float(number or 0.0), profile=profile, static=context.static,
+            float(number or 0.0), profile=profile, static=context.static, learn=False,
             cache_memory=context.cache_memory,
         )  # fmt: skip
         return _ours(pipe, config, _runs_behind(profile))
