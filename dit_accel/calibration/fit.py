@@ -2,9 +2,9 @@
 
 In: the correction that is known without any run, the *centre*; for each prompt the window's
 features, and the residual error when the line extrapolates the window. Out: the correction that
-leaves the least of it, held near the centre, over all prompts, or over all but one. How strongly it
-is held is found by leaving prompts out. Where this shows no gain, it stays the centre. Prompts are
-weighed by the inverse of their error. Knows tensors of features; no model.
+leaves the least of it, shrunk towards the centre, over all prompts, or over all but one. How
+strongly it is shrunk is found by leaving prompts out. Where this shows no gain, it stays the
+centre. Prompts are weighed by the inverse of their error. Knows tensors of features; no model.
 Source: ours (docs/how-it-works.md, section 4).
 Shapes: P prompts, K known ones, F features, N numbers of a latent, S strengths.
 """
@@ -30,7 +30,7 @@ class RidgeMoments:
     """The least squares problem of one window, prompt by prompt.
 
     Args:
-        centre: `(F,)`, the correction that others are held to.
+        centre: `(F,)`, the correction that others are shrunk towards.
     """
 
     def __init__(self, centre: torch.Tensor) -> None:

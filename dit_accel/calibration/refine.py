@@ -68,7 +68,7 @@ def carry_out(
 
     Args:
         clips: by number, of equal steps, guidance and size; `recordings` are in their order.
-        error_model: a fit to it is the centre that corrections are held to.
+        error_model: a fit to it is the centre that corrections are shrunk towards.
         problems: of all plans; the clips are added to those of this one.
     """
     centre, rows = fit(computed, error_model, depth=REFINED_DEPTH)[0], list(clips.values())

@@ -221,7 +221,7 @@ def before_calls(module: torch.nn.Module, callback: Callable[[], None]) -> Calla
 
 def _call_of(module: torch.nn.Module) -> Any:
     """What stands around a module's calls below those that only wait for them; None: nothing."""
-    call = vars(module).get(_CALL)
+    call: Any = vars(module).get(_CALL)
     while hasattr(call, "_above"):
         call = call._above
     return call

@@ -1,4 +1,4 @@
-"""Interpolates Gram matrices between the places of a run, and keeps what no neighbour can tell.
+"""Interpolates Gram matrices between the places of a run, and adds what no neighbour shows.
 
 In: inner products of rows at some places, as numbers along a run. Out: those of rows at others.
 
@@ -45,7 +45,7 @@ def interpolate_gram(gram: torch.Tensor, known: torch.Tensor, wanted: torch.Tens
         >>> gram[:5, :5] = rows @ rows.T
         >>> found = interpolate_gram(gram, places, torch.tensor([0.5, 0.6]).double())
         >>> [round(value, 2) for value in found.diag().tolist()]
-        [0.31, 0.49, 0.0]
+        [0.31, 0.47, 0.0]
     """
     k, m = len(known), len(wanted)
     components = (len(gram) - 1) // k

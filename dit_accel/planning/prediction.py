@@ -127,7 +127,7 @@ class Evidence:
 
     Args:
         words: what they are made from, after "Planned from".
-        doubt: how sure the PSNR is, in words.
+        reliability: how sure the PSNR is, in words.
         offset_db: mean of the real less the predicted PSNR.
         deviation_db: standard deviation of that, of one clip.
         freedom: degrees of freedom of the deviation; infinite where it is assumed.
@@ -135,7 +135,7 @@ class Evidence:
     """
 
     words: str
-    doubt: str
+    reliability: str
     offset_db: float = 0.0
     deviation_db: float = UNKNOWN_DB
     freedom: float = math.inf
@@ -159,11 +159,12 @@ class Evidence:
         squares = sum((one - mean) ** 2 for one in differences)
         squares += n / (n + 1) * (mean - before) ** 2 + _KNOWN * self.deviation_db**2
         deviation = math.sqrt(squares / (_KNOWN + n) * (1 + 1 / (n + 1)))
-        doubt = f"the PSNR of a clip may be {deviation:.0f} dB from the expected one (as on "
+        reliability = f"the PSNR of a clip may be {deviation:.0f} dB from the expected one (as on "
         count = "1 clip of this model that was" if n == 1 else f"{n} clips of this model that were"
-        doubt += f"{count} compared with an uncached reference)"
+        reliability += f"{count} compared with an uncached reference)"
         return dataclasses.replace(
-            self, doubt=doubt, offset_db=(before + n * mean) / (1 + n), deviation_db=deviation,
+            self, reliability=reliability, offset_db=(before + n * mean) / (1 + n),
+            deviation_db=deviation,
             freedom=float(_KNOWN + n), measured=differences,
         )  # fmt: skip
 
@@ -171,8 +172,8 @@ class Evidence:
     def of_runs(cls, clips: int) -> Evidence:
         """Of runs of the model itself, none of which was compared with an uncached one."""
         count = "one run" if clips == 1 else f"{clips} runs"
-        doubt = f"the PSNR of a clip may be {UNKNOWN_DB:.0f} dB from the expected one"
-        return cls(f"inner products of {count}", f"{doubt} (an assumption)")
+        reliability = f"the PSNR of a clip may be {UNKNOWN_DB:.0f} dB from the expected one"
+        return cls(f"inner products of {count}", f"{reliability} (an assumption)")
 
     @classmethod
     def of_left_out(cls, judged: torch.Tensor, models: int) -> Evidence:
@@ -223,9 +224,8 @@ class Evidence:
     @property
     def note(self) -> str:
         """For the report."""
-        return (
-            f"Planned from {self.words}; {self.doubt}. `dit-accel calibrate` measures this model."
-        )
+        advice = "`dit-accel calibrate` measures this model."
+        return f"Planned from {self.words}; {self.reliability}. {advice}"
 
 
 FIRST_RUN = Evidence.of_runs(1)

@@ -41,7 +41,7 @@ from dit_accel.planning.trajectory import Trajectory, trajectory_of
 
 PRIOR_FORMAT = "dit-accel-prior"
 SHIPPED = Path(__file__).parent / "prior.safetensors"
-PLACES = torch.linspace(1.0, 0.003, 50, dtype=torch.float64)  # of the rows that are kept
+PLACES = torch.linspace(1.0, 0.003, 50, dtype=torch.float64)  # of the rows of a file
 MOST_PARTS = 2  # components of a run: as one, or those of guidance apart
 _SHIFT = 3.0
 _LEAST_GAIN = 1e-6
@@ -52,7 +52,7 @@ def places_of(angles: torch.Tensor) -> torch.Tensor:
     """Noise angles -> places in a run: 1 at pure noise, 0 at the clip.
 
     Example:
-        >>> places_of(torch.tensor([math.pi / 2, math.atan(3.0), 0.0])).tolist()
+        >>> places_of(torch.tensor([math.pi / 2, math.atan(3.0), 0.0])).round(decimals=3).tolist()
         [1.0, 0.5, 0.0]
     """
     share = angles.sin() / (angles.sin() + angles.cos())
@@ -250,8 +250,8 @@ def _added(trajectory: Trajectory) -> torch.Tensor:
     """
     states, scales = trajectory.states, trajectory.levels.scales
     before, after = states[:-1], states[1:]
-    kept = after[:, -1:] / before[:, -1:]
-    return (after - kept * before)[:, :-1].T * scales[-1] / scales[1:]
+    scale = after[:, -1:] / before[:, -1:]
+    return (after - scale * before)[:, :-1].T * scales[-1] / scales[1:]
 
 
 def _gains(profile: Profile, trajectory: Trajectory) -> torch.Tensor:

@@ -64,7 +64,7 @@ def _without_candidates(
     profile: Profile, error_model: ErrorModel, quality: float | None, speedup: float | None,
     coverage: float,
 ) -> PlanChoice:  # fmt: skip
-    """Nothing tells where to begin, so that each search is longer; fewer counts are tried, as more
+    """It is not known where to begin, so each search is longer. Fewer counts are tried, as more
     computed steps leave less error."""
 
     def made(count: int) -> PlanChoice:

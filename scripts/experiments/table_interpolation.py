@@ -2,8 +2,8 @@
 
 python scripts/experiments/table_interpolation.py --every 2 3
 
-Every second (third) step of the miniature's profile is kept, all 50 are interpolated, and a plan is
-searched for on the result. Its error is that which the whole profile expects of it.
+Every second (third) step of the miniature's profile is taken, and all 50 are interpolated. A plan
+is searched for on the result. Its error is that which the whole profile expects of it.
 """
 
 from __future__ import annotations
@@ -68,18 +68,18 @@ def main() -> None:
     places = torch.linspace(1, 0, n, dtype=torch.float64)
     best = [f"{decibels(search(whole, count, rounds=60)[1]):.1f}" for count in given.computed]
     print(f"the whole profile: {' / '.join(best)} dB")
-    print("| steps kept | way | predicted, dB | by the whole profile, dB |\n|---|---|---|---|")
+    print("| steps known | way | predicted, dB | by the whole profile, dB |\n|---|---|---|---|")
     for every in given.every:
-        kept = torch.tensor(sorted({*range(0, n, every), n - 1}))
-        rows = torch.cat([kept, kept + n, torch.tensor([2 * n])])
+        chosen = torch.tensor(sorted({*range(0, n, every), n - 1}))
+        rows = torch.cat([chosen, chosen + n, torch.tensor([2 * n])])
         known = profile.gram[0][rows][:, rows]
         for name, way in WAYS.items():
-            gram = way(known, places[kept], places)
+            gram = way(known, places[chosen], places)
             model = ErrorModel(profile.sampler, gram[None], whole.error_gain, whole.error_memory)
             found = [search(model, count, rounds=60) for count in given.computed]
             said = " / ".join(f"{decibels(error):.1f}" for _, error in found)
             real = " / ".join(f"{decibels(energies(plan, whole)[0]):.1f}" for plan, _ in found)
-            print(f"| {len(kept)} of {n} | {name} | {said} | {real} |", flush=True)
+            print(f"| {len(chosen)} of {n} | {name} | {said} | {real} |", flush=True)
 
 
 if __name__ == "__main__":

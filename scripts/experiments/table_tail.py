@@ -1,11 +1,11 @@
-"""What shrinks the tail of a plan's PSNR over clips, by what a pilot or the run itself tells.
+"""What shrinks the tail of a plan's PSNR over clips, by what a pilot or the run itself shows.
 
 OMP_NUM_THREADS=1 python scripts/experiments/collect_tail.py runs/tail --prompts 64
 python scripts/experiments/table_tail.py runs/tail
 python scripts/experiments/table_tail.py assets/mini-wan/dit-accel-profile.safetensors
 
 Of a profile's file calibration's clips are taken. A made-up signal stands there for what a pilot
-or a run may tell: it has a given correlation with the clip's PSNR.
+or a run may show: it has a given correlation with the clip's PSNR.
 
 The first table has the standard deviation of the PSNR over clips that remains when something is
 known, fitted by least squares to all clips but the one at hand. The second has the speed that a

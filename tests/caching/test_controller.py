@@ -508,7 +508,7 @@ def text_changes(pipe, step, time, tensors):
 
 @pytest.mark.parametrize("known", KNOWN)
 @pytest.mark.parametrize("speedup", [2.0, 3.0, 4.0])
-def test_a_speed_that_is_asked_for_is_kept_within_one_step(known, speedup):
+def test_a_speed_that_is_asked_for_comes_within_one_step(known, speedup):
     seed, changes = KNOWN[known]
     pipe = tiny.tiny_wan()
     profile = None if seed is None else profile_for(tiny.tiny_wan(seed=seed))

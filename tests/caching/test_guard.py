@@ -389,8 +389,8 @@ def test_no_fault_costs_more_than_one_step_where_a_speed_was_asked_for(bands, tr
                 done = run_with(policy, {step: kind, (7 * step + 3) % TOTAL: other})
                 more.append(len(done) - len(PLAN.computed))
                 assert policy.abandoned is None or policy.notes()
-                told = {*policy.added_steps({*done})}, {*policy.omitted_steps()}
-                assert told == ({*done} - {*PLAN.computed}, {*PLAN.computed} - {*done})
+                said = {*policy.added_steps({*done})}, {*policy.omitted_steps()}
+                assert said == ({*done} - {*PLAN.computed}, {*PLAN.computed} - {*done})
     assert max(more) == 1
     assert min(more) >= 0, "a step is moved, and none is saved"
 

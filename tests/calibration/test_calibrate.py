@@ -147,7 +147,7 @@ def test_in_one_batch_every_clip_runs_with_corrections_fitted_to_the_others(pipe
     """What the third clip is said to get is what it gets from changes that two batched clips
     leave: those of a profile of these two, whose runs had used the fits of each other."""
     fixed_candidates(monkeypatch)
-    hold_weakly(monkeypatch)
+    shrink_weakly(monkeypatch)
     settings = {"speedups": (2.0,), "probes": 2, "probed": 1, "batch": 3}
     reported: list[tuple[str, int, int]] = []
     profile = calibrate(pipe, CLIPS, on_progress=lambda *news: reported.append(news), **settings)
@@ -166,7 +166,7 @@ def test_a_batch_of_guided_pairs_runs_row_by_row(monkeypatch):
     """Families that run both branches as one batch: every row has its weights in each half."""
     fixed_candidates(monkeypatch)
     monkeypatch.setattr(refine, "psnr", lambda *_, **__: 40.0)
-    hold_weakly(monkeypatch)
+    shrink_weakly(monkeypatch)
     pipe, clip, given = prepared("cogvideox-2b", steps=STEPS)
     two = {
         name: torch.cat([value] * 2) if isinstance(value, torch.Tensor) else value
@@ -191,8 +191,8 @@ def fixed_candidates(monkeypatch: Any) -> None:
     monkeypatch.setattr(calibrating.CalibrationRun, "_searched", lambda *_: [COMPUTED])
 
 
-def hold_weakly(monkeypatch: Any) -> None:
-    """Corrections are hardly held, whatever the clips that are left out say: one clip is enough."""
+def shrink_weakly(monkeypatch: Any) -> None:
+    """Corrections are hardly shrunk, whatever left-out clips say: one clip is enough."""
     weakest = -torch.arange(len(STRENGTHS), dtype=torch.float64)
     monkeypatch.setattr(RidgeMoments, "gains", lambda *_, without=None: weakest)
 
@@ -212,7 +212,7 @@ def test_each_clip_runs_with_corrections_that_have_not_seen_it(pipe, monkeypatch
 
     monkeypatch.setattr(refine, "fit", lines)
     monkeypatch.setattr(calibrating, "FIT_PASSES", 1)
-    hold_weakly(monkeypatch)
+    shrink_weakly(monkeypatch)
     settings = {"speedups": (2.0,), "probes": 2, "probed": 1}
     one = calibrate(pipe, CLIPS[:1], **settings)
     both = calibrate(pipe, CLIPS[:2], **settings)

@@ -56,12 +56,12 @@ def test_worked_example():
     add(moments, 0, torch.tensor([[1.0]]), row(1.0), 0.0)
     add(moments, 1, torch.tensor([[1.0]]), row(3.0), 0.0)
     assert moments.correction(WEAKEST).tolist() == pytest.approx([1.5], abs=1e-4)
-    # Held to 0 as if one more prompt wanted that, of the mean weight of the two:
+    # Shrunk towards 0 as if one more prompt wanted that, of the mean weight of the two:
     # 2 / (4 / 3 + 1.001 x 2 / 3) = 0.9998.
     assert moments.correction(gains_at(1.0)).tolist() == pytest.approx(
         [2 / (4 / 3 + 1.001 * 2 / 3)]
     )
-    # Without prompt 0 only prompt 1 counts; held by one more of its weight, 1 / (2.001 / 3).
+    # Without prompt 0 only prompt 1 counts, and one more of its weight, 1 / (2.001 / 3).
     assert moments.correction(WEAKEST, without=0).tolist() == pytest.approx([3.0], abs=1e-4)
     one = moments.correction(gains_at(1.0), without=0)
     assert one.tolist() == pytest.approx([3 / 2.001])
@@ -108,11 +108,11 @@ def test_gains_are_those_of_fits_written_out(alike):
         for left_out in range(5):
             seen = [q for q in range(5) if q != left_out]
             matrix = sum(moments.matrices[q] for q in seen)
-            held = (matrix + 1e-3 * torch.diag(matrix.diagonal())) / 4
+            penalty = (matrix + 1e-3 * torch.diag(matrix.diagonal())) / 4
             added = torch.zeros(3, dtype=torch.float64)
             if math.isfinite(strength):
                 vector = sum(moments.vectors[q] for q in seen)
-                added = torch.linalg.solve(matrix + strength * held, vector)
+                added = torch.linalg.solve(matrix + strength * penalty, vector)
             own, wanted = moments.matrices[left_out], moments.vectors[left_out]
             total += float(added @ own @ added - 2 * added @ wanted)
         assert gains[place].item() == pytest.approx(total, rel=1e-6, abs=1e-12)
@@ -121,8 +121,8 @@ def test_gains_are_those_of_fits_written_out(alike):
 def test_what_all_prompts_want_is_followed_and_what_none_shares_is_not():
     alike, unlike = random_moments(6, 1.0), random_moments(6, 0.0)
     assert torch.allclose(alike.correction(alike.gains()), torch.ones(3).double(), atol=1e-4)
-    held, free = unlike.correction(unlike.gains()), unlike.correction(WEAKEST)
-    assert held.norm() < 0.9 * free.norm()
+    shrunk, free = unlike.correction(unlike.gains()), unlike.correction(WEAKEST)
+    assert shrunk.norm() < 0.9 * free.norm()
 
 
 def test_many_prompts_are_left_out_in_groups(monkeypatch):

@@ -51,7 +51,15 @@ PAGES = [ROOT / "README.md", *(ROOT / "docs" / f"{name}.md" for name in NAMES)]
 RESEARCH = ROOT / "research"  # not in an sdist
 LINKING = [p for p in (*PAGES, ROOT / "assets/README.md", RESEARCH / "LOG.md") if p.exists()]
 MEASURED = "results.md"  # its commands take hours
-OPTIONS_OF_SCRIPTS = ("--pairs", "--prompts", "--quality", "--seeds", "--lowest", "--write")
+OPTIONS_OF_SCRIPTS = (
+    "--pairs",
+    "--prompts",
+    "--quality",
+    "--seeds",
+    "--lowest",
+    "--unbounded",
+    "--write",
+)
 SMALL = {
     "num_inference_steps=50": "num_inference_steps=8",
     "height=64, width=64, num_frames=17": "height=32, width=32, num_frames=5",

@@ -1,4 +1,4 @@
-"""Inner products at other places: exact where they are known, and honest where they are not."""
+"""Inner products at other places: exact where known, with a remainder where not."""
 
 from __future__ import annotations
 

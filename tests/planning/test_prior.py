@@ -157,9 +157,9 @@ def test_evidence_of_models_left_out() -> None:
     assert (found.offset_db, found.freedom) == (-1.0, 1)
     assert found.deviation_db == pytest.approx(math.sqrt(39.5))
     assert found.share(31.0, 30.0) == pytest.approx(0.5)
-    assert "3 other models" in found.words and "2 models left out" in found.doubt
+    assert "3 other models" in found.words and "2 models left out" in found.reliability
     none = Evidence.of_left_out(torch.zeros(0, 2).double(), 1)
-    assert none.offset_db == 0 and "assumption" in none.doubt
+    assert none.offset_db == 0 and "assumption" in none.reliability
     assert none.share(30.0, 30.0) == pytest.approx(0.5)
 
 

