@@ -59,7 +59,7 @@ class TinyModel:
     def run(self, pipe: Any, **changes: Any) -> torch.Tensor:
         """The last latents of a call with `STEPS` steps; a prompt replaces the embeddings."""
         given = {"num_inference_steps": STEPS, "output_type": "latent"} | self.arguments | changes
-        if "prompt" in changes:
+        if changes.get("prompt") is not None:
             ready = "_embeds", "_attention_mask"
             given = {k: v for k, v in given.items() if not k.endswith(ready)} | self.scene
         latents: torch.Tensor = pipe(

@@ -90,7 +90,8 @@ class SceneLayer:
                 own = queries[row : row + 1]
                 moved[source.label] = turn(own, source.queries)
         read = torch.cat(keys_read, 1), torch.cat(values_read, 1)
-        gathered = sum(tensor.nbytes for tensor in read)
+        # `nbytes` cannot be traced by a compiler where a size varies.
+        gathered = sum(tensor.numel() * tensor.element_size() for tensor in read)
         self.scene.gathered_bytes = max(self.scene.gathered_bytes, gathered)
         return read, moved
 
