@@ -1,7 +1,8 @@
 """Tries a pipeline at the site `output`, and says what it found: what `dit-accel models` prints.
 
 Goes in: a `Row`. Comes out: a `Tried`, once all that must hold was checked: neutral is bit-equal,
-the first run is recorded, the second one computes fewer forwards, and as many as its report says,
+the first run is recorded or planned by the prior, the second one computes fewer forwards, and as
+many as its report says,
 and a removed handle leaves the stock pipeline. A pipeline that cannot be planned has to be refused
 before its first forward, or is computed whole, and its report says why. It knows `accelerate`, and
 no pipeline. Source: ours.
@@ -82,8 +83,9 @@ def _planned(
             return None, str(error)
         if counter.take() == full:
             assert torch.equal(first, stock)
-        else:  # its first loop was recorded, and the later ones are planned already
-            assert any("denoising loops" in note for note in handle.report().notes)
+        else:  # planned by the prior; or its first loop was recorded, the later ones planned
+            notes = " ".join(handle.report().notes)
+            assert "Planned from a prior" in notes or "denoising loops" in notes
         second, count, report = row.run(pipe), counter.take(), handle.report()
     if count == full:  # it has to say why
         assert torch.equal(second, stock)

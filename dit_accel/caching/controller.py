@@ -27,7 +27,6 @@ from dit_accel.caching.recording import (
     RecordingPolicy,
     guidance_of,
     numbers_of,
-    second_of,
     why_not,
 )
 from dit_accel.core.families import Family, transformers_of
@@ -244,7 +243,7 @@ class RunController:
         """Of a run whose branches have these weights: planned, or recorded where it is the first
         of its kind."""
         coefficients = self._samplers.of(self.pipe.scheduler, weights, run.begin, run.num_steps)
-        coefficients = dataclasses.replace(coefficients, second=second_of(run))
+        coefficients = dataclasses.replace(coefficients, second=selection.second_of(run))
         selection.check_num_steps(coefficients.num_steps)
         kind = self._parts, _kind_of(run.guidance or 1.0, weights)
         recorded = self._recorded.get(kind)

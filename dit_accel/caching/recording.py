@@ -18,7 +18,7 @@ from dit_accel.caching.policy import ComputeAll, Policy
 from dit_accel.core.guidance import FirstStep, guided
 from dit_accel.core.session import RunInfo
 from dit_accel.planning.first_run import RunRecord
-from dit_accel.planning.plan import SamplerCoefficients, SecondExpert
+from dit_accel.planning.plan import SamplerCoefficients
 from dit_accel.planning.profile import Profile
 from dit_accel.planning.profile_key import ProfileKey
 from dit_accel.planning.sampler import coefficients_of
@@ -152,17 +152,6 @@ class RecordingPolicy(Policy):
             what = f"this run {flaw}; the next one is computed whole and recorded."
         advice = "`dit-accel calibrate` measures a profile once for all."
         return (*self.remarks, f"No profile was found: {what} {advice}")
-
-
-def second_of(run: RunInfo) -> SecondExpert | None:
-    """The second expert of a run, and how it weighs guidance beside the first one."""
-    if run.second is None:
-        return None
-    begin, there = run.second
-    here = run.guidance
-    if here is None or there is None or here == 1.0:  # one branch
-        return SecondExpert(begin)
-    return SecondExpert(begin, (1.0 - there) / (1.0 - here))
 
 
 def guidance_of(weights: tuple[float, ...]) -> float | None:

@@ -21,7 +21,6 @@ from typing import Any, Self
 import torch
 
 from dit_accel.caching.policy import PlanPolicy, Policy
-from dit_accel.caching.recording import second_of
 from dit_accel.calibration.replay import replayed
 from dit_accel.core.families import family_of
 from dit_accel.core.generation import ClipSpec, batch_arguments
@@ -33,6 +32,7 @@ from dit_accel.planning.difficulty import pooled
 from dit_accel.planning.plan import Extrapolation, Plan, SamplerCoefficients, SecondExpert
 from dit_accel.planning.sampler import ImpulseResponse, NotLinearError, check_steps
 from dit_accel.planning.search import gram_of
+from dit_accel.planning.selection import second_of
 
 LINEAR = 0.02  # relative error up to which the final latents must be rebuilt
 

@@ -16,10 +16,11 @@ from typing import Any
 
 import torch
 
+from dit_accel.core.session import RunInfo
 from dit_accel.planning import prediction
 from dit_accel.planning.candidate import CandidatePlan
 from dit_accel.planning.margin import QualityMargin
-from dit_accel.planning.plan import SamplerCoefficients
+from dit_accel.planning.plan import SamplerCoefficients, SecondExpert
 from dit_accel.planning.prediction import COVERAGE, ErrorBand, PlanChoice, QualityDistribution
 from dit_accel.planning.prior import profile_by_prior
 from dit_accel.planning.profile import Profile
@@ -145,6 +146,17 @@ def branch_weights(
     if profile and one_branch and (force or abs(profile.key.guidance - guidance) < 1e-6):
         return (1.0,)
     return (1.0, 1.0 - guidance)
+
+
+def second_of(run: RunInfo) -> SecondExpert | None:
+    """The second expert of a run, and how it weighs guidance beside the first one."""
+    if run.second is None:
+        return None
+    begin, there = run.second
+    here = run.guidance
+    if here is None or there is None or here == 1.0:  # one branch
+        return SecondExpert(begin)
+    return SecondExpert(begin, (1.0 - there) / (1.0 - here))
 
 
 def coefficients_before_run(

@@ -24,9 +24,9 @@ import torch
 from diffusers import WanPipeline
 
 from dit_accel import accelerate
-from dit_accel.caching import controller
 from dit_accel.evaluation.prompts import read_prompts
 from dit_accel.models import miniature
+from dit_accel.planning import selection
 from dit_accel.planning.plan import SamplerCoefficients
 
 BOUNDARY = 0.8  # of the training timesteps: with the miniature's shift, the first 4 tenths
@@ -51,7 +51,7 @@ def windows(kind: str) -> Iterator[None]:
     """Make plans of this kind."""
     with contextlib.ExitStack() as stack:
         if kind == "across":
-            stack.enter_context(mock.patch.object(controller, "second_of", return_value=None))
+            stack.enter_context(mock.patch.object(selection, "second_of", return_value=None))
         if kind == "mixed":
             since = mock.patch.object(SamplerCoefficients, "since", return_value=0)
             stack.enter_context(since)
