@@ -256,7 +256,7 @@ class _Work(Checkpoint):
     """A checkpoint of no pipeline."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder = folder
+        self.folder, self.seconds = folder, {}
 
 
 def work(rng: random.Random, folder: Path) -> str:
