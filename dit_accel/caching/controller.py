@@ -280,7 +280,19 @@ class RunController:
         if run.begin or not self.family.blocks:
             return None  # it starts from a clip, or what its forwards are is not known before a run
         guidance = guidance_of(coefficients.branch_weights) or run.guidance or 1.0
-        return self._priors.of(self.pipe.scheduler, coefficients, guidance)
+        noise = self._sees_noise()
+        return self._priors.of(self.pipe.scheduler, coefficients, guidance, noise=noise)
+
+    def _sees_noise(self) -> bool:
+        """Whether the denoiser's first input is the noise, in the shape of its predictions.
+
+        Not where a condition stands in further channels (Wan-Animate), or where a prediction has
+        sound too (LTX-2): a plan that weighs the noise would lack it there.
+        """
+        config = next(iter(transformers_of(self.pipe, self.family).values())).config
+        given = getattr(config, "in_channels", None)
+        predicted = getattr(config, "out_channels", None) or given
+        return self.family.audio is None and given == predicted
 
     def _record(self, run: RunInfo, coefficients: SamplerCoefficients) -> RecordingPolicy:
         steps, parts = coefficients.num_steps, len(coefficients.branch_weights)
