@@ -9,6 +9,7 @@ knows pipelines and profiles, and nothing of single steps. Ours; there is no sou
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import math
 from collections.abc import Callable
@@ -88,6 +89,7 @@ class RunController:
         self._weights = profile.sampler.branch_weights if profile else (1.0,)  # seen last
         self._ranks, self._where = Ranks(), torch.device("cpu")
         self._looks = False  # at the first step of this run
+        self._scheduler = pipe.scheduler  # as it was when this run began
         self._unsaid: RunInfo | None = None  # a run whose pipeline does not say how it guides
 
     def start(self, run: RunInfo) -> Policy:
@@ -118,6 +120,9 @@ class RunController:
         self.finish()
         self._observed = self._recording = None
         self._see_parts()
+        self._scheduler = self.pipe.scheduler
+        if self._looks:  # asked again after the first step, which leaves marks in some schedulers
+            self._scheduler = copy.deepcopy(self.pipe.scheduler)
         if self.learning is not None:
             self.learning.begin(self._parts)
         steps, begin = run.num_steps or 0, run.begin
@@ -242,7 +247,7 @@ class RunController:
     def _policy(self, run: RunInfo, weights: tuple[float, ...]) -> Policy:
         """Of a run whose branches have these weights: planned, or recorded where it is the first
         of its kind."""
-        coefficients = self._samplers.of(self.pipe.scheduler, weights, run.begin, run.num_steps)
+        coefficients = self._samplers.of(self._scheduler, weights, run.begin, run.num_steps)
         coefficients = dataclasses.replace(coefficients, second=selection.second_of(run))
         selection.check_num_steps(coefficients.num_steps)
         kind = self._parts, _kind_of(run.guidance or 1.0, weights)
@@ -281,7 +286,7 @@ class RunController:
             return None  # it starts from a clip, or what its forwards are is not known before a run
         guidance = guidance_of(coefficients.branch_weights) or run.guidance or 1.0
         noise = self._sees_noise()
-        return self._priors.of(self.pipe.scheduler, coefficients, guidance, noise=noise)
+        return self._priors.of(self._scheduler, coefficients, guidance, noise=noise)
 
     def _sees_noise(self) -> bool:
         """Whether the denoiser's first input is the noise, in the shape of its predictions.
@@ -298,7 +303,7 @@ class RunController:
         steps, parts = coefficients.num_steps, len(coefficients.branch_weights)
         key = profile_key(self.pipe, steps=steps, parts=parts, guidance=run.guidance or 1.0)
         self._recording = RecordingPolicy(
-            run, coefficients, self.pipe.scheduler, key, self.family.branches,
+            run, coefficients, self._scheduler, key, self.family.branches,
             known=self._said_weights(run) is not None, remarks=self._why_anew(),
             by_threshold=bool(self.family.sites),
         )  # fmt: skip
