@@ -84,7 +84,12 @@ def _pruned(name: str, neutral: PCAS, loose: PCAS) -> Technique:
 def profile_of(model: TinyModel, pipe: Any) -> profiles.Profile:
     """A made-up profile of a pipeline that has run once, with one plan that has `COMPUTED`."""
     if pipe.scheduler.config.get("use_dynamic_shifting"):  # the last call may have been of a scene
-        model.run(pipe)
+        dtype = pipe.transformer.dtype
+        floats = {
+            name: value.to(dtype) for name, value in model.arguments.items()
+            if isinstance(value, torch.Tensor) and value.is_floating_point()
+        }  # fmt: skip
+        model.run(pipe, **floats)
     arguments = model.arguments
     guidance = float(arguments.get("guidance_scale", model.guidance))
     separate = model.branches == "separate" and guidance > 1

@@ -8,22 +8,26 @@ from __future__ import annotations
 import contextlib
 from collections import Counter
 from collections.abc import Iterator
+from importlib.metadata import version
 from typing import Any
 
 import pytest
 import torch
 from calls import state_of
 from techniques import combinations, is_equal, refusals
-from tiny_models import MODELS, STEPS, TinyModel
+from tiny_models import FURTHER, MODELS, STEPS, TinyModel
 
 from dit_accel import FAMILIES, accelerate
 from dit_accel.core.report import SiteReport
 from dit_accel.core.session import Forward, ForwardCall, Interceptor, Session
 from dit_accel.models.families import Family
+from dit_accel.models.pipelines import record
 
 
 def test_every_family_has_a_tiny_model():
-    assert {model.family for model in MODELS.values()} >= {row.name for row in FAMILIES.values()}
+    missing = {row.name for row in FAMILIES.values()} - {one.family for one in MODELS.values()}
+    newest = version("diffusers") == record()[0]  # older ones do not have all
+    assert missing <= (set() if newest else {*FURTHER})
 
 
 @combinations()
