@@ -14,6 +14,7 @@ import pytest
 import torch
 from calls import offload
 from techniques import ONE_OF_A_KIND, combinations, is_equal
+from tiny_models import MODELS
 
 from dit_accel import accelerate
 from dit_accel.core.families import family_of
@@ -67,6 +68,10 @@ def test_every_call_is_accelerated_where_it_comes_later(workbench, model, techni
     beside(workbench, model, technique, change, before=False)
 
 
+# Compilation is slow, and these are hooked as their kin are: Wan, and LTX-Video.
+COMPILED = tuple(name for name in MODELS if name not in ("wan-vace", "wan-animate", "ltx-2"))
+
+
 @pytest.fixture(scope="module")
 def new_graphs() -> None:
     """Graphs of other files count against the limit of recompilations."""
@@ -74,13 +79,13 @@ def new_graphs() -> None:
 
 
 @pytest.mark.slow
-@combinations(beside=COMPILES, only=ONE_OF_A_KIND, variants=False)
+@combinations(beside=COMPILES, only=ONE_OF_A_KIND, variants=False, models=COMPILED)
 def test_a_compiled_model(new_graphs, workbench, model, technique, change):
     beside(workbench, model, technique, change, before=True)
 
 
 @pytest.mark.slow
-@combinations(beside=COMPILES, only=ONE_OF_A_KIND, variants=False)
+@combinations(beside=COMPILES, only=ONE_OF_A_KIND, variants=False, models=COMPILED)
 def test_a_model_that_is_compiled_later(new_graphs, workbench, model, technique, change):
     beside(workbench, model, technique, change, before=False)
 
