@@ -284,7 +284,7 @@ class RunController:
         """Stands for a profile; None where the prior knows no such run: it is recorded."""
         if run.begin or not self.family.blocks:
             return None  # it starts from a clip, or what its forwards are is not known before a run
-        guidance = guidance_of(coefficients.branch_weights) or run.guidance or 1.0
+        guidance = self._kind(run, coefficients).guidance
         noise = self._sees_noise()
         return self._priors.of(self._scheduler, coefficients, guidance, noise=noise)
 
@@ -294,10 +294,14 @@ class RunController:
         Not where a condition stands in further channels (Wan-Animate), or where a prediction has
         sound too (LTX-2): a plan that weighs the noise would lack it there.
         """
+        given, predicted = self._channels()
+        return self.family.audio is None and given == predicted
+
+    def _channels(self) -> tuple[int | None, int | None]:
+        """Of the denoiser's first input, and of its predictions."""
         config = next(iter(transformers_of(self.pipe, self.family).values())).config
         given = getattr(config, "in_channels", None)
-        predicted = getattr(config, "out_channels", None) or given
-        return self.family.audio is None and given == predicted
+        return given, getattr(config, "out_channels", None) or given
 
     def _record(self, run: RunInfo, coefficients: SamplerCoefficients) -> RecordingPolicy:
         steps, parts = coefficients.num_steps, len(coefficients.branch_weights)
@@ -379,8 +383,7 @@ class RunController:
         per_latent = getattr(self.pipe, "vae_scale_factor_temporal", None)
         if latents is None or latents.ndim != 5 or not scale or not per_latent:
             return None
-        config = next(iter(transformers_of(self.pipe, self.family).values())).config
-        channels = getattr(config, "out_channels", None) or getattr(config, "in_channels", None)
+        _, channels = self._channels()
         if channels not in latents.shape[1:3]:
             return None
         frames = (latents.shape[2 if latents.shape[1] == channels else 1] - 1) * per_latent + 1

@@ -89,14 +89,10 @@ def observed(
         errors: extrapolation errors, by computed step.
     """
     sampler = kind.sampler
-    weights = torch.zeros(sampler.num_rows, dtype=torch.float64)
-    weights[-1] = 1.0  # the final latents as a sum of rows
-    for step, coefficient in enumerate(sampler.coefficients):
-        if step in plan.extrapolations:
-            add_weights(weights, plan, step, sampler, coefficient)
-            continue
-        for part, branch_weight in enumerate(sampler.weights_at(step)):
-            weights[part * sampler.num_steps + step] += branch_weight * coefficient
+    weights = sampler.final_weights
+    for step in plan.extrapolations:  # other rows stand for those of this step
+        weights[step : -1 : sampler.num_steps] = 0.0
+        add_weights(weights, plan, step, sampler, sampler.coefficients[step])
     final = weights @ products @ weights
     rows = sampler.feature_rows(torch.tensor([plan.computed]))[0]
     known = products[rows][:, rows] / final

@@ -14,6 +14,7 @@ import dataclasses
 
 import torch
 
+from dit_accel.planning.interpolation import linear_weights
 from dit_accel.planning.plan import SamplerCoefficients
 from dit_accel.planning.prediction import Evidence
 from dit_accel.planning.profile import Profile
@@ -126,9 +127,8 @@ class RunRecord:
     def gram(self, sampler: SamplerCoefficients) -> torch.Tensor:
         """The same of a whole run, over the squared norm of the final latents."""
         gram = self.products(sampler)
-        weights = [weights * sampler.coefficients for weights in sampler.step_weights]
-        rows = torch.cat([*weights, torch.ones(1, dtype=torch.float64)])
-        return gram / (rows @ gram @ rows)  # the final latents are these weights times the rows
+        final = sampler.final_weights
+        return gram / (final @ gram @ final)
 
     def profile(self, sampler: SamplerCoefficients, key: ProfileKey) -> Profile:
         """Of a run of which every step was recorded."""
@@ -150,10 +150,9 @@ def profile_of_gram(
         evidence = prior.evidence.with_clips(clips)
         return dataclasses.replace(prior, key=key, gram=gram[None], evidence=evidence)
     n = sampler.num_steps
-    places = torch.linspace(0, len(_GAIN) - 1, n, dtype=torch.float64)
-    low = places.floor().long().clamp_max(len(_GAIN) - 2)
+    known, wanted = (torch.linspace(0, 1, m, dtype=torch.float64) for m in (len(_GAIN), n))
     logs = torch.tensor(_GAIN, dtype=torch.float64).log()
-    gain = (logs[low] + (places - low) * (logs[low + 1] - logs[low])).exp()
+    gain = (linear_weights(known, wanted) @ logs).exp()
     evidence = Evidence.of_runs(clips)
     metadata = {"clips": clips, "probes": 0}
     return Profile(

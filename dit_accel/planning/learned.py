@@ -28,6 +28,7 @@ from dit_accel.planning.candidate import LARGEST_DB
 from dit_accel.planning.plan import SamplerCoefficients, SecondExpert
 from dit_accel.planning.profile_file import OtherVersionError, ProfileError, TensorFields
 from dit_accel.planning.profile_key import ProfileKey
+from dit_accel.planning.sampler_fields import read_sampler
 
 LEARNED_FORMAT = "dit-accel-learned"
 SUFFIX = ".safetensors"
@@ -216,12 +217,7 @@ def load(path: Path) -> Learned:
         raise ProfileError(
             f"{path} is larger than {_LARGEST_FILE} bytes; accepted: what runs wrote"
         )
-    head, tensors = profile_file.read(path, LEARNED_FORMAT)
-    try:
-        _check_digest(head, tensors)
-        return _of(head, tensors)
-    except ValueError as error:
-        raise ProfileError(f"{path} is damaged: {error}") from error
+    return profile_file.load(path, _of, "damaged", LEARNED_FORMAT)
 
 
 def update(path: Path, empty: Learned, change: Callable[[Learned], Learned]) -> Learned:
@@ -316,6 +312,7 @@ def _check_digest(head: Field, tensors: TensorFields) -> None:
 
 
 def _of(head: Field, tensors: TensorFields) -> Learned:
+    _check_digest(head, tensors)
     names = ("identity", "compared", "runs", "observations", "measured", "digest",
              "format", "version")  # fmt: skip
     head.only(names)
@@ -362,19 +359,17 @@ def _observations(section: str, one: Field, tensors: TensorFields) -> Observatio
 
 
 def _sampler(section: str, one: Field, tensors: TensorFields) -> SamplerCoefficients:
-    coefficients = tensors.get(f"{section}.coefficients", (None,), -1e6, 1e6)
-    timesteps = tensors.get(f"{section}.timesteps", (len(coefficients),), -1e6, 1e6)
-    steps = timesteps.diff()  # Mochi's timesteps go up
-    if not bool((steps < 0).all() or (steps > 0).all()):
-        raise DocumentError(f"{section}.timesteps goes up and down; accepted: timesteps in order")
-    weights = [field.number(-1e6, 1e6) for field in one.at("branch_weights").entries(1, 8)]
-    if not all(weights):  # a correction is divided by it
-        raise one.at("branch_weights").error("numbers that are not 0")
-    second = None
-    if one.find("second") is not None:
-        begin, share = one.at("second").entries(2, 2)
-        second = SecondExpert(begin.whole(1, len(timesteps) - 1), share.number(-1e6, 1e6))
-    return SamplerCoefficients(coefficients, timesteps, tuple(weights), second)
+    return read_sampler(
+        tensors, f"{section}.coefficients", f"{section}.timesteps", one.at("branch_weights"),
+        lambda num_steps: _second(one, num_steps),
+    )  # fmt: skip
+
+
+def _second(one: Field, num_steps: int) -> SecondExpert | None:
+    if one.find("second") is None:
+        return None
+    begin, share = one.at("second").entries(2, 2)
+    return SecondExpert(begin.whole(1, num_steps - 1), share.number(-1e6, 1e6))
 
 
 def _check_inner_products(name: str, products: torch.Tensor) -> None:

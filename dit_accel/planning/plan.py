@@ -103,6 +103,12 @@ class SamplerCoefficients:
         rows = [self.weights_at(step) for step in range(self.num_steps)]
         return torch.tensor(rows, dtype=torch.float64).T
 
+    @property
+    def final_weights(self) -> torch.Tensor:
+        """`(R,)` float64: of the rows in the final latents."""
+        added = self.step_weights * self.coefficients
+        return torch.cat([added.flatten(), torch.ones(1, dtype=torch.float64)])
+
     def feature_rows(self, used: torch.Tensor) -> torch.Tensor:
         """Computed steps `(C, D)` -> the rows of their features `(C, F)`."""
         components = [used + b * self.num_steps for b in range(len(self.branch_weights))]

@@ -116,12 +116,11 @@ class Prior:
             raise ProfileError(f"the run has {parts} branches; accepted by the prior: {accepted}")
         places = places_of(levels.angles)
         gram = trajectory.from_angles(interpolate_gram(self.grams[parts], PLACES, places[:-1]))
-        weights = [weights * sampler.coefficients for weights in sampler.step_weights]
-        rows = torch.cat([*weights, torch.ones(1, dtype=torch.float64)])  # of the final latents
         growth = (linear_weights(PLACES, places[1:]) @ self.gains.log()).exp()
         gain = (_added(trajectory) @ growth / sampler.coefficients).abs().clamp_min(_LEAST_GAIN)
         steps_a_place = sampler.num_steps / float(places[0] - places[-1])
-        gram = gram / (rows @ gram @ rows)
+        final = sampler.final_weights
+        gram = gram / (final @ gram @ final)
         return ErrorModel(sampler, gram[None], gain, self.memory * steps_a_place)
 
     def profile_for(self, trajectory: Trajectory, guidance: float) -> Profile:
@@ -167,11 +166,7 @@ class Prior:
             ProfileError: it is no prior, or a field is not accepted; names the file and the field.
             FileNotFoundError: it is not there.
         """
-        head, tensors = profile_file.read(Path(path), form=PRIOR_FORMAT)
-        try:
-            return cls._of(head, tensors)
-        except ValueError as error:
-            raise ProfileError(f"{path} is a damaged prior: {error}") from error
+        return profile_file.load(Path(path), cls._of, "a damaged prior", form=PRIOR_FORMAT)
 
     @classmethod
     def _of(cls, head: Field, tensors: TensorFields) -> Prior:

@@ -27,10 +27,11 @@ from dit_accel.planning.plan import Plan, SamplerCoefficients, SecondExpert, fea
 from dit_accel.planning.prediction import FIRST_RUN, Evidence
 from dit_accel.planning.profile_file import ProfileError, TensorFields
 from dit_accel.planning.profile_key import ProfileKey
+from dit_accel.planning.sampler_fields import read_sampler
 from dit_accel.planning.search import ErrorModel
 
 SUFFIX = ".safetensors"
-MOST_DEPTH, MOST_BRANCHES = 64, 8  # that a file may have
+MOST_DEPTH = 64  # that a file may have
 OTHER_SIZE_DB = 3.0  # taken off at another clip size than calibrated (docs/how-it-works.md)
 
 # By field its name in the file. The right sides are the format: a field may be renamed, its name in
@@ -173,11 +174,7 @@ class Profile:
                 names the file and the field.
             FileNotFoundError: it is not there.
         """
-        head, tensors = profile_file.read(Path(path))
-        try:
-            return cls._of(head, tensors)
-        except ValueError as error:
-            raise ProfileError(f"{path} is a damaged profile: {error}") from error
+        return profile_file.load(Path(path), cls._of, "a damaged profile")
 
     @classmethod
     def _of(cls, head: Field, tensors: TensorFields) -> Profile:
@@ -213,17 +210,10 @@ def _plain_values(fields: Field) -> dict[str, Any]:
 
 def _sampler(head: Field, tensors: TensorFields) -> SamplerCoefficients:
     names = COEFFICIENTS_NAMES
-    coefficients = tensors.get(names["coefficients"], (None,), -1e6, 1e6)
-    timesteps = tensors.get(names["timesteps"], (len(coefficients),), -1e6, 1e6)
-    steps = timesteps.diff()  # Mochi's timesteps go up
-    if not bool((steps < 0).all() or (steps > 0).all()):
-        raise DocumentError(f"{names['timesteps']} goes up and down; accepted: timesteps in order")
-    mix = []
-    for field in head.at(names["branch_weights"]).entries(1, MOST_BRANCHES):
-        mix.append(field.number(-1e6, 1e6))
-        if not mix[-1]:  # a correction is divided by it
-            raise field.error("a number that is not 0")
-    return SamplerCoefficients(coefficients, timesteps, tuple(mix), _second(head, len(timesteps)))
+    return read_sampler(
+        tensors, names["coefficients"], names["timesteps"], head.at(names["branch_weights"]),
+        lambda num_steps: _second(head, num_steps),
+    )  # fmt: skip
 
 
 def _second(head: Field, num_steps: int) -> SecondExpert | None:

@@ -8,10 +8,10 @@ Knows the format and its version; which fields there are, `planning/profile.py` 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -21,6 +21,7 @@ from dit_accel.core.files import placed
 PROFILE_FORMAT = "dit-accel-profile"
 PROFILE_VERSION = 1
 Shape = tuple[int | None, ...]  # None: any number from 1
+Made = TypeVar("Made")
 
 
 class ProfileError(ValueError):
@@ -99,6 +100,28 @@ def read(path: Path, form: str = PROFILE_FORMAT) -> tuple[Field, TensorFields]:
             f"{form}, version {PROFILE_VERSION}"
         )
     return found, TensorFields(tensors)
+
+
+def load(
+    path: Path, make: Callable[[Field, TensorFields], Made], damaged: str,
+    form: str = PROFILE_FORMAT,
+) -> Made:  # fmt: skip
+    """What a file says.
+
+    Args:
+        make: from the header and the tensors; a ValueError says that a field is not accepted.
+        damaged: what the file is then, after "is".
+        form: as of `read`.
+
+    Raises:
+        ProfileError: as of `read`, or a field is not accepted; names the file and the field.
+        OSError: it cannot be read.
+    """
+    head, tensors = read(path, form)
+    try:
+        return make(head, tensors)
+    except ValueError as error:
+        raise ProfileError(f"{path} is {damaged}: {error}") from error
 
 
 def write(

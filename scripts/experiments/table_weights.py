@@ -2,17 +2,15 @@
 
     python scripts/experiments/table_weights.py MODEL... --output results.jsonl
 
-Goes in: folders of models, which the prior is not made of; `--loader` names a Python file with
-`load(name)`, `CALL` and `frames(latents)` for models without a folder of their own. For each number
-of computed steps the plan that is searched on the prior is carried out on some clips in one batch,
-and its corrections are fitted near the searched ones. With 0 clips the plan is the searched one.
-Comes out: one row a line; what is there is not run again.
+Goes in: folders of models, which the prior is not made of; `--loader` is as of
+table_first_clip.py. For each number of computed steps the plan that is searched on the prior is
+carried out on some clips in one batch, and its corrections are fitted near the searched ones. With
+0 clips the plan is the searched one. Comes out: one row a line; what is there is not run again.
 """
 
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import json
 import math
 import statistics
@@ -20,15 +18,14 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import diffusers
 import torch
+from table_first_clip import Model
 
 from dit_accel import accelerate
 from dit_accel.calibration.record import UncachedRun, record
 from dit_accel.calibration.refine import REFINED_DEPTH, carry_out
 from dit_accel.core.generation import ClipSpec
 from dit_accel.evaluation.prompts import read_prompts
-from dit_accel.models import miniature
 from dit_accel.planning.plan import Plan
 from dit_accel.planning.prior import SHIPPED, Prior
 from dit_accel.planning.search import ErrorModel, fit, search
@@ -38,24 +35,14 @@ PROMPTS = Path(__file__).resolve().parents[2] / "assets" / "prompts" / "miniatur
 FIRST_SEED = 1000  # of the clips that are fitted to
 
 
-class Model:
-    """A pipeline, the clips that plans are fitted to, and the prompts that they are tried on."""
+class FittedModel(Model):
+    """With the clips that plans are fitted to; its prompts are those that they are tried on."""
 
     def __init__(
         self, folder: str, loader: Path | None, prompts: Sequence[str], known: Sequence[str]
     ) -> None:
-        self.name, self.prompts, self._frames = Path(folder).name, list(prompts), None
-        if loader is None:
-            self.pipe: Any = diffusers.DiffusionPipeline.from_pretrained(folder)
-            self.call: dict[str, Any] = dict(miniature.call_defaults(Path(folder)))
-        else:
-            spec: Any = importlib.util.spec_from_file_location(loader.stem, loader)
-            module = importlib.util.module_from_spec(spec)
-            spec.loader.exec_module(module)
-            self.pipe, self.call = module.load(self.name), dict(module.CALL)
-            self._frames = module.frames
-        self.pipe.set_progress_bar_config(disable=True)
-        self.clips = [self._clip(prompt, FIRST_SEED + i) for i, prompt in enumerate(known)]
+        super().__init__(folder, loader, prompts)
+        self.known = [self._clip(prompt, FIRST_SEED + i) for i, prompt in enumerate(known)]
 
     def _clip(self, prompt: str, seed: int) -> ClipSpec:
         call = self.call
@@ -64,24 +51,13 @@ class Model:
             call["width"], call["num_frames"], max_sequence_length=call.get("max_sequence_length"),
         )  # fmt: skip
 
-    def frames(self) -> torch.Tensor:
-        """Of all prompts, in one batch."""
-        seeds = [torch.Generator().manual_seed(seed) for seed in range(len(self.prompts))]
-        kind = "pt" if self._frames is None else "latent"
-        given = {"prompt": self.prompts, "generator": seeds, "output_type": kind}
-        found = self.pipe(**self.call | given).frames
-        if self._frames is None:
-            return torch.as_tensor(found)
-        is_late = type(self.pipe).__name__.startswith("CogVideoX")  # frames before channels
-        return self._frames(found.transpose(1, 2) if is_late else found)
-
-    def planned(self, plan: Plan, weights: tuple[float, ...]) -> torch.Tensor:
+    def fitted(self, plan: Plan, weights: tuple[float, ...]) -> torch.Tensor:
         with accelerate(self.pipe, plan=plan, mix=weights):
-            return self.frames()
+            return self.clips()
 
 
 def plans(
-    model: Model, error_model: ErrorModel, count: int, clips: Sequence[int],
+    model: FittedModel, error_model: ErrorModel, count: int, clips: Sequence[int],
     recordings: Sequence[UncachedRun],
 ) -> Iterator[tuple[int, Plan]]:  # fmt: skip
     """By number of clips."""
@@ -89,7 +65,7 @@ def plans(
     for number in clips:
         plan = fit(computed, error_model, depth=REFINED_DEPTH)[0]
         if number:
-            known = dict(enumerate(model.clips[:number]))
+            known = dict(enumerate(model.known[:number]))
             refined = carry_out(
                 model.pipe, known, computed, error_model, recordings[:number], {}, None
             )
@@ -98,7 +74,7 @@ def plans(
 
 
 def table(
-    model: Model, prior: Prior, given: argparse.Namespace, rows: list[dict[str, Any]]
+    model: FittedModel, prior: Prior, given: argparse.Namespace, rows: list[dict[str, Any]]
 ) -> None:
     """Make what is missing of a model."""
     wanted = {
@@ -107,13 +83,13 @@ def table(
     }
     if not any(wanted.values()):
         return
-    uncached, recordings = model.frames(), record(model.pipe, model.clips)
+    uncached, recordings = model.clips(), record(model.pipe, model.known)
     weights = recordings[0].sampler.branch_weights
     model.pipe.scheduler.set_timesteps(recordings[0].sampler.num_steps)
     error_model = prior.error_model_for(trajectory_of(model.pipe.scheduler, weights))
     for count, missing in wanted.items():
         for number, plan in plans(model, error_model, count, missing, recordings):
-            errors = (model.planned(plan, weights) - uncached).double().square().flatten(1).mean(1)
+            errors = (model.fitted(plan, weights) - uncached).double().square().flatten(1).mean(1)
             psnr = [-10 * math.log10(max(float(error), 1e-12)) for error in errors]
             row = {"model": model.name, "computed": count, "clips": number, "psnr_db": psnr}
             rows.append(row)
@@ -153,7 +129,7 @@ def main() -> None:
     rows = [json.loads(line) for line in lines]
     for name in given.models:
         known = every[given.prompts :][: max(given.clips)]
-        model = Model(name, given.loader, every[: given.prompts], known)
+        model = FittedModel(name, given.loader, every[: given.prompts], known)
         if model.name in prior.models:
             parser.error(f"{model.name} is in the prior; --prior takes one without it")
         table(model, prior, given, rows)
