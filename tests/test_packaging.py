@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.resources
-import os
 import re
-import shutil
 import subprocess
 import sys
 import tarfile
@@ -15,6 +13,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from source_copy import ENVIRONMENT, copy_source
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
@@ -61,12 +60,10 @@ def test_the_lowest_tested_versions_are_the_lower_bounds():
 @pytest.fixture(scope="module")
 def built(tmp_path_factory) -> Path:
     """A folder with the sdist, and the wheel that was built from it; the clone stays clean."""
-    clone, folder = tmp_path_factory.mktemp("clone") / "source", tmp_path_factory.mktemp("dist")
-    unwanted = shutil.ignore_patterns(".*", "*.egg-info", "build", "dist", "out", "runs")
-    shutil.copytree(ROOT, clone, ignore=unwanted)
+    clone, folder = copy_source(tmp_path_factory.mktemp("clone")), tmp_path_factory.mktemp("dist")
     run = subprocess.run(
         [sys.executable, "-m", "build", "--outdir", str(folder), str(clone)],
-        env={name: value for name, value in os.environ.items() if name != "PYTHONPATH"},
+        env=ENVIRONMENT,
         capture_output=True,
         text=True,
         check=False,

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import os
 import subprocess
 import sys
 import venv
@@ -19,6 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from source_copy import ENVIRONMENT, copy_source
 from tiny_folders import FOLDERS
 
 from dit_accel.models import setup
@@ -27,7 +27,6 @@ ROOT = Path(__file__).parents[1]
 PROMPT = "a red circle moving right"
 COMPILED = ("wan",)  # compilation is slow
 HAS_PEFT = importlib.util.find_spec("peft") is not None
-ENVIRONMENT = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
 pytestmark = pytest.mark.slow
 
 Command = tuple[list[str], int, str, list[str]]  # words, exit code, words of its output, files
@@ -38,7 +37,8 @@ def python(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Of an environment with the wheel; what it depends on is that of this process."""
     folder = tmp_path_factory.mktemp("wheel")
     build = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation"]
-    subprocess.run([*build, "--wheel-dir", str(folder), str(ROOT)], check=True, env=ENVIRONMENT)
+    source = copy_source(folder)
+    subprocess.run([*build, "--wheel-dir", str(folder), str(source)], check=True, env=ENVIRONMENT)
     (wheel,) = folder.glob("*.whl")
     venv.create(folder / "venv", with_pip=True)
     found = folder / "venv" / "bin" / "python"
