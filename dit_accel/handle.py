@@ -42,7 +42,8 @@ from dit_accel.config import (
 from dit_accel.core.families import Family, blocks_of, family_of, transformers_of
 from dit_accel.core.flops import Costs, Rows, count_run
 from dit_accel.core.measure import LoopTimer
-from dit_accel.core.patching import Patches, other_cache
+from dit_accel.core.patching import Patches
+from dit_accel.core.private_names import other_cache
 from dit_accel.core.report import CacheSite, Report, SceneReport, SiteReport
 from dit_accel.core.session import Session
 from dit_accel.layout import Layout

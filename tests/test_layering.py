@@ -71,11 +71,11 @@ def test_metrics_know_nothing_of_the_package(graph):
 
 
 def test_private_names_of_diffusers_are_known_in_one_module():
-    """`core/patching.py` alone imports what diffusers calls private."""
+    """`core/private_names.py` alone imports what diffusers calls private."""
     for module, path in import_graph.modules().items():
         lines = [line.strip() for line in path.read_text("utf-8").splitlines()]
         private = [x for x in lines if x.startswith("from diffusers.") and " import _" in x]
-        assert not private or module == "core.patching", module
+        assert not private or module == "core.private_names", module
 
 
 def test_the_library_names_no_option():

@@ -20,7 +20,7 @@ from typing import Self
 import torch
 
 from dit_accel.core.checks import require
-from dit_accel.core.patching import weights_of
+from dit_accel.core.private_names import weights_of
 
 QUERY_RIDGE = 1e-5  # of the mean variance, added to S_q so that unseen directions stay invertible
 

@@ -22,7 +22,8 @@ from diffusers.models.embeddings import apply_rotary_emb
 
 from dit_accel.attention.joint import JointText
 from dit_accel.attention.pca import Linear
-from dit_accel.core.patching import Patches, outside_graphs
+from dit_accel.core.compiling import outside_graphs
+from dit_accel.core.patching import Patches
 from dit_accel.core.tokens import TokenGrid
 
 Heads = tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # query, key, value

@@ -21,7 +21,8 @@ from typing import Any, Self
 import torch
 
 from dit_accel.attention.processor import WrappedProcessor
-from dit_accel.core.patching import Patches, uncompiled
+from dit_accel.core.compiling import uncompiled
+from dit_accel.core.patching import Patches
 
 MASKED = {
     "HunyuanVideoTransformer3DModel": "HunyuanVideoAttnProcessor2_0",

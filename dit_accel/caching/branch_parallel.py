@@ -20,9 +20,11 @@ import torch.distributed as dist
 from dit_accel.caching.outputs import taken
 from dit_accel.caching.ranks import Ranks
 from dit_accel.core.checks import require
+from dit_accel.core.compiling import uncompiled
 from dit_accel.core.families import FAMILIES, Family
-from dit_accel.core.patching import parallel_group, uncompiled
-from dit_accel.core.session import Forward, ForwardCall, Interceptor, Session
+from dit_accel.core.interceptor import Forward, ForwardCall, Interceptor
+from dit_accel.core.private_names import parallel_group
+from dit_accel.core.session import Session
 
 
 class BranchParallel(Interceptor):

@@ -32,8 +32,8 @@ from dit_accel.caching.recording import (
 )
 from dit_accel.core.families import Family, transformers_of
 from dit_accel.core.guidance import FirstStep, conditional
-from dit_accel.core.patching import other_cache
-from dit_accel.core.session import RunInfo
+from dit_accel.core.interceptor import RunInfo
+from dit_accel.core.private_names import other_cache
 from dit_accel.planning import selection
 from dit_accel.planning.difficulty import pooled
 from dit_accel.planning.learned import MOST_ROWS, RunKind

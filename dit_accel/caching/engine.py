@@ -10,9 +10,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from dit_accel.caching.policy import Policy
+from dit_accel.core.interceptor import Interceptor
 from dit_accel.core.patching import Patches
 from dit_accel.core.report import CacheSite, SiteReport
-from dit_accel.core.session import Interceptor
 
 
 @dataclass(frozen=True)

@@ -27,8 +27,9 @@ from dit_accel.caching.ranks import Ranks
 from dit_accel.caching.recording import NotPlanned
 from dit_accel.caching.store import BranchStore, TensorStore
 from dit_accel.core import extrapolation
+from dit_accel.core.interceptor import Forward, ForwardCall
 from dit_accel.core.report import CacheSite, SiteReport
-from dit_accel.core.session import Forward, ForwardCall, Session
+from dit_accel.core.session import Session
 from dit_accel.planning.plan import Extrapolation
 
 

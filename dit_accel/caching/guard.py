@@ -23,8 +23,8 @@ from dit_accel.caching.observing import RunObserver
 from dit_accel.caching.policy import Policy, check_steps
 from dit_accel.core.extrapolation import lagrange_weights, remainder_factor
 from dit_accel.core.guidance import FirstStep
+from dit_accel.core.interceptor import RunInfo
 from dit_accel.core.quantization import BITS
-from dit_accel.core.session import RunInfo
 from dit_accel.planning.learned import Observations
 from dit_accel.planning.plan import Extrapolation, Plan, SecondExpert
 from dit_accel.planning.prediction import TOLERATED_ERROR, ErrorBand, PlanChoice, QualityEstimate

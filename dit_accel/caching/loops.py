@@ -12,8 +12,9 @@ from collections.abc import Callable, Iterable, Sequence
 from itertools import accumulate
 from typing import Any
 
+from dit_accel.core.interceptor import Interceptor
 from dit_accel.core.report import Report, SceneReport, SiteReport
-from dit_accel.core.session import Interceptor, Session
+from dit_accel.core.session import Session
 
 _STEPS = ("computed", "cached", "extrapolated", "pruned", "blended")
 _BY_STEP = ("drift", "attention_share")

@@ -19,7 +19,8 @@ import torch
 
 from dit_accel.caching.ranks import Ranks
 from dit_accel.core import drift, extrapolation
-from dit_accel.core.session import Forward, ForwardCall, Interceptor, Session
+from dit_accel.core.interceptor import Forward, ForwardCall, Interceptor
+from dit_accel.core.session import Session
 
 NEIGHBOURS = 3  # cached values that a lost one is restored from
 # How much faster than in the last steps the latents may move, for the size of the predictions that

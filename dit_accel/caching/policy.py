@@ -16,8 +16,8 @@ import torch
 
 from dit_accel.caching.ranks import Ranks
 from dit_accel.core.guidance import FirstStep
+from dit_accel.core.interceptor import RunInfo
 from dit_accel.core.quantization import BITS
-from dit_accel.core.session import RunInfo
 from dit_accel.planning.plan import (
     Extrapolation,
     Plan,

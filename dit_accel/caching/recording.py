@@ -16,7 +16,7 @@ import torch
 
 from dit_accel.caching.policy import ComputeAll, Policy
 from dit_accel.core.guidance import FirstStep, guided
-from dit_accel.core.session import RunInfo
+from dit_accel.core.interceptor import RunInfo
 from dit_accel.planning.first_run import RunRecord
 from dit_accel.planning.plan import SamplerCoefficients
 from dit_accel.planning.profile import Profile

@@ -24,7 +24,8 @@ from dit_accel.caching.ranks import Ranks
 from dit_accel.caching.windows import EDCW, Windows
 from dit_accel.core import drift, extrapolation
 from dit_accel.core.families import Argument, Family
-from dit_accel.core.patching import Patches, local_arguments
+from dit_accel.core.patching import Patches
+from dit_accel.core.private_names import local_arguments
 from dit_accel.core.report import CacheSite, SiteReport
 from dit_accel.core.session import Session
 

@@ -35,8 +35,9 @@ from dit_accel.caching.blend import DWS, Choice, Errors, cached_error, choose
 from dit_accel.caching.ranks import Ranks
 from dit_accel.caching.sites import ModuleForward, Site, SiteCache, as_output, as_value
 from dit_accel.caching.windows import EDCW
+from dit_accel.core.compiling import outside_graphs
 from dit_accel.core.families import FAMILIES, Family
-from dit_accel.core.patching import Patches, outside_graphs
+from dit_accel.core.patching import Patches
 from dit_accel.core.session import Session
 
 _PLAIN = "projections are plain linear layers"

@@ -25,8 +25,8 @@ from dit_accel.calibration.replay import replayed
 from dit_accel.core.families import family_of
 from dit_accel.core.generation import ClipSpec, batch_arguments
 from dit_accel.core.guidance import conditional
+from dit_accel.core.interceptor import RunInfo
 from dit_accel.core.patching import Patches
-from dit_accel.core.session import RunInfo
 from dit_accel.handle import accelerate
 from dit_accel.planning.difficulty import pooled
 from dit_accel.planning.plan import Extrapolation, Plan, SamplerCoefficients, SecondExpert

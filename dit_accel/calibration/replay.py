@@ -18,8 +18,9 @@ import torch
 
 from dit_accel.caching.outputs import Form, taken
 from dit_accel.core.families import family_of, transformers_of
+from dit_accel.core.interceptor import Forward, ForwardCall, Interceptor
 from dit_accel.core.patching import Patches
-from dit_accel.core.session import Forward, ForwardCall, Interceptor, Session
+from dit_accel.core.session import Session
 
 Recorded = Callable[[int], torch.Tensor]  # of a step: `(P, N)`
 

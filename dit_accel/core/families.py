@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from dit_accel.core.patching import uncompiled
+from dit_accel.core.compiling import uncompiled
 from dit_accel.models.families import FAMILIES, SITES, Argument, Family
 
 COMPONENTS = ("transformer", "transformer_2")

@@ -20,8 +20,8 @@ import torch
 import torch.nn.functional as F
 from torch.overrides import TorchFunctionMode
 
+from dit_accel.core.compiling import uncompiled
 from dit_accel.core.families import Family
-from dit_accel.core.patching import uncompiled
 from dit_accel.core.report import SceneReport, SiteReport
 from dit_accel.core.session import Session
 

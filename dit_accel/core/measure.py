@@ -20,8 +20,8 @@ from typing import Any, Protocol, Self
 
 import torch
 
+from dit_accel.core.interceptor import Forward, ForwardCall, Interceptor
 from dit_accel.core.patching import before_calls
-from dit_accel.core.session import Forward, ForwardCall, Interceptor
 
 
 class Stopwatch:

@@ -65,6 +65,46 @@ def positions(timestep: torch.Tensor, timesteps: torch.Tensor) -> list[int]:
     return [step for step, gap in enumerate(gaps) if gap == min(gaps)]
 
 
+class Positions:
+    """As `positions`, of one forward after the other: a tensor that a step's forwards share is read
+    from the device once."""
+
+    def __init__(self) -> None:
+        self._last: tuple[Any, ...] = None, None, 0, []
+
+    def of(self, timestep: Any, scheduler: Any) -> list[int]:
+        """By the scheduler's own count where a model gets another number than the timestep."""
+        timesteps = scheduler.timesteps
+        if not isinstance(timestep, torch.Tensor):
+            return [counted_position(scheduler)]
+        version = 0 if timestep.is_inference() else timestep._version  # rises with every write
+        known, schedule, known_version, found = self._last
+        if known is not timestep or schedule is not timesteps or known_version != version:
+            try:
+                found = positions(timestep, timesteps)
+            except ValueError:
+                return [counted_position(scheduler)]
+            self._last = timestep, timesteps, version, found
+        return found
+
+
+def next_position(found: list[int], scheduler: Any, now: int, *, seen: bool) -> int:
+    """Of several positions with the same rounded timestep, the one that comes next.
+
+    Args:
+        now: where the run is; a forward is there still unless this step has `seen` it.
+    """
+    if len(found) == 1:
+        return found[0]
+    if getattr(scheduler, "step_index", 0) is None:
+        # the scheduler has not stepped yet: it is the run's first
+        begin = getattr(scheduler, "begin_index", None)
+        return begin if begin in found else found[0]
+    if now in found and not seen:
+        return now
+    return next((place for place in found if place > now), found[0])
+
+
 def boundary_of(pipe: Any) -> float | None:
     """The timestep below which a pipeline runs its second transformer; None: it has none."""
     share = getattr(getattr(pipe, "config", None), "boundary_ratio", None)

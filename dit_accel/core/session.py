@@ -15,107 +15,20 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
 from torch.utils._pytree import tree_map_only
 
-from dit_accel.core.patching import (
-    Patches,
-    calling_pipeline,
-    is_refused_break,
-    marks_of_calls,
-    notifying,
-    parallel_group,
-    parameters_of,
-    second_guidance,
-)
-from dit_accel.core.places import Texts, are_unset, boundary_of, counted_position, positions
+from dit_accel.core.compiling import FULLGRAPH, is_refused_break, parameters_of
+from dit_accel.core.interceptor import Forward, ForwardCall, Interceptor, RunInfo
+from dit_accel.core.patching import Patches
+from dit_accel.core.pipeline_calls import calling_pipeline, marks_of_calls, notifying
+from dit_accel.core.places import Positions, Texts, are_unset, boundary_of, next_position
+from dit_accel.core.private_names import parallel_group, second_guidance
 
-_FULLGRAPH = (
-    "transformer is compiled with fullgraph=True, and what decides inside breaks the graph; "
-    "accepted: speedup, quality or plan, which decide outside of it; with blocks that are compiled "
-    "one by one also site 'block' and 'model'; or fullgraph=False"
-)
 _TWO_THREADS = "pipe was called in two threads at once; accepted: a pipeline for each thread"
-
-
-@dataclass(frozen=True, eq=False)
-class RunInfo:
-    """What is known of a run when its first forward is called: None is unknown or not there.
-
-    Latents are `(B, C, F, h, w)` in most families, the text embedding `(B, L, C)`.
-    """
-
-    num_steps: int | None
-    guidance: float | None = 1.0  # scale of classifier-free guidance; 1: none
-    latents: torch.Tensor | None = None
-    text: torch.Tensor | None = None
-    begin: int = 0  # position of the first step in the scheduler's timesteps
-    second: tuple[int, float | None] | None = None  # expert's first step, and guidance from there
-    groups: tuple[Any, ...] = ()  # process groups whose ranks compute it together
-
-
-@dataclass(frozen=True, eq=False)
-class ForwardCall:
-    """One call of a transformer's forward: the transformer's name, and the arguments.
-
-    `names` are the forward's parameters, in order.
-    """
-
-    transformer: str
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-    names: tuple[str, ...] = ("hidden_states", "timestep", "encoder_hidden_states")
-
-    def _argument(self, name: str) -> Any:
-        return dict(zip(self.names, self.args, strict=False)).get(name, self.kwargs.get(name))
-
-    @property
-    def latents(self) -> Any:
-        found = self._argument("hidden_states")
-        return self.args[0] if found is None else found
-
-    @property
-    def timestep(self) -> Any:
-        """None: it is not where most transformers have it."""
-        return self._argument("timestep")
-
-    @property
-    def text(self) -> Any:
-        return self._argument("encoder_hidden_states")
-
-
-Forward = Callable[[ForwardCall], Any]
-
-
-class Interceptor:
-    """Stands around every forward of a session. Every method changes nothing by default."""
-
-    def run_begins(self, num_steps: int | None) -> None:
-        """A run begins: forget the last one."""
-
-    def run_follows(self) -> None:
-        """Another run is about to begin: the session still shows the last one."""
-
-    def step_begins(self, step: int) -> None:
-        """The first forward of a step is about to be called."""
-
-    def around(self, call: ForwardCall, forward: Forward) -> Any:
-        """The output of a call: of `forward(call)`, or instead of it."""
-        return forward(call)
-
-    def forward_ends(self, transformer: str) -> None:
-        """A forward of the last step has returned; of any step where their number is unknown."""
-
-    def run_ends(self, steps: int) -> None:
-        """A run is over after so many steps; not one that was interrupted."""
-
-    def changes_denoiser(self, step: int) -> bool:
-        """Whether the denoiser acts otherwise from this step on, so that it has to be computed."""
-        return False
 
 
 class Session:
@@ -189,7 +102,7 @@ class Session:
         self._seen: set[tuple[str, str]] = set()  # transformer and branch, of this step
         self._texts = Texts()
         self._times: list[float] = []
-        self._located: tuple[Any, ...] = None, None, 0, []
+        self._positions = Positions()
         self.inputs.clear()
 
     @property
@@ -268,7 +181,7 @@ class Session:
                 return inner(*call.args, **call.kwargs)
             except RuntimeError as error:
                 if is_refused_break(error):
-                    raise RuntimeError(_FULLGRAPH) from error
+                    raise RuntimeError(FULLGRAPH) from error
                 raise
 
         def forward(*args: Any, **kwargs: Any) -> Any:
@@ -310,7 +223,7 @@ class Session:
             unnamed = self._is_named and self._context is None
             return unnamed and schedule is self._schedule
         return are_unset(self.pipe.scheduler) or (
-            min(self._positions(call.timestep)) >= len(schedule)
+            min(self._positions.of(call.timestep, self.pipe.scheduler)) >= len(schedule)
         )
 
     def _chain(self, stock: Forward) -> Forward:
@@ -401,36 +314,9 @@ class Session:
         first step."""
         if index is not None and not other and self.step >= 0:
             return self._begin + index
-        return self._which(self._positions(call.timestep), call.transformer, branch)
-
-    def _positions(self, timestep: Any) -> list[int]:
-        """As `positions`; a tensor that a step's forwards share is read from the device once. By
-        the scheduler's own count where a model gets another number than the timestep."""
-        timesteps = self.pipe.scheduler.timesteps
-        if not isinstance(timestep, torch.Tensor):
-            return [counted_position(self.pipe.scheduler)]
-        version = 0 if timestep.is_inference() else timestep._version  # rises with every write
-        known, schedule, known_version, found = self._located
-        if known is not timestep or schedule is not timesteps or known_version != version:
-            try:
-                found = positions(timestep, timesteps)
-            except ValueError:
-                return [counted_position(self.pipe.scheduler)]
-            self._located = timestep, timesteps, version, found
-        return found
-
-    def _which(self, steps: list[int], transformer: str, branch: str) -> int:
-        """Of several steps with the same rounded timestep, the one that comes next."""
-        if len(steps) == 1:
-            return steps[0]
-        if getattr(self.pipe.scheduler, "step_index", 0) is None:
-            # the scheduler has not stepped yet: it is the run's first
-            begin = getattr(self.pipe.scheduler, "begin_index", None)
-            return begin if begin in steps else steps[0]
-        now = self._begin + self.step
-        if now in steps and (transformer, branch) not in self._seen:
-            return now
-        return next((step for step in steps if step > now), steps[0])
+        found = self._positions.of(call.timestep, self.pipe.scheduler)
+        seen = (call.transformer, branch) in self._seen
+        return next_position(found, self.pipe.scheduler, self._begin + self.step, seen=seen)
 
 
 def _shape_of(tensor: torch.Tensor) -> torch.Tensor:

@@ -15,8 +15,9 @@ from typing import Any
 
 import torch
 
+from dit_accel.core.compiling import uncompiled, uncompiled_path
 from dit_accel.core.families import family_of, transformers_of
-from dit_accel.core.patching import uncompiled, uncompiled_path, weights_of
+from dit_accel.core.private_names import weights_of
 from dit_accel.planning.profile import Profile
 from dit_accel.planning.profile_file import ProfileError
 from dit_accel.planning.profile_key import ProfileKey

@@ -15,8 +15,9 @@ from typing import Any
 
 import torch
 
+from dit_accel.core.compiling import uncompiled
 from dit_accel.core.families import family_of, transformers_of
-from dit_accel.core.patching import stored, uncompiled
+from dit_accel.core.private_names import stored
 
 _SAMPLED = 4  # numbers of each matrix
 _LORA = ("scaling", "active_adapters", "disable_adapters", "merged_adapters")

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from dit_accel.core.session import RunInfo
+from dit_accel.core.interceptor import RunInfo
 from dit_accel.planning import prediction
 from dit_accel.planning.candidate import CandidatePlan
 from dit_accel.planning.margin import QualityMargin

@@ -19,9 +19,10 @@ from typing import Any
 import torch
 
 from dit_accel.core.families import Family
+from dit_accel.core.interceptor import Forward, ForwardCall, Interceptor
 from dit_accel.core.patching import Patches
 from dit_accel.core.report import SceneReport
-from dit_accel.core.session import Forward, ForwardCall, Interceptor, Session
+from dit_accel.core.session import Session
 from dit_accel.core.tokens import TokenGrid
 from dit_accel.scenes import masks, subject_text, support
 from dit_accel.scenes import rows as clip_rows

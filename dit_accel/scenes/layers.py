@@ -17,7 +17,7 @@ import torch
 
 from dit_accel.attention.joint import JointText
 from dit_accel.attention.processor import StagedAttnProcessor
-from dit_accel.core.patching import outside_graphs
+from dit_accel.core.compiling import outside_graphs
 from dit_accel.scenes.joint import JointPlan, joint_attention
 from dit_accel.scenes.masks import GatherPlan, isolated_attention
 from dit_accel.scenes.reposition import Rotary

@@ -18,8 +18,9 @@ from typing import Any
 import torch
 
 from dit_accel.attention.processor import WrappedProcessor
+from dit_accel.core.compiling import outside_graphs
 from dit_accel.core.families import Family
-from dit_accel.core.patching import Patches, outside_graphs
+from dit_accel.core.patching import Patches
 from dit_accel.core.session import Session
 
 Wanted = Callable[[int], list[tuple[int, int, str]]]  # clips of a call -> row, class, prompt

@@ -26,7 +26,7 @@ from table_first_clip import Model
 from dit_accel import accelerate
 from dit_accel.caching.observing import RunObserver
 from dit_accel.caching.policy import PlanPolicy, Policy
-from dit_accel.core.session import RunInfo
+from dit_accel.core.interceptor import RunInfo
 from dit_accel.evaluation.prompts import read_prompts
 from dit_accel.planning import posterior
 from dit_accel.planning.learned import Observations, RunKind

@@ -15,7 +15,7 @@ from profiles import candidate_of, gram_of, profile_of
 from dit_accel import SpeedupConfig, accelerate
 from dit_accel.caching.controller import RunController
 from dit_accel.core.families import family_of
-from dit_accel.core.session import RunInfo
+from dit_accel.core.interceptor import RunInfo
 from dit_accel.planning.lookup import PROFILE_FILE, cached_path, find_profile, profile_key
 from dit_accel.planning.plan import SamplerCoefficients, SecondExpert
 from dit_accel.planning.profile import OTHER_SIZE_DB, Profile

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from dit_accel.caching.guard import LONG_RUN_STEPS, MAX_EXPECTED_ERROR, GuardedPolicy
-from dit_accel.core.session import RunInfo
+from dit_accel.core.interceptor import RunInfo
 from dit_accel.planning.plan import Extrapolation, Plan, SecondExpert
 from dit_accel.planning.prediction import (
     MAX_BAND_SCORE,

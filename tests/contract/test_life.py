@@ -18,8 +18,9 @@ from techniques import combinations, is_equal, refusals
 from tiny_models import FURTHER, MODELS, STEPS, TinyModel
 
 from dit_accel import FAMILIES, accelerate
+from dit_accel.core.interceptor import Forward, ForwardCall, Interceptor
 from dit_accel.core.report import SiteReport
-from dit_accel.core.session import Forward, ForwardCall, Interceptor, Session
+from dit_accel.core.session import Session
 from dit_accel.models.families import Family
 from dit_accel.models.pipelines import record
 

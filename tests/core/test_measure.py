@@ -5,8 +5,8 @@ import time
 import pytest
 import torch
 
+from dit_accel.core.interceptor import ForwardCall
 from dit_accel.core.measure import LoopTimer, Stopwatch
-from dit_accel.core.session import ForwardCall
 
 
 def test_stopwatch_measures_at_least_what_was_slept():

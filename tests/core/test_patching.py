@@ -9,14 +9,9 @@ from typing import Any
 import pytest
 import torch
 
-from dit_accel.core.patching import (
-    Patches,
-    before_calls,
-    hook_of,
-    is_compiled,
-    other_cache,
-    uncompiled,
-)
+from dit_accel.core.compiling import uncompiled
+from dit_accel.core.patching import Patches, before_calls, hook_of, is_compiled
+from dit_accel.core.private_names import other_cache
 
 
 class Double(torch.nn.Module):

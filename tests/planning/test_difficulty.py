@@ -11,7 +11,7 @@ from profiles import candidate_of, profile_of
 
 from dit_accel import accelerate
 from dit_accel.caching.policy import PlanPolicy, Policy
-from dit_accel.core.session import RunInfo
+from dit_accel.core.interceptor import RunInfo
 from dit_accel.planning.difficulty import MIN_FITTED_CLIPS, PromptDifficulty, pooled
 from dit_accel.planning.plan import Plan
 from dit_accel.planning.profile import Profile

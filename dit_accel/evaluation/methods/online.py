@@ -19,8 +19,9 @@ from typing import Any
 import torch
 
 from dit_accel.core.families import Family, family_of, transformers_of
+from dit_accel.core.interceptor import Forward, ForwardCall, Interceptor
 from dit_accel.core.patching import Patches
-from dit_accel.core.session import Forward, ForwardCall, Interceptor, Session
+from dit_accel.core.session import Session
 from dit_accel.evaluation.methods.row import (
     Method,
     MethodContext,

@@ -13,7 +13,7 @@ import torch
 from tiny import tiny_clips
 
 from dit_accel.core.generation import ClipSpec, batch_arguments
-from dit_accel.core.session import ForwardCall
+from dit_accel.core.interceptor import ForwardCall
 from dit_accel.evaluation import speed
 from dit_accel.evaluation.methods import METHODS, MethodContext, ra_cfg, runs
 from dit_accel.evaluation.methods.online import DiCache, EasyCache

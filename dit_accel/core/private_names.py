@@ -1,0 +1,90 @@
+"""Reads what diffusers and accelerate keep of models and pipelines under private names.
+
+In: a module or a pipeline. Out: the process group that divides it, this rank's part of a call's
+arguments, its weights wherever they are kept, and which other cache is on in it. No other module
+uses these names; they change from release to release. It changes nothing. Source: ours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+
+from dit_accel.core.compiling import uncompiled
+from dit_accel.core.patching import hook_of, is_patched
+
+
+def parallel_group(module: torch.nn.Module) -> Any:
+    """The process group over which diffusers divides a model; None where it does not.
+
+    Raises:
+        ValueError: context parallelism was asked for, and the model has no plan for it. Diffusers
+            refuses that too, but leaves every attention in parallel mode.
+    """
+    module = uncompiled(module)
+    config: Any = getattr(module, "_parallel_config", None)
+    parts = "context_parallel_config", "tensor_parallel_config"
+    context, tensor = (getattr(config, part, None) for part in parts)
+    if context is not None and not any(_split_hooks(inner) for inner in module.modules()):
+        raise ValueError(
+            f"{type(module).__name__} has a context-parallel config without a plan; accepted: "
+            "enable_parallelism with cp_plan, or a model that diffusers has a plan of"
+        )
+    mesh = getattr(context, "_flattened_mesh", None) or getattr(tensor, "_mesh", None)
+    return None if mesh is None else mesh.get_group()
+
+
+def local_arguments(
+    module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """A call's arguments as the module's own forward gets them: this rank's part of the tokens.
+
+    Diffusers splits them below us, inside the call; a call that is skipped has to split them too.
+    """
+    module = uncompiled(module)
+    if hook_of(module) is None and not is_patched(module, "forward"):
+        return args, kwargs  # diffusers' hook came later, at `forward`, and stands above ours
+    for hook in _split_hooks(module):
+        args, kwargs = hook.pre_forward(module, *args, **kwargs)
+    return args, kwargs
+
+
+def _split_hooks(module: torch.nn.Module) -> list[Any]:
+    """The hooks of context parallelism that split a module's inputs or outputs."""
+    registry = vars(module).get("_diffusers_hook")
+    named = {} if registry is None else registry.hooks
+    return [hook for name, hook in named.items() if name.startswith("cp_input")]
+
+
+def weights_of(module: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    """Parameters and buffers by path, also those that accelerate keeps elsewhere between calls."""
+    for path, owner in module.named_modules():
+        for name, tensor in (*owner._parameters.items(), *owner._buffers.items()):
+            if tensor is not None:
+                yield f"{path}.{name}" if path else name, stored(owner, name, tensor)
+
+
+def stored(owner: torch.nn.Module, name: str, tensor: torch.Tensor) -> torch.Tensor:
+    """A module's parameter or buffer; where it is on "meta", the one that accelerate keeps."""
+    if tensor.device.type != "meta":
+        return tensor
+    hook = vars(owner).get("_hf_hook")
+    maps = (getattr(one, "weights_map", None) for one in getattr(hook, "hooks", (hook,)))
+    weights: Mapping[str, torch.Tensor] = next((one for one in maps if one is not None), {})
+    return weights.get(name, tensor)
+
+
+def second_guidance(pipe: Any) -> float | None:
+    """The scale of guidance of a pipeline's second transformer in this call; None: as the first."""
+    scale = getattr(pipe, "_guidance_scale_2", None)
+    return None if scale is None else float(scale)
+
+
+def other_cache(module: Any) -> str | None:
+    """The cache of another package that is on in a transformer, in words; None: there is none."""
+    module = uncompiled(module)
+    if getattr(module, "is_cache_enabled", False):
+        return "a cache of diffusers on (enable_cache)"
+    return "a cache of cache-dit on" if getattr(module, "_is_cached", False) else None
