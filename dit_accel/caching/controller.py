@@ -1,10 +1,10 @@
 """Gives every run its policy: from the profile and the target, once, when the run begins.
 
 Goes in: a `RunInfo`, the pipeline's scheduler, a profile and a target. Comes out: a
-`GuardedPolicy`. `planning/selection.py` chooses the plan. One that was chosen before is used if
-it is for this run. Without a profile it is planned from the prior; where the prior does not know
-such a run, the first one is computed and recorded, and later ones are planned from the record. It
-knows pipelines and profiles, and nothing of single steps. Ours; there is no source.
+`GuardedPolicy`, of the plan that `chooser.py` finds. Without a profile a run is planned from what
+earlier runs taught and from the prior; where the prior does not know such a run, it is computed and
+recorded, and later ones are planned from the record. It knows pipelines and profiles, and nothing
+of single steps. Ours; there is no source.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 
+from dit_accel.caching.chooser import Chooser, channels_of
 from dit_accel.caching.guard import GuardedPolicy
 from dit_accel.caching.learning import Learning
 from dit_accel.caching.observing import RunObserver
@@ -31,11 +32,10 @@ from dit_accel.caching.recording import (
     why_not,
 )
 from dit_accel.core.families import Family, transformers_of
-from dit_accel.core.guidance import FirstStep, conditional
+from dit_accel.core.guidance import FirstStep
 from dit_accel.core.interceptor import RunInfo
 from dit_accel.core.private_names import other_cache
 from dit_accel.planning import selection
-from dit_accel.planning.difficulty import pooled
 from dit_accel.planning.learned import MOST_ROWS, RunKind
 from dit_accel.planning.lookup import profile_key
 from dit_accel.planning.parts import parts_of
@@ -48,8 +48,6 @@ from dit_accel.planning.profile_key import ProfileKey
 from dit_accel.planning.sampler import CoefficientCache
 
 MAX_ADDED_STEPS: int | None = 1  # that a guard may spend where a speed was asked for
-MAX_CHOICES = 16  # that are remembered, as every prompt has its own; the oldest is dropped
-Size = tuple[int, int, int]  # height, width and frames of a clip
 Found = tuple[Profile | None, tuple[str, ...]]  # a profile, and remarks on it
 
 
@@ -79,10 +77,10 @@ class RunController:
         self._look_up, self._parts = look_up, parts_of(pipe)
         self._changed: tuple[str, ...] = ()  # what of it is other than in the last run
         self.pipe, self.family, self.profile, self.target = pipe, family, profile, target
-        self.guard, self.static, self.force, self.use_text = guard, static, force, use_text
-        self.choice, self.remarks = choice, remarks
-        self._choices: dict[tuple[Any, ...], PlanChoice] = {}
-        self._of_choices = profile  # whose plans they are
+        self.guard, self.static, self.remarks = guard, static, remarks
+        self._chooser = Chooser(
+            pipe, family, target, static=static, force=force, use_text=use_text, chosen=choice
+        )
         self._recorded: dict[tuple[Any, ...], Profile] = {}  # of first runs, by what they are of
         self._recording: RecordingPolicy | None = None
         self._samplers, self._priors = CoefficientCache(), PriorCache()
@@ -168,7 +166,7 @@ class RunController:
         self._changed = parts.changed_since(self._parts)
         if self._changed and self._look_up is not None:
             self.profile, self.remarks = self._look_up()
-            self.choice = None
+            self._chooser.chosen = None
             if self.profile is not None and "dtype" not in self._changed:
                 what = " and ".join(self._changed)
                 self.remarks += (f"The {what} changed after accelerate(); the profile fits still.",)
@@ -215,15 +213,6 @@ class RunController:
             return recorded or prior
         return self.learning.profile(self._kind(run, coefficients), self._key, prior) or recorded
 
-    def _with_measured(self, profile: Profile) -> Profile:
-        """With what was measured since; plans are chosen anew where that changed."""
-        if self.learning is not None:
-            profile = self.learning.with_measured(profile)
-        if profile is not self._of_choices:  # the identity of one that is gone may come again
-            self._choices.clear()
-            self._of_choices = profile
-        return profile
-
     def _key(self, kind: RunKind) -> ProfileKey:
         steps, parts = kind.sampler.num_steps, len(kind.sampler.branch_weights)
         return profile_key(self.pipe, steps=steps, parts=parts, guidance=kind.guidance)
@@ -255,22 +244,21 @@ class RunController:
         profile = self.profile or self._without_own(run, coefficients, recorded)
         if profile is None:
             return self._record(run, coefficients)
-        profile = self._with_measured(profile)
-        size = self._size_of(run.latents)
+        if self.learning is not None:
+            profile = self.learning.with_measured(profile)
         guidance = run.guidance if self._unsaid is None else guidance_of(weights) or run.guidance
-        notes = self._guidance_notes(profile, guidance)
-        notes += self._transfer_notes(profile, coefficients, guidance, size)
-        choose = partial(self._planned, profile, coefficients, run, size, notes)
+        notes = self._chooser.notes(profile, coefficients, guidance, run.latents)
+        choose = partial(self._planned, profile, coefficients, run, notes)
         if selection.needs_search(profile, coefficients, self.target):
             return SearchingPolicy(coefficients, self.guard, self.static, choose)
         return choose()
 
     def _planned(
-        self, profile: Profile, coefficients: SamplerCoefficients, run: RunInfo, size: Size | None,
+        self, profile: Profile, coefficients: SamplerCoefficients, run: RunInfo,
         notes: tuple[str, ...],
     ) -> Policy:  # fmt: skip
         """The policy of the plan that is chosen for a run."""
-        choice, more = self._choose(profile, coefficients, run, size)
+        choice, more = self._chooser.choose(profile, coefficients, run)
         policy = GuardedPolicy.of(
             choice, guard=self.guard, static=self.static, trusted=not self.remarks,
             max_added=None if self.target.speedup is None else MAX_ADDED_STEPS,
@@ -294,14 +282,8 @@ class RunController:
         Not where a condition stands in further channels (Wan-Animate), or where a prediction has
         sound too (LTX-2): a plan that weighs the noise would lack it there.
         """
-        given, predicted = self._channels()
+        given, predicted = channels_of(self.pipe, self.family)
         return self.family.audio is None and given == predicted
-
-    def _channels(self) -> tuple[int | None, int | None]:
-        """Of the denoiser's first input, and of its predictions."""
-        config = next(iter(transformers_of(self.pipe, self.family).values())).config
-        given = getattr(config, "in_channels", None)
-        return given, getattr(config, "out_channels", None) or given
 
     def _record(self, run: RunInfo, coefficients: SamplerCoefficients) -> RecordingPolicy:
         steps, parts = coefficients.num_steps, len(coefficients.branch_weights)
@@ -318,78 +300,6 @@ class RunController:
             return (f"The {' and '.join(self._changed)} changed since the last run.",)
         return ("The recorded runs have another guidance.",) if self._recorded else ()
 
-    def _choose(
-        self, profile: Profile, coefficients: SamplerCoefficients, run: RunInfo, size: Size | None
-    ) -> tuple[PlanChoice, tuple[str, ...]]:
-        """The plan of a run, and a note where it is not the one that was chosen before the run."""
-        if self.choice is not None and _is_of(self.choice, coefficients):
-            return self.choice, ()
-        notes = () if self.choice is None else ("Chosen anew: the run has other timesteps.",)
-        text = self._text_of(profile, run)
-        key: tuple[Any, ...] = (
-            tuple(coefficients.timesteps.tolist()), tuple(coefficients.coefficients.tolist()),
-            coefficients.branch_weights, coefficients.second,
-            size is not None and not profile.key.of_size(*size),
-            None if text is None else tuple(text.flatten().tolist()), id(profile),
-        )  # fmt: skip
-        if key not in self._choices:
-            if len(self._choices) >= MAX_CHOICES:
-                del self._choices[next(iter(self._choices))]
-            self._choices[key] = selection.choose(
-                profile, coefficients, self.target, static=self.static, text=text, size=size
-            )
-        return self._choices[key], notes
-
-    def _text_of(self, profile: Profile, run: RunInfo) -> torch.Tensor | None:
-        """`(B, T)`: the pooled prompts, where the plan depends on them."""
-        if profile.difficulty is None or self.static or not self.use_text:
-            return None
-        text = conditional(run.text, run.guidance or 1.0, self.family.branches)
-        return pooled(text) if text is not None else None
-
-    def _guidance_notes(self, profile: Profile, here: float | None) -> tuple[str, ...]:
-        """A profile of one branch is of one guidance: refuse another, or note it where forced."""
-        key = profile.key
-        if key.parts > 1 or here is None or abs(key.guidance - here) < 1e-6:
-            return ()
-        difference = f"guidance is {key.guidance:g} in the profile, {here:g} here"
-        if not self.force:
-            raise ProfileError(
-                f"{difference}, and plans of one branch do not transfer: calibrate at this "
-                "guidance, or force it"
-            )
-        return (f"The profile was forced: {difference}.",)
-
-    def _transfer_notes(
-        self, profile: Profile, coefficients: SamplerCoefficients, guidance: float | None,
-        size: Size | None,
-    ) -> tuple[str, ...]:  # fmt: skip
-        """What differs between calibration and this run, and is transferred."""
-        key = profile.key
-        transformer = next(iter(transformers_of(self.pipe, self.family).values()))
-        dtype = str(transformer.dtype).removeprefix("torch.") if key.dtype else ""
-        guidance = guidance if guidance and key.parts > 1 and key.guidance else key.guidance
-        here = dataclasses.replace(
-            key, steps=coefficients.num_steps, guidance=guidance, dtype=dtype
-        )
-        if size is not None and not key.of_size(*size):
-            height, width, frames = size
-            here = dataclasses.replace(here, height=height, width=width, frames=frames)
-        return tuple(f"Transferred: {what}." for what in key.transfers(here))
-
-    def _size_of(self, latents: torch.Tensor | None) -> Size | None:
-        """With latents `(B, C, F, h, w)` or `(B, F, C, h, w)`; None where they are packed."""
-        scale = getattr(self.pipe, "vae_scale_factor_spatial", None)
-        per_latent = getattr(self.pipe, "vae_scale_factor_temporal", None)
-        if latents is None or latents.ndim != 5 or not scale or not per_latent:
-            return None
-        _, channels = self._channels()
-        if channels not in latents.shape[1:3]:
-            return None
-        frames = (latents.shape[2 if latents.shape[1] == channels else 1] - 1) * per_latent + 1
-        height, width = (int(side * scale) for side in latents.shape[-2:])
-        return height, width, frames
-
 
 def _kind_of(guidance: float, weights: tuple[float, ...]) -> tuple[Any, ...]:
     """What a record of a run is of: two branches are weighed anew, one has its guidance in it."""
@@ -398,17 +308,3 @@ def _kind_of(guidance: float, weights: tuple[float, ...]) -> tuple[Any, ...]:
 
 def _is_near(one: float, other: float) -> bool:
     return math.isclose(one, other, rel_tol=0.02, abs_tol=0.02)  # as they are measured
-
-
-def _is_of(choice: PlanChoice, coefficients: SamplerCoefficients) -> bool:
-    """Whether a plan was chosen for these timesteps and branch weights."""
-    pairs = (
-        (choice.timesteps, coefficients.timesteps.tolist()),
-        (choice.branch_weights, coefficients.branch_weights),
-    )
-    same = choice.second == coefficients.second
-    return same and all(len(a) == len(b) and all(map(_is_close, a, b)) for a, b in pairs)
-
-
-def _is_close(one: float, other: float) -> bool:
-    return math.isclose(one, other, rel_tol=1e-3, abs_tol=1e-6)  # profiles round timesteps

@@ -31,9 +31,9 @@ def test_a_computed_step_enters_twelve_modules_after_the_session(entered):
 
 
 def test_a_plan_is_chosen_inside_planning(entered):
-    """From the controller's question to its answer nothing of caching, scenes or the CLI runs."""
+    """From the chooser's question to its answer nothing of caching, scenes or the CLI runs."""
     modules = entered["first step, with the choice of the plan"]
-    first = modules.index("planning/selection")
+    first = modules.index("caching/chooser") + 1
     chosen = modules[first : modules.index("planning/search") + 1]
     rooms = {module.split("/")[0] for module in chosen}
     assert rooms <= {"planning", "core"}, chosen
