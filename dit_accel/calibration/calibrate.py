@@ -1,12 +1,12 @@
 """Measures a pipeline, so that plans can be made for it: out comes its profile.
 
 In: a pipeline and clips to make; minutes, where time is short. Every clip is made without
-acceleration and recorded (`record.py`); the first ones are probed for error gain and memory; then a
-few candidate plans are searched, and carried out on every clip (`refine.py`).
+acceleration, and the first ones are probed (`measurement.py`); then a few candidate plans are
+searched, and carried out on every clip (`refine.py`).
 Without minutes, all clips and plans are measured, in two passes, or in one where all clips are in
 one batch and come to every window together. With minutes, one clip after the other goes through all
 plans, in one pass, until the time is up or another clip would gain little (`minutes.py`).
-Memory: the predictions of a batch, in float32 on the CPU. Source: ours.
+Knows the order and when it ends, and not how an error model is measured. Source: ours.
 """
 
 from __future__ import annotations
@@ -19,10 +19,9 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from dit_accel.calibration.candidates import candidate, difficulty
 from dit_accel.calibration.checkpoint import Checkpoint
+from dit_accel.calibration.measurement import Measurement, ProgressCallback
 from dit_accel.calibration.minutes import (
     ENOUGH_DB,
     FEW_SPEEDUPS,
@@ -33,40 +32,26 @@ from dit_accel.calibration.minutes import (
     next_gain_db,
     probing_cost,
 )
-from dit_accel.calibration.record import UncachedRun, gain_and_memory, probe, probe_steps, record
+from dit_accel.calibration.record import probe_steps
 from dit_accel.calibration.refine import REFINED_DEPTH, Problems, RefinedPlan, carry_out
 from dit_accel.calibration.settings import check_settings
 from dit_accel.core.families import family_of
 from dit_accel.core.generation import ClipSpec
 from dit_accel.planning.candidate import CandidatePlan
-from dit_accel.planning.first_run import profile_of_gram
 from dit_accel.planning.lookup import profile_key
-from dit_accel.planning.plan import SamplerCoefficients
 from dit_accel.planning.prediction import QualityDistribution
-from dit_accel.planning.prior import profile_by_prior
 from dit_accel.planning.profile import Profile
 from dit_accel.planning.search import ErrorModel, search
 
 SPEEDUPS = (2.0, 2.5, 2.94, 3.125, 3.33, 3.57, 3.85, 4.17, 4.55, 5.0, 5.56, 6.25, 7.14, 8.33)
 USUAL_PROBES = 8
 FIT_PASSES = 2  # over several batches: in the first pass, the first ones know few other clips
-MAX_RECORDED_BYTES = 4 << 30  # of recordings that are in memory for the next pass
-ProgressCallback = Callable[[str, int, int], None]
 ComputedSteps = list[tuple[int, ...]]  # of every candidate plan
 
 
-def calibrate(
-    pipe: Any, clips: Sequence[ClipSpec], *, speedups: Sequence[float] | None = None,
-    probes: int | None = None, probed: int = 3, batch: int = 1, dtype: str = "float32",
-    work: Path | None = None, overrides: dict[str, Any] | None = None,
-    minutes: float | None = None,
-    on_progress: ProgressCallback = lambda what, done, total: None,
-) -> Profile:  # fmt: skip
+def calibrate(pipe: Any, clips: Sequence[ClipSpec], **settings: Any) -> Profile:
     """Measure a pipeline, and carry out candidate plans: `CalibrationRun` in one call."""
-    return CalibrationRun(
-        pipe, clips, speedups=speedups, probes=probes, probed=probed, batch=batch, dtype=dtype,
-        work=work, overrides=overrides, minutes=minutes, on_progress=on_progress,
-    ).run()  # fmt: skip
+    return CalibrationRun(pipe, clips, **settings).run()
 
 
 def fit_passes(clips: int, batch: int, minutes: float | None = None) -> int:
@@ -123,12 +108,13 @@ class CalibrationRun:
             tuple(range(first, min(first + batch, len(clips))))
             for first in range(0, len(clips), batch)
         ]
-        self.cost = 0.0  # in uncached runs
+        self.measurement = Measurement(
+            pipe, clips, self.batches, self.checkpoint, overrides=overrides, probes=probes,
+            probed=probed, on_pace=None if minutes is None else self._estimate,
+            on_progress=self._progress,
+        )  # fmt: skip
         self.ended = "all clips were made"
-        self._pace: float | None = None  # seconds of a step
-        self._recordings: dict[tuple[int, ...], list[UncachedRun]] = {}
-        self._measured: dict[int, list[tuple[torch.Tensor, torch.Tensor | None]]] = {}  # by batch
-        self._model: tuple[torch.Tensor, float] | None = None  # gain and memory
+        self._plan_cost = 0.0  # in uncached runs
         self._problems: Problems = {}
         self._results: dict[int, list[RefinedPlan]] = {}  # by batch, the latest last
 
@@ -141,14 +127,17 @@ class CalibrationRun:
         """
         # with minutes the first batch alone: more clips do not search better (research/LOG.md)
         for place in range(len(self.batches) if self.budget is None else 1):
-            self._uncached(place)
-        error_model, of = self._error_model()
+            self.measurement.make(place)
+        self._check_guidance()
+        error_model = self.measurement.error_model()
+        batches = self.batches if self.budget is None else self.batches[:1]
+        of = f"{self.probes}-{self.probed}-{batches}-{self.passes}"  # what the error model is of
         plans = self._searched(error_model, of)
         for number in range(self.passes if plans else 0):  # the last pass counts
             for place in range(len(self.batches)):
                 if not self._pays(place):
                     break
-                self._uncached(place)
+                self.measurement.make(place)
                 self._carried_out(number, place, error_model, plans, of)
         profile = self.so_far()
         assert profile is not None
@@ -156,26 +145,26 @@ class CalibrationRun:
 
     def so_far(self) -> Profile | None:
         """The profile of what is measured; None before the error model is known."""
-        if self._model is None:
+        measured = self.measurement
+        if measured.gain_and_memory is None:
             return None
-        sampler, clip = self._sampler(), self.clips[0]
+        sampler, clip = measured.sampler, self.clips[0]
         # candidates and the texts that their scores are of: batches that went through all plans
-        texts = [text for place in self._results for _, text in self._measured[place]]
+        texts = [*chain.from_iterable(map(measured.texts, self._results))]
         candidates = self._candidates()
         key = profile_key(
             self.pipe, steps=clip.steps, guidance=clip.guidance, height=clip.height,
             width=clip.width, frames=clip.frames, dtype=self.dtype,
             parts=len(sampler.branch_weights),
         )  # fmt: skip
-        gram = self._gram().mean(0)[None]  # errors are linear in it: the mean is enough
+        gram = measured.gram.mean(0)[None]  # errors are linear in it: the mean is enough
         settings = {
-            "clips": sum(map(len, self._measured.values())),
-            "probes": self.probes, "probed": self.probed,
+            "clips": measured.number, "probes": self.probes, "probed": self.probed,
             "cost_runs": round(self.cost, 2),
         }  # fmt: skip
         return Profile(
-            key, sampler, gram, *self._model, REFINED_DEPTH, candidates, settings | versions(),
-            difficulty(texts, candidates),
+            key, sampler, gram, *measured.gain_and_memory, REFINED_DEPTH, candidates,
+            settings | _versions(), difficulty(texts, candidates),
         )  # fmt: skip
 
     def _candidates(self) -> tuple[CandidatePlan, ...]:
@@ -194,7 +183,7 @@ class CalibrationRun:
         if gain < ENOUGH_DB:
             self.ended = f"another clip would gain {gain:.1f} dB"
             return False
-        recorded = ("uncached",) if place not in self._measured else ()
+        recorded = ("uncached",) if place not in self.measurement.places else ()
         if self._results:
             fits = self.budget.fits(*recorded, "candidates")
         else:  # nothing was carried out yet: by what the recorded steps took
@@ -205,9 +194,7 @@ class CalibrationRun:
         return fits
 
     def _estimate(self, step_seconds: float) -> None:
-        self._pace = step_seconds
-        if self.budget is None:
-            return
+        assert self.budget is not None
         steps, batch = self.clips[0].steps, len(self.batches[0])
         probed = self.probed * probing_cost(probe_steps(steps, self.probes), steps)
         clip = 1 + sum(self.counts) / steps
@@ -222,101 +209,35 @@ class CalibrationRun:
     # --- pieces ---
 
     @property
-    def counts(self) -> list[int]:
-        """Computed steps of each candidate plan, the slowest first."""
-        counts = {round(self.clips[0].steps / speedup) for speedup in self.speedups}
-        return sorted((c for c in counts if 2 <= c < self.clips[0].steps), reverse=True)
+    def cost(self) -> float:
+        """In uncached runs."""
+        return self.measurement.cost + self._plan_cost
 
-    @property
-    def _total(self) -> int:
-        """Clips that will be made; 0: not known."""
-        return len(self.clips) if self.budget is None else 0
+    def _progress(self, what: str, done: int, total: int) -> None:
+        """How many clips will be made is not known where minutes decide."""
+        self.on_progress(what, done, total if self.budget is None else 0)
 
-    def _sampler(self) -> SamplerCoefficients:
-        sampler: SamplerCoefficients = self.checkpoint.get(
-            "sampler", lambda: self._recorded(0)[0].sampler
-        )
-        guidance = self.clips[0].guidance
+    def _check_guidance(self) -> None:
+        guidance, branches = self.clips[0].guidance, self.measurement.sampler.branch_weights
         two = family_of(self.pipe).branches == "separate" and guidance > 1
-        if two and len(sampler.branch_weights) == 1 and self.speedups:
+        if two and len(branches) == 1 and self.speedups:
             raise ValueError(
                 f"guidance is not {guidance:g} at every step; accepted: the same at all, or no "
                 "speedups"
             )
-        return sampler
 
-    def _recorded(self, place: int) -> list[UncachedRun]:
-        batch = self.batches[place]
-        if batch not in self._recordings:
-            in_memory = chain.from_iterable(self._recordings.values())
-            if sum(recording.nbytes for recording in in_memory) > MAX_RECORDED_BYTES:
-                self._recordings.clear()
-            clips = [self.clips[index] for index in batch]
-            on_pace = self._estimate if self._pace is None else None
-            self._recordings[batch] = record(self.pipe, clips, self.overrides, on_pace)
-        return self._recordings[batch]
-
-    def _uncached(self, place: int) -> None:
-        """For every clip of a batch the Gram matrix and the pooled text."""
-        batch = self.batches[place]
-
-        def make() -> list[tuple[torch.Tensor, torch.Tensor | None]]:
-            self.on_progress("uncached", batch[0], self._total)
-            return [(recording.gram, recording.text) for recording in self._recorded(place)]
-
-        if place not in self._measured:
-            self.cost += len(batch)
-            self._measured[place] = self.checkpoint.get(f"uncached-{batch}", make)
-
-    def _error_model(self) -> tuple[ErrorModel, str]:
-        """Of the batches that are recorded so far; and by what it was measured."""
-        sampler = self._sampler()
-        found = [*chain.from_iterable(self._probed(place) for place in self._measured)]
-        self._model = gain_and_memory(found, sampler.num_steps) if found else self._usual()
-        batches = self.batches if self.budget is None else self.batches[: len(self._measured)]
-        of = f"{self.probes}-{self.probed}-{batches}-{self.passes}"
-        return ErrorModel(sampler, self._gram(), *self._model), of
-
-    def _usual(self) -> tuple[torch.Tensor, float]:
-        """Error gain and error memory of other models."""
-
-        def make() -> tuple[torch.Tensor, float]:
-            own, sampler = self._recorded(0)[0].gram, self._sampler()  # the scheduler has run
-            found = profile_by_prior(self.pipe.scheduler, sampler, self.clips[0].guidance)
-            found = found or profile_of_gram(own, sampler, profile_key(self.pipe))
-            return found.error_gain, found.error_memory
-
-        usual: tuple[torch.Tensor, float] = self.checkpoint.get("prior", make)
-        return usual
-
-    def _gram(self) -> torch.Tensor:
-        """`(P, R, R)`, of all clips that are recorded."""
-        return torch.stack([gram for some in self._measured.values() for gram, _ in some])
-
-    def _probed(self, place: int) -> list[tuple[int, float, float]]:
-        """For those clips of a batch that are probed: step, gain, cosine."""
-        batch = self.batches[place]
-        mine = [index for index in batch if index < self.probed and self.probes]
-        steps = probe_steps(self.clips[0].steps, self.probes)
-        self.cost += len(mine) * probing_cost(steps, self.clips[0].steps)
-
-        def make() -> list[tuple[int, float, float]]:
-            clips, recordings = [self.clips[i] for i in mine], self._recorded(place)[: len(mine)]
-            found = []
-            for number, step in enumerate(steps):
-                self.on_progress("probe", batch[0] * len(steps) + number * len(mine), 0)
-                grown = probe(self.pipe, clips, self.overrides, recordings, step)
-                found += [(step, *pair) for pair in grown]
-            return found
-
-        return self.checkpoint.get(f"probe-{mine}-{batch}-{self.probes}", make) if mine else []
+    @property
+    def counts(self) -> list[int]:
+        """Computed steps of each candidate plan, the slowest first."""
+        counts = {round(self.clips[0].steps / speedup) for speedup in self.speedups}
+        return sorted((c for c in counts if 2 <= c < self.clips[0].steps), reverse=True)
 
     def _searched(self, error_model: ErrorModel, of: str) -> ComputedSteps:
         """Of every candidate plan, the fastest last; each search starts from the plan before."""
         counts = self.counts
 
         def make() -> ComputedSteps:
-            self.on_progress("search", 0, 0)
+            self._progress("search", 0, 0)
             plans: ComputedSteps = []
             for count in counts:
                 start = _thinned(plans[-1], count) if plans else None
@@ -330,19 +251,19 @@ class CalibrationRun:
     ) -> None:
         """Every plan on one batch, in pass `number`; `of`: what the error model depends on."""
         batch = self.batches[place]
-        self.cost += len(batch) * sum(map(len, plans)) / error_model.num_steps
+        self._plan_cost += len(batch) * sum(map(len, plans)) / error_model.num_steps
         before = number * len(self.clips) + batch[0]
 
         def make() -> tuple[list[RefinedPlan], Problems]:
             # a copy: what is added before an interrupt must not count twice
             problems, found = copy.deepcopy(self._problems), []
             clips = {index: self.clips[index] for index in batch}
-            total = self.passes * self._total * len(plans)
+            total = self.passes * len(self.clips) * len(plans)
             for done, computed in enumerate(plans):
-                self.on_progress("candidates", before * len(plans) + done * len(batch), total)
+                self._progress("candidates", before * len(plans) + done * len(batch), total)
                 refined = carry_out(
-                    self.pipe, clips, computed, error_model, self._recorded(place), problems,
-                    self.overrides,
+                    self.pipe, clips, computed, error_model, self.measurement.recorded(place),
+                    problems, self.overrides,
                 )  # fmt: skip
                 found.append(refined)
             return found, problems
@@ -356,7 +277,7 @@ def _thinned(steps: Sequence[int], count: int) -> list[int]:
     return [steps[round(i * (len(steps) - 1) / max(count - 1, 1))] for i in range(count)]
 
 
-def versions() -> dict[str, str]:
+def _versions() -> dict[str, str]:
     """Of the packages that a profile depends on."""
     return {name: importlib.metadata.version(name) for name in ("dit-accel", "diffusers", "torch")}
 

@@ -132,7 +132,7 @@ def test_without_probes_errors_grow_as_those_of_other_models(pipe) -> None:
     prior = profile_by_prior(pipe.scheduler, profile.sampler, 4.0)
     assert torch.equal(profile.error_gain, prior.error_gain)
     assert profile.error_memory == prior.error_memory
-    own = calibration._recorded(0)[0].gram
+    own = calibration.measurement.recorded(0)[0].gram
     assert torch.equal(profile.gram[0], own)
     assert profile.metadata["cost_runs"] == 1.0 and profile.metadata["probes"] == 0
 

@@ -1,0 +1,139 @@
+"""Measures the error model of a pipeline: by uncached runs of clips, and by probes in some of them.
+
+In: a pipeline, and clips in batches. Out: Gram matrices and pooled texts of the clips that were
+made, their recordings, error gain and error memory. Every piece of work is a checkpoint's.
+Memory: the predictions of a batch, in float32 on the CPU.
+Knows no plan, and not in which order batches are made. Source: ours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from itertools import chain
+from typing import Any
+
+import torch
+
+from dit_accel.calibration.checkpoint import Checkpoint
+from dit_accel.calibration.minutes import probing_cost
+from dit_accel.calibration.record import UncachedRun, gain_and_memory, probe, probe_steps, record
+from dit_accel.core.generation import ClipSpec
+from dit_accel.planning.first_run import profile_of_gram
+from dit_accel.planning.lookup import profile_key
+from dit_accel.planning.plan import SamplerCoefficients
+from dit_accel.planning.prior import profile_by_prior
+from dit_accel.planning.search import ErrorModel
+
+MAX_RECORDED_BYTES = 4 << 30  # of recordings that are in memory for the next pass
+ProgressCallback = Callable[[str, int, int], None]
+
+
+class Measurement:
+    """The error model of a pipeline, of those clips that were made so far.
+
+    Args:
+        pipe, clips, overrides, probes, probed: as of `CalibrationRun`.
+        batches: the clips' places, those of one call together.
+        on_pace: as of `record`, in the first run.
+        on_progress: as of `CalibrationRun`.
+    """
+
+    def __init__(
+        self, pipe: Any, clips: Sequence[ClipSpec], batches: Sequence[tuple[int, ...]],
+        checkpoint: Checkpoint, *, overrides: dict[str, Any] | None, probes: int, probed: int,
+        on_pace: Callable[[float], None] | None, on_progress: ProgressCallback,
+    ) -> None:  # fmt: skip
+        self.pipe, self.clips, self.batches, self.checkpoint = pipe, clips, batches, checkpoint
+        self.overrides, self.probes, self.probed = overrides, probes, probed
+        self.on_progress, self._on_pace = on_progress, on_pace
+        self.cost = 0.0  # in uncached runs
+        self.gain_and_memory: tuple[torch.Tensor, float] | None = None  # once they are known
+        self._recordings: dict[tuple[int, ...], list[UncachedRun]] = {}
+        self._made: dict[int, list[tuple[torch.Tensor, torch.Tensor | None]]] = {}  # by batch
+
+    def make(self, place: int) -> None:
+        """The uncached runs of a batch, once."""
+        batch = self.batches[place]
+
+        def make() -> list[tuple[torch.Tensor, torch.Tensor | None]]:
+            self.on_progress("uncached", batch[0], len(self.clips))
+            return [(recording.gram, recording.text) for recording in self.recorded(place)]
+
+        if place not in self._made:
+            self.cost += len(batch)
+            self._made[place] = self.checkpoint.get(f"uncached-{batch}", make)
+
+    def recorded(self, place: int) -> list[UncachedRun]:
+        """The recordings of a batch; made again where they are not in memory."""
+        batch = self.batches[place]
+        if batch not in self._recordings:
+            in_memory = chain.from_iterable(self._recordings.values())
+            if sum(recording.nbytes for recording in in_memory) > MAX_RECORDED_BYTES:
+                self._recordings.clear()
+            clips = [self.clips[index] for index in batch]
+            on_pace, self._on_pace = self._on_pace, None
+            self._recordings[batch] = record(self.pipe, clips, self.overrides, on_pace)
+        return self._recordings[batch]
+
+    @property
+    def places(self) -> list[int]:
+        """The batches that were made."""
+        return list(self._made)
+
+    @property
+    def number(self) -> int:
+        """Of clips that were made."""
+        return sum(map(len, self._made.values()))
+
+    @property
+    def sampler(self) -> SamplerCoefficients:
+        found: SamplerCoefficients = self.checkpoint.get(
+            "sampler", lambda: self.recorded(0)[0].sampler
+        )
+        return found
+
+    @property
+    def gram(self) -> torch.Tensor:
+        """`(P, R, R)`, of all clips that were made."""
+        return torch.stack([gram for some in self._made.values() for gram, _ in some])
+
+    def texts(self, place: int) -> list[torch.Tensor | None]:
+        """Of a batch's clips, pooled."""
+        return [text for _, text in self._made[place]]
+
+    def error_model(self) -> ErrorModel:
+        """Of the clips that were made so far; those among them that are to be probed are."""
+        found = [*chain.from_iterable(map(self._probed, self._made))]
+        steps = self.sampler.num_steps
+        self.gain_and_memory = gain_and_memory(found, steps) if found else self._usual()
+        return ErrorModel(self.sampler, self.gram, *self.gain_and_memory)
+
+    def _usual(self) -> tuple[torch.Tensor, float]:
+        """Error gain and error memory of other models."""
+
+        def make() -> tuple[torch.Tensor, float]:
+            own, sampler = self.recorded(0)[0].gram, self.sampler  # the scheduler has run
+            found = profile_by_prior(self.pipe.scheduler, sampler, self.clips[0].guidance)
+            found = found or profile_of_gram(own, sampler, profile_key(self.pipe))
+            return found.error_gain, found.error_memory
+
+        usual: tuple[torch.Tensor, float] = self.checkpoint.get("prior", make)
+        return usual
+
+    def _probed(self, place: int) -> list[tuple[int, float, float]]:
+        """For those clips of a batch that are probed: step, gain, cosine."""
+        batch = self.batches[place]
+        mine = [index for index in batch if index < self.probed and self.probes]
+        steps = probe_steps(self.clips[0].steps, self.probes)
+        self.cost += len(mine) * probing_cost(steps, self.clips[0].steps)
+
+        def make() -> list[tuple[int, float, float]]:
+            clips, recordings = [self.clips[i] for i in mine], self.recorded(place)[: len(mine)]
+            found = []
+            for number, step in enumerate(steps):
+                self.on_progress("probe", batch[0] * len(steps) + number * len(mine), 0)
+                grown = probe(self.pipe, clips, self.overrides, recordings, step)
+                found += [(step, *pair) for pair in grown]
+            return found
+
+        return self.checkpoint.get(f"probe-{mine}-{batch}-{self.probes}", make) if mine else []
