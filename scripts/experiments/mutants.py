@@ -1,18 +1,21 @@
 """Mutated documents and files, for fuzzing: seeded, so that a number names its mutant.
 
-In: a document or bytes, and a random generator. Out: one like it with a few changes: values of
-other types and ranges, keys and entries that are missing, doubled or in another place; bytes that
-are flipped, cut, doubled or inserted.
+In: a document, bytes or a file of tensors, and a random generator. Out: one like it with a few
+changes: values of other types and ranges, keys and entries that are missing, doubled or in another
+place; bytes that are flipped, cut, doubled or inserted; tensors with other names, types or values.
 Knows nothing of what it changes. Ours.
 """
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import json
 import math
 import random
+import struct
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 VALUES: list[Any] = [
@@ -27,6 +30,7 @@ SNIPPETS = (
     *(b"-", b"9" * 5000, b"\\u0000", b"\\ud800", b"\x00", b"\xff\xfe", b"\xef\xbb\xbf", b"\r"),
     *(b"\xe2\x80\xa8", b"[" * 3000, b'{"a":' * 3000),
 )
+WILD = (math.nan, math.inf, -math.inf, 0.0, -1.0, 1e-30, 1e9, 1e30, -1e300)  # of a tensor
 LARGEST_DOCUMENT = 2_000_000  # characters; a larger one is changed no further
 
 
@@ -101,3 +105,44 @@ def json_mutant(document: Any, rng: random.Random) -> bytes:
         document = change_document(copy.deepcopy(document), rng)
         return json.dumps(document).encode("utf-8", "surrogatepass")
     return change_bytes(json.dumps(document).encode("utf-8", "surrogatepass"), rng)
+
+
+def tensor_file(path: Path) -> tuple[dict[str, Any], bytes]:
+    """The header and the data of a safetensors file."""
+    content = path.read_bytes()
+    (size,) = struct.unpack("<Q", content[:8])
+    return json.loads(content[8 : 8 + size]), content[8 + size :]
+
+
+def written(head: bytes, data: bytes) -> bytes:
+    return struct.pack("<Q", len(head)) + head + data
+
+
+def tensor_mutant(
+    head: dict[str, Any], data: bytes, rng: random.Random, *, fixed: tuple[str, ...] = ()
+) -> bytes:
+    """One of: the header's JSON, the tensors' names and types, their values, or bytes.
+
+    `fixed`: beginnings of names of tensors that nothing reads.
+    """
+    head = json.loads(json.dumps(head))
+    kind = rng.randrange(4)
+    if kind == 0:
+        own = json.loads(head["__metadata__"]["profile"])
+        text = json_mutant(own, rng).decode("utf-8", "replace")
+        head["__metadata__"]["profile"] = text
+        return written(json.dumps(head).encode(), data)
+    if kind == 1:
+        return written(json_mutant(head, rng), data)
+    if kind == 3:
+        return change_bytes(written(json.dumps(head).encode(), data), rng)
+    name = rng.choice([name for name in head if not name.startswith((*fixed, "__"))])
+    begin, end = head[name]["data_offsets"]
+    form, width = ("<d", 8) if head[name]["dtype"] == "F64" else ("<f", 4)
+    changed = bytearray(data)
+    for _ in range(rng.choice((1, 1, 5))):
+        at = begin + width * rng.randrange((end - begin) // width)
+        value = rng.choice(WILD)
+        with contextlib.suppress(OverflowError):
+            changed[at : at + width] = struct.pack(form, value)
+    return written(json.dumps(head).encode(), bytes(changed))

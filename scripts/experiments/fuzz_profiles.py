@@ -1,0 +1,121 @@
+"""Mutants of profiles and of what runs taught, and plans by those that are accepted.
+
+In: a random generator and a folder. Out: "refused" or "accepted"; anything that is raised is a raw
+error. `fuzz_files.py` counts them. It knows both files' formats. Ours.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import math
+import random
+from pathlib import Path
+
+import torch
+from mutants import tensor_file, tensor_mutant
+
+from dit_accel.cli.common import tables
+from dit_accel.models import miniature
+from dit_accel.planning import learned, posterior, prediction, profile_file, selection
+from dit_accel.planning.first_run import profile_of_gram
+from dit_accel.planning.plan import SamplerCoefficients
+from dit_accel.planning.profile import Profile, ProfileError
+
+
+def profile(rng: random.Random, folder: Path) -> str:
+    """A mutant, and plans by what is accepted of it."""
+    head, data = tensor_file(miniature.path() / "dit-accel-profile.safetensors")
+    path = folder / "a.safetensors"
+    path.write_bytes(tensor_mutant(head, data, rng, fixed=("levels",)))
+    try:
+        found = Profile.load(path)
+    except ProfileError:
+        return "refused"
+    use_profile(found, rng)
+    return "accepted"
+
+
+def use_profile(found: Profile, rng: random.Random) -> None:
+    """Its table, and a plan of it as `plan` shows it."""
+    with contextlib.redirect_stdout(io.StringIO()):
+        tables.print_table(tables.candidate_table(found))
+    run = found.sampler
+    if rng.random() < 0.05:  # a plan that is transferred takes a search
+        steps = torch.linspace(1000, 20, 30, dtype=torch.float64)
+        run = SamplerCoefficients(torch.full((30,), -1 / 30).double(), steps, run.branch_weights)
+    use_plan(found, run, rng)
+
+
+def use_plan(found: Profile, run: SamplerCoefficients, rng: random.Random) -> None:
+    target = rng.choice((selection.Target(quality=32.0), selection.Target(speedup=3.0)))
+    choice = None
+    with contextlib.suppress(ValueError):  # a target that this profile has no plan for
+        choice = selection.choose(found, run, target)
+    if choice is not None and choice.prediction is not None:
+        expected = choice.prediction
+        if math.isnan(expected.psnr_db + expected.low_db) or "nan" in prediction.describe(choice):
+            raise AssertionError(f"predicts {expected}")
+
+
+_LEARNED: list[bytes] = []
+
+
+def learned_file(folder: Path) -> bytes:
+    """The content of a file that runs of the miniature could have written."""
+    if not _LEARNED:
+        own = Profile.load(miniature.path() / "dit-accel-profile.safetensors")
+        found, kind = learned.Learned(own.key), learned.RunKind(own.sampler, 4.0, 15_360)
+        gram, n = own.gram[0].double(), own.sampler.num_steps
+        for every in (1, 3, 3, 4):
+            rows = own.sampler.feature_rows(torch.arange(0, n, every)[None])[0]
+            steps = tuple(range(0, n, every))
+            errors = torch.ones(3, len(steps), dtype=torch.float64)
+            one = learned.Observations(kind, steps, 1, gram[rows][:, rows], errors)
+            found = found.with_run(one, torch.ones(len(learned.WEIGHTS)).double())
+        for at in range(3):
+            found = found.with_measured(learned.Measured(f"a{at}", learned.KINDS[1], 30.0, 31.0))
+        learned.save(folder / "learned.safetensors", found)
+        _LEARNED.append((folder / "learned.safetensors").read_bytes())
+    return _LEARNED[0]
+
+
+def learned_mutant(rng: random.Random, folder: Path) -> str:
+    """A mutant; half of them get the right digest, so that the checks behind it are tried."""
+    whole, path = learned_file(folder), folder / "a.safetensors"
+    path.write_bytes(whole)
+    path.write_bytes(tensor_mutant(*tensor_file(path), rng))
+    sealed = rng.random() < 0.5 and seal(path)
+    try:
+        found = learned.load(path)
+    except ProfileError as error:
+        if str(path) not in str(error):
+            raise AssertionError(f"names no file: {error}") from error
+        found = None
+    if found is None:
+        return "refused"
+    if not sealed:
+        learned.save(path, found)
+        if path.read_bytes() != whole:
+            raise AssertionError("a changed file was accepted as it is")
+        return "accepted"
+    for one in found.observations:
+        of_kind = [other for other in found.observations if other.kind.is_like(one.kind)]
+        if any(other.is_whole for other in of_kind):
+            gram = posterior.posterior_gram(None, of_kind, 1.0)
+            made = profile_of_gram(gram, one.kind.sampler, found.key)
+            if rng.random() < 0.2:
+                use_plan(made, made.sampler, rng)
+    return "accepted"
+
+
+def seal(path: Path) -> bool:
+    """Give a file the digest of its content; returns whether it could be read so far."""
+    try:
+        head, tensors = profile_file.read(path, learned.LEARNED_FORMAT)
+        own = {k: v for k, v in head.value.items() if k not in ("digest", "format", "version")}
+        own["digest"] = learned.digest_of(own, tensors.tensors)
+        profile_file.write(path, own, tensors.tensors, form=learned.LEARNED_FORMAT)
+    except (ValueError, TypeError, AttributeError, RuntimeError):
+        return False
+    return True
