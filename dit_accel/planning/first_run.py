@@ -3,8 +3,8 @@
 In: the components of one fully computed run, and the noise. Out: a `Profile` without candidates.
 One run gives inner products and nothing else: no errors were probed, and no plan was carried
 out. So error gain and memory are those of the embedded miniature, and intervals are wide.
-Knows tensors of one run; no pipeline. Inner products are taken on the device while the run goes on,
-without a host sync, so that the next run does not wait for them.
+Knows tensors of one run; no pipeline. Inner products are taken on the device after the last row,
+all in one matrix product and without a host sync, so that the next run does not wait for them.
 Source: ours.
 """
 
@@ -46,7 +46,8 @@ class RunRecord:
         self._rows: list[torch.Tensor] = []  # none once it is closed
         self._closed = False
         self._places: list[tuple[int, int]] = []  # component and step of every row
-        self._products = torch.zeros(0, 0)  # of every row with itself and those before it
+        self._products = torch.zeros(0, 0)  # of every row with every row, as far as they were taken
+        self._taken = 0  # rows
         self._copied: torch.cuda.Event | None = None
         self._on_device = True
 
@@ -59,7 +60,9 @@ class RunRecord:
         self._add((_NOISE, 0), value)
 
     def close(self) -> None:
-        """The last row was recorded: free all of them, before the VAE needs the memory."""
+        """The last row was recorded: take the inner products, and free all rows before the VAE
+        needs the memory."""
+        self._take()
         self._rows, self._closed = [], True
 
     def count(self, component: int) -> int:
@@ -77,7 +80,6 @@ class RunRecord:
             return
         self._rows.append(row if self._on_device else row.cpu())
         self._places.append(place)
-        self._copy(_products(self._rows))
 
     def _begin(self, row: torch.Tensor) -> None:
         self._on_device = _fits(row, self.num_rows)
@@ -87,10 +89,13 @@ class RunRecord:
         )
         self._copied = torch.cuda.Event() if on_gpu else None  # type: ignore[no-untyped-call]
 
-    def _copy(self, products: torch.Tensor) -> None:
-        """To the CPU, as the device comes to it: the next run reads them without a wait."""
-        count = len(products)
-        self._products[count - 1, :count].copy_(products, non_blocking=True)
+    def _take(self) -> None:
+        """Copied to the CPU as the device comes to it: the next run reads them without a wait."""
+        count = len(self._rows)
+        if count == self._taken or self._closed:
+            return
+        self._taken = count
+        self._products[:count, :count].copy_(_products(self._rows), non_blocking=True)
         if self._copied is not None:
             self._copied.record()
 
@@ -101,6 +106,7 @@ class RunRecord:
         return bool(self._products.isfinite().all())
 
     def _wait(self) -> None:
+        self._take()
         if self._copied is not None:
             self._copied.synchronize()
 
@@ -113,7 +119,7 @@ class RunRecord:
         self._wait()
         n, last, count = sampler.num_steps, sampler.num_rows - 1, len(self._places)
         own = self._products[:count, :count]
-        own = own.tril() + own.tril(-1).T
+        own = own.tril() + own.tril(-1).T  # as products of matrices are symmetric to rounding alone
         known = [
             row for row, (component, _) in enumerate(self._places)
             if component < len(sampler.branch_weights)
@@ -161,11 +167,11 @@ def profile_of_gram(
 
 
 def _products(rows: list[torch.Tensor]) -> torch.Tensor:
-    """`(k,)` float64: inner products of the last of k rows `(N,)` with every row."""
-    total = torch.zeros(len(rows), dtype=torch.float64, device=rows[-1].device)
-    for start in range(0, len(rows[-1]), _PIECE):
+    """`(k, k)` float64: inner products of k rows `(N,)` of any dtype."""
+    total = torch.zeros(len(rows), len(rows), dtype=torch.float64, device=rows[0].device)
+    for start in range(0, len(rows[0]), _PIECE):
         piece = torch.stack([row[start : start + _PIECE] for row in rows]).double()
-        total += piece @ piece[-1]
+        total += piece @ piece.T
     return total
 
 

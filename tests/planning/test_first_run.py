@@ -1,4 +1,4 @@
-"""The record of a first run: inner products that are taken while it goes on."""
+"""The record of a first run: inner products of its predictions."""
 
 from __future__ import annotations
 
