@@ -26,6 +26,7 @@ from dit_accel.caching.learning import Learning
 from dit_accel.caching.loops import CallLoops
 from dit_accel.caching.monitor import FiniteCheck
 from dit_accel.caching.policy import ComputeAll, Policy
+from dit_accel.caching.reference import Reference
 from dit_accel.caching.sites import SiteCache
 from dit_accel.caching.unicp import UniCP, UniCPCache
 from dit_accel.caching.windows import EDCW
@@ -238,6 +239,24 @@ class Handle:
         if self._scene is not None:
             self._last_scene = self._last_scene or self._scene.report()
             self._scene.clear()
+
+    def learn_from(self, reference: Reference) -> bool:
+        """Learn from the uncached reference of the next run's clip, in place of that run.
+
+        The run is planned without it: what is measured on its clip is not known beforehand.
+
+        Args:
+            reference: that `recorded` has recorded, of the same prompt and seed.
+
+        Returns:
+            Whether it teaches something; not where nothing learns, or where it was not recorded.
+
+        Raises:
+            ValueError: the pipeline's weights or scheduler changed since it was recorded.
+        """
+        engine = self.executor
+        controller = engine.controller if isinstance(engine, PlanExecutor) else None
+        return isinstance(controller, RunController) and controller.learn_from(reference.run)
 
     def report(self) -> Report:
         """What the last call did, in all its denoising loops.

@@ -27,6 +27,7 @@ from dit_accel.caching.ranks import Ranks
 from dit_accel.caching.recording import (
     NotPlanned,
     RecordingPolicy,
+    WholeRun,
     guidance_of,
     numbers_of,
     why_not,
@@ -74,6 +75,9 @@ class RunController:
     ) -> None:  # fmt: skip
         self.learning = learning
         self._observed: GuardedPolicy | None = None  # of the run in hand
+        self._next_reference: WholeRun | None = None  # of the next run's clip
+        self._reference: WholeRun | None = None  # of the run in hand's
+        self._teaches = True  # the run in hand does, as its reference does not
         self._look_up, self._parts = look_up, parts_of(pipe)
         self._changed: tuple[str, ...] = ()  # what of it is other than in the last run
         self.pipe, self.family, self.profile, self.target = pipe, family, profile, target
@@ -117,6 +121,8 @@ class RunController:
     def _start(self, run: RunInfo) -> Policy:
         self.finish()
         self._observed = self._recording = None
+        self._reference, self._next_reference = self._next_reference, None
+        self._teaches = self._reference is None or self._reference.profile is None
         self._see_parts()
         self._scheduler = self.pipe.scheduler
         if self._looks:  # asked again after the first step, which leaves marks in some schedulers
@@ -187,6 +193,38 @@ class RunController:
         # another guidance than the profile's is refused, or noted, by `_guidance_notes`
         return selection.branch_weights(self.profile, run.guidance, separate=True, force=True)
 
+    def learn_from(self, reference: WholeRun) -> bool:
+        """The next run's clip was made uncached: learn from that run in its place.
+
+        Returns:
+            Whether it teaches something.
+
+        Raises:
+            ValueError: the pipeline has other parts than it had then.
+        """
+        self.finish()
+        changed = parts_of(self.pipe).changed_since(reference.parts)
+        if changed:
+            raise ValueError(
+                f"reference: the {' and '.join(changed)} changed since it was recorded; accepted: "
+                "a reference of the pipeline as it is"
+            )
+        if self.learning is None or self.static:
+            return False
+        self._next_reference = reference
+        return reference.profile is not None
+
+    def _learn_reference(self) -> tuple[str, ...]:
+        """Once, from that of the run in hand; a note where it teaches nothing."""
+        whole = self._reference
+        if whole is None or self.learning is None:
+            return ()
+        if whole.profile is None:
+            return (f"Learnt from the accelerated run: the uncached reference {whole.problem}.",)
+        self._reference = None
+        self.learning.add_whole(whole.profile, whole.numbers)
+        return ()
+
     def finish(self) -> tuple[str, ...]:
         """Learn from the run in hand, if it is over."""
         recording, planned = self._recording, self._observed
@@ -195,14 +233,15 @@ class RunController:
             self._recording = None
             self._weights = profile.sampler.branch_weights
             self._recorded[self._parts, _kind_of(recording.guidance, self._weights)] = profile
-            if self.learning is not None:
+            if self.learning is not None and self._teaches:
                 self.learning.add_whole(profile, recording.numbers)
         if planned is not None and planned.has_ended and self.learning is not None:
             self._observed = None
             found = planned.observations()
             if found is not None:
                 self.learning.add(found)
-        return self.learning.notes() if self.learning is not None else ()
+        notes = self._learn_reference()
+        return notes if self.learning is None else (*notes, *self.learning.notes())
 
     def _without_own(
         self, run: RunInfo, coefficients: SamplerCoefficients, recorded: Profile | None
@@ -225,7 +264,7 @@ class RunController:
         self, run: RunInfo, coefficients: SamplerCoefficients, choice: PlanChoice
     ) -> RunObserver | None:
         """What learns from a run; None where it would cost something, or is of no use."""
-        useful = not self.remarks and coefficients.num_rows <= MOST_ROWS
+        useful = self._teaches and not self.remarks and coefficients.num_rows <= MOST_ROWS
         if self.learning is None or self.static or not useful or not choice.plan.extrapolations:
             return None
         if any(map(other_cache, transformers_of(self.pipe, self.family).values())):
@@ -233,12 +272,16 @@ class RunController:
         kind = self._kind(run, coefficients)
         return RunObserver(kind, run.guidance or 1.0, self.family.branches, choice.plan)
 
+    def _sampler(self, run: RunInfo, weights: tuple[float, ...]) -> SamplerCoefficients:
+        """Of a run; a ValueError where there is no plan for it."""
+        coefficients = self._samplers.of(self._scheduler, weights, run.begin, run.num_steps)
+        selection.check_num_steps(coefficients.num_steps)
+        return dataclasses.replace(coefficients, second=selection.second_of(run))
+
     def _policy(self, run: RunInfo, weights: tuple[float, ...]) -> Policy:
         """Of a run whose branches have these weights: planned, or recorded where it is the first
         of its kind."""
-        coefficients = self._samplers.of(self._scheduler, weights, run.begin, run.num_steps)
-        coefficients = dataclasses.replace(coefficients, second=selection.second_of(run))
-        selection.check_num_steps(coefficients.num_steps)
+        coefficients = self._sampler(run, weights)
         kind = self._parts, _kind_of(run.guidance or 1.0, weights)
         recorded = self._recorded.get(kind)
         profile = self.profile or self._without_own(run, coefficients, recorded)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import json
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +20,7 @@ from typing import Any
 
 from dit_accel.caching.observing import observed
 from dit_accel.core.files import reason_of
+from dit_accel.core.generation import ClipSpec
 from dit_accel.core.report import Report
 from dit_accel.planning import learned, posterior
 from dit_accel.planning.candidate import LARGEST_DB
@@ -165,12 +167,12 @@ class Learning:
             reason = reason_of(error) if isinstance(error, OSError) else str(error)
             self.problem = f"{self._path}: {reason}" if isinstance(error, OSError) else reason
 
-    def add_report(self, report: Report, psnr_db: float, name: str) -> None:
+    def add_report(self, report: Report, psnr_db: float, clip: ClipSpec) -> None:
         """A clip that a run made has this PSNR to its uncached reference: write it down.
 
         Args:
             report: of the run.
-            name: of the clip, by which it is counted once.
+            clip: is counted once, however many runs made it: the last one counts.
         """
         predicted = report.prediction or {}
         psnr, kind = predicted.get("psnr_db"), predicted.get("basis")
@@ -178,6 +180,8 @@ class Learning:
             return
         raw = psnr - predicted.get("offset_db", 0.0)
         if max(abs(raw), abs(psnr_db)) <= LARGEST_DB:
+            text = json.dumps(clip.to_dict(), sort_keys=True)
+            name = hashlib.sha256(text.encode()).hexdigest()[:16]
             self.add_measured(Measured(name, kind, raw, psnr_db))
 
     def notes(self) -> tuple[str, ...]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from dit_accel.caching.policy import ComputeAll, Policy
 from dit_accel.core.guidance import FirstStep, guided
 from dit_accel.core.interceptor import RunInfo
 from dit_accel.planning.first_run import RunRecord
+from dit_accel.planning.parts import Parts
 from dit_accel.planning.plan import SamplerCoefficients
 from dit_accel.planning.profile import Profile
 from dit_accel.planning.profile_key import ProfileKey
@@ -48,6 +50,23 @@ class NotPlanned(ComputeAll):
         return (f"Computed whole: {self.reason}.{advice}",)
 
 
+@dataclass(frozen=True)
+class WholeRun:
+    """What a run that was computed whole teaches.
+
+    Args:
+        parts: that the pipeline had.
+        problem: what happened to it, where there is no profile.
+        profile: of its inner products.
+        numbers: as of `RunKind`.
+    """
+
+    parts: Parts
+    problem: str | None = None
+    profile: Profile | None = None
+    numbers: int = 0
+
+
 class RecordingPolicy(Policy):
     """Computes every step of a first run, and records the components of its predictions.
 
@@ -63,6 +82,7 @@ class RecordingPolicy(Policy):
     """
 
     records = True
+    closes = True  # the record, after the last row; else another does that
 
     def __init__(
         self, run: RunInfo, sampler: SamplerCoefficients, scheduler: Any, key: ProfileKey,
@@ -85,7 +105,8 @@ class RecordingPolicy(Policy):
 
     def on_output(self, step: int, component: int, value: torch.Tensor) -> None:
         self.record.add(component, guided(value, self.guidance, self.branches))
-        if step == self.sampler.num_steps - 1 and component == len(self.weights) - 1:
+        last = step == self.sampler.num_steps - 1 and component == len(self.weights) - 1
+        if last and self.closes:
             self.record.close()
 
     def on_first_step(self, first: FirstStep) -> None:
@@ -108,6 +129,11 @@ class RecordingPolicy(Policy):
         self.record.close()
 
     @property
+    def has_all(self) -> bool:
+        """Whether every row was recorded."""
+        return self.record.count(len(self.weights) - 1) >= self.num_steps
+
+    @property
     def profile(self) -> Profile | None:
         """Of the run that was recorded; None where it has a flaw, or cannot be planned."""
         if self._problem() or self._flaw() is not None:
@@ -123,6 +149,12 @@ class RecordingPolicy(Policy):
             guidance=guidance or self.key.guidance,
         )  # fmt: skip
         return self.record.profile(sampler, key)
+
+    @property
+    def why_no_profile(self) -> str | None:
+        """What happened to the run; None: nothing."""
+        problem = self._problem()
+        return self._flaw() if problem is None else f"was not recorded: {problem}"
 
     def _problem(self) -> str | None:
         """Why the run gives no profile, however long it was; None: it gives one."""

@@ -194,14 +194,14 @@ def _run(
         say(remark, style=REMARK_STYLE)
     if target.choice is not None and not quiet:
         say(announcement(settings, target.choice), style="cyan")
-    uncached = None
+    uncached = reference = None
     if settings.compare:
         with _status("warming up", quiet=quiet):
             warm_up(pipe, settings.clip)
         with StepBar("uncached", settings.loop_steps, quiet=quiet) as bar:
-            uncached = run.run_uncached(pipe, settings, bar)
+            uncached, reference = run.run_uncached(pipe, settings, bar)
     with StepBar(label, settings.loop_steps, quiet=quiet) as bar:
-        result = run.run_accelerated(pipe, settings, bar, target.text)
+        result = run.run_accelerated(pipe, settings, bar, target.text, reference)
     if uncached is not None:
         run.learn(pipe, settings, result, uncached)
     return target, result, uncached

@@ -114,6 +114,17 @@ class Generation:
         """All clips of the call, one a prompt."""
         return self.frames, *self.others
 
+    def without(self, loop: float, decode: float) -> Generation:
+        """The same, less seconds that were spent on something else in the loop and behind it."""
+        denoise = next(name for name in self.stages if name.startswith("denoise"))
+        less = {denoise: loop, "decode": decode}
+        return dataclasses.replace(
+            self,
+            denoising_seconds=self.denoising_seconds - loop,
+            whole_seconds=self.whole_seconds - loop - decode,
+            stages={name: value - less.get(name, 0.0) for name, value in self.stages.items()},
+        )
+
     def costs(self) -> dict[str, Any]:
         """Seconds and memory, JSON-able."""
         return {

@@ -13,13 +13,15 @@ import multiprocessing
 import os
 import platform
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from dit_accel.caching.learning import learning_of
+from dit_accel.caching.reference import Reference, recorded
 from dit_accel.core import generation, video
 from dit_accel.core.measure import StepListener
 from dit_accel.core.report import Report
@@ -30,6 +32,7 @@ from dit_accel.evaluation.results import FAILED, NO_EFFECT, OK, Result
 from dit_accel.evaluation.store import Store, StoreError, frames_hash
 from dit_accel.metrics import METRICS
 from dit_accel.metrics.scoring import score_clips
+from dit_accel.planning.learned import is_off
 
 Load = Callable[[], Any]
 Latents = npt.NDArray[np.float32]
@@ -163,16 +166,20 @@ class Runner:
         )  # fmt: skip
         with (
             Probe(pipe) as probe,  # before the method: only calls that reach the model count
+            _recorded(pipe, job) as references,
             method.apply(pipe, job.method.number, context) as handle,
         ):
             made = generation.generate(
                 pipe,
                 job.clip,
                 device=self.device,
-                listeners=(probe, *self._listeners),
+                listeners=(probe, *references, *self._listeners),
                 overrides=handle.overrides,
             )
             report = handle.report() if handle.report else None
+        for reference in references:
+            made = made.without(reference.seconds, reference.seconds_after)
+            _learn_whole(pipe, reference)
         frames = video.to_uint8(made.frames)
         result = {
             "status": OK,
@@ -227,7 +234,7 @@ class Runner:
         psnr = (result["scores"] or {}).get("psnr_db", {}).get("value")
         learning = learning_of(pipe) if report is not None and report.prediction else None
         if learning is not None and report is not None and isinstance(psnr, float):
-            learning.add_report(report, psnr, f"evaluation-{job.id}")
+            learning.add_report(report, psnr, job.clip)
 
     def _ready(self, job: Job) -> Any:
         """The pipeline, warm."""
@@ -248,6 +255,22 @@ class Runner:
             known = measure(run)
             self.store.write_calibration(name, known)
         return known
+
+
+@contextmanager
+def _recorded(pipe: Any, job: Job) -> Iterator[tuple[Reference, ...]]:
+    """Record an uncached reference, where runs are learnt from."""
+    if job.method.method != UNCACHED or is_off():
+        yield ()
+        return
+    with recorded(pipe) as reference:
+        yield (reference,)
+
+
+def _learn_whole(pipe: Any, reference: Reference) -> None:
+    learning, whole = learning_of(pipe), reference.run
+    if learning is not None and whole.profile is not None:
+        learning.add_whole(whole.profile, whole.numbers)
 
 
 def run_groups(

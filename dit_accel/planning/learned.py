@@ -131,7 +131,7 @@ class Measured:
     """A clip's PSNR that was predicted before its run, and measured after it.
 
     Args:
-        name: of the clip, by which it is counted once.
+        name: of the clip, by which it is counted once a kind.
         kind: of its plan, one of `KINDS`.
         predicted: in dB, by the plan alone: without what other predictions missed.
         measured: in dB.
@@ -187,8 +187,9 @@ class Learned:
         return tuple(one.measured - one.predicted for one in self.measured if one.kind == kind)
 
     def with_measured(self, one: Measured) -> Learned:
-        """With one more PSNR; one of the same clip is replaced."""
-        others = [known for known in self.measured if known.name != one.name]
+        """With one more PSNR; one of the same clip, by a plan of the same kind, is replaced."""
+        same = one.name, one.kind
+        others = [known for known in self.measured if (known.name, known.kind) != same]
         return dataclasses.replace(self, measured=(*others, one)[-MOST_MEASURED:])
 
 

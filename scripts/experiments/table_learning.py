@@ -5,9 +5,10 @@
 `MODEL`, `--loader` and the prior are as of table_first_clip.py. For 20 and 13 of 50 computed steps,
 plans are searched on the prior, on whole runs, and on the posterior of the prior and 1 to 16
 accelerated runs, which are made by the plan of the last posterior with weight 1. `entrywise` mixes
-the same entries one by one. Scores are PSNR of the latents of held-out prompts, relative to their
-size, against the uncached ones. Every row is one line of the output; rows that are there are not
-scored again.
+the same entries one by one. With `--references` the posterior is of the prior and 1 or 4 whole
+runs, with three weights of the prior: what uncached references teach. Scores are PSNR of the
+latents of held-out prompts, relative to their size, against the uncached ones. Every row is one
+line of the output; rows that are there are not scored again.
 """
 
 from __future__ import annotations
@@ -122,22 +123,32 @@ def entrywise(prior: torch.Tensor, seen: list[Observations], weight: float) -> t
     return (vectors * values.clamp_min(0)) @ vectors.T
 
 
+def plan_of(base: ErrorModel, found: torch.Tensor, count: int) -> tuple[Plan, float]:
+    return search(ErrorModel(base.sampler, found[None], base.error_gain, base.error_memory), count)
+
+
+def references(trial: Trial, prior: Prior) -> None:
+    base = prior.error_model_for(trial.model.trajectory)
+    whole = [trial.observe(Plan(base.num_steps, {}), prompt) for prompt in range(max(WHOLE))]
+    for count in sorted(COUNTS):
+        trial.score("prior", count, lambda c=count: plan_of(base, base.gram[0], c))
+        for runs in WHOLE:
+            for weight in WEIGHTS[:3]:
+                found = posterior.posterior_gram(base.gram[0], whole[:runs], weight)
+                label = f"prior, weight {weight:g}, and {runs} whole"
+                trial.score(label, count, lambda f=found, c=count: plan_of(base, f, c))
+
+
 def table(trial: Trial, prior: Prior) -> None:
     base = prior.error_model_for(trial.model.trajectory)
     gram, n = base.gram[0], base.num_steps
-
-    def plan_of(found: torch.Tensor, count: int) -> tuple[Plan, float]:
-        return search(
-            ErrorModel(base.sampler, found[None], base.error_gain, base.error_memory), count
-        )
-
     whole = [trial.observe(Plan(n, {}), prompt) for prompt in range(max(WHOLE))]
     for count in COUNTS:
-        trial.score("prior", count, lambda count=count: plan_of(gram, count))
+        trial.score("prior", count, lambda count=count: plan_of(base, gram, count))
         for runs in WHOLE:
             found = posterior.posterior_gram(None, whole[:runs], 0.0)
-            trial.score(f"{runs} whole", count, lambda f=found, c=count: plan_of(f, c))
-        plan, seen = plan_of(gram, count)[0], []
+            trial.score(f"{runs} whole", count, lambda f=found, c=count: plan_of(base, f, c))
+        plan, seen = plan_of(base, gram, count)[0], []
         for number in range(max(AFTER)):
             seen.append(trial.observe(plan, FIRST_PLANNED + number))
             if number + 1 not in AFTER:
@@ -145,10 +156,12 @@ def table(trial: Trial, prior: Prior) -> None:
             for weight in WEIGHTS:
                 found = posterior.posterior_gram(gram, seen, weight)
                 label = f"prior, weight {weight:g}, and {number + 1} accelerated"
-                trial.score(label, count, lambda f=found, c=count: plan_of(f, c))
-            plan = plan_of(posterior.posterior_gram(gram, seen, 1.0), count)[0]
+                trial.score(label, count, lambda f=found, c=count: plan_of(base, f, c))
+            plan = plan_of(base, posterior.posterior_gram(gram, seen, 1.0), count)[0]
         found = entrywise(gram, seen, 1.0)
-        trial.score(f"entrywise, and {len(seen)}", count, lambda f=found, c=count: plan_of(f, c))
+        trial.score(
+            f"entrywise, and {len(seen)}", count, lambda f=found, c=count: plan_of(base, f, c)
+        )
 
 
 def main() -> None:
@@ -157,6 +170,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--loader", type=Path)
     parser.add_argument("--held-out", type=int, default=8)
+    parser.add_argument("--references", action="store_true")
     parser.add_argument(
         "--prompts", type=Path, default=ROOT / "assets" / "prompts" / "miniature.jsonl"
     )
@@ -165,7 +179,7 @@ def main() -> None:
     prompts = [one.prompt for one in read_prompts(given.prompts)][:count]
     for name in given.models:
         trial = Trial(Model(name, given.loader, prompts), given.held_out, given.output)
-        table(trial, Prior.load())
+        (references if given.references else table)(trial, Prior.load())
 
 
 if __name__ == "__main__":

@@ -179,9 +179,9 @@ def test_a_measured_psnr_goes_into_later_guarantees(learns) -> None:
         run(pipe)
         first = handle.report()
         assert first.prediction["basis"] == "inner products"
-        learning = learning_of(pipe)
-        for _ in range(2):  # the same clip is counted once
-            learning.add_report(first, first.prediction["psnr_db"] + 8.0, "a")
+        learning, (clip, *_) = learning_of(pipe), tiny.tiny_clips(STEPS, 1)
+        for more in (20.0, 8.0):  # the same clip is counted once, as it was measured last
+            learning.add_report(first, first.prediction["psnr_db"] + more, clip)
         run(pipe, 1)
         report = handle.report()
     assert any("1 clip of this model that was compared" in note for note in report.notes)
@@ -192,11 +192,11 @@ def test_a_measured_psnr_goes_into_later_guarantees(learns) -> None:
 
 
 def test_what_cannot_be_measured_is_left_out(learns) -> None:
-    pipe = tiny.tiny_wan()
+    pipe, (clip, other) = tiny.tiny_wan(), tiny.tiny_clips(STEPS, 2)
     with accelerate(pipe, speedup=1.0) as handle:
         run(pipe)
-        learning_of(pipe).add_report(handle.report(), float("inf"), "a")
+        learning_of(pipe).add_report(handle.report(), float("inf"), clip)
     with accelerate(pipe, speedup=2.0) as handle:
         run(pipe)
-        learning_of(pipe).add_report(handle.report(), float("nan"), "b")
+        learning_of(pipe).add_report(handle.report(), float("nan"), other)
     assert only(learns).measured == ()

@@ -7,8 +7,6 @@ Knows `accelerate` and the call of the pipeline; decides nothing. Ours.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
 from typing import TYPE_CHECKING, Any
 
 from dit_accel.cli.common.errors import RunFailed, refused
@@ -16,23 +14,39 @@ from dit_accel.cli.run import shots
 from dit_accel.core import generation
 
 if TYPE_CHECKING:
+    from dit_accel.caching.reference import Reference
     from dit_accel.cli.common.progress import StepBar
     from dit_accel.cli.run.settings import Settings
+    from dit_accel.core.measure import StepListener
     from dit_accel.planning.text import Text
 
 
-def run_uncached(pipe: Any, settings: Settings, bar: StepBar) -> generation.Generation:
-    """The clip of the stock pipeline; with a layout, of its scene without a cache."""
-    with shots.without_cache(pipe, settings):
-        return _generate(pipe, settings, bar)
+def run_uncached(
+    pipe: Any, settings: Settings, bar: StepBar
+) -> tuple[generation.Generation, Reference | None]:
+    """The clip of the stock pipeline; with a layout, of its scene without a cache.
+
+    Where runs are learnt from, with what `run_accelerated` learns from it; the seconds that this
+    takes are not counted.
+    """
+    from dit_accel.caching.reference import recorded
+
+    if not _learns(settings):
+        with shots.without_cache(pipe, settings):
+            return _generate(pipe, settings, (bar,)), None
+    with recorded(pipe) as reference:
+        result = _generate(pipe, settings, (bar, reference))
+    return result.without(reference.seconds, reference.seconds_after), reference
 
 
 def run_accelerated(
-    pipe: Any, settings: Settings, bar: StepBar, text: Text | None = None
-) -> generation.Generation:
+    pipe: Any, settings: Settings, bar: StepBar, text: Text | None = None,
+    reference: Reference | None = None,
+) -> generation.Generation:  # fmt: skip
     """The clip of the accelerated pipeline, with its report.
 
     Args:
+        reference: of the uncached run of the same clip.
         text: the encoded prompt. Where the run uses it, its seconds are counted with the run's.
 
     Raises:
@@ -43,7 +57,9 @@ def run_accelerated(
     given = text.arguments(pipe) if text is not None else {}
     before = text.seconds if text is not None and given else 0.0
     with accelerate(pipe, settings.accel) as handle:
-        result = _generate(pipe, settings, bar, given)
+        if reference is not None:
+            handle.learn_from(reference)
+        result = _generate(pipe, settings, (bar,), given)
         return dataclasses.replace(
             result, report=handle.report(), whole_seconds=result.whole_seconds + before
         )
@@ -54,19 +70,25 @@ def learn(
 ) -> None:
     """Write down how good the plan was, for the guarantees of later runs."""
     from dit_accel.caching.learning import learning_of
-    from dit_accel.config import PlannedConfig
     from dit_accel.metrics.scoring import score_clips
 
-    accel = settings.accel
-    planned = isinstance(accel, PlannedConfig) and accel.learn and accel.layout is None
-    learning = learning_of(pipe) if planned and result.report is not None else None
+    learning = learning_of(pipe) if _learns(settings) else None
     if learning is None or result.report is None:
         return
     scores = score_clips(uncached.frames, result.frames, data_range=1.0, metrics=("psnr_db",))
-    clip = hashlib.sha256(json.dumps(settings.to_dict(), sort_keys=True).encode())
     psnr = scores["psnr_db"].value
     if psnr is not None:
-        learning.add_report(result.report, psnr, clip.hexdigest()[:16])
+        learning.add_report(result.report, psnr, settings.clip)
+
+
+def _learns(settings: Settings) -> bool:
+    """Whether later runs are planned by what this one shows."""
+    from dit_accel.config import PlannedConfig
+    from dit_accel.planning.learned import is_off
+
+    accel = settings.accel
+    planned = isinstance(accel, PlannedConfig) and accel.learn and accel.layout is None
+    return planned and not is_off()
 
 
 def check_accepted(pipe: Any, settings: Settings) -> None:
@@ -78,12 +100,15 @@ def check_accepted(pipe: Any, settings: Settings) -> None:
 
 
 def _generate(
-    pipe: Any, settings: Settings, bar: StepBar, more: dict[str, Any] | None = None
+    pipe: Any,
+    settings: Settings,
+    listeners: tuple[StepListener, ...],
+    more: dict[str, Any] | None = None,
 ) -> generation.Generation:
     given = shots.overrides(settings) | (more or {})
     try:
         return generation.generate(
-            pipe, settings.clip, device=settings.device, listeners=(bar,), overrides=given
+            pipe, settings.clip, device=settings.device, listeners=listeners, overrides=given
         )
     except generation.NotFiniteError as error:
         hint = "" if settings.dtype == "float32" else "; try --dtype float32"

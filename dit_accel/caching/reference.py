@@ -1,0 +1,137 @@
+"""Records an uncached reference clip, so that it teaches more than its accelerated run.
+
+Goes in: a pipeline, whose next call makes the reference. Comes out: its whole Gram matrix, where
+the accelerated run knows a part. Nothing that the pipeline computes is changed. As a listener of
+the loop it takes the inner products after the clock has stopped, and counts their seconds. It
+knows when a run is recorded; `caching/recording.py` records it, and `RunController.learn_from`
+learns from it. Ours; there is no source.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from dit_accel.caching.controller import RunController
+from dit_accel.caching.executor import PlanExecutor
+from dit_accel.caching.policy import Policy
+from dit_accel.caching.recording import NotPlanned, WholeRun
+from dit_accel.core.families import family_of, transformers_of
+from dit_accel.core.interceptor import RunInfo
+from dit_accel.core.measure import synchronise
+from dit_accel.core.patching import Patches
+from dit_accel.core.private_names import other_cache
+from dit_accel.core.session import Session
+from dit_accel.planning.learned import MOST_ROWS
+from dit_accel.planning.selection import Target
+
+
+class Reference(RunController):
+    """Computes every step of a run and records it. A `Controller`, and a `StepListener`.
+
+    As a listener of the loop it takes the inner products when the clock has stopped; else the
+    last forward does.
+    """
+
+    def __init__(self, pipe: Any) -> None:
+        super().__init__(pipe, family_of(pipe), None, Target(speedup=1.0))
+        self.parts = self._parts  # that the recorded run had
+        self.problem = "was not made"  # why there is no recording
+        self.seconds = 0.0  # of the loop that recording took
+        self.seconds_after = 0.0  # that taking the inner products took behind the loop
+        self._listens = False
+
+    def _start(self, run: RunInfo) -> Policy:
+        began = time.perf_counter()
+        try:
+            return super()._start(run)
+        except ValueError as error:  # the clip is made all the same
+            return self._not_planned(run.num_steps or 0, str(error))
+        finally:
+            self.parts = self._parts
+            self.seconds = time.perf_counter() - began
+
+    def _not_planned(self, steps: int, reason: str) -> NotPlanned:
+        self.problem, self._recording = f"was not recorded: {reason}", None
+        return super()._not_planned(steps, reason)
+
+    def _policy(self, run: RunInfo, weights: tuple[float, ...]) -> Policy:
+        sampler = self._sampler(run, weights)
+        others = map(other_cache, transformers_of(self.pipe, self.family).values())
+        if any(others) or sampler.num_rows > MOST_ROWS:
+            reason = "it is too long" if sampler.num_rows > MOST_ROWS else "it has a cache"
+            return self._not_planned(sampler.num_steps, reason)
+        policy = self._record(run, sampler)
+        policy.closes = not self._listens
+        return policy
+
+    def finish(self) -> tuple[str, ...]:
+        """Nothing is learnt while the pipeline's call is timed. See `Controller`."""
+        return ()
+
+    @property
+    def run(self) -> WholeRun:
+        """What was recorded."""
+        recording = self._recording
+        if recording is None:
+            return WholeRun(self.parts, self.problem)
+        profile = recording.profile
+        problem = recording.why_no_profile if profile is None else None
+        return WholeRun(self.parts, problem, profile, recording.numbers)
+
+    def close(self) -> None:
+        """The run is over: free its predictions."""
+        if self._recording is not None:
+            self._recording.record.close()
+
+    # --- as a listener ---
+
+    def loop_begins(self) -> None:
+        """As of `StepListener`: from here on it takes the inner products."""
+        self._listens = True
+
+    def steps_done(self, done: int) -> None:
+        """As of `StepListener`: the clock of the last step has stopped, the VAE has not begun."""
+        if self._recording is not None and self._recording.has_all:
+            began = time.perf_counter()
+            self._recording.record.close()
+            synchronise(self._where)
+            self.seconds_after += time.perf_counter() - began
+
+
+@contextmanager
+def recorded(pipe: Any) -> Iterator[Reference]:
+    """Record the next run of a pipeline, which nothing accelerates. The clip is the same.
+
+    Args:
+        pipe: as of `accelerate`. The predictions of all steps stay on the device until the loop is
+            over, where they take less than half of the memory that is free.
+
+    Yields:
+        What `Handle.learn_from` takes, before the accelerated run of the same clip.
+
+    Raises:
+        RuntimeError: the pipeline is accelerated.
+
+    Example:
+        >>> with recorded(pipe) as reference:  # doctest: +SKIP
+        ...     uncached = pipe(prompt, generator=seeded(0)).frames
+        >>> with accelerate(pipe, quality=32) as handle:  # doctest: +SKIP
+        ...     handle.learn_from(reference)
+        ...     video = pipe(prompt, generator=seeded(0)).frames
+    """
+    reference = Reference(pipe)
+    session = Session(pipe, transformers_of(pipe, reference.family))
+    executor = PlanExecutor(session, reference)
+    patches = Patches(session.is_active)
+    try:
+        session.install(patches)
+        executor.install(patches)
+        session.interceptors = [executor]
+        yield reference
+    finally:
+        patches.undo()
+        executor.clear()
+        reference.close()
