@@ -79,3 +79,4 @@ def test_a_run_teaches_the_next_process(learns, model_folder, here):
     assert "and 1 clip" not in third and "compared with" not in third
     (row,) = json.loads(invoke("learned", "--json").stdout)["pipelines"]
     assert row["runs"] == 2 and row["measured"] == 1
+    assert row["whole_clips"] == 1 and row["planned_clips"] == 1  # the first by its reference

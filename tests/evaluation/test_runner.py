@@ -24,6 +24,7 @@ from dit_accel.evaluation.methods import LISTED, METHODS, parse, parse_list
 from dit_accel.evaluation.prompts import read_prompts
 from dit_accel.evaluation.store import Store, StoreError
 from dit_accel.evaluation.summary import paired, summarise
+from dit_accel.planning.learned import load
 
 SIZE = ["--height", "16", "--width", "16", "--frames", "9", "--steps", "8", "--guidance", "4"]
 PROMPTS = ("a red circle moving right", "a blue square moving left", "the green triangle")
@@ -142,6 +143,21 @@ def test_the_uncached_reference_is_made_once_and_the_flops_are_those_dispatched(
         transformer(**inputs)
     assert uncached["flops"] == [2 * counter.get_total_flops()] * 8
     assert all(calls == [2] * 8 for calls in uncached["computed"].values())
+
+
+def test_uncached_references_teach_and_their_results_are_the_same(
+    prompts, model, tmp_path, monkeypatch
+):
+    one, other = tmp_path / "one", tmp_path / "other"
+    evaluate(prompts, model, one, "--methods", "edcw:9", "--limit", "1")
+    monkeypatch.setenv("DIT_ACCEL_CACHE", str(tmp_path))
+    assert not (tmp_path / "learned").exists()
+    monkeypatch.delenv("DIT_ACCEL_NO_LEARN")
+    evaluate(prompts, model, other, "--methods", "edcw:9", "--limit", "1")
+    assert results(one) == results(other)  # FLOPs by step among them
+    (path,) = (tmp_path / "learned").glob("*.safetensors")
+    (whole,) = load(path).observations
+    assert whole.is_whole and whole.clips == 1 and whole.kind.sampler.num_steps == 8
 
 
 def test_the_noise_floor_flags_what_is_as_close_as_a_rerun(prompts, model, tmp_path):
