@@ -2,11 +2,12 @@
 
 Goes in: a plan with the bands of its extrapolation errors, and the error of each computed step: how
 far the line through the last two computed predictions is from the fresh one. Comes out:
-`GuardedPolicy`. A plan that was abandoned, or is of another model, is replaced by short windows; or
-by its own steps, where their number is bounded. A step between them is the last value plus a share
-of the line's rise. The share (the *damping*) is the one that was right when the line was last
-compared. docs/how-it-works.md, section 6, lists what happens
-when. It knows steps and numbers, no tensors and no models. Ours; there is no source.
+`GuardedPolicy`. Windows are short after a plan was abandoned, and in place of a plan of another
+model; where the number of steps is bounded, the plan's own steps are computed instead. All other
+steps are extrapolated along a *damped* line: the last value plus a share of the line's rise. The
+share (the *damping*) is the one that was right when the line was last compared.
+docs/how-it-works.md, section 6, lists what happens when. It knows steps and numbers, no tensors and
+no models. Ours; there is no source.
 """
 
 from __future__ import annotations
@@ -160,10 +161,13 @@ class GuardedPolicy(Policy):
         if error is None:
             return
         self.extrapolation_errors[step] = error
-        # Bands of a plan that is not used say nothing; a NaN says that something broke.
-        unbounded = self.ignores_plan and not math.isnan(error)
-        if not self.guard or self._abandoned_at is not None or unbounded:
-            return
+        if self.guard and self._abandoned_at is None:
+            self._judge(step, error)
+
+    def _judge(self, step: int, error: float) -> None:
+        """Abandon the plan where an extrapolation error contradicts it."""
+        if self.ignores_plan and not math.isnan(error):
+            return  # bands of a plan that is not used say nothing; a NaN says that something broke
         band = self.bands.get(step)
         if not math.isfinite(error):
             self.on_invalid(step, "a value was not finite")
@@ -171,8 +175,7 @@ class GuardedPolicy(Policy):
             if not self._is_usual(step, error):
                 self._abandon_plan(self._suspicion, self._suspicion[0])
         elif band is not None and not band.contains(error):
-            ratio = math.exp(band.score(error) * band.spread)
-            event = step, f"the extrapolation error was {ratio:.1f} times the expected"
+            event = step, f"the extrapolation error was {band.ratio(error):.1f} times the expected"
             self._abandon_plan(event, step - 1)  # this step's own value is of what is new
 
     def on_noise(self, noise: torch.Tensor) -> None:
@@ -255,7 +258,8 @@ class GuardedPolicy(Policy):
         """From here on no value of this step or an earlier one is used."""
         self._done |= {step} & {*self.planned}  # it may not be observed yet
         later = [s for s in self.computed if s > step]
-        needed = 1 + (self.since(self.plan.num_steps - 1) > step)  # an expert's first step too
+        # the next step, for a value of what is new; and the first one of an expert that is to come
+        needed = 1 + (self.since(self.plan.num_steps - 1) > step)
         if not later and self.max_added is not None and self._left < needed:
             self._endured = event
             return
@@ -265,10 +269,12 @@ class GuardedPolicy(Policy):
 
     def _rest_of_plan(self, step: int) -> frozenset[int]:
         """What is computed after this step where the number of steps is bounded: the next one, for
-        a value of what is new, and the plan's last ones."""
+        a value of what is new, and of the plan's own the last ones."""
         left, first = self._left, step + 1
         later = [s for s in self.planned if s > first][::-1]
-        later.sort(key=lambda s: s != self.since(s))  # an expert has no value before its first step
+        later.sort(
+            key=lambda s: s != self.since(s)
+        )  # the first step of an expert before all others
         fresh = {first} if left and first < self.plan.num_steps else set()
         return frozenset({*fresh, *later[: max(left - 1, 0)]})
 
@@ -297,7 +303,8 @@ class GuardedPolicy(Policy):
         return not self._expected_error(step) <= MAX_EXPECTED_ERROR / self.plan.num_steps
 
     def _expected_error(self, step: int) -> float:
-        """What a line is expected to miss at a step, times the step's length (1: the mean one)."""
+        """Of the line at a step: the last line's error · (reach here / reach there) · the step's
+        length in mean steps; infinite where nothing is known."""
         known = self._computed_since(step)
         if len(known) < 3 or known[-1] not in self.extrapolation_errors:
             return math.inf

@@ -122,7 +122,8 @@ class Monitor:
         measured_here = [error, trust, self._moved(step, like), *self._sizes(like), *sums]
         numbers = self.ranks.mean(torch.stack(measured_here)).tolist()
         (measured, trusted, *movement), read = numbers[:5], numbers[5:]
-        # An error that is not finite because a cached value is not says nothing of the prediction.
+        # Through a cached value that is not finite no line is finite: that is reported once, by the
+        # sums in `read`, and not as an error of the prediction too.
         valid = self._errors and (all(map(math.isfinite, read)) or math.isfinite(measured))
         return StepMetrics(
             self._computed, measured if valid else None, trusted if valid else None,

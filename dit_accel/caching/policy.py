@@ -62,6 +62,8 @@ class Policy:
     needs_error: bool = False  # whether `observe` is called, after one host sync a step
     checks_finite: bool = False  # whether cached values are checked before they are used
     planned: tuple[int, ...] = ()  # steps that are to be computed; empty: nothing was planned
+    sees_first_step: bool = False  # see `Controller`
+    records: bool = False  # whether `on_noise` and `on_output` are called, as the run is recorded
 
     def weights_at(self, step: int) -> tuple[float, ...]:
         """The branch weights of a step."""
@@ -102,9 +104,6 @@ class Policy:
         """Computed steps up to this one whose values a later step may use."""
         return ()
 
-    sees_first_step: bool = False  # see `Controller`
-    records = False  # whether `on_noise` and `on_output` are called
-
     def on_noise(self, noise: torch.Tensor) -> None:
         """The noise that the run starts from, `(B, ...)`, of the shape of the prediction."""
 
@@ -113,15 +112,15 @@ class Policy:
         difference of the second branch's from it."""
 
     def take(self, first: FirstStep) -> None:
-        """Begin after the first step, which another policy had; where it `records`."""
+        """Where it `records`: take over the first step, which ran by another policy."""
 
     def observe(self, step: int, error: float | None, trust: float | None = None) -> None:
         """A step was computed.
 
         Args:
             error: extrapolation error of the line through the last two computed values; None where
-                there was none, not finite where a value was not.
-            trust: share of the line's rise that was right.
+                there was no line, not finite where a value was not.
+            trust: how much of the line's rise from the last value was right: 1 is all of it.
         """
 
     def on_lost_value(self, step: int, reason: str) -> None:

@@ -58,8 +58,8 @@ class Ranks:
         if not self.groups:
             return decide()
         found = _outcome(decide) if all(dist.get_rank(g) == 0 for g in self.groups) else None
-        # Each broadcast comes from the first rank of its own group: after the last one it has gone
-        # from the first rank of all to everyone.
+        # One group after the other: along the first one from the first rank of all, along the next
+        # from each rank that has it by then.
         for group in self.groups:
             sent = [found]
             first = dist.get_global_rank(group, 0)

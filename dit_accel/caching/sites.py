@@ -80,9 +80,11 @@ class Site:
         return self._predict(cached)
 
     def store(self, value: Value, action: str = "computed", fresh: Value | None = None) -> None:
-        """Cache a value, and measure the drift of the cached ones from it, or from `fresh`.
+        """Cache a value, and measure how far the cached ones had drifted from it.
 
-        `action` names the list of `Trace` that this step belongs to.
+        Args:
+            action: the list of `Trace` that this step belongs to.
+            fresh: what was computed, where `value` is a blend of it: the drift is measured from it.
         """
         session, config = self.cache.session, self.cache.config
         before = self._fitting(value[0])

@@ -198,27 +198,38 @@ class PrunedSite(Site):
         pruned, rows = self.pruned, (query, key, value)
         if pruned is None or self.choice.action == "compute":
             mixed = self.staged.dense(*rows, text)
-            if pruned is not None and self._skip_reason(pruned, query, text) is None:
-                pruned.learn(*(rows if text is None else map(text.video, rows)))
-                self.stale = True
-                if self.measures:
-                    order = self.cache.order(self.transformer, query, text)
-                    trial, share = pruned.attend(*rows, order, text)
-                    self.trial = trial, text
-                    self._count_flops(share, 1.0)
+            if pruned is not None:
+                self._learn(pruned, rows, text)
             return mixed
         order = self.cache.order(self.transformer, query, text)
         mixed, share = pruned.attend(*rows, order, text)
         self._count_flops(share, 0.0)
         return mixed
 
+    def _learn(
+        self, pruned: BlockSparseAttention | LowRankAttention,
+        rows: tuple[torch.Tensor, torch.Tensor, torch.Tensor], text: JointText | None,
+    ) -> None:  # fmt: skip
+        """From a call that is computed in full: fit to it what prunes, and try that where it is to
+        be compared."""
+        step = self.cache.session.step
+        self.first_step = step if self.first_step is None else self.first_step
+        if self._skip_reason(pruned, rows[0], text) is not None:
+            return
+        pruned.learn(*(rows if text is None else map(text.video, rows)))
+        self.stale = True
+        if self.measures:
+            order = self.cache.order(self.transformer, rows[0], text)
+            trial, share = pruned.attend(*rows, order, text)
+            self.trial = trial, text
+            self._count_flops(share, 1.0)
+
     def _skip_reason(
         self, pruned: BlockSparseAttention | LowRankAttention, query: torch.Tensor,
         text: JointText | None,
     ) -> str | None:  # fmt: skip
         """Why this attention is never pruned in this run; None: it may be."""
-        step, config = self.cache.session.step, pruned.config
-        self.first_step = step if self.first_step is None else self.first_step
+        config = pruned.config
         if self.off is None and config.neutral(query.shape[-1]):
             self.off = "its settings leave nothing out"
         elif self.off is None and not config.always:

@@ -134,7 +134,7 @@ def line_sums(
 
     Args:
         used: `(C, D)` computed steps, latest first; the line goes through the first two. Where
-            these are the same step, it stands for all of them.
+            both are the same step, as there is no other, its prediction is taken as it is.
         opened, closed: `(C,)`.
     """
     coefficients = sampler._extrapolated(opened, closed)

@@ -38,7 +38,7 @@ BASES = ("calibrated", "transferred", "inner products")
 
 # An extrapolation error is inside an error band if it is below one of the three:
 MAX_BAND_SCORE = 6.0  # standard deviations of its logarithm above the mean
-MIN_ERROR_FOR_GUARD = math.log(40.0)  # log ratio to the expected error
+MAX_BAND_RATIO = 40.0  # times the expected error
 TOLERATED_ERROR = 0.5  # relative to the prediction, as prompts differ much
 
 
@@ -254,12 +254,16 @@ class ErrorBand:
             return math.inf
         return (math.log(max(extrapolation_error, 1e-9)) - self.mean) / self.spread
 
+    def ratio(self, extrapolation_error: float) -> float:
+        """To the expected error, which is the geometric mean."""
+        return math.exp(self.score(extrapolation_error) * self.spread)
+
     def contains(self, extrapolation_error: float) -> bool:
         """Whether an extrapolation error is no sign of a fault."""
         score = self.score(extrapolation_error)
         return (
             score <= MAX_BAND_SCORE
-            or score * self.spread <= MIN_ERROR_FOR_GUARD
+            or score * self.spread <= math.log(MAX_BAND_RATIO)
             or extrapolation_error <= TOLERATED_ERROR
         )
 

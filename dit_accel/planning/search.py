@@ -137,9 +137,10 @@ def _evaluate(
     places = torch.arange(k)[:, None] - torch.arange(depth)  # of the steps used, latest first
     used = computed[:, places.clamp_min(0)]  # (C, k, D)
     since = torch.tensor([sampler.since(step) for step in range(sampler.num_steps)])
-    there = (places >= 0) & (used >= since[computed][:, :, None])
+    there = (places >= 0) & (used >= since[computed][:, :, None])  # and of the window's expert
+    # `line_sums` takes the window's own step in place of one that is not there
     used = torch.where(there, used, computed[:, :, None]).flatten(0, 1)
-    weighs = sampler.step_weights.T[computed] != 0  # (C, k, B)
+    weighs = sampler.step_weights.T[computed] != 0  # (C, k, B): a component of weight 0 does not
     exists = (weighs[..., None] & there[:, :, None]).flatten(2)
     exists = torch.cat([exists, torch.ones(count, k, 1, dtype=torch.bool)], 2)  # the noise
     opened, closed = computed.flatten(), ends.flatten()

@@ -11,8 +11,8 @@ from dit_accel.caching.guard import LONG_RUN_STEPS, MAX_EXPECTED_ERROR, GuardedP
 from dit_accel.core.interceptor import RunInfo
 from dit_accel.planning.plan import Extrapolation, Plan, SecondExpert
 from dit_accel.planning.prediction import (
+    MAX_BAND_RATIO,
     MAX_BAND_SCORE,
-    MIN_ERROR_FOR_GUARD,
     TOLERATED_ERROR,
     ErrorBand,
 )
@@ -22,7 +22,7 @@ USUAL = 1.0  # the error that is expected everywhere
 LINE = (
     MAX_EXPECTED_ERROR / TOTAL
 )  # what a line may miss at a step of mean length, without a profile
-FAULT = 2 * USUAL * math.exp(MIN_ERROR_FOR_GUARD)  # one that is outside of every band
+FAULT = 2 * USUAL * MAX_BAND_RATIO  # one that is outside of every band
 
 
 def plan_of(*computed: int, num_steps: int = TOTAL) -> Plan:
@@ -91,12 +91,12 @@ def test_a_score_is_in_standard_deviations_of_the_logarithm():
 
 
 def test_the_band_holds_six_deviations_and_always_a_ratio_to_the_expected():
-    spread = MIN_ERROR_FOR_GUARD  # so wide that six deviations are more than the ratio
+    spread = math.log(MAX_BAND_RATIO)  # so wide that six deviations are more than the ratio
     wide, narrow = ErrorBand(math.log(USUAL), spread), ErrorBand(math.log(USUAL), 0.01)
     assert wide.contains(USUAL * math.exp(spread * MAX_BAND_SCORE - 0.01))
     assert not wide.contains(USUAL * math.exp(spread * MAX_BAND_SCORE + 0.01))
-    assert narrow.contains(USUAL * math.exp(MIN_ERROR_FOR_GUARD - 0.01))
-    assert not narrow.contains(USUAL * math.exp(MIN_ERROR_FOR_GUARD + 0.01))
+    assert narrow.contains(USUAL * 0.99 * MAX_BAND_RATIO)
+    assert not narrow.contains(USUAL * 1.01 * MAX_BAND_RATIO)
     assert narrow.contains(0.0)  # nothing at all is no fault
     assert not narrow.contains(math.nan)
 
