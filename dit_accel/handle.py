@@ -19,6 +19,7 @@ from types import TracebackType
 from typing import Any, cast
 
 from dit_accel.caching.branch_parallel import BranchParallel
+from dit_accel.caching.chooser import keeps_noise
 from dit_accel.caching.controller import RunController
 from dit_accel.caching.engine import Engine
 from dit_accel.caching.executor import PlanExecutor
@@ -317,6 +318,15 @@ class Handle:
         return *count_run(self._session, self.family, sites, scene, self._costs), ()
 
 
+def _check_noise(plan: Plan | Policy, pipe: Any, family: Family) -> None:
+    """Refuse a plan that weighs noise which the runs of this pipeline do not keep."""
+    if isinstance(plan, Plan) and plan.weighs_noise and not keeps_noise(pipe, family):
+        raise ValueError(
+            "plan weighs the starting noise, which the denoiser of this pipeline does not get "
+            "alone; accepted: a plan whose noise_weight is 0 at every step"
+        )
+
+
 def build_engine(
     config: AccelConfig, session: Session, family: Family, *, with_scene: bool = False
 ) -> Engine:
@@ -330,6 +340,7 @@ def build_engine(
     if isinstance(config, UniCPConfig):
         return UniCPCache(session, family, config)
     if isinstance(config, PlanConfig):
+        _check_noise(config.plan, session.pipe, family)
         return PlanExecutor(session, config.policy)
     if not isinstance(config, PlannedConfig):
         return PlanExecutor(session, ComputeAll())

@@ -65,8 +65,9 @@ class Chooser:
             if len(self._choices) >= MAX_CHOICES:
                 del self._choices[next(iter(self._choices))]
             self._choices[key] = selection.choose(
-                profile, coefficients, self.target, static=self.static, text=text, size=size
-            )
+                profile, coefficients, self.target, static=self.static, text=text, size=size,
+                noise=keeps_noise(self.pipe, self.family),
+            )  # fmt: skip
         again = () if self.chosen is None else ("Chosen anew: the run has other timesteps.",)
         return self._choices[key], again
 
@@ -138,6 +139,20 @@ def channels_of(pipe: Any, family: Family) -> tuple[int | None, int | None]:
     config = next(iter(transformers_of(pipe, family).values())).config
     given = getattr(config, "in_channels", None)
     return given, getattr(config, "out_channels", None) or given
+
+
+def keeps_noise(pipe: Any, family: Family) -> bool:
+    """Whether the denoiser's first input is the noise, in the shape of its predictions.
+
+    Not where a condition stands in further channels (image to video, Wan-Animate), or where a
+    prediction has sound too (LTX-2): a plan that weighs the noise would lack it there.
+    """
+    return gets_noise_alone(family, *channels_of(pipe, family))
+
+
+def gets_noise_alone(family: Family, given: int | None, predicted: int | None) -> bool:
+    """As `keeps_noise`, from the denoiser's channels."""
+    return family.audio is None and given == predicted
 
 
 def _is_of(choice: PlanChoice, coefficients: SamplerCoefficients) -> bool:

@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from dit_accel.caching.chooser import Chooser, channels_of
+from dit_accel.caching.chooser import Chooser
 from dit_accel.caching.guard import GuardedPolicy
 from dit_accel.caching.learning import Learning
 from dit_accel.caching.observing import RunObserver
@@ -316,17 +316,7 @@ class RunController:
         if run.begin or not self.family.blocks:
             return None  # it starts from a clip, or what its forwards are is not known before a run
         guidance = self._kind(run, coefficients).guidance
-        noise = self._sees_noise()
-        return self._priors.of(self._scheduler, coefficients, guidance, noise=noise)
-
-    def _sees_noise(self) -> bool:
-        """Whether the denoiser's first input is the noise, in the shape of its predictions.
-
-        Not where a condition stands in further channels (Wan-Animate), or where a prediction has
-        sound too (LTX-2): a plan that weighs the noise would lack it there.
-        """
-        given, predicted = channels_of(self.pipe, self.family)
-        return self.family.audio is None and given == predicted
+        return self._priors.of(self._scheduler, coefficients, guidance)
 
     def _record(self, run: RunInfo, coefficients: SamplerCoefficients) -> RecordingPolicy:
         steps, parts = coefficients.num_steps, len(coefficients.branch_weights)

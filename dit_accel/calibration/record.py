@@ -44,7 +44,7 @@ class UncachedRun:
     Args:
         components: `(B, n, N)` float32, of the guided prediction.
         sampler: of this run.
-        noise: `(N,)` float32, that it started from.
+        noise: `(N,)` float32, that it started from; 0 where the denoiser does not get it alone.
         final: `(N,)` float32, the final latents.
         frames: as the pipeline gave them.
         text: `(T,)` pooled embedding of the prompt; None where the denoiser has no such text.
@@ -109,9 +109,10 @@ def record(
     _check_linear(tap, predictions, type(pipe.scheduler).__name__)
     text = conditional(policy.text, guidance, family.branches)
     texts = pooled(text) if text is not None else [None] * len(clips)
+    noise = tap.noise if policy.keeps_noise else torch.zeros_like(tap.noise)
     return [
         UncachedRun(
-            components[:, :, row].contiguous(), sampler, tap.noise[row], tap.final[row],
+            components[:, :, row].contiguous(), sampler, noise[row], tap.final[row],
             frames[row], texts[row],
         )
         for row in range(len(clips))
@@ -140,10 +141,14 @@ class _UncachedPolicy(PlanPolicy):
         self.outputs: list[list[torch.Tensor]] = [[] for _ in branch_weights]
         self.text: torch.Tensor | None = None
         self.expert: SecondExpert | None = None
+        self.keeps_noise = False  # a plan cannot weigh what a run does not keep
 
     def start(self, run: RunInfo) -> Policy:
         self.text, self.expert = run.text, second_of(run)
         return super().start(run)
+
+    def on_noise(self, noise: torch.Tensor) -> None:
+        self.keeps_noise = True
 
     def on_output(self, step: int, component: int, value: torch.Tensor) -> None:
         self.outputs[component].append(rows_of(value))

@@ -173,7 +173,9 @@ def _chosen(given: PlanOptions, profile: Profile, model: LoadableModel | None) -
         )
         if coefficients is not None:
             target = selection.Target(given.quality, given.speedup)
-            choice = selection.choose(profile, coefficients, target)
+            choice = selection.choose(
+                profile, coefficients, target, noise=_keeps_noise(profile, model)
+            )
     except ValueError as error:
         hint = "" if same or model is not None else "; pass --model"
         option = target_option(given.quality, given.speedup)
@@ -189,6 +191,20 @@ def _chosen(given: PlanOptions, profile: Profile, model: LoadableModel | None) -
     limit, width = bytes_of(given.cache_memory), plan_memory.value_bytes(profile)
     limited = plan_memory.memory_use(choice, limit, size, width) if size is not None else None
     return ChosenPlan(choice, steps, guidance, size, limited)
+
+
+def _keeps_noise(profile: Profile, model: LoadableModel | None) -> bool:
+    """Whether a plan may weigh the noise, as `choose` asks; without a model: as calibrated."""
+    from dit_accel.caching.chooser import gets_noise_alone
+    from dit_accel.cli.run.settings import transformer_config
+    from dit_accel.models.families import FAMILIES
+
+    family = FAMILIES.get(profile.key.transformer)
+    if family is None or model is None:
+        return True
+    config = transformer_config(model)
+    given = config.get("in_channels")
+    return gets_noise_alone(family, given, config.get("out_channels") or given)
 
 
 def _separate(profile: Profile) -> bool:

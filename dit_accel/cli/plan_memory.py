@@ -29,8 +29,7 @@ def cached_values(plan: Plan, branches: int) -> int:
         if step not in plan.extrapolations:
             most = max(most, len({*plan.needed_steps(step - 1), *recent, step}))
             recent = [*recent[-1:], step]
-    noise = any(one.noise_weight for one in plan.extrapolations.values())
-    return most * branches + int(noise)
+    return most * branches + int(plan.weighs_noise)
 
 
 def peak_cached_values(choice: PlanChoice) -> int:

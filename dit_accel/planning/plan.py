@@ -223,6 +223,12 @@ class Plan:
         """(computed step, the next one or the end); the steps between are extrapolated."""
         return windows(self.computed, self.num_steps)
 
+    @property
+    def weighs_noise(self) -> bool:
+        """Whether an extrapolation uses the noise that the run starts from."""
+        given = (torch.as_tensor(e.noise_weight) for e in self.extrapolations.values())
+        return any(bool(weight.any()) for weight in given)
+
     def needed_steps(self, step: int) -> tuple[int, ...]:
         """Computed steps up to this one that an extrapolation after it uses."""
         later = (e.weights for at, e in self.extrapolations.items() if at > step)

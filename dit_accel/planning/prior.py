@@ -196,22 +196,20 @@ class PriorCache:
     def __init__(self) -> None:
         self._known: dict[tuple[Any, ...], Profile | None] = {}
 
-    def of(
-        self, scheduler: Any, sampler: SamplerCoefficients, guidance: float, *, noise: bool = True
-    ) -> Profile | None:
+    def of(self, scheduler: Any, sampler: SamplerCoefficients, guidance: float) -> Profile | None:
         """As `profile_by_prior`."""
         key: tuple[Any, ...] = (
             type(scheduler), sampler.branch_weights, sampler.second, sampler.num_steps, guidance,
-            noise, *state_of(scheduler),
+            *state_of(scheduler),
         )  # fmt: skip
         if key not in self._known:
             self._known.clear()  # runs of one pipeline mostly have one
-            self._known[key] = profile_by_prior(scheduler, sampler, guidance, noise=noise)
+            self._known[key] = profile_by_prior(scheduler, sampler, guidance)
         return self._known[key]
 
 
 def profile_by_prior(
-    scheduler: Any, sampler: SamplerCoefficients, guidance: float, *, noise: bool = True
+    scheduler: Any, sampler: SamplerCoefficients, guidance: float
 ) -> Profile | None:
     """The shipped prior's profile of a run; None where it does not know such a run.
 
@@ -219,22 +217,13 @@ def profile_by_prior(
         scheduler: whose timesteps are set.
         sampler: of the run, which begins with them.
         guidance: its scale, for the profile's key.
-        noise: whether a plan may weigh the noise that the run starts from.
     """
     try:
         found = trajectory_of(scheduler, sampler.branch_weights, 0, sampler.num_steps)
         found = dataclasses.replace(found, sampler=sampler)
-        profile = shipped().profile_for(found, guidance)
-        return profile if noise else _without_noise(profile)
+        return shipped().profile_for(found, guidance)
     except (NoLevelsError, ProfileError):
         return None
-
-
-def _without_noise(profile: Profile) -> Profile:
-    """With a noise row of 0, as in the record of a run whose noise is not known: no weight."""
-    gram = profile.gram.clone()
-    gram[:, -1] = gram[..., -1] = 0.0
-    return dataclasses.replace(profile, gram=gram)
 
 
 def _grams(profile: Profile, trajectory: Trajectory) -> list[torch.Tensor]:

@@ -96,6 +96,15 @@ class Profile:
         lower by `OTHER_SIZE_DB`."""
         return self._with_psnr(lambda psnr_db: psnr_db - OTHER_SIZE_DB)
 
+    def without_noise(self) -> Profile:
+        """The profile for a run whose first latents are not known in the shape of predictions: a
+        noise row of 0, which gets no weight, and no candidate that weighs it."""
+        gram = self.gram.clone()
+        gram[:, -1] = gram[..., -1] = 0.0
+        kept = tuple(c for c in self.candidates if not self.plan_of(c).weighs_noise)
+        difficulty = self.difficulty if kept else None
+        return dataclasses.replace(self, gram=gram, candidates=kept, difficulty=difficulty)
+
     def _with_psnr(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Profile:
         candidates = (dataclasses.replace(c, psnr_db=change(c.psnr_db)) for c in self.candidates)
         return dataclasses.replace(self, candidates=tuple(candidates))

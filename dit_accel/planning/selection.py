@@ -29,6 +29,10 @@ from dit_accel.planning.sampler import coefficients_of, planned_coefficients
 from dit_accel.planning.transfer import check_speedup, compute_all, computed_steps, transfer_plan
 
 MIN_PLANNED_STEPS = 8  # of a run; in a shorter one, steps are too far apart to extrapolate
+_NOISE_NOTE = (
+    "Candidate plans of the profile that weigh the starting noise were left out, as the denoiser "
+    "does not get it alone: calibrate anew."
+)
 SPEEDUP_TOLERANCE = 0.005  # of a speedup that is asked for; a larger difference is noted
 
 
@@ -59,6 +63,7 @@ class Target:
 def choose(
     profile: Profile, sampler: SamplerCoefficients | None, target: Target, *, static: bool = False,
     text: torch.Tensor | None = None, size: tuple[int, int, int] | None = None,
+    noise: bool = True,
 ) -> PlanChoice:  # fmt: skip
     """The plan of a run.
 
@@ -67,12 +72,15 @@ def choose(
         static: whether all runs of the same steps get the same plan, whatever their text.
         text: `(B, T)` pooled embeddings of the prompts: a quality is then guaranteed for them.
         size: height, width and frames of the clips; None: as calibrated.
+        noise: whether the run keeps the noise that it starts from, so that a plan may weigh it.
 
     Raises:
         ValueError: the target is out of range, or the run has too few steps.
         ProfileError: the run has other branches than the profile.
     """
-    run = sampler or profile.sampler
+    run, given = sampler or profile.sampler, profile
+    if not noise:
+        profile = profile.without_noise()
     resized = size is not None and not profile.key.of_size(*size)
     for_prompts = profile if static else profile.for_text(text)
     margin = None
@@ -85,6 +93,8 @@ def choose(
         choice = for_quality(profile, target.quality, margin=margin)
     else:
         choice = for_speedup(profile, target.speedup or 1.0)
+    if len(profile.candidates) < len(given.candidates):
+        choice = dataclasses.replace(choice, notes=(*choice.notes, _NOISE_NOTE))
     return _with_difference(choice, target.speedup)
 
 

@@ -69,6 +69,14 @@ def test_shares_rebuild_the_final_latents_of_every_sampler(name):
     assert torch.allclose(predicted.coefficients, recording.sampler.coefficients, atol=1e-6)
 
 
+def test_noise_that_the_denoiser_does_not_get_alone_is_in_no_inner_product(monkeypatch):
+    pipe, clip, given = prepared("ltx-video")
+    assert record(pipe, [clip], given)[0].gram[-1, -1] > 0
+    monkeypatch.setattr("dit_accel.caching.executor._same_space", lambda *_: False)
+    gram = record(pipe, [clip], given)[0].gram
+    assert not gram[-1].any() and not gram[:, -1].any() and gram[0, 0] > 0
+
+
 def test_a_sampler_that_is_not_linear_is_refused(monkeypatch):
     pipe, clip, given = prepared("hunyuan-video")
     stock = type(pipe.scheduler).step

@@ -288,3 +288,17 @@ def test_with_margin_enough_of_calibrations_clips_reach_the_quality(seed, qualit
         psnr = {len(r.computed): float(r.psnr_db[clip]) for r in profile.candidates}
         reached += psnr.get(count, 100.0) >= quality
     assert clopper_pearson_lower(reached, 120) >= 0.95 or margin.db == 0
+
+
+def test_a_run_without_its_noise_is_planned_without_it():
+    weighed = dataclasses.replace(CANDIDATES[1], corrections=torch.full((8, 4), 0.1))
+    profile = profile_of([CANDIDATES[0], weighed])
+    target = Target(speedup=2.5)
+    assert choose(profile, None, target).plan.computed == MIDDLE
+    assert choose(profile, None, target).plan.weighs_noise
+    choice = choose(profile, None, target, noise=False)
+    assert len(choice.plan.computed) == 8 and not choice.plan.weighs_noise
+    assert choice.prediction.basis == "transferred"
+    assert any("weigh the starting noise were left out" in note for note in choice.notes)
+    plain = choose(profile_of(), None, target)
+    assert plain.plan.weighs_noise and not any("left out" in note for note in plain.notes)

@@ -112,6 +112,7 @@ def resolve_target(pipe: Any, settings: Settings, *, strict: bool) -> RunTarget:
 
 def _by_prior(pipe: Any, settings: Settings, accel: PlannedConfig) -> RunTarget:
     """Nothing was measured of this model, so that others stand for it."""
+    from dit_accel.caching.chooser import keeps_noise
     from dit_accel.core.families import family_of
     from dit_accel.planning import selection
 
@@ -127,7 +128,9 @@ def _by_prior(pipe: Any, settings: Settings, accel: PlannedConfig) -> RunTarget:
             run, target = profile.sampler, selection.Target(settings.quality, settings.speedup)
             if accel.learn and not accel.static:
                 profile = _learnt(pipe, profile)
-            choice = selection.choose(profile, run, target, static=accel.static)
+            choice = selection.choose(
+                profile, run, target, static=accel.static, noise=keeps_noise(pipe, family)
+            )
     if choice is None:
         raise BadInput(
             f"{option} needs a profile of this model, and none was found in its folder or the "
@@ -152,6 +155,7 @@ def target_option(quality: float | None, speedup: float | None) -> str:
 
 
 def _by_profile(pipe: Any, settings: Settings, accel: PlannedConfig, path: str) -> RunTarget:
+    from dit_accel.caching.chooser import keeps_noise
     from dit_accel.caching.learning import learning_of
     from dit_accel.core.families import family_of
     from dit_accel.planning import selection
@@ -174,6 +178,7 @@ def _by_profile(pipe: Any, settings: Settings, accel: PlannedConfig, path: str) 
                 profile, coefficients, selection.Target(settings.quality, settings.speedup),
                 static=accel.static, text=text.pooled if text is not None else None,
                 size=(settings.height, settings.width, settings.frames),
+                noise=keeps_noise(pipe, family_of(pipe)),
             )  # fmt: skip
     accel = dataclasses.replace(accel, profile=path, choice=choice)  # what is printed is what runs
     return RunTarget(dataclasses.replace(settings, accel=accel), choice, text=text)
