@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from dit_accel.attention.pcas import PCAS
     from dit_accel.attention.trim_text import trim_text
     from dit_accel.caching.blend import DWS
+    from dit_accel.caching.reference import recorded
     from dit_accel.caching.unicp import UniCP
     from dit_accel.caching.windows import EDCW
     from dit_accel.config import (
@@ -38,6 +39,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "accelerate": "dit_accel.handle",
+    "recorded": "dit_accel.caching.reference",
     "Handle": "dit_accel.handle",
     "AccelConfig": "dit_accel.config",
     "QualityConfig": "dit_accel.config",
@@ -80,6 +82,7 @@ __all__ = [
     "UniCPConfig",
     "__version__",
     "accelerate",
+    "recorded",
     "register_family",
     "trim_text",
 ]

@@ -27,7 +27,7 @@ from dit_accel.caching.learning import Learning
 from dit_accel.caching.loops import CallLoops
 from dit_accel.caching.monitor import FiniteCheck
 from dit_accel.caching.policy import ComputeAll, Policy
-from dit_accel.caching.reference import Reference
+from dit_accel.caching.reference import ReferenceRun
 from dit_accel.caching.sites import SiteCache
 from dit_accel.caching.unicp import UniCP, UniCPCache
 from dit_accel.caching.windows import EDCW
@@ -241,7 +241,7 @@ class Handle:
             self._last_scene = self._last_scene or self._scene.report()
             self._scene.clear()
 
-    def learn_from(self, reference: Reference) -> bool:
+    def learn_from(self, reference: ReferenceRun) -> bool:
         """Learn from the uncached reference of the next run's clip, in place of that run.
 
         The run is planned without it: what is measured on its clip is not known beforehand.

@@ -28,7 +28,7 @@ from dit_accel.planning.learned import MOST_ROWS
 from dit_accel.planning.selection import Target
 
 
-class Reference(RunController):
+class ReferenceRun(RunController):
     """Computes every step of a run and records it. A `Controller`, and a `StepListener`.
 
     As a listener of the loop it takes the inner products when the clock has stopped; else the
@@ -102,7 +102,7 @@ class Reference(RunController):
 
 
 @contextmanager
-def recorded(pipe: Any) -> Iterator[Reference]:
+def recorded(pipe: Any) -> Iterator[ReferenceRun]:
     """Record the next run of a pipeline, which nothing accelerates. The clip is the same.
 
     Args:
@@ -116,13 +116,13 @@ def recorded(pipe: Any) -> Iterator[Reference]:
         RuntimeError: the pipeline is accelerated.
 
     Example:
-        >>> with recorded(pipe) as reference:  # doctest: +SKIP
+        >>> with dit_accel.recorded(pipe) as reference:  # doctest: +SKIP
         ...     uncached = pipe(prompt, generator=seeded(0)).frames
-        >>> with accelerate(pipe, quality=32) as handle:  # doctest: +SKIP
+        >>> with dit_accel.accelerate(pipe, quality=32) as handle:  # doctest: +SKIP
         ...     handle.learn_from(reference)
         ...     video = pipe(prompt, generator=seeded(0)).frames
     """
-    reference = Reference(pipe)
+    reference = ReferenceRun(pipe)
     session = Session(pipe, transformers_of(pipe, reference.family))
     executor = PlanExecutor(session, reference)
     patches = Patches(session.is_active)

@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dit_accel.caching.learning import learning_of
-from dit_accel.caching.reference import Reference, recorded
+from dit_accel.caching.reference import ReferenceRun, recorded
 from dit_accel.core import generation, video
 from dit_accel.core.measure import StepListener
 from dit_accel.core.report import Report
@@ -258,7 +258,7 @@ class Runner:
 
 
 @contextmanager
-def _recorded(pipe: Any, job: Job) -> Iterator[tuple[Reference, ...]]:
+def _recorded(pipe: Any, job: Job) -> Iterator[tuple[ReferenceRun, ...]]:
     """Record an uncached reference, where runs are learnt from."""
     if job.method.method != UNCACHED or is_off():
         yield ()
@@ -267,7 +267,7 @@ def _recorded(pipe: Any, job: Job) -> Iterator[tuple[Reference, ...]]:
         yield (reference,)
 
 
-def _learn_whole(pipe: Any, reference: Reference) -> None:
+def _learn_whole(pipe: Any, reference: ReferenceRun) -> None:
     learning, whole = learning_of(pipe), reference.run
     if learning is not None and whole.profile is not None:
         learning.add_whole(whole.profile, whole.numbers)

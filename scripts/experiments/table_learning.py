@@ -5,10 +5,10 @@
 `MODEL`, `--loader` and the prior are as of table_first_clip.py. For 20 and 13 of 50 computed steps,
 plans are searched on the prior, on whole runs, and on the posterior of the prior and 1 to 16
 accelerated runs, which are made by the plan of the last posterior with weight 1. `entrywise` mixes
-the same entries one by one. With `--references` the posterior is of the prior and 1 or 4 whole
-runs, with three weights of the prior: what uncached references teach. Scores are PSNR of the
-latents of held-out prompts, relative to their size, against the uncached ones. Every row is one
-line of the output; rows that are there are not scored again.
+the same entries one by one. With `--references` the posterior is of 1 or 4 whole runs, or of one
+and accelerated ones, with three weights of the prior: what uncached references teach. Scores are
+PSNR of the latents of held-out prompts, relative to their size, against the uncached ones. Every
+row is one line of the output; rows that are there are not scored again.
 """
 
 from __future__ import annotations
@@ -132,11 +132,18 @@ def references(trial: Trial, prior: Prior) -> None:
     whole = [trial.observe(Plan(base.num_steps, {}), prompt) for prompt in range(max(WHOLE))]
     for count in sorted(COUNTS):
         trial.score("prior", count, lambda c=count: plan_of(base, base.gram[0], c))
-        for runs in WHOLE:
-            for weight in WEIGHTS[:3]:
-                found = posterior.posterior_gram(base.gram[0], whole[:runs], weight)
-                label = f"prior, weight {weight:g}, and {runs} whole"
-                trial.score(label, count, lambda f=found, c=count: plan_of(base, f, c))
+        plan, _ = plan_of(base, posterior.posterior_gram(None, whole[:1], 0.0), count)
+        planned = [trial.observe(plan, FIRST_PLANNED + number) for number in range(4)]
+        known = {f"{runs} whole": whole[:runs] for runs in WHOLE}
+        known |= {f"1 whole, {runs} accelerated": [*whole[:1], *planned[:runs]] for runs in WHOLE}
+        for label, seen in known.items():
+            for weight in (0.0, *WEIGHTS[:2]):
+                start = base.gram[0] if weight else None
+                found = posterior.posterior_gram(start, seen, weight)
+                trial.score(
+                    f"weight {weight:g}, {label}", count,
+                    lambda f=found, c=count: plan_of(base, f, c),
+                )  # fmt: skip
 
 
 def table(trial: Trial, prior: Prior) -> None:

@@ -14,7 +14,7 @@ from dit_accel.cli.run import shots
 from dit_accel.core import generation
 
 if TYPE_CHECKING:
-    from dit_accel.caching.reference import Reference
+    from dit_accel.caching.reference import ReferenceRun
     from dit_accel.cli.common.progress import StepBar
     from dit_accel.cli.run.settings import Settings
     from dit_accel.core.measure import StepListener
@@ -23,11 +23,11 @@ if TYPE_CHECKING:
 
 def run_uncached(
     pipe: Any, settings: Settings, bar: StepBar
-) -> tuple[generation.Generation, Reference | None]:
+) -> tuple[generation.Generation, ReferenceRun | None]:
     """The clip of the stock pipeline; with a layout, of its scene without a cache.
 
-    Where runs are learnt from, with what `run_accelerated` learns from it; the seconds that this
-    takes are not counted.
+    Where runs are learnt from, it is recorded for `run_accelerated`; the seconds of recording are
+    not counted.
     """
     from dit_accel.caching.reference import recorded
 
@@ -41,7 +41,7 @@ def run_uncached(
 
 def run_accelerated(
     pipe: Any, settings: Settings, bar: StepBar, text: Text | None = None,
-    reference: Reference | None = None,
+    reference: ReferenceRun | None = None,
 ) -> generation.Generation:  # fmt: skip
     """The clip of the accelerated pipeline, with its report.
 
