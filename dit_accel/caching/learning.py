@@ -96,7 +96,7 @@ class Learning:
         asked = prior
         if not found[0].kind.is_like(kind, any_size=True):
             prior = None  # it is of other steps
-        weight = posterior.weight_of(self.known.losses, self.known.compared)
+        weight = posterior.weight_of(self.known.losses, self.known.compared, found)
         start = None if prior is None else prior.gram[0]
         gram = posterior.posterior_gram(start, found, weight)
         profile = profile_of_gram(gram, found[0].kind.sampler, key(found[0].kind), clips, prior)

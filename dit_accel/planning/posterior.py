@@ -42,7 +42,8 @@ def posterior_gram(
     Args:
         prior: `(R, R)` float64; None: there has to be an observation of whole runs.
         observations: of one sampler, guidance and size.
-        weight: κ, of the prior, in clips; without a prior it has none.
+        weight: κ, of the prior, in clips; without a prior it has none. With 0, whole runs stand
+            in its place.
 
     Returns:
         `(R, R)` float64.
@@ -51,7 +52,8 @@ def posterior_gram(
         ValueError: there is neither a prior nor a whole run.
     """
     clips = sum(one.clips for one in observations)
-    found = _start(observations) if prior is None else prior
+    unused = not weight and any(one.is_whole for one in observations)
+    found = _start(observations) if prior is None or unused else prior
     given = 0.0 * found if prior is None else weight * prior
     for _ in range(ITERATIONS if clips else 0):
         completed = torch.stack([_completed(one, found) for one in observations]).sum(0)
@@ -81,8 +83,11 @@ def _completed(one: Observations, gram: torch.Tensor) -> torch.Tensor:
     return (found + found.T) / 2
 
 
-def weight_of(losses: torch.Tensor, compared: int) -> float:
-    """κ: the weight that predicted the clips best; the default where too few were compared."""
+def weight_of(losses: torch.Tensor, compared: int, observations: Sequence[Observations]) -> float:
+    """κ: the weight that predicted the clips best; the default where too few were compared. A run
+    that was computed whole tells every row: then the prior has none (research/LOG.md)."""
+    if any(one.is_whole for one in observations):
+        return 0.0
     return WEIGHTS[int(losses.argmin())] if compared >= MIN_COMPARED else DEFAULT_WEIGHT
 
 

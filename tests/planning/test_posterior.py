@@ -115,13 +115,25 @@ def test_the_weight_is_the_one_that_predicts_clips_best() -> None:
             assert (found is None) == (place == 0)
             if found is not None:
                 total, compared = total + found, compared + 1
-        weight = weight_of(total, compared)
+        weight = weight_of(total, compared, [])
         assert weight >= 2.0 if high else weight <= 0.5
 
 
 def test_few_clips_leave_the_default() -> None:
-    assert weight_of(torch.arange(len(WEIGHTS)).double(), 2) == DEFAULT_WEIGHT
-    assert weight_of(torch.arange(len(WEIGHTS)).double(), 3) == WEIGHTS[0]
+    totals, kind = torch.arange(len(WEIGHTS)).double(), kind_of()
+    part, whole = (seen(smooth(0, kind), kind, (*range(0, STEPS, k),)) for k in (3, 1))
+    assert weight_of(totals, 2, [part]) == DEFAULT_WEIGHT > 0
+    assert weight_of(totals, 3, [part]) == WEIGHTS[0]
+    assert weight_of(totals.flip(0), 3, [part, whole]) == 0.0  # a whole run tells every row
+
+
+def test_without_weight_the_prior_is_not_used_where_a_run_was_whole() -> None:
+    kind = kind_of()
+    prior, own, other = (smooth(seed, kind) for seed in range(3))
+    clips = [seen(own, kind, (*range(STEPS),)), seen(other, kind, (0, 3, 6, 9))]
+    found = posterior_gram(prior, clips, 0.0)
+    torch.testing.assert_close(found, posterior_gram(None, clips, 0.0))
+    assert not torch.allclose(found, posterior_gram(prior, clips, 0.25))
 
 
 def test_clips_of_other_rows_say_nothing_of_the_weight() -> None:
