@@ -12,31 +12,24 @@ from __future__ import annotations
 import torch
 
 
-def relative_l1(cached: torch.Tensor, fresh: torch.Tensor) -> torch.Tensor:
-    """Drift: sum |fresh - cached| / sum |fresh|, accumulated in float32.
+def l1_sums(cached: torch.Tensor, fresh: torch.Tensor) -> torch.Tensor:
+    """Sum |fresh - cached| and sum |fresh|, accumulated in float32; their `ratio` is the drift.
+
+    Where each of several ranks has a part of the tokens, their sums are added before the division.
 
     Args:
         cached: any shape, floating point.
         fresh: same shape.
 
     Returns:
-        0-dimensional float32, >= 0: 0 for equal tensors (also where both are zero), infinite where
-        only `fresh` is zero, NaN where either has a NaN.
+        `(2,)` float32.
 
     Raises:
         ValueError: the shapes differ.
 
     Example:
-        >>> relative_l1(torch.tensor([1.0, 2.0]), torch.tensor([2.0, 2.0])).item()
+        >>> ratio(l1_sums(torch.tensor([1.0, 2.0]), torch.tensor([2.0, 2.0]))).item()
         0.25
-    """
-    return ratio(l1_sums(cached, fresh))
-
-
-def l1_sums(cached: torch.Tensor, fresh: torch.Tensor) -> torch.Tensor:
-    """The two sums of `relative_l1`, `(2,)` float32: of the change, and of the fresh value.
-
-    Where each of several ranks has a part of the tokens, their sums are added before the division.
     """
     if cached.shape != fresh.shape:
         shapes = f"cached has shape {tuple(cached.shape)}, fresh {tuple(fresh.shape)}"
@@ -46,7 +39,8 @@ def l1_sums(cached: torch.Tensor, fresh: torch.Tensor) -> torch.Tensor:
 
 
 def ratio(sums: torch.Tensor) -> torch.Tensor:
-    """The first over the second of each pair, `(..., 2)` -> `(...)`; 0 where the first is 0."""
+    """The first over the second of each pair, `(..., 2)` -> `(...)`: 0 where the first is 0, else
+    infinite where the second is 0; NaN where either is."""
     change, size = sums.unbind(-1)
     return torch.where(change == 0, change, change / size)
 

@@ -1,4 +1,4 @@
-"""What may stand around every forward of a transformer, and what it is told of run and call.
+"""What may stand around every forward of a transformer, and what it knows of run and call.
 
 In: a run's size and a forward's arguments, as `core/session.py` finds them. Out: `RunInfo`,
 `ForwardCall`, and `Interceptor`, which each technique makes its own of. It knows where a forward

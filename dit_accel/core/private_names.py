@@ -1,7 +1,7 @@
 """Reads what diffusers and accelerate keep of models and pipelines under private names.
 
 In: a module or a pipeline. Out: the process group that divides it, this rank's part of a call's
-arguments, its weights wherever they are kept, and which other cache is on in it. No other module
+arguments, its weights wherever they are, and which other cache is on in it. No other module
 uses these names; they change from release to release. It changes nothing. Source: ours.
 """
 

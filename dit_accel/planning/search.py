@@ -230,8 +230,8 @@ def add_weights(
 
 
 def search(
-    error_model: ErrorModel, count: int, *, depth: int = PLAN_DEPTH, ridge: float = PLAN_RIDGE,
-    rounds: int = 120, neighbours: int = 48, start: Sequence[int] | None = None, seed: int = 0,
+    error_model: ErrorModel, count: int, *, rounds: int = 120, neighbours: int = 48,
+    start: Sequence[int] | None = None, seed: int = 0,
 ) -> tuple[Plan, float]:  # fmt: skip
     """The best plan found that computes `count` steps, by simulated annealing.
 
@@ -256,18 +256,18 @@ def search(
     even = [0, *(1 + step for step in evenly(n - 1, count - 1))] if count > 1 else [0]
     now = torch.tensor([with_fixed(_of_count(start or even, n, count), error_model.sampler)])
     if count in (len(fixed), n):  # there is no other plan
-        return fit(now[0].tolist(), error_model, depth=depth, ridge=ridge)
+        return fit(now[0].tolist(), error_model)
     generator = torch.Generator().manual_seed(seed)
-    best, least = now, _evaluate(now, error_model, depth, ridge)[0]
+    best, least = now, _evaluate(now, error_model, PLAN_DEPTH, PLAN_RIDGE)[0]
     for number in range(rounds):
         plans = _neighbours(now, error_model.sampler, neighbours, generator)
-        error, _ = _evaluate(plans, error_model, depth, ridge)
+        error, _ = _evaluate(plans, error_model, PLAN_DEPTH, PLAN_RIDGE)
         temperature = 0.2 * (1 - number / rounds) + 1e-3
         odds = torch.softmax(-error.clamp_min(1e-300).log() / temperature, 0)
         now = plans[torch.multinomial(odds, 1, generator=generator)]
         if error.min() < least:
             best, least = plans[error.argmin()][None], error.min()
-    return fit(best[0].tolist(), error_model, depth=depth, ridge=ridge)
+    return fit(best[0].tolist(), error_model)
 
 
 def evenly(num_steps: int, count: int) -> tuple[int, ...]:

@@ -3,7 +3,11 @@ import math
 import pytest
 import torch
 
-from dit_accel.core.drift import l1_sums, projection_coefficient, ratio, relative_l1
+from dit_accel.core.drift import l1_sums, projection_coefficient, ratio
+
+
+def relative_l1(cached: torch.Tensor, fresh: torch.Tensor) -> torch.Tensor:
+    return ratio(l1_sums(cached, fresh))
 
 
 def test_closed_form():
