@@ -28,7 +28,7 @@ from diffusers import (
     WanTransformer3DModel,
 )
 from family import HEAD, TEMPORAL, Family, kl_of, text_config, zero_last
-from recipe import COMPRESSION, FPS, TEXT_LENGTH, TEXT_PADDED, TEXT_WIDTH, Preset, grid_of
+from recipe import FPS, TEXT_LENGTH, TEXT_PADDED, TEXT_WIDTH, Preset, grid_of
 from torch import Tensor, nn
 from transformers import UMT5Config, UMT5EncoderModel
 
@@ -43,7 +43,7 @@ class Wan(Family):
             base_dim=preset.vae_dim, z_dim=z, dim_mult=list(preset.vae_mult),
             num_res_blocks=preset.vae_blocks, temperal_downsample=[True, True], is_residual=True,
             patch_size=2, in_channels=12, out_channels=12,
-            scale_factor_spatial=COMPRESSION, scale_factor_temporal=TEMPORAL,
+            scale_factor_spatial=self.compression, scale_factor_temporal=TEMPORAL,
             latents_mean=[0.0] * z, latents_std=[1.0] * z,
         )  # fmt: skip
 
@@ -143,7 +143,7 @@ class CogVideoX(Family):
             num_attention_heads=preset.heads, attention_head_dim=HEAD,
             in_channels=preset.channels, out_channels=preset.channels, time_embed_dim=64,
             text_embed_dim=TEXT_WIDTH, num_layers=preset.layers, patch_size=preset.patch[1],
-            sample_width=width // COMPRESSION, sample_height=height // COMPRESSION,
+            sample_width=width // self.compression, sample_height=height // self.compression,
             sample_frames=frames, max_text_seq_length=TEXT_PADDED,
         ))  # fmt: skip
 
@@ -186,10 +186,12 @@ class CogVideoX(Family):
 class LTX(Family):
     """Flow matching on packed latents, sigma shifted by how many tokens there are.
 
-    Text that is padding is masked in cross-attention.
+    Text that is padding is masked in cross-attention. A token is a latent cell, so that cells are
+    large, as LTX-Video's of 32 pixels are.
     """
 
     pipeline = LTXPipeline
+    compression = 16
 
     def vae(self, preset: Preset) -> AutoencoderKLLTXVideo:
         """With the residual blocks of LTX-Video 0.9.5: plain ones learn half as fast."""
@@ -204,7 +206,7 @@ class LTX(Family):
             spatio_temporal_scaling=every, decoder_spatio_temporal_scaling=every,
             decoder_inject_noise=[False] * (levels + 1),
             downsample_type=["spatiotemporal"] * levels, upsample_residual=every,
-            upsample_factor=[1] * levels, patch_size=COMPRESSION // 2**levels, patch_size_t=1,
+            upsample_factor=[1] * levels, patch_size=self.compression // 2**levels, patch_size_t=1,
         )  # fmt: skip
 
     def transformer(self, preset: Preset) -> LTXVideoTransformer3DModel:
@@ -235,7 +237,8 @@ class LTX(Family):
 
         config = self.scheduler().config
         return math.exp(calculate_shift(
-            math.prod(grid_of(size)), config.base_image_seq_len, config.max_image_seq_len,
+            math.prod(grid_of(size, self.compression)),
+            config.base_image_seq_len, config.max_image_seq_len,
             config.base_shift, config.max_shift,
         ))  # fmt: skip
 
@@ -246,7 +249,8 @@ class LTX(Family):
         predicted = transformer(
             hidden_states=x.flatten(2).mT, timestep=timestep, encoder_hidden_states=text[0],
             encoder_attention_mask=text[1], num_frames=frames, height=height, width=width,
-            rope_interpolation_scale=(TEMPORAL / FPS, COMPRESSION, COMPRESSION), return_dict=False,
+            rope_interpolation_scale=(TEMPORAL / FPS, self.compression, self.compression),
+            return_dict=False,
         )[0]  # fmt: skip
         return predicted.mT.unflatten(2, (frames, height, width))
 

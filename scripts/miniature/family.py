@@ -26,6 +26,7 @@ class Family:
     pipeline: type
     blocks = "transformer_blocks"
     guidance = 4.0
+    compression = 8  # pixels of a latent cell's side
 
     def vae(self, preset: Preset) -> nn.Module:
         raise NotImplementedError

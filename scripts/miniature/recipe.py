@@ -16,7 +16,6 @@ TEXT_WIDTH = 128
 FPS = 8
 SHIFT = 2.0  # of the training's sigma, towards noise
 LARGE = (17, 128, 128)  # frames, height, width
-COMPRESSION = 8  # pixels per latent cell; four frames per latent frame
 
 
 @dataclass(frozen=True)
@@ -93,29 +92,30 @@ PRESETS = {
         curriculum=(Stage(0.16, 64, ((9, 48, 48),)), Stage(0.84, 32, (DEFAULT,))),
         long_text=False, compile=False, mix=(35, 35, 30), hints=0.1, focus=2.0,
     ),
-    # Three for eight minutes on a GPU that others share: what a CPU's short recipe does, wider.
+    # Other families, small enough for one core: tokens of 16x16 pixels, as the one above.
     "mini-cogvideox": Preset(
-        layers=8, heads=6, ffn=768, patch=(1, 1, 1), muon=5e-3,
+        layers=5, heads=8, ffn=768, patch=(1, 2, 2), muon=5e-3,
         channels=24, vae_dim=16, vae_mult=(1, 2, 3, 3), vae_blocks=1, vae_muon=3e-3,
-        vae_iterations=2500, vae_batch=16, vae_size=(17, 48, 48), vae_tail=0.0,
-        vae_lr=3e-3, vae_clips=6000,
-        pool=24_000, pool_other=12_000, iterations=10_000, lr=1.5e-3,
-        warm=100, hold=0.6, ema=0.999,
-        curriculum=(Stage(0.16, 128, ((9, 48, 48),)), Stage(0.84, 64, (DEFAULT,))),
+        vae_iterations=2500, vae_batch=8, vae_size=(9, 32, 32), vae_tail=0.2,
+        vae_lr=3e-3, vae_clips=3000,
+        pool=7000, pool_other=8000, iterations=7500, lr=1.5e-3,
+        warm=100, hold=0.6, ema=0.998,
+        curriculum=(Stage(0.16, 64, ((9, 48, 48),)), Stage(0.84, 32, (DEFAULT,))),
         long_text=False, compile=False, mix=(35, 35, 30), hints=0.1, focus=2.0,
         family="cogvideox",
     ),
     "mini-ltx": Preset(
-        layers=8, heads=6, ffn=768, patch=(1, 1, 1), muon=5e-3,
-        channels=24, vae_dim=24, vae_mult=(1, 2), vae_blocks=1, vae_muon=3e-3,
-        vae_iterations=4000, vae_batch=16, vae_size=(17, 48, 48), vae_tail=0.0,
-        vae_lr=3e-3, vae_clips=6000,
-        pool=24_000, pool_other=12_000, iterations=10_000, lr=1.5e-3,
-        warm=100, hold=0.6, ema=0.999,
-        curriculum=(Stage(0.16, 128, ((9, 48, 48),)), Stage(0.84, 64, (DEFAULT,))),
+        layers=6, heads=6, ffn=768, patch=(1, 1, 1), muon=5e-3,
+        channels=96, vae_dim=32, vae_mult=(1, 2), vae_blocks=1, vae_muon=3e-3,
+        vae_iterations=10_000, vae_batch=4, vae_size=(9, 64, 64), vae_tail=0.2,
+        vae_lr=3e-3, vae_clips=3000,
+        pool=12_000, pool_other=8000, iterations=7500, lr=1.5e-3,
+        warm=100, hold=0.6, ema=0.998,
+        curriculum=(Stage(0.16, 64, ((9, 48, 48),)), Stage(0.84, 32, (DEFAULT,))),
         long_text=False, compile=False, mix=(35, 35, 30), hints=0.1, focus=2.0,
         family="ltx",
     ),
+    # For eight minutes on a GPU: what a core's short recipe does, wider.
     "photos": Preset(
         layers=12, heads=10, ffn=1280, patch=(1, 2, 2), muon=5e-3,
         channels=48, vae_dim=48, vae_mult=(1, 2, 2), vae_blocks=1, vae_muon=3e-3,
@@ -170,10 +170,13 @@ def build_tokenizer(more: Sequence[str] = ()) -> PreTrainedTokenizerFast:
     )
 
 
-def grid_of(size: Sequence[int]) -> tuple[int, int, int]:
-    """Latent frames, rows and columns of a clip of so many frames, of that height and width."""
+def grid_of(size: Sequence[int], compression: int = 8) -> tuple[int, int, int]:
+    """Latent frames, rows and columns of a clip of so many frames, of that height and width.
+
+    A latent cell has `compression` pixels a side; a latent frame, after the first, four frames.
+    """
     frames, height, width = size
-    return (frames - 1) // 4 + 1, height // COMPRESSION, width // COMPRESSION
+    return (frames - 1) // 4 + 1, height // compression, width // compression
 
 
 def schedule(position: float, total: int, warm: int = 0, hold: float = 0.0) -> float:
