@@ -39,8 +39,8 @@ from dit_accel.config import (
     SpeedupConfig,
     ThresholdConfig,
     UniCPConfig,
-    config_of,
 )
+from dit_accel.config.keywords import config_of
 from dit_accel.core.families import Family, blocks_of, family_of, transformers_of
 from dit_accel.core.flops import Costs, Rows, count_run
 from dit_accel.core.measure import LoopTimer

@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dit_accel import EDCW, AccelConfig, Report, UniCP, accelerate
-from dit_accel.config import PlannedConfig, config_of
+from dit_accel.config import PlannedConfig
+from dit_accel.config.keywords import config_of
 from dit_accel.core.document import read_document
 from dit_accel.core.files import placed
 from dit_accel.planning.learned import is_off

@@ -28,7 +28,8 @@ from dit_accel import (
     accelerate,
 )
 from dit_accel.attention.block_sparse import BlockSizes
-from dit_accel.config import CONFIGS, PlannedConfig, config_of
+from dit_accel.config import CONFIGS, PlannedConfig
+from dit_accel.config.keywords import config_of
 from dit_accel.core.families import FAMILIES
 from dit_accel.core.session import Session
 from dit_accel.handle import build_engine

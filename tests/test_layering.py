@@ -12,7 +12,7 @@ ORDER = [  # from the ground up; what stands on one floor does not know its neig
     {"core"},
     {"attention", "planning", "layout"},
     {"caching", "scenes"},
-    {"front door"},  # handle.py and config.py
+    {"front door"},  # handle.py and config
     {"calibration", "evaluation"},
     {"cli"},
 ]

@@ -80,7 +80,7 @@ def plan(given: PlanOptions) -> None:
         _check_plot(given.plot, overwrite=given.overwrite)
     planned = given.quality is not None or given.speedup is not None
     if planned:
-        from dit_accel.config import config_of
+        from dit_accel.config.keywords import config_of
 
         with refused():  # what is wrong with the target
             config_of(quality=given.quality, speedup=given.speedup)

@@ -19,7 +19,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = "dit_accel"
-FRONT_DOOR = ("handle", "config")  # two files on top of the package that stand for one place
+FRONT_DOOR = ("handle", "config")  # what is on top of the package and stands for one place
 Graph = dict[str, set[str]]  # importer -> imported
 
 
@@ -78,7 +78,7 @@ def _module_of(name: str, known: Mapping[str, Path]) -> str:
 
 
 def package_of(module: str) -> str:
-    """The first folder of a module; "front door" for the two files on top."""
+    """The first folder of a module; "front door" for the files on top."""
     first = module.split(".")[0]
     return "front door" if first in FRONT_DOOR else first
 

@@ -20,7 +20,7 @@ from profiles import (
 )
 from scipy import stats
 
-from dit_accel.config import config_of
+from dit_accel.config.keywords import config_of
 from dit_accel.planning.difficulty import PromptDifficulty
 from dit_accel.planning.margin import MAX_MARGIN_DB, QualityMargin
 from dit_accel.planning.prediction import (

@@ -3,7 +3,7 @@
 In: nothing. Out: dataclass fields that carry typer's options, and dataclasses of those that go
 together.
 Knows names and help; values are checked where they are used. A new acceleration option is a field
-of `AccelOptions`, and of a config in `dit_accel/config.py`. Ours.
+of `AccelOptions`, and of a config in `dit_accel/config`. Ours.
 """
 
 from __future__ import annotations

@@ -125,7 +125,8 @@ class Request(AccelOptions, ClipOptions):
 
     def accel_config(self) -> AccelConfig:
         """What `accelerate` shall do; without a target it is the default quality."""
-        from dit_accel.config import DEFAULT_QUALITY, config_of
+        from dit_accel.config import DEFAULT_QUALITY
+        from dit_accel.config.keywords import config_of
         from dit_accel.scenes.rows import SceneConfig
 
         given = self._typed()
