@@ -2,7 +2,8 @@
 
 In: a profile, the sampler's coefficients in the run, a target. Out: a `PlanChoice`. The plan is
 made anew from the error model, starting from the timesteps of the nearest candidate. It was never
-carried out: its PSNR is that candidate's, shifted by the difference of the two predicted errors.
+carried out: its PSNR is that candidate's, shifted by the difference of the two predicted errors,
+and its latents' is at most what its own inner products promise.
 Knows numbers; no tensors of a model.
 Source: ours (docs/how-it-works.md, section 5).
 """
@@ -140,6 +141,16 @@ def _nearest(profile: Profile, count: int) -> CandidatePlan:
     return min(profile.candidates, key=lambda candidate: abs(len(candidate.computed) - count))
 
 
+def _shift(near: CandidatePlan, profile: Profile, count: int, predicted_db: float) -> float:
+    """What a plan is expected to give more than a candidate did, in dB."""
+    difference = predicted_db - prediction.decibels(fit(near.computed, profile.error_model)[1])
+    if len(near.computed) == count:
+        difference = min(difference, 0.0)  # finer steps at the same places gain nothing
+    # What refining gave the candidate beyond its inner products is of the calibrated steps alone.
+    promised = predicted_db - float(near.latents_db.mean())
+    return min(difference, promised) - UNREFINED_DB
+
+
 def _choice_of(
     error_model: ErrorModel, plan: Plan, energy: float, profile: Profile, quality: float | None
 ) -> PlanChoice:
@@ -149,13 +160,11 @@ def _choice_of(
     offset, basis = 0.0, "transferred" if profile.candidates else "inner products"
     if profile.candidates:
         near = _nearest(profile, count)
-        difference = predicted_db - prediction.decibels(fit(near.computed, profile.error_model)[1])
-        if len(near.computed) == count:
-            difference = min(difference, 0.0)  # finer steps at the same places gain nothing
-        shifted = near.psnr_db + difference - UNREFINED_DB
+        shift = _shift(near, profile, count, predicted_db)
+        shifted = near.psnr_db + shift
         distribution = QualityDistribution.of(dataclasses.replace(near, psnr_db=shifted))
         psnr, (low, high) = statistics.fmean(distribution.psnr_db), distribution.interval
-        latents_db = float(near.latents_db.mean()) + difference - UNREFINED_DB
+        latents_db = float(near.latents_db.mean()) + shift
         reach = distribution.guaranteed_share(quality) if quality is not None else None
     else:  # the latents' PSNR stands for the frames', with a wide interval
         known = profile.evidence

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
+import torch
 from profiles import CANDIDATES, FAST, MIDDLE, candidate_of, profile_of, schedule_of, spread_out
 
 from dit_accel.planning import transfer
+from dit_accel.planning.prediction import decibels
 from dit_accel.planning.profile_file import ProfileError
+from dit_accel.planning.search import energies
 from dit_accel.planning.selection import for_quality
 from dit_accel.planning.transfer import transfer_plan
+
+# Refining gave them nothing beyond what their inner products say.
+PLAIN = [dataclasses.replace(c, latents_db=c.psnr_db - 30) for c in CANDIDATES]
 
 
 def test_worked_example():
@@ -42,7 +50,7 @@ def test_steps_are_mapped_by_their_timesteps():
 def test_a_quality_is_transferred_with_a_margin():
     """A quality well below the fastest candidate's needs as few computed steps, whatever their
     share; one that its measured runs would just have reached is not guaranteed any more."""
-    profile = profile_of(CANDIDATES)
+    profile = profile_of(PLAIN)
     easy = transfer_plan(profile, schedule_of(40), quality=15.0)
     assert len(easy.plan.computed) == len(FAST)
     close = transfer_plan(profile, profile.sampler, quality=31.5)  # predicted the same: 34 - 4 dB
@@ -51,7 +59,7 @@ def test_a_quality_is_transferred_with_a_margin():
 
 
 def test_what_is_transferred_to_itself_is_expected_to_give_what_it_gave_less_refining():
-    choice = transfer_plan(profile_of([CANDIDATES[1]]), schedule_of(), speedup=2.5)
+    choice = transfer_plan(profile_of([PLAIN[1]]), schedule_of(), speedup=2.5)
     assert choice.prediction.psnr_db >= 42.0 - transfer.UNREFINED_DB - 1e-6
 
 
@@ -72,3 +80,15 @@ def test_a_profile_without_candidates_plans_from_inner_products():
 def test_a_schedule_of_other_parts_is_refused():
     with pytest.raises(ProfileError, match="the profile has 1 branches, the run 2"):
         transfer_plan(profile_of(CANDIDATES), schedule_of(30, mix=(1.0, -3.0)), speedup=2.0)
+
+
+def test_what_refining_gave_a_candidate_does_not_carry_over():
+    """The latents are promised what the plan's own inner products say, less 4 dB, at most."""
+    latents_db = torch.full((8,), 100.0, dtype=torch.float64)
+    refined = dataclasses.replace(CANDIDATES[1], latents_db=latents_db)
+    profile, run = profile_of([refined]), schedule_of(40)
+    choice = transfer_plan(profile, run, speedup=5.0)  # 8 computed steps, as it has
+    own = decibels(float(energies(choice.plan, profile.error_model_for(run)).mean()))
+    assert own < 100.0
+    expected = 42.0 + (own - 100.0) - transfer.UNREFINED_DB
+    assert choice.prediction.psnr_db == pytest.approx(expected, abs=1e-6)
