@@ -226,8 +226,8 @@ class Plan:
     @property
     def weighs_noise(self) -> bool:
         """Whether an extrapolation uses the noise that the run starts from."""
-        given = (torch.as_tensor(e.noise_weight) for e in self.extrapolations.values())
-        return any(bool(weight.any()) for weight in given)
+        given = (planned.noise_weight for planned in self.extrapolations.values())
+        return any(bool(w.any() if isinstance(w, torch.Tensor) else w) for w in given)
 
     def needed_steps(self, step: int) -> tuple[int, ...]:
         """Computed steps up to this one that an extrapolation after it uses."""

@@ -85,7 +85,7 @@ def _completed(one: Observations, gram: torch.Tensor) -> torch.Tensor:
 
 def weight_of(losses: torch.Tensor, compared: int, observations: Sequence[Observations]) -> float:
     """κ: the weight that predicted the clips best; the default where too few were compared. A run
-    that was computed whole tells every row: then the prior has none (research/LOG.md)."""
+    that was computed whole has every row: then the prior has none (research/LOG.md)."""
     if any(one.is_whole for one in observations):
         return 0.0
     return WEIGHTS[int(losses.argmin())] if compared >= MIN_COMPARED else DEFAULT_WEIGHT

@@ -101,9 +101,9 @@ class Profile:
         noise row of 0, which gets no weight, and no candidate that weighs it."""
         gram = self.gram.clone()
         gram[:, -1] = gram[..., -1] = 0.0
-        kept = tuple(c for c in self.candidates if not self.plan_of(c).weighs_noise)
-        difficulty = self.difficulty if kept else None
-        return dataclasses.replace(self, gram=gram, candidates=kept, difficulty=difficulty)
+        usable = tuple(c for c in self.candidates if not self.plan_of(c).weighs_noise)
+        difficulty = self.difficulty if usable else None
+        return dataclasses.replace(self, gram=gram, candidates=usable, difficulty=difficulty)
 
     def _with_psnr(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Profile:
         candidates = (dataclasses.replace(c, psnr_db=change(c.psnr_db)) for c in self.candidates)

@@ -3,7 +3,7 @@
 In: a profile, the sampler's coefficients in the run, a target. Out: a `PlanChoice`. The plan is
 made anew from the error model, starting from the timesteps of the nearest candidate. It was never
 carried out: its PSNR is that candidate's, shifted by the difference of the two predicted errors,
-and its latents' is at most what its own inner products promise.
+and its latents' is at most what its own inner products predict.
 Knows numbers; no tensors of a model.
 Source: ours (docs/how-it-works.md, section 5).
 """
@@ -147,8 +147,8 @@ def _shift(near: CandidatePlan, profile: Profile, count: int, predicted_db: floa
     if len(near.computed) == count:
         difference = min(difference, 0.0)  # finer steps at the same places gain nothing
     # What refining gave the candidate beyond its inner products is of the calibrated steps alone.
-    promised = predicted_db - float(near.latents_db.mean())
-    return min(difference, promised) - UNREFINED_DB
+    own_difference = predicted_db - float(near.latents_db.mean())
+    return min(difference, own_difference) - UNREFINED_DB
 
 
 def _choice_of(

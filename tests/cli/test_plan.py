@@ -17,7 +17,7 @@ from commands import DEFAULTS, PROMPT, invoke, names
 
 from dit_accel import metrics
 from dit_accel.calibration import calibrate as measuring
-from dit_accel.calibration import record
+from dit_accel.calibration import measurement, record
 from dit_accel.cli.common.options import bytes_of
 from dit_accel.cli.common.progress import Pace
 from dit_accel.cli.common.tables import candidate_rows
@@ -135,9 +135,9 @@ def test_calibrate_in_minutes_goes_on_after_ctrl_c(
     command = ["calibrate", prompts, "--model", str(model_folder), "--out", "p.safetensors"]
     command += ["--minutes", "100", "--limit", "2", "--speedups", "2"]
 
-    def press(name: str, at: int) -> Any:
+    def press(module: Any, name: str, at: int) -> Any:
         """Ctrl-C in a call of this function."""
-        inner, calls = getattr(measuring, name), []
+        inner, calls = getattr(module, name), []
 
         def pressed(*args: Any) -> Any:
             calls.append(name)
@@ -146,15 +146,15 @@ def test_calibrate_in_minutes_goes_on_after_ctrl_c(
             return inner(*args)
 
         with monkeypatch.context() as patch:
-            patch.setattr(measuring, name, pressed)
+            patch.setattr(module, name, pressed)
             stopped = invoke(*command)
         assert stopped.exit_code == 130, stopped.stderr
         assert "what is done is saved; run the same command again to continue" in stopped.stderr
         return stopped.stderr
 
-    text = press("record", 1)
+    text = press(measurement, "record", 1)
     assert "there is no profile yet" in text and names(here) == ["p.safetensors.work"]
-    text = press("carry_out", 2)
+    text = press(measuring, "carry_out", 2)
     assert "an uncached run" in text and "100 minutes are" in text and "up to" in text
     assert "p.safetensors can be used: the profile of what is done, 1 clip" in text
     assert len(Profile.load("p.safetensors").candidates[0].psnr_db) == 1

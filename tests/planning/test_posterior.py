@@ -124,7 +124,7 @@ def test_few_clips_leave_the_default() -> None:
     part, whole = (seen(smooth(0, kind), kind, (*range(0, STEPS, k),)) for k in (3, 1))
     assert weight_of(totals, 2, [part]) == DEFAULT_WEIGHT > 0
     assert weight_of(totals, 3, [part]) == WEIGHTS[0]
-    assert weight_of(totals.flip(0), 3, [part, whole]) == 0.0  # a whole run tells every row
+    assert weight_of(totals.flip(0), 3, [part, whole]) == 0.0  # a whole run has every row
 
 
 def test_without_weight_the_prior_is_not_used_where_a_run_was_whole() -> None:

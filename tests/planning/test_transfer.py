@@ -82,8 +82,8 @@ def test_a_schedule_of_other_parts_is_refused():
         transfer_plan(profile_of(CANDIDATES), schedule_of(30, mix=(1.0, -3.0)), speedup=2.0)
 
 
-def test_what_refining_gave_a_candidate_does_not_carry_over():
-    """The latents are promised what the plan's own inner products say, less 4 dB, at most."""
+def test_what_refining_gave_a_candidate_is_not_transferred():
+    """The latents' PSNR is at most what the plan's own inner products predict, less 4 dB."""
     latents_db = torch.full((8,), 100.0, dtype=torch.float64)
     refined = dataclasses.replace(CANDIDATES[1], latents_db=latents_db)
     profile, run = profile_of([refined]), schedule_of(40)
