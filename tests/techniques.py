@@ -82,8 +82,9 @@ def _pruned(name: str, neutral: PCAS, loose: PCAS) -> Technique:
 
 
 def profile_of(model: TinyModel, pipe: Any) -> profiles.Profile:
-    """A made-up profile of a pipeline that has run once, with one plan that has `COMPUTED`."""
-    if pipe.scheduler.config.get("use_dynamic_shifting"):  # the last call may have been of a scene
+    """A made-up profile of a pipeline, with one plan that has `COMPUTED`."""
+    scheduler, new = pipe.scheduler, len(pipe.scheduler.timesteps) != STEPS
+    if new or scheduler.config.get("use_dynamic_shifting"):  # the last call may be of a scene
         dtype = pipe.transformer.dtype
         floats = {
             name: value.to(dtype) for name, value in model.arguments.items()
@@ -168,7 +169,7 @@ TECHNIQUES: dict[str, Technique] = {
         Technique(
             "speedup", "plan", _given({"speedup": 1.0}), _given({"speedup": 2.0}), records=True
         ),
-        _planned("quality", "plan", {"quality": 30.0}, {"quality": 80.0}),
+        _planned("quality", "plan", {"quality": 25.0}, {"quality": 80.0}),
         _planned("static", "static plan", {"speedup": 2.0, "static": True},
                  {"speedup": 1.0, "static": True}),
         _planned("packed", "packed plan", {"speedup": 2.0, "cache_memory": 1},
