@@ -49,7 +49,6 @@ from dit_accel.core.private_names import other_cache
 from dit_accel.core.report import CacheSite, Report, SceneReport, SiteReport
 from dit_accel.core.session import Session
 from dit_accel.layout import Layout
-from dit_accel.planning.learned import is_off
 from dit_accel.planning.lookup import profile_for
 from dit_accel.planning.plan import Plan
 from dit_accel.planning.profile import Profile
@@ -349,18 +348,19 @@ def build_engine(
     if profile is None:
         _LOG.warning(
             "No profile was found for %s: runs are planned from the prior. One that it does not "
-            "know is computed whole and recorded, and later ones are planned from that.", config,
+            "know is %s.", config, "computed whole and recorded, and later ones are planned from "
+            "that" if config.records or config.learns else "refused",
         )  # fmt: skip
     target = Target(
         config.quality if isinstance(config, QualityConfig) else None,
         config.speedup if isinstance(config, SpeedupConfig) else None,
     )
-    learns = config.learn and not with_scene and not is_off()
     controller = RunController(
         session.pipe, family, profile, target, guard=config.guard, static=config.static,
         force=config.force, choice=config.choice, remarks=remarks, look_up=look_up,
         use_text=not with_scene,  # calibration measured prompts on clips without a scene
-        learning=Learning(session.pipe) if learns else None,
+        learning=Learning(session.pipe) if config.learns else None,
+        records=config.records or config.learns,
     )  # fmt: skip
     return PlanExecutor(session, controller, config.cache_memory)
 

@@ -22,7 +22,6 @@ from dit_accel.config import PlannedConfig
 from dit_accel.config.keywords import config_of
 from dit_accel.core.document import read_document
 from dit_accel.core.files import placed
-from dit_accel.planning.learned import is_off
 from dit_accel.planning.lookup import PROFILE_FILE, find_profile
 from dit_accel.planning.profile import Profile
 
@@ -42,7 +41,8 @@ class AcceleratedPipeline(_Parent):
     `config` (one object with all there is to say), mean what they do in `dit_accel.accelerate`.
     With none of them the call follows `acceleration`; without that, windows at the default
     threshold. `threshold=0` is bit-equal to the parent. A quality or a speedup is planned by the
-    model's profile, else by what earlier calls taught.
+    model's profile, else from the prior and by what earlier calls taught. Where neither knows such
+    runs, and calls teach nothing (static, a layout, or learn=False), the call is refused.
 
     The output is the parent's, with the run's `report` as one more attribute. With
     `return_dict=False` the parent's tuple comes back; `last_report` has the report either way.
@@ -146,7 +146,8 @@ def _call_of(parent: type[Any]) -> Any:
             config, threshold=threshold, site=site, quality=quality, speedup=speedup,
             profile=profile,
         )  # fmt: skip
-        _check_profile(self, chosen)
+        if isinstance(chosen, PlannedConfig):  # each call has a handle of its own
+            chosen = dataclasses.replace(chosen, records=False)
         with accelerate(self, chosen) as handle:
             output = parent.__call__(self, *args, **kwargs)
             self.last_report = handle.report()
@@ -161,19 +162,6 @@ def _call_of(parent: type[Any]) -> Any:
         parameters=[*theirs.parameters.values(), *more]
     )
     return call
-
-
-def _check_profile(pipe: Any, config: AccelConfig) -> None:
-    """Refuse what would compute and record each call anew, as each has a handle of its own."""
-    if not isinstance(config, PlannedConfig) or config.profile is not None:
-        return
-    learns = config.learn and not config.static and config.layout is None and not is_off()
-    if not learns and find_profile(pipe) is None:
-        raise ValueError(
-            "quality and speedup need a profile where calls teach nothing (static, a layout, or "
-            "learn=False), and none of this model was found in its folder or the cache: "
-            "`dit-accel calibrate` measures one"
-        )
 
 
 def _saved(folder: str | None) -> AccelConfig | None:

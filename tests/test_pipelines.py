@@ -125,10 +125,23 @@ def test_a_quality_is_planned_by_the_profile_and_the_report_has_the_prediction(
 def test_a_profile_in_the_models_folder_is_found(profile_file, tmp_path):
     folder = tmp_path / "own"
     tiny_wan().save_pretrained(folder)
-    with pytest.raises(ValueError, match="quality and speedup need a profile where"):
-        call(load(folder), config=SpeedupConfig(2, learn=False))
     shutil.copy(profile_file, folder / "dit-accel-profile.safetensors")
     assert call(load(folder), num_frames=5, speedup=2).report.steps_computed == 5
+
+
+@pytest.mark.parametrize("given", [{"learn": False}, {"static": True}], ids=str)
+def test_calls_that_teach_nothing_are_planned_from_the_prior(folder, learns, given):
+    report = call(load(folder), config=SpeedupConfig(2, **given)).report
+    assert report.steps_computed == report.steps / 2
+    assert any("Planned from a prior" in note for note in report.notes)
+    assert not (learns / "learned").exists()
+
+
+def test_what_is_not_known_and_teaches_nothing_is_refused(folder, learns, without_prior):
+    pipe = load(folder)
+    with pytest.raises(ValueError, match="does not know the noise levels of FlowMatchEuler"):
+        call(pipe, config=SpeedupConfig(2, learn=False))
+    assert call(pipe, speedup=2).report.steps_computed == 10  # recorded, for later calls
 
 
 def test_without_a_profile_a_call_is_planned_by_earlier_ones(folder, learns):

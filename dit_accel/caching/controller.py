@@ -65,6 +65,7 @@ class RunController:
         look_up: finds and checks the profile anew, with remarks, where the weights or the scheduler
             of the pipeline have changed; None: the profile stays.
         learning: learns from the runs, and plans those that have no profile; None: nothing does.
+        records: whether a run that nothing is known of is recorded; else it is refused.
     """
 
     def __init__(
@@ -72,8 +73,9 @@ class RunController:
         guard: bool = True, static: bool = False, force: bool = False, use_text: bool = True,
         choice: PlanChoice | None = None, remarks: tuple[str, ...] = (),
         look_up: Callable[[], Found] | None = None, learning: Learning | None = None,
+        records: bool = True,
     ) -> None:  # fmt: skip
-        self.learning = learning
+        self.learning, self.records = learning, records
         self._observed: GuardedPolicy | None = None  # of the run in hand
         self._next_reference: WholeRun | None = None  # of the next run's clip
         self._reference: WholeRun | None = None  # of the run in hand's
@@ -285,6 +287,8 @@ class RunController:
         kind = self._parts, _kind_of(run.guidance or 1.0, weights)
         recorded = self._recorded.get(kind)
         profile = self.profile or self._without_own(run, coefficients, recorded)
+        if profile is None and not self.records:
+            raise ProfileError(self._unknown(run))
         if profile is None:
             return self._record(run, coefficients)
         if self.learning is not None:
@@ -317,6 +321,21 @@ class RunController:
             return None  # it starts from a clip, or what its forwards are is not known before a run
         guidance = self._kind(run, coefficients).guidance
         return self._priors.of(self._scheduler, coefficients, guidance)
+
+    def _unknown(self, run: RunInfo) -> str:
+        """Why a run is neither planned nor recorded, and what would help."""
+        if not self.family.blocks:
+            lacking = f"{self.family.transformer}, which is not in FAMILIES"
+        elif run.begin:
+            lacking = f"runs that begin at step {run.begin}"
+        else:
+            lacking = f"the noise levels of {type(self._scheduler).__name__}"
+        return (
+            f"the prior does not know {lacking}; no profile was found in the model's folder or the "
+            "cache, and no later run could be planned from a record of this one; accepted: a "
+            "profile, which `dit-accel calibrate` measures, learn=True without static and layout, "
+            "or a threshold"
+        )
 
     def _record(self, run: RunInfo, coefficients: SamplerCoefficients) -> RecordingPolicy:
         steps, parts = coefficients.num_steps, len(coefficients.branch_weights)

@@ -26,6 +26,7 @@ from dit_accel.caching.windows import EDCW
 from dit_accel.core.checks import byte_count, check_types, require
 from dit_accel.core.families import SITES
 from dit_accel.layout import Layout
+from dit_accel.planning.learned import is_off
 from dit_accel.planning.plan import Plan
 from dit_accel.planning.prediction import PlanChoice
 from dit_accel.planning.profile import Profile
@@ -140,6 +141,8 @@ class PlannedConfig(AccelConfig):
             None: no bound.
         choice: the plan that was chosen before the run, used where it is of the run; no setting,
             so it is neither saved nor compared.
+        records: whether a run that neither a profile nor the prior knows is computed whole and
+            recorded for later ones; where there are none, it is refused. No setting either.
     """
 
     profile: Profile | File | None = field(default=None, kw_only=True)
@@ -149,6 +152,7 @@ class PlannedConfig(AccelConfig):
     learn: bool = field(default=True, kw_only=True)
     cache_memory: Any = field(default=None, kw_only=True)  # an int or None once it is checked
     choice: PlanChoice | None = field(default=None, kw_only=True, compare=False)
+    records: bool = field(default=True, kw_only=True, compare=False)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -158,6 +162,11 @@ class PlannedConfig(AccelConfig):
                 object.__setattr__(self, "cache_memory", byte_count(self.cache_memory))
             except ValueError as error:
                 raise ValueError(f"cache_memory is {error}") from error
+
+    @property
+    def learns(self) -> bool:
+        """Whether runs teach later ones, and are planned by what earlier ones taught."""
+        return self.learn and not self.static and self.layout is None and not is_off()
 
 
 @dataclass(frozen=True)

@@ -462,19 +462,13 @@ def test_generate_encodes_a_prompt_once_and_counts_the_seconds(
 
 
 def test_generate_without_a_target_takes_36_db_where_there_is_a_profile(
-    generate: Any, tmp_path: Path
+    generate: Any,
 ) -> None:
     made = json.loads(generate("--json", "--output", "a.npy").stdout)
     assert (made["settings"]["accel"]["kind"], made["settings"]["accel"]["quality"]) == (
         "quality",
         36.0,
     )
-    made = json.loads(generate("--json", "--output", "b.npy", profile=False).stdout)
-    assert (made["settings"]["accel"]["kind"], made["settings"]["accel"]["threshold"]) == (
-        "threshold",
-        0.2,
-    )
-    assert made["target"] is None
 
 
 def test_generate_falls_back_to_windows_where_a_found_profile_does_not_suit(
@@ -643,6 +637,23 @@ def test_generate_without_any_profile_is_planned_from_the_prior(generate: Any) -
     report = json.loads(result.stdout)["report"]
     assert report["steps_computed"] == report["steps"] / 2
     assert any("Planned from a prior" in note for note in report["notes"])
+
+
+def test_without_a_target_it_is_36_db_from_the_prior(generate: Any, monkeypatch: Any) -> None:
+    result = generate("--json", "--output", "a.npy", profile=False)
+    assert result.exit_code == 0, result.stderr
+    made = json.loads(result.stdout)
+    report = made["report"]
+    assert (report["quality"], report["threshold"]) == (36, None)
+    assert made["settings"]["accel"]["kind"] == "quality" and made["target"] is not None
+    assert any("Planned from a prior" in note for note in report["notes"])
+    monkeypatch.setattr(selection, "profile_by_prior", lambda *_: None)
+    result = generate("--json", "--output", "b.npy", profile=False)
+    assert result.exit_code == 0, result.stderr
+    made = json.loads(result.stdout)
+    assert made["report"]["threshold"] == 0.2 and made["target"] is None
+    said = " ".join(result.stderr.split())
+    assert "note: used --threshold 0.2 instead: --quality 36 needs a profile" in said
 
 
 def test_a_sampler_without_noise_levels_needs_a_profile(generate: Any, monkeypatch: Any) -> None:

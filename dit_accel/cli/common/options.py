@@ -123,13 +123,11 @@ class AccelOptions:
     """What is computed and what is cached: the keywords of `accelerate`, with `no_` before
     two."""
 
-    quality: float | None = _accelerate(
-        None, TARGET_HELP, metavar="DB", shown="36 if there is a profile"
-    )
+    quality: float | None = _accelerate(None, TARGET_HELP, metavar="DB", shown="36")
     speedup: float | None = _accelerate(None, RATIO_HELP, metavar="X")
     threshold: float | None = _accelerate(
         None, "Largest drift of a cached value; 0 caches nothing. Needs no profile.",
-        metavar="DRIFT", shown=f"{DEFAULT_THRESHOLD} if there is no profile",
+        metavar="DRIFT", shown=f"{DEFAULT_THRESHOLD} where no plan can be made",
     )  # fmt: skip
     profile: Path | None = profile(ACCELERATION)
     cache_memory: str | None = _accelerate(

@@ -84,11 +84,8 @@ def learn(
 def _learns(settings: Settings) -> bool:
     """Whether later runs are planned by what this one shows."""
     from dit_accel.config import PlannedConfig
-    from dit_accel.planning.learned import is_off
 
-    accel = settings.accel
-    planned = isinstance(accel, PlannedConfig) and accel.learn and accel.layout is None
-    return planned and not is_off()
+    return isinstance(settings.accel, PlannedConfig) and settings.accel.learns
 
 
 def check_accepted(pipe: Any, settings: Settings) -> None:

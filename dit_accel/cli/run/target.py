@@ -1,8 +1,8 @@
-"""The target of a run and, by a profile, its plan. Decided before the run.
+"""The target of a run and, by what is known of the pipeline, its plan. Decided before the run.
 
 In: a loaded pipeline and settings. Out: a `RunTarget`: the config that runs, and the plan chosen.
 Knows where profiles are looked for; the choice itself is made in `planning/selection.py`. With no
-target typed it is 36 dB where a profile suits the run, else the default threshold. Ours.
+target typed it is 36 dB; where nothing is known of such runs, the default threshold. Ours.
 """
 
 from __future__ import annotations
@@ -95,23 +95,28 @@ def resolve_target(pipe: Any, settings: Settings, *, strict: bool) -> RunTarget:
 
     if not isinstance(settings.accel, PlannedConfig):
         return RunTarget(settings)
-    notes: tuple[str, ...] = ()
     path = settings.accel.profile or lookup.find_profile(pipe)
-    if path is not None:
-        try:
+    try:
+        if path is not None:
             return _by_profile(pipe, settings, settings.accel, str(path))
-        except BadInput as error:
-            if strict:
-                raise
-            notes = (f"used --threshold {DEFAULT_THRESHOLD:g} instead: {error}",)
-    elif strict:
-        return _by_prior(pipe, settings, settings.accel)
+        return _by_prior(pipe, settings, settings.accel, may_record=strict)
+    except BadInput as error:
+        if strict:
+            raise
+        notes = (f"used --threshold {DEFAULT_THRESHOLD:g} instead: {error}",)
     accel = ThresholdConfig(layout=settings.accel.layout, scene=settings.accel.scene)
     return RunTarget(dataclasses.replace(settings, accel=accel), remarks=notes)
 
 
-def _by_prior(pipe: Any, settings: Settings, accel: PlannedConfig) -> RunTarget:
-    """Nothing was measured of this model, so that others stand for it."""
+def _by_prior(
+    pipe: Any, settings: Settings, accel: PlannedConfig, *, may_record: bool
+) -> RunTarget:
+    """Nothing was measured of this model, so that others stand for it.
+
+    Args:
+        may_record: whether a run that the prior does not know may be computed whole, for later
+            ones; where there is something to plan it from already, the run itself finds it.
+    """
     from dit_accel.caching.chooser import keeps_noise
     from dit_accel.core.families import family_of
     from dit_accel.planning import selection
@@ -119,19 +124,18 @@ def _by_prior(pipe: Any, settings: Settings, accel: PlannedConfig) -> RunTarget:
     option, family = target_option(settings.quality, settings.speedup), family_of(pipe)
     profile = choice = None
     with refused(f"{option}: "):
-        if family.blocks:
+        if family.blocks and settings.loop_steps == settings.steps:
             profile = selection.prior_before_run(
                 pipe.scheduler, settings.steps, settings.guidance,
                 separate=family.branches == "separate",
             )  # fmt: skip
         if profile is not None:
             run, target = profile.sampler, selection.Target(settings.quality, settings.speedup)
-            if accel.learn and not accel.static:
-                profile = _learnt(pipe, profile)
+            profile = learnt(pipe, accel, profile)
             choice = selection.choose(
                 profile, run, target, static=accel.static, noise=keeps_noise(pipe, family)
             )
-    if choice is None:
+    if choice is None and not (may_record and accel.learns):
         raise BadInput(
             f"{option} needs a profile of this model, and none was found in its folder or the "
             f"cache; nor does the prior know such runs: {CALIBRATE}; or pass --profile or "
@@ -141,12 +145,18 @@ def _by_prior(pipe: Any, settings: Settings, accel: PlannedConfig) -> RunTarget:
     return RunTarget(dataclasses.replace(settings, accel=accel), choice)
 
 
-def _learnt(pipe: Any, prior: Profile) -> Profile:
-    """What earlier runs of this pipeline taught, beside the prior."""
+def learnt(pipe: Any, accel: PlannedConfig, profile: Profile, *, measured: bool = False) -> Profile:
+    """What stands for a profile, with what earlier runs of this pipeline taught.
+
+    Args:
+        measured: whether it is a profile of this pipeline, and not the prior's.
+    """
     from dit_accel.caching.learning import learning_of
 
-    learning = learning_of(pipe)
-    return prior if learning is None else learning.profile_before_run(prior)
+    learning = learning_of(pipe) if accel.learns else None
+    if learning is None:
+        return profile
+    return learning.with_measured(profile) if measured else learning.profile_before_run(profile)
 
 
 def target_option(quality: float | None, speedup: float | None) -> str:
@@ -156,7 +166,6 @@ def target_option(quality: float | None, speedup: float | None) -> str:
 
 def _by_profile(pipe: Any, settings: Settings, accel: PlannedConfig, path: str) -> RunTarget:
     from dit_accel.caching.chooser import keeps_noise
-    from dit_accel.caching.learning import learning_of
     from dit_accel.core.families import family_of
     from dit_accel.planning import selection
     from dit_accel.planning.lookup import profile_for
@@ -164,8 +173,7 @@ def _by_profile(pipe: Any, settings: Settings, accel: PlannedConfig, path: str) 
     with refused(f"--profile is {path!r}: ", (ValueError, OSError)):
         profile, _ = profile_for(pipe, path, force=accel.force)
     assert profile is not None  # a path was given
-    learning = learning_of(pipe) if accel.learn and not accel.static else None
-    profile = profile if learning is None else learning.with_measured(profile)
+    profile = learnt(pipe, accel, profile, measured=True)
     text = _text(pipe, settings, profile)
     choice = None
     with refused(f"{target_option(settings.quality, settings.speedup)}: "):
