@@ -481,7 +481,7 @@ def test_a_real_signal_ends_it_in_words(
     command = [sys.executable, "-c", program, "generate", PROMPT, "--model", str(model_folder)]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])}
     with subprocess.Popen(
-        [*command, "--steps", "1000"],
+        [*command, "--steps", "1000", "--threshold", "0.1"],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
