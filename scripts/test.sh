@@ -20,4 +20,4 @@ else
     "$venv/bin/mypy"
 fi
 say "pytest in $venv"
-exec "$venv/bin/python" -m pytest -q -n auto --maxprocesses 8 "$@" </dev/null
+exec "$venv/bin/python" -m pytest -q -n auto --maxprocesses 8 --dist loadgroup "$@" </dev/null

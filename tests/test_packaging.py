@@ -74,6 +74,7 @@ def built(tmp_path_factory) -> Path:
 
 
 @pytest.mark.slow
+@pytest.mark.xdist_group("packages")
 def test_the_wheel_holds_code_pipelines_assets_and_licence(built):
     (wheel,) = built.glob("*.whl")
     assert wheel.stat().st_size < WHEEL_LIMIT_MIB * 2**20
@@ -101,6 +102,7 @@ def test_the_wheel_holds_code_pipelines_assets_and_licence(built):
 
 
 @pytest.mark.slow
+@pytest.mark.xdist_group("packages")
 def test_the_sdist_holds_what_the_tests_need_and_no_research(built):
     (sdist,) = built.glob("*.tar.gz")
     with tarfile.open(sdist) as archive:

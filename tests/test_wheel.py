@@ -27,7 +27,7 @@ ROOT = Path(__file__).parents[1]
 PROMPT = "a red circle moving right"
 COMPILED = ("wan",)  # compilation is slow
 HAS_PEFT = importlib.util.find_spec("peft") is not None
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("wheel")]  # built once
 
 Command = tuple[list[str], int, str, list[str]]  # words, exit code, words of its output, files
 

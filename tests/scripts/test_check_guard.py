@@ -19,7 +19,8 @@ from dit_accel.caching import controller
 from dit_accel.models import miniature
 from dit_accel.planning.profile import Profile
 
-pytestmark = pytest.mark.slow
+# One process makes the profiles, which take half a minute each.
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("check guard")]
 
 STEPS = 20
 CLIP = clip_of("a small red square moving left on a plain gray background", 77, STEPS)
