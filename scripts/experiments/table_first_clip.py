@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import inspect
 import json
 import math
 import statistics
@@ -80,6 +81,9 @@ class Model:
         if loader is None:
             self.pipe: Any = diffusers.DiffusionPipeline.from_pretrained(folder)
             self.call: dict[str, Any] = dict(miniature.call_defaults(folder))
+            fps = self.call.pop("fps", None)  # of the file; LTX-Video's call takes it too
+            if "frame_rate" in inspect.signature(self.pipe.__call__).parameters:
+                self.call["frame_rate"] = fps
         else:
             module = _module(loader)
             self.pipe, self.call = module.load(self.name), dict(module.CALL)
@@ -87,7 +91,10 @@ class Model:
         self.pipe.set_progress_bar_config(disable=True)
         self.steps, self.guidance = self.call["num_inference_steps"], self.call["guidance_scale"]
         self.family = family_of(self.pipe)
-        self.pipe.scheduler.set_timesteps(self.steps)
+        if self.pipe.scheduler.config.get("use_dynamic_shifting"):
+            self.clips(1)  # the clip's size is in the timesteps
+        else:
+            self.pipe.scheduler.set_timesteps(self.steps)
         separate = self.family.branches == "separate"
         weights = branch_weights(None, self.guidance, separate=separate)
         self.trajectory = trajectory_of(self.pipe.scheduler, weights)
