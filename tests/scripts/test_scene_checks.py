@@ -36,7 +36,7 @@ def pixels(*scenes: Scene) -> np.ndarray:
 @pytest.mark.parametrize(
     ("suite", "count"),
     [*((suite, 8) for suite in SEVERAL)]
-    + [pytest.param(suite, 48, marks=pytest.mark.slow) for suite in SEVERAL],
+    + [pytest.param(suite, 20, marks=pytest.mark.slow) for suite in SEVERAL],
 )
 def test_the_judge_is_right_on_true_renderings_and_sees_what_was_exchanged(suite, count):
     scenes = [scene_cases.case_at(suite, 1000 + index).scenes[0] for index in range(count)]
