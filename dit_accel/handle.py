@@ -345,11 +345,12 @@ def build_engine(
         return PlanExecutor(session, ComputeAll())
     look_up = partial(profile_for, session.pipe, config.profile, force=config.force)
     profile, remarks = look_up()
+    records = config.records or config.learns
     if profile is None:
         _LOG.warning(
             "No profile was found for %s: runs are planned from the prior. One that it does not "
             "know is %s.", config, "computed whole and recorded, and later ones are planned from "
-            "that" if config.records or config.learns else "refused",
+            "that" if records else "refused",
         )  # fmt: skip
     target = Target(
         config.quality if isinstance(config, QualityConfig) else None,
@@ -360,7 +361,7 @@ def build_engine(
         force=config.force, choice=config.choice, remarks=remarks, look_up=look_up,
         use_text=not with_scene,  # calibration measured prompts on clips without a scene
         learning=Learning(session.pipe) if config.learns else None,
-        records=config.records or config.learns,
+        records=records,
     )  # fmt: skip
     return PlanExecutor(session, controller, config.cache_memory)
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -126,19 +127,12 @@ class Chooser:
         per_latent = getattr(self.pipe, "vae_scale_factor_temporal", None)
         if latents is None or latents.ndim != 5 or not scale or not per_latent:
             return None
-        _, channels = channels_of(self.pipe, self.family)
+        _, channels = _channels_of(_config_of(self.pipe, self.family))
         if channels not in latents.shape[1:3]:
             return None
         frames = (latents.shape[2 if latents.shape[1] == channels else 1] - 1) * per_latent + 1
         height, width = (int(side * scale) for side in latents.shape[-2:])
         return height, width, frames
-
-
-def channels_of(pipe: Any, family: Family) -> tuple[int | None, int | None]:
-    """Of the denoiser's first input, and of its predictions."""
-    config = next(iter(transformers_of(pipe, family).values())).config
-    given = getattr(config, "in_channels", None)
-    return given, getattr(config, "out_channels", None) or given
 
 
 def keeps_noise(pipe: Any, family: Family) -> bool:
@@ -147,12 +141,24 @@ def keeps_noise(pipe: Any, family: Family) -> bool:
     Not where a condition stands in further channels (image to video, Wan-Animate), or where a
     prediction has sound too (LTX-2): a plan that weighs the noise would lack it there.
     """
-    return gets_noise_alone(family, *channels_of(pipe, family))
+    return gets_noise_alone(family, _config_of(pipe, family))
 
 
-def gets_noise_alone(family: Family, given: int | None, predicted: int | None) -> bool:
-    """As `keeps_noise`, from the denoiser's channels."""
+def gets_noise_alone(family: Family, config: Mapping[str, Any]) -> bool:
+    """As `keeps_noise`, from the denoiser's config."""
+    given, predicted = _channels_of(config)
     return family.audio is None and given == predicted
+
+
+def _config_of(pipe: Any, family: Family) -> Mapping[str, Any]:
+    found: Mapping[str, Any] = next(iter(transformers_of(pipe, family).values())).config
+    return found
+
+
+def _channels_of(config: Mapping[str, Any]) -> tuple[int | None, int | None]:
+    """Of the denoiser's first input, and of its predictions."""
+    given = config.get("in_channels")
+    return given, config.get("out_channels") or given
 
 
 def _is_of(choice: PlanChoice, coefficients: SamplerCoefficients) -> bool:

@@ -269,10 +269,13 @@ class RunController:
         useful = self._teaches and not self.remarks and coefficients.num_rows <= MOST_ROWS
         if self.learning is None or self.static or not useful or not choice.plan.extrapolations:
             return None
-        if any(map(other_cache, transformers_of(self.pipe, self.family).values())):
+        if self._has_other_cache():
             return None
         kind = self._kind(run, coefficients)
         return RunObserver(kind, run.guidance or 1.0, self.family.branches, choice.plan)
+
+    def _has_other_cache(self) -> bool:
+        return any(map(other_cache, transformers_of(self.pipe, self.family).values()))
 
     def _sampler(self, run: RunInfo, weights: tuple[float, ...]) -> SamplerCoefficients:
         """Of a run; a ValueError where there is no plan for it."""

@@ -22,7 +22,6 @@ from dit_accel.core.families import family_of, transformers_of
 from dit_accel.core.interceptor import RunInfo
 from dit_accel.core.measure import synchronise
 from dit_accel.core.patching import Patches
-from dit_accel.core.private_names import other_cache
 from dit_accel.core.session import Session
 from dit_accel.planning.learned import MOST_ROWS
 from dit_accel.planning.selection import Target
@@ -59,8 +58,7 @@ class ReferenceRun(RunController):
 
     def _policy(self, run: RunInfo, weights: tuple[float, ...]) -> Policy:
         sampler = self._sampler(run, weights)
-        others = map(other_cache, transformers_of(self.pipe, self.family).values())
-        if any(others) or sampler.num_rows > MOST_ROWS:
+        if self._has_other_cache() or sampler.num_rows > MOST_ROWS:
             reason = "it is too long" if sampler.num_rows > MOST_ROWS else "it has a cache"
             return self._not_planned(sampler.num_steps, reason)
         policy = self._record(run, sampler)

@@ -202,9 +202,7 @@ def _keeps_noise(profile: Profile, model: LoadableModel | None) -> bool:
     family = FAMILIES.get(profile.key.transformer)
     if family is None or model is None:
         return True
-    config = transformer_config(model)
-    given = config.get("in_channels")
-    return gets_noise_alone(family, given, config.get("out_channels") or given)
+    return gets_noise_alone(family, transformer_config(model))
 
 
 def _separate(profile: Profile) -> bool:

@@ -131,7 +131,7 @@ def _by_prior(
             )  # fmt: skip
         if profile is not None:
             run, target = profile.sampler, selection.Target(settings.quality, settings.speedup)
-            profile = learnt(pipe, accel, profile)
+            profile = _learnt(pipe, accel, profile)
             choice = selection.choose(
                 profile, run, target, static=accel.static, noise=keeps_noise(pipe, family)
             )
@@ -145,7 +145,9 @@ def _by_prior(
     return RunTarget(dataclasses.replace(settings, accel=accel), choice)
 
 
-def learnt(pipe: Any, accel: PlannedConfig, profile: Profile, *, measured: bool = False) -> Profile:
+def _learnt(
+    pipe: Any, accel: PlannedConfig, profile: Profile, *, measured: bool = False
+) -> Profile:
     """What stands for a profile, with what earlier runs of this pipeline taught.
 
     Args:
@@ -173,7 +175,7 @@ def _by_profile(pipe: Any, settings: Settings, accel: PlannedConfig, path: str) 
     with refused(f"--profile is {path!r}: ", (ValueError, OSError)):
         profile, _ = profile_for(pipe, path, force=accel.force)
     assert profile is not None  # a path was given
-    profile = learnt(pipe, accel, profile, measured=True)
+    profile = _learnt(pipe, accel, profile, measured=True)
     text = _text(pipe, settings, profile)
     choice = None
     with refused(f"{target_option(settings.quality, settings.speedup)}: "):
