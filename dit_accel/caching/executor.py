@@ -4,8 +4,9 @@ Goes in: every forward of a session. Comes out: its output, computed or a weight
 ones. With two components the second branch of guidance is cached and extrapolated as its difference
 from the first. Where a value that an extrapolation needs is missing, the step is computed. A value
 that is not finite is never used: with `needs_error` or `checks_finite` it is found before its step
-and restored; without them the sum of what was extrapolated is read after the run, for a note. The
-policy decides, `core/extrapolation.py` combines. It works with any transformer. Ours.
+and restored, or replaced on the device where it is not observed yet; without them the sum of what
+was extrapolated is read after the run, for a note. The policy decides,
+`core/extrapolation.py` combines. It works with any transformer. Ours.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import torch
 
 from dit_accel.caching.engine import CacheMemory, Engine
 from dit_accel.caching.first_step import FirstStepWatch
-from dit_accel.caching.monitor import LostValues, Monitor, load_kernels
+from dit_accel.caching.monitor import Branch, LostValues, Monitor, Pending, load_kernels
 from dit_accel.caching.outputs import Form, taken
 from dit_accel.caching.policy import Controller, Policy
 from dit_accel.caching.ranks import Ranks
@@ -61,6 +62,7 @@ class PlanExecutor(Engine):
     def clear(self) -> None:
         """Free the cached values, and what was measured."""
         self.store.clear()
+        self._pending: list[Pending] = []  # measured, and not observed yet
         self._first: dict[str, torch.Tensor] = {}  # this step's first branch, by role
         self._forwards: Counter[str] = Counter()  # of this step, by role
         self._extrapolation: Extrapolation | None = None  # of this step
@@ -136,7 +138,19 @@ class PlanExecutor(Engine):
         if component > 0:
             values, factors = [self._first[self.session.role], *values], [1.0, *factors]
         factors = [_over_rows(factor, values[0]) for factor in factors]
-        return extrapolation.weighted_sum(factors, values)
+        value = extrapolation.weighted_sum(factors, values)
+        return self._finite(component, value, cached) if self._pending else value
+
+    def _finite(self, component: int, value: torch.Tensor, cached: BranchStore) -> torch.Tensor:
+        """A value whose sums may not be observed yet: what is not finite in it is replaced by the
+        newest cached value that is, number by number and without a host sync."""
+        newest, *older = (cached[step] for step in sorted(cached, reverse=True)[:2])
+        for one in older:
+            newest = torch.where(newest.isfinite(), newest, one)
+        newest = newest.nan_to_num(0.0, 0.0, 0.0).to(value.dtype)
+        if component > 0:
+            newest = newest + self._first[self.session.role]
+        return torch.where(value.isfinite(), value, newest)
 
     def _store(
         self, component: int, cached: BranchStore, value: torch.Tensor, *, first: bool
@@ -185,7 +199,7 @@ class PlanExecutor(Engine):
         self.store.begin(self.policy.min_bits)
 
     def step_begins(self, step: int) -> None:
-        """Read what was measured, ask the policy, and free what no later step uses."""
+        """Measure the step before, ask the policy, and free what no later step uses."""
         policy = self.policy
         if policy.needs_error:
             if self.monitor.text_changed(""):
@@ -207,7 +221,7 @@ class PlanExecutor(Engine):
             self._changed.add(step)
         if self._extrapolation is not None and policy.checks_finite and not policy.needs_error:
             sums = self.ranks.mean(torch.stack(self.store.sums()))
-            self._drop_invalid(step - 1, sums.tolist())
+            self._drop_invalid(step - 1, self.store.places(), sums.tolist())
             self.host_syncs += 1
         if self.lost:  # a fresh value is needed to restore what was lost
             self._extrapolation = None
@@ -225,6 +239,8 @@ class PlanExecutor(Engine):
                 if component > 0 and one_weight:
                     cached[0] = cached[0] - self._first[self.session.role]
             self.policy = new
+            self._pending.clear()
+            new.on_computed(0)
         return self.policy
 
     def _free(self, step: int) -> None:
@@ -235,19 +251,45 @@ class PlanExecutor(Engine):
                 del cached[old]
 
     def _measure(self, step: int) -> None:
-        """Report the step before this one to the policy, in one host sync."""
-        before = step - 1
-        found = self.monitor.read(step, self.store.sums())
-        self.host_syncs += 1
-        self._drop_invalid(before, found.sums)
-        if found.computed:
-            self.policy.observe(before, found.extrapolation_error, found.trust)
-        if found.jumped:
-            self.policy.on_suspicious(before, "the latents jumped")
+        """Measure the step before this one, and observe what is due.
 
-    def _drop_invalid(self, before: int, sums: Sequence[float]) -> None:
-        """Drop what is not finite, and report it to the policy; `sums` as of `TensorStore.sums`."""
-        places = self.store.places()
+        A computed forward that is queued behind a measure occupies the device while the host waits.
+        """
+        measured = self.monitor.measure(step, self.store.sums(), self.store.places())
+        if measured.computed:
+            self.policy.on_computed(measured.step)
+            if self._observes_late:
+                self._observe_pending()
+        self._pending.append(measured)
+        if not self._observes_late:
+            self._observe_pending()
+
+    @property
+    def _observes_late(self) -> bool:
+        return self.policy.observes_late and not self.lost
+
+    def _observe_pending(self) -> None:
+        """Report what was measured to the policy, in one host sync."""
+        self.host_syncs += bool(self._pending)
+        while self._pending:
+            pending = self._pending.pop(0)
+            found = self.monitor.metrics(pending)
+            self._drop_invalid(pending.step, pending.places, found.sums)
+            if found.computed:
+                self.policy.observe(pending.step, found.extrapolation_error, found.trust)
+            if found.jumped:
+                self.policy.on_suspicious(pending.step, "the latents jumped")
+
+    def _observe_rest(self) -> None:
+        """What is pending when the run is over; before, another rank would not do the same."""
+        if self._pending and self.session.steps_ran == self.session.num_steps:
+            self.policy.on_end(self.session.steps_ran)
+            self._observe_pending()
+
+    def _drop_invalid(
+        self, before: int, places: Sequence[tuple[Branch, int]], sums: Sequence[float]
+    ) -> None:
+        """Drop what is not finite, and report it to the policy; as of `TensorStore`."""
         lost = self.lost.drop(self.store, places, sums[: len(places)])
         if not all(map(math.isfinite, sums[len(places) :])):
             self.store.noise.clear()
@@ -255,11 +297,16 @@ class PlanExecutor(Engine):
         elif lost:
             self.policy.on_lost_value(before, "a cached value was not finite")
 
+    def run_follows(self) -> None:
+        self._observe_rest()
+
     def run_ends(self, steps: int) -> None:
         self.policy.on_end(steps)
+        self._observe_rest()
         self._learning = self.controller.finish()
 
     def flush(self) -> None:
+        self._observe_rest()
         self._learning = self.controller.finish()
 
     # --- for the report ---

@@ -6,7 +6,9 @@ far the line through the last two computed predictions is from the fresh one. Co
 model; where the number of steps is bounded, the plan's own steps are computed instead. All other
 steps are extrapolated along a *damped* line: the last value plus a share of the line's rise. The
 share (the *damping*) is the one that was right when the line was last compared.
-docs/how-it-works.md, section 6, lists what happens when. It knows steps and numbers, no tensors and
+While nothing is odd, a step is observed after the next computed one: so the device never waits for
+the host. From the first event on, every step is observed before the next one. docs/how-it-works.md,
+section 6, lists what happens when. It knows steps and numbers, no tensors and
 no models. Ours; there is no source.
 """
 
@@ -107,6 +109,8 @@ class GuardedPolicy(Policy):
         self._endured: Event | None = None  # where no step was left for what it asks for
         self.damping = 0.0
         self._suspicion: Event | None = None
+        self._judge: int | None = None  # the computed step whose error decides on it
+        self._is_over = False  # no step follows
         self._abandoned_at: int | None = None  # only values of later steps are used
         self._done: set[int] = set()  # computed steps
         self._rest = frozenset(self.planned)  # to be computed after the plan, where that is bounded
@@ -128,7 +132,7 @@ class GuardedPolicy(Policy):
                 for k, v in found.items()}  # fmt: skip
 
     def extrapolation_at(self, step: int) -> Extrapolation | None:
-        if self._suspicion is not None and step == self._suspicion[0] + 1:
+        if step == self._judge:
             return None
         if self._abandoned_at is None and not self.ignores_plan:
             return self.plan.extrapolations.get(step)
@@ -151,27 +155,37 @@ class GuardedPolicy(Policy):
             or (self.plan.num_steps >= LONG_RUN_STEPS and self._is_risky(step))
         )
 
-    def observe(self, step: int, error: float | None, trust: float | None = None) -> None:
+    @property
+    def observes_late(self) -> bool:
+        follows = self.guard and self._abandoned_at is None and not self.ignores_plan
+        return follows and self._judge is None
+
+    def on_computed(self, step: int) -> None:
+        if step not in self._done and (self._abandoned_at is None or step > self._abandoned_at):
+            self.computed.append(step)
         self._done.add(step)
+
+    def observe(self, step: int, error: float | None, trust: float | None = None) -> None:
+        self.on_computed(step)
+        is_judge, self._judge = step == self._judge, None if step == self._judge else self._judge
         if self._abandoned_at is not None and step <= self._abandoned_at:
             return  # its value is of what was before
-        self.computed.append(step)
         known = trust is not None and not math.isnan(trust)
         self.damping = min(max(trust or 0.0, 0.0), 1.0) if known else 0.0
         if error is None:
             return
         self.extrapolation_errors[step] = error
         if self.guard and self._abandoned_at is None:
-            self._judge(step, error)
+            self._check(step, error, is_judge=is_judge)
 
-    def _judge(self, step: int, error: float) -> None:
+    def _check(self, step: int, error: float, *, is_judge: bool) -> None:
         """Abandon the plan where an extrapolation error contradicts it."""
         if self.ignores_plan and not math.isnan(error):
             return  # bands of a plan that is not used say nothing; a NaN says that something broke
         band = self.bands.get(step)
         if not math.isfinite(error):
             self.on_invalid(step, "a value was not finite")
-        elif self._suspicion is not None and step == self._suspicion[0] + 1:
+        elif is_judge and self._suspicion is not None:
             if not self._is_usual(step, error):
                 self._abandon_plan(self._suspicion, self._suspicion[0])
         elif band is not None and not band.contains(error):
@@ -207,12 +221,18 @@ class GuardedPolicy(Policy):
 
     def on_suspicious(self, step: int, reason: str) -> None:
         free = self.guard and self._abandoned_at is None and self._suspicion is None
-        if free and (step + 1 in self.planned or self._has_one_more(step)):
-            self._suspicion = (step, reason)
+        later = [computed for computed in self.computed if computed > step]
+        if self._is_over and not later:
+            self._endured = self._endured or (step, reason)
+        elif free and (later or step + 1 in self.planned or self._has_one_more(step)):
+            self._suspicion, self._judge = (step, reason), min(later, default=step + 1)
 
     def on_invalid(self, step: int, reason: str) -> None:
         if self.guard and self._abandoned_at is None:
             self._abandon_plan((step, reason), step)
+
+    def on_end(self, steps: int) -> None:
+        self._is_over = True
 
     def needed_steps(self, step: int) -> tuple[int, ...]:
         if self._abandoned_at is not None or self.ignores_plan:
@@ -260,7 +280,7 @@ class GuardedPolicy(Policy):
         later = [s for s in self.computed if s > step]
         # the next step, for a value of what is new; and the first one of an expert that is to come
         needed = 1 + (self.since(self.plan.num_steps - 1) > step)
-        if not later and self.max_added is not None and self._left < needed:
+        if self._is_over or (not later and self.max_added is not None and self._left < needed):
             self._endured = event
             return
         self.abandoned, self._abandoned_at = event, step

@@ -1,10 +1,10 @@
 """Measures a run at the denoiser's output: extrapolation errors, lost values, jumps, other texts.
 
 Goes in: fresh predictions, and the cached values that a line goes through. Comes out: `StepMetrics`
-once a step. What is measured stays on the device until the next step begins, and is read there in
-one host sync. `LostValues` restores a value that is not finite from its neighbours. `FiniteCheck`
-watches the latents of every run, and is read when the report is asked for. It decides nothing, and
-holds no formula: `core/extrapolation.py` combines, `core/drift.py` measures. Ours.
+once a step. What is measured is copied to the host when the next step begins, without waiting; who
+needs it waits, then or later. `LostValues` restores a value that is not finite from its neighbours.
+`FiniteCheck` watches the latents of every run, and is read when the report is asked for. It decides
+nothing, and holds no formula: `core/extrapolation.py` combines, `core/drift.py` measures. Ours.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 
+from dit_accel.caching.host_copy import HostCopy
 from dit_accel.caching.ranks import Ranks
 from dit_accel.core import drift, extrapolation
 from dit_accel.core.interceptor import Forward, ForwardCall, Interceptor
@@ -41,8 +42,26 @@ class StepMetrics:
     sums: Sequence[float]  # the numbers that were to be read with it
 
 
+@dataclass(frozen=True)
+class Pending:
+    """What was measured of one step, and may not be on the host yet.
+
+    Args:
+        step: of the run.
+        computed, has_line: whether it was, and whether a line was compared with it.
+        places: where the values are whose sums were taken with it, as of `TensorStore.places`.
+        numbers: five of the step, then the sums.
+    """
+
+    step: int
+    computed: bool
+    has_line: bool
+    places: Sequence[tuple[Branch, int]]
+    numbers: HostCopy
+
+
 class Monitor:
-    """Measures a run; reads the device once a step, in `read`."""
+    """Measures a run: `measure` begins each host sync, `metrics` ends it."""
 
     def __init__(self, session: Session) -> None:
         self.session = session
@@ -111,8 +130,15 @@ class Monitor:
         part = weight * value
         self._guided = part if self._guided is None or component == 0 else self._guided + part
 
-    def read(self, step: int, sums: Sequence[torch.Tensor]) -> StepMetrics:
-        """What was measured of the step before `step`, and further numbers, in one host sync."""
+    @property
+    def computed(self) -> bool:
+        """Whether the step was computed."""
+        return self._computed
+
+    def measure(
+        self, step: int, sums: Sequence[torch.Tensor], places: Sequence[tuple[Branch, int]] = ()
+    ) -> Pending:
+        """Measure the step before `step`, and copy that and further numbers to the host."""
         like = sums[0] if sums else torch.zeros((), device=self.session.latents.device)
         error, trust = like.new_zeros(()), like.new_ones(())
         if self._errors and self._guided is not None:
@@ -120,14 +146,19 @@ class Monitor:
             error = drift.relative_l2(miss, self._guided)
             trust = 1 - drift.projection_coefficient(miss, rise)
         measured_here = [error, trust, self._moved(step, like), *self._sizes(like), *sums]
-        numbers = self.ranks.mean(torch.stack(measured_here)).tolist()
-        (measured, trusted, *movement), read = numbers[:5], numbers[5:]
+        numbers = HostCopy(self.ranks.mean(torch.stack(measured_here)))
+        return Pending(step - 1, self._computed, bool(self._errors), places, numbers)
+
+    def metrics(self, pending: Pending) -> StepMetrics:
+        """What was measured, once it is on the host; in the order of the steps."""
+        numbers = pending.numbers.tolist()
+        (measured, trusted, *movement), sums = numbers[:5], numbers[5:]
         # Through a cached value that is not finite no line is finite: that is reported once, by the
-        # sums in `read`, and not as an error of the prediction too.
-        valid = self._errors and (all(map(math.isfinite, read)) or math.isfinite(measured))
+        # sums, and not as an error of the prediction too.
+        valid = pending.has_line and (all(map(math.isfinite, sums)) or math.isfinite(measured))
         return StepMetrics(
-            self._computed, measured if valid else None, trusted if valid else None,
-            self._jumped(*movement), read,
+            pending.computed, measured if valid else None, trusted if valid else None,
+            self._jumped(*movement), sums,
         )  # fmt: skip
 
     def _jumped(self, way: float, size: float, turn: float) -> bool:
@@ -184,7 +215,8 @@ def load_kernels(like: torch.Tensor) -> None:
         norm = torch.linalg.vector_norm(few, dtype=torch.float32)
         total = few.sum(dtype=torch.float32)
         error, trust = drift.relative_l2(miss, few), drift.projection_coefficient(miss, few)
-        torch.stack([error, trust, norm / 2, total])
+        torch.where(few.isfinite(), few, miss.nan_to_num(0.0, 0.0, 0.0))
+        HostCopy(torch.stack([error, trust, norm / 2, total]))
 
 
 class LostValues:
@@ -213,8 +245,9 @@ class LostValues:
         """
         lost = [at for at, total in zip(places, sums, strict=True) if not math.isfinite(total)]
         for key, step in lost:
-            del cached[key][step]
-            self._steps.setdefault(key, []).append(step)
+            if step in cached.get(key, ()):  # else it was freed since it was measured
+                del cached[key][step]
+                self._steps.setdefault(key, []).append(step)
         return bool(lost)
 
     def restore(self, cached: MutableMapping[int, torch.Tensor]) -> None:

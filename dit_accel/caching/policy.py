@@ -59,7 +59,7 @@ class Policy:
     branch_weights: tuple[float, ...] = (1.0,)  # of the components of the guided prediction
     second: SecondExpert | None = None  # of the run, where there is one
     min_bits: int = BITS[0]  # that cached values may be quantized to under a memory cap
-    needs_error: bool = False  # whether `observe` is called, after one host sync a step
+    needs_error: bool = False  # whether `observe` is called
     checks_finite: bool = False  # whether cached values are checked before they are used
     planned: tuple[int, ...] = ()  # steps that are to be computed; empty: nothing was planned
     sees_first_step: bool = False  # see `Controller`
@@ -114,8 +114,19 @@ class Policy:
     def take(self, first: FirstStep) -> None:
         """Where it `records`: take over the first step, which ran by another policy."""
 
+    @property
+    def observes_late(self) -> bool:
+        """Whether what was measured of a step may be observed after the next computed step.
+
+        Then no host sync waits for all that is queued on the device.
+        """
+        return False
+
+    def on_computed(self, step: int) -> None:
+        """A step was computed; it is observed now or later."""
+
     def observe(self, step: int, error: float | None, trust: float | None = None) -> None:
-        """A step was computed.
+        """What was measured of a computed step.
 
         Args:
             error: extrapolation error of the line through the last two computed values; None where

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,9 +14,12 @@ import torch
 from plan_runs import PLAN, STEPS, TWO_PARTS, NotingPolicy, inject, run
 
 from dit_accel import accelerate
+from dit_accel.caching import monitor
 from dit_accel.caching.guard import GuardedPolicy
+from dit_accel.caching.host_copy import HostCopy
 from dit_accel.core.guidance import guided
 from dit_accel.planning.plan import Extrapolation, Plan
+from dit_accel.planning.prediction import ErrorBand
 
 NEUTRAL = Plan(STEPS, {})
 MIX = (1.0, -3.0)  # of guidance 4
@@ -186,13 +190,123 @@ def reads(monkeypatch) -> Counter[str]:
     return counted
 
 
+TIMES = [float(STEPS - s) for s in range(STEPS)]
+
+
 def test_the_device_is_read_once_a_step_at_most(pipe, reads):
-    policy = GuardedPolicy(TWO_PARTS, [float(STEPS - s) for s in range(STEPS)], MIX)
+    """Of 0, 1, 3 and 5 computed: step 0 after 1, steps 1 and 2 after 3, the others at the end."""
+    policy = GuardedPolicy(TWO_PARTS, TIMES, MIX)
     with accelerate(pipe, plan=policy) as handle:
         run(pipe)
-        assert reads == {"read": STEPS - 1, "time_of": 1}  # the timesteps once a run
-        assert handle.report().host_syncs == STEPS - 1
+        assert reads == {"tolist": STEPS - 1, "time_of": 1}  # the timesteps once a run
+        assert handle.report().host_syncs == 3
     assert reads.pop("notes") == 1, "and whether all was finite, for the report"
+
+
+class Lagging(HostCopy):
+    """A copy that arrives when it is asked for, and notes how many forwards were queued by then."""
+
+    forwards: list[str] = []  # noqa: RUF012
+    lags: list[int] = []  # noqa: RUF012
+
+    def __init__(self, numbers: torch.Tensor) -> None:
+        self._numbers, self._queued = numbers.clone(), len(self.forwards)
+
+    def tolist(self) -> list[float]:
+        self.lags.append(len(self.forwards) - self._queued)
+        return self._numbers.tolist()
+
+
+@pytest.fixture
+def lags(pipe, monkeypatch):
+    """How many forwards were queued after each measure, before the host waited for it."""
+    monkeypatch.setattr(monitor, "HostCopy", Lagging)
+    monkeypatch.setattr(Lagging, "forwards", [])
+    monkeypatch.setattr(Lagging, "lags", [])
+    hook = pipe.transformer.register_forward_hook(lambda *_: Lagging.forwards.append("queued"))
+    yield Lagging.lags
+    hook.remove()
+
+
+LATE = Plan(8, {s: Extrapolation(({c: 1.0},)) for s, c in ((3, 2), (4, 2), (6, 5))})
+
+
+def late_policy(**changes: Any) -> GuardedPolicy:
+    return GuardedPolicy(LATE, [float(8 - s) for s in range(8)], **changes)
+
+
+def test_the_host_waits_for_a_step_only_behind_a_later_computed_one(pipe, lags):
+    """Both branches of the next computed step are queued by then."""
+    policy = late_policy()
+    with accelerate(pipe, plan=policy) as handle:
+        run(pipe, num_inference_steps=8)
+        assert handle.report().host_syncs == 4
+    assert lags == [2, 2, 2, 2, 2, 2, 2], "steps 0 to 6; 7 is queued behind them all"
+    assert [*policy.extrapolation_errors] == [2, 5], "the last window's too"
+
+
+def test_a_late_measure_still_abandons_the_plan(pipe, lags):
+    """An error outside the band at step 2 is known once 5 is computed, and 6 is extrapolated on the
+    damped line from 5. From then on nothing is late."""
+    narrow = {2: ErrorBand(-9.0, 0.01)}
+    with accelerate(pipe, plan=(policy := late_policy(bands=narrow))) as handle:
+        run(pipe, num_inference_steps=8)
+        (site, _) = handle.report().sites
+    assert policy.abandoned is not None and policy.abandoned[0] == 2
+    assert lags[:3] == [2, 2, 2] and set(lags[5:]) == {0}
+    assert site.computed == (0, 1, 2, 5, 7)
+
+
+@pytest.mark.parametrize("where", ["cached", "start"])
+def test_a_value_that_is_not_finite_is_replaced_before_it_is_known(pipe, stock, where, lags):
+    """Steps 3 and 4 use step 2 of which a number is lost: step 1's stands for it. After step 5 the
+    host knows, and 6 is computed to restore it."""
+    frames = {}
+    for lost in (False, True):
+
+        def poison(tensors: Any, lost: bool = lost) -> dict[str, Any]:
+            store = handle.executor.store
+            value = store.noise["target"] if where == "start" else store["target", "cond"][2]
+            value[0, 0, 0, 0, 0] = float("nan") if lost else value[0, 0, 0, 0, 0]
+            return {}
+
+        noisy = {s: replace(e, noise_weight=1e-3) for s, e in LATE.extrapolations.items()}
+        policy = GuardedPolicy(Plan(8, noisy), [float(8 - s) for s in range(8)])
+        with accelerate(pipe, plan=policy) as handle:
+            frames[lost] = run(
+                pipe, callback_on_step_end=inject(2, poison), num_inference_steps=8,
+                output_type="latent",
+            )  # fmt: skip
+            computed = handle.report().sites[0].computed
+    assert torch.isfinite(frames[True]).all()
+    assert (frames[True] - frames[False]).abs().max() < 1.0
+    assert computed == ((0, 1, 2, 5, 6, 7) if where == "cached" else (0, 1, 2, 5, 7))
+    (event,) = [e for e in (policy.restored, policy.abandoned) if e]
+    assert event[1].endswith("was not finite")
+
+
+def test_what_is_found_when_the_run_is_over_changes_nothing_and_is_noted(pipe):
+    policy = late_policy(bands={5: ErrorBand(-9.0, 0.01)})
+    with accelerate(pipe, plan=policy) as handle:
+        run(pipe, num_inference_steps=8)
+        (note,) = handle.report().notes
+    assert note.startswith("Guard after step 5: the extrapolation error was ")
+    assert note.endswith("no step was left to compute, and the plan went on.")
+    assert policy.observations() is None
+
+
+def test_a_report_during_a_run_changes_no_decision(pipe):
+    """It may be asked of one rank alone."""
+    syncs = []
+
+    def look(*_: Any) -> dict[str, Any]:
+        handle.report()
+        syncs.append(handle.executor.host_syncs)
+        return {}
+
+    with accelerate(pipe, plan=late_policy()) as handle:
+        run(pipe, num_inference_steps=8, callback_on_step_end=look)
+    assert syncs == [0, 0, 1, 2, 2, 2, 3, 4]
 
 
 def test_a_policy_that_measures_nothing_reads_nothing(pipe, reads):

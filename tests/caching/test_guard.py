@@ -187,6 +187,54 @@ def test_after_a_suspicion_the_error_of_the_next_step_decides(extrapolation_erro
         assert policy.abandoned is None
 
 
+def late(policy: GuardedPolicy, *steps: int) -> None:
+    """So many steps were computed, and the others but the last one observed."""
+    for step in steps:
+        policy.on_computed(step)
+        assert policy.observes_late
+    for step in steps[:-1]:
+        policy.observe(step, USUAL, 0.0)
+
+
+@pytest.mark.parametrize(("extrapolation_error", "left"), [(USUAL * 1.4, False), (9.0, True)])
+def test_a_suspicion_that_comes_late_is_decided_by_the_step_that_was_computed(
+    extrapolation_error, left
+):
+    """Step 5 was computed since: no other one is, and until its error is known nothing is late."""
+    policy = guarded()
+    late(policy, 0, 1, 2, 5)
+    policy.on_suspicious(3, "the latents jumped")
+    assert not policy.observes_late
+    assert policy.extrapolation_at(6) is not None
+    policy.observe(5, extrapolation_error, 0.0)
+    assert policy.observes_late != left
+    assert policy.abandoned == ((3, "the latents jumped") if left else None)
+    assert policy.needed_steps(5) == ((5,) if left else PLAN.needed_steps(5))
+
+
+def test_an_error_that_comes_late_leaves_the_values_from_its_step_on():
+    policy = guarded()
+    late(policy, 0, 1, 2, 5, 10)
+    policy.observe(5, FAULT)
+    assert policy.abandoned is not None and not policy.observes_late
+    policy.observe(10, FAULT, 0.5)
+    assert policy.needed_steps(10) == (5, 10)
+    assert policy.extrapolation_at(11) == Extrapolation(({10: 1.1, 5: -0.1},))
+    assert policy.extrapolation_at(12) is None
+
+
+def test_what_is_found_after_the_last_step_is_noted():
+    for find in ("on_suspicious", "on_invalid"):
+        policy = guarded()
+        late(policy, *PLAN.computed)
+        policy.on_end(TOTAL)
+        getattr(policy, find)(22, "it broke")
+        assert policy.abandoned is None and policy.observations() is None
+        assert policy.notes() == (
+            "Guard after step 22: it broke; no step was left to compute, and the plan went on.",
+        )
+
+
 @pytest.mark.parametrize(("ratio", "left"), [(1.4, False), (1.6, True)])
 def test_without_bands_the_errors_of_the_run_say_what_is_usual(ratio, left):
     """As in a run that nobody calibrated: its errors were 0.8, and 1.5 times that is usual."""

@@ -23,6 +23,10 @@ def session(**now: Any) -> Any:
     return made
 
 
+def read(watch: Monitor, step: int, sums: list[torch.Tensor]) -> Any:
+    return watch.metrics(watch.measure(step, sums))
+
+
 def test_a_text_is_another_by_what_it_says():
     here = session(text=torch.zeros(2))
     watch = Monitor(here)
@@ -44,12 +48,12 @@ def test_the_extrapolation_error_and_the_trust_by_hand():
     watch = Monitor(here)
     line = [(1, torch.tensor([1.0])), (0, torch.tensor([3.0]))]
     watch.compare(0, 2.0, torch.tensor([-0.5]), line)
-    found = watch.read(3, [torch.tensor(7.0)])
+    found = read(watch, 3, [torch.tensor(7.0)])
     assert (found.computed, found.extrapolation_error, found.trust) == (True, 1.0, 0.75)
     assert found.sums == [7.0]
     watch.next_step()
-    assert watch.read(3, []).extrapolation_error is None
-    assert not watch.read(3, []).computed
+    assert read(watch, 3, []).extrapolation_error is None
+    assert not read(watch, 3, []).computed
 
 
 @pytest.mark.parametrize(("factor", "jumped"), [(0.9, False), (1.1, True), (math.nan, True)])
@@ -58,10 +62,10 @@ def test_latents_jump_where_they_move_faster_than_a_sampler_moves_them(factor, j
     watch = Monitor(here)
     watch.note_latents()
     here.latents = torch.ones(1)
-    assert not watch.read(1, []).jumped, "nothing is known of the step before"
+    assert not read(watch, 1, []).jumped, "nothing is known of the step before"
     watch.note_latents()
     here.latents = here.latents + factor * MAX_SPEED_RATIO
-    assert watch.read(2, []).jumped == jumped
+    assert read(watch, 2, []).jumped == jumped
 
 
 @pytest.mark.parametrize(("factor", "jumped"), [(0.9, False), (1.1, True)])
@@ -74,7 +78,7 @@ def test_a_prediction_that_jumps_explains_latents_that_do(factor, jumped):
         watch.next_step()
         watch.note_prediction(0, 1.0, torch.tensor([size]))
         here.latents = here.latents + way
-        found = watch.read(step, [])
+        found = read(watch, step, [])
     assert (found.jumped, found.computed) == (jumped, False)
 
 
@@ -103,7 +107,7 @@ def jumps(scheduler, prediction, fault=None, steps=30):
     here = SimpleNamespace(latents=torch.ones_like(A), time_of=times.__getitem__)
     watch, found = Monitor(here), []
     for step, time in enumerate(scheduler.timesteps):
-        if step and watch.read(step, []).jumped:
+        if step and read(watch, step, []).jumped:
             found.append(step - 1)
         watch.note_latents()
         watch.next_step()

@@ -224,7 +224,7 @@ def test_the_device_is_read_no_more_often_under_a_cap(pipe):
     with accelerate(pipe, plan=policy) as handle:
         handle.executor.store.limit = 1
         run(pipe)
-        assert handle.report().host_syncs == STEPS - 1
+        assert handle.report().host_syncs == 3  # the computed steps but the last
 
 
 # --- by a profile ---
