@@ -224,14 +224,14 @@ class LostValues:
 
     def __init__(self, session: Session) -> None:
         self.session = session
-        self._steps: dict[Branch, list[int]] = {}
+        self._lost: dict[Branch, dict[int, torch.Tensor]] = {}  # by step
 
     def __bool__(self) -> bool:
-        return bool(self._steps)
+        return bool(self._lost)
 
     def reset(self) -> None:
         """A run begins: forget the last one."""
-        self._steps.clear()
+        self._lost.clear()
 
     def drop(
         self, cached: Mapping[Branch, MutableMapping[int, torch.Tensor]],
@@ -246,19 +246,21 @@ class LostValues:
         lost = [at for at, total in zip(places, sums, strict=True) if not math.isfinite(total)]
         for key, step in lost:
             if step in cached.get(key, ()):  # else it was freed since it was measured
+                self._lost.setdefault(key, {})[step] = cached[key][step]
                 del cached[key][step]
-                self._steps.setdefault(key, []).append(step)
         return bool(lost)
 
     def restore(self, cached: MutableMapping[int, torch.Tensor]) -> None:
-        """Restore those of the current branch, by the polynomial through their neighbours."""
+        """Restore those of the current branch: what is not finite in them, by the polynomial
+        through their neighbours."""
         session = self.session
-        for step in self._steps.pop((session.role, session.branch), []):
+        for step, lost in self._lost.pop((session.role, session.branch), {}).items():
             at = session.time_of(step)
             near = sorted(cached, key=lambda s: abs(session.time_of(s) - at))[:NEIGHBOURS]
             if len(near) > 1:
                 factors = extrapolation.lagrange_weights([session.time_of(s) for s in near], at)
-                cached[step] = extrapolation.weighted_sum(factors, [cached[s] for s in near])
+                near_it = extrapolation.weighted_sum(factors, [cached[s] for s in near])
+                cached[step] = torch.where(lost.isfinite(), lost, near_it)
 
 
 class FiniteCheck(Interceptor):

@@ -90,7 +90,7 @@ class Report:
         peak_memory_bytes: the device allocator's peak, or the process's on a CPU.
         cached_bytes: the most that cached values took on the device; `packed_bytes` of it were
             quantized, to `packed_bits` at least, and `offloaded_bytes` were in the CPU's memory.
-        host_syncs: how often ours read the device.
+        host_syncs: how often the host waited for numbers of ours on the device.
         notes: what a reader must know.
         quality, speedup: the target, in dB or as steps over computed steps.
         prediction: the PSNR that was expected of this run.
