@@ -15,10 +15,11 @@ class HostCopy:
     """Numbers on their way to the host, of any shape."""
 
     def __init__(self, numbers: torch.Tensor) -> None:
-        self._copied = torch.cuda.Event() if numbers.is_cuda else None
+        self._copied: torch.cuda.Event | None = None
         # Other devices than CUDA's do not all mark the end of such a copy.
         self._numbers = numbers.to("cpu", non_blocking=numbers.is_cuda)
-        if self._copied is not None:
+        if numbers.is_cuda:
+            self._copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
             self._copied.record(torch.cuda.current_stream(numbers.device))
 
     def tolist(self) -> list[float]:
