@@ -343,10 +343,11 @@ def build_engine(
         return PlanExecutor(session, config.policy)
     if not isinstance(config, PlannedConfig):
         return PlanExecutor(session, ComputeAll())
-    look_up = partial(profile_for, session.pipe, config.profile, force=config.force)
-    profile, remarks = look_up()
+    given = partial(profile_for, session.pipe, config.profile, force=config.force)
+    look_up = given if config.known is None else None
+    profile, remarks = look_up() if look_up is not None else (None, ())
     records = config.records or config.learns
-    if profile is None:
+    if profile is None and config.known is None and config.choice is None:  # else it was said
         _LOG.warning(
             "No profile was found for %s: runs are planned from the prior. One that it does not "
             "know is %s.", config, "computed whole and recorded, and later ones are planned from "
@@ -360,7 +361,7 @@ def build_engine(
         session.pipe, family, profile, target, guard=config.guard, static=config.static,
         force=config.force, choice=config.choice, remarks=remarks, look_up=look_up,
         use_text=not with_scene,  # calibration measured prompts on clips without a scene
-        learning=Learning(session.pipe) if config.learns else None,
+        learning=config.known or (Learning(session.pipe) if config.learns else None),
         records=records,
     )  # fmt: skip
     return PlanExecutor(session, controller, config.cache_memory)

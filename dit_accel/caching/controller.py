@@ -267,7 +267,9 @@ class RunController:
     ) -> RunObserver | None:
         """What learns from a run; None where it would cost something, or is of no use."""
         useful = self._teaches and not self.remarks and coefficients.num_rows <= MOST_ROWS
-        if self.learning is None or self.static or not useful or not choice.plan.extrapolations:
+        if self.learning is None or not self.learning.teaches or self.static:
+            return None
+        if not useful or not choice.plan.extrapolations:
             return None
         if self._has_other_cache():
             return None

@@ -52,12 +52,14 @@ class Learning:
         pipe: its parts may change; then another file is used.
     """
 
+    teaches = True  # whether runs change what is known
+
     def __init__(self, pipe: Any) -> None:
         self.pipe = pipe
         self.known = Learned(ProfileKey("", "", "", "", ""))
         self.problem: str | None = None  # why the file is not used
         self._parts: Parts | None = None
-        self._path = Path()
+        self.path = Path()
         self._stamp: Stamp | None = None  # of the file, when it was read or written
         self._last: _LearnedProfile | None = None
         self._measured: tuple[Profile, tuple[float, ...], Profile] | None = None
@@ -67,12 +69,12 @@ class Learning:
         if parts != self._parts:
             self._parts, self._stamp, self._last = parts, None, None
             self.known = Learned(learned_key(self.pipe, parts))
-            self._path = learned.path_in(cache_folder(), self.known.key)
-        stamp = _stamp(self._path)
+            self.path = learned.path_in(cache_folder(), self.known.key)
+        stamp = _stamp(self.path)
         if stamp is not None and stamp != self._stamp:
             self._stamp, self.problem = stamp, None
             try:
-                found = learned.load(self._path)
+                found = learned.load(self.path)
                 self.known = found if found.key == self.known.key else self.known
             except (ProfileError, OSError) as error:
                 self.problem = str(error)
@@ -126,13 +128,16 @@ class Learning:
 
     def _groups(self, kind: RunKind, *, with_prior: bool) -> list[list[Observations]]:
         """Observations that such a run can be planned from: of its own kind, else of clips of
-        another size; and those of each other sampler or guidance, over which a profile is
-        transferred. Where there is no prior, one of them has to be of a whole run."""
+        another size; and those of each other guidance, over which a profile is transferred. Where
+        there is no prior, of each other sampler too, and one of them has to be of a whole run:
+        plans that were transferred over steps were worse than the prior's (research/LOG.md)."""
         every = [one for one in self.known.observations if one.kind.may_transfer(kind)]
         own = [one for one in every if one.kind.is_like(kind)]
         own = own or [one for one in every if one.kind.is_like(kind, any_size=True)]
         found = [own] if own and (with_prior or any(one.is_whole for one in own)) else []
         for whole in (one for one in every if one.is_whole):
+            if with_prior and not whole.kind.has_steps_of(kind):
+                continue
             if not whole.kind.is_like(kind, any_size=True):
                 found.append([one for one in every if one.kind.is_like(whole.kind)])
         return found
@@ -160,12 +165,12 @@ class Learning:
     def _change(self, change: Callable[[Learned], Learned]) -> None:
         """In the file; where that fails, in this process alone."""
         try:
-            self.known = learned.update(self._path, Learned(self.known.key), change)
-            self._stamp, self.problem = _stamp(self._path), None
+            self.known = learned.update(self.path, Learned(self.known.key), change)
+            self._stamp, self.problem = _stamp(self.path), None
         except (ProfileError, OSError) as error:
             self.known = change(self.known)
             reason = reason_of(error) if isinstance(error, OSError) else str(error)
-            self.problem = f"{self._path}: {reason}" if isinstance(error, OSError) else reason
+            self.problem = f"{self.path}: {reason}" if isinstance(error, OSError) else reason
 
     def add_report(self, report: Report, psnr_db: float, clip: ClipSpec) -> None:
         """A clip that a run made has this PSNR to its uncached reference: write it down.
@@ -187,6 +192,39 @@ class Learning:
     def notes(self) -> tuple[str, ...]:
         """Why the file was not read or written."""
         return () if self.problem is None else (f"Learnt in this process alone: {self.problem}.",)
+
+
+class FixedLearning(Learning):
+    """What was learnt of a pipeline by some moment: later runs neither change it nor are lost.
+
+    Args:
+        path: a copy of the pipeline's file; None: nothing was learnt by then.
+    """
+
+    teaches = False
+
+    def __init__(self, pipe: Any, path: Path | None) -> None:
+        super().__init__(pipe)
+        self._copy = path
+
+    def begin(self, parts: Parts) -> None:
+        """A run begins.
+
+        Raises:
+            ProfileError: the file is damaged, or of another pipeline.
+            FileNotFoundError: it is not there.
+        """
+        if parts == self._parts:
+            return
+        self._parts, self._last, key = parts, None, learned_key(self.pipe, parts)
+        self.known = Learned(key) if self._copy is None else learned.load(self._copy)
+        if self.known.key != key:
+            raise ProfileError(
+                f"{self._copy} was learnt of another pipeline; accepted: of this one"
+            )
+
+    def _change(self, change: Callable[[Learned], Learned]) -> None:
+        pass
 
 
 @dataclasses.dataclass(frozen=True)

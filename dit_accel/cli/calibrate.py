@@ -95,6 +95,7 @@ def calibrate(given: CalibrateOptions) -> None:
         _check_out(given.output, given)
     from dit_accel.cli.run import prompt_check
     from dit_accel.cli.run.settings import locate, resolve
+    from dit_accel.cli.run.target import planned_from
     from dit_accel.models.loading import quiet_libraries
     from dit_accel.models.setup import load
 
@@ -111,13 +112,14 @@ def calibrate(given: CalibrateOptions) -> None:
             text = f"{len(clips)} prompts: predictions are rough with fewer than {ENOUGH}"
             say(text, style="yellow")
         pipe = load(model, settings.setup, device=device, dtype=dtype)
+        before = planned_from(pipe, settings)
         out = given.output or _in_cache(pipe, given)
         work = _work(given, out)
         _open(work, model, settings)
         profile = _measure(pipe, clips, settings, given, speedups, out)
     _save(profile, out, model.name)
     shutil.rmtree(work, ignore_errors=True)
-    _show(out, profile, as_json=given.as_json)
+    _show(out, profile, before, as_json=given.as_json)
 
 
 def _work(given: CalibrateOptions, out: Path) -> Path:
@@ -307,7 +309,12 @@ def _say_estimate(estimate: Estimate, *, plans: int) -> None:
     )
 
 
-def _show(out: Path, profile: Profile, *, as_json: bool) -> None:
+def _show(out: Path, profile: Profile, before: str | None, *, as_json: bool) -> None:
+    """Print what was measured.
+
+    Args:
+        before: what runs are planned from without it.
+    """
     from dit_accel.cli.common.tables import candidate_rows, candidate_table
 
     if as_json:
@@ -317,6 +324,8 @@ def _show(out: Path, profile: Profile, *, as_json: bool) -> None:
                 "identity": profile.key.to_json(),
                 "error_memory": profile.error_memory,
                 "candidates": candidate_rows(profile),
+                "rests_on": profile.rests_on,
+                "rested_on": before,
                 "metadata": profile.metadata,
             }
         )
@@ -324,3 +333,5 @@ def _show(out: Path, profile: Profile, *, as_json: bool) -> None:
     if profile.candidates:
         print_table(candidate_table(profile))
     typer.echo(f"profile  {out}")
+    without = f"; without this profile from {before}" if before else ""
+    typer.echo(f"Planned from {profile.rests_on}{without}.")

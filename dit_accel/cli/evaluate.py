@@ -55,8 +55,8 @@ def evaluate(given: EvaluateOptions) -> None:
         model, device, dtype = locate(given)
         device = request.own_device(device)
         spec = request.spec_of(given, model, device, dtype)
-        profile = request.profile_of(given, spec, model)
-        store, spec = request.opened(given, spec, profile)
+        sources = request.sources_of(given, spec, model, device)
+        store, spec = request.opened(given, spec, sources)
         if given.ranking:
             check_ranking(spec)
         groups = spec.groups()

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import hashlib
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,6 +50,7 @@ class EvaluateOptions(ClipOptions):
         False, "Do the clips rank seeds as the uncached ones do? Needs three seeds."
     )
     profile: Path | None = options.profile(COMPARISON, "For quality and speedup: ")
+    no_learn: bool = _compare(False, "Learn nothing from the clips, and plan by nothing learnt.")
     static: bool = _compare(
         False, "For these two: the same steps in every run, no guard.", "--deterministic"
     )
@@ -109,6 +109,7 @@ def spec_of(
         static=given.static,
         cache_memory=options.bytes_of(given.cache_memory),
         setup=settings.setup,
+        no_learn=given.no_learn,
     )
 
 
@@ -129,20 +130,46 @@ def _check_planned(given: EvaluateOptions, methods: list[str]) -> None:
             )
 
 
-def profile_of(given: EvaluateOptions, spec: EvaluationSpec, model: LoadableModel) -> Path | None:
-    """The profile that a method needs, checked; None where no method needs one."""
-    from dit_accel.cli.run.target import CALIBRATE, find_profile, read_profile
+def sources_of(
+    given: EvaluateOptions, spec: EvaluationSpec, model: LoadableModel, device: str
+) -> dict[str, bytes]:
+    """What the plans are made from, by the spec's fields: the profile; without one, what was learnt
+    of the pipeline by now, so that clips that are made meanwhile change no later plan.
+
+    Nothing where the prior stands alone, no method plans, or the folder has its sources already.
+
+    Raises:
+        BadInput: the profile cannot be read, or nothing is known of such runs.
+        StoreError: the folder's manifest cannot be read.
+    """
+    from dit_accel.cli.run import known
+    from dit_accel.cli.run.target import read_profile
+    from dit_accel.evaluation.store import Store
 
     if not spec.profiled:
-        return None
-    path = given.profile or find_profile(model)
+        return {}
+    if given.profile is None and Store(given.output).is_planned:
+        return {}
+    place = device if spec.setup.quantize else "cpu"
+    path, learning = given.profile, None
     if path is None:
+        learn = not spec.no_learn and not spec.static
+        path, learning = known.find_known(
+            model, spec.setup, device=place, dtype=spec.dtype, learn=learn
+        )
+    if path is not None:
+        read_profile(path)
+        return {"profile": path.read_bytes()}
+    if learning is not None and learning.known.runs:
+        return {"learned": learning.path.read_bytes()}
+    prior = known.prior_of(model, spec.clip.steps, spec.clip.guidance, spec.setup.scheduler)
+    if prior is None:
         raise BadInput(
             f"--methods has {spec.profiled[0]}, and no profile of {model.name} was found in its "
-            f"folder or the cache: {CALIBRATE}, or pass --profile"
+            f"folder or the cache; nor does the prior know such runs: {known.CALIBRATE}, or pass "
+            "--profile"
         )
-    read_profile(path)
-    return path
+    return {}
 
 
 def _metrics(text: str) -> tuple[str, ...]:
@@ -177,23 +204,20 @@ def own_device(device: str) -> str:
 
 
 def opened(
-    given: EvaluateOptions, spec: EvaluationSpec, profile: Path | None
+    given: EvaluateOptions, spec: EvaluationSpec, sources: dict[str, bytes]
 ) -> tuple[Store, EvaluationSpec]:
-    """The folder, new or continued, with the profile in it; and the jobs as it has them.
+    """The folder, new or continued, with what plans are made from in it; and the jobs as it has
+    them.
 
     Raises:
         BadInput: it cannot be written to.
         StoreError: it is of another evaluation.
     """
-    from dit_accel.evaluation.store import Store
+    from dit_accel.evaluation.store import Store, name_of
 
     store = Store(given.output)
+    named = {field: name_of(content) for field, content in sources.items()}
     try:
-        if profile is None:
-            return store, store.open(spec)
-        name = hashlib.sha256(profile.read_bytes()).hexdigest()[:20]
-        spec = store.open(dataclasses.replace(spec, profile=name))
-        store.keep_profile(name, profile)
-        return store, spec
+        return store, store.open(dataclasses.replace(spec, **named), sources.values())
     except OSError as error:
         raise BadInput(f"--output is {str(given.output)!r}: {reason_of(error)}") from error

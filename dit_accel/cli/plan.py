@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     from dit_accel.planning.profile import Profile
 
 PLOTS = (".png", ".svg")
-MOST_TIMESTEPS = 1_000_000  # a scheduler makes tables of that length
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +45,8 @@ class PlanOptions(options.VersionOptions):
     steps: int | None = option(None, "Denoising steps.", shown="as calibrated")
     guidance: float | None = options.guidance("as calibrated", None)
     cache_memory: str | None = option(None, options.MEMORY_HELP, metavar="SIZE", shown="no limit")
+    no_learn: bool = option(False, "Plan by nothing learnt.")
+    dtype: str | None = options.dtype("Of the runs that taught.")
     plot: Path | None = option(None, f"Draw it ({' or '.join(PLOTS)}).", metavar="FILE")
     overwrite: bool = options.overwrite()
     as_json: bool = options.as_json()
@@ -111,62 +112,64 @@ def _check_plot(path: Path, *, overwrite: bool) -> None:
 
 def _profile_and_model(given: PlanOptions) -> tuple[Path | None, Profile, LoadableModel | None]:
     """The path is None where the prior stands for a profile; the model is None where the profile
-    was given without one: no model is needed then."""
-    from dit_accel.cli.run.target import CALIBRATE, find_profile, read_profile
-    from dit_accel.models.loading import Version, quiet_libraries, resolve_model
+    was given without one: no model is needed then. Where a plan is asked for, the profile is the
+    one that a run would be planned by: with what was learnt."""
+    from dit_accel.cli.run.known import CALIBRATE, find_known
+    from dit_accel.cli.run.target import read_profile
+    from dit_accel.models.loading import (
+        Version,
+        choose_device,
+        choose_dtype,
+        quiet_libraries,
+        resolve_model,
+    )
+    from dit_accel.models.setup import Setup
 
     if given.profile is not None and given.model is None:
         return given.profile, read_profile(given.profile), None
     with quiet_libraries(verbose=given.verbose):
         model = resolve_model(given.model, version=Version(given.revision, given.variant))
-        path = given.profile or find_profile(model)
-    if path is not None:
-        return path, read_profile(path), model
-    targets = given.quality, given.speedup
-    profile = _by_prior(given, model) if any(one is not None for one in targets) else None
-    if profile is None:
-        raise BadInput(
-            f"--model is {model.name!r}: no profile of it was found in its folder or the cache; "
-            f"{CALIBRATE}, or pass --profile"
+        planned = given.quality is not None or given.speedup is not None
+        learn = planned and not given.no_learn
+        dtype = choose_dtype(given.dtype, choose_device(None))
+        path, learning = find_known(
+            model, Setup(), device="cpu", dtype=dtype, learn=learn, given=given.profile
         )
-    return None, profile, model
+    if path is not None:
+        profile = read_profile(path)
+        return path, learning.with_measured(profile) if learning else profile, model
+    prior = _by_prior(given, model) if planned else None
+    if prior is not None:
+        return None, learning.profile_before_run(prior) if learning else prior, model
+    raise BadInput(
+        f"--model is {model.name!r}: no profile of it was found in its folder or the cache; "
+        f"{CALIBRATE}, or pass --profile"
+    )
 
 
 def _by_prior(given: PlanOptions, model: LoadableModel) -> Profile | None:
     """What stands for a profile of a model that was not measured; None: nothing does."""
-    from dit_accel.cli.run import settings
-    from dit_accel.models.families import FAMILIES
-    from dit_accel.planning import selection
+    from dit_accel.cli.run import known, settings
 
     defaults = settings.call_parameters(model) | settings.folder_defaults(model)
     steps = settings.given_or_default(given.steps, defaults.get("num_inference_steps"), "steps")
     guidance = settings.given_or_default(given.guidance, defaults.get("guidance_scale"), "guidance")
-    transformer = str((model.index.get("transformer") or ("", ""))[1])
-    family = FAMILIES.get(transformer)
-    if family is None:
-        return None
-    with refused(f"--model is {model.name!r}: "):
-        profile = selection.prior_before_run(
-            _scheduler(model), steps, guidance, separate=family.branches == "separate"
-        )
-    if profile is None:
-        return None
-    key = dataclasses.replace(profile.key, transformer=transformer)
-    return dataclasses.replace(profile, key=key)
+    return known.prior_of(model, steps, guidance)
 
 
 def _chosen(given: PlanOptions, profile: Profile, model: LoadableModel | None) -> ChosenPlan:
+    from dit_accel.cli.run.known import scheduler_of
     from dit_accel.cli.run.target import target_option
     from dit_accel.planning import selection
 
     key = profile.key
     steps = key.steps if given.steps is None else given.steps
     guidance = key.guidance if given.guidance is None else given.guidance
-    same = steps == key.steps
+    same = steps == profile.sampler.num_steps
     try:
         coefficients = selection.coefficients_before_run(
             profile,
-            None if same or model is None else _scheduler(model),
+            None if same or model is None else scheduler_of(model),
             steps,
             guidance,
             separate=_separate(profile),
@@ -210,29 +213,6 @@ def _separate(profile: Profile) -> bool:
 
     family = FAMILIES.get(profile.key.transformer)
     return family is not None and family.branches == "separate"
-
-
-def _scheduler(model: LoadableModel) -> Any:
-    """The scheduler of a model's folder, without the model."""
-    import diffusers
-
-    from dit_accel.models.json_file import read_object, whole_number
-
-    entry = model.index.get("scheduler")
-    name = entry[1] if isinstance(entry, list) and len(entry) == 2 else entry
-    kind: Any = getattr(diffusers, str(name), None)
-    is_scheduler = isinstance(kind, type) and issubclass(kind, diffusers.SchedulerMixin)
-    if not is_scheduler:
-        raise RunFailed(f"the scheduler of {model.name} is {name!r:.80}: diffusers has no such one")
-    source = model.folder / "scheduler" / "scheduler_config.json"
-    try:
-        timesteps = whole_number(source, read_object(source), "num_train_timesteps", 1)
-        if timesteps > MOST_TIMESTEPS:
-            raise ValueError(f"num_train_timesteps is {timesteps}: at most {MOST_TIMESTEPS}")
-        loader: Any = kind
-        return loader.from_pretrained(str(source.parent))
-    except Exception as error:  # a damaged configuration makes diffusers raise anything
-        raise RunFailed(f"the scheduler of {model.name} cannot be loaded: {error}") from error
 
 
 def _content(
@@ -311,12 +291,12 @@ def _rows(
     rows.append(("cached values", _memory(chosen)))
     if chosen.limited is not None and given.cache_memory is not None:
         rows.append(("", chosen.limited.describe()))
-    return [*rows, *(("", Text(note, style="yellow")) for note in choice.notes)]
+    return [*rows, *(("", Text(note, style="yellow")) for note in choice.said)]
 
 
 def _source(path: Path | None, profile: Profile) -> list[Row]:
     if path is None:
-        return [("profile", f"none of this model; {profile.evidence.words} stands for it")]
+        return [("profile", "none of this model")]
     key = profile.key
     size = f"{key.width}x{key.height}, {key.frames} frames, {key.steps} steps"
     clips = f"{size}, guidance {key.guidance:g}, {key.dtype}"

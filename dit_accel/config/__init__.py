@@ -20,6 +20,7 @@ from typing import Any, ClassVar, Self
 from dit_accel.attention.block_sparse import BlockSizes
 from dit_accel.attention.pcas import PCAS
 from dit_accel.caching.blend import DWS
+from dit_accel.caching.learning import FixedLearning
 from dit_accel.caching.policy import PlanPolicy, Policy
 from dit_accel.caching.unicp import UniCP
 from dit_accel.caching.windows import EDCW
@@ -143,6 +144,8 @@ class PlannedConfig(AccelConfig):
             so it is neither saved nor compared.
         records: whether a run that neither a profile nor the prior knows is computed whole and
             recorded for later ones; where there are none, it is refused. No setting either.
+        known: what was learnt by some moment, which plans the runs beside the prior in place of a
+            profile and of the file in the cache. No setting either.
     """
 
     profile: Profile | File | None = field(default=None, kw_only=True)
@@ -153,6 +156,7 @@ class PlannedConfig(AccelConfig):
     cache_memory: Any = field(default=None, kw_only=True)  # an int or None once it is checked
     choice: PlanChoice | None = field(default=None, kw_only=True, compare=False)
     records: bool = field(default=True, kw_only=True, compare=False)
+    known: FixedLearning | None = field(default=None, kw_only=True, compare=False)
 
     def __post_init__(self) -> None:
         super().__post_init__()

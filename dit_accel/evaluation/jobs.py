@@ -50,8 +50,10 @@ class EvaluationSpec:
         clip: the settings in common; each job replaces its prompt, negative and seed.
         device: a type ("cpu", "cuda"); which of several is a matter of the process.
         methods: as `methods.parse` makes them.
-        profile: the hash of the model's profile, where a method needs one; the store has the file.
-        static, cache_memory: of the methods that plan by the profile; memory in bytes.
+        profile, learned: hashes of what plans are made from: the model's profile, or what was
+            learnt of it when the evaluation began; the store has the files. Both None: the prior.
+        static, cache_memory: of the methods that plan; memory in bytes.
+        no_learn: whether the clips teach nothing, and plans rest on nothing that was learnt.
         setup: how the pipeline is set up; the model's fingerprint has it too.
     """
 
@@ -69,10 +71,12 @@ class EvaluationSpec:
     static: bool = False
     cache_memory: int | None = None
     setup: Setup = field(default_factory=Setup)
+    learned: str | None = None
+    no_learn: bool = False
 
     @property
     def profiled(self) -> tuple[str, ...]:
-        """Names of the methods that plan by a profile."""
+        """Names of the methods that plan."""
         return tuple(dict.fromkeys(setting.method for setting in self.methods if setting.profiled))
 
     def groups(self) -> list[tuple[Job, ...]]:
@@ -97,7 +101,8 @@ class EvaluationSpec:
         negative = self.clip.negative if prompt.negative is None else prompt.negative
         clip = dataclasses.replace(self.clip, prompt=prompt.prompt, negative=negative, seed=seed)
         profiled = method.profiled
-        profile = {"profile": self.profile} if profiled and self.profile is not None else {}
+        source = {"profile": self.profile} if self.profile else {"learned": self.learned}
+        known = {name: value for name, value in source.items() if value and profiled}
         return Job(
             prompt_id=prompt.id,
             clip=clip,
@@ -105,7 +110,7 @@ class EvaluationSpec:
             fingerprint=self.model.fingerprint,
             dtype=self.dtype,
             device=self.device,
-            versions={**self.versions, **method.versions(), **profile},
+            versions={**self.versions, **method.versions(), **known},
             static=profiled and self.static,
             cache_memory=self.cache_memory if profiled else None,
         )

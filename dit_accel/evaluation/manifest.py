@@ -22,7 +22,7 @@ from dit_accel.evaluation.result_file import HASH
 from dit_accel.metrics import METRICS
 from dit_accel.models.setup import Setup
 
-_SHARED = ("setup", "model", "clip", "dtype", "device", "versions")
+_SHARED = ("setup", "model", "clip", "dtype", "device", "versions", "no_learn")
 _PLANNED = ("static", "cache_memory")  # shared as well, where both have methods with a profile
 _FIELDS = ("format", *(field.name for field in dataclasses.fields(EvaluationSpec)))
 
@@ -53,6 +53,7 @@ def spec_of(content: Field, parse: Callable[[str], Setting]) -> EvaluationSpec:
     content.only(_FIELDS)
     static, keep = content.find("static"), content.at("keep_clips").flag()
     profile, memory = content.find("profile"), content.find("cache_memory")
+    learned, no_learn = content.find("learned"), content.find("no_learn")
     return EvaluationSpec(
         model=_model(content.at("model")),
         clip=generation.clip_of(content.at("clip")),
@@ -68,6 +69,8 @@ def spec_of(content: Field, parse: Callable[[str], Setting]) -> EvaluationSpec:
         static=static.flag() if static else False,
         cache_memory=memory.whole(1) if memory else None,
         setup=_setup(content.find("setup")),
+        learned=learned.text(HASH) if learned else None,
+        no_learn=no_learn.flag() if no_learn else False,
     )
 
 
@@ -166,6 +169,7 @@ def merged(before: EvaluationSpec, now: EvaluationSpec) -> EvaluationSpec:
         methods=tuple(dict.fromkeys(before.methods + now.methods)),
         metrics=tuple(dict.fromkeys(before.metrics + now.metrics)),
         profile=now.profile or before.profile,
+        learned=(before if before.profiled else now).learned,  # the clips of this folder teach too
         **{name: getattr(profiled, name) for name in _PLANNED},
     )
 

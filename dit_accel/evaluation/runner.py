@@ -157,16 +157,15 @@ class Runner:
     def _make(self, job: Job) -> Result:
         pipe = self._ready(job)
         method = METHODS[job.method.method]
-        named = self.spec.profile
-        profile = self.store.profile_path(named) if named is not None else None
         context = MethodContext(
-            job.clip, self._calibrate, profile, job.static, job.cache_memory,
-            calibration_clips=self.spec.calibration_clips(), memory=self._memory,
+            job.clip, self._calibrate, self.store.profile_path(self.spec.profile), job.static,
+            job.cache_memory, calibration_clips=self.spec.calibration_clips(), memory=self._memory,
             scratch=self.store.folder / "calibration",
+            learned=self.store.profile_path(self.spec.learned),
         )  # fmt: skip
         with (
             Probe(pipe) as probe,  # before the method: only calls that reach the model count
-            _recorded(pipe, job) as references,
+            _recorded(pipe, job, self.spec) as references,
             method.apply(pipe, job.method.number, context) as handle,
         ):
             made = generation.generate(
@@ -229,10 +228,11 @@ class Runner:
             result["status"] = NO_EFFECT
 
     def _learn(self, pipe: Any, job: Job, report: Report | None, result: Result) -> None:
-        """Write down how good a plan was, for the guarantees of later runs; no evaluation is
-        planned by it."""
+        """Write down how good a plan was, for the guarantees of later runs; this evaluation is
+        not planned by it."""
         psnr = (result["scores"] or {}).get("psnr_db", {}).get("value")
-        learning = learning_of(pipe) if report is not None and report.prediction else None
+        predicted = not self.spec.no_learn and report is not None and report.prediction
+        learning = learning_of(pipe) if predicted else None
         if learning is not None and report is not None and isinstance(psnr, float):
             learning.add_report(report, psnr, job.clip)
 
@@ -258,9 +258,9 @@ class Runner:
 
 
 @contextmanager
-def _recorded(pipe: Any, job: Job) -> Iterator[tuple[ReferenceRun, ...]]:
+def _recorded(pipe: Any, job: Job, spec: EvaluationSpec) -> Iterator[tuple[ReferenceRun, ...]]:
     """Record an uncached reference, where runs are learnt from."""
-    if job.method.method != UNCACHED or is_off():
+    if job.method.method != UNCACHED or spec.no_learn or is_off():
         yield ()
         return
     with recorded(pipe) as reference:

@@ -8,7 +8,7 @@ file and the way out.
     clips/<id>.mkv     its frames, bit-exact (FFV1)
     latents/<id>.npy   its last latents, for the latent metrics
     calibration/       what other packages' methods measured before their first run
-    profiles/          the profile that the plans are from
+    profiles/          the profile, or what was learnt, that the plans are from
     ranking/<id>.json  scores of a clip among the seeds of its prompt (`ranking/scores`)
     claims/<id>        which process is making a job now
     journal.jsonl      when each job began and ended
@@ -24,8 +24,7 @@ import contextlib
 import hashlib
 import io
 import json
-import shutil
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +58,15 @@ class Store:
 
     # the spec
 
+    @property
+    def is_planned(self) -> bool:
+        """Whether there is an evaluation with methods that plan, so that it is settled from what.
+
+        Raises:
+            StoreError: as of `spec`.
+        """
+        return (self.folder / "manifest.json").exists() and bool(self.spec().profiled)
+
     def spec(self) -> EvaluationSpec:
         """The evaluation that the manifest describes.
 
@@ -72,8 +80,11 @@ class Store:
         except FileNotFoundError:
             raise StoreError(f"{self.folder} holds no evaluation: no manifest.json") from None
 
-    def open(self, spec: EvaluationSpec) -> EvaluationSpec:
+    def open(self, spec: EvaluationSpec, known: Collection[bytes] = ()) -> EvaluationSpec:
         """Begin or resume an evaluation: new prompts, seeds, methods and metrics are added.
+
+        Args:
+            known: files that the spec names by `name_of`: they are kept in the folder.
 
         Raises:
             StoreError: the folder holds an evaluation with other settings; each is named.
@@ -88,9 +99,9 @@ class Store:
                     "choose another folder"
                 )
         with self.claims.locked():
-            return self._opened(spec)
+            return self._opened(spec, known)
 
-    def _opened(self, spec: EvaluationSpec) -> EvaluationSpec:
+    def _opened(self, spec: EvaluationSpec, known: Collection[bytes]) -> EvaluationSpec:
         if (self.folder / "manifest.json").exists():
             before = self.spec()
             try:
@@ -99,6 +110,7 @@ class Store:
                 raise StoreError(f"{self.folder} holds an evaluation with {error}") from error
         for name in FOLDERS:
             (self.folder / name).mkdir(parents=True, exist_ok=True)
+        self._keep(spec, known)  # before another process reads the manifest
         self._write("manifest.json", _as_json(manifest.content_of(spec)))
         return spec
 
@@ -209,15 +221,17 @@ class Store:
         """Write what a method measured."""
         self._write(f"calibration/{name}.json", _as_json(value))
 
-    def profile_path(self, name: str) -> Path:
-        """Where a profile lies, by its hash."""
-        return self.folder / "profiles" / f"{name}.safetensors"
+    def profile_path(self, name: str | None) -> Path | None:
+        """Where a profile, or what was learnt, lies, by its hash."""
+        return None if name is None else self.folder / "profiles" / f"{name}.safetensors"
 
-    def keep_profile(self, name: str, source: Path) -> None:
-        """Copy it here, so that every process and every resume uses the same."""
-        if not self.profile_path(name).exists():
-            with placed(self.profile_path(name)) as path:
-                shutil.copyfile(source, path)
+    def _keep(self, spec: EvaluationSpec, known: Collection[bytes]) -> None:
+        """Write what the plans are made from, so that every process and resume uses the same."""
+        for content in known:
+            path = self.profile_path(name_of(content))
+            if path is not None and path.stem in (spec.profile, spec.learned):
+                with placed(path) as scratch:
+                    scratch.write_bytes(content)
 
     def write_summary(self, content: Any, markdown: str) -> None:
         """Write the table as it is now."""
@@ -246,6 +260,11 @@ def _named(path: Path, way_out: str) -> Iterator[None]:
         text = str(error).removeprefix(f"{path} ")
         damaged = "" if text.startswith("is ") else "is damaged: "
         raise StoreError(f"{path} {damaged}{text}; {way_out}") from error
+
+
+def name_of(content: bytes) -> str:
+    """Of a file that plans are made from."""
+    return hashlib.sha256(content).hexdigest()[:20]
 
 
 def frames_hash(frames: video.Frames) -> str:

@@ -32,7 +32,8 @@ from dit_accel.metrics import METRICS
 
 @dataclass(frozen=True)
 class MethodSummary:
-    """One method with its number. Intervals are None where nothing was measured."""
+    """One method with its number. Intervals are None where nothing was measured. `rests_on`: what
+    its plans were made from."""
 
     label: str
     method: str
@@ -52,6 +53,7 @@ class MethodSummary:
     scores: dict[str, Interval | None]
     exact_frames: int
     frames: int
+    rests_on: tuple[str, ...] = ()
     in_floor: dict[str, bool] = field(default_factory=dict)
     against_steps: dict[str, dict[str, Any]] = field(default_factory=dict)
 
@@ -127,7 +129,14 @@ def _row(setting: Setting, results: Results) -> MethodSummary:
         scores={name: _mean(results.scores(setting, name)) for name in metrics},
         exact_frames=sum(map(_exact_frames, scored)),
         frames=sum(r["job"]["clip"]["frames"] for r in scored),
+        rests_on=tuple(dict.fromkeys(filter(None, map(_rests_on, scored)))),
     )
+
+
+def _rests_on(result: Result) -> str | None:
+    """What its plan was made from; results of earlier versions do not say it."""
+    found = ((result["report"] or {}).get("prediction") or {}).get("rests_on")
+    return found if isinstance(found, str) else None
 
 
 def _speedup(setting: Setting, results: Results, name: str) -> Interval | None:

@@ -141,7 +141,7 @@ def apply(pipe: Any, setup: Setup, device: str) -> None:
         ModelLoadError: a part of it failed; names the argument.
     """
     steps: tuple[tuple[str, Any, Callable[[], None]], ...] = (
-        ("scheduler", setup.scheduler, lambda: _schedule(pipe, str(setup.scheduler))),
+        ("scheduler", setup.scheduler, lambda: schedule(pipe, str(setup.scheduler))),
         ("lora", setup.lora, lambda: lora.load(pipe, setup.lora)),
         ("attention_backend", setup.attention_backend,
          lambda: _set_backend(pipe, str(setup.attention_backend))),
@@ -213,7 +213,7 @@ def _suits(kind: Any, flow: bool) -> bool:
     return "beta_schedule" in known and "prediction_type" in known
 
 
-def _schedule(pipe: Any, name: str) -> None:
+def schedule(pipe: Any, name: str) -> None:
     """Another scheduler with the settings of the pipeline's own one, shift and kind included."""
     import diffusers
 

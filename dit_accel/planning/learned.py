@@ -61,13 +61,20 @@ class RunKind:
         one, two = self.sampler, other.sampler
         return (
             (any_size or self.numbers == other.numbers)
-            and one.num_rows == two.num_rows
-            and len(one.branch_weights) == len(two.branch_weights)
+            and self.has_steps_of(other)
             and one.second == two.second
             and abs(self.guidance - other.guidance) < 1e-6
+            and _near(torch.tensor(one.branch_weights), torch.tensor(two.branch_weights))
+        )
+
+    def has_steps_of(self, other: RunKind) -> bool:
+        """Whether both have the same rows, whatever their guidance."""
+        one, two = self.sampler, other.sampler
+        return (
+            one.num_steps == two.num_steps
+            and len(one.branch_weights) == len(two.branch_weights)
             and _near(one.timesteps, two.timesteps)
             and _near(one.coefficients, two.coefficients)
-            and _near(torch.tensor(one.branch_weights), torch.tensor(two.branch_weights))
         )
 
     def may_transfer(self, other: RunKind) -> bool:

@@ -55,6 +55,7 @@ class QualityEstimate:
         offset_db: the part of `psnr_db` that does not come from this plan, but from what other
             predictions missed.
         basis: of the plan: one of `BASES`.
+        rests_on: what the plan was made from, in words.
     """
 
     speedup: float
@@ -65,6 +66,7 @@ class QualityEstimate:
     reach: float | None = None
     offset_db: float = 0.0
     basis: str = "calibrated"
+    rests_on: str = ""
 
 
 @dataclass(frozen=True)
@@ -290,6 +292,13 @@ class PlanChoice:
     notes: tuple[str, ...] = ()
     min_bits: int = BITS[0]
     second: SecondExpert | None = None
+
+    @property
+    def said(self) -> tuple[str, ...]:
+        """The notes, after what the plan was made from where none of them says it."""
+        own = self.prediction
+        known = own is not None and own.basis == BASES[0] and math.isfinite(own.psnr_db)
+        return (f"Planned from {own.rests_on}.", *self.notes) if own and known else self.notes
 
 
 def min_bits(plan: Plan, error_model: ErrorModel, latents_db: float) -> int:

@@ -79,6 +79,15 @@ class Profile:
     evidence: Evidence = FIRST_RUN
     measured: tuple[float, ...] = ()
 
+    @property
+    def rests_on(self) -> str:
+        """What its plans are made from, in words."""
+        if not self.candidates:
+            return self.evidence.words
+        clips, later = len(self.candidates[0].psnr_db), len(self.measured)
+        more = f" and {later} later one{'s' * (later > 1)}" if later else ""
+        return f"{clips} calibration clip{'s' * (clips != 1)}{more}"
+
     def for_text(self, text: torch.Tensor | None) -> Profile:
         """The profile as if all calibration clips were as hard as these prompts.
 
@@ -194,6 +203,8 @@ class Profile:
             candidate.read(f"rungs.{place}", field, tensors, sampler, depth)
             for place, field in enumerate(head.at("rungs").entries())
         )
+        metadata = _plain_values(head.at(own["metadata"]))
+        clips = metadata.get("clips")
         return cls(
             key=ProfileKey.from_json(head.at("identity")),
             sampler=sampler,
@@ -202,8 +213,9 @@ class Profile:
             error_memory=head.at(own["error_memory"]).number(1e-6, 1e9),
             depth=depth,
             candidates=candidates,
-            metadata=_plain_values(head.at(own["metadata"])),
+            metadata=metadata,
             difficulty=_difficulty(tensors, candidates),
+            evidence=Evidence.of_runs(clips) if isinstance(clips, int) else FIRST_RUN,
         )
 
 

@@ -95,6 +95,9 @@ def choose(
         choice = for_speedup(profile, target.speedup or 1.0)
     if len(profile.candidates) < len(given.candidates):
         choice = dataclasses.replace(choice, notes=(*choice.notes, _NOISE_NOTE))
+    if choice.prediction is not None:
+        predicted = dataclasses.replace(choice.prediction, rests_on=profile.rests_on)
+        choice = dataclasses.replace(choice, prediction=predicted)
     return _with_difference(choice, target.speedup)
 
 

@@ -24,7 +24,7 @@ from dit_accel.planning.profile import Profile
 from dit_accel.planning.search import ErrorModel, fit, search, with_fixed
 
 UNREFINED_DB = 4.0  # what refining gains; a plan that was not refined does not have it
-_NOTE = "Planned from inner products; no run of this plan was made in calibration."
+_NOTE = "Planned from {}; no run of this plan was made in calibration."
 _ROUNDS = 12  # of the search, which starts near a known plan
 _ROUNDS_FROM_EVEN = 40  # of one that starts anywhere
 _SHARES = (0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.5, 0.6, 0.7, 0.8)  # of the steps, computed
@@ -177,7 +177,7 @@ def _choice_of(
         plan, sampler.branch_weights, tuple(sampler.timesteps.tolist()),
         QualityEstimate(sampler.num_steps / count, count, psnr, low, high, reach, offset, basis),
         {},
-        notes=(_NOTE if profile.candidates else profile.evidence.note,),
+        notes=(_NOTE.format(profile.rests_on) if profile.candidates else profile.evidence.note,),
         second=sampler.second,
         min_bits=prediction.min_bits(plan, error_model, latents_db),
     )  # fmt: skip

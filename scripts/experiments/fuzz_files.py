@@ -162,8 +162,8 @@ def prompts(rng: random.Random, folder: Path) -> str:
 
 
 def model(rng: random.Random, folder: Path) -> str:
-    from dit_accel.cli.plan import _scheduler
     from dit_accel.cli.run import settings
+    from dit_accel.cli.run.known import scheduler_of
 
     where = folder / "model"
     if not where.exists():
@@ -185,7 +185,7 @@ def model(rng: random.Random, folder: Path) -> str:
         strides = settings.read_strides(found)
         settings.check_sizes(strides, 64, 64, 17)
         settings.latent_pixels(found)
-        _scheduler(found)
+        scheduler_of(found)
     except (ModelError, BadInput):
         return "refused"
     except Exception as error:

@@ -73,13 +73,16 @@ class Recorder(ComputeAll):
 class Model:
     """A pipeline, its clips and its plans."""
 
-    def __init__(self, given: str, loader: Path | None, prompts: Sequence[str]) -> None:
+    def __init__(
+        self, given: str, loader: Path | None, prompts: Sequence[str],
+        dtype: torch.dtype = torch.float32,
+    ) -> None:  # fmt: skip
         folder, _, profile = given.partition("=")
         self.name, self.prompts = Path(folder).name, list(prompts)
         self.own = Profile.load(profile) if profile else None
         self._frames: Callable[[torch.Tensor], torch.Tensor] | None = None
         if loader is None:
-            self.pipe: Any = diffusers.DiffusionPipeline.from_pretrained(folder)
+            self.pipe: Any = diffusers.DiffusionPipeline.from_pretrained(folder, torch_dtype=dtype)
             self.call: dict[str, Any] = dict(miniature.call_defaults(folder))
             fps = self.call.pop("fps", None)  # of the file; LTX-Video's call takes it too
             if "frame_rate" in inspect.signature(self.pipe.__call__).parameters:

@@ -6,9 +6,10 @@
 plans are searched on the prior, on whole runs, and on the posterior of the prior and 1 to 16
 accelerated runs, which are made by the plan of the last posterior with weight 1. `entrywise` mixes
 the same entries one by one. With `--references` the posterior is of 1 or 4 whole runs, or of one
-and accelerated ones, with three weights of the prior: what uncached references teach. Scores are
-PSNR of the latents of held-out prompts, relative to their size, against the uncached ones. Every
-row is one line of the output; rows that are there are not scored again.
+and accelerated ones, with three weights of the prior: what uncached references teach. With
+`--dtypes` runs in float32 and in bfloat16 are planned by what runs in each of them taught. Scores
+are PSNR of the latents of held-out prompts, relative to their size, against the uncached ones.
+Every row is one line of the output; rows that are there are not scored again.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import json
 import math
 import statistics
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +40,7 @@ from dit_accel.planning.search import ErrorModel, search
 ROOT = Path(__file__).resolve().parents[2]
 COUNTS, AFTER, WHOLE = (20, 13), (1, 2, 4, 8, 16), (1, 4)
 WEIGHTS = (0.25, 1.0, 4.0, 16.0)
+DTYPES = (torch.float32, torch.bfloat16)
 FIRST_PLANNED, FIRST_HELD_OUT = 10, 40  # prompts; the first ones are of whole runs
 
 
@@ -80,9 +83,9 @@ class Trial:
         given = {"prompt": prompts, "generator": seeds, "output_type": "latent"}
         call = self.model.call | given
         if policy is None:
-            return self.model.pipe(**call).frames
+            return self.model.pipe(**call).frames.float()
         with accelerate(self.model.pipe, plan=policy):
-            return self.model.pipe(**call).frames
+            return self.model.pipe(**call).frames.float()
 
     def observe(self, plan: Plan, prompt: int) -> Observations:
         policy = Observed(plan, self.model)
@@ -146,6 +149,30 @@ def references(trial: Trial, prior: Prior) -> None:
                 )  # fmt: skip
 
 
+def dtypes(trials: dict[str, Trial], prior: Prior) -> None:
+    for count in COUNTS:
+        seen = {name: _seen(trial, prior, count) for name, trial in trials.items()}
+        for name, trial in trials.items():
+            base = prior.error_model_for(trial.model.trajectory)
+            trial.score(
+                f"prior, in {name}", count, lambda b=base, c=count: plan_of(b, b.gram[0], c)
+            )
+            for of, (whole, accelerated) in seen.items():
+                for label, some in (("whole", whole), ("accelerated", accelerated)):
+                    weight = posterior.weight_of(torch.zeros(8), 0, some)
+                    found = posterior.posterior_gram(base.gram[0], some, weight)
+                    made = partial(plan_of, base, found, count)
+                    trial.score(f"{len(some)} {label} in {of}, in {name}", count, made)
+
+
+def _seen(trial: Trial, prior: Prior, count: int) -> tuple[list[Observations], list[Observations]]:
+    """Whole runs, and others that the prior planned."""
+    base = prior.error_model_for(trial.model.trajectory)
+    whole = [trial.observe(Plan(base.num_steps, {}), prompt) for prompt in range(max(WHOLE))]
+    plan, _ = plan_of(base, base.gram[0], count)
+    return whole, [trial.observe(plan, FIRST_PLANNED + place) for place in range(max(WHOLE))]
+
+
 def table(trial: Trial, prior: Prior) -> None:
     base = prior.error_model_for(trial.model.trajectory)
     gram, n = base.gram[0], base.num_steps
@@ -178,6 +205,7 @@ def main() -> None:
     parser.add_argument("--loader", type=Path)
     parser.add_argument("--held-out", type=int, default=8)
     parser.add_argument("--references", action="store_true")
+    parser.add_argument("--dtypes", action="store_true")
     parser.add_argument(
         "--prompts", type=Path, default=ROOT / "assets" / "prompts" / "miniature.jsonl"
     )
@@ -185,6 +213,12 @@ def main() -> None:
     count = FIRST_HELD_OUT + given.held_out
     prompts = [one.prompt for one in read_prompts(given.prompts)][:count]
     for name in given.models:
+        if given.dtypes:
+            of = {str(dtype).removeprefix("torch."): Model(name, given.loader, prompts, dtype)
+                  for dtype in DTYPES}  # fmt: skip
+            found = {one: Trial(model, given.held_out, given.output) for one, model in of.items()}
+            dtypes(found, Prior.load())
+            continue
         trial = Trial(Model(name, given.loader, prompts), given.held_out, given.output)
         (references if given.references else table)(trial, Prior.load())
 

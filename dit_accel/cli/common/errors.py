@@ -40,6 +40,7 @@ OPTIONS = {name: f"--{name.replace('_', '-')}" for name in _SAME.split()} | {
     "negative_prompt": "--negative",
     "guard": "--no-guard",
     "learn": "--no-learn",
+    "no_learn": "--no-learn",
     "force": "--force-profile",
     "static": "--deterministic",
     "allow_mixed": "--allow-mixed-codecs",

@@ -99,6 +99,11 @@ def guidance(shown: str = MODELS, panel: str | None = CLIP) -> Any:
     return option(None, "Guidance scale; 1 or less: no guidance.", panel=panel, shown=shown)
 
 
+def dtype(help: str, panel: str | None = None) -> Any:
+    shown = "bfloat16 on CUDA, else float32"
+    return option(None, help, panel=panel, metavar="TYPE", shown=shown)
+
+
 def fps() -> Any:
     return option(None, "Frames a second.", panel=CLIP, shown=MODELS)
 
@@ -153,10 +158,7 @@ class AccelOptions:
 class MachineOptions:
     """Where a model runs."""
 
-    dtype: str | None = option(
-        None, "float32, bfloat16 or float16; the VAE stays in float32.",
-        panel=MACHINE, metavar="TYPE", shown="bfloat16 on CUDA, else float32",
-    )  # fmt: skip
+    dtype: str | None = dtype("float32, bfloat16 or float16; the VAE stays in float32.", MACHINE)
     device: str | None = option(
         None, "cpu, cuda, cuda:N or mps.", panel=MACHINE, metavar="NAME", shown="cuda, else cpu"
     )

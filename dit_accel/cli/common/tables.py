@@ -43,7 +43,7 @@ _DIGITS = {"dB": 2, "JOD": 3, "levels": 2, "px": 3}
 def summary_table(summary: Summary, metrics: tuple[str, ...]) -> Table:
     """One row a method: what was computed, what it saved, what it cost in fidelity."""
     shown = [name for name in SHOWN if name in metrics]
-    table = Table(caption=NOTE, caption_justify="left")
+    table = Table(caption="\n".join([NOTE, *_sources(summary)]), caption_justify="left")
     table.add_column("method", no_wrap=True)
     for name in ("clips", "steps", "FLOPs", "speedup", "runs", *shown):
         table.add_column(name, justify="right", no_wrap=True)
@@ -60,9 +60,19 @@ def markdown_table(summary: Summary, metrics: tuple[str, ...]) -> str:
     lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
     lines += ["| " + " | ".join(_cells(row, shown)) + " |" for row in summary.rows]
     floor = [f"{name} {value:.4g} ({label})" for name, (label, value) in summary.floor.items()]
-    notes = [NOTE, *(["Noise floor: " + ", ".join(floor) + "."] if floor else [])]
+    notes = [NOTE, *_sources(summary)]
+    notes += ["Noise floor: " + ", ".join(floor) + "."] if floor else []
     notes += [f"{row.label}: {error}." for row in summary.rows for error in row.errors]
     return "\n".join([*lines, "", *notes]) + "\n"
+
+
+def _sources(summary: Summary) -> list[str]:
+    """What plans were made from, a line for each answer."""
+    found: dict[str, list[str]] = {}
+    for row in summary.rows:
+        for source in row.rests_on:
+            found.setdefault(source, []).append(row.label)
+    return [f"{', '.join(labels)}: planned from {source}." for source, labels in found.items()]
 
 
 def _cells(row: MethodSummary, metrics: list[str]) -> list[str]:

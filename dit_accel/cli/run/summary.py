@@ -54,7 +54,7 @@ def announcement(settings: Settings, choice: PlanChoice) -> str:
 
     by_quality = settings.quality is not None
     target = f"quality {settings.quality:g} dB" if by_quality else f"speedup {settings.speedup:g}x"
-    return " ".join((f"{target}: {describe(choice)}.", *choice.notes))
+    return " ".join((f"{target}: {describe(choice)}.", *choice.said))
 
 
 def shares_computed(sites: Iterable[SiteReport], steps: int) -> list[float]:

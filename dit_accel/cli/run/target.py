@@ -7,6 +7,7 @@ target typed it is 36 dB; where nothing is known of such runs, the default thres
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,16 +15,14 @@ from typing import TYPE_CHECKING, Any
 
 from dit_accel.caching.windows import DEFAULT_THRESHOLD
 from dit_accel.cli.common.errors import BadInput, refused
+from dit_accel.cli.run.known import CALIBRATE
 from dit_accel.cli.run.settings import Settings
-from dit_accel.config import PlannedConfig, ThresholdConfig
+from dit_accel.config import PlannedConfig, QualityConfig, ThresholdConfig
 
 if TYPE_CHECKING:
-    from dit_accel.models.loading import LoadableModel
     from dit_accel.planning.prediction import PlanChoice
     from dit_accel.planning.profile import Profile
     from dit_accel.planning.text import Text
-
-CALIBRATE = "`dit-accel calibrate` measures one"
 
 
 @dataclass(frozen=True)
@@ -50,23 +49,6 @@ def read_profile(path: str | Path) -> Profile:
 
     with refused(f"--profile is {str(path)!r}: ", (ProfileError, OSError)):
         return Profile.load(path)
-
-
-def find_profile(model: LoadableModel) -> Path | None:
-    """The profile in a model's folder, else in the cache.
-
-    The cache is by weights, so the model is loaded where there is anything in it.
-    """
-    from rich.console import Console
-
-    from dit_accel.models.loading import load
-    from dit_accel.planning import lookup
-
-    path = lookup.find_profile(model.folder)
-    if path is None and any((lookup.cache_folder() / "profiles").glob("*.safetensors")):
-        with Console(stderr=True).status(f"loading {model.name} to find its profile ..."):
-            path = lookup.find_profile(load(model, device="cpu", dtype="float32"))
-    return path
 
 
 def check_planned_steps(steps: int, what: str) -> None:
@@ -122,16 +104,12 @@ def _by_prior(
     from dit_accel.planning import selection
 
     option, family = target_option(settings.quality, settings.speedup), family_of(pipe)
-    profile = choice = None
+    choice = None
     with refused(f"{option}: "):
-        if family.blocks and settings.loop_steps == settings.steps:
-            profile = selection.prior_before_run(
-                pipe.scheduler, settings.steps, settings.guidance,
-                separate=family.branches == "separate",
-            )  # fmt: skip
-        if profile is not None:
-            run, target = profile.sampler, selection.Target(settings.quality, settings.speedup)
-            profile = _learnt(pipe, accel, profile)
+        prior = _prior(pipe, settings)
+        if prior is not None:
+            run, target = prior.sampler, selection.Target(settings.quality, settings.speedup)
+            profile = _learnt(pipe, accel, prior)
             choice = selection.choose(
                 profile, run, target, static=accel.static, noise=keeps_noise(pipe, family)
             )
@@ -143,6 +121,32 @@ def _by_prior(
         )
     accel = dataclasses.replace(accel, choice=choice)  # what is printed is what runs
     return RunTarget(dataclasses.replace(settings, accel=accel), choice)
+
+
+def _prior(pipe: Any, settings: Settings) -> Profile | None:
+    from dit_accel.core.families import family_of
+    from dit_accel.planning import selection
+
+    family = family_of(pipe)
+    if not family.blocks or settings.loop_steps != settings.steps:
+        return None
+    separate = family.branches == "separate"
+    return selection.prior_before_run(
+        pipe.scheduler, settings.steps, settings.guidance, separate=separate
+    )
+
+
+def planned_from(pipe: Any, settings: Settings) -> str | None:
+    """What a run is planned from as things are, in words; None: from nothing."""
+    from dit_accel.planning.lookup import profile_for
+    from dit_accel.planning.profile_file import ProfileError
+
+    with contextlib.suppress(ProfileError, OSError):
+        profile, _ = profile_for(pipe)
+        accel, measured = QualityConfig(), profile is not None
+        profile = profile or _prior(pipe, settings)
+        return profile and _learnt(pipe, accel, profile, measured=measured).rests_on
+    return None
 
 
 def _learnt(

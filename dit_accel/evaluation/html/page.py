@@ -193,6 +193,7 @@ def _notes(row: MethodSummary) -> list[tuple[str, str]]:
         notes.append(
             ("exact", f"{row.exact_frames} of {row.frames} frames equal the uncached ones")
         )
+    notes += [("planned from", source) for source in row.rests_on]
     if row.remarks:  # in one line, as plans have several
         notes.append(("remark", " ".join(f"{text.rstrip('.')}." for text in row.remarks)))
     return notes

@@ -13,6 +13,7 @@ from typing import Any
 
 from dit_accel.attention.pcas import PCAS
 from dit_accel.attention.trim_text import trim_text
+from dit_accel.caching.learning import FixedLearning
 from dit_accel.caching.windows import EDCW
 from dit_accel.config import AccelConfig, QualityConfig, SpeedupConfig, ThresholdConfig, UniCPConfig
 from dit_accel.evaluation.methods.row import (
@@ -26,7 +27,6 @@ from dit_accel.evaluation.methods.row import (
     Number,
 )
 from dit_accel.handle import accelerate
-from dit_accel.planning.lookup import find_profile
 from dit_accel.planning.profile import Profile
 
 
@@ -83,17 +83,13 @@ def _trimmed(pipe: Any, number: Number, context: MethodContext) -> Iterator[Meth
 
 def _planned(way: type[QualityConfig | SpeedupConfig]) -> Apply:
     def apply(pipe: Any, number: Number, context: MethodContext) -> Active:
-        profile = context.profile or find_profile(pipe)
-        if profile is None:
-            raise ValueError(
-                "no profile of this model was found in its folder or the cache: `dit-accel "
-                "calibrate` makes one"
-            )
+        profile = context.profile
+        known = FixedLearning(pipe, context.learned) if profile is None else None
         config = way(
             float(number or 0.0), profile=profile, static=context.static, learn=False,
-            cache_memory=context.cache_memory,
+            cache_memory=context.cache_memory, records=False, known=known,
         )  # fmt: skip
-        return _ours(pipe, config, _runs_behind(profile))
+        return _ours(pipe, config, 0.0 if profile is None else _runs_behind(profile))
 
     return apply
 

@@ -55,11 +55,13 @@ class MethodContext:
         clip: the clip that is to be made.
         calibrate: `calibrate(name, measure)` calls `measure(run)`, where `run()` makes an uncached
             clip, and stores what it returns under the name; a later call only reads it.
-        profile: the model's profile (`dit-accel calibrate`), where there is one.
+        profile: the model's profile (`dit-accel calibrate`); None: runs are planned from the prior
+            and what is in `learned`.
         static, cache_memory: of plans, as `accelerate` takes them.
         calibration_clips: clips of the same settings that are not scored.
         batch: how many of them may be rows of one call.
         memory: what the methods of a process measured and may share.
+        learned: a copy of what was learnt of the pipeline; None: nothing.
         scratch: a folder for what a long calibration resumes from; None: it starts anew.
     """
 
@@ -72,6 +74,7 @@ class MethodContext:
     batch: int = 1
     memory: dict[str, Any] = field(default_factory=dict)
     scratch: Path | None = None
+    learned: Path | None = None
 
 
 Active = AbstractContextManager[MethodHandle]
@@ -133,7 +136,7 @@ class Method:
         own_process: whether it changes classes, so that nothing else may share its process.
         fewer: whether its number are the steps that are left of the clip's.
         control: whether it accelerates nothing and is what others are compared with.
-        profiled: whether it needs the model's profile.
+        profiled: whether it plans by what is known of the model.
         research: whether it is left out of lists and of the docs' table; its name is accepted.
     """
 

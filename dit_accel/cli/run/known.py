@@ -1,0 +1,103 @@
+"""What is known of a model before a run: its profile, what was learnt of it, and the prior.
+
+In: a model's folder. Out: the file of its profile and its `Learning`, or what stands for a profile.
+Profiles and what was learnt are filed by weights, so the model is loaded where there are any files
+that could be its own. Knows where they are looked for; makes no plan. Ours.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+from dit_accel.cli.common.errors import RunFailed, refused
+
+if TYPE_CHECKING:
+    from dit_accel.caching.learning import Learning
+    from dit_accel.models.loading import LoadableModel
+    from dit_accel.models.setup import Setup
+    from dit_accel.planning.profile import Profile
+
+CALIBRATE = "`dit-accel calibrate` measures one"
+MOST_TIMESTEPS = 1_000_000  # a scheduler makes tables of that length
+
+
+def find_known(
+    model: LoadableModel, setup: Setup, *, device: str, dtype: str, learn: bool,
+    given: Path | None = None,
+) -> tuple[Path | None, Learning | None]:  # fmt: skip
+    """The profile in a model's folder, else in the cache; and what was learnt of the pipeline.
+
+    Args:
+        setup, device, dtype: that the pipeline is loaded with; what was learnt is of one dtype.
+        learn: whether what was learnt is looked for.
+        given: a profile, in place of one that is found.
+    """
+    from rich.console import Console
+
+    from dit_accel.caching.learning import learning_of
+    from dit_accel.models import setup as setups
+    from dit_accel.planning import learned, lookup
+
+    path = given or lookup.find_profile(model.folder)
+    cache = lookup.cache_folder()
+    learn = learn and not learned.is_off() and any((cache / "learned").glob(f"*{learned.SUFFIX}"))
+    if not learn and (path or not any((cache / "profiles").glob("*.safetensors"))):
+        return path, None
+    with Console(stderr=True).status(f"loading {model.name} to find what is known of it ..."):
+        pipe = setups.load(model, setup, device=device, dtype=dtype)
+    return path or lookup.find_profile(pipe), learning_of(pipe) if learn else None
+
+
+def prior_of(
+    model: LoadableModel, steps: int, guidance: float, scheduler: str | None = None
+) -> Profile | None:
+    """What stands for a profile of a model that was not measured; None: nothing does.
+
+    Args:
+        scheduler: the class that takes the place of the folder's.
+    """
+    from dit_accel.models import setup
+    from dit_accel.models.families import FAMILIES
+    from dit_accel.planning import selection
+
+    transformer = str((model.index.get("transformer") or ("", ""))[1])
+    family = FAMILIES.get(transformer)
+    if family is None:
+        return None
+    holder = SimpleNamespace(scheduler=scheduler_of(model))
+    if scheduler is not None:
+        setup.schedule(holder, scheduler)
+    with refused(f"--model is {model.name!r}: "):
+        profile = selection.prior_before_run(
+            holder.scheduler, steps, guidance, separate=family.branches == "separate"
+        )
+    if profile is None:
+        return None
+    key = dataclasses.replace(profile.key, transformer=transformer)
+    return dataclasses.replace(profile, key=key)
+
+
+def scheduler_of(model: LoadableModel) -> Any:
+    """The scheduler of a model's folder, without the model."""
+    import diffusers
+
+    from dit_accel.models.json_file import read_object, whole_number
+
+    entry = model.index.get("scheduler")
+    name = entry[1] if isinstance(entry, list) and len(entry) == 2 else entry
+    kind: Any = getattr(diffusers, str(name), None)
+    is_scheduler = isinstance(kind, type) and issubclass(kind, diffusers.SchedulerMixin)
+    if not is_scheduler:
+        raise RunFailed(f"the scheduler of {model.name} is {name!r:.80}: diffusers has no such one")
+    source = model.folder / "scheduler" / "scheduler_config.json"
+    try:
+        timesteps = whole_number(source, read_object(source), "num_train_timesteps", 1)
+        if timesteps > MOST_TIMESTEPS:
+            raise ValueError(f"num_train_timesteps is {timesteps}: at most {MOST_TIMESTEPS}")
+        loader: Any = kind
+        return loader.from_pretrained(str(source.parent))
+    except Exception as error:  # a damaged configuration makes diffusers raise anything
+        raise RunFailed(f"the scheduler of {model.name} cannot be loaded: {error}") from error
