@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from typing import Any
 
 import numpy as np
@@ -9,10 +10,11 @@ import pytest
 import tiny
 import torch
 
-from dit_accel import accelerate
-from dit_accel.caching.learning import learning_of
+from dit_accel import SpeedupConfig, accelerate, recorded
+from dit_accel.caching.learning import FixedLearning, learning_of
 from dit_accel.planning import learned
 from dit_accel.planning.learned import Learned
+from dit_accel.planning.profile_file import ProfileError
 
 STEPS = 10
 
@@ -128,6 +130,38 @@ def test_other_steps_are_planned_from_what_was_learnt(learns, without_prior) -> 
             assert report.steps_computed == 6 and basis(report) == "inner products of one run"
             assert "Transferred: steps is 10 in the profile, 12 here." in report.notes
     assert [one.clips for one in only(learns).observations] == [1, 2]
+
+
+def test_other_steps_are_planned_from_the_prior_where_it_knows_them(learns) -> None:
+    pipe = tiny.tiny_wan()
+    with recorded(pipe) as reference:
+        run(pipe)
+    whole = reference.run
+    learning_of(pipe).add_whole(whole.profile, whole.numbers)
+    for steps, rests_on in ((10, "and 1 clip"), (12, "")):
+        with accelerate(pipe, speedup=2.0) as handle:
+            run(pipe, num_inference_steps=steps)
+            assert basis(handle.report()) == f"a prior of 1 other model {rests_on}".rstrip()
+
+
+def test_what_is_fixed_plans_and_does_not_change(learns, tmp_path) -> None:
+    pipe, copy = tiny.tiny_wan(), tmp_path / "copy.safetensors"
+    with accelerate(pipe, speedup=2.0) as handle:
+        run(pipe)
+        shutil.copy(files(learns)[0], copy)
+        run(pipe, 1)
+    before = [files(learns)[0].read_bytes(), copy.read_bytes()]
+    for path, more in ((copy, " and 1 clip"), (None, "")):
+        config = SpeedupConfig(2.0, learn=False, known=FixedLearning(pipe, path))
+        with accelerate(pipe, config) as handle:
+            for seed in range(2):
+                run(pipe, seed)
+                assert basis(handle.report()) == f"a prior of 1 other model{more}"
+    assert before == [files(learns)[0].read_bytes(), copy.read_bytes()]
+    other = tiny.tiny_wan(seed=1)
+    config = SpeedupConfig(2.0, known=FixedLearning(other, copy))
+    with accelerate(other, config), pytest.raises(ProfileError, match="of another pipeline"):
+        run(other)
 
 
 def test_a_run_that_was_interrupted_teaches_nothing(learns) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 from commands import invoke
@@ -80,3 +82,59 @@ def test_a_run_teaches_the_next_process(learns, model_folder, here):
     (row,) = json.loads(invoke("learned", "--json").stdout)["pipelines"]
     assert row["runs"] == 2 and row["measured"] == 1
     assert row["whole_clips"] == 1 and row["planned_clips"] == 1  # the first by its reference
+
+
+def evaluated(folder: Path) -> dict[str, Any]:
+    """Results of planned jobs by id, without the moment that they were made in."""
+    found = [json.loads(path.read_text()) for path in (folder / "jobs").iterdir()]
+    planned = [one for one in found if one["job"]["method"] != "uncached"]
+    return {one["id"]: {k: v for k, v in one.items() if k != "clock"} for one in planned}
+
+
+@pytest.mark.slow
+def test_an_evaluation_is_planned_from_what_was_learnt_before_it_began(learns, model_folder, here):
+    """A second evaluation learns from the first one, and nothing from its own clips: begun again
+    from the same state, in one go, it has the same results."""
+    Path("p.txt").write_text("a circle\na square\n")
+    command = ("evaluate", "p.txt", "--model", str(model_folder), "--methods", "speedup:2")
+    command += ("--steps", "8", "--metrics", "psnr_db")
+
+    def run(output: str, *more: str) -> str:
+        result = invoke(*command, "--output", output, *more)
+        assert result.exit_code == 0, result.output
+        return " ".join(result.stdout.split())
+
+    assert "speedup:2: planned from a prior of 1 other model." in run("first", "--limit", "1")
+    known = "speedup:2: planned from a prior of 1 other model and 1 clip."
+    assert known in run("second", "--limit", "1")
+    (state,) = (here / "second" / "profiles").iterdir()
+    (path,) = (learns / "learned").glob("*.safetensors")
+    assert learned.load(path).runs == 2 and learned.load(state).runs == 1
+    assert known in run("second")  # goes on
+    shutil.copy(state, path)
+    assert known in run("again")
+    found = evaluated(here / "second")
+    assert found == evaluated(here / "again") and len(found) == 2
+    assert {one["job"]["versions"]["learned"] for one in found.values()} == {state.stem}
+    before = path.read_bytes()
+    assert "planned from a prior of 1 other model." in run("apart", "--limit", "1", "--no-learn")
+    assert path.read_bytes() == before and not [*(here / "apart" / "profiles").iterdir()]
+    result = invoke(*command, "--output", "apart")
+    assert result.exit_code == 2 and "--no-learn (True before, False now)" in result.stderr
+
+
+@pytest.mark.slow
+def test_a_plan_is_shown_with_what_was_learnt(learns, model_folder, here):
+    """Of the next run, as `generate` makes it."""
+    clip = ("--model", str(model_folder), "--steps", "10", "--speedup", "2", "--json")
+    size = ("--height", "16", "--width", "16", "--frames", "5", "--output", "a.mp4", "--overwrite")
+    plan = lambda *more: json.loads(invoke("plan", *clip, *more).stdout)  # noqa: E731
+    assert plan()["predicted"]["rests_on"] == "a prior of 1 other model"
+    made = []
+    for _ in range(2):
+        shown = plan()
+        made.append(json.loads(invoke("generate", "a circle", *clip, *size).stdout)["report"])
+        assert made[-1]["planned"] == shown["computed"]
+        assert made[-1]["prediction"]["rests_on"] == shown["predicted"]["rests_on"]
+    assert made[-1]["prediction"]["rests_on"] == "a prior of 1 other model and 1 clip"
+    assert plan("--no-learn")["predicted"]["rests_on"] == "a prior of 1 other model"

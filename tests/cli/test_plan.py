@@ -84,6 +84,8 @@ def test_calibrate_writes_a_profile_into_the_cache_where_generate_finds_it(
     assert names(path.parent) == [path.name]  # the work folder is gone
     assert Profile.load(path).metadata["clips"] == 3
     assert [row["speedup"] for row in content["candidates"]] == [2.0]
+    assert content["rests_on"] == "3 calibration clips"
+    assert content["rested_on"] == "a prior of 1 other model"
     again = invoke("calibrate", *model, "--prompts", prompts, *QUICK)
     refused(again, "exists; pass --overwrite, or another --out")
 
@@ -265,7 +267,8 @@ def test_plan_to_a_speed_is_the_candidate_and_says_what_it_predicts(
     )
     shown = plan("--speedup", "2").stdout
     strip = "".join("█" if step in content["computed"] else "·" for step in range(10))
-    assert all(text in shown for text in (strip, "2.00x", "dB predicted", "tensors of the size"))
+    texts = strip, "2.00x", "dB predicted", "tensors of the size", "from 4 calibration clips."
+    assert all(text in shown for text in texts)
 
 
 def test_plan_to_a_quality_out_of_reach_computes_everything_and_says_so(plan: Any) -> None:
@@ -322,7 +325,8 @@ def test_plan_without_a_profile_shows_the_priors(here: Path, model_folder: Path)
     command = ("plan", "--model", str(model_folder), "--steps", "20", "--guidance", "4")
     result = invoke(*command, "--speedup", "2.5")
     assert result.exit_code == 0, result.stderr
-    assert "none of this model; a prior of 1 other model stands for it" in result.stdout
+    assert "none of this model" in result.stdout
+    assert "Planned from a prior of 1 other model; " in result.stdout
     assert "8.0 of 20 steps computed" in result.stdout
     content = json.loads(invoke(*command, "--quality", "10", "--json").stdout)
     assert content["profile"] is None and len(content["computed"]) < 20
@@ -672,8 +676,6 @@ def test_evaluate_keeps_the_profile_and_names_it_in_the_jobs_that_need_it(
 ) -> None:
     command = ["evaluate", prompts, "--model", str(model_folder), "--out", "run", "--limit", "1"]
     methods = ["--methods", "speedup:2,edcw:9"]
-    refused(invoke(*command, *methods), "--methods has speedup, and no profile of")
-    assert names(here) == []
     result = invoke(*command, *methods, "--profile", str(profile_file))
     assert result.exit_code == 0, result.stderr
     (stored,) = (here / "run" / "profiles").iterdir()
@@ -683,6 +685,19 @@ def test_evaluate_keeps_the_profile_and_names_it_in_the_jobs_that_need_it(
     assert named == {"uncached": None, "edcw:9": None, "speedup:2": stored.stem}
     (planned,) = (job for job in jobs if job["job"]["method"] == "speedup:2")
     assert planned["report"]["speedup"] == 2 and planned["report"]["steps_computed"] == 5
+
+
+def test_evaluate_refuses_runs_that_nothing_is_known_of(
+    here: Path, model_folder: Path, prompts: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(selection, "profile_by_prior", lambda *_: None)
+    command = ["evaluate", prompts, "--model", str(model_folder), "--methods", "speedup:2,edcw:9"]
+    refused(
+        invoke(*command, "--out", "run"),
+        "--methods has speedup, and no profile of tiny was found in its folder or the cache; nor "
+        "does the prior know such runs: `dit-accel calibrate` measures one, or pass --profile",
+    )
+    assert names(here) == []
 
 
 def test_evaluate_static_under_a_cap_is_another_job_of_plans_alone(

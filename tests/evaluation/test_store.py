@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 from fake_run import fake_plan, fake_run
 
-from dit_accel.evaluation.store import Store, StoreError
+from dit_accel.evaluation.store import Store, StoreError, name_of
 
 Change = Callable[[dict[str, Any]], Any]
 
@@ -41,6 +42,8 @@ def test_worked_example(store):
     ("change", "message"),
     [
         (lambda m: m.update(profile="../../../etc/passwd"), "profile is '../../../etc/passwd'"),
+        (lambda m: m.update(learned="../x"), "learned is '../x'"),
+        (lambda m: m.update(no_learn=3), "no_learn is 3"),
         (lambda m: m["prompts"][0].update(id="../x"), r"prompts\[0\].id is '../x'"),
         (lambda m: m["prompts"].append(m["prompts"][0]), r"prompts\[1\] has p0 again"),
         (lambda m: m.update(seeds=[True]), r"seeds\[0\] is True"),
@@ -98,3 +101,20 @@ def test_what_a_method_measured_is_plain_data(store):
         (store.folder / "calibration" / "a.json").write_text(text)
         with pytest.raises(StoreError, match=r"calibration/a\.json is "):
             store.calibration("a")
+
+
+def test_what_plans_are_made_from_is_settled_when_a_folder_is_begun(tmp_path):
+    """Its clips teach, so that another process that begins later finds more."""
+    store, spec = Store(tmp_path / "run"), fake_plan(1, ("uncached", "speedup:2"))
+    states = b"some", b"more"
+    specs = [dataclasses.replace(spec, learned=name_of(state)) for state in states]
+    assert not store.is_planned
+    for one, state in zip(specs, states, strict=True):
+        assert store.open(one, [state]).learned == name_of(b"some")
+        (kept,) = (store.folder / "profiles").iterdir()
+        assert kept == store.profile_path(name_of(b"some")) and kept.read_bytes() == b"some"
+    assert store.is_planned and store.spec().learned == name_of(b"some")
+    named = dataclasses.replace(spec, profile=name_of(b"profile"))
+    assert store.open(named, [b"profile"]).profile == name_of(b"profile")
+    (job,) = (job for group in store.spec().groups() for job in group if job.method.profiled)
+    assert job.versions["profile"] == name_of(b"profile") and "learned" not in job.versions
