@@ -81,7 +81,7 @@ class CalibrateOptions(ClipOptions):
 
 @verb(CalibrateOptions, interrupted=RESUMABLE)
 def calibrate(given: CalibrateOptions) -> None:
-    """Measure a model once, so that --quality and --speedup work for it.
+    """Measure a model once, so that --quality is guaranteed and plans are better.
 
     It takes --minutes at most; --limit, --speedups and --probes do not make it longer. Interrupt it
     at any time: the same command continues.

@@ -50,13 +50,13 @@ class EvaluateOptions(ClipOptions):
         False, "Do the clips rank seeds as the uncached ones do? Needs three seeds."
     )
     profile: Path | None = options.profile(COMPARISON, "For quality and speedup: ")
-    no_learn: bool = _compare(False, "Learn nothing from the clips, and plan by nothing learnt.")
     static: bool = _compare(
         False, "For these two: the same steps in every run, no guard.", "--deterministic"
     )
     cache_memory: str | None = _compare(
         None, f"For these two: {options.MEMORY_HELP}", metavar="SIZE", shown="no limit"
     )
+    no_learn: bool = _compare(False, "Learn nothing from the clips, and plan by nothing learnt.")
     backend: str = _work("local", "This process, or a Ray cluster.", metavar="local|ray")
     workers: int | None = _work(None, "Ray actors.", metavar="N", min=1, shown="1")
     keep_clips: bool = _work(True, "Save clips; uncached ones always.", shown="yes")

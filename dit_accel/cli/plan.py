@@ -1,6 +1,6 @@
 """`dit-accel plan`: the plan for a quality or a speedup, and what it is predicted to reach.
 
-In: a profile and a target. Out: text, JSON or a picture.
+In: a profile, or what stands for it, and a target. Out: text, JSON or a picture.
 Knows profiles and schedulers; runs no model. Ours.
 """
 
@@ -73,7 +73,8 @@ class ChosenPlan:
 def plan(given: PlanOptions) -> None:
     """Show the plan for a quality or a speedup, without running the model.
 
-    Without a target: the profile's candidate plans, with their scores on its prompts.
+    It is the plan of the next run: of the profile, or of a prior and what runs taught. Without a
+    target: the profile's candidate plans, with their scores on its prompts.
     """
     check_clip(given)
     bytes_of(given.cache_memory)

@@ -76,9 +76,8 @@ def model() -> Any:
 
 def profile(panel: str | None = None, to: str = "") -> Any:
     text = f"{to}what `calibrate` measured." if to else "What `calibrate` measured."
-    return option(
-        None, text, panel=panel, metavar="FILE", shown="in the model's folder or the cache"
-    )
+    shown = "in the model's folder or the cache, else a prior"
+    return option(None, text, panel=panel, metavar="FILE", shown=shown)
 
 
 def prompts(default: Any, more: str = "") -> Any:

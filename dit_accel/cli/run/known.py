@@ -12,7 +12,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
-from dit_accel.cli.common.errors import RunFailed, refused
+from dit_accel.cli.common.errors import RunFailed, refused, say
 
 if TYPE_CHECKING:
     from dit_accel.caching.learning import Learning
@@ -46,9 +46,13 @@ def find_known(
     learn = learn and not learned.is_off() and any((cache / "learned").glob(f"*{learned.SUFFIX}"))
     if not learn and (path or not any((cache / "profiles").glob("*.safetensors"))):
         return path, None
+    plain = dataclasses.replace(setup, offload="none", compile=False, attention_backend=None)
     with Console(stderr=True).status(f"loading {model.name} to find what is known of it ..."):
-        pipe = setups.load(model, setup, device=device, dtype=dtype)
-    return path or lookup.find_profile(pipe), learning_of(pipe) if learn else None
+        pipe = setups.load(model, plain, device=device, dtype=dtype)
+    learning = learning_of(pipe) if learn else None
+    if learning is not None and learning.problem is not None:
+        say(f"what was learnt is not used: {learning.problem}", style="yellow")
+    return path or lookup.find_profile(pipe), learning
 
 
 def prior_of(

@@ -193,7 +193,8 @@ def _notes(row: MethodSummary) -> list[tuple[str, str]]:
         notes.append(
             ("exact", f"{row.exact_frames} of {row.frames} frames equal the uncached ones")
         )
-    notes += [("planned from", source) for source in row.rests_on]
+    said = " ".join(row.remarks)
+    notes += [("planned from", source) for source in row.rests_on if source not in said]
     if row.remarks:  # in one line, as plans have several
         notes.append(("remark", " ".join(f"{text.rstrip('.')}." for text in row.remarks)))
     return notes
