@@ -11,7 +11,7 @@ import functools
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from dit_accel.cli.common import options
 from dit_accel.cli.common.errors import BadInput, as_option, refused, say
@@ -216,7 +216,7 @@ def opened(
     from dit_accel.evaluation.store import Store, name_of
 
     store = Store(given.output)
-    named = {field: name_of(content) for field, content in sources.items()}
+    named: dict[str, Any] = {field: name_of(content) for field, content in sources.items()}
     try:
         return store, store.open(dataclasses.replace(spec, **named), sources.values())
     except OSError as error:

@@ -84,7 +84,7 @@ class Store:
         """Begin or resume an evaluation: new prompts, seeds, methods and metrics are added.
 
         Args:
-            known: files that the spec names by `name_of`: they are kept in the folder.
+            known: files that the spec names by `name_of`: they are copied here.
 
         Raises:
             StoreError: the folder holds an evaluation with other settings; each is named.

@@ -694,8 +694,8 @@ def test_evaluate_refuses_runs_that_nothing_is_known_of(
     command = ["evaluate", prompts, "--model", str(model_folder), "--methods", "speedup:2,edcw:9"]
     refused(
         invoke(*command, "--out", "run"),
-        "--methods has speedup, and no profile of tiny was found in its folder or the cache; nor "
-        "does the prior know such runs: `dit-accel calibrate` measures one, or pass --profile",
+        "--methods has speedup, and no profile of",
+        "nor does the prior know such runs: `dit-accel calibrate` measures one, or pass --profile",
     )
     assert names(here) == []
 

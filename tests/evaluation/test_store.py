@@ -111,8 +111,8 @@ def test_what_plans_are_made_from_is_settled_when_a_folder_is_begun(tmp_path):
     assert not store.is_planned
     for one, state in zip(specs, states, strict=True):
         assert store.open(one, [state]).learned == name_of(b"some")
-        (kept,) = (store.folder / "profiles").iterdir()
-        assert kept == store.profile_path(name_of(b"some")) and kept.read_bytes() == b"some"
+        (copy,) = (store.folder / "profiles").iterdir()
+        assert copy == store.profile_path(name_of(b"some")) and copy.read_bytes() == b"some"
     assert store.is_planned and store.spec().learned == name_of(b"some")
     named = dataclasses.replace(spec, profile=name_of(b"profile"))
     assert store.open(named, [b"profile"]).profile == name_of(b"profile")

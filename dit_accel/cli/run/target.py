@@ -145,7 +145,8 @@ def planned_from(pipe: Any, settings: Settings) -> str | None:
         profile, _ = profile_for(pipe)
         accel, measured = QualityConfig(), profile is not None
         profile = profile or _prior(pipe, settings)
-        return profile and _learnt(pipe, accel, profile, measured=measured).rests_on
+        if profile is not None:
+            return _learnt(pipe, accel, profile, measured=measured).rests_on
     return None
 
 
