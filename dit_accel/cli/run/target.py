@@ -139,9 +139,8 @@ def _prior(pipe: Any, settings: Settings) -> Profile | None:
 def planned_from(pipe: Any, settings: Settings) -> str | None:
     """What a run is planned from as things are, in words; None: from nothing."""
     from dit_accel.planning.lookup import profile_for
-    from dit_accel.planning.profile_file import ProfileError
 
-    with contextlib.suppress(ProfileError, OSError):
+    with contextlib.suppress(ValueError, OSError):  # a profile or a sampler that does not suit
         profile, _ = profile_for(pipe)
         accel, measured = QualityConfig(), profile is not None
         profile = profile or _prior(pipe, settings)
