@@ -37,17 +37,9 @@ def settings(spec: EvaluationSpec) -> list[tuple[str, str]]:
         found.insert(4, ("frames per second", f"{clip.fps:g}"))
     if spec.static:
         found.append(("plans", "static: every run does the same, without a guard"))
-    if spec.profiled:
-        found.append(("plans are made from", _source(spec)))
     if spec.cache_memory is not None:
         found.append(("cached values of plans", f"at most {spec.cache_memory} bytes"))
     return [*found, *((name, version) for name, version in spec.versions.items())]
-
-
-def _source(spec: EvaluationSpec) -> str:
-    if spec.profile is not None:
-        return f"the profile {spec.profile}"
-    return "the prior" + (f" and what was learnt, {spec.learned}" if spec.learned else "")
 
 
 def command(spec: EvaluationSpec) -> str:
