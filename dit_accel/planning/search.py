@@ -19,8 +19,9 @@ BNS (arXiv 2403.01329) is the nearest. Ours is the closed form for the final err
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 
@@ -28,6 +29,8 @@ from dit_accel.planning.plan import Plan, SamplerCoefficients, line_sums, used_s
 
 PLAN_DEPTH = 4  # computed steps that an extrapolation uses
 PLAN_RIDGE = 1e-2  # of corrections that are fitted to uncached runs
+LONG_RUN = 100  # steps; of a longer run only some are searched, its nodes
+_NODES, _COMPUTED_NODES = 50, 10  # at least (research/LOG.md)
 
 
 @dataclass(frozen=True)
@@ -236,11 +239,13 @@ def search(
     """The best plan found that computes `count` steps, by simulated annealing.
 
     A round scores many plans that differ from the present one in one computed step, and goes on
-    with one that is drawn with odds E^(-1/T), T falling from 0.2 to 0.
+    with one that is drawn with odds E^(-1/T), T falling from 0.2 to 0. In place of a run of more
+    than `LONG_RUN` steps a shorter one is searched, and the longer one computes as densely.
 
     Args:
         count: steps to compute, 1 to all.
-        rounds, neighbours: how often, and how many plans are scored each time.
+        rounds, neighbours: how often, and how many plans are scored each time; in place of a long
+            run the shorter one has rounds enough.
         start: computed steps to begin with; None: spread evenly.
         seed: of a private generator: the same error model gives the same plan.
 
@@ -257,6 +262,10 @@ def search(
     now = torch.tensor([with_fixed(_of_count(start or even, n, count), error_model.sampler)])
     if count in (len(fixed), n):  # there is no other plan
         return fit(now[0].tolist(), error_model)
+    nodes = max(_NODES, math.ceil(n * _COMPUTED_NODES / count))
+    if n > LONG_RUN and nodes <= n // 2:
+        both = now[0].tolist(), _by_nodes(error_model, count, nodes, neighbours, seed)
+        return min((fit(computed, error_model) for computed in both), key=lambda made: made[1])
     generator = torch.Generator().manual_seed(seed)
     best, least = now, _evaluate(now, error_model, PLAN_DEPTH, PLAN_RIDGE)[0]
     for number in range(rounds):
@@ -268,6 +277,44 @@ def search(
         if error.min() < least:
             best, least = plans[error.argmin()][None], error.min()
     return fit(best[0].tolist(), error_model)
+
+
+def _by_nodes(
+    error_model: ErrorModel, count: int, nodes: int, neighbours: int, seed: int
+) -> list[int]:
+    """`count` computed steps of a long run, found in a run of so many steps."""
+    sampler, n = error_model.sampler, error_model.num_steps
+    at, short = _shortened(error_model, nodes)
+    plan, _ = search(short, round(count * nodes / n), neighbours=neighbours, seed=seed)
+    found = _as_dense([*at[list(plan.computed)].tolist(), n], count)
+    return with_fixed(_of_count(found, n, count), sampler)
+
+
+def _shortened(error_model: ErrorModel, nodes: int) -> tuple[torch.Tensor, ErrorModel]:
+    """Some steps of a run, and the error model in which each stands for all up to the next."""
+    sampler, n = error_model.sampler, error_model.num_steps
+    at = torch.tensor(with_fixed(evenly(n, nodes), sampler))
+    node = torch.bucketize(torch.arange(n), at, right=True) - 1
+    added = torch.zeros(nodes, dtype=torch.float64).index_add_(0, node, sampler.coefficients)
+    second = sampler.second
+    if second is not None:
+        second = replace(second, begin=int(node[second.begin]))
+    short = SamplerCoefficients(added, sampler.timesteps[at], sampler.branch_weights, second)
+    rows = sampler.feature_rows(at[None])[0]
+    gram, gain = error_model.mean_gram[rows][:, rows], error_model.error_gain[at]
+    return at, ErrorModel(short, gram[None], gain, error_model.error_memory * nodes / n)
+
+
+def _as_dense(steps: Sequence[int], count: int) -> list[int]:
+    """`count` steps, as dense along a run as those given, of which the last is the run's end.
+
+    Example:
+        >>> _as_dense([0, 2, 4, 12], 6)
+        [0, 1, 2, 3, 4, 8]
+    """
+    places = (place * (len(steps) - 1) / count for place in range(count))
+    between = ((steps[int(place)], steps[int(place) + 1], place % 1) for place in places)
+    return [int(low + (high - low) * share + 0.5) for low, high, share in between]
 
 
 def evenly(num_steps: int, count: int) -> tuple[int, ...]:

@@ -8,6 +8,7 @@ import math
 import pytest
 import torch
 
+from dit_accel.planning import search as search_module
 from dit_accel.planning.plan import Extrapolation, Plan, SamplerCoefficients, SecondExpert
 from dit_accel.planning.search import (
     ErrorModel,
@@ -198,6 +199,45 @@ def test_a_start_of_another_count_is_filled_or_cut():
     field = field_of(smooth())
     for start in ([0, 5], [0, 1, 2, 3, 4, 5, 6, 7, 8]):
         assert len(search(field, 6, start=start, rounds=2)[0].computed) == 6
+
+
+def test_in_place_of_a_long_run_a_shorter_one_is_searched(monkeypatch):
+    """No more plans than one are worked out for all of its steps, however long it is."""
+    searched = []
+    evaluate = search_module._evaluate
+
+    def watched(computed, error_model, *more):
+        searched.append((len(computed) > 1, error_model.num_steps))
+        return evaluate(computed, error_model, *more)
+
+    monkeypatch.setattr(search_module, "_evaluate", watched)
+    gain = torch.linspace(4, 0.5, 301).tolist()
+    noise, others = [1.0, -1.0, 0.5, 0.0, 2.0, 0.3], (smooth(301, 1), smooth(301, 2))
+    long = field_of(smooth(301), noise=noise, error_gain=gain, others=others)
+    for count, nodes in ((250, 50), (31, 98)):
+        searched.clear()
+        plan, error = search(long, count)
+        assert len(plan.computed) == count and plan.computed[0] == 0
+        assert {steps for many, steps in searched if many} == {nodes}
+        assert error == pytest.approx(fit(plan.computed, long)[1])
+    assert error < fit(evenly(301, 31), long)[1] / 2
+    ends = sum(step < 75 or step >= 226 for step in plan.computed)
+    assert ends > 0.6 * 31, "it computes more where the curve turns"
+    assert search(long, 31, start=plan.computed)[1] <= error
+
+
+def test_a_long_run_of_few_computed_steps_is_searched_step_by_step():
+    """Ten times as many nodes as there are computed steps would be hardly fewer than its steps."""
+    long = field_of(smooth(110))
+    plan, error = search(long, 9, rounds=10)
+    assert len(plan.computed) == 9 and error < fit(evenly(110, 9), long)[1]
+
+
+def test_in_a_long_run_no_window_reaches_into_the_second_expert():
+    long = field_of(smooth(203))
+    sampler = dataclasses.replace(long.sampler, second=SecondExpert(71))
+    plan, _ = search(dataclasses.replace(long, sampler=sampler), 60)
+    assert len(plan.computed) == 60 and {0, 71} <= {*plan.computed}
 
 
 @pytest.mark.parametrize(("total", "count"), [(50, 1), (50, 7), (50, 50), (3, 2)])
