@@ -4,8 +4,9 @@ python scripts/experiments/make_prior.py assets/mini-wan
 python scripts/experiments/make_prior.py assets/mini-wan other=path/to/profile.safetensors
 
 A model is a folder with a profile in it, or a folder and its profile with "=" between. Each weighs
-alike. `--judged` takes the results of table_first_clip.py: there every model was left out of the
-prior, and its clips show how far a prediction for an unknown model may be off.
+alike. `--judged` takes the results of table_knowledge.py or table_first_clip.py: there each model
+was left out of the prior, and its clips show how far a prediction for an unknown model may be off.
+To judge a model by a prior with such evidence, leave its own rows out of that file.
 """
 
 from __future__ import annotations
@@ -50,12 +51,12 @@ def trajectory_on(folder: Path, profile: Profile) -> Trajectory:
     return dataclasses.replace(found, sampler=own)
 
 
-def judged(table: Path, models: set[str]) -> torch.Tensor:
-    """`(m, 2)`: mean and deviation of real less predicted PSNR, of the models that are not in."""
+def judged(table: Path) -> torch.Tensor:
+    """`(m, 2)`: mean and deviation of real less predicted PSNR, of each model of a table."""
     by_model: dict[str, list[float]] = {}
     for line in table.read_text().splitlines():
         row = json.loads(line)
-        if row["source"] == "prior" and row["model"] not in models:
+        if row["source"] == "prior" and row["predicted_db"] is not None:  # None: computed whole
             off = [psnr - row["predicted_db"] for psnr in row["psnr_db"]]
             by_model.setdefault(row["model"], []).extend(off)
     rows = [(statistics.fmean(off), statistics.stdev(off)) for off in by_model.values()]
@@ -65,12 +66,12 @@ def judged(table: Path, models: set[str]) -> torch.Tensor:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("models", nargs="+", metavar="FOLDER[=PROFILE]")
-    parser.add_argument("--judged", type=Path, help="results of table_first_clip.py")
+    parser.add_argument("--judged", type=Path, help="results of models that were left out")
     parser.add_argument("--output", type=Path, default=SHIPPED)
     given = parser.parse_args()
     prior = Prior.of([measured(model) for model in given.models])
     if given.judged is not None:
-        found = judged(given.judged, set(prior.models))
+        found = judged(given.judged)
         prior = Prior(prior.grams, prior.gains, prior.memory, prior.models, found)
     prior.save(given.output)
     print(f"{given.output}: {', '.join(prior.models)}; {len(prior.judged)} models left out")

@@ -42,6 +42,8 @@ def tables(uncached: dict[str, Any], results: dict[str, dict[int, dict[str, Any]
     metrics = list(dict.fromkeys(name for result in done for name in result["scores"]))
     steps = sorted({k for runs in results.values() for k in runs}, reverse=True)
     machine = uncached["machine"]
+    if not metrics:
+        return f"{uncached['model']}: no method has a result yet.\n"
     parts = [
         f"{uncached['model']}, {uncached['prompts']} prompts (fewer where given), "
         f"{uncached['steps']} steps uncached: {uncached['seconds']:.2f} s a clip on "

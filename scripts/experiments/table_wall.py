@@ -112,9 +112,12 @@ def case_of(name: str, device: str, *, tiny: bool) -> BenchmarkCase:
     )
 
 
-def measure(bench: Bench, steps: int, rows: list[str], *, once: bool) -> None:
-    """All rows of one number of steps, between two uncached calls; or after one."""
-    uncached = [bench.run(steps)[0]]
+def measure(
+    bench: Bench, steps: int, rows: list[str], *, once: bool, uncached: list[float]
+) -> None:
+    """All rows of one number of steps, between two uncached calls; or after one, or none where
+    the seconds of one are given."""
+    once, uncached = once or bool(uncached), uncached or [bench.run(steps)[0]]
     found = []
     for row in rows:
         found += [one | {"row": row} for one in (OURS.get(row) or _rival(row))(bench, steps)]
@@ -126,6 +129,15 @@ def measure(bench: Bench, steps: int, rows: list[str], *, once: bool) -> None:
         bench.record(**one)
     spread = (max(uncached) - min(uncached)) / mean
     bench.record(steps=steps, uncached_calls=len(uncached), uncached=mean, spread=spread)
+
+
+def scaled(bench: Bench, reference: int) -> Callable[[int], list[float]]:
+    """Seconds of an uncached call of any number of steps, by the steps of a shorter one."""
+    if not reference:
+        return lambda steps: []
+    wall, each = bench.run(reference)
+    bench.record(reference_steps=reference, uncached=wall, step=statistics.mean(each))
+    return lambda steps: [wall + (steps - reference) * statistics.mean(each)]
 
 
 def planned(static: bool) -> Callable[[Bench, int], list[dict[str, Any]]]:
@@ -293,6 +305,8 @@ def main() -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--calls", type=int, default=3, help="of a planned row, from 2")
     parser.add_argument("--once", action="store_true", help="one uncached call, not two")
+    parser.add_argument("--reference", type=int, default=0, metavar="N",
+                        help="one uncached call, of N steps; longer ones take as long a step")  # fmt: skip
     parser.add_argument("--tiny", action="store_true", help="small models, to try the script")
     parser.add_argument("--output", type=Path, help="a file that rows are appended to")
     parser.add_argument("--table", type=Path, help="print the table of a file, and nothing else")
@@ -307,9 +321,10 @@ def main() -> None:
             seconds = bench.run(3)[0]  # compiles, and fills the allocator
             gpu = torch.cuda.get_device_name() if args.device == "cuda" else ""
             bench.record(first_call=seconds, torch=torch.__version__, device=gpu)
+            uncached = scaled(bench, args.reference)
             for steps in args.steps:
                 rows = [r for r in args.rows if way == "no" or r not in RIVALS]
-                measure(bench, steps, rows, once=args.once)
+                measure(bench, steps, rows, once=args.once, uncached=uncached(steps))
             if way != "no":
                 bench.record(**graphs())
             del bench

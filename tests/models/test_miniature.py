@@ -7,7 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from dit_accel.models import miniature
+from dit_accel.models import loading, miniature
+from dit_accel.planning.lookup import find_profile, profile_key
+from dit_accel.planning.profile import Profile
+
+ASSETS = Path(__file__).parents[2] / "assets"
 
 
 def write_defaults(folder: Path, text: str) -> Path:
@@ -70,3 +74,17 @@ def test_a_folder_without_the_file_has_no_defaults(tmp_path: Path) -> None:
 def test_wrong_defaults_are_refused_by_name(tmp_path: Path, text: str, expected: str) -> None:
     with pytest.raises(ValueError, match=expected):
         miniature.call_defaults(write_defaults(tmp_path, text))
+
+
+@pytest.mark.parametrize("name", ["mini-cogvideox", "mini-ltx"])
+def test_the_models_to_measure_on_load_as_any_other_with_their_profile(name: str) -> None:
+    folder = ASSETS / name
+    if not folder.exists():
+        pytest.skip("only the repository and the sdist have these models")
+    pipe = loading.load(loading.inspect_folder(folder, name=name), device="cpu", dtype="float32")
+    found = find_profile(pipe)
+    assert found == folder / "dit-accel-profile.safetensors"
+    key, here = Profile.load(found).key, profile_key(pipe)
+    assert (key.weights, key.sampler) == (here.weights, here.sampler)
+    assert sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) <= 15e6
+    assert set(miniature.call_defaults(folder)) == set(miniature.DEFAULT_KEYS)

@@ -95,9 +95,12 @@ def _planned(way: type[QualityConfig | SpeedupConfig]) -> Apply:
 
 
 def _runs_behind(path: Path) -> float | None:
-    """What calibration spent on a profile, in uncached runs: every clip once uncached and `PASSES`
-    times by every candidate plan, and the probes, counted as whole runs."""
+    """What calibration spent on a profile, in uncached runs. An older profile does not say it: every
+    clip once uncached and `PASSES` times by every candidate plan, and the probes as whole runs."""
     profile = Profile.load(path)
+    spent = profile.metadata.get("cost_runs")
+    if isinstance(spent, (int, float)):
+        return float(spent)
     made = (profile.metadata.get(name) for name in ("clips", "probes", "probed"))
     known = [value for value in made if isinstance(value, int)]
     if len(known) != 3:

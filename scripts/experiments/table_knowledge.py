@@ -1,0 +1,177 @@
+"""What a user gets who knows nothing of a model, and after some clips: every target at every state.
+
+    python scripts/experiments/table_knowledge.py MODEL[=PROFILE]... --output results.jsonl --device cuda
+
+The public way: `accelerate(pipe, speedup=...)` or `quality=`, with a cache of learnt runs of its
+own for each row. The prior that ships must not know the model, and the model's folder must have no
+profile; the one after "=" is for the rows of its own clips. Goes in: folders of models. Comes out:
+one row a line; what is there is not run again. A state is named by the runs behind it:
+
+    prior                  none
+    N runs                 N clips of other prompts, made with this target, one a call
+    1 reference            one uncached run that was recorded
+    1 reference, N runs    the runs after it
+    own clips              the profile
+
+Scored clips run in one batch, without a guard, and teach nothing. Scores are PSNR of the frames to
+the uncached ones.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from table_first_clip import Model, Rows
+
+from dit_accel import accelerate, recorded
+from dit_accel.evaluation.prompts import read_prompts
+from dit_accel.planning.lookup import PROFILE_FILE
+from dit_accel.planning.prior import Prior
+
+ROOT = Path(__file__).resolve().parents[2]
+PROMPTS = ROOT / "assets/prompts"
+STATES = (0, 1, 4, 16)  # accelerated runs
+AFTER_REFERENCE = (0, 4)  # and after one that was recorded whole
+FIRST_SEED = 5000  # of the clips that teach
+Target = dict[str, float]
+
+
+class Subject:
+    """A model, its scored clips, and the prompts that it learns from."""
+
+    def __init__(self, given: str, prompts: list[str], teaching: list[str], device: str) -> None:
+        self.model = Model(given, None, prompts)
+        self.profile = given.partition("=")[2] or None
+        self.model.pipe.to(device)
+        self.name, self.steps, self.teaching = self.model.name, self.model.steps, teaching
+        self.uncached = self.model.clips()
+
+    def teach(self, number: int, target: Target, *, reference: bool = False) -> None:
+        """Make a clip, which is learnt from: accelerated, or uncached and recorded."""
+        pipe = self.model.pipe
+        seed = torch.Generator().manual_seed(FIRST_SEED + number)
+        given = {"prompt": self.teaching[number], "generator": seed, "output_type": "latent"}
+        call = self.model.call | given
+        if not reference:
+            with accelerate(pipe, **target):
+                pipe(**call)
+            return
+        with recorded(pipe) as run:
+            pipe(**call)
+        with accelerate(pipe, **target) as handle:
+            if not handle.learn_from(run):
+                raise RuntimeError("the reference taught nothing")
+            pipe(**call)
+
+    def score(self, target: Target, **settings: Any) -> dict[str, Any]:
+        with accelerate(self.model.pipe, **target, guard=False, **settings) as handle:
+            clips = self.model.clips()
+            report = handle.report()
+        errors = (clips - self.uncached).double().square().flatten(1).mean(1).clamp_min(1e-12)
+        predicted = report.prediction or {}
+        return {
+            "computed": report.steps_computed, "predicted_db": predicted.get("psnr_db"),
+            "low_db": predicted.get("low_db"), "high_db": predicted.get("high_db"),
+            "basis": predicted.get("basis"), "psnr_db": (-10 * errors.log10()).tolist(),
+        }  # fmt: skip
+
+
+@contextmanager
+def cache() -> Iterator[Path]:
+    """An empty cache of what runs teach."""
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ["DIT_ACCEL_CACHE"] = folder
+        yield Path(folder)
+
+
+@contextmanager
+def kept(folder: Path) -> Iterator[None]:
+    """What is learnt within is forgotten again."""
+    with tempfile.TemporaryDirectory() as copy:
+        shutil.copytree(folder, copy, dirs_exist_ok=True)
+        yield
+        shutil.rmtree(folder)
+        shutil.copytree(copy, folder)
+
+
+def table(
+    subject: Subject, target: Target, states: list[int], after: list[int], rows: Rows
+) -> None:
+    """All states of one target."""
+    (name, value), steps = next(iter(target.items())), subject.steps
+    said, known = f"{name} {value:.4g}", sorted(Prior.load().models)
+
+    def add(source: str, runs: float, **settings: Any) -> dict[str, Any]:
+        row = {"model": subject.name, "source": source, "target": said, "runs": runs,
+               "prior": known}  # fmt: skip
+        found = next((r for r in rows.all if row.items() <= r.items()), None)
+        if found is None:
+            found = row | subject.score(target, **settings)
+            rows.add(**found)
+        return found
+
+    with cache() as folder:
+        made, spent, last = 0, 0.0, 0
+        for runs in states:
+            for _ in range(made, runs):
+                subject.teach(made, target)
+                made, spent = made + 1, spent + last / steps
+            with kept(folder):
+                last = add("prior" if not runs else f"{runs} runs", round(spent, 2))["computed"]
+    with cache() as folder:
+        if after:
+            subject.teach(0, target, reference=True)
+        made, spent = 0, 1.0
+        for runs in after:
+            for _ in range(made, runs):
+                made += 1
+                subject.teach(made, target)
+                spent += last / steps
+            with kept(folder):
+                source = "1 reference" + (f", {runs} runs" if runs else "")
+                last = add(source, round(spent, 2))["computed"]
+    if subject.profile:
+        add("own clips", 0, profile=subject.profile, learn=False)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("models", nargs="+", metavar="MODEL[=PROFILE]")
+    parser.add_argument("--computed", type=int, nargs="*", default=[20, 13, 25, 17, 10])
+    parser.add_argument("--quality", type=float, nargs="*", default=[28, 32, 36])
+    parser.add_argument("--states", type=int, nargs="*", default=list(STATES))
+    parser.add_argument("--after-reference", type=int, nargs="*", default=list(AFTER_REFERENCE))
+    parser.add_argument("--prompts", type=int, default=64)
+    parser.add_argument("--file", type=Path, default=PROMPTS / "miniature.jsonl")
+    parser.add_argument("--teaching", type=Path, default=PROMPTS / "calibration.jsonl")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--output", type=Path, required=True)
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    prompts = [one.prompt for one in read_prompts(given.file)][: given.prompts]
+    teaching = [one.prompt for one in read_prompts(given.teaching)][-max(STATES) - 1 :]
+    rows, known = Rows(given.output), set(Prior.load().models)
+    for name in given.models:
+        folder = Path(name.partition("=")[0])
+        if folder.name in known:
+            raise ValueError(f"the prior that ships is made of {folder.name}, too")
+        if (folder / PROFILE_FILE).exists():
+            raise ValueError(f"{folder} has a profile; give a copy without it")
+        subject = Subject(name, prompts, teaching, given.device)
+        targets = [{"speedup": subject.steps / count} for count in given.computed]
+        for target in [*targets, *({"quality": q} for q in given.quality)]:
+            table(subject, target, given.states, given.after_reference, rows)
+
+
+if __name__ == "__main__":
+    main()
