@@ -1,6 +1,6 @@
-"""What a user gets who knows nothing of a model, and after some clips: every target at every state.
+"""What a user gets who knows nothing of a model, and after some clips.
 
-    python scripts/experiments/table_knowledge.py MODEL[=PROFILE]... --output results.jsonl --device cuda
+    python scripts/experiments/table_knowledge.py MODEL[=PROFILE]... --output knowledge.jsonl
 
 The public way: `accelerate(pipe, speedup=...)` or `quality=`, with a cache of learnt runs of its
 own for each row. The prior that ships must not know the model, and the model's folder must have no

@@ -95,8 +95,8 @@ def _planned(way: type[QualityConfig | SpeedupConfig]) -> Apply:
 
 
 def _runs_behind(path: Path) -> float | None:
-    """What calibration spent on a profile, in uncached runs. An older profile does not say it: every
-    clip once uncached and `PASSES` times by every candidate plan, and the probes as whole runs."""
+    """What calibration spent on a profile, in uncached runs. An older profile does not say it:
+    every clip once uncached and `PASSES` times by every candidate plan, and the probes whole."""
     profile = Profile.load(path)
     spent = profile.metadata.get("cost_runs")
     if isinstance(spent, (int, float)):
