@@ -306,7 +306,7 @@ def main() -> None:
     parser.add_argument("--calls", type=int, default=3, help="of a planned row, from 2")
     parser.add_argument("--once", action="store_true", help="one uncached call, not two")
     parser.add_argument("--reference", type=int, default=0, metavar="N",
-                        help="one uncached call, of N steps, whose steps all calls have")  # fmt: skip
+                        help="one uncached call, of N steps, that all are scaled from")  # fmt: skip
     parser.add_argument("--tiny", action="store_true", help="small models, to try the script")
     parser.add_argument("--output", type=Path, help="a file that rows are appended to")
     parser.add_argument("--table", type=Path, help="print the table of a file, and nothing else")
