@@ -13,8 +13,8 @@ one row a line; what is there is not run again. A state is named by the runs beh
     1 reference, N runs    the runs after it
     own clips              the profile
 
-Scored clips run in one batch, without a guard, and teach nothing. Scores are PSNR of the frames to
-the uncached ones.
+Scored clips run in one batch, without a guard, and teach nothing; a plan that looks at the text is
+that of the hardest prompt. Scores are PSNR of the frames, in 8 bits, to the uncached ones.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class Subject:
         self.profile = given.partition("=")[2] or None
         self.model.pipe.to(device)
         self.name, self.steps, self.teaching = self.model.name, self.model.steps, teaching
-        self.uncached = self.model.clips()
+        self.uncached = in_bytes(self.model.clips())
 
     def teach(self, number: int, target: Target, *, reference: bool = False) -> None:
         """Make a clip, which is learnt from: accelerated, or uncached and recorded."""
@@ -73,15 +73,20 @@ class Subject:
 
     def score(self, target: Target, **settings: Any) -> dict[str, Any]:
         with accelerate(self.model.pipe, **target, guard=False, **settings) as handle:
-            clips = self.model.clips()
+            clips = in_bytes(self.model.clips())
             report = handle.report()
-        errors = (clips - self.uncached).double().square().flatten(1).mean(1).clamp_min(1e-12)
+        errors = (clips - self.uncached).square().flatten(1).mean(1).clamp_min(1e-12)
         predicted = report.prediction or {}
         return {
             "computed": report.steps_computed, "predicted_db": predicted.get("psnr_db"),
             "low_db": predicted.get("low_db"), "high_db": predicted.get("high_db"),
             "basis": predicted.get("basis"), "psnr_db": (-10 * errors.log10()).tolist(),
         }  # fmt: skip
+
+
+def in_bytes(frames: torch.Tensor) -> torch.Tensor:
+    """Frames in [0, 1] as a file has them."""
+    return frames.double().mul(255).round() / 255
 
 
 @contextmanager
