@@ -98,7 +98,7 @@ def cache() -> Iterator[Path]:
 
 
 @contextmanager
-def kept(folder: Path) -> Iterator[None]:
+def forgetting(folder: Path) -> Iterator[None]:
     """What is learnt within is forgotten again."""
     with tempfile.TemporaryDirectory() as copy:
         shutil.copytree(folder, copy, dirs_exist_ok=True)
@@ -129,7 +129,7 @@ def table(
             for _ in range(made, runs):
                 subject.teach(made, target)
                 made, spent = made + 1, spent + last / steps
-            with kept(folder):
+            with forgetting(folder):
                 last = add("prior" if not runs else f"{runs} runs", round(spent, 2))["computed"]
     with cache() as folder:
         if after:
@@ -140,7 +140,7 @@ def table(
                 made += 1
                 subject.teach(made, target)
                 spent += last / steps
-            with kept(folder):
+            with forgetting(folder):
                 source = "1 reference" + (f", {runs} runs" if runs else "")
                 last = add(source, round(spent, 2))["computed"]
     if subject.profile:
