@@ -69,7 +69,9 @@ def learns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def without_prior(monkeypatch: pytest.MonkeyPatch) -> None:
     """No run is known to the prior, as by a sampler without noise levels: first runs are
     recorded."""
-    monkeypatch.setattr("dit_accel.caching.controller.PriorCache.of", lambda *_, **__: None)
+    monkeypatch.setattr(
+        "dit_accel.caching.controller.SchedulerCache.profile", lambda *_, **__: None
+    )
 
 
 @pytest.fixture(scope="session")

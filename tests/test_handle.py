@@ -422,6 +422,8 @@ def test_a_transformer_that_is_called_beside_a_run_is_stock(way):
         return pipe.transformer(latents, torch.tensor([77]), text, return_dict=False)[0]
 
     def in_a_step(pipe, step, time, tensors):
+        with pipe.transformer.cache_context("cond"):  # named as those of the pipeline
+            found.append(beside())
         found.append(beside())
         return tensors
 
@@ -436,7 +438,7 @@ def test_a_transformer_that_is_called_beside_a_run_is_stock(way):
         assert np.array_equal(call(pipe, callback_on_step_end=in_a_step), fast)
         assert handle.report().sites == report.sites
         assert report.steps_computed < STEPS
-    assert len(found) == 2 + STEPS and all(torch.equal(one, stock) for one in found)
+    assert len(found) == 2 + 2 * STEPS and all(torch.equal(one, stock) for one in found)
 
 
 def own_loop(pipe):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from functools import partial
+from unittest import mock
 
 import diffusers
 import numpy as np
@@ -430,6 +431,15 @@ def test_parts_are_the_same_until_something_changes():
     assert loaded.changed_since(one) == ("weights",)
     pipe.to(torch.bfloat16)
     assert parts_of(pipe).changed_since(one) == ("weights", "dtype")
+
+
+def test_a_module_that_was_replaced_for_a_moment_is_the_same_part():
+    """It stands last among its like then: cache-dit replaces the blocks in each forward."""
+    pipe = tiny.tiny_wan()
+    before, order = parts_of(pipe), [*pipe.transformer._modules]
+    with mock.patch.object(pipe.transformer, "blocks", torch.nn.ModuleList()):
+        assert parts_of(pipe) != before
+    assert [*pipe.transformer._modules] != order and parts_of(pipe) == before
 
 
 def test_parts_of_a_model_of_true_size_take_milliseconds():

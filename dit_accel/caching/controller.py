@@ -42,11 +42,10 @@ from dit_accel.planning.lookup import profile_key
 from dit_accel.planning.parts import parts_of
 from dit_accel.planning.plan import SamplerCoefficients
 from dit_accel.planning.prediction import PlanChoice
-from dit_accel.planning.prior import PriorCache
+from dit_accel.planning.prior import SchedulerCache
 from dit_accel.planning.profile import Profile
 from dit_accel.planning.profile_file import ProfileError
 from dit_accel.planning.profile_key import ProfileKey
-from dit_accel.planning.sampler import CoefficientCache
 
 MAX_ADDED_STEPS: int | None = 1  # that a guard may spend where a speed was asked for
 Found = tuple[Profile | None, tuple[str, ...]]  # a profile, and remarks on it
@@ -79,7 +78,8 @@ class RunController:
         self._observed: GuardedPolicy | None = None  # of the run in hand
         self._next_reference: WholeRun | None = None  # of the next run's clip
         self._reference: WholeRun | None = None  # of the run in hand's
-        self._teaches = True  # the run in hand does, as its reference does not
+        self._caches = False  # another cache does, in the run in hand
+        self._teaches = True  # the run in hand does: its reference does not, and it has no cache
         self._look_up, self._parts = look_up, parts_of(pipe)
         self._changed: tuple[str, ...] = ()  # what of it is other than in the last run
         self.pipe, self.family, self.profile, self.target = pipe, family, profile, target
@@ -89,7 +89,7 @@ class RunController:
         )
         self._recorded: dict[tuple[Any, ...], Profile] = {}  # of first runs, by what they are of
         self._recording: RecordingPolicy | None = None
-        self._samplers, self._priors = CoefficientCache(), PriorCache()
+        self._schedulers = SchedulerCache()
         self._weights = profile.sampler.branch_weights if profile else (1.0,)  # seen last
         self._ranks, self._where = Ranks(), torch.device("cpu")
         self._looks = False  # at the first step of this run
@@ -124,7 +124,9 @@ class RunController:
         self.finish()
         self._observed = self._recording = None
         self._reference, self._next_reference = self._next_reference, None
-        self._teaches = self._reference is None or self._reference.profile is None
+        self._caches = any(map(other_cache, transformers_of(self.pipe, self.family).values()))
+        known = self._reference is not None and self._reference.profile is not None
+        self._teaches = not (known or self._caches)
         self._see_parts()
         self._scheduler = self.pipe.scheduler
         if self._looks:  # asked again after the first step, which leaves marks in some schedulers
@@ -222,21 +224,23 @@ class RunController:
         if whole is None or self.learning is None:
             return ()
         if whole.profile is None:
-            return (f"Learnt from the accelerated run: the uncached reference {whole.problem}.",)
+            what = "Learnt from the accelerated run" if self._teaches else "Nothing was learnt"
+            return (f"{what}: the uncached reference {whole.problem}.",)
         self._reference = None
-        self.learning.add_whole(whole.profile, whole.numbers)
+        self.learning.add_whole(whole)
         return ()
 
     def finish(self) -> tuple[str, ...]:
         """Learn from the run in hand, if it is over."""
         recording, planned = self._recording, self._observed
-        profile = None if recording is None else recording.profile
-        if recording is not None and profile is not None:
+        whole = None if recording is None else recording.whole(self._parts)
+        if recording is not None and whole is not None and whole.profile is not None:
             self._recording = None
-            self._weights = profile.sampler.branch_weights
-            self._recorded[self._parts, _kind_of(recording.guidance, self._weights)] = profile
+            self._weights = whole.profile.sampler.branch_weights
+            kind = self._record_key(recording.guidance, self._weights)
+            self._recorded[kind] = whole.profile
             if self.learning is not None and self._teaches:
-                self.learning.add_whole(profile, recording.numbers)
+                self.learning.add_whole(whole)
         if planned is not None and planned.has_ended and self.learning is not None:
             self._observed = None
             found = planned.observations()
@@ -271,17 +275,13 @@ class RunController:
             return None
         if not useful or not choice.plan.extrapolations:
             return None
-        if self._has_other_cache():
-            return None
         kind = self._kind(run, coefficients)
         return RunObserver(kind, run.guidance or 1.0, self.family.branches, choice.plan)
 
-    def _has_other_cache(self) -> bool:
-        return any(map(other_cache, transformers_of(self.pipe, self.family).values()))
-
     def _sampler(self, run: RunInfo, weights: tuple[float, ...]) -> SamplerCoefficients:
         """Of a run; a ValueError where there is no plan for it."""
-        coefficients = self._samplers.of(self._scheduler, weights, run.begin, run.num_steps)
+        response = self._schedulers.response(self._scheduler, run.begin, run.num_steps)
+        coefficients = response.sampler(weights)
         selection.check_num_steps(coefficients.num_steps)
         return dataclasses.replace(coefficients, second=selection.second_of(run))
 
@@ -289,8 +289,7 @@ class RunController:
         """Of a run whose branches have these weights: planned, or recorded where it is the first
         of its kind."""
         coefficients = self._sampler(run, weights)
-        kind = self._parts, _kind_of(run.guidance or 1.0, weights)
-        recorded = self._recorded.get(kind)
+        recorded = self._recorded.get(self._record_key(run.guidance or 1.0, weights))
         profile = self.profile or self._without_own(run, coefficients, recorded)
         if profile is None and not self.records:
             raise ProfileError(self._unknown(run))
@@ -325,7 +324,7 @@ class RunController:
         if run.begin or not self.family.blocks:
             return None  # it starts from a clip, or what its forwards are is not known before a run
         guidance = self._kind(run, coefficients).guidance
-        return self._priors.of(self._scheduler, coefficients, guidance)
+        return self._schedulers.profile(self._scheduler, coefficients, guidance)
 
     def _unknown(self, run: RunInfo) -> str:
         """Why a run is neither planned nor recorded, and what would help."""
@@ -357,10 +356,11 @@ class RunController:
             return (f"The {' and '.join(self._changed)} changed since the last run.",)
         return ("The recorded runs have another guidance.",) if self._recorded else ()
 
-
-def _kind_of(guidance: float, weights: tuple[float, ...]) -> tuple[Any, ...]:
-    """What a record of a run is of: two branches are weighed anew, one has its guidance in it."""
-    return (len(weights),) if len(weights) > 1 else (1, guidance)
+    def _record_key(self, guidance: float, weights: tuple[float, ...]) -> tuple[Any, ...]:
+        """What a record of a run is of: two branches are weighed anew, one has its guidance in
+        it."""
+        of_weights = (len(weights),) if len(weights) > 1 else (1, guidance)
+        return self._parts, self._caches, of_weights
 
 
 def _is_near(one: float, other: float) -> bool:

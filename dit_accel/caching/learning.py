@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from dit_accel.caching.observing import observed
+from dit_accel.caching.recording import WholeRun
 from dit_accel.core.files import reason_of
 from dit_accel.core.generation import ClipSpec
 from dit_accel.core.report import Report
@@ -150,11 +151,13 @@ class Learning:
             losses = posterior.losses(one, last.prior.gram[0], before)
         self._change(lambda known: known.with_run(one, losses))
 
-    def add_whole(self, profile: Profile, numbers: int) -> None:
-        """A run was computed whole and recorded: learn from it."""
-        sampler = profile.sampler
-        kind = RunKind(sampler, profile.key.guidance, numbers)
-        one = observed(profile.gram[0], kind, Plan(sampler.num_steps, {}), {})
+    def add_whole(self, whole: WholeRun) -> None:
+        """A run was computed whole and recorded: learn from it, where it has no problem."""
+        profile = whole.profile
+        if profile is None:
+            return
+        kind = RunKind(profile.sampler, profile.key.guidance, whole.numbers)
+        one = observed(profile.gram[0], kind, Plan(profile.sampler.num_steps, {}), {})
         if one is not None:
             self.add(one)
 

@@ -156,6 +156,13 @@ class RecordingPolicy(Policy):
         problem = self._problem()
         return self._flaw() if problem is None else f"was not recorded: {problem}"
 
+    def whole(self, parts: Parts) -> WholeRun:
+        """What the run teaches, of a pipeline with these parts."""
+        profile = self.profile
+        return WholeRun(
+            parts, self.why_no_profile if profile is None else None, profile, self.numbers
+        )
+
     def _problem(self) -> str | None:
         """Why the run gives no profile, however long it was; None: it gives one."""
         if self.problem is not None:

@@ -58,7 +58,7 @@ class ReferenceRun(RunController):
 
     def _policy(self, run: RunInfo, weights: tuple[float, ...]) -> Policy:
         sampler = self._sampler(run, weights)
-        if self._has_other_cache() or sampler.num_rows > MOST_ROWS:
+        if self._caches or sampler.num_rows > MOST_ROWS:
             reason = "it is too long" if sampler.num_rows > MOST_ROWS else "it has a cache"
             return self._not_planned(sampler.num_steps, reason)
         policy = self._record(run, sampler)
@@ -72,12 +72,9 @@ class ReferenceRun(RunController):
     @property
     def run(self) -> WholeRun:
         """What was recorded."""
-        recording = self._recording
-        if recording is None:
+        if self._recording is None:
             return WholeRun(self.parts, self.problem)
-        profile = recording.profile
-        problem = recording.why_no_profile if profile is None else None
-        return WholeRun(self.parts, problem, profile, recording.numbers)
+        return self._recording.whole(self.parts)
 
     def close(self) -> None:
         """The run is over: free its predictions."""

@@ -35,8 +35,9 @@ from dit_accel.calibration.minutes import (
 from dit_accel.calibration.record import probe_steps
 from dit_accel.calibration.refine import REFINED_DEPTH, Problems, RefinedPlan, carry_out
 from dit_accel.calibration.settings import check_settings
-from dit_accel.core.families import family_of
+from dit_accel.core.families import family_of, transformers_of
 from dit_accel.core.generation import ClipSpec
+from dit_accel.core.private_names import other_cache
 from dit_accel.planning.candidate import CandidatePlan
 from dit_accel.planning.lookup import profile_key
 from dit_accel.planning.prediction import QualityDistribution
@@ -98,6 +99,7 @@ class CalibrationRun:
             probes = USUAL_PROBES if minutes is None else 0
         probed = probed if minutes is None else FIRST_PROBED
         check_settings(clips, speedups, probes, probed, batch, minutes)
+        _check_uncached(pipe)
         self.pipe, self.clips, self.speedups, self.dtype = pipe, clips, speedups, dtype
         self.overrides, self.on_progress, self.on_estimate = overrides, on_progress, on_estimate
         self.probes, self.probed = probes, probed
@@ -270,6 +272,16 @@ class CalibrationRun:
 
         name = f"candidates-{number * len(self.batches) + place}-{plans}-{of}"
         self._results[place], self._problems = self.checkpoint.get(name, make)
+
+
+def _check_uncached(pipe: Any) -> None:
+    """Refuse a pipeline that another cache is on in: its runs are not those of the model."""
+    for name, module in transformers_of(pipe, family_of(pipe)).items():
+        cache = other_cache(module)
+        if cache is not None:
+            raise ValueError(
+                f"pipe.{name} has {cache}; accepted: none, as uncached runs are measured"
+            )
 
 
 def _thinned(steps: Sequence[int], count: int) -> list[int]:

@@ -1,12 +1,13 @@
 """Knows which pipeline is calling in this thread, and where its call begins and ends.
 
-In: a pipeline, or nothing but the stack. Out: the pipeline whose `__call__` is running; methods
-that notify where that call uses them. It knows the names that diffusers' pipelines have in common,
-and no transformer. Source: ours.
+In: a pipeline, or nothing but the stack. Out: the pipeline whose `__call__` is running, and whether
+a user's callback runs in it; methods that notify where that call uses them. It knows the names that
+diffusers' pipelines have in common, and no transformer. Source: ours.
 """
 
 from __future__ import annotations
 
+import functools
 import inspect
 import sys
 from collections.abc import Callable
@@ -16,22 +17,37 @@ from typing import Any
 from dit_accel.core.patching import Call, Replacement
 
 _PIPELINES = ("DiffusionPipeline", "ModularPipeline")
+_CALLBACK = "callback_on_step_end"  # as pipelines name the argument
 
 
-def calling_pipeline() -> Any:
-    """The pipeline of diffusers whose call is running in this thread, the innermost; None: none.
+def calling_pipeline() -> tuple[Any, bool]:
+    """The pipeline of diffusers whose call is running in this thread, the innermost, or None; and
+    whether we are in a callback between two of its steps.
 
     A transformer does not know who calls it, and pipelines share transformers.
     """
     frame: FrameType | None = sys._getframe(1)
+    inner, in_callback = calling_pipeline.__code__, False
     while frame is not None:
         code = frame.f_code
+        if _CALLBACK in code.co_varnames:
+            in_callback |= inner is _code_of(frame.f_locals.get(_CALLBACK))
         if code.co_name == "__call__" and code.co_varnames[:1] == ("self",):
             owner = frame.f_locals["self"]
             if any(kind.__name__ in _PIPELINES for kind in type(owner).__mro__):
-                return owner
-        frame = frame.f_back
-    return None
+                return owner, in_callback
+        inner, frame = code, frame.f_back
+    return None, False
+
+
+def _code_of(called: Any) -> CodeType | None:
+    """What runs where an object is called: a function, a method, a partial, or one with `__call__`;
+    None where it is not of Python."""
+    while isinstance(called, functools.partial):
+        called = called.func
+    if callable(called) and not hasattr(called, "__code__"):
+        called = called.__call__
+    return getattr(called, "__code__", None)
 
 
 def marks_of_calls(pipe: Any) -> tuple[tuple[str, ...], tuple[str, ...]]:

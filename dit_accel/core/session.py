@@ -185,9 +185,9 @@ class Session:
                 raise
 
         def forward(*args: Any, **kwargs: Any) -> Any:
-            caller = calling_pipeline()
-            if caller not in (None, self.pipe):
-                return inner(*args, **kwargs)  # of a pipeline that shares the transformer
+            caller, in_callback = calling_pipeline()
+            if in_callback or caller not in (None, self.pipe):
+                return inner(*args, **kwargs)  # a user's, or of a pipeline that shares it
             self._in_call = caller is not None
             call, thread = ForwardCall(name, args, kwargs, names), threading.get_ident()
             if self._running not in (None, thread):

@@ -178,7 +178,9 @@ class Runner:
             report = handle.report() if handle.report else None
         for reference in references:
             made = made.without(reference.seconds, reference.seconds_after)
-            _learn_whole(pipe, reference)
+            learning = learning_of(pipe)
+            if learning is not None:
+                learning.add_whole(reference.run)
         frames = video.to_uint8(made.frames)
         result = {
             "status": OK,
@@ -265,12 +267,6 @@ def _recorded(pipe: Any, job: Job, spec: EvaluationSpec) -> Iterator[tuple[Refer
         return
     with recorded(pipe) as reference:
         yield (reference,)
-
-
-def _learn_whole(pipe: Any, reference: ReferenceRun) -> None:
-    learning, whole = learning_of(pipe), reference.run
-    if learning is not None and whole.profile is not None:
-        learning.add_whole(whole.profile, whole.numbers)
 
 
 def run_groups(

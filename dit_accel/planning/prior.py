@@ -35,7 +35,7 @@ from dit_accel.planning.prediction import Evidence
 from dit_accel.planning.profile import Profile, check_gram
 from dit_accel.planning.profile_file import ProfileError, TensorFields
 from dit_accel.planning.profile_key import ProfileKey
-from dit_accel.planning.sampler import state_of
+from dit_accel.planning.sampler import Response, response_of, state_of
 from dit_accel.planning.search import PLAN_DEPTH, ErrorModel
 from dit_accel.planning.trajectory import Trajectory, trajectory_of
 
@@ -190,26 +190,36 @@ def shipped() -> Prior:
     return Prior.load()
 
 
-class PriorCache:
-    """`profile_by_prior`, for runs of a pipeline: one object for equal runs."""
+class SchedulerCache:
+    """What is measured of a scheduler, and the prior's profiles: once for each of its states, as it
+    takes milliseconds; equal runs have one profile."""
 
     def __init__(self) -> None:
-        self._known: dict[tuple[Any, ...], Profile | None] = {}
+        self._state: tuple[Any, ...] = ()  # runs of one pipeline mostly have one
+        self._response: Response | None = None
+        self._profiles: dict[tuple[Any, ...], Profile | None] = {}
 
-    def of(self, scheduler: Any, sampler: SamplerCoefficients, guidance: float) -> Profile | None:
+    def response(self, scheduler: Any, begin: int = 0, num_steps: int | None = None) -> Response:
+        """As `response_of`."""
+        state = type(scheduler), begin, num_steps, *state_of(scheduler)
+        if self._response is None or state != self._state:
+            self._response, self._profiles = response_of(scheduler, begin, num_steps), {}
+            self._state = state
+        return self._response
+
+    def profile(
+        self, scheduler: Any, sampler: SamplerCoefficients, guidance: float
+    ) -> Profile | None:
         """As `profile_by_prior`."""
-        key: tuple[Any, ...] = (
-            type(scheduler), sampler.branch_weights, sampler.second, sampler.num_steps, guidance,
-            *state_of(scheduler),
-        )  # fmt: skip
-        if key not in self._known:
-            self._known.clear()  # runs of one pipeline mostly have one
-            self._known[key] = profile_by_prior(scheduler, sampler, guidance)
-        return self._known[key]
+        response = self.response(scheduler, 0, sampler.num_steps)
+        key = sampler.branch_weights, sampler.second, guidance
+        if key not in self._profiles:
+            self._profiles[key] = profile_by_prior(scheduler, sampler, guidance, response)
+        return self._profiles[key]
 
 
 def profile_by_prior(
-    scheduler: Any, sampler: SamplerCoefficients, guidance: float
+    scheduler: Any, sampler: SamplerCoefficients, guidance: float, response: Response | None = None
 ) -> Profile | None:
     """The shipped prior's profile of a run; None where it does not know such a run.
 
@@ -217,9 +227,11 @@ def profile_by_prior(
         scheduler: whose timesteps are set.
         sampler: of the run, which begins with them.
         guidance: its scale, for the profile's key.
+        response: of this run, where it was measured before.
     """
+    weights, n = sampler.branch_weights, sampler.num_steps
     try:
-        found = trajectory_of(scheduler, sampler.branch_weights, 0, sampler.num_steps)
+        found = trajectory_of(scheduler, weights, 0, n, response=response)
         found = dataclasses.replace(found, sampler=sampler)
         return shipped().profile_for(found, guidance)
     except (NoLevelsError, ProfileError):

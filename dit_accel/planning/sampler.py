@@ -14,6 +14,7 @@ from __future__ import annotations
 import copy
 import inspect
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -97,10 +98,26 @@ class ImpulseResponse:
             raise _refusal(self._copy, problem, accepted)
 
 
-def response_of(
-    scheduler: Any, begin: int = 0, num_steps: int | None = None
-) -> tuple[ImpulseResponse, torch.Tensor]:
-    """The impulse response of a run, and its timesteps `(n,)`; arguments and errors as below."""
+@dataclass(frozen=True)
+class Response:
+    """The impulse response of a run of n steps.
+
+    Args:
+        states: `(n + 1, n + 1)` float64: what predictions, and the noise last, weigh in the latents
+            before each step and at the end.
+        timesteps: `(n,)` float64.
+    """
+
+    states: torch.Tensor
+    timesteps: torch.Tensor
+
+    def sampler(self, branch_weights: tuple[float, ...]) -> SamplerCoefficients:
+        """Its coefficients, with these weights of the components in the guided prediction."""
+        return SamplerCoefficients(self.states[-1, :-1], self.timesteps, branch_weights)
+
+
+def response_of(scheduler: Any, begin: int = 0, num_steps: int | None = None) -> Response:
+    """The impulse response of a run; arguments and errors as below."""
     timesteps = scheduler.timesteps.cpu()[begin:][:num_steps]
     steps = timesteps.diff()  # Mochi's timesteps go up
     if not bool((steps < 0).all() or (steps > 0).all()):
@@ -110,7 +127,8 @@ def response_of(
     for timestep in timesteps:
         response.step(timestep)
     response.check()
-    return response, timesteps.double().flatten()
+    used = [*range(len(timesteps)), -1]  # steps that are left out add nothing
+    return Response(response.states[:, used], timesteps.double().flatten())
 
 
 def coefficients_of(
@@ -126,26 +144,7 @@ def coefficients_of(
     Raises:
         NotLinearError: plans cannot be made for this scheduler; names it and what is accepted.
     """
-    response, timesteps = response_of(scheduler, begin, num_steps)
-    return SamplerCoefficients(response.coefficients[: len(timesteps)], timesteps, branch_weights)
-
-
-class CoefficientCache:
-    """`coefficients_of`, measured once for each state of a scheduler, as it needs milliseconds."""
-
-    def __init__(self) -> None:
-        self._known: dict[tuple[Any, ...], SamplerCoefficients] = {}
-
-    def of(
-        self, scheduler: Any, branch_weights: tuple[float, ...], begin: int = 0,
-        num_steps: int | None = None,
-    ) -> SamplerCoefficients:  # fmt: skip
-        """As `coefficients_of`."""
-        key = (type(scheduler), branch_weights, begin, num_steps, *state_of(scheduler))
-        if key not in self._known:
-            self._known.clear()  # runs of one pipeline mostly have one
-            self._known[key] = coefficients_of(scheduler, branch_weights, begin, num_steps)
-        return self._known[key]
+    return response_of(scheduler, begin, num_steps).sampler(branch_weights)
 
 
 def state_of(scheduler: Any) -> Iterator[str | bytes]:

@@ -25,7 +25,7 @@ from dit_accel.planning.prediction import COVERAGE, ErrorBand, PlanChoice, Quali
 from dit_accel.planning.prior import profile_by_prior
 from dit_accel.planning.profile import Profile
 from dit_accel.planning.profile_file import ProfileError
-from dit_accel.planning.sampler import coefficients_of, planned_coefficients
+from dit_accel.planning.sampler import planned_coefficients, response_of
 from dit_accel.planning.transfer import check_speedup, compute_all, computed_steps, transfer_plan
 
 MIN_PLANNED_STEPS = 8  # of a run; in a shorter one, steps are too far apart to extrapolate
@@ -222,7 +222,8 @@ def prior_before_run(
     except Exception:  # whatever a scheduler needs besides, a size or a stage
         return None
     weights = branch_weights(None, guidance, separate=separate)
-    return profile_by_prior(own, coefficients_of(own, weights), guidance)
+    response = response_of(own)
+    return profile_by_prior(own, response.sampler(weights), guidance, response)
 
 
 def _branches(sampler: SamplerCoefficients) -> str:

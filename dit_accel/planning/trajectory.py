@@ -24,7 +24,7 @@ import torch
 
 from dit_accel.planning.noise_levels import NoiseLevels, NoLevelsError, noise_levels
 from dit_accel.planning.plan import SamplerCoefficients
-from dit_accel.planning.sampler import response_of
+from dit_accel.planning.sampler import Response, response_of
 
 MAX_LEVEL_ERROR = 0.25  # of a known clip; measured: up to 0.06 where DDIM rounds, 1.4 if misread
 
@@ -77,12 +77,14 @@ class Trajectory:
 
 
 def trajectory_of(
-    scheduler: Any, branch_weights: tuple[float, ...], begin: int = 0, num_steps: int | None = None
-) -> Trajectory:
+    scheduler: Any, branch_weights: tuple[float, ...], begin: int = 0, num_steps: int | None = None,
+    *, response: Response | None = None,
+) -> Trajectory:  # fmt: skip
     """The trajectory of a run, from a scheduler whose timesteps are set.
 
     Args:
         scheduler, branch_weights, begin, num_steps: as of `coefficients_of`.
+        response: of this run, where it was measured before.
 
     Raises:
         NotLinearError: as of `coefficients_of`.
@@ -95,18 +97,13 @@ def trajectory_of(
         >>> trajectory_of(scheduler, (1.0,)).levels.angles.round(decimals=2).tolist()
         [1.57, 1.25, 0.01, 0.0]
     """
-    response, timesteps = response_of(scheduler, begin, num_steps)
-    coefficients = response.coefficients[: len(timesteps)]
-    sampler = SamplerCoefficients(coefficients, timesteps, branch_weights)
-    states = response.states
-    if not begin and len(timesteps) < len(scheduler.timesteps):
-        states = states[:, [*range(len(timesteps)), -1]]  # steps that were left out add nothing
+    response = response or response_of(scheduler, begin, num_steps)
     for levels in noise_levels(scheduler, begin, num_steps):
-        if _is_consistent(levels, states):
-            return Trajectory(sampler, levels, states)
+        if _is_consistent(levels, response.states):
+            return Trajectory(response.sampler(branch_weights), levels, response.states)
     raise NoLevelsError(
         f"{type(scheduler).__name__} does not step from one noise level to the next at "
-        f"{len(timesteps)} steps; accepted: samplers that do, with levels that fall"
+        f"{len(response.timesteps)} steps; accepted: samplers that do, with levels that fall"
     )
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import tiny
 import torch
+from diffusers import FirstBlockCacheConfig
 
 from dit_accel import SpeedupConfig, accelerate, recorded
 from dit_accel.caching.learning import FixedLearning, learning_of
@@ -76,6 +77,24 @@ def test_where_the_prior_knows_no_such_run_the_first_one_is_recorded(learns, wit
     at = [0, 5, 10]  # both components at step 0, and the noise
     ratio = planned.products[at][:, at] / whole.products[planned.rows[at]][:, planned.rows[at]]
     assert float((ratio - 1).abs().max()) < 0.5
+
+
+def test_a_run_with_another_cache_is_recorded_for_its_like_and_not_learnt(
+    learns, without_prior
+) -> None:
+    pipe = tiny.tiny_wan()
+    with accelerate(pipe, speedup=2.0) as handle:
+        computed = []
+        for cache in (True, True, False, False):
+            if cache != pipe.transformer.is_cache_enabled and cache:
+                pipe.transformer.enable_cache(FirstBlockCacheConfig(threshold=0.5))
+            elif not cache and pipe.transformer.is_cache_enabled:
+                assert files(learns) == []
+                pipe.transformer.disable_cache()
+            run(pipe)
+            computed.append(handle.report().steps_computed)
+    assert computed == [STEPS, STEPS // 2] * 2
+    assert [one.is_whole for one in only(learns).observations] == [True, False]
 
 
 def test_off_nothing_is_written(learns) -> None:

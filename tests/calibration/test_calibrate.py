@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import tiny
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler
+from diffusers import FirstBlockCacheConfig, FlowMatchEulerDiscreteScheduler
 from small_denoisers import trial
 
 from dit_accel import accelerate
@@ -451,6 +451,17 @@ def test_a_schedule_that_cannot_be_known_before_a_run_is_refused():
         ValueError, match="NeedsMu cannot be planned for without a run: `mu` must be"
     ):
         planned_coefficients(NeedsMu(), STEPS, (1.0,))
+
+
+def test_a_pipeline_with_another_cache_is_refused(pipe):
+    pipe.transformer.enable_cache(FirstBlockCacheConfig(threshold=0.5))
+    try:
+        with pytest.raises(
+            ValueError, match=r"transformer has a cache of diffusers on .*; accepted"
+        ):
+            calibrate(pipe, CLIPS)
+    finally:
+        pipe.transformer.disable_cache()
 
 
 def test_bad_input_is_named(pipe):

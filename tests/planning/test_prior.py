@@ -20,10 +20,18 @@ from schedulers import FLOW
 from dit_accel.models import miniature
 from dit_accel.planning.plan import SecondExpert
 from dit_accel.planning.prediction import Evidence
-from dit_accel.planning.prior import PLACES, SHIPPED, Prior, places_of, profile_by_prior, shipped
+from dit_accel.planning.prior import (
+    PLACES,
+    SHIPPED,
+    Prior,
+    SchedulerCache,
+    places_of,
+    profile_by_prior,
+    shipped,
+)
 from dit_accel.planning.profile import Profile
 from dit_accel.planning.profile_file import ProfileError
-from dit_accel.planning.sampler import coefficients_of
+from dit_accel.planning.sampler import coefficients_of, response_of
 from dit_accel.planning.search import energies, fit
 from dit_accel.planning.selection import Target, choose
 from dit_accel.planning.trajectory import Trajectory, trajectory_of
@@ -146,6 +154,24 @@ def test_a_second_expert_weighs_guidance_otherwise(own) -> None:
     rows = torch.cat([*(w * sampler.coefficients for w in second.step_weights), torch.ones(1)])
     assert float(rows @ profile.gram[0] @ rows) == pytest.approx(1.0)
     assert 12 in choose(profile, second, Target(speedup=2.5)).plan.computed
+
+
+def test_a_scheduler_is_measured_once_a_state_for_coefficients_and_profile(monkeypatch) -> None:
+    measured: list[Any] = []
+    monkeypatch.setattr(
+        "dit_accel.planning.prior.response_of", lambda *of: measured.append(of) or response_of(*of)
+    )
+    monkeypatch.setattr("dit_accel.planning.trajectory.response_of", None)  # not a second time
+    scheduler, known = set_up(euler(), 20), SchedulerCache()
+    sampler = known.response(scheduler, 0, 20).sampler(GUIDED)
+    profile = known.profile(scheduler, sampler, 4.0)
+    assert profile is known.profile(scheduler, sampler, 4.0) and len(measured) == 1
+    assert known.profile(scheduler, sampler, 5.0) is not profile and len(measured) == 1
+    known.response(set_up(scheduler, 30), 0, 30)
+    assert len(measured) == 2
+    monkeypatch.undo()
+    fresh = by_prior(set_up(scheduler, 20), GUIDED)
+    assert profile is not None and fresh is not None and torch.equal(profile.gram, fresh.gram)
 
 
 def test_evidence_of_models_left_out() -> None:
