@@ -214,7 +214,7 @@ class GuardedPolicy(Policy):
         odd = self.abandoned or self._endured or self.restored or self.ignores_plan
         if odd or self.observer is None:
             return None
-        return self.observer.observations(self.extrapolation_errors)
+        return self.observer.observations()
 
     def on_lost_value(self, step: int, reason: str) -> None:
         self.restored = self.restored or (step, reason)

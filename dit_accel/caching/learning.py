@@ -157,7 +157,7 @@ class Learning:
         if profile is None:
             return
         kind = RunKind(profile.sampler, profile.key.guidance, whole.numbers)
-        one = observed(profile.gram[0], kind, Plan(profile.sampler.num_steps, {}), {})
+        one = observed(profile.gram[0], kind, Plan(profile.sampler.num_steps, {}))
         if one is not None:
             self.add(one)
 

@@ -9,7 +9,6 @@ its plan, or whose values are not all finite, teaches nothing. It knows steps an
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -66,27 +65,20 @@ class RunObserver:
         parts = range(len(self.kind.sampler.branch_weights))
         return not self.record.is_uniform or all(self.record.count(p) == steps for p in parts)
 
-    def observations(self, errors: Mapping[int, float]) -> Observations | None:
-        """Of a run that followed its plan to the end; None where something is missing.
-
-        Args:
-            errors: extrapolation errors, by computed step.
-        """
+    def observations(self) -> Observations | None:
+        """Of a run that followed its plan to the end; None where something is missing."""
         self.record.close()
         if not (self.is_complete and self.record.is_uniform and self.record.is_finite):
             return None
-        return observed(self.record.products(self.kind.sampler), self.kind, self.plan, errors)
+        return observed(self.record.products(self.kind.sampler), self.kind, self.plan)
 
 
-def observed(
-    products: torch.Tensor, kind: RunKind, plan: Plan, errors: Mapping[int, float]
-) -> Observations | None:
+def observed(products: torch.Tensor, kind: RunKind, plan: Plan) -> Observations | None:
     """Observations of one clip; None where they are of no use.
 
     Args:
         products: `(R, R)`, of the rows that the plan computes; 0 elsewhere.
         plan: that the run followed, to the end.
-        errors: extrapolation errors, by computed step.
     """
     sampler = kind.sampler
     weights = sampler.final_weights
@@ -98,8 +90,4 @@ def observed(
     known = products[rows][:, rows] / final
     if sampler.num_rows > MOST_ROWS or not final > 0 or not (known.diagonal()[:-1] > 0).all():
         return None
-    logs = torch.tensor([errors.get(step, 0.0) for step in plan.computed]).double().log()
-    there = logs.isfinite()
-    logs = torch.where(there, logs, 0.0)
-    sums = torch.stack([there.double(), logs, logs.square()])
-    return Observations(kind, plan.computed, 1, known, sums)
+    return Observations(kind, plan.computed, 1, known)

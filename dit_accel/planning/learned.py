@@ -100,15 +100,12 @@ class Observations:
         products: `(Q, Q)` float64, Q = B k + 1: inner products of the components at the computed
             steps, component by component, then of the noise, over the squared norm of the final
             latents; summed over clips. The noise is 0 where it is not known.
-        errors: `(3, k)` float64: at each computed step how many extrapolation errors were measured,
-            the sum of their logarithms, and of the squares of these.
     """
 
     kind: RunKind
     computed: tuple[int, ...]
     clips: int
     products: torch.Tensor
-    errors: torch.Tensor
 
     @property
     def rows(self) -> torch.Tensor:
@@ -122,15 +119,14 @@ class Observations:
 
     def __add__(self, other: Observations) -> Observations:
         return dataclasses.replace(
-            self, clips=self.clips + other.clips, products=self.products + other.products,
-            errors=self.errors + other.errors,
-        )  # fmt: skip
+            self, clips=self.clips + other.clips, products=self.products + other.products
+        )
 
     @property
     def nbytes(self) -> int:
         """In the file."""
         rows = len(self.products)
-        return 8 * (rows * (rows + 1) // 2 + self.errors.numel() + 2 * self.kind.sampler.num_steps)
+        return 8 * (rows * (rows + 1) // 2 + 2 * self.kind.sampler.num_steps)
 
 
 @dataclass(frozen=True)
@@ -282,7 +278,6 @@ def save(path: Path, learned: Learned) -> None:
         rows = torch.tril_indices(*one.products.shape)
         tensors |= {
             f"{place}.products": one.products[rows[0], rows[1]],
-            f"{place}.errors": one.errors,
             f"{place}.coefficients": one.kind.sampler.coefficients.clone(),  # of several, maybe
             f"{place}.timesteps": one.kind.sampler.timesteps.clone(),
         }
@@ -360,10 +355,9 @@ def _observations(section: str, one: Field, tensors: TensorFields) -> Observatio
     products[places[0], places[1]] = packed
     products += products.tril(-1).T
     _check_inner_products(f"{section}.products", products)
-    errors = tensors.get(f"{section}.errors", (3, len(steps)), -1e12, 1e12)
     numbers = one.at("numbers").whole(0, 2**62)
     kind = RunKind(sampler, one.at("guidance").number(-1e6, 1e6), numbers)
-    return Observations(kind, steps, clips, products, errors)
+    return Observations(kind, steps, clips, products)
 
 
 def _sampler(section: str, one: Field, tensors: TensorFields) -> SamplerCoefficients:

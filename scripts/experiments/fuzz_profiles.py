@@ -70,8 +70,7 @@ def learned_file(folder: Path) -> bytes:
         for every in (1, 3, 3, 4):
             rows = own.sampler.feature_rows(torch.arange(0, n, every)[None])[0]
             steps = tuple(range(0, n, every))
-            errors = torch.ones(3, len(steps), dtype=torch.float64)
-            one = learned.Observations(kind, steps, 1, gram[rows][:, rows], errors)
+            one = learned.Observations(kind, steps, 1, gram[rows][:, rows])
             found = found.with_run(one, torch.ones(len(learned.WEIGHTS)).double())
         for at in range(3):
             found = found.with_measured(learned.Measured(f"a{at}", learned.KINDS[1], 30.0, 31.0))

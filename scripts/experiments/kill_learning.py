@@ -41,10 +41,7 @@ def observation(seed: int) -> learned.Observations:
     rows = torch.randn(
         2 * len(steps) + 1, 200, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)
     )
-    return learned.Observations(
-        learned.RunKind(sampler, 4.0, 200), steps, 1, rows @ rows.T,
-        torch.zeros(3, len(steps), dtype=torch.float64),
-    )  # fmt: skip
+    return learned.Observations(learned.RunKind(sampler, 4.0, 200), steps, 1, rows @ rows.T)
 
 
 def work(path: Path, journal: Path, first: int, count: int) -> None:

@@ -90,7 +90,7 @@ class Trial:
     def observe(self, plan: Plan, prompt: int) -> Observations:
         policy = Observed(plan, self.model)
         self.latents(policy, 1, prompt)
-        found = policy.observer.observations({})
+        found = policy.observer.observations()
         if found is None:
             raise RuntimeError(f"the run of prompt {prompt} could not be observed")
         return found

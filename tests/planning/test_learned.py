@@ -39,8 +39,7 @@ def observations(computed: tuple[int, ...], seed: int = 0, steps: int = 4) -> Ob
         2 * len(computed) + 1, 50, dtype=torch.float64,
         generator=torch.Generator().manual_seed(seed),
     )  # fmt: skip
-    errors = torch.zeros(3, len(computed), dtype=torch.float64)
-    return Observations(kind_of(steps), computed, 1, rows @ rows.T, errors)
+    return Observations(kind_of(steps), computed, 1, rows @ rows.T)
 
 
 def test_worked_example(tmp_path: Path) -> None:

@@ -21,8 +21,7 @@ def kind_of(steps: int = STEPS, weights: tuple[float, ...] = (1.0, -3.0)) -> Run
 
 def seen(gram: torch.Tensor, kind: RunKind, computed: tuple[int, ...]) -> Observations:
     rows = kind.sampler.feature_rows(torch.tensor([computed]))[0]
-    errors = torch.zeros(3, len(computed), dtype=torch.float64)
-    return Observations(kind, computed, 1, gram[rows][:, rows], errors)
+    return Observations(kind, computed, 1, gram[rows][:, rows])
 
 
 def smooth(seed: int, kind: RunKind, size: int = 400) -> torch.Tensor:
@@ -52,9 +51,7 @@ def test_worked_example() -> None:
     """
     kind = kind_of(2, (1.0,))
     prior = torch.tensor([[1.0, 0.5, 0.0], [0.5, 1.0, 0.0], [0.0, 0.0, 0.0]]).double()
-    clip = Observations(
-        kind, (0,), 1, torch.tensor([[2.0, 0.0], [0.0, 0.0]]).double(), torch.zeros(3, 1).double()
-    )
+    clip = Observations(kind, (0,), 1, torch.tensor([[2.0, 0.0], [0.0, 0.0]]).double())
     found = posterior_gram(prior, [clip], 1.0)
     wanted = torch.tensor([[1.5, 0.75, 0.0], [0.75, 1.125, 0.0], [0.0, 0.0, 0.0]]).double()
     torch.testing.assert_close(found, wanted, atol=1e-8, rtol=0)
