@@ -155,8 +155,7 @@ def test_other_steps_are_planned_from_the_prior_where_it_knows_them(learns) -> N
     pipe = tiny.tiny_wan()
     with recorded(pipe) as reference:
         run(pipe)
-    whole = reference.run
-    learning_of(pipe).add_whole(whole.profile, whole.numbers)
+    learning_of(pipe).add_whole(reference.run)
     for steps, rests_on in ((10, "and 1 clip"), (12, "")):
         with accelerate(pipe, speedup=2.0) as handle:
             run(pipe, num_inference_steps=steps)
