@@ -1,6 +1,7 @@
 # Sourced by demo.sh and test.sh: makes a virtual environment in the clone, once.
 #
 #   setup_env VENV EXTRAS [CONSTRAINTS]     e.g.  setup_env .venv "[dev]" requirements/lowest.txt
+#   setup_newest, setup_lowest              those of the tests: .venv, .venv-lowest
 #
 # A second call with the same pyproject.toml does nothing, and needs no network.
 # PYTHON            the interpreter to start from (python3)
@@ -27,6 +28,10 @@ setup_env() {
     install_torch "$venv"
     install_package "$venv" "$extras" "$constraints"
 }
+
+setup_newest() { setup_env .venv "[dev,peers,ray]"; }
+
+setup_lowest() { setup_env .venv-lowest "[dev]" requirements/lowest.txt; }
 
 make_venv() {
     local venv=$1 python=${PYTHON:-python3}

@@ -9,10 +9,10 @@ source "$(dirname "${BASH_SOURCE[0]}")/setup_env.sh"
 if [[ ${1:-} == --lowest ]]; then
     shift
     venv=.venv-lowest
-    setup_env "$venv" "[dev]" requirements/lowest.txt
+    setup_lowest
 else
     venv=.venv
-    setup_env "$venv" "[dev,peers,ray]"
+    setup_newest
     say "ruff"
     "$venv/bin/ruff" check --quiet .
     "$venv/bin/ruff" format --check .

@@ -37,7 +37,7 @@ class Row:
         name: of the row, where a pipeline has several.
         vae: a key of `VAES`; "": none.
         parts: more of the pipeline: a class of diffusers and its settings, or a function.
-        settings: of the pipeline's constructor.
+        settings, attributes: of the pipeline's constructor; of the pipeline, set thereafter.
         images, videos: arguments of the call: pictures, and how many frames a clip has.
         clips: the same as tensors: channels and frames.
         made: the same, by functions that make them, or one in a list.
@@ -59,6 +59,7 @@ class Row:
     vae: str = ""
     parts: dict[str, Made | Callable[[], Any]] = field(default_factory=dict)
     settings: dict[str, Any] = field(default_factory=dict)
+    attributes: dict[str, Any] = field(default_factory=dict)
     images: tuple[str, ...] = ()
     videos: dict[str, int] = field(default_factory=dict)
     clips: dict[str, tuple[int, int]] = field(default_factory=dict)
@@ -102,6 +103,8 @@ class Row:
         empty = [one.name for one in wanted if one.default is one.empty and one.name != "self"]
         pipe = kind(**(dict.fromkeys(empty) | made | self.settings))
         pipe.set_progress_bar_config(disable=True)
+        for name, value in self.attributes.items():
+            setattr(pipe, name, value)
         return pipe
 
     @staticmethod
@@ -224,11 +227,11 @@ VAES: dict[str, Made] = {
     ),
     "ltx2": (
         "AutoencoderKLLTX2Video",
-        {"latent_channels": 4, "block_out_channels": [8], "decoder_block_out_channels": [8],
-         "layers_per_block": [1], "decoder_layers_per_block": [1, 1],
-         "spatio_temporal_scaling": [True], "decoder_spatio_temporal_scaling": [True],
-         "decoder_inject_noise": [False, False], "downsample_type": ["spatial"],
-         "upsample_residual": [False], "upsample_factor": [1], "patch_size": 1,
+        {"latent_channels": 4, "block_out_channels": [8, 8], "decoder_block_out_channels": [8, 8],
+         "layers_per_block": [1, 1], "decoder_layers_per_block": [1, 1, 1],
+         "spatio_temporal_scaling": [True, True], "decoder_spatio_temporal_scaling": [True, True],
+         "decoder_inject_noise": [False] * 3, "downsample_type": ["spatial", "spatial"],
+         "upsample_residual": [False, False], "upsample_factor": [1, 1], "patch_size": 1,
          "patch_size_t": 1},
     ),
     "cosmos": (

@@ -197,6 +197,7 @@ HUNYUAN_15 = HEADS | {
 }  # fmt: skip
 TEXTS_15 = both("prompt_embeds", TEXT, WIDTH) | both("prompt_embeds_mask", TEXT)
 TEXTS_15 |= both("prompt_embeds_2", TEXT, 32) | both("prompt_embeds_mask_2", TEXT)
+FEW_15 = {"vision_num_semantic_tokens": 9}  # tokens of a picture, which is zero without one
 KANDINSKY = {
     "in_visual_dim": 16, "out_visual_dim": 16, "in_text_dim": WIDTH, "in_text_dim2": POOLED,
     "time_dim": 16, "model_dim": 16, "ff_dim": 32, "num_text_blocks": 1, "num_visual_blocks": 2,
@@ -231,6 +232,7 @@ HUNYUANS = (
             images=("image",), call={"latent_window_size": 3}, parts=SIGLIP),
     hunyuan("HunyuanVideo15Pipeline", HUNYUAN_15 | {"task_type": "t2v"}, vae="hunyuan-1.5",
             transformer="HunyuanVideo15Transformer3DModel", size=16, tensors=TEXTS_15,
+            attributes=FEW_15,
             parts={"guider": ("ClassifierFreeGuidance", {"guidance_scale": 4.0})}),
     hunyuan("HunyuanVideo15ImageToVideoPipeline", HUNYUAN_15 | {"task_type": "i2v"},
             vae="hunyuan-1.5", transformer="HunyuanVideo15Transformer3DModel", size=None,

@@ -189,14 +189,15 @@ def swap(pipe, what):
             block.attn1 = other.attn1
 
 
+REPLACED = ("block", "block left out", "attention")
+QUICK = (("model", "block"), ("block", "block left out"), ("attention", "attention"))
+
+
 @pytest.mark.parametrize(
     ("way", "what"),
     [
-        ("model", "block"), ("block", "block left out"), ("attention", "attention"),
-        *(
-            pytest.param(way, what, marks=pytest.mark.slow)
-            for way in WAYS for what in ("block", "block left out", "attention")
-        ),
+        pytest.param(way, what, marks=[] if (way, what) in QUICK else [pytest.mark.slow])
+        for way in WAYS for what in REPLACED
     ],
 )  # fmt: skip
 def test_blocks_that_are_replaced_are_accelerated_from_the_next_call_on(way, what):

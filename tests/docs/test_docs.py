@@ -195,6 +195,10 @@ def options_of(command: Any) -> set[str]:
 def test_the_figure_can_be_drawn_again(tmp_path, monkeypatch, capsys):
     import draw_idea
 
+    calibrate, quick = draw_idea.calibrate, {"speedups": (2.5,), "probes": 0}
+    monkeypatch.setattr(
+        draw_idea, "calibrate", lambda *given, **more: calibrate(*given, **more | quick)
+    )
     monkeypatch.setattr(draw_idea, "CLIPS", 4)
     monkeypatch.setattr(draw_idea, "BATCH", 4)
     profile, picture = tmp_path / "ten.safetensors", tmp_path / "idea.png"

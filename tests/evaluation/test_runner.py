@@ -6,9 +6,6 @@ import json
 import multiprocessing
 import os
 import random
-import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -197,6 +194,13 @@ def test_resuming_makes_nothing_again_and_adds_what_is_new(prompts, model, tmp_p
     assert len(after) == 9  # 3 prompts x (uncached, edcw, fewer steps)
 
 
+def start(words: list[str]) -> multiprocessing.context.ForkProcess:
+    """The command in a process of its own, which need not load the packages: that takes seconds."""
+    process = multiprocessing.get_context("fork").Process(target=run_and_exit, args=(words,))
+    process.start()
+    return process
+
+
 def run_and_exit(words: list[str]) -> None:
     os._exit(CliRunner().invoke(app, words).exit_code)
 
@@ -205,12 +209,9 @@ def run_and_exit(words: list[str]) -> None:
 def test_two_processes_share_a_folder_and_do_nothing_twice(prompts, model, tmp_path):
     """Started with the same command, at the same time; both end when all is done."""
     whole, shared = tmp_path / "whole", tmp_path / "shared"
-    evaluate(prompts, model, whole, "--methods", METHODS_RUN, "--seeds", "0,1")
-    context = multiprocessing.get_context("fork")  # each would take seconds to load the packages
-    words = command(prompts, model, shared, "--methods", METHODS_RUN, "--seeds", "0,1")
-    processes = [context.Process(target=run_and_exit, args=(words,)) for _ in range(2)]
-    for process in processes:
-        process.start()
+    evaluate(prompts, model, whole, "--methods", METHODS_RUN)
+    words = command(prompts, model, shared, "--methods", METHODS_RUN)
+    processes = [start(words) for _ in range(2)]
     for process in processes:
         process.join(300)
         assert process.exitcode == 0
@@ -224,42 +225,26 @@ def test_two_processes_share_a_folder_and_do_nothing_twice(prompts, model, tmp_p
     assert [path.name for path in (shared / "claims").iterdir()] == [".lock"]
 
 
-def start(prompts: Path, model: Path, out: Path) -> subprocess.Popen[bytes]:
-    code = (
-        "import torch; torch.set_num_threads(1)\nimport sys; from dit_accel.cli import main; main()"
-    )
-    return subprocess.Popen(
-        [
-            sys.executable,
-            "-c",
-            code,
-            *command(prompts, model, out, "--methods", METHODS_RUN),
-        ],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
-
-
 @pytest.mark.slow
 def test_killed_at_any_moment_it_loses_nothing_and_does_nothing_twice(prompts, model, tmp_path):
     calm, killed = tmp_path / "calm", tmp_path / "killed"
     assert evaluate(prompts, model, calm, "--methods", METHODS_RUN).exit_code == 0
     draw = random.Random(0)
+    words = command(prompts, model, killed, "--methods", METHODS_RUN)
     for _ in range(3):
         before = len(results(killed)) if killed.exists() else 0
-        process = start(prompts, model, killed)
+        process = start(words)
         deadline = time.monotonic() + 120
         wanted = before + draw.randint(1, 4)
-        while process.poll() is None and time.monotonic() < deadline:
+        while process.is_alive() and time.monotonic() < deadline:
             if killed.exists() and len(list((killed / "jobs").glob("*.json"))) >= wanted:
                 time.sleep(draw.random() * 0.2)  # into the middle of some job
-                process.send_signal(signal.SIGKILL)
-        process.communicate()
+                process.kill()
+        process.join()
         assert len(results(killed)) > before
-    process = start(prompts, model, killed)
-    _, output = process.communicate(timeout=300)
-    assert process.returncode == 0, output.decode()
+    process = start(words)
+    process.join(300)
+    assert process.exitcode == 0
     assert results(killed) == results(calm)
     finished = set()
     for line in (killed / "journal.jsonl").read_text().splitlines():

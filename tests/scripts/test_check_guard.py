@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import check_guard
@@ -19,11 +18,12 @@ from dit_accel.caching import controller
 from dit_accel.models import miniature
 from dit_accel.planning.profile import Profile
 
-# One process makes the profiles, which take half a minute each.
+# One process makes the profiles, which take a while.
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("check guard")]
 
 STEPS = 20
-CLIP = clip_of("a small red square moving left on a plain gray background", 77, STEPS)
+PROMPT = "a small red square moving left on a plain gray background"
+CLIP = clip_of(PROMPT, 77, STEPS)
 REPORTED = {
     TEXT: "the text changed",
     LATENTS: "the latents jumped",
@@ -39,12 +39,12 @@ def pipe() -> Any:
 
 @pytest.fixture(scope="module")
 def profile(pipe: Any) -> Any:
-    return check_guard.calibrated(pipe, STEPS)
+    return check_guard.calibrated(pipe, STEPS, batch=4)
 
 
 @pytest.fixture(scope="module")
 def wrong(pipe: Any) -> Any:
-    return check_guard.calibrated(check_guard.other_model(pipe), STEPS)
+    return check_guard.calibrated(check_guard.other_model(pipe), STEPS, batch=4)
 
 
 def test_without_a_fault_the_plan_is_followed_and_beats_fewer_steps(pipe, profile):
@@ -57,7 +57,12 @@ def test_without_a_fault_the_plan_is_followed_and_beats_fewer_steps(pipe, profil
 @pytest.fixture(scope="module")
 def rows(pipe: Any, profile: Any) -> Callable[[str], check_guard.Row]:
     """One row a fault, made when it is first asked for."""
-    return functools.cache(lambda fault: check_guard.check(pipe, profile, profile, CLIP, fault))
+
+    def made(fault: str) -> check_guard.Row:
+        scored = () if fault == TEXT else ("guarded", "fewer")
+        return check_guard.check(pipe, profile, profile, CLIP, fault, scored)
+
+    return functools.cache(made)
 
 
 @pytest.mark.parametrize("fault", [TEXT, LATENTS, NAN])
@@ -85,14 +90,16 @@ def unbounded(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("unbounded")
 def test_after_another_text_little_of_the_plan_is_worth_keeping(pipe, profile):
     """Few long steps: the error from before the text changed is as large as that of fewer steps."""
-    row = check_guard.check(pipe, profile, profile, CLIP, TEXT)
+    scored = ("guarded", "unguarded")
+    row = check_guard.check(pipe, profile, profile, CLIP, TEXT, scored)
     assert row.computed > STEPS / 2.5 + 1
     assert row.guarded_db > row.unguarded_db + 3
 
 
 def test_another_text_never_costs_more_than_fewer_steps_where_there_are_many(pipe):
     shipped = Profile.load(miniature.path() / "dit-accel-profile.safetensors")
-    row = check_guard.check(pipe, shipped, shipped, replace(CLIP, steps=50), TEXT)
+    clip = clip_of(PROMPT, 77, 50)
+    row = check_guard.check(pipe, shipped, shipped, clip, TEXT, ("guarded", "fewer"))
     assert row.guarded_db > row.fewer_db
     assert row.computed < 50 * 0.8, "steps of a small expected error are still extrapolated"
 
@@ -101,7 +108,7 @@ def test_another_text_never_costs_more_than_fewer_steps_where_there_are_many(pip
 def test_a_profile_of_another_model_that_is_forced_is_never_worse_than_fewer_steps(
     pipe, profile, wrong
 ):
-    row = check_guard.check(pipe, profile, wrong, CLIP, WRONG)
+    row = check_guard.check(pipe, profile, wrong, CLIP, WRONG, ("guarded", "fewer"))
     assert any(REPORTED[WRONG] in note for note in row.notes)
     assert row.guarded_db > row.fewer_db + 3
     assert row.computed < STEPS
