@@ -30,7 +30,8 @@ from dit_accel.planning.plan import Plan, SamplerCoefficients, line_sums, used_s
 PLAN_DEPTH = 4  # computed steps that an extrapolation uses
 PLAN_RIDGE = 1e-2  # of corrections that are fitted to uncached runs
 LONG_RUN = 100  # steps; of a longer run only some are searched, its nodes
-_NODES, _COMPUTED_NODES = 50, 10  # at least (research/LOG.md)
+_NODES, _COMPUTED_NODES = 50, 10  # at least (research/LOG.md); of up to 100 steps half as many
+_SETTLES = 60  # steps of a run, up to which annealing from an even start settles
 
 
 @dataclass(frozen=True)
@@ -246,7 +247,8 @@ def search(
         count: steps to compute, 1 to all.
         rounds, neighbours: how often, and how many plans are scored each time; in place of a long
             run the shorter one has rounds enough.
-        start: computed steps to begin with; None: spread evenly.
+        start: computed steps to begin with; None: spread evenly, or, in a run of more than 60
+            steps, as densely as the plan of a shorter run.
         seed: of a private generator: the same error model gives the same plan.
 
     Returns:
@@ -262,10 +264,13 @@ def search(
     now = torch.tensor([with_fixed(_of_count(start or even, n, count), error_model.sampler)])
     if count in (len(fixed), n):  # there is no other plan
         return fit(now[0].tolist(), error_model)
-    nodes = max(_NODES, math.ceil(n * _COMPUTED_NODES / count))
-    if n > LONG_RUN and nodes <= n // 2:
+    nodes = max(min(_NODES, n // 2), math.ceil(n * _COMPUTED_NODES / count))
+    has_nodes = nodes <= n // 2
+    if n > LONG_RUN and has_nodes:
         both = now[0].tolist(), _by_nodes(error_model, count, nodes, neighbours, seed)
         return min((fit(computed, error_model) for computed in both), key=lambda made: made[1])
+    if n > _SETTLES and has_nodes and start is None:
+        now = torch.tensor([_by_nodes(error_model, count, nodes, neighbours, seed)])
     generator = torch.Generator().manual_seed(seed)
     best, least = now, _evaluate(now, error_model, PLAN_DEPTH, PLAN_RIDGE)[0]
     for number in range(rounds):
