@@ -241,8 +241,8 @@ def test_without_a_profile_the_first_run_is_planned_from_the_prior(pipe, stock, 
     )
     assert report.prediction is not None
     assert report.prediction["high_db"] - report.prediction["low_db"] > 10.0
-    assert "Planned from a prior of 1 other model" in report.notes[0]
-    assert "an assumption, not measured" in report.notes[0]
+    assert "Planned from a prior of 4 other models" in report.notes[0]
+    assert "as on 3 models left out" in report.notes[0]
 
 
 def test_what_runs_teach_is_added_to_the_prior(learns):
@@ -253,9 +253,9 @@ def test_what_runs_teach_is_added_to_the_prior(learns):
             run(pipe)
             assert handle.report().steps_computed == STEPS / 2
             notes.append(" ".join(handle.report().notes))
-    assert "Planned from a prior of 1 other model" in notes[0]
-    assert "Planned from a prior of 1 other model and 1 clip;" in notes[1]
-    assert "Planned from a prior of 1 other model and 2 clips;" in notes[2]
+    assert "Planned from a prior of 4 other models" in notes[0]
+    assert "Planned from a prior of 4 other models and 1 clip;" in notes[1]
+    assert "Planned from a prior of 4 other models and 2 clips;" in notes[2]
 
 
 def test_each_kind_of_run_has_its_own_plan_from_the_prior():

@@ -47,20 +47,20 @@ def test_worked_example(learns) -> None:
     with accelerate(pipe, speedup=2.0) as handle:
         run(pipe)
         first = handle.report()
-        assert basis(first) == "a prior of 1 other model"
+        assert basis(first) == "a prior of 4 other models"
         known = only(learns)  # as soon as the run is over
         (one,) = known.observations
         assert one.computed == first.planned and len(one.computed) == STEPS // 2
         assert one.products.shape == (2 * 5 + 1, 2 * 5 + 1) and one.clips == known.runs == 1
         run(pipe, 1)
-        assert basis(handle.report()) == "a prior of 1 other model and 1 clip"
+        assert basis(handle.report()) == "a prior of 4 other models and 1 clip"
         run(pipe, 2)
-        assert basis(handle.report()) == "a prior of 1 other model and 2 clips"
+        assert basis(handle.report()) == "a prior of 4 other models and 2 clips"
     # Another process plans its first run from the three.
     other = tiny.tiny_wan()
     with accelerate(other, speedup=2.0) as handle:
         run(other, 3)
-        assert basis(handle.report()) == "a prior of 1 other model and 3 clips"
+        assert basis(handle.report()) == "a prior of 4 other models and 3 clips"
     assert only(learns).runs == 4
 
 
@@ -102,7 +102,7 @@ def test_off_nothing_is_written(learns) -> None:
     with accelerate(pipe, speedup=2.0, learn=False) as handle:
         for seed in range(2):
             run(pipe, seed)
-            assert basis(handle.report()) == "a prior of 1 other model"
+            assert basis(handle.report()) == "a prior of 4 other models"
     assert files(learns) == []
 
 
@@ -134,7 +134,7 @@ def test_other_weights_or_another_scheduler_have_another_file(learns) -> None:
             elif change == 2:
                 pipe.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config, shift=7.0)
             run(pipe, change)
-            assert basis(handle.report()) == "a prior of 1 other model"
+            assert basis(handle.report()) == "a prior of 4 other models"
     assert len(files(learns)) == 3
     assert [learned.load(path).runs for path in files(learns)] == [1, 1, 1]
 
@@ -159,7 +159,7 @@ def test_other_steps_are_planned_from_the_prior_where_it_knows_them(learns) -> N
     for steps, rests_on in ((10, "and 1 clip"), (12, "")):
         with accelerate(pipe, speedup=2.0) as handle:
             run(pipe, num_inference_steps=steps)
-            assert basis(handle.report()) == f"a prior of 1 other model {rests_on}".rstrip()
+            assert basis(handle.report()) == f"a prior of 4 other models {rests_on}".rstrip()
 
 
 def test_what_is_fixed_plans_and_does_not_change(learns, tmp_path) -> None:
@@ -174,7 +174,7 @@ def test_what_is_fixed_plans_and_does_not_change(learns, tmp_path) -> None:
         with accelerate(pipe, config) as handle:
             for seed in range(2):
                 run(pipe, seed)
-                assert basis(handle.report()) == f"a prior of 1 other model{more}"
+                assert basis(handle.report()) == f"a prior of 4 other models{more}"
     assert before == [files(learns)[0].read_bytes(), copy.read_bytes()]
     other = tiny.tiny_wan(seed=1)
     config = SpeedupConfig(2.0, known=FixedLearning(other, copy))
@@ -209,7 +209,7 @@ def test_a_damaged_file_costs_a_note_and_no_clip(learns) -> None:
     path.write_bytes(content)
     with accelerate(pipe, speedup=2.0) as handle:
         run(pipe)
-        assert basis(handle.report()) == "a prior of 1 other model"
+        assert basis(handle.report()) == "a prior of 4 other models"
         assert not any("alone" in note for note in handle.report().notes)  # written anew
     assert only(learns).runs == 1
 
@@ -221,7 +221,7 @@ def test_a_cache_that_cannot_be_written_is_noted(learns) -> None:
         run(pipe)
         run(pipe, 1)
         report = handle.report()
-        assert basis(report) == "a prior of 1 other model and 1 clip"
+        assert basis(report) == "a prior of 4 other models and 1 clip"
         assert any(note.startswith("Learnt in this process alone") for note in report.notes)
 
 

@@ -47,13 +47,13 @@ def test_worked_example(learns) -> None:
         report = handle.report()
         # It was planned without the reference, and by it neither.
         assert any(
-            note.startswith("Planned from a prior of 1 other model;") for note in report.notes
+            note.startswith("Planned from a prior of 4 other models;") for note in report.notes
         )
         assert report.steps_computed == STEPS // 2 and not np.array_equal(planned, stock)
         (whole,) = only(learns).observations
         assert whole.is_whole and whole.clips == only(learns).runs == 1
         run(pipe, 1)  # has no reference: its rows are learnt
-        assert basis(handle.report()) == "a prior of 1 other model and 1 clip"
+        assert basis(handle.report()) == "a prior of 4 other models and 1 clip"
     assert [one.is_whole for one in only(learns).observations] == [True, False]
     (calibrated,) = record(pipe, tiny.tiny_clips(STEPS, 1))
     torch.testing.assert_close(whole.products, calibrated.gram, rtol=1e-4, atol=1e-6)

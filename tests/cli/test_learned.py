@@ -104,8 +104,8 @@ def test_an_evaluation_is_planned_from_what_was_learnt_before_it_began(learns, m
         assert result.exit_code == 0, result.output
         return " ".join(result.stdout.split())
 
-    assert "speedup:2: planned from a prior of 1 other model." in run("first", "--limit", "1")
-    known = "speedup:2: planned from a prior of 1 other model and 1 clip."
+    assert "speedup:2: planned from a prior of 4 other models." in run("first", "--limit", "1")
+    known = "speedup:2: planned from a prior of 4 other models and 1 clip."
     assert known in run("second", "--limit", "1")
     (state,) = (here / "second" / "profiles").iterdir()
     (path,) = (learns / "learned").glob("*.safetensors")
@@ -117,7 +117,7 @@ def test_an_evaluation_is_planned_from_what_was_learnt_before_it_began(learns, m
     assert found == evaluated(here / "again") and len(found) == 2
     assert {one["job"]["versions"]["learned"] for one in found.values()} == {state.stem}
     before = path.read_bytes()
-    assert "planned from a prior of 1 other model." in run("apart", "--limit", "1", "--no-learn")
+    assert "planned from a prior of 4 other models." in run("apart", "--limit", "1", "--no-learn")
     assert path.read_bytes() == before and not [*(here / "apart" / "profiles").iterdir()]
     result = invoke(*command, "--output", "apart")
     assert result.exit_code == 2 and "--no-learn (True before, False now)" in result.stderr
@@ -129,12 +129,12 @@ def test_a_plan_is_shown_with_what_was_learnt(learns, model_folder, here):
     clip = ("--model", str(model_folder), "--steps", "10", "--speedup", "2", "--json")
     size = ("--height", "16", "--width", "16", "--frames", "5", "--output", "a.mp4", "--overwrite")
     plan = lambda *more: json.loads(invoke("plan", *clip, *more).stdout)  # noqa: E731
-    assert plan()["predicted"]["rests_on"] == "a prior of 1 other model"
+    assert plan()["predicted"]["rests_on"] == "a prior of 4 other models"
     made = []
     for _ in range(2):
         shown = plan()
         made.append(json.loads(invoke("generate", "a circle", *clip, *size).stdout)["report"])
         assert made[-1]["planned"] == shown["computed"]
         assert made[-1]["prediction"]["rests_on"] == shown["predicted"]["rests_on"]
-    assert made[-1]["prediction"]["rests_on"] == "a prior of 1 other model and 1 clip"
-    assert plan("--no-learn")["predicted"]["rests_on"] == "a prior of 1 other model"
+    assert made[-1]["prediction"]["rests_on"] == "a prior of 4 other models and 1 clip"
+    assert plan("--no-learn")["predicted"]["rests_on"] == "a prior of 4 other models"

@@ -85,7 +85,7 @@ def test_calibrate_writes_a_profile_into_the_cache_where_generate_finds_it(
     assert Profile.load(path).metadata["clips"] == 3
     assert [row["speedup"] for row in content["candidates"]] == [2.0]
     assert content["rests_on"] == "3 calibration clips"
-    assert content["rested_on"] == "a prior of 1 other model"
+    assert content["rested_on"] == "a prior of 4 other models"
     again = invoke("calibrate", *model, "--prompts", prompts, *QUICK)
     refused(again, "exists; pass --overwrite, or another --out")
 
@@ -326,12 +326,12 @@ def test_plan_without_a_profile_shows_the_priors(here: Path, model_folder: Path)
     result = invoke(*command, "--speedup", "2.5")
     assert result.exit_code == 0, result.stderr
     assert "none of this model" in result.stdout
-    assert "Planned from a prior of 1 other model; " in result.stdout
+    assert "Planned from a prior of 4 other models; " in result.stdout
     assert "8.0 of 20 steps computed" in result.stdout
     content = json.loads(invoke(*command, "--quality", "10", "--json").stdout)
     assert content["profile"] is None and len(content["computed"]) < 20
     assert content["predicted"]["reach"] >= 0.95
-    assert "an assumption" in content["notes"][0]
+    assert "3 models left out" in content["notes"][0]
 
 
 def test_plan_without_a_profile_says_how_to_get_one(here: Path, model_folder: Path) -> None:

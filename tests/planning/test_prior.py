@@ -113,7 +113,7 @@ def test_every_sampler_is_planned(name) -> None:
     assert len(half.plan.computed) == steps // 2
     even, _ = fit(range(0, steps, 2), model)
     assert energies(half.plan, model) < energies(even, model)
-    assert "Planned from a prior of 1 other model" in half.notes[0]
+    assert "Planned from a prior of 4 other models" in half.notes[0]
 
 
 def test_the_prior_plans_as_the_models_own_runs_do(own) -> None:
@@ -162,7 +162,7 @@ def test_a_search_of_eighty_steps_begins_where_one_of_forty_ends() -> None:
     model, even = profile.error_model, [0, *(1 + step for step in evenly(79, 31))]
     plan, error = search(model, 32, rounds=40, neighbours=24)
     assert len(plan.computed) == 32
-    assert error < 0.5 * search(model, 32, rounds=40, neighbours=24, start=even)[1]
+    assert error < 0.9 * search(model, 32, rounds=40, neighbours=24, start=even)[1]
 
 
 def test_a_scheduler_is_measured_once_a_state_for_coefficients_and_profile(monkeypatch) -> None:
