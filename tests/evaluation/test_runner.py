@@ -195,7 +195,7 @@ def test_resuming_makes_nothing_again_and_adds_what_is_new(prompts, model, tmp_p
 
 
 def start(words: list[str]) -> multiprocessing.context.ForkProcess:
-    """The command in a process of its own, which need not load the packages: that takes seconds."""
+    """The command in a process of its own, which need not load the packages (seconds)."""
     process = multiprocessing.get_context("fork").Process(target=run_and_exit, args=(words,))
     process.start()
     return process
