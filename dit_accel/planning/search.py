@@ -26,6 +26,7 @@ from dataclasses import dataclass, field, replace
 import torch
 
 from dit_accel.planning.plan import Plan, SamplerCoefficients, line_sums, used_steps
+from dit_accel.planning.spacing import as_dense, evenly, of_count, with_fixed
 
 PLAN_DEPTH = 4  # computed steps that an extrapolation uses
 PLAN_RIDGE = 1e-2  # of corrections that are fitted to uncached runs
@@ -261,7 +262,7 @@ def search(
     if not len(fixed) <= count <= n:
         raise ValueError(f"count is {count}; accepted: {len(fixed)} to {n}")
     even = [0, *(1 + step for step in evenly(n - 1, count - 1))] if count > 1 else [0]
-    now = torch.tensor([with_fixed(_of_count(start or even, n, count), error_model.sampler)])
+    now = torch.tensor([with_fixed(of_count(start or even, n, count), fixed)])
     if count in (len(fixed), n):  # there is no other plan
         return fit(now[0].tolist(), error_model)
     nodes = max(min(_NODES, n // 2), math.ceil(n * _COMPUTED_NODES / count))
@@ -291,14 +292,14 @@ def _by_nodes(
     sampler, n = error_model.sampler, error_model.num_steps
     at, short = _shortened(error_model, nodes)
     plan, _ = search(short, round(count * nodes / n), neighbours=neighbours, seed=seed)
-    found = _as_dense([*at[list(plan.computed)].tolist(), n], count)
-    return with_fixed(_of_count(found, n, count), sampler)
+    found = as_dense([*at[list(plan.computed)].tolist(), n], count)
+    return with_fixed(of_count(found, n, count), sampler.fixed_steps)
 
 
 def _shortened(error_model: ErrorModel, nodes: int) -> tuple[torch.Tensor, ErrorModel]:
     """Some steps of a run, and the error model in which each stands for all up to the next."""
     sampler, n = error_model.sampler, error_model.num_steps
-    at = torch.tensor(with_fixed(evenly(n, nodes), sampler))
+    at = torch.tensor(with_fixed(evenly(n, nodes), sampler.fixed_steps))
     node = torch.bucketize(torch.arange(n), at, right=True) - 1
     added = torch.zeros(nodes, dtype=torch.float64).index_add_(0, node, sampler.coefficients)
     second = sampler.second
@@ -308,39 +309,6 @@ def _shortened(error_model: ErrorModel, nodes: int) -> tuple[torch.Tensor, Error
     rows = sampler.feature_rows(at[None])[0]
     gram, gain = error_model.mean_gram[rows][:, rows], error_model.error_gain[at]
     return at, ErrorModel(short, gram[None], gain, error_model.error_memory * nodes / n)
-
-
-def _as_dense(steps: Sequence[int], count: int) -> list[int]:
-    """`count` steps, as dense along a run as those given, of which the last is the run's end.
-
-    Example:
-        >>> _as_dense([0, 2, 4, 12], 6)
-        [0, 1, 2, 3, 4, 8]
-    """
-    places = (place * (len(steps) - 1) / count for place in range(count))
-    between = ((steps[int(place)], steps[int(place) + 1], place % 1) for place in places)
-    return [int(low + (high - low) * share + 0.5) for low, high, share in between]
-
-
-def evenly(num_steps: int, count: int) -> tuple[int, ...]:
-    """`count` steps, the first among them, as even as whole numbers are."""
-    return tuple(sorted({round(place * num_steps / count) for place in range(count)}))
-
-
-def with_fixed(steps: Sequence[int], sampler: SamplerCoefficients) -> list[int]:
-    """As many steps, with all that every plan computes: each in the place of the nearest other."""
-    found, fixed = {*steps}, {*sampler.fixed_steps}
-    for missing in sorted(fixed - found):
-        found.remove(min(found - fixed, key=lambda step: abs(step - missing)))
-        found.add(missing)
-    return sorted(found)
-
-
-def _of_count(steps: Sequence[int], num_steps: int, count: int) -> list[int]:
-    """Exactly `count` steps, 0 among them: the last ones are dropped, or missing ones added."""
-    first = sorted({*steps, 0})[:count]
-    missing = (step for step in range(num_steps) if step not in first)
-    return sorted(first + [next(missing) for _ in range(count - len(first))])
 
 
 def _neighbours(

@@ -21,7 +21,8 @@ from dit_accel.planning.candidate import CandidatePlan
 from dit_accel.planning.plan import Plan, SamplerCoefficients
 from dit_accel.planning.prediction import COVERAGE, PlanChoice, QualityDistribution, QualityEstimate
 from dit_accel.planning.profile import Profile
-from dit_accel.planning.search import ErrorModel, fit, search, with_fixed
+from dit_accel.planning.search import ErrorModel, fit, search
+from dit_accel.planning.spacing import with_fixed
 
 UNREFINED_DB = 4.0  # what refining gains; a plan that was not refined does not have it
 _NOTE = "Planned from {}; no run of this plan was made in calibration."
@@ -133,7 +134,7 @@ def _mapped(profile: Profile, sampler: SamplerCoefficients, count: int) -> list[
         time = torch.lerp(times[own[low]], times[own[low + 1]], at - low)
         near = (sampler.timesteps - time).abs().argsort().tolist()
         found.append(next(step for step in near if step not in found))
-    return with_fixed(found, sampler)
+    return with_fixed(found, sampler.fixed_steps)
 
 
 def _nearest(profile: Profile, count: int) -> CandidatePlan:

@@ -32,8 +32,9 @@ from dit_accel.planning.prior import (
 from dit_accel.planning.profile import Profile
 from dit_accel.planning.profile_file import ProfileError
 from dit_accel.planning.sampler import coefficients_of, response_of
-from dit_accel.planning.search import energies, evenly, fit, search
+from dit_accel.planning.search import energies, fit, search
 from dit_accel.planning.selection import Target, choose
+from dit_accel.planning.spacing import evenly
 from dit_accel.planning.trajectory import Trajectory, trajectory_of
 
 GUIDED = (1.0, -3.0)

@@ -10,15 +10,8 @@ import torch
 
 from dit_accel.planning import search as search_module
 from dit_accel.planning.plan import Extrapolation, Plan, SamplerCoefficients, SecondExpert
-from dit_accel.planning.search import (
-    ErrorModel,
-    energies,
-    evenly,
-    fit,
-    noise_energy,
-    search,
-    with_fixed,
-)
+from dit_accel.planning.search import ErrorModel, energies, fit, noise_energy, search
+from dit_accel.planning.spacing import evenly, with_fixed
 
 
 def field_of(
@@ -335,5 +328,5 @@ def test_with_two_experts_the_written_out_form_gives_the_same_error(share):
 
 def test_a_missing_first_step_of_an_expert_takes_the_nearest_steps_place():
     sampler = dataclasses.replace(field_of(smooth()).sampler, second=SecondExpert(8))
-    assert with_fixed([0, 3, 9, 12], sampler) == [0, 3, 8, 12]
-    assert with_fixed([0, 8, 9], sampler) == [0, 8, 9]
+    assert with_fixed([0, 3, 9, 12], sampler.fixed_steps) == [0, 3, 8, 12]
+    assert with_fixed([0, 8, 9], sampler.fixed_steps) == [0, 8, 9]

@@ -28,7 +28,7 @@ from dit_accel.evaluation.methods.row import (
 )
 from dit_accel.handle import accelerate
 from dit_accel.planning.plan import Extrapolation, Plan
-from dit_accel.planning.search import evenly
+from dit_accel.planning.spacing import evenly
 
 FIXED_SHARE = 0.3  # of the budget
 PROPOSALS, HOT, COLD = 200, 0.1, 1e-4

@@ -28,7 +28,7 @@ from dit_accel.evaluation.methods.row import (
 from dit_accel.handle import accelerate
 from dit_accel.planning.paths import Recorded
 from dit_accel.planning.plan import Extrapolation, Plan, used_steps
-from dit_accel.planning.search import evenly
+from dit_accel.planning.spacing import evenly
 
 RECORDED_CLIPS, DEPTH, PENALTY = 8, 4, 1e-6
 

@@ -1,0 +1,42 @@
+"""Sets of steps: evenly spaced, with those that every plan computes, of exactly so many.
+
+In: numbers of steps, and steps that are fixed. Out: steps in rising order, 0 first. Knows
+whole numbers; nothing of errors. Source: ours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+def evenly(num_steps: int, count: int) -> tuple[int, ...]:
+    """`count` steps, the first among them, as even as whole numbers are."""
+    return tuple(sorted({round(place * num_steps / count) for place in range(count)}))
+
+
+def with_fixed(steps: Sequence[int], fixed: Sequence[int]) -> list[int]:
+    """As many steps, with all of `fixed`: each in the place of the nearest other."""
+    found, needed = {*steps}, {*fixed}
+    for missing in sorted(needed - found):
+        found.remove(min(found - needed, key=lambda step: abs(step - missing)))
+        found.add(missing)
+    return sorted(found)
+
+
+def of_count(steps: Sequence[int], num_steps: int, count: int) -> list[int]:
+    """Exactly `count` steps, 0 among them: the last ones are dropped, or missing ones added."""
+    first = sorted({*steps, 0})[:count]
+    missing = (step for step in range(num_steps) if step not in first)
+    return sorted(first + [next(missing) for _ in range(count - len(first))])
+
+
+def as_dense(steps: Sequence[int], count: int) -> list[int]:
+    """`count` steps, as dense along a run as those given, of which the last is the run's end.
+
+    Example:
+        >>> as_dense([0, 2, 4, 12], 6)
+        [0, 1, 2, 3, 4, 8]
+    """
+    places = (place * (len(steps) - 1) / count for place in range(count))
+    between = ((steps[int(place)], steps[int(place) + 1], place % 1) for place in places)
+    return [int(low + (high - low) * share + 0.5) for low, high, share in between]
