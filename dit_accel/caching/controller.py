@@ -45,7 +45,6 @@ from dit_accel.planning.prediction import PlanChoice
 from dit_accel.planning.prior import SchedulerCache
 from dit_accel.planning.profile import Profile
 from dit_accel.planning.profile_file import ProfileError
-from dit_accel.planning.profile_key import ProfileKey
 
 MAX_ADDED_STEPS: int | None = 1  # that a guard may spend where a speed was asked for
 Found = tuple[Profile | None, tuple[str, ...]]  # a profile, and remarks on it
@@ -75,7 +74,6 @@ class RunController:
         records: bool = True,
     ) -> None:  # fmt: skip
         self.learning, self.records = learning, records
-        self._observed: GuardedPolicy | None = None  # of the run in hand
         self._next_reference: WholeRun | None = None  # of the next run's clip
         self._reference: WholeRun | None = None  # of the run in hand's
         self._caches = False  # another cache does, in the run in hand
@@ -122,7 +120,7 @@ class RunController:
 
     def _start(self, run: RunInfo) -> Policy:
         self.finish()
-        self._observed = self._recording = None
+        self._recording = None
         self._reference, self._next_reference = self._next_reference, None
         self._caches = any(map(other_cache, transformers_of(self.pipe, self.family).values()))
         known = self._reference is not None and self._reference.profile is not None
@@ -231,8 +229,8 @@ class RunController:
         return ()
 
     def finish(self) -> tuple[str, ...]:
-        """Learn from the run in hand, if it is over."""
-        recording, planned = self._recording, self._observed
+        """Learn from the run in hand, if it is over and was not planned."""
+        recording = self._recording
         whole = None if recording is None else recording.whole(self._parts)
         if recording is not None and whole is not None and whole.profile is not None:
             self._recording = None
@@ -241,26 +239,25 @@ class RunController:
             self._recorded[kind] = whole.profile
             if self.learning is not None and self._teaches:
                 self.learning.add_whole(whole)
-        if planned is not None and planned.has_ended and self.learning is not None:
-            self._observed = None
-            found = planned.observations()
-            if found is not None:
-                self.learning.add(found)
         notes = self._learn_reference()
         return notes if self.learning is None else (*notes, *self.learning.notes())
 
-    def _without_own(
-        self, run: RunInfo, coefficients: SamplerCoefficients, recorded: Profile | None
-    ) -> Profile | None:
-        """What stands for a profile: of earlier runs, and of the prior."""
-        prior = self._by_prior(run, coefficients)
-        if self.learning is None:
-            return recorded or prior
-        return self.learning.profile(self._kind(run, coefficients), self._key, prior) or recorded
+    def settle(self) -> None:
+        """Learn from the planned runs that are over."""
+        if self.learning is not None:
+            self.learning.settle()
 
-    def _key(self, kind: RunKind) -> ProfileKey:
-        steps, parts = kind.sampler.num_steps, len(kind.sampler.branch_weights)
-        return profile_key(self.pipe, steps=steps, parts=parts, guidance=kind.guidance)
+    def _known(
+        self, run: RunInfo, coefficients: SamplerCoefficients, prior: Profile | None,
+        recorded: Profile | None,
+    ) -> Profile | None:  # fmt: skip
+        """The profile of a run: its own, or of earlier runs and of the prior."""
+        if self.learning is None:
+            return self.profile or recorded or prior
+        self.learning.read()
+        kind = self._kind(run, coefficients)
+        found = self.profile or self.learning.profile(kind, prior) or recorded
+        return None if found is None else self.learning.with_measured(found)
 
     def _kind(self, run: RunInfo, coefficients: SamplerCoefficients) -> RunKind:
         guidance = guidance_of(coefficients.branch_weights) or run.guidance or 1.0
@@ -290,25 +287,28 @@ class RunController:
         of its kind."""
         coefficients = self._sampler(run, weights)
         recorded = self._recorded.get(self._record_key(run.guidance or 1.0, weights))
-        profile = self.profile or self._without_own(run, coefficients, recorded)
-        if profile is None and not self.records:
+        prior = None if self.profile else self._by_prior(run, coefficients)
+        find = partial(self._known, run, coefficients, prior, recorded)
+        known = self.profile or prior or find()
+        if known is None and not self.records:
             raise ProfileError(self._unknown(run))
-        if profile is None:
+        if known is None:
             return self._record(run, coefficients)
-        if self.learning is not None:
-            profile = self.learning.with_measured(profile)
         guidance = run.guidance if self._unsaid is None else guidance_of(weights) or run.guidance
-        notes = self._chooser.notes(profile, coefficients, guidance, run.latents)
-        choose = partial(self._planned, profile, coefficients, run, notes)
-        if selection.needs_search(profile, coefficients, self.target):
+        self._chooser.notes(known, coefficients, guidance, run.latents)  # refuses before any work
+        choose = partial(self._planned, lambda: find() or known, coefficients, run, guidance)
+        if selection.needs_search(known, coefficients, self.target):
             return SearchingPolicy(coefficients, self.guard, self.static, choose)
         return choose()
 
     def _planned(
-        self, profile: Profile, coefficients: SamplerCoefficients, run: RunInfo,
-        notes: tuple[str, ...],
+        self, find: Callable[[], Profile], coefficients: SamplerCoefficients, run: RunInfo,
+        guidance: float | None,
     ) -> Policy:  # fmt: skip
-        """The policy of the plan that is chosen for a run."""
+        """The policy of the plan that is chosen for a run, by what was learnt by now. It reads
+        nothing from the device, which computes step 0."""
+        profile = find()
+        notes = self._chooser.notes(profile, coefficients, guidance, run.latents)
         choice, more = self._chooser.choose(profile, coefficients, run)
         policy = GuardedPolicy.of(
             choice, guard=self.guard, static=self.static, trusted=not self.remarks,
@@ -316,7 +316,8 @@ class RunController:
             remarks=(*self.remarks, *notes, *more),
             observer=self._observer(run, coefficients, choice),
         )  # fmt: skip
-        self._observed = policy if policy.records else None
+        if self.learning is not None and policy.observer is not None:
+            policy.observer.on_last = partial(self.learning.later, policy.observations)
         return policy.start(run)
 
     def _by_prior(self, run: RunInfo, coefficients: SamplerCoefficients) -> Profile | None:

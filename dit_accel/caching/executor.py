@@ -118,6 +118,7 @@ class PlanExecutor(Engine):
         """Once the first forward of a run is queued, the host has time for what takes long."""
         if not self._prepared:
             load_kernels(value)
+            self.controller.settle()
             self.policy, self._prepared = self.policy.prepare(), True
             self.store.min_bits = self.policy.min_bits
 
@@ -307,6 +308,10 @@ class PlanExecutor(Engine):
 
     def flush(self) -> None:
         self._observe_rest()
+        self._learning = self.controller.finish()
+
+    def settle(self) -> None:
+        self.controller.settle()
         self._learning = self.controller.finish()
 
     # --- for the report ---

@@ -204,11 +204,6 @@ class GuardedPolicy(Policy):
         if self.observer is not None:
             self.observer.take(first)
 
-    @property
-    def has_ended(self) -> bool:
-        """Whether all steps that the plan computes were observed."""
-        return self.observer is not None and self.observer.is_complete
-
     def observations(self) -> Observations | None:
         """What the run teaches; None where it left the plan, or a value was lost."""
         odd = self.abandoned or self._endured or self.restored or self.ignores_plan

@@ -1,19 +1,24 @@
 """Learns from the runs of a pipeline, and plans later ones by what was learnt.
 
-Goes in: a pipeline, its runs as they begin, and the observations of each when it is over. Comes
-out: a `Profile` of what is known by then, and in words what it rests on. The file in the user's
-cache is read when a run begins, if it was changed, and written when a run is over. A file that
-cannot be read or written costs a note, never a clip. It knows the place of the file and when it is
-used; `planning/learned.py` knows the file, `planning/posterior.py` the mathematics. Ours; there is
-no source.
+Goes in: a pipeline, its runs as they begin, and what observed each of them. Comes out: a `Profile`
+of what is known by then, and in words what it rests on. A call neither waits for the file nor for
+what its run teaches: that is written, and the file is read if another process changed it, while the
+device computes step 0 of the next run; else it is written when the handle is removed, or when the
+process ends. A thread would take the interpreter from the call that follows. A file that cannot be
+read or written costs a note, never a clip. It knows the place of the file and when it is used;
+`planning/learned.py` knows the file, `planning/posterior.py` the mathematics. Ours; there is no
+source.
 """
 
 from __future__ import annotations
 
+import atexit
 import dataclasses
 import hashlib
 import json
+import logging
 import math
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -36,12 +41,15 @@ from dit_accel.planning.profile_key import ProfileKey
 
 GROWTH = 1.25  # of the clips since the last plan, before another one is made
 Stamp = tuple[int, int, int]
-Key = Callable[[RunKind], ProfileKey]
+_LOG = logging.getLogger(__name__)
 
 
-def learned_key(pipe: Any, parts: Parts) -> ProfileKey:
-    """Of the pipeline's file: with all of its weights, LoRAs and their scales among them."""
-    key = profile_key(pipe)
+def learned_key(key: ProfileKey, parts: Parts) -> ProfileKey:
+    """Of the pipeline's file: with all of its weights, LoRAs and their scales among them.
+
+    Args:
+        key: of the pipeline.
+    """
     weights = hashlib.sha256(f"{key.weights} {parts.lasting}".encode()).hexdigest()[:16]
     return dataclasses.replace(key, weights=weights)
 
@@ -50,14 +58,17 @@ class Learning:
     """What is learnt of one pipeline, in this process and by its file.
 
     Args:
-        pipe: its parts may change; then another file is used.
+        pipe: its parts may change; then another file is used. Runs that are yet to be learnt from
+            do not keep it in memory.
     """
 
     teaches = True  # whether runs change what is known
 
     def __init__(self, pipe: Any) -> None:
-        self.pipe = pipe
-        self.known = Learned(ProfileKey("", "", "", "", ""))
+        self._pipe = weakref.ref(pipe)
+        self.key = ProfileKey("", "", "", "", "")  # of the pipeline
+        self.known = Learned(self.key)
+        self._due: list[Callable[[], Observations | None]] = []  # what runs teach, in order
         self.problem: str | None = None  # why the file is not used
         self._parts: Parts | None = None
         self.path = Path()
@@ -66,11 +77,19 @@ class Learning:
         self._measured: tuple[Profile, tuple[float, ...], Profile] | None = None
 
     def begin(self, parts: Parts) -> None:
-        """A run begins: read the file of the parts that the pipeline has now, if it changed."""
+        """A run begins of a pipeline with these parts.
+
+        Where they are others, this reads the device: later it would wait for step 0.
+        """
         if parts != self._parts:
+            self.settle()
             self._parts, self._stamp, self._last = parts, None, None
-            self.known = Learned(learned_key(self.pipe, parts))
+            self.key = profile_key(self._pipe())
+            self.known = Learned(learned_key(self.key, parts))
             self.path = learned.path_in(cache_folder(), self.known.key)
+
+    def read(self) -> None:
+        """Read the file, if it changed."""
         stamp = _stamp(self.path)
         if stamp is not None and stamp != self._stamp:
             self._stamp, self.problem = stamp, None
@@ -80,13 +99,32 @@ class Learning:
             except (ProfileError, OSError) as error:
                 self.problem = str(error)
 
-    def profile(self, kind: RunKind, key: Key, prior: Profile | None = None) -> Profile | None:
+    def later(self, teaches: Callable[[], Observations | None]) -> None:
+        """Learn from a run by `settle`, at the latest when the process ends.
+
+        Args:
+            teaches: what the run does, once it is over.
+        """
+        self._due.append(teaches)
+        if len(self._due) == 1:
+            atexit.register(self.settle)
+
+    def settle(self) -> None:
+        """Learn from all runs that are due."""
+        due, self._due = self._due, []
+        if due:
+            atexit.unregister(self.settle)
+        for teaches in due:
+            one = teaches()
+            if one is not None:
+                self.add(one)
+
+    def profile(self, kind: RunKind, prior: Profile | None = None) -> Profile | None:
         """What is known for such a run; None where nothing is, the prior where that is all.
 
         It stays the same until there are some more clips, as a plan takes a search.
 
         Args:
-            key: makes the key of a profile of runs of a kind.
             prior: stands for the profile of such runs.
         """
         groups = self._groups(kind, with_prior=prior is not None)
@@ -102,15 +140,19 @@ class Learning:
         weight = posterior.weight_of(self.known.losses, self.known.compared, found)
         start = None if prior is None else prior.gram[0]
         gram = posterior.posterior_gram(start, found, weight)
-        profile = profile_of_gram(gram, found[0].kind.sampler, key(found[0].kind), clips, prior)
+        sampler, guidance = found[0].kind.sampler, found[0].kind.guidance
+        key = dataclasses.replace(
+            self.key, steps=sampler.num_steps, parts=len(sampler.branch_weights), guidance=guidance
+        )
+        profile = profile_of_gram(gram, sampler, key, clips, prior)
         self._last = _LearnedProfile(profile, kind, clips, asked)
         return profile
 
     def profile_before_run(self, prior: Profile) -> Profile:
         """The same of a run that has not begun, whose size is not known yet."""
         kind = RunKind(prior.sampler, prior.key.guidance, 0)
-        found = self.profile(kind, lambda _: prior.key, prior)
-        return self.with_measured(found or prior)
+        found = self.profile(kind, prior) or prior
+        return self.with_measured(dataclasses.replace(found, key=prior.key))
 
     def with_measured(self, profile: Profile) -> Profile:
         """The profile, whose guarantees rest on the PSNRs that were measured, too."""
@@ -144,7 +186,7 @@ class Learning:
         return found
 
     def add(self, one: Observations) -> None:
-        """A run is over: learn from it, and write it down."""
+        """Learn from a run, and write it down."""
         before = [known for known in self.known.observations if known.kind.is_like(one.kind)]
         last, losses = self._last, None
         if last is not None and last.prior is not None and last.kind.is_like(one.kind):
@@ -173,7 +215,10 @@ class Learning:
         except (ProfileError, OSError) as error:
             self.known = change(self.known)
             reason = reason_of(error) if isinstance(error, OSError) else str(error)
-            self.problem = f"{self.path}: {reason}" if isinstance(error, OSError) else reason
+            problem = f"{self.path}: {reason}" if isinstance(error, OSError) else reason
+            if problem != self.problem:  # perhaps no report follows
+                _LOG.warning("Learnt in this process alone: %s.", problem)
+            self.problem = problem
 
     def add_report(self, report: Report, psnr_db: float, clip: ClipSpec) -> None:
         """A clip that a run made has this PSNR to its uncached reference: write it down.
@@ -210,6 +255,9 @@ class FixedLearning(Learning):
         super().__init__(pipe)
         self._copy = path
 
+    def read(self) -> None:
+        pass
+
     def begin(self, parts: Parts) -> None:
         """A run begins.
 
@@ -219,7 +267,8 @@ class FixedLearning(Learning):
         """
         if parts == self._parts:
             return
-        self._parts, self._last, key = parts, None, learned_key(self.pipe, parts)
+        self._parts, self._last, self.key = parts, None, profile_key(self._pipe())
+        key = learned_key(self.key, parts)
         self.known = Learned(key) if self._copy is None else learned.load(self._copy)
         if self.known.key != key:
             raise ProfileError(
@@ -264,4 +313,5 @@ def learning_of(pipe: Any) -> Learning | None:
         return None
     found = Learning(pipe)
     found.begin(parts_of(pipe))
+    found.read()
     return found

@@ -9,6 +9,7 @@ its plan, or whose values are not all finite, teaches nothing. It knows steps an
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -36,6 +37,7 @@ class RunObserver:
         parts = len(kind.sampler.branch_weights)
         self._last = plan.computed[-1], parts - 1
         self.record = RunRecord(parts * len(plan.computed) + 1, moves=False)
+        self.on_last: Callable[[], None] = lambda: None  # after the last row of the plan
 
     def __reduce__(self) -> tuple[Any, ...]:
         """None in another process: one of the ranks observes for all."""
@@ -50,6 +52,7 @@ class RunObserver:
         self.record.add(component, guided(value, self._scale, self._branches), step)
         if (step, component) == self._last:
             self.record.close()
+            self.on_last()
 
     def take(self, first: FirstStep) -> None:
         """Begin after the first step, which another policy had."""

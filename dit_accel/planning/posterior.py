@@ -114,8 +114,8 @@ def losses(
         return None
     observed = torch.stack([_among(one, clip) for one in fitting]).sum(0)
     own = prior[rows][:, rows]
-    found = [(weight * own + observed) / (weight + clips) for weight in WEIGHTS]
-    errors = torch.stack([_error(gram, clip) for gram in found])
+    weights = torch.tensor(WEIGHTS, dtype=torch.float64)[:, None, None]
+    errors = _errors((weights * own + observed) / (weights + clips), clip)
     return errors.clamp_min(1e-30).log() if bool(errors.isfinite().all()) else None
 
 
@@ -126,19 +126,22 @@ def _among(one: Observations, clip: Observations) -> torch.Tensor:
     return one.products[at][:, at]
 
 
-def _error(gram: torch.Tensor, clip: Observations) -> torch.Tensor:
-    """Squared error of a clip's guided predictions, each predicted from those before it."""
-    k, total = len(clip.computed), torch.zeros((), dtype=torch.float64)
-    parts = range(len(clip.kind.sampler.branch_weights))
+def _errors(grams: torch.Tensor, clip: Observations) -> torch.Tensor:
+    """`(W,)`: squared error of a clip's guided predictions, each predicted from those before it, by
+    each of the Gram matrices `(W, Q, Q)`."""
+    k, total = len(clip.computed), torch.zeros(len(grams), dtype=torch.float64)
+    branch_weights = torch.tensor(clip.kind.sampler.branch_weights, dtype=torch.float64)
+    parts = range(len(branch_weights))
+    own = torch.eye(len(parts), dtype=torch.float64).expand(len(grams), -1, -1)
     for place in range(2, k):
+        rows = [part * k + place for part in parts]
         used = [part * k + p for part in parts for p in range(max(place - _USED, 0), place)]
-        used.append(len(gram) - 1)
-        among = gram[used][:, used] + torch.diag(1e-2 * gram.diagonal()[used] + 1e-30)
-        for part in parts:
-            row = part * k + place
-            weights = torch.linalg.solve(among, gram[used, row])
-            at = [row, *used]
-            miss = torch.cat([torch.ones(1, dtype=torch.float64), -weights])
-            error = miss @ clip.products[at][:, at] @ miss
-            total = total + clip.kind.sampler.branch_weights[part] ** 2 * error
+        used.append(len(clip.products) - 1)
+        among = grams[:, used][..., used]
+        among = among + torch.diag_embed(1e-2 * among.diagonal(dim1=1, dim2=2) + 1e-30)
+        weights = torch.linalg.solve(among, grams[:, used][..., rows])
+        at = [*rows, *used]
+        miss = torch.cat([own, -weights], 1)  # (W, rows and used, B)
+        errors = (miss * (clip.products[at][:, at] @ miss)).sum(1)
+        total = total + errors @ branch_weights.square()
     return total

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import atexit
+import gc
 import shutil
+import weakref
 from typing import Any
 
 import numpy as np
@@ -12,8 +15,10 @@ import torch
 from diffusers import FirstBlockCacheConfig
 
 from dit_accel import SpeedupConfig, accelerate, recorded
+from dit_accel.caching import learning
 from dit_accel.caching.learning import FixedLearning, learning_of
-from dit_accel.planning import learned
+from dit_accel.caching.observing import RunObserver
+from dit_accel.planning import learned, posterior, selection
 from dit_accel.planning.learned import Learned
 from dit_accel.planning.profile_file import ProfileError
 
@@ -48,11 +53,11 @@ def test_worked_example(learns) -> None:
         run(pipe)
         first = handle.report()
         assert basis(first) == "a prior of 4 other models"
-        known = only(learns)  # as soon as the run is over
+        run(pipe, 1)  # at its step 0 the first one is written down
+        known = only(learns)
         (one,) = known.observations
         assert one.computed == first.planned and len(one.computed) == STEPS // 2
         assert one.products.shape == (2 * 5 + 1, 2 * 5 + 1) and one.clips == known.runs == 1
-        run(pipe, 1)
         assert basis(handle.report()) == "a prior of 4 other models and 1 clip"
         run(pipe, 2)
         assert basis(handle.report()) == "a prior of 4 other models and 2 clips"
@@ -164,10 +169,10 @@ def test_other_steps_are_planned_from_the_prior_where_it_knows_them(learns) -> N
 
 def test_what_is_fixed_plans_and_does_not_change(learns, tmp_path) -> None:
     pipe, copy = tiny.tiny_wan(), tmp_path / "copy.safetensors"
-    with accelerate(pipe, speedup=2.0) as handle:
+    with accelerate(pipe, speedup=2.0):
         run(pipe)
-        shutil.copy(files(learns)[0], copy)
         run(pipe, 1)
+        shutil.copy(files(learns)[0], copy)  # the second one is not written down yet
     before = [files(learns)[0].read_bytes(), copy.read_bytes()]
     for path, more in ((copy, " and 1 clip"), (None, "")):
         config = SpeedupConfig(2.0, learn=False, known=FixedLearning(pipe, path))
@@ -210,8 +215,62 @@ def test_a_damaged_file_costs_a_note_and_no_clip(learns) -> None:
     with accelerate(pipe, speedup=2.0) as handle:
         run(pipe)
         assert basis(handle.report()) == "a prior of 4 other models"
-        assert not any("alone" in note for note in handle.report().notes)  # written anew
+        assert any("alone" in note for note in handle.report().notes)
     assert only(learns).runs == 1
+    assert not any("alone" in note for note in handle.report().notes)  # written anew
+
+
+def test_learning_works_while_the_device_computes_step_0(learns, monkeypatch) -> None:
+    """Between a call's first and second forward: not before or after the loop, nor in a report."""
+    pipe, told = tiny.tiny_wan(), list[str]()
+
+    def tell(owner: Any, name: str) -> None:
+        inner = getattr(owner, name)
+
+        def telling(*args: Any, **kwargs: Any) -> Any:
+            told.append(name)
+            return inner(*args, **kwargs)
+
+        monkeypatch.setattr(owner, name, telling)
+
+    with accelerate(pipe, speedup=2.0) as handle:
+        for seed in range(2):
+            run(pipe, seed)
+        for owner, name in (
+            (learned, "update"), (learned, "load"), (posterior, "losses"), (selection, "choose"),
+            (posterior, "posterior_gram"), (learning, "profile_key"),
+            (RunObserver, "observations"), (handle.executor, "step_begins"),
+        ):  # fmt: skip
+            tell(owner, name)
+        run(pipe, 2)
+        handle.report()
+        assert told[0] == "step_begins" and told[-STEPS + 1 :] == ["step_begins"] * (STEPS - 1)
+        assert sorted(told[1 : -STEPS + 1]) == [
+            "choose", "load", "losses", "observations", "posterior_gram", "update"
+        ]  # fmt: skip
+
+
+def test_when_the_process_ends_all_is_written(learns, monkeypatch) -> None:
+    """Of two handles that nobody removed; one of the pipelines raised after its last step. They are
+    gone by then, as nothing keeps them."""
+    at_exit = list[Any]()
+    monkeypatch.setattr(atexit, "register", at_exit.append)
+    monkeypatch.setattr(atexit, "unregister", at_exit.remove)
+    pipes = [tiny.tiny_wan() for _ in range(2)]
+    for pipe in pipes:
+        accelerate(pipe, speedup=2.0)
+    run(pipes[0])
+    pipes[1].vae.decode = lambda *_, **__: 1 / 0
+    with pytest.raises(ZeroDivisionError):
+        run(pipes[1], 1)
+    assert files(learns) == [] and len(at_exit) == 2
+    left = [*map(weakref.ref, pipes)]
+    del pipe, pipes
+    gc.collect()
+    assert [one() for one in left] == [None, None]
+    for settle in [*at_exit]:
+        settle()
+    assert at_exit == [] and only(learns).runs == 2
 
 
 def test_a_cache_that_cannot_be_written_is_noted(learns) -> None:
