@@ -287,6 +287,7 @@ class RunController:
         of its kind."""
         coefficients = self._sampler(run, weights)
         recorded = self._recorded.get(self._record_key(run.guidance or 1.0, weights))
+        # It reads the device, which would be waited for once step 0 is queued.
         prior = None if self.profile else self._by_prior(run, coefficients)
         find = partial(self._known, run, coefficients, prior, recorded)
         known = self.profile or prior or find()
@@ -305,8 +306,7 @@ class RunController:
         self, find: Callable[[], Profile], coefficients: SamplerCoefficients, run: RunInfo,
         guidance: float | None,
     ) -> Policy:  # fmt: skip
-        """The policy of the plan that is chosen for a run, by what was learnt by now. It reads
-        nothing from the device, which computes step 0."""
+        """The policy of the plan that is chosen for a run, by what was learnt by now."""
         profile = find()
         notes = self._chooser.notes(profile, coefficients, guidance, run.latents)
         choice, more = self._chooser.choose(profile, coefficients, run)

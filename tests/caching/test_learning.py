@@ -222,16 +222,10 @@ def test_a_damaged_file_costs_a_note_and_no_clip(learns) -> None:
 
 def test_learning_works_while_the_device_computes_step_0(learns, monkeypatch) -> None:
     """Between a call's first and second forward: not before or after the loop, nor in a report."""
-    pipe, told = tiny.tiny_wan(), list[str]()
+    pipe, events = tiny.tiny_wan(), list[str]()
 
-    def tell(owner: Any, name: str) -> None:
-        inner = getattr(owner, name)
-
-        def telling(*args: Any, **kwargs: Any) -> Any:
-            told.append(name)
-            return inner(*args, **kwargs)
-
-        monkeypatch.setattr(owner, name, telling)
+    def noted(name: str, inner: Any) -> Any:
+        return lambda *args, **kwargs: (events.append(name), inner(*args, **kwargs))[1]
 
     with accelerate(pipe, speedup=2.0) as handle:
         for seed in range(2):
@@ -239,15 +233,16 @@ def test_learning_works_while_the_device_computes_step_0(learns, monkeypatch) ->
         for owner, name in (
             (learned, "update"), (learned, "load"), (posterior, "losses"), (selection, "choose"),
             (posterior, "posterior_gram"), (learning, "profile_key"),
-            (RunObserver, "observations"), (handle.executor, "step_begins"),
+            (RunObserver, "observations"),
         ):  # fmt: skip
-            tell(owner, name)
+            monkeypatch.setattr(owner, name, noted(name, getattr(owner, name)))
+        pipe.transformer.proj_out.register_forward_hook(lambda *_: events.append("forward"))
         run(pipe, 2)
         handle.report()
-        assert told[0] == "step_begins" and told[-STEPS + 1 :] == ["step_begins"] * (STEPS - 1)
-        assert sorted(told[1 : -STEPS + 1]) == [
-            "choose", "load", "losses", "observations", "posterior_gram", "update"
-        ]  # fmt: skip
+    forwards = ["forward"] * (2 * STEPS // 2 - 1)
+    work = ["choose", "load", "losses", "observations", "posterior_gram", "update"]
+    assert (events[0], sorted(events[1:7]), events[7:16]) == ("forward", work, forwards)
+    assert sorted(events[16:]) == ["load", "losses", "observations", "update"]  # as it is removed
 
 
 def test_when_the_process_ends_all_is_written(learns, monkeypatch) -> None:
