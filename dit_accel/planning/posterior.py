@@ -29,6 +29,10 @@ from dit_accel.planning.learned import WEIGHTS, Observations
 
 DEFAULT_WEIGHT = 0.25  # of the prior, in clips (research/LOG.md)
 MIN_COMPARED = 3  # clips, before they choose the weight
+# Beside fewer whole runs than these the prior counts as one clip, so that no model does worse than
+# by the prior alone; from these on it has no weight (research/LOG.md).
+ENOUGH_WHOLE = 4
+WEIGHT_BESIDE_WHOLE = 1.0
 ITERATIONS = 4
 _RIDGE = 1e-9  # of the regression, relative to the rows' squares
 _USED = 4  # computed steps before a step that predict it, as in the search
@@ -84,10 +88,11 @@ def _completed(one: Observations, gram: torch.Tensor) -> torch.Tensor:
 
 
 def weight_of(losses: torch.Tensor, compared: int, observations: Sequence[Observations]) -> float:
-    """κ: the weight that predicted the clips best; the default where too few were compared. A run
-    that was computed whole has every row: then the prior has none (research/LOG.md)."""
-    if any(one.is_whole for one in observations):
-        return 0.0
+    """κ: the weight that predicted the clips best; the default where too few were compared. Runs
+    that were computed whole have every row: beside enough of them the prior has no weight."""
+    whole = sum(one.clips for one in observations if one.is_whole)
+    if whole:
+        return 0.0 if whole >= ENOUGH_WHOLE else WEIGHT_BESIDE_WHOLE
     return WEIGHTS[int(losses.argmin())] if compared >= MIN_COMPARED else DEFAULT_WEIGHT
 
 

@@ -9,7 +9,14 @@ import torch
 
 from dit_accel.planning.learned import WEIGHTS, Observations, RunKind
 from dit_accel.planning.plan import SamplerCoefficients
-from dit_accel.planning.posterior import DEFAULT_WEIGHT, losses, posterior_gram, weight_of
+from dit_accel.planning.posterior import (
+    DEFAULT_WEIGHT,
+    ENOUGH_WHOLE,
+    WEIGHT_BESIDE_WHOLE,
+    losses,
+    posterior_gram,
+    weight_of,
+)
 
 STEPS = 12
 
@@ -121,7 +128,8 @@ def test_few_clips_leave_the_default() -> None:
     part, whole = (seen(smooth(0, kind), kind, (*range(0, STEPS, k),)) for k in (3, 1))
     assert weight_of(totals, 2, [part]) == DEFAULT_WEIGHT > 0
     assert weight_of(totals, 3, [part]) == WEIGHTS[0]
-    assert weight_of(totals.flip(0), 3, [part, whole]) == 0.0  # a whole run has every row
+    assert weight_of(totals.flip(0), 3, [part, whole]) == WEIGHT_BESIDE_WHOLE
+    assert weight_of(totals.flip(0), 3, [part, *[whole] * ENOUGH_WHOLE]) == 0.0
 
 
 def test_without_weight_the_prior_is_not_used_where_a_run_was_whole() -> None:
