@@ -11,8 +11,11 @@ Source: ours (docs/how-it-works.md, section 5).
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import math
 import statistics
+from dataclasses import dataclass, field
+from functools import lru_cache
 
 import torch
 
@@ -28,6 +31,7 @@ UNREFINED_DB = 4.0  # what refining gains; a plan that was not refined does not 
 _NOTE = "Planned from {}; no run of this plan was made in calibration."
 _ROUNDS = 12  # of the search, which starts near a known plan
 _ROUNDS_FROM_EVEN = 40  # of one that starts anywhere
+_MOST_SEARCHED = 64  # plans that are remembered
 _SHARES = (0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.5, 0.6, 0.7, 0.8)  # of the steps, computed
 
 
@@ -69,9 +73,10 @@ def _without_candidates(
     """It is not known where to begin, so each search is longer. Fewer counts are tried, as more
     computed steps leave less error."""
 
+    known = _ByContent(_digest(error_model), error_model)
+
     def made(count: int) -> PlanChoice:
-        found = search(error_model, count, rounds=_ROUNDS_FROM_EVEN, neighbours=24)
-        return _choice_of(error_model, *found, profile, quality)
+        return _choice_of(error_model, *_searched(known, count), profile, quality)
 
     n = error_model.num_steps
     if speedup is not None:
@@ -85,6 +90,29 @@ def _without_candidates(
         best = choice if reaches else best
         counts = counts[:middle] if reaches else counts[middle + 1 :]
     return best or compute_all(error_model.sampler, quality, profile)
+
+
+@dataclass(frozen=True)
+class _ByContent:
+    """An error model that is the same where its numbers are."""
+
+    digest: bytes
+    error_model: ErrorModel = field(compare=False)
+
+
+def _digest(error_model: ErrorModel) -> bytes:
+    sampler, found = error_model.sampler, hashlib.blake2b(digest_size=16)
+    for tensor in (error_model.gram, error_model.error_gain, sampler.coefficients):
+        found.update(tensor.double().contiguous().numpy().tobytes())
+    rest = error_model.error_memory, tuple(sampler.timesteps.tolist()), sampler.branch_weights
+    found.update(repr((*rest, sampler.second)).encode())
+    return found.digest()
+
+
+@lru_cache(maxsize=_MOST_SEARCHED)
+def _searched(known: _ByContent, count: int) -> tuple[Plan, float]:
+    """The plan of a search, which a pipeline that is accelerated anew for each clip needs again."""
+    return search(known.error_model, count, rounds=_ROUNDS_FROM_EVEN, neighbours=24)
 
 
 def _counts(num_steps: int) -> list[int]:

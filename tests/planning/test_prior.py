@@ -138,6 +138,21 @@ def test_a_quality_is_fast_from_the_first_clip_on() -> None:
     assert low.prediction.psnr_db > 26.0 + 1.6 * profile.evidence.deviation_db
 
 
+def test_what_was_searched_once_is_not_searched_again(monkeypatch) -> None:
+    """A pipeline is often accelerated anew for each clip, with a profile of equal numbers."""
+    counts: list[int] = []
+    monkeypatch.setattr(
+        "dit_accel.planning.transfer.search",
+        lambda model, count, **given: counts.append(count) or search(model, count, **given),
+    )
+    made = []
+    for shift in (3.25, 3.25, 3.5):
+        profile = by_prior(set_up(euler(shift), 18), GUIDED)
+        assert profile is not None
+        made.append(choose(profile, profile.sampler, Target(speedup=2.0)).plan)
+    assert counts == [9, 9] and made[0] == made[1] != made[2]
+
+
 def test_a_run_that_the_prior_does_not_know_has_no_profile() -> None:
     assert by_prior(set_up(euler()), (1.0, -3.0, 0.5)) is None
     unknown = set_up(KDPM2DiscreteScheduler(), 10)
