@@ -94,7 +94,7 @@ class Generation:
 
     Args:
         frames: `(T, H, W, 3)` float in [0, 1].
-        latents: `(B, C, F, h, w)` float32, of the last step.
+        latents: `(B, C, F, h, w)` float32, of the last step; packed, `(B, L, C)`, in LTX.
         stages: seconds of the text (and of given pictures), of each denoiser and of the decoding.
         report: of an accelerated run.
         others: frames of the call's further prompts.

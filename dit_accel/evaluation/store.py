@@ -194,8 +194,8 @@ class Store:
         path = self.folder / "latents" / f"{job}.npy"
         try:
             found = np.load(path, mmap_mode="r", allow_pickle=False)
-            if not isinstance(found, np.ndarray) or found.dtype != np.float32 or found.ndim != 5:
-                raise ValueError("not a float32 array of (B, C, F, h, w)")
+            if not isinstance(found, np.ndarray) or found.dtype != np.float32 or found.ndim < 2:
+                raise ValueError("not a float32 array of (B, ...)")  # LTX packs: (B, L, C)
             return np.array(found)
         except (OSError, ValueError, EOFError, TypeError, SyntaxError, OverflowError) as error:
             raise StoreError(f"{path} cannot be read ({error}): {_again(job)}") from error

@@ -124,3 +124,19 @@ def test_what_another_family_refuses(
 ) -> None:
     result = invoke("generate", PROMPT, "--model", str(folders / family), *options)
     assert (result.exit_code, message in result.stderr) == (2, True), result.stderr
+
+
+@pytest.mark.parametrize("family", ["ltx", "cogvideox"])
+def test_methods_of_another_family_are_evaluated(here: Path, folders: Path, family: str) -> None:
+    """LTX's latents are packed, so that they have three axes."""
+    Path("prompts.txt").write_text(f"{PROMPT}\n", encoding="utf-8")
+    command = [
+        "evaluate", "prompts.txt", "--model", str(folders / family), "--steps", "8", "--json",
+        "--methods", "uncached,speedup:2,fewer-steps:4", "--metrics", "psnr_db,latent_rel_l2",
+    ]  # fmt: skip
+    result = invoke(*command, "--output", "runs", "--keep-clips")
+    assert result.exit_code == 0, result.stderr
+    again = invoke(*command, "--output", "runs", "--keep-clips")
+    assert again.exit_code == 0, again.stderr
+    summary = (here / "runs" / "summary.md").read_text(encoding="utf-8")
+    assert "speedup:2" in summary and "fewer-steps:4" in summary
