@@ -189,7 +189,8 @@ class FlopMeter(TorchFunctionMode):
 
     It hooks calls, not kernels: about a microsecond per call, so that a run can be timed as well
     (`torch.utils.flop_counter` makes a small model half as fast). It does not see into compiled
-    graphs or other packages' kernels.
+    graphs or other packages' kernels. Float64 does not count: no model computes in it, but plans
+    are made in it while a forward runs.
     """
 
     def __init__(self) -> None:
@@ -202,7 +203,7 @@ class FlopMeter(TorchFunctionMode):
     ) -> Any:  # fmt: skip
         output = func(*args, **(kwargs or {}))
         cost = _COSTS.get(func)
-        if cost is not None:
+        if cost is not None and output.dtype != torch.float64:
             self.flops += cost(output, *args, **(kwargs or {}))
         return output
 
