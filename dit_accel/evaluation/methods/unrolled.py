@@ -3,8 +3,8 @@
 In: nodes to begin with, and what is trained. Out: tables of weights; final latents, differentiable.
 Knows: a sampler is weighted sums (`LinearSampler`), so no other way to weigh k predictions does
 better where training finds the best: BNS is the bound of that family. Several samplers run
-together, as rows of the same forwards. Every forward is a checkpoint: its activations are computed
-again by the backward pass.
+together, as rows of the same forwards and sums. Every forward is a checkpoint: its activations are
+computed again by the backward pass.
 Source: BNS, arXiv 2403.01329: noise term, weights of all predictions, times free or on the grid,
 PSNR to the final latents. DyWeight, arXiv 2603.11607: weights of the last three, times that move by
 their sum, labels rescaled by 0.5 to 1.5. We depart: both begin from Adams-Bashforth.
@@ -103,24 +103,46 @@ def unrolled(
         noise: `(R, ...)`.
         clips: `(R,)`: the clip of each row.
     """
-    tables = [one.tables() for one in trainables]
-    states = [noise for _ in trainables]
-    found: list[list[torch.Tensor]] = [[] for _ in trainables]
-    for step in range(max(len(labels) for _, _, labels in tables)):
-        active = [i for i, (_, _, labels) in enumerate(tables) if step < len(labels)]
-        given = torch.cat([states[i] for i in active])
-        labels = torch.cat([tables[i][2][step].expand(len(noise)) for i in active])
-        rows = clips.repeat(len(active))
+    # Longest first: those that still run are the first rows.
+    order = sorted(range(len(trainables)), key=lambda i: -len(trainables[i].labels))
+    lengths = [len(trainables[i].labels) for i in order]
+    tables = [trainables[i].tables() for i in order]
+    added, of_noise, labels = (_padded([table[n] for table in tables]) for n in range(3))
+    states = noise.expand(len(order), *noise.shape)
+    ends: list[torch.Tensor] = []
+    found: list[torch.Tensor] = []
+    for step in range(lengths[0]):
+        active = sum(length > step for length in lengths)
+        if active < len(states):
+            ends += reversed(states[active:].unbind())
+            states, found = states[:active], [one[:active] for one in found]
+        times = labels[:active, step].repeat_interleave(len(clips))
+        given = states.flatten(0, 1), times, clips.repeat(active)
         if torch.is_grad_enabled():
-            predictions = checkpoint(predict, given, labels, rows, use_reentrant=False)
+            made = checkpoint(predict, *given, use_reentrant=False, preserve_rng_state=False)
         else:
-            predictions = predict(given, labels, rows)
-        for i, prediction in zip(active, predictions.chunk(len(active)), strict=True):
-            found[i].append(prediction)
-            added, of_noise, _ = tables[i]
-            terms = (added[step, j] * v for j, v in enumerate(found[i]))
-            states[i] = states[i] + of_noise[step] * noise + sum(terms)
-    return states
+            made = predict(*given)
+        found = [*found, made.unflatten(0, (active, len(clips)))]
+        # One product for all samplers, not a matmul: those may be in TF32.
+        weights = added[:active, step, : step + 1].T
+        terms = torch.stack(found) * _spread(weights, noise.ndim)
+        states = states + _spread(of_noise[:active, step], noise.ndim) * noise + terms.sum(0)
+    ends += reversed(states.unbind())
+    of = dict(zip(reversed(order), ends, strict=True))
+    return [of[i] for i in range(len(of))]
+
+
+def _padded(tables: list[torch.Tensor]) -> torch.Tensor:
+    """Tables of falling sizes as one, with zeros."""
+    longest = len(tables[0])
+    return torch.stack([
+        torch.nn.functional.pad(one, (0, longest - len(one)) * one.ndim) for one in tables
+    ])  # fmt: skip
+
+
+def _spread(weights: torch.Tensor, count: int) -> torch.Tensor:
+    """With so many dimensions of one entry behind its own."""
+    return weights.view(*weights.shape, *[1] * count)
 
 
 def errors_db(made: torch.Tensor, final: torch.Tensor) -> torch.Tensor:

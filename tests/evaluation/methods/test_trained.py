@@ -129,6 +129,14 @@ def _level(pipe: Any, memory: dict[str, Any]) -> float:
     ]["held_out_db"]
 
 
+def test_gradients_take_fast_matmuls_on_cuda_alone():
+    before = torch.get_float32_matmul_precision()
+    for device, expected in (("cuda", "high"), ("cpu", before)):
+        with trained._fast_matmuls(torch.device(device)):
+            assert torch.get_float32_matmul_precision() == expected
+        assert torch.get_float32_matmul_precision() == before == "highest"
+
+
 @pytest.mark.parametrize("row", trained.TRAINED_METHODS, ids=lambda row: row.name)
 def test_a_row_carries_out_what_was_trained(pipe, row, monkeypatch):
     monkeypatch.setattr(trained, "Training", lambda: SHORT)
