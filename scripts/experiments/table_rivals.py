@@ -25,7 +25,6 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -79,6 +78,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--computed", type=int, nargs="+", default=list(STEPS))
     parser.add_argument("--methods", nargs="+", help="rows; all where none is given")
     parser.add_argument("--metrics", nargs="+", default=[m for m in WANTED if m in METRICS])
+    parser.add_argument("--slow-metrics", nargs="*", default=[], help="of the first clips only")
+    parser.add_argument("--slow", type=int, default=16, help="how many these are")
     parser.add_argument("--batch", type=int, default=32, help="clips of one call")
     parser.add_argument("--timed", type=int, default=3, help="runs of a single clip; the median")
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help="that score")
@@ -231,8 +232,8 @@ class Table:
             path, content = self.waiting.pop(0)
             if "scores" in content:
                 scores = [score.result() for score in content["scores"]]
-                names = self.args.metrics
-                content["scores"] = {name: [s[name] for s in scores] for name in names}
+                names = (*self.args.metrics, *self.args.slow_metrics)
+                content["scores"] = {name: [s.get(name) for s in scores] for name in names}
             write(path, content)
             said = content.get("error") or _short(content)
             print(f"{path.stem}: {said}, {content['took_seconds']:.0f} s", flush=True)
@@ -331,10 +332,12 @@ class Table:
     @contextmanager
     def _scorer(self) -> Iterator[Callable[..., list[Future[dict[str, Any]]]]]:
         """Scores in processes of their own, one thread each."""
-        one = partial(_scored, tuple(self.args.metrics), self.clips[0].fps or 16.0)
+        few, fps = tuple(self.args.metrics), self.clips[0].fps or 16.0
+        every = few + tuple(self.args.slow_metrics)
         with ProcessPoolExecutor(self.args.workers, get_context("spawn"), _one_thread) as pool:
             yield lambda made, frames: [
-                pool.submit(one, a, b) for a, b in zip(frames, made, strict=True)
+                pool.submit(_scored, every if clip < self.args.slow else few, fps, a, b)
+                for clip, (a, b) in enumerate(zip(frames, made, strict=True))
             ]
 
 
