@@ -49,7 +49,7 @@ class GuidedDenoiser:
     def __call__(
         self, latents: torch.Tensor, labels: torch.Tensor, clips: torch.Tensor
     ) -> torch.Tensor:
-        """The guided prediction; both branches are rows of one forward.
+        """The guided prediction.
 
         Args:
             latents: `(R, ...)`.
@@ -59,6 +59,13 @@ class GuidedDenoiser:
         Returns:
             `(R, ...)` float32.
         """
+        cond, *others = self.branches(latents, labels, clips)
+        return others[0] + self._guidance * (cond - others[0]) if others else cond
+
+    def branches(
+        self, latents: torch.Tensor, labels: torch.Tensor, clips: torch.Tensor
+    ) -> list[torch.Tensor]:
+        """What guidance weighs, the prompt's first: rows of one forward; arguments as above."""
         arguments = {
             name: torch.cat([part[clips] for part in value]) if isinstance(value, list) else value
             for name, value in self._arguments.items()
@@ -68,10 +75,7 @@ class GuidedDenoiser:
             "return_dict": False,
         }  # fmt: skip
         found = self._module(**arguments)[0].float().chunk(self.rows)
-        if self.rows == 1:
-            return found[0]
-        cond, uncond = found if self._cond_first else reversed(found)
-        return uncond + self._guidance * (cond - uncond)
+        return list(found if self._cond_first else reversed(found))
 
 
 class _Recorded(Exception):

@@ -160,7 +160,7 @@ class _Task:
         rows = rows.to(self.noise.device)
         adam.zero_grad()
         trainables = [state.trainable for state in states]
-        with torch.enable_grad(), _fast_matmuls(self.noise.device):
+        with torch.enable_grad(), fast_matmuls(self.noise.device):
             made = unrolled(trainables, self.predict, self.noise[rows], rows)
             # The samplers share no parameter: the gradient of the sum is that of each.
             sum(errors_db(one, self.final[rows]).mean() for one in made).backward()  # type: ignore[union-attr]
@@ -186,7 +186,7 @@ def _finite_gradients(trainable: Trainable) -> torch.Tensor:
 
 
 @contextmanager
-def _fast_matmuls(device: torch.device) -> Iterator[None]:
+def fast_matmuls(device: torch.device) -> Iterator[None]:
     """TF32 on CUDA, for gradients alone: its rounding, 60 dB below a product, is in no score."""
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("high" if device.type == "cuda" else before)

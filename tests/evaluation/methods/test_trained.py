@@ -129,10 +129,10 @@ def _level(pipe: Any, memory: dict[str, Any]) -> float:
     ]["held_out_db"]
 
 
-def test_gradients_take_fast_matmuls_on_cuda_alone():
+def test_gradients_takefast_matmuls_on_cuda_alone():
     before = torch.get_float32_matmul_precision()
     for device, expected in (("cuda", "high"), ("cpu", before)):
-        with trained._fast_matmuls(torch.device(device)):
+        with trained.fast_matmuls(torch.device(device)):
             assert torch.get_float32_matmul_precision() == expected
         assert torch.get_float32_matmul_precision() == before == "highest"
 

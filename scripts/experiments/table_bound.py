@@ -1,0 +1,411 @@
+"""How far our plans are from the bound of trained samplers, and what levers are worth.
+
+    python scripts/experiments/table_bound.py MODEL --device cuda --output bound.jsonl \\
+        --trained runs/rivals
+
+Goes in: a model's folder, and for the rows of BNS a folder of `table_rivals.py` in which they are
+trained. One profile of `--clips` clips is made. For each number of computed steps its plan gives
+the places and the weights that all else begins with: better weights by Gauss-Newton steps from the
+same clips, by Adam from them, or by Adam from `--more` clips. Each lever is trained alike, apart
+from the others:
+
+    weights  those of the plan: of the last five predictions, in every window
+    wide     of all predictions, and of a computed step's own too: BNS on the plan's places
+    bands    weights of their own for low and high spatial frequencies of the latents
+    frames   weights of their own for the first latent frame
+    labels   the timesteps that the model gets are free, by up to a half
+    block    the first block is computed in the middle of every window, on what the others added at
+             the last computed step; so many computed steps fewer that the FLOPs are no more
+
+Comes out: a row a line, of clips that nothing saw; what is there is not made again. `--table`
+prints the table of a file. Adam is in TF32 on CUDA, all else in float32.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import statistics
+import time
+from collections.abc import Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from bound_samplers import CHEAP, FULL, KEEPS, Clips, Model, Sampler, drive, sampler_of, to
+from bound_training import Job, adam, gauss_newton
+from table_rivals import CALIBRATION_SEED
+from torch.utils.flop_counter import FlopCounterMode
+
+from dit_accel import accelerate
+from dit_accel.calibration.calibrate import CalibrationRun
+from dit_accel.core import video
+from dit_accel.core.families import family_of
+from dit_accel.core.generation import ClipSpec, batch_arguments
+from dit_accel.evaluation.methods import runs
+from dit_accel.evaluation.methods.samplers import sampled
+from dit_accel.evaluation.methods.unrolled import errors_db
+from dit_accel.evaluation.prompts import read_prompts
+from dit_accel.evaluation.statistics import mean
+from dit_accel.metrics import psnr
+from dit_accel.models import loading, miniature
+from dit_accel.planning.lookup import find_profile
+from dit_accel.planning.plan import Plan
+from dit_accel.planning.profile import Profile
+from dit_accel.planning.sampler import response_of
+from dit_accel.planning.selection import Target, branch_weights, choose
+
+LEVERS = ("weights", "wide", "bands", "frames", "labels", "block")
+BNS = {"bns": "BNS", "bns/grid": "BNS on the grid"}
+LOW = 0.25  # of a band: frequencies below it, in cycles a latent pixel
+
+
+class Subject:
+    """A pipeline with its scored clips and those that teach."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        self.args, self.name = args, args.model.name
+        model = loading.inspect_folder(args.model, name=self.name)
+        self.pipe = loading.load(model, device=args.device, dtype="float32")
+        self.pipe.set_progress_bar_config(disable=True)
+        self.pipe.transformer.requires_grad_(False)
+        teaching = max(args.clips, args.more)
+        scored = _clips(args.model, args.prompt_file, args.prompts, 0)
+        self.clips = scored + _clips(args.model, args.calibration, teaching, CALIBRATION_SEED)
+        final = runs.final_latents(self.pipe, self.clips, args.batch).to(self.pipe.device)
+        self.response = response_of(self.pipe.scheduler)
+        clip, separate = self.clips[0], family_of(self.pipe).branches == "separate"
+        self.steps = clip.steps
+        self.weights = branch_weights(None, clip.guidance, separate=separate)
+        self.model = Model(self.pipe, self.clips, self.weights)
+        noise = self.model.denoiser.noise
+        numbers = torch.arange(len(self.clips), device=noise.device)
+        every = Clips(numbers, noise, final.view_as(noise))
+        self.scored, self.few = every.at(slice(len(scored))), self._teaching(every, args.clips)
+        self.many = self._teaching(every, args.more)
+        self.frames = self.decoded(self.scored.final)
+        self.block_share = self._block_share()
+
+    def _teaching(self, every: Clips, count: int) -> Clips:
+        return every.at(slice(self.args.prompts, self.args.prompts + count))
+
+    def profile(self) -> Profile:
+        """Of the few clips."""
+        path = Path(f"{self.args.output}.{self.name}-{self.args.clips}.safetensors")
+        if not path.exists():
+            counts = {c for k in self.args.computed for c in (k, self.block_count(k))}
+            clips = self.clips[self.args.prompts :][: self.args.clips]
+            speedups = [self.steps / count for count in counts if count > 1]
+            CalibrationRun(
+                self.pipe, clips, speedups=speedups, batch=len(clips), probed=min(3, len(clips))
+            ).run().save(path)
+        return Profile.load(path)
+
+    def block_count(self, count: int) -> int:
+        """Computed steps that, with one block in every window, cost no more than `count`."""
+        return math.floor(count / (1 + self.block_share))
+
+    def _block_share(self) -> float:
+        """FLOPs of the first block alone, with what stands around the blocks, over all."""
+        one = self.scored.at(slice(1))
+        label = self.response.timesteps[:1].float().to(one.noise.device)
+        given = [one.noise, label, one.numbers]
+        with torch.no_grad():
+            with FlopCounterMode(display=False) as full:
+                residuals = self.model.answer(KEEPS, given)[1:]
+            with FlopCounterMode(display=False) as cheap:
+                self.model.answer(CHEAP, [*given, *residuals])
+        return cheap.get_total_flops() / full.get_total_flops()
+
+    def decoded(self, latents: torch.Tensor) -> list[np.ndarray]:
+        """Frames in 8 bits, by the pipeline's own decoding."""
+        frames: list[np.ndarray] = []
+        for start in range(0, len(latents), self.args.batch):
+            some = latents[start : start + self.args.batch]
+            call = batch_arguments(self.pipe, self.clips[start : start + len(some)])
+            given = partial(_Given, some)
+            with sampled(self.pipe, lambda nodes: nodes.at([0]), given, self.steps):
+                made = self.pipe(**call | {"num_inference_steps": 1, "output_type": "np"}).frames
+            frames += [video.to_uint8(np.asarray(clip)) for clip in made]
+        return frames
+
+    def scores(self, latents: torch.Tensor) -> dict[str, list[float]]:
+        pairs = zip(self.frames, self.decoded(latents), strict=True)
+        levels = [min(float(psnr(a, b, data_range=255)), 100.0) for a, b in pairs]
+        return {"psnr_db": levels, "latents_db": (-errors_db(latents, self.scored.final)).tolist()}
+
+    def agreement(self, plan: Plan, made: torch.Tensor) -> float:
+        """How near the pipeline with the plan is to our run of it, on two clips, in dB."""
+        with accelerate(self.pipe, plan=plan, mix=self.weights):
+            own = runs.final_latents(self.pipe, self.clips[:2], 2).to(made.device)
+        return -float(errors_db(made[:2], own.view_as(made[:2])).max())
+
+    def sampler(self, plan: Plan, lever: str = "weights") -> Sampler:
+        depth, layout = self.profile().depth, _Layout(self.pipe, self.clips[0])
+        split = {"bands": layout.low, "frames": layout.first}.get(lever)
+        found = sampler_of(
+            plan, self.response, self.weights, depth, wide=lever == "wide", cheap=lever == "block",
+            split=split, free_labels=lever == "labels",
+        )  # fmt: skip
+        return to(found, self.pipe.device)
+
+    def oriented(self, plan: Plan, lever: str) -> Sampler:
+        found, few = self.sampler(plan, lever), self.few
+        found.orient(self.model, few.noise, few.numbers, few.final)
+        return found
+
+
+class _Given:
+    """A sampler that ends at given latents."""
+
+    def __init__(self, latents: torch.Tensor, *_: Any) -> None:
+        self.latents = latents
+
+    def step(self, index: int, prediction: torch.Tensor, latents: torch.Tensor) -> torch.Tensor:
+        return self.latents
+
+
+class _Layout:
+    """Where frames, height and width are in the latents of a clip."""
+
+    def __init__(self, pipe: Any, clip: ClipSpec) -> None:
+        name, self.grid = family_of(pipe).name, None
+        self.axes = (-4, -2, -1) if name.startswith("cogvideox") else (-3, -2, -1)
+        if name.startswith("ltx"):  # (frames height width, channels)
+            space, of_time = pipe.vae_spatial_compression_ratio, pipe.vae_temporal_compression_ratio
+            frames = (clip.frames - 1) // of_time + 1
+            self.grid, self.axes = (frames, clip.height // space, clip.width // space), (-4, -3, -2)
+
+    def first(self, value: torch.Tensor) -> torch.Tensor:
+        """The first latent frame; the others are 0."""
+        laid = self._laid(value)
+        return self._back(laid * self._along(laid, 0, torch.arange(laid.shape[self.axes[0]]) < 1))
+
+    def low(self, value: torch.Tensor) -> torch.Tensor:
+        """The low spatial frequencies."""
+        laid = self._laid(value)
+        spectrum = torch.fft.fft2(laid, dim=self.axes[1:])
+        for place in (1, 2):
+            near = torch.fft.fftfreq(laid.shape[self.axes[place]]).abs() < LOW
+            spectrum = spectrum * self._along(laid, place, near)
+        return self._back(torch.fft.ifft2(spectrum, dim=self.axes[1:]).real)
+
+    def _laid(self, value: torch.Tensor) -> torch.Tensor:
+        return value if self.grid is None else value.unflatten(-2, self.grid)
+
+    def _back(self, laid: torch.Tensor) -> torch.Tensor:
+        return laid if self.grid is None else laid.flatten(-4, -2)
+
+    def _along(self, laid: torch.Tensor, place: int, mask: torch.Tensor) -> torch.Tensor:
+        shape = [1] * laid.ndim
+        shape[self.axes[place]] = len(mask)
+        return mask.view(shape).to(laid)
+
+
+def _clips(model: Path, source: Path, count: int, seed: int) -> list[ClipSpec]:
+    call, prompts = miniature.call_defaults(model), read_prompts(source)
+    if len(prompts) < count:
+        raise SystemExit(f"{source} has {len(prompts)} prompts; wanted are {count}")
+    return [
+        ClipSpec(
+            one.prompt, one.negative or "", seed + number, int(call["num_inference_steps"]),
+            float(call["guidance_scale"]), int(call["height"]), int(call["width"]),
+            int(call["num_frames"]), float(call["fps"]), int(call["max_sequence_length"]),
+        )
+        for number, one in enumerate(prompts[:count])
+    ]  # fmt: skip
+
+
+# --- rows ---
+
+
+class Table:
+    """All rows of one number of computed steps."""
+
+    def __init__(self, subject: Subject, rows: Rows, count: int) -> None:
+        self.subject, self.rows, self.count = subject, rows, count
+        self.made: list[tuple[str, Sampler, torch.Tensor, dict[str, Any]]] = []
+
+    def run(self) -> None:
+        subject, profile, begun = self.subject, self.subject.profile(), time.monotonic()
+        self._plans(profile)
+        self._bns()
+        levers = [lever for lever in subject.args.levers if self._missing(lever)]
+        jobs = [job for lever in levers for job in self._lever(lever, profile)]
+        named = [job for _, job in jobs]
+        if named and subject.args.iterations:
+            adam(subject.model, named, subject.args.iterations)
+            for row, job in jobs:
+                known = {"held_out_db": -job.best_db, "began_db": -job.first_db}
+                self.made.append((row, job.sampler, job.values, known))
+        self._score(time.monotonic() - begun)
+
+    def _missing(self, lever: str) -> bool:
+        args = self.subject.args
+        name = _row(lever, args.more, "Adam") if args.iterations else _row(
+            lever, args.clips, f"Gauss-Newton {args.gauss_newton}"
+        )  # fmt: skip
+        return not self.rows.has(self.subject.name, self.count, name)
+
+    def _plans(self, profile: Profile) -> None:
+        shipped = find_profile(self.subject.pipe)
+        target = Target(speedup=self.subject.steps / self.count)
+        if shipped is not None:
+            plan = choose(Profile.load(shipped), None, target, static=True).plan
+            self._add("the plan as it ships", self.subject.sampler(plan))
+        plan = _plan_of(profile, self.count)
+        self._add(f"the plan of {self.subject.args.clips} clips", self.subject.sampler(plan), plan)
+
+    def _add(self, row: str, sampler: Sampler, plan: Plan | None = None) -> None:
+        shape = (0, sampler.groups, len(sampler.kinds), sampler.base[0].numel() + 1)
+        sampler.directions = torch.zeros(shape, dtype=torch.float64, device=sampler.base.device)
+        sampler.firsts = torch.zeros(0)
+        self.made.append((row, sampler, sampler.start(), {} if plan is None else {"plan": plan}))
+
+    def _bns(self) -> None:
+        """Trained by table_rivals.py, on clips that are not scored."""
+        folder = self.subject.args.trained
+        for name, row in BNS.items():
+            path = None if folder is None else (
+                folder / "calibration" / f"{name.replace('/', '-')}-{self.count}.json"
+            )  # fmt: skip
+            if path is None or not path.exists():
+                continue
+            found = json.loads(path.read_text(encoding="utf-8"))
+            k, weights = self.count, torch.tensor(self.subject.weights).double()
+            labels, noise, table = (torch.tensor(found[n]).double()
+                                    for n in ("labels", "noise", "weights"))  # fmt: skip
+            own = Sampler([FULL] * k, labels, table[:, :, None] * weights, noise,
+                          torch.zeros(k, k).double(), [[]] * k)  # fmt: skip
+            self._add(row, to(own, self.subject.pipe.device))
+
+    def _lever(self, lever: str, profile: Profile) -> Iterator[tuple[str, Job]]:
+        """Gauss-Newton steps; what Adam is to train from there."""
+        args, model, few = self.subject.args, self.subject.model, self.subject.few
+        count = self.subject.block_count(self.count) if lever == "block" else self.count
+        if count < 2:
+            print(f"{self.count}, {lever}: too few steps would be computed", flush=True)
+            return
+        sampler = self.subject.oriented(_plan_of(profile, count), lever)
+        values = sampler.start()
+        if lever == "weights":
+            yield _row(lever, args.clips, "Adam"), self._job(sampler, values, few)
+        for step in range(args.gauss_newton):
+            values, said = gauss_newton(model, sampler, values, few)
+            print(f"{self.count}, {lever}, Gauss-Newton {step + 1}: {said}", flush=True)
+            if lever == "weights" or step + 1 == args.gauss_newton:
+                row = _row(lever, args.clips, f"Gauss-Newton {step + 1}")
+                self.made.append((row, sampler, values, {"step": said}))
+        yield _row(lever, args.more, "Adam"), self._job(sampler, values, self.subject.many)
+
+    def _job(self, sampler: Sampler, values: torch.Tensor, clips: Clips) -> Job:
+        """The last quarter of the clips chooses the values."""
+        train = len(clips.numbers) - max(1, len(clips.numbers) // 4)
+        return Job(sampler, values, clips.at(slice(train)), clips.at(slice(train, None)))
+
+    @torch.no_grad()
+    def _score(self, seconds: float) -> None:
+        subject = self.subject
+        missing = [one for one in self.made if not self.rows.has(subject.name, self.count, one[0])]
+        scored = [subject.scored.run(sampler, values[None]) for _, sampler, values, _ in missing]
+        ends = drive(subject.model, scored)
+        for (row, sampler, _, known), (made, _) in zip(missing, ends, strict=True):
+            plan = known.pop("plan", None)
+            if plan is not None:
+                known["agrees_db"] = subject.agreement(plan, made[0])
+            cheap = sampler.kinds.count(CHEAP)
+            cost = len(sampler.kinds) - cheap + cheap * subject.block_share
+            self.rows.add(
+                model=subject.name, computed=self.count, row=row, cost=round(cost, 2),
+                **subject.scores(made[0]), **known, seconds=round(seconds, 1),
+            )  # fmt: skip
+
+
+def _row(lever: str, clips: int, how: str) -> str:
+    return f"{lever}, {clips} clips, {how}"
+
+
+def _plan_of(profile: Profile, count: int) -> Plan:
+    return next(profile.plan_of(c) for c in profile.candidates if len(c.computed) == count)
+
+
+class Rows:
+    """The output file, one row a line."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+        self.all: list[dict[str, Any]] = [json.loads(line) for line in lines]
+
+    def has(self, model: str, computed: int, row: str) -> bool:
+        wanted = (model, computed, row)
+        return any((r["model"], r["computed"], r["row"]) == wanted for r in self.all)
+
+    def add(self, **row: Any) -> None:
+        self.all.append(row)
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+        levels = (statistics.fmean(row[name]) for name in ("psnr_db", "latents_db"))
+        said = ", ".join(f"{level:.2f}" for level in levels)
+        print(f"{row['computed']}, {row['row']}: {said} dB, cost {row['cost']}", flush=True)
+
+    def table(self) -> str:
+        """Markdown, a table a model."""
+        parts = []
+        for model in dict.fromkeys(row["model"] for row in self.all):
+            own = [row for row in self.all if row["model"] == model]
+            counts = sorted({row["computed"] for row in own}, reverse=True)
+            head = f"| {model}: frames' PSNR ± half of its 95 % interval; latents, dB; cost | "
+            lines = [head + " | ".join(map(str, counts)) + " |", "|---" * (len(counts) + 1) + "|"]
+            for name in dict.fromkeys(row["row"] for row in own):
+                at = {row["computed"]: _cell(row) for row in own if row["row"] == name}
+                lines.append(f"| {name} | " + " | ".join(at.get(c, "") for c in counts) + " |")
+            parts.append("\n".join(lines))
+        return "\n\n".join(parts)
+
+
+def _cell(row: dict[str, Any]) -> str:
+    found, latents = mean(row["psnr_db"]), statistics.fmean(row["latents_db"])
+    half = "" if found.low is None or found.high is None else (
+        f" ± {(found.high - found.low) / 2:.1f}"
+    )  # fmt: skip
+    return f"{found.value:.2f}{half}; {latents:.2f}; {row['cost']:g}"
+
+
+def arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("model", type=Path, nargs="?", default=miniature.path())
+    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--table", action="store_true", help="only print what is there")
+    parser.add_argument("--trained", type=Path, help="folder of table_rivals.py")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--computed", type=int, nargs="+", default=[20, 13, 10])
+    parser.add_argument("--levers", nargs="*", choices=LEVERS, default=list(LEVERS))
+    parser.add_argument("--prompts", type=int, default=32)
+    parser.add_argument("--clips", type=int, default=8, help="of the plan and of every lever")
+    parser.add_argument("--more", type=int, default=64, help="that Adam trains on in the end")
+    parser.add_argument("--gauss-newton", type=int, default=2, help="steps")
+    parser.add_argument("--iterations", type=int, default=100, help="of Adam")
+    parser.add_argument("--batch", type=int, default=32, help="clips of one call")
+    parser.add_argument("--prompt-file", type=Path, default=miniature.prompts("miniature.jsonl"))
+    parser.add_argument("--calibration", type=Path, default=miniature.prompts("calibration.jsonl"))
+    return parser.parse_args(words)
+
+
+def main(words: Sequence[str] | None = None) -> None:
+    args = arguments(words)
+    rows = Rows(args.output)
+    if not args.table:
+        subject = Subject(args)
+        for count in args.computed:
+            Table(subject, rows, count).run()
+    print(rows.table())
+
+
+if __name__ == "__main__":
+    main()
