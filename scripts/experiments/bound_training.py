@@ -121,6 +121,8 @@ def adam(
         optimizer.step()
         if (iteration + 1) % every == 0 or iteration + 1 == iterations:
             _look(model, jobs)
+            best = ", ".join(f"{job.first_db:.2f} to {job.best_db:.2f}" for job in jobs)
+            print(f"Adam, {iteration + 1} iterations: {best} dB", flush=True)
 
 
 @torch.no_grad()
