@@ -92,7 +92,7 @@ class Job:
 
 def adam(
     model: Model, jobs: Sequence[Job], iterations: int, *, batch: int = 8, every: int = 10,
-    rate: float = 0.01,
+    rate: float = 0.02,
 ) -> None:  # fmt: skip
     """Train several samplers together.
 

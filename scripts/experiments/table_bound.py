@@ -297,7 +297,8 @@ class Table:
         sampler = self.subject.oriented(_plan_of(profile, count), lever)
         values = sampler.start()
         if lever == "weights":
-            yield _row(lever, args.clips, "Adam"), self._job(sampler, values, few)
+            # all of them train: those that the plan was fitted to cannot say when to stop
+            yield _row(lever, args.clips, "Adam"), Job(sampler, values, few, few)
         for step in range(self._steps(lever)):
             values, said = gauss_newton(model, sampler, values, few)
             print(f"{self.count}, {lever}, Gauss-Newton {step + 1}: {said}", flush=True)
