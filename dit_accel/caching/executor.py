@@ -32,6 +32,7 @@ from dit_accel.core.interceptor import Forward, ForwardCall
 from dit_accel.core.report import CacheSite, SiteReport
 from dit_accel.core.session import Session
 from dit_accel.planning.plan import Extrapolation
+from dit_accel.planning.threads import one_thread
 
 
 class PlanExecutor(Engine):
@@ -114,6 +115,7 @@ class PlanExecutor(Engine):
         self.computed.setdefault((call.transformer, session.branch), {})[session.step] = True
         return output
 
+    @one_thread()
     def _prepare(self, value: torch.Tensor) -> None:
         """Once the first forward of a run is queued, the host has time for what takes long."""
         if not self._prepared:
@@ -183,6 +185,7 @@ class PlanExecutor(Engine):
 
     # --- runs and steps ---
 
+    @one_thread()
     def run_begins(self, num_steps: int | None) -> None:
         """Forget the last run, and ask the controller for the policy of this one."""
         self.clear()
@@ -228,6 +231,7 @@ class PlanExecutor(Engine):
             self._extrapolation = None
         self._free(step)
 
+    @one_thread()
     def _after_first_step(self) -> Policy:
         """Ask the controller again, which knows now how many forwards a step has."""
         one_weight = len(self.policy.branch_weights) == 1
@@ -310,6 +314,7 @@ class PlanExecutor(Engine):
         self._observe_rest()
         self._learning = self.controller.finish()
 
+    @one_thread()
     def settle(self) -> None:
         self.controller.settle()
         self._learning = self.controller.finish()

@@ -31,7 +31,15 @@ from dit_accel.core.report import Report
 from dit_accel.planning import learned, posterior
 from dit_accel.planning.candidate import LARGEST_DB
 from dit_accel.planning.first_run import profile_of_gram
-from dit_accel.planning.learned import KINDS, Learned, Measured, Observations, RunKind
+from dit_accel.planning.learned import (
+    KINDS,
+    Learned,
+    Measured,
+    Observations,
+    RunKind,
+    Stamp,
+    stamp_of,
+)
 from dit_accel.planning.lookup import cache_folder, profile_key
 from dit_accel.planning.parts import Parts, parts_of
 from dit_accel.planning.plan import Plan
@@ -40,7 +48,6 @@ from dit_accel.planning.profile_file import ProfileError
 from dit_accel.planning.profile_key import ProfileKey
 
 GROWTH = 1.25  # of the clips since the last plan, before another one is made
-Stamp = tuple[int, int, int]
 _LOG = logging.getLogger(__name__)
 
 
@@ -90,7 +97,7 @@ class Learning:
 
     def read(self) -> None:
         """Read the file, if it changed."""
-        stamp = _stamp(self.path)
+        stamp = stamp_of(self.path)
         if stamp is not None and stamp != self._stamp:
             self._stamp, self.problem = stamp, None
             try:
@@ -210,8 +217,10 @@ class Learning:
     def _change(self, change: Callable[[Learned], Learned]) -> None:
         """In the file; where that fails, in this process alone."""
         try:
-            self.known = learned.update(self.path, Learned(self.known.key), change)
-            self._stamp, self.problem = _stamp(self.path), None
+            last = (self._stamp, self.known) if self.problem is None else None
+            empty = Learned(self.known.key)
+            self.known, self._stamp = learned.update(self.path, empty, change, last)
+            self.problem = None
         except (ProfileError, OSError) as error:
             self.known = change(self.known)
             reason = reason_of(error) if isinstance(error, OSError) else str(error)
@@ -296,15 +305,6 @@ class _LearnedProfile:
 
 def _clips(observations: list[Observations]) -> int:
     return sum(one.clips for one in observations)
-
-
-def _stamp(path: Path) -> Stamp | None:
-    """What changes with every new file at a path; None where there is none."""
-    try:
-        found = path.stat()
-    except OSError:
-        return None
-    return found.st_mtime_ns, found.st_size, found.st_ino
 
 
 def learning_of(pipe: Any) -> Learning | None:

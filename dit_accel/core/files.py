@@ -22,8 +22,11 @@ _NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK, errno.EINVAL)
 
 
 @contextlib.contextmanager
-def placed(target: Path) -> Iterator[Path]:
+def placed(target: Path, *, lasting: bool = True) -> Iterator[Path]:
     """A path to write to; the file takes the target's place at the end.
+
+    Args:
+        lasting: whether it waits until the file is on the disk. Else a power cut may damage it.
 
     Raises:
         OSError: it cannot be written; names the target.
@@ -31,8 +34,9 @@ def placed(target: Path) -> Iterator[Path]:
     scratch = target.with_name(f".{target.name[-100:]}.{secrets.token_hex(4)}")
     try:
         yield scratch
-        with scratch.open("rb+") as file:
-            os.fsync(file.fileno())  # a file that has its name is whole, also after a power cut
+        if lasting:
+            with scratch.open("rb+") as file:
+                os.fsync(file.fileno())  # a file that has its name is whole, also after a power cut
         os.replace(scratch, target)
     except OSError as error:
         raise _named(error, scratch, target) from error

@@ -37,6 +37,7 @@ MOST_LEARNED_BYTES = 1 << 19  # of the tensors; beyond it the oldest observation
 MOST_MEASURED = 256  # PSNRs; the oldest are dropped
 WEIGHTS = (0.0, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0)  # of the prior, in clips, that are compared
 KINDS = ("calibrated", "inner products")  # of plans, as in `prediction.BASES`
+Stamp = tuple[int, int, int]
 _LARGEST_FILE = 1 << 22
 _MOST = 2**40  # of a count
 _NOT_NEGATIVE = 1e-6  # of a sum's trace, which rounding may leave below 0
@@ -224,15 +225,28 @@ def load(path: Path) -> Learned:
     return profile_file.load(path, _of, "damaged", LEARNED_FORMAT)
 
 
-def update(path: Path, empty: Learned, change: Callable[[Learned], Learned]) -> Learned:
+def stamp_of(path: Path) -> Stamp | None:
+    """What changes with every new file at a path; None where there is none."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_mtime_ns, found.st_size, found.st_ino
+
+
+def update(
+    path: Path, empty: Learned, change: Callable[[Learned], Learned],
+    last: tuple[Stamp | None, Learned] | None = None,
+) -> tuple[Learned, Stamp | None]:  # fmt: skip
     """Change a file, one process after the other; a damaged one is begun anew.
 
     Args:
         empty: where there is no file, or where it is of another pipeline.
         change: of what the file has by now.
+        last: what the file had at a stamp. It is not read again where it still has that stamp.
 
     Returns:
-        What the file has after it.
+        What the file has after it, and its stamp.
 
     Raises:
         OtherVersionError: the file is of another version, and stays as it is.
@@ -242,9 +256,12 @@ def update(path: Path, empty: Learned, change: Callable[[Learned], Learned]) -> 
     with locked(path.with_suffix(".lock")):
         for left in path.parent.glob(f".{path.name}.*"):  # of a process that was killed
             left.unlink(missing_ok=True)
-        found = change(_known(path, empty))
+        stamp = stamp_of(path)
+        if last is None or stamp is None or stamp != last[0]:
+            last = stamp, _known(path, empty)
+        found = change(last[1])
         save(path, found)
-    return found
+        return found, stamp_of(path)  # nobody else has written by then
 
 
 def _known(path: Path, empty: Learned) -> Learned:
@@ -296,7 +313,8 @@ def save(path: Path, learned: Learned) -> None:
         "measured": [dataclasses.asdict(one) for one in learned.measured],
     }  # fmt: skip
     head["digest"] = digest_of(head, tensors)
-    profile_file.write(path, head, tensors, form=LEARNED_FORMAT)
+    # Its digest shows what a power cut damaged; a call does not wait for the disk.
+    profile_file.write(path, head, tensors, form=LEARNED_FORMAT, lasting=False)
 
 
 def digest_of(head: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> str:

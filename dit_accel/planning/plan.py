@@ -17,6 +17,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -97,7 +98,7 @@ class SamplerCoefficients:
         """B, of the components in the guided prediction of a step."""
         return weights_at(step, self.branch_weights, self.second)
 
-    @property
+    @cached_property
     def step_weights(self) -> torch.Tensor:
         """`(B, n)` float64: `weights_at` of all steps."""
         rows = [self.weights_at(step) for step in range(self.num_steps)]

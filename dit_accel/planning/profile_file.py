@@ -126,12 +126,13 @@ def load(
 
 def write(
     path: Path, head: Mapping[str, Any], tensors: Mapping[str, torch.Tensor], *,
-    form: str = PROFILE_FORMAT,
+    form: str = PROFILE_FORMAT, lasting: bool = True,
 ) -> None:  # fmt: skip
     """Write a file, whole or not at all.
 
     Args:
-        form, version: for its header.
+        form: for its header.
+        lasting: as of `core.files.placed`.
 
     Raises:
         OSError: it cannot be written.
@@ -142,7 +143,7 @@ def write(
     text = json.dumps({**start, **head}, allow_nan=False)
     contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
     content = save(contiguous, metadata={"profile": text})
-    with placed(path) as scratch:
+    with placed(path, lasting=lasting) as scratch:
         scratch.write_bytes(content)
 
 

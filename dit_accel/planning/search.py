@@ -27,6 +27,7 @@ import torch
 
 from dit_accel.planning.plan import Plan, SamplerCoefficients, line_sums, used_steps
 from dit_accel.planning.spacing import as_dense, evenly, of_count, with_fixed
+from dit_accel.planning.threads import one_thread
 
 PLAN_DEPTH = 4  # computed steps that an extrapolation uses
 PLAN_RIDGE = 1e-2  # of corrections that are fitted to uncached runs
@@ -94,6 +95,7 @@ def gram_of(rows: torch.Tensor, final: torch.Tensor) -> torch.Tensor:
     return gram / final.double().square().sum()
 
 
+@one_thread()
 def fit(
     computed: Sequence[int], error_model: ErrorModel, *, depth: int = PLAN_DEPTH,
     ridge: float = PLAN_RIDGE,
@@ -156,20 +158,24 @@ def _evaluate(
     features, windows = features.view(shape), windows.view(shape)
     used_in = exists & (ends - computed > 1)[:, :, None]  # else nothing is extrapolated
     solve = _solver(features, used_in, gram, ridge)
-    so_far = torch.zeros(count, sampler.num_rows, dtype=torch.float64)  # v
-    error = torch.zeros(count, dtype=torch.float64)  # E
-    corrections = []
-    for place in range(k):
-        so_far = so_far * fade[:, place, None]
-        at, window = features[:, place], windows[:, place]
-        wanted = -((window + so_far) @ gram).gather(1, at)
-        correction = (solve[:, place] @ wanted[:, :, None])[:, :, 0]  # z
-        window = window.scatter_add(1, at, correction)
-        added = ((window @ gram) * (window + 2 * so_far)).sum(1)
-        error = error * growth[:, place] ** 2 + added
-        so_far = so_far + window
+    products, rows = windows @ gram, gram[features]  # G w before corrections; rows of features
+    so_far = torch.zeros(count, 1, sampler.num_rows, dtype=torch.float64)  # G v
+    before, corrections = [], []
+    for place in range(k):  # all that has to wait for earlier windows
+        so_far = so_far * fade[:, place, None, None]
+        at, own = features[:, place, None], products[:, place, None]
+        wanted = (own + so_far).gather(2, at)
+        correction = torch.bmm(wanted, solve[:, place]).neg_()  # z, as `solve` is symmetric
+        before.append(so_far)
         corrections.append(correction)
-    return error.clamp_min(0.0), corrections
+        so_far = torch.baddbmm(own + so_far, correction, rows[:, place])
+    found = torch.cat(corrections, 1)
+    windows = windows.scatter_add(2, features, found)
+    products = products + (found[:, :, None] @ rows)[:, :, 0]
+    added = (windows * (products + 2 * torch.cat(before, 1))).sum(2)
+    later = torch.cat([growth[:, 1:], torch.ones(count, 1, dtype=torch.float64)], 1)
+    grown = later.flip(1).cumprod(1).flip(1) ** 2  # over all windows behind each
+    return (added * grown).sum(1).clamp_min(0.0), list(found.unbind(1))
 
 
 def _solver(
@@ -234,6 +240,7 @@ def add_weights(
             rows[component * sampler.num_steps + used] += scale * branch_weight * weight
 
 
+@one_thread()
 def search(
     error_model: ErrorModel, count: int, *, rounds: int = 120, neighbours: int = 48,
     start: Sequence[int] | None = None, seed: int = 0,

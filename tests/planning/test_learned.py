@@ -116,7 +116,9 @@ def test_one_changed_bit_is_refused_and_the_file_begun_anew(path: Path) -> None:
     path.write_bytes(content)
     with pytest.raises(ProfileError, match=r"a\.safetensors is damaged: digest is of another"):
         learned.load(path)
-    found = learned.update(path, Learned(KEY), lambda known: known.with_run(observations((0, 1))))
+    found, _ = learned.update(
+        path, Learned(KEY), lambda known: known.with_run(observations((0, 1)))
+    )
     assert found.runs == 1 and learned.load(path).observations[0].computed == (0, 1)
 
 
@@ -146,3 +148,15 @@ def test_processes_that_learn_at_once_lose_nothing(tmp_path: Path, kills: int) -
     assert found["noted"] <= found["in_file"] <= found["noted"] + kills and not found["left"]
     if not kills:
         assert found["noted"] == 16 and found["exact"] and found["largest_difference"] < 1e-9
+
+
+def test_a_file_that_nobody_changed_is_not_read_again(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known, stamp = learned.load(path), learned.stamp_of(path)
+    with monkeypatch.context() as patch:
+        patch.setattr(learned, "load", None)
+        again, newer = learned.update(path, Learned(KEY), lambda found: found, (stamp, known))
+    assert again is known and newer != stamp
+    other, _ = learned.update(path, Learned(KEY), lambda found: found, (stamp, Learned(KEY)))
+    assert other.runs == known.runs > 0  # by another process, meanwhile

@@ -330,3 +330,21 @@ def test_a_missing_first_step_of_an_expert_takes_the_nearest_steps_place():
     sampler = dataclasses.replace(field_of(smooth()).sampler, second=SecondExpert(8))
     assert with_fixed([0, 3, 9, 12], sampler.fixed_steps) == [0, 3, 8, 12]
     assert with_fixed([0, 8, 9], sampler.fixed_steps) == [0, 8, 9]
+
+
+def test_a_search_takes_one_thread_and_gives_them_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen, real = list[int](), search_module._evaluate
+
+    def noted(*args):
+        seen.append(torch.get_num_threads())
+        return real(*args)
+
+    monkeypatch.setattr(search_module, "_evaluate", noted)
+    torch.set_num_threads(2)
+    try:
+        search(field_of(smooth()), 4, rounds=1)
+        with pytest.raises(ValueError, match="count is 0"):
+            search(field_of(smooth()), 0)
+        assert torch.get_num_threads() == 2 and set(seen) == {1}
+    finally:
+        torch.set_num_threads(1)
