@@ -5,8 +5,10 @@ weights, and the activations of each stage at their highest.
 Knows: weights are counted from the headers of the safetensors files, in the dtype that they are
 loaded in. Activations are traced: every part is built without weights on PyTorch's meta device and
 runs once with the shapes of this call, while the bytes of all live tensors are added up. Attention
-counts as a fused kernel. Not counted: the workspace of kernels, fragmentation, cached values.
-Source: ours; the accounting is that of PyTorch's memory tracker, by live storages.
+counts as a fused kernel, and a convolution with copies of its tensors in channels-last layout.
+Not counted: the workspace of matrix products, fragmentation, cached values.
+Source: ours; the accounting is that of PyTorch's memory tracker, by live storages. The copies are
+cuDNN's layout conversion for tensor cores (its developer guide, "Tensor Transformations").
 """
 
 from __future__ import annotations
@@ -183,7 +185,8 @@ class _Decoded(Exception):
 
 
 class _Live(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Adds up the bytes of all tensors that are alive and were made inside; `peak` is the most."""
+    """Adds up the bytes of all tensors that are alive and were made inside; `peak` is the most,
+    with what a convolution copies."""
 
     def __init__(self, weights: list[torch.Tensor]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -197,6 +200,11 @@ class _Live(TorchDispatchMode):  # type: ignore[no-untyped-call]
         for one in tree_leaves(out):
             if isinstance(one, torch.Tensor):
                 self.add(one)
+        if func is torch.ops.aten.convolution.default:
+            # Kernels for tensor cores want channels last: input and weight are copied before, and
+            # the output is made in a copy.
+            copies = sum(one.nbytes for one in (*args[:2], out))
+            self.peak = max(self.peak, self.now + copies)
         return out
 
     def add(self, tensor: torch.Tensor) -> None:

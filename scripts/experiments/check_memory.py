@@ -1,24 +1,30 @@
 """Is the memory of a run what the command says before it? At true size, with random weights.
 
 In: names of models and ways of offloading. Out: a line each: predicted and measured bytes by stage,
-and their ratio. Measured is the allocator's highest mark within the stage.
+and their ratio. Measured is the allocator's highest mark within the stage. What the output has
+already is not measured again.
 Knows three text-to-video models of true size; needs a CUDA device. Nothing is downloaded.
-Example: python scripts/experiments/check_memory.py --models wan-1.3b --offloads none,model
+Example: python scripts/experiments/check_memory.py --models wan-1.3b --output memory.jsonl
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import gc
 import json
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import diffusers
 import torch
 from transformers import AutoTokenizer, PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
 
 from dit_accel.core.generation import ClipSpec, call_arguments
+from dit_accel.core.measure import peak_memory, reset_peak_memory, synchronise
 from dit_accel.models import loading, memory, setup
 
 GIB = 2**30
@@ -29,6 +35,8 @@ MODELS: dict[str, dict[str, Any]] = {
     "wan-5b": {"num_layers": 30, "num_attention_heads": 24, "ffn_dim": 14336},
     "wan-14b": {"num_layers": 40, "num_attention_heads": 40, "ffn_dim": 13824},
 }
+STAGES = (("text_encoder", "forward", "text"), ("transformer", "forward", "denoise"),
+          ("vae", "decode", "decode"))  # fmt: skip
 CLIP = ClipSpec("a cat", "", 0, 2, 5.0, 480, 832, 81, None, 512)
 
 
@@ -48,6 +56,12 @@ def write(folder: Path, config: dict[str, Any]) -> None:
         ),
     ).save_pretrained(folder)  # fmt: skip
     del transformer, text, vae
+    free()
+
+
+def free() -> None:
+    """Modules, hooks and patched methods refer to each other in circles."""
+    gc.collect()
     torch.cuda.empty_cache()
 
 
@@ -58,61 +72,89 @@ def tokenizer() -> PreTrainedTokenizerFast:
     return found
 
 
-def measured(pipe: Any) -> dict[str, int]:
-    """The allocator's highest mark in each stage of a call."""
+@contextlib.contextmanager
+def watched(
+    module: torch.nn.Module, method: str, stage: str, device: torch.device, peaks: dict[str, int]
+) -> Iterator[None]:
+    """Within, each call of the method puts its highest mark into `peaks`.
+
+    A call's mark begins where its first submodule runs: by then offloading has moved away the
+    weights of the stage before.
+    """
+    own, begun = getattr(module, method), True
+
+    def begin(*_: Any) -> None:
+        nonlocal begun
+        if not begun:
+            synchronise(device)
+            reset_peak_memory(device)
+            begun = True
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        nonlocal begun
+        begun = False
+        out = own(*args, **kwargs)
+        synchronise(device)
+        peaks[stage] = max(peaks.get(stage, 0), peak_memory(device) or 0)
+        return out
+
+    parts = [part for part in module.modules() if part is not module]
+    hooks = [part.register_forward_pre_hook(begin) for part in parts]
+    with mock.patch.object(module, method, call):
+        yield
+    for hook in hooks:
+        hook.remove()
+
+
+def measured(
+    model: loading.LoadableModel, chosen: setup.Setup, device: torch.device, dtype: str,
+    clip: ClipSpec,
+) -> dict[str, int]:  # fmt: skip
+    """The highest mark of each stage of a call. No weights stay behind."""
     peaks: dict[str, int] = {}
-
-    def enter() -> None:
-        torch.cuda.synchronize()
-        torch.cuda.reset_peak_memory_stats()
-
-    def leave(stage: str) -> None:
-        torch.cuda.synchronize()
-        peaks[stage] = max(peaks.get(stage, 0), torch.cuda.max_memory_allocated())
-
-    for part, method, stage in (
-        ("text_encoder", "forward", "text"),
-        ("transformer", "forward", "denoise"),
-        ("vae", "decode", "decode"),
-    ):
-        module = getattr(pipe, part)
-        own = getattr(module, method)
-
-        def watched(*args: Any, own: Any = own, stage: str = stage, **kwargs: Any) -> Any:
-            enter()
-            out = own(*args, **kwargs)
-            leave(stage)
-            return out
-
-        setattr(module, method, watched)
-    pipe(**call_arguments(pipe, CLIP))
+    pipe = setup.load(model, chosen, device=str(device), dtype=dtype)
+    with contextlib.ExitStack() as stack:
+        for part, method, stage in STAGES:
+            stack.enter_context(watched(getattr(pipe, part), method, stage, device, peaks))
+        pipe(**call_arguments(pipe, clip))
+    del pipe, stack
+    free()
     return peaks
+
+
+def lines(model: loading.LoadableModel, name: str, way: str) -> Iterator[dict[str, Any]]:
+    """Predicted and measured, by stage."""
+    chosen = setup.Setup(offload=way)
+    found = memory.forecast(model, chosen, "bfloat16", lambda pipe: call_arguments(pipe, CLIP))
+    peaks = measured(model, chosen, torch.device("cuda"), "bfloat16", CLIP)
+    for stage, predicted in found.stages(way).items():
+        yield {"model": name, "offload": way, "stage": stage,
+               "predicted_gib": round(predicted / GIB, 3),
+               "measured_gib": round(peaks[stage] / GIB, 3),
+               "ratio": round(predicted / peaks[stage], 3)}  # fmt: skip
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--models", default=",".join(MODELS))
     parser.add_argument("--offloads", default="none,model,group")
+    parser.add_argument("--output", type=Path, help="a file that lines are appended to")
     given = parser.parse_args()
+    before = given.output.read_text() if given.output and given.output.is_file() else ""
+    done = {(line["model"], line["offload"]) for line in map(json.loads, before.splitlines())}
     for name in given.models.split(","):
+        ways = [way for way in given.offloads.split(",") if (name, way) not in done]
         with tempfile.TemporaryDirectory() as place:
-            write(Path(place), MODELS[name])
-            model = loading.resolve_model(place)
-            for way in given.offloads.split(","):
-                chosen = setup.Setup(offload=way)
-                found = memory.forecast(
-                    model, chosen, "bfloat16", lambda pipe: call_arguments(pipe, CLIP)
-                )
-                pipe = setup.load(model, chosen, device="cuda", dtype="bfloat16")
-                peaks = measured(pipe)
-                for stage, predicted in found.stages(way).items():
-                    line = {"model": name, "offload": way, "stage": stage,
-                            "predicted_gib": round(predicted / GIB, 3),
-                            "measured_gib": round(peaks[stage] / GIB, 3),
-                            "ratio": round(predicted / peaks[stage], 3)}  # fmt: skip
-                    print(json.dumps(line), flush=True)
-                del pipe
-                torch.cuda.empty_cache()
+            if ways:
+                write(Path(place), MODELS[name])
+            for way in ways:
+                found = [
+                    json.dumps(line) for line in lines(loading.resolve_model(place), name, way)
+                ]
+                print("\n".join(found), flush=True)
+                if given.output:
+                    with given.output.open("a", encoding="utf-8") as file:
+                        file.write("\n".join(found) + "\n")
 
 
 if __name__ == "__main__":

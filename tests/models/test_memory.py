@@ -86,6 +86,19 @@ def test_traced_activations_are_the_live_bytes_of_a_real_run():
         assert found[part] == pytest.approx(peak, rel=0.02), part
 
 
+def test_a_convolution_copies_what_it_reads_and_makes():
+    conv = torch.nn.Conv2d(2, 5, 3, padding=1, device="meta")
+    live = memory._Live([*conv.parameters()])
+    given = torch.zeros(1, 2, 4, 4, device="meta")
+    live.add(given)
+    with torch.no_grad(), live:
+        out = conv(given)
+        conv(out[:, :2])  # its tensors are alive beside the first output
+    read, weight, made = 4 * 2 * 16, 4 * 5 * 2 * 9, 4 * 5 * 16
+    assert live.now == read + made  # the second output is dropped, and copies live in the call
+    assert live.peak == (read + made + made) + (read + weight + made)
+
+
 def test_what_cannot_be_traced_says_why_and_keeps_the_weights():
     def broken(pipe):
         raise RuntimeError("no such thing\nmore")
