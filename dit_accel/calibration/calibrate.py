@@ -15,6 +15,7 @@ import copy
 import importlib.metadata
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,7 @@ from dit_accel.planning.lookup import profile_key
 from dit_accel.planning.prediction import QualityDistribution
 from dit_accel.planning.profile import Profile
 from dit_accel.planning.search import ErrorModel, search
+from dit_accel.planning.transfer import better_steps
 
 SPEEDUPS = (2.0, 2.5, 2.94, 3.125, 3.33, 3.57, 3.85, 4.17, 4.55, 5.0, 5.56, 6.25, 7.14, 8.33)
 USUAL_PROBES = 8
@@ -132,9 +134,12 @@ class CalibrationRun:
             self.measurement.make(place)
         self._check_guidance()
         error_model = self.measurement.error_model()
+        others = self.measurement.others(error_model) if self.budget is not None else None
+        if others is not None:  # the first clips alone may mislead (research/LOG.md)
+            error_model = replace(error_model, gram=(others.gram + error_model.mean_gram) / 2)
         batches = self.batches if self.budget is None else self.batches[:1]
         of = f"{self.probes}-{self.probed}-{batches}-{self.passes}"  # what the error model is of
-        plans = self._searched(error_model, of)
+        plans = self._searched(error_model, others, of)
         for number in range(self.passes if plans else 0):  # the last pass counts
             for place in range(len(self.batches)):
                 if not self._pays(place):
@@ -234,16 +239,22 @@ class CalibrationRun:
         counts = {round(self.clips[0].steps / speedup) for speedup in self.speedups}
         return sorted((c for c in counts if 2 <= c < self.clips[0].steps), reverse=True)
 
-    def _searched(self, error_model: ErrorModel, of: str) -> ComputedSteps:
-        """Of every candidate plan, the fastest last; each search starts from the plan before."""
+    def _searched(
+        self, error_model: ErrorModel, others: ErrorModel | None, of: str
+    ) -> ComputedSteps:
+        """Of every candidate plan, the fastest last; each search starts from the plan before.
+
+        Args:
+            others: of other models, whose plan is taken where `error_model` has hardly a better.
+        """
         counts = self.counts
 
         def make() -> ComputedSteps:
             self._progress("search", 0, 0)
-            plans: ComputedSteps = []
-            for count in counts:
-                start = _thinned(plans[-1], count) if plans else None
-                plans.append(search(error_model, count, start=start)[0].computed)
+            usual = [] if others is None else _chain(others, counts)
+            plans = _chain(error_model, counts)
+            for place, steps in enumerate(usual):
+                plans[place] = better_steps(plans[place], steps, error_model)
             return plans
 
         return self.checkpoint.get(f"search-{counts}-{of}", make)
@@ -282,6 +293,15 @@ def _check_uncached(pipe: Any) -> None:
             raise ValueError(
                 f"pipe.{name} has {cache}; accepted: none, as uncached runs are measured"
             )
+
+
+def _chain(error_model: ErrorModel, counts: Sequence[int]) -> ComputedSteps:
+    """The computed steps that are found for every count, the largest first."""
+    plans: ComputedSteps = []
+    for count in counts:
+        start = _thinned(plans[-1], count) if plans else None
+        plans.append(search(error_model, count, start=start)[0].computed)
+    return plans
 
 
 def _thinned(steps: Sequence[int], count: int) -> list[int]:

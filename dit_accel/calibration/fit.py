@@ -4,7 +4,8 @@ In: the correction that is known without any run, the *centre*; for each prompt 
 features, and the residual error when the line extrapolates the window. Out: the correction that
 leaves the least of it, shrunk towards the centre, over all prompts, or over all but one. How
 strongly it is shrunk is found by leaving prompts out. Where this shows no gain, it stays the
-centre. Prompts are weighed by the inverse of their error. Knows tensors of features; no model.
+centre; one or two prompts cannot say. Prompts are weighed by the inverse of their error. Knows
+tensors of features; no model.
 Source: ours (docs/how-it-works.md, section 4).
 Shapes: P prompts, K known ones, F features, N numbers of a latent, S strengths.
 """
@@ -20,7 +21,8 @@ import torch
 STRENGTHS = torch.tensor(
     [math.inf, *(10 ** (power / 2) for power in range(4, -13, -1))], dtype=torch.float64
 )
-MIN_CLIPS = 3  # with two, both run with the centre, and what is fitted to such runs fits no others
+MIN_CLIPS = 3  # that say how strongly to shrink
+USUAL = (4, 6)  # the places in STRENGTHS, 3 and 0.3, for one clip and for two (research/LOG.md)
 MAX_FOLDS = 32  # groups of prompts that are left out in turn: more would take long
 _FLOOR = 1e-6  # of the latents' mean square: bounds the weight of a prompt with hardly any error
 _DIAGONAL = 1e-3  # share of the ridge on each feature's square alone: features are nearly parallel
@@ -38,6 +40,7 @@ class RidgeMoments:
         self.matrices: dict[int, torch.Tensor] = {}
         self.vectors: dict[int, torch.Tensor] = {}  # of what the centre leaves
         self.squares: dict[int, float] = {}  # of the same
+        self.weights: dict[int, float] = {}  # that the three have
 
     def add(
         self, prompts: Sequence[int], features: torch.Tensor, residual: torch.Tensor,
@@ -61,21 +64,22 @@ class RidgeMoments:
         self.vectors |= dict(zip(prompts, vectors.unbind(), strict=True))
         squares = (wanted.square().sum(1) * weight).tolist()
         self.squares |= dict(zip(prompts, squares, strict=True))
+        self.weights |= dict(zip(prompts, weight.tolist(), strict=True))
 
-    def gains(self, *, without: int | None = None) -> torch.Tensor:
+    def gains(self) -> torch.Tensor:
         """How the squared error of prompts that a fit has not seen changes, from the centre to the
         fit, at every strength.
 
-        Args:
-            without: a prompt that has no part in it.
-
         Returns:
-            `(S,)` float64, over all groups of prompts that are left out in turn; 0 while fewer than
-            `MIN_CLIPS` prompts are known, among them the one that has no part.
+            `(S,)` float64, over all groups of prompts that are left out in turn; while fewer than
+            `MIN_CLIPS` are known, -1 at the usual strength and 0 elsewhere.
         """
-        if len(self.matrices) < MIN_CLIPS:
-            return torch.zeros(len(STRENGTHS), dtype=torch.float64)
-        matrices, vectors = self._known(without)
+        number = len(self.matrices)
+        if number < MIN_CLIPS:
+            usual = torch.zeros(len(STRENGTHS), dtype=torch.float64)
+            usual[USUAL[max(number - 1, 0)]] = -1.0
+            return usual
+        matrices, vectors = self._known(None)
         folds = min(len(matrices), MAX_FOLDS)
         fold = torch.arange(len(matrices)) % folds
         own = matrices.new_zeros(folds, *matrices.shape[1:]).index_add(0, fold, matrices)
@@ -96,6 +100,17 @@ class RidgeMoments:
         counts = torch.tensor([len(matrices)])
         found = _added(matrices.sum(0)[None], vectors.sum(0)[None], counts)[0]
         return self.centre + found[gains.argmin()]
+
+    def changed(self, prompt: int, gains: torch.Tensor) -> float:
+        """The squared norm of what the window would add otherwise to a prompt's latents, were its
+        correction fitted without that prompt.
+
+        Args:
+            gains: as of `correction`.
+        """
+        change = self.correction(gains, without=prompt) - self.correction(gains)
+        matrix = self.matrices[prompt].double()
+        return float(change @ matrix @ change) / self.weights[prompt]
 
     def _known(self, without: int | None) -> tuple[torch.Tensor, torch.Tensor]:
         """`(K, F, F)`, `(K, F)`, of all prompts but one."""

@@ -9,6 +9,7 @@ Knows no plan, and not in which order batches are made. Source: ours.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from itertools import chain
 from typing import Any
 
@@ -105,19 +106,27 @@ class Measurement:
         """Of the clips that were made so far; those among them that are to be probed are."""
         found = [*chain.from_iterable(map(self._probed, self._made))]
         steps = self.sampler.num_steps
-        self.gain_and_memory = gain_and_memory(found, steps) if found else self._usual()
+        self.gain_and_memory = gain_and_memory(found, steps) if found else self._usual()[1:]
         return ErrorModel(self.sampler, self.gram, *self.gain_and_memory)
 
-    def _usual(self) -> tuple[torch.Tensor, float]:
-        """Error gain and error memory of other models."""
+    def others(self, own: ErrorModel) -> ErrorModel | None:
+        """The error model of other models, with gain and memory of its `own`; None where they know
+        no such runs."""
+        gram = self._usual()[0]
+        return None if gram is None else replace(own, gram=gram)
 
-        def make() -> tuple[torch.Tensor, float]:
+    def _usual(self) -> tuple[torch.Tensor | None, torch.Tensor, float]:
+        """Gram matrix, error gain and error memory of other models."""
+
+        def make() -> tuple[torch.Tensor | None, torch.Tensor, float]:
             own, sampler = self.recorded(0)[0].gram, self.sampler  # the scheduler has run
-            found = profile_by_prior(self.pipe.scheduler, sampler, self.clips[0].guidance)
-            found = found or profile_of_gram(own, sampler, profile_key(self.pipe))
-            return found.error_gain, found.error_memory
+            prior = profile_by_prior(self.pipe.scheduler, sampler, self.clips[0].guidance)
+            found = prior or profile_of_gram(own, sampler, profile_key(self.pipe))
+            return None if prior is None else prior.gram, found.error_gain, found.error_memory
 
-        usual: tuple[torch.Tensor, float] = self.checkpoint.get("prior", make)
+        usual: tuple[torch.Tensor | None, torch.Tensor, float] = self.checkpoint.get(
+            "other models", make
+        )
         return usual
 
     def _probed(self, place: int) -> list[tuple[int, float, float]]:

@@ -19,7 +19,7 @@ from dit_accel.calibration.fit import RidgeMoments
 from dit_accel.planning.prediction import QualityDistribution
 
 ENOUGH_DB = 0.3  # a clip that would gain less is not made
-FEW_SPEEDUPS = (2.0, 2.94, 3.85, 5.0, 7.14)  # plans between them are made of their neighbours
+FEW_SPEEDUPS = (2.0, 2.5, 3.85, 5.0, 7.14)  # plans between them are made of their neighbours
 _RIDGE = 1e-4  # relative to the features' squares
 FIRST_PROBED = 1  # clips that are probed
 

@@ -2,8 +2,9 @@
 
 In: a pipeline, the recordings of a batch of clips, a plan's computed steps. Out: a `RefinedPlan`.
 When a window opens, its correction is fitted (`fit.py`) to what the accelerated run has added to
-the latents so far, against what the uncached run adds until the window closes. Each clip runs with
-corrections that were fitted without it, so its scores are held out.
+the latents so far, against what the uncached run adds until the window closes. All clips of a batch
+run with the correction that was fitted to them and to those before. A clip's scores are held out:
+off them is taken what its windows would add otherwise, were they fitted without it.
 Knows the pipeline only through a policy of its own.
 Source: ours (docs/how-it-works.md, section 4).
 Shapes: P clips of a batch, B components, N numbers of a clip's latents, F features.
@@ -36,6 +37,7 @@ from dit_accel.planning.plan import (
     used_steps,
     window_sums,
 )
+from dit_accel.planning.prediction import decibels
 from dit_accel.planning.search import ErrorModel, fit
 
 REFINED_DEPTH = 5  # computed steps that a refined extrapolation uses
@@ -48,7 +50,7 @@ class RefinedPlan:
 
     Args:
         computed: k steps.
-        psnr_db, latents_db: one a clip.
+        psnr_db, latents_db: one a clip, held out.
         extrapolation_error: k a clip; NaN where there was no line yet.
         corrections: by the step that opens a window, `(F,)`; fitted to all clips so far.
     """
@@ -73,26 +75,22 @@ def carry_out(
     """
     centre, rows = fit(computed, error_model, depth=REFINED_DEPTH)[0], list(clips.values())
     fold = partial(guided, guidance=rows[0].guidance, branches=family_of(pipe).branches)
-    policy = _FittingPolicy(list(clips), computed, centre, recordings, problems, fold)
+    policy = _FittingPolicy(list(clips), centre, error_model, recordings, problems, fold)
     with accelerate(pipe, plan=policy), SchedulerTap(pipe.scheduler) as tap:
         frames = run(pipe, rows, overrides)
-    errors = [
-        float((final - recording.final).norm() / recording.final.norm())
-        for final, recording in zip(tap.final, recordings, strict=True)
-    ]
-    scores = [
-        min(float(psnr(recording.frames, mine, data_range=1.0)), 100.0)
-        for recording, mine in zip(recordings, frames, strict=True)
-    ]
+    scores = []
+    for row, (final, recording) in enumerate(zip(tap.final, recordings, strict=True)):
+        own = float((final - recording.final).square().sum() / recording.final.square().sum())
+        latents, lost = decibels(own), decibels(own) - decibels(own + policy.unseen(row))
+        frames_db = float(psnr(recording.frames, frames[row], data_range=1.0))
+        scores.append((min(frames_db, 100.0) - lost, latents - lost))
+    psnr_db, latents_db = zip(*scores, strict=True)
     missing = (math.nan,) * len(clips)
     by_step = [policy.extrapolation_error.get(step, missing) for step in computed]
     return RefinedPlan(
-        computed,
-        tuple(scores),
-        tuple(-20 * math.log10(max(error, 1e-9)) for error in errors),
-        tuple(zip(*by_step, strict=True)),
+        computed, psnr_db, latents_db, tuple(zip(*by_step, strict=True)),
         policy.corrections(),
-    )
+    )  # fmt: skip
 
 
 class _FittingPolicy(PlanPolicy):
@@ -102,18 +100,19 @@ class _FittingPolicy(PlanPolicy):
     records = True
 
     def __init__(
-        self, numbers: Sequence[int], computed: tuple[int, ...], centre: Plan,
+        self, numbers: Sequence[int], centre: Plan, error_model: ErrorModel,
         recordings: Sequence[UncachedRun], moments: Problems,
         fold: Callable[[torch.Tensor], torch.Tensor],
     ) -> None:  # fmt: skip
         sampler = recordings[0].sampler
         super().__init__(centre, sampler.branch_weights, sampler.second)
-        self.numbers, self.computed, self.recordings = numbers, computed, recordings
+        self.numbers, self.computed, self.recordings = numbers, centre.computed, recordings
         self.moments, self.fold, self.sampler = moments, fold, sampler
+        self.error_model = error_model
         self.extrapolation_error: dict[int, tuple[float, ...]] = {}
         self.problems: dict[int, RidgeMoments] = {}  # of this plan, by the step that opens a window
-        # of all windows so far, by strength, without each prompt: one window says too little
-        self._gains = torch.zeros(len(numbers), len(STRENGTHS), dtype=torch.float64)
+        # of all windows so far, by strength: one window says too little
+        self._gains = torch.zeros(len(STRENGTHS), dtype=torch.float64)
         self._finals = torch.stack([recording.final for recording in recordings])
         self._residual = torch.zeros_like(self._finals)  # what is missing in the latents so far
         self._before: list[tuple[int, torch.Tensor]] = []  # the last two computed, guided
@@ -142,10 +141,21 @@ class _FittingPolicy(PlanPolicy):
 
     def corrections(self) -> dict[int, torch.Tensor]:
         """By the step that opens a window, fitted to all known prompts."""
-        gains = torch.zeros(len(STRENGTHS), dtype=torch.float64)
-        for problem in self.problems.values():
-            gains += problem.gains()
-        return {step: problem.correction(gains) for step, problem in self.problems.items()}
+        found = self.problems.items()
+        return {step: problem.correction(self._gains) for step, problem in found}
+
+    def unseen(self, row: int) -> float:
+        """The squared relative error that a clip of the batch would have more at the end, if every
+        window were fitted without it: on the safe side, as later windows would make up for some."""
+        size, total = float(self._finals[row].double().square().sum()), 0.0
+        for opened, closed in self.plan.windows:
+            if opened in self.problems:
+                growth = 1.0
+                if closed < self.sampler.num_steps:
+                    growth = float(self.error_model.error_gain[closed])
+                changed = self.problems[opened].changed(self.numbers[row], self._gains)
+                total += growth**2 * changed / size
+        return total
 
     def _after_computed(self, step: int) -> None:
         """A computed step added its own prediction, not the uncached run's."""
@@ -176,12 +186,11 @@ class _FittingPolicy(PlanPolicy):
         centre = window_sums(self.plan, used, steps, self.sampler) - line
         problem = self.moments.setdefault((*self.computed, opened), RidgeMoments(centre))
         problem.add(self.numbers, features, residual, self._finals.square().mean(1))
-        self._gains += torch.stack([problem.gains(without=number) for number in self.numbers])
-        known = zip(self.numbers, self._gains, strict=True)
-        corrections = torch.stack([problem.correction(g, without=q) for q, g in known])
+        self._gains += problem.gains()
+        correction = problem.correction(self._gains)
         self.problems[opened] = problem
-        self._planned |= distribute_correction(used, steps, corrections, self.sampler)
-        self._residual = residual - torch.einsum("pf,fpn->pn", corrections.to(features), features)
+        self._planned |= distribute_correction(used, steps, correction, self.sampler)
+        self._residual = residual - _weighted(correction, features)
 
     def _guided(self, step: int) -> torch.Tensor:
         """`(P, N)`: the uncached runs' guided predictions."""

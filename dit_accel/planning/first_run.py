@@ -154,7 +154,7 @@ def profile_of_gram(
     """
     if prior is not None:
         evidence = prior.evidence.with_clips(clips)
-        return dataclasses.replace(prior, key=key, gram=gram[None], evidence=evidence)
+        return dataclasses.replace(prior, key=key, gram=gram[None], evidence=evidence, prior=prior)
     n = sampler.num_steps
     known, wanted = (torch.linspace(0, 1, m, dtype=torch.float64) for m in (len(_GAIN), n))
     logs = torch.tensor(_GAIN, dtype=torch.float64).log()

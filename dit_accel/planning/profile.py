@@ -65,6 +65,7 @@ class Profile:
         difficulty: of prompts by their text; None where that was not measured.
         evidence: what plans rest on where there are no candidates; it is in no file.
         measured: real less predicted PSNR of clips that candidates made later; it is in no file.
+        prior: that runs were learnt from beside; it is in no file.
     """
 
     key: ProfileKey
@@ -78,6 +79,7 @@ class Profile:
     difficulty: PromptDifficulty | None = None
     evidence: Evidence = FIRST_RUN
     measured: tuple[float, ...] = ()
+    prior: Profile | None = None
 
     @property
     def rests_on(self) -> str:
@@ -112,7 +114,10 @@ class Profile:
         gram[:, -1] = gram[..., -1] = 0.0
         usable = tuple(c for c in self.candidates if not self.plan_of(c).weighs_noise)
         difficulty = self.difficulty if usable else None
-        return dataclasses.replace(self, gram=gram, candidates=usable, difficulty=difficulty)
+        prior = None if self.prior is None else self.prior.without_noise()
+        return dataclasses.replace(
+            self, gram=gram, candidates=usable, difficulty=difficulty, prior=prior
+        )
 
     def _with_psnr(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Profile:
         candidates = (dataclasses.replace(c, psnr_db=change(c.psnr_db)) for c in self.candidates)

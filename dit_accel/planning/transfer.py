@@ -27,6 +27,9 @@ from dit_accel.planning.profile import Profile
 from dit_accel.planning.search import ErrorModel, fit, search
 from dit_accel.planning.spacing import with_fixed
 
+# Computed steps that runs suggest take the place of the prior's where they are predicted to be so
+# much better: what is predicted to be less was as often worse (research/LOG.md).
+LEARNT_DB = 0.5
 UNREFINED_DB = 4.0  # what refining gains; a plan that was not refined does not have it
 _NOTE = "Planned from {}; no run of this plan was made in calibration."
 _ROUNDS = 12  # of the search, which starts near a known plan
@@ -71,12 +74,16 @@ def _without_candidates(
     coverage: float,
 ) -> PlanChoice:  # fmt: skip
     """It is not known where to begin, so each search is longer. Fewer counts are tried, as more
-    computed steps leave less error."""
-
-    known = _ByContent(_digest(error_model), error_model)
+    computed steps leave less error. What was learnt beside a prior keeps the prior's computed steps
+    where others are hardly better."""
 
     def made(count: int) -> PlanChoice:
-        return _choice_of(error_model, *_searched(known, count), profile, quality)
+        found = _searched(_ByContent(_digest(error_model), error_model), count)
+        if profile.prior is not None:
+            before = profile.prior.error_model_for(error_model.sampler)
+            usual = _searched(_ByContent(_digest(before), before), count)[0].computed
+            found = fit(better_steps(found[0].computed, usual, error_model), error_model)
+        return _choice_of(error_model, *found, profile, quality)
 
     n = error_model.num_steps
     if speedup is not None:
@@ -90,6 +97,20 @@ def _without_candidates(
         best = choice if reaches else best
         counts = counts[:middle] if reaches else counts[middle + 1 :]
     return best or compute_all(error_model.sampler, quality, profile)
+
+
+def better_steps(
+    found: tuple[int, ...], usual: tuple[int, ...], error_model: ErrorModel
+) -> tuple[int, ...]:
+    """The computed steps that a search `found`, or the prior's `usual` ones where these are hardly
+    worse by an error model that rests on few clips.
+
+    Args:
+        found, usual: as many steps, 0 first.
+    """
+    both = (prediction.decibels(fit(steps, error_model)[1]) for steps in (found, usual))
+    own, before = both
+    return found if own - before > LEARNT_DB else usual
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ one row a line; what is there is not run again. A state is named by the runs beh
     N runs                 N clips of other prompts, made with this target, one a call
     1 reference            one uncached run that was recorded
     1 reference, N runs    the runs after it
+    calibrated, N clips    `calibrate` with minutes, all of which go into N clips of other prompts
     own clips              the profile
 
 Scored clips run in one batch, without a guard, and teach nothing; a plan that looks at the text is
@@ -32,14 +33,18 @@ import torch
 from table_first_clip import Model, Rows
 
 from dit_accel import accelerate, recorded
+from dit_accel.calibration.calibrate import CalibrationRun
+from dit_accel.core.generation import ClipSpec
 from dit_accel.evaluation.prompts import read_prompts
 from dit_accel.planning.lookup import PROFILE_FILE
 from dit_accel.planning.prior import Prior
+from dit_accel.planning.profile import Profile
 
 ROOT = Path(__file__).resolve().parents[2]
 PROMPTS = ROOT / "assets/prompts"
 STATES = (0, 1, 4, 16)  # accelerated runs
 AFTER_REFERENCE = (0, 4)  # and after one that was recorded whole
+CALIBRATED = (1, 2)  # clips
 FIRST_SEED = 5000  # of the clips that teach
 Target = dict[str, float]
 
@@ -70,6 +75,19 @@ class Subject:
             if not handle.learn_from(run):
                 raise RuntimeError("the reference taught nothing")
             pipe(**call)
+
+    def calibrated(self, clips: int) -> Profile:
+        """What `calibrate` measures of so many clips, one a call; the time always suffices."""
+        call = self.model.call
+        specs = [
+            ClipSpec(
+                prompt, None, FIRST_SEED + number, call["num_inference_steps"],
+                call["guidance_scale"], call["height"], call["width"], call["num_frames"],
+                max_sequence_length=call.get("max_sequence_length"),
+            )
+            for number, prompt in enumerate(self.teaching[:clips])
+        ]  # fmt: skip
+        return CalibrationRun(self.model.pipe, specs, minutes=1e6).run()
 
     def score(self, target: Target, **settings: Any) -> dict[str, Any]:
         with accelerate(self.model.pipe, **target, guard=False, **settings) as handle:
@@ -108,8 +126,9 @@ def forgetting(folder: Path) -> Iterator[None]:
 
 
 def table(
-    subject: Subject, target: Target, states: list[int], after: list[int], rows: Rows
-) -> None:
+    subject: Subject, target: Target, states: list[int], after: list[int],
+    calibrated: dict[int, Profile], rows: Rows,
+) -> None:  # fmt: skip
     """All states of one target."""
     (name, value), steps = next(iter(target.items())), subject.steps
     said, known = f"{name} {value:.4g}", sorted(Prior.load().models)
@@ -143,6 +162,9 @@ def table(
             with forgetting(folder):
                 source = "1 reference" + (f", {runs} runs" if runs else "")
                 last = add(source, round(spent, 2))["computed"]
+    for clips, profile in calibrated.items():
+        spent = profile.metadata["cost_runs"]
+        add(f"calibrated, {clips} clips", spent, profile=profile, learn=False)
     if subject.profile:
         add("own clips", 0, profile=subject.profile, learn=False)
 
@@ -156,6 +178,7 @@ def main() -> None:
     parser.add_argument("--quality", type=float, nargs="*", default=[28, 32, 36])
     parser.add_argument("--states", type=int, nargs="*", default=list(STATES))
     parser.add_argument("--after-reference", type=int, nargs="*", default=list(AFTER_REFERENCE))
+    parser.add_argument("--calibrated", type=int, nargs="*", default=list(CALIBRATED))
     parser.add_argument("--prompts", type=int, default=64)
     parser.add_argument("--file", type=Path, default=PROMPTS / "miniature.jsonl")
     parser.add_argument("--teaching", type=Path, default=PROMPTS / "calibration.jsonl")
@@ -173,9 +196,11 @@ def main() -> None:
         if (folder / PROFILE_FILE).exists():
             raise ValueError(f"{folder} has a profile; give a copy without it")
         subject = Subject(name, prompts, teaching, given.device)
+        with cache():
+            profiles = {clips: subject.calibrated(clips) for clips in given.calibrated}
         targets = [{"speedup": subject.steps / count} for count in given.computed]
         for target in [*targets, *({"quality": q} for q in given.quality)]:
-            table(subject, target, given.states, given.after_reference, rows)
+            table(subject, target, given.states, given.after_reference, profiles, rows)
 
 
 if __name__ == "__main__":
