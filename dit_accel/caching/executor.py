@@ -131,8 +131,7 @@ class PlanExecutor(Engine):
             return None
         weights = planned.weights[min(component, len(planned.weights) - 1)]
         noise = self.store.noise.get(self.session.role)
-        weighted = isinstance(planned.noise_weight, torch.Tensor) or planned.noise_weight != 0.0
-        with_noise = component == 0 and weighted
+        with_noise = component == 0 and planned.noise_weight != 0.0
         if not all(step in cached for step in weights) or (with_noise and noise is None):
             return None
         values, factors = [cached[step] for step in weights], list(weights.values())
@@ -140,7 +139,6 @@ class PlanExecutor(Engine):
             values, factors = [*values, noise], [*factors, planned.noise_weight]
         if component > 0:
             values, factors = [self._first[self.session.role], *values], [1.0, *factors]
-        factors = [_over_rows(factor, values[0]) for factor in factors]
         value = extrapolation.weighted_sum(factors, values)
         return self._finite(component, value, cached) if self._pending else value
 
@@ -376,11 +374,3 @@ class PlanExecutor(Engine):
 def _same_space(latents: Any, value: torch.Tensor) -> bool:
     """Whether the denoiser's input has the shape of its prediction: then it is noise at step 0."""
     return isinstance(latents, torch.Tensor) and latents.shape == value.shape
-
-
-def _over_rows(factor: float | torch.Tensor, like: torch.Tensor) -> float | torch.Tensor:
-    """Weights by row, `(P,)`, broadcast over P rows, or over P rows in each of two branches."""
-    if not isinstance(factor, torch.Tensor):
-        return factor
-    rows = factor.to(like.device, torch.promote_types(like.dtype, torch.float32))
-    return rows.repeat(len(like) // len(rows)).view(-1, *[1] * (like.ndim - 1))

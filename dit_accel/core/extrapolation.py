@@ -52,23 +52,18 @@ def remainder_factor(positions: Sequence[float], at: float) -> float:
     return math.prod(abs(at - position) for position in positions)
 
 
-def weighted_sum(
-    weights: Sequence[float | torch.Tensor], values: Sequence[torch.Tensor]
-) -> torch.Tensor:
+def weighted_sum(weights: Sequence[float], values: Sequence[torch.Tensor]) -> torch.Tensor:
     """The weighted sum of values, accumulated in float32 at least, in their dtype.
 
     Args:
-        weights: one per value: a number, or a tensor that broadcasts over it.
+        weights: one per value.
         values: of equal shape and dtype, at least one; a single one of weight 1 is returned itself.
     """
-    if len(values) == 1 and not isinstance(weights[0], torch.Tensor) and weights[0] == 1:
+    if len(values) == 1 and weights[0] == 1:
         return values[0]
     # weights of both signs amplify the rounding of half precision, so the sum is made wider
     wide = torch.promote_types(values[0].dtype, torch.float32)
     total = values[0].to(wide) * weights[0]
     for weight, value in zip(weights[1:], values[1:], strict=True):
-        if isinstance(weight, torch.Tensor):
-            total.add_(value * weight)
-        else:
-            total.add_(value, alpha=weight)
+        total.add_(value, alpha=weight)
     return total.to(values[0].dtype)

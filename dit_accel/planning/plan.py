@@ -18,13 +18,12 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import torch
 
 from dit_accel.core import extrapolation
 
-StepWeights = Mapping[int, Any]  # by computed step: a number, or one a row of the batch
+StepWeights = Mapping[int, float]  # by computed step
 Corrections = Mapping[int, torch.Tensor]  # by the step that opens a window: `(F,)`
 
 
@@ -156,13 +155,10 @@ def line_sums(
 
 @dataclass(frozen=True)
 class Extrapolation:
-    """An extrapolated step: for each component the weights of computed steps, and the noise's.
-
-    A weight is a number, or one number a row of the batch, `(P,)`.
-    """
+    """An extrapolated step: for each component the weights of computed steps, and the noise's."""
 
     weights: tuple[StepWeights, ...]
-    noise_weight: float | torch.Tensor = 0.0
+    noise_weight: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -227,8 +223,7 @@ class Plan:
     @property
     def weighs_noise(self) -> bool:
         """Whether an extrapolation uses the noise that the run starts from."""
-        given = (planned.noise_weight for planned in self.extrapolations.values())
-        return any(bool(w.any() if isinstance(w, torch.Tensor) else w) for w in given)
+        return any(planned.noise_weight for planned in self.extrapolations.values())
 
     def needed_steps(self, step: int) -> tuple[int, ...]:
         """Computed steps up to this one that an extrapolation after it uses."""
@@ -279,33 +274,28 @@ def distribute_correction(
     Args:
         used: computed steps, latest first.
         steps: the extrapolated ones.
-        correction: `(F,)`; or `(P, F)`, one a row of the batch.
+        correction: `(F,)`.
     """
     if not steps:
         return {}
     # Steps that add nothing to the latents cannot correct anything: the line is as good there.
     total = float(sampler.coefficients[steps.start : steps.stop].sum())
     total = total if abs(total) > 1e-12 else math.inf
-    by_component = correction[..., :-1].double().chunk(len(sampler.branch_weights), -1)
+    by_component = correction[:-1].double().chunk(len(sampler.branch_weights))
     branch_weights = sampler.weights_at(steps.start)
     components = [  # a component that weighs nothing has no correction
         component / (branch_weight * total) if branch_weight else 0.0 * component
         for component, branch_weight in zip(by_component, branch_weights, strict=True)
     ]
-    noise = correction[..., -1] / total
+    noise = float(correction[-1]) / total
     times = sampler.timesteps[list(used[:2])].tolist()
     found = {}
     for step in steps:
         line = extrapolation.lagrange_weights(times, float(sampler.timesteps[step]))
         padded = torch.tensor([*line, *[0.0] * (len(used) - len(line))], dtype=torch.float64)
-        weights = tuple(dict(zip(used, _numbers(c + padded), strict=True)) for c in components)
-        found[step] = Extrapolation(weights, float(noise) if noise.ndim == 0 else noise)
+        weights = tuple(dict(zip(used, (c + padded).tolist(), strict=True)) for c in components)
+        found[step] = Extrapolation(weights, noise)
     return found
-
-
-def _numbers(weights: torch.Tensor) -> list[Any]:
-    """`(D,)` -> numbers; `(P, D)` -> tensors `(P,)`."""
-    return weights.tolist() if weights.ndim == 1 else list(weights.unbind(-1))
 
 
 def window_sums(

@@ -86,8 +86,8 @@ def test_worked_example_of_the_strength():
 
 
 def test_one_or_two_prompts_are_followed_by_the_usual_strength():
-    """They cannot say how far; without any it is the centre. One wants 1 more, and gets, as if three
-    wanted the centre, 1 / (1 + 3.16 x 1.001). Two get 2 / (2 + 0.316 x 1.001)."""
+    """They cannot say how far; without any it is the centre. One wants 1 more, and gets, as if
+    three wanted the centre, 1 / (1 + 3.16 x 1.001). Two get 2 / (2 + 0.316 x 1.001)."""
     moments = moments_of(0.5, -0.5)
     assert moments.correction(moments.gains()).tolist() == [0.5, -0.5]
     for number, usual in enumerate((10**0.5, 10**-0.5), 1):

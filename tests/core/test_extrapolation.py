@@ -64,14 +64,3 @@ def test_the_sum_of_one_value_is_that_value():
 def test_positions_must_differ(known):
     with pytest.raises(ValueError, match="at least one, all different"):
         lagrange_weights(known, 1.0)
-
-
-def test_rows_may_have_weights_of_their_own():
-    """Row 0: 2 a - b; row 1: b alone."""
-    a, b = torch.tensor([[1.0, 2.0], [3.0, 4.0]]), torch.tensor([[10.0, 20.0], [30.0, 40.0]])
-    factors = torch.tensor([[2.0], [0.0]]), torch.tensor([[-1.0], [1.0]])
-    assert weighted_sum(factors, [a, b]).tolist() == [[-8.0, -16.0], [30.0, 40.0]]
-    assert weighted_sum([torch.tensor([[1.0], [2.0]])], [a]).tolist() == [
-        [1.0, 2.0],
-        [6.0, 8.0],
-    ]
