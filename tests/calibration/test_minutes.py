@@ -21,8 +21,10 @@ from dit_accel.calibration.minutes import (
     window_gain_db,
 )
 from dit_accel.core.generation import ClipSpec
+from dit_accel.planning import transfer
 from dit_accel.planning.prediction import QualityDistribution
 from dit_accel.planning.prior import profile_by_prior
+from dit_accel.planning.search import search
 
 STEPS = 10
 CLIPS = [
@@ -135,6 +137,15 @@ def test_without_probes_errors_grow_as_those_of_other_models(pipe) -> None:
     own = calibration.measurement.recorded(0)[0].gram
     assert torch.equal(profile.gram[0], own)
     assert profile.metadata["cost_runs"] == 1.0 and profile.metadata["probes"] == 0
+
+
+def test_the_priors_steps_stay_where_the_clips_have_hardly_better_ones(pipe, monkeypatch) -> None:
+    monkeypatch.setattr(transfer, "LEARNT_DB", math.inf)
+    settings = {name: value for name, value in LONG.items() if name != "probes"}
+    (candidate,) = calibrate(pipe, CLIPS[:1], **settings | {"speedups": (2.0,)}).candidates
+    sampler = calibrate(pipe, CLIPS[:1], **settings | {"speedups": ()}).sampler
+    others = profile_by_prior(pipe.scheduler, sampler, 4.0).error_model
+    assert candidate.computed == search(others, STEPS // 2)[0].computed
 
 
 def test_it_stops_where_another_clip_gains_little(pipe, monkeypatch) -> None:

@@ -155,7 +155,7 @@ def test_the_old_section_of_careful_plans_is_read_over(profile, tmp_path, carefu
         (CandidatePlan, candidate_file.CANDIDATE_NAMES, {"computed"}),  # in the header
         (PromptDifficulty, profile_file.DIFFICULTY_NAMES, set()),
         (Profile, profile_file.PROFILE_NAMES,
-         {"key", "sampler", "candidates", "difficulty", "evidence", "measured"}),
+         {"key", "sampler", "candidates", "difficulty", "evidence", "measured", "prior"}),
     ],
     ids=lambda value: getattr(value, "__name__", None),
 )  # fmt: skip

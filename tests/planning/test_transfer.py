@@ -10,8 +10,9 @@ from profiles import CANDIDATES, FAST, MIDDLE, candidate_of, profile_of, schedul
 
 from dit_accel.planning import transfer
 from dit_accel.planning.prediction import decibels
+from dit_accel.planning.profile import Profile
 from dit_accel.planning.profile_file import ProfileError
-from dit_accel.planning.search import energies
+from dit_accel.planning.search import energies, fit
 from dit_accel.planning.selection import for_quality
 from dit_accel.planning.transfer import transfer_plan
 
@@ -75,6 +76,29 @@ def test_a_profile_without_candidates_plans_from_inner_products():
     choice = transfer_plan(profile_of(), schedule_of(30), quality=300.0)
     assert choice.plan.computed == tuple(range(30))
     assert "0.0 dB" not in choice.notes[0]
+
+
+def test_what_runs_taught_leaves_the_priors_steps_where_others_are_hardly_better(monkeypatch):
+    """The weights are its own in any case. Where others are predicted to be much better, it has
+    those that a profile without a prior has."""
+    prior, gram = profile_of(), profile_of().gram.clone()
+    gram[:, 5:9] *= 4.0  # of four steps predictions are otherwise
+    gram[:, :, 5:9] *= 4.0
+    learnt = profile_of(gram=gram, prior=prior)
+
+    def computed(of: Profile) -> tuple[int, ...]:
+        return transfer_plan(of, of.sampler, speedup=2.5).plan.computed
+
+    alone, before = computed(dataclasses.replace(learnt, prior=None)), computed(prior)
+    found = [decibels(fit(steps, learnt.error_model)[1]) for steps in (alone, before)]
+    assert alone != before and found[0] > found[1] + transfer.LEARNT_DB
+    assert computed(learnt) == alone
+    monkeypatch.setattr(transfer, "LEARNT_DB", found[0] - found[1] + 0.1)
+    kept = transfer_plan(learnt, learnt.sampler, speedup=2.5).plan
+    assert kept.computed == before
+    assert (
+        kept.extrapolations != transfer_plan(prior, prior.sampler, speedup=2.5).plan.extrapolations
+    )
 
 
 def test_a_schedule_of_other_parts_is_refused():
