@@ -152,7 +152,7 @@ def test_clips_of_a_batch_are_recorded_as_they_would_be_alone(pipe):
 
 
 def test_clips_of_one_batch_share_their_corrections(pipe, monkeypatch):
-    """What is fitted on the way is the plan that comes out: run anew, it gives the same clips.
+    """What is fitted during the runs is the plan that comes out: run anew, it gives the same clips.
     Their scores are lower, as the fit has seen them."""
     fixed_candidates(monkeypatch)
     shrink_weakly(monkeypatch)

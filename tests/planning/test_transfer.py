@@ -94,10 +94,10 @@ def test_what_runs_taught_leaves_the_priors_steps_where_others_are_hardly_better
     assert alone != before and found[0] > found[1] + transfer.LEARNT_DB
     assert computed(learnt) == alone
     monkeypatch.setattr(transfer, "LEARNT_DB", found[0] - found[1] + 0.1)
-    kept = transfer_plan(learnt, learnt.sampler, speedup=2.5).plan
-    assert kept.computed == before
+    mine = transfer_plan(learnt, learnt.sampler, speedup=2.5).plan
+    assert mine.computed == before
     assert (
-        kept.extrapolations != transfer_plan(prior, prior.sampler, speedup=2.5).plan.extrapolations
+        mine.extrapolations != transfer_plan(prior, prior.sampler, speedup=2.5).plan.extrapolations
     )
 
 
