@@ -36,6 +36,35 @@ def read(folder: Path) -> dict[str, dict[int, dict[str, Any]]]:
     return found
 
 
+def place(folder: Path, method: str, k: int) -> Path:
+    """Of a result."""
+    return folder / "results" / f"{method.replace('/', '--')}-{k}.json"
+
+
+def pack(folder: Path, target: Path) -> None:
+    """All results of a folder in one file, scores to two decimals."""
+    results = [result for runs in read(folder).values() for result in runs.values()]
+    for result in results:
+        for name, scores in result.get("scores", {}).items():
+            result["scores"][name] = [_short(score) for score in scores]
+    uncached = json.loads((folder / "uncached.json").read_text(encoding="utf-8"))
+    target.write_text(json.dumps({"uncached": uncached, "results": results}), encoding="utf-8")
+
+
+def unpack(source: Path, folder: Path) -> None:
+    """The results of such a file, where the folder has none."""
+    known = json.loads(source.read_text(encoding="utf-8"))
+    files = {folder / "uncached.json": known["uncached"]}
+    files |= {place(folder, r["method"], r["k"]): r for r in known["results"]}
+    for path, content in files.items():
+        if not path.exists():
+            path.write_text(json.dumps(content), encoding="utf-8")
+
+
+def _short(score: float | None) -> float | None:
+    return score if score is None else float(f"{score:.4g}") if abs(score) < 1 else round(score, 2)
+
+
 def tables(uncached: dict[str, Any], results: dict[str, dict[int, dict[str, Any]]]) -> str:
     """One table a metric, then costs; methods by their mean over all k, best first."""
     done = [r for runs in results.values() for r in runs.values() if "scores" in r]

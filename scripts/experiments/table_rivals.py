@@ -9,6 +9,9 @@ their threshold is the one that computes k steps on two calibration clips. Secon
 those of single clips, always. Processes score while the next clips are made. Calibration prompts
 and seeds are none of the scored ones. Trained samplers are trained together, for `--train-seconds`
 at most; the next run goes on. `--table` prints the tables of a folder, and draws the curves.
+`--known research/data/rivals-MODEL.json` begins with what is in such a file, which `--pack` writes:
+
+    python scripts/experiments/table_rivals.py runs/rivals --table --pack rivals.json
 """
 
 from __future__ import annotations
@@ -57,16 +60,22 @@ LEFT_OUT = ("uncached", "rerun", "quality", "trim-text", "pcas", "edcw", "unicp-
 
 def main() -> None:
     args = arguments()
-    args.folder.mkdir(parents=True, exist_ok=True)
+    (args.folder / "results").mkdir(parents=True, exist_ok=True)
+    if args.known is not None:
+        rivals_tables.unpack(args.known, args.folder)
     if not args.table:
         Table(args).run()
     rivals_tables.write(args.folder)
+    if args.pack is not None:
+        rivals_tables.pack(args.folder, args.pack)
 
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--table", action="store_true", help="only print what is there")
+    parser.add_argument("--known", type=Path, help="a file of results to begin with")
+    parser.add_argument("--pack", type=Path, help="write all results to this file")
     parser.add_argument("--model", type=Path, default=miniature.path())
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", default="float32")
@@ -98,7 +107,7 @@ class Table:
         self.steps_at: dict[tuple[str, float], float] = {}  # by method and threshold
         self.waiting: list[tuple[Path, dict[str, Any]]] = []  # results whose scores are not there
         self.rows = [METHODS[name] for name in args.methods or rivals()]
-        for name in ("calibration", "results", "scratch"):
+        for name in ("calibration", "scratch"):
             (args.folder / name).mkdir(exist_ok=True)
 
     def run(self) -> None:
@@ -125,7 +134,7 @@ class Table:
         return not path.exists() or "error" in json.loads(path.read_text(encoding="utf-8"))
 
     def _file(self, row: Method, k: int) -> Path:
-        return self.args.folder / "results" / f"{row.name.replace('/', '--')}-{k}.json"
+        return rivals_tables.place(self.args.folder, row.name, k)
 
     def _late(self) -> bool:
         return time.monotonic() - self.started > self.args.seconds
