@@ -37,7 +37,8 @@ def measured(name: str) -> float | None:
     rows = [json.loads(line) for line in path.read_text().splitlines()]
     found = [
         row["uncached"] / STEPS for row in rows
-        if row["model"] == name and row.get("steps") == STEPS and row["compiled"] == "no"
+        if row["model"].replace("wan2.1", "wan") == name
+        and row.get("steps") == STEPS and row["compiled"] == "no"
     ]  # fmt: skip
     return found[0] if found else None
 

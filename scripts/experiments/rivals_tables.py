@@ -84,6 +84,9 @@ def tables(uncached: dict[str, Any], results: dict[str, dict[int, dict[str, Any]
     parts.append(_table("calibration in uncached runs", results, steps, _runs, metrics[0]))
     parts.append(_table("seconds a clip; share of the FLOPs; computed steps", results, steps,
                         _cost, metrics[0]))  # fmt: skip
+    if any("cpu_share" in result for result in done):
+        parts.append(_table("share of the uncached CPU-seconds, one thread", results, steps,
+                            _cpu, metrics[0]))  # fmt: skip
     parts += [f"{r['method']} {r['k']}: {r['error']}." for runs in results.values()
               for r in runs.values() if "error" in r]  # fmt: skip
     return "\n".join(parts) + "\n"
@@ -141,6 +144,10 @@ def _span(values: list[float]) -> str:
 def _runs(result: dict[str, Any]) -> str:
     runs = result.get("calibration_runs")
     return "–" if runs is None else f"{runs:.1f}"
+
+
+def _cpu(result: dict[str, Any]) -> str:
+    return f"{result['cpu_share']:.0%}" if "cpu_share" in result else "–"
 
 
 def _cost(result: dict[str, Any]) -> str:

@@ -12,6 +12,9 @@ at most; the next run goes on. `--table` prints the tables of a folder, and draw
 `--known research/data/rivals-MODEL.json` begins with what is in such a file, which `--pack` writes:
 
     python scripts/experiments/table_rivals.py runs/rivals --table --pack rivals.json
+
+`--cpu-seconds` makes one clip more of each result, on one thread of a CPU, and notes its share of
+an uncached clip's CPU-seconds: on a GPU that others use, seconds say nothing.
 """
 
 from __future__ import annotations
@@ -94,6 +97,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help="that score")
     parser.add_argument("--seconds", type=float, default=1e9, help="begin nothing after these")
     parser.add_argument("--train-seconds", type=float, default=1e9)
+    parser.add_argument("--cpu-seconds", action="store_true", help="of what has scores")
     parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
     return parser.parse_args()
 
@@ -111,12 +115,15 @@ class Table:
             (args.folder / name).mkdir(exist_ok=True)
 
     def run(self) -> None:
-        missing = [
-            (row, k) for row in self.rows for k in self.args.computed if self._missing(row, k)
-        ]
+        wanted = self._untimed if self.args.cpu_seconds else self._missing
+        missing = [(row, k) for row in self.rows for k in self.args.computed if wanted(row, k)]
         inside = [pair for pair in missing if self.args.child or not pair[0].own_process]
-        if inside:
-            self._load()
+        if inside and self.args.cpu_seconds:
+            self._open()
+            self._time(inside)
+        elif inside:
+            self._open()
+            self._make_uncached()
             with self._scorer() as self.score:
                 self._train({row.name for row, _ in inside})
                 for row, k in inside:
@@ -132,6 +139,31 @@ class Table:
             return False
         path = self._file(row, k)  # a method that failed is tried again
         return not path.exists() or "error" in json.loads(path.read_text(encoding="utf-8"))
+
+    def _untimed(self, row: Method, k: int) -> bool:
+        path = self._file(row, k)
+        result = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        return "scores" in result and "cpu_share" not in result
+
+    def _time(self, pairs: Sequence[tuple[Method, int]]) -> None:
+        """Note the share of an uncached clip's CPU-seconds, which is made beside it."""
+        _one_thread()
+        for row, k in pairs:
+            if self._late():
+                return
+            path = self._file(row, k)
+            result = json.loads(path.read_text(encoding="utf-8"))
+            uncached = self._cpu_seconds({})
+            with row.apply(self.pipe, result["number"], self.context) as handle:
+                own = self._cpu_seconds(handle.overrides)
+            write(path, result | {"cpu_seconds": own, "cpu_share": own / uncached})
+            print(f"{path.stem}: {own:.2f} of {uncached:.2f} CPU-seconds", flush=True)
+
+    def _cpu_seconds(self, overrides: dict[str, Any]) -> float:
+        call = generation.call_arguments(self.pipe, self.clips[0]) | {"output_type": "latent"}
+        begun = time.process_time()
+        self.pipe(**call | overrides)
+        return time.process_time() - begun
 
     def _file(self, row: Method, k: int) -> Path:
         return rivals_tables.place(self.args.folder, row.name, k)
@@ -149,7 +181,7 @@ class Table:
 
     # --- the pipeline and its clips ---
 
-    def _load(self) -> None:
+    def _open(self) -> None:
         args = self.args
         model = loading.inspect_folder(args.model, name=args.model.name)
         self.pipe = loading.load(model, device=args.device, dtype=args.dtype)
@@ -166,8 +198,11 @@ class Table:
             self.clips[0], self._calibrate, find_profile(self.pipe), static=True,
             calibration_clips=calibration, batch=args.batch, scratch=args.folder / "scratch",
         )  # fmt: skip
-        self.frames = self._made({})
         generation.warm_up(self.pipe, self.clips[0])
+
+    def _make_uncached(self) -> None:
+        args = self.args
+        self.frames = self._made({})
         seconds = [self._generated({})[0] for _ in range(self.args.timed)]
         with Probe(self.pipe) as probe:
             self._generated({}, probe)
