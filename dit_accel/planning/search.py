@@ -25,15 +25,18 @@ from dataclasses import dataclass, field, replace
 
 import torch
 
+from dit_accel.planning.descent import descend
 from dit_accel.planning.plan import Plan, SamplerCoefficients, line_sums, used_steps
-from dit_accel.planning.spacing import as_dense, evenly, of_count, with_fixed
+from dit_accel.planning.spacing import as_dense, by_density, evenly, of_count, with_fixed
 from dit_accel.planning.threads import one_thread
 
 PLAN_DEPTH = 4  # computed steps that an extrapolation uses
 PLAN_RIDGE = 1e-2  # of corrections that are fitted to uncached runs
 LONG_RUN = 100  # steps; of a longer run only some are searched, its nodes
 _NODES, _COMPUTED_NODES = 50, 10  # at least (research/LOG.md); of up to 100 steps half as many
-_SETTLES = 60  # steps of a run, up to which annealing from an even start settles
+_POWERS = (0.67, 0.5, 0.4, 0.33, 0.25, 0.18)  # of the changes, that a search begins at; last
+# the most even one, which a long run's nodes are compared with
+_MOST_NUMBERS = 1 << 22  # in a tensor, when many plans are scored at once
 
 
 @dataclass(frozen=True)
@@ -242,25 +245,20 @@ def add_weights(
 
 @one_thread()
 def search(
-    error_model: ErrorModel, count: int, *, rounds: int = 120, neighbours: int = 48,
-    start: Sequence[int] | None = None, seed: int = 0,
-) -> tuple[Plan, float]:  # fmt: skip
-    """The best plan found that computes `count` steps, by simulated annealing.
+    error_model: ErrorModel, count: int, *, start: Sequence[int] | None = None
+) -> tuple[Plan, float]:
+    """The best plan found that computes `count` steps, by descent over the computed steps.
 
-    A round scores many plans that differ from the present one in one computed step, and goes on
-    with one that is drawn with odds E^(-1/T), T falling from 0.2 to 0. In place of a run of more
-    than `LONG_RUN` steps a shorter one is searched, and the longer one computes as densely.
+    It begins at the best of some spacings that follow how fast the predictions change. In place of
+    a run of more than `LONG_RUN` steps a shorter one is searched, and the longer one computes as
+    densely.
 
     Args:
         count: steps to compute, 1 to all.
-        rounds, neighbours: how often, and how many plans are scored each time; in place of a long
-            run the shorter one has rounds enough.
-        start: computed steps to begin with; None: spread evenly, or, in a run of more than 60
-            steps, as densely as the plan of a shorter run.
-        seed: of a private generator: the same error model gives the same plan.
+        start: computed steps to begin with in place of these spacings.
 
     Returns:
-        As `fit`.
+        As `fit`; the same for the same numbers.
 
     Raises:
         ValueError: `count` is out of range.
@@ -268,39 +266,43 @@ def search(
     n, fixed = error_model.num_steps, error_model.sampler.fixed_steps
     if not len(fixed) <= count <= n:
         raise ValueError(f"count is {count}; accepted: {len(fixed)} to {n}")
-    even = [0, *(1 + step for step in evenly(n - 1, count - 1))] if count > 1 else [0]
-    now = torch.tensor([with_fixed(of_count(start or even, n, count), fixed)])
+    starts = _spaced(error_model, count) if start is None else [of_count(start, n, count)]
+    starts = [with_fixed(steps, fixed) for steps in starts]
     if count in (len(fixed), n):  # there is no other plan
-        return fit(now[0].tolist(), error_model)
+        return fit(starts[0], error_model)
+
+    def errors(plans: torch.Tensor) -> torch.Tensor:
+        pieces = plans.split(max(1, _MOST_NUMBERS // (count * error_model.sampler.num_rows)))
+        found = [_evaluate(piece, error_model, PLAN_DEPTH, PLAN_RIDGE)[0] for piece in pieces]
+        return torch.cat(found)
+
     nodes = max(min(_NODES, n // 2), math.ceil(n * _COMPUTED_NODES / count))
-    has_nodes = nodes <= n // 2
-    if n > LONG_RUN and has_nodes:
-        both = now[0].tolist(), _by_nodes(error_model, count, nodes, neighbours, seed)
-        return min((fit(computed, error_model) for computed in both), key=lambda made: made[1])
-    if n > _SETTLES and has_nodes and start is None:
-        now = torch.tensor([_by_nodes(error_model, count, nodes, neighbours, seed)])
-    generator = torch.Generator().manual_seed(seed)
-    best, least = now, _evaluate(now, error_model, PLAN_DEPTH, PLAN_RIDGE)[0]
-    for number in range(rounds):
-        plans = _neighbours(now, error_model.sampler, neighbours, generator)
-        error, _ = _evaluate(plans, error_model, PLAN_DEPTH, PLAN_RIDGE)
-        temperature = 0.2 * (1 - number / rounds) + 1e-3
-        odds = torch.softmax(-error.clamp_min(1e-300).log() / temperature, 0)
-        now = plans[torch.multinomial(odds, 1, generator=generator)]
-        if error.min() < least:
-            best, least = plans[error.argmin()][None], error.min()
-    return fit(best[0].tolist(), error_model)
+    if n > LONG_RUN and nodes <= n // 2:
+        both = [starts[-1], with_fixed(_by_nodes(error_model, count, nodes), fixed)]
+        return fit(both[int(errors(torch.tensor(both)).argmin())], error_model)
+    return fit(descend(torch.tensor(starts), n, fixed, errors), error_model)
 
 
-def _by_nodes(
-    error_model: ErrorModel, count: int, nodes: int, neighbours: int, seed: int
-) -> list[int]:
+def _spaced(error_model: ErrorModel, count: int) -> list[list[int]]:
+    """Sets of `count` steps: as dense as powers of what the guided prediction of each step differs
+    from the one before, in the final latents."""
+    sampler = error_model.sampler
+    guided = torch.cat([weights.diag() for weights in sampler.step_weights], 1)  # (n, B n)
+    among = guided @ error_model.mean_gram[:-1, :-1] @ guided.T
+    squares = among.diagonal()
+    changes = squares[1:] + squares[:-1] - 2 * among.diagonal(1)
+    changes = torch.cat([changes[:1], changes]).clamp_min(0).sqrt()
+    changes = changes * (sampler.coefficients * error_model.error_gain).abs()
+    changes = changes.clamp_min(1e-9 * float(changes.max()) + 1e-30)
+    return [by_density((changes**power).tolist(), count) for power in _POWERS]
+
+
+def _by_nodes(error_model: ErrorModel, count: int, nodes: int) -> list[int]:
     """`count` computed steps of a long run, found in a run of so many steps."""
-    sampler, n = error_model.sampler, error_model.num_steps
+    n = error_model.num_steps
     at, short = _shortened(error_model, nodes)
-    plan, _ = search(short, round(count * nodes / n), neighbours=neighbours, seed=seed)
-    found = as_dense([*at[list(plan.computed)].tolist(), n], count)
-    return with_fixed(of_count(found, n, count), sampler.fixed_steps)
+    plan, _ = search(short, round(count * nodes / n))
+    return of_count(as_dense([*at[list(plan.computed)].tolist(), n], count), n, count)
 
 
 def _shortened(error_model: ErrorModel, nodes: int) -> tuple[torch.Tensor, ErrorModel]:
@@ -316,21 +318,3 @@ def _shortened(error_model: ErrorModel, nodes: int) -> tuple[torch.Tensor, Error
     rows = sampler.feature_rows(at[None])[0]
     gram, gain = error_model.mean_gram[rows][:, rows], error_model.error_gain[at]
     return at, ErrorModel(short, gram[None], gain, error_model.error_memory * nodes / n)
-
-
-def _neighbours(
-    now: torch.Tensor, sampler: SamplerCoefficients, number: int, generator: torch.Generator
-) -> torch.Tensor:
-    """`(C, k)`: plans with one computed step of `now` `(1, k)` but 0 moved, mostly by 1 or 2, and
-    `now`; moves to a computed step or out of range, or of a fixed one, are left out."""
-    num_steps = sampler.num_steps
-    place = torch.randint(1, now.shape[1], (number,), generator=generator)
-    near = now[0, place] + torch.randint(0, 4, (number,), generator=generator) - 2
-    near = torch.where(near >= now[0, place], near + 1, near)  # by -2, -1, 1 or 2
-    far = torch.randint(1, num_steps, (number,), generator=generator)
-    to = torch.where(torch.rand(number, generator=generator) < 0.6, near, far)
-    impossible = (now == to[:, None]).any(1) | (to < 1) | (to >= num_steps)
-    impossible |= torch.isin(now[0, place], torch.tensor(sampler.fixed_steps))
-    moved = now.repeat(number, 1)
-    moved[torch.arange(number), place] = to
-    return torch.cat([moved[~impossible].sort(1).values, now])

@@ -1,4 +1,4 @@
-"""Sets of steps: evenly spaced, with those that every plan computes, of exactly so many.
+"""Sets of steps: evenly spaced, by density, with those that every plan computes, of so many.
 
 In: numbers of steps, and steps that are fixed. Out: steps in rising order, 0 first. Knows
 whole numbers; nothing of errors. Source: ours.
@@ -6,7 +6,9 @@ whole numbers; nothing of errors. Source: ours.
 
 from __future__ import annotations
 
+import bisect
 from collections.abc import Sequence
+from itertools import accumulate
 
 
 def evenly(num_steps: int, count: int) -> tuple[int, ...]:
@@ -40,3 +42,19 @@ def as_dense(steps: Sequence[int], count: int) -> list[int]:
     places = (place * (len(steps) - 1) / count for place in range(count))
     between = ((steps[int(place)], steps[int(place) + 1], place % 1) for place in places)
     return [int(low + (high - low) * share + 0.5) for low, high, share in between]
+
+
+def by_density(density: Sequence[float], count: int) -> list[int]:
+    """`count` steps, 0 first, with about the same sum of densities from each to the next.
+
+    Example:
+        >>> by_density([4, 4, 2, 2, 1, 1, 1, 1], 4)
+        [0, 1, 2, 4]
+    """
+    n, sums = len(density), [0.0, *accumulate(density)]
+    found: list[int] = []
+    for place in range(count):
+        step = bisect.bisect_right(sums, place * sums[-1] / count) - 1
+        least = found[-1] + 1 if found else 0
+        found.append(min(max(step, least), n - count + place))
+    return found

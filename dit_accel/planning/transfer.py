@@ -32,8 +32,7 @@ from dit_accel.planning.spacing import with_fixed
 LEARNT_DB = 0.5
 UNREFINED_DB = 4.0  # what refining gains; a plan that was not refined does not have it
 _NOTE = "Planned from {}; no run of this plan was made in calibration."
-_ROUNDS = 12  # of the search, which starts near a known plan
-_ROUNDS_FROM_EVEN = 40  # of one that starts anywhere
+_RIDGE = 3e-2  # of the weights of plans that no run was made of (research/LOG.md)
 _MOST_SEARCHED = 64  # plans that are remembered
 _SHARES = (0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.5, 0.6, 0.7, 0.8)  # of the steps, computed
 
@@ -64,7 +63,7 @@ def transfer_plan(
         computed = _mapped(profile, sampler, count)
         choice = _choice_of(error_model, *fit(computed, error_model), profile, quality)
         if quality is None or _reaches(choice, coverage):
-            better = search(error_model, count, start=computed, rounds=_ROUNDS, neighbours=24)
+            better = search(error_model, count, start=computed)
             return _choice_of(error_model, *better, profile, quality)
     return compute_all(sampler, quality, profile)
 
@@ -133,7 +132,8 @@ def _digest(error_model: ErrorModel) -> bytes:
 @lru_cache(maxsize=_MOST_SEARCHED)
 def _searched(known: _ByContent, count: int) -> tuple[Plan, float]:
     """The plan of a search, which a pipeline that is accelerated anew for each clip needs again."""
-    return search(known.error_model, count, rounds=_ROUNDS_FROM_EVEN, neighbours=24)
+    plan, _ = search(known.error_model, count)
+    return fit(plan.computed, known.error_model, ridge=_RIDGE)
 
 
 def _counts(num_steps: int) -> list[int]:

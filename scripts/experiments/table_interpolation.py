@@ -66,7 +66,7 @@ def main() -> None:
     profile = Profile.load(miniature.path() / PROFILE_FILE)
     whole, n = profile.error_model, profile.sampler.num_steps
     places = torch.linspace(1, 0, n, dtype=torch.float64)
-    best = [f"{decibels(search(whole, count, rounds=60)[1]):.1f}" for count in given.computed]
+    best = [f"{decibels(search(whole, count)[1]):.1f}" for count in given.computed]
     print(f"the whole profile: {' / '.join(best)} dB")
     print("| steps known | way | predicted, dB | by the whole profile, dB |\n|---|---|---|---|")
     for every in given.every:
@@ -76,7 +76,7 @@ def main() -> None:
         for name, way in WAYS.items():
             gram = way(known, places[chosen], places)
             model = ErrorModel(profile.sampler, gram[None], whole.error_gain, whole.error_memory)
-            found = [search(model, count, rounds=60) for count in given.computed]
+            found = [search(model, count) for count in given.computed]
             said = " / ".join(f"{decibels(error):.1f}" for _, error in found)
             real = " / ".join(f"{decibels(energies(plan, whole)[0]):.1f}" for plan, _ in found)
             print(f"| {len(chosen)} of {n} | {name} | {said} | {real} |", flush=True)

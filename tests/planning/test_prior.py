@@ -34,7 +34,6 @@ from dit_accel.planning.profile_file import ProfileError
 from dit_accel.planning.sampler import coefficients_of, response_of
 from dit_accel.planning.search import energies, fit, search
 from dit_accel.planning.selection import Target, choose
-from dit_accel.planning.spacing import evenly
 from dit_accel.planning.trajectory import Trajectory, trajectory_of
 
 GUIDED = (1.0, -3.0)
@@ -170,15 +169,6 @@ def test_a_second_expert_weighs_guidance_otherwise(own) -> None:
     rows = torch.cat([*(w * sampler.coefficients for w in second.step_weights), torch.ones(1)])
     assert float(rows @ profile.gram[0] @ rows) == pytest.approx(1.0)
     assert 12 in choose(profile, second, Target(speedup=2.5)).plan.computed
-
-
-def test_a_search_of_eighty_steps_begins_where_one_of_forty_ends() -> None:
-    profile = by_prior(set_up(euler(), 80), GUIDED)
-    assert profile is not None
-    model, even = profile.error_model, [0, *(1 + step for step in evenly(79, 31))]
-    plan, error = search(model, 32, rounds=40, neighbours=24)
-    assert len(plan.computed) == 32
-    assert error < 0.9 * search(model, 32, rounds=40, neighbours=24, start=even)[1]
 
 
 def test_a_scheduler_is_measured_once_a_state_for_coefficients_and_profile(monkeypatch) -> None:

@@ -166,7 +166,7 @@ def test_a_fit_is_no_worse_than_the_line_it_starts_from():
 
 def test_search_beats_even_spacing_and_computes_more_where_the_curve_turns():
     field = field_of(smooth(40))
-    plan, energy = search(field, 10, rounds=40)
+    plan, energy = search(field, 10)
     assert len(plan.computed) == 10
     assert energy < fit(evenly(40, 10), field)[1]
     ends = sum(step < 10 or step >= 30 for step in plan.computed)
@@ -176,7 +176,7 @@ def test_search_beats_even_spacing_and_computes_more_where_the_curve_turns():
 def test_search_is_the_same_each_time_and_leaves_the_global_generator_alone():
     field = field_of(smooth())
     before = torch.random.get_rng_state()
-    first, second = (search(field, 8, rounds=10, seed=3)[0] for _ in range(2))
+    first, second = (search(field, 8)[0] for _ in range(2))
     assert first == second
     assert torch.equal(torch.random.get_rng_state(), before)
 
@@ -185,22 +185,22 @@ def test_search_is_never_worse_than_where_it_began():
     field = field_of(smooth())
     for count in range(2, 19, 4):
         start = evenly(20, count)
-        assert search(field, count, rounds=4, neighbours=12, start=start)[1] <= fit(start, field)[1]
+        assert search(field, count, start=start)[1] <= fit(start, field)[1]
 
 
 def test_a_start_of_another_count_is_filled_or_cut():
     field = field_of(smooth())
     for start in ([0, 5], [0, 1, 2, 3, 4, 5, 6, 7, 8]):
-        assert len(search(field, 6, start=start, rounds=2)[0].computed) == 6
+        assert len(search(field, 6, start=start)[0].computed) == 6
 
 
 def test_in_place_of_a_long_run_a_shorter_one_is_searched(monkeypatch):
-    """No more plans than one are worked out for all of its steps, however long it is."""
+    """Two plans are worked out for all of its steps, however long it is."""
     searched = []
     evaluate = search_module._evaluate
 
     def watched(computed, error_model, *more):
-        searched.append((len(computed) > 1, error_model.num_steps))
+        searched.append((len(computed) > 2, error_model.num_steps))
         return evaluate(computed, error_model, *more)
 
     monkeypatch.setattr(search_module, "_evaluate", watched)
@@ -222,7 +222,7 @@ def test_in_place_of_a_long_run_a_shorter_one_is_searched(monkeypatch):
 def test_a_long_run_of_few_computed_steps_is_searched_step_by_step():
     """Ten times as many nodes as there are computed steps would be hardly fewer than its steps."""
     long = field_of(smooth(110))
-    plan, error = search(long, 9, rounds=10)
+    plan, error = search(long, 9)
     assert len(plan.computed) == 9 and error < fit(evenly(110, 9), long)[1]
 
 
@@ -314,7 +314,7 @@ def test_with_two_experts_the_written_out_form_gives_the_same_error(share):
     )
     sampler = dataclasses.replace(field.sampler, second=SecondExpert(8, share))
     field = dataclasses.replace(field, sampler=sampler)
-    plan, error = search(field, 7, rounds=10)
+    plan, error = search(field, 7)
     assert {0, 8} <= {*plan.computed}
     assert len(plan.computed) == 7
     assert energies(plan, field).item() == pytest.approx(error, rel=1e-9)

@@ -1,0 +1,105 @@
+"""Moves computed steps to where they leave the least error.
+
+In: sets of computed steps, and a function that scores many sets at once. Out: the best set found.
+All sets that differ from the present one in one step, by a little, are scored, and the best one is
+the next. Where none is better, a step is taken out and another one put in, and it goes on.
+Knows whole numbers; nothing of errors. Source: ours. Simulated annealing with more plans scored
+left more error in runs of 50 steps (research/LOG.md).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+
+_TRIED = 3  # starts
+_REACH = 3  # of a small move, in hundredths of a long run, else in steps
+_DROPPED = 3  # steps that may be put elsewhere: those whose loss costs least
+_LEAST_GAIN = 1e-6  # relative; less is rounding
+
+Errors = Callable[[torch.Tensor], torch.Tensor]  # sets (C, k) -> (C,)
+
+
+def descend(
+    starts: torch.Tensor, num_steps: int, fixed: Sequence[int], errors: Errors
+) -> list[int]:
+    """The best set found from the best ones of some starts.
+
+    Args:
+        starts: `(C, k)` steps in rising order, with all of `fixed`.
+        num_steps: all steps are below.
+        fixed: steps that stay.
+        errors: of sets, and of sets with one step fewer; to be made least.
+
+    Example:
+        >>> def errors(sets):  # how far the nearest step is from 4, and from 8
+        ...     return (sets[:, :, None] - torch.tensor([4, 8])).abs().amin(1).sum(1)
+        >>> descend(torch.tensor([[0, 1, 2]]), 9, [0], errors)
+        [0, 4, 8]
+    """
+    order = errors(starts).argsort(stable=True)
+    begun = dict.fromkeys(tuple(starts[place].tolist()) for place in order.tolist())
+    ends = [_descent(torch.tensor(start), num_steps, fixed, errors) for start in [*begun][:_TRIED]]
+    return min(ends, key=lambda end: end[1])[0].tolist()
+
+
+def _descent(
+    now: torch.Tensor, num_steps: int, fixed: Sequence[int], errors: Errors
+) -> tuple[torch.Tensor, float]:
+    """From one set, to where no neighbour is better; and its error."""
+    unit = -(-num_steps // 100)
+    least = float(errors(now[None])[0])
+    while True:
+        for neighbours in (_moved, _replaced):
+            found, error = _best(neighbours(now, num_steps, fixed, unit, errors), errors)
+            if error < (1 - _LEAST_GAIN) * least:
+                now, least = found, error
+                break
+        else:
+            return now, least
+
+
+def _best(sets: torch.Tensor, errors: Errors) -> tuple[torch.Tensor, float]:
+    if not len(sets):
+        return sets, math.inf
+    found = errors(sets)
+    return sets[found.argmin()], float(found.min())
+
+
+def _moved(
+    now: torch.Tensor, num_steps: int, fixed: Sequence[int], unit: int, _: Errors
+) -> torch.Tensor:
+    """`(C, k)`: one step of `now` `(k,)` by up to `_REACH` units earlier or later."""
+    by = unit * torch.tensor([d for d in range(-_REACH, _REACH + 1) if d])
+    free = _free(now, fixed)
+    moved = now.repeat(len(free), len(by), 1)
+    moved[torch.arange(len(free)), :, free] += by
+    return _sets(moved.flatten(0, 1), num_steps)
+
+
+def _replaced(
+    now: torch.Tensor, num_steps: int, fixed: Sequence[int], unit: int, errors: Errors
+) -> torch.Tensor:
+    """`(C, k)`: one step of `now` taken out, and another one put in."""
+    free = _free(now, fixed)
+    kept = torch.stack([torch.cat([now[:at], now[at + 1 :]]) for at in free.tolist()])
+    kept = kept[errors(kept).argsort()[:_DROPPED]]
+    added = torch.arange(unit, num_steps, unit)
+    return _sets(
+        torch.cat([kept.repeat_interleave(len(added), 0), added.repeat(len(kept))[:, None]], 1),
+        num_steps,
+    )
+
+
+def _free(now: torch.Tensor, fixed: Sequence[int]) -> torch.Tensor:
+    """Places of the steps that are not fixed."""
+    return (~torch.isin(now, torch.tensor(fixed))).nonzero()[:, 0]
+
+
+def _sets(steps: torch.Tensor, num_steps: int) -> torch.Tensor:
+    """Rows in rising order; without those that have a step twice, or one out of range."""
+    steps = steps.sort(1).values
+    within = (steps[:, 0] >= 0) & (steps[:, -1] < num_steps) & (steps.diff(dim=1) > 0).all(1)
+    return steps[within]
