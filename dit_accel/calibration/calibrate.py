@@ -242,7 +242,7 @@ class CalibrationRun:
     def _searched(
         self, error_model: ErrorModel, others: ErrorModel | None, of: str
     ) -> ComputedSteps:
-        """Of every candidate plan, the fastest last; each search starts from the plan before.
+        """Of every candidate plan, the fastest last.
 
         Args:
             others: of other models, whose plan is taken where `error_model` has hardly a better.
@@ -251,11 +251,11 @@ class CalibrationRun:
 
         def make() -> ComputedSteps:
             self._progress("search", 0, 0)
-            usual = [] if others is None else _chain(others, counts)
-            plans = _chain(error_model, counts)
-            for place, steps in enumerate(usual):
-                plans[place] = better_steps(plans[place], steps, error_model)
-            return plans
+            plans: ComputedSteps = [search(error_model, count)[0].computed for count in counts]
+            if others is None:
+                return plans
+            usual = [search(others, count)[0].computed for count in counts]
+            return [better_steps(*both, error_model) for both in zip(plans, usual, strict=True)]
 
         return self.checkpoint.get(f"search-{counts}-{of}", make)
 
@@ -293,20 +293,6 @@ def _check_uncached(pipe: Any) -> None:
             raise ValueError(
                 f"pipe.{name} has {cache}; accepted: none, as uncached runs are measured"
             )
-
-
-def _chain(error_model: ErrorModel, counts: Sequence[int]) -> ComputedSteps:
-    """The computed steps that are found for every count, the largest first."""
-    plans: ComputedSteps = []
-    for count in counts:
-        start = _thinned(plans[-1], count) if plans else None
-        plans.append(search(error_model, count, start=start)[0].computed)
-    return plans
-
-
-def _thinned(steps: Sequence[int], count: int) -> list[int]:
-    """`count` of these steps, evenly, the first among them."""
-    return [steps[round(i * (len(steps) - 1) / max(count - 1, 1))] for i in range(count)]
 
 
 def _versions() -> dict[str, str]:

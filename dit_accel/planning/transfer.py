@@ -81,7 +81,8 @@ def _without_candidates(
         if profile.prior is not None:
             before = profile.prior.error_model_for(error_model.sampler)
             usual = _searched(_ByContent(_digest(before), before), count)[0].computed
-            found = fit(better_steps(found[0].computed, usual, error_model), error_model)
+            steps = better_steps(found[0].computed, usual, error_model)
+            found = fit(steps, error_model, ridge=_RIDGE)
         return _choice_of(error_model, *found, profile, quality)
 
     n = error_model.num_steps

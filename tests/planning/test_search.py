@@ -342,7 +342,7 @@ def test_a_search_takes_one_thread_and_gives_them_back(monkeypatch: pytest.Monke
     monkeypatch.setattr(search_module, "_evaluate", noted)
     torch.set_num_threads(2)
     try:
-        search(field_of(smooth()), 4, rounds=1)
+        search(field_of(smooth()), 4)
         with pytest.raises(ValueError, match="count is 0"):
             search(field_of(smooth()), 0)
         assert torch.get_num_threads() == 2 and set(seen) == {1}
