@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-_TRIED = 3  # starts
+_TRIED, _TRIED_STEPS = 3, 60  # starts, at most; and steps in all of them, but for one start
 _REACH = 3  # of a small move, in hundredths of a long run, else in steps
 _DROPPED = 3  # steps that may be put elsewhere: those whose loss costs least
 _LEAST_GAIN = 1e-6  # relative; less is rounding
@@ -39,9 +39,10 @@ def descend(
         >>> descend(torch.tensor([[0, 1, 2]]), 9, [0], errors)
         [0, 4, 8]
     """
+    tried = max(1, min(_TRIED, _TRIED_STEPS // starts.shape[1]))
     order = errors(starts).argsort(stable=True)
     begun = dict.fromkeys(tuple(starts[place].tolist()) for place in order.tolist())
-    ends = [_descent(torch.tensor(start), num_steps, fixed, errors) for start in [*begun][:_TRIED]]
+    ends = [_descent(torch.tensor(start), num_steps, fixed, errors) for start in [*begun][:tried]]
     return min(ends, key=lambda end: end[1])[0].tolist()
 
 

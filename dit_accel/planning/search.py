@@ -34,6 +34,7 @@ PLAN_DEPTH = 4  # computed steps that an extrapolation uses
 PLAN_RIDGE = 1e-2  # of corrections that are fitted to uncached runs
 LONG_RUN = 100  # steps; of a longer run only some are searched, its nodes
 _NODES, _COMPUTED_NODES = 50, 10  # at least (research/LOG.md); of up to 100 steps half as many
+_QUICK = 60  # steps of a run, up to which it takes no time to begin at spacings
 _POWERS = (0.67, 0.5, 0.4, 0.33, 0.25, 0.18)  # of the changes, that a search begins at; last
 # the most even one, which a long run's nodes are compared with
 _MOST_NUMBERS = 1 << 22  # in a tensor, when many plans are scored at once
@@ -277,9 +278,12 @@ def search(
         return torch.cat(found)
 
     nodes = max(min(_NODES, n // 2), math.ceil(n * _COMPUTED_NODES / count))
-    if n > LONG_RUN and nodes <= n // 2:
-        both = [starts[-1], with_fixed(_by_nodes(error_model, count, nodes), fixed)]
-        return fit(both[int(errors(torch.tensor(both)).argmin())], error_model)
+    if nodes <= n // 2 and (n > LONG_RUN or (n > _QUICK and start is None)):
+        by_nodes = with_fixed(_by_nodes(error_model, count, nodes), fixed)
+        if n > LONG_RUN:
+            both = [starts[-1], by_nodes]
+            return fit(both[int(errors(torch.tensor(both)).argmin())], error_model)
+        starts = [by_nodes]
     return fit(descend(torch.tensor(starts), n, fixed, errors), error_model)
 
 

@@ -72,9 +72,8 @@ def _without_candidates(
     profile: Profile, error_model: ErrorModel, quality: float | None, speedup: float | None,
     coverage: float,
 ) -> PlanChoice:  # fmt: skip
-    """It is not known where to begin, so each search is longer. Fewer counts are tried, as more
-    computed steps leave less error. What was learnt beside a prior keeps the prior's computed steps
-    where others are hardly better."""
+    """Few counts are tried, as more computed steps leave less error. What was learnt beside a prior
+    keeps the prior's computed steps where others are hardly better."""
 
     def made(count: int) -> PlanChoice:
         found = _searched(_ByContent(_digest(error_model), error_model), count)
