@@ -273,7 +273,8 @@ def search(
         return fit(starts[0], error_model)
 
     def errors(plans: torch.Tensor) -> torch.Tensor:
-        pieces = plans.split(max(1, _MOST_NUMBERS // (count * error_model.sampler.num_rows)))
+        size = max(1, _MOST_NUMBERS // (count * error_model.sampler.num_rows))
+        pieces = torch.split(plans, size)
         found = [_evaluate(piece, error_model, PLAN_DEPTH, PLAN_RIDGE)[0] for piece in pieces]
         return torch.cat(found)
 
