@@ -35,8 +35,8 @@ class CandidatePlan:
     Args:
         computed: its k computed steps, in order.
         corrections: `(k, F)` float64, of every window.
-        psnr_db: `(P,)`, each prompt against its uncached reference, held out: without what it gained
-            by the corrections having seen it.
+        psnr_db: `(P,)`, each prompt against its uncached reference, held out: without what it
+            gained by the corrections having seen it.
         latents_db: `(P,)`, the same of the latents, relative to their size.
         extrapolation_error: `(k,)`, mean over prompts of its logarithm at each computed step.
         error_spread: `(k,)`, standard deviation of the same.
