@@ -182,16 +182,17 @@ class Evidence:
         """Of a prior, by the models that were left out of one.
 
         One more model is to them as they are to each other, and its clips as theirs. What they are
-        too few for is assumed: `UNKNOWN_DB` between models, and between clips. The variance between
-        models is known from few, that between clips from many: the sum has the degrees of freedom
-        of Satterthwaite (1946).
+        too few for is assumed: `UNKNOWN_DB` between models, which counts as one model, and between
+        clips. The variance between models is known from few, that between clips from many: the sum
+        has the degrees of freedom of Satterthwaite (1946).
 
         Args:
             judged: `(m, 2)`: of each of them, mean and deviation of real less predicted PSNR.
             models: that the prior is made of.
         """
         count = len(judged)
-        between = float(judged[:, 0].var()) if count > 1 else UNKNOWN_DB**2
+        spread = float(judged[:, 0].var()) * (count - 1) if count > 1 else 0.0
+        between = (spread + UNKNOWN_DB**2) / max(count, 1)
         within = float(judged[:, 1].square().mean()) if count else UNKNOWN_DB**2
         between *= 1 + 1 / max(count, 1)
         deviation = math.sqrt(between + within)
@@ -200,7 +201,7 @@ class Evidence:
             f"a prior of {models} other model{'s' * (models != 1)}",
             f"the PSNR of a clip may be {deviation:.0f} dB from the expected one ({measured})",
             float(judged[:, 0].mean()) if count else 0.0, deviation,
-            (count - 1) * (deviation**2 / between) ** 2 if count > 1 and between else math.inf,
+            count * (deviation**2 / between) ** 2 if count > 1 else math.inf,
         )  # fmt: skip
 
     def share(self, predicted_db: float, quality: float) -> float:

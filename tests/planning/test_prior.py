@@ -190,13 +190,14 @@ def test_a_scheduler_is_measured_once_a_state_for_coefficients_and_profile(monke
 
 
 def test_evidence_of_models_left_out() -> None:
-    """Means 2 and -4: -1 on average, of variance 18; clips within a model deviate by 3 and 4.
+    """Means 2 and -4: -1 on average, squares 9 + 9; clips within a model deviate by 3 and 4.
 
-    18 (1 + 1/2) + (9 + 16) / 2 = 39.5, with (39.5 / 27)² degrees of freedom.
+    Between models (18 + 36) / 2 = 27, times 1 + 1/2 = 40.5; and within (9 + 16) / 2: 53, with
+    2 (53 / 40.5)² degrees of freedom.
     """
     found = Evidence.of_left_out(torch.tensor([[2.0, 3.0], [-4.0, 4.0]]).double(), 3)
-    assert found.offset_db == -1.0 and found.freedom == pytest.approx((39.5 / 27) ** 2)
-    assert found.deviation_db == pytest.approx(math.sqrt(39.5))
+    assert found.offset_db == -1.0 and found.freedom == pytest.approx(2 * (53 / 40.5) ** 2)
+    assert found.deviation_db == pytest.approx(math.sqrt(53))
     assert found.share(31.0, 30.0) == pytest.approx(0.5)
     assert "3 other models" in found.words and "2 models left out" in found.reliability
     none = Evidence.of_left_out(torch.zeros(0, 2).double(), 1)
