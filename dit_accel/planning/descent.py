@@ -85,11 +85,11 @@ def _replaced(
 ) -> torch.Tensor:
     """`(C, k)`: one step of `now` taken out, and another one put in."""
     free = _free(now, fixed)
-    kept = torch.stack([torch.cat([now[:at], now[at + 1 :]]) for at in free.tolist()])
-    kept = kept[errors(kept).argsort()[:_DROPPED]]
+    fewer = torch.stack([torch.cat([now[:at], now[at + 1 :]]) for at in free.tolist()])
+    fewer = fewer[errors(fewer).argsort()[:_DROPPED]]
     added = torch.arange(unit, num_steps, unit)
     return _sets(
-        torch.cat([kept.repeat_interleave(len(added), 0), added.repeat(len(kept))[:, None]], 1),
+        torch.cat([fewer.repeat_interleave(len(added), 0), added.repeat(len(fewer))[:, None]], 1),
         num_steps,
     )
 

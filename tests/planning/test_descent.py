@@ -26,7 +26,7 @@ def test_the_best_start_is_taken_and_fixed_steps_stay():
 
 
 def test_a_step_that_small_moves_cannot_bring_there_is_put_elsewhere():
-    """20 is worth much, and nothing between tells where it is."""
+    """20 is worth much, and nothing between shows where it is."""
 
     def errors(sets):
         return 2.0 - (sets == 20).any(1).double() - (sets == 2).any(1) * 0.5
