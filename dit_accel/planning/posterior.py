@@ -14,7 +14,7 @@ entries do not fit those that come from the prior: rows differ from their neighb
 and the mix looks as if no row could be extrapolated (research/LOG.md).
 
 The weight κ, in clips, is the one with which earlier clips would have predicted the later ones
-best.
+best, of those that are not so small that a few clips outweigh the prior.
 Knows numbers and matrices; no file, no model. Source: expectation maximisation for a covariance
 with missing entries (Dempster, Laird and Rubin, 1977); its use here is ours.
 """
@@ -27,7 +27,7 @@ import torch
 
 from dit_accel.planning.learned import WEIGHTS, Observations
 
-DEFAULT_WEIGHT = 0.25  # of the prior, in clips (research/LOG.md)
+LEAST_WEIGHT = 4.0  # of the prior, in clips; with less some models do worse (research/LOG.md)
 MIN_COMPARED = 3  # clips, before they choose the weight
 # Beside fewer whole runs than these the prior counts as one clip, so that no model does worse than
 # by the prior alone; from these on it has no weight (research/LOG.md).
@@ -88,12 +88,14 @@ def _completed(one: Observations, gram: torch.Tensor) -> torch.Tensor:
 
 
 def weight_of(losses: torch.Tensor, compared: int, observations: Sequence[Observations]) -> float:
-    """κ: the weight that predicted the clips best; the default where too few were compared. Runs
+    """κ: the weight that predicted the clips best; the least where too few were compared. Runs
     that were computed whole have every row: beside enough of them the prior has no weight."""
     whole = sum(one.clips for one in observations if one.is_whole)
     if whole:
         return 0.0 if whole >= ENOUGH_WHOLE else WEIGHT_BESIDE_WHOLE
-    return WEIGHTS[int(losses.argmin())] if compared >= MIN_COMPARED else DEFAULT_WEIGHT
+    known = zip(losses.tolist(), WEIGHTS, strict=True)
+    enough = [pair for pair in known if pair[1] >= LEAST_WEIGHT]
+    return min(enough)[1] if compared >= MIN_COMPARED else LEAST_WEIGHT
 
 
 def losses(

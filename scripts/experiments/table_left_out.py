@@ -33,7 +33,7 @@ def main() -> None:
         own = [row for row in rows if row["model"] == model]
         evidence = evidence_of([row for row in rows if row["model"] != model])
         cells = [reached(own, evidence, quality) for quality in QUALITIES]
-        shares = [held(row, evidence) for row in own]
+        shares = [within(row, evidence) for row in own]
         cells.append(f"{min(shares):.0%} to {max(shares):.0%}")
         print(f"| `{model}` | " + " | ".join(cells) + " |")
 
@@ -57,7 +57,7 @@ def reached(rows: list[Row], evidence: Evidence, quality: float) -> str:
     return f"{share:.0%}, {50 / found['computed']:.1f}×"
 
 
-def held(row: Row, evidence: Evidence) -> float:
+def within(row: Row, evidence: Evidence) -> float:
     """The share of a plan's clips that are within the interval."""
     middle = row["predicted_db"] + evidence.offset_db
     return sum(abs(psnr - middle) <= evidence.half_width for psnr in row["psnr_db"]) / len(

@@ -10,8 +10,8 @@ import torch
 from dit_accel.planning.learned import WEIGHTS, Observations, RunKind
 from dit_accel.planning.plan import SamplerCoefficients
 from dit_accel.planning.posterior import (
-    DEFAULT_WEIGHT,
     ENOUGH_WHOLE,
+    LEAST_WEIGHT,
     WEIGHT_BESIDE_WHOLE,
     losses,
     posterior_gram,
@@ -120,14 +120,16 @@ def test_the_weight_is_the_one_that_predicts_clips_best() -> None:
             if found is not None:
                 total, compared = total + found, compared + 1
         weight = weight_of(total, compared, [])
-        assert weight >= 2.0 if high else weight <= 0.5
+        assert weight > LEAST_WEIGHT if high else weight == LEAST_WEIGHT
+        assert (WEIGHTS[int(total.argmin())] >= 2.0) == high
 
 
-def test_few_clips_leave_the_default() -> None:
+def test_few_clips_leave_the_least_weight() -> None:
     totals, kind = torch.arange(len(WEIGHTS)).double(), kind_of()
     part, whole = (seen(smooth(0, kind), kind, (*range(0, STEPS, k),)) for k in (3, 1))
-    assert weight_of(totals, 2, [part]) == DEFAULT_WEIGHT > 0
-    assert weight_of(totals, 3, [part]) == WEIGHTS[0]
+    assert weight_of(totals.flip(0), 2, [part]) == LEAST_WEIGHT > 0
+    assert weight_of(totals.flip(0), 3, [part]) == WEIGHTS[-1]
+    assert weight_of(totals, 3, [part]) == LEAST_WEIGHT
     assert weight_of(totals.flip(0), 3, [part, whole]) == WEIGHT_BESIDE_WHOLE
     assert weight_of(totals.flip(0), 3, [part, *[whole] * ENOUGH_WHOLE]) == 0.0
 
