@@ -115,10 +115,11 @@ class PlanExecutor(Engine):
         self.computed.setdefault((call.transformer, session.branch), {})[session.step] = True
         return output
 
-    @one_thread()
     def _prepare(self, value: torch.Tensor) -> None:
         """Once the first forward of a run is queued, the host has time for what takes long."""
-        if not self._prepared:
+        if self._prepared:
+            return
+        with one_thread():
             load_kernels(value)
             self.controller.settle()
             self.policy, self._prepared = self.policy.prepare(), True
