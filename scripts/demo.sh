@@ -7,6 +7,7 @@ source "$(dirname "${BASH_SOURCE[0]}")/setup_env.sh"
 
 setup_env .venv ""
 if (($# == 0)); then
-    set -- generate "a red circle moving right on a plain gray background" --compare
+    # The same clip again takes the place of the first.
+    set -- generate "a red circle moving right on a plain gray background" --compare --overwrite
 fi
 exec .venv/bin/dit-accel "$@"
