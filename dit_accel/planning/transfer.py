@@ -75,11 +75,14 @@ def _without_candidates(
     """Few counts are tried, as more computed steps leave less error. What was learnt beside a prior
     keeps the prior's computed steps where others are hardly better."""
 
+    prior, known, before = profile.prior, _by_content(error_model), None
+    if prior is not None:
+        before = _by_content(prior.error_model_for(error_model.sampler))
+
     def made(count: int) -> PlanChoice:
-        found = _searched(_ByContent(_digest(error_model), error_model), count)
-        if profile.prior is not None:
-            before = profile.prior.error_model_for(error_model.sampler)
-            usual = _searched(_ByContent(_digest(before), before), count)[0].computed
+        found = _searched(known, count)
+        if before is not None:
+            usual = _searched(before, count)[0].computed
             steps = better_steps(found[0].computed, usual, error_model)
             found = fit(steps, error_model, ridge=_RIDGE)
         return _choice_of(error_model, *found, profile, quality)
@@ -107,8 +110,7 @@ def better_steps(
     Args:
         found, usual: as many steps, 0 first.
     """
-    both = (prediction.decibels(fit(steps, error_model)[1]) for steps in (found, usual))
-    own, before = both
+    own, before = (prediction.decibels(fit(steps, error_model)[1]) for steps in (found, usual))
     return found if own - before > LEARNT_DB else usual
 
 
@@ -120,13 +122,13 @@ class _ByContent:
     error_model: ErrorModel = field(compare=False)
 
 
-def _digest(error_model: ErrorModel) -> bytes:
+def _by_content(error_model: ErrorModel) -> _ByContent:
     sampler, found = error_model.sampler, hashlib.blake2b(digest_size=16)
     for tensor in (error_model.gram, error_model.error_gain, sampler.coefficients):
         found.update(tensor.double().contiguous().numpy().tobytes())
     rest = error_model.error_memory, tuple(sampler.timesteps.tolist()), sampler.branch_weights
     found.update(repr((*rest, sampler.second)).encode())
-    return found.digest()
+    return _ByContent(found.digest(), error_model)
 
 
 @lru_cache(maxsize=_MOST_SEARCHED)
