@@ -52,7 +52,7 @@ class TinyFolder:
         for seed, part in enumerate(parts.values()):
             if isinstance(part, torch.nn.Module):
                 tiny.draw_weights(part, seed=10 + seed)
-        type(pipe)(**pipe.components | parts).save_pretrained(folder)
+        type(pipe)(**pipe.components | parts, **row.settings).save_pretrained(folder)
         (folder / "generation_defaults.json").write_text(json.dumps(CALL | self.call))
         save_lora(folder / "lora.safetensors", *self.layer)
 

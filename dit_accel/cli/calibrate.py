@@ -149,7 +149,7 @@ def _speedups(text: str | None) -> tuple[float, ...] | None:
 def _check_numbers(settings: Settings, speedups: tuple[float, ...] | None) -> None:
     from dit_accel.cli.run.target import check_planned_steps
 
-    check_planned_steps(settings.loop_steps, "calibrate")
+    check_planned_steps(settings, "calibrate")
     most = settings.steps / 2
     for value in speedups or ():
         if value > most:

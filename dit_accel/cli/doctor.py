@@ -1,14 +1,14 @@
-"""`dit-accel doctor`: what this machine has, what really works, and what is missing.
+"""`dit-accel doctor`: what this machine has, what really works, what it gains, and what is missing.
 
 In: nothing. Out: a list, or JSON.
-Knows packages by name, and tries each attention backend on a small tensor. Nothing is downloaded
-and no model is loaded. Ours.
+Knows packages by name. It tries each attention backend on a small tensor, and times those that work
+on a larger one. Nothing is downloaded and no model is loaded. Ours.
 """
 
 from __future__ import annotations
 
 import importlib.metadata
-import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -41,6 +41,11 @@ OPTIONAL = {
 }
 
 
+TOKENS = {"cpu": 512, "cuda": 8192}  # of the attention that is timed: tens of milliseconds
+HEADS, WIDTH = 8, 64
+CALLS = 3  # of which the quickest counts
+
+
 @dataclass(frozen=True, kw_only=True)
 class DoctorOptions:
     """The options of `doctor`."""
@@ -54,7 +59,7 @@ class DoctorOptions:
 
 @verb(DoctorOptions)
 def doctor(given: DoctorOptions) -> None:
-    """Show versions, devices, what works here and what is missing."""
+    """Show versions, devices, what works here, what it gains, and what is missing."""
     from dit_accel.models.loading import choose_device, quiet_libraries
 
     with quiet_libraries(verbose=given.verbose):
@@ -72,16 +77,18 @@ def _content(device: str) -> dict[str, Any]:
     from dit_accel.models import backends, quantizing
 
     tried: list[Attempt] = [backends.attempt(name, device) for name in backends.names()]
+    works = [one.name for one in tried if one.works]
     found = {package: _version(package) for package in OPTIONAL}
     return {
         "versions": versions(),
         "devices": _devices(),
         "device": device,
-        "compiler": _compiler(device),
+        "compiler": backends.compiler(device),
         "attention": {
             one.name: {"works": one.works, "masks": one.masks, "why": one.why} for one in tried
         },
-        "quantize": quantizing.available(),
+        "quantize": quantizing.available(device),
+        "gains": _gains(works, device),
         "optional": found,
         "missing": {
             name: {"for": OPTIONAL[name][0], "get": _how_to_get(name)}
@@ -106,12 +113,47 @@ def _devices() -> dict[str, dict[str, Any]]:
     }
 
 
-def _compiler(device: str) -> str | None:
-    """What `--compile` uses on a device; None where it is missing."""
-    if device == "cpu":
-        return next(filter(None, map(shutil.which, ("c++", "g++", "clang++"))), None)
-    version = _version("triton")
-    return None if version is None else f"triton {version}"
+def _gains(backends_here: list[str], device: str) -> dict[str, Any]:
+    """Seconds of one attention by each backend, and of one matrix product in each dtype; and why
+    pruned attention has no kernel here."""
+    import torch
+
+    from dit_accel.attention import kernels
+    from dit_accel.attention.block_sparse import BlockSizes
+    from dit_accel.models import backends
+
+    tokens = TOKENS.get(device.partition(":")[0], TOKENS["cpu"])
+    dtypes = [torch.float32, torch.bfloat16, torch.float16]
+    drawn = torch.randn(1, tokens, HEADS, WIDTH, generator=torch.Generator().manual_seed(0))
+    query = drawn.to(device, dtypes[0] if device == "cpu" else dtypes[1])
+    products = {one: drawn.flatten(2)[0].to(device, one) for one in dtypes}
+    return {
+        "tokens": tokens,
+        "attention_seconds": {
+            name: _seconds(lambda name=name: backends.attend(name, query, query, query), device)
+            for name in backends_here
+        },
+        "dtype_seconds": {
+            str(kind).partition(".")[2]: _seconds(lambda rows=rows: rows @ rows.T, device)
+            for kind, rows in products.items()
+        },
+        "pruned_attention": kernels.unsupported(query, BlockSizes()),
+    }
+
+
+def _seconds(work: Callable[[], object], device: str) -> float | None:
+    """Of the quickest of some calls, after a first one; None where it fails."""
+    from dit_accel.core.measure import Stopwatch
+
+    found = []
+    try:
+        for _ in range(1 + CALLS):
+            with Stopwatch(device) as watch:
+                work()
+            found.append(watch.seconds)
+    except Exception:  # kernels raise anything
+        return None
+    return min(found[1:])
 
 
 def _version(package: str) -> str | None:
@@ -145,6 +187,28 @@ def _rows(content: dict[str, Any]) -> list[Row]:
     rows += [("", f"{name}: {why}") for name, why in reasons.items()]
     rows += [("", f"not tried, as they are downloaded: {', '.join(hub)}")] if hub else []
     rows += [("", ""), ("--quantize", ", ".join(content["quantize"]) or "nothing is installed")]
+    rows += [("", ""), *_gain_rows(content["gains"]), ("", "")]
     lines = [f"{name} for {one['for']}: {one['get']}" for name, one in content["missing"].items()]
     rows += [("missing" if not index else "", line) for index, line in enumerate(lines)]
     return rows
+
+
+def _gain_rows(gains: dict[str, Any]) -> list[Row]:
+    """What was timed, as multiples of the speed of the first."""
+    pruned = gains["pruned_attention"]
+    return [
+        ("gains", f"attention, {gains['tokens']} tokens: {_times(gains['attention_seconds'])}"),
+        ("", f"--dtype, one matrix product: {_times(gains['dtype_seconds'])}"),
+        ("", f"pruned attention: {pruned or 'has its kernel'}"),
+        ("", "plans (--speedup 2 computes half of the steps): on every device"),
+    ]
+
+
+def _times(seconds: dict[str, float | None]) -> str:
+    """`native 12.0 ms, flex 0.50x as fast`."""
+    known = {name: value for name, value in seconds.items() if value}
+    base = "native" if "native" in known else next(iter(known), "")
+    if not base:
+        return "nothing could be timed"
+    others = [f"{name} {known[base] / value:.2g}x" for name, value in known.items() if name != base]
+    return ", ".join([f"{base} {known[base] * 1000:.2g} ms", *others])

@@ -11,13 +11,14 @@ import dataclasses
 import json
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dit_accel.cli.common import files as writing
 from dit_accel.cli.common.errors import say
 from dit_accel.cli.common.files import Files
-from dit_accel.cli.common.text import seconds_text
+from dit_accel.cli.common.text import counted
 from dit_accel.cli.common.verb import verb
 from dit_accel.cli.run import shots
 from dit_accel.cli.run.request import Request, slug
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 
 
 REMARK_STYLE = "yellow"
-FEW = "{steps} steps: reuse gains nothing below {least}, and the summary shows where the time goes"
+FEW = "{steps}: reuse gains nothing below {least}, and the summary shows where the time goes"
 
 
 @verb(Request)
@@ -71,7 +72,7 @@ def generate(request: Request) -> None:
 
 def _many(request: Request, source: Path) -> None:
     """The clips of a prompt file, those that are not there yet."""
-    from dit_accel.cli.run import batch
+    from dit_accel.cli.run import batch, summary
 
     prompts = writing.read_prompts("--prompt-file", source, None)
     request = dataclasses.replace(request, prompt=prompts[0].prompt)
@@ -79,23 +80,26 @@ def _many(request: Request, source: Path) -> None:
         model, settings = _resolve(request, None)
         clips = batch.clips_of(prompts, request.output_dir or Path(source.stem), model, settings)
         todo = batch.open_ones(clips, overwrite=request.overwrite)
-        if len(todo) < len(clips) and not request.as_json:
-            say(f"{len(clips) - len(todo)} of {len(clips)} clips are there already", style="yellow")
+        if (len(todo) < len(clips) or request.dry_run) and not request.as_json:
+            there = f"{len(clips) - len(todo)} of {len(clips)} clips are there already"
+            say(there, style=REMARK_STYLE)
         if request.dry_run or todo:
             needed = _say_memory(request, model, settings)
         if request.dry_run:
             return
+        batch.make_folder(clips)
         pipe = _load(request, model, settings) if todo else None
-        left = len(todo)
+        left, stages = len(todo), Counter[str]()
         try:
             for clip in todo:
                 label = f"clip {len(clips) - left + 1} of {len(clips)}"
                 target, result, uncached = _run(request, pipe, clip.settings, label)
-                _write(clip.files, model, target, result, uncached, None,
-                       memory=needed, asked=clip.key)  # fmt: skip
+                content = _write(clip.files, model, target, result, uncached, None,
+                                 memory=needed, asked=clip.key)  # fmt: skip
                 left -= 1
+                stages.update(content["costs"]["stage_seconds"])
                 if not request.as_json:
-                    print(clip.files.video, seconds_text(result.whole_seconds), sep="  ")
+                    summary.show_clip(clip.files, content)
         finally:
             if left:
                 done = len(clips) - left
@@ -103,6 +107,8 @@ def _many(request: Request, source: Path) -> None:
                     f"{done} of {len(clips)} clips are done; run it again to continue",
                     style=REMARK_STYLE,
                 )
+    if todo and not request.as_json:
+        summary.show_stages(stages)
     if request.as_json:
         made = {str(clip.files.video): json.loads(clip.files.sidecar.read_bytes())
                 for clip in clips}  # fmt: skip
@@ -131,19 +137,20 @@ def _resolve(request: Request, layout: Layout | None) -> tuple[LoadableModel, Se
         layout=layout,
     )  # fmt: skip
     settings = dataclasses.replace(settings, accel=accel, compare=request.compare)
-    if settings.loop_steps < MIN_PLANNED_STEPS and not request.as_json:
-        say(FEW.format(steps=settings.loop_steps, least=MIN_PLANNED_STEPS), style=REMARK_STYLE)
     if settings.loop_steps < MIN_PLANNED_STEPS and not request.wants_acceleration:
         accel = ThresholdConfig(0, layout=accel.layout, scene=accel.scene)
         settings = dataclasses.replace(settings, accel=accel)
     if request.wants_acceleration and isinstance(accel, PlannedConfig):
         target = target_option(settings.quality, settings.speedup)
-        check_planned_steps(settings.loop_steps, target)
+        check_planned_steps(settings, target)
     if layout is not None:
         shots.check_family(model)
         shots.check_fits(layout, settings, read_strides(model))
     if request.profile is not None:
         read_profile(request.profile)
+    if settings.loop_steps < MIN_PLANNED_STEPS and not request.as_json:
+        steps = counted(settings.loop_steps, "step")
+        say(FEW.format(steps=steps, least=MIN_PLANNED_STEPS), style=REMARK_STYLE)
     return model, settings
 
 

@@ -25,7 +25,7 @@ from dit_accel.core.files import reason_of
 if TYPE_CHECKING:
     from rich.table import Table
 
-NAME_LENGTH = 8  # of a file's name, as it is shown
+NAME_LENGTHS = 8, 4  # of the digests of weights and sampler, as they are shown
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,12 +69,18 @@ def learned(given: LearnedOptions) -> None:
 
 
 def _of_name(name: str, paths: list[Path]) -> Path:
-    found = [path for path in paths if name and path.name.startswith(name)]
+    found = [path for path in paths if name and _name(path).startswith(name)]
     if len(found) != 1:
-        names = ", ".join(path.name[:NAME_LENGTH] for path in paths) or "none"
+        names = ", ".join(map(_name, paths)) or "none"
         problem = "is of several" if found else "is of none"
         raise BadInput(f"--clear is {name!r}, which {problem}: must be one of {names}")
     return found[0]
+
+
+def _name(path: Path) -> str:
+    """What a file is called here: a model has one for each scheduler."""
+    digests = zip(path.stem.split("-"), NAME_LENGTHS, strict=False)
+    return "-".join(digest[:length] for digest, length in digests)
 
 
 def _clear(paths: list[Path], *, quiet: bool) -> None:
@@ -95,7 +101,7 @@ def _row(path: Path) -> dict[str, Any]:
 
     changed = datetime.fromtimestamp(path.stat().st_mtime).isoformat(" ", "minutes")
     row: dict[str, Any] = {
-        "name": path.name[:NAME_LENGTH], "changed": changed, "bytes": path.stat().st_size,
+        "name": _name(path), "changed": changed, "bytes": path.stat().st_size,
         "path": str(path), "problem": None,
     }  # fmt: skip
     try:

@@ -8,6 +8,8 @@ Source: ours.
 
 from __future__ import annotations
 
+import importlib.metadata
+import shutil
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -56,9 +58,17 @@ def attempt(name: str, device: str) -> Attempt:
     return Attempt(name, True, masks=_error(name, device, masked=True) is None)
 
 
-def _error(name: str, device: str, *, masked: bool) -> str | None:
+def attend(name: str, query: Any, key: Any, value: Any, mask: Any = None) -> Any:
+    """Attention of `(B, N, H, D)` by a backend that `names` has."""
     import torch
     from diffusers.models.attention_dispatch import attention_backend, dispatch_attention_fn
+
+    with torch.no_grad(), attention_backend(name):
+        return dispatch_attention_fn(query, key, value, attn_mask=mask)
+
+
+def _error(name: str, device: str, *, masked: bool) -> str | None:
+    import torch
 
     dtype = torch.float32 if device == "cpu" else torch.bfloat16
     generator = torch.Generator().manual_seed(0)
@@ -68,8 +78,7 @@ def _error(name: str, device: str, *, masked: bool) -> str | None:
         mask = torch.ones(1, 1, 1, SHAPE[1], dtype=torch.bool, device=device)
         mask[..., SHAPE[1] // 2 :] = False
     try:
-        with torch.no_grad(), attention_backend(name):
-            out = dispatch_attention_fn(q, k, v, attn_mask=mask)
+        out = attend(name, q, k, v, mask)
         expected = torch.nn.functional.scaled_dot_product_attention(
             q.transpose(1, 2).float(),
             k.transpose(1, 2).float(),
@@ -81,6 +90,18 @@ def _error(name: str, device: str, *, masked: bool) -> str | None:
     except Exception as error:  # kernels raise anything
         return (str(error).strip() or type(error).__name__).splitlines()[0].partition(" This is")[0]
     return None
+
+
+def compiler(device: str) -> str | None:
+    """What `torch.compile` builds its kernels with on a device; None where that is missing."""
+    if device == "cpu":
+        return next(filter(None, map(shutil.which, ("c++", "g++", "clang++"))), None)
+    if not device.startswith("cuda"):
+        return "PyTorch itself"
+    try:
+        return f"triton {importlib.metadata.version('triton')}"
+    except importlib.metadata.PackageNotFoundError:
+        return None
 
 
 def dispatched(model: LoadableModel) -> bool:

@@ -30,9 +30,28 @@ def installed(method: str) -> bool:
         return False
 
 
-def available() -> list[str]:
-    """The methods whose package is installed."""
-    return [method for method in QUANTIZERS if installed(method)]
+def available(device: str) -> list[str]:
+    """The methods that work on a device: their package is installed."""
+    return [method for method in QUANTIZERS if installed(method) and runs_on(method, device)]
+
+
+def runs_on(method: str, device: str) -> bool:
+    """Whether diffusers loads such weights for a device; for bitsandbytes it wants a GPU."""
+    return QUANTIZERS[method][0] != "bitsandbytes" or device.startswith("cuda")
+
+
+def check_device(method: str, device: str) -> None:
+    """Refuse a method that does not run on a device.
+
+    Raises:
+        ModelError: naming the argument and what else is installed.
+    """
+    from dit_accel.models.loading import ModelError
+
+    if not runs_on(method, device):
+        others = ", ".join(available(device))
+        have = f"; on {device} work {others}" if others else ""
+        raise ModelError(f"quantize is {method!r}: bitsandbytes needs a CUDA device{have}")
 
 
 def check(method: str | None) -> None:
@@ -49,7 +68,7 @@ def check(method: str | None) -> None:
         raise ModelError(f"quantize is {method!r}: must be one of {', '.join(QUANTIZERS)}")
     if not installed(method):
         package = QUANTIZERS[method][1]
-        others = ", ".join(available())
+        others = ", ".join(filter(installed, QUANTIZERS))
         have = f"; installed are those of {others}" if others else ""
         raise ModelError(
             f"quantize is {method!r}: {package} is not installed: pip install {package}{have}"

@@ -11,12 +11,11 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from dit_accel.models import backends, loading, lora, quantizing
+from dit_accel.models import backends, loading, lora, quantizing, samplers
 from dit_accel.models.loading import EXPERTS, LoadableModel, ModelError, ModelLoadError
 
 OFFLOADS = ("none", "model", "sequential", "group")
@@ -26,6 +25,7 @@ SIBLINGS = {
     ("WanPipeline", "video"): "WanVideoToVideoPipeline",
     ("CogVideoXPipeline", "video"): "CogVideoXVideoToVideoPipeline",
     ("LTXPipeline", "image"): "LTXImageToVideoPipeline",
+    ("WanPipeline", "image"): "WanImageToVideoPipeline",  # of 2.2 TI2V alone
 }
 
 
@@ -94,6 +94,8 @@ def with_input(model: LoadableModel, given: str) -> LoadableModel:
     parts = {part for part, entry in model.index.items() if isinstance(entry, list) and entry[0]}
     if parts - known.keys():  # then a part would be left out in silence
         return model
+    if kind.__name__ == "WanImageToVideoPipeline" and not model.index.get("expand_timesteps"):
+        return model  # its transformer reads no picture
     return dataclasses.replace(model, index=model.index | {"_class_name": kind.__name__})
 
 
@@ -106,11 +108,14 @@ def check(setup: Setup, model: LoadableModel, device: str) -> None:
     for text in setup.lora:
         lora.check(text, model)
     if setup.scheduler is not None:
-        scheduler_of(setup.scheduler, model)
+        samplers.check(setup.scheduler, model)
     if setup.attention_backend is not None:
         _check_effect(setup.attention_backend, model, device)
-    if setup.compile and device == "cpu" and not any(map(shutil.which, ("c++", "g++", "clang++"))):
-        raise ModelError("compile is given: on the CPU it needs a C++ compiler, and none is found")
+    if setup.compile and backends.compiler(device) is None:
+        needed = "a C++ compiler" if device == "cpu" else "triton"
+        raise ModelError(f"compile is given: on {device} it needs {needed}, and none is found")
+    if setup.quantize is not None:
+        quantizing.check_device(setup.quantize, device)
     if setup.offload == "sequential" and device == "cpu":
         raise ModelError(
             "offload is 'sequential': must be none, model or group on the CPU, where the weights "
@@ -141,7 +146,7 @@ def apply(pipe: Any, setup: Setup, device: str) -> None:
         ModelLoadError: a part of it failed; names the argument.
     """
     steps: tuple[tuple[str, Any, Callable[[], None]], ...] = (
-        ("scheduler", setup.scheduler, lambda: schedule(pipe, str(setup.scheduler))),
+        ("scheduler", setup.scheduler, lambda: samplers.replace(pipe, str(setup.scheduler))),
         ("lora", setup.lora, lambda: lora.load(pipe, setup.lora)),
         ("attention_backend", setup.attention_backend,
          lambda: _set_backend(pipe, str(setup.attention_backend))),
@@ -174,59 +179,6 @@ def fit_vae(pipe: Any) -> None:
     if factor and getattr(pipe, "vae_scale_factor_spatial", factor) != factor:
         pipe.vae_scale_factor_spatial = factor
         pipe.video_processor = VideoProcessor(vae_scale_factor=factor)
-
-
-def scheduler_of(name: str, model: LoadableModel) -> type:
-    """The class of a scheduler that can take the place of a model's own one."""
-    import diffusers
-
-    entry = model.index.get("scheduler")
-    own = str(entry[1]) if isinstance(entry, list) else ""
-    kinds = {
-        one: getattr(diffusers, one)
-        for one in dir(diffusers)
-        if one.endswith("Scheduler")
-        and "Inverse" not in one
-        and isinstance(getattr(diffusers, one), type)
-    }
-    suiting = sorted(one for one, kind in kinds.items() if _suits(kind, _is_flow(model)))
-    if name not in suiting and name != own:
-        raise ModelError(
-            f"scheduler is {name!r}: in place of {own} must be one of {', '.join(suiting)}"
-        )
-    return kinds[name]
-
-
-def _is_flow(model: LoadableModel) -> bool:
-    from dit_accel.models.json_file import read_object
-
-    source = model.folder / "scheduler" / "scheduler_config.json"
-    config = read_object(source) if source.is_file() else {}
-    return "FlowMatch" in str(config.get("_class_name")) or bool(config.get("use_flow_sigmas"))
-
-
-def _suits(kind: Any, flow: bool) -> bool:
-    """Whether a scheduler samples what a model predicts: a flow, or noise or v."""
-    known = inspect.signature(kind.__init__).parameters
-    if flow:
-        return "use_flow_sigmas" in known or kind.__name__.startswith("FlowMatchEuler")
-    return "beta_schedule" in known and "prediction_type" in known
-
-
-def schedule(pipe: Any, name: str) -> None:
-    """Another scheduler with the settings of the pipeline's own one, shift and kind included."""
-    import diffusers
-
-    kind, config = getattr(diffusers, name), dict(pipe.scheduler.config)
-    known = inspect.signature(kind.__init__).parameters
-    shift = config.get("flow_shift") or config.get("shift") or 1.0
-    flow = "FlowMatch" in type(pipe.scheduler).__name__ or config.get("use_flow_sigmas")
-    more: dict[str, Any] = {}
-    if flow and "use_flow_sigmas" in known:
-        more = {"use_flow_sigmas": True, "prediction_type": "flow_prediction", "flow_shift": shift}
-    elif flow:
-        more = {"shift": shift}
-    pipe.scheduler = kind.from_config(config, **more)
 
 
 def check_backend(name: str, device: str) -> bool:

@@ -57,7 +57,7 @@ def test_a_clip_and_a_sidecar_for_each_prompt_with_one_load(
     found = ["a-blue-square-p1.mp4", "a-green-triangle-p2.mp4", "a-red-circle-p0.mp4"]
     assert names(here / "clips") == sorted([*found, *(f"{name}.json" for name in found)])
     assert len(loads) == 1
-    assert [line.partition("  ")[0] for line in result.stdout.splitlines()] == [
+    assert [line.partition("  ")[0] for line in result.stdout.splitlines()[:3]] == [
         f"clips/{name}" for name in (found[2], found[0], found[1])
     ]
 
@@ -72,6 +72,18 @@ def test_a_clip_that_is_there_is_not_made_again(
     assert result.exit_code == 0, result.stderr
     assert made == [*PROMPTS, PROMPTS[1]]
     assert "2 of 3 clips are there already" in result.stderr
+
+
+def test_stages_of_all_clips_are_shown_and_a_dry_run_leaves_no_folder(
+    batch: Callable[..., Result], here: Path
+) -> None:
+    dry = batch("--steps", "5", "--dry-run")
+    assert dry.exit_code == 0 and not (here / "prompts").exists()
+    assert "0 of 3 clips are there already" in dry.stderr
+    result = batch("--steps", "5")
+    assert "5 steps: reuse gains nothing below 8, and the summary shows where" in result.stderr
+    assert "\nby stage        text " in result.stdout and "write" in result.stdout
+    assert "by stage" not in batch("--steps", "5").stdout  # nothing was made
 
 
 def test_other_settings_are_refused_or_overwrite(

@@ -22,7 +22,13 @@ def test_the_doctor_says_what_works_and_how_to_get_the_rest() -> None:
     for package, one in content["missing"].items():
         assert content["optional"][package] is None
         assert one["get"].startswith("pip install") and one["for"]
+    gains = content["gains"]
+    working = {name for name, one in content["attention"].items() if one["works"]}
+    assert gains["attention_seconds"].keys() == working
+    assert gains["dtype_seconds"]["float32"] > 0
+    assert gains["pruned_attention"] == "there is no kernel for cpu"
     text = invoke("doctor", "--device", "cpu").stdout
+    assert "--dtype, one matrix product: float32" in text
     assert "work on cpu: " in text and torch.__version__ in text
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from safetensors.numpy import save_file
 from typer.testing import Result
 
 from dit_accel.cli.run.inputs import Inputs
-from dit_accel.models import loading, setup
+from dit_accel.models import loading, quantizing, setup
 from dit_accel.models.setup import Setup
 
 ALL_BUT_LAST = ["--threshold", "0", "--output"]
@@ -111,13 +112,21 @@ REFUSED = [
     (["--strength", "0.5"], "--strength is '0.5': --model is a WanPipeline"),
     (["--video", "clip.npy", "--strength", "2"], "--strength is 2.0: must be from 0.001 to 1.0"),
     (["--video", "no.mp4"], "--video is 'no.mp4': it is no file"),
-    (["--video", "clip.npy", "--quality", "30", "--strength", "0.5"], "--steps is 4"),
+    (
+        ["--video", "clip.npy", "--quality", "30", "--strength", "0.5"],
+        "--strength is 0.5, so that 4 of 8 steps run: --quality 30 needs at least 8",
+    ),
+    (
+        ["--video", "clip.npy", "--strength", "0.1"],
+        "--strength is 0.1: with --steps 8 no step runs; must be at least 0.125",
+    ),
     (["--offload", "disk"], "--offload is 'disk': must be one of none, model"),
     (["--offload", "sequential"], "--offload is 'sequential': must be none, model or group"),
     (["--compile", "--offload", "sequential"], "--compile and --offload sequential are given"),
     (["--attention-backend", "flash"], "--attention-backend is 'flash', which does not work here"),
     (["--attention-backend", "x"], "--attention-backend is 'x', which does not work here: diffus"),
     (["--scheduler", "DDIMScheduler"], "--scheduler is 'DDIMScheduler': in place of FlowMatch"),
+    (["--scheduler", "HeliosScheduler"], "--scheduler is 'HeliosScheduler': in place of FlowM"),
     (["--quantize", "int3"], "--quantize is 'int3': must be one of bnb4"),
     (["--lora", "no.safetensors:0.5"], "no.safetensors:0.5': no such file"),
     (["--lora", "text.png"], "text.png', which is no .safetensors file"),
@@ -152,6 +161,37 @@ def test_a_picture_that_is_needed_or_broken_is_named(
     layout.write_text("shots: []")
     result = invoke("generate", "--layout", str(layout), "--image", "red.png")
     assert "--image and --layout are given" in result.stderr
+
+
+def test_a_folder_of_wan_22_ti2v_also_starts_from_a_picture(
+    make: Callable[..., Result], model_folder: Path, here: Path
+) -> None:
+    folder = here / "ti2v"
+    shutil.copytree(model_folder, folder)
+    index = json.loads((folder / "model_index.json").read_text()) | {"expand_timesteps": True}
+    (folder / "model_index.json").write_text(json.dumps(index))
+    for name in ("red", "blue"):
+        result = make("--image", f"{name}.png", *ALL_BUT_LAST, f"{name}.npy", model=folder)
+        assert result.exit_code == 0, result.stderr
+    assert settings_of("red.npy")["pipeline"] == "WanImageToVideoPipeline"
+    assert not np.array_equal(np.load("red.npy"), np.load("blue.npy"))
+    result = make("--image", "red.png", "--last-image", "blue.png", model=folder)
+    assert (result.exit_code, "reads the first frame alone" in result.stderr) == (2, True)
+
+
+@pytest.mark.usefixtures("no_weights")
+def test_what_a_device_cannot_do_is_refused_for_it(
+    make: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(quantizing, "installed", lambda method: True)
+    result = make("--quantize", "bnb4")
+    wanted = "bitsandbytes needs a CUDA device; on cpu work int8, fp8, quanto8"
+    assert (result.exit_code, wanted in result.stderr) == (2, True), result.stderr
+    assert quantizing.available("cuda:0") == [*quantizing.QUANTIZERS]
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    result = make("--compile")
+    wanted = "--compile is given: on cpu it needs a C++ compiler"
+    assert (result.exit_code, wanted in result.stderr) == (2, True), result.stderr
 
 
 def test_other_verbs_know_the_same_words(make: Callable[..., Result], model_folder: Path) -> None:

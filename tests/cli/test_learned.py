@@ -20,7 +20,7 @@ def paths(learns: Path) -> list[Path]:
     """Of two pipelines; the second file is damaged."""
     found = []
     for first in "ab":
-        key = ProfileKey("WanPipeline", "b", "UniPC", first * 16, "1" * 16)
+        key = ProfileKey("WanPipeline", "b", "UniPC", first * 16, "1" * 16)  # weights, sampler
         known = learned.Learned(key).with_run(observation(0))
         known = known.with_measured(learned.Measured("x", learned.KINDS[0], 30.0, 31.5))
         found.append(learned.path_in(learns, key))
@@ -52,10 +52,20 @@ def test_one_is_cleared_by_its_name(paths):
     assert not any(path.exists() for path in paths)
 
 
+def test_two_schedulers_of_a_model_have_two_names(paths, learns):
+    other = learned.path_in(learns, ProfileKey("WanPipeline", "b", "Euler", "a" * 16, "2" * 16))
+    shutil.copy(paths[0], other)
+    result = invoke("learned", "--clear", "aaaaaaaa")
+    assert result.exit_code == 2
+    assert "is of several: must be one of aaaaaaaa-1111, aaaaaaaa-2222, bbbbbbbb" in result.stderr
+    assert invoke("learned", "--clear", "aaaaaaaa-2222").exit_code == 0
+    assert paths[0].exists() and not other.exists()
+
+
 @pytest.mark.parametrize("name", ["", "c", "/etc"])
 def test_a_name_of_none_is_refused(paths, name):
     result = invoke("learned", "--clear", name)
-    assert result.exit_code == 2 and "aaaaaaaa, bbbbbbbb" in result.stderr
+    assert result.exit_code == 2 and "aaaaaaaa-1111, bbbbbbbb-1111" in result.stderr
     assert all(path.exists() for path in paths)
 
 

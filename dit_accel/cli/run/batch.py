@@ -43,13 +43,9 @@ class Clip:
 def clips_of(
     prompts: Sequence[EvaluationPrompt], folder: Path, model: LoadableModel, settings: Settings
 ) -> list[Clip]:
-    """A clip for each prompt, done or not; makes the folder."""
+    """A clip for each prompt, done or not; writes nothing."""
     from dit_accel.evaluation.jobs import fingerprint
 
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise BadInput(f"--output-dir is {str(folder)!r}: {reason_of(error)}") from error
     inputs = [getattr(settings, name) for name in INPUT_FILES]
     shown = [_digest(Path(path)) for path in inputs if path is not None]
     weights = fingerprint(model.folder, settings.setup)
@@ -68,8 +64,18 @@ def open_ones(clips: Sequence[Clip], *, overwrite: bool) -> list[Clip]:
     """The clips that are still to be made; refuses files that are there with other settings."""
     found = [clip for clip in clips if not is_done(clip)]
     for clip in found:
-        check_files(clip.files, overwrite=overwrite, option="--output-dir")
+        if clip.files.video.parent.exists():
+            check_files(clip.files, overwrite=overwrite, option="--output-dir")
     return found
+
+
+def make_folder(clips: Sequence[Clip]) -> None:
+    """The folder that the clips are written to."""
+    folder = clips[0].files.video.parent
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise BadInput(f"--output-dir is {str(folder)!r}: {reason_of(error)}") from error
 
 
 def is_done(clip: Clip) -> bool:

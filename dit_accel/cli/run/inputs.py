@@ -87,6 +87,10 @@ def read(options: Any, model: LoadableModel) -> Inputs:
                 f"{_flag(option)} is {str(value)!r}: --model is a {name}, which takes none; "
                 f"folders of {TAKING[option]} do"
             )
+    if options.last_image is not None and model.index.get("expand_timesteps"):
+        raise BadInput(
+            f"--last-image is {str(options.last_image)!r}: --model reads the first frame alone"
+        )
     if options.strength is not None and options.video is None:
         raise BadInput(f"--strength is {options.strength:g}: applies to --video only")
     for option in ("image", "video"):

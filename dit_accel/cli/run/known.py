@@ -63,7 +63,7 @@ def prior_of(
     Args:
         scheduler: the class that takes the place of the folder's.
     """
-    from dit_accel.models import setup
+    from dit_accel.models import samplers
     from dit_accel.models.families import FAMILIES
     from dit_accel.planning import selection
 
@@ -73,7 +73,7 @@ def prior_of(
         return None
     holder = SimpleNamespace(scheduler=scheduler_of(model))
     if scheduler is not None:
-        setup.schedule(holder, scheduler)
+        samplers.replace(holder, scheduler)
     with refused(f"--model is {model.name!r}: "):
         profile = selection.prior_before_run(
             holder.scheduler, steps, guidance, separate=family.branches == "separate"

@@ -120,7 +120,7 @@ def _changes(settings: Settings) -> Iterator[tuple[str, Settings]]:
         yield "--vae-tiling", dataclasses.replace(settings, setup=tiled)
     if settings.dtype == "float32":
         yield "--dtype bfloat16", dataclasses.replace(settings, dtype="bfloat16")
-    for method in quantizing.available() if setup.quantize is None else ():
+    for method in quantizing.available(settings.device) if setup.quantize is None else ():
         less = dataclasses.replace(setup, quantize=method)
         yield f"--quantize {method}", dataclasses.replace(settings, setup=less)
     for way in offloads:

@@ -81,7 +81,7 @@ class Settings:
     @property
     def loop_steps(self) -> int:
         """The steps that run: a changed video begins late."""
-        return self.steps if self.strength is None else max(int(self.steps * self.strength), 1)
+        return self.steps if self.strength is None else int(self.steps * self.strength)
 
     @property
     def quality(self) -> float | None:
@@ -140,6 +140,8 @@ def resolve(
         for name, parameter in _CALL_NAMES.items()
     }
     check_sizes(strides, chosen["height"], chosen["width"], chosen["frames"])
+    strength = shown.strength or (call.get("strength") if shown.video else None)
+    check_strength(strength, chosen["steps"])
     fps = options.fps or float(defaults.get("fps") or defaults.get("frame_rate") or FALLBACK_FPS)
     return Settings(
         **chosen,
@@ -154,7 +156,7 @@ def resolve(
         dtype=dtype,
         device=device,
         setup=setup_of(options),
-        strength=shown.strength or (call.get("strength") if shown.video else None),
+        strength=strength,
         **{name: getattr(shown, name) for name in INPUT_FILES},
     )
 
@@ -262,6 +264,15 @@ def check_sizes(strides: SizeStrides, height: int, width: int, frames: int) -> N
         accepted = f"1 more than a multiple of {strides.temporal}, e.g. {near}"
         raise BadInput(f"--frames is {frames}: must be {accepted}")
     _check_reach("--frames", frames, strides.temporal, strides.longest, 1)
+
+
+def check_strength(strength: float | None, steps: int) -> None:
+    """Refuse a change of a video that is so small that no step runs."""
+    if strength is not None and int(steps * strength) < 1:
+        raise BadInput(
+            f"--strength is {strength:g}: with --steps {steps} no step runs; must be at least "
+            f"{math.ceil(1000 / steps) / 1000:g}"
+        )
 
 
 def check_site(accel: AccelConfig, model: LoadableModel) -> None:

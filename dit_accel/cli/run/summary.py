@@ -43,6 +43,19 @@ def show(files: Files, settings: Settings, result: Generation, content: dict[str
     print_aligned(console, rows)
 
 
+def show_clip(files: Files, content: dict[str, Any]) -> None:
+    """Print one line on stdout: a clip of many, its seconds, and the PSNR where it is known."""
+    line = f"{files.video}  {seconds_text(content['costs']['whole_seconds'])}"
+    if content["comparison"] is not None:
+        line += f"  {_psnr(content['comparison'])}"
+    Console(highlight=False).print(line, soft_wrap=True, markup=False)
+
+
+def show_stages(stages: dict[str, float]) -> None:
+    """Print the seconds of all clips by stage."""
+    print_aligned(Console(highlight=False), [("", ""), *_stage_rows(stages)])
+
+
 def show_plan(settings: Settings, more: list[Row]) -> None:
     """Print the settings of a run that is not made."""
     print_aligned(Console(highlight=False), [*_setting_rows(settings)[1:], ("", ""), *more])
@@ -180,14 +193,19 @@ def _strip_rows(report: Report, shades: str) -> list[Row]:
 
 def _comparison_rows(comparison: dict[str, Any]) -> list[Row]:
     fidelity, reference = comparison["fidelity"], comparison["uncached"]
-    exact, psnr = comparison["identical"], fidelity["psnr_db"]["value"]
     return [
         ("", ""),
         ("uncached", _times(reference["denoising_seconds"], reference["whole_seconds"])),
         ("speedup", _speedup(comparison)),
-        ("PSNR", Text("the clips are identical" if exact else f"{psnr:.2f} dB", style="bold")),
+        ("PSNR", Text(_psnr(comparison), style="bold")),
         ("SSIM", Text(f"{fidelity['ssim']['value']:.4f}", style="bold")),
     ]
+
+
+def _psnr(comparison: dict[str, Any]) -> str:
+    if comparison["identical"]:
+        return "the clips are identical"
+    return f"{comparison['fidelity']['psnr_db']['value']:.2f} dB"
 
 
 def _speedup(comparison: dict[str, Any]) -> Text:

@@ -51,13 +51,18 @@ def read_profile(path: str | Path) -> Profile:
         return Profile.load(path)
 
 
-def check_planned_steps(steps: int, what: str) -> None:
+def check_planned_steps(settings: Settings, what: str) -> None:
     """Refuse a run that is too short for a plan, before anything is loaded."""
     from dit_accel.planning.selection import MIN_PLANNED_STEPS
 
+    steps = settings.loop_steps
     if steps < MIN_PLANNED_STEPS:
+        given = f"--steps is {steps}"
+        if settings.strength is not None:
+            share = f"{steps} of {settings.steps} steps run"
+            given = f"--strength is {settings.strength:g}, so that {share}"
         raise BadInput(
-            f"--steps is {steps}: {what} needs at least {MIN_PLANNED_STEPS}, since fewer are too "
+            f"{given}: {what} needs at least {MIN_PLANNED_STEPS}, since fewer are too "
             "far apart to extrapolate; --threshold works with any"
         )
 
