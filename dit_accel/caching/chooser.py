@@ -69,7 +69,8 @@ class Chooser:
                 profile, coefficients, self.target, static=self.static, text=text, size=size,
                 noise=keeps_noise(self.pipe, self.family),
             )  # fmt: skip
-        again = () if self.chosen is None else ("Chosen anew: the run has other timesteps.",)
+        other = "other timesteps" if coefficients.second is None else "a second expert"
+        again = () if self.chosen is None else (f"Chosen anew: the run has {other}.",)
         return self._choices[key], again
 
     def notes(

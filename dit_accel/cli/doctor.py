@@ -7,6 +7,7 @@ on a larger one. Nothing is downloaded and no model is loaded. Ours.
 
 from __future__ import annotations
 
+import functools
 import importlib.metadata
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -41,8 +42,8 @@ OPTIONAL = {
 }
 
 
-TOKENS = {"cpu": 512, "cuda": 8192}  # of the attention that is timed: tens of milliseconds
-HEADS, WIDTH = 8, 64
+TIMED_TOKENS = {"cpu": 512, "cuda": 8192}  # of the attention that is timed: tens of milliseconds
+TIMED_HEADS, TIMED_WIDTH = 8, 64
 CALLS = 3  # of which the quickest counts
 
 
@@ -122,19 +123,23 @@ def _gains(backends_here: list[str], device: str) -> dict[str, Any]:
     from dit_accel.attention.block_sparse import BlockSizes
     from dit_accel.models import backends
 
-    tokens = TOKENS.get(device.partition(":")[0], TOKENS["cpu"])
+    tokens = TIMED_TOKENS.get(device.partition(":")[0], TIMED_TOKENS["cpu"])
     dtypes = [torch.float32, torch.bfloat16, torch.float16]
-    drawn = torch.randn(1, tokens, HEADS, WIDTH, generator=torch.Generator().manual_seed(0))
+    drawn = torch.randn(
+        1, tokens, TIMED_HEADS, TIMED_WIDTH, generator=torch.Generator().manual_seed(0)
+    )
     query = drawn.to(device, dtypes[0] if device == "cpu" else dtypes[1])
     products = {one: drawn.flatten(2)[0].to(device, one) for one in dtypes}
     return {
         "tokens": tokens,
         "attention_seconds": {
-            name: _seconds(lambda name=name: backends.attend(name, query, query, query), device)
+            name: _seconds(functools.partial(backends.attend, name, query, query, query), device)
             for name in backends_here
         },
         "dtype_seconds": {
-            str(kind).partition(".")[2]: _seconds(lambda rows=rows: rows @ rows.T, device)
+            str(kind).partition(".")[2]: _seconds(
+                functools.partial(torch.matmul, rows, rows.T), device
+            )
             for kind, rows in products.items()
         },
         "pruned_attention": kernels.unsupported(query, BlockSizes()),

@@ -11,7 +11,7 @@ import dataclasses
 import json
 import sys
 import time
-from collections import Counter
+from collections import defaultdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -89,7 +89,7 @@ def _many(request: Request, source: Path) -> None:
             return
         batch.make_folder(clips)
         pipe = _load(request, model, settings) if todo else None
-        left, stages = len(todo), Counter[str]()
+        left, stages = len(todo), defaultdict[str, float](float)
         try:
             for clip in todo:
                 label = f"clip {len(clips) - left + 1} of {len(clips)}"
@@ -97,7 +97,8 @@ def _many(request: Request, source: Path) -> None:
                 content = _write(clip.files, model, target, result, uncached, None,
                                  memory=needed, asked=clip.key)  # fmt: skip
                 left -= 1
-                stages.update(content["costs"]["stage_seconds"])
+                for stage, seconds in content["costs"]["stage_seconds"].items():
+                    stages[stage] += seconds
                 if not request.as_json:
                     summary.show_clip(clip.files, content)
         finally:

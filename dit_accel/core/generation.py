@@ -37,6 +37,7 @@ class ClipSpec:
     Args:
         image, last_image, video: files that the pipeline is shown.
         strength: of a given video's change, in (0, 1].
+        guidance_2: of the second of two experts; None: as of the first.
     """
 
     prompt: str
@@ -53,12 +54,13 @@ class ClipSpec:
     last_image: str | None = None
     video: str | None = None
     strength: float | None = None
+    guidance_2: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-able. What is shown to the model is there only where it is given, so that older
-        records of clips without it stay equal."""
-        fields = dataclasses.asdict(self)
-        return {k: v for k, v in fields.items() if k not in INPUTS or v is not None}
+        """JSON-able. What came later is there only where it is given, so that older records of
+        clips without it stay equal."""
+        fields, later = dataclasses.asdict(self), (*INPUTS, "guidance_2")
+        return {k: v for k, v in fields.items() if k not in later or v is not None}
 
 
 def clip_of(field: Field) -> ClipSpec:
@@ -70,6 +72,7 @@ def clip_of(field: Field) -> ClipSpec:
     field.only([one.name for one in dataclasses.fields(ClipSpec)])
     negative, fps = field.find("negative"), field.find("fps")
     longest, strength = field.find("max_sequence_length"), field.find("strength")
+    second = field.find("guidance_2")
     optional: dict[str, Any] = {
         name: one.text() for name in INPUT_FILES if (one := field.find(name))
     }
@@ -83,6 +86,7 @@ def clip_of(field: Field) -> ClipSpec:
         fps=fps.number(1e-3, 1e6) if fps else None,
         **optional,
         strength=strength.number(0, 1) if strength else None,
+        guidance_2=second.number(0, 1e6) if second else None,
         max_sequence_length=longest.whole(1, 10**9) if longest else None,
         **counts,
     )
@@ -204,6 +208,7 @@ def call_arguments(pipe: Any, clip: ClipSpec) -> dict[str, Any]:
         "negative_prompt": clip.negative,
         "max_sequence_length": clip.max_sequence_length,
         "frame_rate": clip.fps,
+        "guidance_scale_2": clip.guidance_2,
     }
     found: dict[str, Any] = {
         "prompt": clip.prompt,

@@ -17,8 +17,8 @@ import numpy as np
 from dit_accel.models.json_file import read_object
 from dit_accel.models.loading import LoadableModel, ModelError
 
-STEPS = 8  # of a trial
-SIGMAS = np.linspace(1.0, 1 / STEPS, STEPS)
+TRIAL_STEPS = 8  # of a trial
+SIGMAS = np.linspace(1.0, 1 / TRIAL_STEPS, TRIAL_STEPS)
 # What the pipelines of a family give `set_timesteps`; the others give the number of steps.
 GIVEN: dict[str, dict[str, Any]] = {
     "hunyuan-video": {"sigmas": SIGMAS},
@@ -73,7 +73,7 @@ def _suits(kind: Any, own: str, config: dict[str, Any], family: str) -> bool:
         return False
     try:
         made = _made(kind, own, config)
-        made.set_timesteps(**GIVEN.get(family, {"num_inference_steps": STEPS}))
+        made.set_timesteps(**GIVEN.get(family, {"num_inference_steps": TRIAL_STEPS}))
     except Exception:  # schedulers raise anything
         return False
     stock: Any = getattr(diffusers, own, None)

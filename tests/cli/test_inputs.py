@@ -120,6 +120,8 @@ REFUSED = [
         ["--video", "clip.npy", "--strength", "0.1"],
         "--strength is 0.1: with --steps 8 no step runs; must be at least 0.125",
     ),
+    (["--guidance-2", "3"], "--guidance-2 is 3: this model has one expert"),
+    (["--guidance-2", "-1"], "--guidance-2 is -1.0: must be from 0.0 to 1000.0"),
     (["--offload", "disk"], "--offload is 'disk': must be one of none, model"),
     (["--offload", "sequential"], "--offload is 'sequential': must be none, model or group"),
     (["--compile", "--offload", "sequential"], "--compile and --offload sequential are given"),
@@ -177,6 +179,26 @@ def test_a_folder_of_wan_22_ti2v_also_starts_from_a_picture(
     assert not np.array_equal(np.load("red.npy"), np.load("blue.npy"))
     result = make("--image", "red.png", "--last-image", "blue.png", model=folder)
     assert (result.exit_code, "reads the first frame alone" in result.stderr) == (2, True)
+
+
+def test_the_second_expert_has_a_guidance_of_its_own(
+    make: Callable[..., Result], model_folder: Path, here: Path
+) -> None:
+    folder = here / "two"
+    shutil.copytree(model_folder, folder)
+    shutil.copytree(folder / "transformer", folder / "transformer_2")
+    index = json.loads((folder / "model_index.json").read_text()) | {"boundary_ratio": 0.9}
+    index["transformer_2"] = index["transformer"]
+    (folder / "model_index.json").write_text(json.dumps(index))
+    for name, *options in (["own"], ["same", "--guidance-2", "4"], ["other", "--guidance-2", "1"]):
+        result = make(*options, *ALL_BUT_LAST, f"{name}.npy", model=folder)
+        assert result.exit_code == 0, result.stderr
+    assert "guidance 4, then 1, seed 0" in result.stdout
+    assert settings_of("other.npy")["guidance_2"] == 1
+    own, same, other = (np.load(f"{name}.npy") for name in ("own", "same", "other"))
+    assert np.array_equal(own, same) and not np.array_equal(own, other)
+    planned = make("--speedup", "2", "--output", "p.npy", model=folder)
+    assert "Chosen anew: the run has a second expert." in planned.stdout
 
 
 @pytest.mark.usefixtures("no_weights")

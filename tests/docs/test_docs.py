@@ -182,7 +182,11 @@ def test_options_that_the_text_names_exist(page):
     text = re.sub(
         r"^```.*?^```$", "", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE
     )
-    named = {m for code in re.findall(r"`([^`\n]+)`", text) for m in re.findall(r"--[a-z-]+", code)}
+    named = {
+        m
+        for code in re.findall(r"`([^`\n]+)`", text)
+        for m in re.findall(r"--[a-z][a-z0-9-]*", code)
+    }
     assert named <= {*options_of(typer.main.get_command(app)), *OPTIONS_OF_SCRIPTS}
 
 

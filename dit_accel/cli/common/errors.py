@@ -37,6 +37,8 @@ OPTIONS = {name: f"--{name.replace('_', '-')}" for name in _SAME.split()} | {
     "num_frames": "--frames",
     "num_inference_steps": "--steps",
     "guidance_scale": "--guidance",
+    "guidance_scale_2": "--guidance-2",
+    "guidance_2": "--guidance-2",
     "negative_prompt": "--negative",
     "guard": "--no-guard",
     "learn": "--no-learn",

@@ -227,6 +227,9 @@ class ClipOptions(SizeOptions, InputOptions, VersionOptions, MachineOptions):
     )
     steps: int | None = option(None, "Denoising steps.", panel=CLIP, shown=MODELS)
     guidance: float | None = guidance()
+    guidance_2: float | None = option(
+        None, "Guidance scale of the second of two experts.", panel=CLIP, shown="as --guidance"
+    )  # fmt: skip
     fps: float | None = fps()
     negative: str | None = option(None, "Negative prompt.", panel=CLIP)
 

@@ -32,8 +32,9 @@ SCENE = {  # options of a layout, and the settings of `SceneConfig` that they gi
 }  # fmt: skip
 MOST_STEPS = 1000  # as many as the samplers of diffusers were trained with
 RANGES: dict[str, tuple[float, float]] = {  # of the options of a clip
-    "guidance": (0.0, 1000.0), "steps": (1, MOST_STEPS), "height": (1, 16_384),
-    "width": (1, 16_384), "frames": (1, 100_000), "fps": (0.01, 1000.0), "strength": (0.001, 1.0),
+    "guidance": (0.0, 1000.0), "guidance_2": (0.0, 1000.0), "steps": (1, MOST_STEPS),
+    "height": (1, 16_384), "width": (1, 16_384), "frames": (1, 100_000), "fps": (0.01, 1000.0),
+    "strength": (0.001, 1.0),
 }  # fmt: skip
 LARGEST_SEED = 2**63 - 1
 _layout = functools.partial(option, panel=LAYOUT)
@@ -169,7 +170,7 @@ class Request(AccelOptions, ClipOptions):
 def check_clip(given: object) -> None:
     """Refuse numbers that no model could accept, of those options that a verb has."""
     for name, (low, high) in RANGES.items():
-        check_within(f"--{name}", getattr(given, name, None), low, high)
+        check_within(f"--{name.replace('_', '-')}", getattr(given, name, None), low, high)
     options.check_choice("dtype", getattr(given, "dtype", None), options.DTYPE_NAMES)
 
 

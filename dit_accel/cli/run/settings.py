@@ -67,6 +67,7 @@ class Settings:
     last_image: str | None = None
     video: str | None = None
     strength: float | None = None
+    guidance_2: float | None = None
     setup: Setup = field(default_factory=Setup)
     compare: bool = False
     prompts: tuple[str, ...] = ()  # of a layout's shots
@@ -139,6 +140,8 @@ def resolve(
         name: given_or_default(getattr(options, name), defaults.get(parameter), name)
         for name, parameter in _CALL_NAMES.items()
     }
+    if options.guidance_2 is not None and model.index.get("boundary_ratio") is None:
+        raise BadInput(f"--guidance-2 is {options.guidance_2:g}: this model has one expert")
     check_sizes(strides, chosen["height"], chosen["width"], chosen["frames"])
     strength = shown.strength or (call.get("strength") if shown.video else None)
     check_strength(strength, chosen["steps"])
@@ -157,6 +160,7 @@ def resolve(
         device=device,
         setup=setup_of(options),
         strength=strength,
+        guidance_2=options.guidance_2,
         **{name: getattr(shown, name) for name in INPUT_FILES},
     )
 

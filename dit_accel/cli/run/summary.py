@@ -90,9 +90,10 @@ def _file_rows(files: Files) -> list[Row]:
 
 
 def _setting_rows(settings: Settings) -> list[Row]:
+    second = "" if settings.guidance_2 is None else f", then {settings.guidance_2:g}"
     clip = (
         f"{settings.width}x{settings.height}, {settings.frames} frames at {settings.fps:g} fps, "
-        f"{settings.steps} steps, guidance {settings.guidance:g}, seed {settings.seed}"
+        f"{settings.steps} steps, guidance {settings.guidance:g}{second}, seed {settings.seed}"
     )
     where = f"{settings.model} ({settings.pipeline}), {settings.dtype} on {settings.device}"
     prompts = settings.prompts or (settings.prompt,)
