@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from every_pipeline import Row, class_of
+from every_pipeline import Row, class_of, picture
 
 TEXT, WIDTH, POOLED = 8, 16, 8  # tokens of a prompt, width of its embedding, of the pooled one
 
@@ -26,6 +26,29 @@ class NothingToCheck:
 
     def check_video_safety(self, clip: Any) -> Any:
         return clip
+
+
+class Talk:
+    """Stands for the tokenizer of Cosmos 3: some tokens for the last thing that was said."""
+
+    eos_token_id = 1
+
+    def convert_tokens_to_ids(self, _: str) -> int:
+        return 2
+
+    def apply_chat_template(self, said: list[dict[str, str]], **_: Any) -> Any:
+        from transformers import BatchEncoding
+
+        return BatchEncoding(
+            {"input_ids": [3, *(3 + ord(sign) % 20 for sign in said[-1]["content"])]}
+        )
+
+
+def encoded(*_: Any, **__: Any) -> tuple[torch.Tensor, ...]:
+    """Stands for a text encoder that a pipeline asks for each of its windows."""
+    draw, mask = torch.Generator().manual_seed(5), torch.ones(1, TEXT, dtype=torch.bool)
+    one, other = (torch.randn(1, TEXT, WIDTH, generator=draw) for _ in range(2))
+    return one, mask, other, mask
 
 
 def clip_parts() -> dict[str, Any]:
@@ -203,6 +226,14 @@ KANDINSKY = {
     "time_dim": 16, "model_dim": 16, "ff_dim": 32, "num_text_blocks": 1, "num_visual_blocks": 2,
     "axes_dims": (1, 1, 2),
 }  # fmt: skip
+KANDINSKY_SR = {
+    "in_visual_dim": 4, "out_visual_dim": 4, "time_dim": 16, "model_dim": 24, "ff_dim": 32,
+    "num_visual_blocks": 2, "axes_dims": (4, 4, 4), "tile_sizes": ((128, 128),),
+}  # fmt: skip
+KANDINSKY_SR_VAE = {
+    "latent_channels": 4, "layers_per_block": 1,
+    "encoder_block_out_channels": (4, 8, 8, 8, 8), "decoder_block_out_channels": (4, 8, 8, 8, 8),
+}  # fmt: skip
 KANDINSKY_TEXT = both("prompt_embeds_qwen", TEXT, WIDTH) | both("prompt_embeds_clip", POOLED)
 KANDINSKY_TEXT |= {"prompt_cu_seqlens": (0, TEXT), "negative_prompt_cu_seqlens": (0, TEXT)}
 
@@ -248,6 +279,10 @@ HUNYUANS = (
             transformer="Kandinsky6Transformer3DModel", vae="hunyuan-16",
             tensors=both("prompt_embeds", TEXT, WIDTH) | both("pooled_prompt_embeds", POOLED),
             call=GUIDED | {"sample_audio": False}),
+    Row("Kandinsky6SRPipeline", "Kandinsky6SRTransformer3DModel", KANDINSKY_SR, {}, EULER,
+        parts={"vae": ("Kandinsky6SRVAE", KANDINSKY_SR_VAE)}, frames=None, size=None,
+        call={"video": [picture(0, 64)], "resolution_scale": 2.0,
+              "output_type": "pt"}),
 )  # fmt: skip
 
 # --- LTX ---
@@ -306,6 +341,8 @@ LTXS = (
     ltx("LTXPipeline"),
     ltx("LTXImageToVideoPipeline", images=("image",)),
     ltx("LTXConditionPipeline", images=("image",)),
+    ltx("LTXI2VLongMultiPromptPipeline", tensors={}, attributes={"encode_prompt": encoded},
+        call=GUIDED | {"prompt": "a"}),
     ltx2("LTX2Pipeline"),
     ltx2("LTX2Pipeline", name="three forwards", call={
         "stg_scale": 1.0, "modality_scale": 3.0, "audio_stg_scale": 1.0,
@@ -358,6 +395,11 @@ COSMOS = HEADS | {
 }  # fmt: skip
 COSMOS_2 = COSMOS | {"in_channels": 17, "out_channels": 16}
 COSMOS_1 = COSMOS | {"in_channels": 5}
+COSMOS_3 = {
+    "head_dim": 12, "hidden_size": 24, "intermediate_size": 24, "latent_channel": 16,
+    "latent_patch_size": 1, "num_attention_heads": 2, "num_hidden_layers": 2,
+    "num_key_value_heads": 2, "patch_latent_dim": 16, "rope_axes_dim": (2, 2, 2), "vocab_size": 32,
+}  # fmt: skip
 SAFE = {"safety_checker": NothingToCheck}
 EDM = ("EDMEulerScheduler", {"sigma_max": 80.0, "sigma_data": 0.5, "sigma_schedule": "karras",
                              "final_sigmas_type": "sigma_min"})  # fmt: skip
@@ -365,6 +407,11 @@ KARRAS = ("FlowMatchEulerDiscreteScheduler", {"use_karras_sigmas": True})
 SANA = HEADS | {
     "attention_head_dim": 12, "num_cross_attention_heads": 2, "cross_attention_head_dim": 12,
     "cross_attention_dim": 24, "caption_channels": WIDTH, "rope_max_seq_len": 32,
+}  # fmt: skip
+SANA_WORLD = {
+    "in_channels": 4, "num_layers": 2, "hidden_size": 48, "num_attention_heads": 2,
+    "softmax_every_n": 2, "linear_head_dim": 24, "chunk_plucker_post_attn_blocks": 2,
+    "chunk_plucker_channels": 24, "caption_channels": WIDTH, "mlp_ratio": 2.0,
 }  # fmt: skip
 NO_BINS: dict[str, Any] = {"negative_prompt": None, "use_resolution_binning": False}
 
@@ -409,6 +456,9 @@ OTHERS = (
     cosmos("Cosmos2TextToImagePipeline", COSMOS_2 | {"in_channels": 16}, scheduler=KARRAS,
            vae="wan", frames=None),
     cosmos("Cosmos2_5_PredictBasePipeline", COSMOS_2, scheduler=UNIPC, vae="wan"),
+    Row("Cosmos3OmniPipeline", "Cosmos3OmniTransformer", COSMOS_3, {}, UNIPC, vae="wan",
+        parts={"text_tokenizer": Talk}, settings={"enable_safety_checker": False},
+        call=GUIDED | {"prompt": "a dog", "use_system_prompt": False}),
     Row("MochiPipeline", "MochiTransformer3DModel",
         HEADS | {"attention_head_dim": 8, "text_embed_dim": WIDTH, "pooled_projection_dim": 16,
                  "time_embed_dim": 8, "max_sequence_length": TEXT},
@@ -430,6 +480,13 @@ OTHERS = (
         frames=("frames", 9), call=GUIDED | NO_BINS),
     Row("SanaImageToVideoPipeline", "SanaVideoTransformer3DModel", SANA, text(masked=True), EULER,
         frames=("frames", 9), call=GUIDED | NO_BINS, vae="wan", images=("image",)),
+    Row("SanaWMPipeline", "SanaWMTransformer3DModel", SANA_WORLD, text(masked=True), EULER,
+        vae="ltx2", images=("image",),
+        call=GUIDED | {"prompt": "a", "action": "w-8", "intrinsics": [30.0, 30.0, 16.0, 16.0]}),
 )  # fmt: skip
 
 ROWS = (*WANS, *HUNYUANS, *LTXS, *OTHERS)
+NOT_TRIED = {
+    "Cosmos2_5_TransferPipeline": "its control network needs torchvision",
+    "LTX2DFRTemporalRefinePipeline": "it refines in four steps, and draws noise in each",
+}

@@ -47,8 +47,9 @@ class ForwardCall:
 
     @property
     def latents(self) -> Any:
+        """None: they are no argument of their own."""
         found = self._argument("hidden_states")
-        return self.args[0] if found is None else found
+        return self.args[0] if found is None and self.args else found
 
     @property
     def timestep(self) -> Any:

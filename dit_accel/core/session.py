@@ -194,6 +194,11 @@ class Session:
                 raise RuntimeError(_TWO_THREADS)
             if self._is_stray(call):
                 return inner(*args, **kwargs)
+            if not isinstance(call.latents, torch.Tensor):
+                raise ValueError(
+                    f"{name} is called without a tensor of latents; accepted: hidden_states, or a "
+                    "tensor as the first argument"
+                )
             self._running = thread
             try:
                 self.latents, self.text = call.latents, call.text
