@@ -62,6 +62,7 @@ def test_a_cache_with_a_lora(way, order):
     assert np.array_equal(call(pipe), stock)
 
 
+@pytest.mark.usefixtures("without_prior")
 @pytest.mark.composes("plan", "LoRA")
 def test_a_plan_notices_every_change_of_a_lora():
     pipe = tiny.tiny_wan()
@@ -87,6 +88,7 @@ def test_a_plan_notices_every_change_of_a_lora():
             assert handle.report().steps_computed < STEPS, what
 
 
+@pytest.mark.usefixtures("without_prior")
 def test_the_scale_of_a_call_is_noticed():
     pipe = tiny.tiny_wan()
     load(pipe)
