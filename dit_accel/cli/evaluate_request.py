@@ -162,7 +162,9 @@ def sources_of(
         return {"profile": path.read_bytes()}
     if learning is not None and learning.known.runs:
         return {"learned": learning.path.read_bytes()}
-    prior = known.prior_of(model, spec.clip.steps, spec.clip.guidance, spec.setup.scheduler)
+    prior = known.prior_of(
+        model, spec.clip.steps, spec.clip.guidance, spec.setup.scheduler, spec.clip.guidance_2
+    )
     if prior is None:
         raise BadInput(
             f"--methods has {spec.profiled[0]}, and no profile of {model.name} was found in its "

@@ -205,13 +205,16 @@ def coefficients_before_run(
 
 
 def prior_before_run(
-    scheduler: Any, num_steps: int, guidance: float, *, separate: bool
-) -> Profile | None:
+    scheduler: Any, num_steps: int, guidance: float, *, separate: bool,
+    boundary: float | None = None, guidance_2: float | None = None,
+) -> Profile | None:  # fmt: skip
     """What stands for the profile of a run that has not begun; None where the prior does not know
     such a run, or only the run sets its timesteps.
 
     Args:
         scheduler, guidance, separate: as of `coefficients_before_run`.
+        boundary: the timestep below which a second expert runs; None: there is none.
+        guidance_2: of that one; None: as of the first.
 
     Raises:
         NotLinearError: plans cannot be made for this scheduler.
@@ -223,7 +226,13 @@ def prior_before_run(
         return None
     weights = branch_weights(None, guidance, separate=separate)
     response = response_of(own)
-    return profile_by_prior(own, response.sampler(weights), guidance, response)
+    sampler = response.sampler(weights)
+    begin = num_steps if boundary is None else int((sampler.timesteps >= boundary).sum())
+    if 0 < begin < sampler.num_steps:
+        there = guidance if guidance_2 is None else guidance_2
+        run = RunInfo(num_steps, guidance, second=(begin, there))
+        sampler = dataclasses.replace(sampler, second=second_of(run))
+    return profile_by_prior(own, sampler, guidance, response)
 
 
 def _branches(sampler: SamplerCoefficients) -> str:

@@ -197,8 +197,10 @@ def test_the_second_expert_has_a_guidance_of_its_own(
     assert settings_of("other.npy")["guidance_2"] == 1
     own, same, other = (np.load(f"{name}.npy") for name in ("own", "same", "other"))
     assert np.array_equal(own, same) and not np.array_equal(own, other)
-    planned = make("--speedup", "2", "--output", "p.npy", model=folder)
-    assert "Chosen anew: the run has a second expert." in planned.stdout
+    for second in ([], ["--guidance-2", "1"]):  # what is printed is what runs
+        planned = make("--speedup", "2", *second, "--output", "p.npy", "--overwrite", model=folder)
+        assert "computes 4.0 of 8 steps" in planned.stderr
+        assert "Chosen anew" not in planned.stdout and "Planned from a prior" in planned.stdout
 
 
 @pytest.mark.usefixtures("no_weights")

@@ -56,12 +56,14 @@ def find_known(
 
 
 def prior_of(
-    model: LoadableModel, steps: int, guidance: float, scheduler: str | None = None
-) -> Profile | None:
+    model: LoadableModel, steps: int, guidance: float, scheduler: str | None = None,
+    guidance_2: float | None = None,
+) -> Profile | None:  # fmt: skip
     """What stands for a profile of a model that was not measured; None: nothing does.
 
     Args:
         scheduler: the class that takes the place of the folder's.
+        guidance_2: of the second of two experts; None: as of the first.
     """
     from dit_accel.models import samplers
     from dit_accel.models.families import FAMILIES
@@ -76,12 +78,21 @@ def prior_of(
         samplers.replace(holder, scheduler)
     with refused(f"--model is {model.name!r}: "):
         profile = selection.prior_before_run(
-            holder.scheduler, steps, guidance, separate=family.branches == "separate"
-        )
+            holder.scheduler, steps, guidance, separate=family.branches == "separate",
+            boundary=_boundary(model, holder.scheduler), guidance_2=guidance_2,
+        )  # fmt: skip
     if profile is None:
         return None
     key = dataclasses.replace(profile.key, transformer=transformer)
     return dataclasses.replace(profile, key=key)
+
+
+def _boundary(model: LoadableModel, scheduler: Any) -> float | None:
+    """The timestep below which the second of two experts runs; None: there are no two."""
+    share = model.index.get("boundary_ratio")
+    if not isinstance(share, (int, float)) or len(model.denoisers) < 2:
+        return None
+    return float(share * scheduler.config.num_train_timesteps)
 
 
 def scheduler_of(model: LoadableModel) -> Any:

@@ -130,6 +130,7 @@ def _by_prior(
 
 def _prior(pipe: Any, settings: Settings) -> Profile | None:
     from dit_accel.core.families import family_of
+    from dit_accel.core.places import boundary_of
     from dit_accel.planning import selection
 
     family = family_of(pipe)
@@ -137,8 +138,9 @@ def _prior(pipe: Any, settings: Settings) -> Profile | None:
         return None
     separate = family.branches == "separate"
     return selection.prior_before_run(
-        pipe.scheduler, settings.steps, settings.guidance, separate=separate
-    )
+        pipe.scheduler, settings.steps, settings.guidance, separate=separate,
+        boundary=boundary_of(pipe), guidance_2=settings.guidance_2,
+    )  # fmt: skip
 
 
 def planned_from(pipe: Any, settings: Settings) -> str | None:
