@@ -133,13 +133,13 @@ class CalibrationRun:
         for place in range(len(self.batches) if self.budget is None else 1):
             self.measurement.make(place)
         self._check_guidance()
-        error_model = self.measurement.error_model()
-        others = self.measurement.others(error_model) if self.budget is not None else None
+        own = error_model = self.measurement.error_model()
+        others = self.measurement.others(own) if self.budget is not None else None
         if others is not None:  # the first clips alone may mislead (research/LOG.md)
-            error_model = replace(error_model, gram=(others.gram + error_model.mean_gram) / 2)
+            error_model = replace(own, gram=(others.gram + own.mean_gram) / 2)
         batches = self.batches if self.budget is None else self.batches[:1]
         of = f"{self.probes}-{self.probed}-{batches}-{self.passes}"  # what the error model is of
-        plans = self._searched(error_model, others, of)
+        plans = self._searched(own, others, of)
         for number in range(self.passes if plans else 0):  # the last pass counts
             for place in range(len(self.batches)):
                 if not self._pays(place):
@@ -245,17 +245,21 @@ class CalibrationRun:
         """Of every candidate plan, the fastest last.
 
         Args:
-            others: of other models, whose plan is taken where `error_model` has hardly a better.
+            others: of other models. Few clips stand beside them, and their plan is taken where the
+                two together have hardly a better.
         """
         counts = self.counts
 
+        def steps(count: int) -> tuple[int, ...]:
+            found = search(error_model, count, beside=others)[0].computed
+            if others is None:
+                return found
+            usual = search(others, count)[0].computed
+            return better_steps(found, usual, error_model, others)
+
         def make() -> ComputedSteps:
             self._progress("search", 0, 0)
-            plans: ComputedSteps = [search(error_model, count)[0].computed for count in counts]
-            if others is None:
-                return plans
-            usual = [search(others, count)[0].computed for count in counts]
-            return [better_steps(*both, error_model) for both in zip(plans, usual, strict=True)]
+            return [steps(count) for count in counts]
 
         return self.checkpoint.get(f"search-{counts}-{of}", make)
 

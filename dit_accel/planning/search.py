@@ -246,8 +246,9 @@ def add_weights(
 
 @one_thread()
 def search(
-    error_model: ErrorModel, count: int, *, start: Sequence[int] | None = None
-) -> tuple[Plan, float]:
+    error_model: ErrorModel, count: int, *, start: Sequence[int] | None = None,
+    beside: ErrorModel | None = None,
+) -> tuple[Plan, float]:  # fmt: skip
     """The best plan found that computes `count` steps, by descent over the computed steps.
 
     It begins at the best of some spacings that follow how fast the predictions change. In place of
@@ -257,9 +258,11 @@ def search(
     Args:
         count: steps to compute, 1 to all.
         start: computed steps to begin with in place of these spacings.
+        beside: of the same sampler. The computed steps are those of the least mean logarithm of
+            both errors, each with its own weights.
 
     Returns:
-        As `fit`; the same for the same numbers.
+        As `fit` to `error_model`; the same for the same numbers.
 
     Raises:
         ValueError: `count` is out of range.
@@ -267,25 +270,38 @@ def search(
     n, fixed = error_model.num_steps, error_model.sampler.fixed_steps
     if not len(fixed) <= count <= n:
         raise ValueError(f"count is {count}; accepted: {len(fixed)} to {n}")
-    starts = _spaced(error_model, count) if start is None else [of_count(start, n, count)]
+    models = [error_model] if beside is None else [error_model, beside]
+    if start is None:
+        starts = [steps for model in models for steps in _spaced(model, count)]
+    else:
+        starts = [of_count(start, n, count)]
     starts = [with_fixed(steps, fixed) for steps in starts]
     if count in (len(fixed), n):  # there is no other plan
         return fit(starts[0], error_model)
 
     def errors(plans: torch.Tensor) -> torch.Tensor:
-        size = max(1, _MOST_NUMBERS // (count * error_model.sampler.num_rows))
-        pieces = torch.split(plans, size)
-        found = [_evaluate(piece, error_model, PLAN_DEPTH, PLAN_RIDGE)[0] for piece in pieces]
-        return torch.cat(found)
+        found = [_errors(plans, model) for model in models]
+        return found[0] if beside is None else torch.stack(found).log().mean(0).exp()
 
     nodes = max(min(_NODES, n // 2), math.ceil(n * _COMPUTED_NODES / count))
     if nodes <= n // 2 and (n > LONG_RUN or (n > _QUICK and start is None)):
-        by_nodes = with_fixed(_by_nodes(error_model, count, nodes), fixed)
+        by_nodes = with_fixed(_by_nodes(models, count, nodes), fixed)
         if n > LONG_RUN:
             both = [starts[-1], by_nodes]
             return fit(both[int(errors(torch.tensor(both)).argmin())], error_model)
         starts = [by_nodes]
-    return fit(descend(torch.tensor(starts), n, fixed, errors), error_model)
+    ends = [descend(torch.tensor(starts), n, fixed, errors)]
+    if beside is not None:  # from the best steps of each, too: no worse than these, by both
+        alone = [search(model, count, start=start)[0].computed for model in models]
+        ends.append(descend(torch.tensor(alone), n, fixed, errors))
+    return fit(ends[int(errors(torch.tensor(ends)).argmin())], error_model)
+
+
+def _errors(plans: torch.Tensor, error_model: ErrorModel) -> torch.Tensor:
+    """E `(C,)` of sets of computed steps `(C, k)`."""
+    size = max(1, _MOST_NUMBERS // (plans.shape[1] * error_model.sampler.num_rows))
+    pieces = torch.split(plans, size)
+    return torch.cat([_evaluate(p, error_model, PLAN_DEPTH, PLAN_RIDGE)[0] for p in pieces])
 
 
 def _spaced(error_model: ErrorModel, count: int) -> list[list[int]]:
@@ -302,18 +318,21 @@ def _spaced(error_model: ErrorModel, count: int) -> list[list[int]]:
     return [by_density((changes**power).tolist(), count) for power in _POWERS]
 
 
-def _by_nodes(error_model: ErrorModel, count: int, nodes: int) -> list[int]:
+def _by_nodes(models: Sequence[ErrorModel], count: int, nodes: int) -> list[int]:
     """`count` computed steps of a long run, found in a run of so many steps."""
-    n = error_model.num_steps
-    at, short = _shortened(error_model, nodes)
-    plan, _ = search(short, round(count * nodes / n))
+    n, at = models[0].num_steps, _nodes(models[0].sampler, nodes)
+    short, *beside = (_shortened(model, at) for model in models)
+    plan, _ = search(short, round(count * nodes / n), beside=beside[0] if beside else None)
     return of_count(as_dense([*at[list(plan.computed)].tolist(), n], count), n, count)
 
 
-def _shortened(error_model: ErrorModel, nodes: int) -> tuple[torch.Tensor, ErrorModel]:
-    """Some steps of a run, and the error model in which each stands for all up to the next."""
-    sampler, n = error_model.sampler, error_model.num_steps
-    at = torch.tensor(with_fixed(evenly(n, nodes), sampler.fixed_steps))
+def _nodes(sampler: SamplerCoefficients, nodes: int) -> torch.Tensor:
+    return torch.tensor(with_fixed(evenly(sampler.num_steps, nodes), sampler.fixed_steps))
+
+
+def _shortened(error_model: ErrorModel, at: torch.Tensor) -> ErrorModel:
+    """The error model in which each of some steps stands for all up to the next."""
+    sampler, n, nodes = error_model.sampler, error_model.num_steps, len(at)
     node = torch.bucketize(torch.arange(n), at, right=True) - 1
     added = torch.zeros(nodes, dtype=torch.float64).index_add_(0, node, sampler.coefficients)
     second = sampler.second
@@ -322,4 +341,4 @@ def _shortened(error_model: ErrorModel, nodes: int) -> tuple[torch.Tensor, Error
     short = SamplerCoefficients(added, sampler.timesteps[at], sampler.branch_weights, second)
     rows = sampler.feature_rows(at[None])[0]
     gram, gain = error_model.mean_gram[rows][:, rows], error_model.error_gain[at]
-    return at, ErrorModel(short, gram[None], gain, error_model.error_memory * nodes / n)
+    return ErrorModel(short, gram[None], gain, error_model.error_memory * nodes / n)

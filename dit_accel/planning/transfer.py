@@ -102,15 +102,18 @@ def _without_candidates(
 
 
 def better_steps(
-    found: tuple[int, ...], usual: tuple[int, ...], error_model: ErrorModel
+    found: tuple[int, ...], usual: tuple[int, ...], *error_models: ErrorModel
 ) -> tuple[int, ...]:
     """The computed steps that a search `found`, or the prior's `usual` ones where these are hardly
-    worse by an error model that rests on few clips.
+    worse by error models that rest on few clips, by their errors' product.
 
     Args:
         found, usual: as many steps, 0 first.
     """
-    own, before = (prediction.decibels(fit(steps, error_model)[1]) for steps in (found, usual))
+    own, before = (
+        sum(prediction.decibels(fit(steps, model)[1]) for model in error_models)
+        for steps in (found, usual)
+    )
     return found if own - before > LEARNT_DB else usual
 
 

@@ -139,13 +139,18 @@ def test_without_probes_errors_grow_as_those_of_other_models(pipe) -> None:
     assert profile.metadata["cost_runs"] == 1.0 and profile.metadata["probes"] == 0
 
 
-def test_the_priors_steps_stay_where_the_clips_have_hardly_better_ones(pipe, monkeypatch) -> None:
-    monkeypatch.setattr(transfer, "LEARNT_DB", math.inf)
+@pytest.mark.parametrize("least", [-math.inf, math.inf])
+def test_steps_are_good_for_the_clip_and_other_models_or_those_of_others(
+    pipe, monkeypatch, least
+) -> None:
+    monkeypatch.setattr(transfer, "LEARNT_DB", least)
     settings = {name: value for name, value in LONG.items() if name != "probes"}
-    (candidate,) = calibrate(pipe, CLIPS[:1], **settings | {"speedups": (2.0,)}).candidates
-    sampler = calibrate(pipe, CLIPS[:1], **settings | {"speedups": ()}).sampler
-    others = profile_by_prior(pipe.scheduler, sampler, 4.0).error_model
-    assert candidate.computed == search(others, STEPS // 2)[0].computed
+    found = calibrate(pipe, CLIPS[:1], **settings | {"speedups": (2.0,)})
+    own, (candidate,) = found.error_model, found.candidates
+    others = profile_by_prior(pipe.scheduler, found.sampler, 4.0).error_model
+    both = search(own, STEPS // 2, beside=others)[0].computed
+    usual = search(others, STEPS // 2)[0].computed
+    assert candidate.computed == (both if least < 0 else usual) and both != usual
 
 
 def test_it_stops_where_another_clip_gains_little(pipe, monkeypatch) -> None:

@@ -188,6 +188,24 @@ def test_search_is_never_worse_than_where_it_began():
         assert search(field, count, start=start)[1] <= fit(start, field)[1]
 
 
+def test_of_two_error_models_the_mean_logarithm_counts_whatever_their_sizes():
+    """Two curves, and two ways for errors to grow; then the second one's errors are ten times as
+    large."""
+    gain = torch.linspace(4, 0.5, 20).tolist()
+    one, other = field_of(smooth(seed=3), error_gain=gain), field_of(smooth(seed=5))
+    larger = dataclasses.replace(other, gram=100 * other.gram)
+
+    def mean_log(computed):
+        return sum(math.log(fit(computed, field)[1]) for field in (one, other))
+
+    both, energy = search(one, 7, beside=other)
+    assert energy == pytest.approx(fit(both.computed, one)[1])
+    assert search(one, 7, beside=larger)[0].computed == both.computed
+    alone = [search(field, 7)[0].computed for field in (one, other)]
+    assert both.computed not in alone
+    assert mean_log(both.computed) < min(map(mean_log, alone))
+
+
 def test_a_start_of_another_count_is_filled_or_cut():
     field = field_of(smooth())
     for start in ([0, 5], [0, 1, 2, 3, 4, 5, 6, 7, 8]):
