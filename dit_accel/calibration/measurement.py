@@ -23,6 +23,7 @@ from dit_accel.planning.first_run import profile_of_gram
 from dit_accel.planning.lookup import profile_key
 from dit_accel.planning.plan import SamplerCoefficients
 from dit_accel.planning.prior import profile_by_prior
+from dit_accel.planning.sampler import unstepped
 from dit_accel.planning.search import ErrorModel
 
 MAX_RECORDED_BYTES = 4 << 30  # of recordings that are in memory for the next pass
@@ -120,7 +121,8 @@ class Measurement:
 
         def make() -> tuple[torch.Tensor | None, torch.Tensor, float]:
             own, sampler = self.recorded(0)[0].gram, self.sampler  # the scheduler has run
-            prior = profile_by_prior(self.pipe.scheduler, sampler, self.clips[0].guidance)
+            scheduler = unstepped(self.pipe.scheduler)
+            prior = profile_by_prior(scheduler, sampler, self.clips[0].guidance)
             found = prior or profile_of_gram(own, sampler, profile_key(self.pipe))
             return None if prior is None else prior.gram, found.error_gain, found.error_memory
 

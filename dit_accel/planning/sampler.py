@@ -21,6 +21,7 @@ import torch
 
 from dit_accel.planning.plan import SamplerCoefficients
 
+OF_A_RUN = ("timesteps", "sigmas", "num_inference_steps")  # what `set_timesteps` sets
 MAX_LINEAR_ERROR = 1e-3  # of a random trajectory, relative; float32 rounding stays far below
 
 
@@ -43,6 +44,19 @@ def check_steps(scheduler: Any) -> None:
     if "timestep" in taken[2:] or "sample" in taken[:2]:
         accepted = "samplers that step by model_output, timestep, sample, as plans need it"
         raise _refusal(scheduler, f"steps by {', '.join(taken)}, ...", accepted)
+
+
+def unstepped(scheduler: Any) -> Any:
+    """A copy of a scheduler that has run, as it was before its first step.
+
+    `set_timesteps` forgets what the steps left behind; the run's own timesteps are put back.
+    """
+    own = copy.deepcopy(scheduler)
+    kept = {name: value for name, value in vars(own).items() if name in OF_A_RUN}
+    more = {"mu": 1.0} if getattr(own.config, "use_dynamic_shifting", False) else {}
+    own.set_timesteps(len(own.timesteps), **more)
+    vars(own).update(kept)
+    return own
 
 
 class ImpulseResponse:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import tiny
 import torch
+from diffusers import UniPCMultistepScheduler
 
 from dit_accel.calibration import calibrate as calibrating
 from dit_accel.calibration import minutes as spending
@@ -175,6 +176,16 @@ def test_it_stops_when_the_minutes_are_over(pipe, monkeypatch, patient) -> None:
     profile = calibration.run()
     assert calibration.ended == "the minutes are over"
     assert profile.metadata["clips"] == 1 and profile.candidates == ()
+
+
+def test_a_multistep_sampler_with_what_is_known_of_other_models() -> None:
+    """Its scheduler has run by then, and has predictions of the last steps in it."""
+    pipe = tiny.tiny_wan()
+    pipe.scheduler = UniPCMultistepScheduler(
+        prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0
+    )
+    profile = calibrate(pipe, CLIPS[:1], speedups=(2.0,), probes=0, minutes=1000.0)
+    assert len(profile.candidates) == 1
 
 
 def test_too_few_minutes_are_refused_in_the_first_run(pipe) -> None:

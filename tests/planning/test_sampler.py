@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import diffusers
+import numpy as np
 import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, UniPCMultistepScheduler
@@ -13,6 +15,7 @@ from dit_accel.planning.sampler import (
     NotLinearError,
     coefficients_of,
     planned_coefficients,
+    unstepped,
 )
 
 STEPS = 10
@@ -89,3 +92,23 @@ def test_a_sampler_that_draws_noise_at_every_step_is_refused_by_name():
     scheduler.set_timesteps(4)
     with pytest.raises(NotLinearError, match="CogVideoXDPMScheduler steps by model_output, old"):
         ImpulseResponse(scheduler)
+
+
+@pytest.mark.parametrize("name", ["UniPC", "DPMSolverMultistep", "DEISMultistep", "own sigmas"])
+def test_a_scheduler_that_has_run_is_as_before_it(name):
+    """A multistep scheduler keeps predictions of its last steps, which have the latents' shape."""
+    flow = {"use_flow_sigmas": True, "prediction_type": "flow_prediction", "flow_shift": 3.0}
+    if name == "own sigmas":
+        scheduler = FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True)
+        scheduler.set_timesteps(sigmas=np.linspace(1, 0.2, STEPS), mu=0.5)
+    else:
+        name = name if name.endswith("Multistep") else f"{name}Multistep"
+        scheduler = getattr(diffusers, f"{name}Scheduler")(**flow)
+        scheduler.set_timesteps(STEPS)
+    before = coefficients_of(scheduler, (1.0,)).coefficients
+    latents = torch.ones(1, 4, 2, 3, 3)
+    for time in scheduler.timesteps:
+        latents = scheduler.step(0.1 * latents, time, latents, return_dict=False)[0]
+    own = unstepped(scheduler)
+    assert torch.equal(own.timesteps, scheduler.timesteps)
+    assert torch.equal(coefficients_of(own, (1.0,)).coefficients, before)
