@@ -229,6 +229,7 @@ def quiet_libraries(*, verbose: bool) -> Iterator[None]:
 
 def _with_variant(model: LoadableModel, version: Version) -> LoadableModel:
     if version.variant is None:
+        _check_plain(model)
         return model
     names = {path.name for path in model.folder.glob("*/*.safetensors")}
     found = {part for name in names for part in _VARIANT.findall(name)}
@@ -236,6 +237,18 @@ def _with_variant(model: LoadableModel, version: Version) -> LoadableModel:
         there = f"its files have {', '.join(sorted(found))}" if found else "its files have none"
         raise ModelError(f"variant is {version.variant!r}, of model {model.name!r}: {there}")
     return dataclasses.replace(model, variant=version.variant)
+
+
+def _check_plain(model: LoadableModel) -> None:
+    """Refuse parts whose weights are there as variants alone, where none was named."""
+    for part in model.index:
+        names = [path.name for path in (model.folder / part).glob("*.safetensors")]
+        found = [_VARIANT.findall(name) for name in names]
+        if found and all(found) and not any((model.folder / part).glob("*.bin")):
+            there = ", ".join(sorted({variant for one in found for variant in one}))
+            raise ModelError(
+                f"variant is not given, and {part} of model {model.name!r} has only {there}"
+            )
 
 
 def _embedded() -> LoadableModel:

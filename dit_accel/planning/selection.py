@@ -173,13 +173,15 @@ def second_of(run: RunInfo) -> SecondExpert | None:
 
 
 def coefficients_before_run(
-    profile: Profile, scheduler: Any, num_steps: int, guidance: float, *, separate: bool
-) -> SamplerCoefficients | None:
+    profile: Profile, scheduler: Any, num_steps: int, guidance: float, *, separate: bool,
+    guidance_2: float | None = None,
+) -> SamplerCoefficients | None:  # fmt: skip
     """Coefficients of a run that has not begun; None where only a run sets the timesteps.
 
     Args:
         scheduler: of the run, left as it is; None: not known, and the profile's steps are needed.
         guidance, separate: as of `branch_weights`.
+        guidance_2: of the second of two experts; None: as calibrated.
 
     Raises:
         ValueError: the steps are not the profile's, and there is no scheduler.
@@ -187,6 +189,10 @@ def coefficients_before_run(
     weights = branch_weights(profile, guidance, separate=separate)
     own = dataclasses.replace(profile.sampler, branch_weights=weights)
     second = own.second
+    if second is not None and guidance_2 is not None:
+        run = RunInfo(num_steps, guidance, second=(second.begin, guidance_2))
+        second = second_of(run)
+        own = dataclasses.replace(own, second=second)
     if scheduler is None and num_steps != own.num_steps:
         raise ValueError(
             f"steps is {num_steps}, and the profile is of {own.num_steps}: other timesteps need "

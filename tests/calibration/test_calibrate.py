@@ -28,6 +28,7 @@ from dit_accel.planning.plan import Extrapolation, Plan, SecondExpert
 from dit_accel.planning.profile import Profile
 from dit_accel.planning.sampler import coefficients_of, planned_coefficients
 from dit_accel.planning.search import ErrorModel, energies
+from dit_accel.planning.selection import coefficients_before_run
 
 STEPS = 10
 CLIPS = [
@@ -376,6 +377,10 @@ def test_experts_with_a_guidance_each_are_calibrated(tmp_path):
     second = Profile.load(tmp_path / "a.safetensors").sampler.second
     begins = int((profile.sampler.timesteps >= 800).sum())
     assert second == SecondExpert(begins, share=pytest.approx(0.5 / 3))
+    before = coefficients_before_run(
+        profile, pipe.scheduler, profile.sampler.num_steps, 4.0, separate=True, guidance_2=2.0
+    )
+    assert before is not None and before.second == SecondExpert(begins, 1 / 3)
     (candidate,) = profile.candidates
     plan = profile.plan_of(candidate)
     assert begins in plan.computed

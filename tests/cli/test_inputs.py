@@ -181,6 +181,20 @@ def test_a_folder_of_wan_22_ti2v_also_starts_from_a_picture(
     assert (result.exit_code, "reads the first frame alone" in result.stderr) == (2, True)
 
 
+def test_a_variant_alone_has_to_be_named(
+    make: Callable[..., Result], model_folder: Path, here: Path
+) -> None:
+    folder = here / "half"
+    shutil.copytree(model_folder, folder)
+    weights = folder / "vae" / "diffusion_pytorch_model.safetensors"
+    weights.rename(weights.with_suffix(".fp16.safetensors"))
+    result = make("--dry-run", model=folder)
+    assert result.exit_code == 2
+    assert "--variant is not given, and vae of model " in result.stderr
+    assert "has only fp16" in result.stderr
+    assert make("--dry-run", "--variant", "fp16", model=folder).exit_code == 0
+
+
 def test_the_second_expert_has_a_guidance_of_its_own(
     make: Callable[..., Result], model_folder: Path, here: Path
 ) -> None:

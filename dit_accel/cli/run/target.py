@@ -193,6 +193,7 @@ def _by_profile(pipe: Any, settings: Settings, accel: PlannedConfig, path: str) 
         coefficients = selection.coefficients_before_run(
             profile, pipe.scheduler, settings.steps, settings.guidance,
             separate=family_of(pipe).branches == "separate",
+            guidance_2=settings.guidance if settings.guidance_2 is None else settings.guidance_2,
         )  # fmt: skip
         if coefficients is not None:
             choice = selection.choose(
