@@ -1,4 +1,4 @@
-"""Draw the fronts of all methods on three models, and how the metrics agree; print the figures.
+"""Draw the fronts of all methods on four models, and how the metrics agree; print the figures.
 
     python scripts/docs/draw_rivals.py
 
@@ -28,12 +28,15 @@ mpl.use("agg")
 from matplotlib import pyplot
 
 ROOT = Path(__file__).resolve().parents[2]
-MODELS = ("mini-wan", "mini-cogvideox", "mini-ltx")
+MODELS = {  # and their colours
+    "mini-wan": "#0072b2", "mini-cogvideox": "#e69f00", "mini-ltx": "#009e73", "photos": "#cc79a7",
+}  # fmt: skip
 OURS = "speedup"
 SHOWN = {  # colours of Okabe and Ito, which the colour-blind tell apart
     OURS: ("ours", "#d55e00"), "dpcache": ("DPCache", "#0072b2"), "gits": ("GITS", "#009e73"),
     "ra-cfg-cache": ("RA-CFGCache", "#cc79a7"), "spectrum": ("Spectrum", "#e69f00"),
     "unipc-2": ("UniPC, best shift", "#56b4e9"), "fewer-steps": ("fewer steps", "#000000"),
+    "bns": ("BNS, trained", "#7a3e9d"),
 }  # fmt: skip
 CLIPS = 4000  # dots of a panel
 METRICS = {"jod": "JOD", "ssim": "SSIM", "st_lpips": "ST-LPIPS"}
@@ -124,7 +127,7 @@ def read(model: str) -> Runs:
 
 
 def fronts(models: dict[str, Runs], target: Path) -> None:
-    figure, panels = pyplot.subplots(1, len(models), figsize=(11, 4), sharey=True)
+    figure, panels = pyplot.subplots(1, len(models), figsize=(13, 4), sharey=True)
     for axes, (model, runs) in zip(panels, models.items(), strict=True):
         for method in sorted(runs, key=lambda name: name in SHOWN):
             points = sorted(
@@ -132,13 +135,14 @@ def fronts(models: dict[str, Runs], target: Path) -> None:
             )
             label, colour = SHOWN.get(method, ("others", "#c8c8c8"))
             wide = 2.4 if method == OURS else 1.4 if method in SHOWN else 0.8
-            axes.plot(*zip(*points, strict=True), color=colour, lw=wide, label=label)
+            style = "--" if method == "bns" else "-"
+            axes.plot(*zip(*points, strict=True), style, color=colour, lw=wide, label=label)
         axes.set(title=model, xlabel="computed steps of 50", xlim=(7, 27), ylim=(10, 66))
         axes.grid(alpha=0.25)
     panels[0].set_ylabel("PSNR to the uncached clip, dB")
     handles = dict(zip(*reversed(panels[1].get_legend_handles_labels()), strict=True))
     names = [*(label for label, _ in SHOWN.values()), "others"]
-    figure.legend([handles[n] for n in names], names, ncols=8, loc="lower center", fontsize=8.5)
+    figure.legend([handles[n] for n in names], names, ncols=9, loc="lower center", fontsize=8.5)
     figure.tight_layout(rect=(0, 0.06, 1, 1))
     figure.savefig(target, dpi=110)
 
@@ -146,7 +150,7 @@ def fronts(models: dict[str, Runs], target: Path) -> None:
 def agreement(models: dict[str, Runs], target: Path) -> None:
     figure, panels = pyplot.subplots(1, len(METRICS), figsize=(11, 3.8))
     for axes, (metric, label) in zip(panels, METRICS.items(), strict=True):
-        for model, colour in zip(MODELS, ("#0072b2", "#e69f00", "#009e73"), strict=True):
+        for model, colour in MODELS.items():
             pairs = clips(models[model], metric)
             every = max(1, len(pairs) // CLIPS)
             if pairs:
