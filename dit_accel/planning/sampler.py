@@ -52,10 +52,10 @@ def unstepped(scheduler: Any) -> Any:
     `set_timesteps` forgets what the steps left behind; the run's own timesteps are put back.
     """
     own = copy.deepcopy(scheduler)
-    kept = {name: value for name, value in vars(own).items() if name in OF_A_RUN}
+    of_run = {name: value for name, value in vars(own).items() if name in OF_A_RUN}
     more = {"mu": 1.0} if getattr(own.config, "use_dynamic_shifting", False) else {}
     own.set_timesteps(len(own.timesteps), **more)
-    vars(own).update(kept)
+    vars(own).update(of_run)
     return own
 
 
