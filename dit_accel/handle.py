@@ -226,11 +226,7 @@ class Handle:
         self.remove()
 
     def remove(self) -> None:
-        """Restore the pipeline exactly and free the cached values; the report stays readable.
-
-        Raises:
-            RuntimeError: something was wrapped over ours since; undo that first.
-        """
+        """Restore the pipeline exactly and free the cached values; the report stays readable."""
         self.executor.flush()
         self._patches.undo()
         self.executor.clear()

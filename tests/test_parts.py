@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import threading
 import time
 from functools import partial
@@ -138,6 +139,24 @@ def test_a_pipeline_made_by_from_pipe_stays_as_it_was():
     handle.remove()
     with accelerate(other, threshold=0.0):
         assert np.array_equal(theirs(), stock)
+
+
+@pytest.mark.parametrize("way", ["plan", "block"])
+def test_a_shallow_copy_stays_as_it_was(way):
+    """`copy.copy` takes over what stands in place of the pipeline's methods."""
+    pipe = tiny.tiny_wan()
+    stock = call(pipe)
+    handle, fast = accelerated(pipe, way)
+    sibling = copy.copy(pipe)
+    calls = handle._session.calls
+    assert np.array_equal(call(sibling), stock) and handle._session.calls == calls
+    assert np.array_equal(call(pipe), fast)
+    handle.remove()
+    assert np.array_equal(call(sibling), stock)
+    handle, again = accelerated(sibling, way)
+    assert np.array_equal(again, fast)
+    handle.remove()
+    assert np.array_equal(call(sibling), stock)
 
 
 def test_a_transformer_is_accelerated_for_one_pipeline_at_a_time():

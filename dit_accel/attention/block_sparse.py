@@ -249,7 +249,8 @@ def gathered_attention(
         weights = logits.softmax(-1).to(v.dtype)
         width = seen.shape[-1]
         mixed = weights[..., :width] @ v[heads[:, None], near].flatten(1, 2)
-        out[rows] = mixed + weights[..., width:] @ averages[heads] if tail else mixed
+        mixed = mixed + weights[..., width:] @ averages[heads] if tail else mixed
+        out[rows] = mixed.to(out.dtype)  # torch.autocast multiplies in another one
     out = torch.unflatten(out, 0, shape).flatten(2, 3)[:, :, :tokens].transpose(1, 2)
     return out, computed / (len(q) * total)
 

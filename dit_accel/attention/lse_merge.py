@@ -39,13 +39,14 @@ def attention_part(
     row = keys.shape[0] * keys.shape[1] * keys.shape[-1]
     queries = max(1, (most or MAX_LOGITS) // max(row, 1))
     outputs, sums = [], []
-    for some in torch.split(query.to(wide).transpose(1, 2), queries, dim=2):
-        logits = (some * scale) @ keys
-        if hidden is not None:  # finite, so that a part without keys has no NaN
-            logits = logits.masked_fill_(hidden, torch.finfo(wide).min)
-        log_sum = logits.logsumexp(-1)
-        outputs.append((logits - log_sum[..., None]).exp_() @ values)
-        sums.append(log_sum)
+    with torch.autocast(query.device.type, enabled=False):
+        for some in torch.split(query.to(wide).transpose(1, 2), queries, dim=2):
+            logits = (some * scale) @ keys
+            if hidden is not None:  # finite, so that a part without keys has no NaN
+                logits = logits.masked_fill_(hidden, torch.finfo(wide).min)
+            log_sum = logits.logsumexp(-1)
+            outputs.append((logits - log_sum[..., None]).exp_() @ values)
+            sums.append(log_sum)
     return torch.cat(outputs, 2).transpose(1, 2), torch.cat(sums, 2).transpose(1, 2)
 
 

@@ -112,6 +112,8 @@ class Basis:
 def bilinear_basis(left: torch.Tensor, right: torch.Tensor) -> Basis:
     """The float32 basis for forms x·y with the least possible `left_out` at every rank.
 
+    A head with a moment that is not finite gets the unit matrix: its values are lost anyway.
+
     Args:
         left: `(H, D, D)`, not centred: of queries, or Wᵀ W of the output projection's rows. The
             ridge added to it keeps the energies an upper bound.
@@ -238,5 +240,8 @@ def _outer(rows: torch.Tensor) -> torch.Tensor:
 
 
 def _precise(matrices: torch.Tensor) -> torch.Tensor:
-    """In float64, except on Apple's devices, which have none."""
-    return matrices if matrices.device.type == "mps" else matrices.double()
+    """In float64, except on Apple's devices, which have none; those that are finite. LAPACK raises
+    an error at others, and a clip would be lost."""
+    precise = matrices if matrices.device.type == "mps" else matrices.double()
+    eye = torch.eye(precise.shape[-1], dtype=precise.dtype, device=precise.device)
+    return torch.where(precise.isfinite().all((-2, -1), keepdim=True), precise, eye)

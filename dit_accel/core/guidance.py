@@ -141,8 +141,11 @@ def _fit(rows: Sequence[torch.Tensor], guided: torch.Tensor) -> tuple[torch.Tens
 
 
 def _least_squares(flat: torch.Tensor) -> tuple[torch.Tensor, float]:
-    """Weights of all rows but the last in the last one, and the share of it that is left."""
+    """Weights of all rows but the last in the last one, and the share of it that is left: all,
+    where a row is not finite, at which LAPACK raises an error."""
     gram = (flat @ flat.T).double().cpu()
+    if not gram.isfinite().all():
+        return torch.zeros(len(gram) - 1, dtype=gram.dtype), 1.0
     sizes = gram.diagonal().sqrt().clamp_min(1e-30)
     gram = gram / sizes / sizes[:, None]  # so that no row is lost in another one's rounding
     found = torch.linalg.lstsq(gram[:-1, :-1], gram[:-1, -1:], driver="gelsd").solution[:, 0]

@@ -109,9 +109,9 @@ class Patches:
         after = make(before)
         if isinstance(after, FunctionType):
             after = Replacement(owner, name, after)
-        after._dit_accel_patch = True
+        mark = after._dit_accel_patch = Mark(stands=True)
         own = name in vars(owner)
-        self._attributes.append(_Attribute(owner, name, before, after, own, replaceable))
+        self._attributes.append(_Attribute(owner, name, before, after, own, replaceable, mark))
         setattr(owner, name, after)
 
     @property
@@ -124,21 +124,11 @@ class Patches:
         return bool(self._hooks or self._attributes)
 
     def undo(self) -> None:
-        """Restore everything; a second call does nothing.
-
-        Raises:
-            RuntimeError: one of our attributes was wrapped by something else; nothing is changed.
-        """
-        ours = [one for one in self._attributes if one.stands or not one.replaceable]
-        for one in ours:
-            if not one.stands:
-                raise RuntimeError(
-                    f"{type(one.owner).__name__}.{one.name} was wrapped again after accelerate() "
-                    "(by another library?); undo that first, then call remove()"
-                )
+        """Restore everything; a second call does nothing. What others wrapped over one of our
+        attributes stays, and passes ours by."""
         for hook in self._hooks:
             hook.remove()
-        for one in reversed(ours):
+        for one in reversed(self._attributes):
             one.restore()
         self._hooks.clear()
         self._attributes.clear()
@@ -154,16 +144,33 @@ class _Attribute:
     after: Any
     own: bool  # whether the instance had one itself, and not from its class
     replaceable: bool
+    mark: Mark
 
     @property
     def stands(self) -> bool:
         return vars(self.owner).get(self.name) is self.after
 
     def restore(self) -> None:
+        self.mark.stands = False
+        if isinstance(self.after, Replacement):
+            self.after.function = self.before
+        if not self.stands:
+            return
         if self.own:
             setattr(self.owner, self.name, self.before)
         else:
             delattr(self.owner, self.name)
+
+
+class Mark:
+    """Says that something is a patch of ours, while it `stands`. What wraps a function takes its
+    attributes over, so the mark outlives it there. In a copy nothing of ours stands."""
+
+    def __init__(self, stands: bool = False) -> None:
+        self.stands = stands
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Mark, ()
 
 
 class CallHook:
@@ -224,7 +231,7 @@ def before_calls(module: torch.nn.Module, callback: Callable[[], None]) -> Calla
         else:
             object.__setattr__(module, _CALL, above)
 
-    call._dit_accel_patch = True  # type: ignore[attr-defined]
+    call._dit_accel_patch = Mark(stands=True)  # type: ignore[attr-defined]
     call._above = above  # type: ignore[attr-defined]
     object.__setattr__(module, _CALL, call)
     return remove
@@ -239,14 +246,18 @@ def _call_of(module: torch.nn.Module) -> Any:
 
 
 class Replacement:
-    """A function in place of a method, which copies and pickles as that method of the copy."""
+    """A function in place of a method, which copies and pickles as that method of the copy.
+
+    `function` may be exchanged: others may keep this object, wrapped in theirs.
+    """
 
     def __init__(self, owner: Any, name: str, function: Call) -> None:
-        update_wrapper(self, function)
-        self._owner, self._name, self._function = owner, name, function
+        # Without its attributes: what wraps us would be kept out of graphs by them, as ours is.
+        update_wrapper(self, function, updated=())
+        self._owner, self._name, self.function = owner, name, function
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return self._function(*args, **kwargs)
+        return self.function(*args, **kwargs)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return getattr, (self._owner, self._name)
@@ -270,7 +281,8 @@ def hook_of(module: Any) -> CallHook | None:
 
 def is_patched(owner: Any, name: str) -> bool:
     """Whether the attribute is one of dit_accel's patches now."""
-    return hasattr(vars(owner).get(name), "_dit_accel_patch")
+    mark = getattr(vars(owner).get(name), "_dit_accel_patch", None)
+    return mark is not None and mark.stands
 
 
 def _twice(owner: Any, name: str) -> str:

@@ -59,14 +59,15 @@ def marks_of_calls(pipe: Any) -> tuple[tuple[str, ...], tuple[str, ...]]:
 
 
 def notifying(pipe: Any, notify: Callable[[], None], inner: Call) -> Call:
-    """A method that notifies where the pipeline's own call uses it, not a user."""
+    """A method that notifies where the pipeline's own call uses it, not a user, nor the call of a
+    shallow copy (`copy.copy`), which has the method too."""
     codes = _codes_of_calls(pipe)
 
     def method(*args: Any, **kwargs: Any) -> Any:
         frame = sys._getframe(1)
         if frame.f_code is Replacement.__call__.__code__ and frame.f_back is not None:
             frame = frame.f_back
-        if frame.f_code in codes:
+        if frame.f_code in codes and frame.f_locals.get("self") is pipe:
             notify()
         return inner(*args, **kwargs)
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from dit_accel.core.compiling import uncompiled
-from dit_accel.core.patching import hook_of, is_patched
+from dit_accel.core.patching import Replacement, hook_of
 
 
 def parallel_group(module: torch.nn.Module) -> Any:
@@ -44,7 +44,7 @@ def local_arguments(
     Diffusers splits them below us, inside the call; a call that is skipped has to split them too.
     """
     module = uncompiled(module)
-    if hook_of(module) is None and not is_patched(module, "forward"):
+    if hook_of(module) is None and not isinstance(vars(module).get("forward"), Replacement):
         return args, kwargs  # diffusers' hook came later, at `forward`, and stands above ours
     for hook in _split_hooks(module):
         args, kwargs = hook.pre_forward(module, *args, **kwargs)

@@ -107,7 +107,8 @@ class Prior:
         """Of a run that was not measured.
 
         Raises:
-            ProfileError: no model of the prior has as many components.
+            ProfileError: no model of the prior has as many components, or the final latents do not
+                depend on a step's prediction (a clean clip is predicted), so its gain is infinite.
         """
         sampler, levels = trajectory.sampler, trajectory.levels
         parts = len(sampler.branch_weights)
@@ -118,6 +119,8 @@ class Prior:
         gram = trajectory.from_angles(interpolate_gram(self.grams[parts], PLACES, places[:-1]))
         growth = (linear_weights(PLACES, places[1:]) @ self.gains.log()).exp()
         gain = (_added(trajectory) @ growth / sampler.coefficients).abs().clamp_min(_LEAST_GAIN)
+        if not gain.isfinite().all():
+            raise ProfileError("a step's prediction has no part in the final latents")
         steps_a_place = sampler.num_steps / float(places[0] - places[-1])
         final = sampler.final_weights
         gram = gram / (final @ gram @ final)

@@ -132,6 +132,18 @@ def test_a_full_rank_and_keeping_all_are_attention(name):
     assert torch.allclose(whole.attend(*rows, order, text)[0], exact, atol=1e-5)
 
 
+@pytest.mark.parametrize("mode", ["prune", "slice"])
+def test_autocast_changes_rounding_alone(mode):
+    text, rows = TEXTS["text last"], qkv(width=24)
+    order = torch.arange(TOKENS)
+    one = learned(mode, text, rows, rank=16, keep_mass=1.0, cap=1.0)
+    out, _ = one.attend(*rows, order, text)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        cast, _ = one.attend(*rows, order, text)
+    assert not torch.equal(cast, out), "the control"
+    assert torch.allclose(cast.float(), out, atol=0.05)
+
+
 def learned(mode, text, rows, rank, **more):
     settings = {"mode": mode, "rank": rank, "blocks": BLOCKS, "keep_mass": 0.4} | more
     if mode == "slice":

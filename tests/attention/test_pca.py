@@ -77,6 +77,17 @@ def test_full_rank_leaves_nothing_out(make):
     assert (basis.left_out()[:, D] == 0).all()
 
 
+@pytest.mark.parametrize("lost", [float("nan"), float("inf")])
+def test_a_head_that_is_not_finite_costs_the_others_nothing(lost):
+    moments = [pca.CovarianceAccumulator().add(rows(seed)).second for seed in (1, 2)]
+    whole = pca.bilinear_basis(*moments)
+    moments[0][1, 0, 0] = lost
+    basis = pca.bilinear_basis(*moments)
+    for found, stock in ((basis.left, whole.left), (basis.energy, whole.energy)):
+        assert found.isfinite().all() and torch.equal(found[0], stock[0])
+        assert not torch.equal(found[1], stock[1])
+
+
 @pytest.mark.parametrize("make", [pca.bilinear_basis, principal_basis])
 @pytest.mark.parametrize("rank", [1, 3, 6, 8])
 def test_the_bound_is_the_mean_squared_error_over_all_pairs(make, rank):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 import itertools
+import math
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -95,6 +96,42 @@ def test_after_a_run_that_broke_the_next_one_is_right(stock, model, technique, s
     assert [(s.name, s.branch, s.computed) for s in again.sites] == [
         (s.name, s.branch, s.computed) for s in report.sites
     ]
+
+
+LOST = ("speedup", "static", "windows-block", "unicp", "pruned", "sliced", "reposition")
+
+
+@combinations(only=LOST, variants=False)
+def test_a_run_that_is_not_finite_ends_is_noted_and_leaves_nothing(stock, model, technique):
+    pipe, _ = stock
+    layer = [part for part in pipe.transformer.modules() if isinstance(part, torch.nn.Linear)][-1]
+    lost = {"in the first forward": 1, "later": 5}
+    with accelerate(pipe, **technique.loose(model, pipe)) as handle:
+        if technique.recorded(model):
+            model.run(pipe, **technique.changes)
+        fast = model.run(pipe, **technique.changes)
+        for when, at in lost.items():
+            with spoiled(layer, at):
+                clip = model.run(pipe, **technique.changes)
+            noted = any("not finite" in note for note in handle.report().notes)
+            assert noted or clip.isfinite().all(), when
+            assert is_equal(model.run(pipe, **technique.changes), fast), when
+            assert not any("not finite" in note for note in handle.report().notes), when
+
+
+@contextlib.contextmanager
+def spoiled(layer: torch.nn.Linear, at: int) -> Iterator[None]:
+    """A layer whose output is lost at one of its calls, the first of which is 1."""
+    calls = itertools.count(1)
+
+    def spoil(_: Any, __: Any, output: torch.Tensor) -> torch.Tensor | None:
+        return output * math.nan if next(calls) == at else None
+
+    hook = layer.register_forward_hook(spoil)
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 def one_after_another(

@@ -51,6 +51,12 @@ def check(model: TinyModel, pipe: Any, technique: Any, changes: dict[str, Any]) 
     assert is_equal(model.run(pipe, **changes), stock)
 
 
+@combinations(variants=False, only=("windows-attention", "unicp", "sliced", "speedup"))
+def test_a_run_under_autocast(workbench, model, technique):
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        check(model, workbench.pipe(model), technique, technique.changes)
+
+
 @combinations("several prompts", variants=False, only=KINDS, without=("reposition",))
 def test_several_prompts_in_one_call(workbench, model, technique):
     if model.family == "wan-vace":

@@ -46,3 +46,12 @@ def test_the_part_that_the_sampler_gets_is_taken():
 def test_what_is_no_weighted_sum_has_no_weights(guided):
     assert FirstStep((COND, UNCOND - COND), guided).weights() is None
     assert FirstStep((COND,), guided).weights() is None
+
+
+@pytest.mark.parametrize("lost", [float("nan"), float("inf")])
+@pytest.mark.parametrize("where", ["component", "guided"])
+def test_what_is_not_finite_has_no_weights(lost, where):
+    cond, guided = COND.clone(), UNCOND + 3 * (COND - UNCOND)
+    lose = cond if where == "component" else guided
+    lose *= lost
+    assert FirstStep((cond, UNCOND - COND), guided).weights() is None

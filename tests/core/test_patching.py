@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import copy
+import functools
 import pickle
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
+from accelerate.hooks import ModelHook, add_hook_to_module, remove_hook_from_module
 
 from dit_accel.core.compiling import uncompiled
 from dit_accel.core.patching import Patches, before_calls, hook_of, is_compiled
@@ -139,18 +142,42 @@ def test_copies_and_pickles_are_stock():
     assert (module(3), module.greet("you")) == (6, "hello you")
 
 
-def test_an_attribute_that_was_wrapped_again_is_not_undone():
+def test_what_others_wrapped_over_ours_stays_and_passes_ours_by():
     module, patches = Double(), Patches()
-    patches.around(module, plus_ten)
     patches.wrap(module, "greet", lambda inner: lambda name: inner(name).upper())
-    ours = module.greet
-    module.greet = lambda name: ours(name) + "!"
-    with pytest.raises(RuntimeError, match=r"Double\.greet was wrapped again"):
-        patches.undo()
-    assert module(3) == 16 and module.greet("you") == "HELLO YOU!", "nothing is half undone"
-    module.greet = ours
+    module.greet = theirs = functools.update_wrapper(partial(_loudly, module.greet), module.greet)
+    assert module.greet("you") == "HELLO YOU!"
+    with pytest.raises(RuntimeError, match="accelerated already"):  # theirs took our mark over
+        patches.wrap(module, "greet", lambda inner: inner)
     patches.undo()
-    assert vars(module).keys() == vars(Double()).keys()
+    assert module.greet is theirs and module.greet("you") == "hello you!"
+    for other in (copy.deepcopy(module), module):
+        again = Patches()
+        again.wrap(other, "greet", lambda inner: lambda name: inner(name).title())
+        assert other.greet("you") == "Hello You!"
+        again.undo()
+        assert other.greet("you") == "hello you!"
+
+
+def _loudly(greet: Any, name: str) -> str:
+    return f"{greet(name)}!"
+
+
+def test_hooks_that_come_over_ours_inside_a_compiled_module():
+    """There we stand at `forward`, as offloading, casting and context parallelism do."""
+    module, patches, one = Outer(), Patches(), torch.ones(1)
+    patches.around(module, lambda inner: inner)
+    patches.around(module.inside, plus_ten, callers=(module,))
+    module.compile(backend="eager")
+    add_hook_to_module(module.inside, ModelHook())
+    assert module(one).item() == 13
+    patches.undo()
+    assert module(one).item() == 3
+    patches.around(module.inside, plus_ten, callers=(module,))
+    assert module(one).item() == 13
+    patches.undo()
+    remove_hook_from_module(module.inside)
+    assert module(one).item() == 3
 
 
 def test_a_cache_of_cache_dit_is_named():

@@ -10,6 +10,7 @@ import pytest
 import torch
 from diffusers import (
     CogVideoXDDIMScheduler,
+    EulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
     KDPM2DiscreteScheduler,
     UniPCMultistepScheduler,
@@ -156,6 +157,8 @@ def test_a_run_that_the_prior_does_not_know_has_no_profile() -> None:
     assert by_prior(set_up(euler()), (1.0, -3.0, 0.5)) is None
     unknown = set_up(KDPM2DiscreteScheduler(), 10)
     assert by_prior(unknown, (1.0,)) is None
+    # Where clean clips are predicted, the final latents are the last one, whatever came before.
+    assert by_prior(set_up(EulerDiscreteScheduler(prediction_type="sample"), 10), (1.0,)) is None
 
 
 def test_a_second_expert_weighs_guidance_otherwise(own) -> None:

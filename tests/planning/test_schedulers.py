@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import diffusers
 import pytest
 import torch
 from schedulers import NAMES, schedulers_of
@@ -104,3 +105,15 @@ def check_plan(model: TinyModel, pipe: Any, stock: torch.Tensor, drawn: torch.Te
     again, _ = run(model, pipe)
     assert torch.equal(again, stock)
     return not refused
+
+
+@pytest.mark.parametrize(
+    "kind", [diffusers.EulerDiscreteScheduler, diffusers.DPMSolverMultistepScheduler]
+)
+def test_a_sampler_of_clean_clips_is_recorded_and_planned(kind):
+    """The prior knows no such run: what an early step adds is gone at the end."""
+    model = MODELS["wan"]
+    pipe = model.build()
+    pipe.scheduler = kind(prediction_type="sample")
+    stock, drawn = run(model, pipe)
+    assert stock.isfinite().all() and check_plan(model, pipe, stock, drawn)
