@@ -322,6 +322,33 @@ def test_another_cache_is_named():
     assert any("cache of diffusers on" in note for note in report.notes)
 
 
+LIMIT = {"limit": "what it saves is not counted"}
+BESIDE_A_CACHE = [
+    pytest.param(given, marks=pytest.mark.composes(cell, "other diffusers cache", **LIMIT), id=cell)
+    for cell, given in {
+        "static plan": {"speedup": 2.0, "static": True},
+        "packed plan": {"speedup": 2.0, "cache_memory": 1},
+        **{f"windows at {site}": {"config": LOOSE, "site": site} for site in SITES},
+        "UniCP": {"accel": "unicp-paper", "threshold": 1e9},
+    }.items()
+]
+
+
+@pytest.mark.parametrize("given", BESIDE_A_CACHE)
+def test_another_cache_goes_with_every_technique_and_is_named(given):
+    from diffusers import FirstBlockCacheConfig
+
+    pipe = tiny_wan()
+    pipe.transformer.enable_cache(FirstBlockCacheConfig(threshold=0.05))
+    alone = call(pipe)
+    with accelerate(pipe, **given) as handle:
+        both = call(pipe)
+        assert np.isfinite(both).all() and not np.array_equal(both, alone)
+        assert any("what it saves is not counted" in note for note in handle.report().notes)
+        assert handle.report().steps_computed < STEPS
+    assert np.array_equal(call(pipe), alone)
+
+
 def test_several_loops_of_which_one_is_not_counted():
     pipe = tiny_wan()
     with accelerate(pipe, config=LOOSE) as handle:

@@ -7,8 +7,8 @@ import importlib.util
 import numpy as np
 import pytest
 import tiny
-import torch
 from calls import LOOSE, STEPS, call
+from lora import load
 
 from dit_accel import UniCP, accelerate
 from dit_accel.attention.pcas import PCAS
@@ -23,21 +23,6 @@ WAYS = {
     "attention": {"config": LOOSE, "site": "attention"},
 }
 CHANGED = "The weights changed since the last run."
-
-
-def load(pipe, scale=0.5):
-    """A LoRA on two projections of every attention, as `load_lora_weights` leaves it."""
-    import peft  # takes seconds
-
-    config = peft.LoraConfig(
-        r=4, lora_alpha=4, target_modules=["to_q", "to_v"], init_lora_weights=False
-    )
-    pipe.transformer.add_adapter(config, adapter_name="one")
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for name, weight in pipe.transformer.named_parameters():
-            if "lora_" in name:
-                weight.copy_(torch.randn(weight.shape, generator=generator) * scale)
 
 
 @pytest.mark.parametrize("order", ["before", "between"])
@@ -64,6 +49,7 @@ def test_a_cache_with_a_lora(way, order):
 
 @pytest.mark.usefixtures("without_prior")
 @pytest.mark.composes("plan", "LoRA")
+@pytest.mark.usefixtures("without_prior")
 def test_a_plan_notices_every_change_of_a_lora():
     pipe = tiny.tiny_wan()
     transformer = pipe.transformer

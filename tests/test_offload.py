@@ -151,19 +151,6 @@ def test_weights_that_are_stored_in_fewer_bits(way, put, order, tmp_path):
     assert torch.equal(after, stock)
 
 
-@pytest.mark.slow
-def test_what_comes_after_compilation_stays_when_we_go(clips, tmp_path):
-    """Inside a compiled transformer we stand at the blocks' `forward`, and offloading over us."""
-    torch._dynamo.reset()
-    pipe = tiny.tiny_wan()
-    pipe.transformer.compile(backend="eager")
-    with accelerate(pipe, **WAYS["block"]):
-        call(pipe)
-        blocks(pipe, tmp_path)
-        assert torch.equal(call(pipe), clips["block"][0])
-    assert torch.equal(call(pipe), clips["block"][1])
-
-
 @pytest.mark.parametrize("put", OFFLOADS)
 def test_a_profile_is_of_the_weights_wherever_they_are(put, tmp_path):
     pipe = tiny.tiny_wan()

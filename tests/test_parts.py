@@ -315,7 +315,20 @@ def test_compilation_past_our_place_is_noticed_at_the_next_call(way, whole):
     assert np.array_equal(call(pipe), stock)
 
 
-@pytest.mark.parametrize("site", SITES)
+FULLGRAPH = {
+    "model": {"limit": "compiled blocks, not the whole"},
+    "block": {"limit": "compiled blocks, not the whole"},
+    "attention": {"refused": "a plan, windows at block or model, or fullgraph=False"},
+}
+
+
+@pytest.mark.parametrize(
+    "site",
+    [
+        pytest.param(s, marks=pytest.mark.composes(f"windows at {s}", "fullgraph", **FULLGRAPH[s]))
+        for s in SITES
+    ],
+)
 @pytest.mark.parametrize("whole", [True, False], ids=["whole", "blocks"])
 def test_a_graph_that_must_not_break_is_named(site, whole):
     torch._dynamo.reset()

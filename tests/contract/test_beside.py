@@ -10,8 +10,10 @@ import pickle
 from collections.abc import Callable
 from typing import Any
 
+import lora
 import pytest
 import torch
+from accelerate import cpu_offload
 from calls import offload
 from techniques import ONE_OF_A_KIND, combinations, is_equal
 from tiny_models import MODELS
@@ -46,6 +48,32 @@ def regional_compile(pipe: Any) -> None:
 def whole_compile(pipe: Any) -> None:
     for name in transformers(pipe):
         getattr(pipe, name).compile(backend="eager")
+
+
+def sequential_offload(pipe: Any) -> None:
+    """As diffusers' own, which does not run on a CPU: weights are on "meta"."""
+    for name in transformers(pipe):
+        cpu_offload(getattr(pipe, name), execution_device=torch.device("cpu"))
+
+
+def assigned_compile(pipe: Any) -> None:
+    for name in transformers(pipe):
+        setattr(pipe, name, torch.compile(getattr(pipe, name), backend="eager"))
+
+
+def fullgraph(pipe: Any) -> None:
+    for name in transformers(pipe):
+        getattr(pipe, name).compile(backend="eager", fullgraph=True)
+
+
+def layerwise_casting(pipe: Any) -> None:
+    for name in transformers(pipe):
+        getattr(pipe, name).enable_layerwise_casting(torch.bfloat16, torch.float32)
+
+
+def LoRA(pipe: Any) -> None:
+    pytest.importorskip("peft", reason="peft is not installed: pip install peft")
+    lora.load(pipe)
 
 
 def transformers(pipe: Any) -> list[str]:
@@ -90,6 +118,53 @@ def test_a_compiled_model(new_graphs, workbench, model, technique, change):
 @combinations(beside=COMPILES, only=ONE_OF_A_KIND, variants=False, models=COMPILED_LATER)
 def test_a_model_that_is_compiled_later(new_graphs, workbench, model, technique, change):
     beside(workbench, model, technique, change, before=False)
+
+
+# What is tried on one family alone, as it meets the hooks that the others' techniques have too.
+ALONE = ("wan",)
+ASSIGNED = ("static", "packed", "windows-block", "unicp")
+PLANS_AND_SCENE = ("static", "packed", "reposition")  # windows and UniCP have tests of their own
+
+
+@combinations(beside=(sequential_offload,), only=PLANS_AND_SCENE, models=ALONE)
+def test_weights_that_wait_layer_by_layer(workbench, model, technique, change):
+    beside(workbench, model, technique, change, before=True)
+
+
+@pytest.mark.slow
+@combinations(beside=(assigned_compile,), only=ASSIGNED, models=ALONE)
+def test_a_model_that_is_compiled_and_assigned(new_graphs, workbench, model, technique, change):
+    beside(workbench, model, technique, change, before=True)
+
+
+@pytest.mark.slow
+@combinations(beside=(fullgraph,), only=("static", "packed"), models=ALONE)
+def test_a_graph_that_must_not_break(new_graphs, workbench, model, technique, change):
+    beside(workbench, model, technique, change, before=True)
+
+
+@combinations(beside=(layerwise_casting, LoRA), only=PLANS_AND_SCENE, models=ALONE)
+def test_what_makes_another_model_of_it(model, technique, change):
+    pipe = model.build()
+    change(pipe)
+    stock = model.run(pipe, **technique.changes)
+    with accelerate(pipe, **technique.loose(model, pipe)):
+        fast = model.run(pipe, **technique.changes)
+        assert is_equal(model.run(pipe, **technique.changes), fast)
+    assert not torch.equal(fast, stock)
+    assert is_equal(model.run(pipe, **technique.changes), stock)
+
+
+@combinations("replaced parts", only=PLANS_AND_SCENE, models=ALONE)
+def test_another_transformer_is_accelerated_in_its_place(workbench, stock, model, technique):
+    pipe, clip = stock
+    expected, first = workbench.accelerated(model, technique), pipe.transformer
+    with accelerate(pipe, **technique.loose(model, pipe)):
+        model.run(pipe, **technique.changes)
+        pipe.transformer = copy.deepcopy(first)
+        assert is_equal(model.run(pipe, **technique.changes), expected)
+    assert is_equal(model.run(pipe, **technique.changes), clip)
+    pipe.transformer = first
 
 
 def beside(workbench: Any, model: Any, technique: Any, change: Change, *, before: bool) -> None:
