@@ -252,7 +252,7 @@ class Replacement:
     """
 
     def __init__(self, owner: Any, name: str, function: Call) -> None:
-        # Without its attributes: what wraps us would be kept out of graphs by them, as ours is.
+        # Without its attributes: by them a compiler would leave out what wraps us, as it does ours.
         update_wrapper(self, function, updated=())
         self._owner, self._name, self.function = owner, name, function
 
