@@ -173,7 +173,8 @@ def _chosen(given: PlanOptions, profile: Profile, model: LoadableModel | None) -
             None if same or model is None else scheduler_of(model),
             steps,
             guidance,
-            separate=_separate(profile),
+            separate=_of_family(profile, "branches") == "separate",
+            sigmas=bool(_of_family(profile, "sigmas")),
         )
         if coefficients is not None:
             target = selection.Target(given.quality, given.speedup)
@@ -209,11 +210,11 @@ def _keeps_noise(profile: Profile, model: LoadableModel | None) -> bool:
     return gets_noise_alone(family, transformer_config(model))
 
 
-def _separate(profile: Profile) -> bool:
+def _of_family(profile: Profile, name: str) -> Any:
+    """A field of the profile's family; None for a model without a row."""
     from dit_accel.models.families import FAMILIES
 
-    family = FAMILIES.get(profile.key.transformer)
-    return family is not None and family.branches == "separate"
+    return getattr(FAMILIES.get(profile.key.transformer), name, None)
 
 
 def _content(

@@ -40,6 +40,7 @@ class Family:
         stages: whether it has a processor in stages (`attention/processor.py`), and can be pruned.
         audio_attention: the same of the audio; both are cached together.
         branches: how guidance runs: "separate" forwards, one "batched", or "embedded" in weights.
+        sigmas: whether its pipelines give the sampler noise levels, from 1 down to 1/n.
         sites: which sites are safe: the whole stack only where nothing is added between blocks,
             the others only where a value is one tensor.
         notes: one phrase for people.
@@ -69,6 +70,7 @@ class Family:
     stages: bool = False
     audio_attention: str | None = None
     branches: str
+    sigmas: bool = False
     sites: tuple[str, ...]
     notes: str
     by_command: bool = True
@@ -151,6 +153,7 @@ FAMILIES: dict[str, Family] = {
             attention="attn",
             stages=True,
             branches="embedded",
+            sigmas=True,
             sites=SITES,
             notes="HunyuanVideo 1.0",
             text_embedder="context_embedder",
@@ -170,6 +173,7 @@ FAMILIES: dict[str, Family] = {
             attention="attn",
             stages=True,
             branches="separate",
+            sigmas=True,
             sites=SITES,
             notes="HunyuanVideo 1.5",
             by_command=False,
@@ -206,6 +210,7 @@ FAMILIES: dict[str, Family] = {
             blocks=("transformer_blocks",),
             attention="attn1",
             branches="batched",
+            sigmas=True,
             sites=SITES,
             notes="LTX-Video 0.9",
             cross_attention="attn2",
@@ -225,6 +230,7 @@ FAMILIES: dict[str, Family] = {
             attention="attn1",
             audio_attention="audio_attn1",
             branches="batched",
+            sigmas=True,
             sites=SITES,
             notes="LTX-2, video and audio",
             by_command=False,

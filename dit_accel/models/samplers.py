@@ -14,16 +14,13 @@ from typing import Any
 
 import numpy as np
 
+from dit_accel.models.families import Family
 from dit_accel.models.json_file import read_object
 from dit_accel.models.loading import LoadableModel, ModelError
 
 TRIAL_STEPS = 8  # of a trial
-SIGMAS = np.linspace(1.0, 1 / TRIAL_STEPS, TRIAL_STEPS)
-# What the pipelines of a family give `set_timesteps`; the others give the number of steps.
-GIVEN: dict[str, dict[str, Any]] = {
-    "hunyuan-video": {"sigmas": SIGMAS},
-    "ltx": {"sigmas": SIGMAS, "mu": 1.0},
-}
+_COUNT = {"num_inference_steps": TRIAL_STEPS}
+GIVE_MU = ("ltx",)  # families whose pipelines give `set_timesteps` a shift
 
 
 def check(name: str, model: LoadableModel) -> None:
@@ -41,7 +38,7 @@ def check(name: str, model: LoadableModel) -> None:
     names = [one for one in dir(diffusers) if one.endswith("Scheduler") and "Inverse" not in one]
 
     def suits(one: str) -> bool:
-        return one == own or _suits(getattr(diffusers, one), own, config, model.family.name)
+        return one == own or _suits(getattr(diffusers, one), own, config, model.family)
 
     if name not in names or not suits(name):
         accepted = ", ".join(filter(suits, names))
@@ -60,7 +57,7 @@ def replace(pipe: Any, name: str) -> None:
     pipe.scheduler = _made(getattr(diffusers, name), type(own).__name__, dict(own.config))
 
 
-def _suits(kind: Any, own: str, config: dict[str, Any], family: str) -> bool:
+def _suits(kind: Any, own: str, config: dict[str, Any], family: Family) -> bool:
     """Whether a scheduler samples what a model predicts, at the noise levels of its training."""
     import diffusers
 
@@ -73,7 +70,9 @@ def _suits(kind: Any, own: str, config: dict[str, Any], family: str) -> bool:
         return False
     try:
         made = _made(kind, own, config)
-        made.set_timesteps(**GIVEN.get(family, {"num_inference_steps": TRIAL_STEPS}))
+        more = {"mu": 1.0} if family.name in GIVE_MU else {}
+        levels = np.linspace(1.0, 1 / TRIAL_STEPS, TRIAL_STEPS)
+        made.set_timesteps(**({"sigmas": levels} if family.sigmas else _COUNT), **more)
     except Exception:  # schedulers raise anything
         return False
     stock: Any = getattr(diffusers, own, None)

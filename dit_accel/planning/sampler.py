@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 
 from dit_accel.planning.plan import SamplerCoefficients
@@ -171,17 +172,29 @@ def state_of(scheduler: Any) -> Iterator[str | bytes]:
             yield value if isinstance(value, bytes) else repr(value)
 
 
+def set_timesteps(scheduler: Any, num_steps: int, *, sigmas: bool = False) -> None:
+    """As a pipeline does before its loop.
+
+    Args:
+        sigmas: whether the pipeline gives noise levels, as of `Family.sigmas`.
+    """
+    if sigmas:
+        scheduler.set_timesteps(sigmas=np.linspace(1.0, 1 / num_steps, num_steps))
+    else:
+        scheduler.set_timesteps(num_steps)
+
+
 def planned_coefficients(
-    scheduler: Any, num_steps: int, branch_weights: tuple[float, ...]
+    scheduler: Any, num_steps: int, branch_weights: tuple[float, ...], *, sigmas: bool = False
 ) -> SamplerCoefficients:
-    """As `coefficients_of`, from a scheduler whose timesteps are not set yet.
+    """As `coefficients_of`, from a scheduler whose timesteps are not set yet, and `set_timesteps`.
 
     Raises:
         ValueError: its timesteps depend on more than their number (on the clip's size, say).
     """
     own = copy.deepcopy(scheduler)
     try:
-        own.set_timesteps(num_steps)
+        set_timesteps(own, num_steps, sigmas=sigmas)
     except Exception as error:  # whatever a scheduler needs besides, a size or a stage
         problem = str(error) or type(error).__name__
         raise ValueError(

@@ -25,7 +25,7 @@ from dit_accel.planning.prediction import COVERAGE, ErrorBand, PlanChoice, Quali
 from dit_accel.planning.prior import profile_by_prior
 from dit_accel.planning.profile import Profile
 from dit_accel.planning.profile_file import ProfileError
-from dit_accel.planning.sampler import planned_coefficients, response_of
+from dit_accel.planning.sampler import planned_coefficients, response_of, set_timesteps
 from dit_accel.planning.transfer import check_speedup, compute_all, computed_steps, transfer_plan
 
 MIN_PLANNED_STEPS = 8  # of a run; in a shorter one, steps are too far apart to extrapolate
@@ -174,13 +174,14 @@ def second_of(run: RunInfo) -> SecondExpert | None:
 
 def coefficients_before_run(
     profile: Profile, scheduler: Any, num_steps: int, guidance: float, *, separate: bool,
-    guidance_2: float | None = None,
+    sigmas: bool = False, guidance_2: float | None = None,
 ) -> SamplerCoefficients | None:  # fmt: skip
     """Coefficients of a run that has not begun; None where only a run sets the timesteps.
 
     Args:
         scheduler: of the run, left as it is; None: not known, and the profile's steps are needed.
         guidance, separate: as of `branch_weights`.
+        sigmas: as of `set_timesteps`.
         guidance_2: of the second of two experts; None: as calibrated.
 
     Raises:
@@ -201,7 +202,7 @@ def coefficients_before_run(
     if scheduler is None:
         return own
     try:
-        found = planned_coefficients(scheduler, num_steps, weights)
+        found = planned_coefficients(scheduler, num_steps, weights, sigmas=sigmas)
         if second is not None:  # it begins between the same times
             time = own.timesteps[second.begin - 1 : second.begin + 1].mean()
             second = dataclasses.replace(second, begin=int((found.timesteps > time).sum()))
@@ -212,13 +213,13 @@ def coefficients_before_run(
 
 def prior_before_run(
     scheduler: Any, num_steps: int, guidance: float, *, separate: bool,
-    boundary: float | None = None, guidance_2: float | None = None,
+    sigmas: bool = False, boundary: float | None = None, guidance_2: float | None = None,
 ) -> Profile | None:  # fmt: skip
     """What stands for the profile of a run that has not begun; None where the prior does not know
     such a run, or only the run sets its timesteps.
 
     Args:
-        scheduler, guidance, separate: as of `coefficients_before_run`.
+        scheduler, guidance, separate, sigmas: as of `coefficients_before_run`.
         boundary: the timestep below which a second expert runs; None: there is none.
         guidance_2: of that one; None: as of the first.
 
@@ -227,7 +228,7 @@ def prior_before_run(
     """
     own = copy.deepcopy(scheduler)
     try:
-        own.set_timesteps(num_steps)
+        set_timesteps(own, num_steps, sigmas=sigmas)
     except Exception:  # whatever a scheduler needs besides, a size or a stage
         return None
     weights = branch_weights(None, guidance, separate=separate)

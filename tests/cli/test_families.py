@@ -129,6 +129,18 @@ def test_what_another_family_refuses(
 
 
 @pytest.mark.parametrize("family", ["ltx", "cogvideox"])
+def test_the_plan_that_is_printed_is_the_one_that_runs(
+    make: Any, folders: Path, family: str
+) -> None:
+    """LTX's pipeline gives its sampler noise levels of its own."""
+    words = ["--model", str(folders / family), "--output", "o.npy", "--speedup", "2"]
+    result = invoke("generate", PROMPT, *words)
+    assert result.exit_code == 0, result.stderr
+    assert "plan: speedup 2x: computes 4.0 of 8 steps" in result.stderr
+    assert "Chosen anew" not in result.stdout
+
+
+@pytest.mark.parametrize("family", ["ltx", "cogvideox"])
 def test_methods_of_another_family_are_evaluated(here: Path, folders: Path, family: str) -> None:
     """LTX's latents are packed, so that they have three axes."""
     Path("prompts.txt").write_text(f"{PROMPT}\n", encoding="utf-8")

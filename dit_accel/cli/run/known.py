@@ -79,6 +79,7 @@ def prior_of(
     with refused(f"--model is {model.name!r}: "):
         profile = selection.prior_before_run(
             holder.scheduler, steps, guidance, separate=family.branches == "separate",
+            sigmas=family.sigmas,
             boundary=_boundary(model, holder.scheduler), guidance_2=guidance_2,
         )  # fmt: skip
     if profile is None:

@@ -138,7 +138,7 @@ def _prior(pipe: Any, settings: Settings) -> Profile | None:
         return None
     separate = family.branches == "separate"
     return selection.prior_before_run(
-        pipe.scheduler, settings.steps, settings.guidance, separate=separate,
+        pipe.scheduler, settings.steps, settings.guidance, separate=separate, sigmas=family.sigmas,
         boundary=boundary_of(pipe), guidance_2=settings.guidance_2,
     )  # fmt: skip
 
@@ -192,7 +192,7 @@ def _by_profile(pipe: Any, settings: Settings, accel: PlannedConfig, path: str) 
     with refused(f"{target_option(settings.quality, settings.speedup)}: "):
         coefficients = selection.coefficients_before_run(
             profile, pipe.scheduler, settings.steps, settings.guidance,
-            separate=family_of(pipe).branches == "separate",
+            separate=family_of(pipe).branches == "separate", sigmas=family_of(pipe).sigmas,
             guidance_2=settings.guidance if settings.guidance_2 is None else settings.guidance_2,
         )  # fmt: skip
         if coefficients is not None:
