@@ -19,13 +19,13 @@ from dit_accel.core.generation import INPUT_FILES, INPUTS
 if TYPE_CHECKING:
     from dit_accel.models.loading import LoadableModel
 
-# Which of diffusers' pipelines have an input: named where another one is given it.
+# Which folders have an input: said where another one is given it.
+_CHANGING = "Wan 2.1, Wan 2.2 TI2V and CogVideoX text-to-video"
 TAKING = {
-    "image": "WanImageToVideoPipeline, CogVideoXImageToVideoPipeline, HunyuanVideoImageToVideo"
-    "Pipeline, LTXImageToVideoPipeline",
-    "last_image": "WanImageToVideoPipeline",
-    "video": "WanVideoToVideoPipeline, CogVideoXVideoToVideoPipeline, WanVACEPipeline",
-    "strength": "WanVideoToVideoPipeline, CogVideoXVideoToVideoPipeline",
+    "image": "LTX, Wan 2.2 TI2V, and image-to-video of Wan, CogVideoX and HunyuanVideo",
+    "last_image": "Wan image-to-video",
+    "video": _CHANGING,
+    "strength": _CHANGING,
 }
 
 
