@@ -142,7 +142,7 @@ def test_what_no_file_holds_is_named_and_described_by_its_class():
     [
         (lambda: QualityConfig(0), "quality is 0; accepted: a finite number above 0"),
         (lambda: QualityConfig(float("nan")), "quality is nan"),
-        (lambda: SpeedupConfig(0.5), "speedup is 0.5; accepted: a finite number above 1"),
+        (lambda: SpeedupConfig(0.5), "speedup is 0.5; accepted: a finite number, 1 or more"),
         (lambda: SpeedupConfig(2, cache_memory=0), "cache_memory is 0; accepted: bytes, at least"),
         (lambda: QualityConfig(guard=1), "guard is 1; accepted: True, False"),
         (lambda: ThresholdConfig(0.1, first=0), "first is 0; accepted: an integer >= 1"),

@@ -202,7 +202,7 @@ class SpeedupConfig(PlannedConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(1 <= self.speedup < math.inf, "speedup", self.speedup, "a finite number above 1")
+        require(1 <= self.speedup < math.inf, "speedup", self.speedup, "a finite number, 1 or more")
 
 
 @dataclass(frozen=True)

@@ -309,7 +309,7 @@ def test_plan_draws(plan: Any, here: Path, suffix: str) -> None:
         (["--quality", "30", "--speedup", "2"], "--quality 30 and --speedup 2 are given"),
         (["--quality", "0"], "--quality is 0.0; accepted: a finite number above 0"),
         (["--quality", "nan"], "--quality is nan: must be finite"),
-        (["--speedup", "0.5"], "--speedup is 0.5; accepted: a finite number above 1"),
+        (["--speedup", "0.5"], "--speedup is 0.5; accepted: a finite number, 1 or more"),
         (["--speedup", "6"], "--speedup 6: --speedup is 6.0; accepted: 1 to 5 at 10 steps"),
         (["--speedup", "2", "--guidance", "1"], "this run of one branch"),
         (["--steps", "20"], "--steps is given: applies with --quality or --speedup"),
