@@ -22,7 +22,7 @@ STRENGTHS = torch.tensor(
     [math.inf, *(10 ** (power / 2) for power in range(4, -13, -1))], dtype=torch.float64
 )
 MIN_CLIPS = 3  # that say how strongly to shrink
-USUAL = (4, 6)  # the places in STRENGTHS, 3 and 0.3, for one clip and for two (research/LOG.md)
+USUAL = 4  # the place in STRENGTHS, 3, for one or two clips (research/LOG.md)
 MAX_FOLDS = 32  # groups of prompts that are left out in turn: more would take long
 _FLOOR = 1e-6  # of the latents' mean square: bounds the weight of a prompt with hardly any error
 _DIAGONAL = 1e-3  # share of the ridge on each feature's square alone: features are nearly parallel
@@ -77,7 +77,7 @@ class RidgeMoments:
         number = len(self.matrices)
         if number < MIN_CLIPS:
             usual = torch.zeros(len(STRENGTHS), dtype=torch.float64)
-            usual[USUAL[max(number - 1, 0)]] = -1.0
+            usual[USUAL] = -1.0
             return usual
         matrices, vectors = self._known(None)
         folds = min(len(matrices), MAX_FOLDS)
