@@ -144,7 +144,7 @@ class Learning:
         asked = prior
         if not found[0].kind.is_like(kind, any_size=True):
             prior = None  # it is of other steps
-        weight = posterior.weight_of(self.known.losses, self.known.compared, found)
+        weight = posterior.weight_of(found)
         start = None if prior is None else prior.gram[0]
         gram = posterior.posterior_gram(start, found, weight)
         sampler, guidance = found[0].kind.sampler, found[0].kind.guidance
@@ -152,6 +152,8 @@ class Learning:
             self.key, steps=sampler.num_steps, parts=len(sampler.branch_weights), guidance=guidance
         )
         profile = profile_of_gram(gram, sampler, key, clips, prior)
+        if not weight:  # then the prior has no say in the computed steps either
+            profile = dataclasses.replace(profile, prior=None)
         self._last = _LearnedProfile(profile, kind, clips, asked)
         return profile
 
@@ -177,14 +179,14 @@ class Learning:
         return last[2]
 
     def _groups(self, kind: RunKind, *, with_prior: bool) -> list[list[Observations]]:
-        """Observations that such a run can be planned from: of its own kind, else of clips of
-        another size; and those of each other guidance, over which a profile is transferred. Where
-        there is no prior, of each other sampler too, and one of them has to be of a whole run:
-        plans that were transferred over steps were worse than the prior's (research/LOG.md)."""
+        """Observations that such a run can be planned from, one of which is of a whole run: of its
+        own kind, else of clips of another size; and those of each other guidance, over which a
+        profile is transferred. Where there is no prior, of each other sampler too: plans that were
+        transferred over steps were worse than the prior's (research/LOG.md)."""
         every = [one for one in self.known.observations if one.kind.may_transfer(kind)]
         own = [one for one in every if one.kind.is_like(kind)]
         own = own or [one for one in every if one.kind.is_like(kind, any_size=True)]
-        found = [own] if own and (with_prior or any(one.is_whole for one in own)) else []
+        found = [own] if any(one.is_whole for one in own) else []
         for whole in (one for one in every if one.is_whole):
             if with_prior and not whole.kind.has_steps_of(kind):
                 continue
@@ -194,11 +196,7 @@ class Learning:
 
     def add(self, one: Observations) -> None:
         """Learn from a run, and write it down."""
-        before = [known for known in self.known.observations if known.kind.is_like(one.kind)]
-        last, losses = self._last, None
-        if last is not None and last.prior is not None and last.kind.is_like(one.kind):
-            losses = posterior.losses(one, last.prior.gram[0], before)
-        self._change(lambda known: known.with_run(one, losses))
+        self._change(lambda known: known.with_run(one))
 
     def add_whole(self, whole: WholeRun) -> None:
         """A run was computed whole and recorded: learn from it, where it has no problem."""

@@ -35,7 +35,6 @@ SUFFIX = ".safetensors"
 MOST_ROWS = 256  # of a Gram matrix; longer runs are not learnt from
 MOST_LEARNED_BYTES = 1 << 19  # of the tensors; beyond it the oldest observations are dropped
 MOST_MEASURED = 256  # PSNRs; the oldest are dropped
-WEIGHTS = (0.0, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0)  # of the prior, in clips, that are compared
 KINDS = ("calibrated", "inner products")  # of plans, as in `prediction.BASES`
 Stamp = tuple[int, int, int]
 _LARGEST_FILE = 1 << 22
@@ -154,24 +153,17 @@ class Learned:
     Args:
         key: of the pipeline; without a number of steps, a guidance or a size.
         observations: the one that was added to last stands last.
-        losses: `(len(WEIGHTS),)`: how well each weight of the prior would have predicted the
-            clips: sum of the logarithm of the squared errors (`posterior.losses`).
-        compared: clips that `losses` is a sum over.
         measured: PSNRs, the oldest first.
         runs: that were learnt from; more than the observations have clips, where some were dropped.
     """
 
     key: ProfileKey
     observations: tuple[Observations, ...] = ()
-    losses: torch.Tensor = dataclasses.field(
-        default_factory=lambda: torch.zeros(len(WEIGHTS), dtype=torch.float64)
-    )
-    compared: int = 0
     measured: tuple[Measured, ...] = ()
     runs: int = 0
 
-    def with_run(self, one: Observations, losses: torch.Tensor | None = None) -> Learned:
-        """With one more run, and what its clip says of the prior's weight."""
+    def with_run(self, one: Observations) -> Learned:
+        """With one more run."""
         others, found = [], one
         for known in self.observations:
             if known.computed == one.computed and known.kind.is_like(one.kind):
@@ -181,10 +173,7 @@ class Learned:
         every = [*others, found]
         while len(every) > 1 and sum(each.nbytes for each in every) > MOST_LEARNED_BYTES:
             del every[0]
-        base = self if losses is None else dataclasses.replace(
-            self, losses=self.losses + losses, compared=self.compared + 1
-        )  # fmt: skip
-        return dataclasses.replace(base, observations=tuple(every), runs=self.runs + 1)
+        return dataclasses.replace(self, observations=tuple(every), runs=self.runs + 1)
 
     def differences(self, kind: str) -> tuple[float, ...]:
         """Measured less predicted PSNR of plans of a kind, in dB."""
@@ -290,7 +279,7 @@ def save(path: Path, learned: Learned) -> None:
     Raises:
         OSError: it cannot be written.
     """
-    tensors = {"losses": learned.losses}
+    tensors: dict[str, torch.Tensor] = {}
     for place, one in enumerate(learned.observations):
         rows = torch.tril_indices(*one.products.shape)
         tensors |= {
@@ -300,7 +289,6 @@ def save(path: Path, learned: Learned) -> None:
         }
     head: dict[str, Any] = {
         "identity": learned.key.to_json(),
-        "compared": learned.compared,
         "runs": learned.runs,
         "observations": [
             {"branch_weights": list(one.kind.sampler.branch_weights),
@@ -334,15 +322,11 @@ def _check_digest(head: Field, tensors: TensorFields) -> None:
 
 def _of(head: Field, tensors: TensorFields) -> Learned:
     _check_digest(head, tensors)
-    names = ("identity", "compared", "runs", "observations", "measured", "digest",
-             "format", "version")  # fmt: skip
-    head.only(names)
+    head.only(("identity", "runs", "observations", "measured", "digest", "format", "version"))
     entries = head.at("observations").entries(most=MOST_LEARNED_BYTES // 64)
     return Learned(
         key=ProfileKey.from_json(head.at("identity")),
         observations=tuple(_observations(f"{i}", one, tensors) for i, one in enumerate(entries)),
-        losses=tensors.get("losses", (len(WEIGHTS),), -1e9, 1e9),
-        compared=head.at("compared").whole(0, _MOST),
         measured=tuple(_measured(one) for one in head.at("measured").entries(most=MOST_MEASURED)),
         runs=head.at("runs").whole(0, _MOST),
     )

@@ -80,11 +80,12 @@ def _without_candidates(
         before = _by_content(prior.error_model_for(error_model.sampler))
 
     def made(count: int) -> PlanChoice:
-        found = _searched(known, count)
+        found = _searched(known, count, before)
         if before is not None:
             usual = _searched(before, count)[0].computed
-            steps = better_steps(found[0].computed, usual, error_model)
-            found = fit(steps, error_model, ridge=_RIDGE)
+            models = known.error_model, before.error_model
+            if better_steps(found[0].computed, usual, *models) == usual:
+                found = fit(usual, error_model, ridge=_RIDGE)
         return _choice_of(error_model, *found, profile, quality)
 
     n = error_model.num_steps
@@ -135,9 +136,12 @@ def _by_content(error_model: ErrorModel) -> _ByContent:
 
 
 @lru_cache(maxsize=_MOST_SEARCHED)
-def _searched(known: _ByContent, count: int) -> tuple[Plan, float]:
+def _searched(
+    known: _ByContent, count: int, beside: _ByContent | None = None
+) -> tuple[Plan, float]:
     """The plan of a search, which a pipeline that is accelerated anew for each clip needs again."""
-    plan, _ = search(known.error_model, count)
+    other = None if beside is None else beside.error_model
+    plan, _ = search(known.error_model, count, beside=other)
     return fit(plan.computed, known.error_model, ridge=_RIDGE)
 
 

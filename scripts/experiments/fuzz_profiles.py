@@ -71,7 +71,7 @@ def learned_file(folder: Path) -> bytes:
             rows = own.sampler.feature_rows(torch.arange(0, n, every)[None])[0]
             steps = tuple(range(0, n, every))
             one = learned.Observations(kind, steps, 1, gram[rows][:, rows])
-            found = found.with_run(one, torch.ones(len(learned.WEIGHTS)).double())
+            found = found.with_run(one)
         for at in range(3):
             found = found.with_measured(learned.Measured(f"a{at}", learned.KINDS[1], 30.0, 31.0))
         learned.save(folder / "learned.safetensors", found)

@@ -159,7 +159,7 @@ def dtypes(trials: dict[str, Trial], prior: Prior) -> None:
             )
             for of, (whole, accelerated) in seen.items():
                 for label, some in (("whole", whole), ("accelerated", accelerated)):
-                    weight = posterior.weight_of(torch.zeros(8), 0, some)
+                    weight = posterior.weight_of(some)
                     found = posterior.posterior_gram(base.gram[0], some, weight)
                     made = partial(plan_of, base, found, count)
                     trial.score(f"{len(some)} {label} in {of}, in {name}", count, made)

@@ -245,19 +245,6 @@ def test_without_a_profile_the_first_run_is_planned_from_the_prior(pipe, stock, 
     assert "as on 3 models left out" in report.notes[0]
 
 
-def test_what_runs_teach_is_added_to_the_prior(learns):
-    """No run is ever computed whole."""
-    pipe, notes = tiny.tiny_wan(), []
-    with accelerate(pipe, speedup=2.0) as handle:
-        for _ in range(3):
-            run(pipe)
-            assert handle.report().steps_computed == STEPS / 2
-            notes.append(" ".join(handle.report().notes))
-    assert "Planned from a prior of 4 other models" in notes[0]
-    assert "Planned from a prior of 4 other models and 1 clip;" in notes[1]
-    assert "Planned from a prior of 4 other models and 2 clips;" in notes[2]
-
-
 def test_each_kind_of_run_has_its_own_plan_from_the_prior():
     """Other steps, another guidance, another shift: each is planned at once."""
     pipe = tiny.tiny_wan()

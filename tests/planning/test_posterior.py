@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import pytest
 import torch
 
-from dit_accel.planning.learned import WEIGHTS, Observations, RunKind
+from dit_accel.planning.learned import Observations, RunKind
 from dit_accel.planning.plan import SamplerCoefficients
 from dit_accel.planning.posterior import (
     ENOUGH_WHOLE,
-    LEAST_WEIGHT,
     WEIGHT_BESIDE_WHOLE,
-    losses,
     posterior_gram,
     weight_of,
 )
@@ -108,30 +104,11 @@ def test_without_prior_and_whole_run_there_is_none() -> None:
         posterior_gram(None, [seen(smooth(0, kind), kind, (0, 3, 6))], 1.0)
 
 
-def test_the_weight_is_the_one_that_predicts_clips_best() -> None:
-    kind, every = kind_of(), tuple(range(0, STEPS, 2))
-    right, wrong = smooth(0, kind, 4000), smooth(0, kind, 4000).roll((1, 1), (0, 1))
-    clips = [seen(smooth(seed, kind, 40), kind, every) for seed in range(20, 26)]
-    for prior, high in ((right, True), (wrong, False)):
-        total, compared = torch.zeros(len(WEIGHTS), dtype=torch.float64), 0
-        for place, clip in enumerate(clips):
-            found = losses(clip, prior, clips[:place])
-            assert (found is None) == (place == 0)
-            if found is not None:
-                total, compared = total + found, compared + 1
-        weight = weight_of(total, compared, [])
-        assert weight > LEAST_WEIGHT if high else weight == LEAST_WEIGHT
-        assert (WEIGHTS[int(total.argmin())] >= 2.0) == high
-
-
-def test_few_clips_leave_the_least_weight() -> None:
-    totals, kind = torch.arange(len(WEIGHTS)).double(), kind_of()
+def test_the_prior_has_a_weight_beside_few_whole_runs() -> None:
+    kind = kind_of()
     part, whole = (seen(smooth(0, kind), kind, (*range(0, STEPS, k),)) for k in (3, 1))
-    assert weight_of(totals.flip(0), 2, [part]) == LEAST_WEIGHT > 0
-    assert weight_of(totals.flip(0), 3, [part]) == WEIGHTS[-1]
-    assert weight_of(totals, 3, [part]) == LEAST_WEIGHT
-    assert weight_of(totals.flip(0), 3, [part, whole]) == WEIGHT_BESIDE_WHOLE
-    assert weight_of(totals.flip(0), 3, [part, *[whole] * ENOUGH_WHOLE]) == 0.0
+    assert weight_of([part, whole]) == WEIGHT_BESIDE_WHOLE > 0
+    assert weight_of([part, *[whole] * ENOUGH_WHOLE]) == 0.0
 
 
 def test_without_weight_the_prior_is_not_used_where_a_run_was_whole() -> None:
@@ -141,11 +118,3 @@ def test_without_weight_the_prior_is_not_used_where_a_run_was_whole() -> None:
     found = posterior_gram(prior, clips, 0.0)
     torch.testing.assert_close(found, posterior_gram(None, clips, 0.0))
     assert not torch.allclose(found, posterior_gram(prior, clips, 0.25))
-
-
-def test_clips_of_other_rows_say_nothing_of_the_weight() -> None:
-    kind = kind_of()
-    clip = seen(smooth(0, kind), kind, (0, 3, 6, 9))
-    assert losses(clip, smooth(1, kind), [seen(smooth(2, kind), kind, (0, 4, 8))]) is None
-    whole = dataclasses.replace(seen(smooth(2, kind), kind, tuple(range(STEPS))))
-    assert losses(clip, smooth(1, kind), [whole]) is not None

@@ -12,7 +12,7 @@ from dit_accel.planning import transfer
 from dit_accel.planning.prediction import decibels
 from dit_accel.planning.profile import Profile
 from dit_accel.planning.profile_file import ProfileError
-from dit_accel.planning.search import energies, fit
+from dit_accel.planning.search import energies, fit, search
 from dit_accel.planning.selection import for_quality
 from dit_accel.planning.transfer import transfer_plan
 
@@ -79,8 +79,7 @@ def test_a_profile_without_candidates_plans_from_inner_products():
 
 
 def test_what_runs_taught_leaves_the_priors_steps_where_others_are_hardly_better(monkeypatch):
-    """The weights are its own in any case. Where others are predicted to be much better, it has
-    those that a profile without a prior has."""
+    """By the prior and by what was learnt together. The weights are its own in any case."""
     prior, gram = profile_of(), profile_of().gram.clone()
     gram[:, 5:9] *= 4.0  # of four steps predictions are otherwise
     gram[:, :, 5:9] *= 4.0
@@ -89,10 +88,11 @@ def test_what_runs_taught_leaves_the_priors_steps_where_others_are_hardly_better
     def computed(of: Profile) -> tuple[int, ...]:
         return transfer_plan(of, of.sampler, speedup=2.5).plan.computed
 
-    alone, before = computed(dataclasses.replace(learnt, prior=None)), computed(prior)
-    found = [decibels(fit(steps, learnt.error_model)[1]) for steps in (alone, before)]
-    assert alone != before and found[0] > found[1] + transfer.LEARNT_DB
-    assert computed(learnt) == alone
+    models, before = (learnt.error_model, prior.error_model), computed(prior)
+    both = search(models[0], len(before), beside=models[1])[0].computed
+    found = [sum(decibels(fit(s, m)[1]) for m in models) for s in (both, before)]
+    assert both != before and found[0] > found[1] + transfer.LEARNT_DB
+    assert computed(learnt) == both
     monkeypatch.setattr(transfer, "LEARNT_DB", found[0] - found[1] + 0.1)
     mine = transfer_plan(learnt, learnt.sampler, speedup=2.5).plan
     assert mine.computed == before
