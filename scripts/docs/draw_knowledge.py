@@ -24,21 +24,15 @@ from matplotlib.axes import Axes
 DATA = Path(__file__).parents[2] / "research" / "data"
 MODEL, COUNTS = "mini-cogvideox", (20, 13)
 WAYS = {  # by how the states of knowledge.jsonl begin
-    "prior": "no run", "runs": "accelerated runs", "1 reference": "one uncached run, then others",
+    "prior": "no run", "1 reference": "one uncached run, then others",
     "calibrated": "calibrate, few clips", "own clips": "profile of 32 clips",
 }  # fmt: skip
-COLOURS = ("#22262b", "#1f5fa8", "#6f58b5", "#b0457f", "#2f9e6e")
-NAMED = {"dpcache": "DPCache", "cem": "CEM", "oss/unipc": "OSS, UniPC", "l2p": "L2P",
-         "fewer-steps": "fewer steps", "spectrum": "Spectrum", "budcache": "BudCache"}  # fmt: skip
+COLOURS = ("#22262b", "#6f58b5", "#b0457f", "#2f9e6e")
+NAMED = {"bns": "BNS, trained", "dyweight": "DyWeight", "dpcache": "DPCache", "cem": "CEM",
+         "oss/unipc": "OSS, UniPC", "l2p": "L2P", "fewer-steps": "fewer steps",
+         "spectrum": "Spectrum", "budcache": "BudCache"}  # fmt: skip
 OWN_RUNS = 164.0  # of the profile, as it says itself
 FAINT, SHOWN_DB = "#8a9099", 20.0
-
-
-def way_of(source: str) -> str:
-    """Which of `WAYS` a state is."""
-    return next(
-        (way for way in WAYS if source.startswith(way)), "runs" if source.endswith("runs") else ""
-    )
 
 
 def ours(count: int) -> dict[str, list[tuple[float, float]]]:
@@ -48,7 +42,8 @@ def ours(count: int) -> dict[str, list[tuple[float, float]]]:
         row = json.loads(line)
         if row["model"] == MODEL and row["target"] == f"speedup {50 / count:.4g}":
             spent = OWN_RUNS if row["source"] == "own clips" else row["runs"]
-            found[way_of(row["source"])].append((spent, statistics.fmean(row["psnr_db"])))
+            (way,) = (way for way in WAYS if row["source"].startswith(way))
+            found[way].append((spent, statistics.fmean(row["psnr_db"])))
     return found
 
 
@@ -78,8 +73,9 @@ def panel(axes: Axes, count: int) -> None:
         spent, psnr = zip(*sorted(points), strict=True)
         axes.plot(spent, psnr, "o-", color=colour, markersize=5, label=WAYS[way])
     axes.set_xscale("symlog", linthresh=1)
-    axes.set_xlim(-0.15, 400)
-    axes.set_xticks([0, 1, 2, 5, 16, 50, 164], ["0", "1", "2", "5", "16", "50", "164"])
+    axes.set_xlim(-0.15, 40_000)
+    ticks = [0, 1, 2, 5, 16, 50, 164, 1000, 6000]
+    axes.set_xticks(ticks, [f"{tick:,}" for tick in ticks])
     axes.minorticks_off()
     axes.set_title(f"{count} of 50 steps computed", fontsize=9)
     axes.set_xlabel("uncached runs spent before the first clip", fontsize=8)

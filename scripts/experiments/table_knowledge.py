@@ -42,10 +42,11 @@ from dit_accel.planning.profile import Profile
 
 ROOT = Path(__file__).resolve().parents[2]
 PROMPTS = ROOT / "assets/prompts"
-STATES = (0, 1, 4, 16)  # accelerated runs
+STATES = (0,)  # accelerated runs, which alone leave the plan as it is
 AFTER_REFERENCE = (0, 4)  # and after one that was recorded whole
 CALIBRATED = (1, 2)  # clips
 FIRST_SEED = 5000  # of the clips that teach
+TEACHING = 17  # prompts of these
 Target = dict[str, float]
 
 
@@ -187,7 +188,7 @@ def main() -> None:
     given = parser.parse_args()
     torch.set_num_threads(1)
     prompts = [one.prompt for one in read_prompts(given.file)][: given.prompts]
-    teaching = [one.prompt for one in read_prompts(given.teaching)][-max(STATES) - 1 :]
+    teaching = [one.prompt for one in read_prompts(given.teaching)][-TEACHING:]
     rows, known = Rows(given.output), set(Prior.load().models)
     for name in given.models:
         folder = Path(name.partition("=")[0])
