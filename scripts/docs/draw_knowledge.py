@@ -28,7 +28,7 @@ WAYS = {  # by how the states of knowledge.jsonl begin
     "calibrated": "calibrate, few clips", "own clips": "profile of 32 clips",
 }  # fmt: skip
 COLOURS = ("#22262b", "#6f58b5", "#b0457f", "#2f9e6e")
-NAMED = {"bns": "BNS, trained", "dyweight": "DyWeight", "dpcache": "DPCache", "cem": "CEM",
+NAMED = {"bns": "BNS", "dyweight": "DyWeight", "dpcache": "DPCache", "cem": "CEM",
          "oss/unipc": "OSS, UniPC", "l2p": "L2P", "fewer-steps": "fewer steps",
          "spectrum": "Spectrum", "budcache": "BudCache"}  # fmt: skip
 OWN_RUNS = 164.0  # of the profile, as it says itself
@@ -73,7 +73,7 @@ def panel(axes: Axes, count: int) -> None:
         spent, psnr = zip(*sorted(points), strict=True)
         axes.plot(spent, psnr, "o-", color=colour, markersize=5, label=WAYS[way])
     axes.set_xscale("symlog", linthresh=1)
-    axes.set_xlim(-0.15, 40_000)
+    axes.set_xlim(-0.15, 80_000)
     ticks = [0, 1, 2, 5, 16, 50, 164, 1000, 6000]
     axes.set_xticks(ticks, [f"{tick:,}" for tick in ticks])
     axes.minorticks_off()
