@@ -141,9 +141,11 @@ def test_a_plan_is_shown_with_what_was_learnt(learns, model_folder, here):
     plan = lambda *more: json.loads(invoke("plan", *clip, *more).stdout)  # noqa: E731
     assert plan()["predicted"]["rests_on"] == "a prior of 4 other models"
     made = []
-    for _ in range(2):
+    for more in (("--compare",), ()):
         shown = plan()
-        made.append(json.loads(invoke("generate", "a circle", *clip, *size).stdout)["report"])
+        made.append(
+            json.loads(invoke("generate", "a circle", *clip, *size, *more).stdout)["report"]
+        )
         assert made[-1]["planned"] == shown["computed"]
         assert made[-1]["prediction"]["rests_on"] == shown["predicted"]["rests_on"]
     assert made[-1]["prediction"]["rests_on"] == "a prior of 4 other models and 1 clip"
