@@ -184,9 +184,12 @@ class Learning:
         profile is transferred. Where there is no prior, of each other sampler too: plans that were
         transferred over steps were worse than the prior's (research/LOG.md)."""
         every = [one for one in self.known.observations if one.kind.may_transfer(kind)]
-        own = [one for one in every if one.kind.is_like(kind)]
-        own = own or [one for one in every if one.kind.is_like(kind, any_size=True)]
-        found = [own] if any(one.is_whole for one in own) else []
+        sizes = (
+            [one for one in every if one.kind.is_like(kind, any_size=any_size)]
+            for any_size in (False, True)
+        )
+        own = next((some for some in sizes if any(one.is_whole for one in some)), None)
+        found = [] if own is None else [own]
         for whole in (one for one in every if one.is_whole):
             if with_prior and not whole.kind.has_steps_of(kind):
                 continue

@@ -45,10 +45,10 @@ def basis(report: Any) -> str:
     return note.removeprefix("Planned from ").partition(";")[0]
 
 
-def whole_run(pipe: Any, seed: int = 9) -> Any:
+def whole_run(pipe: Any, seed: int = 9, **more: Any) -> Any:
     """An uncached clip that was recorded."""
     with recorded(pipe) as reference:
-        run(pipe, seed)
+        run(pipe, seed, **more)
     return reference
 
 
@@ -80,6 +80,17 @@ def test_worked_example(learns) -> None:
         run(other, 3)
         assert basis(handle.report()) == "a prior of 4 other models and 4 clips"
     assert only(learns).runs == 5
+
+
+def test_an_uncached_clip_of_another_size_counts_too(learns) -> None:
+    pipe, other = tiny.tiny_wan(), {"height": tiny.CALL["height"] * 2}
+    reference = whole_run(pipe, **other)
+    with accelerate(pipe, speedup=2.0) as handle:
+        assert handle.learn_from(reference)
+        run(pipe, 9, **other)
+        for seed, clips in enumerate(("1 clip", "2 clips")):
+            run(pipe, seed)
+            assert basis(handle.report()) == f"a prior of 4 other models and {clips}"
 
 
 def test_where_the_prior_knows_no_such_run_the_first_one_is_recorded(learns, without_prior) -> None:
