@@ -279,7 +279,8 @@ def save(path: Path, learned: Learned) -> None:
     Raises:
         OSError: it cannot be written.
     """
-    tensors: dict[str, torch.Tensor] = {}
+    # One in any case: safetensors 0.4.3 cannot read a file without tensors.
+    tensors = {"count": torch.tensor([float(len(learned.observations))])}
     for place, one in enumerate(learned.observations):
         rows = torch.tril_indices(*one.products.shape)
         tensors |= {

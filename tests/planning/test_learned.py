@@ -62,6 +62,13 @@ def test_worked_example(tmp_path: Path) -> None:
         assert read.kind.is_like(was.kind)
 
 
+def test_a_psnr_alone_is_written_too(tmp_path: Path) -> None:
+    known = Learned(KEY).with_measured(Measured("a", KINDS[0], 30.0, 31.5))
+    learned.save(tmp_path / "a.safetensors", known)
+    back = learned.load(tmp_path / "a.safetensors")
+    assert back.measured == known.measured and back.observations == ()
+
+
 def test_a_second_expert_is_written_too(tmp_path: Path) -> None:
     kind = kind_of()
     sampler = dataclasses.replace(kind.sampler, second=SecondExpert(2, 0.5))
