@@ -311,7 +311,7 @@ def digest_of(head: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> s
     found = hashlib.sha256(json.dumps(dict(head), sort_keys=True).encode())
     for name in sorted(tensors):
         found.update(f"{name} {tensors[name].dtype} {tuple(tensors[name].shape)}".encode())
-        found.update(tensors[name].contiguous().view(torch.uint8).numpy().tobytes())
+        found.update(tensors[name].reshape(-1).contiguous().view(torch.uint8).numpy().tobytes())
     return found.hexdigest()
 
 

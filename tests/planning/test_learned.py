@@ -69,6 +69,11 @@ def test_a_psnr_alone_is_written_too(tmp_path: Path) -> None:
     assert back.measured == known.measured and back.observations == ()
 
 
+def test_a_digest_tells_a_number_from_a_row_of_one() -> None:
+    one = torch.tensor(2.0)
+    assert learned.digest_of({}, {"a": one}) != learned.digest_of({}, {"a": one[None]})
+
+
 def test_a_second_expert_is_written_too(tmp_path: Path) -> None:
     kind = kind_of()
     sampler = dataclasses.replace(kind.sampler, second=SecondExpert(2, 0.5))
