@@ -42,14 +42,16 @@ from dit_accel.core.private_names import other_cache
 from dit_accel.planning.candidate import CandidatePlan
 from dit_accel.planning.lookup import profile_key
 from dit_accel.planning.prediction import QualityDistribution
+from dit_accel.planning.prior import shipped
 from dit_accel.planning.profile import Profile
 from dit_accel.planning.search import ErrorModel, search
-from dit_accel.planning.transfer import better_steps
+from dit_accel.planning.transfer import better_steps, expected_db
 
 SPEEDUPS = (2.0, 2.5, 2.94, 3.125, 3.33, 3.57, 3.85, 4.17, 4.55, 5.0, 5.56, 6.25, 7.14, 8.33)
 USUAL_PROBES = 8
 FIT_PASSES = 2  # over several batches: in the first pass, the first ones know few other clips
 ComputedSteps = list[tuple[int, ...]]  # of every candidate plan
+Expected = list[tuple[float, float] | None]  # of every one, as `CandidatePlan.expected`
 
 
 def calibrate(pipe: Any, clips: Sequence[ClipSpec], **settings: Any) -> Profile:
@@ -119,6 +121,7 @@ class CalibrationRun:
         )  # fmt: skip
         self.ended = "all clips were made"
         self._plan_cost = 0.0  # in uncached runs
+        self._expected: Expected = []
         self._problems: Problems = {}
         self._results: dict[int, list[RefinedPlan]] = {}  # by batch, the latest last
 
@@ -139,7 +142,7 @@ class CalibrationRun:
             error_model = replace(own, gram=(others.gram + own.mean_gram) / 2)
         batches = self.batches if self.budget is None else self.batches[:1]
         of = f"{self.probes}-{self.probed}-{batches}-{self.passes}"  # what the error model is of
-        plans = self._searched(own, others, of)
+        plans, self._expected = self._searched(own, others, of)
         for number in range(self.passes if plans else 0):  # the last pass counts
             for place in range(len(self.batches)):
                 if not self._pays(place):
@@ -175,7 +178,7 @@ class CalibrationRun:
         )  # fmt: skip
 
     def _candidates(self) -> tuple[CandidatePlan, ...]:
-        return tuple(map(candidate, zip(*self._results.values(), strict=True)))
+        return tuple(map(candidate, zip(*self._results.values(), strict=True), self._expected))
 
     # --- with minutes ---
 
@@ -241,7 +244,7 @@ class CalibrationRun:
 
     def _searched(
         self, error_model: ErrorModel, others: ErrorModel | None, of: str
-    ) -> ComputedSteps:
+    ) -> tuple[ComputedSteps, Expected]:
         """Of every candidate plan, the fastest last.
 
         Args:
@@ -250,18 +253,21 @@ class CalibrationRun:
         """
         counts = self.counts
 
-        def steps(count: int) -> tuple[int, ...]:
+        def searched(count: int) -> tuple[tuple[int, ...], tuple[float, float] | None]:
             found = search(error_model, count, beside=others)[0].computed
             if others is None:
-                return found
+                return found, None
             usual = search(others, count)[0].computed
-            return better_steps(found, usual, error_model, others)
+            steps = better_steps(found, usual, error_model, others)
+            return steps, expected_db(usual, others, shipped().evidence)
 
-        def make() -> ComputedSteps:
+        def make() -> tuple[ComputedSteps, Expected]:
             self._progress("search", 0, 0)
-            return [steps(count) for count in counts]
+            found = [searched(count) for count in counts]
+            return [steps for steps, _ in found], [expected for _, expected in found]
 
-        return self.checkpoint.get(f"search-{counts}-{of}", make)
+        made: tuple[ComputedSteps, Expected] = self.checkpoint.get(f"plans-{counts}-{of}", make)
+        return made
 
     def _carried_out(
         self, number: int, place: int, error_model: ErrorModel, plans: ComputedSteps, of: str

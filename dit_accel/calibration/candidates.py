@@ -16,8 +16,14 @@ from dit_accel.planning.candidate import CandidatePlan
 from dit_accel.planning.difficulty import PromptDifficulty
 
 
-def candidate(batches: Sequence[RefinedPlan]) -> CandidatePlan:
-    """One plan, from what it gave on every batch; the corrections of the last know all clips."""
+def candidate(
+    batches: Sequence[RefinedPlan], expected: tuple[float, float] | None = None
+) -> CandidatePlan:
+    """One plan, from what it gave on every batch; the corrections of the last know all clips.
+
+    Args:
+        expected: of it, as `CandidatePlan` has it.
+    """
     computed, corrections = batches[0].computed, batches[-1].corrections
     errors = torch.tensor(
         [row for b in batches for row in b.extrapolation_error], dtype=torch.float64
@@ -34,6 +40,7 @@ def candidate(batches: Sequence[RefinedPlan]) -> CandidatePlan:
         torch.tensor([value for b in batches for value in b.psnr_db], dtype=torch.float64),
         torch.tensor([value for b in batches for value in b.latents_db], dtype=torch.float64),
         mean, spread, torch.zeros(len(logs), dtype=torch.float64),
+        None if expected is None else torch.tensor(expected, dtype=torch.float64),
     )  # fmt: skip
 
 

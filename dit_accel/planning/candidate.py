@@ -7,6 +7,7 @@ Source: ours.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -14,7 +15,7 @@ import torch
 
 from dit_accel.core.document import DocumentError, Field
 from dit_accel.planning.plan import SamplerCoefficients, feature_count, windows
-from dit_accel.planning.profile_file import Shape, TensorFields
+from dit_accel.planning.profile_file import Shape, TensorFields, named
 
 # By field its name in the file: a field may be renamed, its name in the file may not.
 CANDIDATE_NAMES = {
@@ -25,7 +26,9 @@ CANDIDATE_NAMES = {
     "error_spread": "spread",
     "prompt_scores": "alarm",
 }
+EXPECTED = "expected"  # the same of a field that a file may have
 LARGEST_DB = 1000.0
+LEAST_DEVIATION_DB = 0.1  # of what is expected
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,8 @@ class CandidatePlan:
         extrapolation_error: `(k,)`, mean over prompts of its logarithm at each computed step.
         error_spread: `(k,)`, standard deviation of the same.
         prompt_scores: `(P,)`, unused; earlier versions refuse a file without it.
+        expected: `(2,)`, of the mean PSNR before any clip, by other models: mean and standard
+            deviation; None: that was not known.
     """
 
     computed: tuple[int, ...]
@@ -50,6 +55,15 @@ class CandidatePlan:
     extrapolation_error: torch.Tensor
     error_spread: torch.Tensor
     prompt_scores: torch.Tensor
+    expected: torch.Tensor | None = None
+
+    def with_psnr(self, psnr_db: torch.Tensor) -> CandidatePlan:
+        """The same with another PSNR of each prompt; what was expected moves as their mean does."""
+        expected = self.expected
+        if expected is not None:
+            moved = float((psnr_db - self.psnr_db).mean())
+            expected = expected + torch.tensor([moved, 0.0], dtype=expected.dtype)
+        return dataclasses.replace(self, psnr_db=psnr_db, expected=expected)
 
 
 def read(
@@ -80,6 +94,14 @@ def read(
         name: tensors.get(f"{section}.{CANDIDATE_NAMES[name]}", *wanted)
         for name, wanted in shapes.items()
     }
+    expected = f"{section}.{EXPECTED}"
+    if expected in tensors:
+        found[EXPECTED] = tensors.get(expected, (2,), -LARGEST_DB, LARGEST_DB)
+        if found[EXPECTED][1] < LEAST_DEVIATION_DB:
+            raise DocumentError(
+                f"{expected}[1] is {float(found[EXPECTED][1])}; accepted: {LEAST_DEVIATION_DB} or "
+                "more"
+            )
     least, most = _columns(steps, sampler, depth)
     if not least <= found["corrections"].shape[1] <= most:
         raise DocumentError(
@@ -87,6 +109,12 @@ def read(
             f"columns; accepted: {least} to {most}"
         )
     return CandidatePlan(tuple(steps), **found)
+
+
+def tensors_of(section: str, one: CandidatePlan) -> dict[str, torch.Tensor]:
+    """A candidate's tensors, by their names in the file."""
+    own = {} if one.expected is None else {EXPECTED: EXPECTED}
+    return named(section, one, CANDIDATE_NAMES | own)
 
 
 def _columns(steps: Sequence[int], sampler: SamplerCoefficients, depth: int) -> tuple[int, int]:

@@ -2,7 +2,7 @@
 
 In: a candidate plan with what each calibration prompt got. Out: numbers for a new prompt, which is
 treated as one more of them: by counting (Clopper and Pearson, 1934) where there are many prompts,
-else by Student's t.
+else by a normal distribution, whose mean and deviation rest on these prompts and on other models.
 Knows numbers; no tensors of a model.
 Source: ours (docs/how-it-works.md, section 5).
 """
@@ -30,6 +30,7 @@ MIN_COUNTED_CLIPS = 45  # if all of so many reach a quality, 95 % of all clips d
 MIN_CONFORMAL_CLIPS = 19  # if all of so many reach a quality, the next one does with 95 %
 _KNOWN = 3  # clips that the deviation which was known before counts as
 UNKNOWN_DB = 6.0  # standard deviation over prompts, where none was measured
+_KNOWN_FREEDOM = 20  # that it has as one of a plan of another model (research/LOG.md)
 PACKED_DB = 6.0  # predicted error of packing below the plan's own (docs/how-it-works.md)
 
 # A plan was carried out in calibration; or it is transferred from such plans; or never was, and is
@@ -71,12 +72,20 @@ class QualityEstimate:
 
 @dataclass(frozen=True)
 class QualityDistribution:
-    """The PSNR of calibration's clips by one plan, in dB, and how many steps it computes."""
+    """The PSNR of calibration's clips by one plan, and what follows of another clip's.
+
+    Their mean and deviation have the conjugate prior of a normal distribution: by other models, the
+    deviation over prompts is `UNKNOWN_DB`, and the mean is what was expected before any clip.
+
+    Args:
+        count: computed steps.
+        psnr_db: of the clips.
+        expected: mean and standard deviation of the clips' mean, before any of them; None: unknown.
+    """
 
     count: int
-    mean: float
-    deviation: float
     psnr_db: tuple[float, ...]
+    expected: tuple[float, float] | None = None
 
     @classmethod
     def of(cls, candidate: CandidatePlan, measured: Sequence[float] = ()) -> QualityDistribution:
@@ -85,32 +94,55 @@ class QualityDistribution:
         Args:
             measured: of later clips, how much better or worse than the mean they were.
         """
-        psnr = candidate.psnr_db.double()
+        psnr, known = candidate.psnr_db.double(), candidate.expected
         later = psnr.mean() + torch.tensor(measured, dtype=torch.float64)
-        psnr = torch.cat([psnr, later])
-        deviation = float(psnr.std()) if len(psnr) > 1 else UNKNOWN_DB
-        return cls(len(candidate.computed), float(psnr.mean()), deviation, tuple(psnr.tolist()))
+        expected = None if known is None else (float(known[0]), float(known[1]))
+        return cls(len(candidate.computed), tuple(torch.cat([psnr, later]).tolist()), expected)
+
+    @property
+    def _before(self) -> tuple[float, float]:
+        """The mean that was expected before, and how many clips it counts as."""
+        if self.expected is None:
+            return 0.0, 0.0
+        return self.expected[0], (UNKNOWN_DB / self.expected[1]) ** 2
+
+    @property
+    def mean(self) -> float:
+        """Of all clips."""
+        before, weight = self._before
+        return (weight * before + sum(self.psnr_db)) / (weight + len(self.psnr_db))
+
+    @property
+    def deviation(self) -> float:
+        """Over prompts."""
+        (before, weight), number = self._before, len(self.psnr_db)
+        own = statistics.fmean(self.psnr_db)
+        squares = _KNOWN_FREEDOM * UNKNOWN_DB**2 + sum((one - own) ** 2 for one in self.psnr_db)
+        squares += weight * number / (weight + number) * (own - before) ** 2
+        return math.sqrt(squares / self._freedom(number))
+
+    def _freedom(self, number: int) -> int:
+        """Of the deviation after so many clips, of which one says the mean where nothing does."""
+        return _KNOWN_FREEDOM + number - (self.expected is None)
+
+    def _width(self, number: int, coverage: float) -> float:
+        """After so many clips: how far below the mean a share of other clips lies, at most."""
+        scale = self.deviation * math.sqrt(1 + 1 / (self._before[1] + number))
+        return scale * float(stats.t.ppf(coverage, self._freedom(number)))
 
     def guaranteed_share(self, quality: float) -> float:
         """Share of all clips that reach a quality in dB, at least."""
         number = len(self.psnr_db)
         if number >= MIN_COUNTED_CLIPS:
             return clopper_pearson_lower(sum(psnr >= quality for psnr in self.psnr_db), number)
-        width, freedom = self._spread(number)
-        return float(stats.t.cdf((self.mean - quality) / width, freedom))
-
-    def _spread(self, number: int) -> tuple[float, int]:
-        """Of another clip's PSNR after so many clips: the scale and freedom of Student's t."""
-        return max(self.deviation, 0.3) * math.sqrt(1 + 1 / max(number, 1)), max(number - 2, 1)
+        scale = self.deviation * math.sqrt(1 + 1 / (self._before[1] + number))
+        return float(stats.t.cdf((self.mean - quality) / scale, self._freedom(number)))
 
     @property
     def next_gain_db(self) -> float:
         """By how much the quality that is guaranteed rises with one more clip like these."""
-        bounds = []
-        for number in (len(self.psnr_db), len(self.psnr_db) + 1):
-            width, freedom = self._spread(number)
-            bounds.append(width * float(stats.t.ppf(COVERAGE, freedom)))
-        return bounds[0] - bounds[1]
+        number = len(self.psnr_db)
+        return self._width(number, COVERAGE) - self._width(number + 1, COVERAGE)
 
     @property
     def interval(self) -> tuple[float, float]:
@@ -119,7 +151,7 @@ class QualityDistribution:
         if number >= MIN_COUNTED_CLIPS:
             low, *_, high = statistics.quantiles(self.psnr_db, n=20, method="inclusive")
             return low, high
-        half = self.deviation * float(stats.t.ppf(0.5 + INTERVAL / 2, max(number - 2, 1)))
+        half = self._width(number, 0.5 + INTERVAL / 2)
         return self.mean - half, self.mean + half
 
 
@@ -132,6 +164,7 @@ class Evidence:
         reliability: how sure the PSNR is, in words.
         offset_db: mean of the real less the predicted PSNR.
         deviation_db: standard deviation of that, of one clip.
+        between_db: standard deviation between models of the mean of that over clips.
         freedom: degrees of freedom of the deviation; infinite where it is assumed.
         measured: real less predicted PSNR of clips of the model itself.
     """
@@ -140,6 +173,7 @@ class Evidence:
     reliability: str
     offset_db: float = 0.0
     deviation_db: float = UNKNOWN_DB
+    between_db: float = UNKNOWN_DB
     freedom: float = math.inf
     measured: tuple[float, ...] = ()
 
@@ -200,7 +234,7 @@ class Evidence:
         return cls(
             f"a prior of {models} other model{'s' * (models != 1)}",
             f"the PSNR of a clip may be {deviation:.0f} dB from the expected one ({measured})",
-            float(judged[:, 0].mean()) if count else 0.0, deviation,
+            float(judged[:, 0].mean()) if count else 0.0, deviation, math.sqrt(between),
             count * (deviation**2 / between) ** 2 if count > 1 else math.inf,
         )  # fmt: skip
 

@@ -120,7 +120,7 @@ class Profile:
         )
 
     def _with_psnr(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Profile:
-        candidates = (dataclasses.replace(c, psnr_db=change(c.psnr_db)) for c in self.candidates)
+        candidates = (one.with_psnr(change(one.psnr_db)) for one in self.candidates)
         return dataclasses.replace(self, candidates=tuple(candidates))
 
     @property
@@ -173,7 +173,7 @@ class Profile:
             sampler["timesteps"]: self.sampler.timesteps,
         }
         for place, one in enumerate(self.candidates):
-            tensors |= profile_file.named(f"rungs.{place}", one, candidate.CANDIDATE_NAMES)
+            tensors |= candidate.tensors_of(f"rungs.{place}", one)
         if self.difficulty is not None:
             tensors |= profile_file.named("difficulty", self.difficulty, DIFFICULTY_NAMES)
         head = {

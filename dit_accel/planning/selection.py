@@ -282,13 +282,24 @@ def for_quality(
         raise TargetError(
             "the profile has no candidate plans; calibrate with speedups to guarantee a quality"
         )
-    margin = margin or QualityMargin()
+    margin, fastest = margin or QualityMargin(), 0
     for candidate in sorted(profile.candidates, key=lambda one: len(one.computed)):
-        distribution = QualityDistribution.of(candidate, profile.measured)
-        reach = distribution.guaranteed_share(quality - margin.db)
+        reach = _reach(profile, candidate, quality - margin.db)
         if reach >= coverage:
+            # few clips have few candidates, and a normal distribution needs no clip of a plan
+            counts = range(fastest + 1, len(candidate.computed))
+            if len(candidate.psnr_db) < MIN_COUNTED_CLIPS and fastest:
+                for count in counts:
+                    near = between(profile, count)
+                    if near is not None and _reach(profile, near, quality) >= coverage:
+                        return plan_between(profile, count, quality)
             return _choice_of(profile, candidate, margin.reach if margin.db else reach)
+        fastest = len(candidate.computed)
     return compute_all(profile.sampler, quality, profile)
+
+
+def _reach(profile: Profile, candidate: CandidatePlan, quality: float) -> float:
+    return QualityDistribution.of(candidate, profile.measured).guaranteed_share(quality)
 
 
 def for_speedup(profile: Profile, speedup: float) -> PlanChoice:

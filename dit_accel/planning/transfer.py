@@ -13,7 +13,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import math
-import statistics
 from dataclasses import dataclass, field
 from functools import lru_cache
 
@@ -22,7 +21,13 @@ import torch
 from dit_accel.planning import prediction
 from dit_accel.planning.candidate import CandidatePlan
 from dit_accel.planning.plan import Plan, SamplerCoefficients
-from dit_accel.planning.prediction import COVERAGE, PlanChoice, QualityDistribution, QualityEstimate
+from dit_accel.planning.prediction import (
+    COVERAGE,
+    Evidence,
+    PlanChoice,
+    QualityDistribution,
+    QualityEstimate,
+)
 from dit_accel.planning.profile import Profile
 from dit_accel.planning.search import ErrorModel, fit, search
 from dit_accel.planning.spacing import with_fixed
@@ -118,6 +123,15 @@ def better_steps(
     return found if own - before > LEARNT_DB else usual
 
 
+def expected_db(
+    computed: tuple[int, ...], error_model: ErrorModel, evidence: Evidence
+) -> tuple[float, float]:
+    """What is expected of a plan before any clip: the mean of its PSNR over clips, and the standard
+    deviation of that between models."""
+    predicted = prediction.decibels(fit(computed, error_model, ridge=_RIDGE)[1])
+    return predicted + evidence.offset_db, evidence.between_db
+
+
 @dataclass(frozen=True)
 class _ByContent:
     """An error model that is the same where its numbers are."""
@@ -200,30 +214,69 @@ def _nearest(profile: Profile, count: int) -> CandidatePlan:
     return min(profile.candidates, key=lambda candidate: abs(len(candidate.computed) - count))
 
 
-def _shift(near: CandidatePlan, profile: Profile, count: int, predicted_db: float) -> float:
-    """What a plan is expected to give more than a candidate did, in dB."""
+def _shifted(profile: Profile, count: int, predicted_db: float) -> CandidatePlan:
+    """The nearest candidate, with the scores that its clips should get by a plan."""
+    near = _nearest(profile, count)
     difference = predicted_db - prediction.decibels(fit(near.computed, profile.error_model)[1])
     if len(near.computed) == count:
         difference = min(difference, 0.0)  # finer steps at the same places gain nothing
     # What refining gave the candidate beyond its inner products is of the calibrated steps alone.
     own_difference = predicted_db - float(near.latents_db.mean())
-    return min(difference, own_difference) - UNREFINED_DB
+    shift = min(difference, own_difference) - UNREFINED_DB
+    moved = near.with_psnr(near.psnr_db + shift)
+    return dataclasses.replace(moved, latents_db=near.latents_db + shift)
+
+
+def between(profile: Profile, count: int) -> CandidatePlan | None:
+    """What calibration's clips should get by a plan of so many computed steps: on the line between
+    its candidates of fewer and of more; None where it has not both.
+
+    Returns:
+        The candidate of more steps, with other scores.
+    """
+    by_count = {len(one.computed): one for one in profile.candidates}
+    fewer, more = [k for k in by_count if k < count], [k for k in by_count if k > count]
+    if not fewer or not more:
+        return None
+    low, high = max(fewer), min(more)
+    one, other, share = by_count[low], by_count[high], (count - low) / (high - low)
+    expected = other.expected
+    if one.expected is not None and expected is not None:
+        expected = torch.lerp(one.expected, expected, share)
+    return dataclasses.replace(
+        other, psnr_db=torch.lerp(one.psnr_db, other.psnr_db, share),
+        latents_db=torch.lerp(one.latents_db, other.latents_db, share), expected=expected,
+    )  # fmt: skip
+
+
+def plan_between(profile: Profile, count: int, quality: float | None = None) -> PlanChoice | None:
+    """A plan for a run as calibrated, of so many computed steps, made from the error model; None
+    where no candidates have fewer and more."""
+    near, error_model = between(profile, count), profile.error_model
+    if near is None:
+        return None
+    found = search(error_model, count, start=_mapped(profile, profile.sampler, count))
+    return _choice_of(error_model, *found, profile, quality, near)
 
 
 def _choice_of(
-    error_model: ErrorModel, plan: Plan, energy: float, profile: Profile, quality: float | None
-) -> PlanChoice:
-    """A plan that was never carried out, with its predicted error, and what is expected of it."""
+    error_model: ErrorModel, plan: Plan, energy: float, profile: Profile, quality: float | None,
+    near: CandidatePlan | None = None,
+) -> PlanChoice:  # fmt: skip
+    """A plan that was never carried out, with its predicted error, and what is expected of it.
+
+    Args:
+        near: with the scores that calibration's clips should get; None: those of the nearest
+            candidate, shifted.
+    """
     count, predicted_db = len(plan.computed), prediction.decibels(energy)
     reach: float | None
     offset, basis = 0.0, "transferred" if profile.candidates else "inner products"
     if profile.candidates:
-        near = _nearest(profile, count)
-        shift = _shift(near, profile, count, predicted_db)
-        shifted = near.psnr_db + shift
-        distribution = QualityDistribution.of(dataclasses.replace(near, psnr_db=shifted))
-        psnr, (low, high) = statistics.fmean(distribution.psnr_db), distribution.interval
-        latents_db = float(near.latents_db.mean()) + shift
+        near = near or _shifted(profile, count, predicted_db)
+        distribution = QualityDistribution.of(near, profile.measured)
+        psnr, (low, high) = distribution.mean, distribution.interval
+        latents_db = float(near.latents_db.mean())
         reach = distribution.guaranteed_share(quality) if quality is not None else None
     else:  # the latents' PSNR stands for the frames', with a wide interval
         known = profile.evidence
