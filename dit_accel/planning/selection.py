@@ -21,12 +21,25 @@ from dit_accel.planning import prediction
 from dit_accel.planning.candidate import CandidatePlan
 from dit_accel.planning.margin import QualityMargin
 from dit_accel.planning.plan import SamplerCoefficients, SecondExpert
-from dit_accel.planning.prediction import COVERAGE, ErrorBand, PlanChoice, QualityDistribution
+from dit_accel.planning.prediction import (
+    COVERAGE,
+    MIN_COUNTED_CLIPS,
+    ErrorBand,
+    PlanChoice,
+    QualityDistribution,
+)
 from dit_accel.planning.prior import profile_by_prior
 from dit_accel.planning.profile import Profile
 from dit_accel.planning.profile_file import ProfileError
 from dit_accel.planning.sampler import planned_coefficients, response_of, set_timesteps
-from dit_accel.planning.transfer import check_speedup, compute_all, computed_steps, transfer_plan
+from dit_accel.planning.transfer import (
+    between,
+    check_speedup,
+    compute_all,
+    computed_steps,
+    plan_between,
+    transfer_plan,
+)
 
 MIN_PLANNED_STEPS = 8  # of a run; in a shorter one, steps are too far apart to extrapolate
 _NOISE_NOTE = (
@@ -282,24 +295,21 @@ def for_quality(
         raise TargetError(
             "the profile has no candidate plans; calibrate with speedups to guarantee a quality"
         )
-    margin, fastest = margin or QualityMargin(), 0
-    for candidate in sorted(profile.candidates, key=lambda one: len(one.computed)):
-        reach = _reach(profile, candidate, quality - margin.db)
-        if reach >= coverage:
-            # few clips have few candidates, and a normal distribution needs no clip of a plan
-            counts = range(fastest + 1, len(candidate.computed))
-            if len(candidate.psnr_db) < MIN_COUNTED_CLIPS and fastest:
-                for count in counts:
-                    near = between(profile, count)
-                    if near is not None and _reach(profile, near, quality) >= coverage:
-                        return plan_between(profile, count, quality)
+    margin = margin or QualityMargin()
+    known = {len(one.computed): one for one in profile.candidates}
+    counts = sorted(known)
+    most = max(len(one.psnr_db) for one in profile.candidates)
+    if most < MIN_COUNTED_CLIPS:  # no clip of a plan is counted
+        counts = [*range(counts[0], counts[-1] + 1)]
+    for count in counts:
+        candidate = known.get(count) or between(profile, count)
+        distribution = QualityDistribution.of(candidate, profile.measured)
+        reach = distribution.guaranteed_share(quality - margin.db)
+        if reach >= coverage and count in known:
             return _choice_of(profile, candidate, margin.reach if margin.db else reach)
-        fastest = len(candidate.computed)
+        if reach >= coverage:
+            return plan_between(profile, count, quality)
     return compute_all(profile.sampler, quality, profile)
-
-
-def _reach(profile: Profile, candidate: CandidatePlan, quality: float) -> float:
-    return QualityDistribution.of(candidate, profile.measured).guaranteed_share(quality)
 
 
 def for_speedup(profile: Profile, speedup: float) -> PlanChoice:
@@ -319,6 +329,9 @@ def for_speedup(profile: Profile, speedup: float) -> PlanChoice:
     for candidate in profile.candidates:
         if len(candidate.computed) == count:
             return _choice_of(profile, candidate, None)
+    counts = [len(candidate.computed) for candidate in profile.candidates]
+    if counts and min(counts) < count < max(counts):
+        return plan_between(profile, count)
     return transfer_plan(profile, profile.sampler, speedup=n / count)
 
 

@@ -227,34 +227,25 @@ def _shifted(profile: Profile, count: int, predicted_db: float) -> CandidatePlan
     return dataclasses.replace(moved, latents_db=near.latents_db + shift)
 
 
-def between(profile: Profile, count: int) -> CandidatePlan | None:
-    """What calibration's clips should get by a plan of so many computed steps: on the line between
-    its candidates of fewer and of more; None where it has not both.
+def between(profile: Profile, count: int) -> CandidatePlan:
+    """What calibration's clips should get by a plan of so many computed steps: their mean is on the
+    line between its candidates of fewer and of more, which it must have.
 
     Returns:
         The candidate of more steps, with other scores.
     """
     by_count = {len(one.computed): one for one in profile.candidates}
-    fewer, more = [k for k in by_count if k < count], [k for k in by_count if k > count]
-    if not fewer or not more:
-        return None
-    low, high = max(fewer), min(more)
-    one, other, share = by_count[low], by_count[high], (count - low) / (high - low)
-    expected = other.expected
-    if one.expected is not None and expected is not None:
-        expected = torch.lerp(one.expected, expected, share)
-    return dataclasses.replace(
-        other, psnr_db=torch.lerp(one.psnr_db, other.psnr_db, share),
-        latents_db=torch.lerp(one.latents_db, other.latents_db, share), expected=expected,
-    )  # fmt: skip
+    low, high = max(k for k in by_count if k < count), min(k for k in by_count if k > count)
+    one, other, share = by_count[low], by_count[high], (high - count) / (high - low)
+    moved = other.with_psnr(other.psnr_db - share * (other.psnr_db.mean() - one.psnr_db.mean()))
+    lost = share * (other.latents_db.mean() - one.latents_db.mean())
+    return dataclasses.replace(moved, latents_db=other.latents_db - lost)
 
 
-def plan_between(profile: Profile, count: int, quality: float | None = None) -> PlanChoice | None:
-    """A plan for a run as calibrated, of so many computed steps, made from the error model; None
-    where no candidates have fewer and more."""
+def plan_between(profile: Profile, count: int, quality: float | None = None) -> PlanChoice:
+    """A plan for a run as calibrated, made from the error model; what is expected of it is as of
+    `between`."""
     near, error_model = between(profile, count), profile.error_model
-    if near is None:
-        return None
     found = search(error_model, count, start=_mapped(profile, profile.sampler, count))
     return _choice_of(error_model, *found, profile, quality, near)
 

@@ -198,7 +198,7 @@ def test_one_pass_is_enough_where_all_come_to_a_window_together(clips, batch, ex
 
 
 def fixed_candidates(monkeypatch: Any) -> None:
-    monkeypatch.setattr(calibrating.CalibrationRun, "_searched", lambda *_: [COMPUTED])
+    monkeypatch.setattr(calibrating.CalibrationRun, "_searched", lambda *_: ([COMPUTED], [None]))
 
 
 def shrink_weakly(monkeypatch: Any) -> None:

@@ -101,12 +101,13 @@ def test_one_clip_does_not_say_what_another_gains() -> None:
 
 
 def test_the_bound_narrows_with_every_clip() -> None:
-    """t of 95 % is 2.920 with 2 degrees of freedom and 2.353 with 3: at a deviation of 2 dB,
-    2 (2.920 sqrt(1 + 1/4) - 2.353 sqrt(1 + 1/5)) = 1.374."""
-    four = QualityDistribution(5, 40.0, 2.0, (38.0, 39.0, 41.0, 42.0))
-    assert four.next_gain_db == pytest.approx(1.374, abs=0.005)
-    twelve = QualityDistribution(5, 40.0, 2.0, (40.0,) * 12)
-    assert 0 < twelve.next_gain_db < 0.1
+    """Squares of 10 about the mean of four, and 20 * 6² of other models, over 23: a deviation of
+    5.63 dB. t of 95 % is 1.714 with 23 degrees of freedom and 1.711 with 24:
+    5.63 (1.714 sqrt(1 + 1/4) - 1.711 sqrt(1 + 1/5)) = 0.240."""
+    four = QualityDistribution(5, (38.0, 39.0, 41.0, 42.0))
+    assert four.next_gain_db == pytest.approx(0.240, abs=0.005)
+    twelve = QualityDistribution(5, (40.0,) * 12)
+    assert 0 < twelve.next_gain_db < 0.04
 
 
 # --- runs ---

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import pytest
 import torch
 from profiles import candidate_of, profile_of, spread_out
+from scipy import stats
 
 from dit_accel.planning.prediction import (
     CONFIDENCE,
@@ -66,6 +68,25 @@ def test_the_interval_of_many_prompts_is_their_own():
     """101 prompts at 0, 1, ... 100 dB: 90 % of them lie between 5 and 95."""
     choice = for_speedup(profile_of([candidate_of(FAST, [float(i) for i in range(101)])]), 4.0)
     assert (choice.prediction.low_db, choice.prediction.high_db) == pytest.approx((5.0, 95.0))
+
+
+def test_few_clips_stand_beside_what_is_known_of_other_models():
+    """One clip of 40 dB, where 46 ± 6 was expected of the mean: that counts as (6 / 6)² = 1 clip.
+
+    The mean is 43. Squares: 20 times 6², and half of the distance 6 squared; over 20 + 1. The next
+    clip has 1 + 1/2 of that variance.
+    """
+    clip = dataclasses.replace(candidate_of(FAST, [40.0]), expected=torch.tensor([46.0, 6.0]))
+    found = QualityDistribution.of(clip)
+    assert found.mean == pytest.approx(43.0)
+    variance = (20 * 36 + 36 / 2) / 21
+    half = math.sqrt(variance * 1.5) * float(stats.t.ppf(0.95, 21))
+    assert found.interval == pytest.approx((43.0 - half, 43.0 + half))
+    assert found.guaranteed_share(43.0 - half) == pytest.approx(0.95)
+    alone = QualityDistribution.of(candidate_of(FAST, [40.0]))
+    assert alone.mean == pytest.approx(40.0) and alone.next_gain_db > found.next_gain_db > 0
+    many = QualityDistribution.of(dataclasses.replace(clip, psnr_db=torch.full((44,), 40.0)))
+    assert many.mean == pytest.approx(40.0, abs=0.2)
 
 
 def test_measured_clips_correct_an_assumption():
