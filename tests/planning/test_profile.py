@@ -152,7 +152,8 @@ def test_the_old_section_of_careful_plans_is_read_over(profile, tmp_path, carefu
         (ProfileKey, profile_key.KEY_NAMES, set()),
         (SamplerCoefficients, profile_file.COEFFICIENTS_NAMES, {"second"}),
         (SecondExpert, profile_file.SECOND_NAMES, set()),
-        (CandidatePlan, candidate_file.CANDIDATE_NAMES, {"computed"}),  # in the header
+        (CandidatePlan, candidate_file.CANDIDATE_NAMES,
+         {"computed", "expected"}),  # in the header, and optional
         (PromptDifficulty, profile_file.DIFFICULTY_NAMES, set()),
         (Profile, profile_file.PROFILE_NAMES,
          {"key", "sampler", "candidates", "difficulty", "evidence", "measured", "prior"}),
@@ -170,6 +171,23 @@ def test_a_profile_without_candidates_is_one(tmp_path):
     loaded = Profile.load(str(tmp_path / "a.safetensors"))
     assert loaded.candidates == ()
     assert loaded.error_model.num_steps == 20
+
+
+def test_what_was_expected_of_a_candidate_is_in_its_file(profile, tmp_path):
+    """And moves with its scores, as at another size; a file without it is one."""
+    path, expected = tmp_path / "a.safetensors", torch.tensor([44.0, 5.0], dtype=torch.float64)
+    assert profile.candidates[0].expected is None
+    profile = dataclasses.replace(
+        profile, candidates=(dataclasses.replace(profile.candidates[0], expected=expected),)
+    )
+    profile.save(path)
+    loaded = Profile.load(path)
+    assert torch.equal(loaded.candidates[0].expected, expected)
+    assert loaded.for_other_size().candidates[0].expected.tolist() == [41.0, 5.0]
+    damaged = dataclasses.replace(profile.candidates[0], expected=torch.tensor([44.0, 0.0]))
+    dataclasses.replace(profile, candidates=(damaged,)).save(path)
+    with pytest.raises(ProfileError, match=r"rungs.0.expected\[1\] is 0.0; accepted: 0.1 or more"):
+        Profile.load(path)
 
 
 def test_inner_products_are_stored_in_float32(tmp_path):
