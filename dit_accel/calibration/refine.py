@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 
 from dit_accel.caching.policy import PlanPolicy
@@ -82,7 +83,8 @@ def carry_out(
     for row, (final, recording) in enumerate(zip(tap.final, recordings, strict=True)):
         own = float((final - recording.final).square().sum() / recording.final.square().sum())
         latents, lost = decibels(own), decibels(own) - decibels(own + policy.unseen(row))
-        frames_db = float(psnr(recording.frames, frames[row], data_range=1.0))
+        pair = (np.rint(255.0 * one) for one in (recording.frames, frames[row]))  # as files are
+        frames_db = float(psnr(*pair, data_range=255))
         scores.append((min(frames_db, 100.0) - lost, latents - lost))
     psnr_db, latents_db = zip(*scores, strict=True)
     missing = (math.nan,) * len(clips)

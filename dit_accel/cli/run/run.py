@@ -70,12 +70,14 @@ def learn(
 ) -> None:
     """Write down how good the plan was, for the guarantees of later runs."""
     from dit_accel.caching.learning import learning_of
+    from dit_accel.core.video import to_uint8
     from dit_accel.metrics.scoring import score_clips
 
     learning = learning_of(pipe) if _learns(settings) else None
     if learning is None or result.report is None:
         return
-    scores = score_clips(uncached.frames, result.frames, data_range=1.0, metrics=("psnr_db",))
+    pair = (to_uint8(made.frames) for made in (uncached, result))  # as calibration scores clips
+    scores = score_clips(*pair, data_range=255, metrics=("psnr_db",))
     psnr = scores["psnr_db"].value
     if psnr is not None:
         learning.add_report(result.report, psnr, settings.clip)
