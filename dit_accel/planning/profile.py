@@ -24,7 +24,7 @@ from dit_accel.planning.candidate import CandidatePlan
 from dit_accel.planning.difficulty import PromptDifficulty
 from dit_accel.planning.interpolation import linear_weights
 from dit_accel.planning.plan import Plan, SamplerCoefficients, SecondExpert, feature_count
-from dit_accel.planning.prediction import FIRST_RUN, Evidence
+from dit_accel.planning.prediction import FIRST_RUN, MIN_COUNTED_CLIPS, Evidence
 from dit_accel.planning.profile_file import ProfileError, TensorFields
 from dit_accel.planning.profile_key import ProfileKey
 from dit_accel.planning.sampler_fields import read_sampler
@@ -86,8 +86,11 @@ class Profile:
         """What its plans are made from, in words."""
         if not self.candidates:
             return self.evidence.words
-        clips, later = len(self.candidates[0].psnr_db), len(self.measured)
+        first, later = self.candidates[0], len(self.measured)
+        clips = len(first.psnr_db)
         more = f" and {later} later one{'s' * (later > 1)}" if later else ""
+        if first.expected is not None and clips + later < MIN_COUNTED_CLIPS:
+            more += " beside other models"
         return f"{clips} calibration clip{'s' * (clips != 1)}{more}"
 
     def for_text(self, text: torch.Tensor | None) -> Profile:

@@ -183,6 +183,7 @@ def test_what_was_expected_of_a_candidate_is_in_its_file(profile, tmp_path):
     profile.save(path)
     loaded = Profile.load(path)
     assert torch.equal(loaded.candidates[0].expected, expected)
+    assert loaded.rests_on == "3 calibration clips beside other models"
     assert loaded.for_other_size().candidates[0].expected.tolist() == [41.0, 5.0]
     damaged = dataclasses.replace(profile.candidates[0], expected=torch.tensor([44.0, 0.0]))
     dataclasses.replace(profile, candidates=(damaged,)).save(path)
