@@ -21,13 +21,7 @@ from dit_accel.planning import prediction
 from dit_accel.planning.candidate import CandidatePlan
 from dit_accel.planning.margin import QualityMargin
 from dit_accel.planning.plan import SamplerCoefficients, SecondExpert
-from dit_accel.planning.prediction import (
-    COVERAGE,
-    MIN_COUNTED_CLIPS,
-    ErrorBand,
-    PlanChoice,
-    QualityDistribution,
-)
+from dit_accel.planning.prediction import COVERAGE, ErrorBand, PlanChoice, QualityDistribution
 from dit_accel.planning.prior import profile_by_prior
 from dit_accel.planning.profile import Profile
 from dit_accel.planning.profile_file import ProfileError
@@ -37,6 +31,7 @@ from dit_accel.planning.transfer import (
     check_speedup,
     compute_all,
     computed_steps,
+    knows_between,
     plan_between,
     transfer_plan,
 )
@@ -298,8 +293,7 @@ def for_quality(
     margin = margin or QualityMargin()
     known = {len(one.computed): one for one in profile.candidates}
     counts = sorted(known)
-    most = max(len(one.psnr_db) for one in profile.candidates)
-    if most < MIN_COUNTED_CLIPS:  # no clip of a plan is counted
+    if knows_between(profile):
         counts = [*range(counts[0], counts[-1] + 1)]
     for count in counts:
         candidate = known.get(count) or between(profile, count)
@@ -330,7 +324,7 @@ def for_speedup(profile: Profile, speedup: float) -> PlanChoice:
         if len(candidate.computed) == count:
             return _choice_of(profile, candidate, None)
     counts = [len(candidate.computed) for candidate in profile.candidates]
-    if counts and min(counts) < count < max(counts):
+    if knows_between(profile) and min(counts) < count < max(counts):
         return plan_between(profile, count)
     return transfer_plan(profile, profile.sampler, speedup=n / count)
 

@@ -36,6 +36,7 @@ from dit_accel.planning.spacing import with_fixed
 # much better: what is predicted to be less was as often worse (research/LOG.md).
 LEARNT_DB = 0.5
 UNREFINED_DB = 4.0  # what refining gains; a plan that was not refined does not have it
+MOST_BETWEEN_CLIPS = 8  # by more, plans between candidates give less than these (research/LOG.md)
 _NOTE = "Planned from {}; no run of this plan was made in calibration."
 _RIDGE = 3e-2  # of the weights of plans that no run was made of (research/LOG.md)
 _MOST_SEARCHED = 64  # plans that are remembered
@@ -225,6 +226,12 @@ def _shifted(profile: Profile, count: int, predicted_db: float) -> CandidatePlan
     shift = min(difference, own_difference) - UNREFINED_DB
     moved = near.with_psnr(near.psnr_db + shift)
     return dataclasses.replace(moved, latents_db=near.latents_db + shift)
+
+
+def knows_between(profile: Profile) -> bool:
+    """Whether `between` holds: candidates of few clips gain little by refining."""
+    clips = [len(one.psnr_db) for one in profile.candidates]
+    return 0 < max(clips, default=0) <= MOST_BETWEEN_CLIPS
 
 
 def between(profile: Profile, count: int) -> CandidatePlan:

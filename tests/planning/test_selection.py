@@ -75,6 +75,9 @@ def test_a_quality_between_two_candidates_takes_a_plan_between_them():
     assert choice.prediction.psnr_db == pytest.approx(46.0)
     assert "no run of this plan was made in calibration" in choice.notes[0]
     assert for_speedup(profile_of(CANDIDATES), 2.0).prediction.psnr_db == pytest.approx(46.0)
+    # plans of more clips are refined, and this one is not
+    more = [candidate_of(SLOW, spread_out(50.0, 1.0, 9)), candidate_of(FAST, [34.0] * 9)]
+    assert for_quality(profile_of(more), 35.0).plan.computed == SLOW
 
 
 def test_the_guarantee_holds_up_to_the_last_tenth_of_a_decibel():
