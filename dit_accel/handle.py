@@ -235,7 +235,6 @@ class Handle:
         if self._scene is not None:
             self._last_scene = self._last_scene or self._scene.report()
             self._scene.clear()
-        self.executor.settle()
 
     def learn_from(self, reference: ReferenceRun) -> bool:
         """Learn from the uncached reference of the next run's clip, in place of that run.

@@ -21,7 +21,6 @@ import torch
 from dit_accel.caching.chooser import Chooser
 from dit_accel.caching.guard import GuardedPolicy
 from dit_accel.caching.learning import Learning
-from dit_accel.caching.observing import RunObserver
 from dit_accel.caching.policy import Policy, SearchingPolicy
 from dit_accel.caching.ranks import Ranks
 from dit_accel.caching.recording import (
@@ -37,7 +36,7 @@ from dit_accel.core.guidance import FirstStep
 from dit_accel.core.interceptor import RunInfo
 from dit_accel.core.private_names import other_cache
 from dit_accel.planning import selection
-from dit_accel.planning.learned import MOST_ROWS, RunKind
+from dit_accel.planning.learned import RunKind
 from dit_accel.planning.lookup import profile_key
 from dit_accel.planning.parts import parts_of
 from dit_accel.planning.plan import SamplerCoefficients
@@ -77,7 +76,7 @@ class RunController:
         self._next_reference: WholeRun | None = None  # of the next run's clip
         self._reference: WholeRun | None = None  # of the run in hand's
         self._caches = False  # another cache does, in the run in hand
-        self._teaches = True  # the run in hand does: its reference does not, and it has no cache
+        self._teaches = True  # the run in hand, where it is recorded
         self._look_up, self._parts = look_up, parts_of(pipe)
         self._changed: tuple[str, ...] = ()  # what of it is other than in the last run
         self.pipe, self.family, self.profile, self.target = pipe, family, profile, target
@@ -222,8 +221,7 @@ class RunController:
         if whole is None or self.learning is None:
             return ()
         if whole.profile is None:
-            what = "Learnt from the accelerated run" if self._teaches else "Nothing was learnt"
-            return (f"{what}: the uncached reference {whole.problem}.",)
+            return (f"Nothing was learnt: the uncached reference {whole.problem}.",)
         self._reference = None
         self.learning.add_whole(whole)
         return ()
@@ -242,11 +240,6 @@ class RunController:
         notes = self._learn_reference()
         return notes if self.learning is None else (*notes, *self.learning.notes())
 
-    def settle(self) -> None:
-        """Learn from the planned runs that are over."""
-        if self.learning is not None:
-            self.learning.settle()
-
     def _known(
         self, run: RunInfo, coefficients: SamplerCoefficients, prior: Profile | None,
         recorded: Profile | None,
@@ -262,18 +255,6 @@ class RunController:
     def _kind(self, run: RunInfo, coefficients: SamplerCoefficients) -> RunKind:
         guidance = guidance_of(coefficients.branch_weights) or run.guidance or 1.0
         return RunKind(coefficients, guidance, numbers_of(run))
-
-    def _observer(
-        self, run: RunInfo, coefficients: SamplerCoefficients, choice: PlanChoice
-    ) -> RunObserver | None:
-        """What learns from a run; None where it would cost something, or is of no use."""
-        useful = self._teaches and not self.remarks and coefficients.num_rows <= MOST_ROWS
-        if self.learning is None or not self.learning.teaches or self.static:
-            return None
-        if not useful or not choice.plan.extrapolations:
-            return None
-        kind = self._kind(run, coefficients)
-        return RunObserver(kind, run.guidance or 1.0, self.family.branches, choice.plan)
 
     def _sampler(self, run: RunInfo, weights: tuple[float, ...]) -> SamplerCoefficients:
         """Of a run; a ValueError where there is no plan for it."""
@@ -314,10 +295,7 @@ class RunController:
             choice, guard=self.guard, static=self.static, trusted=not self.remarks,
             max_added=None if self.target.speedup is None else MAX_ADDED_STEPS,
             remarks=(*self.remarks, *notes, *more),
-            observer=self._observer(run, coefficients, choice),
         )  # fmt: skip
-        if self.learning is not None and policy.observer is not None:
-            policy.observer.on_last = partial(self.learning.later, policy.observations)
         return policy.start(run)
 
     def _by_prior(self, run: RunInfo, coefficients: SamplerCoefficients) -> Profile | None:

@@ -38,9 +38,6 @@ class Engine(Interceptor):
     def flush(self) -> None:
         """Read what was measured and is still on the device."""
 
-    def settle(self) -> None:
-        """Learn what runs that are over still teach, as none may follow."""
-
     def clear(self) -> None:
         """Free the cached values."""
 

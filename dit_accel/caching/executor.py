@@ -121,7 +121,6 @@ class PlanExecutor(Engine):
             return
         with one_thread():
             load_kernels(value)
-            self.controller.settle()
             self.policy, self._prepared = self.policy.prepare(), True
             self.store.min_bits = self.policy.min_bits
 
@@ -311,11 +310,6 @@ class PlanExecutor(Engine):
 
     def flush(self) -> None:
         self._observe_rest()
-        self._learning = self.controller.finish()
-
-    @one_thread()
-    def settle(self) -> None:
-        self.controller.settle()
         self._learning = self.controller.finish()
 
     # --- for the report ---

@@ -20,15 +20,10 @@ from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
-
-from dit_accel.caching.observing import RunObserver
 from dit_accel.caching.policy import Policy, check_steps
 from dit_accel.core.extrapolation import lagrange_weights, remainder_factor
-from dit_accel.core.guidance import FirstStep
 from dit_accel.core.interceptor import RunInfo
 from dit_accel.core.quantization import BITS
-from dit_accel.planning.learned import Observations
 from dit_accel.planning.plan import Extrapolation, Plan, SecondExpert
 from dit_accel.planning.prediction import TOLERATED_ERROR, ErrorBand, PlanChoice, QualityEstimate
 
@@ -63,7 +58,6 @@ class GuardedPolicy(Policy):
             Steps that restore a value that was lost come on top.
         estimate: the PSNR that is expected of the plan.
         remarks: notes that stand before those of the guard.
-        observer: what learns from the run; None: nothing does.
     """
 
     plan: Plan
@@ -78,10 +72,8 @@ class GuardedPolicy(Policy):
     estimate: QualityEstimate | None = None
     remarks: tuple[str, ...] = ()
     second: SecondExpert | None = None
-    observer: RunObserver | None = None
 
     def __post_init__(self) -> None:
-        self.records = self.observer is not None
         self.guard = self.guard and bool(self.plan.extrapolations)
         self.needs_error, self.planned = self.guard, self.plan.computed
         self._dense = FALLBACK_WINDOW * len(self.planned) > self.plan.num_steps
@@ -91,13 +83,12 @@ class GuardedPolicy(Policy):
     def of(
         cls, choice: PlanChoice, *, guard: bool = True, trusted: bool = True, static: bool = False,
         max_added: int | None = None, remarks: tuple[str, ...] = (),
-        observer: RunObserver | None = None,
     ) -> GuardedPolicy:  # fmt: skip
         """The policy of a chosen plan; `static`: without guard and without any host sync."""
         return cls(
             choice.plan, choice.timesteps, choice.branch_weights, choice.bands,
             guard and not static, trusted, not static, choice.min_bits, max_added,
-            choice.prediction, (*remarks, *choice.notes), choice.second, observer,
+            choice.prediction, (*remarks, *choice.notes), choice.second,
         )  # fmt: skip
 
     def start(self, run: RunInfo) -> Policy:
@@ -191,25 +182,6 @@ class GuardedPolicy(Policy):
         elif band is not None and not band.contains(error):
             event = step, f"the extrapolation error was {band.ratio(error):.1f} times the expected"
             self._abandon_plan(event, step - 1)  # this step's own value is of what is new
-
-    def on_noise(self, noise: torch.Tensor) -> None:
-        if self.observer is not None:
-            self.observer.on_noise(noise)
-
-    def on_output(self, step: int, component: int, value: torch.Tensor) -> None:
-        if self.observer is not None:
-            self.observer.on_output(step, component, value)
-
-    def take(self, first: FirstStep) -> None:
-        if self.observer is not None:
-            self.observer.take(first)
-
-    def observations(self) -> Observations | None:
-        """What the run teaches; None where it left the plan, or a value was lost."""
-        odd = self.abandoned or self._endured or self.restored or self.ignores_plan
-        if odd or self.observer is None:
-            return None
-        return self.observer.observations()
 
     def on_lost_value(self, step: int, reason: str) -> None:
         self.restored = self.restored or (step, reason)

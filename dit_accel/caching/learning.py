@@ -1,38 +1,36 @@
 """Learns from the runs of a pipeline, and plans later ones by what was learnt.
 
-Goes in: a pipeline, its runs as they begin, and what observed each of them. Comes out: a `Profile`
-of what is known by then, and in words what it rests on. A call neither waits for the file nor for
-what its run teaches: that is written, and the file is read if another process changed it, while the
-device computes step 0 of the next run; else it is written when the handle is removed, or when the
-process ends. A thread would take the interpreter from the call that follows. A file that cannot be
-read or written costs a note, never a clip. It knows the place of the file and when it is used;
-`planning/learned.py` knows the file, `planning/posterior.py` the mathematics. Ours; there is no
+Goes in: a pipeline, its runs as they begin, those that were recorded whole, and measured PSNRs.
+Comes out: a `Profile` of what is known by then, and in words what it rests on. The file is read, if
+another process changed it, while the device computes step 0 of a run. A file that cannot be read or
+written costs a note, never a clip. It knows the place of the file and when it is used;
+`planning/learned.py` knows the file, `planning/transfer.py` plans from both. Ours; there is no
 source.
 """
 
 from __future__ import annotations
 
-import atexit
 import dataclasses
 import hashlib
 import json
 import logging
 import math
-import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from dit_accel.caching.observing import observed
+import torch
+
 from dit_accel.caching.recording import WholeRun
 from dit_accel.core.files import reason_of
 from dit_accel.core.generation import ClipSpec
 from dit_accel.core.report import Report
-from dit_accel.planning import learned, posterior
+from dit_accel.planning import learned
 from dit_accel.planning.candidate import LARGEST_DB
 from dit_accel.planning.first_run import profile_of_gram
 from dit_accel.planning.learned import (
     KINDS,
+    MOST_ROWS,
     Learned,
     Measured,
     Observations,
@@ -42,7 +40,6 @@ from dit_accel.planning.learned import (
 )
 from dit_accel.planning.lookup import cache_folder, profile_key
 from dit_accel.planning.parts import Parts, parts_of
-from dit_accel.planning.plan import Plan
 from dit_accel.planning.profile import Profile
 from dit_accel.planning.profile_file import ProfileError
 from dit_accel.planning.profile_key import ProfileKey
@@ -65,17 +62,13 @@ class Learning:
     """What is learnt of one pipeline, in this process and by its file.
 
     Args:
-        pipe: its parts may change; then another file is used. Runs that are yet to be learnt from
-            do not keep it in memory.
+        pipe: its parts may change; then another file is used.
     """
 
-    teaches = True  # whether runs change what is known
-
     def __init__(self, pipe: Any) -> None:
-        self._pipe = weakref.ref(pipe)
+        self._pipe = pipe
         self.key = ProfileKey("", "", "", "", "")  # of the pipeline
         self.known = Learned(self.key)
-        self._due: list[Callable[[], Observations | None]] = []  # what runs teach, in order
         self.problem: str | None = None  # why the file is not used
         self._parts: Parts | None = None
         self.path = Path()
@@ -89,9 +82,8 @@ class Learning:
         Where they are others, this reads the device: later it would wait for step 0.
         """
         if parts != self._parts:
-            self.settle()
             self._parts, self._stamp, self._last = parts, None, None
-            self.key = profile_key(self._pipe())
+            self.key = profile_key(self._pipe)
             self.known = Learned(learned_key(self.key, parts))
             self.path = learned.path_in(cache_folder(), self.known.key)
 
@@ -105,26 +97,6 @@ class Learning:
                 self.known = found if found.key == self.known.key else self.known
             except (ProfileError, OSError) as error:
                 self.problem = str(error)
-
-    def later(self, teaches: Callable[[], Observations | None]) -> None:
-        """Learn from a run by `settle`, at the latest when the process ends.
-
-        Args:
-            teaches: what the run does, once it is over.
-        """
-        self._due.append(teaches)
-        if len(self._due) == 1:
-            atexit.register(self.settle)
-
-    def settle(self) -> None:
-        """Learn from all runs that are due."""
-        due, self._due = self._due, []
-        if due:
-            atexit.unregister(self.settle)
-        for teaches in due:
-            one = teaches()
-            if one is not None:
-                self.add(one)
 
     def profile(self, kind: RunKind, prior: Profile | None = None) -> Profile | None:
         """What is known for such a run; None where nothing is, the prior where that is all.
@@ -141,20 +113,13 @@ class Learning:
         clips, last = _clips(found), self._last
         if last is not None and last.is_for(kind, clips, prior):
             return last.profile
-        asked = prior
-        if not found[0].kind.is_like(kind, any_size=True):
-            prior = None  # it is of other steps
-        weight = posterior.weight_of(found)
-        start = None if prior is None else prior.gram[0]
-        gram = posterior.posterior_gram(start, found, weight)
+        gram = torch.stack([one.products for one in found]).sum(0) / clips
         sampler, guidance = found[0].kind.sampler, found[0].kind.guidance
         key = dataclasses.replace(
             self.key, steps=sampler.num_steps, parts=len(sampler.branch_weights), guidance=guidance
         )
         profile = profile_of_gram(gram, sampler, key, clips, prior)
-        if not weight:  # then the prior has no say in the computed steps either
-            profile = dataclasses.replace(profile, prior=None)
-        self._last = _LearnedProfile(profile, kind, clips, asked)
+        self._last = _LearnedProfile(profile, kind, clips, prior)
         return profile
 
     def profile_before_run(self, prior: Profile) -> Profile:
@@ -179,37 +144,33 @@ class Learning:
         return last[2]
 
     def _groups(self, kind: RunKind, *, with_prior: bool) -> list[list[Observations]]:
-        """Observations that such a run can be planned from, one of which is of a whole run: of its
-        own kind, else of clips of another size; and those of each other guidance, over which a
-        profile is transferred. Where there is no prior, of each other sampler too: plans that were
-        transferred over steps were worse than the prior's (research/LOG.md)."""
+        """Observations that such a run can be planned from: of its own kind, else of clips of
+        another size; and those of each other guidance, over which a profile is transferred. Where
+        there is no prior, of each other sampler too: plans that were transferred over steps were
+        worse than the prior's (research/LOG.md)."""
         every = [one for one in self.known.observations if one.kind.may_transfer(kind)]
         sizes = (
             [one for one in every if one.kind.is_like(kind, any_size=any_size)]
             for any_size in (False, True)
         )
-        own = next((some for some in sizes if any(one.is_whole for one in some)), None)
-        found = [] if own is None else [own]
-        for whole in (one for one in every if one.is_whole):
-            if with_prior and not whole.kind.has_steps_of(kind):
-                continue
-            if not whole.kind.is_like(kind, any_size=True):
-                found.append([one for one in every if one.kind.is_like(whole.kind)])
-        return found
-
-    def add(self, one: Observations) -> None:
-        """Learn from a run, and write it down."""
-        self._change(lambda known: known.with_run(one))
+        own = next(filter(None, sizes), None)
+        others = [
+            [one] for one in every
+            if not one.kind.is_like(kind, any_size=True)
+            and (not with_prior or one.kind.has_steps_of(kind))
+        ]  # fmt: skip
+        return others if own is None else [own, *others]
 
     def add_whole(self, whole: WholeRun) -> None:
         """A run was computed whole and recorded: learn from it, where it has no problem."""
         profile = whole.profile
-        if profile is None:
+        if profile is None or profile.sampler.num_rows > MOST_ROWS:
             return
         kind = RunKind(profile.sampler, profile.key.guidance, whole.numbers)
-        one = observed(profile.gram[0], kind, Plan(profile.sampler.num_steps, {}))
-        if one is not None:
-            self.add(one)
+        one = Observations(kind, 1, profile.gram[0])
+        sizes = one.products.diagonal()
+        if bool(sizes.isfinite().all()) and bool((sizes[:-1] > 0).all()):
+            self._change(lambda known: known.with_run(one))
 
     def add_measured(self, one: Measured) -> None:
         """A clip was compared with its uncached reference: write its PSNR down."""
@@ -259,8 +220,6 @@ class FixedLearning(Learning):
         path: a copy of the pipeline's file; None: nothing was learnt by then.
     """
 
-    teaches = False
-
     def __init__(self, pipe: Any, path: Path | None) -> None:
         super().__init__(pipe)
         self._copy = path
@@ -277,7 +236,7 @@ class FixedLearning(Learning):
         """
         if parts == self._parts:
             return
-        self._parts, self._last, self.key = parts, None, profile_key(self._pipe())
+        self._parts, self._last, self.key = parts, None, profile_key(self._pipe)
         key = learned_key(self.key, parts)
         self.known = Learned(key) if self._copy is None else learned.load(self._copy)
         if self.known.key != key:

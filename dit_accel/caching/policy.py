@@ -47,12 +47,7 @@ class Controller(Protocol):
         """
 
     def finish(self) -> tuple[str, ...]:
-        """The run may be over: then learn from it, once. Returns notes for the report.
-
-        What takes long, and no later run's plan has to wait for, is left to `settle`."""
-
-    def settle(self) -> None:
-        """Learn what runs that are over still teach: the host has time for it now."""
+        """The run may be over: then learn from it, once. Returns notes for the report."""
 
 
 class Policy:
@@ -89,9 +84,6 @@ class Policy:
     def finish(self) -> tuple[str, ...]:
         """The run may be over. See `Controller`."""
         return ()
-
-    def settle(self) -> None:
-        """The host has time. See `Controller`."""
 
     def prepare(self) -> Policy:
         """The policy from here on, once the run's first forward is queued on the device.

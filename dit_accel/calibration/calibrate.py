@@ -45,7 +45,7 @@ from dit_accel.planning.prediction import QualityDistribution
 from dit_accel.planning.prior import shipped
 from dit_accel.planning.profile import Profile
 from dit_accel.planning.search import ErrorModel, search
-from dit_accel.planning.transfer import better_steps, expected_db
+from dit_accel.planning.transfer import expected_db, steps_beside
 
 SPEEDUPS = (2.0, 2.5, 2.94, 3.125, 3.33, 3.57, 3.85, 4.17, 4.55, 5.0, 5.56, 6.25, 7.14, 8.33)
 USUAL_PROBES = 8
@@ -254,11 +254,10 @@ class CalibrationRun:
         counts = self.counts
 
         def searched(count: int) -> tuple[tuple[int, ...], tuple[float, float] | None]:
-            found = search(error_model, count, beside=others)[0].computed
             if others is None:
-                return found, None
+                return search(error_model, count)[0].computed, None
             usual = search(others, count)[0].computed
-            steps = better_steps(found, usual, error_model, others)
+            steps = steps_beside(error_model, others, count)
             return steps, expected_db(usual, others, shipped().evidence)
 
         def make() -> tuple[ComputedSteps, Expected]:

@@ -44,7 +44,7 @@ class LearnedOptions:
 def learned(given: LearnedOptions) -> None:
     """Show what runs taught of each pipeline, or clear it.
 
-    Runs with --quality or --speedup teach later ones, unless --no-learn is given.
+    Clips with --compare teach later ones, unless --no-learn is given.
     """
     from dit_accel.planning.learned import SUFFIX
     from dit_accel.planning.lookup import cache_folder
@@ -109,14 +109,10 @@ def _row(path: Path) -> dict[str, Any]:
             found = load(path)
     except (BadInput, OSError) as error:
         return row | {"problem": str(error)}
-    whole = [one for one in found.observations if one.is_whole]
-    planned = [one for one in found.observations if not one.is_whole]
     differences = [one.measured - one.predicted for one in found.measured]
     return row | {
         "pipeline": found.key.pipeline, "scheduler": found.key.scheduler, "runs": found.runs,
-        "whole_clips": sum(one.clips for one in whole),
-        "planned_clips": sum(one.clips for one in planned),
-        "plans": len(planned),
+        "clips": sum(one.clips for one in found.observations),
         "steps": sorted({one.kind.sampler.num_steps for one in found.observations}),
         "measured": len(differences),
         "measured_minus_predicted_db": statistics.fmean(differences) if differences else None,
@@ -133,13 +129,12 @@ def _table(rows: list[dict[str, Any]]) -> Table:
             cells = ("", f"cannot be read: {row['problem']}", "")
         else:
             steps = ", ".join(map(str, row["steps"]))
-            clips = f"{row['whole_clips']} computed whole, {row['planned_clips']} planned"
             measured = counted(row["measured"], "clip")
             if row["measured"]:
                 measured += f", {row['measured_minus_predicted_db']:+.1f} dB to the predicted"
             cells = (
                 f"{row['pipeline']}\n{row['scheduler']}",
-                f"{clips}\nof {steps} steps",
+                f"{row['clips']} computed whole\nof {steps} steps" if steps else "",
                 measured,
             )
         table.add_row(row["name"], *cells, bytes_text(row["bytes"]), row["changed"])

@@ -36,12 +36,10 @@ class RunRecord:
 
     Args:
         num_rows: that a whole run has at most.
-        moves: whether rows that do not fit go to the CPU, which waits for the device; else they
-            are not recorded.
     """
 
-    def __init__(self, num_rows: int, *, moves: bool = True) -> None:
-        self.num_rows, self._moves = num_rows, moves
+    def __init__(self, num_rows: int) -> None:
+        self.num_rows = num_rows
         self.is_uniform = True  # whether all rows have the same length, and are as many as expected
         self._rows: list[torch.Tensor] = []  # none once it is closed
         self._closed = False
@@ -51,9 +49,9 @@ class RunRecord:
         self._copied: torch.cuda.Event | None = None
         self._on_device = True
 
-    def add(self, component: int, value: torch.Tensor, step: int | None = None) -> None:
-        """A component of the guided prediction at a step, of any shape; None: at the next one."""
-        self._add((component, self.count(component) if step is None else step), value)
+    def add(self, component: int, value: torch.Tensor) -> None:
+        """A component of the guided prediction at its next step, of any shape."""
+        self._add((component, self.count(component)), value)
 
     def add_noise(self, value: torch.Tensor) -> None:
         """The noise that the run started from, where it has the shape of predictions."""
@@ -74,8 +72,7 @@ class RunRecord:
         if not len(self._products):
             self._begin(row)
         other = bool(self._rows) and len(row) != len(self._rows[0])
-        lacks = not (self._on_device or self._moves)
-        if self._closed or other or lacks or len(self._rows) == self.num_rows:
+        if self._closed or other or len(self._rows) == self.num_rows:
             self.is_uniform = False
             return
         self._rows.append(row if self._on_device else row.cpu())

@@ -1,11 +1,11 @@
 """What runs have taught of one pipeline, and its small file in the user's cache.
 
 In: observations of runs, and PSNRs that were measured. Out: a `Learned`, and its file. An
-observation is a sum over clips of the inner products of the rows that one plan computes, over the
-squared norm of the final latents. A file is of one set of weights (with its LoRAs) and one
+observation is a sum over clips that were computed whole: of the inner products of all rows, over
+the squared norm of the final latents. A file is of one set of weights (with its LoRAs) and one
 scheduler; observations of other steps, guidance or sizes stand in it side by side. Processes take
 turns by a lock, and each adds to what it finds there; a file is replaced whole or not at all.
-Knows numbers and files; `planning/posterior.py` makes a Gram matrix of them. Source: ours.
+Knows numbers and files. Source: ours.
 """
 
 from __future__ import annotations
@@ -91,31 +91,18 @@ def _near(one: torch.Tensor, other: torch.Tensor) -> bool:
 
 @dataclass(frozen=True)
 class Observations:
-    """Sums over the clips that were made by one plan.
+    """Sums over clips that were computed whole.
 
     Args:
         kind: of the runs.
-        computed: the k computed steps, 0 first; all steps where the runs were computed whole.
         clips: how many.
-        products: `(Q, Q)` float64, Q = B k + 1: inner products of the components at the computed
-            steps, component by component, then of the noise, over the squared norm of the final
-            latents; summed over clips. The noise is 0 where it is not known.
+        products: `(R, R)` float64, R = B n + 1: a clip's Gram matrix as of `ErrorModel`, summed
+            over clips. The noise is 0 where it is not known.
     """
 
     kind: RunKind
-    computed: tuple[int, ...]
     clips: int
     products: torch.Tensor
-
-    @property
-    def rows(self) -> torch.Tensor:
-        """`(Q,)`: the places of its rows in the Gram matrix of the sampler."""
-        return self.kind.sampler.feature_rows(torch.tensor([self.computed]))[0]
-
-    @property
-    def is_whole(self) -> bool:
-        """Whether every step was computed."""
-        return len(self.computed) == self.kind.sampler.num_steps
 
     def __add__(self, other: Observations) -> Observations:
         return dataclasses.replace(
@@ -166,7 +153,7 @@ class Learned:
         """With one more run."""
         others, found = [], one
         for known in self.observations:
-            if known.computed == one.computed and known.kind.is_like(one.kind):
+            if known.kind.is_like(one.kind):
                 found = known + one
             else:
                 others.append(known)
@@ -294,7 +281,7 @@ def save(path: Path, learned: Learned) -> None:
         "observations": [
             {"branch_weights": list(one.kind.sampler.branch_weights),
              "guidance": one.kind.guidance, "numbers": one.kind.numbers,
-             "computed": list(one.computed), "clips": one.clips,
+             "clips": one.clips,
              "second": None if (second := one.kind.sampler.second) is None
              else [second.begin, second.share]}
             for one in learned.observations
@@ -327,7 +314,11 @@ def _of(head: Field, tensors: TensorFields) -> Learned:
     entries = head.at("observations").entries(most=MOST_LEARNED_BYTES // 64)
     return Learned(
         key=ProfileKey.from_json(head.at("identity")),
-        observations=tuple(_observations(f"{i}", one, tensors) for i, one in enumerate(entries)),
+        observations=tuple(
+            _observations(f"{i}", one, tensors)
+            for i, one in enumerate(entries)
+            if _is_whole(f"{i}", one, tensors)
+        ),
         measured=tuple(_measured(one) for one in head.at("measured").entries(most=MOST_MEASURED)),
         runs=head.at("runs").whole(0, _MOST),
     )
@@ -345,13 +336,9 @@ def _measured(one: Field) -> Measured:
 def _observations(section: str, one: Field, tensors: TensorFields) -> Observations:
     one.only(("branch_weights", "guidance", "numbers", "computed", "clips", "second"))
     sampler = _sampler(section, one, tensors)
-    computed = one.at("computed")
-    steps = tuple(step.whole(0, sampler.num_steps - 1) for step in computed.entries(1))
-    if list(steps) != sorted(set(steps)) or steps[0] != 0:
-        raise computed.error("steps in order, 0 first")
-    rows, clips = len(sampler.branch_weights) * len(steps) + 1, one.at("clips").whole(1, _MOST)
-    if sampler.num_rows > MOST_ROWS:
-        raise computed.error(f"steps of a run of {MOST_ROWS} rows at most")
+    rows, clips = sampler.num_rows, one.at("clips").whole(1, _MOST)
+    if rows > MOST_ROWS:
+        raise DocumentError(f"{section} has {rows} rows; accepted: {MOST_ROWS} at most")
     packed = tensors.get(f"{section}.products", (rows * (rows + 1) // 2,), -1e15, 1e15)
     products = torch.zeros(rows, rows, dtype=torch.float64)
     places = torch.tril_indices(rows, rows)
@@ -360,7 +347,15 @@ def _observations(section: str, one: Field, tensors: TensorFields) -> Observatio
     _check_inner_products(f"{section}.products", products)
     numbers = one.at("numbers").whole(0, 2**62)
     kind = RunKind(sampler, one.at("guidance").number(-1e6, 1e6), numbers)
-    return Observations(kind, steps, clips, products)
+    return Observations(kind, clips, products)
+
+
+def _is_whole(section: str, one: Field, tensors: TensorFields) -> bool:
+    """Older files have runs of plans too, which name the computed steps; they are left out."""
+    computed = one.find("computed")
+    return computed is None or len(computed.entries(1)) == len(
+        tensors.get(f"{section}.timesteps", (None,))
+    )
 
 
 def _sampler(section: str, one: Field, tensors: TensorFields) -> SamplerCoefficients:

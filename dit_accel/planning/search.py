@@ -247,7 +247,7 @@ def add_weights(
 @one_thread()
 def search(
     error_model: ErrorModel, count: int, *, start: Sequence[int] | None = None,
-    beside: ErrorModel | None = None,
+    beside: ErrorModel | None = None, alone: Sequence[Sequence[int]] = (),
 ) -> tuple[Plan, float]:  # fmt: skip
     """The best plan found that computes `count` steps, by descent over the computed steps.
 
@@ -260,6 +260,7 @@ def search(
         start: computed steps to begin with in place of these spacings.
         beside: of the same sampler. The computed steps are those of the least mean logarithm of
             both errors, each with its own weights.
+        alone: where there is one beside, the best computed steps by each of the two, if known.
 
     Returns:
         As `fit` to `error_model`; the same for the same numbers.
@@ -292,7 +293,7 @@ def search(
         starts = [by_nodes]
     ends = [descend(torch.tensor(starts), n, fixed, errors)]
     if beside is not None:  # from the best steps of each, too: no worse than these, by both
-        alone = [search(model, count, start=start)[0].computed for model in models]
+        alone = alone or [search(model, count, start=start)[0].computed for model in models]
         ends.append(descend(torch.tensor(alone), n, fixed, errors))
     return fit(ends[int(errors(torch.tensor(ends)).argmin())], error_model)
 

@@ -79,19 +79,15 @@ def _without_candidates(
     coverage: float,
 ) -> PlanChoice:  # fmt: skip
     """Few counts are tried, as more computed steps leave less error. What was learnt beside a prior
-    keeps the prior's computed steps where others are hardly better."""
-
-    prior, known, before = profile.prior, _by_content(error_model), None
-    if prior is not None:
-        before = _by_content(prior.error_model_for(error_model.sampler))
+    has a say in the computed steps alone: with weights of its own, too, plans were as often worse
+    than the prior's as better (research/LOG.md)."""
+    known, before = _by_content(error_model), None
+    if profile.prior is not None:
+        error_model = profile.prior.error_model_for(error_model.sampler)
+        before = _by_content(error_model)
 
     def made(count: int) -> PlanChoice:
-        found = _searched(known, count, before)
-        if before is not None:
-            usual = _searched(before, count)[0].computed
-            models = known.error_model, before.error_model
-            if better_steps(found[0].computed, usual, *models) == usual:
-                found = fit(usual, error_model, ridge=_RIDGE)
+        found = fit(_steps(known, count, before), error_model, ridge=_RIDGE)
         return _choice_of(error_model, *found, profile, quality)
 
     n = error_model.num_steps
@@ -108,20 +104,24 @@ def _without_candidates(
     return best or compute_all(error_model.sampler, quality, profile)
 
 
-def better_steps(
-    found: tuple[int, ...], usual: tuple[int, ...], *error_models: ErrorModel
-) -> tuple[int, ...]:
-    """The computed steps that a search `found`, or the prior's `usual` ones where these are hardly
-    worse by error models that rest on few clips, by their errors' product.
+def steps_beside(error_model: ErrorModel, usual: ErrorModel, count: int) -> tuple[int, ...]:
+    """The computed steps that few clips and other models suggest together.
+
+    They leave the least product of both errors. Where that is hardly less than with the best steps
+    by the other models alone, it is these.
 
     Args:
-        found, usual: as many steps, 0 first.
+        error_model: of few clips of a model.
+        usual: of other models, for the same sampler.
     """
-    own, before = (
-        sum(prediction.decibels(fit(steps, model)[1]) for model in error_models)
-        for steps in (found, usual)
+    models = error_model, usual
+    alone = [search(model, count)[0].computed for model in models]
+    found = search(error_model, count, beside=usual, alone=alone)[0].computed
+    both, others = (
+        sum(prediction.decibels(fit(steps, model)[1]) for model in models)
+        for steps in (found, alone[1])
     )
-    return found if own - before > LEARNT_DB else usual
+    return found if both - others > LEARNT_DB else alone[1]
 
 
 def expected_db(
@@ -151,13 +151,11 @@ def _by_content(error_model: ErrorModel) -> _ByContent:
 
 
 @lru_cache(maxsize=_MOST_SEARCHED)
-def _searched(
-    known: _ByContent, count: int, beside: _ByContent | None = None
-) -> tuple[Plan, float]:
-    """The plan of a search, which a pipeline that is accelerated anew for each clip needs again."""
-    other = None if beside is None else beside.error_model
-    plan, _ = search(known.error_model, count, beside=other)
-    return fit(plan.computed, known.error_model, ridge=_RIDGE)
+def _steps(known: _ByContent, count: int, usual: _ByContent | None) -> tuple[int, ...]:
+    """The computed steps, which a pipeline that is accelerated anew for each clip needs again."""
+    if usual is None:
+        return search(known.error_model, count)[0].computed
+    return steps_beside(known.error_model, usual.error_model, count)
 
 
 def _counts(num_steps: int) -> list[int]:

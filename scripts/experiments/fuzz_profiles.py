@@ -17,7 +17,7 @@ from mutants import tensor_file, tensor_mutant
 
 from dit_accel.cli.common import tables
 from dit_accel.models import miniature
-from dit_accel.planning import learned, posterior, prediction, profile_file, selection
+from dit_accel.planning import learned, prediction, profile_file, selection
 from dit_accel.planning.first_run import profile_of_gram
 from dit_accel.planning.plan import SamplerCoefficients
 from dit_accel.planning.profile import Profile, ProfileError
@@ -65,13 +65,10 @@ def learned_file(folder: Path) -> bytes:
     """The content of a file that runs of the miniature could have written."""
     if not _LEARNED:
         own = Profile.load(miniature.path() / "dit-accel-profile.safetensors")
-        found, kind = learned.Learned(own.key), learned.RunKind(own.sampler, 4.0, 15_360)
-        gram, n = own.gram[0].double(), own.sampler.num_steps
-        for every in (1, 3, 3, 4):
-            rows = own.sampler.feature_rows(torch.arange(0, n, every)[None])[0]
-            steps = tuple(range(0, n, every))
-            one = learned.Observations(kind, steps, 1, gram[rows][:, rows])
-            found = found.with_run(one)
+        found = learned.Learned(own.key)
+        for numbers in (15_360, 15_360, 61_440):
+            kind = learned.RunKind(own.sampler, 4.0, numbers)
+            found = found.with_run(learned.Observations(kind, 1, own.gram[0].double()))
         for at in range(3):
             found = found.with_measured(learned.Measured(f"a{at}", learned.KINDS[1], 30.0, 31.0))
         learned.save(folder / "learned.safetensors", found)
@@ -99,12 +96,9 @@ def learned_mutant(rng: random.Random, folder: Path) -> str:
             raise AssertionError("a changed file was accepted as it is")
         return "accepted"
     for one in found.observations:
-        of_kind = [other for other in found.observations if other.kind.is_like(one.kind)]
-        if any(other.is_whole for other in of_kind):
-            gram = posterior.posterior_gram(None, of_kind, 1.0)
-            made = profile_of_gram(gram, one.kind.sampler, found.key)
-            if rng.random() < 0.2:
-                use_plan(made, made.sampler, rng)
+        made = profile_of_gram(one.products / one.clips, one.kind.sampler, found.key)
+        if rng.random() < 0.2:
+            use_plan(made, made.sampler, rng)
     return "accepted"
 
 

@@ -33,15 +33,15 @@ KEY = ProfileKey("a", "b", "c", "0" * 16, "1" * 16)
 
 
 def observation(seed: int) -> learned.Observations:
-    """Of one run: random rows, every third or fifth step computed."""
+    """Of one run: random rows, of one of two guidances."""
     sampler = SamplerCoefficients(
         torch.full((STEPS,), -1 / STEPS).double(), torch.arange(STEPS, 0, -1).double(), (1.0, -3.0)
     )
-    steps = tuple(range(0, STEPS, 5 if seed % 2 else 3))
     rows = torch.randn(
-        2 * len(steps) + 1, 200, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)
+        sampler.num_rows, 200, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)
     )
-    return learned.Observations(learned.RunKind(sampler, 4.0, 200), steps, 1, rows @ rows.T)
+    kind = learned.RunKind(sampler, 4.0 + seed % 2, 200)
+    return learned.Observations(kind, 1, rows @ rows.T)
 
 
 def work(path: Path, journal: Path, first: int, count: int) -> None:
@@ -81,13 +81,13 @@ def measure(folder: Path, kills: int, count: int, seed: int = 0) -> dict[str, An
 def _result(folder: Path, path: Path) -> dict[str, Any]:
     found = learned.load(path)
     noted = [int(line) for file in folder.glob("*.txt") for line in file.read_text().split()]
-    sums: dict[tuple[int, ...], torch.Tensor] = {}
+    sums: dict[float, torch.Tensor] = {}
     for seed in noted:
         one = observation(seed)
-        sums[one.computed] = sums.get(one.computed, torch.zeros(())) + one.products
+        sums[one.kind.guidance] = sums.get(one.kind.guidance, torch.zeros(())) + one.products
     exact = found.runs == len(noted)
     differences = [
-        float((one.products - sums[one.computed]).abs().max()) for one in found.observations
+        float((one.products - sums[one.kind.guidance]).abs().max()) for one in found.observations
     ]
     return {
         "noted": len(noted), "in_file": found.runs, "exact": exact,

@@ -8,13 +8,11 @@ profile; the one after "=" is for the rows of its own clips. Goes in: folders of
 one row a line; what is there is not run again. A state is named by the runs behind it:
 
     prior                  none
-    N runs                 N clips of other prompts, made with this target, one a call
-    1 reference            one uncached run that was recorded
-    1 reference, N runs    the runs after it
+    N references           N clips of other prompts, computed whole and recorded, one a call
     calibrated, N clips    `calibrate` with minutes, all of which go into N clips of other prompts
     own clips              the profile
 
-Scored clips run in one batch, without a guard, and teach nothing; a plan that looks at the text is
+Scored clips run in one batch, without a guard; a plan that looks at the text is
 that of the hardest prompt. Scores are PSNR of the frames, in 8 bits, to the uncached ones.
 """
 
@@ -22,7 +20,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -33,6 +30,7 @@ import torch
 from table_first_clip import Model, Rows
 
 from dit_accel import accelerate, recorded
+from dit_accel.caching.learning import learning_of
 from dit_accel.calibration.calibrate import CalibrationRun
 from dit_accel.core.generation import ClipSpec
 from dit_accel.evaluation.prompts import read_prompts
@@ -42,8 +40,7 @@ from dit_accel.planning.profile import Profile
 
 ROOT = Path(__file__).resolve().parents[2]
 PROMPTS = ROOT / "assets/prompts"
-STATES = (0,)  # accelerated runs, which alone leave the plan as it is
-AFTER_REFERENCE = (0, 4)  # and after one that was recorded whole
+REFERENCES = (0, 1, 2, 4)  # clips that were recorded whole
 CALIBRATED = (1, 2)  # clips
 FIRST_SEED = 5000  # of the clips that teach
 TEACHING = 17  # prompts of these
@@ -60,22 +57,18 @@ class Subject:
         self.name, self.steps, self.teaching = self.model.name, self.model.steps, teaching
         self.uncached = in_bytes(self.model.clips())
 
-    def teach(self, number: int, target: Target, *, reference: bool = False) -> None:
-        """Make a clip, which is learnt from: accelerated, or uncached and recorded."""
+    def teach(self, number: int) -> None:
+        """Make an uncached clip, which is learnt from."""
         pipe = self.model.pipe
         seed = torch.Generator().manual_seed(FIRST_SEED + number)
         given = {"prompt": self.teaching[number], "generator": seed, "output_type": "latent"}
         call = self.model.call | given
-        if not reference:
-            with accelerate(pipe, **target):
-                pipe(**call)
-            return
-        with recorded(pipe) as run:
+        with recorded(pipe) as reference:
             pipe(**call)
-        with accelerate(pipe, **target) as handle:
-            if not handle.learn_from(run):
-                raise RuntimeError("the reference taught nothing")
-            pipe(**call)
+        learning = learning_of(pipe)
+        if learning is None or reference.run.profile is None:
+            raise RuntimeError("the reference teaches nothing")
+        learning.add_whole(reference.run)
 
     def calibrated(self, clips: int) -> Profile:
         """What `calibrate` measures of so many clips, one a call; the time always suffices."""
@@ -109,60 +102,34 @@ def in_bytes(frames: torch.Tensor) -> torch.Tensor:
 
 
 @contextmanager
-def cache() -> Iterator[Path]:
+def cache() -> Iterator[None]:
     """An empty cache of what runs teach."""
     with tempfile.TemporaryDirectory() as folder:
         os.environ["DIT_ACCEL_CACHE"] = folder
-        yield Path(folder)
-
-
-@contextmanager
-def forgetting(folder: Path) -> Iterator[None]:
-    """What is learnt within is forgotten again."""
-    with tempfile.TemporaryDirectory() as copy:
-        shutil.copytree(folder, copy, dirs_exist_ok=True)
         yield
-        shutil.rmtree(folder)
-        shutil.copytree(copy, folder)
 
 
 def table(
-    subject: Subject, target: Target, states: list[int], after: list[int],
-    calibrated: dict[int, Profile], rows: Rows,
+    subject: Subject, target: Target, references: list[int], calibrated: dict[int, Profile],
+    rows: Rows,
 ) -> None:  # fmt: skip
     """All states of one target."""
-    (name, value), steps = next(iter(target.items())), subject.steps
+    ((name, value),) = target.items()
     said, known = f"{name} {value:.4g}", sorted(Prior.load().models)
 
-    def add(source: str, runs: float, **settings: Any) -> dict[str, Any]:
+    def add(source: str, runs: float, **settings: Any) -> None:
         row = {"model": subject.name, "source": source, "target": said, "runs": runs,
                "prior": known}  # fmt: skip
-        found = next((r for r in rows.all if row.items() <= r.items()), None)
-        if found is None:
-            found = row | subject.score(target, **settings)
-            rows.add(**found)
-        return found
+        if not any(row.items() <= other.items() for other in rows.all):
+            rows.add(**row | subject.score(target, **settings))
 
-    with cache() as folder:
-        made, spent, last = 0, 0.0, 0
-        for runs in states:
-            for _ in range(made, runs):
-                subject.teach(made, target)
-                made, spent = made + 1, spent + last / steps
-            with forgetting(folder):
-                last = add("prior" if not runs else f"{runs} runs", round(spent, 2))["computed"]
-    with cache() as folder:
-        if after:
-            subject.teach(0, target, reference=True)
-        made, spent = 0, 1.0
-        for runs in after:
-            for _ in range(made, runs):
-                made += 1
-                subject.teach(made, target)
-                spent += last / steps
-            with forgetting(folder):
-                source = "1 reference" + (f", {runs} runs" if runs else "")
-                last = add(source, round(spent, 2))["computed"]
+    with cache():
+        made = 0
+        for count in references:
+            for number in range(made, count):
+                subject.teach(number)
+            made = max(made, count)
+            add("prior" if not count else f"{count} reference{'s' * (count > 1)}", float(count))
     for clips, profile in calibrated.items():
         spent = profile.metadata["cost_runs"]
         add(f"calibrated, {clips} clips", spent, profile=profile, learn=False)
@@ -177,8 +144,7 @@ def main() -> None:
     parser.add_argument("models", nargs="+", metavar="MODEL[=PROFILE]")
     parser.add_argument("--computed", type=int, nargs="*", default=[20, 13, 25, 17, 10])
     parser.add_argument("--quality", type=float, nargs="*", default=[28, 32, 36])
-    parser.add_argument("--states", type=int, nargs="*", default=list(STATES))
-    parser.add_argument("--after-reference", type=int, nargs="*", default=list(AFTER_REFERENCE))
+    parser.add_argument("--references", type=int, nargs="*", default=list(REFERENCES))
     parser.add_argument("--calibrated", type=int, nargs="*", default=list(CALIBRATED))
     parser.add_argument("--prompts", type=int, default=64)
     parser.add_argument("--file", type=Path, default=PROMPTS / "miniature.jsonl")
@@ -201,7 +167,7 @@ def main() -> None:
             profiles = {clips: subject.calibrated(clips) for clips in given.calibrated}
         targets = [{"speedup": subject.steps / count} for count in given.computed]
         for target in [*targets, *({"quality": q} for q in given.quality)]:
-            table(subject, target, given.states, given.after_reference, profiles, rows)
+            table(subject, target, sorted(given.references), profiles, rows)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
     python scripts/experiments/table_left_out.py research/data/left-out.jsonl
 
-Goes in: rows of `table_knowledge.py --states 0`, each of a model that its prior does not know.
+Goes in: rows of `table_knowledge.py --references 0`, each of a model that its prior does not know.
 Comes out: by model, the fastest of its plans that should reach a quality on 95 % of clips, by the
 evidence of the others alone, with the share of clips that did; and how many the interval holds.
 """

@@ -229,7 +229,7 @@ def test_what_is_found_after_the_last_step_is_noted():
         late(policy, *PLAN.computed)
         policy.on_end(TOTAL)
         getattr(policy, find)(22, "it broke")
-        assert policy.abandoned is None and policy.observations() is None
+        assert policy.abandoned is None
         assert policy.notes() == (
             "Guard after step 22: it broke; no step was left to compute, and the plan went on.",
         )

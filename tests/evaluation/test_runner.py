@@ -154,7 +154,7 @@ def test_uncached_references_teach_and_their_results_are_the_same(
     assert results(one) == results(other)  # FLOPs by step among them
     (path,) = (tmp_path / "learned").glob("*.safetensors")
     (whole,) = load(path).observations
-    assert whole.is_whole and whole.clips == 1 and whole.kind.sampler.num_steps == 8
+    assert whole.clips == 1 and whole.kind.sampler.num_steps == 8
 
 
 def test_the_noise_floor_flags_what_is_as_close_as_a_rerun(prompts, model, tmp_path):

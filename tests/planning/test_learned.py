@@ -9,7 +9,7 @@ import kill_learning
 import pytest
 import torch
 
-from dit_accel.planning import learned
+from dit_accel.planning import learned, profile_file
 from dit_accel.planning.learned import (
     KINDS,
     MOST_LEARNED_BYTES,
@@ -33,23 +33,20 @@ def kind_of(steps: int = 4, **more: object) -> RunKind:
     return dataclasses.replace(RunKind(sampler, 4.0, 60), **more)
 
 
-def observations(computed: tuple[int, ...], seed: int = 0, steps: int = 4) -> Observations:
+def observations(seed: int = 0, steps: int = 4, **more: object) -> Observations:
     rows = torch.randn(
-        2 * len(computed) + 1, 50, dtype=torch.float64,
-        generator=torch.Generator().manual_seed(seed),
-    )  # fmt: skip
-    return Observations(kind_of(steps), computed, 1, rows @ rows.T)
+        2 * steps + 1, 250, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)
+    )
+    return Observations(kind_of(steps, **more), 1, rows @ rows.T)
 
 
 def test_worked_example(tmp_path: Path) -> None:
-    """Two clips of one plan are one sum; a clip of another plan stands beside it."""
-    one, two, other = observations((0, 2)), observations((0, 2), 1), observations((0, 1, 3))
+    """Two clips of one size are one sum; a clip of another size stands beside it."""
+    one, two, other = observations(), observations(1), observations(2, numbers=90)
     known = Learned(KEY).with_run(one).with_run(other).with_run(two)
-    assert [each.computed for each in known.observations] == [(0, 1, 3), (0, 2)]  # the latest last
+    assert [each.kind.numbers for each in known.observations] == [90, 60]  # the latest last
     assert [each.clips for each in known.observations] == [1, 2] and known.runs == 3
     assert torch.equal(known.observations[1].products, one.products + two.products)
-    # Rows: both components at steps 0 and 2 of 4, then the noise.
-    assert one.rows.tolist() == [0, 2, 4, 6, 8]
     known = known.with_measured(Measured("a", KINDS[0], 30.0, 31.5))
     path = learned.path_in(tmp_path, KEY)
     path.parent.mkdir()
@@ -77,7 +74,7 @@ def test_a_digest_tells_a_number_from_a_row_of_one() -> None:
 def test_a_second_expert_is_written_too(tmp_path: Path) -> None:
     kind = kind_of()
     sampler = dataclasses.replace(kind.sampler, second=SecondExpert(2, 0.5))
-    one = dataclasses.replace(observations((0, 2)), kind=dataclasses.replace(kind, sampler=sampler))
+    one = dataclasses.replace(observations(), kind=dataclasses.replace(kind, sampler=sampler))
     learned.save(tmp_path / "a.safetensors", Learned(KEY).with_run(one))
     (back,) = learned.load(tmp_path / "a.safetensors").observations
     assert back.kind.sampler.second == SecondExpert(2, 0.5) and not back.kind.is_like(kind)
@@ -87,20 +84,19 @@ def test_a_second_expert_is_written_too(tmp_path: Path) -> None:
 def test_runs_of_another_kind_are_not_added_up(changed) -> None:
     if "sampler" in changed:
         changed = {"sampler": kind_of(5).sampler}
-    other = dataclasses.replace(observations((0, 2), 1), kind=kind_of(**changed))
-    known = Learned(KEY).with_run(observations((0, 2))).with_run(other)
+    other = dataclasses.replace(observations(1), kind=kind_of(**changed))
+    known = Learned(KEY).with_run(observations()).with_run(other)
     assert [each.clips for each in known.observations] == [1, 1]
 
 
 def test_the_file_is_bounded(tmp_path: Path) -> None:
     known = Learned(KEY)
-    for step in range(1, 100):
-        computed = tuple(other for other in range(100) if other != step)
-        known = known.with_run(observations(computed, step, steps=100))
-        known = known.with_measured(Measured(f"{step}", KINDS[1], 30.0, 31.0))
+    for number in range(1, 100):
+        known = known.with_run(observations(steps=100, numbers=number))
+        known = known.with_measured(Measured(f"{number}", KINDS[1], 30.0, 31.0))
     assert 1 < len(known.observations) < 99 and known.runs == 99
     assert sum(each.nbytes for each in known.observations) <= MOST_LEARNED_BYTES
-    assert known.observations[-1].computed == tuple(range(99))  # the oldest were dropped
+    assert known.observations[-1].kind.numbers == 99  # the oldest were dropped
     for number in range(2 * MOST_MEASURED):
         known = known.with_measured(Measured(f"{number}", KINDS[1], 30.0, 31.0))
     assert len(known.measured) == MOST_MEASURED
@@ -116,7 +112,7 @@ def test_a_clip_is_measured_once() -> None:
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
-    learned.save(tmp_path / "a.safetensors", Learned(KEY).with_run(observations((0, 2))))
+    learned.save(tmp_path / "a.safetensors", Learned(KEY).with_run(observations()))
     return tmp_path / "a.safetensors"
 
 
@@ -126,15 +122,27 @@ def test_one_changed_bit_is_refused_and_the_file_begun_anew(path: Path) -> None:
     path.write_bytes(content)
     with pytest.raises(ProfileError, match=r"a\.safetensors is damaged: digest is of another"):
         learned.load(path)
-    found, _ = learned.update(
-        path, Learned(KEY), lambda known: known.with_run(observations((0, 1)))
-    )
-    assert found.runs == 1 and learned.load(path).observations[0].computed == (0, 1)
+    found, _ = learned.update(path, Learned(KEY), lambda known: known.with_run(observations(1)))
+    (one,) = learned.load(path).observations
+    assert found.runs == 1 and torch.allclose(one.products, observations(1).products)
+
+
+def test_of_an_older_file_runs_of_plans_are_left_out(path: Path) -> None:
+    """These named the steps that they computed, and had the products of these alone."""
+    head, tensors = profile_file.read(path, learned.LEARNED_FORMAT)
+    (whole,) = head.value["observations"]
+    own = {k: v for k, v in head.value.items() if k not in ("digest", "format", "version")}
+    own["observations"] = [whole | {"computed": [0, 2]}, whole | {"computed": [0, 1, 2, 3]}]
+    known = tensors.tensors
+    data = known | {f"1{name[1:]}": one.clone() for name, one in known.items() if name[0] == "0"}
+    data["0.products"] = torch.ones(15, dtype=torch.float64)
+    own["digest"] = learned.digest_of(own, data)
+    profile_file.write(path, own, data, form=learned.LEARNED_FORMAT)
+    (one,) = learned.load(path).observations
+    assert torch.allclose(one.products, observations().products)
 
 
 def test_a_file_of_another_version_stays(path: Path) -> None:
-    from dit_accel.planning import profile_file
-
     head, tensors = profile_file.read(path, learned.LEARNED_FORMAT)
     profile_file.write(
         path, head.value | {"version": 2}, tensors.tensors, form=learned.LEARNED_FORMAT
