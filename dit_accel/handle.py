@@ -237,7 +237,7 @@ class Handle:
             self._scene.clear()
 
     def learn_from(self, reference: ReferenceRun) -> bool:
-        """Learn from the uncached reference of the next run's clip, in place of that run.
+        """Learn from the uncached reference of the next run's clip.
 
         The run is planned without it: what is measured on its clip is not known beforehand.
 

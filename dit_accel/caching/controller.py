@@ -195,7 +195,7 @@ class RunController:
         return selection.branch_weights(self.profile, run.guidance, separate=True, force=True)
 
     def learn_from(self, reference: WholeRun) -> bool:
-        """The next run's clip was made uncached: learn from that run in its place.
+        """The next run's clip was made uncached: learn from that once the run is over.
 
         Returns:
             Whether it teaches something.

@@ -1,10 +1,10 @@
-"""Records an uncached reference clip, so that it teaches more than its accelerated run.
+"""Records an uncached reference clip, so that it teaches later runs.
 
-Goes in: a pipeline, whose next call makes the reference. Comes out: its whole Gram matrix, where
-the accelerated run knows a part. Nothing that the pipeline computes is changed. As a listener of
-the loop it takes the inner products after the clock has stopped, and counts their seconds. It
-knows when a run is recorded; `caching/recording.py` records it, and `RunController.learn_from`
-learns from it. Ours; there is no source.
+Goes in: a pipeline, whose next call makes the reference. Comes out: its Gram matrix. Nothing that
+the pipeline computes is changed. As a listener of the loop it takes the inner products after the
+clock has stopped, and counts their seconds. It knows when a run is recorded;
+`caching/recording.py` records it, and `RunController.learn_from` learns from it. Ours; there is no
+source.
 """
 
 from __future__ import annotations

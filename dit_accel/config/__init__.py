@@ -136,7 +136,8 @@ class PlannedConfig(AccelConfig):
         force: whether a profile of another pipeline is used all the same.
         static: whether all runs do the same, without host syncs and without a guard (for
             torch.compile and CUDA graphs).
-        learn: whether runs teach later ones, by a small file in the user's cache; not with static.
+        learn: whether uncached clips teach later runs, by a small file in the user's cache; not
+            with static.
         cache_memory: bytes, or a text as "2GiB", that cached values may take on the device; older
             ones are quantized to as few bits as the plan allows, then moved to the CPU's memory.
             None: no bound.

@@ -87,8 +87,10 @@ def _without_candidates(
         before = _by_content(error_model)
 
     def made(count: int) -> PlanChoice:
-        found = fit(_steps(known, count, before), error_model, ridge=_RIDGE)
-        return _choice_of(error_model, *found, profile, quality)
+        plan, energy = fit(_steps(known, count, before), error_model, ridge=_RIDGE)
+        if before is not None:  # steps that both find better are not expected to give less
+            energy = min(energy, fit(_steps(before, count), error_model, ridge=_RIDGE)[1])
+        return _choice_of(error_model, plan, energy, profile, quality)
 
     n = error_model.num_steps
     if speedup is not None:
@@ -104,24 +106,27 @@ def _without_candidates(
     return best or compute_all(error_model.sampler, quality, profile)
 
 
-def steps_beside(error_model: ErrorModel, usual: ErrorModel, count: int) -> tuple[int, ...]:
-    """The computed steps that few clips and other models suggest together.
+def steps_beside(
+    error_model: ErrorModel, others: ErrorModel, usual: tuple[int, ...]
+) -> tuple[int, ...]:
+    """The computed steps that few clips of a model and other models suggest together.
 
-    They leave the least product of both errors. Where that is hardly less than with the best steps
-    by the other models alone, it is these.
+    They leave the least product of both errors. Where that is hardly less than with the steps that
+    are best by the other models alone, it is these.
 
     Args:
-        error_model: of few clips of a model.
-        usual: of other models, for the same sampler.
+        error_model: of the clips.
+        others: for the same sampler.
+        usual: the best steps by the others alone.
     """
-    models = error_model, usual
-    alone = [search(model, count)[0].computed for model in models]
-    found = search(error_model, count, beside=usual, alone=alone)[0].computed
-    both, others = (
+    models, count = (error_model, others), len(usual)
+    alone = [search(error_model, count)[0].computed, usual]
+    found = search(error_model, count, beside=others, alone=alone)[0].computed
+    both, before = (
         sum(prediction.decibels(fit(steps, model)[1]) for model in models)
-        for steps in (found, alone[1])
+        for steps in (found, usual)
     )
-    return found if both - others > LEARNT_DB else alone[1]
+    return found if both - before > LEARNT_DB else usual
 
 
 def expected_db(
@@ -151,11 +156,11 @@ def _by_content(error_model: ErrorModel) -> _ByContent:
 
 
 @lru_cache(maxsize=_MOST_SEARCHED)
-def _steps(known: _ByContent, count: int, usual: _ByContent | None) -> tuple[int, ...]:
+def _steps(known: _ByContent, count: int, others: _ByContent | None = None) -> tuple[int, ...]:
     """The computed steps, which a pipeline that is accelerated anew for each clip needs again."""
-    if usual is None:
+    if others is None:
         return search(known.error_model, count)[0].computed
-    return steps_beside(known.error_model, usual.error_model, count)
+    return steps_beside(known.error_model, others.error_model, _steps(others, count))
 
 
 def _counts(num_steps: int) -> list[int]:

@@ -9,8 +9,7 @@ import torch
 from profiles import CANDIDATES, FAST, MIDDLE, candidate_of, profile_of, schedule_of, spread_out
 
 from dit_accel.planning import transfer
-from dit_accel.planning.plan import Plan
-from dit_accel.planning.prediction import decibels
+from dit_accel.planning.prediction import PlanChoice, decibels
 from dit_accel.planning.profile import Profile
 from dit_accel.planning.profile_file import ProfileError
 from dit_accel.planning.search import energies, fit, search
@@ -86,22 +85,22 @@ def test_what_runs_taught_leaves_the_priors_steps_where_others_are_hardly_better
     gram[:, :, 5:9] *= 4.0
     learnt = profile_of(gram=gram, prior=prior)
 
-    def plan(of: Profile) -> Plan:
+    def choice(of: Profile) -> PlanChoice:
         transfer._steps.cache_clear()
-        return transfer_plan(of, of.sampler, speedup=2.5).plan
+        return transfer_plan(of, of.sampler, speedup=2.5)
 
-    models, before = (learnt.error_model, prior.error_model), plan(prior).computed
+    models = learnt.error_model, prior.error_model_for(prior.sampler)
+    usual = choice(prior)
+    before = usual.plan.computed
     both = search(models[0], len(before), beside=models[1])[0].computed
     found = [sum(decibels(fit(s, m)[1]) for m in models) for s in (both, before)]
     assert both != before and found[0] > found[1] + transfer.LEARNT_DB
-    mine = plan(learnt)
-    assert mine.computed == both
-    assert (
-        mine.extrapolations
-        == fit(both, prior.error_model_for(prior.sampler), ridge=3e-2)[0].extrapolations
-    )
+    mine = choice(learnt)
+    assert mine.plan.computed == both
+    assert mine.plan.extrapolations == fit(both, models[1], ridge=3e-2)[0].extrapolations
+    assert mine.prediction.psnr_db >= usual.prediction.psnr_db
     monkeypatch.setattr(transfer, "LEARNT_DB", found[0] - found[1] + 0.1)
-    assert plan(learnt).extrapolations == plan(prior).extrapolations
+    assert choice(learnt).plan.extrapolations == usual.plan.extrapolations
 
 
 def test_a_schedule_of_other_parts_is_refused():
