@@ -23,8 +23,8 @@ from matplotlib.axes import Axes
 
 DATA = Path(__file__).parents[2] / "research" / "data"
 MODEL, COUNTS = "mini-cogvideox", (20, 13)
-WAYS = {  # by how the states of knowledge.jsonl begin
-    "prior": "no run", "1 reference": "one uncached run, then others",
+WAYS = {  # by what the states of knowledge.jsonl have in their name
+    "prior": "no run", "reference": "uncached references",
     "calibrated": "calibrate, few clips", "own clips": "profile of 32 clips",
 }  # fmt: skip
 COLOURS = ("#22262b", "#6f58b5", "#b0457f", "#2f9e6e")
@@ -42,7 +42,7 @@ def ours(count: int) -> dict[str, list[tuple[float, float]]]:
         row = json.loads(line)
         if row["model"] == MODEL and row["target"] == f"speedup {50 / count:.4g}":
             spent = OWN_RUNS if row["source"] == "own clips" else row["runs"]
-            (way,) = (way for way in WAYS if row["source"].startswith(way))
+            (way,) = (way for way in WAYS if way in row["source"])
             found[way].append((spent, statistics.fmean(row["psnr_db"])))
     return found
 

@@ -73,8 +73,9 @@ def test_worked_example(learns) -> None:
     assert only(learns).runs == 1
 
 
-def test_an_uncached_clip_of_another_size_counts_too(learns) -> None:
-    pipe, other = tiny.tiny_wan(), {"height": tiny.CALL["height"] * 2}
+@pytest.mark.parametrize("other", [{"height": 2 * tiny.CALL["height"]}, {"guidance_scale": 3.0}])
+def test_an_uncached_clip_of_another_size_or_guidance_counts_too(learns, other) -> None:
+    pipe = tiny.tiny_wan()
     reference = whole_run(pipe, **other)
     with accelerate(pipe, speedup=2.0) as handle:
         assert handle.learn_from(reference)
