@@ -255,8 +255,6 @@ class CalibrationRun:
 
         def searched(count: int) -> tuple[tuple[int, ...], tuple[float, float] | None]:
             if others is None:
-        def searched(count: int) -> tuple[tuple[int, ...], tuple[float, float] | None]:
-            if others is None:
                 return search(error_model, count)[0].computed, None
             usual = search(others, count)[0].computed
             steps = steps_beside(error_model, others, usual)
