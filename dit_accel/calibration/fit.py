@@ -44,18 +44,25 @@ class RidgeMoments:
 
     def add(
         self, prompts: Sequence[int], features: torch.Tensor, residual: torch.Tensor,
-        size: torch.Tensor,
+        size: torch.Tensor, expected: torch.Tensor | None = None,
     ) -> None:  # fmt: skip
         """Take in prompts; a second time replaces the first.
+
+        Where a clip's run has left the uncached one's path, what is missing says little of the
+        weights. So a clip pulls as strongly as one with the expected error at most (Huber, 1964).
 
         Args:
             prompts: P numbers.
             features: `(F, P, N)`, what one unit of each adds to the latents.
             residual: `(P, N)`, what is missing when the line has extrapolated the window.
             size: `(P,)` mean square of the final latents.
+            expected: `(P,)` mean square of what the centre should leave; None: not known.
         """
         rows = features.double().transpose(0, 1)
         wanted = residual.double() - torch.einsum("f,pfn->pn", self.centre.to(rows), rows)
+        if expected is not None:
+            share = (expected.to(wanted) / wanted.square().mean(1).clamp_min(1e-30)).sqrt()
+            wanted *= share.clamp_max(1.0)[:, None]
         floor = _FLOOR * size.to(wanted)
         weight = (wanted.square().mean(1) + floor) ** -0.5 / wanted.shape[1]
         matrices = (rows @ rows.mT * weight[:, None, None]).cpu()

@@ -39,7 +39,7 @@ from dit_accel.planning.plan import (
     window_sums,
 )
 from dit_accel.planning.prediction import decibels
-from dit_accel.planning.search import ErrorModel, fit
+from dit_accel.planning.search import ErrorModel, fit, window_energies
 
 REFINED_DEPTH = 5  # computed steps that a refined extrapolation uses
 Problems = dict[tuple[int, ...], RidgeMoments]  # by a plan's computed steps, then one of them
@@ -111,6 +111,8 @@ class _FittingPolicy(PlanPolicy):
         self.numbers, self.computed, self.recordings = numbers, centre.computed, recordings
         self.moments, self.fold, self.sampler = moments, fold, sampler
         self.error_model = error_model
+        expected = window_energies(centre, error_model)
+        self._expected = {step: float(energy.mean()) for step, energy in expected.items()}
         self.extrapolation_error: dict[int, tuple[float, ...]] = {}
         self.problems: dict[int, RidgeMoments] = {}  # of this plan, by the step that opens a window
         # of all windows so far, by strength: one window says too little
@@ -187,7 +189,8 @@ class _FittingPolicy(PlanPolicy):
             residual += float(self.sampler.coefficients[step]) * self._guided(step)
         centre = window_sums(self.plan, used, steps, self.sampler) - line
         problem = self.moments.setdefault((*self.computed, opened), RidgeMoments(centre))
-        problem.add(self.numbers, features, residual, self._finals.square().mean(1))
+        size = self._finals.square().mean(1)
+        problem.add(self.numbers, features, residual, size, self._expected[opened] * size)
         self._gains += problem.gains()
         correction = problem.correction(self._gains)
         self.problems[opened] = problem

@@ -199,13 +199,20 @@ def _solver(
 
 
 def energies(plan: Plan, error_model: ErrorModel) -> torch.Tensor:
-    """Expected squared relative errors `(P,)` of the final latents by prompt, for any plan.
+    """Expected squared relative errors `(P,)` of the final latents by prompt, for any plan."""
+    found = list(window_energies(plan, error_model).values())
+    return found[-1] if found else torch.zeros(len(error_model.gram), dtype=torch.float64)
+
+
+def window_energies(plan: Plan, error_model: ErrorModel) -> dict[int, torch.Tensor]:
+    """Expected squared errors `(P,)` of the latents when a window closes, by the step that opens
+    it; relative to the final latents.
 
     The written-out form of `_evaluate`, which tests compare it with.
     """
     sampler = error_model.sampler
     so_far = torch.zeros(sampler.num_rows, dtype=torch.float64)
-    error = torch.zeros(len(error_model.gram), dtype=torch.float64)
+    error, found = torch.zeros(len(error_model.gram), dtype=torch.float64), {}
     for opened, closed in plan.windows:
         ends = torch.tensor(opened), torch.tensor(closed)
         error = error * error_model.growth(*ends) ** 2
@@ -215,7 +222,8 @@ def energies(plan: Plan, error_model: ErrorModel) -> torch.Tensor:
             add_weights(window, plan, step, sampler, sampler.coefficients[step])
         error = error + error_model.gram @ (window + 2 * so_far) @ window
         so_far = so_far + window
-    return error.clamp_min(0.0)
+        found[opened] = error.clamp_min(0.0)
+    return found
 
 
 def noise_energy(plan: Plan, error_model: ErrorModel) -> float:

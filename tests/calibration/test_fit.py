@@ -44,6 +44,17 @@ def random_moments(prompts: int, alike: float, features: int = 3) -> RidgeMoment
     return moments
 
 
+def test_a_clip_off_its_path_pulls_no_harder_than_an_expected_one():
+    """The centre should leave a mean square of 1: a clip where it leaves 100 asks for a tenth."""
+    moments, expected = moments_of(0.0), torch.tensor([1.0])
+    found = []
+    for wanted in (0.5, 1.0, 10.0, 1000.0):
+        given = torch.ones(1, 1, 4), torch.full((1, 4), wanted), torch.ones(1)
+        moments.add([0], *given, expected)
+        found.append(float(moments.correction(WEAKEST)))
+    assert found == pytest.approx([0.5, 1.0, 1.0, 1.0], abs=1e-3)
+
+
 def test_worked_example():
     """Which sum of features makes up for what the line left? Least squares over the prompts."""
     moments = moments_of(0.0, 0.0)
