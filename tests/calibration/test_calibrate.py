@@ -6,6 +6,7 @@ import dataclasses
 import math
 from typing import Any
 
+import numpy as np
 import pytest
 import tiny
 import torch
@@ -213,10 +214,13 @@ def frames_of(pipe: Any, clip: ClipSpec, plan: Plan) -> Any:
 
 
 def scores_of(pipe: Any, clips: list[ClipSpec], plan: Plan) -> list[float]:
-    return [
-        float(psnr(record(pipe, [clip])[0].frames, frames_of(pipe, clip, plan), data_range=1.0))
-        for clip in clips
-    ]
+    """Of frames in 8 bits, as files are."""
+
+    def score(clip: ClipSpec) -> float:
+        pair = record(pipe, [clip])[0].frames, frames_of(pipe, clip, plan)
+        return float(psnr(*(np.rint(255 * frames) for frames in pair), data_range=255))
+
+    return [score(clip) for clip in clips]
 
 
 def test_one_clip_is_enough_for_a_fit(pipe, monkeypatch):
