@@ -125,24 +125,31 @@ class QualityDistribution:
         """Of the deviation after so many clips, of which one says the mean where nothing does."""
         return _KNOWN_FREEDOM + number - (self.expected is None)
 
-    def _width(self, number: int, coverage: float) -> float:
-        """After so many clips: how far below the mean a share of other clips lies, at most."""
-        scale = self.deviation * math.sqrt(1 + 1 / (self._before[1] + number))
-        return scale * float(stats.t.ppf(coverage, self._freedom(number)))
-
     def guaranteed_share(self, quality: float) -> float:
-        """Share of all clips that reach a quality in dB, at least."""
+        """Share of all clips that reach a quality in dB, at least, with 90 % confidence."""
         number = len(self.psnr_db)
         if number >= MIN_COUNTED_CLIPS:
             return clopper_pearson_lower(sum(psnr >= quality for psnr in self.psnr_db), number)
-        scale = self.deviation * math.sqrt(1 + 1 / (self._before[1] + number))
-        return float(stats.t.cdf((self.mean - quality) / scale, self._freedom(number)))
+        above = (self.mean - quality) / self.deviation
+        # variances of the estimated mean, and of the deviation
+        unsure = 1 / (self._before[1] + number) + above**2 / (2 * self._freedom(number))
+        normal = stats.norm
+        return float(normal.cdf(above - float(normal.ppf(CONFIDENCE)) * math.sqrt(unsure)))
+
+    def _guaranteed_below(self, number: int) -> float:
+        """How far below the mean the quality lies, in deviations, that is guaranteed after so many
+        clips: where `guaranteed_share` is `COVERAGE`, a quadratic equation."""
+        share, sure = (float(stats.norm.ppf(one)) for one in (COVERAGE, CONFIDENCE))
+        factor = 1 - sure**2 / (2 * self._freedom(number))
+        constant = share**2 - sure**2 / (self._before[1] + number)
+        return (share + math.sqrt(share**2 - factor * constant)) / factor
 
     @property
     def next_gain_db(self) -> float:
         """By how much the quality that is guaranteed rises with one more clip like these."""
         number = len(self.psnr_db)
-        return self._width(number, COVERAGE) - self._width(number + 1, COVERAGE)
+        gain = self._guaranteed_below(number) - self._guaranteed_below(number + 1)
+        return self.deviation * gain
 
     @property
     def interval(self) -> tuple[float, float]:
@@ -151,7 +158,8 @@ class QualityDistribution:
         if number >= MIN_COUNTED_CLIPS:
             low, *_, high = statistics.quantiles(self.psnr_db, n=20, method="inclusive")
             return low, high
-        half = self._width(number, 0.5 + INTERVAL / 2)
+        scale = self.deviation * math.sqrt(1 + 1 / (self._before[1] + number))
+        half = scale * float(stats.t.ppf(0.5 + INTERVAL / 2, self._freedom(number)))
         return self.mean - half, self.mean + half
 
 

@@ -102,12 +102,15 @@ def test_one_clip_does_not_say_what_another_gains() -> None:
 
 def test_the_bound_narrows_with_every_clip() -> None:
     """Squares of 10 about the mean of four, and 20 * 6² of other models, over 23: a deviation of
-    5.63 dB. t of 95 % is 1.714 with 23 degrees of freedom and 1.711 with 24:
-    5.63 (1.714 sqrt(1 + 1/4) - 1.711 sqrt(1 + 1/5)) = 0.240."""
+    5.63 dB. z = 1.645 + 1.282 sqrt(1/4 + z² / (2 * 23)) is 2.434, with five clips 2.366:
+    5.63 (2.434 - 2.366) = 0.38."""
+    assert 1.645 + 1.282 * math.sqrt(1 / 4 + 2.434**2 / 46) == pytest.approx(2.434, abs=1e-3)
     four = QualityDistribution(5, (38.0, 39.0, 41.0, 42.0))
-    assert four.next_gain_db == pytest.approx(0.240, abs=0.005)
+    assert four.next_gain_db == pytest.approx(0.38, abs=0.01)
+    edge = four.mean - 2.434 * four.deviation
+    assert four.guaranteed_share(edge) == pytest.approx(0.95, abs=1e-3)
     twelve = QualityDistribution(5, (40.0,) * 12)
-    assert 0 < twelve.next_gain_db < 0.04
+    assert 0 < twelve.next_gain_db < 0.1
 
 
 # --- runs ---

@@ -82,7 +82,10 @@ def test_few_clips_stand_beside_what_is_known_of_other_models():
     variance = (20 * 36 + 36 / 2) / 21
     half = math.sqrt(variance * 1.5) * float(stats.t.ppf(0.95, 21))
     assert found.interval == pytest.approx((43.0 - half, 43.0 + half))
-    assert found.guaranteed_share(43.0 - half) == pytest.approx(0.95)
+    below = (43.0 - 30.0) / math.sqrt(variance)
+    unsure = math.sqrt(1 / 2 + below**2 / (2 * 21))  # of 1 + 1 clips, and 21 degrees of freedom
+    share = float(stats.norm.cdf(below - 1.2816 * unsure))
+    assert found.guaranteed_share(30.0) == pytest.approx(share, abs=1e-4)
     alone = QualityDistribution.of(candidate_of(FAST, [40.0]))
     assert alone.mean == pytest.approx(40.0) and alone.next_gain_db > found.next_gain_db > 0
     many = QualityDistribution.of(dataclasses.replace(clip, psnr_db=torch.full((44,), 40.0)))
