@@ -9,7 +9,8 @@ one row a line; what is there is not run again. A state is named by the runs beh
 
     prior                  none
     N references           N clips of other prompts, computed whole and recorded, one a call
-    calibrated, N clips    `calibrate` with minutes, all of which go into N clips of other prompts
+    calibrated, N clips    `calibrate` with minutes, all of which go into N clips of other prompts;
+                           "from M", where their first is not the first of these
     own clips              the profile
 
 Scored clips run in one batch, without a guard; a plan that looks at the text is
@@ -41,7 +42,7 @@ from dit_accel.planning.profile import Profile
 ROOT = Path(__file__).resolve().parents[2]
 PROMPTS = ROOT / "assets/prompts"
 REFERENCES = (0, 1, 2, 4)  # clips that were recorded whole
-CALIBRATED = (1, 2)  # clips
+CALIBRATED = (1, 2, 4)  # clips
 FIRST_SEED = 5000  # of the clips that teach
 TEACHING = 17  # prompts of these
 Target = dict[str, float]
@@ -70,7 +71,7 @@ class Subject:
             raise RuntimeError("the reference teaches nothing")
         learning.add_whole(reference.run)
 
-    def calibrated(self, clips: int) -> Profile:
+    def calibrated(self, clips: int, first: int = 0) -> Profile:
         """What `calibrate` measures of so many clips, one a call; the time always suffices."""
         call = self.model.call
         specs = [
@@ -79,7 +80,7 @@ class Subject:
                 call["guidance_scale"], call["height"], call["width"], call["num_frames"],
                 max_sequence_length=call.get("max_sequence_length"),
             )
-            for number, prompt in enumerate(self.teaching[:clips])
+            for number, prompt in list(enumerate(self.teaching))[first : first + clips]
         ]  # fmt: skip
         return CalibrationRun(self.model.pipe, specs, minutes=1e6).run()
 
@@ -110,7 +111,7 @@ def cache() -> Iterator[None]:
 
 
 def table(
-    subject: Subject, target: Target, references: list[int], calibrated: dict[int, Profile],
+    subject: Subject, target: Target, references: list[int], calibrated: dict[str, Profile],
     rows: Rows,
 ) -> None:  # fmt: skip
     """All states of one target."""
@@ -130,9 +131,8 @@ def table(
                 subject.teach(number)
             made = max(made, count)
             add("prior" if not count else f"{count} reference{'s' * (count > 1)}", float(count))
-    for clips, profile in calibrated.items():
-        spent = profile.metadata["cost_runs"]
-        add(f"calibrated, {clips} clips", spent, profile=profile, learn=False)
+    for source, profile in calibrated.items():
+        add(source, profile.metadata["cost_runs"], profile=profile, learn=False)
     if subject.profile:
         add("own clips", 0, profile=subject.profile, learn=False)
 
@@ -146,6 +146,7 @@ def main() -> None:
     parser.add_argument("--quality", type=float, nargs="*", default=[28, 32, 36])
     parser.add_argument("--references", type=int, nargs="*", default=list(REFERENCES))
     parser.add_argument("--calibrated", type=int, nargs="*", default=list(CALIBRATED))
+    parser.add_argument("--first", type=int, default=0, help="of the prompts of `--calibrated`")
     parser.add_argument("--prompts", type=int, default=64)
     parser.add_argument("--file", type=Path, default=PROMPTS / "miniature.jsonl")
     parser.add_argument("--teaching", type=Path, default=PROMPTS / "calibration.jsonl")
@@ -164,7 +165,11 @@ def main() -> None:
             raise ValueError(f"{folder} has a profile; give a copy without it")
         subject = Subject(name, prompts, teaching, given.device)
         with cache():
-            profiles = {clips: subject.calibrated(clips) for clips in given.calibrated}
+            first = given.first
+            profiles = {
+                f"calibrated, {clips} clips" + (f" from {first}" if first else ""):
+                subject.calibrated(clips, first) for clips in given.calibrated
+            }  # fmt: skip
         targets = [{"speedup": subject.steps / count} for count in given.computed]
         for target in [*targets, *({"quality": q} for q in given.quality)]:
             table(subject, target, sorted(given.references), profiles, rows)
