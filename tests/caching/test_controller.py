@@ -242,7 +242,7 @@ def test_without_a_profile_the_first_run_is_planned_from_the_prior(pipe, stock, 
     assert report.prediction is not None
     assert report.prediction["high_db"] - report.prediction["low_db"] > 10.0
     assert "Planned from a prior of 4 other models" in report.notes[0]
-    assert "as on 3 models left out" in report.notes[0]
+    assert "as on 4 models left out" in report.notes[0]
 
 
 def test_each_kind_of_run_has_its_own_plan_from_the_prior():

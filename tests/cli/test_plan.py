@@ -331,7 +331,7 @@ def test_plan_without_a_profile_shows_the_priors(here: Path, model_folder: Path)
     content = json.loads(invoke(*command, "--quality", "10", "--json").stdout)
     assert content["profile"] is None and len(content["computed"]) < 20
     assert content["predicted"]["reach"] >= 0.95
-    assert "3 models left out" in content["notes"][0]
+    assert "4 models left out" in content["notes"][0]
 
 
 def test_plan_without_a_profile_says_how_to_get_one(here: Path, model_folder: Path) -> None:
