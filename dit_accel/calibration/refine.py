@@ -83,9 +83,8 @@ def carry_out(
     for row, (final, recording) in enumerate(zip(tap.final, recordings, strict=True)):
         own = float((final - recording.final).square().sum() / recording.final.square().sum())
         latents, lost = decibels(own), decibels(own) - decibels(own + policy.unseen(row))
-        pair = (
-            np.rint(255.0 * np.asarray(one)) for one in (recording.frames, frames[row])
-        )  # as files are
+        # in 8 bits, as files are
+        pair = [np.rint(255.0 * np.asarray(one)) for one in (recording.frames, frames[row])]
         frames_db = float(psnr(*pair, data_range=255))
         scores.append((min(frames_db, 100.0) - lost, latents - lost))
     psnr_db, latents_db = zip(*scores, strict=True)
