@@ -169,7 +169,7 @@ TECHNIQUES: dict[str, Technique] = {
         Technique(
             "speedup", "plan", _given({"speedup": 1.0}), _given({"speedup": 2.0}), records=True
         ),
-        _planned("quality", "plan", {"quality": 25.0}, {"quality": 80.0}),
+        _planned("quality", "plan", {"quality": 15.0}, {"quality": 80.0}),
         _planned("static", "static plan", {"speedup": 2.0, "static": True},
                  {"speedup": 1.0, "static": True}),
         _planned("packed", "packed plan", {"speedup": 2.0, "cache_memory": 1},
