@@ -170,7 +170,7 @@ class PlannedConfig(AccelConfig):
 
     @property
     def learns(self) -> bool:
-        """Whether runs teach later ones, and are planned by what earlier ones taught."""
+        """Whether runs are planned by what uncached clips taught, and teach so."""
         return self.learn and not self.static and self.layout is None and not is_off()
 
 
