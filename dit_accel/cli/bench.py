@@ -34,11 +34,11 @@ class BenchOptions(SizeOptions, MachineOptions):
     """The options of `bench`."""
 
     model: str = option(
-        next(iter(DENOISERS)), f"Of {', '.join(DENOISERS)}; or all.", metavar="NAME,…|all"
+        next(iter(DENOISERS)), f"Any of {', '.join(DENOISERS)}; or all.", metavar="NAME,…|all"
     )
     methods: str = option(BENCH_METHODS, options.METHODS_HELP)
     small: bool | None = option(
-        None, "Fewer, narrower blocks and a small clip; or the real size.", "--small/--full",
+        None, "Use fewer, narrower blocks and a small clip; or the real size.", "--small/--full",
         shown="full on CUDA, else small",
     )  # fmt: skip
     steps: int | None = option(
@@ -52,7 +52,7 @@ class BenchOptions(SizeOptions, MachineOptions):
 
 @verb(BenchOptions)
 def bench(given: BenchOptions) -> None:
-    """Measure the speed of methods on models of real size, without their weights.
+    """Measure the speed of methods on models of real size, with random weights.
 
     Nothing is downloaded.
     """

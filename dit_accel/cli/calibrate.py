@@ -56,11 +56,11 @@ class CalibrateOptions(ClipOptions):
     """The options of `calibrate`."""
 
     prompts: Path | None = options.prompts(
-        None, " with 12 prompts or more; the miniature has its own"
+        None, " with 12 prompts or more; not needed for the miniature"
     )
     prompts_option: Path | None = option(None, "PROMPTS.", "--prompts", hidden=True)  # its old name
     minutes: float = option(
-        10.0, "Time to spend; 0: all prompts and plans, as long as it takes.", metavar="M", min=0
+        10.0, "Time limit in minutes; 0: no limit, all prompts and plans.", metavar="M", min=0
     )
     limit: int | None = options.limit()
     output: Path | None = options.output(
@@ -69,12 +69,18 @@ class CalibrateOptions(ClipOptions):
     work: Path | None = option(
         None, "Unfinished work; deleted at the end.", metavar="FOLDER", shown="OUTPUT.work"
     )
-    speedups: str | None = option(None, "Candidate plans, e.g. 2,3.33,5.", shown="2 to 7.14")
+    speedups: str | None = option(
+        None, "Speedups of candidate plans, e.g. 2,3.33,5.", shown="2 to 7.14"
+    )
     probes: int | None = option(
-        None, "Steps to probe.", metavar="N", min=2, shown="none; without --minutes 8"
+        None,
+        "Steps at which error growth is measured.",
+        metavar="N",
+        min=2,
+        shown="none; 8 with --minutes 0",
     )
     batch: int = option(1, "Clips in one call of the pipeline.", metavar="N", min=1)
-    seed: int = option(FIRST_SEED, "Of the first clip; each next one adds 1.", panel=CLIP)
+    seed: int = option(FIRST_SEED, "Seed of the first clip; each further clip adds 1.", panel=CLIP)
     overwrite: bool = options.overwrite()
     as_json: bool = options.as_json()
 
@@ -83,8 +89,8 @@ class CalibrateOptions(ClipOptions):
 def calibrate(given: CalibrateOptions) -> None:
     """Measure a model once, so that --quality is guaranteed and plans are better.
 
-    It takes --minutes at most; --limit, --speedups and --probes do not make it longer. Interrupt it
-    at any time: the same command continues.
+    It takes at most --minutes, whatever --limit, --speedups and --probes say.
+    You may interrupt it at any time: the same command continues.
     """
     check_clip(given)
     check_within("--seed", given.seed, 0, LARGEST_SEED)

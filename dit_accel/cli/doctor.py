@@ -52,7 +52,7 @@ class DoctorOptions:
     """The options of `doctor`."""
 
     device: str | None = option(
-        None, "Where attention backends are tried.", metavar="NAME", shown="cuda, else cpu"
+        None, "Device for trying attention backends.", metavar="NAME", shown="cuda, else cpu"
     )
     as_json: bool = options.as_json()
     verbose: bool = options.verbose()
@@ -60,7 +60,7 @@ class DoctorOptions:
 
 @verb(DoctorOptions)
 def doctor(given: DoctorOptions) -> None:
-    """Show versions, devices, what works here, what it gains, and what is missing."""
+    """Show versions and devices, what works and how fast, and what is missing."""
     from dit_accel.models.loading import choose_device, quiet_libraries
 
     with quiet_libraries(verbose=given.verbose):

@@ -34,8 +34,8 @@ if TYPE_CHECKING:
 def evaluate(given: EvaluateOptions) -> None:
     """Compare methods with the uncached model, prompt by prompt.
 
-    Interrupt it at any time: the same command continues. Without a profile, quality and speedup
-    are planned from a prior and from what was learnt before.
+    You may interrupt it at any time: the same command continues.
+    Without a profile, quality and speedup are planned from a prior and earlier clips.
     """
     check_clip(given)
     bytes_of(given.cache_memory)

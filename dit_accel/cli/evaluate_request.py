@@ -37,29 +37,29 @@ class EvaluateOptions(ClipOptions):
 
     prompts: Path = options.prompts(...)
     output: Path = options.output(
-        ..., "Of the evaluation; an unfinished one is continued, or shared.", "FOLDER"
+        ..., "Folder of the evaluation; an unfinished one is continued, or shared.", "FOLDER"
     )
     methods: str = _compare(EVALUATE_METHODS, options.METHODS_HELP)
-    metrics: str = _compare(DEFAULT_METRICS, "Names of metrics.")
-    seeds: str = _compare("0", "E.g. 0,1,2.")
+    metrics: str = _compare(DEFAULT_METRICS, "Metrics, separated by commas.")
+    seeds: str = _compare("0", "Seeds of each prompt, e.g. 0,1,2.")
     limit: int | None = options.limit(COMPARISON)
     noise_floor: bool = _compare(
-        False, "Run the uncached model again: as it is, with other attention, in another dtype."
+        False, "Repeat the uncached runs: unchanged, with other attention, in another dtype."
     )
     ranking: bool = _compare(
-        False, "Do the clips rank seeds as the uncached ones do? Needs three seeds."
+        False, "Test whether clips rank seeds as uncached clips do. Needs three seeds."
     )
-    profile: Path | None = options.profile(COMPARISON, "For quality and speedup: ")
+    profile: Path | None = options.profile(COMPARISON, "For quality and speedup: the ")
     static: bool = _compare(
-        False, "For these two: the same steps in every run, no guard.", "--deterministic"
+        False, "For these two: compute the same steps in every run, no guard.", "--deterministic"
     )
     cache_memory: str | None = _compare(
         None, f"For these two: {options.MEMORY_HELP}", metavar="SIZE", shown="no limit"
     )
-    no_learn: bool = _compare(False, "Learn nothing from the clips, and plan by nothing learnt.")
-    backend: str = _work("local", "This process, or a Ray cluster.", metavar="local|ray")
-    workers: int | None = _work(None, "Ray actors.", metavar="N", min=1, shown="1")
-    keep_clips: bool = _work(True, "Save clips; uncached ones always.", shown="yes")
+    no_learn: bool = _compare(False, "Neither learn from the clips nor plan with what was learnt.")
+    backend: str = _work("local", "Run in this process, or on a Ray cluster.", metavar="local|ray")
+    workers: int | None = _work(None, "Number of Ray actors.", metavar="N", min=1, shown="1")
+    keep_clips: bool = _work(True, "Save all clips; uncached clips are always saved.", shown="yes")
     retry_failed: bool = _work(False, "Run failed jobs again.")
     rescore: bool = _work(False, "Score all clips again.")
     as_json: bool = options.as_json()

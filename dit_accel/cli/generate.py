@@ -39,7 +39,7 @@ FEW = "{steps}: reuse gains nothing below {least}, and the summary shows where t
 def generate(request: Request) -> None:
     """Generate a video, accelerated to a quality, a speedup or a threshold.
 
-    A JSON file beside it has all settings, versions and the report of the run.
+    A JSON file beside the video has all settings, versions and the report of the run.
     """
     request.check()
     if request.prompt_file is not None:

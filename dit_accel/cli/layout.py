@@ -59,9 +59,9 @@ class PreviewOptions(LayoutFile, SizeOptions):
 
     output: Path = options.output(..., "A .png (some frames) or .mp4 (all).")
     over: list[Path] | None = option(
-        None, "Draw over this clip; one a shot.", metavar="CLIP", shown="plain grey"
+        None, "Draw over this clip; one for each shot.", metavar="CLIP", shown="plain grey"
     )
-    columns: int = option(5, "Frames of a shot in a .png.", metavar="N")
+    columns: int = option(5, "Number of frames for each shot in a .png.", metavar="N")
     model: str | None = options.model()
     fps: float | None = options.fps()
     overwrite: bool = options.overwrite()
@@ -70,7 +70,7 @@ class PreviewOptions(LayoutFile, SizeOptions):
 @layout.command(cls=Verb)
 @verb(ValidateOptions)
 def validate(given: ValidateOptions) -> None:
-    """Check a layout file and show its content. All masks of a shot must be of one length."""
+    """Check a layout file and show its content. All masks of a shot must have the same length."""
     from rich.console import Console
 
     from dit_accel.cli import layout_text
@@ -88,7 +88,7 @@ def validate(given: ValidateOptions) -> None:
 def preview(given: PreviewOptions) -> None:
     """Draw a layout: boxes, ids and the tokens of each subject.
 
-    Sizes are those of the model's clips; only its configuration files are read.
+    Sizes are those of the model's clips. Only configuration files are read.
     """
     check_clip(given)
     if not 1 <= given.columns <= 16:

@@ -33,18 +33,18 @@ class LearnedOptions:
     """The options of `learned`."""
 
     clear: str | None = options.option(
-        None, "Forget what was learnt of one pipeline, by its name here.", metavar="NAME"
+        None, "Clear one pipeline, by its name in this list.", metavar="NAME"
     )
-    clear_all: bool = options.option(False, "Forget what was learnt of every pipeline.", "--all")
+    clear_all: bool = options.option(False, "Clear every pipeline.", "--all")
     as_json: bool = options.as_json()
     verbose: bool = options.verbose()
 
 
 @verb(LearnedOptions)
 def learned(given: LearnedOptions) -> None:
-    """Show what runs taught of each pipeline, or clear it.
+    """Show what was learnt from runs of each pipeline, or clear it.
 
-    Clips with --compare teach later ones, unless --no-learn is given.
+    Runs with --compare improve later plans, unless --no-learn is given.
     """
     from dit_accel.planning.learned import SUFFIX
     from dit_accel.planning.lookup import cache_folder

@@ -31,7 +31,7 @@ class ModelsOptions:
 
 @verb(ModelsOptions)
 def models(given: ModelsOptions) -> None:
-    """List the supported families of models, and every pipeline of diffusers that was tried."""
+    """List the supported model families, and all pipelines of diffusers that were tried."""
     tried_with, tried = record()
     if given.as_json:
         families = [dataclasses.asdict(family) for family in FAMILIES.values()]

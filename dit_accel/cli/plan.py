@@ -45,9 +45,9 @@ class PlanOptions(options.VersionOptions):
     steps: int | None = option(None, "Denoising steps.", shown="as calibrated")
     guidance: float | None = options.guidance("as calibrated", None)
     cache_memory: str | None = option(None, options.MEMORY_HELP, metavar="SIZE", shown="no limit")
-    no_learn: bool = option(False, "Plan by nothing learnt.")
-    dtype: str | None = options.dtype("Of the runs that taught.")
-    plot: Path | None = option(None, f"Draw it ({' or '.join(PLOTS)}).", metavar="FILE")
+    no_learn: bool = option(False, "Plan without what was learnt from runs.")
+    dtype: str | None = options.dtype("Plan with what was learnt in this dtype.")
+    plot: Path | None = option(None, f"Draw the plan ({' or '.join(PLOTS)}).", metavar="FILE")
     overwrite: bool = options.overwrite()
     as_json: bool = options.as_json()
     verbose: bool = options.verbose()
@@ -73,8 +73,8 @@ class ChosenPlan:
 def plan(given: PlanOptions) -> None:
     """Show the plan for a quality or a speedup, without running the model.
 
-    It is the plan of the next run: of the profile, or of a prior and what runs taught. Without a
-    target: the profile's candidate plans, with their scores on its prompts.
+    The next run will use this plan. It comes from the profile, or from a prior and learnt clips.
+    Without a target, the profile's candidate plans are listed, with their scores.
     """
     check_clip(given)
     bytes_of(given.cache_memory)

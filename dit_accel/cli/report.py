@@ -26,9 +26,9 @@ class ReportOptions:
     """The options of `report`."""
 
     run: Path = argument(..., "The folder of `evaluate --output`.", "RUN")
-    output: Path | None = options.output(None, "The page.", shown=f"RUN/{REPORT_NAME}")
+    output: Path | None = options.output(None, "The HTML file.", shown=f"RUN/{REPORT_NAME}")
     vbench: Path | None = option(
-        None, "Copy the clips for VBench instead, one folder a method.", metavar="FOLDER",
+        None, "Instead, copy the clips for VBench, one folder per method.", metavar="FOLDER",
         panel=OUTPUT,
     )  # fmt: skip
     overwrite: bool = options.overwrite()
@@ -40,7 +40,7 @@ class ReportOptions:
 def report(given: ReportOptions) -> None:
     """Write an evaluation as one HTML page: plots, table, clips side by side.
 
-    The page is one file that needs no network. The evaluation may be unfinished.
+    The page is one file and needs no network. The evaluation may be unfinished.
     """
     if given.vbench is None:
         output = given.output if given.output is not None else given.run / REPORT_NAME

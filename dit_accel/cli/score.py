@@ -33,20 +33,20 @@ class ScoreOptions:
 
     reference: Path = argument(..., "The uncached clip, or a folder of them.", "REF")
     test: Path = argument(
-        ..., "The clip to score, or a folder. Pairs have equal names but for the suffix.", "TEST"
+        ..., "The clip to score, or a folder. Pairs have equal names; suffixes may differ.", "TEST"
     )
     metrics: str | None = option(
-        None, "Names, e.g. psnr_db,ssim.", shown="all without extra packages, and lpips"
+        None, "Metrics, e.g. psnr_db,ssim.", shown="all without extra packages, and lpips"
     )
     convention: str | None = option(
         None, f"Score as another tool: {', '.join(CONVENTION_NAMES)}.", metavar="NAME",
         shown="ours",
     )  # fmt: skip
     lpips_weights: Path | None = option(
-        None, "AlexNet's weights.", metavar="FILE",
+        None, "File of AlexNet's weights.", metavar="FILE",
         shown="$DIT_ACCEL_LPIPS_WEIGHTS, else torch's hub cache",
     )  # fmt: skip
-    allow_trim: bool = option(False, "Cut both clips to one length and size.", panel=COMPARISON)
+    allow_trim: bool = option(False, "Crop both clips to one length and size.", panel=COMPARISON)
     allow_mixed_codecs: bool = option(
         False, "Compare files of different lossy codecs.", panel=COMPARISON
     )

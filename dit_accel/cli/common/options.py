@@ -29,9 +29,9 @@ INPUT, MODEL, LAYOUT, OUTPUT, MACHINE = "Input", "Model", "Layout", "Output", "M
 PANELS = (  # in the help
     ACCELERATION, COMPARISON, WORK, CLIP, INPUT, LAYOUT, OUTPUT, MODEL, MACHINE
 )  # fmt: skip
-METHODS_HELP = "Methods with their settings, NAME:0.1,0.2; NAME:* is a whole sweep."
-TARGET_HELP = "PSNR to the uncached clip that 95 % of clips reach."
-RATIO_HELP = "All steps / computed steps."
+METHODS_HELP = "Methods with settings, NAME:0.1,0.2; NAME:* runs all settings."
+TARGET_HELP = "Target: the PSNR in dB that 95 % of clips should reach."
+RATIO_HELP = "Target: (all steps) / (computed steps)."
 MEMORY_HELP = "GPU memory for cached values, e.g. 512MiB."
 MODELS = "the model's"
 
@@ -75,7 +75,7 @@ def model() -> Any:
 
 
 def profile(panel: str | None = None, to: str = "") -> Any:
-    text = f"{to}what `calibrate` measured." if to else "What `calibrate` measured."
+    text = f"{to or 'The '}profile that `calibrate` wrote."
     shown = "in the model's folder or the cache, else a prior"
     return option(None, text, panel=panel, metavar="FILE", shown=shown)
 
@@ -104,7 +104,7 @@ def dtype(help: str, panel: str | None = None) -> Any:
 
 
 def fps() -> Any:
-    return option(None, "Frames a second.", panel=CLIP, shown=MODELS)
+    return option(None, "Frames per second.", panel=CLIP, shown=MODELS)
 
 
 def overwrite() -> Any:
@@ -135,20 +135,20 @@ class AccelOptions:
     )  # fmt: skip
     profile: Path | None = profile(ACCELERATION)
     cache_memory: str | None = _accelerate(
-        None, f"{MEMORY_HELP} Values beyond it are quantized, then moved.",
+        None, f"{MEMORY_HELP} Older values are quantized, then moved.",
         metavar="SIZE", shown="no limit",
     )  # fmt: skip
     static: bool = _accelerate(
-        False, "The same steps in every run: no guard, no host syncs.", "--deterministic"
+        False, "Compute the same steps in every run: no guard, no host syncs.", "--deterministic"
     )
     no_guard: bool = _accelerate(False, "Never override the plan during a run.")
-    no_learn: bool = _accelerate(False, "Learn nothing from the run, and plan by nothing learnt.")
+    no_learn: bool = _accelerate(False, "Neither learn from the run nor plan with what was learnt.")
     force: bool = _accelerate(False, "Use a profile of another model.", "--force-profile")
     site: str = _accelerate(
-        "model", "With --threshold: what is cached; attention, block or model.", metavar="SITE"
+        "model", "Where --threshold caches: attention, block or model.", metavar="SITE"
     )
     accel: str | None = _accelerate(
-        None, "unicp: a plan; unicp-paper: windows and pruning, after the paper.",
+        None, "unicp: a plan; unicp-paper: windows and pruned attention, after the paper.",
         metavar="NAME", shown=ACCELS[0],
     )  # fmt: skip
 
@@ -162,13 +162,13 @@ class MachineOptions:
         None, "cpu, cuda, cuda:N or mps.", panel=MACHINE, metavar="NAME", shown="cuda, else cpu"
     )
     offload: str = option(
-        "none", "Weights to the CPU: none, model, sequential (least memory) or group.",
+        "none", "Offload weights to the CPU: none, model, sequential (least memory) or group.",
         panel=MACHINE, metavar="HOW",
     )  # fmt: skip
     compile: bool = option(False, "Compile the denoiser's blocks.", panel=MACHINE)
     attention_backend: str | None = option(
-        None, "Of diffusers; `doctor` lists those that work.", panel=MACHINE, metavar="NAME",
-        shown="diffusers' own",
+        None, "A backend of diffusers; `doctor` lists those that work.", panel=MACHINE,
+        metavar="NAME", shown="diffusers' own",
     )  # fmt: skip
     verbose: bool = verbose()
 
@@ -177,9 +177,9 @@ class MachineOptions:
 class SizeOptions:
     """The size of a clip."""
 
-    height: int | None = option(None, "Of the clip.", panel=CLIP, shown=MODELS, metavar="PIXELS")
-    width: int | None = option(None, "Of the clip.", panel=CLIP, shown=MODELS, metavar="PIXELS")
-    frames: int | None = option(None, "Frames of the clip.", panel=CLIP, shown=MODELS)
+    height: int | None = option(None, "Height.", panel=CLIP, shown=MODELS, metavar="PIXELS")
+    width: int | None = option(None, "Width.", panel=CLIP, shown=MODELS, metavar="PIXELS")
+    frames: int | None = option(None, "Number of frames.", panel=CLIP, shown=MODELS)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -190,7 +190,7 @@ class InputOptions:
     last_image: Path | None = option(None, "The last frame.", panel=INPUT, metavar="FILE")
     video: Path | None = option(None, "A clip to change.", panel=INPUT, metavar="FILE")
     strength: float | None = option(
-        None, "Of the video's change, above 0 to 1.", panel=INPUT, shown=MODELS
+        None, "How much --video changes, above 0 to 1.", panel=INPUT, shown=MODELS
     )
 
 
@@ -203,7 +203,7 @@ class VersionOptions:
         None, "Branch, tag or commit of a hub id.", panel=MODEL, metavar="NAME", shown="main"
     )
     variant: str | None = option(
-        None, "Of the weights' files, e.g. fp16.", panel=MODEL, metavar="NAME"
+        None, "Variant of the weight files, e.g. fp16.", panel=MODEL, metavar="NAME"
     )
 
 
@@ -212,18 +212,18 @@ class ClipOptions(SizeOptions, InputOptions, VersionOptions, MachineOptions):
     """What decides a clip, but for its prompt and seed, and where it is made."""
 
     lora: list[str] | None = option(
-        None, "A LoRA, of one expert or all; give it again for a further one.", panel=MODEL,
+        None, "A LoRA, for one expert or all; may be repeated.", panel=MODEL,
         metavar="[EXPERT=]PATH[:WEIGHT]",
     )  # fmt: skip
     scheduler: str | None = option(
         None, "A scheduler class of diffusers.", panel=MODEL, metavar="NAME", shown=MODELS
     )
     quantize: str | None = option(
-        None, "Weights of the denoiser: bnb4, bnb8, int8, fp8 or quanto8.", panel=MODEL,
+        None, "Quantize the denoiser's weights: bnb4, bnb8, int8, fp8 or quanto8.", panel=MODEL,
         metavar="HOW",
     )  # fmt: skip
     vae_tiling: bool = option(
-        False, "Decode in tiles: less memory, slightly other frames.", panel=MACHINE
+        False, "Decode in tiles: less memory, slightly different frames.", panel=MACHINE
     )
     steps: int | None = option(None, "Denoising steps.", panel=CLIP, shown=MODELS)
     guidance: float | None = guidance()

@@ -34,7 +34,7 @@ _CONFIG = inspect.Parameter(  # of every verb; its values are defaults of the ot
     annotation=Annotated[
         Path | None,
         typer.Option(
-            help="Options by their names, in YAML or JSON; what is typed goes before.",
+            help="A YAML or JSON file of options; the command line overrides it.",
             rich_help_panel=MACHINE, metavar="FILE", callback=config_file.use, is_eager=True,
         ),
     ],

@@ -45,9 +45,9 @@ class Request(AccelOptions, ClipOptions):
     """The options of `generate`; None where the choice is left to the model."""
 
     prompt: str = argument("", "What the clip shows.", "PROMPT")
-    seed: int = option(0, "Of the noise.", panel=options.CLIP)
+    seed: int = option(0, "Seed of the noise.", panel=options.CLIP)
     layout: Path | None = option(
-        None, "Subjects, boxes and shots (YAML or JSON), instead of a prompt. One clip a shot.",
+        None, "Subjects, boxes and shots (YAML or JSON), instead of a prompt. One clip per shot.",
         panel=LAYOUT, metavar="FILE",
     )  # fmt: skip
     isolation: bool | None = _layout(None, "Block attention between subjects.", shown="yes")
@@ -58,24 +58,23 @@ class Request(AccelOptions, ClipOptions):
         metavar="NAME", shown="open",
     )  # fmt: skip
     prompt_file: Path | None = option(
-        None, "Many prompts, one load: .jsonl, .txt, or VBench's .json. Made clips are not made "
-        "again.", panel=INPUT, metavar="FILE",
+        None, "Many prompts, one load: .jsonl, .txt, or VBench's .json. Existing clips are not "
+        "made again.", panel=INPUT, metavar="FILE",
     )  # fmt: skip
     output_dir: Path | None = option(
-        None, "Of the clips of --prompt-file.", panel=options.OUTPUT, metavar="FOLDER",
+        None, "Folder for the clips of --prompt-file.", panel=options.OUTPUT, metavar="FOLDER",
         shown="named by the file",
     )  # fmt: skip
     compare: bool = option(
-        False, "Also make the uncached reference: PSNR, SSIM, speedup, both clips.",
-        panel=options.OUTPUT,
+        False, "Also make the uncached reference; report PSNR, SSIM and speedup, and show both "
+        "clips side by side.", panel=options.OUTPUT,
     )  # fmt: skip
     output: Path | None = options.output(
         None, "A .mp4, .mkv or .npy (both lossless), .gif or .png.", shown="named by the prompt"
     )
     dry_run: bool = option(
-        False, "Say what would be done and the memory it needs; load no weights.",
-        panel=options.OUTPUT,
-    )  # fmt: skip
+        False, "Print settings and required memory; load no weights.", panel=options.OUTPUT
+    )
     overwrite: bool = options.overwrite()
     as_json: bool = options.as_json()
 
