@@ -66,7 +66,7 @@ def call_defaults(folder: str | os.PathLike[str]) -> dict[str, int | float]:
 
 def _asset(folder: str, file: str, missing: str) -> Path:
     """The folder of the assets that holds a file: in the package, else beside it."""
-    beside = Path(__file__).resolve().parent.parent / "assets" / folder
+    beside = Path(__file__).resolve().parents[2] / "assets" / folder
     places = [place for place in (_installed(folder), beside) if place is not None]
     for place in places:
         if (place / file).is_file():

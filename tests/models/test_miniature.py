@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,7 +13,14 @@ from dit_accel.models import loading, miniature
 from dit_accel.planning.lookup import find_profile, profile_key
 from dit_accel.planning.profile import Profile
 
-ASSETS = Path(__file__).parents[2] / "assets"
+ASSETS = Path(__file__).resolve().parents[2] / "assets"
+NOT_INSTALLED = """
+import sys
+sys.meta_path[:] = [one for one in sys.meta_path if "editable" not in repr(one).lower()]
+sys.path.insert(0, sys.argv[1])
+from dit_accel.models import miniature
+print(miniature.path())
+"""
 
 
 def write_defaults(folder: Path, text: str) -> Path:
@@ -30,13 +39,22 @@ def test_path_falls_back_to_the_checkout(tmp_path: Path, monkeypatch: pytest.Mon
     folder.mkdir(parents=True)
     (folder / "model_index.json").write_text("{}")
     monkeypatch.setattr(miniature, "_installed", lambda folder: None)
-    monkeypatch.setattr(miniature, "__file__", str(tmp_path / "dit_accel" / "miniature.py"))
+    monkeypatch.setattr(miniature, "__file__", str(tmp_path / "dit_accel/models/miniature.py"))
     assert miniature.path() == folder
+
+
+def test_a_checkout_that_is_not_installed_has_it(tmp_path: Path) -> None:
+    """An editable install maps `dit_accel.assets` to the checkout, and hides where it looks."""
+    if not (ASSETS / miniature.MINIATURE_NAME / "model_index.json").is_file():
+        pytest.skip("the miniature is not built here")
+    call = [sys.executable, "-c", NOT_INSTALLED, str(ASSETS.parent)]
+    found = subprocess.run(call, check=True, capture_output=True, text=True, cwd=tmp_path)
+    assert Path(found.stdout.strip()) == ASSETS / miniature.MINIATURE_NAME
 
 
 def test_a_missing_miniature_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(miniature, "_installed", lambda folder: tmp_path)
-    monkeypatch.setattr(miniature, "__file__", str(tmp_path / "dit_accel" / "miniature.py"))
+    monkeypatch.setattr(miniature, "__file__", str(tmp_path / "dit_accel/models/miniature.py"))
     with pytest.raises(FileNotFoundError, match="the embedded miniature is missing") as caught:
         miniature.path()
     assert str(tmp_path) in str(caught.value)
