@@ -127,9 +127,11 @@ def test_energies_are_prompt_by_prompt_and_a_fit_is_for_their_mean():
 
 
 def test_all_steps_computed_is_exact():
-    plan, energy = fit(range(20), field_of(smooth()))
+    field = field_of(smooth(), others=(smooth(seed=1),))
+    plan, energy = fit(range(20), field)
     assert plan.extrapolations == {}
     assert energy == 0.0
+    assert energies(plan, field).tolist() == [0.0, 0.0]
 
 
 @pytest.mark.parametrize("memory", [3.0, 25.0, math.inf])
