@@ -107,8 +107,9 @@ class RunRecord:
         if self._copied is not None:
             self._copied.synchronize()
 
-    def products(self, sampler: SamplerCoefficients) -> torch.Tensor:
-        """`(R, R)` float64 on the CPU: inner products, 0 where a row was not recorded.
+    def gram(self, sampler: SamplerCoefficients) -> torch.Tensor:
+        """`(R, R)` float64 on the CPU: inner products of a whole run, over the squared norm of the
+        final latents; 0 where a row was not recorded.
 
         Rows are in the order of `SamplerCoefficients.num_rows`: components by step, then the noise.
         Components that the sampler has not are left out.
@@ -123,13 +124,8 @@ class RunRecord:
         ]  # fmt: skip
         places = [self._places[row] for row in known]
         order = torch.tensor([last if c == _NOISE else c * n + step for c, step in places])
-        found = torch.zeros(last + 1, last + 1, dtype=torch.float64)
-        found[order[:, None], order] = own[known][:, known]
-        return found
-
-    def gram(self, sampler: SamplerCoefficients) -> torch.Tensor:
-        """The same of a whole run, over the squared norm of the final latents."""
-        gram = self.products(sampler)
+        gram = torch.zeros(last + 1, last + 1, dtype=torch.float64)
+        gram[order[:, None], order] = own[known][:, known]
         final = sampler.final_weights
         return gram / (final @ gram @ final)
 
