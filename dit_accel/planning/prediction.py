@@ -125,6 +125,10 @@ class QualityDistribution:
         """Of the deviation after so many clips, of which one says the mean where nothing does."""
         return _KNOWN_FREEDOM + number - (self.expected is None)
 
+    def _variance_of_mean(self, number: int) -> float:
+        """Of the estimated mean after so many clips, relative to that of one clip."""
+        return 1 / (self._before[1] + number)
+
     def guaranteed_share(self, quality: float) -> float:
         """Share of all clips that reach a quality in dB, at least, with 90 % confidence."""
         number = len(self.psnr_db)
@@ -132,7 +136,7 @@ class QualityDistribution:
             return clopper_pearson_lower(sum(psnr >= quality for psnr in self.psnr_db), number)
         above = (self.mean - quality) / self.deviation
         # variances of the estimated mean, and of the deviation
-        unsure = 1 / (self._before[1] + number) + above**2 / (2 * self._freedom(number))
+        unsure = self._variance_of_mean(number) + above**2 / (2 * self._freedom(number))
         normal = stats.norm
         return float(normal.cdf(above - float(normal.ppf(CONFIDENCE)) * math.sqrt(unsure)))
 
@@ -141,7 +145,7 @@ class QualityDistribution:
         clips: where `guaranteed_share` is `COVERAGE`, a quadratic equation."""
         share, sure = (float(stats.norm.ppf(one)) for one in (COVERAGE, CONFIDENCE))
         factor = 1 - sure**2 / (2 * self._freedom(number))
-        constant = share**2 - sure**2 / (self._before[1] + number)
+        constant = share**2 - sure**2 * self._variance_of_mean(number)
         return (share + math.sqrt(share**2 - factor * constant)) / factor
 
     @property
@@ -158,7 +162,7 @@ class QualityDistribution:
         if number >= MIN_COUNTED_CLIPS:
             low, *_, high = statistics.quantiles(self.psnr_db, n=20, method="inclusive")
             return low, high
-        scale = self.deviation * math.sqrt(1 + 1 / (self._before[1] + number))
+        scale = self.deviation * math.sqrt(1 + self._variance_of_mean(number))
         half = scale * float(stats.t.ppf(0.5 + INTERVAL / 2, self._freedom(number)))
         return self.mean - half, self.mean + half
 
