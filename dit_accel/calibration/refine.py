@@ -28,8 +28,10 @@ from dit_accel.core import drift, extrapolation
 from dit_accel.core.families import family_of
 from dit_accel.core.generation import ClipSpec
 from dit_accel.core.guidance import guided
+from dit_accel.core.video import to_uint8
 from dit_accel.handle import accelerate
 from dit_accel.metrics import psnr
+from dit_accel.metrics.psnr import EXACT_DB
 from dit_accel.planning.plan import (
     Extrapolation,
     Plan,
@@ -83,10 +85,7 @@ def carry_out(
     for row, (final, recording) in enumerate(zip(tap.final, recordings, strict=True)):
         own = float((final - recording.final).square().sum() / recording.final.square().sum())
         latents, lost = decibels(own), decibels(own) - decibels(own + policy.unseen(row))
-        # in 8 bits, as files are
-        pair = [np.rint(255.0 * np.asarray(one)) for one in (recording.frames, frames[row])]
-        frames_db = float(psnr(*pair, data_range=255))
-        scores.append((min(frames_db, 100.0) - lost, latents - lost))
+        scores.append((_frames_db(recording.frames, frames[row]) - lost, latents - lost))
     psnr_db, latents_db = zip(*scores, strict=True)
     missing = (math.nan,) * len(clips)
     by_step = [policy.extrapolation_error.get(step, missing) for step in computed]
@@ -213,6 +212,12 @@ class _FittingPolicy(PlanPolicy):
             found = found.cpu()  # sums are in float64, which not every device has
         self._residual = self._residual.to(found.device)
         return found
+
+
+def _frames_db(reference: Any, test: Any) -> float:
+    """PSNR in 8 bits, as files are, of two clips as a pipeline gives them; equal ones have 100."""
+    pair = [to_uint8(np.asarray(clip)) for clip in (reference, test)]
+    return min(float(psnr(*pair, data_range=255)), EXACT_DB)
 
 
 def _weighted(weights: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:

@@ -176,7 +176,7 @@ def test_clips_of_one_batch_share_their_corrections(pipe, monkeypatch):
 def test_a_batch_of_guided_pairs_is_fitted(monkeypatch):
     """Families that run both branches as one batch: features are of the guided prediction."""
     fixed_candidates(monkeypatch)
-    monkeypatch.setattr(refine, "psnr", lambda *_, **__: 40.0)
+    monkeypatch.setattr(refine, "_frames_db", lambda *_: 40.0)
     shrink_weakly(monkeypatch)
     pipe, clip, given = prepared("cogvideox-2b", steps=STEPS)
     two = {
@@ -189,6 +189,18 @@ def test_a_batch_of_guided_pairs_is_fitted(monkeypatch):
     (candidate,) = together.candidates
     assert candidate.psnr_db.shape == (2,)
     assert (candidate.latents_db > 0).all()
+
+
+def test_frames_that_are_pictures_score_as_arrays_do(pipe, monkeypatch):
+    """Their levels are rounded already."""
+    fixed_candidates(monkeypatch)
+
+    def score(output_type: str) -> float:
+        given = {"output_type": output_type}
+        found = calibrate(pipe, CLIPS[:1], speedups=(2.0,), probes=2, probed=1, overrides=given)
+        return found.candidates[0].psnr_db.item()
+
+    assert score("pil") == score("np")
 
 
 @pytest.mark.parametrize(
@@ -356,7 +368,7 @@ def test_without_speedups_there_are_no_candidates(pipe):
 def test_families_of_one_forward_a_step_are_calibrated_as_one_part(name, monkeypatch):
     """Branches in one batch are combined: features are of the guided prediction."""
     fixed_candidates(monkeypatch)
-    monkeypatch.setattr(refine, "psnr", lambda *_, **__: 40.0)  # of latents: there is no VAE
+    monkeypatch.setattr(refine, "_frames_db", lambda *_: 40.0)  # of latents: there is no VAE
     pipe, clip, given = prepared(name, steps=STEPS)
     clips = [clip, dataclasses.replace(clip, seed=clip.seed + 1)]
     profile = calibrate(pipe, clips, speedups=(2.0,), probes=2, probed=1, overrides=given)
