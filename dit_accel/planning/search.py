@@ -255,7 +255,7 @@ def add_weights(
 @one_thread()
 def search(
     error_model: ErrorModel, count: int, *, start: Sequence[int] | None = None,
-    beside: ErrorModel | None = None, alone: Sequence[Sequence[int]] = (),
+    beside: ErrorModel | None = None, usual: Sequence[int] | None = None,
 ) -> tuple[Plan, float]:  # fmt: skip
     """The best plan found that computes `count` steps, by descent over the computed steps.
 
@@ -268,7 +268,7 @@ def search(
         start: computed steps to begin with in place of these spacings.
         beside: of the same sampler. The computed steps are those of the least mean logarithm of
             both errors, each with its own weights.
-        alone: where there is one beside, the best computed steps by each of the two, if known.
+        usual: the best computed steps by `beside` alone, if known; else they are searched.
 
     Returns:
         As `fit` to `error_model`; the same for the same numbers.
@@ -301,7 +301,9 @@ def search(
         starts = [by_nodes]
     ends = [descend(torch.tensor(starts), n, fixed, errors)]
     if beside is not None:  # from the best steps of each, too: no worse than these, by both
-        alone = alone or [search(model, count, start=start)[0].computed for model in models]
+        if usual is None:
+            usual = search(beside, count, start=start)[0].computed
+        alone = [search(error_model, count, start=start)[0].computed, usual]
         ends.append(descend(torch.tensor(alone), n, fixed, errors))
     return fit(ends[int(errors(torch.tensor(ends)).argmin())], error_model)
 

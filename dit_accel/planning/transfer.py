@@ -119,11 +119,9 @@ def steps_beside(
         others: for the same sampler.
         usual: the best steps by the others alone.
     """
-    models, count = (error_model, others), len(usual)
-    alone = [search(error_model, count)[0].computed, usual]
-    found = search(error_model, count, beside=others, alone=alone)[0].computed
+    found = search(error_model, len(usual), beside=others, usual=usual)[0].computed
     both, before = (
-        sum(prediction.decibels(fit(steps, model)[1]) for model in models)
+        sum(prediction.decibels(fit(steps, model)[1]) for model in (error_model, others))
         for steps in (found, usual)
     )
     return found if both - before > LEARNT_DB else usual

@@ -208,6 +208,24 @@ def test_of_two_error_models_the_mean_logarithm_counts_whatever_their_sizes():
     assert mean_log(both.computed) < min(map(mean_log, alone))
 
 
+@pytest.mark.parametrize("steps", [20, 110])
+def test_what_is_best_by_one_of_two_models_is_not_searched_again(monkeypatch, steps):
+    """Of more than 100 steps, none is searched by one of the two alone."""
+    one, other, count = field_of(smooth(steps, 3)), field_of(smooth(steps, 5)), steps // 3
+    both, usual = search(one, count, beside=other), search(other, count)[0].computed
+    searched = list[ErrorModel]()
+    stock = search_module.search
+
+    def watched(error_model, *args, **given):
+        searched.append(error_model)
+        return stock(error_model, *args, **given)
+
+    monkeypatch.setattr(search_module, "search", watched)
+    assert stock(one, count, beside=other, usual=usual) == both
+    assert not any(model is other for model in searched)
+    assert sum(model is one for model in searched) == (steps <= 100)
+
+
 def test_a_start_of_another_count_is_filled_or_cut():
     field = field_of(smooth())
     for start in ([0, 5], [0, 1, 2, 3, 4, 5, 6, 7, 8]):
