@@ -4,15 +4,20 @@ In: an `ErrorModel`, measured by calibration, and the number of steps to compute
 Out: a `Plan`, and its expected squared error relative to the final latents.
 Knows numbers and matrices; no tensors of a model, no scheduler.
 
-A window is a computed step i and the extrapolated steps up to the next computed one, j. Its error
-is a weighted sum of the rows of the Gram matrix G. With the weights w of a window, v of all windows
-before it, E the expected squared error, and z the correction of the weights on the features f:
+A window is a computed step i and the extrapolated steps up to the next computed one, j. It adds an
+error, a weighted sum of the rows (predictions and the noise) whose inner products are the Gram
+matrix G. Its weights w are at first those of a line through the last two computed predictions.
+Then the rows f that it extrapolates from, its features, get the correction z with the least error:
 
-    growth = gain_i / gain_j,        fade = growth · exp(-(j - i) / memory)
-    (G_ff + ridge · diag G_ff) z = -(G (w + fade v))_f
-    E ← growth² E + 2 fade vᵀ G w + wᵀ G w,        v ← fade v + w
+    growth = gain_i / gain_j
+    fade = growth · exp(-(j - i) / memory)
+    (G_ff + ridge · diag G_ff) z = -(G (w + fade v))_f        v: weights of all windows before it
+    w_f ← w_f + z
+    E ← growth² E + 2 fade vᵀ G w + wᵀ G w                    E: expected squared error
+    v ← fade v + w
 
 docs/how-it-works.md, sections 2 and 3, derives this and says what is not exact.
+Shapes: P prompts; C plans of k computed steps, so of k windows each; n, B, R, D, F as in `plan.py`.
 Source: ours, not UniCP (arXiv 2502.04393); section 1 there names the published relatives, of which
 BNS (arXiv 2403.01329) is the nearest. Ours is the closed form for the final error.
 """
@@ -33,10 +38,13 @@ from dit_accel.planning.threads import one_thread
 PLAN_DEPTH = 4  # computed steps that an extrapolation uses
 PLAN_RIDGE = 1e-2  # of corrections that are fitted to uncached runs
 LONG_RUN = 100  # steps; of a longer run only some are searched, its nodes
-_NODES, _COMPUTED_NODES = 50, 10  # at least (research/LOG.md); of up to 100 steps half as many
-_QUICK = 60  # steps of a run, up to which it takes no time to begin at spacings
-_POWERS = (0.67, 0.5, 0.4, 0.33, 0.25, 0.18)  # of the changes, that a search begins at; last
-# the most even one, which a long run's nodes are compared with
+_QUICK = 60  # steps; of a longer run the nodes are searched first, to begin there
+# Nodes at least, or half of the steps of a run of fewer than 100; and computed ones among them, at
+# least (research/LOG.md).
+_NODES, _COMPUTED_NODES = 50, 10
+# A search begins at spacings whose density is a power of how much predictions change. The last and
+# most even one is what a long run's plan by nodes is compared with.
+_POWERS = (0.67, 0.5, 0.4, 0.33, 0.25, 0.18)
 _MOST_NUMBERS = 1 << 22  # in a tensor, when many plans are scored at once
 
 
@@ -82,12 +90,12 @@ class ErrorModel:
         return self.sampler.num_steps
 
     def growth(self, opened: torch.Tensor, closed: torch.Tensor) -> torch.Tensor:
-        """Factor on the norm of an error over the steps from `opened` to `closed`."""
+        """Factor by which the norm of an error grows from step `opened` to step `closed`."""
         last = self.num_steps - 1
         return self.error_gain[opened.clamp_max(last)] / self.error_gain[closed.clamp_max(last)]
 
     def fade(self, opened: torch.Tensor, closed: torch.Tensor) -> torch.Tensor:
-        """Factor on the part of it that still has its direction."""
+        """The same factor, for the part of the error that keeps its direction until then."""
         return self.growth(opened, closed) * torch.exp(-(closed - opened) / self.error_memory)
 
 
@@ -107,7 +115,7 @@ def fit(
     """The plan that computes these steps, with the weights that leave the least error.
 
     Args:
-        computed: steps, 0 among them.
+        computed: steps, with those that every plan computes (`SamplerCoefficients.fixed_steps`).
         depth: computed steps that an extrapolation uses, >= 1; 1 is reuse.
         ridge: penalty on corrections, >= 0, relative to the predictions' squares.
 
@@ -115,7 +123,7 @@ def fit(
         The plan, and its expected squared error over the squared norm of the final latents.
 
     Raises:
-        ValueError: step 0 is not among the computed ones, or one is out of range.
+        ValueError: a step that every plan computes is missing, or one is out of range.
     """
     steps, sampler = sorted(set(computed)), error_model.sampler
     fixed = sampler.fixed_steps
@@ -124,77 +132,103 @@ def fit(
         raise ValueError(f"computed is {steps}; accepted: {accepted}")
     error, by_window = _evaluate(torch.tensor([steps]), error_model, depth, ridge)
     corrections = {}
-    for opened, found in zip(steps, by_window, strict=True):
+    for opened, z in zip(steps, by_window, strict=True):
+        # `_evaluate` has `depth` steps in every window; a plan has those that exist
         used = len(used_steps(steps, opened, depth, sampler.since(opened)))
-        places = found[0, :-1].view(len(sampler.branch_weights), -1)[:, :used].flatten()
-        corrections[opened] = torch.cat([places, found[0, -1:]])
+        of_steps = z[0, :-1].view(len(sampler.branch_weights), -1)[:, :used].flatten()
+        corrections[opened] = torch.cat([of_steps, z[0, -1:]])
     return Plan.of(steps, sampler, corrections, depth), float(error[0])
 
 
 def _evaluate(
     computed: torch.Tensor, error_model: ErrorModel, depth: int, ridge: float
 ) -> tuple[torch.Tensor, list[torch.Tensor]]:
-    """The recursion of the module's docstring, for C plans of k computed steps `(C, k)` at once:
-    E `(C,)`, and for each of the k windows its corrections `(C, F)`, 0 where a step is not there.
+    """The recursion of the module's docstring, for many plans at once.
 
     What does not depend on earlier windows is worked out for all of them first: a run may wait for
     the search, and its time goes into the number of operations, not into their size.
+
+    Args:
+        computed: `(C, k)`.
+
+    Returns:
+        E `(C,)`, and for each of the k windows its corrections z `(C, F)`. All windows have as many
+        features; z is 0 for those that a window does not use.
     """
-    sampler, gram = error_model.sampler, error_model.mean_gram
+    gram, (count, k) = error_model.mean_gram, computed.shape
+    end = torch.full((count, 1), error_model.num_steps)
+    closed = torch.cat([computed[:, 1:], end], 1)
+    growth, fade = error_model.growth(computed, closed), error_model.fade(computed, closed)
+    w, features, corrected = _lines(computed, closed, error_model.sampler, min(depth, k))
+    solve = _solver(features, corrected, gram, ridge)
+    gram_w, feature_rows = w @ gram, gram[features]
+    gram_v = torch.zeros_like(gram_w[:, :1])
+    faded, corrections = [], []  # fade G v, and z, by window
+    for place in range(k):  # all that has to wait for earlier windows
+        gram_v = gram_v * fade[:, place, None, None]
+        at, own = features[:, place, None], gram_w[:, place, None]
+        target = (own + gram_v).gather(2, at)  # (G (w + fade v))_f
+        correction = torch.bmm(target, solve[:, place]).neg_()  # as `solve` is symmetric
+        faded.append(gram_v)
+        corrections.append(correction)
+        gram_v = torch.baddbmm(own + gram_v, correction, feature_rows[:, place])
+    z = torch.cat(corrections, 1)
+    w = w.scatter_add(2, features, z)
+    gram_w = gram_w + (z[:, :, None] @ feature_rows)[:, :, 0]
+    added = (w * (gram_w + 2 * torch.cat(faded, 1))).sum(2)
+    # E without a loop: what a window adds grows over all windows behind it
+    later = torch.cat([growth[:, 1:], torch.ones(count, 1, dtype=torch.float64)], 1)
+    grown = later.flip(1).cumprod(1).flip(1) ** 2
+    return (added * grown).sum(1).clamp_min(0.0), list(z.unbind(1))
+
+
+def _lines(
+    computed: torch.Tensor, closed: torch.Tensor, sampler: SamplerCoefficients, depth: int
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Windows before their corrections.
+
+    Args:
+        computed, closed: `(C, k)`, the steps at which windows open and close.
+
+    Returns:
+        w `(C, k, R)`; features `(C, k, F)`, rows of the Gram matrix; and of the same shape whether
+        a feature may have a correction.
+    """
     count, k = computed.shape
-    depth = min(depth, k)
-    ends = torch.cat([computed[:, 1:], torch.full((count, 1), sampler.num_steps)], 1)
-    growth, fade = error_model.growth(computed, ends), error_model.fade(computed, ends)
-    places = torch.arange(k)[:, None] - torch.arange(depth)  # of the steps used, latest first
+    # the steps that a window extrapolates from, latest first: computed ones of its own expert
+    places = torch.arange(k)[:, None] - torch.arange(depth)
     used = computed[:, places.clamp_min(0)]  # (C, k, D)
     since = torch.tensor([sampler.since(step) for step in range(sampler.num_steps)])
-    there = (places >= 0) & (used >= since[computed][:, :, None])  # and of the window's expert
-    # `line_sums` takes the window's own step in place of one that is not there
-    used = torch.where(there, used, computed[:, :, None]).flatten(0, 1)
-    weighs = sampler.step_weights.T[computed] != 0  # (C, k, B): a component of weight 0 does not
-    exists = (weighs[..., None] & there[:, :, None]).flatten(2)
-    exists = torch.cat([exists, torch.ones(count, k, 1, dtype=torch.bool)], 2)  # the noise
-    opened, closed = computed.flatten(), ends.flatten()
+    exists = (places >= 0) & (used >= since[computed][:, :, None])
+    # `line_sums` takes the window's own step in place of one that does not exist
+    used = torch.where(exists, used, computed[:, :, None]).flatten(0, 1)
+    # a feature of a step that does not exist, or of a component without weight, has no correction
+    weighs = sampler.step_weights.T[computed] != 0  # (C, k, B)
+    corrected = (weighs[..., None] & exists[:, :, None]).flatten(2)
+    corrected = torch.cat([corrected, torch.ones(count, k, 1, dtype=torch.bool)], 2)  # the noise
+    corrected = corrected & (closed - computed > 1)[:, :, None]  # else nothing is extrapolated
+    ends = computed.flatten(), closed.flatten()
     features = sampler.feature_rows(used)
-    windows = sampler.omitted(opened, closed)  # -c_s at the extrapolated steps
-    windows = windows.scatter_add(1, features, line_sums(used, opened, closed, sampler))
-    shape = (count, k, -1)
-    features, windows = features.view(shape), windows.view(shape)
-    used_in = exists & (ends - computed > 1)[:, :, None]  # else nothing is extrapolated
-    solve = _solver(features, used_in, gram, ridge)
-    products, rows = windows @ gram, gram[features]  # G w before corrections; rows of features
-    so_far = torch.zeros(count, 1, sampler.num_rows, dtype=torch.float64)  # G v
-    before, corrections = [], []
-    for place in range(k):  # all that has to wait for earlier windows
-        so_far = so_far * fade[:, place, None, None]
-        at, own = features[:, place, None], products[:, place, None]
-        wanted = (own + so_far).gather(2, at)
-        correction = torch.bmm(wanted, solve[:, place]).neg_()  # z, as `solve` is symmetric
-        before.append(so_far)
-        corrections.append(correction)
-        so_far = torch.baddbmm(own + so_far, correction, rows[:, place])
-    found = torch.cat(corrections, 1)
-    windows = windows.scatter_add(2, features, found)
-    products = products + (found[:, :, None] @ rows)[:, :, 0]
-    added = (windows * (products + 2 * torch.cat(before, 1))).sum(2)
-    later = torch.cat([growth[:, 1:], torch.ones(count, 1, dtype=torch.float64)], 1)
-    grown = later.flip(1).cumprod(1).flip(1) ** 2  # over all windows behind each
-    return (added * grown).sum(1).clamp_min(0.0), list(found.unbind(1))
+    w = sampler.omitted(*ends)  # as if extrapolated steps added nothing
+    w = w.scatter_add(1, features, line_sums(used, *ends, sampler))
+    return w.view(count, k, -1), features.view(count, k, -1), corrected
 
 
 def _solver(
-    features: torch.Tensor, used: torch.Tensor, gram: torch.Tensor, ridge: float
+    features: torch.Tensor, corrected: torch.Tensor, gram: torch.Tensor, ridge: float
 ) -> torch.Tensor:
-    """`(C, k, F, F)`: what gives a window's corrections z from -(G (w + fade v))_f.
+    """`(C, k, F, F)`: the inverse of G_ff + ridge · diag G_ff, for every window.
 
     Args:
         features: `(C, k, F)`, rows of the Gram matrix.
-        used: the same, false where a window has no such feature: its correction is 0.
+        corrected: the same shape, false where a feature's correction is 0: so are its row and
+            column of the inverse.
     """
     among = gram[features[..., :, None], features[..., None, :]]
     penalty = ridge * torch.diagonal(among, dim1=-2, dim2=-1) + 1e-30  # a feature may be zero
-    both = used[..., :, None] & used[..., None, :]
-    among = torch.where(both, among, 0.0) + torch.diag_embed(torch.where(used, penalty, 1.0))
+    both = corrected[..., :, None] & corrected[..., None, :]
+    # a diagonal of 1 where nothing is corrected, as the matrix must have an inverse
+    among = torch.where(both, among, 0.0) + torch.diag_embed(torch.where(corrected, penalty, 1.0))
     return torch.where(both, torch.linalg.inv(among), 0.0)
 
 
@@ -208,28 +242,29 @@ def window_energies(plan: Plan, error_model: ErrorModel) -> dict[int, torch.Tens
     """Expected squared errors `(P,)` of the latents when a window closes, by the step that opens
     it; relative to the final latents.
 
-    The written-out form of `_evaluate`, which tests compare it with.
+    The recursion of the module's docstring, written out; tests compare `_evaluate` with it.
     """
     sampler = error_model.sampler
-    so_far = torch.zeros(sampler.num_rows, dtype=torch.float64)
+    v = torch.zeros(sampler.num_rows, dtype=torch.float64)
     error, found = torch.zeros(len(error_model.gram), dtype=torch.float64), {}
     for opened, closed in plan.windows:
         ends = torch.tensor(opened), torch.tensor(closed)
         error = error * error_model.growth(*ends) ** 2
-        so_far = so_far * error_model.fade(*ends)
-        window = sampler.omitted(*(end[None] for end in ends))[0]
+        v = v * error_model.fade(*ends)
+        w = sampler.omitted(*(end[None] for end in ends))[0]
         for step in range(opened + 1, closed):
-            add_weights(window, plan, step, sampler, sampler.coefficients[step])
-        error = error + error_model.gram @ (window + 2 * so_far) @ window
-        so_far = so_far + window
+            add_weights(w, plan, step, sampler, sampler.coefficients[step])
+        error = error + error_model.gram @ (w + 2 * v) @ w
+        v = v + w
         found[opened] = error.clamp_min(0.0)
     return found
 
 
 def noise_energy(plan: Plan, error_model: ErrorModel) -> float:
-    """The squared relative error that independent noise on all cached values leaves at the end.
+    """The squared relative error at the end, if all cached values have independent noise on them.
 
-    To first order, for noise as large as the values; noise ε times as large leaves ε² of it.
+    To first order, and for noise as large as the values: noise of ε times their size leaves ε²
+    times as much.
     """
     sampler = error_model.sampler
     weights = torch.zeros(sampler.num_rows, dtype=torch.float64)
@@ -242,8 +277,8 @@ def noise_energy(plan: Plan, error_model: ErrorModel) -> float:
 def add_weights(
     rows: torch.Tensor, plan: Plan, step: int, sampler: SamplerCoefficients, scale: torch.Tensor
 ) -> None:
-    """Add `scale` times the extrapolated guided prediction of a step to the weights of `rows`
-    `(R,)`."""
+    """Add what `scale` times the extrapolated guided prediction of a step weighs to `rows` `(R,)`,
+    in place."""
     extrapolation = plan.extrapolations[step]
     rows[-1] += scale * extrapolation.noise_weight
     components = zip(sampler.weights_at(step), extrapolation.weights, strict=True)
@@ -260,14 +295,14 @@ def search(
     """The best plan found that computes `count` steps, by descent over the computed steps.
 
     It begins at the best of some spacings that follow how fast the predictions change. In place of
-    a run of more than `LONG_RUN` steps a shorter one is searched, and the longer one computes as
-    densely.
+    a run of more than `LONG_RUN` steps a shorter one is searched, of steps that are its *nodes*;
+    the long run then computes as densely as that plan.
 
     Args:
-        count: steps to compute, 1 to all.
+        count: steps to compute, from those that every plan computes to all.
         start: computed steps to begin with in place of these spacings.
-        beside: of the same sampler. The computed steps are those of the least mean logarithm of
-            both errors, each with its own weights.
+        beside: a second error model of the same sampler. A set of computed steps then counts by the
+            geometric mean of both errors, each with its own weights.
         usual: the best computed steps by `beside` alone, if known; else they are searched.
 
     Returns:
@@ -288,36 +323,38 @@ def search(
     if count in (len(fixed), n):  # there is no other plan
         return fit(starts[0], error_model)
 
-    def errors(plans: torch.Tensor) -> torch.Tensor:
+    def errors(plans: torch.Tensor) -> torch.Tensor:  # what descent makes least
         found = [_errors(plans, model) for model in models]
         return found[0] if beside is None else torch.stack(found).log().mean(0).exp()
+
+    def best(plans: list[list[int]]) -> tuple[Plan, float]:
+        return fit(plans[int(errors(torch.tensor(plans)).argmin())], error_model)
 
     nodes = max(min(_NODES, n // 2), math.ceil(n * _COMPUTED_NODES / count))
     if nodes <= n // 2 and (n > LONG_RUN or (n > _QUICK and start is None)):
         by_nodes = with_fixed(_by_nodes(models, count, nodes), fixed)
         if n > LONG_RUN:
-            both = [starts[-1], by_nodes]
-            return fit(both[int(errors(torch.tensor(both)).argmin())], error_model)
+            return best([starts[-1], by_nodes])
         starts = [by_nodes]
     ends = [descend(torch.tensor(starts), n, fixed, errors)]
-    if beside is not None:  # from the best steps of each, too: no worse than these, by both
+    if beside is not None:  # from the best steps by each, too: so what is found is no worse
         if usual is None:
             usual = search(beside, count, start=start)[0].computed
         alone = [search(error_model, count, start=start)[0].computed, usual]
         ends.append(descend(torch.tensor(alone), n, fixed, errors))
-    return fit(ends[int(errors(torch.tensor(ends)).argmin())], error_model)
+    return best(ends)
 
 
 def _errors(plans: torch.Tensor, error_model: ErrorModel) -> torch.Tensor:
-    """E `(C,)` of sets of computed steps `(C, k)`."""
+    """E `(C,)` of plans, which are given as computed steps `(C, k)`."""
     size = max(1, _MOST_NUMBERS // (plans.shape[1] * error_model.sampler.num_rows))
     pieces = torch.split(plans, size)
     return torch.cat([_evaluate(p, error_model, PLAN_DEPTH, PLAN_RIDGE)[0] for p in pieces])
 
 
 def _spaced(error_model: ErrorModel, count: int) -> list[list[int]]:
-    """Sets of `count` steps: as dense as powers of what the guided prediction of each step differs
-    from the one before, in the final latents."""
+    """Sets of `count` steps, one a power of `_POWERS`: as dense as that power of what each step's
+    guided prediction changes in the final latents, against the prediction of the step before."""
     sampler = error_model.sampler
     guided = torch.cat([weights.diag() for weights in sampler.step_weights], 1)  # (n, B n)
     among = guided @ error_model.mean_gram[:-1, :-1] @ guided.T
@@ -330,7 +367,7 @@ def _spaced(error_model: ErrorModel, count: int) -> list[list[int]]:
 
 
 def _by_nodes(models: Sequence[ErrorModel], count: int, nodes: int) -> list[int]:
-    """`count` computed steps of a long run, found in a run of so many steps."""
+    """`count` computed steps of a long run, found in a run of its nodes alone."""
     n, at = models[0].num_steps, _nodes(models[0].sampler, nodes)
     short, *beside = (_shortened(model, at) for model in models)
     plan, _ = search(short, round(count * nodes / n), beside=beside[0] if beside else None)
@@ -338,11 +375,13 @@ def _by_nodes(models: Sequence[ErrorModel], count: int, nodes: int) -> list[int]
 
 
 def _nodes(sampler: SamplerCoefficients, nodes: int) -> torch.Tensor:
+    """So many steps of the run, evenly spaced, with those that every plan computes."""
     return torch.tensor(with_fixed(evenly(sampler.num_steps, nodes), sampler.fixed_steps))
 
 
 def _shortened(error_model: ErrorModel, at: torch.Tensor) -> ErrorModel:
-    """The error model in which each of some steps stands for all up to the next."""
+    """The error model of a run that makes the steps `at` alone: each has its own prediction, and
+    the coefficients of all steps up to the next."""
     sampler, n, nodes = error_model.sampler, error_model.num_steps, len(at)
     node = torch.bucketize(torch.arange(n), at, right=True) - 1
     added = torch.zeros(nodes, dtype=torch.float64).index_add_(0, node, sampler.coefficients)
