@@ -52,10 +52,13 @@ RESEARCH = ROOT / "research"  # not in an sdist
 LINKING = [p for p in (*PAGES, ROOT / "assets/README.md", RESEARCH / "LOG.md") if p.exists()]
 MEASURED = "results.md"  # its commands take hours
 OPTIONS_OF_SCRIPTS = (
+    "--calibrated",
+    "--computed",
     "--cpu-seconds",
     "--pairs",
     "--prompts",
     "--quality",
+    "--references",
     "--seeds",
     "--lowest",
     "--unbounded",
