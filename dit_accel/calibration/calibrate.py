@@ -40,11 +40,12 @@ from dit_accel.core.families import family_of, transformers_of
 from dit_accel.core.generation import ClipSpec
 from dit_accel.core.private_names import other_cache
 from dit_accel.planning.candidate import CandidatePlan
+from dit_accel.planning.error_model import ErrorModel
 from dit_accel.planning.lookup import profile_key
 from dit_accel.planning.prediction import QualityDistribution
 from dit_accel.planning.prior import shipped
 from dit_accel.planning.profile import Profile
-from dit_accel.planning.search import ErrorModel, search
+from dit_accel.planning.search import search
 from dit_accel.planning.transfer import expected_db, steps_beside
 
 SPEEDUPS = (2.0, 2.5, 2.94, 3.125, 3.33, 3.57, 3.85, 4.17, 4.55, 5.0, 5.56, 6.25, 7.14, 8.33)

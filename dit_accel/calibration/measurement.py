@@ -19,12 +19,12 @@ from dit_accel.calibration.checkpoint import Checkpoint
 from dit_accel.calibration.minutes import probing_cost
 from dit_accel.calibration.record import UncachedRun, gain_and_memory, probe, probe_steps, record
 from dit_accel.core.generation import ClipSpec
+from dit_accel.planning.error_model import ErrorModel
 from dit_accel.planning.first_run import profile_of_gram
 from dit_accel.planning.lookup import profile_key
 from dit_accel.planning.plan import SamplerCoefficients
 from dit_accel.planning.prior import profile_by_prior
 from dit_accel.planning.sampler import unstepped
-from dit_accel.planning.search import ErrorModel
 
 MAX_RECORDED_BYTES = 4 << 30  # of recordings that are in memory for the next pass
 ProgressCallback = Callable[[str, int, int], None]

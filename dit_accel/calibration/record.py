@@ -29,9 +29,9 @@ from dit_accel.core.interceptor import RunInfo
 from dit_accel.core.patching import Patches
 from dit_accel.handle import accelerate
 from dit_accel.planning.difficulty import pooled
+from dit_accel.planning.error_model import gram_of
 from dit_accel.planning.plan import Extrapolation, Plan, SamplerCoefficients, SecondExpert
 from dit_accel.planning.sampler import ImpulseResponse, NotLinearError, check_steps
-from dit_accel.planning.search import gram_of
 from dit_accel.planning.selection import second_of
 
 LINEAR = 0.02  # relative error up to which the final latents must be rebuilt

@@ -32,6 +32,7 @@ from dit_accel.core.video import to_uint8
 from dit_accel.handle import accelerate
 from dit_accel.metrics import psnr
 from dit_accel.metrics.psnr import EXACT_DB
+from dit_accel.planning.error_model import ErrorModel, window_energies
 from dit_accel.planning.plan import (
     Extrapolation,
     Plan,
@@ -41,7 +42,7 @@ from dit_accel.planning.plan import (
     window_sums,
 )
 from dit_accel.planning.prediction import decibels
-from dit_accel.planning.search import ErrorModel, fit, window_energies
+from dit_accel.planning.search import fit
 
 REFINED_DEPTH = 5  # computed steps that a refined extrapolation uses
 Problems = dict[tuple[int, ...], RidgeMoments]  # by a plan's computed steps, then one of them

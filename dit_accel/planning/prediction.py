@@ -20,8 +20,8 @@ from scipy import stats
 
 from dit_accel.core.quantization import BITS, typical_error
 from dit_accel.planning.candidate import CandidatePlan
+from dit_accel.planning.error_model import ErrorModel, noise_energy
 from dit_accel.planning.plan import Plan, SecondExpert
-from dit_accel.planning.search import ErrorModel, noise_energy
 
 COVERAGE = 0.95  # share of clips that reach a quality
 INTERVAL = 0.90  # probability that a clip's PSNR lies in the interval

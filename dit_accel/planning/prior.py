@@ -28,6 +28,7 @@ import torch
 
 from dit_accel.core.document import Field
 from dit_accel.planning import profile_file
+from dit_accel.planning.error_model import ErrorModel
 from dit_accel.planning.interpolation import interpolate_gram, linear_weights
 from dit_accel.planning.noise_levels import NoLevelsError
 from dit_accel.planning.plan import SamplerCoefficients
@@ -36,7 +37,7 @@ from dit_accel.planning.profile import Profile, check_gram
 from dit_accel.planning.profile_file import ProfileError, TensorFields
 from dit_accel.planning.profile_key import ProfileKey
 from dit_accel.planning.sampler import Response, response_of, state_of
-from dit_accel.planning.search import PLAN_DEPTH, ErrorModel
+from dit_accel.planning.search import PLAN_DEPTH
 from dit_accel.planning.trajectory import Trajectory, trajectory_of
 
 PRIOR_FORMAT = "dit-accel-prior"

@@ -22,13 +22,13 @@ from dit_accel.core.document import DocumentError, Field
 from dit_accel.planning import candidate, profile_file
 from dit_accel.planning.candidate import CandidatePlan
 from dit_accel.planning.difficulty import PromptDifficulty
+from dit_accel.planning.error_model import ErrorModel
 from dit_accel.planning.interpolation import linear_weights
 from dit_accel.planning.plan import Plan, SamplerCoefficients, SecondExpert, feature_count
 from dit_accel.planning.prediction import FIRST_RUN, MIN_COUNTED_CLIPS, Evidence
 from dit_accel.planning.profile_file import ProfileError, TensorFields
 from dit_accel.planning.profile_key import ProfileKey
 from dit_accel.planning.sampler_fields import read_sampler
-from dit_accel.planning.search import ErrorModel
 
 SUFFIX = ".safetensors"
 MOST_DEPTH = 64  # that a file may have

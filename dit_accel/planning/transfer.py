@@ -20,6 +20,7 @@ import torch
 
 from dit_accel.planning import prediction
 from dit_accel.planning.candidate import CandidatePlan
+from dit_accel.planning.error_model import ErrorModel
 from dit_accel.planning.plan import Plan, SamplerCoefficients
 from dit_accel.planning.prediction import (
     COVERAGE,
@@ -29,7 +30,7 @@ from dit_accel.planning.prediction import (
     QualityEstimate,
 )
 from dit_accel.planning.profile import Profile
-from dit_accel.planning.search import ErrorModel, fit, search
+from dit_accel.planning.search import fit, search
 from dit_accel.planning.spacing import with_fixed
 
 # Computed steps that runs suggest take the place of the prior's where they are predicted to be so

@@ -18,10 +18,11 @@ from scipy.interpolate import CubicSpline
 
 from dit_accel.models import miniature
 from dit_accel.planning import interpolation
+from dit_accel.planning.error_model import ErrorModel, energies
 from dit_accel.planning.interpolation import interpolate_gram, linear_weights
 from dit_accel.planning.lookup import PROFILE_FILE
 from dit_accel.planning.profile import Profile
-from dit_accel.planning.search import ErrorModel, energies, search
+from dit_accel.planning.search import search
 
 Sums = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]  # known and wanted places: weights
 

@@ -32,8 +32,8 @@ from dit_accel.core.generation import ClipSpec, Generation, generate, warm_up  #
 from dit_accel.core.quantization import Packed, pack, random_signs, typical_error  # noqa: E402
 from dit_accel.metrics import psnr  # noqa: E402
 from dit_accel.models import miniature  # noqa: E402
+from dit_accel.planning.error_model import noise_energy  # noqa: E402
 from dit_accel.planning.profile import Profile  # noqa: E402
-from dit_accel.planning.search import noise_energy  # noqa: E402
 
 Form = Callable[[torch.Tensor], torch.Tensor | Packed]
 

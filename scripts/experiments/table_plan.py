@@ -27,9 +27,10 @@ from world import PROMPT_STREAM, scene_at
 from dit_accel.calibration.fit import RidgeMoments
 from dit_accel.calibration.record import gain_and_memory, probe_steps
 from dit_accel.models import miniature
+from dit_accel.planning.error_model import ErrorModel
 from dit_accel.planning.plan import line_sums, used_steps, window_sums, windows
 from dit_accel.planning.sampler import coefficients_of
-from dit_accel.planning.search import ErrorModel, fit, search
+from dit_accel.planning.search import fit, search
 
 SIZE = (48, 5, 8, 8)  # channels, latent frames, height, width
 PROMPTS = Path(__file__).resolve().parents[2] / "assets" / "prompts" / "miniature.jsonl"

@@ -29,10 +29,11 @@ import torch
 from dit_accel.core.extrapolation import lagrange_weights
 from dit_accel.models import miniature
 from dit_accel.planning.candidate import CandidatePlan
+from dit_accel.planning.error_model import energies
 from dit_accel.planning.lookup import PROFILE_FILE
 from dit_accel.planning.plan import Extrapolation, Plan
 from dit_accel.planning.profile import Profile
-from dit_accel.planning.search import energies, fit
+from dit_accel.planning.search import fit
 
 COVERAGE = 0.95
 POINTS = 4  # computed steps that a window is interpolated through, once they are known

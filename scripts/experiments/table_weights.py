@@ -26,9 +26,10 @@ from dit_accel.calibration.record import UncachedRun, record
 from dit_accel.calibration.refine import REFINED_DEPTH, carry_out
 from dit_accel.core.generation import ClipSpec
 from dit_accel.evaluation.prompts import read_prompts
+from dit_accel.planning.error_model import ErrorModel
 from dit_accel.planning.plan import Plan
 from dit_accel.planning.prior import SHIPPED, Prior
-from dit_accel.planning.search import ErrorModel, fit, search
+from dit_accel.planning.search import fit, search
 from dit_accel.planning.trajectory import trajectory_of
 
 PROMPTS = Path(__file__).resolve().parents[2] / "assets" / "prompts" / "miniature.jsonl"

@@ -25,10 +25,10 @@ from dit_accel.core.generation import ClipSpec, call_arguments
 from dit_accel.evaluation import speed
 from dit_accel.metrics import psnr
 from dit_accel.models.checkpoints import DENOISERS
+from dit_accel.planning.error_model import ErrorModel, energies
 from dit_accel.planning.plan import Extrapolation, Plan, SecondExpert
 from dit_accel.planning.profile import Profile
 from dit_accel.planning.sampler import coefficients_of, planned_coefficients
-from dit_accel.planning.search import ErrorModel, energies
 from dit_accel.planning.selection import coefficients_before_run
 
 STEPS = 10

@@ -34,6 +34,6 @@ def test_a_plan_is_chosen_inside_planning(entered):
     """From the chooser's question to its answer nothing of caching, scenes or the CLI runs."""
     modules = entered["first step, with the choice of the plan"]
     first = modules.index("caching/chooser") + 1
-    chosen = modules[first : modules.index("planning/search") + 1]
+    chosen = modules[first : modules.index("planning/error_model") + 1]
     rooms = {module.split("/")[0] for module in chosen}
     assert rooms <= {"planning", "core"}, chosen

@@ -8,9 +8,9 @@ import weakref
 import numpy as np
 import torch
 
+from dit_accel.planning.error_model import gram_of
 from dit_accel.planning.first_run import RunRecord
 from dit_accel.planning.plan import SamplerCoefficients
-from dit_accel.planning.search import gram_of
 
 STEPS = 8
 

@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from schedulers import FLOW
 
 from dit_accel.models import miniature
+from dit_accel.planning.error_model import energies
 from dit_accel.planning.plan import SecondExpert
 from dit_accel.planning.prediction import Evidence
 from dit_accel.planning.prior import (
@@ -33,7 +34,7 @@ from dit_accel.planning.prior import (
 from dit_accel.planning.profile import Profile
 from dit_accel.planning.profile_file import ProfileError
 from dit_accel.planning.sampler import coefficients_of, response_of
-from dit_accel.planning.search import energies, fit, search
+from dit_accel.planning.search import fit, search
 from dit_accel.planning.selection import Target, choose
 from dit_accel.planning.trajectory import Trajectory, trajectory_of
 

@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from dit_accel.planning import search as search_module
+from dit_accel.planning.error_model import ErrorModel, energies, noise_energy
 from dit_accel.planning.plan import Extrapolation, Plan, SamplerCoefficients, SecondExpert
-from dit_accel.planning.search import ErrorModel, energies, fit, noise_energy, search
+from dit_accel.planning.search import fit, search
 from dit_accel.planning.spacing import evenly, with_fixed
 
 

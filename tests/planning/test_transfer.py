@@ -9,10 +9,11 @@ import torch
 from profiles import CANDIDATES, FAST, MIDDLE, candidate_of, profile_of, schedule_of, spread_out
 
 from dit_accel.planning import transfer
+from dit_accel.planning.error_model import energies
 from dit_accel.planning.prediction import PlanChoice, decibels
 from dit_accel.planning.profile import Profile
 from dit_accel.planning.profile_file import ProfileError
-from dit_accel.planning.search import energies, fit, search
+from dit_accel.planning.search import fit, search
 from dit_accel.planning.selection import for_quality
 from dit_accel.planning.transfer import transfer_plan
 
