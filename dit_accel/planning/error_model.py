@@ -1,19 +1,22 @@
-"""Predicts the error that a plan leaves at the end, without a run of the model.
+"""Predicts the error that a plan leaves in the final latents, without a run of the model.
 
-In: a `Plan`, and what calibration measured: inner products, and how errors grow and turn.
-Out: its expected squared error relative to the final latents; what noise on cached values adds.
+In: a `Plan`, and what calibration measured: inner products, and how errors grow and change their
+direction.
+Out: the plan's expected squared error relative to the final latents; the error that noise on cached
+values adds.
 Knows numbers and matrices; no tensors of a model, no scheduler. `search.py` finds plans with it.
 
-A window is a computed step i and the extrapolated steps up to the next computed one, j. It adds an
-error, a weighted sum of the rows (predictions and the noise) whose inner products are the Gram
-matrix G. Let w be its weights, and v those of all windows before it. From window to window:
+A window is a computed step i and the extrapolated steps up to the next computed step j. It adds an
+error to the latents. This error is a weighted sum of rows: the predictions and the noise. Their
+inner products are the Gram matrix G. Let w be the weights of the rows in this window's error, and v
+those in the errors of all windows before it. From window to window:
 
     growth = gain_i / gain_j
     fade = growth · exp(-(j - i) / memory)
     E ← growth² E + 2 fade vᵀ G w + wᵀ G w                    E: expected squared error
     v ← fade v + w
 
-So a window can cancel only the part of earlier errors that still has its direction.
+So a window can cancel only the part of the earlier errors that still has its direction.
 docs/how-it-works.md, section 2, derives this and says what is not exact.
 Shapes: P prompts; n, B, R as in `plan.py`.
 Source: ours, not UniCP (arXiv 2502.04393); section 1 there names the published relatives.
@@ -30,15 +33,15 @@ from dit_accel.planning.plan import Plan, SamplerCoefficients
 
 @dataclass(frozen=True)
 class ErrorModel:
-    """What predicts the final error of a plan.
+    """The measurements that predict the final error of a plan.
 
     Args:
-        sampler: n steps and B components of the guided prediction.
-        gram: `(P, R, R)` float64: of each of P prompts the inner products of R = B n + 1 rows (the
-            predictions of the first component by step, those of the next, the noise that the run
-            starts from), over the squared norm of the final latents.
-        error_gain: `(n,)`, > 0: how much an error made at a step has grown at the end, root mean
-            square over prompts.
+        sampler: its n steps, and the B components of the guided prediction.
+        gram: `(P, R, R)` float64: for each of P prompts, the inner products of R = B n + 1 rows,
+            over the squared norm of the final latents. The rows are the predictions of the first
+            component by step, then those of the next, then the noise that the run starts from.
+        error_gain: `(n,)`, > 0: the factor by which an error made at a step has grown at the end,
+            root mean square over prompts.
         error_memory: > 0: steps after which the direction of an error has decayed by a factor of e.
 
     Raises:
@@ -70,35 +73,37 @@ class ErrorModel:
         return self.sampler.num_steps
 
     def growth(self, opened: torch.Tensor, closed: torch.Tensor) -> torch.Tensor:
-        """Factor by which the norm of an error grows from step `opened` to step `closed`, where n,
-        the end of the run, counts as the last step."""
+        """The factor by which the norm of an error grows from step `opened` to step `closed`.
+
+        n, the end of the run, counts as the last step.
+        """
         last = self.num_steps - 1
         return self.error_gain[opened.clamp_max(last)] / self.error_gain[closed.clamp_max(last)]
 
     def fade(self, opened: torch.Tensor, closed: torch.Tensor) -> torch.Tensor:
-        """The same factor, for the part of the error that keeps its direction until then."""
+        """As `growth`, for the part of the error that still has its direction at `closed`."""
         return self.growth(opened, closed) * torch.exp(-(closed - opened) / self.error_memory)
 
 
 def gram_of(rows: torch.Tensor, final: torch.Tensor) -> torch.Tensor:
     """`(R, R)` float64: inner products of rows `(R, N)`, over the squared norm of `final`."""
     gram = torch.zeros(len(rows), len(rows), dtype=torch.float64)
-    for piece in torch.split(rows, 1 << 18, dim=1):  # a float64 copy of all would take too much
+    for piece in torch.split(rows, 1 << 18, dim=1):  # a float64 copy of all needs too much memory
         gram += piece.double() @ piece.double().T
     return gram / final.double().square().sum()
 
 
 def energies(plan: Plan, error_model: ErrorModel) -> torch.Tensor:
-    """Expected squared relative errors `(P,)` of the final latents by prompt, for any plan."""
+    """The plan's expected squared errors `(P,)`, by prompt, relative to the final latents."""
     *_, last = window_energies(plan, error_model).values()  # step 0 always opens a window
     return last
 
 
 def window_energies(plan: Plan, error_model: ErrorModel) -> dict[int, torch.Tensor]:
-    """Expected squared errors `(P,)` of the latents when a window closes, by the step that opens
-    it; relative to the final latents.
+    """Expected squared errors `(P,)` of the latents after each window, by the step that opens it.
 
-    The recursion of the module's docstring, written out; tests compare `search.py` with it.
+    They are relative to the final latents. This is the recursion of the module's docstring, written
+    out; tests compare `search.py` with it.
     """
     sampler = error_model.sampler
     v = torch.zeros(sampler.num_rows, dtype=torch.float64)
@@ -117,10 +122,10 @@ def window_energies(plan: Plan, error_model: ErrorModel) -> dict[int, torch.Tens
 
 
 def noise_energy(plan: Plan, error_model: ErrorModel) -> float:
-    """The squared relative error at the end, if all cached values have independent noise on them.
+    """The squared relative error of the final latents if all cached values have independent noise.
 
-    To first order, and for noise as large as the values: noise of ε times their size leaves ε²
-    times as much.
+    The estimate is of first order. It is for noise as large as the values themselves: noise of ε
+    times their size leaves ε² times this error.
     """
     sampler = error_model.sampler
     weights = torch.zeros(sampler.num_rows, dtype=torch.float64)
@@ -133,8 +138,11 @@ def noise_energy(plan: Plan, error_model: ErrorModel) -> float:
 def add_weights(
     rows: torch.Tensor, plan: Plan, step: int, sampler: SamplerCoefficients, scale: torch.Tensor
 ) -> None:
-    """Add what `scale` times the extrapolated guided prediction of a step weighs to `rows` `(R,)`,
-    in place."""
+    """Add the weights of `scale` times a step's extrapolated guided prediction to `rows`, in place.
+
+    Args:
+        rows: `(R,)`, one weight for each row of the Gram matrix.
+    """
     extrapolation = plan.extrapolations[step]
     rows[-1] += scale * extrapolation.noise_weight
     components = zip(sampler.weights_at(step), extrapolation.weights, strict=True)

@@ -1,14 +1,18 @@
 """What a plan is: which steps are computed, and the weighted sums that replace the others.
 
-In: computed steps, and a correction for each window. Out: a `Plan`, one `Extrapolation` a step.
+In: computed steps, and a correction for each window. Out: a `Plan`, with one `Extrapolation` for
+each step that is not computed.
 Knows numbers; no model, no scheduler.
 
-A window is a computed step and the extrapolated steps after it: the line through the last two
-computed predictions, plus a *correction*, one number a feature, distributed over its steps. Each
-component of the guided prediction has weights of its own (docs/how-it-works.md, section 1).
+A window is a computed step and the extrapolated steps after it. The line through the last two
+computed predictions extrapolates these steps. A *correction* is added: one number per feature,
+distributed over the window's steps. A feature is a row that the window extrapolates from: a
+component of a computed prediction, or the noise. Each component of the guided prediction has its
+own weights (docs/how-it-works.md, section 1).
 
-Shapes: C plans, n steps, B components, R = B n + 1 rows (components by step, then the noise), D
-computed steps in use, latest first, F = B D + 1 features (their components, then the noise).
+Shapes: C plans; n steps; B components; R = B n + 1 rows (components by step, then the noise); D
+computed steps that a window uses, latest first; F = B D + 1 features (components of these steps,
+then the noise).
 Source: ours; the same section names the published relatives.
 """
 
@@ -29,12 +33,12 @@ Corrections = Mapping[int, torch.Tensor]  # by the step that opens a window: `(F
 
 @dataclass(frozen=True)
 class SecondExpert:
-    """The transformer that follows during a run, as in Wan 2.2: no window reaches across.
+    """The second transformer of a run, as in Wan 2.2. No window reaches from one to the other.
 
     Args:
         begin: its first step, which is always computed.
-        share: of the first expert's branch weights that the differences between branches have from
-            there on: (1 - scale here) / (1 - scale there), for scales of guidance.
+        share: factor on the branch weights of the differences between branches, from `begin` on:
+            (1 - second expert's guidance scale) / (1 - first expert's guidance scale).
     """
 
     begin: int
@@ -48,8 +52,9 @@ class SamplerCoefficients:
     Args:
         coefficients: `(n,)` float64, what one unit of each guided prediction adds to the final
             latents.
-        timesteps: `(n,)` float64, the scheduler's, falling: extrapolation is over these.
-        branch_weights: B, of the components in the guided prediction.
+        timesteps: `(n,)` float64, the scheduler's, falling (Mochi's rise); predictions are
+            extrapolated over these.
+        branch_weights: B numbers, the weights of the components in the guided prediction.
         second: the second expert; None: one transformer makes all steps.
 
     Raises:
@@ -76,12 +81,12 @@ class SamplerCoefficients:
 
     @property
     def num_steps(self) -> int:
-        """n."""
+        """n, the steps of the run."""
         return len(self.coefficients)
 
     @property
     def num_rows(self) -> int:
-        """R, of a Gram matrix."""
+        """R, the rows of a Gram matrix."""
         return len(self.branch_weights) * self.num_steps + 1
 
     @property
@@ -94,7 +99,7 @@ class SamplerCoefficients:
         return since(step, self.second)
 
     def weights_at(self, step: int) -> tuple[float, ...]:
-        """B, of the components in the guided prediction of a step."""
+        """B weights of the components in the guided prediction of a step."""
         return weights_at(step, self.branch_weights, self.second)
 
     @cached_property
@@ -105,23 +110,23 @@ class SamplerCoefficients:
 
     @property
     def final_weights(self) -> torch.Tensor:
-        """`(R,)` float64: of the rows in the final latents."""
+        """`(R,)` float64: the weights of the rows in the final latents."""
         added = self.step_weights * self.coefficients
         return torch.cat([added.flatten(), torch.ones(1, dtype=torch.float64)])
 
     def feature_rows(self, used: torch.Tensor) -> torch.Tensor:
-        """Computed steps `(C, D)` -> the rows of their features `(C, F)`."""
+        """Indices of the rows `(C, F)` that are the features of computed steps `(C, D)`."""
         components = [used + b * self.num_steps for b in range(len(self.branch_weights))]
         return torch.cat([*components, torch.full_like(used[:, :1], self.num_rows - 1)], 1)
 
     def omitted(self, opened: torch.Tensor, closed: torch.Tensor) -> torch.Tensor:
-        """Error of windows that add nothing after their computed step: `(C, R)` weights of rows."""
+        """`(C, R)` weights of rows: the error of windows whose extrapolated steps add nothing."""
         added = self._extrapolated(opened, closed)
         components = [-weights * added for weights in self.step_weights]
         return torch.cat([*components, torch.zeros(len(opened), 1, dtype=torch.float64)], 1)
 
     def _extrapolated(self, opened: torch.Tensor, closed: torch.Tensor) -> torch.Tensor:
-        """`(C, n)`: the coefficients of the steps between, 0 elsewhere."""
+        """`(C, n)`: the coefficients of the extrapolated steps, 0 elsewhere."""
         steps = torch.arange(self.num_steps)
         between = (steps > opened[:, None]) & (steps < closed[:, None])
         return torch.where(between, self.coefficients, 0.0)
@@ -130,12 +135,12 @@ class SamplerCoefficients:
 def line_sums(
     used: torch.Tensor, opened: torch.Tensor, closed: torch.Tensor, sampler: SamplerCoefficients
 ) -> torch.Tensor:
-    """What windows add when a line extrapolates their steps: `(C, F)`.
+    """What windows add to the latents when a line extrapolates their steps: `(C, F)`.
 
     Args:
-        used: `(C, D)` computed steps, latest first; the line goes through the first two. Where
-            both are the same step, as there is no other, its prediction is taken as it is.
-        opened, closed: `(C,)`.
+        used: `(C, D)` computed steps, latest first; the line goes through the first two. If both
+            are the same step, because there is no other, its prediction is reused unchanged.
+        opened, closed: `(C,)`, the computed step of a window, and the next one or the end.
     """
     coefficients = sampler._extrapolated(opened, closed)
     sums = torch.zeros(used.shape, dtype=torch.float64)
@@ -144,18 +149,19 @@ def line_sums(
         times = sampler.timesteps
         here, before = times[used[:, 0]], times[used[:, 1]]
         slope = (times - here[:, None]) / (here - before)[:, None]
-        slope = torch.where((here == before)[:, None], 0.0, slope)  # there is one step only
+        slope = torch.where((here == before)[:, None], 0.0, slope)  # there is only one step
         forward = (coefficients * slope).sum(1)
         sums[:, 0] += forward
         sums[:, 1] -= forward
-    # all steps of a window are one expert's, so they have the weights of its first one
+    # One expert makes all steps of a window, so the branch weights at its first step apply to all.
     components = [weights[:, None] * sums for weights in sampler.step_weights[:, opened]]
     return torch.cat([*components, torch.zeros(len(used), 1, dtype=torch.float64)], 1)
 
 
 @dataclass(frozen=True)
 class Extrapolation:
-    """An extrapolated step: for each component the weights of computed steps, and the noise's."""
+    """An extrapolated step: for each component the weights of computed steps; and the noise's
+    weight in the guided prediction."""
 
     weights: tuple[StepWeights, ...]
     noise_weight: float = 0.0
@@ -163,14 +169,15 @@ class Extrapolation:
 
 @dataclass(frozen=True)
 class Plan:
-    """Every step of a run: computed, or a weighted sum of what was computed before it.
+    """Each step of a run: computed, or extrapolated as a weighted sum of computed predictions.
 
     Args:
         num_steps: of the run.
         extrapolations: by step; all other steps are computed.
 
     Raises:
-        ValueError: the first step is extrapolated, or a step uses what is not computed before it.
+        ValueError: the first step is extrapolated, or an extrapolation uses a step that is not
+            computed before it.
     """
 
     num_steps: int
@@ -195,12 +202,12 @@ class Plan:
         cls, computed: Sequence[int], sampler: SamplerCoefficients, corrections: Corrections,
         depth: int,
     ) -> Plan:  # fmt: skip
-        """The plan of computed steps and of each window's correction.
+        """The plan from its computed steps and the corrections of its windows.
 
         Args:
-            computed: in order, 0 first.
-            corrections: by the step that opens a window; one without is a line.
-            depth: computed steps that an extrapolation uses at most.
+            computed: steps in order, 0 first.
+            corrections: by the step that opens a window; a window without one is a line.
+            depth: the most computed steps that an extrapolation uses.
         """
         planned: dict[int, Extrapolation] = {}
         for opened, closed in windows(computed, sampler.num_steps):
@@ -226,7 +233,7 @@ class Plan:
         return any(planned.noise_weight for planned in self.extrapolations.values())
 
     def needed_steps(self, step: int) -> tuple[int, ...]:
-        """Computed steps up to this one that an extrapolation after it uses."""
+        """The computed steps, up to this one, that later extrapolations use."""
         later = (e.weights for at, e in self.extrapolations.items() if at > step)
         found = {used for all_ in later for weights in all_ for used in weights if used <= step}
         return tuple(sorted(found))
@@ -238,15 +245,17 @@ def windows(computed: Sequence[int], num_steps: int) -> Iterator[tuple[int, int]
 
 
 def used_steps(computed: Sequence[int], opened: int, depth: int, since: int = 0) -> list[int]:
-    """The last `depth` computed steps up to the one that opens a window, latest first; none before
-    `since`, where the window's expert began."""
+    """The last `depth` computed steps up to the one that opens a window, latest first.
+
+    Steps before `since`, the first step of the window's expert, are left out.
+    """
     return [step for step in computed if since <= step <= opened][::-1][:depth]
 
 
 def feature_count(
     computed: Sequence[int], opened: int, depth: int, sampler: SamplerCoefficients
 ) -> int:
-    """F of the window that a step opens."""
+    """F, the features of the window that a step opens."""
     used = used_steps(computed, opened, depth, sampler.since(opened))
     return len(sampler.branch_weights) * len(used) + 1
 
@@ -254,7 +263,11 @@ def feature_count(
 def weights_at(
     step: int, branch_weights: tuple[float, ...], second: SecondExpert | None
 ) -> tuple[float, ...]:
-    """The branch weights of a step, of which the first one is no difference of branches."""
+    """The branch weights at a step.
+
+    The second expert's share applies to all but the first: the others weigh differences between
+    branches.
+    """
     if second is None or step < second.begin:
         return branch_weights
     first, *differences = branch_weights
@@ -262,28 +275,29 @@ def weights_at(
 
 
 def since(step: int, second: SecondExpert | None) -> int:
-    """The first step of the expert that makes a step."""
+    """The first step of the expert that makes this step."""
     return 0 if second is None or step < second.begin else second.begin
 
 
 def distribute_correction(
     used: Sequence[int], steps: range, correction: torch.Tensor, sampler: SamplerCoefficients
 ) -> dict[int, Extrapolation]:
-    """The extrapolations of a window: the line, and its correction in equal weights a step.
+    """The extrapolations of a window: the line, plus the correction in equal weights at each step.
 
     Args:
         used: computed steps, latest first.
         steps: the extrapolated ones.
-        correction: `(F,)`.
+        correction: `(F,)`, what is added to the latents over the whole window.
     """
     if not steps:
         return {}
-    # Steps that add nothing to the latents cannot correct anything: the line is as good there.
+    # The correction is divided by the sum of the coefficients. If that is 0, the window adds
+    # nothing to the latents and no correction can act: dividing by infinity leaves the line alone.
     total = float(sampler.coefficients[steps.start : steps.stop].sum())
     total = total if abs(total) > 1e-12 else math.inf
     by_component = correction[:-1].double().chunk(len(sampler.branch_weights))
     branch_weights = sampler.weights_at(steps.start)
-    components = [  # a component that weighs nothing has no correction
+    components = [  # a component with branch weight 0 has no correction
         component / (branch_weight * total) if branch_weight else 0.0 * component
         for component, branch_weight in zip(by_component, branch_weights, strict=True)
     ]
@@ -304,7 +318,7 @@ def window_sums(
     """What the extrapolations of a window add to the latents: `(F,)` float64.
 
     Args:
-        used: computed steps that they use, latest first.
+        used: computed steps that the extrapolations use, latest first.
         steps: the extrapolated ones.
     """
     sums = torch.zeros(len(sampler.branch_weights), len(used), dtype=torch.float64)
