@@ -1,8 +1,9 @@
-"""Predicts what a plan gives: the PSNR of a clip, its interval, the share of clips at a quality.
+"""Predicts a plan's quality: a clip's PSNR, its interval, and the share of clips at a quality.
 
-In: a candidate plan with what each calibration prompt got. Out: numbers for a new prompt, which is
-treated as one more of them: by counting (Clopper and Pearson, 1934) where there are many prompts,
-else by a normal distribution, whose mean and deviation rest on these prompts and on other models.
+In: a candidate plan with the PSNR of each calibration prompt. Out: the same for a new prompt, which
+is treated as one more of these. With many prompts the share is counted (Clopper and Pearson, 1934).
+With few it comes from a normal distribution. Its mean and deviation are estimated from these
+prompts and from other models.
 Knows numbers; no tensors of a model.
 Source: ours (docs/how-it-works.md, section 5).
 """
@@ -26,21 +27,25 @@ from dit_accel.planning.plan import Plan, SecondExpert
 COVERAGE = 0.95  # share of clips that reach a quality
 INTERVAL = 0.90  # probability that a clip's PSNR lies in the interval
 CONFIDENCE = 0.90  # of the guaranteed share of clips
-MIN_COUNTED_CLIPS = 45  # if all of so many reach a quality, 95 % of all clips do at that confidence
-MIN_CONFORMAL_CLIPS = 19  # if all of so many reach a quality, the next one does with 95 %
-_KNOWN = 3  # clips that the deviation which was known before counts as
-UNKNOWN_DB = 6.0  # standard deviation over prompts, where none was measured
-_KNOWN_FREEDOM = 20  # that it has as one of a plan of another model (research/LOG.md)
-PACKED_DB = 6.0  # predicted error of packing below the plan's own (docs/how-it-works.md)
+# If all of this many clips reach a quality, 95 % of all clips reach it with `CONFIDENCE`.
+MIN_COUNTED_CLIPS = 45
+# If all of this many clips reach a quality, the next clip reaches it with 95 % probability.
+MIN_CONFORMAL_CLIPS = 19
+_KNOWN = 3  # weight, in clips, of the deviation that was known before any clip
+UNKNOWN_DB = 6.0  # standard deviation over prompts where none was measured
+# Degrees of freedom of `UNKNOWN_DB` where it stands for the deviation of another model's plan
+# (research/LOG.md).
+_KNOWN_FREEDOM = 20
+PACKED_DB = 6.0  # how far packing's error must be below the plan's own (docs/how-it-works.md)
 
-# A plan was carried out in calibration; or it is transferred from such plans; or never was, and is
-# made of inner products, of the prior's or of runs.
+# What a plan rests on: calibration carried it out; or it is transferred from such plans; or it is
+# made from inner products alone, the prior's or those of runs.
 BASES = ("calibrated", "transferred", "inner products")
 
-# An extrapolation error is inside an error band if it is below one of the three:
+# An extrapolation error is inside an error band if it is below at least one of these three limits:
 MAX_BAND_SCORE = 6.0  # standard deviations of its logarithm above the mean
 MAX_BAND_RATIO = 40.0  # times the expected error
-TOLERATED_ERROR = 0.5  # relative to the prediction, as prompts differ much
+TOLERATED_ERROR = 0.5  # relative to the prediction; tolerated because prompts differ much
 
 
 @dataclass(frozen=True)
@@ -49,14 +54,15 @@ class QualityEstimate:
 
     Args:
         speedup: steps over computed steps.
-        computed: computed steps.
-        psnr_db: of a clip against its uncached reference.
-        low_db, high_db: the interval that holds it with 90 % probability.
-        reach: guaranteed share of clips that reach the target quality; None for a speedup.
-        offset_db: the part of `psnr_db` that does not come from this plan, but from what other
-            predictions missed.
-        basis: of the plan: one of `BASES`.
-        rests_on: what the plan was made from, in words.
+        computed: number of computed steps.
+        psnr_db: expected PSNR of a clip against its uncached reference.
+        low_db, high_db: the interval that contains a clip's PSNR with 90 % probability.
+        reach: guaranteed share of clips that reach the target quality; None if the target is a
+            speedup.
+        offset_db: the part of `psnr_db` that corrects for the errors of earlier predictions; it
+            does not come from this plan.
+        basis: what the plan rests on, one of `BASES`.
+        rests_on: the data that the plan was made from, in words.
     """
 
     speedup: float
@@ -72,15 +78,17 @@ class QualityEstimate:
 
 @dataclass(frozen=True)
 class QualityDistribution:
-    """The PSNR of calibration's clips by one plan, and what follows of another clip's.
+    """The PSNR of calibration's clips with one plan, and what follows for another clip.
 
-    Their mean and deviation have the conjugate prior of a normal distribution: by other models, the
-    deviation over prompts is `UNKNOWN_DB`, and the mean is what was expected before any clip.
+    The mean and the deviation have the conjugate prior of a normal distribution. From other models,
+    the prior deviation over prompts is `UNKNOWN_DB`. The prior mean is the PSNR that was expected
+    before any clip was measured.
 
     Args:
-        count: computed steps.
-        psnr_db: of the clips.
-        expected: mean and standard deviation of the clips' mean, before any of them; None: unknown.
+        count: number of computed steps.
+        psnr_db: PSNR of each clip.
+        expected: what was expected of the clips' mean before any clip was measured: its value and
+            its standard deviation; None: unknown.
     """
 
     count: int
@@ -89,10 +97,10 @@ class QualityDistribution:
 
     @classmethod
     def of(cls, candidate: CandidatePlan, measured: Sequence[float] = ()) -> QualityDistribution:
-        """Of a candidate plan.
+        """The distribution of a candidate plan.
 
         Args:
-            measured: of later clips, how much better or worse than the mean they were.
+            measured: real less predicted PSNR of later clips, in dB.
         """
         psnr, known = candidate.psnr_db.double(), candidate.expected
         later = psnr.mean() + torch.tensor(measured, dtype=torch.float64)
@@ -101,20 +109,20 @@ class QualityDistribution:
 
     @property
     def _before(self) -> tuple[float, float]:
-        """The mean that was expected before, and how many clips it counts as."""
+        """The mean that was expected before any clip, and the number of clips it counts as."""
         if self.expected is None:
             return 0.0, 0.0
         return self.expected[0], (UNKNOWN_DB / self.expected[1]) ** 2
 
     @property
     def mean(self) -> float:
-        """Of all clips."""
+        """The estimated mean PSNR over all clips."""
         before, weight = self._before
         return (weight * before + sum(self.psnr_db)) / (weight + len(self.psnr_db))
 
     @property
     def deviation(self) -> float:
-        """Over prompts."""
+        """The estimated standard deviation of the PSNR over prompts."""
         (before, weight), number = self._before, len(self.psnr_db)
         own = statistics.fmean(self.psnr_db)
         squares = _KNOWN_FREEDOM * UNKNOWN_DB**2 + sum((one - own) ** 2 for one in self.psnr_db)
@@ -122,27 +130,33 @@ class QualityDistribution:
         return math.sqrt(squares / self._freedom(number))
 
     def _freedom(self, number: int) -> int:
-        """Of the deviation after so many clips, of which one says the mean where nothing does."""
+        """Degrees of freedom of the deviation after `number` clips.
+
+        Without an expected mean, one degree goes into the estimate of the mean.
+        """
         return _KNOWN_FREEDOM + number - (self.expected is None)
 
     def _variance_of_mean(self, number: int) -> float:
-        """Of the estimated mean after so many clips, relative to that of one clip."""
+        """Variance of the estimated mean after `number` clips, over the variance of one clip."""
         return 1 / (self._before[1] + number)
 
     def guaranteed_share(self, quality: float) -> float:
-        """Share of all clips that reach a quality in dB, at least, with 90 % confidence."""
+        """Lower bound of the share of all clips that reach a quality in dB, at 90 % confidence."""
         number = len(self.psnr_db)
         if number >= MIN_COUNTED_CLIPS:
             return clopper_pearson_lower(sum(psnr >= quality for psnr in self.psnr_db), number)
         above = (self.mean - quality) / self.deviation
-        # variances of the estimated mean, and of the deviation
+        # The two terms are the variances of the estimated mean and of the estimated deviation.
         unsure = self._variance_of_mean(number) + above**2 / (2 * self._freedom(number))
         normal = stats.norm
         return float(normal.cdf(above - float(normal.ppf(CONFIDENCE)) * math.sqrt(unsure)))
 
     def _guaranteed_below(self, number: int) -> float:
-        """How far below the mean the quality lies, in deviations, that is guaranteed after so many
-        clips: where `guaranteed_share` is `COVERAGE`, a quadratic equation."""
+        """How far the guaranteed quality lies below the mean after `number` clips, in deviations.
+
+        It is the distance at which `guaranteed_share` equals `COVERAGE`, the solution of a
+        quadratic equation.
+        """
         share, sure = (float(stats.norm.ppf(one)) for one in (COVERAGE, CONFIDENCE))
         factor = 1 - sure**2 / (2 * self._freedom(number))
         constant = share**2 - sure**2 * self._variance_of_mean(number)
@@ -150,14 +164,14 @@ class QualityDistribution:
 
     @property
     def next_gain_db(self) -> float:
-        """By how much the quality that is guaranteed rises with one more clip like these."""
+        """How much the guaranteed quality rises with one more clip like these."""
         number = len(self.psnr_db)
         gain = self._guaranteed_below(number) - self._guaranteed_below(number + 1)
         return self.deviation * gain
 
     @property
     def interval(self) -> tuple[float, float]:
-        """Holds a clip's PSNR with 90 % probability, before its run."""
+        """The interval that contains the PSNR of a clip not yet made, with 90 % probability."""
         number = len(self.psnr_db)
         if number >= MIN_COUNTED_CLIPS:
             low, *_, high = statistics.quantiles(self.psnr_db, n=20, method="inclusive")
@@ -171,14 +185,16 @@ class QualityDistribution:
 class Evidence:
     """What is known of the PSNR of plans that were never carried out on a model.
 
+    The *difference* below is the real PSNR less the predicted one.
+
     Args:
-        words: what they are made from, after "Planned from".
-        reliability: how sure the PSNR is, in words.
-        offset_db: mean of the real less the predicted PSNR.
-        deviation_db: standard deviation of that, of one clip.
-        between_db: standard deviation between models of the mean of that over clips.
-        freedom: degrees of freedom of the deviation; infinite where it is assumed.
-        measured: real less predicted PSNR of clips of the model itself.
+        words: what the plans are made from; the text that follows "Planned from".
+        reliability: how certain the predicted PSNR is, in words.
+        offset_db: mean of the difference.
+        deviation_db: standard deviation of one clip's difference.
+        between_db: standard deviation between models of the difference's mean over clips.
+        freedom: degrees of freedom of the deviation; infinite where the deviation is assumed.
+        measured: the differences of clips of the model itself.
     """
 
     words: str
@@ -190,15 +206,15 @@ class Evidence:
     measured: tuple[float, ...] = ()
 
     def with_clips(self, clips: int) -> Evidence:
-        """The same, where runs of the model itself were learnt from, too."""
+        """The same evidence, whose words also name clips of the model itself."""
         return dataclasses.replace(self, words=f"{self.words} and {clips} clip{'s' * (clips != 1)}")
 
     def with_measured(self, differences: tuple[float, ...]) -> Evidence:
-        """With the real less the predicted PSNR of clips of the model itself.
+        """The same evidence, updated with the differences of clips of the model itself.
 
-        Mean and variance are estimated from these, and from what was known before, which counts as
-        much as one clip for the mean and as three for the variance (the conjugate prior of a normal
-        distribution).
+        Mean and variance are estimated from these and from what was known before. The earlier
+        knowledge counts as one clip for the mean and as three for the variance (the conjugate prior
+        of a normal distribution).
         """
         n = len(differences)
         if not n:
@@ -218,23 +234,25 @@ class Evidence:
 
     @classmethod
     def of_runs(cls, clips: int) -> Evidence:
-        """Of runs of the model itself, none of which was compared with an uncached one."""
+        """The evidence of runs of the model itself, none of them compared with an uncached one."""
         count = "one run" if clips == 1 else f"{clips} runs"
         reliability = f"the PSNR of a clip may be {UNKNOWN_DB:.0f} dB from the expected one"
         return cls(f"inner products of {count}", f"{reliability} (an assumption)")
 
     @classmethod
     def of_left_out(cls, judged: torch.Tensor, models: int) -> Evidence:
-        """Of a prior, by the models that were left out of one.
+        """The evidence of a prior, from models that were left out of one in turn.
 
-        One more model is to them as they are to each other, and its clips as theirs. What they are
-        too few for is assumed: `UNKNOWN_DB` between models, which counts as one model, and between
-        clips. The variance between models is known from few, that between clips from many: the sum
-        has the degrees of freedom of Satterthwaite (1946).
+        A new model is assumed to differ from these models as they differ from each other; its
+        clips, too. They are few, so the variance between models also counts one assumed model with
+        a deviation of `UNKNOWN_DB`. Without any of them, the deviation between clips is
+        `UNKNOWN_DB`, too. The variance between models is known from few values, the variance
+        between clips from many. Their sum has the degrees of freedom of Satterthwaite (1946).
 
         Args:
-            judged: `(m, 2)`: of each of them, mean and deviation of real less predicted PSNR.
-            models: that the prior is made of.
+            judged: `(m, 2)`: for each model that was left out, mean and standard deviation of the
+                real less the predicted PSNR.
+            models: number of models that the prior is made of.
         """
         count = len(judged)
         spread = float(judged[:, 0].var()) * (count - 1) if count > 1 else 0.0
@@ -251,10 +269,10 @@ class Evidence:
         )  # fmt: skip
 
     def share(self, predicted_db: float, quality: float) -> float:
-        """Share of clips that reach a quality, where a PSNR is predicted.
+        """The share of clips that reach a quality, if `predicted_db` is the predicted PSNR.
 
-        Of enough measured clips, it is the conformal one: the next clip is as likely as any to
-        stand at any place in their order (Vovk et al., 2005).
+        With enough measured clips, it is the conformal estimate: the next clip is equally likely to
+        have any rank among them (Vovk et al., 2005).
         """
         if len(self.measured) >= MIN_CONFORMAL_CLIPS:
             reached = sum(predicted_db + one >= quality for one in self.measured)
@@ -266,7 +284,7 @@ class Evidence:
 
     @property
     def half_width(self) -> float:
-        """Of the interval that holds a clip's PSNR with 90 % probability."""
+        """Half the width of the interval that contains a clip's PSNR with 90 % probability."""
         at = 0.5 + INTERVAL / 2
         known = math.isfinite(self.freedom)
         return self.deviation_db * float(
@@ -275,7 +293,7 @@ class Evidence:
 
     @property
     def note(self) -> str:
-        """For the report."""
+        """The note for the report."""
         advice = "`dit-accel calibrate` measures this model."
         return f"Planned from {self.words}; {self.reliability}. {advice}"
 
@@ -284,7 +302,7 @@ FIRST_RUN = Evidence.of_runs(1)
 
 
 def clopper_pearson_lower(reached: int, number: int) -> float:
-    """Lower bound of a share, of which `reached` of `number` were counted, at 90 % confidence.
+    """Lower bound of a share at 90 % confidence, if the share was `reached` of `number` clips.
 
     Example:
         >>> round(clopper_pearson_lower(45, 45), 3)
@@ -295,23 +313,23 @@ def clopper_pearson_lower(reached: int, number: int) -> float:
 
 @dataclass(frozen=True)
 class ErrorBand:
-    """Expected log extrapolation error at a computed step: mean and standard deviation."""
+    """Mean and standard deviation of the log extrapolation error at a computed step."""
 
     mean: float
     spread: float
 
     def score(self, extrapolation_error: float) -> float:
-        """Standard deviations above the mean; infinite for what is not finite."""
+        """Standard deviations above the mean; infinite for an error that is not finite."""
         if not math.isfinite(extrapolation_error):
             return math.inf
         return (math.log(max(extrapolation_error, 1e-9)) - self.mean) / self.spread
 
     def ratio(self, extrapolation_error: float) -> float:
-        """To the expected error, which is the geometric mean."""
+        """An error over the expected error, which is the geometric mean."""
         return math.exp(self.score(extrapolation_error) * self.spread)
 
     def contains(self, extrapolation_error: float) -> bool:
-        """Whether an extrapolation error is no sign of a fault."""
+        """Whether an extrapolation error is normal, that is, no sign of a fault."""
         score = self.score(extrapolation_error)
         return (
             score <= MAX_BAND_SCORE
@@ -326,12 +344,13 @@ class PlanChoice:
 
     Args:
         plan, branch_weights, timesteps: what the run does.
-        prediction: what is expected of it.
-        bands: by computed step the extrapolation errors that calibration saw; may be empty.
-        notes: in words, for the report.
-        min_bits: cached values may be packed into so few, as the error of that is far below the
-            plan's own.
-        second: the second expert of the run, with its branch weights.
+        prediction: the quality that is expected of the run; None: unknown.
+        bands: by computed step, the band of extrapolation errors that calibration measured; may be
+            empty.
+        notes: sentences for the report.
+        min_bits: the fewest bits that a cached value may be packed into; the error of packing is
+            then far below the plan's own.
+        second: the second expert of the run, with its share of the branch weights.
     """
 
     plan: Plan
@@ -345,7 +364,7 @@ class PlanChoice:
 
     @property
     def said(self) -> tuple[str, ...]:
-        """The notes, after what the plan was made from where none of them says it."""
+        """The notes; before them, what the plan was made from, unless a note says so already."""
         own = self.prediction
         known = own is not None and own.basis == BASES[0] and math.isfinite(own.psnr_db)
         return (f"Planned from {own.rests_on}.", *self.notes) if own and known else self.notes
@@ -355,7 +374,7 @@ def min_bits(plan: Plan, error_model: ErrorModel, latents_db: float) -> int:
     """The fewest bits whose rounding error is far below the plan's own.
 
     Args:
-        latents_db: PSNR of the latents by the plan, relative to their size.
+        latents_db: PSNR of the latents with this plan, relative to their norm.
     """
     energy = noise_energy(plan, error_model)
     for bits in reversed(BITS):
@@ -370,7 +389,7 @@ def decibels(energy: float) -> float:
 
 
 def describe(choice: PlanChoice) -> str:
-    """A choice in one line for people."""
+    """A choice as one line of text."""
     expected = choice.prediction
     if expected is None:
         return f"computes {len(choice.plan.computed)} of {choice.plan.num_steps} steps"

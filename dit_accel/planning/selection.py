@@ -1,8 +1,8 @@
-"""Chooses the plan of a run: the only place where that is done, for API, CLI and evaluation.
+"""Chooses the plan of a run. API, CLI and evaluation all choose it here, and nowhere else.
 
 In: a profile, the sampler's coefficients in the run, a target, the text and the size of the clips.
-Out: a `PlanChoice`: the fastest plan by which 95 % of the clips reach a quality, or the one nearest
-to a speedup. A run of other steps or guidance gets a new plan (`planning/transfer.py`).
+Out: a `PlanChoice`: the fastest plan with which 95 % of the clips reach a quality, or the plan
+nearest to a speedup. A run with other steps or guidance gets a new plan (`planning/transfer.py`).
 Knows numbers, and asks a scheduler for coefficients; no tensors of a model. Source: ours.
 """
 
@@ -36,24 +36,24 @@ from dit_accel.planning.transfer import (
     transfer_plan,
 )
 
-MIN_PLANNED_STEPS = 8  # of a run; in a shorter one, steps are too far apart to extrapolate
+MIN_PLANNED_STEPS = 8  # a run with fewer has steps too far apart to extrapolate
 _NOISE_NOTE = (
     "Candidate plans of the profile that weigh the starting noise were left out, as the denoiser "
     "does not get it alone: calibrate anew."
 )
-SPEEDUP_TOLERANCE = 0.005  # of a speedup that is asked for; a larger difference is noted
+SPEEDUP_TOLERANCE = 0.005  # relative to the requested speedup; a larger difference gets a note
 
 
 class TargetError(ValueError):
-    """A target that the profile has nothing measured for."""
+    """A target for which the profile has no measurements."""
 
 
 @dataclass(frozen=True)
 class Target:
-    """What a run shall reach: one of the two.
+    """What a run should reach: either a quality or a speedup.
 
     Args:
-        quality: PSNR in dB against the uncached clip, > 0.
+        quality: PSNR in dB against the uncached reference, > 0.
         speedup: steps over computed steps, >= 1.
 
     Raises:
@@ -73,14 +73,15 @@ def choose(
     text: torch.Tensor | None = None, size: tuple[int, int, int] | None = None,
     noise: bool = True,
 ) -> PlanChoice:  # fmt: skip
-    """The plan of a run.
+    """Choose the plan of a run.
 
     Args:
-        sampler: of the run; None: as calibrated.
-        static: whether all runs of the same steps get the same plan, whatever their text.
-        text: `(B, T)` pooled embeddings of the prompts: a quality is then guaranteed for them.
+        sampler: coefficients of the run; None: as calibrated.
+        static: whether all runs with the same steps get the same plan, whatever their text.
+        text: `(B, T)` pooled embeddings of the prompts; the quality is then guaranteed for these
+            prompts.
         size: height, width and frames of the clips; None: as calibrated.
-        noise: whether the run keeps the noise that it starts from, so that a plan may weigh it.
+        noise: whether the run stores the noise that it starts from, so that a plan may weigh it.
 
     Raises:
         ValueError: the target is out of range, or the run has too few steps.
@@ -110,7 +111,7 @@ def choose(
 
 
 def _with_difference(choice: PlanChoice, speedup: float | None) -> PlanChoice:
-    """With a note where whole steps do not give a speedup exactly."""
+    """The choice, with a note if no whole number of computed steps gives the speedup exactly."""
     n, count = choice.plan.num_steps, len(choice.plan.computed)
     if speedup is None or abs(n / count - speedup) <= SPEEDUP_TOLERANCE * speedup:
         return choice
@@ -119,7 +120,7 @@ def _with_difference(choice: PlanChoice, speedup: float | None) -> PlanChoice:
 
 
 def needs_search(profile: Profile, run: SamplerCoefficients, target: Target) -> bool:
-    """Whether no plan was carried out for such a run in calibration, so that one is made anew.
+    """Whether a plan must be searched, because calibration carried out none for such a run.
 
     Raises:
         ValueError: the run has too few steps, or the target is out of range.
@@ -138,10 +139,10 @@ def needs_search(profile: Profile, run: SamplerCoefficients, target: Target) -> 
 
 
 def check_num_steps(num_steps: int) -> None:
-    """Refuse a plan for a run that is too short for one.
+    """Refuse a run that is too short for a plan.
 
     Raises:
-        ValueError: there are fewer than `MIN_PLANNED_STEPS` steps.
+        ValueError: the run has fewer than `MIN_PLANNED_STEPS` steps.
     """
     if num_steps < MIN_PLANNED_STEPS:
         raise ValueError(
@@ -153,24 +154,25 @@ def check_num_steps(num_steps: int) -> None:
 def branch_weights(
     profile: Profile | None, guidance: float, *, separate: bool, force: bool = False
 ) -> tuple[float, ...]:
-    """Weights of the branches that a run is planned with.
+    """The branch weights with which a run is planned.
 
     Args:
-        profile: None: the run is recorded.
-        separate: whether guidance runs as separate forwards (`Family.branches`).
-        force: whether a profile of one branch is used at another guidance.
+        profile: None: the run has none, and is recorded.
+        separate: whether guidance uses separate forward passes (`Family.branches`).
+        force: whether a profile with one branch is also used at another guidance.
     """
     if not separate or guidance <= 1:
         return (1.0,)
     one_branch = profile is not None and len(profile.sampler.branch_weights) == 1
-    # calibrated at a guidance that varies, say: the guided output is planned for as a whole
+    # The profile has one branch, for instance because guidance varied in calibration. So the plan
+    # extrapolates the guided prediction as a whole.
     if profile and one_branch and (force or abs(profile.key.guidance - guidance) < 1e-6):
         return (1.0,)
     return (1.0, 1.0 - guidance)
 
 
 def second_of(run: RunInfo) -> SecondExpert | None:
-    """The second expert of a run, and how it weighs guidance beside the first one."""
+    """The second expert of a run, with its share of the first one's branch weights."""
     if run.second is None:
         return None
     begin, there = run.second
@@ -184,16 +186,17 @@ def coefficients_before_run(
     profile: Profile, scheduler: Any, num_steps: int, guidance: float, *, separate: bool,
     sigmas: bool = False, guidance_2: float | None = None,
 ) -> SamplerCoefficients | None:  # fmt: skip
-    """Coefficients of a run that has not begun; None where only a run sets the timesteps.
+    """Coefficients of a run that has not begun; None if only the run itself can set the timesteps.
 
     Args:
-        scheduler: of the run, left as it is; None: not known, and the profile's steps are needed.
-        guidance, separate: as of `branch_weights`.
-        sigmas: as of `set_timesteps`.
-        guidance_2: of the second of two experts; None: as calibrated.
+        scheduler: the run's, which is not changed; None: it is unknown, and `num_steps` must be the
+            profile's.
+        guidance, separate: as in `branch_weights`.
+        sigmas: as in `set_timesteps`.
+        guidance_2: guidance scale of the second expert; None: as calibrated.
 
     Raises:
-        ValueError: the steps are not the profile's, and there is no scheduler.
+        ValueError: the number of steps is not the profile's, and there is no scheduler.
     """
     weights = branch_weights(profile, guidance, separate=separate)
     own = dataclasses.replace(profile.sampler, branch_weights=weights)
@@ -211,7 +214,7 @@ def coefficients_before_run(
         return own
     try:
         found = planned_coefficients(scheduler, num_steps, weights, sigmas=sigmas)
-        if second is not None:  # it begins between the same times
+        if second is not None:  # it begins between the same timesteps as in calibration
             time = own.timesteps[second.begin - 1 : second.begin + 1].mean()
             second = dataclasses.replace(second, begin=int((found.timesteps > time).sum()))
         return dataclasses.replace(found, second=second)
@@ -223,13 +226,14 @@ def prior_before_run(
     scheduler: Any, num_steps: int, guidance: float, *, separate: bool,
     sigmas: bool = False, boundary: float | None = None, guidance_2: float | None = None,
 ) -> Profile | None:  # fmt: skip
-    """What stands for the profile of a run that has not begun; None where the prior does not know
-    such a run, or only the run sets its timesteps.
+    """The prior's profile for a run that has not begun.
+
+    It is None if the prior does not know such a run, or only the run itself can set the timesteps.
 
     Args:
-        scheduler, guidance, separate, sigmas: as of `coefficients_before_run`.
+        scheduler, guidance, separate, sigmas: as in `coefficients_before_run`.
         boundary: the timestep below which a second expert runs; None: there is none.
-        guidance_2: of that one; None: as of the first.
+        guidance_2: guidance scale of the second expert; None: that of the first.
 
     Raises:
         NotLinearError: plans cannot be made for this scheduler.
@@ -237,7 +241,7 @@ def prior_before_run(
     own = copy.deepcopy(scheduler)
     try:
         set_timesteps(own, num_steps, sigmas=sigmas)
-    except Exception:  # whatever a scheduler needs besides, a size or a stage
+    except Exception:  # some schedulers need more than the steps, such as a size or a stage
         return None
     weights = branch_weights(None, guidance, separate=separate)
     response = response_of(own)
@@ -269,13 +273,17 @@ def for_quality(
     profile: Profile, quality: float, coverage: float = COVERAGE, *,
     margin: QualityMargin | None = None,
 ) -> PlanChoice:  # fmt: skip
-    """The fastest candidate plan by which `coverage` of the clips reach `quality` dB.
+    """The fastest plan with which `coverage` of the clips reach `quality` dB.
+
+    It is a candidate, or a plan between two candidates. If no plan reaches the quality, all steps
+    are computed.
 
     Args:
         profile: with candidate plans.
         quality: PSNR in dB against the uncached reference, > 0.
         coverage: share of clips, above 0, below 1.
-        margin: of this quality, where the profile is for one text; None: none.
+        margin: by how much the quality may be lowered if the profile is for one text; None: not at
+            all.
 
     Raises:
         ValueError: a number is out of range.
@@ -310,7 +318,7 @@ def for_speedup(profile: Profile, speedup: float) -> PlanChoice:
     """The plan whose number of computed steps comes nearest to a speedup.
 
     Args:
-        profile: where it has no candidate as near as whole steps allow, a new plan is made.
+        profile: if it has no candidate with that number, a new plan is made.
         speedup: steps over computed steps, >= 1.
 
     Raises:
@@ -338,7 +346,9 @@ def _choice_of(profile: Profile, candidate: CandidatePlan, reach: float | None) 
     )  # fmt: skip
     errors, spreads = candidate.extrapolation_error.tolist(), candidate.error_spread.tolist()
     bands = dict(zip(candidate.computed, map(ErrorBand, errors, spreads), strict=True))
-    for first in sampler.fixed_steps:  # a line goes through two steps of one expert
+    # A line needs two earlier computed steps of the same expert. The first two computed steps of an
+    # expert do not have them, so they get no band.
+    for first in sampler.fixed_steps:
         for step in [step for step in candidate.computed if step >= first][:2]:
             bands.pop(step, None)
     return PlanChoice(

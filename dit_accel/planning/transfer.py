@@ -1,9 +1,10 @@
 """Plans for other steps or another guidance than calibrated, and for a profile without candidates.
 
 In: a profile, the sampler's coefficients in the run, a target. Out: a `PlanChoice`. The plan is
-made anew from the error model, starting from the timesteps of the nearest candidate. It was never
-carried out: its PSNR is that candidate's, shifted by the difference of the two predicted errors,
-and its latents' is at most what its own inner products predict.
+made anew from the error model; the search starts at the timesteps of the nearest candidate. The new
+plan was never carried out. Its predicted PSNR is the candidate's, shifted by the difference of the
+two predicted errors. The PSNR of its latents is at most the one that its own inner products
+predict.
 Knows numbers; no tensors of a model.
 Source: ours (docs/how-it-works.md, section 5).
 """
@@ -33,15 +34,18 @@ from dit_accel.planning.profile import Profile
 from dit_accel.planning.search import fit, search
 from dit_accel.planning.spacing import with_fixed
 
-# Computed steps that runs suggest take the place of the prior's where they are predicted to be so
-# much better: what is predicted to be less was as often worse (research/LOG.md).
+# The computed steps that runs suggest replace the prior's if their predicted gain, summed over both
+# error models, is larger. Steps with a smaller predicted gain were worse as often as better
+# (research/LOG.md).
 LEARNT_DB = 0.5
-UNREFINED_DB = 4.0  # what refining gains; a plan that was not refined does not have it
-MOST_BETWEEN_CLIPS = 8  # by more, plans between candidates give less than these (research/LOG.md)
+UNREFINED_DB = 4.0  # what a plan loses because it was not refined
+# The most clips of a candidate for plans between candidates. With more clips, such plans reach a
+# lower PSNR than the candidates (research/LOG.md).
+MOST_BETWEEN_CLIPS = 8
 _NOTE = "Planned from {}; no run of this plan was made in calibration."
-_RIDGE = 3e-2  # of the weights of plans that no run was made of (research/LOG.md)
-_MOST_SEARCHED = 64  # plans that are remembered
-_SHARES = (0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.5, 0.6, 0.7, 0.8)  # of the steps, computed
+_RIDGE = 3e-2  # penalty in a fit of weights that no run has tried (research/LOG.md)
+_MOST_SEARCHED = 64  # search results that are cached
+_SHARES = (0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.5, 0.6, 0.7, 0.8)  # computed steps over all steps
 
 
 def transfer_plan(
@@ -79,9 +83,13 @@ def _without_candidates(
     profile: Profile, error_model: ErrorModel, quality: float | None, speedup: float | None,
     coverage: float,
 ) -> PlanChoice:  # fmt: skip
-    """Few counts are tried, as more computed steps leave less error. What was learnt beside a prior
-    has a say in the computed steps alone: with weights of its own, too, plans were as often worse
-    than the prior's as better (research/LOG.md)."""
+    """The choice for a profile that has no candidate plans.
+
+    More computed steps leave less error, so bisection finds the count for a quality. If runs were
+    learnt from beside a prior, they influence only which steps are computed; the weights are the
+    prior's. Plans with weights learnt from runs were worse than the prior's as often as better
+    (research/LOG.md).
+    """
     known, before = _by_content(error_model), None
     if profile.prior is not None:
         error_model = profile.prior.error_model_for(error_model.sampler)
@@ -89,7 +97,9 @@ def _without_candidates(
 
     def made(count: int) -> PlanChoice:
         plan, energy = fit(_steps(known, count, before), error_model, ridge=_RIDGE)
-        if before is not None:  # steps that both find better are not expected to give less
+        # The learnt steps are better by both models together. So their predicted error is at most
+        # that of the prior's own steps.
+        if before is not None:
             energy = min(energy, fit(_steps(before, count), error_model, ridge=_RIDGE)[1])
         return _choice_of(error_model, plan, energy, profile, quality)
 
@@ -98,7 +108,7 @@ def _without_candidates(
         count = computed_steps(speedup, n)
         return made(count) if count < n else compute_all(error_model.sampler, None, profile)
     counts, best = _counts(n), None
-    while counts:  # by halves
+    while counts:  # bisection for the smallest count that reaches the quality
         middle = len(counts) // 2
         choice = made(counts[middle])
         reaches = _reaches(choice, coverage)
@@ -110,15 +120,15 @@ def _without_candidates(
 def steps_beside(
     error_model: ErrorModel, others: ErrorModel, usual: tuple[int, ...]
 ) -> tuple[int, ...]:
-    """The computed steps that few clips of a model and other models suggest together.
+    """The computed steps that suit both a few clips of a model and other models.
 
-    They leave the least product of both errors. Where that is hardly less than with the steps that
-    are best by the other models alone, it is these.
+    They minimise the product of the two errors. If the gain over `usual` is at most `LEARNT_DB`,
+    the steps are `usual`.
 
     Args:
-        error_model: of the clips.
-        others: for the same sampler.
-        usual: the best steps by the others alone.
+        error_model: from the clips.
+        others: error model from the other models, for the same sampler.
+        usual: the best steps according to the other models alone.
     """
     found = search(error_model, len(usual), beside=others, usual=usual)[0].computed
     both, before = (
@@ -131,15 +141,18 @@ def steps_beside(
 def expected_db(
     computed: tuple[int, ...], error_model: ErrorModel, evidence: Evidence
 ) -> tuple[float, float]:
-    """What is expected of a plan before any clip: the mean of its PSNR over clips, and the standard
-    deviation of that between models."""
+    """What is expected of a plan before any clip is made with it, in dB.
+
+    Returns:
+        The mean of its PSNR over clips, and the standard deviation of this mean between models.
+    """
     predicted = prediction.decibels(fit(computed, error_model, ridge=_RIDGE)[1])
     return predicted + evidence.offset_db, evidence.between_db
 
 
 @dataclass(frozen=True)
 class _ByContent:
-    """An error model that is the same where its numbers are."""
+    """An error model as a cache key: two of them are equal if their numbers are."""
 
     digest: bytes
     error_model: ErrorModel = field(compare=False)
@@ -156,7 +169,10 @@ def _by_content(error_model: ErrorModel) -> _ByContent:
 
 @lru_cache(maxsize=_MOST_SEARCHED)
 def _steps(known: _ByContent, count: int, others: _ByContent | None = None) -> tuple[int, ...]:
-    """The computed steps, which a pipeline that is accelerated anew for each clip needs again."""
+    """The computed steps that `search` finds.
+
+    They are cached, because a pipeline that is accelerated anew for each clip needs them again.
+    """
     if others is None:
         return search(known.error_model, count)[0].computed
     return steps_beside(known.error_model, others.error_model, _steps(others, count))
@@ -172,10 +188,10 @@ def _reaches(choice: PlanChoice, coverage: float) -> bool:
 
 
 def computed_steps(speedup: float, num_steps: int) -> int:
-    """How many steps a plan computes for a speedup: the number that comes nearest to it.
+    """The number of computed steps that comes nearest to a speedup.
 
     Raises:
-        ValueError: as of `check_speedup`.
+        ValueError: as in `check_speedup`.
 
     Example:
         >>> computed_steps(4, num_steps=50)  # 50 / 13 = 3.85, 50 / 12 = 4.17
@@ -199,8 +215,10 @@ def check_speedup(speedup: float, num_steps: int) -> None:
 
 
 def _mapped(profile: Profile, sampler: SamplerCoefficients, count: int) -> list[int]:
-    """Computed steps at the timesteps of the nearest candidate: where predictions are computed
-    matters far more than how many steps lie between them."""
+    """Computed steps near the timesteps at which the nearest candidate computes.
+
+    The timesteps of the computed predictions matter far more than the number of steps between them.
+    """
     own, times = _nearest(profile, count).computed, profile.sampler.timesteps
     found: list[int] = [0]
     for place in range(1, count):
@@ -213,17 +231,23 @@ def _mapped(profile: Profile, sampler: SamplerCoefficients, count: int) -> list[
 
 
 def _nearest(profile: Profile, count: int) -> CandidatePlan:
-    """The candidate with about as many computed steps."""
+    """The candidate whose number of computed steps is nearest to `count`."""
     return min(profile.candidates, key=lambda candidate: abs(len(candidate.computed) - count))
 
 
 def _shifted(profile: Profile, count: int, predicted_db: float) -> CandidatePlan:
-    """The nearest candidate, with the scores that its clips should get by a plan."""
+    """The nearest candidate, with the scores that its clips should get with another plan.
+
+    Args:
+        count: computed steps of the other plan.
+        predicted_db: its PSNR according to the error model.
+    """
     near = _nearest(profile, count)
     difference = predicted_db - prediction.decibels(fit(near.computed, profile.error_model)[1])
     if len(near.computed) == count:
         difference = min(difference, 0.0)  # finer steps at the same places gain nothing
-    # What refining gave the candidate beyond its inner products is of the calibrated steps alone.
+    # The candidate may be better than its inner products predict, because it was refined. That gain
+    # holds for the calibrated steps only. So the plan's latents get at most `predicted_db`.
     own_difference = predicted_db - float(near.latents_db.mean())
     shift = min(difference, own_difference) - UNREFINED_DB
     moved = near.with_psnr(near.psnr_db + shift)
@@ -231,17 +255,20 @@ def _shifted(profile: Profile, count: int, predicted_db: float) -> CandidatePlan
 
 
 def knows_between(profile: Profile) -> bool:
-    """Whether `between` holds: candidates of few clips gain little by refining."""
+    """Whether `between` is valid: only if the candidates have few clips, and so gain little by
+    refining."""
     clips = [len(one.psnr_db) for one in profile.candidates]
     return 0 < max(clips, default=0) <= MOST_BETWEEN_CLIPS
 
 
 def between(profile: Profile, count: int) -> CandidatePlan:
-    """What calibration's clips should get by a plan of so many computed steps: their mean is on the
-    line between its candidates of fewer and of more, which it must have.
+    """The scores that calibration's clips should get with a plan of `count` computed steps.
+
+    Their mean is interpolated between the candidates with fewer and with more computed steps. The
+    profile must have both.
 
     Returns:
-        The candidate of more steps, with other scores.
+        The candidate with more computed steps, with these scores.
     """
     by_count = {len(one.computed): one for one in profile.candidates}
     low, high = max(k for k in by_count if k < count), min(k for k in by_count if k > count)
@@ -252,8 +279,7 @@ def between(profile: Profile, count: int) -> CandidatePlan:
 
 
 def plan_between(profile: Profile, count: int, quality: float | None = None) -> PlanChoice:
-    """A plan for a run as calibrated, made from the error model; what is expected of it is as of
-    `between`."""
+    """A plan for a run as calibrated, made from the error model; `between` predicts its scores."""
     near, error_model = between(profile, count), profile.error_model
     found = search(error_model, count, start=_mapped(profile, profile.sampler, count))
     return _choice_of(error_model, *found, profile, quality, near)
@@ -263,11 +289,12 @@ def _choice_of(
     error_model: ErrorModel, plan: Plan, energy: float, profile: Profile, quality: float | None,
     near: CandidatePlan | None = None,
 ) -> PlanChoice:  # fmt: skip
-    """A plan that was never carried out, with its predicted error, and what is expected of it.
+    """The choice of a plan that was never carried out.
 
     Args:
-        near: with the scores that calibration's clips should get; None: those of the nearest
-            candidate, shifted.
+        energy: the plan's predicted squared error, relative to the final latents.
+        near: a candidate with the scores that calibration's clips should get; None: the nearest
+            candidate, with shifted scores.
     """
     count, predicted_db = len(plan.computed), prediction.decibels(energy)
     reach: float | None
@@ -278,7 +305,7 @@ def _choice_of(
         psnr, (low, high) = distribution.mean, distribution.interval
         latents_db = float(near.latents_db.mean())
         reach = distribution.guaranteed_share(quality) if quality is not None else None
-    else:  # the latents' PSNR stands for the frames', with a wide interval
+    else:  # the PSNR of the latents is used for that of the frames, with a wide interval
         known = profile.evidence
         offset, latents_db = known.offset_db, predicted_db
         psnr = predicted_db + offset
@@ -298,7 +325,7 @@ def _choice_of(
 def compute_all(
     sampler: SamplerCoefficients, quality: float | None, profile: Profile
 ) -> PlanChoice:
-    """Every step computed: where no plan reaches the quality, or no speedup is wanted."""
+    """The choice to compute every step: no plan reaches the quality, or no speedup is wanted."""
     notes: tuple[str, ...] = ()
     if quality is not None:
         known = [float(candidate.psnr_db.mean()) for candidate in profile.candidates]
