@@ -1,10 +1,10 @@
-"""What runs have taught of one pipeline, and its small file in the user's cache.
+"""What was learnt from runs of one pipeline, and its small file in the user's cache.
 
-In: observations of runs, and PSNRs that were measured. Out: a `Learned`, and its file. An
-observation is a sum over clips that were computed whole: of the inner products of all rows, over
-the squared norm of the final latents. A file is of one set of weights (with its LoRAs) and one
-scheduler; observations of other steps, guidance or sizes stand in it side by side. Processes take
-turns by a lock, and each adds to what it finds there; a file is replaced whole or not at all.
+In: observations of runs, and measured PSNRs. Out: a `Learned`, and its file. An observation is a
+sum over clips with every step computed: the inner products of all rows, over the squared norm of
+the final latents. A file belongs to one set of weights (with its LoRAs) and one scheduler. It can
+have several observations, each for its own steps, guidance and size. Processes take turns with a
+lock, and each adds to what the file already has. A file is replaced as a whole or not at all.
 Knows numbers and files. Source: ours.
 """
 
@@ -32,24 +32,25 @@ from dit_accel.planning.sampler_fields import read_sampler
 
 LEARNED_FORMAT = "dit-accel-learned"
 SUFFIX = ".safetensors"
-MOST_ROWS = 256  # of a Gram matrix; longer runs are not learnt from
-MOST_LEARNED_BYTES = 1 << 19  # of the tensors; beyond it the oldest observations are dropped
-MOST_MEASURED = 256  # PSNRs; the oldest are dropped
-KINDS = ("calibrated", "inner products")  # of plans, as in `prediction.BASES`
+MOST_ROWS = 256  # rows of a Gram matrix; nothing is learnt from runs with more
+MOST_LEARNED_BYTES = 1 << 19  # of all tensors; beyond it the oldest observations are dropped
+MOST_MEASURED = 256  # measured PSNRs; beyond it the oldest are dropped
+KINDS = ("calibrated", "inner products")  # kinds of plans, as in `prediction.BASES`
 Stamp = tuple[int, int, int]
-_LARGEST_FILE = 1 << 22
-_MOST = 2**40  # of a count
-_NOT_NEGATIVE = 1e-6  # of a sum's trace, which rounding may leave below 0
+_LARGEST_FILE = 1 << 22  # bytes
+_MOST = 2**40  # the largest count that is accepted in a file
+_NOT_NEGATIVE = 1e-6  # over the trace: how far below 0 rounding may leave an eigenvalue
 
 
 @dataclass(frozen=True)
 class RunKind:
-    """Which runs have rows in common.
+    """The settings that runs must share so that their inner products can be summed.
 
     Args:
-        sampler: of the runs.
-        guidance: of the runs; the branch weights say it too where there are several.
-        numbers: that the latents of one clip have: another number is another size.
+        sampler: sampler coefficients of the runs.
+        guidance: guidance scale of the runs; with several components the branch weights follow from
+            it.
+        numbers: elements in the latents of one clip; another number means another size.
     """
 
     sampler: SamplerCoefficients
@@ -57,7 +58,11 @@ class RunKind:
     numbers: int
 
     def is_like(self, other: RunKind, *, any_size: bool = False) -> bool:
-        """Whether both are the same."""
+        """Whether both kinds are the same.
+
+        Args:
+            any_size: whether the sizes may differ.
+        """
         one, two = self.sampler, other.sampler
         return (
             (any_size or self.numbers == other.numbers)
@@ -68,7 +73,7 @@ class RunKind:
         )
 
     def has_steps_of(self, other: RunKind) -> bool:
-        """Whether both have the same rows, whatever their guidance."""
+        """Whether both kinds have the same rows, whatever their guidance."""
         one, two = self.sampler, other.sampler
         return (
             one.num_steps == two.num_steps
@@ -78,8 +83,10 @@ class RunKind:
         )
 
     def may_transfer(self, other: RunKind) -> bool:
-        """Whether what was observed of these runs can be transferred to those: one component has
-        its guidance in it."""
+        """Whether observations of these runs can be transferred to runs of the other kind.
+
+        With one component, guidance is already part of the predictions, so it must be the same.
+        """
         parts = len(self.sampler.branch_weights)
         same = parts > 1 or abs(self.guidance - other.guidance) < 1e-6
         return same and parts == len(other.sampler.branch_weights)
@@ -91,13 +98,13 @@ def _near(one: torch.Tensor, other: torch.Tensor) -> bool:
 
 @dataclass(frozen=True)
 class Observations:
-    """Sums over clips that were computed whole.
+    """A sum of Gram matrices over clips with every step computed.
 
     Args:
-        kind: of the runs.
-        clips: how many.
-        products: `(R, R)` float64, R = B n + 1: a clip's Gram matrix as of `ErrorModel`, summed
-            over clips. The noise is 0 where it is not known.
+        kind: settings of the runs.
+        clips: number of clips.
+        products: `(R, R)` float64, R = B n + 1: the Gram matrices of the clips as in `ErrorModel`,
+            summed. The noise row is 0 where the noise is not known.
     """
 
     kind: RunKind
@@ -111,20 +118,21 @@ class Observations:
 
     @property
     def nbytes(self) -> int:
-        """In the file."""
+        """Size in the file, in bytes."""
         rows = len(self.products)
         return 8 * (rows * (rows + 1) // 2 + 2 * self.kind.sampler.num_steps)
 
 
 @dataclass(frozen=True)
 class Measured:
-    """A clip's PSNR that was predicted before its run, and measured after it.
+    """A clip's PSNR: predicted before its run, and measured after it.
 
     Args:
-        name: of the clip, by which it is counted once a kind.
-        kind: of its plan, one of `KINDS`.
-        predicted: in dB, by the plan alone: without what other predictions missed.
-        measured: in dB.
+        name: of the clip; a clip is counted once for each kind.
+        kind: kind of the clip's plan, one of `KINDS`.
+        predicted: PSNR in dB that the plan alone predicts, without the `offset_db` of
+            `QualityEstimate`.
+        measured: PSNR in dB.
     """
 
     name: str
@@ -135,13 +143,14 @@ class Measured:
 
 @dataclass(frozen=True)
 class Learned:
-    """What is known of one pipeline by its runs.
+    """What was learnt from the runs of one pipeline.
 
     Args:
-        key: of the pipeline; without a number of steps, a guidance or a size.
-        observations: the one that was added to last stands last.
-        measured: PSNRs, the oldest first.
-        runs: that were learnt from; more than the observations have clips, where some were dropped.
+        key: key of the pipeline; without a number of steps, a guidance or a size.
+        observations: in the order of their last change, the latest last.
+        measured: predicted and measured PSNRs, the oldest first.
+        runs: number of runs that were learnt from. If observations were dropped, it exceeds the
+            number of clips in the others.
     """
 
     key: ProfileKey
@@ -150,7 +159,7 @@ class Learned:
     runs: int = 0
 
     def with_run(self, one: Observations) -> Learned:
-        """With one more run."""
+        """The same with one more run. The oldest observations are dropped if there are too many."""
         others, found = [], one
         for known in self.observations:
             if known.kind.is_like(one.kind):
@@ -163,11 +172,12 @@ class Learned:
         return dataclasses.replace(self, observations=tuple(every), runs=self.runs + 1)
 
     def differences(self, kind: str) -> tuple[float, ...]:
-        """Measured less predicted PSNR of plans of a kind, in dB."""
+        """Measured less predicted PSNR of clips with plans of this kind, in dB."""
         return tuple(one.measured - one.predicted for one in self.measured if one.kind == kind)
 
     def with_measured(self, one: Measured) -> Learned:
-        """With one more PSNR; one of the same clip, by a plan of the same kind, is replaced."""
+        """The same with one more PSNR, which replaces that of the same clip with the same kind of
+        plan."""
         same = one.name, one.kind
         others = [known for known in self.measured if (known.name, known.kind) != same]
         return dataclasses.replace(self, measured=(*others, one)[-MOST_MEASURED:])
@@ -177,12 +187,12 @@ class Learned:
 
 
 def is_off() -> bool:
-    """Whether the user's environment switches learning off: `$DIT_ACCEL_NO_LEARN` is not empty."""
+    """Whether the environment switches learning off: `$DIT_ACCEL_NO_LEARN` is set and not empty."""
     return bool(os.environ.get("DIT_ACCEL_NO_LEARN"))
 
 
 def path_in(folder: Path, key: ProfileKey) -> Path:
-    """Of a pipeline's file in a cache folder."""
+    """The path of a pipeline's file in a cache folder."""
     return folder / "learned" / f"{key.weights}-{key.sampler}{SUFFIX}"
 
 
@@ -190,9 +200,9 @@ def load(path: Path) -> Learned:
     """Read a file.
 
     Raises:
-        OtherVersionError: it is of another version.
-        ProfileError: it is damaged; names the file and the field.
-        FileNotFoundError: it is not there.
+        OtherVersionError: the file has another version.
+        ProfileError: the file is damaged; the error names the file and the field.
+        FileNotFoundError: the file does not exist.
     """
     if path.is_file() and path.stat().st_size > _LARGEST_FILE:
         raise ProfileError(
@@ -202,7 +212,7 @@ def load(path: Path) -> Learned:
 
 
 def stamp_of(path: Path) -> Stamp | None:
-    """What changes with every new file at a path; None where there is none."""
+    """A value that changes whenever the file at a path is replaced; None if there is no file."""
     try:
         found = path.stat()
     except OSError:
@@ -214,30 +224,31 @@ def update(
     path: Path, empty: Learned, change: Callable[[Learned], Learned],
     last: tuple[Stamp | None, Learned] | None = None,
 ) -> tuple[Learned, Stamp | None]:  # fmt: skip
-    """Change a file, one process after the other; a damaged one is begun anew.
+    """Change a file under a lock, so that one process changes it at a time.
 
     Args:
-        empty: where there is no file, or where it is of another pipeline.
-        change: of what the file has by now.
-        last: what the file had at a stamp. It is not read again where it still has that stamp.
+        empty: used in place of a file that does not exist, is damaged, or is of another pipeline.
+        change: maps the present content of the file to the new one.
+        last: a stamp of the file and its content at that stamp. The file is not read again if it
+            still has that stamp.
 
     Returns:
-        What the file has after it, and its stamp.
+        The new content of the file, and its stamp.
 
     Raises:
-        OtherVersionError: the file is of another version, and stays as it is.
-        OSError: it cannot be written.
+        OtherVersionError: the file has another version; it is not changed.
+        OSError: the file cannot be written.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with locked(path.with_suffix(".lock")):
-        for left in path.parent.glob(f".{path.name}.*"):  # of a process that was killed
+        for left in path.parent.glob(f".{path.name}.*"):  # left by a process that was killed
             left.unlink(missing_ok=True)
         stamp = stamp_of(path)
         if last is None or stamp is None or stamp != last[0]:
             last = stamp, _known(path, empty)
         found = change(last[1])
         save(path, found)
-        return found, stamp_of(path)  # nobody else has written by then
+        return found, stamp_of(path)  # under the lock, so no other process has written since
 
 
 def _known(path: Path, empty: Learned) -> Learned:
@@ -251,7 +262,7 @@ def _known(path: Path, empty: Learned) -> Learned:
 
 
 def clear(path: Path) -> None:
-    """Forget what was learnt of a pipeline.
+    """Remove the file with what was learnt of a pipeline.
 
     Raises:
         OSError: the file cannot be removed.
@@ -264,15 +275,16 @@ def save(path: Path, learned: Learned) -> None:
     """Write the file, whole or not at all.
 
     Raises:
-        OSError: it cannot be written.
+        OSError: the file cannot be written.
     """
-    # One in any case: safetensors 0.4.3 cannot read a file without tensors.
+    # There is always one tensor, because safetensors 0.4.3 cannot read a file without tensors.
     tensors = {"count": torch.tensor([float(len(learned.observations))])}
     for place, one in enumerate(learned.observations):
         rows = torch.tril_indices(*one.products.shape)
         tensors |= {
             f"{place}.products": one.products[rows[0], rows[1]],
-            f"{place}.coefficients": one.kind.sampler.coefficients.clone(),  # of several, maybe
+            # clones, as observations may share a sampler and safetensors refuses shared memory
+            f"{place}.coefficients": one.kind.sampler.coefficients.clone(),
             f"{place}.timesteps": one.kind.sampler.timesteps.clone(),
         }
     head: dict[str, Any] = {
@@ -289,12 +301,13 @@ def save(path: Path, learned: Learned) -> None:
         "measured": [dataclasses.asdict(one) for one in learned.measured],
     }  # fmt: skip
     head["digest"] = digest_of(head, tensors)
-    # Its digest shows what a power cut damaged; a call does not wait for the disk.
+    # A power cut may damage the file. The digest then shows it, so the call need not wait for the
+    # disk.
     profile_file.write(path, head, tensors, form=LEARNED_FORMAT, lasting=False)
 
 
 def digest_of(head: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> str:
-    """Of all that the file says: a changed number could be as good as the right one."""
+    """A digest of the whole content. Without it, a damaged number could pass for a valid one."""
     found = hashlib.sha256(json.dumps(dict(head), sort_keys=True).encode())
     for name in sorted(tensors):
         found.update(f"{name} {tensors[name].dtype} {tuple(tensors[name].shape)}".encode())
@@ -351,7 +364,10 @@ def _observations(section: str, one: Field, tensors: TensorFields) -> Observatio
 
 
 def _is_whole(section: str, one: Field, tensors: TensorFields) -> bool:
-    """Older files have runs of plans too, which name the computed steps; they are left out."""
+    """Whether an observation is of a run with every step computed.
+
+    Older files also have runs with plans, which list their computed steps. These are left out.
+    """
     computed = one.find("computed")
     return computed is None or len(computed.entries(1)) == len(
         tensors.get(f"{section}.timesteps", (None,))
@@ -376,7 +392,7 @@ def _check_inner_products(name: str, products: torch.Tensor) -> None:
     size = products.diagonal()
     if not bool((size[:-1] > 0).all()) or size[-1] < 0:
         raise DocumentError(f"{name} has a row whose square is not above 0")
-    # In units of the rows, as they differ in size; the noise may be missing.
+    # Rows differ in size, so each is scaled to norm 1. The noise row may be 0, hence the clamp.
     scale = size.clamp_min(float(size.max()) * 1e-12).rsqrt()
     least = torch.linalg.eigvalsh(products * scale * scale[:, None])[0]
     if not float(least) >= -_NOT_NEGATIVE * len(products):

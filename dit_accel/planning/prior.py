@@ -1,15 +1,18 @@
-"""The prior: an error model of a pipeline that was never measured, from models that were.
+"""The prior: an error model for pipelines that were never measured, made from models that were.
 
-In: profiles of some models and their trajectories, or the file that ships. Out: a `Profile` of any
-run whose sampler has a trajectory, without candidates. A model's Gram matrix is turned into one of
-velocities over the noise angle (`planning/trajectory.py`), interpolated to common places, and
-averaged; for a run the way goes back. Errors too:
+In: profiles of some models and their trajectories, or the file that ships. Out: a `Profile` without
+candidates, for any run whose sampler has a trajectory. Each model's Gram matrix is converted to
+velocities over the noise angle (`planning/trajectory.py`) and interpolated to common places. The
+matrices of all models are then averaged. For a run, the average is converted back. The error gain
+is converted in the same way:
 
     place of an angle θ:  u = t / (3 - 2 t),   t = sin θ / (sin θ + cos θ)
     gain_s c_s = r_n sum over j > s of a_sj Γ(θ_j) / r_j
 
-u falls evenly over the steps of a flow of shift 3. Γ is the growth to the end of an error of
-latents of one size, and a_sj what a unit of prediction s adds to the latents in step j.
+u falls evenly over the steps of a flow schedule with shift 3. j counts the latents: those before
+step j, or at the end for j = n. r_j is their scale, and a_sj is what a unit of prediction s adds in
+the step that leads to them. Γ(θ) is the factor by which an error at angle θ grows until the end, if
+all latents are scaled to one size.
 Knows numbers and its own file; no pipeline.
 Source: ours (docs/how-it-works.md).
 """
@@ -42,15 +45,15 @@ from dit_accel.planning.trajectory import Trajectory, trajectory_of
 
 PRIOR_FORMAT = "dit-accel-prior"
 SHIPPED = Path(__file__).parent / "prior.safetensors"
-PLACES = torch.linspace(1.0, 0.003, 50, dtype=torch.float64)  # of the rows of a file
-MOST_PARTS = 2  # components of a run: as one, or those of guidance apart
+PLACES = torch.linspace(1.0, 0.003, 50, dtype=torch.float64)  # places of the rows in a file
+MOST_PARTS = 2  # components of a run: one guided prediction, or two components of guidance
 _SHIFT = 3.0
 _LEAST_GAIN = 1e-6
 MOST_MODELS = 1000
 
 
 def places_of(angles: torch.Tensor) -> torch.Tensor:
-    """Noise angles -> places in a run: 1 at pure noise, 0 at the clip.
+    """Noise angles -> places in a run: 1 for pure noise, 0 for the clean clip.
 
     Example:
         >>> places_of(torch.tensor([math.pi / 2, math.atan(3.0), 0.0])).round(decimals=3).tolist()
@@ -62,16 +65,16 @@ def places_of(angles: torch.Tensor) -> torch.Tensor:
 
 @dataclass(frozen=True)
 class Prior:
-    """What models have in common.
+    """An average of error models, over several models.
 
     Args:
-        grams: by number of components B: `(50 B + 1, 50 B + 1)` float64, inner products of
+        grams: by number of components B: `(50 B + 1, 50 B + 1)` float64, the inner products of the
             velocities at `PLACES` and of the noise, over the squared norm of the final clip.
         gains: `(50,)`, Γ at the same places.
-        memory: of an error's direction, in places.
-        models: what it is made of.
-        judged: `(m, 2)`: by model that was left out of a prior: mean and standard deviation of the
-            real less the predicted PSNR over its clips, in dB; m may be 0.
+        memory: the error memory, in places.
+        models: names of the models that the prior is made from.
+        judged: `(m, 2)`: for each of m models that were left out of a prior in turn, mean and
+            standard deviation over clips of the real less the predicted PSNR, in dB; m may be 0.
     """
 
     grams: dict[int, torch.Tensor]
@@ -84,10 +87,10 @@ class Prior:
 
     @classmethod
     def of(cls, measured: Sequence[tuple[str, Profile, Trajectory]]) -> Prior:
-        """From names, profiles and the trajectories that these were measured on.
+        """The prior from names, profiles, and the trajectories on which the profiles were measured.
 
         Raises:
-            ValueError: there is none.
+            ValueError: `measured` is empty.
         """
         if not measured:
             raise ValueError("accepted: at least one profile")
@@ -105,11 +108,12 @@ class Prior:
         )
 
     def error_model_for(self, trajectory: Trajectory) -> ErrorModel:
-        """Of a run that was not measured.
+        """The error model of a run that was not measured.
 
         Raises:
-            ProfileError: no model of the prior has as many components, or the final latents do not
-                depend on a step's prediction (a clean clip is predicted), so its gain is infinite.
+            ProfileError: no model of the prior has as many components; or the final latents do not
+                depend on the prediction of a step (as where a clean clip is predicted), so that its
+                gain is infinite.
         """
         sampler, levels = trajectory.sampler, trajectory.levels
         parts = len(sampler.branch_weights)
@@ -128,10 +132,10 @@ class Prior:
         return ErrorModel(sampler, gram[None], gain, self.memory * steps_a_place)
 
     def profile_for(self, trajectory: Trajectory, guidance: float) -> Profile:
-        """The profile that stands for a run's own, where it has none.
+        """A profile for a run whose pipeline has none of its own.
 
         Raises:
-            ProfileError: as of `error_model_for`.
+            ProfileError: as in `error_model_for`.
         """
         sampler = trajectory.sampler
         model = self.error_model_for(trajectory)
@@ -146,14 +150,14 @@ class Prior:
 
     @property
     def evidence(self) -> Evidence:
-        """What a plan from this prior rests on."""
+        """The evidence for plans that are made from this prior."""
         return Evidence.of_left_out(self.judged, len(self.models))
 
     def save(self, path: Path) -> None:
         """Write the file, whole or not at all.
 
         Raises:
-            OSError: it cannot be written.
+            OSError: the file cannot be written.
         """
         tensors = {f"gram.{parts}": gram.float() for parts, gram in self.grams.items()}
         tensors["gains"] = self.gains
@@ -167,8 +171,9 @@ class Prior:
         """Read a file.
 
         Raises:
-            ProfileError: it is no prior, or a field is not accepted; names the file and the field.
-            FileNotFoundError: it is not there.
+            ProfileError: the file is no prior, or a field is not accepted; the error names the file
+                and the field.
+            FileNotFoundError: the file does not exist.
         """
         return profile_file.load(Path(path), cls._of, "a damaged prior", form=PRIOR_FORMAT)
 
@@ -190,16 +195,19 @@ class Prior:
 
 @functools.cache
 def shipped() -> Prior:
-    """The prior of the package."""
+    """The prior that ships with the package."""
     return Prior.load()
 
 
 class SchedulerCache:
-    """What is measured of a scheduler, and the prior's profiles: once for each of its states, as it
-    takes milliseconds; equal runs have one profile."""
+    """Caches the impulse response of a scheduler and the prior's profiles for it.
+
+    A measurement takes milliseconds, so it is made only when the scheduler's state changes. Equal
+    runs share one profile.
+    """
 
     def __init__(self) -> None:
-        self._state: tuple[Any, ...] = ()  # runs of one pipeline mostly have one
+        self._state: tuple[Any, ...] = ()  # one is enough: a pipeline's runs mostly share it
         self._response: Response | None = None
         self._profiles: dict[tuple[Any, ...], Profile | None] = {}
 
@@ -225,13 +233,13 @@ class SchedulerCache:
 def profile_by_prior(
     scheduler: Any, sampler: SamplerCoefficients, guidance: float, response: Response | None = None
 ) -> Profile | None:
-    """The shipped prior's profile of a run; None where it does not know such a run.
+    """The shipped prior's profile for a run; None if the prior does not know such a run.
 
     Args:
-        scheduler: whose timesteps are set.
-        sampler: of the run, which begins with them.
-        guidance: its scale, for the profile's key.
-        response: of this run, where it was measured before.
+        scheduler: the run's, with its timesteps set.
+        sampler: coefficients of the run, over the first timesteps of the scheduler.
+        guidance: guidance scale, for the profile's key.
+        response: the run's impulse response, if it was measured before.
     """
     weights, n = sampler.branch_weights, sampler.num_steps
     try:
@@ -243,7 +251,11 @@ def profile_by_prior(
 
 
 def _grams(profile: Profile, trajectory: Trajectory) -> list[torch.Tensor]:
-    """A model's velocities at `PLACES`: as it guides, and as one guided prediction."""
+    """A model's Gram matrices of velocities at `PLACES`.
+
+    The first has the model's own components. If there are two, the second has the guided prediction
+    as its only component.
+    """
     gram = trajectory.to_angles(profile.gram.mean(0))
     weights = profile.sampler.step_weights
     guide = torch.cat([weight.diag() for weight in weights], 1)
@@ -255,9 +267,10 @@ def _grams(profile: Profile, trajectory: Trajectory) -> list[torch.Tensor]:
 
 
 def _added(trajectory: Trajectory) -> torch.Tensor:
-    """`(n, n)`: what a unit of each prediction adds in each step, in sizes of the final clip.
+    """`(n, n)`: what a unit of each prediction adds to the latents in each step.
 
-    What it added before goes on as the start noise does: by the sampler, without predictions.
+    All latents are scaled to the size of the final clip. What a prediction added in earlier steps
+    is subtracted: the sampler scales that part as it scales the starting noise.
     """
     states, scales = trajectory.states, trajectory.levels.scales
     before, after = states[:-1], states[1:]
@@ -266,7 +279,7 @@ def _added(trajectory: Trajectory) -> torch.Tensor:
 
 
 def _gains(profile: Profile, trajectory: Trajectory) -> torch.Tensor:
-    """Γ at `PLACES`, taken as constant over the steps to which a prediction is added."""
+    """Γ at `PLACES`, assumed to be constant over the steps to which one prediction is added."""
     sums = _added(trajectory).sum(1) / profile.sampler.coefficients
     growth = (profile.error_gain / sums.abs().clamp_min(_LEAST_GAIN)).clamp_min(_LEAST_GAIN)
     places = places_of(trajectory.levels.angles)[1:]

@@ -1,9 +1,10 @@
 """The profile: what calibration measured of one pipeline, and its file.
 
-In: what `calibration/` measured, or a file. Out: error models and plans for a run. It holds two
-things: the *error model*, from which plans are made for any number of steps and any guidance, over
-the scheduler's timesteps; and *candidate plans* of the calibrated steps that were carried out, with
-the PSNR of each prompt. The file is safetensors with a JSON header.
+In: what `calibration/` measured, or a file. Out: error models and plans for a run.
+A profile has two parts. From the *error model*, plans are made for any number of steps and any
+guidance, by interpolation over the scheduler's timesteps. The *candidate plans* were carried out at
+the calibrated number of steps, and have the PSNR of each prompt. The file is safetensors with a
+JSON header.
 Knows numbers and files; no pipeline.
 """
 
@@ -31,12 +32,13 @@ from dit_accel.planning.profile_key import ProfileKey
 from dit_accel.planning.sampler_fields import read_sampler
 
 SUFFIX = ".safetensors"
-MOST_DEPTH = 64  # that a file may have
-OTHER_SIZE_DB = 3.0  # taken off at another clip size than calibrated (docs/how-it-works.md)
+MOST_DEPTH = 64  # the largest depth that is accepted in a file
+# Subtracted from every PSNR at another clip size than calibrated (docs/how-it-works.md).
+OTHER_SIZE_DB = 3.0
 
-# By field its name in the file. The right sides are the format: a field may be renamed, its name in
-# the file may not. The key, the branch weights and the numbers are in the header; all else are
-# tensors, named by section and a dot.
+# Maps each field to its name in the file. The names on the right are the file format: a field may
+# be renamed in Python, but not in the file. The key, the branch weights and single numbers are in
+# the header. All else are tensors, named "section.field".
 COEFFICIENTS_NAMES = {"coefficients": "shares", "timesteps": "times", "branch_weights": "mix"}
 SECOND_NAMES = {"begin": "second_expert", "share": "second_share"}  # only where there is one
 PROFILE_NAMES = {
@@ -54,18 +56,20 @@ class Profile:
     """What calibration measured.
 
     Args:
-        key: of what.
+        key: the pipeline and the settings that were measured.
         sampler: coefficients at the calibrated number of steps.
         gram: `(P, R, R)` as in `ErrorModel`; calibration stores the mean over clips, P = 1.
-        error_gain: `(n,)`.
-        error_memory: in steps.
-        depth: computed steps that the candidates' extrapolations use.
-        candidates: from many computed steps to few.
-        metadata: versions and settings, for people.
-        difficulty: of prompts by their text; None where that was not measured.
-        evidence: what plans rest on where there are no candidates; it is in no file.
-        measured: real less predicted PSNR of clips that candidates made later; it is in no file.
-        prior: that runs were learnt from beside; it is in no file.
+        error_gain: `(n,)`, as in `ErrorModel`.
+        error_memory: in steps, as in `ErrorModel`.
+        depth: the most computed steps that an extrapolation of a candidate uses.
+        candidates: candidate plans, from many computed steps to few.
+        metadata: versions and settings, for people to read.
+        difficulty: predicts the difficulty of a prompt from its text; None: not measured.
+        evidence: what plans rest on if there are no candidates; not stored in the file.
+        measured: real less predicted PSNR of clips that candidates made after calibration; not
+            stored in the file.
+        prior: the prior's profile that is used beside what was learnt from runs; not stored in the
+            file.
     """
 
     key: ProfileKey
@@ -83,7 +87,7 @@ class Profile:
 
     @property
     def rests_on(self) -> str:
-        """What its plans are made from, in words."""
+        """The data that plans are made from, in words."""
         if not self.candidates:
             return self.evidence.words
         first, later = self.candidates[0], len(self.measured)
@@ -97,7 +101,8 @@ class Profile:
         """The profile as if all calibration clips were as hard as these prompts.
 
         Args:
-            text: `(B, T)` pooled embeddings; None, or of another width: the profile itself.
+            text: `(B, T)` pooled embeddings; if it is None or has another width, the profile is
+                returned unchanged.
         """
         known = self.difficulty
         if known is None or text is None or text.shape[-1] != len(known.centre):
@@ -106,13 +111,17 @@ class Profile:
         return self._with_psnr(lambda psnr_db: known.shifted(psnr_db, score))
 
     def for_other_size(self) -> Profile:
-        """The profile for clips of another size, which calibration did not measure: every PSNR is
-        lower by `OTHER_SIZE_DB`."""
+        """The profile for clips of a size that was not calibrated.
+
+        Every PSNR is lower by `OTHER_SIZE_DB`.
+        """
         return self._with_psnr(lambda psnr_db: psnr_db - OTHER_SIZE_DB)
 
     def without_noise(self) -> Profile:
-        """The profile for a run whose first latents are not known in the shape of predictions: a
-        noise row of 0, which gets no weight, and no candidate that weighs it."""
+        """The profile for a run whose starting noise is not known in the shape of predictions.
+
+        The noise row is 0, so it gets no weight. Candidates that weigh the noise are left out.
+        """
         gram = self.gram.clone()
         gram[:, -1] = gram[..., -1] = 0.0
         usable = tuple(c for c in self.candidates if not self.plan_of(c).weighs_noise)
@@ -128,7 +137,7 @@ class Profile:
 
     @property
     def error_model(self) -> ErrorModel:
-        """At the calibrated steps and guidance."""
+        """The error model at the calibrated steps and guidance."""
         return ErrorModel(self.sampler, self.gram, self.error_gain, self.error_memory)
 
     def plan_of(self, candidate: CandidatePlan) -> Plan:
@@ -141,10 +150,13 @@ class Profile:
         return Plan.of(computed, self.sampler, corrections, depth)
 
     def error_model_for(self, sampler: SamplerCoefficients) -> ErrorModel:
-        """At other steps or another guidance: rows are interpolated over the timesteps.
+        """The error model at other steps or another guidance.
+
+        Rows of the Gram matrix are interpolated over the timesteps.
 
         Args:
-            sampler: with as many components; the branch weights may differ.
+            sampler: coefficients of the run, with the same number of components; the branch weights
+                may differ.
 
         Raises:
             ProfileError: the number of components differs.
@@ -155,7 +167,7 @@ class Profile:
                 f"the profile has {len(self.sampler.branch_weights)} branches, the run {components}"
             )
         to = _by_expert(self.sampler, sampler)  # (m, n)
-        # the same for every component, and the noise row as it is
+        # The interpolation is the same for every component; the noise row stays as it is.
         noise = torch.ones(1, 1, dtype=torch.float64)
         rows = torch.block_diag(*[to] * components, noise)  # type: ignore[no-untyped-call]
         ratio = self.sampler.num_steps / sampler.num_steps
@@ -166,7 +178,7 @@ class Profile:
         """Write the file, whole or not at all.
 
         Raises:
-            OSError: it cannot be written.
+            OSError: the file cannot be written.
         """
         own, sampler, second = PROFILE_NAMES, COEFFICIENTS_NAMES, self.sampler.second
         tensors: dict[str, torch.Tensor] = {
@@ -193,12 +205,12 @@ class Profile:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Profile:
-        """Read a file; sections that are unknown, which older files may have, are ignored.
+        """Read a file. Unknown sections, which older files may have, are ignored.
 
         Raises:
-            ProfileError: it is no profile, or of an unknown version, or a field is not accepted;
-                names the file and the field.
-            FileNotFoundError: it is not there.
+            ProfileError: the file is no profile, or has an unknown version, or a field is not
+                accepted; the error names the file and the field.
+            FileNotFoundError: the file does not exist.
         """
         return profile_file.load(Path(path), cls._of, "a damaged profile")
 
@@ -228,7 +240,7 @@ class Profile:
 
 
 def _plain_values(fields: Field) -> dict[str, Any]:
-    """Texts, numbers and flags, by name."""
+    """Checks that a section has only texts, numbers, flags and null; returns them by name."""
     for one in fields.fields().values():
         if isinstance(one.value, str):
             one.text()
@@ -258,8 +270,11 @@ def _gram(name: str, tensors: TensorFields, rows: int) -> torch.Tensor:
 
 
 def check_gram(name: str, gram: torch.Tensor) -> torch.Tensor:
-    """Refuse matrices `(P, R, R)` of a file that are not symmetric, or by which a combination of
-    rows has a negative square, with a DocumentError."""
+    """Refuse matrices `(P, R, R)` of a file that cannot be inner products.
+
+    Raises:
+        DocumentError: a matrix is not symmetric, or has a negative eigenvalue.
+    """
     size = gram.diagonal(dim1=1, dim2=2).abs().sum(1)
     if not bool(((gram - gram.mT).abs().amax((1, 2)) <= 1e-5 * size).all()):
         raise DocumentError(f"{name} is not symmetric; accepted: inner products")
@@ -287,8 +302,10 @@ def _difficulty(
 
 
 def _by_expert(own: SamplerCoefficients, run: SamplerCoefficients) -> torch.Tensor:
-    """`(m, n)`: weights of the own steps for those of a run, each of the same expert where both
-    have two."""
+    """`(m, n)`: interpolation weights of the n calibrated steps for the m steps of a run.
+
+    If both have two experts, each step is interpolated between steps of the same expert.
+    """
     if own.second is None or run.second is None:
         return linear_weights(own.timesteps, run.timesteps)
     at, to = own.second.begin, run.second.begin

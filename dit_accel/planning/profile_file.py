@@ -1,8 +1,8 @@
 """The file of a profile: safetensors with a JSON header, read as data and checked.
 
 In: a path; or a header and tensors. Out: the header as a `Field` and the tensors as `TensorFields`,
-which check shape and range of what is taken from them; or a file.
-Knows the format and its version; which fields there are, `planning/profile.py` knows.
+which check shape and range of each value that is read from them; or a file.
+Knows the format and its version, but not the fields: `planning/profile.py` knows those.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ Made = TypeVar("Made")
 
 
 class ProfileError(ValueError):
-    """A file that is no profile, or a profile that is not of this pipeline."""
+    """A file is no profile, or a profile does not belong to this pipeline."""
 
 
 class OtherVersionError(ProfileError):
-    """A file of another format or version, which may be in use there."""
+    """A file has another format or version; another version of the package may still use it."""
 
 
 @dataclass(frozen=True)
 class TensorFields:
-    """The tensors of a file by name; what is taken is float64 on the CPU."""
+    """The tensors of a file by name; `get` returns them in float64 on the CPU."""
 
     tensors: Mapping[str, torch.Tensor]
 
@@ -42,14 +42,15 @@ class TensorFields:
         return name in self.tensors
 
     def get(self, name: str, shape: Shape, low: float = -1e9, high: float = 1e9) -> torch.Tensor:
-        """A tensor.
+        """A tensor of the file, checked.
 
         Args:
-            shape: that it must have.
-            low, high: bounds of its values, which are accepted themselves.
+            shape: the shape that it must have.
+            low, high: bounds of its values, inclusive.
 
         Raises:
-            DocumentError: it is missing, of another shape or type, or a value is out of range.
+            DocumentError: the tensor is missing, has another shape or dtype, or a value is out of
+                range.
         """
         if name not in self.tensors:
             raise DocumentError(f"{name} is missing")
@@ -74,11 +75,11 @@ def read(path: Path, form: str = PROFILE_FORMAT) -> tuple[Field, TensorFields]:
     """The header and the tensors of a file.
 
     Args:
-        form: the format that it must have.
+        form: the format that the file must have.
 
     Raises:
-        ProfileError: it is no profile, or of another version.
-        OSError: it cannot be read.
+        ProfileError: the file is no profile, or has another version.
+        OSError: the file cannot be read.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -91,7 +92,7 @@ def read(path: Path, form: str = PROFILE_FORMAT) -> tuple[Field, TensorFields]:
         found = Field(parse_json(text))
         names = found.fields()
     except (SafetensorError, ValueError, TypeError, KeyError, RuntimeError) as error:
-        # the last three are of tensors whose type this torch does not have
+        # The last three occur if this torch does not have the dtype of a tensor.
         raise ProfileError(f"{path} is no profile: {error}") from error
     own, version = (names[name].value if name in names else None for name in ("format", "version"))
     if (own, version) != (form, PROFILE_VERSION) or isinstance(version, bool):
@@ -106,16 +107,18 @@ def load(
     path: Path, make: Callable[[Field, TensorFields], Made], damaged: str,
     form: str = PROFILE_FORMAT,
 ) -> Made:  # fmt: skip
-    """What a file says.
+    """Read a file and make an object from it.
 
     Args:
-        make: from the header and the tensors; a ValueError says that a field is not accepted.
-        damaged: what the file is then, after "is".
-        form: as of `read`.
+        make: makes the object from the header and the tensors; it raises a ValueError if a field is
+            not accepted.
+        damaged: words for the error in that case: "PATH is ...".
+        form: as in `read`.
 
     Raises:
-        ProfileError: as of `read`, or a field is not accepted; names the file and the field.
-        OSError: it cannot be read.
+        ProfileError: as in `read`, or a field is not accepted; the error names the file and the
+            field.
+        OSError: the file cannot be read.
     """
     head, tensors = read(path, form)
     try:
@@ -131,11 +134,11 @@ def write(
     """Write a file, whole or not at all.
 
     Args:
-        form: for its header.
-        lasting: as of `core.files.placed`.
+        form: the format that the header states.
+        lasting: as in `core.files.placed`.
 
     Raises:
-        OSError: it cannot be written.
+        OSError: the file cannot be written.
     """
     from safetensors.torch import save
 

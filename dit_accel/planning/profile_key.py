@@ -1,7 +1,7 @@
-"""What a profile is of: the pipeline, the scheduler and the clips that it was measured on.
+"""The key of a profile: the pipeline, the scheduler and the clips that it was measured on.
 
-In: two keys. Out: how a profile differs from a run. Over some differences it is transferred, over
-others it is refused.
+In: two keys. Out: the differences between a profile and a run. Over some of them the profile is
+transferred; for others it is refused.
 Knows names and numbers; `planning/lookup.py` makes the key of a pipeline.
 """
 
@@ -12,7 +12,8 @@ from typing import Any
 
 from dit_accel.core.document import Field
 
-# By field its name in the profile file. The right sides are the file's format and stay.
+# Maps each field to its name in the profile file. The names on the right are the file's format, and
+# must not change.
 KEY_NAMES = {
     "pipeline": "pipeline", "transformer": "transformer", "scheduler": "scheduler",
     "weights": "weights", "sampler": "sampler", "parts": "parts", "steps": "steps",
@@ -23,14 +24,14 @@ KEY_NAMES = {
 
 @dataclass(frozen=True)
 class ProfileKey:
-    """What a profile is of, or a run needs one of.
+    """What a profile was measured on, or what a run needs a profile for.
 
     Args:
         pipeline, transformer, scheduler: class names.
         weights: a short hash of the transformer's shapes and some of its weights.
-        sampler: a short hash of what the scheduler does.
-        parts: components of the guided prediction; 2 where guidance takes separate forwards.
-        steps, guidance, height, width, frames, dtype: of the clips.
+        sampler: a short hash of the scheduler's behaviour.
+        parts: components of the guided prediction; 2 if guidance uses separate forward passes.
+        steps, guidance, height, width, frames, dtype: settings of the clips.
     """
 
     pipeline: str
@@ -47,12 +48,12 @@ class ProfileKey:
     dtype: str = ""
 
     def refusals(self, run: ProfileKey) -> tuple[str, ...]:
-        """Differences of a run for which the profile is refused, in words."""
+        """The differences to a run for which the profile is refused, in words."""
         names = ["pipeline", "transformer", "scheduler", "weights", "sampler", "parts"]
         return self._differences(run, names + ["guidance"] * (self.parts == 1))
 
     def transfers(self, run: ProfileKey) -> tuple[str, ...]:
-        """Differences of a run over which the profile is transferred, in words."""
+        """The differences to a run over which the profile is transferred, in words."""
         names = ["steps", "height", "width", "frames", "dtype"]
         return self._differences(run, names + ["guidance"] * (self.parts > 1))
 
@@ -65,17 +66,17 @@ class ProfileKey:
         )
 
     def of_size(self, height: int, width: int, frames: int) -> bool:
-        """Whether it is of clips of this size; true where it has no size."""
+        """Whether the key is for clips of this size; true if the key has no size."""
         own = (self.height, self.width, self.frames)
         return not any(own) or own == (height, width, frames)
 
     def to_json(self) -> dict[str, Any]:
-        """By the names that the profile file has."""
+        """The fields, by their names in the profile file."""
         return {filed: getattr(self, name) for name, filed in KEY_NAMES.items()}
 
     @classmethod
     def from_json(cls, values: Field) -> ProfileKey:
-        """Of what `to_json` gives.
+        """The key from the output of `to_json`.
 
         Raises:
             DocumentError: a name is missing or unknown, or a value is not accepted.
