@@ -17,7 +17,7 @@ from dit_accel.core.document import DocumentError, Field
 from dit_accel.planning.plan import SamplerCoefficients, feature_count, windows
 from dit_accel.planning.profile_file import Shape, TensorFields, named
 
-# By field its name in the file: a field may be renamed, its name in the file may not.
+# Maps each field to its name in the file. A field may be renamed in Python, but not in the file.
 CANDIDATE_NAMES = {
     "corrections": "changes",
     "psnr_db": "psnr_db",
@@ -26,9 +26,9 @@ CANDIDATE_NAMES = {
     "error_spread": "spread",
     "prompt_scores": "alarm",
 }
-EXPECTED = "expected"  # the same of a field that a file may have
+EXPECTED = "expected"  # an optional field; its name is the same in the file
 LARGEST_DB = 1000.0
-LEAST_DEVIATION_DB = 0.1  # of what is expected
+LEAST_DEVIATION_DB = 0.1  # the least standard deviation in `expected`
 
 
 @dataclass(frozen=True)
@@ -37,15 +37,16 @@ class CandidatePlan:
 
     Args:
         computed: its k computed steps, in order.
-        corrections: `(k, F)` float64, of every window.
-        psnr_db: `(P,)`, each prompt against its uncached reference, held out: without what it
-            gained by the corrections having seen it.
-        latents_db: `(P,)`, the same of the latents, relative to their size.
-        extrapolation_error: `(k,)`, mean over prompts of its logarithm at each computed step.
-        error_spread: `(k,)`, standard deviation of the same.
+        corrections: `(k, F)` float64, one row for each window.
+        psnr_db: `(P,)`, PSNR of each prompt's clip against its uncached reference. It is held out:
+            the gain from fitting the corrections to this prompt is subtracted.
+        latents_db: `(P,)`, the same for the latents, relative to their norm.
+        extrapolation_error: `(k,)`, the logarithm of the extrapolation error at each computed step,
+            mean over prompts.
+        error_spread: `(k,)`, standard deviation of this logarithm over prompts.
         prompt_scores: `(P,)`, unused; earlier versions refuse a file without it.
-        expected: `(2,)`, of the mean PSNR before any clip, by other models: mean and standard
-            deviation; None: that was not known.
+        expected: `(2,)`, what other models predict for the mean PSNR before any clip is made: its
+            value and its standard deviation; None: unknown.
     """
 
     computed: tuple[int, ...]
@@ -58,7 +59,7 @@ class CandidatePlan:
     expected: torch.Tensor | None = None
 
     def with_psnr(self, psnr_db: torch.Tensor) -> CandidatePlan:
-        """The same with another PSNR of each prompt; what was expected moves as their mean does."""
+        """The same plan with other PSNRs; the expected mean moves by as much as their mean."""
         expected = self.expected
         if expected is not None:
             moved = float((psnr_db - self.psnr_db).mean())
@@ -69,15 +70,15 @@ class CandidatePlan:
 def read(
     section: str, computed: Field, tensors: TensorFields, sampler: SamplerCoefficients, depth: int
 ) -> CandidatePlan:
-    """The candidate of a section of the file.
+    """Read a candidate from its section of the file.
 
     Args:
         section: the prefix of its tensors' names.
-        computed: its steps, as the header has them.
-        sampler, depth: of the profile.
+        computed: the header field with its computed steps.
+        sampler, depth: those of the profile.
 
     Raises:
-        DocumentError: a field is missing or not accepted; names it.
+        DocumentError: a field is missing or not accepted; the error names it.
     """
     steps = [step.whole(0, sampler.num_steps - 1) for step in computed.entries(2)]
     if steps != sorted(set(steps)) or steps[0] != 0:
@@ -118,7 +119,10 @@ def tensors_of(section: str, one: CandidatePlan) -> dict[str, torch.Tensor]:
 
 
 def _columns(steps: Sequence[int], sampler: SamplerCoefficients, depth: int) -> tuple[int, int]:
-    """How many features the corrections have: the windows with extrapolated steps need theirs."""
+    """The least and the largest number of columns that the corrections may have.
+
+    Only windows with extrapolated steps need a column for each of their features.
+    """
     features = [feature_count(steps, step, depth, sampler) for step in steps]
     ends = windows(steps, sampler.num_steps)
     needed = (f for f, (a, b) in zip(features, ends, strict=True) if b - a > 1)

@@ -1,10 +1,11 @@
 """Moves computed steps to where they leave the least error.
 
 In: sets of computed steps, and a function that scores many sets at once. Out: the best set found.
-All sets that differ from the present one in one step, by a little, are scored, and the best one is
-the next. Where none is better, a step is taken out and another one put in, and it goes on.
-Knows whole numbers; nothing of errors. Source: ours. Simulated annealing with more plans scored
-left more error in runs of 50 steps (research/LOG.md).
+Each round scores all sets in which one step is moved a little, and continues with the best of them.
+If none is better, one step is replaced by another one anywhere in the run. The descent ends where
+this does not help, either.
+Knows whole numbers; nothing of errors. Source: ours. Simulated annealing scored more plans and left
+more error in runs of 50 steps (research/LOG.md).
 """
 
 from __future__ import annotations
@@ -14,10 +15,12 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-_TRIED, _TRIED_STEPS = 3, 60  # starts, at most; and steps in all of them, but for one start
-_REACH = 3  # of a small move, in hundredths of a long run, else in steps
-_DROPPED = 3  # steps that may be put elsewhere: those whose loss costs least
-_LEAST_GAIN = 1e-6  # relative; less is rounding
+# The most starts that are tried, and the most steps in all of them together. One start is always
+# tried.
+_TRIED, _TRIED_STEPS = 3, 60
+_REACH = 3  # units of a small move; a unit is a hundredth of the run, rounded up to whole steps
+_DROPPED = 3  # steps that may be replaced: those whose removal adds least error
+_LEAST_GAIN = 1e-6  # relative; a smaller gain may be rounding
 
 Errors = Callable[[torch.Tensor], torch.Tensor]  # sets (C, k) -> (C,)
 
@@ -25,13 +28,13 @@ Errors = Callable[[torch.Tensor], torch.Tensor]  # sets (C, k) -> (C,)
 def descend(
     starts: torch.Tensor, num_steps: int, fixed: Sequence[int], errors: Errors
 ) -> list[int]:
-    """The best set found from the best ones of some starts.
+    """The best set that descent finds from the best of the given starts.
 
     Args:
-        starts: `(C, k)` steps in rising order, with all of `fixed`.
-        num_steps: all steps are below.
-        fixed: steps that stay.
-        errors: of sets, and of sets with one step fewer; to be made least.
+        starts: `(C, k)` steps in rising order, including all of `fixed`.
+        num_steps: steps of the run; all steps are below it.
+        fixed: steps that are not moved.
+        errors: scores sets of k steps, and of k - 1 steps; the least error is best.
 
     Example:
         >>> def errors(sets):  # how far the nearest step is from 4, and from 8
@@ -49,7 +52,7 @@ def descend(
 def _descent(
     now: torch.Tensor, num_steps: int, fixed: Sequence[int], errors: Errors
 ) -> tuple[torch.Tensor, float]:
-    """From one set, to where no neighbour is better; and its error."""
+    """Descend from one set until no neighbour is better; return that set and its error."""
     unit = -(-num_steps // 100)
     least = float(errors(now[None])[0])
     while True:
@@ -72,7 +75,7 @@ def _best(sets: torch.Tensor, errors: Errors) -> tuple[torch.Tensor, float]:
 def _moved(
     now: torch.Tensor, num_steps: int, fixed: Sequence[int], unit: int, _: Errors
 ) -> torch.Tensor:
-    """`(C, k)`: one step of `now` `(k,)` by up to `_REACH` units earlier or later."""
+    """`(C, k)`: the sets in which one step of `now` `(k,)` is up to `_REACH` units off."""
     by = unit * torch.tensor([d for d in range(-_REACH, _REACH + 1) if d])
     free = _free(now, fixed)
     moved = now.repeat(len(free), len(by), 1)
@@ -83,7 +86,7 @@ def _moved(
 def _replaced(
     now: torch.Tensor, num_steps: int, fixed: Sequence[int], unit: int, errors: Errors
 ) -> torch.Tensor:
-    """`(C, k)`: one step of `now` taken out, and another one put in."""
+    """`(C, k)`: the sets in which one step of `now` is replaced by another one."""
     free = _free(now, fixed)
     fewer = torch.stack([torch.cat([now[:at], now[at + 1 :]]) for at in free.tolist()])
     fewer = fewer[errors(fewer).argsort()[:_DROPPED]]
@@ -95,12 +98,12 @@ def _replaced(
 
 
 def _free(now: torch.Tensor, fixed: Sequence[int]) -> torch.Tensor:
-    """Places of the steps that are not fixed."""
+    """Indices of the steps in `now` that are not fixed."""
     return (~torch.isin(now, torch.tensor(fixed))).nonzero()[:, 0]
 
 
 def _sets(steps: torch.Tensor, num_steps: int) -> torch.Tensor:
-    """Rows in rising order; without those that have a step twice, or one out of range."""
+    """The rows in rising order, without rows that have a step twice or out of range."""
     steps = steps.sort(1).values
     within = (steps[:, 0] >= 0) & (steps[:, -1] < num_steps) & (steps.diff(dim=1) > 0).all(1)
     return steps[within]

@@ -1,8 +1,8 @@
 """Predicts from a prompt's text how hard it is to accelerate, before the first step.
 
-In: pooled text embeddings, and the PSNR that calibration's clips got by each plan.
+In: pooled text embeddings, and the PSNR of calibration's clips with each plan.
 Out: a score, in standard deviations of PSNR; calibration's PSNR shifted to the score of a prompt.
-It is a ridge regression on the embeddings, with the ridge of the least leave-one-out error.
+The score is a ridge regression on the embeddings; its ridge has the least leave-one-out error.
 Knows numbers; no text encoder.
 Source: ours.
 Shapes: P clips of calibration, T channels of a text embedding, K plans.
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import torch
 
-MIN_FITTED_CLIPS = 45  # clips, below which nothing is fitted
+MIN_FITTED_CLIPS = 45  # with fewer clips nothing is fitted
 _RIDGES = torch.logspace(-1, 6, 29, dtype=torch.float64)
 
 
@@ -24,7 +24,7 @@ class PromptDifficulty:
 
     Args:
         centre: `(T,)` mean embedding.
-        weights: `(T,)`.
+        weights: `(T,)` weights of the embedding less the centre.
         held_out: `(P,)` scores of calibration's clips, each predicted without the clip itself.
     """
 
@@ -34,11 +34,11 @@ class PromptDifficulty:
 
     @classmethod
     def fit(cls, texts: torch.Tensor, psnr_db: torch.Tensor) -> PromptDifficulty | None:
-        """None where there are too few clips, or texts do not differ.
+        """Fit the score; None if there are too few clips, or if the texts do not differ.
 
         Args:
             texts: `(P, T)` pooled embeddings.
-            psnr_db: `(K, P)`, of every clip by every plan.
+            psnr_db: `(K, P)`, PSNR of every clip with every plan.
         """
         if len(texts) < MIN_FITTED_CLIPS or not len(psnr_db):
             return None
@@ -50,7 +50,7 @@ class PromptDifficulty:
             return None
         deviation = plans.std(1, keepdim=True).clamp_min(1e-9)
         target = -((plans - plans.mean(1, keepdim=True)) / deviation).mean(0)
-        # By one SVD for all ridges: prediction = U diag(s² / (s² + ridge)) Uᵀ target, and the
+        # One SVD is enough for all ridges: prediction = U diag(s² / (s² + ridge)) Uᵀ target. The
         # leave-one-out error of clip p is its error over 1 - leverage_p.
         left, values, right = torch.linalg.svd((rows - centre) * scale, full_matrices=False)
         shrinkage = values**2 / (values**2 + _RIDGES[:, None])  # (ridges, directions)
@@ -63,7 +63,7 @@ class PromptDifficulty:
         return cls(centre, weights, target - errors[best])
 
     def score(self, text: torch.Tensor) -> float:
-        """Of the hardest of some prompts.
+        """The score of the hardest of several prompts.
 
         Args:
             text: `(B, T)` pooled embeddings.
@@ -76,20 +76,20 @@ class PromptDifficulty:
         return float(((text.double().cpu() - self.centre) @ self.weights).max())
 
     def shifted(self, psnr_db: torch.Tensor, score: float) -> torch.Tensor:
-        """PSNR by a plan, as if all of calibration's clips had this score: `(P,)` -> `(P,)`."""
+        """The PSNR of a plan as if all calibration clips had this score: `(P,)` -> `(P,)`."""
         return psnr_db + self.slope(psnr_db) * (score - self.held_out)
 
     def slope(self, psnr_db: torch.Tensor) -> torch.Tensor:
-        """What a score higher by 1 does to the PSNR `(P,)` by a plan: a number in dB, at most 0."""
+        """The change of a plan's PSNR `(P,)` in dB if the score rises by 1; at most 0."""
         centred = self.held_out - self.held_out.mean()
         size = (centred**2).sum().clamp_min(1e-12)
         return ((centred * psnr_db).sum() / size).clamp_max(0.0)
 
 
 def pooled(text: torch.Tensor) -> torch.Tensor:
-    """Mean over the tokens of `(B, L, T)` text embeddings, `(B, T)` float64 on the CPU.
+    """The mean over the tokens of text embeddings `(B, L, T)`: `(B, T)` float64 on the CPU.
 
-    Padding of zeros is left out; a text of nothing else is zero.
+    Tokens of zeros are padding and are left out. A text of padding alone gives zeros.
     """
     values = text.detach().double().cpu()
     present = (values != 0).any(-1, keepdim=True)

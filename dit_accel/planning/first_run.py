@@ -1,10 +1,11 @@
-"""Makes a profile of the first run of a pipeline that has none.
+"""Makes a profile from the first run of a pipeline that has none.
 
-In: the components of one fully computed run, and the noise. Out: a `Profile` without candidates.
-One run gives inner products and nothing else: no errors were probed, and no plan was carried
-out. So error gain and memory are those of the embedded miniature, and intervals are wide.
-Knows tensors of one run; no pipeline. Inner products are taken on the device after the last row,
-all in one matrix product and without a host sync, so that the next run does not wait for them.
+In: the components of one run with every step computed, and the noise. Out: a `Profile` without
+candidates. One run gives inner products and nothing else: no errors were probed, and no plan was
+carried out. So the error gain and the error memory are those of the embedded miniature, and the
+intervals are wide.
+Knows tensors of one run; no pipeline. The inner products are calculated on the device after the
+last row, in one matrix product and without a host sync, so that the next run does not wait.
 Source: ours.
 """
 
@@ -20,51 +21,54 @@ from dit_accel.planning.prediction import Evidence
 from dit_accel.planning.profile import Profile
 from dit_accel.planning.profile_key import ProfileKey
 
-_GAIN = (20.0, 8.0, 4.0, 2.0, 1.2, 0.9, 0.8, 0.7, 0.7, 1.0)  # of the miniature, over the run
-_MEMORY = 0.6  # of the run
+_GAIN = (20.0, 8.0, 4.0, 2.0, 1.2, 0.9, 0.8, 0.7, 0.7, 1.0)  # the miniature's, evenly over the run
+_MEMORY = 0.6  # over the length of the run
 _DEPTH = 4
-_PIECE = 1 << 17  # numbers of a row that are in float64 at a time
-_MAX_SHARE = 0.5  # of the device's memory beyond a run's peak, for the rows of a recording
-_NOISE = -1  # stands for a component in the place of the noise
+_PIECE = 1 << 17  # numbers of a row that are converted to float64 at a time
+_MAX_SHARE = 0.5  # most of the device memory beyond a run's peak that recorded rows may use
+_NOISE = -1  # marks the noise where rows are listed by component
 
 
 class RunRecord:
-    """Inner products of the components of one run, and of the noise.
+    """The inner products of one run's rows: its components at every step, and the noise.
 
-    Rows stay on the device in their dtype. They go to the CPU where the device has no float64, or
-    where they would take more than half of the memory that the run leaves free.
+    Rows stay on the device in their dtype. They are moved to the CPU if the device has no float64,
+    or if they would use more than half of the memory that the run leaves free.
 
     Args:
-        num_rows: that a whole run has at most.
+        num_rows: the most rows that a run has.
     """
 
     def __init__(self, num_rows: int) -> None:
         self.num_rows = num_rows
-        self.is_uniform = True  # whether all rows have the same length, and are as many as expected
-        self._rows: list[torch.Tensor] = []  # none once it is closed
+        # whether all rows have the same length, and there are no more than expected
+        self.is_uniform = True
+        self._rows: list[torch.Tensor] = []  # empty after `close`
         self._closed = False
         self._places: list[tuple[int, int]] = []  # component and step of every row
-        self._products = torch.zeros(0, 0)  # of every row with every row, as far as they were taken
-        self._taken = 0  # rows
+        self._products = torch.zeros(0, 0)  # inner products of the first `_taken` rows
+        self._taken = 0
         self._copied: torch.cuda.Event | None = None
         self._on_device = True
 
     def add(self, component: int, value: torch.Tensor) -> None:
-        """A component of the guided prediction at its next step, of any shape."""
+        """Add a component of the guided prediction, of any shape, at its next step."""
         self._add((component, self.count(component)), value)
 
     def add_noise(self, value: torch.Tensor) -> None:
-        """The noise that the run started from, where it has the shape of predictions."""
+        """Add the noise that the run started from, if it has the shape of predictions."""
         self._add((_NOISE, 0), value)
 
     def close(self) -> None:
-        """The last row was recorded: take the inner products, and free all rows before the VAE
-        needs the memory."""
+        """Call it after the last row: calculate the inner products and free all rows.
+
+        The VAE then has the memory.
+        """
         self._take()
         self._rows, self._closed = [], True
 
     def count(self, component: int) -> int:
-        """Steps of a component that were recorded."""
+        """Number of recorded steps of a component."""
         return sum(1 for known, _ in self._places if known == component)
 
     def _add(self, place: tuple[int, int], value: torch.Tensor) -> None:
@@ -87,7 +91,7 @@ class RunRecord:
         self._copied = torch.cuda.Event() if on_gpu else None  # type: ignore[no-untyped-call]
 
     def _take(self) -> None:
-        """Copied to the CPU as the device comes to it: the next run reads them without a wait."""
+        """Calculate the inner products, and copy them to the CPU without a host sync."""
         count = len(self._rows)
         if count == self._taken or self._closed:
             return
@@ -98,7 +102,7 @@ class RunRecord:
 
     @property
     def is_finite(self) -> bool:
-        """Whether all inner products are, and so all rows."""
+        """Whether all inner products are finite, and so all rows."""
         self._wait()
         return bool(self._products.isfinite().all())
 
@@ -108,16 +112,16 @@ class RunRecord:
             self._copied.synchronize()
 
     def gram(self, sampler: SamplerCoefficients) -> torch.Tensor:
-        """`(R, R)` float64 on the CPU: inner products of a whole run, over the squared norm of the
-        final latents; 0 where a row was not recorded.
+        """`(R, R)` float64 on the CPU: the inner products of a whole run.
 
+        They are over the squared norm of the final latents, and 0 for rows that were not recorded.
         Rows are in the order of `SamplerCoefficients.num_rows`: components by step, then the noise.
-        Components that the sampler has not are left out.
+        Components that the sampler does not have are left out.
         """
         self._wait()
         n, last, count = sampler.num_steps, sampler.num_rows - 1, len(self._places)
         own = self._products[:count, :count]
-        own = own.tril() + own.tril(-1).T  # as products of matrices are symmetric to rounding alone
+        own = own.tril() + own.tril(-1).T  # symmetric exactly, not only up to rounding
         known = [
             row for row, (component, _) in enumerate(self._places)
             if component < len(sampler.branch_weights)
@@ -130,7 +134,7 @@ class RunRecord:
         return gram / (final @ gram @ final)
 
     def profile(self, sampler: SamplerCoefficients, key: ProfileKey) -> Profile:
-        """Of a run of which every step was recorded."""
+        """The profile from a run of which every step was recorded."""
         return profile_of_gram(self.gram(sampler), sampler, key)
 
 
@@ -138,12 +142,13 @@ def profile_of_gram(
     gram: torch.Tensor, sampler: SamplerCoefficients, key: ProfileKey, clips: int = 1,
     prior: Profile | None = None,
 ) -> Profile:  # fmt: skip
-    """Of inner products alone.
+    """A profile from inner products alone.
 
     Args:
-        gram: `(R, R)`.
-        clips: that were observed for it.
-        prior: what it rests on beside these; gain and memory are the prior's then.
+        gram: `(R, R)`, the inner products.
+        clips: number of clips that they come from.
+        prior: a prior's profile that is used beside them; error gain and error memory are then the
+            prior's.
     """
     if prior is not None:
         evidence = prior.evidence.with_clips(clips)
@@ -169,7 +174,7 @@ def _products(rows: list[torch.Tensor]) -> torch.Tensor:
 
 
 def _fits(row: torch.Tensor, count: int) -> bool:
-    """Whether so many rows stay on the device of this one."""
+    """Whether `count` rows of this size fit on the device of this row."""
     if row.device.type == "cpu":
         return True
     if row.device.type != "cuda":

@@ -1,18 +1,20 @@
-"""Interpolates Gram matrices between the places of a run, and adds what no neighbour shows.
+"""Interpolates Gram matrices between places of a run, and adds what neighbours do not determine.
 
-In: inner products of rows at some places, as numbers along a run. Out: those of rows at others.
+In: inner products of rows at known places; a place is a number along a run. Out: inner products of
+rows at other places.
 
-A row at a new place is a weighted sum S of the known rows, and a remainder that is orthogonal to
-all of them. Without the remainder a search would rely on rows that are exact sums of others, and
-find plans that no run confirms. With the kernel k of places, Q the inverse of k(x, x) on what sums
-to 0, and σ² how far the known rows are from the interpolation of their neighbours:
+A row at a new place y is a weighted sum S of the known rows at x, plus a remainder that is
+orthogonal to all of them. Without the remainder, new rows would be exact sums of others; a search
+would rely on that, and find plans that no run confirms. Let k be a kernel over places, Q the
+inverse of k(x, x) on vectors that sum to 0, and σ² the squared error of the known rows when they
+are interpolated from their neighbours:
 
-    K(y, y) = S K(x, x) Sᵀ + σ(y) C σ(y),      C: what k leaves unknown at y, given x
+    K(y, y) = S K(x, x) Sᵀ + σ(y) C σ(y),      C: the conditional covariance by k at y, given x
     σ² = diag(Q K Q) / diag(Q),                the leave-one-out error over its expectation
 
 Knows numbers; no sampler.
-Source: kriging with an unknown mean, its leave-one-out errors in closed form (Dubrule 1983); the
-Matérn kernel and its length are those of the least leave-one-out error (research/LOG.md).
+Source: kriging with an unknown mean, its leave-one-out errors in closed form (Dubrule 1983). The
+Matérn kernel and its length have the least leave-one-out error (research/LOG.md).
 """
 
 from __future__ import annotations
@@ -21,17 +23,17 @@ import math
 
 import torch
 
-LENGTH = 0.3  # of the kernel, over the run
-_JITTER = 1e-8  # on the kernel's diagonal
-_LEAST = 1e-15  # of a remainder's squared size
+LENGTH = 0.3  # length scale of the kernel; the run has length 1
+_JITTER = 1e-8  # added to the kernel's diagonal
+_LEAST = 1e-15  # lower bound of a remainder's squared norm
 
 
 def interpolate_gram(gram: torch.Tensor, known: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
-    """Inner products at other places.
+    """The inner products of rows at other places.
 
     Args:
-        gram: `(R, R)` float64 of R = B k + 1 rows: B components by place, then one row without a
-            place (the noise), which stays.
+        gram: `(R, R)` float64, inner products of R = B k + 1 rows: B components by place, then one
+            row without a place (the noise), which is not interpolated.
         known: `(k,)` different places, rising or falling, at least 3.
         wanted: `(m,)` places.
 
@@ -70,7 +72,7 @@ def _kriging(
     totals = inverse.sum(1)
     across = _matern(wanted, known)
     plain = across @ inverse
-    missing = 1 - plain.sum(1)  # of a sum of 1, which keeps a constant
+    missing = 1 - plain.sum(1)  # the weights must sum to 1, so that constants stay constant
     sums = plain + missing[:, None] * totals / totals.sum()
     left = _matern(wanted, wanted) - plain @ across.T
     left = left + missing[:, None] * missing / totals.sum()
@@ -78,7 +80,7 @@ def _kriging(
 
 
 def _matern(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
-    """Matérn's kernel with ν = 3/2: rows that bend freely, but do not jump."""
+    """The Matérn kernel with ν = 3/2: it allows rows to bend freely, but not to jump."""
     distance = math.sqrt(3) / LENGTH * (one[:, None] - other).abs()
     return (1 + distance) * torch.exp(-distance)
 
@@ -95,8 +97,14 @@ def _remainder(
 
 
 def linear_weights(known: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
-    """`(m, k)`: weights of the values at the known places `(k,)`, rising or falling, in those on
-    the lines between them; beyond the ends the last value stays."""
+    """`(m, k)`: the weights of known values in a linear interpolation at the wanted places.
+
+    Beyond the ends the last value is used.
+
+    Args:
+        known: `(k,)` places, rising or falling.
+        wanted: `(m,)` places.
+    """
     order = known.argsort()
     places = known[order].contiguous()
     inside = wanted.clamp(float(places[0]), float(places[-1])).contiguous()

@@ -1,8 +1,8 @@
-"""Finds the profile of a pipeline, loads it, and checks that it is of this pipeline.
+"""Finds the profile of a pipeline, loads it, and checks that it belongs to this pipeline.
 
-In: a pipeline, or a profile that was given. Out: the profile, and notes on what was forced. A model
-may have its profile in its own folder; otherwise it is in the user's cache, under hashes of the
-weights and of what the scheduler does.
+In: a pipeline, or a profile that was given. Out: the profile, and notes on what was forced. A
+model's profile may be in the model's own folder. Otherwise it is in the user's cache; its file name
+has hashes of the weights and of the scheduler's behaviour.
 Knows files, the weights and the scheduler of a pipeline; makes no plan.
 """
 
@@ -24,26 +24,29 @@ from dit_accel.planning.profile_key import ProfileKey
 from dit_accel.planning.sampler import planned_coefficients
 
 PROFILE_FILE = "dit-accel-profile.safetensors"
-_HASHED_EVERY = 40  # tensors: the first 16 values of each are hashed
-_HASHED_STEPS = 10  # of the short run that a scheduler is known by
+_HASHED_EVERY = 40  # of every 40 tensors, the first 16 values of one are hashed
+_HASHED_STEPS = 10  # steps of the short run that identifies a scheduler
 
 
 def cache_folder() -> Path:
-    """Of profiles of models that have none: `$DIT_ACCEL_CACHE`, or ~/.cache/dit-accel."""
+    """The folder of profiles that are not in a model's folder.
+
+    It is `$DIT_ACCEL_CACHE`, or ~/.cache/dit-accel.
+    """
     given = os.environ.get("DIT_ACCEL_CACHE")
     return Path(given) if given else Path.home() / ".cache" / "dit-accel"
 
 
 def cached_path(key: ProfileKey) -> Path:
-    """The file in the cache for a profile."""
+    """The cache file for the profile with this key."""
     return cache_folder() / "profiles" / f"{key.weights}-{key.sampler}.safetensors"
 
 
 def find_profile(pipe: Any) -> Path | None:
-    """The profile in a model's folder, else the one in the user's cache.
+    """The path of the profile in the model's folder, or else in the user's cache; None if neither.
 
     Args:
-        pipe: a pipeline; or the folder of a model, then the cache is not searched.
+        pipe: a pipeline, or the folder of a model; for a folder the cache is not searched.
     """
     is_folder = isinstance(pipe, (str, os.PathLike))
     folder = pipe if is_folder else getattr(pipe.config, "_name_or_path", None) or ""
@@ -59,18 +62,18 @@ def find_profile(pipe: Any) -> Path | None:
 def profile_for(
     pipe: Any, given: Profile | str | os.PathLike[str] | None = None, *, force: bool = False
 ) -> tuple[Profile | None, tuple[str, ...]]:
-    """The profile that a pipeline is planned by: found, loaded and checked.
+    """Find, load and check the profile from which a pipeline's plans are made.
 
     Args:
-        given: a profile, or its file; None: it is looked for.
-        force: whether a profile of another pipeline is used all the same.
+        given: a profile, or its file; None: search for it.
+        force: whether to use a profile even if it is of another pipeline.
 
     Returns:
-        The profile, None where there is none; and notes for the report.
+        The profile, or None if there is none; and notes for the report.
 
     Raises:
-        ProfileError: it is of another pipeline and not forced; or as `Profile.load`.
-        FileNotFoundError: the file is not there.
+        ProfileError: the profile is of another pipeline and not forced; or as in `Profile.load`.
+        FileNotFoundError: the given file does not exist.
     """
     source = given if given is not None else find_profile(pipe)
     if source is None:
@@ -89,7 +92,11 @@ def profile_for(
 
 
 def profile_key(pipe: Any, **clips: Any) -> ProfileKey:
-    """The key of a profile of this pipeline; `clips`: fields of the key that say what it makes."""
+    """The key for a profile of this pipeline.
+
+    Args:
+        clips: the fields of the key that describe the clips.
+    """
     family = family_of(pipe)
     modules = transformers_of(pipe, family)
     weights = hashlib.sha256()
@@ -101,7 +108,7 @@ def profile_key(pipe: Any, **clips: Any) -> ProfileKey:
         state.sort(key=lambda item: item[0])
         weights.update(f"{name} {[(key, tuple(weight.shape)) for key, weight in state]}".encode())
         for _, weight in state[::_HASHED_EVERY]:
-            # rounded, so that a model in bfloat16 and in float32 has one hash
+            # The values are rounded, so that a model has one hash in bfloat16 and in float32.
             some = weight.flatten()[:16].to(torch.bfloat16).double().cpu().tolist()
             weights.update(str([f"{value:.2g}" for value in some]).encode())
     sampler = hashlib.sha256(_behaviour(pipe.scheduler).encode())
@@ -116,7 +123,10 @@ def profile_key(pipe: Any, **clips: Any) -> ProfileKey:
 
 
 def _behaviour(scheduler: Any) -> str:
-    """What a scheduler does in a short run; if that needs the clip's size, some of its settings."""
+    """The timesteps and coefficients of a scheduler in a short run, as text.
+
+    If they depend on the clip's size, the text has some of the scheduler's settings instead.
+    """
     try:
         short = planned_coefficients(scheduler, _HASHED_STEPS, (1.0,))
     except ValueError:

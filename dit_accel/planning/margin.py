@@ -2,7 +2,7 @@
 
 In: a profile and a quality. Out: the largest margin with which enough clips still reach the
 quality. To find it, the whole selection is tried on calibration's own clips, each with its held-out
-difficulty. Without a margin the few worst clips count against every prompt, and each choice is too
+difficulty. Without a margin, the few worst clips count against every prompt, so each choice is too
 cautious.
 Knows numbers; no tensors of a model.
 Source: ours (docs/how-it-works.md, section 5).
@@ -22,11 +22,11 @@ MARGIN_STEP_DB, MAX_MARGIN_DB = 0.25, 6.0  # the margins that are tried
 
 @dataclass(frozen=True)
 class QualityMargin:
-    """How much is taken off a quality when the plan of each clip is chosen for its own text.
+    """How much is subtracted from a quality if the plan of each clip is chosen for its own text.
 
     Args:
-        db: in dB, >= 0.
-        reach: guaranteed share of clips that reach the quality even so; None: there is no margin.
+        db: what is subtracted, in dB, >= 0.
+        reach: guaranteed share of clips that still reach the quality; None: there is no margin.
     """
 
     db: float = 0.0
@@ -34,10 +34,10 @@ class QualityMargin:
 
     @classmethod
     def of(cls, profile: Profile, quality: float, coverage: float = COVERAGE) -> QualityMargin:
-        """No margin where the profile has few clips, or does not know their difficulty.
+        """The largest margin; none if the profile has few clips or does not know their difficulty.
 
         Args:
-            profile: as calibrated, for no text in particular.
+            profile: as calibrated, not shifted to a text.
             quality: PSNR in dB.
             coverage: share of clips.
         """
@@ -54,15 +54,15 @@ class QualityMargin:
         reaches = psnr >= quality
         at_zero = torch.stack([difficulty.shifted(row, 0.0) for row in psnr]).sort(1).values
         slopes = torch.stack([difficulty.slope(row) for row in psnr])[:, None]
-        shifts = slopes * difficulty.held_out  # from score 0 to the clip's
+        shifts = slopes * difficulty.held_out  # from score 0 to each clip's score
         found = cls()
         for place in range(int(MAX_MARGIN_DB / MARGIN_STEP_DB) + 1):
-            # For each clip the plan that its text gets: the fastest by which enough clips, shifted
-            # to its difficulty, reach the lowered quality.
+            # For each clip, find the plan that its text would get: the fastest plan with which
+            # enough clips, shifted to its difficulty, reach the lowered quality.
             lowered = (quality - place * MARGIN_STEP_DB - shifts).contiguous()
             counts = number - torch.searchsorted(at_zero, lowered)  # (plans, clips)
             chosen = (counts >= enough).double().argmax(0)
-            planned = (counts >= enough).any(0)  # else every step is computed
+            planned = (counts >= enough).any(0)  # for the other clips every step is computed
             reached = reaches.gather(0, chosen[None])[0] | ~planned
             reach = clopper_pearson_lower(int(reached.sum()), number)
             if reach < coverage:

@@ -1,14 +1,13 @@
-"""Where a sampler calls the model, and the multistep weights between these places.
+"""The times at which a sampler calls the model, and the multistep weights between them.
 
-In: the times of a noise schedule. Out: fewer of them, shifted ones, and a `LinearSampler`, whose
-states are weighted sums of the start noise and of the predictions.
+In: the times of a noise schedule. Out: fewer times, shifted times, and a `LinearSampler`, whose
+states are weighted sums of the starting noise and the predictions.
 Knows numbers; no model, no scheduler.
 
-A *time* is the variable in which the prediction is the derivative of the latents, dx/dt = v:
+The prediction is the derivative of the latents over *time*, dx/dt = v:
     flow matching    x = (1 - t) x0 + t ε,        v = ε - x0,              t = sigma
     v-prediction     x = cos t x0 + sin t ε,      v = cos t ε - sin t x0,  t = arctan(sigma / alpha)
-so that one set of weights is right for both. Times fall from noise to clip; the last one is the
-end.
+So the same multistep weights hold for both. Times fall from noise to clip; the last one is the end.
 Source: Adams-Bashforth methods, with the integral of the Lagrange interpolant for uneven times;
 its use as iPNDM for flows: arXiv 2202.09778, section 3. LinearSampler: BNS, arXiv 2403.01329.
 """
@@ -25,17 +24,17 @@ import torch
 from dit_accel.core.extrapolation import lagrange_weights
 
 Kind = Literal["flow", "v"]
-FIRST_SIGMA = {"flow": 1 - 1e-6, "v": 4096.0}  # solvers in log sigma need it finite (diffusers)
+FIRST_SIGMA = {"flow": 1 - 1e-6, "v": 4096.0}  # diffusers' solvers need a finite log sigma
 
 
 @dataclass(frozen=True)
 class Nodes:
-    """The k places where the model is called, and the end.
+    """The k times at which the model is called, and the end.
 
     Args:
-        kind: "flow" or "v": which times these are.
+        kind: "flow" or "v": the kind of prediction, and so of times.
         times: `(k + 1,)` float64, falling.
-        labels: `(k,)` float64: the timesteps that the model gets.
+        labels: `(k,)` float64: the timesteps that are passed to the model.
 
     Raises:
         ValueError: the shapes do not fit, or the times do not fall.
@@ -66,15 +65,18 @@ class Nodes:
         return self.times if self.kind == "flow" else self.times.sin()
 
     def solver_sigmas(self, first: float | None = None, last: float = 0.0) -> torch.Tensor:
-        """`(k + 1,)` float32 as diffusers' multistep schedulers have them: sigma for a flow, else
-        sigma / alpha; none above `first` or below `last`, as their formulas use logarithms."""
+        """`(k + 1,)` float32: sigmas as diffusers' multistep schedulers use them.
+
+        They are sigma for a flow, else sigma / alpha. They are clamped to `first` and `last`,
+        because the schedulers use their logarithms.
+        """
         ratios = self.times if self.kind == "flow" else self.times.tan()
         limit = FIRST_SIGMA[self.kind] if first is None else first
-        bad = (ratios > limit) | (ratios < 0)  # tan is negative beyond a right angle
+        bad = (ratios > limit) | (ratios < 0)  # beyond a right angle tan is negative
         return torch.where(bad, limit, ratios).clamp_min(last).float()
 
     def at(self, computed: Sequence[int]) -> Nodes:
-        """Some of these nodes, by their index, 0 first; the end stays.
+        """The nodes at these indices, 0 first; the end is unchanged.
 
         Example:
             >>> stock = Nodes("flow", torch.tensor([1.0, 0.7, 0.3, 0.0]), torch.tensor([9.0, 7, 3]))
@@ -101,14 +103,14 @@ def shifted(shares: torch.Tensor, shift: float) -> torch.Tensor:
 
 @dataclass(frozen=True)
 class LinearSampler:
-    """A sampler of k calls whose states are weighted sums.
+    """A sampler with k model calls whose states are weighted sums.
 
-    x_0 is the start noise, v_j the prediction at x_j, and
+    x_0 is the starting noise, v_j the prediction at x_j, and
 
         x_{i+1} = noise_i x_0 + sum over j <= i of weights_ij v_j
 
     Args:
-        labels: `(k,)` float64: the timesteps that the model gets.
+        labels: `(k,)` float64: the timesteps that are passed to the model.
         noise: `(k,)` float64.
         weights: `(k, k)` float64, lower triangular.
 
@@ -137,15 +139,15 @@ class LinearSampler:
 
     @property
     def increments(self) -> torch.Tensor:
-        """`(k, k)`: what each step adds: the difference of the weights' rows."""
+        """`(k, k)`: what each step adds, the difference of successive rows of `weights`."""
         return torch.diff(self.weights, dim=0, prepend=torch.zeros_like(self.weights[:1]))
 
 
 def adams_bashforth(nodes: Nodes, order: int) -> LinearSampler:
-    """Adams-Bashforth of an order on uneven times; order 1 is Euler.
+    """Adams-Bashforth of a given order on uneven times; order 1 is Euler.
 
-    Step i integrates the polynomial through the last `order` predictions exactly; the first steps
-    have fewer.
+    Each step integrates the polynomial through the last `order` predictions exactly. The first
+    steps have fewer predictions.
 
     Args:
         order: 1 to 4.

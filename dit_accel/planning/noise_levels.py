@@ -1,10 +1,10 @@
-"""Reads how much noise the latents of a run hold at every step, and what its model predicts.
+"""Reads the noise level of a run's latents at every step, and the form of the model's prediction.
 
-In: a scheduler whose timesteps are set. Out: its `NoiseLevels`: before every step and at the end
-the latents are x = α x0 + σ ε, with the clip x0 and the noise ε, and a formula turns the prediction
-into the velocity dx/dθ at the noise angle θ = atan(σ / α).
+In: a scheduler whose timesteps are set. Out: its `NoiseLevels`. Before every step and at the end,
+the latents are x = α x0 + σ ε, with the clip x0 and the noise ε. A formula converts the prediction
+to the velocity dx/dθ at the noise angle θ = atan(σ / α).
 Knows the schedulers of diffusers by their public attributes and settings: flow matching, DDIM, the
-solvers over sigmas, EDM; a scheduler without such levels is refused by name.
+solvers over sigmas, EDM. A scheduler without such levels is refused, and the error names it.
 Source: ours; the velocity over the angle is v-prediction, arXiv 2202.00512, section 4.
 """
 
@@ -22,7 +22,7 @@ _FORMS: dict[str, Form] = {
 
 
 class NoLevelsError(ValueError):
-    """It is not known how much noise the latents of a scheduler hold."""
+    """The noise levels of a scheduler's latents are unknown."""
 
 
 @dataclass(frozen=True)
@@ -30,10 +30,10 @@ class NoiseLevels:
     """The noise in the latents of a run of n steps, and the form of its predictions.
 
     Args:
-        alphas, sigmas: `(n + 1,)` float64: factors of clip and noise before each step, and at the
-            end.
+        alphas, sigmas: `(n + 1,)` float64: factors of the clip and the noise before each step and
+            at the end.
         form: what the model predicts.
-        sign: -1 where it predicts the negative of that.
+        sign: -1 if the model predicts the negative of that.
     """
 
     alphas: torch.Tensor
@@ -48,20 +48,20 @@ class NoiseLevels:
 
     @property
     def scales(self) -> torch.Tensor:
-        """`(n + 1,)`: r, of the latents x = r (cos θ x0 + sin θ ε)."""
+        """`(n + 1,)`: r in the latents x = r (cos θ x0 + sin θ ε)."""
         return torch.hypot(self.sigmas, self.alphas)
 
     @property
     def factors(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """`(n,)` twice: a and b in the velocity over the angle, v = a prediction + b x.
+        """a and b, `(n,)` each, in the velocity over the angle, v = a prediction + b x.
 
-        With the clip and the noise that the model predicts, v = cos θ ε̂ - sin θ x̂0.
+        With the predicted clip x̂0 and the predicted noise ε̂, v = cos θ ε̂ - sin θ x̂0.
         """
         angle, scale = self.angles[:-1], self.scales[:-1]
         cos, sin = angle.cos(), angle.sin()
         none = torch.zeros_like(angle)
         by_form = {
-            "flow": lambda: (scale, cos - sin),  # it predicts ε - x0, and x is α x0 + (1 - α) ε
+            "flow": lambda: (scale, cos - sin),  # it predicts ε - x0, and x = α x0 + (1 - α) ε
             "v": lambda: (none + 1, none),
             "epsilon": lambda: (1 / cos, -sin / cos / scale),
             "sample": lambda: (-1 / sin, cos / sin / scale),
@@ -71,15 +71,17 @@ class NoiseLevels:
 
 
 def noise_levels(scheduler: Any, begin: int = 0, num_steps: int | None = None) -> list[NoiseLevels]:
-    """What the levels of a run may be: one entry, or two where public attributes leave it open
-    whether latents over sigmas keep their size; `trajectory.py` finds the one that is right.
+    """The possible noise levels of a run: one entry, or two.
+
+    For solvers over sigmas, the public attributes do not say whether the latents have constant
+    variance. Then there are two entries, and `trajectory.py` finds the right one.
 
     Args:
-        scheduler: left as it is.
-        begin, num_steps: the timesteps that the run uses; by default all.
+        scheduler: the run's; it is not changed.
+        begin, num_steps: the run uses `num_steps` timesteps from index `begin` on; by default all.
 
     Raises:
-        NoLevelsError: none is known; names the scheduler and what is accepted.
+        NoLevelsError: no levels are known; the error names the scheduler and what is accepted.
     """
     count = len(scheduler.timesteps[begin:][:num_steps])
     flow = type(scheduler).__name__.startswith("FlowMatch")
@@ -93,11 +95,11 @@ def noise_levels(scheduler: Any, begin: int = 0, num_steps: int | None = None) -
     if sigmas is None or len(sigmas) < begin + count + 1:
         raise _unknown(scheduler, "has no noise level for every step")
     sigmas = _numbers(sigmas)[begin : begin + count + 1]
-    if hasattr(scheduler, "precondition_outputs"):  # EDM, over the clip's own deviation
+    if hasattr(scheduler, "precondition_outputs"):  # EDM: α is the deviation of the clips
         sign = 1.0 if form == "v" else -1.0
         data = torch.full_like(sigmas, float(scheduler.config.sigma_data))
         return [NoiseLevels(data, sigmas, "v", sign)]
-    if flow and scheduler.config.get("invert_sigmas"):  # Mochi's grow with the clip
+    if flow and scheduler.config.get("invert_sigmas"):  # Mochi's sigmas are the clip's share
         return [NoiseLevels(sigmas, 1 - sigmas, "flow", -1.0)]
     if flow or scheduler.config.get("use_flow_sigmas"):
         return [NoiseLevels(1 - sigmas, sigmas, form)]
@@ -107,7 +109,7 @@ def noise_levels(scheduler: Any, begin: int = 0, num_steps: int | None = None) -
 
 
 def _by_timestep(scheduler: Any, begin: int, count: int, form: Form) -> NoiseLevels:
-    """DDIM's: the cumulative product of alphas at every timestep, and the last one."""
+    """DDIM's levels, from the cumulative product of alphas at every timestep and at the end."""
     labels = scheduler.timesteps.cpu()[begin : begin + count + 1].long()
     products = _numbers(scheduler.alphas_cumprod)[labels]
     if len(products) == count:

@@ -1,10 +1,11 @@
 """Compares the weights and the scheduler of a pipeline with those of the last run.
 
-In: a pipeline. Out: its `Parts`, which are compared. A few numbers of every matrix are read, in one
-host sync, and the settings of LoRA layers: some milliseconds for a model of true size. So fused and
-scaled LoRAs are noticed, and weights that only moved to another device are the same.
+In: a pipeline. Out: its `Parts`, which can be compared. They come from a few numbers of every
+matrix, read in one host sync, and from the settings of LoRA layers. This needs some milliseconds
+for a full-size model. It notices fused and scaled LoRAs. Weights that only moved to another device
+count as equal.
 Knows modules, peft's layers by their attributes, and schedulers; no profile.
-Source: ours; research/LOG.md has what it takes.
+Source: ours; research/LOG.md has the measured times.
 """
 
 from __future__ import annotations
@@ -19,19 +20,20 @@ from dit_accel.core.compiling import uncompiled
 from dit_accel.core.families import family_of, transformers_of
 from dit_accel.core.private_names import stored
 
-_SAMPLED = 4  # numbers of each matrix
+_SAMPLED = 4  # numbers that are read of each matrix
 _LORA = ("scaling", "active_adapters", "disable_adapters", "merged_adapters")
 
 
 @dataclass(frozen=True)
 class Parts:
-    """What plans depend on, in a form that can be compared.
+    """The parts of a pipeline that plans depend on, in a form that can be compared.
 
     Args:
-        weights: of the transformers, as they are stored, with their LoRAs.
-        dtype: of the transformers' matrices, as they are stored.
-        scheduler: its class and settings.
-        lasting: of the weights as far as they are the same in another process.
+        weights: digest of the transformers' weights as they are stored, with their LoRAs.
+        dtype: dtypes of the transformers' matrices as they are stored.
+        scheduler: class and settings of the scheduler.
+        lasting: digest of the weights that is the same in another process: it leaves out matrices
+            that cannot be read.
     """
 
     weights: str
@@ -40,7 +42,7 @@ class Parts:
     lasting: str = ""
 
     def changed_since(self, before: Parts) -> tuple[str, ...]:
-        """What is other than before, in words."""
+        """The names of the parts that changed: weights, dtype or scheduler."""
         return tuple(
             name
             for name in ("weights", "dtype", "scheduler")
@@ -49,7 +51,7 @@ class Parts:
 
 
 def parts_of(pipe: Any) -> Parts:
-    """The parts that a pipeline has now."""
+    """The present parts of a pipeline."""
     weights, dtypes = hashlib.blake2b(digest_size=8), set[str]()
     unread: list[int] = []
     scale = (getattr(pipe, "attention_kwargs", None) or {}).get("scale", 1.0)  # of this call's LoRA
@@ -72,11 +74,12 @@ Rows = dict[tuple[torch.device, torch.dtype], list[torch.Tensor]]
 
 @torch.no_grad()
 def _read(module: torch.nn.Module) -> tuple[Rows, list[Any], list[int]]:
-    """The first numbers of every matrix, the settings of all LoRAs, and the ids of those matrices
-    that cannot be read, which are of this process.
+    """The first numbers of every matrix, the settings of all LoRAs, and ids of unreadable matrices.
 
-    One walk without paths: `named_parameters` takes ten times as long. In the order of names, as
-    who replaces a module for a moment (cache-dit does, in each forward) puts it last.
+    An id identifies a matrix that cannot be read, but in this process only. The walk does not build
+    the paths of modules, because `named_parameters` is ten times slower. It visits modules in the
+    order of their names: a library that replaces a module for a moment (cache-dit does so in each
+    forward) moves it to the end of its parent's modules.
     """
     rows: Rows = {}
     loras: list[Any] = []
@@ -99,7 +102,7 @@ def _read(module: torch.nn.Module) -> tuple[Rows, list[Any], list[int]]:
 
 
 def _row(matrix: torch.Tensor) -> torch.Tensor | None:
-    """Its first numbers; None where it has none to read, as some quantized ones."""
+    """The first numbers of a matrix; None if they cannot be read, as in some quantized matrices."""
     if matrix.device.type == "meta":
         return None
     try:

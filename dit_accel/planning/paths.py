@@ -1,27 +1,28 @@
 """Chooses which steps are computed, by the cheapest path through the steps of a run.
 
-In: what it costs to go from one computed step to the next, and how many are computed. Out: these
-steps. One dynamic program finds them for five published methods, which differ in the cost of an
-edge; these costs, from recorded runs, are below.
+In: the cost from each computed step to the next, and the number of computed steps. Out: these
+steps. One dynamic program finds them for five published methods, which differ only in the cost of
+an edge. The module also calculates these costs from recorded runs.
 Knows numbers; no model.
 
-Nodes are the steps 0 to n - 1, and the end n. A path has k edges: 0 = p_1 < ... < p_k < n. An edge
-from step i to j may depend on the computed step h before i:
+Nodes are the steps 0 to n - 1, and the end n. A path has k edges: 0 = p_1 < ... < p_k < n. The cost
+of an edge from step i to j may depend on h, the computed step before i:
 
     V_1(0, j) = c(0, 0, j)
     V_{m+1}(i, j) = min over h of  discount V_m(h, i) + c(h, i, j)      (or max in place of +)
 
-Costs, with states x, predictions v and times t of uncached runs, e = relative to the final latents:
+The costs use states x, predictions v and times t of uncached runs. e is the norm of an error,
+relative to the final latents:
 
     GITS     e(x_i + (t_j - t_i) v_i - x_j), discounted by 1.15: later errors grow from earlier ones
-    LeMiCa   e(sum of the steps' error when v_i is reused), and the largest edge counts
+    LeMiCa   e(sum of the steps' errors when v_i is reused); the largest edge counts
     CEM      sum of e(each step's error when v_i is reused)
     DPCache  sum of e(each step's error when the line through v_h and v_i is followed)
     MeanCache  e(error of the mean prediction of i to j, estimated from v_i and the line's slope)
 
 Source: GITS (arXiv 2405.11326), LeMiCa (2511.00090), CEM (2512.23258), DPCache (2602.22654),
-MeanCache (2601.19961). We depart: LeMiCa's cost is the first-order effect on the final latents, not
-a run for every edge; errors are relative and averaged over runs.
+MeanCache (2601.19961). We depart: LeMiCa's cost is the first-order effect on the final latents, and
+needs no run for each edge. All errors are relative and averaged over runs.
 """
 
 from __future__ import annotations
@@ -42,13 +43,13 @@ GITS_DISCOUNT = 1.15
 
 @dataclass(frozen=True)
 class PathCost:
-    """What a path costs.
+    """The costs of edges, and how they combine to the cost of a path.
 
     Args:
-        edges: `(n, n, n + 1)`: by the step before (0 for the first edge), the step, and the next
-            one; infinite where there is no edge.
-        combine: how edges add up.
-        discount: of what came before an edge.
+        edges: `(n, n, n + 1)`: cost by the computed step before (0 for the first edge), the edge's
+            own computed step, and the next one; infinite where there is no edge.
+        combine: whether a path costs the sum of its edges or the largest of them.
+        discount: factor on the cost of all earlier edges, at each edge.
     """
 
     edges: Costs
@@ -57,7 +58,7 @@ class PathCost:
 
 
 def cheapest(cost: PathCost, count: int) -> tuple[int, ...]:
-    """The cheapest path with so many computed steps.
+    """The cheapest path with `count` computed steps.
 
     Args:
         count: 1 to n.
@@ -74,7 +75,7 @@ def cheapest(cost: PathCost, count: int) -> tuple[int, ...]:
     n = cost.edges.shape[1]
     if not 1 <= count <= n:
         raise ValueError(f"count is {count}; accepted: 1 to {n}")
-    reached = np.full((n, n + 1), np.inf)  # V_m by the last edge
+    reached = np.full((n, n + 1), np.inf)  # V_m, by the last edge (i, j)
     reached[0] = cost.edges[0, 0]
     cameby: list[npt.NDArray[np.int64]] = []
     for _ in range(count - 1):
@@ -91,7 +92,7 @@ def cheapest(cost: PathCost, count: int) -> tuple[int, ...]:
 
 
 def first_order(edges: Costs) -> Costs:
-    """Costs `(n, n + 1)` that do not depend on the step before, as `PathCost` has them."""
+    """Costs `(n, n + 1)` that do not depend on the step before, shaped as `PathCost.edges`."""
     return np.broadcast_to(edges, (len(edges), *edges.shape)).copy()
 
 
@@ -108,33 +109,36 @@ class Recorded:
 
 
 def gits_cost(runs: Sequence[Recorded]) -> PathCost:
-    """Distance of a jump along the prediction from the state of the uncached run."""
+    """The distance between a jump along one prediction and the state of the uncached run."""
     return PathCost(first_order(_mean([_jumps(run) for run in runs])), discount=GITS_DISCOUNT)
 
 
 def lemica_cost(runs: Sequence[Recorded]) -> PathCost:
-    """What reuse over an edge adds to the final latents; the largest counts."""
+    """What reuse over an edge adds to the final latents; the largest edge counts."""
     return PathCost(first_order(_mean([_reuse(run, signed=True) for run in runs])), "max")
 
 
 def cem_cost(runs: Sequence[Recorded]) -> PathCost:
-    """The errors of the reused steps, added up in size."""
+    """The sum of the norms of the errors at the reused steps."""
     return PathCost(first_order(_mean([_reuse(run, signed=False) for run in runs])))
 
 
 def dpcache_cost(runs: Sequence[Recorded]) -> PathCost:
-    """The errors of the steps that follow a line, added up in size."""
+    """The sum of the norms of the errors at the steps that a line extrapolates."""
     return PathCost(_mean([_lines(run, signed=False) for run in runs]))
 
 
 def meancache_cost(runs: Sequence[Recorded]) -> PathCost:
-    """The error of the mean prediction over an edge, as the line estimates it."""
+    """The error of the mean prediction over an edge, if a line estimates it."""
     return PathCost(_mean([_lines(run, signed=True) for run in runs]))
 
 
 def step_errors(run: Recorded) -> Costs:
-    """`(n, n)`: what reusing the prediction of a step at a later one adds to the latents there,
-    relative to the final latents; infinite where the step is not later."""
+    """`(n, n)`: the error of the latents if a step's prediction is reused at a later step.
+
+    The error is what this adds to the latents at the later step, relative to the final latents. It
+    is infinite where the second step is not later.
+    """
     n = len(run.nodes)
     found = np.full((n, n), np.inf)
     for here in range(n - 1):
@@ -169,7 +173,7 @@ def _reuse(run: Recorded, *, signed: bool) -> Costs:
 
 
 def _lines(run: Recorded, *, signed: bool) -> Costs:
-    """By the step before, the step and the next one. The first edge has no line: it reuses."""
+    """Costs as in `PathCost.edges`. The first edge has no line yet, so it reuses the prediction."""
     n, times = len(run.nodes), run.nodes.times.to(run.predictions)
     found = np.full((n, n, n + 1), np.inf)
     found[0, 0, 1:] = _reuse(run, signed=signed)[0, 1:]
@@ -191,7 +195,12 @@ def _steps(run: Recorded) -> torch.Tensor:
 
 
 def _added_up(errors: torch.Tensor, run: Recorded, signed: bool) -> Costs:
-    """Of steps `(m, N)` from an edge's start: the cost of ending it after each."""
+    """The costs `(m,)` of edges that end after each of m steps.
+
+    Args:
+        errors: `(m, N)`, the errors of the steps from the edge's start on.
+        signed: whether to add the errors before the norm, or the norms.
+    """
     if signed:
         return _sizes(errors.cumsum(0), run)
     return np.cumsum(_sizes(errors, run))

@@ -1,10 +1,11 @@
 """Measures what each prediction adds to the final latents: the impulse response of a scheduler.
 
-In: a scheduler. Out: its `SamplerCoefficients`. A copy of it is stepped on n + 1 numbers: number s
-starts at 0 and gets a prediction of 1 at step s, of 0 elsewhere; the last one starts at 1 and gets
-0 throughout. Where they end are the coefficients of the predictions, and of the noise. One more
-number gets random predictions: it ends at their weighted sum only where the sampler is linear in
-them and draws no noise. Every other sampler is refused before the first step.
+In: a scheduler. Out: its `SamplerCoefficients`. A copy of the scheduler is stepped on n + 1
+numbers. Number s starts at 0 and gets a prediction of 1 at step s, and of 0 at all other steps. The
+last number starts at 1 and always gets 0. Their final values are the coefficients of the
+predictions and of the noise. One more number gets random predictions. It ends at their weighted sum
+only if the sampler is linear in the predictions and draws no noise. Any other sampler is refused
+before the first step.
 Knows the diffusers scheduler interface. The global random generator is never advanced.
 Source: ours.
 """
@@ -22,12 +23,14 @@ import torch
 
 from dit_accel.planning.plan import SamplerCoefficients
 
-OF_A_RUN = ("timesteps", "sigmas", "num_inference_steps")  # what `set_timesteps` sets
-MAX_LINEAR_ERROR = 1e-3  # of a random trajectory, relative; float32 rounding stays far below
+OF_A_RUN = ("timesteps", "sigmas", "num_inference_steps")  # attributes that `set_timesteps` sets
+# Relative error with random predictions up to which a sampler counts as linear; float32 rounding
+# stays far below.
+MAX_LINEAR_ERROR = 1e-3
 
 
 class NotLinearError(ValueError):
-    """The final latents are not the weighted sum of predictions that plans are made of."""
+    """The final latents are not a weighted sum of the predictions, so no plan can be made."""
 
 
 def _refusal(scheduler: Any, problem: str, accepted: str) -> NotLinearError:
@@ -36,10 +39,11 @@ def _refusal(scheduler: Any, problem: str, accepted: str) -> NotLinearError:
 
 
 def check_steps(scheduler: Any) -> None:
-    """Refuse a sampler whose step is no function of prediction, timestep and sample.
+    """Refuse a sampler whose `step` does not begin with prediction, timestep and sample.
 
     Raises:
-        NotLinearError: naming it; CogVideoXDPMScheduler, which also draws noise at every step.
+        NotLinearError: the arguments differ, as in CogVideoXDPMScheduler, which also draws noise at
+            every step; the error names the scheduler.
     """
     taken = list(inspect.signature(type(scheduler).step).parameters)[1:4]
     if "timestep" in taken[2:] or "sample" in taken[:2]:
@@ -48,9 +52,10 @@ def check_steps(scheduler: Any) -> None:
 
 
 def unstepped(scheduler: Any) -> Any:
-    """A copy of a scheduler that has run, as it was before its first step.
+    """A copy of a scheduler that has run, in the state before its first step.
 
-    `set_timesteps` forgets what the steps left behind; the run's own timesteps are put back.
+    `set_timesteps` clears the state that the steps left behind. Then the run's own timesteps are
+    put back.
     """
     own = copy.deepcopy(scheduler)
     of_run = {name: value for name, value in vars(own).items() if name in OF_A_RUN}
@@ -69,20 +74,20 @@ class ImpulseResponse:
         for name, value in list(vars(self._copy).items()):
             if isinstance(value, torch.Tensor):
                 setattr(self._copy, name, value.cpu())
-        vars(self._copy).pop("step", None)  # a wrapped one: calibration listens to the original
+        vars(self._copy).pop("step", None)  # calibration's wrapper, which must not see these steps
         for name, value in (("_step_index", None), ("_begin_index", begin or None)):
             if hasattr(self._copy, name):
                 setattr(self._copy, name, value)
         self._step = 0
         num_steps = len(scheduler.timesteps) - begin
         self._random = torch.randn(num_steps + 1, generator=torch.Generator().manual_seed(0))
-        # shaped as latents are: the step of UniPC needs batch and channels
+        # The shape is that of latents, because UniPC's step needs batch and channels.
         self._values = torch.zeros(1, num_steps + 2, 1, 1, 1)
         self._values[0, -2], self._values[0, -1] = 1, self._random[-1]
         self._states = [self._values]
 
     def step(self, timestep: Any, **kwargs: Any) -> None:
-        """Make the next step, with what the pipeline passes to the scheduler's."""
+        """Make the next step, with the arguments that the pipeline passes to the scheduler."""
         unit = torch.zeros_like(self._values)
         unit[0, self._step], unit[0, -1] = 1, self._random[self._step]
         if isinstance(timestep, torch.Tensor):
@@ -94,20 +99,26 @@ class ImpulseResponse:
 
     @property
     def coefficients(self) -> torch.Tensor:
-        """`(n + 1,)` float64: of every prediction, then of the noise."""
+        """`(n + 1,)` float64: the coefficients of the predictions, then of the noise."""
         return self._values.flatten()[:-1].double()
 
     @property
     def states(self) -> torch.Tensor:
-        """`(steps + 1, n + 1)` float64: the same weights in the latents before every step that was
-        made, and after the last one."""
+        """`(steps + 1, n + 1)` float64: the same weights in the latents, for all steps made so far.
+
+        Each row is for the latents before a step; the last row is for those after the last step.
+        """
         return torch.stack([values.flatten()[:-1] for values in self._states]).double()
 
     def check(self) -> None:
-        """After the last step: a NotLinearError where the sampler adds up anything else."""
+        """Call it after the last step, to refuse a sampler that is not linear.
+
+        Raises:
+            NotLinearError: the final value with random predictions is not their weighted sum.
+        """
         terms = self.coefficients * self._random
         error = (float(self._values.flatten()[-1]) - terms.sum()).abs() / terms.abs().sum()
-        if not error <= MAX_LINEAR_ERROR:  # also where a number is not finite
+        if not error <= MAX_LINEAR_ERROR:  # `not <=` also catches NaN
             problem = f"is random, not linear or not finite at {self._step} steps"
             accepted = "samplers that add up weighted predictions and draw no noise"
             raise _refusal(self._copy, problem, accepted)
@@ -118,8 +129,8 @@ class Response:
     """The impulse response of a run of n steps.
 
     Args:
-        states: `(n + 1, n + 1)` float64: what predictions, and the noise last, weigh in the latents
-            before each step and at the end.
+        states: `(n + 1, n + 1)` float64: row by row, the latents before each step and at the end;
+            in the columns, the weights of the predictions, then of the noise.
         timesteps: `(n,)` float64.
     """
 
@@ -127,12 +138,16 @@ class Response:
     timesteps: torch.Tensor
 
     def sampler(self, branch_weights: tuple[float, ...]) -> SamplerCoefficients:
-        """Its coefficients, with these weights of the components in the guided prediction."""
+        """The sampler's coefficients.
+
+        Args:
+            branch_weights: weights of the components in the guided prediction.
+        """
         return SamplerCoefficients(self.states[-1, :-1], self.timesteps, branch_weights)
 
 
 def response_of(scheduler: Any, begin: int = 0, num_steps: int | None = None) -> Response:
-    """The impulse response of a run; arguments and errors as below."""
+    """The impulse response of a run; arguments and errors as in `coefficients_of`."""
     timesteps = scheduler.timesteps.cpu()[begin:][:num_steps]
     steps = timesteps.diff()  # Mochi's timesteps go up
     if not bool((steps < 0).all() or (steps > 0).all()):
@@ -142,7 +157,7 @@ def response_of(scheduler: Any, begin: int = 0, num_steps: int | None = None) ->
     for timestep in timesteps:
         response.step(timestep)
     response.check()
-    used = [*range(len(timesteps)), -1]  # steps that are left out add nothing
+    used = [*range(len(timesteps)), -1]  # the run's steps, and the noise
     return Response(response.states[:, used], timesteps.double().flatten())
 
 
@@ -152,18 +167,19 @@ def coefficients_of(
     """The coefficients of a run, from a scheduler whose timesteps are set.
 
     Args:
-        scheduler: left as it is.
-        branch_weights: of the components in the guided prediction.
-        begin, num_steps: the timesteps that the run uses; by default all.
+        scheduler: the run's; it is not changed.
+        branch_weights: weights of the components in the guided prediction.
+        begin, num_steps: the run uses `num_steps` timesteps from index `begin` on; by default all.
 
     Raises:
-        NotLinearError: plans cannot be made for this scheduler; names it and what is accepted.
+        NotLinearError: plans cannot be made for this scheduler; the error names the scheduler and
+            what is accepted.
     """
     return response_of(scheduler, begin, num_steps).sampler(branch_weights)
 
 
 def state_of(scheduler: Any) -> Iterator[str | bytes]:
-    """All that decides what a scheduler does, settings and tensors, in a form to compare."""
+    """All settings and tensors that decide what a scheduler does, in a form to compare."""
     for name, value in sorted(vars(scheduler).items()):
         if isinstance(value, torch.Tensor):
             value = value.cpu().double().numpy().tobytes()
@@ -173,10 +189,10 @@ def state_of(scheduler: Any) -> Iterator[str | bytes]:
 
 
 def set_timesteps(scheduler: Any, num_steps: int, *, sigmas: bool = False) -> None:
-    """As a pipeline does before its loop.
+    """Set the timesteps as a pipeline does before its loop.
 
     Args:
-        sigmas: whether the pipeline gives noise levels, as of `Family.sigmas`.
+        sigmas: whether the pipeline passes sigmas to `set_timesteps` (`Family.sigmas`).
     """
     if sigmas:
         scheduler.set_timesteps(sigmas=np.linspace(1.0, 1 / num_steps, num_steps))
@@ -187,15 +203,15 @@ def set_timesteps(scheduler: Any, num_steps: int, *, sigmas: bool = False) -> No
 def planned_coefficients(
     scheduler: Any, num_steps: int, branch_weights: tuple[float, ...], *, sigmas: bool = False
 ) -> SamplerCoefficients:
-    """As `coefficients_of`, from a scheduler whose timesteps are not set yet, and `set_timesteps`.
+    """As `coefficients_of`, for a scheduler whose timesteps are not set yet.
 
     Raises:
-        ValueError: its timesteps depend on more than their number (on the clip's size, say).
+        ValueError: the timesteps depend on more than their number, for instance on the clip's size.
     """
     own = copy.deepcopy(scheduler)
     try:
         set_timesteps(own, num_steps, sigmas=sigmas)
-    except Exception as error:  # whatever a scheduler needs besides, a size or a stage
+    except Exception as error:  # some schedulers need more than the steps: a size or a stage
         problem = str(error) or type(error).__name__
         raise ValueError(
             f"{type(own).__name__} cannot be planned for without a run: {problem}"

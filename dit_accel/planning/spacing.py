@@ -1,7 +1,7 @@
-"""Sets of steps: evenly spaced, by density, with those that every plan computes, of so many.
+"""Makes sets of steps: evenly spaced, by density, with the fixed steps, or of a given size.
 
-In: numbers of steps, and steps that are fixed. Out: steps in rising order, 0 first. Knows
-whole numbers; nothing of errors. Source: ours.
+In: numbers of steps, and steps that are fixed. Out: steps in rising order, 0 first.
+Knows whole numbers; nothing of errors. Source: ours.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ from itertools import accumulate
 
 
 def evenly(num_steps: int, count: int) -> tuple[int, ...]:
-    """`count` steps, the first among them, as even as whole numbers are."""
+    """`count` steps, 0 first, as evenly spaced as whole numbers allow."""
     return tuple(sorted({round(place * num_steps / count) for place in range(count)}))
 
 
 def with_fixed(steps: Sequence[int], fixed: Sequence[int]) -> list[int]:
-    """As many steps, with all of `fixed`: each in the place of the nearest other."""
+    """As many steps, with all of `fixed`: each missing one replaces the nearest other step."""
     found, needed = {*steps}, {*fixed}
     for missing in sorted(needed - found):
         found.remove(min(found - needed, key=lambda step: abs(step - missing)))
@@ -26,14 +26,14 @@ def with_fixed(steps: Sequence[int], fixed: Sequence[int]) -> list[int]:
 
 
 def of_count(steps: Sequence[int], num_steps: int, count: int) -> list[int]:
-    """Exactly `count` steps, 0 among them: the last ones are dropped, or missing ones added."""
+    """Exactly `count` steps, 0 first: the last are dropped, or the first missing ones are added."""
     first = sorted({*steps, 0})[:count]
     missing = (step for step in range(num_steps) if step not in first)
     return sorted(first + [next(missing) for _ in range(count - len(first))])
 
 
 def as_dense(steps: Sequence[int], count: int) -> list[int]:
-    """`count` steps, as dense along a run as those given, of which the last is the run's end.
+    """`count` steps, as dense along a run as the given ones; the last of these is the run's end.
 
     Example:
         >>> as_dense([0, 2, 4, 12], 6)
@@ -45,7 +45,7 @@ def as_dense(steps: Sequence[int], count: int) -> list[int]:
 
 
 def by_density(density: Sequence[float], count: int) -> list[int]:
-    """`count` steps, 0 first, with about the same sum of densities from each to the next.
+    """`count` steps, 0 first, with about equal sums of densities from each step to the next.
 
     Example:
         >>> by_density([4, 4, 2, 2, 1, 1, 1, 1], 4)

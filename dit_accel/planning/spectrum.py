@@ -1,15 +1,15 @@
-"""Spectrum's plan: which steps are computed, and the forecast's weights, without any measurement.
+"""Spectrum's plan: its computed steps and the weights of its forecast. It needs no measurement.
 
-In: the steps of a run and how many are computed. Out: a `Plan`. The forecast is linear in the
-stored outputs, so it is a table of weights:
+In: the number of steps of a run, and of computed steps. Out: a `Plan`. Spectrum's forecast is
+linear in the stored outputs, so it can be written as weights:
 
     τ = 2 (step - n / 2) / n,   φ = (T_0, ..., T_4)(τ), Chebyshev's polynomials
     forecast = (1 - w) Newton of order 2 + w φ(τ) (ΦᵀΦ + λ I)⁻¹ Φᵀ f,   over the last 10 outputs f
 
 Knows numbers; no model.
-Source: Spectrum, arXiv 2603.01623, its published settings (5 first steps, windows from 2, λ 0.1,
-w 0.5). We depart: the forecast is of the denoiser's output, not of its last block's, and the growth
-of the windows is chosen so that exactly k steps are computed.
+Source: Spectrum, arXiv 2603.01623, with its published settings (5 first steps, windows from 2,
+λ 0.1, w 0.5). We depart: we forecast the output of the denoiser, not of its last block. And we
+choose the growth of the windows so that exactly k steps are computed.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def spectrum_plan(num_steps: int, count: int) -> Plan:
 
 
 def growing_windows(num_steps: int, growth: float, first: int = FIRST_STEPS) -> list[int]:
-    """Computed steps: the first ones, then one at the end of each window; windows grow.
+    """Computed steps: all of the first ones, then one at the end of each window; windows grow.
 
     Example:
         >>> len(growing_windows(50, 0.75)), len(growing_windows(50, 3.0))
@@ -57,8 +57,10 @@ def growing_windows(num_steps: int, growth: float, first: int = FIRST_STEPS) -> 
 
 
 def spectrum_steps(num_steps: int, count: int) -> list[int]:
-    """Exactly `count` computed steps: of the least growth that leaves no more, and what is missing
-    to the count is added to the first steps. Few steps have fewer first ones.
+    """Exactly `count` computed steps.
+
+    The growth is the smallest that leaves at most `count` computed steps. If there are fewer, the
+    earliest of the other steps are added. With a small count there are fewer first steps.
 
     Raises:
         ValueError: `count` is out of range.
@@ -66,7 +68,7 @@ def spectrum_steps(num_steps: int, count: int) -> list[int]:
     if not 1 <= count <= num_steps:
         raise ValueError(f"count is {count}; accepted: 1 to {num_steps}")
     first = min(FIRST_STEPS, max(1, count // 2))
-    found = [0]  # where even the widest windows leave too many
+    found = [0]  # if even the widest windows leave too many steps
     for growth in (0.05 * number for number in range(20 * num_steps)):
         steps = growing_windows(num_steps, growth, first)
         if len(steps) <= count:
@@ -77,10 +79,10 @@ def spectrum_steps(num_steps: int, count: int) -> list[int]:
 
 
 def forecast_weights(used: Sequence[int], step: int, num_steps: int) -> list[float]:
-    """The weights of the outputs at `used` steps in the forecast of a step.
+    """The weights of the outputs at the `used` steps in the forecast of a step.
 
     Args:
-        used: rising, at least one.
+        used: computed steps in rising order, at least one.
     """
     last = list(used[-NEWTON_ORDER - 1 :])
     newton = [0.0] * (len(used) - len(last)) + [*lagrange_weights([float(s) for s in last], step)]

@@ -1,8 +1,9 @@
 """Reads the nodes of a diffusers scheduler, and spreads or shifts them.
 
-In: a scheduler and what a pipeline passes to its `set_timesteps`. Out: `Nodes`.
+In: a scheduler, and what a pipeline passes to its `set_timesteps`. Out: `Nodes`.
 Knows the schedulers of the supported families: flow matching (Euler and UniPC), and DDIM with
-v-prediction. A copy is asked for its timesteps, a dynamic shift among what it is given.
+v-prediction. The timesteps are set on a copy of the scheduler, with the dynamic shift if there is
+one.
 Source: ours.
 """
 
@@ -27,15 +28,15 @@ def stock_nodes(
     """The nodes of a scheduler for a number of steps.
 
     Args:
-        sigmas, mu: what the pipeline passes to `set_timesteps`, where it does.
+        sigmas, mu: what the pipeline passes to `set_timesteps`; None: it does not pass it.
 
     Raises:
-        ValueError: its noise schedule is of no kind that is known here; names it.
+        ValueError: the kind of noise schedule is unknown; the error names the scheduler.
     """
     kind = kind_of(scheduler)
     asked = copy.deepcopy(scheduler)
     given = dict(others) | ({} if mu is None else {"mu": mu})
-    if sigmas is not None:  # pipelines that pass sigmas pass n even ones, from 1 to 1/n
+    if sigmas is not None:  # pipelines that pass sigmas pass n evenly spaced ones, from 1 to 1/n
         count = num_steps or len(sigmas)
         asked.set_timesteps(sigmas=np.linspace(1.0, 1.0 / count, count), **given)
     else:
@@ -49,10 +50,10 @@ def stock_nodes(
 
 
 def kind_of(scheduler: Any) -> Any:
-    """Which times a scheduler's model predicts over: "flow" or "v".
+    """The kind of prediction that a scheduler expects, and so of times: "flow" or "v".
 
     Raises:
-        ValueError: neither; names the scheduler and what is accepted.
+        ValueError: it is neither; the error names the scheduler and what is accepted.
     """
     config = scheduler.config
     if config.get("prediction_type") == "v_prediction" and hasattr(
@@ -71,7 +72,7 @@ def kind_of(scheduler: Any) -> Any:
 
 
 def angle(alpha_bar: torch.Tensor) -> torch.Tensor:
-    """The time of v-prediction at a cumulative product of alphas, float64."""
+    """The time of v-prediction, float64, for a cumulative product of alphas."""
     share = alpha_bar.double().clamp(0, 1)
     return torch.atan2((1 - share).sqrt(), share.sqrt())
 
@@ -81,17 +82,17 @@ def _final(scheduler: Any) -> torch.Tensor:
 
 
 def labels_of(nodes: Nodes, scheduler: Any) -> torch.Tensor:
-    """The labels: whole numbers where they and the scheduler's own are, else float32."""
+    """The labels of nodes: integers if they and the scheduler's timesteps are, else float32."""
     whole = nodes.kind == "v" and bool((nodes.labels == nodes.labels.round()).all())
     whole = whole and not scheduler.timesteps.is_floating_point()
     return nodes.labels.long() if whole else nodes.labels.float()
 
 
 def spread(nodes: Nodes, count: int, scheduler: Any) -> Nodes:
-    """So many nodes, even over the index of the given ones, and between them on a line.
+    """`count` nodes, evenly spaced over the index of the given ones, and interpolated between them.
 
-    A stock schedule of few steps may waste one (FlowMatchEuler ends it just above 0); this one
-    follows the uncached run's.
+    A stock schedule with few steps may waste one of them (FlowMatchEuler puts it just above 0).
+    These nodes follow the schedule of the uncached run.
     """
     if not 1 <= count <= len(nodes):
         raise ValueError(f"count is {count}; accepted: 1 to {len(nodes)}")
@@ -115,8 +116,8 @@ def _at_labels(labels: torch.Tensor, nodes: Nodes, scheduler: Any) -> Nodes:
 def shift_nodes(nodes: Nodes, shift: float, scheduler: Any) -> Nodes:
     """The nodes with a flow shift on top of their own; 1 changes nothing.
 
-    For v-prediction the share that is shifted is the label's of all training timesteps, and the
-    time is read off at the new label, as DDIM's alphas are given by label.
+    For v-prediction the labels are shifted, as shares of all training timesteps. The times are
+    those of the new labels, because DDIM's alphas are given by label.
     """
     if shift == 1:
         return nodes
@@ -125,7 +126,7 @@ def shift_nodes(nodes: Nodes, shift: float, scheduler: Any) -> Nodes:
         return Nodes("flow", times, times[:-1] * scheduler.config.num_train_timesteps)
     last = len(scheduler.alphas_cumprod) - 1
     labels = (shifted(nodes.labels / last, shift) * last).round().clamp(0, last)
-    for index in range(1, len(labels)):  # rounding must not put two nodes on one label
+    for index in range(1, len(labels)):  # rounding must not give two nodes one label
         labels[index] = min(float(labels[index]), float(labels[index - 1]) - 1)
     if labels[-1] < 0:
         raise ValueError(f"shift is {shift:g}; accepted: one that leaves {len(labels)} timesteps")

@@ -1,9 +1,10 @@
-"""Encodes prompts once, before a run: a plan is chosen by their text, and the run uses it again.
+"""Encodes prompts once, before a run. The plan is chosen by their text, and the run reuses it.
 
-In: a pipeline and prompts. Out: their `Text`, and the arguments by which the call gets it.
-Knows `encode_prompt` of diffusers' pipelines. The text is given only to pipelines whose clip
-stays bit-equal, as a test shows: WanPipeline. HunyuanVideo has a second encoder. It and LTX-Video
-have masks beside the embeddings. For CogVideoX there is no test.
+In: a pipeline and prompts. Out: their `Text`, and the arguments that pass it to the pipeline's
+call.
+Knows `encode_prompt` of diffusers' pipelines. The text is passed only to a pipeline for which a
+test shows that the clip stays bit-equal: WanPipeline. HunyuanVideo has a second encoder. It and
+LTX-Video have masks beside the embeddings. For CogVideoX there is no test.
 """
 
 from __future__ import annotations
@@ -24,12 +25,12 @@ REUSES_TEXT = ("WanPipeline",)
 
 @dataclass(frozen=True, eq=False)
 class Text:
-    """What a pipeline's own `encode_prompt` made of prompts.
+    """The output of a pipeline's own `encode_prompt` for some prompts.
 
     Args:
         embeddings: `(B, L, T)`.
-        seconds: that it took.
-        length: of prompts in tokens, as asked for; None: the pipeline's own.
+        seconds: time that the encoding took.
+        length: requested length of prompts, in tokens; None: the pipeline's default.
     """
 
     embeddings: torch.Tensor
@@ -38,12 +39,15 @@ class Text:
 
     @property
     def pooled(self) -> torch.Tensor:
-        """`(B, T)`, by which a plan is chosen."""
+        """`(B, T)`: the mean over tokens, by which a plan is chosen."""
         return pooled(self.embeddings)
 
     def arguments(self, pipe: Any) -> dict[str, Any]:
-        """What replaces the prompts in the pipeline's call; nothing where that might change the
-        clip (its call and its `encode_prompt` may have different default lengths)."""
+        """The arguments that replace the prompts in the pipeline's call.
+
+        There are none if they might change the clip. For instance, without a requested length, the
+        call and `encode_prompt` may have different default lengths.
+        """
         if type(pipe).__name__ not in REUSES_TEXT or self.length is None:
             return {}
         return {"prompt": None, "prompt_embeds": self.embeddings}
@@ -52,7 +56,7 @@ class Text:
 def encode(
     pipe: Any, prompts: Sequence[str], max_sequence_length: int | None = None
 ) -> Text | None:
-    """Prompts as a run of the pipeline will have them; None where it encodes in another way."""
+    """Encode prompts as a run of the pipeline does; None if the pipeline does it in another way."""
     own = getattr(pipe, "encode_prompt", None)
     if own is None:
         return None

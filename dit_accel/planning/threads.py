@@ -1,9 +1,10 @@
-"""One thread for work of the host that is too small to be shared.
+"""Runs small CPU work on one thread.
 
-A plan takes thousands of operations on small matrices. On many threads each of them waits for all
-threads: on two busy cores a search took 1 s in place of 0.06 (research/LOG.md). And sums of several
-threads depend on their number, so that processes of one clip might decide otherwise.
-It knows PyTorch's number of threads, and nothing else. Source: ours.
+In: a block or a function. Out: the same, with PyTorch's operations on one thread.
+A search makes thousands of operations on small matrices. On several threads, each operation waits
+for all threads: on two busy cores a search took 1 s instead of 0.06 s (research/LOG.md). Also, sums
+depend on the number of threads, so processes that share one clip might choose different plans.
+Knows PyTorch's number of threads, and nothing else. Source: ours.
 """
 
 from __future__ import annotations

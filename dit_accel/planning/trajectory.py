@@ -1,16 +1,17 @@
-"""Turns what is known of one sampler's predictions into coordinates that belong to no sampler.
+"""Converts Gram matrices of one sampler's predictions to coordinates that belong to no sampler.
 
-In: a scheduler; Gram matrices of its predictions. Out: its `Trajectory`; the same matrices of
-velocities over the noise angle, and back.
+In: a scheduler; Gram matrices of its predictions. Out: its `Trajectory`; the Gram matrices of
+velocities over the noise angle, and the conversion back.
 
-The latents of every step are weighted sums of the predictions and of the start noise, and so is
-the velocity v_s = a_s prediction_s + b_s x_s (`planning/noise_levels.py`). So one matrix M,
-triangular over the steps, has
+The latents before every step are weighted sums of the predictions and the starting noise. So is the
+velocity v_s = a_s prediction_s + b_s x_s (`planning/noise_levels.py`). So there is a matrix M,
+triangular over the steps, with
 
     velocities = M predictions,      K = r² M G Mᵀ,      G = M⁻¹ K M⁻ᵀ / r²
 
-exactly, with r the size of the final latents in the clip's own, for any number of components: a
-difference of two branches has no term of the latents. The noise is a row of both.
+G is the Gram matrix of the predictions, K that of the velocities, and r the scale of the final
+latents. The equations are exact for any number of components: the difference of two branches has no
+term in the latents. The noise is a row of both matrices.
 Knows schedulers by `noise_levels` and by their impulse response; no model.
 Source: ours (docs/how-it-works.md). Shapes are those of `planning/plan.py`.
 """
@@ -26,7 +27,9 @@ from dit_accel.planning.noise_levels import NoiseLevels, NoLevelsError, noise_le
 from dit_accel.planning.plan import SamplerCoefficients
 from dit_accel.planning.sampler import Response, response_of
 
-MAX_LEVEL_ERROR = 0.25  # of a known clip; measured: up to 0.06 where DDIM rounds, 1.4 if misread
+# Largest error of the latents for a known clip and noise. Measured: up to 0.06 if DDIM rounds its
+# timesteps, 1.4 if the levels are wrong.
+MAX_LEVEL_ERROR = 0.25
 
 
 @dataclass(frozen=True)
@@ -35,9 +38,9 @@ class Trajectory:
 
     Args:
         sampler: its n steps and B components.
-        levels: the noise before each step and at the end.
-        states: `(n + 1, n + 1)` float64: the latents before each step and at the end, as weights of
-            the guided predictions, and of the start noise last.
+        levels: the noise levels before each step and at the end.
+        states: `(n + 1, n + 1)` float64: row by row, the latents before each step and at the end;
+            in the columns, the weights of the guided predictions, then of the starting noise.
     """
 
     sampler: SamplerCoefficients
@@ -51,27 +54,29 @@ class Trajectory:
 
     @property
     def matrix(self) -> torch.Tensor:
-        """`(R, R)`: M of the module's docstring; rows are components by step, then the noise."""
+        """`(R, R)`: M of the module's docstring. Rows are components by step, then the noise."""
         n, weights = self.sampler.num_steps, self.sampler.step_weights
         own, of_state = self.levels.factors
         found = torch.zeros(self.sampler.num_rows, self.sampler.num_rows, dtype=torch.float64)
         for component, weight in enumerate(weights):
             found[:n, component * n : (component + 1) * n] = self.states[:-1, :-1] * weight
         found[:n, -1] = self.states[:-1, -1]
-        found[:n] *= of_state[:, None]  # only the first component is a whole prediction
+        found[:n] *= of_state[:, None]  # the other rows are differences, with no latents in them
         rows = torch.arange(len(weights) * n)
         found[rows, rows] += own.repeat(len(weights))
         found[-1, -1] = 1 / self.levels.scales[0]
         return found
 
     def to_angles(self, gram: torch.Tensor) -> torch.Tensor:
-        """Gram matrices `(..., R, R)` of predictions, as in `ErrorModel` -> of velocities, over the
-        squared norm of the final clip."""
+        """Convert Gram matrices `(..., R, R)` of predictions (as in `ErrorModel`) to velocities.
+
+        The result is over the squared norm of the final clip.
+        """
         matrix = self.matrix
         return matrix @ gram @ matrix.T * self.levels.scales[-1] ** 2
 
     def from_angles(self, gram: torch.Tensor) -> torch.Tensor:
-        """The way back of `to_angles`."""
+        """The inverse of `to_angles`."""
         half = torch.linalg.solve(self.matrix, gram)
         return torch.linalg.solve(self.matrix, half.mT).mT / self.levels.scales[-1] ** 2
 
@@ -83,12 +88,12 @@ def trajectory_of(
     """The trajectory of a run, from a scheduler whose timesteps are set.
 
     Args:
-        scheduler, branch_weights, begin, num_steps: as of `coefficients_of`.
-        response: of this run, where it was measured before.
+        scheduler, branch_weights, begin, num_steps: as in `coefficients_of`.
+        response: the run's impulse response, if it was measured before.
 
     Raises:
-        NotLinearError: as of `coefficients_of`.
-        NoLevelsError: it is not known how much noise its latents hold.
+        NotLinearError: as in `coefficients_of`.
+        NoLevelsError: the noise levels of the scheduler's latents are unknown.
 
     Example:
         >>> from diffusers import FlowMatchEulerDiscreteScheduler
@@ -108,8 +113,11 @@ def trajectory_of(
 
 
 def _is_consistent(levels: NoiseLevels, states: torch.Tensor) -> bool:
-    """Whether a model that always predicts one clip and one noise is followed exactly: the latents
-    of every step must then be α clip + σ noise, whatever the order of the sampler."""
+    """Whether these levels are those of the sampler.
+
+    To test it, the model is assumed to predict always the same clip and the same noise. Then the
+    latents before every step must be α clip + σ noise, for a sampler of any order.
+    """
     own, of_state = levels.factors
     latents = torch.stack([levels.alphas, levels.sigmas], 1)  # (n + 1, 2), of clip and noise
     angles = levels.angles
