@@ -1,6 +1,6 @@
-"""Measure a pipeline: recorded uncached runs and probes become a profile.
+"""Measures a pipeline: recorded uncached runs and probes become a profile.
 
 In: a pipeline and clips to make. Out: a profile with sampler coefficients, error model and plans.
-`calibrate.py` runs record, probe (`measurement.py`), search and refine in this order and decides
-which candidate plans are carried out; `checkpoint.py` lets a calibration be resumed.
+`calibrate.py` records, probes (both in `measurement.py`), searches and refines, in this order. It
+decides which candidate plans are carried out. With `checkpoint.py` a calibration can be resumed.
 """

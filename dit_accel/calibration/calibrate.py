@@ -1,12 +1,13 @@
-"""Measures a pipeline, so that plans can be made for it: out comes its profile.
+"""Calibrates a pipeline: measures it, so that plans can be made for it.
 
-In: a pipeline and clips to make; minutes, where time is short. Every clip is made without
-acceleration, and the first ones are probed (`measurement.py`); then a few candidate plans are
-searched, and carried out on every clip (`refine.py`).
-Without minutes, all clips and plans are measured, in two passes, or in one where all clips are in
-one batch and come to every window together. With minutes, one clip after the other goes through all
-plans, in one pass, until the time is up or another clip would gain little (`minutes.py`).
-Knows the order and when it ends, and not how an error model is measured. Source: ours.
+In: a pipeline and clips to make; minutes, if time is limited. Out: the pipeline's profile.
+Every clip is made without acceleration, and the first ones are probed (`measurement.py`). Then
+candidate plans are searched, and carried out on every clip (`refine.py`).
+Without minutes, all plans are carried out on all clips, in two passes. One pass is enough if all
+clips are in one batch, because each window is then fitted to all clips at once. With minutes there
+is one pass, and each batch goes through all plans before the next batch is made. The calibration
+ends when the time is up or when another clip would gain little (`minutes.py`).
+Knows the order of the work and when it ends, but not how an error model is measured. Source: ours.
 """
 
 from __future__ import annotations
@@ -50,9 +51,9 @@ from dit_accel.planning.transfer import expected_db, steps_beside
 
 SPEEDUPS = (2.0, 2.5, 2.94, 3.125, 3.33, 3.57, 3.85, 4.17, 4.55, 5.0, 5.56, 6.25, 7.14, 8.33)
 USUAL_PROBES = 8
-FIT_PASSES = 2  # over several batches: in the first pass, the first ones know few other clips
-ComputedSteps = list[tuple[int, ...]]  # of every candidate plan
-Expected = list[tuple[float, float] | None]  # of every one, as `CandidatePlan.expected`
+FIT_PASSES = 2  # over several batches: in the first pass, the first batches are fitted to few clips
+ComputedSteps = list[tuple[int, ...]]  # one entry for each candidate plan
+Expected = list[tuple[float, float] | None]  # `CandidatePlan.expected`, one for each candidate plan
 
 
 def calibrate(pipe: Any, clips: Sequence[ClipSpec], **settings: Any) -> Profile:
@@ -61,28 +62,29 @@ def calibrate(pipe: Any, clips: Sequence[ClipSpec], **settings: Any) -> Profile:
 
 
 def fit_passes(clips: int, batch: int, minutes: float | None = None) -> int:
-    """How often every candidate plan is carried out on every clip."""
+    """How many times every candidate plan is carried out on every clip."""
     return 1 if 1 < clips <= batch or minutes is not None else FIT_PASSES
 
 
 class CalibrationRun:
-    """Measures a pipeline. Every piece of work is a checkpoint's, by what it depends on.
+    """Measures a pipeline. The checkpoint saves every piece of work under what it depends on.
 
     Args:
         pipe: a diffusers pipeline of a known family, not accelerated.
-        clips: of equal size, steps and guidance; a dozen or more. With `minutes`, as many of them
-            are made as fit and pay.
-        speedups: each is a candidate plan, carried out on every clip. Empty: there are none, and
-            plans are made from inner products alone. None: `SPEEDUPS`, or with `minutes` five.
-        probes: steps at which one prediction is reused, >= 2; 0: error gain and memory are those
-            of other models. None: `USUAL_PROBES`, or with `minutes` 0.
-        probed: clips that are probed, from the first on, 1 to all; with `minutes`, 1.
+        clips: of equal size, steps and guidance; a dozen or more. With `minutes`, clips are made
+            while there is time and another one is worth it.
+        speedups: a candidate plan is made for each, and carried out on every clip. Empty: there are
+            no candidates, and plans are made from inner products alone. None: `SPEEDUPS`, or with
+            `minutes` five.
+        probes: number of steps at which one prediction is reused, >= 2; 0: error gain and error
+            memory are those of other models. None: `USUAL_PROBES`, or with `minutes` 0.
+        probed: number of clips that are probed, from the first on, 1 to all; with `minutes`, 1.
         batch: clips in one call of the pipeline, >= 1.
-        dtype: what the denoiser computes in, for the profile's key.
+        dtype: the dtype in which the denoiser computes, for the profile's key.
         work: folder of the checkpoint; it can be deleted afterwards.
-        overrides: arguments of the pipeline's call that replace the clips'.
-        minutes: > 0, of all calls with this work folder together; None: as long as it takes.
-        on_progress: is called with what is being done, how much is done, and of how much.
+        overrides: arguments of the pipeline's call that replace those of the clips.
+        minutes: > 0, for all calls with this work folder together; None: no limit.
+        on_progress: is called with the name of the present work, how much is done, and the total.
         on_estimate: with `minutes`: is called after the first steps of the first run.
 
     Raises:
@@ -121,19 +123,20 @@ class CalibrationRun:
             on_progress=self._progress,
         )  # fmt: skip
         self.ended = "all clips were made"
-        self._plan_cost = 0.0  # in uncached runs
+        self._plan_cost = 0.0  # of carrying plans out, in uncached runs
         self._expected: Expected = []
         self._problems: Problems = {}
         self._results: dict[int, list[RefinedPlan]] = {}  # by batch, the latest last
 
     def run(self) -> Profile:
-        """All of it.
+        """Run the whole calibration.
 
         Raises:
             NotLinearError: the sampler is not linear in the predictions.
             TooFewMinutesError: there is no time for one run.
         """
-        # with minutes the first batch alone: more clips do not search better (research/LOG.md)
+        # With minutes, plans are searched from the first batch alone: more clips do not give better
+        # plans (research/LOG.md).
         for place in range(len(self.batches) if self.budget is None else 1):
             self.measurement.make(place)
         self._check_guidance()
@@ -142,9 +145,9 @@ class CalibrationRun:
         if others is not None:  # the first clips alone may mislead (research/LOG.md)
             error_model = replace(own, gram=(others.gram + own.mean_gram) / 2)
         batches = self.batches if self.budget is None else self.batches[:1]
-        of = f"{self.probes}-{self.probed}-{batches}-{self.passes}"  # what the error model is of
+        of = f"{self.probes}-{self.probed}-{batches}-{self.passes}"  # names the error model's data
         plans, self._expected = self._searched(own, others, of)
-        for number in range(self.passes if plans else 0):  # the last pass counts
+        for number in range(self.passes if plans else 0):  # the results of the last pass count
             for place in range(len(self.batches)):
                 if not self._pays(place):
                     break
@@ -155,12 +158,12 @@ class CalibrationRun:
         return profile
 
     def so_far(self) -> Profile | None:
-        """The profile of what is measured; None before the error model is known."""
+        """The profile from the measurements so far; None before the error model is known."""
         measured = self.measurement
         if measured.gain_and_memory is None:
             return None
         sampler, clip = measured.sampler, self.clips[0]
-        # candidates and the texts that their scores are of: batches that went through all plans
+        # Both the candidates and the texts are of the batches that went through all plans.
         texts = [*chain.from_iterable(map(measured.texts, self._results))]
         candidates = self._candidates()
         key = profile_key(
@@ -168,7 +171,7 @@ class CalibrationRun:
             width=clip.width, frames=clip.frames, dtype=self.dtype,
             parts=len(sampler.branch_weights),
         )  # fmt: skip
-        gram = measured.gram.mean(0)[None]  # errors are linear in it: the mean is enough
+        gram = measured.gram.mean(0)[None]  # squared errors are linear in it: the mean is enough
         settings = {
             "clips": measured.number, "probes": self.probes, "probed": self.probed,
             "cost_runs": round(self.cost, 2),
@@ -184,7 +187,7 @@ class CalibrationRun:
     # --- with minutes ---
 
     def _pays(self, place: int) -> bool:
-        """Whether there is time to carry the plans out on a batch, and it teaches enough."""
+        """Whether there is time to carry the plans out on a batch, and whether it is worth it."""
         if self.budget is None:
             return True
         gain = math.inf
@@ -197,7 +200,7 @@ class CalibrationRun:
         recorded = ("uncached",) if place not in self.measurement.places else ()
         if self._results:
             fits = self.budget.fits(*recorded, "candidates")
-        else:  # nothing was carried out yet: by what the recorded steps took
+        else:  # no plan was carried out yet, so its time is estimated from the uncached runs
             share = sum(self.counts) / self.clips[0].steps
             fits = self.budget.fits("uncached", times=share)
         if not fits:
@@ -221,11 +224,11 @@ class CalibrationRun:
 
     @property
     def cost(self) -> float:
-        """In uncached runs."""
+        """The cost of all work so far, in uncached runs."""
         return self.measurement.cost + self._plan_cost
 
     def _progress(self, what: str, done: int, total: int) -> None:
-        """How many clips will be made is not known where minutes decide."""
+        """Report progress. With minutes, the number of clips is not known, so the total is 0."""
         self.on_progress(what, done, total if self.budget is None else 0)
 
     def _check_guidance(self) -> None:
@@ -246,11 +249,11 @@ class CalibrationRun:
     def _searched(
         self, error_model: ErrorModel, others: ErrorModel | None, of: str
     ) -> tuple[ComputedSteps, Expected]:
-        """Of every candidate plan, the fastest last.
+        """The computed steps and the expected PSNR of every candidate plan, the fastest last.
 
         Args:
-            others: of other models. Few clips stand beside them, and their plan is taken where the
-                two together have hardly a better.
+            others: the error model from other models, which is used beside a few clips. Its own
+                plan is used unless both models together give a clearly better one.
         """
         counts = self.counts
 
@@ -272,13 +275,17 @@ class CalibrationRun:
     def _carried_out(
         self, number: int, place: int, error_model: ErrorModel, plans: ComputedSteps, of: str
     ) -> None:
-        """Every plan on one batch, in pass `number`; `of`: what the error model depends on."""
+        """Carry out every plan on one batch, in pass `number`.
+
+        Args:
+            of: names the data that the error model depends on, for the checkpoint.
+        """
         batch = self.batches[place]
         self._plan_cost += len(batch) * sum(map(len, plans)) / error_model.num_steps
         before = number * len(self.clips) + batch[0]
 
         def make() -> tuple[list[RefinedPlan], Problems]:
-            # a copy: what is added before an interrupt must not count twice
+            # Work on a copy: clips that are added before an interrupt must not count twice.
             problems, found = copy.deepcopy(self._problems), []
             clips = {index: self.clips[index] for index in batch}
             total = self.passes * len(self.clips) * len(plans)
@@ -296,7 +303,7 @@ class CalibrationRun:
 
 
 def _check_uncached(pipe: Any) -> None:
-    """Refuse a pipeline that another cache is on in: its runs are not those of the model."""
+    """Refuse a pipeline in which another cache is on: its runs differ from the model's."""
     for name, module in transformers_of(pipe, family_of(pipe)).items():
         cache = other_cache(module)
         if cache is not None:
@@ -306,7 +313,7 @@ def _check_uncached(pipe: Any) -> None:
 
 
 def _versions() -> dict[str, str]:
-    """Of the packages that a profile depends on."""
+    """The versions of the packages that a profile depends on."""
     return {name: importlib.metadata.version(name) for name in ("dit-accel", "diffusers", "torch")}
 
 

@@ -1,7 +1,7 @@
-"""Makes a profile's candidate plans of what every batch of clips gave.
+"""Makes a profile's candidate plans from the results of all batches of clips.
 
 In: the plans as they were carried out, batch by batch, and the texts of the clips. Out: candidate
-plans, and how hard each prompt is by its text.
+plans, and a predictor of each prompt's difficulty from its text.
 Knows numbers; no pipeline. Source: ours.
 """
 
@@ -19,10 +19,12 @@ from dit_accel.planning.difficulty import PromptDifficulty
 def candidate(
     batches: Sequence[RefinedPlan], expected: tuple[float, float] | None = None
 ) -> CandidatePlan:
-    """One plan, from what it gave on every batch; the corrections of the last know all clips.
+    """One candidate plan, from its results on every batch.
+
+    The corrections are those of the last batch, because they are fitted to all clips.
 
     Args:
-        expected: of it, as `CandidatePlan` has it.
+        expected: as in `CandidatePlan`.
     """
     computed, corrections = batches[0].computed, batches[-1].corrections
     errors = torch.tensor(
@@ -47,7 +49,7 @@ def candidate(
 def difficulty(
     texts: Sequence[torch.Tensor | None], candidates: Sequence[CandidatePlan]
 ) -> PromptDifficulty | None:
-    """Of prompts by their texts; None where a text is unknown, or there are no plans."""
+    """The difficulty of prompts by their texts; None if a text is unknown or there are no plans."""
     known = [text for text in texts if text is not None]
     if not candidates or len(known) < len(texts):
         return None

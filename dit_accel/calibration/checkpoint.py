@@ -1,9 +1,9 @@
 """Saves the pieces of a calibration in a folder, so that it can be stopped and resumed.
 
-In: a name, and a function that makes the piece. Out: the piece, from its file where there is one.
-A file is data: nothing but tensors, plain values and the classes of `ALLOWED` is read from it. One
-that is damaged, or holds anything else, is made again.
-Knows the clips and the pipeline that the folder is of, and refuses others.
+In: a name, and a function that makes the piece. Out: the piece, from its file if there is one.
+A file is data: only tensors, plain values and the classes in `ALLOWED` are read from it. If a file
+is damaged or contains anything else, its piece is made again.
+Knows the clips and the pipeline that the folder belongs to, and refuses others.
 """
 
 from __future__ import annotations
@@ -38,7 +38,10 @@ _DAMAGED = (OSError, RuntimeError, EOFError, pickle.UnpicklingError, ValueError,
 
 
 def _whole(content: bytes) -> bytes:
-    """What follows the hash in front of it; torch itself does not notice bytes that are zero."""
+    """The content after the hash at its beginning, if the hash fits.
+
+    Torch itself does not notice bytes that a fault has set to zero.
+    """
     digest, rest = content[:_DIGEST], content[_DIGEST:]
     if hashlib.sha256(rest).digest() != digest:
         raise ValueError("the piece is damaged")
@@ -46,11 +49,11 @@ def _whole(content: bytes) -> bytes:
 
 
 class Checkpoint:
-    """Pieces by name; without a folder nothing is saved.
+    """Pieces of work by name; without a folder nothing is saved.
 
     Raises:
-        ValueError: the folder is of other clips, another pipeline or another dtype.
-        OSError: it cannot be written.
+        ValueError: the folder belongs to other clips, another pipeline or another dtype.
+        OSError: the folder cannot be written.
     """
 
     def __init__(
@@ -58,7 +61,8 @@ class Checkpoint:
         pipe: Any,
     ) -> None:  # fmt: skip
         self.folder = folder
-        self.seconds: dict[str, float] = {}  # that each piece took, whichever call made it
+        # the time that each piece took, in this call or in the one that saved it
+        self.seconds: dict[str, float] = {}
         if folder is None:
             return
         folder.mkdir(parents=True, exist_ok=True)
@@ -77,11 +81,11 @@ class Checkpoint:
                 f"work is {self.folder}, which is of other {of}; accepted: another folder"
             )
         if not stamp.is_file():
-            with placed(stamp) as part:  # others may work in the same folder
+            with placed(stamp) as part:  # other processes may use the same folder
                 part.write_text(mine, encoding="utf-8")
 
     def get(self, name: str, make: Callable[[], Any]) -> Any:
-        """The piece of this name: read, or made and saved."""
+        """The piece of this name: read from its file, or made and saved."""
         found = self._read(name)
         if found is None:
             began = time.monotonic()
@@ -98,14 +102,14 @@ class Checkpoint:
         with contextlib.suppress(*_DAMAGED), torch.serialization.safe_globals(ALLOWED):
             found = torch.load(io.BytesIO(_whole(path.read_bytes())), weights_only=True)
             if isinstance(found, dict) and found.keys() == {"piece", "seconds"}:
-                return found  # earlier versions saved the piece alone
+                return found  # earlier versions saved the piece without its time: it is made again
         return None
 
     def _write(self, name: str, found: dict[str, Any]) -> None:
         path = self._path(name)
         if path is None:
             return
-        content = io.BytesIO()  # torch would hide why a file cannot be written
+        content = io.BytesIO()  # if torch wrote the file, its error would hide the reason
         torch.save(found, content)
         with placed(path) as part:
             part.write_bytes(hashlib.sha256(content.getbuffer()).digest() + content.getbuffer())

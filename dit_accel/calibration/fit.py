@@ -1,11 +1,12 @@
 """Fits the correction of a window to the residual error of accelerated runs, near a given centre.
 
-In: the correction that is known without any run, the *centre*; for each prompt the window's
-features, and the residual error when the line extrapolates the window. Out: the correction that
-leaves the least of it, shrunk towards the centre, over all prompts, or over all but one. How
-strongly it is shrunk is found by leaving prompts out. Where this shows no gain, it stays the
-centre; one or two prompts cannot say. Prompts are weighed by the inverse of their error. Knows
-tensors of features; no model.
+In: the *centre*, a correction that is known without any run; for each prompt, the window's features
+and the residual error after the line has extrapolated the window. Out: the correction that leaves
+the least residual error over all prompts, or over all but one. It is shrunk towards the centre.
+The strength of shrinking is found by cross-validation over prompts. If no strength gives a gain,
+the correction is the centre. One or two prompts are too few for this, and get a fixed strength.
+Prompts are weighed by the inverse of their error.
+Knows tensors of features; no model.
 Source: ours (docs/how-it-works.md, section 4).
 Shapes: P prompts, K known ones, F features, N numbers of a latent, S strengths.
 """
@@ -17,46 +18,48 @@ from collections.abc import Sequence
 
 import torch
 
-# For so many prompts the centre counts. Of equal ones the first is taken: the centre alone.
+# A strength is the number of prompts that the centre counts as. The first one, infinity, gives the
+# centre alone; among equal strengths the first wins.
 STRENGTHS = torch.tensor(
     [math.inf, *(10 ** (power / 2) for power in range(4, -13, -1))], dtype=torch.float64
 )
-MIN_CLIPS = 3  # that say how strongly to shrink
-USUAL = 4  # the place in STRENGTHS, 3, for one or two clips (research/LOG.md)
-MAX_FOLDS = 32  # groups of prompts that are left out in turn: more would take long
-_FLOOR = 1e-6  # of the latents' mean square: bounds the weight of a prompt with hardly any error
-_DIAGONAL = 1e-3  # share of the ridge on each feature's square alone: features are nearly parallel
+MIN_CLIPS = 3  # with fewer clips there is no cross-validation
+USUAL = 4  # index in STRENGTHS for one or two clips; the strength is 3 (research/LOG.md)
+MAX_FOLDS = 32  # groups of prompts that are left out in turn; more would take too long
+_FLOOR = 1e-6  # over the latents' mean square; bounds the weight of a prompt with little error
+_DIAGONAL = 1e-3  # share of a diagonal ridge, needed because features are nearly parallel
 
 
 class RidgeMoments:
-    """The least squares problem of one window, prompt by prompt.
+    """The least squares problem of one window, as one pair of moments for each prompt.
 
     Args:
-        centre: `(F,)`, the correction that others are shrunk towards.
+        centre: `(F,)`, the correction towards which fits are shrunk.
     """
 
     def __init__(self, centre: torch.Tensor) -> None:
         self.centre = centre.double()
         self.matrices: dict[int, torch.Tensor] = {}
-        self.vectors: dict[int, torch.Tensor] = {}  # of what the centre leaves
-        self.squares: dict[int, float] = {}  # of the same
-        self.weights: dict[int, float] = {}  # that the three have
+        self.vectors: dict[int, torch.Tensor] = {}  # features times the error after the centre
+        self.squares: dict[int, float] = {}  # squared norm of that error
+        self.weights: dict[int, float] = {}  # each prompt's weight, included in the other three
 
     def add(
         self, prompts: Sequence[int], features: torch.Tensor, residual: torch.Tensor,
         size: torch.Tensor, expected: torch.Tensor | None = None,
     ) -> None:  # fmt: skip
-        """Take in prompts; a second time replaces the first.
+        """Add prompts; a prompt that was added before is replaced.
 
-        Where a clip's run has left the uncached one's path, what is missing says little of the
-        weights. So a clip pulls as strongly as one with the expected error at most (Huber, 1964).
+        If an accelerated run has drifted far from the uncached one, its residual says little about
+        the weights. So the error that the centre leaves is scaled down to the expected error if it
+        is larger (Huber, 1964).
 
         Args:
-            prompts: P numbers.
-            features: `(F, P, N)`, what one unit of each adds to the latents.
-            residual: `(P, N)`, what is missing when the line has extrapolated the window.
-            size: `(P,)` mean square of the final latents.
-            expected: `(P,)` mean square of what the centre should leave; None: not known.
+            prompts: P numbers that identify the prompts.
+            features: `(F, P, N)`, what one unit of each feature adds to the latents.
+            residual: `(P, N)`, what the latents lack after the line has extrapolated the window.
+            size: `(P,)`, mean square of the final latents.
+            expected: `(P,)`, mean square of the error that the centre should leave; None: unknown.
         """
         rows = features.double().transpose(0, 1)
         wanted = residual.double() - torch.einsum("f,pfn->pn", self.centre.to(rows), rows)
@@ -74,12 +77,13 @@ class RidgeMoments:
         self.weights |= dict(zip(prompts, weight.tolist(), strict=True))
 
     def gains(self) -> torch.Tensor:
-        """How the squared error of prompts that a fit has not seen changes, from the centre to the
-        fit, at every strength.
+        """The change of the held-out squared error from the centre to the fit, at every strength.
+
+        Groups of prompts are left out of the fit in turn, and the error is that of these prompts.
 
         Returns:
-            `(S,)` float64, over all groups of prompts that are left out in turn; while fewer than
-            `MIN_CLIPS` are known, -1 at the usual strength and 0 elsewhere.
+            `(S,)` float64, summed over the groups; below 0 is better. With fewer than `MIN_CLIPS`
+            prompts it is -1 at the usual strength and 0 elsewhere.
         """
         number = len(self.matrices)
         if number < MIN_CLIPS:
@@ -97,11 +101,11 @@ class RidgeMoments:
         return (squares - 2 * torch.einsum("ksf,kf->ks", found, wanted)).sum(0)
 
     def correction(self, gains: torch.Tensor, *, without: int | None = None) -> torch.Tensor:
-        """`(F,)` float64, fitted to all prompts but one, at the strength that gains most.
+        """`(F,)` float64: the correction at the best strength, fitted to the prompts added so far.
 
         Args:
-            gains: `(S,)`, of this window or summed over several.
-            without: the prompt that has no part in it.
+            gains: `(S,)`, as `gains` returns it, or a sum over several windows.
+            without: the prompt that is left out; None: no prompt.
         """
         matrices, vectors = self._known(without)
         counts = torch.tensor([len(matrices)])
@@ -109,18 +113,20 @@ class RidgeMoments:
         return self.centre + found[gains.argmin()]
 
     def changed(self, prompt: int, gains: torch.Tensor) -> float:
-        """The squared norm of what the window would add otherwise to a prompt's latents, were its
-        correction fitted without that prompt.
+        """How much a prompt changes its own correction, as a squared norm in its latents.
+
+        It is the squared norm of a difference: what the window adds to the prompt's latents with a
+        correction fitted without the prompt, less what it adds with the usual correction.
 
         Args:
-            gains: as of `correction`.
+            gains: as in `correction`.
         """
         change = self.correction(gains, without=prompt) - self.correction(gains)
         matrix = self.matrices[prompt].double()
         return float(change @ matrix @ change) / self.weights[prompt]
 
     def _known(self, without: int | None) -> tuple[torch.Tensor, torch.Tensor]:
-        """`(K, F, F)`, `(K, F)`, of all prompts but one."""
+        """The moments `(K, F, F)` and `(K, F)` of all prompts but one."""
         known = [prompt for prompt in self.matrices if prompt != without]
         count = len(self.centre)
         matrices = [torch.zeros(0, count, count), *(self.matrices[q][None] for q in known)]
@@ -129,10 +135,14 @@ class RidgeMoments:
 
 
 def _added(matrices: torch.Tensor, vectors: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
-    """`(K, S, F)`: what is added to the centre, from K sums, each over so many prompts."""
+    """`(K, S, F)`: what is added to the centre at every strength, from K sums of moments.
+
+    Args:
+        counts: `(K,)`, the number of prompts in each sum.
+    """
     squares = torch.diag_embed(matrices.diagonal(dim1=1, dim2=2))
     ridge = (matrices + _DIAGONAL * squares) / counts.clamp_min(1)[:, None, None]
-    # a feature may be zero, and there may be no prompt
+    # The matrix needs an inverse also if a feature is zero, or if there are no prompts.
     tiny = 1e-12 * squares + 1e-30 * torch.eye(matrices.shape[1], dtype=torch.float64)
     finite = STRENGTHS[1:, None, None]
     penalised = (matrices + tiny)[:, None] + finite * ridge[:, None]

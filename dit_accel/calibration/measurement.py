@@ -1,9 +1,9 @@
-"""Measures the error model of a pipeline: by uncached runs of clips, and by probes in some of them.
+"""Measures the error model of a pipeline, with uncached runs of clips and probes on some of them.
 
 In: a pipeline, and clips in batches. Out: Gram matrices and pooled texts of the clips that were
-made, their recordings, error gain and error memory. Every piece of work is a checkpoint's.
+made, their recordings, error gain and error memory. The checkpoint saves every piece of work.
 Memory: the predictions of a batch, in float32 on the CPU.
-Knows no plan, and not in which order batches are made. Source: ours.
+Knows no plan, and not the order in which batches are made. Source: ours.
 """
 
 from __future__ import annotations
@@ -26,18 +26,19 @@ from dit_accel.planning.plan import SamplerCoefficients
 from dit_accel.planning.prior import profile_by_prior
 from dit_accel.planning.sampler import unstepped
 
-MAX_RECORDED_BYTES = 4 << 30  # of recordings that are in memory for the next pass
+MAX_RECORDED_BYTES = 4 << 30  # if recordings in memory exceed this, they are dropped
 ProgressCallback = Callable[[str, int, int], None]
 
 
 class Measurement:
-    """The error model of a pipeline, of those clips that were made so far.
+    """The error model of a pipeline, from the clips that were made so far.
 
     Args:
-        pipe, clips, overrides, probes, probed: as of `CalibrationRun`.
-        batches: the clips' places, those of one call together.
-        on_pace: as of `record`, in the first run.
-        on_progress: as of `CalibrationRun`.
+        pipe, clips, overrides, probes, probed: as in `CalibrationRun`.
+        batches: indices of the clips; each batch is one call of the pipeline.
+        checkpoint: saves the pieces of work.
+        on_pace: as in `record`, for the first run.
+        on_progress: as in `CalibrationRun`.
     """
 
     def __init__(
@@ -54,7 +55,7 @@ class Measurement:
         self._made: dict[int, list[tuple[torch.Tensor, torch.Tensor | None]]] = {}  # by batch
 
     def make(self, place: int) -> None:
-        """The uncached runs of a batch, once."""
+        """Make the uncached runs of a batch, unless they are made already."""
         batch = self.batches[place]
 
         def make() -> list[tuple[torch.Tensor, torch.Tensor | None]]:
@@ -66,7 +67,7 @@ class Measurement:
             self._made[place] = self.checkpoint.get(f"uncached-{batch}", make)
 
     def recorded(self, place: int) -> list[UncachedRun]:
-        """The recordings of a batch; made again where they are not in memory."""
+        """The recordings of a batch. They are made again if they are not in memory."""
         batch = self.batches[place]
         if batch not in self._recordings:
             in_memory = chain.from_iterable(self._recordings.values())
@@ -79,12 +80,12 @@ class Measurement:
 
     @property
     def places(self) -> list[int]:
-        """The batches that were made."""
+        """The indices of the batches that were made."""
         return list(self._made)
 
     @property
     def number(self) -> int:
-        """Of clips that were made."""
+        """The number of clips that were made."""
         return sum(map(len, self._made.values()))
 
     @property
@@ -96,31 +97,39 @@ class Measurement:
 
     @property
     def gram(self) -> torch.Tensor:
-        """`(P, R, R)`, of all clips that were made."""
+        """`(P, R, R)`, the Gram matrices of all clips that were made."""
         return torch.stack([gram for some in self._made.values() for gram, _ in some])
 
     def texts(self, place: int) -> list[torch.Tensor | None]:
-        """Of a batch's clips, pooled."""
+        """The pooled texts of a batch's clips."""
         return [text for _, text in self._made[place]]
 
     def error_model(self) -> ErrorModel:
-        """Of the clips that were made so far; those among them that are to be probed are."""
+        """The error model from the clips made so far; clips that need probes are probed first."""
         found = [*chain.from_iterable(map(self._probed, self._made))]
         steps = self.sampler.num_steps
         self.gain_and_memory = gain_and_memory(found, steps) if found else self._usual()[1:]
         return ErrorModel(self.sampler, self.gram, *self.gain_and_memory)
 
     def others(self, own: ErrorModel) -> ErrorModel | None:
-        """The error model of other models, with gain and memory of its `own`; None where they know
-        no such runs."""
+        """The error model with the prior's Gram matrix; None if the prior does not know such runs.
+
+        Args:
+            own: the pipeline's own error model, whose sampler, gain and memory are used.
+        """
         gram = self._usual()[0]
         return None if gram is None else replace(own, gram=gram)
 
     def _usual(self) -> tuple[torch.Tensor | None, torch.Tensor, float]:
-        """Gram matrix, error gain and error memory of other models."""
+        """Gram matrix, error gain and error memory from other models.
+
+        They are the prior's. If the prior does not know such runs, the matrix is None, and gain and
+        memory are those of the miniature (`first_run.py`).
+        """
 
         def make() -> tuple[torch.Tensor | None, torch.Tensor, float]:
-            own, sampler = self.recorded(0)[0].gram, self.sampler  # the scheduler has run
+            # Recording comes first: afterwards the scheduler has the run's timesteps.
+            own, sampler = self.recorded(0)[0].gram, self.sampler
             scheduler = unstepped(self.pipe.scheduler)
             prior = profile_by_prior(scheduler, sampler, self.clips[0].guidance)
             found = prior or profile_of_gram(own, sampler, profile_key(self.pipe))
@@ -132,7 +141,7 @@ class Measurement:
         return usual
 
     def _probed(self, place: int) -> list[tuple[int, float, float]]:
-        """For those clips of a batch that are probed: step, gain, cosine."""
+        """The probes of a batch, as (step, gain, cosine), for its clips that should be probed."""
         batch = self.batches[place]
         mine = [index for index in batch if index < self.probed and self.probes]
         steps = probe_steps(self.clips[0].steps, self.probes)

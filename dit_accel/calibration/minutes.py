@@ -1,8 +1,9 @@
-"""Spends minutes on a calibration: what they are in runs, what fits, and when it is enough.
+"""Plans a calibration that has a limit in minutes: how many runs fit, and when clips are enough.
 
-In: minutes, the measured seconds of a step and of what was done so far, the moments of the fits.
-Out: which plans are carried out, whether another clip fits and whether it pays.
-Costs are in uncached runs: a run that computes k of n steps counts k / n.
+In: minutes, the measured seconds of a step and of the work done so far, the moments of the fits.
+Out: an estimate of the runs that fit, whether there is time for another clip, and what it would
+gain.
+Costs are in uncached runs: a run that computes k of n steps counts as k / n.
 Knows numbers; no pipeline. Source: ours (research/LOG.md, 2026-11-28, compares what was tried).
 """
 
@@ -18,32 +19,32 @@ import torch
 from dit_accel.calibration.fit import RidgeMoments
 from dit_accel.planning.prediction import QualityDistribution
 
-ENOUGH_DB = 0.3  # a clip that would gain less is not made
-FEW_SPEEDUPS = (2.0, 2.5, 3.85, 5.0, 7.14)  # plans between them are made of their neighbours
-_RIDGE = 1e-4  # relative to the features' squares
-FIRST_PROBED = 1  # clips that are probed
+ENOUGH_DB = 0.3  # no further clip is made if it would gain less
+FEW_SPEEDUPS = (2.0, 2.5, 3.85, 5.0, 7.14)  # `transfer.between` estimates plans between them
+_RIDGE = 1e-4  # relative to the squared norms of the features
+FIRST_PROBED = 1  # number of clips that are probed
 
 
 def probing_cost(probed: Sequence[int], steps: int) -> float:
-    """Uncached runs that probes at these steps of a clip cost."""
+    """The cost of probes at these steps of one clip, in uncached runs."""
     return sum(steps - step for step in probed) / steps
 
 
 class TooFewMinutesError(ValueError):
-    """The minutes are over before anything is measured."""
+    """The minutes are too few to measure anything."""
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """What minutes are on this machine, from two measured steps.
+    """How much work fits into the minutes on this machine, from two measured steps.
 
     Args:
         minutes: > 0.
-        step_seconds: of a computed step, of all clips in one call.
-        steps: of a run.
+        step_seconds: time of a computed step, for all clips in one call together.
+        steps: steps of a run.
         batch: clips in one call.
-        clip_runs: uncached runs that a clip costs, with all plans.
-        first_runs: uncached runs before the first plan is carried out.
+        clip_runs: the cost of a clip with all plans, in uncached runs.
+        first_runs: the cost of the work before the first plan is carried out, in uncached runs.
     """
 
     minutes: float
@@ -55,26 +56,26 @@ class Estimate:
 
     @property
     def run_seconds(self) -> float:
-        """Of one clip's uncached run, without text and decoding."""
+        """Seconds of one clip's uncached run, without text encoding and decoding."""
         return self.step_seconds * self.steps / self.batch
 
     @property
     def runs(self) -> float:
-        """Uncached runs that the minutes have room for."""
+        """The number of uncached runs that fit into the minutes."""
         return 60 * self.minutes / self.run_seconds
 
     @property
     def clips(self) -> int:
-        """That fit, of any number."""
+        """The number of clips that fit into the minutes, however many there are."""
         return max(int((self.runs - self.first_runs) / self.clip_runs), 0)
 
 
 class Budget:
-    """Minutes, of which some are spent.
+    """The minutes of a calibration, and how much of them is left.
 
     Args:
         minutes: > 0.
-        seconds: by piece of work, of all that was done; grows.
+        seconds: time of each finished piece of work, by name; the caller adds to it.
     """
 
     def __init__(self, minutes: float, seconds: dict[str, float]) -> None:
@@ -82,16 +83,17 @@ class Budget:
 
     @property
     def left(self) -> float:
-        """Seconds."""
+        """The seconds that are left."""
         return 60 * self.minutes - sum(self.seconds.values())
 
     def fits(self, *pieces: str, times: float = 1.0) -> bool:
-        """Whether there is time for one more piece of each of these kinds; a piece that was never
-        done fits.
+        """Whether there is time for one more piece of each of these kinds.
+
+        A kind counts with the median of its earlier pieces, and with 0 if there are none.
 
         Args:
-            pieces: the beginnings of names.
-            times: as much of each.
+            pieces: kinds, as the beginnings of names.
+            times: factor on the time of all of them.
         """
         wanted = 0.0
         for piece in pieces:
@@ -101,21 +103,22 @@ class Budget:
 
 
 def next_gain_db(windows: Iterable[RidgeMoments], plans: Iterable[QualityDistribution]) -> float:
-    """By how much one more clip would raise the quality that plans guarantee, in dB.
+    """How much one more clip would raise the quality that plans guarantee, in dB.
 
-    It raises the PSNR of a clip, by better weights, and narrows the bound, by one more clip that
-    was counted: the mean over windows, and the mean over plans.
+    The gain has two parts. Better weights raise the PSNR of a clip: the mean over windows. One more
+    counted clip makes the bound tighter: the mean over plans.
     """
     fitted = statistics.fmean(window_gain_db(window) for window in windows)
     return fitted + statistics.fmean(plan.next_gain_db for plan in plans)
 
 
 def window_gain_db(window: RidgeMoments) -> float:
-    """By how much one more clip would lower the error of a new one, in dB.
+    """How much one more clip would lower the error of a new clip, in dB.
 
-    A correction that is fitted to P clips leaves about R (1 + c / P) of a new clip's error, and
-    R (1 - c / P) of a clip's that it was fitted to. The second is known, and the first for P - 1
-    clips, each left out in turn; so c is. Infinite with fewer than two clips.
+    A correction that is fitted to P clips leaves an error of about R (1 + c / P) on a new clip, and
+    of R (1 - c / P) on a clip that it was fitted to. The second error is known. The first is known
+    for P - 1 clips, by leaving out each clip in turn. From both, c follows. With fewer than two
+    clips the gain is infinite.
     """
     number = len(window.matrices)
     if number < 2:
@@ -130,7 +133,7 @@ def window_gain_db(window: RidgeMoments) -> float:
 
 
 def _fitted(matrices: torch.Tensor, vectors: torch.Tensor) -> torch.Tensor:
-    """`(..., F)`: the ridge regression of these moments."""
+    """`(..., F)`: the solution of a ridge regression with these moments."""
     diagonal = matrices.diagonal(dim1=-2, dim2=-1)
     penalised = matrices + torch.diag_embed(_RIDGE * diagonal + 1e-30)
     return torch.linalg.solve(penalised, vectors)
@@ -139,7 +142,7 @@ def _fitted(matrices: torch.Tensor, vectors: torch.Tensor) -> torch.Tensor:
 def _left(
     window: RidgeMoments, matrices: torch.Tensor, vectors: torch.Tensor, found: torch.Tensor
 ) -> float:
-    """What corrections `(P, F)` leave of the clips' squared errors, summed up."""
+    """The sum of the clips' squared errors after corrections `(P, F)`, one for each clip."""
     squares = sum(window.squares.values())
     gained = 2 * (found * vectors).sum()
     lost = torch.einsum("pf,pfg,pg->", found, matrices, found)

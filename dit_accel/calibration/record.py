@@ -1,9 +1,9 @@
-"""Records uncached runs, and probes how an error grows on its way to the last step.
+"""Records uncached runs, and probes how an error grows until the last step.
 
 In: a pipeline and clips of equal steps, guidance and size, which are rows of one batch. Out: an
-`UncachedRun` a clip. A probe reuses one prediction at one step; out comes how much larger the error
-is at the end, and how much of its direction is left.
-Knows the pipeline, and listens to its scheduler; refuses one that is not linear.
+`UncachedRun` for each clip. A probe reuses one prediction at one step. It gives the factor by which
+this error has grown at the end, and the cosine between the error made and the final one.
+Knows the pipeline, and listens to its scheduler; refuses a scheduler that is not linear.
 Source: ours.
 Shapes: P clips of a batch, B components, n steps, N numbers of a clip's latents.
 """
@@ -34,7 +34,7 @@ from dit_accel.planning.plan import Extrapolation, Plan, SamplerCoefficients, Se
 from dit_accel.planning.sampler import ImpulseResponse, NotLinearError, check_steps
 from dit_accel.planning.selection import second_of
 
-LINEAR = 0.02  # relative error up to which the final latents must be rebuilt
+LINEAR = 0.02  # largest relative error when the final latents are rebuilt from predictions
 
 
 @dataclass(frozen=True)
@@ -42,12 +42,13 @@ class UncachedRun:
     """One uncached run of n steps.
 
     Args:
-        components: `(B, n, N)` float32, of the guided prediction.
-        sampler: of this run.
-        noise: `(N,)` float32, that it started from; 0 where the denoiser does not get it alone.
+        components: `(B, n, N)` float32, the components of the guided prediction at every step.
+        sampler: sampler coefficients of this run.
+        noise: `(N,)` float32, the noise that the run started from; 0 if the denoiser gets it
+            together with something else.
         final: `(N,)` float32, the final latents.
-        frames: as the pipeline gave them.
-        text: `(T,)` pooled embedding of the prompt; None where the denoiser has no such text.
+        frames: as the pipeline returned them.
+        text: `(T,)` pooled embedding of the prompt; None if the denoiser has no such text.
     """
 
     components: torch.Tensor
@@ -59,7 +60,7 @@ class UncachedRun:
 
     @property
     def gram(self) -> torch.Tensor:
-        """`(R, R)` float64: inner products of all rows, over the squared norm of the final."""
+        """`(R, R)` float64: inner products of all rows, over the final latents' squared norm."""
         return gram_of(torch.cat([*self.components, self.noise[None]]), self.final)
 
     def guided(self, step: int) -> torch.Tensor:
@@ -69,7 +70,7 @@ class UncachedRun:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of its tensors."""
+        """Bytes of the tensors that a recording stores."""
         return self.components.nbytes + self.noise.nbytes + self.final.nbytes
 
 
@@ -77,12 +78,13 @@ def record(
     pipe: Any, clips: Sequence[ClipSpec], overrides: dict[str, Any] | None = None,
     on_pace: Callable[[float], None] | None = None,
 ) -> list[UncachedRun]:  # fmt: skip
-    """The uncached runs of several clips, in one call of the pipeline.
+    """Record the uncached runs of several clips, in one call of the pipeline.
 
     Args:
         clips: of equal steps, guidance and size.
-        overrides: arguments of the call that replace the clips'.
-        on_pace: is called after the third step with the seconds of a step, as the two before took.
+        overrides: arguments of the call that replace those of the clips.
+        on_pace: is called after the third step with the seconds of a step, the mean of the second
+            and the third.
 
     Raises:
         NotLinearError: predictions and coefficients do not rebuild the final latents.
@@ -104,7 +106,7 @@ def record(
         guided = torch.einsum("bs,bspn->spn", sampler.step_weights.float(), parts)
         if float((guided - predictions).norm() / predictions.norm()) <= LINEAR:
             components = parts
-        else:  # the guidance varies: the prediction is recorded as a whole
+        else:  # the guidance varies, so the guided prediction is recorded as one component
             sampler = dataclasses.replace(sampler, branch_weights=(1.0,))
     _check_linear(tap, predictions, type(pipe.scheduler).__name__)
     text = conditional(policy.text, guidance, family.branches)
@@ -132,7 +134,7 @@ def _check_linear(tap: SchedulerTap, predictions: torch.Tensor, scheduler: str) 
 
 
 class _UncachedPolicy(PlanPolicy):
-    """Records the components of every prediction, `(P, N)` each, and the run's text."""
+    """Computes every step, and records the text and the components `(P, N)` of each prediction."""
 
     records = True
 
@@ -141,7 +143,7 @@ class _UncachedPolicy(PlanPolicy):
         self.outputs: list[list[torch.Tensor]] = [[] for _ in branch_weights]
         self.text: torch.Tensor | None = None
         self.expert: SecondExpert | None = None
-        self.keeps_noise = False  # a plan cannot weigh what a run does not keep
+        self.keeps_noise = False  # whether the run stores its noise, so that plans may weigh it
 
     def start(self, run: RunInfo) -> Policy:
         self.text, self.expert = run.text, second_of(run)
@@ -155,24 +157,25 @@ class _UncachedPolicy(PlanPolicy):
 
 
 def run(pipe: Any, clips: Sequence[ClipSpec], overrides: dict[str, Any] | None) -> Any:
-    """Frames of several clips, made by one call of the pipeline."""
+    """The frames of several clips, made in one call of the pipeline."""
     return pipe(**batch_arguments(pipe, clips) | (overrides or {})).frames
 
 
 def rows_of(value: torch.Tensor) -> torch.Tensor:
-    """`(P, ...)` -> `(P, N)` float32 on the CPU."""
+    """Flatten `(P, ...)` to `(P, N)`, in float32 on the CPU."""
     return value.detach().float().cpu().flatten(1)
 
 
 class SchedulerTap:
-    """Listens to a scheduler's steps: predictions, noise, final latents and coefficients.
+    """Records predictions, noise, final latents and coefficients at a scheduler's steps.
 
-    `on_pace`, as of `record`.
+    Args:
+        on_pace: as in `record`.
     """
 
     def __init__(self, scheduler: Any, on_pace: Callable[[float], None] | None = None) -> None:
         self._scheduler, self._on_pace = scheduler, on_pace
-        self._began = 0.0  # when the first step was over: it may load and compile
+        self._began = 0.0  # the end of the first step, which is not timed: it may load and compile
         self._patches = Patches()
         self._response: ImpulseResponse | None = None
         self.predictions: list[torch.Tensor] = []
@@ -180,7 +183,7 @@ class SchedulerTap:
 
     @property
     def coefficients(self) -> torch.Tensor:
-        """`(n + 1,)` float64: of every prediction, then of the noise."""
+        """`(n + 1,)` float64: the coefficients of the predictions, then of the noise."""
         assert self._response is not None
         return self._response.coefficients
 
@@ -200,7 +203,7 @@ class SchedulerTap:
             self._response.step(timestep, **kwargs)
             self.predictions.append(rows_of(output))
             stepped = inner(output, timestep, sample, **kwargs)
-            self.final = rows_of(stepped[0])  # waits for the device
+            self.final = rows_of(stepped[0])  # waits for the device, so that `_time` is right
             self._time()
             return stepped
 
@@ -217,7 +220,7 @@ class SchedulerTap:
 
 
 def probe_steps(num_steps: int, probes: int) -> list[int]:
-    """Steps from 1 on, closer together at the start, where the gain changes fastest."""
+    """The steps that are probed, from 1 on, closer together where the gain changes fastest."""
     if probes == 0:
         return []
     places = (round((num_steps - 2) * (i / (probes - 1)) ** 1.7) + 1 for i in range(probes))
@@ -228,14 +231,17 @@ def probe(
     pipe: Any, clips: Sequence[ClipSpec], overrides: dict[str, Any] | None,
     recordings: Sequence[UncachedRun], step: int,
 ) -> list[tuple[float, float]]:  # fmt: skip
-    """For each clip the gain of an error made at a step, and the cosine of both errors.
+    """The gain of an error made at a step, and the cosine between it and the final error.
 
-    The steps before it are replayed from the recordings, so that of n steps n - `step` are
-    computed; where a pipeline makes something else of what is replayed, all but one.
+    The steps before it are replayed from the recordings, so only n - `step` of n steps are
+    computed. If the pipeline changes the replayed predictions, all steps but one are computed.
+
+    Returns:
+        (gain, cosine) for each clip.
     """
 
     def recorded(at: int) -> torch.Tensor:
-        """The prediction of the step before stands for that of the probed one."""
+        """The guided prediction of a step; the probed step gets that of the step before."""
         return torch.stack([one.guided(min(at, step - 1)) for one in recordings])
 
     latents = {"output_type": "latent"} | (overrides or {})
@@ -252,7 +258,8 @@ def probe(
 
 
 def _grown(recording: UncachedRun, step: int, final: torch.Tensor) -> tuple[float, float]:
-    weights = torch.tensor(recording.sampler.weights_at(step))  # of the reused prediction too
+    # Both predictions get the weights of the probed step, also where the second expert begins.
+    weights = torch.tensor(recording.sampler.weights_at(step))
     reused, own = (recording.components[:, at] for at in (step - 1, step))
     difference = torch.einsum("b,bn->n", weights, reused - own)
     made = float(recording.sampler.coefficients[step]) * difference
@@ -266,10 +273,10 @@ def _grown(recording: UncachedRun, step: int, final: torch.Tensor) -> tuple[floa
 def gain_and_memory(
     probes: Sequence[tuple[int, float, float]], num_steps: int
 ) -> tuple[torch.Tensor, float]:
-    """Probes (step, gain, cosine) -> error gain `(n,)` float64, and error memory in steps.
+    """The error gain `(n,)` float64 and the error memory in steps, from (step, gain, cosine).
 
-    The gain is the root mean square over clips; its logarithm is linear between probed steps. The
-    memory is the median over probes of τ in cosine = exp(-steps to the end / τ).
+    The gain is the root mean square over clips. Between probed steps its logarithm is interpolated
+    linearly. The memory is the median over probes of τ in cosine = exp(-steps to the end / τ).
     """
     steps = sorted({step for step, _, _ in probes})
     logs = [
@@ -284,7 +291,7 @@ def gain_and_memory(
 
 
 def _interpolated(places: Sequence[int], values: Sequence[float], at: int) -> float:
-    """Linear between two neighbours, constant beyond the ends."""
+    """The value at a place: linear between two neighbours, constant beyond the ends."""
     if at <= places[0]:
         return values[0]
     for i in range(1, len(places)):

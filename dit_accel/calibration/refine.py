@@ -1,10 +1,11 @@
-"""Carries a plan out on recorded clips, and fits its windows to the error that is really there.
+"""Carries a plan out on recorded clips, and fits its windows to the error of the accelerated run.
 
 In: a pipeline, the recordings of a batch of clips, a plan's computed steps. Out: a `RefinedPlan`.
-When a window opens, its correction is fitted (`fit.py`) to what the accelerated run has added to
-the latents so far, against what the uncached run adds until the window closes. All clips of a batch
-run with the correction that was fitted to them and to those before. A clip's scores are held out:
-off them is taken what its windows would add otherwise, were they fitted without it.
+When a window opens, its correction is fitted (`fit.py`). The target is the difference between two
+sums: what the uncached run adds to the latents until the window closes, and what the accelerated
+run has added so far. The correction is fitted to the clips of this batch and of all earlier ones,
+and all clips of the batch run with it. A clip's scores are held out: they are lowered by the error
+that its windows would add if they were fitted without it.
 Knows the pipeline only through a policy of its own.
 Source: ours (docs/how-it-works.md, section 4).
 Shapes: P clips of a batch, B components, N numbers of a clip's latents, F features.
@@ -44,19 +45,20 @@ from dit_accel.planning.plan import (
 from dit_accel.planning.prediction import decibels
 from dit_accel.planning.search import fit
 
-REFINED_DEPTH = 5  # computed steps that a refined extrapolation uses
-Problems = dict[tuple[int, ...], RidgeMoments]  # by a plan's computed steps, then one of them
+REFINED_DEPTH = 5  # the most computed steps that a refined extrapolation uses
+# By the computed steps of a plan, followed by the one that opens the window.
+Problems = dict[tuple[int, ...], RidgeMoments]
 
 
 @dataclass(frozen=True)
 class RefinedPlan:
-    """One plan on the clips of a batch.
+    """The results of one plan on the clips of a batch.
 
     Args:
         computed: k steps.
-        psnr_db, latents_db: one a clip, held out.
-        extrapolation_error: k a clip; NaN where there was no line yet.
-        corrections: by the step that opens a window, `(F,)`; fitted to all clips so far.
+        psnr_db, latents_db: one value for each clip, held out.
+        extrapolation_error: k values for each clip; NaN at steps that no line extrapolates.
+        corrections: `(F,)`, by the step that opens a window; fitted to all clips so far.
     """
 
     computed: tuple[int, ...]
@@ -70,12 +72,14 @@ def carry_out(
     pipe: Any, clips: Mapping[int, ClipSpec], computed: tuple[int, ...], error_model: ErrorModel,
     recordings: Sequence[UncachedRun], problems: Problems, overrides: dict[str, Any] | None,
 ) -> RefinedPlan:  # fmt: skip
-    """One run of the pipeline with the plan of these `computed` steps.
+    """Run the pipeline once with the plan of these `computed` steps, and fit its windows.
 
     Args:
-        clips: by number, of equal steps, guidance and size; `recordings` are in their order.
-        error_model: a fit to it is the centre that corrections are shrunk towards.
-        problems: of all plans; the clips are added to those of this one.
+        clips: by number; of equal steps, guidance and size.
+        error_model: the plan fitted to it is the centre towards which corrections are shrunk.
+        recordings: of the clips, in their order.
+        problems: least squares problems of all plans; those of this plan get these clips.
+        overrides: arguments of the call that replace those of the clips.
     """
     centre, rows = fit(computed, error_model, depth=REFINED_DEPTH)[0], list(clips.values())
     fold = partial(guided, guidance=rows[0].guidance, branches=family_of(pipe).branches)
@@ -97,8 +101,14 @@ def carry_out(
 
 
 class _FittingPolicy(PlanPolicy):
-    """Follows the computed steps of a plan, `centre`, and fits each window's correction near the
-    plan's when it opens; `fold` makes of one forward's output what the sampler gets (`guided`)."""
+    """Computes the steps of a plan and fits the correction of each window when it opens.
+
+    Args:
+        numbers: identify the clips.
+        centre: the plan; corrections are shrunk towards its own.
+        moments: the problems of all plans.
+        fold: makes the guided prediction from the output of one forward pass (`guided`).
+    """
 
     records = True
 
@@ -116,14 +126,14 @@ class _FittingPolicy(PlanPolicy):
         self._expected = {step: float(energy.mean()) for step, energy in expected.items()}
         self.extrapolation_error: dict[int, tuple[float, ...]] = {}
         self.problems: dict[int, RidgeMoments] = {}  # of this plan, by the step that opens a window
-        # of all windows so far, by strength: one window says too little
+        # By strength, summed over all windows so far: one window does not determine the strength.
         self._gains = torch.zeros(len(STRENGTHS), dtype=torch.float64)
         self._finals = torch.stack([recording.final for recording in recordings])
-        self._residual = torch.zeros_like(self._finals)  # what is missing in the latents so far
-        self._before: list[tuple[int, torch.Tensor]] = []  # the last two computed, guided
+        self._residual = torch.zeros_like(self._finals)  # what the latents lack so far
+        self._before: list[tuple[int, torch.Tensor]] = []  # the last two computed steps, guided
         self._planned: dict[int, Extrapolation] = dict(centre.extrapolations)
         self._noise: torch.Tensor | None = None
-        # by component and step: those that `_features` combines
+        # by component and step: the outputs that `_features` needs
         self._outputs: list[dict[int, torch.Tensor]] = [{} for _ in self.branch_weights]
 
     def on_noise(self, noise: torch.Tensor) -> None:
@@ -145,13 +155,18 @@ class _FittingPolicy(PlanPolicy):
         return tuple(used_steps(self.computed, step, REFINED_DEPTH, self.sampler.since(step)))
 
     def corrections(self) -> dict[int, torch.Tensor]:
-        """By the step that opens a window, fitted to all known prompts."""
+        """The corrections, fitted to all prompts so far, by the step that opens a window."""
         found = self.problems.items()
         return {step: problem.correction(self._gains) for step, problem in found}
 
     def unseen(self, row: int) -> float:
-        """The squared relative error that a clip of the batch would have more at the end, if every
-        window were fitted without it: on the safe side, as later windows would make up for some."""
+        """The extra squared relative error of a clip if every window were fitted without the clip.
+
+        The estimate is rather too high than too low, as later windows would correct some of it.
+
+        Args:
+            row: the clip's index in the batch.
+        """
         size, total = float(self._finals[row].double().square().sum()), 0.0
         for opened, closed in self.plan.windows:
             if opened in self.problems:
@@ -163,7 +178,10 @@ class _FittingPolicy(PlanPolicy):
         return total
 
     def _after_computed(self, step: int) -> None:
-        """A computed step added its own prediction, not the uncached run's."""
+        """Update the residual: the step added its own prediction, not the uncached run's.
+
+        Also measure the extrapolation error at this step.
+        """
         added = _weighted(torch.tensor(self.sampler.weights_at(step)), self._features([step])[:-1])
         self._residual += float(self.sampler.coefficients[step]) * (self._guided(step) - added)
         since = self.sampler.since(step)
@@ -178,7 +196,7 @@ class _FittingPolicy(PlanPolicy):
         self._before = [(step, added), *self._before][:2]
 
     def _fit_window(self, opened: int) -> None:
-        """Fit the correction of the window after this step, and subtract what the window adds."""
+        """Fit the correction of the window that this step opens, and update the residual."""
         place = self.computed.index(opened)
         closed = (*self.computed[1:], self.sampler.num_steps)[place]
         used, steps = list(self.needed_steps(opened)), range(opened + 1, closed)
@@ -199,7 +217,7 @@ class _FittingPolicy(PlanPolicy):
         self._residual = residual - _weighted(correction, features)
 
     def _guided(self, step: int) -> torch.Tensor:
-        """`(P, N)`: the uncached runs' guided predictions."""
+        """`(P, N)`: the guided predictions of the uncached runs at a step."""
         rows = torch.stack([recording.guided(step) for recording in self.recordings])
         return rows.to(self._residual.device)
 
@@ -210,13 +228,13 @@ class _FittingPolicy(PlanPolicy):
         folded = (self.fold(row) for row in (*rows, noise))
         found = torch.stack([value.detach().float().flatten(1) for value in folded])
         if found.device.type != "cuda":
-            found = found.cpu()  # sums are in float64, which not every device has
+            found = found.cpu()  # sums are in float64, and not every device has it
         self._residual = self._residual.to(found.device)
         return found
 
 
 def _frames_db(reference: Any, test: Any) -> float:
-    """PSNR in 8 bits, as files are, of two clips as a pipeline gives them; equal ones have 100."""
+    """PSNR of two clips as a pipeline returns them, in 8 bits as in a file; 100 dB if equal."""
     pair = [to_uint8(np.asarray(clip)) for clip in (reference, test)]
     return min(float(psnr(*pair, data_range=255)), EXACT_DB)
 

@@ -1,10 +1,10 @@
-"""Begins a run at a later step: the first ones are replayed from a recorded run, and not computed.
+"""Begins a run at a later step: earlier steps are replayed from a recorded run, and not computed.
 
-In: a pipeline, and the guided prediction of each step to be replayed. Out: the pipeline's own run,
-in which the forwards of these steps return what was recorded. Step 0 is computed all the same: its
-output shows the form that a forward returns.
-Knows a session's forwards. Every branch of guidance returns the guided prediction: whatever scale s
-they are weighed with, u + s (c - u) is that prediction where c = u.
+In: a pipeline, and the guided prediction of each step that is replayed. Out: the pipeline's own
+run, in which the forward passes of these steps return the recorded predictions. Step 0 is still
+computed, because its output shows the form that a forward pass returns.
+Knows a session's forward passes. Every branch of guidance returns the guided prediction, so c = u.
+Then u + s (c - u) is that prediction for any guidance scale s.
 Source: ours.
 """
 
@@ -22,18 +22,18 @@ from dit_accel.core.interceptor import Forward, ForwardCall, Interceptor
 from dit_accel.core.patching import Patches
 from dit_accel.core.session import Session
 
-Recorded = Callable[[int], torch.Tensor]  # of a step: `(P, N)`
+Recorded = Callable[[int], torch.Tensor]  # step -> guided prediction `(P, N)`
 
 
 class Replay(Interceptor):
-    """Answers the forwards of steps 1 to `last`.
+    """Returns recorded predictions in place of the forward passes of steps 1 to `last`.
 
     Args:
-        session: whose forwards they are.
-        recorded: the guided prediction of a step, `(P, N)`.
+        session: the session whose forward passes are replaced.
+        recorded: returns the guided prediction of a step, `(P, N)`.
         last: the last step that is replayed.
 
-    Results: `computed`, the steps that a forward was computed at.
+    Results: `computed`, the steps at which a forward pass was computed.
     """
 
     def __init__(self, session: Session, recorded: Recorded, last: int) -> None:
@@ -42,12 +42,12 @@ class Replay(Interceptor):
         self.computed: set[int] = set()
 
     def around(self, call: ForwardCall, forward: Forward) -> Any:
-        """What was recorded, in the form that the same forward had at step 0."""
+        """The recorded prediction, in the form that this branch's output had at step 0."""
         step, branch = self._session.step, self._session.branch
         if 0 < step <= self._last and branch in self._forms:
             form, like = self._forms[branch]
             rows = self._recorded(step)
-            if like.numel() % rows.numel() == 0:  # not where sound comes with the video
+            if like.numel() % rows.numel() == 0:  # false if the output has sound beside the video
                 both = rows.to(call.latents.device, like.dtype)
                 return form.output(both.repeat(like.numel() // rows.numel(), 1).view(like.shape))
         self.computed.add(step)
@@ -60,7 +60,7 @@ class Replay(Interceptor):
 
 @contextmanager
 def replayed(pipe: Any, recorded: Recorded, last: int) -> Iterator[Replay]:
-    """Steps 1 to `last` of the run in this context are replayed."""
+    """Replay steps 1 to `last` of the run that is made inside this context."""
     patches, session = Patches(), Session(pipe, transformers_of(pipe, family_of(pipe)))
     replay = Replay(session, recorded, last)
     session.interceptors = [replay]

@@ -1,4 +1,4 @@
-"""What a calibration accepts: clips that are alike, and numbers in range.
+"""Checks the arguments of a calibration: clips that are alike, and numbers in range.
 
 In: the arguments of `CalibrationRun`. Out: nothing, or an error that names the argument.
 Knows numbers and clips; no pipeline. Source: ours.
@@ -16,7 +16,7 @@ def check_settings(
     clips: Sequence[ClipSpec], speedups: Sequence[float], probes: int, probed: int, batch: int,
     minutes: float | None,
 ) -> None:  # fmt: skip
-    """Refuse what no calibration accepts.
+    """Refuse arguments that a calibration does not accept.
 
     Raises:
         ValueError: there are no clips, they differ in what must be equal, or a number is out of
