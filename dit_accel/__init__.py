@@ -1,4 +1,4 @@
-"""Faster diffusion-transformer video pipelines without training, at a fidelity the user chooses.
+"""Makes diffusion-transformer video pipelines faster, without training, at a chosen fidelity.
 
     import dit_accel
     with dit_accel.accelerate(pipe, threshold=0.1) as handle:

@@ -5,7 +5,7 @@
     print(handle.report().summary())
 
 Goes in: a pipeline and a config. Comes out: a `Handle`. It knows which engine carries out which
-config, and no technique. Sources: `accelerate` names them.
+config, and nothing of how a technique works. Sources: see `accelerate`.
 """
 
 from __future__ import annotations
@@ -81,38 +81,42 @@ def accelerate(
     scene: SceneConfig | None = None,
     branch_parallel: Any = False,
 ) -> Handle:
-    """Accelerate a diffusers video pipeline, in place: to a quality, a speed or a threshold.
+    """Accelerate a diffusers video pipeline in place, for a quality, a speedup or a threshold.
+
+    `quality`, `speedup`, `plan`, `threshold` and `accel` are five ways to decide which steps are
+    computed. Without any of them, and without `layout` and `branch_parallel`, cache windows run at
+    the default threshold.
 
     Args:
-        pipe: a pipeline with a transformer. One that is not in `dit_accel.FAMILIES` takes
-            quality, speedup and plan.
-        config: all that the keywords below may say, as one object; or settings of the windows
-            (`EDCW`) or of `UniCP`, with those keywords that go with `threshold` or `accel`.
+        pipe: a pipeline with a transformer. If the transformer has no row in `dit_accel.FAMILIES`,
+            only quality, speedup and plan work.
+        config: an `AccelConfig` in place of all keywords below; or the settings of the windows
+            (`EDCW`), or a `UniCP`, together with the keywords that go with `threshold` or `accel`.
         threshold: δ, the drift a window may reach, >= 0; 0 computes every step (`ThresholdConfig`).
-        site: with a threshold: where values are cached, "attention", "block" or "model".
+        site: where values are cached: "attention", "block" or "model". Only with `threshold`.
         plan: which steps are computed, and what the others are extrapolated from (`PlanConfig`).
-        mix: with a plan: weight of every component that its extrapolations have.
-        accel: "unicp": a plan, by `quality` or `speedup`, or else by a quality of 36 dB.
-            "unicp-paper", with this threshold, or a `UniCP` of your own (`UniCPConfig`).
-        quality: PSNR in dB against the uncached clip that 95 % of clips shall reach
+        mix: the weight of each component in the guided prediction. Only with `plan`.
+        accel: "unicp" is a plan for `quality` or `speedup`; without them, for a quality of 36 dB.
+            "unicp-paper" is the paper's method, with `threshold`. A `UniCP` object has settings of
+            your own (`UniCPConfig`).
+        quality: target: the PSNR in dB, against the uncached clip, that 95 % of clips should reach
             (`QualityConfig`).
-        speedup: steps over computed steps (`SpeedupConfig`).
-        profile, guard, force, static, learn, cache_memory: with these two, as of `PlannedConfig`.
-        layout, scene: with any of them, as of `AccelConfig`; a layout alone: no cache
-            (`UncachedConfig`).
-        branch_parallel: with a plan or alone, as of `AccelConfig`.
-
-    Without any of them: windows at the default threshold.
+        speedup: target: all steps / computed steps (`SpeedupConfig`).
+        profile, guard, force, static, learn, cache_memory: see `PlannedConfig`. Only with `quality`
+            or `speedup`.
+        layout, scene: see `AccelConfig`. They go with every method. A layout without a method
+            caches nothing (`UncachedConfig`).
+        branch_parallel: see `AccelConfig`. With quality, speedup or plan, or alone.
 
     Returns:
         The handle: a context manager with `report()` and `remove()`.
 
     Raises:
-        ValueError: the pipeline has no transformer, or a setting does not suit its family or is
-            out of range.
-        RuntimeError: the pipeline is accelerated already; nothing is changed.
+        ValueError: the pipeline has no transformer; or a setting is out of range, or its family
+            does not support it.
+        RuntimeError: the pipeline is accelerated already. Nothing is changed then.
 
-    Source: UniCP (arXiv 2502.04393), EDCW; IR-Diffusion (arXiv 2411.19261); our reading.
+    Source: our reading of UniCP (arXiv 2502.04393, EDCW) and IR-Diffusion (arXiv 2411.19261).
     """
     chosen = config_of(
         config, threshold=threshold, site=site, plan=plan, mix=mix, accel=accel, quality=quality,
@@ -124,7 +128,7 @@ def accelerate(
 
 
 class Handle:
-    """An installed acceleration, made by `accelerate`; leaves nothing behind when removed."""
+    """An installed acceleration, made by `accelerate`. `remove` restores the pipeline exactly."""
 
     def __init__(
         self, pipe: Any, config: AccelConfig, scene: prepare.Prepared | None = None
@@ -133,18 +137,18 @@ class Handle:
         session = self._session = Session(pipe, transformers_of(pipe, self.family))
         session.on_call = self._call_begins
         self._patches = Patches(session.is_active)
-        self._costs: dict[tuple[str, Rows], Costs] = {}  # of forwards
+        self._costs: dict[tuple[str, Rows], Costs] = {}  # FLOPs by transformer and input size
         self.executor = build_engine(config, session, self.family, with_scene=scene is not None)
-        device = partial(getattr, session, "device")  # of the last forward
+        device = partial(getattr, session, "device")  # the device of the last forward's latents
         self._timer = LoopTimer([*session.transformers.values()], device=device)
         self._finite = FiniteCheck(session)
         self._make_scene = scene
         self._loops = CallLoops(session, self._report_run)
         self._branches: BranchParallel | None = None
         self._scene: SceneAttention | None = None
-        self._last_scene: SceneReport | None = None  # once the scene is removed
+        self._last_scene: SceneReport | None = None  # set when the scene is removed
         self._entered = False
-        self._around: list[Any] = []  # modules that stood in the pipeline when it was installed
+        self._around: list[Any] = []  # the pipeline's modules when the hooks were installed
         self._install()
 
     def _install(self) -> None:
@@ -160,8 +164,8 @@ class Handle:
             if self._make_scene is not None:
                 self._scene = self._make_scene(session)
                 self._scene.install(self._patches)
-                # The engine is outside: what it extrapolates needs no rows of the scene. The timer
-                # starts last: choosing a plan is not in the loop's seconds.
+                # The engine wraps the scene: an extrapolated forward does not need the scene's
+                # rows. The timer comes last: the loop's seconds do not include choosing a plan.
                 session.interceptors.insert(3, self._scene)
         except BaseException:
             self._patches.undo()
@@ -172,7 +176,7 @@ class Handle:
         return [*transformers.values(), *chain.from_iterable(inside)]
 
     def _stands(self, transformers: dict[str, Any]) -> bool:
-        """Whether what was installed is still around all modules of these transformers."""
+        """Whether our hooks are still on all modules of these transformers."""
         if list(map(id, transformers.values())) != list(
             map(id, self._session.transformers.values())
         ):
@@ -181,9 +185,9 @@ class Handle:
         return list(map(id, now)) == list(map(id, self._around)) and not self._patches.replaced
 
     def _call_begins(self) -> None:
-        """Stand around the transformers, blocks and attentions that the pipeline has now."""
+        """Put our hooks on the transformers, blocks and attentions that the pipeline has now."""
         session = self._session
-        self._costs.clear()  # a LoRA adds layers
+        self._costs.clear()  # a LoRA that was loaded since the last call adds layers
         found = transformers_of(session.pipe, self.family)
         if self._stands(found):
             self._patches.settle()
@@ -204,10 +208,10 @@ class Handle:
         return self.executor.site
 
     def __enter__(self) -> Handle:
-        """The handle itself.
+        """Return the handle itself.
 
         Raises:
-            RuntimeError: it was removed, or entered before.
+            RuntimeError: the handle was removed, or entered before.
         """
         if self._entered or not self._patches:
             was = "entered" if self._patches else "removed"
@@ -226,7 +230,7 @@ class Handle:
         self.remove()
 
     def remove(self) -> None:
-        """Restore the pipeline exactly and free the cached values; the report stays readable."""
+        """Restore the pipeline exactly and free the cached values. `report` still works."""
         self.executor.flush()
         self._patches.undo()
         self.executor.clear()
@@ -237,25 +241,27 @@ class Handle:
             self._scene.clear()
 
     def learn_from(self, reference: ReferenceRun) -> bool:
-        """Learn from the uncached reference of the next run's clip.
+        """Learn from the uncached reference of the clip that the next run makes.
 
-        The run is planned without it: what is measured on its clip is not known beforehand.
+        The plan of that next run does not use the reference yet. Otherwise the run would be planned
+        from measurements of its own clip.
 
         Args:
-            reference: that `recorded` has recorded, of the same prompt and seed.
+            reference: recorded by `recorded`, with the same prompt and seed as the next run.
 
         Returns:
-            Whether it teaches something; not where nothing learns, or where it was not recorded.
+            Whether anything is learnt. False if this handle does not learn (`learn=False`, or not
+            a quality or speedup), or if the reference could not be recorded.
 
         Raises:
-            ValueError: the pipeline's weights or scheduler changed since it was recorded.
+            ValueError: the pipeline's weights or scheduler changed since the recording.
         """
         engine = self.executor
         controller = engine.controller if isinstance(engine, PlanExecutor) else None
         return isinstance(controller, RunController) and controller.learn_from(reference.run)
 
     def report(self) -> Report:
-        """What the last call did, in all its denoising loops.
+        """A report of the last call, over all of its denoising loops.
 
         Raises:
             RuntimeError: nothing has run yet.
@@ -265,9 +271,9 @@ class Handle:
         return self._loops.report()
 
     def _report_run(self) -> Report:
-        """Of the last denoising loop."""
+        """The report of the last denoising loop."""
         session, engine = self._session, self.executor
-        if not session.is_elsewhere:  # its next step reads what was measured
+        if not session.is_elsewhere:  # else the running thread reads them at its next step
             engine.flush()
         sites = engine.site_reports()
         scene = self._last_scene or (self._scene.report() if self._scene is not None else None)
@@ -306,15 +312,19 @@ class Handle:
     def _count(
         self, sites: tuple[SiteReport, ...], scene: SceneReport | None
     ) -> tuple[int | None, int | None, tuple[str, ...]]:
-        """FLOPs of the stock pipeline and of this run; or a note."""
-        if not self.family.blocks:  # the rows that its layers see are not known
+        """FLOPs of the stock pipeline and of this run; a note if they cannot be counted."""
+        if not self.family.blocks:  # it is not known how many tokens each layer gets
             note = f"FLOPs are not counted: {self.family.transformer} is not in FAMILIES."
             return None, None, (note,)
         return *count_run(self._session, self.family, sites, scene, self._costs), ()
 
 
 def _check_noise(plan: Plan | Policy, pipe: Any, family: Family) -> None:
-    """Refuse a plan that weighs noise which the runs of this pipeline do not keep."""
+    """Refuse a plan that uses the starting noise if the denoiser's input is not that noise alone.
+
+    Raises:
+        ValueError: the plan has a noise weight, and this pipeline's runs do not store the noise.
+    """
     if isinstance(plan, Plan) and plan.weighs_noise and not keeps_noise(pipe, family):
         raise ValueError(
             "plan weighs the starting noise, which the denoiser of this pipeline does not get "
@@ -325,7 +335,11 @@ def _check_noise(plan: Plan | Policy, pipe: Any, family: Family) -> None:
 def build_engine(
     config: AccelConfig, session: Session, family: Family, *, with_scene: bool = False
 ) -> Engine:
-    """The engine of a config; a ValueError where the family or the profile does not suit it."""
+    """The engine that carries out a config.
+
+    Raises:
+        ValueError: the config does not suit the pipeline's family, or the profile does not.
+    """
     if isinstance(config, ThresholdConfig):
         if config.site not in family.sites:
             sites = ", ".join(family.sites) or "none, but quality, speedup or plan instead"
@@ -356,7 +370,7 @@ def build_engine(
     controller = RunController(
         session.pipe, family, profile, target, guard=config.guard, static=config.static,
         force=config.force, choice=config.choice, remarks=remarks, look_up=look_up,
-        use_text=not with_scene,  # calibration measured prompts on clips without a scene
+        use_text=not with_scene,  # calibration measured prompts only on clips without a scene
         learning=config.known or (Learning(session.pipe) if config.learns else None),
         records=records,
     )  # fmt: skip

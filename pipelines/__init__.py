@@ -1,6 +1,7 @@
-"""diffusers pipelines with the acceleration built in: one class a file, each usable by its path.
+"""diffusers pipelines with the acceleration built in, one class per file.
 
-Importing this package imports no pipeline: a name is loaded when it is first asked for.
+Each file also works by its path, as `custom_pipeline=`. Importing this package imports no pipeline:
+a class is imported when its name is first used.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""A `CogVideoXPipeline` that runs accelerated, used as the one of `wan.py`."""
+"""A `CogVideoXPipeline` that runs accelerated; `wan.py` shows how to use it."""
 
 from diffusers import CogVideoXPipeline
 from dit_accel.pipelines.mixin import AcceleratedPipeline
 
 
 class AcceleratedCogVideoXPipeline(AcceleratedPipeline, CogVideoXPipeline):
-    """`CogVideoXPipeline` with an acceleration in each call."""
+    """`CogVideoXPipeline`, accelerated in each call."""

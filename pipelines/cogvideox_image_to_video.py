@@ -1,8 +1,8 @@
-"""A `CogVideoXImageToVideoPipeline` that runs accelerated, used as the one of `wan.py`."""
+"""A `CogVideoXImageToVideoPipeline` that runs accelerated; `wan.py` shows how to use it."""
 
 from diffusers import CogVideoXImageToVideoPipeline
 from dit_accel.pipelines.mixin import AcceleratedPipeline
 
 
 class AcceleratedCogVideoXImageToVideoPipeline(AcceleratedPipeline, CogVideoXImageToVideoPipeline):
-    """`CogVideoXImageToVideoPipeline` with an acceleration in each call."""
+    """`CogVideoXImageToVideoPipeline`, accelerated in each call."""

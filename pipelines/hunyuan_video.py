@@ -1,8 +1,8 @@
-"""A `HunyuanVideoPipeline` that runs accelerated, used as the one of `wan.py`."""
+"""A `HunyuanVideoPipeline` that runs accelerated; `wan.py` shows how to use it."""
 
 from diffusers import HunyuanVideoPipeline
 from dit_accel.pipelines.mixin import AcceleratedPipeline
 
 
 class AcceleratedHunyuanVideoPipeline(AcceleratedPipeline, HunyuanVideoPipeline):
-    """`HunyuanVideoPipeline` with an acceleration in each call."""
+    """`HunyuanVideoPipeline`, accelerated in each call."""

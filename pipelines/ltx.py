@@ -1,8 +1,8 @@
-"""A `LTXPipeline` that runs accelerated, used as the one of `wan.py`."""
+"""A `LTXPipeline` that runs accelerated; `wan.py` shows how to use it."""
 
 from diffusers import LTXPipeline
 from dit_accel.pipelines.mixin import AcceleratedPipeline
 
 
 class AcceleratedLTXPipeline(AcceleratedPipeline, LTXPipeline):
-    """`LTXPipeline` with an acceleration in each call."""
+    """`LTXPipeline`, accelerated in each call."""

@@ -1,9 +1,9 @@
-"""What makes a diffusers pipeline run accelerated in each call: all but the name of its class.
+"""A mixin that makes each call of a diffusers pipeline run accelerated.
 
 In: a pipeline class, as the second base. Out: its call with more arguments, a report beside its
 output, and settings that are saved with the model.
-Knows diffusers' public methods and `accelerate`; knows no family. Each class is in a file of its
-own: `custom_pipeline=` accepts one class a file, and copies that file alone. Ours.
+Knows diffusers' public methods and `accelerate`; knows no family. Each pipeline class has a file of
+its own, because `custom_pipeline=` accepts one class per file and copies only that file. Ours.
 """
 
 from __future__ import annotations
@@ -35,20 +35,23 @@ _NOT_READ: Any = object()
 
 
 class AcceleratedPipeline(_Parent):
-    """Comes before a pipeline of diffusers: `class Mine(AcceleratedPipeline, WanPipeline)`.
+    """The first base class, before a pipeline of diffusers.
 
-    Six more keyword arguments of the call, `quality`, `speedup`, `profile`, `threshold`, `site` and
-    `config` (one object with all there is to say), mean what they do in `dit_accel.accelerate`.
-    With none of them the call follows `acceleration`; without that, windows at the default
-    threshold. `threshold=0` is bit-equal to the parent. A quality or a speedup is planned by the
-    model's profile, else from the prior and by what earlier calls taught. Where neither knows such
-    runs, and calls teach nothing (static, a layout, or learn=False), the call is refused.
+    The call has six more keyword arguments: `quality`, `speedup`, `profile`, `threshold`, `site`
+    and `config` (one object with all settings). They mean the same as in `dit_accel.accelerate`.
+    Without them the call uses the settings in `acceleration`. If these are None, it uses windows at
+    the default threshold. `threshold=0` is bit-equal to the parent.
 
-    The output is the parent's, with the run's `report` as one more attribute. With
-    `return_dict=False` the parent's tuple comes back; `last_report` has the report either way.
+    With a quality or a speedup, the plan comes from the model's profile. If there is none, it comes
+    from the prior and from what was learnt in earlier calls. If neither covers the run, every step
+    is computed, and later calls learn from it. If nothing is learnt (static, a layout, or
+    learn=False), such a call is refused.
 
-    `save_pretrained` writes the settings and the profile beside the model, and the parent's name in
-    `model_index.json`: whoever loads the folder needs no dit_accel.
+    The output is the parent's, with one more attribute, the `report` of the run. With
+    `return_dict=False` the parent's tuple is returned. `last_report` has the report in both cases.
+
+    `save_pretrained` writes the settings and the profile beside the model. `model_index.json` has
+    the parent's class name, so the folder can be loaded without dit_accel.
 
     Example:
         >>> from diffusers import WanPipeline
@@ -69,13 +72,14 @@ class AcceleratedPipeline(_Parent):
 
     @property
     def acceleration(self) -> AccelConfig | None:
-        """What a call without arguments of ours does; None: windows at the default threshold.
+        """The settings of a call without our arguments; None: windows at the default threshold.
 
         Raises:
-            ValueError: the settings in the model's folder are damaged; names file and field.
+            ValueError: the settings file in the model's folder is damaged. The message names the
+                file and the field.
         """
         if self._acceleration is _NOT_READ:
-            # not in from_pretrained, which `custom_pipeline=` does not call on this class
+            # Read here, because `custom_pipeline=` does not call this class's from_pretrained.
             self._acceleration = _saved(getattr(self.config, "_name_or_path", None))
         return self._acceleration
 
@@ -87,8 +91,8 @@ class AcceleratedPipeline(_Parent):
 
     @classmethod
     def from_pipe(cls, pipeline: Any, **given: Any) -> Any:
-        """As the parent's, but in the dtype that `pipeline` has (the parent casts to float32), and
-        with its settings."""
+        """As the parent's, but with the dtype of `pipeline` (the parent casts to float32) and with
+        its acceleration."""
         if "torch_dtype" not in given and "dtype" not in given:
             given["torch_dtype"] = pipeline.dtype
         found = super().from_pipe(pipeline, **given)
@@ -99,16 +103,17 @@ class AcceleratedPipeline(_Parent):
     def save_pretrained(
         self, save_directory: str | os.PathLike[str], *args: Any, **given: Any
     ) -> None:
-        """As the parent's, with settings and profile.
+        """As the parent's; also writes the settings and the profile.
 
         Raises:
-            ValueError: a setting cannot be written; nothing is written then.
+            ValueError: a setting has no JSON form. Nothing is written then.
         """
         _portable(self.acceleration)
         super().save_pretrained(save_directory, *args, **given)
 
     def save_config(self, save_directory: str | os.PathLike[str], **given: Any) -> None:
-        """As the parent's. `save_pretrained` comes here last, before anything is uploaded."""
+        """As the parent's; also writes our files. `save_pretrained` calls this last, before it
+        uploads anything."""
         super().save_config(save_directory, **given)
         folder = Path(save_directory)
         index = folder / "model_index.json"
@@ -117,7 +122,7 @@ class AcceleratedPipeline(_Parent):
         index.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
         settings = _portable(self.acceleration)
         if settings is None:
-            (folder / SETTINGS_FILE).unlink(missing_ok=True)  # of what was saved here before
+            (folder / SETTINGS_FILE).unlink(missing_ok=True)  # the one of an earlier save
         else:
             with placed(folder / SETTINGS_FILE) as scratch:
                 scratch.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
@@ -125,7 +130,7 @@ class AcceleratedPipeline(_Parent):
 
 
 def _call_of(parent: type[Any]) -> Any:
-    """The call of a pipeline class, with our arguments behind those of the parent."""
+    """The call of a pipeline class, with our arguments after the parent's."""
 
     @functools.wraps(parent.__call__)
     def call(
@@ -146,7 +151,8 @@ def _call_of(parent: type[Any]) -> Any:
             config, threshold=threshold, site=site, quality=quality, speedup=speedup,
             profile=profile,
         )  # fmt: skip
-        if isinstance(chosen, PlannedConfig):  # each call has a handle of its own
+        if isinstance(chosen, PlannedConfig):
+            # Each call has a handle of its own: a record in the handle would be of no use.
             chosen = dataclasses.replace(chosen, records=False)
         with accelerate(self, chosen) as handle:
             output = parent.__call__(self, *args, **kwargs)
@@ -165,7 +171,7 @@ def _call_of(parent: type[Any]) -> Any:
 
 
 def _saved(folder: str | None) -> AccelConfig | None:
-    """The settings in a model's folder; None where there are none."""
+    """The settings in a model's folder; None if there is no such file."""
     path = Path(folder or "") / SETTINGS_FILE
     if not folder or not path.is_file():
         return None
@@ -177,7 +183,7 @@ def _saved(folder: str | None) -> AccelConfig | None:
 
 
 def _portable(config: AccelConfig | None) -> dict[str, Any] | None:
-    """The settings as JSON has them, without the profile, which is a file of the folder."""
+    """The settings as plain JSON values, without the profile, which has a file of its own."""
     if isinstance(config, PlannedConfig):
         config = dataclasses.replace(config, profile=None)
     return None if config is None else config.to_dict()

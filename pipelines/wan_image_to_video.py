@@ -1,8 +1,8 @@
-"""A `WanImageToVideoPipeline` that runs accelerated, used as the one of `wan.py`."""
+"""A `WanImageToVideoPipeline` that runs accelerated; `wan.py` shows how to use it."""
 
 from diffusers import WanImageToVideoPipeline
 from dit_accel.pipelines.mixin import AcceleratedPipeline
 
 
 class AcceleratedWanImageToVideoPipeline(AcceleratedPipeline, WanImageToVideoPipeline):
-    """`WanImageToVideoPipeline` with an acceleration in each call."""
+    """`WanImageToVideoPipeline`, accelerated in each call."""

@@ -1,8 +1,8 @@
-"""A `WanVACEPipeline` that runs accelerated, used as the one of `wan.py`."""
+"""A `WanVACEPipeline` that runs accelerated; `wan.py` shows how to use it."""
 
 from diffusers import WanVACEPipeline
 from dit_accel.pipelines.mixin import AcceleratedPipeline
 
 
 class AcceleratedWanVACEPipeline(AcceleratedPipeline, WanVACEPipeline):
-    """`WanVACEPipeline` with an acceleration in each call."""
+    """`WanVACEPipeline`, accelerated in each call."""

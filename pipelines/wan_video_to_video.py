@@ -1,8 +1,8 @@
-"""A `WanVideoToVideoPipeline` that runs accelerated, used as the one of `wan.py`."""
+"""A `WanVideoToVideoPipeline` that runs accelerated; `wan.py` shows how to use it."""
 
 from diffusers import WanVideoToVideoPipeline
 from dit_accel.pipelines.mixin import AcceleratedPipeline
 
 
 class AcceleratedWanVideoToVideoPipeline(AcceleratedPipeline, WanVideoToVideoPipeline):
-    """`WanVideoToVideoPipeline` with an acceleration in each call."""
+    """`WanVideoToVideoPipeline`, accelerated in each call."""

@@ -1,10 +1,10 @@
-"""Gives every run its policy: from the profile and the target, once, when the run begins.
+"""Gives every run its policy, once, when the run begins.
 
 Goes in: a `RunInfo`, the pipeline's scheduler, a profile and a target. Comes out: a
-`GuardedPolicy`, of the plan that `chooser.py` finds. Without a profile a run is planned from what
-earlier runs taught and from the prior; where the prior does not know such a run, it is computed and
-recorded, and later ones are planned from the record. It knows pipelines and profiles, and nothing
-of single steps. Ours; there is no source.
+`GuardedPolicy` with the plan that `chooser.py` finds. Without a profile, the plan comes from what
+was learnt in earlier runs and from the prior. If the prior does not cover the run, every step is
+computed and the run is recorded; later runs are planned from the record. It knows pipelines and
+profiles, and nothing of single steps. Ours; there is no source.
 """
 
 from __future__ import annotations
@@ -45,24 +45,24 @@ from dit_accel.planning.prior import SchedulerCache
 from dit_accel.planning.profile import Profile
 from dit_accel.planning.profile_file import ProfileError
 
-MAX_ADDED_STEPS: int | None = 1  # that a guard may spend where a speed was asked for
+MAX_ADDED_STEPS: int | None = 1  # with a speedup target: steps that the guard may add to the plan
 Found = tuple[Profile | None, tuple[str, ...]]  # a profile, and remarks on it
 
 
 class RunController:
-    """Chooses a plan for every run of a pipeline. A `Controller`.
+    """Chooses a plan for every run of a pipeline. Implements `Controller`.
 
     Args:
         profile: None: runs are planned from the prior, or the first one is recorded.
         target: a quality or a speedup.
-        guard, static, choice: as of `PlannedConfig`.
-        force: whether a profile of one branch is used at another guidance.
-        use_text: whether the plan depends on the prompt, where the profile knows prompts.
-        remarks: notes of every run; with any of them the profile is not trusted.
-        look_up: finds and checks the profile anew, with remarks, where the weights or the scheduler
-            of the pipeline have changed; None: the profile stays.
-        learning: learns from the runs, and plans those that have no profile; None: nothing does.
-        records: whether a run that nothing is known of is recorded; else it is refused.
+        guard, static, choice: see `PlannedConfig`.
+        force: whether a profile with one branch is used with another guidance scale.
+        use_text: whether the plan depends on the prompt, if the profile has data on prompts.
+        remarks: notes for every run's report. If there are any, the profile is not trusted.
+        look_up: finds and checks the profile again, with remarks, after the weights or the
+            scheduler of the pipeline have changed; None: the profile stays.
+        learning: learns from runs, and plans runs without a profile; None: nothing is learnt.
+        records: whether a run is recorded if there is nothing to plan it from. Else it is refused.
     """
 
     def __init__(
@@ -73,36 +73,37 @@ class RunController:
         records: bool = True,
     ) -> None:  # fmt: skip
         self.learning, self.records = learning, records
-        self._next_reference: WholeRun | None = None  # of the next run's clip
-        self._reference: WholeRun | None = None  # of the run in hand's
-        self._caches = False  # another cache does, in the run in hand
-        self._teaches = True  # the run in hand, where it is recorded
+        self._next_reference: WholeRun | None = None  # uncached reference of the next run's clip
+        self._reference: WholeRun | None = None  # uncached reference of the current run's clip
+        self._caches = False  # whether another package's cache is on in the current run
+        self._teaches = True  # whether the current run is learnt from, if it is recorded
         self._look_up, self._parts = look_up, parts_of(pipe)
-        self._changed: tuple[str, ...] = ()  # what of it is other than in the last run
+        self._changed: tuple[str, ...] = ()  # the parts of the pipeline changed since the last run
         self.pipe, self.family, self.profile, self.target = pipe, family, profile, target
         self.guard, self.static, self.remarks = guard, static, remarks
         self._chooser = Chooser(
             pipe, family, target, static=static, force=force, use_text=use_text, chosen=choice
         )
-        self._recorded: dict[tuple[Any, ...], Profile] = {}  # of first runs, by what they are of
+        self._recorded: dict[tuple[Any, ...], Profile] = {}  # by `_record_key`
         self._recording: RecordingPolicy | None = None
         self._schedulers = SchedulerCache()
-        self._weights = profile.sampler.branch_weights if profile else (1.0,)  # seen last
+        # The branch weights of the last run, for a pipeline that does not report them.
+        self._weights = profile.sampler.branch_weights if profile else (1.0,)
         self._ranks, self._where = Ranks(), torch.device("cpu")
-        self._looks = False  # at the first step of this run
+        self._looks = False  # whether this run's first step is watched
         self._scheduler = pipe.scheduler  # as it was when this run began
-        self._unsaid: RunInfo | None = None  # a run whose pipeline does not say how it guides
+        self._unsaid: RunInfo | None = None  # this run, if the pipeline reports no branch weights
 
     def start(self, run: RunInfo) -> Policy:
-        """The policy of a run: where several ranks compute it, the one that the first chose.
+        """The policy of a run. If several ranks compute the run, the first one chooses.
 
         Raises:
-            ValueError: the target or the profile does not suit it.
+            ValueError: the target or the profile does not suit the run.
         """
         self._ranks = Ranks(run.groups)
         if run.latents is not None:
             self._where = run.latents.device
-        self._looks = not self._says_guidance(run)  # on every rank, as they look together
+        self._looks = not self._says_guidance(run)  # on every rank: all watch the first step
         policy = self._ranks.of_first(lambda: self._start(run), self._where)
         if isinstance(policy, SearchingPolicy):
             policy.agree(self._ranks, self._where)
@@ -110,7 +111,7 @@ class RunController:
 
     @property
     def sees_first_step(self) -> bool:
-        """Where the pipeline does not say how it guides."""
+        """True if the pipeline does not report how it weighs its branches."""
         return self._looks
 
     def after_first_step(self, branches: int, seen: Callable[[], FirstStep]) -> Policy | None:
@@ -126,13 +127,13 @@ class RunController:
         self._teaches = not (known or self._caches)
         self._see_parts()
         self._scheduler = self.pipe.scheduler
-        if self._looks:  # asked again after the first step, which leaves marks in some schedulers
+        if self._looks:  # it is needed again after the first step, which changes some schedulers
             self._scheduler = copy.deepcopy(self.pipe.scheduler)
         if self.learning is not None:
             self.learning.begin(self._parts)
         steps, begin = run.num_steps or 0, run.begin
         asked_for = len(self.pipe.scheduler.timesteps)
-        if steps < selection.MIN_PLANNED_STEPS:  # a second stage has few, and is left alone
+        if steps < selection.MIN_PLANNED_STEPS:  # for instance a second stage
             where = f"it begins at step {begin}, and " if begin else ""
             if steps < asked_for and not begin:
                 where = f"it is a part of {asked_for} steps, and "
@@ -144,7 +145,7 @@ class RunController:
     def _after_first_step(self, branches: int, seen: Callable[[], FirstStep]) -> Policy | None:
         run, self._unsaid = self._unsaid, None
         if run is None or (branches == len(self._weights) == 1 and self.family.blocks):
-            return None  # a row knows of a single forward what it is
+            return None  # one forward per step, and the table's row says what it computes
         first = seen()
         if self._recording is not None:
             self._recording.on_first_step(first)
@@ -167,8 +168,11 @@ class RunController:
         return NotPlanned(steps, reason, by_threshold=bool(self.family.sites))
 
     def _see_parts(self) -> None:
-        """Notice what was replaced or changed since the last run; a ProfileError where the profile
-        does not suit it."""
+        """Find the parts of the pipeline that changed since the last run, and check the profile.
+
+        Raises:
+            ProfileError: the profile does not suit the changed pipeline.
+        """
         parts = parts_of(self.pipe)
         self._changed = parts.changed_since(self._parts)
         if self._changed and self._look_up is not None:
@@ -180,28 +184,29 @@ class RunController:
         self._parts = parts
 
     def _says_guidance(self, run: RunInfo) -> bool:
-        """Whether it is known how many branches there are, and how they are weighed."""
+        """Whether the number of branches and their weights are known before the first step."""
         separate = self.family.branches == "separate" and run.guidance is not None
-        # With audio, a step may have further forwards, which guide it in other ways (LTX-2).
+        # With audio, a step may have further forwards, for other kinds of guidance (LTX-2).
         return separate or (self.family.branches == "batched" and self.family.audio is None)
 
     def _said_weights(self, run: RunInfo) -> tuple[float, ...] | None:
-        """Of the branches, by what the pipeline says of its guidance; None: it says nothing."""
+        """The branch weights, from the guidance that the pipeline reports; None: it reports
+        none."""
         if not self._says_guidance(run):
             return None
         if self.family.branches == "batched" or run.guidance is None:
             return (1.0,)
-        # another guidance than the profile's is refused, or noted, by `_guidance_notes`
+        # If the profile has another guidance, the chooser's `_guidance_notes` refuses or notes it.
         return selection.branch_weights(self.profile, run.guidance, separate=True, force=True)
 
     def learn_from(self, reference: WholeRun) -> bool:
-        """The next run's clip was made uncached: learn from that once the run is over.
+        """Learn from the uncached reference of the next run's clip, after that run.
 
         Returns:
-            Whether it teaches something.
+            Whether anything will be learnt.
 
         Raises:
-            ValueError: the pipeline has other parts than it had then.
+            ValueError: parts of the pipeline changed since the reference was recorded.
         """
         self.finish()
         changed = parts_of(self.pipe).changed_since(reference.parts)
@@ -216,7 +221,8 @@ class RunController:
         return reference.profile is not None
 
     def _learn_reference(self) -> tuple[str, ...]:
-        """Once, from that of the run in hand; a note where it teaches nothing."""
+        """Learn from the reference of the current run's clip, once. Returns a note if nothing could
+        be learnt."""
         whole = self._reference
         if whole is None or self.learning is None:
             return ()
@@ -227,7 +233,7 @@ class RunController:
         return ()
 
     def finish(self) -> tuple[str, ...]:
-        """Learn from the run in hand, if it is over and was not planned."""
+        """Learn from the current run, if it is over and was recorded. Returns notes."""
         recording = self._recording
         whole = None if recording is None else recording.whole(self._parts)
         if recording is not None and whole is not None and whole.profile is not None:
@@ -244,7 +250,7 @@ class RunController:
         self, run: RunInfo, coefficients: SamplerCoefficients, prior: Profile | None,
         recorded: Profile | None,
     ) -> Profile | None:  # fmt: skip
-        """The profile of a run: its own, or of earlier runs and of the prior."""
+        """The profile for a run: the given one, else one from earlier runs and the prior."""
         if self.learning is None:
             return self.profile or recorded or prior
         self.learning.read()
@@ -257,18 +263,22 @@ class RunController:
         return RunKind(coefficients, guidance, numbers_of(run))
 
     def _sampler(self, run: RunInfo, weights: tuple[float, ...]) -> SamplerCoefficients:
-        """Of a run; a ValueError where there is no plan for it."""
+        """The sampler coefficients of a run.
+
+        Raises:
+            ValueError: the run cannot be planned.
+        """
         response = self._schedulers.response(self._scheduler, run.begin, run.num_steps)
         coefficients = response.sampler(weights)
         selection.check_num_steps(coefficients.num_steps)
         return dataclasses.replace(coefficients, second=selection.second_of(run))
 
     def _policy(self, run: RunInfo, weights: tuple[float, ...]) -> Policy:
-        """Of a run whose branches have these weights: planned, or recorded where it is the first
-        of its kind."""
+        """The policy of a run with these branch weights: planned, or recorded if there is nothing
+        to plan it from."""
         coefficients = self._sampler(run, weights)
         recorded = self._recorded.get(self._record_key(run.guidance or 1.0, weights))
-        # It reads the device, which would be waited for once step 0 is queued.
+        # This reads from the device, so it is done now: later it would wait for step 0.
         prior = None if self.profile else self._by_prior(run, coefficients)
         find = partial(self._known, run, coefficients, prior, recorded)
         known = self.profile or prior or find()
@@ -277,7 +287,7 @@ class RunController:
         if known is None:
             return self._record(run, coefficients)
         guidance = run.guidance if self._unsaid is None else guidance_of(weights) or run.guidance
-        self._chooser.notes(known, coefficients, guidance, run.latents)  # refuses before any work
+        self._chooser.notes(known, coefficients, guidance, run.latents)  # refuse before any work
         choose = partial(self._planned, lambda: find() or known, coefficients, run, guidance)
         if selection.needs_search(known, coefficients, self.target):
             return SearchingPolicy(coefficients, self.guard, self.static, choose)
@@ -287,7 +297,7 @@ class RunController:
         self, find: Callable[[], Profile], coefficients: SamplerCoefficients, run: RunInfo,
         guidance: float | None,
     ) -> Policy:  # fmt: skip
-        """The policy of the plan that is chosen for a run, by what was learnt by now."""
+        """The policy of the plan that is chosen for a run, from what is known by now."""
         profile = find()
         notes = self._chooser.notes(profile, coefficients, guidance, run.latents)
         choice, more = self._chooser.choose(profile, coefficients, run)
@@ -299,14 +309,14 @@ class RunController:
         return policy.start(run)
 
     def _by_prior(self, run: RunInfo, coefficients: SamplerCoefficients) -> Profile | None:
-        """Stands for a profile; None where the prior knows no such run: it is recorded."""
+        """A profile made from the prior; None if the prior does not cover the run."""
         if run.begin or not self.family.blocks:
-            return None  # it starts from a clip, or what its forwards are is not known before a run
+            return None  # the run starts from a clip, or the kinds of its forwards are not known
         guidance = self._kind(run, coefficients).guidance
         return self._schedulers.profile(self._scheduler, coefficients, guidance)
 
     def _unknown(self, run: RunInfo) -> str:
-        """Why a run is neither planned nor recorded, and what would help."""
+        """The message for a run that is neither planned nor recorded: why, and what would help."""
         if not self.family.blocks:
             lacking = f"{self.family.transformer}, which is not in FAMILIES"
         elif run.begin:
@@ -336,11 +346,12 @@ class RunController:
         return ("The recorded runs have another guidance.",) if self._recorded else ()
 
     def _record_key(self, guidance: float, weights: tuple[float, ...]) -> tuple[Any, ...]:
-        """What a record of a run is of: two branches are weighed anew, one has its guidance in
-        it."""
+        """Which runs can be planned from a record. With two branches the guidance may differ: the
+        plan weighs them again. With one branch the guidance is in the predictions, so it must be
+        the same."""
         of_weights = (len(weights),) if len(weights) > 1 else (1, guidance)
         return self._parts, self._caches, of_weights
 
 
 def _is_near(one: float, other: float) -> bool:
-    return math.isclose(one, other, rel_tol=0.02, abs_tol=0.02)  # as they are measured
+    return math.isclose(one, other, rel_tol=0.02, abs_tol=0.02)  # the precision of a measured one

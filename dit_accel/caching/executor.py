@@ -1,11 +1,13 @@
 """Carries out a policy at the denoiser's output: computes and caches, or extrapolates.
 
 Goes in: every forward of a session. Comes out: its output, computed or a weighted sum of computed
-ones. With two components the second branch of guidance is cached and extrapolated as its difference
-from the first. Where a value that an extrapolation needs is missing, the step is computed. A value
-that is not finite is never used: with `needs_error` or `checks_finite` it is found before its step
-and restored, or replaced on the device where it is not observed yet; without them the sum of what
-was extrapolated is read after the run, for a note. The policy decides,
+ones. With two components, the second guidance branch is cached and extrapolated as its difference
+from the first. If an extrapolation lacks a cached value, the step is computed.
+
+A value that is not finite is never used if the policy has `needs_error` or `checks_finite`. It is
+found and restored before a step uses it. If the host has not read the measurements yet, it is
+replaced on the device. Without both settings nothing is checked during the run; `FiniteCheck` in
+`caching/monitor.py` reads the sums of the latents after it, for a note. The policy decides,
 `core/extrapolation.py` combines. It works with any transformer. Ours.
 """
 
@@ -36,9 +38,9 @@ from dit_accel.planning.threads import one_thread
 
 
 class PlanExecutor(Engine):
-    """Answers the forwards of a session by the policy that a controller gives to the run.
+    """Answers the forwards of a session with the policy that the controller gives to each run.
 
-    `cache_memory` are the bytes that cached values may take on the device; None: no bound.
+    `cache_memory` is the number of bytes that cached values may take on the device; None: no bound.
     """
 
     site: CacheSite = "output"
@@ -51,28 +53,29 @@ class PlanExecutor(Engine):
         self.store = TensorStore(cache_memory)  # components, by role and branch, by step
         self.computed: dict[tuple[str, str], dict[int, bool]] = {}  # by transformer and branch
         self.first_step = FirstStepWatch()
-        self._prepared = False  # whether the policy was, in this run
+        self._prepared = False  # whether `policy.prepare` was called in this run
         self.ranks = Ranks()
         self._missing: set[int] = set()  # steps whose extrapolation lacked a value
-        self._changed: set[int] = set()  # planned otherwise, but a layout changes the denoiser
+        self._changed: set[int] = set()  # steps computed because a layout changes the denoiser
         self._form: Form | None = None  # of the last computed output
-        self._guidance: dict[int, float | None] = {0: None}  # by the step from which on it was so
+        self._guidance: dict[int, float | None] = {0: None}  # by the step at which it began
         self._learning: tuple[str, ...] = ()  # notes
         self.clear()
 
     def clear(self) -> None:
-        """Free the cached values, and what was measured."""
+        """Free the cached values and the measurements."""
         self.store.clear()
-        self._pending: list[Pending] = []  # measured, and not observed yet
-        self._first: dict[str, torch.Tensor] = {}  # this step's first branch, by role
-        self._forwards: Counter[str] = Counter()  # of this step, by role
+        self._pending: list[Pending] = []  # steps that were measured, and not observed yet
+        self._first: dict[str, torch.Tensor] = {}  # this step's value of the first branch, by role
+        self._forwards: Counter[str] = Counter()  # how many this step had so far, by role
         self._extrapolation: Extrapolation | None = None  # of this step
         self.first_step.reset()
         self.monitor.reset()
         self.lost.reset()
 
     def around(self, call: ForwardCall, forward: Forward) -> Any:
-        """The output: extrapolated in the form that it had last, or computed and cached."""
+        """The output of a forward: computed and cached, or extrapolated and put into the form (a
+        tuple or an output class) of the last computed output."""
         session, policy = self.session, self.policy
         first = session.role not in self._first
         component = min(self._forwards[session.role], len(policy.branch_weights) - 1)
@@ -91,7 +94,7 @@ class PlanExecutor(Engine):
             output = forward(call)
             try:
                 value, self._form = taken(output)
-            except ValueError as error:  # the clip is made all the same
+            except ValueError as error:  # no plan is possible, but the clip is still made
                 return self._give_up(str(error), call, output)
             self._prepare(value)
             self._store(component, cached, value, first=first)
@@ -106,7 +109,7 @@ class PlanExecutor(Engine):
         return output
 
     def _give_up(self, why: str, call: ForwardCall, output: Any) -> Any:
-        """Compute the whole run, as a forward of it cannot be planned."""
+        """Compute every step of the run, because one of its forwards cannot be planned."""
         session = self.session
         self.policy, self._prepared = NotPlanned(session.num_steps or 0, why), True
         self._extrapolation = None
@@ -116,7 +119,7 @@ class PlanExecutor(Engine):
         return output
 
     def _prepare(self, value: torch.Tensor) -> None:
-        """Once the first forward of a run is queued, the host has time for what takes long."""
+        """Do slow work on the host while the device computes the run's first forward."""
         if self._prepared:
             return
         with one_thread():
@@ -125,7 +128,8 @@ class PlanExecutor(Engine):
             self.store.min_bits = self.policy.min_bits
 
     def _extrapolate(self, component: int, cached: BranchStore) -> torch.Tensor | None:
-        """The value of one branch; None where it is to be computed, or a value is missing."""
+        """The extrapolated value of one branch; None: compute it, also if a cached value is
+        missing."""
         planned = self._extrapolation
         if planned is None:
             return None
@@ -143,8 +147,11 @@ class PlanExecutor(Engine):
         return self._finite(component, value, cached) if self._pending else value
 
     def _finite(self, component: int, value: torch.Tensor, cached: BranchStore) -> torch.Tensor:
-        """A value whose sums may not be observed yet: what is not finite in it is replaced by the
-        newest cached value that is, number by number and without a host sync."""
+        """An extrapolated value in which each number is finite, without a host sync.
+
+        Lost cached values may not be observed yet. So a number that is not finite is replaced by
+        the number at the same place in the newest cached value that is finite there.
+        """
         newest, *older = (cached[step] for step in sorted(cached, reverse=True)[:2])
         for one in older:
             newest = torch.where(newest.isfinite(), newest, one)
@@ -156,11 +163,11 @@ class PlanExecutor(Engine):
     def _store(
         self, component: int, cached: BranchStore, value: torch.Tensor, *, first: bool
     ) -> None:
-        """Cache a fresh value, and compare it with the line through those before it."""
+        """Cache a fresh value, and compare it with the line through the two values before it."""
         session, policy = self.session, self.policy
-        # Copied, as a caller may write to its output, and CUDA graphs do so at their next call.
+        # A copy, because a caller may write to its output; CUDA graphs do so at their next call.
         fresh = value - self._first[session.role] if component > 0 else value.clone()
-        if not cached.holds_only(fresh.shape):  # of a run of another size
+        if not cached.holds_only(fresh.shape):  # values of another size
             cached.clear()
         if first and session.step == 0 and _same_space(session.latents, value):
             noise = session.latents.clone()
@@ -170,7 +177,7 @@ class PlanExecutor(Engine):
             self.first_step.noise = noise if self.first_step.watching else None
         if session.step == 0 and self.first_step.watching:
             self.first_step.components.append(fresh)
-        main = first or component > 0  # with one component the first branch speaks for all
+        main = first or component > 0  # with one component only the first branch is measured
         if main and policy.records:
             policy.on_output(session.step, component, fresh)
         since = policy.since(session.step)
@@ -185,7 +192,7 @@ class PlanExecutor(Engine):
 
     @one_thread()
     def run_begins(self, num_steps: int | None) -> None:
-        """Forget the last run, and ask the controller for the policy of this one."""
+        """Forget the last run, and get the policy of this one from the controller."""
         self.clear()
         run = self.session.run
         self.ranks = Ranks(run.groups)
@@ -201,7 +208,7 @@ class PlanExecutor(Engine):
         self.store.begin(self.policy.min_bits)
 
     def step_begins(self, step: int) -> None:
-        """Measure the step before, ask the policy, and free what no later step uses."""
+        """Measure the previous step, ask the policy, and free values that no later step uses."""
         policy = self.policy
         if policy.needs_error:
             if self.monitor.text_changed(""):
@@ -225,13 +232,13 @@ class PlanExecutor(Engine):
             sums = self.ranks.mean(torch.stack(self.store.sums()))
             self._drop_invalid(step - 1, self.store.places(), sums.tolist())
             self.host_syncs += 1
-        if self.lost:  # a fresh value is needed to restore what was lost
+        if self.lost:  # compute this step: a lost value is restored with the help of a fresh one
             self._extrapolation = None
         self._free(step)
 
     @one_thread()
     def _after_first_step(self) -> Policy:
-        """Ask the controller again, which knows now how many forwards a step has."""
+        """Ask the controller again: now it is known how many forwards a step has."""
         one_weight = len(self.policy.branch_weights) == 1
         main = self._form.first if self._form is not None else None
         seen = partial(self.first_step.seen, main, as_differences=one_weight)
@@ -249,14 +256,16 @@ class PlanExecutor(Engine):
     def _free(self, step: int) -> None:
         needed = {*self.policy.needed_steps(step - 1)}
         for cached in self.store.values():
-            line = sorted(cached)[-2:] if self.policy.needs_error else []  # of the next comparison
+            # The next comparison needs the last two values.
+            line = sorted(cached)[-2:] if self.policy.needs_error else []
             for old in [old for old in cached if old not in needed and old not in line]:
                 del cached[old]
 
     def _measure(self, step: int) -> None:
-        """Measure the step before this one, and observe what is due.
+        """Measure the previous step, and give due measurements to the policy.
 
-        A computed forward that is queued behind a measure occupies the device while the host waits.
+        With `observes_late`, the host waits for a step's measurements only after a later computed
+        forward was queued behind them. That forward keeps the device busy while the host waits.
         """
         measured = self.monitor.measure(step, self.store.sums(), self.store.places())
         if measured.computed:
@@ -272,7 +281,7 @@ class PlanExecutor(Engine):
         return self.policy.observes_late and not self.lost
 
     def _observe_pending(self) -> None:
-        """Report what was measured to the policy, in one host sync."""
+        """Give the pending measurements to the policy, in one host sync."""
         self.host_syncs += bool(self._pending)
         while self._pending:
             pending = self._pending.pop(0)
@@ -284,7 +293,8 @@ class PlanExecutor(Engine):
                 self.policy.on_suspicious(pending.step, "the latents jumped")
 
     def _observe_rest(self) -> None:
-        """What is pending when the run is over; before, another rank would not do the same."""
+        """Observe the pending measurements if the run is over. During a run another rank might not
+        do the same at this point."""
         if self._pending and self.session.steps_ran == self.session.num_steps:
             self.policy.on_end(self.session.steps_ran)
             self._observe_pending()
@@ -292,7 +302,12 @@ class PlanExecutor(Engine):
     def _drop_invalid(
         self, before: int, places: Sequence[tuple[Branch, int]], sums: Sequence[float]
     ) -> None:
-        """Drop what is not finite, and report it to the policy; as of `TensorStore`."""
+        """Drop cached values that are not finite, and report this to the policy.
+
+        Args:
+            before: the step after which they are reported.
+            places, sums: as `TensorStore.places` and `TensorStore.sums` return them.
+        """
         lost = self.lost.drop(self.store, places, sums[: len(places)])
         if not all(map(math.isfinite, sums[len(places) :])):
             self.store.noise.clear()
@@ -333,7 +348,7 @@ class PlanExecutor(Engine):
         return (*notes, *self._guidance_notes(), *self._learning)
 
     def _guidance_notes(self) -> tuple[str, ...]:
-        """Where a callback or the pipeline changed the guidance during the run."""
+        """A note if a callback or the pipeline changed the guidance during the run."""
         (_, before), *later = [*self._guidance.items()]
         whole = all(all(steps.values()) for steps in [*self.computed.values()])
         if not later or whole:
@@ -347,7 +362,7 @@ class PlanExecutor(Engine):
         )
 
     def _added_steps(self) -> tuple[str, ...]:
-        """What was computed beyond the plan, and why."""
+        """A note on the steps that were computed in addition to the plan, with the reasons."""
         ran = [[*steps.items()] for steps in [*self.computed.values()]]
         computed = {step for steps in ran for step, was in steps if was}
         policy = self.policy
@@ -367,5 +382,5 @@ class PlanExecutor(Engine):
 
 
 def _same_space(latents: Any, value: torch.Tensor) -> bool:
-    """Whether the denoiser's input has the shape of its prediction: then it is noise at step 0."""
+    """Whether the denoiser's input has the shape of its prediction. At step 0 it is noise then."""
     return isinstance(latents, torch.Tensor) and latents.shape == value.shape

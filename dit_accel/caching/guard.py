@@ -1,15 +1,18 @@
-"""Follows a plan, and abandons it where a measurement during the run contradicts it.
+"""Follows a plan, and abandons it if a measurement during the run contradicts it.
 
-Goes in: a plan with the bands of its extrapolation errors, and the error of each computed step: how
-far the line through the last two computed predictions is from the fresh one. Comes out:
-`GuardedPolicy`. Windows are short after a plan was abandoned, and in place of a plan of another
-model; where the number of steps is bounded, the plan's own steps are computed instead. All other
-steps are extrapolated along a *damped* line: the last value plus a share of the line's rise. The
-share (the *damping*) is the one that was right when the line was last compared.
-While nothing is odd, a step is observed after the next computed one: so the device never waits for
-the host. From the first event on, every step is observed before the next one. docs/how-it-works.md,
-section 6, lists what happens when. It knows steps and numbers, no tensors and
-no models. Ours; there is no source.
+Goes in: a plan with the bands of its extrapolation errors, and the error of each computed step. The
+error is the relative distance from the fresh prediction to the line through the last two computed
+predictions. Comes out: `GuardedPolicy`.
+
+After a plan is abandoned, and in place of a plan of another model, short windows decide. If the
+number of computed steps is bounded, the plan's own steps are computed instead. All other steps are
+extrapolated along a *damped* line: the last value plus a share of the line's rise. The share (the
+*damping*) is the one that was right when the line was last compared with a fresh value.
+
+While nothing is suspicious, a step is observed only after the next computed one, so that the device
+never waits for the host. From the first event on, each step is observed before the next one begins.
+docs/how-it-works.md, section 6, lists the events and what the guard does. The module knows steps
+and numbers, no tensors and no models. Ours; there is no source.
 """
 
 from __future__ import annotations
@@ -27,19 +30,21 @@ from dit_accel.core.quantization import BITS
 from dit_accel.planning.plan import Extrapolation, Plan, SecondExpert
 from dit_accel.planning.prediction import TOLERATED_ERROR, ErrorBand, PlanChoice, QualityEstimate
 
-# Deviations that the error may have at a step that is computed because something was suspicious.
+# After a suspicious event a step is computed. The plan goes on if the error of that step is within
+# so many standard deviations of the expected one.
 TOLERATED_AFTER_EVENT = 2.0
-TOLERATED_WITHOUT_BANDS = 1.5  # times the largest error of the run before
-FALLBACK_WARMUP = 1  # steps that are computed after a plan is abandoned, before the first window
-FALLBACK_WINDOW = 2  # steps from one computed step to the next one then
-# Largest expected error of a line, relative to the prediction, at a step of mean length, times the
-# number of steps: the error of a run with fewer steps falls with their number too.
+TOLERATED_WITHOUT_BANDS = 1.5  # the same without bands: times the largest other error of the run
+FALLBACK_WARMUP = 1  # steps computed after a plan is abandoned, before the first window
+FALLBACK_WINDOW = 2  # then: the distance from one computed step to the next one
+# A line may be used if its expected relative error, at a step of mean length, is at most this value
+# divided by the number of steps. The bound is smaller in longer runs, because the error of taking
+# fewer steps is smaller there too.
 MAX_EXPECTED_ERROR = 2.0
-# From so many steps on, the expected error bounds the windows after an abandoned plan too. In a
-# shorter run the error that is there already is larger than that of fewer steps, and computing more
-# does not repair it (research/LOG.md).
+# In runs of at least so many steps, the bound above also holds for the windows after an abandoned
+# plan. In a shorter run the error already made is larger than the error of taking fewer steps, and
+# computing more steps does not repair it (research/LOG.md).
 LONG_RUN_STEPS = 30
-Event = tuple[int, str]  # the step after which it was found, and what
+Event = tuple[int, str]  # the step after which something was found, and what was found
 
 
 @dataclass
@@ -47,17 +52,17 @@ class GuardedPolicy(Policy):
     """A plan with its guard.
 
     Args:
-        plan: of the run, until the guard abandons it.
-        timesteps: the scheduler's, one a step.
-        branch_weights, checks_finite, min_bits, second: as of `Policy`.
-        bands: the expected error at computed steps of `plan`; empty where none was measured.
-        guard: whether the guard may abandon the plan; without it no error is measured. There is
-            nothing to guard where the plan computes every step.
-        trusted: whether the plan is of this model.
-        max_added: steps that may be computed beyond the plan's number; None: as many as it takes.
-            Steps that restore a value that was lost come on top.
-        estimate: the PSNR that is expected of the plan.
-        remarks: notes that stand before those of the guard.
+        plan: the plan that the run follows until the guard abandons it.
+        timesteps: the scheduler's timesteps, one per step.
+        branch_weights, checks_finite, min_bits, second: see `Policy`.
+        bands: the expected errors by computed step of `plan`; empty if none were measured.
+        guard: whether the guard may abandon the plan. False: no errors are measured. A plan that
+            computes every step has no guard.
+        trusted: whether the plan was made for this model.
+        max_added: how many steps may be computed in addition to the plan's; None: any number. Steps
+            that are computed to restore a lost value are not counted.
+        estimate: the expected PSNR of the plan.
+        remarks: notes for the report, before those of the guard.
     """
 
     plan: Plan
@@ -84,7 +89,7 @@ class GuardedPolicy(Policy):
         cls, choice: PlanChoice, *, guard: bool = True, trusted: bool = True, static: bool = False,
         max_added: int | None = None, remarks: tuple[str, ...] = (),
     ) -> GuardedPolicy:  # fmt: skip
-        """The policy of a chosen plan; `static`: without guard and without any host sync."""
+        """The policy of a chosen plan. `static` means no guard and no host sync."""
         return cls(
             choice.plan, choice.timesteps, choice.branch_weights, choice.bands,
             guard and not static, trusted, not static, choice.min_bits, max_added,
@@ -97,25 +102,27 @@ class GuardedPolicy(Policy):
         self.computed: list[int] = []
         self.abandoned: Event | None = None
         self.restored: Event | None = None
-        self._endured: Event | None = None  # where no step was left for what it asks for
+        self._endured: Event | None = None  # an event for which no step could be computed any more
         self.damping = 0.0
         self._suspicion: Event | None = None
-        self._judge: int | None = None  # the computed step whose error decides on it
+        self._judge: int | None = None  # the computed step whose error decides on the suspicion
         self._is_over = False  # no step follows
         self._abandoned_at: int | None = None  # only values of later steps are used
         self._done: set[int] = set()  # computed steps
-        self._rest = frozenset(self.planned)  # to be computed after the plan, where that is bounded
+        # With `max_added`: the steps that are still computed after the plan is abandoned.
+        self._rest = frozenset(self.planned)
         steps = range(self.plan.num_steps)
         self._needed = {step: self.plan.needed_steps(step) for step in (-1, *steps)}
         return self
 
     @property
     def ignores_plan(self) -> bool:
-        """Whether no step of the plan is used, as it is of another model."""
+        """Whether the plan's extrapolations are never used, because it was made for another
+        model."""
         return self.guard and not self.trusted
 
     def prediction(self) -> dict[str, Any] | None:
-        """None for a number that is infinite; None as a whole where the plan is not used."""
+        """The expected PSNR, with None for an infinite number; None if the plan is not used."""
         if self.estimate is None or self.abandoned is not None or self.ignores_plan:
             return None
         found: dict[str, Any] = dataclasses.asdict(self.estimate)
@@ -160,7 +167,7 @@ class GuardedPolicy(Policy):
         self.on_computed(step)
         is_judge, self._judge = step == self._judge, None if step == self._judge else self._judge
         if self._abandoned_at is not None and step <= self._abandoned_at:
-            return  # its value is of what was before
+            return  # the value was computed before the change that ended the plan
         known = trust is not None and not math.isnan(trust)
         self.damping = min(max(trust or 0.0, 0.0), 1.0) if known else 0.0
         if error is None:
@@ -170,9 +177,9 @@ class GuardedPolicy(Policy):
             self._check(step, error, is_judge=is_judge)
 
     def _check(self, step: int, error: float, *, is_judge: bool) -> None:
-        """Abandon the plan where an extrapolation error contradicts it."""
+        """Abandon the plan if an extrapolation error contradicts it."""
         if self.ignores_plan and not math.isnan(error):
-            return  # bands of a plan that is not used say nothing; a NaN says that something broke
+            return  # the bands belong to a plan that is not used; a NaN is a fault in any case
         band = self.bands.get(step)
         if not math.isfinite(error):
             self.on_invalid(step, "a value was not finite")
@@ -181,7 +188,7 @@ class GuardedPolicy(Policy):
                 self._abandon_plan(self._suspicion, self._suspicion[0])
         elif band is not None and not band.contains(error):
             event = step, f"the extrapolation error was {band.ratio(error):.1f} times the expected"
-            self._abandon_plan(event, step - 1)  # this step's own value is of what is new
+            self._abandon_plan(event, step - 1)  # this step's own value is from after the change
 
     def on_lost_value(self, step: int, reason: str) -> None:
         self.restored = self.restored or (step, reason)
@@ -242,10 +249,11 @@ class GuardedPolicy(Policy):
         return tuple(f"{what} after step {step}" for step, what in events)
 
     def _abandon_plan(self, event: Event, step: int) -> None:
-        """From here on no value of this step or an earlier one is used."""
+        """Abandon the plan. Values of `step` and of earlier steps are not used any more."""
         self._done |= {step} & {*self.planned}  # it may not be observed yet
         later = [s for s in self.computed if s > step]
-        # the next step, for a value of what is new; and the first one of an expert that is to come
+        # At least the next step has to be computed: only its value is valid after the change. If a
+        # second expert follows, its first step has to be computed too.
         needed = 1 + (self.since(self.plan.num_steps - 1) > step)
         if self._is_over or (not later and self.max_added is not None and self._left < needed):
             self._endured = event
@@ -255,8 +263,8 @@ class GuardedPolicy(Policy):
         self._rest = self._rest_of_plan(max([step, *self.computed]))
 
     def _rest_of_plan(self, step: int) -> frozenset[int]:
-        """What is computed after this step where the number of steps is bounded: the next one, for
-        a value of what is new, and of the plan's own the last ones."""
+        """The steps to compute after `step`, if their number is bounded: the next step, whose value
+        is valid after the change, and the last ones of the plan."""
         left, first = self._left, step + 1
         later = [s for s in self.planned if s > first][::-1]
         later.sort(
@@ -266,17 +274,17 @@ class GuardedPolicy(Policy):
         return frozenset({*fresh, *later[: max(left - 1, 0)]})
 
     def _has_one_more(self, step: int) -> bool:
-        """Whether a step may be computed that is not among those that the plan still computes."""
+        """Whether a step may be computed in addition to those that the plan still computes."""
         return self.max_added is None or self._left > sum(later > step for later in self.planned)
 
     @property
     def _left(self) -> int:
-        """How many steps may still be computed; only where that is bounded."""
+        """How many steps may still be computed, if `max_added` bounds their number."""
         return max(len(self.planned) + (self.max_added or 0) - len(self._done), 0)
 
     def _is_usual(self, step: int, error: float) -> bool:
-        """Whether an error is usual by the nearest band, at a step that may have none; without any
-        band, as nothing was calibrated, by the other errors of this run."""
+        """Whether an error is normal. The nearest band decides, because this step may have none.
+        Without calibration there are no bands; then the other errors of this run decide."""
         near = min(self.bands, key=lambda other: abs(other - step), default=None)
         if error <= TOLERATED_ERROR:
             return True
@@ -286,12 +294,15 @@ class GuardedPolicy(Policy):
         return error <= TOLERATED_WITHOUT_BANDS * max(others, default=0.0)
 
     def _is_risky(self, step: int) -> bool:
-        """Whether more error than allowed is expected of a line; also where nothing is known."""
+        """Whether the expected error of the line is too large, or unknown."""
         return not self._expected_error(step) <= MAX_EXPECTED_ERROR / self.plan.num_steps
 
     def _expected_error(self, step: int) -> float:
-        """Of the line at a step: the last line's error · (reach here / reach there) · the step's
-        length in mean steps; infinite where nothing is known."""
+        """The expected error of the line at a step; infinite if nothing is known.
+
+        It is the error of the last line · (reach here / reach there) · (length of this step / mean
+        length of a step). The reach is `remainder_factor`.
+        """
         known = self._computed_since(step)
         if len(known) < 3 or known[-1] not in self.extrapolation_errors:
             return math.inf
@@ -302,11 +313,11 @@ class GuardedPolicy(Policy):
         return self.extrapolation_errors[self.computed[-1]] * farther * length
 
     def _computed_since(self, step: int) -> list[int]:
-        """The computed steps of the expert that makes a step."""
+        """The computed steps that have the same expert as this step."""
         return [s for s in self.computed if s >= self.since(step)]
 
     def _damped_extrapolation(self, step: int) -> Extrapolation:
-        """The last computed value plus the damped rise of the line: d line + (1 - d) last."""
+        """The last computed value plus d times the line's rise: d line + (1 - d) last."""
         before = self._computed_since(step)[-2:][::-1]
         line = lagrange_weights([self.timesteps[s] for s in before], self.timesteps[step])
         last = (1.0 - self.damping, *[0.0] * (len(before) - 1))

@@ -1,12 +1,12 @@
-"""Says what an acceleration shall do, as one frozen object that is checked when it is made.
+"""The settings of an acceleration, as one frozen object that is checked when it is made.
 
     config = QualityConfig(32, guard=False)
-    accelerate(pipe, config)  # as accelerate(pipe, quality=32, guard=False)
-    json.dumps(config.to_dict())  # AccelConfig.from_dict makes an equal one of it
+    accelerate(pipe, config)  # the same as accelerate(pipe, quality=32, guard=False)
+    json.dumps(config.to_dict())  # AccelConfig.from_dict turns it into an equal config
 
-Goes in: settings. Comes out: one config. Each way to decide which steps are computed has a class,
-with the settings that mean something in it. It knows names and ranges, and no pipeline. Ours; there
-is no source.
+Goes in: settings. Comes out: one config. Each way to decide which steps are computed has its own
+class, which has only the settings that apply to it. The module knows names and ranges, and no
+pipeline. Ours; there is no source.
 """
 
 from __future__ import annotations
@@ -42,18 +42,22 @@ _PARTS = {
 
 @dataclass(frozen=True)
 class AccelConfig:
-    """The settings that every config has; what is out of range is a ValueError.
+    """The settings that every config has. Use one of the classes in `CONFIGS`.
 
     Args:
-        layout: subjects, their boxes and references, or the file of them; the pipeline is then
-            called for one prompt a shot, `prompt=layout.prompts`.
-        scene: settings of isolation, references and subjects' texts; None: the defaults.
-        branch_parallel: whether two ranks compute one branch of guidance each: a process group of
-            theirs, or True for the default group. Not with windows, which are inside of a branch.
+        layout: subjects with their boxes and references, or the path of a layout file. Call the
+            pipeline with one prompt per shot then: `prompt=layout.prompts`.
+        scene: settings of isolation, references and the subjects' prompts; None: the defaults.
+        branch_parallel: whether two ranks compute one guidance branch each. Give the process group
+            of the two ranks, or True for the default group. It does not go with windows, because
+            they cache inside of a branch.
+
+    Raises:
+        ValueError: a value is out of range, or two settings do not go together.
     """
 
     kind: ClassVar[str] = ""
-    inside_forwards: ClassVar[bool] = False  # whether it caches inside of the transformer
+    inside_forwards: ClassVar[bool] = False  # whether values are cached inside of the transformer
 
     layout: Layout | File | None = field(default=None, kw_only=True)
     scene: SceneConfig | None = field(default=None, kw_only=True)
@@ -84,35 +88,35 @@ class AccelConfig:
         require(valid, name, value, f"of {kind.__name__}" + ("" if needed else ", or None"))
 
     def _path_as_text(self, name: str) -> None:
-        """So that a config equals the one that was saved of it."""
+        """Turn a path into a text, so that a config equals the one that is loaded from its JSON."""
         value = getattr(self, name)
         if isinstance(value, os.PathLike):
             object.__setattr__(self, name, os.fspath(value))
 
     @property
     def window_threshold(self) -> float | None:
-        """Of the cache windows; None where a plan decides."""
+        """The threshold of the cache windows; None where a plan decides."""
         threshold: float | None = getattr(getattr(self, "windows", self), "threshold", None)
         return threshold
 
     def to_dict(self) -> dict[str, Any]:
-        """Every setting as JSON has it, with the config's name as `kind`.
+        """All settings as plain JSON values; `kind` is the kind of config.
 
         Raises:
-            ValueError: a setting is an object that is no plain value; names it.
+            ValueError: a setting is an object without a JSON form. The message names the setting.
         """
         return {"kind": self.kind} | _plain(self, _refuse)
 
     def describe(self) -> dict[str, Any]:
-        """As `to_dict`, for people: an object that is no plain value is named by its class."""
+        """As `to_dict`, for people: an object without a JSON form is shown by its class name."""
         return {"kind": self.kind} | _plain(self, lambda _, value: f"<{_class(value)}>")
 
     @classmethod
     def from_dict(cls, given: Mapping[str, Any]) -> Self:
-        """The config of a `to_dict`; settings that are missing have their defaults.
+        """The config that `to_dict` described. Missing settings get their defaults.
 
         Raises:
-            ValueError: the kind or a setting is not known, or a value is out of range.
+            ValueError: the kind or a setting is unknown, or a value is out of range.
         """
         kinds = {one.kind: one for one in CONFIGS if issubclass(one, cls)}
         found = kinds.get(given.get("kind", ""))
@@ -121,32 +125,35 @@ class AccelConfig:
         return _made(found, {k: v for k, v in given.items() if k != "kind"}, found.__name__)
 
     def __str__(self) -> str:
-        """What differs from the defaults: `QualityConfig(quality=32)`."""
+        """The class and the settings that differ from the defaults: `QualityConfig(quality=32)`."""
         return _shown(self)
 
 
 @dataclass(frozen=True)
 class PlannedConfig(AccelConfig):
-    """The settings of a quality and of a speedup: both are planned, by the pipeline's profile.
+    """The settings that a quality and a speedup have in common. Both use plans.
 
     Args:
-        profile: what calibration measured of this pipeline, or its file. None: it is looked for in
-            the model's folder and in the user's cache; without one runs are planned from the prior.
-        guard: whether a run may leave its plan where the measured errors are far from the expected.
-        force: whether a profile of another pipeline is used all the same.
+        profile: the profile of this pipeline, or its file. None: look for one in the model's folder
+            and in the user's cache. If there is none, runs are planned from the prior.
+        guard: whether the guard may abandon the plan during a run, when the measured errors are far
+            from the expected ones.
+        force: whether to use a profile even if it was measured on another pipeline.
         static: whether all runs do the same, without host syncs and without a guard (for
             torch.compile and CUDA graphs).
-        learn: whether uncached clips teach later runs, by a small file in the user's cache; not
-            with static.
-        cache_memory: bytes, or a text as "2GiB", that cached values may take on the device; older
-            ones are quantized to as few bits as the plan allows, then moved to the CPU's memory.
-            None: no bound.
-        choice: the plan that was chosen before the run, used where it is of the run; no setting,
-            so it is neither saved nor compared.
-        records: whether a run that neither a profile nor the prior knows is computed whole and
-            recorded for later ones; where there are none, it is refused. No setting either.
-        known: what was learnt by some moment, which plans the runs beside the prior in place of a
-            profile and of the file in the cache. No setting either.
+        learn: whether later runs learn from uncached clips. What is learnt is stored in a small
+            file in the user's cache. With static or a layout nothing is learnt.
+        cache_memory: bytes that cached values may take on the device, as a number or as a text
+            such as "2GiB". If they do not fit, older values are first quantized, to as few bits as
+            the plan allows, and then moved to the CPU's memory. None: no bound.
+        choice: a plan that was chosen before the run; used if it fits the run. It is not a setting:
+            it is neither saved nor compared.
+        records: what happens to a run that cannot be planned, because there is no profile and the
+            prior does not cover it. True: every step is computed, and the run is recorded for later
+            runs. False: the same if runs are learnt from (`learns`), else the run is refused. Not
+            a setting either.
+        known: what was learnt up to some moment. Runs are planned from it and from the prior; no
+            profile and no file in the cache is used. Not a setting either.
     """
 
     profile: Profile | File | None = field(default=None, kw_only=True)
@@ -170,16 +177,16 @@ class PlannedConfig(AccelConfig):
 
     @property
     def learns(self) -> bool:
-        """Whether runs are planned by what uncached clips taught, and teach so."""
+        """Whether runs are planned from what was learnt earlier, and are learnt from."""
         return self.learn and not self.static and self.layout is None and not is_off()
 
 
 @dataclass(frozen=True)
 class QualityConfig(PlannedConfig):
-    """The fastest plan that is good enough: `accelerate(pipe, quality=...)`.
+    """The fastest plan that reaches a quality: `accelerate(pipe, quality=...)`.
 
     Args:
-        quality: PSNR in dB against the uncached clip that 95 % of clips shall reach, above 0.
+        quality: the PSNR in dB, against the uncached clip, that 95 % of clips should reach; > 0.
     """
 
     kind: ClassVar[str] = "quality"
@@ -192,10 +199,10 @@ class QualityConfig(PlannedConfig):
 
 @dataclass(frozen=True)
 class SpeedupConfig(PlannedConfig):
-    """The best plan with so many computed steps: `accelerate(pipe, speedup=...)`.
+    """The best plan with a given number of computed steps: `accelerate(pipe, speedup=...)`.
 
     Args:
-        speedup: steps over computed steps, >= 1.
+        speedup: all steps / computed steps, >= 1.
     """
 
     kind: ClassVar[str] = "speedup"
@@ -208,10 +215,11 @@ class SpeedupConfig(PlannedConfig):
 
 @dataclass(frozen=True)
 class ThresholdConfig(EDCW, AccelConfig):
-    """Windows at a site, by measured drifts: `accelerate(pipe, threshold=..., site=...)`.
+    """Windows at a site; drifts set their lengths: `accelerate(pipe, threshold=..., site=...)`.
 
     Args:
-        threshold, and all others: as of `EDCW`; at 0 every step is computed, bit-equal to stock.
+        threshold, max_window, first, last, growth, order: see `EDCW`. With threshold 0 every step
+            is computed, and the output is bit-equal to the stock pipeline's.
         site: where values are cached: "attention" (each self-attention's output), "block" (each
             block's residual) or "model" (the residual of the whole block stack).
     """
@@ -230,7 +238,8 @@ class ThresholdConfig(EDCW, AccelConfig):
 class UniCPConfig(UniCP, AccelConfig):
     """The paper's three techniques at the attentions: `accelerate(pipe, accel="unicp-paper")`.
 
-    Where pruning does not pay it is off, and the report says so. Settings: as of `UniCP`.
+    Pruning is switched off at attentions where it saves too little; the report says so. The
+    settings are those of `UniCP`.
     """
 
     kind: ClassVar[str] = "unicp-paper"
@@ -249,7 +258,7 @@ class PlanConfig(AccelConfig):
 
     Args:
         plan: which steps are computed, and what the others are extrapolated from; or a `Policy`.
-        mix: with a `Plan`: weight of every component that its extrapolations have.
+        mix: the weight of each component in the guided prediction. Only with a `Plan`.
     """
 
     kind: ClassVar[str] = "plan"
@@ -262,13 +271,13 @@ class PlanConfig(AccelConfig):
 
     @property
     def policy(self) -> Policy:
-        """What a run follows."""
+        """The policy that runs follow."""
         return PlanPolicy(self.plan, self.mix) if isinstance(self.plan, Plan) else self.plan
 
 
 @dataclass(frozen=True)
 class UncachedConfig(AccelConfig):
-    """Every step is computed: a scene, or branches on two ranks, without a cache."""
+    """Every step is computed, without a cache: for a layout alone, or for branches on two ranks."""
 
     kind: ClassVar[str] = "uncached"
     threshold: ClassVar[float] = 0.0
@@ -278,12 +287,12 @@ CONFIGS = (QualityConfig, SpeedupConfig, ThresholdConfig, UniCPConfig, PlanConfi
 
 
 def settings_of(parts: Any) -> dict[str, Any]:
-    """The settings of a config or of a part of it, by name."""
+    """The settings of a config, or of a part such as `EDCW`, by name."""
     return {one.name: getattr(parts, one.name) for one in fields(parts) if one.compare}
 
 
 def _plain(parts: Any, otherwise: Callable[[str, Any], Any]) -> dict[str, Any]:
-    """Settings as JSON has them; `otherwise` gives a form to what is no plain value."""
+    """Settings as plain JSON values; `otherwise` converts objects that have no JSON form."""
 
     def form(name: str, value: Any) -> Any:
         if isinstance(value, tuple):
@@ -302,7 +311,7 @@ def _refuse(name: str, value: Any) -> Any:
 
 
 def _made(kind: type[Any], given: Any, name: str) -> Any:
-    """An object of settings by name, with the parts among them."""
+    """An object of class `kind` from its settings by name; parts such as `EDCW` are made too."""
     by_name = f"the settings of {kind.__name__} by name"
     require(isinstance(given, Mapping), name, given, by_name)
     known = [one.name for one in fields(kind) if one.compare]
@@ -311,7 +320,7 @@ def _made(kind: type[Any], given: Any, name: str) -> Any:
         raise ValueError(f"{name} has {', '.join(unknown)}; accepted: {', '.join(known)}")
     try:
         return kind(**{setting: _read(setting, value) for setting, value in given.items()})
-    except TypeError as error:  # one that is missing, or a text where a number is compared
+    except TypeError as error:  # a setting is missing, or a text was compared with a number
         raise ValueError(f"{name}: {error}") from error
 
 
@@ -322,7 +331,7 @@ def _read(name: str, value: Any) -> Any:
 
 
 def _shown(parts: Any) -> str:
-    """An object by its class and the settings that are not the defaults."""
+    """An object as text: its class, and the settings that differ from the defaults."""
     found = []
     for one in (one for one in fields(parts) if one.compare):
         value = getattr(parts, one.name)

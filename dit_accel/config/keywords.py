@@ -1,8 +1,8 @@
-"""Makes a config of the keywords of `accelerate`, and refuses what does not go together.
+"""Turns the keywords of `accelerate` into a config, and refuses keywords that do not go together.
 
-Goes in: keywords, or a config that stands for them. Comes out: one config of this package. It knows
-which keyword decides and which ones go beside it, and no range of a value. Ours; there is no
-source.
+Goes in: keywords, or a config in their place. Comes out: one config of this package. It knows which
+keyword chooses the method, and which keywords may stand beside it. It does not know the ranges of
+values. Ours; there is no source.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _DEFAULTS: Mapping[str, Any] = {
     "static": False, "learn": True, "cache_memory": None, "layout": None, "scene": None,
     "branch_parallel": False,
 }  # fmt: skip
-# Keywords that decide; what is refused beside them; what is accepted instead.
+# Keywords that choose the method; what is refused beside them; what is accepted instead.
 _ALONE = (
     (("quality", "speedup"), ("plan", "config", "accel", "site"), "alone"),
     (("accel",), ("plan", "site", "config"), "with threshold alone"),
@@ -45,8 +45,8 @@ def config_of(config: AccelConfig | EDCW | UniCP | None = None, **keywords: Any)
     """The config that `accelerate` carries out.
 
     Args:
-        config: the config itself; or settings of the windows, or of UniCP.
-        keywords: those of `accelerate`; beside an `AccelConfig` all of them are the defaults.
+        config: an `AccelConfig`, which is returned itself; or settings of the windows or of UniCP.
+        keywords: those of `accelerate`. Beside an `AccelConfig` all of them must be the defaults.
 
     Raises:
         ValueError: keywords do not go together, or a value is out of range.
@@ -70,7 +70,7 @@ def config_of(config: AccelConfig | EDCW | UniCP | None = None, **keywords: Any)
 
 
 def _without_alias(given: dict[str, Any]) -> dict[str, Any]:
-    """`accel="unicp"` is the default quality, or the target beside it."""
+    """Replace `accel="unicp"` by what it means: the target beside it, or the default quality."""
     if given.get("accel") != "unicp":
         return given
     for name in ("threshold", "site"):
@@ -118,11 +118,11 @@ def _check_together(given: Mapping[str, Any]) -> None:
 
 
 def _number(value: Any) -> str:
-    """As people write it; what is no number as it is."""
+    """A number as people write it; any other value by its `repr`."""
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
     return f"{value:g}" if number else repr(value)
 
 
 def _config(kind: type[AccelConfig], given: Mapping[str, Any]) -> AccelConfig:
-    """A config of those keywords that it has."""
+    """A config of class `kind`, from the keywords that are among its settings."""
     return kind(**{one.name: given[one.name] for one in fields(kind) if one.name in given})
