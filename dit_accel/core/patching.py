@@ -1,10 +1,13 @@
-"""Stand around calls and attributes of live objects, and restore them exactly.
+"""Wrap the calls and attributes of live objects, and restore them exactly.
 
 An object and a factory come in; the object is changed until `undo`. Only instances are changed,
-never classes. A call is taken at `torch.nn.Module._compiled_call_impl`, which `Module.__call__`
-looks at first. Offloading, casting and other caches replace `forward`, which lies below, as
-compilation does: they may come and go before and after us, and a skipped call skips them. PyTorch
-leaves the attribute out of copies. research/LOG.md has the alternatives. Source: ours.
+never classes.
+
+Calls of a module are wrapped at `torch.nn.Module._compiled_call_impl`, because `Module.__call__`
+looks there first. Offloading, casting and other caches replace `forward`, which is called below
+this place; compiled code is below it too. So they can be added and removed before and after us, and
+a call that we skip skips them as well. PyTorch does not copy the attribute, so a copied module has
+no wrapper. research/LOG.md has the alternatives. Source: ours.
 """
 
 from __future__ import annotations
@@ -27,8 +30,8 @@ _CALL = "_compiled_call_impl"
 class Patches:
     """The patches of one handle.
 
-    `active` says whether calls inside a transformer are the handle's now: those that another
-    pipeline makes, with the same transformer, pass ours by.
+    `active` returns whether the current call of a transformer comes from the handle's pipeline. If
+    another pipeline uses the same transformer, its calls bypass our wrappers.
     """
 
     def __init__(self, active: Callable[[], bool] = lambda: True) -> None:
@@ -42,13 +45,13 @@ class Patches:
         """Call `make(inner)` in place of a module's call, on this instance only.
 
         Args:
-            module: also one that `torch.compile(module)` returned.
-            make: gets `inner`, which does what the module would do without us at that moment.
-            callers: the modules that this one is inside of. Where one of them is compiled, now or
-                later, the compiler does not look at our place, but at `forward`.
+            module: may be compiled, also by `torch.compile(module)`.
+            make: gets `inner`, which does what the module would do at that moment without us.
+            callers: the modules that contain this one. If one of them is compiled, now or later,
+                the compiler traces only `forward`; so the wrapper moves there.
 
         Raises:
-            RuntimeError: dit_accel stands around this module already.
+            RuntimeError: dit_accel has already wrapped this module.
         """
         if hook_of(module) is not None or is_patched(module, "forward"):
             raise RuntimeError(_twice(module, "forward"))
@@ -62,7 +65,7 @@ class Patches:
         self.wrap(module, "compile", partial(self._compile, hook))
 
     def _compile(self, hook: CallHook, _: Call) -> Call:
-        """A `module.compile` that compiles what is below us."""
+        """A replacement for `module.compile` that compiles the module below our wrapper."""
 
         def compile_below(*args: Any, **kwargs: Any) -> None:
             hook.compile(*args, **kwargs)
@@ -71,7 +74,7 @@ class Patches:
         return compile_below
 
     def settle(self) -> None:
-        """Stand where we stood, after somebody compiled a module or a caller of it."""
+        """Restore the order of the wrappers after somebody compiled a module or a caller of it."""
         for hook in self._hooks:
             hook.stand()
         for hook in [one for one in self._hooks if any(map(is_compiled, one.callers))]:
@@ -80,7 +83,7 @@ class Patches:
             self._around_forward(hook.module, hook.make)
 
     def _around_forward(self, module: torch.nn.Module, make: Make) -> None:
-        """At `forward`: there a compiler finds us that traces the module's caller."""
+        """Wrap `forward` instead: a compiler that traces the module's caller finds it there."""
         self.wrap(module, "forward", lambda inner: outside_graphs(make(inner)))
 
     def _gated(self, make: Make, inner: Call) -> Call:
@@ -97,7 +100,7 @@ class Patches:
         """Replace `owner.name` by `make(old value)`, on this instance only.
 
         Args:
-            replaceable: whether users put values of their own there: those stay.
+            replaceable: whether users may assign values of their own there, which then stay.
 
         Raises:
             RuntimeError: dit_accel has patched this attribute already.
@@ -116,7 +119,7 @@ class Patches:
 
     @property
     def replaced(self) -> bool:
-        """Whether a user put another value in the place of one of ours."""
+        """Whether a user replaced one of our values by another one."""
         return any(one.replaceable and not one.stands for one in self._attributes)
 
     def __bool__(self) -> bool:
@@ -124,8 +127,10 @@ class Patches:
         return bool(self._hooks or self._attributes)
 
     def undo(self) -> None:
-        """Restore everything; a second call does nothing. What others wrapped over one of our
-        attributes stays, and passes ours by."""
+        """Restore everything. A second call does nothing.
+
+        If others have wrapped one of our attributes, their wrapper stays and bypasses ours.
+        """
         for hook in self._hooks:
             hook.remove()
         for one in reversed(self._attributes):
@@ -136,13 +141,13 @@ class Patches:
 
 @dataclass(frozen=True, eq=False)
 class _Attribute:
-    """An attribute of an instance that was replaced, `before` by `after`."""
+    """An attribute of an instance whose value `before` was replaced by `after`."""
 
     owner: Any
     name: str
     before: Any
     after: Any
-    own: bool  # whether the instance had one itself, and not from its class
+    own: bool  # whether the instance itself had the attribute, and not only its class
     replaceable: bool
     mark: Mark
 
@@ -163,8 +168,11 @@ class _Attribute:
 
 
 class Mark:
-    """Says that something is a patch of ours, while it `stands`. What wraps a function takes its
-    attributes over, so the mark outlives it there. In a copy nothing of ours stands."""
+    """Marks something as our patch; `stands` is False once the patch is removed.
+
+    `functools.wraps` copies attributes, so somebody else's wrapper may have our mark after our
+    patch is gone. In a pickled or deep copy the mark does not stand.
+    """
 
     def __init__(self, stands: bool = False) -> None:
         self.stands = stands
@@ -174,7 +182,7 @@ class Mark:
 
 
 class CallHook:
-    """What stands around the calls of one module, until `remove`."""
+    """Our wrapper around the calls of one module, until `remove`."""
 
     def __init__(
         self, module: torch.nn.Module, make: Make, callers: tuple[torch.nn.Module, ...]
@@ -182,30 +190,30 @@ class CallHook:
         self.module, self.make, self.callers = module, make, callers
         self._compiled: Call | None = vars(module).get(_CALL)
         self._call = make(self.inner)
-        # A compiled module passes attributes on to the one that it compiled, but not this way.
+        # A compiled module forwards `setattr` to the module inside; `object.__setattr__` does not.
         object.__setattr__(module, _CALL, self)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self._call(*args, **kwargs)
 
     def inner(self, *args: Any, **kwargs: Any) -> Any:
-        """The module's call without us: compiled where it is, with everybody's hooks."""
+        """The module's call without us: compiled if the module is, and with the hooks of others."""
         call = self._compiled or self.module._call_impl
         return call(*args, **kwargs)
 
     def compile(self, *args: Any, **kwargs: Any) -> None:
-        """As `torch.nn.Module.compile`, but we stay where we stand: around the compiled call."""
+        """As `torch.nn.Module.compile`, but our wrapper stays around the compiled call."""
         self._compiled = torch.compile(self.module._call_impl, *args, **kwargs)
 
     def stand(self) -> None:
-        """Stand around the call again, where somebody compiled the module past our `compile`."""
+        """Wrap the call again, if somebody compiled the module without our `compile`."""
         there = vars(self.module).get(_CALL)
         if there is not self and not hasattr(there, "_dit_accel_patch"):
             self._compiled = there
             object.__setattr__(self.module, _CALL, self)
 
     def remove(self) -> None:
-        """Leave the module as if we had never been there, compiled where it was since."""
+        """Leave the module as if we had never wrapped it; it stays compiled if it is by now."""
         self.stand()
         if self._compiled is not None:
             object.__setattr__(self.module, _CALL, self._compiled)
@@ -214,10 +222,10 @@ class CallHook:
 
 
 def before_calls(module: torch.nn.Module, callback: Callable[[], None]) -> Callable[[], None]:
-    """Call back before every call of a module, above all that stands around it now.
+    """Call `callback` before every call of a module, outside of all wrappers that it has now.
 
     Returns:
-        What takes it off again: before anything that was put on later.
+        A function that removes the callback. Remove wrappers that were added later first.
     """
     above = vars(module).get(_CALL)
 
@@ -238,7 +246,7 @@ def before_calls(module: torch.nn.Module, callback: Callable[[], None]) -> Calla
 
 
 def _call_of(module: torch.nn.Module) -> Any:
-    """What stands around a module's calls below those that only wait for them; None: nothing."""
+    """The wrapper around a module's calls, without those of `before_calls`; None: there is none."""
     call: Any = vars(module).get(_CALL)
     while hasattr(call, "_above"):
         call = call._above
@@ -246,13 +254,14 @@ def _call_of(module: torch.nn.Module) -> Any:
 
 
 class Replacement:
-    """A function in place of a method, which copies and pickles as that method of the copy.
+    """A function in place of a method. A copy or a pickle of it is the method of the copied owner.
 
-    `function` may be exchanged: others may keep this object, wrapped in theirs.
+    `function` can be exchanged. So `undo` also works inside of wrappers that others have made.
     """
 
     def __init__(self, owner: Any, name: str, function: Call) -> None:
-        # Without its attributes: by them a compiler would leave out what wraps us, as it does ours.
+        # Do not copy the function's attributes. One of them excludes it from compilation; others'
+        # wrappers would copy it from us, and would not be compiled either.
         update_wrapper(self, function, updated=())
         self._owner, self._name, self.function = owner, name, function
 
@@ -264,23 +273,23 @@ class Replacement:
 
 
 def is_compiled(module: torch.nn.Module) -> bool:
-    """Whether calls of this module run as one graph, so that its own modules are not called."""
+    """Whether calls of this module run as a graph, without calls of the modules inside."""
     hook, inside = hook_of(module), uncompiled(module)
     compiled = _call_of(module) if hook is None else hook._compiled
-    forward = vars(inside).get("forward")  # assigned compiled, or excluded from it
+    forward = vars(inside).get("forward")  # may be a compiled function, or one that is excluded
     graph = hasattr(forward, "_torchdynamo_orig_callable")
     graph = graph and not getattr(forward, "_torchdynamo_disable", False)
     return compiled is not None or inside is not module or graph
 
 
 def hook_of(module: Any) -> CallHook | None:
-    """Our hook around a module's calls; None where there is none."""
+    """Our hook around a module's calls; None: there is none."""
     hook = _call_of(module)
     return hook if isinstance(hook, CallHook) else None
 
 
 def is_patched(owner: Any, name: str) -> bool:
-    """Whether the attribute is one of dit_accel's patches now."""
+    """Whether the attribute is currently a patch of dit_accel."""
     mark = getattr(vars(owner).get(name), "_dit_accel_patch", None)
     return mark is not None and mark.stands
 

@@ -1,13 +1,15 @@
-"""Knows which run, step, branch and role a forward of the transformer belongs to.
+"""Finds out which run, step, branch and role a forward of the transformer belongs to.
 
-Goes in: the calls of a pipeline's transformers. Comes out: `Session`, which says where the run is,
-and passes every call through its interceptors. The step and the branch come from
-`transformer.cache_context(name, step_index=...)` where the pipeline enters it (diffusers >= 0.36
-gives the index for Wan, 0.35 the name only). Otherwise the step is the position of the `timestep`
-argument in the scheduler's timesteps, and the branch is known by its text embedding. Call parity is
-never used: it breaks without guidance. A run is one denoising loop: it may begin behind the first
-timestep and leave the last ones out, and a call may have several. It knows no cache. Ours; there is
-no source.
+Goes in: the calls of a pipeline's transformers. Comes out: `Session`, which has the current run,
+step, branch and role, and passes every call through its interceptors.
+
+If the pipeline enters `transformer.cache_context(name, step_index=...)`, the step and the branch
+come from there (diffusers >= 0.36 gives the index for Wan, 0.35 only the name). Otherwise the step
+is the position of the `timestep` argument in the scheduler's timesteps, and the text embedding
+identifies the branch. Call parity is never used: it breaks without guidance.
+
+A run is one denoising loop. It may begin after the first timestep, and end before the last one. One
+call of a pipeline may have several runs. The module knows no cache. Ours; there is no source.
 """
 
 from __future__ import annotations
@@ -32,32 +34,33 @@ _TWO_THREADS = "pipe was called in two threads at once; accepted: a pipeline for
 
 
 class Session:
-    """Where a pipeline is: `step`, `num_steps`, `branch` and `role`.
+    """The position of a pipeline in its run: `step`, `num_steps`, `branch` and `role`.
 
-    `interceptors` are notified in order; a forward passes the first one first.
+    The `interceptors` are notified in order. For a forward, the first one is the outermost.
     """
 
     def __init__(self, pipe: Any, transformers: dict[str, torch.nn.Module]) -> None:
         self.pipe, self.transformers = pipe, transformers
         self.interceptors: list[Interceptor] = []
-        self.on_call: Callable[[], None] = lambda: None  # before a call's first forward
+        self.on_call: Callable[[], None] = lambda: None  # called when a pipeline call begins
         self.inputs: dict[tuple[str, str], tuple[tuple[Any, ...], dict[str, Any]]] = {}
         self.role = "target"
-        self.transformer = ""  # the name of the one that is running
-        self.device = torch.device("cpu")  # of the last forward's latents; offloaded weights move
+        self.transformer = ""  # the name of the last one that was called
+        # The device of the last forward's latents. That of the weights changes with offloading.
+        self.device = torch.device("cpu")
         self.latents: Any = None  # of the forward, while it runs
         self.text: Any = None
-        self.calls = 0  # of the pipeline: grows when one begins, and when it ends
+        self.calls = 0  # of the pipeline; counted up when a call begins, and when it ends
         self._call_of_run = -1
-        self._knows_calls = False  # else every run counts as a call
-        self._in_call = False  # of the pipeline; else a user calls the transformer
-        self.branch_group: Any = None  # whose ranks compute a branch each
-        self.unused = 0  # timesteps at the end of a schedule that the pipeline leaves out
-        # By thread: a pipeline that shares the transformer may run in another one.
+        self._knows_calls = False  # whether calls are seen; else every run counts as a call
+        self._in_call = False  # whether the pipeline calls the transformer, and not a user
+        self.branch_group: Any = None  # the process group whose ranks compute one branch each
+        self.unused = 0  # timesteps at the end of the schedule that the pipeline leaves out
+        # By thread, because a pipeline that shares the transformer may run in another thread.
         self._contexts: dict[int, tuple[str, int | None] | None] = {}
-        self._thread: int | None = None  # that the run is in
-        self._running: int | None = None  # that a forward is in, while it runs
-        self._caller: int | None = None  # that the pipeline's last call began in, where it is known
+        self._thread: int | None = None  # the thread of the run
+        self._running: int | None = None  # the thread of the forward that is running, if any
+        self._caller: int | None = None  # the thread of the pipeline's last call, if known
         self._reset()
 
     def install(self, patches: Patches) -> None:
@@ -79,17 +82,17 @@ class Session:
             patches.wrap(self.pipe, name, partial(notifying, self.pipe, self._call_ends))
 
     def is_active(self) -> bool:
-        """Whether this thread is in a forward of the pipeline, and not of another one."""
+        """Whether this thread is in a forward of this pipeline, and not of another pipeline."""
         return self._running == threading.get_ident()
 
     @property
     def is_elsewhere(self) -> bool:
-        """Whether a run goes on in another thread."""
+        """Whether a run is going on in another thread."""
         over = self._running is None and self.steps_ran == self.num_steps
         return self._thread not in (None, threading.get_ident()) and not over
 
     def adopt(self, transformers: dict[str, torch.nn.Module]) -> None:
-        """Forget the last run, as the pipeline has other transformers now."""
+        """Forget the last run, because the pipeline has other transformers now."""
         self.transformers = transformers
         self._reset()
 
@@ -97,9 +100,9 @@ class Session:
         self.step, self.branch = -1, ""
         self.num_steps: int | None = None
         self._begin = 0  # position of the first step in the schedule
-        self._is_named = False  # whether its last forward was in a `cache_context`
+        self._is_named = False  # whether the run's last forward was in a `cache_context`
         self._schedule: torch.Tensor | None = None  # the scheduler's timesteps
-        self._seen: set[tuple[str, str]] = set()  # transformer and branch, of this step
+        self._seen: set[tuple[str, str]] = set()  # this step's forwards: transformer and branch
         self._texts = Texts()
         self._times: list[float] = []
         self._positions = Positions()
@@ -107,36 +110,37 @@ class Session:
 
     @property
     def steps_ran(self) -> int:
-        """Of this run, up to now."""
+        """The number of steps that this run has made up to now."""
         return self.step + 1
 
     @property
     def time(self) -> float:
-        """Of this step, as of `time_of`."""
+        """The scheduler's timestep of this step."""
         return self.time_of(self.step)
 
     def time_of(self, step: int) -> float:
-        """The scheduler's timestep of a step; all of a run are read from the device at once."""
+        """The scheduler's timestep of a step. The first call reads all of a run from the device."""
         if not self._times:
             self._times = self.pipe.scheduler.timesteps.flatten().tolist()
         return self._times[self._begin + step]
 
     @property
     def guidance(self) -> float | None:
-        """Scale of classifier-free guidance; 1: none; None: the pipeline does not say."""
+        """Scale of classifier-free guidance; 1: no guidance; None: the pipeline does not report
+        it."""
         scale = getattr(self.pipe, "guidance_scale", None)
         return None if scale is None else float(scale or 1.0)
 
     @property
     def run(self) -> RunInfo:
-        """What is known of the run, while its first forward is called."""
+        """What is known about the run when its first forward is called."""
         second = self._second_expert()
         return RunInfo(
             self.num_steps, self.guidance, self.latents, self.text, self._begin, second, self.groups
         )
 
     def _second_expert(self) -> tuple[int, float | None] | None:
-        """The step at which the second transformer begins, and the guidance from there on."""
+        """The first step of the second transformer, and the guidance from there on."""
         boundary = boundary_of(self.pipe)
         if boundary is None or not self.num_steps:
             return None
@@ -147,7 +151,7 @@ class Session:
 
     @property
     def groups(self) -> tuple[Any, ...]:
-        """The process groups whose ranks compute a run together, as diffusers divides it now.
+        """The process groups whose ranks compute a run together, by diffusers' current settings.
 
         Raises:
             ValueError: context parallelism is on without a plan.
@@ -156,7 +160,7 @@ class Session:
         return tuple(dict.fromkeys(group for group in found if group is not None))
 
     def changes_denoiser(self, step: int) -> bool:
-        """Whether an interceptor makes the denoiser act otherwise from this step on."""
+        """Whether an interceptor changes what the denoiser computes from this step on."""
         return any(one.changes_denoiser(step) for one in self.interceptors)
 
     def _wrap_context(self, inner: Any) -> Any:
@@ -187,7 +191,7 @@ class Session:
         def forward(*args: Any, **kwargs: Any) -> Any:
             caller, in_callback = calling_pipeline()
             if in_callback or caller not in (None, self.pipe):
-                return inner(*args, **kwargs)  # a user's, or of a pipeline that shares it
+                return inner(*args, **kwargs)  # a user's call, or another pipeline's
             self._in_call = caller is not None
             call, thread = ForwardCall(name, args, kwargs, names), threading.get_ident()
             if self._running not in (None, thread):
@@ -216,13 +220,16 @@ class Session:
 
     @property
     def _context(self) -> tuple[str, int | None] | None:
-        """Of this thread's forwards: the name, and the step's index where it is given."""
+        """The `cache_context` of this thread: its name, and the step's index if it is given."""
         return self._contexts.get(threading.get_ident())
 
     def _is_stray(self, call: ForwardCall) -> bool:
-        """Whether a forward is no step of a run, as somebody calls the transformer beside it: it
-        has no name in a call whose forwards have one, or the scheduler is behind its last step, or
-        has no steps yet."""
+        """Whether a forward belongs to no step of a run: somebody else calls the transformer.
+
+        Within a call of the pipeline, that is a forward without a `cache_context`, if the run's
+        last forward had one. Outside of a call, the scheduler has no steps yet, or the forward is
+        after its last step.
+        """
         schedule = self.pipe.scheduler.timesteps
         if self._in_call:
             unnamed = self._is_named and self._context is None
@@ -249,7 +256,7 @@ class Session:
         self.calls += 1
 
     def _run_ends(self) -> None:
-        """A run is over: what it left of the schedule is never used."""
+        """A run is over: the pipeline does not use the rest of the schedule."""
         if self.num_steps is None or self.step < 0:
             return
         self.unused += max(self.num_steps - self.steps_ran, 0)
@@ -258,9 +265,11 @@ class Session:
             interceptor.run_ends(self.steps_ran)
 
     def _enter(self, call: ForwardCall) -> None:
-        """Find out where the run is. A run begins when the timesteps were set anew, an earlier step
-        comes back, or one whose forward was seen already: so a run that was aborted leaves nothing
-        for the next."""
+        """Find the step and the branch of a forward, and begin a run or a step if it is the first.
+
+        A run begins when the timesteps were set again, when the step is an earlier one, or when
+        this step already had the same forward. So an aborted run does not affect the next one.
+        """
         context, index = self._context or (None, None)
         schedule = self.pipe.scheduler.timesteps
         other = schedule is not self._schedule  # every `set_timesteps` makes a new tensor
@@ -270,7 +279,7 @@ class Session:
         again = step == self.step and (call.transformer, branch) in self._seen
         begins = other or again or step < self.step or self.step < 0
         thread = threading.get_ident()
-        # A pipeline may set its timesteps anew at its end, which looks as if a run began.
+        # A pipeline may set its timesteps again at its end, which looks like the begin of a run.
         is_older = self._in_call and self._caller not in (None, thread)
         is_ours = self._thread in (None, thread) or (begins and (other or step == 0))
         if is_older or not is_ours:
@@ -279,7 +288,7 @@ class Session:
             step = index or 0
             self._begin_run(call, position - step)
         self._is_named = context is not None
-        if context is None:  # after _reset: the texts of a new run are numbered anew
+        if context is None:  # a new run has reset the texts, so the branch is looked up again
             branch = self._texts.branch_of(call.text)
         if step != self.step:
             self._next_step(step)
@@ -291,7 +300,7 @@ class Session:
 
     def _begin_run(self, call: ForwardCall, begin: int) -> None:
         self.calls += not (self._knows_calls and self._in_call)
-        # Another loop of a call that was not aborted; a pipeline may leave one step out.
+        # A further loop of the same call: the last one is over, although it may lack one step.
         if self.calls == self._call_of_run and self.steps_ran >= (self.num_steps or 0) - 1:
             self._run_ends()
         self._call_of_run = self.calls
@@ -307,7 +316,8 @@ class Session:
 
     def _next_step(self, step: int) -> None:
         self.step, self._seen = step, set()
-        if self.num_steps is not None and step >= self.num_steps:  # it uses them after all
+        # The pipeline uses the timesteps that an earlier run left out.
+        if self.num_steps is not None and step >= self.num_steps:
             self.num_steps, self.unused = step + 1, 0
         for interceptor in self.interceptors:
             interceptor.step_begins(step)
@@ -315,8 +325,12 @@ class Session:
     def _position_of(
         self, call: ForwardCall, branch: str, index: int | None, *, other: bool
     ) -> int:
-        """Of a forward, in the scheduler's timesteps; an index that is given counts from the run's
-        first step."""
+        """The position of a forward in the scheduler's timesteps.
+
+        Args:
+            index: the step's index from the `cache_context`, counted from the run's first step.
+            other: whether the timesteps were set again since the last forward.
+        """
         if index is not None and not other and self.step >= 0:
             return self._begin + index
         found = self._positions.of(call.timestep, self.pipe.scheduler)
