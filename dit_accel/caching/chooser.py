@@ -1,9 +1,9 @@
-"""Finds the plan of a run by a profile, and says how the run differs from the profile's clips.
+"""Finds the plan of a run from a profile, and notes how the run differs from the profile's clips.
 
 Goes in: a profile, a target, and a run's sampler coefficients, latents and text. Comes out: a
-`PlanChoice` of `planning/selection.py`, and notes. One that was chosen before the run is used if it
-is for this run; runs that are alike get the same. It knows where pipelines have their sizes, and
-nothing of policies. Ours; there is no source.
+`PlanChoice` from `planning/selection.py`, and notes. A plan that was chosen before the run is used
+if it fits the run. Choices are cached, so that equal runs get the same plan. It knows where
+pipelines have their sizes, and nothing of policies. Ours; there is no source.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from dit_accel.planning.prediction import PlanChoice
 from dit_accel.planning.profile import Profile
 from dit_accel.planning.profile_file import ProfileError
 
-MAX_CHOICES = 16  # that are remembered, as every prompt has its own; the oldest is dropped
+MAX_CHOICES = 16  # cached choices (each prompt has its own); the oldest is dropped
 Size = tuple[int, int, int]  # height, width and frames of a clip
 Notes = tuple[str, ...]
 
@@ -34,8 +34,8 @@ class Chooser:
     """Finds plans for the runs of a pipeline.
 
     Args:
-        static, force, use_text: as of `RunController`.
-        chosen: the plan that was chosen before the run.
+        static, force, use_text: see `RunController`.
+        chosen: the plan that was chosen before the run, if any.
     """
 
     def __init__(
@@ -44,13 +44,13 @@ class Chooser:
     ) -> None:  # fmt: skip
         self.pipe, self.family, self.target, self.chosen = pipe, family, target, chosen
         self.static, self.force, self.use_text = static, force, use_text
-        self._profile: Profile | None = None  # that the remembered choices are of
+        self._profile: Profile | None = None  # the one that the cached choices were made from
         self._choices: dict[tuple[Any, ...], PlanChoice] = {}
 
     def choose(
         self, profile: Profile, coefficients: SamplerCoefficients, run: RunInfo
     ) -> tuple[PlanChoice, Notes]:
-        """The plan of a run, and a note where it is not the one that was chosen before the run."""
+        """The plan of a run, and a note if it is not the one that was chosen before the run."""
         if self.chosen is not None and _is_of(self.chosen, coefficients):
             return self.chosen, ()
         if profile is not self._profile:
@@ -77,24 +77,25 @@ class Chooser:
         self, profile: Profile, coefficients: SamplerCoefficients, guidance: float | None,
         latents: torch.Tensor | None,
     ) -> Notes:  # fmt: skip
-        """What differs between calibration and a run, and is transferred or forced.
+        """Notes on differences between calibration and a run that are transferred or forced.
 
         Raises:
-            ProfileError: the profile is of one branch, and of another guidance.
+            ProfileError: the profile has one branch, and another guidance than the run.
         """
         return self._guidance_notes(profile, guidance) + self._transfer_notes(
             profile, coefficients, guidance, self._size_of(latents)
         )
 
     def _text_of(self, profile: Profile, run: RunInfo) -> torch.Tensor | None:
-        """`(B, T)`: the pooled prompts, where the plan depends on them."""
+        """`(B, T)`: the pooled text embeddings; None if the plan does not depend on the prompt."""
         if profile.difficulty is None or self.static or not self.use_text:
             return None
         text = conditional(run.text, run.guidance or 1.0, self.family.branches)
         return pooled(text) if text is not None else None
 
     def _guidance_notes(self, profile: Profile, here: float | None) -> Notes:
-        """A profile of one branch is of one guidance: refuse another, or note it where forced."""
+        """A profile with one branch is valid for one guidance: refuse another one, or note it if
+        forced."""
         key = profile.key
         if key.parts > 1 or here is None or abs(key.guidance - here) < 1e-6:
             return ()
@@ -123,7 +124,8 @@ class Chooser:
         return tuple(f"Transferred: {what}." for what in key.transfers(here))
 
     def _size_of(self, latents: torch.Tensor | None) -> Size | None:
-        """With latents `(B, C, F, h, w)` or `(B, F, C, h, w)`; None where they are packed."""
+        """The size of the clip in pixels, from latents `(B, C, F, h, w)` or `(B, F, C, h, w)`; None
+        if the latents are packed."""
         scale = getattr(self.pipe, "vae_scale_factor_spatial", None)
         per_latent = getattr(self.pipe, "vae_scale_factor_temporal", None)
         if latents is None or latents.ndim != 5 or not scale or not per_latent:
@@ -137,10 +139,10 @@ class Chooser:
 
 
 def keeps_noise(pipe: Any, family: Family) -> bool:
-    """Whether the denoiser's first input is the noise, in the shape of its predictions.
+    """Whether the denoiser's first input is the noise alone, in the shape of its predictions.
 
-    Not where a condition stands in further channels (image to video, Wan-Animate), or where a
-    prediction has sound too (LTX-2): a plan that weighs the noise would lack it there.
+    It is not if further channels have a condition (image to video, Wan-Animate), or if a prediction
+    has sound too (LTX-2). There is no noise for a plan that uses it then.
     """
     return gets_noise_alone(family, _config_of(pipe, family))
 
@@ -157,7 +159,7 @@ def _config_of(pipe: Any, family: Family) -> Mapping[str, Any]:
 
 
 def _channels_of(config: Mapping[str, Any]) -> tuple[int | None, int | None]:
-    """Of the denoiser's first input, and of its predictions."""
+    """The channels of the denoiser's first input, and of its predictions."""
     given = config.get("in_channels")
     return given, config.get("out_channels") or given
 

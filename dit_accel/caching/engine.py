@@ -1,8 +1,8 @@
-"""The interface of what caches during a run, whatever the site.
+"""The interface of an engine: an object that caches during a run, at any kind of site.
 
-Goes in: a session's runs, steps and forwards. Comes out: outputs, and what the report says of them.
-Three classes implement it: `SiteCache`, `UniCPCache` and `PlanExecutor`. It knows no technique.
-Ours; there is no source.
+Goes in: a session's runs, steps and forwards. Comes out: outputs, and the engine's part of the
+report. Three classes implement it: `SiteCache`, `UniCPCache` and `PlanExecutor`. It knows no
+technique. Ours; there is no source.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from dit_accel.core.report import CacheSite, SiteReport
 
 @dataclass(frozen=True)
 class CacheMemory:
-    """Peak memory of cached values in a run: fields of `Report` by name."""
+    """Peak memory of cached values in a run. The fields are those of `Report`."""
 
     cached_bytes: int
     packed_bytes: int = 0
@@ -30,20 +30,20 @@ class Engine(Interceptor):
 
     site: CacheSite
     host_syncs: int = 0  # of the last run
-    policy = Policy()  # of the last run; an engine whose windows decide has none of its own
+    policy = Policy()  # of the last run; an engine with windows leaves the default
 
     def install(self, patches: Patches) -> None:
-        """Wrap the modules inside the transformers, where the site is inside."""
+        """Wrap modules inside the transformers, if the site is inside."""
 
     def flush(self) -> None:
-        """Read what was measured and is still on the device."""
+        """Read the measurements that are still on the device."""
 
     def clear(self) -> None:
         """Free the cached values."""
 
     @property
     def memory(self) -> CacheMemory:
-        """Of the last run."""
+        """The peak memory in the last run."""
         raise NotImplementedError
 
     def site_reports(self) -> tuple[SiteReport, ...]:
@@ -51,5 +51,5 @@ class Engine(Interceptor):
         raise NotImplementedError
 
     def notes(self) -> tuple[str, ...]:
-        """What a reader of the report must know of the last run."""
+        """What a reader of the report must know about the last run."""
         return ()

@@ -1,10 +1,11 @@
 """Measures a run at the denoiser's output: extrapolation errors, lost values, jumps, other texts.
 
 Goes in: fresh predictions, and the cached values that a line goes through. Comes out: `StepMetrics`
-once a step. What is measured is copied to the host when the next step begins, without waiting; who
-needs it waits, then or later. `LostValues` restores a value that is not finite from its neighbours.
-`FiniteCheck` watches the latents of every run, and is read when the report is asked for. It decides
-nothing, and holds no formula: `core/extrapolation.py` combines, `core/drift.py` measures. Ours.
+once per step. When the next step begins, the measurements are copied to the host without waiting.
+Only code that reads them waits. `LostValues` restores a value that is not finite from its
+neighbours. `FiniteCheck` watches the latents of every run; it is read when the report is made. The
+module decides nothing and has no formula of its own: `core/extrapolation.py` combines,
+`core/drift.py` measures. Ours.
 """
 
 from __future__ import annotations
@@ -23,34 +24,35 @@ from dit_accel.core import drift, extrapolation
 from dit_accel.core.interceptor import Forward, ForwardCall, Interceptor
 from dit_accel.core.session import Session
 
-NEIGHBOURS = 3  # cached values that a lost one is restored from
-# How much faster than in the last steps the latents may move, for the size of the predictions that
-# move them: samplers of two steps reach 2 where a prediction turns round (research/LOG.md).
+NEIGHBOURS = 3  # how many cached values restore a lost one
+# How much faster the latents may move than in the last steps, relative to the size of the
+# predictions. Two-step samplers reach 2 when the prediction reverses (research/LOG.md).
 MAX_SPEED_RATIO = 3.0
-SPEEDS = 3  # steps that are compared with
+SPEEDS = 3  # how many earlier steps a speed is compared with
 Branch = tuple[str, str]  # role and branch
 
 
 @dataclass(frozen=True)
 class StepMetrics:
-    """What was measured of one step; None where there was no line."""
+    """The measurements of one step; the error and the trust are None if there was no line."""
 
     computed: bool
-    extrapolation_error: float | None  # of the line, relative; not finite where a prediction is not
-    trust: float | None  # share of the line's rise that was right
-    jumped: bool  # whether the latents jumped after it
-    sums: Sequence[float]  # the numbers that were to be read with it
+    extrapolation_error: float | None  # of the line, relative; not finite if a prediction is not
+    trust: float | None  # the share of the line's rise that was right
+    jumped: bool  # whether the latents jumped after the step
+    sums: Sequence[float]  # the sums of cached values that were read together with it
 
 
 @dataclass(frozen=True)
 class Pending:
-    """What was measured of one step, and may not be on the host yet.
+    """The measurements of one step, which may not be on the host yet.
 
     Args:
-        step: of the run.
-        computed, has_line: whether it was, and whether a line was compared with it.
-        places: where the values are whose sums were taken with it, as of `TensorStore.places`.
-        numbers: five of the step, then the sums.
+        step: the step.
+        computed: whether the step was computed.
+        has_line: whether a line was compared with its prediction.
+        places: which cached values the sums belong to, as `TensorStore.places` returns them.
+        numbers: five numbers of the step, then the sums.
     """
 
     step: int
@@ -61,37 +63,38 @@ class Pending:
 
 
 class Monitor:
-    """Measures a run: `measure` begins each host sync, `metrics` ends it."""
+    """Measures a run. `measure` starts copying numbers to the host; `metrics` waits for them."""
 
     def __init__(self, session: Session) -> None:
         self.session = session
         self.reset()
 
     def reset(self, ranks: Ranks | None = None) -> None:
-        """A run begins: forget the last one; `ranks` compute it together."""
+        """A run begins: forget the last one. `ranks` are those that compute the run together."""
         self.ranks = ranks or Ranks()
-        self._latents: torch.Tensor | None = None  # at the step before
+        self._latents: torch.Tensor | None = None  # at the previous step
         self._speeds: deque[float] = deque(maxlen=SPEEDS)  # of the last steps
-        self._before: torch.Tensor | None = None  # the prediction of the step before
-        self._turn = 0.0  # how far it was from the one before it
-        self._guided: torch.Tensor | None = None  # this step's, computed or not
-        # The text and its version, by branch; "" is the first branch of a step, before it is known.
+        self._before: torch.Tensor | None = None  # the prediction of the previous step
+        self._turn = 0.0  # its distance from the prediction before it
+        self._guided: torch.Tensor | None = None  # this step's prediction, computed or not
+        # By branch: the text and its version. "" is the first branch of a step, whose name is not
+        # known yet when the step begins.
         self._texts: dict[str, tuple[torch.Tensor | None, int]] = {}
         self.next_step()
 
     def next_step(self) -> None:
-        """A step begins: forget what was measured of the one before."""
+        """A step begins: forget the measurements of the previous one."""
         self._before = self._guided
         self._errors: list[torch.Tensor] = []  # line - fresh, by component
         self._rises: list[torch.Tensor] = []  # line - last value, by component
         self._guided = None
-        self._computed = False  # whether it is
+        self._computed = False  # whether this step is computed
 
     def text_changed(self, branch: str) -> bool:
-        """Whether the text is another one than at the step before.
+        """Whether the text differs from that of the previous step.
 
-        Pipelines pass the same tensor at every step: it is another text if it was written to since.
-        A new tensor is compared by its values.
+        Pipelines pass the same tensor at every step; its version shows whether it was written to. A
+        new tensor is compared by its values.
         """
         text, (before, version) = self.session.text, self._texts.get(branch, (None, 0))
         written = text._version if text is not None and not text.is_inference() else 0
@@ -111,7 +114,8 @@ class Monitor:
         """Compare a component of a fresh prediction with the line through cached values.
 
         Args:
-            component, weight: of the guided prediction; the first one begins a new prediction.
+            component: index of the component in the guided prediction; 0 begins a new prediction.
+            weight: of the component.
             fresh: any shape.
             line: two steps and their values, latest first; empty where there is no line.
         """
@@ -138,7 +142,7 @@ class Monitor:
     def measure(
         self, step: int, sums: Sequence[torch.Tensor], places: Sequence[tuple[Branch, int]] = ()
     ) -> Pending:
-        """Measure the step before `step`, and copy that and further numbers to the host."""
+        """Measure the step before `step`; start copying its numbers and the sums to the host."""
         like = sums[0] if sums else torch.zeros((), device=self.session.latents.device)
         error, trust = like.new_zeros(()), like.new_ones(())
         if self._errors and self._guided is not None:
@@ -150,11 +154,11 @@ class Monitor:
         return Pending(step - 1, self._computed, bool(self._errors), places, numbers)
 
     def metrics(self, pending: Pending) -> StepMetrics:
-        """What was measured, once it is on the host; in the order of the steps."""
+        """The measurements; waits until they are on the host. Call it in the order of the steps."""
         numbers = pending.numbers.tolist()
         (measured, trusted, *movement), sums = numbers[:5], numbers[5:]
-        # Through a cached value that is not finite no line is finite: that is reported once, by the
-        # sums, and not as an error of the prediction too.
+        # A line through a cached value that is not finite is not finite either. The sums report
+        # this already, so it is not reported as an extrapolation error too.
         valid = pending.has_line and (all(map(math.isfinite, sums)) or math.isfinite(measured))
         return StepMetrics(
             pending.computed, measured if valid else None, trusted if valid else None,
@@ -162,15 +166,16 @@ class Monitor:
         )  # fmt: skip
 
     def _jumped(self, way: float, size: float, turn: float) -> bool:
-        """Whether the latents moved faster than predictions move them.
+        """Whether the latents moved faster than the predictions explain.
 
-        A prediction that jumps is no fault. It moves the latents by its size, and by its difference
-        from the one before: samplers of several steps extrapolate that, and correct the last step
-        by it one step later.
+        A prediction that jumps is no fault. It moves the latents by its size. A multistep sampler
+        also moves them by the difference of the prediction from the previous one: it extrapolates
+        the difference at this step, and corrects this step by it at the next one.
 
         Args:
-            way: of the latents, in the scheduler's time.
-            size, turn: of the prediction, and of its difference from the one before it.
+            way: how far the latents moved per unit of the scheduler's time.
+            size: norm of the prediction.
+            turn: norm of its difference from the previous prediction.
         """
         largest = max(size, turn, self._turn)
         usual, self._turn = max(self._speeds, default=0.0), turn
@@ -180,7 +185,7 @@ class Monitor:
         return usual > 0 and not explained <= MAX_SPEED_RATIO * usual
 
     def _sizes(self, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Norms of the step's prediction, and of its difference from the one before it."""
+        """Norms of the step's prediction and of its difference from the previous one."""
         now, before = self._guided, self._before
         if now is None:
             return like.new_zeros(()), like.new_zeros(())
@@ -194,7 +199,7 @@ class Monitor:
         self._latents = self.session.latents
 
     def _moved(self, step: int, like: torch.Tensor) -> torch.Tensor:
-        """How fast the latents moved over the last step, in the scheduler's time."""
+        """How far the latents moved in the last step, per unit of the scheduler's time."""
         latents, before = self.session.latents, self._latents
         gap = abs(self.session.time_of(step) - self.session.time_of(step - 1))
         if before is None or getattr(latents, "shape", None) != before.shape or not gap:
@@ -203,10 +208,10 @@ class Monitor:
 
 
 def load_kernels(like: torch.Tensor) -> None:
-    """Run on a few numbers what a run does between its forwards.
+    """Run the operations that come between forwards once, on a few numbers.
 
-    CUDA loads a kernel when it is used first, which takes milliseconds. They are exposed where the
-    device waits for the host, and hidden while it computes a forward.
+    CUDA loads a kernel at its first use, which takes milliseconds. During a forward the device is
+    busy meanwhile; between two forwards it would have to wait.
     """
     if like.is_cuda:
         few = like.flatten()[:64]
@@ -220,7 +225,7 @@ def load_kernels(like: torch.Tensor) -> None:
 
 
 class LostValues:
-    """Cached values that were not finite: dropped, and restored at the next computed step."""
+    """Drops cached values that are not finite, and restores them at the next computed step."""
 
     def __init__(self, session: Session) -> None:
         self.session = session
@@ -237,22 +242,23 @@ class LostValues:
         self, cached: Mapping[Branch, MutableMapping[int, torch.Tensor]],
         places: Iterable[tuple[Branch, int]], sums: Sequence[float],
     ) -> bool:  # fmt: skip
-        """Drop the values whose sum is not finite; returns whether there was any.
+        """Drop the values whose sum is not finite. Returns whether there were any.
 
         Args:
-            cached: values by role and branch, by step.
-            places, sums: where these values are, and their sums.
+            cached: values by role and branch, then by step.
+            places: role, branch and step of each sum.
+            sums: of the values at these places.
         """
         lost = [at for at, total in zip(places, sums, strict=True) if not math.isfinite(total)]
         for key, step in lost:
-            if step in cached.get(key, ()):  # else it was freed since it was measured
+            if step in cached.get(key, ()):  # else it was freed after it was measured
                 self._lost.setdefault(key, {})[step] = cached[key][step]
                 del cached[key][step]
         return bool(lost)
 
     def restore(self, cached: MutableMapping[int, torch.Tensor]) -> None:
-        """Restore those of the current branch: what is not finite in them, by the polynomial
-        through their neighbours."""
+        """Restore the dropped values of the current branch. The numbers in them that are not finite
+        are replaced by the polynomial through the neighbouring values."""
         session = self.session
         for step, lost in self._lost.pop((session.role, session.branch), {}).items():
             at = session.time_of(step)
@@ -264,7 +270,7 @@ class LostValues:
 
 
 class FiniteCheck(Interceptor):
-    """Watches the latents of a run. It stands outside of what caches: it sees what that gave."""
+    """Watches the latents of a run. It wraps the engine, so it sees the engine's outputs."""
 
     def __init__(self, session: Session) -> None:
         self.session = session
@@ -281,13 +287,14 @@ class FiniteCheck(Interceptor):
     def around(self, call: ForwardCall, forward: Forward) -> Any:
         output = forward(call)
         is_last = self.session.step + 1 == self.session.num_steps
-        if is_last and isinstance(output[0], torch.Tensor):  # None: it only filled its own cache
+        # The first entry is None if the forward only filled the transformer's own cache.
+        if is_last and isinstance(output[0], torch.Tensor):
             found = _total(output[0])
             self._last = found if self._last is None else self._last + found
         return output
 
     def notes(self) -> tuple[str, ...]:
-        """Where a value was not finite; read from the device once a run."""
+        """A note if a value was not finite. The sums are read from the device once per run."""
         sums = [*self._sums, *([] if self._last is None else [self._last])]
         if len(sums) != len(self._read):
             self._read = torch.stack(sums).tolist()
@@ -301,7 +308,7 @@ class FiniteCheck(Interceptor):
 
 
 def _total(value: torch.Tensor) -> torch.Tensor:
-    """0-dimensional float32, finite where all of the value is."""
+    """The sum, 0-dimensional float32: finite if every number of the value is."""
     return value.detach().sum(dtype=torch.float32)
 
 
