@@ -1,11 +1,11 @@
-"""Learns from the runs of a pipeline, and plans later ones by what was learnt.
+"""Learns from the runs of a pipeline, and makes profiles for later runs from what was learnt.
 
-Goes in: a pipeline, its runs as they begin, those that were recorded whole, and measured PSNRs.
-Comes out: a `Profile` of what is known by then, and in words what it rests on. The file is read, if
-another process changed it, while the device computes step 0 of a run. A file that cannot be read or
-written costs a note, never a clip. It knows the place of the file and when it is used;
-`planning/learned.py` knows the file, `planning/transfer.py` plans from both. Ours; there is no
-source.
+Goes in: a pipeline, its runs as they begin, recorded runs, and measured PSNRs. Comes out: a
+`Profile` from all that is known by then, and notes. What is learnt is stored in a file. If another
+process changed the file, it is read again while the device computes step 0 of a run. If the file
+cannot be read or written, the report has a note, and the clip is still made. The module knows where
+the file is and when it is used. `planning/learned.py` knows its content; `planning/transfer.py`
+plans from the observations and the prior. Ours; there is no source.
 """
 
 from __future__ import annotations
@@ -44,25 +44,26 @@ from dit_accel.planning.profile import Profile
 from dit_accel.planning.profile_file import ProfileError
 from dit_accel.planning.profile_key import ProfileKey
 
-GROWTH = 1.25  # of the clips since the last plan, before another one is made
+GROWTH = 1.25  # a new profile is made once the number of clips has grown by this factor
 _LOG = logging.getLogger(__name__)
 
 
 def learned_key(key: ProfileKey, parts: Parts) -> ProfileKey:
-    """Of the pipeline's file: with all of its weights, LoRAs and their scales among them.
+    """The key of the pipeline's file. It covers all weights, also LoRAs and their scales.
 
     Args:
         key: of the pipeline.
+        parts: of the pipeline.
     """
     weights = hashlib.sha256(f"{key.weights} {parts.lasting}".encode()).hexdigest()[:16]
     return dataclasses.replace(key, weights=weights)
 
 
 class Learning:
-    """What is learnt of one pipeline, in this process and by its file.
+    """What was learnt about one pipeline, in this process and from its file.
 
     Args:
-        pipe: its parts may change; then another file is used.
+        pipe: the pipeline. If its parts change, another file is used.
     """
 
     def __init__(self, pipe: Any) -> None:
@@ -72,14 +73,14 @@ class Learning:
         self.problem: str | None = None  # why the file is not used
         self._parts: Parts | None = None
         self.path = Path()
-        self._stamp: Stamp | None = None  # of the file, when it was read or written
+        self._stamp: Stamp | None = None  # of the file, when it was last read or written
         self._last: _LearnedProfile | None = None
         self._measured: tuple[Profile, tuple[float, ...], Profile] | None = None
 
     def begin(self, parts: Parts) -> None:
-        """A run begins of a pipeline with these parts.
+        """A run begins, and the pipeline has these parts.
 
-        Where they are others, this reads the device: later it would wait for step 0.
+        If the parts changed, this reads from the device. Later that would wait for step 0.
         """
         if parts != self._parts:
             self._parts, self._stamp, self._last = parts, None, None
@@ -99,12 +100,14 @@ class Learning:
                 self.problem = str(error)
 
     def profile(self, kind: RunKind, prior: Profile | None = None) -> Profile | None:
-        """What is known for such a run; None where nothing is, the prior where that is all.
+        """The profile for such a run; the prior if nothing else is known; None if nothing is known.
 
-        It stays the same until there are some more clips, as a plan takes a search.
+        The profile stays the same until there are clearly more clips (`GROWTH`), because each new
+        profile needs a search for plans.
 
         Args:
-            prior: stands for the profile of such runs.
+            prior: the profile of such runs that was made from the prior; None: it covers no such
+                run.
         """
         groups = self._groups(kind, with_prior=prior is not None)
         if not groups:
@@ -123,13 +126,13 @@ class Learning:
         return profile
 
     def profile_before_run(self, prior: Profile) -> Profile:
-        """The same of a run that has not begun, whose size is not known yet."""
+        """As `profile`, for a run that has not begun. Its size is not known yet."""
         kind = RunKind(prior.sampler, prior.key.guidance, 0)
         found = self.profile(kind, prior) or prior
         return self.with_measured(dataclasses.replace(found, key=prior.key))
 
     def with_measured(self, profile: Profile) -> Profile:
-        """The profile, whose guarantees rest on the PSNRs that were measured, too."""
+        """The profile, with the measured PSNRs as additional evidence for its guarantees."""
         kind = KINDS[0] if profile.candidates else KINDS[1]
         differences = self.known.differences(kind)
         last = self._measured
@@ -144,10 +147,13 @@ class Learning:
         return last[2]
 
     def _groups(self, kind: RunKind, *, with_prior: bool) -> list[list[Observations]]:
-        """Observations that such a run can be planned from: of its own kind, else of clips of
-        another size; and those of each other guidance, over which a profile is transferred. Where
-        there is no prior, of each other sampler too: plans that were transferred over steps were
-        worse than the prior's (research/LOG.md)."""
+        """The observations from which such a run can be planned, in groups of one kind.
+
+        The first group is of the run's own kind, else of clips with another size. Then comes a
+        group for each other guidance; a profile is transferred from it. Other samplers have groups
+        only if there is no prior: plans that were transferred to other steps were worse than the
+        prior's (research/LOG.md).
+        """
         every = [one for one in self.known.observations if one.kind.may_transfer(kind)]
         sizes = (
             [one for one in every if one.kind.is_like(kind, any_size=any_size)]
@@ -162,7 +168,7 @@ class Learning:
         return others if own is None else [own, *others]
 
     def add_whole(self, whole: WholeRun) -> None:
-        """A run was computed whole and recorded: learn from it, where it has no problem."""
+        """Learn from a run in which every step was computed and recorded, if it has no problem."""
         profile = whole.profile
         if profile is None or profile.sampler.num_rows > MOST_ROWS:
             return
@@ -173,11 +179,11 @@ class Learning:
             self._change(lambda known: known.with_run(one))
 
     def add_measured(self, one: Measured) -> None:
-        """A clip was compared with its uncached reference: write its PSNR down."""
+        """Store the PSNR of a clip that was compared with its uncached reference."""
         self._change(lambda known: known.with_measured(one))
 
     def _change(self, change: Callable[[Learned], Learned]) -> None:
-        """In the file; where that fails, in this process alone."""
+        """Make a change in the file; if that fails, only in this process."""
         try:
             last = (self._stamp, self.known) if self.problem is None else None
             empty = Learned(self.known.key)
@@ -187,16 +193,17 @@ class Learning:
             self.known = change(self.known)
             reason = reason_of(error) if isinstance(error, OSError) else str(error)
             problem = f"{self.path}: {reason}" if isinstance(error, OSError) else reason
-            if problem != self.problem:  # perhaps no report follows
+            if problem != self.problem:  # log it, because a report may never be made
                 _LOG.warning("Learnt in this process alone: %s.", problem)
             self.problem = problem
 
     def add_report(self, report: Report, psnr_db: float, clip: ClipSpec) -> None:
-        """A clip that a run made has this PSNR to its uncached reference: write it down.
+        """Store the PSNR of a run's clip against its uncached reference.
 
         Args:
             report: of the run.
-            clip: is counted once, however many runs made it: the last one counts.
+            psnr_db: the measured PSNR.
+            clip: the settings of the clip. If several runs made it, only the last one counts.
         """
         predicted = report.prediction or {}
         psnr, kind = predicted.get("psnr_db"), predicted.get("basis")
@@ -209,12 +216,12 @@ class Learning:
             self.add_measured(Measured(name, kind, raw, psnr_db))
 
     def notes(self) -> tuple[str, ...]:
-        """Why the file was not read or written."""
+        """A note if the file could not be read or written, with the reason."""
         return () if self.problem is None else (f"Learnt in this process alone: {self.problem}.",)
 
 
 class FixedLearning(Learning):
-    """What was learnt of a pipeline by some moment: later runs neither change it nor are lost.
+    """What was learnt about a pipeline up to some moment. Later runs do not change it.
 
     Args:
         path: a copy of the pipeline's file; None: nothing was learnt by then.
@@ -231,8 +238,8 @@ class FixedLearning(Learning):
         """A run begins.
 
         Raises:
-            ProfileError: the file is damaged, or of another pipeline.
-            FileNotFoundError: it is not there.
+            ProfileError: the file is damaged, or belongs to another pipeline.
+            FileNotFoundError: there is no such file.
         """
         if parts == self._parts:
             return
@@ -250,7 +257,7 @@ class FixedLearning(Learning):
 
 @dataclasses.dataclass(frozen=True)
 class _LearnedProfile:
-    """A profile that was made of observations, the runs that it is for, and what it was made of."""
+    """A profile that was made from observations, with the kind of run and the data behind it."""
 
     profile: Profile
     kind: RunKind
@@ -258,7 +265,8 @@ class _LearnedProfile:
     prior: Profile | None
 
     def is_for(self, kind: RunKind, clips: int, prior: Profile | None) -> bool:
-        """Whether it will do for runs of a kind, of which so many clips are known by now."""
+        """Whether the profile is still good enough for runs of a kind, now that so many clips are
+        known."""
         few = self.clips <= clips < GROWTH * self.clips
         return few and self.kind.is_like(kind) and (self.prior is None) == (prior is None)
 
@@ -268,7 +276,8 @@ def _clips(observations: list[Observations]) -> int:
 
 
 def learning_of(pipe: Any) -> Learning | None:
-    """What was learnt of a pipeline as it is now; None where the environment switches it off."""
+    """What was learnt about a pipeline with its current parts; None: the environment switches
+    learning off."""
     if learned.is_off():
         return None
     found = Learning(pipe)

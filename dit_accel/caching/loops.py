@@ -1,8 +1,8 @@
-"""Joins the denoising loops of one call to one report.
+"""Joins the reports of a call's denoising loops into one report.
 
-Goes in: the report of each run of a pipeline's call. Comes out: the call's. A long clip is made in
-windows, each with a loop of its own; their steps are counted on from loop to loop. It knows
-reports, and no engine. Ours; there is no source.
+Goes in: the report of each run of a pipeline's call. Comes out: one report of the call. Some
+pipelines make a long clip in several parts, each with a loop of its own. The steps are numbered
+through all loops. It knows reports, and no engine. Ours; there is no source.
 """
 
 from __future__ import annotations
@@ -21,11 +21,13 @@ _BY_STEP = ("drift", "attention_share")
 
 
 class CallLoops(Interceptor):
-    """Keeps the reports of a call's earlier runs. It stands first, while they can still be made.
+    """Collects the reports of a call's earlier runs.
+
+    It is the first interceptor: a run's report has to be made before the others begin the next run.
 
     Args:
         session: of the pipeline.
-        report: of the run that the session shows.
+        report: makes the report of the session's current run.
     """
 
     def __init__(self, session: Session, report: Callable[[], Report]) -> None:
@@ -34,21 +36,21 @@ class CallLoops(Interceptor):
         self._call: int | None = None
 
     def run_follows(self) -> None:
-        """Keep the last run's report, where the next one is of the same call."""
+        """Add the last run's report, if the next run belongs to the same call."""
         session, call = self.session, self.session.calls
         if call != self._call:
             self._earlier = []
-        elif session.steps_ran == session.num_steps:  # not one that was aborted
+        elif session.steps_ran == session.num_steps:  # the last run was not aborted
             self._earlier.append(self._report())
         self._call = call
 
     def report(self) -> Report:
-        """Of the whole call, as far as it came."""
+        """The report of the whole call, as far as it has run."""
         return joined([*self._earlier, self._report()])
 
 
 def joined(reports: Sequence[Report]) -> Report:
-    """One report of the loops of one call, in order."""
+    """Join the reports of the loops of one call, which are in order, into one."""
     if len(reports) == 1:
         return reports[0]
     last = reports[-1]
@@ -82,13 +84,13 @@ def joined(reports: Sequence[Report]) -> Report:
 
 
 def _total(counts: Iterable[int | None]) -> int | None:
-    """None where one of them is not known."""
+    """The sum; None if one of the counts is not known."""
     known = list(counts)
     return None if None in known else sum(count or 0 for count in known)
 
 
 def _joined_sites(reports: Sequence[Report], first_steps: Sequence[int]) -> tuple[SiteReport, ...]:
-    """Every site once, with the steps of all loops."""
+    """The report of every site, with the steps of all loops."""
     found: dict[tuple[str, str, str], SiteReport] = {}
     for report, first in zip(reports, first_steps, strict=False):
         for site in report.sites:
@@ -99,7 +101,7 @@ def _joined_sites(reports: Sequence[Report], first_steps: Sequence[int]) -> tupl
 
 
 def _moved(site: SiteReport, first: int) -> SiteReport:
-    """A site with its steps counted from another one."""
+    """A site's report with `first` added to all of its step numbers."""
     moved: dict[str, Any] = {
         name: tuple(step + first for step in getattr(site, name)) for name in _STEPS
     }
@@ -117,7 +119,8 @@ def _added(one: SiteReport, other: SiteReport) -> SiteReport:
 def _worst(
     expected: Sequence[dict[str, Any] | None],
 ) -> dict[str, Any] | None:
-    """The lowest of the loops' predictions; None where one has none. An exact loop has no PSNR."""
+    """The lowest of the loops' predictions; None if a loop has none. If the PSNR of a prediction is
+    None, that loop is exact."""
     known = [one for one in expected if one is not None]
     if len(known) < len(expected):
         return None

@@ -1,10 +1,10 @@
-"""Lets the processes that compute one clip together decide alike.
+"""Makes the processes that compute one clip together decide the same.
 
-Goes in: the process groups of a run, and what one rank measured or decided. Comes out: the same on
-every rank. Each rank of context parallelism sees its own part of the tokens: it would measure other
-drifts than its neighbour, decide otherwise, and wait for ever in the next collective. Without a
-group everything is returned as it is, without a host sync. It knows no technique. Ours; there is no
-source.
+Goes in: the process groups of a run, and what one rank measured or decided. Comes out: the same
+result on every rank. With context parallelism each rank sees only its part of the tokens. It would
+measure other drifts than the others, decide otherwise, and wait forever in the next collective.
+Without a group everything is returned as it is, without a host sync. It knows no technique. Ours;
+there is no source.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ Decided = TypeVar("Decided")
 
 
 class Ranks:
-    """The ranks of some process groups; a decision is reduced over one group after the other."""
+    """The ranks of some process groups. Numbers are reduced over one group after the other."""
 
     def __init__(self, groups: Sequence[Any] = ()) -> None:
-        # Two experts may have been divided one by one, over the same ranks.
+        # Two experts may have groups of their own over the same ranks; one of them is enough.
         of_ranks = {tuple(dist.get_process_group_ranks(group)): group for group in groups}
         self.groups = tuple(of_ranks.values())
 
@@ -30,10 +30,10 @@ class Ranks:
         return bool(self.groups)
 
     def mean(self, numbers: torch.Tensor) -> torch.Tensor:
-        """The mean over the ranks, in the dtype of `numbers`, on its device.
+        """The mean over the ranks, in the dtype and on the device of `numbers`.
 
-        The ratio of two means is that of the sums. Equal numbers are returned unchanged to the last
-        bit, as they are added in float64; a NaN on one rank is a NaN on all.
+        The ratio of two means equals the ratio of the two sums. Equal numbers come back bit-equal,
+        because they are added in float64. A NaN on one rank gives NaN on all.
 
         Args:
             numbers: any shape, floating point; the same shape on every rank.
@@ -49,17 +49,17 @@ class Ranks:
         return numbers
 
     def of_first(self, decide: Callable[[], Decided], device: torch.device) -> Decided:
-        """What `decide` gives on the first rank, on every rank; its error too.
+        """The result of `decide` on the first rank, on every rank. An error is raised on all.
 
         Args:
-            decide: is called on the first rank only.
+            decide: called only on the first rank.
             device: of the run.
         """
         if not self.groups:
             return decide()
         found = _outcome(decide) if all(dist.get_rank(g) == 0 for g in self.groups) else None
-        # One group after the other: along the first one from the first rank of all, along the next
-        # from each rank that has it by then.
+        # One group after the other. In the first group, the first rank of all sends the result. In
+        # the next groups, ranks that have received it send it on.
         for group in self.groups:
             sent = [found]
             first = dist.get_global_rank(group, 0)
@@ -75,12 +75,12 @@ class Ranks:
 def _outcome(decide: Callable[[], Any]) -> tuple[Any, Exception | None]:
     try:
         return decide(), None
-    except Exception as error:  # the others would wait for a value that never comes
+    except Exception as error:  # send it: the other ranks would wait forever for a result
         return None, error
 
 
 def _device_of(group: Any, device: torch.device) -> torch.device:
-    """Where a group can reduce: NCCL knows no memory of the CPU, gloo every device."""
+    """The device on which a group can reduce: NCCL needs CUDA, gloo takes every device."""
     if dist.get_backend(group) == "nccl" and device.type != "cuda":
         return torch.device("cuda", torch.cuda.current_device())
     return device

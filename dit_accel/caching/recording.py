@@ -1,9 +1,9 @@
-"""The policy of a run that is computed whole, and of one that is recorded meanwhile.
+"""The policies of runs in which every step is computed, with and without a record.
 
-Goes in: the components of every computed prediction. Comes out: after the run, a profile of it. A
-run whose steps do not all have the same number of branches, whose values are not all finite, or
-that ended early by an interrupt, gives none. It knows steps and tensors; `planning/first_run.py`
-makes the profile. Ours; there is no source.
+Goes in: the components of every computed prediction. Comes out: after the run, a profile. There is
+no profile if the number of branches changed between steps, if a value was not finite, or if the run
+was interrupted. It knows steps and tensors; `planning/first_run.py` makes the profile. Ours; there
+is no source.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from dit_accel.planning.sampler import coefficients_of
 
 
 def why_not(first: FirstStep) -> str:
-    """Why a run with such a first step is not planned."""
+    """Why a run with this first step cannot be planned, for a note."""
     count = len(first.components)
     forwards = "one forward" if count == 1 else f"{count} forwards"
     if first.guided is None:
@@ -36,9 +36,9 @@ def why_not(first: FirstStep) -> str:
 
 
 class NotPlanned(ComputeAll):
-    """Computes every step of a run that cannot be planned, and says why.
+    """Computes every step of a run that cannot be planned; its note says why.
 
-    `by_threshold`: whether the family has sites where windows may cache.
+    `by_threshold`: whether the family has sites for windows; then the note recommends a threshold.
     """
 
     def __init__(self, num_steps: int, reason: str, *, by_threshold: bool = False) -> None:
@@ -52,13 +52,13 @@ class NotPlanned(ComputeAll):
 
 @dataclass(frozen=True)
 class WholeRun:
-    """What a run that was computed whole teaches.
+    """What can be learnt from a run in which every step was computed.
 
     Args:
-        parts: that the pipeline had.
-        problem: what happened to it, where there is no profile.
-        profile: of its inner products.
-        numbers: as of `RunKind`.
+        parts: the pipeline's parts during the run.
+        problem: why there is no profile.
+        profile: made from the inner products of the run's predictions.
+        numbers: see `RunKind`.
     """
 
     parts: Parts
@@ -71,18 +71,18 @@ class RecordingPolicy(Policy):
     """Computes every step of a first run, and records the components of its predictions.
 
     Args:
-        run: what is known of it.
-        sampler: of the run, as it was known when the run began.
-        scheduler: of the run; it is copied, as the next run changes it.
-        key: of the profile.
-        branches: as of `Family`.
-        known: whether the pipeline says how it weighs its branches; else a step measures it.
-        remarks: why the run is recorded, where an earlier one was.
-        by_threshold: as of `NotPlanned`.
+        run: the run.
+        sampler: the run's sampler coefficients, as known when the run begins.
+        scheduler: the run's scheduler. It is copied, because the next run changes it.
+        key: the key of the profile.
+        branches: see `Family`.
+        known: whether the pipeline reports its branch weights; else the first step measures them.
+        remarks: why the run is recorded although an earlier one was.
+        by_threshold: see `NotPlanned`.
     """
 
     records = True
-    closes = True  # the record, after the last row; else another does that
+    closes = True  # whether to close the record after the last row; else the caller does
 
     def __init__(
         self, run: RunInfo, sampler: SamplerCoefficients, scheduler: Any, key: ProfileKey,
@@ -95,7 +95,8 @@ class RecordingPolicy(Policy):
         self.planned = tuple(range(sampler.num_steps))
         self.num_steps, self.sampler = sampler.num_steps, sampler
         self.weights, self.known = sampler.branch_weights, known
-        # Where it is not known how many branches a step has, each further one is a difference.
+        # If the number of branches is not known, there is room for up to four; each further one is
+        # recorded as its difference from the first.
         self.branch_weights = self.weights if known else (1.0, *[1.0] * 3)
         self.record = RunRecord(len(self.branch_weights) * sampler.num_steps + 1)
         self.problem: str | None = None
@@ -110,14 +111,14 @@ class RecordingPolicy(Policy):
             self.record.close()
 
     def on_first_step(self, first: FirstStep) -> None:
-        """Take the weights of the branches from what the step did with them."""
+        """Take the branch weights that were measured in the first step."""
         weights = first.weights()
         if weights is None or len(weights) > len(self.branch_weights):
             self.problem, weights = why_not(first), None
         self.weights = weights or (1.0,)
 
     def take(self, first: FirstStep) -> None:
-        """Begin after the first step, which another policy had."""
+        """Record the first step, which ran with another policy."""
         if first.noise is not None:
             self.on_noise(first.noise)
         for component, value in enumerate(first.components):
@@ -135,7 +136,7 @@ class RecordingPolicy(Policy):
 
     @property
     def profile(self) -> Profile | None:
-        """Of the run that was recorded; None where it has a flaw, or cannot be planned."""
+        """The profile of the recorded run; None: it has a flaw, or such runs cannot be planned."""
         if self._problem() or self._flaw() is not None:
             return None
         sampler = dataclasses.replace(self.sampler, branch_weights=self.weights)
@@ -152,19 +153,19 @@ class RecordingPolicy(Policy):
 
     @property
     def why_no_profile(self) -> str | None:
-        """What happened to the run; None: nothing."""
+        """Why the run gives no profile; None: it gives one."""
         problem = self._problem()
         return self._flaw() if problem is None else f"was not recorded: {problem}"
 
     def whole(self, parts: Parts) -> WholeRun:
-        """What the run teaches, of a pipeline with these parts."""
+        """What can be learnt from the run; `parts` are the pipeline's."""
         profile = self.profile
         return WholeRun(
             parts, self.why_no_profile if profile is None else None, profile, self.numbers
         )
 
     def _problem(self) -> str | None:
-        """Why the run gives no profile, however long it was; None: it gives one."""
+        """Why no run of this kind gives a profile; None: there is no such reason."""
         if self.problem is not None:
             return self.problem
         counts = [self.record.count(component) for component in range(len(self.branch_weights))]
@@ -175,7 +176,7 @@ class RecordingPolicy(Policy):
         return None
 
     def _flaw(self) -> str | None:
-        """Why this run gives no profile, while the next one may."""
+        """Why this run gives no profile, although the next one may; None: there is no flaw."""
         ran = self.record.count(0)
         if ran < self.num_steps:
             return f"stopped after {ran} of {self.num_steps} steps"
@@ -194,10 +195,10 @@ class RecordingPolicy(Policy):
 
 
 def guidance_of(weights: tuple[float, ...]) -> float | None:
-    """The scale of guidance that two branches are weighed by; None where there is one."""
+    """The guidance scale that the weights of two branches stand for; None: there is one branch."""
     return round(1.0 - weights[1], 6) if len(weights) > 1 else None
 
 
 def numbers_of(run: RunInfo) -> int:
-    """How many numbers the latents of one clip have; 0 where they are not known."""
+    """How many numbers the latents of one clip have; 0: the latents are not known."""
     return run.latents[0].numel() if isinstance(run.latents, torch.Tensor) else 0

@@ -1,10 +1,10 @@
-"""Records an uncached reference clip, so that it teaches later runs.
+"""Records the run of an uncached reference clip, so that later runs can learn from it.
 
-Goes in: a pipeline, whose next call makes the reference. Comes out: its Gram matrix. Nothing that
-the pipeline computes is changed. As a listener of the loop it takes the inner products after the
-clock has stopped, and counts their seconds. It knows when a run is recorded;
-`caching/recording.py` records it, and `RunController.learn_from` learns from it. Ours; there is no
-source.
+Goes in: a pipeline; its next call makes the reference. Comes out: the Gram matrix of the run's
+predictions. The pipeline's results do not change. If the run is timed, the inner products are
+computed after the loop's clock has stopped, and their seconds are counted separately. It knows when
+a run is recorded; `caching/recording.py` records it, and `RunController.learn_from` learns from it.
+Ours; there is no source.
 """
 
 from __future__ import annotations
@@ -30,23 +30,23 @@ from dit_accel.planning.selection import Target
 class ReferenceRun(RunController):
     """Computes every step of a run and records it. A `Controller`, and a `StepListener`.
 
-    As a listener of the loop it takes the inner products when the clock has stopped; else the
-    last forward does.
+    If it listens to a timed loop, it computes the inner products after the clock has stopped. Else
+    they are computed at the end of the last forward.
     """
 
     def __init__(self, pipe: Any) -> None:
         super().__init__(pipe, family_of(pipe), None, Target(speedup=1.0))
-        self.parts = self._parts  # that the recorded run had
+        self.parts = self._parts  # the pipeline's parts during the recorded run
         self.problem = "was not made"  # why there is no recording
-        self.seconds = 0.0  # of the loop that recording took
-        self.seconds_after = 0.0  # that taking the inner products took behind the loop
+        self.seconds = 0.0  # spent on recording, inside of the loop's seconds
+        self.seconds_after = 0.0  # spent on the inner products, after the loop
         self._listens = False
 
     def _start(self, run: RunInfo) -> Policy:
         began = time.perf_counter()
         try:
             return super()._start(run)
-        except ValueError as error:  # the clip is made all the same
+        except ValueError as error:  # nothing is recorded, but the clip is still made
             return self._not_planned(run.num_steps or 0, str(error))
         finally:
             self.parts = self._parts
@@ -66,29 +66,30 @@ class ReferenceRun(RunController):
         return policy
 
     def finish(self) -> tuple[str, ...]:
-        """Nothing is learnt while the pipeline's call is timed. See `Controller`."""
+        """Learn nothing here: the pipeline's call may be timed. See `Controller`."""
         return ()
 
     @property
     def run(self) -> WholeRun:
-        """What was recorded."""
+        """The recording, or why there is none."""
         if self._recording is None:
             return WholeRun(self.parts, self.problem)
         return self._recording.whole(self.parts)
 
     def close(self) -> None:
-        """The run is over: free its predictions."""
+        """Free the run's predictions."""
         if self._recording is not None:
             self._recording.record.close()
 
     # --- as a listener ---
 
     def loop_begins(self) -> None:
-        """As of `StepListener`: from here on it takes the inner products."""
+        """See `StepListener`. From here on, `steps_done` computes the inner products."""
         self._listens = True
 
     def steps_done(self, done: int) -> None:
-        """As of `StepListener`: the clock of the last step has stopped, the VAE has not begun."""
+        """See `StepListener`. After the last step the clock has stopped, and the VAE has not
+        begun."""
         if self._recording is not None and self._recording.has_all:
             began = time.perf_counter()
             self._recording.record.close()
@@ -98,17 +99,17 @@ class ReferenceRun(RunController):
 
 @contextmanager
 def recorded(pipe: Any) -> Iterator[ReferenceRun]:
-    """Record the next run of a pipeline, which nothing accelerates. The clip is the same.
+    """Record the next run of a pipeline, without accelerating it. The clip does not change.
 
     Args:
-        pipe: as of `accelerate`. The predictions of all steps stay on the device until the loop is
-            over, where they take less than half of the memory that is free.
+        pipe: see `accelerate`. The predictions of all steps stay on the device until the loop is
+            over, if they take less than half of the free memory.
 
     Yields:
-        What `Handle.learn_from` takes, before the accelerated run of the same clip.
+        The reference. Give it to `Handle.learn_from` before the accelerated run of the same clip.
 
     Raises:
-        RuntimeError: the pipeline is accelerated.
+        RuntimeError: the pipeline is accelerated already.
 
     Example:
         >>> with dit_accel.recorded(pipe) as reference:  # doctest: +SKIP

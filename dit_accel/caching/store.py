@@ -1,9 +1,9 @@
 """Stores a run's tensors under a memory cap: as they are, quantized, or in the CPU's memory.
 
-Goes in: values by role, branch and step. Comes out: the same tensors, dequantized and brought back
-where they were quantized or moved, and the bytes that they took. Whenever a value is stored, the
-oldest ones are quantized to the most bits that fit, down to the plan's `min_bits`. What still does
-not fit is moved to the CPU's memory, where that is another one. It holds no formula:
+Goes in: values by role, branch and step. Comes out: the same tensors, dequantized and moved back if
+necessary, and the bytes that they took. Whenever a value is stored, the oldest values are quantized
+to the most bits that fit, down to the plan's `min_bits`. Values that still do not fit are moved to
+the CPU's memory, if the device has a memory of its own. The module has no formula:
 `core/quantization.py` rounds, and chooses the form of each value. Ours.
 """
 
@@ -20,9 +20,9 @@ from dit_accel.core.quantization import BITS, OFFLOADED, Packed, useful_bits
 
 
 class TensorStore(dict[tuple[str, str], "BranchStore"]):
-    """All values of one executor, by role and branch, and the noise that each role started from.
+    """All values of one executor by role and branch, and each role's starting noise.
 
-    `limit` are the bytes that values may take on the device; None: no bound.
+    `limit` is the number of bytes that values may take on the device; None: no bound.
     """
 
     def __init__(self, limit: int | None = None) -> None:
@@ -34,10 +34,10 @@ class TensorStore(dict[tuple[str, str], "BranchStore"]):
         self.begin()
 
     def begin(self, min_bits: int = BITS[0]) -> None:
-        """A run begins: count anew, and pack values into so few bits at most."""
+        """A run begins: reset the counts. Values are packed into `min_bits` or more."""
         self.min_bits = min_bits
-        self.packed_bits: int | None = None  # the fewest that were used
-        self._peaks = [0, 0, 0]  # bytes on the device, packed ones of these, and moved ones
+        self.packed_bits: int | None = None  # the fewest bits that were used
+        self._peaks = [0, 0, 0]  # bytes: on the device, of these packed, and on the CPU
 
     @property
     def memory(self) -> CacheMemory:
@@ -55,12 +55,13 @@ class TensorStore(dict[tuple[str, str], "BranchStore"]):
         return self.setdefault((role, branch), BranchStore(self))
 
     def places(self) -> list[tuple[tuple[str, str], int]]:
-        """Role, branch and step of every value but the noise, in the order of `sums`."""
+        """Role, branch and step of every value except the noise, in the order of `sums`."""
         return [(key, step) for key, values in self.items() for step in values]
 
     def sums(self) -> list[torch.Tensor]:
-        """Of the values at `places`, then of the noise, 0-dimensional float32 on the device: finite
-        where the whole value is. A moved value was added up before it was moved."""
+        """The sums of the values at `places`, then of the noise: 0-dimensional float32, on the
+        device. A sum is finite if the whole value is. For a value that was moved to the CPU, the
+        sum was computed before the move."""
         return [
             values.totals[name] if name in values.totals else _total(value)
             for values in (*self.values(), self.noise)
@@ -68,7 +69,7 @@ class TensorStore(dict[tuple[str, str], "BranchStore"]):
         ]
 
     def fit(self, device: torch.device) -> None:
-        """A value was stored on this device: make all fit, and count."""
+        """A value was stored on this device: make all values fit, and update the peaks."""
         self.device = device
         places = self._by_age()
         if self.limit is not None:
@@ -82,7 +83,7 @@ class TensorStore(dict[tuple[str, str], "BranchStore"]):
         self._count([values.raw[name] for values, name in places])
 
     def _by_age(self) -> list[tuple[BranchStore, Any]]:
-        """Every value, the noise first, then by step."""
+        """All values with their names: first the noise, then by step."""
         cached = sorted((step, key) for key, step in self.places())
         return [
             *((self.noise, role) for role in self.noise),
@@ -90,7 +91,7 @@ class TensorStore(dict[tuple[str, str], "BranchStore"]):
         ]
 
     def _sizes(self, value: torch.Tensor | Packed) -> list[int]:
-        """Bytes as it is, and in every form that is allowed; a moved value takes none."""
+        """The value's bytes as it is, then in every allowed form; 0 if it is on the CPU."""
         if value.device != self.device:
             return [0]
         count, width = value.shape.numel(), value.dtype.itemsize
@@ -98,7 +99,8 @@ class TensorStore(dict[tuple[str, str], "BranchStore"]):
         return [count * width, *(quantization.packed_bytes(count, b) for b in bits)]
 
     def _in_form(self, value: torch.Tensor | Packed, form: int) -> torch.Tensor | Packed:
-        """A value in the form of that index in `_sizes`; what was packed or moved stays so."""
+        """A value in the form with this index in `_sizes`. A value that is packed or on the CPU
+        stays so."""
         if value.device != self.device or form == 0:
             return value
         forms = useful_bits(value.shape.numel(), value.dtype.itemsize, self.min_bits)
@@ -126,7 +128,7 @@ class TensorStore(dict[tuple[str, str], "BranchStore"]):
         self._peaks = [max(pair) for pair in zip(self._peaks, sizes, strict=True)]
 
     def notes(self) -> tuple[str, ...]:
-        """Where the cap was exceeded, and why."""
+        """A note if the cap was exceeded, with the reason."""
         cached = self.memory.cached_bytes
         if self.limit is None or cached <= self.limit:
             return ()
@@ -142,12 +144,13 @@ class TensorStore(dict[tuple[str, str], "BranchStore"]):
 
 
 class BranchStore(MutableMapping[Any, torch.Tensor]):
-    """Values by step (the noise by role), read as tensors on the device; stored in `raw`."""
+    """Values by step (the noise: by role). They are stored in `raw`, and read as tensors on the
+    device."""
 
     def __init__(self, store: TensorStore) -> None:
         self._store = store
         self.raw: dict[Any, torch.Tensor | Packed] = {}
-        self.totals: dict[Any, torch.Tensor] = {}  # sums of moved values, on the device
+        self.totals: dict[Any, torch.Tensor] = {}  # sums of values on the CPU; on the device
 
     def __getitem__(self, name: Any) -> torch.Tensor:
         value = self.raw[name].to(self._store.device)
@@ -169,7 +172,7 @@ class BranchStore(MutableMapping[Any, torch.Tensor]):
         return len(self.raw)
 
     def holds_only(self, shape: torch.Size) -> bool:
-        """Whether all values have this shape; nothing is unpacked for it."""
+        """Whether all values have this shape. Nothing is unpacked."""
         return all(value.shape == shape for value in self.raw.values())
 
 
