@@ -1,8 +1,9 @@
-"""Dynamic weight shift (DWS): at a site and step, the pruned value, the cached one, or a blend.
+"""Dynamic weight shift (DWS): chooses the pruned value, the cached one or a blend of both.
 
-Goes in: the errors of two estimates of one value, root mean squares σ_c of the cached and σ_p of
-the pruned one, and their correlation ρ. Comes out: which to use, and the weight of a blend
-w pruned + (1 - w) cached. Its expected squared error is least at (docs/how-it-works.md, section 9)
+Goes in: the root mean square errors of two estimates of one value, σ_c of the cached and σ_p of the
+pruned one, and the correlation ρ of the errors. Comes out: which estimate to use, and the weight of
+a blend w pruned + (1 - w) cached. Its expected squared error is smallest at (docs/how-it-works.md,
+section 9)
 
     w* = (σ_c² - ρ σ_c σ_p) / (σ_c² + σ_p² - 2 ρ σ_c σ_p),   clamped to [0, 1].
 
@@ -18,7 +19,8 @@ from dataclasses import dataclass
 
 from dit_accel.core.checks import check_types, is_integer, require
 
-# Pruning errs at every step; a window not at all at its first and up to the threshold at its last.
+# The tolerance as a share of the windows' threshold. It is below 1, because pruning has an error at
+# every step. A window has none at its first step, and at most the threshold at its last.
 STRICTER = 0.25  # measured: research/LOG.md
 
 
@@ -29,8 +31,9 @@ class DWS:
     Args:
         tolerance: largest expected relative error (root mean square), >= 0; None: `STRICTER` times
             the threshold of the cache windows.
-        margin: share of the squared error that a blend must save over the better value, in [0, 1).
-        recheck: steps in a row without a full compute, >= 1.
+        margin: a blend is used if its squared error is smaller than that of the better value by at
+            least this share, in [0, 1).
+        recheck: after how many steps the errors are measured again, at a computed step; >= 1.
 
     Raises:
         ValueError: a value is out of range.
@@ -54,7 +57,7 @@ class DWS:
 
 @dataclass(frozen=True)
 class Errors:
-    """Relative root mean square errors of a cached and of a pruned value, and their correlation."""
+    """Relative root mean square errors of a cached and a pruned value, and their correlation."""
 
     cached: float
     pruned: float
@@ -62,7 +65,7 @@ class Errors:
 
     @classmethod
     def measured(cls, sums: Iterable[tuple[float, float, float, float]]) -> Errors:
-        """From sums of squares, one tuple a branch: e_c², e_p², e_c e_p, and the true value's.
+        """The errors from sums, one tuple per branch: of e_c², e_p², e_c e_p and value².
 
         >>> Errors.measured([(4.0, 1.0, 1.0, 100.0)])
         Errors(cached=0.2, pruned=0.1, correlation=0.5)
@@ -75,7 +78,7 @@ class Errors:
         return cls(math.sqrt(cached / size), math.sqrt(pruned / size), correlation)
 
     def aged(self, steps: float) -> Errors:
-        """With a cached value that is so many times as old; its error grows in proportion."""
+        """The errors for a cached value that is `steps` times as old: σ_c grows in proportion."""
         return Errors(self.cached * steps, self.pruned, self.correlation)
 
 
@@ -98,7 +101,7 @@ def blend_weight(errors: Errors) -> float:
     between = c + p - 2 * both  # mean square of e_c - e_p
     if not math.isfinite(between):
         return 0.0 if errors.pruned > errors.cached else 1.0
-    if between <= 0:  # the same error: either will do
+    if between <= 0:  # both values have the same error, so any weight is right
         return 1.0
     return min(max((c - both) / between, 0.0), 1.0)
 
@@ -117,10 +120,10 @@ def blend_error(errors: Errors, weight: float) -> float:
 
 
 def cached_error(distance: float, pruned: float, correlation: float) -> float:
-    """σ_c from the distance d of the two values: d² = σ_c² + σ_p² - 2 ρ σ_c σ_p.
+    """σ_c, from the distance d between the two values: d² = σ_c² + σ_p² - 2 ρ σ_c σ_p.
 
-    The larger root, at least 0; a distance too small for this σ_p and ρ counts as the least that
-    fits.
+    The larger root of the equation, at least 0. If d is too small for this σ_p and ρ, the smallest
+    d with a solution is used.
 
     >>> cached_error(distance=0.5, pruned=0.3, correlation=0.0)
     0.4
@@ -130,10 +133,10 @@ def cached_error(distance: float, pruned: float, correlation: float) -> float:
 
 
 def choose(errors: Errors, threshold: float, config: DWS) -> Choice:
-    """The best of pruned, cached and blend; a full compute where its expected error is too large.
+    """Choose the best of pruned, cached and blended; compute if its expected error is too large.
 
     Args:
-        errors: of the two values now.
+        errors: the current errors of the two values.
         threshold: of the cache windows.
     """
     weight = blend_weight(errors)

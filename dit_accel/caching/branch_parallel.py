@@ -1,13 +1,17 @@
-"""Two ranks compute one branch of guidance each, and exchange their predictions.
+"""Lets two ranks compute one guidance branch each, and exchange their predictions.
 
-Goes in: the forwards of a step, one a branch. Comes out: the same predictions, on both ranks, in
-the time of one forward. When a step's first forward is called, its second one is foreseen: it has
-the same arguments but the text, which is the one of the step before, or of the last run. So the
-first rank computes the first branch, the second rank the second, and an all-gather gives both to
-both. A second forward that comes otherwise than foreseen is computed on both ranks, as is the first
-one of all. It stands inside of the caches at the denoiser's output, and knows no model. Source: CFG
-parallelism of xDiT (arXiv 2411.01738), which has a pipeline of its own for each model; this one
-leaves the pipeline as it is.
+Goes in: the forwards of a step, one per branch. Comes out: the same predictions, on both ranks, in
+the time of one forward.
+
+When a step's first forward is called, the arguments of its second one are expected to be the same,
+except for the text; the text is expected to be that of the previous step or run. So the first rank
+computes the first branch and the second rank the second branch, and an all-gather gives both
+predictions to both ranks. If the second forward has other arguments than expected, both ranks
+compute it. They also compute both forwards of the very first step. This interceptor is inside of
+the cache at the denoiser's output, and knows no model.
+
+Source: CFG parallelism of xDiT (arXiv 2411.01738). xDiT has its own pipeline class for each model;
+here the pipeline stays as it is.
 """
 
 from __future__ import annotations
@@ -28,15 +32,16 @@ from dit_accel.core.session import Session
 
 
 class BranchParallel(Interceptor):
-    """Stands around the forwards of one of two ranks.
+    """Wraps the forwards on one of the two ranks.
 
     Args:
         session: of the pipeline.
         family: of its transformers.
-        given: a process group of two ranks; True: the default one.
+        given: a process group of two ranks; True: the default group.
 
     Raises:
-        ValueError: the family computes its branches in one forward, or the group is another one.
+        ValueError: the family computes both branches in one forward, or the group does not have two
+            ranks.
     """
 
     def __init__(self, session: Session, family: Family, given: Any) -> None:
@@ -47,12 +52,12 @@ class BranchParallel(Interceptor):
                 f"accepted: {separate}"
             )
         self.session, self.group = session, _group_of(given)
-        self._own: dict[str, Any] | None = None  # arguments of the second branch alone
+        self._own: dict[str, Any] | None = None  # the second branch's arguments that differ
         session.branch_group = self.group
         self.run_begins(None)
 
     def run_begins(self, num_steps: int | None) -> None:
-        """Forget the last run, and refuse what does not go together.
+        """Forget the last run, and refuse combinations that do not work.
 
         Raises:
             ValueError: a cache of diffusers is on, or the group divides a forward.
@@ -62,12 +67,12 @@ class BranchParallel(Interceptor):
         _check_alone(self.session, self.group)
 
     def step_begins(self, step: int) -> None:
-        """Nothing is foreseen over the end of a step."""
+        """Forget the expected forward: it belongs to the last step."""
         self._calls: list[ForwardCall] = []
         self._foreseen: tuple[ForwardCall, Any] | None = None
 
     def around(self, call: ForwardCall, forward: Forward) -> Any:
-        """The prediction of a branch: of this rank, or of the other one."""
+        """The prediction of a branch, computed on this rank or on the other one."""
         self._calls.append(call)
         foreseen, self._foreseen = self._foreseen, None
         if foreseen is not None and self._holds(call, foreseen[0]):
@@ -83,7 +88,8 @@ class BranchParallel(Interceptor):
         return forward(call)
 
     def _shared(self, call: ForwardCall, own: dict[str, Any], forward: Forward) -> Any:
-        """The first branch's prediction; that of the second is there too."""
+        """Compute both branches on the two ranks. Returns the first branch's output, and stores the
+        second one's for the next forward."""
         other = ForwardCall(call.transformer, call.args, call.kwargs | own)
         output = forward((call, other)[dist.get_rank(self.group)])
         mine, form = taken(output)
@@ -94,7 +100,8 @@ class BranchParallel(Interceptor):
         return form.output(both[0])
 
     def _holds(self, call: ForwardCall, foreseen: ForwardCall) -> bool:
-        """Whether a call is the foreseen one. A new tensor is compared by value, in a host sync."""
+        """Whether a call is the expected one. New tensors are compared by value, in one host
+        sync."""
         given, expected = _arguments(call), _arguments(foreseen)
         if call.transformer != foreseen.transformer or not _are_alike(given, expected):
             return False
@@ -105,7 +112,7 @@ class BranchParallel(Interceptor):
         return not bool(Ranks(self.session.groups).mean(differs))
 
     def notes(self) -> tuple[str, ...]:
-        """What a reader of the report must know of the last run."""
+        """What a reader of the report must know about the last run."""
         shared = f"two ranks shared {self.shared_steps} of {self.steps} computed steps"
         rest = "the others had one branch, or a text that was not known before"
         return (f"Branch parallel: {shared}; {rest}.",) if self.steps else ()
@@ -142,7 +149,8 @@ def _check_alone(session: Session, group: Any) -> None:
 
 
 def _own_arguments(first: ForwardCall, second: ForwardCall) -> dict[str, Any] | None:
-    """The arguments that the second call alone has; None where they cannot be foreseen."""
+    """The second call's arguments that differ from the first's; None if the calls differ in more
+    than that, so that the next second call cannot be predicted."""
     own = {k: v for k, v in second.kwargs.items() if not _is_same(v, first.kwargs.get(k))}
     alike = first.transformer == second.transformer and _are_alike(own, first.kwargs, some=True)
     shared = first.latents is second.latents and first.timestep is second.timestep
@@ -155,7 +163,8 @@ def _arguments(call: ForwardCall) -> dict[Any, Any]:
 
 
 def _are_alike(one: dict[Any, Any], other: dict[Any, Any], *, some: bool = False) -> bool:
-    """Whether arguments have the same names (`some`: or fewer), and can be of the same value."""
+    """Whether arguments have the same names and values that may be equal. With `some`, `one` may
+    have fewer names."""
     names = one.keys() <= other.keys() if some else one.keys() == other.keys()
     return names and all(_is_alike(value, other[name]) for name, value in one.items())
 
@@ -167,6 +176,6 @@ def _is_alike(one: Any, other: Any) -> bool:
 
 
 def _is_same(one: Any, other: Any) -> bool:
-    """The same tensor, or an equal plain value; nothing is read from the device."""
+    """Whether two arguments are the same tensor or equal plain values, without a host sync."""
     plain = (bool, int, float, str)
     return one is other or (isinstance(one, plain) and isinstance(other, plain) and one == other)

@@ -1,8 +1,9 @@
-"""Watches a run's first step, where the pipeline does not say how it weighs its branches.
+"""Watches a run's first step, if the pipeline does not report how it weighs its branches.
 
-Goes in: the components of the step's predictions, the noise, and what the scheduler gets. Comes
-out: a `FirstStep`, which measures the weights. The scheduler is wrapped for one call. It decides
-nothing; `caching/executor.py` asks it, for the controller. Ours; there is no source.
+Goes in: the components of the step's prediction, the noise, and the guided prediction that the
+scheduler gets. Comes out: a `FirstStep`, which measures the weights. The scheduler's `step` is
+wrapped for one call. The module decides nothing; `caching/executor.py` uses it for the controller.
+Ours; there is no source.
 """
 
 from __future__ import annotations
@@ -17,17 +18,17 @@ from dit_accel.core.patching import Patches
 
 
 class FirstStepWatch:
-    """What the first step of a run shows; `watching` until it was seen."""
+    """Collects what the first step of a run shows. `watching` is True until `reset`."""
 
     def __init__(self) -> None:
         self._tap = Patches()
         self.reset()
 
     def reset(self) -> None:
-        """Watch nothing, and leave the scheduler as it was."""
+        """Stop watching, and restore the scheduler."""
         self._tap.undo()
         self.watching = False
-        self.components: list[torch.Tensor] = []  # the store may pack its own
+        self.components: list[torch.Tensor] = []  # stored here too: the store may quantize its own
         self.noise: torch.Tensor | None = None
         self._guided: torch.Tensor | None = None
 
@@ -37,12 +38,12 @@ class FirstStepWatch:
         self.watching = True
 
     def seen(self, main: Main | None = None, *, as_differences: bool) -> FirstStep:
-        """What the step showed; roles do not guide each other, so the first one speaks.
+        """What the step showed. Only the first role is used: roles do not guide each other.
 
         Args:
-            main: as of `FirstStep`; None: the sampler gets all of a component.
-            as_differences: whether the components are whole predictions, of which each further one
-                is yet to become its difference from the first.
+            main: see `FirstStep`; None: the sampler gets all of a component.
+            as_differences: whether to subtract the first component from the others here, because
+                they were stored as whole predictions.
         """
         first, *others = self.components
         if as_differences:
@@ -50,9 +51,9 @@ class FirstStepWatch:
         return FirstStep((first, *others), self._guided, self.noise, main)
 
     def _listen(self, inner: Any) -> Any:
-        """The scheduler's step, until it was called once: it gets the guided prediction."""
+        """Wrap the scheduler's `step` for one call: its first argument is the guided prediction."""
 
-        @functools.wraps(inner)  # pipelines look at its arguments
+        @functools.wraps(inner)  # pipelines inspect its signature
         def step(model_output: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
             self._tap.undo()
             self._guided = model_output

@@ -1,9 +1,9 @@
-"""Takes the prediction out of what a forward returns, and makes the same form of another one.
+"""Takes the prediction out of a forward's output, and puts another prediction into the same form.
 
-In: the output of a transformer: a tuple, or an output class of diffusers. Out: one tensor, and the
-`Form` that it came in. A forward that predicts a video and its sound has two predictions: they are
-one tensor here, `(B, X)`, so that a plan weighs both alike. It knows no model. Ours; there is no
-source.
+In: the output of a transformer: a tuple, or an output class of diffusers. Out: one tensor, and its
+`Form`. A forward that predicts a video and its sound has two predictions. They are joined into one
+tensor `(B, X)` here, so that a plan gives both the same weights. It knows no model. Ours; there is
+no source.
 """
 
 from __future__ import annotations
@@ -20,22 +20,23 @@ class Form:
     """How a forward returns its predictions.
 
     Args:
-        make: of the values, in their order; None where a forward gives none.
-        like: the values, without their numbers; None for None.
+        make: makes an output from a list of values, in order; None for a value that is missing.
+        like: the values as tensors without data ("meta"); None for a value that is missing.
     """
 
     make: Callable[[list[torch.Tensor | None]], Any]
     like: tuple[torch.Tensor | None, ...]
 
     def first(self, value: torch.Tensor) -> torch.Tensor:
-        """The first prediction, as the sampler gets it: of the video, where there is sound too."""
+        """The first prediction, in the sampler's shape; with sound, that is the video's."""
         kinds = [one for one in self.like if one is not None]
         if len(kinds) == 1:
             return value
         return _shaped(kinds[0], value[:, : kinds[0].numel() // len(value)])
 
     def output(self, value: torch.Tensor) -> Any:
-        """What the forward would return with this prediction, of the shape that `taken` gave."""
+        """The output that the forward would return with this prediction. `value` has the shape that
+        `taken` returned."""
         kinds = [one for one in self.like if one is not None]
         if len(kinds) == 1:
             return self.make([None if one is None else value for one in self.like])
@@ -50,7 +51,7 @@ def taken(output: Any) -> tuple[torch.Tensor, Form]:
     """The prediction in an output, and its form.
 
     Raises:
-        ValueError: the output has something else than predictions.
+        ValueError: the output has no tensor, or has something other than tensors.
 
     Example:
         >>> value, form = taken((torch.zeros(2, 3), torch.ones(2, 2, 2)))
@@ -72,7 +73,7 @@ def taken(output: Any) -> tuple[torch.Tensor, Form]:
 
 
 def _entries(output: Any) -> tuple[list[Any], Callable[[list[Any]], Any]]:
-    """The values of an output, and what makes such an output of others."""
+    """The values of an output, and a function that makes such an output from other values."""
     if isinstance(output, Mapping):  # an output class of diffusers
         kind, names = type(output), list(output)
         return list(output.values()), lambda made: kind(**dict(zip(names, made, strict=True)))

@@ -1,12 +1,12 @@
 """Caches outputs inside the transformers, by error-aware windows (EDCW).
 
-Goes in: forwards of the wrapped attentions or blocks. Comes out: fresh outputs, cached ones, or
-ones that are extrapolated from cached ones. A `Site` wraps one attention, one block, or the whole
-block stack, and has its values by role and branch. A value has a tensor for each stream: video, and
-text or audio beside it. One decision a step is made for a site, before its first forward, for all
-branches and streams; the largest drift counts. The drifts stay on the device and are read in one
-host sync a step. It holds no formula: `core/drift.py` measures, `caching/windows.py` decides.
-Source: UniCP (arXiv 2502.04393, EDCW), our reading.
+Goes in: forwards of the wrapped attentions or blocks. Comes out: outputs that are fresh, cached, or
+extrapolated from cached ones. A `Site` wraps one attention, one block, or the whole block stack,
+and stores its values by role and branch. A value has one tensor per stream: video, and text or
+audio if the module returns them too. Each step has one decision per site, made before the step's
+first forward, for all branches and streams; the largest drift counts. The drifts stay on the device
+and are read in one host sync per step. The module has no formula: `core/drift.py` measures,
+`caching/windows.py` decides. Source: UniCP (arXiv 2502.04393, EDCW), our reading.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ from dit_accel.core.private_names import local_arguments
 from dit_accel.core.report import CacheSite, SiteReport
 from dit_accel.core.session import Session
 
-Streams = tuple[Argument | None, ...]  # as of `Family.streams`
-ModuleForward = Callable[..., Any]  # returns a tensor, or a tuple of one for each stream
+Streams = tuple[Argument | None, ...]  # see `Family.streams`
+ModuleForward = Callable[..., Any]  # returns a tensor, or a tuple with one tensor per stream
 Value = tuple[torch.Tensor, ...]  # one tensor for each stream
 
 
 @dataclass
 class Trace:
-    """What one branch did at one site; fields as of `SiteReport`."""
+    """What one branch did at one site. The fields are those of `SiteReport`."""
 
     computed: list[int] = field(default_factory=list)
     cached: list[int] = field(default_factory=list)
@@ -49,14 +49,14 @@ class Trace:
 
 @dataclass(frozen=True)
 class CachedValue:
-    """A value and the timestep that it is of."""
+    """A value and its timestep."""
 
     time: float
     value: Value
 
 
 class Site:
-    """One place whose output can be cached: a window, and values and a trace per branch."""
+    """One site: its window, and for each branch the cached values and a trace."""
 
     def __init__(self, transformer: str, name: str, cache: SiteCache) -> None:
         self.transformer, self.name, self.cache = transformer, name, cache
@@ -70,8 +70,12 @@ class Site:
         self.traces: dict[str, Trace] = {}
 
     def fetch(self, like: torch.Tensor) -> Value | None:
-        """The value of this step from the cached ones, of which a stream has the shape of `like`;
-        None: it has to be computed."""
+        """This step's value, from the cached values; None: compute it.
+
+        Args:
+            like: a tensor with the shape and the device of the first stream. Other cached values
+                are not used.
+        """
         cached = self._fitting(like) if self.uses_cache else []
         if not cached:
             return None
@@ -83,8 +87,8 @@ class Site:
         """Cache a value, and measure how far the cached ones had drifted from it.
 
         Args:
-            action: the list of `Trace` that this step belongs to.
-            fresh: what was computed, where `value` is a blend of it: the drift is measured from it.
+            action: the list of `Trace` that the step is added to.
+            fresh: the computed value, if `value` is a blend. The drift is measured against it.
         """
         session, config = self.cache.session, self.cache.config
         before = self._fitting(value[0])
@@ -100,7 +104,8 @@ class Site:
         self.cache.pending.append((self, trace, session.step, sums))
 
     def _fitting(self, like: torch.Tensor) -> list[CachedValue]:
-        """The values of this role and branch, latest first; none of another size or device."""
+        """The cached values of this role and branch, latest first; empty if their shape or device
+        differs from that of `like`."""
         session = self.cache.session
         cached = self.cached.get((session.role, session.branch), [])
         firsts = [one.value[0] for one in cached]
@@ -120,13 +125,13 @@ class Site:
     # --- the three kinds of site ---
 
     def wrap_attentions(self, count: int) -> Callable[[int, ModuleForward], ModuleForward]:
-        """Cache the outputs of attentions that run one after another: of one, in most families.
+        """Cache the outputs of `count` attentions that run one after another; mostly it is one.
 
-        The first one decides. Video and text of one attention, or video and audio of two, are the
-        streams of one value. Tokens are the first argument, as in every self-attention module.
+        The first attention decides for all. The streams of a value are video and text of one
+        attention, or video and audio of two. Tokens are the first argument of every self-attention.
         """
-        cached: list[torch.Tensor] = []  # of this forward: what the attentions return
-        made: list[torch.Tensor] = []  # what was computed of it
+        cached: list[torch.Tensor] = []  # in this forward: the outputs that come from the cache
+        made: list[torch.Tensor] = []  # in this forward: the outputs computed so far
 
         def wrap(index: int, inner: ModuleForward) -> ModuleForward:
             def forward(*args: Any, **kwargs: Any) -> Any:
@@ -150,21 +155,22 @@ class Site:
     def wrap_stack(
         self, blocks: list[torch.nn.Module], streams: Streams, cached_streams: int
     ) -> Callable[[int, ModuleForward], ModuleForward]:
-        """Cache the residual of a run of blocks: of one block, or of the whole stack.
+        """Cache the residual of one block, or of the whole block stack.
 
-        The first block decides. From the cache, it returns its input plus the residual, and the
-        others return their input. A stream that continues no input is cached as it is. Only the
-        first `cached_streams` are cached; the others are returned as they came.
+        The first block decides for all. If the cache is used, the first block returns its input
+        plus the residual, and the others return their input. For a stream without an input, the
+        output itself is cached. Only the first `cached_streams` streams are cached; the others are
+        returned unchanged.
         """
-        entered: list[torch.Tensor | None] = []  # the run's input while it is being computed
+        entered: list[torch.Tensor | None] = []  # the first block's input, while they are computed
 
         def wrap(index: int, inner: ModuleForward) -> ModuleForward:
             def forward(*args: Any, **kwargs: Any) -> Any:
-                # Context parallelism may split the tokens at this block, below us.
+                # Context parallelism may split the tokens at this block, inside of our wrapper.
                 here = local_arguments(blocks[index], args, kwargs)
                 came = [None if one is None else _argument(one, *here) for one in streams]
                 if index == 0:
-                    entered.clear()  # also after a run that was aborted inside the stack
+                    entered.clear()  # it may be left over from a forward that was aborted
                     cached = self.fetch(next(one for one in came if one is not None))
                     if cached is not None:
                         residuals = zip(came, cached, strict=False)
@@ -186,7 +192,7 @@ class Site:
 
 
 class SiteCache(Engine):
-    """All sites of one kind in a pipeline's transformers; "output" is none of them."""
+    """All sites of one kind in a pipeline's transformers: "attention", "block" or "model"."""
 
     def __init__(self, session: Session, family: Family, site: CacheSite, config: EDCW) -> None:
         self.session, self.family, self.site, self.config = session, family, site, config
@@ -228,7 +234,7 @@ class SiteCache(Engine):
         blocks: list[torch.nn.Module],
     ) -> None:  # fmt: skip
         streams = self.family.streams(group)
-        # Nothing reads the text that the last block returns.
+        # Nothing uses the text that the last block of the stack returns.
         unread = self.site == "model" and self.family.text is not None
         wrap = site.wrap_stack(blocks, streams, len(streams) - unread)
         for index, block in enumerate(blocks):
@@ -245,7 +251,7 @@ class SiteCache(Engine):
             site.reset(num_steps)
 
     def step_begins(self, step: int) -> None:
-        """Decide for every site; the branches share its decision."""
+        """Decide for every site, for all branches together."""
         self._read(self.ranks)
         changed = self.session.changes_denoiser(step)
         for site in self.sites:
@@ -254,11 +260,11 @@ class SiteCache(Engine):
             site.uses_cache = not changed and not site.windows.computes(step)
 
     def run_ends(self, steps: int) -> None:
-        if self.ranks:  # while all of them are here: a report may be asked of one alone
+        if self.ranks:  # all ranks are here now; the report may be made on one of them only
             self._read(self.ranks)
 
     def flush(self) -> None:
-        """Read the drifts of the last step: this rank's alone, as others may not be asked."""
+        """Read the drifts of the last step. Only this rank's: others may not take part."""
         self._read(Ranks())
 
     def _read(self, ranks: Ranks) -> None:
@@ -282,13 +288,15 @@ class SiteCache(Engine):
             site.windows.observe(step, value)
 
     def read_later(self, tensor: torch.Tensor, callback: Callable[[list[float]], None]) -> None:
-        """Read a tensor with the step's drifts, and give its numbers to the callback."""
+        """Read a tensor in the same host sync as the step's drifts; the callback gets its
+        numbers."""
         self.reads.append((tensor, callback))
 
     def _to_host(
         self, ranks: Ranks, sums: list[torch.Tensor], others: list[torch.Tensor]
     ) -> list[float]:
-        """The drifts of pairs of sums `(S, 2)`, and other numbers: those of all ranks together."""
+        """The drifts from pairs of sums `(S, 2)`, then the other numbers, as means over all
+        ranks."""
         if not sums and not others:
             return []
         self.host_syncs += 1
@@ -328,22 +336,23 @@ def as_value(output: Any) -> Value:
 
 
 def as_output(streams: Sequence[torch.Tensor | None]) -> Any:
-    """In the form in which a module returns it."""
+    """Streams in the form in which a module returns them: a tensor, or a tuple of tensors."""
     return streams[0] if len(streams) == 1 else tuple(streams)
 
 
 def _argument(where: Argument, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """An argument of a call by its name, or by its position where it was given so."""
+    """An argument of a call, given by name or by position."""
     name, place = where
     return kwargs[name] if name in kwargs else args[place]
 
 
 def _worst(drifts: list[float]) -> float:
-    """The largest of a value's streams, as it is; one that is not finite is larger than others."""
+    """The largest drift among a value's streams. One that is not finite counts as the largest, and
+    is returned as it is."""
     return max(drifts, key=lambda drift: drift if math.isfinite(drift) else math.inf)
 
 
 def _larger(a: float | None, b: float | None) -> float | None:
-    """The worse drift of two branches; anything not finite counts as infinite."""
+    """The larger drift of two branches; one that is not finite counts as infinite."""
     drifts = [x if math.isfinite(x) else math.inf for x in (a, b) if x is not None]
     return max(drifts, default=None)

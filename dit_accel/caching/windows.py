@@ -1,11 +1,11 @@
-"""Error-aware dynamic cache windows (EDCW): at which steps a site is computed, and where cached.
+"""Error-aware dynamic cache windows (EDCW): at which steps a site is computed, and at which cached.
 
 Goes in: step numbers and measured drifts. Comes out: whether a step is computed. A computed step
-opens a window of `length` steps: itself, and `length - 1` cached ones. At its end the drift is
-measured: below the threshold the next window may be longer, otherwise it is one step long. All
-branches share a window. It knows numbers, no tensors and no models. Source: UniCP (arXiv
-2502.04393, EDCW), whose rule is not public in detail; this is our reading (docs/how-it-works.md,
-section 8).
+opens a window of `length` steps: itself, and `length - 1` cached ones. When the window ends, the
+drift is measured. If it is below the threshold, the next window may be longer; otherwise it is one
+step long. All branches share a window. It knows numbers, no tensors and no models. Source: UniCP
+(arXiv 2502.04393, EDCW). Its rule is not public in detail; this is our reading
+(docs/how-it-works.md, section 8).
 """
 
 from __future__ import annotations
@@ -25,11 +25,12 @@ class EDCW:
     Args:
         threshold: δ, the drift that a window may reach, >= 0. 0 computes every step.
         max_window: longest window in steps, >= 1.
-        first: steps computed at the start, >= 1.
-        last: steps computed at the end, >= 0.
-        growth: "step" grows a window by one, "rate" to what the measured drift per step allows.
-        order: of the polynomial in a window: 0 the cached value, 1 the line through the last two, 2
-            the parabola through the last three.
+        first: number of steps at the start that are always computed, >= 1.
+        last: number of steps at the end that are always computed, >= 0.
+        growth: how windows grow: "step" by one step, "rate" to the length that the measured drift
+            per step allows, at most double.
+        order: the polynomial that is used in a window: 0 the cached value, 1 the line through the
+            last two values, 2 the parabola through the last three.
 
     Raises:
         ValueError: a value is out of range.
@@ -56,14 +57,14 @@ def next_length(length: int, gap: int, drift: float, config: EDCW) -> int:
     """Length of the window that opens now, from the one that has just ended.
 
     Args:
-        length: the ended window's length in steps, >= 1.
-        gap: steps between the cached value and the fresh one, >= 1; less than `length` where a
+        length: length of the ended window in steps, >= 1.
+        gap: steps between the cached value and the fresh one, >= 1; less than `length` if the
             window was cut short.
         drift: relative error between them; NaN and infinity count as too large.
         config: threshold, longest window and rule of growth.
 
     Returns:
-        Steps from 1 (compute again at the next step) to `config.max_window`.
+        The length in steps, from 1 (compute again at the next step) to `config.max_window`.
     """
     if not drift < config.threshold:
         return 1
@@ -88,7 +89,7 @@ class Windows:
     """
 
     def __init__(self, config: EDCW, num_steps: int | None) -> None:
-        """Where the number of steps is not known, the last ones are not treated specially."""
+        """If the number of steps is None (not known), `config.last` has no effect."""
         self.config, self.num_steps = config, num_steps
         self.length, self.opened = 1, -1
 
@@ -100,7 +101,8 @@ class Windows:
         return step >= self.opened + self.length
 
     def observe(self, step: int, drift: float | None) -> None:
-        """The site was computed at `step`; `drift` of the cached value (None: there was none)."""
+        """The site was computed at `step`; `drift` is that of the cached value, None if there was
+        no cached value."""
         if drift is None or self.opened < 0:
             self.length = 1
         else:
