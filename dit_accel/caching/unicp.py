@@ -1,11 +1,12 @@
 """Carries out UniCP at the attentions: cache windows, pruned attention, and the weight shift.
 
 Goes in: forwards of all self-attentions. Comes out: cached, pruned, blended or computed outputs.
-The first steps are dense and fit the bases. Then one step is computed both ways, which measures the
-errors that `caching/blend.py` chooses by; after some steps all is measured again. Branches of
-guidance share decisions and errors. What is measured is read with the windows' drifts, in the one
-host sync of a step. `windows.py` and `blend.py` decide, `attention/` prunes. Source: UniCP (arXiv
-2502.04393), our reading: windows where reuse is safe, PCAS where it is not, DWS between the two.
+The first steps are dense; the pruned attention is fitted to them. Then one step is computed both
+ways, dense and pruned, to measure the errors that `caching/blend.py` needs for its choice. The
+measurement is repeated after some steps. The guidance branches share decisions and errors. The
+measurements are read together with the windows' drifts, in the one host sync of a step.
+`windows.py` and `blend.py` decide, `attention/` prunes. Source: UniCP (arXiv 2502.04393), our
+reading: windows where reuse is safe, PCAS where it is not, DWS to choose or blend between the two.
 """
 
 from __future__ import annotations
@@ -48,13 +49,13 @@ TRACE_LISTS = {"compute": "computed", "prune": "pruned", "blend": "blended"}
 
 @dataclass(frozen=True)
 class UniCP:
-    """The three techniques.
+    """The settings of the three techniques.
 
     Args:
         windows: when a cached value is used.
-        pcas: how attention is pruned; None: never.
-        shift: how pruned and cached values are chosen or blended; None: after the dense steps every
-            value that is not cached is pruned.
+        pcas: how attention is pruned; None: it is never pruned.
+        shift: how to choose or blend pruned and cached values. None: after the dense steps, every
+            value that the windows do not take from the cache is pruned.
     """
 
     windows: EDCW = field(default_factory=EDCW)
@@ -66,7 +67,7 @@ PRESETS = {"unicp-paper": UniCP}
 
 
 class PrunedSite(Site):
-    """One self-attention: its fitted bases, the choice of this step, and why it does not prune."""
+    """One self-attention: how it is pruned, the choice at this step, and why it is not pruned."""
 
     cache: UniCPCache
     staged: StagedAttnProcessor
@@ -78,18 +79,18 @@ class PrunedSite(Site):
             self.pruned.reset()
             self.staged.value = self.staged.out = None  # the last step may have been pruned
         self.choice, self.measures, self.stale = COMPUTE_CHOICE, False, False
-        self.first_step: int | None = None  # it ran at: a second expert begins late
+        self.first_step: int | None = None  # its first call; a second expert begins late
         self.measured_at: int | None = None  # the last step that was computed both ways
         self.age = 0  # of the cached value, in steps
-        self.errors: Errors | None = None  # at an age of one step
+        self.errors: Errors | None = None  # for a cached value that is one step old
         self.off: str | None = None  # why it is not pruned in this run
-        self.share = 0.0  # of dense attention's FLOPs, at the last pruned call
-        self.sums: list[tuple[float, ...]] = []  # of squares, one tuple a branch
-        # Of a step computed both ways: what is pruned of it, before the output's projection.
+        self.share = 0.0  # FLOPs of the last pruned call, as a share of dense attention's
+        self.sums: list[tuple[float, ...]] = []  # sums of squares, one tuple per branch
+        # In a step computed both ways: the pruned value, before the output projection.
         self.trial: tuple[torch.Tensor, JointText | None] | None = None
 
     def set_up(self, attn: Any, patches: Patches, config: PCAS, index: int) -> None:
-        """Put a staged processor on the module."""
+        """Install a staged processor on the module, and make its pruned attention."""
         self.attn = attn
         self.staged = processor.install(attn, patches)
         self.staged.attend = self.attend
@@ -104,11 +105,13 @@ class PrunedSite(Site):
 
     @property
     def is_joint(self) -> bool:
-        """Whether text is in the sequence: then values are not folded into the projections."""
+        """Whether the sequence also has text. Then the bases are not folded into the
+        projections."""
         return isinstance(self.staged, JointAttnProcessor)
 
     def _projections(self, like: torch.Tensor | None = None) -> tuple[Linear | None, Linear | None]:
-        """As they are now: offloaded, or with a LoRA that was fused since the last run."""
+        """The current projections of values and of the output. They may be offloaded by now, or
+        have a LoRA that was fused after the last run."""
         layers = self.attn.to_out  # None where the block projects the output itself
         out = None if layers is None else linear_of(layers[0], like)
         return None if self.is_joint else linear_of(self.attn.to_v, like), out
@@ -116,7 +119,7 @@ class PrunedSite(Site):
     # --- decisions, at the beginning of a step ---
 
     def decide(self, step: int) -> None:
-        """Choose what to do at this step, unless the window takes it from the cache."""
+        """Choose what to do at this step, unless the window takes the value from the cache."""
         self.choice, self.measures = COMPUTE_CHOICE, False
         self.age = step - self.windows.opened if self.windows.opened >= 0 else 0
         if self.pruned is None or self.uses_cache or self._stays_dense(step):
@@ -186,7 +189,7 @@ class PrunedSite(Site):
 
     def _fold(self) -> None:
         """Put the low-rank bases into the projections, where this step is pruned."""
-        if isinstance(self.pruned, LowRankAttention):  # at a run's begin the last one's are there
+        if isinstance(self.pruned, LowRankAttention):  # also removes those of the last run
             folded = self.pruned.folded if self.choice.action != "compute" else None
             self.staged.value, self.staged.out = folded or (None, None)
 
@@ -194,7 +197,8 @@ class PrunedSite(Site):
         self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor,
         text: JointText | None = None,
     ) -> torch.Tensor:  # fmt: skip
-        """The processor's stage, `(B, N, H, D)` each; some steps are computed both ways."""
+        """The attention stage of the processor, with inputs `(B, N, H, D)`. In some steps it
+        computes both ways."""
         pruned, rows = self.pruned, (query, key, value)
         if pruned is None or self.choice.action == "compute":
             mixed = self.staged.dense(*rows, text)
@@ -210,8 +214,8 @@ class PrunedSite(Site):
         self, pruned: BlockSparseAttention | LowRankAttention,
         rows: tuple[torch.Tensor, torch.Tensor, torch.Tensor], text: JointText | None,
     ) -> None:  # fmt: skip
-        """From a call that is computed in full: fit to it what prunes, and try that where it is to
-        be compared."""
+        """Fit the pruning to a call that is computed in full. If the errors are due to be measured,
+        also compute the pruned value."""
         step = self.cache.session.step
         self.first_step = step if self.first_step is None else self.first_step
         if self._skip_reason(pruned, rows[0], text) is not None:
@@ -228,7 +232,7 @@ class PrunedSite(Site):
         self, pruned: BlockSparseAttention | LowRankAttention, query: torch.Tensor,
         text: JointText | None,
     ) -> str | None:  # fmt: skip
-        """Why this attention is never pruned in this run; None: it may be."""
+        """Why this attention is never pruned in this run; None: it may be pruned."""
         config = pruned.config
         if self.off is None and config.neutral(query.shape[-1]):
             self.off = "its settings leave nothing out"
@@ -237,7 +241,8 @@ class PrunedSite(Site):
         return "it stays dense" if self.off is None and self.dense_block else self.off
 
     def _finish(self, found: Any) -> Any:
-        """Measure, blend and cache an output. Text beside it is never pruned, so never blended."""
+        """Measure, blend and cache an output. The text that may come with it is never pruned, and
+        so never blended."""
         output, *text = as_value(found)
         before = self._fitting(output)
         cached = self._predict(before)[0] if before else None
@@ -261,7 +266,8 @@ class PrunedSite(Site):
     def _compare(
         self, cached: torch.Tensor | None, pruned: torch.Tensor, true: torch.Tensor
     ) -> None:
-        """Have the errors of both values measured: sums of squares, and of their product."""
+        """Measure the errors of both values: sums of squares, and of their product, for the host to
+        read later."""
         pruned_off = true - pruned
         cached_off = torch.full_like(true, math.inf) if cached is None else true - cached
         both = (cached_off.float() * pruned_off.float()).sum()
@@ -274,7 +280,8 @@ class PrunedSite(Site):
         self.sums.append(tuple(numbers))
 
     def finish_step(self) -> None:
-        """The sums of all branches of the last step are there: update the errors."""
+        """Update the errors from the sums of all branches of the last step, which were just
+        read."""
         if self.sums and len(self.sums[0]) == 4:
             found = Errors.measured(self.sums)  # type: ignore[arg-type]
             self.errors = found.aged(1 / max(self.age, 1))
@@ -283,7 +290,8 @@ class PrunedSite(Site):
         self.sums = []
 
     def _update_cached_error(self, distance: float, size: float) -> None:
-        """From the squared distance of the pruned value from the cached one, over the branches."""
+        """Update σ_c from the squared distance between the pruned and the cached value, and the
+        squared size of the pruned one, both summed over the branches."""
         if not math.isfinite(distance + size):
             self.off = "a pruned value was not finite"
         elif self.errors is not None and size > 0:
@@ -292,7 +300,12 @@ class PrunedSite(Site):
             self.errors = Errors(cached / max(self.age, 1), pruned, correlation)
 
     def _count_flops(self, share: FlopShare, dense: float) -> None:
-        """Note the FLOPs of this call's attention as a share of dense attention's, `dense` more."""
+        """Note the FLOPs of this call's attention, as a share of dense attention's.
+
+        Args:
+            share: of the pruned attention.
+            dense: 1 if dense attention was computed too, else 0.
+        """
         trace, step = self._trace(), self.cache.session.step
 
         def note(numbers: list[float]) -> None:
@@ -306,7 +319,7 @@ class PrunedSite(Site):
 
 
 class UniCPCache(SiteCache):
-    """All self-attentions of a pipeline's transformers, by the settings of `UniCP`."""
+    """All self-attentions of a pipeline's transformers, with the settings of a `UniCP`."""
 
     def __init__(self, session: Session, family: Family, preset: UniCP) -> None:
         super().__init__(session, family, "attention", preset.windows)
@@ -352,7 +365,8 @@ class UniCPCache(SiteCache):
     def order(
         self, transformer: str, query: torch.Tensor, text: JointText | None = None
     ) -> torch.Tensor:
-        """`(N,)` int64: the tokens tile by tile, text last; in a row where the grid is unknown."""
+        """`(N,)` int64: the order of tokens that has them tile by tile, with the text last; if the
+        grid is not known, their own order."""
         session, config, tokens = self.session, self.preset.pcas, query.shape[1]
         args, kwargs = session.inputs[transformer, session.branch]
         module = session.transformers[transformer]

@@ -1,6 +1,6 @@
-"""What every technique stands on; several packages use each module.
+"""Modules that all techniques need; several packages use each of them.
 
 In: a diffusers pipeline and its calls. Out: run, step, branch and role (`session.py`), patches that
-can be undone (`patching.py`), numbers (`measure.py`, `flops.py`) and the `Report`. Which step a
-forward belongs to is decided in `session.py`; nothing here decides what a step computes.
+can be undone (`patching.py`), numbers (`measure.py`, `flops.py`) and the `Report`. `session.py`
+decides which step a forward belongs to. Nothing here decides whether a step is computed.
 """

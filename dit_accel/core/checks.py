@@ -1,7 +1,7 @@
-"""Validate an argument, with one wording of the error everywhere.
+"""Validate arguments, with the same wording of errors everywhere.
 
-A condition, the argument's name and value, and what is accepted come in; a ValueError goes out
-where the condition is false. It knows no argument of its own. Source: ours.
+A condition, the argument's name and value, and the accepted values come in. If the condition is
+false, a ValueError is raised. The module knows no particular argument. Source: ours.
 """
 
 from __future__ import annotations
@@ -35,18 +35,18 @@ def require(valid: bool, name: str, value: object, accepted: object) -> None:
 
 
 def is_integer(value: object, least: int) -> bool:
-    """Whether a value is an integer, no bool, and at least `least`."""
+    """Whether a value is an integer (a bool is none) and at least `least`."""
     return isinstance(value, int) and not isinstance(value, bool) and value >= least
 
 
 def check_types(parts: Any) -> None:
-    """Refuse values of a frozen dataclass that are not of their fields' types.
+    """Refuse values of a frozen dataclass that do not have their fields' types.
 
-    Checked are fields of numbers, flags and texts; a number of another package's type becomes
-    Python's own. True and False are no numbers.
+    Only fields for numbers, bools and strings are checked. A number of another package's type, such
+    as numpy's, is replaced by a Python number. A bool is not accepted as a number.
 
     Raises:
-        ValueError: naming the field, its value and what is accepted.
+        ValueError: a type is wrong. The message has the field, its value and the accepted types.
     """
     for one in dataclasses.fields(parts):
         names = [part.strip() for part in str(one.type).split("|")]
@@ -74,7 +74,7 @@ def byte_count(value: int | str) -> int:
         (536870912, 1500000000, 1000)
 
     Raises:
-        ValueError: it is neither, or below 1.
+        ValueError: the value is neither, or is below 1.
     """
     size: int | float = 0
     if isinstance(value, str):

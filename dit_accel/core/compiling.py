@@ -1,8 +1,8 @@
-"""Knows what `torch.compile` puts around modules, and keeps it out of our own code.
+"""Finds the modules inside of compiled ones, and keeps `torch.compile` from tracing our code.
 
-In: a module or a path of a weight, as it is or compiled; a function of ours. Out: the module that
-was compiled, the path in it; the function, outside of graphs. It knows PyTorch's names for what is
-compiled, and no patch. Source: ours.
+In: a module or a weight's path, compiled or not; a function of ours. Out: the original module or
+path; the function, excluded from graphs. It knows the names that PyTorch uses in compiled modules,
+and no patch. Source: ours.
 """
 
 from __future__ import annotations
@@ -20,26 +20,28 @@ FULLGRAPH = (
 
 
 def outside_graphs(forward: Any) -> Any:
-    """Keep torch.compile from tracing our bookkeeping; what is wrapped is still compiled."""
+    """Keep torch.compile from tracing our function. The module that it wraps is still compiled."""
     return torch.compiler.disable(forward, recursive=False)  # type: ignore[no-untyped-call]
 
 
 def is_refused_break(error: Exception) -> bool:
-    """Whether the compiler found `outside_graphs` in a graph that must not break."""
+    """Whether an error means: `outside_graphs` would break a graph, and fullgraph=True forbids
+    it."""
     of_compiler = type(error).__module__ == "torch._dynamo.exc"  # not imported: it takes seconds
     return of_compiler and "torch.compiler.disable" in str(error)
 
 
 def uncompiled(module: Any) -> Any:
-    """The module that `torch.compile(module)` was given; any other object as it is."""
+    """The original module of one that `torch.compile(module)` returned; other objects as they
+    are."""
     return getattr(module, "__dict__", {}).get("_modules", {}).get("_orig_mod", module)
 
 
 def uncompiled_path(path: str) -> str:
-    """The path of a weight in the model that was compiled, as a whole or block by block."""
+    """The path of a weight in the original model, if it was compiled as a whole or by blocks."""
     return path.replace("_orig_mod.", "")
 
 
 def parameters_of(module: Any) -> tuple[str, ...]:
-    """The names of a module's arguments, in order, whatever stands at its `forward` now."""
+    """The names of a module's arguments, in order, even if its `forward` is replaced now."""
     return tuple(inspect.signature(type(uncompiled(module)).forward).parameters)[1:]

@@ -1,8 +1,8 @@
 """Read JSON that others may have written, and check it field by field.
 
-A file comes in; `Field`s go out, each with its place in the file. A value that is not accepted is a
-`DocumentError` that names the file, the field, the value and what is accepted. Nothing else is
-raised, whatever the bytes are. It knows no field of any file. Source: ours.
+A file comes in; `Field`s go out, each with its place in the file. For a value that is not accepted,
+a `DocumentError` names the file, the field, the value and what is accepted. Whatever the bytes are,
+no other error is raised. The module knows no field of any file. Source: ours.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class DocumentError(ValueError):
 
 @dataclass(frozen=True)
 class Field:
-    """A value of a document, and its place there: `clip.steps`, `prompts[3].id`, or "" on top.
+    """A value in a document, and its place there: `clip.steps`, `prompts[3].id`; "" at the top.
 
     Example:
         >>> Field({"steps": "8"}).at("steps").whole(1)
@@ -38,7 +38,7 @@ class Field:
     place: str = ""
 
     def error(self, accepted: str) -> DocumentError:
-        """What is raised for this value."""
+        """The error to raise for this value."""
         return DocumentError(f"{self.place or 'it'} is {shown(self.value)}; accepted: {accepted}")
 
     def fields(self) -> dict[str, Field]:
@@ -48,19 +48,19 @@ class Field:
         return {name: self._inside(name, value) for name, value in self.value.items()}
 
     def at(self, name: str) -> Field:
-        """A field of an object that must be there."""
+        """A field of an object, which must be there."""
         found = self.fields()
         if name not in found:
             raise DocumentError(f"{self._inside(name, None).place} is missing")
         return found[name]
 
     def find(self, name: str) -> Field | None:
-        """A field of an object; None where it is absent or null."""
+        """A field of an object; None if it is missing or null."""
         found = self.fields().get(name)
         return None if found is None or found.value is None else found
 
     def only(self, names: Collection[str]) -> Field:
-        """This object, refused where it has a field of another name."""
+        """This object; an error if it has a field with another name."""
         for name in self.fields():
             if name not in names:
                 accepted = ", ".join(names)
@@ -76,7 +76,7 @@ class Field:
         return [Field(value, f"{self.place}[{at}]") for at, value in enumerate(self.value)]
 
     def text(self, pattern: str | None = None, *, empty: bool = True) -> str:
-        """A text that can be printed and written: no NUL, no half of a surrogate pair."""
+        """A string that can be printed and written: without NUL and halves of surrogate pairs."""
         value = self.value
         if not isinstance(value, str) or len(value) > _LONGEST_TEXT or not (value or empty):
             raise self.error("a text" if empty else "a text that is not empty")
@@ -96,20 +96,20 @@ class Field:
             )
 
     def one_of(self, accepted: Collection[str]) -> str:
-        """One of some texts."""
+        """One of the accepted strings."""
         if not isinstance(self.value, str) or self.value not in accepted:
             raise self.error(", ".join(accepted))
         return self.value
 
     def whole(self, low: int = -(2**63), high: int = 2**63 - 1) -> int:
-        """A whole number within bounds, which are accepted themselves."""
+        """An integer from `low` to `high`, both included."""
         value = self.value
         if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
             raise self.error(f"a whole number{_bounds(low, high)}")
         return value
 
     def number(self, low: float = -1e300, high: float = 1e300) -> float:
-        """A finite number within bounds, which are accepted themselves."""
+        """A finite number from `low` to `high`, both included."""
         value = self.value
         valid = isinstance(value, (int, float)) and not isinstance(value, bool)
         if not valid or not low <= value <= high:
@@ -117,7 +117,7 @@ class Field:
         return float(value)
 
     def flag(self) -> bool:
-        """true or false."""
+        """A bool."""
         if not isinstance(self.value, bool):
             raise self.error("true, false")
         return self.value
@@ -132,8 +132,8 @@ def read_document(path: Path) -> Field:
     """The content of a JSON file.
 
     Raises:
-        DocumentError: it is no JSON that every reader accepts; names the file.
-        OSError: it cannot be read.
+        DocumentError: it is not JSON that every reader accepts. The message names the file.
+        OSError: the file cannot be read.
     """
     with path.open("rb") as file:
         content = file.read(_LARGEST_BYTES + 1)
@@ -146,10 +146,10 @@ def read_document(path: Path) -> Field:
 
 
 def parse_json(content: bytes | str) -> Any:
-    """The value of a JSON text.
+    """The value that a JSON text describes.
 
     Raises:
-        DocumentError: it is not JSON, has NaN or Infinity, or is nested too deep.
+        DocumentError: it is not JSON, has NaN or Infinity, or is nested too deeply.
     """
     try:
         text = content.decode("utf-8-sig") if isinstance(content, bytes) else content
@@ -161,7 +161,7 @@ def parse_json(content: bytes | str) -> Any:
         raise DocumentError(f"is nested deeper than {_DEEPEST}") from error
     except UnicodeDecodeError as error:
         raise DocumentError(f"is not UTF-8 at byte {error.start}") from error
-    except ValueError as error:  # also a number of thousands of digits
+    except ValueError as error:  # also for a number with thousands of digits
         raise DocumentError(f"is not JSON: {error}") from error
     return found
 
@@ -177,7 +177,7 @@ def is_printable(text: str) -> bool:
 
 
 def shown(value: Any) -> str:
-    """A value for a message: in ASCII, on one line, not long."""
+    """A value for a message: in ASCII, on one line, shortened."""
     if isinstance(value, (dict, list)):
         return f"{'an object' if isinstance(value, dict) else 'a list'} of {len(value)} entries"
     if isinstance(value, int) and not isinstance(value, bool) and abs(value) >= 10**40:
@@ -200,7 +200,7 @@ def _refuse_constant(name: str) -> Any:
 
 
 def _bounds(low: float, high: float) -> str:
-    """Of a number, in words; bounds that only keep it finite are left out."""
+    """The bounds of a number in words, without bounds that only say that it is finite."""
     named = (low if abs(low) < 1e18 else None), (high if abs(high) < 1e18 else None)
     return "" if named == (None, None) else f", {_range(*named)}"
 

@@ -1,10 +1,11 @@
 """Relative errors between a cached and a fresh value.
 
-Two tensors come in; a float32 tensor goes out, on the device of the inputs, so that callers read
-many results with one host sync. It knows no sites, steps or models.
+Two tensors come in; a float32 tensor goes out, on the device of the inputs. So callers can read
+many results in one host sync. The module knows no sites, steps or models.
 
 Source: UniCP (arXiv 2502.04393) measures the error between attention outputs of different steps,
-but does not publish the norm. We use the relative L1 norm, as TeaCache (arXiv 2411.19108 §3.3).
+but does not publish the norm. We use the relative L1 norm, as TeaCache does (arXiv 2411.19108
+§3.3).
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import torch
 def l1_sums(cached: torch.Tensor, fresh: torch.Tensor) -> torch.Tensor:
     """Sum |fresh - cached| and sum |fresh|, accumulated in float32; their `ratio` is the drift.
 
-    Where each of several ranks has a part of the tokens, their sums are added before the division.
+    If several ranks have a part of the tokens each, add their sums before the division.
 
     Args:
         cached: any shape, floating point.
@@ -39,16 +40,18 @@ def l1_sums(cached: torch.Tensor, fresh: torch.Tensor) -> torch.Tensor:
 
 
 def ratio(sums: torch.Tensor) -> torch.Tensor:
-    """The first over the second of each pair, `(..., 2)` -> `(...)`: 0 where the first is 0, else
-    infinite where the second is 0; NaN where either is."""
+    """The first number of each pair over the second, `(..., 2)` -> `(...)`.
+
+    0 if the first is 0; else infinite if the second is 0; NaN if either is NaN.
+    """
     change, size = sums.unbind(-1)
     return torch.where(change == 0, change, change / size)
 
 
 def relative_l2(change: torch.Tensor, fresh: torch.Tensor, dim: int | None = None) -> torch.Tensor:
-    """|change| / |fresh| in the L2 norm, over `dim` or all dimensions.
+    """|change| / |fresh| in the L2 norm, over `dim` or over all dimensions.
 
-    Tensors are of one shape, floating point. Returns float32 >= 0: 0 for no change, NaN where
+    The tensors have the same shape, floating point. Returns float32 >= 0: 0 for no change, NaN if
     either has a NaN.
     """
     size = torch.linalg.vector_norm(change, 2, dim=dim, dtype=torch.float32)
@@ -57,9 +60,9 @@ def relative_l2(change: torch.Tensor, fresh: torch.Tensor, dim: int | None = Non
 
 
 def projection_coefficient(change: torch.Tensor, direction: torch.Tensor) -> torch.Tensor:
-    """<change, direction> / |direction|²: 0-dimensional float32, of two tensors of one shape.
+    """<change, direction> / |direction|², 0-dimensional float32, for tensors of the same shape.
 
-    0 for a zero direction, NaN where either has a NaN.
+    0 for a zero direction, NaN if either has a NaN.
     """
     wide = direction.float()
     size = wide.square().sum()

@@ -1,9 +1,10 @@
 """Extrapolate a value from earlier ones with the polynomial through them.
 
 Positions and tensors come in; weights and weighted sums go out. Order 0 reuses the last value,
-order 1 is the line through two values, order 2 the parabola through three. The axis is the
-scheduler's timestep: under flow matching it is proportional to the noise level, in which a
-trajectory is smoother than in the step index. It knows numbers and tensors, no sites and no models.
+order 1 is the line through two values, order 2 the parabola through three. The positions are the
+scheduler's timesteps. Under flow matching they are proportional to the noise level, and a
+trajectory is smoother in the noise level than in the step index. The module knows numbers and
+tensors, no sites and no models.
 
 Source: TaylorSeer (arXiv 2503.06923 §3.2) uses finite differences over steps. We use Lagrange's
 form, which gives the same polynomial and also works for uneven steps.
@@ -21,11 +22,11 @@ def lagrange_weights(positions: Sequence[float], at: float) -> tuple[float, ...]
     """Weights of the known values in the extrapolated one; they sum to 1.
 
     Args:
-        positions: of the known values, all different; at least one.
-        at: position that is wanted.
+        positions: of the known values; at least one, all different.
+        at: position of the extrapolated value.
 
     Returns:
-        One weight per known value: exactly 1 and 0 where `at` is one of the positions.
+        One weight per known value. They are exactly 1 and 0 if `at` is one of the positions.
 
     Raises:
         ValueError: there is no position, or two are equal.
@@ -43,7 +44,7 @@ def lagrange_weights(positions: Sequence[float], at: float) -> tuple[float, ...]
 
 
 def remainder_factor(positions: Sequence[float], at: float) -> float:
-    """The product of distances in Newton's remainder, >= 0; the polynomial's error grows with it.
+    """The product of distances in Newton's remainder, >= 0. The extrapolation error grows with it.
 
     Example:
         >>> remainder_factor([10.0, 8.0], 6.0)
@@ -53,15 +54,16 @@ def remainder_factor(positions: Sequence[float], at: float) -> float:
 
 
 def weighted_sum(weights: Sequence[float], values: Sequence[torch.Tensor]) -> torch.Tensor:
-    """The weighted sum of values, accumulated in float32 at least, in their dtype.
+    """The weighted sum of values in their dtype; it is accumulated in float32 or wider.
 
     Args:
         weights: one per value.
-        values: of equal shape and dtype, at least one; a single one of weight 1 is returned itself.
+        values: at least one, of equal shape and dtype. A single value with weight 1 is returned
+            itself.
     """
     if len(values) == 1 and weights[0] == 1:
         return values[0]
-    # weights of both signs amplify the rounding of half precision, so the sum is made wider
+    # Weights of both signs amplify the rounding errors of half precision.
     wide = torch.promote_types(values[0].dtype, torch.float32)
     total = values[0].to(wide) * weights[0]
     for weight, value in zip(weights[1:], values[1:], strict=True):

@@ -1,8 +1,8 @@
-"""Finds the transformers of a pipeline, and the table's row that describes them.
+"""Finds the transformers of a pipeline, and the row of the table that describes them.
 
 In: a diffusers pipeline. Out: its `Family`, and its transformers by component name.
-Knows: the table in `models/families.py`, which the other packages read through this module. Does
-not know what a technique does with a transformer.
+Knows: the table in `models/families.py`; the other packages read it through this module. Does not
+know what a technique does with a transformer.
 Source: ours.
 """
 
@@ -22,10 +22,11 @@ __all__ = [
 
 
 def family_of(pipe: Any) -> Family:
-    """The row of a pipeline's transformer; one without sites where its class has none.
+    """The row of a pipeline's transformer; if its class has no row, one without sites is made.
 
     Raises:
-        ValueError: the pipeline has no transformer, or no scheduler that says its timesteps.
+        ValueError: the pipeline has no transformer, or its scheduler has no `timesteps`; or the
+            transformer lacks the blocks of its row.
     """
     loaded = (getattr(pipe, name, None) for name in COMPONENTS)
     transformer = next((module for module in loaded if module is not None), None)
@@ -42,7 +43,8 @@ def family_of(pipe: Any) -> Family:
 
 
 def _checked(row: Family, transformer: Any) -> Family:
-    """A row whose blocks are there: a user may have made it, or diffusers has changed."""
+    """The row, if the transformer has its blocks. It may not: users can add rows, and diffusers
+    changes."""
     missing = [name for name in row.blocks if not hasattr(transformer, name)]
     if missing:
         lists = [n for n, m in transformer.named_children() if hasattr(m, "__len__")]
@@ -54,8 +56,11 @@ def _checked(row: Family, transformer: Any) -> Family:
 
 
 def without_row(transformer: str, pipeline: str) -> Family:
-    """What holds of every transformer: its prediction can be planned, and how guidance weighs its
-    forwards is measured in a run's first step."""
+    """A row for a transformer that the table does not have.
+
+    It has what is true of every transformer: plans work at its output. Its guidance weights are
+    measured in the first step of a run.
+    """
     return Family(
         name=transformer, transformer=transformer, pipelines=(pipeline,), components=COMPONENTS,
         blocks=(), attention="", branches="embedded", sites=(), rows=(),
@@ -64,13 +69,13 @@ def without_row(transformer: str, pipeline: str) -> Family:
 
 
 def transformers_of(pipe: Any, family: Family) -> dict[str, Any]:
-    """The pipeline's transformers by component name, those that are loaded."""
+    """The pipeline's loaded transformers, by component name."""
     found = {name: getattr(pipe, name, None) for name in family.components}
     return {name: module for name, module in found.items() if module is not None}
 
 
 def blocks_of(module: Any, family: Family) -> Iterator[Any]:
-    """The blocks of a transformer and their attentions, which techniques stand around."""
+    """The blocks of a transformer and their attentions: the modules that techniques wrap."""
     for group in family.blocks:
         for block in getattr(module, group):
             yield block

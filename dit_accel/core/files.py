@@ -1,8 +1,8 @@
-"""Write a file whole or not at all.
+"""Write a file completely or not at all.
 
-A path comes in; a path beside it goes out, which takes its place when it is whole and on the disk.
-A full disk, an error, Ctrl-C or a power cut leave the file that was there before.
-It knows no format. Source: ours.
+A path comes in; the path of a scratch file beside it goes out. Once the scratch file is complete
+and on the disk, it replaces the target. After a full disk, an error, Ctrl-C or a power cut the old
+file is still there. The module knows no format. Source: ours.
 """
 
 from __future__ import annotations
@@ -23,20 +23,21 @@ _NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK, errno.EINVAL)
 
 @contextlib.contextmanager
 def placed(target: Path, *, lasting: bool = True) -> Iterator[Path]:
-    """A path to write to; the file takes the target's place at the end.
+    """A path to write to. At the end that file replaces the target.
 
     Args:
-        lasting: whether it waits until the file is on the disk. Else a power cut may damage it.
+        target: the path of the file.
+        lasting: whether to wait until the file is on the disk. Else a power cut may damage it.
 
     Raises:
-        OSError: it cannot be written; names the target.
+        OSError: the file cannot be written. The error has the target's name.
     """
     scratch = target.with_name(f".{target.name[-100:]}.{secrets.token_hex(4)}")
     try:
         yield scratch
         if lasting:
             with scratch.open("rb+") as file:
-                os.fsync(file.fileno())  # a file that has its name is whole, also after a power cut
+                os.fsync(file.fileno())  # before the rename, so a power cut leaves no partial file
         os.replace(scratch, target)
     except OSError as error:
         raise _named(error, scratch, target) from error
@@ -46,10 +47,10 @@ def placed(target: Path, *, lasting: bool = True) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """One process at a time, where the system and the file system have locks.
+    """Let one process at a time run a block, if the system and the file system have locks.
 
     Args:
-        path: of a file that only the lock is for; a process that ends leaves no lock.
+        path: of a file that is used only for the lock. When a process ends, its lock ends too.
     """
     with path.open("a") as file:
         _lock(file.fileno())
@@ -76,7 +77,7 @@ def reason_of(error: OSError) -> str:
 
 
 def is_full(path: Path) -> bool:
-    """Whether nothing more can be written beside a path: some writers do not say so."""
+    """Whether the disk of a path is full. Some writers do not report that."""
     try:
         return shutil.disk_usage(path.absolute().parent).free < _LEAST_FREE
     except OSError:
@@ -84,7 +85,7 @@ def is_full(path: Path) -> bool:
 
 
 def _named(error: OSError, scratch: Path, target: Path) -> OSError:
-    """The error with the target's name in the place of the scratch file's."""
+    """The error, with the target's name in place of the scratch file's."""
     if error.errno is None or (error.filename is not None and str(error.filename) != str(scratch)):
         return error
     return OSError(error.errno, os.strerror(error.errno), str(target))

@@ -1,10 +1,11 @@
-"""Count the FLOPs of a run: what it spent, and what the stock pipeline would have.
+"""Count the FLOPs of a run, and those of the same run in the stock pipeline.
 
-A session and its site reports come in; FLOPs go out. Counted are matrix products, convolutions and
-attention; a multiplication and its addition are 2. A forward is counted from the sizes of its
-layers and of its inputs, without running anything: so compilation, offloading, quantized weights
-and attention kernels change nothing. `FlopMeter` counts calls during a run instead. It knows the
-table's `rows`, and no technique. Source: ours; research/LOG.md has the alternatives.
+A session and its site reports come in; FLOPs go out. Matrix products, convolutions and attention
+are counted; a multiplication with its addition is 2 FLOPs. The FLOPs of a forward are computed from
+the sizes of its layers and inputs, without running anything. So compilation, offloading, quantized
+weights and attention kernels do not change the count. `FlopMeter` counts calls during a run
+instead. The module knows the table's `rows`, and no technique. Source: ours; research/LOG.md has
+the alternatives.
 """
 
 from __future__ import annotations
@@ -27,15 +28,21 @@ from dit_accel.core.session import Session
 
 _FUSED = {"to_qkv": ("to_q", "to_k", "to_v"), "to_kv": ("to_k", "to_v"),
           "to_added_kv": ("add_k_proj", "add_v_proj")}  # fmt: skip
-Kinds = tuple[tuple[str, str], ...]  # as of `Family.rows`
+Kinds = tuple[tuple[str, str], ...]  # see `Family.rows`
 _QUERIES, _KEYS = ("to_q", "add_q_proj"), ("to_k", "add_k_proj")
 _CONVOLUTIONS = (torch.nn.Conv1d, torch.nn.Conv2d, torch.nn.Conv3d)
 
 
 @dataclass(frozen=True)
 class Rows:
-    """How many rows the layers of one forward see: `batch` clips, timesteps in all, and tokens of
-    each clip."""
+    """How many rows the layers of one forward get, by kind.
+
+    Args:
+        batch: clips.
+        time: timesteps of all clips.
+        video, text, image, text_2, audio: tokens of one clip.
+        audio_time: timesteps of the audio of all clips.
+    """
 
     batch: int
     time: int
@@ -47,7 +54,7 @@ class Rows:
     audio_time: int = 0
 
     def of(self, kind: str) -> int:
-        """Of one clip; "time" and "audio_time": of all."""
+        """The rows of a kind, as in `Family.rows`: of one clip; "time" and "audio_time": of all."""
         sums = {"joint": (self.video, self.text), "context": (self.text, self.text_2, self.image)}
         if kind in sums:
             return sum(sums[kind])
@@ -56,7 +63,7 @@ class Rows:
 
 @dataclass(frozen=True)
 class Costs:
-    """FLOPs of one forward by module path, "" for the whole; and of attentions' products alone."""
+    """FLOPs of one forward: by module path, "" for all of it; and of each attention's products."""
 
     modules: dict[str, int] = field(default_factory=dict)
     products: dict[str, int] = field(default_factory=dict)
@@ -66,7 +73,7 @@ def count_run(
     session: Session, family: Family, sites: Sequence[SiteReport], scene: SceneReport | None,
     known: dict[tuple[str, Rows], Costs],
 ) -> tuple[int, int]:  # fmt: skip
-    """FLOPs of the stock pipeline, and of this run; `known` keeps what forwards cost."""
+    """FLOPs of the stock pipeline and of this run. `known` caches the costs of forwards."""
     full = saved = 0
     for (name, branch), (args, kwargs) in [*session.inputs.items()]:
         module = uncompiled(session.transformers[name])
@@ -84,7 +91,8 @@ def count_run(
 
 
 def _with_scene(spent: int, scene: SceneReport | None) -> int:
-    """FLOPs with those of a scene: a reference's row costs as much as a user's row."""
+    """FLOPs of a run with its scene. A row of the batch for a reference costs as much as one for a
+    shot."""
     if scene is None:
         return spent
     shots = len(scene.tokens) - scene.reference_rows
@@ -102,13 +110,13 @@ def _cost(costs: Costs, site: str, family: Family) -> int:
 
 
 def rows_of(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Rows:
-    """Of a transformer's forward with these arguments, of which only the sizes matter."""
+    """The rows of a transformer's forward with these arguments. Only their sizes are used."""
     latents = kwargs["hidden_states"] if "hidden_states" in kwargs else args[0]
     timestep = kwargs["timestep"] if "timestep" in kwargs else args[1]
     audio_time = kwargs.get("audio_timestep")
     config, batch = module.config, len(latents)
     patch = config.patch_size
-    if isinstance(patch, int):  # of a side; the frames of a patch are another entry
+    if isinstance(patch, int):  # its sides; the frames per patch have an entry of their own
         patch = (config.get("patch_size_t") or 1, patch, patch)
     return Rows(
         batch, timestep.numel(), latents.numel() // (batch * config.in_channels * math.prod(patch)),
@@ -126,7 +134,7 @@ def _tokens(kwargs: dict[str, Any], name: str) -> int:
 
 
 def forward_costs(module: torch.nn.Module, family: Family, rows: Rows) -> Costs:
-    """FLOPs of a forward that sees these rows."""
+    """FLOPs of a forward whose layers get these rows."""
     costs = Costs()
     _add(module, "", "", family.rows, rows, costs)
     return costs
@@ -135,13 +143,13 @@ def forward_costs(module: torch.nn.Module, family: Family, rows: Rows) -> Costs:
 def _add(
     module: torch.nn.Module, path: str, place: str, kinds: Kinds, rows: Rows, costs: Costs
 ) -> int:
-    """Enter the FLOPs of a module and of all below it; `place` is its path without numbers, as all
-    blocks of a list are alike."""
+    """Add the FLOPs of a module and of all modules inside to `costs`. `place` is the module's path
+    without numbers, because all blocks of a list are alike."""
     module = uncompiled(module)
     if isinstance(module, (torch.nn.Linear, *_CONVOLUTIONS)):
         kind = _kind(place, kinds)
         total = 2 * _weights(module) * rows.of(kind) * (1 if "time" in kind else rows.batch)
-    elif not module._modules:  # a norm, an activation: most modules, so that it pays
+    elif not module._modules:  # a norm or an activation; a shortcut, because most modules are
         total = 0
     else:
         children = {name: one for name, one in module._modules.items() if one is not None}
@@ -159,7 +167,7 @@ def _add(
 
 
 def _products(children: dict[str, Any], place: str, kinds: Kinds, rows: Rows) -> int:
-    """Of an attention: queries with keys, and weights with values."""
+    """FLOPs of an attention's two products: queries with keys, and weights with values."""
     queries, keys = (
         sum(rows.of(_kind(_joined(place, name), kinds)) for name in names if name in children)
         for names in (_QUERIES, _KEYS)
@@ -168,7 +176,7 @@ def _products(children: dict[str, Any], place: str, kinds: Kinds, rows: Rows) ->
 
 
 def _weights(layer: Any) -> int:
-    """How many there are; quantized ones may be packed."""
+    """The number of weights, from the layer's sizes: quantized weights may be packed."""
     if isinstance(layer, torch.nn.Linear):
         return layer.in_features * layer.out_features
     return int(layer.weight.numel())
@@ -185,12 +193,12 @@ def _kind(place: str, kinds: Kinds) -> str:
 
 
 class FlopMeter(TorchFunctionMode):
-    """Counts FLOPs of torch functions while it is entered: `meter.flops`.
+    """A context manager that counts the FLOPs of torch functions: `meter.flops`.
 
-    It hooks calls, not kernels: about a microsecond per call, so that a run can be timed as well
-    (`torch.utils.flop_counter` makes a small model half as fast). It does not see into compiled
-    graphs or other packages' kernels. Float64 does not count: no model computes in it, but plans
-    are made in it while a forward runs.
+    It hooks calls, not kernels. This takes about a microsecond per call, so a run can be timed
+    meanwhile (`torch.utils.flop_counter` makes a small model half as fast). It cannot count inside
+    compiled graphs and other packages' kernels. Float64 is not counted: no model computes in it,
+    but plans are made in float64 while a forward runs.
     """
 
     def __init__(self) -> None:

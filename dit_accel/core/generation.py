@@ -1,9 +1,9 @@
 """Run a pipeline once and return frames, latents, seconds and peak memory.
 
 A pipeline and a `ClipSpec` come in; a `Generation` goes out. The denoising loop is timed from the
-denoiser's first call to the end of the last step, with and without acceleration alike, so that
-ratios of two runs are fair. It knows the arguments of diffusers' video pipelines and nothing of
-acceleration. Source: ours.
+denoiser's first call to the end of the last step. Accelerated and stock runs are timed in the same
+way, so that their ratio is fair. The module knows the arguments of diffusers' video pipelines and
+nothing of acceleration. Source: ours.
 """
 
 from __future__ import annotations
@@ -26,18 +26,18 @@ if TYPE_CHECKING:
 
 LARGEST_SEED = 2**63 - 1
 _DENOISERS = ("transformer", "transformer_2")
-INPUT_FILES = ("image", "last_image", "video")  # that a clip starts from, beside its text
+INPUT_FILES = ("image", "last_image", "video")  # what a clip may start from, beside its prompt
 INPUTS = (*INPUT_FILES, "strength")
 
 
 @dataclass(frozen=True)
 class ClipSpec:
-    """What determines a clip of a model. None: the pipeline takes no such argument.
+    """All settings that determine a clip of a model. None: the pipeline has no such argument.
 
     Args:
-        image, last_image, video: files that the pipeline is shown.
-        strength: of a given video's change, in (0, 1].
-        guidance_2: of the second of two experts; None: as of the first.
+        image, last_image, video: paths of files that the pipeline gets.
+        strength: how much a given video is changed, in (0, 1].
+        guidance_2: guidance scale of the second of two experts; None: that of the first.
     """
 
     prompt: str
@@ -57,8 +57,8 @@ class ClipSpec:
     guidance_2: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-able. What came later is there only where it is given, so that older records of
-        clips without it stay equal."""
+        """The settings as JSON-able data. Settings that were added in later versions are left out
+        if they are None, so that older records of the same clip stay equal."""
         fields, later = dataclasses.asdict(self), (*INPUTS, "guidance_2")
         return {k: v for k, v in fields.items() if k not in later or v is not None}
 
@@ -67,7 +67,7 @@ def clip_of(field: Field) -> ClipSpec:
     """The settings of a clip from a document.
 
     Raises:
-        DocumentError: one is missing or not accepted; names it.
+        DocumentError: a setting is missing or not accepted. The message names it.
     """
     field.only([one.name for one in dataclasses.fields(ClipSpec)])
     negative, fps = field.find("negative"), field.find("fps")
@@ -99,9 +99,9 @@ class Generation:
     Args:
         frames: `(T, H, W, 3)` float in [0, 1].
         latents: `(B, C, F, h, w)` float32, of the last step; packed, `(B, L, C)`, in LTX.
-        stages: seconds of the text (and of given pictures), of each denoiser and of the decoding.
-        report: of an accelerated run.
-        others: frames of the call's further prompts.
+        stages: seconds by stage: the text (with given pictures), each denoiser, the decoding.
+        report: the report of an accelerated run.
+        others: frames of the clips of the call's other prompts.
     """
 
     frames: npt.NDArray[np.floating[Any]]
@@ -115,11 +115,16 @@ class Generation:
 
     @property
     def clips(self) -> tuple[npt.NDArray[np.floating[Any]], ...]:
-        """All clips of the call, one a prompt."""
+        """All clips of the call, one per prompt."""
         return self.frames, *self.others
 
     def without(self, loop: float, decode: float) -> Generation:
-        """The same, less seconds that were spent on something else in the loop and behind it."""
+        """The same generation, without seconds that were spent on something else.
+
+        Args:
+            loop: seconds to subtract from the denoising loop.
+            decode: seconds to subtract from the stage after it.
+        """
         denoise = next(name for name in self.stages if name.startswith("denoise"))
         less = {denoise: loop, "decode": decode}
         return dataclasses.replace(
@@ -130,7 +135,7 @@ class Generation:
         )
 
     def costs(self) -> dict[str, Any]:
-        """Seconds and memory, JSON-able."""
+        """Seconds and memory as JSON-able data."""
         return {
             "denoising_seconds": self.denoising_seconds,
             "whole_seconds": self.whole_seconds,
@@ -150,8 +155,9 @@ def generate(
     """Make a clip.
 
     Args:
-        pipe, clip: a diffusers video pipeline, and what to make.
-        device: of the pipeline; synchronised around the clock.
+        pipe: a diffusers video pipeline.
+        clip: the settings of the clip.
+        device: of the pipeline; synchronised before and after timing.
         listeners: notified of the loop's progress.
         overrides: call arguments that replace the clip's.
 
@@ -192,16 +198,17 @@ def stages_of(pipe: Any, clock: LoopTimer, whole: Stopwatch) -> dict[str, float]
 
 
 def warm_up(pipe: Any, clip: ClipSpec) -> None:
-    """Run two steps and drop the result: a first call also pays for allocation and kernels.
+    """Run two steps and drop the result, because a first call also allocates and loads kernels.
 
-    Two, because schedules that are stretched to an end value (LTX's) need at least two.
+    It is two steps, because a schedule that is stretched to an end value (LTX) needs at least two.
     """
     whole = dataclasses.replace(clip, strength=1.0) if clip.strength is not None else clip
     pipe(**call_arguments(pipe, whole) | {"num_inference_steps": 2})
 
 
 def call_arguments(pipe: Any, clip: ClipSpec) -> dict[str, Any]:
-    """The arguments of the pipeline's call; noise comes from the CPU, equal on every device."""
+    """The arguments of the pipeline's call. The noise is made on the CPU, so that it is equal on
+    every device."""
     import torch
 
     optional = {
@@ -220,7 +227,7 @@ def call_arguments(pipe: Any, clip: ClipSpec) -> dict[str, Any]:
         "generator": torch.Generator("cpu").manual_seed(clip.seed),
         "output_type": "np",
     }
-    if _takes(pipe, "video"):  # its own number of frames counts, unless the call asks for one
+    if _takes(pipe, "video"):  # without `num_frames`, the video's own number of frames counts
         found = {name: value for name, value in found.items() if _takes(pipe, name)}
     return (
         found
@@ -230,7 +237,7 @@ def call_arguments(pipe: Any, clip: ClipSpec) -> dict[str, Any]:
 
 
 def _inputs(clip: ClipSpec) -> dict[str, Any]:
-    """What the pipeline is shown: pictures, and the first frames of a video."""
+    """The pictures and the first frames of a video that the pipeline gets as arguments."""
     from PIL import Image
 
     found: dict[str, Any] = {}
@@ -254,7 +261,8 @@ def _takes(pipe: Any, argument: str) -> bool:
 
 
 def batch_arguments(pipe: Any, clips: Sequence[ClipSpec]) -> dict[str, Any]:
-    """As `call_arguments`, for clips of equal steps, guidance and size, each with its own noise."""
+    """As `call_arguments`, for several clips with equal steps, guidance and size. Each has its own
+    noise."""
     import torch
 
     arguments = call_arguments(pipe, clips[0])
@@ -272,7 +280,7 @@ def loop_timer(
     pipe: Any, arguments: dict[str, Any], device: str, listeners: Sequence[StepListener] = (), *,
     each_step: bool = False,
 ) -> LoopTimer:  # fmt: skip
-    """A timer of the denoising loop of one call with these arguments."""
+    """A timer for the denoising loop of one call with these arguments."""
     from dit_accel.core.measure import LoopTimer
 
     parts = (getattr(pipe, name, None) for name in _DENOISERS)

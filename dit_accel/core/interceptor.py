@@ -1,8 +1,8 @@
-"""What may stand around every forward of a transformer, and what it knows of run and call.
+"""The interface of objects that wrap every forward of a transformer, and the data they get.
 
-In: a run's size and a forward's arguments, as `core/session.py` finds them. Out: `RunInfo`,
-`ForwardCall`, and `Interceptor`, which each technique makes its own of. It knows where a forward
-has its latents, its timestep and its text, and nothing of where the run is. Source: ours.
+In: what `core/session.py` finds out about a run, and a forward's arguments. Out: `RunInfo`,
+`ForwardCall`, and `Interceptor`, the base class for each technique. It knows where a forward has
+its latents, its timestep and its text. It does not know the current step. Source: ours.
 """
 
 from __future__ import annotations
@@ -16,25 +16,25 @@ import torch
 
 @dataclass(frozen=True, eq=False)
 class RunInfo:
-    """What is known of a run when its first forward is called: None is unknown or not there.
+    """What is known about a run when its first forward is called. None: unknown, or absent.
 
-    Latents are `(B, C, F, h, w)` in most families, the text embedding `(B, L, C)`.
+    The latents are `(B, C, F, h, w)` in most families, the text embedding is `(B, L, C)`.
     """
 
     num_steps: int | None
-    guidance: float | None = 1.0  # scale of classifier-free guidance; 1: none
+    guidance: float | None = 1.0  # scale of classifier-free guidance; 1: no guidance
     latents: torch.Tensor | None = None
     text: torch.Tensor | None = None
     begin: int = 0  # position of the first step in the scheduler's timesteps
-    second: tuple[int, float | None] | None = None  # expert's first step, and guidance from there
-    groups: tuple[Any, ...] = ()  # process groups whose ranks compute it together
+    second: tuple[int, float | None] | None = None  # second expert: its first step and guidance
+    groups: tuple[Any, ...] = ()  # process groups whose ranks compute the run together
 
 
 @dataclass(frozen=True, eq=False)
 class ForwardCall:
-    """One call of a transformer's forward: the transformer's name, and the arguments.
+    """One call of a transformer's forward: the transformer's name and the arguments.
 
-    `names` are the forward's parameters, in order.
+    `names` has the names of the forward's parameters, in order.
     """
 
     transformer: str
@@ -47,13 +47,13 @@ class ForwardCall:
 
     @property
     def latents(self) -> Any:
-        """None: they are no argument of their own."""
+        """The latents: `hidden_states`, else the first positional argument; None: neither."""
         found = self._argument("hidden_states")
         return self.args[0] if found is None and self.args else found
 
     @property
     def timestep(self) -> Any:
-        """None: it is not where most transformers have it."""
+        """The timestep; None: the forward has no argument of that name."""
         return self._argument("timestep")
 
     @property
@@ -65,27 +65,29 @@ Forward = Callable[[ForwardCall], Any]
 
 
 class Interceptor:
-    """Stands around every forward of a session. Every method changes nothing by default."""
+    """Wraps every forward of a session. By default no method changes anything."""
 
     def run_begins(self, num_steps: int | None) -> None:
         """A run begins: forget the last one."""
 
     def run_follows(self) -> None:
-        """Another run is about to begin: the session still shows the last one."""
+        """Another run is about to begin. The session still has the state of the last one."""
 
     def step_begins(self, step: int) -> None:
         """The first forward of a step is about to be called."""
 
     def around(self, call: ForwardCall, forward: Forward) -> Any:
-        """The output of a call: of `forward(call)`, or instead of it."""
+        """The output of a call: that of `forward(call)`, or another one in its place."""
         return forward(call)
 
     def forward_ends(self, transformer: str) -> None:
-        """A forward of the last step has returned; of any step where their number is unknown."""
+        """A forward of the last step has returned. If the number of steps is unknown, this is
+        called at every step."""
 
     def run_ends(self, steps: int) -> None:
-        """A run is over after so many steps; not one that was interrupted."""
+        """A run is over after so many steps. Not called for a run that was interrupted."""
 
     def changes_denoiser(self, step: int) -> bool:
-        """Whether the denoiser acts otherwise from this step on, so that it has to be computed."""
+        """Whether this object changes what the denoiser computes from this step on. The step has to
+        be computed then."""
         return False

@@ -1,9 +1,9 @@
 """Measure seconds and peak memory of a run or of its denoising loop.
 
 Devices, denoisers and step callbacks come in; seconds, bytes and the last latents go out. The
-device is synchronised around the clock, so that queued work counts. Peak memory is the allocator's
-on CUDA; on a CPU it is the process's high-water mark, which can be reset on Linux only. It knows
-no FLOPs (`core/flops.py`). Source: ours.
+device is synchronised before and after timing, so that queued work counts. On CUDA the peak memory
+is the allocator's. On a CPU it is the process's high-water mark, which only Linux can reset. The
+module does not count FLOPs (`core/flops.py` does). Source: ours.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from dit_accel.core.patching import before_calls
 
 
 class Stopwatch:
-    """A context manager: seconds and peak memory of a `with` block.
+    """A context manager that measures seconds and peak memory of a `with` block.
 
     Example:
         >>> with Stopwatch("cpu") as watch:
@@ -53,7 +53,7 @@ class Stopwatch:
 
 
 class StepListener(Protocol):
-    """Is notified of the loop's progress."""
+    """An object that is notified of the loop's progress."""
 
     def loop_begins(self) -> None:
         """The denoising loop starts."""
@@ -70,13 +70,14 @@ class LoopTimer(Interceptor):
 
     Args:
         models: the denoisers, at least one.
-        device: to synchronise, or what gives it; None: where the first denoiser is.
-        steps: of the call; a session gives them when the run begins.
+        device: the device to synchronise, or a function that returns it; None: that of the first
+            denoiser.
+        steps: the number of steps of the call. As an interceptor it gets them when the run begins.
         listeners: called at the loop's start and after each step.
-        each_step: whether steps are timed one by one, with a host sync after each.
+        each_step: whether each step is timed, with a host sync after it.
 
     Results: `seconds` of the loop, `step_seconds` with `each_step`, `latents` of a call's last
-    step. Only a session sets `peak_memory_bytes`, because that resets the high-water mark.
+    step. `peak_memory_bytes` is only set as an interceptor, because it resets the high-water mark.
     """
 
     def __init__(
@@ -88,15 +89,16 @@ class LoopTimer(Interceptor):
         self._listeners, self._each_step = listeners, each_step
         self._hooks = contextlib.ExitStack()
         self._times: list[float] = []
-        self._clocks: list[Clock] = []  # of a session's run: its start, and its last forward's end
+        self._clocks: list[Clock] = []  # as an interceptor: the start, and the last forward's end
         self._seconds = 0.0
-        self._turns: list[tuple[int, float]] = []  # which denoiser took over, and when
+        self._turns: list[tuple[int, float]] = []  # index of a denoiser, and when it took over
         self.peak_memory_bytes: int | None = None
         self.latents: Any = None
 
     @property
     def seconds(self) -> float:
-        """Of the loop; in an interrupted run of a session, up to the end of its last forward."""
+        """Seconds of the loop. In an interrupted run of a session: up to the end of its last
+        computed forward."""
         if self._seconds or len(self._clocks) < 2:
             return self._seconds
         start, end = self._clocks
@@ -135,8 +137,8 @@ class LoopTimer(Interceptor):
     def step_ended(
         self, pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]
     ) -> dict[str, Any]:
-        """The pipeline's callback after each step; gives `tensors` back unchanged."""
-        # a call that begins late (video-to-video) runs fewer steps than it was asked for
+        """The pipeline's callback after each step. Returns `tensors` unchanged."""
+        # A call that starts from a given video runs fewer steps than `num_inference_steps`.
         steps = min(filter(None, (self._steps, getattr(pipe, "num_timesteps", None))), default=None)
         last = steps is not None and step + 1 >= steps
         if self._times and (last or self._each_step):
@@ -160,7 +162,7 @@ class LoopTimer(Interceptor):
     # --- as an interceptor of a session ---
 
     def run_begins(self, num_steps: int | None) -> None:
-        """Start the clock and a new high-water mark of memory."""
+        """Start the clock, and reset the high-water mark of memory."""
         self._steps, self._seconds, self.peak_memory_bytes = num_steps, 0.0, None
         reset_peak_memory(self._where())
         self._start()
@@ -173,7 +175,7 @@ class LoopTimer(Interceptor):
         return output
 
     def forward_ends(self, transformer: str) -> None:
-        """Stop the clock; a step may have several forwards, of which the last one counts."""
+        """Stop the clock. If the last step has several forwards, the last one counts."""
         if self._times:
             del self._times[1:]
             self._mark()
@@ -206,7 +208,7 @@ class Clock:
             self._event.record(torch.cuda.current_stream(device))
 
     def since(self, earlier: Clock) -> float:
-        """Seconds from an earlier moment; waits until the device is there."""
+        """Seconds since an earlier moment. Waits until the device has reached this one."""
         if self._event is None or earlier._event is None:
             return self._host - earlier._host
         self._event.synchronize()
@@ -222,7 +224,7 @@ def synchronise(device: torch.device) -> None:
 
 
 def reset_peak_memory(device: torch.device) -> None:
-    """Start a new high-water mark where the device or the system allows it."""
+    """Reset the high-water mark, if the device or the system allows it."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     elif device.type == "cpu" and sys.platform == "linux":
@@ -233,7 +235,7 @@ def reset_peak_memory(device: torch.device) -> None:
 
 
 def peak_memory(device: torch.device) -> int | None:
-    """Bytes at the high-water mark; None where the system does not report it."""
+    """Bytes at the high-water mark; None: the system does not report it."""
     if device.type == "cuda":
         return int(torch.cuda.max_memory_allocated(device))
     if device.type != "cpu":
@@ -245,14 +247,14 @@ def peak_memory(device: torch.device) -> int | None:
 
 
 def free_memory(device: torch.device) -> int | None:
-    """Bytes that can still be allocated on a device; None where the system does not report it."""
+    """Bytes that can still be allocated on a device; None: the system does not report them."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
     return _proc_bytes("meminfo", "MemAvailable") if device.type == "cpu" else None
 
 
 def _proc_bytes(file: str, field: str) -> int | None:
-    """A field of a file below /proc, which counts in KiB."""
+    """A field of a file in /proc in bytes; the file has it in KiB."""
     try:
         lines = Path("/proc", file).read_text().splitlines()
     except OSError:

@@ -1,8 +1,8 @@
-"""Knows which pipeline is calling in this thread, and where its call begins and ends.
+"""Finds the pipeline whose call is running in this thread, and where a call begins and ends.
 
-In: a pipeline, or nothing but the stack. Out: the pipeline whose `__call__` is running, and whether
-a user's callback runs in it; methods that notify where that call uses them. It knows the names that
-diffusers' pipelines have in common, and no transformer. Source: ours.
+In: the call stack; or a pipeline. Out: the pipeline whose `__call__` is running, and whether a
+user's callback is running in it; methods that notify when the pipeline's call uses them. It knows
+the names that diffusers' pipelines have in common, and no transformer. Source: ours.
 """
 
 from __future__ import annotations
@@ -17,14 +17,15 @@ from typing import Any
 from dit_accel.core.patching import Call, Replacement
 
 _PIPELINES = ("DiffusionPipeline", "ModularPipeline")
-_CALLBACK = "callback_on_step_end"  # as pipelines name the argument
+_CALLBACK = "callback_on_step_end"  # the argument's name in diffusers' pipelines
 
 
 def calling_pipeline() -> tuple[Any, bool]:
-    """The pipeline of diffusers whose call is running in this thread, the innermost, or None; and
-    whether we are in a callback between two of its steps.
+    """The diffusers pipeline whose call is running in this thread, and whether its step callback is
+    running.
 
-    A transformer does not know who calls it, and pipelines share transformers.
+    None: no pipeline's call is running. If calls are nested, it is the innermost pipeline. The
+    stack is searched because pipelines may share a transformer, which does not know its caller.
     """
     frame: FrameType | None = sys._getframe(1)
     inner, in_callback = calling_pipeline.__code__, False
@@ -41,8 +42,8 @@ def calling_pipeline() -> tuple[Any, bool]:
 
 
 def _code_of(called: Any) -> CodeType | None:
-    """What runs where an object is called: a function, a method, a partial, or one with `__call__`;
-    None where it is not of Python."""
+    """The code that runs when an object is called: a function, a method, a `functools.partial`, or
+    an object with `__call__`. None: it is not Python code."""
     while isinstance(called, functools.partial):
         called = called.func
     if callable(called) and not hasattr(called, "__code__"):
@@ -51,7 +52,8 @@ def _code_of(called: Any) -> CodeType | None:
 
 
 def marks_of_calls(pipe: Any) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """The methods that a pipeline's call uses first, and last, as its own code names them."""
+    """The names of the methods that a pipeline's call uses first and last, if its code has
+    them."""
     named = {name for code in _codes_of_calls(pipe) for name in code.co_names}
     marks = ("check_inputs",), ("maybe_free_model_hooks",)
     first, last = (tuple(name for name in names if name in named) for names in marks)
@@ -59,8 +61,11 @@ def marks_of_calls(pipe: Any) -> tuple[tuple[str, ...], tuple[str, ...]]:
 
 
 def notifying(pipe: Any, notify: Callable[[], None], inner: Call) -> Call:
-    """A method that notifies where the pipeline's own call uses it, not a user, nor the call of a
-    shallow copy (`copy.copy`), which has the method too."""
+    """Wrap a method so that it calls `notify` if the pipeline's own call uses it.
+
+    A user may also call the method, and a shallow copy of the pipeline (`copy.copy`) has it too.
+    Such calls do not notify.
+    """
     codes = _codes_of_calls(pipe)
 
     def method(*args: Any, **kwargs: Any) -> Any:
@@ -75,7 +80,7 @@ def notifying(pipe: Any, notify: Callable[[], None], inner: Call) -> Call:
 
 
 def _codes_of_calls(pipe: Any) -> list[CodeType]:
-    """Of the pipeline's `__call__`, and of those that it inherits."""
+    """The code of the pipeline's `__call__`, and of those that it inherits."""
     own = [vars(kind)["__call__"] for kind in type(pipe).__mro__ if "__call__" in vars(kind)]
     codes = [getattr(inspect.unwrap(call), "__code__", None) for call in own]
     return [code for code in codes if code is not None]

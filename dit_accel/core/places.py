@@ -1,8 +1,8 @@
-"""Locates a forward by its arguments: the step by its timestep, the branch by its text embedding.
+"""Finds a forward's step from its timestep, and its branch from its text embedding.
 
-Goes in: a forward's timestep with the scheduler's, or its text. Comes out: the steps that it may
-belong to, or the branch's name. It knows no pipeline; `core/session.py` asks it where diffusers
-does not say. Ours; there is no source.
+Goes in: a forward's timestep and the scheduler's timesteps, or its text. Comes out: the steps to
+which it may belong, or the branch's name. It knows no pipeline. `core/session.py` uses it if
+diffusers does not report the step or the branch. Ours; there is no source.
 """
 
 from __future__ import annotations
@@ -13,13 +13,14 @@ import torch
 
 
 class Texts:
-    """The text embeddings of a run, which stay the same over it: the conditional one is first."""
+    """The text embeddings of a run. They stay the same during the run; the first is `cond`."""
 
     def __init__(self) -> None:
         self._known: list[torch.Tensor | None] = []
 
     def branch_of(self, text: torch.Tensor | None) -> str:
-        """A branch's name. A tensor that was not seen yet may be a copy: its values decide."""
+        """The name of the branch with this text. A new tensor may be a copy of a known one, so its
+        values are compared."""
         known = self._known
         index = next((i for i, one in enumerate(known) if one is text), None)
         if index is None:
@@ -66,14 +67,15 @@ def positions(timestep: torch.Tensor, timesteps: torch.Tensor) -> list[int]:
 
 
 class Positions:
-    """As `positions`, of one forward after the other: a tensor that a step's forwards share is read
-    from the device once."""
+    """As `positions`, for one forward after another. A timestep tensor that the forwards of a step
+    share is read from the device only once."""
 
     def __init__(self) -> None:
         self._last: tuple[Any, ...] = None, None, 0, []
 
     def of(self, timestep: Any, scheduler: Any) -> list[int]:
-        """By the scheduler's own count where a model gets another number than the timestep."""
+        """The steps that a forward may belong to. If the model's timestep is not one of the
+        scheduler's, the scheduler's own count decides."""
         timesteps = scheduler.timesteps
         if not isinstance(timestep, torch.Tensor):
             return [counted_position(scheduler)]
@@ -89,15 +91,17 @@ class Positions:
 
 
 def next_position(found: list[int], scheduler: Any, now: int, *, seen: bool) -> int:
-    """Of several positions with the same rounded timestep, the one that comes next.
+    """The position that comes next, among several with the same rounded timestep.
 
     Args:
-        now: where the run is; a forward is there still unless this step has `seen` it.
+        found: the positions.
+        now: the run's current position.
+        seen: whether the current step already had this forward. If not, it may still belong to it.
     """
     if len(found) == 1:
         return found[0]
     if getattr(scheduler, "step_index", 0) is None:
-        # the scheduler has not stepped yet: it is the run's first
+        # The scheduler has not stepped yet, so this is the run's first step.
         begin = getattr(scheduler, "begin_index", None)
         return begin if begin in found else found[0]
     if now in found and not seen:
@@ -106,7 +110,7 @@ def next_position(found: list[int], scheduler: Any, now: int, *, seen: bool) -> 
 
 
 def boundary_of(pipe: Any) -> float | None:
-    """The timestep below which a pipeline runs its second transformer; None: it has none."""
+    """The timestep below which a pipeline uses its second transformer; None: it has none."""
     share = getattr(getattr(pipe, "config", None), "boundary_ratio", None)
     experts = getattr(pipe, "transformer", None), getattr(pipe, "transformer_2", None)
     if share is None or None in experts:
@@ -115,10 +119,10 @@ def boundary_of(pipe: Any) -> float | None:
 
 
 def counted_position(scheduler: Any) -> int:
-    """The step by the scheduler's own count, which goes up when it steps.
+    """The step by the scheduler's own count, which it increases at each step.
 
     Raises:
-        ValueError: it has none; names it.
+        ValueError: the scheduler has no such count. The message names the scheduler.
     """
     if not hasattr(scheduler, "step_index"):
         raise ValueError(
@@ -130,7 +134,7 @@ def counted_position(scheduler: Any) -> int:
 
 
 def are_unset(scheduler: Any) -> bool:
-    """Whether a scheduler's timesteps are still those of training, as it was made with them."""
+    """Whether `set_timesteps` was not called yet: the timesteps are still those of training."""
     config = getattr(scheduler, "config", None)
     number = getattr(config, "num_train_timesteps", None)
     asked_for = getattr(scheduler, "num_inference_steps", None)

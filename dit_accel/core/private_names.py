@@ -1,8 +1,8 @@
-"""Reads what diffusers and accelerate keep of models and pipelines under private names.
+"""Reads private attributes that diffusers and accelerate set on models and pipelines.
 
 In: a module or a pipeline. Out: the process group that divides it, this rank's part of a call's
-arguments, its weights wherever they are, and which other cache is on in it. No other module
-uses these names; they change from release to release. It changes nothing. Source: ours.
+arguments, its weights (offloaded or not), and which other cache is on. Only this module uses the
+private names, because they change between releases. It changes nothing. Source: ours.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from dit_accel.core.patching import Replacement, hook_of
 
 
 def parallel_group(module: torch.nn.Module) -> Any:
-    """The process group over which diffusers divides a model; None where it does not.
+    """The process group over which diffusers divides a model; None: it does not divide it.
 
     Raises:
-        ValueError: context parallelism was asked for, and the model has no plan for it. Diffusers
-            refuses that too, but leaves every attention in parallel mode.
+        ValueError: context parallelism was enabled, but the model has no plan for it. Diffusers
+            raises an error too, but afterwards every attention is still in parallel mode.
     """
     module = uncompiled(module)
     config: Any = getattr(module, "_parallel_config", None)
@@ -41,11 +41,12 @@ def local_arguments(
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """A call's arguments as the module's own forward gets them: this rank's part of the tokens.
 
-    Diffusers splits them below us, inside the call; a call that is skipped has to split them too.
+    Diffusers splits them in a hook inside of our wrapper. If we skip the call, we have to split
+    them ourselves.
     """
     module = uncompiled(module)
     if hook_of(module) is None and not isinstance(vars(module).get("forward"), Replacement):
-        return args, kwargs  # diffusers' hook came later, at `forward`, and stands above ours
+        return args, kwargs  # diffusers' hook wraps ours, so the arguments are split already
     for hook in _split_hooks(module):
         args, kwargs = hook.pre_forward(module, *args, **kwargs)
     return args, kwargs
@@ -59,7 +60,7 @@ def _split_hooks(module: torch.nn.Module) -> list[Any]:
 
 
 def weights_of(module: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
-    """Parameters and buffers by path, also those that accelerate keeps elsewhere between calls."""
+    """Parameters and buffers by path, also those that accelerate offloads between calls."""
     for path, owner in module.named_modules():
         for name, tensor in (*owner._parameters.items(), *owner._buffers.items()):
             if tensor is not None:
@@ -67,7 +68,7 @@ def weights_of(module: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
 
 
 def stored(owner: torch.nn.Module, name: str, tensor: torch.Tensor) -> torch.Tensor:
-    """A module's parameter or buffer; where it is on "meta", the one that accelerate keeps."""
+    """A module's parameter or buffer. If it is on "meta", the one that accelerate has offloaded."""
     if tensor.device.type != "meta":
         return tensor
     hook = vars(owner).get("_hf_hook")
@@ -77,13 +78,14 @@ def stored(owner: torch.nn.Module, name: str, tensor: torch.Tensor) -> torch.Ten
 
 
 def second_guidance(pipe: Any) -> float | None:
-    """The scale of guidance of a pipeline's second transformer in this call; None: as the first."""
+    """The guidance scale of a pipeline's second transformer in this call; None: that of the
+    first."""
     scale = getattr(pipe, "_guidance_scale_2", None)
     return None if scale is None else float(scale)
 
 
 def other_cache(module: Any) -> str | None:
-    """The cache of another package that is on in a transformer, in words; None: there is none."""
+    """The cache of another package that is on in a transformer, as text; None: there is none."""
     module = uncompiled(module)
     if getattr(module, "is_cache_enabled", False):
         return "a cache of diffusers on (enable_cache)"

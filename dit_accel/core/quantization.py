@@ -1,14 +1,15 @@
 """Store a tensor in fewer bits: integers, and one scale per group of values.
 
-A tensor comes in, a `Packed` goes out, and `unpack` gives it back approximately. Values are taken
-in memory order in groups of g, a power of two. Each group is rotated (random signs, then the
-orthonormal Hadamard matrix), which spreads outliers, divided by its largest value and rounded. With
-m = 2^(bits-1) - 1 the error of a group x, plus the rounding to the dtype, is at most
+A tensor comes in, a `Packed` goes out, and `unpack` restores the tensor approximately. Values are
+divided into groups of g (a power of two), in memory order. Each group is rotated (random signs,
+then the orthonormal Hadamard matrix), which spreads outliers. Then it is divided by its largest
+value and rounded. With m = 2^(bits-1) - 1 the error of a group x, before the rounding to the dtype,
+is at most
 
     |x - unpacked| <= sqrt(g) / 2 * largest / m <= sqrt(g) / (2 m) * |x|
 
-A group with a value that is not finite comes back without a finite value, and its scale is not
-finite. Nothing is fitted to data. It knows tensors and numbers only.
+If a value of a group is not finite, the group's scale is not finite, and no unpacked value of the
+group is finite. Nothing is fitted to data. The module knows only tensors and numbers.
 Source: rotation as in QuaRot (arXiv 2404.00456 §3), without its learned or fused parts.
 """
 
@@ -23,7 +24,7 @@ import torch.nn.functional as F
 
 from dit_accel.core.checks import require
 
-BITS = (16, 8, 4)  # of a packed value, most precise first
+BITS = (16, 8, 4)  # per packed value, most precise first
 GROUP = 64
 OFFLOADED = -1  # a form in `choose_forms`: the item moves to the CPU
 _SCALE_BYTES = 4
@@ -34,11 +35,11 @@ class Packed:
     """A packed tensor.
 
     Args:
-        codes: `(G, g)` int16 or int8; of 4 bits `(G, g / 2)` uint8, two values a byte.
-        scales: `(G,)` float32, >= 0; not finite where a value of the group was not.
-        signs: `(g,)` float32 of the rotation; None: no rotation.
+        codes: `(G, g)` int16 or int8; with 4 bits `(G, g / 2)` uint8, two values per byte.
+        scales: `(G,)` float32, >= 0; not finite if a value of the group was not.
+        signs: `(g,)` float32, for the rotation; None: no rotation.
         bits: per value.
-        shape, dtype: of the packed tensor.
+        shape, dtype: of the original tensor.
     """
 
     codes: torch.Tensor
@@ -50,7 +51,7 @@ class Packed:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of codes and scales; all share the signs."""
+        """Bytes of codes and scales. The signs are not counted: all packed tensors share them."""
         return self.codes.nbytes + self.scales.nbytes
 
     @property
@@ -59,7 +60,7 @@ class Packed:
         return self.codes.device
 
     def to(self, device: torch.device | str) -> Packed:
-        """A copy on a device; itself where it is there already."""
+        """A copy on a device; itself if it is there already."""
         if torch.device(device) == self.device:
             return self
         signs = self.signs.to(device) if self.signs is not None else None
@@ -68,7 +69,7 @@ class Packed:
         )
 
     def unpack(self) -> torch.Tensor:
-        """The tensor again, in its shape and dtype, within the module's error bound."""
+        """The original tensor in its shape and dtype, within the module's error bound."""
         codes = _halves(self.codes) if self.bits == 4 else self.codes
         rows = codes.float() * self.scales[:, None]
         if self.signs is not None:
@@ -114,14 +115,17 @@ def pack(
 
 
 def packed_bytes(count: int, bits: int, group: int = GROUP) -> int:
-    """Bytes of `count` values once packed, without packing them."""
+    """The bytes that `count` values would take when packed."""
     groups = -(-count // group)
     return groups * (group * bits // 8 + _SCALE_BYTES)
 
 
 def typical_error(bits: int, group: int = GROUP) -> float:
-    """Relative RMS error of normal values: the largest of g is about sqrt(2 ln g) deviations, and
-    rounding errs by a step over sqrt(12)."""
+    """Relative RMS error for normally distributed values.
+
+    The largest of g values is about sqrt(2 ln g) standard deviations, and the RMS error of rounding
+    is one step / sqrt(12).
+    """
     return math.sqrt(2 * math.log(group) / 12) / _largest_code(bits)
 
 
@@ -133,7 +137,8 @@ def random_signs(group: int = GROUP, seed: int = 0) -> torch.Tensor:
 
 
 def hadamard(rows: torch.Tensor) -> torch.Tensor:
-    """Rows `(..., g)` times the orthonormal Hadamard matrix, its own inverse, in log2 g passes."""
+    """Rows `(..., g)` times the orthonormal Hadamard matrix, in log2 g passes. The matrix is its
+    own inverse."""
     size, span = rows.shape[-1], 1
     while span < size:
         pairs = rows.reshape(*rows.shape[:-1], -1, 2, span)
@@ -144,14 +149,15 @@ def hadamard(rows: torch.Tensor) -> torch.Tensor:
 
 
 def choose_forms(sizes: Sequence[Sequence[int]], memory: int | None, *, offload: bool) -> list[int]:
-    """The form of every item (0 is unpacked, or OFFLOADED) so that all fit, if they can.
+    """Choose a form for every item, so that all items fit into the memory if they can.
 
-    The oldest shrink first, one form at a time.
+    A form is an index into the item's sizes (0 is unpacked), or OFFLOADED. The oldest items shrink
+    first, one form at a time.
 
     Args:
-        sizes: per item, oldest first: bytes in every form, unpacked first, then ever smaller.
-        memory: bytes for all; None: no limit.
-        offload: whether items may be offloaded where their smallest forms are too large.
+        sizes: per item, oldest first: the bytes in each form, unpacked first, then decreasing.
+        memory: bytes for all items; None: no limit.
+        offload: whether items may be offloaded if they do not fit in their smallest forms.
 
     Example:
         >>> choose_forms([[100, 50], [100, 50]], 160, offload=True)
@@ -177,7 +183,8 @@ def choose_forms(sizes: Sequence[Sequence[int]], memory: int | None, *, offload:
 
 
 def useful_bits(count: int, itemsize: int, fewest: int) -> list[int]:
-    """Bits >= `fewest` that save memory for `count` values of `itemsize` bytes, most first."""
+    """The numbers of bits >= `fewest` that save memory for `count` values of `itemsize` bytes, most
+    bits first."""
     whole = count * itemsize
     return [bits for bits in BITS if bits >= fewest and packed_bytes(count, bits) < whole]
 

@@ -1,4 +1,4 @@
-"""Holds what an accelerated run did: the report of a handle.
+"""The report of a handle: what an accelerated run did.
 
 Goes in: steps, drifts, FLOPs, seconds and bytes. Comes out: a `Report`, as JSON or as one
 paragraph. It is plain data: no tensors, no models. Ours; there is no source.
@@ -9,20 +9,22 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-# The denoiser's prediction; the residual of the block stack, or of each block; each self-attention.
+# The denoiser's prediction; the residual of the whole block stack; the residual of each block; the
+# output of each self-attention.
 CacheSite = Literal["output", "model", "block", "attention"]
 
 
 @dataclass(frozen=True)
 class SiteReport:
-    """One site in one branch.
+    """What one branch did at one site.
 
     Args:
-        transformer, branch, name: which; `name` is "output", "model" or the path of a module.
-        computed, cached, extrapolated, pruned, blended: steps; each is in one of these.
+        transformer, branch: names.
+        name: of the site: "output", "model" or the path of a module.
+        computed, cached, extrapolated, pruned, blended: steps. Each step is in one of these.
         drift: by computed step, the relative error of the value that was cached before.
-        attention_share: by step, the share of dense attention's products that was computed, where
-            it is not 1: of queries with keys, and of weights with values.
+        attention_share: by step, the share of dense attention's products that was computed, if it
+            is not 1. The products are queries with keys, and weights with values.
     """
 
     transformer: str
@@ -38,17 +40,17 @@ class SiteReport:
 
     @property
     def steps(self) -> int:
-        """How many steps the site was called at."""
+        """The number of steps at which the site was called."""
         return len(self.called)
 
     @property
     def called(self) -> tuple[int, ...]:
-        """The steps that the site was called at."""
+        """The steps at which the site was called."""
         return tuple(sorted((*self.computed, *self.not_computed, *self.pruned, *self.blended)))
 
     @property
     def not_computed(self) -> tuple[int, ...]:
-        """Steps that were cached or extrapolated."""
+        """The steps at which it was cached or extrapolated."""
         return tuple(sorted(self.cached + self.extrapolated))
 
 
@@ -57,13 +59,15 @@ class SceneReport:
     """What a layout's isolation and references did in one run.
 
     Args:
-        tokens: of every row by class: "background", and subjects from "1".
-        reference_tokens: keys of references that a row reads.
-        reference_rows: rows that came from files.
-        split_calls: calls of self-attention on a part of the tokens.
-        extra_flops: against the stock pipeline, without the reference rows; may be negative.
-        table_bytes: of indices, tables and latents of files, during the run.
-        reference_bytes: the most that keys and values of references took at once.
+        tokens: number of tokens, by row and class: "background", and the subjects from "1" on.
+        reference_tokens: by row, the number of reference keys that the row reads.
+        reference_rows: number of rows that came from reference files.
+        split_calls: number of self-attention calls on a part of the tokens.
+        extra_flops: in addition to the stock pipeline's, without the reference rows; may be
+            negative.
+        table_bytes: bytes of indices, tables and latents of files during the run.
+        reference_bytes: peak bytes of the references' keys and values.
+        notes: what a reader must know.
     """
 
     tokens: dict[str, dict[str, int]]
@@ -78,24 +82,31 @@ class SceneReport:
 
 @dataclass(frozen=True)
 class Report:
-    """One run of an accelerated pipeline.
+    """What one run of an accelerated pipeline did.
 
     Args:
-        site: a `CacheSite`.
-        steps: of the whole run; an interrupted one made fewer (`steps_run`).
-        threshold: of the windows; None where a plan decided.
-        flops_full, flops_spent: of the transformers' forwards, as the stock pipeline spends them
-            and as this run did; None where they are not counted (`notes` says why).
-        seconds: of the denoising loop, as far as it came.
-        peak_memory_bytes: the device allocator's peak, or the process's on a CPU.
-        cached_bytes: the most that cached values took on the device; `packed_bytes` of it were
-            quantized, to `packed_bits` at least, and `offloaded_bytes` were in the CPU's memory.
-        host_syncs: how often the host waited for numbers of ours on the device.
+        family: name of the pipeline's family.
+        site: where values were cached, a `CacheSite`.
+        threshold: of the windows; None if a plan decided.
+        steps: of the whole run. An interrupted run made fewer (`steps_run`).
+        branches: names of the guidance branches.
+        sites: what each branch did at each site.
+        flops_full, flops_spent: FLOPs of the transformers' forwards, in the stock pipeline and in
+            this run; None if they are not counted (`notes` says why).
+        seconds: of the denoising loop, as far as it ran.
+        peak_memory_bytes: peak of the device's allocator; on a CPU, of the process.
+        cached_bytes: peak bytes of cached values on the device.
+        packed_bytes: peak bytes of those that were quantized.
+        packed_bits: the fewest bits to which values were quantized.
+        offloaded_bytes: peak bytes of cached values in the CPU's memory.
+        host_syncs: how often the host waited to read our measurements from the device.
         notes: what a reader must know.
-        quality, speedup: the target, in dB or as steps over computed steps.
-        prediction: the PSNR that was expected of this run.
-        planned: steps that were to be computed.
-        config, requested: all settings; those that are not the defaults.
+        quality, speedup: the target: in dB, or as all steps / computed steps.
+        prediction: the expected PSNR of this run.
+        planned: the steps that the plan computes.
+        scene: what the layout did.
+        config: all settings.
+        requested: the settings that differ from the defaults, as text.
     """
 
     family: str
@@ -124,17 +135,18 @@ class Report:
 
     @property
     def flops_kept(self) -> float | None:
-        """Share of the stock pipeline's FLOPs that was spent, 0 to 1; None: not known."""
+        """Share of the stock pipeline's FLOPs that this run spent, 0 to 1; None: not known."""
         return None if not self.flops_full else (self.flops_spent or 0) / self.flops_full
 
     @property
     def steps_run(self) -> int:
-        """Steps that were made, computed or not."""
+        """Number of steps that the run made, computed or not."""
         return len({step for site in self.sites for step in site.called})
 
     @property
     def steps_computed(self) -> float:
-        """Steps computed in full, mean over sites and branches; two experts' sites count once."""
+        """Number of steps computed in full, as a mean over sites and branches. The sites of two
+        experts count as one."""
         counts = [(len(s.computed), s.steps) for s in self.sites]
         computed, called = map(sum, zip(*counts, strict=True)) if counts else (0, 0)
         return self.steps_run * computed / called if called else 0.0
@@ -149,7 +161,7 @@ class Report:
         return "by plan" if self.threshold is None else f"threshold {self.threshold:g}"
 
     def to_dict(self) -> dict[str, Any]:
-        """The report as JSON-able data, with what is derived from it."""
+        """The report as JSON-able data, with the derived numbers."""
         derived = ("flops_kept", "steps_computed", "steps_run")
         return asdict(self) | {name: getattr(self, name) for name in derived}
 

@@ -10,11 +10,12 @@ Shape legend for every docstring of the package:
     D  width of one head
     F  latent frames
 
-A video token's index runs over columns first, then rows, then latent frames. Not known: models
-whose text comes before the video, and what a token sees of its neighbours through the VAE.
+A video token's index runs over columns first, then rows, then latent frames. The module does not
+know models with the text before the video. Nor does it know how far a token depends on neighbouring
+pixels through the VAE.
 
-Source: the causal VAE of Wan (arXiv 2503.20314 §4.1). Latent frame 0 is pixel frame 0 alone; latent
-frame k > 0 is the pixel frames 4k - 3 to 4k at a temporal stride of 4.
+Source: the causal VAE of Wan (arXiv 2503.20314 §4.1). Latent frame 0 is pixel frame 0 alone. With a
+temporal stride of 4, latent frame k > 0 has the pixel frames 4k - 3 to 4k.
 """
 
 from __future__ import annotations
@@ -28,10 +29,10 @@ Span = tuple[int, int]  # half-open: (first, end)
 
 @dataclass(frozen=True)
 class TokenStrides:
-    """What one token spans.
+    """How many pixels one token spans.
 
     Args:
-        temporal: pixel frames per latent frame (the first latent frame has one), >= 1.
+        temporal: pixel frames per latent frame, >= 1; the first latent frame has only one.
         spatial: pixels per side of a latent cell, >= 1.
         patch: latent cells per side of a token, >= 1.
 
@@ -88,7 +89,8 @@ class TokenGrid:
         cls, frames: int, height: int, width: int, *, strides: TokenStrides | None = None,
         text: int = 0,
     ) -> TokenGrid:  # fmt: skip
-        """The grid of a clip of `frames` x `height` x `width` pixels; `strides` None: Wan 2.1's.
+        """The grid of a clip of `frames` x `height` x `width` pixels. Without `strides`, those of
+        Wan 2.1 are used.
 
         Raises:
             ValueError: a side is not a multiple of a token's side, or `frames` is not 1 more than
@@ -116,7 +118,7 @@ class TokenGrid:
 
     @property
     def text_span(self) -> Span:
-        """Half-open range of the text tokens' indices; (N, N) where there are none."""
+        """Half-open range of the text tokens' indices; (N, N) if there is no text."""
         return self.video_tokens, self.tokens
 
     @property

@@ -5,11 +5,11 @@ format:
 
 - `.mkv`, `.npy`: bit-exact (FFV1; a numpy array of uint8, without a frame rate).
 - `.mp4`: lossy, for sharing.
-- `.png` (contact sheet), `.gif` (Pillow; frames last multiples of 10 ms): for the eye.
+- `.png` (contact sheet), `.gif` (Pillow; frames last multiples of 10 ms): for looking at.
 
-Score lossless files only: 4:2:0 codecs reach 34 to 39 dB against their own source, which hides
-every difference above that. Not known: audio, colour space tags, variable frame rates, more than 8
-bits; frame rates are stored to 1/1000. Source: ours, on OpenCV.
+Compute scores from lossless files only. 4:2:0 codecs reach 34 to 39 dB against their own source,
+and so hide all smaller differences. Audio, colour space tags, variable frame rates and more than 8
+bits are not supported. Frame rates are stored to 1/1000. Source: ours, on OpenCV.
 """
 
 from dit_accel.core.video.canvas import contact_sheet, film_strips, side_by_side

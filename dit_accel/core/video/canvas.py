@@ -1,7 +1,8 @@
 """Draw clips: two side by side, several as film strips, or all frames of one on a sheet.
 
-Clips come in; uint8 pictures or clips go out. Frames are enlarged by whole factors only, so pixels
-stay square; only a wide contact sheet is shrunk. It knows no files. Source: ours.
+Clips come in; uint8 pictures or clips go out. Frames are enlarged only by whole factors, so that
+pixels stay square. Only a contact sheet that is too wide is shrunk. It knows no files. Source:
+ours.
 """
 
 from __future__ import annotations
@@ -29,7 +30,8 @@ def side_by_side(
     left: npt.NDArray[Any], right: npt.NDArray[Any], *,
     labels: tuple[str, str] = ("uncached", "accelerated"), min_height: int = 256, gap: int = 8,
 ) -> Frames:  # fmt: skip
-    """Two clips side by side under captions: `(T, H', W', 3)` uint8, H' and W' even for codecs.
+    """Two clips side by side with captions above: `(T, H', W', 3)` uint8. H' and W' are even, as
+    codecs need it.
 
     Args:
         left: `(T, H, W, 3)` RGB, uint8 or float in [0, 1].
@@ -58,7 +60,8 @@ def side_by_side(
 
 
 def _caption(labels: tuple[str, str], height: int, width: int, gap: int) -> Frames:
-    """The strip above two clips of `height` and `width`; its height makes the sum even."""
+    """The strip with captions above two clips of `height` and `width`. The sum of the strip's and
+    the clips' heights is even."""
     rows = min(64, max(28, height // 10))
     rows += (rows + height) % 2
     strip: Frames = np.full((rows, 2 * width + gap, 3), _BACKGROUND, np.uint8)
@@ -91,7 +94,7 @@ def _stroke(scale: float) -> int:
 def film_strips(
     clips: Sequence[npt.NDArray[Any]], *, labels: Sequence[str], frames: int = 6, height: int = 128
 ) -> Frames:
-    """One labelled row of frames per clip, evenly over its time: `(H', W', 3)` uint8.
+    """One labelled row of frames per clip, evenly spaced in time: `(H', W', 3)` uint8.
 
     Args:
         clips: `(T, H, W, 3)` each, of one size.

@@ -1,8 +1,8 @@
-"""What a video file says of itself: its pixel format, its alpha channel, whether it is whole.
+"""Reads facts about a video file: its pixel format, its alpha channel, whether it is complete.
 
 In: OpenCV's tag of a pixel format; a path; the times of frames. Out: names and facts.
-Known: the formats that keep 8-bit RGB as it is; the first elements of Matroska and WebM, whose
-headers state a duration, of audio too, and no number of frames.
+Knows: the formats that store 8-bit RGB unchanged; the first elements of Matroska and WebM files.
+Their headers state a duration, which includes the audio, and no number of frames.
 Source: ours; RFC 8794 and RFC 9559 (EBML, Matroska).
 """
 
@@ -12,7 +12,7 @@ import itertools
 from collections.abc import Sequence
 from pathlib import Path
 
-# By OpenCV's tag of the decoder's pixel format, the name that ffmpeg has for it.
+# From OpenCV's tag of the decoder's pixel format to ffmpeg's name.
 _PIXELS = {
     b"BGR\0": "bgr0", b"RGB\0": "rgb0", b"\0BGR": "0bgr", b"\0RGB": "0rgb", b"BGR\x18": "bgr24",
     b"RGB\x18": "rgb24", b"G3\0\x08": "gbrp", b"BGRA": "bgra", b"RGBA": "rgba", b"ABGR": "abgr",
@@ -23,12 +23,12 @@ _PIXELS = {
 WITH_ALPHA = frozenset({"bgra", "rgba", "abgr", "argb", "gbrap"})
 EIGHT_BIT_RGB = WITH_ALPHA | {"bgr0", "rgb0", "0bgr", "0rgb", "bgr24", "rgb24", "gbrp"}
 _MATROSKA, _SEGMENT = b"\x1a\x45\xdf\xa3", b"\x18\x53\x80\x67"
-_ALPHA_MODE = b"\x53\xc0\x81\x01"  # of WebM: alpha lies beside the frames, and no decoder says so
+_ALPHA_MODE = b"\x53\xc0\x81\x01"  # in WebM: alpha is stored apart, and no decoder reports it
 _HEADER_BYTES = 1 << 16
 
 
 def pixel_format(tag: float) -> str:
-    """The name of a pixel format; of one that is not known its tag, "" where there is none."""
+    """The name of a pixel format. An unknown format is named by its tag; "" if it has none."""
     number = int(tag) & 0xFFFFFFFF
     code = number.to_bytes(4, "little")
     if number in (0, 0xFFFFFFFF):
@@ -37,7 +37,7 @@ def pixel_format(tag: float) -> str:
 
 
 def is_matroska(path: Path) -> bool:
-    """Whether it is an .mkv or .webm file, by its content."""
+    """Whether the content is that of an .mkv or .webm file."""
     with path.open("rb") as file:
         return file.read(4) == _MATROSKA
 
@@ -50,7 +50,7 @@ def has_hidden_alpha(path: Path) -> bool:
 
 
 def missing_bytes(path: Path) -> int:
-    """How many bytes a Matroska file lacks of the length that it states; 0 where it states none."""
+    """How many bytes of its stated length a Matroska file lacks; 0 if it states no length."""
     with path.open("rb") as file:
         head = file.read(_HEADER_BYTES)
     size, after = _size(head, 4)
@@ -62,7 +62,7 @@ def missing_bytes(path: Path) -> int:
 
 
 def _size(content: bytes, at: int) -> tuple[int | None, int]:
-    """The size of an EBML element at a place, None for one that is not known; and what is next."""
+    """The size of the EBML element at a position (None: not known), and the position after it."""
     first = content[at] if at < len(content) else 0
     width = 9 - first.bit_length()
     number = int.from_bytes(content[at : at + width], "big") & ((1 << 7 * width) - 1)
@@ -71,6 +71,6 @@ def _size(content: bytes, at: int) -> tuple[int | None, int]:
 
 
 def uneven_times(milliseconds: Sequence[float]) -> bool:
-    """Whether frames do not follow each other at one rate; times are rounded to milliseconds."""
+    """Whether the frame rate is not constant. The times are rounded to milliseconds."""
     gaps = [b - a for a, b in itertools.pairwise(milliseconds)]
     return len(gaps) > 1 and max(gaps) > 1.5 * min(gaps) and max(gaps) - min(gaps) > 2.5

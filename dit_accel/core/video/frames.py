@@ -1,7 +1,7 @@
-"""Clips in memory: the one quantiser to 8 bits.
+"""Rounds clips in memory to 8 bits.
 
-A clip in floats comes in, one in uint8 goes out. Every file and every score uses this quantiser, so
-equal clips stay equal. Source: ours.
+A clip in floats comes in, one in uint8 goes out. Every file and every score uses this function, so
+that equal clips stay equal. Source: ours.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ Frames = npt.NDArray[np.uint8]
 
 
 def to_uint8(frames: npt.NDArray[Any], *, name: str = "frames") -> Frames:
-    """Round a clip to `(T, H, W, 3)` uint8; an array that is uint8 already is returned itself.
+    """Round a clip to `(T, H, W, 3)` uint8. An array that is uint8 already is returned itself.
 
     Args:
-        frames: `(T, H, W, 3)` RGB, uint8 or float in [0, 1]; up to 1e-3 outside is clipped.
-        name: of the argument in errors.
+        frames: `(T, H, W, 3)` RGB, uint8 or float in [0, 1]; values up to 1e-3 outside are clipped.
+        name: the argument's name for error messages.
 
     Raises:
         ValueError: shape, dtype or range is not as above.

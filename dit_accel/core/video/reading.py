@@ -1,9 +1,10 @@
 """Read clips, whole or in chunks, and find how a file codes them.
 
-Paths come in; uint8 frames go out. A file with fewer frames than its header states is damaged or
-cut off: that is an error, not a shorter clip. Matroska states bytes instead; there, frames at
-uneven times are noted, as those of a variable rate. A single missing frame is not noticed, nor
-damage inside a frame that can still be decoded. Source: ours, on OpenCV's FFmpeg.
+Paths come in; uint8 frames go out. If a file has fewer frames than its header states, it is damaged
+or cut off; this is an error, not a shorter clip. A Matroska header states bytes instead of frames,
+so its bytes are counted. Frames at uneven times are noted: the rate may vary, or frames may be
+missing. One missing frame is not detected, and no damage inside a frame that can still be decoded.
+Source: ours, on OpenCV's FFmpeg.
 """
 
 from __future__ import annotations
@@ -34,10 +35,10 @@ class Codec:
 
     Attributes:
         name: the file's own, in lower case: `ffv1`, `h264`, `vp90`, `npy`, ...
-        lossless: whether 8-bit RGB is surely bit-exact: the codec is lossless, and keeps 8-bit RGB
-            itself. False where the file does not say, as with H.264, which has a lossless mode.
-        pixels: the format of the decoded pixels, by ffmpeg's name; "" where it is not known.
-        alpha: whether there is an alpha channel, which is not read; an opaque one is none.
+        lossless: whether 8-bit RGB is certainly bit-exact: the codec is lossless and stores 8-bit
+            RGB. False if the file does not say so; for instance, H.264 may be in a lossless mode.
+        pixels: ffmpeg's name of the format of the decoded pixels; "" if it is not known.
+        alpha: whether there is an alpha channel that is not opaque. It is not read.
     """
 
     name: str
@@ -47,19 +48,19 @@ class Codec:
 
     @property
     def loss(self) -> str:
-        """Why frames of 8-bit RGB may not be exact; "" where they are."""
+        """Why frames of 8-bit RGB may not be exact; "" if they are exact."""
         if self.lossless:
             return ""
         return "no 8-bit RGB" if self.name in _LOSSLESS_CODECS else "lossy"
 
     @property
     def format(self) -> str:
-        """The codec and, where they matter, its pixels."""
+        """The codec, and the pixels if it is not lossless."""
         return f"{self.name} in {self.pixels}" if self.pixels and not self.lossless else self.name
 
 
 def read_video(path: str | os.PathLike[str]) -> tuple[Frames, float | None]:
-    """Read a whole clip: `(T, H, W, 3)` uint8 RGB, and frames per second (None: not in the file).
+    """Read a whole clip: `(T, H, W, 3)` uint8 RGB, and frames per second (None: not stated).
 
     Raises:
         ValueError: the suffix is not readable, or the file has no whole clip.
@@ -96,11 +97,11 @@ def stream_video(
 
 
 def frame_rate(path: str | os.PathLike[str]) -> float | None:
-    """Frames a second that a file states; None where it states none.
+    """The frames per second that a file states; None if it states none.
 
     Raises:
-        ValueError: if the path's suffix is of no format.
-        FileNotFoundError: if there is no such file.
+        ValueError: the suffix is not readable.
+        FileNotFoundError: there is no such file.
     """
     source = _source(path)
     if source.suffix.lower() == ".npy":
@@ -137,11 +138,11 @@ def codec_of(path: str | os.PathLike[str]) -> Codec:
 
 
 def _is_transparent(source: Path) -> bool:
-    """Whether the first frame's alpha is below 255 anywhere. OpenCV itself writes FFV1 with 255.
+    """Whether the first frame's alpha is below 255 anywhere. OpenCV writes FFV1 with 255.
 
-    OpenCV 4 hands over the first W bytes of each row, so there the left quarter decides.
+    OpenCV 4 returns only the first W bytes of each row, so only the left quarter is checked there.
     """
-    with silent_stderr():  # it warns that colours are not converted, which is wanted here
+    with silent_stderr():  # OpenCV warns that colours are not converted; this is intended here
         capture = cv2.VideoCapture(str(source), cv2.CAP_FFMPEG, [cv2.CAP_PROP_CONVERT_RGB, 0])
         read, frame = capture.read()
         capture.release()
@@ -153,7 +154,7 @@ def _is_transparent(source: Path) -> bool:
 
 @contextlib.contextmanager
 def silent_stderr() -> Iterator[None]:
-    """Mute file descriptor 2, where FFmpeg and OpenCV report what is expected here."""
+    """Mute file descriptor 2, where FFmpeg and OpenCV write messages that are expected here."""
     stderr = os.dup(2)
     try:
         with open(os.devnull, "wb") as null:
@@ -165,7 +166,7 @@ def silent_stderr() -> Iterator[None]:
 
 
 def decode(path: Path) -> Iterator[Frames]:
-    """The frames `(H, W, 3)` of a coded file that can be decoded, one by one."""
+    """The decodable frames `(H, W, 3)` of a coded file, one by one."""
     capture = cv2.VideoCapture(str(path), cv2.CAP_FFMPEG)
     try:
         yield from (frame for frame, _ in _frames(capture))
@@ -206,9 +207,10 @@ def _stream_coded(source: Path, shown: str, chunk: int, notes: list[str]) -> Ite
 
 
 def _check_whole(source: Path, shown: str, count: int, stated: int) -> None:
-    """Refuse a file that lacks frames: some containers round their duration up by one."""
+    """Refuse a file that lacks frames. One may be missing: some containers round their duration
+    up."""
     damaged = "the file is damaged or was cut off"
-    if container.is_matroska(source):  # `stated` is of the duration, which audio may have set
+    if container.is_matroska(source):  # `stated` comes from the duration, which may be the audio's
         if missing := container.missing_bytes(source):
             raise ValueError(
                 f"path is {shown!r}: {count} of {stated} frames can be decoded; {damaged} "

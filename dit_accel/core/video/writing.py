@@ -1,9 +1,9 @@
 """Write clips in the format of their suffix.
 
 A path and frames come in; a file goes out. It is written beside the target, read back, and only
-then moved, so a full disk, a failing encoder or Ctrl-C leave the old file. Frames are never
-rescaled. `.mp4` is H.264 where this OpenCV build encodes it (PyPI wheels seldom do), else VP9, else
-MPEG-4 part 2, which browsers do not play. Source: ours, on OpenCV's FFmpeg.
+then moved. So the old file is still there after a full disk, a failing encoder or Ctrl-C. Frames
+are never rescaled. `.mp4` is H.264 if this OpenCV build can encode it (PyPI wheels seldom can),
+else VP9, else MPEG-4 part 2, which browsers do not play. Source: ours, on OpenCV's FFmpeg.
 """
 
 from __future__ import annotations
@@ -108,7 +108,7 @@ def _check_place(target: Path) -> None:
 
 @contextlib.contextmanager
 def _scratch_beside(target: Path) -> Iterator[Path]:
-    """A free name beside `target` with its suffix; the file is removed at the end."""
+    """An unused path beside `target` with the same suffix. The file is removed at the end."""
     scratch = target.with_name(f".tmp-{secrets.token_hex(8)}{target.suffix.lower()}")
     try:
         yield scratch
@@ -122,13 +122,13 @@ def _write_coded(scratch: Path, clip: Frames, fps: float) -> None:
 
 
 def _full(scratch: Path) -> OSError | None:
-    """The error of a disk that is full, if it is."""
+    """The error of a full disk; None if the disk is not full."""
     return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) if is_full(scratch) else None
 
 
 def _write_npy(scratch: Path, clip: Frames, fps: float) -> None:
     with scratch.open("wb") as file:
-        # Not to the file itself: numpy would then hide why it cannot be written.
+        # Not to the file itself, because numpy would hide the reason of a failed write.
         np.save(cast("Any", SimpleNamespace(write=file.write)), clip, allow_pickle=False)
 
 
@@ -170,7 +170,7 @@ def _encode(path: Path, clip: Frames, fps: float, codec: str) -> None:
 
 
 def _verify(path: Path, clip: Frames, *, exact: bool) -> None:
-    """Read the file back: OpenCV's writer reports neither a full disk nor lost bits."""
+    """Read the file back, because OpenCV's writer reports neither a full disk nor lost bits."""
     count = 0
     for count, frame in enumerate(decode(path), start=1):
         expected = clip[min(count, len(clip)) - 1]
