@@ -165,7 +165,7 @@ class Handle:
                 self._scene = self._make_scene(session)
                 self._scene.install(self._patches)
                 # The engine wraps the scene: an extrapolated forward does not need the scene's
-                # rows. The timer comes last: the loop's seconds do not include choosing a plan.
+                # rows. The timer comes last, so it starts after the plan was chosen.
                 session.interceptors.insert(3, self._scene)
         except BaseException:
             self._patches.undo()
@@ -357,7 +357,7 @@ def build_engine(
     look_up = given if config.known is None else None
     profile, remarks = look_up() if look_up is not None else (None, ())
     records = config.records or config.learns
-    if profile is None and config.known is None and config.choice is None:  # else it was said
+    if profile is None and config.known is None and config.choice is None:  # else it is known
         _LOG.warning(
             "No profile was found for %s: runs are planned from the prior. One that it does not "
             "know is %s.", config, "computed whole and recorded, and later ones are planned from "

@@ -30,8 +30,8 @@ from dit_accel.core.quantization import BITS
 from dit_accel.planning.plan import Extrapolation, Plan, SecondExpert
 from dit_accel.planning.prediction import TOLERATED_ERROR, ErrorBand, PlanChoice, QualityEstimate
 
-# After a suspicious event a step is computed. The plan goes on if the error of that step is within
-# so many standard deviations of the expected one.
+# After a suspicious event a step is computed. The plan goes on if the error of that step is at most
+# this many standard deviations above the expected one.
 TOLERATED_AFTER_EVENT = 2.0
 TOLERATED_WITHOUT_BANDS = 1.5  # the same without bands: times the largest other error of the run
 FALLBACK_WARMUP = 1  # steps computed after a plan is abandoned, before the first window
@@ -40,9 +40,9 @@ FALLBACK_WINDOW = 2  # then: the distance from one computed step to the next one
 # divided by the number of steps. The bound is smaller in longer runs, because the error of taking
 # fewer steps is smaller there too.
 MAX_EXPECTED_ERROR = 2.0
-# In runs of at least so many steps, the bound above also holds for the windows after an abandoned
-# plan. In a shorter run the error already made is larger than the error of taking fewer steps, and
-# computing more steps does not repair it (research/LOG.md).
+# In runs with at least this number of steps, the bound above also limits the windows after an
+# abandoned plan. In a shorter run the error already made is larger than the error of taking fewer
+# steps, and computing more steps does not repair it (research/LOG.md).
 LONG_RUN_STEPS = 30
 Event = tuple[int, str]  # the step after which something was found, and what was found
 

@@ -265,8 +265,8 @@ class _LearnedProfile:
     prior: Profile | None
 
     def is_for(self, kind: RunKind, clips: int, prior: Profile | None) -> bool:
-        """Whether the profile is still good enough for runs of a kind, now that so many clips are
-        known."""
+        """Whether the profile is still good enough for runs of a kind, of which `clips` clips are
+        known now."""
         few = self.clips <= clips < GROWTH * self.clips
         return few and self.kind.is_like(kind) and (self.prior is None) == (prior is None)
 

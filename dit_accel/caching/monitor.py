@@ -274,7 +274,7 @@ class FiniteCheck(Interceptor):
 
     def __init__(self, session: Session) -> None:
         self.session = session
-        self._sums: list[torch.Tensor] = []  # of the latents, one a step, on the device
+        self._sums: list[torch.Tensor] = []  # of the latents, one per step, on the device
         self._last: torch.Tensor | None = None  # of the last step's predictions
         self._read: list[float] = []
 

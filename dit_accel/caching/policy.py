@@ -152,7 +152,7 @@ class Policy:
         """After this step something was found that makes the plan invalid."""
 
     def on_end(self, steps: int) -> None:
-        """The run is over after so many steps. The pipeline leaves the others out."""
+        """The run is over after `steps` steps. The pipeline leaves the others out."""
 
     def added_steps(self, computed: Set[int]) -> tuple[int, ...]:
         """The steps that were computed although the plan does not compute them, in order."""

@@ -110,9 +110,9 @@ class PrunedSite(Site):
         return isinstance(self.staged, JointAttnProcessor)
 
     def _projections(self, like: torch.Tensor | None = None) -> tuple[Linear | None, Linear | None]:
-        """The current projections of values and of the output. They may be offloaded by now, or
-        have a LoRA that was fused after the last run."""
-        layers = self.attn.to_out  # None where the block projects the output itself
+        """The current projections of values and of the output. Since the last run they may have
+        been offloaded, or a LoRA may have been fused."""
+        layers = self.attn.to_out  # None if the block projects the output itself
         out = None if layers is None else linear_of(layers[0], like)
         return None if self.is_joint else linear_of(self.attn.to_v, like), out
 

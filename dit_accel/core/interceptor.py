@@ -85,7 +85,7 @@ class Interceptor:
         called at every step."""
 
     def run_ends(self, steps: int) -> None:
-        """A run is over after so many steps. Not called for a run that was interrupted."""
+        """A run is over after `steps` steps. Not called for a run that was interrupted."""
 
     def changes_denoiser(self, step: int) -> bool:
         """Whether this object changes what the denoiser computes from this step on. The step has to

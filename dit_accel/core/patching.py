@@ -213,7 +213,7 @@ class CallHook:
             object.__setattr__(self.module, _CALL, self)
 
     def remove(self) -> None:
-        """Leave the module as if we had never wrapped it; it stays compiled if it is by now."""
+        """Restore the module. If it was compiled after we wrapped it, it stays compiled."""
         self.stand()
         if self._compiled is not None:
             object.__setattr__(self.module, _CALL, self._compiled)

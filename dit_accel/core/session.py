@@ -279,7 +279,7 @@ class Session:
         again = step == self.step and (call.transformer, branch) in self._seen
         begins = other or again or step < self.step or self.step < 0
         thread = threading.get_ident()
-        # A pipeline may set its timesteps again at its end, which looks like the begin of a run.
+        # A pipeline may set its timesteps again at its end, which looks like a new run.
         is_older = self._in_call and self._caller not in (None, thread)
         is_ours = self._thread in (None, thread) or (begins and (other or step == 0))
         if is_older or not is_ours:
