@@ -93,7 +93,8 @@ def accelerate(
         config: an `AccelConfig` in place of all keywords below; or the settings of the windows
             (`EDCW`), or a `UniCP`, together with the keywords that go with `threshold` or `accel`.
         threshold: δ, the drift a window may reach, >= 0; 0 computes every step (`ThresholdConfig`).
-        site: where values are cached: "attention", "block" or "model". Only with `threshold`.
+        site: where windows cache values: "attention", "block" or "model". With `threshold` or
+            alone.
         plan: which steps are computed, and what the others are extrapolated from (`PlanConfig`).
         mix: the weight of each component in the guided prediction. Only with `plan`.
         accel: "unicp" is a plan for `quality` or `speedup`; without them, for a quality of 36 dB.

@@ -35,7 +35,7 @@ _NOT_READ: Any = object()
 
 
 class AcceleratedPipeline(_Parent):
-    """The first base class, before a pipeline of diffusers.
+    """The first base class of an accelerated pipeline; the second one is a pipeline of diffusers.
 
     The call has six more keyword arguments: `quality`, `speedup`, `profile`, `threshold`, `site`
     and `config` (one object with all settings). They mean the same as in `dit_accel.accelerate`.
