@@ -114,7 +114,7 @@ def window_energies(plan: Plan, error_model: ErrorModel) -> dict[int, torch.Tens
         v = v * error_model.fade(*ends)
         w = sampler.omitted(*(end[None] for end in ends))[0]
         for step in range(opened + 1, closed):
-            add_weights(w, plan, step, sampler, sampler.coefficients[step])
+            _add_weights(w, plan, step, sampler, sampler.coefficients[step])
         error = error + error_model.gram @ (w + 2 * v) @ w
         v = v + w
         found[opened] = error.clamp_min(0.0)
@@ -131,11 +131,11 @@ def noise_energy(plan: Plan, error_model: ErrorModel) -> float:
     weights = torch.zeros(sampler.num_rows, dtype=torch.float64)
     for step in plan.extrapolations:
         grown = sampler.coefficients[step] * error_model.error_gain[step]
-        add_weights(weights, plan, step, sampler, grown)
+        _add_weights(weights, plan, step, sampler, grown)
     return float((weights.square() * error_model.mean_gram.diagonal()).sum())
 
 
-def add_weights(
+def _add_weights(
     rows: torch.Tensor, plan: Plan, step: int, sampler: SamplerCoefficients, scale: torch.Tensor
 ) -> None:
     """Add the weights of `scale` times a step's extrapolated guided prediction to `rows`, in place.

@@ -240,7 +240,7 @@ def test_decisions_are_the_same_every_time():
 
 
 def two_kinds(fast: tuple[float, float], slow: float = 50.0) -> Profile:
-    """50 easy clips and 50 hard ones, told apart by their texts, and two plans."""
+    """50 easy clips and 50 hard ones, which their texts distinguish, and two plans."""
     known = torch.tensor([-1.0] * 50 + [1.0] * 50, dtype=torch.float64)
     one = torch.ones(1, dtype=torch.float64)
     candidates = [
