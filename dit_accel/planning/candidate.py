@@ -82,7 +82,7 @@ def read(
     """
     steps = [step.whole(0, sampler.num_steps - 1) for step in computed.entries(2)]
     if steps != sorted(set(steps)) or steps[0] != 0:
-        raise computed.error("steps in order, 0 first")
+        raise computed.error("rising steps, the first of them 0")
     shapes: dict[str, tuple[Shape, float, float]] = {
         "corrections": ((len(steps), None), -1e6, 1e6),
         "psnr_db": ((None,), -LARGEST_DB, LARGEST_DB),

@@ -59,12 +59,16 @@ class ErrorModel:
         shapes = tuple(self.gram.shape), tuple(self.error_gain.shape)
         if self.gram.ndim != 3 or shapes != ((len(self.gram), rows, rows), (n,)):
             raise ValueError(
-                f"gram and gain have shapes {shapes}; accepted: (P, {rows}, {rows}), ({n},)"
+                f"gram and error_gain have shapes {shapes}; accepted: (P, {rows}, {rows}), ({n},)"
             )
         if not (self.gram.isfinite().all() and self.error_gain.isfinite().all()):
-            raise ValueError("gram or gain is not finite")
+            raise ValueError("gram or error_gain has NaN or infinity; accepted: finite numbers")
         if not (self.error_memory > 0 and bool((self.error_gain > 0).all())):
-            raise ValueError("memory or gain is not above 0")
+            least = float(self.error_gain.min())
+            raise ValueError(
+                f"error_memory is {self.error_memory:g}, and the least error_gain is {least:g}; "
+                "accepted: numbers above 0"
+            )
         object.__setattr__(self, "mean_gram", self.gram.mean(0))
 
     @property

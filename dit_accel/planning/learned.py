@@ -204,10 +204,8 @@ def load(path: Path) -> Learned:
         ProfileError: the file is damaged; the error names the file and the field.
         FileNotFoundError: the file does not exist.
     """
-    if path.is_file() and path.stat().st_size > _LARGEST_FILE:
-        raise ProfileError(
-            f"{path} is larger than {_LARGEST_FILE} bytes; accepted: what runs wrote"
-        )
+    if path.is_file() and (size := path.stat().st_size) > _LARGEST_FILE:
+        raise ProfileError(f"{path} has {size} bytes; accepted: {_LARGEST_FILE} at most")
     return profile_file.load(path, _of, "damaged", LEARNED_FORMAT)
 
 
@@ -318,7 +316,7 @@ def digest_of(head: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> s
 def _check_digest(head: Field, tensors: TensorFields) -> None:
     without = {k: v for k, v in head.value.items() if k not in ("digest", "format", "version")}
     if head.at("digest").text() != digest_of(without, tensors.tensors):
-        raise DocumentError("digest is of another content; accepted: what a run wrote")
+        raise DocumentError("digest does not match the content; accepted: a file as a run wrote it")
 
 
 def _of(head: Field, tensors: TensorFields) -> Learned:
@@ -351,7 +349,9 @@ def _observations(section: str, one: Field, tensors: TensorFields) -> Observatio
     sampler = _sampler(section, one, tensors)
     rows, clips = sampler.num_rows, one.at("clips").whole(1, _MOST)
     if rows > MOST_ROWS:
-        raise DocumentError(f"{section} has {rows} rows; accepted: {MOST_ROWS} at most")
+        raise DocumentError(
+            f"observations[{section}] has {rows} rows; accepted: {MOST_ROWS} at most"
+        )
     packed = tensors.get(f"{section}.products", (rows * (rows + 1) // 2,), -1e15, 1e15)
     products = torch.zeros(rows, rows, dtype=torch.float64)
     places = torch.tril_indices(rows, rows)
@@ -391,9 +391,14 @@ def _second(one: Field, num_steps: int) -> SecondExpert | None:
 def _check_inner_products(name: str, products: torch.Tensor) -> None:
     size = products.diagonal()
     if not bool((size[:-1] > 0).all()) or size[-1] < 0:
-        raise DocumentError(f"{name} has a row whose square is not above 0")
+        raise DocumentError(
+            f"{name} has {float(size.min()):g} on its diagonal; accepted: numbers above 0, and 0 "
+            "for the noise"
+        )
     # Rows differ in size, so each is scaled to norm 1. The noise row may be 0, hence the clamp.
     scale = size.clamp_min(float(size.max()) * 1e-12).rsqrt()
     least = torch.linalg.eigvalsh(products * scale * scale[:, None])[0]
     if not float(least) >= -_NOT_NEGATIVE * len(products):
-        raise DocumentError(f"{name} has a negative eigenvalue; accepted: inner products")
+        raise DocumentError(
+            f"{name} has a negative eigenvalue; accepted: a matrix of inner products"
+        )

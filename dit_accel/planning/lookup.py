@@ -86,9 +86,10 @@ def profile_for(
         return profile, ()
     if not force:
         raise ProfileError(
-            f"the profile is of another pipeline: {differences}. Calibrate this one, or force it"
+            f"the profile was measured on another pipeline: {differences}. Calibrate this one, or "
+            "pass force=True"
         )
-    return profile, (f"The profile is of another pipeline, and was forced: {differences}.",)
+    return profile, (f"The profile was forced. It is of another pipeline: {differences}.",)
 
 
 def profile_key(pipe: Any, **clips: Any) -> ProfileKey:

@@ -85,7 +85,10 @@ class Nodes:
         """
         index = list(computed)
         if not index or index != sorted(set(index)) or index[0] != 0 or index[-1] >= len(self):
-            raise ValueError(f"computed is {index}; accepted: rising, 0 to {len(self) - 1}, with 0")
+            raise ValueError(
+                f"computed is {index}; accepted: rising steps up to {len(self) - 1}, the first of "
+                "them 0"
+            )
         chosen = torch.tensor(index)
         times = torch.cat([self.times[:-1][chosen], self.times[-1:]])
         return Nodes(self.kind, times, self.labels[chosen])
@@ -130,9 +133,14 @@ class LinearSampler:
                 f"noise and weights have shapes {shapes}; accepted: ({k},), ({k}, {k})"
             )
         if not all(bool(v.isfinite().all()) for v in (self.labels, self.noise, self.weights)):
-            raise ValueError("labels, noise or weights is not finite")
+            raise ValueError(
+                "labels, noise or weights has NaN or infinity; accepted: finite numbers"
+            )
         if bool(self.weights.triu(1).any()):
-            raise ValueError("weights uses predictions of later steps")
+            raise ValueError(
+                "weights has weights of later steps, above its diagonal; accepted: a lower "
+                "triangular matrix"
+            )
 
     def __len__(self) -> int:
         return len(self.labels)

@@ -89,7 +89,7 @@ def noise_levels(scheduler: Any, begin: int = 0, num_steps: int | None = None) -
     form = _FORMS.get(str(named))
     sigmas = getattr(scheduler, "sigmas", None)
     if form is None:
-        raise _unknown(scheduler, f"predicts {named}")
+        raise _unknown(scheduler, f"has prediction_type {named}")
     if getattr(scheduler, "final_alpha_cumprod", None) is not None:
         return [_by_timestep(scheduler, begin, count, form)]
     if sigmas is None or len(sigmas) < begin + count + 1:
@@ -123,6 +123,7 @@ def _numbers(values: Any) -> torch.Tensor:
 
 def _unknown(scheduler: Any, problem: str) -> NoLevelsError:
     return NoLevelsError(
-        f"{type(scheduler).__name__} {problem}; accepted: flow matching, DDIM, solvers over sigmas "
-        "and EDM, that predict epsilon, sample, v_prediction or flow_prediction"
+        f"{type(scheduler).__name__} {problem}; accepted: schedulers of flow matching, DDIM, EDM "
+        "and solvers over sigmas. Their prediction_type is epsilon, sample, v_prediction or "
+        "flow_prediction"
     )

@@ -70,10 +70,13 @@ class SamplerCoefficients:
         shapes = tuple(self.coefficients.shape), tuple(self.timesteps.shape)
         if self.coefficients.ndim != 1 or shapes[0] != shapes[1] or not self.branch_weights:
             raise ValueError(
-                f"coefficients and timesteps have shapes {shapes}; accepted: (n,), (n,)"
+                f"coefficients and timesteps have shapes {shapes}; accepted: (n,), (n,), and at "
+                "least one of branch_weights"
             )
         if not (self.coefficients.isfinite().all() and self.timesteps.isfinite().all()):
-            raise ValueError("coefficients or timesteps is not finite")
+            raise ValueError(
+                "coefficients or timesteps has NaN or infinity; accepted: finite numbers"
+            )
         if self.second is not None and not 0 < self.second.begin < self.num_steps:
             raise ValueError(
                 f"second begins at step {self.second.begin}; accepted: 1 to {self.num_steps - 1}"
@@ -193,7 +196,7 @@ class Plan:
                 wrong = [s for s in weights if not 0 <= s < step or s in self.extrapolations]
                 if wrong or not weights:
                     raise ValueError(
-                        f"the extrapolation of step {step} uses {wrong or 'nothing'}; "
+                        f"the extrapolation of step {step} uses {wrong or 'no step'}; "
                         "accepted: steps computed before it"
                     )
 

@@ -223,12 +223,11 @@ class Evidence:
         squares = sum((one - mean) ** 2 for one in differences)
         squares += n / (n + 1) * (mean - before) ** 2 + _KNOWN * self.deviation_db**2
         deviation = math.sqrt(squares / (_KNOWN + n) * (1 + 1 / (n + 1)))
-        reliability = f"the PSNR of a clip may be {deviation:.0f} dB from the expected one (as on "
-        count = "1 clip of this model that was" if n == 1 else f"{n} clips of this model that were"
-        reliability += f"{count} compared with an uncached reference)"
+        count = "1 clip of this model" if n == 1 else f"{n} clips of this model"
+        source = f"measured on {count}, compared with the uncached reference"
         return dataclasses.replace(
-            self, reliability=reliability, offset_db=(before + n * mean) / (1 + n),
-            deviation_db=deviation,
+            self, reliability=_reliability(deviation, source),
+            offset_db=(before + n * mean) / (1 + n), deviation_db=deviation,
             freedom=float(_KNOWN + n), measured=differences,
         )  # fmt: skip
 
@@ -236,8 +235,7 @@ class Evidence:
     def of_runs(cls, clips: int) -> Evidence:
         """The evidence of runs of the model itself, none of them compared with an uncached one."""
         count = "one run" if clips == 1 else f"{clips} runs"
-        reliability = f"the PSNR of a clip may be {UNKNOWN_DB:.0f} dB from the expected one"
-        return cls(f"inner products of {count}", f"{reliability} (an assumption)")
+        return cls(f"inner products of {count}", _reliability(UNKNOWN_DB, "assumed, not measured"))
 
     @classmethod
     def of_left_out(cls, judged: torch.Tensor, models: int) -> Evidence:
@@ -260,10 +258,10 @@ class Evidence:
         within = float(judged[:, 1].square().mean()) if count else UNKNOWN_DB**2
         between *= 1 + 1 / max(count, 1)
         deviation = math.sqrt(between + within)
-        measured = f"as on {count} models left out" if count > 1 else "an assumption, not measured"
+        left_out = f"measured on {count} models, each left out of the prior in turn"
         return cls(
             f"a prior of {models} other model{'s' * (models != 1)}",
-            f"the PSNR of a clip may be {deviation:.0f} dB from the expected one ({measured})",
+            _reliability(deviation, left_out if count > 1 else "assumed, not measured"),
             float(judged[:, 0].mean()) if count else 0.0, deviation, math.sqrt(between),
             count * (deviation**2 / between) ** 2 if count > 1 else math.inf,
         )  # fmt: skip
@@ -294,8 +292,13 @@ class Evidence:
     @property
     def note(self) -> str:
         """The note for the report."""
-        advice = "`dit-accel calibrate` measures this model."
+        advice = "`dit-accel calibrate` measures this model, which gives better predictions."
         return f"Planned from {self.words}; {self.reliability}. {advice}"
+
+
+def _reliability(deviation_db: float, source: str) -> str:
+    """How certain a predicted PSNR is, and how this is known, in words."""
+    return f"a clip's PSNR may differ from the expected one by {deviation_db:.0f} dB ({source})"
 
 
 FIRST_RUN = Evidence.of_runs(1)

@@ -93,7 +93,7 @@ class Prior:
             ValueError: `measured` is empty.
         """
         if not measured:
-            raise ValueError("accepted: at least one profile")
+            raise ValueError("measured is empty; accepted: at least one profile")
         grams: dict[int, list[torch.Tensor]] = {}
         for _, profile, trajectory in measured:
             for gram in _grams(profile, trajectory):
@@ -119,13 +119,19 @@ class Prior:
         parts = len(sampler.branch_weights)
         if parts not in self.grams:
             accepted = ", ".join(map(str, self.grams))
-            raise ProfileError(f"the run has {parts} branches; accepted by the prior: {accepted}")
+            raise ProfileError(
+                f"the run has {parts} branches; accepted with this prior: {accepted}"
+            )
         places = places_of(levels.angles)
         gram = trajectory.from_angles(interpolate_gram(self.grams[parts], PLACES, places[:-1]))
         growth = (linear_weights(PLACES, places[1:]) @ self.gains.log()).exp()
         gain = (_added(trajectory) @ growth / sampler.coefficients).abs().clamp_min(_LEAST_GAIN)
         if not gain.isfinite().all():
-            raise ProfileError("a step's prediction has no part in the final latents")
+            step = int((~gain.isfinite()).nonzero()[0])
+            raise ProfileError(
+                f"the final latents do not depend on the prediction of step {step}; accepted: "
+                "schedulers whose final latents depend on every prediction"
+            )
         steps_a_place = sampler.num_steps / float(places[0] - places[-1])
         final = sampler.final_weights
         gram = gram / (final @ gram @ final)

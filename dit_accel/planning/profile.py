@@ -92,10 +92,13 @@ class Profile:
             return self.evidence.words
         first, later = self.candidates[0], len(self.measured)
         clips = len(first.psnr_db)
-        more = f" and {later} later one{'s' * (later > 1)}" if later else ""
+        sources = [f"{clips} calibration clip{'s' * (clips != 1)}"]
+        if later:
+            sources.append(f"{later} later clip{'s' * (later > 1)}")
         if first.expected is not None and clips + later < MIN_COUNTED_CLIPS:
-            more += " beside other models"
-        return f"{clips} calibration clip{'s' * (clips != 1)}{more}"
+            sources.append("other models")
+        *others, last = sources
+        return f"{', '.join(others)} and {last}" if others else last
 
     def for_text(self, text: torch.Tensor | None) -> Profile:
         """The profile as if all calibration clips were as hard as these prompts.
@@ -164,7 +167,8 @@ class Profile:
         components = len(sampler.branch_weights)
         if components != len(self.sampler.branch_weights):
             raise ProfileError(
-                f"the profile has {len(self.sampler.branch_weights)} branches, the run {components}"
+                f"the run has {components} branches; accepted with this profile: "
+                f"{len(self.sampler.branch_weights)}"
             )
         to = _by_expert(self.sampler, sampler)  # (m, n)
         # The interpolation is the same for every component; the noise row stays as it is.
@@ -277,9 +281,11 @@ def check_gram(name: str, gram: torch.Tensor) -> torch.Tensor:
     """
     size = gram.diagonal(dim1=1, dim2=2).abs().sum(1)
     if not bool(((gram - gram.mT).abs().amax((1, 2)) <= 1e-5 * size).all()):
-        raise DocumentError(f"{name} is not symmetric; accepted: inner products")
+        raise DocumentError(f"{name} is not symmetric; accepted: a matrix of inner products")
     if not bool((torch.linalg.eigvalsh(gram)[:, 0] >= -1e-5 * size).all()):
-        raise DocumentError(f"{name} has a negative eigenvalue; accepted: inner products")
+        raise DocumentError(
+            f"{name} has a negative eigenvalue; accepted: a matrix of inner products"
+        )
     return gram
 
 
@@ -296,7 +302,7 @@ def _difficulty(
         if len(one.psnr_db) != len(held_out):
             raise DocumentError(
                 f"rungs.{place}.psnr_db has {len(one.psnr_db)} values; accepted: {len(held_out)}, "
-                f"as {names['held_out']}"
+                f"as many as {names['held_out']} has"
             )
     return PromptDifficulty(centre, weights, held_out)
 

@@ -60,7 +60,7 @@ class TensorFields:
             wanted = ", ".join("any" if size is None else str(size) for size in shape)
             raise DocumentError(f"{name} has shape {tuple(found.shape)}; accepted: ({wanted})")
         if found.dtype not in (torch.float32, torch.float64):
-            raise DocumentError(f"{name} is of {found.dtype}; accepted: float32, float64")
+            raise DocumentError(f"{name} has dtype {found.dtype}; accepted: float32, float64")
         values = found.double()
         valid = (values >= low) & (values <= high)  # false for NaN
         if not bool(valid.all()):

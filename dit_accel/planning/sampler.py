@@ -34,7 +34,7 @@ class NotLinearError(ValueError):
 
 
 def _refusal(scheduler: Any, problem: str, accepted: str) -> NotLinearError:
-    instead = "Accelerate by threshold, or take another scheduler"
+    instead = "Use another scheduler, or accelerate by threshold"
     return NotLinearError(f"{type(scheduler).__name__} {problem}; accepted: {accepted}. {instead}")
 
 
@@ -47,8 +47,8 @@ def check_steps(scheduler: Any) -> None:
     """
     taken = list(inspect.signature(type(scheduler).step).parameters)[1:4]
     if "timestep" in taken[2:] or "sample" in taken[:2]:
-        accepted = "samplers that step by model_output, timestep, sample, as plans need it"
-        raise _refusal(scheduler, f"steps by {', '.join(taken)}, ...", accepted)
+        accepted = "schedulers whose step begins with model_output, timestep, sample"
+        raise _refusal(scheduler, f"has step({', '.join(taken)}, ...)", accepted)
 
 
 def unstepped(scheduler: Any) -> Any:
@@ -120,7 +120,7 @@ class ImpulseResponse:
         error = (float(self._values.flatten()[-1]) - terms.sum()).abs() / terms.abs().sum()
         if not error <= MAX_LINEAR_ERROR:  # `not <=` also catches NaN
             problem = f"is random, not linear or not finite at {self._step} steps"
-            accepted = "samplers that add up weighted predictions and draw no noise"
+            accepted = "schedulers that add up weighted predictions and draw no noise"
             raise _refusal(self._copy, problem, accepted)
 
 
@@ -151,8 +151,8 @@ def response_of(scheduler: Any, begin: int = 0, num_steps: int | None = None) ->
     timesteps = scheduler.timesteps.cpu()[begin:][:num_steps]
     steps = timesteps.diff()  # Mochi's timesteps go up
     if not bool((steps < 0).all() or (steps > 0).all()):
-        problem = "calls the model more than once at a timestep"
-        raise _refusal(scheduler, problem, "samplers with one call at each timestep")
+        problem = "needs more than one forward at a timestep"
+        raise _refusal(scheduler, problem, "schedulers with one forward at each timestep")
     response = ImpulseResponse(scheduler, begin)
     for timestep in timesteps:
         response.step(timestep)
@@ -214,6 +214,6 @@ def planned_coefficients(
     except Exception as error:  # some schedulers need more than the steps: a size or a stage
         problem = str(error) or type(error).__name__
         raise ValueError(
-            f"{type(own).__name__} cannot be planned for without a run: {problem}"
+            f"the timesteps of {type(own).__name__} are not known before a run: {problem}"
         ) from error
     return coefficients_of(own, branch_weights)

@@ -34,7 +34,7 @@ def read_sampler(
     times = tensors.get(timesteps, (len(adds),), -1e6, 1e6)
     steps = times.diff()  # Mochi's timesteps go up
     if not bool((steps < 0).all() or (steps > 0).all()):
-        raise DocumentError(f"{timesteps} goes up and down; accepted: timesteps in order")
+        raise DocumentError(f"{timesteps} rises and falls; accepted: only rising or only falling")
     weights = []
     for field in branch_weights.entries(1, MOST_BRANCHES):
         weights.append(field.number(-1e6, 1e6))

@@ -68,8 +68,10 @@ def fit(
     steps, sampler = sorted(set(computed)), error_model.sampler
     fixed = sampler.fixed_steps
     if not {*fixed} <= {*steps} or steps[0] < 0 or steps[-1] >= error_model.num_steps:
-        accepted = " and ".join([*map(str, fixed), f"steps below {error_model.num_steps}"])
-        raise ValueError(f"computed is {steps}; accepted: {accepted}")
+        needed = " and ".join(map(str, fixed))
+        raise ValueError(
+            f"computed is {steps}; accepted: steps below {error_model.num_steps}, with {needed}"
+        )
     error, by_window = _evaluate(torch.tensor([steps]), error_model, depth, ridge)
     corrections = {}
     for opened, z in zip(steps, by_window, strict=True):

@@ -38,8 +38,8 @@ from dit_accel.planning.transfer import (
 
 MIN_PLANNED_STEPS = 8  # a run with fewer has steps too far apart to extrapolate
 _NOISE_NOTE = (
-    "Candidate plans of the profile that weigh the starting noise were left out, as the denoiser "
-    "does not get it alone: calibrate anew."
+    "Candidate plans that weigh the starting noise were left out, because the input of this "
+    "pipeline's denoiser is not the noise alone. Calibrate again for plans without the noise."
 )
 SPEEDUP_TOLERANCE = 0.005  # relative to the requested speedup; a larger difference gets a note
 
@@ -65,7 +65,10 @@ class Target:
 
     def __post_init__(self) -> None:
         if (self.quality is None) == (self.speedup is None):
-            raise ValueError("quality and speedup: accepted is one of them")
+            raise ValueError(
+                f"quality is {self.quality} and speedup is {self.speedup}; accepted: one of them, "
+                "and None for the other"
+            )
 
 
 def choose(
@@ -115,7 +118,10 @@ def _with_difference(choice: PlanChoice, speedup: float | None) -> PlanChoice:
     n, count = choice.plan.num_steps, len(choice.plan.computed)
     if speedup is None or abs(n / count - speedup) <= SPEEDUP_TOLERANCE * speedup:
         return choice
-    note = f"A speedup of {speedup:g} is {n / count:.2f} in whole steps: {count} of {n} computed."
+    note = (
+        f"With whole steps, a speedup of {speedup:g} becomes {n / count:.2f}: {count} of {n} steps "
+        "are computed."
+    )
     return dataclasses.replace(choice, notes=(*choice.notes, note))
 
 
@@ -130,8 +136,8 @@ def needs_search(profile: Profile, run: SamplerCoefficients, target: Target) -> 
     check_num_steps(run.num_steps)
     if len(run.branch_weights) != len(own.branch_weights):
         raise ProfileError(
-            f"the profile is of {_branches(own)}, this run of {_branches(run)}: its plans do not "
-            "transfer; calibrate at this guidance"
+            f"the profile has {_branches(own)}, and this run has {_branches(run)}, so its plans do "
+            "not fit. Calibrate at this guidance"
         )
     if target.speedup is not None:
         check_speedup(target.speedup, run.num_steps)
@@ -146,8 +152,8 @@ def check_num_steps(num_steps: int) -> None:
     """
     if num_steps < MIN_PLANNED_STEPS:
         raise ValueError(
-            f"a run of {num_steps} steps is too short to extrapolate in; accepted: "
-            f"{MIN_PLANNED_STEPS} or more, or accelerate by threshold"
+            f"the run has {num_steps} steps, which is too few for a plan; accepted: "
+            f"{MIN_PLANNED_STEPS} or more. A threshold accelerates shorter runs"
         )
 
 
@@ -207,8 +213,8 @@ def coefficients_before_run(
         own = dataclasses.replace(own, second=second)
     if scheduler is None and num_steps != own.num_steps:
         raise ValueError(
-            f"steps is {num_steps}, and the profile is of {own.num_steps}: other timesteps need "
-            "the model's scheduler"
+            f"steps is {num_steps}, and the profile was measured with {own.num_steps} steps; "
+            f"accepted: {own.num_steps}, or another number with the model's scheduler"
         )
     if scheduler is None:
         return own

@@ -66,8 +66,8 @@ def kind_of(scheduler: Any) -> Any:
     if flow:
         return "flow"
     raise ValueError(
-        f"{type(scheduler).__name__} has another noise schedule; accepted: flow matching, and DDIM "
-        "with v-prediction"
+        f"{type(scheduler).__name__} has a noise schedule that is not known here; accepted: flow "
+        "matching, and DDIM with v-prediction"
     )
 
 
@@ -129,5 +129,8 @@ def shift_nodes(nodes: Nodes, shift: float, scheduler: Any) -> Nodes:
     for index in range(1, len(labels)):  # rounding must not give two nodes one label
         labels[index] = min(float(labels[index]), float(labels[index - 1]) - 1)
     if labels[-1] < 0:
-        raise ValueError(f"shift is {shift:g}; accepted: one that leaves {len(labels)} timesteps")
+        raise ValueError(
+            f"shift is {shift:g}, which gives several steps one timestep; accepted: a shift with "
+            f"{len(labels)} different timesteps"
+        )
     return _at_labels(labels, nodes, scheduler)

@@ -107,8 +107,9 @@ def trajectory_of(
         if _is_consistent(levels, response.states):
             return Trajectory(response.sampler(branch_weights), levels, response.states)
     raise NoLevelsError(
-        f"{type(scheduler).__name__} does not step from one noise level to the next at "
-        f"{len(response.timesteps)} steps; accepted: samplers that do, with levels that fall"
+        f"the latents of {type(scheduler).__name__} do not have its noise levels at "
+        f"{len(response.timesteps)} steps; accepted: schedulers whose step leads from one noise "
+        "level to the next lower one"
     )
 
 

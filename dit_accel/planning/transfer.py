@@ -42,7 +42,7 @@ UNREFINED_DB = 4.0  # what a plan loses because it was not refined
 # The most clips of a candidate for plans between candidates. With more clips, such plans reach a
 # lower PSNR than the candidates (research/LOG.md).
 MOST_BETWEEN_CLIPS = 8
-_NOTE = "Planned from {}; no run of this plan was made in calibration."
+_NOTE = "Planned from {}; calibration never ran this plan itself."
 _RIDGE = 3e-2  # penalty in a fit of weights that no run has tried (research/LOG.md)
 _MOST_SEARCHED = 64  # search results that are cached
 _SHARES = (0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.5, 0.6, 0.7, 0.8)  # computed steps over all steps
@@ -59,7 +59,10 @@ def transfer_plan(
         ProfileError: the run has another number of components than the profile.
     """
     if (quality is None) == (speedup is None):
-        raise ValueError("accepted: one of quality and speedup")
+        raise ValueError(
+            f"quality is {quality} and speedup is {speedup}; accepted: one of them, and None for "
+            "the other"
+        )
     if quality is not None and not 0 < quality < math.inf:
         raise ValueError(f"quality is {quality}; accepted: a number of dB above 0")
     error_model, n = profile.error_model_for(sampler), sampler.num_steps

@@ -267,7 +267,7 @@ def test_a_measured_psnr_goes_into_later_guarantees(learns) -> None:
             learning.add_report(first, first.prediction["psnr_db"] + more, clip)
         run(pipe, 1)
         report = handle.report()
-    assert any("1 clip of this model that was compared" in note for note in report.notes)
+    assert any("measured on 1 clip of this model, compared" in note for note in report.notes)
     # Before, 0 dB was assumed, which counts as one clip.
     assert report.prediction["offset_db"] - first.prediction["offset_db"] == pytest.approx(4.0)
     (one,) = only(learns).measured

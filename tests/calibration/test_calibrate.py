@@ -467,7 +467,7 @@ def test_a_schedule_that_cannot_be_known_before_a_run_is_refused():
             raise ValueError("`mu` must be passed")
 
     with pytest.raises(
-        ValueError, match="NeedsMu cannot be planned for without a run: `mu` must be"
+        ValueError, match="timesteps of NeedsMu are not known before a run: `mu` must be"
     ):
         planned_coefficients(NeedsMu(), STEPS, (1.0,))
 

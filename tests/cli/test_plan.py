@@ -289,7 +289,7 @@ def test_plan_transfers_to_other_steps_and_guidance_by_the_models_scheduler(
     assert (
         content["cached_bytes"] == content["cached_tensors"] * 16 * 2 * 2 * 2 * 4
     )  # C F h w float32
-    assert any("no run of this plan was made" in note for note in content["notes"])
+    assert any("never ran this plan" in note for note in content["notes"])
 
 
 @pytest.mark.parametrize("suffix", [".png", ".svg"])
@@ -311,7 +311,7 @@ def test_plan_draws(plan: Any, here: Path, suffix: str) -> None:
         (["--quality", "nan"], "--quality is nan: must be finite"),
         (["--speedup", "0.5"], "--speedup is 0.5; accepted: a finite number, 1 or more"),
         (["--speedup", "6"], "--speedup 6: --speedup is 6.0; accepted: 1 to 5 at 10 steps"),
-        (["--speedup", "2", "--guidance", "1"], "this run of one branch"),
+        (["--speedup", "2", "--guidance", "1"], "and this run has one branch, so its plans do not"),
         (["--steps", "20"], "--steps is given: applies with --quality or --speedup"),
         (["--plot", "p.pdf"], "--plot is 'p.pdf': must end in .png or .svg"),
         (["--plot", "no/p.png"], "--plot is 'no/p.png': its folder does not exist"),
@@ -331,7 +331,7 @@ def test_plan_without_a_profile_shows_the_priors(here: Path, model_folder: Path)
     content = json.loads(invoke(*command, "--quality", "10", "--json").stdout)
     assert content["profile"] is None and len(content["computed"]) < 20
     assert content["predicted"]["reach"] >= 0.95
-    assert "4 models left out" in content["notes"][0]
+    assert "4 models, each left out" in content["notes"][0]
 
 
 def test_plan_without_a_profile_says_how_to_get_one(here: Path, model_folder: Path) -> None:
@@ -401,7 +401,8 @@ def test_generate_prints_the_reached_speed_beside_the_asked_one_with_the_reason(
     """10 / 4 = 2.5 is as near to 2.4 as whole steps come."""
     result = generate("--speedup", "2.4", "--no-guard", "--output", "a.npy")
     assert result.exit_code == 0, result.stderr
-    assert "A speedup of 2.4 is 2.50 in whole steps: 4 of 10 computed." in result.stderr
+    noted = "With whole steps, a speedup of 2.4 becomes 2.50: 4 of 10 steps are computed."
+    assert noted in result.stderr
     target = json.loads(Path("a.npy.json").read_text())["target"]
     assert target["speedup_reasons"][0] == "whole steps: 4 of 10 were planned"
     assert re.fullmatch(
@@ -484,10 +485,10 @@ def test_generate_falls_back_to_windows_where_a_found_profile_does_not_suit(
     result = invoke(*command, "--output", "a.npy")
     assert result.exit_code == 0, result.stderr
     assert "note: used --threshold 0.2 instead:" in result.stderr
-    assert "calibrate at this guidance" in result.stderr
+    assert "Calibrate at this guidance" in result.stderr
     refused(
         invoke(*command, "--quality", "30", "--output", "b.npy"),
-        "--quality 30: the profile is of two branches (guidance above 1), this run of one branch",
+        "--quality 30: the profile has two branches (guidance above 1), and this run has one",
     )
 
 
@@ -502,7 +503,9 @@ def test_generate_refuses_the_profile_of_another_model_unless_forced(
     command = ["generate", PROMPT, "--model", str(folder), "--profile", str(profile_file)]
     command += ["--speedup", "2", "--output", "a.npy"]
     refused(
-        invoke(*command), "the profile is of another pipeline: weights is", "pass --force-profile"
+        invoke(*command),
+        "the profile was measured on another pipeline: weights is",
+        "pass --force-profile",
     )
     forced = invoke(*command, "--force-profile", "--json")
     assert forced.exit_code == 0, forced.stderr

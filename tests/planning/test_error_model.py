@@ -82,8 +82,11 @@ def test_bad_input_is_named():
     schedule = SamplerCoefficients(torch.ones(2), torch.ones(2))
     with pytest.raises(ValueError, match=r"accepted: \(P, 3, 3\), \(2,\)"):
         ErrorModel(schedule, torch.ones(1, 2, 2), torch.ones(2), 1.0)
-    with pytest.raises(ValueError, match="is not finite"):
+    with pytest.raises(
+        ValueError, match="gram or error_gain has NaN or infinity; accepted: finite"
+    ):
         ErrorModel(schedule, torch.full((1, 3, 3), math.nan), torch.ones(2), 1.0)
     for gain, memory in ((torch.ones(2), 0.0), (torch.zeros(2), 1.0)):
-        with pytest.raises(ValueError, match="memory or gain is not above 0"):
+        message = f"error_memory is {memory:g}, and the least error_gain is {gain[0]:g}; accepted"
+        with pytest.raises(ValueError, match=message):
             ErrorModel(schedule, torch.ones(1, 3, 3), gain, memory)

@@ -120,7 +120,7 @@ def test_one_changed_bit_is_refused_and_the_file_begun_anew(path: Path) -> None:
     content = bytearray(path.read_bytes())
     content[-50] ^= 1
     path.write_bytes(content)
-    with pytest.raises(ProfileError, match=r"a\.safetensors is damaged: digest is of another"):
+    with pytest.raises(ProfileError, match=r"a\.safetensors is damaged: digest does not match"):
         learned.load(path)
     found, _ = learned.update(path, Learned(KEY), lambda known: known.with_run(observations(1)))
     (one,) = learned.load(path).observations

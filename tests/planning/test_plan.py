@@ -167,8 +167,8 @@ def test_rows_of_the_schedule():
         ),
         ({1: reused(0), 2: reused(1)}, r"the extrapolation of step 2 uses \[1\]"),
         ({2: Extrapolation(({1: 1.0}, {2: 1.0}))}, r"the extrapolation of step 2 uses \[2\]"),
-        ({2: Extrapolation(({1: 1.0}, {}))}, "the extrapolation of step 2 uses nothing"),
-        ({2: Extrapolation(())}, "the extrapolation of step 2 uses nothing"),
+        ({2: Extrapolation(({1: 1.0}, {}))}, "the extrapolation of step 2 uses no step; accepted"),
+        ({2: Extrapolation(())}, "the extrapolation of step 2 uses no step; accepted: steps"),
     ],
 )
 def test_plans_that_cannot_be_carried_out_are_refused(forecasts, message):
@@ -181,8 +181,8 @@ def test_plans_that_cannot_be_carried_out_are_refused(forecasts, message):
     [
         (torch.ones(3), torch.ones(4), r"shapes \(\(3,\), \(4,\)\); accepted: \(n,\), \(n,\)"),
         (torch.ones(3, 1), torch.ones(3, 1), r"accepted: \(n,\), \(n,\)"),
-        (torch.full((3,), math.nan), torch.ones(3), "coefficients or timesteps is not finite"),
-        (torch.ones(3), torch.full((3,), math.inf), "coefficients or timesteps is not finite"),
+        (torch.full((3,), math.nan), torch.ones(3), "coefficients or timesteps has NaN or inf"),
+        (torch.ones(3), torch.full((3,), math.inf), "coefficients or timesteps has NaN or inf"),
     ],
 )
 def test_a_schedule_that_does_not_fit_is_refused(shares, times, message):

@@ -103,7 +103,7 @@ def test_measured_clips_correct_an_assumption():
     assert found.offset_db == pytest.approx(8 / 3) and found.freedom == 5
     variance = (2 + 2 / 3 * 16 + 3 * 36) / 5 * 4 / 3
     assert found.deviation_db == pytest.approx(math.sqrt(variance))
-    assert "2 clips of this model that were compared" in found.reliability
+    assert "measured on 2 clips of this model, compared" in found.reliability
     assert FIRST_RUN.with_measured(()) == FIRST_RUN
 
 

@@ -203,9 +203,9 @@ def test_evidence_of_models_left_out() -> None:
     assert found.offset_db == -1.0 and found.freedom == pytest.approx(2 * (53 / 40.5) ** 2)
     assert found.deviation_db == pytest.approx(math.sqrt(53))
     assert found.share(31.0, 30.0) == pytest.approx(0.5)
-    assert "3 other models" in found.words and "2 models left out" in found.reliability
+    assert "3 other models" in found.words and "2 models, each left out" in found.reliability
     none = Evidence.of_left_out(torch.zeros(0, 2).double(), 1)
-    assert none.offset_db == 0 and "assumption" in none.reliability
+    assert none.offset_db == 0 and "assumed, not measured" in none.reliability
     assert none.share(30.0, 30.0) == pytest.approx(0.5)
 
 

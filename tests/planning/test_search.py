@@ -217,9 +217,9 @@ def test_evenly_spread_steps(total, count):
 
 def test_bad_input_is_named():
     field = field_of(smooth())
-    with pytest.raises(ValueError, match=r"computed is \[1, 2\]; accepted: 0 and steps below 20"):
+    with pytest.raises(ValueError, match=r"computed is \[1, 2\]; accepted: steps below 20, with 0"):
         fit([1, 2], field)
-    with pytest.raises(ValueError, match=r"computed is \[0, 20\]; accepted: 0 and steps below 20"):
+    with pytest.raises(ValueError, match=r"computed is \[0, 20\]; accepted: .* below 20, with 0$"):
         fit([0, 20], field)
     with pytest.raises(ValueError, match="count is 21; accepted: 1 to 20"):
         search(field, 21)
@@ -239,7 +239,7 @@ def test_a_window_of_the_second_expert_uses_its_own_predictions():
     assert plan.extrapolations[1].weights[0] == pytest.approx({0: 2.0})
     assert plan.extrapolations[3].weights[0] == pytest.approx({2: 1.1})
     assert error == pytest.approx(0.0)
-    with pytest.raises(ValueError, match=r"computed is \[0, 1\]; accepted: 0 and 2 and"):
+    with pytest.raises(ValueError, match=r"computed is \[0, 1\]; accepted: .*, with 0 and 2$"):
         fit([0, 1], field)
 
 

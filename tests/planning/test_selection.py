@@ -81,7 +81,7 @@ def test_a_quality_between_two_candidates_takes_a_plan_between_them():
     choice = for_quality(profile_of(CANDIDATES), 34.0)
     assert len(choice.plan.computed) == 10 and choice.prediction.reach >= 0.95
     assert choice.prediction.psnr_db == pytest.approx(46.0)
-    assert "no run of this plan was made in calibration" in choice.notes[0]
+    assert "calibration never ran this plan itself" in choice.notes[0]
     assert for_speedup(profile_of(CANDIDATES), 2.0).prediction.psnr_db == pytest.approx(46.0)
     # plans of more clips are refined, and this one is not
     more = [candidate_of(SLOW, spread_out(50.0, 1.0, 9)), candidate_of(FAST, [34.0] * 9)]
@@ -158,7 +158,7 @@ def test_a_speed_chooses_the_candidate_that_is_as_near_as_whole_steps_allow(spee
 def test_a_speed_without_a_candidate_is_planned_and_says_so(speedup, count):
     choice = for_speedup(profile_of(CANDIDATES), speedup)
     assert len(choice.plan.computed) == count
-    assert "no run of this plan was made in calibration" in choice.notes[0]
+    assert "calibration never ran this plan itself" in choice.notes[0]
     assert choice.bands == {}
 
 
@@ -172,13 +172,13 @@ def test_a_speed_is_the_nearest_that_whole_steps_give_by_a_candidate_or_a_new_pl
 
 
 @pytest.mark.parametrize(
-    ("speedup", "noted"), [(2.5, None), (2.4, "2.4 is 2.50"), (3.0, "3 is 2.86")]
+    ("speedup", "noted"), [(2.5, None), (2.4, "2.4 becomes 2.50"), (3.0, "3 becomes 2.86")]
 )
 def test_what_whole_steps_do_not_give_is_noted_before_the_run(speedup, noted):
     choice = choose(profile_of(CANDIDATES), None, Target(speedup=speedup))
     notes = [note for note in choice.notes if "whole steps" in note]
     count = len(choice.plan.computed)
-    expected = f"A speedup of {noted} in whole steps: {count} of 20 computed."
+    expected = f"With whole steps, a speedup of {noted}: {count} of 20 steps are computed."
     assert notes == ([] if noted is None else [expected])
 
 
@@ -220,7 +220,8 @@ def test_a_quality_needs_candidates():
 
 def test_one_target_is_accepted():
     for given in ({}, {"quality": 30.0, "speedup": 2.0}):
-        with pytest.raises(ValueError, match="accepted: one of quality and speedup"):
+        texts = f"quality is {given.get('quality')} and speedup is {given.get('speedup')}; accepted"
+        with pytest.raises(ValueError, match=texts):
             transfer_plan(profile_of(CANDIDATES), schedule_of(30), **given)
     with pytest.raises(ValueError, match=r"quality=30 and speedup=2.5 are given; accepted: one"):
         config_of(quality=30.0, speedup=2.5)

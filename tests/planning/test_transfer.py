@@ -40,7 +40,7 @@ def test_other_steps_are_planned_at_the_timesteps_of_a_candidate():
     assert choice.plan.num_steps == 40
     assert len(choice.plan.computed) == 16
     assert choice.timesteps == tuple(schedule_of(40).timesteps.tolist())
-    assert "no run of this plan was made in calibration" in choice.notes[0]
+    assert "calibration never ran this plan itself" in choice.notes[0]
 
 
 def test_steps_are_mapped_by_their_timesteps():
@@ -105,7 +105,7 @@ def test_what_runs_taught_leaves_the_priors_steps_where_others_are_hardly_better
 
 
 def test_a_schedule_of_other_parts_is_refused():
-    with pytest.raises(ProfileError, match="the profile has 1 branches, the run 2"):
+    with pytest.raises(ProfileError, match="run has 2 branches; accepted with this profile: 1"):
         transfer_plan(profile_of(CANDIDATES), schedule_of(30, mix=(1.0, -3.0)), speedup=2.0)
 
 

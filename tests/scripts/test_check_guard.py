@@ -28,7 +28,7 @@ REPORTED = {
     TEXT: "the text changed",
     LATENTS: "the latents jumped",
     NAN: "a cached value was not finite",
-    WRONG: "is of another pipeline, and was forced: weights is",
+    WRONG: "was forced. It is of another pipeline: weights is",
 }
 
 

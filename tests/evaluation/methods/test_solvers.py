@@ -109,7 +109,7 @@ def test_nodes_are_spread_over_the_uncached_schedule():
 
 
 def test_unknown_schedules_are_refused_by_name():
-    with pytest.raises(ValueError, match="DDIMScheduler has another noise schedule"):
+    with pytest.raises(ValueError, match="DDIMScheduler has a noise schedule that is not known"):
         kind_of(diffusers.DDIMScheduler(prediction_type="epsilon"))
 
 
