@@ -195,7 +195,7 @@ class Handle:
             return
         if family_of(session.pipe) != self.family:
             raise ValueError(
-                f"pipe has a {family_of(session.pipe).transformer} now, and was accelerated with a "
+                f"pipe has a {family_of(session.pipe).transformer} now, but was accelerated with a "
                 f"{self.family.transformer}; call remove() on the handle, then accelerate() again"
             )
         self._patches.undo()
@@ -217,7 +217,7 @@ class Handle:
         if self._entered or not self._patches:
             was = "entered" if self._patches else "removed"
             raise RuntimeError(
-                f"the handle was {was} before; accepted: accelerate() once for each with"
+                f"the handle was {was} before; accepted: a new accelerate() for each `with` block"
             )
         self._entered = True
         return self
@@ -268,7 +268,7 @@ class Handle:
             RuntimeError: nothing has run yet.
         """
         if self._session.step < 0:
-            raise RuntimeError("report: no run yet; call the pipeline first")
+            raise RuntimeError("there is no run to report yet; call the pipeline first")
         return self._loops.report()
 
     def _report_run(self) -> Report:
@@ -281,8 +281,8 @@ class Handle:
         full, spent, uncounted = self._count(sites, scene)
         settings = self.config.describe()
         others = tuple(
-            f"{name} has {other_cache(module)}: the prediction does not hold with it, and what it "
-            "saves is not counted."
+            f"{name} has {other_cache(module)}. The predicted quality does not hold with it, and "
+            "the FLOPs that it saves are not counted."
             for name, module in session.transformers.items()
             if other_cache(module) is not None
         )
@@ -315,7 +315,8 @@ class Handle:
     ) -> tuple[int | None, int | None, tuple[str, ...]]:
         """FLOPs of the stock pipeline and of this run; a note if they cannot be counted."""
         if not self.family.blocks:  # it is not known how many tokens each layer gets
-            note = f"FLOPs are not counted: {self.family.transformer} is not in FAMILIES."
+            name = self.family.transformer
+            note = f"FLOPs are not counted: the table of models (FAMILIES) has no row for {name}."
             return None, None, (note,)
         return *count_run(self._session, self.family, sites, scene, self._costs), ()
 
@@ -328,8 +329,8 @@ def _check_noise(plan: Plan | Policy, pipe: Any, family: Family) -> None:
     """
     if isinstance(plan, Plan) and plan.weighs_noise and not keeps_noise(pipe, family):
         raise ValueError(
-            "plan weighs the starting noise, which the denoiser of this pipeline does not get "
-            "alone; accepted: a plan whose noise_weight is 0 at every step"
+            "plan weighs the starting noise, but the input of this pipeline's denoiser is not the "
+            "noise alone; accepted: a plan whose noise_weight is 0 at every step"
         )
 
 
@@ -343,7 +344,7 @@ def build_engine(
     """
     if isinstance(config, ThresholdConfig):
         if config.site not in family.sites:
-            sites = ", ".join(family.sites) or "none, but quality, speedup or plan instead"
+            sites = ", ".join(family.sites) or "none. Use quality, speedup or plan instead"
             accepted = f"accepted for {family.name}: {sites}"
             raise ValueError(f"site is {config.site!r}; {accepted}")
         return SiteCache(session, family, cast(CacheSite, config.site), config)
@@ -360,9 +361,9 @@ def build_engine(
     records = config.records or config.learns
     if profile is None and config.known is None and config.choice is None:  # else it is known
         _LOG.warning(
-            "No profile was found for %s: runs are planned from the prior. One that it does not "
-            "know is %s.", config, "computed whole and recorded, and later ones are planned from "
-            "that" if records else "refused",
+            "No profile was found for %s, so runs are planned from the prior. A run that the prior "
+            "does not cover is %s.", config, "computed in full and recorded, and later runs are "
+            "planned from the record" if records else "refused",
         )  # fmt: skip
     target = Target(
         config.quality if isinstance(config, QualityConfig) else None,

@@ -99,9 +99,9 @@ def _planned(
 
 
 def _reason(report: Report) -> str:
-    notes = [note for note in report.notes if note.startswith("Computed whole: ")]
+    notes = [note for note in report.notes if note.startswith("Every step was computed: ")]
     assert notes, f"nothing was planned, and no note says why: {report.notes}"
-    return notes[0].removeprefix("Computed whole: ")
+    return notes[0].removeprefix("Every step was computed: ")
 
 
 def _neutral(row: Row, pipe: Any, stock: torch.Tensor, full: int, counter: Counter) -> None:

@@ -129,7 +129,7 @@ def test_what_no_file_holds_is_named_and_described_by_its_class():
         config.to_dict()
     assert config.describe()["profile"] == "<Profile>"
     assert str(config) == "QualityConfig(profile=Profile, quality=32)"
-    with pytest.raises(ValueError, match=r"plan is a Plan, which is no plain value$"):
+    with pytest.raises(ValueError, match=r"plan is a Plan, which cannot be written as JSON$"):
         PlanConfig(PLAN).to_dict()
     assert PlanConfig(PLAN).describe() == {
         "kind": "plan", "layout": None, "scene": None, "branch_parallel": False,
@@ -152,8 +152,8 @@ def test_what_no_file_holds_is_named_and_described_by_its_class():
         (lambda: UniCPConfig(shift=PCAS()), "shift is PCAS.*; accepted: of DWS, or None"),
         (lambda: ThresholdConfig(0.1, layout="a.yaml", scene=0.5), "scene is 0.5; accepted: of Sc"),
         (lambda: PlanConfig(3), "plan is 3; accepted: a Plan, or a Policy"),
-        (lambda: AccelConfig(), "AccelConfig is not complete; accepted: QualityConfig, Speedup"),
-        (lambda: PlannedConfig(), "PlannedConfig is not complete; accepted: QualityConfig"),
+        (lambda: AccelConfig(), "AccelConfig is only a base class; accepted: QualityConfig, Speed"),
+        (lambda: PlannedConfig(), "PlannedConfig is only a base class; accepted: QualityConfig"),
         *(
             (lambda way=way: way(scene=CLOSED), "scene is given without layout")
             for way in (QualityConfig, ThresholdConfig, UniCPConfig, UncachedConfig)

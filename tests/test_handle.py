@@ -151,7 +151,7 @@ def test_steps_without_a_cache_context_are_found_by_the_timestep():
 def test_report_before_any_run_and_after_removal():
     pipe = tiny_wan()
     handle = accelerate(pipe)
-    with pytest.raises(RuntimeError, match="no run yet"):
+    with pytest.raises(RuntimeError, match="no run to report yet"):
         handle.report()
     call(pipe)
     handle.remove()
@@ -222,7 +222,9 @@ def test_a_forward_that_gives_something_else_is_computed_whole():
     with accelerate(pipe, speedup=2.0) as handle:
         for _ in range(2):
             assert np.array_equal(call(pipe), stock)
-        expected = "Computed whole: a forward gives Tensor, dict; accepted: tensors alone."
+        expected = (
+            "Every step was computed: a forward returns Tensor, dict; accepted: tensors only."
+        )
         assert expected in handle.report().notes
         assert handle.report().steps_computed == handle.report().steps
     assert np.array_equal(call(pipe), stock)
@@ -306,7 +308,7 @@ def test_forwards_are_counted_once_for_all_reports_of_a_run(monkeypatch):
     assert len(counted) == 2
 
 
-@pytest.mark.composes("plan", "other diffusers cache", limit="the prediction does not hold")
+@pytest.mark.composes("plan", "other diffusers cache", limit="the predicted quality does not hold")
 def test_another_cache_is_named():
     from diffusers import FirstBlockCacheConfig
 
@@ -322,7 +324,7 @@ def test_another_cache_is_named():
     assert any("cache of diffusers on" in note for note in report.notes)
 
 
-LIMIT = {"limit": "what it saves is not counted"}
+LIMIT = {"limit": "the FLOPs that it saves are not counted"}
 BESIDE_A_CACHE = [
     pytest.param(given, marks=pytest.mark.composes(cell, "other diffusers cache", **LIMIT), id=cell)
     for cell, given in {
@@ -344,7 +346,7 @@ def test_another_cache_goes_with_every_technique_and_is_named(given):
     with accelerate(pipe, **given) as handle:
         both = call(pipe)
         assert np.isfinite(both).all() and not np.array_equal(both, alone)
-        assert any("what it saves is not counted" in note for note in handle.report().notes)
+        assert any(LIMIT["limit"] in note for note in handle.report().notes)
         assert handle.report().steps_computed < STEPS
     assert np.array_equal(call(pipe), alone)
 
@@ -407,11 +409,11 @@ def test_a_recorded_run_that_is_not_finite_gives_no_plan(given):
 def test_a_handle_is_entered_once_and_not_after_it_was_removed():
     pipe = tiny_wan()
     with accelerate(pipe, config=LOOSE) as handle:
-        with pytest.raises(RuntimeError, match="was entered before; accepted: accelerate"):
+        with pytest.raises(RuntimeError, match="was entered before; accepted: a new accelerate"):
             handle.__enter__()
         call(pipe)
         assert handle.report().steps_computed < STEPS
-    with pytest.raises(RuntimeError, match="was removed before; accepted: accelerate"):
+    with pytest.raises(RuntimeError, match="was removed before; accepted: a new accelerate"):
         handle.__enter__()
 
 
@@ -533,6 +535,7 @@ def test_a_run_that_is_thought_to_be_cut_is_computed_and_the_next_one_is_planned
             call(pipe, num_inference_steps=8)
         handle._session.unused = 1  # as of a call whose last loop left a step out
         call(pipe, num_inference_steps=8)
-        assert "it is a part of 8 steps, and 7 steps are too few" in handle.report().notes[0]
+        short = "the run is a part of 8 steps, and 7 steps are too few for a plan"
+        assert short in handle.report().notes[0]
         call(pipe, num_inference_steps=8)
         assert handle.report().steps_computed == 4

@@ -203,8 +203,8 @@ def test_a_run_that_begins_too_late_for_a_plan_is_computed_with_a_note():
         for _ in range(2):
             assert torch.equal(row(pipe, arguments), stock)
             assert handle.report().notes == (
-                "Computed whole: it begins at step 13, and 3 steps are too few. A threshold "
-                "accelerates such runs too.",
+                "Every step was computed: the run begins at step 13, and 3 steps are too few for a "
+                "plan. A threshold accelerates such runs too.",
             )
 
 

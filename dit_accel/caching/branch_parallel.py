@@ -48,7 +48,7 @@ class BranchParallel(Interceptor):
         if family.branches != "separate":
             separate = ", ".join(f.name for f in FAMILIES.values() if f.branches == "separate")
             raise ValueError(
-                f"branch_parallel is given, and {family.name} has all branches in one forward; "
+                f"branch_parallel is given, but {family.name} has all branches in one forward; "
                 f"accepted: {separate}"
             )
         self.session, self.group = session, _group_of(given)
@@ -114,8 +114,8 @@ class BranchParallel(Interceptor):
     def notes(self) -> tuple[str, ...]:
         """What a reader of the report must know about the last run."""
         shared = f"two ranks shared {self.shared_steps} of {self.steps} computed steps"
-        rest = "the others had one branch, or a text that was not known before"
-        return (f"Branch parallel: {shared}; {rest}.",) if self.steps else ()
+        rest = "A step with one branch, or with a text not seen before, is not shared"
+        return (f"Branch parallel: {shared}. {rest}.",) if self.steps else ()
 
     def clear(self) -> None:
         """Free the arguments of the last run."""
@@ -124,9 +124,10 @@ class BranchParallel(Interceptor):
 
 
 def _group_of(given: Any) -> Any:
-    accepted = "a process group of two ranks, or True where that is the default group"
+    accepted = "a process group of two ranks, or True if the default group has two"
     if given is True and not (dist.is_available() and dist.is_initialized()):
-        raise ValueError(f"branch_parallel is True without processes; accepted: {accepted}")
+        problem = "branch_parallel is True, but torch.distributed has no process group"
+        raise ValueError(f"{problem}; accepted: {accepted}")
     group = dist.group.WORLD if given is True else given
     require(group is not None and group.size() == 2, "branch_parallel", given, accepted)
     return group
@@ -138,13 +139,13 @@ def _check_alone(session: Session, group: Any) -> None:
         divided = parallel_group(module)
         if divided is not None and len(ranks & {*dist.get_process_group_ranks(divided)}) > 1:
             raise ValueError(
-                "branch_parallel has ranks that divide one forward; accepted: a group across "
-                "those of context parallelism"
+                "branch_parallel has two ranks of one context-parallel group; accepted: a group "
+                "with one rank of each of these"
             )
         if getattr(uncompiled(module), "is_cache_enabled", False):
             raise ValueError(
-                f"branch_parallel is given, and {name} has a cache of diffusers, which keeps "
-                "branches apart by their order; accepted: without enable_cache"
+                f"branch_parallel is given, but {name} has a cache of diffusers, which needs all "
+                "branches on one rank; accepted: no enable_cache"
             )
 
 

@@ -70,7 +70,7 @@ class Chooser:
                 noise=keeps_noise(self.pipe, self.family),
             )  # fmt: skip
         other = "other timesteps" if coefficients.second is None else "a second expert"
-        again = () if self.chosen is None else (f"Chosen anew: the run has {other}.",)
+        again = () if self.chosen is None else (f"The plan was chosen again: the run has {other}.",)
         return self._choices[key], again
 
     def notes(
@@ -102,8 +102,8 @@ class Chooser:
         difference = f"guidance is {key.guidance:g} in the profile, {here:g} here"
         if not self.force:
             raise ProfileError(
-                f"{difference}, and plans of one branch do not transfer: calibrate at this "
-                "guidance, or force it"
+                f"{difference}, and plans for one branch do not transfer. Calibrate at this "
+                "guidance, or pass force=True"
             )
         return (f"The profile was forced: {difference}.",)
 
@@ -121,7 +121,7 @@ class Chooser:
         if size is not None and not key.of_size(*size):
             height, width, frames = size
             here = dataclasses.replace(here, height=height, width=width, frames=frames)
-        return tuple(f"Transferred: {what}." for what in key.transfers(here))
+        return tuple(f"The plan was transferred: {what}." for what in key.transfers(here))
 
     def _size_of(self, latents: torch.Tensor | None) -> Size | None:
         """The size of the clip in pixels, from latents `(B, C, F, h, w)` or `(B, F, C, h, w)`; None

@@ -134,10 +134,10 @@ class RunController:
         steps, begin = run.num_steps or 0, run.begin
         asked_for = len(self.pipe.scheduler.timesteps)
         if steps < selection.MIN_PLANNED_STEPS:  # for instance a second stage
-            where = f"it begins at step {begin}, and " if begin else ""
+            where = f"the run begins at step {begin}, and " if begin else ""
             if steps < asked_for and not begin:
-                where = f"it is a part of {asked_for} steps, and "
-            return self._not_planned(steps, f"{where}{steps} steps are too few")
+                where = f"the run is a part of {asked_for} steps, and "
+            return self._not_planned(steps, f"{where}{steps} steps are too few for a plan")
         said = self._said_weights(run)
         self._unsaid = run if said is None else None
         return self._policy(run, said or self._weights)
@@ -180,7 +180,7 @@ class RunController:
             self._chooser.chosen = None
             if self.profile is not None and "dtype" not in self._changed:
                 what = " and ".join(self._changed)
-                self.remarks += (f"The {what} changed after accelerate(); the profile fits still.",)
+                self.remarks += (f"The {what} changed after accelerate(); the profile still fits.",)
         self._parts = parts
 
     def _says_guidance(self, run: RunInfo) -> bool:
@@ -212,8 +212,8 @@ class RunController:
         changed = parts_of(self.pipe).changed_since(reference.parts)
         if changed:
             raise ValueError(
-                f"reference: the {' and '.join(changed)} changed since it was recorded; accepted: "
-                "a reference of the pipeline as it is"
+                f"reference is of an earlier state: {' and '.join(changed)} changed since it was "
+                "recorded; accepted: a reference of the pipeline as it is now"
             )
         if self.learning is None or self.static:
             return False
@@ -324,10 +324,9 @@ class RunController:
         else:
             lacking = f"the noise levels of {type(self._scheduler).__name__}"
         return (
-            f"the prior does not know {lacking}; no profile was found in the model's folder or the "
-            "cache, and no later run could be planned from a record of this one; accepted: a "
-            "profile, which `dit-accel calibrate` measures, learn=True without static and layout, "
-            "or a threshold"
+            "no profile was found in the model's folder or the cache, and the prior does not cover "
+            f"{lacking}; accepted: a profile, which `dit-accel calibrate` makes; a threshold; or "
+            "learn=True without static and layout, which records this run for later ones"
         )
 
     def _record(self, run: RunInfo, coefficients: SamplerCoefficients) -> RecordingPolicy:
@@ -343,7 +342,7 @@ class RunController:
     def _why_anew(self) -> tuple[str, ...]:
         if self._changed:
             return (f"The {' and '.join(self._changed)} changed since the last run.",)
-        return ("The recorded runs have another guidance.",) if self._recorded else ()
+        return ("Earlier runs were recorded with another guidance.",) if self._recorded else ()
 
     def _record_key(self, guidance: float, weights: tuple[float, ...]) -> tuple[Any, ...]:
         """Which runs can be planned from a record. With two branches the guidance may differ: the

@@ -357,8 +357,8 @@ class PlanExecutor(Engine):
         if before is None or after is None:
             return ()
         return (
-            f"Guidance changed from {before:g} to {after:g} at step {step}: the plan weighs the "
-            "branches as at the first step.",
+            f"Guidance changed from {before:g} to {after:g} at step {step}, but the plan still has "
+            "the branch weights of the first step.",
         )
 
     def _added_steps(self) -> tuple[str, ...]:

@@ -187,7 +187,8 @@ class GuardedPolicy(Policy):
             if not self._is_usual(step, error):
                 self._abandon_plan(self._suspicion, self._suspicion[0])
         elif band is not None and not band.contains(error):
-            event = step, f"the extrapolation error was {band.ratio(error):.1f} times the expected"
+            times = f"{band.ratio(error):.1f} times"
+            event = step, f"the extrapolation error was {times} the expected one"
             self._abandon_plan(event, step - 1)  # this step's own value is from after the change
 
     def on_lost_value(self, step: int, reason: str) -> None:
@@ -217,21 +218,21 @@ class GuardedPolicy(Policy):
         found = [*self.remarks]
         if self.ignores_plan and self.max_added is None:
             found.append(
-                "Guard: no step of a plan of another model was used; steps were extrapolated where "
-                "the expected error was small."
+                "Guard: the profile is of another model, so its plan was not used. Steps were "
+                "extrapolated where the expected error was small."
             )
         elif self.ignores_plan:
             found.append(
-                "Guard: the steps of a plan of another model were computed; the others were "
-                "extrapolated along damped lines."
+                "Guard: the profile is of another model. The steps of its plan were computed, and "
+                "the others were extrapolated along damped lines."
             )
         tolerated = None if self.abandoned else self._suspicion
         instead = "short windows" if self.max_added is None else "damped lines"
         events = {
-            f"left the plan for {instead}": self.abandoned,
-            "no step was left to compute, and the plan went on": self._endured,
-            "a step was computed, and the plan went on": tolerated,
-            "it was restored from its neighbours": self.restored,
+            f"the plan was replaced by {instead}": self.abandoned,
+            "no step was left to compute, so the plan continued": self._endured,
+            "one more step was computed, and the plan continued": tolerated,
+            "the value was restored from its neighbours": self.restored,
         }
         found += [f"Guard after step {e[0]}: {e[1]}; {what}." for what, e in events.items() if e]
         return tuple(found)

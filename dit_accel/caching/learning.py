@@ -194,7 +194,7 @@ class Learning:
             reason = reason_of(error) if isinstance(error, OSError) else str(error)
             problem = f"{self.path}: {reason}" if isinstance(error, OSError) else reason
             if problem != self.problem:  # log it, because a report may never be made
-                _LOG.warning("Learnt in this process alone: %s.", problem)
+                _LOG.warning("Learnt in this process only, not saved: %s.", problem)
             self.problem = problem
 
     def add_report(self, report: Report, psnr_db: float, clip: ClipSpec) -> None:
@@ -217,7 +217,8 @@ class Learning:
 
     def notes(self) -> tuple[str, ...]:
         """A note if the file could not be read or written, with the reason."""
-        return () if self.problem is None else (f"Learnt in this process alone: {self.problem}.",)
+        problem = self.problem
+        return () if problem is None else (f"Learnt in this process only, not saved: {problem}.",)
 
 
 class FixedLearning(Learning):
@@ -248,7 +249,7 @@ class FixedLearning(Learning):
         self.known = Learned(key) if self._copy is None else learned.load(self._copy)
         if self.known.key != key:
             raise ProfileError(
-                f"{self._copy} was learnt of another pipeline; accepted: of this one"
+                f"{self._copy} was learnt from another pipeline; accepted: a file of this pipeline"
             )
 
     def _change(self, change: Callable[[Learned], Learned]) -> None:

@@ -64,7 +64,7 @@ def taken(output: Any) -> tuple[torch.Tensor, Form]:
     found = [one for one in values if isinstance(one, torch.Tensor)]
     if not found or len(found) < sum(one is not None for one in values):
         names = ", ".join(type(one).__name__ for one in values if one is not None)
-        raise ValueError(f"a forward gives {names or 'nothing'}; accepted: tensors alone")
+        raise ValueError(f"a forward returns {names or 'nothing'}; accepted: tensors only")
     form = Form(make, tuple(None if one is None else one.to("meta") for one in values))
     if len(found) == 1:
         return found[0], form

@@ -229,4 +229,7 @@ def check_steps(plan: Plan, run: RunInfo) -> None:
         ValueError: the numbers of steps differ.
     """
     if run.num_steps != plan.num_steps:
-        raise ValueError(f"the plan is for {plan.num_steps} steps; this run has {run.num_steps}")
+        raise ValueError(
+            f"plan is for {plan.num_steps} steps, but this run has {run.num_steps}; accepted: "
+            "equal numbers"
+        )

@@ -31,8 +31,8 @@ def why_not(first: FirstStep) -> str:
     count = len(first.components)
     forwards = "one forward" if count == 1 else f"{count} forwards"
     if first.guided is None:
-        return f"a step has {forwards}, and the pipeline's scheduler does not get what they predict"
-    return f"a step has {forwards}, and what the sampler gets is no weighted sum of them"
+        return f"a step has {forwards}, but the pipeline's scheduler gets no prediction"
+    return f"a step has {forwards}, but the scheduler does not get a weighted sum of them"
 
 
 class NotPlanned(ComputeAll):
@@ -47,7 +47,7 @@ class NotPlanned(ComputeAll):
 
     def notes(self) -> tuple[str, ...]:
         advice = " A threshold accelerates such runs too." if self.by_threshold else ""
-        return (f"Computed whole: {self.reason}.{advice}",)
+        return (f"Every step was computed: {self.reason}.{advice}",)
 
 
 @dataclass(frozen=True)
@@ -187,11 +187,11 @@ class RecordingPolicy(Policy):
         if problem is not None:
             refused = NotPlanned(self.num_steps, problem, by_threshold=self.by_threshold)
             return refused.notes()
-        what = "this run was computed whole and recorded; the next ones are planned from it."
+        what = "This run was computed in full and recorded, and the next runs are planned from it."
         if flaw is not None:
-            what = f"this run {flaw}; the next one is computed whole and recorded."
-        advice = "`dit-accel calibrate` measures a profile once for all."
-        return (*self.remarks, f"No profile was found: {what} {advice}")
+            what = f"This run {flaw}, so the next run is computed in full and recorded."
+        advice = "With a profile from `dit-accel calibrate`, no run is recorded first."
+        return (*self.remarks, f"No profile was found. {what} {advice}")
 
 
 def guidance_of(weights: tuple[float, ...]) -> float | None:

@@ -59,7 +59,8 @@ class ReferenceRun(RunController):
     def _policy(self, run: RunInfo, weights: tuple[float, ...]) -> Policy:
         sampler = self._sampler(run, weights)
         if self._caches or sampler.num_rows > MOST_ROWS:
-            reason = "it is too long" if sampler.num_rows > MOST_ROWS else "it has a cache"
+            long = sampler.num_rows > MOST_ROWS
+            reason = "the run has too many steps" if long else "another cache is on"
             return self._not_planned(sampler.num_steps, reason)
         policy = self._record(run, sampler)
         policy.closes = not self._listens

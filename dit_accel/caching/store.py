@@ -132,14 +132,14 @@ class TensorStore(dict[tuple[str, str], "BranchStore"]):
         cached = self.memory.cached_bytes
         if self.limit is None or cached <= self.limit:
             return ()
-        bits = f"in {self.packed_bits} bits" if self.packed_bits else "as they are"
+        bits = f"packed to {self.packed_bits} bits" if self.packed_bits else "not packed"
         finer = (
             "" if self.min_bits == BITS[-1] else
-            "fewer bits would cost more than the plan itself, and "
+            "With fewer bits, the packing error would be too large beside the plan's own. "
         )  # fmt: skip
         return (
-            f"cache_memory is {self.limit} bytes, and cached values took {cached}, {bits}; "
-            f"{finer}nothing is moved where the CPU itself computes.",
+            f"cache_memory is {self.limit} bytes, but cached values took {cached} bytes, {bits}. "
+            f"{finer}Values are not moved to the CPU, because the model itself is there.",
         )
 
 

@@ -100,7 +100,9 @@ class PrunedSite(Site):
             return
         value, out = self._projections()
         if not self.is_joint and (value is None or out is None):
-            raise ValueError(f"mode is 'slice'; accepted where {_PLAIN}")
+            raise ValueError(
+                f"mode is 'slice'; accepted only where {_PLAIN}, without LoRA or quantization"
+            )
         self.pruned = LowRankAttention(config, value, out)
 
     @property
@@ -235,10 +237,11 @@ class PrunedSite(Site):
         """Why this attention is never pruned in this run; None: it may be pruned."""
         config = pruned.config
         if self.off is None and config.neutral(query.shape[-1]):
-            self.off = "its settings leave nothing out"
+            self.off = "its settings prune nothing"
         elif self.off is None and not config.always:
             self.off = pruned.skip_reason(query, text)
-        return "it stays dense" if self.off is None and self.dense_block else self.off
+        dense = "this block stays dense (dense_blocks)"
+        return dense if self.off is None and self.dense_block else self.off
 
     def _finish(self, found: Any) -> Any:
         """Measure, blend and cache an output. The text that may come with it is never pruned, and

@@ -195,7 +195,7 @@ class CalibrationRun:
             plans = map(QualityDistribution.of, self._candidates())
             gain = next_gain_db(self._problems.values(), plans)
         if gain < ENOUGH_DB:
-            self.ended = f"another clip would gain {gain:.1f} dB"
+            self.ended = f"another clip would raise the guaranteed quality by {gain:.1f} dB only"
             return False
         recorded = ("uncached",) if place not in self.measurement.places else ()
         if self._results:
@@ -204,7 +204,7 @@ class CalibrationRun:
             share = sum(self.counts) / self.clips[0].steps
             fits = self.budget.fits("uncached", times=share)
         if not fits:
-            self.ended = "the minutes are over"
+            self.ended = "the minutes are used up"
         return fits
 
     def _estimate(self, step_seconds: float) -> None:
@@ -215,8 +215,8 @@ class CalibrationRun:
         estimate = Estimate(self.budget.minutes, step_seconds, steps, batch, clip, probed)
         if estimate.runs < 1:
             raise TooFewMinutesError(
-                f"minutes is {self.budget.minutes:g}, and an uncached run takes "
-                f"{estimate.run_seconds / 60:.1f}; accepted: that many or more"
+                f"minutes is {self.budget.minutes:g}, but one uncached run takes "
+                f"{estimate.run_seconds / 60:.2g} minutes; accepted: time for one run or more"
             )
         self.on_estimate(estimate)
 
@@ -236,8 +236,8 @@ class CalibrationRun:
         two = family_of(self.pipe).branches == "separate" and guidance > 1
         if two and len(branches) == 1 and self.speedups:
             raise ValueError(
-                f"guidance is not {guidance:g} at every step; accepted: the same at all, or no "
-                "speedups"
+                f"guidance is not {guidance:g} at every step; accepted: the same guidance at all "
+                "steps, or no speedups"
             )
 
     @property
@@ -308,7 +308,7 @@ def _check_uncached(pipe: Any) -> None:
         cache = other_cache(module)
         if cache is not None:
             raise ValueError(
-                f"pipe.{name} has {cache}; accepted: none, as uncached runs are measured"
+                f"pipe.{name} has {cache}; accepted: no cache, because uncached runs are measured"
             )
 
 

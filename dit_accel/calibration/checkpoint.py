@@ -78,7 +78,7 @@ class Checkpoint:
         stamp = self.folder / of
         if stamp.is_file() and stamp.read_text("utf-8", "replace") != mine:
             raise ValueError(
-                f"work is {self.folder}, which is of other {of}; accepted: another folder"
+                f"work is {self.folder}, which was begun with other {of}; accepted: another folder"
             )
         if not stamp.is_file():
             with placed(stamp) as part:  # other processes may use the same folder

@@ -128,8 +128,8 @@ def _check_linear(tap: SchedulerTap, predictions: torch.Tensor, scheduler: str) 
     error = float((rebuilt - tap.final).norm() / tap.final.norm())
     if not error < LINEAR:
         raise NotLinearError(
-            f"{scheduler} is not linear in the predictions: they rebuild the final latents with an "
-            f"error of {error:.1%}; accepted: less than {LINEAR:.0%}"
+            f"{scheduler} is not linear in the predictions: their weighted sum differs from the "
+            f"final latents by {error:.1%}; accepted: less than {LINEAR:.0%}"
         )
 
 

@@ -25,12 +25,12 @@ def check_settings(
     alike = {(c.steps, c.guidance, c.height, c.width, c.frames) for c in clips}
     if len(alike) != 1:
         raise ValueError(
-            f"clips have {len(alike)} kinds of steps, guidance and size; accepted: one for all"
+            f"clips have {len(alike)} kinds of steps, guidance and size; accepted: one kind"
         )
     if probes < 0 or probes == 1 or not 1 <= probed <= len(clips):
         raise ValueError(
-            f"probes is {probes}, probed is {probed}; accepted: 0 or at least 2, and 1 to "
-            f"{len(clips)}"
+            f"probes is {probes}, probed is {probed}; accepted: 0 or at least 2 probes, and 1 to "
+            f"{len(clips)} probed clips"
         )
     if batch < 1:
         raise ValueError(f"batch is {batch}; accepted: 1 or more")

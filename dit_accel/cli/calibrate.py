@@ -268,7 +268,7 @@ def _measure(
     except NotLinearError as error:
         raise RunFailed(str(error)) from error
     if not given.as_json:
-        say(f"{calibration.ended}; {calibration.cost:.1f} uncached runs", style="cyan")
+        say(f"{calibration.ended}; cost {calibration.cost:.1f} uncached runs", style="cyan")
     return profile
 
 

@@ -66,7 +66,7 @@ class AccelConfig:
     def __post_init__(self) -> None:
         if not self.kind:
             accepted = ", ".join(one.__name__ for one in CONFIGS)
-            raise ValueError(f"{_class(self)} is not complete; accepted: {accepted}")
+            raise ValueError(f"{_class(self)} is only a base class; accepted: {accepted}")
         check_types(self)
         if self.scene is not None and self.layout is None:
             raise ValueError("scene is given without layout; accepted: with a layout")
@@ -307,7 +307,7 @@ def _plain(parts: Any, otherwise: Callable[[str, Any], Any]) -> dict[str, Any]:
 
 def _refuse(name: str, value: Any) -> Any:
     instead = "; accepted: the path of its file" if name in ("layout", "profile") else ""
-    raise ValueError(f"{name} is a {_class(value)}, which is no plain value{instead}")
+    raise ValueError(f"{name} is a {_class(value)}, which cannot be written as JSON{instead}")
 
 
 def _made(kind: type[Any], given: Any, name: str) -> Any:

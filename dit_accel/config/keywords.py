@@ -57,7 +57,7 @@ def config_of(config: AccelConfig | EDCW | UniCP | None = None, **keywords: Any)
     if isinstance(config, AccelConfig):
         if given:
             beside = f"{' and '.join(given)} {'is' if len(given) == 1 else 'are'} given beside"
-            accepted = "in it, where it has such a setting"
+            accepted = "as settings of that object, where it has them"
             raise ValueError(f"{beside} {type(config).__name__}; accepted: {accepted}")
         return config
     if isinstance(config, EDCW):

@@ -132,15 +132,17 @@ def test_other_steps_and_another_guidance_are_transferred_and_named(pipe, target
         report = handle.report()
     assert report.steps == 16
     assert report.steps_computed == len(report.planned) < 16
-    assert "Transferred: steps is 12 in the profile, 16 here." in report.notes
-    assert "Transferred: guidance is 4.0 in the profile, 6.0 here." in report.notes
+    assert "The plan was transferred: steps is 12 in the profile, 16 here." in report.notes
+    assert "The plan was transferred: guidance is 4.0 in the profile, 6.0 here." in report.notes
     assert any("calibration never ran this plan itself" in note for note in report.notes)
 
 
 def test_another_size_is_transferred_and_named(pipe):
     with accelerate(pipe, profile=profile_for(pipe), quality=30.0) as handle:
         run(pipe, height=32)
-        assert handle.report().notes == ("Transferred: height is 16 in the profile, 32 here.",)
+        assert handle.report().notes == (
+            "The plan was transferred: height is 16 in the profile, 32 here.",
+        )
         run(pipe)
         assert handle.report().notes == ()
 
@@ -161,7 +163,9 @@ def test_clips_of_another_size_are_predicted_worse(pipe):
 def test_another_number_of_frames_is_transferred_and_named(pipe):
     with accelerate(pipe, profile=profile_for(pipe), quality=30.0) as handle:
         run(pipe, num_frames=13)
-        assert handle.report().notes == ("Transferred: frames is 9 in the profile, 13 here.",)
+        assert handle.report().notes == (
+            "The plan was transferred: frames is 9 in the profile, 13 here.",
+        )
 
 
 def test_another_dtype_is_transferred_and_named(pipe):
@@ -169,7 +173,7 @@ def test_another_dtype_is_transferred_and_named(pipe):
     with accelerate(pipe, profile=profile, quality=30.0) as handle:
         run(pipe)
         (note,) = handle.report().notes
-    assert note == "Transferred: dtype is bfloat16 in the profile, float32 here."
+    assert note == "The plan was transferred: dtype is bfloat16 in the profile, float32 here."
 
 
 # --- a profile of something else ---
@@ -271,7 +275,8 @@ def test_without_a_profile_the_first_run_is_recorded_and_the_next_ones_planned(p
         assert not np.array_equal(run(pipe), stock)
         second = handle.report()
     assert first.steps_computed == STEPS
-    assert "No profile was found: this run was computed whole and recorded" in first.notes[0]
+    recorded = "No profile was found. This run was computed in full and recorded, and the next"
+    assert first.notes[0].startswith(recorded)
     assert first.prediction is None
     assert second.steps_computed == len(second.planned) < STEPS
     assert "Planned from inner products" in second.notes[0]
@@ -305,7 +310,8 @@ def test_a_run_of_few_steps_is_left_alone(pipe, stock, known):
         first = run(pipe)
         assert np.array_equal(run(pipe, num_inference_steps=4), short)
         assert handle.report().notes == (
-            "Computed whole: 4 steps are too few. A threshold accelerates such runs too.",
+            "Every step was computed: 4 steps are too few for a plan. A threshold accelerates such "
+            "runs too.",
         )
         assert not np.array_equal(first, stock)
         run(pipe)
@@ -342,8 +348,8 @@ def test_guidance_that_changes_in_the_run_is_noted(pipe):
     with accelerate(pipe, profile=profile_for(pipe), speedup=2.0) as handle:
         run(pipe, callback_on_step_end=change)
         assert handle.report().notes[-1] == (
-            "Guidance changed from 4 to 1.5 at step 5: the plan weighs the branches as at the "
-            "first step."
+            "Guidance changed from 4 to 1.5 at step 5, but the plan still has the branch weights "
+            "of the first step."
         )
         run(pipe)
         assert not any("Guidance changed" in note for note in handle.report().notes)
@@ -379,7 +385,8 @@ def test_what_was_chosen_before_the_run_is_used_where_it_is_of_the_run(pipe):
         assert handle.report().notes == ("chosen before",)
         run(pipe, num_inference_steps=16)
         notes = handle.report().notes
-    assert "Chosen anew: the run has other timesteps." in notes and "chosen before" not in notes
+    assert "The plan was chosen again: the run has other timesteps." in notes
+    assert "chosen before" not in notes
 
 
 def test_one_target_is_decided_for(pipe):

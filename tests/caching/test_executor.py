@@ -291,7 +291,7 @@ def test_what_is_found_when_the_run_is_over_changes_nothing_and_is_noted(pipe):
         run(pipe, num_inference_steps=8)
         (note,) = handle.report().notes
     assert note.startswith("Guard after step 5: the extrapolation error was ")
-    assert note.endswith("no step was left to compute, and the plan went on.")
+    assert note.endswith("no step was left to compute, so the plan continued.")
 
 
 def test_a_report_during_a_run_changes_no_decision(pipe):
@@ -521,7 +521,7 @@ def test_a_run_that_was_broken_off_leaves_nothing_for_the_next(pipe):
 def test_a_plan_for_another_number_of_steps_is_refused_before_the_work(pipe, stock):
     with (
         accelerate(pipe, plan=PLAN),
-        pytest.raises(ValueError, match="the plan is for 6 steps; this run has 4"),
+        pytest.raises(ValueError, match="plan is for 6 steps, but this run has 4; accepted"),
     ):
         run(pipe, num_inference_steps=4)
     assert np.array_equal(run(pipe), stock)

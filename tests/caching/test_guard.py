@@ -116,8 +116,8 @@ def test_the_guard_abandons_the_plan_at_an_error_outside_the_band():
     assert done[4:7] == (7, 9, 11), "the fresh value is used once, and so is each after it"
     (note,) = policy.notes()
     assert note == (
-        f"Guard after step 5: the extrapolation error was {FAULT:.1f} times the expected; "
-        "left the plan for short windows."
+        f"Guard after step 5: the extrapolation error was {FAULT:.1f} times the expected one; "
+        "the plan was replaced by short windows."
     )
 
 
@@ -231,7 +231,7 @@ def test_what_is_found_after_the_last_step_is_noted():
         getattr(policy, find)(22, "it broke")
         assert policy.abandoned is None
         assert policy.notes() == (
-            "Guard after step 22: it broke; no step was left to compute, and the plan went on.",
+            "Guard after step 22: it broke; no step was left to compute, so the plan continued.",
         )
 
 
@@ -259,7 +259,8 @@ def test_a_lost_value_is_noted_and_the_plan_goes_on():
     policy.on_lost_value(8, "a cached value was not finite")
     assert drive(policy) == PLAN.computed
     assert policy.notes() == (
-        "Guard after step 4: a cached value was not finite; it was restored from its neighbours.",
+        "Guard after step 4: a cached value was not finite; the value was restored from its "
+        "neighbours.",
     )
 
 
@@ -282,8 +283,8 @@ def test_a_plan_of_another_model_is_not_used_and_lines_are_where_they_may():
     assert [policy.extrapolation_at(s) is None for s in (6, 7, 8, 9)] == [False, False, False, True]
     (note,) = policy.notes()
     assert note == (
-        "Guard: no step of a plan of another model was used; steps were extrapolated where the "
-        "expected error was small."
+        "Guard: the profile is of another model, so its plan was not used. Steps were extrapolated "
+        "where the expected error was small."
     )
 
 
@@ -379,7 +380,7 @@ def test_a_new_run_forgets_the_last():
 
 
 def test_a_run_of_other_steps_is_refused():
-    with pytest.raises(ValueError, match="the plan is for 24 steps; this run has 20"):
+    with pytest.raises(ValueError, match="plan is for 24 steps, but this run has 20; accepted"):
         guarded().start(RunInfo(20))
 
 
@@ -464,7 +465,7 @@ def test_a_step_that_is_spent_is_taken_back_at_the_next_fault():
     assert run_with(policy, {6: "latents", 11: "text"}) == [0, 1, 2, 5, 7, 10, 12, 20]
     assert policy.omitted_steps() == (15,)
     assert policy.notes() == (
-        "Guard after step 11: the text changed; left the plan for damped lines.",
+        "Guard after step 11: the text changed; the plan was replaced by damped lines.",
     )
 
 
@@ -472,7 +473,8 @@ def test_where_no_step_is_left_the_plan_goes_on():
     policy = guarded(max_added=0)
     assert run_with(policy, {21: "text"}) == [*PLAN.computed]
     assert policy.notes() == (
-        "Guard after step 21: the text changed; no step was left to compute, and the plan went on.",
+        "Guard after step 21: the text changed; no step was left to compute, so the plan "
+        "continued.",
     )
 
 
@@ -482,6 +484,6 @@ def test_a_plan_of_another_model_keeps_its_steps_where_a_speed_was_asked_for():
     assert policy.extrapolation_at(6) == Extrapolation(({20: 1.0},)), "no weight of the plan"
     (note,) = policy.notes()
     assert note == (
-        "Guard: the steps of a plan of another model were computed; the others were extrapolated "
-        "along damped lines."
+        "Guard: the profile is of another model. The steps of its plan were computed, and the "
+        "others were extrapolated along damped lines."
     )

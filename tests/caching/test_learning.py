@@ -164,7 +164,8 @@ def test_other_steps_are_planned_from_what_was_learnt(learns, without_prior) -> 
             run(pipe, 1, num_inference_steps=12)
             report = handle.report()
             assert report.steps_computed == 6 and basis(report) == "inner products of one run"
-            assert "Transferred: steps is 10 in the profile, 12 here." in report.notes
+            moved = "The plan was transferred: steps is 10 in the profile, 12 here."
+            assert moved in report.notes
     assert only(learns).runs == 1
 
 
@@ -196,7 +197,7 @@ def test_what_is_fixed_plans_and_does_not_change(learns, tmp_path) -> None:
     assert before == [files(learns)[0].read_bytes(), copy.read_bytes()]
     other = tiny.tiny_wan(seed=1)
     config = SpeedupConfig(2.0, known=FixedLearning(other, copy))
-    with accelerate(other, config), pytest.raises(ProfileError, match="of another pipeline"):
+    with accelerate(other, config), pytest.raises(ProfileError, match="from another pipeline"):
         run(other)
 
 
@@ -213,10 +214,10 @@ def test_a_damaged_file_costs_a_note_and_no_clip(learns) -> None:
     with accelerate(pipe, speedup=2.0) as handle:
         run(pipe)
         assert basis(handle.report()) == "a prior of 4 other models"
-        assert any("alone" in note for note in handle.report().notes)
+        assert any("not saved" in note for note in handle.report().notes)
         assert handle.learn_from(reference)
         run(pipe, 9)  # it is written anew
-        assert not any("alone" in note for note in handle.report().notes)
+        assert not any("not saved" in note for note in handle.report().notes)
     assert only(learns).runs == 1
 
 
@@ -253,7 +254,7 @@ def test_a_cache_that_cannot_be_written_is_noted(learns) -> None:
         run(pipe, 1)
         report = handle.report()
         assert basis(report) == "a prior of 4 other models and 1 clip"
-        assert any(note.startswith("Learnt in this process alone") for note in report.notes)
+        assert any(note.startswith("Learnt in this process only") for note in report.notes)
 
 
 def test_a_measured_psnr_goes_into_later_guarantees(learns) -> None:

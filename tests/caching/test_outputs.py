@@ -55,5 +55,5 @@ def test_an_output_comes_back_in_its_form(output):
 
 @pytest.mark.parametrize("output", [(torch.ones(1), {}), (None, {"cache": 1}), (None,)])
 def test_something_else_than_predictions_is_refused(output):
-    with pytest.raises(ValueError, match=r"a forward gives .*; accepted: tensors alone"):
+    with pytest.raises(ValueError, match=r"a forward returns .*; accepted: tensors only"):
         taken(output)

@@ -118,7 +118,7 @@ def test_what_cannot_be_planned_is_made_all_the_same(learns, monkeypatch, steps)
         monkeypatch.setattr("dit_accel.planning.prior.SchedulerCache.response", refuse)
     with recorded(pipe) as reference:
         assert np.array_equal(run(pipe, num_inference_steps=steps), stock)
-    why = "4 steps are too few" if steps == 4 else "the sampler draws noise"
+    why = "4 steps are too few for a plan" if steps == 4 else "the sampler draws noise"
     assert reference.run.problem == f"was not recorded: {why}" and reference.run.profile is None
 
 

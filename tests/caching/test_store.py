@@ -78,10 +78,11 @@ def test_a_cap_that_can_be_met_is_met_at_every_moment(fewest):
     store = filled(least - 1, fewest)
     (note,) = store.notes()
     assert note.startswith(
-        f"cache_memory is {least - 1} bytes, and cached values took {least}, in "
+        f"cache_memory is {least - 1} bytes, but cached values took {least} bytes, "
     )
-    assert f"in {fewest} bits" in note and note.endswith("where the CPU itself computes.")
-    assert ("fewer bits would cost" in note) is (fewest > BITS[-1])
+    assert f"packed to {fewest} bits" in note
+    assert note.endswith("Values are not moved to the CPU, because the model itself is there.")
+    assert ("With fewer bits, the packing error" in note) is (fewest > BITS[-1])
 
 
 def test_half_precision_is_not_packed_into_as_many_bits_and_says_so():
@@ -89,7 +90,7 @@ def test_half_precision_is_not_packed_into_as_many_bits_and_says_so():
     store.begin(16)
     store.branch("target", "cond")[0] = value(0).bfloat16()
     assert isinstance(store["target", "cond"].raw[0], torch.Tensor)
-    assert store.notes() and "as they are" in store.notes()[0]
+    assert store.notes() and "not packed" in store.notes()[0]
 
 
 @pytest.mark.parametrize("memory", [None, 4000, 1])

@@ -349,13 +349,13 @@ def test_a_finished_folder_gives_the_profile_without_a_run(pipe, tmp_path, monke
 def test_a_folder_of_something_else_is_refused(pipe, tmp_path):
     settings = {"speedups": (), "probes": 2, "probed": 1, "work": tmp_path}
     calibrate(pipe, CLIPS[:1], **settings)
-    with pytest.raises(ValueError, match="which is of other clips; accepted: another folder"):
+    with pytest.raises(ValueError, match="was begun with other clips; accepted: another folder"):
         calibrate(pipe, CLIPS[1:2], **settings)
-    with pytest.raises(ValueError, match="which is of other pipelines; accepted: another folder"):
+    with pytest.raises(ValueError, match="was begun with other pipelines; accepted: another"):
         calibrate(tiny.tiny_wan(seed=3), CLIPS[:1], **settings)
     rounded = tiny.tiny_wan()
     rounded.transformer.to(torch.bfloat16)
-    with pytest.raises(ValueError, match="which is of other dtypes; accepted: another folder"):
+    with pytest.raises(ValueError, match="was begun with other dtypes; accepted: another folder"):
         calibrate(rounded, CLIPS[:1], **settings)
 
 
@@ -492,11 +492,11 @@ def test_bad_input_is_named(pipe):
     with pytest.raises(ValueError, match="clips have 2 kinds of steps, guidance and size"):
         calibrate(pipe, mixed)
     with pytest.raises(
-        ValueError, match="probes is 1, probed is 3; accepted: 0 or at least 2, and 1 to"
+        ValueError, match="probes is 1, probed is 3; accepted: 0 or at least 2 probes, and 1 to"
     ):
         calibrate(pipe, CLIPS, probes=1)
     with pytest.raises(
-        ValueError, match="probes is 8, probed is 4; accepted: 0 or at least 2, and 1 to"
+        ValueError, match="probes is 8, probed is 4; accepted: 0 or at least 2 probes, and 1 to"
     ):
         calibrate(pipe, CLIPS, probed=4)
     with pytest.raises(

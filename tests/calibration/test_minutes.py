@@ -162,7 +162,7 @@ def test_it_stops_where_another_clip_gains_little(pipe, monkeypatch) -> None:
     monkeypatch.setattr(calibrating, "next_gain_db", lambda windows, plans: 0.2)
     calibration = CalibrationRun(pipe, CLIPS, **LONG)
     profile = calibration.run()
-    assert calibration.ended == "another clip would gain 0.2 dB"
+    assert calibration.ended == "another clip would raise the guaranteed quality by 0.2 dB only"
     assert [len(one.psnr_db) for one in profile.candidates] == [1, 1]
 
 
@@ -178,7 +178,7 @@ def test_it_stops_when_the_minutes_are_over(pipe, monkeypatch, patient) -> None:
 
     monkeypatch.setattr(calibration.checkpoint, "get", slow)
     profile = calibration.run()
-    assert calibration.ended == "the minutes are over"
+    assert calibration.ended == "the minutes are used up"
     assert profile.metadata["clips"] == 1 and profile.candidates == ()
 
 
@@ -193,7 +193,7 @@ def test_a_multistep_sampler_with_what_is_known_of_other_models() -> None:
 
 
 def test_too_few_minutes_are_refused_in_the_first_run(pipe) -> None:
-    with pytest.raises(TooFewMinutesError, match="minutes is 1e-05, and an uncached run takes"):
+    with pytest.raises(TooFewMinutesError, match="minutes is 1e-05, but one uncached run takes"):
         calibrate(pipe, CLIPS, **LONG | {"minutes": 1e-5})
     assert "forward" not in vars(pipe.transformer) and "step" not in vars(pipe.scheduler)
     with pytest.raises(ValueError, match="minutes is 0; accepted: above 0, or None"):

@@ -214,7 +214,7 @@ def test_the_second_expert_has_a_guidance_of_its_own(
     for second in ([], ["--guidance-2", "1"]):  # what is printed is what runs
         planned = make("--speedup", "2", *second, "--output", "p.npy", "--overwrite", model=folder)
         assert "computes 4.0 of 8 steps" in planned.stderr
-        assert "Chosen anew" not in planned.stdout and "Planned from a prior" in planned.stdout
+        assert "chosen again" not in planned.stdout and "Planned from a prior" in planned.stdout
 
 
 @pytest.mark.usefixtures("no_weights")

@@ -162,7 +162,7 @@ def test_calibrate_in_minutes_goes_on_after_ctrl_c(
     assert len(Profile.load("p.safetensors").candidates[0].psnr_db) == 1
     done = invoke(*command)
     assert done.exit_code == 0, done.stderr
-    assert "all clips were made; 3.0 uncached runs" in done.stderr  # two, and twice half of one
+    assert "all clips were made; cost 3.0 uncached runs" in done.stderr  # 2, and twice half of one
     assert names(here) == ["p.safetensors"]
     assert len(Profile.load("p.safetensors").candidates[0].psnr_db) == 2
 

@@ -47,7 +47,7 @@ OPTIONS = {name: f"--{name.replace('_', '-')}" for name in _SAME.split()} | {
     "static": "--deterministic",
     "allow_mixed": "--allow-mixed-codecs",
 }
-_PHRASES = {"without a model": "without --model", "force it": "pass --force-profile"}
+_PHRASES = {"without a model": "without --model", "learn=True": "no --no-learn"}
 _NAMES = "|".join(OPTIONS)
 _BEFORE = "|".join(f"(?<={text})" for text in ("^", "with ", "without ", "pass ", " or ", " and "))
 _AFTER = r" is | are | has | with| without| alone| and | or | \(|:|,|;|$"
