@@ -86,7 +86,7 @@ def _rows(names: str) -> list[Denoiser]:
     unknown = [name for name in wanted if name not in by_name]
     if unknown or not wanted:
         raise BadInput(
-            f"--model is {', '.join(unknown) or names!r}: must be of {', '.join(DENOISERS)}, or all"
+            f"--model is {', '.join(unknown) or names!r}; accepted: {', '.join(DENOISERS)}, or all"
         )
     return [by_name[name] for name in wanted]
 

@@ -95,7 +95,7 @@ def calibrate(given: CalibrateOptions) -> None:
     check_clip(given)
     check_within("--seed", given.seed, 0, LARGEST_SEED)
     if given.batch > 1 and any((given.image, given.last_image, given.video)):
-        raise BadInput(f"--batch is {given.batch}: must be 1 with a picture or a video")
+        raise BadInput(f"--batch is {given.batch}; accepted: 1 with a picture or a video")
     speedups = _speedups(given.speedups)
     if given.output is not None:
         _check_out(given.output, given)
@@ -148,7 +148,7 @@ def _speedups(text: str | None) -> tuple[float, ...] | None:
     except ValueError:
         found = ()
     if not found or not all(1 < value < float("inf") for value in found):
-        raise BadInput(f"--speedups is {text!r}: must be numbers above 1, with commas between")
+        raise BadInput(f"--speedups is {text!r}; accepted: numbers above 1, with commas between")
     return tuple(dict.fromkeys(found))
 
 
@@ -160,7 +160,7 @@ def _check_numbers(settings: Settings, speedups: tuple[float, ...] | None) -> No
     for value in speedups or ():
         if value > most:
             raise BadInput(
-                f"--speedups has {value:g}: must be at most {most:g} at {settings.steps} steps"
+                f"--speedups has {value:g}; accepted: at most {most:g} at {settings.steps} steps"
             )
 
 
@@ -191,7 +191,7 @@ def _prompts(given: CalibrateOptions, model: LoadableModel) -> tuple[EvaluationP
     from dit_accel.models import miniature
 
     if given.prompts and given.prompts_option:
-        raise BadInput("PROMPTS and --prompts are given: must be one")
+        raise BadInput("PROMPTS and --prompts are given; accepted: one of them")
     path = given.prompts or given.prompts_option
     if path is None and model.folder.resolve() == miniature.path().resolve():
         path = miniature.prompts(miniature.CALIBRATION)

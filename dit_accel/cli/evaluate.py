@@ -40,7 +40,7 @@ def evaluate(given: EvaluateOptions) -> None:
     check_clip(given)
     bytes_of(given.cache_memory)
     if given.backend not in ("local", "ray"):
-        raise BadInput(f"--backend is {given.backend!r}: must be local or ray")
+        raise BadInput(f"--backend is {given.backend!r}; accepted: local or ray")
     if given.backend == "ray" and importlib.util.find_spec("ray") is None:
         raise BadInput("--backend is 'ray', which is not installed: pip install 'dit-accel[ray]'")
     if given.workers is not None and given.backend != "ray":

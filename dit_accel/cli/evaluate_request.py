@@ -195,7 +195,7 @@ def _metrics(text: str) -> tuple[str, ...]:
 def _seeds(text: str) -> tuple[int, ...]:
     parts = options.listed(text)
     if not parts or not all(part.isdigit() and int(part) < 2**63 for part in parts):
-        raise BadInput(f"--seeds is {text!r}: must be whole numbers from 0, with commas between")
+        raise BadInput(f"--seeds is {text!r}; accepted: whole numbers from 0, with commas between")
     return tuple(dict.fromkeys(map(int, parts)))
 
 

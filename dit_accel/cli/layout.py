@@ -92,7 +92,7 @@ def preview(given: PreviewOptions) -> None:
     """
     check_clip(given)
     if not 1 <= given.columns <= 16:
-        raise BadInput(f"--columns is {given.columns}: must be from 1 to 16")
+        raise BadInput(f"--columns is {given.columns}; accepted: 1 to 16")
     check_file("--output", given.output, suffixes=PICTURES, overwrite=given.overwrite)
     from dit_accel.cli.model_config import read
     from dit_accel.models.loading import quiet_libraries
@@ -164,14 +164,18 @@ def _clips(over: list[Path], found: Layout) -> list[Frames]:
     if not over:
         return []
     if len(over) != len(found.shots):
-        raise BadInput(f"--over is given {len(over)} times: must be {len(found.shots)}, one a shot")
+        raise BadInput(
+            f"--over is given {len(over)} times; accepted: {len(found.shots)}, one for each shot"
+        )
     clips = []
     for path in over:
         with refused(f"--over is {str(path)!r}: ", (ValueError, OSError)):
             clips.append(read_video(path)[0])
     if len({clip.shape for clip in clips}) != 1:
         shapes = ", ".join("x".join(map(str, clip.shape[:3])) for clip in clips)
-        raise BadInput(f"--over are clips of {shapes} (frames, height, width): must be equal")
+        raise BadInput(
+            f"--over has clips of {shapes} (frames, height, width); accepted: clips of one shape"
+        )
     return clips
 
 

@@ -50,7 +50,7 @@ def learned(given: LearnedOptions) -> None:
     from dit_accel.planning.lookup import cache_folder
 
     if given.clear is not None and given.clear_all:
-        raise BadInput("--clear and --all are given: must be one")
+        raise BadInput("--clear and --all are given; accepted: one of them")
     folder = cache_folder() / "learned"
     paths = sorted(folder.glob(f"*{SUFFIX}"))
     if given.clear is not None or given.clear_all:
@@ -72,8 +72,8 @@ def _of_name(name: str, paths: list[Path]) -> Path:
     found = [path for path in paths if name and _name(path).startswith(name)]
     if len(found) != 1:
         names = ", ".join(map(_name, paths)) or "none"
-        problem = "is of several" if found else "is of none"
-        raise BadInput(f"--clear is {name!r}, which {problem}: must be one of {names}")
+        problem = "several names begin with" if found else "no name begins with"
+        raise BadInput(f"--clear is {name!r}, which {problem}; accepted: one of {names}")
     return found[0]
 
 

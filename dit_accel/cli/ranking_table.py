@@ -36,7 +36,7 @@ def check_ranking(spec: EvaluationSpec) -> None:
     """
     if len(spec.seeds) < FEWEST_SEEDS:
         raise BadInput(
-            f"--ranking is given, and --seeds has {len(spec.seeds)}: must be at least "
+            f"--ranking is given, and --seeds has {len(spec.seeds)} seeds; accepted: at least "
             f"{FEWEST_SEEDS} seeds"
         )
     if not spec.keep_clips:

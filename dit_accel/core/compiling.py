@@ -13,9 +13,9 @@ from typing import Any
 import torch
 
 FULLGRAPH = (
-    "transformer is compiled with fullgraph=True, and what decides inside breaks the graph; "
-    "accepted: speedup, quality or plan, which decide outside of it; with blocks that are compiled "
-    "one by one also site 'block' and 'model'; or fullgraph=False"
+    "transformer is compiled with fullgraph=True, but decisions inside of it break the graph; "
+    "accepted: speedup, quality or plan, which decide outside of it; site 'block' or 'model' with "
+    "blocks that are compiled one by one; or fullgraph=False"
 )
 
 

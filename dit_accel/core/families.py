@@ -36,8 +36,8 @@ def family_of(pipe: Any) -> Family:
     if transformer is None or not hasattr(getattr(pipe, "scheduler", None), "timesteps"):
         found = f"a {name}" if transformer is not None else "no transformer"
         raise ValueError(
-            f"pipe is a {type(pipe).__name__} with {found}; accepted: a transformer and a "
-            f"scheduler with timesteps, best one of {', '.join(FAMILIES)}"
+            f"pipe is a {type(pipe).__name__} with {found}; accepted: a scheduler with timesteps, "
+            f"and a transformer, best one of {', '.join(FAMILIES)}"
         )
     return without_row(name, type(pipe).__name__)
 
@@ -49,7 +49,7 @@ def _checked(row: Family, transformer: Any) -> Family:
     if missing:
         lists = [n for n, m in transformer.named_children() if hasattr(m, "__len__")]
         raise ValueError(
-            f"the row {row.name} has blocks {', '.join(missing)}, which {row.transformer} has not; "
+            f"the row {row.name} has blocks {', '.join(missing)}, which {row.transformer} lacks; "
             f"accepted: some of {', '.join(lists) or 'its lists of blocks, but it has none'}"
         )
     return row

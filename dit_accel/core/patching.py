@@ -297,6 +297,6 @@ def is_patched(owner: Any, name: str) -> bool:
 def _twice(owner: Any, name: str) -> str:
     kind = type(uncompiled(owner)).__name__
     return (
-        f"{kind}.{name} is accelerated already; call remove() on its handle first, which a "
-        "pipeline that shares it may have"
+        f"{kind}.{name} is accelerated already; call remove() on the earlier handle first. It may "
+        "be of another pipeline that shares this module"
     )

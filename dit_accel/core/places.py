@@ -126,7 +126,7 @@ def counted_position(scheduler: Any) -> int:
     """
     if not hasattr(scheduler, "step_index"):
         raise ValueError(
-            f"the transformer's timestep is none of the {len(scheduler.timesteps)} of "
+            f"the transformer's timestep is none of the {len(scheduler.timesteps)} timesteps of "
             f"{type(scheduler).__name__}; accepted: one of them, or a scheduler with a step_index"
         )
     index = scheduler.step_index

@@ -30,7 +30,7 @@ def parallel_group(module: torch.nn.Module) -> Any:
     if context is not None and not any(_split_hooks(inner) for inner in module.modules()):
         raise ValueError(
             f"{type(module).__name__} has a context-parallel config without a plan; accepted: "
-            "enable_parallelism with cp_plan, or a model that diffusers has a plan of"
+            "enable_parallelism with cp_plan, or a model for which diffusers has a plan"
         )
     mesh = getattr(context, "_flattened_mesh", None) or getattr(tensor, "_mesh", None)
     return None if mesh is None else mesh.get_group()

@@ -96,7 +96,7 @@ def pack(
         tensor([ 3.0000, -0.9921])
     """
     if not value.is_floating_point():
-        raise ValueError(f"value is of {value.dtype}; accepted: floating point")
+        raise ValueError(f"value has dtype {value.dtype}; accepted: floating point")
     require(bits in BITS, "bits", bits, ", ".join(map(str, BITS)))
     _check_group(group)
     if signs is not None and tuple(signs.shape) != (group,):

@@ -99,7 +99,9 @@ def find_pairs(reference: Path, test: Path, *, allow_unpaired: bool = False) -> 
             raise FileNotFoundError(2, "no such file or folder", str(path))
     if reference.is_dir() != test.is_dir():
         folder, file = (reference, test) if reference.is_dir() else (test, reference)
-        raise UnfairPair(f"{folder} is a folder and {file} is a file: must be two of one kind")
+        raise UnfairPair(
+            f"{folder} is a folder and {file} is a file; accepted: two folders, or two files"
+        )
     if reference.is_file():
         return Pairs((Pair(test.stem, reference, test),), {"reference": (), "test": ()})
     here, there = _clips(reference), _clips(test)

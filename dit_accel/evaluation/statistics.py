@@ -87,7 +87,7 @@ def _bootstrap(samples: tuple[Sequence[float], ...], statistic: Callable[..., An
     count = len(arrays[0])
     if count == 0 or any(len(array) != count for array in arrays):
         lengths = ", ".join(str(len(array)) for array in arrays)
-        raise ValueError(f"samples have {lengths} values: must be as many of each, at least one")
+        raise ValueError(f"samples have {lengths} values; accepted: equal numbers, 1 or more")
     value = float(statistic(*arrays))
     if count < 3:
         return Interval(value, None, None, count)

@@ -97,6 +97,6 @@ def check_follows(before: Clip, chunk: Clip) -> None:
     """Refuse a chunk that is not of the size and dtype of those before it."""
     if before.shape[1:] != chunk.shape[1:] or before.dtype != chunk.dtype:
         raise ValueError(
-            f"reference has {chunk.dtype} frames of shape {chunk.shape[1:]}: "
-            f"must be {before.dtype} of {before.shape[1:]}, as in the chunks before"
+            f"reference has {chunk.dtype} frames of shape {chunk.shape[1:]}; "
+            f"accepted: {before.dtype} of {before.shape[1:]}, as in the chunks before"
         )

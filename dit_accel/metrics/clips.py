@@ -41,15 +41,15 @@ def check_pair(
     _check_clip("reference", reference, smallest)
     if reference.shape != test.shape:
         raise ValueError(
-            f"test has shape {test.shape}, reference has {reference.shape}: they must be equal"
+            f"test has shape {test.shape}, reference has {reference.shape}; accepted: equal shapes"
         )
     _check_clip("test", test, smallest)
     if len(reference) < fewest:
-        raise ValueError(f"reference has {len(reference)} frames: must be at least {fewest}")
+        raise ValueError(f"reference has {len(reference)} frames; accepted: at least {fewest}")
     if (reference.dtype == np.uint8) != (test.dtype == np.uint8):
         raise ValueError(
-            f"reference is {reference.dtype} and test is {test.dtype}: "
-            "both must be uint8, or both float"
+            f"reference has dtype {reference.dtype}, test has {test.dtype}; "
+            "accepted: both uint8, or both float"
         )
     _check_data_range(data_range, is_uint8=reference.dtype == np.uint8)
     _check_finite("reference", reference)
@@ -74,7 +74,7 @@ def to_levels(name: str, clip: Clip, data_range: float) -> npt.NDArray[np.uint8]
         return clip
     low, high = float(clip.min()), float(clip.max())
     if low < -1e-3 * data_range or high > (1 + 1e-3) * data_range:
-        raise ValueError(f"{name} spans [{low}, {high}]: must be in [0, {data_range}] here")
+        raise ValueError(f"{name} has values from {low} to {high}; accepted: 0 to {data_range}")
     scaled = clip.astype(np.float64) * (255 / data_range)
     return np.rint(scaled.clip(0, 255)).astype(np.uint8)
 
@@ -82,23 +82,22 @@ def to_levels(name: str, clip: Clip, data_range: float) -> npt.NDArray[np.uint8]
 def _check_clip(name: str, clip: Clip, smallest: int) -> None:
     if clip.ndim != 4 or clip.shape[3] not in (1, 3) or len(clip) == 0:
         raise ValueError(
-            f"{name} has shape {clip.shape}: "
-            "must be (T, H, W, C) with at least one frame and C of 1 or 3"
+            f"{name} has shape {clip.shape}; accepted: (T, H, W, C) with T at least 1 and C 1 or 3"
         )
     if min(clip.shape[1:3]) < smallest:
         raise ValueError(
-            f"{name} has frames of {clip.shape[1]}x{clip.shape[2]}: "
-            f"must be at least {smallest}x{smallest}"
+            f"{name} has frames of {clip.shape[1]}x{clip.shape[2]}; "
+            f"accepted: at least {smallest}x{smallest}"
         )
     if clip.dtype != np.uint8 and not np.issubdtype(clip.dtype, np.floating):
-        raise ValueError(f"{name} has dtype {clip.dtype}: must be uint8 or float")
+        raise ValueError(f"{name} has dtype {clip.dtype}; accepted: uint8 or float")
 
 
 def _check_data_range(data_range: float, *, is_uint8: bool) -> None:
     if not (math.isfinite(data_range) and data_range > 0):
-        raise ValueError(f"data_range is {data_range}: must be finite and greater than 0")
+        raise ValueError(f"data_range is {data_range}; accepted: a finite number above 0")
     if is_uint8 and data_range != 255:
-        raise ValueError(f"data_range is {data_range}: must be 255 for uint8 clips")
+        raise ValueError(f"data_range is {data_range}; accepted: 255 for uint8 clips")
 
 
 def _check_finite(name: str, clip: Clip) -> None:
@@ -106,4 +105,6 @@ def _check_finite(name: str, clip: Clip) -> None:
         return
     for index, frame in enumerate(clip):
         if not np.isfinite(frame).all():
-            raise ValueError(f"{name} has NaN or infinite values in frame {index}: must be finite")
+            raise ValueError(
+                f"{name} has NaN or infinite values in frame {index}; accepted: finite values"
+            )

@@ -97,7 +97,7 @@ class JodSums:
         from dit_accel.metrics import vdp
 
         if not (math.isfinite(fps) and fps > 0):
-            raise ValueError(f"fps is {fps}: must be finite and greater than 0")
+            raise ValueError(f"fps is {fps}; accepted: a finite number above 0")
         self._data_range, self._viewing = data_range, viewing
         self._filters = vdp.filters(fps)
         self._before: torch.Tensor | None = None  # `(2, 3, N - 1, H, W)`, the test's first

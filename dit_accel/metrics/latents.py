@@ -81,8 +81,8 @@ class LatentSums:
         x, y = _vector("reference", reference), _vector("test", test)
         if np.shape(reference) != np.shape(test):
             raise ValueError(
-                f"test has shape {np.shape(test)}, reference has {np.shape(reference)}: "
-                "latents must be of equal shape"
+                f"test has shape {np.shape(test)}, reference has {np.shape(reference)}; "
+                "accepted: equal shapes"
             )
         self._reference += float(x @ x)
         self._test += float(y @ y)
@@ -111,10 +111,10 @@ class LatentSums:
 def _vector(name: str, latents: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
     array = np.asarray(latents)
     if array.size == 0:
-        raise ValueError(f"{name} has shape {array.shape}: latents must hold at least one value")
+        raise ValueError(f"{name} has shape {array.shape}; accepted: at least one value")
     if not np.issubdtype(array.dtype, np.floating):
-        raise ValueError(f"{name} has dtype {array.dtype}: latents must be float")
+        raise ValueError(f"{name} has dtype {array.dtype}; accepted: float")
     vector = array.astype(np.float64).ravel()
     if not np.isfinite(vector).all():
-        raise ValueError(f"{name} has NaN or infinite values: latents must be finite")
+        raise ValueError(f"{name} has NaN or infinite values; accepted: finite values")
     return vector

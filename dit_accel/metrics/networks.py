@@ -40,7 +40,7 @@ def read_tensors(path: Path) -> Tensors:
     except Exception as error:
         raise ValueError(f"weights is {str(path)!r}: torch cannot read it ({error})") from error
     if not isinstance(loaded, dict):
-        raise ValueError(f"weights is {str(path)!r}: must hold a dict of tensors")
+        raise ValueError(f"weights is {str(path)!r}; accepted: a file with a dict of tensors")
     return loaded
 
 

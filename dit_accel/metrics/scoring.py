@@ -160,12 +160,12 @@ def rows_of(
     """
     if convention is not None and convention not in CONVENTIONS:
         accepted = ", ".join(CONVENTIONS)
-        raise ValueError(f"convention is {convention!r}: must be one of {accepted}")
+        raise ValueError(f"convention is {convention!r}; accepted: {accepted}")
     known = METRICS if convention is None else CONVENTIONS[convention]
     whose = "" if convention is None else f" of convention {convention}"
     for name in metrics:
         if name not in known:
-            raise ValueError(f"metrics has {name!r}: must be of {', '.join(known)}{whose}")
+            raise ValueError(f"metrics has {name!r}; accepted: {', '.join(known)}{whose}")
     rows = {name: known[name] for name in metrics}
     if lpips_weights is not None and "lpips" in rows:
         rows["lpips"] = _with_weights(rows["lpips"], lpips_weights)
@@ -194,5 +194,5 @@ def _jsonable(value: float | None) -> float | str | None:
     if value is None or math.isfinite(value):
         return value
     if math.isnan(value):
-        raise ValueError("a score is NaN: scores must be finite or infinite")
+        raise ValueError("a score is NaN; accepted: finite numbers, inf and -inf")
     return "inf" if value > 0 else "-inf"

@@ -67,10 +67,10 @@ class Viewing:
     def __post_init__(self) -> None:
         if self.display not in displays():
             accepted = ", ".join(displays())
-            raise ValueError(f"display is {self.display!r}: must be one of {accepted}")
+            raise ValueError(f"display is {self.display!r}; accepted: {accepted}")
         distance = self.distance_m
         if distance is not None and not (math.isfinite(distance) and distance > 0):
-            raise ValueError(f"distance_m is {distance}: must be finite and greater than 0")
+            raise ValueError(f"distance_m is {distance}; accepted: a finite number above 0")
 
     @property
     def distance(self) -> float:

@@ -32,7 +32,7 @@ def read_object(source: Path) -> dict[str, Any]:
     except ValueError as error:  # of the text, or a number of thousands of digits
         raise ValueError(f"{source} is not JSON: {error}") from error
     if not isinstance(found, dict):
-        raise ValueError(f"{source} holds a {type(found).__name__}: must be a JSON object")
+        raise ValueError(f"{source} has a {type(found).__name__}; accepted: a JSON object")
     return found
 
 
@@ -46,5 +46,5 @@ def whole_number(source: Path, content: dict[str, Any], name: str, default: int 
     if value is None:
         return default
     if isinstance(value, bool) or not isinstance(value, int) or not 0 < value < 2**31:
-        raise ValueError(f"{name} is {value!r:.80} in {source}: must be a whole number above 0")
+        raise ValueError(f"{name} is {value!r:.80} in {source}; accepted: a whole number above 0")
     return value

@@ -95,7 +95,7 @@ def resolve_model(
     if folder.is_dir():
         return _with_variant(inspect_folder(folder, name=model, whole=whole), version)
     if folder.exists():
-        raise ModelError(f"model is {model!r}, a file: must be a folder with a model_index.json")
+        raise ModelError(f"model is {model!r}, a file; accepted: a folder with a model_index.json")
     if model.startswith((".", "~")) or not _HUB_ID.fullmatch(model):
         raise ModelError(
             f"model is {model!r}: no such folder, and no hub id of the form owner/name"

@@ -67,7 +67,7 @@ def lora_of(text: str) -> Lora:
     except ValueError:
         found = Path(rest), 1.0
     if not -STRONGEST <= found[1] <= STRONGEST:
-        raise ModelError(f"lora is {text!r}: its weight must be from -100 to 100")
+        raise ModelError(f"lora is {text!r}; accepted: a weight of -100 to 100")
     return Lora(*found, expert or None)
 
 

@@ -59,7 +59,7 @@ def call_defaults(folder: str | os.PathLike[str]) -> dict[str, int | float]:
     found = read_object(source)
     if set(found) - set(DEFAULT_KEYS):
         raise ValueError(
-            f"{source} holds {found!r:.200}: must be an object of {', '.join(DEFAULT_KEYS)}"
+            f"{source} has {found!r:.200}; accepted: an object of {', '.join(DEFAULT_KEYS)}"
         )
     return {key: _number(source, key, value) for key, value in found.items()}
 
@@ -88,5 +88,5 @@ def _number(source: Path, key: str, value: Any) -> int | float:
     # a comparison is false for NaN
     if isinstance(value, bool) or not isinstance(value, kinds) or not 0 < value < 2**31:
         kind = "whole number" if whole else "number"
-        raise ValueError(f"{key} is {value!r:.80} in {source}: must be a {kind} above 0")
+        raise ValueError(f"{key} is {value!r:.80} in {source}; accepted: a {kind} above 0")
     return value

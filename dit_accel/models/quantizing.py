@@ -65,7 +65,7 @@ def check(method: str | None) -> None:
     if method is None:
         return
     if method not in QUANTIZERS:
-        raise ModelError(f"quantize is {method!r}: must be one of {', '.join(QUANTIZERS)}")
+        raise ModelError(f"quantize is {method!r}; accepted: {', '.join(QUANTIZERS)}")
     if not installed(method):
         package = QUANTIZERS[method][1]
         others = ", ".join(filter(installed, QUANTIZERS))

@@ -43,8 +43,8 @@ def check(name: str, model: LoadableModel) -> None:
     if name not in names or not suits(name):
         accepted = ", ".join(filter(suits, names))
         raise ModelError(
-            f"scheduler is {name!r}: in place of {own} must be one of {accepted}; others have "
-            "other noise levels, or this pipeline cannot call them"
+            f"scheduler is {name!r}; accepted in place of {own}: {accepted}. Others have other "
+            "noise levels, or this pipeline cannot call them"
         )
 
 

@@ -53,15 +53,15 @@ class Setup:
 
     def __post_init__(self) -> None:
         if self.offload not in OFFLOADS:
-            raise ModelError(f"offload is {self.offload!r}: must be one of {', '.join(OFFLOADS)}")
+            raise ModelError(f"offload is {self.offload!r}; accepted: {', '.join(OFFLOADS)}")
         if self.compile and self.offload == "sequential":
             raise ModelError(
-                "compile and offload=sequential are given, which moves every layer by itself: "
-                "must be model, group or none"
+                "compile and offload=sequential are given, but sequential moves every layer by "
+                "itself; accepted: offload model, group or none"
             )
         if self.quantize and self.offload == "sequential":
             raise ModelError(
-                "quantize and offload=sequential are given: must be model, group or none"
+                "quantize and offload=sequential are given; accepted: offload model, group or none"
             )
         for text in self.lora:
             lora.lora_of(text)
@@ -118,8 +118,8 @@ def check(setup: Setup, model: LoadableModel, device: str) -> None:
         quantizing.check_device(setup.quantize, device)
     if setup.offload == "sequential" and device == "cpu":
         raise ModelError(
-            "offload is 'sequential': must be none, model or group on the CPU, where the weights "
-            "are already"
+            "offload is 'sequential'; accepted: none, model or group on the CPU, because the "
+            "weights are there already"
         )
 
 

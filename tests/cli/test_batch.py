@@ -122,7 +122,7 @@ def test_after_an_interrupt_the_same_command_continues(
     ("options", "message"),
     [
         (["a cat", "--prompt-file", "p.txt"], "PROMPT and --prompt-file are given"),
-        (["--prompt-file", "p.txt", "-o", "a.mp4"], "must be one; pass --output-dir"),
+        (["--prompt-file", "p.txt", "-o", "a.mp4"], "accepted: one of them; pass --output-dir"),
         (["a cat", "--output-dir", "d"], "--output-dir is given: applies to --prompt-file only"),
         (["--prompt-file", "no.txt"], "--prompt-file is 'no.txt': No such file"),
         (["--prompt-file", "empty.txt"], "--prompt-file: empty.txt holds no prompt"),

@@ -37,12 +37,12 @@ def test_an_option_that_is_given_again_is_a_list(here: Path, model_folder: Path)
     [
         ("stepz: 3", "it has 'stepz', which is no option of this verb; is steps meant?"),
         ("config: other.yaml", "it has 'config', which is no option"),
-        ("steps: [3]", "steps is [3]: must be one value"),
-        ("compare: 3", "compare is 3: must be true or false"),
+        ("steps: [3]", "steps is [3]; accepted: one value"),
+        ("compare: 3", "compare is 3; accepted: true or false"),
         ("- steps", "must hold names and values"),
         ("a: b: c", "which is neither YAML nor JSON"),
         ("x: !!python/object:os.system {}", "which is neither YAML nor JSON"),
-        ("steps: 0", "--steps is 0: must be from 1 to 1000"),
+        ("steps: 0", "--steps is 0; accepted: 1 to 1000"),
     ],
 )
 def test_a_wrong_file_is_refused_by_name(here: Path, content: str, message: str) -> None:

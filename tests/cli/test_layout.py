@@ -188,13 +188,13 @@ def test_it_is_drawn_over_clips(tmp_path):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["--out", "a.gif"], "--output is 'a.gif': must end in .png or .mp4"),
-        (["--out", "a.png", "--columns", "0"], "--columns is 0: must be from 1 to 16"),
-        (["--out", "a.png", "--over", "x.npy"], "--over is given 1 times: must be 2, one a shot"),
-        (["--out", "a.png", "--height", "50"], "--height is 50: must be a multiple of 16"),
+        (["--out", "a.gif"], "--output is 'a.gif'; accepted: a name that ends in .png or .mp4"),
+        (["--out", "a.png", "--columns", "0"], "--columns is 0; accepted: 1 to 16"),
+        (["--out", "a.png", "--over", "x.npy"], "--over is given 1 times; accepted: 2, one for"),
+        (["--out", "a.png", "--height", "50"], "--height is 50; accepted: a multiple of 16"),
         (
             ["--out", "a.png", "--frames", "16"],
-            "--frames is 16: must be 1 more than a mul",
+            "--frames is 16; accepted: 1 more than a mul",
         ),
         (["--out", "a.png", "--model", "./no"], "--model is './no': no such folder"),
         (

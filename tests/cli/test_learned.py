@@ -57,7 +57,10 @@ def test_two_schedulers_of_a_model_have_two_names(paths, learns):
     shutil.copy(paths[0], other)
     result = invoke("learned", "--clear", "aaaaaaaa")
     assert result.exit_code == 2
-    assert "is of several: must be one of aaaaaaaa-1111, aaaaaaaa-2222, bbbbbbbb" in result.stderr
+    assert (
+        "which several names begin with; accepted: one of aaaaaaaa-1111, aaaaaaaa-2222, bbbbbbb"
+        in result.stderr
+    )
     assert invoke("learned", "--clear", "aaaaaaaa-2222").exit_code == 0
     assert paths[0].exists() and not other.exists()
 

@@ -191,16 +191,16 @@ def test_calibrate_keeps_out_of_folders_that_hold_something_else(
         ([], "PROMPTS is not given: pass a file of 12 prompts or more"),
         (["--prompts", "no.txt"], "PROMPTS is 'no.txt': No such file or directory"),
         (["--prompts", "no.doc"], "no.doc ends in '.doc'; accepted: .jsonl, .txt, .json"),
-        (["--speedups", "2,x"], "--speedups is '2,x': must be numbers above 1"),
-        (["--speedups", "1"], "--speedups is '1': must be numbers above 1"),
-        (["--speedups", "6"], "--speedups has 6: must be at most 5 at 10 steps"),
+        (["--speedups", "2,x"], "--speedups is '2,x'; accepted: numbers above 1"),
+        (["--speedups", "1"], "--speedups is '1'; accepted: numbers above 1"),
+        (["--speedups", "6"], "--speedups has 6; accepted: at most 5 at 10 steps"),
         (["--steps", "7"], "--steps is 7: calibrate needs at least 8"),
-        (["--out", "p.json"], "--output is 'p.json': must end in .safetensors"),
+        (["--out", "p.json"], "--output is 'p.json'; accepted: a name that ends in .safetensors"),
         (
             ["--out", "no/p.safetensors"],
             "--output is 'no/p.safetensors': its folder does not exist",
         ),
-        (["--height", "17"], "--height is 17: must be a multiple of 16"),
+        (["--height", "17"], "--height is 17; accepted: a multiple of 16"),
     ],
 )
 def test_calibrate_refuses_before_the_work(
@@ -308,12 +308,12 @@ def test_plan_draws(plan: Any, here: Path, suffix: str) -> None:
     [
         (["--quality", "30", "--speedup", "2"], "--quality 30 and --speedup 2 are given"),
         (["--quality", "0"], "--quality is 0.0; accepted: a finite number above 0"),
-        (["--quality", "nan"], "--quality is nan: must be finite"),
+        (["--quality", "nan"], "--quality is nan; accepted: a finite number"),
         (["--speedup", "0.5"], "--speedup is 0.5; accepted: a finite number, 1 or more"),
         (["--speedup", "6"], "--speedup 6: --speedup is 6.0; accepted: 1 to 5 at 10 steps"),
         (["--speedup", "2", "--guidance", "1"], "and this run has one branch, so its plans do not"),
         (["--steps", "20"], "--steps is given: applies with --quality or --speedup"),
-        (["--plot", "p.pdf"], "--plot is 'p.pdf': must end in .png or .svg"),
+        (["--plot", "p.pdf"], "--plot is 'p.pdf'; accepted: a name that ends in .png or .svg"),
         (["--plot", "no/p.png"], "--plot is 'no/p.png': its folder does not exist"),
     ],
 )
@@ -528,7 +528,7 @@ def test_generate_refuses_the_profile_of_another_model_unless_forced(
             ["--speedup", "2", "--accel", "unicp-paper"],
             "--speedup is given with --accel",
         ),
-        (["--accel", "magic"], "--accel is 'magic': must be one of unicp, unicp-paper"),
+        (["--accel", "magic"], "--accel is 'magic'; accepted: unicp, unicp-paper"),
         (
             ["--accel", "unicp-paper", "--site", "block"],
             "--accel is given with --site",
@@ -541,8 +541,11 @@ def test_generate_refuses_the_profile_of_another_model_unless_forced(
             ["--accel", "unicp", "--site", "block"],
             "--accel is 'unicp' with --site",
         ),
-        (["--cache-memory", "lots"], "--cache-memory is 'lots': must be a size above 0, e.g. 512M"),
-        (["--cache-memory", "0GiB"], "--cache-memory is '0GiB': must be a size above 0"),
+        (
+            ["--cache-memory", "lots"],
+            "--cache-memory is 'lots'; accepted: a size above 0, e.g. 512M",
+        ),
+        (["--cache-memory", "0GiB"], "--cache-memory is '0GiB'; accepted: a size above 0"),
         (["--threshold", "0.1"], "--profile is given; accepted: with --quality or --speedup"),
         (["--quality", "30", "--steps", "7"], "--steps is 7: --quality 30 needs at least 8"),
     ],
@@ -772,8 +775,8 @@ def test_evaluate_takes_the_settings_of_plans_into_a_folder_that_had_none(
             "--deterministic is given: applies to the methods quality and speedup only",
         ),
         (["--cache-memory", "1GiB"], "--cache-memory is given: applies to the methods quality and"),
-        (["--cache-memory", "lots"], "--cache-memory is 'lots': must be a size above 0"),
-        (["--cache-memory", "0"], "--cache-memory is '0': must be a size above 0"),
+        (["--cache-memory", "lots"], "--cache-memory is 'lots'; accepted: a size above 0"),
+        (["--cache-memory", "0"], "--cache-memory is '0'; accepted: a size above 0"),
     ],
 )
 def test_evaluate_refuses_settings_of_plans_without_one(

@@ -106,7 +106,7 @@ def test_the_settings_of_the_scene_reach_it(generate, here):
     [
         (("--alpha", "2"), "--alpha is 2.0; accepted: from 0 to 1"),
         (("--alpha", "1", "--no-reposition"), "has no meaning with --no-reposition"),
-        (("--background", "ajar"), "--background is 'ajar': must be one of open, closed"),
+        (("--background", "ajar"), "--background is 'ajar'; accepted: open, closed"),
         (("--background", "open", "--no-isolation"), "has no meaning with --no-isolation"),
         (("a red circle",), "the layout has the prompts"),
     ],
@@ -155,5 +155,5 @@ def test_options_of_a_scene_need_a_layout(here, model_folder):
 
 def test_strips_want_clips_of_one_size():
     clips = [np.zeros((3, 4, 4, 3), np.uint8), np.zeros((3, 4, 6, 3), np.uint8)]
-    with pytest.raises(ValueError, match="2 clips and 2 labels: as many, of one size"):
+    with pytest.raises(ValueError, match="2 clips of 2 sizes, and 2 labels; accepted"):
         video.film_strips(clips, labels=["a", "b"])

@@ -174,7 +174,7 @@ def test_signs_are_the_same_for_a_seed_and_draw_from_no_global_generator():
         ({"group": 48}, "group is 48; accepted: a power of two, at least 2"),
         ({"group": 1}, "group is 1; accepted"),
         ({"signs": torch.ones(3)}, r"signs has shape \(3,\); accepted: \(64,\)"),
-        ({"value": torch.arange(3)}, "value is of torch.int64; accepted: floating point"),
+        ({"value": torch.arange(3)}, "value has dtype torch.int64; accepted: floating"),
     ],
 )
 def test_what_cannot_be_packed_is_refused_by_name(given, message):

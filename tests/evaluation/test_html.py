@@ -420,7 +420,10 @@ def spoil_a_result(folder: Path) -> None:
 
 @pytest.mark.parametrize(
     ("output", "expected"),
-    [("page.pdf", "must end in .html"), ("none/page.html", "its folder does not exist")],
+    [
+        ("page.pdf", "a name that ends in .html"),
+        ("none/page.html", "its folder does not exist"),
+    ],
 )
 def test_an_output_that_cannot_be_is_refused_before_the_work(store, tmp_path, output, expected):
     found = run(str(store.folder), "--output", str(tmp_path / output))

@@ -61,7 +61,7 @@ def test_a_random_draft_reaches_what_chance_does():
 
 @pytest.mark.parametrize(("final", "draft"), [([1.0], [1.0]), ([1.0, 2.0], [1.0])])
 def test_too_few_or_unequal_seeds_are_refused(final, draft):
-    with pytest.raises(ValueError, match="must be as many of each, at least 2"):
+    with pytest.raises(ValueError, match="accepted: equal numbers of scores, 2 or more"):
         agree(final, draft)
 
 
@@ -248,7 +248,7 @@ def command(tmp_path, tiny_wan):
 def test_fewer_than_three_seeds_and_clips_that_are_not_stored_are_refused(command):
     more = ["--methods", "fewer-steps:2", "--ranking"]
     few = invoke(*command, *more, "--seeds", "0,1")
-    assert few.exit_code == 2 and "must be at least 3 seeds" in " ".join(few.stderr.split())
+    assert few.exit_code == 2 and "accepted: at least 3 seeds" in " ".join(few.stderr.split())
     unkept = invoke(*command, *more, "--seeds", "0,1,2", "--no-keep-clips")
     assert unkept.exit_code == 2 and "it reads the clips again" in " ".join(unkept.stderr.split())
 

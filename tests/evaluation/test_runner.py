@@ -401,7 +401,7 @@ def test_plain_text_and_vbench_lists_are_read_and_a_line_that_comes_twice_counts
         (["--methods", ","], "methods is ','"),
         (["--metrics", "psnr_db,beauty"], "--metrics has 'beauty': accepted are psnr_db"),
         (["--seeds", "0,x"], "--seeds is '0,x'"),
-        (["--backend", "mpi"], "--backend is 'mpi': must be local or ray"),
+        (["--backend", "mpi"], "--backend is 'mpi'; accepted: local or ray"),
         (["--height", "17"], "--height is 17"),
     ],
 )

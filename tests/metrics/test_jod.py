@@ -153,13 +153,13 @@ def test_what_is_refused():
     clip = smooth()
     with pytest.raises(Unavailable, match="needs at least 2 frames, and has 1"):
         jod(clip[:1], clip[:1], data_range=255)
-    with pytest.raises(ValueError, match="must be at least 8x8"):
+    with pytest.raises(ValueError, match="accepted: at least 8x8"):
         jod(clip[:, :7], clip[:, :7], data_range=255)
-    with pytest.raises(ValueError, match=r"fps is 0: must be finite and greater than 0"):
+    with pytest.raises(ValueError, match=r"fps is 0; accepted: a finite number above 0"):
         jod(clip, clip, data_range=255, fps=0)
-    with pytest.raises(ValueError, match=r"display is 'wall': must be one of standard_4k, "):
+    with pytest.raises(ValueError, match=r"display is 'wall'; accepted: standard_4k, "):
         jod(clip, clip, data_range=255, display="wall")
-    with pytest.raises(ValueError, match="distance_m is nan: must be finite"):
+    with pytest.raises(ValueError, match="distance_m is nan; accepted: a finite"):
         jod(clip, clip, data_range=255, distance_m=float("nan"))
 
 

@@ -39,8 +39,8 @@ def test_latents_in_parts_score_as_the_whole():
     ("x", "y", "message"),
     [
         (np.ones(3), np.ones(4), "test has shape (4,), reference has (3,)"),
-        (np.ones(3), np.ones((3, 1)), "latents must be of equal shape"),
-        (np.ones(3, int), np.ones(3), "reference has dtype int64: latents must be float"),
+        (np.ones(3), np.ones((3, 1)), "accepted: equal shapes"),
+        (np.ones(3, int), np.ones(3), "reference has dtype int64; accepted: float"),
         (np.ones(3), np.array([1, np.nan, 1]), "test has NaN or infinite values"),
         (np.ones(0), np.ones(0), "must hold at least one value"),
     ],

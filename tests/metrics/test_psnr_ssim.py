@@ -220,16 +220,16 @@ NAN = np.where(np.arange(2)[:, None, None, None] == 1, np.nan, GOOD)
     ("reference", "test", "data_range", "message"),
     [
         (GOOD, GOOD[:1], 1.0, "test has shape (1, 16, 16, 3), reference has (2, 16, 16, 3)"),
-        (GOOD[0], GOOD[0], 1.0, "reference has shape (16, 16, 3): must be (T, H, W, C)"),
+        (GOOD[0], GOOD[0], 1.0, "reference has shape (16, 16, 3); accepted: (T, H, W, C)"),
         (GOOD[..., :2], GOOD[..., :2], 1.0, "C of 1 or 3"),
         (GOOD[:0], GOOD[:0], 1.0, "at least one frame"),
         (GOOD.astype(np.uint8), GOOD, 255, "reference is uint8 and test is float64"),
-        (GOOD.astype(int), GOOD.astype(int), 255, "reference has dtype int64: must be uint8"),
-        (GOOD, GOOD.astype(int), 255, "test has dtype int64: must be uint8 or float"),
-        (GOOD, GOOD, 0, "data_range is 0: must be finite and greater than 0"),
+        (GOOD.astype(int), GOOD.astype(int), 255, "reference has dtype int64; accepted: uint8"),
+        (GOOD, GOOD.astype(int), 255, "test has dtype int64; accepted: uint8 or float"),
+        (GOOD, GOOD, 0, "data_range is 0; accepted: a finite number above 0"),
         (GOOD, GOOD, -1.0, "data_range is -1.0"),
         (GOOD, GOOD, math.nan, "data_range is nan"),
-        (GOOD.astype(np.uint8), GOOD.astype(np.uint8), 1.0, "data_range is 1.0: must be 255"),
+        (GOOD.astype(np.uint8), GOOD.astype(np.uint8), 1.0, "data_range is 1.0; accepted: 255"),
         (NAN, GOOD, 1.0, "reference has NaN or infinite values in frame 1"),
         (GOOD, NAN, 1.0, "test has NaN or infinite values in frame 1"),
         (GOOD + np.inf, GOOD, 1.0, "reference has NaN or infinite values in frame 0"),
@@ -244,7 +244,9 @@ def test_refusals_name_the_argument_and_what_is_accepted(
 
 def test_ssim_refuses_frames_smaller_than_its_window():
     small = np.zeros((1, 10, 16, 3))
-    with pytest.raises(ValueError, match=r"reference has frames of 10x16: must be at least 11x11"):
+    with pytest.raises(
+        ValueError, match=r"reference has frames of 10x16; accepted: at least 11x11"
+    ):
         ssim(small, small, data_range=1.0)
     assert ssim(np.zeros((1, 11, 11, 3)), np.zeros((1, 11, 11, 3)), data_range=1.0) == 1.0
 

@@ -181,7 +181,7 @@ def test_what_is_refused(weights, tmp_path):
     torch.save({"x": torch.zeros(1)}, tmp_path / "other.pth")
     with pytest.raises(ValueError, match=r"no 'net.slice1.0.weight'; the shift-tolerant AlexNet"):
         st_lpips(clip, clip, data_range=255, weights=tmp_path / "other.pth")
-    with pytest.raises(ValueError, match="must be at least 21x21"):
+    with pytest.raises(ValueError, match="accepted: at least 21x21"):
         st_lpips(clip[:, :20], clip[:, :20], data_range=255, weights=weights)
     smallest = clip[:, :21, :21]
     assert st_lpips(smallest, smallest, data_range=255, weights=weights) == 0.0

@@ -67,5 +67,7 @@ def test_a_row_that_cannot_be_is_refused(change, message):
 def test_blocks_that_are_not_there_are_named():
     pipe = next(row for row in ROWS if row.title == "SkyReelsV2Pipeline").build()
     register_family(dataclasses.replace(ROW, blocks=("layers",)))
-    with pytest.raises(ValueError, match=r"has blocks layers, which .* accepted: some of blocks"):
+    with pytest.raises(
+        ValueError, match=r"has blocks layers, which .* lacks; accepted: some of blocks"
+    ):
         accelerate(pipe, threshold=0.0)

@@ -81,12 +81,12 @@ def test_a_folder_without_the_file_has_no_defaults(tmp_path: Path) -> None:
     ("text", "expected"),
     [
         ("{", "is not JSON"),
-        ("[1]", "holds a list: must be a JSON object"),
-        ('{"heigth": 64}', "must be an object of height, width"),
-        ('{"height": 0}', "height is 0 in .*must be a whole number above 0"),
-        ('{"height": 64.5}', "height is 64.5 in .*must be a whole number above 0"),
-        ('{"height": true}', "height is True in .*must be a whole number above 0"),
-        ('{"fps": "8"}', "fps is '8' in .*must be a number above 0"),
+        ("[1]", "has a list; accepted: a JSON object"),
+        ('{"heigth": 64}', "accepted: an object of height, width"),
+        ('{"height": 0}', "height is 0 in .*; accepted: a whole number above 0"),
+        ('{"height": 64.5}', "height is 64.5 in .*; accepted: a whole number above 0"),
+        ('{"height": true}', "height is True in .*; accepted: a whole number above 0"),
+        ('{"fps": "8"}', "fps is '8' in .*; accepted: a number above 0"),
     ],
 )
 def test_wrong_defaults_are_refused_by_name(tmp_path: Path, text: str, expected: str) -> None:

@@ -64,7 +64,7 @@ def _read(path: Path, shown: str) -> dict[Any, Any]:
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         raise BadInput(f"{shown}, which is neither YAML nor JSON: {error}") from error
     if not isinstance(content, dict):
-        raise BadInput(f"{shown}: must hold names and values, as `steps: 30`")
+        raise BadInput(f"{shown}; accepted: a file of names and values, such as `steps: 30`")
     return content
 
 
@@ -76,8 +76,8 @@ def _value(value: Any, where: str, parameter: Any) -> Any:
         return [_value(entry, where, None) for entry in entries]
     if getattr(parameter, "is_flag", False):
         if not isinstance(value, bool):
-            raise BadInput(f"{where} is {value!r:.80}: must be true or false")
+            raise BadInput(f"{where} is {value!r:.80}; accepted: true or false")
         return value
     if isinstance(value, (dict, list)) or not is_printable(str(value)):
-        raise BadInput(f"{where} is {value!r:.80}: must be one value")
+        raise BadInput(f"{where} is {value!r:.80}; accepted: one value")
     return str(value)

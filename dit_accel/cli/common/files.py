@@ -47,7 +47,7 @@ class Files:
 def name_files(output: Path, *, compare: bool) -> Files:
     """The names that follow from `--output`."""
     if not output.name:
-        raise BadInput(f"--output is {str(output)!r}: must name a file")
+        raise BadInput(f"--output is {str(output)!r}; accepted: a path with a file name")
     return Files(
         video=output,
         sidecar=output.with_name(output.name + ".json"),
@@ -75,7 +75,7 @@ def check_file(
     """Refuse before the work a single file that could not be written after it."""
     shown = f"{option} is {str(path)!r}"
     if suffixes and path.suffix.lower() not in suffixes:
-        raise BadInput(f"{shown}: must end in {' or '.join(suffixes)}")
+        raise BadInput(f"{shown}; accepted: a name that ends in {' or '.join(suffixes)}")
     if path.is_dir():
         raise BadInput(f"{shown}: it is a folder")
     if not path.absolute().parent.is_dir():

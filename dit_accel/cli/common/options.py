@@ -237,7 +237,7 @@ class ClipOptions(SizeOptions, InputOptions, VersionOptions, MachineOptions):
 def check_choice(name: str, value: str | None, accepted: Sequence[str]) -> None:
     """Refuse a value that is none of those accepted; None is not given."""
     if value is not None and value not in accepted:
-        raise BadInput(f"--{name} is {value!r}: must be one of {', '.join(accepted)}")
+        raise BadInput(f"--{name} is {value!r}; accepted: {', '.join(accepted)}")
 
 
 def listed(text: str) -> list[str]:
@@ -252,5 +252,5 @@ def bytes_of(text: str | None) -> int | None:
     try:
         return byte_count(text)
     except ValueError as error:
-        accepted = "must be a size above 0, e.g. 512MiB or 2GiB"
-        raise BadInput(f"--cache-memory is {text!r}: {accepted}") from error
+        accepted = "a size above 0, e.g. 512MiB or 2GiB"
+        raise BadInput(f"--cache-memory is {text!r}; accepted: {accepted}") from error

@@ -147,13 +147,13 @@ def _check_values(options: Any) -> None:
             accepted = _refusal(value)
             if accepted is not None:
                 named = _name(field)
-                raise BadInput(f"{named} is {shown(_text(value))}: must be {accepted}")
+                raise BadInput(f"{named} is {shown(_text(value))}; accepted: {accepted}")
 
 
 def _refusal(value: Any) -> str | None:
     """What is accepted instead of a value; None where it may be right."""
     if isinstance(value, float) and not math.isfinite(value):
-        return "finite"
+        return "a finite number"
     if isinstance(value, int) and not abs(value) < LARGEST:
         return "below 2**63"
     if isinstance(value, (str, Path)) and not is_printable(str(value)):

@@ -103,7 +103,8 @@ class Request(AccelOptions, ClipOptions):
         for name, value in others.items():
             if value:
                 instead = "; pass --output-dir" if name == "--output" else ""
-                raise BadInput(f"{name} and --prompt-file are given: must be one{instead}")
+                both = f"{name} and --prompt-file are given"
+                raise BadInput(f"{both}; accepted: one of them{instead}")
 
     def _check_layout_options(self) -> None:
         for name in INPUT_FILES:
@@ -178,8 +179,8 @@ def check_within(option: str, value: float | None, low: float, high: float | Non
     if value is None:
         return
     if not value >= low or (high is not None and not value <= high):  # also where it is NaN
-        accepted = f"at least {low:g}" if high is None else f"from {low} to {high}"
-        raise BadInput(f"{option} is {shown(value)}: must be {accepted}")
+        accepted = f"at least {low:g}" if high is None else f"{low} to {high}"
+        raise BadInput(f"{option} is {shown(value)}; accepted: {accepted}")
 
 
 def slug(prompt: str, *, longest: int = 60) -> str:

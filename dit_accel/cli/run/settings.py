@@ -260,13 +260,13 @@ def check_sizes(strides: SizeStrides, height: int, width: int, frames: int) -> N
         if value % strides.spatial:
             near = _nearest(value, strides.spatial, 0)
             raise BadInput(
-                f"{option} is {value}: must be a multiple of {strides.spatial}, e.g. {near}"
+                f"{option} is {value}; accepted: a multiple of {strides.spatial}, e.g. {near}"
             )
         _check_reach(option, value, strides.pixels_per_token, strides.longest, 0)
     if (frames - 1) % strides.temporal:
         near = _nearest(frames, strides.temporal, 1)
         accepted = f"1 more than a multiple of {strides.temporal}, e.g. {near}"
-        raise BadInput(f"--frames is {frames}: must be {accepted}")
+        raise BadInput(f"--frames is {frames}; accepted: {accepted}")
     _check_reach("--frames", frames, strides.temporal, strides.longest, 1)
 
 
@@ -274,8 +274,8 @@ def check_strength(strength: float | None, steps: int) -> None:
     """Refuse a change of a video that is so small that no step runs."""
     if strength is not None and int(steps * strength) < 1:
         raise BadInput(
-            f"--strength is {strength:g}: with --steps {steps} no step runs; must be at least "
-            f"{math.ceil(1000 / steps) / 1000:g}"
+            f"--strength is {strength:g}, and with --steps {steps} no step runs; accepted: at "
+            f"least {math.ceil(1000 / steps) / 1000:g}"
         )
 
 

@@ -45,9 +45,11 @@ def side_by_side(
     """
     clips = to_uint8(left, name="left"), to_uint8(right, name="right")
     if left.shape != right.shape:
-        raise ValueError(f"right has shape {right.shape}, left has {left.shape}: must be equal")
+        raise ValueError(
+            f"right has shape {right.shape}, left has {left.shape}; accepted: equal shapes"
+        )
     if gap < 0 or gap % 2:
-        raise ValueError(f"gap is {gap}: must be even and at least 0")
+        raise ValueError(f"gap is {gap}; accepted: an even number, 0 or more")
     factor = max(1, math.ceil(min_height / left.shape[1]))
     height, width = left.shape[1] * factor, left.shape[2] * factor
     strip = _caption(labels, height, width, gap)
@@ -106,7 +108,11 @@ def film_strips(
         ValueError: the clips differ in size, or there is not one label per clip.
     """
     if not clips or len(clips) != len(labels) or len({clip.shape[1:] for clip in clips}) != 1:
-        raise ValueError(f"{len(clips)} clips and {len(labels)} labels: as many, of one size")
+        sizes = {clip.shape[1:] for clip in clips}
+        raise ValueError(
+            f"there are {len(clips)} clips of {len(sizes)} sizes, and {len(labels)} labels; "
+            "accepted: clips of one size, each with a label"
+        )
     tall, wide = clips[0].shape[1:3]
     factor = max(1, math.ceil(height / tall))
     tall, wide = tall * factor, wide * factor

@@ -89,7 +89,7 @@ def stream_video(
         FileNotFoundError: there is no such file.
     """
     if chunk < 1:
-        raise ValueError(f"chunk is {chunk}: must be at least 1")
+        raise ValueError(f"chunk is {chunk}; accepted: 1 or more")
     source = _source(path)
     if source.suffix.lower() == ".npy":
         return _stream_npy(source, str(path), chunk)
@@ -177,7 +177,8 @@ def decode(path: Path) -> Iterator[Frames]:
 def _source(path: str | os.PathLike[str]) -> Path:
     source = Path(path).absolute()
     if source.suffix.lower() not in READABLE:
-        raise ValueError(f"path is {str(path)!r}: must end in one of {', '.join(READABLE)}")
+        accepted = f"a name that ends in {', '.join(READABLE)}"
+        raise ValueError(f"path is {str(path)!r}; accepted: {accepted}")
     if not source.is_file():
         raise FileNotFoundError(errno.ENOENT, "path is no file", str(path))
     return source
@@ -222,10 +223,12 @@ def _check_whole(source: Path, shown: str, count: int, stated: int) -> None:
 
 def _remarks(shown: str, times: list[float], stated: int, fps: float) -> list[str]:
     if container.uneven_times(times):
-        return [f"{shown} has frames at uneven times: its frame rate varies, or some are missing"]
+        return [f"{shown} has frames at uneven times: its frame rate varies, or frames are missing"]
     if len(times) < stated - 1 and fps > 0:
         seconds = (stated - len(times)) / fps
-        return [f"{shown} goes on for {seconds:.1f} s after its last frame, as with longer audio"]
+        return [
+            f"{shown} goes on for {seconds:.1f} s after its last frame, for instance with longer audio"
+        ]
     return []
 
 
@@ -240,10 +243,11 @@ def _stream_npy(source: Path, shown: str, chunk: int) -> Iterator[Frames]:
     try:
         clip = np.load(source, mmap_mode="r", allow_pickle=False)
     except (ValueError, EOFError) as error:
-        raise ValueError(f"path is {shown!r}: it holds no whole numpy array ({error})") from error
+        raise ValueError(f"path is {shown!r}: it has no complete numpy array ({error})") from error
     if clip.dtype != np.uint8 or clip.ndim != 4 or clip.shape[3] != 3 or 0 in clip.shape:
         raise ValueError(
-            f"path holds {clip.dtype} of shape {clip.shape}: must be uint8 of (T, H, W, 3)"
+            f"path is {shown!r}, with {clip.dtype} of shape {clip.shape}; accepted: uint8 of shape "
+            "(T, H, W, 3)"
         )
     for at in range(0, len(clip), chunk):
         yield np.array(clip[at : at + chunk])

@@ -50,7 +50,8 @@ def write_video(path: str | os.PathLike[str], frames: npt.NDArray[Any], *, fps: 
     """
     clip = to_uint8(frames)
     if not _FPS_RANGE[0] <= fps <= _FPS_RANGE[1]:
-        raise ValueError(f"fps is {fps}: must be in {list(_FPS_RANGE)}")
+        low, high = _FPS_RANGE
+        raise ValueError(f"fps is {fps}; accepted: {low:g} to {high:g}")
     check_output(path, height=clip.shape[1], width=clip.shape[2])
     target = Path(path).absolute()
     try:
@@ -77,7 +78,8 @@ def check_output(
     target = Path(path).absolute()
     suffix = target.suffix.lower()
     if suffix not in WRITABLE:
-        raise ValueError(f"path is {str(path)!r}: must end in one of {', '.join(WRITABLE)}")
+        accepted = f"a name that ends in {', '.join(WRITABLE)}"
+        raise ValueError(f"path is {str(path)!r}; accepted: {accepted}")
     if suffix == ".gif" and importlib.util.find_spec("PIL") is None:
         raise ValueError(f"path is {str(path)!r}: .gif needs Pillow (pip install pillow)")
     if suffix in _CODECS:
@@ -90,8 +92,8 @@ def _check_even(suffix: str, height: int | None, width: int | None) -> None:
     for name, value in (("height", height), ("width", width)):
         if value is not None and value % 2:
             raise ValueError(
-                f"{name} is {value}: {suffix} needs an even one, and frames are never rescaled; "
-                "crop them, or write .npy (lossless), .png or .gif"
+                f"{name} is {value}; accepted for {suffix}: an even number. Frames are never "
+                "rescaled: crop them, or write .npy (lossless), .png or .gif"
             )
 
 
@@ -175,7 +177,7 @@ def _verify(path: Path, clip: Frames, *, exact: bool) -> None:
     for count, frame in enumerate(decode(path), start=1):
         expected = clip[min(count, len(clip)) - 1]
         if frame.shape != expected.shape:
-            raise OSError(errno.EIO, f"frames of {expected.shape} read back as {frame.shape}")
+            raise OSError(errno.EIO, f"frames of {expected.shape} were read back as {frame.shape}")
         if exact and not np.array_equal(frame, expected):
             raise OSError(errno.EIO, f"frame {count - 1} did not read back bit-exact; write .npy")
     if count != len(clip):

@@ -45,8 +45,8 @@ def agree(final: Sequence[float], draft: Sequence[float]) -> Agreement:
     """
     if len(final) != len(draft) or len(final) < FEWEST:
         raise ValueError(
-            f"final has {len(final)} scores, draft has {len(draft)}: must be as many of each, "
-            f"at least {FEWEST}"
+            f"final has {len(final)} scores, draft has {len(draft)}; accepted: equal numbers of "
+            f"scores, {FEWEST} or more"
         )
     finals, drafts = np.asarray(final, float), np.asarray(draft, float)
     chosen = finals[drafts == drafts.max()]
