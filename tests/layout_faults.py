@@ -77,11 +77,11 @@ FAULTS = {
     ),
     "shots of one id": (
         _set("shots.1.id", "first"),
-        "shots[1].id is 'first', as shots[0].id; accepted: an id of its own",
+        "shots[1].id is 'first', like shots[0].id; accepted: an id that no other has",
     ),
     "subjects of one id": (
         _set("shots.0.subjects.1.id", "hero"),
-        "shots[0].subjects[1].id is 'hero', as subjects[0].id; accepted: an id of its own",
+        "shots[0].subjects[1].id is 'hero', like subjects[0].id; accepted: an id that no other has",
     ),
     "cast of one id": (
         lambda d: d["subjects"].append({"id": "hero", "prompt": "another"}),
@@ -89,11 +89,12 @@ FAULTS = {
     ),
     "cast that is placed nowhere": (
         lambda d: d["subjects"].append({"id": "ghost", "prompt": "a ghost"}),
-        "subjects[1].id is 'ghost', which no shot places",
+        "subjects[1].id is 'ghost', which is in no shot",
     ),
     "subject without a prompt": (
         _set("subjects", ...),
-        "shots[0].subjects[0].prompt is missing; accepted: text here, or in the subject at the top",
+        "shots[0].subjects[0].prompt is missing; accepted: a text here, or in the list of subjects "
+        "at the top",
     ),
     "no box": (
         _set("shots.0.subjects.1.box", ...),

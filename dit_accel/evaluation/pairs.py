@@ -234,7 +234,7 @@ def _clips(folder: Path) -> dict[str, Path]:
     for path in sorted(folder.iterdir()):
         if path.suffix.lower() in video.READABLE and path.is_file() and path.name[0] != ".":
             if path.stem in found:
-                raise UnfairPair(f"{found[path.stem]} and {path} have one id: keep one of them")
+                raise UnfairPair(f"{found[path.stem]} and {path} have the same id; keep one")
             found[path.stem] = path
     return found
 

@@ -52,16 +52,16 @@ def read_prompts(path: Path) -> tuple[EvaluationPrompt, ...]:
         prompt = _prompt(where, entry)
         known = found.setdefault(prompt.id, prompt)
         if known != prompt:
-            raise ValueError(f"{where}: id {prompt.id!r} has another prompt before")
+            raise ValueError(f"{where}: id is {prompt.id!r}, which an earlier prompt has already")
     if not found:
-        raise ValueError(f"{path} holds no prompt")
+        raise ValueError(f"{path} has no prompt; accepted: at least one")
     return tuple(found.values())
 
 
 def _prompt(where: str, entry: Any) -> EvaluationPrompt:
     if not isinstance(entry, dict) or set(entry) - set(KEYS) or "prompt" not in entry:
         raise ValueError(
-            f"{where}: {_short(entry)}; accepted: an object with prompt, and if wanted id, negative"
+            f"{where}: {_short(entry)}; accepted: an object with prompt, and optional id, negative"
         )
     for key, value in entry.items():
         if not isinstance(value, str) or not (value.strip() or key == "negative"):

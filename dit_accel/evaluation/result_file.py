@@ -56,7 +56,7 @@ def _check_job(field: Field, job: str) -> None:
     field.at("method").text()
     text = json.dumps(field.value, sort_keys=True, ensure_ascii=True)
     if hashlib.sha256(text.encode()).hexdigest()[:20] != job:
-        raise DocumentError(f"{field.place} is not the job that {job} is the hash of")
+        raise DocumentError(f"{field.place} is not the job with the hash {job}")
 
 
 def _check_machine(clock: Field) -> None:
@@ -97,7 +97,7 @@ def _check_computed(content: Field) -> None:
     calls = {name: rows.entries(1) for name, rows in computed.fields().items()}
     counts = [step.whole(0, 2**31) for rows in calls.values() for step in rows]
     if len({len(rows) for rows in calls.values()}) > 1:
-        raise DocumentError(f"{computed.place} has lists of several lengths; accepted: of one")
+        raise DocumentError(f"{computed.place} has lists of several lengths; accepted: one length")
     if content.at("job").at("method").value == UNCACHED and not any(counts):
         raise DocumentError(f"{computed.place} has no computed step; accepted: at least one")
 

@@ -68,6 +68,6 @@ def _check_names(spec: EvaluationSpec) -> None:
     bad = [id for id, name in names.items() if "/" in name or len(name.encode()) > LONGEST_NAME]
     if bad:
         raise ValueError(
-            f"prompts {', '.join(bad[:5])}{' and others' if len(bad) > 5 else ''} cannot name a "
-            f"file, which VBench asks for: accepted are up to {LONGEST_NAME - 6} bytes without /"
+            f"prompts {', '.join(bad[:5])}{' and others' if len(bad) > 5 else ''} cannot be file "
+            f"names, as VBench needs; accepted: up to {LONGEST_NAME - 6} bytes without /"
         )

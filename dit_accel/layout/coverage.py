@@ -76,8 +76,8 @@ def mask_chunks(path: Path) -> Iterator[npt.NDArray[np.bool_]]:
         raise LayoutError("mask", f"is {path.name!r}, which cannot be read: {error}") from error
     if not seen:
         raise LayoutError(
-            "mask", f"is {path.name!r}, whose brightest pixel is {brightest:.0f}: the subject is "
-            "nowhere; accepted: 255 where it is, 0 elsewhere",
+            "mask", f"is {path.name!r}, whose brightest pixel is {brightest:.0f}, so the subject "
+            "is nowhere; accepted: 255 where the subject is, 0 elsewhere",
         )  # fmt: skip
 
 
@@ -109,7 +109,7 @@ def _from_mask(path: Path, grid: TokenGrid) -> torch.Tensor:
             break
     if len(rows) != frames:
         found = f"more than {frames}" if len(rows) > frames else str(len(rows))
-        raise LayoutError("mask", f"has {found} frames; accepted: {frames}, as the clip")
+        raise LayoutError("mask", f"has {found} frames; accepted: {frames}, as many as the clip")
     return _by_latent_frame(torch.stack(rows), grid)
 
 

@@ -71,7 +71,7 @@ def check_unique(field: str, ids: Sequence[str]) -> None:
         if id in ids[:i]:
             raise LayoutError(
                 f"{field}[{i}].id",
-                f"is {id!r}, as {field}[{ids.index(id)}].id; accepted: an id of its own",
+                f"is {id!r}, like {field}[{ids.index(id)}].id; accepted: an id that no other has",
             )
 
 

@@ -41,7 +41,8 @@ def load(path: str | os.PathLike[str], *, outside: bool = False) -> Layout:
     """
     source = Path(path)
     if source.suffix.lower() not in SUFFIXES:
-        raise not_accepted("the file's name", source.name, f"an end in {', '.join(SUFFIXES)}")
+        accepted = f"a name that ends in {', '.join(SUFFIXES)}"
+        raise not_accepted("the file's name", source.name, accepted)
     if not source.is_file():
         raise FileNotFoundError(f"no layout at {source}")
     with source.open("rb") as file:
@@ -82,7 +83,7 @@ class _Reader:
         placed = {subject.id for shot in shots for subject in shot.subjects}
         for index, id in enumerate(cast):
             if id not in placed:
-                raise LayoutError(f"subjects[{index}].id", f"is {id!r}, which no shot places")
+                raise LayoutError(f"subjects[{index}].id", f"is {id!r}, which is in no shot")
         return Layout(shots, fields.get("negative_prompt"), fields["version"])
 
     def shot(self, found: Any, cast: dict[str, str]) -> Shot:
@@ -100,7 +101,7 @@ class _Reader:
         prompts = {**cast, id: fields["prompt"]} if "prompt" in fields else cast
         if id not in prompts:
             raise LayoutError(
-                "prompt", "is missing; accepted: text here, or in the subject at the top"
+                "prompt", "is missing; accepted: a text here, or in the list of subjects at the top"
             )
         reference = None
         if "reference" in fields:

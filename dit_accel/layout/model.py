@@ -245,8 +245,8 @@ class Layout:
             j = next(j for j, s in enumerate(self.shots[i].subjects) if _reads(s) == circle[1])
             raise LayoutError(
                 f"shots[{i}].subjects[{j}].reference.shot",
-                f"closes a circle: {' -> '.join(circle)}; accepted: shots that do not read, "
-                "directly or through others, from the shot that reads them",
+                f"closes a circle: {' -> '.join(circle)}; accepted: shots that do not refer, "
+                "directly or through others, to the shot that refers to them",
             )
 
 

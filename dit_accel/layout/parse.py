@@ -124,7 +124,7 @@ class _Builder:
 
     def _pair(self, event: Any, levels: int) -> tuple[str, Any]:
         if not isinstance(event, self.yaml.ScalarEvent):
-            raise LayoutError("", f"has a key that is no text{_place(event)}")
+            raise LayoutError("", f"has a key that is not a text{_place(event)}; accepted: texts")
         self._value(event, levels)  # refuses anchors and tags
         return event.value, self._value(next(self.events), levels - 1)
 

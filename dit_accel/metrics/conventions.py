@@ -38,7 +38,7 @@ def cache_dit_psnr_frames(reference: Clip, test: Clip, *, data_range: float) -> 
     """
     check_pair(reference, test, data_range=data_range)
     if reference.dtype != np.uint8:
-        raise ValueError(f"reference has dtype {reference.dtype}: this convention reads uint8 only")
+        raise ValueError(f"reference has dtype {reference.dtype}; accepted by cache-dit: uint8")
     with np.errstate(divide="ignore", over="ignore"):
         errors = [((x - y) ** 2).mean() for x, y in zip(reference, test, strict=True)]
         return 20.0 * np.log10(255.0 / np.sqrt(errors))

@@ -269,8 +269,9 @@ def register_family(row: Family) -> None:
         'mine'
     """
     names = [known.name for known in FAMILIES.values()]
-    _check("transformer", row.transformer, row.transformer not in FAMILIES, "a class without a row")
-    _check("name", row.name, bool(row.name) and row.name not in names, "a name of its own")
+    known = row.transformer in FAMILIES
+    _check("transformer", row.transformer, not known, "a class that has no row yet")
+    _check("name", row.name, bool(row.name) and row.name not in names, "a name that no row has")
     _check("blocks", row.blocks, bool(row.blocks), "the attributes that hold the blocks")
     _check("branches", row.branches, row.branches in BRANCHES, ", ".join(BRANCHES))
     _check("sites", row.sites, {*row.sites} <= {*SITES}, f"some of {', '.join(SITES)}")

@@ -26,7 +26,7 @@ def read_object(source: Path) -> dict[str, Any]:
             raise ValueError(f"larger than {_LARGEST_BYTES} bytes")
         found = json.loads(content.decode("utf-8-sig"))
     except RecursionError as error:
-        raise ValueError(f"{source} is nested too deep") from error
+        raise ValueError(f"{source} is nested too deeply") from error
     except OSError as error:
         raise ValueError(f"{source} cannot be read: {error.strerror}") from error
     except ValueError as error:  # of the text, or a number of thousands of digits

@@ -88,7 +88,7 @@ def check(text: str, model: LoadableModel) -> None:
         raise ModelError(f"lora is {text!r}: the model has no {lora.expert}; it has {there}")
     shapes = _shapes(lora.file, text)
     if not any("lora" in name.lower() for name in shapes):
-        raise ModelError(f"lora is {text!r}: none of its {len(shapes)} tensors is one of a LoRA")
+        raise ModelError(f"lora is {text!r}: none of its {len(shapes)} tensors is of a LoRA")
     for expert in _experts(lora, model.denoisers):
         _check_fit(text, shapes, model, expert)
     if importlib.util.find_spec("peft") is None:
@@ -156,6 +156,6 @@ def _check_fit(
     for layer, shape in both.items():
         if len(shape) == 2 and shape[1] != named[layer][-1]:
             raise ModelError(
-                f"lora is {text!r}, of a model of another size: {layer} takes {shape[1]} values "
-                f"in {expert}, and {named[layer][-1]} there"
+                f"lora is {text!r}, made for a model of another size: {layer} takes {shape[1]} "
+                f"values in {expert}, and {named[layer][-1]} in the LoRA"
             )

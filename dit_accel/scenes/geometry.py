@@ -56,8 +56,8 @@ def _ltx_sizes(module: Any, given: Given) -> Sizes:
     sizes = [given.get(name) for name in ("num_frames", "height", "width")]
     if given.get("video_coords") is not None or None in sizes:
         raise ValueError(
-            "the transformer is called with video_coords; accepted with a layout: the sizes of "
-            "the latents, as LTXPipeline has them"
+            "the transformer is called with video_coords; accepted with a layout: num_frames, "
+            "height and width of the latents, as LTXPipeline passes them"
         )
     frames, height, width = (int(size or 0) for size in sizes)
     return frames, height, width

@@ -107,7 +107,7 @@ class SceneAttention(Interceptor):
         shots = len(self.prompts)
         if count != shots:
             raise ValueError(
-                f"the call is for {count} clips; accepted: {shots}, one a shot of the layout"
+                f"the call is for {count} clips; accepted: {shots}, one for each shot of the layout"
             )
 
     # --- a forward ---
@@ -343,7 +343,7 @@ class SceneAttention(Interceptor):
         possible = asdict(self._possible & clip_rows.wanted(self.config))
         idle = (
             f"{what} was active at none of the {self.session.steps_ran} steps: {name} is "
-            f"{getattr(self.config, name)}; accepted: a span that has a step in it."
+            f"{getattr(self.config, name)}; accepted: a span with at least one step."
             for part, (what, name) in clip_rows.SPANS.items()
             if possible[part] and part not in self._were_active
         )

@@ -54,7 +54,7 @@ def labels(coverage: torch.Tensor, z: Sequence[int], least: float = 0.5) -> torc
     require(0 < least <= 1, "least", least, "above 0, up to 1")
     shares = coverage.detach().to("cpu", torch.float64).flatten(2)  # (S, F, cells)
     if shares.numel() and not bool(((shares >= 0) & (shares <= 1 + 1e-6)).all()):
-        raise ValueError("coverage has values outside 0 to 1; accepted: shares")
+        raise ValueError("coverage has values outside 0 to 1; accepted: shares from 0 to 1")
     owner = torch.zeros(shares.shape[1:], dtype=torch.int64)
     for subject in sorted(range(len(z)), key=lambda i: z[i]):  # stable: of equal z the later wins
         owner[shares[subject] >= least] = subject + 1
@@ -85,7 +85,7 @@ def _seat(owner: torch.Tensor, shares: torch.Tensor, here: list[int], frame: int
         if not seat(subject, set()):
             raise ValueError(
                 f"coverage leaves no token for subject {subject} in latent frame {frame}: "
-                "others need those that it covers; accepted: larger or separate boxes"
+                "others need the tokens that it covers; accepted: larger or separate boxes"
             )
     for cell, subject in seated.items():
         owner[cell] = subject + 1

@@ -65,7 +65,8 @@ class ReferenceClips:
         config = pipe.scheduler.config
         name = type(pipe.scheduler).__name__
         if "Flow" not in name and not config.get("use_flow_sigmas", False):
-            raise ValueError(f"scheduler is {name}; accepted with files as references: flow ones")
+            accepted = "accepted with files as references: flow matching"
+            raise ValueError(f"scheduler is {name}; {accepted}")
         patches.wrap(pipe, "prepare_latents", partial(self._wrap, pipe))
 
     def _wrap(self, pipe: Any, inner: Any) -> Any:

@@ -103,7 +103,7 @@ def subject_boxes(coverage: torch.Tensor) -> torch.Tensor:
     shares = coverage.detach().to("cpu", torch.float64)
     present = shares.flatten(1).amax(1) > 0
     if not bool(present.any()):
-        raise ValueError("coverage is 0 everywhere; accepted: a subject that is seen")
+        raise ValueError("coverage is 0 everywhere; accepted: a value above 0 somewhere")
     boxes = torch.zeros(len(shares), 4, dtype=torch.float64)
     for frame in present.nonzero().flatten().tolist():
         y0, y1 = _extent(shares[frame].amax(1))

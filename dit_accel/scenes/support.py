@@ -56,13 +56,13 @@ def check_no_image(module: Any) -> None:
 def check_undivided(processor: Any) -> None:
     """Refuse an attention whose tokens are split among devices."""
     if getattr(processor, "_parallel_config", None) is not None:
-        raise ValueError("context parallelism is on; accepted with a layout: off")
+        raise ValueError("context parallelism is on; accepted with a layout: no parallelism")
 
 
 def check_rotary(module: Any, family: Family) -> torch.dtype:
     """Refuse rotary angles other than those of `scenes/geometry.py`; returns their dtype."""
     if getattr(module, family.rotary or "", None) is None:
-        raise ValueError(f"{type(module).__name__} has no {family.rotary}; accepted: rotary ones")
+        raise ValueError(f"{type(module).__name__} has no {family.rotary}; accepted: rotary angles")
     theirs = stock_tables(module, family.name, (2, 2, 2))
     tables = GEOMETRIES[family.name].tables(module, {})
     ours = tables(reposition.token_positions(TokenGrid(2, 2, 2)))
@@ -82,7 +82,7 @@ def staged(attn: Any, patches: Patches) -> StagedAttnProcessor:
     """
     if isinstance(attn.processor, StagedAttnProcessor):
         raise ValueError(
-            "accel prunes attention, and with a layout each class would need blocks of its own; "
+            "accel prunes attention, but with a layout each subject would need its own blocks; "
             "accepted: accel=UniCP(pcas=None, shift=None)"
         )
     check_undivided(attn.processor)

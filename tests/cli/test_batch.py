@@ -125,7 +125,7 @@ def test_after_an_interrupt_the_same_command_continues(
         (["--prompt-file", "p.txt", "-o", "a.mp4"], "accepted: one of them; pass --output-dir"),
         (["a cat", "--output-dir", "d"], "--output-dir is given: applies to --prompt-file only"),
         (["--prompt-file", "no.txt"], "--prompt-file is 'no.txt': No such file"),
-        (["--prompt-file", "empty.txt"], "--prompt-file: empty.txt holds no prompt"),
+        (["--prompt-file", "empty.txt"], "--prompt-file: empty.txt has no prompt; accepted"),
     ],
 )
 def test_what_does_not_fit_is_refused(here: Path, options: list[str], message: str) -> None:

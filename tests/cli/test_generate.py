@@ -294,7 +294,7 @@ def test_a_missing_shard_is_named(broken: Path) -> None:
     ("file", "content", "said"),
     [
         ("model_index.json", "{", "model_index.json is not JSON"),
-        ("model_index.json", "[" * 100_000, "model_index.json is nested too deep"),
+        ("model_index.json", "[" * 100_000, "model_index.json is nested too deeply"),
         ("transformer/config.json", "{", "config.json is not JSON"),
         ("transformer/config.json", "[]", "config.json has a list; accepted: a JSON object"),
         ("transformer/config.json", '{"patch_size": ["x"]}', "patch_size is 'x' in transformer"),

@@ -280,7 +280,7 @@ def test_another_scheduler_makes_another_clip_with_the_same_shift(
 def test_a_lora_file_without_a_tensor_of_one_is_refused(make: Callable[..., Result]) -> None:
     save_file({"blocks.0.weight": np.zeros((2, 2), np.float32)}, "plain.safetensors")
     result = make("--lora", "plain.safetensors")
-    assert (result.exit_code, "none of its 1 tensors is one of a LoRA" in result.stderr) == (
+    assert (result.exit_code, "none of its 1 tensors is of a LoRA" in result.stderr) == (
         2,
         True,
     )

@@ -181,7 +181,7 @@ def test_a_clip_without_a_partner_is_named(folders, here):
 
 def test_two_files_of_one_id_are_refused(folders, here):
     video.write_video(here / "refs" / "clip-0.npy", clip(), fps=8)
-    assert "clip-0.mkv and refs/clip-0.npy have one id: keep one" in refused(*folders)
+    assert "clip-0.mkv and refs/clip-0.npy have the same id; keep one" in refused(*folders)
 
 
 def test_empty_folders_and_a_folder_against_a_file_are_refused(folders, here):

@@ -95,7 +95,7 @@ def test_what_was_measured_is_read_as_data_and_anything_else_is_refused(tmp_path
     [
         ({"paths": {}}, "calibration/gits-paths.json.runs is missing"),
         ({"runs": -1}, "calibration/gits-paths.json.runs is -1"),
-        ({"runs": 1, "paths": {"3": [0, 2, 2]}}, "accepted: rising steps, 0 first"),
+        ({"runs": 1, "paths": {"3": [0, 2, 2]}}, "accepted: rising steps, the first of"),
         ({"runs": 1, "paths": {"3": [0, 2, 9]}}, "accepted: a whole number, 0 to 5"),
         ({"runs": 1, "paths": {}}, "paths.3 is missing"),
     ],

@@ -368,7 +368,7 @@ def test_a_disk_that_is_full_ends_it_and_keeps_what_is_done(prompts, model, tmp_
         ("a.jsonl", '{"id": "../x", "prompt": "x"}\n', "line 1: id is '../x'"),
         ("a.jsonl", '{"id": "a", "prompt": "x"}\n{"id": "a", "prompt": "y"}', "another prompt"),
         ("a.json", '[{"prompt": "x"}]', "entry 1"),
-        ("a.txt", "\n\n", "holds no prompt"),
+        ("a.txt", "\n\n", "has no prompt; accepted: at least one"),
         ("a.csv", "x", "ends in '.csv'; accepted: .jsonl, .txt, .json"),
     ],
 )
@@ -587,7 +587,7 @@ def test_the_vbench_export_has_its_names_and_refuses_what_cannot_be_one(prompts,
     long.write_text(json.dumps({"id": "long", "prompt": "red " * 80}))
     evaluate(long, model, tmp_path / "b", "--methods", "edcw:9")
     run = CliRunner().invoke(app, ["report", str(tmp_path / "b"), "--vbench", str(there)])
-    assert run.exit_code == 2 and "prompts long cannot name a file" in run.stderr
+    assert run.exit_code == 2 and "prompts long cannot be file names" in run.stderr
     for more in (["--overwrite"], ["--output", "a.html"]):
         run = CliRunner().invoke(app, ["report", str(out), "--vbench", str(there), *more])
         assert run.exit_code == 2 and f"{more[0]} is given" in run.stderr

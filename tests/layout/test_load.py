@@ -210,7 +210,7 @@ DOCUMENTS = {
     "two documents": (b"version: 1\n---\nversion: 1", "has a second document"),
     "too deep": (b"[" * (DEEPEST + 1), f"is nested deeper than {DEEPEST}"),
     "deep mapping": (b"{a: " * (DEEPEST + 1), f"is nested deeper than {DEEPEST}"),
-    "key that is a list": (b"? [a]\n: 1", "has a key that is no text in line 1"),
+    "key that is a list": (b"? [a]\n: 1", "has a key that is not a text in line 1"),
     "key twice": (b"version: 1\nversion: 1", "has the key 'version' twice in one mapping"),
     "no YAML": (b"version: [1", "is not YAML: "),
     "null byte": (b"version: \x00", "is not YAML: "),
@@ -285,7 +285,7 @@ def test_a_circle_of_links_and_a_folder_are_no_files(tmp_path):
 
 
 def test_names_that_end_otherwise_and_files_that_are_not_there(tmp_path):
-    with pytest.raises(LayoutError, match=r"'a.txt'; accepted: an end in .yaml, .yml, .json"):
+    with pytest.raises(LayoutError, match=r"'a.txt'; accepted: a name that ends in .yaml, .y"):
         load(tmp_path / "a.txt")
     with pytest.raises(FileNotFoundError, match="no layout at"):
         load(tmp_path / "a.yaml")

@@ -103,7 +103,7 @@ def test_cache_dit_reports_nothing_for_exact_clips_and_reads_uint8_only():
     a = clip()
     with pytest.raises(Unavailable, match="None where every frame is exact"):
         CONVENTIONS["cache-dit"]["psnr_db"].function(a, a, data_range=255)
-    with pytest.raises(ValueError, match="dtype float64: this convention reads uint8 only"):
+    with pytest.raises(ValueError, match="dtype float64; accepted by cache-dit: uint8"):
         CONVENTIONS["cache-dit"]["psnr_db"].function(a / 255, a / 255, data_range=1.0)
 
 

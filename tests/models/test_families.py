@@ -48,7 +48,7 @@ def test_a_registered_transformer_takes_thresholds():
     ("change", "message"),
     [
         ({"transformer": "WanTransformer3DModel"}, "transformer='WanTransformer3DModel'"),
-        ({"name": "wan"}, "name='wan'; accepted: a name of its own"),
+        ({"name": "wan"}, "name='wan'; accepted: a name that no row has"),
         ({"blocks": ()}, "blocks=.*accepted: the attributes"),
         ({"branches": "both"}, "branches='both'; accepted: separate, batched, embedded"),
         ({"sites": ("output",)}, "sites=.*accepted: some of attention, block, model"),

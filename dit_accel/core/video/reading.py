@@ -226,9 +226,7 @@ def _remarks(shown: str, times: list[float], stated: int, fps: float) -> list[st
         return [f"{shown} has frames at uneven times: its frame rate varies, or frames are missing"]
     if len(times) < stated - 1 and fps > 0:
         seconds = (stated - len(times)) / fps
-        return [
-            f"{shown} goes on for {seconds:.1f} s after its last frame, for instance with longer audio"
-        ]
+        return [f"{shown} goes on for {seconds:.1f} s after its last frame, as with longer audio"]
     return []
 
 

@@ -111,7 +111,7 @@ class EasyCache(_StepDecision):
         if output.shape != latents.shape:
             raise ValueError(
                 f"easycache: output has shape {tuple(output.shape)}, input {tuple(latents.shape)}; "
-                "accepted: equal ones"
+                "accepted: equal shapes"
             )
         stored["residual"] = output - latents
         if first:

@@ -64,7 +64,7 @@ def path_of(found: Field, count: int, n: int) -> list[int]:
     """The computed steps of a number of them."""
     path = [step.whole(0, n - 1) for step in found.at("paths").at(str(count)).entries(count, count)]
     if path != sorted({0, *path}):
-        raise found.at("paths").at(str(count)).error("rising steps, 0 first")
+        raise found.at("paths").at(str(count)).error("rising steps, the first of them 0")
     return path
 
 

@@ -122,4 +122,4 @@ def _taken(
 
 
 def _wrong(path: Path, why: str) -> ValueError:
-    return ValueError(f"{path} cannot be resumed from ({why}): delete it, and training starts anew")
+    return ValueError(f"training cannot resume from {path} ({why}); delete it to start again")
