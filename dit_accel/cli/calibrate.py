@@ -233,10 +233,11 @@ def _open(work: Path, model: LoadableModel, settings: Settings) -> None:
             names = dict.fromkeys((*mine, *found))
             differing = ", ".join(k for k in names if found.get(k) != mine.get(k))
             if differing:
-                raise BadInput(f"{shown}, begun with other {differing}: delete it, or pass another")
+                begun = f"which was begun with other {differing}"
+                raise BadInput(f"{shown}, {begun}; delete it, or pass another folder")
             return
         if work.exists() and (not work.is_dir() or any(work.iterdir())):
-            raise BadInput(f"{shown}, which holds something else: pass another folder")
+            raise BadInput(f"{shown}, which has other files in it; pass another folder")
         work.mkdir(parents=True, exist_ok=True)
         with placed(stamp) as scratch:
             scratch.write_text(json.dumps(mine) + "\n", encoding="utf-8")
@@ -280,7 +281,7 @@ def _keep(profile: Profile | None, out: Path, model: str) -> None:
     _save(profile, out, model)
     number = len(profile.candidates[0].psnr_db) if profile.candidates else 0
     of = f"{number} clip{'s' if number > 1 else ''}" if number else "inner products alone"
-    say(f"{out} can be used: the profile of what is done, {of}", style="yellow")
+    say(f"{out} can be used: it is the profile of the work done so far, {of}", style="yellow")
 
 
 @contextlib.contextmanager
@@ -307,10 +308,12 @@ def _progress(calibration: CalibrationRun, given: CalibrateOptions) -> Iterator[
 def _say_estimate(estimate: Estimate, *, plans: int) -> None:
     """What the minutes are on this machine."""
     say(
-        f"a step takes {estimate.step_seconds:.3g} s, an uncached run "
-        f"{estimate.run_seconds:.3g}: {estimate.minutes:g} minutes are {estimate.runs:.1f} runs. "
-        + (f"Probes cost {estimate.first_runs:.1f}, a" if estimate.first_runs else "A")
-        + f" clip with {plans} plans costs {estimate.clip_runs:.1f}: up to {estimate.clips} clips",
+        f"a step takes {estimate.step_seconds:.3g} s, and an uncached run "
+        f"{estimate.run_seconds:.3g} s. "
+        f"So {estimate.minutes:g} minutes are {estimate.runs:.1f} runs. "
+        + (f"Probes cost {estimate.first_runs:.1f} runs. " if estimate.first_runs else "")
+        + f"A clip with {plans} plans costs {estimate.clip_runs:.1f} runs, so there will be up to "
+        f"{estimate.clips} clips",
         style="cyan",
     )
 

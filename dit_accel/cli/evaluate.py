@@ -45,8 +45,8 @@ def evaluate(given: EvaluateOptions) -> None:
         raise BadInput("--backend is 'ray', which is not installed: pip install 'dit-accel[ray]'")
     if given.workers is not None and given.backend != "ray":
         raise BadInput(
-            f"--workers is {given.workers}: applies to --backend ray; here, start this command "
-            "as often as you want workers"
+            f"--workers is {given.workers}; accepted: with --backend ray. Without Ray, start this "
+            "command once for each worker"
         )
     from dit_accel.cli.run.settings import locate
     from dit_accel.evaluation.worker import rescore
@@ -141,7 +141,7 @@ def _show(store: Store, spec: EvaluationSpec, given: EvaluateOptions) -> None:
     failed = sum(row.status[FAILED] for row in summary.rows)
     if failed and failed == summary.jobs:
         first = next((error for row in summary.rows for error in row.errors), "")
-        raise RunFailed(f"all {failed} clips failed, and --retry-failed tries again: {first}")
+        raise RunFailed(f"all {failed} clips failed (--retry-failed tries again): {first}")
 
 
 @contextlib.contextmanager

@@ -125,8 +125,8 @@ def _check_planned(given: EvaluateOptions, methods: list[str]) -> None:
     for name, value in only.items():
         if value:
             raise BadInput(
-                f"{name} is given: applies to the methods {' and '.join(planned)} only, and "
-                "--methods has neither"
+                f"{name} is given, but --methods has neither {' nor '.join(planned)}; accepted: "
+                "with one of these methods"
             )
 
 
@@ -167,9 +167,9 @@ def sources_of(
     )
     if prior is None:
         raise BadInput(
-            f"--methods has {spec.profiled[0]}, and no profile of {model.name} was found in its "
-            f"folder or the cache; nor does the prior know such runs: {known.CALIBRATE}, or pass "
-            "--profile"
+            f"--methods has {spec.profiled[0]}, but no profile of {model.name} was found in its "
+            "folder or the cache, and the prior does not cover such runs; "
+            f"{known.CALIBRATE}, or pass --profile"
         )
     return {}
 
@@ -180,7 +180,7 @@ def _metrics(text: str) -> tuple[str, ...]:
     names = tuple(options.listed(text))
     for name in names or (text,):
         if name not in METRICS:
-            raise BadInput(f"--metrics has {name!r}: accepted are {', '.join(METRICS)}")
+            raise BadInput(f"--metrics has {name!r}; accepted: {', '.join(METRICS)}")
     for row in (METRICS[name] for name in names if METRICS[name].needs):
         try:
             row.start(data_range=255)

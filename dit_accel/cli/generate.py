@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 
 REMARK_STYLE = "yellow"
-FEW = "{steps}: reuse gains nothing below {least}, and the summary shows where the time goes"
+FEW = "{steps}: below {least}, reuse gains nothing; the summary shows where the time goes"
 
 
 @verb(Request)

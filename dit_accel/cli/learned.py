@@ -65,7 +65,7 @@ def learned(given: LearnedOptions) -> None:
     elif rows:
         print_table(_table(rows))
     else:
-        typer.echo(f"nothing is learnt yet, in {folder}")
+        typer.echo(f"nothing has been learnt yet in {folder}")
 
 
 def _of_name(name: str, paths: list[Path]) -> Path:
@@ -131,10 +131,10 @@ def _table(rows: list[dict[str, Any]]) -> Table:
             steps = ", ".join(map(str, row["steps"]))
             measured = counted(row["measured"], "clip")
             if row["measured"]:
-                measured += f", {row['measured_minus_predicted_db']:+.1f} dB to the predicted"
+                measured += f", {row['measured_minus_predicted_db']:+.1f} dB from the prediction"
             cells = (
                 f"{row['pipeline']}\n{row['scheduler']}",
-                f"{row['clips']} computed whole\nof {steps} steps" if steps else "",
+                f"{row['clips']} uncached\nof {steps} steps" if steps else "",
                 measured,
             )
         table.add_row(row["name"], *cells, bytes_text(row["bytes"]), row["changed"])

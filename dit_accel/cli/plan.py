@@ -88,7 +88,7 @@ def plan(given: PlanOptions) -> None:
             config_of(quality=given.quality, speedup=given.speedup)
     elif given.steps is not None or given.guidance is not None:
         name = "--steps" if given.steps is not None else "--guidance"
-        raise BadInput(f"{name} is given: applies with --quality or --speedup")
+        raise BadInput(f"{name} is given; accepted: with --quality or --speedup")
     path, profile, model = _profile_and_model(given)
     chosen = _chosen(given, profile, model) if planned else None
     if given.plot is not None:
@@ -188,7 +188,7 @@ def _chosen(given: PlanOptions, profile: Profile, model: LoadableModel | None) -
     if coefficients is None:
         raise BadInput(
             f"--steps is {steps}: the timesteps of {key.scheduler} are known only when a run "
-            f"begins; accepted is {key.steps}, as calibrated"
+            f"begins; accepted: {key.steps}, as calibrated"
         )
     if not key.width:  # of no clips, as the prior's: a tensor's size is not known
         return ChosenPlan(choice, steps, guidance)
@@ -262,7 +262,8 @@ def _show(
         print_aligned(console, _rows(given, path, profile, chosen, shades_of(console)))
         return
     if not profile.candidates:
-        raise BadInput(f"--profile is {str(path)!r}: it has no plans; pass --quality or --speedup")
+        problem = "it has no candidate plans; pass --quality or --speedup"
+        raise BadInput(f"--profile is {str(path)!r}: {problem}")
     console.print(candidate_table(profile))
     console.print(f"profile  {path}", soft_wrap=True)
 
@@ -298,7 +299,7 @@ def _rows(
 
 def _source(path: Path | None, profile: Profile) -> list[Row]:
     if path is None:
-        return [("profile", "none of this model")]
+        return [("profile", "none for this model")]
     key = profile.key
     size = f"{key.width}x{key.height}, {key.frames} frames, {key.steps} steps"
     clips = f"{size}, guidance {key.guidance:g}, {key.dtype}"

@@ -59,7 +59,7 @@ class MemoryUse:
         if self.packed:
             text += f", {bytes_text(self.packed)} of them packed to {self.bits} bits"
         if self.offloaded:
-            text += f", {bytes_text(self.offloaded)} offloaded (on a CPU nothing is)"
+            text += f", {bytes_text(self.offloaded)} moved to the CPU (if the model runs on a GPU)"
         return text
 
 

@@ -22,9 +22,10 @@ if TYPE_CHECKING:
 FEWEST_SEEDS = 3
 RANKING_HEADS = ("method", "choice", "Spearman", "first", "chance", "gain")
 RANKING_NOTE = (
-    "Choice: how one of the seeds is chosen; a metric means the clip closest to a wanted one. "
-    "First: how often the best seed is the same, and by chance. Gain: the share of what the "
-    "best seed has above the mean seed that the chosen one has. By chance, Spearman and gain are 0."
+    "Choice: what the seeds are ranked by; a metric means the closeness to a wanted clip. "
+    "First: how often both rankings have the same best seed, and how often by chance. Gain: how "
+    "far the chosen seed lies above the mean seed, as a share of the best seed's lead. By chance, "
+    "Spearman and gain are 0."
 )
 
 
@@ -40,7 +41,7 @@ def check_ranking(spec: EvaluationSpec) -> None:
             f"{FEWEST_SEEDS} seeds"
         )
     if not spec.keep_clips:
-        raise BadInput("--ranking is given with --no-keep-clips: it reads the clips again")
+        raise BadInput("--ranking is given; accepted: without --no-keep-clips, as it reads clips")
 
 
 def ranking_table(rows: tuple[RankingRow, ...]) -> Table:

@@ -48,7 +48,7 @@ def report(given: ReportOptions) -> None:
         return
     if given.output is not None or given.overwrite:
         name = "--output" if given.output is not None else "--overwrite"
-        raise BadInput(f"{name} is given: it is of the page, and --vbench writes none")
+        raise BadInput(f"{name} is given; accepted: without --vbench, which writes no page")
     _export(given.run, given.vbench, as_json=given.as_json)
 
 

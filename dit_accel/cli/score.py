@@ -97,7 +97,7 @@ def _rows(metrics: str | None, convention: str | None, weights: Path | None) -> 
     whose = "" if convention is None else f" with --convention {convention}"
     for name in chosen or [metrics or ""]:
         if name not in names:
-            raise BadInput(f"--metrics has {name!r}: accepted are {', '.join(names)}{whose}")
+            raise BadInput(f"--metrics has {name!r}; accepted: {', '.join(names)}{whose}")
     return rows_of(chosen, convention=convention, lpips_weights=weights)
 
 

@@ -95,7 +95,7 @@ class Store:
             if others:
                 more = " and more" if len(others) > 1 else ""
                 raise StoreError(
-                    f"{self.folder} holds something else ({others[0]}{more}) and no evaluation: "
+                    f"{self.folder} has other files ({others[0]}{more}) and no evaluation: "
                     "choose another folder"
                 )
         with self.claims.locked():

@@ -87,7 +87,7 @@ def resolve_model(
         raise ModelError(f"model is {model!r:.80}: {error.strerror}") from error
     if version.revision is not None and (model is None or folder.exists()):
         raise ModelError(
-            f"revision is {version.revision!r}: applies to hub ids, and model is "
+            f"revision is {version.revision!r}; accepted: with a hub id, but model is "
             f"{'the miniature' if model is None else f'the folder {model!r}'}"
         )
     if model is None:

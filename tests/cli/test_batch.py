@@ -81,7 +81,7 @@ def test_stages_of_all_clips_are_shown_and_a_dry_run_leaves_no_folder(
     assert dry.exit_code == 0 and not (here / "prompts").exists()
     assert "0 of 3 clips are there already" in dry.stderr
     result = batch("--steps", "5")
-    assert "5 steps: reuse gains nothing below 8, and the summary shows where" in result.stderr
+    assert "5 steps: below 8, reuse gains nothing; the summary shows where" in result.stderr
     assert "\nby stage        text " in result.stdout and "write" in result.stdout
     assert "by stage" not in batch("--steps", "5").stdout  # nothing was made
 
@@ -123,7 +123,7 @@ def test_after_an_interrupt_the_same_command_continues(
     [
         (["a cat", "--prompt-file", "p.txt"], "PROMPT and --prompt-file are given"),
         (["--prompt-file", "p.txt", "-o", "a.mp4"], "accepted: one of them; pass --output-dir"),
-        (["a cat", "--output-dir", "d"], "--output-dir is given: applies to --prompt-file only"),
+        (["a cat", "--output-dir", "d"], "--output-dir is given; accepted: with --prompt-file"),
         (["--prompt-file", "no.txt"], "--prompt-file is 'no.txt': No such file"),
         (["--prompt-file", "empty.txt"], "--prompt-file: empty.txt has no prompt; accepted"),
     ],
@@ -154,7 +154,7 @@ def test_below_8_steps_every_step_is_computed_and_that_is_said(
 ) -> None:
     few = ["--model", str(model_folder), "--steps", "4", "--output", "a.npy"]
     result = invoke("generate", PROMPTS[0], *few)
-    assert "4 steps: reuse gains nothing below 8" in result.stderr
+    assert "4 steps: below 8, reuse gains nothing" in result.stderr
     report = json.loads((here / "a.npy.json").read_text())["report"]
     assert report["steps_computed"] == 4
     typed = invoke("generate", PROMPTS[0], *few, "--threshold", "9", "--overwrite")

@@ -35,7 +35,7 @@ def test_an_option_that_is_given_again_is_a_list(here: Path, model_folder: Path)
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("stepz: 3", "it has 'stepz', which is no option of this verb; is steps meant?"),
+        ("stepz: 3", "it has 'stepz', which is no option of this verb; did you mean steps?"),
         ("config: other.yaml", "it has 'config', which is no option"),
         ("steps: [3]", "steps is [3]; accepted: one value"),
         ("compare: 3", "compare is 3; accepted: true or false"),

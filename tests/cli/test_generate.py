@@ -162,7 +162,7 @@ def test_words_that_the_model_does_not_know_are_named(generate: Callable[..., Re
 def test_idle_negative_and_cut_prompt_are_reported(generate: Callable[..., Result]) -> None:
     long = " ".join(["a red circle"] * 8)
     result = generate("--negative", "blue", "--guidance", "1", "--output", "clip.npy", prompt=long)
-    assert "note: --negative does nothing at --guidance 1" in result.stderr
+    assert "note: --negative has no effect at --guidance 1" in result.stderr
     assert "note: the prompt is cut off after 16 of its 25 tokens" in result.stderr
 
 
@@ -181,9 +181,9 @@ def test_idle_negative_and_cut_prompt_are_reported(generate: Callable[..., Resul
         (["--fps", "0"], "--fps is 0.0; accepted: 0.01 to 1000.0"),
         (["--height", "40"], "--height is 40; accepted: a multiple of 16, e.g. 32 or 48"),
         (["--width", "8"], "--width is 8; accepted: a multiple of 16, e.g. 16"),
-        (["--height", "4096"], "--height is 4096: this model reaches at most 512"),
+        (["--height", "4096"], "--height is 4096; accepted with this model: at most 512"),
         (["--frames", "8"], "--frames is 8; accepted: 1 more than a multiple of 4, e.g. 5 or 9"),
-        (["--frames", "1001"], "--frames is 1001: this model reaches at most 125"),
+        (["--frames", "1001"], "--frames is 1001; accepted with this model: at most 125"),
         (["--device", "tpu"], "--device is 'tpu': this machine has cpu"),
         (["--device", "cuda:99"], "--device is 'cuda:99': this machine has cpu"),
         (["--output", "a.avi"], "--output is 'a.avi'; accepted: a name that ends in .mp4, .mkv"),
@@ -231,7 +231,7 @@ def test_a_folder_in_the_sidecars_place_is_refused(
     (here / "clip.npy.json").mkdir()
     result = generate("--overwrite", "--output", "clip.npy")
     assert result.exit_code == 2
-    assert "clip.npy.json would be written, and is a folder" in result.stderr
+    assert "clip.npy.json would be written, but is a folder" in result.stderr
 
 
 @pytest.mark.skipif(os.name == "nt" or os.geteuid() == 0, reason="root may write everywhere")

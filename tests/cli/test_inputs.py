@@ -108,7 +108,7 @@ def test_a_video_of_the_miniature_is_changed(here: Path, traced: None) -> None:
 
 
 REFUSED = [
-    (["--image", "red.png"], "--image is 'red.png': --model is a WanPipeline, which takes none"),
+    (["--image", "red.png"], "--image is 'red.png', but --model is a WanPipeline, which takes"),
     (["--strength", "0.5"], "--strength is '0.5': --model is a WanPipeline"),
     (["--video", "clip.npy", "--strength", "2"], "--strength is 2.0; accepted: 0.001 to 1.0"),
     (["--video", "no.mp4"], "--video is 'no.mp4': it is no file"),
@@ -142,7 +142,7 @@ REFUSED = [
     (["--model", "x" * 300], "--model is 'xxx"),
     (["--lora", "transformer_2=red.png"], "the model has no transformer_2; it has transformer"),
     (["--lora", "red.png:200"], "--lora is 'red.png:200'; accepted: a weight of -100 to 100"),
-    (["--revision", "main"], "--revision is 'main': applies to hub ids"),
+    (["--revision", "main"], "--revision is 'main'; accepted: with a hub id"),
     (["--variant", "fp16"], "--variant is 'fp16', of model"),
 ]
 
@@ -184,7 +184,7 @@ def test_a_folder_of_wan_22_ti2v_also_starts_from_a_picture(
     assert settings_of("red.npy")["pipeline"] == "WanImageToVideoPipeline"
     assert not np.array_equal(np.load("red.npy"), np.load("blue.npy"))
     result = make("--image", "red.png", "--last-image", "blue.png", model=folder)
-    assert (result.exit_code, "reads the first frame alone" in result.stderr) == (2, True)
+    assert (result.exit_code, "uses only a first frame" in result.stderr) == (2, True)
 
 
 def test_a_variant_alone_has_to_be_named(

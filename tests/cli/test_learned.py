@@ -32,13 +32,13 @@ def paths(learns: Path) -> list[Path]:
 
 def test_nothing_is_learnt_yet(learns):
     result = invoke("learned")
-    assert result.exit_code == 0 and "nothing is learnt yet" in result.stdout
+    assert result.exit_code == 0 and "nothing has been learnt yet" in result.stdout
 
 
 def test_table_and_json(paths):
     text = invoke("learned").stdout
-    assert "aaaaaaaa" in text and "WanPipeline" in text and "+1.5 dB to the predicted" in text
-    assert "1 computed whole" in text and "cannot be read" in text
+    assert "aaaaaaaa" in text and "WanPipeline" in text and "+1.5 dB from the prediction" in text
+    assert "1 uncached" in text and "cannot be read" in text
     one, two = json.loads(invoke("learned", "--json").stdout)["pipelines"]
     assert one["runs"] == 1 and one["steps"] == [50] and one["problem"] is None
     assert "bbbb" in two["problem"]

@@ -113,7 +113,8 @@ def test_calibrate_goes_on_after_ctrl_c(
     stopped = invoke(*command)
     assert stopped.exit_code == 130
     assert "what is done is saved; run the same command again to continue" in stopped.stderr
-    assert "p.safetensors can be used: the profile of what is done, 1 clip" in stopped.stderr
+    usable = "p.safetensors can be used: it is the profile of the work done so far, 1 clip"
+    assert usable in stopped.stderr
     assert names(here) == ["p.safetensors", "p.safetensors.work"]
     other = invoke(*command[:-1], "8")
     refused(other, "--work is p.safetensors.work, which is of other clips; accepted: another")
@@ -158,7 +159,7 @@ def test_calibrate_in_minutes_goes_on_after_ctrl_c(
     assert "there is no profile yet" in text and names(here) == ["p.safetensors.work"]
     text = press(measuring, "carry_out", 2)
     assert "an uncached run" in text and "100 minutes are" in text and "up to" in text
-    assert "p.safetensors can be used: the profile of what is done, 1 clip" in text
+    assert "p.safetensors can be used: it is the profile of the work done so far, 1 clip" in text
     assert len(Profile.load("p.safetensors").candidates[0].psnr_db) == 1
     done = invoke(*command)
     assert done.exit_code == 0, done.stderr
@@ -181,7 +182,7 @@ def test_calibrate_keeps_out_of_folders_that_hold_something_else(
     (here / "mine" / "letter.txt").write_text("dear")
     command = ["calibrate", "--model", str(model_folder), "--prompts", prompts, *QUICK]
     result = invoke(*command, "--out", "p.safetensors", "--work", "mine")
-    refused(result, "--work is 'mine', which holds something else")
+    refused(result, "--work is 'mine', which has other files in it")
     assert names(here / "mine") == ["letter.txt"]
 
 
@@ -312,7 +313,7 @@ def test_plan_draws(plan: Any, here: Path, suffix: str) -> None:
         (["--speedup", "0.5"], "--speedup is 0.5; accepted: a finite number, 1 or more"),
         (["--speedup", "6"], "--speedup 6: --speedup is 6.0; accepted: 1 to 5 at 10 steps"),
         (["--speedup", "2", "--guidance", "1"], "and this run has one branch, so its plans do not"),
-        (["--steps", "20"], "--steps is given: applies with --quality or --speedup"),
+        (["--steps", "20"], "--steps is given; accepted: with --quality or --speedup"),
         (["--plot", "p.pdf"], "--plot is 'p.pdf'; accepted: a name that ends in .png or .svg"),
         (["--plot", "no/p.png"], "--plot is 'no/p.png': its folder does not exist"),
     ],
@@ -325,7 +326,7 @@ def test_plan_without_a_profile_shows_the_priors(here: Path, model_folder: Path)
     command = ("plan", "--model", str(model_folder), "--steps", "20", "--guidance", "4")
     result = invoke(*command, "--speedup", "2.5")
     assert result.exit_code == 0, result.stderr
-    assert "none of this model" in result.stdout
+    assert "none for this model" in result.stdout
     assert "Planned from a prior of 4 other models; " in result.stdout
     assert "8.0 of 20 steps computed" in result.stdout
     content = json.loads(invoke(*command, "--quality", "10", "--json").stdout)
@@ -336,7 +337,7 @@ def test_plan_without_a_profile_shows_the_priors(here: Path, model_folder: Path)
 
 def test_plan_without_a_profile_says_how_to_get_one(here: Path, model_folder: Path) -> None:
     result = invoke("plan", "--model", str(model_folder))
-    refused(result, "no profile of it was found", "`dit-accel calibrate` measures one")
+    refused(result, "no profile of it was found", "`dit-accel calibrate` makes one")
     (here / "no.safetensors").write_text("nothing")
     refused(invoke("plan", "--profile", "no.safetensors"), "--profile is 'no.safetensors'")
     refused(invoke("plan", "--profile", "gone.safetensors"), "no profile at gone.safetensors")
@@ -620,7 +621,7 @@ def test_plan_prints_what_would_be_offloaded_where_packing_is_not_enough(
     assert 0 < staying < record["cached_tensors"]
     assert record["packed_bytes"] == staying * each
     assert record["offloaded_bytes"] == (record["cached_tensors"] - staying) * each
-    assert "offloaded (on a CPU nothing is)" in invoke(*command, "200").stdout
+    assert "moved to the CPU (if the model runs on a GPU)" in invoke(*command, "200").stdout
 
 
 def test_the_preset(generate: Any) -> None:
@@ -670,7 +671,7 @@ def test_a_sampler_without_noise_levels_needs_a_profile(generate: Any, monkeypat
     refused(
         generate("--quality", "30", profile=False),
         "--quality 30 needs a profile of this model",
-        "`dit-accel calibrate` measures one",
+        "`dit-accel calibrate` makes one",
     )
 
 
@@ -701,7 +702,7 @@ def test_evaluate_refuses_runs_that_nothing_is_known_of(
     refused(
         invoke(*command, "--out", "run"),
         "--methods has speedup, and no profile of",
-        "nor does the prior know such runs: `dit-accel calibrate` measures one, or pass --profile",
+        "the prior does not cover such runs; `dit-accel calibrate` makes one, or pass --profile",
     )
     assert names(here) == []
 
@@ -772,9 +773,9 @@ def test_evaluate_takes_the_settings_of_plans_into_a_folder_that_had_none(
     [
         (
             ["--deterministic"],
-            "--deterministic is given: applies to the methods quality and speedup only",
+            "--deterministic is given, but --methods has neither quality nor speedup; accepted",
         ),
-        (["--cache-memory", "1GiB"], "--cache-memory is given: applies to the methods quality and"),
+        (["--cache-memory", "1GiB"], "--cache-memory is given, but --methods has neither"),
         (["--cache-memory", "lots"], "--cache-memory is 'lots'; accepted: a size above 0"),
         (["--cache-memory", "0"], "--cache-memory is '0'; accepted: a size above 0"),
     ],

@@ -263,12 +263,12 @@ def test_two_lossless_formats_are_one(two):
 def test_an_unknown_metric_lists_those_that_are_known(two):
     message = refused(*two, "--metrics", "psnr_db,beauty")
     pixels = [name for name, row in METRICS.items() if row.family == "pixels"]
-    assert f"--metrics has 'beauty': accepted are {', '.join(pixels)}" in message
+    assert f"--metrics has 'beauty'; accepted: {', '.join(pixels)}" in message
     assert "--metrics has ''" in refused(*two, "--metrics", "")
 
 
 def test_latent_metrics_are_not_metrics_of_clips(two):
-    assert "--metrics has 'latent_cosine': accepted are" in refused(
+    assert "--metrics has 'latent_cosine'; accepted: " in refused(
         *two, "--metrics", "latent_cosine"
     )
 
@@ -335,7 +335,7 @@ def test_unknown_conventions_and_metrics_that_one_lacks_are_refused(two):
     message = refused(*two, "--convention", "mine")
     assert "--convention is 'mine'; accepted: teacache, cache-dit, easycache, svg, ff" in message
     message = refused(*two, "--convention", "svg", "--metrics", "tof")
-    assert "--metrics has 'tof': accepted are ssim, lpips with --convention svg" in message
+    assert "--metrics has 'tof'; accepted: ssim, lpips with --convention svg" in message
 
 
 def test_the_help_imports_nothing_heavy():

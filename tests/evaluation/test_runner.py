@@ -399,7 +399,7 @@ def test_plain_text_and_vbench_lists_are_read_and_a_line_that_comes_twice_counts
         (["--methods", "uncached:1"], "takes no number"),
         (["--methods", "fewer-steps:8"], "method is 'fewer-steps:8'; accepted: below the 8 steps"),
         (["--methods", ","], "methods is ','"),
-        (["--metrics", "psnr_db,beauty"], "--metrics has 'beauty': accepted are psnr_db"),
+        (["--metrics", "psnr_db,beauty"], "--metrics has 'beauty'; accepted: psnr_db"),
         (["--seeds", "0,x"], "--seeds is '0,x'"),
         (["--backend", "mpi"], "--backend is 'mpi'; accepted: local or ray"),
         (["--height", "17"], "--height is 17"),
@@ -449,13 +449,13 @@ def test_a_folder_with_other_files_is_refused_and_left_alone(prompts, model, tmp
     out.mkdir()
     (out / "thesis.txt").write_text("all of it")
     run = evaluate(prompts, model, out)
-    assert run.exit_code == 2 and "holds something else (thesis.txt)" in run.stderr
+    assert run.exit_code == 2 and "has other files (thesis.txt)" in run.stderr
     assert [path.name for path in out.iterdir()] == ["thesis.txt"]
 
 
 def test_workers_need_ray(prompts, model, tmp_path):
     run = evaluate(prompts, model, tmp_path / "a", "--workers", "3")
-    assert run.exit_code == 2 and "--workers is 3: applies to --backend ray" in run.stderr
+    assert run.exit_code == 2 and "--workers is 3; accepted: with --backend ray" in run.stderr
 
 
 def test_without_a_terminal_each_job_is_a_line_and_the_table_is_whole(prompts, model, tmp_path):

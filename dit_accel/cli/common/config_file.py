@@ -47,7 +47,7 @@ def defaults_of(path: Path, parameters: Any) -> dict[str, Any]:
         one = names.get(str(name).replace("_", "-"))
         if one is None:
             near = difflib.get_close_matches(str(name), names, 1)
-            hint = f"; is {near[0]} meant?" if near else ""
+            hint = f"; did you mean {near[0]}?" if near else ""
             raise BadInput(f"{shown}: it has {name!r:.80}, which is no option of this verb{hint}")
         if value is not None:
             found[one.name] = _value(value, f"{shown}: {name}", one)

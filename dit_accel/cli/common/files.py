@@ -102,7 +102,7 @@ def check_files(files: Files, *, overwrite: bool, option: str = "--output") -> N
         video.check_output(files.video)
         for path in files.present().values():
             if path.is_dir():
-                raise BadInput(f"{option}: {path} would be written, and is a folder")
+                raise BadInput(f"{option}: {path} would be written, but is a folder")
             if not overwrite:
                 check_free(option, path)
     except ValueError as error:

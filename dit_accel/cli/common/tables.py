@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 SHOWN = ("psnr_db", "jod", "ssim", "tof")
 NOTE = (
-    "runs: of calibration before the first clip, in uncached runs. "
+    "runs: cost of calibration before the first clip, in uncached runs. "
     "≈: not distinguishable from the noise floor. "
     "▲ ▼: better, worse than fewer steps at equal FLOPs."
 )

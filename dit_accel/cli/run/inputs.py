@@ -84,15 +84,15 @@ def read(options: Any, model: LoadableModel) -> Inputs:
         value = getattr(options, option)
         if value is not None and option not in parameters:
             raise BadInput(
-                f"{_flag(option)} is {str(value)!r}: --model is a {name}, which takes none; "
-                f"folders of {TAKING[option]} do"
+                f"{_flag(option)} is {str(value)!r}, but --model is a {name}, which takes none; "
+                f"accepted with models of {TAKING[option]}"
             )
     if options.last_image is not None and model.index.get("expand_timesteps"):
         raise BadInput(
-            f"--last-image is {str(options.last_image)!r}: --model reads the first frame alone"
+            f"--last-image is {str(options.last_image)!r}, but --model uses only a first frame"
         )
     if options.strength is not None and options.video is None:
-        raise BadInput(f"--strength is {options.strength:g}: applies to --video only")
+        raise BadInput(f"--strength is {options.strength:g}; accepted: with --video only")
     for option in ("image", "video"):
         if getattr(options, option) is None and _needs(parameters, option, name):
             raise BadInput(f"{_flag(option)} is not given: --model is a {name}, which needs one")

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from dit_accel.models.setup import Setup
     from dit_accel.planning.profile import Profile
 
-CALIBRATE = "`dit-accel calibrate` measures one"
+CALIBRATE = "`dit-accel calibrate` makes one"
 MOST_TIMESTEPS = 1_000_000  # a scheduler makes tables of that length
 
 
@@ -107,12 +107,15 @@ def scheduler_of(model: LoadableModel) -> Any:
     kind: Any = getattr(diffusers, str(name), None)
     is_scheduler = isinstance(kind, type) and issubclass(kind, diffusers.SchedulerMixin)
     if not is_scheduler:
-        raise RunFailed(f"the scheduler of {model.name} is {name!r:.80}: diffusers has no such one")
+        problem = f"{name!r:.80}, which diffusers does not have"
+        raise RunFailed(f"the scheduler of {model.name} is {problem}")
     source = model.folder / "scheduler" / "scheduler_config.json"
     try:
         timesteps = whole_number(source, read_object(source), "num_train_timesteps", 1)
         if timesteps > MOST_TIMESTEPS:
-            raise ValueError(f"num_train_timesteps is {timesteps}: at most {MOST_TIMESTEPS}")
+            raise ValueError(
+                f"num_train_timesteps is {timesteps}; accepted: at most {MOST_TIMESTEPS}"
+            )
         loader: Any = kind
         return loader.from_pretrained(str(source.parent))
     except Exception as error:  # a damaged configuration makes diffusers raise anything

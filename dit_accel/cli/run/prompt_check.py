@@ -26,11 +26,12 @@ def remarks(pipe: Any, settings: Settings) -> list[str]:
         unknown = unknown_words(tokenizer, settings.prompt)
         length = len(tokenizer(settings.prompt).input_ids)
         if unknown:
-            found.append(f"the model does not know {', '.join(unknown)}; no such thing will show")
+            found.append(f"the model does not know {', '.join(unknown)}; the clip will not show it")
         if longest is not None and length > longest:
             found.append(f"the prompt is cut off after {longest} of its {length} tokens")
     if settings.negative and settings.guidance <= 1:
-        found.append(f"--negative does nothing at --guidance {settings.guidance:g}: pass above 1")
+        given = f"--guidance {settings.guidance:g}"
+        found.append(f"--negative has no effect at {given}; pass --guidance above 1")
     return found
 
 

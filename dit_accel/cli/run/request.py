@@ -84,20 +84,21 @@ class Request(AccelOptions, ClipOptions):
         if self.layout is None and self.prompt_file is None and not self.prompt.strip():
             raise BadInput('PROMPT is empty: say what the clip shows, e.g. "a red circle"')
         if self.layout is not None and self.prompt.strip():
-            raise BadInput(f"PROMPT is {self.prompt!r}: the layout has the prompts; drop one")
+            raise BadInput(f"PROMPT is {self.prompt!r}, but the layout has the prompts; drop one")
         self._check_layout_options()
         check_within("--seed", self.seed, 0, LARGEST_SEED)
         check_clip(self)
         options.check_choice("site", self.site, SITES)
         options.check_choice("accel", self.accel, options.ACCELS)
         if self.layout is not None and self.accel == options.ACCELS[1]:
-            raise BadInput(f"--accel is {self.accel!r}: it prunes attention, and a layout cannot")
+            problem = "which prunes attention, and a layout does not work with that"
+            raise BadInput(f"--accel is {self.accel!r}, {problem}")
         options.bytes_of(self.cache_memory)
 
     def _check_prompt_file(self) -> None:
         if self.prompt_file is None:
             if self.output_dir is not None:
-                raise BadInput("--output-dir is given: applies to --prompt-file only")
+                raise BadInput("--output-dir is given; accepted: with --prompt-file only")
             return
         others = {"PROMPT": self.prompt, "--layout": self.layout, "--output": self.output}
         for name, value in others.items():
@@ -113,11 +114,11 @@ class Request(AccelOptions, ClipOptions):
                 raise BadInput(f"{flag} and --layout are given: a layout is text to video")
         for name in SCENE:
             if self.layout is None and getattr(self, name) is not None:
-                raise BadInput(f"--{name} is given: applies to --layout only")
+                raise BadInput(f"--{name} is given; accepted: with --layout only")
         options.check_choice("background", self.background, BACKGROUNDS)
         for name, other in (("alpha", "reposition"), ("background", "isolation")):
             if getattr(self, name) is not None and getattr(self, other) is False:
-                raise BadInput(f"--{name} is given: has no meaning with --no-{other}")
+                raise BadInput(f"--{name} is given; accepted: without --no-{other}")
 
     @property
     def wants_acceleration(self) -> bool:

@@ -284,7 +284,7 @@ def check_site(accel: AccelConfig, model: LoadableModel) -> None:
     site, family = getattr(accel, "site", None), model.family
     if site is not None and site not in family.sites:
         accepted = ", ".join(family.sites)
-        raise BadInput(f"--site is {site!r}: the family {family.name} has {accepted}")
+        raise BadInput(f"--site is {site!r}; accepted for {family.name}: {accepted}")
 
 
 def _nearest(value: int, stride: int, offset: int) -> str:
@@ -298,7 +298,7 @@ def _check_reach(option: str, value: int, stride: int, longest: int | None, offs
         return
     most = (longest - offset) * stride + offset
     if value > most:
-        raise BadInput(f"{option} is {value}: this model reaches at most {most}")
+        raise BadInput(f"{option} is {value}; accepted with this model: at most {most}")
 
 
 def folder_defaults(model: LoadableModel) -> dict[str, int | float]:
@@ -310,7 +310,7 @@ def folder_defaults(model: LoadableModel) -> dict[str, int | float]:
 def given_or_default(asked: Any, default: Any, option: str) -> Any:
     """A setting as it was typed, else as the model has it; refuses one that neither has."""
     if asked is None and default is None:
-        raise BadInput(f"--{option} is not given, and the model names no default: pass one")
+        raise BadInput(f"--{option} is not given, and the model has no default; pass one")
     return default if asked is None else asked
 
 

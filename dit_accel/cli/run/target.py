@@ -62,8 +62,8 @@ def check_planned_steps(settings: Settings, what: str) -> None:
             share = f"{steps} of {settings.steps} steps run"
             given = f"--strength is {settings.strength:g}, so that {share}"
         raise BadInput(
-            f"{given}: {what} needs at least {MIN_PLANNED_STEPS}, since fewer are too "
-            "far apart to extrapolate; --threshold works with any"
+            f"{given}; accepted with {what}: {MIN_PLANNED_STEPS} or more, because fewer are too "
+            "far apart to extrapolate. --threshold works with any number"
         )
 
 
@@ -120,8 +120,8 @@ def _by_prior(
             )
     if choice is None and not (may_record and accel.learns):
         raise BadInput(
-            f"{option} needs a profile of this model, and none was found in its folder or the "
-            f"cache; nor does the prior know such runs: {CALIBRATE}; or pass --profile or "
+            f"{option} needs a profile of this model, but none was found in its folder or the "
+            f"cache, and the prior does not cover such runs; {CALIBRATE}, or pass --profile or "
             "--threshold"
         )
     accel = dataclasses.replace(accel, choice=choice)  # what is printed is what runs
