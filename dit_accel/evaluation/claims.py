@@ -1,10 +1,10 @@
 """Claims on jobs: any number of processes, on any machines, share an evaluation's folder.
 
 In: a folder, and the name of a job. Out: a claim, or none while another process has it. A claim is
-a file whose time its holder renews; one that is not renewed for `LEASE_SECONDS`, or whose holder is
-known to be dead, has lapsed and is taken over.
-Knows: files and processes. A holder that was stopped and goes on after its claim lapsed makes the
-same result again, which is written whole over the first: nothing is damaged.
+a file, and its process renews the file's time. A claim lapses if it is not renewed for
+`LEASE_SECONDS`, or if its process is known to be dead. Another process then takes it over.
+Knows: files and processes. A process that was stopped may continue after its claim lapsed. It then
+makes the same result again, and writes it whole over the first one. Nothing is damaged.
 Source: ours; leases after Gray and Cheriton (1989).
 """
 
@@ -30,8 +30,9 @@ class Claims:
     """The claims in a folder, of this process.
 
     Args:
-        folder: on a file system that all processes see; made if need be.
-        lease_seconds: after which a claim that is not renewed lapses; equal in all processes.
+        folder: on a file system that all processes see; it is made if it does not exist.
+        lease_seconds: time after which a claim lapses if it is not renewed; the same in all
+            processes.
     """
 
     def __init__(self, folder: Path, lease_seconds: float = LEASE_SECONDS) -> None:
@@ -39,7 +40,7 @@ class Claims:
 
     @contextlib.contextmanager
     def claim(self, job: str) -> Iterator[bool]:
-        """Whether the job is this process's in the body; another process may hold it.
+        """Whether this process has the job during the body; else another process has it.
 
         Raises:
             OSError: the folder cannot be written.
@@ -57,12 +58,12 @@ class Claims:
             renewed.set()
             renewer.join()
             with contextlib.suppress(OSError):
-                if path.read_text("utf-8") == mine:  # else it was taken over
+                if path.read_text("utf-8") == mine:  # else another process took it over
                     path.unlink()
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
-        """One process at a time, where the file system has locks."""
+        """Let one process at a time run the body, if the file system has locks."""
         self.folder.mkdir(parents=True, exist_ok=True)
         with locked(self.folder / ".lock"):
             yield
@@ -72,13 +73,13 @@ class Claims:
             return True
         if not self._has_lapsed(path):
             return False
-        with self.locked():  # so that no other process takes it over between the next two lines
+        with self.locked():  # no other process can take it over between the next two lines
             if self._has_lapsed(path):
                 path.unlink(missing_ok=True)
             return self._create(path, mine)
 
     def _create(self, path: Path, mine: str) -> bool:
-        """Make the file, unless it is there."""
+        """Make the file, unless it exists."""
         self.folder.mkdir(parents=True, exist_ok=True)
         try:
             with path.open("x", encoding="utf-8") as file:
@@ -88,7 +89,8 @@ class Claims:
         return True
 
     def _has_lapsed(self, path: Path) -> bool:
-        """By the clock of the file system, which is the same for all."""
+        """Whether a claim has lapsed, by the clock of the file system, which is the same for all
+        processes."""
         try:
             renewed, text = path.stat().st_mtime, path.read_text("utf-8", "replace")
         except FileNotFoundError:
@@ -105,7 +107,7 @@ class Claims:
 
     def _renew(self, path: Path, ended: threading.Event) -> None:
         while not ended.wait(self.lease_seconds / _RENEWALS):
-            with contextlib.suppress(OSError):  # it was taken over, or the disk is away
+            with contextlib.suppress(OSError):  # another process took it over, or the disk is gone
                 os.utime(path)
 
 
@@ -115,26 +117,27 @@ def _me() -> dict[str, Any]:
 
 
 def _host() -> str:
-    """This machine; of a container also its space of process numbers."""
+    """A name of this machine; in a container also of its namespace of process numbers."""
     space = Path("/proc/self/ns/pid")
     return f"{socket.gethostname()} {os.readlink(space) if space.exists() else ''}".strip()
 
 
 def _is_dead(text: str) -> bool:
-    """Whether the holder ran on this machine and is gone; False where that is not known."""
+    """Whether the process of a claim ran on this machine and has ended; False if this is not
+    known."""
     try:
         holder = json.loads(text)
         host, pid, began = holder["host"], holder["pid"], holder["began"]
     except (ValueError, KeyError, TypeError, RecursionError):
-        return False  # it is being written, or is no claim of ours: the lease decides
+        return False  # the file is being written, or is not a claim of ours: the lease decides
     if host != _host() or began is None or not isinstance(pid, int):
         return False
     return _began(pid) != began
 
 
 def _began(pid: int) -> str | None:
-    """When a process of this machine began, which tells it from a later one of the same number;
-    "" where it is gone or was killed, None where the system does not say."""
+    """When a process of this machine began. This distinguishes it from a later one with the same
+    number. "" if it has ended or was killed; None if the system does not say."""
     if not Path("/proc/self/stat").exists():
         return None
     try:

@@ -1,9 +1,9 @@
-"""Describes an evaluation and its jobs; a job is named by the hash of what decides its clip.
+"""Describes an evaluation and its jobs. The name of a job is the hash of all that decides its clip.
 
 In: model, clip settings, prompts, seeds and methods. Out: jobs in groups of one prompt and seed,
 and the hash of a model folder.
-Knows: that the same job has the same id in every process, on every machine, at every resume. Does
-not know how a job is run (`runner`) or where its result lies (`store`).
+Knows: the same job has the same id in every process, on every machine, at every resume. Does not
+know how a job is run (`runner`) or where its result is stored (`store`).
 Source: ours.
 """
 
@@ -26,7 +26,7 @@ from dit_accel.models.setup import Setup
 from dit_accel.planning.lookup import PROFILE_FILE
 
 MANIFEST_FORMAT = 1
-CALIBRATION_CLIPS = 64  # at most, of methods that measure before their first clip
+CALIBRATION_CLIPS = 64  # at most, for methods that measure before their first clip
 CALIBRATION_SEED = 1_000_003
 _WHOLE_FILE = 2**20
 
@@ -35,7 +35,8 @@ CORE = ("dit_accel", "torch", "diffusers", "transformers")
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """Which weights: a name for people, and a fingerprint of the folder, wherever it lies."""
+    """Which weights: a name for people, and a fingerprint of the folder, which does not depend on
+    its path."""
 
     name: str
     pipeline: str
@@ -47,14 +48,15 @@ class EvaluationSpec:
     """A whole evaluation: every prompt × seed × method, and what they share.
 
     Args:
-        clip: the settings in common; each job replaces its prompt, negative and seed.
-        device: a type ("cpu", "cuda"); which of several is a matter of the process.
+        clip: the settings that all jobs share; each job replaces prompt, negative and seed.
+        device: a type ("cpu", "cuda"); each process chooses one of several devices.
         methods: as `methods.parse` makes them.
-        profile, learned: hashes of what plans are made from: the model's profile, or what was
-            learnt of it when the evaluation began; the store has the files. Both None: the prior.
-        static, cache_memory: of the methods that plan; memory in bytes.
-        no_learn: whether the clips teach nothing, and plans rest on nothing that was learnt.
-        setup: how the pipeline is set up; the model's fingerprint has it too.
+        profile, learned: hashes of the files that plans are made from: the model's profile, or what
+            was learnt about the model before the evaluation began. The store has the files. Both
+            None: plans are made from the prior.
+        static, cache_memory: settings of the methods that plan; memory in bytes.
+        no_learn: whether nothing is learnt from the clips, and plans use nothing that was learnt.
+        setup: how the pipeline is set up; it is also part of the model's fingerprint.
     """
 
     model: ModelSpec
@@ -89,7 +91,8 @@ class EvaluationSpec:
         ]
 
     def calibration_clips(self) -> tuple[ClipSpec, ...]:
-        """Clips to calibrate on: the prompts in order, and again, with seeds of no scored clip."""
+        """Clips to calibrate on: the prompts in order, repeated if needed, with seeds that no
+        scored clip has."""
         seeds = (s for s in itertools.count(CALIBRATION_SEED) if s not in self.seeds)
         pairs = ((prompt, seed) for seed in seeds for prompt in self.prompts)
         return tuple(
@@ -138,7 +141,8 @@ class Job:
 
     @property
     def reference(self) -> Job:
-        """The uncached reference; versions of other people's packages do not decide it."""
+        """The job of the uncached reference. It does not depend on the versions of other
+        packages."""
         ours = {name: self.versions[name] for name in CORE if name in self.versions}
         return dataclasses.replace(
             self, method=Setting(UNCACHED), versions=ours, static=False, cache_memory=None
@@ -155,7 +159,7 @@ class Job:
             "device": self.device,
             "versions": dict(self.versions),
         }
-        if self.static:  # written only where set, so that older jobs have the id they had
+        if self.static:  # written only if set, so that older jobs keep their ids
             found["static"] = True
         if self.cache_memory is not None:
             found["cache_memory"] = self.cache_memory
@@ -163,13 +167,13 @@ class Job:
 
 
 def fingerprint(folder: Path, setup: Setup | None = None) -> str:
-    """A hash over a model folder: names, sizes, and the content of all small files.
+    """A hash of a model folder: names, sizes, and the content of all small files.
 
-    Of a file of over 1 MiB only the first and the last MiB are read. A profile that lies there is
-    no part of the model.
+    Of a file larger than 1 MiB, only the first and the last MiB are read. A profile in the folder
+    is not part of the model.
 
     Args:
-        setup: counts with its LoRAs' content, where it is not the default.
+        setup: it is part of the hash, with the content of its LoRAs, unless it is the default.
     """
     digest = hashlib.sha256()
     files = {path: path.relative_to(folder) for path in folder.rglob("*") if path.is_file()}

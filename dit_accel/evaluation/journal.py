@@ -1,7 +1,7 @@
 """The journal of an evaluation: a line when a job begins and when it ends.
 
 In: events. Out: the file, and how the work went so far.
-Knows: lines of several processes do not mix, and one that was cut off or is damaged is left out.
+Knows: lines of several processes do not mix. Lines that were cut off or are damaged are left out.
 Source: ours.
 """
 
@@ -17,12 +17,13 @@ from pathlib import Path
 from typing import Any
 
 _EVENTS = ("begin", "end")
-_LATEST = 253_402_300_799  # seconds, of the year 9999
+_LATEST = 253_402_300_799  # seconds, in the year 9999
 
 
 @dataclass(frozen=True)
 class Journal:
-    """Jobs that began, ended, and began without an end; processes; first and last time (UTC)."""
+    """Numbers of jobs that began, that ended, and that began without an end; processes; first and
+    last time (UTC)."""
 
     begun: int
     ended: int
@@ -40,7 +41,7 @@ def note(path: Path, event: str, job: str) -> None:
 
 
 def read(path: Path) -> Journal:
-    """How the work went so far; nothing where there is no file."""
+    """How the work went so far; None if there is no file."""
     text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
     entries = [entry for line in text.split("\n") if (entry := _event(line)) is not None]
     begun, ended = (

@@ -1,8 +1,8 @@
-"""The manifest of an evaluation: its spec as JSON, read field by field, and two of them merged.
+"""Reads and writes the manifest of an evaluation, its spec as JSON, and merges two specs.
 
 In: a spec; or the manifest's content. Out: the same in the other form; or a `DocumentError` that
 names the field.
-Knows: what every field may be. Does not know where the file lies (`store`).
+Knows: the accepted values of every field. Does not know where the file is stored (`store`).
 Source: ours.
 """
 
@@ -23,12 +23,12 @@ from dit_accel.metrics import METRICS
 from dit_accel.models.setup import Setup
 
 _SHARED = ("setup", "model", "clip", "dtype", "device", "versions", "no_learn")
-_PLANNED = ("static", "cache_memory")  # shared as well, where both have methods with a profile
+_PLANNED = ("static", "cache_memory")  # must be the same too, if both have methods with a profile
 _FIELDS = ("format", *(field.name for field in dataclasses.fields(EvaluationSpec)))
 
 
 class OtherEvaluation(ValueError):
-    """A folder's evaluation and one that was asked for do not fit together."""
+    """The evaluation in a folder and the requested one do not fit together."""
 
 
 def content_of(spec: EvaluationSpec) -> dict[str, Any]:
@@ -37,17 +37,18 @@ def content_of(spec: EvaluationSpec) -> dict[str, Any]:
     content = {"format": MANIFEST_FORMAT, **dataclasses.asdict(spec)} | labels
     del content["setup"]
     setup = spec.setup.to_dict()
-    return content | ({"setup": setup} if setup else {})  # else as folders of earlier versions
+    # without it, the folder is like those of earlier versions
+    return content | ({"setup": setup} if setup else {})
 
 
 def spec_of(content: Field, parse: Callable[[str], Setting]) -> EvaluationSpec:
     """The evaluation that a manifest describes.
 
     Args:
-        parse: a method from its label; a ValueError where there is no such one.
+        parse: returns the method with a label; raises a ValueError if there is none.
 
     Raises:
-        DocumentError: a field is missing or not accepted; names it.
+        DocumentError: a field is missing or not accepted; the error names the field.
     """
     content.check_format(MANIFEST_FORMAT)
     content.only(_FIELDS)
@@ -65,7 +66,7 @@ def spec_of(content: Field, parse: Callable[[str], Setting]) -> EvaluationSpec:
         metrics=tuple(_once(content.at("metrics"), lambda name: name.one_of(METRICS))),
         versions=texts_of(content.at("versions")),
         keep_clips=keep,
-        profile=profile.text(HASH) if profile else None,  # a part of a path
+        profile=profile.text(HASH) if profile else None,  # becomes part of a path
         static=static.flag() if static else False,
         cache_memory=memory.whole(1) if memory else None,
         setup=_setup(content.find("setup")),
@@ -92,7 +93,7 @@ def _setup(field: Field | None) -> Setup:
 
 
 def texts_of(field: Field) -> dict[str, str]:
-    """An object of texts."""
+    """An object whose values are texts."""
     return {name: value.text() for name, value in field.fields().items()}
 
 
@@ -133,7 +134,7 @@ def _methods(field: Field, parse: Callable[[str], Setting]) -> tuple[Setting, ..
 
 
 def _once(field: Field, read: Any) -> list[Any]:
-    """The entries of a list with at least one, none of them twice."""
+    """The entries of a list, which must have at least one and none twice."""
     found: dict[Any, None] = {}
     for entry in field.entries(1):
         value = read(entry)
@@ -144,10 +145,11 @@ def _once(field: Field, read: Any) -> list[Any]:
 
 
 def merged(before: EvaluationSpec, now: EvaluationSpec) -> EvaluationSpec:
-    """What the folder has, and after it what is new.
+    """The spec with the folder's prompts, seeds, methods and metrics first, and the new ones after
+    them.
 
     Raises:
-        OtherEvaluation: they differ in what they must share; each difference is named.
+        OtherEvaluation: they differ in a setting that must be the same; the error names each one.
     """
     shared = _SHARED + (_PLANNED if before.profiled and now.profiled else ())
     differing = [name for name in shared if getattr(before, name) != getattr(now, name)]
@@ -169,7 +171,8 @@ def merged(before: EvaluationSpec, now: EvaluationSpec) -> EvaluationSpec:
         methods=tuple(dict.fromkeys(before.methods + now.methods)),
         metrics=tuple(dict.fromkeys(before.metrics + now.metrics)),
         profile=now.profile or before.profile,
-        learned=(before if before.profiled else now).learned,  # the clips of this folder teach too
+        # runs learn from the clips of this folder, too
+        learned=(before if before.profiled else now).learned,
         **{name: getattr(profiled, name) for name in _PLANNED},
     )
 

@@ -1,11 +1,11 @@
 """Scores files of clips, paired by their names; an unfair comparison is refused.
 
-In: two files or two folders. Out: scores a pair, or an `UnfairPair` with the argument that accepts
-the pair.
+In: two files or two folders. Out: scores of each pair, or an `UnfairPair` that names the argument
+with which the pair is accepted.
 Knows: a pair is refused if frames or sizes differ, or if codecs or pixel formats differ (a lossy
-file against a lossless one scores the codec). Both clips are read side by side in chunks, so that
-neither is in memory whole. The convention `ffmpeg` reads the planes that files have (`planes`).
-Does not know which clip is better, nor whether equal names mean equal prompts.
+file against a lossless one scores the codec). Both clips are read together in chunks, so neither is
+in memory as a whole. The convention `ffmpeg` reads the planes of the files (`planes`). Does not
+know which clip is better, nor whether equal names mean equal prompts.
 Source: ours.
 """
 
@@ -32,7 +32,7 @@ CAVEAT = (
 
 
 class Remedy(Enum):
-    """An argument of `find_pairs` or `score_pair` that accepts a pair that is refused else."""
+    """An argument of `find_pairs` or `score_pair` with which a refused pair is accepted."""
 
     ALLOW_TRIM = "allow_trim"
     ALLOW_MIXED = "allow_mixed"
@@ -44,8 +44,8 @@ class UnfairPair(ValueError):
 
     Args:
         reason: what differs.
-        remedy: the argument that accepts them all the same; None where there is none.
-        effect: what is done then.
+        remedy: the argument with which they are accepted; None: there is none.
+        effect: what that argument does.
     """
 
     def __init__(self, reason: str, remedy: Remedy | None = None, effect: str = "") -> None:
@@ -56,7 +56,7 @@ class UnfairPair(ValueError):
 
 @dataclass(frozen=True)
 class Pair:
-    """Two files of one id."""
+    """Two files with the same id."""
 
     id: str
     reference: Path
@@ -65,7 +65,7 @@ class Pair:
 
 @dataclass(frozen=True)
 class Pairs:
-    """What was paired, and the ids that had no partner, by the side they are on."""
+    """The pairs, and for each side the ids without a partner."""
 
     pairs: tuple[Pair, ...]
     unpaired: Mapping[str, tuple[str, ...]]
@@ -73,7 +73,7 @@ class Pairs:
 
 @dataclass(frozen=True)
 class PairScores:
-    """The scores of one pair, and what a reader must know of them."""
+    """The scores of one pair, with notes for the reader."""
 
     pair: Pair
     frames: int
@@ -91,8 +91,9 @@ def find_pairs(reference: Path, test: Path, *, allow_unpaired: bool = False) -> 
         allow_unpaired: leave out clips without a partner, instead of refusing.
 
     Raises:
-        UnfairPair: if they are not of one kind, an id is there twice, or has no partner.
-        FileNotFoundError: if one of them does not exist.
+        UnfairPair: one is a file and the other a folder, an id occurs twice, or an id has no
+            partner.
+        FileNotFoundError: one of them does not exist.
     """
     for path in (reference, test):
         if not path.exists():
@@ -116,12 +117,12 @@ def find_pairs(reference: Path, test: Path, *, allow_unpaired: bool = False) -> 
 
 
 def check_codecs(pair: Pair, *, allow_mixed: bool = False) -> tuple[dict[str, str], list[str]]:
-    """How both files keep their frames, and what is to be said of it.
+    """How both files store their frames, and notes on it.
 
     Raises:
-        UnfairPair: if they keep them in different ways, at least one of them lossy.
-        ValueError: if a file is no clip.
-        FileNotFoundError: if there is no such file.
+        UnfairPair: they store them in different ways, and at least one way is lossy.
+        ValueError: a file is not a clip.
+        FileNotFoundError: a file does not exist.
     """
     one, other = video.codec_of(pair.reference), video.codec_of(pair.test)
     names = {"reference": one.name, "test": other.name}
@@ -152,12 +153,13 @@ def score_pair(
     Args:
         pair: two readable files.
         rows: the metrics, by name.
-        allow_trim: cut both to the fewer frames, and from their centres to the smaller size.
-        allow_mixed: take files of different codecs.
+        allow_trim: cut both to the smaller number of frames, and around their centres to the
+            smaller size.
+        allow_mixed: accept files with different codecs.
 
     Raises:
-        UnfairPair: if the two cannot be compared as they are.
-        ValueError: if a file is no whole clip, or a metric cannot score such frames.
+        UnfairPair: the two cannot be compared as they are.
+        ValueError: a file is not a complete clip, or a metric cannot score such frames.
     """
     codecs, notes = check_codecs(pair, allow_mixed=allow_mixed)
     scorer = Scorer(rows, data_range=255, fps=video.frame_rate(pair.reference))
@@ -189,7 +191,8 @@ def score_pair(
 def _side_by_side(
     pair: Pair, counts: dict[str, int], notes: list[str]
 ) -> Iterator[tuple[Clip, Clip]]:
-    """Equally long chunks of both clips while both last; `counts` ends at the frames of each."""
+    """Chunks of equal length from both clips, until one ends. `counts` is then the number of frames
+    of each."""
     streams = {
         "reference": video.stream_video(pair.reference, chunk=CHUNK, notes=notes),
         "test": video.stream_video(pair.test, chunk=CHUNK, notes=notes),

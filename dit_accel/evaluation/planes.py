@@ -1,10 +1,10 @@
-"""Scores two files by the planes that they keep, as ffmpeg's own filters do.
+"""Scores two files by their planes, as ffmpeg's own filters do.
 
-In: two files, and rows of the convention `ffmpeg`. Out: their scores; None where no file has planes
-of its own, which RGB has not.
-Knows: an RGB file becomes 4:2:0 as ffmpeg would make it; the planes of a 4:2:0, 4:2:2 or 4:4:4 file
-of 8 bits are read by ffmpeg itself, since OpenCV hands over RGB alone, from which they cannot be
-had again. Files of two formats are not compared.
+In: two files, and rows of the convention `ffmpeg`. Out: their scores; None if no file has planes,
+as RGB files have none.
+Knows: an RGB file is converted to 4:2:0 as ffmpeg would do it. ffmpeg itself reads the planes of a
+4:2:0, 4:2:2 or 4:4:4 file of 8 bits, because OpenCV returns only RGB, and the planes cannot be
+restored from RGB. Files of two formats are not compared.
 Source: ours; ffmpeg's `vf_psnr.c` and `vf_ssim.c`.
 """
 
@@ -22,17 +22,18 @@ from dit_accel.metrics import ffmpeg, yuv
 from dit_accel.metrics.row import Metric
 from dit_accel.metrics.scoring import Score
 
-_HALVED = {"yuv420p": (2, 2), "yuv422p": (1, 2), "yuv444p": (1, 1)}  # chroma, by rows and columns
+# by how much chroma is smaller, in rows and columns
+_HALVED = {"yuv420p": (2, 2), "yuv422p": (1, 2), "yuv444p": (1, 1)}
 Planes = tuple[yuv.Plane, ...]
 
 
 def score_planes(
     files: Sequence[Path], rows: Mapping[str, Metric], codecs: Sequence[video.Codec]
 ) -> dict[str, Score]:
-    """The scores of those rows that read planes, where a file has some.
+    """The scores of the metrics that read planes, if a file has planes.
 
     Args:
-        files, codecs: of the reference and the test.
+        files, codecs: those of the reference and the test.
     """
     wanted = {name: row for name, row in rows.items() if row.frames in yuv.OF_PLANES}
     own = [codec.pixels for codec in codecs if not _is_rgb(codec)]
@@ -98,4 +99,4 @@ def _own_planes(path: Path, codec: video.Codec, program: str) -> Iterator[Planes
         while len(content := run.stdout.read(sum(sizes))) == sum(sizes):
             flat = np.split(np.frombuffer(content, np.uint8), np.cumsum(sizes)[:-1])
             yield tuple(part.reshape(shape) for part, shape in zip(flat, shapes, strict=True))
-        run.kill()  # where the reader has enough
+        run.kill()  # if the reader stopped early

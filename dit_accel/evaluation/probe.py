@@ -1,8 +1,9 @@
-"""Counts what a run really computes, whatever method is on it: FLOPs by step, calls by place.
+"""Counts what a run really computes with any method: FLOPs by step, and calls by place.
 
 In: a pipeline, before a method is installed. Out: FLOPs by step; calls by place and step.
-Knows: it wraps the `forward` of the heavy children of each block (attention, feed-forward), beneath
-every cache, so only calls that reach the computation count. It changes no value and restores all.
+Knows: it wraps the `forward` of the large children of each block (attention, feed-forward). They
+are below every cache, so it counts only calls that are really computed. It changes no value, and
+restores everything.
 Source: ours.
 """
 
@@ -21,7 +22,7 @@ from dit_accel.core.patching import is_compiled
 
 
 class Probe:
-    """Enter it before the method, and pass it as a listener of the loop."""
+    """Counts FLOPs and calls. Enter it before the method, and pass it as a listener of the loop."""
 
     def __init__(self, pipe: Any) -> None:
         self._modules = transformers_of(pipe, family_of(pipe))
@@ -35,12 +36,12 @@ class Probe:
 
     @property
     def flops(self) -> list[int] | None:
-        """FLOPs of the denoiser by step; None where its compiled graphs hide them."""
+        """FLOPs of the denoiser by step; None if compiled graphs hide them."""
         return None if self._compiled else self._flops[: self._step]
 
     @property
     def computed(self) -> dict[str, list[int]]:
-        """How often each place was computed, by step; the branches of guidance add up."""
+        """How often each place was computed, by step, summed over the branches of guidance."""
         return {name: counts[: self._step] for name, counts in self.calls.items()}
 
     def __enter__(self) -> Self:
@@ -53,8 +54,8 @@ class Probe:
         self._undo.close()
 
     def loop_begins(self) -> None:
-        """The loop starts; earlier calls (warm-up) do not count. From here on all FLOPs do, a
-        method's own too: the sampler has none."""
+        """The loop begins. Earlier calls (warm-up) do not count. From here on all FLOPs count, also
+        a method's own: the sampler has none."""
         self._metering.close()
         self._meter = FlopMeter()
         if not self._compiled:
@@ -64,7 +65,7 @@ class Probe:
         self.calls = {name: [0] for name in self.calls}
 
     def steps_done(self, done: int) -> None:
-        """So many steps are done."""
+        """This number of steps is done."""
         self._flops[self._step] = self._meter.flops - sum(self._flops[: self._step])
         self._step = done
         for counts in (self._flops, *self.calls.values()):
@@ -84,7 +85,7 @@ class Probe:
 
 
 def places(pipe: Any) -> Iterator[tuple[str, torch.nn.Module]]:
-    """The heavy children of every block: those with a matrix in them, by their path."""
+    """The large children of every block, those with a matrix in them, by their path."""
     family = family_of(pipe)
     for component, transformer in transformers_of(pipe, family).items():
         prefix = "" if component == "transformer" else f"{component}."

@@ -1,8 +1,8 @@
 """Reads a file of prompts: JSON lines, plain text, or VBench's own list.
 
 In: a path. Out: prompts with ids; or a `ValueError` that names file and line.
-- `.jsonl`: one object a line: `prompt`, and if wanted `id` and `negative`.
-- `.txt`: one prompt a line.
+- `.jsonl`: one object in each line: `prompt`, and optionally `id` and `negative`.
+- `.txt`: one prompt in each line.
 - `.json`: VBench's `VBench_full_info.json`: objects with `prompt_en`; other keys are ignored.
 Does not know what a prompt means.
 Source: ours; VBench, arXiv 2311.17982.
@@ -26,7 +26,7 @@ ID_PATTERN = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
 
 @dataclass(frozen=True)
 class EvaluationPrompt:
-    """One prompt; `id` pairs its clips, never its place in the file."""
+    """One prompt. Its clips are paired by `id`, never by its place in the file."""
 
     id: str
     prompt: str
@@ -34,10 +34,10 @@ class EvaluationPrompt:
 
 
 def read_prompts(path: Path) -> tuple[EvaluationPrompt, ...]:
-    """All prompts of a file, in its order; a prompt that comes twice without an id is taken once.
+    """All prompts of a file, in its order. A prompt that occurs twice without an id is used once.
 
     Raises:
-        ValueError: naming the file, the line and what is wrong with it.
+        ValueError: the file has an error; the message names the file, the line and the error.
         OSError: the file cannot be read.
     """
     if path.suffix not in _READERS:
@@ -95,8 +95,8 @@ def _plain(path: Path, text: str) -> Iterator[tuple[str, Any]]:
 
 
 def _lines(text: str) -> Iterator[tuple[int, str]]:
-    """Numbered lines that are not empty. They end at \\n and \\r\\n only: a prompt may have other
-    signs at which `str.splitlines` divides, as U+2028."""
+    """Numbered lines that are not empty. Lines end only at \\n and \\r\\n: a prompt may have other
+    characters at which `str.splitlines` divides, such as U+2028."""
     for number, line in enumerate(text.split("\n"), 1):
         if line.strip():
             yield number, line
@@ -120,6 +120,6 @@ _READERS = {".jsonl": _json_lines, ".txt": _plain, ".json": _vbench}
 
 
 def _short(value: Any) -> str:
-    """As it stands there, in ASCII."""
+    """The entry as it is in the file, in ASCII and shortened."""
     text = ascii(value) if len(str(value)) < 1000 else shown(value)
     return text if len(text) <= 80 else text[:77] + "..."

@@ -1,8 +1,8 @@
-"""The file of a result: every field of it is checked when it is read.
+"""Reads the file of a result, and checks every field.
 
 In: the content of `jobs/<id>.json`. Out: the result; or a `DocumentError` that names the field.
-Knows: what tables, pages and the runner take from a result. That the job is the one that the file
-is named after follows from its hash.
+Knows: the fields that tables, pages and the runner use. The hash shows that the job is the one in
+the file's name.
 Source: ours.
 """
 
@@ -28,13 +28,13 @@ _LARGEST = 1e18  # of a count
 
 
 def checked(content: Field, job: str) -> Result:
-    """A result as its file has it.
+    """A result, checked.
 
     Args:
-        job: the id that the file is named after.
+        job: the id in the file's name.
 
     Raises:
-        DocumentError: a field is missing or not accepted; names it.
+        DocumentError: a field is missing or not accepted; the error names the field.
     """
     content.check_format(RESULT_FORMAT)
     if content.at("id").text() != job:
@@ -51,7 +51,7 @@ def checked(content: Field, job: str) -> Result:
 
 
 def _check_job(field: Field, job: str) -> None:
-    """The settings decide the id, so none of them can be another one."""
+    """Check that the settings are those of the job: they decide its id."""
     clip_of(field.at("clip"))
     field.at("method").text()
     text = json.dumps(field.value, sort_keys=True, ensure_ascii=True)
@@ -69,7 +69,7 @@ def _check_machine(clock: Field) -> None:
 
 
 def _check_made(content: Field) -> None:
-    """What a clip that was made has."""
+    """Check the fields of a clip that was made."""
     for remark in content.at("remarks").entries():
         remark.text()
     content.at("frames_sha256").text(HASH)
@@ -77,7 +77,7 @@ def _check_made(content: Field) -> None:
     for step in flops.entries() if flops.value is not None else ():
         step.number(0, _LARGEST)
     _check_computed(content)
-    runs = content.find("calibration_runs")  # older results have none
+    runs = content.find("calibration_runs")  # older results do not have it
     if runs is not None:
         runs.number(0, 1e12)
     clock = content.at("clock")
@@ -117,7 +117,7 @@ def _check_score(score: Field) -> None:
 
 
 def _check_value(field: Field | None) -> None:
-    """A number; JSON has no infinity, so it is a text."""
+    """Check a number. Infinity is a text, because JSON does not have it."""
     if field is not None and field.value not in ("inf", "-inf"):
         field.number(-1e15, 1e15)
 
@@ -129,7 +129,7 @@ def _text_or_none(content: Field, name: str) -> None:
 
 
 def _count(content: Field, name: str, *, needed: bool = True) -> None:
-    """A number of things, or null; absent only where it is not needed."""
+    """Check a count, or null. It may be missing only if it is not needed."""
     field = content.at(name) if needed else content.find(name)
     if field is not None and field.value is not None:
         field.whole(0)

@@ -1,7 +1,7 @@
-"""All results of an evaluation in memory, and the values that tables and plots take from them.
+"""All results of an evaluation in memory, and the values that tables and plots show.
 
-In: the spec, its jobs and their results. Out: by setting and prompt, the scores, FLOPs and computed
-steps, and the differences to fewer steps at the same FLOPs.
+In: the spec, its jobs and their results. Out: scores, FLOPs and computed steps by setting and
+prompt, and the differences from fewer steps at the same FLOPs.
 Knows: which results count, and that values are averaged over a prompt's seeds first. Does not know
 files (`store`), intervals (`summary`) or pictures (`html`).
 Source: ours.
@@ -24,7 +24,7 @@ from dit_accel.evaluation.jobs import EvaluationSpec, Job
 from dit_accel.evaluation.methods.row import FEWER_STEPS, UNCACHED, Setting
 from dit_accel.evaluation.result_file import CLOCKED_MACHINE, FAILED, NO_EFFECT, OK, Result
 
-Value = Callable[[Result, Result], float | None]  # of a result and its uncached reference
+Value = Callable[[Result, Result], float | None]  # from a result and its uncached reference
 FrameValues = npt.NDArray[np.float64]
 PSNR = "psnr_db"
 PSNR_CAP = 100.0
@@ -40,14 +40,15 @@ class ScoredPair:
 
     @property
     def psnr_db(self) -> float | None:
-        """PSNR in dB, exact clips as 100; None where it was not measured."""
+        """PSNR in dB; 100 for an exact clip; None if it was not measured."""
         value = score(PSNR)(self.result, self.reference)
         return value if value is not None and math.isfinite(value) else None
 
 
 @dataclass(frozen=True)
 class Results:
-    """The spec, its jobs in groups, and their results by id; None where a job is not done."""
+    """The spec, its jobs in groups, and their results by id. A result is None if its job is not
+    done."""
 
     spec: EvaluationSpec
     groups: list[tuple[Job, ...]]
@@ -55,7 +56,7 @@ class Results:
 
     @cached_property
     def pairs(self) -> dict[Setting, list[ScoredPair]]:
-        """By setting, the uncached one first, the clips that did not fail."""
+        """The clips that did not fail, by setting; the uncached setting is first."""
         found: dict[Setting, list[ScoredPair]] = {Setting(UNCACHED): []}
         found |= {setting: [] for setting in self.spec.methods}
         for group in self.groups:
@@ -71,7 +72,7 @@ class Results:
         return [job for group in self.groups for job in group if job.method == setting]
 
     def values(self, setting: Setting, value: Value) -> dict[str, float]:
-        """A value by prompt, averaged over its seeds; prompts where one is missing are left out."""
+        """A value by prompt, averaged over its seeds. Prompts with a missing value are left out."""
         by_prompt: dict[str, list[float]] = {}
         for pair in self.pairs[setting]:
             found = value(pair.result, pair.reference)
@@ -85,7 +86,7 @@ class Results:
         return self.values(setting, score(metric))
 
     def minus_steps(self, setting: Setting, metric: str) -> dict[str, float]:
-        """By prompt, the score less that of fewer steps at the same FLOPs, where that is known."""
+        """By prompt, the score minus that of fewer steps at the same FLOPs, if that is known."""
         control = [s for s in self.pairs if s.method == FEWER_STEPS]
         flops = [self.values(s, flops_kept) for s in control]
         curves = [self.scores(s, metric) for s in control]
@@ -105,7 +106,7 @@ class Results:
         return found
 
     def drawn(self) -> list[Setting]:
-        """What plots show: all that changed a clip, without the uncached clips and reruns."""
+        """The settings in plots: all that changed a clip, without uncached clips and reruns."""
         return [
             setting
             for setting, pairs in self.pairs.items()
@@ -115,24 +116,24 @@ class Results:
         ]
 
     def accelerated(self) -> list[Setting]:
-        """Those of the drawn that are no controls."""
+        """The drawn settings that are not controls."""
         return [setting for setting in self.drawn() if not setting.control]
 
     def families(self) -> dict[str, list[Setting]]:
-        """The drawn settings by method, each in the order of its numbers."""
+        """The drawn settings by method, in the order of their numbers."""
         found: dict[str, list[Setting]] = {}
         for setting in self.drawn():
             found.setdefault(setting.method, []).append(setting)
         return {name: sorted(some, key=lambda s: s.number or 0) for name, some in found.items()}
 
     def slots(self) -> dict[str, int]:
-        """A place in the palette for every method; -1 for controls, which are drawn in grey."""
+        """The index of every method's colour; -1 for controls, which are grey."""
         methods = [setting for setting in self.spec.methods if setting.method != UNCACHED]
         hues = list(dict.fromkeys(setting.method for setting in methods if not setting.control))
         return {s.method: -1 if s.control else hues.index(s.method) for s in methods}
 
     def frame_scores(self, setting: Setting, metric: str) -> FrameValues | None:
-        """Frame scores `(prompts, frames)`, averaged over seeds; None where there are none."""
+        """Frame scores `(prompts, frames)`, averaged over seeds; None if there are none."""
         by_prompt: dict[str, list[list[float]]] = {}
         for pair in self.pairs[setting]:
             frames = ((pair.result["scores"] or {}).get(metric) or {}).get("frames")
@@ -144,7 +145,7 @@ class Results:
         return np.array([np.mean(seeds, axis=0) for seeds in by_prompt.values()])
 
     def machines(self) -> list[dict[str, Any]]:
-        """What the seconds were measured on, each once."""
+        """The machines on which the seconds were measured, each once."""
         found: dict[str, dict[str, Any]] = {}
         for result in filter(None, self.by_id.values()):
             clock = result.get("clock") or {}

@@ -1,9 +1,9 @@
 """Makes the clips of jobs, scores them against their uncached references, and stores the results.
 
-In: jobs, and a function that loads the pipeline. Out: one result a job in the store.
-Knows: one process has one pipeline and runs one job after another; methods that change classes get
-a process of their own. A method that raises has a failed result, and the rest goes on with a
-pipeline that is loaded anew. Does not know which process or machine it runs in (`worker`).
+In: jobs, and a function that loads the pipeline. Out: one result for each job, in the store.
+Knows: a process has one pipeline and runs one job after another. Methods that change classes get a
+process of their own. If a method raises an error, its result is a failure, and the other jobs go on
+with a newly loaded pipeline. Does not know which process or machine it runs in (`worker`).
 Source: ours.
 """
 
@@ -38,14 +38,14 @@ Load = Callable[[], Any]
 Latents = npt.NDArray[np.float32]
 OnResult = Callable[[Job, Result], None]
 
-SHORTEST_WAIT, LONGEST_WAIT = 0.1, 2.0  # seconds, between two looks at what others do
+SHORTEST_WAIT, LONGEST_WAIT = 0.1, 2.0  # seconds between two checks of what other processes do
 
 # With paths of profiles, too.
 _DEPENDS_ON_MACHINE = ("seconds", "peak_memory_bytes", "config", "requested")
 
 
 class ChildFailed(Exception):
-    """A process of its own ended before its jobs were done."""
+    """A child process ended before its jobs were done."""
 
 
 class Runner:
@@ -53,10 +53,10 @@ class Runner:
 
     Args:
         store: where the results are.
-        spec: what the jobs have in common.
-        load: makes the pipeline, on its device; called at the first job, and after a failure.
+        spec: the settings that all jobs share.
+        load: makes the pipeline on its device. It is called at the first job, and after a failure.
         device: the device of this process, e.g. "cuda:1".
-        listeners: are called at each step of the loop.
+        listeners: called at each step of the loop.
     """
 
     def __init__(
@@ -70,13 +70,13 @@ class Runner:
         self.store, self.spec, self.device = store, spec, device
         self._load, self._listeners = load, listeners
         self._pipe: Any = None
-        self._memory: dict[str, Any] = {}  # what methods share; of one pipeline
+        self._memory: dict[str, Any] = {}  # data that methods share, for one pipeline
 
     def run(self, jobs: Iterable[Job], on_result: OnResult = lambda job, result: None) -> None:
-        """Make every job that is not done; stops at the first error that is not a method's.
+        """Run every job that is not done. An error that is not a method's ends it.
 
-        Other processes may do the same in the same folder: a job that one of them has claimed is
-        waited for. At the end all are done, by whomever.
+        Other processes may work in the same folder. This one waits for the jobs that they have
+        claimed. At the end all jobs are done.
 
         Raises:
             StoreError: an uncached reference cannot be read.
@@ -87,13 +87,13 @@ class Runner:
         wait = SHORTEST_WAIT
         while pending:
             left = [job for job in pending if not self._try(job, own, on_result)]
-            if len(left) == len(pending):  # all are claimed by others, or wait for one that is
+            if len(left) == len(pending):  # all are claimed by others, or wait for such a job
                 time.sleep(wait)
             wait = min(2 * wait, LONGEST_WAIT) if len(left) == len(pending) else SHORTEST_WAIT
             pending = left
 
     def _try(self, job: Job, own: set[str], on_result: OnResult) -> bool:
-        """Whether a job is done, now or by another process before."""
+        """Try to do a job. Returns whether it is done, also if another process did it."""
         if not self.store.done(job.id):
             reference = job.reference.id
             if reference != job.id and reference in own and not self.store.done(reference):
@@ -101,7 +101,8 @@ class Runner:
             with self.store.claims.claim(job.id) as mine:
                 if not mine:
                     return False
-                if not self.store.done(job.id):  # it may have been done just before the claim
+                # another process may have done it just before the claim
+                if not self.store.done(job.id):
                     self.store.note("begin", job.id)
                     self.store.write_result(job.id, self._result(job))
                     self.store.note("end", job.id)
@@ -112,10 +113,10 @@ class Runner:
         return True
 
     def rescore(self, jobs: Iterable[Job], again: bool = False) -> int:
-        """Score stored clips by metrics that their results lack; returns how many.
+        """Score stored clips with the metrics that their results lack. Returns the number of clips.
 
         Args:
-            again: score by all metrics of the spec.
+            again: whether to score with all metrics of the spec.
 
         Raises:
             StoreError: a clip is missing or cannot be read.
@@ -164,7 +165,8 @@ class Runner:
             learned=self.store.profile_path(self.spec.learned),
         )  # fmt: skip
         with (
-            Probe(pipe) as probe,  # before the method: only calls that reach the model count
+            # before the method, so that only calls of the model itself are counted
+            Probe(pipe) as probe,
             _recorded(pipe, job, self.spec) as references,
             method.apply(pipe, job.method.number, context) as handle,
         ):
@@ -203,7 +205,8 @@ class Runner:
         return result
 
     def _score(self, job: Job, latents: Latents, frames: video.Frames, result: Result) -> None:
-        """Add the scores; a method that changed and saved nothing gets the status `NO_EFFECT`."""
+        """Add the scores. A method that changed nothing and saved nothing gets the status
+        `NO_EFFECT`."""
         uncached = job.reference.id
         reference = self.store.result(uncached)
         if reference is None:
@@ -230,8 +233,8 @@ class Runner:
             result["status"] = NO_EFFECT
 
     def _learn(self, pipe: Any, job: Job, report: Report | None, result: Result) -> None:
-        """Write down how good a plan was, for the guarantees of later runs; this evaluation is
-        not planned by it."""
+        """Store how good a plan was, for the guarantees of later runs. This evaluation does not
+        plan with it."""
         psnr = (result["scores"] or {}).get("psnr_db", {}).get("value")
         predicted = not self.spec.no_learn and report is not None and report.prediction
         learning = learning_of(pipe) if predicted else None
@@ -239,14 +242,14 @@ class Runner:
             learning.add_report(report, psnr, job.clip)
 
     def _ready(self, job: Job) -> Any:
-        """The pipeline, warm."""
+        """The pipeline, after a warm-up run."""
         if self._pipe is None:
             self._pipe = self._load()
             generation.warm_up(self._pipe, job.clip)
         return self._pipe
 
     def _calibrate(self, name: str, measure: Callable[[Callable[[], None]], Any]) -> Any:
-        """Measure on the first prompt and seed, so that every process measures the same."""
+        """Calibrate on the first prompt and seed, so that every process measures the same."""
         known = self.store.calibration(name)
         if known is None:
             first = self.spec.groups()[0][0].clip
@@ -261,7 +264,7 @@ class Runner:
 
 @contextmanager
 def _recorded(pipe: Any, job: Job, spec: EvaluationSpec) -> Iterator[tuple[ReferenceRun, ...]]:
-    """Record an uncached reference, where runs are learnt from."""
+    """Record an uncached reference if runs learn from it."""
     if job.method.method != UNCACHED or spec.no_learn or is_off():
         yield ()
         return
@@ -275,14 +278,14 @@ def run_groups(
     child: Callable[[Store, Sequence[str]], None],
     on_result: OnResult = lambda job, result: None,
 ) -> None:
-    """Run groups: first all jobs that can share a process, then the others.
+    """Run groups of jobs: first those that can share a process, then the others.
 
     Args:
-        child: runs the jobs of one setting, by their ids, in a process of its own.
+        child: runs the jobs of one setting, given by their ids, in a child process.
         on_result: called after every job.
 
     Raises:
-        ChildFailed: a process of its own ended too early.
+        ChildFailed: a child process ended too early.
     """
     shared = [job for group in groups for job in group if not _alone(job)]
     runner.run(shared, on_result)
@@ -303,7 +306,7 @@ def in_child(target: Callable[..., None], *arguments: Any) -> None:
     """Call a module-level function in a new process, and wait for it.
 
     Raises:
-        ChildFailed: it ended with an error or a signal.
+        ChildFailed: the process ended with an error or a signal.
     """
     process = multiprocessing.get_context("spawn").Process(target=target, args=arguments)
     process.start()
@@ -318,7 +321,7 @@ def in_child(target: Callable[..., None], *arguments: Any) -> None:
 
 
 def machine(device: str) -> dict[str, Any]:
-    """What the seconds were measured on."""
+    """The machine on which the seconds are measured."""
     import torch
 
     name = platform.processor() or platform.machine()
@@ -339,7 +342,7 @@ def _alone(job: Job) -> bool:
 
 
 def _reproducible(report: Report | None) -> dict[str, Any] | None:
-    """The report without what depends on time or machine."""
+    """The report without the parts that depend on time or machine."""
     if report is None:
         return None
     content = {k: v for k, v in report.to_dict().items() if k not in _DEPENDS_ON_MACHINE}

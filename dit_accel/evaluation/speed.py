@@ -1,10 +1,12 @@
 """Measures how fast each method makes a denoiser of real size, without its weights.
 
-In: a checkpoint's configuration, a clip and methods. Out: seconds, memory and overhead a method.
-Knows: the pipeline is diffusers' own with random weights and random prompt embeddings, and without
-text encoder and VAE. Time and memory are real except what depends on values: a threshold compares
-the drift of random weights, so it computes other steps than on a real clip.
-Overhead: the time beyond the ideal, which is the uncached seconds a step times the FLOP share.
+In: a checkpoint's configuration, a clip and methods. Out: seconds, memory and overhead of each
+method.
+Knows: the pipeline is diffusers' own, with random weights and prompt embeddings, and without text
+encoder and VAE. Time and memory are real, unless they depend on values. A threshold compares drifts
+of random weights, so it computes other steps than on a real clip.
+Overhead: the time beyond the ideal time, which is the uncached time of a step times the share of
+FLOPs.
 Source: ours.
 """
 
@@ -40,8 +42,8 @@ class BenchmarkCase:
     """What is built and run.
 
     Args:
-        small: the row's reduced form, for a machine without a GPU.
-        rounds: how often every method runs, by turns.
+        small: whether to build the reduced form of the row, for a machine without a GPU.
+        rounds: how often every method runs; in each round, each method runs once.
         setup: how the pipeline is set up.
     """
 
@@ -69,7 +71,7 @@ class BenchmarkCase:
 
 @dataclass(frozen=True)
 class TimedRun:
-    """One run, by step."""
+    """One run: its values by step."""
 
     seconds: tuple[float, ...]
     flops: tuple[int, ...]
@@ -78,20 +80,21 @@ class TimedRun:
 
 @dataclass(frozen=True)
 class SpeedResult:
-    """What one method took; None where nothing was measured.
+    """The speed of one method. Values are None if nothing was measured.
 
     Args:
-        steps: of the denoising loop.
-        steps_computed: those with all of the uncached FLOPs.
+        steps: number of steps in the denoising loop.
+        steps_computed: number of steps with all of the uncached FLOPs.
         flops_kept: share of the uncached run's FLOPs.
-        seconds: of the loop, the median of the rounds.
+        seconds: of the loop; the median of the rounds.
         seconds_per_computed_step, seconds_per_reused_step: medians; a reused step has fewer FLOPs
             than the uncached one.
         reused_flops: share of the uncached FLOPs in a reused step.
-        overhead: seconds of the loop beyond the ideal of the same round, over the ideal; median.
+        overhead: seconds of the loop beyond the ideal of the same round, divided by the ideal;
+            median.
         overhead_seconds_per_step: the same in seconds.
-        speedup: seconds of the uncached loop over those of this one; median.
-        error: why it failed.
+        speedup: seconds of the uncached loop divided by those of this one; median.
+        error: why the method failed.
     """
 
     method: str
@@ -115,12 +118,13 @@ def measure(
     settings: tuple[Setting, ...],
     on_progress: Callable[[str], None] = lambda _: None,
 ) -> list[SpeedResult]:
-    """Every method's speed, the uncached pipeline's first, then in the order given.
+    """Measure the speed of the uncached pipeline, then of every method in the given order.
 
-    Methods that change classes get a process of their own each, with an uncached run beside.
+    Each method that changes classes gets a process of its own, with an uncached run in the same
+    process.
 
     Args:
-        on_progress: called with what runs next.
+        on_progress: called with a text that says what runs next.
 
     Raises:
         DoesNotFitError: the weights do not fit.
@@ -143,11 +147,11 @@ def compare(
     settings: tuple[Setting, ...],
     on_progress: Callable[[str], None] = lambda _: None,
 ) -> list[SpeedResult]:
-    """Run methods by turns on one pipeline, against the uncached one.
+    """Run methods in turn on one pipeline, and compare them with the uncached run.
 
     Args:
-        settings: methods that can share a process; the uncached run is added where it is missing.
-        on_progress: called with what runs next.
+        settings: methods that can share a process; the uncached run is added if it is missing.
+        on_progress: called with a text that says what runs next.
 
     Raises:
         DoesNotFitError: the weights do not fit.
@@ -160,7 +164,7 @@ def compare(
     failed: dict[Setting, str] = {}
     remarks: dict[Setting, tuple[str, ...]] = {}
     context = _context(pipe, case)
-    _call(pipe, case, {"num_inference_steps": 2})  # the first call also pays for kernels
+    _call(pipe, case, {"num_inference_steps": 2})  # the first call also loads kernels
     for index in range(case.rounds):
         for setting in settings:
             if setting in failed:
@@ -171,7 +175,7 @@ def compare(
             try:
                 run, remarks[setting] = _run(pipe, case, setting, context)
                 runs[setting].append(run)
-            except Exception as error:  # whatever a method raises is its result
+            except Exception as error:  # any error of a method is its result
                 if setting == baseline:
                     raise
                 failed[setting] = f"{type(error).__name__}: {error}".strip().splitlines()[0]
@@ -186,13 +190,13 @@ def compare(
 
 
 def _compare_quietly(case: BenchmarkCase, setting: Setting) -> list[SpeedResult]:
-    """In a process of its own, where the libraries are not silenced yet."""
+    """`compare` in a child process, where the libraries are not silenced yet."""
     logging.disable(logging.WARNING)
     return compare(case, (setting,))
 
 
 def build(case: BenchmarkCase) -> Any:
-    """A pipeline of diffusers with random weights, and neither text encoder nor VAE.
+    """Build a pipeline of diffusers with random weights, without text encoder and VAE.
 
     Raises:
         DoesNotFitError: the weights do not fit.
@@ -227,7 +231,7 @@ def _transformer(case: BenchmarkCase) -> Any:
 
 
 def _renewed(pipe: Any, case: BenchmarkCase) -> Any:
-    """A pipeline that no failed method has touched."""
+    """A new pipeline, after a method failed."""
     pipe.transformer = None
     if case.device.startswith("cuda"):
         torch.cuda.empty_cache()
@@ -255,7 +259,7 @@ def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
 def embeddings(
     prompt: TextShape, guidance: float, device: str, dtype: torch.dtype
 ) -> dict[str, Any]:
-    """Random embeddings under the names of the pipelines' calls, the same each time."""
+    """Random embeddings, the same each time, by the argument names of the pipeline's call."""
     draw = torch.Generator("cpu").manual_seed(1)
 
     def random(*shape: int) -> torch.Tensor:
@@ -280,7 +284,7 @@ def _call(
     overrides: dict[str, Any],
     listeners: tuple[stopwatch.StepListener, ...] = (),
 ) -> tuple[float, ...]:
-    """Run once; returns the seconds of each step."""
+    """Run the pipeline once. Returns the seconds of each step."""
     dtype = getattr(torch, case.dtype)
     arguments = {
         **call_arguments(pipe, case.clip),
@@ -326,7 +330,7 @@ def _run(
 def _speed(
     setting: Setting, runs: list[TimedRun], uncached: list[TimedRun], remarks: tuple[str, ...]
 ) -> SpeedResult:
-    """The figures of a method from its rounds and those of the uncached pipeline beside them."""
+    """The speed of a method, from its rounds and the uncached rounds beside them."""
     full = uncached[0].flops[0]
     shares = [flops / full for flops in runs[0].flops]
     by_step = [statistics.median(step) for step in zip(*(r.seconds for r in runs), strict=True)]

@@ -1,8 +1,8 @@
 """Means, ratios and paired differences with bootstrap intervals over prompts.
 
-In: one value a prompt, averaged over its seeds. Out: an `Interval`, and a verdict.
-Knows: clips of one prompt are alike, and frames of one clip more so; only prompts are independent,
-so only prompts are drawn again.
+In: one value for each prompt, averaged over its seeds. Out: an `Interval`, and a verdict.
+Knows: clips of one prompt are similar, and frames of one clip even more. Only prompts are
+independent, so the bootstrap draws prompts.
 Source: percentile bootstrap (Efron 1979), by scipy.
 """
 
@@ -41,12 +41,12 @@ class Interval:
 
 
 def mean(values: Sequence[float]) -> Interval:
-    """Mean of finite values, one a prompt; ValueError where there are none."""
+    """Mean of finite values, one for each prompt; a ValueError if there are none."""
     return _bootstrap((values,), lambda a, axis=-1: a.mean(axis))
 
 
 def ratio(over: Sequence[float], under: Sequence[float]) -> Interval:
-    """Ratio of two sums over the same prompts, e.g. of seconds; errors as of `difference`."""
+    """Ratio of two sums over the same prompts, e.g. of seconds. Errors: see `difference`."""
     return _bootstrap((over, under), lambda a, b, axis=-1: a.sum(axis) / b.sum(axis))
 
 
@@ -54,13 +54,13 @@ def difference(values: Sequence[float], others: Sequence[float]) -> Interval:
     """Mean of `values - others`, prompt by prompt.
 
     Raises:
-        ValueError: there are none, or not as many of one as of the other.
+        ValueError: there are no values, or the numbers of values differ.
     """
     return _bootstrap((values, others), lambda a, b, axis=-1: (a - b).mean(axis))
 
 
 def verdict(difference: Interval, direction: Literal["higher", "lower"]) -> Verdict:
-    """Whether a difference names a winner: only where its interval leaves out 0."""
+    """Which side wins. A difference has a winner only if its interval does not contain 0."""
     if difference.low is None or difference.high is None:
         return "undecided"
     if difference.low <= 0 <= difference.high:
@@ -69,9 +69,9 @@ def verdict(difference: Interval, direction: Literal["higher", "lower"]) -> Verd
 
 
 def interpolate(at: float, places: Sequence[float], values: Sequence[float]) -> float | None:
-    """Value of a piecewise linear curve at a place; None outside of it by over a hundredth.
+    """Value of a piecewise linear curve at a place; None if the place is outside by more than 1 %.
 
-    The hundredth: an extrapolated step costs a few FLOPs beyond those of the computed steps.
+    The 1 % is needed because an extrapolated step costs a few FLOPs more than none.
     """
     order = np.argsort(places)
     x, y = np.asarray(places, float)[order], np.asarray(values, float)[order]
@@ -105,7 +105,7 @@ def _bootstrap(samples: tuple[Sequence[float], ...], statistic: Callable[..., An
 
 
 def finite(value: Any) -> Any:
-    """As JSON takes it: numbers that are not finite become None, at any depth."""
+    """The value for JSON: numbers that are not finite become None, at any depth."""
     if isinstance(value, dict):
         return {str(key): finite(entry) for key, entry in value.items()}
     if isinstance(value, list | tuple):

@@ -1,7 +1,7 @@
-"""The folder of an evaluation: a manifest and one file a job, each written whole or not at all.
+"""The folder of an evaluation: a manifest and one file for each job, written whole or not at all.
 
 In: a spec, results, clips and latents. Out: the same, checked; or a `StoreError` that names the
-file and the way out.
+file and a remedy.
 
     manifest.json      the spec: model, settings, prompts, seeds, methods, versions
     jobs/<id>.json     a result; the job is done if and only if this file is there
@@ -46,7 +46,7 @@ JOURNAL = "journal.jsonl"
 
 
 class StoreError(Exception):
-    """The folder holds something that this evaluation must not touch or cannot use."""
+    """The folder has a file that this evaluation must not touch or cannot use."""
 
 
 class Store:
@@ -60,10 +60,11 @@ class Store:
 
     @property
     def is_planned(self) -> bool:
-        """Whether there is an evaluation with methods that plan, so that it is settled from what.
+        """Whether the folder has an evaluation with methods that plan. Then the source of their
+        plans is fixed.
 
         Raises:
-            StoreError: as of `spec`.
+            StoreError: see `spec`.
         """
         return (self.folder / "manifest.json").exists() and bool(self.spec().profiled)
 
@@ -71,7 +72,7 @@ class Store:
         """The evaluation that the manifest describes.
 
         Raises:
-            StoreError: there is none, or it is not of this version.
+            StoreError: there is no manifest, or it is of another version.
         """
         path = self.folder / "manifest.json"
         try:
@@ -84,14 +85,15 @@ class Store:
         """Begin or resume an evaluation: new prompts, seeds, methods and metrics are added.
 
         Args:
-            known: files that the spec names by `name_of`: they are copied here.
+            known: contents of the files that the spec names by `name_of`; they are copied here.
 
         Raises:
-            StoreError: the folder holds an evaluation with other settings; each is named.
+            StoreError: the folder has an evaluation with other settings; the error names each.
         """
         if not (self.folder / "manifest.json").exists() and self.folder.is_dir():
             found = {path.name for path in self.folder.iterdir()} - {*FOLDERS}
-            others = sorted(name for name in found if not name.startswith("."))  # of `placed`
+            # scratch files of `placed`
+            others = sorted(name for name in found if not name.startswith("."))
             if others:
                 more = " and more" if len(others) > 1 else ""
                 raise StoreError(
@@ -117,10 +119,10 @@ class Store:
     # results
 
     def result(self, job: str) -> Result | None:
-        """A result, or None where the job is not done.
+        """A result; None if the job is not done.
 
         Raises:
-            StoreError: its file cannot be read, or is of another version.
+            StoreError: the file cannot be read, or is of another version.
         """
         path = self.folder / "jobs" / f"{job}.json"
         try:
@@ -130,7 +132,7 @@ class Store:
             return None
 
     def results(self, spec: EvaluationSpec | None = None) -> Results:
-        """All results of an evaluation, as far as it is done.
+        """All results of an evaluation so far.
 
         Raises:
             StoreError: a result cannot be read.
@@ -156,7 +158,7 @@ class Store:
     # clips and arrays
 
     def clip_path(self, job: str) -> Path:
-        """Where the frames of a job lie, if they were stored."""
+        """Where the frames of a job are, if they were stored."""
         return self.folder / "clips" / f"{job}.mkv"
 
     def write_clip(self, job: str, frames: video.Frames, fps: float) -> None:
@@ -164,10 +166,10 @@ class Store:
         video.write_video(self.clip_path(job), frames, fps=fps)
 
     def read_clip(self, job: str, sha256: str) -> video.Frames:
-        """Frames of a job, checked against their hash.
+        """The frames of a job, checked against their hash.
 
         Raises:
-            StoreError: they are missing, or are not those that the result names.
+            StoreError: they are missing, or their hash is not the one in the result.
         """
         path = self.clip_path(job)
         try:
@@ -180,7 +182,7 @@ class Store:
 
     def write_latents(self, job: str, latents: npt.NDArray[np.float32]) -> None:
         """Write the last latents of a clip."""
-        content = io.BytesIO()  # numpy would hide why a file cannot be written
+        content = io.BytesIO()  # numpy hides the reason if a file cannot be written
         np.save(content, latents, allow_pickle=False)
         with placed(self.folder / "latents" / f"{job}.npy") as path:
             path.write_bytes(content.getbuffer())
@@ -189,7 +191,7 @@ class Store:
         """The last latents of a clip.
 
         Raises:
-            StoreError: they are missing or broken.
+            StoreError: they are missing or damaged.
         """
         path = self.folder / "latents" / f"{job}.npy"
         try:
@@ -203,10 +205,11 @@ class Store:
     # the rest
 
     def calibration(self, name: str) -> Any:
-        """What a method measured under a name: numbers and texts, in lists and objects; or None.
+        """What a method measured and stored under a name: numbers and texts, in lists and objects;
+        or None.
 
         Raises:
-            StoreError: its file has anything else.
+            StoreError: the file has other content.
         """
         path = self.folder / "calibration" / f"{name}.json"
         try:
@@ -218,15 +221,16 @@ class Store:
             return None
 
     def write_calibration(self, name: str, value: Any) -> None:
-        """Write what a method measured."""
+        """Write the measurements of a method."""
         self._write(f"calibration/{name}.json", _as_json(value))
 
     def profile_path(self, name: str | None) -> Path | None:
-        """Where a profile, or what was learnt, lies, by its hash."""
+        """The path of a profile, or of what was learnt, by its hash."""
         return None if name is None else self.folder / "profiles" / f"{name}.safetensors"
 
     def _keep(self, spec: EvaluationSpec, known: Collection[bytes]) -> None:
-        """Write what the plans are made from, so that every process and resume uses the same."""
+        """Write the files that plans are made from, so that every process and every resume uses the
+        same."""
         for content in known:
             path = self.profile_path(name_of(content))
             if path is not None and path.stem in (spec.profile, spec.learned):
@@ -239,7 +243,7 @@ class Store:
         self._write("summary.md", markdown.rstrip())
 
     def note(self, event: str, job: str) -> None:
-        """A line in the journal."""
+        """Write a line in the journal."""
         journal.note(self.folder / JOURNAL, event, job)
 
     def journal(self) -> Journal:
@@ -263,12 +267,12 @@ def _named(path: Path, way_out: str) -> Iterator[None]:
 
 
 def name_of(content: bytes) -> str:
-    """Of a file that plans are made from."""
+    """The name of a file that plans are made from."""
     return hashlib.sha256(content).hexdigest()[:20]
 
 
 def frames_hash(frames: video.Frames) -> str:
-    """A hash of the frames themselves, whatever file they lie in."""
+    """A hash of the frames themselves; it does not depend on their file."""
     shape = repr(frames.shape).encode()
     return hashlib.sha256(shape + np.ascontiguousarray(frames).tobytes()).hexdigest()
 
@@ -282,7 +286,7 @@ def _as_json(content: Any) -> str:
 
 
 def _check_plain(field: Field) -> None:
-    """Refuse what is neither a finite number, a text, nor a list or an object of these."""
+    """Refuse a value that is not a finite number, a text, or a list or an object of these."""
     if isinstance(field.value, dict):
         for entry in field.fields().values():
             _check_plain(entry)

@@ -1,7 +1,8 @@
-"""One row a method: what it saves and what that costs, with intervals, beside the noise floor.
+"""Makes one row for each method: what it saves and what that costs, with intervals and the noise
+floor.
 
 In: the results of an evaluation. Out: a table, JSON-able, and paired comparisons of two settings.
-Knows: speed is the ratio of summed seconds over the same prompts, fidelity the mean over prompts.
+Knows: speed is a ratio of summed seconds over the same prompts; fidelity is a mean over prompts.
 Each row is compared with the noise floor (the model run again) and with fewer steps at the same
 FLOPs. Does not know how the table is drawn.
 Source: ours.
@@ -32,8 +33,8 @@ from dit_accel.metrics import METRICS
 
 @dataclass(frozen=True)
 class MethodSummary:
-    """One method with its number. Intervals are None where nothing was measured. `rests_on`: what
-    its plans were made from."""
+    """One method with its number. Intervals are None if nothing was measured. `rests_on`: the data
+    that its plans were made from."""
 
     label: str
     method: str
@@ -60,7 +61,7 @@ class MethodSummary:
 
 @dataclass(frozen=True)
 class Summary:
-    """The whole table. `floor`: by metric, the worst of the reruns and its value."""
+    """The whole table. `floor`: for each metric, the worst rerun and its value."""
 
     rows: tuple[MethodSummary, ...]
     floor: dict[str, tuple[str, float]]
@@ -79,7 +80,7 @@ class Summary:
 
 
 def summarise(results: Results) -> Summary:
-    """The table of an evaluation, as far as it is done."""
+    """The table of an evaluation so far."""
     metrics = results.spec.metrics
     rows = [_row(setting, results) for setting in results.pairs]
     floor = _floor(rows, metrics)
@@ -96,7 +97,7 @@ def paired(
     """How much better `one` scores than `other` on the prompts that both have.
 
     Raises:
-        ValueError: they have no prompt in common.
+        ValueError: there is no prompt that both have.
     """
     a, b = results.scores(one, metric), results.scores(other, metric)
     common = [prompt for prompt in a if prompt in b]
@@ -134,7 +135,7 @@ def _row(setting: Setting, results: Results) -> MethodSummary:
 
 
 def _rests_on(result: Result) -> str | None:
-    """What its plan was made from; results of earlier versions do not say it."""
+    """The data that the plans were made from. Results of earlier versions do not have it."""
     found = ((result["report"] or {}).get("prediction") or {}).get("rests_on")
     return found if isinstance(found, str) else None
 
@@ -149,7 +150,7 @@ def _speedup(setting: Setting, results: Results, name: str) -> Interval | None:
 
 
 def _floor(rows: Iterable[MethodSummary], metrics: Iterable[str]) -> dict[str, tuple[str, float]]:
-    """By metric, the rerun that scores worst: no cache needs to be better than that."""
+    """For each metric, the rerun with the worst score. No cache needs to be better than that."""
     reruns = [row for row in rows if Setting(row.method).is_rerun]
     floor = {}
     for metric in metrics:
@@ -163,7 +164,7 @@ def _floor(rows: Iterable[MethodSummary], metrics: Iterable[str]) -> dict[str, t
 def _in_floor(
     setting: Setting, results: Results, floor: Mapping[str, tuple[str, float]]
 ) -> dict[str, bool]:
-    """By metric, whether the method is as good as the noise floor, as far as can be decided."""
+    """For each metric, whether the method is as good as the noise floor; None if undecided."""
     found: dict[str, bool] = {}
     if setting.method == UNCACHED or setting.is_rerun:
         return found
@@ -176,7 +177,7 @@ def _in_floor(
 
 
 def _against_steps(setting: Setting, results: Results) -> dict[str, dict[str, Any]]:
-    """By metric, the paired difference to fewer steps at the same FLOPs."""
+    """For each metric, the paired difference from fewer steps at the same FLOPs."""
     if setting.control or setting.method == UNCACHED:
         return {}
     found = {}
@@ -189,7 +190,7 @@ def _against_steps(setting: Setting, results: Results) -> dict[str, dict[str, An
 
 
 def digits(metric: str) -> int:
-    """Decimals that a metric is worth."""
+    """The number of decimals that a metric is shown with."""
     return {"psnr_db": 1, "jod": 2, "ssim": 4}.get(metric, 3)
 
 
@@ -202,14 +203,14 @@ def _most(values: Iterable[int | None]) -> int | None:
 
 
 def _spent_before(results: Iterable[Result]) -> float | None:
-    """The most uncached runs that a clip's method needed first; None where one is not known."""
+    """The largest calibration cost of a clip's method, in uncached runs; None if one is unknown."""
     found = [result.get("calibration_runs") for result in results]
     known = [float(runs) for runs in found if isinstance(runs, (int, float))]
     return max(known) if known and len(known) == len(found) else None
 
 
 def runs_text(runs: float | None) -> str:
-    """Calibration in uncached runs, as tables print it."""
+    """The calibration cost in uncached runs, as tables print it."""
     if runs is None:
         return "–"
     return f"{runs:.0f}" if runs >= 10 or runs == int(runs) else f"{runs:.1f}"

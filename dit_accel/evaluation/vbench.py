@@ -1,9 +1,9 @@
 """Writes the clips of an evaluation as VBench's tool looks for them: `<prompt>-<index>.mp4`.
 
-In: the store. Out: a folder a method; the index is the seed's place in the evaluation.
-Knows: VBench finds a clip by its prompt and scores the videos of one folder. Its tool pins versions
-that do not fit beside a current diffusers, so it is run elsewhere. Clips are encoded again, as
-VBench reads no lossless container.
+In: the store. Out: a folder for each method. The index is the seed's place in the evaluation.
+Knows: VBench finds a clip by its prompt, and scores the videos of one folder. Its tool needs
+versions that do not work with a current diffusers, so it runs in another environment. Clips are
+encoded again, because VBench reads no lossless container.
 Source: VBench, arXiv 2311.17982, and its repository.
 """
 
@@ -22,16 +22,16 @@ LONGEST_NAME = 255  # bytes, on the usual file systems
 
 
 def export(store: Store, spec: EvaluationSpec, out: Path) -> dict[str, int]:
-    """Write every stored clip under VBench's name, into a folder a method.
+    """Write every stored clip under VBench's name, in one folder for each method.
 
     Args:
-        out: made if need be; what is there already is left alone.
+        out: made if it does not exist. Existing clips stay as they are.
 
     Returns:
-        how many clips each folder has.
+        The number of clips in each folder.
 
     Raises:
-        ValueError: prompts that cannot be a file's name; they are listed, and nothing is written.
+        ValueError: some prompts cannot be file names. They are listed, and nothing is written.
         StoreError: a clip is missing or cannot be read.
         OSError: a clip cannot be written.
     """
@@ -53,12 +53,12 @@ def export(store: Store, spec: EvaluationSpec, out: Path) -> dict[str, int]:
 
 
 def file_name(prompt: str, index: int) -> str:
-    """As VBench's tool looks for it."""
+    """The name under which VBench's tool looks for a clip."""
     return f"{prompt}-{index}.mp4"
 
 
 def folder_name(setting: Setting) -> str:
-    """A folder's name for a method with its number."""
+    """The name of the folder of a method with its number."""
     return re.sub(r"[^A-Za-z0-9.]+", "-", setting.label)
 
 

@@ -1,4 +1,5 @@
-"""Runs an evaluation's jobs in a process: this one, a child of it, or an actor of a Ray cluster.
+"""Runs the jobs of an evaluation in this process, in a child process, or in an actor of a Ray
+cluster.
 
 In: the store's folder, the model's folder and jobs by their ids. Out: results in the store.
 Knows: processes and devices. Does not know how a job is run (`runner`).
@@ -29,11 +30,11 @@ def work(
     on_result: OnResult = lambda job, result: None,
     listeners: tuple[StepListener, ...] = (),
 ) -> None:
-    """Run groups of jobs in this process and in children of it.
+    """Run groups of jobs in this process and in child processes.
 
     Args:
-        folder: where the model's weights lie.
-        groups: as `EvaluationSpec.groups` gives them.
+        folder: the folder with the model's weights.
+        groups: see `EvaluationSpec.groups`.
 
     Raises:
         ChildFailed, StoreError, OSError: see `runner`.
@@ -45,7 +46,7 @@ def work(
 def rescore(
     store: Store, spec: EvaluationSpec, groups: Sequence[tuple[Job, ...]], again: bool
 ) -> int:
-    """As `Runner.rescore`, of groups of jobs."""
+    """`Runner.rescore` for groups of jobs."""
     runner = Runner(store, spec, lambda: None, spec.device)
     return runner.rescore((job for group in groups for job in group), again)
 
@@ -58,16 +59,16 @@ def work_with_ray(
     workers: int,
     on_group: Callable[[int], None] = lambda jobs: None,
 ) -> None:
-    """Run groups on a Ray cluster: one actor a worker, one GPU each where the device is CUDA.
+    """Run groups on a Ray cluster, with one actor for each worker. On CUDA, each actor has one GPU.
 
     The store's folder must be on a file system that every node sees.
 
     Args:
-        workers: actors.
-        on_group: called with the number of jobs of each group that is done.
+        workers: number of actors.
+        on_group: called with the number of jobs of each finished group.
 
     Raises:
-        RuntimeError: what an actor raised.
+        RuntimeError: an actor raised an error.
     """
     import ray
     from ray.util import ActorPool
@@ -90,7 +91,7 @@ def work_with_ray(
 
 
 class _Actor:
-    """Keeps the pipeline between groups."""
+    """An actor, which reuses its pipeline for all groups."""
 
     def __init__(self, store: str, folder: str, device: str) -> None:
         opened = Store(Path(store))
@@ -113,7 +114,7 @@ def _runner(
 
 
 def load(spec: EvaluationSpec, folder: str, device: str) -> Any:
-    """The pipeline of an evaluation, silent, on a device."""
+    """Load the pipeline of an evaluation on a device, without messages."""
     from dit_accel.models import loading, setup
 
     model = loading.inspect_folder(Path(folder), name=spec.model.name)
@@ -127,7 +128,7 @@ def _run_in_child(folder: str, device: str, store: Store, ids: Sequence[str]) ->
 
 
 def _child(store_folder: str, folder: str, device: str, ids: list[str], parent: int) -> None:
-    """In the new process. It ends before its next job when the parent is gone."""
+    """The work of a child process. It ends before its next job if the parent has ended."""
     from dit_accel.models.loading import quiet_libraries
 
     store = Store(Path(store_folder))
@@ -141,6 +142,6 @@ def _child(store_folder: str, folder: str, device: str, ids: list[str], parent: 
 
 
 def _find(spec: EvaluationSpec, ids: Sequence[str]) -> list[Job]:
-    """The jobs of these ids, in the evaluation's order."""
+    """The jobs with these ids, in the evaluation's order."""
     wanted = set(ids)
     return [job for group in spec.groups() for job in group if job.id in wanted]
