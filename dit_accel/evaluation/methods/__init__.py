@@ -1,10 +1,10 @@
-"""The table of methods: everything that makes a pipeline faster, one row each.
+"""The table of methods. Each row is one way to make a pipeline faster.
 
 In: a method as text, `name` or `name:number`, e.g. `edcw:0.1`. Out: a `Setting`, or the row that
-puts it on a pipeline.
-Knows: what each number means and which are accepted. Rows of other packages call their public API
-with its defaults; where a default does nothing or fails on a family, the evaluation reports that.
-A new method is one row. A row marked `research` is accepted by name and left out of lists.
+installs it on a pipeline.
+Knows: what each number means, and which are accepted. Rows of other packages call the packages'
+public API with its defaults. If a default does nothing or fails on a family, the evaluation reports
+it. A new method is one row. A row marked `research` is accepted by name, but is not in lists.
 Source: named in each row's module.
 """
 
@@ -49,10 +49,10 @@ LISTED = tuple(row.name for row in METHODS.values() if not row.research)
 
 
 def parse(text: str) -> Setting:
-    """`name` or `name:number` -> the method with its number.
+    """The method with its number, from `name` or `name:number`.
 
     Raises:
-        ValueError: the name is in no row, or the number is not accepted; the text names both.
+        ValueError: no row has the name, or the number is not accepted; the message names both.
     """
     name, colon, number = text.strip().partition(":")
     if name not in METHODS:
@@ -63,14 +63,15 @@ def parse(text: str) -> Setting:
 def parse_list(text: str, steps: int | None = None) -> tuple[Setting, ...]:
     """Several settings, separated by commas, each once.
 
-    `NAME:*` is the row's whole sweep; a number alone belongs to the method before it, so
+    `NAME:*` is the row's whole sweep. A number alone belongs to the method before it, so
     `edcw:0.1,0.2` is two settings.
 
     Args:
-        steps: of the clips; a sweep over steps leaves out what is not below it.
+        steps: the steps of the clips; a sweep over steps leaves out the numbers that are not below
+            it.
 
     Raises:
-        ValueError: as `parse`, or the list is empty, or a number of steps would not be fewer.
+        ValueError: see `parse`; or the list is empty, or a number of steps is not below `steps`.
     """
     settings: list[Setting] = []
     for part in filter(None, (part.strip() for part in text.split(","))):

@@ -1,9 +1,9 @@
-"""Row of BudCache: which k steps are computed, searched by runs of one clip; the others are reused.
+"""Row of BudCache. Runs of one clip search k computed steps; the other steps reuse a prediction.
 
-In: a pipeline and k. Out: the pipeline that computes these steps, then restored.
+In: a pipeline and k. Out: the pipeline that computes these steps; it is restored afterwards.
 Knows: the first 30 % of the budget are the first steps. Simulated annealing swaps a computed step
-for another, then a hill climb moves steps by up to three; every try is a run with k computed steps,
-and counts as such. The error is that of the final latents.
+for another one. Then a hill climb moves steps by up to three. Each trial is a run with k computed
+steps, and its cost is counted. The error is that of the final latents.
 Source: BudCache, arXiv 2606.13496, without its learned noise levels; our reading of its code.
 """
 
@@ -30,17 +30,17 @@ from dit_accel.handle import accelerate
 from dit_accel.planning.plan import Extrapolation, Plan
 from dit_accel.planning.spacing import evenly
 
-FIXED_SHARE = 0.3  # of the budget
+FIXED_SHARE = 0.3  # share of the budget
 PROPOSALS, HOT, COLD = 200, 0.1, 1e-4
 ROUNDS, MOVES, REACH = 5, 20, 3
-Score = Callable[[tuple[int, ...]], float]  # of computed steps, the error; lower is better
+Score = Callable[[tuple[int, ...]], float]  # the error of computed steps; lower is better
 
 
 def search(num_steps: int, count: int, score: Score, *, seed: int = 0) -> tuple[int, ...]:
-    """The computed steps with the least error that was found.
+    """Search the computed steps with the least error.
 
     Args:
-        score: is asked once for each mask.
+        score: called once for each set of computed steps.
     """
     draw, known = random.Random(seed), dict[tuple[int, ...], float]()
 
@@ -73,7 +73,7 @@ def search(num_steps: int, count: int, score: Score, *, seed: int = 0) -> tuple[
 def _swapped(
     mask: tuple[int, ...], num_steps: int, fixed: int, draw: random.Random
 ) -> tuple[int, ...]:
-    """One free computed step less, and one other more."""
+    """The steps with one free computed step replaced by another step."""
     gone = draw.choice(mask[fixed:])
     come = draw.choice([step for step in range(num_steps) if step not in mask])
     return tuple(sorted({*mask, come} - {gone}))
@@ -82,7 +82,8 @@ def _swapped(
 def _moved(
     mask: tuple[int, ...], num_steps: int, fixed: int, draw: random.Random
 ) -> tuple[int, ...]:
-    """One free computed step moved by up to `REACH`; the mask itself where it cannot be."""
+    """The steps with one free computed step moved by up to `REACH`; unchanged if no step can
+    move."""
     step = draw.choice(mask[fixed:])
     to = step + draw.choice([by for by in range(-REACH, REACH + 1) if by])
     if to in mask or not fixed <= to < num_steps:
@@ -91,7 +92,7 @@ def _moved(
 
 
 def reuse_plan(computed: tuple[int, ...], num_steps: int) -> Plan:
-    """The last computed prediction at every other step."""
+    """The plan that reuses the last computed prediction at every other step."""
     ends = itertools.pairwise([*computed, num_steps])
     return Plan(
         num_steps,

@@ -1,9 +1,9 @@
 """Rows of cache-dit (extra `peers`), called as its README does.
 
-In: a pipeline and a threshold. Out: the pipeline with cache-dit enabled, then restored.
-Knows: it replaces `__call__` of the pipeline's class and cannot be taken off one of two pipelines
-(1.5.3), so its rows need a process of their own. DBCache decides by the first block (F1B0): with
-its default of eight blocks a small model saves nothing.
+In: a pipeline and a threshold. Out: the pipeline with cache-dit enabled; it is restored afterwards.
+Knows: cache-dit 1.5.3 replaces `__call__` of the pipeline's class, and cannot be removed from one
+of two pipelines. So its rows need a process of their own. DBCache decides by the first block
+(F1B0). With its default of eight blocks, a small model would save nothing.
 Source: cache-dit, https://github.com/vipshop/cache-dit.
 """
 
@@ -18,7 +18,8 @@ from dit_accel.evaluation.methods.row import Apply, Method, MethodContext, Metho
 
 
 def _cache_dit(config: str, calibrator: str = "", **settings: Any) -> Apply:
-    """A row's carrying out; `settings` are of the calibrator, a class of cache-dit."""
+    """The function that installs a row. `settings` are those of the calibrator, a class of
+    cache-dit."""
 
     @contextmanager
     def apply(pipe: Any, number: Number, context: MethodContext) -> Iterator[MethodHandle]:
@@ -44,7 +45,7 @@ def _cache_dit(config: str, calibrator: str = "", **settings: Any) -> Apply:
 
 
 def _check_version(found: str, calibrator: str) -> None:
-    """Refuse versions in which DMD reused the last value on a CPU, and counted too far."""
+    """Refuse versions in which DMD reused the last value on a CPU, and counted too many steps."""
     number = tuple(int(part) for part in re.findall(r"\d+", found)[:3])
     if calibrator in ("DMDCalibratorConfig", "FoCaCalibratorConfig") and number < (1, 5, 3):
         raise ValueError(f"cache-dit is {found}; accepted for {calibrator}: 1.5.3 and later")

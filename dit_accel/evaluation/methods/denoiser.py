@@ -1,9 +1,10 @@
 """A pipeline's guided prediction as a function of latents and timestep, with gradients.
 
-In: a pipeline and clips. Out: a function of latents in rows, any timestep a row, any clip a row.
+In: a pipeline and clips. Out: a function of rows of latents. Each row has its own timestep and
+clip.
 Knows: how guidance runs in each family (`core/families.py`). The arguments of a first forward are
-recorded from the pipeline itself, so text, masks and sizes are those of a run.
-Refuses pipelines of two experts: which of them predicts depends on the timestep.
+recorded from the pipeline itself. So text, masks and sizes are those of a run. It refuses pipelines
+with two experts, because the timestep decides which expert predicts.
 Source: ours.
 """
 
@@ -18,7 +19,8 @@ from dit_accel.core.families import family_of, transformers_of
 from dit_accel.core.generation import ClipSpec, batch_arguments
 from dit_accel.core.patching import Patches
 
-_BY_ROW = ("encoder_", "pooled_", "guidance", "attention_mask")  # arguments with a row a clip
+# arguments with one row for each clip
+_BY_ROW = ("encoder_", "pooled_", "guidance", "attention_mask")
 
 
 class GuidedDenoiser:
@@ -26,7 +28,7 @@ class GuidedDenoiser:
 
     Args:
         pipe: a pipeline with one transformer.
-        clips: of equal steps, guidance and size.
+        clips: all with the same steps, guidance and size.
 
     Raises:
         ValueError: the pipeline has two transformers.
@@ -65,7 +67,8 @@ class GuidedDenoiser:
     def branches(
         self, latents: torch.Tensor, labels: torch.Tensor, clips: torch.Tensor
     ) -> list[torch.Tensor]:
-        """What guidance weighs, the prompt's first: rows of one forward; arguments as above."""
+        """The predictions that guidance weighs, that of the prompt first. They are rows of one
+        forward. Arguments: see `__call__`."""
         arguments = {
             name: torch.cat([part[clips] for part in value]) if isinstance(value, list) else value
             for name, value in self._arguments.items()
@@ -79,11 +82,11 @@ class GuidedDenoiser:
 
 
 class _Recorded(Exception):
-    """Ends a run whose first forwards were recorded."""
+    """Raised to end a run once its first forwards were recorded."""
 
 
 def _first_forwards(pipe: Any, module: Any, clip: ClipSpec, count: int) -> list[dict[str, Any]]:
-    """The keyword arguments of a run's first forwards, one a branch."""
+    """The keyword arguments of a run's first forwards, one for each branch."""
     calls: list[dict[str, Any]] = []
     patches = Patches()
 
@@ -109,8 +112,8 @@ def _first_forwards(pipe: Any, module: Any, clip: ClipSpec, count: int) -> list[
 
 
 def _by_row(name: str, calls: list[list[dict[str, Any]]], branches: int) -> Any:
-    """An argument of all clips: a list of `(P, ...)`, one a branch; or the first clip's value where
-    it has no rows."""
+    """An argument for all clips: a list of `(P, ...)`, one for each branch; or the first clip's
+    value if the argument has no rows."""
     first = calls[0][0][name]
     if not (isinstance(first, torch.Tensor) and name.startswith(_BY_ROW)):
         return first

@@ -1,9 +1,10 @@
-"""Rows of the caches in diffusers, as far as the installed version has them.
+"""Rows of the caches in diffusers that the installed version has.
 
 In: a pipeline and a number. Out: the pipeline after `transformer.enable_cache(config)`, with
-diffusers' defaults for all but the number; then restored by `disable_cache()`.
-Knows: Wan runs guidance as separate forwards, which two of them do not expect: Pyramid Attention
-Broadcast counts branches as steps, and FasterCache splits a batch that is not there (0.42).
+diffusers' defaults for all but the number. `disable_cache()` restores it.
+Knows: Wan runs guidance as separate forwards, which two of the caches do not expect. Pyramid
+Attention Broadcast counts branches as steps, and FasterCache splits a batch that does not exist
+(0.42).
 Source: diffusers, `hooks/`.
 """
 
@@ -27,10 +28,10 @@ def _cache(config_class: str, configure: Configure, separate: str = "", runs: fl
     """A context that enables a cache of diffusers on every transformer of a pipeline.
 
     Args:
-        config_class: name of the configuration at diffusers' top level.
+        config_class: name of the configuration in diffusers.
         configure: (class, pipe, number, context) -> configuration.
-        separate: what it does wrong where guidance runs as separate forwards.
-        runs: uncached runs that its configuration is measured on.
+        separate: the fault that the cache has if guidance runs as separate forwards.
+        runs: number of uncached runs that its configuration is measured on.
     """
 
     @contextmanager
@@ -71,7 +72,7 @@ def _faster_cache(kind: Any, pipe: Any, number: Any, context: MethodContext) -> 
 
 
 def _by(name: str, **fixed: Any) -> Configure:
-    """Set the number by its name in the configuration, beside settings that are fixed."""
+    """Set the number by its name in the configuration, together with fixed settings."""
     return lambda kind, pipe, number, context: kind(**{name: number}, **fixed)
 
 
@@ -79,7 +80,7 @@ def _mag_cache(kind: Any, pipe: Any, number: Any, context: MethodContext) -> Any
     steps = context.clip.steps
 
     def measure(run: Callable[[], None]) -> list[float]:
-        """Read the ratios of each branch from stdout: diffusers only prints them."""
+        """Read the ratios of each branch from stdout, because diffusers only prints them."""
         printed = io.StringIO()
         calibrating = _enabled(pipe, lambda: kind(calibrate=True, num_inference_steps=steps))
         with calibrating, contextlib.redirect_stdout(printed):

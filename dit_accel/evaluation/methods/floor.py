@@ -1,6 +1,6 @@
 """Rows of the noise floor: the uncached model again, with a change that users do not notice.
 
-In: a pipeline. Out: the same, with another attention backend or dtype where the row says so.
+In: a pipeline. Out: the same pipeline, with another attention backend or dtype if the row has one.
 Knows: a cache whose scores reach these is as close as a second run of the model.
 Source: ours.
 """
@@ -31,7 +31,8 @@ def _other_attention(pipe: Any, number: Number, context: MethodContext) -> Itera
 
 @contextmanager
 def _other_dtype(pipe: Any, number: Number, context: MethodContext) -> Iterator[MethodHandle]:
-    """float32 weights under bfloat16 autocast; 16-bit weights as float32, undone exactly."""
+    """Run float32 weights under bfloat16 autocast, and 16-bit weights as float32. Both are undone
+    exactly."""
     modules = list(transformers_of(pipe, family_of(pipe)).values())
     dtype = modules[0].dtype
     if dtype == torch.float32:

@@ -1,10 +1,10 @@
-"""Row of L2P: even steps are computed, the others are sums of computed ones, fitted step by step.
+"""Row of L2P. Even steps are computed; the others are weighted sums of them, fitted for each step.
 
-In: a pipeline and k. Out: the pipeline by that plan, then restored.
-Knows: the weights of a step leave the least squared error of that step's own prediction, over a few
-uncached runs; what the errors do to the final latents is not asked.
-Source: L2P, arXiv 2604.26365. We depart: guided predictions at the output are combined, the last
-four of them, by least squares in closed form in place of gradient steps.
+In: a pipeline and k. Out: the pipeline with that plan; it is restored afterwards.
+Knows: the weights of a step have the least squared error of that step's own prediction, over a few
+uncached runs. The effect of the errors on the final latents is not considered.
+Source: L2P, arXiv 2604.26365. Our differences: the last four guided predictions at the output are
+combined, by least squares in closed form instead of gradient steps.
 """
 
 from __future__ import annotations
@@ -36,9 +36,10 @@ RECORDED_CLIPS, DEPTH, PENALTY = 8, 4, 1e-6
 def fitted_weights(
     recorded: Sequence[Recorded], used: Sequence[int], step: int
 ) -> dict[int, float]:
-    """The weights of the predictions at `used` steps that are nearest to a step's, over all runs.
+    """The weights of the predictions at `used` steps whose sum is nearest to a step's prediction,
+    over all runs.
 
-    Runs count equally, whatever their size.
+    Runs count equally, whatever the size of their predictions.
     """
     gram = torch.zeros(len(used), len(used), dtype=torch.float64)
     wanted = torch.zeros(len(used), dtype=torch.float64)

@@ -1,12 +1,13 @@
 """Rows of caches that need no calibration: Spectrum, EasyCache and DiCache.
 
-In: a pipeline and a number. Out: the pipeline with that cache, then restored.
-Knows: Spectrum decides before the run; EasyCache at the denoiser's output and DiCache after its
-first block, both step by step, for all branches by the first one, with one host sync a step.
+In: a pipeline and a number. Out: the pipeline with that cache; it is restored afterwards.
+Knows: Spectrum decides before the run. EasyCache decides at the denoiser's output, and DiCache
+after the first block. Both decide at every step, with one host sync. The first branch decides for
+all branches.
 Source: Spectrum (arXiv 2603.01623), `planning/spectrum.py`; EasyCache (2507.02860); DiCache
-(2508.17356). Our reading, from the papers and what others published of their code. We depart: the
-first fifth of the steps is always computed in both (the papers' 10 of 50), and of DiCache's two
-anchors the share γ is at least 1 and at most 1.5.
+(2508.17356). Our reading of the papers and of published code. Our differences: EasyCache and
+DiCache always compute the first fifth of the steps (10 of 50 in the papers), and the share γ of
+DiCache's two anchors is from 1 to 1.5.
 """
 
 from __future__ import annotations
@@ -33,14 +34,15 @@ from dit_accel.evaluation.methods.row import (
 from dit_accel.handle import accelerate
 from dit_accel.planning.spectrum import spectrum_plan
 
-FIRST_SHARE = 0.2  # of the steps, computed always
+FIRST_SHARE = 0.2  # of the steps, which are always computed
 GAMMA = (1.0, 1.5)
 
 
 class _StepDecision(Interceptor):
     """Decides at the first branch of each step whether the step is reused, for all branches.
 
-    `drift` of the subclass is added up since the last computed step, and stays below the threshold.
+    The subclass gives the `drift` of each step. Steps are reused while the sum of drifts since the
+    last computed step is below the threshold.
     """
 
     def __init__(self, session: Session, threshold: float) -> None:
@@ -50,8 +52,8 @@ class _StepDecision(Interceptor):
     def run_begins(self, num_steps: int | None) -> None:
         """See `Interceptor`."""
         self._num_steps, self._added, self._decided = num_steps, 0.0, False
-        self.reuses = False  # at this step
-        self.branches: dict[tuple[str, str], dict[str, Any]] = {}  # what is stored, by branch
+        self.reuses = False  # whether this step is reused
+        self.branches: dict[tuple[str, str], dict[str, Any]] = {}  # stored values by branch
 
     def step_begins(self, step: int) -> None:
         """See `Interceptor`."""
@@ -59,15 +61,15 @@ class _StepDecision(Interceptor):
 
     @property
     def stored(self) -> dict[str, Any]:
-        """What is stored of the branch that is running."""
+        """The stored values of the running branch."""
         session = self.session
         return self.branches.setdefault((session.transformer, session.branch), {})
 
     def decide(self, drift: torch.Tensor | None) -> None:
-        """Once a step, at its first branch.
+        """Decide for a step, at its first branch.
 
         Args:
-            drift: of this step, 0-dimensional; None: not known.
+            drift: the drift of this step, 0-dimensional; None: unknown.
         """
         if self._decided:
             return
@@ -85,8 +87,8 @@ class _StepDecision(Interceptor):
 
 
 class EasyCache(_StepDecision):
-    """Reuses output less input. The drift is the change of the input times the rate at which the
-    output changed with it between the last two computed steps."""
+    """Reuses output minus input. The drift is the change of the input, times the rate at which the
+    output changed with the input between the last two computed steps."""
 
     def around(self, call: ForwardCall, forward: Forward) -> Any:
         """See `Interceptor`."""
@@ -130,11 +132,12 @@ def _size(value: torch.Tensor) -> torch.Tensor:
 
 
 class DiCache(_StepDecision):
-    """Runs the first block at every step. The drift is the relative change of its output; the
-    residual of all blocks is combined of the last two computed ones by the first block's."""
+    """Runs the first block at every step. The drift is the relative change of its output. The
+    residual of all blocks is extrapolated from the last two computed ones, as the first block's
+    residual is."""
 
     def wrap(self, index: int, last: int, family: Family, inner: Any) -> Any:
-        """A block's call: the first decides and may answer for all."""
+        """A block's call. The first block decides, and may return the output of all blocks."""
 
         def forward(*args: Any, **kwargs: Any) -> Any:
             name, place = family.hidden

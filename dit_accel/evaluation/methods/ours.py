@@ -1,6 +1,7 @@
 """Rows of dit_accel, of the stock pipeline, and of fewer steps, the simplest alternative.
 
-In: a pipeline and a number. Out: the pipeline accelerated by `accelerate`, then restored.
+In: a pipeline and a number. Out: the pipeline accelerated by `accelerate`; it is restored
+afterwards.
 Source: UniCP, arXiv 2502.04393; plans, docs/how-it-works.md.
 """
 
@@ -57,7 +58,7 @@ def _edcw(site: str, order: int = 0) -> Apply:
 
 
 def _unicp(**changes: Any) -> Apply:
-    """The preset with changes; `always` prunes also where that is slower, so it is measured."""
+    """The preset with changes. With `always`, pruning is used and measured also if it is slower."""
     parts = {"pcas": PCAS(always=True), **changes}
     return lambda pipe, number, _: _ours(pipe, UniCPConfig(EDCW(float(number or 0.0)), **parts))
 
@@ -95,8 +96,9 @@ def _planned(way: type[QualityConfig | SpeedupConfig]) -> Apply:
 
 
 def _runs_behind(path: Path) -> float | None:
-    """What calibration spent on a profile, in uncached runs. An older profile does not say it:
-    every clip once uncached and `PASSES` times by every candidate plan, and the probes whole."""
+    """The cost of a profile's calibration, in uncached runs. An older profile does not state it.
+    Then each clip counts once uncached and `PASSES` times with every candidate plan, and each probe
+    as a whole run."""
     profile = Profile.load(path)
     spent = profile.metadata.get("cost_runs")
     if isinstance(spent, (int, float)):
@@ -110,19 +112,19 @@ def _runs_behind(path: Path) -> float | None:
     return float(clips * (1 + PASSES * planned) + probes * probed)
 
 
-PASSES = 2  # of calibration over the candidate plans, unless one batch holds all clips
+PASSES = 2  # passes of calibration over the candidate plans, unless one batch has all clips
 THRESHOLD = "threshold δ"
 MILD_TO_STRONG = (0.05, 0.1, 0.2, 0.4)
 
 
 def _windows(name: str, summary: str, apply: Apply, sweep: tuple[float, ...]) -> Method:
-    """A row of cache windows; those beyond `edcw` answer questions of ours."""
+    """A row of cache windows. All but `edcw` are for research."""
     return Method(name, f"error-aware dynamic cache windows (EDCW) {summary}", apply, THRESHOLD,
                   0.1, sweep, research=name != "edcw")  # fmt: skip
 
 
 def _paper(name: str, summary: str, **changes: Any) -> Method:
-    """A row of UniCP with some of its parts changed."""
+    """A row of UniCP with changes to some of its parts."""
     return Method(f"unicp-paper{name}", summary, _unicp(**changes), THRESHOLD, 0.1, MILD_TO_STRONG,
                   research=name == "/no-tail")  # fmt: skip
 

@@ -1,13 +1,12 @@
-"""Row of RA-CFGCache: reuse of both branches while the guided error, carried to the end, is small.
+"""Row of RA-CFGCache: both branches are reused while the guided error at the end is small.
 
-In: a pipeline and k. Out: the pipeline that computes k steps and reuses the last prediction at the
-others, then restored.
-Knows: the error of reuse is taken after guidance, (1 - s) δu + s δc, from a few uncached runs, and
-multiplied by how much an error made at its step has grown at the end, which a few more runs
-measure. A window is as long as the sum stays below a threshold; the threshold is the one that
-leaves k computed steps.
-Source: RA-CFGCache, arXiv 2609.36433; our reading of its abstract and tables. We depart: the budget
-is k, where the paper names thresholds.
+In: a pipeline and k. Out: the pipeline that computes k steps, and reuses the last prediction at the
+others; it is restored afterwards.
+Knows: the error of reuse is taken after guidance, (1 - s) δu + s δc, from a few uncached runs. It
+is multiplied by the error gain of its step, which a few more runs measure. A window lasts while the
+sum of errors is below a threshold. The threshold is the one with k computed steps.
+Source: RA-CFGCache, arXiv 2609.36433; our reading of its abstract and tables. Our difference: the
+budget is k; the paper gives thresholds.
 """
 
 from __future__ import annotations
@@ -39,10 +38,10 @@ Errors = npt.NDArray[np.float64]
 
 
 def windows(errors: Errors, threshold: float) -> list[int]:
-    """Computed steps: a window goes on while its errors add up to less than the threshold.
+    """The computed steps. A window lasts while the sum of its errors is below the threshold.
 
     Args:
-        errors: `(n, n)`: of a computed step reused at a later one, carried to the end.
+        errors: `(n, n)`: the error at the end if a computed step is reused at a later one.
     """
     computed, added = [0], 0.0
     for step in range(1, len(errors)):
@@ -54,8 +53,8 @@ def windows(errors: Errors, threshold: float) -> list[int]:
 
 
 def windows_of(errors: Errors, count: int) -> list[int]:
-    """As `windows`, of the threshold that leaves at most `count` computed steps; what is missing is
-    added where reuse costs the most."""
+    """`windows` with the threshold that gives at most `count` computed steps. Missing steps are
+    added where reuse has the largest error."""
     low, high = 0.0, float(errors[errors < np.inf].sum()) + 1.0
     for _ in range(60):
         middle = (low + high) / 2
@@ -81,7 +80,7 @@ def _profile(pipe: Any, context: MethodContext, _: Any) -> dict[str, Any]:
 
 
 def _gain(pipe: Any, context: MethodContext, probed: Sequence[Recorded], step: int) -> float:
-    """How much the error of one reused step has grown at the end, root mean square over clips."""
+    """The growth of one reused step's error until the end, root mean square over clips."""
     plan = Plan(len(probed[0].nodes), {step: Extrapolation(({step - 1: 1.0},))})
     with accelerate(pipe, plan=plan):
         made = runs.final_latents(pipe, runs.clips_of(context, len(probed)), context.batch)

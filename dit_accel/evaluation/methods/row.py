@@ -1,9 +1,9 @@
-"""What a row of the METHODS table is made of.
+"""The parts of a row of the table METHODS.
 
-In: the name of a method, its number as text, and a function that puts it on a pipeline. Out: a
-`Setting`, which is a method with its number, and what a run needs to use it.
+In: the name of a method, its number as text, and a function that installs it on a pipeline. Out: a
+`Setting`, which is a method with its number, and the objects that a run needs.
 Knows: which numbers are accepted and which package must be installed. Does not know how a method
-works: the rows are in the modules beside.
+works: the rows are in the other modules of this folder.
 Source: ours.
 """
 
@@ -25,20 +25,20 @@ from dit_accel.core.report import Report
 UNCACHED = "uncached"
 FEWER_STEPS = "fewer-steps"
 RERUN = "rerun"
-Number = float | int | None  # of a setting; None where its method takes none
-STEPS = (25, 20, 17, 13, 10, 8)  # of the rows whose number is the steps that they compute
+Number = float | int | None  # of a setting; None if its method has no number
+STEPS = (25, 20, 17, 13, 10, 8)  # for the rows whose number is the number of computed steps
 
 
 @dataclass(frozen=True)
 class MethodHandle:
-    """A method at work on a pipeline.
+    """A method that is installed on a pipeline.
 
     Args:
-        overrides: arguments of the pipeline's call in place of the clip's.
+        overrides: arguments of the pipeline's call, instead of the clip's.
         report: dit_accel's own report of the last call.
-        remarks: what a reader must know of this run.
-        calibration_runs: what the method needed before its first clip, in uncached runs; None: not
-            known.
+        remarks: notes on this run for the reader.
+        calibration_runs: cost of the method's calibration before its first clip, in uncached runs;
+            None: unknown.
     """
 
     overrides: dict[str, Any] = field(default_factory=dict)
@@ -49,20 +49,21 @@ class MethodHandle:
 
 @dataclass(frozen=True)
 class MethodContext:
-    """What a method may need to know of the run.
+    """The data of a run that a method may need.
 
     Args:
-        clip: the clip that is to be made.
+        clip: the clip that will be made.
         calibrate: `calibrate(name, measure)` calls `measure(run)`, where `run()` makes an uncached
-            clip, and stores what it returns under the name; a later call only reads it.
+            clip, and stores the result under the name. A later call only reads it.
         profile: the model's profile (`dit-accel calibrate`); None: runs are planned from the prior
-            and what is in `learned`.
-        static, cache_memory: of plans, as `accelerate` takes them.
+            and from `learned`.
+        static, cache_memory: settings of plans, as in `accelerate`.
         calibration_clips: clips of the same settings that are not scored.
-        batch: how many of them may be rows of one call.
-        memory: what the methods of a process measured and may share.
-        learned: a copy of what was learnt of the pipeline; None: nothing.
-        scratch: a folder for what a long calibration resumes from; None: it starts anew.
+        batch: how many of these clips may be rows of one call.
+        memory: measurements that the methods of a process share.
+        learned: a copy of the file of what was learnt about the pipeline; None: nothing was learnt.
+        scratch: a folder for the state of a long calibration, so that it can be resumed; None: it
+            starts from the beginning.
     """
 
     clip: ClipSpec
@@ -87,8 +88,8 @@ class Setting:
 
     Args:
         method, number: as on the command line.
-        control, profiled: as of the method's row.
-        package: the distribution beyond the core whose version decides the clips.
+        control, profiled: see `Method`.
+        package: an additional package whose version influences the clips.
     """
 
     method: str
@@ -99,16 +100,16 @@ class Setting:
 
     @property
     def label(self) -> str:
-        """As it is written on the command line."""
+        """The setting as it is written on the command line."""
         return self.method if self.number is None else f"{self.method}:{self.number:g}"
 
     @property
     def is_rerun(self) -> bool:
-        """Whether it is the uncached model run again, which measures the noise floor."""
+        """Whether this is the uncached model run again, which measures the noise floor."""
         return self.method.split("/")[0] == RERUN
 
     def versions(self) -> dict[str, str]:
-        """The installed version of `package`; empty where there is none."""
+        """The installed version of `package`; empty if there is no package."""
         if self.package is None or not _is_installed(self.package):
             return {}
         return {self.package: importlib.metadata.version(self.package)}
@@ -123,21 +124,22 @@ class Method:
     """One way to make a clip.
 
     Args:
-        name: on the command line and in tables; `owner/technique` where it is not ours.
-        summary: one phrase.
-        apply: puts it on a pipeline, and takes it off: `with apply(pipe, number, context)`.
-        number: what the number means; "" where the method takes none.
-        default: the number where none is given.
+        name: the name on the command line and in tables.
+        summary: a phrase that describes it.
+        apply: installs it on a pipeline and removes it: `with apply(pipe, number, context)`.
+        number: the meaning of the number; "" if the method has none.
+        default: the number if none is given.
         sweep: numbers from mild to strong, for a curve.
-        low, high: the range that is accepted.
+        low, high: the accepted range.
         whole: whether the number must be whole.
-        package: the distribution that it needs beyond the core, and its extra in ours.
-        diffusers_class: what it needs of diffusers, which not every version has.
-        own_process: whether it changes classes, so that nothing else may share its process.
-        fewer: whether its number are the steps that are left of the clip's.
-        control: whether it accelerates nothing and is what others are compared with.
-        profiled: whether it plans by what is known of the model.
-        research: whether it is left out of lists and of the docs' table; its name is accepted.
+        package: an additional package that it needs, and the extra of ours that installs it.
+        diffusers_class: the class of diffusers that it needs; not every version has it.
+        own_process: whether it changes classes, so that no other method may share its process.
+        fewer: whether its number is a number of steps below the clip's.
+        control: whether it accelerates nothing, and others are compared with it.
+        profiled: whether it makes plans from the data about the model.
+        research: whether it is left out of lists and of the table in the docs; its name is
+            accepted.
     """
 
     name: str
@@ -163,10 +165,11 @@ class Method:
         return Setting(self.name, number, self.control, self.profiled, package)
 
     def at(self, number: str | None) -> Setting:
-        """This method with a number, given as text; with its default for None.
+        """This method with a number, given as text; None: with its default.
 
         Raises:
-            ValueError: naming the method, the number, and what is accepted.
+            ValueError: the number is not accepted; the message names the method, the number, and
+                what is accepted.
         """
         if number is None:
             return self.setting(self.default)
@@ -185,13 +188,13 @@ class Method:
         return self.setting(value)
 
     def swept(self) -> tuple[Setting, ...]:
-        """The whole sweep; the one setting of a method without a number."""
+        """The settings of the whole sweep; a method without a number has one setting."""
         if not self.sweep:
             return (self.setting(self.default),)
         return tuple(self.setting(number) for number in self.sweep)
 
     def lacking(self) -> str | None:
-        """What must be installed before this runs, or None."""
+        """The package that must be installed before this can run, or None."""
         if self.diffusers_class is not None:
             import diffusers
 
@@ -203,7 +206,7 @@ class Method:
         return f"{name} is not installed: pip install 'dit-accel[{extra}]'"
 
 
-# --- rows whose number is the steps that they compute ---
+# --- rows whose number is the number of computed steps ---
 
 
 def fewer(number: Number, context: MethodContext, name: str) -> int:
@@ -218,7 +221,7 @@ def fewer(number: Number, context: MethodContext, name: str) -> int:
 
 
 def steps_row(name: str, summary: str, apply: Any, **options: Any) -> Method:
-    """A row whose number is the steps that it computes."""
+    """A row whose number is the number of computed steps."""
     return Method(name, summary, apply, number="computed steps", default=25, sweep=STEPS,
                   low=1, high=1000, whole=True, fewer=True, **options)  # fmt: skip
 
@@ -226,10 +229,10 @@ def steps_row(name: str, summary: str, apply: Any, **options: Any) -> Method:
 def calibrated(
     context: MethodContext, name: str, measure: Callable[[Any], dict[str, Any]]
 ) -> Field:
-    """What a method measured; its fields are checked where they are used.
+    """The measurements of a method. Its other fields are checked where they are used.
 
     Raises:
-        DocumentError: it is no object, or states no number of uncached runs.
+        DocumentError: it is not an object, or has no number of uncached runs.
     """
     found = Field(context.calibrate(name, measure), f"calibration/{name}.json")
     found.at("runs").number(0)

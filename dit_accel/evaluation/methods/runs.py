@@ -1,9 +1,10 @@
-"""Runs that a method makes before its first clip: on calibration clips, never on scored ones.
+"""Makes the runs that a method needs before its first clip, on calibration clips and never on
+scored ones.
 
-In: a pipeline and the context of a run. Out: final latents, uncached or by a sampler, and how far
-they are apart; whole trajectories.
-Knows the pipeline's call. What the uncached runs gave is stored for the other methods of the
-process, but each method states the runs that it would need alone.
+In: a pipeline and the context of a run. Out: final latents, uncached or with a sampler, and their
+distance; whole trajectories. Knows the pipeline's call. The results of uncached runs are stored for
+the other methods of the process. But each method states the number of runs that it would need
+alone.
 Source: ours.
 """
 
@@ -22,7 +23,7 @@ from dit_accel.planning.stock_nodes import stock_nodes
 
 
 class Calibration(Protocol):
-    """What a run's context knows of calibration; as of `MethodContext`."""
+    """The part of `MethodContext` that calibration needs."""
 
     @property
     def calibration_clips(self) -> tuple[ClipSpec, ...]: ...
@@ -33,7 +34,7 @@ class Calibration(Protocol):
 
 
 def clips_of(context: Calibration, count: int) -> tuple[ClipSpec, ...]:
-    """So many calibration clips.
+    """This number of calibration clips.
 
     Raises:
         ValueError: the context has none.
@@ -47,7 +48,7 @@ def clips_of(context: Calibration, count: int) -> tuple[ClipSpec, ...]:
 def final_latents(
     pipe: Any, clips: Sequence[ClipSpec], batch: int, overrides: dict[str, Any] | None = None
 ) -> torch.Tensor:
-    """`(C, N)` float32 on the CPU, made by calls of up to `batch` clips."""
+    """Final latents `(C, N)` float32 on the CPU, made by calls of up to `batch` clips."""
     rows = []
     for start in range(0, len(clips), batch):
         arguments = batch_arguments(pipe, clips[start : start + batch])
@@ -57,7 +58,7 @@ def final_latents(
 
 
 def uncached_latents(pipe: Any, context: Calibration, count: int) -> torch.Tensor:
-    """As `final_latents`, of the stock pipeline on the first calibration clips."""
+    """The `final_latents` of the stock pipeline on the first calibration clips."""
     clips = clips_of(context, count)
     key = f"latents-{len(clips)}"
     if key not in context.memory:
@@ -67,7 +68,7 @@ def uncached_latents(pipe: Any, context: Calibration, count: int) -> torch.Tenso
 
 
 def fidelity(found: torch.Tensor, wanted: torch.Tensor) -> float:
-    """How near latents `(C, N)` are, in dB, mean over clips; higher is nearer."""
+    """The similarity of latents `(C, N)` in dB, mean over clips; higher is more similar."""
     errors = (found - wanted).square().sum(1) / wanted.square().sum(1)
     if not bool(errors.isfinite().all()):
         return -math.inf
@@ -75,7 +76,7 @@ def fidelity(found: torch.Tensor, wanted: torch.Tensor) -> float:
 
 
 def trajectories(pipe: Any, context: Calibration, count: int) -> list[Recorded]:
-    """Uncached runs of the first calibration clips with all states."""
+    """Uncached runs of the first calibration clips, with the latents of all steps."""
     clips = clips_of(context, count)
     key = f"trajectories-{len(clips)}"
     if key not in context.memory:
@@ -104,10 +105,10 @@ def _recorded(pipe: Any, clips: Sequence[ClipSpec]) -> list[Recorded]:
 
 
 class _Recorder:
-    """Listens to a scheduler: how its timesteps were set, latents, and predictions."""
+    """Records a scheduler's calls: how its timesteps were set, latents, and predictions."""
 
     def __init__(self) -> None:
-        self.asked: dict[str, Any] = {}  # of `stock_nodes`
+        self.asked: dict[str, Any] = {}  # arguments of `stock_nodes`
         self.states: list[torch.Tensor] = []
         self.predictions: list[torch.Tensor] = []
 

@@ -1,10 +1,10 @@
-"""Puts another sampler in place of a pipeline's scheduler, and takes it off.
+"""Replaces the scheduler of a pipeline by another sampler, and restores it.
 
-In: a pipeline, the nodes that are wanted of its own noise schedule, and a way to step between them.
-Out: the pipeline with a `NodeScheduler`, then restored.
-Knows how diffusers' pipelines use a scheduler. The pipeline's own one is never touched.
-Source: ours; UniPC (arXiv 2302.04867), DPM-Solver++ (2211.01095) and DEIS (2204.13902) are those of
-diffusers.
+In: a pipeline, nodes of its own noise schedule, and a way to step between them.
+Out: the pipeline with a `NodeScheduler`; it is restored afterwards. Knows how diffusers' pipelines
+use a scheduler. The pipeline's own scheduler is not changed.
+Source: ours. UniPC (arXiv 2302.04867), DPM-Solver++ (2211.01095) and DEIS (2204.13902) are the
+implementations of diffusers.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ Choose = Callable[[Nodes], Nodes]
 
 
 class Stepper(Protocol):
-    """How the latents go from one node to the next."""
+    """Moves the latents from one node to the next."""
 
     def step(self, index: int, prediction: torch.Tensor, latents: torch.Tensor) -> torch.Tensor:
         """The latents at the next node; `index` counts up from 0."""
 
 
-MakeStepper = Callable[[Any, Nodes], Stepper]  # of the pipeline's scheduler and the nodes
+MakeStepper = Callable[[Any, Nodes], Stepper]  # from the pipeline's scheduler and the nodes
 
 
 class NodeScheduler:
@@ -37,9 +37,10 @@ class NodeScheduler:
 
     Args:
         stock: the pipeline's scheduler.
-        choose: from the stock nodes to those where the model is called.
+        choose: maps the stock nodes to those where the model is called.
         stepper: how to step between them.
-        grid: steps of the stock schedule that `choose` gets; None: as many as are asked for.
+        grid: number of steps in the stock schedule that `choose` gets; None: the requested number
+            of steps.
     """
 
     order = 1
@@ -49,7 +50,8 @@ class NodeScheduler:
     ) -> None:
         self._stock, self._choose, self._make, self._grid = stock, choose, stepper, grid
         self.config = stock.config
-        self.init_noise_sigma = getattr(stock, "init_noise_sigma", 1.0)  # flow schedulers have none
+        # flow schedulers do not have it
+        self.init_noise_sigma = getattr(stock, "init_noise_sigma", 1.0)
         self.timesteps, self.sigmas = stock.timesteps, torch.zeros(0)
         self._step = 0
         self._stepper: Stepper | None = None
@@ -58,7 +60,7 @@ class NodeScheduler:
         self, num_inference_steps: int | None = None, device: Any = None, sigmas: Any = None,
         mu: float | None = None, **others: Any,
     ) -> None:  # fmt: skip
-        """Choose the nodes; arguments as the stock scheduler takes them."""
+        """Choose the nodes. The arguments are those of the stock scheduler."""
         nodes = self._choose(
             stock_nodes(self._stock, self._grid or num_inference_steps, sigmas, mu, **others)
         )
@@ -67,10 +69,10 @@ class NodeScheduler:
         self._stepper, self._step = self._make(self._stock, nodes), 0
 
     def set_begin_index(self, begin_index: int = 0) -> None:
-        """The pipelines set 0."""
+        """Does nothing: pipelines always set 0."""
 
     def scale_model_input(self, sample: torch.Tensor, timestep: Any = None) -> torch.Tensor:
-        """The latents as they are."""
+        """Returns the latents unchanged."""
         return sample
 
     def step(
@@ -88,10 +90,10 @@ class NodeScheduler:
 def sampled(
     pipe: Any, choose: Choose, stepper: MakeStepper, grid: int | None = None
 ) -> Iterator[None]:
-    """A pipeline with another sampler; arguments as of `NodeScheduler`."""
+    """A pipeline with another sampler. Arguments: see `NodeScheduler`."""
     stock = pipe.scheduler
     own = NodeScheduler(stock, choose, stepper, grid)
-    # Past diffusers' __setattr__, which would write our class into the pipeline's configuration.
+    # Avoid diffusers' __setattr__, which would write our class into the pipeline's configuration.
     vars(pipe)["scheduler"] = own
     try:
         yield
@@ -104,14 +106,15 @@ def sampled(
 
 @dataclass
 class WeightedSums:
-    """Steps by the weights of a `LinearSampler`; keeps the start noise and all predictions."""
+    """Steps with the weights of a `LinearSampler`. It stores the starting noise and all
+    predictions."""
 
     sampler: LinearSampler
 
     def __post_init__(self) -> None:
         self._noise: torch.Tensor | None = None
         self._predictions: list[torch.Tensor] = []
-        # The start noise is stored where the sum starts anew from it; else steps are added up.
+        # The starting noise is stored if each sum begins with it; else steps are added up.
         self._noise_too = bool((self.sampler.noise != 1).any())
         self._added = self.sampler.increments
 
@@ -131,13 +134,13 @@ class WeightedSums:
 
 
 class DiffusersSolver:
-    """Steps by a multistep scheduler of diffusers, on any nodes.
+    """Steps with a multistep scheduler of diffusers, on any nodes.
 
     Args:
         name: the scheduler's class in diffusers.
-        first, last: the largest and least sigma that its formulas bear, as of
+        first, last: the largest and smallest sigma with which its formulas work; see
             `Nodes.solver_sigmas`.
-        options: of its configuration, beside those of the noise schedule.
+        options: settings of its configuration, except those of the noise schedule.
     """
 
     def __init__(
@@ -151,7 +154,7 @@ class DiffusersSolver:
         solver = getattr(diffusers, name)(
             num_train_timesteps=stock.config.num_train_timesteps, **kind, **options
         )
-        solver.set_timesteps(len(nodes))  # makes its buffers; the nodes are then put in
+        solver.set_timesteps(len(nodes))  # makes its buffers, which then get the nodes
         solver.sigmas = nodes.solver_sigmas(first, last)
         solver.timesteps = nodes.labels
         solver.set_begin_index(0)
@@ -167,16 +170,16 @@ class DiffusersSolver:
 
 # --- the solvers ---
 
-# DEIS predicts the noise and divides by alpha: diffusers, too, starts it at this sigma. It and bh1
-# are not finite where they end at 0; the noise at 1e-4 is 80 dB below the clip.
+# DEIS predicts the noise and divides by alpha. Diffusers also starts it at this sigma. DEIS and
+# bh1 are not finite if they end at 0. The noise at 1e-4 is 80 dB below the clip.
 DEIS_FIRST, LAST = 0.999, 1e-4
 
 
 def diffusers_solver(
     name: str, *, first: float | None = None, last: float = 0.0, **options: Any
 ) -> MakeStepper:
-    """A stepper by a multistep scheduler of diffusers; `first` and `last` as of `DiffusersSolver`,
-    `first` for flows only."""
+    """A function that makes a stepper with a multistep scheduler of diffusers. For `first` and
+    `last` see `DiffusersSolver`; `first` is for flows only."""
 
     def make(stock: Any, nodes: Nodes) -> DiffusersSolver:
         limit = first if nodes.kind == "flow" else None
@@ -186,7 +189,7 @@ def diffusers_solver(
 
 
 def adams_bashforth_solver(order: int) -> MakeStepper:
-    """A stepper by Adams-Bashforth."""
+    """A function that makes a stepper with Adams-Bashforth."""
     return lambda stock, nodes: WeightedSums(adams_bashforth(nodes, order))
 
 

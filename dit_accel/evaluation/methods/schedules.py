@@ -1,12 +1,12 @@
-"""Rows of optimised schedules: which steps are computed, found from a few uncached runs.
+"""Rows of optimised schedules. A few uncached runs decide which steps are computed.
 
-In: a pipeline and k. Out: the pipeline with k of its n nodes computed, by Adams-Bashforth or UniPC
-on these nodes, or by the cache that the schedule was published with; then restored.
-Knows: one dynamic program (`planning/paths.py`) finds the nodes for all costs but that of OSS,
-which has to call the model at the states that a student reaches. All k are found at once, so a
-second k costs no further run.
-Source: as of `planning/paths.py`; OSS, arXiv 2503.21774, algorithm 1. We depart: OSS keeps the best
-state of each node for every number of calls, so that one search is enough for every k.
+In: a pipeline and k. Out: the pipeline with k of its n nodes computed, with Adams-Bashforth or
+UniPC on these nodes, or with the cache of the schedule's paper. It is restored afterwards.
+Knows: one dynamic program (`planning/paths.py`) finds the nodes for all costs except that of OSS,
+which must call the model at the states of a student. All k are found at once, so a second k needs
+no further run.
+Source: see `planning/paths.py`; OSS, arXiv 2503.21774, algorithm 1. Our difference: OSS stores the
+best state of each node for every number of calls, so one search is enough for all k.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ from dit_accel.handle import accelerate
 from dit_accel.planning import paths
 from dit_accel.planning.plan import Extrapolation, Plan
 
-RECORDED_CLIPS = 8  # that the schedules are found on
-OSS_SEARCHED = 2  # of these: OSS calls the model at every node for every step
+RECORDED_CLIPS = 8  # from which the schedules are found
+OSS_SEARCHED = 2  # of these, because OSS calls the model at every node for every step
 COSTS: dict[str, Callable[[Sequence[paths.Recorded]], paths.PathCost]] = {
     "gits": paths.gits_cost,
     "lemica": paths.lemica_cost,
@@ -54,14 +54,14 @@ COSTS: dict[str, Callable[[Sequence[paths.Recorded]], paths.PathCost]] = {
 
 
 def schedule_of(name: str, pipe: Any, context: MethodContext) -> Field:
-    """A schedule's computed steps by their number, the times of all steps, and the uncached runs
-    that were needed."""
+    """A schedule's computed steps by their number, the times of all steps, and the number of
+    uncached runs that were needed."""
     measure = partial(_oss if name == "oss" else _cheapest, name, pipe, context)
     return calibrated(context, f"{name}-paths", measure)
 
 
 def path_of(found: Field, count: int, n: int) -> list[int]:
-    """The computed steps of a number of them."""
+    """The computed steps of a schedule, if there are `count` of them."""
     path = [step.whole(0, n - 1) for step in found.at("paths").at(str(count)).entries(count, count)]
     if path != sorted({0, *path}):
         raise found.at("paths").at(str(count)).error("rising steps, the first of them 0")
@@ -80,7 +80,7 @@ def _cheapest(name: str, pipe: Any, context: MethodContext, _: Any) -> dict[str,
 
 
 def _oss(name: str, pipe: Any, context: MethodContext, _: Any) -> dict[str, Any]:
-    """The median over clips of each clip's own path."""
+    """The path of OSS: the median over the paths of the clips."""
     recorded = runs.trajectories(pipe, context, OSS_SEARCHED)
     clips = runs.clips_of(context, OSS_SEARCHED)
     denoiser = GuidedDenoiser(pipe, clips)
@@ -99,7 +99,7 @@ def _oss(name: str, pipe: Any, context: MethodContext, _: Any) -> dict[str, Any]
 
 
 def _increasing(path: list[int], n: int) -> list[int]:
-    """Medians of rising lists rise, but rounding may make two equal."""
+    """Strictly rising steps. Medians of rising lists rise, but rounding may make two equal."""
     for place in range(1, len(path)):
         path[place] = max(path[place], path[place - 1] + 1)
     for place in reversed(range(len(path))):
@@ -125,19 +125,20 @@ def _predictor(denoiser: GuidedDenoiser, clip: int, device: Any) -> Predict:
 def student_paths(
     run: paths.Recorded, predict: Predict, most: int
 ) -> tuple[dict[int, list[int]], int]:
-    """OSS of one clip: for each number of calls the path whose student ends nearest.
+    """OSS for one clip: for each number of calls, the path whose student ends nearest to the
+    teacher.
 
     Args:
-        run: the teacher's.
+        run: the run of the teacher.
         predict: the guided prediction at any states and labels.
         most: the largest number of calls.
 
     Returns:
-        Paths by the number of calls, and the predictions that were made.
+        Paths by the number of calls, and the number of predictions that were made.
     """
     times, n = run.nodes.times.float(), len(run.nodes)
-    reached = {0: run.states[0]}  # the best state at each node after m calls
-    tables: list[dict[int, int]] = []  # by m: from which node each node was reached
+    reached = {0: run.states[0]}  # the best state at each node after m calls of the model
+    tables: list[dict[int, int]] = []  # by m: the node from which each node was reached
     calls = 0
     for _ in range(most):
         nodes = sorted(node for node in reached if node < n)
@@ -160,7 +161,8 @@ def _jump(
     nodes: list[int], states: torch.Tensor, predictions: torch.Tensor, times: torch.Tensor,
     teacher: torch.Tensor,
 ) -> tuple[dict[int, torch.Tensor], dict[int, int]]:  # fmt: skip
-    """For every later node the nearest Euler jump to the teacher's state, and where it is from."""
+    """For every later node, the Euler jump nearest to the teacher's state, and the node where it
+    begins."""
     reached, table = {}, {}
     at = torch.tensor(nodes)
     for node in range(nodes[0] + 1, len(times)):
@@ -204,7 +206,7 @@ def line_plan(computed: Sequence[int], times: Sequence[float], order: int) -> Pl
     """A plan without fitted weights: reuse (order 0) or the line through two values (order 1).
 
     Args:
-        times: `(n + 1,)`, of all steps and the end.
+        times: `(n + 1,)`: the times of all steps and of the end.
     """
     n, planned = len(times) - 1, {}
     for step in range(n):

@@ -1,12 +1,12 @@
 """Rows of solvers at fewer steps: UniPC, DPM++, DEIS and Adams-Bashforth, without training.
 
-In: a pipeline and k. Out: the pipeline with such a solver on k nodes, even over the uncached run's
-schedule, then restored.
-Knows: which flow shift is best depends on solver and k, so each is swept on calibration clips, on
-top of the pipeline's own shift, and the best is used and named. Where there are no calibration
-clips the shift stays. A solver nears the solution of the equation, which the uncached clip nears as
-well, but with the stock solver's error: fidelity to that clip is what is scored.
-Source: as of `samplers.SOLVERS`, which steps; Adams-Bashforth: `planning/nodes.py`.
+In: a pipeline and k. Out: the pipeline with such a solver on k nodes, evenly spaced on the schedule
+of the uncached run. It is restored afterwards.
+Knows: the best flow shift depends on solver and k. So shifts are tried on calibration clips,
+relative to the pipeline's own shift, and the best one is used and named. Without calibration clips
+the shift stays. A solver approaches the solution of the equation. The uncached clip does too, with
+the error of the stock solver. The score is the closeness to that clip.
+Source: see `samplers.SOLVERS`; for Adams-Bashforth see `planning/nodes.py`.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ from dit_accel.evaluation.methods.samplers import SOLVERS, sampled
 from dit_accel.planning.nodes import Nodes
 from dit_accel.planning.stock_nodes import shift_nodes, spread
 
-SHIFTS = (0.33, 0.5, 0.67, 1.0, 1.5, 2.0, 3.0)  # times the pipeline's own
-SWEPT_CLIPS = 4  # that a shift is chosen on
+SHIFTS = (0.33, 0.5, 0.67, 1.0, 1.5, 2.0, 3.0)  # factors of the pipeline's own shift
+SWEPT_CLIPS = 4  # on which a shift is chosen
 
 
 @contextmanager
@@ -56,7 +56,7 @@ def _with_shift(name: str, pipe: Any, shift: float, steps: int, context: MethodC
 
 
 def _best_shift(name: str, pipe: Any, steps: int, context: MethodContext) -> Field:
-    """The shift, what it took in runs, and a remark."""
+    """The shift, its cost in runs, and a remark."""
     if not context.calibration_clips:
         stock = {"shift": 1.0, "runs": 0.0, "remark": "the pipeline's own flow shift"}
         return Field(stock)

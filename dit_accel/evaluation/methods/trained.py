@@ -1,10 +1,11 @@
-"""Rows of trained samplers: BNS and DyWeight, by backprop through runs of the user's model.
+"""Rows of trained samplers, BNS and DyWeight, trained by backpropagation through runs of the user's
+model.
 
-In: a pipeline, and which samplers are wanted at which k. Out: their weights; the pipeline with one
-of them, then restored.
-Knows: training (Adam; the weights that do best on held-out clips count) and its state, which
-lies in a folder, so that it resumes. `unrolled.py` has the samplers and their runs.
-Source: as of `unrolled.py`. We depart: training begins on the steps of GITS.
+In: a pipeline, and samplers with their k. Out: their weights; the pipeline with one of them, which
+is restored afterwards.
+Knows: training (Adam; the weights that are best on held-out clips are used), and its state in a
+folder, from which it resumes. `unrolled.py` has the samplers and their runs.
+Source: see `unrolled.py`. Our difference: training begins with the steps of GITS.
 """
 
 from __future__ import annotations
@@ -45,10 +46,12 @@ class Training:
     """Settings of a training.
 
     Args:
-        clips, held_out: clips to train on, and those of them that only choose the best weights.
-        batch: clips of an iteration.
-        iterations, rate: of Adam; the rate falls to 0 as a cosine.
-        every: iterations between looks at the held-out clips and writes of the state.
+        clips, held_out: number of clips, and how many of them are only used to choose the best
+            weights.
+        batch: clips in an iteration.
+        iterations, rate: of Adam; the rate falls to 0 like a cosine.
+        every: iterations between evaluations on the held-out clips, after which the state is
+            written.
     """
 
     clips: int = 64
@@ -60,7 +63,7 @@ class Training:
 
 
 def name_of(variant: str, k: int) -> str:
-    """Of a sampler's files."""
+    """The name of a sampler's files."""
     return f"{variant.replace('/', '-')}-{k}"
 
 
@@ -71,11 +74,12 @@ def train(
     """Train samplers together.
 
     Args:
-        wanted: names of `VARIANTS`, and k.
-        seconds: after which training stops; what is not done resumes from `context.scratch`.
+        wanted: pairs of a name of `VARIANTS` and k.
+        seconds: time after which training stops. Unfinished training resumes from
+            `context.scratch`.
 
     Returns:
-        Of those that are done: labels, noise, weights and calibration runs, JSON-able.
+        For each finished sampler: labels, noise, weights and calibration runs, JSON-able.
     """
     training, begun = training or Training(), time.monotonic()
     clips = runs.clips_of(context, training.clips)
@@ -93,7 +97,7 @@ def train(
 
 
 class _Task:
-    """Pairs of noise and final latents, and the model."""
+    """A training task: pairs of noise and final latents, and the model."""
 
     def __init__(
         self, pipe: Any, clips: Sequence[Any], final: torch.Tensor, training: Training
@@ -108,7 +112,7 @@ class _Task:
             parameter.requires_grad_(False)
 
     def close(self) -> None:
-        """The model's parameters as they were."""
+        """Restore the model's parameters."""
         for parameter in self._frozen:
             parameter.requires_grad_(True)
 
@@ -119,7 +123,7 @@ class _Task:
 
     @torch.no_grad()
     def _levels(self, trainables: list[Trainable]) -> list[float]:
-        """Of each sampler the error on the held-out clips, in dB."""
+        """The error of each sampler on the held-out clips, in dB."""
         rows = torch.arange(len(self.noise) - self.held_out, len(self.noise))
         rows = rows.to(self.noise.device)
         made = unrolled(trainables, self.predict, self.noise[rows], rows)
@@ -132,7 +136,7 @@ class _Task:
         folder: Path | None,
         late: Callable[[], bool],
     ) -> None:
-        """Train samplers of equal iterations until they are done, or it is late."""
+        """Train samplers with equal iterations until they are done, or time is up."""
         training, all_ = self.training, list(states.values())
         values = [v for s in all_ for v in s.trainable.parameters.values()]
         adam = torch.optim.Adam(values, lr=training.rate)
@@ -164,7 +168,7 @@ class _Task:
             made = unrolled(trainables, self.predict, self.noise[rows], rows)
             # The samplers share no parameter: the gradient of the sum is that of each.
             sum(errors_db(one, self.final[rows]).mean() for one in made).backward()  # type: ignore[union-attr]
-        # One read from the device for all of them.
+        # One host sync for all of them.
         finite = torch.stack([_finite_gradients(state.trainable) for state in states]).tolist()
         for state, whole in zip(states, finite, strict=True):
             if not whole:
@@ -173,21 +177,22 @@ class _Task:
         adam.step()
 
     def _look(self, states: list[TrainingState[Trainable]]) -> None:
-        """Note the parameters that do best on the held-out clips."""
+        """Store the parameters that are best on the held-out clips."""
         levels = self._levels([state.trainable for state in states])
         for state, level in zip(states, levels, strict=True):
             state.look(level)
 
 
 def _finite_gradients(trainable: Trainable) -> torch.Tensor:
-    """Whether all are, on the device; what is not trained has none."""
+    """Whether all gradients are finite, as a tensor on the device. Untrained parameters have
+    none."""
     found = [p.grad for p in trainable.parameters.values() if p.grad is not None]
     return torch.stack([gradient.isfinite().all() for gradient in found]).all()
 
 
 @contextmanager
 def fast_matmuls(device: torch.device) -> Iterator[None]:
-    """TF32 on CUDA, for gradients alone: its rounding, 60 dB below a product, is in no score."""
+    """Use TF32 on CUDA, for gradients only. Its rounding, 60 dB below a product, is in no score."""
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("high" if device.type == "cuda" else before)
     try:
@@ -200,7 +205,7 @@ def _write(
     states: dict[tuple[str, int], TrainingState[Trainable]], adam: torch.optim.Adam, iteration: int,
     folder: Path | None,
 ) -> None:  # fmt: skip
-    """Note the iteration, and write the states where there is a folder."""
+    """Store the iteration, and write the states if there is a folder."""
     for (variant, k), state in states.items():
         state.note(adam, iteration)
         path = _file(folder, variant, k)
@@ -211,7 +216,7 @@ def _write(
 def _begin(
     pipe: Any, context: MethodContext, task: _Task, variant: str, k: int
 ) -> TrainingState[Trainable]:
-    """Begins with the nearer of Euler and Adams-Bashforth 2, or where it was left."""
+    """Begin with Euler or Adams-Bashforth 2, whichever is nearer; or resume."""
     nodes = _nodes(pipe, context, k)
     scale = float(pipe.scheduler.config.num_train_timesteps)
     bases = (Trainable(nodes, VARIANTS[variant], pipe.device, scale, order) for order in (1, 2))
@@ -244,7 +249,7 @@ def _described(
         value.data.copy_(state.best[name])
     sampler, share = state.trainable.sampler(), k / context.clip.steps
     clips = len(context.calibration_clips[: training.clips])
-    # A step back costs three forwards: one again, and two of the gradient.
+    # A backward step costs three forwards: one that is repeated, and two for the gradient.
     trained = 4 * training.iterations * min(training.batch, clips) * share
     looked = (training.iterations // training.every + 3) * min(training.held_out, clips) * share
     return {
@@ -271,7 +276,7 @@ def _trained(
     weights = [_numbers(row, k) for row in found.at("weights").entries(k, k)]
     tables = (torch.tensor(table, dtype=torch.float64) for table in (labels, noise, weights))
     sampler = LinearSampler(*tables)
-    # The times only order the nodes: what the model gets are the labels.
+    # The times only order the nodes; the model gets the labels.
     with sampled(
         pipe, partial(_labelled, sampler.labels), lambda stock, nodes: WeightedSums(sampler),
         context.clip.steps,

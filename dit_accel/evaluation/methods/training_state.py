@@ -1,7 +1,7 @@
 """The state of a sampler in training, and its file, from which training resumes.
 
-In: anything with parameters, or a file. Out: the file; the state as it was.
-Knows: safetensors with a header of texts, no pickle; every tensor and number is checked.
+In: an object with parameters, or a file. Out: the file, or the state from it.
+Knows: safetensors with a header of texts, no pickle. Every tensor and number is checked.
 Source: ours.
 """
 
@@ -20,7 +20,7 @@ MOMENTS = ("exp_avg", "exp_avg_sq")  # of Adam, by its names
 
 
 class HasParameters(Protocol):
-    """What is trained."""
+    """An object that is trained."""
 
     parameters: dict[str, torch.Tensor]
 
@@ -34,9 +34,9 @@ class TrainingState(Generic[Trained]):
 
     Args:
         trainable: its parameters now.
-        iteration: how many are done.
+        iteration: number of iterations done.
         moments: Adam's, `NAME.exp_avg` and `NAME.exp_avg_sq` of every parameter.
-        best, best_db: the parameters that did best on the held-out clips, and their error.
+        best, best_db: the parameters that were best on the held-out clips, and their error.
     """
 
     trainable: Trained
@@ -50,20 +50,20 @@ class TrainingState(Generic[Trained]):
             self.best.setdefault(name, value.detach().clone())
 
     def look(self, error_db: float) -> None:
-        """Note the parameters where their error is the least so far."""
+        """Store the parameters if their error is the least so far."""
         if error_db < self.best_db:
             self.best_db = error_db
             self.best = {n: v.detach().clone() for n, v in self.trainable.parameters.items()}
 
     def note(self, adam: torch.optim.Adam, iteration: int) -> None:
-        """Note Adam's moments after an iteration."""
+        """Store Adam's moments after an iteration."""
         self.iteration = iteration
         for name, value in self.trainable.parameters.items():
             known = adam.state.get(value, {})
             self.moments |= {f"{name}.{kind}": known[kind] for kind in MOMENTS if kind in known}
 
     def give(self, adam: torch.optim.Adam) -> None:
-        """Give Adam its moments back."""
+        """Restore Adam's moments."""
         for name, value in self.trainable.parameters.items():
             own = {k: self.moments.get(f"{name}.{k}", torch.zeros_like(value)) for k in MOMENTS}
             if self.iteration:
@@ -72,7 +72,7 @@ class TrainingState(Generic[Trained]):
     # --- the file ---
 
     def save(self, path: Path) -> None:
-        """Write it, whole or not at all."""
+        """Write the file, whole or not at all."""
         parts = {"parameters": self.trainable.parameters, "best": self.best,
                  "moments": self.moments}  # fmt: skip
         tensors = {
@@ -85,10 +85,11 @@ class TrainingState(Generic[Trained]):
         scratch.replace(path)
 
     def load(self, path: Path) -> None:
-        """Go on from a file.
+        """Restore the state from a file.
 
         Raises:
-            ValueError: it is no state of this sampler; names the file and what is wrong.
+            ValueError: the file is not a state of this sampler; the message names the file and the
+                problem.
         """
         try:
             with safe_open(path, "pt") as file:
@@ -106,14 +107,15 @@ class TrainingState(Generic[Trained]):
             self.best[name] = _taken(tensors, f"best.{name}", value, path)
             for kind in MOMENTS:
                 key = f"{name}.{kind}"
-                if f"moments.{key}" in tensors:  # a parameter without gradients has none
+                if f"moments.{key}" in tensors:  # a parameter without gradients has no moments
                     self.moments[key] = _taken(tensors, f"moments.{key}", value, path)
 
 
 def _taken(
     tensors: dict[str, torch.Tensor], name: str, like: torch.Tensor, path: Path
 ) -> torch.Tensor:
-    """A finite tensor of the shape of another, on its device."""
+    """A tensor of the file, which must be finite and have the shape of another one; on that one's
+    device."""
     found = tensors.get(name)
     if found is None or found.shape != like.shape or not bool(found.isfinite().all()):
         shape = "missing" if found is None else f"{tuple(found.shape)} or not finite"

@@ -1,13 +1,14 @@
-"""Samplers whose weights are trained: their parameters, and runs that gradients go back through.
+"""Samplers with trained weights: their parameters, and differentiable runs.
 
-In: nodes to begin with, and what is trained. Out: tables of weights; final latents, differentiable.
-Knows: a sampler is weighted sums (`LinearSampler`), so no other way to weigh k predictions does
-better where training finds the best: BNS is the bound of that family. Several samplers run
-together, as rows of the same forwards and sums. Every forward is a checkpoint: its activations are
-computed again by the backward pass.
+In: the first nodes, and the parts that are trained. Out: tables of weights; differentiable final
+latents.
+Knows: a sampler is weighted sums (`LinearSampler`). If training finds the best weights, no other
+weights of k predictions are better, so BNS is the bound of that family. Several samplers run
+together, as rows of the same forwards and sums. Every forward is checkpointed: the backward pass
+computes its activations again.
 Source: BNS, arXiv 2403.01329: noise term, weights of all predictions, times free or on the grid,
 PSNR to the final latents. DyWeight, arXiv 2603.11607: weights of the last three, times that move by
-their sum, labels rescaled by 0.5 to 1.5. We depart: both begin from Adams-Bashforth.
+their sum, labels rescaled by 0.5 to 1.5. Our difference: both begin with Adams-Bashforth.
 """
 
 from __future__ import annotations
@@ -24,13 +25,13 @@ from dit_accel.planning.nodes import LinearSampler, Nodes, adams_bashforth
 
 @dataclass(frozen=True)
 class Variant:
-    """What of a sampler is trained.
+    """The parts of a sampler that are trained.
 
     Args:
-        depth: predictions that a step weighs at most; None: all.
-        noise: whether the start noise has a weight.
-        labels: whether the timesteps that the model gets are free.
-        moving: whether these follow the sum of the weights.
+        depth: maximal number of predictions in a step's sum; None: all.
+        noise: whether the starting noise has a weight.
+        labels: whether the timesteps that the model gets are trained.
+        moving: whether the timesteps follow the sum of the weights.
     """
 
     depth: int | None = None
@@ -50,9 +51,9 @@ class Trainable:
     """The parameters of one sampler, as differences from the sampler that it begins with.
 
     Args:
-        nodes: where the first sampler calls the model.
+        nodes: the nodes at which the sampler calls the model before training.
         variant: what is trained.
-        order: of Adams-Bashforth, that it begins with.
+        order: the order of Adams-Bashforth with which it begins.
     """
 
     def __init__(
@@ -61,7 +62,7 @@ class Trainable:
         self.variant, k = variant, len(nodes)
         self.steps = nodes.times.diff().float().to(device)
         self.times, self.labels = (v.float().to(device) for v in (nodes.times, nodes.labels))
-        self.scale = scale  # of labels, for a time of 1
+        self.scale = scale  # the label of time 1
         base = adams_bashforth(nodes, min(order, k)).increments.float().to(device)
         self.base = base / self.steps[:, None]
         used = torch.ones(k, k, device=device).tril()
@@ -73,7 +74,8 @@ class Trainable:
         }
 
     def tables(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Increments `(k, k)`, what each step adds of the noise `(k,)`, and labels `(k,)`."""
+        """Increments `(k, k)`, the share of the noise that each step adds `(k,)`, and labels
+        `(k,)`."""
         own = self.parameters
         shares = self.base + own["weights"] * self.mask
         noise = own["noise"] if self.variant.noise else torch.zeros_like(own["noise"])
@@ -88,7 +90,7 @@ class Trainable:
 
     @torch.no_grad()
     def sampler(self) -> LinearSampler:
-        """As numbers."""
+        """The sampler with the present parameters, as numbers."""
         added, noise, labels = (table.double().cpu() for table in self.tables())
         return LinearSampler(labels, 1 + noise.cumsum(0), added.cumsum(0).tril())
 
@@ -103,7 +105,7 @@ def unrolled(
         noise: `(R, ...)`.
         clips: `(R,)`: the clip of each row.
     """
-    # Longest first: those that still run are the first rows.
+    # The longest is first, so that the samplers that still run are the first rows.
     order = sorted(range(len(trainables)), key=lambda i: -len(trainables[i].labels))
     lengths = [len(trainables[i].labels) for i in order]
     tables = [trainables[i].tables() for i in order]
@@ -123,7 +125,7 @@ def unrolled(
         else:
             made = predict(*given)
         found = [*found, made.unflatten(0, (active, len(clips)))]
-        # One product for all samplers, not a matmul: those may be in TF32.
+        # One product for all samplers instead of a matmul, which might use TF32.
         weights = added[:active, step, : step + 1].T
         terms = torch.stack(found) * _spread(weights, noise.ndim)
         states = states + _spread(of_noise[:active, step], noise.ndim) * noise + terms.sum(0)
@@ -133,7 +135,7 @@ def unrolled(
 
 
 def _padded(tables: list[torch.Tensor]) -> torch.Tensor:
-    """Tables of falling sizes as one, with zeros."""
+    """Tables of falling sizes as one table, padded with zeros."""
     longest = len(tables[0])
     return torch.stack([
         torch.nn.functional.pad(one, (0, longest - len(one)) * one.ndim) for one in tables
@@ -141,11 +143,11 @@ def _padded(tables: list[torch.Tensor]) -> torch.Tensor:
 
 
 def _spread(weights: torch.Tensor, count: int) -> torch.Tensor:
-    """With so many dimensions of one entry behind its own."""
+    """The tensor with this number of dimensions of size 1 added at its end."""
     return weights.view(*weights.shape, *[1] * count)
 
 
 def errors_db(made: torch.Tensor, final: torch.Tensor) -> torch.Tensor:
-    """`(R,)`: the squared error relative to the final latents, in dB; lower is nearer."""
+    """`(R,)`: the squared error relative to the final latents, in dB; lower is better."""
     error = (made - final).flatten(1).square().sum(1) / final.flatten(1).square().sum(1)
     return 10 * error.clamp_min(1e-12).log10()
