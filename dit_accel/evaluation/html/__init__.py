@@ -1,8 +1,8 @@
-"""One HTML page of an evaluation: what was saved, what it cost, and the clips.
+"""Makes one HTML page of an evaluation: savings, costs, and the clips.
 
 store, results -> plots, front, maps, clips (pictures) -> page (one file). It needs the extra
-`report`, asks the network for nothing, and is the same, byte for byte, for the same folder and the
-same versions of the drawing packages.
+`report`, and no network. For the same folder and the same versions of the drawing packages, the
+page has the same bytes.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ PACKAGES = ("jinja2", "matplotlib")
 
 
 def lacking() -> str | None:
-    """What must be installed before a report can be written, or None."""
+    """The package that must be installed before a report can be written, or None."""
     missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
     if not missing:
         return None

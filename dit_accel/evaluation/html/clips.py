@@ -1,9 +1,10 @@
-"""Chooses the clips that the page shows, and encodes each as one picture that holds all its frames.
+"""Chooses the clips that the page shows, and encodes each as one picture with all its frames.
 
-In: results and their stored clips. Out: players: the uncached clip, the method's, the difference.
-Knows: a sheet has a clip's frames in rows, and a script draws one of them at a time, so that any
-number of sheets stay on the same frame in every browser. Small clips are exact; large ones are
-scaled and compressed until the page has room. Differences are taken from exact frames.
+In: results and their stored clips. Out: players, which show the uncached clip, the method's clip,
+and the difference.
+Knows: a sheet has a clip's frames in rows, and a script draws one frame at a time. So any number of
+sheets show the same frame in every browser. Small clips are exact; large ones are scaled and
+compressed until they fit in the page. Differences are computed from exact frames.
 Source: ours.
 """
 
@@ -36,7 +37,7 @@ _SIDE_LIMIT = 16_000
 
 @dataclass(frozen=True)
 class Tier:
-    """How clips are encoded: longest side in pixels (None: as it is), quality (None: exact)."""
+    """How clips are encoded: longest side in pixels (None: unchanged), quality (None: exact)."""
 
     side: int | None
     quality: int | None
@@ -48,7 +49,8 @@ TIERS = (Tier(None, None), *(Tier(side, quality) for side, quality in _CODED))
 
 @dataclass(frozen=True)
 class Chosen:
-    """A clip, and why it is shown: rank by list, 0 the worst; `WORST` is the median."""
+    """A clip, and why it is shown: its rank in each list. 0 is the worst clip, `WORST` is the
+    median one."""
 
     pair: ScoredPair
     psnr_db: float
@@ -83,10 +85,10 @@ class Gallery:
 
 
 def gallery(store: Store, results: Results, budget: int = BUDGET) -> Gallery:
-    """The worst clips and the median one, of all accelerated methods and of each.
+    """The worst clips and the median clip, over all accelerated methods and for each of them.
 
     Args:
-        budget: bytes that the sheets may take on the page.
+        budget: bytes that the sheets may have on the page.
     """
     wanted = choose(results)
     reader = _ClipReader(store)
@@ -115,7 +117,8 @@ def gallery(store: Store, results: Results, budget: int = BUDGET) -> Gallery:
 
 
 def choose(results: Results) -> list[Chosen]:
-    """What to show, the most wanted first: over all methods, then each method's in turn."""
+    """The clips to show, the most important first: those over all methods, then those of each
+    method in turn."""
     found: dict[str, Chosen] = {}
 
     def take(ranked: Sequence[tuple[float, ScoredPair]], name: str, rank: int) -> None:
@@ -143,7 +146,7 @@ def _ranked(pairs: Sequence[ScoredPair]) -> list[tuple[float, ScoredPair]]:
 
 
 class _ClipReader:
-    """Reads clips, each uncached one once; remembers what could not be read."""
+    """Reads clips, and each uncached clip once. It remembers the clips that could not be read."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
@@ -151,7 +154,7 @@ class _ClipReader:
         self.unreadable: list[str] = []
 
     def both(self, pair: ScoredPair) -> tuple[video.Frames, video.Frames] | None:
-        """The uncached frames and the method's, or None."""
+        """The uncached frames and those of the method, or None."""
         name = pair.reference["id"]
         if name not in self._uncached:
             self._uncached[name] = self._read(name, pair.reference["frames_sha256"])
@@ -179,15 +182,15 @@ def difference(one: video.Frames, other: video.Frames) -> video.Frames:
 
 
 def _factor(apart: video.Frames) -> int:
-    """The largest at which at most 1 pixel in 100 is beyond the scale's end."""
+    """The largest factor with which at most 1 pixel in 100 is beyond the end of the scale."""
     end = max(1.0, float(np.quantile(apart, 0.99)))
     return next((factor for factor in FACTORS if factor * end <= 255), 1)
 
 
 def _tier(reader: _ClipReader, first: Sequence[Chosen], budget: int) -> Tier:
-    """The best at which the clips over all methods take most of the budget at most.
+    """The best tier with which the clips over all methods fit in most of the budget.
 
-    Guessed from the worst of them and the median one, whose heat maps are the most unlike.
+    It is estimated from the worst clip and the median clip, whose heat maps differ most.
     """
     samples = [(c, both) for c in (*first[:1], *first[1:][-1:]) if (both := reader.both(c.pair))]
     for tier in TIERS:
@@ -207,7 +210,7 @@ def _tier(reader: _ClipReader, first: Sequence[Chosen], budget: int) -> Tier:
 def _player(
     chosen: Chosen, both: tuple[video.Frames, video.Frames], tier: Tier, known: dict[str, str]
 ) -> tuple[Player, dict[str, str]]:
-    """A player, and those of its sheets that are not known yet."""
+    """A player, and its sheets that were not encoded yet."""
     uncached, mine = both
     job, reference = chosen.pair.job, chosen.pair.reference["id"]
     apart = difference(uncached, mine)
@@ -273,7 +276,7 @@ def _colours() -> npt.NDArray[np.uint8]:
 
 
 def encode(picture: video.Frames, quality: int | None) -> str:
-    """A picture as a data URI: WebP, exact where the quality is None."""
+    """A picture as a data URI: WebP, exact if the quality is None."""
     from PIL import Image
 
     buffer = io.BytesIO()

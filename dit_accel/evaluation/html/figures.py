@@ -1,4 +1,4 @@
-"""What the page's plots share: names and decimals of metrics, sizes, and where scores are drawn.
+"""Shared by the page's plots: names and decimals of metrics, sizes, and positions of scores.
 
 In: a metric, a value or a size. Out: texts, numbers and margins.
 Source: ours.
@@ -12,7 +12,7 @@ from typing import Any
 from dit_accel.evaluation.html.svg import Size
 from dit_accel.metrics import METRICS
 
-CEILING = {"psnr_db": 60.0}  # above, it is drawn at the edge: 100 dB would flatten the rest
+CEILING = {"psnr_db": 60.0}  # scores above are drawn at the edge: 100 dB would flatten the rest
 _NAMES = {
     "psnr_db": "PSNR",
     "psnr_pooled_db": "PSNR of the pooled error",
@@ -30,24 +30,24 @@ WIDE, NARROW = (1040, 13.0), (358, 11.5)
 
 
 def title(metric: str) -> str:
-    """A metric's name with its unit, as it stands on an axis."""
+    """A metric's name with its unit, for an axis."""
     name = _NAMES.get(metric, metric.replace("_", " "))
     unit = METRICS[metric].unit if metric in METRICS else ""
     return f"{name}, {unit}" if unit and unit not in name else name
 
 
 def shown_at(metric: str, value: float) -> float:
-    """Where a score is drawn: at the ceiling, if it is above."""
+    """The value at which a score is drawn: at most the ceiling."""
     return min(value, CEILING.get(metric, math.inf))
 
 
 def end_at(metric: str, value: float | None) -> float | None:
-    """As `shown_at`, of an interval's end."""
+    """`shown_at` for the end of an interval."""
     return None if value is None else shown_at(metric, value)
 
 
 def score_ticks(axis: Any, metric: str) -> None:
-    """Label an axis of scores; the ceiling's tick has a "+"."""
+    """Label an axis of scores. The tick of the ceiling has a "+"."""
     ceiling = CEILING.get(metric, math.inf)
     axis.set_major_formatter(lambda value, _: f"{value:g}" + ("+" if value >= ceiling else ""))
 
@@ -55,7 +55,7 @@ def score_ticks(axis: Any, metric: str) -> None:
 def margins(
     size: Size, *, left: float, bottom: float, top: float = 30, right: float = 14
 ) -> tuple[float, float, float, float]:
-    """Of axes, in shares of the figure."""
+    """The margins of axes, in shares of the figure."""
     return (
         left / size.width,
         bottom / size.height,
@@ -65,5 +65,5 @@ def margins(
 
 
 def kind(size: Size) -> str:
-    """A part of the ids of a figure of this size."""
+    """A part of the ids in a figure of this size."""
     return "narrow" if size.narrow else "wide"

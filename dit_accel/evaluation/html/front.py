@@ -1,4 +1,4 @@
-"""The plot of speed against fidelity: one curve a method, the Pareto front, and the noise floor.
+"""Draws speed against fidelity: one curve for each method, the Pareto front, and the noise floor.
 
 In: results and their summary. Out: SVG in two widths, for a desktop and for a phone.
 Source: ours.
@@ -26,7 +26,7 @@ from dit_accel.metrics import METRICS
 
 @dataclass(frozen=True)
 class Axis:
-    """A way to count what was saved."""
+    """A way to count savings."""
 
     key: str
     title: str
@@ -58,7 +58,8 @@ AXES = (
 
 
 def points(results: Results, summary: Summary, axis: Axis, metric: str) -> list[Point]:
-    """All drawn settings that have both; those that no other beats in both are on the front."""
+    """All drawn settings that have both values. A setting is on the front if no other is better in
+    both."""
     rows = summary.by_setting
     found = []
     for setting in results.drawn():
@@ -79,7 +80,7 @@ def points(results: Results, summary: Summary, axis: Axis, metric: str) -> list[
 
 
 def front(results: Results, summary: Summary, axis: Axis, metric: str) -> tuple[str, str] | None:
-    """Speed against fidelity, (wide, narrow); None where there is nothing to draw."""
+    """The plot of speed against fidelity, (wide, narrow); None if there is nothing to draw."""
     shown = points(results, summary, axis, metric)
     if not shown:
         return None
@@ -148,7 +149,8 @@ def _limits(axes: Any, shown: list[Point], metric: str) -> None:
 
 
 def _draw_floor(axes: Any, summary: Summary, metric: str, size: Size) -> None:
-    """A band from the floor to the better side; a note at the edge where it is out of sight."""
+    """Draw a band from the floor to the better side, or a note at the edge if it is out of
+    sight."""
     if metric not in summary.floor:
         return
     name, value = summary.floor[metric]
@@ -177,7 +179,7 @@ def _draw_floor(axes: Any, summary: Summary, metric: str, size: Size) -> None:
 def _write_labels(
     axes: Any, families: dict[str, list[Point]], slots: dict[str, int], size: Size, metric: str
 ) -> None:
-    """Names beside the curves where there is room; a phone has the key above."""
+    """Write names beside the curves if there is room. On a phone, the key is above."""
     lines = [
         np.array([(p.x.value, shown_at(metric, p.y.value)) for p in family])
         for family in families.values()
@@ -206,7 +208,7 @@ def _write_labels(
 
 
 def _bars(point: Point, metric: str) -> list[Points]:
-    """The point's intervals as lines."""
+    """Draw the point's intervals as lines."""
     x, y = point.x, point.y
     at, low, high = shown_at(metric, y.value), end_at(metric, y.low), end_at(metric, y.high)
     found = []

@@ -1,7 +1,7 @@
 """Places the texts of a plot so that none covers another or a point.
 
-In: texts at points. Out: the same, drawn beside their points on matplotlib's axes.
-Knows: pixels. It is greedy: the first text has the first choice.
+In: texts at points. Out: the texts, drawn beside their points on matplotlib's axes.
+Knows: pixels. It is greedy: the first text gets the best place.
 Source: ours.
 """
 
@@ -32,8 +32,8 @@ _TOO_MUCH = 60.0
 
 @dataclass(frozen=True)
 class Label:
-    """A text at a point in data coordinates; one that is `optional` is left out where it would
-    cover something."""
+    """A text at a point in data coordinates. An `optional` one is left out if it would cover
+    something."""
 
     x: float
     y: float
@@ -49,9 +49,9 @@ def place(axes: Any, labels: Sequence[Label], lines: Sequence[Points], reach: fl
 
     Args:
         axes: matplotlib's, with its limits set.
-        labels: the first has the first choice.
-        lines: what should stay uncovered, `(n, 2)` in data coordinates.
-        reach: pixels from the point to its label.
+        labels: the first one gets the best place.
+        lines: lines that should stay uncovered, `(n, 2)` in data coordinates.
+        reach: distance from a point to its label, in pixels.
     """
     inner = axes.get_window_extent()
     solid = _solid([axes.transData.transform(line) for line in lines if len(line)])

@@ -1,7 +1,7 @@
-"""How an evaluation was made, and the command that makes it again.
+"""Says how an evaluation was made, and with which command it can be made again.
 
-In: its spec. Out: settings as texts, a command line, and the text of its prompts' file.
-Knows: the options of `dit-accel evaluate`, as a page's reader needs them.
+In: a spec. Out: settings as texts, a command line, and the text of the prompts' file.
+Knows: the options of `dit-accel evaluate`.
 Source: ours.
 """
 
@@ -20,7 +20,7 @@ _OPTIONS = ("steps", "guidance", "height", "width", "frames", "fps", "negative")
 
 
 def settings(spec: EvaluationSpec) -> list[tuple[str, str]]:
-    """(name, value) of everything that the clips have in common, versions included."""
+    """(name, value) of each setting that all clips share, and of versions."""
     clip = spec.clip
     found = [
         ("model", spec.model.name),

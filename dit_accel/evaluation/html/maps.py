@@ -1,4 +1,4 @@
-"""Small pictures of which steps were computed at which places of the model.
+"""Draws small pictures that show which steps were computed at which places of the model.
 
 In: the results of a method. Out: a picture: steps from left to right, places from top to bottom,
 opaque where all calls of the uncached clip were computed.
@@ -19,14 +19,14 @@ import numpy.typing as npt
 from dit_accel.evaluation.results import Results, ScoredPair
 
 Shares = npt.NDArray[np.float64]
-_COLOUR = (46, 124, 201)  # reads on white and on black
+_COLOUR = (46, 124, 201)  # visible on white and on black
 _CELL = 6
 
 
 @dataclass(frozen=True)
 class PlanMap:
-    """The map of one method: `bands` are the kinds of places from top to bottom, with their share
-    of the height in percent."""
+    """The map of one method. `bands`: the kinds of places from top to bottom, with their share of
+    the height in percent."""
 
     label: str
     picture: str
@@ -37,7 +37,7 @@ class PlanMap:
 
 
 def plan_maps(results: Results) -> list[PlanMap]:
-    """A map for every accelerated method that has the uncached clip's steps."""
+    """A map for every accelerated method with the same steps as the uncached clip."""
     found = []
     for setting in results.accelerated():
         shares = share_computed(results.pairs[setting])
@@ -47,13 +47,13 @@ def plan_maps(results: Results) -> list[PlanMap]:
 
 
 def share_computed(pairs: Sequence[ScoredPair]) -> dict[str, Shares] | None:
-    """By place, the share of the uncached clip's calls that was computed at each step.
+    """For each place, the share of the uncached clip's calls that was computed at each step.
 
     Args:
         pairs: clips of one setting; the shares are their mean.
 
     Returns:
-        `(steps,)` each; None where the steps are not those of the uncached clip.
+        An array `(steps,)` for each place; None if the steps are not those of the uncached clip.
     """
     found: dict[str, list[Shares]] = {}
     for pair in pairs:
@@ -89,7 +89,8 @@ def _rows(kinds: list[str], kind: str) -> list[int]:
 
 
 def _kind(place: str) -> str:
-    """`blocks.3.attn1` -> `attn1`; the second transformer's places stay apart."""
+    """The kind of a place: `attn1` for `blocks.3.attn1`. The second transformer has its own
+    kinds."""
     return ".".join(part for part in place.split(".") if not part.isdigit() and part != "blocks")
 
 

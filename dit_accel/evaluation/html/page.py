@@ -1,7 +1,8 @@
 """Renders results and pictures as one HTML text, and writes it.
 
-In: the folder of an evaluation. Out: one file that asks the network for nothing.
-Knows: the template and its data. No clock and no chance: the same folder gives the same page.
+In: the folder of an evaluation. Out: one file, which needs no network.
+Knows: the template and its data. It uses no clock and no random numbers, so the same folder gives
+the same page.
 Source: ours.
 """
 
@@ -36,15 +37,15 @@ Pictures = tuple[str, str]  # for a desktop and for a phone
 
 
 def write_report(store: Store, spec: EvaluationSpec, path: Path) -> int:
-    """Write the page of an evaluation, as far as it is done; the file is whole or not there.
+    """Write the page of an evaluation so far. The file is written whole or not at all.
 
     Args:
-        store: the evaluation's folder.
+        store: the folder of the evaluation.
         spec: as `store.spec()` reads it.
-        path: where the page goes; a file that is there is replaced.
+        path: the file of the page; an existing file is replaced.
 
     Returns:
-        its size in bytes.
+        The size of the file in bytes.
 
     Raises:
         ModuleNotFoundError: the extra `report` is not installed.
@@ -128,7 +129,7 @@ def _with_titles(metrics: Iterable[str], title: Callable[[str], str]) -> list[tu
 
 
 def _breakable(label: str) -> Any:
-    """A method's label that breaks before its number and after its owner."""
+    """A method's label, in which lines may break before the number and after the owner."""
     from markupsafe import Markup, escape
 
     return Markup(str(escape(label)).replace(":", "<wbr>:").replace("/", "/<wbr>"))
@@ -167,7 +168,7 @@ def _rows(results: Results, summary: Summary) -> list[TableRow]:
 
 
 def _key(results: Results) -> list[tuple[str, str, str, str]]:
-    """(method, CSS colour, marker, what it is) of all curves."""
+    """(method, CSS colour, marker, description) of all curves."""
     looks = {name: look(results.slots()[name]) for name in results.families()}
     return [
         (name, style.variable, style.marker, METHODS[name].summary) for name, style in looks.items()
@@ -175,7 +176,7 @@ def _key(results: Results) -> list[tuple[str, str, str, str]]:
 
 
 def _verdicts(row: MethodSummary) -> list[tuple[str, str, Interval]]:
-    """(metric, verdict, difference) for the preferred metrics that were compared."""
+    """(metric, verdict, difference) of the preferred metrics that were compared."""
     compared = [
         (name, str(found["verdict"]), Interval(*map(found.__getitem__, _INTERVAL)))
         for name in PREFERRED
@@ -195,7 +196,7 @@ def _notes(row: MethodSummary) -> list[tuple[str, str]]:
         )
     said = " ".join(row.remarks)
     notes += [("planned from", source) for source in row.rests_on if source not in said]
-    if row.remarks:  # in one line, as plans have several
+    if row.remarks:  # in one line, because plans have several remarks
         notes.append(("remark", " ".join(f"{text.rstrip('.')}." for text in row.remarks)))
     return notes
 
@@ -211,7 +212,7 @@ def _ordered(metrics: tuple[str, ...]) -> list[str]:
 
 
 def _preferred(spec: EvaluationSpec) -> list[str]:
-    """The metrics that are drawn: the preferred ones, else the first that there is."""
+    """The metrics that are drawn: the preferred ones, else the first one."""
     return [name for name in PREFERRED if name in spec.metrics][:3] or list(spec.metrics[:1])
 
 
@@ -225,7 +226,7 @@ def _fronts(results: Results, summary: Summary) -> dict[tuple[str, str], Picture
 
 
 def _ceiling(results: Results) -> float | None:
-    """The PSNR at which scores are drawn at the edge, if some are."""
+    """The PSNR above which scores are drawn at the edge, if there are such scores."""
     ceiling = figures.CEILING[PSNR]
     scores = (results.scores(setting, PSNR).values() for setting in results.drawn())
     return ceiling if any(value > ceiling for values in scores for value in values) else None
@@ -235,11 +236,11 @@ def _drawn(metrics: list[str], draw: Callable[[str], Pictures | None]) -> dict[s
     return {metric: found for metric in metrics if (found := draw(metric)) is not None}
 
 
-# what the scripts read
+# data for the page's scripts
 
 
 def _paired(results: Results, summary: Summary) -> dict[str, Any]:
-    """Every prompt's scores, and their differences to fewer steps at equal FLOPs."""
+    """The scores of every prompt, and their differences from fewer steps at equal FLOPs."""
     slots, drawn = results.slots(), results.drawn()
     return {
         "prompts": [prompt.id for prompt in results.spec.prompts],
@@ -305,14 +306,14 @@ def _player(player: clips.Player, texts: dict[str, str], slots: dict[str, int]) 
 
 
 def _lists(shown: clips.Gallery) -> list[tuple[str, str]]:
-    """(name, what the reader chooses) of every list that has a clip."""
+    """(name, text of the choice) of every list that has a clip."""
     names = dict.fromkeys(name for player in shown.players for name in player.chosen.ranks)
     everything = "all accelerated methods together"
     return [(name, everything if name == clips.ALL else name) for name in names]
 
 
 def _script(content: Any) -> str:
-    """JSON that may stand inside a script element."""
+    """JSON that is safe inside a script element."""
     text = json.dumps(content, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 

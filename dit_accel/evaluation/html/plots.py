@@ -1,4 +1,4 @@
-"""Plots of the scores by prompt and by frame.
+"""Draws the scores by prompt and by frame.
 
 In: results and their summary. Out: SVG in two widths, for a desktop and for a phone.
 Source: ours.
@@ -25,7 +25,8 @@ Lines = list[tuple[Setting, FrameValues]]
 
 
 def prompts(results: Results, summary: Summary, metric: str) -> tuple[str, str] | None:
-    """Every prompt's score for every method, (wide, narrow); None where there is none."""
+    """The plot of every prompt's score for every method, (wide, narrow); None if there are no
+    scores."""
     shown = [s for s in results.drawn() if results.scores(s, metric)]
     if not shown:
         return None
@@ -87,7 +88,7 @@ def _prompts(
 
 
 def thinned(values: Sequence[float]) -> list[float]:
-    """All values, sorted; of more than `DOTS`, as many at even ranks, the ends among them."""
+    """All values, sorted. Of more than `DOTS` values, `DOTS` at even ranks, with both ends."""
     ordered = sorted(values)
     if len(ordered) <= DOTS:
         return ordered
@@ -99,7 +100,8 @@ def thinned(values: Sequence[float]) -> list[float]:
 
 
 def frames(results: Results, metric: str) -> tuple[str, str] | None:
-    """A metric over the frames, a panel a method, (wide, narrow); None where there is none."""
+    """The plot of a metric over the frames, one panel for each method, (wide, narrow); None if
+    there are no scores."""
     panels = {
         name: found
         for name, settings in results.families().items()

@@ -1,6 +1,6 @@
-"""The page's table of draft ranking: a row a method, a column a choice.
+"""Makes the page's table of draft ranking, with a row for each method and a column for each choice.
 
-In: the rows of the ranking. Out: what the template shows; nothing where nothing was ranked.
+In: the rows of the ranking. Out: the table for the template; None if nothing was ranked.
 Source: ours.
 """
 
@@ -16,14 +16,14 @@ from dit_accel.evaluation.ranking.table import RankingRow
 
 @dataclass(frozen=True)
 class SeedTable:
-    """(name, meaning, first choices by chance) of the columns; (method, its cells) of the rows."""
+    """(name, meaning, `first` by chance) of the columns; (method, cells) of the rows."""
 
     choices: list[tuple[str, str, float | None]]
     rows: list[tuple[str, list[RankingRow]]]
 
 
 def table(rows: Sequence[RankingRow], metrics: Sequence[str]) -> SeedTable:
-    """The choices of the clip alone, and by these metrics."""
+    """The table for the choices by the clip alone, and for those by these metrics."""
     shown = [row for row in rows if row.choice in (*CHOICES, *metrics)]
     choices = list(dict.fromkeys(row.choice for row in shown))
     labels = list(dict.fromkeys(row.label for row in shown))

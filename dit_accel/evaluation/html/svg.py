@@ -1,8 +1,8 @@
-"""Turns matplotlib figures into SVG that lives inside a page and uses its colours and font.
+"""Turns matplotlib figures into SVG elements of a page, with the page's colours and font.
 
-In: a figure. Out: one `<svg>` element that refers to nothing outside the page.
-Knows: figures are drawn in placeholder colours, one for each CSS variable of the page, which then
-take their place; so a plot follows the page from light to dark. Text stays text.
+In: a figure. Out: one `<svg>` element, which refers to nothing outside the page.
+Knows: figures are drawn in placeholder colours, one for each CSS variable of the page. The
+variables then replace them, so plots change with the page from light to dark. Text stays text.
 Source: ours.
 """
 
@@ -34,7 +34,7 @@ TIP = "tip-"
 
 @dataclass(frozen=True)
 class Size:
-    """Of a figure, in CSS pixels at the width that it is made for."""
+    """The size of a figure, in CSS pixels at the width for which it is made."""
 
     width: int
     height: int
@@ -42,13 +42,13 @@ class Size:
 
     @property
     def narrow(self) -> bool:
-        """For a phone."""
+        """Whether the size is for a phone."""
         return self.width < 500
 
 
 @dataclass(frozen=True)
 class Look:
-    """How a method is drawn, by its slot: after the hues, the dashes change."""
+    """How a method is drawn, by its slot. When all hues are used, the dashes change."""
 
     colour: str
     marker: str
@@ -56,7 +56,7 @@ class Look:
 
     @property
     def variable(self) -> str:
-        """The colour's name on the page."""
+        """The name of the colour on the page."""
         return VARIABLES[self.colour]
 
 
@@ -69,7 +69,7 @@ def look(slot: int) -> Look:
 
 @contextmanager
 def drawing(size: Size) -> Iterator[Any]:
-    """`matplotlib.figure.Figure` in the page's style, whatever the user's own settings are."""
+    """A `matplotlib.figure.Figure` in the page's style; the user's own settings have no effect."""
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
@@ -83,9 +83,9 @@ def to_svg(figure: Any, name: str, alt: str, tips: Mapping[str, str] | None = No
     """A figure as one `<svg>` element.
 
     Args:
-        name: sets its ids apart from those of the page's other figures.
-        alt: the text for a reader who cannot see it.
-        tips: texts that appear over artists, by the artist's gid; those begin with `TIP`.
+        name: distinguishes its ids from those of other figures on the page.
+        alt: the text for readers who cannot see the figure.
+        tips: texts that appear over artists, by the artist's gid, which begins with `TIP`.
     """
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
@@ -114,7 +114,7 @@ def _with_tips(text: str, tips: Mapping[str, str]) -> str:
 
 
 def _own_ids(text: str, name: str) -> str:
-    """Ids that something refers to, under the figure's name; the others go."""
+    """Put the figure's name before each id that is referred to, and remove the other ids."""
     used = set(re.findall(r'(?:href="|url\()#([\w.-]+)', text))
     text = re.sub(r'\sid="([^"]*)"', lambda m: f' id="{name}-{m[1]}"' if m[1] in used else "", text)
     text = re.sub(r'xlink:href="#', 'href="#', text)

@@ -1,13 +1,12 @@
-"""How well one scoring of a prompt's seeds chooses for another.
+"""Measures how well one scoring of a prompt's seeds predicts the choice of another.
 
     spearman = correlation of the two rankings, ties sharing their mean rank
     first    = whether the draft's best seed is the final's best one, too
     gain     = (final score of the draft's best - mean final score) / (best - mean final score)
 
 In: a final and a draft score for each seed, higher being better. Out: three numbers.
-Knows: choosing at random gives on average 0, one of the number of seeds, and 0. Where the draft has
-several best seeds, one of them is taken at random: the numbers are means over them. Source: ours;
-`spearman` by its definition.
+Knows: a random choice gives on average 0, 1 / (number of seeds), and 0. If the draft has several
+best seeds, the numbers are means over them. Source: ours; `spearman` by its definition.
 """
 
 from __future__ import annotations
@@ -22,7 +21,8 @@ FEWEST = 2
 
 @dataclass(frozen=True)
 class Agreement:
-    """Of one prompt's seeds; None where all final (or, for `spearman`, draft) scores are equal."""
+    """The agreement for one prompt's seeds. Values are None if all final scores (for `spearman`
+    also: all draft scores) are equal."""
 
     spearman: float | None
     first: float
@@ -34,10 +34,10 @@ def agree(final: Sequence[float], draft: Sequence[float]) -> Agreement:
 
     Args:
         final: finite; higher is better.
-        draft: as many.
+        draft: the same number of scores.
 
     Raises:
-        ValueError: if there are fewer than two seeds, or not as many of one as of the other.
+        ValueError: there are fewer than two seeds, or the numbers of scores differ.
 
     Example:
         >>> agree([1.0, 2.0, 3.0, 6.0], [1.0, 3.0, 4.0, 2.0])

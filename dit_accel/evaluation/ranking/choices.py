@@ -1,9 +1,11 @@
-"""Ways in which somebody may choose one of several seeds, as a score of a clip.
+"""Ways in which a user may choose one of several seeds, each as a score of a clip.
 
-In: a clip `(T, H, W, 3)`. Out: a number, higher being better. `CHOICES` are of the clip alone; any
-metric of pixels makes one more, by which the seed is best whose clip is closest to a wanted clip.
-Knows: these are stand-ins. What a person likes is none of them, and no trained judge of taste is at
-hand; a method that keeps the ranking by all of them is likely to keep a person's, too.
+In: a clip `(T, H, W, 3)`. Out: a number; higher is better. `CHOICES` score the clip alone. Each
+metric of pixels is one more choice: the best seed is the one whose clip is closest to a wanted
+clip.
+Knows: these scores are substitutes. None of them is what a person likes, and there is no trained
+judge of taste here. A method that preserves the ranking by all of them is likely to preserve a
+person's ranking, too.
 Source: colour: Hasler and Süsstrunk 2003, "Measuring colourfulness in natural images", section 7;
 detail: the variance of the Laplacian, Pech-Pacheco et al. 2000; motion: as VBench's
 temporal_flickering, arXiv 2311.17982, counts change.
@@ -26,7 +28,7 @@ SHORT_SIDE = 96
 
 @dataclass(frozen=True)
 class SeedChoice:
-    """A way to choose: the seed with the highest score."""
+    """A way to choose a seed: the one with the highest score."""
 
     name: str
     summary: str
@@ -68,12 +70,13 @@ CHOICES = {
 
 
 def sign(choice: str) -> int:
-    """-1 for metrics of which less is better, as higher is to be better."""
+    """-1 for metrics of which less is better, because here higher is better; else 1."""
     return -1 if choice in METRICS and METRICS[choice].direction == "lower" else 1
 
 
 def at_a_glance(clip: Clip) -> Clip:
-    """Frames of at most `SHORT_SIDE` at their short side, by the mean over areas."""
+    """The frames, reduced to at most `SHORT_SIDE` pixels at their short side, by means over
+    areas."""
     height, width = clip.shape[1:3]
     factor = SHORT_SIDE / min(height, width)
     if factor >= 1:

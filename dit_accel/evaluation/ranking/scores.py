@@ -1,10 +1,11 @@
-"""Scores the stored clips of each prompt's seeds by every choice, and keeps the scores.
+"""Scores the stored clips of each prompt's seeds by every choice, and stores the scores.
 
 In: the folder of an evaluation. Out: `ranking/<job>.json` in it, and `SeedScores` by job.
-Knows: a clip is scored alone, and against the uncached clip of every *other* seed of its prompt,
-each in turn being the wanted one. Its own uncached clip is left out: that is the metric itself, and
-no user has it while choosing. What is there already is not scored again, unless its clip or a
-metric's version is another. Does not know what the scores mean (`agreement`, `table`).
+Knows: a clip is scored alone, and against the uncached clip of every *other* seed of its prompt.
+Each of these is the wanted clip in turn. Its own uncached clip is left out: that would be the
+metric itself, and a user does not have it while choosing. Existing scores are not computed again,
+unless the clip or a metric's version has changed. Does not know what the scores mean (`agreement`,
+`table`).
 Source: ours.
 """
 
@@ -34,17 +35,17 @@ Made = tuple[Job, Result]
 def score_seeds(
     store: Store, spec: EvaluationSpec, on_clip: Callable[[Job], None] = lambda job: None
 ) -> int:
-    """Score all clips that are done and lack scores; returns how many.
+    """Score all finished clips that lack scores. Returns the number of clips.
 
     Args:
-        on_clip: called after each clip that has its scores, old ones too.
+        on_clip: called after each clip that has its scores, also if it had them before.
 
     Raises:
         StoreError: a clip is missing or cannot be read.
     """
     count = 0
     for made in _by_prompt(store, spec).values():
-        uncached: dict[str, Clip] = {}  # decoded where the first clip needs them
+        uncached: dict[str, Clip] = {}  # decoded when the first clip needs them
         for job, result in made:
             if not _up_to_date(store, job, result, spec, made):
                 uncached = uncached or _clips(store, [m for m in made if _is_uncached(m[0])])
@@ -55,10 +56,10 @@ def score_seeds(
 
 
 def read_scores(store: Store, spec: EvaluationSpec) -> dict[str, SeedScores]:
-    """By job, the scores that there are.
+    """The existing scores, by job.
 
     Raises:
-        StoreError: a file of them is damaged.
+        StoreError: a file of scores is damaged.
     """
     jobs = [job for group in spec.groups() for job in group]
     found = {job.id: _read(store, job) for job in jobs} if _folder(store).is_dir() else {}
@@ -66,7 +67,7 @@ def read_scores(store: Store, spec: EvaluationSpec) -> dict[str, SeedScores]:
 
 
 def _by_prompt(store: Store, spec: EvaluationSpec) -> dict[str, list[Made]]:
-    """The jobs of each prompt that were made, the uncached ones among them."""
+    """The finished jobs of each prompt, also the uncached ones."""
     found: dict[str, list[Made]] = {}
     for job in (job for group in spec.groups() for job in group):
         result = store.result(job.id)
@@ -93,7 +94,7 @@ def _is_uncached(job: Job) -> bool:
 
 
 def _is_wanted(other: Job, job: Job) -> bool:
-    """Whether the other's clip may be the wanted one: uncached, and of another seed."""
+    """Whether the other job's clip may be the wanted one: it is uncached, and has another seed."""
     return _is_uncached(other) and other.clip.seed != job.clip.seed
 
 
@@ -127,7 +128,8 @@ def _score(
 
 
 def _finite(value: float) -> float:
-    """Only the PSNR of equal clips is infinite; it counts as 100 dB, as everywhere."""
+    """The score as a finite number. Only the PSNR of equal clips is infinite; it counts as 100 dB,
+    as everywhere."""
     return min(value, PSNR_CAP) if value > 0 else value
 
 

@@ -1,4 +1,4 @@
-"""What one clip scores among the seeds of its prompt.
+"""The scores of one clip among the seeds of its prompt.
 
 In: scores alone and against the uncached clips of other seeds. Out: whether they are complete.
 Knows names and versions of metrics; no file (`scores`) and no ranking (`table`). Source: ours.
@@ -14,13 +14,13 @@ from dit_accel.metrics import METRICS
 
 @dataclass(frozen=True)
 class SeedScores:
-    """Of one clip.
+    """The scores of one clip.
 
     Attributes:
-        frames_sha256: of the frames that were scored.
-        alone: by choice.
-        closest: by metric and uncached job, the score against that job's clip.
-        versions: of the metrics.
+        frames_sha256: the hash of the frames that were scored.
+        alone: the scores of the clip alone, by choice.
+        closest: the score against the clip of an uncached job, by metric and job.
+        versions: the versions of the metrics.
     """
 
     frames_sha256: str
@@ -29,7 +29,7 @@ class SeedScores:
     versions: dict[str, int] = field(default_factory=dict)
 
     def has(self, metrics: Iterable[str], wanted: Iterable[str]) -> bool:
-        """Whether all of it is there, in the versions of now."""
+        """Whether all scores are there, with the present versions of the metrics."""
         return all(
             self.versions.get(metric) == METRICS[metric].version
             and set(wanted) <= self.closest[metric].keys()
@@ -38,5 +38,5 @@ class SeedScores:
 
 
 def pixel_metrics(names: Iterable[str]) -> list[str]:
-    """Those of the metrics that score two clips."""
+    """The metrics that score two clips."""
     return [name for name in names if METRICS[name].family == "pixels"]

@@ -1,9 +1,10 @@
-"""How well each method's drafts rank the seeds of a prompt, by every choice, over prompts.
+"""Measures how well each method's drafts rank the seeds of a prompt, for every choice, over
+prompts.
 
-In: the results of an evaluation, and the seeds' scores. Out: one row a method and choice.
-Knows: a prompt counts where at least two seeds have both the draft and the uncached clip. Where a
-choice has a wanted clip, every seed's uncached clip is the wanted one in turn, the other seeds are
-ranked, and the prompt's value is the mean. Intervals are over prompts. Source: ours.
+In: the results of an evaluation, and the seeds' scores. Out: one row for each method and choice.
+Knows: a prompt counts if at least two seeds have both the draft and the uncached clip. If a choice
+has a wanted clip, every seed's uncached clip is the wanted one in turn, and the other seeds are
+ranked. The prompt's value is the mean. Intervals are over prompts. Source: ours.
 """
 
 from __future__ import annotations
@@ -24,20 +25,22 @@ from dit_accel.evaluation.results import Results
 from dit_accel.evaluation.statistics import Interval
 
 Scores = Mapping[str, SeedScores]
-Read = Callable[[SeedScores], float | None]  # a score of a clip, as the choice has it
+Read = Callable[[SeedScores], float | None]  # the score of a clip by a choice
 
 
 @dataclass(frozen=True)
 class RankingRow:
-    """One method and one choice. Intervals are None where no prompt could be ranked.
+    """One method and one choice. Intervals are None if no prompt could be ranked.
 
     Attributes:
         label: the method with its number.
         choice: a name of `CHOICES`, or of a metric.
         spearman: rank correlation with the uncached clips.
-        first: share of prompts where the drafts' best seed is the uncached clips' best one.
-        gain: share of what the best seed has above the mean seed that the drafts' best one has.
-        by_chance: what `first` would be by chance.
+        first: share of prompts for which the best seed of the drafts is the best seed of the
+            uncached clips.
+        gain: how far the score of the drafts' best seed lies above the mean, as a share of the lead
+            of the best seed.
+        by_chance: the value of `first` by chance.
     """
 
     label: str
@@ -54,7 +57,7 @@ class RankingRow:
 
 
 def ranking(results: Results, scores: Scores) -> tuple[RankingRow, ...]:
-    """The table, in the order of the methods and of the choices; empty where nothing was scored."""
+    """The table, in the order of the methods and of the choices; empty if nothing was scored."""
     settings = [setting for setting in results.pairs if setting.method != UNCACHED]
     choices = [*CHOICES, *pixel_metrics(results.spec.metrics)] if scores else []
     return tuple(_row(results, scores, s, choice) for s in settings for choice in choices)
@@ -77,7 +80,8 @@ def _row(results: Results, scores: Scores, setting: Setting, choice: str) -> Ran
 
 
 def _prompt(jobs: list[Job], scores: Scores, choice: str) -> list[tuple[int, Agreement]]:
-    """The seeds and agreement of each ranking of a prompt: one, or one for every wanted clip."""
+    """The seeds and the agreement of each ranking of a prompt. There is one ranking, or one for
+    every wanted clip."""
     reads = [_alone(choice)] if choice in CHOICES else [_close(choice, j.reference) for j in jobs]
     found = []
     for read in reads:
@@ -89,7 +93,7 @@ def _prompt(jobs: list[Job], scores: Scores, choice: str) -> list[tuple[int, Agr
 
 
 def _seeds(jobs: list[Job], scores: Scores, read: Read) -> Iterator[tuple[float, float]]:
-    """The final and the draft score of the seeds that have both."""
+    """The final and the draft scores of the seeds that have both."""
     for job in jobs:
         if job.id in scores and job.reference.id in scores:
             final, draft = read(scores[job.reference.id]), read(scores[job.id])
