@@ -168,7 +168,7 @@ def test_a_config_that_means_nothing_is_never_made(make, message):
 @pytest.mark.parametrize(
     ("config", "beside", "message"),
     [
-        (QualityConfig(30), {"quality": 30}, "quality is given beside QualityConfig; accepted: in"),
+        (QualityConfig(30), {"quality": 30}, "quality is given beside QualityConfig; accepted: as"),
         (ThresholdConfig(), {"site": "block", "guard": False}, "site and guard are given beside"),
         (UniCP(), {"accel": "unicp"}, "config is UniCP.* accepted: an AccelConfig, an EDCW, or"),
         (UniCP(), {"site": "block"}, "accel is given with site; accepted: with threshold alone"),

@@ -267,7 +267,7 @@ def test_a_transformer_of_another_family_is_refused_in_words():
     handle, fast = accelerated(pipe, "model")
     first = pipe.transformer
     pipe.transformer = speed.build(small_denoisers.trial("ltx-video")).transformer
-    with pytest.raises(ValueError, match="has a LTXVideoTransformer3DModel now, and was acceler"):
+    with pytest.raises(ValueError, match="has a LTXVideoTransformer3DModel now, but was acceler"):
         call(pipe)
     pipe.transformer = first
     assert np.array_equal(call(pipe), fast)
@@ -413,7 +413,7 @@ def test_a_profile_of_the_weights_before_is_refused_in_words():
     call(pipe)
     with accelerate(pipe, speedup=2.0, profile=profile, force=True) as handle:
         call(pipe)
-        assert "was forced: sampler is" in handle.report().notes[0]
+        assert "forced. It is of another pipeline: sampler is" in handle.report().notes[0]
         pipe.transformer = other
         call(pipe)
         assert "was forced: weights is" in handle.report().notes[0]

@@ -38,7 +38,7 @@ def check_planned(name):
     with accelerate(pipe, speedup=2) as handle:
         clip, first = row(pipe, arguments), handle.report()
         assert torch.equal(clip, stock) == (row.loops == 1)
-        assert any("the next ones are planned from it" in note for note in first.notes)
+        assert any("the next runs are planned from it" in note for note in first.notes)
         for _ in range(2):
             calls.clear()
             clip = row(pipe, arguments)
@@ -129,7 +129,7 @@ def test_a_speed_that_is_asked_for_is_given_in_whole_steps(steps, speedup, caplo
             said = " ".join(report.notes)
             assert (report.steps_computed > count) == ("more step" in said)
             exact = abs(steps / count - speedup) <= 0.005 * speedup
-            assert exact != (f"A speedup of {speedup:g} is {steps / count:.2f}" in said)
+            assert exact != (f"a speedup of {speedup:g} becomes {steps / count:.2f}" in said)
 
 
 def test_steps_beyond_the_plan_are_counted_with_their_reason():

@@ -1,8 +1,8 @@
-"""Fidelity of a clip to its reference: one file a metric family, and one table.
+"""Measures how close a clip is to its reference: one file for each metric family, and one table.
 
 In: two clips `(T, H, W, C)`, uint8 or float, and a mandatory `data_range`; or two latents. Out: a
 score; `METRICS` names its unit, range, direction, convention and version.
-Knows: tools that all say "SSIM" differ in the first digit, so every result states convention and
+Knows: tools that report "SSIM" differ in the first digit, so every result states its convention and
 version. Does not know whether a clip looks good: a sharp clip that is shifted by one pixel scores
 below a blurred one. A new metric is one file with its functions, and one row here.
 Source: in each file.
@@ -14,8 +14,8 @@ import math
 
 from dit_accel.metrics.clips import Unavailable
 
-# Some modules and their main function share a name: these lines make the package attribute the
-# function.
+# Some modules and their main function share a name: with these lines, the package's
+# attribute is the function.
 from dit_accel.metrics.jod import jod, start_jod
 from dit_accel.metrics.latents import LatentSums, latent_cosine, latent_rel_l2
 from dit_accel.metrics.lpips import lpips, lpips_frames, start_lpips

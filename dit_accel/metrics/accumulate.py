@@ -1,8 +1,8 @@
-"""Scores clips chunk by chunk, to the same number as whole clips.
+"""Scores clips chunk by chunk. The result is the same as for whole clips.
 
-In: chunks of two clips. Out: the scores of the frames, and the clip's.
-Knows one number a frame, and the last frame where a metric reads two neighbours at once. Does not
-know how clips are read, nor any metric.
+In: chunks of two clips. Out: the scores of the frames and of the clip. Knows one number for each
+frame, and the last frame if a metric needs two neighbours. Does not know how clips are read, and
+knows no metric.
 Source: ours.
 """
 
@@ -17,14 +17,14 @@ from dit_accel.metrics.clips import Clip, Scores, Unavailable, check_pair
 
 
 class Accumulator(Protocol):
-    """What takes two clips in chunks, and scores them at the end."""
+    """Takes two clips in chunks, and scores them at the end."""
 
     def update(self, reference: Clip, test: Clip) -> None:
-        """Take the next frames of both clips, `(T, H, W, C)` each, T of at least 1."""
+        """Take the next frames of both clips, `(T, H, W, C)` each, T at least 1."""
         ...
 
     def frames(self) -> Scores | None:
-        """The numbers of the frames so far; None where there are none."""
+        """The scores of the frames so far; None if the metric has none."""
         ...
 
     def compute(self) -> float:
@@ -33,7 +33,7 @@ class Accumulator(Protocol):
 
 
 class FrameScores:
-    """A metric that is a mean over frames, or over pairs of neighbours."""
+    """Accumulates a metric that is a mean over frames, or over pairs of neighbours."""
 
     def __init__(
         self,
@@ -52,11 +52,11 @@ class FrameScores:
         """Score the next frames.
 
         Args:
-            reference: `(T, H, W, C)`, T of at least 1; size and dtype as in the chunks before.
+            reference: `(T, H, W, C)`, T at least 1; size and dtype are those of the earlier chunks.
             test: same shape.
 
         Raises:
-            ValueError: if the chunks cannot be compared, or differ from those before.
+            ValueError: the chunks cannot be compared, or differ in size or dtype from earlier ones.
         """
         check_pair(reference, test, data_range=self._data_range)
         if self._tail is not None:
@@ -84,7 +84,7 @@ class FrameScores:
         return self._mean(self.frames())
 
     def _with_tail(self, reference: Clip, test: Clip) -> tuple[Clip, Clip]:
-        """The chunk with the last frames of the one before it in front."""
+        """The chunk, with the last frames of the chunk before it at its beginning."""
         if self._tail is not None:
             reference = np.concatenate([self._tail[0], reference])
             test = np.concatenate([self._tail[1], test])
@@ -94,7 +94,7 @@ class FrameScores:
 
 
 def check_follows(before: Clip, chunk: Clip) -> None:
-    """Refuse a chunk that is not of the size and dtype of those before it."""
+    """Refuse a chunk whose size or dtype differs from earlier ones."""
     if before.shape[1:] != chunk.shape[1:] or before.dtype != chunk.dtype:
         raise ValueError(
             f"reference has {chunk.dtype} frames of shape {chunk.shape[1:]}; "

@@ -1,4 +1,4 @@
-"""Checks what every metric demands of its two clips.
+"""Checks the conditions that every metric has for its two clips.
 
 In: two clips `(T, H, W, C)` and their `data_range`. Out: nothing, or an error that names the
 argument, its value and what is accepted.
@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-Clip = npt.NDArray[Any]  # `(T, H, W, C)`, uint8 or float; or latents
-Scores = npt.NDArray[np.float64]  # one number a frame, `(T,)`
+Clip = npt.NDArray[Any]  # `(T, H, W, C)`, uint8 or float; or latents of any shape
+Scores = npt.NDArray[np.float64]  # one number for each frame, `(T,)`
 
 
 class Unavailable(Exception):
@@ -57,10 +57,11 @@ def check_pair(
 
 
 def to_levels(name: str, clip: Clip, data_range: float) -> npt.NDArray[np.uint8]:
-    """A clip in 8-bit levels, for metrics that stand on 8-bit code; rounding noise is clipped.
+    """A clip in 8-bit levels, for metrics that use 8-bit code. Values slightly out of range are
+    clipped.
 
     Args:
-        name: what error messages call it.
+        name: the name of the clip in error messages.
         clip: `(T, H, W, C)`, uint8 or float in [0, data_range].
         data_range: largest possible value; 255 for uint8.
 
@@ -68,7 +69,7 @@ def to_levels(name: str, clip: Clip, data_range: float) -> npt.NDArray[np.uint8]
         `(T, H, W, C)` uint8; the same array if it was uint8 already.
 
     Raises:
-        ValueError: if values lie outside.
+        ValueError: values are out of range.
     """
     if clip.dtype == np.uint8:
         return clip

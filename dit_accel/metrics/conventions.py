@@ -1,7 +1,7 @@
-"""Other tools' numbers, to compare with what they publish; never the default.
+"""Computes the numbers of other tools, for a comparison with published numbers; never the default.
 
-In: two clips. Out: `CONVENTIONS`: for each tool, rows under our names that give its scores.
-Knows the arithmetic on equal frames. Does not know how a tool crops, resizes, pairs or batches.
+In: two clips. Out: `CONVENTIONS`: for each tool, rows under our names that give its scores. Knows
+the arithmetic on given frames. Does not know how a tool crops, resizes, pairs or batches.
 Source: each tool's code, at the version that its row names.
 """
 
@@ -26,7 +26,7 @@ from dit_accel.metrics.ssim import WINDOW, gaussian, windowed_frames
 
 
 def teacache_psnr_frames(reference: Clip, test: Clip, *, data_range: float) -> Scores:
-    """PSNR of each frame `(T,)`, where an error below 1e-10 of the squared range counts 100 dB."""
+    """PSNR of each frame `(T,)`. An error below 1e-10 of the squared range counts as 100 dB."""
     frames = psnr_frames(reference, test, data_range=data_range)
     return np.where(frames > EXACT_DB, EXACT_DB, frames)
 
@@ -34,7 +34,7 @@ def teacache_psnr_frames(reference: Clip, test: Clip, *, data_range: float) -> S
 def cache_dit_psnr_frames(reference: Clip, test: Clip, *, data_range: float) -> Scores:
     """PSNR of each frame `(T,)` from differences and squares that wrap around in uint8.
 
-    A difference of 16 or more squares to a number modulo 256, so worse clips read too well.
+    The square of a difference of 16 or more is taken modulo 256, so bad clips get too high scores.
     """
     check_pair(reference, test, data_range=data_range)
     if reference.dtype != np.uint8:
@@ -45,7 +45,7 @@ def cache_dit_psnr_frames(reference: Clip, test: Clip, *, data_range: float) -> 
 
 
 def cache_dit_psnr_mean(frames: Scores) -> float:
-    """Mean of frame scores `(T,)` that leaves exact frames out.
+    """Mean of frame scores `(T,)` without exact frames.
 
     Raises:
         Unavailable: if every frame is exact.
@@ -65,14 +65,14 @@ def cache_dit_ssim_frames(reference: Clip, test: Clip, *, data_range: float) -> 
 
 
 def easycache_ssim_frames(reference: Clip, test: Clip, *, data_range: float) -> Scores:
-    """SSIM of each frame `(T,)`: our Gaussian, over the whole frame, its borders mirrored."""
+    """SSIM of each frame `(T,)`: our Gaussian, over the whole frame, with mirrored borders."""
     check_pair(reference, test, data_range=data_range, smallest=WINDOW)
     pair = (_padded(clip, "reflect") for clip in (reference, test))
     return windowed_frames(*pair, data_range=data_range, kernel=gaussian())
 
 
 def svg_ssim_frames(reference: Clip, test: Clip, *, data_range: float) -> Scores:
-    """SSIM of each frame `(T,)`: 11x11 box, over the whole frame, zeros around it."""
+    """SSIM of each frame `(T,)`: 11x11 box, over the whole frame, with zeros around it."""
     check_pair(reference, test, data_range=data_range, smallest=WINDOW)
     pair = (_padded(clip, "constant") for clip in (reference, test))
     return windowed_frames(*pair, data_range=data_range, kernel=_box(WINDOW))
@@ -102,7 +102,7 @@ def _row(
     mean: Callable[[Scores], float] = mean,
     range: tuple[float, float] | None = None,
 ) -> Metric:
-    """Ours by that name, computed otherwise."""
+    """Our row with that name, with another function."""
     own = METRICS[name]
 
     def function(reference: Clip, test: Clip, *, data_range: float) -> float:

@@ -1,6 +1,6 @@
-"""Where an ffmpeg is, for what only ffmpeg can do.
+"""Finds an ffmpeg, for metrics that only ffmpeg can compute.
 
-In: nothing. Out: its path.
+In: nothing. Out: the path of ffmpeg.
 Knows: the PATH, and the package imageio-ffmpeg. Source: ours.
 """
 
@@ -12,7 +12,7 @@ from collections.abc import Iterator
 
 
 def executables() -> Iterator[str]:
-    """The paths of all that are here: on the PATH, then in imageio-ffmpeg."""
+    """The paths of all ffmpegs on this machine: on the PATH, then in imageio-ffmpeg."""
     for path in (shutil.which("ffmpeg"), _packaged()):
         if path is not None:
             yield path
@@ -20,7 +20,7 @@ def executables() -> Iterator[str]:
 
 @functools.cache
 def executable() -> str | None:
-    """The first of them."""
+    """The first of `executables`, or None."""
     return next(executables(), None)
 
 

@@ -1,13 +1,13 @@
-"""JOD: how visible the difference of two clips is to people, by ColorVideoVDP.
+"""Computes JOD: how visible the difference of two clips is to people, by ColorVideoVDP.
 
     jod = 10 - 0.044 D ** 0.93,  D the visible difference, pooled over scales, channels and time
 
-In: two clips, the frames a second, a display and a distance. Out: JOD, 10 where nothing is visible;
-one less: three of four people prefer the reference.
-Knows the eye: contrast, colour, flicker and masking. Does not know which clip is the better one: a
-different, equally good clip scores low. A clip begins as if its first frame had stood still before.
-Source: ColorVideoVDP, doi 10.1145/3658144; the package cvvdp 0.5.7 (MIT) gives the same number. It
-also scores a single image, by another path, which is left out.
+In: two clips, frames per second, a display and a distance. Out: JOD; 10 if no difference is
+visible. At 9, three of four people prefer the reference. Knows the eye: contrast, colour, flicker
+and masking. Does not know which clip is better: a different, equally good clip scores low. A clip
+begins as if its first frame had been visible before.
+Source: ColorVideoVDP, doi 10.1145/3658144; the package cvvdp 0.5.7 (MIT) gives the same number.
+That package also scores single images, in another way, which is not here.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ FPS = 16.0
 """Frames a second of a clip that does not say it."""
 
 FEWEST = 2
-_PIXELS = 2**19  # of the frames that are worked on at once
+_PIXELS = 2**19  # pixels of the frames that are processed at once
 
 
 def jod(
@@ -47,12 +47,12 @@ def jod(
             H and W of at least 8.
         test: same shape and kind of dtype.
         data_range: largest possible value; 255 for uint8.
-        fps: frames a second at which the clip is shown.
+        fps: frames per second at which the clip is shown.
         display: a name of `viewing.displays()`.
         distance_m: from the eye to the display, in metres; None: the display's own.
 
     Returns:
-        At most 10, which exact clips reach; differences beyond all bounds are below 0.
+        At most 10, the value of exact clips; below 0 for very large differences.
 
     Raises:
         ValueError: if the clips cannot be compared, or an argument is not accepted.
@@ -77,16 +77,16 @@ def start_jod(
     display: str = DISPLAY,
     distance_m: float | None = None,
 ) -> JodSums:
-    """An accumulator; arguments and errors as of `jod`, `fps` of None is `FPS`."""
+    """An accumulator. Arguments and errors: see `jod`; if `fps` is None, it is `FPS`."""
     return JodSums(data_range, FPS if fps is None else fps, Viewing(display, distance_m))
 
 
 class JodSums:
-    """Both clips' light of the last frames, and the visible differences so far.
+    """Accumulates JOD: the light of both clips' last frames, and the visible differences so far.
 
     Args:
         data_range: largest possible value; 255 for uint8.
-        fps: frames a second.
+        fps: frames per second.
         viewing: the display and the distance.
 
     Raises:
@@ -100,12 +100,12 @@ class JodSums:
             raise ValueError(f"fps is {fps}; accepted: a finite number above 0")
         self._data_range, self._viewing = data_range, viewing
         self._filters = vdp.filters(fps)
-        self._before: torch.Tensor | None = None  # `(2, 3, N - 1, H, W)`, the test's first
+        self._before: torch.Tensor | None = None  # `(2, 3, N - 1, H, W)`, the test is first
         self._first: Clip | None = None
-        self._differences: list[torch.Tensor] = []  # of each part, one a frame
+        self._differences: list[torch.Tensor] = []  # of each part, with one entry for each frame
 
     def update(self, reference: Clip, test: Clip) -> None:
-        """Take the next frames; arguments and errors as of `jod`."""
+        """Take the next frames. Arguments and errors: see `jod`."""
         from dit_accel.metrics import vdp
 
         smallest = vdp.SMALLEST_PYRAMID
@@ -119,7 +119,8 @@ class JodSums:
             self._differences.append(self._of_part(reference[part], test[part]))
 
     def frames(self) -> Scores:
-        """JOD of each frame so far, `(T,)`: of a clip that differs everywhere as that frame."""
+        """JOD of each frame so far, `(T,)`: that of a clip in which all frames differ like this
+        one."""
         from dit_accel.metrics import vdp
 
         parts = [vdp.jods(part).double().numpy() for part in self._differences]

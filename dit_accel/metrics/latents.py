@@ -1,10 +1,10 @@
-"""Errors of the denoised latents: relative L2, and cosine.
+"""Measures errors of the denoised latents: relative L2, and cosine.
 
     rel_l2 = ‖test - reference‖ / ‖reference‖
     cosine = <test, reference> / (‖test‖ ‖reference‖)
 
-In: two arrays of any equal shape, summed in float64. Out: one number.
-Knows no decoder, codec or 8 bits. Does not know what is seen: never average it with pixel metrics.
+In: two arrays of any equal shape, summed in float64. Out: one number. Decoder, codec and 8-bit
+rounding have no influence. Does not know what is visible: never average it with pixel metrics.
 Source: ours.
 """
 
@@ -66,14 +66,14 @@ def latent_cosine(reference: Clip, test: Clip) -> float:
 
 
 class LatentSums:
-    """Both metrics of latents that come in parts of any shapes, by four sums."""
+    """Accumulates both metrics from parts of latents of any shape, with four sums."""
 
     def __init__(self, of: str) -> None:
         self._of = of
         self._reference = self._test = self._product = self._error = 0.0
 
     def update(self, reference: Clip, test: Clip) -> None:
-        """Take the next part of both latents, of equal shape.
+        """Take the next part of both latents; both parts have the same shape.
 
         Raises:
             ValueError: naming the argument, its value and what is accepted.
@@ -90,7 +90,7 @@ class LatentSums:
         self._error += float((y - x) @ (y - x))
 
     def frames(self) -> None:
-        """Latents have no frames of pixels."""
+        """None: latents have no pixel frames."""
 
     def compute(self) -> float:
         """The score of all parts so far.

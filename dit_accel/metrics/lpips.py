@@ -1,10 +1,10 @@
-"""LPIPS: the distance of two frames in the features of a trained AlexNet; lower is closer.
+"""Computes LPIPS: the distance of two frames in the features of a trained AlexNet; lower is closer.
 
 In: two clips, and the weights' files. Out: the mean over the frame and over frames.
-Knows: the backbone's weights are looked for in the given path, in `$DIT_ACCEL_LPIPS_WEIGHTS`, and
-where torchvision caches its download; without them there is no score. Plain torch on the CPU, some
-frames at a time: no torchvision, and the `lpips` package only for its linear heads. It does not
-download.
+Knows: it looks for the weights of the backbone in the given path, in `$DIT_ACCEL_LPIPS_WEIGHTS`,
+and in torchvision's download cache. Without weights there is no score. It runs on the CPU in plain
+torch, some frames at a time. It does not need torchvision, uses the `lpips` package only for its
+linear heads, and downloads nothing.
 Source: LPIPS v0.1, Zhang et al., arXiv 1801.03924, section 3.
 """
 
@@ -46,7 +46,7 @@ WeightsFile = str | os.PathLike[str]
 
 @dataclass(frozen=True)
 class Weights:
-    """The files of a network; `heads` may be the backbone's file."""
+    """The files of a network. `heads` may be the file of the backbone."""
 
     backbone: Path
     heads: Path
@@ -68,8 +68,8 @@ def lpips(
         test: same shape and kind of dtype.
         data_range: largest possible value; 255 for uint8.
         weights: see `find_weights`.
-        spatial: enlarge each layer's map to the frame's size before its mean; moves the sixth
-            digit.
+        spatial: enlarge each layer's map to the frame's size before its mean; this changes the
+            sixth digit.
 
     Returns:
         At least 0, which exact clips reach.
@@ -90,7 +90,7 @@ def lpips_frames(
     weights: WeightsFile | None = None,
     spatial: bool = False,
 ) -> Scores:
-    """LPIPS of each frame; arguments and errors as of `lpips`. Returns `(T,)`."""
+    """LPIPS of each frame, `(T,)`. Arguments and errors: see `lpips`."""
     check_pair(reference, test, data_range=data_range, smallest=SMALLEST_ALEXNET)
     network = _load(find_weights(weights))
     scores = []
@@ -106,23 +106,23 @@ def lpips_frames(
 def start_lpips(
     data_range: float, *, weights: WeightsFile | None = None, spatial: bool = False
 ) -> FrameScores:
-    """An accumulator, once the weights are found and loaded; errors as of `lpips`."""
+    """Find and load the weights, and return an accumulator. Errors: see `lpips`."""
     _load(find_weights(weights))
     frames = functools.partial(lpips_frames, weights=weights, spatial=spatial)
     return FrameScores(frames, mean, span=1, data_range=data_range)
 
 
 def find_weights(path: WeightsFile | None = None) -> Weights:
-    """Where the network lies on this machine.
+    """Find the files of the network on this machine.
 
     Args:
         path: torchvision's AlexNet (keys `features.*`), with or without the heads
             (`lin0.model.1.weight`, ...) in the same file; else `$DIT_ACCEL_LPIPS_WEIGHTS`, else
-            torch's hub cache. Heads that are not in it are taken from an `alex.pth` beside it,
-            else from an installed `lpips` or `torchmetrics`.
+            torch's hub cache. If it has no heads, they are read from an `alex.pth` beside it, else
+            from an installed `lpips` or `torchmetrics`.
 
     Raises:
-        Unavailable: saying what is missing, and where it was looked for.
+        Unavailable: a file is missing; the message says which, and where it was expected.
     """
     backbone = _find_backbone(path)
     if _HEADS[0] in networks.read_tensors(backbone):
@@ -155,7 +155,8 @@ def _find_backbone(path: WeightsFile | None) -> Path:
 
 
 def _packaged_heads() -> list[Path]:
-    """Found without importing: these packages import torchvision, which may not load."""
+    """The heads in an installed package. It is not imported, because it would import
+    torchvision."""
     places = {"lpips": "weights/v0.1", "torchmetrics": "functional/image/lpips_models"}
     found = []
     for package, folder in places.items():
@@ -167,7 +168,7 @@ def _packaged_heads() -> list[Path]:
 
 @functools.lru_cache(maxsize=4)
 def _load(weights: Weights) -> Tensors:
-    """The tensors that are used, by torchvision's and lpips' names."""
+    """The tensors of the network, by the names of torchvision and lpips."""
     layers = [f"features.{n}.{part}" for n, _, _ in _CONVOLUTIONS for part in ("weight", "bias")]
     return networks.chosen(layers, weights.backbone, "AlexNet") | networks.chosen(
         _HEADS, weights.heads, "AlexNet"
@@ -175,7 +176,7 @@ def _load(weights: Weights) -> Tensors:
 
 
 def _distance(network: Tensors, reference: Levels, test: Levels, *, spatial: bool) -> Scores:
-    """Of frames `(T, H, W, C)`: `(T,)`."""
+    """The distances `(T,)` of frames `(T, H, W, C)`."""
     import torch
 
     with torch.no_grad():
@@ -187,7 +188,7 @@ def _distance(network: Tensors, reference: Levels, test: Levels, *, spatial: boo
 
 
 def _features(network: Tensors, frames: torch.Tensor) -> list[torch.Tensor]:
-    """What each of AlexNet's five convolutions puts out, behind its ReLU."""
+    """The outputs of AlexNet's five convolutions, after ReLU."""
     import torch.nn.functional as F
 
     features = []

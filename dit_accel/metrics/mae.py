@@ -39,7 +39,7 @@ def mae(reference: Clip, test: Clip, *, data_range: float) -> float:
 
 
 def mae_frames(reference: Clip, test: Clip, *, data_range: float) -> Scores:
-    """Mean absolute error of each frame; arguments and errors as of `mae`. Returns `(T,)`."""
+    """Mean absolute error of each frame, `(T,)`. Arguments and errors: see `mae`."""
     check_pair(reference, test, data_range=data_range)
     errors = [mean_abs(expected, actual) for expected, actual in zip(reference, test, strict=True)]
     return np.array(errors) * (LEVELS / data_range)
@@ -51,7 +51,7 @@ def mean(frames: Scores) -> float:
 
 
 def mean_abs(one: Clip, other: Clip) -> float:
-    """The mean of |one - other|, exact for integers: no dtype wraps."""
+    """The mean of |one - other|. It is exact for integers, because no dtype overflows."""
     import cv2
 
     if one.dtype in (np.uint8, np.int16):

@@ -1,9 +1,10 @@
-"""What distances in the features of a trained network share: weights as data, inputs, the distance.
+"""Shared by distances in the features of a trained network: reading of weights, inputs, the
+distance.
 
 In: a file of tensors; frames; features of two clips. Out: the tensors by name; the network's input;
-one distance a frame.
-Knows: a file is read as tensors only, never as code. Does not know any network (`lpips`,
-`st_lpips`) or where its file lies.
+one distance for each frame.
+Knows: a file is read as tensors only, never as code. Does not know the networks (`lpips`,
+`st_lpips`), nor where their files are.
 Source: LPIPS, arXiv 1801.03924, section 3.
 """
 
@@ -31,7 +32,7 @@ def read_tensors(path: Path) -> Tensors:
     """The tensors of a file by name.
 
     Raises:
-        ValueError: if it holds anything else.
+        ValueError: the file has other content.
     """
     import torch
 
@@ -48,7 +49,7 @@ def chosen(names: Iterable[str], path: Path, network: str) -> Tensors:
     """Some tensors of a file, in float32.
 
     Raises:
-        ValueError: if the file lacks one; `network` says what has it.
+        ValueError: the file lacks one; `network` is named as the network that has it.
     """
     tensors = read_tensors(path)
     names = list(names)
@@ -59,7 +60,8 @@ def chosen(names: Iterable[str], path: Path, network: str) -> Tensors:
 
 
 def as_input(clip: npt.NDArray[np.uint8]) -> torch.Tensor:
-    """uint8 `(T, H, W, C)` -> `(T, 3, H, W)`, from [-1, 1] to the networks' scale."""
+    """The network's input `(T, 3, H, W)` from uint8 frames `(T, H, W, C)`, in the networks'
+    scale."""
     import torch
 
     rgb = np.repeat(clip, 3, axis=3) if clip.shape[3] == 1 else clip
@@ -74,16 +76,16 @@ def distance(
     heads: Sequence[torch.Tensor],
     enlarged: tuple[int, ...] | None = None,
 ) -> Scores:
-    """The weighed squared difference of unit features, summed over layers.
+    """The weighted squared difference of features of unit length, summed over layers.
 
     Args:
-        reference: of each layer, `(T, C, H, W)`.
+        reference: features of each layer, `(T, C, H, W)`.
         test: the same.
-        heads: of each layer, the weights of its channels, `(1, C, 1, 1)`.
+        heads: weights of the channels of each layer, `(1, C, 1, 1)`.
         enlarged: (H, W) to which each layer's map is enlarged before its mean.
 
     Returns:
-        `(T,)`.
+        One distance for each frame, `(T,)`.
     """
     import torch
     import torch.nn.functional as F
@@ -98,5 +100,5 @@ def distance(
 
 
 def _unit(features: torch.Tensor) -> torch.Tensor:
-    """Each position's channels as a vector of length 1."""
+    """The features, with the channels of each position scaled to a vector of length 1."""
     return features / (features.square().sum(dim=1, keepdim=True).sqrt() + 1e-10)

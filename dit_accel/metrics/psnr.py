@@ -1,10 +1,10 @@
-"""Peak signal-to-noise ratio of a clip against its reference, in dB.
+"""Computes the peak signal-to-noise ratio (PSNR) of a clip against its reference, in dB.
 
     psnr = mean over frames of min(10 log10(data_range² / MSE), 100)
     pooled: 10 log10(data_range² / mean over frames of MSE)
 
-In: two clips `(T, H, W, C)`. Out: dB; one MSE per frame over H, W and C in float64.
-Does not know perception: a shift by one pixel costs more than blur. Pooling weighs bad frames more.
+In: two clips `(T, H, W, C)`. Out: dB; one MSE per frame over H, W and C in float64. Does not know
+perception: a shift by one pixel costs more than blur. Pooling gives more weight to bad frames.
 Source: the mean is the convention of the scripts that TeaCache, PAB and MagCache share; pooling is
 EasyCache's.
 """
@@ -51,7 +51,7 @@ def psnr_pooled(reference: Clip, test: Clip, *, data_range: float) -> float:
 
 
 def psnr_frames(reference: Clip, test: Clip, *, data_range: float) -> Scores:
-    """PSNR of each frame `(T,)`, infinite where it is exact; arguments and errors as of `psnr`."""
+    """PSNR of each frame `(T,)`, infinite if it is exact. Arguments and errors: see `psnr`."""
     check_pair(reference, test, data_range=data_range)
     pairs = zip(reference, test, strict=True)
     errors = np.array([_mean_squared_error(expected, actual) for expected, actual in pairs])
@@ -67,7 +67,7 @@ def psnr_mean(frames: Scores) -> float:
 
 
 def psnr_pooled_mean(frames: Scores) -> float:
-    """Frame scores `(T,)` in dB -> the PSNR of the mean of their errors; the range cancels out."""
+    """The PSNR of the mean error, from frame scores `(T,)` in dB; the range cancels out."""
     error = float((10.0 ** (-frames / 10.0)).mean())
     return -10.0 * math.log10(error) if error > 0 else math.inf
 

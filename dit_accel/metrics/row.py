@@ -1,8 +1,9 @@
-"""What a row of the METRICS table is made of: what a metric means and how it is computed.
+"""The parts of a row of the table METRICS: the meaning of a metric, and its computation.
 
 In: two clips. Out: a score, or an accumulator for chunks of them.
-Knows: a metric over pixels has two parts: `frames` gives one number for each frame (or each pair of
-neighbours, `span` = 2), `mean` makes them the clip's score. Other metrics bring an `accumulator`.
+Knows: a metric over pixels has two parts. `frames` gives one number for each frame (or each pair of
+neighbours, `span` = 2), and `mean` makes the clip's score of them. Other metrics have an
+`accumulator`.
 Source: ours.
 """
 
@@ -19,19 +20,19 @@ _SLOW = 0.1  # CPU-seconds for a frame of 480x832
 
 
 class ClipFunction(Protocol):
-    """Two clips `(T, H, W, C)` -> one score."""
+    """A function from two clips `(T, H, W, C)` to one score."""
 
     def __call__(self, reference: Clip, test: Clip, *, data_range: float) -> float: ...
 
 
 class FramesFunction(Protocol):
-    """Two clips `(T, H, W, C)` -> scores `(T - span + 1,)`."""
+    """A function from two clips `(T, H, W, C)` to scores `(T - span + 1,)`."""
 
     def __call__(self, reference: Clip, test: Clip, *, data_range: float) -> Scores: ...
 
 
 class LatentFunction(Protocol):
-    """Two arrays of equal shape -> one score."""
+    """A function from two arrays of equal shape to one score."""
 
     def __call__(self, reference: Clip, test: Clip) -> float: ...
 
@@ -42,23 +43,23 @@ class Metric:
 
     Attributes:
         name: the stable key in every result.
-        unit: of the score; empty where it has none.
+        unit: the unit of the score; empty if it has none.
         range: least and largest possible score.
         direction: which scores are better.
-        convention: how exactly it is computed, for people.
-        function: two whole clips, or two latents, -> the score.
-        version: raised whenever the same clips get another score than before.
-        frames: two clips -> scores of the frames; None where there are none.
-        mean: scores of the frames -> the score.
-        span: frames that one number of `frames` reads.
+        convention: how exactly it is computed, as text.
+        function: the score of two whole clips, or of two latents.
+        version: incremented whenever a change gives the same clips another score.
+        frames: the scores of the frames of two clips; None if there are none.
+        mean: the score, from the scores of the frames.
+        span: number of frames that one number of `frames` depends on.
         per_frame: whether the numbers of `frames` are stored and plotted.
         counts_exact: whether an infinite number of `frames` means an exact frame.
         accumulator: for metrics that are not a mean over `frames`.
-        timed: whether the score depends on the frames a second; `accumulator` then takes `fps`.
-        seconds: CPU-seconds for a frame of 480x832, as `bench_metrics.py` measured it; None
-            where it was not measured.
-        family: what it reads. Scores of latents are never averaged with scores of pixels.
-        needs: what it needs beside the core packages; empty for most.
+        timed: whether the score depends on the frames per second; then `accumulator` takes `fps`.
+        seconds: CPU-seconds for a frame of 480x832, as measured by `bench_metrics.py`; None if not
+            measured.
+        family: whether it reads pixels or latents. Their scores are never averaged.
+        needs: what it needs in addition to the core packages; empty for most metrics.
     """
 
     name: str
@@ -81,7 +82,8 @@ class Metric:
 
     @property
     def slow(self) -> bool:
-        """Whether it takes much longer than reading the frames: it is measured when asked for."""
+        """Whether it takes much longer than reading the frames. It is then measured only on
+        request."""
         return self.seconds is not None and self.seconds > _SLOW
 
     def start(self, *, data_range: float, fps: float | None = None) -> Accumulator:
@@ -89,10 +91,10 @@ class Metric:
 
         Args:
             data_range: largest minus smallest possible value; 255 for uint8.
-            fps: frames a second of the clips; None where that is not known.
+            fps: frames per second of the clips; None if unknown.
 
         Raises:
-            Unavailable: if what the metric needs is not here, with the reason.
+            Unavailable: a requirement of the metric is missing here; the message is the reason.
         """
         if self.accumulator is not None:
             timing = {"fps": fps} if self.timed else {}

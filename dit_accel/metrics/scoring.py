@@ -1,8 +1,8 @@
 """Scores a clip by several metrics at once, whole or in chunks.
 
-In: two clips, their latents, names of metrics. Out: a `Score` a metric, which JSON takes.
-Knows: a metric that cannot be measured here (no latents, one frame where two are needed, missing
-weights) is None with its reason; clips that cannot be compared at all are an error.
+In: two clips, their latents, names of metrics. Out: a JSON-able `Score` for each metric.
+Knows: a metric that cannot be measured here (no latents, one frame instead of two, missing weights)
+is None, with the reason. Clips that cannot be compared at all are an error.
 Source: ours.
 """
 
@@ -31,11 +31,11 @@ class Score:
     """One metric of one clip.
 
     Attributes:
-        value: the score; infinite for the PSNR of an exact clip; None where it was not measured.
-        frames: scores of the frames, or of pairs of neighbours; None where there are none.
+        value: the score; infinite for the PSNR of an exact clip; None if it was not measured.
+        frames: scores of the frames, or of pairs of neighbours; None if there are none.
         reason: why `value` is None.
-        exact_frames: frames without any error, which count as 100 dB in a mean; None where the
-            metric does not count them.
+        exact_frames: number of frames without any error, which count as 100 dB in a mean; None if
+            the metric does not count them.
     """
 
     value: float | None
@@ -58,7 +58,7 @@ class Score:
 
 
 class Scorer:
-    """Several metrics over two clips that come in chunks."""
+    """Computes several metrics of two clips, which it gets in chunks."""
 
     def __init__(
         self, rows: Mapping[str, Metric], *, data_range: float, fps: float | None = None
@@ -73,17 +73,18 @@ class Scorer:
                 self._reasons[name] = str(unavailable)
 
     def update(self, reference: Clip, test: Clip) -> None:
-        """Take the next frames; arguments and errors as of `accumulate.FrameScores.update`."""
+        """Take the next frames. Arguments and errors: see `accumulate.FrameScores.update`."""
         for accumulator in self._running.values():
             accumulator.update(reference, test)
 
     @property
     def unavailable(self) -> dict[str, str]:
-        """Metrics that cannot be measured here, known before the first frame: name -> reason."""
+        """The metrics that cannot be measured here, as far as known before the first frame, with
+        reasons."""
         return dict(self._reasons)
 
     def compute(self) -> dict[str, Score]:
-        """The score by every metric, in the order they were asked for."""
+        """The score of every metric, in the requested order."""
         return {name: self._score(name) for name in self._rows}
 
     def _score(self, name: str) -> Score:
@@ -121,12 +122,12 @@ def score_clips(
         test: same shape and kind of dtype.
         data_range: largest minus smallest possible value; 255 for uint8.
         metrics: names of rows of `METRICS`.
-        fps: frames a second, for the metrics that ask for it; None where it is not known.
-        latents: of the reference and of the test, of any equal shape, for the latent metrics.
+        fps: frames per second, for the metrics that need it; None if unknown.
+        latents: those of the reference and of the test, of equal shape, for the latent metrics.
         lpips_weights: see `lpips.find_weights`.
 
     Returns:
-        By name, in the order of `metrics`.
+        The scores by name, in the order of `metrics`.
 
     Raises:
         ValueError: if a metric is unknown, or the clips or latents cannot be compared.
@@ -148,15 +149,15 @@ def rows_of(
     convention: str | None = None,
     lpips_weights: str | os.PathLike[str] | None = None,
 ) -> dict[str, Metric]:
-    """The rows by these names.
+    """The rows with these names.
 
     Args:
         metrics: names of rows of `METRICS`, or of those that the convention has.
-        convention: a key of `CONVENTIONS`; ours if None.
+        convention: a key of `CONVENTIONS`; None: ours.
         lpips_weights: a file for `lpips.find_weights`.
 
     Raises:
-        ValueError: naming an unknown name, and all that are known.
+        ValueError: a name is unknown; the message has it, and all known names.
     """
     if convention is not None and convention not in CONVENTIONS:
         accepted = ", ".join(CONVENTIONS)

@@ -1,15 +1,15 @@
-"""Structural similarity (SSIM) of a clip against its reference.
+"""Computes the structural similarity (SSIM) of a clip and its reference.
 
     luminance = 1 - μd² / ((μs² + μd²)/2 + C1)
     contrast · structure = 1 - var(d) / ((var(s) + var(d))/2 + C2)
 
-with s, d the sum and difference of two frames: equal to the paper's form by algebra, and rounding
-vanishes with d. Ci = (Ki * data_range)².
+with s and d the sum and the difference of two frames, and Ci = (Ki * data_range)². This equals the
+form in the paper, and its rounding error vanishes with d.
 
 In: two clips `(T, H, W, C)`. Out: the mean over windows, channels and frames.
-Knows: 11x11 Gaussian of sigma 1.5, K1 = 0.01, K2 = 0.03, population covariance, windows wholly
-inside the frame, each RGB channel by itself. uint8 is filtered in float32 (exact for s, d and their
-squares; worst error seen 3e-6), floats in float64. Does not know colour perception or motion.
+Knows: 11x11 Gaussian of sigma 1.5, K1 = 0.01, K2 = 0.03, population covariance, windows completely
+inside the frame, each RGB channel separately. uint8 is filtered in float32 (exact for s, d and
+their squares; worst error seen 3e-6), floats in float64. Does not know colour perception or motion.
 Source: Wang et al., IEEE TIP 13(4), 2004, III-B; the convention of the scripts that TeaCache, PAB
 and MagCache share, and scikit-image's `structural_similarity(gaussian_weights=True, sigma=1.5,
 use_sample_covariance=False)`.
@@ -29,7 +29,8 @@ K1 = 0.01
 K2 = 0.03
 
 Kernel = Scores  # weights along one axis, `(N, 1)`
-_STRIP_VALUES = 240_000  # of a frame, filtered at once: five float32 buffers of it fit in L2
+# values of a frame that are filtered at once: five float32 buffers of them fit in the L2 cache
+_STRIP_VALUES = 240_000
 
 
 def ssim(reference: Clip, test: Clip, *, data_range: float) -> float:
@@ -41,7 +42,7 @@ def ssim(reference: Clip, test: Clip, *, data_range: float) -> float:
         data_range: largest minus smallest possible value; 255 for uint8.
 
     Returns:
-        At most 1, which only exact clips reach.
+        At most 1, the value of exact clips only.
 
     Raises:
         ValueError: if the clips cannot be compared; see `clips.check_pair`.
@@ -55,7 +56,7 @@ def ssim(reference: Clip, test: Clip, *, data_range: float) -> float:
 
 
 def ssim_frames(reference: Clip, test: Clip, *, data_range: float) -> Scores:
-    """SSIM of each frame `(T,)`; arguments and errors as of `ssim`."""
+    """SSIM of each frame `(T,)`. Arguments and errors: see `ssim`."""
     check_pair(reference, test, data_range=data_range, smallest=WINDOW)
     return windowed_frames(reference, test, data_range=data_range, kernel=gaussian())
 
@@ -66,7 +67,7 @@ def ssim_mean(frames: Scores) -> float:
 
 
 def gaussian() -> Kernel:
-    """The window's weights along one axis, `(11, 1)`, of sum 1."""
+    """The window's weights along one axis, `(11, 1)`; their sum is 1."""
     import cv2
 
     return np.asarray(cv2.getGaussianKernel(WINDOW, SIGMA, cv2.CV_64F), np.float64)
@@ -75,14 +76,14 @@ def gaussian() -> Kernel:
 def windowed_frames(
     reference: Clip, test: Clip, *, data_range: float, kernel: Kernel, unbias: float = 1.0
 ) -> Scores:
-    """SSIM of each frame with any separable window; checks nothing.
+    """SSIM of each frame with any separable window, without checks.
 
     Args:
         reference: `(T, H, W, C)`, uint8 or float.
         test: same shape and kind of dtype.
         data_range: largest minus smallest possible value; 255 for uint8.
-        kernel: weights along one axis, `(N, 1)`, N odd, of sum 1; H and W are at least N.
-        unbias: factor on variances and covariance; 1 for those of the population.
+        kernel: weights along one axis, `(N, 1)`, N odd, with sum 1; H and W are at least N.
+        unbias: factor of variances and covariance; 1 for those of the population.
 
     Returns:
         `(T,)` float64.
@@ -108,17 +109,18 @@ def _ssim_frame(x: Clip, y: Clip, data_range: float, kernel: Kernel, unbias: flo
 
 
 def _strips(shape: tuple[int, ...], window: int) -> Iterator[slice]:
-    """Rows to filter together: windows of neighbouring strips overlap, their centres do not."""
+    """Ranges of rows to filter together. The windows of neighbouring strips overlap, but their
+    centres do not."""
     centres = max(window, _STRIP_VALUES // (shape[1] * shape[2]))
     for top in range(0, shape[0] - window + 1, centres):
         yield slice(top, top + centres + window - 1)
 
 
 def _ssim_map(x: Clip, y: Clip, data_range: float, kernel: Kernel, unbias: float) -> Clip:
-    """SSIM of every window of two float frames `(H, W, C)`, which it overwrites.
+    """SSIM of every window of two float frames `(H, W, C)`. The frames are overwritten.
 
-    In place, because memory traffic takes most of the time. The sum is centred before it is
-    squared, because a small difference of large numbers loses digits.
+    It works in place, because memory traffic takes most of the time. The sum is centred before it
+    is squared, because a small difference of large numbers loses digits.
     """
     c1, c2 = (K1 * data_range) ** 2, (K2 * data_range) ** 2 / unbias
     d = x - y
@@ -136,7 +138,7 @@ def _ssim_map(x: Clip, y: Clip, data_range: float, kernel: Kernel, unbias: float
 
 
 def _similarity(d: Clip, s: Clip, constant: float) -> Clip:
-    """1 - d / ((s + d)/2 + constant), in the memory of both."""
+    """1 - d / ((s + d)/2 + constant), computed in place."""
     s += d
     s *= 0.5
     s += constant
@@ -145,7 +147,7 @@ def _similarity(d: Clip, s: Clip, constant: float) -> Clip:
 
 
 def _windowed(frame: Clip, kernel: Kernel) -> Clip:
-    """Weighted mean around each pixel whose window lies wholly inside the frame `(H, W, C)`."""
+    """Weighted mean around each pixel whose window is completely inside the frame `(H, W, C)`."""
     import cv2
 
     border = len(kernel) // 2

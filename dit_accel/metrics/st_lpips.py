@@ -1,10 +1,10 @@
-"""ST-LPIPS: the distance of two frames in features that a small shift hardly changes.
+"""Computes ST-LPIPS: the distance of two frames in features that a small shift hardly changes.
 
 In: two clips, and the network's file. Out: the mean over the frame and over frames; lower is
 closer.
-Knows: the file is looked for in the given path, in `$DIT_ACCEL_ST_LPIPS_WEIGHTS`, and in an
-installed `stlpips-pytorch`, which ships it whole (9.9 MB); nothing is imported from that package
-and nothing is downloaded. Plain torch on the CPU. Numbers are not those of LPIPS.
+Knows: it looks for the file in the given path, in `$DIT_ACCEL_ST_LPIPS_WEIGHTS`, and in an
+installed `stlpips-pytorch`, which includes the file (9.9 MB). It imports nothing from that package,
+and downloads nothing. It runs on the CPU in plain torch. The numbers are not those of LPIPS.
 Source: shift-tolerant LPIPS, arXiv 2207.13686, section 3; AlexNet with a convolution of stride 1
 and blurs before each halving. The package stlpips-pytorch 0.0.2 (BSD-2) gives the same number.
 """
@@ -45,7 +45,7 @@ _LAYERS = {  # name in the file: padding of its convolution
 _POOLED_BEFORE = ("net.slice2.5", "net.slice3.9")
 _HEADS = tuple(f"lin{index}.model.1.weight" for index in range(len(_LAYERS)))
 _BINOMIAL = (0.25, 0.5, 0.25)
-_PIXELS = 2**18  # of the frames that are worked on at once
+_PIXELS = 2**18  # pixels of the frames that are processed at once
 
 WeightsFile = str | os.PathLike[str]
 
@@ -75,7 +75,7 @@ def st_lpips(
 def st_lpips_frames(
     reference: Clip, test: Clip, *, data_range: float, weights: WeightsFile | None = None
 ) -> Scores:
-    """ST-LPIPS of each frame; arguments and errors as of `st_lpips`. Returns `(T,)`."""
+    """ST-LPIPS of each frame, `(T,)`. Arguments and errors: see `st_lpips`."""
     check_pair(reference, test, data_range=data_range, smallest=SMALLEST_ST)
     network = _load(find_network(weights))
     at_once = max(1, _PIXELS // (reference.shape[1] * reference.shape[2]))
@@ -90,21 +90,21 @@ def st_lpips_frames(
 
 
 def start_st_lpips(data_range: float, *, weights: WeightsFile | None = None) -> FrameScores:
-    """An accumulator, once the weights are found and loaded; errors as of `st_lpips`."""
+    """Find and load the weights, and return an accumulator. Errors: see `st_lpips`."""
     _load(find_network(weights))
     frames = functools.partial(st_lpips_frames, weights=weights)
     return FrameScores(frames, mean, span=1, data_range=data_range)
 
 
 def find_network(path: WeightsFile | None = None) -> Path:
-    """Where the network lies on this machine.
+    """Find the file of the network on this machine.
 
     Args:
         path: a file like the package's `alex_shift_tolerant.pth`; else
             `$DIT_ACCEL_ST_LPIPS_WEIGHTS`, else that of an installed `stlpips-pytorch`.
 
     Raises:
-        Unavailable: saying what is missing, and how to get it.
+        Unavailable: the file is missing; the message says how to get it.
     """
     named = path or os.environ.get(ST_VARIABLE)
     if named:
@@ -128,7 +128,7 @@ def _load(path: Path) -> Tensors:
 def _distance(
     network: Tensors, reference: npt.NDArray[np.uint8], test: npt.NDArray[np.uint8]
 ) -> Scores:
-    """Of frames `(T, H, W, C)`: `(T,)`."""
+    """The distances `(T,)` of frames `(T, H, W, C)`."""
     import torch
 
     with torch.no_grad():
@@ -139,7 +139,7 @@ def _distance(
 
 
 def _features(network: Tensors, frames: torch.Tensor) -> list[torch.Tensor]:
-    """What each of the five convolutions puts out, behind its ReLU."""
+    """The outputs of the five convolutions, after ReLU."""
     import torch.nn.functional as F
 
     features: list[torch.Tensor] = []
@@ -148,7 +148,7 @@ def _features(network: Tensors, frames: torch.Tensor) -> list[torch.Tensor]:
             frames = _halved(F.max_pool2d(frames, 3, 1))
         weight, bias = (network[f"{layer}.{part}"] for part in ("weight", "bias"))
         frames = F.conv2d(frames, weight, bias, padding=padding)
-        if not features:  # the first one's blur stands before its ReLU
+        if not features:  # the blur of the first convolution is before its ReLU
             frames = _halved(frames)
         frames = F.relu(frames)
         features.append(frames)
@@ -156,7 +156,8 @@ def _features(network: Tensors, frames: torch.Tensor) -> list[torch.Tensor]:
 
 
 def _halved(maps: torch.Tensor) -> torch.Tensor:
-    """Blurred by 1-2-1 in both directions, every second position; two are mirrored at each edge."""
+    """The map blurred with 1-2-1 in both directions, at every second position. Two positions are
+    mirrored at each edge."""
     import torch.nn.functional as F
 
     padded = F.pad(maps, (2, 2, 2, 2), mode="reflect")
@@ -164,6 +165,6 @@ def _halved(maps: torch.Tensor) -> torch.Tensor:
 
 
 def _second_rows(padded: torch.Tensor) -> torch.Tensor:
-    last = (padded.shape[-2] - 3) // 2 * 2 + 1  # behind the first row of the last window
+    last = (padded.shape[-2] - 3) // 2 * 2 + 1  # after the first row of the last window
     above, middle, below = (padded[..., tap : tap + last : 2, :] for tap in range(3))
     return _BINOMIAL[0] * above + _BINOMIAL[1] * middle + _BINOMIAL[2] * below

@@ -1,13 +1,13 @@
-"""Whether a clip moves as its reference does; single frames do not show that.
+"""Measures whether a clip moves like its reference, which single frames do not show.
 
 - `tdiff`: mean |Δtest - Δreference|, Δ the difference of neighbouring frames; in 8-bit levels.
 - `flicker`: |difference of the clips' temporal_flickering|, VBench's (255 - mean|Δ|) / 255. It
   compares amounts of change, not places; frozen motion is as wrong as added flicker.
 - `tof`: mean length of flow(test) - flow(reference), pixels a frame, by OpenCV's DIS flow on luma.
 
-In: two clips `(T, H, W, C)`, T of at least 2. Out: one number.
-Does not know frame rates: all are per frame. Does not see an error that stands still.
-Source: VBench, arXiv 2311.17982; tOF of TecoGAN, arXiv 1811.09393, section 4, which takes another
+In: two clips `(T, H, W, C)`, T of at least 2. Out: one number. Does not know frame rates: all
+values are per frame. Does not notice an error that does not change over time.
+Source: VBench, arXiv 2311.17982; tOF of TecoGAN, arXiv 1811.09393, section 4, which uses another
 flow and L1.
 """
 
@@ -37,7 +37,7 @@ def tdiff(reference: Clip, test: Clip, *, data_range: float) -> float:
         data_range: largest minus smallest possible value; 255 for uint8.
 
     Returns:
-        Levels of 255; 0 where both clips change alike.
+        Levels of 255; 0 if both clips change equally.
 
     Raises:
         ValueError: if the clips cannot be compared; see `clips.check_pair`.
@@ -52,7 +52,7 @@ def tdiff(reference: Clip, test: Clip, *, data_range: float) -> float:
 
 
 def tdiff_frames(reference: Clip, test: Clip, *, data_range: float) -> Scores:
-    """`tdiff` of each pair of neighbours; arguments and errors as there. Returns `(T - 1,)`."""
+    """`tdiff` of each pair of neighbours, `(T - 1,)`. Arguments and errors: see `tdiff`."""
     check_pair(reference, test, data_range=data_range, fewest=SPAN)
     changes = zip(_changes(reference), _changes(test), strict=True)
     errors = [mean_abs(expected, actual) for expected, actual in changes]
@@ -60,18 +60,19 @@ def tdiff_frames(reference: Clip, test: Clip, *, data_range: float) -> Scores:
 
 
 def flicker(reference: Clip, test: Clip, *, data_range: float) -> float:
-    """Distance of the two clips' `temporal_flickering`; arguments and errors as of `tdiff`.
+    """Difference of the two clips' `temporal_flickering`. Arguments and errors: see `tdiff`.
 
     Returns:
-        In [0, 1]; 0 where both clips change by the same amount.
+        In [0, 1]; 0 if both clips change by the same amount.
     """
     return flicker_mean(flicker_frames(reference, test, data_range=data_range))
 
 
 def flicker_frames(reference: Clip, test: Clip, *, data_range: float) -> Scores:
-    """How much more the test changes, for each pair of neighbours; below 0 where it is less.
+    """How much more the test changes than the reference, for each pair of neighbours; negative if
+    it changes less.
 
-    Arguments and errors as of `tdiff`. Returns `(T - 1,)`, as shares of `data_range`.
+    Arguments and errors: see `tdiff`. Returns `(T - 1,)`, as shares of `data_range`.
     """
     check_pair(reference, test, data_range=data_range, fewest=SPAN)
     pairs = zip(_amounts(reference), _amounts(test), strict=True)
@@ -86,16 +87,16 @@ def flicker_mean(frames: Scores) -> float:
 def tof(reference: Clip, test: Clip, *, data_range: float) -> float:
     """Distance of the two clips' optical flows.
 
-    Args and errors as of `tdiff`; floats in [0, data_range], H and W of at least 12.
+    Arguments and errors: see `tdiff`; floats in [0, data_range], H and W at least 12.
 
     Returns:
-        Pixels a frame; 0 where both clips move alike.
+        Pixels per frame; 0 if both clips move equally.
     """
     return mean(tof_frames(reference, test, data_range=data_range))
 
 
 def tof_frames(reference: Clip, test: Clip, *, data_range: float) -> Scores:
-    """`tof` of each pair of neighbours; arguments and errors as there. Returns `(T - 1,)`."""
+    """`tof` of each pair of neighbours, `(T - 1,)`. Arguments and errors: see `tof`."""
     check_pair(reference, test, data_range=data_range, fewest=SPAN, smallest=SMALLEST_FLOW)
     flows = zip(
         _flows("reference", reference, data_range), _flows("test", test, data_range), strict=True

@@ -1,15 +1,14 @@
-"""How visible the difference of two clips is: contrasts at several scales, weighed as the eye does.
+"""Computes how visible the difference of two clips is, from contrasts at several scales.
 
     light -> two filters over time -> a pyramid of contrasts -> × sensitivity
           -> |difference| ** p / (1 + masking by what both have) -> a norm over the frame
 
-In: the light of two clips, `(2, 3, T, H, W)`, the test first. Out: for each channel, frame and band
-a visible difference. Channels: luminance that lasts, red-green, yellow-violet, luminance that
-changes.
-Knows neither displays (`viewing`) nor clips in chunks (`jod`).
+In: the light of two clips, `(2, 3, T, H, W)`, the test first. Out: a visible difference for each
+channel, frame and band. Channels: sustained luminance, red-green, yellow-violet, transient
+luminance. Does not know displays (`viewing`) or clips in chunks (`jod`).
 Source: ColorVideoVDP, doi 10.1145/3658144, section 3; written after its package cvvdp 0.5.7 (MIT),
-whose constants are in `data/`. Equal to it to five digits; the same steps in another order, which
-needs a tenth of its time.
+whose constants are in `data/`. The results agree to five digits. The order of the steps differs,
+which needs a tenth of the time.
 """
 
 from __future__ import annotations
@@ -30,32 +29,32 @@ TEST, REFERENCE = 0, 1
 SMALLEST_PYRAMID = 8
 """Least H and W at which the pyramid has two bands of contrast."""
 
-_SOURCE = (0, 1, 2, 0)  # of each channel: luminance for the lasting and the changing one
+_SOURCE = (0, 1, 2, 0)  # signal of each channel: luminance for the sustained and the transient one
 _KERNEL = (0.05, 0.25, 0.4, 0.25, 0.05)
 _LEAST_LUMINANCE, _MOST_CONTRAST = 0.01, 1000.0
-_LOWEST_FREQUENCY = 0.2  # cycles a degree: below, there is no band of contrast
-_BASE_FREQUENCY = 0.1  # as which the lowest band counts
-_CHANGING = 5.0  # Hz, around which the fourth channel is sensitive
-_GAIN = (1.0, 1.45, 1.0, 1.0)  # of the channels' contrasts before masking
+_LOWEST_FREQUENCY = 0.2  # cycles per degree; there is no band of contrast below
+_BASE_FREQUENCY = 0.1  # frequency that the lowest band counts as
+_CHANGING = 5.0  # Hz; the fourth channel is sensitive around this frequency
+_GAIN = (1.0, 1.45, 1.0, 1.0)  # factors of the channels' contrasts before masking
 _BLUR = 6  # radius of the blur of masks; smaller maps are not blurred
 _TINY = 1e-5
-_KNEE = 0.1  # below it, the scale of JOD is a line
+_KNEE = 0.1  # below this value, the scale of JOD is linear
 
 
 @dataclass(frozen=True)
 class Constants:
-    """What cvvdp was fitted to, by its names; a list has one number a channel.
+    """The fitted constants of cvvdp, by their names there. A list has one number for each channel.
 
     Attributes:
         mask_p, mask_q: powers of differences and of masks.
         mask_c, d_max: log10 of the masks' weight and of the largest difference.
         pu_dilate: pixels over which masks are blurred.
         beta, beta_sch, beta_tch, beta_t: powers of the norms over pixels, bands, channels, frames.
-        sensitivity_correction: of the eye, in dB.
+        sensitivity_correction: correction of the eye's sensitivity, in dB.
         xcm_weights: log2 of how much each channel masks each other one, 4 x 4, from x to.
-        ch_chrom_w, ch_trans_w: weights of the colours and of the changing luminance.
-        baseband_weight: of the lowest band.
-        sigma_tf, beta_tf: of the filters over time.
+        ch_chrom_w, ch_trans_w: weights of the colours and of the transient luminance.
+        baseband_weight: weights of the lowest band.
+        sigma_tf, beta_tf: parameters of the filters over time.
         jod_a, jod_exp: from visible differences to JOD.
     """
 
@@ -81,13 +80,14 @@ class Constants:
 
 @functools.cache
 def constants() -> Constants:
-    """Those of cvvdp 0.5.7."""
+    """The constants of cvvdp 0.5.7."""
     found = data("cvvdp_parameters.json")
     return Constants(**{field.name: found[field.name] for field in dataclasses.fields(Constants)})
 
 
 def filters(fps: float) -> torch.Tensor:
-    """The filters over time, `(4, N)`, the newest frame last; they reach back a quarter second."""
+    """The filters over time, `(4, N)`, with the newest frame last. They reach back a quarter of a
+    second."""
     taps = math.ceil(0.25 * fps / 2) * 2 + 1
     frequency = torch.linspace(0, fps / 2, taps // 2 + 1)
     sigma, beta = constants().sigma_tf, constants().beta_tf
@@ -101,11 +101,12 @@ def filters(fps: float) -> torch.Tensor:
 def differences(
     light: torch.Tensor, filters: torch.Tensor, pixels_per_degree: float
 ) -> torch.Tensor:
-    """The visible difference of each frame from the filters' length on.
+    """The visible difference of each frame, after the first N - 1 frames.
 
     Args:
-        light: `(2, 3, T + N - 1, H, W)`, the test's first; H and W of at least `SMALLEST_PYRAMID`.
-        filters: `(4, N)`, as `filters` makes them.
+        light: `(2, 3, T + N - 1, H, W)`, that of the test first; H and W at least
+            `SMALLEST_PYRAMID`.
+        filters: `(4, N)`, from `filters`.
 
     Returns:
         `(4, bands, T)`, at least 0.
@@ -122,7 +123,7 @@ def differences(
         background = around[:, :1].clamp(min=_LEAST_LUMINANCE)
         contrast = ((level - around) / background).clamp(max=_MOST_CONTRAST)
         sensitivity = _sensitivity(frequency, background[REFERENCE])
-        # the first band is all that is above its frequency; the others are half of a band
+        # the first band has all frequencies above its own; the others are half of a band
         seen = contrast * (sensitivity * _column(_GAIN) * (1.0 if band == 0 else 2.0))
         found.append(_norm(_masked(seen), (-2, -1), constants().beta))
         level = smaller
@@ -131,7 +132,7 @@ def differences(
 
 
 def pooled(differences: torch.Tensor) -> torch.Tensor:
-    """One visible difference a frame.
+    """One visible difference for each frame.
 
     Args:
         differences: `(4, bands, T)`.
@@ -148,12 +149,12 @@ def pooled(differences: torch.Tensor) -> torch.Tensor:
 
 
 def over_time(frames: torch.Tensor) -> torch.Tensor:
-    """The clip's visible difference, of its frames' `(T,)`."""
+    """The clip's visible difference, from those of its frames `(T,)`."""
     return _norm(frames, 0, constants().beta_t)
 
 
 def jods(difference: torch.Tensor) -> torch.Tensor:
-    """Visible differences on the scale of JOD: 10 where there is none."""
+    """Visible differences on the scale of JOD; 10 for no difference."""
     scale, power = constants().jod_a, constants().jod_exp
     line = scale * _KNEE ** (power - 1) * difference
     curve = scale * difference.clamp(min=_KNEE) ** power
@@ -164,7 +165,8 @@ def jods(difference: torch.Tensor) -> torch.Tensor:
 
 
 def _frequencies(height: int, width: int, pixels_per_degree: float) -> list[float]:
-    """Of the bands, in cycles a degree, from fine to coarse; the last is the base."""
+    """The frequencies of the bands in cycles per degree, from fine to coarse; the last is the
+    base."""
     most = int(math.log2(min(height, width))) - 1
     highest = pixels_per_degree / 2
     bands = [highest] + [highest * 0.3228 * 2.0**-octave for octave in range(14)]
@@ -174,11 +176,11 @@ def _frequencies(height: int, width: int, pixels_per_degree: float) -> list[floa
 
 
 def _halved(image: torch.Tensor) -> torch.Tensor:
-    """Blurred and every second row and column, `(..., H, W)` -> `(..., (H + 1) // 2, ...)`."""
+    """Every second row and column after a blur: `(..., (H + 1) // 2, ...)` from `(..., H, W)`."""
     odd = image.shape[-2] % 2 == 1
     rows = _halved_rows(image, odd=odd)
-    # The package treats the last column by whether the *rows* are odd, and its constants are
-    # fitted so: we do the same.
+    # In the package, the last column depends on whether the number of *rows* is odd, and
+    # its constants are fitted to that. We do the same.
     return _halved_rows(rows.transpose(-1, -2), odd=odd).transpose(-1, -2)
 
 
@@ -188,7 +190,7 @@ def _halved_rows(image: torch.Tensor, *, odd: bool) -> torch.Tensor:
     half = torch.zeros(*image.shape[:-2], count, image.shape[-1])
     for tap, weight in enumerate(_KERNEL):
         half += weight * padded[..., tap : tap + 2 * count - 1 : 2, :]
-    # what lies outside is mirrored
+    # values outside are mirrored
     half[..., 0, :] += _KERNEL[1] * image[..., 0, :] + _KERNEL[0] * image[..., 1, :]
     if odd:
         half[..., -1, :] += _KERNEL[3] * image[..., -1, :] + _KERNEL[4] * image[..., -2, :]
@@ -198,7 +200,7 @@ def _halved_rows(image: torch.Tensor, *, odd: bool) -> torch.Tensor:
 
 
 def _doubled(image: torch.Tensor, size: torch.Size) -> torch.Tensor:
-    """Enlarged to `size`, with the same kernel."""
+    """The map enlarged to `size`, with the same kernel."""
     rows = _doubled_rows(image, size[0])
     return _doubled_rows(rows.transpose(-1, -2), size[1]).transpose(-1, -2)
 
@@ -217,7 +219,7 @@ def _doubled_rows(image: torch.Tensor, count: int) -> torch.Tensor:
 
 
 def _sensitivity(frequency: float, luminance: torch.Tensor) -> torch.Tensor:
-    """Of the eye to contrast, `(1, T, H, W)` cd/m² -> `(4, T, H, W)`."""
+    """The eye's sensitivity to contrast, `(4, T, H, W)`, at luminances `(1, T, H, W)` in cd/m²."""
     lums, table = _at_frequency(frequency)
     place = (torch.log10(luminance) - lums[0]) / (lums[-1] - lums[0]) * (len(lums) - 1)
     place = place.clamp(0, len(lums) - 1)
@@ -245,7 +247,8 @@ def _at_frequency(frequency: float) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def _masked(seen: torch.Tensor) -> torch.Tensor:
-    """Differences of contrasts `(2, 4, T, H, W)`, less where both clips have contrast."""
+    """Differences of contrasts `(2, 4, T, H, W)`. They are reduced where both clips have
+    contrast."""
     fitted = constants()
     both = _blurred(seen.abs().amin(dim=0)) * 10**fitted.mask_c
     masks = _power(both, _column(fitted.mask_q))
@@ -257,7 +260,7 @@ def _masked(seen: torch.Tensor) -> torch.Tensor:
 
 
 def _base(level: torch.Tensor) -> torch.Tensor:
-    """Differences of the lowest band, whose background is the frame's mean."""
+    """Differences of the lowest band, with the frame's mean as background."""
     background = level[:, :1].clamp(min=_LEAST_LUMINANCE).mean(dim=(-2, -1), keepdim=True)
     contrast = (level / background).clamp(max=_MOST_CONTRAST)
     sensitivity = _sensitivity(_BASE_FREQUENCY, background[REFERENCE])
@@ -265,7 +268,8 @@ def _base(level: torch.Tensor) -> torch.Tensor:
 
 
 def _blurred(maps: torch.Tensor) -> torch.Tensor:
-    """A Gaussian of `pu_dilate` pixels over `(4, T, H, W)`, mirrored at the edges."""
+    """The maps `(4, T, H, W)` blurred with a Gaussian of `pu_dilate` pixels, mirrored at the
+    edges."""
     if min(maps.shape[-2:]) <= _BLUR:
         return maps
     places = torch.arange(-_BLUR, _BLUR + 1, dtype=torch.float32)
@@ -282,13 +286,13 @@ def _column(values: Any) -> torch.Tensor:
 
 
 def _power(values: torch.Tensor, power: Any) -> torch.Tensor:
-    """`values ** power`, moved so that the slope at 0 stays finite."""
+    """`values ** power`, shifted so that the slope at 0 is finite."""
     least = torch.tensor(_TINY)
     return (values + least) ** power - least**power
 
 
 def _norm(values: torch.Tensor, dim: Any, power: float, *, mean: bool = True) -> torch.Tensor:
-    """The `power`-norm over `dim`, of the mean or of the sum."""
+    """The `power`-norm over `dim`, as a mean or as a sum."""
     powers = _power(values, float(power))
     total = powers.mean(dim=dim) if mean else powers.sum(dim=dim)
     return _power(total, 1 / power)

@@ -1,11 +1,11 @@
-"""Under which conditions a clip is seen: the light of a display, and how fine its pixels look.
+"""Models how a clip is seen: the light of a display, and the angular size of its pixels.
 
 In: the name of a display and a distance. Out: the light of 8-bit RGB in cd/m², as one luminance and
-two colour-opponent signals; pixels a degree.
-Knows displays of standard dynamic range only. One pixel of the clip is one pixel of the display: a
-clip that is shown enlarged is seen from nearer, by the same factor.
-Source: ColorVideoVDP, doi 10.1145/3658144, section 3.1; its package cvvdp 0.5.7 (MIT), from which
-`data/display_models.json` is.
+two colour-opponent signals; pixels per degree. Knows only displays of standard dynamic range. One
+pixel of the clip is one pixel of the display. An enlarged clip corresponds to a distance that is
+smaller by the same factor.
+Source: ColorVideoVDP, doi 10.1145/3658144, section 3.1; its package cvvdp 0.5.7 (MIT), which has
+`data/display_models.json`.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class Viewing:
 
     Args:
         display: a name of `displays()`.
-        distance_m: from the eye to the display, in metres; None: the display's own.
+        distance_m: distance from the eye to the display in metres; None: the display's own.
 
     Raises:
         ValueError: if the display is unknown, or the distance is not finite and above 0.
@@ -74,12 +74,12 @@ class Viewing:
 
     @property
     def distance(self) -> float:
-        """From the eye to the display, in metres."""
+        """Distance from the eye to the display, in metres."""
         return self.distance_m or _own_distance(displays()[self.display])
 
     @property
     def pixels_per_degree(self) -> float:
-        """Of the visual field, in the middle of the display."""
+        """Pixels per degree of the visual field, in the middle of the display."""
         model = displays()[self.display]
         columns, rows = model["resolution"]
         shape = columns / rows
@@ -87,13 +87,13 @@ class Viewing:
         return 1 / (2 * math.degrees(math.atan(shape * height / columns / 2 / self.distance)))
 
     def light(self, frames: npt.NDArray[np.uint8]) -> torch.Tensor:
-        """What the display emits and reflects.
+        """The light that the display emits and reflects.
 
         Args:
             frames: `(T, H, W, 3)`, sRGB.
 
         Returns:
-            `(3, T, H, W)` float32: luminance, red against green, yellow against violet, in cd/m².
+            `(3, T, H, W)` float32: luminance, red minus green, yellow minus violet, in cd/m².
         """
         import torch
 
@@ -123,7 +123,7 @@ def displays() -> dict[str, dict[str, Any]]:
 
 
 def data(name: str) -> Any:
-    """A JSON file of cvvdp 0.5.7, as its package has it."""
+    """The content of a JSON file of cvvdp 0.5.7."""
     folder = importlib.resources.files("dit_accel.metrics") / "data"
     return json.loads((folder / name).read_text(encoding="utf-8"))
 

@@ -1,10 +1,10 @@
-"""VMAF of a clip against its reference, by an ffmpeg that has libvmaf; optional.
+"""Computes VMAF of a clip against its reference, with an ffmpeg that has libvmaf; optional.
 
 In: two clips `(T, H, W, C)`. Out: the mean over frames of Netflix's `vmaf_v0.6.1`, on 4:2:0.
-Knows: both clips are written as raw frames to a temporary folder, so memory stays small. The ffmpeg
-is the first on the PATH that lists libvmaf, else the one in the `imageio-ffmpeg` package. It was
-trained on codecs' errors: below about 17 dB of PSNR it is near 0, and it says nothing of clips with
-another content.
+Knows: both clips are written as raw frames to a temporary folder, so little memory is needed. It
+uses the first ffmpeg on the PATH that lists libvmaf, else the one in the package `imageio-ffmpeg`.
+VMAF was trained on errors of codecs. Below about 17 dB of PSNR it is near 0, and it is meaningless
+for clips with other content.
 Source: https://github.com/Netflix/vmaf.
 """
 
@@ -23,7 +23,7 @@ from dit_accel.metrics.clips import Clip, Scores, Unavailable, check_pair, to_le
 from dit_accel.metrics.ffmpeg import executables
 
 SMALLEST_VMAF = 16
-_SECONDS = 30.0  # to list the filters
+_SECONDS = 30.0  # time limit for listing the filters
 
 
 def vmaf(reference: Clip, test: Clip, *, data_range: float) -> float:
@@ -47,7 +47,7 @@ def vmaf(reference: Clip, test: Clip, *, data_range: float) -> float:
 
 
 class VmafSpool:
-    """Both clips on disk, scored by ffmpeg at the end."""
+    """Writes both clips to disk. ffmpeg scores them at the end."""
 
     def __init__(self, data_range: float) -> None:
         self._ffmpeg = find_ffmpeg()
@@ -57,7 +57,7 @@ class VmafSpool:
         self._scores: Scores | None = None
 
     def update(self, reference: Clip, test: Clip) -> None:
-        """Take the next frames; arguments and errors as of `vmaf`."""
+        """Take the next frames. Arguments and errors: see `vmaf`."""
         check_pair(reference, test, data_range=self._data_range, smallest=SMALLEST_VMAF)
         height, width = reference.shape[1:3]
         if height % 2 or width % 2:
@@ -80,7 +80,7 @@ class VmafSpool:
         """The score of all frames so far.
 
         Raises:
-            Unavailable: if ffmpeg fails, with what it said last.
+            Unavailable: ffmpeg fails; the message has the last line of its output.
         """
         if self._first is None:
             raise Unavailable("needs at least 1 frame, and has 0")
@@ -93,7 +93,7 @@ def find_ffmpeg() -> str:
     """The path of an ffmpeg with libvmaf.
 
     Raises:
-        Unavailable: saying where it was looked for.
+        Unavailable: there is none; the message says where it was expected.
     """
     for path in executables():
         if _has_libvmaf(path):

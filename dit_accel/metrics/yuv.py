@@ -1,10 +1,11 @@
-"""PSNR and SSIM as ffmpeg's filters print them: of 4:2:0 planes, weighted by their pixels.
+"""Computes PSNR and SSIM as ffmpeg's filters print them: from 4:2:0 planes, weighted by their
+pixels.
 
 In: two RGB clips of even sizes. Out: scores of the frames: `average` of the `psnr` filter, `All` of
 the `ssim` filter (windows of 8x8 every 4 pixels, no Gaussian).
-Knows: RGB becomes BT.601 of limited range; chroma is halved as swscale does by default, the mean of
-two columns, then a cubic over eight rows. Rounding differs: one value in ten by one level. Both
-read high, as chroma is smooth and small.
+Knows: RGB becomes BT.601 of limited range. Chroma is halved as swscale does by default: the mean of
+two columns, then a cubic filter over eight rows. Because of rounding, one value in ten differs by
+one level. Both metrics are high, because chroma is smooth and small.
 Source: ffmpeg's `vf_psnr.c`, `vf_ssim.c` and swscale.
 """
 
@@ -29,13 +30,14 @@ _C1 = int(0.01**2 * 255**2 * 64 + 0.5)
 _C2 = int(0.03**2 * 255**2 * 64 * 63 + 0.5)
 
 Plane = npt.NDArray[np.uint8]
-Frames = Sequence[Sequence[tuple[Plane, Plane]]]  # of each its planes, of both clips
+Frames = Sequence[Sequence[tuple[Plane, Plane]]]  # the planes of each frame, for both clips
 
 
 def psnr_frames(reference: Clip, test: Clip, *, data_range: float) -> Scores:
-    """PSNR of each frame's planes in dB, infinite where they are exact.
+    """PSNR of each frame's planes in dB, infinite if they are exact.
 
-    Args and errors as of `psnr.psnr`; RGB, floats in [0, data_range], H and W even, at least 16.
+    Arguments and errors: see `psnr.psnr`; RGB, floats in [0, data_range], H and W even and at least
+    16.
 
     Returns:
         `(T,)` float64; pool them with `psnr.psnr_pooled_mean`.
@@ -44,7 +46,7 @@ def psnr_frames(reference: Clip, test: Clip, *, data_range: float) -> Scores:
 
 
 def psnr_of_planes(frames: Frames) -> Scores:
-    """The same, of frames that are planes already: `(T,)`."""
+    """The same for frames that are planes already: `(T,)`."""
     errors = []
     for planes in frames:
         differences = [(x.astype(float) - y.astype(float)) ** 2 for x, y in planes]
@@ -55,12 +57,12 @@ def psnr_of_planes(frames: Frames) -> Scores:
 
 
 def ssim_frames(reference: Clip, test: Clip, *, data_range: float) -> Scores:
-    """SSIM of each frame's planes; arguments and errors as of `psnr_frames`. Returns `(T,)`."""
+    """SSIM of each frame's planes, `(T,)`. Arguments and errors: see `psnr_frames`."""
     return ssim_of_planes(_planes(reference, test, data_range))
 
 
 def ssim_of_planes(frames: Frames) -> Scores:
-    """The same, of frames that are planes already: `(T,)`."""
+    """The same for frames that are planes already: `(T,)`."""
     scores = []
     for planes in frames:
         count = sum(x.size for x, _ in planes)
@@ -69,7 +71,7 @@ def ssim_of_planes(frames: Frames) -> Scores:
 
 
 def to_planes(frame: npt.NDArray[np.uint8]) -> tuple[Plane, Plane, Plane]:
-    """RGB `(H, W, 3)` -> Y `(H, W)`, U and V `(H/2, W/2)`."""
+    """Y `(H, W)`, U and V `(H/2, W/2)`, from RGB `(H, W, 3)`."""
     yuv = frame @ (_MATRIX.T / 255.0) + _OFFSET
     height, width = frame.shape[:2]
     columns = yuv[..., 1:].reshape(height, width // 2, 2, 2).mean(axis=2)
@@ -80,7 +82,8 @@ def to_planes(frame: npt.NDArray[np.uint8]) -> tuple[Plane, Plane, Plane]:
 
 
 def _halving() -> npt.NDArray[np.float64]:
-    """A cubic (B = 0, C = 0.6) stretched over eight rows, centred between two: `(8,)`, sum 1."""
+    """A cubic filter (B = 0, C = 0.6) over eight rows, centred between two rows: `(8,)`, with sum
+    1."""
     near, far = np.array([0.25, 0.75]), np.array([1.25, 1.75])
     half = np.concatenate(
         [1.4 * near**3 - 2.4 * near**2 + 1, -0.6 * (far**3 - 5 * far**2 + 8 * far - 4)]
@@ -94,7 +97,7 @@ def _rounded(plane: npt.NDArray[np.float64]) -> Plane:
 
 
 def _planes(reference: Clip, test: Clip, data_range: float) -> Frames:
-    """For each frame its three pairs of planes."""
+    """The three pairs of planes of each frame."""
     check_pair(reference, test, data_range=data_range, smallest=SMALLEST_YUV)
     _, height, width, channels = reference.shape
     if channels != 3 or height % 2 or width % 2:
@@ -121,11 +124,11 @@ def _plane_ssim(x: Plane, y: Plane) -> float:
 
 
 def _windows(plane: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    """Sums of 8x8 pixels, every 4 pixels; what does not fill a block of 4x4 is left out."""
+    """Sums of 8x8 pixels, every 4 pixels. Pixels outside of complete 4x4 blocks are left out."""
     rows, columns = plane.shape[0] // 4, plane.shape[1] // 4
     blocks = plane[: rows * 4, : columns * 4].reshape(rows, 4, columns, 4).sum(axis=(1, 3))
     return blocks[:-1, :-1] + blocks[:-1, 1:] + blocks[1:, :-1] + blocks[1:, 1:]
 
 
-# By what scores RGB, what scores the planes that a file has.
+# Maps the functions that score RGB to those that score a file's planes.
 OF_PLANES: dict[Any, Any] = {psnr_frames: psnr_of_planes, ssim_frames: ssim_of_planes}
