@@ -2,11 +2,11 @@
 
 Queries, keys and values `(B, N, H, D)` come in, ordered in 3D tiles; attention's output goes out. A
 query block keeps its heaviest key blocks, by low-rank scores of a few sampled queries, until they
-hold `keep_mass`, within `floor` and `cap`: low-rank scores are more concentrated than attention is,
-and a flat row must not become dense. The others enter through their means (the tail). It knows no
-steps, sites or models. Shapes as in `core/tokens.py`, with Q query and K key blocks.
-`pruned_attention` is the written-out reference; `gathered_attention` computes the same over kept
-blocks only, `attention/kernels.py` on CUDA.
+have the share `keep_mass` of the mass. `floor` and `cap` limit their number: low-rank scores are
+more concentrated than attention, and a flat row must not become dense. The other blocks enter
+through their means (the tail). It knows no steps, sites or models. Shapes as in `core/tokens.py`,
+with Q query and K key blocks. `pruned_attention` is the written-out reference; `gathered_attention`
+computes the same over kept blocks only, `attention/kernels.py` on CUDA.
 
 Source: UniCP (arXiv 2502.04393, PCAS), our reading (docs/how-it-works.md, section 9). Top-p per
 head as in SVG2 (arXiv 2505.18875), the tail as in PISA (arXiv 2602.01077).
@@ -50,8 +50,8 @@ class BlockSizes:
 
 
 def blocks_for(tokens: int) -> BlockSizes:
-    """Blocks of a sequence: 128 queries by 64 keys, the kernels' best, unless that gives fewer than
-    20 key blocks to choose from.
+    """The blocks for a sequence. 128 queries by 64 keys are the best for the kernels; blocks are
+    smaller if there would be fewer than 20 key blocks to choose from.
 
     Example:
         >>> blocks_for(75_600).key, blocks_for(640).key, blocks_for(320)
@@ -76,7 +76,7 @@ class KeptBlocks:
     counts: torch.Tensor
 
     def mask(self) -> torch.Tensor:
-        """`(B, H, Q, K)` bool: whether it keeps a key block."""
+        """`(B, H, Q, K)` bool: whether a query block keeps a key block."""
         ranks = torch.arange(self.order.shape[-1], device=self.order.device)
         return torch.zeros_like(self.order, dtype=torch.bool).scatter_(
             -1, self.order.long(), ranks < self.counts[..., None]
@@ -109,8 +109,8 @@ def tile_order(grid: TokenGrid, tile: tuple[int, int, int]) -> torch.Tensor:
 def sampled_tokens(tokens: int, block: int, samples: int) -> torch.Tensor:
     """Tokens that represent their query block: `(Q, samples)` int64.
 
-    They lie on the block's diagonal and so have all offsets within a tile; a plain stride would
-    pick the first column of each 4 x 4 x 4 tile every time.
+    They are on the block's diagonal, so they have all offsets within a tile. A plain stride would
+    always pick the first column of each 4 x 4 x 4 tile.
 
     Example:
         >>> sampled_tokens(16, 16, 4).tolist()
@@ -130,8 +130,8 @@ def block_mass(
 
     Args:
         query, key: `(B, N, H, r)`, tile by tile, at a rank r <= D.
-        samples: queries per block, >= 1.
-        scale: of the logits: 1 / √D, with the full width.
+        samples: sampled queries per block, >= 1.
+        scale: the scale of the logits: 1 / √D, with the full width.
     """
     tokens = key.shape[1]
     places = sampled_tokens(tokens, blocks.query, samples).to(query.device)
@@ -143,7 +143,8 @@ def block_mass(
 
 
 def keep_blocks(mass: torch.Tensor, keep_mass: float, floor: float, cap: float) -> KeptBlocks:
-    """The heaviest blocks of each row that together hold `keep_mass`, within floor and cap.
+    """The heaviest blocks of each row that together have the mass `keep_mass`, within floor and
+    cap.
 
     Args:
         mass: `(B, H, Q, K)`, rows sum to 1.
@@ -188,9 +189,9 @@ def pruned_attention(
         query, key, value: `(B, N, H, D)`, tile by tile.
         selection: the kept blocks of each query block.
         tail: whether the other blocks enter through their means.
-        scale: of the logits; None: 1 / √D.
-        lengths: `(B,)` int, keys of each sequence that are read, from the first on; None: all. The
-            blocks of the others are never left out.
+        scale: the scale of the logits; None: 1 / √D.
+        lengths: `(B,)` int, the number of keys of each sequence that are read, from the first on;
+            None: all. Blocks with other keys are never left out.
     """
     tokens, scale = key.shape[1], query.shape[-1] ** -0.5 if scale is None else scale
     rows = selection.mask().repeat_interleave(blocks.query, 2)[:, :, :tokens]
@@ -250,7 +251,7 @@ def gathered_attention(
         width = seen.shape[-1]
         mixed = weights[..., :width] @ v[heads[:, None], near].flatten(1, 2)
         mixed = mixed + weights[..., width:] @ averages[heads] if tail else mixed
-        out[rows] = mixed.to(out.dtype)  # torch.autocast multiplies in another one
+        out[rows] = mixed.to(out.dtype)  # torch.autocast multiplies in another dtype
     out = torch.unflatten(out, 0, shape).flatten(2, 3)[:, :, :tokens].transpose(1, 2)
     return out, computed / (len(q) * total)
 

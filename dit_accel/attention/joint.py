@@ -1,12 +1,12 @@
-"""Attention of video and text in one sequence: the video is pruned or sliced, the text stays whole.
+"""Attention with video and text in one sequence: video is pruned or sliced, text is never reduced.
 
 Queries, keys and values `(B, N, H, D)` of both come in, text last; attention's output goes out.
-Every query reads all text, and a text query reads all video. In pruned attention, blocks that hold
-text are never left out (`keep_text`); the reference is that of `block_sparse.py`. In sliced
+Every query reads all text, and a text query reads all video. In pruned attention, blocks with text
+are never left out (`keep_text`); the written-out reference is in `block_sparse.py`. In sliced
 attention, video and text are two parts of the keys, which are merged (`with_text`). It knows no
 steps, sites or models.
 
-Source: ours. SVG (arXiv 2502.01776) keeps text whole as well.
+Source: ours. SVG (arXiv 2502.01776) does not reduce text either.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ class JointText:
     """The text of a sequence.
 
     Args:
-        tokens: how many it has, padding too, >= 1.
+        tokens: the number of its tokens, with padding, >= 1.
         is_first: whether it comes before the video.
-        lengths: `(B,)` int, tokens of the sequence that are read; the others are padding at the end
-            of the text. None: all.
-        mask: the same, in the form in which the stock processor gets it.
+        lengths: `(B,)` int, the number of tokens of the sequence that are read; the others are
+            padding at the end of the text. None: all.
+        mask: the same, in the form that the stock processor gets.
     """
 
     tokens: int
@@ -46,8 +46,8 @@ class JointText:
         return self.video(rows), text
 
     def text_last(self, order: torch.Tensor) -> torch.Tensor:
-        """Indices of all tokens `(N,)` that bring the text behind the video, from such an order of
-        a sequence whose text is last.
+        """Indices `(N,)` of all tokens that move the text behind the video, from an order of a
+        sequence whose text is last.
 
         Example:
             >>> JointText(2, is_first=True).text_last(torch.tensor([1, 0, 2, 3, 4])).tolist()
@@ -59,10 +59,12 @@ class JointText:
 def keep_text(chosen: KeptBlocks, blocks: BlockSizes, video: int, tokens: int) -> KeptBlocks:
     """Blocks of the whole sequence, from those that were chosen among the video's.
 
-    Every query block keeps the blocks with any text in them, and those keep every key block.
+    Every query block keeps the blocks with any text in them, and blocks with text keep every key
+    block.
 
     Args:
-        chosen: of the key blocks that are all video, for at least the query blocks that are.
+        chosen: blocks that were chosen among the key blocks with only video, for at least the query
+            blocks with only video.
         video, tokens: tokens of the video, and of the sequence.
 
     Example:
@@ -92,13 +94,13 @@ def with_text(
     near: Part, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor,
     lengths: torch.Tensor | None = None,
 ) -> torch.Tensor:  # fmt: skip
-    """Attention of the whole sequence, `(B, N, H, D)`, from that of the video among itself.
+    """Attention over the whole sequence, `(B, N, H, D)`, from the attention of video over video.
 
     Args:
-        near: of V < N video queries over the video keys; any approximation of it.
+        near: attention of V < N video queries over the video keys, or any approximation of it.
         query, key, value: `(B, N, H, D)`, text last. A vector that was subtracted from the video
             keys of `near` is subtracted from all keys.
-        lengths: as of `JointText`.
+        lengths: see `JointText`.
     """
     video = near[0].shape[1]
     seen = None if lengths is None else is_read(query.shape[1], lengths)

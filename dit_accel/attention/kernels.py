@@ -1,8 +1,9 @@
 """Block-sparse attention on CUDA: launches the Triton programs of `triton_programs.py`.
 
-Functions, arguments and results are those of `attention/block_sparse.py`, under the same names,
-which is the written-out reference. Importing this module imports no Triton and no device:
-`unsupported` checks both and gives the reason where there is none. It knows no sites and no models.
+Functions, arguments and results are those of `attention/block_sparse.py`, the written-out
+reference, with the same names. Importing this module imports no Triton and needs no device.
+`unsupported` checks for both, and gives the reason if one is missing. It knows no sites and no
+models.
 Source: online softmax over blocks as in FlashAttention (arXiv 2205.14135 §3.1); the rest is ours.
 """
 
@@ -22,7 +23,7 @@ from dit_accel.attention.block_sparse import BlockSizes, KeptBlocks, block_means
 KERNEL_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 KERNEL_WIDTHS = (16, 32, 64, 128)
 ROWS = 128  # sampled queries per program of `score`
-MAX_KEY_BLOCKS = 8192  # per row, which a program of `select` holds at once
+MAX_KEY_BLOCKS = 8192  # per row; a program of `select` has a whole row in memory
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ def unsupported(query: torch.Tensor, blocks: BlockSizes) -> str | None:
 def block_mass(
     query: torch.Tensor, key: torch.Tensor, blocks: BlockSizes, samples: int, scale: float
 ) -> torch.Tensor:
-    """As `block_sparse.block_mass`; powers of two only: samples from 1, ranks from 16."""
+    """`block_sparse.block_mass`, for powers of two only: samples from 1, ranks from 16."""
     batch, tokens, heads, rank = key.shape
     samples = min(samples, blocks.query)
     places = sampled_tokens(tokens, blocks.query, samples).to(query.device)
@@ -85,7 +86,8 @@ def block_mass(
 
 
 def keep_blocks(mass: torch.Tensor, keep_mass: float, floor: float, cap: float) -> KeptBlocks:
-    """As `block_sparse.keep_blocks`, but `order` has the kept blocks first, each part by index.
+    """`block_sparse.keep_blocks`, but `order` has the kept blocks first, and each part is sorted by
+    index.
 
     The threshold is found by bisection, not by sorting. Masses that differ by less than 2^-24 of
     the largest count as equal: such blocks are chosen together, even beyond `cap`.
@@ -107,7 +109,7 @@ def pruned_attention(
     blocks: BlockSizes, tail: bool = True, scale: float | None = None,
     lengths: torch.Tensor | None = None, launch: Launch | None = None,
 ) -> torch.Tensor:  # fmt: skip
-    """As `block_sparse.pruned_attention`; queries, keys and values of one width and dtype."""
+    """`block_sparse.pruned_attention`, for queries, keys and values of one width and dtype."""
     batch, tokens, heads, width = query.shape
     scale = width**-0.5 if scale is None else scale
     launch = launch or _fastest_launch(query, blocks)
@@ -130,7 +132,8 @@ def pruned_attention(
 
 
 def _fastest_launch(query: torch.Tensor, blocks: BlockSizes) -> Launch:
-    """The fastest on an H100 (research/LOG.md); float32 fills the shared memory with one stage."""
+    """The fastest launch on an H100 (research/LOG.md). In float32, one stage fills the shared
+    memory."""
     if query.dtype == torch.float32:
         return Launch(8 if blocks.query >= 128 else 4, 1)
     hopper = torch.cuda.is_available() and torch.cuda.get_device_capability(query.device) >= (9, 0)
@@ -139,12 +142,13 @@ def _fastest_launch(query: torch.Tensor, blocks: BlockSizes) -> Launch:
 
 @functools.cache
 def _has_tables() -> bool:
-    """Whether this Triton has the descriptors that the tensor memory accelerator needs."""
+    """Whether this version of Triton has the descriptors that the tensor memory accelerator
+    needs."""
     return importlib.util.find_spec("triton.tools.tensor_descriptor") is not None
 
 
 def _precision(rows: torch.Tensor) -> str:
-    """Multiply float32 in float32: Triton's default would round it to 10 bits."""
+    """The precision of float32 products. Triton's default would round them to 10 bits."""
     return "ieee" if rows.dtype == torch.float32 else "tf32"
 
 

@@ -1,9 +1,9 @@
 """Attention over keys in several parts, merged with the log-sum-exp of each part.
 
 Queries, keys and values of each part come in; one output goes out, equal to one softmax over all
-keys. It is needed where the same query has different rotary positions for two sets of keys, which a
-single attention call cannot express. Queries are computed in chunks, so nothing of N x N is stored.
-It knows no scenes.
+keys. It is needed if a query has different rotary positions for two sets of keys, which a single
+attention call cannot express. Queries are computed in chunks, so nothing of N x N is stored. It
+knows no scenes.
 
 Source: the merge of FlashAttention (arXiv 2205.14135 §3.1), over parts instead of blocks.
 """
@@ -29,8 +29,8 @@ def attention_part(
         query: `(B, n, H, D)`.
         key, value: `(B, m, H, D)`, m >= 1.
         most: logits per chunk of queries; None: `MAX_LOGITS`.
-        scale: of the logits; None: 1 / √D.
-        seen: `(B, m)` bool, keys that are read; None: all. Where none is, the sum is about 0.
+        scale: the scale of the logits; None: 1 / √D.
+        seen: `(B, m)` bool, keys that are read; None: all. If no key is read, the sum is about 0.
     """
     wide = torch.promote_types(query.dtype, torch.float32)
     scale = query.shape[-1] ** -0.5 if scale is None else scale

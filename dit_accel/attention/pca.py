@@ -96,7 +96,7 @@ class Basis:
         return torch.cat([tail, torch.zeros_like(tail[..., :1])], -1)
 
     def rank_for(self, allowed: float) -> torch.Tensor:
-        """The lowest rank within an error: `(H,)` int64 on the device, at least 1.
+        """The lowest rank whose error is allowed: `(H,)` int64 on the device, at least 1.
 
         Args:
             allowed: expected squared error of the form, >= 0 (`allowed_for`).
@@ -112,12 +112,13 @@ class Basis:
 def bilinear_basis(left: torch.Tensor, right: torch.Tensor) -> Basis:
     """The float32 basis for forms x·y with the least possible `left_out` at every rank.
 
-    A head with a moment that is not finite gets the unit matrix: its values are lost anyway.
+    A head with a moment that is not finite gets the unit matrix, because its values are lost
+    anyway.
 
     Args:
-        left: `(H, D, D)`, not centred: of queries, or Wᵀ W of the output projection's rows. The
-            ridge added to it keeps the energies an upper bound.
-        right: `(H, D, D)`, centred: of keys or values.
+        left: `(H, D, D)`, second moments of queries, not centred; or Wᵀ W of the output
+            projection's rows. A ridge is added to it, so the energies stay an upper bound.
+        right: `(H, D, D)`, centred second moments of keys or values.
     """
     left, right = _precise(left), _precise(right)
     size = left.diagonal(dim1=-2, dim2=-1).mean(-1).clamp_min(torch.finfo(left.dtype).tiny)
@@ -128,7 +129,7 @@ def bilinear_basis(left: torch.Tensor, right: torch.Tensor) -> Basis:
     energy, turned = torch.linalg.eigh(root @ right @ root)
     energy, turned = energy.flip(-1).clamp_min(0), turned.flip(-1)
     even = (energy / energy[:, :1].clamp_min(torch.finfo(left.dtype).tiny)).clamp_min(1e-8) ** 0.25
-    size = size[:, None, None] ** 0.5  # equal lengths of both sides lose the least in bfloat16
+    size = size[:, None, None] ** 0.5  # with equal lengths of both sides, bfloat16 loses the least
     scale = even[:, None] * size
     return Basis(
         (inverse @ turned * scale).float(), (root @ turned / scale).float(), energy.float()
@@ -141,8 +142,8 @@ def logit_basis(queries: CovarianceAccumulator, keys: CovarianceAccumulator) -> 
 
 
 def value_basis(output: torch.Tensor | None, values: CovarianceAccumulator) -> Basis:
-    """The basis of w·(v - μ), w over the rows of the output projection `(out, H D)`; None: over all
-    directions alike."""
+    """The basis of w·(v - μ), with w over the rows of the output projection `(out, H D)`; None: w
+    over all directions equally."""
     heads, width = values.mean.shape
     if output is None:
         eye = torch.eye(width, device=values.mean.device).expand(heads, -1, -1)
@@ -152,16 +153,16 @@ def value_basis(output: torch.Tensor | None, values: CovarianceAccumulator) -> B
 
 
 def project(rows: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
-    """`(B, N, H, D)` by a factor `(H, D, r)` -> `(B, N, H, r)`, in the dtype of the rows."""
+    """Rows `(B, N, H, D)` times a factor `(H, D, r)`: `(B, N, H, r)`, in the dtype of the rows."""
     return (rows.transpose(1, 2) @ factor.to(rows.dtype)).transpose(1, 2)
 
 
 def slice_logits(
     query: torch.Tensor, key: torch.Tensor, basis: Basis, mean: torch.Tensor, rank: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """`query`, and `key` minus its `mean` `(H, D)`, at a rank: two of `(B, N, H, rank)`.
+    """`query`, and `key` minus its `mean` `(H, D)`, at a rank: two tensors `(B, N, H, rank)`.
 
-    Attend with them at the scale of the full width, 1 / √D.
+    Attend with them at the scale for the full width, 1 / √D.
     """
     left, right = basis.cut(rank)
     return project(query, left), project(key - mean.to(key.dtype), right)
@@ -176,13 +177,13 @@ class Linear:
 
 
 def linear_of(layer: torch.nn.Module, like: torch.Tensor | None = None) -> Linear | None:
-    """The layer's weights now, wherever they are stored, with `like` on its device and in its
-    dtype; None where it is no plain linear layer: it has a LoRA, or quantized weights."""
+    """The layer's present weights, wherever they are stored, on the device and in the dtype of
+    `like`. None if it is not a plain linear layer, because it has a LoRA or quantized weights."""
     stored = dict(weights_of(layer))
     weight, bias = stored.get("weight"), stored.get("bias")
     if not isinstance(layer, torch.nn.Linear) or weight is None or not weight.is_floating_point():
         return None
-    if type(weight) not in (torch.Tensor, torch.nn.Parameter):  # a class of tensors of its own
+    if type(weight) not in (torch.Tensor, torch.nn.Parameter):  # a special class of tensors
         return None
     if like is None:
         return Linear(weight, bias)
@@ -198,9 +199,9 @@ def fold_values(
     out = W_o (μ + A Bᵀ Σ_j p_j (v_j - μ)) + b_o.
 
     Args:
-        value, output: `(H D, in)` and `(out, H D)`.
-        basis: of `value_basis`.
-        mean: `(H, D)` of the values.
+        value, output: the weights, `(H D, in)` and `(out, H D)`.
+        basis: from `value_basis`.
+        mean: `(H, D)`, the mean of the values.
     """
     left, right = basis.cut(rank)
     heads, width = mean.shape
@@ -222,7 +223,7 @@ def logit_rms(basis: Basis, rank: int) -> torch.Tensor:
 
 
 def allowed_for(rms: float, width: int) -> float:
-    """The form's expected squared error where logits q·k / √D have the RMS error `rms`.
+    """The expected squared error of the form if logits q·k / √D have the RMS error `rms`.
 
     Raises:
         ValueError: `rms` is negative or not finite.
@@ -240,8 +241,8 @@ def _outer(rows: torch.Tensor) -> torch.Tensor:
 
 
 def _precise(matrices: torch.Tensor) -> torch.Tensor:
-    """In float64, except on Apple's devices, which have none; those that are finite. LAPACK raises
-    an error at others, and a clip would be lost."""
+    """The matrices in float64, except on Apple's devices, which do not have it; and which matrices
+    are finite. LAPACK raises an error for others, and a clip would be lost."""
     precise = matrices if matrices.device.type == "mps" else matrices.double()
     eye = torch.eye(precise.shape[-1], dtype=precise.dtype, device=precise.device)
     return torch.where(precise.isfinite().all((-2, -1), keepdim=True), precise, eye)

@@ -23,9 +23,9 @@ from dit_accel.attention.lse_merge import attention_part
 from dit_accel.attention.pca import Basis, CovarianceAccumulator, Linear
 from dit_accel.core.checks import check_types, is_integer, require
 
-MIN_TOKENS = 16_384  # per sequence; below, pruning costs more than it saves
-MAX_FLOPS_SHARE = 0.6  # of dense attention's FLOPs; above, dense attention is faster
-LEARNED_TOKENS = 4096  # per call, at most, whose moments are taken
+MIN_TOKENS = 16_384  # per sequence; with fewer, pruning costs more than it saves
+MAX_FLOPS_SHARE = 0.6  # of dense attention's FLOPs; beyond this share, dense attention is faster
+LEARNED_TOKENS = 4096  # maximal number per call from which moments are computed
 
 FlopShare = float | torch.Tensor
 
@@ -37,19 +37,21 @@ class PCAS:
     Args:
         mode: "prune" keeps key blocks by low-rank scores; "slice" (experimental: it saves nothing
             for queries and keys) attends at a rank.
-        rank: "prune": of the scores, a power of two from 16. "slice": of queries and keys; None:
-            the lowest per layer where every head's logits are expected within `logit_rms`.
-        logit_rms: for `rank` None: RMS error of a logit, >= 0.
-        value_rank: "slice": of the values, folded into the projections; None: full width.
+        rank: "prune": rank of the scores, a power of two from 16. "slice": rank of queries and
+            keys; None: for each layer the lowest rank at which the expected error of every head's
+            logits is within `logit_rms`.
+        logit_rms: if `rank` is None: RMS error of a logit, >= 0.
+        value_rank: "slice": rank of the values, folded into the projections; None: full width.
         keep_mass: "prune": fraction of the scored attention that a query block keeps, in (0, 1].
             Higher is closer to dense attention and slower.
-        floor, cap: fractions of the key blocks that it keeps at least and at most, in [0, 1].
+        floor, cap: least and largest fraction of the key blocks that a query block keeps, in [0,
+            1].
         tail: whether the other blocks enter through their means.
-        blocks: sizes of blocks and tiles; None: by the number of tokens.
+        blocks: sizes of blocks and tiles; None: they depend on the number of tokens.
         samples: scored queries per block, a power of two.
         first_dense: fraction of the steps that are dense at the start, in [0, 1].
-        dense_blocks: first transformer blocks that are always dense.
-        always: use it also where dense attention is faster.
+        dense_blocks: number of first transformer blocks that are always dense.
+        always: whether to use it also if dense attention is faster.
 
     Raises:
         ValueError: a value is out of range.
@@ -96,7 +98,7 @@ class PCAS:
         return self.blocks or block_sparse.blocks_for(tokens)
 
     def neutral(self, width: int) -> bool:
-        """Whether heads of this width lose nothing, so that attention stays dense."""
+        """Whether nothing is left out for heads of this width, so that attention stays dense."""
         if self.mode == "prune":
             return self.keep_mass >= 1 and self.cap >= 1
         ranks = (self.rank if self.rank is not None else 0, self.value_rank or width)
@@ -104,7 +106,7 @@ class PCAS:
 
 
 class BlockSparseAttention:
-    """Block-sparse attention, scored in the space of the best directions."""
+    """Block-sparse attention, with scores in the space of the best directions."""
 
     def __init__(self, config: PCAS) -> None:
         self.config = config
@@ -121,7 +123,7 @@ class BlockSparseAttention:
         return self.factors is not None
 
     def learn(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> None:
-        """Add a dense step's `(B, N, H, D)`."""
+        """Add queries and keys `(B, N, H, D)` of a dense step."""
         self.queries.add(_sampled(query))
         self.keys.add(_sampled(key))
 
@@ -140,7 +142,7 @@ class BlockSparseAttention:
         Args:
             query, key, value: `(B, N, H, D)`.
             order: `(N,)`, indices of the tokens tile by tile, text last.
-            text: where it is in the sequence too; none of its queries and keys is left out.
+            text: the text, if it is in the sequence; none of its queries and keys is left out.
         """
         blocks = self.config.blocks_of(query.shape[1])
         query, key, value = (x[:, order] for x in (query, key, value))
@@ -159,7 +161,8 @@ class BlockSparseAttention:
     def select(
         self, query: torch.Tensor, key: torch.Tensor, blocks: BlockSizes, video: int, *, fast: bool
     ) -> KeptBlocks:
-        """The blocks that stay: among the video's by their scores, and all with text."""
+        """The blocks that stay: blocks of the video chosen by their scores, and all blocks with
+        text."""
         assert self.factors is not None, "fit comes first"
         config, tokens, scale = self.config, query.shape[1], query.shape[-1] ** -0.5
         rows = query[:, :video], key[:, :video]
@@ -193,7 +196,7 @@ class BlockSparseAttention:
 class LowRankAttention:
     """Attention at a rank: queries and keys are projected, values have folded weights.
 
-    With text in the sequence, values are not folded: the text's stay at full width.
+    With text in the sequence, values are not folded, because those of the text stay at full width.
     """
 
     def __init__(self, config: PCAS, value: Linear | None, out: Linear | None) -> None:
@@ -244,7 +247,7 @@ class LowRankAttention:
         self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, order: torch.Tensor,
         text: JointText | None = None,
     ) -> tuple[torch.Tensor, FlopShare]:  # fmt: skip
-        """As `BlockSparseAttention.attend`; a value of full width is sliced and restored here."""
+        """See `BlockSparseAttention.attend`. A value of full width is sliced and restored here."""
         assert self.logits is not None and self.rank is not None, "fit comes first"
         if text is not None:
             return self._beside(query, key, value, order, text)
@@ -275,14 +278,15 @@ class LowRankAttention:
         near, sums = attention_part(*low, values, scale=width**-0.5)
         if narrow is not None:
             near = pca.project(near, narrow[0].mT) + self.offset.to(near.dtype)
-        key = key - self.mean.to(key.dtype)  # as the video's keys: softmax does not see it
+        key = key - self.mean.to(key.dtype)  # as for the video's keys: this does not change softmax
         out = joint.with_text((near, sums), query, key, value, text.lengths)
-        pairs = (video / tokens) ** 2  # at the rank; the others are whole
+        pairs = (video / tokens) ** 2  # pairs at the rank; the others have full width
         share = pairs * (self.rank + values.shape[-1]) / (2 * width) + 1 - pairs
         return out[:, order.argsort()], share + self.rank / tokens
 
     def skip_reason(self, query: torch.Tensor, text: JointText | None = None) -> str | None:
-        """As `BlockSparseAttention.skip_reason`; fused attention wants one width for all three."""
+        """See `BlockSparseAttention.skip_reason`. Fused attention needs one width for queries, keys
+        and values."""
         if text is not None:
             return "slicing has no fused attention where text is in the sequence"
         if query.device.type != "cuda":

@@ -27,20 +27,22 @@ from dit_accel.core.patching import Patches
 from dit_accel.core.tokens import TokenGrid
 
 Heads = tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # query, key, value
-Attend = Callable[..., torch.Tensor]  # of query, key, value; and of a `JointText`, where it is
+Attend = Callable[..., torch.Tensor]  # of query, key, value, and of a `JointText` if there is text
 
 
 class WrappedProcessor:
-    """A processor around the stock one, which gets all private attributes that diffusers sets on a
-    processor later (its backend, the parallel config); only our patch mark stays here.
+    """A processor around the stock one. All private attributes that diffusers sets on it later (its
+    backend, the parallel config) go to the stock processor. Only our patch mark stays here.
 
-    It copies and pickles as the stock one: a copy of an accelerated pipeline is stock."""
+    It is copied and pickled as the stock processor: a copy of an accelerated pipeline is stock.
+    """
 
     def __init__(self, stock: Any) -> None:
         self.stock = stock
 
     def __getattr__(self, name: str) -> Any:
-        if name == "stock" or name.startswith("__"):  # while it is copied there is no stock yet
+        # while it is copied, there is no stock processor yet
+        if name == "stock" or name.startswith("__"):
             raise AttributeError(name)
         return getattr(self.stock, name)
 
@@ -59,9 +61,9 @@ def _same(processor: Any) -> Any:
 class StagedAttnProcessor(WrappedProcessor):
     """An attention processor in stages, each an attribute.
 
-    `active` says whether a call is the handle's; others are the stock processor's. `value` and
-    `out`, where not None, replace the module's projections; `attend` maps `(B, N, H, D)` to the
-    same; `position` takes queries, keys and the rotary angles.
+    `active` says whether a call belongs to the handle; other calls go to the stock processor. If
+    `value` and `out` are not None, they replace the module's projections. `attend` maps `(B, N, H,
+    D)` to the same shape. `position` takes queries, keys and the rotary angles.
     """
 
     def __init__(self, stock: Any, active: Callable[[], bool] = lambda: True) -> None:
@@ -89,7 +91,7 @@ class StagedAttnProcessor(WrappedProcessor):
         return self.output(attn, self.attend(query, key, value).flatten(2).type_as(query))
 
     def project(self, attn: Any, tokens: torch.Tensor) -> Heads:
-        """`(B, N, C)` -> three of `(B, N, H D)`; the value may be narrower."""
+        """Three tensors `(B, N, H D)` from `(B, N, C)`. The value may be narrower."""
         if getattr(attn, "fused_projections", False):
             query, key, value = attn.to_qkv(tokens).chunk(3, dim=-1)
             return query, key, value if self.value is None else _linear(tokens, self.value)
@@ -113,7 +115,7 @@ class StagedAttnProcessor(WrappedProcessor):
     ) -> torch.Tensor:  # fmt: skip
         """Full attention with the backend that the user chose in diffusers: SDPA, xformers, ..."""
         mask = self.mask(text)
-        if not hasattr(self.stock, "_attention_backend"):  # it calls PyTorch's itself
+        if not hasattr(self.stock, "_attention_backend"):  # it calls PyTorch's attention itself
             q, k, v = (rows.transpose(1, 2) for rows in (query, key, value))
             return F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2)
         parallel = {"parallel_config": None} if hasattr(self.stock, "_parallel_config") else {}
@@ -123,17 +125,18 @@ class StagedAttnProcessor(WrappedProcessor):
         )  # fmt: skip
 
     def mask(self, text: JointText | None) -> torch.Tensor | None:
-        """For the full attention."""
+        """The mask for full attention."""
         return None if text is None else text.mask
 
     def output(self, attn: Any, mixed: torch.Tensor, text: JointText | None = None) -> Any:
-        """`(B, N, H D)` -> `(B, N, C)`."""
+        """The output `(B, N, C)` from `(B, N, H D)`."""
         hidden = attn.to_out[0](mixed) if self.out is None else _linear(mixed, self.out)
         return attn.to_out[1](hidden)
 
 
 class WholeWidthProcessor(StagedAttnProcessor):
-    """LTX-Video's, whose rotary embedding is of all heads at once: `(B, N, H D)` each."""
+    """The processor for LTX-Video, whose rotary embedding covers all heads at once: `(B, N, H D)`
+    each."""
 
     def __init__(self, stock: Any, active: Callable[[], bool] = lambda: True) -> None:
         super().__init__(stock, active)
@@ -141,7 +144,8 @@ class WholeWidthProcessor(StagedAttnProcessor):
 
 
 class JointAttnProcessor(StagedAttnProcessor):
-    """HunyuanVideo's, of both kinds of blocks: video first, then text, whose padding has a mask.
+    """The processor for both kinds of blocks of HunyuanVideo: video first, then text. A mask hides
+    the text's padding.
 
     `attend` and `output` get the `JointText` as well, and `output` returns video and text.
     """
@@ -163,7 +167,7 @@ class JointAttnProcessor(StagedAttnProcessor):
     def text(
         self, video: torch.Tensor, words: torch.Tensor, mask: torch.Tensor | None
     ) -> JointText | None:
-        """What is known of the text; None: the stages do not cover it."""
+        """The text of a call; None: the stages do not support it."""
         if mask is None:
             return JointText(words.shape[1])
         tokens = video.shape[1] + words.shape[1]
@@ -172,7 +176,7 @@ class JointAttnProcessor(StagedAttnProcessor):
         return JointText(words.shape[1], lengths=mask.sum(-1).flatten(), mask=mask)
 
     def heads(self, attn: Any, video: torch.Tensor, words: torch.Tensor, rotary: Any) -> Heads:
-        """Of `(B, V, C)` and `(B, L, C)`: three of `(B, V + L, H, D)`."""
+        """Three tensors `(B, V + L, H, D)` from `(B, V, C)` and `(B, L, C)`."""
         count = words.shape[1]
         if attn.add_q_proj is None:
             both = torch.cat([video, words], 1)
@@ -208,7 +212,7 @@ class JointAttnProcessor(StagedAttnProcessor):
         return apply_rotary_emb(rows, rotary, sequence_dim=1)
 
     def output(self, attn: Any, mixed: torch.Tensor, text: JointText | None = None) -> Any:
-        """`(B, N, H D)` -> video and text, `(B, V, C)` and `(B, L, C)`."""
+        """Video and text, `(B, V, C)` and `(B, L, C)`, from `(B, N, H D)`."""
         assert text is not None
         video, words = text.split(mixed)
         if getattr(attn, "to_out", None) is not None:
@@ -219,7 +223,8 @@ class JointAttnProcessor(StagedAttnProcessor):
 
 
 class MaskedPairsProcessor(JointAttnProcessor):
-    """HunyuanVideo 1.5's, whose mask is of the text alone, and hides padding from both sides."""
+    """The processor for HunyuanVideo 1.5, whose mask covers only the text, and hides padding as
+    query and as key."""
 
     def text(
         self, video: torch.Tensor, words: torch.Tensor, mask: torch.Tensor | None
@@ -230,14 +235,14 @@ class MaskedPairsProcessor(JointAttnProcessor):
         return JointText(words.shape[1], lengths=seen.sum(-1), mask=seen)
 
     def mask(self, text: JointText | None) -> torch.Tensor | None:
-        """`(B, 1, N, N)`, which pruned attention does without."""
+        """The mask `(B, 1, N, N)`, which pruned attention does not need."""
         assert text is not None and text.mask is not None
         pairs = text.mask[:, None, None].repeat(1, 1, text.mask.shape[1], 1)
         return pairs & pairs.transpose(2, 3)
 
 
 class TextFirstProcessor(JointAttnProcessor):
-    """CogVideoX': text first, then video, by the same weights."""
+    """The processor for CogVideoX: text first, then video, with the same weights."""
 
     def text(
         self, video: torch.Tensor, words: torch.Tensor, mask: torch.Tensor | None
@@ -247,7 +252,7 @@ class TextFirstProcessor(JointAttnProcessor):
     def heads(self, attn: Any, video: torch.Tensor, words: torch.Tensor, rotary: Any) -> Heads:
         count, rows = words.shape[1], torch.cat([words, video], 1)
         query, key, value = self._split(attn, rows, "to_q", "to_k", "to_v")
-        # Heads before tokens, as the stock one has them, so that norms see the same memory.
+        # Heads before tokens, as in the stock processor, so that norms see the same memory layout.
         query, key = (rows.transpose(1, 2) for rows in (query, key))
         query, key = _normed(attn.norm_q, query), _normed(attn.norm_k, key)
         if rotary is not None:
@@ -274,7 +279,7 @@ def install(attn: Any, patches: Patches) -> StagedAttnProcessor:
 
     Raises:
         ValueError: its processor is not one of `PROCESSORS`.
-        RuntimeError: it is patched already.
+        RuntimeError: the module is patched already.
     """
     stock = attn.processor
     name = type(stock).__name__
@@ -308,8 +313,8 @@ def rotate(rows: torch.Tensor, rotary: tuple[torch.Tensor, torch.Tensor]) -> tor
 def rotate_whole_width(
     query: torch.Tensor, key: torch.Tensor, rotary: tuple[torch.Tensor, torch.Tensor]
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """As `rotate_pairs`, with an angle for each channel of all heads: `rotary` is `(B, N, H D)`
-    each."""
+    """Rotate as `rotate_pairs` does, with an angle for each channel of all heads: `rotary` is `(B,
+    N, H D)` each."""
     heads = query.shape[2]
     cos, sin = (torch.unflatten(table, 2, (heads, -1)) for table in rotary)
     return rotate_in_float32(query, (cos, sin)), rotate_in_float32(key, (cos, sin))

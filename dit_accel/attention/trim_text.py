@@ -1,11 +1,12 @@
 """Trim padded text and drop its mask: exact, for one prompt at a time.
 
-A HunyuanVideo pipeline comes in and runs with shorter text until `remove()`. It pads each prompt to
-a fixed length and passes a mask to every attention; fused kernels are faster without. At batch 1 no
-token attends to the padding, so outputs are those of the stock pipeline up to the order of sums.
-1.5 also pads text-to-video with tokens of an absent image; they are cut too. A call that cannot be
-trimmed (several prompts, padding inside the text, context parallelism) is unchanged. One host sync
-per prompt. It knows two classes by name, and that their attention gives text no positions.
+A HunyuanVideo pipeline comes in, and runs with shorter text until `remove()`. The stock pipeline
+pads each prompt to a fixed length, and passes a mask to every attention. Fused kernels are faster
+without a mask. At batch 1 no token attends to the padding, so outputs are those of the stock
+pipeline up to the order of sums. Version 1.5 also pads text-to-video with tokens of an absent
+image; they are removed, too. A call that cannot be trimmed (several prompts, padding inside the
+text, context parallelism) is unchanged. One host sync per prompt. It knows two classes by name, and
+that their attention gives text no positions.
 
     with trim_text(pipe) as trim:
         video = pipe(prompt).frames
@@ -42,8 +43,8 @@ def trim_text(pipe: Any) -> Trim:
         pipe: a diffusers pipeline with one of the transformers in `MASKED`.
 
     Raises:
-        ValueError: it has another transformer.
-        RuntimeError: it is trimmed already; nothing is changed.
+        ValueError: the pipeline has another transformer.
+        RuntimeError: the pipeline is trimmed already; nothing is changed.
     """
     transformer = getattr(pipe, "transformer", None)
     name = type(uncompiled(transformer)).__name__
@@ -106,8 +107,8 @@ class Trim:
         return args, trimmed
 
     def _length(self, mask: torch.Tensor) -> int | None:
-        """Tokens before the padding of `(1, L, ...)`; None where zeros lie between tokens. A tensor
-        that comes again is not read from the device again."""
+        """Tokens before the padding of `(1, L, ...)`; None if zeros are between tokens. A tensor
+        that is passed again needs no second host sync."""
         for seen, length in self._lengths:
             if seen is mask:
                 return length
@@ -119,13 +120,13 @@ class Trim:
 
 
 class Unmasked(WrappedProcessor):
-    """The stock attention processor, without the mask where the text is trimmed."""
+    """The stock attention processor, called without the mask if the text is trimmed."""
 
     def __init__(self, stock: Any, trim: Trim) -> None:
         super().__init__(stock)
         self.trim = trim
 
-    def __call__(  # diffusers reads these names, and passes on no others
+    def __call__(  # diffusers reads these names, and passes no others
         self, attn: Any, hidden_states: torch.Tensor,
         encoder_hidden_states: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None, image_rotary_emb: Any = None,
@@ -136,8 +137,8 @@ class Unmasked(WrappedProcessor):
         return processor(attn, hidden_states, encoder_hidden_states, mask, image_rotary_emb)
 
     def _plain(self) -> Any:
-        """HunyuanVideo's processor takes None as a mask; that of 1.5, with equal arithmetic, would
-        build a mask from it."""
+        """HunyuanVideo's processor accepts None as a mask. That of 1.5, with equal arithmetic,
+        would make a mask from it."""
         from diffusers.models.transformers import transformer_hunyuan_video as plain
 
         if isinstance(self.stock, plain.HunyuanVideoAttnProcessor2_0):

@@ -1,10 +1,10 @@
 # mypy: ignore-errors
 """Triton programs of block-sparse attention: score, settle, select, attend.
 
-Pointers to `(B, N, H, D)` tensors come in, whose rows lie `heads * D` elements apart; results are
+Pointers to `(B, N, H, D)` tensors come in, whose rows are `heads * D` elements apart. Results are
 stored through pointers. Logits are in powers of two, because exp2 is faster than exp. Names in
 capitals are compile-time constants. Importing this imports Triton: `attention/kernels.py` does so,
-and states what each program computes. Source: as there.
+and states what each program computes. Source: see there.
 """
 
 import triton

@@ -1,10 +1,10 @@
-"""Where the tokens of a family's call are, and how their keys are rotated at any position.
+"""Finds where the tokens of a family's call are, and rotates their keys at any position.
 
 A transformer and the arguments of its forward come in; the token grid, and rotary embeddings at
-real-valued positions, go out. The tables of the other families are asked of the model's own module,
-with positions instead of whole numbers. It knows no scene.
+real-valued positions, go out. For the other families, the model's own module makes the tables, from
+positions instead of whole numbers. It knows no scene.
 
-Source: diffusers' transformers of these names, whose arithmetic is unchanged; ours otherwise.
+Source: diffusers' transformers of these names, whose arithmetic is unchanged; the rest is ours.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ Sizes = tuple[int, int, int]
 
 @dataclass(frozen=True)
 class Geometry:
-    """What a scene must know of a family.
+    """The data about a family that a scene needs.
 
     Args:
         sizes: latent frames, rows and columns of tokens of a call.
         tables: rotary embedding of a call's module, at positions `(n, 3)`: `(1, n, 1 or H, D)`.
         turn: rotates queries or keys `(B, n, H, D)` by such tables, as the model does.
-        depends: what of the arguments the tables depend on, beside the sizes.
+        depends: the arguments that the tables depend on, apart from the sizes.
     """
 
     sizes: Callable[[Any, Given], Sizes]
@@ -52,7 +52,7 @@ def _wan_tables(module: Any, given: Given) -> Tables:
 
 
 def _ltx_sizes(module: Any, given: Given) -> Sizes:
-    """Latents are packed: the call says their sizes."""
+    """The sizes of packed latents, which are arguments of the call."""
     sizes = [given.get(name) for name in ("num_frames", "height", "width")]
     if given.get("video_coords") is not None or None in sizes:
         raise ValueError(
@@ -64,7 +64,7 @@ def _ltx_sizes(module: Any, given: Given) -> Sizes:
 
 
 def _ltx_scale(given: Given) -> tuple[float, ...] | None:
-    """Seconds and pixels a token; None: positions are whole numbers, as they are."""
+    """Seconds and pixels per token; None: positions stay whole numbers."""
     scale = given.get("rope_interpolation_scale")
     return None if scale is None else tuple(float(part) for part in scale)
 
@@ -76,7 +76,7 @@ def _ltx_tables(module: Any, given: Given) -> Tables:
     scale = _ltx_scale(given)
 
     def tables(positions: torch.Tensor) -> Rotary:
-        coordinates = positions.float()  # as the module has them, in its order
+        coordinates = positions.float()  # the same arithmetic as in the module, in its order
         for factors in (base,) if scale is None else (scale, patch):
             coordinates = coordinates * torch.tensor(factors, dtype=torch.float32)
         with torch.no_grad():
@@ -112,8 +112,8 @@ GEOMETRIES: dict[str, Geometry] = {  # by the family's name
 
 
 def stock_tables(module: Any, family: str, sizes: Sizes) -> Rotary:
-    """The tables that a model's own module makes for a call of these sizes, as `Geometry.tables`
-    has them: what ours must be equal to."""
+    """The tables that a model's own module makes for a call of these sizes, in the form of
+    `Geometry.tables`. Ours must be equal to them."""
     with torch.no_grad():
         if family == "ltx":
             found = module.rope(torch.empty(1, 1, 1), *sizes)

@@ -1,10 +1,11 @@
 """Carry out a scene at the attentions: isolated subjects, references, subjects' own prompts.
 
 A session, a `SceneConfig` and the rows of a layout come in; the pipeline's attentions compute the
-scene, and a `SceneReport` goes out. Each shot is a row of the batch. A row reads the keys, before
-rotation, and the values that another row makes in the same call, so nothing is stored from step to
-step, any sampler works, and a cached step caches both. It decides which parts are active at a step
-and a layer; the maths is in the modules beside it. Where no part is active the stock call is made.
+scene, and a `SceneReport` goes out. Each shot is a row of the batch. A row reads the unrotated keys
+and the values that another row makes in the same call. So nothing is stored from step to step, any
+sampler works, and a cached step caches both. It decides which parts are active at a step and a
+layer; the maths is in the other modules of this folder. If no part is active, the stock call is
+made.
 
 Source: IR-Diffusion (arXiv 2411.19261), brought to video; our reading.
 """
@@ -38,11 +39,11 @@ Rows = Callable[[TokenGrid], Sequence[clip_rows.ClipRow]]
 
 
 class SceneAttention(Interceptor):
-    """What all layers share: rows in tokens, the active parts of a step, and counters.
+    """The state that all layers share: rows in tokens, the active parts of a step, and counters.
 
     Args:
-        session: of the pipeline.
-        family: of its transformers.
+        session: the session of the pipeline.
+        family: the family of its transformers.
         config: the settings.
         prompts: per shot, the prompt of each subject; None: it has none.
         rows: makes all rows for a token grid: shots, then reference files.
@@ -61,7 +62,8 @@ class SceneAttention(Interceptor):
         self._tables: dict[str, torch.dtype] = {}
         self._token_rows: dict[Any, tuple[TokenRow, ...]] = {}
         self.token_rows: tuple[TokenRow, ...] = ()
-        self._masks: list[tuple[torch.Tensor, tuple[int, ...]]] = []  # of texts, and their lengths
+        # masks of texts, and the texts' lengths
+        self._masks: list[tuple[torch.Tensor, tuple[int, ...]]] = []
         self.text_lengths: tuple[int, ...] = ()  # by row, without padding
         self.run_begins(None)
 
@@ -84,7 +86,7 @@ class SceneAttention(Interceptor):
                 support.check_no_image(module)
                 embedder = module.get_submodule(self.family.text_embedder or "")
                 patches.around(embedder, partial(self._with_own_texts, name))
-            # After the attentions: on a divided model the angles of a part of the tokens are wrong.
+            # Checked after the attentions: on a divided model, some angles are wrong.
             self._tables[name] = support.check_rotary(module, self.family)
         self.texts.install(patches, self.session.pipe, self._wanted_prompts)
         self.clips.install(patches, self.session.pipe)
@@ -113,7 +115,8 @@ class SceneAttention(Interceptor):
     # --- a forward ---
 
     def around(self, call: ForwardCall, forward: Forward) -> Any:
-        """The output for the user's rows, of a call that has the rows of files behind them."""
+        """The output for the user's rows, from a call that also has the rows of files after
+        them."""
         self._check_rows(len(call.latents) // len(self.halves))
         for layer in self.layers:
             support.check_undivided(layer.staged)
@@ -149,7 +152,8 @@ class SceneAttention(Interceptor):
     # --- video and text in one sequence ---
 
     def _note_text(self, mask: torch.Tensor | None) -> None:
-        """The tokens of every row's text, without padding: read from the device once a mask."""
+        """Find the number of text tokens in every row, without padding. Each mask needs one host
+        sync."""
         if self.family.cross_attention or mask is None:
             return
         lengths = next((known for one, known in self._masks if one is mask), None)
@@ -159,7 +163,8 @@ class SceneAttention(Interceptor):
         self.text_lengths = lengths
 
     def own_texts(self) -> dict[int, list[tuple[int, torch.Tensor]]]:
-        """By row the class and the text `(1, L, C)` of every subject that has its own now."""
+        """For each row, the class and the text `(1, L, C)` of every subject that has its own text
+        now."""
         found: dict[int, list[tuple[int, torch.Tensor]]] = {}
         if self.active_now.own_text and "cond" in self.halves:
             for (row, label), text in sorted(self.texts.encoded.items(), key=lambda one: one[0]):
@@ -167,7 +172,7 @@ class SceneAttention(Interceptor):
         return found
 
     def _with_own_texts(self, name: str, inner: Any) -> Any:
-        """The embedder of texts, whose output has the subjects' own behind the scene's."""
+        """The text embedder, with the subjects' own texts after the scene's text in its output."""
 
         def forward(text: torch.Tensor, time: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
             known = inner(text, time, *args, **kwargs)
@@ -190,7 +195,7 @@ class SceneAttention(Interceptor):
         return forward
 
     def joint_plans(self, layer: int, layers: int, text: int) -> list[JointPlan | None] | None:
-        """As `plans_of_batch`, of video and text; `text` are all tokens behind the video."""
+        """`plans_of_batch` for video and text; `text` is the number of tokens after the video."""
         active = self.active(layer, layers, self.halves[0])
         own = self.own_texts()
         key = replace(active, own_text=bool(own)), text, self.text_lengths
@@ -204,7 +209,8 @@ class SceneAttention(Interceptor):
     def _joint_plan(
         self, row: int, active: ActiveParts, own: list[tuple[int, torch.Tensor]], text: int
     ) -> JointPlan | None:
-        """None: the stock attention, as nothing of the scene is active in this row."""
+        """The plan of a row; None: stock attention, because no part of the scene is active in this
+        row."""
         tokens = self.token_rows[row]
         plan = clip_rows.gather_plan_for(tokens, active, self.config)
         if plan.whole and not own:
@@ -230,8 +236,8 @@ class SceneAttention(Interceptor):
         return parts & clip_rows.active_in_layer(self.config, layer, layers)
 
     def plans_of_batch(self, layer: int, layers: int) -> list[GatherPlan | None] | None:
-        """The gather plan of every row of the batch, None for a row with plain attention; None as a
-        whole: plain attention in all of them."""
+        """The gather plan of every row of the batch; None for a row with plain attention. None as a
+        whole if all rows have plain attention."""
         found: list[GatherPlan | None] = []
         for branch in self.halves:
             active = self.active(layer, layers, branch)
@@ -252,7 +258,8 @@ class SceneAttention(Interceptor):
         return self._plans[key]
 
     def _texts_of_call(self, transformer: str) -> list[SubjectText]:
-        """None in a call of a pipeline that shares the transformer."""
+        """The texts of the present call; None if another pipeline that shares the transformer made
+        the call."""
         return self.subject_texts(transformer) if self.session.is_active() else []
 
     def subject_texts(self, transformer: str) -> list[SubjectText]:
@@ -269,7 +276,8 @@ class SceneAttention(Interceptor):
                     self.config.text,
                 )
                 for (row, label), text in self.texts.embedded(transformer).items()
-                if row < len(self.prompts)  # a reference file's row has its prompt as a whole
+                # the row of a reference file has its prompt for all tokens
+                if row < len(self.prompts)
             ]
         for _, tokens, text, _ in self._subject_texts[transformer]:
             self.extra_flops += subject_text.flops(len(tokens), *text.shape[1:])
@@ -297,14 +305,15 @@ class SceneAttention(Interceptor):
     # --- runs and steps ---
 
     def run_begins(self, num_steps: int | None) -> None:
-        """Reset. Gather plans are cached per run by active parts, as nothing else changes them."""
+        """Reset. Gather plans are cached for a run by active parts, because nothing else changes
+        them."""
         self._plans: dict[ActiveParts, tuple[GatherPlan, ...] | None] = {}
         self._subject_texts: dict[str, list[SubjectText]] = {}
         self._joint: dict[Any, list[JointPlan | None] | None] = {}
         self._masks.clear()
         self.text_lengths = ()
         self.active_now = ActiveParts(False, False, False)
-        self._were_active: set[str] = set()  # parts, at any step of this run
+        self._were_active: set[str] = set()  # parts that were active at any step of this run
         self.calls = self.extra_flops = self.gathered_bytes = 0
         for layer in self.layers:
             layer.forget()
@@ -326,7 +335,7 @@ class SceneAttention(Interceptor):
     # --- for the report ---
 
     def report(self) -> SceneReport:
-        """What the last run did, for the handle's report."""
+        """The report of the last run, for the handle's report."""
         return SceneReport(
             tokens={row.name: row.counts() for row in self.token_rows},
             reference_tokens={s.name: len(s.references) for s in self.token_rows if s.sources},
@@ -339,7 +348,8 @@ class SceneAttention(Interceptor):
         )
 
     def _notes(self) -> tuple[str, ...]:
-        """Parts that a short run left out, and how references are repositioned."""
+        """Notes on parts that were never active in a short run, and on how references are
+        repositioned."""
         possible = asdict(self._possible & clip_rows.wanted(self.config))
         idle = (
             f"{what} was active at none of the {self.session.steps_ran} steps: {name} is "

@@ -1,10 +1,11 @@
-"""Scenes where video and text are one sequence: the subjects' own texts stand behind the scene's.
+"""Scenes with video and text in one sequence: the subjects' own texts follow the scene's text.
 
 Classes of the video's tokens, and the texts of a row, come in; `JointPlan`s of the whole sequence
-go out. Two attentions are blended: over video and the scene's text, where that text is background,
-and over video and a subject's own text, which belongs to its subject. So own text does not meet the
-scene's, and no subject meets the other's. It knows no step and no model. Shapes as in
-`core/tokens.py`; V video tokens, L of the scene's text, padding too, E of own texts.
+go out. Two attentions are blended: one over video and the scene's text, which counts as background,
+and one over video and a subject's own text, which belongs to its subject. So an own text does not
+attend to the scene's text, and no subject attends to another one's text. It knows no step and no
+model. Shapes as in `core/tokens.py`; V video tokens, L tokens of the scene's text with padding, E
+tokens of own texts.
 
 Source: ours, after IR-Diffusion (arXiv 2411.19261), whose models read text by cross-attention.
 """
@@ -26,10 +27,11 @@ class JointPlan:
     """One row's attention.
 
     Args:
-        scene: over video and the scene's text, the first tokens of the sequence.
-        own: over the whole sequence, of subjects with a text of their own; None: there are none.
-        blended: tokens of the video whose two results are blended, ascending.
-        written: tokens of own texts, ascending.
+        scene: the plan over video and the scene's text, the first tokens of the sequence.
+        own: the plan over the whole sequence, for subjects with a text of their own; None: there
+            are none.
+        blended: the video tokens whose two results are blended, ascending.
+        written: the tokens of own texts, ascending.
     """
 
     scene: GatherPlan
@@ -47,13 +49,14 @@ def own_plan(
     labels: torch.Tensor, texts: Sequence[tuple[int, int]], text: int, isolation: str,
     references: torch.Tensor | None,
 ) -> tuple[GatherPlan | None, torch.Tensor, torch.Tensor]:  # fmt: skip
-    """The plan of subjects' own texts, the video's tokens that read them, and theirs.
+    """The plan for the subjects' own texts, the video tokens that read them, and the tokens of the
+    texts.
 
     Args:
         labels: `(V,)` int64, classes of the video's tokens.
         texts: class and tokens of every own text, in the order of the sequence.
-        text: L.
-        isolation, references: as of `masks.gather_plan`.
+        text: L, the number of tokens of the scene's text.
+        isolation, references: see `masks.gather_plan`.
 
     Example:
         >>> plan, video, own = own_plan(torch.tensor([0, 1, 2]), [(2, 1)], 4, "open", None)
@@ -84,14 +87,14 @@ def joint_attention(
     plan: JointPlan, attend: Attend, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor,
     weight: float, read: Read | None, moved: Mapping[int, torch.Tensor],
 ) -> torch.Tensor:  # fmt: skip
-    """Attention by a plan, `(1, N, H, D)`; 0 where a token is padding.
+    """Attention with a plan, `(1, N, H, D)`; 0 for padding tokens.
 
     Args:
-        plan: of this row, on its device.
+        plan: the plan of this row, on its device.
         attend: unmasked attention.
         query, key, value: `(1, N, H, D)`.
-        weight: of own texts against the scene's.
-        read, moved: as of `masks.isolated_attention`; moved queries have all N tokens.
+        weight: the weight of own texts against the scene's text.
+        read, moved: see `masks.isolated_attention`; moved queries have all N tokens.
     """
     out, known = torch.zeros_like(query), plan.scene.tokens
     first = {label: rows[:, :known] for label, rows in moved.items()}
@@ -125,7 +128,7 @@ def dense_masks(
     with_own = mask("own")
     for query, (q, kind) in enumerate(zip(classes, kinds, strict=True)):
         for key, (k, other) in enumerate(zip(classes, kinds, strict=True)):
-            if other == "own" and q != k:  # nobody but its subject reads an own text
+            if other == "own" and q != k:  # only its subject reads an own text
                 with_own[query, key] = False
         if kind == "video" and q not in own:
             with_own[query] = False

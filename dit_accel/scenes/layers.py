@@ -1,9 +1,9 @@
-"""One self-attention of a scene: what is patched in a layer, and how its rows are computed.
+"""One self-attention of a scene: the patches of a layer, and the computation of its rows.
 
-Queries, keys and values of a layer come in; its output goes out, row by row where rows differ.
-`SceneLayer` has the video's tokens alone, `JointLayer` video and text in one sequence. They store
-unrotated keys for the readers while a call runs, and nothing else. Which parts are active, and who
-reads what, decides the scene (`scenes/isolation.py`).
+Queries, keys and values of a layer come in; its output goes out, computed row by row if rows
+differ. `SceneLayer` has only the video's tokens; `JointLayer` has video and text in one sequence.
+During a call they store unrotated keys for the rows that read them, and nothing else. The scene
+decides which parts are active, and which row reads which (`scenes/isolation.py`).
 
 Source: IR-Diffusion (arXiv 2411.19261), brought to video; our reading.
 """
@@ -24,7 +24,7 @@ from dit_accel.scenes.reposition import Rotary
 
 
 class SceneLayer:
-    """One self-attention: its stages, and queries and keys of the running call before rotation."""
+    """One self-attention: its stages, and the unrotated queries and keys of the running call."""
 
     def __init__(self, scene: Any, index: int, count: int, staged: StagedAttnProcessor) -> None:
         self.scene, self.index, self.count = scene, index, count
@@ -37,7 +37,7 @@ class SceneLayer:
         staged.position, staged.attend = outside_graphs(self.position), outside_graphs(self.attend)
 
     def forget(self) -> None:
-        """A run begins: one that broke in mid-call left its queries and keys."""
+        """Forget stored queries and keys. A run that failed during a call leaves them behind."""
         self.raw = None
 
     def _reads(self) -> bool:
@@ -49,12 +49,13 @@ class SceneLayer:
     def position(
         self, query: torch.Tensor, key: torch.Tensor, rotary: Rotary
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """The position stage, as stock; unrotated queries and keys are stored for the readers."""
+        """The position stage of the stock attention. Unrotated queries and keys are stored for the
+        readers."""
         self.raw = (query, key) if self._reads() else None
         return self.rotate(query, key, rotary)
 
     def attend(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-        """The attend stage: `(B, N, H, D)` -> the same, row by row where rows differ."""
+        """The attend stage, from `(B, N, H, D)` to the same shape; row by row if rows differ."""
         plans = self.scene.plans_of_batch(self.index, self.count)
         if plans is None:
             self.raw = None
@@ -76,7 +77,8 @@ class SceneLayer:
     def _read(
         self, row: int, value: torch.Tensor
     ) -> tuple[tuple[torch.Tensor, torch.Tensor], dict[int, torch.Tensor]]:
-        """Keys and values `(1, R, H, D)` that a row reads, and its moved queries by class."""
+        """The keys and values `(1, R, H, D)` that a row reads, and the row's moved queries by
+        class."""
         assert self.raw is not None, "position stored them in this call"
         queries, keys = self.raw
         keys_read, values_read, moved = [], [], {}
@@ -90,7 +92,7 @@ class SceneLayer:
                 own = queries[row : row + 1]
                 moved[source.label] = turn(own, source.queries)
         read = torch.cat(keys_read, 1), torch.cat(values_read, 1)
-        # `nbytes` cannot be traced by a compiler where a size varies.
+        # A compiler cannot trace `nbytes` if a size varies.
         gathered = sum(tensor.numel() * tensor.element_size() for tensor in read)
         self.scene.gathered_bytes = max(self.scene.gathered_bytes, gathered)
         return read, moved
@@ -102,7 +104,7 @@ class SceneLayer:
 
 
 class JointLayer(SceneLayer):
-    """An attention over video and text, whose processor is a `JointAttnProcessor`."""
+    """An attention over video and text; its processor is a `JointAttnProcessor`."""
 
     def _patch(self) -> None:
         staged: Any = self.staged
@@ -115,7 +117,7 @@ class JointLayer(SceneLayer):
         self._unrotated = []
 
     def store_and_turn(self, rows: torch.Tensor, rotary: Rotary) -> torch.Tensor:
-        """The position stage of queries, then of keys; both are stored as they were."""
+        """The position stage of queries, then of keys. Both are stored unrotated."""
         if self._reads():
             self._unrotated.append(rows)
         turned: torch.Tensor = self.turn(rows, rotary)
@@ -124,7 +126,8 @@ class JointLayer(SceneLayer):
     def attend_jointly(
         self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, text: JointText
     ) -> torch.Tensor:
-        """The attend stage: `(B, V + L + E, H, D)` -> the same, row by row where rows differ."""
+        """The attend stage, from `(B, V + L + E, H, D)` to the same shape; row by row if rows
+        differ."""
         unrotated, self._unrotated = self._unrotated, []
         plans: list[JointPlan | None] | None = self.scene.joint_plans(
             self.index, self.count, text.tokens

@@ -30,8 +30,8 @@ def labels(coverage: torch.Tensor, z: Sequence[int], least: float = 0.5) -> torc
 
     Args:
         coverage: `(S, F, rows, columns)`, the fraction of each token that a subject covers, 0 to 1.
-        z: one number per subject; the highest gets a token that several cover, of equal ones the
-            later subject.
+        z: one number per subject. The subject with the highest number gets a token that several
+            cover; of equal numbers, the later subject gets it.
         least: fraction from which a token counts as covered, in (0, 1].
 
     Returns:
@@ -92,7 +92,8 @@ def _seat(owner: torch.Tensor, shares: torch.Tensor, here: list[int], frame: int
 
 
 def _wishes(owner: torch.Tensor, share: torch.Tensor, mine: int) -> list[int]:
-    """Cells that a subject covers, by preference: its own, free ones, others'; then by share."""
+    """The cells that a subject covers, by preference: first its own cells, then free ones, then
+    those of others; within each by share."""
     cells = (share > 0).nonzero().flatten().tolist()
     rank = {mine: 0, BACKGROUND: 1}
     return sorted(cells, key=lambda c: (rank.get(int(owner[c]), 2), -float(share[c])))
@@ -113,7 +114,8 @@ def sees(query: int, key: int, isolation: str) -> bool:
 def dense_mask(
     labels: torch.Tensor, isolation: str = "open", references: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """The written-out reference: which query sees which key, `(N, N + R)` bool, references last.
+    """The written-out reference: which query attends to which key, `(N, N + R)` bool, references
+    last.
 
     Args:
         labels: `(N,)` int64, classes of the clip's tokens.
@@ -135,7 +137,7 @@ class Group:
     """One unmasked call: these queries attend to all of these keys.
 
     Args:
-        classes: of the queries.
+        classes: the classes of the queries.
         queries, keys: ascending indices of tokens; None: all.
         references: ascending indices of reference keys; may be empty.
     """
@@ -188,7 +190,7 @@ class GatherPlan:
 def gather_plan(
     labels: torch.Tensor, isolation: str = "open", references: torch.Tensor | None = None
 ) -> GatherPlan:
-    """`dense_mask` as unmasked calls; same arguments, all on one device.
+    """`dense_mask` as unmasked calls. The arguments are the same, all on one device.
 
     Example:
         >>> gather_plan(torch.tensor([0, 1, 2]), "open").pairs
@@ -219,15 +221,15 @@ def isolated_attention(
     references: tuple[torch.Tensor, torch.Tensor] | None = None,
     moved_queries: Mapping[int, torch.Tensor] | None = None,
 ) -> torch.Tensor:  # fmt: skip
-    """Attention by a gather plan, `(B, N, H, D)`.
+    """Attention with a gather plan, `(B, N, H, D)`.
 
     Args:
-        plan: of these tokens, on their device.
+        plan: the plan for these tokens, on their device.
         attend: unmasked attention of `(B, n, H, D)` queries over `(B, m, H, D)` keys and values.
         query, key, value: `(B, N, H, D)`.
-        references: keys and values `(B, R, H, D)`, where the plan reads them.
-        moved_queries: by class, queries `(B, N, H, D)` rotated for reading the references; their
-            part is merged with that of the clip's own keys.
+        references: keys and values `(B, R, H, D)`, if the plan reads references.
+        moved_queries: by class, queries `(B, N, H, D)` rotated for reading the references. Their
+            result is merged with that of the clip's own keys.
     """
     if plan.whole:
         return attend(query, key, value)

@@ -1,8 +1,8 @@
-"""From a layout to an installable scene: rows for shots and reference files, checked beforehand.
+"""Makes an installable scene from a layout: rows for shots and reference files, checked beforehand.
 
 A layout (or its file) and a `SceneConfig` come in; a function that makes a `SceneAttention` for a
-session goes out. Shots are rows 0, 1, ...; each file that subjects refer to is one more row behind
-them, however many refer to it. It reads the files and knows no model. Source: ours.
+session goes out. Shots are rows 0, 1, ...; each file that subjects refer to is one more row after
+them, also if several subjects refer to it. It reads the files and knows no model. Source: ours.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from dit_accel.scenes.reposition import rotary
 from dit_accel.scenes.rows import ClipRow, ReferenceLink, SceneConfig, token_rows
 
 TRANSPARENT = "it has an alpha channel, whose colours behind it would show; save it without"
-ANY_WIDTH = 12  # of a head, for a check without a model
+ANY_WIDTH = 12  # width of a head, for a check without a model
 
 Prepared = Callable[[Session], SceneAttention]
 
@@ -39,14 +39,14 @@ def prepare(
     """A function that makes the scene of a layout for a session; None without a layout.
 
     Args:
-        family: of the pipeline.
+        family: the family of the pipeline.
         given: a layout, or the path of one.
         config: the settings; None: the defaults.
 
     Raises:
         ValueError: the family or the layout is not accepted, a reference file cannot be read, or
             settings are given without a layout.
-        FileNotFoundError: there is no such layout.
+        FileNotFoundError: the layout file does not exist.
     """
     if given is None:
         if config is not None:
@@ -84,7 +84,8 @@ def _read(
 
 
 def files_of(found: Layout) -> dict[Reference, tuple[str, str]]:
-    """References to files, each once, with prompt and field of the first subject that refers."""
+    """References to files, each once, with prompt and field of the first subject that refers to the
+    file."""
     files: dict[Reference, tuple[str, str]] = {}
     for i, shot in enumerate(found.shots):
         for j, subject in enumerate(shot.subjects):
@@ -98,7 +99,7 @@ def files_of(found: Layout) -> dict[Reference, tuple[str, str]]:
 def rows_of(
     found: Layout, files: list[Reference], lengths: list[int], grid: TokenGrid, config: SceneConfig
 ) -> list[ClipRow]:
-    """Shots, then files, as rows for a grid; `lengths` are the files' frames."""
+    """Shots, then files, as rows for a grid. `lengths`: the number of frames of each file."""
     rows = []
     for i, shot in enumerate(found.shots):
         links = []
@@ -115,13 +116,14 @@ def rows_of(
         z = tuple(subject.z for subject in shot.subjects)
         rows.append(ClipRow(shot.id, cover, z, tuple(links)))
     for n, (reference, length) in enumerate(zip(files, lengths, strict=True), start=1):
-        name = f"file {n}: {_name(reference)}"  # numbered: a file may come with several boxes
+        # numbered, because a file may occur with several boxes
+        name = f"file {n}: {_name(reference)}"
         rows.append(ClipRow(name, _cover(reference, length, grid), (0,)))
     return rows
 
 
 def _cover(reference: Reference, length: int, grid: TokenGrid) -> torch.Tensor:
-    """Coverage `(1, F, rows, columns)` of a file with `length` frames, fitted to the clip."""
+    """The coverage `(1, F, rows, columns)` of a file with `length` frames, fitted to the clip."""
     frames = grid.num_frames
     if reference.mask is None or length == frames:
         return layout.reference_coverage(reference, grid)[None]
@@ -138,7 +140,7 @@ def read_frames(reference: Reference, field: str) -> torch.Tensor:
     """The frames of an image or clip: `(T, H, W, 3)` float32 in [0, 1].
 
     Raises:
-        ValueError: it cannot be read; names the field.
+        ValueError: the file cannot be read; the message names the field.
     """
     path = reference.file
     assert path is not None, "a reference to a file"
@@ -162,7 +164,8 @@ def _image(path: Path) -> torch.Tensor:
     found = cv2.imdecode(content, cv2.IMREAD_COLOR)
     if found is None:
         raise ValueError("it is no image that OpenCV reads")
-    whole = cv2.imdecode(content, cv2.IMREAD_UNCHANGED)  # does not turn by EXIF, as the other does
+    # does not rotate by EXIF, unlike other modes
+    whole = cv2.imdecode(content, cv2.IMREAD_UNCHANGED)
     if whole is not None and whole.shape[2:] == (4,) and whole[..., 3].min() < whole[..., 3].max():
         raise ValueError(TRANSPARENT)
     return torch.from_numpy(found[..., ::-1].copy())

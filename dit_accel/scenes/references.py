@@ -1,4 +1,5 @@
-"""Reference files as further rows of the batch, behind the user's, and cut off again.
+"""Adds reference files as rows of the batch after the user's rows, and removes them from the
+output.
 
 Frames and prompts come in; a forward's arguments get more rows, and its output loses them. A clip
 is encoded once per call with the pipeline's VAE. At every step its clean latents get noise of the
@@ -21,7 +22,8 @@ from dit_accel.core.session import Session
 from dit_accel.scenes.subject_text import SubjectPrompts
 
 NAMES = ("hidden_states", "timestep", "encoder_hidden_states")
-SEED_OFFSET = 15_485_863  # so that equal seeds do not give a reference the noise of the user's clip
+# so that a reference does not get the noise of the user's clip if seeds are equal
+SEED_OFFSET = 15_485_863
 
 
 class ReferenceClips:
@@ -31,7 +33,7 @@ class ReferenceClips:
         frames: one clip per file, `(T, H, W, 3)` in [0, 1], of any length and size (an image has
             T = 1); resized and resampled to the user's clips.
         texts: the prompt of each; None: that of the first row is used.
-        seed: of the noise.
+        seed: the seed of the noise.
         first: number of the user's rows, which come before these.
     """
 
@@ -58,7 +60,7 @@ class ReferenceClips:
         """Patch `prepare_latents`, to encode the files there.
 
         Raises:
-            ValueError: the scheduler does not do flow matching.
+            ValueError: the scheduler does not use flow matching.
         """
         if not self.frames:
             return
@@ -79,7 +81,7 @@ class ReferenceClips:
 
     @torch.no_grad()
     def _encode(self, pipe: Any, like: torch.Tensor) -> None:
-        """Set the clips' latents, in the size of the user's, and their noise."""
+        """Set the clips' latents, with the size of the user's latents, and their noise."""
         vae = pipe.vae
         frames = (like.shape[2] - 1) * pipe.vae_scale_factor_temporal + 1
         size = [side * pipe.vae_scale_factor_spatial for side in like.shape[3:]]
@@ -97,7 +99,7 @@ class ReferenceClips:
     def extend(
         self, args: tuple[Any, ...], kwargs: dict[str, Any], session: Session, texts: SubjectPrompts
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """A forward's arguments with these rows behind the user's.
+        """A forward's arguments with these rows after the user's rows.
 
         Raises:
             RuntimeError: the clips are not encoded, because the pipeline was not called.
@@ -130,7 +132,7 @@ class ReferenceClips:
 
 
 def _text_row(one: torch.Tensor | None, text: torch.Tensor) -> torch.Tensor:
-    """A file's text; that of the first row where there is none, or its length differs."""
+    """The text of a file; that of the first row if the file has none, or if its length differs."""
     return text[:1] if one is None or one.shape[1:] != text.shape[1:] else one.to(text)
 
 

@@ -5,13 +5,13 @@ each axis and for each latent frame, a box map [r0, r1] -> [t0, t1] gives new po
 
     p' = (p + 1/2 - r0) (t1 - t0) / (r1 - r0) + t0 - 1/2
 
-"Key-side": the reference's keys are rotated at p'. "Query-side", for boxes that move unlike their
-references: the keys stay, and the queries that read them are rotated at the inverse map, in a part
-of their own (`attention/lse_merge.py`). For translations both are equal. Positions are latent
+"Key-side": the reference's keys are rotated at p'. "Query-side", for boxes that move differently
+from their references: the keys stay. The queries that read them are rotated at the inverse map, in
+a separate part (`attention/lse_merge.py`). For translations both are equal. Positions are latent
 frame, row and column, in tokens. It knows Wan's rotary table, and no attention.
 
 Source: IR-Diffusion (arXiv 2411.19261), reposition attention, whose code resamples the tokens of a
-model without positions. We move the positions instead: our reading.
+model without positions. In our reading, the positions move instead.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import torch
 from dit_accel.core.checks import require
 from dit_accel.core.tokens import TokenGrid
 
-SCALES = (0.5, 2.0)  # beyond, neighbouring tokens would be too far apart, or too close
+SCALES = (0.5, 2.0)  # outside of these, neighbouring tokens would be too far apart, or too close
 THETA = 10_000.0
 
 Rotary = tuple[torch.Tensor, torch.Tensor]

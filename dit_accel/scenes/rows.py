@@ -1,8 +1,9 @@
-"""What a scene needs of each row of the batch: the class of each token, and what it reads.
+"""The data that a scene needs for each row of the batch: the class of each token, and what the row
+reads.
 
 Coverage and a `SceneConfig` come in; `TokenRow`s and gather plans go out. Shots are the rows of one
-batch, in order, followed by reference files. So a reference is denoised along with its readers:
-at each step and layer its row has just made the keys and values that are read. It knows no model,
+batch, in order, followed by reference files. So a reference is denoised together with its readers:
+at each step and layer, its row has just made the keys and values that are read. It knows no model,
 pipeline or file. Shapes as in `core/tokens.py`.
 
 Source: IR-Diffusion (arXiv 2411.19261) runs references and target as one batch too.
@@ -24,7 +25,7 @@ from dit_accel.scenes.reposition import Rotary
 
 BACKGROUNDS = ("open", "closed")
 Fractions = tuple[float, float]
-Tables = Callable[[torch.Tensor], Rotary]  # of positions `(n, 3)` float64
+Tables = Callable[[torch.Tensor], Rotary]  # from positions `(n, 3)` float64
 
 
 @dataclass(frozen=True)
@@ -43,12 +44,12 @@ class SceneConfig:
         text: weight of a subject's own prompt against the scene's, in its tokens, 0 to 1.
         steps, text_steps, share_steps: half-open fractions of the run in which subjects are
             isolated, have their own prompts, and read references. Places and colours are decided
-            early; later, isolation costs subjects their shapes, and reading makes them copy the
+            early. Later, isolation would damage the shapes of subjects, and reading would copy the
             reference's motion (docs/scenes.md).
         share_layers: half-open fraction of the layers in which references are read. The source's
             code uses the second half; on the miniature that has a quarter of the effect.
         least: fraction of a token that a subject must cover to own it, above 0, up to 1.
-        seed: of the noise of reference files, >= 0.
+        seed: the seed of the noise of reference files, >= 0.
 
     Raises:
         ValueError: a value is out of range.
@@ -105,7 +106,7 @@ class ActiveParts:
         return ActiveParts(*(a and b for a, b in zip(astuple(self), astuple(other), strict=True)))
 
 
-SPANS = {  # by the name in `ActiveParts`: in words, and the setting that says when it is active
+SPANS = {  # by the name in `ActiveParts`: its name in texts, and the setting for when it is active
     "isolation": ("Isolation", "steps"),
     "reads_references": ("Reading of references", "share_steps"),
     "own_text": ("The subjects' own text", "text_steps"),
@@ -113,7 +114,7 @@ SPANS = {  # by the name in `ActiveParts`: in words, and the setting that says w
 
 
 def wanted(config: SceneConfig) -> ActiveParts:
-    """The parts that are on."""
+    """The parts that are switched on."""
     return ActiveParts(config.isolate, config.share, config.text > 0)
 
 
@@ -153,10 +154,10 @@ class ClipRow:
     """One clip of the batch.
 
     Args:
-        name: for messages.
+        name: the name of the row in messages.
         coverage: `(S, F, rows, columns)`, fractions from 0 to 1.
         z: one number per subject; the highest gets tokens that several cover.
-        links: what its subjects read.
+        links: the references that its subjects read.
     """
 
     name: str
@@ -170,11 +171,11 @@ class ReferenceTokens:
     """The tokens of a row that a subject reads, and their rotary embedding.
 
     Args:
-        label: class of the reading subject.
-        row: of the batch, that is read.
+        label: the class of the reading subject.
+        row: the row of the batch that is read.
         tokens: `(n,)` int64, indices in that row.
-        keys: rotary embedding of the keys, `(1, n, 1, D)` each; LTX has one for each head.
-        queries: that of the reading queries, `(1, N, 1, D)` each; None: their own.
+        keys: the rotary embedding of the keys, `(1, n, 1, D)` each; LTX has one for each head.
+        queries: the rotary embedding of the reading queries, `(1, N, 1, D)` each; None: their own.
     """
 
     label: int
@@ -235,11 +236,11 @@ class TokenRow:
 def token_rows(
     rows: Sequence[ClipRow], grid: TokenGrid, config: SceneConfig, tables: Tables
 ) -> tuple[TokenRow, ...]:
-    """All rows of a batch in tokens; `grid` is that of one row, `tables` makes the rotary embedding
-    of positions.
+    """All rows of a batch in tokens. `grid` is the grid of one row, and `tables` makes the rotary
+    embedding of positions.
 
     Raises:
-        ValueError: a row's coverage is not of this grid, or a subject has no token.
+        ValueError: a row's coverage does not have this grid, or a subject has no token.
     """
     shape = (grid.frames, grid.height, grid.width)
     classes = []
@@ -271,7 +272,7 @@ def _source(
     made = ReferenceTokens(link.subject + 1, link.row, tokens, native, None)
     seen = bool((classes[row] == link.subject + 1).any())
     if not config.reposition or not len(tokens) or not seen:
-        return made  # off, or no token reads or is read
+        return made  # reading is off, or no token reads or is read
     source = reposition_maps.subject_boxes(rows[link.row].coverage[link.source])
     target = reposition_maps.subject_boxes(rows[row].coverage[link.subject])
     to_target = reposition_maps.box_map(source, target, config.alpha)
@@ -281,7 +282,7 @@ def _source(
 
 
 def gather_plan_for(row: TokenRow, active: ActiveParts, config: SceneConfig) -> GatherPlan:
-    """What a row's attention computes where these parts are active."""
+    """The gather plan of a row's attention when these parts are active."""
     isolation = config.isolation if active.isolation else "off"
     reads = active.reads_references and row.sources
     return masks.gather_plan(row.labels, isolation, row.references if reads else None)

@@ -1,11 +1,11 @@
 """Subjects' own prompts at the cross-attentions: a subject's tokens also read their own prompt.
 
-Prompts come in; blended outputs of the cross-attentions go out. `SubjectPrompts` has the pipeline
-encode them when it encodes the user's, and embeds them once per run. `SubjectTextProcessor` makes
-the stock call, then a second one for each subject's tokens with its own text, and blends them. It
-does not know which parts are active (`scenes/isolation.py`).
+Prompts come in; blended outputs of the cross-attentions go out. `SubjectPrompts` makes the pipeline
+encode them together with the user's prompt, and embeds them once per run. `SubjectTextProcessor`
+makes the stock call, then a second one for each subject's tokens with its own text, and blends
+them. It does not know which parts are active (`scenes/isolation.py`).
 
-Source: IR-Diffusion (arXiv 2411.19261), whose code weighs 0.9 to 0.1.
+Source: IR-Diffusion (arXiv 2411.19261), whose code has weights of 0.9 and 0.1.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ from dit_accel.core.families import Family
 from dit_accel.core.patching import Patches
 from dit_accel.core.session import Session
 
-Wanted = Callable[[int], list[tuple[int, int, str]]]  # clips of a call -> row, class, prompt
+# from the number of clips in a call: row, class, prompt
+Wanted = Callable[[int], list[tuple[int, int, str]]]
 SubjectText = tuple[int, torch.Tensor, torch.Tensor, float]  # row, tokens, text, weight
 
 
@@ -67,7 +68,7 @@ class SubjectPrompts:
         return encode_prompt
 
     def embedded(self, transformer: str) -> dict[tuple[int, int], torch.Tensor]:
-        """Texts `(1, L, C)` as a transformer's blocks take them, by row and class."""
+        """The embedded texts `(1, L, C)` for a transformer's blocks, by row and class."""
         if transformer not in self._embedded:
             module = self.session.transformers[transformer]
             embed = module.get_submodule(self.family.text_embedder or "")
@@ -79,7 +80,8 @@ class SubjectPrompts:
 
 
 def _without_padding(rows: torch.Tensor, *others: Any) -> list[torch.Tensor]:
-    """Texts `(1, L, C)` of `(P, L, C)`, cut where a mask `(P, L)` among the others has padding."""
+    """Texts `(1, L, C)` from `(P, L, C)`. If the others include a mask `(P, L)`, padding is cut
+    off."""
     shaped = (x for x in others if isinstance(x, torch.Tensor) and x.shape == rows.shape[:2])
     mask = next((x for x in shaped if not x.is_floating_point()), None)
     lengths = [rows.shape[1]] * len(rows) if mask is None else mask.sum(1).long().tolist()

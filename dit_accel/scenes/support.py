@@ -1,7 +1,8 @@
-"""Check whether a pipeline's attentions can carry a scene, and install their stages.
+"""Checks whether a pipeline's attentions can carry out a scene, and installs their stages.
 
 A family, a transformer or an attention comes in; an error names what is not accepted, before
-anything runs. It knows what the stages cover, not what a scene does with them. Source: ours.
+anything runs. It knows which attentions the stages support, and does not know what a scene does
+with them. Source: ours.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ def check_family(family: Family) -> None:
     """Refuse a family whose attentions have no stages.
 
     Raises:
-        ValueError: it has none; names the families that have.
+        ValueError: the family has none; the message names the families that have stages.
     """
     if family.name not in GEOMETRIES:
         accepted = ", ".join(f.name for f in FAMILIES.values() if f.name in GEOMETRIES)
@@ -32,7 +33,7 @@ def check_family(family: Family) -> None:
 
 
 def check_files(family: Family, frames: Sequence[torch.Tensor]) -> None:
-    """Refuse references that are files in a family that encodes and packs latents otherwise."""
+    """Refuse references that are files, if the family encodes and packs latents in another way."""
     if frames and family.name != "wan":
         raise ValueError(
             f"a reference is a file, and the family is {family.name}; accepted: another shot of "
@@ -47,20 +48,20 @@ def check_text_only(cross: Any) -> None:
 
 
 def check_no_image(module: Any) -> None:
-    """Refuse a transformer whose first frame, or further channels, are an image."""
+    """Refuse a transformer that gets an image, as its first frame or in further channels."""
     kind = module.config.get("image_condition_type")
     if kind is not None:
         raise ValueError(f"the transformer reads an image too ({kind}); accepted: text to video")
 
 
 def check_undivided(processor: Any) -> None:
-    """Refuse an attention whose tokens are split among devices."""
+    """Refuse an attention whose tokens are divided among devices."""
     if getattr(processor, "_parallel_config", None) is not None:
         raise ValueError("context parallelism is on; accepted with a layout: no parallelism")
 
 
 def check_rotary(module: Any, family: Family) -> torch.dtype:
-    """Refuse rotary angles other than those of `scenes/geometry.py`; returns their dtype."""
+    """Refuse rotary angles other than those of `scenes/geometry.py`. Returns their dtype."""
     if getattr(module, family.rotary or "", None) is None:
         raise ValueError(f"{type(module).__name__} has no {family.rotary}; accepted: rotary angles")
     theirs = stock_tables(module, family.name, (2, 2, 2))
@@ -78,7 +79,7 @@ def staged(attn: Any, patches: Patches) -> StagedAttnProcessor:
     """Install stages on one attention.
 
     Raises:
-        ValueError: pruned attention uses them, whose blocks know no classes.
+        ValueError: pruned attention uses the stages, and its blocks do not know classes.
     """
     if isinstance(attn.processor, StagedAttnProcessor):
         raise ValueError(
