@@ -1,8 +1,8 @@
-"""The `dit-accel` command: one file a verb.
+"""The `dit-accel` command, with one file for each verb.
 
-In: the words on the command line. Out: the verb's output, and an exit code.
-Knows the verbs; its help imports neither torch nor diffusers. A new verb is one file with one
-function and one row of `VERBS`; a verb with verbs of its own is a file with a `typer.Typer`. Ours.
+In: the words on the command line. Out: the verb's output, and an exit code. Knows the verbs; its
+help imports neither torch nor diffusers. A new verb is one file with one function, and one row of
+`VERBS`. A verb that has verbs itself is a file with a `typer.Typer`. Ours.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ VERBS: dict[str, Callable[..., None]] = {
     "doctor": doctor,
 }
 
-# Options that had another name, which is still accepted.
+# Old names of options, which are still accepted.
 _RENAMED = {"static": "deterministic", "force": "force-profile", "out": "output"}
 app = typer.Typer(
     cls=Verbs,
@@ -61,7 +61,7 @@ app.add_typer(layout, name="layout")
 def main() -> None:
     """The entry point of the console script."""
     for name, level in (("OPENCV_FFMPEG_LOGLEVEL", "-8"), ("OPENCV_LOG_LEVEL", "OFF")):
-        # cv2 reads these when it is imported; its failures are raised as errors anyway
+        # cv2 reads these when it is imported; its failures raise errors anyway
         os.environ.setdefault(name, level)
     app(prog_name="dit-accel")
 

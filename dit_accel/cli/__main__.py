@@ -1,4 +1,4 @@
-"""`python -m dit_accel.cli`: the command where its script is not on the path."""
+"""`python -m dit_accel.cli`: the command, if its script is not on the path."""
 
 from dit_accel.cli import main
 

@@ -1,7 +1,7 @@
 """`dit-accel bench`: the speed of methods on transformers of real size, with random weights.
 
-In: names of checkpoints and methods. Out: a table each, or one JSON object.
-Knows sizes and options; `evaluation/speed.py` measures. Nothing is downloaded. Ours.
+In: names of checkpoints and methods. Out: a table for each checkpoint, or one JSON object. Knows
+sizes and options; `evaluation/speed.py` measures. Nothing is downloaded. Ours.
 """
 
 from __future__ import annotations
@@ -105,7 +105,7 @@ def _case(row: Denoiser, given: BenchOptions, device: str, dtype: str) -> Benchm
 
 
 def _measure(case: BenchmarkCase, settings: Any, given: BenchOptions) -> dict[str, Any]:
-    """Run the methods on one model and print their table, or return the record alone."""
+    """Run the methods on one model and print their table; for JSON only return the record."""
     from rich.console import Console
 
     from dit_accel.evaluation import speed
@@ -123,7 +123,8 @@ def _measure(case: BenchmarkCase, settings: Any, given: BenchOptions) -> dict[st
 
 
 def _with_half(methods: str, steps: int) -> str:
-    """`fewer-steps` without a number is half the steps; its own default may be too many."""
+    """`fewer-steps` without a number means half the steps, because its own default may be too
+    many."""
     half = f"fewer-steps:{steps // 2}"
     parts = (part.strip() for part in methods.split(","))
     return ",".join(half if part == "fewer-steps" else part for part in parts)

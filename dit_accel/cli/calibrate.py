@@ -45,9 +45,9 @@ if TYPE_CHECKING:
     from dit_accel.models.loading import LoadableModel
     from dit_accel.planning.profile import Profile
 
-FIRST_SEED = 1000  # far from the seeds that clips are usually made and compared with
+FIRST_SEED = 1000  # far from the seeds that are usual for clips and comparisons
 PROBED = 3
-ENOUGH = 12  # prompts
+ENOUGH = 12  # prompts that are enough
 STAMP = "calibration.json"
 
 
@@ -167,13 +167,13 @@ def _check_numbers(settings: Settings, speedups: tuple[float, ...] | None) -> No
 def _check_out(path: Path, given: CalibrateOptions) -> None:
     from dit_accel.planning.profile import SUFFIX
 
-    # an interrupted calibration leaves the profile of what was done
+    # an interrupted calibration saves a profile of the work so far
     goes_on = (_work(given, path) / STAMP).is_file()
     check_file("--output", path, suffixes=(SUFFIX,), overwrite=given.overwrite or goes_on)
 
 
 def _in_cache(pipe: Any, given: CalibrateOptions) -> Path:
-    """Where `generate` looks for the profile of a model that has none in its folder."""
+    """The path where `generate` looks for the profile of a model without one in its folder."""
     from dit_accel.planning.lookup import cached_path, profile_key
 
     path = cached_path(profile_key(pipe))
@@ -216,7 +216,7 @@ def _clips(prompts: tuple[EvaluationPrompt, ...], settings: Settings) -> list[Cl
 
 
 def _open(work: Path, model: LoadableModel, settings: Settings) -> None:
-    """Begin or continue a work folder; refuse one that has something else."""
+    """Begin or continue a work folder. Refuse one that has other content."""
     from dit_accel.evaluation.jobs import fingerprint
 
     shown, stamp = f"--work is {str(work)!r}", work / STAMP
@@ -252,7 +252,7 @@ def _measure(
     from dit_accel.planning.sampler import NotLinearError
 
     usual = FEW_SPEEDUPS if given.minutes else measuring.SPEEDUPS
-    with refused():  # the work folder is of something else
+    with refused():  # the work folder belongs to another calibration
         calibration = measuring.CalibrationRun(
             pipe, clips, speedups=speedups or tuple(s for s in usual if s <= settings.steps / 2),
             probes=given.probes, probed=min(PROBED, len(clips)), batch=given.batch,
@@ -286,7 +286,7 @@ def _keep(profile: Profile | None, out: Path, model: str) -> None:
 
 @contextlib.contextmanager
 def _progress(calibration: CalibrationRun, given: CalibrateOptions) -> Iterator[None]:
-    """Shows what the calibration does: how much of its minutes is over, or of its work."""
+    """Shows the progress of the calibration: the share of its minutes, or of its work."""
     from dit_accel.calibration.calibrate import probe_steps
     from dit_accel.cli.common.progress import Pace, minutes_bar, pace_bar
 
@@ -306,7 +306,7 @@ def _progress(calibration: CalibrationRun, given: CalibrateOptions) -> Iterator[
 
 
 def _say_estimate(estimate: Estimate, *, plans: int) -> None:
-    """What the minutes are on this machine."""
+    """Say how many runs the minutes allow on this machine."""
     say(
         f"a step takes {estimate.step_seconds:.3g} s, and an uncached run "
         f"{estimate.run_seconds:.3g} s. "
@@ -322,7 +322,7 @@ def _show(out: Path, profile: Profile, before: str | None, *, as_json: bool) -> 
     """Print what was measured.
 
     Args:
-        before: what runs are planned from without it.
+        before: the data that runs are planned from without the new profile.
     """
     from dit_accel.cli.common.tables import candidate_rows, candidate_table
 

@@ -1,4 +1,5 @@
-"""`dit-accel doctor`: what this machine has, what really works, what it gains, and what is missing.
+"""`dit-accel doctor`: shows what this machine has, what really works and how fast, and what is
+missing.
 
 In: nothing. Out: a list, or JSON.
 Knows packages by name. It tries each attention backend on a small tensor, and times those that work
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from dit_accel.cli.common.text import Row
     from dit_accel.models.backends import Attempt
 
-# Package -> what it is needed for, and the extra that brings it.
+# By package: what it is needed for, and the extra that installs it.
 OPTIONAL = {
     "peft": ("--lora", None),
     "bitsandbytes": ("--quantize bnb4, bnb8", None),
@@ -42,9 +43,10 @@ OPTIONAL = {
 }
 
 
-TIMED_TOKENS = {"cpu": 512, "cuda": 8192}  # of the attention that is timed: tens of milliseconds
+# tokens of the timed attention, which takes tens of milliseconds
+TIMED_TOKENS = {"cpu": 512, "cuda": 8192}
 TIMED_HEADS, TIMED_WIDTH = 8, 64
-CALLS = 3  # of which the quickest counts
+CALLS = 3  # the quickest call counts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,8 +117,8 @@ def _devices() -> dict[str, dict[str, Any]]:
 
 
 def _gains(backends_here: list[str], device: str) -> dict[str, Any]:
-    """Seconds of one attention by each backend, and of one matrix product in each dtype; and why
-    pruned attention has no kernel here."""
+    """Seconds of one attention with each backend, and of one matrix product in each dtype; and the
+    reason why pruned attention has no kernel here."""
     import torch
 
     from dit_accel.attention import kernels
@@ -147,7 +149,7 @@ def _gains(backends_here: list[str], device: str) -> dict[str, Any]:
 
 
 def _seconds(work: Callable[[], object], device: str) -> float | None:
-    """Of the quickest of some calls, after a first one; None where it fails."""
+    """Seconds of the quickest of some calls, after a first one; None if a call fails."""
     from dit_accel.core.measure import Stopwatch
 
     found = []
@@ -156,7 +158,7 @@ def _seconds(work: Callable[[], object], device: str) -> float | None:
             with Stopwatch(device) as watch:
                 work()
             found.append(watch.seconds)
-    except Exception:  # kernels raise anything
+    except Exception:  # kernels may raise any error
         return None
     return min(found[1:])
 
@@ -187,7 +189,7 @@ def _rows(content: dict[str, Any]) -> list[Row]:
     rows.append(("attention", where))
     others = {n: one["why"] for n, one in content["attention"].items() if not one["works"]}
     hub = [name for name, why in others.items() if why == FROM_HUB]
-    # of diffusers' messages about a missing package only the way to get it
+    # of diffusers' messages about a missing package, show only how to install it
     reasons = {n: why.rpartition("too old. ")[2] for n, why in others.items() if n not in hub}
     rows += [("", f"{name}: {why}") for name, why in reasons.items()]
     rows += [("", f"not tried, as they are downloaded: {', '.join(hub)}")] if hub else []
@@ -199,7 +201,7 @@ def _rows(content: dict[str, Any]) -> list[Row]:
 
 
 def _gain_rows(gains: dict[str, Any]) -> list[Row]:
-    """What was timed, as multiples of the speed of the first."""
+    """The measured times, as multiples of the speed of the first."""
     pruned = gains["pruned_attention"]
     return [
         ("gains", f"attention, {gains['tokens']} tokens: {_times(gains['attention_seconds'])}"),

@@ -1,7 +1,8 @@
-"""`dit-accel evaluate`: many prompts by many methods, scored against the uncached model.
+"""`dit-accel evaluate`: runs many prompts with many methods, and scores them against the uncached
+model.
 
 In: prompts, methods and metrics. Out: a folder of results, which can be continued, and a table.
-Knows the order of the work; `evaluation/` does it. Ours.
+Knows the order of the work; `evaluation/` does the work. Ours.
 """
 
 from __future__ import annotations
@@ -146,7 +147,7 @@ def _show(store: Store, spec: EvaluationSpec, given: EvaluateOptions) -> None:
 
 @contextlib.contextmanager
 def _as_command_errors() -> Iterator[None]:
-    """Errors of the evaluation as errors of a command."""
+    """Turn errors of the evaluation into errors of a command."""
     from dit_accel.evaluation.runner import ChildFailed
     from dit_accel.evaluation.store import StoreError
 

@@ -1,4 +1,4 @@
-"""The options of `dit-accel evaluate`, checked, and as jobs in its folder.
+"""Checks the options of `dit-accel evaluate`, and makes jobs in its folder from them.
 
 In: the options. Out: an `EvaluationSpec` and an open `Store`.
 Knows prompts, methods and metrics by name; runs nothing. Ours.
@@ -68,7 +68,7 @@ class EvaluateOptions(ClipOptions):
 def spec_of(
     given: EvaluateOptions, model: LoadableModel, device: str, dtype: str
 ) -> EvaluationSpec:
-    """What is to be run, with every name and number checked.
+    """The evaluation to run, with every name and number checked.
 
     Raises:
         BadInput: an option is not accepted.
@@ -79,7 +79,7 @@ def spec_of(
     from dit_accel.evaluation import jobs
     from dit_accel.evaluation.methods import METHODS, parse_list
 
-    # the manifest has this text, so that folders of earlier versions can be continued
+    # the manifest has this text, so folders of earlier versions can be continued
     settings = resolve(given, model, device=device, dtype=dtype, prompt="(from the file)")
     floor = f",{NOISE_FLOOR}" if given.noise_floor else ""
     with refused("--methods: "):
@@ -133,13 +133,14 @@ def _check_planned(given: EvaluateOptions, methods: list[str]) -> None:
 def sources_of(
     given: EvaluateOptions, spec: EvaluationSpec, model: LoadableModel, device: str
 ) -> dict[str, bytes]:
-    """What the plans are made from, by the spec's fields: the profile; without one, what was learnt
-    of the pipeline by now, so that clips that are made meanwhile change no later plan.
+    """The data that the plans are made from, by the fields of the spec: the profile; without one,
+    what was learnt about the pipeline so far. Clips that are made meanwhile do not change later
+    plans.
 
-    Nothing where the prior stands alone, no method plans, or the folder has its sources already.
+    It is empty if only the prior is used, no method plans, or the folder has its sources already.
 
     Raises:
-        BadInput: the profile cannot be read, or nothing is known of such runs.
+        BadInput: the profile cannot be read, or no plan can be made for such runs.
         StoreError: the folder's manifest cannot be read.
     """
     from dit_accel.cli.run import known
@@ -200,7 +201,7 @@ def _seeds(text: str) -> tuple[int, ...]:
 
 
 def own_device(device: str) -> str:
-    """The GPU of this process, where a launcher started several on one machine."""
+    """The GPU of this process, if a launcher started several processes on one machine."""
     local = os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID"))
     return f"cuda:{int(local)}" if device == "cuda" and local else device
 
@@ -208,12 +209,12 @@ def own_device(device: str) -> str:
 def opened(
     given: EvaluateOptions, spec: EvaluationSpec, sources: dict[str, bytes]
 ) -> tuple[Store, EvaluationSpec]:
-    """The folder, new or continued, with what plans are made from in it; and the jobs as it has
-    them.
+    """The folder, new or continued, with the files that plans are made from; and the spec as the
+    folder has it.
 
     Raises:
-        BadInput: it cannot be written to.
-        StoreError: it is of another evaluation.
+        BadInput: the folder cannot be written.
+        StoreError: the folder belongs to another evaluation.
     """
     from dit_accel.evaluation.store import Store, name_of
 

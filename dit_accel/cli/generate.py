@@ -1,4 +1,4 @@
-"""`dit-accel generate`: a clip from a prompt, from each of a file, or a layout's, accelerated.
+"""`dit-accel generate`: makes accelerated clips from a prompt, a file of prompts, or a layout.
 
 In: the options. Out: the clip, its JSON sidecar, and with `--compare` the uncached reference.
 Knows the order of the work; each part of it is in `cli/run/`. Ours.
@@ -71,7 +71,7 @@ def generate(request: Request) -> None:
 
 
 def _many(request: Request, source: Path) -> None:
-    """The clips of a prompt file, those that are not there yet."""
+    """Make the clips of a prompt file that do not exist yet."""
     from dit_accel.cli.run import batch, summary
 
     prompts = writing.read_prompts("--prompt-file", source, None)
@@ -124,7 +124,8 @@ def _muted(request: Request) -> contextlib.AbstractContextManager[object]:
 
 
 def _resolve(request: Request, layout: Layout | None) -> tuple[LoadableModel, Settings]:
-    """The model's folder and every setting; what can be refused without weights is refused."""
+    """The model's folder and every setting. Settings that can be refused without weights are
+    refused."""
     from dit_accel.cli.run.settings import check_site, locate, read_strides, resolve
     from dit_accel.cli.run.target import check_planned_steps, read_profile, target_option
     from dit_accel.config import PlannedConfig, ThresholdConfig
@@ -156,7 +157,7 @@ def _resolve(request: Request, layout: Layout | None) -> tuple[LoadableModel, Se
 
 
 def _say_memory(request: Request, model: LoadableModel, settings: Settings) -> dict[str, Any]:
-    """Say what memory the run takes, and return it for the record."""
+    """Print how much memory the run needs, and return it for the record."""
     from dit_accel.cli.run import memory
     from dit_accel.models.setup import OFFLOADS
 
@@ -187,7 +188,7 @@ def _load(request: Request, model: LoadableModel, settings: Settings) -> Any:
 def _run(
     request: Request, pipe: Any, settings: Settings, label: str = "accelerated"
 ) -> tuple[RunTarget, Generation, Generation | None]:
-    """The accelerated clip, made after its uncached reference where there is one."""
+    """Make the accelerated clip, after its uncached reference if one is wanted."""
     from dit_accel.cli.common.progress import StepBar
     from dit_accel.cli.run import prompt_check, run
     from dit_accel.cli.run.summary import announcement
@@ -224,7 +225,7 @@ def _write(
     layout: Layout | None,
     **more: Any,
 ) -> dict[str, Any]:
-    """Write every file or none; returns the content of the sidecar."""
+    """Write every file or none. Returns the content of the sidecar."""
     from dit_accel.cli.run.sidecar import record
 
     compared = result, uncached
@@ -244,7 +245,7 @@ def _write(
 
 
 def _status(text: str, *, quiet: bool) -> contextlib.AbstractContextManager[object]:
-    """A spinner while the body runs, which leaves nothing behind."""
+    """Show a spinner while the body runs; it leaves no line behind."""
     if quiet:
         return contextlib.nullcontext()
     from rich.console import Console

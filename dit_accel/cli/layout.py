@@ -1,4 +1,4 @@
-"""`dit-accel layout`: check a layout file, or draw it.
+"""`dit-accel layout`: checks a layout file, or draws it.
 
 In: a layout file. Out: its content as text or JSON, or a picture.
 Knows files and sizes; runs no model. Ours.
@@ -33,7 +33,7 @@ layout = typer.Typer(cls=Verbs, help="Check a layout file, or draw it.", no_args
 
 @dataclass(frozen=True, kw_only=True)
 class LayoutFile:
-    """What both verbs have."""
+    """The options of both verbs."""
 
     file: Path = argument(..., "A layout (YAML or JSON).", "FILE")
     outside: bool = option(False, "Allow files outside the layout's folder.")
@@ -41,7 +41,7 @@ class LayoutFile:
     verbose: bool = options.verbose()
 
     def load(self) -> Layout:
-        """The layout; refuses a file that is none."""
+        """The layout. A file that is not a layout is refused."""
         from dit_accel.layout import load
 
         with refused(f"FILE is {str(self.file)!r}: ", (ValueError, OSError)):
@@ -116,7 +116,8 @@ def preview(given: PreviewOptions) -> None:
 
 
 def _mask_lengths(found: Layout) -> dict[str, int]:
-    """Frames of the masks, by shot that has any; refuses masks of one shot of unequal length."""
+    """The number of frames of the masks, for each shot with masks. Masks of unequal length in one
+    shot are refused."""
     from dit_accel.layout import LayoutError, mask_chunks
 
     lengths: dict[str, int] = {}

@@ -1,8 +1,8 @@
-"""A layout as a picture: the boxes and ids of each shot, over its frames and its token grid.
+"""Draws a layout: the boxes and ids of each shot, over its frames and its token grid.
 
-In: shots, and the subject of each token. Out: frames, as a sheet or as a film.
-Knows Pillow; reads and writes no file. Tokens are tinted as a run assigns them: the grid is coarser
-than the boxes, and the picture shows that. Ours.
+In: shots, and the subject of each token. Out: frames, as a sheet or as a film. Knows Pillow; reads
+and writes no file. Tokens have the colour of the subject that a run assigns them to. The grid is
+coarser than the boxes, and the picture shows that. Ours.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ COLOURS = ((86, 180, 233), (230, 159, 0), (0, 158, 115), (204, 121, 167), (240, 
            (213, 94, 0))  # fmt: skip
 PAPER, INK, FAINT, SOIL = (250, 250, 248), (32, 36, 42), (120, 126, 134), (62, 66, 72)
 EDGE, GAP, SIDE = 20, 10, 256  # pixels: margin, between frames, shorter side of a frame
-TINT, FAINT_TINT = 0.55, 0.3  # of tokens, over grey and over a clip
+TINT, FAINT_TINT = 0.55, 0.3  # opacity of tokens, over grey and over a clip
 
 
 @dataclass(frozen=True)
@@ -35,11 +35,11 @@ class Drawn:
     """One shot, ready to be drawn.
 
     Args:
-        shot: of the layout.
+        shot: the shot of the layout.
         labels: `(F, rows, columns)` int64: 0 background, i + 1 subject i.
-        grid: of the clip.
+        grid: the token grid of the clip.
         clip: `(T, H, W, 3)` uint8 frames to draw over; None: plain grey.
-        known: ids in the order of the layout: a subject has one colour in all shots.
+        known: ids in the order of the layout, so that a subject has one colour in all shots.
     """
 
     shot: Shot
@@ -49,13 +49,13 @@ class Drawn:
     known: tuple[str, ...] = ()
 
     def colour(self, index: int) -> tuple[int, ...]:
-        """Of a subject, by its index in the shot."""
+        """The colour of a subject, by its index in the shot."""
         id = self.shot.subjects[index].id
         return COLOURS[(self.known.index(id) if id in self.known else index) % len(COLOURS)]
 
 
 def sheet(shots: Sequence[Drawn], *, count: int = 5) -> Frames:
-    """All shots below each other, some frames of each: `(1, H, W, 3)` uint8."""
+    """A picture of all shots below each other, with some frames of each: `(1, H, W, 3)` uint8."""
     parts = [_strip(drawn, _moments(drawn.grid, count)) for drawn in shots]
     width = max(part.width for part in parts)
     page = Image.new("RGB", (width, sum(part.height for part in parts)), PAPER)
@@ -67,7 +67,8 @@ def sheet(shots: Sequence[Drawn], *, count: int = 5) -> Frames:
 
 
 def film(shots: Sequence[Drawn]) -> Frames:
-    """All shots after each other, every frame of each: `(T, H, W, 3)` uint8 of even sizes."""
+    """A film of all shots in sequence, with every frame of each: `(T, H, W, 3)` uint8 of even
+    sizes."""
     pages = [_strip(drawn, [frame]) for drawn in shots for frame in range(drawn.grid.num_frames)]
     width = max(page.width for page in pages) + 1 & ~1
     height = max(page.height for page in pages) + 1 & ~1
@@ -115,7 +116,7 @@ def _frame(drawn: Drawn, frame: int) -> Image.Image:
     tint = TINT if drawn.clip is None else FAINT_TINT
     picture = Image.blend(picture, _tints(drawn, frame, picture), tint)
     pen = ImageDraw.Draw(picture, "RGBA")
-    step = max(1, math.ceil(8 / scale))  # of a fine grid only some lines
+    step = max(1, math.ceil(8 / scale))  # only some lines of a fine grid
     for row in range(step, grid.height, step):
         y = round(row * scale)
         pen.line((0, y, wide, y), fill=(255, 255, 255, 46))
@@ -128,7 +129,7 @@ def _frame(drawn: Drawn, frame: int) -> Image.Image:
         subject = drawn.shot.subjects[index]
         if subject.mask is None:
             _box(pen, subject.box_at(frame / max(end, 1)), wide, high, drawn.colour(index))
-    for index in order:  # ids above all boxes
+    for index in order:  # ids are drawn above all boxes
         _tag(pen, drawn, index, frame, wide, high)
     return picture
 
@@ -202,7 +203,7 @@ def _legend(drawn: Drawn) -> list[tuple[tuple[int, ...], str]]:
 
 
 def _wrapped(text: str, font: ImageFont.FreeTypeFont, room: float, most: int = 3) -> list[str]:
-    """At most so many lines that fit; a longer text ends in "..."."""
+    """The text in at most this number of lines that fit. A longer text ends in "..."."""
     lines, line = [], ""
     for word in text.split():
         longer = f"{line} {word}".strip()

@@ -1,4 +1,4 @@
-"""The content of a layout, as text and as JSON.
+"""Shows the content of a layout, as text and as JSON.
 
 In: a layout. Out: lines on a console, or a dict.
 Knows no file and no model. Ours.
@@ -30,7 +30,7 @@ def show_layout(console: Console, found: Layout) -> None:
 
 
 def as_content(found: Layout, masks: dict[str, int]) -> dict[str, Any]:
-    """The same as JSON; `masks`: frames of the masks, by shot."""
+    """The content as JSON. `masks`: the number of frames of the masks, by shot."""
     shots = [
         {
             "id": shot.id,
@@ -90,5 +90,5 @@ def _boxes(subject: Subject) -> str:
 
 
 def _plain(text: str) -> str:
-    """One line, in which rich sees no markup."""
+    """The text in one line, in which rich finds no markup."""
     return escape(" ".join(text.split()))

@@ -1,4 +1,4 @@
-"""`dit-accel learned`: what runs taught of each pipeline, and how it is cleared.
+"""`dit-accel learned`: shows what was learnt from runs of each pipeline, and clears it.
 
 In: the options. Out: a table of the files in the user's cache, or JSON; with `--clear` or `--all`
 they are removed.
@@ -25,7 +25,7 @@ from dit_accel.core.files import reason_of
 if TYPE_CHECKING:
     from rich.table import Table
 
-NAME_LENGTHS = 8, 4  # of the digests of weights and sampler, as they are shown
+NAME_LENGTHS = 8, 4  # of the shown digests of weights and sampler
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,7 +78,7 @@ def _of_name(name: str, paths: list[Path]) -> Path:
 
 
 def _name(path: Path) -> str:
-    """What a file is called here: a model has one for each scheduler."""
+    """The name of a file in the list. A model has one file for each scheduler."""
     digests = zip(path.stem.split("-"), NAME_LENGTHS, strict=False)
     return "-".join(digest[:length] for digest, length in digests)
 
@@ -96,7 +96,7 @@ def _clear(paths: list[Path], *, quiet: bool) -> None:
 
 
 def _row(path: Path) -> dict[str, Any]:
-    """What is shown of a file; of a damaged one, why it cannot be read."""
+    """The row of a file; for a damaged file, the reason why it cannot be read."""
     from dit_accel.planning.learned import load
 
     changed = datetime.fromtimestamp(path.stat().st_mtime).isoformat(" ", "minutes")

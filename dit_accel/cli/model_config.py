@@ -1,7 +1,7 @@
 """The token grid of a model's clips, from its configuration files alone.
 
-In: a model and a size. Out: a `ModelConfig`.
-Knows no weights: of a hub id only configuration files are downloaded. Ours.
+In: a model and a size. Out: a `ModelConfig`. Knows no weights: for a hub id, only configuration
+files are downloaded. Ours.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ class ModelConfig:
     height: int
     width: int
     frames: int
-    call: dict[str, Any]  # defaults of the pipeline's call, by the folder or the pipeline
+    call: dict[str, Any]  # defaults of the pipeline's call, from the folder or the pipeline
 
     @property
     def grid(self) -> TokenGrid:
-        """The tokens of one clip; refuses a size that the model does not make."""
+        """The token grid of one clip. A size that the model cannot make is refused."""
         from dit_accel.cli.run.settings import check_sizes, latent_pixels, read_strides
         from dit_accel.core.tokens import TokenGrid, TokenStrides
 
@@ -44,7 +44,7 @@ def read(
     """Read the configuration of a model.
 
     Args:
-        height, width, frames: of its clips; None: the model's default.
+        height, width, frames: the size of its clips; None: the model's default.
 
     Raises:
         BadInput: the model or a size is not accepted.

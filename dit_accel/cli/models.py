@@ -1,4 +1,4 @@
-"""`dit-accel models`: the families of models that are supported, and the pipelines that were tried.
+"""`dit-accel models`: lists the supported families of models, and the pipelines that were tried.
 
 In: nothing. Out: two tables, or JSON.
 Knows the table of families, and the record of the trials; loads nothing. Ours.

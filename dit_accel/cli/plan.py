@@ -1,7 +1,7 @@
-"""`dit-accel plan`: the plan for a quality or a speedup, and what it is predicted to reach.
+"""`dit-accel plan`: shows the plan for a quality or a speedup, and its predicted quality.
 
-In: a profile, or what stands for it, and a target. Out: text, JSON or a picture.
-Knows profiles and schedulers; runs no model. Ours.
+In: a profile or a substitute, and a target. Out: text, JSON or a picture. Knows profiles and
+schedulers; runs no model. Ours.
 """
 
 from __future__ import annotations
@@ -55,11 +55,11 @@ class PlanOptions(options.VersionOptions):
 
 @dataclass(frozen=True)
 class ChosenPlan:
-    """A plan, the run that it is for, and its memory where the model is known.
+    """A plan, its run, and its memory if the model is known.
 
     Args:
         size: bytes of one cached tensor.
-        limited: what `--cache-memory` makes of all of them.
+        limited: the memory of all cached tensors under `--cache-memory`.
     """
 
     choice: PlanChoice
@@ -84,7 +84,7 @@ def plan(given: PlanOptions) -> None:
     if planned:
         from dit_accel.config.keywords import config_of
 
-        with refused():  # what is wrong with the target
+        with refused():  # errors of the target
             config_of(quality=given.quality, speedup=given.speedup)
     elif given.steps is not None or given.guidance is not None:
         name = "--steps" if given.steps is not None else "--guidance"
@@ -112,9 +112,9 @@ def _check_plot(path: Path, *, overwrite: bool) -> None:
 
 
 def _profile_and_model(given: PlanOptions) -> tuple[Path | None, Profile, LoadableModel | None]:
-    """The path is None where the prior stands for a profile; the model is None where the profile
-    was given without one: no model is needed then. Where a plan is asked for, the profile is the
-    one that a run would be planned by: with what was learnt."""
+    """The path, the profile and the model. The path is None if the prior replaces a profile. The
+    model is None if the profile was given without one, because then no model is needed. For a plan,
+    the profile is the one that a run would use, with what was learnt."""
     from dit_accel.cli.run.known import CALIBRATE, find_known
     from dit_accel.cli.run.target import read_profile
     from dit_accel.models.loading import (
@@ -149,7 +149,7 @@ def _profile_and_model(given: PlanOptions) -> tuple[Path | None, Profile, Loadab
 
 
 def _by_prior(given: PlanOptions, model: LoadableModel) -> Profile | None:
-    """What stands for a profile of a model that was not measured; None: nothing does."""
+    """The profile that is used for a model that was not measured; None: there is none."""
     from dit_accel.cli.run import known, settings
 
     defaults = settings.call_parameters(model) | settings.folder_defaults(model)
@@ -190,7 +190,8 @@ def _chosen(given: PlanOptions, profile: Profile, model: LoadableModel | None) -
             f"--steps is {steps}: the timesteps of {key.scheduler} are known only when a run "
             f"begins; accepted: {key.steps}, as calibrated"
         )
-    if not key.width:  # of no clips, as the prior's: a tensor's size is not known
+    # a profile without clips, such as the prior's: the size of a tensor is unknown
+    if not key.width:
         return ChosenPlan(choice, steps, guidance)
     size = plan_memory.latent_bytes(model, profile) if model is not None else None
     limit, width = bytes_of(given.cache_memory), plan_memory.value_bytes(profile)
@@ -199,7 +200,7 @@ def _chosen(given: PlanOptions, profile: Profile, model: LoadableModel | None) -
 
 
 def _keeps_noise(profile: Profile, model: LoadableModel | None) -> bool:
-    """Whether a plan may weigh the noise, as `choose` asks; without a model: as calibrated."""
+    """Whether a plan may weigh the noise, for `choose`; without a model: as calibrated."""
     from dit_accel.caching.chooser import gets_noise_alone
     from dit_accel.cli.run.settings import transformer_config
     from dit_accel.models.families import FAMILIES

@@ -1,4 +1,4 @@
-"""The memory that a run by a plan needs for cached values, and what a limit makes of it.
+"""Computes the memory that a planned run needs for cached values, with and without a limit.
 
 In: a plan, a model's configuration, a limit. Out: numbers of tensors and bytes.
 Knows what the executor caches; runs nothing. Ours.
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def cached_values(plan: Plan, branches: int) -> int:
-    """The most tensors of the latents' size that a run caches at once.
+    """The largest number of tensors of the latents' size that a run caches at once.
 
     These are the predictions that are still needed, of every branch, and the initial noise.
     """
@@ -33,18 +33,18 @@ def cached_values(plan: Plan, branches: int) -> int:
 
 
 def peak_cached_values(choice: PlanChoice) -> int:
-    """The same, of a chosen plan."""
+    """The same for a chosen plan."""
     return cached_values(choice.plan, len(choice.branch_weights))
 
 
 @dataclass(frozen=True)
 class MemoryUse:
-    """Cached values under a limit, where a GPU computes.
+    """The memory of cached values under a limit, on a GPU.
 
     Args:
         gpu: bytes in GPU memory.
-        packed: those of them that are packed.
-        bits: that they are packed to; None: none is packed.
+        packed: the part of these bytes that is packed.
+        bits: the number of bits that they are packed to; None: nothing is packed.
         offloaded: bytes in the CPU's memory.
     """
 
@@ -54,7 +54,7 @@ class MemoryUse:
     offloaded: int
 
     def describe(self) -> str:
-        """In words."""
+        """The memory as text."""
         text = f"with --cache-memory {bytes_text(self.gpu)} in GPU memory"
         if self.packed:
             text += f", {bytes_text(self.packed)} of them packed to {self.bits} bits"
@@ -64,7 +64,8 @@ class MemoryUse:
 
 
 def memory_use(choice: PlanChoice, limit: int | None, size: int, width: int) -> MemoryUse:
-    """What a limit makes of a plan's tensors, each of `size` bytes, its values of `width` bytes."""
+    """The memory of a plan's tensors under a limit. Each has `size` bytes, and each value `width`
+    bytes."""
     from dit_accel.core.quantization import OFFLOADED, choose_forms, packed_bytes, useful_bits
 
     bits = useful_bits(size // width, width, choice.min_bits)
@@ -81,7 +82,7 @@ def memory_use(choice: PlanChoice, limit: int | None, size: int, width: int) -> 
 
 
 def latent_bytes(model: LoadableModel, profile: Profile) -> int | None:
-    """The bytes of one tensor of the latents' size, as calibrated; None where it is not known."""
+    """The bytes of one tensor of the latents' size, as calibrated; None if unknown."""
     from dit_accel.cli.run.settings import latent_pixels, read_strides, transformer_config
 
     key, config = profile.key, transformer_config(model)

@@ -1,7 +1,7 @@
-"""A plan as a picture: its steps, and its predicted PSNR among the candidate plans.
+"""Draws a plan: its steps, and its predicted PSNR among the candidate plans.
 
-In: a profile and, where there is a target, a chosen plan. Out: a .png or .svg.
-Knows matplotlib, of the extra `report`; opens no window. Ours.
+In: a profile and, if there is a target, a chosen plan. Out: a .png or .svg. Knows matplotlib, of
+the extra `report`; opens no window. Ours.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def draw(
     """Write the picture.
 
     Args:
-        choice: the plan; None: the candidate plans alone.
+        choice: the plan; None: only the candidate plans are drawn.
         quality: the target in dB, drawn as a line.
 
     Raises:

@@ -1,4 +1,4 @@
-"""`evaluate` with `--ranking`: its check before the work, and its table.
+"""The option `--ranking` of `evaluate`: its check before the work, and its table.
 
 In: the options, the evaluation and the rows of the ranking. Out: an error, or a table for a
 terminal and one in Markdown.
@@ -30,7 +30,7 @@ RANKING_NOTE = (
 
 
 def check_ranking(spec: EvaluationSpec) -> None:
-    """Refuse before any clip is made what could not be ranked.
+    """Refuse an evaluation that could not be ranked, before any clip is made.
 
     Raises:
         BadInput: there are fewer than three seeds, or clips are not stored.
@@ -45,7 +45,7 @@ def check_ranking(spec: EvaluationSpec) -> None:
 
 
 def ranking_table(rows: tuple[RankingRow, ...]) -> Table:
-    """One row a method and choice."""
+    """The table, with one row for each method and choice."""
     table = Table(
         box=SIMPLE, title="Draft ranking of seeds", title_justify="left", caption=RANKING_NOTE,
         caption_justify="left",
@@ -64,7 +64,7 @@ def ranking_table(rows: tuple[RankingRow, ...]) -> Table:
 
 
 def ranking_markdown(rows: tuple[RankingRow, ...]) -> str:
-    """The same, below the table of methods; empty where nothing was ranked."""
+    """The same in Markdown, for below the table of methods; empty if nothing was ranked."""
     if not rows:
         return ""
     lines = ["", "| " + " | ".join(RANKING_HEADS) + " |", "|---" * len(RANKING_HEADS) + "|"]
@@ -73,7 +73,7 @@ def ranking_markdown(rows: tuple[RankingRow, ...]) -> str:
 
 
 def _shown(rows: tuple[RankingRow, ...]) -> list[RankingRow]:
-    """The choices of the clip alone, and by the metrics that are shown elsewhere."""
+    """The choices by the clip alone, and by the metrics that other tables show."""
     from dit_accel.evaluation.ranking.choices import CHOICES
 
     return [row for row in rows if row.choice in (*CHOICES, *SHOWN)]

@@ -1,4 +1,4 @@
-"""`dit-accel report`: an evaluation as one HTML page, or its clips for VBench.
+"""`dit-accel report`: writes an evaluation as one HTML page, or its clips for VBench.
 
 In: the folder of an evaluation. Out: a page, or folders of clips.
 Knows paths and errors; `evaluation/html/` makes the page. Ours.
@@ -53,7 +53,7 @@ def report(given: ReportOptions) -> None:
 
 
 def _export(run: Path, out: Path, *, as_json: bool) -> None:
-    """Copy the clips for VBench; those that are there already are left alone."""
+    """Copy the clips for VBench. Existing files stay as they are."""
     from dit_accel.evaluation.store import Store, StoreError
     from dit_accel.evaluation.vbench import export
 

@@ -1,7 +1,8 @@
-"""`dit-accel score`: the fidelity of clips to their references, of two files or two folders.
+"""`dit-accel score`: measures the fidelity of clips to their references, for two files or two
+folders.
 
-In: clips. Out: a table, or JSON.
-Knows which pairs are comparable only with leave; `evaluation/pairs.py` and `metrics/` score. Ours.
+In: clips. Out: a table, or JSON. Knows which options allow which pairs; `evaluation/pairs.py` and
+`metrics/` score. Ours.
 """
 
 from __future__ import annotations
@@ -112,7 +113,7 @@ def _pairs(given: ScoreOptions) -> Pairs:
 
 
 def _refuse_unavailable(rows: dict[str, Metric], *, explicit: bool) -> None:
-    """Refuse before the first frame a metric that was named and cannot be measured here."""
+    """Refuse a requested metric that cannot be measured here, before the first frame."""
     from dit_accel.metrics.scoring import Scorer
 
     with refused("--lpips-weights: "):
@@ -138,7 +139,7 @@ def _score(pair: Any, rows: dict[str, Metric], given: ScoreOptions) -> PairScore
 def _record(
     given: ScoreOptions, rows: dict[str, Metric], pairs: Pairs, scored: list[PairScores]
 ) -> dict[str, Any]:
-    """All that was measured, JSON-able: infinity is the string "inf"."""
+    """All measurements, JSON-able; infinity is the string "inf"."""
     import dit_accel
 
     return {
@@ -173,7 +174,8 @@ def _score_record(score: Score) -> dict[str, Any]:
 
 
 def _mean(name: str, scored: list[PairScores]) -> dict[str, Any]:
-    """Over the clips that have a score; exact clips count as 100 dB, unless all are exact."""
+    """The mean over the clips that have a score. Exact clips count as 100 dB, unless all are
+    exact."""
     from dit_accel.metrics.psnr import EXACT_DB
 
     values = [score.value for clip in scored if (score := clip.scores[name]).value is not None]
@@ -186,7 +188,7 @@ def _mean(name: str, scored: list[PairScores]) -> dict[str, Any]:
 
 
 def _refuse_missing(scored: list[PairScores], *, explicit: bool) -> None:
-    """Fail after the output where a metric that was named has no score."""
+    """Fail after the output if a requested metric has no score."""
     for clip in scored:
         for name, score in clip.scores.items():
             if explicit and score.value is None:

@@ -1,8 +1,8 @@
-"""Layouts: which subject is where in which shot, and what it should look like.
+"""Layouts say which subject is where in which shot, and what it should look like.
 
 In: a layout file, or shots and subjects made in Python. Out: a validated `Layout`, and the coverage
-of tokens by each subject. Fields are checked where they are made (`model.py`), files in `load.py`,
-and `coverage.py` rasterises. It knows no pipeline; only coverage imports torch.
+of tokens by each subject. `model.py` checks fields when they are made, `load.py` checks files, and
+`coverage.py` rasterises. It knows no pipeline; only coverage imports torch.
 """
 
 from __future__ import annotations

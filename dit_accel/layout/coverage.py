@@ -1,4 +1,4 @@
-"""Rasterise a shot: which fraction of each token each subject covers, exactly.
+"""Rasterises a shot: computes exactly which fraction of each token each subject covers.
 
 A shot, or a reference file, and a token grid come in; coverage goes out: the mean over a token's
 pixels and over its latent frame's pixel frames. A box between pixels counts by its area. It knows
@@ -20,7 +20,7 @@ from dit_accel.core.video import stream_video
 from dit_accel.layout.errors import LayoutError
 from dit_accel.layout.model import Box, Reference, Shot, Subject
 
-HALF = 127.5  # of the largest value: above it a mask has its subject
+HALF = 127.5  # half of the largest value: a mask has its subject where it is above
 
 
 def coverage(shot: Shot, grid: TokenGrid) -> torch.Tensor:
@@ -28,7 +28,7 @@ def coverage(shot: Shot, grid: TokenGrid) -> torch.Tensor:
 
     Args:
         shot: its mask videos must be as long as the clip; their frames may have any size.
-        grid: of the clip.
+        grid: the token grid of the clip.
 
     Raises:
         LayoutError: a mask video cannot be read, or has another number of frames.
@@ -51,7 +51,7 @@ def coverage(shot: Shot, grid: TokenGrid) -> torch.Tensor:
 def reference_coverage(reference: Reference, grid: TokenGrid) -> torch.Tensor:
     """The coverage by a subject in its reference file: `(F, rows, columns)` float32 in [0, 1].
 
-    `grid` is that of the file; an image has one latent frame.
+    `grid` is the token grid of the file; an image has one latent frame.
 
     Raises:
         LayoutError: the mask video cannot be read, or has another number of frames.
@@ -60,10 +60,10 @@ def reference_coverage(reference: Reference, grid: TokenGrid) -> torch.Tensor:
 
 
 def mask_chunks(path: Path) -> Iterator[npt.NDArray[np.bool_]]:
-    """Where a mask has its subject, `(t, H, W)`, some frames at a time.
+    """Where a mask has its subject: `(t, H, W)`, some frames at a time.
 
     Raises:
-        LayoutError: it cannot be read, or the subject is in no frame of it.
+        LayoutError: the mask cannot be read, or the subject is in no frame.
     """
     brightest, seen = 0.0, False
     try:
@@ -100,7 +100,8 @@ def _from_boxes(boxes: list[Box], grid: TokenGrid) -> torch.Tensor:
 
 
 def _from_mask(path: Path, grid: TokenGrid) -> torch.Tensor:
-    """A pixel is the subject's where the mean of its channels is above one half."""
+    """The coverage from a mask. A pixel belongs to the subject if the mean of its channels is above
+    one half."""
     frames = grid.num_frames
     rows: list[torch.Tensor] = []
     for white in mask_chunks(path):
@@ -126,7 +127,7 @@ def _edges(count: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def _shares(start: torch.Tensor, end: torch.Tensor, cells: int) -> torch.Tensor:
-    """How much n intervals cover of each of `cells` equal parts of [0, 1]: `(n, cells)`."""
+    """The share of each of `cells` equal parts of [0, 1] that n intervals cover: `(n, cells)`."""
     low, high = _edges(cells)
     overlap = torch.minimum(end[:, None], high) - torch.maximum(start[:, None], low)
     return (overlap * cells).clamp(0, 1)

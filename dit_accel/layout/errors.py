@@ -42,7 +42,7 @@ def not_accepted(field: str, value: object, accepted: str) -> LayoutError:
 
 
 def check_text(field: str, value: object, least: int = 1) -> None:
-    """Refuse what is not text, is blank or too long, or has control characters."""
+    """Refuse a value that is not text, is blank or too long, or has control characters."""
     if not isinstance(value, str):
         raise not_accepted(field, value, "text")
     if len(value) > LONGEST_TEXT:
@@ -54,7 +54,7 @@ def check_text(field: str, value: object, least: int = 1) -> None:
 
 
 def check_id(field: str, value: object) -> None:
-    """Refuse what is not an id."""
+    """Refuse a value that is not an id."""
     if not isinstance(value, str) or not _ID.fullmatch(value):
         raise not_accepted(field, value, _ID_ACCEPTED)
 

@@ -1,8 +1,9 @@
-"""Read a layout file, JSON or YAML, in the format of `layout.schema.json` beside this file.
+"""Reads a layout file, JSON or YAML, in the format of `layout.schema.json` in this folder.
 
 A path or bytes come in; a `Layout` goes out, or an error that names the field. `model.py` checks
-fields and their relations. Checked here are keys, types of containers and paths: a file outside the
-layout's folder is refused unless allowed, after links are resolved. The files are not opened.
+fields and their relations. This module checks keys, types of containers and paths. After links are
+resolved, a file outside the layout's folder is refused, unless it is allowed. The files are not
+opened.
 Source: ours.
 """
 
@@ -35,9 +36,9 @@ def load(path: str | os.PathLike[str], *, outside: bool = False) -> Layout:
         outside: whether the file may name files outside its own folder.
 
     Raises:
-        LayoutError: the layout is not accepted; names the field.
-        FileNotFoundError: there is no such file.
-        OSError: it cannot be read.
+        LayoutError: the layout is not accepted; the error names the field.
+        FileNotFoundError: the file does not exist.
+        OSError: the file cannot be read.
     """
     source = Path(path)
     if source.suffix.lower() not in SUFFIXES:
@@ -58,12 +59,12 @@ def parse(
 
     Args:
         content: UTF-8, at most 512 KiB.
-        folder: that its paths are relative to.
-        json_only: JSON, else YAML.
+        folder: the folder that its paths are relative to.
+        json_only: whether it is JSON; else it is YAML.
         outside: whether it may name files outside that folder.
 
     Raises:
-        LayoutError: the layout is not accepted; names the field.
+        LayoutError: the layout is not accepted; the error names the field.
     """
     found = document(content, json_only=json_only)
     return _Reader(folder.absolute(), outside).layout(found)
@@ -134,7 +135,7 @@ class _Reader:
         return path
 
     def _where(self, fields: dict[str, Any]) -> tuple[tuple[Keyframe, ...], Path | None]:
-        """Keyframes and mask; a `box` is one keyframe. Both may be absent here."""
+        """Keyframes and mask. A `box` becomes one keyframe. Both may be absent here."""
         if "box" in fields and "keyframes" in fields:
             raise LayoutError("box", "is given beside keyframes; accepted: one of them")
         keyframes: tuple[Keyframe, ...] = ()
@@ -146,7 +147,7 @@ class _Reader:
         return keyframes, mask
 
     def _cast(self, found: Any) -> dict[str, str]:
-        """Prompts by id of the subjects at the top."""
+        """The prompts of the subjects at the top of the file, by id."""
         if found is None:
             return {}
 

@@ -2,7 +2,7 @@
 
 Fields come in, from a file or from Python; validated frozen dataclasses go out. Boxes are fractions
 of the frame, x to the right and y down: (x0, y0, x1, y1). Times are fractions of the clip, so a
-layout fits every size and length. An error names the field as a file would:
+layout fits every size and length. An error names the field as in a file:
 `shots[1].subjects[0].keyframes[2].box`. It reads no file.
 Source: ours; IR-Diffusion (arXiv 2411.19261) takes masks from a detector instead.
 """
@@ -57,13 +57,15 @@ class Reference:
 
     Args:
         shot: id of the other shot; None for a file.
-        subject: id in that shot; None: that of the subject that refers to it.
+        subject: id in that shot; None: the id of the subject that refers to it.
         file: an image or a clip; None for a shot.
-        keyframes: where the subject is in the file; empty without a mask: it fills the frame.
+        keyframes: where the subject is in the file; if empty and without a mask, the subject fills
+            the frame.
         mask: a mask video for the file, white where the subject is.
 
     Raises:
-        LayoutError: there is no shot and no file, or both, or a field that fits only the other.
+        LayoutError: shot and file are both given or both missing, or a field belongs to the other
+            one.
     """
 
     shot: str | None = None
@@ -94,7 +96,7 @@ class Reference:
             check_keyframes(self.keyframes)
 
     def box_at(self, u: float) -> Box:
-        """The subject's box in the file at a time in [0, 1]; without keyframes, the frame."""
+        """The subject's box in the file at a time in [0, 1]; without keyframes, the whole frame."""
         return interpolate(self.keyframes, u) if self.keyframes else WHOLE
 
 
@@ -104,14 +106,15 @@ class Subject:
 
     Args:
         id: unique in the shot; the same id in another shot is the same subject.
-        prompt: of this subject alone.
+        prompt: the prompt of this subject alone.
         keyframes: at least one, times ascending, unless there is a mask.
         mask: a mask video as long as the clip, white where the subject is; None: use keyframes.
-        z: of overlapping subjects the highest is in front; of equal ones the later.
+        z: of overlapping subjects, the one with the highest z is in front; of equal ones, the later
+            one.
         reference: what it should look like; None: no reference.
 
     Raises:
-        LayoutError: a field is not as above.
+        LayoutError: a field is not accepted.
     """
 
     id: str
@@ -133,10 +136,10 @@ class Subject:
         check_keyframes(self.keyframes)
 
     def box_at(self, u: float) -> Box:
-        """Its box at a time in [0, 1].
+        """The subject's box at a time in [0, 1].
 
         Raises:
-            ValueError: it has a mask instead of boxes.
+            ValueError: the subject has a mask instead of boxes.
         """
         if self.mask is not None:
             raise ValueError(f"subject {self.id!r} has a mask; accepted: a subject with boxes")
@@ -149,11 +152,11 @@ class Shot:
 
     Args:
         id: unique in the layout.
-        prompt: of the whole clip.
+        prompt: the prompt of the whole clip.
         subjects: at least one, ids unique.
 
     Raises:
-        LayoutError: a field is not as above.
+        LayoutError: a field is not accepted.
     """
 
     id: str
@@ -183,11 +186,11 @@ class Layout:
 
     Args:
         shots: at least one, ids unique; references between them form no circle.
-        negative_prompt: of all shots; None: the pipeline's own.
-        version: of the format.
+        negative_prompt: the negative prompt of all shots; None: the pipeline's own.
+        version: the version of the format.
 
     Raises:
-        LayoutError: a field is not as above, or a reference's target does not exist.
+        LayoutError: a field is not accepted, or the target of a reference does not exist.
 
     Example:
         >>> cat = Subject("cat", "a grey cat", (Keyframe(0, (0, 0, 0.5, 1)),))
@@ -218,7 +221,7 @@ class Layout:
         return {shot.id: shot for shot in self.shots}[id]
 
     def source(self, subject: Subject) -> tuple[int, int] | None:
-        """Indices of the shot and subject that a subject refers to; None: no shot."""
+        """Indices of the shot and subject that a subject refers to; None: it refers to no shot."""
         reference = subject.reference
         if reference is None or reference.shot is None:
             return None
@@ -278,7 +281,8 @@ def _reads(subject: Subject) -> str | None:
 
 
 def _circle(reads: dict[str, list[str]]) -> list[str]:
-    """Ids of shots where each reads the next and the last is the first; empty: no circle."""
+    """Ids of shots in which each refers to the next, and the last is the first; empty: there is no
+    circle."""
     done: set[str] = set()
 
     def search(id: str, path: list[str]) -> list[str]:

@@ -1,9 +1,10 @@
-"""Parse JSON and YAML to plain mappings, lists and scalars, at bounded cost.
+"""Parses JSON and YAML to plain mappings, lists and scalars, at bounded cost.
 
-Bytes come in; plain data goes out. YAML is limited to what JSON can express: no aliases, tags or
-second documents; scalars as in YAML 1.2, so `no` and `2001-01-01` are text. It is built from parser
-events, so depth and size are checked before anything is made. Duplicate keys are refused in both.
-It knows no field of a layout. Source: ours, on PyYAML's parser.
+Bytes come in; plain data goes out. YAML is limited to the content that JSON can express: no
+aliases, tags or second documents. Scalars are those of YAML 1.2, so `no` and `2001-01-01` are text.
+The data is made from parser events, so depth and size are checked before anything is made.
+Duplicate keys are refused in both formats. It knows no field of a layout. Source: ours, on PyYAML's
+parser.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import Any
 
 from dit_accel.layout.errors import LayoutError, shown
 
-LARGEST_BYTES = 1 << 19  # of a file
+LARGEST_BYTES = 1 << 19  # largest size of a file
 DEEPEST = 16  # levels of nesting
 _WHOLE = re.compile(r"[-+]?[0-9]{1,40}")
 _REAL = re.compile(r"[-+]?(\.[0-9]{1,40}|[0-9]{1,40}(\.[0-9]{0,40})?)([eE][-+]?[0-9]{1,5})?")
@@ -33,7 +34,7 @@ def document(content: bytes, *, json_only: bool) -> Any:
     """The data of a file; `json_only`: JSON, else YAML.
 
     Raises:
-        LayoutError: the content is too large or too deep, not UTF-8, or not of the format.
+        LayoutError: the content is too large or nested too deeply, not UTF-8, or not of the format.
     """
     if len(content) > LARGEST_BYTES:
         raise LayoutError("", f"has {len(content)} bytes or more; accepted: up to {LARGEST_BYTES}")
@@ -51,7 +52,7 @@ def _from_json(text: str) -> Any:
         raise LayoutError("", f"is nested deeper than {DEEPEST}") from error
     except LayoutError:
         raise
-    except ValueError as error:  # also for a number with thousands of digits
+    except ValueError as error:  # also raised for a number with thousands of digits
         raise LayoutError("", f"is not JSON: {error}") from error
     _check_depth(found, DEEPEST)
     return found
@@ -82,12 +83,12 @@ def _from_yaml(text: str) -> Any:
         raise LayoutError(
             "", "is YAML, which needs PyYAML: `pip install pyyaml`, or write it as JSON"
         ) from error
-    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml's parser where it is built in
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml's parser, if it is built in
     try:
         events = iter(yaml.parse(text, Loader=loader))
         return _Builder(yaml, events).document()
     except (yaml.YAMLError, ValueError, RecursionError, IndexError) as error:
-        # not YAMLError alone: the parser raises a ValueError at an invalid escape
+        # not only YAMLError: the parser raises a ValueError at an invalid escape
         raise LayoutError("", f"is not YAML: {_one_line(error)}") from error
 
 

@@ -1,4 +1,4 @@
-"""What several commands share: options, errors, files, progress and tables.
+"""Shared by several commands: options, errors, files, progress and tables.
 
 In: values of a command. Out: text, exit codes and files. `verb.py` makes a command of a dataclass
 of options; `errors.py` decides which errors end a command with which code; `files.py` writes all

@@ -1,8 +1,7 @@
-"""Options from a file: `--config FILE`, with the names that the options have.
+"""Reads options from a file: `--config FILE`, with the names of the options.
 
-In: a YAML or JSON file, and the verb's parameters. Out: their defaults for this call; what is typed
-goes before them.
-Knows no verb: names are those of the command that is being parsed. Ours.
+In: a YAML or JSON file, and the verb's parameters. Out: their defaults for this call. Typed options
+override them. Knows no verb: the names are those of the parsed command. Ours.
 """
 
 from __future__ import annotations
@@ -30,10 +29,11 @@ def use(ctx: typer.Context, path: Path | None) -> Path | None:
 
 
 def defaults_of(path: Path, parameters: Any) -> dict[str, Any]:
-    """The values of a file by the parameters' names.
+    """The values of a file, by the names of parameters.
 
     Raises:
-        BadInput: it cannot be read, or has what is no option of this verb; names it.
+        BadInput: the file cannot be read, or has a name that is not an option of this verb; the
+            message has it.
     """
     shown = f"--config is {str(path)!r}"
     names = {
@@ -69,7 +69,8 @@ def _read(path: Path, shown: str) -> dict[Any, Any]:
 
 
 def _value(value: Any, where: str, parameter: Any) -> Any:
-    """As if it was typed: a text, which the option's type reads; a flag is true or false."""
+    """The value as if it was typed: a text, which the option's type parses; a flag is true or
+    false."""
     several = getattr(parameter, "multiple", False)
     if several:
         entries = value if isinstance(value, list) else [value]

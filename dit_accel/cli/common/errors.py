@@ -1,9 +1,8 @@
-"""How a command ends when it cannot go on: one message on stderr, and an exit code.
+"""Ends a command that cannot go on, with one message on stderr and an exit code.
 
-In: an exception. Out: the message and 2 (the input is wrong, another one would do), 1 (the input is
-right, but the run failed), 130 (Ctrl-C) or 143 (SIGTERM, as of `kill` and of job schedulers).
-Knows which option gives which argument of the library (`OPTIONS`); the library knows no option.
-Ours.
+In: an exception. Out: the message, and 2 (the input is wrong), 1 (the input is right, but the run
+failed), 130 (Ctrl-C) or 143 (SIGTERM, from `kill` or a job scheduler). Knows which option sets
+which argument of the library (`OPTIONS`). The library knows no option. Ours.
 """
 
 from __future__ import annotations
@@ -22,10 +21,10 @@ from dit_accel.core.files import reason_of
 from dit_accel.models.loading import ModelError, ModelLoadError
 
 INTERRUPTED = "no half-written file is left"
-MOST_SIGNS = 400  # of an unexpected error
+MOST_SIGNS = 400  # shown of an unexpected error
 RESUMABLE = "what is done is saved; run the same command again to continue"
 
-# Argument of the library -> option of the command.
+# Options of the command, by the arguments of the library.
 _SAME = (
     "model device dtype steps guidance seed height width fps layout alpha background quality "
     "speedup threshold site accel profile reposition work batch probes speedups minutes metrics "
@@ -51,8 +50,8 @@ _PHRASES = {"without a model": "without --model", "learn=True": "no --no-learn"}
 _NAMES = "|".join(OPTIONS)
 _BEFORE = "|".join(f"(?<={text})" for text in ("^", "with ", "without ", "pass ", " or ", " and "))
 _AFTER = r" is | are | has | with| without| alone| and | or | \(|:|,|;|$"
-# Names with an underscore are arguments wherever they stand. The others are words as well: they are
-# arguments where a value follows, where a message begins, and in lists ("with quality or site").
+# Names with an underscore are always arguments. The others are also words. They are
+# arguments before a value, at the beginning of a message, and in lists ("with quality or site").
 _ARGUMENT = re.compile(
     rf"\b(?P<value>{_NAMES})=(?P<of>[\w.]+)\b(?!\()"
     rf"|\b(?P<sure>{'|'.join(name for name in OPTIONS if '_' in name)})\b"
@@ -61,7 +60,7 @@ _ARGUMENT = re.compile(
 
 
 def as_option(message: str) -> str:
-    """The library's message with options in the place of arguments.
+    """The library's message, with options instead of arguments.
 
     Example:
         >>> as_option("quality=30 and site=block are given; accepted: with profile or cache_memory")
@@ -81,11 +80,11 @@ def as_option(message: str) -> str:
 
 @contextlib.contextmanager
 def reported(*, verbose: bool = False, interrupted: str = INTERRUPTED) -> Iterator[None]:
-    """Turn whatever ends the body into a message and an exit code.
+    """Turn any error or signal in the body into a message and an exit code.
 
     Args:
         verbose: also print the traceback of an unexpected error.
-        interrupted: what becomes of the work when Ctrl-C is pressed, or SIGTERM comes.
+        interrupted: what happens to the work at Ctrl-C or SIGTERM, as text.
     """
     try:
         with _terminable():
@@ -111,11 +110,11 @@ def reported(*, verbose: bool = False, interrupted: str = INTERRUPTED) -> Iterat
 
 @contextlib.contextmanager
 def _terminable() -> Iterator[None]:
-    """SIGTERM ends the body as Ctrl-C does: what is open is closed, and scratch files are removed.
-    In a thread, which gets no signals, nothing changes."""
+    """Let SIGTERM end the body as Ctrl-C does: open files are closed, and scratch files removed. In
+    a thread, which gets no signals, nothing changes."""
 
     def end(number: int, frame: object) -> None:
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the way out is not interrupted again
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the cleanup is not interrupted again
         raise Terminated
 
     if threading.current_thread() is not threading.main_thread():
@@ -130,11 +129,11 @@ def _terminable() -> Iterator[None]:
 
 @contextlib.contextmanager
 def refused(prefix: str = "", kinds: tuple[type[Exception], ...] = (ValueError,)) -> Iterator[None]:
-    """Turn an error of the library into one of the input, with options for arguments.
+    """Turn an error of the library into an error of the input, with options instead of arguments.
 
     Args:
-        prefix: the option and its value, where the message does not name them.
-        kinds: of errors.
+        prefix: the option and its value, if the message does not name them.
+        kinds: the kinds of errors.
 
     Raises:
         BadInput: the body raised one of them.
@@ -146,7 +145,8 @@ def refused(prefix: str = "", kinds: tuple[type[Exception], ...] = (ValueError,)
 
 
 def say(message: str, *, style: str = "bold red") -> None:
-    """One message on stderr. It is not wrapped and has one colour, so that it can be searched."""
+    """Print one message on stderr. It is not wrapped and has one colour, so that it can be
+    searched."""
     from rich.console import Console
 
     console = Console(stderr=True)
@@ -160,34 +160,35 @@ def _unexpected(error: Exception, verbose: bool) -> str:
         where = f"{error.filename}: " if error.filename else ""
         return where + reason_of(error)
     text = f"{type(error).__name__}: {error}".strip()
-    # torch is not imported here, so its error is known by name only
+    # torch is not imported here, so its error is recognised by name
     names = {kind.__name__ for kind in type(error).__mro__}
     if names & {"MemoryError", "OutOfMemoryError"} or "can't allocate memory" in str(error):
         first_line = text.splitlines()[0]
         return f"out of memory; try a smaller --height, --width or --frames ({first_line})"
-    # a compiler's error has all of its output
+    # a compiler's error contains all of its output
     first = textwrap.shorten(text.splitlines()[0], MOST_SIGNS, placeholder=" ...")
     return text if verbose else f"{first} (--verbose shows where)"
 
 
 class Terminated(BaseException):
-    """SIGTERM came."""
+    """SIGTERM was received."""
 
 
 class CommandError(Exception):
-    """An end that is reported in words, without a traceback."""
+    """An error that is reported as a message, without a traceback."""
 
     exit_code = 1
 
 
 class BadInput(CommandError):
-    """An option or argument that is not accepted. Names it, its value, and what is accepted.
+    """An option or argument that is not accepted. The message names it, its value, and what is
+    accepted.
 
-    Every function of the command that refuses something raises it.
+    All functions of the command that refuse a value raise this error.
     """
 
     exit_code = 2
 
 
 class RunFailed(CommandError):
-    """The input was right, and yet the run failed."""
+    """The input was right, but the run failed."""

@@ -1,8 +1,9 @@
-"""The files of a run: their names, whether they may be written, and writing all or none of them.
+"""The files of a run: finds their names, checks that they can be written, and writes all or none of
+them.
 
-In: `--output` and what is to be written. Out: the files.
-Knows the disk. Everything goes into a hidden folder beside the output first, and is moved to its
-place when all of it is complete: a full disk or Ctrl-C leaves what was there before. Ours.
+In: `--output` and the content. Out: the files. Knows the disk. Everything is first written to a
+hidden folder beside the output, and is moved to its place when it is complete. After a full disk or
+Ctrl-C, the earlier files are still there. Ours.
 """
 
 from __future__ import annotations
@@ -29,16 +30,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Files:
-    """Where a run writes; `compare` and `uncached` with `--compare` only."""
+    """The files that a run writes; `compare` and `uncached` only with `--compare`."""
 
     video: Path
     sidecar: Path
     compare: Path | None = None
     uncached: Path | None = None
-    more: dict[str, Path] = field(default_factory=dict)  # of further shots, by their role
+    more: dict[str, Path] = field(default_factory=dict)  # files of further shots, by their role
 
     def present(self) -> dict[str, Path]:
-        """Those that this run writes, by their role."""
+        """The files that this run writes, by their role."""
         named = (("video", self.video), ("compare", self.compare), ("uncached", self.uncached))
         found = {name: path for name, path in named if path is not None}
         return found | self.more | {"sidecar": self.sidecar}
@@ -59,7 +60,7 @@ def name_files(output: Path, *, compare: bool) -> Files:
 def clips_of(
     files: Files, accelerated: npt.NDArray[np.floating[Any]], uncached: Any = None
 ) -> dict[Path, npt.NDArray[Any]]:
-    """The frames of every video file of a run, by path; `uncached` with `--compare` only."""
+    """The frames of every video file of a run, by path; `uncached` only with `--compare`."""
     from dit_accel.core import video
 
     clips: dict[Path, npt.NDArray[Any]] = {files.video: accelerated}
@@ -72,7 +73,7 @@ def clips_of(
 def check_file(
     option: str, path: Path, *, suffixes: tuple[str, ...] = (), overwrite: bool = True
 ) -> None:
-    """Refuse before the work a single file that could not be written after it."""
+    """Refuse a single file that could not be written after the work, before the work."""
     shown = f"{option} is {str(path)!r}"
     if suffixes and path.suffix.lower() not in suffixes:
         raise BadInput(f"{shown}; accepted: a name that ends in {' or '.join(suffixes)}")
@@ -94,7 +95,7 @@ def check_free(option: str, path: Path) -> None:
 
 
 def check_files(files: Files, *, overwrite: bool, option: str = "--output") -> None:
-    """Refuse before the work files of a run that could not be written after it."""
+    """Refuse files of a run that could not be written after the work, before the work."""
     from dit_accel.core import video
 
     shown = str(files.video)
@@ -113,7 +114,8 @@ def check_files(files: Files, *, overwrite: bool, option: str = "--output") -> N
 
 
 def write_clips(folder: Path, clips: dict[Path, npt.NDArray[Any]], fps: float) -> None:
-    """Write each clip into a folder, by the name that it will have; RunFailed if one cannot be."""
+    """Write each clip into a folder, with its final name. Raises RunFailed if one cannot be
+    written."""
     from dit_accel.core import video
 
     for path, frames in clips.items():
@@ -125,7 +127,8 @@ def write_clips(folder: Path, clips: dict[Path, npt.NDArray[Any]], fps: float) -
 
 
 def write_json(folder: Path, path: Path, content: dict[str, Any]) -> None:
-    """Write the sidecar into a folder and flush it to the disk; RunFailed if it cannot be."""
+    """Write the sidecar into a folder and flush it to the disk. Raises RunFailed if it cannot be
+    written."""
     try:
         with (folder / path.name).open("w", encoding="utf-8") as file:
             file.write(as_json(content) + "\n")
@@ -137,10 +140,10 @@ def write_json(folder: Path, path: Path, content: dict[str, Any]) -> None:
 
 @contextlib.contextmanager
 def all_or_none(paths: Sequence[Path]) -> Iterator[Path]:
-    """A folder to write files into; they are moved to their places at the end, in this order.
+    """A folder to write files into. At the end they are moved to their places, in this order.
 
     Raises:
-        RunFailed: one cannot be moved; those that were moved are removed again.
+        RunFailed: a file cannot be moved; files that were moved are removed again.
     """
     parent = paths[0].absolute().parent
     try:
@@ -153,7 +156,8 @@ def all_or_none(paths: Sequence[Path]) -> Iterator[Path]:
 
 
 def read_prompts(name: str, path: Path, limit: int | None) -> tuple[EvaluationPrompt, ...]:
-    """The first prompts of a file; refuses one that has none, by the option's name."""
+    """The first prompts of a file. A file without prompts is refused, with the name of the
+    option."""
     from dit_accel.evaluation import prompts
 
     try:
@@ -172,7 +176,7 @@ def as_json(content: dict[str, Any]) -> str:
 
 
 def print_json(content: dict[str, Any]) -> None:
-    """One JSON object on stdout."""
+    """Print one JSON object on stdout."""
     sys.stdout.write(as_json(content) + "\n")
 
 

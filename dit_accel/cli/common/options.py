@@ -1,9 +1,8 @@
-"""The options that several verbs share, and how an option is written.
+"""The options that several verbs share, and functions that make an option.
 
-In: nothing. Out: dataclass fields that carry typer's options, and dataclasses of those that go
-together.
-Knows names and help; values are checked where they are used. A new acceleration option is a field
-of `AccelOptions`, and of a config in `dit_accel/config`. Ours.
+In: nothing. Out: dataclass fields with typer's options, and dataclasses of options that belong
+together. Knows names and help; values are checked where they are used. A new acceleration option is
+a field of `AccelOptions`, and of a config in `dit_accel/config`. Ours.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ DTYPE_NAMES = ("float32", "bfloat16", "float16")
 
 ACCELERATION, COMPARISON, WORK, CLIP = "Acceleration", "Comparison", "Work", "Clip"
 INPUT, MODEL, LAYOUT, OUTPUT, MACHINE = "Input", "Model", "Layout", "Output", "Machine"
-PANELS = (  # in the help
+PANELS = (  # panels in the help
     ACCELERATION, COMPARISON, WORK, CLIP, INPUT, LAYOUT, OUTPUT, MODEL, MACHINE
 )  # fmt: skip
 METHODS_HELP = "Methods with settings, NAME:0.1,0.2; NAME:* runs all settings."
@@ -43,11 +42,11 @@ def option(
     """A field of a dataclass that is an option.
 
     Args:
-        default: of the field; `...`: the option must be given.
-        flags: where they do not follow from the field's name.
-        panel: of the help.
-        shown: the default in words; None: as it is, where it says something.
-        more: further arguments of `typer.Option`.
+        default: the default of the field; `...`: the option is required.
+        flags: the flags, if they do not follow from the field's name.
+        panel: the panel in the help.
+        shown: the default as text; None: the default itself, if that is informative.
+        more: other arguments of `typer.Option`.
     """
     plain = default is not ... and default is not None and not isinstance(default, bool)
     info = typer.Option(
@@ -57,7 +56,7 @@ def option(
 
 
 def argument(default: Any, help: str, metavar: str) -> Any:
-    """A field of a dataclass that is an argument; with a default it may be left out."""
+    """A field of a dataclass that is an argument. With a default, it is optional."""
     return _field(default, typer.Argument(help=help, metavar=metavar, show_default=False))
 
 
@@ -66,7 +65,7 @@ def _field(default: Any, info: Any) -> Any:
     return dataclasses.field(default=default, metadata={"typer": info})
 
 
-# Options by themselves: a dataclass keeps its fields to itself, so that each verb makes its own.
+# Functions for single options: dataclasses do not share field objects, so each verb makes its own.
 
 
 def model() -> Any:
@@ -124,8 +123,8 @@ _accelerate = functools.partial(option, panel=ACCELERATION)
 
 @dataclass(frozen=True, kw_only=True)
 class AccelOptions:
-    """What is computed and what is cached: the keywords of `accelerate`, with `no_` before
-    two."""
+    """The computed and cached parts of a run: the keywords of `accelerate`; two of them have the
+    prefix `no_`."""
 
     quality: float | None = _accelerate(None, TARGET_HELP, metavar="DB", shown="36")
     speedup: float | None = _accelerate(None, RATIO_HELP, metavar="X")
@@ -155,7 +154,7 @@ class AccelOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class MachineOptions:
-    """Where a model runs."""
+    """The machine on which a model runs."""
 
     dtype: str | None = dtype("float32, bfloat16 or float16; the VAE stays in float32.", MACHINE)
     device: str | None = option(
@@ -184,7 +183,7 @@ class SizeOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class InputOptions:
-    """What a clip starts from, beside its prompt."""
+    """The inputs of a clip, apart from its prompt."""
 
     image: Path | None = option(None, "The first frame.", panel=INPUT, metavar="FILE")
     last_image: Path | None = option(None, "The last frame.", panel=INPUT, metavar="FILE")
@@ -209,7 +208,7 @@ class VersionOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class ClipOptions(SizeOptions, InputOptions, VersionOptions, MachineOptions):
-    """What decides a clip, but for its prompt and seed, and where it is made."""
+    """The options that decide a clip, except its prompt and seed, and the machine."""
 
     lora: list[str] | None = option(
         None, "A LoRA, for one expert or all; may be repeated.", panel=MODEL,
@@ -235,18 +234,18 @@ class ClipOptions(SizeOptions, InputOptions, VersionOptions, MachineOptions):
 
 
 def check_choice(name: str, value: str | None, accepted: Sequence[str]) -> None:
-    """Refuse a value that is none of those accepted; None is not given."""
+    """Refuse a value that is not accepted. None means that it is not given."""
     if value is not None and value not in accepted:
         raise BadInput(f"--{name} is {value!r}; accepted: {', '.join(accepted)}")
 
 
 def listed(text: str) -> list[str]:
-    """The parts of a list with commas between, each once."""
+    """The parts of a comma-separated list, each once."""
     return list(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
 
 
 def bytes_of(text: str | None) -> int | None:
-    """The bytes that `--cache-memory` asks for: `2GiB`, `512 MiB`, `1.5gb`, `1000000`."""
+    """The bytes in a text of `--cache-memory`: `2GiB`, `512 MiB`, `1.5gb`, `1000000`."""
     if text is None:
         return None
     try:

@@ -1,8 +1,8 @@
-"""Progress on stderr: of a calibration, of an evaluation and of one run.
+"""Shows progress on stderr: of a calibration, of an evaluation and of one run.
 
-In: what is begun and done. Out: a bar with the time that remains; without a terminal, in a file or
-a pipe, a line for each piece.
-Knows what calibration's pieces cost, in computed steps; knows no model. Ours.
+In: events when pieces begin and end. Out: a bar with the remaining time; without a terminal (in a
+file or a pipe), a line for each piece. Knows what calibration's pieces cost, in computed steps;
+knows no model. Ours.
 """
 
 from __future__ import annotations
@@ -41,16 +41,16 @@ class _Stage:
 
 
 class Pace:
-    """How far a calibration is, in computed steps, and how long the rest takes.
+    """The progress of a calibration, in computed steps, and the remaining time.
 
-    Pieces that an earlier call has done count as done, and not for the pace.
+    Pieces that an earlier call made count as done, but not for the pace.
 
     Args:
-        clips: of the calibration.
-        steps: of an uncached run.
+        clips: number of clips in the calibration.
+        steps: number of steps in an uncached run.
         probes: computed steps of every probe.
         candidates: computed steps of the runs that each clip has after its uncached one.
-        batch: pieces done together, in all stages but the search.
+        batch: number of pieces that are done together, in all stages except the search.
     """
 
     def __init__(
@@ -67,21 +67,21 @@ class Pace:
         }
         self._began: float | None = None
         self._now = 0.0
-        self._worked = self._current = 0.0  # computed steps done in this call, and of this piece
+        self._worked = self._current = 0.0  # computed steps in this call, and in this piece
         self.position = 0.0
 
     @property
     def total(self) -> float:
-        """Of all stages, in computed steps."""
+        """The work of all stages, in computed steps."""
         return sum(stage.total for stage in self._stages.values())
 
     def begin(self, what: str, done: int, total: int, now: float) -> None:
-        """A piece is begun.
+        """A piece begins.
 
         Args:
-            what: its stage.
-            done: pieces of this stage before it.
-            total: pieces of the stage; 0 where it is not known.
+            what: the stage of the piece.
+            done: number of pieces of this stage before it.
+            total: number of pieces in the stage; 0 if unknown.
             now: seconds, by any clock.
         """
         stage = self._stages[what]
@@ -104,11 +104,11 @@ class Pace:
 
 
 class TimeLeft(Protocol):
-    """Minutes, of which some are spent."""
+    """A time limit in minutes, and how much of it is spent."""
 
     @property
     def left(self) -> float:
-        """Seconds."""
+        """The remaining seconds."""
 
 
 _TITLES = {"uncached": "uncached runs", "probe": "probes", "search": "searching plans",
@@ -117,7 +117,7 @@ _TITLES = {"uncached": "uncached runs", "probe": "probes", "search": "searching 
 
 @contextlib.contextmanager
 def pace_bar(pace: Pace, *, quiet: bool) -> Iterator[Callable[[str, int, int], None]]:
-    """The bar of a calibration; yields the callback for each piece that begins."""
+    """Show the bar of a calibration. Yields the callback for the beginning of each piece."""
     if not quiet and not _on_terminal():
         yield _pace_lines(pace)
         return
@@ -139,7 +139,8 @@ def pace_bar(pace: Pace, *, quiet: bool) -> Iterator[Callable[[str, int, int], N
 def minutes_bar(
     minutes: float, budget: TimeLeft, *, quiet: bool
 ) -> Iterator[Callable[[str, int, int], None]]:
-    """The bar of a calibration that has so many minutes; yields the callback for each piece."""
+    """Show the bar of a calibration with a time limit. Yields the callback for the beginning of
+    each piece."""
     if not quiet and not _on_terminal():
         yield lambda what, done, total: _line(
             f"{minutes - budget.left / 60:4.1f} of {minutes:g} min  {_piece(what, done, total)}"
@@ -175,7 +176,7 @@ def _piece(what: str, done: int, total: int) -> str:
 
 @contextlib.contextmanager
 def clips_bar(total: int, done: int, *, quiet: bool) -> Iterator[Callable[[int, str], None]]:
-    """The bar of an evaluation; yields the callback for clips done, with a text."""
+    """Show the bar of an evaluation. Yields the callback for finished clips, with a text."""
     if not quiet and not _on_terminal():
         yield _clip_lines(total, done)
         return
@@ -199,7 +200,7 @@ def _clip_lines(total: int, done: int) -> Callable[[int, str], None]:
 
 
 class StepBar:
-    """The bar of one run: which part of it is under way, and the steps of its loop."""
+    """The bar of one run: the present part, and the steps of its loop."""
 
     def __init__(self, label: str, steps: int, *, quiet: bool) -> None:
         self._label, self._steps, self._quiet = label, steps, quiet
@@ -223,11 +224,11 @@ class StepBar:
             self._progress.stop()
 
     def loop_begins(self) -> None:
-        """The denoising loop starts."""
+        """The denoising loop begins."""
         self._phase("denoising")
 
     def steps_done(self, done: int) -> None:
-        """So many steps are done; after the last one the frames are decoded."""
+        """This number of steps is done. After the last one, the frames are decoded."""
         self._progress.update(self._task, completed=min(done, self._steps))
         self._phase("denoising" if done < self._steps else "decoding")
 
@@ -239,7 +240,7 @@ class StepBar:
 
 
 class _Remaining(ProgressColumn):
-    """Time until the end, which runs down between two pieces."""
+    """The time until the end, which also counts down between two pieces."""
 
     def __init__(self, pace: Pace) -> None:
         super().__init__()
@@ -263,11 +264,11 @@ def _on_terminal() -> bool:
 
 
 def _line(text: str) -> None:
-    """At once, so that a file that is watched has it."""
+    """Print a line and flush it, so that a watched file has it at once."""
     print(text, file=sys.stderr, flush=True)
 
 
 def _progress(*columns: ProgressColumn, remaining: ProgressColumn, quiet: bool) -> Progress:
-    """These columns, the time that passed and the time that remains."""
+    """A progress bar with these columns, the elapsed time and the remaining time."""
     times = (TimeElapsedColumn(), TextColumn("elapsed,"), remaining, TextColumn("left"))
     return Progress(*columns, *times, console=Console(stderr=True), disable=quiet)

@@ -1,7 +1,7 @@
-"""Tables of an evaluation, of scores and of a profile's candidate plans.
+"""Makes tables of an evaluation, of scores and of a profile's candidate plans.
 
-In: a summary, scores or a profile. Out: tables for a terminal, and Markdown.
-Knows how numbers are shown; computes none but a quantile. Ours.
+In: a summary, scores or a profile. Out: tables for a terminal, and Markdown. Knows how numbers are
+shown; computes only a quantile. Ours.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ _DIGITS = {"dB": 2, "JOD": 3, "levels": 2, "px": 3}
 
 
 def summary_table(summary: Summary, metrics: tuple[str, ...]) -> Table:
-    """One row a method: what was computed, what it saved, what it cost in fidelity."""
+    """One row for each method: what was computed, what it saved, what it cost in fidelity."""
     shown = [name for name in SHOWN if name in metrics]
     table = Table(caption="\n".join([NOTE, *_sources(summary)]), caption_justify="left")
     table.add_column("method", no_wrap=True)
@@ -53,7 +53,7 @@ def summary_table(summary: Summary, metrics: tuple[str, ...]) -> Table:
 
 
 def markdown_table(summary: Summary, metrics: tuple[str, ...]) -> str:
-    """The same, with the noise floor and the errors below it."""
+    """The same in Markdown, with the noise floor and the errors below it."""
     shown = [name for name in SHOWN if name in metrics]
     heads = ["method", "clips", "steps computed", "FLOPs", "speedup (seconds)", "calibration runs"]
     heads += shown
@@ -67,7 +67,7 @@ def markdown_table(summary: Summary, metrics: tuple[str, ...]) -> str:
 
 
 def _sources(summary: Summary) -> list[str]:
-    """What plans were made from, a line for each answer."""
+    """The data that plans were made from, with one line for each source."""
     found: dict[str, list[str]] = {}
     for row in summary.rows:
         for source in row.rests_on:
@@ -115,7 +115,7 @@ def show_scores(rows: dict[str, Metric], scored: list[PairScores], mean: dict[st
 
 
 def value_text(value: float | str | None, unit: str) -> str:
-    """A score with the digits that its unit is worth; identical clips are "exact"."""
+    """A score with the number of digits for its unit; "exact" for identical clips."""
     if value is None:
         return "–"
     number = float(value)
@@ -150,7 +150,7 @@ def _folder_table(rows: dict[str, Metric], scored: list[PairScores], mean: dict[
 
 
 def _range(score: Score, unit: str) -> str:
-    """The least and largest of the frames, and how many are exact."""
+    """The least and largest score of the frames, and the number of exact frames."""
     if score.frames and score.exact_frames == len(score.frames):
         return "all exact"
     parts = []
@@ -163,7 +163,7 @@ def _range(score: Score, unit: str) -> str:
 
 
 def _reasons(scored: list[PairScores]) -> list[str]:
-    """Why a metric has no score, once each."""
+    """The reasons why metrics have no score, each once."""
     reasons = (
         f"{name}: not measured, {as_option(score.reason or '')}"
         for clip in scored
@@ -174,7 +174,7 @@ def _reasons(scored: list[PairScores]) -> list[str]:
 
 
 def candidate_rows(profile: Profile) -> list[dict[str, Any]]:
-    """One row a plan, from slow to fast; JSON-able."""
+    """One row for each plan, from slow to fast; JSON-able."""
     return [_candidate_row(candidate, profile) for candidate in profile.candidates]
 
 
@@ -212,7 +212,7 @@ def _candidate_row(candidate: CandidatePlan, profile: Profile) -> dict[str, Any]
 
 
 def _quantile(ordered: list[float], share: float) -> float:
-    """Interpolated between the two neighbours."""
+    """A quantile, interpolated between the two neighbours."""
     place = share * (len(ordered) - 1)
     low = int(place)
     high = min(low + 1, len(ordered) - 1)

@@ -1,4 +1,4 @@
-"""Numbers, plans and tables as text for a terminal of any width, or for a pipe.
+"""Shows numbers, plans and tables as text, for a terminal of any width or for a pipe.
 
 In: numbers or a table. Out: text, or lines on a console: nothing is cut off.
 Knows no report and no file. Ours.
@@ -24,7 +24,7 @@ WIDEST = 10_000  # columns of a table in a pipe
 
 
 def strip(shares: Sequence[float], shades: str = SHADES) -> str:
-    """One sign a step: the share of the sites that were computed, from none to all."""
+    """One sign for each step: the share of the sites that were computed, from none to all."""
     signs = [shades[_shade(share, len(shades))] for share in shares]
     lines = [signs[at : at + STRIP_WIDTH] for at in range(0, len(signs), STRIP_WIDTH)]
     return "\n".join("".join(line) for line in lines)
@@ -44,7 +44,7 @@ def seconds_text(seconds: float) -> str:
 
 
 def bytes_text(count: int) -> str:
-    """Bytes in the unit that leaves one to four digits before the point."""
+    """Bytes in the unit with one to four digits before the point."""
     value, unit = float(count), "B"
     for larger in ("KiB", "MiB", "GiB"):
         if value < 1024:
@@ -59,7 +59,8 @@ def counted(number: int, noun: str) -> str:
 
 
 def print_aligned(console: Console, rows: Sequence[Row]) -> None:
-    """A label and a value a line. Long values are not wrapped, so that paths can be copied."""
+    """Print a label and a value on each line. Long values are not wrapped, so that paths can be
+    copied."""
     from rich.text import Text
 
     for label, value in rows:
@@ -71,8 +72,8 @@ def print_aligned(console: Console, rows: Sequence[Row]) -> None:
 
 
 def print_table(table: Table) -> None:
-    """Print a table on stdout, whole: in a pipe as wide as it is, in a terminal that is too narrow
-    for it as one record a row."""
+    """Print a table on stdout without cutting it: in a pipe at its full width, in a terminal that
+    is too narrow as one record for each row."""
     from rich.console import Console
 
     console = Console(highlight=False)
@@ -84,7 +85,7 @@ def print_table(table: Table) -> None:
 
 
 def _print_records(console: Console, table: Table) -> None:
-    """Each row as its first cell, and a line for each other cell with its heading."""
+    """Print each row as its first cell, and a line for each other cell with its heading."""
     if table.title:
         console.print(table.title)
     headings = [str(column.header).replace("\n", " ") for column in table.columns]
@@ -101,7 +102,7 @@ def _print_records(console: Console, table: Table) -> None:
 
 
 def _shade(share: float, count: int) -> int:
-    """None and all have a sign of their own, which no share between them gets."""
+    """The sign for a share. 0 and 1 have their own signs, which no other share gets."""
     if share <= 0 or share >= 1:
         return 0 if share <= 0 else count - 1
     return 1 + min(count - 3, int(share * (count - 2)))

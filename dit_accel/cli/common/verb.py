@@ -1,10 +1,9 @@
-"""A verb of the command from a dataclass: each field is an option.
+"""Makes a verb of the command from a dataclass: each field is an option.
 
 In: a dataclass of `options.option` fields, and a function of one such object. Out: the function
-that typer registers.
-Knows how typer reads a signature, what no option of any verb accepts (numbers that are not finite,
-text that cannot be written), and how a verb ends; knows no option. Ours: so an option is written
-down once, and reaches the code as a typed attribute.
+that typer registers. Knows how typer reads a signature, which values no option accepts (numbers
+that are not finite, text that cannot be written), and how a verb ends. Knows no option. Ours: an
+option is written once, and the code gets it as a typed attribute.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ from dit_accel.core.document import is_printable, shown
 Options = TypeVar("Options")
 Body = Callable[[Options], None]
 LARGEST = 2**63  # whole numbers stay below it
-_CONFIG = inspect.Parameter(  # of every verb; its values are defaults of the others
+_CONFIG = inspect.Parameter(  # an option of every verb; its values are defaults of the others
     "config", inspect.Parameter.KEYWORD_ONLY, default=None,
     annotation=Annotated[
         Path | None,
@@ -43,12 +42,12 @@ METAVARS = {bool: "", int: "N", float: "X", str: "TEXT", Path: "PATH"}  # in the
 
 
 class Verb(TyperCommand):
-    """A verb whose help names values, not types of Python."""
+    """A verb whose help names values instead of Python types."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         for one in self.params:
-            if isinstance(one, TyperArgument):  # its name says what it is
+            if isinstance(one, TyperArgument):  # its name is enough
                 one.display_type_rich = lambda ctx: ""  # type: ignore[method-assign]
 
     def get_help_option(self, ctx: Any) -> Any:
@@ -72,7 +71,7 @@ class Verbs(TyperGroup):
         return found
 
     def get_help_option(self, ctx: Any) -> Any:
-        """As of `Verb`."""
+        """See `Verb`."""
         return _plain(super().get_help_option(ctx))
 
 
@@ -89,7 +88,7 @@ def verb(
 
     Args:
         kind: a dataclass of options.
-        interrupted: what becomes of the work when Ctrl-C is pressed.
+        interrupted: what happens to the work at Ctrl-C, as text.
     """
     parameters = [*_parameters(kind), _CONFIG]
 
@@ -110,7 +109,7 @@ def verb(
 
 
 def _parameters(kind: Any) -> list[inspect.Parameter]:
-    """A parameter a field, in the order of the panels of the help."""
+    """A parameter for each field, in the order of the help's panels."""
     hints, empty = get_type_hints(kind), inspect.Parameter.empty
     parameters = []
     for one in sorted(dataclasses.fields(kind), key=_panel):
@@ -134,14 +133,14 @@ def _typer(field: dataclasses.Field[Any], hint: Any) -> Any:
 
 
 def _kind(hint: Any) -> Any:
-    """The type of an option that may be left out: `int | None` is an `int`."""
+    """The type of an optional option: for `int | None`, `int`."""
     if get_origin(hint) in (Union, types.UnionType):
         return next(kind for kind in get_args(hint) if kind is not type(None))
     return hint
 
 
 def _check_values(options: Any) -> None:
-    """Refuse what no option of any verb accepts."""
+    """Refuse values that no option of any verb accepts."""
     for field in dataclasses.fields(options):
         for value in _single(getattr(options, field.name)):
             accepted = _refusal(value)
@@ -151,7 +150,7 @@ def _check_values(options: Any) -> None:
 
 
 def _refusal(value: Any) -> str | None:
-    """What is accepted instead of a value; None where it may be right."""
+    """What is accepted instead of a value; None if the value may be right."""
     if isinstance(value, float) and not math.isfinite(value):
         return "a finite number"
     if isinstance(value, int) and not abs(value) < LARGEST:
@@ -179,6 +178,6 @@ def _name(field: dataclasses.Field[Any]) -> str:
 
 
 def _panel(field: dataclasses.Field[Any]) -> int:
-    """The place of an option's panel; what has none comes first."""
+    """The place of an option's panel. Options without a panel come first."""
     panel = field.metadata["typer"].rich_help_panel
     return PANELS.index(panel) + 1 if panel in PANELS else 0

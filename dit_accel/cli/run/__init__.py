@@ -1,4 +1,4 @@
-"""One run from the command line: from what was typed to files and a summary.
+"""One run from the command line: from the options to files and a summary.
 
 In: the options of a command. Out: clips, a JSON sidecar, a few lines of text. `request.py` checks
 without a model, `settings.py` with its configuration; `target.py` asks `planning.selection` for the

@@ -1,8 +1,8 @@
-"""Many prompts with one load: the clips of `--prompt-file`, and which of them are there already.
+"""Many prompts with one load of the model: the clips of `--prompt-file`, and which of them exist
+already.
 
-In: a prompt file, a folder and settings. Out: a `Clip` for each prompt that is to be made.
-Knows that a clip is done when its sidecar has the same settings, weights and input files; makes
-none. Ours.
+In: a prompt file, a folder and settings. Out: a `Clip` for each prompt. Knows that a clip is done
+if its sidecar has the same settings, weights and input files; makes no clip. Ours.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Clip:
     """One clip of a batch.
 
     Args:
-        key: the hash of all that was asked of it.
+        key: the hash of all its settings.
     """
 
     settings: Settings
@@ -61,7 +61,7 @@ def clips_of(
 
 
 def open_ones(clips: Sequence[Clip], *, overwrite: bool) -> list[Clip]:
-    """The clips that are still to be made; refuses files that are there with other settings."""
+    """The clips that are not made yet. Existing files with other settings are refused."""
     found = [clip for clip in clips if not is_done(clip)]
     for clip in found:
         if clip.files.video.parent.exists():
@@ -70,7 +70,7 @@ def open_ones(clips: Sequence[Clip], *, overwrite: bool) -> list[Clip]:
 
 
 def make_folder(clips: Sequence[Clip]) -> None:
-    """The folder that the clips are written to."""
+    """Make the folder for the clips."""
     folder = clips[0].files.video.parent
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -79,7 +79,7 @@ def make_folder(clips: Sequence[Clip]) -> None:
 
 
 def is_done(clip: Clip) -> bool:
-    """Whether all files of a clip are there, made with the same settings."""
+    """Whether all files of a clip exist, and were made with the same settings."""
     if not all(path.is_file() for path in clip.files.present().values()):
         return False
     try:

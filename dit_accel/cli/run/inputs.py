@@ -1,7 +1,7 @@
-"""Pictures and videos that a clip starts from: whether the pipeline takes them, and their size.
+"""Pictures and videos that a clip starts from: whether the pipeline accepts them, and their size.
 
-In: the options and a model's folder. Out: `Inputs`, with what they say of the clip's size.
-Knows the signature of the pipeline's call, and the files' headers; loads no weights. Ours.
+In: the options and a model's folder. Out: `Inputs`, with the size of the clip that follows from
+them. Knows the signature of the pipeline's call, and the files' headers; loads no weights. Ours.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from dit_accel.core.generation import INPUT_FILES, INPUTS
 if TYPE_CHECKING:
     from dit_accel.models.loading import LoadableModel
 
-# Which folders have an input: said where another one is given it.
+# The models that accept an input: named in the error if another model gets it.
 _CHANGING = "Wan 2.1, Wan 2.2 TI2V and CogVideoX text-to-video"
 TAKING = {
     "image": "LTX, Wan 2.2 TI2V, and image-to-video of Wan, CogVideoX and HunyuanVideo",
@@ -31,11 +31,11 @@ TAKING = {
 
 @dataclass(frozen=True)
 class Inputs:
-    """What the pipeline is shown.
+    """The inputs of the pipeline.
 
     Args:
         size: width and height of the first picture, in pixels.
-        frames, fps: of the video.
+        frames, fps: those of the video.
     """
 
     image: str | None = None
@@ -47,11 +47,12 @@ class Inputs:
     fps: float | None = None
 
     def defaults(self, usual: dict[str, Any], spatial: int, temporal: int) -> dict[str, Any]:
-        """The clip's size where it was not typed: the input's shape at the model's usual area.
+        """The clip's size if it was not typed: the input's shape, with the model's usual area.
 
         Args:
             usual: the model's defaults, by the pipeline's arguments.
-            spatial, temporal: what sizes are multiples of, and frames one more than.
+            spatial, temporal: sizes are multiples of `spatial`; frames are 1 more than a multiple
+                of `temporal`.
         """
         found: dict[str, Any] = {}
         height, width = usual.get("height"), usual.get("width")
@@ -68,13 +69,14 @@ class Inputs:
 
 
 def read(options: Any, model: LoadableModel) -> Inputs:
-    """Check the inputs against the pipeline, and read what their files say.
+    """Check the inputs against the pipeline, and read the sizes in their files.
 
     Args:
-        options: with those of `InputOptions`.
+        options: the options, which include `InputOptions`.
 
     Raises:
-        BadInput: the pipeline does not take one, lacks one, or a file cannot be read.
+        BadInput: the pipeline does not accept an input, or needs one that is missing; or a file
+            cannot be read.
     """
     import diffusers
 
@@ -96,7 +98,7 @@ def read(options: Any, model: LoadableModel) -> Inputs:
     for option in ("image", "video"):
         if getattr(options, option) is None and _needs(parameters, option, name):
             raise BadInput(f"{_flag(option)} is not given: --model is a {name}, which needs one")
-    # absolute, so that a process in another folder finds them
+    # absolute paths, so that a process in another folder finds the files
     paths = {option: getattr(options, option) for option in INPUT_FILES}
     given = {o: str(path.expanduser().absolute()) for o, path in paths.items() if path is not None}
     size, frames, fps = None, None, None
@@ -109,7 +111,8 @@ def read(options: Any, model: LoadableModel) -> Inputs:
 
 
 def _needs(parameters: Any, option: str, pipeline: str) -> bool:
-    """Whether the call fails without an input; some pipelines have a default and yet need it."""
+    """Whether the call fails without an input. Some pipelines need an input although it has a
+    default."""
     found = parameters.get(option)
     if found is None:
         return False
@@ -127,7 +130,7 @@ def _picture_size(option: str, path: str) -> tuple[int, int]:
     try:
         with Image.open(path) as picture:
             size = picture.size
-            picture.convert("RGB")  # a picture that is cut off fails here
+            picture.convert("RGB")  # this fails if the picture is cut off
             return size
     except OSError as error:
         reason = reason_of(error) if error.errno else "no picture that can be read"

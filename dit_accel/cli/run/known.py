@@ -1,8 +1,8 @@
-"""What is known of a model before a run: its profile, what was learnt of it, and the prior.
+"""Finds the data about a model before a run: its profile, what was learnt from runs, and the prior.
 
-In: a model's folder. Out: the file of its profile and its `Learning`, or what stands for a profile.
-Profiles and what was learnt are filed by weights, so the model is loaded where there are any files
-that could be its own. Knows where they are looked for; makes no plan. Ours.
+In: a model's folder. Out: the file of its profile and its `Learning`, or a substitute for a
+profile. The cache's files are named after weights, so the model is loaded if there is any file that
+could be its own. Knows where these files are; makes no plan. Ours.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ if TYPE_CHECKING:
     from dit_accel.planning.profile import Profile
 
 CALIBRATE = "`dit-accel calibrate` makes one"
-MOST_TIMESTEPS = 1_000_000  # a scheduler makes tables of that length
+MOST_TIMESTEPS = 1_000_000  # a scheduler makes tables of this length
 
 
 def find_known(
     model: LoadableModel, setup: Setup, *, device: str, dtype: str, learn: bool,
     given: Path | None = None,
 ) -> tuple[Path | None, Learning | None]:  # fmt: skip
-    """The profile in a model's folder, else in the cache; and what was learnt of the pipeline.
+    """The profile in a model's folder, else in the cache; and what was learnt about the pipeline.
 
     Args:
-        setup, device, dtype: that the pipeline is loaded with; what was learnt is of one dtype.
-        learn: whether what was learnt is looked for.
-        given: a profile, in place of one that is found.
+        setup, device, dtype: how the pipeline is loaded; what was learnt belongs to one dtype.
+        learn: whether to look for what was learnt.
+        given: a profile to use instead of searching for one.
     """
     from rich.console import Console
 
@@ -59,11 +59,11 @@ def prior_of(
     model: LoadableModel, steps: int, guidance: float, scheduler: str | None = None,
     guidance_2: float | None = None,
 ) -> Profile | None:  # fmt: skip
-    """What stands for a profile of a model that was not measured; None: nothing does.
+    """The profile that is used for a model that was not measured; None: there is none.
 
     Args:
-        scheduler: the class that takes the place of the folder's.
-        guidance_2: of the second of two experts; None: as of the first.
+        scheduler: the class that replaces the folder's scheduler.
+        guidance_2: guidance of the second of two experts; None: as for the first.
     """
     from dit_accel.models import samplers
     from dit_accel.models.families import FAMILIES
@@ -89,7 +89,7 @@ def prior_of(
 
 
 def _boundary(model: LoadableModel, scheduler: Any) -> float | None:
-    """The timestep below which the second of two experts runs; None: there are no two."""
+    """The timestep below which the second of two experts runs; None: there is only one."""
     share = model.index.get("boundary_ratio")
     if not isinstance(share, (int, float)) or len(model.denoisers) < 2:
         return None
@@ -118,5 +118,5 @@ def scheduler_of(model: LoadableModel) -> Any:
             )
         loader: Any = kind
         return loader.from_pretrained(str(source.parent))
-    except Exception as error:  # a damaged configuration makes diffusers raise anything
+    except Exception as error:  # for a damaged configuration, diffusers may raise any error
         raise RunFailed(f"the scheduler of {model.name} cannot be loaded: {error}") from error

@@ -1,8 +1,8 @@
-"""Whether a run fits, said before its weights are loaded, and what would make it fit.
+"""Says whether a run fits in memory before its weights are loaded, and what would make it fit.
 
-In: a checked model and settings. Out: text, and a record.
-Knows what is free on the device; `models/memory.py` says what is needed. On a CPU the process that
-runs already counts too. Ours.
+In: a checked model and settings. Out: text, and a record. Knows the free memory of the device;
+`models/memory.py` computes the needed memory. On a CPU, the memory of the running process counts
+too. Ours.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ if TYPE_CHECKING:
     from dit_accel.models.loading import LoadableModel
     from dit_accel.models.memory import MemoryEstimate
 
-MOST_WAYS = 3  # that are named where a run does not fit
+MOST_WAYS = 3  # that are named if a run does not fit
 
 
 def forecast(model: LoadableModel, settings: Settings) -> MemoryEstimate:
-    """What the run takes; several prompts of a layout run at once."""
+    """The memory that the run needs. Several prompts of a layout run at once."""
     more: dict[str, Any] = {"prompt": list(settings.prompts)} if len(settings.prompts) > 1 else {}
     if more:
         more["generator"] = [torch.Generator("cpu").manual_seed(0) for _ in settings.prompts]
@@ -40,7 +40,7 @@ def forecast(model: LoadableModel, settings: Settings) -> MemoryEstimate:
 
 
 def needed(found: MemoryEstimate, device: str, offload: str) -> dict[str, int]:
-    """Bytes by stage; on a CPU nothing is gained by offloading, and the process counts too."""
+    """The needed bytes by stage. On a CPU, offloading saves nothing, and the process counts too."""
     before = 0
     if device == "cpu":
         offload = "none"
@@ -62,7 +62,7 @@ def record(found: MemoryEstimate, settings: Settings) -> dict[str, Any]:
 
 
 def announcement(found: MemoryEstimate, settings: Settings) -> str:
-    """One line: bytes by stage, and what is free."""
+    """One line: bytes by stage, and the free memory."""
     sizes = needed(found, settings.device, settings.setup.offload)
     parts = ", ".join(f"{stage} {bytes_text(size)}" for stage, size in sizes.items())
     free = measure.free_memory(torch.device(settings.device))
@@ -73,7 +73,7 @@ def announcement(found: MemoryEstimate, settings: Settings) -> str:
 
 
 def shortage(found: MemoryEstimate, model: LoadableModel, settings: Settings) -> str | None:
-    """What does not fit, and what would; None where it fits or nothing is known."""
+    """A text on what does not fit, and what would; None if the run fits or nothing is known."""
     free = measure.free_memory(torch.device(settings.device))
     sizes = needed(found, settings.device, settings.setup.offload)
     worst = max(sizes, key=sizes.__getitem__, default="")
@@ -105,7 +105,8 @@ def rows(found: MemoryEstimate, settings: Settings) -> list[Row]:
 
 
 def _room(settings: Settings, free: int) -> int:
-    """Of a CPU what the process has already is not free, and counts as needed."""
+    """The room on a device. On a CPU, the memory of the process is not free, and counts as
+    needed."""
     if settings.device != "cpu":
         return free
     return free + (measure.peak_memory(torch.device("cpu")) or 0)

@@ -1,8 +1,8 @@
-"""What a model ignores of what was typed.
+"""Finds parts of the input that a model ignores.
 
-In: a loaded pipeline and settings, or a model's folder and many prompts. Out: remarks, one line
-each, before the work; and of many prompts those that differ for the model.
-Knows the model's tokenizers, where it has some. Ours.
+In: a loaded pipeline and settings, or a model's folder and many prompts. Out: remarks before the
+work, one line each; and from many prompts those that differ for the model. Knows the model's
+tokenizers, if it has any. Ours.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ LONGEST_SET = 100_000  # tokens; a tokenizer without a limit states a larger num
 
 
 def remarks(pipe: Any, settings: Settings) -> list[str]:
-    """Words that the tokenizer does not know, a prompt cut off, an option without effect."""
+    """Remarks on words that the tokenizer does not know, on a cut-off prompt, and on an option
+    without effect."""
     tokenizer, longest = getattr(pipe, "tokenizer", None), settings.max_sequence_length
     found = []
     if tokenizer is not None:
@@ -47,10 +48,10 @@ def unknown_words(tokenizer: Any, prompt: str) -> list[str]:
 def distinct(
     model: LoadableModel, prompts: Sequence[EvaluationPrompt], longest: int | None
 ) -> tuple[tuple[EvaluationPrompt, ...], list[str]]:
-    """The prompts that are not cut to one text, and remarks.
+    """The prompts without those that become the same text when cut off, and remarks.
 
     Args:
-        longest: tokens after which a prompt is cut off; None: as the tokenizer has it.
+        longest: number of tokens after which a prompt is cut off; None: the tokenizer's limit.
     """
     tokenizers = [one for part in model.index if (one := _tokenizer(model, part)) is not None]
     if not tokenizers:
@@ -76,7 +77,8 @@ def distinct(
 
 
 def _tokenizer(model: LoadableModel, part: str) -> Any:
-    """A tokenizer of the model's folder; None where the part is none, or cannot be loaded."""
+    """A tokenizer of the model's folder; None if the part is not a tokenizer, or cannot be
+    loaded."""
     import transformers
 
     if not part.startswith("tokenizer"):
@@ -88,12 +90,12 @@ def _tokenizer(model: LoadableModel, part: str) -> Any:
         return None
     try:
         return load(str(model.folder / part), local_files_only=True)
-    except Exception:  # then the pipeline itself will say so
+    except Exception:  # the pipeline itself will then report the error
         return None
 
 
 def _tokens(tokenizer: Any, text: str, longest: int | None) -> tuple[list[int], bool]:
-    """What the model gets of a text, and whether that is less than all."""
+    """The tokens of a text that the model gets, and whether the text was cut off."""
     ids = list(tokenizer(text).input_ids)
     limit = longest or int(min(getattr(tokenizer, "model_max_length", LONGEST_SET), LONGEST_SET))
     if len(ids) <= limit:

@@ -1,8 +1,8 @@
-"""What `generate` was asked, and the checks of it that need no model.
+"""The request to `generate`, and the checks that need no model.
 
-In: the options as they were typed. Out: a `Request`, and the `AccelConfig` that it asks for.
-Knows options; knows no model and no pipeline. Values of the acceleration are checked by the config,
-which imports torch; everything else is checked before that. Ours.
+In: the options as they were typed. Out: a `Request`, and its `AccelConfig`. Knows options; knows no
+model and no pipeline. Values of the acceleration are checked by the config, which imports torch;
+everything else is checked before that. Ours.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ if TYPE_CHECKING:
     from dit_accel.layout import Layout
 
 BACKGROUNDS = ("open", "closed")
-SCENE = {  # options of a layout, and the settings of `SceneConfig` that they give
+SCENE = {  # options of a layout, and the settings of `SceneConfig` that follow from them
     "isolation": "isolate", "reposition": "reposition", "alpha": "alpha", "background": "background"
 }  # fmt: skip
-MOST_STEPS = 1000  # as many as the samplers of diffusers were trained with
-RANGES: dict[str, tuple[float, float]] = {  # of the options of a clip
+MOST_STEPS = 1000  # the number of timesteps that diffusers' samplers were trained with
+RANGES: dict[str, tuple[float, float]] = {  # ranges of a clip's options
     "guidance": (0.0, 1000.0), "guidance_2": (0.0, 1000.0), "steps": (1, MOST_STEPS),
     "height": (1, 16_384), "width": (1, 16_384), "frames": (1, 100_000), "fps": (0.01, 1000.0),
     "strength": (0.001, 1.0),
@@ -42,7 +42,7 @@ _layout = functools.partial(option, panel=LAYOUT)
 
 @dataclass(frozen=True, kw_only=True)
 class Request(AccelOptions, ClipOptions):
-    """The options of `generate`; None where the choice is left to the model."""
+    """The options of `generate`; None if the model decides."""
 
     prompt: str = argument("", "What the clip shows.", "PROMPT")
     seed: int = option(0, "Seed of the noise.", panel=options.CLIP)
@@ -79,7 +79,7 @@ class Request(AccelOptions, ClipOptions):
     as_json: bool = options.as_json()
 
     def check(self) -> None:
-        """Refuse what no model and no config could accept, before torch is imported."""
+        """Refuse options that no model and no config could accept, before torch is imported."""
         self._check_prompt_file()
         if self.layout is None and self.prompt_file is None and not self.prompt.strip():
             raise BadInput('PROMPT is empty: say what the clip shows, e.g. "a red circle"')
@@ -122,11 +122,11 @@ class Request(AccelOptions, ClipOptions):
 
     @property
     def wants_acceleration(self) -> bool:
-        """Whether any option of the acceleration was typed: then there is no other choice."""
+        """Whether an option of the acceleration was typed. Then it is used without alternatives."""
         return bool(self._typed())
 
     def accel_config(self) -> AccelConfig:
-        """What `accelerate` shall do; without a target it is the default quality."""
+        """The config for `accelerate`. Without a target, the target is the default quality."""
         from dit_accel.config import DEFAULT_QUALITY
         from dit_accel.config.keywords import config_of
         from dit_accel.scenes.rows import SceneConfig
@@ -142,7 +142,7 @@ class Request(AccelOptions, ClipOptions):
             return config_of(**given)
 
     def _typed(self) -> dict[str, Any]:
-        """The keywords of `accelerate` that are not as by default."""
+        """The keywords of `accelerate` that differ from their defaults."""
         fields = dataclasses.fields(AccelOptions)
         given = {
             f.name: getattr(self, f.name) for f in fields if getattr(self, f.name) != f.default
@@ -155,11 +155,11 @@ class Request(AccelOptions, ClipOptions):
         if "cache_memory" in given:
             given["cache_memory"] = options.bytes_of(self.cache_memory)
         if given.get("accel") == options.ACCELS[0] and not given.keys() & {"threshold", "site"}:
-            del given["accel"]  # the default in words
+            del given["accel"]  # the default, given explicitly
         return given
 
     def read_layout(self) -> Layout | None:
-        """The layout of `--layout`; refuses a file that is none."""
+        """The layout of `--layout`. A file that is not a layout is refused."""
         if self.layout is None:
             return None
         from dit_accel import layout
@@ -169,17 +169,17 @@ class Request(AccelOptions, ClipOptions):
 
 
 def check_clip(given: object) -> None:
-    """Refuse numbers that no model could accept, of those options that a verb has."""
+    """Refuse numbers that no model could accept, for the options that a verb has."""
     for name, (low, high) in RANGES.items():
         check_within(f"--{name.replace('_', '-')}", getattr(given, name, None), low, high)
     options.check_choice("dtype", getattr(given, "dtype", None), options.DTYPE_NAMES)
 
 
 def check_within(option: str, value: float | None, low: float, high: float | None = None) -> None:
-    """Refuse a number out of its range; None is not given."""
+    """Refuse a number out of its range. None means that it is not given."""
     if value is None:
         return
-    if not value >= low or (high is not None and not value <= high):  # also where it is NaN
+    if not value >= low or (high is not None and not value <= high):  # also true for NaN
         accepted = f"at least {low:g}" if high is None else f"{low} to {high}"
         raise BadInput(f"{option} is {shown(value)}; accepted: {accepted}")
 

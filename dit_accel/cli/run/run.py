@@ -1,7 +1,7 @@
 """One run of a pipeline for the command: uncached or accelerated.
 
-In: a loaded pipeline and resolved settings. Out: a `Generation`; the pipeline is left as it was.
-Knows `accelerate` and the call of the pipeline; decides nothing. Ours.
+In: a loaded pipeline and resolved settings. Out: a `Generation`; the pipeline is restored. Knows
+`accelerate` and the call of the pipeline; decides nothing. Ours.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ if TYPE_CHECKING:
 def run_uncached(
     pipe: Any, settings: Settings, bar: StepBar
 ) -> tuple[generation.Generation, ReferenceRun | None]:
-    """The clip of the stock pipeline; with a layout, of its scene without a cache.
+    """Make the clip of the stock pipeline; with a layout, that of its scene without a cache.
 
-    Where runs are learnt from, it is recorded for `run_accelerated`; the seconds of recording are
+    If runs are learnt from, the run is recorded for `run_accelerated`. The seconds of recording are
     not counted.
     """
     from dit_accel.caching.reference import recorded
@@ -43,14 +43,14 @@ def run_accelerated(
     pipe: Any, settings: Settings, bar: StepBar, text: Text | None = None,
     reference: ReferenceRun | None = None,
 ) -> generation.Generation:  # fmt: skip
-    """The clip of the accelerated pipeline, with its report.
+    """Make the clip of the accelerated pipeline, with its report.
 
     Args:
-        reference: of the uncached run of the same clip.
-        text: the encoded prompt. Where the run uses it, its seconds are counted with the run's.
+        reference: the record of the uncached run of the same clip.
+        text: the encoded prompt. If the run uses it, its seconds are added to the run's.
 
     Raises:
-        RunFailed: its frames are not finite.
+        RunFailed: the frames are not finite.
     """
     from dit_accel import accelerate
 
@@ -68,7 +68,7 @@ def run_accelerated(
 def learn(
     pipe: Any, settings: Settings, result: generation.Generation, uncached: generation.Generation
 ) -> None:
-    """Write down how good the plan was, for the guarantees of later runs."""
+    """Store how good the plan was, for the guarantees of later runs."""
     from dit_accel.caching.learning import learning_of
     from dit_accel.core.video import to_uint8
     from dit_accel.metrics.scoring import score_clips
@@ -84,14 +84,14 @@ def learn(
 
 
 def _learns(settings: Settings) -> bool:
-    """Whether later runs are planned by what this one shows."""
+    """Whether later plans learn from this run."""
     from dit_accel.config import PlannedConfig
 
     return isinstance(settings.accel, PlannedConfig) and settings.accel.learns
 
 
 def check_accepted(pipe: Any, settings: Settings) -> None:
-    """Refuse before the work what `accelerate` refuses."""
+    """Refuse settings that `accelerate` would refuse, before the work."""
     from dit_accel import accelerate
 
     with refused("", (TypeError, ValueError)), accelerate(pipe, settings.accel):

@@ -1,8 +1,8 @@
-"""Every setting of a run, resolved; refuses what the model's configuration rules out.
+"""Resolves every setting of a run, and refuses settings that the model's configuration rules out.
 
-In: the options and a model's folder. Out: `Settings`. Each setting is what was typed, else the
-folder's default, else that of the pipeline's call.
-Knows configuration files and the signature of the pipeline's call; loads no weights. Ours.
+In: the options and a model's folder. Out: `Settings`. Each setting is the typed value, else the
+folder's default, else that of the pipeline's call. Knows configuration files and the signature of
+the pipeline's call; loads no weights. Ours.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ from dit_accel.models.lora import lora_of
 from dit_accel.models.setup import Setup
 
 FALLBACK_FPS = 16.0
-_TRANSFORMER = Path("transformer/config.json")  # of the model's folder
-_PIPELINE_STRIDE = 16  # diffusers' video pipelines refuse what is no multiple of it
+_TRANSFORMER = Path("transformer/config.json")  # in the model's folder
+_PIPELINE_STRIDE = 16  # diffusers' video pipelines refuse other sizes
 _CALL_NAMES = {
     "height": "height",
     "width": "width",
@@ -47,7 +47,7 @@ _CALL_NAMES = {
 
 @dataclass(frozen=True)
 class Settings:
-    """All that decides a clip; the sidecar has every field."""
+    """All settings that decide a clip; the sidecar has every field."""
 
     prompt: str
     negative: str | None
@@ -70,28 +70,28 @@ class Settings:
     guidance_2: float | None = None
     setup: Setup = field(default_factory=Setup)
     compare: bool = False
-    prompts: tuple[str, ...] = ()  # of a layout's shots
+    prompts: tuple[str, ...] = ()  # prompts of a layout's shots
     accel: AccelConfig = field(default_factory=UncachedConfig)
 
     @property
     def clip(self) -> ClipSpec:
-        """The part that decides the clip, the model apart."""
+        """The settings that decide the clip, without the model."""
         names = (field.name for field in dataclasses.fields(ClipSpec))
         return ClipSpec(**{name: getattr(self, name) for name in names})
 
     @property
     def loop_steps(self) -> int:
-        """The steps that run: a changed video begins late."""
+        """The number of steps that run. A changed video begins at a later step."""
         return self.steps if self.strength is None else int(self.steps * self.strength)
 
     @property
     def quality(self) -> float | None:
-        """The target in dB; None where the run has another one."""
+        """The target in dB; None if the run has another target."""
         return getattr(self.accel, "quality", None)
 
     @property
     def speedup(self) -> float | None:
-        """The target ratio of steps; None where the run has another one."""
+        """The target ratio of steps; None if the run has another target."""
         return getattr(self.accel, "speedup", None)
 
     def to_dict(self) -> dict[str, Any]:
@@ -102,7 +102,8 @@ class Settings:
 
 @dataclass(frozen=True)
 class SizeStrides:
-    """What a size must be a multiple of, and how many tokens an axis may have at most."""
+    """The numbers that sizes must be multiples of, and the largest number of tokens along an
+    axis."""
 
     spatial: int
     temporal: int
@@ -120,13 +121,15 @@ def resolve(
     seed: int = 0,
     layout: Layout | None = None,
 ) -> Settings:
-    """Fill in what was left open, and refuse what this model cannot make. Every step is computed.
+    """Fill in the missing settings, and refuse settings that this model cannot make. Every step is
+    computed.
 
     Args:
-        layout: its first prompt is the run's; `prompt` is then ignored.
+        layout: its first prompt is used, and `prompt` is ignored.
 
     Raises:
-        BadInput: naming the option, its value, and the nearest accepted ones.
+        BadInput: an option is not accepted; the message names it, its value, and the nearest
+            accepted ones.
     """
     call = call_parameters(model)
     defaults: dict[str, Any] = {**call, **folder_defaults(model)}
@@ -166,19 +169,19 @@ def resolve(
 
 
 def locate(options: ClipOptions) -> tuple[LoadableModel, str, str]:
-    """The model's folder, the device and the dtype; raises ModelError for what is not there."""
+    """The model's folder, the device and the dtype. Raises ModelError if one does not exist."""
     setup, device = setup_of(options), choose_device(options.device)
     model = resolve_model(options.model, version=Version(options.revision, options.variant))
     for name in ("image", "video"):
         if getattr(options, name) is not None:
             model = setups.with_input(model, name)
-    call_parameters(model)  # refuses a pipeline that diffusers does not have
+    call_parameters(model)  # refuses a pipeline class that diffusers does not have
     setups.check(setup, model, device)
     return model, device, choose_dtype(options.dtype, device)
 
 
 def setup_of(options: MachineOptions) -> Setup:
-    """How the pipeline is set up, as it was typed; refuses what cannot be combined."""
+    """The setup of the pipeline, from the options. Options that cannot be combined are refused."""
     fields = (one.name for one in dataclasses.fields(Setup))
     typed = {name: getattr(options, name) for name in fields if hasattr(options, name)}
     typed["lora"] = tuple(map(_absolute, typed.get("lora") or ()))
@@ -186,13 +189,14 @@ def setup_of(options: MachineOptions) -> Setup:
 
 
 def _absolute(text: str) -> str:
-    """A LoRA that a process in another folder finds too."""
+    """A LoRA with an absolute path, so that a process in another folder finds it."""
     found = lora_of(text)
     return str(dataclasses.replace(found, path=found.path.expanduser().absolute()))
 
 
 def call_parameters(model: LoadableModel) -> dict[str, Any]:
-    """The parameters of the pipeline's call and their defaults; None where one has none."""
+    """The parameters of the pipeline's call and their defaults; None for a parameter without a
+    default."""
     import diffusers
 
     name = str(model.index.get("_class_name"))
@@ -205,7 +209,7 @@ def call_parameters(model: LoadableModel) -> dict[str, Any]:
 
 
 def read_strides(model: LoadableModel) -> SizeStrides:
-    """What the configurations of the VAE and the transformer require of a clip's size."""
+    """The requirements on a clip's size from the configurations of the VAE and the transformer."""
     vae, transformer = component_config(model, "vae"), transformer_config(model)
     source = model.folder / "vae" / "config.json"
     with refused(f"--model is {model.name!r}: "):
@@ -226,7 +230,7 @@ def latent_pixels(model: LoadableModel) -> int:
 
 
 def transformer_config(model: LoadableModel) -> dict[str, Any]:
-    """The configuration of the transformer, or of the only expert that there is."""
+    """The configuration of the transformer, or of the only expert."""
     return component_config(model, "transformer") or component_config(model, "transformer_2")
 
 
@@ -255,7 +259,7 @@ def component_config(model: LoadableModel, part: str) -> dict[str, Any]:
 
 
 def check_sizes(strides: SizeStrides, height: int, width: int, frames: int) -> None:
-    """Refuse a size that the model would round, or fail on after minutes."""
+    """Refuse a size that the model would round, or with which it would fail after minutes."""
     for option, value in (("--height", height), ("--width", width)):
         if value % strides.spatial:
             near = _nearest(value, strides.spatial, 0)
@@ -271,7 +275,7 @@ def check_sizes(strides: SizeStrides, height: int, width: int, frames: int) -> N
 
 
 def check_strength(strength: float | None, steps: int) -> None:
-    """Refuse a change of a video that is so small that no step runs."""
+    """Refuse a strength that is so small that no step runs."""
     if strength is not None and int(steps * strength) < 1:
         raise BadInput(
             f"--strength is {strength:g}, and with --steps {steps} no step runs; accepted: at "
@@ -293,7 +297,8 @@ def _nearest(value: int, stride: int, offset: int) -> str:
 
 
 def _check_reach(option: str, value: int, stride: int, longest: int | None, offset: int) -> None:
-    """A transformer has positions for up to `longest` tokens along an axis."""
+    """Refuse a size with more than `longest` tokens along an axis, for which the transformer has no
+    positions."""
     if longest is None:
         return
     most = (longest - offset) * stride + offset
@@ -302,13 +307,13 @@ def _check_reach(option: str, value: int, stride: int, longest: int | None, offs
 
 
 def folder_defaults(model: LoadableModel) -> dict[str, int | float]:
-    """Arguments of the pipeline's call that the model's folder has defaults for."""
+    """The defaults of the model's folder for arguments of the pipeline's call."""
     with refused(f"--model is {model.name!r}: "):
         return miniature.call_defaults(model.folder)
 
 
 def given_or_default(asked: Any, default: Any, option: str) -> Any:
-    """A setting as it was typed, else as the model has it; refuses one that neither has."""
+    """A setting as it was typed, else the model's default. It is refused if there is neither."""
     if asked is None and default is None:
         raise BadInput(f"--{option} is not given, and the model has no default; pass one")
     return default if asked is None else asked
@@ -326,5 +331,5 @@ def _negative(typed: str | None, call: dict[str, Any], layout: Layout | None) ->
 
 
 def model_revision(folder: Path) -> str | None:
-    """The commit of a folder in the hub's cache, which is named after it; else None."""
+    """The commit of a folder in the hub's cache, from the folder's name; else None."""
     return folder.name if folder.parent.name == "snapshots" else None

@@ -1,4 +1,4 @@
-"""The shots of a layout: one clip each, and a sheet of all of them.
+"""The shots of a layout: one clip for each, and a sheet of all clips.
 
 In: a layout and settings. Out: file names, frames by file, and arguments of the pipeline's call.
 Knows that a shot is one prompt of the call; knows nothing of attention. Ours.
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 def check_family(model: LoadableModel) -> None:
-    """Refuse before loading a family in which a layout is not known to work."""
+    """Refuse a family in which a layout is not known to work, before loading."""
     from dit_accel.models.families import FAMILIES
 
     if model.family.rotary is None:
@@ -34,7 +34,7 @@ def check_family(model: LoadableModel) -> None:
 
 
 def check_fits(layout: Layout, settings: Settings, strides: SizeStrides) -> None:
-    """Refuse before the work a layout that a clip of this size cannot hold."""
+    """Refuse a layout that does not fit in a clip of this size, before the work."""
     from dit_accel.core.tokens import TokenGrid, TokenStrides
     from dit_accel.scenes import prepare
 
@@ -46,9 +46,9 @@ def check_fits(layout: Layout, settings: Settings, strides: SizeStrides) -> None
 
 
 def files_of(output: Path, layout: Layout, *, compare: bool) -> Files:
-    """The names of one clip a shot, and of the sheet beside them.
+    """The names of one clip for each shot, and of the sheet.
 
-    A single shot has the plain name; of several each name ends in its shot's id.
+    A single shot has the plain name. With several shots, each name ends with the id of its shot.
     """
     ids = [shot.id for shot in layout.shots]
     each = [output] if len(ids) == 1 else [output.with_stem(f"{output.stem}-{id}") for id in ids]
@@ -82,9 +82,9 @@ def clips_of(
 
 
 def overrides(settings: Settings) -> dict[str, Any]:
-    """The arguments of the pipeline's call for one prompt a shot.
+    """The arguments of the pipeline's call, with one prompt for each shot.
 
-    Each shot has a generator of its own, so that it does not depend on how many others there are.
+    Each shot has its own generator, so that it does not depend on the number of shots.
     """
     if not settings.prompts:
         return {}
@@ -98,7 +98,7 @@ def overrides(settings: Settings) -> dict[str, Any]:
 
 
 def as_one(result: Generation) -> Generation:
-    """A run with its shots one after the other in one clip, to compare all of them at once."""
+    """A run with its shots in sequence in one clip, to compare all of them at once."""
     import numpy as np
 
     return dataclasses.replace(result, frames=np.concatenate(result.clips), others=())
@@ -106,7 +106,8 @@ def as_one(result: Generation) -> Generation:
 
 @contextlib.contextmanager
 def without_cache(pipe: Any, settings: Settings) -> Iterator[None]:
-    """The scene installed without a cache, for the uncached reference; nothing without a layout."""
+    """Install the scene without a cache, for the uncached reference. Without a layout, nothing is
+    installed."""
     if settings.accel.layout is None:
         yield
         return

@@ -1,7 +1,7 @@
-"""The record of a run as one JSON object: the sidecar file, and `--json`.
+"""Makes the record of a run as one JSON object, for the sidecar file and `--json`.
 
-In: what was asked, predicted and measured. Out: a dict that `json` can write.
-Knows no printing. Ours.
+In: the request, the prediction and the measurements. Out: a dict that `json` can write. Knows no
+printing. Ours.
 """
 
 from __future__ import annotations
@@ -30,7 +30,8 @@ def record(
     result: Generation,
     uncached: Generation | None,
 ) -> dict[str, Any]:
-    """Files, versions, settings, costs, the report, predicted beside measured, the comparison."""
+    """The record: files, versions, settings, costs, the report, predicted and measured values, the
+    comparison."""
     report = result.report
     comparison = compare(result, uncached) if uncached is not None else None
     revision = model_revision(model.folder)
@@ -49,10 +50,10 @@ def record(
 def outcome(
     target: RunTarget, result: Generation, comparison: dict[str, Any] | None
 ) -> dict[str, Any] | None:
-    """The target, what was predicted before the run, and what was measured; None without a plan.
+    """The target, the prediction before the run, and the measurement; None without a plan.
 
     `speedup` is total steps / computed steps. `reached` and `in_interval` (of the predicted PSNR)
-    are None where there is no uncached reference.
+    are None if there is no uncached reference.
     """
     if target.choice is None or target.choice.prediction is None:
         return None
@@ -76,7 +77,7 @@ def outcome(
 
 
 def reasons_of_speed(target: RunTarget, result: Generation) -> list[str]:
-    """Why a speedup that was asked for is not the one that was reached, in words."""
+    """The reasons why the reached speedup differs from the requested one, as texts."""
     asked, report = target.settings.speedup, result.report
     if asked is None or report is None:
         return []
@@ -115,7 +116,8 @@ def compare(result: Generation, uncached: Generation) -> dict[str, Any]:
 
 
 def versions() -> dict[str, str]:
-    """Of this package, those that it needs, Python and the platform."""
+    """The versions of this package, of the packages that it needs, of Python and of the
+    platform."""
     packages = {name: _version(name) for name in ("torch", "diffusers", "transformers")}
     machine = {"python": platform.python_version(), "platform": platform.platform()}
     return {"dit_accel": dit_accel.__version__, **packages, **machine}

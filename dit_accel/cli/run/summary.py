@@ -1,7 +1,7 @@
-"""What the user reads at the end of a run: aligned lines, and a strip of its steps.
+"""Prints what the user reads at the end of a run: aligned lines, and a strip of its steps.
 
-In: files, settings, the run and its report. Out: text on stdout.
-Knows how to say things; measures nothing. Ours.
+In: files, settings, the run and its report. Out: text on stdout. Knows how values are shown;
+measures nothing. Ours.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def show(files: Files, settings: Settings, result: Generation, content: dict[str
     """Print the summary of a run on stdout.
 
     Args:
-        content: the run's record, as `sidecar.record` makes it.
+        content: the run's record, from `sidecar.record`.
     """
     console = Console(highlight=False)
     rows = [*_file_rows(files), *_setting_rows(settings), *_cost_rows(result, settings.device)]
@@ -44,7 +44,7 @@ def show(files: Files, settings: Settings, result: Generation, content: dict[str
 
 
 def show_clip(files: Files, content: dict[str, Any]) -> None:
-    """Print one line on stdout: a clip of many, its seconds, and the PSNR where it is known."""
+    """Print one line on stdout: a clip of many, its seconds, and the PSNR if it is known."""
     line = f"{files.video}  {seconds_text(content['costs']['whole_seconds'])}"
     if content["comparison"] is not None:
         line += f"  {_psnr(content['comparison'])}"
@@ -62,7 +62,7 @@ def show_plan(settings: Settings, more: list[Row]) -> None:
 
 
 def announcement(settings: Settings, choice: PlanChoice) -> str:
-    """One line before the run: the target, and what is predicted."""
+    """One line before the run: the target, and the prediction."""
     from dit_accel.planning.prediction import describe
 
     by_quality = settings.quality is not None
@@ -71,7 +71,7 @@ def announcement(settings: Settings, choice: PlanChoice) -> str:
 
 
 def shares_computed(sites: Iterable[SiteReport], steps: int) -> list[float]:
-    """The share of the sites that were computed at each step, of those that ran then."""
+    """The share of computed sites at each step, among the sites that ran at that step."""
     computed, ran = [0] * steps, [0] * steps
     for site in sites:
         for step in site.computed:
@@ -138,7 +138,7 @@ def _report_rows(report: Report, shades: str) -> list[Row]:
 
 
 def _scene_rows(report: Report) -> list[Row]:
-    """Tokens by class of every row, and what isolation and references added or saved."""
+    """Tokens by class of every row, and the cost or savings of isolation and references."""
     scene = report.scene
     if scene is None:
         return []
@@ -152,7 +152,7 @@ def _scene_rows(report: Report) -> list[Row]:
 
 
 def _other_steps(report: Report) -> str:
-    """What became of the steps that were not computed."""
+    """A word for the steps that were not computed."""
     return "extrapolated" if any(site.extrapolated for site in report.sites) else "cached"
 
 
@@ -176,7 +176,8 @@ def _nothing_cached(report: Report) -> str:
 
 
 def _strip_rows(report: Report, shades: str) -> list[Row]:
-    """A strip for each branch, equal ones in one; a sign is a share of the branch's sites."""
+    """A strip for each branch; equal strips are one. A sign stands for a share of the branch's
+    sites."""
     sites: dict[str, list[SiteReport]] = defaultdict(list)
     for site in report.sites:
         sites[site.branch].append(site)
@@ -218,7 +219,7 @@ def _speedup(comparison: dict[str, Any]) -> Text:
 
 
 def _target_rows(target: dict[str, Any]) -> list[Row]:
-    """Predicted against measured."""
+    """Predicted and measured values."""
     predicted, measured = target["predicted"], target["measured"]
     steps = f"{predicted['speedup']:.2f}x predicted, {measured['speedup']:.2f}x measured"
     rows: list[Row] = [("", ""), ("step ratio", f"{steps} (total / computed steps)")]

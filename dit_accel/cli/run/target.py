@@ -1,8 +1,8 @@
-"""The target of a run and, by what is known of the pipeline, its plan. Decided before the run.
+"""Decides the target of a run and, from the data about the pipeline, its plan, before the run.
 
-In: a loaded pipeline and settings. Out: a `RunTarget`: the config that runs, and the plan chosen.
-Knows where profiles are looked for; the choice itself is made in `planning/selection.py`. With no
-target typed it is 36 dB; where nothing is known of such runs, the default threshold. Ours.
+In: a loaded pipeline and settings. Out: a `RunTarget` with the config that runs and the chosen
+plan. Knows where profiles are; `planning/selection.py` makes the choice itself. If no target was
+typed, the target is 36 dB; if nothing is known about such runs, it is the default threshold. Ours.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class RunTarget:
-    """What a run does.
+    """The target of a run.
 
     Args:
-        settings: with the config that is carried out.
-        choice: the plan; None where windows decide.
-        remarks: for the user.
-        text: the encoded prompt, where the choice needed it.
+        settings: the settings, with the config that is carried out.
+        choice: the plan; None if windows decide.
+        remarks: notes for the user.
+        text: the encoded prompt, if the choice needed it.
     """
 
     settings: Settings
@@ -43,7 +43,7 @@ class RunTarget:
 
 
 def read_profile(path: str | Path) -> Profile:
-    """The profile of a file; refuses one that cannot be read."""
+    """The profile in a file. A file that cannot be read is refused."""
     from dit_accel.planning.profile import Profile
     from dit_accel.planning.profile_file import ProfileError
 
@@ -68,12 +68,13 @@ def check_planned_steps(settings: Settings, what: str) -> None:
 
 
 def resolve_target(pipe: Any, settings: Settings, *, strict: bool) -> RunTarget:
-    """Decide for a run.
+    """Decide the target of a run.
 
     Args:
-        pipe: loaded.
+        pipe: the loaded pipeline.
         settings: as they were typed.
-        strict: whether an option of the acceleration was typed; else a threshold will do.
+        strict: whether an option of the acceleration was typed; else a threshold may be used
+            instead.
 
     Raises:
         BadInput: there is no profile, or it does not suit the pipeline or the run.
@@ -98,11 +99,11 @@ def resolve_target(pipe: Any, settings: Settings, *, strict: bool) -> RunTarget:
 def _by_prior(
     pipe: Any, settings: Settings, accel: PlannedConfig, *, may_record: bool
 ) -> RunTarget:
-    """Nothing was measured of this model, so that others stand for it.
+    """The target of a model that was not measured, from the prior of other models.
 
     Args:
-        may_record: whether a run that the prior does not know may be computed whole, for later
-            ones; where there is something to plan it from already, the run itself finds it.
+        may_record: whether a run that the prior does not cover may be computed in full, for later
+            ones. If there is data to plan it from already, the run itself finds it.
     """
     from dit_accel.caching.chooser import keeps_noise
     from dit_accel.core.families import family_of
@@ -124,7 +125,7 @@ def _by_prior(
             f"cache, and the prior does not cover such runs; {CALIBRATE}, or pass --profile or "
             "--threshold"
         )
-    accel = dataclasses.replace(accel, choice=choice)  # what is printed is what runs
+    accel = dataclasses.replace(accel, choice=choice)  # the printed plan is the one that runs
     return RunTarget(dataclasses.replace(settings, accel=accel), choice)
 
 
@@ -144,10 +145,10 @@ def _prior(pipe: Any, settings: Settings) -> Profile | None:
 
 
 def planned_from(pipe: Any, settings: Settings) -> str | None:
-    """What a run is planned from as things are, in words; None: from nothing."""
+    """The data that a run is planned from at present, as text; None: there is no data."""
     from dit_accel.planning.lookup import profile_for
 
-    with contextlib.suppress(ValueError, OSError):  # a profile or a sampler that does not suit
+    with contextlib.suppress(ValueError, OSError):  # the profile or the sampler does not fit
         profile, _ = profile_for(pipe)
         accel, measured = QualityConfig(), profile is not None
         profile = profile or _prior(pipe, settings)
@@ -159,10 +160,10 @@ def planned_from(pipe: Any, settings: Settings) -> str | None:
 def _learnt(
     pipe: Any, accel: PlannedConfig, profile: Profile, *, measured: bool = False
 ) -> Profile:
-    """What stands for a profile, with what earlier runs of this pipeline taught.
+    """The profile, or its substitute, with what was learnt from earlier runs of this pipeline.
 
     Args:
-        measured: whether it is a profile of this pipeline, and not the prior's.
+        measured: whether it is a profile of this pipeline, not the prior's.
     """
     from dit_accel.caching.learning import learning_of
 
@@ -207,7 +208,7 @@ def _by_profile(pipe: Any, settings: Settings, accel: PlannedConfig, path: str) 
 
 
 def _text(pipe: Any, settings: Settings, profile: Profile) -> Text | None:
-    """Of the run's prompt, where the profile knows how hard prompts are."""
+    """The encoded prompt of the run, if the profile predicts how hard prompts are."""
     from dit_accel.planning import text as prompt_text
 
     if profile.difficulty is None or settings.prompts:
