@@ -92,7 +92,7 @@ class Field:
         if found is None or found.value != version or isinstance(found.value, bool):
             other = "none" if found is None else shown(found.value)
             raise DocumentError(
-                f"has format {other}, made by another version of dit-accel; accepted: {version}"
+                f"is of format {other}, made by another version of dit-accel; accepted: {version}"
             )
 
     def one_of(self, accepted: Collection[str]) -> str:

@@ -39,7 +39,7 @@ def test_an_option_that_is_given_again_is_a_list(here: Path, model_folder: Path)
         ("config: other.yaml", "it has 'config', which is no option"),
         ("steps: [3]", "steps is [3]; accepted: one value"),
         ("compare: 3", "compare is 3; accepted: true or false"),
-        ("- steps", "must hold names and values"),
+        ("- steps", "accepted: a file of names and values"),
         ("a: b: c", "which is neither YAML nor JSON"),
         ("x: !!python/object:os.system {}", "which is neither YAML nor JSON"),
         ("steps: 0", "--steps is 0; accepted: 1 to 1000"),

@@ -654,5 +654,5 @@ def test_sizes_on_the_edge_are_accepted(option: str, edge: int, beyond: int) -> 
     strides, least = SizeStrides(16, 4, 16, 32), {"height": 16, "width": 16, "frames": 1}
     check_sizes(strides, **least)
     check_sizes(strides, **{**least, option: edge})
-    with pytest.raises(BadInput, match=f"--{option} is {beyond}: .* at most {edge}$"):
+    with pytest.raises(BadInput, match=f"--{option} is {beyond}; accepted .* at most {edge}$"):
         check_sizes(strides, **{**least, option: beyond})

@@ -109,12 +109,12 @@ def test_a_video_of_the_miniature_is_changed(here: Path, traced: None) -> None:
 
 REFUSED = [
     (["--image", "red.png"], "--image is 'red.png', but --model is a WanPipeline, which takes"),
-    (["--strength", "0.5"], "--strength is '0.5': --model is a WanPipeline"),
+    (["--strength", "0.5"], "--strength is '0.5', but --model is a WanPipeline"),
     (["--video", "clip.npy", "--strength", "2"], "--strength is 2.0; accepted: 0.001 to 1.0"),
     (["--video", "no.mp4"], "--video is 'no.mp4': it is no file"),
     (
         ["--video", "clip.npy", "--quality", "30", "--strength", "0.5"],
-        "--strength is 0.5, so that 4 of 8 steps run: --quality 30 needs at least 8",
+        "--strength is 0.5, so that 4 of 8 steps run; accepted with --quality 30: 8 or more",
     ),
     (
         ["--video", "clip.npy", "--strength", "0.1"],

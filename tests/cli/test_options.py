@@ -113,7 +113,7 @@ def test_old_names_are_still_accepted(tmp_path):
         (("calibrate", "--seed", "-1"), "--seed is -1; accepted: 0"),
         (
             ("calibrate", "--batch", str(2**63)),
-            "--batch is 9223372036854775808: must",
+            "--batch is 9223372036854775808; accepted: a whole number below",
         ),
     ],
 )

@@ -117,7 +117,7 @@ def test_calibrate_goes_on_after_ctrl_c(
     assert usable in stopped.stderr
     assert names(here) == ["p.safetensors", "p.safetensors.work"]
     other = invoke(*command[:-1], "8")
-    refused(other, "--work is p.safetensors.work, which is of other clips; accepted: another")
+    refused(other, "--work is p.safetensors.work, which was begun with other clips; accepted")
     seen.clear()
     monkeypatch.setattr(Pace, "begin", lambda *args: (begin(*args), seen.append(args[1:3])))
     done = invoke(*command)
@@ -172,7 +172,7 @@ def test_calibrate_says_how_many_minutes_one_run_needs(
     here: Path, model_folder: Path, prompts: str
 ) -> None:
     command = ["calibrate", prompts, "--model", str(model_folder), "--minutes", "0.0001"]
-    refused(invoke(*command), "--minutes is 0.0001, and an uncached run takes")
+    refused(invoke(*command), "--minutes is 0.0001, but one uncached run takes")
 
 
 def test_calibrate_keeps_out_of_folders_that_hold_something_else(
@@ -195,7 +195,7 @@ def test_calibrate_keeps_out_of_folders_that_hold_something_else(
         (["--speedups", "2,x"], "--speedups is '2,x'; accepted: numbers above 1"),
         (["--speedups", "1"], "--speedups is '1'; accepted: numbers above 1"),
         (["--speedups", "6"], "--speedups has 6; accepted: at most 5 at 10 steps"),
-        (["--steps", "7"], "--steps is 7: calibrate needs at least 8"),
+        (["--steps", "7"], "--steps is 7; accepted with calibrate: 8 or more"),
         (["--out", "p.json"], "--output is 'p.json'; accepted: a name that ends in .safetensors"),
         (
             ["--out", "no/p.safetensors"],
@@ -548,7 +548,7 @@ def test_generate_refuses_the_profile_of_another_model_unless_forced(
         ),
         (["--cache-memory", "0GiB"], "--cache-memory is '0GiB'; accepted: a size above 0"),
         (["--threshold", "0.1"], "--profile is given; accepted: with --quality or --speedup"),
-        (["--quality", "30", "--steps", "7"], "--steps is 7: --quality 30 needs at least 8"),
+        (["--quality", "30", "--steps", "7"], "--steps is 7; accepted with --quality 30: 8"),
     ],
 )
 def test_generate_refuses(generate: Any, here: Path, options: list[str], message: str) -> None:
@@ -701,7 +701,7 @@ def test_evaluate_refuses_runs_that_nothing_is_known_of(
     command = ["evaluate", prompts, "--model", str(model_folder), "--methods", "speedup:2,edcw:9"]
     refused(
         invoke(*command, "--out", "run"),
-        "--methods has speedup, and no profile of",
+        "--methods has speedup, but no profile of",
         "the prior does not cover such runs; `dit-accel calibrate` makes one, or pass --profile",
     )
     assert names(here) == []

@@ -40,7 +40,7 @@ def test_worked_example():
         ("../x", lambda f: f.text("[a-z]+"), "accepted: a text of the form [a-z]+"),
         ("c", lambda f: f.one_of(["a", "b"]), "it is 'c'; accepted: a, b"),
         ([1], lambda f: f.one_of(["a"]), "it is a list of 1 entries; accepted: a"),
-        ({"format": True}, lambda f: f.check_format(1), "has format True, made by"),
+        ({"format": True}, lambda f: f.check_format(1), "is of format True, made"),
         ({"\ud800": 1}, lambda f: f.only(["b"]), r"it has '\ud800'"),
     ],
 )

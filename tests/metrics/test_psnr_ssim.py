@@ -221,9 +221,14 @@ NAN = np.where(np.arange(2)[:, None, None, None] == 1, np.nan, GOOD)
     [
         (GOOD, GOOD[:1], 1.0, "test has shape (1, 16, 16, 3), reference has (2, 16, 16, 3)"),
         (GOOD[0], GOOD[0], 1.0, "reference has shape (16, 16, 3); accepted: (T, H, W, C)"),
-        (GOOD[..., :2], GOOD[..., :2], 1.0, "C of 1 or 3"),
-        (GOOD[:0], GOOD[:0], 1.0, "at least one frame"),
-        (GOOD.astype(np.uint8), GOOD, 255, "reference is uint8 and test is float64"),
+        (
+            GOOD[..., :2],
+            GOOD[..., :2],
+            1.0,
+            "accepted: (T, H, W, C) with T at least 1 and C 1",
+        ),
+        (GOOD[:0], GOOD[:0], 1.0, "has shape (0, 16, 16, 3); accepted: (T, H, W, C) with T at"),
+        (GOOD.astype(np.uint8), GOOD, 255, "reference has dtype uint8, test has float64"),
         (GOOD.astype(int), GOOD.astype(int), 255, "reference has dtype int64; accepted: uint8"),
         (GOOD, GOOD.astype(int), 255, "test has dtype int64; accepted: uint8 or float"),
         (GOOD, GOOD, 0, "data_range is 0; accepted: a finite number above 0"),

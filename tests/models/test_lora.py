@@ -58,8 +58,8 @@ def test_what_does_not_fit_is_refused_by_the_headers_alone(folder, tmp_path):
     other = lora_file(tmp_path / "other.safetensors", layer="layers.0.q")
     refused = [
         (one, f"transformer_2={fits}", "the model has no transformer_2; it has transformer"),
-        (model, str(wide), "to_q takes 24 values in transformer, and 32 there"),
-        (model, f"transformer_2={wide}", "24 values in transformer_2, and 32 there"),
+        (model, str(wide), "to_q takes 24 values in transformer, and 32 in the LoRA"),
+        (model, f"transformer_2={wide}", "24 values in transformer_2, and 32 in the LoRA"),
         (model, str(other), "transformer has none of its 1 layers"),
     ]
     for given, text, message in refused:

@@ -107,7 +107,7 @@ def check_files(files: Files, *, overwrite: bool, option: str = "--output") -> N
             if not overwrite:
                 check_free(option, path)
     except ValueError as error:
-        raise BadInput(f"{option} is {shown!r}: {_after_colon(error)}") from error
+        raise BadInput(str(error).replace("path", option, 1)) from error
     except OSError as error:
         reason = f"{error.strerror}".replace("the folder of path", "its folder")
         raise BadInput(f"{option} is {shown!r}: {reason.replace('path is', 'it is')}") from error
@@ -194,7 +194,3 @@ def _place(folder: Path, paths: Sequence[Path]) -> None:
         if isinstance(error, OSError):
             raise RunFailed(f"{error.filename2} cannot be written: {reason_of(error)}") from error
         raise
-
-
-def _after_colon(error: ValueError) -> str:
-    return str(error).partition(": ")[2] or str(error)

@@ -154,7 +154,7 @@ def _refusal(value: Any) -> str | None:
     if isinstance(value, float) and not math.isfinite(value):
         return "a finite number"
     if isinstance(value, int) and not abs(value) < LARGEST:
-        return "below 2**63"
+        return "a whole number below 2**63"
     if isinstance(value, (str, Path)) and not is_printable(str(value)):
         return "text without NUL and bytes that are not UTF-8"
     return None
