@@ -1,8 +1,9 @@
-"""Which of diffusers' attention backends work on this machine: each is tried on a small tensor.
+"""Finds which of diffusers' attention backends work on this machine, by trying each on a small
+tensor.
 
 In: a backend's name and a device. Out: whether it works, whether with a mask, and if not, why.
-Knows that diffusers lists more backends than are installed, and that an import shows little: only a
-call does. Nothing is downloaded: backends from the hub are not tried.
+Knows that diffusers lists more backends than are installed, and that only a call shows whether a
+backend works. Nothing is downloaded: backends from the hub are not tried.
 Source: ours.
 """
 
@@ -19,16 +20,16 @@ if TYPE_CHECKING:
     from dit_accel.models.loading import LoadableModel
 
 FROM_HUB = "its kernel is downloaded when it is first used"
-SHAPE = (1, 128, 2, 64)  # batch, tokens, heads, head width: what every kernel takes
+SHAPE = (1, 128, 2, 64)  # batch, tokens, heads, head width: every kernel accepts this shape
 
 
 @dataclass(frozen=True)
 class Attempt:
-    """What came of a backend's call.
+    """The result of a backend's call.
 
     Args:
-        masks: whether it also takes a mask over keys.
-        why: it does not work, in one line.
+        masks: whether it also accepts a mask over keys.
+        why: the reason why it does not work, in one line.
     """
 
     name: str
@@ -38,7 +39,7 @@ class Attempt:
 
 
 def names() -> tuple[str, ...]:
-    """The backends that the installed diffusers lists; empty before it had any."""
+    """The backends that the installed diffusers lists; empty for versions without backends."""
     try:
         from diffusers.models.attention_dispatch import AttentionBackendName
     except ImportError:
@@ -59,7 +60,7 @@ def attempt(name: str, device: str) -> Attempt:
 
 
 def attend(name: str, query: Any, key: Any, value: Any, mask: Any = None) -> Any:
-    """Attention of `(B, N, H, D)` by a backend that `names` has."""
+    """Attention over `(B, N, H, D)` with a backend from `names`."""
     import torch
     from diffusers.models.attention_dispatch import attention_backend, dispatch_attention_fn
 
@@ -87,13 +88,13 @@ def _error(name: str, device: str, *, masked: bool) -> str | None:
         ).transpose(1, 2)
         if not torch.allclose(out.float(), expected, atol=0.05):
             return "its values are wrong"
-    except Exception as error:  # kernels raise anything
+    except Exception as error:  # kernels may raise any error
         return (str(error).strip() or type(error).__name__).splitlines()[0].partition(" This is")[0]
     return None
 
 
 def compiler(device: str) -> str | None:
-    """What `torch.compile` builds its kernels with on a device; None where that is missing."""
+    """The compiler that `torch.compile` uses on a device; None if it is missing."""
     if device == "cpu":
         return next(filter(None, map(shutil.which, ("c++", "g++", "clang++"))), None)
     if not device.startswith("cuda"):
@@ -105,7 +106,7 @@ def compiler(device: str) -> str | None:
 
 
 def dispatched(model: LoadableModel) -> bool:
-    """Whether the denoiser's attentions go through diffusers' dispatcher, so that a backend counts.
+    """Whether the denoiser's attentions use diffusers' dispatcher, so that a backend has an effect.
 
     The denoiser is built without weights.
     """

@@ -1,10 +1,11 @@
-"""Public configurations of real checkpoints: what builds a denoiser of true size without weights.
+"""Public configurations of real checkpoints, from which a denoiser of true size is built without
+weights.
 
-In: `checkpoints.yaml`, beside this file. Out: `DENOISERS`, a row a checkpoint: diffusers classes,
-the configuration of its hub repository where it is not the class's default, the shape of a prompt's
-embeddings, its authors' clip. A new checkpoint is a new row in the file.
-Knows names and numbers only; nothing is downloaded. `small` is for a machine without a GPU: the
-same classes with fewer, narrower blocks; its seconds are the machinery's, not the model's.
+In: `checkpoints.yaml`, beside this file. Out: `DENOISERS`, one row for each checkpoint: diffusers
+classes, the configuration of its hub repository where it differs from the class's default, the
+shape of a prompt's embeddings, its authors' clip. A new checkpoint is a new row in the file. Knows
+only names and numbers; nothing is downloaded. `small` is for a machine without a GPU: the same
+classes with fewer, narrower blocks. Its seconds are those of our code, not of the model.
 Source: the `config.json` files of the checkpoints.
 """
 
@@ -19,7 +20,7 @@ import yaml
 
 @dataclass(frozen=True)
 class Shape:
-    """Of a clip, in pixels and frames."""
+    """The shape of a clip, in pixels and frames."""
 
     height: int
     width: int
@@ -31,7 +32,8 @@ class Shape:
 
 @dataclass(frozen=True)
 class LatentStrides:
-    """What a clip's size must be a multiple of; frames are 1 more than a multiple of theirs."""
+    """The numbers that a clip's size must be a multiple of. The number of frames is 1 more than a
+    multiple."""
 
     spatial: int
     temporal: int
@@ -39,13 +41,13 @@ class LatentStrides:
 
 @dataclass(frozen=True)
 class TextShape:
-    """Embeddings of a prompt, as the pipeline's call takes them.
+    """The shape of a prompt's embeddings in the pipeline's call.
 
     Args:
-        tokens, width: of the text, `(1, tokens, width)`.
-        pooled: width of the pooled embedding, or None where there is none.
-        masked: whether a mask of the text's tokens goes along.
-        negative: whether the pipeline takes those of a negative prompt, too.
+        tokens, width: shape of the text, `(1, tokens, width)`.
+        pooled: width of the pooled embedding; None if there is none.
+        masked: whether there is also a mask of the text's tokens.
+        negative: whether the pipeline also takes embeddings of a negative prompt.
     """
 
     tokens: int
@@ -60,13 +62,13 @@ class Denoiser:
     """One checkpoint.
 
     Args:
-        name: on the command line.
+        name: the name on the command line.
         checkpoint: the hub repository of its configuration.
         transformer, pipeline, scheduler: names of diffusers classes.
-        config: of the transformer, over the class's defaults.
-        scheduling: of the scheduler, over the class's defaults.
+        config: the transformer's settings that differ from the class's defaults.
+        scheduling: the scheduler's settings that differ from the class's defaults.
         prompt: the shape of its embeddings.
-        strides: of its VAE and patches together.
+        strides: those of its VAE and patches together.
         shape, steps, guidance: its authors' usual clip.
         small, small_shape, small_prompt: configuration, clip and embeddings for a machine without a
             GPU.
@@ -101,8 +103,8 @@ _TYPES = {
 
 
 def _read(path: Path) -> dict[str, Denoiser]:
-    """The rows of a file; a missing or an unknown field is a `KeyError` or a `TypeError`."""
-    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # six times as fast, where it is built
+    """The rows of a file. A missing or unknown field raises a `KeyError` or a `TypeError`."""
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # six times as fast, if it is built in
     rows = yaml.load(path.read_text(encoding="utf-8"), Loader=loader)["checkpoints"]
     return {name: _denoiser(name, row) for name, row in rows.items()}
 

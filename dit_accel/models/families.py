@@ -1,8 +1,8 @@
 """The table of supported models: one row per transformer class.
 
-In: nothing. Out: `FAMILIES`, by the name of the diffusers class.
-A row knows where the blocks and their attentions are and how a block is called. It holds names
-only: nothing is imported, so the table can be read without torch. `core/families.py` looks it up.
+In: nothing. Out: `FAMILIES`, by the name of the diffusers class. A row says where the blocks and
+their attentions are, and how a block is called. It has only names: nothing is imported, so the
+table can be read without torch. `core/families.py` looks it up.
 Source: the classes of diffusers. A new model is a new row here; `register_family` adds a user's.
 """
 
@@ -30,30 +30,31 @@ class Family:
         components: attributes of a pipeline that may hold such a transformer.
         blocks: attributes of the transformer that hold its blocks, in the order they run.
         hidden: a block's argument that carries the tokens through the stack, and its position.
-        text: the same of the text that a block returns behind the tokens; None: it returns none.
-            Nothing reads the text that the last block returns.
-        audio: the same of the audio that a block returns behind the tokens, and the stack too.
-        control: a list of blocks whose blocks return a hint, and behind it the tokens of this
-            argument. The transformer adds the hint to what another block returns.
-        frames: the dimension of the latents that is the latent frames, where it is known.
+        text: the same for the text that a block returns after the tokens; None: it returns none.
+            The text that the last block returns is not used.
+        audio: the same for the audio that a block, and also the stack, returns after the tokens.
+        control: a list of blocks that return a hint, followed by the tokens of this argument. The
+            transformer adds the hint to the output of another block.
+        frames: the dimension of the latents with the latent frames, if it is known.
         attention: a block's submodule that computes self-attention.
         stages: whether it has a processor in stages (`attention/processor.py`), and can be pruned.
-        audio_attention: the same of the audio; both are cached together.
+        audio_attention: the same for audio; both are cached together.
         branches: how guidance runs: "separate" forwards, one "batched", or "embedded" in weights.
         sigmas: whether its pipelines give the sampler noise levels, from 1 down to 1/n.
-        sites: which sites are safe: the whole stack only where nothing is added between blocks,
-            the others only where a value is one tensor.
+        sites: the sites that are safe. The whole stack is safe only if nothing is added between
+            blocks; the others only if a value is one tensor.
         notes: one phrase for people.
-        by_command: whether the command makes its clips; else its call has what the command does not
-            give, or a result that it does not write.
-        cross_attention: a block's submodule that reads the text; it and the next two are None where
+        by_command: whether the command makes its clips. Else its call needs arguments that the
+            command does not have, or returns a result that the command does not write.
+        cross_attention: a block's submodule that reads the text. It and the next two are None if
             scenes are not known to work.
         text_embedder: the transformer's submodule that every text passes before its blocks.
         rotary: the transformer's submodule that makes the rotary embedding of its tokens.
-        rows: layers whose rows are not the video tokens: a regular expression of their paths, and
-            "time" and "audio_time" for the timesteps, "text", "text_2" (of a second encoder) or
-            "image" for tokens that are read, "context" for all three, "joint" for video and text in
-            one sequence, "audio", "none" for what is not counted. The first that matches counts.
+        rows: layers whose rows are not the video tokens: a regular expression for their paths, and
+            the kind of their rows. The kinds are "time" and "audio_time" for the timesteps; "text",
+            "text_2" (of a second encoder) or "image" for tokens that are read; "context" for all
+            three; "joint" for video and text in one sequence; "audio"; "none" for layers that are
+            not counted. The first match counts.
     """
 
     name: str
@@ -80,8 +81,8 @@ class Family:
     rows: tuple[tuple[str, str], ...]
 
     def streams(self, group: str) -> tuple[Argument | None, ...]:
-        """What a block of a list returns, in order: the argument that each tensor continues; None
-        where it is new."""
+        """The outputs of a block of a list, in order: for each tensor the argument that it
+        continues; None if the tensor is new."""
         if self.control is not None and group == self.control[0]:
             return None, self.control[1]
         return tuple(one for one in (self.hidden, self.text, self.audio) if one is not None)
@@ -116,8 +117,8 @@ FAMILIES: dict[str, Family] = {
             transformer="WanVACETransformer3DModel",
             pipelines=("WanVACEPipeline",),
             components=("transformer", "transformer_2"),
-            # All hints are made first. Each is a value of its block's site, and is added outside of
-            # all sites: to a cached block as to a computed one.
+            # All hints are made first. Each is a value of its block's site, and is added outside
+            # of all sites, to a cached block as well as to a computed one.
             blocks=("vace_blocks", "blocks"),
             control=("vace_blocks", ("control_hidden_states", 2)),
             attention="attn1",
@@ -247,13 +248,13 @@ FAMILIES: dict[str, Family] = {
 
 
 def register_family(row: Family) -> None:
-    """Add a row, so that a transformer of yours takes thresholds too, at the row's sites.
+    """Add a row, so that thresholds also work with your own transformer, at the row's sites.
 
-    A row says where a cached value is the same as a computed one, if nothing has changed. Try that
-    first: `threshold=0.0` at each site has to give the stock clip bit by bit.
+    A row says where a cached value equals a computed one if nothing has changed. Test that first:
+    with `threshold=0.0`, each site must give the stock clip bit for bit.
 
     Args:
-        row: of a transformer class that has none.
+        row: the row of a transformer class that has none.
 
     Raises:
         ValueError: the class or the name has a row already, or a field is not accepted.

@@ -1,7 +1,7 @@
-"""Read the JSON files of a model's folder, which others have made.
+"""Reads the JSON files of a model's folder, which others have made.
 
-In: a file. Out: its object; or a `ValueError` that names the file and what is wrong with it.
-Knows no field. Source: ours.
+In: a file. Out: its object; or a `ValueError` that names the file and the problem. Knows no field.
+Source: ours.
 """
 
 from __future__ import annotations
@@ -10,14 +10,15 @@ import json
 from pathlib import Path
 from typing import Any
 
-_LARGEST_BYTES = 1 << 26  # the index of a model's weights has some megabytes
+_LARGEST_BYTES = 1 << 26  # the index of a model's weights can have some megabytes
 
 
 def read_object(source: Path) -> dict[str, Any]:
     """The object of a JSON file.
 
     Raises:
-        ValueError: it is no JSON object, nested too deep, too large, or cannot be read.
+        ValueError: the file is not a JSON object, is nested too deeply or too large, or cannot be
+            read.
     """
     try:
         with source.open("rb") as file:
@@ -29,7 +30,7 @@ def read_object(source: Path) -> dict[str, Any]:
         raise ValueError(f"{source} is nested too deeply") from error
     except OSError as error:
         raise ValueError(f"{source} cannot be read: {error.strerror}") from error
-    except ValueError as error:  # of the text, or a number of thousands of digits
+    except ValueError as error:  # wrong text, or a number with thousands of digits
         raise ValueError(f"{source} is not JSON: {error}") from error
     if not isinstance(found, dict):
         raise ValueError(f"{source} has a {type(found).__name__}; accepted: a JSON object")
@@ -40,7 +41,7 @@ def whole_number(source: Path, content: dict[str, Any], name: str, default: int 
     """A field that is a whole number above 0, or absent or null.
 
     Raises:
-        ValueError: it is something else; names file, field and value.
+        ValueError: it is something else; the message has file, field and value.
     """
     value = content.get(name)
     if value is None:

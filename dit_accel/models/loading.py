@@ -1,8 +1,8 @@
-"""From the name of a model to a pipeline that runs: find the folder, check it, load it.
+"""Makes a pipeline from the name of a model: finds the folder, checks it, loads it.
 
 In: a local folder, a hub id, or None for the miniature. Out: a pipeline of diffusers.
-Knows: everything that can be checked without loading weights is checked first. A hub id is taken
-from the local cache when all of it is there, and else downloaded; without network that fails within
+Knows: everything that can be checked without loading weights is checked first. A hub id is read
+from the local cache if it is complete there, else downloaded. Without network, this fails within
 seconds, not after a minute of retries. Errors name the argument `model` or `device`.
 Source: ours.
 """
@@ -33,11 +33,11 @@ _VARIANT = re.compile(r"^[\w-]+\.(?!safetensors)([\w-]+?)(?:-\d+-of-\d+)?\.safet
 
 
 class ModelError(ValueError):
-    """A model or a device that cannot be used; another one would do."""
+    """A model or a device that cannot be used; another one can."""
 
 
 class ModelLoadError(RuntimeError):
-    """A model that should load, and did not."""
+    """A model that should load, but did not."""
 
 
 @dataclass(frozen=True)
@@ -52,14 +52,14 @@ class LoadableModel:
 
     @property
     def denoisers(self) -> tuple[str, ...]:
-        """The experts that it has."""
+        """The experts of the model."""
         return tuple(name for name in EXPERTS if _class_of(self.index, name) is not None)
 
 
 @dataclass(frozen=True)
 class Version:
-    """Which of a model's weights: of the hub a branch, tag or commit; of a folder the variant,
-    which stands in the names of its files."""
+    """The version of a model's weights: for the hub a branch, tag or commit; for a folder the
+    variant, which is part of the file names."""
 
     revision: str | None = None
     variant: str | None = None
@@ -68,7 +68,7 @@ class Version:
 def resolve_model(
     model: str | None, *, whole: bool = True, version: Version | None = None
 ) -> LoadableModel:
-    """Find the folder of a model, downloading it if need be.
+    """Find the folder of a model. Download it if necessary.
 
     Args:
         model: a folder, a hub id, or None for the embedded miniature.
@@ -76,14 +76,15 @@ def resolve_model(
         version: None: the main branch, and the files without a variant.
 
     Raises:
-        ModelError: it is neither, or no diffusers folder of a supported family.
+        ModelError: it is neither a folder nor a hub id, or not a diffusers folder of a supported
+            family.
         ModelLoadError: a hub id is not in the cache and cannot be downloaded.
     """
     version = version or Version()
     folder = Path(model or "").expanduser()
     try:
         folder.exists()
-    except OSError as error:  # a name that is too long
+    except OSError as error:  # for a name that is too long
         raise ModelError(f"model is {model!r:.80}: {error.strerror}") from error
     if version.revision is not None and (model is None or folder.exists()):
         raise ModelError(
@@ -104,10 +105,10 @@ def resolve_model(
 
 
 def inspect_folder(folder: Path, *, name: str, whole: bool = True) -> LoadableModel:
-    """Check that a folder holds a supported pipeline, and if asked a whole one.
+    """Check that a folder has a supported pipeline, and if requested, a complete one.
 
     Raises:
-        ModelError: naming what is missing or not supported.
+        ModelError: a part is missing or not supported; the message names it.
     """
     index = _read_index(folder / "model_index.json", name)
     family = _check_family(index, name)
@@ -122,7 +123,7 @@ def missing_parts(folder: Path, index: dict[str, Any]) -> list[str]:
     """The components that the index of a pipeline names and its folder lacks, wholly or partly.
 
     Raises:
-        ValueError: an index of weights is damaged; names it.
+        ValueError: an index of weights is damaged; the message names it.
     """
     missing = []
     for part in index:
@@ -146,20 +147,21 @@ def read(model: LoadableModel, *, dtype: str, place: Callable[[Any], object], **
     """Load the pipeline; the VAE stays in float32, as its authors advise.
 
     Args:
-        place: brings the loaded pipeline to its device.
+        place: moves the loaded pipeline to its device.
         more: arguments of `from_pretrained`.
 
     Raises:
-        ModelLoadError: if diffusers cannot load it.
+        ModelLoadError: diffusers cannot load it.
     """
     import diffusers
     import torch
 
-    # the class of the index, which need not be that of the folder
+    # the class of the index, which may differ from that of the folder
     loader: Any = getattr(diffusers, str(model.index["_class_name"]), diffusers.DiffusionPipeline)
     kinds = {"default": getattr(torch, dtype), "vae": torch.float32}
     try:
-        with warnings.catch_warnings():  # from 0.42 on it is `dtype`, which older ones do not know
+        # from 0.42 on the argument is `dtype`, which older versions do not know
+        with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*torch_dtype", category=FutureWarning)
             pipe = loader.from_pretrained(
                 str(model.folder), torch_dtype=kinds, local_files_only=True,
@@ -168,7 +170,7 @@ def read(model: LoadableModel, *, dtype: str, place: Callable[[Any], object], **
         place(pipe)
     except (MemoryError, torch.OutOfMemoryError, ModelLoadError):
         raise
-    except Exception as error:  # a damaged file makes diffusers raise anything
+    except Exception as error:  # for a damaged file, diffusers may raise any error
         first = str(error).strip() or type(error).__name__
         raise ModelLoadError(
             f"model is {model.name!r}, which diffusers cannot load: {first}"
@@ -197,7 +199,7 @@ def choose_device(device: str | None) -> str:
 
 
 def choose_dtype(dtype: str | None, device: str) -> str:
-    """The dtype to compute in: bfloat16 where a CUDA device has it, else float32."""
+    """The dtype to compute in: bfloat16 if the CUDA device supports it, else float32."""
     import torch
 
     able = device.startswith("cuda") and torch.cuda.is_bf16_supported()
@@ -240,7 +242,7 @@ def _with_variant(model: LoadableModel, version: Version) -> LoadableModel:
 
 
 def _check_plain(model: LoadableModel) -> None:
-    """Refuse parts whose weights are there as variants alone, where none was named."""
+    """Refuse parts whose weights exist only as variants, if no variant was named."""
     for part in model.index:
         names = [path.name for path in (model.folder / part).glob("*.safetensors")]
         found = [_VARIANT.findall(name) for name in names]
@@ -280,7 +282,7 @@ def _check_family(index: dict[str, Any], name: str) -> Family:
 
 
 def _class_of(index: dict[str, Any], part: str) -> str | None:
-    """The class name of a component; None for an absent one, and for what is no component."""
+    """The class name of a component; None if it is absent, or is not a component."""
     entry = index.get(part)
     if isinstance(entry, list) and len(entry) == 2 and entry[0] and entry[1]:
         return str(entry[1])
@@ -305,7 +307,7 @@ def _missing_weights(part: Path) -> list[str]:
 
 
 def _is_file_name(value: Any) -> bool:
-    """Whether it names a file of the same folder."""
+    """Whether a value is the name of a file in the same folder."""
     return isinstance(value, str) and 0 < len(value) < 256 and not set(value) & set("/\\\0")
 
 
@@ -333,7 +335,7 @@ def _from_hub(model: str, whole: bool, version: Version) -> LoadableModel:
 
 
 def _cached(model: str, revision: str | None) -> Path | None:
-    """The folder of a model in the local cache, whole or not; asks no network."""
+    """The folder of a model in the local cache, complete or not, without network."""
     from huggingface_hub import try_to_load_from_cache
 
     found = try_to_load_from_cache(model, "model_index.json", revision=revision)

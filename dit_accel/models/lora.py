@@ -1,9 +1,9 @@
 """LoRAs of a pipeline: a file or folder, a weight, and the expert that it is for.
 
-In: texts as they were typed, a checked folder, and later the loaded pipeline. Out: refusals before
-any weights are read, and the pipeline with its adapters.
-Knows the headers of safetensors files, and diffusers' public loaders. A LoRA without an expert goes
-into each that the model has. Errors name the argument `lora`.
+In: texts as they were typed, a checked folder, and later the loaded pipeline. Out: errors before
+any weights are read, and the pipeline with its adapters. Knows the headers of safetensors files,
+and diffusers' public loaders. A LoRA without an expert is loaded into each expert of the model.
+Errors name the argument `lora`.
 Source: ours.
 """
 
@@ -19,7 +19,7 @@ from typing import Any
 from dit_accel.models.loading import EXPERTS, LoadableModel, ModelError, ModelLoadError
 
 STRONGEST = 100.0
-# What diffusers writes: other tools' names are converted when they are loaded.
+# The names that diffusers writes. Names of other tools are converted when they are loaded.
 _NAME = re.compile(r"transformer\.(?P<layer>.+)\.lora_A\.weight")
 
 
@@ -29,7 +29,7 @@ class Lora:
 
     Args:
         path: a .safetensors file, or a folder with one.
-        weight: factor of what it adds.
+        weight: the factor of the LoRA's contribution.
         expert: one of `EXPERTS`; None: each of them.
     """
 
@@ -39,7 +39,7 @@ class Lora:
 
     @property
     def file(self) -> Path:
-        """Its .safetensors file: of a folder the first one by name; else the path itself."""
+        """Its .safetensors file: in a folder, the first one by name; else the path itself."""
         found = sorted(self.path.glob("*.safetensors")) if os.path.isdir(self.path) else []
         return found[0] if found else self.path
 
@@ -52,7 +52,7 @@ def lora_of(text: str) -> Lora:
     """A LoRA from `[EXPERT=]PATH[:WEIGHT]`.
 
     Raises:
-        ModelError: its weight is out of range.
+        ModelError: the weight is out of range.
 
     Example:
         >>> lora_of("transformer_2=fast.safetensors:0.5")
@@ -72,10 +72,10 @@ def lora_of(text: str) -> Lora:
 
 
 def check(text: str, model: LoadableModel) -> None:
-    """Refuse before loading what this model, or this machine, cannot use.
+    """Refuse a LoRA that this model or this machine cannot use, before loading.
 
     Raises:
-        ModelError: naming the argument.
+        ModelError: the LoRA cannot be used; the message names the argument.
     """
     import diffusers
 
@@ -96,7 +96,7 @@ def check(text: str, model: LoadableModel) -> None:
 
 
 def load(pipe: Any, texts: tuple[str, ...]) -> None:
-    """Load LoRAs into a pipeline, each as an adapter of its own.
+    """Load LoRAs into a pipeline, each as its own adapter.
 
     Raises:
         ModelLoadError: none of the tensors fits.
@@ -121,11 +121,11 @@ def _experts(lora: Lora, there: Any) -> tuple[str, ...]:
 
 
 def _shapes(file: Path, text: str) -> dict[str, tuple[int, ...]]:
-    """The shape of each tensor of a LoRA, by its header."""
+    """The shape of each tensor of a LoRA, from the header of its file."""
     try:
         if file.is_file():
             return _header(file)
-    except OSError as error:  # also of a name that is too long
+    except OSError as error:  # also for a name that is too long
         raise ModelError(f"lora is {text!r:.300}: {error.strerror or error}") from error
     except Exception as error:
         raise ModelError(f"lora is {text!r}, which is no .safetensors file: {error}") from error
@@ -143,12 +143,12 @@ def _header(path: Path) -> dict[str, tuple[int, ...]]:
 def _check_fit(
     text: str, shapes: dict[str, tuple[int, ...]], model: LoadableModel, expert: str
 ) -> None:
-    """Refuse a LoRA of a transformer of another width, or of other layers."""
+    """Refuse a LoRA that was made for a transformer with another width, or with other layers."""
     named = {found["layer"]: shapes[name] for name in shapes if (found := _NAME.fullmatch(name))}
     files = sorted((model.folder / expert).glob("*.safetensors"))
     try:
         weights = {name: shape for file in files for name, shape in _header(file).items()}
-    except Exception:  # loading will say what is wrong with it
+    except Exception:  # loading will report the problem
         return
     both = {layer: weights[f"{layer}.weight"] for layer in named if f"{layer}.weight" in weights}
     if weights and named and not both:

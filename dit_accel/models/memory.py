@@ -1,7 +1,7 @@
-"""How much memory a run takes, by stage, before any weights are loaded.
+"""Estimates how much memory a run needs, by stage, before any weights are loaded.
 
 In: a model's folder, a setup and the arguments of the pipeline's call. Out: bytes of each part's
-weights, and the activations of each stage at their highest.
+weights, and peak activations of each stage.
 Knows: weights are counted from the headers of the safetensors files, in the dtype that they are
 loaded in. Activations are traced: every part is built without weights on PyTorch's meta device and
 runs once with the shapes of this call, while the bytes of all live tensors are added up. Attention
@@ -42,7 +42,7 @@ class Part:
     """One component's weights.
 
     Args:
-        bytes: all of them, as they are loaded.
+        bytes: all weights, as they are loaded.
         block: the largest of its blocks (tensors whose names have the same first number).
         layer: the largest layer.
     """
@@ -54,10 +54,10 @@ class Part:
 
 @dataclass(frozen=True)
 class MemoryEstimate:
-    """Weights by component, and activations by the component that is running.
+    """Weights by component, and activations by running component.
 
     Args:
-        why: activations are not known, in one line; they then count as 0.
+        why: the reason why activations are not known, in one line; they then count as 0.
     """
 
     parts: dict[str, Part]
@@ -65,7 +65,8 @@ class MemoryEstimate:
     why: str | None = None
 
     def stages(self, offload: str) -> dict[str, int]:
-        """Bytes on the device by stage: "text", "denoise" and "decode", those that there are."""
+        """Bytes on the device by stage: "text", "denoise" and "decode", as far as the pipeline has
+        them."""
         found: dict[str, int] = {}
         for name in self.activations.keys() | {n for n in self.parts if stage_of(n)}:
             stage = stage_of(name)
@@ -83,7 +84,7 @@ class MemoryEstimate:
             return part.bytes
         if offload == "sequential":
             return part.layer
-        vae = self.parts["vae"].bytes if "vae" in self.parts else 0  # it stays
+        vae = self.parts["vae"].bytes if "vae" in self.parts else 0  # it stays on the device
         if running == "vae":
             return vae
         return vae + (part.block if running in EXPERTS else part.layer)
@@ -101,19 +102,19 @@ def stage_of(part: str) -> str | None:
 def forecast(
     model: LoadableModel, setup: Setup, dtype: str, arguments: Callable[[Any], dict[str, Any]]
 ) -> MemoryEstimate:
-    """What a run takes.
+    """Estimate the memory of a run.
 
     Args:
-        arguments: the arguments of the pipeline's call, of the pipeline.
+        arguments: returns the arguments of the pipeline's call for a pipeline.
     """
     kind = getattr(torch, dtype)
     try:
         parts = _parts(model, setup, float(kind.itemsize))
-    except (ValueError, OSError, KeyError, TypeError) as error:  # loading will say what is wrong
+    except (ValueError, OSError, KeyError, TypeError) as error:  # loading will report the problem
         return MemoryEstimate({}, {}, f"weights could not be read: {error}")
     try:
         return MemoryEstimate(parts, activations_of(model, setup, kind, arguments))
-    except Exception as error:  # pipelines do what they like; the weights are known all the same
+    except Exception as error:  # pipelines may raise any error; the weights are known anyway
         first = (str(error).strip() or type(error).__name__).splitlines()[0]
         return MemoryEstimate(parts, {}, f"activations could not be traced: {first}")
 
@@ -143,7 +144,7 @@ def _files(model: LoadableModel, part: str) -> list[Path]:
 
 
 def part_of(files: list[Path], bytes_per_weight: float) -> Part:
-    """The weights of files, each in `bytes_per_weight` where it is a floating one."""
+    """The weights in files. A floating weight counts `bytes_per_weight`."""
     whole, blocks, layers = 0.0, {"": 0.0}, {"": 0.0}
     for path in files:
         for name, entry in header_of(path).items():
@@ -165,7 +166,7 @@ def header_of(path: Path) -> dict[str, Any]:
     """The header of a safetensors file: dtype and shape of each tensor.
 
     Raises:
-        ValueError: it is no such file.
+        ValueError: the file is not a safetensors file.
     """
     with path.open("rb") as file:
         start = file.read(8)
@@ -181,12 +182,12 @@ def header_of(path: Path) -> dict[str, Any]:
 
 
 class _Decoded(Exception):
-    """The last part has run."""
+    """Raised when the last part has run."""
 
 
 class _Live(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Adds up the bytes of all tensors that are alive and were made inside; `peak` is the most,
-    with what a convolution copies."""
+    """Adds up the bytes of all living tensors that were made inside. `peak` is the maximum, with
+    the copies of convolutions."""
 
     def __init__(self, weights: list[torch.Tensor]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -195,20 +196,21 @@ class _Live(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is torch.ops.aten._local_scalar_dense.default and args[0].is_meta:
-            return torch.zeros((), dtype=args[0].dtype).item()  # a value that the code reads
+            # a value that the pipeline's code reads
+            return torch.zeros((), dtype=args[0].dtype).item()
         out = func(*args, **(kwargs or {}))
         for one in tree_leaves(out):
             if isinstance(one, torch.Tensor):
                 self.add(one)
         if func is torch.ops.aten.convolution.default:
-            # Kernels for tensor cores want channels last: input and weight are copied before, and
+            # Kernels for tensor cores need channels last: input and weight are copied before, and
             # the output is made in a copy.
             copies = sum(one.nbytes for one in (*args[:2], out))
             self.peak = max(self.peak, self.now + copies)
         return out
 
     def add(self, tensor: torch.Tensor) -> None:
-        """Count a tensor while it lives, unless its storage counts already."""
+        """Count a tensor while it is alive, unless its storage counts already."""
         storage = tensor.untyped_storage()
         key = storage._cdata
         if key not in self._known:
@@ -223,7 +225,7 @@ class _Live(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 class _Fused(TorchFunctionMode):
-    """Attention as a fused kernel makes it: its output, and no matrix of scores."""
+    """Attention as a fused kernel computes it: only its output, and no matrix of scores."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -234,8 +236,8 @@ class _Fused(TorchFunctionMode):
 
 
 class _Stand(torch.nn.Module):
-    """Stands for a part in its pipeline, on the CPU: a call runs the part on the meta device, once,
-    and gives zeros of the output's shape."""
+    """Replaces a part in its pipeline, on the CPU. A call runs the part once on the meta device,
+    and returns zeros of the output's shape."""
 
     def __init__(self, part: torch.nn.Module, name: str, peaks: dict[str, int]) -> None:
         super().__init__()
@@ -282,7 +284,7 @@ class _Stand(torch.nn.Module):
 
 
 def _on_cpu(value: Any) -> Any:
-    """Zeros in the place of tensors on the meta device."""
+    """The output with zeros instead of tensors on the meta device."""
     if hasattr(value, "latent_dist"):
         dist = value.latent_dist
         value.latent_dist = type(dist)(torch.zeros(dist.parameters.shape))
@@ -295,13 +297,13 @@ def _on_cpu(value: Any) -> Any:
 def activations_of(
     model: LoadableModel, setup: Setup, dtype: torch.dtype, arguments: Callable[[Any], Any]
 ) -> dict[str, int]:
-    """Bytes of live tensors at their highest, of each component that the pipeline calls."""
+    """Peak bytes of living tensors, for each component that the pipeline calls."""
     import diffusers
 
     peaks: dict[str, int] = {}
     kind = getattr(diffusers, str(model.index["_class_name"]))
     given = {}
-    known = inspect.signature(kind.__init__).parameters  # a sibling of the folder's has fewer
+    known = inspect.signature(kind.__init__).parameters  # a related pipeline class may have fewer
     for name, entry in model.index.items():
         if name not in known:
             continue
@@ -322,7 +324,7 @@ def activations_of(
 def _built(
     model: LoadableModel, name: str, entry: Any, dtype: Any, setup: Setup, peaks: dict[str, int]
 ) -> Any:
-    """A component without weights; one that has none as it is."""
+    """Build a component without weights. A component that has none is returned as it is."""
     import diffusers
     import transformers
 

@@ -1,9 +1,9 @@
-"""Finds the embedded miniature model, and reads what a model folder says of a call's defaults.
+"""Finds the embedded miniature model, and reads a model folder's defaults for the pipeline's call.
 
 In: nothing, or a model folder. Out: paths; defaults by the names of the pipeline's call.
-Knows: the miniature is a small trained Wan pipeline in diffusers' folder format, in the wheel as
+Knows: the miniature is a small trained Wan pipeline in diffusers' folder format. In the wheel it is
 `dit_accel/assets/mini-wan`, in a source checkout `assets/mini-wan` beside the package. Loads no
-weight and imports no torch.
+weights and imports no torch.
 Source: ours.
 """
 
@@ -27,7 +27,7 @@ def path() -> Path:
     """The folder of the embedded miniature, for `WanPipeline.from_pretrained`.
 
     Raises:
-        FileNotFoundError: if it lies neither in the installed package nor in a source checkout.
+        FileNotFoundError: it is neither in the installed package nor in a source checkout.
     """
     return _asset(MINIATURE_NAME, "model_index.json", "the embedded miniature is missing")
 
@@ -36,7 +36,7 @@ def prompts(name: str) -> Path:
     """A file of prompts of the miniature's world, e.g. `CALIBRATION`.
 
     Raises:
-        FileNotFoundError: as `path`.
+        FileNotFoundError: see `path`.
     """
     return _asset("prompts", name, "the miniature's prompts are missing") / name
 
@@ -48,10 +48,11 @@ def call_defaults(folder: str | os.PathLike[str]) -> dict[str, int | float]:
         folder: any local model folder in the diffusers format.
 
     Returns:
-        Some of `DEFAULT_KEYS`, by the names of the pipeline's call; empty without such a file.
+        Values for some of `DEFAULT_KEYS`, the names in the pipeline's call; empty without such a
+            file.
 
     Raises:
-        ValueError: if the file is no JSON object of positive numbers under those keys.
+        ValueError: the file is not a JSON object of positive numbers with those keys.
     """
     source = Path(folder, DEFAULTS_FILE)
     if not source.is_file():
@@ -65,7 +66,7 @@ def call_defaults(folder: str | os.PathLike[str]) -> dict[str, int | float]:
 
 
 def _asset(folder: str, file: str, missing: str) -> Path:
-    """The folder of the assets that holds a file: in the package, else beside it."""
+    """The folder of the assets that has a file: in the package, else beside it."""
     beside = Path(__file__).resolve().parents[2] / "assets" / folder
     places = [place for place in (_installed(folder), beside) if place is not None]
     for place in places:
@@ -75,7 +76,7 @@ def _asset(folder: str, file: str, missing: str) -> Path:
 
 
 def _installed(folder: str) -> Path | None:
-    """The copy in the wheel; None in a checkout, where `dit_accel.assets` is no package."""
+    """The copy in the wheel; None in a checkout, where `dit_accel.assets` is not a package."""
     try:
         return Path(str(importlib.resources.files("dit_accel.assets") / folder))
     except ModuleNotFoundError:
@@ -85,7 +86,7 @@ def _installed(folder: str) -> Path | None:
 def _number(source: Path, key: str, value: Any) -> int | float:
     whole = key not in ("guidance_scale", "fps")
     kinds = (int,) if whole else (int, float)
-    # a comparison is false for NaN
+    # comparisons are false for NaN
     if isinstance(value, bool) or not isinstance(value, kinds) or not 0 < value < 2**31:
         kind = "whole number" if whole else "number"
         raise ValueError(f"{key} is {value!r:.80} in {source}; accepted: a {kind} above 0")

@@ -1,7 +1,7 @@
-"""What was tried of the pipelines of diffusers: which are planned, and why others are not.
+"""The pipelines of diffusers that were tried: which are planned, and why others are not.
 
 In: `pipelines.json`, which `scripts/docs/record_pipelines.py` writes from trials of tiny pipelines
-of the real classes. Out: `TRIED`, read on first use. It knows no pipeline itself: nothing here was
+of the real classes. Out: `TRIED`, read on first use. It knows no pipeline itself: no entry was
 written by hand. Source: ours.
 """
 
@@ -16,15 +16,16 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Tried:
-    """What a trial of a tiny pipeline found.
+    """The result of a trial of a tiny pipeline.
 
     Args:
-        pipeline: its class, with its kind of checkpoint where a class has several.
+        pipeline: its class, with its kind of checkpoint if a class has several.
         transformer: the class of its transformer.
-        family: its row in `FAMILIES`; "": it has none, and takes plans alone.
-        sites: where values are cached by a threshold.
-        planned: forwards that the planned call computed, and all; None: it is not planned.
-        refused: why not; "": it is.
+        family: its row in `FAMILIES`; "": it has none, and supports only plans.
+        sites: the sites at which a threshold caches values.
+        planned: number of forwards that the planned call computed, and number of all forwards;
+            None: it is not planned.
+        refused: why it is not planned; "": it is planned.
         broken: how the pipeline fails by itself in that diffusers; "": it does not.
     """
 
@@ -38,7 +39,7 @@ class Tried:
 
     @property
     def outcome(self) -> str:
-        """In words."""
+        """The result as text."""
         if self.planned is not None:
             return f"planned: {self.planned[0]} of {self.planned[1]} forwards"
         if self.broken:
@@ -48,7 +49,7 @@ class Tried:
 
 @functools.cache
 def record() -> tuple[str, tuple[Tried, ...]]:
-    """The version of diffusers that was tried, and its pipelines."""
+    """The version of diffusers that was tried, and the results for its pipelines."""
     text = (files("dit_accel.models") / "pipelines.json").read_text(encoding="utf-8")
     found = json.loads(text)
     return found["diffusers"], tuple(map(_tried, found["pipelines"]))

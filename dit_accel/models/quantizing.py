@@ -1,7 +1,7 @@
-"""Quantised weights of the denoiser: what the installed diffusers can do here.
+"""Quantised weights of the denoiser: the methods that the installed diffusers supports here.
 
-In: a method's name. Out: a refusal, or the configuration that `from_pretrained` takes.
-Knows diffusers' backends and the package of each; quantises nothing itself.
+In: a method's name. Out: an error, or the configuration for `from_pretrained`. Knows diffusers'
+backends and the package of each; quantises nothing itself.
 Source: the quantization backends of diffusers; the choice of settings is ours.
 """
 
@@ -10,7 +10,7 @@ from __future__ import annotations
 import importlib.util
 from typing import Any
 
-# Method -> the package that diffusers' backend needs, as it is imported and as it is installed.
+# By method: the package that diffusers' backend needs, as it is imported and as it is installed.
 QUANTIZERS: dict[str, tuple[str, str]] = {
     "bnb4": ("bitsandbytes", "bitsandbytes"),
     "bnb8": ("bitsandbytes", "bitsandbytes"),
@@ -18,15 +18,15 @@ QUANTIZERS: dict[str, tuple[str, str]] = {
     "fp8": ("torchao", "torchao"),
     "quanto8": ("optimum.quanto", "optimum-quanto"),
 }
-BYTES = {"bnb4": 0.56, "bnb8": 1.0, "int8": 1.0, "fp8": 1.0, "quanto8": 1.0}  # of one weight
+BYTES = {"bnb4": 0.56, "bnb8": 1.0, "int8": 1.0, "fp8": 1.0, "quanto8": 1.0}  # bytes of one weight
 
 
 def installed(method: str) -> bool:
-    """Whether the package of a method is there."""
+    """Whether the package of a method is installed."""
     package = QUANTIZERS[method][0]
     try:
         return importlib.util.find_spec(package) is not None
-    except ModuleNotFoundError:  # of its parent
+    except ModuleNotFoundError:  # if its parent package is missing
         return False
 
 
@@ -36,7 +36,7 @@ def available(device: str) -> list[str]:
 
 
 def runs_on(method: str, device: str) -> bool:
-    """Whether diffusers loads such weights for a device; for bitsandbytes it wants a GPU."""
+    """Whether diffusers loads such weights for a device. For bitsandbytes it needs a GPU."""
     return QUANTIZERS[method][0] != "bitsandbytes" or device.startswith("cuda")
 
 
@@ -44,7 +44,8 @@ def check_device(method: str, device: str) -> None:
     """Refuse a method that does not run on a device.
 
     Raises:
-        ModelError: naming the argument and what else is installed.
+        ModelError: it does not run there; the message names the argument and the other installed
+            methods.
     """
     from dit_accel.models.loading import ModelError
 
@@ -58,7 +59,7 @@ def check(method: str | None) -> None:
     """Refuse a method that is unknown or whose package is not installed.
 
     Raises:
-        ModelError: naming the argument and what to install.
+        ModelError: the method is not accepted; the message names the argument and what to install.
     """
     from dit_accel.models.loading import ModelError
 
@@ -80,7 +81,7 @@ def config_of(method: str, parts: list[str], dtype: Any) -> Any:
 
     Args:
         parts: names of the components to quantise.
-        dtype: to compute in.
+        dtype: the dtype to compute in.
     """
     from diffusers.quantizers import PipelineQuantizationConfig
 

@@ -1,9 +1,9 @@
-"""Another scheduler in the place of a model's own one: which ones suit, and how it is made.
+"""Replaces a model's scheduler by another one: finds which ones fit, and makes it.
 
-In: a class name, a checked folder, and later the loaded pipeline. Out: refusals before any weights
-are read, and the pipeline with the scheduler.
-Knows diffusers' schedulers by what they do: each is made from the folder's configuration, and its
-noise levels are compared. Errors name the argument `scheduler`.
+In: a class name, a checked folder, and later the loaded pipeline. Out: errors before any weights
+are read, and the pipeline with the scheduler. Knows diffusers' schedulers by their behaviour: each
+is made from the folder's configuration, and its noise levels are compared. Errors name the argument
+`scheduler`.
 Source: ours.
 """
 
@@ -18,16 +18,16 @@ from dit_accel.models.families import Family
 from dit_accel.models.json_file import read_object
 from dit_accel.models.loading import LoadableModel, ModelError
 
-TRIAL_STEPS = 8  # of a trial
+TRIAL_STEPS = 8  # steps of a trial
 _COUNT = {"num_inference_steps": TRIAL_STEPS}
-GIVE_MU = ("ltx",)  # families whose pipelines give `set_timesteps` a shift
+GIVE_MU = ("ltx",)  # families whose pipelines pass a shift to `set_timesteps`
 
 
 def check(name: str, model: LoadableModel) -> None:
-    """Refuse a scheduler that this model's pipeline cannot call, or whose noise levels are others.
+    """Refuse a scheduler that this model's pipeline cannot call, or with other noise levels.
 
     Raises:
-        ModelError: naming those that suit.
+        ModelError: the scheduler does not fit; the message names those that do.
     """
     import diffusers
 
@@ -49,8 +49,8 @@ def check(name: str, model: LoadableModel) -> None:
 
 
 def replace(pipe: Any, name: str) -> None:
-    """Give a pipeline another scheduler with the settings of its own one, shift and kind
-    included."""
+    """Give a pipeline another scheduler with the settings of its own one, including shift and kind
+    of prediction."""
     import diffusers
 
     own = pipe.scheduler
@@ -58,7 +58,8 @@ def replace(pipe: Any, name: str) -> None:
 
 
 def _suits(kind: Any, own: str, config: dict[str, Any], family: Family) -> bool:
-    """Whether a scheduler samples what a model predicts, at the noise levels of its training."""
+    """Whether a scheduler works with a model's kind of prediction, at the noise levels of its
+    training."""
     import diffusers
 
     known = inspect.signature(kind.__init__).parameters
@@ -73,7 +74,7 @@ def _suits(kind: Any, own: str, config: dict[str, Any], family: Family) -> bool:
         more = {"mu": 1.0} if family.name in GIVE_MU else {}
         levels = np.linspace(1.0, 1 / TRIAL_STEPS, TRIAL_STEPS)
         made.set_timesteps(**({"sigmas": levels} if family.sigmas else _COUNT), **more)
-    except Exception:  # schedulers raise anything
+    except Exception:  # schedulers may raise any error
         return False
     stock: Any = getattr(diffusers, own, None)
     return _is_flow(own, config) or stock is None or _alike(made, stock.from_config(config))

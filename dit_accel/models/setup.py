@@ -1,9 +1,8 @@
-"""How a pipeline is set up beyond its folder: LoRAs, scheduler, offloading, compilation, backend.
+"""Sets up a pipeline beyond its folder: LoRAs, scheduler, offloading, compilation, backend.
 
-In: a `Setup`, a checked folder, and later the loaded pipeline. Out: refusals before any weights are
-read, and the pipeline as it was asked for.
-Knows diffusers' public switches, and what cannot be combined; knows no acceleration. Errors name
-the arguments of `Setup`.
+In: a `Setup`, a checked folder, and later the loaded pipeline. Out: errors before any weights are
+read, and the requested pipeline. Knows diffusers' public switches, and which ones cannot be
+combined; knows no acceleration. Errors name the arguments of `Setup`.
 Source: ours.
 """
 
@@ -20,27 +19,27 @@ from dit_accel.models.loading import EXPERTS, LoadableModel, ModelError, ModelLo
 
 OFFLOADS = ("none", "model", "sequential", "group")
 MASKED_FAMILIES = ("hunyuan-video", "ltx")  # families whose attentions get a mask
-# Pipelines of diffusers that run on another one's folder when an input is given.
+# Pipelines of diffusers that use the folder of another pipeline if an input is given.
 SIBLINGS = {
     ("WanPipeline", "video"): "WanVideoToVideoPipeline",
     ("CogVideoXPipeline", "video"): "CogVideoXVideoToVideoPipeline",
     ("LTXPipeline", "image"): "LTXImageToVideoPipeline",
-    ("WanPipeline", "image"): "WanImageToVideoPipeline",  # of 2.2 TI2V alone
+    ("WanPipeline", "image"): "WanImageToVideoPipeline",  # only for 2.2 TI2V
 }
 
 
 @dataclass(frozen=True, kw_only=True)
 class Setup:
-    """What is done to a pipeline after it is loaded; by default nothing.
+    """Changes to a pipeline after it is loaded; by default none.
 
     Args:
         lora: files or folders, each `[EXPERT=]PATH[:WEIGHT]`.
-        offload: of weights to the CPU: one of `OFFLOADS`.
+        offload: how weights are offloaded to the CPU: one of `OFFLOADS`.
         compile: whether the denoiser's blocks are compiled.
-        attention_backend: of diffusers' attention dispatcher, by name.
-        scheduler: the class name of a scheduler that takes the place of the folder's.
+        attention_backend: a backend of diffusers' attention dispatcher, by name.
+        scheduler: the class name of a scheduler that replaces the folder's.
         vae_tiling: whether frames are decoded in tiles.
-        quantize: of the denoiser's weights: one of `quantizing.QUANTIZERS`.
+        quantize: how the denoiser's weights are quantised: one of `quantizing.QUANTIZERS`.
     """
 
     lora: tuple[str, ...] = ()
@@ -79,7 +78,7 @@ def _fields() -> tuple[dataclasses.Field[Any], ...]:
 
 
 def with_input(model: LoadableModel, given: str) -> LoadableModel:
-    """The model as a pipeline with an input, where the folder's own one does not.
+    """The model as a pipeline with an input, if the folder's own pipeline does not.
 
     Args:
         given: "image" or "video".
@@ -92,18 +91,18 @@ def with_input(model: LoadableModel, given: str) -> LoadableModel:
         return model
     known = inspect.signature(kind.__init__).parameters
     parts = {part for part, entry in model.index.items() if isinstance(entry, list) and entry[0]}
-    if parts - known.keys():  # then a part would be left out in silence
+    if parts - known.keys():  # then a part would be left out silently
         return model
     if kind.__name__ == "WanImageToVideoPipeline" and not model.index.get("expand_timesteps"):
-        return model  # its transformer reads no picture
+        return model  # its transformer does not use a picture
     return dataclasses.replace(model, index=model.index | {"_class_name": kind.__name__})
 
 
 def check(setup: Setup, model: LoadableModel, device: str) -> None:
-    """Refuse before loading what cannot work with this model, on this machine.
+    """Refuse settings that cannot work with this model or on this machine, before loading.
 
     Raises:
-        ModelError: naming the argument.
+        ModelError: a setting cannot work; the message names the argument.
     """
     for text in setup.lora:
         lora.check(text, model)
@@ -127,7 +126,7 @@ def load(model: LoadableModel, setup: Setup, *, device: str, dtype: str) -> Any:
     """Load a pipeline and set it up.
 
     Raises:
-        ModelLoadError: a part of it failed.
+        ModelLoadError: a part of the setup failed.
     """
     import torch
 
@@ -140,10 +139,10 @@ def load(model: LoadableModel, setup: Setup, *, device: str, dtype: str) -> Any:
 
 
 def apply(pipe: Any, setup: Setup, device: str) -> None:
-    """Set the pipeline up and bring it to its device.
+    """Set the pipeline up and move it to its device.
 
     Raises:
-        ModelLoadError: a part of it failed; names the argument.
+        ModelLoadError: a part of the setup failed; the message names the argument.
     """
     steps: tuple[tuple[str, Any, Callable[[], None]], ...] = (
         ("scheduler", setup.scheduler, lambda: samplers.replace(pipe, str(setup.scheduler))),
@@ -163,15 +162,15 @@ def apply(pipe: Any, setup: Setup, device: str) -> None:
                 step()
         except (MemoryError, torch.OutOfMemoryError, ModelLoadError):
             raise
-        except Exception as error:  # diffusers and peft raise anything
+        except Exception as error:  # diffusers and peft may raise any error
             shown = ", ".join(value) if isinstance(value, tuple) else value
             first = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise ModelLoadError(f"{name} is {shown!r}, which failed: {first}") from error
 
 
 def fit_vae(pipe: Any) -> None:
-    """Where a pipeline takes another VAE for granted (Wan's video-to-video), set the factor of
-    its own."""
+    """If a pipeline assumes another VAE (Wan's video-to-video does), set the factor of its own
+    VAE."""
     from diffusers.video_processor import VideoProcessor
 
     config = getattr(getattr(pipe, "vae", None), "config", {})
@@ -182,9 +181,9 @@ def fit_vae(pipe: Any) -> None:
 
 
 def check_backend(name: str, device: str) -> bool:
-    """Refuse an attention backend that does not work here; returns whether it takes masks."""
+    """Refuse an attention backend that does not work here. Returns whether it accepts masks."""
     found = backends.attempt(name, device)
-    if found.why == backends.FROM_HUB:  # whoever names it wants it
+    if found.why == backends.FROM_HUB:  # a user who names it wants it
         return "varlen" in name
     if not found.works:
         raise ModelError(f"attention_backend is {name!r}, which does not work here: {found.why}")
@@ -226,7 +225,7 @@ def _place(pipe: Any, offload: str, device: str) -> None:
 
 
 def _offload_groups(pipe: Any, device: str) -> None:
-    """Blocks of the denoisers come and go one by one; text encoders as a whole, before the loop."""
+    """Offload the denoisers block by block, and text encoders as a whole, before the loop."""
     import torch
     from diffusers.hooks import apply_group_offloading
 
@@ -239,7 +238,7 @@ def _offload_groups(pipe: Any, device: str) -> None:
                 onload_device=where, offload_device=torch.device("cpu"),
                 offload_type="block_level", num_blocks_per_group=1,
             )  # fmt: skip
-        elif name == "vae":  # decode() is no forward, on which the hooks rely
+        elif name == "vae":  # decode() is not a forward, which the hooks rely on
             part.to(where)
         else:
             apply_group_offloading(
@@ -249,7 +248,8 @@ def _offload_groups(pipe: Any, device: str) -> None:
 
 
 def _compile(pipe: Any) -> None:
-    """Block by block, in seconds and not minutes; whole where there are none."""
+    """Compile the denoisers block by block, which takes seconds instead of minutes; as a whole if
+    there are no blocks."""
     for part in _denoisers(pipe):
         try:
             part.compile_repeated_blocks()
