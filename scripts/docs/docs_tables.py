@@ -1,4 +1,4 @@
-"""Write the docs' tables that are tables of the code: methods, metrics, conventions, denoisers.
+"""Writes the docs' tables that come from the code: methods, metrics, conventions, denoisers.
 
 What goes together comes from `docs/composition.json`, which the tests recorded; pipelines from
 `dit_accel/models/pipelines.json`, which `record_pipelines.py` recorded.
@@ -25,7 +25,7 @@ COMPOSITION = DOCS / "composition.json"
 
 
 def methods() -> str:
-    """One line a method, research left out: its number with the sweep, and one phrase."""
+    """One line for each method without `research`: its number with the sweep, and one phrase."""
     lines = []
     for row in (METHODS[name] for name in LISTED):
         sweep = ", ".join(f"{number:g}" for number in row.sweep)
@@ -35,7 +35,8 @@ def methods() -> str:
 
 
 def metrics() -> str:
-    """One line a metric: what it is, in which unit and range, which way is better, how slow."""
+    """One line for each metric: what it is, its unit and range, which direction is better, how slow
+    it is."""
     lines = []
     for row in METRICS.values():
         low, high = (f"{end:g}".replace("inf", "∞").replace("-∞", "−∞") for end in row.range)
@@ -50,7 +51,7 @@ def metrics() -> str:
 
 
 def conventions() -> str:
-    """One line a tool and metric: how it departs from ours."""
+    """One line for each tool and metric: how it differs from ours."""
     lines = []
     for tool, rows in CONVENTIONS.items():
         for name, row in rows.items():
@@ -60,7 +61,7 @@ def conventions() -> str:
 
 
 def denoisers() -> str:
-    """One line a denoiser: its checkpoint and usual clip."""
+    """One line for each denoiser: its checkpoint and usual clip."""
     lines = []
     for row in DENOISERS.values():
         clip = f"{row.shape}, {row.steps} steps, guidance {row.guidance:g}"
@@ -69,7 +70,8 @@ def denoisers() -> str:
 
 
 def composition() -> str:
-    """One line for each companion, one column for each technique; below, limits in words."""
+    """One line for each companion and one column for each technique. The limits are listed
+    below."""
     record = json.loads(COMPOSITION.read_text(encoding="utf-8"))
     cells: list[list[str]] = record["cells"]
     tried = {name for cell in cells for name in cell[:2]}
@@ -83,7 +85,8 @@ def composition() -> str:
 
 
 def _outcome(cells: list[list[str]]) -> str:
-    """Of one technique with one companion; a cell is technique, companion, refused, limit."""
+    """The outcome of one technique with one companion. A cell is technique, companion, refused,
+    limit."""
     works = [not refused for _, _, refused, _ in cells]
     limited = any(refused or limit for _, _, refused, limit in cells)
     return "–" if not cells else "no" if not any(works) else "in part" if limited else "yes"
@@ -100,7 +103,7 @@ def _limits(cells: list[list[str]]) -> list[str]:
 
 
 def pipelines() -> str:
-    """One line a pipeline that was tried, from the record of the trials."""
+    """One line for each pipeline that was tried, from the record of the trials."""
     tried_with, tried = record()
     lines = [
         f"Tried with diffusers {tried_with}.\n\n",
@@ -124,7 +127,7 @@ PAGES = {"composition": "quickstart.md", "pipelines": "pipelines.md"}
 
 
 def in_page(name: str) -> str:
-    """A table as the page has it."""
+    """A table in the form of the page."""
     found = _marks(name).search(_page(name).read_text(encoding="utf-8"))
     return found[2] if found else ""
 

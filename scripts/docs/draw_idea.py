@@ -1,11 +1,12 @@
-"""Draw the idea of the project: a real run of ten steps, some computed, the others extrapolated.
+"""Draws the idea of the project: a real run of ten steps, some computed, the others extrapolated.
 
 python scripts/docs/draw_idea.py --profile out/ten.safetensors --out docs/idea.png
 
-Makes the profile first where the file is missing: `calibrate` at ten steps on some prompts of the
-miniature, some minutes on a CPU. Then runs one prompt three times: with every step computed, by the
-plan for a speedup, and with as few steps as that plan computes. Draws what each step shows, the
-weights of the extrapolations, and the error against the uncached run after each step.
+If the file of the profile is missing, it is made first: `calibrate` at ten steps on some prompts of
+the miniature, some minutes on a CPU. Then one prompt runs three times: with every step computed,
+with the plan for a speedup, and with as few steps as that plan computes. The figure shows the clip
+at each step, the weights of the extrapolations, and the error against the uncached run after each
+step.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from dit_accel.planning.selection import for_speedup
 
 ASSETS = Path(__file__).parents[2] / "assets"
 STEPS, CLIPS, BATCH = 10, 48, 8
-COLOURS = ("#1f5fa8", "#e08a1e", "#2f9e6e", "#b0457f", "#6f58b5")  # one a computed step
+COLOURS = ("#1f5fa8", "#e08a1e", "#2f9e6e", "#b0457f", "#6f58b5")  # one for each computed step
 INK, FAINT = "#22262b", "#8a9099"
 WIDE, HIGH, LEFT = 8.0, 6.1, 0.115  # inches; share of the width where the steps begin
 
@@ -70,7 +71,7 @@ def profile_of(pipe: Any, path: Path) -> Profile:
 
 
 class Run:
-    """One prompt: the uncached run, the planned one, and one of as few steps."""
+    """The runs of one prompt: the uncached one, the planned one, and one with as few steps."""
 
     def __init__(self, pipe: Any, profile: Profile, prompt: str, seed: int, speedup: float) -> None:
         self.pipe, self.prompt, self.seed = pipe, prompt, seed
@@ -86,21 +87,21 @@ class Run:
         ]
 
     def weights(self, step: int) -> dict[int, float]:
-        """Weights of the computed steps at an extrapolated one, of the conditional branch."""
+        """Weights of the computed steps at an extrapolated step, in the conditional branch."""
         return {
             read: float(w) for read, w in sorted(self.plan.extrapolations[step].weights[0].items())
         }
 
     def pictures(self) -> list[np.ndarray]:
-        """What the latents show after each step: the middle frame, decoded."""
+        """The decoded middle frame of the latents after each step."""
         return [self._frame(latents) for latents in self.latents]
 
     def psnr(self, clip: np.ndarray) -> float:
-        """Of a clip against the uncached one, in dB."""
+        """PSNR of a clip against the uncached one, in dB."""
         return float(psnr(self.reference, clip, data_range=1.0))
 
     def numbers(self) -> dict[str, Any]:
-        """What the picture shows, in numbers."""
+        """The numbers in the figure."""
         return {
             "computed": self.plan.computed,
             "weights": {s: self.weights(s) for s in self.plan.extrapolations},
@@ -136,7 +137,8 @@ class Run:
 
 
 def draw(run: Run, path: Path) -> None:
-    """The picture: the clip step by step, cached predictions and weights, errors, three results."""
+    """Draw the figure: the clip step by step, cached predictions and weights, errors, three
+    results."""
     plt.rcParams.update({"font.family": "DejaVu Sans", "font.size": 9, "text.color": INK})
     figure = plt.figure(figsize=(WIDE, HIGH), dpi=200, facecolor="white")
     colours = dict(zip(run.plan.computed, COLOURS, strict=False))
@@ -176,8 +178,8 @@ def _pictures(figure: Any, run: Run, colours: dict[int, str]) -> None:
 
 
 def _lanes(axes: Axes, run: Run, colours: dict[int, str]) -> None:
-    """A lane is a cached prediction: it begins at its computed step and ends where it is read last;
-    a mark on it is its weight in the extrapolation of that step."""
+    """Draw the lanes. A lane is a cached prediction: it begins at its computed step, and ends where
+    it is used last. A mark on it is its weight in the extrapolation of that step."""
     weights = {step: run.weights(step) for step in run.plan.extrapolations}
     for lane, (read, colour) in enumerate(colours.items()):
         y = -lane

@@ -1,10 +1,10 @@
-"""Draw how close clips come by how many runs of the model were spent before, ours beside others.
+"""Draws how close clips are to the uncached ones, over the number of runs that were spent before.
 
 python scripts/docs/draw_knowledge.py --out docs/knowledge.png
 
-Goes in: what table_knowledge.py and table_rivals.py measured of `mini-cogvideox`, both in
+Goes in: measurements of `mini-cogvideox` by table_knowledge.py and table_rivals.py, in
 research/data. Comes out: a picture with a panel for each number of computed steps. Each other
-method is a point at what it spent itself; methods below 20 dB are left out.
+method is a point at its own cost. Methods below 20 dB are left out.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from matplotlib.axes import Axes
 
 DATA = Path(__file__).parents[2] / "research" / "data"
 MODEL, COUNTS = "mini-cogvideox", (20, 13)
-WAYS = {  # by what the states of knowledge.jsonl have in their name
+WAYS = {  # by a part of the names of states in knowledge.jsonl
     "prior": "no run", "reference": "uncached references",
     "calibrated": "calibrate, few clips", "own clips": "profile of 32 clips",
 }  # fmt: skip
@@ -31,7 +31,7 @@ COLOURS = ("#22262b", "#6f58b5", "#b0457f", "#2f9e6e")
 NAMED = {"bns": "BNS", "dyweight": "DyWeight", "dpcache": "DPCache", "cem": "CEM",
          "oss/unipc": "OSS, UniPC", "l2p": "L2P", "fewer-steps": "fewer steps",
          "spectrum": "Spectrum", "budcache": "BudCache"}  # fmt: skip
-OWN_RUNS = 164.0  # of the profile, as it says itself
+OWN_RUNS = 164.0  # cost of the profile, as stated in it
 FAINT, SHOWN_DB = "#8a9099", 20.0
 
 
@@ -48,7 +48,7 @@ def ours(count: int) -> dict[str, list[tuple[float, float]]]:
 
 
 def rivals(count: int) -> dict[str, tuple[float, float]]:
-    """By method: the same."""
+    """The same by method."""
     results: list[dict[str, Any]] = json.loads((DATA / f"rivals-{MODEL}.json").read_text())[
         "results"
     ]
@@ -60,7 +60,7 @@ def rivals(count: int) -> dict[str, tuple[float, float]]:
 
 
 def panel(axes: Axes, count: int) -> None:
-    """One number of computed steps."""
+    """Draw the panel of one number of computed steps."""
     for name, (spent, psnr) in rivals(count).items():
         if psnr >= SHOWN_DB:
             axes.plot(spent, psnr, "o", color=FAINT, markersize=3.5)

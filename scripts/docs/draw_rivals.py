@@ -1,4 +1,5 @@
-"""Draw the fronts of all methods on four models, and how the metrics agree; print the figures.
+"""Draws the fronts of all methods on four models and the agreement of metrics, and prints the
+numbers.
 
     python scripts/docs/draw_rivals.py
 
@@ -28,17 +29,17 @@ mpl.use("agg")
 from matplotlib import pyplot
 
 ROOT = Path(__file__).resolve().parents[2]
-MODELS = {  # and their colours
+MODELS = {  # models and their colours
     "mini-wan": "#0072b2", "mini-cogvideox": "#e69f00", "mini-ltx": "#009e73", "photos": "#cc79a7",
 }  # fmt: skip
 OURS = "speedup"
-SHOWN = {  # colours of Okabe and Ito, which the colour-blind tell apart
+SHOWN = {  # colours of Okabe and Ito, which colour-blind people can distinguish
     OURS: ("ours", "#d55e00"), "dpcache": ("DPCache", "#0072b2"), "gits": ("GITS", "#009e73"),
     "ra-cfg-cache": ("RA-CFGCache", "#cc79a7"), "spectrum": ("Spectrum", "#e69f00"),
     "unipc-2": ("UniPC, best shift", "#56b4e9"), "fewer-steps": ("fewer steps", "#000000"),
     "bns": ("BNS, trained", "#7a3e9d"),
 }  # fmt: skip
-CLIPS = 4000  # dots of a panel
+CLIPS = 4000  # dots in a panel
 METRICS = {"jod": "JOD", "ssim": "SSIM", "st_lpips": "ST-LPIPS"}
 Runs = dict[str, dict[int, dict[str, Any]]]
 
@@ -68,7 +69,7 @@ def leads(runs: Runs) -> None:
 
 
 def correlations(runs: Runs) -> None:
-    """Of each two metrics; ST-LPIPS is lower where a clip is better."""
+    """Correlations of each two metrics. ST-LPIPS is lower if a clip is better."""
     rows = np.array(list(table(runs)), dtype=float)
     names = ("psnr_db", *METRICS)
     for one in range(4):
@@ -84,7 +85,7 @@ def correlations(runs: Runs) -> None:
 
 
 def seen(runs: Runs) -> None:
-    """From which PSNR on clips have a JOD."""
+    """The PSNR from which on clips reach a JOD."""
     pairs, levels = np.array(clips(runs, "jod")), np.linspace(10, 70, 601)
     for goal in (9.5, 9.0):
         reach = IsotonicRegression(out_of_bounds="clip").fit(pairs[:, 0], pairs[:, 1] >= goal)
@@ -94,7 +95,7 @@ def seen(runs: Runs) -> None:
 
 
 def unusual(runs: Runs) -> None:
-    """Methods whose JOD is another one than is usual at their PSNR, from 20 to 55 dB."""
+    """Methods whose JOD differs from the usual one at their PSNR, from 20 to 55 dB."""
     pairs = {name: np.array(clips({name: found}, "jod")) for name, found in runs.items()}
     pairs = {n: p[(p[:, 0] > 20) & (p[:, 0] < 55)] for n, p in pairs.items() if len(p)}
     every = np.concatenate(list(pairs.values()))

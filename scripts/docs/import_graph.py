@@ -1,10 +1,10 @@
-"""Measures the import graph of `dit_accel`: floors, circles and who imports whom.
+"""Measures the import graph of `dit_accel`: floors, circles, and which module imports which.
 
 In: the source files, read as text; nothing is imported or run. Out: a table on the terminal, or
 JSON.
 Knows: every `import` of the package's own modules, also inside functions and under `TYPE_CHECKING`.
 Does not know: names that `importlib` resolves at run time.
-Source: ours. `tests/test_layering.py` holds the order of the packages and uses this module.
+Source: ours. `tests/test_layering.py` has the order of the packages, and uses this module.
 
     python scripts/docs/import_graph.py [--json]
 """
@@ -19,7 +19,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = "dit_accel"
-FRONT_DOOR = ("handle", "config")  # what is on top of the package and stands for one place
+FRONT_DOOR = ("handle", "config")  # the top of the package, which counts as one place
 Graph = dict[str, set[str]]  # importer -> imported
 
 
@@ -33,7 +33,7 @@ def modules(root: Path = ROOT) -> dict[str, Path]:
 
 
 def imported(module: str, source: str, *, is_package: bool = False) -> Iterator[str]:
-    """Dotted names of the package's own that a module imports, as written.
+    """The dotted names of this package that a module imports, as written.
 
     Args:
         module: the importer, such as "planning.plan".
@@ -71,7 +71,7 @@ def module_graph(root: Path = ROOT) -> Graph:
 
 
 def _module_of(name: str, known: Mapping[str, Path]) -> str:
-    """The longest part of a dotted name that is a module; empty where none is."""
+    """The longest part of a dotted name that is a module; empty if there is none."""
     parts = name.split(".")
     tries = (".".join(parts[:size]) for size in range(len(parts), 0, -1))
     return next((part for part in tries if part in known), "")
@@ -84,10 +84,10 @@ def package_of(module: str) -> str:
 
 
 def package_graph(graph: Mapping[str, set[str]]) -> Graph:
-    """Packages and the packages that they import, themselves left out."""
+    """Packages and the other packages that they import."""
     found: Graph = {}
     for module, others in graph.items():
-        if module:  # the package's own __init__ only looks names up
+        if module:  # the package's own __init__ only resolves names
             package = package_of(module)
             found.setdefault(package, set()).update(package_of(m) for m in others if m)
     return {package: others - {package} for package, others in found.items()}
@@ -142,12 +142,12 @@ def floors(graph: Mapping[str, set[str]]) -> dict[str, int]:
 
 
 def importers(graph: Mapping[str, set[str]]) -> dict[str, list[str]]:
-    """Who imports each node."""
+    """The importers of each node."""
     return {node: sorted(n for n, others in graph.items() if node in others) for node in graph}
 
 
 def measured(root: Path = ROOT) -> dict[str, object]:
-    """All figures, JSON-able."""
+    """All measurements, JSON-able."""
     graph = module_graph(root)
     packages = package_graph(graph)
     top = [p.name for p in (root / PACKAGE).iterdir() if p.name != "__pycache__"]
@@ -166,7 +166,7 @@ def measured(root: Path = ROOT) -> dict[str, object]:
 
 
 def main() -> None:
-    """Print the figures."""
+    """Print the measurements."""
     found = measured()
     if "--json" in sys.argv[1:]:
         print(json.dumps(found, indent=2))

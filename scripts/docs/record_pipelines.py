@@ -1,8 +1,8 @@
-"""Tries every video pipeline of the installed diffusers, and writes down what it found.
+"""Tries every video pipeline of the installed diffusers, and records the results.
 
-In: the rows of `tests/pipeline_rows.py`, all or those that are named. Out:
-`dit_accel/models/pipelines.json`, one line a pipeline, which `dit-accel models` and the docs print.
-A trial that fails stops the recording. It knows `tests/pipeline_trial.py`. Source: ours.
+In: the rows of `tests/pipeline_rows.py`, all or only the named ones. Out:
+`dit_accel/models/pipelines.json`, one line for each pipeline, which `dit-accel models` and the docs
+print. A trial that fails stops the recording. It knows `tests/pipeline_trial.py`. Source: ours.
 
     python scripts/docs/record_pipelines.py
     python scripts/docs/record_pipelines.py "WanPipeline (TI2V)" LTX2Pipeline
@@ -47,7 +47,7 @@ def main() -> None:
 
 
 def recorded() -> dict[str, Any]:
-    """The lines of the file by pipeline; none where they are of another diffusers."""
+    """The lines of the file by pipeline; none if they are from another diffusers."""
     content = json.loads(FILE.read_text(encoding="utf-8"))
     is_same = content["diffusers"] == version("diffusers")
     return {row["pipeline"]: row for row in content["pipelines"]} if is_same else {}

@@ -31,7 +31,7 @@ Entered = dict[str, list[str]]  # phase -> modules in order of their first call
 
 @contextmanager
 def traced(entered: list[str]) -> Iterator[None]:
-    """Append every module of the package that is entered meanwhile."""
+    """Append every module of the package that is entered while the body runs."""
     prefix = f"{PACKAGE}/"
 
     def watch(frame: Any, event: str, _: Any) -> None:
@@ -53,14 +53,14 @@ def run(quality: float = 32.0) -> Entered:
     """The modules of one run: at `accelerate`, before the first step, at each kind of step, after.
 
     Args:
-        quality: PSNR in dB, as of `accelerate`.
+        quality: PSNR in dB, as in `accelerate`.
     """
     from diffusers import WanPipeline
 
     with quiet_libraries(verbose=False):
         pipe = WanPipeline.from_pretrained(miniature.path())
     pipe.set_progress_bar_config(disable=True)
-    dit_accel.accelerate(pipe, quality=quality).remove()  # imports are no part of a run
+    dit_accel.accelerate(pipe, quality=quality).remove()  # so that imports are not part of the run
     found: Entered = {}
     entered: list[str] = []
     with traced(entered):

@@ -1,7 +1,7 @@
-"""Lists words that this project once used in a private sense, and names that stand for two things.
+"""Lists words that this project once used in a private sense, and names with two meanings.
 
 In: the text of the package, `pipelines/`, `tests/`, `scripts/` and the pages; not `research/`.
-Out: hits by room, or one by one with `--list`; exit code 1 where one is not explained.
+Out: hits by room, or one by one with `--list`; exit code 1 if one is not explained.
 Knows: the words of `WORDS`, alone, in snake_case and in CamelCase, also across line ends. Does
 not know what a sentence means: `ALLOWED` explains the hits that remain.
 Source: ours. `tests/docs/test_words.py` runs it.
@@ -27,7 +27,7 @@ SEARCHED = ("dit_accel", "pipelines", "tests", "scripts", "docs", "README.md", "
 ENDINGS = {".py", ".md", ".j2", ".js", ".css", ".json", ".sh", ".toml"}
 ITSELF = ("scripts/docs/words.py", "tests/docs/test_words.py")
 
-# Forms, separated by blanks, and what to write instead. `_` in a form is any white space.
+# Forms, separated by blanks, and their replacement. `_` in a form is any white space.
 WORDS = {
     "told tell tells telling": "reports, says, is given, on_progress",
     "served serve serves serving": "cached, reused or extrapolated; applies to",
@@ -58,13 +58,13 @@ WORDS = {
     "with_words": "with a note",
 }
 DETERMINERS = "a an the one each every both this that other another two no its his accelerated"
-PATTERNS = {  # where the word alone would not do
+PATTERNS = {  # for words that alone are not enough
     rf"\b(?:{DETERMINERS.replace(' ', '|')})\s+takes?\b(?! \w+s? place)": "take: generation, clip",
     r"\btake(?=\.[a-z]|[:=,)\]]| =)|(?<=[a-z]_)takes?\b|\bclip_takes?\b": "take: generation, clip",
     r"\bhost reads?\b|\bdevice_reads?\b|\breads? of the device\b": "read: host sync",
 }
 
-# Names of REDESIGN's table that are gone, as identifiers, and their successors.
+# Old identifiers that are gone, and their successors.
 NAMES = {
     "Autopilot": "RunController",
     "Steering": "GuardedPolicy",
@@ -113,7 +113,7 @@ NAMES = {
     "Told": "ProgressCallback",
 }
 
-# (files, text that may stand there, why). The text is a pattern; a hit inside it is explained.
+# (files, accepted text, why). The text is a pattern; a hit inside it is explained.
 ALLOWED = [
     ("*", r"of course", "everyday English"),
     ("*", r"held[- ]out", "the field's word for data that a fit has not seen"),
@@ -132,7 +132,7 @@ ALLOWED = [
 
 @dataclass(frozen=True)
 class Hit:
-    """A word in a file. `why` says why it may stand there; None where nothing explains it."""
+    """A word in a file. `why` says why it is accepted; None if nothing explains it."""
 
     path: str
     line: int
@@ -199,7 +199,7 @@ def hits_in(path: str, text: str) -> Iterator[Hit]:
 
 
 def old_names(path: str, text: str) -> Iterator[Hit]:
-    """Definitions of one Python file whose names are gone."""
+    """Definitions in one Python file with names that should be gone."""
     lines = text.splitlines()
     for node in ast.walk(ast.parse(text)):
         match node:
@@ -230,14 +230,14 @@ def texts(paths: Iterable[str] = SEARCHED) -> dict[str, str]:
 
 
 def all_hits(files: dict[str, str]) -> list[Hit]:
-    """Of words everywhere, and of names in the package."""
+    """All hits: of words everywhere, and of names in the package."""
     hits = [hit for path, text in files.items() for hit in hits_in(path, text)]
     ours = {p: t for p, t in files.items() if p.startswith("dit_accel/") and p.endswith(".py")}
     return hits + [hit for path, text in ours.items() for hit in old_names(path, text)]
 
 
 def classes_of_one_name(files: dict[str, str]) -> dict[str, list[str]]:
-    """Names of classes that several modules of the package define, and where."""
+    """Names of classes that several modules of the package define, and these modules."""
     homes = defaultdict(list)
     for path, tree in _package(files):
         for node in tree.body:
@@ -247,7 +247,8 @@ def classes_of_one_name(files: dict[str, str]) -> dict[str, list[str]]:
 
 
 def constants_of_two_values(files: dict[str, str]) -> dict[str, list[str]]:
-    """Public constants that several modules of the package give different values, and where."""
+    """Public constants with different values in several modules of the package, and these
+    modules."""
     homes: dict[str, dict[str, str]] = defaultdict(dict)
     for path, tree in _package(files):
         for node in tree.body:

@@ -5,11 +5,11 @@
 Needs torch with CUDA and Triton only; no diffusers, no weights. Shapes are those of one
 self-attention of Wan 2.1: 1.3B at 480p (12 heads, 21 x 30 x 52 tokens) and 14B at 720p (40 heads,
 21 x 45 x 80), 81 frames, heads of 128, bfloat16, one branch. Values are noise: milliseconds do not
-depend on them, as densities are set, not found. First the kernels are compared with the reference
-at a small size. "All" is what a run pays: ordering of queries, keys and values by tiles and of the
-output back, projection to the rank of the scores, scores, chosen, and the attention itself.
-Milliseconds are the median of several, by CUDA events. A row that fails names the reason, and the
-others still run. The last line is JSON.
+depend on them, because densities are set, not found. First the kernels are compared with the
+reference at a small size. "All" is the full cost in a run: ordering of queries, keys and values by
+tiles and of the output back, projection to the rank of the scores, scores, choice of blocks, and
+the attention itself. Milliseconds are the median of several, by CUDA events. A row that fails names
+the reason, and the other rows still run. The last line is JSON.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-sys.path.insert(0, str(Path(__file__).parents[2]))  # so that it runs where nothing is installed
+sys.path.insert(0, str(Path(__file__).parents[2]))  # so that it runs without an installed package
 
 from dit_accel.attention import block_sparse, kernels, pca
 from dit_accel.attention.block_sparse import BlockSizes
@@ -106,7 +106,7 @@ def correctness() -> Iterator[Row]:
 
 
 def speed(go_on: Callable[[], bool]) -> Iterator[Row]:
-    """Every way at every shape, while there is time."""
+    """Measure every way at every shape, while there is time."""
     for shape, (heads, grid) in SHAPES.items():
         torch.cuda.empty_cache()
         made = (1, grid.tokens, heads, WIDTH)
@@ -149,7 +149,7 @@ def ways(
             narrow = pca.slice_logits(q, k, basis, k_moments.mean, rank)
             sdpa(*narrow, v)
 
-        def both(rank=rank) -> None:  # values come narrow from the folded projection: free
+        def both(rank=rank) -> None:  # narrow values from the folded projection cost nothing
             narrow = pca.slice_logits(q, k, basis, k_moments.mean, rank)
             sdpa(*narrow, v[..., :rank].contiguous())
 
@@ -161,7 +161,8 @@ def pruned(
     shape: str, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, grid: TokenGrid,
     dense: list[float], go_on: Callable[[], bool],
 ) -> Iterator[Row]:  # fmt: skip
-    """The parts of pruned attention, its launches at one density, and all of it at several."""
+    """Measure the parts of pruned attention, its launches at one density, and the whole at
+    several."""
     order = block_sparse.tile_order(grid, (4, 4, 4)).cuda()
     back = order.argsort()
     basis = pca.logit_basis(
@@ -245,7 +246,7 @@ def pruned(
 
 
 def sdpa(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-    """As diffusers calls it: `(B, N, H, D)`, the logits at the full width's scale."""
+    """SDPA as diffusers calls it: `(B, N, H, D)`, with the scale for the full width."""
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))
     return F.scaled_dot_product_attention(q, k, v, scale=WIDTH**-0.5).transpose(1, 2)
 
@@ -266,7 +267,7 @@ def milliseconds(work: Callable[[], Any], least: int = 3, budget: float = 0.4) -
 
 
 def guarded(shape: str, what: str, work: Callable[[], Row]) -> Row:
-    """A row, or why there is none."""
+    """A row, or the reason why there is none."""
     try:
         return {"shape": shape, "what": what, **work()}
     except Exception as error:  # the other rows are still worth measuring

@@ -1,20 +1,21 @@
-"""CPU-seconds of decoding, PSNR and SSIM of a pair: ours, the field's script, torchmetrics.
+"""Measures CPU-seconds of decoding, PSNR and SSIM of a pair: ours, the field's script,
+torchmetrics.
 
     python scripts/experiments/bench_metrics.py    # 81 frames of 480x832; last line: JSON
     python scripts/experiments/bench_metrics.py --torchmetrics PATH
     python scripts/experiments/bench_metrics.py --rows     # CPU-seconds a frame, row by row
 
-`PATH` is where `pip install --target PATH --no-deps torchmetrics lightning-utilities` put it.
+`PATH` is the folder of `pip install --target PATH --no-deps torchmetrics lightning-utilities`.
 
 Everything runs in this one process on one thread. The clips are sample photos of scikit-learn,
-panned and warped, written lossily (what people score) and losslessly (what they should) into a
-temporary folder. "The field's script" is written anew from what the scripts that VideoSys, TeaCache
-and MagCache share compute: clips whole in memory as float32, per channel a full 11x11 Gaussian by
-`cv2.filter2D` in float64, valid region. It exits with 1 where ours is not 3 times as fast, or any
-two SSIMs that should be equal are not.
+panned and warped, written lossily (which people score) and losslessly (which they should score)
+into a temporary folder. "The field's script" computes the same as the scripts that VideoSys,
+TeaCache and MagCache share: whole clips in memory as float32, for each channel a full 11x11
+Gaussian by `cv2.filter2D` in float64, valid region. The exit code is 1 if ours is not 3 times as
+fast, or if two SSIMs that should be equal differ.
 """
 
-# ruff: noqa: E402 - the thread counts must stand before numpy is imported
+# ruff: noqa: E402 - the thread counts must be set before numpy is imported
 
 from __future__ import annotations
 
@@ -71,7 +72,7 @@ def main() -> int:
 
 
 def ours(reference: Path, test: Path, clock: Clock) -> Scores:
-    """Streamed: decoded in chunks, scored as they come."""
+    """Ours: clips are decoded and scored in chunks."""
     scorer = Scorer(rows_of(["psnr_db", "ssim"]), data_range=255)
     streams = [video.stream_video(path) for path in (reference, test)]
     for chunks in zip(*streams, strict=True):
@@ -82,7 +83,7 @@ def ours(reference: Path, test: Path, clock: Clock) -> Scores:
 
 
 def field(reference: Path, test: Path, clock: Clock) -> Scores:
-    """What the common script does with one pair."""
+    """The computation of the common script for one pair."""
     clips = [_load_float(path) for path in (reference, test)]
     with clock.scoring():
         psnrs, ssims = [], []
@@ -115,7 +116,7 @@ def torchmetrics(reference: Path, test: Path, clock: Clock) -> Scores:
 
 
 class Clock:
-    """CPU-seconds of the whole, and of the scoring in it."""
+    """Measures CPU-seconds in total, and of the scoring."""
 
     def __init__(self) -> None:
         self.whole = self.scored = 0.0
@@ -151,7 +152,8 @@ def _field_ssim(x: Any, y: Any) -> float:
 
 
 def _load_float(path: Path) -> Any:
-    """`(T, 3, H, W)` float32 in [0, 1]. Decoded as ours, so that only what follows differs."""
+    """`(T, 3, H, W)` float32 in [0, 1]. It is decoded in the same way as ours, so only the later
+    work differs."""
     frames, _ = video.read_video(path)
     return np.ascontiguousarray(frames.transpose(0, 3, 1, 2)).astype(np.float32) / 255
 
@@ -189,7 +191,7 @@ def _once(
 
 
 def _measure_rows(frames: int, height: int, width: int, repeats: int) -> dict[str, float | None]:
-    """CPU-seconds a frame of every metric of pixels; None where it cannot be measured here."""
+    """CPU-seconds per frame of every pixel metric; None if it cannot be measured here."""
     import torch
     from sklearn.datasets import load_sample_images
 
@@ -200,7 +202,8 @@ def _measure_rows(frames: int, height: int, width: int, repeats: int) -> dict[st
     for name, row in METRICS.items():
         if row.family == "pixels":
             try:
-                seconds = min(_seconds(row, *clips) for _ in range(repeats + 1))  # the first warms
+                # the first run is a warm-up
+                seconds = min(_seconds(row, *clips) for _ in range(repeats + 1))
                 found[name] = round(seconds / frames, 4)
             except Unavailable as unavailable:
                 print(f"{name}: {unavailable}")
@@ -235,7 +238,7 @@ def _passes(codec: str, rows: dict[str, Any]) -> bool:
 def _write_pairs(
     folder: Path, frames: int, height: int, width: int
 ) -> dict[str, tuple[Path, Path]]:
-    """A panning photo, and the same bent a little, in two formats."""
+    """Write a panning photo and a slightly warped copy, in two formats."""
     from sklearn.datasets import load_sample_images
 
     clips = {name: _clip(load_sample_images().images[0], frames, height, width, bent)

@@ -1,13 +1,12 @@
-"""Plans as samplers whose weights are trained, with levers: what `table_bound.py` measures.
+"""Plans as samplers with trained weights, with levers, for `table_bound.py`.
 
-In: a plan, and the impulse response of its scheduler. Out: a `Sampler`, and its run on any clips.
-A sampler is a list of evaluations of the model; the latents between them are weighted sums of what
-they gave and of the noise. Its parameters are what a window's steps add to the plan, as one number
-a direction. Directions are orthonormal over the training clips, one of length 1 changes the latents
-by their own size, so that a finite difference is as exact in each of them.
-Knows tensors and evaluations, no prompts and no files.
-Shapes: V values of the parameters, R clips, E evaluations, B components, G groups of latents, L the
-shape of a clip's latents.
+In: a plan, and the impulse response of its scheduler. Out: a `Sampler`, and its run on any clips. A
+sampler is a list of evaluations of the model. The latents between them are weighted sums of their
+results and of the noise. The parameters are what the steps of a window add to the plan, as one
+number for each direction. Directions are orthonormal over the training clips: one of length 1
+changes the latents by their own size, so a finite difference is equally exact in each of them.
+Knows tensors and evaluations, no prompts and no files. Shapes: V values of the parameters, R clips,
+E evaluations, B components, G groups of latents, L the shape of a clip's latents.
 Source: docs/how-it-works.md, sections 1 and 4; BNS, arXiv 2403.01329, for runs with gradients.
 """
 
@@ -35,7 +34,7 @@ Answer = tuple[torch.Tensor, ...]
 
 
 class Model:
-    """A pipeline's transformer on clips, with gradients; also its first block alone.
+    """A pipeline's transformer on clips, with gradients, and also its first block alone.
 
     Args:
         weights: B, of the components in the guided prediction.
@@ -49,7 +48,7 @@ class Model:
         self.most_rows = 512
 
     def answer(self, kind: str, inputs: Sequence[torch.Tensor]) -> Answer:
-        """Components `(R, B, L)` of rows of latents, timesteps and clips (and residuals)."""
+        """The components `(R, B, L)` for rows of latents, timesteps and clips (and residuals)."""
         if torch.is_grad_enabled():
             made: Answer = checkpoint(
                 self._compute, kind, *inputs, use_reentrant=False, preserve_rng_state=False
@@ -93,7 +92,7 @@ class Model:
 
 
 class _Added(torch.nn.Module):
-    """Stands for blocks: adds what they added to each stream at another step."""
+    """Replaces blocks: adds what they added to each stream at another step."""
 
     def __init__(self, residuals: Sequence[torch.Tensor]) -> None:
         super().__init__()
@@ -164,7 +163,7 @@ class Sampler:
     @torch.no_grad()
     def orient(self, model: Model, noise: torch.Tensor, rows: torch.Tensor, final: torch.Tensor,
                ) -> None:  # fmt: skip
-        """Find the directions from a run of the plan on these clips."""
+        """Find the directions, from a run of the plan on these clips."""
         count, b = self.base.shape[0], self.base.shape[2]
         shape = (self.groups, count, count * b + 1)
         self.directions = torch.zeros(0, *shape, dtype=torch.float64, device=self.base.device)
@@ -201,7 +200,7 @@ def _orthonormal(features: torch.Tensor, final: torch.Tensor) -> torch.Tensor:
     size = final.flatten(1).double().square().sum(1)
     gram = (rows @ rows.transpose(1, 2) / size[:, None, None]).mean(0)
     values, vectors = torch.linalg.eigh(gram)
-    large = values > 1e-9 * values[-1]  # the rest is rounding
+    large = values > 1e-9 * values[-1]  # the rest is rounding error
     return (vectors[:, large] / values[large].sqrt()).T
 
 
@@ -219,7 +218,7 @@ def sampler_of(
         cheap: in the middle of every window the first block is computed.
     """
     n, computed, states = plan.num_steps, plan.computed, response.states
-    owner = {step: step for step in computed}  # by evaluated step its window's
+    owner = {step: step for step in computed}  # by evaluated step, that of its window
     if cheap:
         owner |= {(a + c + 1) // 2: a for a, c in plan.windows if c - a > 1}
     steps = sorted(owner)
@@ -253,7 +252,7 @@ def sampler_of(
 
 
 def to(sampler: Sampler, device: Any) -> Sampler:
-    """Its tables on a device."""
+    """The sampler with its tables on a device."""
     for name in ("labels", "base", "base_noise", "spread"):
         setattr(sampler, name, getattr(sampler, name).to(device))
     return sampler
@@ -264,7 +263,7 @@ def to(sampler: Sampler, device: Any) -> Sampler:
 
 @dataclass
 class Ask:
-    """Rows that a run wants the model to compute."""
+    """Rows that a run asks the model to compute."""
 
     kind: str
     inputs: list[torch.Tensor]
@@ -308,7 +307,7 @@ def unroll(
             more = [one.flatten(0, 1) for one in residuals] if kind == CHEAP else []
             made = yield Ask(kind, rows + more)
             found = tuple(one.unflatten(0, (v, r)) for one in made)
-            if kind == CHEAP:  # what the step before would have given with the same blocks
+            if kind == CHEAP:  # the result of the step before with the same blocks
                 found = (found[0] - history[e - 1][0],)
             history.append(found)
         if kind != CHEAP:
@@ -322,7 +321,8 @@ def _spread(weights: torch.Tensor, ndim: int) -> torch.Tensor:
 
 
 def drive(model: Model, runs: Sequence[Run]) -> list[tuple[torch.Tensor, History]]:
-    """The ends of several runs; what they ask for at a time is computed together."""
+    """The final latents of several runs. Rows that they request at the same time are computed
+    together."""
     ends: dict[int, tuple[torch.Tensor, History]] = {}
     waiting: dict[int, Ask] = {}
 

@@ -1,7 +1,7 @@
-"""Better values of a sampler's parameters: by Gauss-Newton steps, or by Adam through its runs.
+"""Improves a sampler's parameters, with Gauss-Newton steps or with Adam through its runs.
 
 In: a `Sampler`, values of its parameters, and clips with their uncached final latents. Out: values.
-Knows runs and errors, no prompts and no files. The objective is the mean error in dB, of either.
+Knows runs and errors, no prompts and no files. Both minimise the mean error in dB.
 Source: Levenberg-Marquardt with a damping from clips that are left out; BNS, arXiv 2403.01329.
 Shapes: as in `bound_samplers.py`; p parameters, N numbers of a clip's latents.
 """
@@ -17,9 +17,9 @@ from bound_samplers import Clips, Model, Sampler, drive
 
 from dit_accel.evaluation.methods.trained import fast_matmuls
 
-DIFFERENCE = 1e-3  # of finite differences, relative to the latents' size
+DIFFERENCE = 1e-3  # step of finite differences, relative to the latents' size
 DAMPINGS = tuple(10.0**power for power in range(-7, 2))
-SHARES = (1.0, 0.5, 0.25, 0.1, 0.03)  # of a Gauss-Newton step that are tried
+SHARES = (1.0, 0.5, 0.25, 0.1, 0.03)  # shares of a Gauss-Newton step that are tried
 FOLDS = 4
 
 
@@ -29,7 +29,7 @@ def gauss_newton(
 ) -> tuple[torch.Tensor, dict[str, float]]:
     """One step towards the least mean error in dB: better values, and how it was found.
 
-    The damping is the one with which clips that are left out do best by the linearised error.
+    The damping is the one with which left-out clips are best by the linearised error.
     """
     final, known = drive(model, [clips.run(sampler, values[None])])[0]
     residual = (final[0] - clips.final).flatten(1)
@@ -77,7 +77,7 @@ def _solved(
 
 @dataclass
 class Job:
-    """A sampler in training by Adam; the values that do best on `held_out` count."""
+    """A sampler in training with Adam. The values that are best on `held_out` are used."""
 
     sampler: Sampler
     values: torch.Tensor
@@ -97,7 +97,8 @@ def adam(
     """Train several samplers together.
 
     Args:
-        rate: of learning, over the error that a sampler begins with; falls to 0 as a cosine.
+        rate: learning rate, relative to the initial error of a sampler; it falls to 0 like a
+            cosine.
     """
     _look(model, jobs)
     groups = [{"params": [j.own], "lr": rate * 10 ** (j.first_db / 20)} for j in jobs]

@@ -1,10 +1,11 @@
-"""What `calibrate --minutes` costs on large models at 480p, from measured seconds of a step.
+"""Computes the cost of `calibrate --minutes` on large models at 480p, from measured seconds of a
+step.
 
 python scripts/experiments/calibration_cost.py
 
-In: `research/data/wall.jsonl`, where `table_wall.py` writes. A model that it has no 50 steps of is
-reckoned from Wan 1.3B by the ratio of FLOPs of a forward, and the table says so. Decoding and the
-text are not in it. Knows no GPU.
+In: `research/data/wall.jsonl`, which `table_wall.py` writes. For a model without a run of 50 steps,
+the cost is computed from Wan 1.3B and the ratio of FLOPs of a forward, and the table says so.
+Decoding and the text are not included. Needs no GPU.
 """
 
 from __future__ import annotations
@@ -19,15 +20,17 @@ from dit_accel.calibration.record import probe_steps
 ROOT = Path(__file__).resolve().parents[2]
 STEPS = 50
 TOKENS = 21 * 30 * 52  # 81 frames of 480x832
-# blocks, width, feed-forward width: of `dit_accel/models/checkpoints.yaml`
+# blocks, width, feed-forward width, from `dit_accel/models/checkpoints.yaml`
 MODELS = {"wan-1.3b": (30, 1536, 8960), "wan-14b": (40, 5120, 13824)}
 KNOWN = "wan-1.3b"
 
 
 def flops(name: str) -> float:
-    """Of the products in one forward: projections, feed-forward and attention among tokens."""
+    """FLOPs of the products in one forward: projections, feed-forward and attention among
+    tokens."""
     blocks, width, inner = MODELS[name]
-    linear = TOKENS * (6 * width**2 + 2 * width * inner)  # text adds keys and values of its own
+    # keys and values of the text come in addition
+    linear = TOKENS * (6 * width**2 + 2 * width * inner)
     return 2.0 * blocks * (linear + 2 * TOKENS**2 * width)
 
 

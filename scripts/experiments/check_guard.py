@@ -1,11 +1,11 @@
-"""Puts faults into accelerated runs of the miniature, and measures what the guard makes of them.
+"""Puts faults into accelerated runs of the miniature, and measures how the guard reacts.
 
 OMP_NUM_THREADS=1 python scripts/experiments/check_guard.py --prompts 8 --profile PATH
 OMP_NUM_THREADS=1 python scripts/experiments/check_guard.py --prompts 8 --steps 20  # calibrates
 
 A fault happens after a step in the middle of the run. The reference is the uncached run with the
-same fault; a run with the guard is compared with one without it, and with the uncached run of as
-many steps as the guarded one computed, with the fault at the same share of the run.
+same fault; a run with the guard is compared with one without it, and with an uncached run with as
+many steps as the guarded run computed, with the fault at the same share of the run.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from dit_accel.metrics import psnr  # noqa: E402
 from dit_accel.models import miniature  # noqa: E402
 from dit_accel.planning.profile import Profile  # noqa: E402
 
-WHEN = 0.45  # of the run
+WHEN = 0.45  # share of the run
 ANOTHER = "a small green triangle moving up on a dotted background"
 CALIBRATION = (
     "a big red triangle moving up on a dotted background",
@@ -53,8 +53,8 @@ Strike = Callable[[dict[str, Any]], dict[str, Any]]
 
 @dataclass(frozen=True)
 class Row:
-    """One fault on one clip: steps that the guarded run computed, PSNRs in dB, and its notes. A
-    PSNR that was not asked for is not a number."""
+    """One fault on one clip: number of steps that the guarded run computed, PSNRs in dB, and its
+    notes. A PSNR that was not requested is NaN."""
 
     fault: str
     computed: float
@@ -74,12 +74,13 @@ def load() -> Any:
 
 
 def clip_of(prompt: str, seed: int, steps: int) -> ClipSpec:
-    """The miniature's clip at its own settings."""
+    """The miniature's clip with its default settings."""
     return ClipSpec(prompt, None, seed, steps, 4.0, 64, 64, 17, max_sequence_length=64)
 
 
 def other_model(pipe: Any) -> Any:
-    """A pipeline whose denoiser has other weights: noise of a fifth of each weight's spread."""
+    """A pipeline whose denoiser has other weights: noise with a fifth of the spread is added to
+    each weight."""
     other = copy.copy(pipe)
     transformer = copy.deepcopy(pipe.transformer)
     draw = torch.Generator().manual_seed(1)
@@ -98,7 +99,7 @@ def check(
     """Runs a fault on a clip: uncached, guarded, unguarded, and with fewer steps.
 
     Args:
-        scored: of the last three, those whose PSNR is of interest.
+        scored: those of the last three whose PSNR is measured.
     """
     target = target or {"speedup": 2.5}
     given = wrong if fault == WRONG else profile
@@ -117,11 +118,11 @@ def check(
 
 
 def stock(pipe: Any, clip: ClipSpec, fault: str) -> Any:
-    """An uncached run, struck by what is not of the cache."""
+    """An uncached run with those faults that do not concern the cache."""
     return _stock(pipe, clip, fault if fault in (TEXT, LATENTS) else NONE)
 
 
-@functools.lru_cache(maxsize=16)  # several faults share theirs
+@functools.lru_cache(maxsize=16)  # several faults share one run
 def _stock(pipe: Any, clip: ClipSpec, fault: str) -> Any:
     return run(pipe, clip, strike_of(pipe, fault))
 
@@ -129,7 +130,7 @@ def _stock(pipe: Any, clip: ClipSpec, fault: str) -> Any:
 def accelerated(
     pipe: Any, profile: Profile, clip: ClipSpec, fault: str, *, guard: bool, **target: Any
 ) -> tuple[Any, Any]:
-    """An accelerated run, struck; and its report."""
+    """An accelerated run with a fault, and its report."""
     with accelerate(pipe, profile=profile, guard=guard, force=True, **target) as handle:
 
         def poison(tensors: dict[str, Any]) -> dict[str, Any]:
@@ -142,7 +143,7 @@ def accelerated(
 
 
 def strike_of(pipe: Any, fault: str) -> Strike:
-    """What a fault does to the tensors of the pipeline's loop."""
+    """The effect of a fault on the tensors of the pipeline's loop."""
     if fault == TEXT:
         text = pipe.encode_prompt(ANOTHER, None, False, max_sequence_length=64)[0]
         return lambda tensors: {"prompt_embeds": text.to(tensors["prompt_embeds"].dtype)}
@@ -152,7 +153,7 @@ def strike_of(pipe: Any, fault: str) -> Strike:
 
 
 def run(pipe: Any, clip: ClipSpec, strike: Strike) -> Any:
-    """Frames of a run that is struck after a step."""
+    """Frames of a run with a fault after a step."""
     last = max(0, round(WHEN * clip.steps) - 1)
 
     def callback(_: Any, step: int, __: Any, tensors: dict[str, Any]) -> dict[str, Any]:
@@ -165,7 +166,7 @@ def run(pipe: Any, clip: ClipSpec, strike: Strike) -> Any:
 
 
 def decibels(reference: Any, frames: Any) -> float:
-    """PSNR, at most 100 dB; 0 of what is not finite."""
+    """PSNR, at most 100 dB; 0 for frames that are not finite."""
     if not np.isfinite(frames).all():
         return 0.0
     return min(float(psnr(reference, frames, data_range=1.0)), 100.0)
@@ -195,7 +196,7 @@ def table(rows: Sequence[Row]) -> str:
 
 
 def calibrated(pipe: Any, steps: int, **settings: Any) -> Profile:
-    """A profile for runs of so many steps, by four clips."""
+    """A profile for runs with this number of steps, from four clips."""
     from dit_accel.calibration.calibrate import calibrate
 
     clips = [clip_of(prompt, seed, steps) for seed, prompt in enumerate(CALIBRATION)]

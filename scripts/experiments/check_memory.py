@@ -1,10 +1,11 @@
-"""Is the memory of a run what the command says before it? At true size, with random weights.
+"""Checks whether a run needs the memory that the command predicts, at true size, with random
+weights.
 
-In: names of models and ways of offloading. Out: a line each: predicted and measured bytes by stage,
-and their ratio. Measured is the allocator's highest mark within the stage. What the output has
-already is not measured again.
-Knows three text-to-video models of true size; needs a CUDA device. Nothing is downloaded.
-Example: python scripts/experiments/check_memory.py --models wan-1.3b --output memory.jsonl
+In: names of models and ways of offloading. Out: a line for each: predicted and measured bytes by
+stage, and their ratio. The allocator's peak within a stage is measured. Lines that the output has
+already are not measured again. Knows three text-to-video models of true size; needs a CUDA device.
+Nothing is downloaded. Example: python scripts/experiments/check_memory.py --models wan-1.3b
+--output memory.jsonl
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ CLIP = ClipSpec("a cat", "", 0, 2, 5.0, 480, 832, 81, None, 512)
 
 
 def write(folder: Path, config: dict[str, Any]) -> None:
-    """A pipeline of random weights, in bfloat16."""
+    """Write a pipeline with random weights, in bfloat16."""
     with torch.device("cuda"):
         transformer = diffusers.WanTransformer3DModel(**config).to(torch.bfloat16)
         text = UMT5EncoderModel(
@@ -60,13 +61,13 @@ def write(folder: Path, config: dict[str, Any]) -> None:
 
 
 def free() -> None:
-    """Modules, hooks and patched methods refer to each other in circles."""
+    """Free memory: modules, hooks and patched methods refer to each other in circles."""
     gc.collect()
     torch.cuda.empty_cache()
 
 
 def tokenizer() -> PreTrainedTokenizerFast:
-    """The miniature's: which tokens there are does not matter."""
+    """The miniature's tokenizer: the kind of tokens does not matter."""
     folder = loading.resolve_model(None).folder
     found: PreTrainedTokenizerFast = AutoTokenizer.from_pretrained(folder / "tokenizer")
     return found
@@ -76,10 +77,10 @@ def tokenizer() -> PreTrainedTokenizerFast:
 def watched(
     module: torch.nn.Module, method: str, stage: str, device: torch.device, peaks: dict[str, int]
 ) -> Iterator[None]:
-    """Within, each call of the method puts its highest mark into `peaks`.
+    """While the body runs, each call of the method puts its peak into `peaks`.
 
-    A call's mark begins where its first submodule runs: by then offloading has moved away the
-    weights of the stage before.
+    A call is measured from its first submodule on: by then, offloading has moved away the weights
+    of the stage before.
     """
     own, begun = getattr(module, method), True
 
@@ -110,7 +111,7 @@ def measured(
     model: loading.LoadableModel, chosen: setup.Setup, device: torch.device, dtype: str,
     clip: ClipSpec,
 ) -> dict[str, int]:  # fmt: skip
-    """The highest mark of each stage of a call. No weights stay behind."""
+    """The peak of each stage of a call. No weights stay on the device afterwards."""
     peaks: dict[str, int] = {}
     pipe = setup.load(model, chosen, device=str(device), dtype=dtype)
     with contextlib.ExitStack() as stack:

@@ -1,10 +1,10 @@
-"""Runs plans on the miniature and keeps what a run knows of its own error, for table_tail.py.
+"""Runs plans on the miniature, and stores what a run knows about its own error, for table_tail.py.
 
 OMP_NUM_THREADS=1 python scripts/experiments/collect_tail.py runs/tail --prompts 64
 
-Each batch of prompts gives one file, which a second start does not make again: for candidate
-plans of the shipped profile the PSNR of each clip, and the inner products of all that the run
-computed, of its noise, of the error of its final latents, and of the uncached final latents. So
+Each batch of prompts gives one file, which a second start does not make again. For candidate plans
+of the shipped profile, it has the PSNR of each clip, and the inner products of all computed
+predictions, of the noise, of the error of the final latents, and of the uncached final latents. So
 every estimate that is a sum of computed predictions can be tried afterwards without the model.
 *Pilots* are the same prompts with the noise averaged down by 2 or 4 in height and width.
 """
@@ -29,14 +29,15 @@ from dit_accel.planning.plan import Plan
 from dit_accel.planning.profile import Profile
 
 FIRST_SEED = 1000
-COUNTS = (7, 9, 11, 13, 17)  # computed steps of the plans that are tried
-REPAIRED_COUNTS, REPAIRED_FROM = (9, 13), (5, 12, 25)  # every step from one on is computed then
-PILOTS = (2, 4)  # by how much the noise is averaged down
+COUNTS = (7, 9, 11, 13, 17)  # computed steps of the tried plans
+# from one of these steps on, every step is computed
+REPAIRED_COUNTS, REPAIRED_FROM = (9, 13), (5, 12, 25)
+PILOTS = (2, 4)  # factors by which the noise is averaged down
 PILOT_COUNTS = (9, 13)  # computed steps of a pilot's plans
 
 
 class Clips(Batch):
-    """A batch whose clips may be smaller than the noise that they are drawn from."""
+    """A batch whose clips may be smaller than the noise that they are made from."""
 
     def __init__(self, pipe: Any, prompts: Sequence[str], seeds: Sequence[int], pilot: int) -> None:
         super().__init__(pipe, prompts, seeds, steps=50)
@@ -91,7 +92,7 @@ def products(rows: list[torch.Tensor]) -> np.ndarray:
 
 
 def repaired(clips: Clips, plan: Plan) -> dict[str, Any]:
-    """PSNR where every step from some step on is computed."""
+    """PSNR if every step from some step on is computed."""
     found = {}
     for start in REPAIRED_FROM:
         before = {step: one for step, one in plan.extrapolations.items() if step < start}

@@ -1,4 +1,4 @@
-"""Measures what counting FLOPs takes, and what noticing other weights takes, on a CPU.
+"""Measures the cost of counting FLOPs, and of noticing changed weights, on a CPU.
 
 In: nothing; the models have random weights, those of true size one row for each matrix. Out: two
 tables: ways to count the FLOPs of a forward, and milliseconds of `parts_of` and of a report's
@@ -71,7 +71,7 @@ def ways_to_count() -> None:
 
 
 def compiled(case: Any, mode: Callable[[], Any], args: Any, kwargs: Any) -> str:
-    """What becomes of compiled blocks when one forward is counted."""
+    """What happens to compiled blocks if one forward is counted."""
     torch._dynamo.reset()
     counter, module = CompileCounter(), speed.build(case).transformer
     module.compile_repeated_blocks(backend=counter, fullgraph=True)

@@ -1,14 +1,13 @@
-"""Counts raw errors on mutated files: each must be read, or refused by name of the file.
+"""Counts raw errors on mutated files: each file must be read, or refused with its name.
 
     nice python scripts/experiments/fuzz_files.py --count 10000
     python scripts/experiments/fuzz_files.py --sorts profile result --count 300
 
-Sorts: `profile`; `learned`, what runs taught; `manifest`, `result` and `journal` of an evaluation;
-`work`, the folder of a calibration; `layout`; `prompts`; `model`, the JSON files of a model's
-folder. Of a file that is accepted, what a command would make of it is made: plans, tables, a page
-now and then.
-A mutant is named by its sort and number: `--sorts profile --first 123 --count 1` is that one again.
-Ours.
+Sorts: `profile`; `learned`, what was learnt from runs; `manifest`, `result` and `journal` of an
+evaluation; `work`, the folder of a calibration; `layout`; `prompts`; `model`, the JSON files of a
+model's folder. From an accepted file, the output of a command is made: plans, tables, sometimes a
+page. The name of a mutant is its sort and number: `--sorts profile --first 123 --count 1` makes it
+again. Ours.
 """
 
 from __future__ import annotations
@@ -102,14 +101,14 @@ PIECE = SamplerCoefficients(torch.ones(3).double(), torch.arange(3, 0, -1).doubl
 
 
 class _Work(Checkpoint):
-    """A checkpoint of no pipeline."""
+    """A checkpoint without a pipeline."""
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.seconds = folder, {}
 
 
 def work(rng: random.Random, folder: Path) -> str:
-    """A piece: the same, or made again."""
+    """A piece: the stored one, or made again."""
     where = folder / "work"
     where.mkdir(exist_ok=True)
     checkpoint = _Work(where)
@@ -211,7 +210,7 @@ SORTS: dict[str, Trial] = {
 
 
 def fuzz(sort: str, count: int, first: int = 0) -> Counter[str]:
-    """How many mutants of a sort were accepted, refused, and ended in a raw error."""
+    """The numbers of mutants of a sort that were accepted, refused, and ended in a raw error."""
     found: Counter[str] = Counter(accepted=0, refused=0, raw=0)
     _RUN.clear()
     with tempfile.TemporaryDirectory() as folder:
@@ -234,7 +233,7 @@ def main() -> None:
     parser.add_argument("--first", type=int, default=0, help="the number of the first mutant")
     given = parser.parse_args()
     torch.set_num_threads(1)
-    statistics.RESAMPLES = 50  # intervals are the slow part, and not what is tried
+    statistics.RESAMPLES = 50  # intervals are slow, and are not tested here
     rows = []
     for sort in given.sorts:
         began = time.monotonic()

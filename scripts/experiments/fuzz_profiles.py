@@ -1,4 +1,4 @@
-"""Mutants of profiles and of what runs taught, and plans by those that are accepted.
+"""Makes mutants of profiles and of files of what was learnt, and plans from accepted ones.
 
 In: a random generator and a folder. Out: "refused" or "accepted"; anything that is raised is a raw
 error. `fuzz_files.py` counts them. It knows both files' formats. Ours.
@@ -24,7 +24,7 @@ from dit_accel.planning.profile import Profile, ProfileError
 
 
 def profile(rng: random.Random, folder: Path) -> str:
-    """A mutant, and plans by what is accepted of it."""
+    """Try a mutant of a profile, and make plans if it is accepted."""
     head, data = tensor_file(miniature.path() / "dit-accel-profile.safetensors")
     path = folder / "a.safetensors"
     path.write_bytes(tensor_mutant(head, data, rng, fixed=("levels",)))
@@ -41,7 +41,7 @@ def use_profile(found: Profile, rng: random.Random) -> None:
     with contextlib.redirect_stdout(io.StringIO()):
         tables.print_table(tables.candidate_table(found))
     run = found.sampler
-    if rng.random() < 0.05:  # a plan that is transferred takes a search
+    if rng.random() < 0.05:  # a transferred plan needs a search
         steps = torch.linspace(1000, 20, 30, dtype=torch.float64)
         run = SamplerCoefficients(torch.full((30,), -1 / 30).double(), steps, run.branch_weights)
     use_plan(found, run, rng)
@@ -50,7 +50,7 @@ def use_profile(found: Profile, rng: random.Random) -> None:
 def use_plan(found: Profile, run: SamplerCoefficients, rng: random.Random) -> None:
     target = rng.choice((selection.Target(quality=32.0), selection.Target(speedup=3.0)))
     choice = None
-    with contextlib.suppress(ValueError):  # a target that this profile has no plan for
+    with contextlib.suppress(ValueError):  # the profile has no plan for this target
         choice = selection.choose(found, run, target)
     if choice is not None and choice.prediction is not None:
         expected = choice.prediction
@@ -77,7 +77,7 @@ def learned_file(folder: Path) -> bytes:
 
 
 def learned_mutant(rng: random.Random, folder: Path) -> str:
-    """A mutant; half of them get the right digest, so that the checks behind it are tried."""
+    """Try a mutant. Half of them get the right digest, so that later checks are tested too."""
     whole, path = learned_file(folder), folder / "a.safetensors"
     path.write_bytes(whole)
     path.write_bytes(tensor_mutant(*tensor_file(path), rng))
@@ -103,7 +103,7 @@ def learned_mutant(rng: random.Random, folder: Path) -> str:
 
 
 def seal(path: Path) -> bool:
-    """Give a file the digest of its content; returns whether it could be read so far."""
+    """Give a file the digest of its content. Returns whether it could be read so far."""
     try:
         head, tensors = profile_file.read(path, learned.LEARNED_FORMAT)
         own = {k: v for k, v in head.value.items() if k not in ("digest", "format", "version")}

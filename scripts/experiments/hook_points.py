@@ -1,8 +1,8 @@
-"""Tries the places where a library can stand around a transformer's call, and what each survives.
+"""Tries the ways in which a library can wrap a transformer's call, and what each way survives.
 
-In: nothing; the pipeline is the tests' tiny Wan. Out: a table, a row a situation, a column a place.
-"yes" means: every transformer call of two pipeline calls was seen, the graph stayed whole, and
-after removal the clip is the stock one and nothing is left on the module.
+In: nothing; the pipeline is the tests' tiny Wan. Out: a table with a row for each situation and a
+column for each way. "yes" means: every transformer call of two pipeline calls was seen, the graph
+stayed whole, and after removal the clip is the stock one and nothing is left on the module.
 Does not know: GPUs, several processes. Source: ours; research/LOG.md has the table.
 
     python scripts/experiments/hook_points.py
@@ -59,7 +59,7 @@ def registry(module: Any, around: Around) -> Remove:
 
 
 def subclass(module: Any, around: Around) -> Remove:
-    """`module.__class__` is a subclass with a `__call__` of its own."""
+    """`module.__class__` is a subclass with its own `__call__`."""
     stock = type(module)
 
     def call(self: Any, *args: Any, **kwargs: Any) -> Any:
@@ -110,7 +110,7 @@ CHANGES = (offload, group_offload, cast_layers, other_cache)
 
 
 def counting(calls: list[int]) -> Any:
-    """What stands around a call, and adds an entry to `calls` for each."""
+    """A wrapper of a call, which adds an entry to `calls` for each call."""
 
     def around(inner: Any) -> Any:
         def counted(*args: Any, **kwargs: Any) -> Any:
@@ -123,7 +123,7 @@ def counting(calls: list[int]) -> Any:
 
 
 def survives(place: Any, change: Any, order: str) -> str:
-    """Whether a change of the pipeline, before or after us, leaves us where we stand."""
+    """Whether our wrapper survives a change of the pipeline, before or after it is installed."""
     pipe, calls = tiny.tiny_wan(), list[int]()
     if order == "before":
         change(pipe)
@@ -179,7 +179,7 @@ def copied(place: Any, duplicate: Any) -> str:
 
 
 def cell(check: Any, *args: Any) -> str:
-    """A check's answer; the kind of error where it fails."""
+    """The answer of a check; the kind of error if it fails."""
     try:
         return check(*args)
     except Exception as error:

@@ -2,11 +2,12 @@
 
     OMP_NUM_THREADS=1 python scripts/experiments/kill_evaluation.py --kills 50
 
-Two processes at a time work in one folder; one of them, at random and at a random moment, gets
-SIGKILL, and another takes its place, until there were enough kills and all is done. The methods
-reuse steps of 30, by windows at every site, by a plan and by fewer steps. Compared are all results
-but the clock, byte by byte, the frames by their hashes, and how often each job was begun and ended.
-The processes are forked from one that has loaded the packages, so that a kill costs no start. Ours.
+Two processes at a time work in one folder. A random one of them gets SIGKILL at a random moment,
+and another one replaces it, until there were enough kills and all jobs are done. The methods reuse
+steps of 30, with windows at every site, with a plan and with fewer steps. All results except the
+clock are compared byte by byte, the frames by their hashes; also how often each job began and
+ended. The processes are forked from one that has loaded the packages, so a kill costs no start.
+Ours.
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ def work(command: list[str]) -> None:
 
 
 def results(out: Path) -> dict[str, str]:
-    """Every result but its clock; raises where the frames are not those of the result."""
+    """Every result without its clock. Raises an error if the frames are not those of the result."""
     store, found = Store(out), {}
     for path in sorted((out / "jobs").glob("*.json")):
         content = json.loads(path.read_text())
@@ -65,7 +66,7 @@ def results(out: Path) -> dict[str, str]:
 
 
 def disturbed(command: list[str], kills: int, seed: int) -> int:
-    """Run it with so many kills; returns how many processes were started."""
+    """Run the evaluation with this number of kills. Returns the number of started processes."""
     context, draw = multiprocessing.get_context("fork"), random.Random(seed)
 
     def start() -> BaseProcess:

@@ -1,12 +1,11 @@
-"""Kills processes while they learn: every run that was written down must be there at the end.
+"""Kills processes while they learn: every recorded run must be in the file at the end.
 
     nice python scripts/experiments/kill_learning.py --kills 50
 
-Two processes at once add observations of runs to one file, and note every run that was added in a
-journal of their own. At random moments one of them is killed, and another takes its place. At the
-end the file is whole, has every run of the journals, and at most one more for each kill: the run in
-hand. The sums are compared too, number by number.
-Ours.
+Two processes at a time add observations of runs to one file, and write every added run in their own
+journal. At random moments one of them is killed, and another one replaces it. At the end the file
+must be whole, have every run of the journals, and at most one more for each kill: the current run.
+The sums are compared too, number by number. Ours.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ KEY = ProfileKey("a", "b", "c", "0" * 16, "1" * 16)
 
 
 def observation(seed: int) -> learned.Observations:
-    """Of one run: random rows, of one of two guidances."""
+    """An observation of one run: random rows, with one of two guidances."""
     sampler = SamplerCoefficients(
         torch.full((STEPS,), -1 / STEPS).double(), torch.arange(STEPS, 0, -1).double(), (1.0, -3.0)
     )
@@ -45,7 +44,7 @@ def observation(seed: int) -> learned.Observations:
 
 
 def work(path: Path, journal: Path, first: int, count: int) -> None:
-    """Add so many runs."""
+    """Add this number of runs."""
     torch.set_num_threads(1)
     with journal.open("a") as file:
         for seed in range(first, first + count):
@@ -56,7 +55,7 @@ def work(path: Path, journal: Path, first: int, count: int) -> None:
 
 
 def measure(folder: Path, kills: int, count: int, seed: int = 0) -> dict[str, Any]:
-    """Add runs by two processes at a time, with so many kills."""
+    """Add runs with two processes at a time, and this number of kills."""
     path, draw = folder / "learned" / "a.safetensors", random.Random(seed)
     context, started, killed = multiprocessing.get_context("fork"), 0, 0
     running: list[BaseProcess] = []

@@ -1,12 +1,13 @@
-"""Makes the prior that ships, from models and their profiles.
+"""Makes the shipped prior from models and their profiles.
 
 python scripts/experiments/make_prior.py assets/mini-wan
 python scripts/experiments/make_prior.py assets/mini-wan other=path/to/profile.safetensors
 
-A model is a folder with a profile in it, or a folder and its profile with "=" between. Each weighs
-alike. `--judged` takes the results of table_knowledge.py or table_first_clip.py: there each model
-was left out of the prior, and its clips show how far a prediction for an unknown model may be off.
-To judge a model by a prior with such evidence, leave its own rows out of that file.
+A model is a folder with a profile in it, or a folder and its profile with "=" between. All models
+have the same weight. `--judged` takes the results of table_knowledge.py or table_first_clip.py. In
+these, each model was left out of the prior, and its clips show the possible error of a prediction
+for an unknown model. To judge a model by a prior with such evidence, leave its own rows out of that
+file.
 """
 
 from __future__ import annotations
@@ -35,11 +36,12 @@ def measured(given: str) -> tuple[str, Profile, Trajectory]:
 
 
 def trajectory_on(folder: Path, profile: Profile) -> Trajectory:
-    """What the profile was measured on; a ValueError where the scheduler has other steps."""
+    """The trajectory that the profile was measured on; a ValueError if the scheduler has other
+    steps."""
     kind: Any = getattr(diffusers, profile.key.scheduler)
     own = profile.sampler
     scheduler = kind.from_pretrained(folder, subfolder="scheduler")
-    if scheduler.config.get("use_dynamic_shifting"):  # the clip's size is in the timesteps
+    if scheduler.config.get("use_dynamic_shifting"):  # the timesteps depend on the clip's size
         scheduler = kind.from_config(scheduler.config, use_dynamic_shifting=False, shift=1.0)
         sigmas = own.timesteps / scheduler.config.num_train_timesteps
         scheduler.set_timesteps(sigmas=sigmas.tolist())
@@ -52,11 +54,13 @@ def trajectory_on(folder: Path, profile: Profile) -> Trajectory:
 
 
 def judged(table: Path) -> torch.Tensor:
-    """`(m, 2)`: mean and deviation of real less predicted PSNR, of each model of a table."""
+    """`(m, 2)`: mean and deviation of the real minus the predicted PSNR, for each model of a
+    table."""
     by_model: dict[str, list[float]] = {}
     for line in table.read_text().splitlines():
         row = json.loads(line)
-        if row["source"] == "prior" and row["predicted_db"] is not None:  # None: computed whole
+        # None: every step was computed
+        if row["source"] == "prior" and row["predicted_db"] is not None:
             off = [psnr - row["predicted_db"] for psnr in row["psnr_db"]]
             by_model.setdefault(row["model"], []).extend(off)
     rows = [(statistics.fmean(off), statistics.stdev(off)) for off in by_model.values()]

@@ -1,4 +1,4 @@
-"""Drift of every attention between adjacent steps, over the trajectory: is it U-shaped?
+"""Measures the drift of every attention between adjacent steps, to see whether it is U-shaped.
 
     python scripts/experiments/measure_drift.py --prompts 8 --plot assets/mini-wan-drift.png
 

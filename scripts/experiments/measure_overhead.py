@@ -1,9 +1,9 @@
-"""What acceleration costs beside the computed steps: (wall - ideal) / wall of the denoising loop.
+"""Measures the overhead of acceleration: (wall - ideal) / wall of the denoising loop.
 
 OMP_NUM_THREADS=1 python scripts/experiments/measure_overhead.py --pairs 5 --speedup 2.5
 
-Uncached and accelerated runs of the miniature in turn, so that the machine's load falls on both;
-ideal is the share of steps that were computed, of the uncached loop's seconds before it. The last
+Uncached and accelerated runs of the miniature alternate, so that the machine's load affects both.
+The ideal is the share of computed steps, times the seconds of the uncached loop before it. The last
 line is JSON.
 """
 

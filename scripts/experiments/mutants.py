@@ -1,7 +1,7 @@
-"""Mutated documents and files, for fuzzing: seeded, so that a number names its mutant.
+"""Makes mutated documents and files for fuzzing. They are seeded, so a number identifies a mutant.
 
-In: a document, bytes or a file of tensors, and a random generator. Out: one like it with a few
-changes: values of other types and ranges, keys and entries that are missing, doubled or in another
+In: a document, bytes or a file of tensors, and a random generator. Out: the same with a few
+changes: values of other types and ranges; keys and entries that are missing, doubled or in another
 place; bytes that are flipped, cut, doubled or inserted; tensors with other names, types or values.
 Knows nothing of what it changes. Ours.
 """
@@ -31,7 +31,7 @@ SNIPPETS = (
     *(b"\xe2\x80\xa8", b"[" * 3000, b'{"a":' * 3000),
 )
 WILD = (math.nan, math.inf, -math.inf, 0.0, -1.0, 1e-30, 1e9, 1e30, -1e300)  # of a tensor
-LARGEST_DOCUMENT = 2_000_000  # characters; a larger one is changed no further
+LARGEST_DOCUMENT = 2_000_000  # characters; a larger one is not changed further
 
 
 def places(value: Any) -> Iterator[tuple[Any, Any]]:

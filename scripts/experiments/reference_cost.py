@@ -1,10 +1,10 @@
-"""What recording an uncached reference takes: the table of the log.
+"""Measures the cost of recording an uncached reference: the table of the log.
 
     python scripts/experiments/reference_cost.py MODEL... --rounds 3
 
-`MODEL` and `--loader` are as of table_first_clip.py. Stock and recorded runs take turns, and their
-clips have to be equal. Seconds are those of the process on its core: other work on the machine does
-not count.
+For `MODEL` and `--loader` see table_first_clip.py. Stock and recorded runs alternate, and their
+clips must be equal. Seconds are the CPU time of the process: other work on the machine does not
+count.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def seconds_of(model: Model, run: recording.ReferenceRun | None = None) -> tuple
 
 
 def measure(model: Model, rounds: int) -> None:
-    seconds_of(model)  # warm
+    seconds_of(model)  # warm-up
     rows = []
     for _ in range(rounds):
         stock, clip = seconds_of(model)

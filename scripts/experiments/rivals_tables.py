@@ -1,4 +1,5 @@
-"""Tables and curves of what `table_rivals.py` measured, in Markdown and as a picture."""
+"""Makes tables and curves from the measurements of `table_rivals.py`, in Markdown and as a
+picture."""
 
 from __future__ import annotations
 
@@ -15,7 +16,7 @@ Cell = Callable[[dict[str, Any]], str]
 
 
 def write(folder: Path) -> None:
-    """`table.md` and, where matplotlib is there, `curves.svg`; prints the tables."""
+    """Write `table.md` and, if matplotlib is installed, `curves.svg`. Prints the tables."""
     uncached = json.loads((folder / "uncached.json").read_text(encoding="utf-8"))
     results = read(folder)
     text = tables(uncached, results)
@@ -37,7 +38,7 @@ def read(folder: Path) -> dict[str, dict[int, dict[str, Any]]]:
 
 
 def place(folder: Path, method: str, k: int) -> Path:
-    """Of a result."""
+    """The place of a result in the table."""
     return folder / "results" / f"{method.replace('/', '--')}-{k}.json"
 
 
@@ -52,7 +53,7 @@ def pack(folder: Path, target: Path) -> None:
 
 
 def unpack(source: Path, folder: Path) -> None:
-    """The results of such a file, where the folder has none."""
+    """Write the results of such a file into a folder that has none."""
     known = json.loads(source.read_text(encoding="utf-8"))
     files = {folder / "uncached.json": known["uncached"]}
     files |= {place(folder, r["method"], r["k"]): r for r in known["results"]}
@@ -66,7 +67,8 @@ def _short(score: float | None) -> float | None:
 
 
 def tables(uncached: dict[str, Any], results: dict[str, dict[int, dict[str, Any]]]) -> str:
-    """One table a metric, then costs; methods by their mean over all k, best first."""
+    """One table for each metric, then costs. Methods are sorted by their mean over all k, the best
+    first."""
     done = [r for runs in results.values() for r in runs.values() if "scores" in r]
     metrics = list(dict.fromkeys(name for result in done for name in result["scores"]))
     steps = sorted({k for runs in results.values() for k in runs}, reverse=True)
@@ -128,7 +130,7 @@ def _score(result: dict[str, Any], metric: str) -> str:
 
 
 def _calibration(runs: dict[int, dict[str, Any]]) -> str:
-    """The least and most of its settings."""
+    """The smallest and largest calibration cost of a method's settings."""
     known = [r["calibration_runs"] for r in runs.values() if r.get("calibration_runs") is not None]
     if not known:
         return "–"
@@ -158,7 +160,7 @@ def _cost(result: dict[str, Any]) -> str:
 
 
 def draw(target: Path, results: dict[str, dict[int, dict[str, Any]]]) -> None:
-    """PSNR by FLOPs, the bound in black."""
+    """Draw PSNR over FLOPs, with the bound in black."""
     import matplotlib
 
     matplotlib.use("svg")

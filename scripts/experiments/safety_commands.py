@@ -1,10 +1,9 @@
 """The cases of the safety net that run `dit-accel`: every verb, and the files that it leaves.
 
-Goes in: nothing. Comes out: `cases()`, functions by name; each returns for every command its exit
-code, the JSON or the text on stdout, the error of a refusal, and every file's content.
-It knows the command line alone, which it calls in this process as the console script does. Models
-are the embedded miniature and the tests' tiny Wan pipeline.
-Ours; there is no source.
+Goes in: nothing. Comes out: `cases()`, functions by name. Each returns, for every command, its exit
+code, the JSON or the text on stdout, the error of a refusal, and the content of every file. It
+knows only the command line, which it calls in this process as the console script does. Models are
+the embedded miniature and the tests' tiny Wan pipeline. Ours; there is no source.
 """
 
 from __future__ import annotations
@@ -43,7 +42,7 @@ CALIBRATE = (
 )  # fmt: skip
 METHODS = "uncached,edcw:0.6,unicp-paper:0.6,fewer-steps:5,quality:8,speedup:2"
 SCORES = "psnr_db,ssim,mae,tdiff,flicker,tof,latent_rel_l2,latent_cosine"
-TIMED = {"speedup"}  # of `evaluate` and `bench`: a ratio of seconds
+TIMED = {"speedup"}  # in `evaluate` and `bench`: a ratio of seconds
 GENERATE: dict[str, tuple[str, ...]] = {
     "threshold": ("--threshold", "0.6", "--compare"),
     "block": ("--threshold", "0.6", "--site", "block"),
@@ -83,7 +82,7 @@ def calibrate() -> dict[str, Any]:
 
 
 def generate() -> dict[str, Any]:
-    """Clips of the tiny model, by every way of deciding what is computed."""
+    """Clips of the tiny model, with every way to decide what is computed."""
     _calibrated()
     clip = (PROMPTS[0], "--model", "tiny", "--json", "--output", "clip.npy", "--overwrite")
     found = {name: _ran("generate", *clip, *more) for name, more in GENERATE.items()}
@@ -91,7 +90,7 @@ def generate() -> dict[str, Any]:
 
 
 def miniature() -> dict[str, Any]:
-    """Clips of the model and the profile that the package brings."""
+    """Clips with the model and the profile of the package."""
     clip = ("--json", "--output", "clip.npy", "--overwrite")
     return {name: _ran("generate", *more, *clip) for name, more in MINIATURE.items()}
 
@@ -103,7 +102,7 @@ def plan() -> dict[str, Any]:
 
 
 def evaluate() -> dict[str, Any]:
-    """Methods side by side, the page of them, and the clips for VBench."""
+    """A comparison of methods, its page, and the clips for VBench."""
     _calibrated()
     options = ("--model", "tiny", "--methods", METHODS, "--metrics", SCORES, "--limit", "2")
     options += ("--profile", "tiny.safetensors", "--out", "run", "--json")
@@ -136,7 +135,7 @@ def score() -> dict[str, Any]:
 
 
 def bench() -> dict[str, Any]:
-    """Small denoisers of all families; what is timed is left out."""
+    """Small denoisers of all families, without times."""
     options = ("--small", "--steps", "6", "--rounds", "1", "--json")
     options += ("--methods", "uncached,edcw:0.8")
     return {name: _without(_ran("bench", *options, "--model", name), TIMED)
@@ -161,7 +160,7 @@ def layouts() -> dict[str, Any]:
 
 
 def _inside(verb: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """A case in a folder of its own, with the tiny model, prompts, and no profile in the cache."""
+    """Run a case in its own folder, with the tiny model, prompts, and no profile in the cache."""
     with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
         os.environ["DIT_ACCEL_CACHE"] = str(Path(folder, "cache"))
         tiny_families.tiny_wan().pipe.save_pretrained("tiny")
@@ -175,7 +174,7 @@ def _calibrated() -> dict[str, Any]:
 
 
 def _ran(*words: str) -> dict[str, Any]:
-    """Run one command in the current folder; files that it did not write are left out."""
+    """Run one command in the current folder. Files that it did not write are left out."""
     before = _stamps()
     with _captured("dit-accel", *words) as (stdout, stderr):
         code = _exit_code()
@@ -201,7 +200,7 @@ def _exit_code() -> int:
 
 @contextlib.contextmanager
 def _captured(*argv: str) -> Iterator[tuple[io.StringIO, io.StringIO]]:
-    """The command line in place of ours, and what it prints."""
+    """Replace our command line, and capture the output."""
     stdout, stderr, before = io.StringIO(), io.StringIO(), sys.argv
     sys.argv = list(argv)
     try:

@@ -1,9 +1,9 @@
 """Compares two records of the safety net, made before and after a change of the code.
 
-Goes in: two records and a map from old names to new ones. Comes out: a `Difference`.
-It knows JSON and no name of the package but that of the hashes: lists of whole numbers are
-decisions, texts with blanks are for people, and all else is a value that has to be equal.
-Ours; there is no source.
+Goes in: two records and a map from old names to new ones. Comes out: a `Difference`. It knows JSON,
+and no name of the package except that of the hashes. Lists of whole numbers are decisions, texts
+with blanks are for people, and everything else is a value that must be equal. Ours; there is no
+source.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ _EXAMPLES = 3
 
 @dataclass
 class Difference:
-    """What differs; every list holds one line of text a place.
+    """The differences. Every list has one line of text for each place.
 
     Args:
-        cases: those that only one record has.
+        cases: cases that only one record has.
         gone, new: keys that only the first or only the second record has.
         frames, decisions, values: places whose content differs.
-        texts: messages for people that differ, which is no fault.
+        texts: messages for people that differ; this is not a fault.
     """
 
     cases: list[str] = field(default_factory=list)
@@ -55,8 +55,8 @@ def compare(before: Any, after: Any, renames: Renames) -> Difference:
 
     Args:
         before, after: the cases of a record, by name.
-        renames: old key to new key, or to None where it was deleted. A key is a name, which holds
-            everywhere, or the end of a path of names with dots between, which goes before it.
+        renames: from old key to new key, or to None if it was deleted. A key is a name, which
+            applies everywhere, or the end of a path of names with dots between, which has priority.
 
     Example:
         >>> found = compare({"a": {"old": 1}}, {"a": {"new": 1}}, {"old": "new"})
@@ -78,7 +78,8 @@ def compare(before: Any, after: Any, renames: Renames) -> Difference:
 
 
 def leaves(value: Any, renames: Renames, path: Keys = ()) -> Iterator[tuple[Keys, Leaf]]:
-    """Every value that holds no other, by its path with new names; plain lists count as one."""
+    """Every value without inner values, by its path with new names. Plain lists count as one
+    value."""
     if isinstance(value, dict) and value:
         for key, one in value.items():
             renamed = _renamed((*path, key), renames)
@@ -92,7 +93,7 @@ def leaves(value: Any, renames: Renames, path: Keys = ()) -> Iterator[tuple[Keys
 
 
 def lines(found: Difference, limit: int) -> Iterator[str]:
-    """The difference as text, alike lines of many cases under one."""
+    """The difference as text; similar lines of many cases are one."""
     for title, places in vars(found).items():
         yield f"{title}: {len(places)}"
         groups: dict[str, list[str]] = defaultdict(list)
@@ -107,7 +108,8 @@ def lines(found: Difference, limit: int) -> Iterator[str]:
 
 
 def _kind(title: str, place: str) -> str:
-    """What alike lines have in common: a key and the one above it, a change of text, or a place."""
+    """What similar lines have in common: a key and the one above it, a change of text, or a
+    place."""
     where, _, what = place.partition(": ")
     if title == "texts":
         return what
@@ -139,7 +141,7 @@ def _list_of(path: Keys, old: Leaf, new: Leaf, found: Difference) -> list[str]:
 
 
 def _are_texts(value: Leaf) -> bool:
-    """Whether a value is for people: a text that is no identifier, or a list of texts."""
+    """Whether a value is for people: a text that is not an identifier, or a list of texts."""
     if isinstance(value, list):
         return all(one is not None and _are_texts(one) for one in value)
     return value is None or (isinstance(value, str) and not _IDENTIFIER.fullmatch(value))

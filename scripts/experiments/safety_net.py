@@ -1,13 +1,13 @@
-"""Records what the product does, and compares two records: before and after a change of the code.
+"""Records what the package does, and compares two records: before and after a change of the code.
 
     python scripts/experiments/safety_net.py record before.json
     python scripts/experiments/safety_net.py compare before.json after.json --renames renames.json
 
-Goes in: the code of the checkout that the script lies in. Comes out: a JSON file of frames' hashes,
-decisions, reports, and the output of every command; or a list of what differs, and exit code 1.
-It knows public names alone, so the same script runs on both sides of a restructuring. A record that
-was stopped goes on where it was. One thread, offline, some eight minutes.
-Ours; `safety_runs.py` and `safety_commands.py` hold the cases, `safety_compare.py` the comparison.
+Goes in: the code of the script's checkout. Comes out: a JSON file with hashes of frames, decisions,
+reports, and the output of every command; or a list of differences, and exit code 1. It knows only
+public names, so the same script runs before and after a restructuring. A record that was stopped
+can be continued. One thread, offline, about eight minutes. Ours; `safety_runs.py` and
+`safety_commands.py` hold the cases, `safety_compare.py` the comparison.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ import safety_compare
 
 ROOT = Path(__file__).resolve().parents[2]
 FORMAT = 1
-LIMIT = 40  # kinds of place that are listed of each sort of difference
+LIMIT = 40  # kinds of places that are listed for each sort of difference
 
 
 def main() -> int:
-    """Read the command line and do it; returns the exit code."""
+    """Carry out the command line. Returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     verbs = parser.add_subparsers(dest="verb", required=True)
     recording = verbs.add_parser("record", help="run every case that the file does not have yet")
@@ -50,7 +50,7 @@ def main() -> int:
 
 
 def record(out: Path, only: str) -> int:
-    """Run the cases that `out` lacks; those that fail are not written. Returns the exit code."""
+    """Run the cases that `out` lacks. Failed cases are not written. Returns the exit code."""
     _prepare()
     import safety_commands
     import safety_runs
@@ -63,7 +63,7 @@ def record(out: Path, only: str) -> int:
         begun = time.perf_counter()
         try:
             done[name] = case()
-        except Exception:  # whatever it is, the other cases are worth running
+        except Exception:  # the other cases still run after any error
             traceback.print_exc()
             failed.append(name)
         else:
@@ -75,7 +75,7 @@ def record(out: Path, only: str) -> int:
 
 
 def compare(before: Path, after: Path, renames: dict[str, str | None], limit: int) -> int:
-    """Print what differs; returns 1 where anything but texts and new keys does."""
+    """Print the differences. Returns 1 if anything except texts and new keys differs."""
     found = safety_compare.compare(_read(before), _read(after), renames)
     print("\n".join(safety_compare.lines(found, limit)))
     print(f"{found.faults} faults" if found.faults else "same frames, decisions and values")
@@ -83,7 +83,7 @@ def compare(before: Path, after: Path, renames: dict[str, str | None], limit: in
 
 
 def _prepare() -> None:
-    """One thread, offline, no profiles of the user's, and this checkout's package."""
+    """Use one thread, no network, no profiles of the user, and the package of this checkout."""
     os.environ |= {
         "OMP_NUM_THREADS": "1",
         "HF_HUB_OFFLINE": "1",
@@ -116,7 +116,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _write(path: Path, cases: dict[str, Any]) -> None:
-    """Written whole or not at all, so that a stopped run leaves a file that can be gone on with."""
+    """Write the file whole or not at all, so that a stopped run can be continued."""
     scratch = path.with_name(path.name + ".part")
     scratch.write_text(json.dumps({"format": FORMAT, "cases": cases}), encoding="utf-8")
     scratch.replace(path)

@@ -1,9 +1,8 @@
-"""Turns what a run leaves into plain JSON that is the same whenever the same code runs again.
+"""Turns the results of a run into plain JSON that is the same whenever the same code runs again.
 
 Goes in: a report, frames, a folder of files. Comes out: dicts, lists, numbers and texts; arrays as
-the SHA-256 of their bytes.
-It knows that keys of some names hold seconds, peak memory, versions or dates, and drops those; it
-knows no name of a report's field, so that it works on every version of the package.
+the SHA-256 of their bytes. It knows that some keys have seconds, peak memory, versions or dates,
+and leaves them out. It knows no field of a report, so it works with every version of the package.
 Ours; there is no source.
 """
 
@@ -32,7 +31,7 @@ _NUMBER = re.compile(r"\d[\d.,]*")
 
 
 def plain(value: Any) -> Any:
-    """A value as JSON has it; keys of `UNSTABLE` are left out, at any depth.
+    """A value in the form of JSON. Keys of `UNSTABLE` are left out, at any depth.
 
     Example:
         >>> plain({"seconds": 0.3, "steps": (1, 2), "psnr_db": float("inf")})
@@ -55,7 +54,7 @@ def plain(value: Any) -> Any:
 
 
 def report_of(handle: Any) -> dict[str, Any]:
-    """The report of a handle, its sites in the order of their names."""
+    """The report of a handle, with its sites in the order of their names."""
     report = handle.report()
     found = plain(report.to_dict() if hasattr(report, "to_dict") else report)
     texts = lambda site: [part for part in site.values() if isinstance(part, str)]  # noqa: E731
@@ -73,7 +72,7 @@ def fingerprint(values: Any) -> dict[str, Any]:
 
 
 def text(words: str) -> str:
-    """A text for people, its numbers and its layout on the terminal left out."""
+    """A text for people without its numbers and its layout on the terminal."""
     return " ".join(_NUMBER.sub("#", without_paths(words)).split())
 
 
@@ -83,7 +82,7 @@ def without_paths(words: str) -> str:
 
 
 def files(folder: Path) -> dict[str, Any]:
-    """Every file under a folder by its path: its content where that can be compared."""
+    """Every file under a folder by its path, with its content if that can be compared."""
     found = sorted(path for path in folder.rglob("*") if path.is_file())
     return {path.relative_to(folder).as_posix(): _content(path) for path in found}
 
@@ -106,7 +105,7 @@ def _content(path: Path) -> Any:
 
 
 def _tensors(path: Path) -> dict[str, Any]:
-    """Tensors and metadata of a profile; metadata that is JSON is read."""
+    """Tensors and metadata of a profile. Metadata that is JSON is parsed."""
     from safetensors import safe_open
 
     with safe_open(str(path), framework="pt") as file:

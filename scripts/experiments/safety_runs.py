@@ -1,10 +1,9 @@
 """The cases of the safety net that run a pipeline: every technique on every pipeline, four prompts.
 
-Goes in: nothing. Comes out: `cases()`, functions by name; each returns for every call the SHA-256
-of the frames and the whole report or, where a technique is refused, the error.
-It uses the public names of dit_accel alone. One handle makes all calls of a case, so that what a
-run leaves behind shows in the next one.
-Ours; the techniques are those that the package offers its users.
+Goes in: nothing. Comes out: `cases()`, functions by name. Each returns, for every call, the SHA-256
+of the frames and the whole report or, if a technique is refused, the error. It uses only public
+names of dit_accel. One handle makes all calls of a case, so that traces of a run are visible in the
+next one. Ours; the techniques are those that the package offers its users.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ Keywords = Callable[[Subject], dict[str, Any]]
 
 REFUSALS = (ValueError, RuntimeError, NotImplementedError)
 TRIMMED = "tiny-hunyuan-video"
-OTHER_STEPS = 30  # than those that the miniature's profile is of
+OTHER_STEPS = 30  # than in the miniature's profile
 
 WINDOWS: dict[str, Keywords] = {
     "threshold-attention": lambda it: {"threshold": it.threshold, "site": "attention"},
@@ -82,20 +81,20 @@ def uncached(build: Callable[[], Subject]) -> dict[str, Any]:
 
 
 def windowed(build: Callable[[], Subject], keywords: Keywords) -> dict[str, Any]:
-    """What decides by drift, from step to step."""
+    """Techniques that decide by drift, step by step."""
     subject = build()
     return _calls(subject, keywords, subject.fewer_steps, _indices())
 
 
 def planned(build: Callable[[], Subject], keywords: Keywords) -> dict[str, Any]:
-    """What follows a plan; where there is no profile the first prompt's first run is recorded."""
+    """Techniques with a plan. Without a profile, the first run of the first prompt is recorded."""
     subject = build()
     recorded = () if subject.has_profile else (0,)
     return _calls(subject, keywords, subject.steps, (*recorded, *_indices()))
 
 
 def other_steps() -> dict[str, Any]:
-    """A profile transferred to a run of other steps."""
+    """A profile transferred to a run with other steps."""
     return _calls(tiny_families.miniature(), PLANNED["quality-32"], OTHER_STEPS, _indices())
 
 
@@ -108,7 +107,7 @@ def trimmed() -> dict[str, Any]:
 
 
 def arranged(build: Callable[[], Subject], file: str, keywords: Keywords) -> dict[str, Any]:
-    """A layout of the assets, called twice where the first run is recorded."""
+    """A layout of the assets, called twice if the first run is recorded."""
     subject, path = build(), ROOT / "assets" / "layouts" / f"{file}.yaml"
     given, steps = keywords(subject), subject.fewer_steps
     by_plan = bool({"quality", "speedup"} & given.keys()) and not subject.has_profile
@@ -137,7 +136,7 @@ def _call(subject: Subject, arguments: dict[str, Any], handle: Any = None) -> di
 
 @contextlib.contextmanager
 def _refusals() -> Any:
-    """Yields a dict that holds what was refused inside, if anything was."""
+    """Yields a dict with the error of a refusal in the body, if there was one."""
     refused: dict[str, Any] = {}
     try:
         yield refused
