@@ -1,13 +1,13 @@
-"""How far our plans are from the bound of trained samplers, and what levers are worth.
+"""Measures how far our plans are from the bound of trained samplers, and the value of levers.
 
     python scripts/experiments/table_bound.py MODEL --device cuda --output bound.jsonl \\
         --trained runs/rivals
 
-Goes in: a model's folder, and for the rows of BNS a folder of `table_rivals.py` in which they are
-trained. One profile of `--clips` clips is made. For each number of computed steps its plan gives
-the places and the weights that all else begins with: better weights by Gauss-Newton steps from the
-same clips, by Adam from them, or by Adam from `--more` clips. Each lever is trained alike, apart
-from the others:
+Goes in: a model's folder, and for the rows of BNS a folder of `table_rivals.py` with trained
+samplers. One profile of `--clips` clips is made. For each number of computed steps, its plan gives
+the places and the initial weights: better weights come from Gauss-Newton steps on the same clips,
+from Adam on these, or from Adam on `--more` clips. Each lever is trained in the same way,
+separately from the others:
 
     weights  those of the plan: of the last five predictions, in every window
     wide     of all predictions, and of a computed step's own too: BNS on the plan's places
@@ -17,8 +17,8 @@ from the others:
     block    the first block is computed in the middle of every window, on what the others added at
              the last computed step; so many computed steps fewer that the FLOPs are no more
 
-Comes out: a row a line, of clips that nothing saw; what is there is not made again. `--table`
-prints the table of a file. Adam is in TF32 on CUDA, all else in float32.
+Comes out: one row in each line, for clips that were not used before. Existing rows are not made
+again. `--table` prints the table of a file. Adam runs in TF32 on CUDA, everything else in float32.
 """
 
 from __future__ import annotations
@@ -60,11 +60,11 @@ from dit_accel.planning.selection import Target, branch_weights, choose
 
 LEVERS = ("weights", "wide", "bands", "frames", "labels", "block")
 BNS = {"bns": "BNS", "bns/grid": "BNS on the grid"}
-LOW = 0.25  # of a band: frequencies below it, in cycles a latent pixel
+LOW = 0.25  # limit of the low band, in cycles per latent pixel
 
 
 class Subject:
-    """A pipeline with its scored clips and those that teach."""
+    """A pipeline with its scored clips and its training clips."""
 
     def __init__(self, args: argparse.Namespace) -> None:
         self.args, self.name = args, args.model.name
@@ -93,7 +93,7 @@ class Subject:
         return every.at(slice(self.args.prompts, self.args.prompts + count))
 
     def profile(self) -> Profile:
-        """Of the few clips."""
+        """The profile from the few clips."""
         path = Path(f"{self.args.output}.{self.name}-{self.args.clips}.safetensors")
         if not path.exists():
             counts = {c for k in self.args.computed for c in (k, self.block_count(k))}
@@ -105,11 +105,12 @@ class Subject:
         return Profile.load(path)
 
     def block_count(self, count: int) -> int:
-        """Computed steps that, with one block in every window, cost no more than `count`."""
+        """The number of computed steps that, with one block in every window, cost at most as much
+        as `count`."""
         return math.floor(count / (1 + self.block_share))
 
     def _block_share(self) -> float:
-        """FLOPs of the first block alone, with what stands around the blocks, over all."""
+        """FLOPs of the first block and of the layers around the blocks, as a share of all."""
         one = self.scored.at(slice(1))
         label = self.response.timesteps[:1].float().to(one.noise.device)
         given = [one.noise, label, one.numbers]
@@ -121,7 +122,7 @@ class Subject:
         return cheap.get_total_flops() / full.get_total_flops()
 
     def decoded(self, latents: torch.Tensor) -> list[np.ndarray]:
-        """Frames in 8 bits, by the pipeline's own decoding."""
+        """Frames in 8 bits, decoded by the pipeline."""
         frames: list[np.ndarray] = []
         for start in range(0, len(latents), self.args.batch):
             some = latents[start : start + self.args.batch]
@@ -138,7 +139,7 @@ class Subject:
         return {"psnr_db": levels, "latents_db": (-errors_db(latents, self.scored.final)).tolist()}
 
     def agreement(self, plan: Plan, made: torch.Tensor) -> float:
-        """How near the pipeline with the plan is to our run of it, on two clips, in dB."""
+        """How close the pipeline with the plan is to our run of it, on two clips, in dB."""
         with accelerate(self.pipe, plan=plan, mix=self.weights):
             own = runs.final_latents(self.pipe, self.clips[:2], 2).to(made.device)
         return -float(errors_db(made[:2], own.view_as(made[:2])).max())
@@ -169,7 +170,7 @@ class _Given:
 
 
 class _Layout:
-    """Where frames, height and width are in the latents of a clip."""
+    """The places of frames, height and width in the latents of a clip."""
 
     def __init__(self, pipe: Any, clip: ClipSpec) -> None:
         name, self.grid = family_of(pipe).name, None
@@ -223,7 +224,7 @@ def _clips(model: Path, source: Path, count: int, seed: int) -> list[ClipSpec]:
 
 
 class Table:
-    """All rows of one number of computed steps."""
+    """All rows for one number of computed steps."""
 
     def __init__(self, subject: Subject, rows: Rows, count: int) -> None:
         self.subject, self.rows, self.count = subject, rows, count
@@ -251,7 +252,7 @@ class Table:
         return not self.rows.has(self.subject.name, self.count, name)
 
     def _steps(self, lever: str) -> int:
-        """Of Gauss-Newton: one for all but the first, as Adam makes the rest of the way."""
+        """Number of Gauss-Newton steps: one for all but the first, because Adam does the rest."""
         wanted: int = self.subject.args.gauss_newton
         return wanted if lever == "weights" else min(wanted, 1)
 
@@ -271,7 +272,7 @@ class Table:
         self.made.append((row, sampler, sampler.start(), {} if plan is None else {"plan": plan}))
 
     def _bns(self) -> None:
-        """Trained by table_rivals.py, on clips that are not scored."""
+        """The samplers that table_rivals.py trained on clips that are not scored."""
         folder = self.subject.args.trained
         for name, row in BNS.items():
             path = None if folder is None else (
@@ -288,7 +289,7 @@ class Table:
             self._add(row, to(own, self.subject.pipe.device))
 
     def _lever(self, lever: str, profile: Profile) -> Iterator[tuple[str, Job]]:
-        """Gauss-Newton steps; what Adam is to train from there."""
+        """Make Gauss-Newton steps. Returns what Adam trains from there."""
         args, model, few = self.subject.args, self.subject.model, self.subject.few
         count = self.subject.block_count(self.count) if lever == "block" else self.count
         if count < 2:
@@ -297,7 +298,7 @@ class Table:
         sampler = self.subject.oriented(_plan_of(profile, count), lever)
         values = sampler.start()
         if lever == "weights":
-            # all of them train: those that the plan was fitted to cannot say when to stop
+            # all of them train: clips that the plan was fitted to cannot show when to stop
             yield _row(lever, args.clips, "Adam"), Job(sampler, values, few, few)
         for step in range(self._steps(lever)):
             values, said = gauss_newton(model, sampler, values, few)
@@ -307,7 +308,7 @@ class Table:
         yield _row(lever, args.more, "Adam"), self._job(sampler, values, self.subject.many)
 
     def _job(self, sampler: Sampler, values: torch.Tensor, clips: Clips) -> Job:
-        """The last quarter of the clips chooses the values."""
+        """A training job. The last quarter of the clips chooses the values."""
         train = len(clips.numbers) - max(1, len(clips.numbers) // 4)
         return Job(sampler, values, clips.at(slice(train)), clips.at(slice(train, None)))
 
@@ -338,7 +339,7 @@ def _plan_of(profile: Profile, count: int) -> Plan:
 
 
 class Rows:
-    """The output file, one row a line."""
+    """The output file, with one row in each line."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -358,7 +359,7 @@ class Rows:
         print(f"{row['computed']}, {row['row']}: {said} dB, cost {row['cost']}", flush=True)
 
     def table(self) -> str:
-        """Markdown, a table a model."""
+        """Markdown, with one table for each model."""
         parts = []
         for model in dict.fromkeys(row["model"] for row in self.all):
             own = [row for row in self.all if row["model"] == model]

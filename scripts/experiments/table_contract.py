@@ -1,13 +1,14 @@
-"""Tables of research/LOG.md from an evaluation's folder: the front, and whether guarantees hold.
+"""Makes tables of research/LOG.md from an evaluation's folder: the front, and whether guarantees
+hold.
 
 python scripts/experiments/table_contract.py runs/targets [--choose assets/mini-wan]
 
-*Front*: at each `speedup` the mean PSNR, and paired with it prompt by prompt each rival at as many
-FLOPs, interpolated between its settings. Where all its settings spend more, or all less, by over a
-tenth, the cell says what the nearest one spends instead.
-*Contract*: of each `quality` the share of clips that reach it, the mean of steps over computed
-steps, and the same by the oracle: the fastest `speedup` that reached it for this very clip (every
-step, where none did). Of the predictions, how far off they were.
+*Front*: at each `speedup` the mean PSNR, and for comparison each rival at equal FLOPs, prompt by
+prompt, interpolated between its settings. If all its settings cost more or less by over a tenth,
+the cell has the cost of the nearest one instead. *Contract*: for each `quality` the share of clips
+that reach it, the mean of steps over computed steps, and the same for the oracle: the fastest
+`speedup` that reached it for this very clip (every step, if none did). For the predictions, their
+errors.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from dit_accel.evaluation.statistics import Interval, difference, mean
 from dit_accel.evaluation.store import Store
 
 QUALITIES = (28, 32, 36)
-MIN_CANDIDATES = 5  # plans at least that the oracle may choose from
+MIN_CANDIDATES = 5  # least number of plans that the oracle may choose from
 
 Points = dict[str, dict[str, list[tuple[float, dict[str, Any]]]]]  # method, prompt: (FLOPs, result)
 
@@ -63,8 +64,8 @@ def values(points: Points) -> dict[str, Any]:
 
 
 def read(store: Store) -> tuple[Points, list[str]]:
-    """Finished clips; a method's only of prompts that have all of its settings, and those methods
-    left out that no clip is finished of."""
+    """Finished clips. A method has only prompts with all of its settings; methods without a
+    finished clip are left out."""
     points: Points = defaultdict(lambda: defaultdict(list))
     groups = [
         {job.method.label: result for job in group if (result := store.result(job.id))}
@@ -89,10 +90,11 @@ def read(store: Store) -> tuple[Points, list[str]]:
 
 
 def chosen(points: Points, store: Store, model: Path) -> dict[str, Any]:
-    """Of each prompt the finished clip of the plan that a model's profile chooses for its text now.
+    """For each prompt, the finished clip of the plan that a model's profile chooses for its text
+    now.
 
-    A plan does the same whether it was asked for by speed or by quality. Prompts whose plan was not
-    run are left out.
+    A plan gives the same clip for a speed and for a quality. Prompts whose plan was not run are
+    left out.
     """
     from diffusers import WanPipeline
 
@@ -162,7 +164,8 @@ def front(points: Points, metric: str, speedups: str | None = None) -> str:
 
 
 def _at(runs: list[tuple[float, dict[str, Any]]], spent: float, metric: str) -> float:
-    """A rival's value at a share of the FLOPs, on the line between its settings; level beyond."""
+    """A rival's value at a share of the FLOPs, on the line between its settings; constant
+    beyond."""
     known = sorted((share, value(result, metric)) for share, result in runs)
     return float(np.interp(spent, *zip(*known, strict=True)))
 
@@ -202,7 +205,7 @@ def _reached(mine: dict[str, dict[str, Any]], wanted: float) -> tuple[str, str]:
 
 
 def _oracle(mine: dict[str, dict[str, Any]], points: Points, wanted: float) -> tuple[str, str]:
-    """Of the prompts that have every plan: the fastest that reached the quality, clip by clip."""
+    """For prompts with every plan: the fastest plan that reached the quality, clip by clip."""
     candidates = {p: [r for _, r in points["speedup"][p]] for p in mine if p in points["speedup"]}
     if not candidates or min(map(len, candidates.values())) < MIN_CANDIDATES:
         return "-", "-"

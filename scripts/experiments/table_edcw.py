@@ -3,11 +3,11 @@
     OMP_NUM_THREADS=1 python scripts/experiments/table_edcw.py --prompts 16 \\
         --out research/data/edcw.json
 
-One run: the same prompts, seeds and process for every row. For each prompt the uncached clip is
-made first; every row is then compared with it on the frames in memory. The control "fewer steps, no
-cache" is run at several step counts, and read off at each row's FLOPs by linear interpolation,
-prompt by prompt. Means over prompts with 95 % bootstrap intervals. Results are stored prompt by
-prompt in `--out`, so that an interrupted run goes on.
+Every row has the same prompts, seeds and process. For each prompt the uncached clip is made first.
+Then every row is compared with it on the frames in memory. The control "fewer steps, no cache" runs
+at several step counts, and is interpolated linearly to each row's FLOPs, prompt by prompt. Means
+over prompts have 95 % bootstrap intervals. Results are stored prompt by prompt in `--out`, so that
+an interrupted run can continue.
 """
 
 from __future__ import annotations
@@ -57,7 +57,8 @@ def one_prompt(
 def run(
     pipe: WanPipeline, prompt: str, seed: int, steps: int, row: dict[str, Any] | None
 ) -> tuple[np.ndarray, dict[str, Any]]:
-    """A clip (T, H, W, 3) and what it cost; without a row the stock pipeline. FLOPs in steps."""
+    """A clip (T, H, W, 3) and its cost; without a row, of the stock pipeline. FLOPs are in
+    steps."""
     if row is None:
         with Stopwatch("cpu") as watch:
             clip = sample(pipe, [prompt], seed, num_inference_steps=steps)[0]
@@ -85,7 +86,7 @@ def interval(values: list[float], draws: int = 2000) -> tuple[float, float, floa
 
 
 def table(rows: list[dict[str, Any]], results: list[list[dict[str, Any]]]) -> str:
-    """Markdown; the last two columns compare with the control at the same FLOPs."""
+    """A table in Markdown. The last two columns compare with the control at the same FLOPs."""
     lines = [
         "| method | steps computed | FLOPs kept | speedup (seconds) | PSNR dB | SSIM | cached MiB "
         "| fewer steps at equal FLOPs, dB | ahead of them, dB |",
@@ -124,8 +125,8 @@ def in_words(values: list[float], spec: str) -> str:
 def lead(rows: list[dict[str, Any]], results: list[list[dict[str, Any]]], site: str) -> str:
     """How far growth by rate is ahead of growth by step at equal FLOPs, prompt by prompt.
 
-    Each rule's PSNR over FLOPs is a line through its thresholds; the lead is the mean distance of
-    the two lines where both reach.
+    Each rule's PSNR over FLOPs is a line through its thresholds. The lead is the mean distance of
+    the two lines where both exist.
     """
     leads = []
     for result in results:

@@ -1,12 +1,12 @@
-"""Measures what it costs a plan to reach across the switch between two experts.
+"""Measures the error of plans that reach across the switch between two experts.
 
     python scripts/experiments/table_experts.py
 
-Goes in: the miniature, whose second expert is a copy with noise on its weights. How much noise
-decides how far the two are apart where the second one begins. Comes out: a table for the log.
-Three kinds of plans are carried out, each made from the record of one run: windows that reach
-across; a computed switch, whose values are mixed with older ones; and windows of one expert alone,
-as `planning/search.py` makes them. It patches the search for the first two. Source: ours.
+Goes in: the miniature, whose second expert is a copy with noise on its weights. The amount of noise
+decides how much the two differ when the second one begins. Comes out: a table for the log. Three
+kinds of plans are carried out, each made from the record of one run: windows that reach across the
+switch; a computed switch, whose values are mixed with older ones; and windows of one expert alone,
+as in `planning/search.py`. It patches the search for the first two. Source: ours.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ BOUNDARY = 0.8  # of the training timesteps: with the miniature's shift, the fir
 
 
 def two_experts(noise: float) -> Any:
-    """The miniature with a second expert, whose matrices have so much relative noise on them."""
+    """The miniature with a second expert, whose matrices have this amount of relative noise."""
     pipe = WanPipeline.from_pretrained(miniature.path())
     second = copy.deepcopy(pipe.transformer)
     generator = torch.Generator().manual_seed(0)
@@ -41,7 +41,8 @@ def two_experts(noise: float) -> Any:
         for weight in (w for w in second.parameters() if w.ndim > 1):
             weight += noise * weight.std() * torch.randn(weight.shape, generator=generator)
     parts = {**pipe.components, "transformer_2": second}
-    pipe = WanPipeline(**parts, boundary_ratio=BOUNDARY)  # anew: of no folder, so of no profile
+    # made again: without a folder there is no profile
+    pipe = WanPipeline(**parts, boundary_ratio=BOUNDARY)
     pipe.set_progress_bar_config(disable=True)
     return pipe
 
@@ -109,7 +110,7 @@ def rows(pipe: Any, prompts: list[str], guidance: float, steps: int, speedups: l
     for speedup in speedups:
         for kind in ("across", "mixed", "apart"):
             with windows(kind), accelerate(pipe, speedup=speedup, guard=False) as handle:
-                clips(pipe, call, prompts[:1])  # recorded
+                clips(pipe, call, prompts[:1])  # this run is recorded
                 pairs = zip(clips(pipe, call, prompts), made, strict=True)
                 scores = [decibels(*pair) for pair in pairs][1:]
                 count = handle.report().steps_computed
@@ -131,7 +132,7 @@ def clips(pipe: Any, call: dict[str, Any], prompts: list[str]) -> torch.Tensor:
 
 
 def decibels(latents: torch.Tensor, reference: torch.Tensor) -> float:
-    """How near latents are to the uncached ones, relative to their size."""
+    """How close latents are to the uncached ones, relative to their size."""
     return -20 * math.log10(float((latents - reference).norm() / reference.norm()))
 
 

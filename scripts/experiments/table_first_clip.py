@@ -1,11 +1,11 @@
-"""Plans for a model that nobody calibrated: the table of the log, with the model left out.
+"""Measures plans for a model without calibration: the table of the log, with the model left out.
 
     python scripts/experiments/table_first_clip.py MODEL... --output results.jsonl
 
 A model is a folder, or a folder and a profile of it with "=" between, for the row of its own clips.
-The prior must not be made of the model: with `--others` it is made anew of these models, by the
-same command as make_prior.py. Every row is one line of the output, and what is there is not run
-again, so the command goes on where it was stopped. Rows by source of the plan:
+The prior must not contain the model: with `--others` it is made from these models, as in
+make_prior.py. Every row is one line of the output. Existing rows are not run again, so a stopped
+command can be continued. Rows by source of the plan:
 
     prior       nothing was run of this model
     first run   inner products of one recorded run
@@ -53,7 +53,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 class Recorder(ComputeAll):
-    """Computes all, and takes the inner products of one run."""
+    """Computes all steps, and records the inner products of one run."""
 
     records = True
 
@@ -84,7 +84,7 @@ class Model:
         if loader is None:
             self.pipe: Any = diffusers.DiffusionPipeline.from_pretrained(folder, torch_dtype=dtype)
             self.call: dict[str, Any] = dict(miniature.call_defaults(folder))
-            fps = self.call.pop("fps", None)  # of the file; LTX-Video's call takes it too
+            fps = self.call.pop("fps", None)  # from the file; LTX-Video's call also takes it
             if "frame_rate" in inspect.signature(self.pipe.__call__).parameters:
                 self.call["frame_rate"] = fps
         else:
@@ -95,7 +95,7 @@ class Model:
         self.steps, self.guidance = self.call["num_inference_steps"], self.call["guidance_scale"]
         self.family = family_of(self.pipe)
         if self.pipe.scheduler.config.get("use_dynamic_shifting"):
-            self.clips(1)  # the clip's size is in the timesteps
+            self.clips(1)  # the timesteps depend on the clip's size
         else:
             self.pipe.scheduler.set_timesteps(self.steps)
         separate = self.family.branches == "separate"
@@ -120,7 +120,7 @@ class Model:
             return self.clips()
 
     def recorded(self) -> Profile:
-        """Of the first prompt's run."""
+        """The record of the first prompt's run."""
         sampler = self.trajectory.sampler
         recorder = Recorder(sampler, self.guidance, self.family.branches)
         with accelerate(self.pipe, plan=recorder, mix=sampler.branch_weights):
@@ -138,7 +138,7 @@ def _module(path: Path) -> Any:
 
 
 def profiles_of(model: Model, prior: Prior) -> Iterator[tuple[str, int, Callable[[], Profile]]]:
-    """Source, runs that it took of the model, and how to make it."""
+    """The source of each profile, its cost in runs of the model, and a function that makes it."""
     yield "prior", 0, lambda: prior.profile_for(model.trajectory, model.guidance)
     yield "first run", 1, model.recorded
     own = model.own
@@ -147,7 +147,7 @@ def profiles_of(model: Model, prior: Prior) -> Iterator[tuple[str, int, Callable
 
 
 def table(model: Model, prior: Prior, counts: Sequence[int], rows: Rows) -> None:
-    """Make what is missing of a model."""
+    """Make the missing rows of a model."""
     sampler, uncached = model.trajectory.sampler, None
 
     def score(clips: torch.Tensor) -> list[float]:
@@ -175,7 +175,7 @@ def table(model: Model, prior: Prior, counts: Sequence[int], rows: Rows) -> None
 
 
 class Rows:
-    """The output file, one row a line."""
+    """The output file, with one row in each line."""
 
     def __init__(self, path: Path) -> None:
         self.path = path

@@ -1,9 +1,9 @@
-"""How to interpolate a Gram matrix between steps: the table of research/LOG.md.
+"""Compares ways to interpolate a Gram matrix between steps: the table of research/LOG.md.
 
 python scripts/experiments/table_interpolation.py --every 2 3
 
 Every second (third) step of the miniature's profile is taken, and all 50 are interpolated. A plan
-is searched for on the result. Its error is that which the whole profile expects of it.
+is searched with the result. Its error is the one that the whole profile predicts.
 """
 
 from __future__ import annotations

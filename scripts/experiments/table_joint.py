@@ -1,11 +1,11 @@
-"""Times block-pruned attention where text is in the sequence, against default attention.
+"""Times block-pruned attention with text in the sequence, against default attention.
 
 Goes in: the shapes of HunyuanVideo, HunyuanVideo 1.5 and CogVideoX-5B at their usual clips. Comes
-out: one line of JSON a row in the output file: milliseconds, the speedup over attention as the
-stock pipeline calls it, and how far the text's rows are from it, which are never pruned. Rows that
-the file has are not measured again, so that a run that broke goes on. Queries, keys and values are
-random: the number of kept blocks is set, so that content does not count. It knows `attention/`, and
-no pipeline. Source: ours.
+out: one line of JSON for each row in the output file: milliseconds, the speedup over attention as
+the stock pipeline calls it, and the difference in the text's rows, which are never pruned. Existing
+rows are not measured again, so an interrupted run can continue. Queries, keys and values are
+random: the number of kept blocks is set, so content has no influence. It knows `attention/`, and no
+pipeline. Source: ours.
 
     python scripts/experiments/table_joint.py joint.jsonl
     python scripts/experiments/table_joint.py trial.jsonl --device cpu --scale 8  # a trial
@@ -27,7 +27,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-sys.path.insert(0, str(Path(__file__).parents[2]))  # so that it runs where nothing is installed
+sys.path.insert(0, str(Path(__file__).parents[2]))  # so that it runs without an installed package
 
 from dit_accel.attention.block_sparse import pruned_attention, tile_order
 from dit_accel.attention.joint import JointText, is_read
@@ -42,8 +42,8 @@ Row = dict[str, Any]
 class Shape:
     """One attention: clips in a batch, heads and their width, the clip's tokens, its text's.
 
-    `read` of the text tokens are no padding; `masks`: "keys" or "pairs", as the stock processor
-    makes its mask, or None.
+    `read`: number of text tokens that are not padding. `masks`: the stock processor's kind of mask,
+    "keys", "pairs" or None.
     """
 
     batch: int
@@ -91,7 +91,8 @@ class Trial:
         return F.scaled_dot_product_attention(q, k, v, attn_mask=self.mask(kind)).transpose(1, 2)
 
     def pruned(self, density: float) -> BlockSparseAttention:
-        """With bases learned from these rows, and as many key blocks as the density says."""
+        """Pruned attention with bases learned from these rows, and the number of key blocks for the
+        density."""
         one = BlockSparseAttention(PCAS(keep_mass=1.0, floor=0.0, cap=density, always=True))
         one.learn(*map(self.text.video, self.rows))
         one.fit()
@@ -112,7 +113,7 @@ def ways(trial: Trial) -> Iterator[tuple[str, Callable[[], torch.Tensor]]]:
 
 
 def rows_of(name: str, trial: Trial, known: dict[tuple[str, str], Row]) -> Iterator[Row]:
-    """A shape's rows; the first one is attention as the stock pipeline calls it."""
+    """The rows of a shape. The first one is attention as the stock pipeline calls it."""
     first: Row | None = None
     exact: torch.Tensor | None = None
     for way, work in ways(trial):
@@ -130,7 +131,7 @@ def rows_of(name: str, trial: Trial, known: dict[tuple[str, str], Row]) -> Itera
 
 
 def correctness(trial: Trial) -> Row:
-    """All of the way that is timed against the written-out reference, on a small clip."""
+    """The difference of the timed method to the written-out reference, on a small clip."""
     one = trial.pruned(0.3)
     ours, share = one.attend(*trial.rows, trial.order, trial.text)
     tiled = [x[:, trial.order] for x in trial.rows]
@@ -154,7 +155,7 @@ def measured(work: Callable[[], torch.Tensor], least: int = 3, budget: float = 2
 
 
 def guarded(work: Callable[[], Row]) -> Row:
-    """What was measured, or why it was not: the other rows are still worth it."""
+    """The measurement, or the reason why there is none. The other rows still run."""
     try:
         return work()
     except RuntimeError as error:

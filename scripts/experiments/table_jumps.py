@@ -1,11 +1,12 @@
-"""How fast latents seem to move where a prediction jumps, and where the latents are changed.
+"""Measures how fast latents seem to move if a prediction jumps, and if the latents are changed.
 
 python scripts/experiments/table_jumps.py
 
-Each sampler gets made-up predictions: a constant one that turns round, becomes another, flashes or
-grows at some step, or turns again and again. Nothing is wrong then. Or it is constant, and the
-latents are multiplied by 1.5 after a step. Printed are by rule the largest ratio of the first, and
-the smallest of the second: a bound between them tells both apart.
+Each sampler gets artificial predictions: a constant one that changes its sign, becomes another one,
+flashes or grows at some step, or changes its sign repeatedly. These are not faults. Or the
+prediction is constant, and the latents are multiplied by 1.5 after a step, which is a fault. For
+each rule, the largest ratio of the first kind and the smallest of the second are printed: a bound
+between them separates both.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ CUTS: tuple[Callable[[int, int], torch.Tensor], ...] = (
 def ratios(
     scheduler: Any, steps: int, prediction: Callable[[int], torch.Tensor], fault: int | None = None
 ) -> list[list[float]]:
-    """By rule, from step 2 on: how much faster than before the latents move."""
+    """For each rule, from step 2 on: how much faster the latents move than before."""
     scheduler = copy.deepcopy(scheduler)
     scheduler.set_timesteps(steps)
     given = [prediction(step) for step in range(steps)]

@@ -1,11 +1,12 @@
-"""What a user gets who knows nothing of a model, and after some clips.
+"""Measures what a user gets without any data on a model, and after some clips.
 
     python scripts/experiments/table_knowledge.py MODEL[=PROFILE]... --output knowledge.jsonl
 
-The public way: `accelerate(pipe, speedup=...)` or `quality=`, with a cache of learnt runs of its
-own for each row. The prior that ships must not know the model, and the model's folder must have no
-profile; the one after "=" is for the rows of its own clips. Goes in: folders of models. Comes out:
-one row a line; what is there is not run again. A state is named by the runs behind it:
+It uses the public interface: `accelerate(pipe, speedup=...)` or `quality=`, with a separate cache
+of learnt runs for each row. The shipped prior must not contain the model, and the model's folder
+must have no profile; the profile after "=" is for the rows of its own clips. Goes in: folders of
+models. Comes out: one row in each line; existing rows are not run again. A state has the name of
+the runs behind it:
 
     prior                  none
     N references           N clips of other prompts, computed whole and recorded, one a call
@@ -13,8 +14,8 @@ one row a line; what is there is not run again. A state is named by the runs beh
                            "from M", where their first is not the first of these
     own clips              the profile
 
-Scored clips run in one batch, without a guard; a plan that looks at the text is
-that of the hardest prompt. Scores are PSNR of the frames, in 8 bits, to the uncached ones.
+Scored clips run in one batch, without a guard. A plan that depends on the text is that of the
+hardest prompt. Scores are the PSNR of the frames in 8 bits against the uncached ones.
 """
 
 from __future__ import annotations
@@ -41,15 +42,15 @@ from dit_accel.planning.profile import Profile
 
 ROOT = Path(__file__).resolve().parents[2]
 PROMPTS = ROOT / "assets/prompts"
-REFERENCES = (0, 1, 2, 4)  # clips that were recorded whole
+REFERENCES = (0, 1, 2, 4)  # uncached clips that were recorded
 CALIBRATED = (1, 2, 4)  # clips
-FIRST_SEED = 5000  # of the clips that teach
-TEACHING = 17  # prompts of these
+FIRST_SEED = 5000  # of the clips that are learnt from
+TEACHING = 17  # number of their prompts
 Target = dict[str, float]
 
 
 class Subject:
-    """A model, its scored clips, and the prompts that it learns from."""
+    """A model, its scored clips, and the prompts that are learnt from."""
 
     def __init__(self, given: str, prompts: list[str], teaching: list[str], device: str) -> None:
         self.model = Model(given, None, prompts)
@@ -59,7 +60,7 @@ class Subject:
         self.uncached = in_bytes(self.model.clips())
 
     def teach(self, number: int) -> None:
-        """Make an uncached clip, which is learnt from."""
+        """Make an uncached clip and learn from it."""
         pipe = self.model.pipe
         seed = torch.Generator().manual_seed(FIRST_SEED + number)
         given = {"prompt": self.teaching[number], "generator": seed, "output_type": "latent"}
@@ -72,7 +73,8 @@ class Subject:
         learning.add_whole(reference.run)
 
     def calibrated(self, clips: int, first: int = 0) -> Profile:
-        """What `calibrate` measures of so many clips, one a call; the time always suffices."""
+        """The profile that `calibrate` measures with this number of clips, one in each call. The
+        time is always sufficient."""
         call = self.model.call
         specs = [
             ClipSpec(
@@ -98,13 +100,13 @@ class Subject:
 
 
 def in_bytes(frames: torch.Tensor) -> torch.Tensor:
-    """Frames in [0, 1] as a file has them."""
+    """Frames in [0, 1], rounded as in a file."""
     return frames.double().mul(255).round() / 255
 
 
 @contextmanager
 def cache() -> Iterator[None]:
-    """An empty cache of what runs teach."""
+    """An empty cache for learnt data."""
     with tempfile.TemporaryDirectory() as folder:
         os.environ["DIT_ACCEL_CACHE"] = folder
         yield
@@ -114,7 +116,7 @@ def table(
     subject: Subject, target: Target, references: list[int], calibrated: dict[str, Profile],
     rows: Rows,
 ) -> None:  # fmt: skip
-    """All states of one target."""
+    """Make all states of one target."""
     ((name, value),) = target.items()
     said, known = f"{name} {value:.4g}", sorted(Prior.load().models)
 

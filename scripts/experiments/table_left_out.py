@@ -1,4 +1,4 @@
-"""What a quality without calibration gives models that were left out of the prior.
+"""Measures a quality target without calibration, for models that were left out of the prior.
 
     python scripts/experiments/table_left_out.py research/data/left-out.jsonl
 
@@ -39,7 +39,7 @@ def main() -> None:
 
 
 def evidence_of(rows: list[Row]) -> Evidence:
-    """Of models that were left out."""
+    """The evidence from models that were left out."""
     with tempfile.TemporaryDirectory() as folder:
         table = Path(folder) / "rows.jsonl"
         table.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
@@ -47,7 +47,8 @@ def evidence_of(rows: list[Row]) -> Evidence:
 
 
 def reached(rows: list[Row], evidence: Evidence, quality: float) -> str:
-    """By the fastest plan that should: the share of clips, and the speed."""
+    """With the fastest plan that should reach the quality: the share of clips that did, and the
+    speed."""
     sure = [row for row in rows if evidence.share(row["predicted_db"], quality) >= COVERAGE]
     if not sure:
         return "none of them"

@@ -1,18 +1,19 @@
-"""How JOD, ST-LPIPS, SSIM and PSNR rank the clips of an evaluation, and what PSNR looks the same.
+"""Compares how JOD, ST-LPIPS, SSIM and PSNR rank the clips of an evaluation, and which PSNR looks
+the same.
 
     dit-accel evaluate prompts.jsonl --output runs/a --metrics psnr_db,jod,st_lpips,ssim ...
     python scripts/experiments/table_metrics.py runs/a --figure metrics.png
     python scripts/experiments/table_metrics.py runs/a --distances 0.19     # four times as near
 
-Printed are Markdown tables; the last line is JSON. A clip counts that is not exact and has all
-scores. Rank correlations have signs such that 1 means that both metrics agree on which clips are
+The output is Markdown tables; the last line is JSON. A clip counts if it is not exact and has all
+scores. The signs of rank correlations are such that 1 means: both metrics agree on which clips are
 better. "Among methods" is the mean over prompts and seeds of the correlation over the methods'
-clips of one prompt and seed: there the content is the same, and only the methods differ.
+clips of one prompt and seed: the content is the same, and only the methods differ.
 
-"PSNR at JOD 9.5": the share of clips that reach it, as a function of PSNR that never falls, is
-fitted to the clips (isotonic regression); where it passes a half, and 95 %. "–": it does not; "≤":
-the clip of least PSNR is there already.
-`--distances` scores the stored clips again, seen from so many metres.
+"PSNR at JOD 9.5": the share of clips that reach it is fitted as a function of PSNR that never falls
+(isotonic regression). The table has the PSNRs at which it passes a half and 95 %. "–": it does not;
+"≤": the clip of least PSNR is there already. `--distances` scores the stored clips again, seen from
+these distances in metres.
 """
 
 from __future__ import annotations
@@ -52,7 +53,7 @@ class Clip:
     scores: Mapping[str, float]
 
     def signed(self, metric: str) -> float:
-        """The score, negative where less is better."""
+        """The score, negated if less is better."""
         return self.scores[metric] * (1 if METRICS[metric].direction == "higher" else -1)
 
 
@@ -131,16 +132,16 @@ def psnr_at_goals(clips: Sequence[Clip], jods: Sequence[float]) -> dict[str, Any
 def psnr_at(
     psnr: Sequence[float], jods: Sequence[float], goal: float, share: float
 ) -> float | None:
-    """The least PSNR at which so large a share of clips has at least so many JOD.
+    """The least PSNR at which the given share of clips reaches the goal.
 
     Args:
-        psnr: of the clips.
-        jods: of the same.
-        goal: JOD.
+        psnr: PSNR of the clips.
+        jods: JOD of the same clips.
+        goal: the JOD to reach.
         share: in (0, 1).
 
     Returns:
-        None where the share is not reached; the least PSNR of all where the worst clip reaches it.
+        None if the share is not reached; the least PSNR of all if the worst clip reaches it.
     """
     from sklearn.isotonic import IsotonicRegression
 
@@ -170,10 +171,10 @@ def seen_from(
 
 
 def disagreements(clips: Sequence[Clip], one: str, other: str) -> list[tuple[Clip, float]]:
-    """The clips that `one` ranks better than `other` does, by most first.
+    """The clips that `one` ranks better than `other` does, the largest difference first.
 
     Returns:
-        the clip, and the difference of its ranks as a share of all clips, above 0.
+        The clip, and the difference of its ranks as a share of all clips, above 0.
     """
     from scipy.stats import rankdata
 
@@ -184,7 +185,7 @@ def disagreements(clips: Sequence[Clip], one: str, other: str) -> list[tuple[Cli
 
 
 def tables(record: Mapping[str, Any], clips: Sequence[Clip], names: Sequence[str]) -> str:
-    """All of it in Markdown."""
+    """All tables in Markdown."""
     parts = [f"{record['clips']} clips of {record['methods']} settings."]
     for title, key in (("Over all clips", "over_clips"), ("Among methods", "among_methods")):
         rows = [[one, *(f"{record[key][one][other]:.2f}" for other in names)] for one in names]
@@ -219,7 +220,7 @@ def _disagreement(clips: Sequence[Clip], names: Sequence[str], better: str, wors
 
 
 def draw(clips: Sequence[Clip], names: Sequence[str], goals: Mapping[str, Any], path: Path) -> None:
-    """JOD of every clip over its other scores, one panel a metric."""
+    """Draw JOD of every clip over its other scores, with one panel for each metric."""
     import matplotlib
 
     matplotlib.use("Agg")

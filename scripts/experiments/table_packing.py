@@ -1,10 +1,10 @@
-"""Measures what fewer bits cost: the miniature's plans with every cached value quantised.
+"""Measures the error of fewer bits: the miniature's plans with every cached value quantised.
 
 OMP_NUM_THREADS=1 python scripts/experiments/table_packing.py --prompts 4 --speedups 2.5 4
 
-By plan and form: PSNR against the uncached clip, what the form alone leaves in the last latents
-(against the same run with values as they are; relative, in dB), what the profile predicted of it,
-and the bytes stored. The last line is JSON.
+For each plan and form: PSNR against the uncached clip, the error in the last latents from the form
+alone (against the same run with unpacked values; relative, in dB), the predicted error, and the
+stored bytes. The last line is JSON.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ Form = Callable[[torch.Tensor], torch.Tensor | Packed]
 
 
 class Forced(TensorStore):
-    """Every value goes into one form as soon as it is stored."""
+    """A store that puts every value into one form at once."""
 
     def __init__(self, form: Form) -> None:
         super().__init__()
@@ -67,14 +67,14 @@ class Row:
 
 
 def halved(value: torch.Tensor, dtype: torch.dtype) -> Packed:
-    """In another dtype, as a packed value with no scale to speak of."""
+    """A value in another dtype, as a packed value without a scale."""
     codes = value.flatten()[None].to(dtype)
     ones = torch.ones(1, device=value.device)
     return Packed(codes, ones, None, 16, value.shape, value.dtype)
 
 
 def forms() -> dict[str, tuple[Form, float | None]]:
-    """By name: the form, and the relative error that is typical of it."""
+    """By name: the form, and its typical relative error."""
     found: dict[str, tuple[Form, float | None]] = {
         "float16": (partial(halved, dtype=torch.float16), None),
         "bfloat16": (partial(halved, dtype=torch.bfloat16), None),
@@ -90,14 +90,14 @@ def forms() -> dict[str, tuple[Form, float | None]]:
 
 
 def clip_of(prompt: str, seed: int, steps: int) -> ClipSpec:
-    """The miniature's clip at its own settings."""
+    """The miniature's clip with its default settings."""
     return ClipSpec(prompt, None, seed, steps, 4.0, 64, 64, 17, max_sequence_length=64)
 
 
 def run(
     pipe: Any, clip: ClipSpec, profile: Profile, speedup: float, form: Form | None
 ) -> tuple[Any, ...]:
-    """The generation, the bytes that cached values took, and the plan."""
+    """The generation, the bytes of cached values, and the plan."""
     with accelerate(pipe, profile=profile, speedup=speedup, static=True) as handle:
         executor = handle.executor
         if form is not None:
@@ -128,7 +128,7 @@ def decibels(uncached: Generation, made: Generation) -> float:
 
 
 def table(rows: list[Row]) -> str:
-    """Means by form and speed, as Markdown; in brackets the clip that loses most."""
+    """Means by form and speed, as Markdown; in brackets the clip with the largest loss."""
     speeds = list(dict.fromkeys(row.speedup for row in rows))
     heads = [f"{s:g}×: PSNR | alone | predicted" for s in speeds]
     lines = [

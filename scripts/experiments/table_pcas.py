@@ -1,4 +1,5 @@
-"""PCAS and DWS for research/LOG.md: bound, ranks and errors of attention; ablation on clips.
+"""Measures PCAS and DWS for research/LOG.md: bound, ranks and errors of attention; ablation on
+clips.
 
     OMP_NUM_THREADS=1 python scripts/experiments/table_pcas.py bound
     OMP_NUM_THREADS=1 python scripts/experiments/table_pcas.py ablation --prompts 4
@@ -41,7 +42,7 @@ from dit_accel.core.tokens import TokenGrid
 from dit_accel.metrics import psnr, ssim
 
 STEPS = 50
-CAPTURED = (5, 10, 20, 25, 40, 45)  # a step to learn from and one five steps on, by turns
+CAPTURED = (5, 10, 20, 25, 40, 45)  # pairs of a step to learn from and one five steps later
 RANKS = (8, 16, 24, 28, 32)
 Capture = dict[tuple[int, int], tuple[torch.Tensor, ...]]  # (layer, step) -> q, k, v
 
@@ -50,7 +51,7 @@ Capture = dict[tuple[int, int], tuple[torch.Tensor, ...]]  # (layer, step) -> q,
 
 
 class Capturing:
-    """Keeps the first branch's queries, keys and values of every layer at `CAPTURED` steps."""
+    """Stores the first branch's queries, keys and values of every layer at `CAPTURED` steps."""
 
     def __init__(self, pipe: WanPipeline) -> None:
         self.captured: Capture = {}
@@ -81,8 +82,8 @@ def capture(pipe: WanPipeline, prompt: str, seed: int) -> Capture:
 
 
 def principal_basis(left: torch.Tensor, right: torch.Tensor) -> pca.Basis:
-    """Plain PCA, to compare with: principal directions of `right` only. Arguments and result as of
-    `pca.bilinear_basis`, whose `left_out` is never above that of this basis."""
+    """Plain PCA, for comparison: principal directions of `right` only. For arguments and result see
+    `pca.bilinear_basis`; its `left_out` is never above that of this basis."""
     values, vectors = torch.linalg.eigh(right.double())
     values, vectors = values.flip(-1).clamp_min(0), vectors.flip(-1)
     met = (vectors * (left.double() @ vectors)).sum(-2)
@@ -144,7 +145,8 @@ def bound(pipe: WanPipeline, prompts: list[str]) -> None:
 
 
 def outputs(pipe, captured: Capture, learned: dict, pairs: list):
-    """Every way to leave something out: its share of attention's FLOPs, and its relative error."""
+    """For every way to leave something out: its share of attention's FLOPs, and its relative
+    error."""
     grid = TokenGrid(5, 8, 8)
     blocks = block_sparse.blocks_for(grid.tokens)
     order = block_sparse.tile_order(grid, blocks.tile)
@@ -219,7 +221,7 @@ NEVER = EDCW(threshold=0.0)
 
 
 def rows() -> dict[str, UniCP | int]:
-    """What is run, by name: a preset, or a number of steps of the stock pipeline."""
+    """The rows by name: a preset, or a number of steps of the stock pipeline."""
     found: dict[str, UniCP | int] = {
         "(a) alone: Q, K at rank 24": UniCP(NEVER, replace(SLICE, value_rank=None), None),
         "(a) alone: Q, K, V at rank 24": UniCP(NEVER, SLICE, None),
@@ -258,7 +260,7 @@ def one_prompt(pipe: WanPipeline, prompt: str, seed: int) -> dict[str, dict[str,
 
 
 def one_row(pipe: WanPipeline, prompt: str, seed: int, row: UniCP | int):
-    """A clip, what it cost, and the seconds that it took."""
+    """A clip, its cost, and its seconds."""
     if isinstance(row, int):
         with Stopwatch("cpu") as watch:
             clip = sample(pipe, [prompt], seed, num_inference_steps=row)[0]
@@ -280,7 +282,7 @@ def one_row(pipe: WanPipeline, prompt: str, seed: int, row: UniCP | int):
 
 
 def table(results: list[dict[str, dict[str, float]]]) -> str:
-    """Markdown, means over prompts; seconds are in the file alone."""
+    """Means over prompts in Markdown. Seconds are only in the file."""
     lines = [
         "| | computed | reused | pruned | blended | attention's FLOPs where pruned | FLOPs kept "
         "| PSNR dB | SSIM |",

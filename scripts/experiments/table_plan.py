@@ -1,10 +1,11 @@
-"""The ablation of research/LOG.md: what each part of planning gives, many prompts in lockstep.
+"""The ablation of research/LOG.md: measures the gain of each part of planning, with many prompts in
+lockstep.
 
 python scripts/experiments/table_plan.py --prompts 64 --calibration 32 --computed 25 20 16 12 10
 
-The miniature's denoiser is run on a batch of prompts, step by step, without the pipeline around it;
-forecasts are summed a window at a time. One GPU does all of it in two minutes; a CPU takes hours at
-these numbers. Latents are decoded, rounded to 8 bits and scored against the uncached ones.
+The miniature's denoiser runs on a batch of prompts, step by step, without the pipeline around it.
+Forecasts are summed window by window. One GPU needs two minutes; a CPU needs hours for these
+numbers. Latents are decoded, rounded to 8 bits and scored against the uncached ones.
 """
 
 from __future__ import annotations
@@ -76,7 +77,8 @@ class Batch:
         )
 
     def run(self) -> None:
-        """Uncached: `all` parts `(n, B, P, N)`, and latents before every step and at the end."""
+        """An uncached run: `all` parts `(n, B, P, N)`, and latents before every step and at the
+        end."""
         self.latents, self.all = [self.noise], []
         for step, share in enumerate(self.sampler.coefficients.tolist()):
             self.all.append(self.parts(step, self.latents[-1]))
@@ -93,7 +95,7 @@ class Batch:
         return ((torch.cat(clips) / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8)
 
     def psnr(self, latents: torch.Tensor) -> list[float]:
-        """dB of every prompt against its uncached clip."""
+        """PSNR of every prompt against its uncached clip, in dB."""
         if not hasattr(self, "_stock"):
             self._stock = self.pixels(self.latents[-1]).float()
         error = (self.pixels(latents).float() - self._stock).square().flatten(1).mean(1) / 255**2
@@ -102,8 +104,8 @@ class Batch:
     def accelerated(
         self, computed: Sequence[int], depth: int, change_of: Callable[..., torch.Tensor | None]
     ) -> torch.Tensor:
-        """Final latents of a run that computes these steps; `change_of(opened, features, left)` is
-        what changes each window's line."""
+        """Final latents of a run that computes these steps. `change_of(opened, features, left)` is
+        the change of each window's line."""
         latents, computed_parts = self.noise, {}
         for opened, closed in windows(computed, self.sampler.num_steps):
             computed_parts[opened] = self.parts(opened, latents)
@@ -130,7 +132,7 @@ def _weighted(weights: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
 
 
 def field_of(batch: Batch, probed: int = 8) -> ErrorModel:
-    """Inner products of a batch, and gain and memory from reuses of single predictions."""
+    """Inner products of a batch, and gain and memory from reusing single predictions."""
     n, final = batch.sampler.num_steps, batch.latents[-1]
     grams = []
     for p in range(len(final)):
@@ -154,7 +156,8 @@ def field_of(batch: Batch, probed: int = 8) -> ErrorModel:
 
 
 def refined(batch: Batch, computed: Sequence[int], depth: int, centre: Changes) -> Changes:
-    """Every window's change, fitted near the centre's to what a batch's accelerated run leaves."""
+    """Every window's change, fitted near the centre's to the error that a batch's accelerated run
+    leaves."""
     changes: Changes = {}
 
     def change_of(opened: int, rows: torch.Tensor, left: torch.Tensor) -> torch.Tensor:

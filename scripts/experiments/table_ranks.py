@@ -1,12 +1,13 @@
-"""Two processes make clips together under every technique: do they agree, and with one process?
+"""Checks whether two processes that make clips together agree, with each other and with one
+process.
 
     torchrun --nproc-per-node 2 scripts/experiments/table_ranks.py --rounds 50
 
-In: how many rounds; each has noise of its own. Out: a table, one row a setting: runs, largest
-difference of the clips to a single process, runs that decided otherwise, seconds a run. The exit
-status is 1 where a clip or a decision differs. A collective that waits longer than a minute ends
-the script with an error. It knows the tiny Wan pipeline of the tests, on the CPU, with gloo and
-diffusers' own plan of context parallelism. Source: ours.
+In: the number of rounds; each has its own noise. Out: a table with one row for each setting: runs,
+largest difference of the clips to those of a single process, runs with other decisions, seconds per
+run. The exit status is 1 if a clip or a decision differs. A collective that waits longer than a
+minute ends the script with an error. It knows the tiny Wan pipeline of the tests, on the CPU, with
+gloo and diffusers' own plan of context parallelism. Source: ours.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ CALL: dict[str, Any] = {
 
 @dataclass
 class Tally:
-    """What the runs of one setting gave."""
+    """The results of the runs of one setting."""
 
     runs: int = 0
     reused: int = 0  # decisions not to compute, on this rank
@@ -56,7 +57,7 @@ Setting = tuple[dict[str, Any], int]  # keywords of `accelerate`, and calls unde
 
 
 def settings(thresholds: tuple[float, ...]) -> dict[str, Setting]:
-    """Every technique by name; without a profile a plan begins at the second call."""
+    """Every technique by name. Without a profile, plans begin at the second call."""
     found: dict[str, Setting] = {
         f"site={site!r} threshold={delta:g}": ({"site": site, "threshold": delta}, 1)
         for site in SITES
@@ -85,7 +86,7 @@ def clip_of(pipe: Any, seed: int) -> torch.Tensor:
 
 
 def run(pipe: Any, setting: Setting, seed: int) -> tuple[torch.Tensor, list[Any]]:
-    """The last clip of a setting, and what was decided at every site, branch and step."""
+    """The last clip of a setting, and the decisions at every site, branch and step."""
     keywords, calls = setting
     with dit_accel.accelerate(pipe, **keywords) as handle:
         for _ in range(calls):
@@ -106,7 +107,7 @@ def compare(
     single: Any, divided: Any, chosen: dict[str, Setting], rounds: int,
     show: Callable[[str], None],
 ) -> dict[str, Tally]:  # fmt: skip
-    """All settings, `rounds` times over."""
+    """Compare all settings, `rounds` times."""
     tallies = {name: Tally() for name in chosen}
     for seed in range(rounds):
         for name, setting in chosen.items():
@@ -124,7 +125,7 @@ def compare(
 
 
 def table(tallies: dict[str, Tally]) -> str:
-    """As Markdown."""
+    """The table as Markdown."""
     lines = [
         "| setting | runs | reused a run | largest error | decided otherwise | seconds a run |",
         "|---|---|---|---|---|---|",

@@ -1,20 +1,22 @@
-"""The rivals' table: every method at k of n computed steps, scored against the uncached clips.
+"""Makes the rivals' table: every method at k of n computed steps, scored against the uncached
+clips.
 
 python scripts/experiments/table_rivals.py runs/rivals --device cuda
 
-One command makes everything and resumes: each method and k is a file in the folder, and what is
-there is not made again. Methods whose samplers do not look at the clip are run on many prompts in
-one call; those that decide by the clip are run clip by clip, on the first `--single` prompts, and
-their threshold is the one that computes k steps on two calibration clips. Seconds and FLOPs are
-those of single clips, always. Processes score while the next clips are made. Calibration prompts
-and seeds are none of the scored ones. Trained samplers are trained together, for `--train-seconds`
-at most; the next run goes on. `--table` prints the tables of a folder, and draws the curves.
-`--known research/data/rivals-MODEL.json` begins with what is in such a file, which `--pack` writes:
+One command makes everything, and can be continued: each method and k is a file in the folder, and
+existing files are not made again. Methods whose samplers do not depend on the clip run on many
+prompts in one call. Those that depend on the clip run clip by clip, on the first `--single`
+prompts. Their threshold is the one with k computed steps on two calibration clips. Seconds and
+FLOPs are always those of single clips. Other processes score while the next clips are made.
+Calibration uses other prompts and seeds than the scored clips. Samplers are trained together, for
+at most `--train-seconds`; the next run continues. `--table` prints the tables of a folder, and
+draws the curves. `--known research/data/rivals-MODEL.json` begins with the content of such a file,
+which `--pack` writes:
 
     python scripts/experiments/table_rivals.py runs/rivals --table --pack rivals.json
 
-`--cpu-seconds` makes one clip more of each result, on one thread of a CPU, and notes its share of
-an uncached clip's CPU-seconds: on a GPU that others use, seconds say nothing.
+`--cpu-seconds` makes one more clip for each result, on one thread of a CPU, and records its share
+of an uncached clip's CPU-seconds: on a GPU that others use, seconds are meaningless.
 """
 
 from __future__ import annotations
@@ -54,7 +56,7 @@ from dit_accel.planning.lookup import find_profile
 STEPS = (25, 20, 17, 13, 10, 8)
 CALIBRATION_SEED = 1_000_003
 CALIBRATION_CLIPS = 64
-SEARCHED = 8  # halvings of a threshold's range
+SEARCHED = 8  # number of halvings of a threshold's range
 WANTED = ("psnr_db", "jod")
 LOW, HIGH = 1e-3, 10.0  # of thresholds
 LEFT_OUT = ("uncached", "rerun", "quality", "trim-text", "pcas", "edcw", "unicp-paper", "diffusers",
@@ -107,9 +109,9 @@ class Table:
 
     def __init__(self, args: argparse.Namespace) -> None:
         self.args, self.started = args, time.monotonic()
-        self.used: set[str] = set()  # names of what the method calibrated
+        self.used: set[str] = set()  # names of the method's calibrations
         self.steps_at: dict[tuple[str, float], float] = {}  # by method and threshold
-        self.waiting: list[tuple[Path, dict[str, Any]]] = []  # results whose scores are not there
+        self.waiting: list[tuple[Path, dict[str, Any]]] = []  # results without scores so far
         self.rows = [METHODS[name] for name in args.methods or rivals()]
         for name in ("calibration", "scratch"):
             (args.folder / name).mkdir(exist_ok=True)
@@ -137,7 +139,7 @@ class Table:
     def _missing(self, row: Method, k: int) -> bool:
         if row.lacking() or (row.name == FEWER_STEPS and k >= self.args.steps):
             return False
-        path = self._file(row, k)  # a method that failed is tried again
+        path = self._file(row, k)  # a failed method is tried again
         return not path.exists() or "error" in json.loads(path.read_text(encoding="utf-8"))
 
     def _untimed(self, row: Method, k: int) -> bool:
@@ -146,7 +148,8 @@ class Table:
         return "scores" in result and "cpu_share" not in result
 
     def _time(self, pairs: Sequence[tuple[Method, int]]) -> None:
-        """Note the share of an uncached clip's CPU-seconds, which is made beside it."""
+        """Record the share of an uncached clip's CPU-seconds; the uncached clip is made beside
+        it."""
         _one_thread()
         for row, k in pairs:
             if self._late():
@@ -172,7 +175,7 @@ class Table:
         return time.monotonic() - self.started > self.args.seconds
 
     def _in_child(self, name: str) -> None:
-        """cache-dit changes classes: in a process of its own."""
+        """Run cache-dit in a child process, because it changes classes."""
         left = self.args.seconds - (time.monotonic() - self.started)
         words = [word for word in sys.argv[1:] if word != "--table"]
         more = ["--methods", name, "--child", "--seconds", str(max(left, 1.0))]
@@ -224,12 +227,12 @@ class Table:
         return json.loads(path.read_text(encoding="utf-8"))
 
     def _spent(self) -> float:
-        """Seconds of all calibration that this method used, whenever it was measured."""
+        """Seconds of all calibration that this method used, also if it was measured earlier."""
         files = (self._calibration(name).with_suffix(".seconds") for name in self.used)
         return sum(json.loads(file.read_text(encoding="utf-8")) for file in files if file.exists())
 
     def _train(self, names: set[str]) -> None:
-        """The trained samplers, together: their launches are shared."""
+        """Train the samplers together, so that they share launches."""
         from dit_accel.evaluation.methods import trained
 
         wanted = [(v, k) for v in trained.VARIANTS if v in names for k in self.args.computed]
@@ -238,7 +241,7 @@ class Table:
             begun = time.monotonic()
             found = trained.train(self.pipe, self.context, wanted, seconds=self.args.train_seconds)
             share = (time.monotonic() - begun) / len(wanted)
-            for variant, k in wanted:  # of a training that goes on, the seconds add up
+            for variant, k in wanted:  # for a continued training, the seconds add up
                 path = self._calibration(trained.name_of(variant, k)).with_suffix(".seconds")
                 before = json.loads(path.read_text(encoding="utf-8")) if path.exists() else 0.0
                 write(path, before + share)
@@ -263,15 +266,15 @@ class Table:
         try:
             result = self._result(row, k)
         except BrokenProcessPool:
-            raise  # nothing can be scored; what is written stays, and the next run goes on
-        except Exception as error:  # a method that cannot is a row that says so
+            raise  # nothing can be scored; written files stay, and the next run continues
+        except Exception as error:  # a method that fails gets a row with the error
             result = {"error": f"{type(error).__name__}: {error}".splitlines()[0]}
         took = time.monotonic() - begun
         content = {"method": row.name, "k": k, **result, "took_seconds": took}
         self.waiting.append((self._file(row, k), content))
 
     def _write_scored(self, wait: bool) -> None:
-        """Write the results whose scores are there; all of them where it waits."""
+        """Write the results that have scores; all of them if it waits for them."""
         while self.waiting and (wait or self._is_scored(self.waiting[0][1])):
             path, content = self.waiting.pop(0)
             if "scores" in content:
@@ -305,7 +308,7 @@ class Table:
         }  # fmt: skip
 
     def _number(self, row: Method, k: int) -> tuple[float, float]:
-        """The method's number for k computed steps, and the uncached runs that finding it took."""
+        """The method's number for k computed steps, and the cost of finding it in uncached runs."""
         if row.fewer:
             return k, 0.0
         if row.name == "speedup":
@@ -313,7 +316,7 @@ class Table:
         return self._threshold(row, k)
 
     def _threshold(self, row: Method, k: int) -> tuple[float, float]:
-        """By halving on a logarithmic scale, on two calibration clips."""
+        """Find the threshold by bisection on a logarithmic scale, on two calibration clips."""
         key = f"threshold-{row.name.replace('/', '--')}-{k}"
 
         def measure(_: Any) -> dict[str, float]:
@@ -333,8 +336,8 @@ class Table:
         return found["number"], found["runs"]
 
     def _steps_at(self, row: Method, number: float) -> float:
-        """Mean over two clips; a number that another k asked for is not measured again, but its
-        runs count for each k."""
+        """Mean number of computed steps over two clips. A number that another k needed is not
+        measured again, but its runs count for each k."""
         key = row.name, number
         if key not in self.steps_at:
             clips = self.context.calibration_clips[:2]
@@ -375,7 +378,7 @@ class Table:
 
     @contextmanager
     def _scorer(self) -> Iterator[Callable[..., list[Future[dict[str, Any]]]]]:
-        """Scores in processes of their own, one thread each."""
+        """Score in child processes, with one thread each."""
         few, fps = tuple(self.args.metrics), self.clips[0].fps or 16.0
         every = few + tuple(self.args.slow_metrics)
         with ProcessPoolExecutor(self.args.workers, get_context("spawn"), _one_thread) as pool:
@@ -398,7 +401,7 @@ def _scored(
 
 
 def rivals() -> list[str]:
-    """All rows of the table: the rivals, ours by speed, and the stock schedule."""
+    """All rows of the table: the rivals, our plans by speed, and the stock schedule."""
     return [
         name for name, row in METHODS.items()
         if not row.research and not name.startswith(LEFT_OUT)
@@ -406,7 +409,8 @@ def rivals() -> list[str]:
 
 
 def _takes_batches(row: Method) -> bool:
-    """Whether the method does the same for every clip, so that many are rows of one call."""
+    """Whether the method does the same for every clip, so that many clips can be rows of one
+    call."""
     return row.fewer or row.name == "speedup"
 
 

@@ -1,10 +1,10 @@
-"""Compares the speed that was asked for with the steps that were computed, without a profile.
+"""Compares the requested speed with the computed steps, without a profile.
 
     python scripts/experiments/table_speed_asked.py
 
 Goes in: every denoiser of `dit-accel bench`, small, with random weights. Comes out: a table for the
-log. Each pipeline makes one clip that is recorded, and four that are planned from it. It knows the
-public interface alone. Source: ours.
+log. Each pipeline makes one clip that is recorded, and four that are planned from it. It knows only
+the public interface. Source: ours.
 """
 
 from __future__ import annotations

@@ -1,18 +1,18 @@
-"""What shrinks the tail of a plan's PSNR over clips, by what a pilot or the run itself shows.
+"""Measures how much a pilot or the run itself could reduce the spread of a plan's PSNR over clips.
 
 OMP_NUM_THREADS=1 python scripts/experiments/collect_tail.py runs/tail --prompts 64
 python scripts/experiments/table_tail.py runs/tail
 python scripts/experiments/table_tail.py assets/mini-wan/dit-accel-profile.safetensors
 
-Of a profile's file calibration's clips are taken. A made-up signal stands there for what a pilot
-or a run may show: it has a given correlation with the clip's PSNR.
+From the file of a profile, the clips of calibration are used. There an artificial signal replaces a
+pilot or a run: it has a given correlation with the clip's PSNR.
 
-The first table has the standard deviation of the PSNR over clips that remains when something is
-known, fitted by least squares to all clips but the one at hand. The second has the speed that a
-rule gets that knows it: each clip gets the fewest steps whose predicted PSNR, less a margin, is the
-quality; the margin is the least one with which 95 % of the other clips reach it. What knowing costs
-is added to the steps. *Oracle*: the fewest steps that reach the quality. The third has what could
-still be repaired when an estimate is there: the gain where every later step is computed.
+The first table has the standard deviation of the PSNR over clips that remains if a signal is known,
+fitted by least squares to all other clips. The second table has the speed of a rule that uses the
+signal: each clip gets the fewest steps whose predicted PSNR, minus a margin, reaches the quality.
+The margin is the least one with which 95 % of the other clips reach it. The cost of the signal is
+added to the steps. *Oracle*: the fewest steps that reach the quality. The third table has the gain
+that is still possible when an estimate is available: the gain if every later step is computed.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ from dit_accel.planning.profile import Profile
 from dit_accel.planning.search import fit
 
 COVERAGE = 0.95
-POINTS = 4  # computed steps that a window is interpolated through, once they are known
-TOKENS = {2: 1 / 4, 4: 1 / 16}  # of a pilot, as a share of the clip's
+POINTS = 4  # computed steps through which a window is interpolated, once they are known
+TOKENS = {2: 1 / 4, 4: 1 / 16}  # tokens of a pilot, as a share of the clip's
 Weights = dict[int, float]
 
 
@@ -45,8 +45,9 @@ def window_error(
     profile: Profile, plan: Plan, other: Callable[[int, int, int], tuple[Weights, ...]],
     opened: int, closed: int,
 ) -> torch.Tensor:  # fmt: skip
-    """What a window adds less what other weights of computed steps would: `(R,)`, the rows of the
-    computed steps by component, then the noise. `other(opened, closed, step)`."""
+    """The difference between a window's contribution and that with other weights of computed steps:
+    `(R,)`, the rows of the computed steps by component, then the noise. `other(opened, closed,
+    step)`."""
     sampler, places = profile.sampler, {s: i for i, s in enumerate(plan.computed)}
     rows = torch.zeros(len(sampler.branch_weights) * len(places) + 1, dtype=torch.float64)
     for step in range(opened + 1, closed):
@@ -65,7 +66,8 @@ def estimate(
     profile: Profile, plan: Plan, gram: np.ndarray,
     other: Callable[[int, int, int], tuple[Weights, ...]], until: int,
 ) -> np.ndarray:  # fmt: skip
-    """`(P,)`: by each clip's own predictions up to a step, the error of its latents in dB.
+    """`(P,)`: the error of each clip's latents in dB, estimated from its own predictions up to a
+    step.
 
     The windows' differences from `other` are added up by the error model's growth and fade.
     """
@@ -85,7 +87,7 @@ def estimate(
 
 
 def interpolated(profile: Profile, plan: Plan) -> Callable[[int, int, int], tuple[Weights, ...]]:
-    """The polynomial through the computed steps around a window, the next one among them."""
+    """The polynomial through the computed steps around a window, including the next one."""
 
     def weights(opened: int, closed: int, step: int) -> tuple[Weights, ...]:
         known = [s for s in plan.computed if s <= closed][-POINTS:]
@@ -97,7 +99,7 @@ def interpolated(profile: Profile, plan: Plan) -> Callable[[int, int, int], tupl
 
 
 def of_plan(plan: Plan) -> Callable[[int, int, int], tuple[Weights, ...]]:
-    """Another plan of the same computed steps; its weights of the noise are left out."""
+    """Another plan with the same computed steps, without weights of the noise."""
 
     def weights(opened: int, closed: int, step: int) -> tuple[Weights, ...]:
         other: Extrapolation = plan.extrapolations[step]
@@ -110,7 +112,7 @@ def of_plan(plan: Plan) -> Callable[[int, int, int], tuple[Weights, ...]]:
 
 
 def signals(data: dict[str, np.ndarray], profile: Profile) -> dict[str, Any]:
-    """By name: what it costs in steps, and by count of computed steps the numbers of each clip."""
+    """By name: the cost in steps, and for each count of computed steps the numbers of each clip."""
     candidates = {len(c.computed): c for c in profile.candidates}
     counts = [int(name[5:]) for name in data if name.startswith("psnr/")]
     text = {count: [data["score"]] for count in counts}
@@ -139,7 +141,8 @@ def signals(data: dict[str, np.ndarray], profile: Profile) -> dict[str, Any]:
 def own_estimates(
     data: dict[str, np.ndarray], profile: Profile, candidate: CandidatePlan, until: int
 ) -> list[np.ndarray]:
-    """By the line, by weights of depth 2, and by interpolation once a window has closed."""
+    """Estimates by the line, by weights of depth 2, and by interpolation once a window has
+    closed."""
     plan, gram = profile.plan_of(candidate), data[f"gram/{len(candidate.computed)}"]
     line = Plan.of(candidate.computed, profile.sampler, {}, 2)
     shallow = fit(candidate.computed, profile.error_model, depth=2)[0]
@@ -156,7 +159,7 @@ def held_out(values: np.ndarray, numbers: list[np.ndarray]) -> np.ndarray:
 
 
 def made_up(data: dict[str, np.ndarray], seed: int = 0) -> dict[str, Any]:
-    """Text, and a signal that correlates with the PSNR by a plan of ten steps."""
+    """The text, and a signal that correlates with the PSNR of a plan with ten steps."""
     counts = [int(name[5:]) for name in data if name.startswith("psnr/")]
     psnr, draw = data["psnr/10"], np.random.default_rng(seed)
     standard = (psnr - psnr.mean()) / psnr.std()
@@ -171,7 +174,7 @@ def made_up(data: dict[str, np.ndarray], seed: int = 0) -> dict[str, Any]:
 
 
 def read(path: Path, profile: Profile) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """The numbers of all clips, and what is known of each."""
+    """The numbers of all clips, and the signals of each."""
     if path.is_dir():
         files = [np.load(one) for one in sorted(path.glob("[0-9]*.npz"))]
         data = {name: np.concatenate([one[name] for one in files]) for name in files[0].files}
@@ -185,8 +188,8 @@ def read(path: Path, profile: Profile) -> tuple[dict[str, np.ndarray], dict[str,
 
 
 def repaired(profile: Profile, data: dict[str, np.ndarray]) -> list[str]:
-    """By how many dB a plan gets better where a run computes every step from some step on: by the
-    error model, and as measured."""
+    """By how many dB a plan improves if a run computes every step from some step on: by the error
+    model, and as measured."""
     model, steps = profile.error_model, profile.sampler.num_steps
     starts = [round(share * steps) for share in (0.1, 0.25, 0.5, 0.75)]
     head = " | ".join(f"from step {start} on" for start in starts)
@@ -210,8 +213,8 @@ def repaired(profile: Profile, data: dict[str, np.ndarray]) -> list[str]:
 
 
 def curve(known: dict[int, np.ndarray], steps: int) -> np.ndarray:
-    """`(steps - 1, P)`: PSNR by computed steps from 2 on; straight lines over their logarithm, and
-    nothing below the fewest that were tried."""
+    """`(steps - 1, P)`: PSNR by computed steps from 2 on. Straight lines over the logarithm of the
+    steps; no value below the fewest tried steps."""
     counts = sorted(known)
     logs, values = np.log(counts), np.stack([known[count] for count in counts])
     at = np.log(np.arange(2, steps + 1))
@@ -229,7 +232,8 @@ def fewest(curves: np.ndarray, quality: float, margin: float) -> np.ndarray:
 
 
 def chosen(predicted: np.ndarray, true: np.ndarray, quality: float) -> np.ndarray:
-    """Steps of each clip, with the least margin by which enough of the other clips are right."""
+    """The steps of each clip, with the least margin with which enough of the other clips reach the
+    quality."""
     margins = np.arange(-10, 30, 0.25)
     counts = np.stack([fewest(predicted, quality, margin) for margin in margins])
     right = np.stack([true[row - 2, np.arange(len(row))] >= quality for row in counts])

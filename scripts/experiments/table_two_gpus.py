@@ -1,14 +1,16 @@
-"""One clip on two GPUs: is it that of one GPU, and how far is the wall time from the ideal?
+"""Checks whether a clip on two GPUs is that of one GPU, and how far the wall time is from the
+ideal.
 
     torchrun --nproc-per-node 2 scripts/experiments/table_two_gpus.py --output runs/two-gpus.json
     torchrun --nproc-per-node 2 scripts/experiments/table_two_gpus.py --small  # a CPU, with gloo
 
-In: the number of steps, and a size. Out: JSON, a row a setting: seconds of the whole call, the
-ideal, the computed steps, and the relative error to the same setting on one GPU. The model is
-Wan2.1-1.3B at 480x832x81 in bfloat16 with random weights, embeddings come in and latents go out, so
-a call is its denoising loop. Each of one GPU's runs is made on both GPUs at once, and the first
-one's counts. `ideal` is the uncached call on as many GPUs, times the share of computed steps. It
-knows our `accelerate`, and diffusers' context parallelism. Source: ours.
+In: the number of steps, and a size. Out: JSON with a row for each setting: seconds of the whole
+call, the ideal, the computed steps, and the relative error to the same setting on one GPU. The
+model is Wan2.1-1.3B at 480x832x81 in bfloat16 with random weights, embeddings come in and latents
+go out, so a call is its denoising loop. Runs for one GPU are made on both GPUs at once, and the
+first GPU's run counts. `ideal` is the time of the uncached call on the same number of GPUs, times
+the share of computed steps. It knows our `accelerate`, and diffusers' context parallelism. Source:
+ours.
 """
 
 from __future__ import annotations
@@ -26,7 +28,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-os.environ["HF_HUB_OFFLINE"] = "1"  # nothing is downloaded, whatever a library wants to look up
+os.environ["HF_HUB_OFFLINE"] = "1"  # no library may download anything
 
 import torch
 import torch.distributed as dist
@@ -44,7 +46,7 @@ SITES = ("model", "block", "attention")
 
 @dataclasses.dataclass
 class Setting:
-    """What was measured of one setting on one or two GPUs."""
+    """The measurements of one setting on one or two GPUs."""
 
     name: str
     gpus: int
@@ -95,7 +97,7 @@ class Bench:
             torch.cuda.synchronize(self.device)
 
     def measure(self, name: str, gpus: int, pipe: Any, handle: Any = None) -> None:
-        """Time some calls of a pipeline as it is now; the first one only warms up."""
+        """Time some calls of the pipeline in its present state. The first one is a warm-up."""
         row = Setting(name, gpus)
         self.call(pipe, None if handle is not None else 2)
         for _ in range(self.rounds):
@@ -115,7 +117,7 @@ class Bench:
         pipe = self.build()
         self.measure("uncached", 1, pipe)
         with accelerate(pipe, speedup=2.5) as plan:
-            self.call(pipe)  # is recorded; every later call is planned from it
+            self.call(pipe)  # this call is recorded; every later call is planned from it
             self.measure("plan", 1, pipe, plan)
         self._windows(1, pipe)
         self._divide(pipe)
@@ -140,7 +142,8 @@ class Bench:
                 self.measure(f"windows at {site}", gpus, pipe, handle)
 
     def _divide(self, pipe: Any) -> None:
-        """By the attention heads (Ulysses); without accelerators, diffusers divides by zero."""
+        """Divide by the attention heads (Ulysses). Without accelerators, diffusers would divide by
+        zero."""
         from diffusers import ContextParallelConfig
 
         none = mock.patch.object(torch.accelerator, "device_count", return_value=1)
@@ -149,7 +152,7 @@ class Bench:
 
 
 def table(rows: list[Setting]) -> list[dict[str, Any]]:
-    """The rows as JSON has them; errors are to the same setting on one GPU."""
+    """The rows for JSON. Errors are relative to the same setting on one GPU."""
     single = {row.name: row for row in rows if row.gpus == 1}
     found = []
     for row in rows:

@@ -1,14 +1,16 @@
-"""Wall time of whole calls against the ideal, at the true size of real models, on a GPU.
+"""Measures the wall time of whole calls against the ideal, at the true size of real models, on a
+GPU.
 
 python scripts/experiments/table_wall.py wan2.1-1.3b ltx-video --steps 20 50 --output wall.jsonl
 python scripts/experiments/table_wall.py --table wall.jsonl
 
 Goes in: names of `models/checkpoints.py`. Comes out: one line of JSON for every call, and from
 these the table of docs/results.md. Weights are random, so clips are noise; seconds do not depend on
-that. Prompts are given as embeddings and latents come out, so a call is its denoising loop. `ideal`
-is the share of computed forwards, of the seconds of the uncached calls before and after it.
-`--tiny` proves the script on a CPU. The rivals' thresholds are so high that they reuse all they
-may: random weights say nothing of their savings. It knows diffusers' classes, cache-dit's and ours.
+that. Prompts are given as embeddings and latents come out, so a call is only its denoising loop.
+`ideal` is the share of computed forwards, times the seconds of the uncached calls before and after
+it. `--tiny` tests the script on a CPU. The rivals' thresholds are so high that they reuse as much
+as possible: random weights do not show their real savings. It knows diffusers' classes, cache-dit's
+and ours.
 """
 
 from __future__ import annotations
@@ -38,7 +40,7 @@ from dit_accel.models.checkpoints import DENOISERS, Shape
 
 SPEEDUP = 2.5
 RIVALS = ("first-block", "cache-dit")
-SHAPES = {"wan2.1-14b": Shape(480, 832, 81)}  # else the authors' usual clip
+SHAPES = {"wan2.1-14b": Shape(480, 832, 81)}  # others: the authors' usual clip
 
 
 @dataclass(frozen=True)
@@ -99,7 +101,7 @@ class StepClock:
         return given
 
     def seconds(self) -> list[float]:
-        """Of every step, once the device is synchronised."""
+        """Seconds of every step, once the device is synchronised."""
         return [after.since(before) for before, after in itertools.pairwise(self.marks)]
 
 
@@ -115,8 +117,8 @@ def case_of(name: str, device: str, *, tiny: bool) -> BenchmarkCase:
 def measure(
     bench: Bench, steps: int, rows: list[str], *, once: bool, uncached: list[float]
 ) -> None:
-    """All rows of one number of steps, between two uncached calls; or after one, or none where
-    the seconds of one are given."""
+    """Measure all rows for one number of steps, between two uncached calls; or after one; or
+    without any, if the seconds of one are given."""
     once, uncached = once or bool(uncached), uncached or [bench.run(steps)[0]]
     found = []
     for row in rows:
@@ -132,7 +134,7 @@ def measure(
 
 
 def scaled(bench: Bench, reference: int) -> Callable[[int], list[float]]:
-    """Seconds of an uncached call of any number of steps, by the steps of a shorter one."""
+    """Seconds of an uncached call with any number of steps, from the steps of a shorter one."""
     if not reference:
         return lambda steps: []
     wall, each = bench.run(reference)
@@ -141,7 +143,7 @@ def scaled(bench: Bench, reference: int) -> Callable[[int], list[float]]:
 
 
 def planned(static: bool) -> Callable[[Bench, int], list[dict[str, Any]]]:
-    """Calls: the first is recorded, the second planned, a third one repeats the plan."""
+    """Make calls: the first is recorded, the second planned, and a third one repeats the plan."""
 
     def run(bench: Bench, steps: int) -> list[dict[str, Any]]:
         found = []
@@ -254,7 +256,7 @@ def peak_gib(device: str) -> float | None:
 
 
 def compile_as(pipe: Any, way: str) -> None:
-    """Compile the transformer: its repeated blocks, the whole in one graph, or in CUDA graphs."""
+    """Compile the transformer: its repeated blocks, all in one graph, or in CUDA graphs."""
     torch._dynamo.reset()
     if way == "regional" and pipe.transformer._repeated_blocks:
         pipe.transformer.compile_repeated_blocks(fullgraph=True)
@@ -268,7 +270,7 @@ def compile_as(pipe: Any, way: str) -> None:
 
 
 def graphs() -> dict[str, int]:
-    """How many graphs there are, and breaks between them."""
+    """The number of graphs, and of breaks between them."""
     counters = torch._dynamo.utils.counters
     return {
         "graphs": int(counters["stats"]["unique_graphs"]),
@@ -318,7 +320,7 @@ def main() -> None:
             case = case_of(name, args.device, tiny=args.tiny)
             bench = Bench(case, build(case), way, args.output, args.calls)
             compile_as(bench.pipe, way)
-            seconds = bench.run(3)[0]  # compiles, and fills the allocator
+            seconds = bench.run(3)[0]  # this compiles, and fills the allocator
             gpu = torch.cuda.get_device_name() if args.device == "cuda" else ""
             bench.record(first_call=seconds, torch=torch.__version__, device=gpu)
             uncached = scaled(bench, args.reference)

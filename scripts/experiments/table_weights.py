@@ -1,11 +1,12 @@
-"""Weights from few clips: the PSNR of other prompts by plans that were fitted to some clips.
+"""Measures weights from few clips: the PSNR of other prompts with plans that were fitted to some
+clips.
 
     python scripts/experiments/table_weights.py MODEL... --output results.jsonl
 
-Goes in: folders of models, which the prior is not made of; `--loader` is as of
-table_first_clip.py. For each number of computed steps the plan that is searched on the prior is
-carried out on some clips in one batch, and its corrections are fitted near the searched ones. With
-0 clips the plan is the searched one. Comes out: one row a line; what is there is not run again.
+Goes in: folders of models that are not in the prior; for `--loader` see table_first_clip.py. For
+each number of computed steps, the plan from the prior is carried out on some clips in one batch,
+and its corrections are fitted near those of the search. With 0 clips, the plan is the searched one.
+Comes out: one row in each line; existing rows are not run again.
 """
 
 from __future__ import annotations
@@ -33,11 +34,12 @@ from dit_accel.planning.search import fit, search
 from dit_accel.planning.trajectory import trajectory_of
 
 PROMPTS = Path(__file__).resolve().parents[2] / "assets" / "prompts" / "miniature.jsonl"
-FIRST_SEED = 1000  # of the clips that are fitted to
+FIRST_SEED = 1000  # of the clips for the fit
 
 
 class FittedModel(Model):
-    """With the clips that plans are fitted to; its prompts are those that they are tried on."""
+    """A model with the clips that plans are fitted to. Its prompts are those on which plans are
+    tried."""
 
     def __init__(
         self, folder: str, loader: Path | None, prompts: Sequence[str], known: Sequence[str]
@@ -61,7 +63,7 @@ def plans(
     model: FittedModel, error_model: ErrorModel, count: int, clips: Sequence[int],
     recordings: Sequence[UncachedRun],
 ) -> Iterator[tuple[int, Plan]]:  # fmt: skip
-    """By number of clips."""
+    """Plans by number of clips."""
     computed, sampler = search(error_model, count)[0].computed, error_model.sampler
     for number in clips:
         plan = fit(computed, error_model, depth=REFINED_DEPTH)[0]
@@ -77,7 +79,7 @@ def plans(
 def table(
     model: FittedModel, prior: Prior, given: argparse.Namespace, rows: list[dict[str, Any]]
 ) -> None:
-    """Make what is missing of a model."""
+    """Make the missing rows of a model."""
     wanted = {
         count: [n for n in given.clips if (model.name, count, n) not in _known(rows)]
         for count in given.computed

@@ -1,10 +1,10 @@
 """Builds the pipelines that the safety net runs: the miniature, and one tiny one of every family.
 
 Goes in: a name of `PIPELINES`. Comes out: a `Subject`, a quiet pipeline on the CPU in float32 with
-the arguments of its calls, one call a prompt.
-It knows diffusers' classes and nothing of dit_accel. The tiny Wan pipeline is the one of the tests;
-the others have no text encoder and no VAE: embeddings are drawn from the prompt, latents come out.
-The widths are ours; the classes, schedulers and guidance are those of each family's checkpoints.
+the arguments of its calls, one call for each prompt. It knows diffusers' classes and nothing of
+dit_accel. The tiny Wan pipeline is the one of the tests; the others have no text encoder and no
+VAE: embeddings are drawn from the prompt, latents come out. The widths are ours; the classes,
+schedulers and guidance are those of each family's checkpoints.
 """
 
 from __future__ import annotations
@@ -41,15 +41,15 @@ class Subject:
 
     Args:
         pipe: a diffusers pipeline.
-        call: arguments of every call, steps, prompt and noise apart.
+        call: arguments of every call, without steps, prompt and noise.
         text: arguments that carry a prompt, by the prompt.
         threshold: drift at which windows of this model are neither all short nor all long.
         quality: PSNR in dB that some plan of this model reaches.
         cache_memory: bytes that are fewer than its cached values need.
         side: height and width of a clip with a layout, in pixels.
         steps: denoising steps of a call.
-        fewer_steps: the same where no profile is needed, to save time.
-        has_profile: whether its folder brings a profile; else the first run is recorded.
+        fewer_steps: the same if no profile is needed, to save time.
+        has_profile: whether its folder has a profile; else the first run is recorded.
     """
 
     pipe: Any
@@ -83,7 +83,7 @@ class Tiny:
     Args:
         pooled, masked, negative: whether the call takes a pooled embedding, a mask of the text's
             tokens, and the embeddings of a negative prompt.
-        threshold, quality: as of `Subject`.
+        threshold, quality: see `Subject`.
     """
 
     transformer: str
@@ -179,7 +179,7 @@ FAMILIES: dict[str, Tiny] = {
 
 
 def miniature() -> Subject:
-    """The embedded miniature at its own settings: 64x64, 17 frames, 50 steps."""
+    """The embedded miniature with its default settings: 64x64, 17 frames, 50 steps."""
     pipe = diffusers.WanPipeline.from_pretrained(str(ROOT / "assets" / MINIATURE))
     pipe.set_progress_bar_config(disable=True)
     call = {"height": 64, "width": 64, "num_frames": 17, "guidance_scale": 4.0}
@@ -198,7 +198,7 @@ def tiny_wan(**settings: Any) -> Subject:
 
 
 def tiny_wan_multistep() -> Subject:
-    """The same with the scheduler of Wan's checkpoints, which keeps earlier predictions."""
+    """The same with the scheduler of Wan's checkpoints, which stores earlier predictions."""
     subject = tiny_wan()
     subject.pipe.scheduler = diffusers.UniPCMultistepScheduler(
         prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0
@@ -232,7 +232,7 @@ PIPELINES: dict[str, Callable[[], Subject]] = {
 
 
 def embeddings(row: Tiny, prompt: str) -> dict[str, Any]:
-    """Embeddings that a prompt decides, under the names of the pipelines' calls."""
+    """Embeddings that depend only on the prompt, by the argument names of the pipeline's call."""
     found: dict[str, Any] = {"prompt": None}
     sides = {"": prompt} | ({"negative_": NEGATIVE} if row.negative else {})
     for prefix, text in sides.items():
@@ -261,7 +261,7 @@ def draw_weights(model: torch.nn.Module, seed: int) -> None:
 
 
 def tests_module(name: str) -> ModuleType:
-    """The module of the tests, in whatever folder it lies, that defines `name`.
+    """The module of the tests that defines `name`, in any folder.
 
     Raises:
         FileNotFoundError: no `tiny*.py` under `tests/` does.
