@@ -2,9 +2,11 @@
 
     python scripts/experiments/table_left_out.py research/data/left-out.jsonl
 
-Goes in: rows of `table_knowledge.py --references 0`, each of a model that its prior does not know.
-Comes out: by model, the fastest of its plans that should reach a quality on 95 % of clips, by the
-evidence of the others alone, with the share of clips that did; and how many the interval holds.
+Goes in: rows of `table_knowledge.py --references 0`, each for a model that its prior does not
+contain.
+Comes out: for each model, the fastest plan that should reach a quality on 95 % of clips by the
+evidence of the other models alone, with the share of clips that did; and the share of clips within
+the interval.
 """
 
 from __future__ import annotations

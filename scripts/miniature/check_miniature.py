@@ -1,14 +1,15 @@
-"""Is a small model good enough to measure on? Colours and motions of unseen prompts, by OpenCV.
+"""Checks whether a small model is good enough for measurements: colours and motions of unseen
+prompts, by OpenCV.
 
     python scripts/miniature/check_miniature.py --model assets/mini-wan --prompts 64 --seed 0
     python scripts/miniature/check_miniature.py --model out/photos --world photos
 
 The model's own pipeline makes the clips, at the defaults of its folder.
 
-For every subject of a caption, the pixels of its colour are found in CIELAB; the colour counts as
-present when at least 0.3 % of the frame has it in four fifths of the frames. The motion is judged
-by the path and the area of the largest such region. The same judge is run on the true renderings
-of the captions, which says how far it can be trusted. The last line is JSON.
+For every subject of a caption, the pixels of its colour are found in CIELAB. The colour is present
+if at least 0.3 % of the frame has it in four fifths of the frames. The motion is judged by the path
+and the area of the largest such region. The same judge also runs on the true renderings of the
+captions, which shows how reliable it is. The last line is JSON.
 """
 
 from __future__ import annotations
@@ -88,7 +89,7 @@ def judge(clip: np.ndarray, scene: Scene) -> list[tuple[bool, bool]]:
 
 
 def choose(count: int, seed: int, max_subjects: int, world: World) -> list[Scene]:
-    """Unseen scenes whose subjects differ in colour, so that colour tells them apart."""
+    """Unseen scenes whose subjects differ in colour, so that colour distinguishes them."""
     stream = (
         world.scene_at(CHECK_STREAM, 100_000 * seed + i, max_subjects=max_subjects)
         for i in range(20 * count)

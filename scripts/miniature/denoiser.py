@@ -1,4 +1,5 @@
-"""Stage 3 of the miniature's training: denoiser and text encoder together, as the family has it."""
+"""Stage 3 of the miniature's training: trains denoiser and text encoder together, as the family
+does."""
 
 from __future__ import annotations
 
@@ -22,9 +23,10 @@ MIDDLE = 0.6  # share of the blocks after which the hints are read
 def train_denoiser(
     preset: Preset, run: Run, batches: Batches | None, words: int, start_from=None
 ) -> tuple[nn.Module, nn.Module]:
-    """Of a vocabulary of so many words; from another model's weights, where one is given.
+    """Train a denoiser for a vocabulary of this number of words, from another model's weights if
+    one is given.
 
-    `batches` is None where the stage was finished before.
+    `batches` is None if the stage was finished before.
     """
     model = build(preset, words, start_from).to(run.device)
     ema = [p.detach().clone() for p in model.parameters()]
@@ -61,7 +63,7 @@ def train_denoiser(
 
 
 def build(preset: Preset, words: int, start_from=None) -> torch.nn.ModuleDict:
-    """`transformer`, `text_encoder` and, where there are hints, the `heads` that they train."""
+    """`transformer`, `text_encoder` and, if there are hints, the `heads` for them."""
     family = FAMILIES[preset.family]
     parts: dict[str, torch.nn.Module] = {
         "transformer": family.transformer(preset),
@@ -80,7 +82,7 @@ def build(preset: Preset, words: int, start_from=None) -> torch.nn.ModuleDict:
 def optimizer_of(
     model: torch.nn.Module, preset: Preset, run: Run, rates: list[torch.Tensor]
 ) -> Together:
-    """AdamW, and Muon for the inner matrices where the preset has a rate for it."""
+    """AdamW, and Muon for the inner matrices if the preset has a rate for it."""
     gpu = run.device.type == "cuda"
     matrices, others = split(model, preset.muon)
     decay = [p for p in others if p.ndim >= 2]
@@ -98,7 +100,7 @@ def optimizer_of(
 def denoiser_step(
     model: torch.nn.ModuleDict, optimizer: Together, run: Run, preset: Preset
 ) -> Callable[..., torch.Tensor]:
-    """One optimiser step -> the mean squared error of what the denoiser predicts.
+    """Make one optimiser step. Returns the mean squared error of the denoiser's prediction.
 
     Latents and noise (B, C, F, h, w), padded text ids (B, L), padding from TEXT_LENGTH on,
     the levels of noise (B,), whether the caption is complete (B,), and the clips' hints.
@@ -148,12 +150,12 @@ def blocks_of(model: torch.nn.ModuleDict, preset: Preset) -> nn.ModuleList:
 
 
 def tokens_of(output: torch.Tensor | tuple[torch.Tensor, ...]) -> torch.Tensor:
-    """The video's tokens of a block's output, which may have the text's beside them."""
+    """The video's tokens in a block's output, which may also have the text's tokens."""
     return output[0] if isinstance(output, tuple) else output
 
 
 def batch_at(preset: Preset, i: int, position: float) -> tuple[Size, int]:
-    """Iteration `i`'s size, and how many clips: large ones in smaller batches."""
+    """The size of iteration `i` and its number of clips. Batches of large clips are smaller."""
     ends = itertools.accumulate(stage.share for stage in preset.curriculum)
     share = position / preset.iterations
     stage = next(

@@ -1,9 +1,9 @@
 """The families of models that are trained here: one row each, in `FAMILIES`.
 
-In: a preset. Out: parts of the family's own diffusers classes, and calls of them that are those of
-the pipeline, so that the model is trained on what it meets there:
-tests/scripts/test_families.py compares them. The settings of schedulers are those of the public
-checkpoints (`dit_accel/models/checkpoints.yaml`). Shapes as in `family.py`.
+In: a preset. Out: parts of the family's own diffusers classes, called exactly as the pipeline calls
+them, so that training and use agree: tests/scripts/test_families.py compares them. The settings of
+schedulers are those of the public checkpoints (`dit_accel/models/checkpoints.yaml`). Shapes as in
+`family.py`.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ class Wan(Family):
         vae.quant_conv.bias[half:] = -6.0
 
     def autoencode(self, vae: AutoencoderKLWan, clip: Tensor) -> tuple[Tensor, Tensor]:
-        """`vae.decode` clamps, so this is what it does before."""
+        """The decoding of `vae.decode` without its clamp."""
         from diffusers.models.autoencoders.autoencoder_kl_wan import unpatchify
 
         posterior = vae.encode(clip).latent_dist
@@ -101,7 +101,7 @@ class Wan(Family):
         return (latents - mean) / std
 
     def read(self, encoder: nn.Module, ids: Tensor) -> tuple[Tensor, Tensor]:
-        """The encoder reads words alone; what is padded is zero."""
+        """The encoder reads only words; padding is zero."""
         length = ids.shape[1]
         ids = ids[:, :TEXT_LENGTH]
         mask = (ids != 0).long()
@@ -117,12 +117,12 @@ class Wan(Family):
 
 
 class CogVideoX(Family):
-    """V-prediction (arXiv 2202.00512), with alphas and times as CogVideoX 2B has them.
+    """V-prediction (arXiv 2202.00512), with the alphas and times of CogVideoX 2B.
 
     The target is sqrt(a) noise - sqrt(1 - a) x. Its mean squared error is the original's loss, a
-    squared error of x that weighs 1 / (1 - a); levels are whole timesteps, each as likely. Text
-    and video are one sequence, whose positions are counted from `TEXT_PADDED` words on, so that
-    the text has that length in training and in every call.
+    squared error of x with weight 1 / (1 - a). Levels are whole timesteps, all equally likely. Text
+    and video are one sequence, and positions are counted from `TEXT_PADDED` words on. So the text
+    has that length in training and in every call.
     """
 
     pipeline = CogVideoXPipeline
@@ -155,7 +155,7 @@ class CogVideoX(Family):
         )  # fmt: skip
 
     def set_scale(self, vae: AutoencoderKLCogVideoX, mean: Tensor, std: Tensor) -> None:
-        """One number for all channels, and no mean: the pipeline knows no more."""
+        """Set one scale for all channels, and no mean: the pipeline supports no more."""
         scale = (mean.square() + std.square()).mean().rsqrt()
         vae.register_to_config(scaling_factor=float(scale))
 
@@ -184,17 +184,17 @@ class CogVideoX(Family):
 
 
 class LTX(Family):
-    """Flow matching on packed latents, sigma shifted by how many tokens there are.
+    """Flow matching on packed latents, with sigma shifted by the number of tokens.
 
-    Text that is padding is masked in cross-attention. A token is a latent cell, so that cells are
-    large, as LTX-Video's of 32 pixels are.
+    Text that is padding is masked in cross-attention. A token is a latent cell, so cells are large,
+    like those of LTX-Video with 32 pixels.
     """
 
     pipeline = LTXPipeline
     compression = 16
 
     def vae(self, preset: Preset) -> AutoencoderKLLTXVideo:
-        """With the residual blocks of LTX-Video 0.9.5: plain ones learn half as fast."""
+        """The VAE with the residual blocks of LTX-Video 0.9.5: plain blocks learn half as fast."""
         widths = [preset.vae_dim * mult for mult in preset.vae_mult]
         levels = len(widths)
         layers = [preset.vae_blocks] * (levels + 1)
@@ -232,7 +232,7 @@ class LTX(Family):
         return (latents - mean) / std
 
     def shift(self, size: Sequence[int]) -> float:
-        """What the pipeline shifts by at as many tokens."""
+        """The pipeline's shift for this number of tokens."""
         from diffusers.pipelines.ltx.pipeline_ltx import calculate_shift
 
         config = self.scheduler().config

@@ -1,8 +1,8 @@
-"""What training knows of a family of models, and what all families share: the class `Family`.
+"""The part of training that depends on the family of models: the class `Family`.
 
-In: a preset. Out: the parts of a pipeline, and how they are trained: how a clip becomes latents,
-how much noise is mixed in, what the denoiser shall predict, and how it is called. What is written
-here is flow matching; `families.py` has the families.
+In: a preset. Out: the parts of a pipeline and their training: how a clip becomes latents, how much
+noise is added, what the denoiser predicts, and how it is called. This module has flow matching;
+`families.py` has the families.
 
 Shapes: clips (B, 3, T, H, W) in [-1, 1]; latents x and noise (B, C, F, h, w); levels of noise (B,).
 """
@@ -26,24 +26,24 @@ class Family:
     pipeline: type
     blocks = "transformer_blocks"
     guidance = 4.0
-    compression = 8  # pixels of a latent cell's side
+    compression = 8  # pixels along the side of a latent cell
 
     def vae(self, preset: Preset) -> nn.Module:
         raise NotImplementedError
 
     def transformer(self, preset: Preset) -> nn.Module:
-        """With a last layer of zeros."""
+        """A transformer whose last layer is zero."""
         raise NotImplementedError
 
     def scheduler(self) -> object:
         raise NotImplementedError
 
     def text_encoder(self, words: int) -> nn.Module:
-        """Of a vocabulary of so many words."""
+        """A text encoder for a vocabulary of this number of words."""
         return T5EncoderModel(text_config(T5Config, words))
 
     def quiet(self, vae: nn.Module) -> None:
-        """Begin with almost no posterior noise. LTX has one log of variance for all channels."""
+        """Begin with almost no posterior noise. LTX has one log variance for all channels."""
         last = vae.encoder.conv_out.conv
         half = vae.config.latent_channels
         last.weight[half:] *= 0.01
@@ -55,14 +55,14 @@ class Family:
         return vae.decode(posterior.sample()).sample, kl_of(posterior)
 
     def set_scale(self, vae: nn.Module, mean: Tensor, std: Tensor) -> None:
-        """Keep the channels' mean and standard deviation where the pipeline looks for them."""
+        """Store the channels' mean and standard deviation where the pipeline expects them."""
         raise NotImplementedError
 
     def restore_scale(self, vae: nn.Module, config: dict) -> None:
-        """The same, from a checkpoint's configuration; buffers come back with the weights."""
+        """The same, from a checkpoint's configuration. Buffers are restored with the weights."""
 
     def normalized(self, vae: nn.Module, latents: Tensor) -> Tensor:
-        """As the denoiser sees them."""
+        """The latents as the denoiser gets them."""
         raise NotImplementedError
 
     def level(self, draw: torch.Generator, batch: int, size: Sequence[int]) -> Tensor:
@@ -72,11 +72,11 @@ class Family:
         return shift * sigma / (1 + (shift - 1) * sigma)
 
     def shift(self, size: Sequence[int]) -> float:
-        """Of the training's sigma, towards noise."""
+        """The shift of training's sigma, towards noise."""
         return SHIFT
 
     def mix(self, x: Tensor, noise: Tensor, level: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Noisy latents, the denoiser's target, and the timestep that it is given."""
+        """Noisy latents, the denoiser's target, and its timestep."""
         s = level.view(-1, 1, 1, 1, 1)
         return (1 - s) * x + s * noise, noise - x, level * 1000
 

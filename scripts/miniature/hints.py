@@ -1,11 +1,13 @@
-"""What the world knows of its clips, as hints to the trainer: whose word, whose patch, where.
+"""Knowledge of the world about its clips, as hints to the trainer: the subject of each word and
+patch, and where it is.
 
-The flow's mean squared error says little about which word belongs to which of several subjects: at
-high noise, where that is decided, a clip of the wrong motion is hardly farther off than a blur. A
-short run needs that information. Two linear heads, thrown away after training, read from the model
-what the caption says of the subjects: one from every word of a subject's phrase (text encoder), one
-from every token of the subject's part of the frame (denoiser, after a middle block), and where
-the subject is from there. Deep supervision (arXiv 1409.5185), with the world as the teacher.
+The flow's mean squared error says little about which word belongs to which of several subjects. At
+high noise, where this is decided, a clip with the wrong motion has hardly more error than a blur. A
+short run needs that information. Two linear heads, which are removed after training, read from the
+model what the caption says about the subjects: one from every word of a subject's phrase (text
+encoder), one from every token of the subject's part of the frame (denoiser, after a middle block).
+The second one also reads the subject's place. Deep supervision (arXiv 1409.5185), with the world as
+the teacher.
 
 N clips, S = 3 subject slots, F latent frames, L words.
 """
@@ -26,10 +28,10 @@ TEMPORAL = 4  # frames per latent frame, after the first
 
 @dataclass(frozen=True)
 class Hints:
-    """Truth of N clips: which subject a word is of, -1 for none (`owners`, (N, L)), how many
-    subjects there are (`count`, (N,)), what each is named by, as indices into KINDS (`kinds`,
-    (N, S, 4)), and the middle x, middle y and radius of each in each latent frame (`paths`,
-    (N, S, F, 3)), in sides of a square frame."""
+    """Ground truth for N clips. `owners`, (N, L): the subject that a word belongs to, -1 for none.
+    `count`, (N,): the number of subjects. `kinds`, (N, S, 4): the names of each subject, as indices
+    into KINDS. `paths`, (N, S, F, 3): middle x, middle y and radius of each subject in each latent
+    frame, in sides of a square frame."""
 
     owners: torch.Tensor
     count: torch.Tensor
@@ -37,12 +39,13 @@ class Hints:
     paths: torch.Tensor
 
     def at(self, rows: torch.Tensor) -> Hints:
-        """Of the clips in these rows."""
+        """The hints of the clips in these rows."""
         return Hints(*(getattr(self, field.name)[rows] for field in fields(self)))
 
 
 def hints_of(scenes: Sequence[Scene], frames: int, words: int, device: torch.device | str) -> Hints:
-    """Of clips of so many frames, whose captions are padded to so many words."""
+    """The hints of clips with this number of frames, and captions padded to this number of
+    words."""
     starts = range(1, frames, TEMPORAL)
     middles = [0.0, *(start + (TEMPORAL - 1) / 2 for start in starts)]
     owners = torch.full((len(scenes), words), -1, dtype=torch.int8)
@@ -62,7 +65,7 @@ def hints_of(scenes: Sequence[Scene], frames: int, words: int, device: torch.dev
 
 
 class Heads(nn.Module):
-    """The two heads: logits of every kind, and from tokens also where their subject is."""
+    """The two heads: logits of every kind, and from tokens also the place of their subject."""
 
     def __init__(self, width: int, text_width: int) -> None:
         super().__init__()
@@ -73,7 +76,7 @@ class Heads(nn.Module):
     def word_loss(self, states: torch.Tensor, hints: Hints, complete: torch.Tensor) -> torch.Tensor:
         """Mean cross entropy of the text encoder's states (B, L, text width) of owned words.
 
-        Only of complete captions, (B,).
+        Only for complete captions, (B,).
         """
         owned = (hints.owners >= 0) & complete[:, None]
         return self._named(self.words(states), _of(hints.kinds, hints.owners.clamp(min=0)), owned)
@@ -83,8 +86,8 @@ class Heads(nn.Module):
     ) -> torch.Tensor:
         """Mean cross entropy, and squared distance, of tokens (B, F h w, width) of a grid F, h, w.
 
-        A token's subject is the one whose share of the frame's width it lies in: captions say who
-        is left, in the middle and right.
+        A token belongs to the subject in whose share of the frame's width it is: captions say which
+        subject is left, in the middle and right.
         """
         frames, height, width = grid
         found = self.tokens(hidden).unflatten(1, grid)

@@ -1,4 +1,4 @@
-"""Muon, for matrices and convolutions of the miniature: fewer iterations where each one is dear."""
+"""The optimiser Muon, for matrices and convolutions of the miniature. It needs fewer iterations."""
 
 from __future__ import annotations
 
@@ -53,7 +53,8 @@ class Muon(torch.optim.Optimizer):
 
 
 def orthogonal(matrices: torch.Tensor, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-    """About the nearest matrices (..., m, n) whose singular values are one; they are 0.7 to 1.2."""
+    """Approximately the nearest matrices (..., m, n) with singular values of one; they are 0.7 to
+    1.2."""
     tall = matrices.shape[-2] > matrices.shape[-1]
     x = matrices.mT if tall else matrices
     x = (x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)).to(dtype)
@@ -94,7 +95,8 @@ class Together:
 def split(
     model: torch.nn.Module, muon: float
 ) -> tuple[list[torch.nn.Parameter], list[torch.nn.Parameter]]:
-    """Parameters for Muon (matrices and convolutions, no embeddings, no last layer); the others."""
+    """The parameters for Muon (matrices and convolutions without embeddings and the last layer),
+    and the others."""
     outer = ("shared", "embed_tokens", "relative_attention_bias", "proj_out", "heads")
     matrices, rest = [], []
     for name, parameter in model.named_parameters():

@@ -1,4 +1,5 @@
-"""What comes out of the miniature's training: pipeline folder, loss curve, sheet; and sampling."""
+"""Writes the results of the miniature's training: pipeline folder, loss curve, sheet. Also samples
+clips."""
 
 from __future__ import annotations
 
@@ -18,7 +19,7 @@ from worlds import WORLDS, World
 
 
 def assemble(preset: Preset, vae, transformer, text_encoder, tokenizer):
-    """The family's pipeline, of parts in float32 on the CPU."""
+    """The family's pipeline, made of parts in float32 on the CPU."""
     family = FAMILIES[preset.family]
     return family.pipeline(
         tokenizer=tokenizer,
@@ -30,10 +31,10 @@ def assemble(preset: Preset, vae, transformer, text_encoder, tokenizer):
 
 
 def export(out: Path, run: Run, preset: Preset, vae, transformer, text_encoder, tokenizer):
-    """The pipeline folder, the call's defaults and the loss curve.
+    """Write the pipeline folder, the call's defaults and the loss curve.
 
-    Transformer and VAE in float16, which diffusers loads as float32; the small text encoder in
-    float32, since transformers keeps the stored dtype.
+    Transformer and VAE are stored in float16, and diffusers loads them as float32. The small text
+    encoder is stored in float32, because transformers does not change the stored dtype.
     """
     family = FAMILIES[preset.family]
     pipe = assemble(preset, vae, transformer, text_encoder, tokenizer)
@@ -44,7 +45,7 @@ def export(out: Path, run: Run, preset: Preset, vae, transformer, text_encoder, 
     for name in ("model_index.json", "tokenizer/tokenizer_config.json"):  # transformers 4 and 5
         text = (out / name).read_text().replace("TokenizersBackend", "PreTrainedTokenizerFast")
         (out / name).write_text(text)
-    for path in out.rglob("*.json"):  # the paths of the parts do not belong into the folder
+    for path in out.rglob("*.json"):  # the paths of the parts must not be in the folder
         config = json.loads(path.read_text())
         if isinstance(config, dict) and config.pop("_name_or_path", None) is not None:
             path.write_text(json.dumps(config, indent=2) + "\n")
@@ -62,7 +63,8 @@ def export(out: Path, run: Run, preset: Preset, vae, transformer, text_encoder, 
 
 
 def sizes_of(preset: Preset) -> str:
-    """Parameters of the parts, and bytes of their files, without making a weight."""
+    """The numbers of parameters of the parts, and the bytes of their files, without making
+    weights."""
     family = FAMILIES[preset.family]
     words = len(build_tokenizer(WORLDS[preset.world].words))
     with torch.device("meta"):
@@ -93,7 +95,8 @@ def draw_curve(path: Path, curve: list[tuple[str, int, float]]) -> None:
 
 
 def draw_sheet(path: Path, pipe, folder: Path, world: World, rows: int, seed: int = 0) -> None:
-    """One row a prompt of the sheet's stream: five frames of the clip, the caption above."""
+    """Draw one row for each prompt of the sheet's stream: five frames of the clip, with the caption
+    above."""
     import cv2
 
     pipe.set_progress_bar_config(disable=True)
@@ -122,7 +125,7 @@ def draw_sheet(path: Path, pipe, folder: Path, world: World, rows: int, seed: in
 
 
 def settings_of(folder: Path, pipe) -> dict[str, int | float]:
-    """A model folder's defaults of a call, as its pipeline takes them."""
+    """A model folder's defaults, as arguments of the pipeline's call."""
     settings = json.loads((folder / "generation_defaults.json").read_text())
     fps = settings.pop("fps")
     takes = "frame_rate" in inspect.signature(pipe.__call__).parameters

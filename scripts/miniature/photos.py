@@ -1,8 +1,8 @@
 """The second world: the shapes in front of photographs, over which a camera pans, zooms and turns.
 
-The photographs are those that scikit-image ships in its package; nothing is downloaded. They are
-natural texture: fine, irregular, not to be drawn by a rule. Their colours are weakened, so that
-the judge (`check_miniature.py`) takes none of them for a subject's.
+The photographs are those that scikit-image ships in its package; nothing is downloaded. They have
+natural texture: fine, irregular, not drawn by a rule. Their colours are weakened, so that the judge
+(`check_miniature.py`) does not mistake them for a subject's colour.
 
 `scene_at` and `render` are those of `world.py`, for this world.
 """
@@ -35,14 +35,15 @@ CAMERAS = {
     "the camera turns right": (0, 0, 1.0, 0.7),
 }  # travel right and down, in `TRAVEL`; growth; radians: over the whole clip, of what is seen
 WORDS = (*PHOTOS, *CAMERAS)
-TRAVEL = 0.4  # short sides of the frame that a pan goes
-SEEN = 0.45  # of a photograph's side, by the frame's short side
-COLOR = 0.3  # of a photograph's colour that is left
+TRAVEL = 0.4  # reach of a pan, in short sides of the frame
+SEEN = 0.45  # share of a photograph's side that the frame's short side shows
+COLOR = 0.3  # share of a photograph's colour that remains
 
 
 @dataclass(frozen=True)
 class PhotoScene(Scene):
-    """A scene whose background is a photograph; `view` is where its middle is seen, and how."""
+    """A scene whose background is a photograph. `view` says where its middle is, and how it is
+    seen."""
 
     camera: str = ""
     view: tuple[float, float, float] = (0.5, 0.5, 0.0)
@@ -58,7 +59,7 @@ def scene_at(
     max_subjects: int = 3,
     mix: tuple[int, int, int] = MIX,
 ) -> PhotoScene:
-    """The `index`-th scene of the stream `seed`, as `world.scene_at`."""
+    """The `index`-th scene of the stream `seed`; see `world.scene_at`."""
     rng = random.Random(f"photos/{seed}/{index}")
     plain = sample_scene(rng, aspect, max_subjects, mix)
     return PhotoScene(
@@ -103,7 +104,7 @@ def positions(
     width: int,
     device: torch.device | str = "cpu",
 ) -> torch.Tensor:
-    """Where in its photograph each pixel lies, x and y in [-1, 1]: (B, T, H, W, 2)."""
+    """The place of each pixel in its photograph, x and y in [-1, 1]: (B, T, H, W, 2)."""
     unit = min(height, width)
     y = ((torch.arange(height, device=device) + 0.5 - height / 2) / unit)[:, None]
     x = (torch.arange(width, device=device) + 0.5 - width / 2) / unit
@@ -111,7 +112,7 @@ def positions(
     columns = torch.tensor(rows, device=device)[:, :, None, None, None].unbind(1)
     dx, dy, growth, turn, middle_x, middle_y, tilt = columns  # (B, 1, 1, 1)
     u = torch.linspace(-0.5, 0.5, frames, device=device)[:, None, None]
-    scale = SEEN * growth**-u  # what grows on the screen is seen by a smaller part of the photo
+    scale = SEEN * growth**-u  # what grows on the screen shows a smaller part of the photo
     angle = tilt + turn * u
     across = torch.cos(angle) * x - torch.sin(angle) * y + TRAVEL * dx * u
     along = torch.sin(angle) * x + torch.cos(angle) * y + TRAVEL * dy * u

@@ -1,4 +1,5 @@
-"""Stage 2 of the miniature's training: latents of many clips, once, and batches of them."""
+"""Stage 2 of the miniature's training: encodes many clips once, and draws batches of their
+latents."""
 
 from __future__ import annotations
 
@@ -22,7 +23,8 @@ Size = tuple[int, int, int]  # frames, height, width
 
 @dataclass
 class Pool:
-    """Normalised latents of one size (N, C, F, h, w) in float16, their captions' rows, hints."""
+    """Normalised latents of one size (N, C, F, h, w) in float16, with the rows of their captions
+    and hints."""
 
     latents: torch.Tensor
     rows: torch.Tensor
@@ -70,7 +72,7 @@ def encode_pools(vae: nn.Module, preset: Preset, run: Run) -> tuple[dict[Size, P
 class Batches:
     """Draws the batch of an iteration: the same whenever it is drawn.
 
-    `unsaid`: share of the captions that are read without their colours.
+    `unsaid`: the share of captions without their colours.
     """
 
     def __init__(
@@ -89,7 +91,7 @@ class Batches:
             self.bare = ids_of([without_colors(c) for c in captions], tokenizer).to(self.device)
 
     def draw(self, i: int, size: Size, batch: int) -> tuple[torch.Tensor | Hints, ...]:
-        """What `denoiser_step`'s step takes."""
+        """The arguments of the step of `denoiser_step`."""
         seed = torch.Generator(self.device).manual_seed(i)
         pool = self.pools[size]
         pick = torch.randint(len(pool.latents), (batch,), generator=seed, device=self.device)
@@ -121,6 +123,6 @@ def ids_of(captions: Sequence[str], tokenizer: PreTrainedTokenizerFast) -> torch
 
 
 def without_colors(caption: str) -> str:
-    """`an orange ring` -> `a ring`; grounds keep theirs."""
+    """`a ring` from `an orange ring`. Backgrounds keep their colours."""
     words = re.sub(rf"\b({'|'.join(COLORS)}) (?!background)", "", caption)
     return re.sub(r"\ban (?![aeiou])", "a ", words)

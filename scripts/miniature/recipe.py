@@ -1,4 +1,5 @@
-"""The recipes (presets): what each model is, and how it is trained; its tokenizer; the schedule."""
+"""The recipes (presets): the architecture and the training of each model; its tokenizer; the
+schedule."""
 
 from __future__ import annotations
 
@@ -10,11 +11,11 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processor
 from transformers import PreTrainedTokenizerFast
 from world import BACKGROUNDS, COLORS, DEFAULT, MIX, MOTIONS, PLACES, SHAPES, SIZES
 
-TEXT_LENGTH = 48  # words that are read, with the end's
-TEXT_PADDED = 64  # what a call pads to
+TEXT_LENGTH = 48  # words that are read, with the end token
+TEXT_PADDED = 64  # length to which a call pads
 TEXT_WIDTH = 128
 FPS = 8
-SHIFT = 2.0  # of the training's sigma, towards noise
+SHIFT = 2.0  # shift of training's sigma, towards noise
 LARGE = (17, 128, 128)  # frames, height, width
 
 
@@ -31,7 +32,7 @@ class Stage:
 class Preset:
     """Everything that differs between models and machines.
 
-    Iterations, not seconds: a run is repeatable, unless `--within` ends it sooner.
+    Lengths are iterations, not seconds: a run is repeatable, unless `--within` ends it sooner.
     """
 
     layers: int
@@ -62,7 +63,7 @@ class Preset:
     compile: bool
     mix: tuple[int, int, int] = MIX  # weights of clips of one, two and three subjects
     hints: float = 0.0  # weight of what the world knows of its clips (hints.py)
-    focus: float = 0.0  # what a latent cell within a subject weighs beyond one outside
+    focus: float = 0.0  # extra weight of a latent cell inside a subject
     family: str = "wan"  # a row of families.py
     world: str = "shapes"  # a row of worlds.py
     size: tuple[int, int, int] = DEFAULT  # of the model's own clips
@@ -115,7 +116,7 @@ PRESETS = {
         long_text=False, compile=False, mix=(35, 35, 30), hints=0.1, focus=2.0,
         family="ltx",
     ),
-    # For eight minutes on a GPU: what a core's short recipe does, wider.
+    # For eight minutes on a GPU: the short recipe for a CPU core, but wider.
     "photos": Preset(
         layers=12, heads=10, ffn=1280, patch=(1, 2, 2), muon=5e-3,
         channels=48, vae_dim=48, vae_mult=(1, 2, 2), vae_blocks=1, vae_muon=3e-3,
@@ -141,7 +142,7 @@ PRESETS = {
         long_text=False, compile=False, mix=(1, 1, 1), hints=0.1, focus=1.0,
     ),
 }  # fmt: skip
-PRESETS |= {  # the whole recipe of each in seconds, to see that it runs
+PRESETS |= {  # each whole recipe in seconds, to test that it runs
     "smoke-cogvideox": replace(
         PRESETS["smoke"], family="cogvideox", patch=(1, 1, 1), vae_mult=(1, 1, 1, 1), vae_blocks=1
     ),
@@ -171,7 +172,7 @@ def build_tokenizer(more: Sequence[str] = ()) -> PreTrainedTokenizerFast:
 
 
 def grid_of(size: Sequence[int], compression: int = 8) -> tuple[int, int, int]:
-    """Latent frames, rows and columns of a clip of so many frames, of that height and width.
+    """Latent frames, rows and columns of a clip with this number of frames, height and width.
 
     A latent cell has `compression` pixels a side; a latent frame, after the first, four frames.
     """

@@ -1,4 +1,4 @@
-"""Where a training run of the miniature lives: its device, its log and its checkpoints."""
+"""The state of a training run of the miniature: its device, its log and its checkpoints."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ from torch.overrides import TorchFunctionMode
 
 
 def multiplies_bfloat16(device: torch.device) -> bool:
-    """Whether matrices multiply faster in bfloat16 there: every GPU, a CPU with the instruction."""
+    """Whether matrix products are faster in bfloat16 on a device: on every GPU, and on a CPU with
+    the instruction."""
     if device.type != "cpu":
         return True
     capabilities = getattr(torch.cpu, "get_capabilities", dict)()  # torch 2.9 and later
@@ -26,8 +27,8 @@ def multiplies_bfloat16(device: torch.device) -> bool:
 class Float32Attention(TorchFunctionMode):
     """Attention in float32 within a bfloat16 autocast.
 
-    On a CPU the backward pass of short bfloat16 sequences takes several times as long as theirs in
-    float32 (torch 2.13: 36 against 7 ms for 32 x 8 heads of 80 tokens).
+    On a CPU the backward pass of short sequences takes several times as long in bfloat16 as in
+    float32 (torch 2.13: 36 instead of 7 ms for 32 x 8 heads of 80 tokens).
     """
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
@@ -51,13 +52,13 @@ class Stopped(Exception):
 
 @dataclass(frozen=True)
 class Limits:
-    """Of time, in minutes. None: no limit.
+    """Limits of time, in minutes; None: no limit.
 
     Args:
-        call: this call stops then, after a checkpoint; the same command goes on from there.
-        vae, denoiser: what the stage may last, all calls together. Its schedule is followed by
-            iterations or by time, whichever is further on.
-        end: end the denoiser where its last checkpoint is, with the moving average as it is.
+        call: when this call stops, after a checkpoint; the same command continues from there.
+        vae, denoiser: the longest duration of the stage, over all calls. Its schedule follows
+            iterations or time, whichever is further.
+        end: end the denoiser at its last checkpoint, with the present moving average.
         eager: neither CUDA graphs nor compilation.
     """
 
@@ -69,7 +70,8 @@ class Limits:
 
 
 class Run:
-    """Where a training run lives: device, log and checkpoints in `work`, written atomically."""
+    """A training run: its device, and its log and checkpoints in `work`, which are written
+    atomically."""
 
     def __init__(
         self, work: Path, device: torch.device, save_every: float, limits: Limits | None = None
@@ -89,13 +91,14 @@ class Run:
         print(f"[{time.time() - self.started:7.1f} s] {text}", flush=True)
 
     def autocast(self) -> torch.autocast:
-        """Bfloat16 on a GPU, for everything."""
+        """Autocast to bfloat16 on a GPU, for everything."""
         gpu = self.device.type == "cuda"  # no weight cache: it does not survive a graph capture
         return torch.autocast(self.device.type, torch.bfloat16, enabled=gpu, cache_enabled=False)
 
     @contextlib.contextmanager
     def autocast_matrices(self):
-        """Bfloat16 for what is mostly products of matrices: on a CPU too, if that is faster."""
+        """Autocast to bfloat16 for code that is mostly matrix products; on a CPU too, if that is
+        faster."""
         if self.device.type == "cpu" and multiplies_bfloat16(self.device):
             with torch.autocast("cpu", torch.bfloat16), Float32Attention():
                 yield
@@ -104,11 +107,11 @@ class Run:
                 yield
 
     def begin(self, name: str) -> None:
-        """The stage's clock starts."""
+        """Start the clock of the stage."""
         self.begun = time.time()
 
     def position(self, name: str, i: int, total: int) -> float:
-        """How far the stage is at iteration `i`, in iterations of `total`."""
+        """The progress of the stage at iteration `i`, in iterations of `total`."""
         minutes = getattr(self.limits, name)
         taken = (self.spent + time.time() - self.begun) / 60
         return max(i, total * taken / minutes) if minutes else i
@@ -163,7 +166,7 @@ class Run:
         return (self.work / f"{name}-final.pt").exists()
 
     def finished(self, name: str, model: torch.nn.Module) -> bool:
-        """Whether the stage was finished before; then its weights are back in the model."""
+        """Whether the stage was finished before. Then its weights are loaded into the model."""
         if not self.is_finished(name):
             return False
         state = torch.load(
@@ -183,8 +186,8 @@ class Run:
 def graphed(step: Callable[..., torch.Tensor], run: Run) -> Callable[..., torch.Tensor]:
     """`step` replayed as CUDA graphs, one per shapes of its tensors; on the CPU `step` itself.
 
-    Small models run through small kernels, and launching them costs more than running them; a
-    graph launches once. The first call with new shapes runs the step three times to warm up.
+    Small models have small kernels, and launching them costs more than running them. A graph
+    launches once. The first call with new shapes runs the step three times as a warm-up.
     """
     if run.device.type != "cuda" or run.limits.eager:
         return step

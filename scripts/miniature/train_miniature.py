@@ -1,4 +1,5 @@
-"""Train the embedded miniature, and its kin of other families and another world, from nothing.
+"""Trains the embedded miniature, and similar models of other families and another world, from
+scratch.
 
     python scripts/miniature/train_miniature.py --preset gpu --out assets/mini-wan  # minutes
     python scripts/miniature/train_miniature.py --preset cpu --out out/mini-wan-cpu  # hours
@@ -7,16 +8,16 @@
     python scripts/miniature/train_miniature.py --preset photos --out out/photos
     python scripts/miniature/train_miniature.py --sizes  # parameters and bytes of each, no training
 
-Every class is a stock one of its family (`families.py`), so that the result loads with the
-`from_pretrained` of its pipeline. Data is the world of the preset (`worlds.py`); nothing is
-downloaded. The run is seeded; `--work` keeps checkpoints, and the same command goes on from the
-last one. Beside the model it writes the loss curve (CSV and PNG) and a sample sheet.
+Every class is a stock class of its family (`families.py`), so the result loads with the
+`from_pretrained` of its pipeline. The data comes from the world of the preset (`worlds.py`);
+nothing is downloaded. The run is seeded. `--work` has checkpoints, and the same command continues
+from the last one. Beside the model it writes the loss curve (CSV and PNG) and a sample sheet.
 
-Where time is short: `--minutes` ends this call with a checkpoint (exit code 3), `--within` ends
-the whole training by then, its schedules stretched to that, and `--end` takes the moving average
-of the last checkpoint as it is.
+If time is short: `--minutes` ends this call with a checkpoint (exit code 3). `--within` ends the
+whole training within that time, with schedules scaled to it. `--end` uses the moving average of the
+last checkpoint.
 
-`--start FOLDER` begins from a trained model of the preset's family (its VAE stays as it is), and
+`--start FOLDER` begins with a trained model of the preset's family (its VAE does not change).
 `--unsaid SHARE` leaves the colours out of a share of captions, so that only a reference shows them:
 
     python scripts/miniature/train_miniature.py --preset gpu --start assets/mini-wan --unsaid 0.3 \\
@@ -25,7 +26,7 @@ of the last checkpoint as it is.
 Stages: (1) the VAE on clips rendered on the fly, L1 + L2 and a little KL; (2) pools of normalised
 latents at several sizes, once; (3) denoiser and text encoder together: the mean squared error of
 what the family predicts, at its own levels of noise, 10 % empty captions for classifier-free
-guidance, an EMA. Short recipes also train on what the world knows of its clips (`hints.py`).
+guidance, an EMA. Short recipes also train on the world's knowledge about its clips (`hints.py`).
 """
 
 from __future__ import annotations
@@ -110,7 +111,7 @@ def arguments() -> argparse.Namespace:
 
 
 def train(preset: Preset, run: Run, args: argparse.Namespace) -> None:
-    """All stages, those that are finished skipped, and what comes out of them."""
+    """Run all stages that are not finished, and write the results."""
     family = FAMILIES[preset.family]
     tokenizer = build_tokenizer(WORLDS[preset.world].words)
     start = family.pipeline.from_pretrained(args.start) if args.start else None
@@ -120,7 +121,7 @@ def train(preset: Preset, run: Run, args: argparse.Namespace) -> None:
     if not run.is_finished("denoiser"):
         pools, captions = encode_pools(vae, preset, run)
         batches = Batches(pools, captions, tokenizer, preset, args.unsaid)
-    torch.manual_seed(args.seed)  # whatever was drawn before, also in a run that goes on
+    torch.manual_seed(args.seed)  # the same in a continued run, which draws other numbers before
     transformer, text_encoder = train_denoiser(preset, run, batches, len(tokenizer), start)
     pipe = export(args.out, run, preset, vae, transformer, text_encoder, tokenizer)
     draw_curve(args.out.parent / f"{args.out.name}-loss.png", run.curve)

@@ -42,7 +42,7 @@ def train_vae(preset: Preset, run: Run) -> nn.Module:
         position = run.position("vae", i, preset.vae_iterations)
         if position >= preset.vae_iterations:
             break
-        torch.manual_seed(i)  # of the posterior's noise, so that a resumed run is the same
+        torch.manual_seed(i)  # seeds the posterior's noise, so that a resumed run is the same
         draw = torch.Generator(run.device).manual_seed(i)
         size, batch, share = vae_stage(preset, position)
         pick = torch.randint(len(clips), (batch,), generator=draw, device=run.device)
@@ -59,10 +59,11 @@ def train_vae(preset: Preset, run: Run) -> nn.Module:
 
 
 def vae_stage(preset: Preset, position: float) -> tuple[tuple[int, int, int], int, float]:
-    """Size, batch and share of the peak learning rate, so many iterations on.
+    """Size, batch and share of the peak learning rate after this number of iterations.
 
-    Short crops first. The decoder hands features on from frame to frame and drifts over frames
-    later than it ever saw, so the tail has all frames, fewer crops at a time, and a lower peak.
+    Short crops come first. The decoder passes features from frame to frame, and drifts over frames
+    later than those in training. So the tail has all frames, fewer crops at a time, and a lower
+    peak.
     """
     frames, height, width = preset.vae_size
     tail = round(preset.vae_iterations * preset.vae_tail)
@@ -75,7 +76,8 @@ def vae_stage(preset: Preset, position: float) -> tuple[tuple[int, int, int], in
 
 
 def crop(clips: torch.Tensor, size: tuple[int, int, int], draw: torch.Generator) -> torch.Tensor:
-    """The same random window (frames, height, width) of every clip; all of it if as large."""
+    """The same random window (frames, height, width) of every clip; the whole clip if it is not
+    larger."""
     for axis, (whole, part) in enumerate(zip(clips.shape[2:], size, strict=True), 2):
         if part < whole:
             first = int(torch.randint(whole - part + 1, (), generator=draw, device=draw.device))
@@ -100,7 +102,8 @@ def render_pool(preset: Preset, run: Run) -> torch.Tensor:
 def vae_step(
     family: Family, vae: nn.Module, optimizer: Together, run: Run
 ) -> Callable[[torch.Tensor], torch.Tensor]:
-    """One optimiser step: clips in [-1, 1] -> mean squared error. A CUDA graph on a GPU."""
+    """Make one optimiser step on clips in [-1, 1]. Returns the mean squared error. On a GPU it is a
+    CUDA graph."""
 
     def step(clip: torch.Tensor) -> torch.Tensor:
         with run.autocast():
@@ -119,7 +122,7 @@ def vae_step(
 
 @torch.no_grad()
 def measure_latents(family: Family, vae: nn.Module, clips: torch.Tensor) -> None:
-    """Give the VAE its latents' mean and standard deviation."""
+    """Store the mean and standard deviation of its latents in the VAE."""
     parts = [vae.encode(c.float() / 127.5 - 1).latent_dist.mean for c in clips[:512].split(16)]
     values = torch.cat(parts).transpose(0, 1).flatten(1)
     family.set_scale(vae, values.mean(1), values.std(1).clamp_min(1e-4))

@@ -1,12 +1,12 @@
 """The procedural world that the embedded miniature is trained on: captions, boxes and pixels.
 
 A `Scene` is one to three coloured shapes, each with a motion, over a background that a camera may
-pan across. `sample_scene` draws one from a `random.Random`; `Scene.caption` says it in words;
-`Scene.boxes` gives every subject's box in every frame; `render` turns a batch of scenes into
-pixels with signed distances (anti-aliased, vectorised, the same on every device).
+pan across. `sample_scene` draws one from a `random.Random`. `Scene.caption` describes it in words.
+`Scene.boxes` has every subject's box in every frame. `render` turns a batch of scenes into pixels
+with signed distances (anti-aliased, vectorised, the same on every device).
 
-Coordinates are in units of the frame's short side, x to the right, y down. Motions are what is
-seen on the screen: a camera pan moves the background only (the camera follows the subjects).
+Coordinates are in units of the frame's short side, x to the right, y down. Motions are those on the
+screen: a camera pan moves only the background (the camera follows the subjects).
 
 Shapes: B scenes, S = 3 subject slots, T frames, H and W pixels.
 """
@@ -59,7 +59,7 @@ PLACES = {
 }
 SIZES = {"small": 0.105, "": 0.15, "big": 0.2}
 SLOTS = 3
-MIX = (60, 28, 12)  # of one, two and three subjects
+MIX = (60, 28, 12)  # weights of scenes with one, two and three subjects
 DEFAULT = (17, 64, 64)  # frames, height, width of the miniature's clips
 TRAIN_STREAM, SHEET_STREAM, CHECK_STREAM, PROMPT_STREAM = 1, 2, 3, 4  # each its own scenes
 
@@ -85,7 +85,7 @@ class Subject:
         return " ".join(word for word in words if word)
 
     def path(self, frames: int) -> list[tuple[float, float, float]]:
-        """Centre x, centre y and radius in each of `frames` frames."""
+        """Centre x, centre y and radius, in each of `frames` frames."""
         return [self.at(i / max(frames - 1, 1)) for i in range(frames)]
 
     def at(self, u: float) -> tuple[float, float, float]:
@@ -141,7 +141,7 @@ def sample_scene(
     max_subjects: int = 3,
     mix: tuple[int, int, int] = MIX,
 ) -> Scene:
-    """Draw one scene for frames of the given width / height; `mix` weighs 1, 2, 3 subjects."""
+    """Draw one scene for frames of the given width / height. `mix`: weights of 1, 2, 3 subjects."""
     count = min(rng.choices((1, 2, 3), weights=mix)[0], max_subjects)
     colors = rng.sample(sorted(COLORS), count)
     if count > 1 and rng.random() < 0.1:
@@ -190,7 +190,7 @@ def _sample_subject(
 
 
 def _tones(rng: random.Random, background: str) -> tuple[float, float]:
-    """Two grey levels in [0, 1]: what the background is painted with."""
+    """The two grey levels of the background, in [0, 1]."""
     plain = {"plain gray": 0.5, "plain black": 0.08, "plain white": 0.93}
     if background in plain:
         return plain[background], plain[background]
@@ -224,7 +224,8 @@ def render(
 
 
 def paint(canvas: torch.Tensor, scenes: Sequence[Scene]) -> torch.Tensor:
-    """Subjects in front of backgrounds (B, 3, T, H, W) in [0, 1] -> pixels in [-1, 1]."""
+    """Paint subjects in front of backgrounds (B, 3, T, H, W) in [0, 1]. Returns pixels in [-1,
+    1]."""
     frames, height, width = canvas.shape[2:]
     unit, device = min(height, width), canvas.device
     grid_y = (torch.arange(height, device=device) + 0.5) / unit
@@ -260,7 +261,7 @@ def _coverage(
 
 
 def _signed_distance(shape: str, x: torch.Tensor, y: torch.Tensor, r: torch.Tensor) -> torch.Tensor:
-    """Distance to the outline of a shape of outer radius about r, negative inside."""
+    """Distance to the outline of a shape with an outer radius of about r; negative inside."""
     if shape == "circle":
         return torch.hypot(x, y) - r
     if shape == "square":
@@ -278,7 +279,8 @@ def _signed_distance(shape: str, x: torch.Tensor, y: torch.Tensor, r: torch.Tens
 
 
 def _star_distance(x: torch.Tensor, y: torch.Tensor, r: torch.Tensor) -> torch.Tensor:
-    """A five-pointed star: fold the plane into half a point and measure to its edge."""
+    """Distance to a five-pointed star: the plane is folded into half a point, and the distance to
+    its edge is measured."""
     sector = 2 * math.pi / 5
     angle = torch.atan2(x, -y)
     folded = (torch.remainder(angle + sector / 2, sector) - sector / 2).abs()
@@ -293,7 +295,7 @@ def _star_distance(x: torch.Tensor, y: torch.Tensor, r: torch.Tensor) -> torch.T
 def _backgrounds(
     scenes: Sequence[Scene], frames: int, grid_x: torch.Tensor, grid_y: torch.Tensor, unit: int
 ) -> torch.Tensor:
-    """Grey backgrounds with their camera pan, (B, 3, T, H, W) in [0, 1]."""
+    """Grey backgrounds with their camera pans, (B, 3, T, H, W) in [0, 1]."""
     device = grid_x.device
     u = torch.linspace(0, 1, frames, device=device)
     layers = []

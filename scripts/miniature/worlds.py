@@ -11,7 +11,8 @@ import world
 
 @dataclass(frozen=True)
 class World:
-    """How scenes are drawn from a stream, how they become pixels, and words beyond `world.py`'s."""
+    """A world: how scenes are drawn from a stream, how they become pixels, and words that
+    `world.py` does not have."""
 
     scene_at: Callable[..., world.Scene]
     render: Callable

@@ -1,12 +1,13 @@
-"""Write prompts of the miniature's world that it has never seen: to evaluate, and to calibrate on.
+"""Writes prompts of the miniature's world that it has never seen, for evaluation and for
+calibration.
 
 python scripts/miniature/write_prompts.py
 python scripts/miniature/write_prompts.py --world photos
 
-Three files in `assets/prompts/` that have no prompt in common: `miniature.jsonl` to evaluate on,
-`calibration.jsonl`, and `several.jsonl` to evaluate on prompts of another kind: two or three
-subjects over a moving camera, which a tenth of the others are. The second world has two of its
-own: `photos.jsonl` and `photos-calibration.jsonl`.
+It writes three files in `assets/prompts/` without a common prompt: `miniature.jsonl` for
+evaluation, `calibration.jsonl`, and `several.jsonl` for evaluation with another kind of prompts:
+two or three subjects with a moving camera, which is a tenth of the others. The second world has two
+files: `photos.jsonl` and `photos-calibration.jsonl`.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from world import PROMPT_STREAM, Scene
 from worlds import WORLDS
 
 FOLDER = Path("assets/prompts")
-CALIBRATION, SEVERAL = 5000, 50_000  # where these begin in the world's stream
+CALIBRATION, SEVERAL = 5000, 50_000  # where these files begin in the world's stream
 
 
 def main() -> None:
@@ -43,7 +44,7 @@ def main() -> None:
 
 
 def several(scene: Scene) -> bool:
-    """Two or three subjects over a moving camera."""
+    """Whether a scene has two or three subjects and a moving camera."""
     return len(scene.subjects) > 1 and bool(scene.pan)
 
 
@@ -56,7 +57,8 @@ def write_rows(
     seen: set[str],
     wanted: Callable[[Scene], bool] = lambda scene: True,
 ) -> None:
-    """So many captions that are not in `seen`, from a place in the world's stream on."""
+    """Write this number of captions that are not in `seen`, from a place in the world's stream
+    on."""
     rows: list[dict[str, str]] = []
     for index in range(first, first + 100 * count):
         scene = scene_at(PROMPT_STREAM, index)

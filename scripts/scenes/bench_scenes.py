@@ -1,4 +1,5 @@
-"""What a scene costs: a clip against the stock pipeline's, and one attention against a dense mask.
+"""Measures the cost of a scene: a clip against the stock pipeline's, and one attention against a
+dense mask.
 
     OMP_NUM_THREADS=1 python scripts/scenes/bench_scenes.py
     python scripts/scenes/bench_scenes.py --device cuda --dtype bfloat16 --heads 12 --width 128 \\
@@ -6,13 +7,13 @@
 
 First, FLOPs and seconds of the miniature's clips without their decoding: stock, isolated
 (background open and closed), with subjects' own texts, and two shots of which the second reads the
-first, against two stock clips in one batch. Runs go in turn, medians count. On a CPU seconds are
-the process's own, on one thread, so that other work on the machine does not count; on a GPU they
-are the wall's, with the queue waited for. Then one
-self-attention at sizes beyond the miniature's: gather per class against SDPA with the dense mask
-and against plain SDPA; with two subjects that cover a quarter of the tokens each, and a reference
-of an eighth. Last, the leak from one subject to another through the whole miniature: change of
-one's output by a change of the other's latents. The last line is JSON.
+first, against two stock clips in one batch. Runs alternate, and medians count. On a CPU, seconds
+are CPU time of the process on one thread, so that other work on the machine does not count. On a
+GPU they are wall time, including all queued work. Then one self-attention at sizes beyond the
+miniature's: gathering by class against SDPA with the dense mask and against plain SDPA, with two
+subjects that each cover a quarter of the tokens, and a reference that covers an eighth. Last, the
+leak from one subject to another through the whole miniature: the change of one's output by a change
+of the other's latents. The last line is JSON.
 """
 
 from __future__ import annotations
@@ -85,7 +86,7 @@ SHOTS = Layout(
 
 
 def clips(pipe: Any, steps: int, repeats: int) -> list[dict[str, Any]]:
-    """Seconds and FLOPs of each way, beside those of the stock call for the same prompts."""
+    """Seconds and FLOPs of each way, and those of the stock call for the same prompts."""
     bare: dict[str, Any] = {"text": 0.0, "steps": (0.0, 1.0)}
     ways: dict[str, tuple[Layout, SceneConfig | None]] = {
         "stock, 1 clip": (PAIR, None),
@@ -142,7 +143,8 @@ def _run(pipe: Any, layout: Layout, config: SceneConfig | None, steps: int) -> t
 
 
 def clock(device: torch.device) -> float:
-    """Seconds of this process on a CPU; of the wall on a GPU, all its work done."""
+    """Seconds: CPU time of this process on a CPU; wall time on a GPU, after all its work is
+    done."""
     if device.type == "cpu":
         return time.process_time()
     synchronise(device)
@@ -154,7 +156,8 @@ def clock(device: torch.device) -> float:
 
 @torch.no_grad()
 def attention(tokens: int, args: argparse.Namespace) -> dict[str, Any]:
-    """Milliseconds, pairs and extra memory of one call: plain, by the dense mask, and gathered."""
+    """Milliseconds, pairs and extra memory of one call: plain, with the dense mask, and
+    gathered."""
     device, repeats = torch.device(args.device), max(args.repeats, 3)
     generator = torch.Generator().manual_seed(0)
     quarter, eighth = tokens // 4, tokens // 8
@@ -205,7 +208,7 @@ def attention(tokens: int, args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _extra_memory(call: Callable[[], torch.Tensor]) -> int:
-    """Bytes that a call allocates at its peak, its output among them."""
+    """Bytes that a call allocates at its peak, with its output."""
     before = torch.cuda.memory_allocated()
     with Stopwatch("cuda") as taken:
         call()
@@ -223,9 +226,9 @@ def sdpa(
 
 
 def leaks(pipe: Any) -> dict[str, float]:
-    """How much of a change of the right subject's latents reaches the left one's prediction, in one
-    forward at the middle of the schedule: root mean square over the left box, relative to that of
-    the change's effect in the right one."""
+    """The share of a change of the right subject's latents that reaches the left subject's
+    prediction, in one forward in the middle of the schedule: root mean square over the left box,
+    relative to the effect of the change in the right one."""
     ways = {
         "stock": None,
         "open": SceneConfig(text=0.0, steps=(0.0, 1.0)),
@@ -248,7 +251,7 @@ def _leak(pipe: Any) -> float:
     generator = torch.Generator().manual_seed(0)
     latents = torch.randn(1, pipe.transformer.config.in_channels, 5, 8, 8, generator=generator)
     changed = latents.clone()
-    inside = slice(2, 6)  # rows that the boxes cover wholly
+    inside = slice(2, 6)  # rows that the boxes cover completely
     changed[..., inside, 4:] = torch.randn(changed[..., inside, 4:].shape, generator=generator)
     latents, changed = latents.to(pipe.device), changed.to(pipe.device)
     text = pipe.encode_prompt([BOTH], do_classifier_free_guidance=False, max_sequence_length=64)[0]

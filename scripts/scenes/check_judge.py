@@ -1,11 +1,13 @@
-"""How often the judge of scenes is right: on true renderings, and on scenes with an exchange.
+"""Measures how often the judge of scenes is right, on true renderings and on scenes with an
+exchange.
 
     python scripts/scenes/check_judge.py                            # true renderings
     python scripts/scenes/check_judge.py --model assets/mini-wan    # through the model's VAE first
 
-One JSON line a suite. On a true rendering the judge must find every subject right. On a rendering
-whose colours or shapes were exchanged between the subjects it must find them wrong and swapped.
-With `--model` the renderings go through the model's VAE first: no method can score above that.
+It prints one JSON line for each suite. On a true rendering, the judge must find every subject
+right. On a rendering whose colours or shapes were exchanged between the subjects it must find them
+wrong and swapped. With `--model` the renderings go through the model's VAE first: no method can
+score above that.
 """
 
 from __future__ import annotations
@@ -29,7 +31,7 @@ from world import DEFAULT, Scene, render
 
 
 def exchanged(scene: Scene, field: str) -> Scene:
-    """The same scene with one property passed on from each subject to the next."""
+    """The same scene with one property moved from each subject to the next."""
     values = [getattr(subject, field) for subject in scene.subjects]
     moved = values[1:] + values[:1]
     subjects = [

@@ -1,4 +1,5 @@
-"""Does a quality hold for scenes? The uncached scene is the reference; several seeds a layout.
+"""Checks whether a quality target is reached for scenes. The uncached scene is the reference, with
+several seeds for each layout.
 
     OMP_NUM_THREADS=1 python scripts/scenes/check_scene_quality.py --quality 32 --seeds 4
 

@@ -1,9 +1,9 @@
-"""Make `assets/mini-wan-shapes.npz`: what the miniature's VAE leaves of the world's shapes.
+"""Makes `assets/mini-wan-shapes.npz`: the world's shapes after the miniature's VAE.
 
     python scripts/scenes/make_shapes.py --write      # about two minutes on one core
 
 Every shape at eight sizes, with three motions, random colours and backgrounds, is rendered, encoded
-and decoded. The file holds one mask of each at one size and place, as uint8; `scene_shapes.py`
+and decoded. The file has one mask of each, at one size and place, as uint8. `scene_shapes.py`
 compares with them.
 """
 

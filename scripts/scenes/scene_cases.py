@@ -1,4 +1,4 @@
-"""Seeded scenes of the miniature's world as layouts: what `table_scenes.py` generates and judges.
+"""Seeded scenes of the miniature's world as layouts, which `table_scenes.py` generates and judges.
 
 Suites:
 
@@ -11,11 +11,11 @@ Suites:
 - `unsaid`: the same, but the caption of the second shot leaves the colour out: it can only come
   from the first.
 
-Stars and crosses are left out, small subjects too where there are several, and of `three` all but
-the big ones: the miniature's VAE rounds them off, whatever the denoiser does (`scene_shapes.py`).
+Stars and crosses are left out; small subjects too if there are several; and for `three` all but the
+big ones. The miniature's VAE rounds them off, whatever the denoiser does (`scene_shapes.py`).
 
-Boxes are what a user would draw. `cells`: the part of the frame that the caption names, or for a
-single subject all that it passes through; `paths`: the true path. Both with a margin.
+Boxes are those that a user would draw. `cells`: the part of the frame that the caption names, or
+for a single subject the whole area that it passes. `paths`: the true path. Both have a margin.
 """
 
 from __future__ import annotations
@@ -49,14 +49,14 @@ NEIGHBOURS = (
     ("yellow", "green"),
     ("green", "cyan"),
 )
-SCENE_STREAM = 5  # beside those of the world
-MARGIN = 0.03  # of a box that follows a path
+SCENE_STREAM = 5  # in addition to those of the world
+MARGIN = 0.03  # margin of a box that follows a path
 _OPPOSITE = {"on the left": "on the right", "on the right": "on the left"}
 
 
 @dataclass(frozen=True)
 class Case:
-    """A layout, what each of its shots should show, and the true scenes that it was drawn from."""
+    """A layout, the expected content of each of its shots, and the true scenes behind it."""
 
     suite: str
     index: int
@@ -108,7 +108,7 @@ def _one_shot(rng: random.Random, suite: str, index: int, boxes: str) -> Case:
 
 
 def _quartered(rng: random.Random, subject: Subject) -> Subject:
-    """In the middle of the upper or lower quarter of its side, where it stays."""
+    """The subject in the middle of the upper or lower quarter of its side, where it stays."""
     x = 0.25 if subject.place == "on the left" else 0.75
     motion = rng.choice(STAYING)
     return dataclasses.replace(subject, motion=motion, center=(x, rng.choice((0.25, 0.75))))
@@ -120,7 +120,7 @@ def _quarter(subject: Subject) -> Region:
 
 
 def _mirrored(subject: Subject) -> Subject:
-    """On the other side; what moves left or right still does."""
+    """The subject on the other side. A motion to the left or right does not change."""
     center = 1 - subject.center[0], subject.center[1]
     return dataclasses.replace(subject, place=_OPPOSITE[subject.place], center=center)
 
@@ -131,7 +131,7 @@ def _without_places(scene: Scene) -> Scene:
 
 
 def _two_shots(rng: random.Random, suite: str, index: int, boxes: str) -> Case:
-    """A subject on one side, then on the other, of another size, background and motion."""
+    """A subject on one side, then on the other, with another size, background and motion."""
     place = rng.choice(sorted(_OPPOSITE))
     sizes = rng.sample(sorted(SIZES), 2)
     motions = rng.sample(sorted(set(MOTIONS) - {"circle"}), 2)
@@ -153,7 +153,8 @@ def _two_shots(rng: random.Random, suite: str, index: int, boxes: str) -> Case:
 
 
 def _scene(rng: random.Random, count: int, sizes: Sequence[str] = tuple(SIZES)) -> Scene:
-    """A scene of so many subjects of these sizes; backgrounds are said, the camera rests."""
+    """A scene with this number of subjects of these sizes. The caption has the background, and the
+    camera does not move."""
     while True:
         scene = sample_scene(rng, max_subjects=count)
         if len(scene.subjects) == count and {s.size for s in scene.subjects} <= set(sizes):
@@ -191,7 +192,7 @@ def _shot(
 
 
 def _still(subject: Subject, count: int) -> Keyframe:
-    """One box for all the clip."""
+    """One box for the whole clip."""
     if count > 1:
         return Keyframe(0, cell(subject.place, count))
     boxes = zip(*(keyframe.box for keyframe in _path(subject)), strict=True)

@@ -1,13 +1,13 @@
-"""Judge a clip of the miniature's world: colour, shape, motion and identity of every subject.
+"""Judges a clip of the miniature's world: colour, shape, motion and identity of every subject.
 
 In: a clip (T, H, W, 3) in [0, 1], and for each subject its colour, shape, motion and region of the
 frame. Out: a `Verdict`, subject by subject, and whether subjects were `swapped` or `merged`.
 
-The world paints flat colours on greys. So the part of a pixel's colour that is not grey says which
+The world paints flat colours on greys. So the part of a pixel's colour that is not grey shows which
 colour covers it and how much: `alpha` is exact on a true rendering, also at edges. The mean alpha
-over the frames, at one size and place, is compared with what the VAE leaves of each shape of about
-that size (`scene_shapes.py`); the best overlap names the shape. A subject is judged in its own
-region only. `check_judge.py` measures how often the judge is right. Source: ours, with OpenCV.
+over the frames, at one size and place, is compared with each shape of about that size after the VAE
+(`scene_shapes.py`). The best overlap decides the shape. A subject is judged in its own region only.
+`check_judge.py` measures how often the judge is right. Source: ours, with OpenCV.
 """
 
 from __future__ import annotations
@@ -33,7 +33,8 @@ from world import (
 
 NAMES = tuple(COLORS)
 PALETTE = np.array([COLORS[name] for name in NAMES], np.float32) / 255
-LEAST_SHARE, LEAST_FRAMES = 0.003, 0.8  # of the frame, of the frames: as in check_miniature
+# share of the frame, and of the frames: as in check_miniature
+LEAST_SHARE, LEAST_FRAMES = 0.003, 0.8
 CHROMA = 22.0  # in CIELAB: greyer pixels have no colour
 
 Region = tuple[float, float, float, float]  # x0, y0, x1, y1 in shares of the frame
@@ -41,7 +42,7 @@ Region = tuple[float, float, float, float]  # x0, y0, x1, y1 in shares of the fr
 
 @dataclass(frozen=True)
 class Expected:
-    """What a subject should be: the words of its caption, and the region that is its own."""
+    """The expected subject: the words of its caption, and its own region."""
 
     color: str
     shape: str
@@ -51,7 +52,7 @@ class Expected:
 
 @dataclass(frozen=True)
 class Seen:
-    """What is in a region: None where nothing is. `overlap`: of the shape that fits best."""
+    """The content of a region; None if it is empty. `overlap`: that of the best shape."""
 
     color: str | None
     shape: str | None
@@ -63,7 +64,8 @@ class Seen:
 
 @dataclass(frozen=True)
 class Verdict:
-    """Of a clip: colour, shape and motion right, subject by subject; and what went wrong."""
+    """The verdict on a clip: whether colour, shape and motion of each subject are right, and what
+    is wrong."""
 
     color: tuple[bool, ...]
     shape: tuple[bool, ...]
@@ -73,7 +75,7 @@ class Verdict:
 
     @property
     def right(self) -> bool:
-        """Every subject has its own colour and shape in its own region."""
+        """Whether every subject has its own colour and shape in its own region."""
         return all(self.color) and all(self.shape)
 
 
@@ -106,7 +108,7 @@ def own_alpha(clip: np.ndarray, region: Region) -> tuple[int, np.ndarray]:
 
 
 def look(clip: np.ndarray, region: Region) -> Seen:
-    """What is in a region of a clip (T, H, W, 3) in [0, 1]."""
+    """The content of a region of a clip (T, H, W, 3) in [0, 1]."""
     best, alpha = own_alpha(clip, region)
     area = clip.shape[1] * clip.shape[2]
     present = (alpha > 0.5).sum((1, 2)) >= LEAST_SHARE * area
@@ -126,7 +128,7 @@ def look(clip: np.ndarray, region: Region) -> Seen:
 
 @functools.cache
 def templates() -> Templates:
-    """Of `assets/mini-wan-shapes.npz`, read once."""
+    """The templates in `assets/mini-wan-shapes.npz`, read once."""
     return Templates()
 
 
@@ -142,7 +144,7 @@ def judge(clip: np.ndarray, expected: Sequence[Expected]) -> Verdict:
 
 
 def pieces(colors: np.ndarray) -> int:
-    """Separate one-coloured subjects in a frame of `colors_of`, specks aside."""
+    """Separate subjects of one colour in a frame of `colors_of`, without specks."""
     least = LEAST_SHARE * colors.size
     count = 0
     for index in range(len(NAMES)):
@@ -162,7 +164,7 @@ def identity(a: Seen, b: Seen) -> tuple[float, float] | None:
 
 
 def copies(second: Seen, own: str, other: str) -> bool | None:
-    """Whether a subject moves as in the other shot and not as its own caption says."""
+    """Whether a subject moves as in the other shot, and not as in its own caption."""
     if second.path is None or own == other:
         return None
     return bool(moves_as(second.path, other) and not moves_as(second.path, own))
@@ -182,7 +184,7 @@ def _near(own: np.ndarray) -> np.ndarray:
 def _path(
     alpha: np.ndarray, inside: tuple[slice, slice], size: tuple[int, int]
 ) -> np.ndarray | None:
-    """(T', 3): centre and area in short sides, in the frames where it is there."""
+    """(T', 3): centre and area in short sides, in the frames with the subject."""
     unit = min(size)
     rows = []
     for frame in alpha:
@@ -203,7 +205,7 @@ def _window(size: tuple[int, int], region: Region) -> tuple[slice, slice]:
 
 
 def _swapped(pairs: Sequence[tuple[Seen, Expected]]) -> bool:
-    """Whether some subject has what another should have, in colour or shape, and not its own."""
+    """Whether some subject has the colour or shape of another one instead of its own."""
     for name in ("color", "shape"):
         wanted = [getattr(e, name) for _, e in pairs]
         for i, (seen, expected) in enumerate(pairs):
@@ -230,7 +232,8 @@ def cell(place: str, count: int) -> Region:
 
 
 def expected_of(scene: Scene) -> list[Expected]:
-    """What a scene's caption asks for, each subject in the part of the frame that it names."""
+    """The content that a scene's caption describes, with each subject in the part of the frame that
+    it names."""
     count = len(scene.subjects)
     places = [cell(s.place, count) if count > 1 else (0.0, 0.0, 1.0, 1.0) for s in scene.subjects]
     return [

@@ -1,4 +1,4 @@
-"""Name the shape of a mask, by what the miniature's VAE leaves of the world's shapes.
+"""Finds the shape of a mask, by comparison with the world's shapes after the miniature's VAE.
 
 In: a mask at one size and place, and its extent in pixels. Out: the shape whose templates overlap
 it best. A VAE with 8 x 8 pixels in one latent cell rounds small shapes off: a star of 6 pixels
@@ -20,13 +20,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "miniature"))
 from world import SHAPES
 
 FILE = Path(__file__).resolve().parents[2] / "assets" / "mini-wan-shapes.npz"
-SIDE = 32  # of a mask
+SIDE = 32  # side of a mask
 NEAR = 1.25  # sizes are compared up to this ratio
-VOTES = 3  # of the templates of a shape that fit best
+VOTES = 3  # best templates of a shape that count
 
 
 class Templates:
-    """Masks by shape and size; `name` says which shape a mask is."""
+    """Masks by shape and size. `name` finds the shape of a mask."""
 
     def __init__(self, path: Path = FILE) -> None:
         with np.load(path) as found:
@@ -34,7 +34,7 @@ class Templates:
             self.reach, self.shapes = found["reach"], found["shapes"]
 
     def name(self, mask: np.ndarray, reach: float) -> tuple[str | None, float]:
-        """The shape of a mask of `normalised` and of an rms distance in pixels, and its overlap."""
+        """The shape of a mask from `normalised` with an rms distance in pixels, and its overlap."""
         ratio = self.reach / reach
         near = (ratio < NEAR) & (ratio > 1 / NEAR)
         over = np.minimum(self.masks, mask).sum((1, 2)) / np.maximum(self.masks, mask).sum((1, 2))
@@ -61,14 +61,15 @@ def moments(alpha: np.ndarray) -> tuple[float, float, float] | None:
 def normalised(alpha: np.ndarray, at: tuple[float, float, float]) -> np.ndarray:
     """An alpha (h, w) at one size and place: (SIDE, SIDE)."""
     x, y, reach = at
-    scale = SIDE / (6.4 * reach)  # an outline lies at 1.3 to 2 times the rms distance
+    scale = SIDE / (6.4 * reach)  # an outline is at 1.3 to 2 times the rms distance
     half = SIDE / 2 - 0.5
     move = np.array([[scale, 0, half - scale * x], [0, scale, half - scale * y]])
     return cv2.warpAffine(alpha, move, (SIDE, SIDE), flags=cv2.INTER_LINEAR)
 
 
 def mean_mask(alphas: np.ndarray) -> tuple[np.ndarray, float] | None:
-    """The mean mask of frames (T, h, w), and the mean rms distance; None where nothing is."""
+    """The mean mask of frames (T, h, w), and the mean rms distance; None if the frames are
+    empty."""
     found = [(alpha, at) for alpha in alphas if (at := moments(alpha)) is not None]
     if not found:
         return None
