@@ -241,8 +241,9 @@ def _outer(rows: torch.Tensor) -> torch.Tensor:
 
 
 def _precise(matrices: torch.Tensor) -> torch.Tensor:
-    """The matrices in float64, except on Apple's devices, which do not have it; and which matrices
-    are finite. LAPACK raises an error for others, and a clip would be lost."""
+    """The matrices in float64 (except on Apple's devices, which do not have it), with the unit
+    matrix instead of those that are not finite. LAPACK would raise an error for these, and a clip
+    would be lost."""
     precise = matrices if matrices.device.type == "mps" else matrices.double()
     eye = torch.eye(precise.shape[-1], dtype=precise.dtype, device=precise.device)
     return torch.where(precise.isfinite().all((-2, -1), keepdim=True), precise, eye)

@@ -41,7 +41,7 @@ def note(path: Path, event: str, job: str) -> None:
 
 
 def read(path: Path) -> Journal:
-    """How the work went so far; None if there is no file."""
+    """How the work went so far; all counts are 0 if there is no file."""
     text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
     entries = [entry for line in text.split("\n") if (entry := _event(line)) is not None]
     begun, ended = (

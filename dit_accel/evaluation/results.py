@@ -127,7 +127,7 @@ class Results:
         return {name: sorted(some, key=lambda s: s.number or 0) for name, some in found.items()}
 
     def slots(self) -> dict[str, int]:
-        """The index of every method's colour; -1 for controls, which are grey."""
+        """The place of every method in the palette; -1 for controls, which are drawn in grey."""
         methods = [setting for setting in self.spec.methods if setting.method != UNCACHED]
         hues = list(dict.fromkeys(setting.method for setting in methods if not setting.control))
         return {s.method: -1 if s.control else hues.index(s.method) for s in methods}

@@ -164,7 +164,8 @@ def _floor(rows: Iterable[MethodSummary], metrics: Iterable[str]) -> dict[str, t
 def _in_floor(
     setting: Setting, results: Results, floor: Mapping[str, tuple[str, float]]
 ) -> dict[str, bool]:
-    """For each metric, whether the method is as good as the noise floor; None if undecided."""
+    """For each metric, whether the method is as good as the noise floor. Metrics that cannot be
+    compared are left out."""
     found: dict[str, bool] = {}
     if setting.method == UNCACHED or setting.is_rerun:
         return found

@@ -38,7 +38,7 @@ def read(folder: Path) -> dict[str, dict[int, dict[str, Any]]]:
 
 
 def place(folder: Path, method: str, k: int) -> Path:
-    """The place of a result in the table."""
+    """The file of a result in a folder."""
     return folder / "results" / f"{method.replace('/', '--')}-{k}.json"
 
 
@@ -53,7 +53,7 @@ def pack(folder: Path, target: Path) -> None:
 
 
 def unpack(source: Path, folder: Path) -> None:
-    """Write the results of such a file into a folder that has none."""
+    """Write the results of such a file into a folder, unless the folder has them."""
     known = json.loads(source.read_text(encoding="utf-8"))
     files = {folder / "uncached.json": known["uncached"]}
     files |= {place(folder, r["method"], r["k"]): r for r in known["results"]}
@@ -130,7 +130,7 @@ def _score(result: dict[str, Any], metric: str) -> str:
 
 
 def _calibration(runs: dict[int, dict[str, Any]]) -> str:
-    """The smallest and largest calibration cost of a method's settings."""
+    """A method's calibration: the range of runs and of seconds over its settings."""
     known = [r["calibration_runs"] for r in runs.values() if r.get("calibration_runs") is not None]
     if not known:
         return "–"

@@ -1,6 +1,6 @@
 """Makes the page's table of draft ranking, with a row for each method and a column for each choice.
 
-In: the rows of the ranking. Out: the table for the template; None if nothing was ranked.
+In: the rows of the ranking. Out: the table for the template; it is empty if nothing was ranked.
 Source: ours.
 """
 

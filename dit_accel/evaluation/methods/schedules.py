@@ -61,7 +61,7 @@ def schedule_of(name: str, pipe: Any, context: MethodContext) -> Field:
 
 
 def path_of(found: Field, count: int, n: int) -> list[int]:
-    """The computed steps of a schedule, if there are `count` of them."""
+    """The computed steps of a schedule with `count` computed steps."""
     path = [step.whole(0, n - 1) for step in found.at("paths").at(str(count)).entries(count, count)]
     if path != sorted({0, *path}):
         raise found.at("paths").at(str(count)).error("rising steps, the first of them 0")
