@@ -85,7 +85,7 @@ FAULTS = {
     ),
     "cast of one id": (
         lambda d: d["subjects"].append({"id": "hero", "prompt": "another"}),
-        "subjects[1].id is 'hero', as subjects[0].id",
+        "subjects[1].id is 'hero', like subjects[0].id",
     ),
     "cast that is placed nowhere": (
         lambda d: d["subjects"].append({"id": "ghost", "prompt": "a ghost"}),

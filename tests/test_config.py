@@ -143,7 +143,7 @@ def test_what_no_file_holds_is_named_and_described_by_its_class():
         (lambda: QualityConfig(0), "quality is 0; accepted: a finite number above 0"),
         (lambda: QualityConfig(float("nan")), "quality is nan"),
         (lambda: SpeedupConfig(0.5), "speedup is 0.5; accepted: a finite number, 1 or more"),
-        (lambda: SpeedupConfig(2, cache_memory=0), "cache_memory is 0; accepted: bytes, at least"),
+        (lambda: SpeedupConfig(2, cache_memory=0), "cache_memory is 0; accepted: bytes, 1 or"),
         (lambda: QualityConfig(guard=1), "guard is 1; accepted: True, False"),
         (lambda: ThresholdConfig(0.1, first=0), "first is 0; accepted: an integer >= 1"),
         (lambda: ThresholdConfig(0.1, site="layer"), "site is 'layer'; accepted: attention, block"),
@@ -246,7 +246,7 @@ def test_a_mix_is_refused_without_a_plan():
         ({"quality": 30, "cache_memory": "lots"}, "cache_memory is 'lots'; accepted: bytes"),
         ({"quality": 30, "cache_memory": True}, "cache_memory is True; accepted: bytes"),
         ({"quality": 30, "cache_memory": 1.5}, "cache_memory is 1.5; accepted: bytes"),
-        ({"quality": 30, "cache_memory": 0}, "cache_memory is 0; accepted: bytes, at least 1"),
+        ({"quality": 30, "cache_memory": 0}, "cache_memory is 0; accepted: bytes, 1 or more"),
         ({"quality": "a", "speedup": 2}, "quality='a' and speedup=2 are given"),
     ],
 )

@@ -83,5 +83,5 @@ def byte_count(value: int | str) -> int:
     elif isinstance(value, numbers.Integral) and not isinstance(value, bool):
         size = int(value)
     if not 1 <= size < 2**63:
-        raise ValueError(f"{value!r}; accepted: bytes, at least 1, or a text as '512MiB', '2GiB'")
+        raise ValueError(f"{value!r}; accepted: bytes, 1 or more, or a text like '512MiB', '2GiB'")
     return int(size)

@@ -366,7 +366,7 @@ def test_a_disk_that_is_full_ends_it_and_keeps_what_is_done(prompts, model, tmp_
         ("a.jsonl", '{"prompt": "x"}\n\n{nonsense\n', "line 3: not JSON"),
         ("a.jsonl", '{"text": "x"}\n', "line 1: {'text': 'x'}; accepted: an object with prompt"),
         ("a.jsonl", '{"id": "../x", "prompt": "x"}\n', "line 1: id is '../x'"),
-        ("a.jsonl", '{"id": "a", "prompt": "x"}\n{"id": "a", "prompt": "y"}', "another prompt"),
+        ("a.jsonl", '{"id": "a", "prompt": "x"}\n{"id": "a", "prompt": "y"}', "earlier prompt"),
         ("a.json", '[{"prompt": "x"}]', "entry 1"),
         ("a.txt", "\n\n", "has no prompt; accepted: at least one"),
         ("a.csv", "x", "ends in '.csv'; accepted: .jsonl, .txt, .json"),

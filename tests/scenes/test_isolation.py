@@ -491,7 +491,7 @@ def test_another_number_of_prompts_is_refused_before_any_work():
     pipe = tiny_wan()
     with scene(pipe, rows([(0, 1)], [(0, 1)]), shots=2) as handle:
         encoder, pipe.text_encoder = pipe.text_encoder, None  # whoever encodes fails
-        with pytest.raises(ValueError, match="call is for 1 clips; accepted: 2, one a shot"):
+        with pytest.raises(ValueError, match="call is for 1 clips; accepted: 2, one for each"):
             run(pipe)
         with pytest.raises(ValueError, match="call is for 4 clips"):
             run(pipe, prompt=TWO, num_videos_per_prompt=2)
