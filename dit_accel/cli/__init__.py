@@ -1,8 +1,8 @@
 """The `dit-accel` command, with one file for each verb.
 
-In: the words on the command line. Out: the verb's output, and an exit code. Knows the verbs; its
-help imports neither torch nor diffusers. A new verb is one file with one function, and one row of
-`VERBS`. A verb that has verbs itself is a file with a `typer.Typer`. Ours.
+In: the words on the command line. Out: the verb's output, and an exit code.
+Knows the verbs; its help imports neither torch nor diffusers. A new verb is one file with one
+function, and one row of `VERBS`. A verb that has verbs itself is a file with a `typer.Typer`. Ours.
 """
 
 from __future__ import annotations

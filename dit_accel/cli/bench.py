@@ -1,7 +1,7 @@
 """`dit-accel bench`: the speed of methods on transformers of real size, with random weights.
 
-In: names of checkpoints and methods. Out: a table for each checkpoint, or one JSON object. Knows
-sizes and options; `evaluation/speed.py` measures. Nothing is downloaded. Ours.
+In: names of checkpoints and methods. Out: a table for each checkpoint, or one JSON object.
+Knows sizes and options; `evaluation/speed.py` measures. Nothing is downloaded. Ours.
 """
 
 from __future__ import annotations

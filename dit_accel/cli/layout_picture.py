@@ -1,8 +1,8 @@
 """Draws a layout: the boxes and ids of each shot, over its frames and its token grid.
 
-In: shots, and the subject of each token. Out: frames, as a sheet or as a film. Knows Pillow; reads
-and writes no file. Tokens have the colour of the subject that a run assigns them to. The grid is
-coarser than the boxes, and the picture shows that. Ours.
+In: shots, and the subject of each token. Out: frames, as a sheet or as a film.
+Knows Pillow; reads and writes no file. Tokens have the colour of the subject that a run assigns
+them to. The grid is coarser than the boxes, and the picture shows that. Ours.
 """
 
 from __future__ import annotations

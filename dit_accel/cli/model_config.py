@@ -1,7 +1,7 @@
 """The token grid of a model's clips, from its configuration files alone.
 
-In: a model and a size. Out: a `ModelConfig`. Knows no weights: for a hub id, only configuration
-files are downloaded. Ours.
+In: a model and a size. Out: a `ModelConfig`.
+Knows no weights: for a hub id, only configuration files are downloaded. Ours.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """`dit-accel plan`: shows the plan for a quality or a speedup, and its predicted quality.
 
-In: a profile or a substitute, and a target. Out: text, JSON or a picture. Knows profiles and
-schedulers; runs no model. Ours.
+In: a profile or a substitute, and a target. Out: text, JSON or a picture.
+Knows profiles and schedulers; runs no model. Ours.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Draws a plan: its steps, and its predicted PSNR among the candidate plans.
 
-In: a profile and, if there is a target, a chosen plan. Out: a .png or .svg. Knows matplotlib, of
-the extra `report`; opens no window. Ours.
+In: a profile and, if there is a target, a chosen plan. Out: a .png or .svg.
+Knows matplotlib, of the extra `report`; opens no window. Ours.
 """
 
 from __future__ import annotations

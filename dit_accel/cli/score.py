@@ -1,8 +1,8 @@
 """`dit-accel score`: measures the fidelity of clips to their references, for two files or two
 folders.
 
-In: clips. Out: a table, or JSON. Knows which options allow which pairs; `evaluation/pairs.py` and
-`metrics/` score. Ours.
+In: clips. Out: a table, or JSON.
+Knows which options allow which pairs; `evaluation/pairs.py` and `metrics/` score. Ours.
 """
 
 from __future__ import annotations

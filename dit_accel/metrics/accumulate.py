@@ -1,8 +1,8 @@
 """Scores clips chunk by chunk. The result is the same as for whole clips.
 
-In: chunks of two clips. Out: the scores of the frames and of the clip. Knows one number for each
-frame, and the last frame if a metric needs two neighbours. Does not know how clips are read, and
-knows no metric.
+In: chunks of two clips. Out: the scores of the frames and of the clip.
+Knows one number for each frame, and the last frame if a metric needs two neighbours. Does not know
+how clips are read, and knows no metric.
 Source: ours.
 """
 

@@ -1,7 +1,7 @@
 """Computes the numbers of other tools, for a comparison with published numbers; never the default.
 
-In: two clips. Out: `CONVENTIONS`: for each tool, rows under our names that give its scores. Knows
-the arithmetic on given frames. Does not know how a tool crops, resizes, pairs or batches.
+In: two clips. Out: `CONVENTIONS`: for each tool, rows under our names that give its scores.
+Knows the arithmetic on given frames. Does not know how a tool crops, resizes, pairs or batches.
 Source: each tool's code, at the version that its row names.
 """
 

@@ -3,9 +3,10 @@
     jod = 10 - 0.044 D ** 0.93,  D the visible difference, pooled over scales, channels and time
 
 In: two clips, frames per second, a display and a distance. Out: JOD; 10 if no difference is
-visible. At 9, three of four people prefer the reference. Knows the eye: contrast, colour, flicker
-and masking. Does not know which clip is better: a different, equally good clip scores low. A clip
-begins as if its first frame had been visible before.
+visible. At 9, three of four people prefer the reference.
+Knows the eye: contrast, colour, flicker and masking. Does not know which clip is better: a
+different, equally good clip scores low. A clip begins as if its first frame had been visible
+before.
 Source: ColorVideoVDP, doi 10.1145/3658144; the package cvvdp 0.5.7 (MIT) gives the same number.
 That package also scores single images, in another way, which is not here.
 """

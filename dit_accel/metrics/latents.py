@@ -3,8 +3,9 @@
     rel_l2 = ‖test - reference‖ / ‖reference‖
     cosine = <test, reference> / (‖test‖ ‖reference‖)
 
-In: two arrays of any equal shape, summed in float64. Out: one number. Decoder, codec and 8-bit
-rounding have no influence. Does not know what is visible: never average it with pixel metrics.
+In: two arrays of any equal shape, summed in float64. Out: one number.
+Decoder, codec and 8-bit rounding have no influence. Does not know what is visible: never average it
+with pixel metrics.
 Source: ours.
 """
 

@@ -5,7 +5,8 @@
 
 In: the light of two clips, `(2, 3, T, H, W)`, the test first. Out: a visible difference for each
 channel, frame and band. Channels: sustained luminance, red-green, yellow-violet, transient
-luminance. Does not know displays (`viewing`) or clips in chunks (`jod`).
+luminance.
+Does not know displays (`viewing`) or clips in chunks (`jod`).
 Source: ColorVideoVDP, doi 10.1145/3658144, section 3; written after its package cvvdp 0.5.7 (MIT),
 whose constants are in `data/`. The results agree to five digits. The order of the steps differs,
 which needs a tenth of the time.

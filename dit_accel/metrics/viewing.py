@@ -1,9 +1,9 @@
 """Models how a clip is seen: the light of a display, and the angular size of its pixels.
 
 In: the name of a display and a distance. Out: the light of 8-bit RGB in cd/m², as one luminance and
-two colour-opponent signals; pixels per degree. Knows only displays of standard dynamic range. One
-pixel of the clip is one pixel of the display. An enlarged clip corresponds to a distance that is
-smaller by the same factor.
+two colour-opponent signals; pixels per degree.
+Knows only displays of standard dynamic range. One pixel of the clip is one pixel of the display. An
+enlarged clip corresponds to a distance that is smaller by the same factor.
 Source: ColorVideoVDP, doi 10.1145/3658144, section 3.1; its package cvvdp 0.5.7 (MIT), which has
 `data/display_models.json`.
 """

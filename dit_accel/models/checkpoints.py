@@ -3,9 +3,9 @@ weights.
 
 In: `checkpoints.yaml`, beside this file. Out: `DENOISERS`, one row for each checkpoint: diffusers
 classes, the configuration of its hub repository where it differs from the class's default, the
-shape of a prompt's embeddings, its authors' clip. A new checkpoint is a new row in the file. Knows
-only names and numbers; nothing is downloaded. `small` is for a machine without a GPU: the same
-classes with fewer, narrower blocks. Its seconds are those of our code, not of the model.
+shape of a prompt's embeddings, its authors' clip. A new checkpoint is a new row in the file.
+Knows only names and numbers; nothing is downloaded. `small` is for a machine without a GPU: the
+same classes with fewer, narrower blocks. Its seconds are those of our code, not of the model.
 Source: the `config.json` files of the checkpoints.
 """
 

@@ -1,6 +1,7 @@
 """Reads the JSON files of a model's folder, which others have made.
 
-In: a file. Out: its object; or a `ValueError` that names the file and the problem. Knows no field.
+In: a file. Out: its object; or a `ValueError` that names the file and the problem.
+Knows no field.
 Source: ours.
 """
 

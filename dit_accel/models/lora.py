@@ -1,9 +1,9 @@
 """LoRAs of a pipeline: a file or folder, a weight, and the expert that it is for.
 
 In: texts as they were typed, a checked folder, and later the loaded pipeline. Out: errors before
-any weights are read, and the pipeline with its adapters. Knows the headers of safetensors files,
-and diffusers' public loaders. A LoRA without an expert is loaded into each expert of the model.
-Errors name the argument `lora`.
+any weights are read, and the pipeline with its adapters.
+Knows the headers of safetensors files, and diffusers' public loaders. A LoRA without an expert is
+loaded into each expert of the model. Errors name the argument `lora`.
 Source: ours.
 """
 

@@ -1,7 +1,7 @@
 """Quantised weights of the denoiser: the methods that the installed diffusers supports here.
 
-In: a method's name. Out: an error, or the configuration for `from_pretrained`. Knows diffusers'
-backends and the package of each; quantises nothing itself.
+In: a method's name. Out: an error, or the configuration for `from_pretrained`.
+Knows diffusers' backends and the package of each; quantises nothing itself.
 Source: the quantization backends of diffusers; the choice of settings is ours.
 """
 

@@ -1,9 +1,9 @@
 """Replaces a model's scheduler by another one: finds which ones fit, and makes it.
 
 In: a class name, a checked folder, and later the loaded pipeline. Out: errors before any weights
-are read, and the pipeline with the scheduler. Knows diffusers' schedulers by their behaviour: each
-is made from the folder's configuration, and its noise levels are compared. Errors name the argument
-`scheduler`.
+are read, and the pipeline with the scheduler.
+Knows diffusers' schedulers by their behaviour: each is made from the folder's configuration, and
+its noise levels are compared. Errors name the argument `scheduler`.
 Source: ours.
 """
 

@@ -1,8 +1,9 @@
 """Sets up a pipeline beyond its folder: LoRAs, scheduler, offloading, compilation, backend.
 
 In: a `Setup`, a checked folder, and later the loaded pipeline. Out: errors before any weights are
-read, and the requested pipeline. Knows diffusers' public switches, and which ones cannot be
-combined; knows no acceleration. Errors name the arguments of `Setup`.
+read, and the requested pipeline.
+Knows diffusers' public switches, and which ones cannot be combined; knows no acceleration. Errors
+name the arguments of `Setup`.
 Source: ours.
 """
 

@@ -3,9 +3,9 @@ weights.
 
 In: names of models and ways of offloading. Out: a line for each: predicted and measured bytes by
 stage, and their ratio. The allocator's peak within a stage is measured. Lines that the output has
-already are not measured again. Knows three text-to-video models of true size; needs a CUDA device.
-Nothing is downloaded. Example: python scripts/experiments/check_memory.py --models wan-1.3b
---output memory.jsonl
+already are not measured again.
+Knows three text-to-video models of true size; needs a CUDA device. Nothing is downloaded. Example:
+python scripts/experiments/check_memory.py --models wan-1.3b --output memory.jsonl
 """
 
 from __future__ import annotations

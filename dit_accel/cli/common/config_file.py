@@ -1,7 +1,8 @@
 """Reads options from a file: `--config FILE`, with the names of the options.
 
 In: a YAML or JSON file, and the verb's parameters. Out: their defaults for this call. Typed options
-override them. Knows no verb: the names are those of the parsed command. Ours.
+override them.
+Knows no verb: the names are those of the parsed command. Ours.
 """
 
 from __future__ import annotations

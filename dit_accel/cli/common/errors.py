@@ -1,8 +1,9 @@
 """Ends a command that cannot go on, with one message on stderr and an exit code.
 
 In: an exception. Out: the message, and 2 (the input is wrong), 1 (the input is right, but the run
-failed), 130 (Ctrl-C) or 143 (SIGTERM, from `kill` or a job scheduler). Knows which option sets
-which argument of the library (`OPTIONS`). The library knows no option. Ours.
+failed), 130 (Ctrl-C) or 143 (SIGTERM, from `kill` or a job scheduler).
+Knows which option sets which argument of the library (`OPTIONS`). The library knows no option.
+Ours.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """The files of a run: finds their names, checks that they can be written, and writes all or none of
 them.
 
-In: `--output` and the content. Out: the files. Knows the disk. Everything is first written to a
-hidden folder beside the output, and is moved to its place when it is complete. After a full disk or
-Ctrl-C, the earlier files are still there. Ours.
+In: `--output` and the content. Out: the files.
+Knows the disk. Everything is first written to a hidden folder beside the output, and is moved to
+its place when it is complete. After a full disk or Ctrl-C, the earlier files are still there. Ours.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """The options that several verbs share, and functions that make an option.
 
 In: nothing. Out: dataclass fields with typer's options, and dataclasses of options that belong
-together. Knows names and help; values are checked where they are used. A new acceleration option is
-a field of `AccelOptions`, and of a config in `dit_accel/config`. Ours.
+together.
+Knows names and help; values are checked where they are used. A new acceleration option is a field
+of `AccelOptions`, and of a config in `dit_accel/config`. Ours.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Shows progress on stderr: of a calibration, of an evaluation and of one run.
 
 In: events when pieces begin and end. Out: a bar with the remaining time; without a terminal (in a
-file or a pipe), a line for each piece. Knows what calibration's pieces cost, in computed steps;
-knows no model. Ours.
+file or a pipe), a line for each piece.
+Knows what calibration's pieces cost, in computed steps; knows no model. Ours.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Makes tables of an evaluation, of scores and of a profile's candidate plans.
 
-In: a summary, scores or a profile. Out: tables for a terminal, and Markdown. Knows how numbers are
-shown; computes only a quantile. Ours.
+In: a summary, scores or a profile. Out: tables for a terminal, and Markdown.
+Knows how numbers are shown; computes only a quantile. Ours.
 """
 
 from __future__ import annotations

@@ -1,9 +1,10 @@
 """Makes a verb of the command from a dataclass: each field is an option.
 
 In: a dataclass of `options.option` fields, and a function of one such object. Out: the function
-that typer registers. Knows how typer reads a signature, which values no option accepts (numbers
-that are not finite, text that cannot be written), and how a verb ends. Knows no option. Ours: an
-option is written once, and the code gets it as a typed attribute.
+that typer registers.
+Knows how typer reads a signature, which values no option accepts (numbers that are not finite, text
+that cannot be written), and how a verb ends. Knows no option. Ours: an option is written once, and
+the code gets it as a typed attribute.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """Many prompts with one load of the model: the clips of `--prompt-file`, and which of them exist
 already.
 
-In: a prompt file, a folder and settings. Out: a `Clip` for each prompt. Knows that a clip is done
-if its sidecar has the same settings, weights and input files; makes no clip. Ours.
+In: a prompt file, a folder and settings. Out: a `Clip` for each prompt.
+Knows that a clip is done if its sidecar has the same settings, weights and input files; makes no
+clip. Ours.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """Pictures and videos that a clip starts from: whether the pipeline accepts them, and their size.
 
 In: the options and a model's folder. Out: `Inputs`, with the size of the clip that follows from
-them. Knows the signature of the pipeline's call, and the files' headers; loads no weights. Ours.
+them.
+Knows the signature of the pipeline's call, and the files' headers; loads no weights. Ours.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Says whether a run fits in memory before its weights are loaded, and what would make it fit.
 
-In: a checked model and settings. Out: text, and a record. Knows the free memory of the device;
-`models/memory.py` computes the needed memory. On a CPU, the memory of the running process counts
-too. Ours.
+In: a checked model and settings. Out: text, and a record.
+Knows the free memory of the device; `models/memory.py` computes the needed memory. On a CPU, the
+memory of the running process counts too. Ours.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Finds parts of the input that a model ignores.
 
 In: a loaded pipeline and settings, or a model's folder and many prompts. Out: remarks before the
-work, one line each; and from many prompts those that differ for the model. Knows the model's
-tokenizers, if it has any. Ours.
+work, one line each; and from many prompts those that differ for the model.
+Knows the model's tokenizers, if it has any. Ours.
 """
 
 from __future__ import annotations

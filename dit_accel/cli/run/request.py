@@ -1,8 +1,8 @@
 """The request to `generate`, and the checks that need no model.
 
-In: the options as they were typed. Out: a `Request`, and its `AccelConfig`. Knows options; knows no
-model and no pipeline. Values of the acceleration are checked by the config, which imports torch;
-everything else is checked before that. Ours.
+In: the options as they were typed. Out: a `Request`, and its `AccelConfig`.
+Knows options; knows no model and no pipeline. Values of the acceleration are checked by the config,
+which imports torch; everything else is checked before that. Ours.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """One run of a pipeline for the command: uncached or accelerated.
 
-In: a loaded pipeline and resolved settings. Out: a `Generation`; the pipeline is restored. Knows
-`accelerate` and the call of the pipeline; decides nothing. Ours.
+In: a loaded pipeline and resolved settings. Out: a `Generation`; the pipeline is restored.
+Knows `accelerate` and the call of the pipeline; decides nothing. Ours.
 """
 
 from __future__ import annotations

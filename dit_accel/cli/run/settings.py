@@ -1,8 +1,8 @@
 """Resolves every setting of a run, and refuses settings that the model's configuration rules out.
 
 In: the options and a model's folder. Out: `Settings`. Each setting is the typed value, else the
-folder's default, else that of the pipeline's call. Knows configuration files and the signature of
-the pipeline's call; loads no weights. Ours.
+folder's default, else that of the pipeline's call.
+Knows configuration files and the signature of the pipeline's call; loads no weights. Ours.
 """
 
 from __future__ import annotations

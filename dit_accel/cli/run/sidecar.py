@@ -1,7 +1,7 @@
 """Makes the record of a run as one JSON object, for the sidecar file and `--json`.
 
-In: the request, the prediction and the measurements. Out: a dict that `json` can write. Knows no
-printing. Ours.
+In: the request, the prediction and the measurements. Out: a dict that `json` can write.
+Knows no printing. Ours.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Prints what the user reads at the end of a run: aligned lines, and a strip of its steps.
 
-In: files, settings, the run and its report. Out: text on stdout. Knows how values are shown;
-measures nothing. Ours.
+In: files, settings, the run and its report. Out: text on stdout.
+Knows how values are shown; measures nothing. Ours.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """Decides the target of a run and, from the data about the pipeline, its plan, before the run.
 
 In: a loaded pipeline and settings. Out: a `RunTarget` with the config that runs and the chosen
-plan. Knows where profiles are; `planning/selection.py` makes the choice itself. If no target was
-typed, the target is 36 dB; if nothing is known about such runs, it is the default threshold. Ours.
+plan.
+Knows where profiles are; `planning/selection.py` makes the choice itself. If no target was typed,
+the target is 36 dB; if nothing is known about such runs, it is the default threshold. Ours.
 """
 
 from __future__ import annotations

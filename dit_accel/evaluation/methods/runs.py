@@ -2,9 +2,9 @@
 scored ones.
 
 In: a pipeline and the context of a run. Out: final latents, uncached or with a sampler, and their
-distance; whole trajectories. Knows the pipeline's call. The results of uncached runs are stored for
-the other methods of the process. But each method states the number of runs that it would need
-alone.
+distance; whole trajectories.
+Knows the pipeline's call. The results of uncached runs are stored for the other methods of the
+process. But each method states the number of runs that it would need alone.
 Source: ours.
 """
 

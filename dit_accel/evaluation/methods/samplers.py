@@ -1,8 +1,8 @@
 """Replaces the scheduler of a pipeline by another sampler, and restores it.
 
-In: a pipeline, nodes of its own noise schedule, and a way to step between them.
-Out: the pipeline with a `NodeScheduler`; it is restored afterwards. Knows how diffusers' pipelines
-use a scheduler. The pipeline's own scheduler is not changed.
+In: a pipeline, nodes of its own noise schedule, and a way to step between them. Out: the pipeline
+with a `NodeScheduler`; it is restored afterwards.
+Knows how diffusers' pipelines use a scheduler. The pipeline's own scheduler is not changed.
 Source: ours. UniPC (arXiv 2302.04867), DPM-Solver++ (2211.01095) and DEIS (2204.13902) are the
 implementations of diffusers.
 """
