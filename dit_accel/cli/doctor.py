@@ -1,5 +1,4 @@
-"""`dit-accel doctor`: shows what this machine has, what really works and how fast, and what is
-missing.
+"""`dit-accel doctor`: shows what this machine has, what works and how fast, and what is missing.
 
 In: nothing. Out: a list, or JSON.
 Knows packages by name. It tries each attention backend on a small tensor, and times those that work

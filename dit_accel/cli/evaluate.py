@@ -1,5 +1,4 @@
-"""`dit-accel evaluate`: runs many prompts with many methods, and scores them against the uncached
-model.
+"""`dit-accel evaluate`: runs many prompts with many methods, and scores them.
 
 In: prompts, methods and metrics. Out: a folder of results, which can be continued, and a table.
 Knows the order of the work; `evaluation/` does the work. Ours.

@@ -1,5 +1,4 @@
-"""`dit-accel score`: measures the fidelity of clips to their references, for two files or two
-folders.
+"""`dit-accel score`: measures the fidelity of clips to references, in two files or two folders.
 
 In: clips. Out: a table, or JSON.
 Knows which options allow which pairs; `evaluation/pairs.py` and `metrics/` score. Ours.

@@ -1,5 +1,4 @@
-"""Makes one row for each method: what it saves and what that costs, with intervals and the noise
-floor.
+"""Makes one row for each method: savings and costs, with intervals, and the noise floor.
 
 In: the results of an evaluation. Out: a table, JSON-able, and paired comparisons of two settings.
 Knows: speed is a ratio of summed seconds over the same prompts; fidelity is a mean over prompts.

@@ -1,5 +1,4 @@
-"""Runs the jobs of an evaluation in this process, in a child process, or in an actor of a Ray
-cluster.
+"""Runs an evaluation's jobs in this process, in a child process, or in an actor of a Ray cluster.
 
 In: the store's folder, the model's folder and jobs by their ids. Out: results in the store.
 Knows: processes and devices. Does not know how a job is run (`runner`).

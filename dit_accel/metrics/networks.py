@@ -1,5 +1,4 @@
-"""Shared by distances in the features of a trained network: reading of weights, inputs, the
-distance.
+"""Shared by distances in features of a trained network: reading of weights, inputs, the distance.
 
 In: a file of tensors; frames; features of two clips. Out: the tensors by name; the network's input;
 one distance for each frame.

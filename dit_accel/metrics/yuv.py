@@ -1,5 +1,4 @@
-"""Computes PSNR and SSIM as ffmpeg's filters print them: from 4:2:0 planes, weighted by their
-pixels.
+"""Computes PSNR and SSIM as ffmpeg's filters do: from 4:2:0 planes, weighted by their pixels.
 
 In: two RGB clips of even sizes. Out: scores of the frames: `average` of the `psnr` filter, `All` of
 the `ssim` filter (windows of 8x8 every 4 pixels, no Gaussian).

@@ -1,5 +1,4 @@
-"""Finds which of diffusers' attention backends work on this machine, by trying each on a small
-tensor.
+"""Tries each of diffusers' attention backends on a small tensor, to find those that work here.
 
 In: a backend's name and a device. Out: whether it works, whether with a mask, and if not, why.
 Knows that diffusers lists more backends than are installed, and that only a call shows whether a

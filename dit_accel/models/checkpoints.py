@@ -1,5 +1,4 @@
-"""Public configurations of real checkpoints, from which a denoiser of true size is built without
-weights.
+"""Public configurations of real checkpoints, to build denoisers of true size without weights.
 
 In: `checkpoints.yaml`, beside this file. Out: `DENOISERS`, one row for each checkpoint: diffusers
 classes, the configuration of its hub repository where it differs from the class's default, the

@@ -1,5 +1,4 @@
-"""Adds reference files as rows of the batch after the user's rows, and removes them from the
-output.
+"""Adds reference files as rows of the batch after the user's, and cuts them off the output.
 
 Frames and prompts come in; a forward's arguments get more rows, and its output loses them. A clip
 is encoded once per call with the pipeline's VAE. At every step its clean latents get noise of the

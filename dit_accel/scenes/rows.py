@@ -1,5 +1,4 @@
-"""The data that a scene needs for each row of the batch: the class of each token, and what the row
-reads.
+"""The data of a scene for each row of the batch: the classes of its tokens, and what it reads.
 
 Coverage and a `SceneConfig` come in; `TokenRow`s and gather plans go out. Shots are the rows of one
 batch, in order, followed by reference files. So a reference is denoised together with its readers:

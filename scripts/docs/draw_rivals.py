@@ -1,5 +1,4 @@
-"""Draws the fronts of all methods on four models and the agreement of metrics, and prints the
-numbers.
+"""Draws the fronts of all methods on four models, and how metrics agree; prints the numbers.
 
     python scripts/docs/draw_rivals.py
 

@@ -1,5 +1,4 @@
-"""Measures CPU-seconds of decoding, PSNR and SSIM of a pair: ours, the field's script,
-torchmetrics.
+"""Measures CPU-seconds of decoding, PSNR and SSIM: ours, the field's script, torchmetrics.
 
     python scripts/experiments/bench_metrics.py    # 81 frames of 480x832; last line: JSON
     python scripts/experiments/bench_metrics.py --torchmetrics PATH

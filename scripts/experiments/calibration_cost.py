@@ -1,5 +1,4 @@
-"""Computes the cost of `calibrate --minutes` on large models at 480p, from measured seconds of a
-step.
+"""Computes the cost of `calibrate --minutes` on large models at 480p, from measured seconds.
 
 python scripts/experiments/calibration_cost.py
 

@@ -1,5 +1,4 @@
-"""Checks whether a run needs the memory that the command predicts, at true size, with random
-weights.
+"""Checks whether a run needs the predicted memory, at true size, with random weights.
 
 In: names of models and ways of offloading. Out: a line for each: predicted and measured bytes by
 stage, and their ratio. The allocator's peak within a stage is measured. Lines that the output has

@@ -1,5 +1,4 @@
-"""Makes tables and curves from the measurements of `table_rivals.py`, in Markdown and as a
-picture."""
+"""Makes tables and curves from the measurements of `table_rivals.py`."""
 
 from __future__ import annotations
 

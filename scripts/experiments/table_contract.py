@@ -1,5 +1,4 @@
-"""Makes tables of research/LOG.md from an evaluation's folder: the front, and whether guarantees
-hold.
+"""Makes tables of research/LOG.md from an evaluation: the front, and whether guarantees hold.
 
 python scripts/experiments/table_contract.py runs/targets [--choose assets/mini-wan]
 

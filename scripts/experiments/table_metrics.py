@@ -1,5 +1,4 @@
-"""Compares how JOD, ST-LPIPS, SSIM and PSNR rank the clips of an evaluation, and which PSNR looks
-the same.
+"""Compares how JOD, ST-LPIPS, SSIM and PSNR rank the clips of an evaluation.
 
     dit-accel evaluate prompts.jsonl --output runs/a --metrics psnr_db,jod,st_lpips,ssim ...
     python scripts/experiments/table_metrics.py runs/a --figure metrics.png

@@ -1,5 +1,4 @@
-"""Measures PCAS and DWS for research/LOG.md: bound, ranks and errors of attention; ablation on
-clips.
+"""PCAS and DWS for research/LOG.md: bound, ranks and errors of attention; ablation on clips.
 
     OMP_NUM_THREADS=1 python scripts/experiments/table_pcas.py bound
     OMP_NUM_THREADS=1 python scripts/experiments/table_pcas.py ablation --prompts 4

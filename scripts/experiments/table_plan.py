@@ -1,5 +1,4 @@
-"""The ablation of research/LOG.md: measures the gain of each part of planning, with many prompts in
-lockstep.
+"""The ablation of research/LOG.md: the gain of each part of planning, many prompts in lockstep.
 
 python scripts/experiments/table_plan.py --prompts 64 --calibration 32 --computed 25 20 16 12 10
 

@@ -1,5 +1,4 @@
-"""Checks whether two processes that make clips together agree, with each other and with one
-process.
+"""Checks that two processes that make clips together agree with each other and with one.
 
     torchrun --nproc-per-node 2 scripts/experiments/table_ranks.py --rounds 50
 

@@ -1,5 +1,4 @@
-"""Makes the rivals' table: every method at k of n computed steps, scored against the uncached
-clips.
+"""Makes the rivals' table: every method at k of n computed steps, against the uncached clips.
 
 python scripts/experiments/table_rivals.py runs/rivals --device cuda
 

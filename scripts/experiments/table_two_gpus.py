@@ -1,5 +1,4 @@
-"""Checks whether a clip on two GPUs is that of one GPU, and how far the wall time is from the
-ideal.
+"""Compares a clip on two GPUs with that of one GPU, and its wall time with the ideal.
 
     torchrun --nproc-per-node 2 scripts/experiments/table_two_gpus.py --output runs/two-gpus.json
     torchrun --nproc-per-node 2 scripts/experiments/table_two_gpus.py --small  # a CPU, with gloo

@@ -1,5 +1,4 @@
-"""Measures the wall time of whole calls against the ideal, at the true size of real models, on a
-GPU.
+"""Measures wall time of whole calls against the ideal, at the true size of models, on a GPU.
 
 python scripts/experiments/table_wall.py wan2.1-1.3b ltx-video --steps 20 50 --output wall.jsonl
 python scripts/experiments/table_wall.py --table wall.jsonl

@@ -1,5 +1,4 @@
-"""Measures weights from few clips: the PSNR of other prompts with plans that were fitted to some
-clips.
+"""Measures weights from few clips: the PSNR of other prompts with plans fitted to these clips.
 
     python scripts/experiments/table_weights.py MODEL... --output results.jsonl
 

@@ -1,5 +1,4 @@
-"""Checks whether a small model is good enough for measurements: colours and motions of unseen
-prompts, by OpenCV.
+"""Judges whether a small model is good enough: colours and motions of unseen prompts.
 
     python scripts/miniature/check_miniature.py --model assets/mini-wan --prompts 64 --seed 0
     python scripts/miniature/check_miniature.py --model out/photos --world photos

@@ -1,5 +1,4 @@
-"""Stage 3 of the miniature's training: trains denoiser and text encoder together, as the family
-does."""
+"""Stage 3 of the miniature's training: trains denoiser and text encoder together."""
 
 from __future__ import annotations
 

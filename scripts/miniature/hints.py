@@ -1,5 +1,4 @@
-"""Knowledge of the world about its clips, as hints to the trainer: the subject of each word and
-patch, and where it is.
+"""The world's knowledge of its clips, as hints to the trainer: which subject is named where.
 
 The flow's mean squared error says little about which word belongs to which of several subjects. At
 high noise, where this is decided, a clip with the wrong motion has hardly more error than a blur. A

@@ -1,5 +1,4 @@
-"""Writes the results of the miniature's training: pipeline folder, loss curve, sheet. Also samples
-clips."""
+"""Writes the results of the miniature's training (folder, loss curve, sheet), and samples clips."""
 
 from __future__ import annotations
 

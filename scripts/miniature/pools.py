@@ -1,5 +1,4 @@
-"""Stage 2 of the miniature's training: encodes many clips once, and draws batches of their
-latents."""
+"""Stage 2 of the miniature's training: encodes many clips once, and draws batches of latents."""
 
 from __future__ import annotations
 

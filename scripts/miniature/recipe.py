@@ -1,5 +1,4 @@
-"""The recipes (presets): the architecture and the training of each model; its tokenizer; the
-schedule."""
+"""The recipes (presets): architecture and training of each model; its tokenizer; the schedule."""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""Trains the embedded miniature, and similar models of other families and another world, from
-scratch.
+"""Trains the embedded miniature, and similar models of other families and another world.
 
     python scripts/miniature/train_miniature.py --preset gpu --out assets/mini-wan  # minutes
     python scripts/miniature/train_miniature.py --preset cpu --out out/mini-wan-cpu  # hours

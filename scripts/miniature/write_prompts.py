@@ -1,5 +1,4 @@
-"""Writes prompts of the miniature's world that it has never seen, for evaluation and for
-calibration.
+"""Writes unseen prompts of the miniature's world, for evaluation and for calibration.
 
 python scripts/miniature/write_prompts.py
 python scripts/miniature/write_prompts.py --world photos

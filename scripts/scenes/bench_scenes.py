@@ -1,5 +1,4 @@
-"""Measures the cost of a scene: a clip against the stock pipeline's, and one attention against a
-dense mask.
+"""Measures the cost of a scene: a clip against the stock one, an attention against a dense mask.
 
     OMP_NUM_THREADS=1 python scripts/scenes/bench_scenes.py
     python scripts/scenes/bench_scenes.py --device cuda --dtype bfloat16 --heads 12 --width 128 \\

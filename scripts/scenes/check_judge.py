@@ -1,5 +1,4 @@
-"""Measures how often the judge of scenes is right, on true renderings and on scenes with an
-exchange.
+"""Measures how often the judge of scenes is right: true renderings, and scenes with an exchange.
 
     python scripts/scenes/check_judge.py                            # true renderings
     python scripts/scenes/check_judge.py --model assets/mini-wan    # through the model's VAE first

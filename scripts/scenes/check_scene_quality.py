@@ -1,5 +1,4 @@
-"""Checks whether a quality target is reached for scenes. The uncached scene is the reference, with
-several seeds for each layout.
+"""Checks a quality target for scenes, against the uncached scene, with several seeds.
 
     OMP_NUM_THREADS=1 python scripts/scenes/check_scene_quality.py --quality 32 --seeds 4
 

@@ -1,5 +1,4 @@
-"""Draws a layout on the miniature beside the stock pipeline, from the same noise: the README's
-picture.
+"""Draws a layout on the miniature beside the stock pipeline, from the same noise: for the README.
 
 python scripts/scenes/draw_scene.py assets/layouts/boxes-decide.yaml --seed 3 \\
     --out assets/readme-scene.png

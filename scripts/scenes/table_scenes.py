@@ -1,5 +1,4 @@
-"""Measures isolation and reposition on the miniature, judged scene by scene: the table of
-research/LOG.md.
+"""Measures isolation and reposition on the miniature, scene by scene: a table of research/LOG.md.
 
     OMP_NUM_THREADS=1 python scripts/scenes/table_scenes.py --scenes 64 --out out/scenes.jsonl
     python scripts/scenes/table_scenes.py --out 'out/scenes*.jsonl' --table

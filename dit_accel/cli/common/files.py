@@ -1,5 +1,4 @@
-"""The files of a run: finds their names, checks that they can be written, and writes all or none of
-them.
+"""The files of a run: their names, the check that they can be written, and writing all or none.
 
 In: `--output` and the content. Out: the files.
 Knows the disk. Everything is first written to a hidden folder beside the output, and is moved to

@@ -1,5 +1,4 @@
-"""Many prompts with one load of the model: the clips of `--prompt-file`, and which of them exist
-already.
+"""Many prompts with one load of the model: the clips of `--prompt-file`, done or not.
 
 In: a prompt file, a folder and settings. Out: a `Clip` for each prompt.
 Knows that a clip is done if its sidecar has the same settings, weights and input files; makes no

@@ -1,5 +1,4 @@
-"""Makes the runs that a method needs before its first clip, on calibration clips and never on
-scored ones.
+"""Makes the runs that a method needs before its first clip, on calibration clips only.
 
 In: a pipeline and the context of a run. Out: final latents, uncached or with a sampler, and their
 distance; whole trajectories.

@@ -1,5 +1,4 @@
-"""Rows of trained samplers, BNS and DyWeight, trained by backpropagation through runs of the user's
-model.
+"""Rows of samplers trained by backpropagation through runs of the user's model: BNS, DyWeight.
 
 In: a pipeline, and samplers with their k. Out: their weights; the pipeline with one of them, which
 is restored afterwards.

@@ -1,5 +1,4 @@
-"""Measures how well each method's drafts rank the seeds of a prompt, for every choice, over
-prompts.
+"""Measures how well each method's drafts rank the seeds of a prompt, by every choice.
 
 In: the results of an evaluation, and the seeds' scores. Out: one row for each method and choice.
 Knows: a prompt counts if at least two seeds have both the draft and the uncached clip. If a choice
