@@ -26,7 +26,7 @@ from dit_accel.metrics.scoring import Score, Scorer
 
 CHUNK = 16
 CAVEAT = (
-    "both clips are {name}, which is lossy: 4:2:0 alone reads 34 to 39 dB against its "
+    "both clips are {name}, which is lossy: 4:2:0 alone gives 34 to 39 dB against its "
     "own source, so differences above that are hidden; score .mkv (FFV1 of RGB) or .npy"
 )
 
@@ -251,7 +251,7 @@ def _without_partner(reference: Path, test: Path, alone: Mapping[str, Sequence[s
         if alone[side]
     ]
     if not reasons:
-        return UnfairPair(f"{reference} and {test} hold no clip ({', '.join(video.READABLE)})")
+        return UnfairPair(f"{reference} and {test} have no clip ({', '.join(video.READABLE)})")
     effect = "to leave them out (needs one pair at least)"
     return UnfairPair("; ".join(reasons), Remedy.ALLOW_UNPAIRED, effect)
 

@@ -79,7 +79,8 @@ class Store:
             with _named(path, "choose another folder"):
                 return manifest.spec_of(read_document(path), parse)
         except FileNotFoundError:
-            raise StoreError(f"{self.folder} holds no evaluation: no manifest.json") from None
+            problem = "has no evaluation: manifest.json is missing"
+            raise StoreError(f"{self.folder} {problem}") from None
 
     def open(self, spec: EvaluationSpec, known: Collection[bytes] = ()) -> EvaluationSpec:
         """Begin or resume an evaluation: new prompts, seeds, methods and metrics are added.
@@ -109,7 +110,7 @@ class Store:
             try:
                 spec = manifest.merged(before, spec)
             except manifest.OtherEvaluation as error:
-                raise StoreError(f"{self.folder} holds an evaluation with {error}") from error
+                raise StoreError(f"{self.folder} has an evaluation with {error}") from error
         for name in FOLDERS:
             (self.folder / name).mkdir(parents=True, exist_ok=True)
         self._keep(spec, known)  # before another process reads the manifest
@@ -177,7 +178,7 @@ class Store:
         except (OSError, ValueError) as error:
             raise StoreError(f"{path} cannot be read ({error}): {_again(job)}") from error
         if frames_hash(frames) != sha256:
-            raise StoreError(f"{path} does not hold the frames of its result: {_again(job)}")
+            raise StoreError(f"{path} does not have the frames of its result: {_again(job)}")
         return frames
 
     def write_latents(self, job: str, latents: npt.NDArray[np.float32]) -> None:

@@ -407,7 +407,7 @@ def test_generate_prints_the_reached_speed_beside_the_asked_one_with_the_reason(
     target = json.loads(Path("a.npy.json").read_text())["target"]
     assert target["speedup_reasons"][0] == "whole steps: 4 of 10 were planned"
     assert re.fullmatch(
-        r"text and decoding took [\d.]+ s beside the loop", target["speedup_reasons"][-1]
+        r"text and decoding took [\d.]+ s outside of the loop", target["speedup_reasons"][-1]
     )
     shown = " ".join(result.stdout.split())
     assert "2.4x asked, 2.50x reached in steps (whole steps: 4 of 10 were planned; " in shown

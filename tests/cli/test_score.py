@@ -187,7 +187,7 @@ def test_two_files_of_one_id_are_refused(folders, here):
 def test_empty_folders_and_a_folder_against_a_file_are_refused(folders, here):
     (here / "empty").mkdir()
     (here / "void").mkdir()
-    assert "empty and void hold no clip (.mp4, .mkv" in refused("empty", "void")
+    assert "empty and void have no clip (.mp4, .mkv" in refused("empty", "void")
     message = refused("refs", "tests/clip-0.mkv")
     assert "refs is a folder and tests/clip-0.mkv is a file; accepted: two folders" in message
 
@@ -252,7 +252,7 @@ def test_two_files_of_one_lossy_codec_carry_the_caveat(here):
     video.write_video("test.mp4", nudged(clip()), fps=8)
     result = run("ref.mp4", "test.mp4", "--metrics", "mae")
     assert result.exit_code == 0
-    assert "4:2:0 alone reads 34 to 39 dB" in result.stderr
+    assert "4:2:0 alone gives 34 to 39 dB" in result.stderr
 
 
 def test_two_lossless_formats_are_one(two):

@@ -399,7 +399,7 @@ def test_json_says_what_was_written(tmp_path):
     ("spoil", "expected"),
     [
         (lambda run: shutil.rmtree(run), "no such folder"),
-        (lambda run: (run / "manifest.json").unlink(), "holds no evaluation"),
+        (lambda run: (run / "manifest.json").unlink(), "has no evaluation"),
         (lambda run: (run / "manifest.json").write_text("{"), "is not JSON"),
         (lambda run: (run / "manifest.json").write_text('{"format": 1}'), "is damaged"),
         (lambda run: spoil_a_result(run), "is not JSON"),

@@ -89,7 +89,7 @@ def reasons_of_speed(target: RunTarget, result: Generation) -> list[str]:
         found.append(f"{computed - planned:g} more were computed than planned")
     rest = result.whole_seconds - result.denoising_seconds
     if rest > SPEEDUP_TOLERANCE * result.whole_seconds:
-        found.append(f"text and decoding took {rest:.1f} s beside the loop")
+        found.append(f"text and decoding took {rest:.1f} s outside of the loop")
     return found
 
 
