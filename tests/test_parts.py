@@ -416,7 +416,7 @@ def test_a_profile_of_the_weights_before_is_refused_in_words():
         assert "forced. It is of another pipeline: sampler is" in handle.report().notes[0]
         pipe.transformer = other
         call(pipe)
-        assert "was forced: weights is" in handle.report().notes[0]
+        assert "forced. It is of another pipeline: weights is" in handle.report().notes[0]
         assert "weights changed after accelerate()" in handle.report().notes[1]
 
 
