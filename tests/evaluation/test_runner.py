@@ -477,7 +477,7 @@ def test_a_missing_prompt_file_is_named(model, tmp_path):
 
 
 def test_a_folder_that_is_no_evaluation_is_named(tmp_path):
-    with pytest.raises(StoreError, match=r"no manifest\.json"):
+    with pytest.raises(StoreError, match=r"has no evaluation: manifest\.json is"):
         Store(tmp_path).spec()
 
 
