@@ -742,7 +742,7 @@ def test_evaluate_goes_on_only_with_the_same_settings_of_plans(
     before = evaluated(here / "run")
     refused(
         invoke(*command, *planned),
-        "--output: run holds",
+        "--output: run has",
         "another --deterministic (True before, False now)",
     )
     capped = ["--deterministic", "--cache-memory", "1KiB"]
