@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import process_groups
 import pytest
 import small_denoisers
 import torch
@@ -270,6 +271,29 @@ def test_a_model_without_a_plan_is_refused_by_name(name):
             accelerate(pipe, threshold=0.1)
 
     on_ranks(work)
+
+
+def threads_of_gloo():
+    """Names of this process's threads, by Linux."""
+    names = [path.read_text().strip() for path in Path("/proc/self/task").glob("*/comm")]
+    return [name for name in names if "gloo" in name]
+
+
+def test_no_thread_of_a_group_is_left_where_a_script_ends():
+    """One that lets go of its last tensors while Python ends would abort the process."""
+
+    def work(rank):
+        def clip():
+            pipe = tiny_wan()
+            divide(pipe.transformer, ulysses_degree=2)
+            latents(pipe)
+
+        clip()
+        during = threads_of_gloo()
+        process_groups.end()
+        return during, threads_of_gloo()
+
+    assert all(during and not after for during, after in on_ranks(work))
 
 
 def torchrun(script, *options):

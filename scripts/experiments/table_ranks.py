@@ -24,6 +24,7 @@ import torch
 import torch.distributed as dist
 from diffusers import ContextParallelConfig
 from diffusers.utils import logging
+from process_groups import end
 from tiny_families import ROOT
 
 import dit_accel
@@ -146,20 +147,25 @@ def main() -> int:
     logging.set_verbosity_error()
     torch.set_num_threads(1)
     dist.init_process_group("gloo", timeout=WAIT)
+    agreed = agree(chosen, given.rounds)
+    end()
+    return 0 if agreed else 1
+
+
+def agree(chosen: dict[str, Setting], rounds: int) -> bool:
+    """Whether no clip and no decision differs; the first rank prints the table."""
     first = dist.get_rank() == 0
     single, divided = tiny.tiny_wan(), tiny.tiny_wan()
     divide(divided, ulysses_degree=2)
     began = time.perf_counter()
-    tallies = compare(single, divided, chosen, given.rounds, print if first else lambda _: None)
+    tallies = compare(single, divided, chosen, rounds, print if first else lambda _: None)
     everyone: list[Any] = [None, None]
     dist.all_gather_object(everyone, tallies)
     if first:
         print(table(tallies))
         runs = sum(t.runs for t in tallies.values())
         print(f"\n{runs} runs of two processes in {time.perf_counter() - began:.0f} s, no hang")
-    dist.destroy_process_group()
-    wrong = [t for one in everyone for t in one.values() if t.farthest or t.decided_otherwise]
-    return 1 if wrong else 0
+    return not any(t.farthest or t.decided_otherwise for one in everyone for t in one.values())
 
 
 if __name__ == "__main__":

@@ -31,6 +31,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # no library may download anything
 
 import torch
 import torch.distributed as dist
+from process_groups import end
 
 from dit_accel import accelerate
 from dit_accel.core.generation import call_arguments
@@ -220,7 +221,7 @@ def main() -> None:
         if given.output is not None:
             given.output.parent.mkdir(parents=True, exist_ok=True)
             given.output.write_text(text + "\n")
-    dist.destroy_process_group()
+    end()
 
 
 if __name__ == "__main__":
