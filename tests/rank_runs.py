@@ -36,7 +36,7 @@ has_context_parallelism = pytest.mark.skipif(
 )
 
 
-def on_ranks(work: Callable[[int], Any], count: int = 2) -> list[Any]:
+def on_ranks(work: Callable[[int], Any], count: int = 2, seconds: int = SECONDS) -> list[Any]:
     """What `work(rank)` returns on each of `count` ranks; a failure on one fails the test."""
     if sys.platform != "linux":
         pytest.skip("forks processes that use torch: Linux only")
@@ -52,7 +52,7 @@ def on_ranks(work: Callable[[int], Any], count: int = 2) -> list[Any]:
         try:
             found = [
                 pickle.loads(receiver.recv_bytes())
-                if receiver.poll(SECONDS)
+                if receiver.poll(seconds)
                 else (None, f"rank {rank} hangs")
                 for rank, (receiver, _) in enumerate(pipes)
             ]

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import errno
 import json
+import multiprocessing
 import os
 import shutil
 import signal
 import subprocess
 import sys
 import time
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,7 @@ import pytest
 from commands import PROMPT, invoke, names
 from typer.testing import Result
 
+from dit_accel.cli import main
 from dit_accel.cli.common import text as texts
 from dit_accel.cli.common.errors import BadInput
 from dit_accel.cli.common.progress import StepBar
@@ -468,33 +471,44 @@ def test_ctrl_c_in_the_loop_ends_with_130(
     [(signal.SIGINT, 130, "stopped by Ctrl-C"), (signal.SIGTERM, 143, "stopped by SIGTERM")],
 )
 def test_a_real_signal_ends_it_in_words(
-    here: Path, model_folder: Path, number: signal.Signals, code: int, said: str
-) -> None:
-    program = """if True:
-        import signal, sys
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        from dit_accel.cli import main
-        from dit_accel.cli.common.progress import StepBar
-        StepBar.steps_done = lambda bar, done: print("step", done, flush=True)
-        main()
-    """
-    command = [sys.executable, "-c", program, "generate", PROMPT, "--model", str(model_folder)]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])}
-    with subprocess.Popen(
-        [*command, "--steps", "1000", "--threshold", "0.1"],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=environment,
-    ) as process:
-        assert process.stdout is not None
-        assert process.stdout.readline() == "step 1\n"
-        process.send_signal(number)
-        _, message = process.communicate(timeout=60)
-    assert process.returncode == code
+    here: Path, model_folder: Path, tmp_path_factory: pytest.TempPathFactory,
+    number: signal.Signals, code: int, said: str,
+) -> None:  # fmt: skip
+    words = ["generate", PROMPT, "--model", str(model_folder), "--steps", "1000"]
+    streams = tmp_path_factory.mktemp("streams")
+    printed, errors = streams / "out", streams / "err"
+    process = multiprocessing.get_context("fork").Process(
+        target=_in_a_process, args=([*words, "--threshold", "0.1"], printed, errors)
+    )
+    process.start()
+    deadline = time.monotonic() + 60
+    while not (printed.exists() and printed.read_text().startswith("step 1\n")):
+        assert process.is_alive() and time.monotonic() < deadline
+        time.sleep(0.01)
+    assert process.pid is not None
+    os.kill(process.pid, number)
+    process.join(60)
+    assert process.exitcode == code
+    message = errors.read_text()
     assert f"{said}; no half-written file is left" in message
     assert "Traceback" not in message
     assert names(here) == []
+
+
+def _in_a_process(words: list[str], printed: Path, errors: Path) -> None:
+    """The console script, forked: it need not load the packages, which takes seconds."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    StepBar.steps_done = lambda bar, done: print("step", done, flush=True)
+    sys.argv = ["dit-accel", *words]
+    code: Any = None
+    with printed.open("w") as sys.stdout, errors.open("w") as sys.stderr:
+        try:
+            main()
+        except SystemExit as end:
+            code = end.code
+        except BaseException:
+            traceback.print_exc()
+    os._exit(1 if code is None else code)
 
 
 def test_an_unforeseen_error_is_one_line_and_verbose_shows_where(
