@@ -185,6 +185,7 @@ TECHNIQUES: dict[str, Technique] = {
 ONE_OF_A_KIND = (  # one of each engine, with and without host syncs
     *(f"windows-{site}" for site in SITES), "unicp", "speedup", "static", "reposition",
 )  # fmt: skip
+KINDS = (*ONE_OF_A_KIND, "packed")  # a technique of every cell
 OF_FURTHER = (*(f"windows-{site}" for site in SITES), "unicp", "pruned", "sliced", "speedup")
 Change = Callable[[Any], None]
 
@@ -197,7 +198,8 @@ def combinations(
     """Parameters `model` and `technique`: all that go together, less some techniques.
 
     They fill the companions' cells. With `beside` there is `change` too, and its name is the cell.
-    `refused` has companions that are refused, with what is accepted instead.
+    `refused` has companions that are refused, with what is accepted instead. The tests of a model
+    run in one process, so that its pipelines and clips are made once.
     """
 
     def parameter(name: str, technique: Technique, change: Change | None) -> Any:
@@ -207,6 +209,7 @@ def combinations(
             marks.append(pytest.mark.composes(technique.cell, one, refused=accepted))
         if name in (*VARIANTS, *FURTHER):
             marks.append(pytest.mark.slow)
+        marks.append(pytest.mark.xdist_group(f"contract of {name}"))
         values = MODELS[name], technique, *(() if change is None else (change,))
         words = name, technique.name, *(() if change is None else (change.__name__,))
         return pytest.param(*values, id="-".join(words), marks=marks)

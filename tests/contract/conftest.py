@@ -1,4 +1,4 @@
-"""Pipelines that are built once for a file, and checked after every test: stock, or a failure."""
+"""Pipelines that are built once, and checked after every test: stock, or a failure."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Workbench:
 
     def __init__(self) -> None:
         self._pipes: dict[tuple[int, Change | None], Any] = {}
-        self._clips: dict[tuple[int, str], torch.Tensor] = {}
+        self._clips: dict[tuple[int, Any], torch.Tensor] = {}
 
     def pipe(self, model: TinyModel, change: Change | None = None) -> Any:
         """The same one for every test; `change` is what a user did to it before."""
@@ -33,10 +33,12 @@ class Workbench:
                 change(self._pipes[key])
         return self._pipes[key]
 
-    def stock(self, model: TinyModel, technique: Technique) -> torch.Tensor:
-        """The clip of the pipeline as it is."""
-        pipe = self.pipe(model)
-        return self._clip(model, repr(technique.changes), lambda: _run(model, pipe, technique))
+    def stock(
+        self, model: TinyModel, technique: Technique, change: Change | None = None
+    ) -> torch.Tensor:
+        """The clip of the pipeline as it is, or as the user changed it."""
+        pipe = self.pipe(model, change)
+        return self.clip(model, technique, change, lambda: _run(model, pipe, technique))
 
     def accelerated(self, model: TinyModel, technique: Technique) -> torch.Tensor:
         """The clip by the technique's loose setting."""
@@ -47,9 +49,15 @@ class Workbench:
                 return clips(model, pipe, technique, 1)[0]
 
         self.stock(model, technique)
-        return self._clip(model, technique.name, run)
+        return self._once(model, technique.name, run)
 
-    def _clip(self, model: TinyModel, what: str, run: Callable[[], torch.Tensor]) -> torch.Tensor:
+    def clip(
+        self, model: TinyModel, technique: Technique, kind: Any, run: Callable[[], torch.Tensor]
+    ) -> torch.Tensor:
+        """What `run` gives, once for the techniques with the same call, by the kind of run."""
+        return self._once(model, (repr(technique.changes), kind), run)
+
+    def _once(self, model: TinyModel, what: Any, run: Callable[[], torch.Tensor]) -> torch.Tensor:
         key = id(model), what
         if key not in self._clips:
             self._clips[key] = run()
@@ -67,7 +75,7 @@ def clips(model: TinyModel, pipe: Any, technique: Technique, calls: int = 2) -> 
     return [_run(model, pipe, technique) for _ in range(calls)]
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def workbench() -> Workbench:
     return Workbench()
 

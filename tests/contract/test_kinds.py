@@ -6,18 +6,14 @@ from typing import Any
 
 import pytest
 import torch
-from techniques import ONE_OF_A_KIND, combinations, is_equal
+from techniques import KINDS, combinations, is_equal
 from tiny_models import STEPS, TinyModel
 
 from dit_accel import accelerate
 
-KINDS = (*ONE_OF_A_KIND, "packed")
 
-
-@pytest.fixture(scope="module")
-def halves() -> dict[int, Any]:
-    """Pipelines in bfloat16."""
-    return {}
+def bfloat16(pipe: Any) -> None:
+    pipe.to(torch.bfloat16)
 
 
 def cast(arguments: dict[str, Any]) -> dict[str, Any]:
@@ -31,14 +27,16 @@ def cast(arguments: dict[str, Any]) -> dict[str, Any]:
 
 
 @combinations("bf16", variants=False, only=KINDS)
-def test_a_run_in_bfloat16(halves, model, technique):
-    pipe = halves.get(id(model)) or halves.setdefault(id(model), model.build().to(torch.bfloat16))
-    check(model, pipe, technique, cast(model.arguments) | technique.changes)
+def test_a_run_in_bfloat16(workbench, model, technique):
+    changes = cast(model.arguments) | technique.changes
+    check(workbench, model, workbench.pipe(model, bfloat16), technique, changes, "bfloat16")
 
 
-def check(model: TinyModel, pipe: Any, technique: Any, changes: dict[str, Any]) -> None:
+def check(
+    workbench: Any, model: TinyModel, pipe: Any, technique: Any, changes: dict[str, Any], kind: str
+) -> None:
     """Neutral is stock, loose is finite and reported, removed is stock."""
-    stock = model.run(pipe, **changes)
+    stock = workbench.clip(model, technique, kind, lambda: model.run(pipe, **changes))
     with accelerate(pipe, **technique.neutral(model, pipe)):
         for _ in range(1 + technique.recorded(model)):
             assert is_equal(model.run(pipe, **changes), stock)
@@ -54,7 +52,7 @@ def check(model: TinyModel, pipe: Any, technique: Any, changes: dict[str, Any]) 
 @combinations(variants=False, only=("windows-attention", "unicp", "sliced", "speedup"))
 def test_a_run_under_autocast(workbench, model, technique):
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        check(model, workbench.pipe(model), technique, technique.changes)
+        check(workbench, model, workbench.pipe(model), technique, technique.changes, "autocast")
 
 
 @combinations("several prompts", variants=False, only=KINDS, without=("reposition",))
@@ -62,7 +60,7 @@ def test_several_prompts_in_one_call(workbench, model, technique):
     if model.family == "wan-vace":
         pytest.skip("the pipeline makes one clip a call")
     pipe = workbench.pipe(model)
-    check(model, pipe, technique, twice(model.arguments))
+    check(workbench, model, pipe, technique, twice(model.arguments), "several prompts")
 
 
 def twice(arguments: dict[str, Any]) -> dict[str, Any]:
