@@ -90,7 +90,7 @@ def test_a_run_teaches_the_next_process(learns, model_folder, here):
         found.append(json.loads(result.stdout)["report"]["notes"])
     first, second, third = (" ".join(notes) for notes in found)
     assert "and 1 clip" not in first and "and 1 clip; " in second
-    assert "1 clip of this model that was compared" in second
+    assert "measured on 1 clip of this model, compared" in second
     assert "and 1 clip" not in third and "compared with" not in third
     (row,) = json.loads(invoke("learned", "--json").stdout)["pipelines"]
     assert row["runs"] == row["clips"] == row["measured"] == 1  # the first by its reference
