@@ -3,10 +3,11 @@
     python scripts/docs/draw_rivals.py
 
 Goes in: `research/data/rivals-*.json`, which `table_rivals.py` packed. Comes out: `docs/rivals.png`
-and `docs/metrics-agree.png`; in print, ours less the best other method prompt by prompt, Spearman's
-correlations of the metrics over all clips and among the methods of one prompt, and the PSNR from
-which half and 95 % of the clips have a JOD (isotonic regression), and methods
-whose JOD is unusual at their PSNR. Exact clips are left out.
+and `docs/metrics-agree.png`; in print, ours less the best other method prompt by prompt, also
+without trained samplers, Spearman's correlations of the metrics over all clips and among the
+methods of one prompt, the PSNR from which half and 95 % of the clips have a JOD (isotonic
+regression), methods whose JOD is unusual at their PSNR, and how far the shares of CPU-seconds are
+from those of FLOPs. Exact clips are left out.
 """
 
 from __future__ import annotations
@@ -36,8 +37,9 @@ SHOWN = {  # colours of Okabe and Ito, which colour-blind people can distinguish
     OURS: ("ours", "#d55e00"), "dpcache": ("DPCache", "#0072b2"), "gits": ("GITS", "#009e73"),
     "ra-cfg-cache": ("RA-CFGCache", "#cc79a7"), "spectrum": ("Spectrum", "#e69f00"),
     "unipc-2": ("UniPC, best shift", "#56b4e9"), "fewer-steps": ("fewer steps", "#000000"),
-    "bns": ("BNS, trained", "#7a3e9d"),
+    "bns": ("BNS, trained", "#7a3e9d"), "dyweight": ("DyWeight, trained", "#7a3e9d"),
 }  # fmt: skip
+TRAINED = {"bns": "--", "bns/grid": "-", "dyweight": ":"}  # by backpropagation, and their lines
 CLIPS = 4000  # dots in a panel
 METRICS = {"jod": "JOD", "ssim": "SSIM", "st_lpips": "ST-LPIPS"}
 Runs = dict[str, dict[int, dict[str, Any]]]
@@ -50,6 +52,10 @@ def main() -> None:
     for model, runs in found.items():
         print(f"## {model}, {len(runs)} methods")
         leads(runs)
+        if set(TRAINED) & set(runs):
+            print("without trained samplers:")
+            leads({name: own for name, own in runs.items() if name not in TRAINED})
+        seconds(runs)
         correlations(runs)
         seen(runs)
         unusual(runs)
@@ -65,6 +71,20 @@ def leads(runs: Runs) -> None:
         pairs = zip(ours["scores"]["psnr_db"], others[best]["scores"]["psnr_db"], strict=False)
         lead = intervals.mean([one - other for one, other in pairs])
         print(f"{k} computed: {best}, {lead.value:+.1f} dB [{lead.low:+.1f}, {lead.high:+.1f}]")
+
+
+def seconds(runs: Runs) -> None:
+    """Share of CPU-seconds less share of FLOPs, in points: over all rows, and a method's mean."""
+    less = {
+        name: [100 * (r["cpu_share"] - r["flops_kept"]) for r in own.values() if "cpu_share" in r]
+        for name, own in runs.items()
+    }
+    every = np.abs([one for own in less.values() for one in own])
+    if len(every):
+        print(f"CPU-seconds: {np.median(every):.1f} points from the FLOPs in the median, "
+              f"at most {every.max():.1f}; {len(every)} rows")  # fmt: skip
+        means = sorted(((statistics.fmean(own), name) for name, own in less.items() if own))
+        print(", ".join(f"{name} {value:+.1f}" for value, name in reversed(means)))
 
 
 def correlations(runs: Runs) -> None:
@@ -135,14 +155,14 @@ def fronts(models: dict[str, Runs], target: Path) -> None:
             )
             label, colour = SHOWN.get(method, ("others", "#c8c8c8"))
             wide = 2.4 if method == OURS else 1.4 if method in SHOWN else 0.8
-            style = "--" if method == "bns" else "-"
+            style = TRAINED.get(method, "-")
             axes.plot(*zip(*points, strict=True), style, color=colour, lw=wide, label=label)
         axes.set(title=model, xlabel="computed steps of 50", xlim=(7, 27), ylim=(10, 66))
         axes.grid(alpha=0.25)
     panels[0].set_ylabel("PSNR to the uncached clip, dB")
     handles = dict(zip(*reversed(panels[1].get_legend_handles_labels()), strict=True))
     names = [*(label for label, _ in SHOWN.values()), "others"]
-    figure.legend([handles[n] for n in names], names, ncols=9, loc="lower center", fontsize=8.5)
+    figure.legend([handles[n] for n in names], names, ncols=10, loc="lower center", fontsize=8)
     figure.tight_layout(rect=(0, 0.06, 1, 1))
     figure.savefig(target, dpi=110)
 
