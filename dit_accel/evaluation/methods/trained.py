@@ -293,7 +293,7 @@ def _labelled(labels: torch.Tensor, nodes: Nodes) -> Nodes:
 
 
 TRAINED_SUMMARIES = {
-    "bns": "BNS: all weights, the noise's and the times trained; the bound of weighted sums",
+    "bns": "BNS: all weights, the noise's and the times trained",
     "bns/grid": "the same, with times on the grid",
     "dyweight": "DyWeight: weights of the last three predictions and labels trained",
 }
