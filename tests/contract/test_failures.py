@@ -76,10 +76,18 @@ def inside_a_forward(model: TinyModel, pipe: Any, changes: dict[str, Any]) -> No
         hook.remove()
 
 
-@pytest.mark.parametrize("stop", [after_a_step, inside_a_forward], ids=lambda f: f.__name__)
 @combinations("interrupts")
-def test_after_a_run_that_broke_the_next_one_is_right(stock, model, technique, stop):
-    pipe, clip = stock
+def test_after_a_forward_that_broke_the_next_run_is_right(stock, model, technique):
+    broken(*stock, model, technique, inside_a_forward)
+
+
+# No code of a technique runs between two steps: one of each engine is left.
+@combinations("interrupts", only=KINDS)
+def test_after_an_interrupt_between_two_steps_the_next_run_is_right(stock, model, technique):
+    broken(*stock, model, technique, after_a_step)
+
+
+def broken(pipe: Any, clip: torch.Tensor, model: TinyModel, technique: Any, stop: Stop) -> None:
     changes = technique.changes
     with accelerate(pipe, **technique.loose(model, pipe)) as handle:
         stop(model, pipe, changes)  # also while the first run is recorded
