@@ -39,6 +39,7 @@ from typer.testing import CliRunner
 from dit_accel import layout
 from dit_accel.cli import app
 from dit_accel.evaluation.methods import METHODS, parse
+from dit_accel.models import memory
 
 ROOT = Path(__file__).parents[2]
 
@@ -241,6 +242,8 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     tiny_folders.save_lora(tmp_path / "style.safetensors", *tiny_folders.TWO_EXPERTS.layer)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("DIT_ACCEL_CACHE", str(tmp_path / "cache"))
+    # Tracing a run's memory takes a second; tests/cli and tests/models hold it.
+    monkeypatch.setattr(memory, "activations_of", lambda *given: {})
     return tmp_path
 
 
@@ -383,7 +386,10 @@ def run_command(words: list[str]) -> None:
             STAND_INS[name].save(stand_in)
         rest[place + 1 : place + 1] = [str(stand_in)] if name in STAND_INS else []
     rest = [
-        re.sub(r"fewer-steps:\d+", "fewer-steps:4", w).replace("--full", "--small") for w in rest
+        re.sub(r"fewer-steps:\d+", "fewer-steps:4", w)
+        .replace("--full", "--small")
+        .replace("0,1,2,3", "0,1,2")  # as many seeds as --ranking needs
+        for w in rest
     ]
     added = list(AFFORDABLE.get(verb, ()))
     if "--layout" in rest:
