@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +28,9 @@ LARGEST_SEED = 2**63 - 1
 _DENOISERS = ("transformer", "transformer_2")
 INPUT_FILES = ("image", "last_image", "video")  # what a clip may start from, beside its prompt
 INPUTS = (*INPUT_FILES, "strength")
+_FRAMES = ("num_frames", "frames", "video_length")  # what pipelines call the number of frames
+# Some pipelines have these elsewhere: the scale in a guider, the size in a given picture.
+_ELSEWHERE = ("guidance_scale", "height", "width")
 
 
 @dataclass(frozen=True)
@@ -217,23 +220,36 @@ def call_arguments(pipe: Any, clip: ClipSpec) -> dict[str, Any]:
         "frame_rate": clip.fps,
         "guidance_scale_2": clip.guidance_2,
     }
+    parameters = inspect.signature(pipe.__call__).parameters
     found: dict[str, Any] = {
         "prompt": clip.prompt,
         "height": clip.height,
         "width": clip.width,
-        "num_frames": clip.frames,
+        _frames_argument(parameters): clip.frames,
         "num_inference_steps": clip.steps,
         "guidance_scale": clip.guidance,
         "generator": torch.Generator("cpu").manual_seed(clip.seed),
         "output_type": "np",
     }
-    if _takes(pipe, "video"):  # without `num_frames`, the video's own number of frames counts
-        found = {name: value for name, value in found.items() if _takes(pipe, name)}
+    if "video" in parameters:  # without `num_frames`, the video's own number of frames counts
+        found = {name: value for name, value in found.items() if name in parameters}
+    for name in _ELSEWHERE:
+        if name not in parameters:
+            found.pop(name, None)
     return (
         found
         | {k: v for k, v in optional.items() if v is not None and _takes(pipe, k)}
         | _inputs(clip)
     )
+
+
+def _frames_argument(parameters: Container[str]) -> str:
+    """The name that a pipeline's call has for the number of frames.
+
+    Args:
+        parameters: names of the call's parameters.
+    """
+    return next((name for name in _FRAMES if name in parameters), _FRAMES[0])
 
 
 def _inputs(clip: ClipSpec) -> dict[str, Any]:

@@ -1,11 +1,36 @@
-"""What a clip cost."""
+"""The arguments of a clip's call, and what a clip cost."""
 
 from __future__ import annotations
 
+import inspect
+
 import numpy as np
 import pytest
+from pipeline_rows import ROWS
 
-from dit_accel.core.generation import Generation
+from dit_accel.core.generation import ClipSpec, Generation, call_arguments
+
+# Pipelines that call the number of frames otherwise, or have the guidance scale in a guider.
+FRAMES = {
+    "HunyuanVideo15Pipeline": "num_frames",
+    "HunyuanVideo15ImageToVideoPipeline": "num_frames",  # its size is that of the picture
+    "LattePipeline": "video_length",
+    "SanaVideoPipeline": "frames",
+    "MotifVideoPipeline": "num_frames",
+}
+
+
+@pytest.mark.parametrize("title", FRAMES)
+def test_a_call_gets_what_it_takes(title: str) -> None:
+    row = next(row for row in ROWS if row.title == title)
+    if not row.is_there:
+        pytest.skip("newer diffusers only")
+    pipe = row.build()
+    given = call_arguments(pipe, ClipSpec("a cat", None, 0, 10, 4.0, 32, 32, 9))
+    taken = inspect.signature(pipe.__call__).parameters
+    assert {*given} <= {*taken} and given[FRAMES[title]] == 9
+    for name in ("guidance_scale", "height", "width"):
+        assert (name in given) == (name in taken)
 
 
 @pytest.mark.parametrize("denoiser", ["denoise", "denoise, transformer"])
