@@ -5,8 +5,9 @@ Every clip is made without acceleration, and the first ones are probed (`measure
 candidate plans are searched, and carried out on every clip (`refine.py`).
 Without minutes, all plans are carried out on all clips, in two passes. One pass is enough if all
 clips are in one batch, because each window is then fitted to all clips at once. With minutes there
-is one pass, and each batch goes through all plans before the next batch is made. The calibration
-ends when the time is up or when another clip would gain little (`minutes.py`).
+is one pass, and each batch goes through all plans before the next batch is made. Probes are then
+accelerated runs of a few clips, before the search. The calibration ends when the time is up or when
+another clip would gain little (`minutes.py`).
 Knows the order of the work and when it ends, but not how an error model is measured. Source: ours.
 """
 
@@ -23,18 +24,20 @@ from typing import Any
 
 from dit_accel.calibration.candidates import candidate, difficulty
 from dit_accel.calibration.checkpoint import Checkpoint
-from dit_accel.calibration.measurement import Measurement, ProgressCallback
+from dit_accel.calibration.measurement import START_RUNS, Measurement, ProgressCallback
 from dit_accel.calibration.minutes import (
     ENOUGH_DB,
     FEW_SPEEDUPS,
     FIRST_PROBED,
+    START_CLIPS,
+    START_SPEEDUP,
     Budget,
     Estimate,
     TooFewMinutesError,
     next_gain_db,
     probing_cost,
 )
-from dit_accel.calibration.record import probe_steps
+from dit_accel.calibration.probes import probe_steps
 from dit_accel.calibration.refine import REFINED_DEPTH, Problems, RefinedPlan, carry_out
 from dit_accel.calibration.settings import check_settings
 from dit_accel.core.families import family_of, transformers_of
@@ -77,7 +80,8 @@ class CalibrationRun:
             no candidates, and plans are made from inner products alone. None: `SPEEDUPS`, or with
             `minutes` five.
         probes: number of steps at which one prediction is reused, >= 2; 0: error gain and error
-            memory are those of other models. None: `USUAL_PROBES`, or with `minutes` 0.
+            memory are those of other models. None: `USUAL_PROBES`, or with `minutes` 0; then the
+            start of up to four clips is probed, and corrects the gain.
         probed: number of clips that are probed, from the first on, 1 to all; with `minutes`, 1.
         batch: clips in one call of the pipeline, >= 1.
         dtype: the dtype in which the denoiser computes, for the profile's key.
@@ -140,8 +144,10 @@ class CalibrationRun:
         for place in range(len(self.batches) if self.budget is None else 1):
             self.measurement.make(place)
         self._check_guidance()
+        others = self.measurement.others if self.budget is not None else None
+        if others is not None:
+            self._probe_start(others)
         own = error_model = self.measurement.error_model()
-        others = self.measurement.others(own) if self.budget is not None else None
         if others is not None:  # the first clips alone may mislead (research/LOG.md)
             error_model = replace(own, gram=(others.gram + own.mean_gram) / 2)
         batches = self.batches if self.budget is None else self.batches[:1]
@@ -186,6 +192,27 @@ class CalibrationRun:
 
     # --- with minutes ---
 
+    def _probe_start(self, others: ErrorModel) -> None:
+        """Probe the error gain at the start of some clips, while there is time left for all plans.
+
+        Args:
+            others: the prior's error model; its plan is the one that probes carry out.
+        """
+        assert self.budget is not None
+        steps, left = self.clips[0].steps, START_CLIPS
+        count = max(round(steps / START_SPEEDUP), 2, len(others.sampler.fixed_steps))
+        if self.probes or not self.counts or count >= steps:
+            return
+        share = (sum(self.counts) + START_RUNS * count) / steps
+        plan = search(others, count)[0]
+        if not self.measurement.starts_early(plan):
+            return
+        for batch in self.batches:
+            if not left or not self.budget.fits("uncached", times=share):
+                return
+            self.measurement.probe_start(batch[:left], plan)
+            left -= len(batch[:left])
+
     def _pays(self, place: int) -> bool:
         """Whether there is time to carry the plans out on a batch, and whether it is worth it."""
         if self.budget is None:
@@ -212,7 +239,8 @@ class CalibrationRun:
         steps, batch = self.clips[0].steps, len(self.batches[0])
         probed = self.probed * probing_cost(probe_steps(steps, self.probes), steps)
         clip = 1 + sum(self.counts) / steps
-        estimate = Estimate(self.budget.minutes, step_seconds, steps, batch, clip, probed)
+        start = 0.0 if self.probes or not self.counts else START_CLIPS * START_RUNS / START_SPEEDUP
+        estimate = Estimate(self.budget.minutes, step_seconds, steps, batch, clip, probed, start)
         if estimate.runs < 1:
             raise TooFewMinutesError(
                 f"minutes is {self.budget.minutes:g}, but one uncached run takes "
@@ -252,7 +280,7 @@ class CalibrationRun:
         """The computed steps and the expected PSNR of every candidate plan, the fastest last.
 
         Args:
-            others: the error model from other models, which is used beside a few clips. Its own
+            others: the prior's error model, which is used beside a few clips. Its own
                 plan is used unless both models together give a clearly better one.
         """
         counts = self.counts
@@ -261,7 +289,8 @@ class CalibrationRun:
             if others is None:
                 return search(error_model, count)[0].computed, None
             usual = search(others, count)[0].computed
-            steps = steps_beside(error_model, others, usual)
+            # What was measured of the error gain holds for the other models' matrix, too.
+            steps = steps_beside(error_model, replace(error_model, gram=others.gram), usual)
             return steps, expected_db(usual, others, shipped().evidence)
 
         def make() -> tuple[ComputedSteps, Expected]:

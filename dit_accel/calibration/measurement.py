@@ -9,7 +9,6 @@ Knows no plan, and not the order in which batches are made. Source: ours.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from itertools import chain
 from typing import Any
 
@@ -17,15 +16,25 @@ import torch
 
 from dit_accel.calibration.checkpoint import Checkpoint
 from dit_accel.calibration.minutes import probing_cost
-from dit_accel.calibration.record import UncachedRun, gain_and_memory, probe, probe_steps, record
+from dit_accel.calibration.probes import (
+    gain_and_memory,
+    probe,
+    probe_accelerated,
+    probe_steps,
+)
+from dit_accel.calibration.record import UncachedRun, record
 from dit_accel.core.generation import ClipSpec
 from dit_accel.planning.error_model import ErrorModel
 from dit_accel.planning.first_run import profile_of_gram
+from dit_accel.planning.growth import corrected_gain
 from dit_accel.planning.lookup import profile_key
-from dit_accel.planning.plan import SamplerCoefficients
-from dit_accel.planning.prior import profile_by_prior
+from dit_accel.planning.plan import Plan, SamplerCoefficients
+from dit_accel.planning.prior import places_of, profile_by_prior
 from dit_accel.planning.sampler import unstepped
+from dit_accel.planning.trajectory import trajectory_of
 
+START_RUNS = 2  # runs of one plan, in a probe of the start
+START_PLACE = 0.75  # of the step that is probed, at least; 1 is pure noise, 0 the clean clip
 MAX_RECORDED_BYTES = 4 << 30  # if recordings in memory exceed this, they are dropped
 ProgressCallback = Callable[[str, int, int], None]
 
@@ -53,6 +62,7 @@ class Measurement:
         self.gain_and_memory: tuple[torch.Tensor, float] | None = None  # once they are known
         self._recordings: dict[tuple[int, ...], list[UncachedRun]] = {}
         self._made: dict[int, list[tuple[torch.Tensor, torch.Tensor | None]]] = {}  # by batch
+        self._at_start: tuple[int, list[float]] = (0, [])  # the step, and the gains of the clips
 
     def make(self, place: int) -> None:
         """Make the uncached runs of a batch, unless they are made already."""
@@ -107,36 +117,76 @@ class Measurement:
     def error_model(self) -> ErrorModel:
         """The error model from the clips made so far; clips that need probes are probed first."""
         found = [*chain.from_iterable(map(self._probed, self._made))]
-        steps = self.sampler.num_steps
-        self.gain_and_memory = gain_and_memory(found, steps) if found else self._usual()[1:]
+        self.gain_and_memory = gain_and_memory(found, self.sampler.num_steps) if found else None
+        if self.gain_and_memory is None:
+            gain, memory = self._usual()[1:3]
+            self.gain_and_memory = self._corrected(gain), memory
         return ErrorModel(self.sampler, self.gram, *self.gain_and_memory)
 
-    def others(self, own: ErrorModel) -> ErrorModel | None:
-        """The error model with the prior's Gram matrix; None if the prior does not know such runs.
+    @property
+    def others(self) -> ErrorModel | None:
+        """The prior's error model of such a run; None if the prior does not know such runs."""
+        gram, gain, memory, _ = self._usual()
+        return None if gram is None else ErrorModel(self.sampler, gram, gain, memory)
+
+    def starts_early(self, plan: Plan) -> bool:
+        """Whether the second computed step of a plan is near the start of the run.
+
+        Only there a probe says what other models do not. In short runs no step is.
+        """
+        places = self._usual()[3]
+        return places is not None and float(places[plan.computed[1]]) >= START_PLACE
+
+    def probe_start(self, clips: Sequence[int], plan: Plan) -> None:
+        """Probe the error gain at the start of clips, by two runs of a plan.
+
+        Uncached runs of these clips are not needed. Error models from then on use the gains.
 
         Args:
-            own: the pipeline's own error model, whose sampler, gain and memory are used.
-        """
-        gram = self._usual()[0]
-        return None if gram is None else replace(own, gram=gram)
-
-    def _usual(self) -> tuple[torch.Tensor | None, torch.Tensor, float]:
-        """Gram matrix, error gain and error memory from other models.
-
-        They are the prior's. If the prior does not know such runs, the matrix is None, and gain and
-        memory are those of the miniature (`first_run.py`).
+            clips: their indices; they run in one call.
+            plan: it `starts_early`.
         """
 
-        def make() -> tuple[torch.Tensor | None, torch.Tensor, float]:
+        def make() -> list[float]:
+            self.on_progress("probe", clips[0], 0)
+            rows = [self.clips[index] for index in clips]
+            return probe_accelerated(self.pipe, rows, self.overrides, plan, self.sampler)
+
+        self.cost += len(clips) * START_RUNS * len(plan.computed) / self.sampler.num_steps
+        found = self.checkpoint.get(f"start-{clips}-{plan.computed}", make)
+        self._at_start = plan.computed[1], self._at_start[1] + found
+
+    def _corrected(self, gain: torch.Tensor) -> torch.Tensor:
+        """The error gain of other models, corrected by the probes of the start, if any."""
+        step, measured = self._at_start
+        places = self._usual()[3]
+        if not measured or places is None:
+            return gain
+        return corrected_gain(gain, places, step, measured)
+
+    def _usual(self) -> tuple[torch.Tensor | None, torch.Tensor, float, torch.Tensor | None]:
+        """Gram matrix, error gain and error memory from other models, and the places of the steps.
+
+        They are the prior's. If the prior does not know such runs, matrix and places are None, and
+        gain and memory are those of the miniature (`first_run.py`).
+        """
+
+        def make() -> tuple[torch.Tensor | None, torch.Tensor, float, torch.Tensor | None]:
             # Recording comes first: afterwards the scheduler has the run's timesteps.
             own, sampler = self.recorded(0)[0].gram, self.sampler
             scheduler = unstepped(self.pipe.scheduler)
             prior = profile_by_prior(scheduler, sampler, self.clips[0].guidance)
-            found = prior or profile_of_gram(own, sampler, profile_key(self.pipe))
-            return None if prior is None else prior.gram, found.error_gain, found.error_memory
+            if prior is not None and not self.recorded(0)[0].noise.any():
+                prior = prior.without_noise()  # the denoiser gets the noise with something else
+            if prior is None:
+                found = profile_of_gram(own, sampler, profile_key(self.pipe))
+                return None, found.error_gain, found.error_memory, None
+            path = trajectory_of(scheduler, sampler.branch_weights, 0, sampler.num_steps)
+            places = places_of(path.levels.angles)[:-1]
+            return prior.gram, prior.error_gain, prior.error_memory, places
 
-        usual: tuple[torch.Tensor | None, torch.Tensor, float] = self.checkpoint.get(
-            "other models", make
+        usual: tuple[torch.Tensor | None, torch.Tensor, float, torch.Tensor | None] = (
+            self.checkpoint.get("prior", make)
         )
         return usual
 

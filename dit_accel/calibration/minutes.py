@@ -22,7 +22,8 @@ from dit_accel.planning.prediction import QualityDistribution
 ENOUGH_DB = 0.3  # no further clip is made if it would gain less
 FEW_SPEEDUPS = (2.0, 2.5, 3.85, 5.0, 7.14)  # `transfer.between` estimates plans between them
 _RIDGE = 1e-4  # relative to the squared norms of the features
-FIRST_PROBED = 1  # number of clips that are probed
+FIRST_PROBED = 1  # number of clips that are probed with uncached runs, if probes are asked for
+START_CLIPS, START_SPEEDUP = 4, 3.85  # clips whose start is probed, and the speedup of these runs
 
 
 def probing_cost(probed: Sequence[int], steps: int) -> float:
@@ -44,7 +45,9 @@ class Estimate:
         steps: steps of a run.
         batch: clips in one call.
         clip_runs: the cost of a clip with all plans, in uncached runs.
-        first_runs: the cost of the work before the first plan is carried out, in uncached runs.
+        first_runs: the cost of probes of uncached runs, in uncached runs.
+        start_runs: the cost of probes of the start, which are made while there is time left for the
+            plans of one clip.
     """
 
     minutes: float
@@ -53,6 +56,7 @@ class Estimate:
     batch: int
     clip_runs: float
     first_runs: float
+    start_runs: float = 0.0
 
     @property
     def run_seconds(self) -> float:
@@ -65,9 +69,15 @@ class Estimate:
         return 60 * self.minutes / self.run_seconds
 
     @property
+    def probe_runs(self) -> float:
+        """The cost of all probes that fit into the minutes, in uncached runs."""
+        left = self.runs - self.first_runs - self.clip_runs
+        return self.first_runs + min(max(left, 0.0), self.start_runs)
+
+    @property
     def clips(self) -> int:
         """The number of clips that fit into the minutes, however many there are."""
-        return max(int((self.runs - self.first_runs) / self.clip_runs), 0)
+        return max(int((self.runs - self.probe_runs) / self.clip_runs + 1e-9), 0)
 
 
 class Budget:

@@ -1,8 +1,7 @@
-"""Records uncached runs, and probes how an error grows until the last step.
+"""Records uncached runs.
 
 In: a pipeline and clips of equal steps, guidance and size, which are rows of one batch. Out: an
-`UncachedRun` for each clip. A probe reuses one prediction at one step. It gives the factor by which
-this error has grown at the end, and the cosine between the error made and the final one.
+`UncachedRun` for each clip.
 Knows the pipeline, and listens to its scheduler; refuses a scheduler that is not linear.
 Source: ours.
 Shapes: P clips of a batch, B components, n steps, N numbers of a clip's latents.
@@ -11,17 +10,14 @@ Shapes: P clips of a batch, B components, n steps, N numbers of a clip's latents
 from __future__ import annotations
 
 import dataclasses
-import math
-import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
 import torch
 
 from dit_accel.caching.policy import PlanPolicy, Policy
-from dit_accel.calibration.replay import replayed
 from dit_accel.core.families import family_of
 from dit_accel.core.generation import ClipSpec, batch_arguments
 from dit_accel.core.guidance import conditional
@@ -30,7 +26,7 @@ from dit_accel.core.patching import Patches
 from dit_accel.handle import accelerate
 from dit_accel.planning.difficulty import pooled
 from dit_accel.planning.error_model import gram_of
-from dit_accel.planning.plan import Extrapolation, Plan, SamplerCoefficients, SecondExpert
+from dit_accel.planning.plan import Plan, SamplerCoefficients, SecondExpert
 from dit_accel.planning.sampler import ImpulseResponse, NotLinearError, check_steps
 from dit_accel.planning.selection import second_of
 
@@ -171,10 +167,14 @@ class SchedulerTap:
 
     Args:
         on_pace: as in `record`.
+        errors: `(P, N)` errors that are added to the predictions, by step; they are recorded too.
     """
 
-    def __init__(self, scheduler: Any, on_pace: Callable[[float], None] | None = None) -> None:
-        self._scheduler, self._on_pace = scheduler, on_pace
+    def __init__(
+        self, scheduler: Any, on_pace: Callable[[float], None] | None = None,
+        errors: Mapping[int, torch.Tensor] | None = None,
+    ) -> None:  # fmt: skip
+        self._scheduler, self._on_pace, self._errors = scheduler, on_pace, errors or {}
         self._began = 0.0  # the end of the first step, which is not timed: it may load and compile
         self._patches = Patches()
         self._response: ImpulseResponse | None = None
@@ -201,6 +201,9 @@ class SchedulerTap:
                 self._response = ImpulseResponse(self._scheduler)
                 self.noise = rows_of(sample)
             self._response.step(timestep, **kwargs)
+            error = self._errors.get(len(self.predictions))
+            if error is not None:
+                output = output + error.to(output).view_as(output)
             self.predictions.append(rows_of(output))
             stepped = inner(output, timestep, sample, **kwargs)
             self.final = rows_of(stepped[0])  # waits for the device, so that `_time` is right
@@ -214,88 +217,3 @@ class SchedulerTap:
             self._began = time.perf_counter()
         if len(self.predictions) == 3 and self._on_pace is not None:
             self._on_pace((time.perf_counter() - self._began) / 2)
-
-
-# --- error gain and error memory ---
-
-
-def probe_steps(num_steps: int, probes: int) -> list[int]:
-    """The steps that are probed, from 1 on, closer together where the gain changes fastest."""
-    if probes == 0:
-        return []
-    places = (round((num_steps - 2) * (i / (probes - 1)) ** 1.7) + 1 for i in range(probes))
-    return sorted(set(places))
-
-
-def probe(
-    pipe: Any, clips: Sequence[ClipSpec], overrides: dict[str, Any] | None,
-    recordings: Sequence[UncachedRun], step: int,
-) -> list[tuple[float, float]]:  # fmt: skip
-    """The gain of an error made at a step, and the cosine between it and the final error.
-
-    The steps before it are replayed from the recordings, so only n - `step` of n steps are
-    computed. If the pipeline changes the replayed predictions, all steps but one are computed.
-
-    Returns:
-        (gain, cosine) for each clip.
-    """
-
-    def recorded(at: int) -> torch.Tensor:
-        """The guided prediction of a step; the probed step gets that of the step before."""
-        return torch.stack([one.guided(min(at, step - 1)) for one in recordings])
-
-    latents = {"output_type": "latent"} | (overrides or {})
-    with replayed(pipe, recorded, step), SchedulerTap(pipe.scheduler) as tap:
-        run(pipe, clips, latents)
-    wanted = recorded(step)
-    if float((tap.predictions[step] - wanted).norm() / wanted.norm()) > LINEAR:
-        weights = recordings[0].sampler.branch_weights
-        reused = Extrapolation(tuple({step - 1: 1.0} for _ in weights))
-        plan = Plan(clips[0].steps, {step: reused})
-        with accelerate(pipe, plan=plan, mix=weights), SchedulerTap(pipe.scheduler) as tap:
-            run(pipe, clips, latents)
-    return [_grown(recording, step, tap.final[row]) for row, recording in enumerate(recordings)]
-
-
-def _grown(recording: UncachedRun, step: int, final: torch.Tensor) -> tuple[float, float]:
-    # Both predictions get the weights of the probed step, also where the second expert begins.
-    weights = torch.tensor(recording.sampler.weights_at(step))
-    reused, own = (recording.components[:, at] for at in (step - 1, step))
-    difference = torch.einsum("b,bn->n", weights, reused - own)
-    made = float(recording.sampler.coefficients[step]) * difference
-    became = final - recording.final
-    sizes = float(made.norm()), float(became.norm())
-    if 0.0 in sizes:
-        return 1.0, 1.0  # there was no error to measure
-    return sizes[1] / sizes[0], float(made @ became) / (sizes[0] * sizes[1])
-
-
-def gain_and_memory(
-    probes: Sequence[tuple[int, float, float]], num_steps: int
-) -> tuple[torch.Tensor, float]:
-    """The error gain `(n,)` float64 and the error memory in steps, from (step, gain, cosine).
-
-    The gain is the root mean square over clips. Between probed steps its logarithm is interpolated
-    linearly. The memory is the median over probes of τ in cosine = exp(-steps to the end / τ).
-    """
-    steps = sorted({step for step, _, _ in probes})
-    logs = [
-        math.log(math.sqrt(statistics.fmean(g * g for s, g, _ in probes if s == step)))
-        for step in steps
-    ]
-    gain = [math.exp(_interpolated(steps, logs, step)) for step in range(num_steps)]
-    memory = statistics.median(
-        (num_steps - step) / -math.log(min(max(cosine, 0.02), 0.99)) for step, _, cosine in probes
-    )
-    return torch.tensor(gain, dtype=torch.float64), memory
-
-
-def _interpolated(places: Sequence[int], values: Sequence[float], at: int) -> float:
-    """The value at a place: linear between two neighbours, constant beyond the ends."""
-    if at <= places[0]:
-        return values[0]
-    for i in range(1, len(places)):
-        if at <= places[i]:
-            share = (at - places[i - 1]) / (places[i] - places[i - 1])
-            return values[i - 1] + share * (values[i] - values[i - 1])
-    return values[-1]

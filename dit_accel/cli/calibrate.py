@@ -311,7 +311,7 @@ def _say_estimate(estimate: Estimate, *, plans: int) -> None:
         f"a step takes {estimate.step_seconds:.3g} s, and an uncached run "
         f"{estimate.run_seconds:.3g} s. "
         f"So {estimate.minutes:g} minutes are {estimate.runs:.1f} runs. "
-        + (f"Probes cost {estimate.first_runs:.1f} runs. " if estimate.first_runs else "")
+        + (f"Probes cost {estimate.probe_runs:.1f} runs. " if estimate.probe_runs else "")
         + f"A clip with {plans} plans costs {estimate.clip_runs:.1f} runs, so there will be up to "
         f"{estimate.clips} clips",
         style="cyan",

@@ -13,8 +13,8 @@ import argparse
 import json
 from pathlib import Path
 
-from dit_accel.calibration.minutes import FEW_SPEEDUPS, Estimate, probing_cost
-from dit_accel.calibration.record import probe_steps
+from dit_accel.calibration.measurement import START_RUNS
+from dit_accel.calibration.minutes import FEW_SPEEDUPS, START_CLIPS, START_SPEEDUP, Estimate
 
 ROOT = Path(__file__).resolve().parents[2]
 STEPS = 50
@@ -50,20 +50,19 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, nargs="+", default=[10.0, 45.0])
     minutes = parser.parse_args().minutes
     clip = 1 + sum(round(STEPS / speedup) for speedup in FEW_SPEEDUPS) / STEPS
-    probes = probing_cost(probe_steps(STEPS, 8), STEPS)
-    print(
-        f"a clip with {len(FEW_SPEEDUPS)} plans: {clip:.2f} uncached runs; 8 probes: {probes:.2f}"
-    )
+    start = START_CLIPS * START_RUNS / START_SPEEDUP
+    print(f"a clip with {len(FEW_SPEEDUPS)} plans: {clip:.2f} uncached runs; probes: {start:.2f}")
     head = "".join(f" runs, clips in {m:g} min |" for m in minutes)
-    print(f"\n| model | s a step | min a run | min for 1, 3, 8 clips |{head}")
+    print(f"\n| model | s a step | min a run | min for 1 clip, the same with probes, 3, 8 |{head}")
     print("|---|---|---|---|" + "---|" * len(minutes))
     for name in MODELS:
         own = measured(name)
         seconds = own or (measured(KNOWN) or 0.0) * flops(name) / flops(KNOWN)
-        one = Estimate(1.0, seconds, STEPS, 1, clip, 0.0).run_seconds / 60
+        one = Estimate(1.0, seconds, STEPS, 1, clip, 0.0, start).run_seconds / 60
         shown = f"{seconds:.2f}" + ("" if own else " (by FLOPs)")
-        times = ", ".join(f"{clips * clip * one:.0f}" for clips in (1, 3, 8))
-        estimates = [Estimate(m, seconds, STEPS, 1, clip, 0.0) for m in minutes]
+        spent = (clip, clip + start, 3 * clip + start, 8 * clip + start)
+        times = ", ".join(f"{runs * one:.0f}" for runs in spent)
+        estimates = [Estimate(m, seconds, STEPS, 1, clip, 0.0, start) for m in minutes]
         fits = "".join(f" {each.runs:.1f}, {each.clips} |" for each in estimates)
         print(f"| {name} | {shown} | {one:.1f} | {times} |{fits}")
 

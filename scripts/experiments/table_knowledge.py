@@ -10,8 +10,9 @@ the runs behind it:
 
     prior                  none
     N references           N clips of other prompts, computed whole and recorded, one a call
-    calibrated, N clips    `calibrate` with minutes, all of which go into N clips of other prompts;
-                           "from M", where their first is not the first of these
+    calibrated, N clips    `calibrate` with minutes for plans on N clips of other prompts, and for
+                           probes of the start of four; "from M", where their first is not the
+                           first of these; "without probes", with `--no-probes`
     own clips              the profile
 
 Scored clips run in one batch, without a guard. A plan that depends on the text is that of the
@@ -33,6 +34,7 @@ from table_first_clip import Model, Rows
 
 from dit_accel import accelerate, recorded
 from dit_accel.caching.learning import learning_of
+from dit_accel.calibration import calibrate as calibrating
 from dit_accel.calibration.calibrate import CalibrationRun
 from dit_accel.core.generation import ClipSpec
 from dit_accel.evaluation.prompts import read_prompts
@@ -47,6 +49,17 @@ CALIBRATED = (1, 2, 4)  # clips
 FIRST_SEED = 5000  # of the clips that are learnt from
 TEACHING = 17  # number of their prompts
 Target = dict[str, float]
+
+
+class FewClips(CalibrationRun):
+    """A calibration whose minutes are over after plans on some clips."""
+
+    def __init__(self, pipe: Any, clips: list[ClipSpec], number: int) -> None:
+        super().__init__(pipe, clips, minutes=1e6)
+        self.number = number
+
+    def _pays(self, place: int) -> bool:
+        return place < self.number
 
 
 class Subject:
@@ -73,8 +86,10 @@ class Subject:
         learning.add_whole(reference.run)
 
     def calibrated(self, clips: int, first: int = 0) -> Profile:
-        """The profile that `calibrate` measures with this number of clips, one in each call. The
-        time is always sufficient."""
+        """The profile that `calibrate` measures with minutes for plans on this number of clips.
+
+        There is one clip in each call.
+        """
         call = self.model.call
         specs = [
             ClipSpec(
@@ -82,9 +97,9 @@ class Subject:
                 call["guidance_scale"], call["height"], call["width"], call["num_frames"],
                 max_sequence_length=call.get("max_sequence_length"),
             )
-            for number, prompt in list(enumerate(self.teaching))[first : first + clips]
+            for number, prompt in list(enumerate(self.teaching))[first:]
         ]  # fmt: skip
-        return CalibrationRun(self.model.pipe, specs, minutes=1e6).run()
+        return FewClips(self.model.pipe, specs, clips).run()
 
     def score(self, target: Target, **settings: Any) -> dict[str, Any]:
         with accelerate(self.model.pipe, **target, guard=False, **settings) as handle:
@@ -149,6 +164,7 @@ def main() -> None:
     parser.add_argument("--references", type=int, nargs="*", default=list(REFERENCES))
     parser.add_argument("--calibrated", type=int, nargs="*", default=list(CALIBRATED))
     parser.add_argument("--first", type=int, default=0, help="of the prompts of `--calibrated`")
+    parser.add_argument("--no-probes", action="store_true", help="of `--calibrated`")
     parser.add_argument("--prompts", type=int, default=64)
     parser.add_argument("--file", type=Path, default=PROMPTS / "miniature.jsonl")
     parser.add_argument("--teaching", type=Path, default=PROMPTS / "calibration.jsonl")
@@ -156,6 +172,8 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True)
     given = parser.parse_args()
     torch.set_num_threads(1)
+    if given.no_probes:
+        calibrating.START_CLIPS = 0
     prompts = [one.prompt for one in read_prompts(given.file)][: given.prompts]
     teaching = [one.prompt for one in read_prompts(given.teaching)][-TEACHING:]
     rows, known = Rows(given.output), set(Prior.load().models)
@@ -169,7 +187,8 @@ def main() -> None:
         with cache():
             first = given.first
             profiles = {
-                f"calibrated, {clips} clips" + (f" from {first}" if first else ""):
+                f"calibrated, {clips} clips" + (f" from {first}" if first else "")
+                + (", without probes" if given.no_probes else ""):
                 subject.calibrated(clips, first) for clips in given.calibrated
             }  # fmt: skip
         targets = [{"speedup": subject.steps / count} for count in given.computed]

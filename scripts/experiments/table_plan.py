@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "miniature"))
 from world import PROMPT_STREAM, scene_at
 
 from dit_accel.calibration.fit import RidgeMoments
-from dit_accel.calibration.record import gain_and_memory, probe_steps
+from dit_accel.calibration.probes import gain_and_memory, probe_steps
 from dit_accel.models import miniature
 from dit_accel.planning.error_model import ErrorModel
 from dit_accel.planning.plan import line_sums, used_steps, window_sums, windows

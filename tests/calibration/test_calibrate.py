@@ -15,11 +15,12 @@ from small_denoisers import trial
 
 from dit_accel import accelerate
 from dit_accel.calibration import calibrate as calibrating
+from dit_accel.calibration import probes, refine
 from dit_accel.calibration import record as recordings
-from dit_accel.calibration import refine
 from dit_accel.calibration.calibrate import calibrate, fit_passes
 from dit_accel.calibration.fit import STRENGTHS, RidgeMoments
-from dit_accel.calibration.record import NotLinearError, gain_and_memory, probe_steps, record
+from dit_accel.calibration.probes import gain_and_memory, probe_steps
+from dit_accel.calibration.record import NotLinearError, record
 from dit_accel.core import session
 from dit_accel.core.generation import ClipSpec, call_arguments
 from dit_accel.evaluation import speed
@@ -339,8 +340,8 @@ def test_a_finished_folder_gives_the_profile_without_a_run(pipe, tmp_path, monke
     def run(*_: Any) -> None:
         raise AssertionError("a run is made")
 
-    monkeypatch.setattr(refine, "run", run)
-    monkeypatch.setattr(recordings, "run", run)
+    for module in (refine, recordings, probes):
+        monkeypatch.setattr(module, "run", run)
     second = calibrate(pipe, CLIPS[:1], **settings)
     for one, other in zip(tensors_of(first), tensors_of(second), strict=True):
         assert torch.equal(one, other)

@@ -52,6 +52,12 @@ def test_worked_example() -> None:
     another run of 20 s, and not for the plans of 15 s after it."""
     estimate = Estimate(10.0, 0.6, 50, 1, clip_runs=2.0, first_runs=4.0)
     assert (estimate.run_seconds, estimate.runs, estimate.clips) == (30.0, 20.0, 8)
+    # Probes of the start cost 3 more: (20 - 4 - 3) / 2 clips. Of 7 runs, probes take only what the
+    # first clip leaves.
+    started = dataclasses.replace(estimate, start_runs=3.0)
+    assert (started.probe_runs, started.clips) == (7.0, 6)
+    short = dataclasses.replace(started, minutes=3.5)
+    assert (short.runs, short.probe_runs, short.clips) == (7.0, 5.0, 1)
     together = dataclasses.replace(estimate, step_seconds=1.2, batch=4)  # four clips in one call
     assert together.runs == 40.0
     budget = Budget(1.0, {"uncached-0": 20.0, "candidates-0": 15.0})

@@ -9,8 +9,9 @@ import tiny
 import torch
 from small_denoisers import trial
 
-from dit_accel.calibration import record as recordings
-from dit_accel.calibration.record import probe, record
+from dit_accel.calibration import probes
+from dit_accel.calibration.probes import probe
+from dit_accel.calibration.record import record
 from dit_accel.calibration.replay import replayed
 from dit_accel.core.generation import ClipSpec, call_arguments
 from dit_accel.evaluation import speed
@@ -56,7 +57,7 @@ def test_a_probe_is_the_same_as_one_that_computes_all(name: str, monkeypatch) ->
     ((gain, cosine),) = probe(pipe, [clip], given, runs, step)
     branches = 2 if name.startswith("wan") else 1
     assert calls.number == branches * (clip.steps - step)
-    monkeypatch.setattr(recordings, "LINEAR", -1.0)  # as if the pipeline changed what is replayed
+    monkeypatch.setattr(probes, "LINEAR", -1.0)  # as if the pipeline changed what is replayed
     ((whole_gain, whole_cosine),) = probe(pipe, [clip], given, runs, step)
     assert (gain, cosine) == pytest.approx((whole_gain, whole_cosine), rel=1e-3)
     assert calls.number == branches * (2 * (clip.steps - step) + clip.steps - 1)

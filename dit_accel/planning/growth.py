@@ -1,0 +1,47 @@
+"""Corrects the error gain of other models by what was measured at the start of a run.
+
+In: an error gain γ, the places of its steps in a run, and the gains of m clips at one step a.
+Out: the corrected error gain.
+
+    γ_s ← γ_s r^(v_s m / (m + 2.5)),    r = (geometric mean of the m gains) / γ_a
+    v_s = (2 u_s - 1) / (2 u_a - 1), within 0 to 1
+
+u_s is the place of step s: 1 for pure noise, 0 for the clean clip. Models differ most at the start
+of a run, and little in its second half. Clips of one model differ, too, some by a factor of 100. So
+the geometric mean is taken, and the other models count as 2.5 clips: the variance of log γ_a
+between clips is 2.5 times that between models (research/LOG.md).
+Knows numbers; no pipeline.
+Source: ours (docs/how-it-works.md, section 4).
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Sequence
+
+import torch
+
+OTHERS = 2.5  # clips that the other models count as
+
+
+def corrected_gain(
+    gain: torch.Tensor, places: torch.Tensor, step: int, measured: Sequence[float]
+) -> torch.Tensor:
+    """The error gain, corrected by the gains of some clips at one step.
+
+    Args:
+        gain: `(n,)`, > 0.
+        places: `(n,)`, of the steps (`prior.places_of`).
+        step: where the gains were measured; in the first half of the run.
+        measured: > 0, one for each clip.
+
+    Example:
+        >>> gain, places = torch.tensor([8.0, 8.0, 8.0]), torch.tensor([1.0, 0.75, 0.5])
+        >>> corrected_gain(gain, places, 0, [0.5] * 10).round(decimals=2).tolist()
+        [0.87, 2.64, 8.0]
+    """
+    log_ratio = statistics.fmean(map(math.log, measured)) - math.log(float(gain[step]))
+    weights = ((2 * places - 1) / (2 * places[step] - 1)).clamp(0, 1)
+    share = len(measured) / (len(measured) + OTHERS)
+    return gain * (share * log_ratio * weights).exp()
