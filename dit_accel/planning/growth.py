@@ -38,8 +38,8 @@ def corrected_gain(
 
     Example:
         >>> gain, places = torch.tensor([8.0, 8.0, 8.0]), torch.tensor([1.0, 0.75, 0.5])
-        >>> corrected_gain(gain, places, 0, [0.5] * 10).round(decimals=2).tolist()
-        [0.87, 2.64, 8.0]
+        >>> corrected_gain(gain, places, 0, [0.5] * 10)
+        tensor([0.8706, 2.6390, 8.0000])
     """
     log_ratio = statistics.fmean(map(math.log, measured)) - math.log(float(gain[step]))
     weights = ((2 * places - 1) / (2 * places[step] - 1)).clamp(0, 1)
