@@ -3,13 +3,14 @@
 In: an error gain γ, the places of its steps in a run, and the gains of m clips at one step a.
 Out: the corrected error gain.
 
-    γ_s ← γ_s r^(v_s m / (m + 2.5)),    r = (geometric mean of the m gains) / γ_a
+    γ_s ← γ_s r^(v_s m / (m + 2.5)),    r = min(1, (geometric mean of the m gains) / γ_a)
     v_s = (2 u_s - 1) / (2 u_a - 1), within 0 to 1
 
 u_s is the place of step s: 1 for pure noise, 0 for the clean clip. Models differ most at the start
 of a run, and little in its second half. Clips of one model differ, too, some by a factor of 100. So
 the geometric mean is taken, and the other models count as 2.5 clips: the variance of log γ_a
-between clips is 2.5 times that between models (research/LOG.md).
+between clips is 2.5 times that between models. A gain is never raised: plans of a raised gain were
+worse on the models that have one (research/LOG.md).
 Knows numbers; no pipeline.
 Source: ours (docs/how-it-works.md, section 4).
 """
@@ -42,6 +43,7 @@ def corrected_gain(
         tensor([0.8706, 2.6390, 8.0000])
     """
     log_ratio = statistics.fmean(map(math.log, measured)) - math.log(float(gain[step]))
+    log_ratio = min(log_ratio, 0.0)
     weights = ((2 * places - 1) / (2 * places[step] - 1)).clamp(0, 1)
     share = len(measured) / (len(measured) + OTHERS)
     return gain * (share * log_ratio * weights).exp()

@@ -98,9 +98,14 @@ def test_before_the_measured_step_the_correction_is_the_same() -> None:
 
 
 def test_a_clip_that_leaves_its_path_does_not_rule() -> None:
-    gain, places = torch.tensor([8.0, 4.0]), torch.tensor([1.0, 0.5])
-    usual, spoilt = (corrected_gain(gain, places, 0, [8.0, 8.0, 8.0, x]) for x in (8.0, 800.0))
+    gain, places = torch.tensor([80.0, 4.0]), torch.tensor([1.0, 0.5])
+    usual, spoilt = (corrected_gain(gain, places, 0, [2.0, 2.0, 2.0, x]) for x in (2.0, 200.0))
     assert float(spoilt[0] / usual[0]) == pytest.approx(100 ** (1 / 4 * 4 / 6.5))
+
+
+def test_a_gain_is_not_raised() -> None:
+    gain, places = torch.tensor([8.0, 4.0]), torch.tensor([1.0, 0.5])
+    assert torch.equal(corrected_gain(gain, places, 0, [9.0, 20.0]), gain)
 
 
 # --- in a calibration ---
@@ -120,7 +125,7 @@ def test_four_clips_are_probed_and_counted(pipe, monkeypatch) -> None:
     step, measured = calibration.measurement._at_start
     assert len(measured) == 4
     before = float(prior.error_gain[step])
-    ratio = math.prod(measured) ** (1 / 4) / before
+    ratio = min(math.prod(measured) ** (1 / 4) / before, 1.0)
     assert float(profile.error_gain[step]) == pytest.approx(before * ratio ** (4 / 6.5))
     assert torch.equal(profile.error_gain[-1], prior.error_gain[-1])
 

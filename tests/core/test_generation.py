@@ -21,16 +21,16 @@ FRAMES = {
 
 
 @pytest.mark.parametrize("title", FRAMES)
-def test_a_call_gets_what_it_takes(title: str) -> None:
+def test_a_call_has_only_parameters_of_the_pipeline(title: str) -> None:
     row = next(row for row in ROWS if row.title == title)
     if not row.is_there:
         pytest.skip("newer diffusers only")
     pipe = row.build()
     given = call_arguments(pipe, ClipSpec("a cat", None, 0, 10, 4.0, 32, 32, 9))
-    taken = inspect.signature(pipe.__call__).parameters
-    assert {*given} <= {*taken} and given[FRAMES[title]] == 9
+    known = inspect.signature(pipe.__call__).parameters
+    assert {*given} <= {*known} and given[FRAMES[title]] == 9
     for name in ("guidance_scale", "height", "width"):
-        assert (name in given) == (name in taken)
+        assert (name in given) == (name in known)
 
 
 @pytest.mark.parametrize("denoiser", ["denoise", "denoise, transformer"])
