@@ -90,7 +90,7 @@ def commands() -> Iterator[Command]:
             yield made("video", "--video", "clip.npy", "--strength", "0.6")
             yield refused("--strength is", "--strength", "0.6")
         else:
-            yield refused("--video is 'clip.npy': --model is a", "--video", "clip.npy")
+            yield refused("--video is 'clip.npy', but --model is a", "--video", "clip.npy")
         if HAS_PEFT:
             yield made("lora", "--lora", f"{lora}:0.5")
             yield made("both", "--lora", lora, "--offload", "group")

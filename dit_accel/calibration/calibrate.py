@@ -151,7 +151,8 @@ class CalibrationRun:
         if others is not None:  # the first clips alone may mislead (research/LOG.md)
             error_model = replace(own, gram=(others.gram + own.mean_gram) / 2)
         batches = self.batches if self.budget is None else self.batches[:1]
-        of = f"{self.probes}-{self.probed}-{batches}-{self.passes}"  # names the error model's data
+        started = len(self.measurement.start_gains[1])
+        of = f"{self.probes}-{self.probed}-{started}-{batches}-{self.passes}"  # the data of `own`
         plans, self._expected = self._searched(own, others, of)
         for number in range(self.passes if plans else 0):  # the results of the last pass count
             for place in range(len(self.batches)):

@@ -62,7 +62,7 @@ class Measurement:
         self.gain_and_memory: tuple[torch.Tensor, float] | None = None  # once they are known
         self._recordings: dict[tuple[int, ...], list[UncachedRun]] = {}
         self._made: dict[int, list[tuple[torch.Tensor, torch.Tensor | None]]] = {}  # by batch
-        self._at_start: tuple[int, list[float]] = (0, [])  # the step, and the gains of the clips
+        self.start_gains: tuple[int, list[float]] = (0, [])  # the step, and gains of clips there
 
     def make(self, place: int) -> None:
         """Make the uncached runs of a batch, unless they are made already."""
@@ -154,11 +154,11 @@ class Measurement:
 
         self.cost += len(clips) * START_RUNS * len(plan.computed) / self.sampler.num_steps
         found = self.checkpoint.get(f"start-{clips}-{plan.computed}", make)
-        self._at_start = plan.computed[1], self._at_start[1] + found
+        self.start_gains = plan.computed[1], self.start_gains[1] + found
 
     def _corrected(self, gain: torch.Tensor) -> torch.Tensor:
         """The error gain of other models, corrected by the probes of the start, if any."""
-        step, measured = self._at_start
+        step, measured = self.start_gains
         places = self._usual()[3]
         if not measured or places is None:
             return gain

@@ -92,7 +92,7 @@ def probe_accelerated(
         plan: with at least two computed steps.
 
     Returns:
-        The gain at step `plan.computed[1]`, for each clip.
+        The gains at step `plan.computed[1]`, > 0, of the clips whose latents are finite.
     """
     at, latents = plan.computed[1], {"output_type": "latent"} | (overrides or {})
     policy = PlanPolicy(plan, sampler.branch_weights, sampler.second)
@@ -107,8 +107,8 @@ def probe_accelerated(
     became = (ended({at: change}).final - usual.final).norm(dim=1)
     made = (float(sampler.coefficients[at]) * change).norm(dim=1)
     # No change means no error to measure. A gain of 0 would have no logarithm.
-    gains = torch.where(made > 0, became / made.clamp_min(1e-30), 1.0)
-    return gains.clamp_min(1e-6).tolist()
+    gains = torch.where(made == 0, 1.0, became / made).clamp_min(1e-6).tolist()
+    return [gain for gain in gains if math.isfinite(gain)]
 
 
 def gain_and_memory(

@@ -74,7 +74,7 @@ class CalibrateOptions(ClipOptions):
     )
     probes: int | None = option(
         None,
-        "Steps at which error growth is measured.",
+        "Steps at which uncached runs measure how errors grow.",
         metavar="N",
         min=2,
         shown="none; 8 with --minutes 0",

@@ -71,6 +71,20 @@ def test_an_error_that_the_denoiser_does_not_see_keeps_its_size(pipe, monkeypatc
         assert found == pytest.approx([1.0, 1.0], rel=1e-3)
 
 
+def test_a_clip_that_is_not_finite_has_no_gain(pipe, monkeypatch) -> None:
+    sampler = record(pipe, CLIPS[:1])[0].sampler
+    stock = pipe.transformer.forward
+
+    def forward(hidden_states: torch.Tensor, **kwargs: Any) -> Any:
+        output = stock(hidden_states=hidden_states, **kwargs)[0].clone()
+        output[-1] = math.nan  # of the last clip
+        return (output,)
+
+    monkeypatch.setattr(pipe.transformer, "forward", forward)
+    found = probe_accelerated(pipe, CLIPS[:3], None, reusing(0, 2, 5), sampler)
+    assert len(found) == 2 and all(map(math.isfinite, found))
+
+
 def test_nothing_is_left_on_the_pipeline(pipe) -> None:
     sampler = record(pipe, CLIPS[:1])[0].sampler
     probe_accelerated(pipe, CLIPS[:1], None, reusing(0, 2, 5), sampler)
@@ -122,7 +136,7 @@ def test_four_clips_are_probed_and_counted(pipe, monkeypatch) -> None:
     assert calibration.cost == pytest.approx(1 + 0.8 + 4 * 2 * 0.25)
     assert len(calls) == pytest.approx(2 * STEPS * calibration.cost)
     prior = profile_by_prior(pipe.scheduler, profile.sampler, 4.0)
-    step, measured = calibration.measurement._at_start
+    step, measured = calibration.measurement.start_gains
     assert len(measured) == 4
     before = float(prior.error_gain[step])
     ratio = min(math.prod(measured) ** (1 / 4) / before, 1.0)
@@ -133,7 +147,7 @@ def test_four_clips_are_probed_and_counted(pipe, monkeypatch) -> None:
 def test_clips_of_one_call_are_probed_together_and_no_more_than_four(pipe) -> None:
     calibration = CalibrationRun(pipe, CLIPS, batch=5, **FEW)
     calibration.run()
-    assert len(calibration.measurement._at_start[1]) == 4
+    assert len(calibration.measurement.start_gains[1]) == 4
 
 
 def test_without_time_for_probes_and_plans_there_are_no_probes(pipe, monkeypatch) -> None:
@@ -149,7 +163,7 @@ def test_without_time_for_probes_and_plans_there_are_no_probes(pipe, monkeypatch
 
     monkeypatch.setattr(calibration.checkpoint, "get", timed)
     profile = calibration.run()
-    assert calibration.measurement._at_start[1] == []
+    assert calibration.measurement.start_gains[1] == []
     assert [len(one.psnr_db) for one in profile.candidates] == [1, 1]
 
 
@@ -157,14 +171,14 @@ def test_in_a_short_run_no_step_is_near_the_start(pipe) -> None:
     clips = [dataclasses.replace(clip, steps=8) for clip in CLIPS[:2]]
     calibration = CalibrationRun(pipe, clips, speedups=(2.0,), minutes=1000.0)
     profile = calibration.run()
-    assert calibration.measurement._at_start[1] == []
+    assert calibration.measurement.start_gains[1] == []
     assert len(profile.candidates) == 1
 
 
 def test_probes_that_were_asked_for_replace_it(pipe) -> None:
     calibration = CalibrationRun(pipe, CLIPS[:1], **FEW, probes=2)
     calibration.run()
-    assert calibration.measurement._at_start[1] == []
+    assert calibration.measurement.start_gains[1] == []
 
 
 def test_probes_are_not_made_again(pipe, tmp_path, monkeypatch) -> None:
