@@ -85,7 +85,7 @@ def commands() -> Iterator[Command]:
         if model.image and not needed:
             yield made("image", "--image", "red.png")
         elif not model.image:
-            yield refused("--image is 'red.png': --model is a", "--image", "red.png")
+            yield refused("--image is 'red.png', but --model is a", "--image", "red.png")
         if model.video:
             yield made("video", "--video", "clip.npy", "--strength", "0.6")
             yield refused("--strength is", "--strength", "0.6")
