@@ -24,12 +24,14 @@ from typing import Any
 
 from dit_accel.calibration.candidates import candidate, difficulty
 from dit_accel.calibration.checkpoint import Checkpoint
-from dit_accel.calibration.measurement import START_RUNS, Measurement, ProgressCallback
+from dit_accel.calibration.measurement import Measurement, ProgressCallback
 from dit_accel.calibration.minutes import (
     ENOUGH_DB,
     FEW_SPEEDUPS,
     FIRST_PROBED,
     START_CLIPS,
+    START_COST,
+    START_RUNS,
     START_SPEEDUP,
     Budget,
     Estimate,
@@ -240,7 +242,7 @@ class CalibrationRun:
         steps, batch = self.clips[0].steps, len(self.batches[0])
         probed = self.probed * probing_cost(probe_steps(steps, self.probes), steps)
         clip = 1 + sum(self.counts) / steps
-        start = 0.0 if self.probes or not self.counts else START_CLIPS * START_RUNS / START_SPEEDUP
+        start = 0.0 if self.probes or not self.counts else START_COST
         estimate = Estimate(self.budget.minutes, step_seconds, steps, batch, clip, probed, start)
         if estimate.runs < 1:
             raise TooFewMinutesError(
@@ -281,8 +283,8 @@ class CalibrationRun:
         """The computed steps and the expected PSNR of every candidate plan, the fastest last.
 
         Args:
-            others: the prior's error model, which is used beside a few clips. Its own
-                plan is used unless both models together give a clearly better one.
+            others: the prior's error model, which is used beside a few clips. Its own plan is used
+                unless both models together give a clearly better one.
         """
         counts = self.counts
 

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from dit_accel.calibration.checkpoint import Checkpoint
-from dit_accel.calibration.minutes import probing_cost
+from dit_accel.calibration.minutes import START_RUNS, probing_cost
 from dit_accel.calibration.probes import (
     gain_and_memory,
     probe,
@@ -33,7 +33,6 @@ from dit_accel.planning.prior import places_of, profile_by_prior
 from dit_accel.planning.sampler import unstepped
 from dit_accel.planning.trajectory import trajectory_of
 
-START_RUNS = 2  # runs of one plan, in a probe of the start
 START_PLACE = 0.75  # of the step that is probed, at least; 1 is pure noise, 0 the clean clip
 MAX_RECORDED_BYTES = 4 << 30  # if recordings in memory exceed this, they are dropped
 ProgressCallback = Callable[[str, int, int], None]
@@ -117,10 +116,14 @@ class Measurement:
     def error_model(self) -> ErrorModel:
         """The error model from the clips made so far; clips that need probes are probed first."""
         found = [*chain.from_iterable(map(self._probed, self._made))]
-        self.gain_and_memory = gain_and_memory(found, self.sampler.num_steps) if found else None
-        if self.gain_and_memory is None:
-            gain, memory = self._usual()[1:3]
-            self.gain_and_memory = self._corrected(gain), memory
+        if found:
+            self.gain_and_memory = gain_and_memory(found, self.sampler.num_steps)
+        else:
+            _, gain, memory, places = self._usual()
+            step, measured = self.start_gains
+            if places is not None and measured:
+                gain = corrected_gain(gain, places, step, measured)
+            self.gain_and_memory = gain, memory
         return ErrorModel(self.sampler, self.gram, *self.gain_and_memory)
 
     @property
@@ -156,14 +159,6 @@ class Measurement:
         found = self.checkpoint.get(f"start-{clips}-{plan.computed}", make)
         self.start_gains = plan.computed[1], self.start_gains[1] + found
 
-    def _corrected(self, gain: torch.Tensor) -> torch.Tensor:
-        """The error gain of other models, corrected by the probes of the start, if any."""
-        step, measured = self.start_gains
-        places = self._usual()[3]
-        if not measured or places is None:
-            return gain
-        return corrected_gain(gain, places, step, measured)
-
     def _usual(self) -> tuple[torch.Tensor | None, torch.Tensor, float, torch.Tensor | None]:
         """Gram matrix, error gain and error memory from other models, and the places of the steps.
 
@@ -173,14 +168,14 @@ class Measurement:
 
         def make() -> tuple[torch.Tensor | None, torch.Tensor, float, torch.Tensor | None]:
             # Recording comes first: afterwards the scheduler has the run's timesteps.
-            own, sampler = self.recorded(0)[0].gram, self.sampler
+            own, sampler = self.recorded(0)[0], self.sampler
             scheduler = unstepped(self.pipe.scheduler)
             prior = profile_by_prior(scheduler, sampler, self.clips[0].guidance)
-            if prior is not None and not self.recorded(0)[0].noise.any():
-                prior = prior.without_noise()  # the denoiser gets the noise with something else
             if prior is None:
-                found = profile_of_gram(own, sampler, profile_key(self.pipe))
+                found = profile_of_gram(own.gram, sampler, profile_key(self.pipe))
                 return None, found.error_gain, found.error_memory, None
+            if not own.noise.any():  # the denoiser gets the noise with something else
+                prior = prior.without_noise()
             path = trajectory_of(scheduler, sampler.branch_weights, 0, sampler.num_steps)
             places = places_of(path.levels.angles)[:-1]
             return prior.gram, prior.error_gain, prior.error_memory, places

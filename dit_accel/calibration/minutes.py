@@ -23,7 +23,9 @@ ENOUGH_DB = 0.3  # no further clip is made if it would gain less
 FEW_SPEEDUPS = (2.0, 2.5, 3.85, 5.0, 7.14)  # `transfer.between` estimates plans between them
 _RIDGE = 1e-4  # relative to the squared norms of the features
 FIRST_PROBED = 1  # number of clips that are probed with uncached runs, if probes are asked for
-START_CLIPS, START_SPEEDUP = 4, 3.85  # clips whose start is probed, and the speedup of these runs
+# A probe of the start: clips that are probed, runs of each, and the speedup of these runs.
+START_CLIPS, START_RUNS, START_SPEEDUP = 4, 2, 3.85
+START_COST = START_CLIPS * START_RUNS / START_SPEEDUP  # of all, in uncached runs
 
 
 def probing_cost(probed: Sequence[int], steps: int) -> float:
@@ -77,7 +79,8 @@ class Estimate:
     @property
     def clips(self) -> int:
         """The number of clips that fit into the minutes, however many there are."""
-        return max(int((self.runs - self.probe_runs) / self.clip_runs + 1e-9), 0)
+        left = self.runs - self.probe_runs  # exactly one clip's if that limits the probes
+        return max(int(left / self.clip_runs + 1e-9), 0)
 
 
 class Budget:

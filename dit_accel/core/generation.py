@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-from collections.abc import Container, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -221,35 +221,24 @@ def call_arguments(pipe: Any, clip: ClipSpec) -> dict[str, Any]:
         "guidance_scale_2": clip.guidance_2,
     }
     parameters = inspect.signature(pipe.__call__).parameters
+    frames = next((name for name in _FRAMES if name in parameters), _FRAMES[0])
     found: dict[str, Any] = {
         "prompt": clip.prompt,
         "height": clip.height,
         "width": clip.width,
-        _frames_argument(parameters): clip.frames,
+        frames: clip.frames,
         "num_inference_steps": clip.steps,
         "guidance_scale": clip.guidance,
         "generator": torch.Generator("cpu").manual_seed(clip.seed),
         "output_type": "np",
     }
-    if "video" in parameters:  # without `num_frames`, the video's own number of frames counts
-        found = {name: value for name, value in found.items() if name in parameters}
-    for name in _ELSEWHERE:
-        if name not in parameters:
-            found.pop(name, None)
+    # Without `num_frames`, a given video's own number of frames counts.
+    elsewhere = found if "video" in parameters else _ELSEWHERE
     return (
-        found
-        | {k: v for k, v in optional.items() if v is not None and _takes(pipe, k)}
+        {k: v for k, v in found.items() if k in parameters or k not in elsewhere}
+        | {k: v for k, v in optional.items() if k in parameters and v is not None}
         | _inputs(clip)
     )
-
-
-def _frames_argument(parameters: Container[str]) -> str:
-    """The name that a pipeline's call has for the number of frames.
-
-    Args:
-        parameters: names of the call's parameters.
-    """
-    return next((name for name in _FRAMES if name in parameters), _FRAMES[0])
 
 
 def _inputs(clip: ClipSpec) -> dict[str, Any]:

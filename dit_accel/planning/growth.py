@@ -9,8 +9,8 @@ Out: the corrected error gain.
 u_s is the place of step s: 1 for pure noise, 0 for the clean clip. Models differ most at the start
 of a run, and little in its second half. Clips of one model differ, too, some by a factor of 100. So
 the geometric mean is taken, and the other models count as 2.5 clips: the variance of log γ_a
-between clips is 2.5 times that between models. A gain is never raised: plans of a raised gain were
-worse on the models that have one (research/LOG.md).
+between clips is 2.5 times that between models. A gain is never raised: where clips had a higher one
+than other models, plans of a raised gain were worse (research/LOG.md).
 Knows numbers; no pipeline.
 Source: ours (docs/how-it-works.md, section 4).
 """

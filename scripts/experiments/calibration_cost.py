@@ -13,8 +13,7 @@ import argparse
 import json
 from pathlib import Path
 
-from dit_accel.calibration.measurement import START_RUNS
-from dit_accel.calibration.minutes import FEW_SPEEDUPS, START_CLIPS, START_SPEEDUP, Estimate
+from dit_accel.calibration.minutes import FEW_SPEEDUPS, START_COST, Estimate
 
 ROOT = Path(__file__).resolve().parents[2]
 STEPS = 50
@@ -50,19 +49,19 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, nargs="+", default=[10.0, 45.0])
     minutes = parser.parse_args().minutes
     clip = 1 + sum(round(STEPS / speedup) for speedup in FEW_SPEEDUPS) / STEPS
-    start = START_CLIPS * START_RUNS / START_SPEEDUP
-    print(f"a clip with {len(FEW_SPEEDUPS)} plans: {clip:.2f} uncached runs; probes: {start:.2f}")
+    plans = len(FEW_SPEEDUPS)
+    print(f"a clip with {plans} plans: {clip:.2f} uncached runs; probes: {START_COST:.2f}")
     head = "".join(f" runs, clips in {m:g} min |" for m in minutes)
     print(f"\n| model | s a step | min a run | min for 1 clip, the same with probes, 3, 8 |{head}")
     print("|---|---|---|---|" + "---|" * len(minutes))
     for name in MODELS:
         own = measured(name)
         seconds = own or (measured(KNOWN) or 0.0) * flops(name) / flops(KNOWN)
-        one = Estimate(1.0, seconds, STEPS, 1, clip, 0.0, start).run_seconds / 60
+        one = Estimate(1.0, seconds, STEPS, 1, clip, 0.0).run_seconds / 60
         shown = f"{seconds:.2f}" + ("" if own else " (by FLOPs)")
-        spent = (clip, clip + start, 3 * clip + start, 8 * clip + start)
+        spent = (clip, *(clips * clip + START_COST for clips in (1, 3, 8)))
         times = ", ".join(f"{runs * one:.0f}" for runs in spent)
-        estimates = [Estimate(m, seconds, STEPS, 1, clip, 0.0, start) for m in minutes]
+        estimates = [Estimate(m, seconds, STEPS, 1, clip, 0.0, START_COST) for m in minutes]
         fits = "".join(f" {each.runs:.1f}, {each.clips} |" for each in estimates)
         print(f"| {name} | {shown} | {one:.1f} | {times} |{fits}")
 
