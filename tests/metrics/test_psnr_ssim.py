@@ -225,7 +225,7 @@ NAN = np.where(np.arange(2)[:, None, None, None] == 1, np.nan, GOOD)
             GOOD[..., :2],
             GOOD[..., :2],
             1.0,
-            "accepted: (T, H, W, C) with T at least 1 and C 1",
+            "accepted: (T, H, W, C) with T at least 1 and C 1 or 3",
         ),
         (GOOD[:0], GOOD[:0], 1.0, "has shape (0, 16, 16, 3); accepted: (T, H, W, C) with T at"),
         (GOOD.astype(np.uint8), GOOD, 255, "reference has dtype uint8, test has float64"),

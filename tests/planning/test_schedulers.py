@@ -19,8 +19,8 @@ from tiny_models import MODELS, TinyModel
 from dit_accel import accelerate
 
 STEPS = 9  # some samplers leave one out, and a plan takes 8
-# One of each loop over a sampler: two experts, VACE and Animate step it as Wan does.
-TAKEN = [name for name in MODELS if name not in ("wan-two-experts", "wan-vace", "wan-animate")]
+# One of each loop over a sampler: two experts and Animate step it as Wan does.
+TAKEN = [name for name in MODELS if name not in ("wan-two-experts", "wan-animate")]
 # Deterministic and linear by one of these settings: refusing them would be wrong.
 PLANNED = {
     *("CogVideoXDDIM", "DDIM", "DDIMParallel", "DEISMultistep", "DPMSolverMultistep"),
