@@ -20,4 +20,5 @@ else
     "$venv/bin/mypy"
 fi
 say "pytest in $venv"
+unset PYTHONDONTWRITEBYTECODE # else every process that a test starts compiles the package anew
 exec "$venv/bin/python" -m pytest -q -n auto --maxprocesses 8 --dist loadgroup "$@" </dev/null

@@ -12,5 +12,7 @@ ENVIRONMENT = {name: value for name, value in os.environ.items() if name != "PYT
 
 def copy_source(folder: Path) -> Path:
     """The checkout's files in `folder/source`, without what was built or made there."""
-    unwanted = shutil.ignore_patterns(".*", "*.egg-info", "build", "dist", "out", "runs")
+    unwanted = shutil.ignore_patterns(
+        ".*", "*.egg-info", "__pycache__", "build", "dist", "out", "runs"
+    )
     return Path(shutil.copytree(ROOT, folder / "source", ignore=unwanted))

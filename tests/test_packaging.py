@@ -58,6 +58,14 @@ def test_the_lowest_tested_versions_are_the_lower_bounds():
         assert f"{pins[name]}.".startswith(f"{bound}."), f"{name}: {pins[name]} is not {bound}"
 
 
+@pytest.mark.xdist_group("packages")
+def test_tests_of_a_group_run_in_one_process(request):
+    """A group's name is part of its tests' names then; else every process makes its fixtures."""
+    if not request.config.getoption("loadgroup", False):
+        pytest.skip("groups are kept by several processes with --dist loadgroup")
+    assert request.node.nodeid.endswith("@packages")
+
+
 @pytest.fixture(scope="module")
 def built(tmp_path_factory) -> Path:
     """A folder with the sdist, and the wheel that was built from it; the clone stays clean."""
