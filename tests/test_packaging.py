@@ -62,7 +62,7 @@ def test_the_lowest_tested_versions_are_the_lower_bounds():
 def test_tests_of_a_group_run_in_one_process(request):
     """A group's name is part of its tests' names then; else every process makes its fixtures."""
     if not request.config.getoption("loadgroup", False):
-        pytest.skip("groups are kept by several processes with --dist loadgroup")
+        pytest.skip("groups are of several processes, with --dist loadgroup")
     assert request.node.nodeid.endswith("@packages")
 
 
