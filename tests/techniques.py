@@ -186,16 +186,20 @@ ONE_OF_A_KIND = (  # one of each engine, with and without host syncs
     *(f"windows-{site}" for site in SITES), "unicp", "speedup", "static", "reposition",
 )  # fmt: skip
 KINDS = (*ONE_OF_A_KIND, "packed")  # a technique of every cell
+# One of each engine: what other families than Wan are tried with where no technique does its own.
+ENGINES = ("windows-block", "unicp", "speedup", "reposition")
 OF_FURTHER = (*(f"windows-{site}" for site in SITES), "unicp", "pruned", "sliced", "speedup")
 Change = Callable[[Any], None]
 
 
 def combinations(
     *companions: str, beside: tuple[Change, ...] = (), without: tuple[str, ...] = (),
-    only: tuple[str, ...] = tuple(TECHNIQUES), variants: bool = True,
+    only: tuple[str, ...] = tuple(TECHNIQUES), others: tuple[str, ...] = tuple(TECHNIQUES),
+    variants: bool = True,
     refused: Mapping[str, str] | None = None, models: tuple[str, ...] = tuple(MODELS),
 ) -> Any:  # fmt: skip
-    """Parameters `model` and `technique`: all that go together, less some techniques.
+    """Parameters `model` and `technique`: all that go together, less some techniques; models other
+    than Wan have those of `others`.
 
     They fill the companions' cells. With `beside` there is `change` too, and its name is the cell.
     `refused` has companions that are refused, with what is accepted instead. The tests of a model
@@ -226,6 +230,7 @@ def combinations(
             and (variants or name not in VARIANTS)
             and (name not in FURTHER or technique.name in OF_FURTHER)
             and technique.name in only
+            and (name == "wan" or technique.name in others)
             and technique.name not in without
         ],
     )

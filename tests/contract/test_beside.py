@@ -15,7 +15,7 @@ import pytest
 import torch
 from accelerate import cpu_offload
 from calls import offload
-from techniques import KINDS, ONE_OF_A_KIND, combinations, is_equal
+from techniques import ENGINES, KINDS, ONE_OF_A_KIND, combinations, is_equal
 from tiny_models import MODELS
 
 from dit_accel import accelerate
@@ -85,21 +85,23 @@ OFFLOADS = (model_offload, group_offload)
 COMPILES = (regional_compile, whole_compile)
 
 
-@combinations(beside=OFFLOADS)
+@combinations(beside=OFFLOADS, others=ENGINES)
 def test_every_call_is_accelerated_where_it_was_there_before(workbench, model, technique, change):
     beside(workbench, model, technique, change, before=True)
 
 
 @pytest.mark.slow
-@combinations(beside=OFFLOADS, only=KINDS, variants=False)
+@combinations(beside=OFFLOADS, only=KINDS, others=ENGINES, variants=False)
 def test_every_call_is_accelerated_where_it_comes_later(workbench, model, technique, change):
     beside(workbench, model, technique, change, before=False)
 
 
-# Compilation is slow, and these are hooked as their kin are: Wan, and LTX-Video.
+# Compilation is slow, and these are hooked as their kin are: Wan, and LTX-Video. A scene and UniCP
+# compile for seconds, and their code is the same on every family, but for UniCP's joint attention.
 COMPILED = tuple(name for name in MODELS if name not in ("wan-vace", "wan-animate", "ltx-2"))
 # What is compiled later meets the hooks that the test before it compiles: one of each kind is left.
 COMPILED_LATER = ("wan", "hunyuan-video", "MochiPipeline")
+QUICK = ("windows-block", "static")
 
 
 @pytest.fixture(scope="module")
@@ -109,13 +111,21 @@ def new_graphs() -> None:
 
 
 @pytest.mark.slow
-@combinations(beside=COMPILES, only=ONE_OF_A_KIND, variants=False, models=COMPILED)
+@combinations(beside=COMPILES, only=ONE_OF_A_KIND, others=QUICK, variants=False, models=COMPILED)
 def test_a_compiled_model(new_graphs, workbench, model, technique, change):
     beside(workbench, model, technique, change, before=True)
 
 
 @pytest.mark.slow
-@combinations(beside=COMPILES, only=ONE_OF_A_KIND, variants=False, models=COMPILED_LATER)
+@combinations(beside=COMPILES, only=("unicp",), models=("hunyuan-video",))
+def test_a_compiled_model_with_joint_attention(new_graphs, workbench, model, technique, change):
+    beside(workbench, model, technique, change, before=True)
+
+
+@pytest.mark.slow
+@combinations(
+    beside=COMPILES, only=ONE_OF_A_KIND, others=QUICK, variants=False, models=COMPILED_LATER
+)
 def test_a_model_that_is_compiled_later(new_graphs, workbench, model, technique, change):
     beside(workbench, model, technique, change, before=False)
 
@@ -184,7 +194,7 @@ def beside(workbench: Any, model: Any, technique: Any, change: Change, *, before
 
 
 # An engine is copied or shared as it is, whatever it was made from: one of each kind is left.
-@combinations("deepcopy", "pickle", only=KINDS)
+@combinations("deepcopy", "pickle", only=KINDS, others=ENGINES)
 def test_a_copy_is_stock_and_can_be_accelerated(workbench, stock, model, technique):
     pipe, clip = stock
     expected, settings = workbench.accelerated(model, technique), technique.loose(model, pipe)
@@ -203,7 +213,7 @@ def test_a_copy_is_stock_and_can_be_accelerated(workbench, stock, model, techniq
     assert is_equal(model.run(other, **technique.changes), clip)
 
 
-@combinations("shared parts", only=KINDS)
+@combinations("shared parts", only=KINDS, others=ENGINES)
 def test_a_sibling_of_the_same_parts_is_stock(workbench, stock, model, technique):
     pipe, clip = stock
     expected = workbench.accelerated(model, technique)

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from techniques import KINDS, combinations, is_equal
+from techniques import ENGINES, KINDS, combinations, is_equal
 from tiny_models import STEPS, TinyModel
 
 from dit_accel import accelerate
@@ -76,13 +76,13 @@ def inside_a_forward(model: TinyModel, pipe: Any, changes: dict[str, Any]) -> No
         hook.remove()
 
 
-@combinations("interrupts")
+@combinations("interrupts", others=ENGINES)
 def test_after_a_forward_that_broke_the_next_run_is_right(stock, model, technique):
     broken(*stock, model, technique, inside_a_forward)
 
 
 # No code of a technique runs between two steps: one of each engine is left.
-@combinations("interrupts", only=KINDS)
+@combinations("interrupts", only=KINDS, others=ENGINES)
 def test_after_an_interrupt_between_two_steps_the_next_run_is_right(stock, model, technique):
     broken(*stock, model, technique, after_a_step)
 
@@ -109,7 +109,7 @@ def broken(pipe: Any, clip: torch.Tensor, model: TinyModel, technique: Any, stop
 LOST = ("speedup", "static", "windows-block", "unicp", "pruned", "sliced", "reposition")
 
 
-@combinations(only=LOST, variants=False)
+@combinations(only=LOST, others=ENGINES, variants=False)
 def test_a_run_that_is_not_finite_ends_is_noted_and_leaves_nothing(stock, model, technique):
     pipe, _ = stock
     layer = [part for part in pipe.transformer.modules() if isinstance(part, torch.nn.Linear)][-1]
@@ -174,7 +174,7 @@ def one_after_another(
 THREADS = "a pipeline for each thread"
 
 
-@combinations(refused={"threads": THREADS}, only=KINDS)
+@combinations(refused={"threads": THREADS}, only=KINDS, others=ENGINES)
 def test_two_threads_at_once_are_refused_and_the_next_call_is_right(
     workbench, stock, model, technique
 ):

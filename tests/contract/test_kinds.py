@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from techniques import KINDS, combinations, is_equal
+from techniques import ENGINES, KINDS, combinations, is_equal
 from tiny_models import STEPS, TinyModel
 
 from dit_accel import accelerate
@@ -26,7 +26,7 @@ def cast(arguments: dict[str, Any]) -> dict[str, Any]:
     return {name: one(value) for name, value in arguments.items()}
 
 
-@combinations("bf16", variants=False, only=KINDS)
+@combinations("bf16", variants=False, only=KINDS, others=ENGINES)
 def test_a_run_in_bfloat16(workbench, model, technique):
     changes = cast(model.arguments) | technique.changes
     check(workbench, model, workbench.pipe(model, bfloat16), technique, changes, "bfloat16")
@@ -49,13 +49,18 @@ def check(
     assert is_equal(model.run(pipe, **changes), stock)
 
 
-@combinations(variants=False, only=("windows-attention", "unicp", "sliced", "speedup"))
+AUTOCAST = ("windows-attention", "unicp", "sliced", "speedup")
+
+
+@combinations(variants=False, only=AUTOCAST, others=ENGINES)
 def test_a_run_under_autocast(workbench, model, technique):
     with torch.autocast("cpu", dtype=torch.bfloat16):
         check(workbench, model, workbench.pipe(model), technique, technique.changes, "autocast")
 
 
-@combinations("several prompts", variants=False, only=KINDS, without=("reposition",))
+@combinations(
+    "several prompts", variants=False, only=KINDS, others=ENGINES, without=("reposition",)
+)
 def test_several_prompts_in_one_call(workbench, model, technique):
     if model.family == "wan-vace":
         pytest.skip("the pipeline makes one clip a call")

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 from calls import state_of
-from techniques import combinations, is_equal, refusals
+from techniques import ENGINES, combinations, is_equal, refusals
 from tiny_models import FURTHER, MODELS, STEPS, TinyModel
 
 from dit_accel import FAMILIES, accelerate
@@ -100,7 +100,7 @@ def _holds(site: SiteReport, attention: str) -> bool:
     return site.name in ("output", "model") or f"{attention}.".startswith(f"{site.name}.")
 
 
-@combinations()
+@combinations(others=ENGINES)
 def test_installing_twice_is_refused_and_changes_nothing(workbench, stock, model, technique):
     pipe, _ = stock
     expected, settings = workbench.accelerated(model, technique), technique.loose(model, pipe)
