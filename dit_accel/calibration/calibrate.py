@@ -83,7 +83,7 @@ class CalibrationRun:
             `minutes` five.
         probes: number of steps at which one prediction is reused, >= 2; 0: error gain and error
             memory are those of other models. None: `USUAL_PROBES`, or with `minutes` 0; then the
-            start of up to four clips is probed, and corrects the gain.
+            start of up to four clips is probed, if the first clip says that the gain may be lower.
         probed: number of clips that are probed, from the first on, 1 to all; with `minutes`, 1.
         batch: clips in one call of the pipeline, >= 1.
         dtype: the dtype in which the denoiser computes, for the profile's key.
@@ -196,7 +196,9 @@ class CalibrationRun:
     # --- with minutes ---
 
     def _probe_start(self, others: ErrorModel) -> None:
-        """Probe the error gain at the start of some clips, while there is time left for all plans.
+        """Probe the error gain at the start of some clips, if this may show that it is lower.
+
+        There must be time left for all plans.
 
         Args:
             others: the prior's error model; its plan is the one that probes carry out.
@@ -208,7 +210,7 @@ class CalibrationRun:
             return
         share = (sum(self.counts) + START_RUNS * count) / steps
         plan = search(others, count)[0]
-        if not self.measurement.starts_early(plan):
+        if not self.measurement.needs_probes(plan):
             return
         for batch in self.batches:
             if not left or not self.budget.fits("uncached", times=share):

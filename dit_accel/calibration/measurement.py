@@ -26,16 +26,18 @@ from dit_accel.calibration.record import UncachedRun, record
 from dit_accel.core.generation import ClipSpec
 from dit_accel.planning.error_model import ErrorModel
 from dit_accel.planning.first_run import profile_of_gram
-from dit_accel.planning.growth import corrected_gain
+from dit_accel.planning.growth import START_PLACE, corrected_gain, may_grow_less
 from dit_accel.planning.lookup import profile_key
 from dit_accel.planning.plan import Plan, SamplerCoefficients
 from dit_accel.planning.prior import places_of, profile_by_prior
 from dit_accel.planning.sampler import unstepped
 from dit_accel.planning.trajectory import trajectory_of
 
-START_PLACE = 0.75  # of the step that is probed, at least; 1 is pure noise, 0 the clean clip
 MAX_RECORDED_BYTES = 4 << 30  # if recordings in memory exceed this, they are dropped
 ProgressCallback = Callable[[str, int, int], None]
+# Gram matrix, error gain and error memory of other models, the places of the steps, and whether
+# errors may grow less than in these models
+Usual = tuple[torch.Tensor | None, torch.Tensor, float, torch.Tensor | None, bool]
 
 
 class Measurement:
@@ -119,7 +121,7 @@ class Measurement:
         if found:
             self.gain_and_memory = gain_and_memory(found, self.sampler.num_steps)
         else:
-            _, gain, memory, places = self._usual()
+            _, gain, memory, places, _ = self._usual()
             step, measured = self.start_gains
             if places is not None and measured:
                 gain = corrected_gain(gain, places, step, measured)
@@ -129,16 +131,18 @@ class Measurement:
     @property
     def others(self) -> ErrorModel | None:
         """The prior's error model of such a run; None if the prior does not know such runs."""
-        gram, gain, memory, _ = self._usual()
+        gram, gain, memory, *_ = self._usual()
         return None if gram is None else ErrorModel(self.sampler, gram, gain, memory)
 
-    def starts_early(self, plan: Plan) -> bool:
-        """Whether the second computed step of a plan is near the start of the run.
+    def needs_probes(self, plan: Plan) -> bool:
+        """Whether probes of the start, by a plan, may say what other models do not.
 
-        Only there a probe says what other models do not. In short runs no step is.
+        They do if the first clips have less error in their denoised clips than the prior's
+        (`growth.py`), and if the second computed step of the plan is near the start of the run. In
+        short runs it is not.
         """
-        places = self._usual()[3]
-        return places is not None and float(places[plan.computed[1]]) >= START_PLACE
+        *_, places, less = self._usual()
+        return less and places is not None and float(places[plan.computed[1]]) >= START_PLACE
 
     def probe_start(self, clips: Sequence[int], plan: Plan) -> None:
         """Probe the error gain at the start of clips, by two runs of a plan.
@@ -147,7 +151,7 @@ class Measurement:
 
         Args:
             clips: their indices; they run in one call.
-            plan: it `starts_early`.
+            plan: one that `needs_probes`.
         """
 
         def make() -> list[float]:
@@ -159,30 +163,31 @@ class Measurement:
         found = self.checkpoint.get(f"start-{clips}-{plan.computed}", make)
         self.start_gains = plan.computed[1], self.start_gains[1] + found
 
-    def _usual(self) -> tuple[torch.Tensor | None, torch.Tensor, float, torch.Tensor | None]:
-        """Gram matrix, error gain and error memory from other models, and the places of the steps.
+    def _usual(self) -> Usual:
+        """What other models say of such runs: the prior.
 
-        They are the prior's. If the prior does not know such runs, matrix and places are None, and
-        gain and memory are those of the miniature (`first_run.py`).
+        If the prior does not know such runs, matrix and places are None, and gain and memory are
+        those of the miniature (`first_run.py`).
         """
 
-        def make() -> tuple[torch.Tensor | None, torch.Tensor, float, torch.Tensor | None]:
+        def make() -> Usual:
             # Recording comes first: afterwards the scheduler has the run's timesteps.
-            own, sampler = self.recorded(0)[0], self.sampler
+            recordings, sampler = self.recorded(0), self.sampler
+            own = recordings[0]
             scheduler = unstepped(self.pipe.scheduler)
             prior = profile_by_prior(scheduler, sampler, self.clips[0].guidance)
             if prior is None:
                 found = profile_of_gram(own.gram, sampler, profile_key(self.pipe))
-                return None, found.error_gain, found.error_memory, None
+                return None, found.error_gain, found.error_memory, None, False
             if not own.noise.any():  # the denoiser gets the noise with something else
                 prior = prior.without_noise()
             path = trajectory_of(scheduler, sampler.branch_weights, 0, sampler.num_steps)
             places = places_of(path.levels.angles)[:-1]
-            return prior.gram, prior.error_gain, prior.error_memory, places
+            denoised = [path.denoised_errors(each.gram) for each in recordings]
+            less = may_grow_less(torch.stack(denoised), path.denoised_errors(prior.gram[0]), places)
+            return prior.gram, prior.error_gain, prior.error_memory, places, less
 
-        usual: tuple[torch.Tensor | None, torch.Tensor, float, torch.Tensor | None] = (
-            self.checkpoint.get("prior", make)
-        )
+        usual: Usual = self.checkpoint.get("prior", make)
         return usual
 
     def _probed(self, place: int) -> list[tuple[int, float, float]]:

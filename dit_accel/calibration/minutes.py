@@ -48,8 +48,8 @@ class Estimate:
         batch: clips in one call.
         clip_runs: the cost of a clip with all plans, in uncached runs.
         first_runs: the cost of probes of uncached runs, in uncached runs.
-        start_runs: the cost of probes of the start, which are made while there is time left for the
-            plans of one clip.
+        start_runs: the cost of probes of the start. They are made if the first clip says so, and
+            while there is time left for the plans of one clip.
     """
 
     minutes: float
@@ -78,9 +78,14 @@ class Estimate:
 
     @property
     def clips(self) -> int:
-        """The number of clips that fit into the minutes, however many there are."""
+        """The number of clips that fit into the minutes beside all probes."""
         left = self.runs - self.probe_runs  # exactly one clip's if that limits the probes
         return max(int(left / self.clip_runs + 1e-9), 0)
+
+    @property
+    def most_clips(self) -> int:
+        """The number of clips that fit into the minutes without probes of the start."""
+        return max(int((self.runs - self.first_runs) / self.clip_runs + 1e-9), 0)
 
 
 class Budget:

@@ -307,13 +307,15 @@ def _progress(calibration: CalibrationRun, given: CalibrateOptions) -> Iterator[
 
 def _say_estimate(estimate: Estimate, *, plans: int) -> None:
     """Say how many runs the minutes allow on this machine."""
+    fewer = estimate.clips < estimate.most_clips
     say(
         f"a step takes {estimate.step_seconds:.3g} s, and an uncached run "
         f"{estimate.run_seconds:.3g} s. "
         f"So {estimate.minutes:g} minutes are {estimate.runs:.1f} runs. "
-        + (f"Probes cost {estimate.probe_runs:.1f} runs. " if estimate.probe_runs else "")
-        + f"A clip with {plans} plans costs {estimate.clip_runs:.1f} runs, so there will be up to "
-        f"{estimate.clips} clips",
+        f"A clip with {plans} plans costs {estimate.clip_runs:.1f} runs"
+        + (f", and probes cost {estimate.first_runs:.1f}" if estimate.first_runs else "")
+        + f". So there will be up to {estimate.most_clips} clips"
+        + (f"; {estimate.clips} if errors must be probed" if fewer else ""),
         style="cyan",
     )
 

@@ -11,6 +11,10 @@ of a run, and little in its second half. Clips of one model differ, too, some by
 the geometric mean is taken, and the other models count as 2.5 clips: the variance of log γ_a
 between clips is 2.5 times that between models. A gain is never raised: where clips had a higher one
 than other models, plans of a raised gain were worse (research/LOG.md).
+
+Whether the gains are worth measuring, one recorded clip says at no cost. If few clips are still
+possible after a step, an error cannot lead far. So errors grow less than in other models if the
+denoised clips of the first steps are nearer to the final clip (`Trajectory.denoised_errors`).
 Knows numbers; no pipeline.
 Source: ours (docs/how-it-works.md, section 4).
 """
@@ -24,6 +28,26 @@ from collections.abc import Sequence
 import torch
 
 OTHERS = 2.5  # clips that the other models count as
+START_PLACE = 0.75  # where the start of a run ends; 1 is pure noise, 0 the clean clip
+
+
+def may_grow_less(own: torch.Tensor, usual: torch.Tensor, places: torch.Tensor) -> bool:
+    """Whether errors at the start of a run may grow less than in other models.
+
+    Args:
+        own: `(n,)` or `(m, n)`, > 0: squared errors of the denoised clips of the steps, of one run
+            or of m runs (`Trajectory.denoised_errors`).
+        usual: `(n,)`, > 0, the same of other models.
+        places: `(n,)`, of the steps (`prior.places_of`).
+
+    Example:
+        >>> own, usual = torch.tensor([1.0, 0.2, 0.9]), torch.tensor([1.0, 0.5, 0.1])
+        >>> may_grow_less(own, usual, torch.tensor([1.0, 0.8, 0.4]))
+        True
+    """
+    start = places >= START_PLACE
+    start[0] = False  # the first prediction is made from noise alone, and points at the mean clip
+    return bool(start.any() and (own.log() - usual.log())[..., start].mean() < 0)
 
 
 def corrected_gain(

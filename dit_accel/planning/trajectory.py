@@ -67,6 +67,30 @@ class Trajectory:
         found[-1, -1] = 1 / self.levels.scales[0]
         return found
 
+    def denoised_errors(self, gram: torch.Tensor) -> torch.Tensor:
+        """How far the clips that the predictions point at are from the final clip.
+
+        The latents x of a step and its velocity v point at the clip cos θ x / r - sin θ v, which
+        is the mean of all clips that are still possible (Tweedie's formula). So the error is an
+        estimate of their variance.
+
+        Args:
+            gram: `(R, R)`, inner products of the predictions (as in `ErrorModel`).
+
+        Returns:
+            `(n,)`: squared errors, over the squared norm of the final clip.
+        """
+        n, (own, of_state) = self.sampler.num_steps, self.levels.factors
+        guided = torch.zeros(n + 1, self.sampler.num_rows, dtype=torch.float64)
+        guided[:n, :-1] = torch.cat([weight.diag() for weight in self.sampler.step_weights], 1)
+        guided[n, -1] = 1  # the noise
+        states = self.states @ guided
+        velocities = own[:, None] * guided[:n] + of_state[:, None] * states[:-1]
+        cos, sin, scales = self.angles.cos(), self.angles.sin(), self.levels.scales
+        final = states[-1] / scales[-1]
+        errors = (cos / scales[:-1])[:, None] * states[:-1] - sin[:, None] * velocities - final
+        return ((errors @ gram) * errors).sum(1) / (final @ gram @ final)
+
     def to_angles(self, gram: torch.Tensor) -> torch.Tensor:
         """Convert Gram matrices `(..., R, R)` of predictions (as in `ErrorModel`) to velocities.
 

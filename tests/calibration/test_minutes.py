@@ -55,7 +55,7 @@ def test_worked_example() -> None:
     # Probes of the start cost 3 more: (20 - 4 - 3) / 2 clips. Of 7 runs, probes take only what the
     # first clip leaves.
     started = dataclasses.replace(estimate, start_runs=3.0)
-    assert (started.probe_runs, started.clips) == (7.0, 6)
+    assert (started.probe_runs, started.clips, started.most_clips) == (7.0, 6, 8)
     short = dataclasses.replace(started, minutes=3.5)
     assert (short.runs, short.probe_runs, short.clips) == (7.0, 5.0, 1)
     together = dataclasses.replace(estimate, step_seconds=1.2, batch=4)  # four clips in one call

@@ -18,7 +18,7 @@ from dit_accel.calibration.calibrate import CalibrationRun, calibrate
 from dit_accel.calibration.probes import probe, probe_accelerated
 from dit_accel.calibration.record import record
 from dit_accel.core.generation import ClipSpec
-from dit_accel.planning.growth import corrected_gain
+from dit_accel.planning.growth import corrected_gain, may_grow_less
 from dit_accel.planning.plan import Extrapolation, Plan
 from dit_accel.planning.prior import profile_by_prior
 
@@ -123,6 +123,26 @@ def test_a_gain_is_not_raised() -> None:
     assert torch.equal(corrected_gain(gain, places, 0, [9.0, 20.0]), gain)
 
 
+# --- whether probes are made ---
+
+
+def test_the_start_of_the_run_decides() -> None:
+    """Half of the others' error at one step of the start, the double at the other two: more on
+    average. The first step and the steps after the start do not count, whatever they are."""
+    usual, places = torch.full((6,), 0.2), torch.tensor([1.0, 0.9, 0.8, 0.76, 0.74, 0.1])
+    more = usual * torch.tensor([1e-3, 0.5, 2.0, 2.0, 1e-3, 1e-3])
+    assert not may_grow_less(more, usual, places)
+    less = usual * torch.tensor([1e3, 0.05, 2.0, 2.0, 1e3, 1e3])
+    assert may_grow_less(less, usual, places)
+    assert may_grow_less(torch.stack([more, less]), usual, places)  # by the mean of all clips
+    assert not may_grow_less(torch.stack([more, more, more, less]), usual, places)
+
+
+def test_a_run_without_a_start_needs_no_probes() -> None:
+    usual = torch.tensor([0.2, 0.1])
+    assert not may_grow_less(usual / 100, usual, torch.tensor([1.0, 0.5]))
+
+
 # --- in a calibration ---
 
 
@@ -166,6 +186,23 @@ def test_without_time_for_probes_and_plans_there_are_no_probes(pipe, monkeypatch
     profile = calibration.run()
     assert calibration.measurement.start_gains[1] == []
     assert [len(one.psnr_db) for one in profile.candidates] == [1, 1]
+
+
+def test_a_model_whose_predictions_point_far_from_its_clips_is_not_probed(monkeypatch) -> None:
+    """Predictions of noise, new at every step: no clip is near until the end."""
+    pipe = tiny.tiny_wan()
+    stock, generator = pipe.transformer.forward, torch.Generator().manual_seed(0)
+
+    def forward(hidden_states: torch.Tensor, **kwargs: Any) -> Any:
+        output = stock(hidden_states=hidden_states, **kwargs)
+        return (torch.randn(output[0].shape, generator=generator) * 5, *output[1:])
+
+    monkeypatch.setattr(pipe.transformer, "forward", forward)
+    monkeypatch.setattr(calibrating, "next_gain_db", lambda windows, plans: 0.0)
+    calibration = CalibrationRun(pipe, CLIPS, **FEW)
+    calibration.run()
+    assert calibration.measurement.start_gains[1] == []
+    assert calibration.cost == pytest.approx(1.8)
 
 
 def test_in_a_short_run_no_step_is_near_the_start(pipe) -> None:

@@ -44,6 +44,46 @@ def test_worked_example() -> None:
     torch.testing.assert_close(found.matrix @ rows, torch.tensor([-3.0, -half, 2.0]).double())
 
 
+def test_denoised_errors_by_hand() -> None:
+    """The same sampler, with predictions of -1 and -3 from a noise of 2. The latents are 2, 5/2 and
+    4. The first prediction points at the clip 2 + 1 = 3, which is 1 off; the second at the end."""
+    scheduler = FlowMatchEulerDiscreteScheduler(num_train_timesteps=2)
+    scheduler.set_timesteps(2)
+    rows = torch.tensor([-1.0, -3.0, 2.0]).double()
+    found = trajectory_of(scheduler, (1.0,)).denoised_errors(torch.outer(rows, rows))
+    assert found.tolist() == pytest.approx([1 / 16, 0.0], abs=1e-6)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("scheduler", [
+    FlowMatchEulerDiscreteScheduler(shift=3.0), CogVideoXDDIMScheduler(),
+    UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True),
+    CogVideoXDDIMScheduler(prediction_type="v_prediction"),
+], ids=["flow", "epsilon", "unipc", "v"])  # fmt: skip
+def test_denoised_errors_do_not_depend_on_the_form_of_predictions(scheduler) -> None:
+    """A model that points at the clip x0 + e(s) has the error |e(s)|², in every form."""
+    scheduler.set_timesteps(12)
+    path = trajectory_of(scheduler, (1.0, -3.0))
+    generator = torch.Generator().manual_seed(0)
+    shape = {"generator": generator, "dtype": torch.float64}
+    wrong, noise = torch.randn(12, 200, **shape), torch.randn(200, **shape)
+    own, of_state = path.levels.factors
+    cos, sin, scales = path.angles.cos(), path.angles.sin(), path.levels.scales
+    guided: list[torch.Tensor] = []
+    for step in range(12):  # the prediction for which the denoised clip is `wrong`
+        rows = torch.stack([*guided, *[torch.zeros(200).double()] * (12 - step), noise])
+        latents = path.states[step] @ rows
+        velocity = (cos[step] * latents / scales[step] - wrong[step]) / sin[step]
+        guided.append((velocity - of_state[step] * latents) / own[step])
+    final = path.states[-1] @ torch.stack([*guided, noise]) / scales[-1]
+    other = torch.randn(12, 200, **shape)  # the second component: any
+    first = torch.stack(guided) - path.sampler.step_weights[1][:, None] * other
+    rows = torch.cat([first / path.sampler.step_weights[0][:, None], other, noise[None]])
+    found = path.denoised_errors(rows @ rows.T)
+    expected = (wrong - final).square().sum(1) / final.square().sum()
+    torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-9)
+
+
 # Of these all settings have levels, of the others at least one; what is not named has none.
 HAVE_LEVELS = {
     "CogVideoXDDIM", "DDIM", "DDIMParallel", "DEISMultistep", "DPMSolverMultistep",
