@@ -192,7 +192,8 @@ class Evidence:
         reliability: how certain the predicted PSNR is, in words.
         offset_db: mean of the difference.
         deviation_db: standard deviation of one clip's difference.
-        between_db: standard deviation between models of the difference's mean over clips.
+        between_db: standard deviation between models of the difference's mean over clips; infinite
+            if too few models were measured.
         freedom: degrees of freedom of the deviation; infinite where the deviation is assumed.
         measured: the differences of clips of the model itself.
     """
@@ -245,7 +246,9 @@ class Evidence:
         clips, too. They are few, so the variance between models also counts one assumed model with
         a deviation of `UNKNOWN_DB`. Without any of them, the deviation between clips is
         `UNKNOWN_DB`, too. The variance between models is known from few values, the variance
-        between clips from many. Their sum has the degrees of freedom of Satterthwaite (1946).
+        between clips from many. Their sum has the degrees of freedom of Satterthwaite (1946). The
+        mean of a new model's difference has Student's distribution with as many degrees of freedom
+        as there are models, and `between_db` is its standard deviation.
 
         Args:
             judged: `(m, 2)`: for each model that was left out, mean and standard deviation of the
@@ -258,11 +261,13 @@ class Evidence:
         within = float(judged[:, 1].square().mean()) if count else UNKNOWN_DB**2
         between *= 1 + 1 / max(count, 1)
         deviation = math.sqrt(between + within)
+        wide = count / (count - 2) if count > 2 else math.inf
         left_out = f"measured on {count} models, each left out of the prior in turn"
         return cls(
             f"a prior of {models} other model{'s' * (models != 1)}",
             _reliability(deviation, left_out if count > 1 else "assumed, not measured"),
-            float(judged[:, 0].mean()) if count else 0.0, deviation, math.sqrt(between),
+            float(judged[:, 0].mean()) if count else 0.0, deviation,
+            math.sqrt(between * wide),
             count * (deviation**2 / between) ** 2 if count > 1 else math.inf,
         )  # fmt: skip
 

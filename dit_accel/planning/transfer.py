@@ -143,12 +143,15 @@ def steps_beside(
 
 def expected_db(
     computed: tuple[int, ...], error_model: ErrorModel, evidence: Evidence
-) -> tuple[float, float]:
+) -> tuple[float, float] | None:
     """What is expected of a plan before any clip is made with it, in dB.
 
     Returns:
-        The mean of its PSNR over clips, and the standard deviation of this mean between models.
+        The mean of its PSNR over clips, and the standard deviation of this mean between models;
+        None if too few models were measured for a deviation.
     """
+    if math.isinf(evidence.between_db):
+        return None
     predicted = prediction.decibels(fit(computed, error_model, ridge=_RIDGE)[1])
     return predicted + evidence.offset_db, evidence.between_db
 

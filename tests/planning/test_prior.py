@@ -204,6 +204,11 @@ def test_evidence_of_models_left_out() -> None:
     assert found.deviation_db == pytest.approx(math.sqrt(53))
     assert found.share(31.0, 30.0) == pytest.approx(0.5)
     assert "3 other models" in found.words and "2 models, each left out" in found.reliability
+    # Two models do not determine the deviation of a third; of three, the variance is that of
+    # Student's distribution: squares 9 + 9 + 0 and 36 over 3, times 4/3, times 3.
+    assert found.between_db == math.inf
+    more = Evidence.of_left_out(torch.tensor([[2.0, 3.0], [-4.0, 4.0], [-1.0, 5.0]]).double(), 3)
+    assert more.between_db == pytest.approx(math.sqrt(54 / 3 * 4 / 3 * 3))
     none = Evidence.of_left_out(torch.zeros(0, 2).double(), 1)
     assert none.offset_db == 0 and "assumed, not measured" in none.reliability
     assert none.share(30.0, 30.0) == pytest.approx(0.5)
