@@ -179,16 +179,18 @@ class Measurement:
             if prior is None:
                 found = profile_of_gram(own.gram, sampler, profile_key(self.pipe))
                 return None, found.error_gain, found.error_memory, None, False
-            if not own.noise.any():  # the denoiser gets the noise with something else
-                prior = prior.without_noise()
             path = trajectory_of(scheduler, sampler.branch_weights, 0, sampler.num_steps)
             places = places_of(path.levels.angles)[:-1]
-            denoised = [path.denoised_errors(each.gram) for each in recordings]
-            less = may_grow_less(torch.stack(denoised), path.denoised_errors(prior.gram[0]), places)
+            known = True
+            if not own.noise.any():  # the denoiser gets the noise with something else
+                prior, known = prior.without_noise(), not path.errors_need_noise
+            denoised = torch.stack([path.denoised_errors(each.gram) for each in recordings])
+            usual = path.denoised_errors(prior.gram[0])
+            less = known and may_grow_less(denoised, usual, places)
             return prior.gram, prior.error_gain, prior.error_memory, places, less
 
-        usual: Usual = self.checkpoint.get("prior", make)
-        return usual
+        found: Usual = self.checkpoint.get("other models", make)
+        return found
 
     def _probed(self, place: int) -> list[tuple[int, float, float]]:
         """The probes of a batch, as (step, gain, cosine), for its clips that should be probed."""

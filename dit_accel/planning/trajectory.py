@@ -30,6 +30,7 @@ from dit_accel.planning.sampler import Response, response_of
 # Largest error of the latents for a known clip and noise. Measured: up to 0.06 if DDIM rounds its
 # timesteps, 1.4 if the levels are wrong.
 MAX_LEVEL_ERROR = 0.25
+_ROUNDING = 1e-4  # of weights whose sum is 0, relative to one of them
 
 
 @dataclass(frozen=True)
@@ -75,11 +76,28 @@ class Trajectory:
         estimate of their variance.
 
         Args:
-            gram: `(R, R)`, inner products of the predictions (as in `ErrorModel`).
+            gram: `(R, R)`, inner products of the predictions (as in `ErrorModel`). Unless
+                `errors_need_noise`, the noise may be unknown, with a row of 0.
 
         Returns:
             `(n,)`: squared errors, over the squared norm of the final clip.
         """
+        errors = self._denoised_errors
+        return ((errors @ gram) * errors).sum(1) * self.levels.scales[-1] ** 2
+
+    @property
+    def errors_need_noise(self) -> bool:
+        """Whether `denoised_errors` depend on the starting noise, beside the predictions.
+
+        They do if the model predicts the velocity of DDIM. If it predicts that of flow matching, or
+        the noise, both clips contain the starting noise alike.
+        """
+        of_final = (self.states[-1, -1] / self.levels.scales[-1]).abs()
+        return bool((self._denoised_errors[:, -1].abs() > _ROUNDING * of_final).any())
+
+    @property
+    def _denoised_errors(self) -> torch.Tensor:
+        """`(n, R)`: the errors as weighted sums of the rows of a Gram matrix."""
         n, (own, of_state) = self.sampler.num_steps, self.levels.factors
         guided = torch.zeros(n + 1, self.sampler.num_rows, dtype=torch.float64)
         guided[:n, :-1] = torch.cat([weight.diag() for weight in self.sampler.step_weights], 1)
@@ -88,8 +106,7 @@ class Trajectory:
         velocities = own[:, None] * guided[:n] + of_state[:, None] * states[:-1]
         cos, sin, scales = self.angles.cos(), self.angles.sin(), self.levels.scales
         final = states[-1] / scales[-1]
-        errors = (cos / scales[:-1])[:, None] * states[:-1] - sin[:, None] * velocities - final
-        return ((errors @ gram) * errors).sum(1) / (final @ gram @ final)
+        return (cos / scales[:-1])[:, None] * states[:-1] - sin[:, None] * velocities - final
 
     def to_angles(self, gram: torch.Tensor) -> torch.Tensor:
         """Convert Gram matrices `(..., R, R)` of predictions (as in `ErrorModel`) to velocities.

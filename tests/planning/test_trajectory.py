@@ -50,7 +50,7 @@ def test_denoised_errors_by_hand() -> None:
     scheduler = FlowMatchEulerDiscreteScheduler(num_train_timesteps=2)
     scheduler.set_timesteps(2)
     rows = torch.tensor([-1.0, -3.0, 2.0]).double()
-    found = trajectory_of(scheduler, (1.0,)).denoised_errors(torch.outer(rows, rows))
+    found = trajectory_of(scheduler, (1.0,)).denoised_errors(torch.outer(rows, rows) / 4**2)
     assert found.tolist() == pytest.approx([1 / 16, 0.0], abs=1e-6)
 
 
@@ -79,9 +79,14 @@ def test_denoised_errors_do_not_depend_on_the_form_of_predictions(scheduler) -> 
     other = torch.randn(12, 200, **shape)  # the second component: any
     first = torch.stack(guided) - path.sampler.step_weights[1][:, None] * other
     rows = torch.cat([first / path.sampler.step_weights[0][:, None], other, noise[None]])
-    found = path.denoised_errors(rows @ rows.T)
+    gram = rows @ rows.T / (final * scales[-1]).square().sum()
+    found = path.denoised_errors(gram)
     expected = (wrong - final).square().sum(1) / final.square().sum()
     torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-9)
+    gram[-1] = gram[:, -1] = 0.0  # the noise is unknown
+    same = torch.allclose(path.denoised_errors(gram), expected, rtol=1e-4, atol=1e-9)
+    assert same is not path.errors_need_noise
+    assert path.errors_need_noise is (path.levels.form == "v")
 
 
 # Of these all settings have levels, of the others at least one; what is not named has none.
