@@ -120,7 +120,7 @@ class Prior:
         if parts not in self.grams:
             accepted = ", ".join(map(str, self.grams))
             raise ProfileError(
-                f"the run has {parts} branches; accepted with this prior: {accepted}"
+                f"the run's number of branches is {parts}; accepted with this prior: {accepted}"
             )
         places = places_of(levels.angles)
         gram = trajectory.from_angles(interpolate_gram(self.grams[parts], PLACES, places[:-1]))

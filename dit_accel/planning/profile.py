@@ -167,7 +167,7 @@ class Profile:
         components = len(sampler.branch_weights)
         if components != len(self.sampler.branch_weights):
             raise ProfileError(
-                f"the run has {components} branches; accepted with this profile: "
+                f"the run's number of branches is {components}; accepted with this profile: "
                 f"{len(self.sampler.branch_weights)}"
             )
         to = _by_expert(self.sampler, sampler)  # (m, n)
