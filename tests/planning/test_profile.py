@@ -360,7 +360,7 @@ def test_between_two_timesteps_rows_are_on_the_line_and_beyond_the_ends_level():
 
 
 def test_a_field_of_other_parts_is_refused(profile):
-    with pytest.raises(ProfileError, match="number of branches is 1; accepted with this profile: 2"):
+    with pytest.raises(ProfileError, match="branches is 1; accepted with this profile: 2"):
         profile.error_model_for(schedule_of())
 
 

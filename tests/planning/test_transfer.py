@@ -105,7 +105,7 @@ def test_what_runs_taught_leaves_the_priors_steps_where_others_are_hardly_better
 
 
 def test_a_schedule_of_other_parts_is_refused():
-    with pytest.raises(ProfileError, match="number of branches is 2; accepted with this profile: 1"):
+    with pytest.raises(ProfileError, match="branches is 2; accepted with this profile: 1"):
         transfer_plan(profile_of(CANDIDATES), schedule_of(30, mix=(1.0, -3.0)), speedup=2.0)
 
 
