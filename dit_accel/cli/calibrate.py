@@ -30,7 +30,7 @@ from dit_accel.cli.common.errors import (
 )
 from dit_accel.cli.common.files import check_file, print_json, read_prompts
 from dit_accel.cli.common.options import CLIP, ClipOptions, listed, option
-from dit_accel.cli.common.text import print_table
+from dit_accel.cli.common.text import counted, print_table
 from dit_accel.cli.common.verb import verb
 from dit_accel.cli.run.request import LARGEST_SEED, check_clip, check_within
 from dit_accel.core.document import read_document
@@ -314,7 +314,7 @@ def _say_estimate(estimate: Estimate, *, plans: int) -> None:
         f"So {estimate.minutes:g} minutes are {estimate.runs:.1f} runs. "
         f"A clip with {plans} plans costs {estimate.clip_runs:.1f} runs"
         + (f", and probes cost {estimate.first_runs:.1f}" if estimate.first_runs else "")
-        + f". So there will be up to {estimate.most_clips} clips"
+        + f". So there will be up to {counted(estimate.most_clips, 'clip')}"
         + (f"; {estimate.clips} if errors must be probed" if fewer else ""),
         style="cyan",
     )

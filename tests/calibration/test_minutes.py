@@ -21,6 +21,7 @@ from dit_accel.calibration.minutes import (
     TooFewMinutesError,
     window_gain_db,
 )
+from dit_accel.cli.calibrate import _say_estimate
 from dit_accel.core.generation import ClipSpec
 from dit_accel.planning import transfer
 from dit_accel.planning.prediction import QualityDistribution
@@ -230,3 +231,12 @@ def test_a_killed_one_has_a_profile_and_goes_on(pipe, tmp_path, patient) -> None
         assert torch.equal(one.psnr_db, other.psnr_db)
         assert torch.equal(one.corrections, other.corrections)
     assert again.metadata["cost_runs"] == whole.metadata["cost_runs"]
+
+
+def test_the_command_says_how_many_clips_there_will_be(capsys) -> None:
+    """10 minutes are 20 runs; clips cost 3 runs, probes of the start 2.5."""
+    _say_estimate(Estimate(10.0, 0.6, 50, 1, 3.0, 0.0, start_runs=2.5), plans=5)
+    said = " ".join(capsys.readouterr().err.split())
+    assert "up to 6 clips; 5 if errors must be probed" in said
+    _say_estimate(Estimate(2.0, 0.6, 50, 1, 3.0, 0.0, start_runs=2.5), plans=5)
+    assert " ".join(capsys.readouterr().err.split())[-12:] == "up to 1 clip"
