@@ -112,6 +112,14 @@ class SamplerCoefficients:
         return torch.tensor(rows, dtype=torch.float64).T
 
     @property
+    def guide(self) -> torch.Tensor:
+        """`(n + 1, R)` float64: the guided prediction of every step, and the noise, by rows."""
+        found = torch.zeros(self.num_steps + 1, self.num_rows, dtype=torch.float64)
+        found[:-1, :-1] = torch.cat([weights.diag() for weights in self.step_weights], 1)
+        found[-1, -1] = 1.0
+        return found
+
+    @property
     def final_weights(self) -> torch.Tensor:
         """`(R,)` float64: the weights of the rows in the final latents."""
         added = self.step_weights * self.coefficients

@@ -263,11 +263,9 @@ def _grams(profile: Profile, trajectory: Trajectory) -> list[torch.Tensor]:
     as its only component.
     """
     gram = trajectory.to_angles(profile.gram.mean(0))
-    weights = profile.sampler.step_weights
-    guide = torch.cat([weight.diag() for weight in weights], 1)
-    one = torch.ones(1, 1, dtype=torch.float64)
-    guide = torch.block_diag(guide, one)  # type: ignore[no-untyped-call]
-    each = [gram] if len(weights) == 1 else [gram, guide @ gram @ guide.T]
+    guide = profile.sampler.guide
+    one_part = len(profile.sampler.branch_weights) == 1
+    each = [gram] if one_part else [gram, guide @ gram @ guide.T]
     places = places_of(trajectory.angles)
     return [interpolate_gram(one, places, PLACES) for one in each]
 

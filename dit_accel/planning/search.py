@@ -248,7 +248,7 @@ def _spaced(error_model: ErrorModel, count: int) -> list[list[int]]:
     guided prediction replaces the one of the step before.
     """
     sampler = error_model.sampler
-    guided = torch.cat([weights.diag() for weights in sampler.step_weights], 1)  # (n, B n)
+    guided = sampler.guide[:-1, :-1]  # (n, B n)
     among = guided @ error_model.mean_gram[:-1, :-1] @ guided.T
     squares = among.diagonal()
     changes = squares[1:] + squares[:-1] - 2 * among.diagonal(1)

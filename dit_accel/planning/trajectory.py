@@ -98,12 +98,10 @@ class Trajectory:
     @property
     def _denoised_errors(self) -> torch.Tensor:
         """`(n, R)`: the errors as weighted sums of the rows of a Gram matrix."""
-        n, (own, of_state) = self.sampler.num_steps, self.levels.factors
-        guided = torch.zeros(n + 1, self.sampler.num_rows, dtype=torch.float64)
-        guided[:n, :-1] = torch.cat([weight.diag() for weight in self.sampler.step_weights], 1)
-        guided[n, -1] = 1  # the noise
-        states = self.states @ guided
-        velocities = own[:, None] * guided[:n] + of_state[:, None] * states[:-1]
+        own, of_state = self.levels.factors
+        guide = self.sampler.guide
+        states = self.states @ guide
+        velocities = own[:, None] * guide[:-1] + of_state[:, None] * states[:-1]
         cos, sin, scales = self.angles.cos(), self.angles.sin(), self.levels.scales
         final = states[-1] / scales[-1]
         return (cos / scales[:-1])[:, None] * states[:-1] - sin[:, None] * velocities - final
