@@ -33,20 +33,19 @@ class QualityMargin:
     reach: float | None = None
 
     @classmethod
-    def of(cls, profile: Profile, quality: float, coverage: float = COVERAGE) -> QualityMargin:
+    def of(cls, profile: Profile, quality: float) -> QualityMargin:
         """The largest margin; none if the profile has few clips or does not know their difficulty.
 
         Args:
             profile: as calibrated, not shifted to a text.
             quality: PSNR in dB.
-            coverage: share of clips.
         """
         difficulty, candidates = profile.difficulty, profile.candidates
         number = len(difficulty.held_out) if difficulty is not None else 0
         if difficulty is None or number < MIN_COUNTED_CLIPS or not candidates:
             return cls()
         enough = next(
-            (c for c in range(number + 1) if clopper_pearson_lower(c, number) >= coverage),
+            (c for c in range(number + 1) if clopper_pearson_lower(c, number) >= COVERAGE),
             number + 1,
         )
         order = sorted(candidates, key=lambda candidate: len(candidate.computed))
@@ -65,7 +64,7 @@ class QualityMargin:
             planned = (counts >= enough).any(0)  # for the other clips every step is computed
             reached = reaches.gather(0, chosen[None])[0] | ~planned
             reach = clopper_pearson_lower(int(reached.sum()), number)
-            if reach < coverage:
+            if reach < COVERAGE:
                 break
             found = cls(place * MARGIN_STEP_DB, reach)
         return found

@@ -276,10 +276,9 @@ def _as_calibrated(run: SamplerCoefficients, own: SamplerCoefficients) -> bool:
 
 
 def for_quality(
-    profile: Profile, quality: float, coverage: float = COVERAGE, *,
-    margin: QualityMargin | None = None,
-) -> PlanChoice:  # fmt: skip
-    """The fastest plan with which `coverage` of the clips reach `quality` dB.
+    profile: Profile, quality: float, *, margin: QualityMargin | None = None
+) -> PlanChoice:
+    """The fastest plan with which 95 % of the clips (`COVERAGE`) reach `quality` dB.
 
     It is a candidate, or a plan between two candidates. If no plan reaches the quality, all steps
     are computed.
@@ -287,19 +286,15 @@ def for_quality(
     Args:
         profile: with candidate plans.
         quality: PSNR in dB against the uncached reference, > 0.
-        coverage: share of clips, above 0, below 1.
         margin: by how much the quality may be lowered if the profile is for one text; None: not at
             all.
 
     Raises:
-        ValueError: a number is out of range.
+        ValueError: the quality is out of range.
         TargetError: the profile has no candidate plans.
     """
-    if not 0 < quality < math.inf or not 0 < coverage < 1:
-        raise ValueError(
-            f"quality is {quality}, coverage is {coverage}; accepted: a number of dB above 0, and "
-            "a share between 0 and 1"
-        )
+    if not 0 < quality < math.inf:
+        raise ValueError(f"quality is {quality}; accepted: a number of dB above 0")
     if not profile.candidates:
         raise TargetError(
             "the profile has no candidate plans; calibrate with speedups to guarantee a quality"
@@ -313,9 +308,9 @@ def for_quality(
         candidate = known.get(count) or between(profile, count)
         distribution = QualityDistribution.of(candidate, profile.measured)
         reach = distribution.guaranteed_share(quality - margin.db)
-        if reach >= coverage and count in known:
+        if reach >= COVERAGE and count in known:
             return _choice_of(profile, candidate, margin.reach if margin.db else reach)
-        if reach >= coverage:
+        if reach >= COVERAGE:
             return plan_between(profile, count, quality)
     return compute_all(profile.sampler, quality, profile)
 

@@ -50,7 +50,7 @@ _SHARES = (0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.5, 0.6, 0.7, 0.8)  # computed step
 
 def transfer_plan(
     profile: Profile, sampler: SamplerCoefficients, *, quality: float | None = None,
-    speedup: float | None = None, coverage: float = COVERAGE,
+    speedup: float | None = None,
 ) -> PlanChoice:  # fmt: skip
     """The plan of a run that calibration did not carry out.
 
@@ -67,7 +67,7 @@ def transfer_plan(
         raise ValueError(f"quality is {quality}; accepted: a number of dB above 0")
     error_model, n = profile.error_model_for(sampler), sampler.num_steps
     if not profile.candidates:
-        return _without_candidates(profile, error_model, quality, speedup, coverage)
+        return _without_candidates(profile, error_model, quality, speedup)
     if speedup is not None:
         counts = [computed_steps(speedup, n)]
     else:
@@ -76,16 +76,15 @@ def transfer_plan(
     for count in (count for count in counts if count < n):  # the fastest first
         computed = _mapped(profile, sampler, count)
         choice = _choice_of(error_model, *fit(computed, error_model), profile, quality)
-        if quality is None or _reaches(choice, coverage):
+        if quality is None or _reaches(choice):
             better = search(error_model, count, start=computed)
             return _choice_of(error_model, *better, profile, quality)
     return compute_all(sampler, quality, profile)
 
 
 def _without_candidates(
-    profile: Profile, error_model: ErrorModel, quality: float | None, speedup: float | None,
-    coverage: float,
-) -> PlanChoice:  # fmt: skip
+    profile: Profile, error_model: ErrorModel, quality: float | None, speedup: float | None
+) -> PlanChoice:
     """The choice for a profile that has no candidate plans.
 
     More computed steps leave less error, so bisection finds the count for a quality. If runs were
@@ -114,7 +113,7 @@ def _without_candidates(
     while counts:  # bisection for the smallest count that reaches the quality
         middle = len(counts) // 2
         choice = made(counts[middle])
-        reaches = _reaches(choice, coverage)
+        reaches = _reaches(choice)
         best = choice if reaches else best
         counts = counts[:middle] if reaches else counts[middle + 1 :]
     return best or compute_all(error_model.sampler, quality, profile)
@@ -189,8 +188,8 @@ def _counts(num_steps: int) -> list[int]:
     return sorted({max(2, round(num_steps * share)) for share in _SHARES})
 
 
-def _reaches(choice: PlanChoice, coverage: float) -> bool:
-    return choice.prediction is not None and (choice.prediction.reach or 0) >= coverage
+def _reaches(choice: PlanChoice) -> bool:
+    return choice.prediction is not None and (choice.prediction.reach or 0) >= COVERAGE
 
 
 def computed_steps(speedup: float, num_steps: int) -> int:

@@ -37,9 +37,9 @@ def known(deviation: float, count: int) -> float:
     return math.sqrt((20 * 6.0**2 + (count - 1) * deviation**2) / (19 + count))
 
 
-def guaranteed(mean: float, deviation: float, count: int, coverage: float = 0.95) -> float:
+def guaranteed(mean: float, deviation: float, count: int) -> float:
     """The quality that so many clips reach, with 90 % confidence in mean and deviation."""
-    share, sure = float(stats.norm.ppf(coverage)), float(stats.norm.ppf(0.9))
+    share, sure = float(stats.norm.ppf(0.95)), float(stats.norm.ppf(0.9))
     below = share
     for _ in range(100):  # of below = share + sure * (its own uncertainty)
         below = share + sure * math.sqrt(1 / count + below**2 / (2 * (19 + count)))
@@ -93,13 +93,6 @@ def test_the_guarantee_holds_up_to_the_last_tenth_of_a_decibel():
     edge = guaranteed(42.0, 1.0, 8)
     assert for_quality(profile_of(CANDIDATES), edge - 0.05).plan.computed == MIDDLE
     assert len(for_quality(profile_of(CANDIDATES), edge + 0.05).plan.computed) == 9
-
-
-def test_less_coverage_is_faster():
-    profile = profile_of(CANDIDATES)
-    quality = guaranteed(42.0, 1.0, 8, 0.6)
-    assert for_quality(profile, quality - 0.05, 0.6).plan.computed == MIDDLE
-    assert for_quality(profile, quality - 0.05, 0.95).plan.computed == SLOW
 
 
 def test_few_prompts_guarantee_less():
@@ -196,12 +189,6 @@ def test_a_quality_out_of_range_is_refused(quality):
         for_quality(profile_of(CANDIDATES), quality)
     with pytest.raises(ValueError, match=rf"quality is {quality}"):
         transfer_plan(profile_of(CANDIDATES), schedule_of(30), quality=quality)
-
-
-@pytest.mark.parametrize("coverage", [0.0, 1.0, 1.5])
-def test_a_coverage_out_of_range_is_refused(coverage):
-    with pytest.raises(ValueError, match=rf"coverage is {coverage}; accepted: .* between 0 and 1"):
-        for_quality(profile_of(CANDIDATES), 40.0, coverage)
 
 
 @pytest.mark.parametrize("speedup", [0.5, 10.1, math.nan])
