@@ -99,11 +99,11 @@ class Chooser:
         key = profile.key
         if key.parts > 1 or here is None or abs(key.guidance - here) < 1e-6:
             return ()
-        difference = f"guidance is {key.guidance:g} in the profile, {here:g} here"
+        difference = f"it was measured at guidance {key.guidance:g}, and this run has {here:g}"
         if not self.force:
             raise ProfileError(
-                f"{difference}, and plans for one branch do not transfer. Calibrate at this "
-                "guidance, or pass force=True"
+                f"the profile has one branch: {difference}. Calibrate at this guidance, or pass "
+                "force=True"
             )
         return (f"The profile was forced: {difference}.",)
 

@@ -286,9 +286,9 @@ class GuardedPolicy(Policy):
     def _is_usual(self, step: int, error: float) -> bool:
         """Whether an error is normal. The nearest band decides, because this step may have none.
         Without calibration there are no bands; then the other errors of this run decide."""
-        near = min(self.bands, key=lambda other: abs(other - step), default=None)
         if error <= TOLERATED_ERROR:
             return True
+        near = min(self.bands, key=lambda other: abs(other - step), default=None)
         if near is not None:
             return self.bands[near].score(error) <= TOLERATED_AFTER_EVENT
         others = [other for at, other in self.extrapolation_errors.items() if at != step]
