@@ -134,11 +134,6 @@ class Monitor:
         part = weight * value
         self._guided = part if self._guided is None or component == 0 else self._guided + part
 
-    @property
-    def computed(self) -> bool:
-        """Whether the step was computed."""
-        return self._computed
-
     def measure(
         self, step: int, sums: Sequence[torch.Tensor], places: Sequence[tuple[Branch, int]] = ()
     ) -> Pending:

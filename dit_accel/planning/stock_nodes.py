@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from dit_accel.planning.nodes import Nodes, shifted
+from dit_accel.planning.nodes import Kind, Nodes, shifted
 
 
 def stock_nodes(
@@ -49,7 +49,7 @@ def stock_nodes(
     return Nodes("v", torch.cat([angle(share), angle(_final(asked).double())[None]]), labels)
 
 
-def kind_of(scheduler: Any) -> Any:
+def kind_of(scheduler: Any) -> Kind:
     """The kind of prediction that a scheduler expects, and so of times: "flow" or "v".
 
     Raises:
