@@ -27,6 +27,7 @@ COLOURS = ((86, 180, 233), (230, 159, 0), (0, 158, 115), (204, 121, 167), (240, 
            (213, 94, 0))  # fmt: skip
 PAPER, INK, FAINT, SOIL = (250, 250, 248), (32, 36, 42), (120, 126, 134), (62, 66, 72)
 EDGE, GAP, SIDE = 20, 10, 256  # pixels: margin, between frames, shorter side of a frame
+PROMPT_LINES = 3  # at most
 TINT, FAINT_TINT = 0.55, 0.3  # opacity of tokens, over grey and over a clip
 
 
@@ -202,8 +203,8 @@ def _legend(drawn: Drawn) -> list[tuple[tuple[int, ...], str]]:
     return [*rows, (SOIL, f"background: {count(0)}")]
 
 
-def _wrapped(text: str, font: ImageFont.FreeTypeFont, room: float, most: int = 3) -> list[str]:
-    """The text in at most this number of lines that fit. A longer text ends in "..."."""
+def _wrapped(text: str, font: ImageFont.FreeTypeFont, room: float) -> list[str]:
+    """The text in at most `PROMPT_LINES` that fit. A longer text ends in "..."."""
     lines, line = [], ""
     for word in text.split():
         longer = f"{line} {word}".strip()
@@ -212,8 +213,8 @@ def _wrapped(text: str, font: ImageFont.FreeTypeFont, room: float, most: int = 3
             longer = word
         line = longer
     lines.append(line)
-    if len(lines) > most:
-        lines = [*lines[: most - 1], lines[most - 1] + " ..."]
+    if len(lines) > PROMPT_LINES:
+        lines = [*lines[: PROMPT_LINES - 1], lines[PROMPT_LINES - 1] + " ..."]
     while font.getlength(max(lines, key=font.getlength)) > room:
         lines = [one if font.getlength(one) <= room else one[:-8] + "..." for one in lines]
     return lines

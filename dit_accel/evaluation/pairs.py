@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from enum import Enum
 from pathlib import Path
 
 import numpy as np
@@ -25,33 +24,15 @@ from dit_accel.metrics.row import Metric
 from dit_accel.metrics.scoring import Score, Scorer
 
 CHUNK = 16
+_LISTED = 5  # names in a message, at most
 CAVEAT = (
     "both clips are {name}, which is lossy: 4:2:0 alone gives 34 to 39 dB against its "
     "own source, so differences above that are hidden; score .mkv (FFV1 of RGB) or .npy"
 )
 
 
-class Remedy(Enum):
-    """An argument of `find_pairs` or `score_pair` with which a refused pair is accepted."""
-
-    ALLOW_TRIM = "allow_trim"
-    ALLOW_MIXED = "allow_mixed"
-    ALLOW_UNPAIRED = "allow_unpaired"
-
-
 class UnfairPair(ValueError):
-    """Two files, or two folders, that cannot be compared as they are.
-
-    Args:
-        reason: what differs.
-        remedy: the argument with which they are accepted; None: there is none.
-        effect: what that argument does.
-    """
-
-    def __init__(self, reason: str, remedy: Remedy | None = None, effect: str = "") -> None:
-        way_out = f"; pass {remedy.value}=True {effect}".rstrip() if remedy else ""
-        super().__init__(f"{reason}{way_out}")
-        self.reason, self.remedy = reason, remedy
+    """Two files, or two folders, that cannot be compared as they are."""
 
 
 @dataclass(frozen=True)
@@ -140,8 +121,8 @@ def check_codecs(pair: Pair, *, allow_mixed: bool = False) -> tuple[dict[str, st
         "the score is in part that of the codec"
     )
     if not allow_mixed:
-        effect = "to compare them anyway, or keep both in one lossless format"
-        raise UnfairPair(mixed, Remedy.ALLOW_MIXED, effect)
+        way_out = "to compare them anyway, or keep both in one lossless format"
+        raise UnfairPair(f"{mixed}; pass allow_mixed=True {way_out}")
     return names, [*notes, mixed]
 
 
@@ -170,7 +151,7 @@ def score_pair(
         if one.shape[1:] != other.shape[1:]:
             note = _sizes(pair, one, other)
             if not allow_trim:
-                raise UnfairPair(note, Remedy.ALLOW_TRIM, "to cut both to one size")
+                raise UnfairPair(f"{note}; pass allow_trim=True to cut both to one size")
             sized = [f"{note}; both were cut to the same size around their centres"]
             one, other = _cropped(one, other)
         scorer.update(one, other)
@@ -179,7 +160,7 @@ def score_pair(
             f"{pair.reference} has {counts['reference']} frames, {pair.test} has {counts['test']}"
         )
         if not allow_trim:
-            raise UnfairPair(note, Remedy.ALLOW_TRIM, "to score those that both have")
+            raise UnfairPair(f"{note}; pass allow_trim=True to score those that both have")
         notes.append(f"{note}; the first {min(counts.values())} were scored")
     files = (pair.reference, pair.test)
     of_planes = score_planes(files, rows, [video.codec_of(path) for path in files])
@@ -252,10 +233,10 @@ def _without_partner(reference: Path, test: Path, alone: Mapping[str, Sequence[s
     ]
     if not reasons:
         return UnfairPair(f"{reference} and {test} have no clip ({', '.join(video.READABLE)})")
-    effect = "to leave them out (needs one pair at least)"
-    return UnfairPair("; ".join(reasons), Remedy.ALLOW_UNPAIRED, effect)
+    way_out = "pass allow_unpaired=True to leave them out (needs one pair at least)"
+    return UnfairPair("; ".join([*reasons, way_out]))
 
 
-def _first(names: Sequence[str], count: int = 5) -> str:
-    shown = ", ".join(names[:count])
-    return shown if len(names) <= count else f"{shown} and {len(names) - count} more"
+def _first(names: Sequence[str]) -> str:
+    shown = ", ".join(names[:_LISTED])
+    return shown if len(names) <= _LISTED else f"{shown} and {len(names) - _LISTED} more"

@@ -84,10 +84,8 @@ def prompts(default: Any, more: str = "") -> Any:
     return argument(default, f"A .jsonl or .txt file, or VBench's .json{more}.", "PROMPTS")
 
 
-def output(
-    default: Any, help: str, metavar: str = "FILE", shown: str | None = None, panel: str = OUTPUT
-) -> Any:
-    return option(default, help, "--output", "-o", metavar=metavar, shown=shown, panel=panel)
+def output(default: Any, help: str, metavar: str = "FILE", shown: str | None = None) -> Any:
+    return option(default, help, "--output", "-o", metavar=metavar, shown=shown, panel=OUTPUT)
 
 
 def limit(panel: str | None = None) -> Any:

@@ -17,6 +17,9 @@ import numpy.typing as npt
 
 from dit_accel.core.video.frames import Frames, to_uint8
 
+# Pixels; smaller clips are enlarged to at least this height: side by side, and in a film strip.
+_CLIP_HEIGHT, _ROW_HEIGHT = 256, 128
+_GAP = 8  # pixels between two clips; even
 _SHEET_GAP = 4
 _SHEET_WIDTH = 3840
 _BACKGROUND = 24
@@ -28,7 +31,7 @@ _SMALLEST_TEXT = 0.45
 
 def side_by_side(
     left: npt.NDArray[Any], right: npt.NDArray[Any], *,
-    labels: tuple[str, str] = ("uncached", "accelerated"), min_height: int = 256, gap: int = 8,
+    labels: tuple[str, str] = ("uncached", "accelerated"),
 ) -> Frames:  # fmt: skip
     """Two clips side by side with captions above: `(T, H', W', 3)` uint8. H' and W' are even, as
     codecs need it.
@@ -37,41 +40,37 @@ def side_by_side(
         left: `(T, H, W, 3)` RGB, uint8 or float in [0, 1].
         right: same shape.
         labels: captions in ASCII; one that is too long ends in "...".
-        min_height: pixels; smaller clips are enlarged to at least this height.
-        gap: pixels between the clips; even.
 
     Raises:
-        ValueError: the clips differ in shape, or `gap` is negative or odd.
+        ValueError: the clips differ in shape.
     """
     clips = to_uint8(left, name="left"), to_uint8(right, name="right")
     if left.shape != right.shape:
         raise ValueError(
             f"right has shape {right.shape}, left has {left.shape}; accepted: equal shapes"
         )
-    if gap < 0 or gap % 2:
-        raise ValueError(f"gap is {gap}; accepted: an even number, 0 or more")
-    factor = max(1, math.ceil(min_height / left.shape[1]))
+    factor = max(1, math.ceil(_CLIP_HEIGHT / left.shape[1]))
     height, width = left.shape[1] * factor, left.shape[2] * factor
-    strip = _caption(labels, height, width, gap)
+    strip = _caption(labels, height, width)
     top = len(strip)
-    canvas: Frames = np.full((len(left), top + height, 2 * width + gap, 3), _BACKGROUND, np.uint8)
+    canvas: Frames = np.full((len(left), top + height, 2 * width + _GAP, 3), _BACKGROUND, np.uint8)
     canvas[:, :top] = strip
     canvas[:, top:, :width] = clips[0].repeat(factor, 1).repeat(factor, 2)
-    canvas[:, top:, width + gap :] = clips[1].repeat(factor, 1).repeat(factor, 2)
+    canvas[:, top:, width + _GAP :] = clips[1].repeat(factor, 1).repeat(factor, 2)
     return canvas
 
 
-def _caption(labels: tuple[str, str], height: int, width: int, gap: int) -> Frames:
+def _caption(labels: tuple[str, str], height: int, width: int) -> Frames:
     """The strip with captions above two clips of `height` and `width`. The sum of the strip's and
     the clips' heights is even."""
     rows = min(64, max(28, height // 10))
     rows += (rows + height) % 2
-    strip: Frames = np.full((rows, 2 * width + gap, 3), _BACKGROUND, np.uint8)
+    strip: Frames = np.full((rows, 2 * width + _GAP, 3), _BACKGROUND, np.uint8)
     room = width - 16
     widest = max(1, *(_text_width(label, 1.0) for label in labels))
     scale = max(_SMALLEST_TEXT, min(0.55 * rows / _CAPITALS, room / widest))
     baseline = round((rows + _CAPITALS * scale) / 2)
-    for label, left in zip(labels, (0, width + gap), strict=True):
+    for label, left in zip(labels, (0, width + _GAP), strict=True):
         text = _shorten(label, room, scale)
         origin = left + (width - _text_width(text, scale)) // 2, baseline
         cv2.putText(strip, text, origin, _FONT, scale, _INK, _stroke(scale), cv2.LINE_AA)
@@ -94,7 +93,7 @@ def _stroke(scale: float) -> int:
 
 
 def film_strips(
-    clips: Sequence[npt.NDArray[Any]], *, labels: Sequence[str], frames: int = 6, height: int = 128
+    clips: Sequence[npt.NDArray[Any]], *, labels: Sequence[str], frames: int = 6
 ) -> Frames:
     """One labelled row of frames per clip, evenly spaced in time: `(H', W', 3)` uint8.
 
@@ -102,7 +101,6 @@ def film_strips(
         clips: `(T, H, W, 3)` each, of one size.
         labels: one per clip, ASCII.
         frames: per row, at most.
-        height: pixels; smaller clips are enlarged to at least this height.
 
     Raises:
         ValueError: the clips differ in size, or there is not one label per clip.
@@ -114,7 +112,7 @@ def film_strips(
             "accepted: clips of one size, each with a label"
         )
     tall, wide = clips[0].shape[1:3]
-    factor = max(1, math.ceil(height / tall))
+    factor = max(1, math.ceil(_ROW_HEIGHT / tall))
     tall, wide = tall * factor, wide * factor
     count = min(frames, max(len(clip) for clip in clips))
     across = count * (wide + _SHEET_GAP) - _SHEET_GAP

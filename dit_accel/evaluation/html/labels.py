@@ -27,6 +27,7 @@ _PLACES = (
     (-0.7, 0.7, "right", "bottom"),
     (-0.7, -0.7, "right", "top"),
 )
+_REACH = 9.0  # distance from a point to its label, in pixels
 _TOO_MUCH = 60.0
 
 
@@ -44,14 +45,13 @@ class Label:
     optional: bool = False
 
 
-def place(axes: Any, labels: Sequence[Label], lines: Sequence[Points], reach: float = 9) -> None:
+def place(axes: Any, labels: Sequence[Label], lines: Sequence[Points]) -> None:
     """Write labels beside their points.
 
     Args:
         axes: matplotlib's, with its limits set.
         labels: the first one gets the best place.
         lines: lines that should stay uncovered, `(n, 2)` in data coordinates.
-        reach: distance from a point to its label, in pixels.
     """
     inner = axes.get_window_extent()
     solid = _solid([axes.transData.transform(line) for line in lines if len(line)])
@@ -59,7 +59,7 @@ def place(axes: Any, labels: Sequence[Label], lines: Sequence[Points], reach: fl
     for label in labels:
         x, y = axes.transData.transform((label.x, label.y))
         best: tuple[float, Box, tuple[float, float, str, str]] | None = None
-        for distance in (reach, 2.2 * reach, 3.6 * reach):
+        for distance in (_REACH, 2.2 * _REACH, 3.6 * _REACH):
             for order, (dx, dy, ha, va) in enumerate(_PLACES):
                 at = x + dx * distance, y + dy * distance
                 box = _box(*at, ha, va, label)
@@ -69,7 +69,7 @@ def place(axes: Any, labels: Sequence[Label], lines: Sequence[Points], reach: fl
                     + max(0, inner.y0 - box[1])
                     + max(0, box[3] - inner.y1)
                 )
-                cost = order + 2 * (distance - reach) + 40 * outside
+                cost = order + 2 * (distance - _REACH) + 40 * outside
                 cost += 8 * _inside(solid, box) + 5 * sum(_overlap(box, other) for other in taken)
                 if best is None or cost < best[0]:
                     best = cost, box, (*at, ha, va)
