@@ -57,8 +57,8 @@ def check_pair(
 
 
 def to_levels(name: str, clip: Clip, data_range: float) -> npt.NDArray[np.uint8]:
-    """A clip in 8-bit levels, for metrics that use 8-bit code. Values slightly out of range are
-    clipped.
+    """A clip in 8-bit levels, as in files and for metrics that use 8-bit code. Values slightly out
+    of range are clipped.
 
     Args:
         name: the name of the clip in error messages.
@@ -69,15 +69,21 @@ def to_levels(name: str, clip: Clip, data_range: float) -> npt.NDArray[np.uint8]
         `(T, H, W, C)` uint8; the same array if it was uint8 already.
 
     Raises:
-        ValueError: values are out of range.
+        ValueError: values are out of range, or not finite.
     """
     if clip.dtype == np.uint8:
         return clip
-    low, high = float(clip.min()), float(clip.max())
-    if low < -1e-3 * data_range or high > (1 + 1e-3) * data_range:
-        raise ValueError(f"{name} has values from {low} to {high}; accepted: 0 to {data_range}")
-    scaled = clip.astype(np.float64) * (255 / data_range)
-    return np.rint(scaled.clip(0, 255)).astype(np.uint8)
+    levels = np.empty(clip.shape, np.uint8)
+    for index, frame in enumerate(clip):  # one by one: a copy of all in float needs much memory
+        low, high = float(frame.min()), float(frame.max())
+        if not (low >= -1e-3 * data_range and high <= (1 + 1e-3) * data_range):
+            raise ValueError(
+                f"{name} has values from {low} to {high} in frame {index}; accepted: 0 to "
+                f"{data_range:g}"
+            )
+        scaled = frame.astype(np.float32) * np.float32(255 / data_range)
+        levels[index] = np.rint(scaled.clip(0, 255))
+    return levels
 
 
 def _check_clip(name: str, clip: Clip, smallest: int) -> None:

@@ -76,9 +76,7 @@ def test_tof_of_two_pans_is_the_difference_of_their_speeds():
 
 def test_tof_refuses_floats_outside_its_range_and_small_frames():
     a = smooth() / 127.5 - 1
-    with pytest.raises(
-        ValueError, match=r"reference has values from -.* to .*; accepted: 0 to 2\.0"
-    ):
+    with pytest.raises(ValueError, match=r"reference has values from -.* in frame 0.*: 0 to 2$"):
         tof(a, a, data_range=2.0)
     small = np.zeros((2, 11, 16, 3), np.uint8)
     with pytest.raises(ValueError, match="frames of 11x16; accepted: at least 12x12"):

@@ -6,10 +6,12 @@ that equal clips stay equal. Source: ours.
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
+from dit_accel.metrics.clips import to_levels
 
 Frames = npt.NDArray[np.uint8]
 
@@ -26,16 +28,6 @@ def to_uint8(frames: npt.NDArray[Any], *, name: str = "frames") -> Frames:
     """
     if frames.ndim != 4 or frames.shape[3] != 3 or 0 in frames.shape:
         raise ValueError(f"{name} has shape {frames.shape}; accepted: (T, H, W, 3), none of them 0")
-    if frames.dtype == np.uint8:
-        return cast("Frames", frames)
-    if not np.issubdtype(frames.dtype, np.floating):
+    if frames.dtype != np.uint8 and not np.issubdtype(frames.dtype, np.floating):
         raise ValueError(f"{name} has dtype {frames.dtype}; accepted: uint8, or float in [0, 1]")
-    clip: Frames = np.empty(frames.shape, np.uint8)
-    for index, frame in enumerate(frames):
-        low, high = float(frame.min()), float(frame.max())
-        if not (low >= -1e-3 and high <= 1 + 1e-3):
-            raise ValueError(
-                f"{name} has values from {low} to {high} in frame {index}; accepted: 0 to 1"
-            )
-        clip[index] = np.rint(np.clip(frame.astype(np.float32), 0, 1) * 255)
-    return clip
+    return to_levels(name, frames, 1.0)
