@@ -17,14 +17,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-import numpy.typing as npt
-
 from dit_accel.metrics import networks
 from dit_accel.metrics.accumulate import FrameScores
-from dit_accel.metrics.clips import Clip, Scores, Unavailable, check_pair, to_levels
+from dit_accel.metrics.clips import Clip, Scores, Unavailable, check_pair
 from dit_accel.metrics.mae import mean
-from dit_accel.metrics.networks import Tensors
+from dit_accel.metrics.networks import Tensors, WeightsFile
 
 if TYPE_CHECKING:
     import torch
@@ -39,9 +36,6 @@ _CONVOLUTIONS = ((0, 4, 2), (3, 1, 2), (6, 1, 1), (8, 1, 1), (10, 1, 1))  # laye
 _POOLED_BEFORE = (3, 6)
 _HEADS = tuple(f"lin{index}.model.1.weight" for index in range(len(_CONVOLUTIONS)))
 _BATCH = 4
-
-Levels = npt.NDArray[np.uint8]
-WeightsFile = str | os.PathLike[str]
 
 
 @dataclass(frozen=True)
@@ -93,14 +87,10 @@ def lpips_frames(
     """LPIPS of each frame, `(T,)`. Arguments and errors: see `lpips`."""
     check_pair(reference, test, data_range=data_range, smallest=SMALLEST_ALEXNET)
     network = _load(find_weights(weights))
-    scores = []
-    for at in range(0, len(reference), _BATCH):
-        pair = [
-            to_levels(name, clip[at : at + _BATCH], data_range)
-            for name, clip in (("reference", reference), ("test", test))
-        ]
-        scores.append(_distance(network, *pair, spatial=spatial))
-    return np.concatenate(scores)
+    return networks.distances(
+        reference, test, data_range, features=functools.partial(_features, network),
+        heads=[network[name] for name in _HEADS], at_once=_BATCH, spatial=spatial,
+    )  # fmt: skip
 
 
 def start_lpips(
@@ -137,11 +127,9 @@ def find_weights(path: WeightsFile | None = None) -> Weights:
 
 
 def _find_backbone(path: WeightsFile | None) -> Path:
-    named = path or os.environ.get(VARIABLE)
-    if named:
-        if not Path(named).is_file():
-            raise Unavailable(f"no weights: {os.fspath(named)} is no file")
-        return Path(named)
+    named = networks.named_file(path, VARIABLE)
+    if named is not None:
+        return named
     home = os.environ.get("TORCH_HOME") or Path(
         os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "torch"
     )
@@ -173,18 +161,6 @@ def _load(weights: Weights) -> Tensors:
     return networks.chosen(layers, weights.backbone, "AlexNet") | networks.chosen(
         _HEADS, weights.heads, "AlexNet"
     )
-
-
-def _distance(network: Tensors, reference: Levels, test: Levels, *, spatial: bool) -> Scores:
-    """The distances `(T,)` of frames `(T, H, W, C)`."""
-    import torch
-
-    with torch.no_grad():
-        expected, actual = (
-            _features(network, networks.as_input(clip)) for clip in (reference, test)
-        )
-        size = reference.shape[1:3] if spatial else None
-        return networks.distance(expected, actual, [network[name] for name in _HEADS], size)
 
 
 def _features(network: Tensors, frames: torch.Tensor) -> list[torch.Tensor]:

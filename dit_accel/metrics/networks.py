@@ -1,7 +1,7 @@
 """Shared by distances in features of a trained network: reading of weights, inputs, the distance.
 
-In: a file of tensors; frames; features of two clips. Out: the tensors by name; the network's input;
-one distance for each frame.
+In: a file of tensors; two clips, and a network's features. Out: the tensors by name; one distance
+for each frame.
 Knows: a file is read as tensors only, never as code. Does not know the networks (`lpips`,
 `st_lpips`), nor where their files are.
 Source: LPIPS, arXiv 1801.03924, section 3.
@@ -10,20 +10,34 @@ Source: LPIPS, arXiv 1801.03924, section 3.
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Sequence
+import os
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
-from dit_accel.metrics.clips import Scores
+from dit_accel.metrics.clips import Clip, Scores, Unavailable, to_levels
 
 if TYPE_CHECKING:
     import torch
 
 _SHIFT, _SCALE = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)
 Tensors = dict[str, Any]
+WeightsFile = str | os.PathLike[str]
+
+
+def named_file(path: WeightsFile | None, variable: str) -> Path | None:
+    """The file that was given, else the one that an environment variable names; None: neither.
+
+    Raises:
+        Unavailable: it does not exist.
+    """
+    named = path or os.environ.get(variable)
+    if named and not Path(named).is_file():
+        raise Unavailable(f"no weights: {os.fspath(named)} is no file")
+    return Path(named) if named else None
 
 
 @functools.lru_cache(maxsize=4)
@@ -56,6 +70,33 @@ def chosen(names: Iterable[str], path: Path, network: str) -> Tensors:
         if name not in tensors:
             raise ValueError(f"weights is {str(path)!r}: it has no {name!r}; {network} has")
     return {name: tensors[name].float() for name in names}
+
+
+def distances(
+    reference: Clip, test: Clip, data_range: float, *,
+    features: Callable[[torch.Tensor], Sequence[torch.Tensor]], heads: Sequence[torch.Tensor],
+    at_once: int, spatial: bool = False,
+) -> Scores:  # fmt: skip
+    """The distance of each frame, `(T,)`.
+
+    Args:
+        features: those of each layer, `(T, C, h, w)`, of a network's input `(T, 3, H, W)`.
+        heads: weights of the channels of each layer, `(1, C, 1, 1)`.
+        at_once: how many frames are processed together.
+        spatial: whether each layer's map is enlarged to the frame's size before its mean.
+    """
+    import torch
+
+    size = reference.shape[1:3] if spatial else None
+    found = []
+    for at in range(0, len(reference), at_once):
+        part = slice(at, at + at_once)
+        pair = (("reference", reference[part]), ("test", test[part]))
+        levels = [to_levels(name, clip, data_range) for name, clip in pair]
+        with torch.no_grad():
+            expected, actual = (features(as_input(clip)) for clip in levels)
+            found.append(distance(expected, actual, heads, size))
+    return np.concatenate(found)
 
 
 def as_input(clip: npt.NDArray[np.uint8]) -> torch.Tensor:

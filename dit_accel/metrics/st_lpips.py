@@ -13,18 +13,14 @@ from __future__ import annotations
 
 import functools
 import importlib.util
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-import numpy.typing as npt
-
 from dit_accel.metrics import networks
 from dit_accel.metrics.accumulate import FrameScores
-from dit_accel.metrics.clips import Clip, Scores, Unavailable, check_pair, to_levels
+from dit_accel.metrics.clips import Clip, Scores, Unavailable, check_pair
 from dit_accel.metrics.mae import mean
-from dit_accel.metrics.networks import Tensors
+from dit_accel.metrics.networks import Tensors, WeightsFile
 
 if TYPE_CHECKING:
     import torch
@@ -46,8 +42,6 @@ _POOLED_BEFORE = ("net.slice2.5", "net.slice3.9")
 _HEADS = tuple(f"lin{index}.model.1.weight" for index in range(len(_LAYERS)))
 _BINOMIAL = (0.25, 0.5, 0.25)
 _PIXELS = 2**18  # pixels of the frames that are processed at once
-
-WeightsFile = str | os.PathLike[str]
 
 
 def st_lpips(
@@ -78,15 +72,11 @@ def st_lpips_frames(
     """ST-LPIPS of each frame, `(T,)`. Arguments and errors: see `st_lpips`."""
     check_pair(reference, test, data_range=data_range, smallest=SMALLEST_ST)
     network = _load(find_network(weights))
-    at_once = max(1, _PIXELS // (reference.shape[1] * reference.shape[2]))
-    scores = []
-    for at in range(0, len(reference), at_once):
-        pair = [
-            to_levels(name, clip[at : at + at_once], data_range)
-            for name, clip in (("reference", reference), ("test", test))
-        ]
-        scores.append(_distance(network, *pair))
-    return np.concatenate(scores)
+    return networks.distances(
+        reference, test, data_range, features=functools.partial(_features, network),
+        heads=[network[name] for name in _HEADS],
+        at_once=max(1, _PIXELS // (reference.shape[1] * reference.shape[2])),
+    )  # fmt: skip
 
 
 def start_st_lpips(data_range: float, *, weights: WeightsFile | None = None) -> FrameScores:
@@ -106,11 +96,9 @@ def find_network(path: WeightsFile | None = None) -> Path:
     Raises:
         Unavailable: the file is missing; the message says how to get it.
     """
-    named = path or os.environ.get(ST_VARIABLE)
-    if named:
-        if not Path(named).is_file():
-            raise Unavailable(f"no weights: {os.fspath(named)} is no file")
-        return Path(named)
+    named = networks.named_file(path, ST_VARIABLE)
+    if named is not None:
+        return named
     spec = importlib.util.find_spec(PACKAGE)  # not imported: it imports torchvision
     if spec is not None and spec.origin is not None:
         packaged = Path(spec.origin).parent / FILE
@@ -123,19 +111,6 @@ def find_network(path: WeightsFile | None = None) -> Path:
 def _load(path: Path) -> Tensors:
     names = [f"{layer}.{part}" for layer in _LAYERS for part in ("weight", "bias")]
     return networks.chosen((*names, *_HEADS), path, "the shift-tolerant AlexNet")
-
-
-def _distance(
-    network: Tensors, reference: npt.NDArray[np.uint8], test: npt.NDArray[np.uint8]
-) -> Scores:
-    """The distances `(T,)` of frames `(T, H, W, C)`."""
-    import torch
-
-    with torch.no_grad():
-        expected, actual = (
-            _features(network, networks.as_input(clip)) for clip in (reference, test)
-        )
-        return networks.distance(expected, actual, [network[name] for name in _HEADS])
 
 
 def _features(network: Tensors, frames: torch.Tensor) -> list[torch.Tensor]:
