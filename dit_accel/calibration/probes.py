@@ -23,6 +23,7 @@ from dit_accel.calibration.record import LINEAR, SchedulerTap, UncachedRun, run
 from dit_accel.calibration.replay import replayed
 from dit_accel.core.generation import ClipSpec
 from dit_accel.handle import accelerate
+from dit_accel.planning.interpolation import linear_weights
 from dit_accel.planning.plan import Extrapolation, Plan, SamplerCoefficients
 
 
@@ -120,23 +121,11 @@ def gain_and_memory(
     linearly. The memory is the median over probes of τ in cosine = exp(-steps to the end / τ).
     """
     steps = sorted({step for step, _, _ in probes})
-    logs = [
-        math.log(math.sqrt(statistics.fmean(g * g for s, g, _ in probes if s == step)))
-        for step in steps
-    ]
-    gain = [math.exp(_interpolated(steps, logs, step)) for step in range(num_steps)]
+    squares = [statistics.fmean(g * g for s, g, _ in probes if s == step) for step in steps]
+    logs = torch.tensor(squares, dtype=torch.float64).log() / 2
+    known, every = torch.tensor(steps).double(), torch.arange(num_steps).double()
+    gain = (linear_weights(known, every) @ logs).exp()
     memory = statistics.median(
         (num_steps - step) / -math.log(min(max(cosine, 0.02), 0.99)) for step, _, cosine in probes
     )
-    return torch.tensor(gain, dtype=torch.float64), memory
-
-
-def _interpolated(places: Sequence[int], values: Sequence[float], at: int) -> float:
-    """The value at a place: linear between two neighbours, constant beyond the ends."""
-    if at <= places[0]:
-        return values[0]
-    for i in range(1, len(places)):
-        if at <= places[i]:
-            share = (at - places[i - 1]) / (places[i] - places[i - 1])
-            return values[i - 1] + share * (values[i] - values[i - 1])
-    return values[-1]
+    return gain, memory
