@@ -178,10 +178,6 @@ class Handle:
 
     def _stands(self, transformers: dict[str, Any]) -> bool:
         """Whether our hooks are still on all modules of these transformers."""
-        if list(map(id, transformers.values())) != list(
-            map(id, self._session.transformers.values())
-        ):
-            return False
         now = self._modules_of(transformers)
         return list(map(id, now)) == list(map(id, self._around)) and not self._patches.replaced
 

@@ -280,7 +280,7 @@ def _keep(profile: Profile | None, out: Path, model: str) -> None:
         return
     _save(profile, out, model)
     number = len(profile.candidates[0].psnr_db) if profile.candidates else 0
-    of = f"{number} clip{'s' if number > 1 else ''}" if number else "only inner products"
+    of = counted(number, "clip") if number else "only inner products"
     say(f"{out} can be used: it is the profile of the work done so far, {of}", style="yellow")
 
 

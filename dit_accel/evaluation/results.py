@@ -23,11 +23,11 @@ from dit_accel.evaluation import statistics
 from dit_accel.evaluation.jobs import EvaluationSpec, Job
 from dit_accel.evaluation.methods.row import FEWER_STEPS, UNCACHED, Setting
 from dit_accel.evaluation.result_file import CLOCKED_MACHINE, FAILED, NO_EFFECT, OK, Result
+from dit_accel.metrics.psnr import EXACT_DB
 
 Value = Callable[[Result, Result], float | None]  # from a result and its uncached reference
 FrameValues = npt.NDArray[np.float64]
 PSNR = "psnr_db"
-PSNR_CAP = 100.0
 
 
 @dataclass(frozen=True)
@@ -159,7 +159,7 @@ def score(metric: str) -> Value:
 
     def read(result: Result, reference: Result) -> float | None:
         if result is reference:
-            return PSNR_CAP if metric.startswith("psnr") else None
+            return EXACT_DB if metric.startswith("psnr") else None
         entry = (result["scores"] or {}).get(metric)
         if entry is None or entry["value"] is None:
             return None
@@ -187,10 +187,10 @@ def clock(name: str, *, of_reference: bool = False) -> Value:
 
 
 def _capped(value: float, metric: str) -> float:
-    return min(value, PSNR_CAP) if metric.startswith("psnr") else value
+    return min(value, EXACT_DB) if metric.startswith("psnr") else value
 
 
 __all__ = [
-    "FAILED", "NO_EFFECT", "OK", "PSNR", "PSNR_CAP", "Result", "Results", "ScoredPair", "Value",
+    "FAILED", "NO_EFFECT", "OK", "PSNR", "Result", "Results", "ScoredPair", "Value",
     "clock", "flops_kept", "score", "steps_computed",
 ]  # fmt: skip

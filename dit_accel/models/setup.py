@@ -69,13 +69,9 @@ class Setup:
 
     def to_dict(self) -> dict[str, Any]:
         """The settings that are not the default, JSON-able."""
-        fields = {one.name: (getattr(self, one.name), one.default) for one in _fields()}
-        found = {name: value for name, (value, default) in fields.items() if value != default}
+        values = ((one, getattr(self, one.name)) for one in dataclasses.fields(self))
+        found = {one.name: value for one, value in values if value != one.default}
         return found | ({"lora": list(self.lora)} if self.lora else {})
-
-
-def _fields() -> tuple[dataclasses.Field[Any], ...]:
-    return dataclasses.fields(Setup)
 
 
 def with_input(model: LoadableModel, given: str) -> LoadableModel:

@@ -1,13 +1,12 @@
 """Makes tables of an evaluation, of scores and of a profile's candidate plans.
 
 In: a summary, scores or a profile. Out: tables for a terminal, and Markdown.
-Knows how numbers are shown; computes only a quantile. Ours.
+Knows how numbers are shown. Ours.
 """
 
 from __future__ import annotations
 
 import math
-import statistics
 from typing import TYPE_CHECKING, Any
 
 from rich.box import SIMPLE
@@ -199,21 +198,13 @@ def candidate_table(profile: Profile) -> Table:
 
 
 def _candidate_row(candidate: CandidatePlan, profile: Profile) -> dict[str, Any]:
-    psnr = sorted(candidate.psnr_db.tolist())
+    psnr = candidate.psnr_db.double()
     return {
         "kind": "plan",
         "speedup": profile.sampler.num_steps / len(candidate.computed),
         "computed": list(candidate.computed),
-        "mean_db": statistics.fmean(psnr),
-        "low_db": _quantile(psnr, LOW),
-        "worst_db": psnr[0],
+        "mean_db": float(psnr.mean()),
+        "low_db": float(psnr.quantile(LOW)),
+        "worst_db": float(psnr.min()),
         "prompts": len(psnr),
     }
-
-
-def _quantile(ordered: list[float], share: float) -> float:
-    """A quantile, interpolated between the two neighbours."""
-    place = share * (len(ordered) - 1)
-    low = int(place)
-    high = min(low + 1, len(ordered) - 1)
-    return ordered[low] + (place - low) * (ordered[high] - ordered[low])

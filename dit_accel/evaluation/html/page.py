@@ -22,11 +22,12 @@ from dit_accel.evaluation.jobs import EvaluationSpec
 from dit_accel.evaluation.methods import METHODS, UNCACHED
 from dit_accel.evaluation.ranking.scores import read_scores
 from dit_accel.evaluation.ranking.table import ranking
-from dit_accel.evaluation.results import PSNR, PSNR_CAP, Results
+from dit_accel.evaluation.results import PSNR, Results
 from dit_accel.evaluation.statistics import Interval
 from dit_accel.evaluation.store import Store
 from dit_accel.evaluation.summary import MethodSummary, Summary, digits, runs_text, summarise
 from dit_accel.metrics import METRICS
+from dit_accel.metrics.psnr import EXACT_DB
 
 PREFERRED = ("psnr_db", "jod", "ssim", "tof", "st_lpips", "lpips")
 _VERDICTS = 2
@@ -251,7 +252,7 @@ def _paired(results: Results, summary: Summary) -> dict[str, Any]:
                 "title": figures.title(metric),
                 "digits": digits(metric),
                 "higher": METRICS[metric].direction == "higher",
-                "exact": PSNR_CAP if metric.startswith("psnr") else None,
+                "exact": EXACT_DB if metric.startswith("psnr") else None,
                 "scores": [_values(results, results.scores(s, metric)) for s in drawn],
                 "minusSteps": [
                     None if s.control else _values(results, results.minus_steps(s, metric))

@@ -16,6 +16,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from dit_accel.core.files import placed
+
 MOMENTS = ("exp_avg", "exp_avg_sq")  # of Adam, by its names
 
 
@@ -80,9 +82,8 @@ class TrainingState(Generic[Trained]):
             for part, values in parts.items() for name, value in values.items()
         }  # fmt: skip
         head = {"iteration": str(self.iteration), "best_db": repr(self.best_db)}
-        scratch = path.with_suffix(".part")
-        save_file(tensors, scratch, metadata=head)
-        scratch.replace(path)
+        with placed(path) as scratch:
+            save_file(tensors, scratch, metadata=head)
 
     def load(self, path: Path) -> None:
         """Restore the state from a file.

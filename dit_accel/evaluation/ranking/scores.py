@@ -21,10 +21,11 @@ from dit_accel.core.files import placed
 from dit_accel.evaluation.jobs import EvaluationSpec, Job
 from dit_accel.evaluation.ranking.choices import CHOICES, at_a_glance
 from dit_accel.evaluation.ranking.seed_scores import SeedScores, pixel_metrics
-from dit_accel.evaluation.results import FAILED, PSNR_CAP, Result
+from dit_accel.evaluation.results import FAILED, Result
 from dit_accel.evaluation.store import Store, StoreError
 from dit_accel.metrics import METRICS
 from dit_accel.metrics.clips import Clip
+from dit_accel.metrics.psnr import EXACT_DB
 from dit_accel.metrics.scoring import score_clips
 
 FOLDER = "ranking"
@@ -130,7 +131,7 @@ def _score(
 def _finite(value: float) -> float:
     """The score as a finite number. Only the PSNR of equal clips is infinite; it counts as 100 dB,
     as everywhere."""
-    return min(value, PSNR_CAP) if value > 0 else value
+    return min(value, EXACT_DB) if value > 0 else value
 
 
 # the files
