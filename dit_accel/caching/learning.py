@@ -25,7 +25,7 @@ from dit_accel.caching.recording import WholeRun
 from dit_accel.core.files import reason_of
 from dit_accel.core.generation import ClipSpec
 from dit_accel.core.report import Report
-from dit_accel.planning import learned
+from dit_accel.planning import learned_file
 from dit_accel.planning.candidate import LARGEST_DB
 from dit_accel.planning.first_run import profile_of_gram
 from dit_accel.planning.learned import (
@@ -35,9 +35,9 @@ from dit_accel.planning.learned import (
     Measured,
     Observations,
     RunKind,
-    Stamp,
-    stamp_of,
+    is_off,
 )
+from dit_accel.planning.learned_file import Stamp, stamp_of
 from dit_accel.planning.lookup import cache_folder, profile_key
 from dit_accel.planning.parts import Parts, parts_of
 from dit_accel.planning.profile import Profile
@@ -86,7 +86,7 @@ class Learning:
             self._parts, self._stamp, self._last = parts, None, None
             self.key = profile_key(self._pipe)
             self.known = Learned(learned_key(self.key, parts))
-            self.path = learned.path_in(cache_folder(), self.known.key)
+            self.path = learned_file.path_in(cache_folder(), self.known.key)
 
     def read(self) -> None:
         """Read the file, if it changed."""
@@ -94,7 +94,7 @@ class Learning:
         if stamp is not None and stamp != self._stamp:
             self._stamp, self.problem = stamp, None
             try:
-                found = learned.load(self.path)
+                found = learned_file.load(self.path)
                 self.known = found if found.key == self.known.key else self.known
             except (ProfileError, OSError) as error:
                 self.problem = str(error)
@@ -187,7 +187,7 @@ class Learning:
         try:
             last = (self._stamp, self.known) if self.problem is None else None
             empty = Learned(self.known.key)
-            self.known, self._stamp = learned.update(self.path, empty, change, last)
+            self.known, self._stamp = learned_file.update(self.path, empty, change, last)
             self.problem = None
         except (ProfileError, OSError) as error:
             self.known = change(self.known)
@@ -246,7 +246,7 @@ class FixedLearning(Learning):
             return
         self._parts, self._last, self.key = parts, None, profile_key(self._pipe)
         key = learned_key(self.key, parts)
-        self.known = Learned(key) if self._copy is None else learned.load(self._copy)
+        self.known = Learned(key) if self._copy is None else learned_file.load(self._copy)
         if self.known.key != key:
             raise ProfileError(
                 f"{self._copy} was learnt from another pipeline; accepted: a file of this pipeline"
@@ -279,7 +279,7 @@ def _clips(observations: list[Observations]) -> int:
 def learning_of(pipe: Any) -> Learning | None:
     """What was learnt about a pipeline with its current parts; None: the environment switches
     learning off."""
-    if learned.is_off():
+    if is_off():
         return None
     found = Learning(pipe)
     found.begin(parts_of(pipe))

@@ -46,7 +46,7 @@ def learned(given: LearnedOptions) -> None:
 
     Runs with --compare improve later plans, unless --no-learn is given.
     """
-    from dit_accel.planning.learned import SUFFIX
+    from dit_accel.planning.learned_file import SUFFIX
     from dit_accel.planning.lookup import cache_folder
 
     if given.clear is not None and given.clear_all:
@@ -84,7 +84,7 @@ def _name(path: Path) -> str:
 
 
 def _clear(paths: list[Path], *, quiet: bool) -> None:
-    from dit_accel.planning.learned import clear
+    from dit_accel.planning.learned_file import clear
 
     for path in paths:
         try:
@@ -97,7 +97,7 @@ def _clear(paths: list[Path], *, quiet: bool) -> None:
 
 def _row(path: Path) -> dict[str, Any]:
     """The row of a file; for a damaged file, the reason why it cannot be read."""
-    from dit_accel.planning.learned import load
+    from dit_accel.planning.learned_file import load
 
     changed = datetime.fromtimestamp(path.stat().st_mtime).isoformat(" ", "minutes")
     row: dict[str, Any] = {

@@ -17,7 +17,7 @@ from mutants import tensor_file, tensor_mutant
 
 from dit_accel.cli.common import tables
 from dit_accel.models import miniature
-from dit_accel.planning import learned, prediction, profile_file, selection
+from dit_accel.planning import learned, learned_file, prediction, profile_file, selection
 from dit_accel.planning.first_run import profile_of_gram
 from dit_accel.planning.plan import SamplerCoefficients
 from dit_accel.planning.profile import Profile, ProfileError
@@ -61,7 +61,7 @@ def use_plan(found: Profile, run: SamplerCoefficients, rng: random.Random) -> No
 _LEARNED: list[bytes] = []
 
 
-def learned_file(folder: Path) -> bytes:
+def written(folder: Path) -> bytes:
     """The content of a file that runs of the miniature could have written."""
     if not _LEARNED:
         own = Profile.load(miniature.path() / "dit-accel-profile.safetensors")
@@ -71,19 +71,19 @@ def learned_file(folder: Path) -> bytes:
             found = found.with_run(learned.Observations(kind, 1, own.gram[0].double()))
         for at in range(3):
             found = found.with_measured(learned.Measured(f"a{at}", learned.KINDS[1], 30.0, 31.0))
-        learned.save(folder / "learned.safetensors", found)
+        learned_file.save(folder / "learned.safetensors", found)
         _LEARNED.append((folder / "learned.safetensors").read_bytes())
     return _LEARNED[0]
 
 
 def learned_mutant(rng: random.Random, folder: Path) -> str:
     """Try a mutant. Half of them get the right digest, so that later checks are tested too."""
-    whole, path = learned_file(folder), folder / "a.safetensors"
+    whole, path = written(folder), folder / "a.safetensors"
     path.write_bytes(whole)
     path.write_bytes(tensor_mutant(*tensor_file(path), rng))
     sealed = rng.random() < 0.5 and seal(path)
     try:
-        found = learned.load(path)
+        found = learned_file.load(path)
     except ProfileError as error:
         if str(path) not in str(error):
             raise AssertionError(f"names no file: {error}") from error
@@ -91,7 +91,7 @@ def learned_mutant(rng: random.Random, folder: Path) -> str:
     if found is None:
         return "refused"
     if not sealed:
-        learned.save(path, found)
+        learned_file.save(path, found)
         if path.read_bytes() != whole:
             raise AssertionError("a changed file was accepted as it is")
         return "accepted"
@@ -105,10 +105,10 @@ def learned_mutant(rng: random.Random, folder: Path) -> str:
 def seal(path: Path) -> bool:
     """Give a file the digest of its content. Returns whether it could be read so far."""
     try:
-        head, tensors = profile_file.read(path, learned.LEARNED_FORMAT)
+        head, tensors = profile_file.read(path, learned_file.LEARNED_FORMAT)
         own = {k: v for k, v in head.value.items() if k not in ("digest", "format", "version")}
-        own["digest"] = learned.digest_of(own, tensors.tensors)
-        profile_file.write(path, own, tensors.tensors, form=learned.LEARNED_FORMAT)
+        own["digest"] = learned_file.digest_of(own, tensors.tensors)
+        profile_file.write(path, own, tensors.tensors, form=learned_file.LEARNED_FORMAT)
     except (ValueError, TypeError, AttributeError, RuntimeError):
         return False
     return True

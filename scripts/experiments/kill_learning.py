@@ -23,7 +23,7 @@ from typing import Any
 
 import torch
 
-from dit_accel.planning import learned
+from dit_accel.planning import learned, learned_file
 from dit_accel.planning.plan import SamplerCoefficients
 from dit_accel.planning.profile_key import ProfileKey
 
@@ -49,7 +49,9 @@ def work(path: Path, journal: Path, first: int, count: int) -> None:
     with journal.open("a") as file:
         for seed in range(first, first + count):
             one = observation(seed)
-            learned.update(path, learned.Learned(KEY), lambda known, one=one: known.with_run(one))
+            learned_file.update(
+                path, learned.Learned(KEY), lambda known, one=one: known.with_run(one)
+            )
             file.write(f"{seed}\n")
             file.flush()
 
@@ -78,7 +80,7 @@ def measure(folder: Path, kills: int, count: int, seed: int = 0) -> dict[str, An
 
 
 def _result(folder: Path, path: Path) -> dict[str, Any]:
-    found = learned.load(path)
+    found = learned_file.load(path)
     noted = [int(line) for file in folder.glob("*.txt") for line in file.read_text().split()]
     sums: dict[float, torch.Tensor] = {}
     for seed in noted:

@@ -14,7 +14,7 @@ from diffusers import FirstBlockCacheConfig
 from dit_accel import SpeedupConfig, accelerate, recorded
 from dit_accel.caching import learning
 from dit_accel.caching.learning import FixedLearning, learning_of
-from dit_accel.planning import learned, selection
+from dit_accel.planning import learned_file, selection
 from dit_accel.planning.learned import Learned
 from dit_accel.planning.profile_file import ProfileError
 
@@ -32,7 +32,7 @@ def files(folder: Any) -> list[Any]:
 
 def only(folder: Any) -> Learned:
     (path,) = files(folder)
-    return learned.load(path)
+    return learned_file.load(path)
 
 
 def basis(report: Any) -> str:
@@ -153,7 +153,7 @@ def test_other_weights_or_another_scheduler_have_another_file(learns) -> None:
             assert handle.learn_from(reference)
             run(pipe, 9)
             assert basis(handle.report()) == "a prior of 4 other models"
-    assert [learned.load(path).runs for path in files(learns)] == [1, 1, 1]
+    assert [learned_file.load(path).runs for path in files(learns)] == [1, 1, 1]
 
 
 def test_other_steps_are_planned_from_what_was_learnt(learns, without_prior) -> None:
@@ -233,7 +233,7 @@ def test_a_plan_is_made_while_the_device_computes_step_0(learns, monkeypatch) ->
         assert handle.learn_from(reference)
         run(pipe, 9)
         for owner, name in (
-            (learned, "update"), (learned, "load"), (selection, "choose"),
+            (learned_file, "update"), (learned_file, "load"), (selection, "choose"),
             (learning, "profile_of_gram"), (learning, "profile_key"),
         ):  # fmt: skip
             monkeypatch.setattr(owner, name, noted(name, getattr(owner, name)))

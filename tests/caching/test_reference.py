@@ -12,7 +12,7 @@ import torch
 from dit_accel import accelerate
 from dit_accel.caching.reference import recorded
 from dit_accel.calibration.record import record
-from dit_accel.planning import learned
+from dit_accel.planning import learned_file
 from dit_accel.planning.learned import Learned
 
 STEPS = 10
@@ -25,7 +25,7 @@ def run(pipe: Any, seed: int = 0, **more: Any) -> Any:
 
 def only(folder: Any) -> Learned:
     (path,) = sorted((folder / "learned").glob("*.safetensors"))
-    return learned.load(path)
+    return learned_file.load(path)
 
 
 def basis(report: Any) -> str:

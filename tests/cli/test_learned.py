@@ -11,7 +11,7 @@ import pytest
 from commands import invoke
 from kill_learning import observation
 
-from dit_accel.planning import learned
+from dit_accel.planning import learned, learned_file
 from dit_accel.planning.profile_key import ProfileKey
 
 
@@ -23,9 +23,9 @@ def paths(learns: Path) -> list[Path]:
         key = ProfileKey("WanPipeline", "b", "UniPC", first * 16, "1" * 16)  # weights, sampler
         known = learned.Learned(key).with_run(observation(0))
         known = known.with_measured(learned.Measured("x", learned.KINDS[0], 30.0, 31.5))
-        found.append(learned.path_in(learns, key))
+        found.append(learned_file.path_in(learns, key))
         found[-1].parent.mkdir(exist_ok=True)
-        learned.save(found[-1], known)
+        learned_file.save(found[-1], known)
     found[1].write_bytes(found[1].read_bytes()[:-1])
     return found
 
@@ -53,7 +53,9 @@ def test_one_is_cleared_by_its_name(paths):
 
 
 def test_two_schedulers_of_a_model_have_two_names(paths, learns):
-    other = learned.path_in(learns, ProfileKey("WanPipeline", "b", "Euler", "a" * 16, "2" * 16))
+    other = learned_file.path_in(
+        learns, ProfileKey("WanPipeline", "b", "Euler", "a" * 16, "2" * 16)
+    )
     shutil.copy(paths[0], other)
     result = invoke("learned", "--clear", "aaaaaaaa")
     assert result.exit_code == 2
@@ -121,7 +123,7 @@ def test_an_evaluation_is_planned_from_what_was_learnt_before_it_began(learns, m
     assert known in run("second", "--limit", "1")
     (state,) = (here / "second" / "profiles").iterdir()
     (path,) = (learns / "learned").glob("*.safetensors")
-    assert learned.load(path).runs == 2 and learned.load(state).runs == 1
+    assert learned_file.load(path).runs == 2 and learned_file.load(state).runs == 1
     assert known in run("second")  # goes on
     shutil.copy(state, path)
     assert known in run("again")

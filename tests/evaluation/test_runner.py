@@ -21,7 +21,7 @@ from dit_accel.evaluation.methods import LISTED, METHODS, parse, parse_list
 from dit_accel.evaluation.prompts import read_prompts
 from dit_accel.evaluation.store import Store, StoreError
 from dit_accel.evaluation.summary import paired, summarise
-from dit_accel.planning.learned import load
+from dit_accel.planning.learned_file import load
 
 SIZE = ["--height", "16", "--width", "16", "--frames", "9", "--steps", "8", "--guidance", "4"]
 PROMPTS = ("a red circle moving right", "a blue square moving left", "the green triangle")

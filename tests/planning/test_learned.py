@@ -9,7 +9,7 @@ import kill_learning
 import pytest
 import torch
 
-from dit_accel.planning import learned, profile_file
+from dit_accel.planning import learned_file, profile_file
 from dit_accel.planning.learned import (
     KINDS,
     MOST_LEARNED_BYTES,
@@ -48,10 +48,10 @@ def test_worked_example(tmp_path: Path) -> None:
     assert [each.clips for each in known.observations] == [1, 2] and known.runs == 3
     assert torch.equal(known.observations[1].products, one.products + two.products)
     known = known.with_measured(Measured("a", KINDS[0], 30.0, 31.5))
-    path = learned.path_in(tmp_path, KEY)
+    path = learned_file.path_in(tmp_path, KEY)
     path.parent.mkdir()
-    learned.save(path, known)
-    back = learned.load(path)
+    learned_file.save(path, known)
+    back = learned_file.load(path)
     assert back.key == KEY and back.runs == 3
     assert back.measured == known.measured
     for read, was in zip(back.observations, known.observations, strict=True):
@@ -61,22 +61,22 @@ def test_worked_example(tmp_path: Path) -> None:
 
 def test_a_psnr_alone_is_written_too(tmp_path: Path) -> None:
     known = Learned(KEY).with_measured(Measured("a", KINDS[0], 30.0, 31.5))
-    learned.save(tmp_path / "a.safetensors", known)
-    back = learned.load(tmp_path / "a.safetensors")
+    learned_file.save(tmp_path / "a.safetensors", known)
+    back = learned_file.load(tmp_path / "a.safetensors")
     assert back.measured == known.measured and back.observations == ()
 
 
 def test_a_digest_tells_a_number_from_a_row_of_one() -> None:
     one = torch.tensor(2.0)
-    assert learned.digest_of({}, {"a": one}) != learned.digest_of({}, {"a": one[None]})
+    assert learned_file.digest_of({}, {"a": one}) != learned_file.digest_of({}, {"a": one[None]})
 
 
 def test_a_second_expert_is_written_too(tmp_path: Path) -> None:
     kind = kind_of()
     sampler = dataclasses.replace(kind.sampler, second=SecondExpert(2, 0.5))
     one = dataclasses.replace(observations(), kind=dataclasses.replace(kind, sampler=sampler))
-    learned.save(tmp_path / "a.safetensors", Learned(KEY).with_run(one))
-    (back,) = learned.load(tmp_path / "a.safetensors").observations
+    learned_file.save(tmp_path / "a.safetensors", Learned(KEY).with_run(one))
+    (back,) = learned_file.load(tmp_path / "a.safetensors").observations
     assert back.kind.sampler.second == SecondExpert(2, 0.5) and not back.kind.is_like(kind)
 
 
@@ -100,7 +100,7 @@ def test_the_file_is_bounded(tmp_path: Path) -> None:
     for number in range(2 * MOST_MEASURED):
         known = known.with_measured(Measured(f"{number}", KINDS[1], 30.0, 31.0))
     assert len(known.measured) == MOST_MEASURED
-    learned.save(tmp_path / "a.safetensors", known)
+    learned_file.save(tmp_path / "a.safetensors", known)
     assert (tmp_path / "a.safetensors").stat().st_size < MOST_LEARNED_BYTES + (1 << 17)
 
 
@@ -112,7 +112,7 @@ def test_a_clip_is_measured_once() -> None:
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
-    learned.save(tmp_path / "a.safetensors", Learned(KEY).with_run(observations()))
+    learned_file.save(tmp_path / "a.safetensors", Learned(KEY).with_run(observations()))
     return tmp_path / "a.safetensors"
 
 
@@ -121,42 +121,44 @@ def test_one_changed_bit_is_refused_and_the_file_begun_anew(path: Path) -> None:
     content[-50] ^= 1
     path.write_bytes(content)
     with pytest.raises(ProfileError, match=r"a\.safetensors is damaged: digest does not match"):
-        learned.load(path)
-    found, _ = learned.update(path, Learned(KEY), lambda known: known.with_run(observations(1)))
-    (one,) = learned.load(path).observations
+        learned_file.load(path)
+    found, _ = learned_file.update(
+        path, Learned(KEY), lambda known: known.with_run(observations(1))
+    )
+    (one,) = learned_file.load(path).observations
     assert found.runs == 1 and torch.allclose(one.products, observations(1).products)
 
 
 def test_of_an_older_file_runs_of_plans_are_left_out(path: Path) -> None:
     """These named the steps that they computed, and had the products of these alone."""
-    head, tensors = profile_file.read(path, learned.LEARNED_FORMAT)
+    head, tensors = profile_file.read(path, learned_file.LEARNED_FORMAT)
     (whole,) = head.value["observations"]
     own = {k: v for k, v in head.value.items() if k not in ("digest", "format", "version")}
     own["observations"] = [whole | {"computed": [0, 2]}, whole | {"computed": [0, 1, 2, 3]}]
     known = tensors.tensors
     data = known | {f"1{name[1:]}": one.clone() for name, one in known.items() if name[0] == "0"}
     data["0.products"] = torch.ones(15, dtype=torch.float64)
-    own["digest"] = learned.digest_of(own, data)
-    profile_file.write(path, own, data, form=learned.LEARNED_FORMAT)
-    (one,) = learned.load(path).observations
+    own["digest"] = learned_file.digest_of(own, data)
+    profile_file.write(path, own, data, form=learned_file.LEARNED_FORMAT)
+    (one,) = learned_file.load(path).observations
     assert torch.allclose(one.products, observations().products)
 
 
 def test_a_file_of_another_version_stays(path: Path) -> None:
-    head, tensors = profile_file.read(path, learned.LEARNED_FORMAT)
+    head, tensors = profile_file.read(path, learned_file.LEARNED_FORMAT)
     profile_file.write(
-        path, head.value | {"version": 2}, tensors.tensors, form=learned.LEARNED_FORMAT
+        path, head.value | {"version": 2}, tensors.tensors, form=learned_file.LEARNED_FORMAT
     )
     before = path.read_bytes()
     with pytest.raises(OtherVersionError, match="version 2; accepted"):
-        learned.update(path, Learned(KEY), lambda known: known)
+        learned_file.update(path, Learned(KEY), lambda known: known)
     assert path.read_bytes() == before
 
 
 def test_what_a_killed_process_left_is_removed(path: Path) -> None:
     left = path.with_name(f".{path.name}.0badcafe")
     left.write_text("half")
-    learned.update(path, Learned(KEY), lambda known: known)
+    learned_file.update(path, Learned(KEY), lambda known: known)
     assert not left.exists()
 
 
@@ -171,10 +173,10 @@ def test_processes_that_learn_at_once_lose_nothing(tmp_path: Path, kills: int) -
 def test_a_file_that_nobody_changed_is_not_read_again(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    known, stamp = learned.load(path), learned.stamp_of(path)
+    known, stamp = learned_file.load(path), learned_file.stamp_of(path)
     with monkeypatch.context() as patch:
-        patch.setattr(learned, "load", None)
-        again, newer = learned.update(path, Learned(KEY), lambda found: found, (stamp, known))
+        patch.setattr(learned_file, "load", None)
+        again, newer = learned_file.update(path, Learned(KEY), lambda found: found, (stamp, known))
     assert again is known and newer != stamp
-    other, _ = learned.update(path, Learned(KEY), lambda found: found, (stamp, Learned(KEY)))
+    other, _ = learned_file.update(path, Learned(KEY), lambda found: found, (stamp, Learned(KEY)))
     assert other.runs == known.runs > 0  # by another process, meanwhile

@@ -39,11 +39,12 @@ def find_known(
 
     from dit_accel.caching.learning import learning_of
     from dit_accel.models import setup as setups
-    from dit_accel.planning import learned, lookup
+    from dit_accel.planning import learned_file, lookup
+    from dit_accel.planning.learned import is_off
 
     path = given or lookup.find_profile(model.folder)
     cache = lookup.cache_folder()
-    learn = learn and not learned.is_off() and any((cache / "learned").glob(f"*{learned.SUFFIX}"))
+    learn = learn and not is_off() and any((cache / "learned").glob(f"*{learned_file.SUFFIX}"))
     if not learn and (path or not any((cache / "profiles").glob("*.safetensors"))):
         return path, None
     plain = dataclasses.replace(setup, offload="none", compile=False, attention_backend=None)
