@@ -16,7 +16,7 @@ Cell = Callable[[dict[str, Any]], str]
 
 def write(folder: Path) -> None:
     """Write `table.md` and, if matplotlib is installed, `curves.svg`. Prints the tables."""
-    uncached = json.loads((folder / "uncached.json").read_text(encoding="utf-8"))
+    uncached = read_json(folder / "uncached.json")
     results = read(folder)
     text = tables(uncached, results)
     (folder / "table.md").write_text(text, encoding="utf-8")
@@ -31,9 +31,13 @@ def read(folder: Path) -> dict[str, dict[int, dict[str, Any]]]:
     """Results by method and k."""
     found: dict[str, dict[int, dict[str, Any]]] = {}
     for path in sorted((folder / "results").glob("*.json")):
-        result = json.loads(path.read_text(encoding="utf-8"))
+        result = read_json(path)
         found.setdefault(result["method"], {})[result["k"]] = result
     return found
+
+
+def read_json(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def place(folder: Path, method: str, k: int) -> Path:
@@ -47,13 +51,13 @@ def pack(folder: Path, target: Path) -> None:
     for result in results:
         for name, scores in result.get("scores", {}).items():
             result["scores"][name] = [_short(score) for score in scores]
-    uncached = json.loads((folder / "uncached.json").read_text(encoding="utf-8"))
+    uncached = read_json(folder / "uncached.json")
     target.write_text(json.dumps({"uncached": uncached, "results": results}), encoding="utf-8")
 
 
 def unpack(source: Path, folder: Path) -> None:
     """Write the results of such a file into a folder, unless the folder has them."""
-    known = json.loads(source.read_text(encoding="utf-8"))
+    known = read_json(source)
     files = {folder / "uncached.json": known["uncached"]}
     files |= {place(folder, r["method"], r["k"]): r for r in known["results"]}
     for path, content in files.items():

@@ -37,7 +37,7 @@ import numpy as np
 import torch
 from bound_samplers import CHEAP, FULL, KEEPS, Clips, Model, Sampler, drive, sampler_of, to
 from bound_training import Job, adam, gauss_newton
-from table_rivals import CALIBRATION_SEED
+from table_rivals import CALIBRATION_SEED, clips_of
 from torch.utils.flop_counter import FlopCounterMode
 
 from dit_accel import accelerate
@@ -48,7 +48,6 @@ from dit_accel.core.generation import ClipSpec, batch_arguments
 from dit_accel.evaluation.methods import runs
 from dit_accel.evaluation.methods.samplers import sampled
 from dit_accel.evaluation.methods.unrolled import errors_db
-from dit_accel.evaluation.prompts import read_prompts
 from dit_accel.evaluation.statistics import mean
 from dit_accel.metrics import psnr
 from dit_accel.models import loading, miniature
@@ -206,18 +205,11 @@ class _Layout:
         return mask.view(shape).to(laid)
 
 
-def _clips(model: Path, source: Path, count: int, seed: int) -> list[ClipSpec]:
-    call, prompts = miniature.call_defaults(model), read_prompts(source)
-    if len(prompts) < count:
-        raise SystemExit(f"{source} has {len(prompts)} prompts; wanted are {count}")
-    return [
-        ClipSpec(
-            one.prompt, one.negative or "", seed + number, int(call["num_inference_steps"]),
-            float(call["guidance_scale"]), int(call["height"]), int(call["width"]),
-            int(call["num_frames"]), float(call["fps"]), int(call["max_sequence_length"]),
-        )
-        for number, one in enumerate(prompts[:count])
-    ]  # fmt: skip
+def _clips(model: Path, source: Path, count: int, seed: int) -> tuple[ClipSpec, ...]:
+    found = clips_of(model, source, count, seed)
+    if len(found) < count:
+        raise SystemExit(f"{source} has {len(found)} prompts; wanted are {count}")
+    return found
 
 
 # --- rows ---

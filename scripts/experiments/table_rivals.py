@@ -21,7 +21,6 @@ of an uncached clip's CPU-seconds: on a GPU that others use, seconds are meaning
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
 import os
 import statistics
@@ -39,8 +38,10 @@ from typing import Any
 import numpy as np
 import rivals_tables
 import torch
+from rivals_tables import read_json
 
 from dit_accel.core import generation, video
+from dit_accel.core.files import placed
 from dit_accel.core.generation import ClipSpec, batch_arguments
 from dit_accel.evaluation.methods import METHODS, Method, MethodContext
 from dit_accel.evaluation.methods.row import FEWER_STEPS
@@ -139,11 +140,11 @@ class Table:
         if row.lacking() or (row.name == FEWER_STEPS and k >= self.args.steps):
             return False
         path = self._file(row, k)  # a failed method is tried again
-        return not path.exists() or "error" in json.loads(path.read_text(encoding="utf-8"))
+        return not path.exists() or "error" in read_json(path)
 
     def _untimed(self, row: Method, k: int) -> bool:
         path = self._file(row, k)
-        result = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        result = read_json(path) if path.exists() else {}
         return "scores" in result and "cpu_share" not in result
 
     def _time(self, pairs: Sequence[tuple[Method, int]]) -> None:
@@ -154,7 +155,7 @@ class Table:
             if self._late():
                 return
             path = self._file(row, k)
-            result = json.loads(path.read_text(encoding="utf-8"))
+            result = read_json(path)
             uncached = self._cpu_seconds({})
             with row.apply(self.pipe, result["number"], self.context) as handle:
                 own = self._cpu_seconds(handle.overrides)
@@ -188,14 +189,10 @@ class Table:
         model = loading.inspect_folder(args.model, name=args.model.name)
         self.pipe = loading.load(model, device=args.device, dtype=args.dtype)
         self.pipe.set_progress_bar_config(disable=True)
-        defaults = miniature.call_defaults(args.model)
-        clip = ClipSpec(
-            "", None, 0, args.steps, float(defaults["guidance_scale"]), int(defaults["height"]),
-            int(defaults["width"]), int(defaults["num_frames"]), float(defaults["fps"]),
-            int(defaults["max_sequence_length"]),
-        )  # fmt: skip
-        self.clips = _clips(clip, args.prompt_file, args.prompts, 0)
-        calibration = _clips(clip, args.calibration, CALIBRATION_CLIPS, CALIBRATION_SEED)
+        self.clips = clips_of(args.model, args.prompt_file, args.prompts, 0, args.steps)
+        calibration = clips_of(
+            args.model, args.calibration, CALIBRATION_CLIPS, CALIBRATION_SEED, args.steps
+        )
         self.context = MethodContext(
             self.clips[0], self._calibrate, find_profile(self.pipe), static=True,
             calibration_clips=calibration, batch=args.batch, scratch=args.folder / "scratch",
@@ -205,7 +202,7 @@ class Table:
     def _make_uncached(self) -> None:
         args = self.args
         self.frames = self._made({})
-        seconds = [self._generated({})[0] for _ in range(self.args.timed)]
+        seconds = [self._generated({}) for _ in range(self.args.timed)]
         with Probe(self.pipe) as probe:
             self._generated({}, probe)
         self.full = sum(probe.flops or [0])
@@ -223,12 +220,12 @@ class Table:
             value = measure(lambda: self._generated({}) and None)
             write(path.with_suffix(".seconds"), time.monotonic() - begun)
             write(path, value)
-        return json.loads(path.read_text(encoding="utf-8"))
+        return read_json(path)
 
     def _spent(self) -> float:
         """Seconds of all calibration that this method used, also if it was measured earlier."""
         files = (self._calibration(name).with_suffix(".seconds") for name in self.used)
-        return sum(json.loads(file.read_text(encoding="utf-8")) for file in files if file.exists())
+        return sum(read_json(file) for file in files if file.exists())
 
     def _train(self, names: set[str]) -> None:
         """Train the samplers together, so that they share launches."""
@@ -242,7 +239,7 @@ class Table:
             share = (time.monotonic() - begun) / len(wanted)
             for variant, k in wanted:  # for a continued training, the seconds add up
                 path = self._calibration(trained.name_of(variant, k)).with_suffix(".seconds")
-                before = json.loads(path.read_text(encoding="utf-8")) if path.exists() else 0.0
+                before = read_json(path) if path.exists() else 0.0
                 write(path, before + share)
             for (variant, k), value in found.items():
                 write(self._calibration(trained.name_of(variant, k)), value)
@@ -295,7 +292,7 @@ class Table:
         clips = self.clips[: self.args.single] if alone else self.clips
         with row.apply(self.pipe, number, self.context) as handle:
             made = self._made(handle.overrides, clips, 1 if alone else self.args.batch)
-            seconds = [self._generated(handle.overrides)[0] for _ in range(self.args.timed)]
+            seconds = [self._generated(handle.overrides) for _ in range(self.args.timed)]
             calibration, remarks = handle.calibration_runs, list(handle.remarks)
         flops, computed = self._costs(row, number)
         spent = None if calibration is None else calibration + searched
@@ -367,13 +364,14 @@ class Table:
 
     def _generated(
         self, overrides: dict[str, Any], probe: Probe | None = None, clip: ClipSpec | None = None
-    ) -> tuple[float, Any]:
+    ) -> float:
+        """Make a clip. Returns the seconds of its denoising loop."""
         listeners = (probe,) if probe else ()
         made = generation.generate(
             self.pipe, clip or self.clips[0], device=self.args.device, listeners=listeners,
             overrides=overrides,
         )  # fmt: skip
-        return made.denoising_seconds, made.latents
+        return made.denoising_seconds
 
     @contextmanager
     def _scorer(self) -> Iterator[Callable[..., list[Future[dict[str, Any]]]]]:
@@ -413,12 +411,20 @@ def _takes_batches(row: Method) -> bool:
     return row.fewer or row.name == "speedup"
 
 
-def _clips(clip: ClipSpec, source: Path, count: int, seed: int) -> tuple[ClipSpec, ...]:
-    prompts = read_prompts(source)[:count]
+def clips_of(
+    model: Path, source: Path, count: int, seed: int, steps: int | None = None
+) -> tuple[ClipSpec, ...]:
+    """A model's clips of the first prompts of a file; each further clip adds 1 to the seed."""
+    call = miniature.call_defaults(model)
     return tuple(
-        dataclasses.replace(clip, prompt=p.prompt, negative=p.negative or "", seed=seed + number)
-        for number, p in enumerate(prompts)
-    )
+        ClipSpec(
+            one.prompt, one.negative or "", seed + number,
+            steps or int(call["num_inference_steps"]), float(call["guidance_scale"]),
+            int(call["height"]), int(call["width"]), int(call["num_frames"]), float(call["fps"]),
+            int(call["max_sequence_length"]),
+        )
+        for number, one in enumerate(read_prompts(source)[:count])
+    )  # fmt: skip
 
 
 def _short(result: dict[str, Any]) -> str:
@@ -429,9 +435,8 @@ def _short(result: dict[str, Any]) -> str:
 
 def write(path: Path, content: Any) -> None:
     """Write JSON, whole or not at all."""
-    scratch = path.with_suffix(".part")
-    scratch.write_text(json.dumps(content) + "\n", encoding="utf-8")
-    scratch.replace(path)
+    with placed(path) as scratch:
+        scratch.write_text(json.dumps(content) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
