@@ -1,9 +1,5 @@
 """Installs an acceleration on a pipeline, reports what it did, and removes it.
 
-    with accelerate(pipe, threshold=0.1, site="model") as handle:
-        video = pipe(prompt).frames
-    print(handle.report().summary())
-
 Goes in: a pipeline and a config. Comes out: a `Handle`. It knows which engine carries out which
 config, and nothing of how a technique works. Sources: see `accelerate`.
 """
@@ -116,6 +112,11 @@ def accelerate(
         ValueError: the pipeline has no transformer; or a setting is out of range, or its family
             does not support it.
         RuntimeError: the pipeline is accelerated already. Nothing is changed then.
+
+    Example:
+        >>> with dit_accel.accelerate(pipe, quality=32) as handle:  # doctest: +SKIP
+        ...     video = pipe(prompt).frames
+        >>> print(handle.report().summary())  # doctest: +SKIP
 
     Source: our reading of UniCP (arXiv 2502.04393, EDCW) and IR-Diffusion (arXiv 2411.19261).
     """

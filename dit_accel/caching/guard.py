@@ -267,10 +267,10 @@ class GuardedPolicy(Policy):
         """The steps to compute after `step`, if their number is bounded: the next step, whose value
         is valid after the change, and the last ones of the plan."""
         left, first = self._left, step + 1
-        later = [s for s in self.planned if s > first][::-1]
-        later.sort(
-            key=lambda s: s != self.since(s)
-        )  # the first step of an expert before all others
+        # The last ones come first, and before them the first step of an expert.
+        later = sorted(
+            (s for s in self.planned if s > first), key=lambda s: (s != self.since(s), -s)
+        )
         fresh = {first} if left and first < self.plan.num_steps else set()
         return frozenset({*fresh, *later[: max(left - 1, 0)]})
 
