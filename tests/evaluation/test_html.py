@@ -31,6 +31,7 @@ from dit_accel.evaluation.methods import Setting
 from dit_accel.evaluation.results import Results
 from dit_accel.evaluation.store import Store
 from dit_accel.evaluation.summary import Summary, summarise
+from dit_accel.models.setup import Setup
 
 FEW = ("uncached", "edcw:0.1")
 VOID = {"meta", "link", "br", "wbr", "input", "img", "hr"}
@@ -200,6 +201,13 @@ def test_the_command_names_every_setting(results):
     for part in ("--steps 12", "--guidance 4", "--height 24", "--frames 7", "--fps 8",
                  "--seeds 0", "--dtype float32", "--metrics psnr_db,ssim"):  # fmt: skip
         assert part in command
+    clip = dataclasses.replace(results.spec.clip, guidance_2=3.0, image="a b.png")
+    setup = Setup(lora=("one.safetensors", "two.safetensors:0.5"), vae_tiling=True)
+    rare = dataclasses.replace(results.spec, clip=clip, setup=setup)
+    for part in ("--guidance-2 3", "--image 'a b.png'", "--lora one.safetensors", "--vae-tiling",
+                 "--lora two.safetensors:0.5", "--output runs/again"):  # fmt: skip
+        assert part in made.command(rare)
+    assert dict(made.settings(rare))["lora"] == "one.safetensors, two.safetensors:0.5"
 
 
 def test_the_settings_of_plans_are_on_the_page_and_in_the_command_where_they_are_set(results):

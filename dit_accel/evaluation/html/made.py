@@ -12,11 +12,13 @@ import json
 import shlex
 from typing import Any
 
+from dit_accel.core.generation import INPUTS
 from dit_accel.evaluation.jobs import EvaluationSpec
 from dit_accel.models import miniature
 
 EMBEDDED = "embedded miniature"
-_OPTIONS = ("steps", "guidance", "height", "width", "frames", "fps", "negative")
+_RARE = ("guidance_2", *INPUTS)  # settings of a clip that few clips have
+_CLIP = ("steps", "guidance", "height", "width", "frames", "fps", "negative", *_RARE)
 
 
 def settings(spec: EvaluationSpec) -> list[tuple[str, str]]:
@@ -35,6 +37,8 @@ def settings(spec: EvaluationSpec) -> list[tuple[str, str]]:
     ]
     if clip.fps:
         found.insert(4, ("frames per second", f"{clip.fps:g}"))
+    rare = {name: getattr(clip, name) for name in _RARE} | spec.setup.to_dict()
+    found += [(name.replace("_", " "), _text(one)) for name, one in rare.items() if one is not None]
     if spec.static:
         found.append(("plans", "static: every run does the same, without a guard"))
     if spec.cache_memory is not None:
@@ -46,29 +50,36 @@ def command(spec: EvaluationSpec) -> str:
     """The command that makes this evaluation, given its prompts as `prompts.jsonl`."""
     clip = spec.clip
     own = spec.model.name not in (EMBEDDED, miniature.MINIATURE_NAME)
-    options: list[tuple[str, Any]] = [
-        ("--model", spec.model.name if own else None),
-        ("--methods", ",".join(setting.label for setting in spec.methods)),
-        ("--metrics", ",".join(spec.metrics)),
-        ("--seeds", ",".join(map(str, spec.seeds))),
-        *((f"--{name}", getattr(clip, name)) for name in _OPTIONS),
-        ("--dtype", spec.dtype),
-        ("--device", spec.device),
-        ("--cache-memory", spec.cache_memory),
-        ("--out", "runs/again"),
-    ]
+    options: dict[str, Any] = {
+        "model": spec.model.name if own else None,
+        "methods": ",".join(setting.label for setting in spec.methods),
+        "metrics": ",".join(spec.metrics),
+        "seeds": ",".join(map(str, spec.seeds)),
+        **{name: getattr(clip, name) for name in _CLIP},
+        **spec.setup.to_dict(),
+        "dtype": spec.dtype,
+        "device": spec.device,
+        "cache_memory": spec.cache_memory,
+        "output": "runs/again",
+        "deterministic": spec.static,
+        "no_learn": spec.no_learn,
+        "no_keep_clips": not spec.keep_clips,
+    }
     parts = ["dit-accel evaluate prompts.jsonl"]
-    for name, value in options:
-        if value is not None and (name != "--negative" or value):
-            text = f"{value:g}" if isinstance(value, float) else str(value)
-            parts.append(f"{name} {shlex.quote(text)}")
-    if spec.static:
-        parts.append("--deterministic")
-    if spec.no_learn:
-        parts.append("--no-learn")
-    if not spec.keep_clips:
-        parts.append("--no-keep-clips")
+    for name, value in options.items():
+        for one in value if isinstance(value, list) else [value]:
+            flag = f"--{name.replace('_', '-')}"
+            if one is True:
+                parts.append(flag)
+            elif one not in (None, "") and one is not False:
+                parts.append(f"{flag} {shlex.quote(_text(one))}")
     return " \\\n  ".join(parts)
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, list):
+        return ", ".join(map(_text, value))
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def prompts_file(spec: EvaluationSpec) -> str:
