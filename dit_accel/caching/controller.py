@@ -90,9 +90,10 @@ class RunController:
         # The branch weights of the last run, for a pipeline that does not report them.
         self._weights = profile.sampler.branch_weights if profile else (1.0,)
         self._ranks, self._where = Ranks(), torch.device("cpu")
-        self._looks = False  # whether this run's first step is watched
+        # Whether this run's first step is watched, because no branch weights are reported.
+        self.sees_first_step = False
         self._scheduler = pipe.scheduler  # as it was when this run began
-        self._unsaid: RunInfo | None = None  # this run, if the pipeline reports no branch weights
+        self._unreported: RunInfo | None = None  # this run, if no branch weights are reported
 
     def start(self, run: RunInfo) -> Policy:
         """The policy of a run. If several ranks compute the run, the first one chooses.
@@ -103,16 +104,11 @@ class RunController:
         self._ranks = Ranks(run.groups)
         if run.latents is not None:
             self._where = run.latents.device
-        self._looks = not self._says_guidance(run)  # on every rank: all watch the first step
+        self.sees_first_step = not self._reports_guidance(run)  # on every rank: all watch it
         policy = self._ranks.of_first(lambda: self._start(run), self._where)
         if isinstance(policy, SearchingPolicy):
             policy.agree(self._ranks, self._where)
         return policy
-
-    @property
-    def sees_first_step(self) -> bool:
-        """True if the pipeline does not report how it weighs its branches."""
-        return self._looks
 
     def after_first_step(self, branches: int, seen: Callable[[], FirstStep]) -> Policy | None:
         decide = partial(self._after_first_step, branches, seen)
@@ -127,7 +123,7 @@ class RunController:
         self._teaches = not (known or self._caches)
         self._see_parts()
         self._scheduler = self.pipe.scheduler
-        if self._looks:  # it is needed again after the first step, which changes some schedulers
+        if self.sees_first_step:  # needed again after that step, which changes some schedulers
             self._scheduler = copy.deepcopy(self.pipe.scheduler)
         if self.learning is not None:
             self.learning.begin(self._parts)
@@ -138,12 +134,12 @@ class RunController:
             if steps < asked_for and not begin:
                 where = f"the run is a part of {asked_for} steps, and "
             return self._not_planned(steps, f"{where}{steps} steps are too few for a plan")
-        said = self._said_weights(run)
-        self._unsaid = run if said is None else None
-        return self._policy(run, said or self._weights)
+        reported = self._reported_weights(run)
+        self._unreported = run if reported is None else None
+        return self._policy(run, reported or self._weights)
 
     def _after_first_step(self, branches: int, seen: Callable[[], FirstStep]) -> Policy | None:
-        run, self._unsaid = self._unsaid, None
+        run, self._unreported = self._unreported, None
         if run is None or (branches == len(self._weights) == 1 and self.family.blocks):
             return None  # one forward per step, and the table's row says what it computes
         first = seen()
@@ -183,16 +179,16 @@ class RunController:
                 self.remarks += (f"The {what} changed after accelerate(); the profile still fits.",)
         self._parts = parts
 
-    def _says_guidance(self, run: RunInfo) -> bool:
+    def _reports_guidance(self, run: RunInfo) -> bool:
         """Whether the number of branches and their weights are known before the first step."""
         separate = self.family.branches == "separate" and run.guidance is not None
         # With audio, a step may have further forwards, for other kinds of guidance (LTX-2).
         return separate or (self.family.branches == "batched" and self.family.audio is None)
 
-    def _said_weights(self, run: RunInfo) -> tuple[float, ...] | None:
+    def _reported_weights(self, run: RunInfo) -> tuple[float, ...] | None:
         """The branch weights, from the guidance that the pipeline reports; None: it reports
         none."""
-        if not self._says_guidance(run):
+        if not self._reports_guidance(run):
             return None
         if self.family.branches == "batched" or run.guidance is None:
             return (1.0,)
@@ -286,7 +282,9 @@ class RunController:
             raise ProfileError(self._unknown(run))
         if known is None:
             return self._record(run, coefficients)
-        guidance = run.guidance if self._unsaid is None else guidance_of(weights) or run.guidance
+        guidance = run.guidance
+        if self._unreported is not None:
+            guidance = guidance_of(weights) or guidance
         self._chooser.notes(known, coefficients, guidance, run.latents)  # refuse before any work
         choose = partial(self._planned, lambda: find() or known, coefficients, run, guidance)
         if selection.needs_search(known, coefficients, self.target):
@@ -334,7 +332,7 @@ class RunController:
         key = profile_key(self.pipe, steps=steps, parts=parts, guidance=run.guidance or 1.0)
         self._recording = RecordingPolicy(
             run, coefficients, self._scheduler, key, self.family.branches,
-            known=self._said_weights(run) is not None, remarks=self._why_anew(),
+            known=self._reported_weights(run) is not None, remarks=self._why_anew(),
             by_threshold=bool(self.family.sites),
         )  # fmt: skip
         return self._recording
