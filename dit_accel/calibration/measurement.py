@@ -30,7 +30,7 @@ from dit_accel.planning.growth import START_PLACE, corrected_gain, may_grow_less
 from dit_accel.planning.lookup import profile_key
 from dit_accel.planning.plan import Plan, SamplerCoefficients
 from dit_accel.planning.prior import places_of, profile_by_prior
-from dit_accel.planning.sampler import unstepped
+from dit_accel.planning.sampler import response_of, unstepped
 from dit_accel.planning.trajectory import trajectory_of
 
 MAX_RECORDED_BYTES = 4 << 30  # if recordings in memory exceed this, they are dropped
@@ -175,11 +175,14 @@ class Measurement:
             recordings, sampler = self.recorded(0), self.sampler
             own = recordings[0]
             scheduler = unstepped(self.pipe.scheduler)
-            prior = profile_by_prior(scheduler, sampler, self.clips[0].guidance)
+            response = response_of(scheduler, 0, sampler.num_steps)
+            prior = profile_by_prior(scheduler, sampler, self.clips[0].guidance, response)
             if prior is None:
                 found = profile_of_gram(own.gram, sampler, profile_key(self.pipe))
                 return None, found.error_gain, found.error_memory, None, False
-            path = trajectory_of(scheduler, sampler.branch_weights, 0, sampler.num_steps)
+            path = trajectory_of(
+                scheduler, sampler.branch_weights, 0, sampler.num_steps, response=response
+            )
             places = places_of(path.levels.angles)[:-1]
             known = True
             if not own.noise.any():  # the denoiser gets the noise with something else
