@@ -48,8 +48,7 @@ def call_defaults(folder: str | os.PathLike[str]) -> dict[str, int | float]:
         folder: any local model folder in the diffusers format.
 
     Returns:
-        Values for some of `DEFAULT_KEYS`, the names in the pipeline's call; empty without such a
-            file.
+        Values for some of `DEFAULT_KEYS`, the names in the pipeline's call; empty without the file.
 
     Raises:
         ValueError: the file is not a JSON object of positive numbers with those keys.

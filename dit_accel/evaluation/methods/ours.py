@@ -26,6 +26,7 @@ from dit_accel.evaluation.methods.row import (
     MethodContext,
     MethodHandle,
     Number,
+    fewer,
 )
 from dit_accel.handle import accelerate
 from dit_accel.planning.profile import Profile
@@ -38,9 +39,8 @@ def _uncached(pipe: Any, number: Number, context: MethodContext) -> Iterator[Met
 
 @contextmanager
 def _fewer_steps(pipe: Any, number: Number, context: MethodContext) -> Iterator[MethodHandle]:
-    if number is None or number >= context.clip.steps:
-        raise ValueError(f"fewer-steps is {number}; accepted: below the {context.clip.steps} steps")
-    yield MethodHandle(overrides={"num_inference_steps": int(number)})
+    steps = fewer(number, context, FEWER_STEPS)
+    yield MethodHandle(overrides={"num_inference_steps": steps})
 
 
 @contextmanager

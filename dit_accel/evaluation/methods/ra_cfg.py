@@ -11,7 +11,6 @@ budget is k; the paper gives thresholds.
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -21,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dit_accel.evaluation.methods import runs
+from dit_accel.evaluation.methods.budcache import reuse_plan
 from dit_accel.evaluation.methods.row import (
     MethodContext,
     MethodHandle,
@@ -99,9 +99,8 @@ def _ra_cfg_cache(pipe: Any, number: Number, context: MethodContext) -> Iterator
     n = context.clip.steps
     found = calibrated(context, "ra-cfg-cache", partial(_profile, pipe, context))
     path = found.at("paths").at(str(count)).entries(count, count)
-    ends = itertools.pairwise([*(step.whole(0, n - 1) for step in path), n])
-    planned = {s: Extrapolation(({a: 1.0},)) for a, b in ends for s in range(a + 1, b)}
-    with accelerate(pipe, plan=Plan(n, planned)) as handle:
+    plan = reuse_plan(tuple(step.whole(0, n - 1) for step in path), n)
+    with accelerate(pipe, plan=plan) as handle:
         yield MethodHandle(report=handle.report, calibration_runs=found.at("runs").number())
 
 
