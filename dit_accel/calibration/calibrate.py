@@ -22,6 +22,8 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from dit_accel.calibration.candidates import candidate, difficulty
 from dit_accel.calibration.checkpoint import Checkpoint
 from dit_accel.calibration.measurement import Measurement, ProgressCallback
@@ -130,6 +132,7 @@ class CalibrationRun:
         )  # fmt: skip
         self.ended = "all clips were made"
         self._plan_cost = 0.0  # of carrying plans out, in uncached runs
+        self._others: ErrorModel | None = None  # the prior's, with minutes
         self._expected: Expected = []
         self._problems: Problems = {}
         self._results: dict[int, list[RefinedPlan]] = {}  # by batch, the latest last
@@ -146,12 +149,11 @@ class CalibrationRun:
         for place in range(len(self.batches) if self.budget is None else 1):
             self.measurement.make(place)
         self._check_guidance()
-        others = self.measurement.others if self.budget is not None else None
+        others = self._others = self.measurement.others if self.budget is not None else None
         if others is not None:
             self._probe_start(others)
-        own = error_model = self.measurement.error_model()
-        if others is not None:  # the first clips alone may mislead (research/LOG.md)
-            error_model = replace(own, gram=(others.gram + own.mean_gram) / 2)
+        own = self.measurement.error_model()
+        error_model = replace(own, gram=self._mean_gram())
         batches = self.batches if self.budget is None else self.batches[:1]
         started = len(self.measurement.start_gains[1])
         of = f"{self.probes}-{self.probed}-{started}-{batches}-{self.passes}"  # the data of `own`
@@ -180,15 +182,24 @@ class CalibrationRun:
             width=clip.width, frames=clip.frames, dtype=self.dtype,
             parts=len(sampler.branch_weights),
         )  # fmt: skip
-        gram = measured.gram.mean(0)[None]  # squared errors are linear in it: the mean is enough
         settings = {
             "clips": measured.number, "probes": self.probes, "probed": self.probed,
             "cost_runs": round(self.cost, 2),
         }  # fmt: skip
         return Profile(
-            key, sampler, gram, *measured.gain_and_memory, REFINED_DEPTH, candidates,
+            key, sampler, self._mean_gram(), *measured.gain_and_memory, REFINED_DEPTH, candidates,
             settings | _versions(), difficulty(texts, candidates),
         )  # fmt: skip
+
+    def _mean_gram(self) -> torch.Tensor:
+        """`(1, R, R)`: the mean Gram matrix of the clips. Squared errors are linear in it.
+
+        With minutes the prior counts as one clip, as few clips alone may mislead (research/LOG.md).
+        """
+        gram = self.measurement.gram
+        if self._others is not None:
+            gram = torch.cat([self._others.gram.to(gram), gram])
+        return gram.mean(0, keepdim=True)
 
     def _candidates(self) -> tuple[CandidatePlan, ...]:
         return tuple(map(candidate, zip(*self._results.values(), strict=True), self._expected))

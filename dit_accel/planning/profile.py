@@ -58,7 +58,8 @@ class Profile:
     Args:
         key: the pipeline and the settings that were measured.
         sampler: coefficients at the calibrated number of steps.
-        gram: `(P, R, R)` as in `ErrorModel`; calibration stores the mean over clips, P = 1.
+        gram: `(P, R, R)` as in `ErrorModel`; calibration stores the mean over clips, P = 1. With
+            minutes the prior counts as one clip.
         error_gain: `(n,)`, as in `ErrorModel`.
         error_memory: in steps, as in `ErrorModel`.
         depth: the most computed steps that an extrapolation of a candidate uses.
