@@ -93,7 +93,7 @@ def draw_curve(path: Path, curve: list[tuple[str, int, float]]) -> None:
     figure.savefig(path, dpi=120)
 
 
-def draw_sheet(path: Path, pipe, folder: Path, world: World, rows: int, seed: int = 0) -> None:
+def draw_sheet(path: Path, pipe, folder: Path, world: World, rows: int) -> None:
     """Draw one row for each prompt of the sheet's stream: five frames of the clip, with the caption
     above."""
     import cv2
@@ -103,7 +103,7 @@ def draw_sheet(path: Path, pipe, folder: Path, world: World, rows: int, seed: in
     strips = []
     for i in range(rows):
         caption = world.scene_at(SHEET_STREAM, 10_000 + i).caption()
-        clip = sample(pipe, [caption], seed + i, **settings)[0]
+        clip = sample(pipe, [caption], i, **settings)[0]
         frames = clip[:: (len(clip) - 1) // 4][:5]
         strip = np.concatenate(
             [np.pad(f, ((0, 0), (0, 2), (0, 0)), constant_values=1) for f in frames], 1

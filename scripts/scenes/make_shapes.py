@@ -25,9 +25,9 @@ from world import BACKGROUNDS, COLORS, DEFAULT, SHAPES, Scene, Subject, _tones, 
 RADII = (4.5, 5.2, 6.0, 7.0, 8.0, 9.3, 10.8, 12.5)  # pixels
 
 
-def template_scenes(seed: str = "templates") -> tuple[list[Scene], list[str]]:
+def template_scenes() -> tuple[list[Scene], list[str]]:
     """Scenes of two subjects each, left and right, and the shapes in order."""
-    rng = random.Random(seed)
+    rng = random.Random("templates")
     kinds = [(s, r, m) for m in ("still", "right", "down") for r in RADII for s in SHAPES]
     rng.shuffle(kinds)
     scenes = []
