@@ -387,7 +387,7 @@ def test_generate_prints_the_target_before_the_run_and_writes_predicted_and_meas
     assert (accel["kind"], accel["quality"], accel["profile"]) == ("quality", 12, str(profile_file))
     assert (accel["guard"], accel["force"]) == (True, False)
     measured = metrics.psnr(np.load("a-uncached.npy"), np.load("a.npy"), data_range=255)
-    assert goal["measured"]["psnr_db"] == pytest.approx(measured, abs=2)  # before 8 bits
+    assert goal["measured"]["psnr_db"] == pytest.approx(measured)
     compared = content["comparison"]["fidelity"]["psnr_db"]["value"]
     assert goal["measured"]["psnr_db"] == compared
     assert goal["measured"]["computed"] == len(goal["planned"]) < 10

@@ -16,6 +16,7 @@ from dit_accel.cli.common.files import Files
 from dit_accel.cli.run.settings import model_revision
 from dit_accel.cli.run.target import RunTarget
 from dit_accel.core.generation import Generation
+from dit_accel.core.video import to_uint8
 from dit_accel.models.loading import LoadableModel
 from dit_accel.planning.selection import SPEEDUP_TOLERANCE
 
@@ -94,16 +95,18 @@ def reasons_of_speed(target: RunTarget, result: Generation) -> list[str]:
 
 
 def compare(result: Generation, uncached: Generation) -> dict[str, Any]:
-    """Fidelity to the uncached reference on the frames in memory, and the ratios of seconds.
+    """Fidelity to the uncached reference, and the ratios of seconds.
 
-    The PSNR of identical clips is infinite, which JSON writes as null: `identical` says so.
+    Frames are compared in 8 bits, as in calibration and in `evaluate`. The PSNR of identical frames
+    is infinite, which JSON writes as null: `identical` says so.
     """
     from dit_accel.metrics import METRICS
     from dit_accel.metrics.scoring import score_clips
 
-    scores = score_clips(uncached.frames, result.frames, data_range=1.0, metrics=FIDELITY)
+    reference, frames = to_uint8(uncached.frames), to_uint8(result.frames)
+    scores = score_clips(reference, frames, data_range=255, metrics=FIDELITY)
     return {
-        "identical": bool((uncached.frames == result.frames).all()),
+        "identical": bool((reference == frames).all()),
         "fidelity": {
             name: {"value": score.value}
             | {key: getattr(METRICS[name], key) for key in ("convention", "version")}
