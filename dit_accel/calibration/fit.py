@@ -24,7 +24,7 @@ STRENGTHS = torch.tensor(
     [math.inf, *(10 ** (power / 2) for power in range(4, -13, -1))], dtype=torch.float64
 )
 MIN_CLIPS = 3  # with fewer clips there is no cross-validation
-USUAL = 4  # index in STRENGTHS for one or two clips; the strength is 3 (research/LOG.md)
+USUAL = 5  # index in STRENGTHS for one or two clips; the strength is 1 (research/LOG.md)
 MAX_FOLDS = 32  # groups of prompts that are left out in turn; more would take too long
 _FLOOR = 1e-6  # over the latents' mean square; bounds the weight of a prompt with little error
 _DIAGONAL = 1e-3  # share of a diagonal ridge, needed because features are nearly parallel

@@ -98,12 +98,12 @@ def test_worked_example_of_the_strength():
 
 def test_one_or_two_prompts_are_followed_by_the_usual_strength():
     """They cannot say how far; without any it is the centre. One wants 1 more, and gets, as if
-    three wanted the centre, 1 / (1 + 3.16 x 1.001). Two get 2 / (2 + 3.16 x 1.001)."""
+    another one wanted the centre, 1 / (1 + 1.001). Two get 2 / (2 + 1.001)."""
     moments = moments_of(0.5, -0.5)
     assert moments.correction(moments.gains()).tolist() == [0.5, -0.5]
     for number in (1, 2):
         add(moments, number, AXES, row(1.5, 0.5), 1.0)
-        share = number / (number + 1.001 * 10**0.5)
+        share = number / (number + 1.001)
         found = moments.correction(moments.gains())
         assert found.tolist() == pytest.approx([0.5 + share, -0.5 + share])
     add(moments, 5, AXES, row(1.5, 0.5), 1.0)
