@@ -201,9 +201,13 @@ def set_timesteps(scheduler: Any, num_steps: int, *, sigmas: bool = False) -> No
 
 
 def planned_coefficients(
-    scheduler: Any, num_steps: int, branch_weights: tuple[float, ...], *, sigmas: bool = False
-) -> SamplerCoefficients:
+    scheduler: Any, num_steps: int, branch_weights: tuple[float, ...], *, sigmas: bool = False,
+    begin: int = 0,
+) -> SamplerCoefficients:  # fmt: skip
     """As `coefficients_of`, for a scheduler whose timesteps are not set yet.
+
+    Args:
+        num_steps: the timesteps that are set; the run begins at index `begin`.
 
     Raises:
         ValueError: the timesteps depend on more than their number, for instance on the clip's size.
@@ -216,4 +220,4 @@ def planned_coefficients(
         raise ValueError(
             f"the timesteps of {type(own).__name__} are not known before a run: {problem}"
         ) from error
-    return coefficients_of(own, branch_weights)
+    return coefficients_of(own, branch_weights, begin)

@@ -190,13 +190,14 @@ def second_of(run: RunInfo) -> SecondExpert | None:
 
 def coefficients_before_run(
     profile: Profile, scheduler: Any, num_steps: int, guidance: float, *, separate: bool,
-    sigmas: bool = False, guidance_2: float | None = None,
+    sigmas: bool = False, guidance_2: float | None = None, begin: int = 0,
 ) -> SamplerCoefficients | None:  # fmt: skip
     """Coefficients of a run that has not begun; None if only the run itself can set the timesteps.
 
     Args:
         scheduler: the run's, which is not changed; None: it is unknown, and `num_steps` must be the
             profile's.
+        num_steps, begin: the timesteps that are set, and the first one that runs.
         guidance, separate: as in `branch_weights`.
         sigmas: as in `set_timesteps`.
         guidance_2: guidance scale of the second expert; None: as calibrated.
@@ -219,13 +220,13 @@ def coefficients_before_run(
     if scheduler is None:
         return own
     try:
-        found = planned_coefficients(scheduler, num_steps, weights, sigmas=sigmas)
+        found = planned_coefficients(scheduler, num_steps, weights, sigmas=sigmas, begin=begin)
         if second is not None:  # it begins between the same timesteps as in calibration
             time = own.timesteps[second.begin - 1 : second.begin + 1].mean()
             second = dataclasses.replace(second, begin=int((found.timesteps > time).sum()))
         return dataclasses.replace(found, second=second)
     except ValueError:
-        return own if num_steps == own.num_steps else None
+        return own if num_steps == own.num_steps and not begin else None
 
 
 def prior_before_run(

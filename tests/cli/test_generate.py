@@ -189,6 +189,7 @@ def test_idle_negative_and_cut_prompt_are_reported(generate: Callable[..., Resul
         (["--height", "4096"], "--height is 4096; accepted with this model: at most 512"),
         (["--frames", "8"], "--frames is 8; accepted: 1 more than a multiple of 4, e.g. 5 or 9"),
         (["--frames", "1001"], "--frames is 1001; accepted with this model: at most 125"),
+        (["--frames", "1000"], "--frames is 1000; accepted with this model: at most 125"),
         (["--device", "tpu"], "--device is 'tpu': this machine has cpu"),
         (["--device", "cuda:99"], "--device is 'cuda:99': this machine has cpu"),
         (["--output", "a.avi"], "--output is 'a.avi'; accepted: a name that ends in .mp4, .mkv"),

@@ -107,7 +107,25 @@ def test_a_video_of_the_miniature_is_changed(here: Path, traced: None) -> None:
     assert np.load("x.npy").shape == (5, 32, 32, 3) and "could not be traced" not in result.stderr
 
 
+def test_the_plan_that_is_shown_is_of_the_steps_that_run(here: Path) -> None:
+    """9 of 12 steps run: the plan computes 6 of 9, and the run does not choose another one."""
+    np.save("clip.npy", np.zeros((5, 32, 32, 3), np.uint8))
+    small = ["--height", "32", "--width", "32", "--frames", "5", "--steps", "12"]
+    result = invoke("generate", PROMPT, "--video", "clip.npy", "--strength", "0.8", *small,
+                    "--speedup", "1.5", "--output", "x.npy")  # fmt: skip
+    assert result.exit_code == 0, result.stderr
+    assert "computes 6.0 of 9 steps" in result.stderr
+    report = json.loads(Path("x.npy.json").read_text())["report"]
+    assert report["steps"] == 9 and report["steps_computed"] == 6
+    assert not any("chosen again" in note for note in report["notes"])
+
+
 REFUSED = [
+    (["--speedup", "5"], "--speedup is 5.0; accepted: 1 to 4 at 8 steps"),
+    (
+        ["--video", "clip.npy", "--strength", "1", "--speedup", "4.5"],
+        "--speedup is 4.5; accepted: 1 to 4 at 8 steps",
+    ),
     (["--image", "red.png"], "--image is 'red.png', but --model is a WanPipeline, which takes"),
     (["--strength", "0.5"], "--strength is '0.5', but --model is a WanPipeline"),
     (["--video", "clip.npy", "--strength", "2"], "--strength is 2.0; accepted: 0.001 to 1.0"),

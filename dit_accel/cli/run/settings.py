@@ -261,17 +261,17 @@ def component_config(model: LoadableModel, part: str) -> dict[str, Any]:
 def check_sizes(strides: SizeStrides, height: int, width: int, frames: int) -> None:
     """Refuse a size that the model would round, or with which it would fail after minutes."""
     for option, value in (("--height", height), ("--width", width)):
+        _check_reach(option, value, strides.pixels_per_token, strides.longest, 0)
         if value % strides.spatial:
             near = _nearest(value, strides.spatial, 0)
             raise BadInput(
                 f"{option} is {value}; accepted: a multiple of {strides.spatial}, e.g. {near}"
             )
-        _check_reach(option, value, strides.pixels_per_token, strides.longest, 0)
+    _check_reach("--frames", frames, strides.temporal, strides.longest, 1)
     if (frames - 1) % strides.temporal:
         near = _nearest(frames, strides.temporal, 1)
         accepted = f"1 more than a multiple of {strides.temporal}, e.g. {near}"
         raise BadInput(f"--frames is {frames}; accepted: {accepted}")
-    _check_reach("--frames", frames, strides.temporal, strides.longest, 1)
 
 
 def check_strength(strength: float | None, steps: int) -> None:

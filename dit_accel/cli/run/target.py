@@ -53,8 +53,9 @@ def read_profile(path: str | Path) -> Profile:
 
 
 def check_planned_steps(settings: Settings, what: str) -> None:
-    """Refuse a run that is too short for a plan, before anything is loaded."""
+    """Refuse a run that is too short for a plan or for its speedup, before anything is loaded."""
     from dit_accel.planning.selection import MIN_PLANNED_STEPS
+    from dit_accel.planning.transfer import check_speedup
 
     steps = settings.loop_steps
     if steps < MIN_PLANNED_STEPS:
@@ -66,6 +67,9 @@ def check_planned_steps(settings: Settings, what: str) -> None:
             f"{given}; accepted with {what}: {MIN_PLANNED_STEPS} or more, because fewer are too "
             "far apart to extrapolate. --threshold works with any number"
         )
+    if settings.speedup is not None:
+        with refused():
+            check_speedup(settings.speedup, steps)
 
 
 def resolve_target(pipe: Any, settings: Settings, *, strict: bool) -> RunTarget:
@@ -196,6 +200,7 @@ def _by_profile(pipe: Any, settings: Settings, accel: PlannedConfig, path: str) 
             profile, pipe.scheduler, settings.steps, settings.guidance,
             separate=family_of(pipe).branches == "separate", sigmas=family_of(pipe).sigmas,
             guidance_2=settings.guidance if settings.guidance_2 is None else settings.guidance_2,
+            begin=settings.steps - settings.loop_steps,
         )  # fmt: skip
         if coefficients is not None:
             choice = selection.choose(
