@@ -7,7 +7,9 @@ function, and one row of `VERBS`. A verb that has verbs itself is a file with a 
 
 from __future__ import annotations
 
+import io
 import os
+import sys
 from collections.abc import Callable
 from typing import Annotated
 
@@ -63,6 +65,9 @@ def main() -> None:
     for name, level in (("OPENCV_FFMPEG_LOGLEVEL", "-8"), ("OPENCV_LOG_LEVEL", "OFF")):
         # cv2 reads these when it is imported; its failures raise errors anyway
         os.environ.setdefault(name, level)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a name that it cannot encode is no error
+            stream.reconfigure(errors="backslashreplace")
     app(prog_name="dit-accel")
 
 

@@ -14,7 +14,7 @@ from dit_accel.cli.common import options
 from dit_accel.cli.common.errors import BadInput, RunFailed, refused
 from dit_accel.cli.common.files import print_json
 from dit_accel.cli.common.options import MachineOptions, SizeOptions, option
-from dit_accel.cli.common.text import print_table
+from dit_accel.cli.common.text import plain_console, print_table
 from dit_accel.cli.common.verb import verb
 from dit_accel.cli.run.request import check_clip
 from dit_accel.models.checkpoints import DENOISERS, Denoiser, Shape
@@ -106,15 +106,16 @@ def _case(row: Denoiser, given: BenchOptions, device: str, dtype: str) -> Benchm
 
 def _measure(case: BenchmarkCase, settings: Any, given: BenchOptions) -> dict[str, Any]:
     """Run the methods on one model and print their table; for JSON only return the record."""
-    from rich.console import Console
+    from rich.text import Text
 
     from dit_accel.evaluation import speed
     from dit_accel.models.loading import quiet_libraries
 
-    console = Console(stderr=True, quiet=given.as_json)
+    console = plain_console(stderr=True)
+    console.quiet = given.as_json
     with quiet_libraries(verbose=given.verbose), console.status("") as status:
         try:
-            found = speed.measure(case, settings, lambda text: status.update(text))
+            found = speed.measure(case, settings, lambda text: status.update(Text(text)))
         except speed.DoesNotFitError as error:
             raise RunFailed(f"{error}; pass --small, or another --model") from error
     if not given.as_json:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from dit_accel.cli.common import options
 from dit_accel.cli.common.files import print_json
 from dit_accel.cli.common.options import option
-from dit_accel.cli.common.text import bytes_text, print_aligned
+from dit_accel.cli.common.text import bytes_text, plain_console, print_aligned
 from dit_accel.cli.common.verb import verb
 from dit_accel.models.backends import FROM_HUB
 
@@ -69,9 +69,8 @@ def doctor(given: DoctorOptions) -> None:
     if given.as_json:
         print_json(content)
         return
-    from rich.console import Console
 
-    print_aligned(Console(highlight=False), _rows(content))
+    print_aligned(plain_console(), _rows(content))
 
 
 def _content(device: str) -> dict[str, Any]:

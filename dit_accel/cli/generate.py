@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-import sys
 import time
 from collections import defaultdict
 from pathlib import Path
@@ -18,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from dit_accel.cli.common import files as writing
 from dit_accel.cli.common.errors import say
 from dit_accel.cli.common.files import Files
-from dit_accel.cli.common.text import counted
+from dit_accel.cli.common.text import counted, spinner
 from dit_accel.cli.common.verb import verb
 from dit_accel.cli.run import shots
 from dit_accel.cli.run.request import Request, slug
@@ -63,7 +62,7 @@ def generate(request: Request) -> None:
         with _status("writing", quiet=request.as_json):
             content = _write(files, model, target, result, uncached, layout, memory=needed)
     if request.as_json:
-        sys.stdout.write(writing.as_json(content) + "\n")
+        writing.print_json(content)
     else:
         from dit_accel.cli.run.summary import show
 
@@ -248,6 +247,4 @@ def _status(text: str, *, quiet: bool) -> contextlib.AbstractContextManager[obje
     """Show a spinner while the body runs; it leaves no line behind."""
     if quiet:
         return contextlib.nullcontext()
-    from rich.console import Console
-
-    return Console(stderr=True).status(f"{text} ...")
+    return spinner(text)

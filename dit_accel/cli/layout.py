@@ -16,7 +16,7 @@ from dit_accel.cli.common import options
 from dit_accel.cli.common.errors import BadInput, RunFailed, refused
 from dit_accel.cli.common.files import check_file, print_json
 from dit_accel.cli.common.options import SizeOptions, argument, option
-from dit_accel.cli.common.text import counted
+from dit_accel.cli.common.text import counted, plain_console
 from dit_accel.cli.common.verb import Verb, Verbs, verb
 from dit_accel.cli.run.request import check_clip
 from dit_accel.core.files import reason_of
@@ -71,8 +71,6 @@ class PreviewOptions(LayoutFile, SizeOptions):
 @verb(ValidateOptions)
 def validate(given: ValidateOptions) -> None:
     """Check a layout file and show its content. All masks of a shot must have the same length."""
-    from rich.console import Console
-
     from dit_accel.cli import layout_text
 
     found = given.load()
@@ -80,7 +78,7 @@ def validate(given: ValidateOptions) -> None:
     if given.as_json:
         print_json(layout_text.as_content(found, lengths))
         return
-    layout_text.show_layout(Console(highlight=False), found)
+    layout_text.show_layout(plain_console(), found)
 
 
 @layout.command(cls=Verb)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from rich.markup import escape
+from rich.text import Text
 
 from dit_accel.cli.common.text import counted
 
@@ -22,11 +22,13 @@ def show_layout(console: Console, found: Layout) -> None:
     """Print every shot, with its subjects, their places and their references."""
     subjects = len({subject.id for shot in found.shots for subject in shot.subjects})
     shots = counted(len(found.shots), "shot")
-    console.print(f"[green]valid[/]: {shots}, {counted(subjects, 'subject')}")
+    count = f": {shots}, {counted(subjects, 'subject')}"
+    console.print(Text.assemble(("valid", "green"), count))
     for shot in found.shots:
-        console.print(f"\n[bold]{shot.id}[/]  [dim]{_plain(shot.prompt)}[/]", soft_wrap=True)
+        title = ("\n", (shot.id, "bold"), "  ", (_in_a_line(shot.prompt), "dim"))
+        console.print(Text.assemble(*title), soft_wrap=True)
         for subject in shot.subjects:
-            console.print(f"  {_in_words(subject)}", soft_wrap=True)
+            console.print(_in_words(subject), soft_wrap=True)
 
 
 def as_content(found: Layout, masks: dict[str, int]) -> dict[str, Any]:
@@ -67,7 +69,7 @@ def _reference(reference: Reference | None, own: str) -> dict[str, Any] | None:
     return {"file": str(reference.file)}
 
 
-def _in_words(subject: Subject) -> str:
+def _in_words(subject: Subject) -> Text:
     parts = [f"mask {subject.mask.name}" if subject.mask else _boxes(subject)]
     if subject.z:
         parts.append(f"z {subject.z}")
@@ -77,7 +79,8 @@ def _in_words(subject: Subject) -> str:
         parts.append(f"reads {other} of {reference.shot}")
     elif reference is not None and reference.file is not None:
         parts.append(f"reads {reference.file.name}")
-    return f"[cyan]{subject.id}[/]: {_plain(', '.join(parts))}  [dim]{_plain(subject.prompt)}[/]"
+    place, prompt = _in_a_line(", ".join(parts)), (_in_a_line(subject.prompt), "dim")
+    return Text.assemble("  ", (subject.id, "cyan"), f": {place}  ", prompt)
 
 
 def _boxes(subject: Subject) -> str:
@@ -89,6 +92,5 @@ def _boxes(subject: Subject) -> str:
     return f"box {start} to {end} by {len(subject.keyframes)} keyframes"
 
 
-def _plain(text: str) -> str:
-    """The text in one line, in which rich finds no markup."""
-    return escape(" ".join(text.split()))
+def _in_a_line(text: str) -> str:
+    return " ".join(text.split())

@@ -45,13 +45,15 @@ def models(given: ModelsOptions) -> None:
 def _table() -> Table:
     from rich.box import SIMPLE
     from rich.table import Table
+    from rich.text import Text
 
     table = Table("family", "transformer,\npipelines, notes", "sites", "guidance", box=SIMPLE)
     for column in table.columns:
         column.no_wrap = True
     for family in FAMILIES.values():
         notes = family.notes if family.by_command else f"{family.notes}; from Python only"
-        classes = "\n".join((family.transformer, *family.pipelines, f"[dim]{notes}[/]"))
+        names = "\n".join((family.transformer, *family.pipelines))
+        classes = Text.assemble(f"{names}\n", (notes, "dim"))
         table.add_row(family.name, classes, "\n".join(family.sites), family.branches)
         table.add_section()
     return table

@@ -17,7 +17,7 @@ from dit_accel.cli.common import options
 from dit_accel.cli.common.errors import BadInput, RunFailed, as_option, refused
 from dit_accel.cli.common.files import check_file, print_json
 from dit_accel.cli.common.options import bytes_of, option
-from dit_accel.cli.common.text import bytes_text, print_aligned, shades_of, strip
+from dit_accel.cli.common.text import bytes_text, plain_console, print_aligned, shades_of, strip
 from dit_accel.cli.common.verb import verb
 from dit_accel.cli.run.request import check_clip
 from dit_accel.core.files import reason_of
@@ -96,9 +96,7 @@ def plan(given: PlanOptions) -> None:
     if given.as_json:
         print_json(_content(given, path, profile, chosen))
         return
-    from rich.console import Console
-
-    console = Console(highlight=False)
+    console = plain_console()
     _show(console, given, path, profile, chosen)
     if given.plot is not None:
         console.print(f"plot            {given.plot}", soft_wrap=True)

@@ -148,12 +148,13 @@ def refused(prefix: str = "", kinds: tuple[type[Exception], ...] = (ValueError,)
 def say(message: str, *, style: str = "bold red") -> None:
     """Print one message on stderr. It is not wrapped and has one colour, so that it can be
     searched."""
-    from rich.console import Console
+    from rich.text import Text
 
-    console = Console(stderr=True)
+    from dit_accel.cli.common.text import plain_console
+
     label = {"bold red": "error", "yellow": "note", "cyan": "plan", "blue": "memory"}[style]
-    console.print(f"[{style}]{label}:[/] ", end="", soft_wrap=True)
-    console.print(message, soft_wrap=True, markup=False, highlight=False)
+    text = Text.assemble((f"{label}:", style), f" {message}")
+    plain_console(stderr=True).print(text, soft_wrap=True)
 
 
 def _unexpected(error: Exception, verbose: bool) -> str:

@@ -167,16 +167,17 @@ def read_prompts(name: str, path: Path, limit: int | None) -> tuple[EvaluationPr
         raise BadInput(f"{name}: {error}") from error
 
 
-def as_json(content: dict[str, Any]) -> str:
+def as_json(content: dict[str, Any], *, in_ascii: bool = False) -> str:
     """JSON that every reader accepts: numbers that are not finite become null."""
     from dit_accel.evaluation.statistics import finite
 
-    return json.dumps(finite(content), indent=2, ensure_ascii=False, allow_nan=False)
+    return json.dumps(finite(content), indent=2, ensure_ascii=in_ascii, allow_nan=False)
 
 
 def print_json(content: dict[str, Any]) -> None:
-    """Print one JSON object on stdout."""
-    sys.stdout.write(as_json(content) + "\n")
+    """Print one JSON object on stdout, in ASCII where stdout is not UTF-8."""
+    encoding = (sys.stdout.encoding or "").lower()
+    sys.stdout.write(as_json(content, in_ascii=not encoding.startswith("utf")) + "\n")
 
 
 def _place(folder: Path, paths: Sequence[Path]) -> None:

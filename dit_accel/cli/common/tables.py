@@ -10,12 +10,10 @@ import math
 from typing import TYPE_CHECKING, Any
 
 from rich.box import SIMPLE
-from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from dit_accel.cli.common.errors import as_option
-from dit_accel.cli.common.text import print_table
+from dit_accel.cli.common.text import plain_console, print_table
 
 if TYPE_CHECKING:
     from dit_accel.evaluation.pairs import PairScores
@@ -101,15 +99,15 @@ def _score_cell(row: MethodSummary, metric: str) -> str:
 
 def show_scores(rows: dict[str, Metric], scored: list[PairScores], mean: dict[str, Any]) -> None:
     """Print the scores on stdout."""
-    console = Console(highlight=False)
+    console = plain_console()
     one = len(scored) == 1
     print_table(_pair_table(rows, scored[0]) if one else _folder_table(rows, scored, mean))
     for name, row in rows.items():
         unit = f" [{row.unit}]" if row.unit else ""
         meaning = f"{name:<15} {row.direction} is better{unit}: {row.convention}"
-        console.print(meaning, soft_wrap=True, markup=False, style="dim")
+        console.print(meaning, soft_wrap=True, style="dim")
     for line in _reasons(scored):
-        console.print(line, soft_wrap=True, markup=False)
+        console.print(line, soft_wrap=True)
     console.print(ALIGNMENT, style="dim", soft_wrap=True)
 
 
@@ -141,7 +139,7 @@ def _folder_table(rows: dict[str, Metric], scored: list[PairScores], mean: dict[
         table.add_column(name, justify="right", no_wrap=True)
     for clip in scored:
         values = [value_text(clip.scores[name].value, row.unit) for name, row in rows.items()]
-        table.add_row(escape(clip.pair.id), str(clip.frames), *values)
+        table.add_row(clip.pair.id, str(clip.frames), *values)
     table.add_section()
     means = [value_text(mean[name]["value"], row.unit) for name, row in rows.items()]
     table.add_row(f"mean of {len(scored)}", "", *means, style="bold")
@@ -181,10 +179,8 @@ def candidate_table(profile: Profile) -> Table:
     """The same for a terminal."""
     key = profile.key
     table = Table(
-        title=escape(
-            f"{key.pipeline}, {key.steps} steps, guidance {key.guidance:g}, "
-            f"{key.width}x{key.height}, {key.frames} frames"
-        ),
+        title=f"{key.pipeline}, {key.steps} steps, guidance {key.guidance:g}, "
+        f"{key.width}x{key.height}, {key.frames} frames",
         title_justify="left",
         box=SIMPLE,
     )

@@ -7,6 +7,7 @@ Knows no report and no file. Ours.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -21,6 +22,23 @@ PLAIN_SHADES = ".-+x#"
 STRIP_WIDTH = 50
 LABEL_WIDTH = 16
 WIDEST = 10_000  # columns of a table in a pipe
+
+
+def plain_console(*, stderr: bool = False, width: int | None = None) -> Console:
+    """A console that prints text as it is: names and messages are neither markup nor emoji codes.
+
+    Style parts of a line with `rich.text.Text`.
+    """
+    from rich.console import Console
+
+    return Console(stderr=stderr, width=width, markup=False, emoji=False, highlight=False)
+
+
+def spinner(text: str) -> AbstractContextManager[object]:
+    """A spinner on stderr with a text, while a block runs."""
+    from rich.text import Text
+
+    return plain_console(stderr=True).status(Text(f"{text} ..."))
 
 
 def strip(shares: Sequence[float], shades: str = SHADES) -> str:
@@ -74,18 +92,18 @@ def print_aligned(console: Console, rows: Sequence[Row]) -> None:
 def print_table(table: Table) -> None:
     """Print a table on stdout without cutting it: in a pipe at its full width, in a terminal that
     is too narrow as one record for each row."""
-    from rich.console import Console
-
-    console = Console(highlight=False)
+    console = plain_console()
     width = console.measure(table, options=console.options.update(max_width=WIDEST)).maximum
     if console.is_terminal and width > console.width:
         _print_records(console, table)
     else:
-        Console(highlight=False, width=max(width, console.width)).print(table)
+        plain_console(width=max(width, console.width)).print(table)
 
 
 def _print_records(console: Console, table: Table) -> None:
     """Print each row as its first cell, and a line for each other cell with its heading."""
+    from rich.text import Text
+
     if table.title:
         console.print(table.title)
     headings = [str(column.header).replace("\n", " ") for column in table.columns]
@@ -94,7 +112,7 @@ def _print_records(console: Console, table: Table) -> None:
         console.print(first, style="bold")
         for heading, cell in zip(headings[1:], rest, strict=True):
             lines = str(cell).split("\n")
-            console.print(f"  [dim]{heading:<{label}}[/]  {lines[0]}")
+            console.print(Text.assemble("  ", (f"{heading:<{label}}", "dim"), f"  {lines[0]}"))
             for line in lines[1:]:
                 console.print(" " * (label + 4) + line)
     if table.caption:

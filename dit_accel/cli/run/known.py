@@ -13,6 +13,7 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from dit_accel.cli.common.errors import RunFailed, refused, say
+from dit_accel.cli.common.text import spinner
 
 if TYPE_CHECKING:
     from dit_accel.caching.learning import Learning
@@ -35,8 +36,6 @@ def find_known(
         learn: whether to look for what was learnt.
         given: a profile to use instead of searching for one.
     """
-    from rich.console import Console
-
     from dit_accel.caching.learning import learning_of
     from dit_accel.models import setup as setups
     from dit_accel.planning import learned_file, lookup
@@ -48,7 +47,7 @@ def find_known(
     if not learn and (path or not any((cache / "profiles").glob("*.safetensors"))):
         return path, None
     plain = dataclasses.replace(setup, offload="none", compile=False, attention_backend=None)
-    with Console(stderr=True).status(f"loading {model.name} to find what is known of it ..."):
+    with spinner(f"loading {model.name} to find what is known of it"):
         pipe = setups.load(model, plain, device=device, dtype=dtype)
     learning = learning_of(pipe) if learn else None
     if learning is not None and learning.problem is not None:

@@ -11,11 +11,17 @@ from collections import defaultdict
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
 from rich.text import Text
 
 from dit_accel.cli.common.files import Files
-from dit_accel.cli.common.text import bytes_text, print_aligned, seconds_text, shades_of, strip
+from dit_accel.cli.common.text import (
+    bytes_text,
+    plain_console,
+    print_aligned,
+    seconds_text,
+    shades_of,
+    strip,
+)
 
 if TYPE_CHECKING:
     from dit_accel import Report, SiteReport
@@ -31,7 +37,7 @@ def show(files: Files, settings: Settings, result: Generation, content: dict[str
     Args:
         content: the run's record, from `sidecar.record`.
     """
-    console = Console(highlight=False)
+    console = plain_console()
     rows = [*_file_rows(files), *_setting_rows(settings), *_cost_rows(result, settings.device)]
     rows[-1:-1] = _stage_rows(content["costs"]["stage_seconds"])
     if result.report is not None:
@@ -48,17 +54,17 @@ def show_clip(files: Files, content: dict[str, Any]) -> None:
     line = f"{files.video}  {seconds_text(content['costs']['whole_seconds'])}"
     if content["comparison"] is not None:
         line += f"  {_psnr(content['comparison'])}"
-    Console(highlight=False).print(line, soft_wrap=True, markup=False)
+    plain_console().print(line, soft_wrap=True)
 
 
 def show_stages(stages: dict[str, float]) -> None:
     """Print the seconds of all clips by stage."""
-    print_aligned(Console(highlight=False), [("", ""), *_stage_rows(stages)])
+    print_aligned(plain_console(), [("", ""), *_stage_rows(stages)])
 
 
 def show_plan(settings: Settings, more: list[Row]) -> None:
     """Print the settings of a run that is not made."""
-    print_aligned(Console(highlight=False), [*_setting_rows(settings)[1:], ("", ""), *more])
+    print_aligned(plain_console(), [*_setting_rows(settings)[1:], ("", ""), *more])
 
 
 def announcement(settings: Settings, choice: PlanChoice) -> str:
