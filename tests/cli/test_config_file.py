@@ -37,8 +37,11 @@ def test_an_option_that_is_given_again_is_a_list(here: Path, model_folder: Path)
     [
         ("stepz: 3", "it has 'stepz', which is no option of this verb; did you mean steps?"),
         ("config: other.yaml", "it has 'config', which is no option"),
-        ("steps: [3]", "steps is [3]; accepted: one value"),
-        ("compare: 3", "compare is 3; accepted: true or false"),
+        ("steps: [3]", "steps is a list of 1 entries; accepted: one value"),
+        ("compare: 3", "compare is '3'; accepted: true or false"),
+        ("steps: 8\nsteps: 9", "it has 'steps' twice; accepted: once"),
+        ("guidance-2: 3\nguidance_2: 4", "it has 'guidance_2' under two names; accepted: one"),
+        ("a: &a [1, 1]\ncompare: &b [*a, *a]", "it has 'a', which is no option"),
         ("- steps", "accepted: a file of names and values"),
         ("a: b: c", "which is neither YAML nor JSON"),
         ("x: !!python/object:os.system {}", "which is neither YAML nor JSON"),
@@ -49,6 +52,23 @@ def test_a_wrong_file_is_refused_by_name(here: Path, content: str, message: str)
     Path("c.yaml").write_text(content)
     result = invoke("generate", PROMPT, "--config", "c.yaml")
     assert (result.exit_code, message in result.stderr) == (2, True), result.stderr
+
+
+@pytest.mark.parametrize("text", ["no", "010", "1:30", "1e3", "2024-01-01", "0x1F", "'null'"])
+def test_a_value_is_the_text_that_is_written(here: Path, model_folder: Path, text: str) -> None:
+    """YAML itself would read `no` as false, `010` as 8 and `1:30` as 90."""
+    Path("c.yaml").write_text(f"negative: {text}\n")
+    words = ["--model", str(model_folder), "--config", "c.yaml", "--dry-run", "--json"]
+    result = invoke("generate", PROMPT, *words)
+    assert json.loads(result.stdout)["settings"]["negative"] == text.strip("'"), result.stderr
+
+
+@pytest.mark.parametrize("text", ["true", "True", "yes", "on"])
+def test_a_flag_is_true_in_all_of_yamls_words(here: Path, model_folder: Path, text: str) -> None:
+    Path("c.yaml").write_text(f"dry-run: {text}\nsteps:\nseed: 3\n")  # no steps: the default
+    words = ["--model", str(model_folder), "--config", "c.yaml", "--json"]
+    settings = json.loads(invoke("generate", PROMPT, *words).stdout)["settings"]
+    assert (settings["steps"], settings["seed"]) == (8, 3)
 
 
 def test_a_value_of_another_type_is_refused(here: Path) -> None:
