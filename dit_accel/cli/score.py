@@ -51,7 +51,8 @@ class ScoreOptions:
         False, "Compare files of different lossy codecs.", panel=COMPARISON
     )
     allow_unpaired: bool = option(False, "Leave out clips without a partner.", panel=COMPARISON)
-    output: Path | None = options.output(None, "Write the JSON here.")
+    output: Path | None = options.output(None, "Write the JSON here (.json).")
+    overwrite: bool = options.overwrite()
     as_json: bool = options.as_json()
     verbose: bool = options.verbose()
 
@@ -60,7 +61,7 @@ class ScoreOptions:
 def score(given: ScoreOptions) -> None:
     """Score clips against their references: two files, or two folders."""
     if given.output is not None:
-        check_file("--output", given.output)
+        check_file("--output", given.output, suffixes=(".json",), overwrite=given.overwrite)
     explicit = given.metrics is not None
     rows = _rows(given.metrics, given.convention, given.lpips_weights)
     pairs = _pairs(given)

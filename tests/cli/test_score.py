@@ -104,7 +104,7 @@ def test_an_exact_clip_is_infinite_and_its_frames_are_counted(two):
 
 def test_output_is_the_json_and_is_written_whole(two, here, monkeypatch):
     (here / "s.json").write_text("mine")
-    result = run(*two, "--json", "--metrics", "mae", "--output", "s.json")
+    result = run(*two, "--json", "--metrics", "mae", "--output", "s.json", "--overwrite")
     assert (here / "s.json").read_text() == result.stdout
     (here / "s.json").write_text("mine")
 
@@ -112,7 +112,8 @@ def test_output_is_the_json_and_is_written_whole(two, here, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("os.fsync", full)
-    message = refused(*two, "--metrics", "mae", "--output", "s.json", code=1)
+    given = "--metrics", "mae", "--output", "s.json", "--overwrite"
+    message = refused(*two, *given, code=1)
     assert "s.json cannot be written: the disk is full: No space left on device" in message
     assert sorted(path.name for path in here.iterdir()) == ["ref.mkv", "s.json", "test.mkv"]
     assert (here / "s.json").read_text() == "mine"
@@ -306,9 +307,18 @@ def test_frames_too_small_for_a_metric_are_named(here):
 
 
 def test_output_into_a_missing_folder_or_onto_a_folder_is_refused(two, here):
-    (here / "folder").mkdir()
+    (here / "folder.json").mkdir()
     assert "its folder does not exist" in refused(*two, "--output", "nowhere/s.json")
-    assert "it is a folder" in refused(*two, "--output", "folder")
+    assert "it is a folder" in refused(*two, "--output", "folder.json")
+
+
+def test_output_never_replaces_a_clip_or_an_earlier_result(two, here):
+    before = (here / "test.mkv").read_bytes()
+    (here / "s.json").write_text("mine")
+    assert "ends in .json" in refused(*two, "--output", "test.mkv")
+    assert "s.json exists; pass --overwrite" in refused(*two, "--output", "s.json")
+    assert (here / "test.mkv").read_bytes() == before
+    assert (here / "s.json").read_text() == "mine"
 
 
 # Conventions
