@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from dit_accel.planning.prediction import PlanChoice, QualityEstimate
     from dit_accel.planning.profile import Profile
 
+UNKNOWN_SIZE = "what it changes is not known, because no profile has the size of the clips"
 PLOTS = (".png", ".svg")
 
 
@@ -86,9 +87,7 @@ def plan(given: PlanOptions) -> None:
 
         with refused():  # errors of the target
             config_of(quality=given.quality, speedup=given.speedup)
-    elif given.steps is not None or given.guidance is not None:
-        name = "--steps" if given.steps is not None else "--guidance"
-        raise BadInput(f"{name} is given; accepted: with --quality or --speedup")
+    _check_used(given, planned=planned)
     path, profile, model = _profile_and_model(given)
     chosen = _chosen(given, profile, model) if planned else None
     if given.plot is not None:
@@ -100,6 +99,20 @@ def plan(given: PlanOptions) -> None:
     _show(console, given, path, profile, chosen)
     if given.plot is not None:
         console.print(f"plot            {given.plot}", soft_wrap=True)
+
+
+def _check_used(given: PlanOptions, *, planned: bool) -> None:
+    """Refuse options that would have no effect."""
+    for name in ("steps", "guidance", "cache_memory", "no_learn", "dtype") if not planned else ():
+        if getattr(given, name) not in (None, False):
+            option = f"--{name.replace('_', '-')}"
+            raise BadInput(f"{option} is given; accepted: with --quality or --speedup")
+    if given.profile is None or given.model is not None:
+        return
+    for name in ("cache_memory", "no_learn", "dtype", "revision", "variant"):
+        if getattr(given, name) not in (None, False):
+            option = f"--{name.replace('_', '-')}"
+            raise BadInput(f"{option} is given with --profile alone; accepted: with --model too")
 
 
 def _check_plot(path: Path, *, overwrite: bool) -> None:
@@ -293,6 +306,8 @@ def _rows(
     rows.append(("cached values", _memory(chosen)))
     if chosen.limited is not None and given.cache_memory is not None:
         rows.append(("", chosen.limited.describe()))
+    elif given.cache_memory is not None:
+        rows.append(("", f"--cache-memory {given.cache_memory}: {UNKNOWN_SIZE}"))
     return [*rows, *(("", Text(note, style="yellow")) for note in choice.said)]
 
 
