@@ -28,6 +28,21 @@ def test_an_option_from_the_command_line_to_the_config() -> None:
     assert message == "error: --deterministic is given; accepted: with --quality or --speedup\n"
 
 
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("generate a --quality abc", "--quality is 'abc'; accepted: a number"),
+        ("generate a --seed 1e3", "--seed is '1e3'; accepted: a whole number"),
+        ("bench --steps 1", "--steps is '1'; accepted: a whole number, at least 4"),
+        ("calibrate --minutes nan", "--minutes is 'nan'; accepted: a number, at least 0"),
+        ("evaluate x --output y --limit 0", "--limit is '0'; accepted: a whole number, at least 1"),
+    ],
+)
+def test_a_text_that_is_no_number_is_named(words: str, message: str) -> None:
+    result = invoke(*words.split())
+    assert (result.exit_code, result.stderr) == (2, f"error: {message}\n")
+
+
 def test_every_acceleration_option_is_a_keyword_of_accelerate_and_has_a_name() -> None:
     fields = {one.name for one in dataclasses.fields(AccelOptions)} - {"no_guard", "no_learn"}
     fields |= {"guard", "learn"}

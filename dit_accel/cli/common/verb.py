@@ -10,6 +10,7 @@ the code gets it as a typed attribute.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import inspect
 import math
 import types
@@ -39,15 +40,20 @@ _CONFIG = inspect.Parameter(  # an option of every verb; its values are defaults
         ),
     ],
 )  # fmt: skip
+NUMBERS = {int: "a whole number", float: "a number"}
 METAVARS = {bool: "", int: "N", float: "X", str: "TEXT", Path: "PATH"}  # in the help
 
 
 class Verb(TyperCommand):
-    """A verb whose help names values instead of Python types."""
+    """A verb whose help names values instead of Python types, and whose errors name the value."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         for one in self.params:
+            kind = getattr(getattr(one, "type_descriptor", None), "annotation", None)
+            if kind in NUMBERS:
+                named = functools.partial(_process_number, one, NUMBERS[kind], one.process_value)
+                one.process_value = named  # type: ignore[method-assign]
             if isinstance(one, TyperArgument):  # its name is enough
                 one.display_type_rich = lambda ctx: ""  # type: ignore[method-assign]
 
@@ -58,6 +64,22 @@ class Verb(TyperCommand):
     def collect_usage_pieces(self, ctx: Any) -> list[str]:
         """`[OPTIONS] RUN [PROMPT]`: brackets are around what may be left out, alone."""
         return [piece.strip("{}") for piece in super().collect_usage_pieces(ctx)]
+
+
+def _process_number(
+    option: Any, accepted: str, process: Callable[[Any, Any], Any], ctx: Any, value: Any
+) -> Any:
+    """The number of an option. The error for another text names option, value and what is
+    accepted."""
+    try:
+        return process(ctx, value)
+    except typer.BadParameter as error:
+        if type(error) is not typer.BadParameter:  # the option is missing
+            raise
+        if option.min is not None:
+            accepted += f", at least {option.min:g}"
+        with reported():
+            raise BadInput(f"{option.opts[0]} is {shown(value)}; accepted: {accepted}") from error
 
 
 class Verbs(TyperGroup):
