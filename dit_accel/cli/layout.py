@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from dit_accel.cli.common import options
-from dit_accel.cli.common.errors import BadInput, RunFailed, refused
+from dit_accel.cli.common.errors import BadInput, RunFailed, refused, unreadable
 from dit_accel.cli.common.files import check_file, print_json
 from dit_accel.cli.common.options import SizeOptions, argument, option
 from dit_accel.cli.common.text import counted, plain_console
@@ -44,7 +44,7 @@ class LayoutFile:
         """The layout. A file that is not a layout is refused."""
         from dit_accel.layout import load
 
-        with refused(f"FILE is {str(self.file)!r}: ", (ValueError, OSError)):
+        with unreadable(f"FILE is {str(self.file)!r}: "):
             return load(self.file, outside=self.outside)
 
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from dit_accel.cli.common import options
-from dit_accel.cli.common.errors import BadInput, RunFailed, refused
+from dit_accel.cli.common.errors import BadInput, RunFailed, unreadable
 from dit_accel.cli.common.files import print_json
 from dit_accel.cli.common.text import bytes_text, counted, print_table
 from dit_accel.cli.common.verb import verb
@@ -105,7 +105,7 @@ def _row(path: Path) -> dict[str, Any]:
         "path": str(path), "problem": None,
     }  # fmt: skip
     try:
-        with refused():
+        with unreadable("", (ValueError,)):
             found = load(path)
     except (BadInput, OSError) as error:
         return row | {"problem": str(error)}

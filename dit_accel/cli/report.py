@@ -12,7 +12,7 @@ from pathlib import Path
 import typer
 
 from dit_accel.cli.common import options
-from dit_accel.cli.common.errors import BadInput, RunFailed, refused
+from dit_accel.cli.common.errors import BadInput, RunFailed, unreadable
 from dit_accel.cli.common.files import check_file, print_json
 from dit_accel.cli.common.options import OUTPUT, argument, option
 from dit_accel.cli.common.verb import verb
@@ -83,7 +83,7 @@ def _write_page(run: Path, target: Path, *, overwrite: bool, as_json: bool) -> N
         raise BadInput(f"RUN is {str(run)!r}: {'a file' if run.exists() else 'no such folder'}")
     check_file("--output", target, suffixes=(".html", ".htm"), overwrite=overwrite)
     store = Store(run)
-    with refused("RUN: ", (StoreError,)):
+    with unreadable("RUN: ", (StoreError,)):
         try:
             spec = store.spec()
         except OSError as error:

@@ -92,6 +92,14 @@ def test_a_bad_layout_is_named_and_leaves_nothing(verb, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["bad.yaml"]
 
 
+def test_the_fields_of_a_file_are_not_options(tmp_path):
+    path = tmp_path / "a.json"
+    path.write_text('{"quality": 3}')
+    for words in (("layout", "validate", str(path)), ("generate", "--layout", str(path))):
+        said = invoke(*words).stderr
+        assert "accepted: version, negative_prompt, subjects, shots" in said
+
+
 def test_a_layout_that_is_not_there(tmp_path):
     result = invoke("layout", "validate", str(tmp_path / "no.yaml"))
     assert result.exit_code == 2 and "no layout at" in result.stderr

@@ -145,6 +145,27 @@ def refused(prefix: str = "", kinds: tuple[type[Exception], ...] = (ValueError,)
         raise BadInput(prefix + as_option(str(error))) from error
 
 
+@contextlib.contextmanager
+def unreadable(
+    prefix: str, kinds: tuple[type[Exception], ...] = (ValueError, OSError)
+) -> Iterator[None]:
+    """Turn an error about the content of a file into an error of the input.
+
+    The names in its message are those of the file's fields, so they are not replaced by options.
+
+    Args:
+        prefix: the option and its value.
+        kinds: the kinds of errors.
+
+    Raises:
+        BadInput: the body raised one of them.
+    """
+    try:
+        yield
+    except kinds as error:
+        raise BadInput(f"{prefix}{error}") from error
+
+
 def say(message: str, *, style: str = "bold red") -> None:
     """Print one message on stderr. It is not wrapped and has one colour, so that it can be
     searched."""

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dit_accel.cli.common import options
-from dit_accel.cli.common.errors import BadInput, refused
+from dit_accel.cli.common.errors import BadInput, refused, unreadable
 from dit_accel.cli.common.options import INPUT, LAYOUT, AccelOptions, ClipOptions, argument, option
 from dit_accel.core.document import shown
 from dit_accel.core.generation import INPUT_FILES
@@ -164,7 +164,7 @@ class Request(AccelOptions, ClipOptions):
             return None
         from dit_accel import layout
 
-        with refused(f"--layout is {str(self.layout)!r}: ", (ValueError, OSError)):
+        with unreadable(f"--layout is {str(self.layout)!r}: "):
             return layout.load(self.layout)
 
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from dit_accel.cli.common.errors import BadInput, refused
+from dit_accel.cli.common.errors import BadInput, unreadable
 from dit_accel.cli.common.options import ClipOptions, MachineOptions
 from dit_accel.cli.run import inputs
 from dit_accel.config import AccelConfig, UncachedConfig
@@ -212,7 +212,7 @@ def read_strides(model: LoadableModel) -> SizeStrides:
     """The requirements on a clip's size from the configurations of the VAE and the transformer."""
     vae, transformer = component_config(model, "vae"), transformer_config(model)
     source = model.folder / "vae" / "config.json"
-    with refused(f"--model is {model.name!r}: "):
+    with unreadable(f"--model is {model.name!r}: "):
         scale, frames = (
             whole_number(source, vae, f"scale_factor_{axis}", None)
             or whole_number(source, vae, f"{axis}_compression_ratio", usual)
@@ -248,7 +248,7 @@ def component_config(model: LoadableModel, part: str) -> dict[str, Any]:
     source = model.folder / part / "config.json"
     if not source.is_file():
         return {}
-    with refused(f"--model is {model.name!r}: "):
+    with unreadable(f"--model is {model.name!r}: "):
         config = read_object(source)
     kind: Any = getattr(diffusers, str(config.get("_class_name")), None)
     if not inspect.isclass(kind):
@@ -308,7 +308,7 @@ def _check_reach(option: str, value: int, stride: int, longest: int | None, offs
 
 def folder_defaults(model: LoadableModel) -> dict[str, int | float]:
     """The defaults of the model's folder for arguments of the pipeline's call."""
-    with refused(f"--model is {model.name!r}: "):
+    with unreadable(f"--model is {model.name!r}: "):
         return miniature.call_defaults(model.folder)
 
 

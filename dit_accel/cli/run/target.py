@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dit_accel.caching.windows import DEFAULT_THRESHOLD
-from dit_accel.cli.common.errors import BadInput, refused
+from dit_accel.cli.common.errors import BadInput, refused, unreadable
 from dit_accel.cli.run.known import CALIBRATE
 from dit_accel.cli.run.settings import Settings
 from dit_accel.config import PlannedConfig, QualityConfig, ThresholdConfig
@@ -48,7 +48,7 @@ def read_profile(path: str | Path) -> Profile:
     from dit_accel.planning.profile import Profile
     from dit_accel.planning.profile_file import ProfileError
 
-    with refused(f"--profile is {str(path)!r}: ", (ProfileError, OSError)):
+    with unreadable(f"--profile is {str(path)!r}: ", (ProfileError, OSError)):
         return Profile.load(path)
 
 
