@@ -239,6 +239,7 @@ def _write(
         began = time.perf_counter()
         writing.write_clips(folder, clips, target.settings.fps)
         content["costs"]["stage_seconds"]["write"] = time.perf_counter() - began
+        content["bytes"] = {path.name: (folder / path.name).stat().st_size for path in clips}
         writing.write_json(folder, files.sidecar, content)
     return content
 

@@ -74,6 +74,28 @@ def test_a_clip_that_is_there_is_not_made_again(
     assert "2 of 3 clips are there already" in result.stderr
 
 
+def test_a_clip_that_was_cut_off_or_lost_is_made_again(
+    batch: Callable[..., Result], here: Path, made: list[str]
+) -> None:
+    batch()
+    cut, lost = (
+        here / "prompts" / f"{name}.mp4" for name in ("a-blue-square-p1", "a-red-circle-p0")
+    )
+    whole = cut.read_bytes()
+    cut.write_bytes(whole[:100])
+    lost.unlink()
+    result = batch()
+    assert result.exit_code == 0, result.stderr
+    assert made[3:] == [PROMPTS[0], PROMPTS[1]]
+    assert cut.read_bytes() == whole
+    assert "3 of 3" in batch().stderr
+    sidecar = cut.with_name(f"{cut.name}.json")
+    content = json.loads(sidecar.read_text())
+    assert content.pop("bytes") == {cut.name: len(whole)}
+    sidecar.write_text(json.dumps(content))  # as of earlier versions
+    assert "3 of 3" in batch().stderr
+
+
 def test_stages_of_all_clips_are_shown_and_a_dry_run_leaves_no_folder(
     batch: Callable[..., Result], here: Path
 ) -> None:

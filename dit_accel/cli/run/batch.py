@@ -1,8 +1,8 @@
 """Many prompts with one load of the model: the clips of `--prompt-file`, done or not.
 
 In: a prompt file, a folder and settings. Out: a `Clip` for each prompt.
-Knows that a clip is done if its sidecar has the same settings, weights and input files; makes no
-clip. Ours.
+Knows that a clip is done if its sidecar has the same settings, weights and input files, and its
+files the sizes with which they were written; makes no clip. Ours.
 """
 
 from __future__ import annotations
@@ -61,11 +61,13 @@ def clips_of(
 
 
 def open_ones(clips: Sequence[Clip], *, overwrite: bool) -> list[Clip]:
-    """The clips that are not made yet. Existing files with other settings are refused."""
+    """The clips that are not made yet, or damaged. Existing files with other settings are
+    refused."""
     found = [clip for clip in clips if not is_done(clip)]
     for clip in found:
         if clip.files.video.parent.exists():
-            check_files(clip.files, overwrite=overwrite, option="--output-dir")
+            again = overwrite or _is_ours(clip)
+            check_files(clip.files, overwrite=again, option="--output-dir")
     return found
 
 
@@ -79,14 +81,27 @@ def make_folder(clips: Sequence[Clip]) -> None:
 
 
 def is_done(clip: Clip) -> bool:
-    """Whether all files of a clip exist, and were made with the same settings."""
-    if not all(path.is_file() for path in clip.files.present().values()):
+    """Whether all files of a clip exist in full, and were made with the same settings."""
+    files = clip.files.present().values()
+    if not _is_ours(clip) or not all(path.is_file() for path in files):
         return False
+    written = _sidecar(clip).get("bytes", {})  # earlier versions did not store the sizes
+    return {path.name: path.stat().st_size for path in files}.items() >= written.items()
+
+
+def _is_ours(clip: Clip) -> bool:
+    """Whether there is a sidecar of the same settings."""
+    content = _sidecar(clip)
+    return content.get("asked") == clip.key and isinstance(content.get("bytes", {}), dict)
+
+
+def _sidecar(clip: Clip) -> dict[str, Any]:
+    """The content of a clip's sidecar; empty if there is none that can be read."""
     try:
         content: Any = json.loads(clip.files.sidecar.read_bytes())
-    except (OSError, ValueError):
-        return False
-    return isinstance(content, dict) and content.get("asked") == clip.key
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return content if isinstance(content, dict) else {}
 
 
 def _digest(path: Path) -> str:
