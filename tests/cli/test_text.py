@@ -48,6 +48,15 @@ def test_a_cell_is_printed_as_it_is(monkeypatch: pytest.MonkeyPatch, wide: bool)
     assert printed.count("d[/red] [/e]") == 3 and printed.count("a:b:c") == 3
 
 
+def test_a_prompt_of_a_file_gives_the_terminal_no_commands(here: Path, model_folder: Path) -> None:
+    (here / "p.jsonl").write_text(json.dumps({"prompt": "a \x1b[31mred \x9b0m circle"}))
+    words = ["--prompt-file", "p.jsonl", "--model", str(model_folder)]
+    shown = invoke("generate", *words, "--dry-run").stdout
+    assert "a \\x1b[31mred \\x9b0m circle" in shown and "\x1b" not in shown
+    said = invoke("generate", *words, "--threshold", "1").stderr  # unknown words
+    assert "\\x1b[31mred" in said and "\x1b" not in said
+
+
 def test_a_sign_that_the_output_cannot_encode_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
     """As in a container without a locale, or on a console of Windows."""
     printed = io.BytesIO()

@@ -145,7 +145,9 @@ def test_the_page_is_small(html):
 
 def test_what_users_wrote_cannot_become_markup(html):
     assert "<b>more</b>" not in html
-    assert "a square &lt;/script&gt; number 0 &amp; &lt;b&gt;more&lt;/b&gt;" in html
+    prompt = "a square &lt;/script&gt; number 0 &amp; &lt;b&gt;more&lt;/b&gt;"
+    assert prompt in html
+    assert f"<bdi>{prompt}</bdi>" in html  # text from right to left ends with the prompt
     assert ERROR in "".join(read(html).text)
 
 

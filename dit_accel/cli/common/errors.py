@@ -171,10 +171,10 @@ def say(message: str, *, style: str = "bold red") -> None:
     searched."""
     from rich.text import Text
 
-    from dit_accel.cli.common.text import plain_console
+    from dit_accel.cli.common.text import plain_console, visible
 
     label = {"bold red": "error", "yellow": "note", "cyan": "plan", "blue": "memory"}[style]
-    text = Text.assemble((f"{label}:", style), f" {message}")
+    text = Text.assemble((f"{label}:", style), f" {visible(message)}")
     plain_console(stderr=True).print(text, soft_wrap=True)
 
 

@@ -6,6 +6,7 @@ Knows no report and no file. Ours.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING
@@ -71,6 +72,17 @@ def bytes_text(count: int) -> str:
     return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
 
 
+def visible(text: str) -> str:
+    """The text, with the signs that begin a terminal's commands spelled out. A prompt of a file
+    that others made may have them.
+
+    Example:
+        >>> print(visible("a \\x1b[31mred circle"))
+        a \\x1b[31mred circle
+    """
+    return re.sub("[\x1b\x9b]", lambda found: ascii(found[0])[1:-1], text)
+
+
 def counted(number: int, noun: str) -> str:
     """`1 shot`, `2 shots`."""
     return f"{number} {noun}{'' if number == 1 else 's'}"
@@ -82,7 +94,7 @@ def print_aligned(console: Console, rows: Sequence[Row]) -> None:
     from rich.text import Text
 
     for label, value in rows:
-        text = value if isinstance(value, Text) else Text(value)
+        text = value if isinstance(value, Text) else Text(visible(value))
         for index, line in enumerate(text.split("\n", allow_blank=True)):
             start = f"{label if index == 0 else '':<{LABEL_WIDTH}}"
             shown = Text.assemble((start, "dim"), line) if line else Text()
