@@ -298,7 +298,7 @@ class Handle:
             host_syncs=engine.host_syncs,
             quality=settings.get("quality"),
             speedup=settings.get("speedup"),
-            prediction=None if others else engine.policy.prediction(),
+            prediction=None if others else engine.prediction(),
             planned=engine.policy.planned,
             notes=others + uncounted + branches + engine.notes() + self._finite.notes(),
             scene=scene,

@@ -6,6 +6,7 @@ import tiny
 import torch
 from calls import call
 from odd_runs import RUNS
+from tiny_models import MODELS
 
 from dit_accel import SceneConfig, accelerate
 from dit_accel.layout import Keyframe, Layout, Shot, Subject
@@ -266,8 +267,31 @@ def test_guidance_that_ends_within_a_run_that_the_prior_plans_is_noted():
     stock = call(pipe, **changing)
     with accelerate(pipe, speedup=2) as handle:
         clip = call(pipe, **changing)
-        assert any("Guidance changed from 4 to 1" in note for note in handle.report().notes)
+        report = handle.report()
+        assert any("Guidance changed from 4 to 1" in note for note in report.notes)
+        assert report.prediction is None
     assert clip.isfinite().all() and float((clip - stock).norm() / stock.norm()) < 0.5
+
+
+def test_a_guider_that_begins_within_a_run_is_noted_and_nothing_is_promised():
+    """The pipeline has no guidance scale to look at: the guider has it, and its interval."""
+    if "hunyuan-video-1.5" not in MODELS:
+        pytest.skip("this diffusers has no HunyuanVideo 1.5")
+    model = MODELS["hunyuan-video-1.5"]
+    pipe = model.build()
+    pipe.guider = diffusers.ClassifierFreeGuidance(guidance_scale=4.0, start=0.2)
+    with accelerate(pipe, speedup=2) as handle:
+        model.run(pipe)
+        report = handle.report()
+        assert report.notes[-1] == (
+            "The forwards changed from pred_cond to pred_cond and pred_uncond at step 1, but the "
+            "plan still has the branch weights of the first step."
+        )
+        assert report.prediction is None
+        pipe.guider = diffusers.ClassifierFreeGuidance(guidance_scale=4.0)
+        model.run(pipe)
+        assert handle.report().prediction is not None
+        assert not any("branch weights" in note for note in handle.report().notes)
 
 
 @pytest.mark.usefixtures("without_prior")

@@ -8,6 +8,7 @@ technique. Ours; there is no source.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from dit_accel.caching.policy import Policy
 from dit_accel.core.interceptor import Interceptor
@@ -49,6 +50,10 @@ class Engine(Interceptor):
     def site_reports(self) -> tuple[SiteReport, ...]:
         """One for each site and branch of the last run."""
         raise NotImplementedError
+
+    def prediction(self) -> dict[str, Any] | None:
+        """The expected quality of the last run, if it is known; see `Policy.prediction`."""
+        return self.policy.prediction()
 
     def notes(self) -> tuple[str, ...]:
         """What a reader of the report must know about the last run."""

@@ -347,19 +347,40 @@ class PlanExecutor(Engine):
         notes = *self.policy.notes(), *self._added_steps(), *self.store.notes()
         return (*notes, *self._guidance_notes(), *self._learning)
 
+    def prediction(self) -> dict[str, Any] | None:
+        return None if self._guidance_notes() else super().prediction()
+
     def _guidance_notes(self) -> tuple[str, ...]:
-        """A note if a callback or the pipeline changed the guidance during the run."""
+        """A note if a callback, the pipeline or its guider changed the guidance during the run."""
+        if all(all(steps.values()) for steps in [*self.computed.values()]):
+            return ()
         (_, before), *later = [*self._guidance.items()]
-        whole = all(all(steps.values()) for steps in [*self.computed.values()])
-        if not later or whole:
-            return ()
-        step, after = later[0]
-        if before is None or after is None:
-            return ()
-        return (
-            f"Guidance changed from {before:g} to {after:g} at step {step}, but the plan still has "
-            "the branch weights of the first step.",
-        )
+        if later and None not in (before, later[0][1]):
+            step, after = later[0]
+            what = f"Guidance changed from {before:g} to {after:g} at step {step}"
+        else:
+            found = self._changed_forwards()
+            if found is None:
+                return ()
+            step, now, first = found
+            what = f"The forwards changed from {first} to {now} at step {step}"
+        return (f"{what}, but the plan still has the branch weights of the first step.",)
+
+    def _changed_forwards(self) -> tuple[int, str, str] | None:
+        """The first step with other branches than step 0, and the branches of both; None: all have
+        the same, or a second expert begins there, for which the plan has weights."""
+        branches: dict[int, dict[str, None]] = {}
+        for (_, branch), steps in [*self.computed.items()]:
+            for step in [*steps]:
+                branches.setdefault(step, {})[branch] = None
+        second = self.policy.second.begin if self.policy.second is not None else None
+        for step in sorted(branches):
+            if step == self.session.steps_ran - 1 < (self.session.num_steps or 0) - 1:
+                return None  # it may not be over
+            if branches[step].keys() != branches[0].keys():
+                here, first = (" and ".join(branches[at]) for at in (step, 0))
+                return None if step == second else (step, here, first)
+        return None
 
     def _added_steps(self) -> tuple[str, ...]:
         """A note on the steps that were computed in addition to the plan, with the reasons."""

@@ -115,8 +115,8 @@ def calibrate(given: CalibrateOptions) -> None:
         clips = _clips(prompts, settings)
         _check_numbers(settings, speedups)
         if len(clips) < ENOUGH and not given.as_json:
-            text = f"{len(clips)} prompts: predictions are rough with fewer than {ENOUGH}"
-            say(text, style="yellow")
+            given_ones = counted(len(clips), "prompt")
+            say(f"{given_ones}: predictions are rough with fewer than {ENOUGH}", style="yellow")
         pipe = load(model, settings.setup, device=device, dtype=dtype)
         before = planned_from(pipe, settings)
         out = given.output or _in_cache(pipe, given)

@@ -15,6 +15,7 @@ from dit_accel.cli.common import options
 from dit_accel.cli.common.errors import BadInput, RunFailed, unreadable
 from dit_accel.cli.common.files import check_file, print_json
 from dit_accel.cli.common.options import OUTPUT, argument, option
+from dit_accel.cli.common.text import counted
 from dit_accel.cli.common.verb import verb
 from dit_accel.core.files import reason_of
 
@@ -68,7 +69,7 @@ def _export(run: Path, out: Path, *, as_json: bool) -> None:
         print_json({"vbench": str(out), "clips": counts})
         return
     for folder, count in counts.items():
-        typer.echo(f"{out / folder}: {count} clips")
+        typer.echo(f"{out / folder}: {counted(count, 'clip')}")
 
 
 def _write_page(run: Path, target: Path, *, overwrite: bool, as_json: bool) -> None:

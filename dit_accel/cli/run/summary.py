@@ -16,6 +16,7 @@ from rich.text import Text
 from dit_accel.cli.common.files import Files
 from dit_accel.cli.common.text import (
     bytes_text,
+    counted,
     plain_console,
     print_aligned,
     seconds_text,
@@ -98,8 +99,9 @@ def _file_rows(files: Files) -> list[Row]:
 def _setting_rows(settings: Settings) -> list[Row]:
     second = "" if settings.guidance_2 is None else f", then {settings.guidance_2:g}"
     clip = (
-        f"{settings.width}x{settings.height}, {settings.frames} frames at {settings.fps:g} fps, "
-        f"{settings.steps} steps, guidance {settings.guidance:g}{second}, seed {settings.seed}"
+        f"{settings.width}x{settings.height}, {counted(settings.frames, 'frame')} at "
+        f"{settings.fps:g} fps, {counted(settings.steps, 'step')}, "
+        f"guidance {settings.guidance:g}{second}, seed {settings.seed}"
     )
     where = f"{settings.model} ({settings.pipeline}), {settings.dtype} on {settings.device}"
     prompts = settings.prompts or (settings.prompt,)
