@@ -8,7 +8,7 @@ from calls import call
 from odd_runs import RUNS
 from tiny_models import MODELS
 
-from dit_accel import SceneConfig, accelerate
+from dit_accel import EDCW, SceneConfig, UniCP, accelerate
 from dit_accel.layout import Keyframe, Layout, Shot, Subject
 from dit_accel.planning.transfer import computed_steps
 
@@ -271,6 +271,56 @@ def test_guidance_that_ends_within_a_run_that_the_prior_plans_is_noted():
         assert any("Guidance changed from 4 to 1" in note for note in report.notes)
         assert report.prediction is None
     assert clip.isfinite().all() and float((clip - stock).norm() / stock.norm()) < 0.5
+
+
+def other_text_after(step):
+    def callback(pipe, at, _, tensors):
+        return {"prompt_embeds": -2 * tensors["prompt_embeds"]} if at == step else tensors
+
+    names = ["latents", "prompt_embeds"]
+    return {"callback_on_step_end": callback, "callback_on_step_end_tensor_inputs": names}
+
+
+LONG = EDCW(threshold=1e9, first=2)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        *({"config": LONG, "site": site} for site in ("attention", "block", "model")),
+        {"accel": UniCP(windows=LONG, pcas=None)},
+    ],
+    ids=lambda given: given.get("site", "unicp"),
+)
+def test_windows_do_not_use_values_of_a_text_that_a_callback_replaced(settings):
+    pipe = tiny.tiny_wan()
+    changing = {"output_type": "latent", **other_text_after(4)}
+    with accelerate(pipe, **settings) as handle:
+        call(pipe, output_type="latent")
+        assert 5 not in next(one for one in handle.report().sites if one.branch == "cond").computed
+        call(pipe, **changing)
+        report = handle.report()
+    note = "The text changed at step 5: values cached before were dropped."
+    assert note in report.notes
+    for site in report.sites:
+        assert (5 in site.computed) == (site.branch == "cond")
+
+
+@pytest.mark.parametrize("given", [{"static": True}, {"guard": False}], ids=str)
+def test_a_plan_without_guard_says_that_the_text_changed(given):
+    pipe = tiny.tiny_wan()
+    with accelerate(pipe, speedup=2, **given) as handle:
+        call(pipe, output_type="latent", **other_text_after(4))
+    report = handle.report()
+    assert report.prediction is None
+    assert report.notes[-1] == (
+        "The text changed at step 5, but a plan without guard still has predictions of the "
+        "earlier text."
+    )
+    with accelerate(pipe, speedup=2, **given) as handle:
+        call(pipe, output_type="latent")
+        assert handle.report().prediction is not None
+        assert not any("The text" in note for note in handle.report().notes)
 
 
 def test_a_guider_that_begins_within_a_run_is_noted_and_nothing_is_promised():

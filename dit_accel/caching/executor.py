@@ -59,6 +59,7 @@ class PlanExecutor(Engine):
         self._changed: set[int] = set()  # steps computed because a layout changes the denoiser
         self._form: Form | None = None  # of the last computed output
         self._guidance: dict[int, float | None] = {0: None}  # by the step at which it began
+        self._texts: list[tuple[int, bool | torch.Tensor]] = []  # steps with another text, perhaps
         self._learning: tuple[str, ...] = ()  # notes
         self.clear()
 
@@ -80,9 +81,12 @@ class PlanExecutor(Engine):
         first = session.role not in self._first
         component = min(self._forwards[session.role], len(policy.branch_weights) - 1)
         self._forwards[session.role] += 1
-        if not first and policy.needs_error and self.monitor.text_changed(session.branch):
+        if not first and policy.needs_error and self.monitor.texts.changed(session.branch):
             policy.on_invalid(session.step - 1, "the text changed")
             self._extrapolation = policy.extrapolation_at(session.step)
+        if not policy.needs_error:
+            other = self.monitor.texts.difference(session.branch)
+            self._texts += [] if other is False else [(session.step, other)]
         cached = self.store.branch(session.role, session.branch)
         value = self._extrapolate(component, cached)
         computed = value is None
@@ -203,7 +207,7 @@ class PlanExecutor(Engine):
         self.computed.clear()
         self._missing.clear()
         self._changed.clear()
-        self._guidance = {0: self.session.guidance}
+        self._guidance, self._texts = {0: self.session.guidance}, []
         self.host_syncs = 0
         self.store.begin(self.policy.min_bits)
 
@@ -211,7 +215,7 @@ class PlanExecutor(Engine):
         """Measure the previous step, ask the policy, and free values that no later step uses."""
         policy = self.policy
         if policy.needs_error:
-            if self.monitor.text_changed(""):
+            if self.monitor.texts.changed(""):
                 policy.on_invalid(step - 1, "the text changed")
             if self._first:
                 self._measure(step)
@@ -345,15 +349,28 @@ class PlanExecutor(Engine):
 
     def notes(self) -> tuple[str, ...]:
         notes = *self.policy.notes(), *self._added_steps(), *self.store.notes()
-        return (*notes, *self._guidance_notes(), *self._learning)
+        return (*notes, *self._changes(), *self._learning)
 
     def prediction(self) -> dict[str, Any] | None:
-        return None if self._guidance_notes() else super().prediction()
+        return None if self._changes() else super().prediction()
 
-    def _guidance_notes(self) -> tuple[str, ...]:
-        """A note if a callback, the pipeline or its guider changed the guidance during the run."""
+    def _changes(self) -> tuple[str, ...]:
+        """Notes on what a callback, the pipeline or its guider changed during the run, if a plan
+        without regard to it was followed."""
         if all(all(steps.values()) for steps in [*self.computed.values()]):
             return ()
+        return (*self._guidance_notes(), *self._text_notes())
+
+    def _text_notes(self) -> tuple[str, ...]:
+        step = next((step for step, other in [*self._texts] if other), None)
+        if step is None:
+            return ()
+        return (
+            f"The text changed at step {step}, but a plan without guard still has predictions of "
+            "the earlier text.",
+        )
+
+    def _guidance_notes(self) -> tuple[str, ...]:
         (_, before), *later = [*self._guidance.items()]
         if later and None not in (before, later[0][1]):
             step, after = later[0]

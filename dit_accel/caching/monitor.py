@@ -62,36 +62,27 @@ class Pending:
     numbers: HostCopy
 
 
-class Monitor:
-    """Measures a run. `measure` starts copying numbers to the host; `metrics` waits for them."""
+class TextWatch:
+    """Finds out whether the text of a branch changed during a run, for instance in a callback."""
 
     def __init__(self, session: Session) -> None:
         self.session = session
-        self.reset()
+        self.reset(Ranks())
 
-    def reset(self, ranks: Ranks | None = None) -> None:
-        """A run begins: forget the last one. `ranks` are those that compute the run together."""
-        self.ranks = ranks or Ranks()
-        self._latents: torch.Tensor | None = None  # at the previous step
-        self._speeds: deque[float] = deque(maxlen=SPEEDS)  # of the last steps
-        self._before: torch.Tensor | None = None  # the prediction of the previous step
-        self._turn = 0.0  # its distance from the prediction before it
-        self._guided: torch.Tensor | None = None  # this step's prediction, computed or not
+    def reset(self, ranks: Ranks) -> None:
+        """A run begins: forget the last one."""
+        self._ranks = ranks
         # By branch: the text and its version. "" is the first branch of a step, whose name is not
         # known yet when the step begins.
         self._texts: dict[str, tuple[torch.Tensor | None, int]] = {}
-        self.next_step()
 
-    def next_step(self) -> None:
-        """A step begins: forget the measurements of the previous one."""
-        self._before = self._guided
-        self._errors: list[torch.Tensor] = []  # line - fresh, by component
-        self._rises: list[torch.Tensor] = []  # line - last value, by component
-        self._guided = None
-        self._computed = False  # whether this step is computed
+    def changed(self, branch: str) -> bool:
+        """Whether the text differs from that of the previous step."""
+        found = self.difference(branch)
+        return found if isinstance(found, bool) else bool(self._ranks.mean(found.float()))
 
-    def text_changed(self, branch: str) -> bool:
-        """Whether the text differs from that of the previous step.
+    def difference(self, branch: str) -> bool | torch.Tensor:
+        """The same, without a host sync: on the device, if values had to be compared.
 
         Pipelines pass the same tensor at every step; its version shows whether it was written to. A
         new tensor is compared by its values.
@@ -102,10 +93,35 @@ class Monitor:
         if text is None or before is None:
             return False
         if text is before:
-            return written != version
-        if text.shape != before.shape:
-            return True
-        return bool(self.ranks.mean((text != before).any().float()))
+            return bool(written != version)
+        return text.shape != before.shape or (text != before).any()
+
+
+class Monitor:
+    """Measures a run. `measure` starts copying numbers to the host; `metrics` waits for them."""
+
+    def __init__(self, session: Session) -> None:
+        self.session, self.texts = session, TextWatch(session)
+        self.reset()
+
+    def reset(self, ranks: Ranks | None = None) -> None:
+        """A run begins: forget the last one. `ranks` are those that compute the run together."""
+        self.ranks = ranks or Ranks()
+        self._latents: torch.Tensor | None = None  # at the previous step
+        self._speeds: deque[float] = deque(maxlen=SPEEDS)  # of the last steps
+        self._before: torch.Tensor | None = None  # the prediction of the previous step
+        self._turn = 0.0  # its distance from the prediction before it
+        self._guided: torch.Tensor | None = None  # this step's prediction, computed or not
+        self.texts.reset(self.ranks)
+        self.next_step()
+
+    def next_step(self) -> None:
+        """A step begins: forget the measurements of the previous one."""
+        self._before = self._guided
+        self._errors: list[torch.Tensor] = []  # line - fresh, by component
+        self._rises: list[torch.Tensor] = []  # line - last value, by component
+        self._guided = None
+        self._computed = False  # whether this step is computed
 
     def compare(
         self, component: int, weight: float, fresh: torch.Tensor,

@@ -20,10 +20,12 @@ from typing import Any
 import torch
 
 from dit_accel.caching.engine import CacheMemory, Engine
+from dit_accel.caching.monitor import TextWatch
 from dit_accel.caching.ranks import Ranks
 from dit_accel.caching.windows import EDCW, Windows
 from dit_accel.core import drift, extrapolation
 from dit_accel.core.families import Argument, Family
+from dit_accel.core.interceptor import Forward, ForwardCall
 from dit_accel.core.patching import Patches
 from dit_accel.core.private_names import local_arguments
 from dit_accel.core.report import CacheSite, SiteReport
@@ -200,7 +202,8 @@ class SiteCache(Engine):
         self.pending: list[tuple[Site, Trace, int, torch.Tensor | None]] = []  # to read
         self.reads: list[tuple[torch.Tensor, Callable[[list[float]], None]]] = []
         self._peak_bytes = 0
-        self.ranks = Ranks()
+        self.ranks, self.texts = Ranks(), TextWatch(session)
+        self._new_text: int | None = None  # the first step with another text
 
     def install(self, patches: Patches) -> None:
         self.sites = []
@@ -247,8 +250,19 @@ class SiteCache(Engine):
         self.reads.clear()
         self._peak_bytes = self.host_syncs = 0
         self.ranks = Ranks(self.session.groups)
+        self.texts.reset(self.ranks)
+        self._new_text = None
         for site in self.sites:
             site.reset(num_steps)
+
+    def around(self, call: ForwardCall, forward: Forward) -> Any:
+        """The forward. Cached values of an earlier text, which a callback changed, are dropped."""
+        session = self.session
+        if self.texts.changed(session.branch):
+            self._new_text = session.step if self._new_text is None else self._new_text
+            for site in self.sites:
+                site.cached.pop((session.role, session.branch), None)
+        return forward(call)
 
     def step_begins(self, step: int) -> None:
         """Decide for every site, for all branches together."""
@@ -316,6 +330,11 @@ class SiteCache(Engine):
     @property
     def memory(self) -> CacheMemory:
         return CacheMemory(self._peak_bytes)
+
+    def notes(self) -> tuple[str, ...]:
+        if self._new_text is None:
+            return ()
+        return (f"The text changed at step {self._new_text}: values cached before were dropped.",)
 
     def site_reports(self) -> tuple[SiteReport, ...]:
         return tuple(

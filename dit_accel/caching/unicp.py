@@ -388,7 +388,8 @@ class UniCPCache(SiteCache):
     def notes(self) -> tuple[str, ...]:
         reasons = Counter(site.off for site in self.pruned_sites() if site.off)
         where = f"of {len(self.sites)} attentions"
-        return tuple(f"PCAS was off at {n} {where}: {why}." for why, n in reasons.items())
+        off = (f"PCAS was off at {n} {where}: {why}." for why, n in reasons.items())
+        return (*super().notes(), *off)
 
     def clear(self) -> None:
         super().clear()

@@ -30,15 +30,15 @@ def read(watch: Monitor, step: int, sums: list[torch.Tensor]) -> Any:
 def test_a_text_is_another_by_what_it_says():
     here = session(text=torch.zeros(2))
     watch = Monitor(here)
-    assert not watch.text_changed("cond"), "there was none before"
-    assert not watch.text_changed("cond")
+    assert not watch.texts.changed("cond"), "there was none before"
+    assert not watch.texts.changed("cond")
     here.text = torch.zeros(2)
-    assert not watch.text_changed("cond"), "another tensor that says the same"
+    assert not watch.texts.changed("cond"), "another tensor that says the same"
     here.text += 1
-    assert watch.text_changed("cond"), "written to"
+    assert watch.texts.changed("cond"), "written to"
     here.text = torch.ones(3)
-    assert watch.text_changed("cond"), "of another length"
-    assert not watch.text_changed("uncond"), "each branch has its own"
+    assert watch.texts.changed("cond"), "of another length"
+    assert not watch.texts.changed("uncond"), "each branch has its own"
 
 
 def test_the_extrapolation_error_and_the_trust_by_hand():
