@@ -184,6 +184,10 @@ def test_a_pipeline_without_a_transformer_or_a_scheduler_is_refused():
     Other.transformer = None
     with pytest.raises(ValueError, match="with no transformer; accepted: "):
         accelerate(Other())
+    pipe = tiny_wan()
+    pipe.scheduler = None
+    with pytest.raises(ValueError, match="with a WanTransformer3DModel; accepted: a scheduler"):
+        accelerate(pipe, speedup=2)
 
 
 def giving(pipe, more):

@@ -80,18 +80,25 @@ class AccelConfig:
                 "or alone"
             )
         self._check_part("scene")
-        self._path_as_text("layout")
+        self._path_as_text("layout", Layout)
 
     def _check_part(self, name: str, *, needed: bool = False) -> None:
         value, kind = getattr(self, name), _PARTS[name]
         valid = isinstance(value, kind) or (value is None and not needed)
         require(valid, name, value, f"of {kind.__name__}" + ("" if needed else ", or None"))
 
-    def _path_as_text(self, name: str) -> None:
-        """Turn a path into a text, so that a config equals the one that is loaded from its JSON."""
+    def _path_as_text(self, name: str, kind: type) -> None:
+        """Turn a path into a text, so that a config equals the one that is loaded from its JSON.
+
+        Args:
+            kind: what the setting may be instead of a path.
+        """
         value = getattr(self, name)
         if isinstance(value, os.PathLike):
-            object.__setattr__(self, name, os.fspath(value))
+            value = os.fspath(value)
+            object.__setattr__(self, name, value)
+        accepted = f"a {kind.__name__}, the path of its file, or None"
+        require(value is None or isinstance(value, (str, kind)), name, value, accepted)
 
     @property
     def window_threshold(self) -> float | None:
@@ -168,7 +175,7 @@ class PlannedConfig(AccelConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._path_as_text("profile")
+        self._path_as_text("profile", Profile)
         if self.cache_memory is not None:
             try:
                 object.__setattr__(self, "cache_memory", byte_count(self.cache_memory))

@@ -119,8 +119,7 @@ def _check_together(given: Mapping[str, Any]) -> None:
 
 def _number(value: Any) -> str:
     """A number as people write it; any other value by its `repr`."""
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    return f"{value:g}" if number else repr(value)
+    return f"{value:g}" if isinstance(value, float) else repr(value)
 
 
 def _config(kind: type[AccelConfig], given: Mapping[str, Any]) -> AccelConfig:

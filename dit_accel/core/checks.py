@@ -63,6 +63,8 @@ def check_types(parts: Any) -> None:
 def _is_a(value: object, name: str) -> bool:
     if isinstance(value, bool) and name != "bool":
         return False
+    if name == "float" and isinstance(value, int) and abs(value) >= 2**1023:
+        return False  # no float is that large
     return isinstance(value, _KINDS[name][0])
 
 

@@ -31,14 +31,14 @@ def family_of(pipe: Any) -> Family:
     loaded = (getattr(pipe, name, None) for name in COMPONENTS)
     transformer = next((module for module in loaded if module is not None), None)
     name = type(uncompiled(transformer)).__name__
-    if name in FAMILIES:
-        return _checked(FAMILIES[name], uncompiled(transformer))
     if transformer is None or not hasattr(getattr(pipe, "scheduler", None), "timesteps"):
         found = f"a {name}" if transformer is not None else "no transformer"
         raise ValueError(
             f"pipe is a {type(pipe).__name__} with {found}; accepted: a scheduler with timesteps, "
             f"and a transformer, best one of {', '.join(FAMILIES)}"
         )
+    if name in FAMILIES:
+        return _checked(FAMILIES[name], uncompiled(transformer))
     return without_row(name, type(pipe).__name__)
 
 
