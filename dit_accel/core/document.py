@@ -176,6 +176,17 @@ def is_printable(text: str) -> bool:
     return "\0" not in text and not any("\ud800" <= sign <= "\udfff" for sign in text)
 
 
+def visible(text: str) -> str:
+    """The text, with the signs that begin a terminal's commands spelled out. A prompt of a file
+    that others made may have them.
+
+    Example:
+        >>> print(visible("a \\x1b[31mred circle"))
+        a \\x1b[31mred circle
+    """
+    return re.sub("[\x1b\x9b]", lambda found: ascii(found[0])[1:-1], text)
+
+
 def shown(value: Any) -> str:
     """A value for a message: in ASCII, on one line, shortened."""
     if isinstance(value, (dict, list)):
@@ -211,4 +222,12 @@ def _range(low: float | None, high: float | None) -> str:
     return f"{low:g} to {high:g}"
 
 
-__all__ = ["DocumentError", "Field", "is_printable", "parse_json", "read_document", "shown"]
+__all__ = [
+    "DocumentError",
+    "Field",
+    "is_printable",
+    "parse_json",
+    "read_document",
+    "shown",
+    "visible",
+]

@@ -18,6 +18,7 @@ from collections.abc import Iterator
 
 import typer
 
+from dit_accel.core.document import visible
 from dit_accel.core.files import reason_of
 from dit_accel.models.loading import ModelError, ModelLoadError
 
@@ -169,13 +170,12 @@ def unreadable(
 def say(message: str, *, style: str = "bold red") -> None:
     """Print one message on stderr. It is not wrapped and has one colour, so that it can be
     searched."""
+    from rich.console import Console
     from rich.text import Text
-
-    from dit_accel.cli.common.text import plain_console, visible
 
     label = {"bold red": "error", "yellow": "note", "cyan": "plan", "blue": "memory"}[style]
     text = Text.assemble((f"{label}:", style), f" {visible(message)}")
-    plain_console(stderr=True).print(text, soft_wrap=True)
+    Console(stderr=True).print(text, soft_wrap=True)
 
 
 def _unexpected(error: Exception, verbose: bool) -> str:

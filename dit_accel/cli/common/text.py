@@ -6,10 +6,11 @@ Knows no report and no file. Ours.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING
+
+from dit_accel.core.document import visible
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -70,17 +71,6 @@ def bytes_text(count: int) -> str:
             break
         value, unit = value / 1024, larger
     return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
-
-
-def visible(text: str) -> str:
-    """The text, with the signs that begin a terminal's commands spelled out. A prompt of a file
-    that others made may have them.
-
-    Example:
-        >>> print(visible("a \\x1b[31mred circle"))
-        a \\x1b[31mred circle
-    """
-    return re.sub("[\x1b\x9b]", lambda found: ascii(found[0])[1:-1], text)
 
 
 def counted(number: int, noun: str) -> str:
