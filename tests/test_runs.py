@@ -8,6 +8,7 @@ from calls import call
 from odd_runs import RUNS
 from tiny_models import MODELS
 
+import dit_accel
 from dit_accel import EDCW, SceneConfig, UniCP, accelerate
 from dit_accel.layout import Keyframe, Layout, Shot, Subject
 from dit_accel.planning.transfer import computed_steps
@@ -279,6 +280,24 @@ def other_text_after(step):
 
     names = ["latents", "prompt_embeds"]
     return {"callback_on_step_end": callback, "callback_on_step_end_tensor_inputs": names}
+
+
+@pytest.mark.parametrize("name", ["LattePipeline", "cogvideox"])
+def test_noise_that_the_calls_eta_adds_is_refused_where_the_sampler_takes_it(name):
+    """Latte's DDIM draws noise with an eta above 0; CogVideoX's takes the number and ignores it."""
+    model = MODELS[name]
+    pipe = model.build()
+    stock = model.run(pipe, eta=0.5)
+    assert torch.equal(stock, model.run(pipe)) == (name == "cogvideox")
+    with accelerate(pipe, speedup=2):
+        if name == "cogvideox":
+            assert not torch.equal(model.run(pipe, eta=0.5), stock)
+        else:
+            with pytest.raises(ValueError, match="DDIMScheduler is random"):
+                model.run(pipe, eta=0.5)
+    with dit_accel.recorded(pipe) as reference:
+        assert torch.equal(model.run(pipe, eta=0.5), stock)
+    assert (reference.run.profile is not None) == (name == "cogvideox"), reference.problem
 
 
 LONG = EDCW(threshold=1e9, first=2)

@@ -34,6 +34,7 @@ from dit_accel.caching.recording import (
 from dit_accel.core.families import Family, transformers_of
 from dit_accel.core.guidance import FirstStep
 from dit_accel.core.interceptor import RunInfo
+from dit_accel.core.pipeline_calls import step_arguments
 from dit_accel.core.private_names import other_cache
 from dit_accel.planning import selection
 from dit_accel.planning.learned import RunKind
@@ -264,7 +265,8 @@ class RunController:
         Raises:
             ValueError: the run cannot be planned.
         """
-        response = self._schedulers.response(self._scheduler, run.begin, run.num_steps)
+        given = step_arguments(self.pipe)
+        response = self._schedulers.response(self._scheduler, run.begin, run.num_steps, given)
         coefficients = response.sampler(weights)
         selection.check_num_steps(coefficients.num_steps)
         return dataclasses.replace(coefficients, second=selection.second_of(run))
@@ -311,7 +313,8 @@ class RunController:
         if run.begin or not self.family.blocks:
             return None  # the run starts from a clip, or the kinds of its forwards are not known
         guidance = self._kind(run, coefficients).guidance
-        return self._schedulers.profile(self._scheduler, coefficients, guidance)
+        given = step_arguments(self.pipe)
+        return self._schedulers.profile(self._scheduler, coefficients, guidance, given)
 
     def _unknown(self, run: RunInfo) -> str:
         """The message for a run that is neither planned nor recorded: why, and what would help."""

@@ -41,6 +41,20 @@ def calling_pipeline() -> tuple[Any, bool]:
     return None, False
 
 
+def step_arguments(pipe: Any) -> dict[str, Any]:
+    """What the running call of a pipeline passes to its scheduler's `step` at every step, beside
+    prediction, timestep and sample: `eta`, which makes some samplers random. Generators are left
+    out."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        if frame.f_code.co_name == "__call__" and frame.f_locals.get("self") is pipe:
+            found = frame.f_locals.get("extra_step_kwargs")
+            if isinstance(found, dict):
+                return {name: value for name, value in found.items() if name != "generator"}
+        frame = frame.f_back
+    return {}
+
+
 def _code_of(called: Any) -> CodeType | None:
     """The code that runs when an object is called: a function, a method, a `functools.partial`, or
     an object with `__call__`. None: it is not Python code."""

@@ -22,7 +22,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -217,19 +217,24 @@ class SchedulerCache:
         self._response: Response | None = None
         self._profiles: dict[tuple[Any, ...], Profile | None] = {}
 
-    def response(self, scheduler: Any, begin: int = 0, num_steps: int | None = None) -> Response:
+    def response(
+        self, scheduler: Any, begin: int = 0, num_steps: int | None = None,
+        given: Mapping[str, Any] | None = None,
+    ) -> Response:  # fmt: skip
         """As `response_of`."""
-        state = type(scheduler), begin, num_steps, *state_of(scheduler)
+        of_steps = sorted((given or {}).items())
+        state = type(scheduler), begin, num_steps, *of_steps, *state_of(scheduler)
         if self._response is None or state != self._state:
-            self._response, self._profiles = response_of(scheduler, begin, num_steps), {}
+            self._response, self._profiles = response_of(scheduler, begin, num_steps, given), {}
             self._state = state
         return self._response
 
     def profile(
-        self, scheduler: Any, sampler: SamplerCoefficients, guidance: float
-    ) -> Profile | None:
-        """As `profile_by_prior`."""
-        response = self.response(scheduler, 0, sampler.num_steps)
+        self, scheduler: Any, sampler: SamplerCoefficients, guidance: float,
+        given: Mapping[str, Any] | None = None,
+    ) -> Profile | None:  # fmt: skip
+        """As `profile_by_prior`; `given` as in `response_of`."""
+        response = self.response(scheduler, 0, sampler.num_steps, given)
         key = sampler.branch_weights, sampler.second, guidance
         if key not in self._profiles:
             self._profiles[key] = profile_by_prior(scheduler, sampler, guidance, response)

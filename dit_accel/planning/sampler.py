@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -146,8 +146,15 @@ class Response:
         return SamplerCoefficients(self.states[-1, :-1], self.timesteps, branch_weights)
 
 
-def response_of(scheduler: Any, begin: int = 0, num_steps: int | None = None) -> Response:
-    """The impulse response of a run; arguments and errors as in `coefficients_of`."""
+def response_of(
+    scheduler: Any, begin: int = 0, num_steps: int | None = None,
+    given: Mapping[str, Any] | None = None,
+) -> Response:  # fmt: skip
+    """The impulse response of a run; other arguments and errors as in `coefficients_of`.
+
+    Args:
+        given: what the pipeline passes to every step beside prediction, timestep and sample.
+    """
     timesteps = scheduler.timesteps.cpu()[begin:][:num_steps]
     steps = timesteps.diff()  # Mochi's timesteps go up
     if not bool((steps < 0).all() or (steps > 0).all()):
@@ -155,7 +162,7 @@ def response_of(scheduler: Any, begin: int = 0, num_steps: int | None = None) ->
         raise _refusal(scheduler, problem, "schedulers with one forward at each timestep")
     response = ImpulseResponse(scheduler, begin)
     for timestep in timesteps:
-        response.step(timestep)
+        response.step(timestep, **(given or {}))
     response.check()
     used = [*range(len(timesteps)), -1]  # the run's steps, and the noise
     return Response(response.states[:, used], timesteps.double().flatten())
