@@ -13,6 +13,7 @@ from dit_accel import EDCW, SceneConfig, UniCP, accelerate
 from dit_accel.layout import Keyframe, Layout, Shot, Subject
 from dit_accel.planning.transfer import computed_steps
 
+LONG = EDCW(threshold=1e9, first=2)
 REUSED = 0.25  # relative error that half of the steps may cost on random weights
 
 quick = pytest.mark.parametrize("name", ["wan-v2v", "hunyuan-true-cfg"])
@@ -282,6 +283,28 @@ def other_text_after(step):
     return {"callback_on_step_end": callback, "callback_on_step_end_tensor_inputs": names}
 
 
+@pytest.mark.parametrize("site", ["model", "block", "attention"])
+def test_a_guider_may_call_the_transformer_again_with_the_same_text(site):
+    """Skip-layer guidance: a third forward a step, with the prompt, that leaves a block out."""
+    row = RUNS["wan-modular"]
+    pipe, arguments = row.build()
+    guider = getattr(diffusers, "SkipLayerGuidance", None)
+    if guider is None:
+        pytest.skip("this diffusers has no guiders")
+    skipped = diffusers.LayerSkipConfig(indices=[1], fqn="blocks")
+    interval = {"skip_layer_guidance_start": 0.0, "skip_layer_guidance_stop": 1.0}
+    pipe.update_components(guider=guider(skip_layer_config=skipped, **interval))
+    stock = row(pipe, arguments)
+    with accelerate(pipe, threshold=0, site=site) as handle:
+        assert torch.equal(row(pipe, arguments), stock)
+        report = handle.report()
+    assert report.steps == report.steps_computed == row.steps
+    assert report.branches == ("cond", "uncond", "cond2")
+    with accelerate(pipe, config=LONG, site=site) as handle:
+        assert torch.equal(row(pipe, arguments), row(pipe, arguments))
+        assert handle.report().steps == row.steps
+
+
 @pytest.mark.parametrize("name", ["LattePipeline", "cogvideox"])
 def test_noise_that_the_calls_eta_adds_is_refused_where_the_sampler_takes_it(name):
     """Latte's DDIM draws noise with an eta above 0; CogVideoX's takes the number and ignores it."""
@@ -298,9 +321,6 @@ def test_noise_that_the_calls_eta_adds_is_refused_where_the_sampler_takes_it(nam
     with dit_accel.recorded(pipe) as reference:
         assert torch.equal(model.run(pipe, eta=0.5), stock)
     assert (reference.run.profile is not None) == (name == "cogvideox"), reference.problem
-
-
-LONG = EDCW(threshold=1e9, first=2)
 
 
 @pytest.mark.parametrize(

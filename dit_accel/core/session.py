@@ -103,6 +103,7 @@ class Session:
         self._is_named = False  # whether the run's last forward was in a `cache_context`
         self._schedule: torch.Tensor | None = None  # the scheduler's timesteps
         self._seen: set[tuple[str, str]] = set()  # this step's forwards: transformer and branch
+        self._index: int | None = None  # the scheduler's count at the last forward
         self._texts = Texts()
         self._times: list[float] = []
         self._positions = Positions()
@@ -277,6 +278,8 @@ class Session:
         position = self._position_of(call, branch, index, other=other)
         step = position - self._begin
         again = step == self.step and (call.transformer, branch) in self._seen
+        if again and not other and context is None and self._is_further():
+            branch, again = self._further_name(call.transformer, branch), False
         begins = other or again or step < self.step or self.step < 0
         thread = threading.get_ident()
         # A pipeline may set its timesteps again at its end, which looks like a new run.
@@ -288,15 +291,30 @@ class Session:
             step = index or 0
             self._begin_run(call, position - step)
         self._is_named = context is not None
-        if context is None:  # a new run has reset the texts, so the branch is looked up again
+        if context is None and begins:  # the new run has reset the texts
             branch = self._texts.branch_of(call.text)
         if step != self.step:
             self._next_step(step)
+        self._index = getattr(self.pipe.scheduler, "step_index", None)
         self.branch, self.transformer = branch, call.transformer
         self._seen.add((call.transformer, branch))
         if (call.transformer, branch) not in self.inputs:
             shapes = tree_map_only(torch.Tensor, _shape_of, (call.args, call.kwargs))
             self.inputs[call.transformer, branch] = shapes
+
+    def _is_further(self) -> bool:
+        """Whether a forward that this step had already is another one of the step: some guiders
+        call the transformer again with the same text, and change something inside. The scheduler
+        has made no step since the last forward then."""
+        index = getattr(self.pipe.scheduler, "step_index", None)
+        return self._in_call and (self.num_steps or 0) > 1 and index == self._index
+
+    def _further_name(self, transformer: str, branch: str) -> str:
+        """The name of a further forward with the text of a branch: `cond2`."""
+        number = 2
+        while (transformer, f"{branch}{number}") in self._seen:
+            number += 1
+        return f"{branch}{number}"
 
     def _begin_run(self, call: ForwardCall, begin: int) -> None:
         self.calls += not (self._knows_calls and self._in_call)
