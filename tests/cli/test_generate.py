@@ -528,6 +528,19 @@ def test_an_unforeseen_error_is_one_line_and_verbose_shows_where(
     assert "Traceback" in generate("--verbose").stderr
 
 
+def test_an_error_whose_reason_is_its_last_line_has_the_reason(
+    generate: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As of diffusers, where a package that it imports is broken."""
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise RuntimeError("Failed to import it because of this error (look up):\n\nno libfoo.so")
+
+    monkeypatch.setattr("dit_accel.cli.run.run.run_accelerated", fail)
+    said = "because of this error (look up): no libfoo.so (--verbose shows where)"
+    assert said in generate().stderr
+
+
 def test_frames_that_are_not_finite_are_refused(
     generate: Callable[..., Result], here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -188,8 +188,11 @@ def _unexpected(error: Exception, verbose: bool) -> str:
     if names & {"MemoryError", "OutOfMemoryError"} or "can't allocate memory" in str(error):
         first_line = text.splitlines()[0]
         return f"out of memory; try a smaller --height, --width or --frames ({first_line})"
-    # a compiler's error contains all of its output
-    first = textwrap.shorten(text.splitlines()[0], MOST_SIGNS, placeholder=" ...")
+    # A compiler's error contains all of its output. An import's error ends with its reason.
+    first, *rest = [line.strip() for line in text.splitlines() if line.strip()]
+    if first.endswith(":") and rest:
+        first = f"{first} {rest[-1]}"
+    first = textwrap.shorten(first, MOST_SIGNS, placeholder=" ...")
     return text if verbose else f"{first} (--verbose shows where)"
 
 
