@@ -167,6 +167,7 @@ def read(model: LoadableModel, *, dtype: str, place: Callable[[Any], object], **
                 str(model.folder), torch_dtype=kinds, local_files_only=True,
                 variant=model.variant, **more,
             )  # fmt: skip
+        _check_weights(model, pipe)
         place(pipe)
     except (MemoryError, torch.OutOfMemoryError, ModelLoadError):
         raise
@@ -177,6 +178,22 @@ def read(model: LoadableModel, *, dtype: str, place: Callable[[Any], object], **
         ) from error
     pipe.set_progress_bar_config(disable=True)
     return pipe
+
+
+def _check_weights(model: LoadableModel, pipe: Any) -> None:
+    """Refuse a pipeline whose files lack weights: diffusers leaves those parameters without data.
+
+    Raises:
+        ModelLoadError: a part lacks weights. The message names the part and one of them.
+    """
+    for part, module in pipe.components.items():
+        named = [*module.named_parameters()] if hasattr(module, "named_parameters") else []
+        lacking = [name for name, tensor in named if tensor.device.type == "meta"]
+        if lacking:
+            raise ModelLoadError(
+                f"model is {model.name!r}: the files of its {part} lack {len(lacking)} of "
+                f"{len(named)} weights, such as {lacking[0]}"
+            )
 
 
 def choose_device(device: str | None) -> str:

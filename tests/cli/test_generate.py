@@ -6,6 +6,7 @@ import errno
 import json
 import multiprocessing
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -526,6 +527,17 @@ def test_an_unforeseen_error_is_one_line_and_verbose_shows_where(
     assert "error: RuntimeError: the sky fell (--verbose shows where)" in result.stderr
     assert "Traceback" not in result.stderr
     assert "Traceback" in generate("--verbose").stderr
+
+
+def test_weights_of_another_part_are_refused_by_name(here: Path, model_folder: Path) -> None:
+    """Diffusers only warns, and the parameters have no data then."""
+    folder = shutil.copytree(model_folder, here / "model")
+    file = "diffusion_pytorch_model.safetensors"
+    shutil.copy(folder / "vae" / file, folder / "transformer" / file)
+    result = invoke("generate", PROMPT, "--model", str(folder), "--threshold", "1")
+    assert result.exit_code == 1
+    lacking = r"the files of its transformer lack (\d+) of \1 weights, such as \w+"
+    assert re.search(lacking, result.stderr), result.stderr
 
 
 def test_an_error_whose_reason_is_its_last_line_has_the_reason(
