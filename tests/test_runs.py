@@ -362,7 +362,7 @@ def test_a_plan_without_guard_says_that_the_text_changed(given):
         assert not any("The text" in note for note in handle.report().notes)
 
 
-def test_a_guider_that_begins_within_a_run_is_noted_and_nothing_is_promised():
+def test_a_guider_that_begins_within_a_run_is_noted_and_predicts_nothing():
     """The pipeline has no guidance scale to look at: the guider has it, and its interval."""
     if "hunyuan-video-1.5" not in MODELS:
         pytest.skip("this diffusers has no HunyuanVideo 1.5")

@@ -1,7 +1,6 @@
 """What the command prints is the text itself, on a console and in a pipe of any encoding.
 
-A worked example: rich reads `[red]` as a colour and `:b:` as an emoji, unless it is told that a
-name is a name.
+A worked example: by default, rich reads `[red]` as a colour and `:b:` as an emoji.
 """
 
 from __future__ import annotations
