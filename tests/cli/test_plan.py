@@ -314,14 +314,6 @@ def test_plan_draws(plan: Any, here: Path, suffix: str) -> None:
         (["--speedup", "6"], "--speedup 6: --speedup is 6.0; accepted: 1 to 5 at 10 steps"),
         (["--speedup", "2", "--guidance", "1"], "and this run has one branch, so its plans do not"),
         (["--steps", "20"], "--steps is given; accepted: with --quality or --speedup"),
-        (["--cache-memory", "1MiB"], "--cache-memory is given; accepted: with --quality or --spe"),
-        (["--no-learn"], "--no-learn is given; accepted: with --quality or --speedup"),
-        (["--dtype", "float16"], "--dtype is given; accepted: with --quality or --speedup"),
-        (["--variant", "fp16"], "--variant is given with --profile alone; accepted: with --model"),
-        (
-            ["--speedup", "2", "--no-learn"],
-            "--no-learn is given with --profile alone; accepted: with --model too",
-        ),
         (["--plot", "p.pdf"], "--plot is 'p.pdf'; accepted: a name that ends in .png or .svg"),
         (["--plot", "no/p.png"], "--plot is 'no/p.png': its folder does not exist"),
     ],
@@ -337,8 +329,6 @@ def test_plan_without_a_profile_shows_the_priors(here: Path, model_folder: Path)
     assert "none for this model" in result.stdout
     assert "Planned from a prior of 4 other models; " in result.stdout
     assert "8.0 of 20 steps computed" in result.stdout
-    limited = invoke(*command, "--speedup", "2.5", "--cache-memory", "1KiB").stdout
-    assert "--cache-memory 1KiB: what it changes is not known" in limited
     content = json.loads(invoke(*command, "--quality", "10", "--json").stdout)
     assert content["profile"] is None and len(content["computed"]) < 20
     assert content["predicted"]["reach"] >= 0.95
