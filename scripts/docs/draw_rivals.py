@@ -37,10 +37,12 @@ SHOWN = {  # colours of Okabe and Ito, which colour-blind people can distinguish
     OURS: ("ours", "#d55e00"), "dpcache": ("DPCache", "#0072b2"), "gits": ("GITS", "#009e73"),
     "ra-cfg-cache": ("RA-CFGCache", "#cc79a7"), "spectrum": ("Spectrum", "#e69f00"),
     "unipc-2": ("UniPC, best shift", "#56b4e9"), "fewer-steps": ("fewer steps", "#000000"),
-    "bns": ("BNS, trained", "#7a3e9d"), "dyweight": ("DyWeight, trained", "#7a3e9d"),
+    "bns": ("BNS, trained", "#7a3e9d"), "bns/grid": ("BNS on the grid, trained", "#7a3e9d"),
+    "dyweight": ("DyWeight, trained", "#7a3e9d"),
 }  # fmt: skip
 TRAINED = {"bns": "--", "bns/grid": "-", "dyweight": ":"}  # by backpropagation, and their lines
-CLIPS = 4000  # dots in a panel
+CLIPS = 4000  # dots of a model in a panel
+TURNS = 20  # dots are drawn in turns, so that no model hides the others
 METRICS = {"jod": "JOD", "ssim": "SSIM", "st_lpips": "ST-LPIPS"}
 Runs = dict[str, dict[int, dict[str, Any]]]
 
@@ -147,7 +149,7 @@ def read(model: str) -> Runs:
 
 
 def fronts(models: dict[str, Runs], target: Path) -> None:
-    figure, panels = pyplot.subplots(1, len(models), figsize=(13, 4), sharey=True)
+    figure, panels = pyplot.subplots(1, len(models), figsize=(13, 4.2), sharey=True)
     for axes, (model, runs) in zip(panels, models.items(), strict=True):
         for method in sorted(runs, key=lambda name: name in SHOWN):
             points = sorted(
@@ -162,20 +164,21 @@ def fronts(models: dict[str, Runs], target: Path) -> None:
     panels[0].set_ylabel("PSNR to the uncached clip, dB")
     handles = dict(zip(*reversed(panels[1].get_legend_handles_labels()), strict=True))
     names = [*(label for label, _ in SHOWN.values()), "others"]
-    figure.legend([handles[n] for n in names], names, ncols=10, loc="lower center", fontsize=8)
-    figure.tight_layout(rect=(0, 0.06, 1, 1))
+    figure.legend([handles[n] for n in names], names, ncols=6, loc="lower center", fontsize=8)
+    figure.tight_layout(rect=(0, 0.11, 1, 1))
     figure.savefig(target, dpi=110)
 
 
 def agreement(models: dict[str, Runs], target: Path) -> None:
     figure, panels = pyplot.subplots(1, len(METRICS), figsize=(11, 3.8))
     for axes, (metric, label) in zip(panels, METRICS.items(), strict=True):
-        for model, colour in MODELS.items():
-            pairs = clips(models[model], metric)
-            every = max(1, len(pairs) // CLIPS)
-            if pairs:
-                axes.plot(*zip(*pairs[::every], strict=True), ".", ms=1.6, alpha=0.35, color=colour,
-                          label=model, rasterized=True)  # fmt: skip
+        shown = {model: clips(runs, metric) for model, runs in models.items()}
+        shown = {model: pairs[:: max(1, len(pairs) // CLIPS)] for model, pairs in shown.items()}
+        for turn in range(TURNS):
+            for model, pairs in shown.items():
+                if own := pairs[turn::TURNS]:
+                    axes.plot(*zip(*own, strict=True), ".", ms=1.6, alpha=0.35, rasterized=True,
+                              color=MODELS[model], label=None if turn else model)  # fmt: skip
         axes.set(xlabel="PSNR, dB", ylabel=label, xlim=(10, 65))
         axes.grid(alpha=0.25)
     panels[0].axhline(9.5, color="black", lw=0.8, ls="--")
