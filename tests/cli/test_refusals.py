@@ -18,7 +18,7 @@ from dit_accel.models import miniature
         ("plan --cache-memory 1MiB", "--cache-memory is given; accepted: with --quality or --spee"),
         ("plan --no-learn", "--no-learn is given; accepted: with --quality or --speedup"),
         ("plan --dtype float16", "--dtype is given; accepted: with --quality or --speedup"),
-        ("generate a --frames 1000", "--frames is 1000; accepted with this model: at most 125"),
+        ("generate a --frames 1000", "--frames is 1000; accepted with this model: at most 253"),
     ],
 )
 def test_an_option_is_refused_by_name(here: Path, words: str, message: str) -> None:
