@@ -179,6 +179,9 @@ class Handle:
 
     def _stands(self, transformers: dict[str, Any]) -> bool:
         """Whether our hooks are still on all modules of these transformers."""
+        # A transformer of another family may lack the blocks that `_modules_of` reads.
+        if list(transformers.values()) != list(self._session.transformers.values()):
+            return False
         now = self._modules_of(transformers)
         return list(map(id, now)) == list(map(id, self._around)) and not self._patches.replaced
 

@@ -255,6 +255,16 @@ def windows(computed: Sequence[int], num_steps: int) -> Iterator[tuple[int, int]
     return zip(computed, (*computed[1:], num_steps), strict=True)
 
 
+def reuse_plan(computed: Sequence[int], num_steps: int) -> Plan:
+    """The plan that reuses the last computed prediction at every other step."""
+    reused = {
+        step: Extrapolation(({opened: 1.0},))
+        for opened, closed in windows(computed, num_steps)
+        for step in range(opened + 1, closed)
+    }
+    return Plan(num_steps, reused)
+
+
 def used_steps(computed: Sequence[int], opened: int, depth: int, since: int = 0) -> list[int]:
     """The last `depth` computed steps up to the one that opens a window, latest first.
 

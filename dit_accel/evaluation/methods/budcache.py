@@ -9,7 +9,6 @@ Source: BudCache, arXiv 2606.13496, without its learned noise levels; our readin
 
 from __future__ import annotations
 
-import itertools
 import math
 import random
 from collections.abc import Callable, Iterator
@@ -27,7 +26,7 @@ from dit_accel.evaluation.methods.row import (
     steps_row,
 )
 from dit_accel.handle import accelerate
-from dit_accel.planning.plan import Extrapolation, Plan
+from dit_accel.planning.plan import reuse_plan
 from dit_accel.planning.spacing import evenly
 
 FIXED_SHARE = 0.3  # share of the budget
@@ -89,15 +88,6 @@ def _moved(
     if to in mask or not fixed <= to < num_steps:
         return mask
     return tuple(sorted({*mask, to} - {step}))
-
-
-def reuse_plan(computed: tuple[int, ...], num_steps: int) -> Plan:
-    """The plan that reuses the last computed prediction at every other step."""
-    ends = itertools.pairwise([*computed, num_steps])
-    return Plan(
-        num_steps,
-        {s: Extrapolation(({a: 1.0},)) for a, b in ends for s in range(a + 1, b)},
-    )
 
 
 @contextmanager

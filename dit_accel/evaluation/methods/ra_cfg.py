@@ -20,7 +20,6 @@ import numpy as np
 import numpy.typing as npt
 
 from dit_accel.evaluation.methods import runs
-from dit_accel.evaluation.methods.budcache import reuse_plan
 from dit_accel.evaluation.methods.row import (
     MethodContext,
     MethodHandle,
@@ -31,7 +30,7 @@ from dit_accel.evaluation.methods.row import (
 )
 from dit_accel.handle import accelerate
 from dit_accel.planning.paths import Recorded, step_errors
-from dit_accel.planning.plan import Extrapolation, Plan
+from dit_accel.planning.plan import Extrapolation, Plan, reuse_plan
 
 RECORDED_CLIPS, PROBES, PROBED_CLIPS = 8, 6, 2  # uncached runs; probed steps, and clips of each
 Errors = npt.NDArray[np.float64]
