@@ -37,6 +37,8 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name not in _LAZY:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module("dit_accel.layout.coverage"), name)
-    globals()[name] = value
-    return value
+    # All at once: the import makes the module `coverage` an attribute of this package, in place of
+    # the function of this name.
+    module = importlib.import_module("dit_accel.layout.coverage")
+    globals().update({one: getattr(module, one) for one in _LAZY})
+    return globals()[name]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -323,3 +325,10 @@ def test_reading_a_layout_imports_no_torch():
         capture_output=True, text=True, check=True,
     )  # fmt: skip
     assert run.stdout.strip() == "False"
+
+
+@pytest.mark.parametrize("first", ["mask_chunks", "reference_coverage", "coverage"])
+def test_coverage_is_a_function_whatever_is_imported_first(first: str) -> None:
+    """A module of the package has the same name."""
+    code = f"from dit_accel.layout import {first}, coverage; assert callable(coverage)"
+    subprocess.run([sys.executable, "-c", code], check=True)
