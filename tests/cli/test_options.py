@@ -34,7 +34,7 @@ def test_an_option_from_the_command_line_to_the_config() -> None:
         ("generate a --quality abc", "--quality is 'abc'; accepted: a number"),
         ("generate a --seed 1e3", "--seed is '1e3'; accepted: a whole number"),
         ("bench --steps 1", "--steps is '1'; accepted: a whole number, at least 4"),
-        ("calibrate --minutes nan", "--minutes is 'nan'; accepted: a number, at least 0"),
+        ("calibrate --minutes -1", "--minutes is '-1'; accepted: a number, at least 0"),
         ("evaluate x --output y --limit 0", "--limit is '0'; accepted: a whole number, at least 1"),
     ],
 )

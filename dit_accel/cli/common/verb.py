@@ -41,6 +41,9 @@ _CONFIG = inspect.Parameter(  # an option of every verb; its values are defaults
     ],
 )  # fmt: skip
 NUMBERS = {int: "a whole number", float: "a number"}
+_OLDER_KINDS = {  # names of an option's type before typer 0.27
+    "integer": int, "integer range": int, "float": float, "float range": float,
+}  # fmt: skip
 METAVARS = {bool: "", int: "N", float: "X", str: "TEXT", Path: "PATH"}  # in the help
 
 
@@ -50,9 +53,13 @@ class Verb(TyperCommand):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         for one in self.params:
+            older = getattr(one, "type", None)
             kind = getattr(getattr(one, "type_descriptor", None), "annotation", None)
+            kind = kind or _OLDER_KINDS.get(getattr(older, "name", ""))
             if kind in NUMBERS:
-                named = functools.partial(_process_number, one, NUMBERS[kind], one.process_value)
+                least = getattr(one, "min", getattr(older, "min", None))
+                accepted = NUMBERS[kind] + ("" if least is None else f", at least {least:g}")
+                named = functools.partial(_process_number, one, accepted, one.process_value)
                 one.process_value = named  # type: ignore[method-assign]
             if isinstance(one, TyperArgument):  # its name is enough
                 one.display_type_rich = lambda ctx: ""  # type: ignore[method-assign]
@@ -76,8 +83,6 @@ def _process_number(
     except typer.BadParameter as error:
         if type(error) is not typer.BadParameter:  # the option is missing
             raise
-        if option.min is not None:
-            accepted += f", at least {option.min:g}"
         with reported():
             raise BadInput(f"{option.opts[0]} is {shown(value)}; accepted: {accepted}") from error
 
