@@ -14,7 +14,8 @@ import signal
 import textwrap
 import threading
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 
 import typer
 
@@ -130,12 +131,16 @@ def _terminable() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def refused(prefix: str = "", kinds: tuple[type[Exception], ...] = (ValueError,)) -> Iterator[None]:
+def refused(
+    prefix: str = "", kinds: tuple[type[Exception], ...] = (ValueError,),
+    text_of: Callable[[str], str] = as_option,
+) -> Iterator[None]:  # fmt: skip
     """Turn an error of the library into an error of the input, with options instead of arguments.
 
     Args:
         prefix: the option and its value, if the message does not name them.
         kinds: the kinds of errors.
+        text_of: what becomes of the error's message.
 
     Raises:
         BadInput: the body raised one of them.
@@ -143,28 +148,17 @@ def refused(prefix: str = "", kinds: tuple[type[Exception], ...] = (ValueError,)
     try:
         yield
     except kinds as error:
-        raise BadInput(prefix + as_option(str(error))) from error
+        raise BadInput(prefix + text_of(str(error))) from error
 
 
-@contextlib.contextmanager
 def unreadable(
     prefix: str, kinds: tuple[type[Exception], ...] = (ValueError, OSError)
-) -> Iterator[None]:
-    """Turn an error about the content of a file into an error of the input.
+) -> AbstractContextManager[None]:
+    """As `refused`, for an error about the content of a file.
 
     The names in its message are those of the file's fields, so they are not replaced by options.
-
-    Args:
-        prefix: the option and its value.
-        kinds: the kinds of errors.
-
-    Raises:
-        BadInput: the body raised one of them.
     """
-    try:
-        yield
-    except kinds as error:
-        raise BadInput(f"{prefix}{error}") from error
+    return refused(prefix, kinds, text_of=str)
 
 
 def say(message: str, *, style: str = "bold red") -> None:
