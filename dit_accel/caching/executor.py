@@ -28,6 +28,7 @@ from dit_accel.caching.outputs import Form, taken
 from dit_accel.caching.policy import Controller, Policy
 from dit_accel.caching.ranks import Ranks
 from dit_accel.caching.recording import NotPlanned
+from dit_accel.caching.run_changes import RunChanges
 from dit_accel.caching.store import BranchStore, TensorStore
 from dit_accel.core import extrapolation
 from dit_accel.core.interceptor import Forward, ForwardCall
@@ -58,8 +59,7 @@ class PlanExecutor(Engine):
         self._missing: set[int] = set()  # steps whose extrapolation lacked a value
         self._changed: set[int] = set()  # steps computed because a layout changes the denoiser
         self._form: Form | None = None  # of the last computed output
-        self._guidance: dict[int, float | None] = {0: None}  # by the step at which it began
-        self._texts: list[tuple[int, bool | torch.Tensor]] = []  # steps with another text, perhaps
+        self.changes = RunChanges(session)
         self._learning: tuple[str, ...] = ()  # notes
         self.clear()
 
@@ -85,8 +85,7 @@ class PlanExecutor(Engine):
             policy.on_invalid(session.step - 1, "the text changed")
             self._extrapolation = policy.extrapolation_at(session.step)
         if not policy.needs_error:
-            other = self.monitor.texts.difference(session.branch)
-            self._texts += [] if other is False else [(session.step, other)]
+            self.changes.note_text(self.monitor.texts.difference(session.branch))
         cached = self.store.branch(session.role, session.branch)
         value = self._extrapolate(component, cached)
         computed = value is None
@@ -207,7 +206,7 @@ class PlanExecutor(Engine):
         self.computed.clear()
         self._missing.clear()
         self._changed.clear()
-        self._guidance, self._texts = {0: self.session.guidance}, []
+        self.changes.reset()
         self.host_syncs = 0
         self.store.begin(self.policy.min_bits)
 
@@ -224,8 +223,7 @@ class PlanExecutor(Engine):
             policy = self._after_first_step()
         self._first = {}
         self._forwards.clear()
-        if self.session.guidance != [*self._guidance.values()][-1]:
-            self._guidance[step] = self.session.guidance
+        self.changes.note_guidance(step)
         self.monitor.next_step()
         planned = policy.extrapolation_at(step)
         self._extrapolation = planned
@@ -349,55 +347,13 @@ class PlanExecutor(Engine):
 
     def notes(self) -> tuple[str, ...]:
         notes = *self.policy.notes(), *self._added_steps(), *self.store.notes()
-        return (*notes, *self._changes(), *self._learning)
+        return (*notes, *self._change_notes(), *self._learning)
 
     def prediction(self) -> dict[str, Any] | None:
-        return None if self._changes() else super().prediction()
+        return None if self._change_notes() else super().prediction()
 
-    def _changes(self) -> tuple[str, ...]:
-        """Notes on what a callback, the pipeline or its guider changed during the run, if a plan
-        without regard to it was followed."""
-        if all(all(steps.values()) for steps in [*self.computed.values()]):
-            return ()
-        return (*self._guidance_notes(), *self._text_notes())
-
-    def _text_notes(self) -> tuple[str, ...]:
-        step = next((step for step, other in [*self._texts] if other), None)
-        if step is None:
-            return ()
-        return (
-            f"The text changed at step {step}, but a plan without guard still has predictions of "
-            "the earlier text.",
-        )
-
-    def _guidance_notes(self) -> tuple[str, ...]:
-        (_, before), *later = [*self._guidance.items()]
-        if later and None not in (before, later[0][1]):
-            step, after = later[0]
-            what = f"Guidance changed from {before:g} to {after:g} at step {step}"
-        else:
-            found = self._changed_forwards()
-            if found is None:
-                return ()
-            step, now, first = found
-            what = f"The forwards changed from {first} to {now} at step {step}"
-        return (f"{what}, but the plan still has the branch weights of the first step.",)
-
-    def _changed_forwards(self) -> tuple[int, str, str] | None:
-        """The first step with other branches than step 0, and the branches of both; None: all have
-        the same, or a second expert begins there, for which the plan has weights."""
-        branches: dict[int, dict[str, None]] = {}
-        for (_, branch), steps in [*self.computed.items()]:
-            for step in [*steps]:
-                branches.setdefault(step, {})[branch] = None
-        second = self.policy.second.begin if self.policy.second is not None else None
-        for step in sorted(branches):
-            if step == self.session.steps_ran - 1 < (self.session.num_steps or 0) - 1:
-                return None  # it may not be over
-            if branches[step].keys() != branches[0].keys():
-                here, first = (" and ".join(branches[at]) for at in (step, 0))
-                return None if step == second else (step, here, first)
-        return None
+    def _change_notes(self) -> tuple[str, ...]:
+        return self.changes.notes(self.computed, self.policy.second)
 
     def _added_steps(self) -> tuple[str, ...]:
         """A note on the steps that were computed in addition to the plan, with the reasons."""
