@@ -19,11 +19,11 @@ def entered() -> trace_run.Entered:
     return trace_run.run()
 
 
-def test_a_computed_step_enters_thirteen_modules_after_the_session(entered):
+def test_a_computed_step_enters_fourteen_modules_after_the_session(entered):
     modules = entered["a computed step"]
     after = {*modules[modules.index("core/session") + 1 :]}
-    names = ("executor", "monitor", "host_copy", "store", "guard", "policy", "ranks", "outputs")
-    caching = {f"caching/{name}" for name in names}
+    names = "executor guard host_copy monitor outputs policy ranks run_changes store"
+    caching = {f"caching/{name}" for name in names.split()}
     core = {
         f"core/{name}" for name in ("extrapolation", "interceptor", "measure", "pipeline_calls")
     }
