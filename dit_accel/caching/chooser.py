@@ -19,9 +19,9 @@ from dit_accel.core.families import Family, transformers_of
 from dit_accel.core.guidance import conditional
 from dit_accel.core.interceptor import RunInfo
 from dit_accel.planning import selection
+from dit_accel.planning.choice import PlanChoice
 from dit_accel.planning.difficulty import pooled
 from dit_accel.planning.plan import SamplerCoefficients
-from dit_accel.planning.prediction import PlanChoice
 from dit_accel.planning.profile import Profile
 from dit_accel.planning.profile_file import ProfileError
 

@@ -37,11 +37,11 @@ from dit_accel.core.interceptor import RunInfo
 from dit_accel.core.pipeline_calls import step_arguments
 from dit_accel.core.private_names import other_cache
 from dit_accel.planning import selection
+from dit_accel.planning.choice import PlanChoice
 from dit_accel.planning.learned import RunKind
 from dit_accel.planning.lookup import profile_key
 from dit_accel.planning.parts import parts_of
 from dit_accel.planning.plan import SamplerCoefficients
-from dit_accel.planning.prediction import PlanChoice
 from dit_accel.planning.prior import SchedulerCache
 from dit_accel.planning.profile import Profile
 from dit_accel.planning.profile_file import ProfileError

@@ -27,8 +27,8 @@ from dit_accel.caching.policy import Policy, check_steps
 from dit_accel.core.extrapolation import lagrange_weights, remainder_factor
 from dit_accel.core.interceptor import RunInfo
 from dit_accel.core.quantization import BITS
+from dit_accel.planning.choice import TOLERATED_ERROR, ErrorBand, PlanChoice, QualityEstimate
 from dit_accel.planning.plan import Extrapolation, Plan, SecondExpert
-from dit_accel.planning.prediction import TOLERATED_ERROR, ErrorBand, PlanChoice, QualityEstimate
 
 # After a suspicious event a step is computed. The plan goes on if the error of that step is at most
 # this many standard deviations above the expected one.

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from dit_accel.cli.common.text import Row
     from dit_accel.models.loading import LoadableModel
-    from dit_accel.planning.prediction import PlanChoice, QualityEstimate
+    from dit_accel.planning.choice import PlanChoice, QualityEstimate
     from dit_accel.planning.profile import Profile
 
 UNKNOWN_SIZE = "what it changes is not known, because no profile has the size of the clips"
@@ -249,7 +249,7 @@ def _content(
         "steps": chosen.steps,
         "guidance": chosen.guidance,
         "computed": list(choice.plan.computed),
-        "predicted": dataclasses.asdict(predicted) if predicted is not None else None,
+        "predicted": dataclasses.asdict(predicted),
         "cached_tensors": tensors,
         "cached_bytes": None if chosen.size is None else tensors * chosen.size,
         "cache_memory": bytes_of(given.cache_memory),
@@ -296,13 +296,12 @@ def _rows(
         ("plan", Text(strip(shares, shades), style="cyan")),
         ("", Text(f"{shades[-1]} computed, {shades[0]} extrapolated", style="dim")),
     ]
-    if predicted is not None:
-        steps = f"{predicted.computed:.1f} of {chosen.steps} steps computed"
-        rows.append(("speedup", f"{predicted.speedup:.2f}x, {steps}"))
-        rows.append(("PSNR", Text(_psnr(predicted), style="bold")))
-        if given.quality is not None and predicted.reach is not None:
-            sure = "guaranteed" if path is not None else "expected"
-            rows.append((sure, f"{target} for {predicted.reach:.0%} of clips"))
+    steps = f"{predicted.computed} of {chosen.steps} steps computed"
+    rows.append(("speedup", f"{predicted.speedup:.2f}x, {steps}"))
+    rows.append(("PSNR", Text(_psnr(predicted), style="bold")))
+    if given.quality is not None and predicted.reach is not None:
+        sure = "guaranteed" if path is not None else "expected"
+        rows.append((sure, f"{target} for {predicted.reach:.0%} of clips"))
     rows.append(("cached values", _memory(chosen)))
     if chosen.limited is not None and given.cache_memory is not None:
         rows.append(("", chosen.limited.describe()))

@@ -13,8 +13,8 @@ from dit_accel.cli.common.text import bytes_text
 
 if TYPE_CHECKING:
     from dit_accel.models.loading import LoadableModel
+    from dit_accel.planning.choice import PlanChoice
     from dit_accel.planning.plan import Plan
-    from dit_accel.planning.prediction import PlanChoice
     from dit_accel.planning.profile import Profile
 
 

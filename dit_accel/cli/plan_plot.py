@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from dit_accel.core.files import placed
 
 if TYPE_CHECKING:
-    from dit_accel.planning.prediction import PlanChoice
+    from dit_accel.planning.choice import PlanChoice
     from dit_accel.planning.profile import Profile
 
 COMPUTED, EXTRAPOLATED, TARGET, PROMPTS = "#1f6f8b", "#dbe7ec", "#c7522a", "#8fb3c0"

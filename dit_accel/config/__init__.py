@@ -27,9 +27,9 @@ from dit_accel.caching.windows import EDCW
 from dit_accel.core.checks import byte_count, check_types, require
 from dit_accel.core.families import SITES
 from dit_accel.layout import Layout
+from dit_accel.planning.choice import PlanChoice
 from dit_accel.planning.learned import is_off
 from dit_accel.planning.plan import Plan
-from dit_accel.planning.prediction import PlanChoice
 from dit_accel.planning.profile import Profile
 from dit_accel.scenes.rows import SceneConfig
 

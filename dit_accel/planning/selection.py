@@ -19,9 +19,10 @@ import torch
 from dit_accel.core.interceptor import RunInfo
 from dit_accel.planning import prediction
 from dit_accel.planning.candidate import CandidatePlan
+from dit_accel.planning.choice import ErrorBand, PlanChoice, QualityEstimate
 from dit_accel.planning.margin import QualityMargin
 from dit_accel.planning.plan import SamplerCoefficients, SecondExpert
-from dit_accel.planning.prediction import COVERAGE, ErrorBand, PlanChoice, QualityDistribution
+from dit_accel.planning.prediction import COVERAGE, QualityDistribution
 from dit_accel.planning.prior import profile_by_prior
 from dit_accel.planning.profile import Profile
 from dit_accel.planning.profile_file import ProfileError
@@ -107,9 +108,8 @@ def choose(
         choice = for_speedup(profile, target.speedup or 1.0)
     if len(profile.candidates) < len(given.candidates):
         choice = dataclasses.replace(choice, notes=(*choice.notes, _NOISE_NOTE))
-    if choice.prediction is not None:
-        predicted = dataclasses.replace(choice.prediction, rests_on=profile.rests_on)
-        choice = dataclasses.replace(choice, prediction=predicted)
+    predicted = dataclasses.replace(choice.prediction, rests_on=profile.rests_on)
+    choice = dataclasses.replace(choice, prediction=predicted)
     return _with_difference(choice, target.speedup)
 
 
@@ -342,8 +342,8 @@ def for_speedup(profile: Profile, speedup: float) -> PlanChoice:
 def _choice_of(profile: Profile, candidate: CandidatePlan, reach: float | None) -> PlanChoice:
     sampler, plan = profile.sampler, profile.plan_of(candidate)
     distribution = QualityDistribution.of(candidate, profile.measured)
-    estimate = prediction.QualityEstimate(
-        sampler.num_steps / distribution.count, float(distribution.count), distribution.mean,
+    estimate = QualityEstimate(
+        sampler.num_steps / distribution.count, distribution.count, distribution.mean,
         *distribution.interval, reach, distribution.mean - float(candidate.psnr_db.mean()),
     )  # fmt: skip
     errors, spreads = candidate.extrapolation_error.tolist(), candidate.error_spread.tolist()
@@ -353,8 +353,7 @@ def _choice_of(profile: Profile, candidate: CandidatePlan, reach: float | None) 
     for first in sampler.fixed_steps:
         for step in [step for step in candidate.computed if step >= first][:2]:
             bands.pop(step, None)
-    return PlanChoice(
-        plan, sampler.branch_weights, tuple(sampler.timesteps.tolist()), estimate, bands,
-        second=sampler.second,
+    return PlanChoice.of(
+        plan, sampler, estimate, bands=bands,
         min_bits=prediction.min_bits(plan, profile.error_model, float(candidate.latents_db.mean())),
     )  # fmt: skip

@@ -21,15 +21,10 @@ import torch
 
 from dit_accel.planning import prediction
 from dit_accel.planning.candidate import CandidatePlan
+from dit_accel.planning.choice import PlanChoice, QualityEstimate
 from dit_accel.planning.error_model import ErrorModel
 from dit_accel.planning.plan import Plan, SamplerCoefficients
-from dit_accel.planning.prediction import (
-    COVERAGE,
-    Evidence,
-    PlanChoice,
-    QualityDistribution,
-    QualityEstimate,
-)
+from dit_accel.planning.prediction import COVERAGE, Evidence, QualityDistribution
 from dit_accel.planning.profile import Profile
 from dit_accel.planning.search import fit, search
 from dit_accel.planning.spacing import with_fixed
@@ -189,7 +184,7 @@ def _counts(num_steps: int) -> list[int]:
 
 
 def _reaches(choice: PlanChoice) -> bool:
-    return choice.prediction is not None and (choice.prediction.reach or 0) >= COVERAGE
+    return (choice.prediction.reach or 0) >= COVERAGE
 
 
 def computed_steps(speedup: float, num_steps: int) -> int:
@@ -316,13 +311,10 @@ def _choice_of(
         psnr = predicted_db + offset
         low, high = psnr - known.half_width, psnr + known.half_width
         reach = known.share(predicted_db, quality) if quality is not None else None
-    sampler = error_model.sampler
-    return PlanChoice(
-        plan, sampler.branch_weights, tuple(sampler.timesteps.tolist()),
-        QualityEstimate(sampler.num_steps / count, count, psnr, low, high, reach, offset, basis),
-        {},
+    return PlanChoice.of(
+        plan, error_model.sampler,
+        QualityEstimate(plan.num_steps / count, count, psnr, low, high, reach, offset, basis),
         notes=(_NOTE.format(profile.rests_on) if profile.candidates else profile.evidence.note,),
-        second=sampler.second,
         min_bits=prediction.min_bits(plan, error_model, latents_db),
     )  # fmt: skip
 
@@ -341,7 +333,4 @@ def compute_all(
             "computed.",
         )
     exact = QualityEstimate(1.0, sampler.num_steps, math.inf, math.inf, math.inf, 1.0)
-    return PlanChoice(
-        Plan(sampler.num_steps, {}), sampler.branch_weights, tuple(sampler.timesteps.tolist()),
-        exact, {}, notes=notes, second=sampler.second,
-    )  # fmt: skip
+    return PlanChoice.of(Plan(sampler.num_steps, {}), sampler, exact, notes=notes)

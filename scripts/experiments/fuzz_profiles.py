@@ -17,7 +17,8 @@ from mutants import tensor_file, tensor_mutant
 
 from dit_accel.cli.common import tables
 from dit_accel.models import miniature
-from dit_accel.planning import learned, learned_file, prediction, profile_file, selection
+from dit_accel.planning import learned, learned_file, profile_file, selection
+from dit_accel.planning.choice import describe
 from dit_accel.planning.first_run import profile_of_gram
 from dit_accel.planning.plan import SamplerCoefficients
 from dit_accel.planning.profile import Profile, ProfileError
@@ -52,9 +53,9 @@ def use_plan(found: Profile, run: SamplerCoefficients, rng: random.Random) -> No
     choice = None
     with contextlib.suppress(ValueError):  # the profile has no plan for this target
         choice = selection.choose(found, run, target)
-    if choice is not None and choice.prediction is not None:
+    if choice is not None:
         expected = choice.prediction
-        if math.isnan(expected.psnr_db + expected.low_db) or "nan" in prediction.describe(choice):
+        if math.isnan(expected.psnr_db + expected.low_db) or "nan" in describe(choice):
             raise AssertionError(f"predicts {expected}")
 
 

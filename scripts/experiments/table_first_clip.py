@@ -40,10 +40,10 @@ from dit_accel.core.families import family_of
 from dit_accel.core.guidance import guided
 from dit_accel.evaluation.prompts import read_prompts
 from dit_accel.models import miniature
+from dit_accel.planning.choice import PlanChoice
 from dit_accel.planning.first_run import RunRecord
 from dit_accel.planning.lookup import profile_key
 from dit_accel.planning.plan import SamplerCoefficients
-from dit_accel.planning.prediction import PlanChoice
 from dit_accel.planning.prior import SHIPPED, Prior
 from dit_accel.planning.profile import Profile
 from dit_accel.planning.selection import Target, branch_weights, choose
@@ -162,7 +162,6 @@ def table(model: Model, prior: Prior, counts: Sequence[int], rows: Rows) -> None
         for count in missing:
             assert profile is not None
             choice = choose(profile, sampler, Target(speedup=model.steps / count))
-            assert choice.prediction is not None
             rows.add(
                 model=model.name, source=source, runs=runs, computed=len(choice.plan.computed),
                 predicted_db=choice.prediction.psnr_db, psnr_db=score(model.planned(choice)),

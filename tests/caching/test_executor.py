@@ -18,8 +18,8 @@ from dit_accel.caching import monitor
 from dit_accel.caching.guard import GuardedPolicy
 from dit_accel.caching.host_copy import HostCopy
 from dit_accel.core.guidance import guided
+from dit_accel.planning.choice import ErrorBand
 from dit_accel.planning.plan import Extrapolation, Plan
-from dit_accel.planning.prediction import ErrorBand
 
 NEUTRAL = Plan(STEPS, {})
 MIX = (1.0, -3.0)  # of guidance 4

@@ -9,13 +9,8 @@ import pytest
 
 from dit_accel.caching.guard import LONG_RUN_STEPS, MAX_EXPECTED_ERROR, GuardedPolicy
 from dit_accel.core.interceptor import RunInfo
+from dit_accel.planning.choice import MAX_BAND_RATIO, MAX_BAND_SCORE, TOLERATED_ERROR, ErrorBand
 from dit_accel.planning.plan import Extrapolation, Plan, SecondExpert
-from dit_accel.planning.prediction import (
-    MAX_BAND_RATIO,
-    MAX_BAND_SCORE,
-    TOLERATED_ERROR,
-    ErrorBand,
-)
 
 TOTAL = 24
 USUAL = 1.0  # the error that is expected everywhere

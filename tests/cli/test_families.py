@@ -136,7 +136,7 @@ def test_the_plan_that_is_printed_is_the_one_that_runs(
     words = ["--model", str(folders / family), "--output", "o.npy", "--speedup", "2"]
     result = invoke("generate", PROMPT, *words)
     assert result.exit_code == 0, result.stderr
-    assert "plan: speedup 2x: computes 4.0 of 8 steps" in result.stderr
+    assert "plan: speedup 2x: computes 4 of 8 steps" in result.stderr
     assert "chosen again" not in result.stdout
 
 

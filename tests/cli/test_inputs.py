@@ -114,7 +114,7 @@ def test_the_plan_that_is_shown_is_of_the_steps_that_run(here: Path) -> None:
     result = invoke("generate", PROMPT, "--video", "clip.npy", "--strength", "0.8", *small,
                     "--speedup", "1.5", "--output", "x.npy")  # fmt: skip
     assert result.exit_code == 0, result.stderr
-    assert "computes 6.0 of 9 steps" in result.stderr
+    assert "computes 6 of 9 steps" in result.stderr
     report = json.loads(Path("x.npy.json").read_text())["report"]
     assert report["steps"] == 9 and report["steps_computed"] == 6
     assert not any("chosen again" in note for note in report["notes"])
@@ -237,7 +237,7 @@ def test_the_second_expert_has_a_guidance_of_its_own(
     assert np.array_equal(own, same) and not np.array_equal(own, other)
     for second in ([], ["--guidance-2", "1"]):  # what is printed is what runs
         planned = make("--speedup", "2", *second, "--output", "p.npy", "--overwrite", model=folder)
-        assert "computes 4.0 of 8 steps" in planned.stderr
+        assert "computes 4 of 8 steps" in planned.stderr
         assert "chosen again" not in planned.stdout and "Planned from a prior" in planned.stdout
 
 

@@ -328,7 +328,7 @@ def test_plan_without_a_profile_shows_the_priors(here: Path, model_folder: Path)
     assert result.exit_code == 0, result.stderr
     assert "none for this model" in result.stdout
     assert "Planned from a prior of 4 other models; " in result.stdout
-    assert "8.0 of 20 steps computed" in result.stdout
+    assert "8 of 20 steps computed" in result.stdout
     content = json.loads(invoke(*command, "--quality", "10", "--json").stdout)
     assert content["profile"] is None and len(content["computed"]) < 20
     assert content["predicted"]["reach"] >= 0.95

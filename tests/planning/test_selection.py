@@ -21,12 +21,10 @@ from profiles import (
 from scipy import stats
 
 from dit_accel.config.keywords import config_of
+from dit_accel.planning.choice import describe
 from dit_accel.planning.difficulty import PromptDifficulty
 from dit_accel.planning.margin import MAX_MARGIN_DB, QualityMargin
-from dit_accel.planning.prediction import (
-    clopper_pearson_lower,
-    describe,
-)
+from dit_accel.planning.prediction import clopper_pearson_lower
 from dit_accel.planning.profile import Profile
 from dit_accel.planning.selection import Target, TargetError, choose, for_quality, for_speedup
 from dit_accel.planning.transfer import computed_steps, transfer_plan
@@ -125,7 +123,7 @@ def test_what_is_expected_is_what_the_prompts_got():
     half = known(1.0, 8) * math.sqrt(1 + 1 / 8) * float(stats.t.ppf(0.95, 27))
     assert expected.high_db - expected.psnr_db == pytest.approx(half)
     assert expected.psnr_db - expected.low_db == pytest.approx(half)
-    assert describe(choice) == ("computes 8.0 of 20 steps (2.50x), expected 42.0 dB [32.6, 51.4]")
+    assert describe(choice) == ("computes 8 of 20 steps (2.50x), expected 42.0 dB [32.6, 51.4]")
 
 
 def test_the_bands_are_those_of_the_candidate_from_its_third_step_on():

@@ -9,8 +9,9 @@ import torch
 from profiles import CANDIDATES, FAST, MIDDLE, candidate_of, profile_of, schedule_of, spread_out
 
 from dit_accel.planning import transfer
+from dit_accel.planning.choice import PlanChoice
 from dit_accel.planning.error_model import energies
-from dit_accel.planning.prediction import PlanChoice, decibels
+from dit_accel.planning.prediction import decibels
 from dit_accel.planning.profile import Profile
 from dit_accel.planning.profile_file import ProfileError
 from dit_accel.planning.search import fit, search

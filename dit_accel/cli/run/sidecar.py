@@ -56,7 +56,7 @@ def outcome(
     `speedup` is total steps / computed steps. `reached` and `in_interval` (of the predicted PSNR)
     are None if there is no uncached reference.
     """
-    if target.choice is None or target.choice.prediction is None:
+    if target.choice is None:
         return None
     predicted, report = target.choice.prediction, result.report
     psnr = comparison["fidelity"]["psnr_db"]["value"] if comparison is not None else None

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from dit_accel.cli.common.text import Row
     from dit_accel.cli.run.settings import Settings
     from dit_accel.core.generation import Generation
-    from dit_accel.planning.prediction import PlanChoice
+    from dit_accel.planning.choice import PlanChoice
 
 
 def show(files: Files, settings: Settings, result: Generation, content: dict[str, Any]) -> None:
@@ -70,7 +70,7 @@ def show_plan(settings: Settings, more: list[Row]) -> None:
 
 def announcement(settings: Settings, choice: PlanChoice) -> str:
     """One line before the run: the target, and the prediction."""
-    from dit_accel.planning.prediction import describe
+    from dit_accel.planning.choice import describe
 
     by_quality = settings.quality is not None
     target = f"quality {settings.quality:g} dB" if by_quality else f"speedup {settings.speedup:g}x"

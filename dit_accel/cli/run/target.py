@@ -21,7 +21,7 @@ from dit_accel.cli.run.settings import Settings
 from dit_accel.config import PlannedConfig, QualityConfig, ThresholdConfig
 
 if TYPE_CHECKING:
-    from dit_accel.planning.prediction import PlanChoice
+    from dit_accel.planning.choice import PlanChoice
     from dit_accel.planning.profile import Profile
     from dit_accel.planning.text import Text
 
