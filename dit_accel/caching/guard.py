@@ -184,7 +184,7 @@ class GuardedPolicy(Policy):
         if not math.isfinite(error):
             self.on_invalid(step, "a value was not finite")
         elif is_judge and self._suspicion is not None:
-            if not self._is_usual(step, error):
+            if not self._is_normal(step, error):
                 self._abandon_plan(self._suspicion, self._suspicion[0])
         elif band is not None and not band.contains(error):
             times = f"{band.ratio(error):.1f} times"
@@ -283,7 +283,7 @@ class GuardedPolicy(Policy):
         """How many steps may still be computed, if `max_added` bounds their number."""
         return max(len(self.planned) + (self.max_added or 0) - len(self._done), 0)
 
-    def _is_usual(self, step: int, error: float) -> bool:
+    def _is_normal(self, step: int, error: float) -> bool:
         """Whether an error is normal. The nearest band decides, because this step may have none.
         Without calibration there are no bands; then the other errors of this run decide."""
         if error <= TOLERATED_ERROR:

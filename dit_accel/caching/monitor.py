@@ -189,11 +189,11 @@ class Monitor:
             turn: norm of its difference from the previous prediction.
         """
         largest = max(size, turn, self._turn)
-        usual, self._turn = max(self._speeds, default=0.0), turn
+        fastest, self._turn = max(self._speeds, default=0.0), turn
         speed, explained = way / (size or 1.0), way / (largest or 1.0)
         if math.isfinite(speed):
             self._speeds.append(speed)
-        return usual > 0 and not explained <= MAX_SPEED_RATIO * usual
+        return fastest > 0 and not explained <= MAX_SPEED_RATIO * fastest
 
     def _sizes(self, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Norms of the step's prediction and of its difference from the previous one."""

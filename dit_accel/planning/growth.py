@@ -31,23 +31,23 @@ OTHERS = 2.5  # clips that the other models count as
 START_PLACE = 0.75  # where the start of a run ends; 1 is pure noise, 0 the clean clip
 
 
-def may_grow_less(own: torch.Tensor, usual: torch.Tensor, places: torch.Tensor) -> bool:
+def may_grow_less(own: torch.Tensor, others: torch.Tensor, places: torch.Tensor) -> bool:
     """Whether errors at the start of a run may grow less than in other models.
 
     Args:
         own: `(n,)` or `(m, n)`, > 0: squared errors of the denoised clips of the steps, of one run
             or of m runs (`Trajectory.denoised_errors`).
-        usual: `(n,)`, > 0, the same of other models.
+        others: `(n,)`, > 0, the same of other models.
         places: `(n,)`, of the steps (`prior.places_of`).
 
     Example:
-        >>> own, usual = torch.tensor([1.0, 0.2, 0.9]), torch.tensor([1.0, 0.5, 0.1])
-        >>> may_grow_less(own, usual, torch.tensor([1.0, 0.8, 0.4]))
+        >>> own, others = torch.tensor([1.0, 0.2, 0.9]), torch.tensor([1.0, 0.5, 0.1])
+        >>> may_grow_less(own, others, torch.tensor([1.0, 0.8, 0.4]))
         True
     """
     start = places >= START_PLACE
     start[0] = False  # the first prediction is made from noise alone, and points at the mean clip
-    return bool(start.any() and (own.log() - usual.log())[..., start].mean() < 0)
+    return bool(start.any() and (own.log() - others.log())[..., start].mean() < 0)
 
 
 def corrected_gain(

@@ -115,24 +115,24 @@ def _without_candidates(
 
 
 def steps_beside(
-    error_model: ErrorModel, others: ErrorModel, usual: tuple[int, ...]
+    error_model: ErrorModel, others: ErrorModel, by_others: tuple[int, ...]
 ) -> tuple[int, ...]:
     """The computed steps that suit both a few clips of a model and other models.
 
-    They minimise the product of the two errors. If the gain over `usual` is at most `LEARNT_DB`,
-    the steps are `usual`.
+    They minimise the product of the two errors. If the gain over `by_others` is at most
+    `LEARNT_DB`, the steps are `by_others`.
 
     Args:
         error_model: from the clips.
         others: error model from the other models, for the same sampler.
-        usual: the best steps according to the other models alone.
+        by_others: the best steps according to the other models alone.
     """
-    found = search(error_model, len(usual), beside=others, usual=usual)[0].computed
+    found = search(error_model, len(by_others), beside=others, usual=by_others)[0].computed
     both, before = (
         sum(prediction.decibels(fit(steps, model)[1]) for model in (error_model, others))
-        for steps in (found, usual)
+        for steps in (found, by_others)
     )
-    return found if both - before > LEARNT_DB else usual
+    return found if both - before > LEARNT_DB else by_others
 
 
 def expected_db(
