@@ -286,6 +286,7 @@ class Handle:
             for name, module in session.transformers.items()
             if other_cache(module) is not None
         )
+        changes = engine.run_changes()
         branches = self._branches.notes() if self._branches is not None else ()
         return Report(
             family=self.family.name,
@@ -301,9 +302,9 @@ class Handle:
             host_syncs=engine.host_syncs,
             quality=settings.get("quality"),
             speedup=settings.get("speedup"),
-            prediction=None if others else engine.prediction(),
+            prediction=None if others or changes else engine.policy.prediction(),
             planned=engine.policy.planned,
-            notes=others + uncounted + branches + engine.notes() + self._finite.notes(),
+            notes=others + uncounted + branches + engine.notes() + changes + self._finite.notes(),
             scene=scene,
             config=settings,
             requested=str(self.config),

@@ -8,7 +8,6 @@ technique. Ours; there is no source.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 from dit_accel.caching.policy import Policy
 from dit_accel.core.interceptor import Interceptor
@@ -51,10 +50,11 @@ class Engine(Interceptor):
         """One for each site and branch of the last run."""
         raise NotImplementedError
 
-    def prediction(self) -> dict[str, Any] | None:
-        """The expected quality of the last run, if it is known; see `Policy.prediction`."""
-        return self.policy.prediction()
-
     def notes(self) -> tuple[str, ...]:
         """What a reader of the report must know about the last run."""
+        return ()
+
+    def run_changes(self) -> tuple[str, ...]:
+        """Notes on changes during the last run for which its plan was not made. After such a
+        change, no quality is predicted."""
         return ()

@@ -347,12 +347,9 @@ class PlanExecutor(Engine):
 
     def notes(self) -> tuple[str, ...]:
         notes = *self.policy.notes(), *self._added_steps(), *self.store.notes()
-        return (*notes, *self._change_notes(), *self._learning)
+        return (*notes, *self._learning)
 
-    def prediction(self) -> dict[str, Any] | None:
-        return None if self._change_notes() else super().prediction()
-
-    def _change_notes(self) -> tuple[str, ...]:
+    def run_changes(self) -> tuple[str, ...]:
         return self.changes.notes(self.computed, self.policy.second)
 
     def _added_steps(self) -> tuple[str, ...]:
