@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from dit_accel.cli.run.settings import Settings
     from dit_accel.core.generation import ClipSpec
     from dit_accel.evaluation.prompts import EvaluationPrompt
-    from dit_accel.models.loading import LoadableModel
+    from dit_accel.models.folder import LoadableModel
     from dit_accel.planning.profile import Profile
 
 FIRST_SEED = 1000  # far from the seeds that are usual for clips and comparisons

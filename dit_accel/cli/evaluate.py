@@ -27,7 +27,7 @@ from dit_accel.core.files import reason_of
 if TYPE_CHECKING:
     from dit_accel.evaluation.jobs import EvaluationSpec, Job
     from dit_accel.evaluation.store import Store
-    from dit_accel.models.loading import LoadableModel
+    from dit_accel.models.folder import LoadableModel
 
 
 @verb(EvaluateOptions, interrupted=RESUMABLE)

@@ -22,7 +22,7 @@ from dit_accel.core.files import reason_of
 if TYPE_CHECKING:
     from dit_accel.evaluation.jobs import EvaluationSpec
     from dit_accel.evaluation.store import Store
-    from dit_accel.models.loading import LoadableModel
+    from dit_accel.models.folder import LoadableModel
 
 EVALUATE_METHODS = "uncached,edcw:*,fewer-steps:*"
 DEFAULT_METRICS = "psnr_db,ssim,mae,tdiff,flicker,tof,latent_rel_l2,latent_cosine"

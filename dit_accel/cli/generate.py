@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from dit_accel.cli.run.target import RunTarget
     from dit_accel.core.generation import Generation
     from dit_accel.layout import Layout
-    from dit_accel.models.loading import LoadableModel
+    from dit_accel.models.folder import LoadableModel
 
 
 REMARK_STYLE = "yellow"

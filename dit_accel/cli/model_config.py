@@ -13,7 +13,7 @@ from dit_accel.cli.run.request import check_within
 
 if TYPE_CHECKING:
     from dit_accel.core.tokens import TokenGrid
-    from dit_accel.models.loading import LoadableModel
+    from dit_accel.models.folder import LoadableModel
 
 
 @dataclass(frozen=True)

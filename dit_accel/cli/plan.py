@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from dit_accel.cli.common.text import Row
-    from dit_accel.models.loading import LoadableModel
+    from dit_accel.models.folder import LoadableModel
     from dit_accel.planning.choice import PlanChoice, QualityEstimate
     from dit_accel.planning.profile import Profile
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from dit_accel.cli.common.text import bytes_text
 
 if TYPE_CHECKING:
-    from dit_accel.models.loading import LoadableModel
+    from dit_accel.models.folder import LoadableModel
     from dit_accel.planning.choice import PlanChoice
     from dit_accel.planning.plan import Plan
     from dit_accel.planning.profile import Profile

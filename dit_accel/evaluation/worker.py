@@ -114,9 +114,10 @@ def _runner(
 
 def load(spec: EvaluationSpec, folder: str, device: str) -> Any:
     """Load the pipeline of an evaluation on a device, without messages."""
-    from dit_accel.models import loading, setup
+    from dit_accel.models import setup
+    from dit_accel.models.folder import inspect_folder
 
-    model = loading.inspect_folder(Path(folder), name=spec.model.name)
+    model = inspect_folder(Path(folder), name=spec.model.name)
     index = model.index | {"_class_name": spec.model.pipeline}
     model = dataclasses.replace(model, index=index)
     return setup.load(model, spec.setup, device=device, dtype=spec.dtype)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from dit_accel.models.json_file import read_object
 
 if TYPE_CHECKING:
-    from dit_accel.models.loading import LoadableModel
+    from dit_accel.models.folder import LoadableModel
 
 FROM_HUB = "its kernel is downloaded when it is first used"
 SHAPE = (1, 128, 2, 64)  # batch, tokens, heads, head width: every kernel accepts this shape

@@ -1,7 +1,7 @@
-"""Makes a pipeline from the name of a model: finds the folder, checks it, loads it.
+"""Makes a pipeline from the name of a model: finds its folder, and loads it.
 
 In: a local folder, a hub id, or None for the miniature. Out: a pipeline of diffusers.
-Knows: everything that can be checked without loading weights is checked first. A hub id is read
+Knows: `folder.py` checks a folder before any weights are loaded. A hub id is read
 from the local cache if it is complete there, else downloaded. Without network, this fails within
 seconds, not after a minute of retries. Errors name the argument `model` or `device`.
 Source: ours.
@@ -10,7 +10,6 @@ Source: ours.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import importlib
 import re
 import threading
@@ -21,39 +20,21 @@ from pathlib import Path
 from typing import Any
 
 from dit_accel.models import miniature
-from dit_accel.models.families import FAMILIES, Family
-from dit_accel.models.json_file import read_object
+from dit_accel.models.folder import (
+    LoadableModel,
+    ModelError,
+    ModelLoadError,
+    check_family,
+    inspect_folder,
+    missing_configs,
+    missing_parts,
+    read_index,
+    with_variant,
+)
 
-EXPERTS = ("transformer", "transformer_2")  # components that may denoise
 REACH_SECONDS = 5.0
 CONFIG_FILES = ["model_index.json", "*/config.json", "*/*_config.json", "generation_defaults.json"]
-MINIATURE = "without a model, the embedded miniature runs and needs nothing"
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
-_VARIANT = re.compile(r"^[\w-]+\.(?!safetensors)([\w-]+?)(?:-\d+-of-\d+)?\.safetensors$")
-
-
-class ModelError(ValueError):
-    """A model or a device that cannot be used; another one can."""
-
-
-class ModelLoadError(RuntimeError):
-    """A model that should load, but did not."""
-
-
-@dataclass(frozen=True)
-class LoadableModel:
-    """A folder in the diffusers format that was checked, but not loaded."""
-
-    name: str
-    folder: Path
-    index: dict[str, Any]
-    family: Family
-    variant: str | None = None
-
-    @property
-    def denoisers(self) -> tuple[str, ...]:
-        """The experts of the model."""
-        return tuple(name for name in EXPERTS if _class_of(self.index, name) is not None)
 
 
 @dataclass(frozen=True)
@@ -92,50 +73,16 @@ def resolve_model(
             f"{'the miniature' if model is None else f'the folder {model!r}'}"
         )
     if model is None:
-        return _with_variant(_embedded(), version)
+        return with_variant(_embedded(), version.variant)
     if folder.is_dir():
-        return _with_variant(inspect_folder(folder, name=model, whole=whole), version)
+        return with_variant(inspect_folder(folder, name=model, whole=whole), version.variant)
     if folder.exists():
         raise ModelError(f"model is {model!r}, a file; accepted: a folder with a model_index.json")
     if model.startswith((".", "~")) or not _HUB_ID.fullmatch(model):
         raise ModelError(
             f"model is {model!r}: no such folder, and no hub id of the form owner/name"
         )
-    return _with_variant(_from_hub(model, whole, version), version)
-
-
-def inspect_folder(folder: Path, *, name: str, whole: bool = True) -> LoadableModel:
-    """Check that a folder has a supported pipeline, and if requested, a complete one.
-
-    Raises:
-        ModelError: a part is missing or not supported; the message names it.
-    """
-    index = _read_index(folder / "model_index.json", name)
-    family = _check_family(index, name)
-    with _as_model_error(name):
-        missing = missing_parts(folder, index) if whole else _missing_configs(folder)
-    if missing:
-        raise ModelError(f"model is {name!r}, which is incomplete: {', '.join(missing)} missing")
-    return LoadableModel(name, folder, index, family)
-
-
-def missing_parts(folder: Path, index: dict[str, Any]) -> list[str]:
-    """The components that the index of a pipeline names and its folder lacks, wholly or partly.
-
-    Raises:
-        ValueError: an index of weights is damaged; the message names it.
-    """
-    missing = []
-    for part in index:
-        if _class_of(index, part) is None:
-            continue
-        if not _is_file_name(part) or part.startswith("."):
-            raise ValueError(f"model_index.json names the component {part!r:.80}")
-        if not (folder / part).is_dir() or not any((folder / part).iterdir()):
-            missing.append(f"{part}/")
-        elif (folder / part / "config.json").is_file():
-            missing += [f"{part}/{file}" for file in _missing_weights(folder / part)]
-    return missing
+    return with_variant(_from_hub(model, whole, version), version.variant)
 
 
 def load(model: LoadableModel, *, device: str, dtype: str) -> Any:
@@ -246,30 +193,6 @@ def quiet_libraries(*, verbose: bool) -> Iterator[None]:
                 logger.enable_progress_bar()
 
 
-def _with_variant(model: LoadableModel, version: Version) -> LoadableModel:
-    if version.variant is None:
-        _check_plain(model)
-        return model
-    names = {path.name for path in model.folder.glob("*/*.safetensors")}
-    found = {part for name in names for part in _VARIANT.findall(name)}
-    if version.variant not in found:
-        there = f"its files have {', '.join(sorted(found))}" if found else "its files have none"
-        raise ModelError(f"variant is {version.variant!r}, of model {model.name!r}: {there}")
-    return dataclasses.replace(model, variant=version.variant)
-
-
-def _check_plain(model: LoadableModel) -> None:
-    """Refuse parts whose weights exist only as variants, if no variant was named."""
-    for part in model.index:
-        names = [path.name for path in (model.folder / part).glob("*.safetensors")]
-        found = [_VARIANT.findall(name) for name in names]
-        if found and all(found) and not any((model.folder / part).glob("*.bin")):
-            there = ", ".join(sorted({variant for one in found for variant in one}))
-            raise ModelError(
-                f"variant is not given, and {part} of model {model.name!r} has only {there}"
-            )
-
-
 def _embedded() -> LoadableModel:
     try:
         folder = miniature.path()
@@ -278,71 +201,13 @@ def _embedded() -> LoadableModel:
     return inspect_folder(folder, name="embedded miniature")
 
 
-def _read_index(source: Path, name: str) -> dict[str, Any]:
-    if not source.is_file():
-        raise ModelError(f"model is {name!r}: no diffusers folder, it has no model_index.json")
-    with _as_model_error(name):
-        return read_object(source)
-
-
-def _check_family(index: dict[str, Any], name: str) -> Family:
-    kind = _class_of(index, "transformer") or _class_of(index, "transformer_2")
-    able = {row.transformer: row for row in FAMILIES.values() if row.by_command}
-    if kind not in able:
-        families = ", ".join(f"{row.name} ({row.transformer})" for row in able.values())
-        found = f"a {kind}" if kind else "no transformer"
-        only = ", which only Python code can call, with `accelerate`" if kind in FAMILIES else ""
-        raise ModelError(
-            f"model is {name!r}, with {found}{only}: supported families are {families}"
-        )
-    return able[kind]
-
-
-def _class_of(index: dict[str, Any], part: str) -> str | None:
-    """The class name of a component; None if it is absent, or is not a component."""
-    entry = index.get(part)
-    if isinstance(entry, list) and len(entry) == 2 and entry[0] and entry[1]:
-        return str(entry[1])
-    return None
-
-
-def _missing_configs(folder: Path) -> list[str]:
-    found = [(folder / part / "config.json").is_file() for part in EXPERTS]
-    missing = [] if any(found) else ["transformer/config.json"]
-    return missing if (folder / "vae" / "config.json").is_file() else [*missing, "vae/config.json"]
-
-
-def _missing_weights(part: Path) -> list[str]:
-    indices = sorted(part.glob("*.index.json"))
-    if not indices:
-        found = any(part.glob("*.safetensors")) or any(part.glob("*.bin"))
-        return [] if found else ["*.safetensors"]
-    files = read_object(indices[0]).get("weight_map")
-    if not isinstance(files, dict) or not all(map(_is_file_name, files.values())):
-        raise ValueError(f"weight_map of {indices[0]} is no object of file names")
-    return sorted(shard for shard in set(files.values()) if not (part / shard).is_file())
-
-
-def _is_file_name(value: Any) -> bool:
-    """Whether a value is the name of a file in the same folder."""
-    return isinstance(value, str) and 0 < len(value) < 256 and not set(value) & set("/\\\0")
-
-
-@contextlib.contextmanager
-def _as_model_error(name: str) -> Iterator[None]:
-    try:
-        yield
-    except ValueError as error:
-        raise ModelError(f"model is {name!r}: {error}") from error
-
-
 def _from_hub(model: str, whole: bool, version: Version) -> LoadableModel:
     from huggingface_hub import constants
 
     cached = _cached(model, version.revision)
     if cached is not None:
-        index = _read_index(cached / "model_index.json", model)
-        if not (missing_parts(cached, index) if whole else _missing_configs(cached)):
+        index = read_index(cached / "model_index.json", model)
+        if not (missing_parts(cached, index) if whole else missing_configs(cached)):
             return inspect_folder(cached, name=model, whole=whole)
     state = "not in the local cache" if cached is None else "only partly in the local cache"
     if constants.HF_HUB_OFFLINE:
@@ -387,7 +252,7 @@ def _download(model: str, state: str, whole: bool, version: Version) -> Loadable
     try:
         revision = version.revision
         first = hf_hub_download(model, "model_index.json", revision=revision)
-        _check_family(_read_index(Path(first), model), model)
+        check_family(read_index(Path(first), model), model)
         if whole:
             folder = DiffusionPipeline.download(model, revision=revision, variant=version.variant)
         else:
@@ -424,6 +289,6 @@ def _hub_error(model: str, state: str, error: Exception) -> ModelError | ModelLo
 def _how_to_get(model: str, state: str, why: str) -> str:
     return (
         f"model is {model!r}: no such folder, {state}, and {why}. "
-        f"Run `hf download {model}` on a machine with network, or pass the model's folder; "
-        f"{MINIATURE}"
+        f"Run `hf download {model}` on a machine with network, or pass the model's folder; without "
+        "a model, the embedded miniature runs and needs nothing"
     )

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dit_accel.models.loading import EXPERTS, LoadableModel, ModelError, ModelLoadError
+from dit_accel.models.folder import EXPERTS, LoadableModel, ModelError, ModelLoadError
 
 STRONGEST = 100.0
 # The names that diffusers writes. Names of other tools are converted when they are loaded.

@@ -10,6 +10,8 @@ from __future__ import annotations
 import importlib.util
 from typing import Any
 
+from dit_accel.models.folder import ModelError
+
 # By method: the package that diffusers' backend needs, as it is imported and as it is installed.
 QUANTIZERS: dict[str, tuple[str, str]] = {
     "bnb4": ("bitsandbytes", "bitsandbytes"),
@@ -47,8 +49,6 @@ def check_device(method: str, device: str) -> None:
         ModelError: it does not run there; the message names the argument and the other installed
             methods.
     """
-    from dit_accel.models.loading import ModelError
-
     if not runs_on(method, device):
         others = ", ".join(available(device))
         have = f"; on {device} work {others}" if others else ""
@@ -61,8 +61,6 @@ def check(method: str | None) -> None:
     Raises:
         ModelError: the method is not accepted; the message names the argument and what to install.
     """
-    from dit_accel.models.loading import ModelError
-
     if method is None:
         return
     if method not in QUANTIZERS:

@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 
 from dit_accel.models.families import Family
+from dit_accel.models.folder import LoadableModel, ModelError
 from dit_accel.models.json_file import read_object
-from dit_accel.models.loading import LoadableModel, ModelError
 
 TRIAL_STEPS = 8  # steps of a trial
 _COUNT = {"num_inference_steps": TRIAL_STEPS}

@@ -26,6 +26,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast, UMT5Config, UMT
 from dit_accel.core.generation import ClipSpec, call_arguments
 from dit_accel.core.measure import peak_memory, reset_peak_memory, synchronise
 from dit_accel.models import loading, memory, setup
+from dit_accel.models.folder import LoadableModel
 
 GIB = 2**30
 # Blocks, heads and width of the feed-forward; the text encoder is UMT5-xxl with fewer layers, so
@@ -107,7 +108,7 @@ def watched(
 
 
 def measured(
-    model: loading.LoadableModel, chosen: setup.Setup, device: torch.device, dtype: str,
+    model: LoadableModel, chosen: setup.Setup, device: torch.device, dtype: str,
     clip: ClipSpec,
 ) -> dict[str, int]:  # fmt: skip
     """The peak of each stage of a call. No weights stay on the device afterwards."""
@@ -122,7 +123,7 @@ def measured(
     return peaks
 
 
-def lines(model: loading.LoadableModel, name: str, way: str) -> Iterator[dict[str, Any]]:
+def lines(model: LoadableModel, name: str, way: str) -> Iterator[dict[str, Any]]:
     """Predicted and measured, by stage."""
     chosen = setup.Setup(offload=way)
     found = memory.forecast(model, chosen, "bfloat16", lambda pipe: call_arguments(pipe, CLIP))

@@ -47,7 +47,7 @@ from dit_accel.evaluation.store import Store, StoreError  # noqa: E402
 from dit_accel.evaluation.summary import summarise  # noqa: E402
 from dit_accel.layout import LayoutError  # noqa: E402
 from dit_accel.models import miniature  # noqa: E402
-from dit_accel.models.loading import ModelError, inspect_folder  # noqa: E402
+from dit_accel.models.folder import ModelError, inspect_folder  # noqa: E402
 from dit_accel.planning.plan import SamplerCoefficients  # noqa: E402
 
 Trial = Callable[[random.Random, Path], str]  # "refused", "accepted"; or raises a raw error

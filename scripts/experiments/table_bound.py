@@ -51,6 +51,7 @@ from dit_accel.evaluation.methods.unrolled import errors_db
 from dit_accel.evaluation.statistics import mean
 from dit_accel.metrics import psnr
 from dit_accel.models import loading, miniature
+from dit_accel.models.folder import inspect_folder
 from dit_accel.planning.lookup import find_profile
 from dit_accel.planning.plan import Plan
 from dit_accel.planning.profile import Profile
@@ -67,7 +68,7 @@ class Subject:
 
     def __init__(self, args: argparse.Namespace) -> None:
         self.args, self.name = args, args.model.name
-        model = loading.inspect_folder(args.model, name=self.name)
+        model = inspect_folder(args.model, name=self.name)
         self.pipe = loading.load(model, device=args.device, dtype="float32")
         self.pipe.set_progress_bar_config(disable=True)
         self.pipe.transformer.requires_grad_(False)

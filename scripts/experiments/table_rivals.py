@@ -51,6 +51,7 @@ from dit_accel.evaluation.runner import machine
 from dit_accel.metrics import METRICS
 from dit_accel.metrics.scoring import score_clips
 from dit_accel.models import loading, miniature
+from dit_accel.models.folder import inspect_folder
 from dit_accel.planning.lookup import find_profile
 
 STEPS = (25, 20, 17, 13, 10, 8)
@@ -186,7 +187,7 @@ class Table:
 
     def _open(self) -> None:
         args = self.args
-        model = loading.inspect_folder(args.model, name=args.model.name)
+        model = inspect_folder(args.model, name=args.model.name)
         self.pipe = loading.load(model, device=args.device, dtype=args.dtype)
         self.pipe.set_progress_bar_config(disable=True)
         self.clips = clips_of(args.model, args.prompt_file, args.prompts, 0, args.steps)

@@ -33,7 +33,7 @@ from dit_accel.core import video
 from dit_accel.core.families import FAMILIES
 from dit_accel.core.report import SiteReport
 from dit_accel.models import loading, setup
-from dit_accel.models.loading import missing_parts
+from dit_accel.models.folder import inspect_folder, missing_parts
 
 ROOT = Path(__file__).parents[2]
 HUB_ID = "nobody/no-such-model"
@@ -655,7 +655,7 @@ def test_bytes_text(count: int, text: str) -> None:
 
 
 def test_strides_come_from_the_models_own_configuration(model_folder: Path) -> None:
-    model = loading.inspect_folder(model_folder, name="tiny")
+    model = inspect_folder(model_folder, name="tiny")
     assert read_strides(model) == SizeStrides(
         spatial=16, temporal=4, pixels_per_token=16, longest=32
     )

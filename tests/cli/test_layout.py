@@ -268,7 +268,7 @@ def test_the_document_shows_a_layout_that_is_valid():
 
 def test_of_a_hub_model_configuration_files_will_do(wan, monkeypatch):
     from dit_accel.models import loading
-    from dit_accel.models.loading import ModelLoadError
+    from dit_accel.models.folder import ModelLoadError
 
     monkeypatch.setattr(loading, "_cached", lambda model, revision: wan)
     assert loading.resolve_model("owner/wan", whole=False).folder == wan

@@ -24,6 +24,7 @@ from dit_accel.cli.common.tables import candidate_rows
 from dit_accel.cli.plan_memory import cached_values
 from dit_accel.core.quantization import packed_bytes
 from dit_accel.models import miniature
+from dit_accel.models.folder import inspect_folder
 from dit_accel.planning import selection
 from dit_accel.planning.difficulty import PromptDifficulty
 from dit_accel.planning.plan import Extrapolation, Plan
@@ -422,7 +423,7 @@ def test_generate_is_what_accelerate_makes(
     from dit_accel.models import loading
 
     assert generate("--speedup", "2", "--no-guard", "--output", "a.npy").exit_code == 0
-    model = loading.inspect_folder(model_folder, name="tiny")
+    model = inspect_folder(model_folder, name="tiny")
     pipe = loading.load(model, device="cpu", dtype="float32")
     clip = ClipSpec(PROMPT, None, 0, 10, 4.0, 16, 16, 5, 8.0, 16)
     with accelerate(pipe, speedup=2, profile=tiny_profile, guard=False):

@@ -15,7 +15,7 @@ import torch
 from calls import call
 
 from dit_accel.models import loading, lora
-from dit_accel.models.loading import ModelError
+from dit_accel.models.folder import LoadableModel, ModelError
 from dit_accel.models.lora import Lora, lora_of
 
 WIDTH, LAYER = 24, "blocks.0.attn1.to_q"  # of the tiny denoiser
@@ -50,7 +50,7 @@ def test_worked_example(tmp_path):
 
 def test_what_does_not_fit_is_refused_by_the_headers_alone(folder, tmp_path):
     model = loading.resolve_model(str(folder))
-    one = loading.LoadableModel(
+    one = LoadableModel(
         model.name, model.folder, model.index | {"transformer_2": [None, None]}, model.family
     )
     fits = lora_file(tmp_path / "fits.safetensors")

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from dit_accel.models import loading, miniature
+from dit_accel.models.folder import inspect_folder
 from dit_accel.planning.lookup import find_profile, profile_key
 from dit_accel.planning.profile import Profile
 
@@ -99,7 +100,7 @@ def test_the_models_to_measure_on_load_as_any_other_with_their_profile(name: str
     folder = ASSETS / name
     if not folder.exists():
         pytest.skip("only the repository and the sdist have these models")
-    pipe = loading.load(loading.inspect_folder(folder, name=name), device="cpu", dtype="float32")
+    pipe = loading.load(inspect_folder(folder, name=name), device="cpu", dtype="float32")
     found = find_profile(pipe)
     assert found == folder / "dit-accel-profile.safetensors"
     key, here = Profile.load(found).key, profile_key(pipe)

@@ -12,6 +12,7 @@ import torch
 
 from dit_accel.core.generation import ClipSpec
 from dit_accel.models import loading, setup
+from dit_accel.models.folder import ModelLoadError
 
 CLIP = ClipSpec("a red circle", "", 0, 1, 4.0, 32, 32, 5, None, 16)
 
@@ -38,7 +39,7 @@ def test_marks_begin_behind_offloading_and_no_weights_stay(way: str, monkeypatch
     model, chosen = loading.resolve_model(None), setup.Setup(offload=way)
     try:
         peaks = check_memory.measured(model, chosen, torch.device("cpu"), "float32", CLIP)
-    except loading.ModelLoadError as error:
+    except ModelLoadError as error:
         if way != "group":
             raise
         pytest.skip(f"this diffusers offloads groups with an accelerator only: {error}")

@@ -21,7 +21,7 @@ import typer
 
 from dit_accel.core.document import visible
 from dit_accel.core.files import reason_of
-from dit_accel.models.loading import ModelError, ModelLoadError
+from dit_accel.models.folder import ModelError, ModelLoadError
 
 INTERRUPTED = "no half-written file is left"
 MOST_SIGNS = 400  # shown of an unexpected error

@@ -24,7 +24,7 @@ from dit_accel.core.generation import INPUT_FILES
 if TYPE_CHECKING:
     from dit_accel.cli.run.settings import Settings
     from dit_accel.evaluation.prompts import EvaluationPrompt
-    from dit_accel.models.loading import LoadableModel
+    from dit_accel.models.folder import LoadableModel
 
 
 @dataclass(frozen=True)

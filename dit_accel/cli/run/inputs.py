@@ -18,7 +18,7 @@ from dit_accel.core.files import reason_of
 from dit_accel.core.generation import INPUT_FILES, INPUTS
 
 if TYPE_CHECKING:
-    from dit_accel.models.loading import LoadableModel
+    from dit_accel.models.folder import LoadableModel
 
 # The models that accept an input: named in the error if another model gets it.
 _CHANGING = "Wan 2.1, Wan 2.2 TI2V and CogVideoX text-to-video"

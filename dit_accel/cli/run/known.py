@@ -17,7 +17,7 @@ from dit_accel.cli.common.text import spinner
 
 if TYPE_CHECKING:
     from dit_accel.caching.learning import Learning
-    from dit_accel.models.loading import LoadableModel
+    from dit_accel.models.folder import LoadableModel
     from dit_accel.models.setup import Setup
     from dit_accel.planning.profile import Profile
 

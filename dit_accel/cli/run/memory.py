@@ -22,7 +22,7 @@ from dit_accel.models.setup import OFFLOADS
 if TYPE_CHECKING:
     from dit_accel.cli.common.text import Row
     from dit_accel.cli.run.settings import Settings
-    from dit_accel.models.loading import LoadableModel
+    from dit_accel.models.folder import LoadableModel
     from dit_accel.models.memory import MemoryEstimate
 
 MOST_WAYS = 3  # that are named if a run does not fit

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from dit_accel.cli.run.settings import Settings
     from dit_accel.evaluation.prompts import EvaluationPrompt
-    from dit_accel.models.loading import LoadableModel
+    from dit_accel.models.folder import LoadableModel
 
 LONGEST_SET = 100_000  # tokens; a tokenizer without a limit states a larger number
 

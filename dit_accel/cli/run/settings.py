@@ -22,14 +22,9 @@ from dit_accel.core.generation import INPUT_FILES, ClipSpec
 from dit_accel.layout import Layout
 from dit_accel.models import miniature
 from dit_accel.models import setup as setups
+from dit_accel.models.folder import LoadableModel
 from dit_accel.models.json_file import read_object, whole_number
-from dit_accel.models.loading import (
-    LoadableModel,
-    Version,
-    choose_device,
-    choose_dtype,
-    resolve_model,
-)
+from dit_accel.models.loading import Version, choose_device, choose_dtype, resolve_model
 from dit_accel.models.lora import lora_of
 from dit_accel.models.setup import Setup
 

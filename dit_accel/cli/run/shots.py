@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from dit_accel.cli.run.settings import Settings, SizeStrides
     from dit_accel.core.generation import Generation
     from dit_accel.layout import Layout
-    from dit_accel.models.loading import LoadableModel
+    from dit_accel.models.folder import LoadableModel
 
 
 def check_family(model: LoadableModel) -> None:

@@ -17,7 +17,7 @@ from dit_accel.cli.run.settings import model_revision
 from dit_accel.cli.run.target import RunTarget
 from dit_accel.core.generation import Generation
 from dit_accel.core.video import to_uint8
-from dit_accel.models.loading import LoadableModel
+from dit_accel.models.folder import LoadableModel
 from dit_accel.planning.selection import SPEEDUP_TOLERANCE
 
 SIDECAR_FORMAT = 1
