@@ -12,9 +12,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from dit_accel.core.compiling import uncompiled
-from dit_accel.models.families import FAMILIES, SITES, Argument, Family
+from dit_accel.models.families import EXPERTS, FAMILIES, SITES, Argument, Family
 
-COMPONENTS = ("transformer", "transformer_2")
 __all__ = [
     "FAMILIES", "SITES", "Argument", "Family", "blocks_of", "family_of", "transformers_of",
     "without_row",
@@ -28,7 +27,7 @@ def family_of(pipe: Any) -> Family:
         ValueError: the pipeline has no transformer, or its scheduler has no `timesteps`; or the
             transformer lacks the blocks of its row.
     """
-    loaded = (getattr(pipe, name, None) for name in COMPONENTS)
+    loaded = (getattr(pipe, name, None) for name in EXPERTS)
     transformer = next((module for module in loaded if module is not None), None)
     name = type(uncompiled(transformer)).__name__
     if transformer is None or not hasattr(getattr(pipe, "scheduler", None), "timesteps"):
@@ -62,7 +61,7 @@ def without_row(transformer: str, pipeline: str) -> Family:
     measured in the first step of a run.
     """
     return Family(
-        name=transformer, transformer=transformer, pipelines=(pipeline,), components=COMPONENTS,
+        name=transformer, transformer=transformer, pipelines=(pipeline,), components=EXPERTS,
         blocks=(), attention="", branches="embedded", sites=(), rows=(),
         notes="no row: plans only",
     )  # fmt: skip

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from dit_accel.core.document import Field
+from dit_accel.models.families import EXPERTS
 
 if TYPE_CHECKING:
     import numpy as np
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
 
 
 LARGEST_SEED = 2**63 - 1
-_DENOISERS = ("transformer", "transformer_2")
 INPUT_FILES = ("image", "last_image", "video")  # what a clip may start from, beside its prompt
 INPUTS = (*INPUT_FILES, "strength")
 _FRAMES = ("num_frames", "frames", "video_length")  # what pipelines call the number of frames
@@ -191,7 +191,7 @@ def generate(
 def stages_of(pipe: Any, clock: LoopTimer, whole: Stopwatch) -> dict[str, float]:
     """Seconds of a call by stage: before the loop, each denoiser in it, and after it."""
     before = clock.begun - whole.begun
-    names = [name for name in _DENOISERS if getattr(pipe, name, None) is not None]
+    names = [name for name in EXPERTS if getattr(pipe, name, None) is not None]
     shown = [f"denoise, {name}" for name in names] if len(names) > 1 else ["denoise"]
     return {
         "text": before,
@@ -288,7 +288,7 @@ def loop_timer(
     """A timer for the denoising loop of one call with these arguments."""
     from dit_accel.core.measure import LoopTimer
 
-    parts = (getattr(pipe, name, None) for name in _DENOISERS)
+    parts = (getattr(pipe, name, None) for name in EXPERTS)
     return LoopTimer(
         [part for part in parts if part is not None],
         device=device,

@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+EXPERTS = ("transformer", "transformer_2")  # attributes of a pipeline that may hold a denoiser
 SITES = ("attention", "block", "model")
 BRANCHES = ("separate", "batched", "embedded")
 TOKENS = (

@@ -16,10 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dit_accel.models.families import FAMILIES, Family
+from dit_accel.models.families import EXPERTS, FAMILIES, Family
 from dit_accel.models.json_file import read_object
 
-EXPERTS = ("transformer", "transformer_2")  # components that may denoise
 _VARIANT = re.compile(r"^[\w-]+\.(?!safetensors)([\w-]+?)(?:-\d+-of-\d+)?\.safetensors$")
 
 

@@ -16,7 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dit_accel.models.folder import EXPERTS, LoadableModel, ModelError, ModelLoadError
+from dit_accel.models.families import EXPERTS
+from dit_accel.models.folder import LoadableModel, ModelError, ModelLoadError
 
 STRONGEST = 100.0
 # The names that diffusers writes. Names of other tools are converted when they are loaded.

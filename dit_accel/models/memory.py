@@ -30,7 +30,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from dit_accel.models import quantizing
-from dit_accel.models.folder import EXPERTS, LoadableModel
+from dit_accel.models.families import EXPERTS
+from dit_accel.models.folder import LoadableModel
 from dit_accel.models.setup import Setup, fit_vae
 
 LARGEST_HEADER = 100_000_000

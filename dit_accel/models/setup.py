@@ -16,7 +16,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from dit_accel.models import backends, loading, lora, quantizing, samplers
-from dit_accel.models.folder import EXPERTS, LoadableModel, ModelError, ModelLoadError
+from dit_accel.models.families import EXPERTS
+from dit_accel.models.folder import LoadableModel, ModelError, ModelLoadError
 
 OFFLOADS = ("none", "model", "sequential", "group")
 MASKED_FAMILIES = ("hunyuan-video", "ltx")  # families whose attentions get a mask
