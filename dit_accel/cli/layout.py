@@ -20,6 +20,7 @@ from dit_accel.cli.common.text import counted, plain_console
 from dit_accel.cli.common.verb import Verb, Verbs, verb
 from dit_accel.cli.run.request import check_clip
 from dit_accel.core.files import reason_of
+from dit_accel.core.generation import FALLBACK_FPS
 
 if TYPE_CHECKING:
     from dit_accel.cli.layout_picture import Drawn
@@ -104,7 +105,8 @@ def preview(given: PreviewOptions) -> None:
             frames=given.frames or frames,
         )  # fmt: skip
         drawn = _drawn(found, config, clips)
-    _write(given.output, drawn, given.columns, given.fps or float(config.call.get("fps") or 16))
+    fps = given.fps or float(config.call.get("fps") or FALLBACK_FPS)
+    _write(given.output, drawn, given.columns, fps)
     if given.as_json:
         content = {"picture": str(given.output), "shots": len(drawn)}
         print_json(content | {"height": config.height, "width": config.width})

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 
 LARGEST_SEED = 2**63 - 1
+FALLBACK_FPS = 16.0  # of a model that states no frame rate
 INPUT_FILES = ("image", "last_image", "video")  # what a clip may start from, beside its prompt
 INPUTS = (*INPUT_FILES, "strength")
 _FRAMES = ("num_frames", "frames", "video_length")  # what pipelines call the number of frames

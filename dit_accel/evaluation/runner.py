@@ -201,7 +201,7 @@ class Runner:
             self._learn(pipe, job, report, result)
         if self.spec.keep_clips or job.method.method == UNCACHED:
             self.store.write_latents(job.id, made.latents)
-            self.store.write_clip(job.id, frames, job.clip.fps or 16.0)
+            self.store.write_clip(job.id, frames, job.clip.fps or generation.FALLBACK_FPS)
         return result
 
     def _score(self, job: Job, latents: Latents, frames: video.Frames, result: Result) -> None:

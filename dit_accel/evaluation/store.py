@@ -36,7 +36,7 @@ from dit_accel.core.document import DocumentError, Field, read_document
 from dit_accel.core.files import placed
 from dit_accel.evaluation import journal, manifest, result_file
 from dit_accel.evaluation.claims import Claims
-from dit_accel.evaluation.jobs import MANIFEST_FORMAT, EvaluationSpec
+from dit_accel.evaluation.jobs import EvaluationSpec
 from dit_accel.evaluation.journal import Journal
 from dit_accel.evaluation.methods import parse
 from dit_accel.evaluation.results import Result, Results
@@ -150,7 +150,7 @@ class Store:
 
     def write_result(self, job: str, result: Result) -> None:
         """Write a result; from then on the job is done."""
-        self._write(f"jobs/{job}.json", _as_json({"format": MANIFEST_FORMAT, **result}))
+        self._write(f"jobs/{job}.json", _as_json({"format": result_file.RESULT_FORMAT, **result}))
 
     def forget(self, job: str) -> None:
         """Delete a result, so that its job is run again."""

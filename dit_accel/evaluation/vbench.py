@@ -13,6 +13,7 @@ import re
 from pathlib import Path
 
 from dit_accel.core import video
+from dit_accel.core.generation import FALLBACK_FPS
 from dit_accel.evaluation.jobs import EvaluationSpec
 from dit_accel.evaluation.methods.row import Setting
 from dit_accel.evaluation.results import FAILED
@@ -47,7 +48,7 @@ def export(store: Store, spec: EvaluationSpec, out: Path) -> dict[str, int]:
             target = folder / file_name(job.clip.prompt, spec.seeds.index(job.clip.seed))
             if not target.exists():
                 frames = store.read_clip(job.id, result["frames_sha256"])
-                video.write_video(target, frames, fps=job.clip.fps or 16.0)
+                video.write_video(target, frames, fps=job.clip.fps or FALLBACK_FPS)
             counts[folder.name] = counts.get(folder.name, 0) + 1
     return counts
 

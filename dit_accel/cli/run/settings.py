@@ -18,7 +18,7 @@ from dit_accel.cli.common.errors import BadInput, unreadable
 from dit_accel.cli.common.options import ClipOptions, MachineOptions
 from dit_accel.cli.run import inputs
 from dit_accel.config import AccelConfig, UncachedConfig
-from dit_accel.core.generation import INPUT_FILES, ClipSpec
+from dit_accel.core.generation import FALLBACK_FPS, INPUT_FILES, ClipSpec
 from dit_accel.layout import Layout
 from dit_accel.models import miniature
 from dit_accel.models import setup as setups
@@ -28,7 +28,6 @@ from dit_accel.models.loading import Version, choose_device, choose_dtype, resol
 from dit_accel.models.lora import lora_of
 from dit_accel.models.setup import Setup
 
-FALLBACK_FPS = 16.0
 _TRANSFORMER = Path("transformer/config.json")  # in the model's folder
 _PIPELINE_STRIDE = 16  # diffusers' video pipelines refuse other sizes
 _CALL_NAMES = {

@@ -22,6 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dit_accel.core import video
+from dit_accel.core.generation import FALLBACK_FPS
 from dit_accel.evaluation.methods.row import Setting
 from dit_accel.evaluation.results import Results, ScoredPair
 from dit_accel.evaluation.store import Store, StoreError
@@ -232,7 +233,7 @@ def _player(
         columns=columns,
         width=width,
         height=height,
-        fps=job.clip.fps or 16.0,
+        fps=job.clip.fps or FALLBACK_FPS,
         opens_at=int(squares.argmax()),
         factor=factor,
     )
