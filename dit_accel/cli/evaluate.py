@@ -25,7 +25,7 @@ from dit_accel.cli.run.request import check_clip
 from dit_accel.core.files import reason_of
 
 if TYPE_CHECKING:
-    from dit_accel.evaluation.jobs import EvaluationSpec, Job
+    from dit_accel.evaluation.jobs import EvaluationSpec
     from dit_accel.evaluation.store import Store
     from dit_accel.models.folder import LoadableModel
 
@@ -60,11 +60,10 @@ def evaluate(given: EvaluateOptions) -> None:
         store, spec = request.opened(given, spec, sources)
         if given.ranking:
             check_ranking(spec)
-        groups = spec.groups()
         if given.retry_failed:
-            _forget_failed(store, groups)
-        _work(store, spec, model, device, groups, given)
-        scored = rescore(store, spec, groups, given.rescore)
+            _forget_failed(store, spec)
+        _work(store, spec, model, device, given)
+        scored = rescore(store, spec, again=given.rescore)
         if scored and not given.as_json:
             say(f"{scored} clips scored again", style="yellow")
         if given.ranking:
@@ -72,40 +71,35 @@ def evaluate(given: EvaluateOptions) -> None:
         _show(store, spec, given)
 
 
-def _forget_failed(store: Store, groups: list[tuple[Job, ...]]) -> None:
+def _forget_failed(store: Store, spec: EvaluationSpec) -> None:
     from dit_accel.evaluation.results import FAILED
 
-    for job in (job for group in groups for job in group):
+    for job in spec.jobs():
         result = store.result(job.id)
         if result is not None and result["status"] == FAILED:
             store.forget(job.id)
 
 
 def _work(
-    store: Store,
-    spec: EvaluationSpec,
-    model: LoadableModel,
-    device: str,
-    groups: list[tuple[Job, ...]],
-    given: EvaluateOptions,
+    store: Store, spec: EvaluationSpec, model: LoadableModel, device: str, given: EvaluateOptions
 ) -> None:
     from dit_accel.cli.common.progress import clips_bar
     from dit_accel.evaluation import worker
 
-    jobs = [job for group in groups for job in group]
+    jobs = spec.jobs()
     done = sum(store.done(job.id) for job in jobs)
     if done and not given.as_json:
         say(f"{done} of {len(jobs)} clips are there already", style="yellow")
     with clips_bar(len(jobs), done, quiet=given.as_json) as advance:
         if given.backend == "ray":
-            open_groups = [g for g in groups if not all(store.done(job.id) for job in g)]
+            groups = [g for g in spec.groups() if not all(store.done(job.id) for job in g)]
             worker.work_with_ray(
-                store, spec, str(model.folder), open_groups, given.workers or 1,
+                store, spec, str(model.folder), groups, given.workers or 1,
                 on_group=lambda count: advance(count, ""),
             )  # fmt: skip
         else:
             worker.work(
-                store, spec, str(model.folder), device, groups,
+                store, spec, str(model.folder), device,
                 on_result=lambda job, result: advance(1, f"{job.method.label} {job.prompt_id}"),
             )  # fmt: skip
 
@@ -114,7 +108,7 @@ def _rank(store: Store, spec: EvaluationSpec, *, quiet: bool) -> None:
     from dit_accel.cli.common.progress import clips_bar
     from dit_accel.evaluation.ranking.scores import score_seeds
 
-    made = sum(store.done(job.id) for group in spec.groups() for job in group)
+    made = sum(store.done(job.id) for job in spec.jobs())
     with clips_bar(made, 0, quiet=quiet) as advance:
         score_seeds(store, spec, on_clip=lambda job: advance(1, "ranking seeds"))
 

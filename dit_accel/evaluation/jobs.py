@@ -90,6 +90,10 @@ class EvaluationSpec:
             for seed in self.seeds
         ]
 
+    def jobs(self) -> list[Job]:
+        """All jobs, in the order of `groups`."""
+        return [job for group in self.groups() for job in group]
+
     def calibration_clips(self) -> tuple[ClipSpec, ...]:
         """Clips to calibrate on: the prompts in order, repeated if needed, with seeds that no
         scored clip has."""

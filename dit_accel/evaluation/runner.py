@@ -23,7 +23,6 @@ import numpy.typing as npt
 from dit_accel.caching.learning import learning_of
 from dit_accel.caching.reference import ReferenceRun, recorded
 from dit_accel.core import generation, video
-from dit_accel.core.measure import StepListener
 from dit_accel.core.report import Report
 from dit_accel.evaluation.jobs import EvaluationSpec, Job
 from dit_accel.evaluation.methods import METHODS, UNCACHED, MethodContext
@@ -56,19 +55,10 @@ class Runner:
         spec: the settings that all jobs share.
         load: makes the pipeline on its device. It is called at the first job, and after a failure.
         device: the device of this process, e.g. "cuda:1".
-        listeners: called at each step of the loop.
     """
 
-    def __init__(
-        self,
-        store: Store,
-        spec: EvaluationSpec,
-        load: Load,
-        device: str,
-        listeners: tuple[StepListener, ...] = (),
-    ) -> None:
-        self.store, self.spec, self.device = store, spec, device
-        self._load, self._listeners = load, listeners
+    def __init__(self, store: Store, spec: EvaluationSpec, load: Load, device: str) -> None:
+        self.store, self.spec, self.device, self._load = store, spec, device, load
         self._pipe: Any = None
         self._memory: dict[str, Any] = {}  # data that methods share, for one pipeline
 
@@ -112,7 +102,7 @@ class Runner:
         on_result(job, result)
         return True
 
-    def rescore(self, jobs: Iterable[Job], again: bool = False) -> int:
+    def rescore(self, jobs: Iterable[Job], *, again: bool) -> int:
         """Score stored clips with the metrics that their results lack. Returns the number of clips.
 
         Args:
@@ -174,7 +164,7 @@ class Runner:
                 pipe,
                 job.clip,
                 device=self.device,
-                listeners=(probe, *references, *self._listeners),
+                listeners=(probe, *references),
                 overrides=handle.overrides,
             )
             report = handle.report() if handle.report else None
@@ -272,13 +262,13 @@ def _recorded(pipe: Any, job: Job, spec: EvaluationSpec) -> Iterator[tuple[Refer
         yield (reference,)
 
 
-def run_groups(
+def run_jobs(
     runner: Runner,
-    groups: Sequence[tuple[Job, ...]],
+    jobs: Sequence[Job],
     child: Callable[[Store, Sequence[str]], None],
     on_result: OnResult = lambda job, result: None,
 ) -> None:
-    """Run groups of jobs: first those that can share a process, then the others.
+    """Run jobs: first those that can share a process, then the others.
 
     Args:
         child: runs the jobs of one setting, given by their ids, in a child process.
@@ -287,15 +277,14 @@ def run_groups(
     Raises:
         ChildFailed: a child process ended too early.
     """
-    shared = [job for group in groups for job in group if not _alone(job)]
-    runner.run(shared, on_result)
+    runner.run([job for job in jobs if not _alone(job)], on_result)
     alone: dict[str, list[Job]] = {}
-    for job in (job for group in groups for job in group if _alone(job)):
+    for job in filter(_alone, jobs):
         if not runner.store.done(job.id):
             alone.setdefault(job.method.label, []).append(job)
-    for label, jobs in alone.items():
-        child(runner.store, [job.id for job in jobs])
-        for job in jobs:
+    for label, own in alone.items():
+        child(runner.store, [job.id for job in own])
+        for job in own:
             result = runner.store.result(job.id)
             if result is None:
                 raise ChildFailed(f"the process of {label} ended before its jobs were done")

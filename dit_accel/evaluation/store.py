@@ -139,10 +139,7 @@ class Store:
             StoreError: a result cannot be read.
         """
         spec = spec or self.spec()
-        groups = spec.groups()
-        return Results(
-            spec, groups, {job.id: self.result(job.id) for group in groups for job in group}
-        )
+        return Results(spec, spec.groups(), {job.id: self.result(job.id) for job in spec.jobs()})
 
     def done(self, job: str) -> bool:
         """Whether the job has a result."""

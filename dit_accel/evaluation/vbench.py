@@ -38,18 +38,17 @@ def export(store: Store, spec: EvaluationSpec, out: Path) -> dict[str, int]:
     """
     _check_names(spec)
     counts: dict[str, int] = {}
-    for group in spec.groups():
-        for job in group:
-            result = store.result(job.id)
-            if result is None or result["status"] == FAILED:
-                continue
-            folder = out / folder_name(job.method)
-            folder.mkdir(parents=True, exist_ok=True)
-            target = folder / file_name(job.clip.prompt, spec.seeds.index(job.clip.seed))
-            if not target.exists():
-                frames = store.read_clip(job.id, result["frames_sha256"])
-                video.write_video(target, frames, fps=job.clip.fps or FALLBACK_FPS)
-            counts[folder.name] = counts.get(folder.name, 0) + 1
+    for job in spec.jobs():
+        result = store.result(job.id)
+        if result is None or result["status"] == FAILED:
+            continue
+        folder = out / folder_name(job.method)
+        folder.mkdir(parents=True, exist_ok=True)
+        target = folder / file_name(job.clip.prompt, spec.seeds.index(job.clip.seed))
+        if not target.exists():
+            frames = store.read_clip(job.id, result["frames_sha256"])
+            video.write_video(target, frames, fps=job.clip.fps or FALLBACK_FPS)
+        counts[folder.name] = counts.get(folder.name, 0) + 1
     return counts
 
 

@@ -14,9 +14,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from dit_accel.core.measure import StepListener
 from dit_accel.evaluation.jobs import EvaluationSpec, Job
-from dit_accel.evaluation.runner import OnResult, Runner, in_child, run_groups
+from dit_accel.evaluation.runner import OnResult, Runner, in_child, run_jobs
 from dit_accel.evaluation.store import Store
 
 
@@ -25,29 +24,23 @@ def work(
     spec: EvaluationSpec,
     folder: str,
     device: str,
-    groups: Sequence[tuple[Job, ...]],
     on_result: OnResult = lambda job, result: None,
-    listeners: tuple[StepListener, ...] = (),
 ) -> None:
-    """Run groups of jobs in this process and in child processes.
+    """Run all jobs in this process and in child processes.
 
     Args:
         folder: the folder with the model's weights.
-        groups: see `EvaluationSpec.groups`.
 
     Raises:
         ChildFailed, StoreError, OSError: see `runner`.
     """
-    runner = _runner(store, spec, folder, device, listeners)
-    run_groups(runner, groups, partial(_run_in_child, folder, device), on_result)
+    runner = _runner(store, spec, folder, device)
+    run_jobs(runner, spec.jobs(), partial(_run_in_child, folder, device), on_result)
 
 
-def rescore(
-    store: Store, spec: EvaluationSpec, groups: Sequence[tuple[Job, ...]], again: bool
-) -> int:
-    """`Runner.rescore` for groups of jobs."""
-    runner = Runner(store, spec, lambda: None, spec.device)
-    return runner.rescore((job for group in groups for job in group), again)
+def rescore(store: Store, spec: EvaluationSpec, *, again: bool) -> int:
+    """`Runner.rescore` for all jobs; no model is loaded."""
+    return Runner(store, spec, lambda: None, spec.device).rescore(spec.jobs(), again=again)
 
 
 def work_with_ray(
@@ -98,18 +91,12 @@ class _Actor:
         self._child = partial(_run_in_child, folder, device)
 
     def run(self, ids: list[str]) -> int:
-        run_groups(self._runner, [tuple(_find(self._runner.spec, ids))], self._child)
+        run_jobs(self._runner, _find(self._runner.spec, ids), self._child)
         return len(ids)
 
 
-def _runner(
-    store: Store,
-    spec: EvaluationSpec,
-    folder: str,
-    device: str,
-    listeners: tuple[StepListener, ...] = (),
-) -> Runner:
-    return Runner(store, spec, partial(load, spec, folder, device), device, listeners)
+def _runner(store: Store, spec: EvaluationSpec, folder: str, device: str) -> Runner:
+    return Runner(store, spec, partial(load, spec, folder, device), device)
 
 
 def load(spec: EvaluationSpec, folder: str, device: str) -> Any:
@@ -144,4 +131,4 @@ def _child(store_folder: str, folder: str, device: str, ids: list[str], parent: 
 def _find(spec: EvaluationSpec, ids: Sequence[str]) -> list[Job]:
     """The jobs with these ids, in the evaluation's order."""
     wanted = set(ids)
-    return [job for group in spec.groups() for job in group if job.id in wanted]
+    return [job for job in spec.jobs() if job.id in wanted]

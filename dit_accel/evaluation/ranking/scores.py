@@ -62,15 +62,15 @@ def read_scores(store: Store, spec: EvaluationSpec) -> dict[str, SeedScores]:
     Raises:
         StoreError: a file of scores is damaged.
     """
-    jobs = [job for group in spec.groups() for job in group]
-    found = {job.id: _read(store, job) for job in jobs} if _folder(store).is_dir() else {}
+    jobs = spec.jobs() if _folder(store).is_dir() else []
+    found = {job.id: _read(store, job) for job in jobs}
     return {job: scores for job, scores in found.items() if scores is not None}
 
 
 def _by_prompt(store: Store, spec: EvaluationSpec) -> dict[str, list[Made]]:
     """The finished jobs of each prompt, also the uncached ones."""
     found: dict[str, list[Made]] = {}
-    for job in (job for group in spec.groups() for job in group):
+    for job in spec.jobs():
         result = store.result(job.id)
         if result is not None and result["status"] != FAILED:
             found.setdefault(job.prompt_id, []).append((job, result))
