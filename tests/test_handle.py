@@ -385,7 +385,7 @@ def test_the_report_of_an_interrupted_run_is_of_what_ran(given):
         assert (report.steps_run, report.steps) == (6, STEPS)
         assert report.flops_full == whole.flops_full // 2
         assert 0 < report.steps_computed < 6 and report.seconds > 0
-        assert f"{report.steps_computed:.1f} of 6 steps" in report.summary()
+        assert f"{round(report.steps_computed, 1):g} of 6 steps" in report.summary()
         assert "stopped after 6 of 12 steps" in report.summary()
         call(pipe)
         assert "stopped" not in handle.report().summary()

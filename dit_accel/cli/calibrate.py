@@ -32,9 +32,10 @@ from dit_accel.cli.common.files import check_file, print_json, read_prompts
 from dit_accel.cli.common.options import CLIP, ClipOptions, listed, option
 from dit_accel.cli.common.text import counted, print_table
 from dit_accel.cli.common.verb import verb
-from dit_accel.cli.run.request import LARGEST_SEED, check_clip, check_within
+from dit_accel.cli.run.request import check_clip, check_within
 from dit_accel.core.document import read_document
 from dit_accel.core.files import placed, reason_of
+from dit_accel.core.generation import LARGEST_SEED
 
 if TYPE_CHECKING:
     from dit_accel.calibration.calibrate import CalibrationRun

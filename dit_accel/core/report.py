@@ -170,7 +170,7 @@ class Report:
         partly = sum(len(s.pruned) + len(s.blended) for s in self.sites)
         text = (
             f"{self.family}, site {self.site}, {self.rule}: computed "
-            f"{self.steps_computed:.1f} of {self.steps_run} steps"
+            f"{round(self.steps_computed, 1):g} of {self.steps_run} steps"
             + (f", pruned or blended {partly / len(self.sites):.1f}" if partly else "")
             + (f", {self.flops_kept:.0%} of the FLOPs" if self.flops_kept is not None else "")
             + f", {self.seconds:.2f} s, {_mib(self.cached_bytes)} of cached values"

@@ -20,7 +20,7 @@ from dit_accel.planning.profile_key import ProfileKey
 MOST_ROWS = 256  # rows of a Gram matrix; nothing is learnt from runs with more
 MOST_LEARNED_BYTES = 1 << 19  # of all tensors; beyond it the oldest observations are dropped
 MOST_MEASURED = 256  # measured PSNRs; beyond it the oldest are dropped
-KINDS = ("calibrated", "inner products")  # kinds of plans, as in `prediction.BASES`
+KINDS = ("calibrated", "inner products")  # kinds of plans, as in `choice.BASES`
 
 
 def is_off() -> bool:

@@ -477,7 +477,7 @@ def test_the_report_says_what_was_done(pipe):
         assert (site.name, site.computed, site.extrapolated) == ("output", (0, 1, 3, 5), (2, 4))
     assert report.flops_kept == pytest.approx(4 / STEPS)
     assert report.threshold is None
-    assert "site output, by plan: computed 4.0 of 6 steps" in report.summary()
+    assert "site output, by plan: computed 4 of 6 steps" in report.summary()
     assert report.notes == ()
     latents = 16 * 3 * 2 * 2 * 4  # channels, latent frames, height, width, bytes of float32
     assert report.cached_bytes == (2 * 2 + 1) * latents  # steps 0, 1 of two branches, and the noise

@@ -19,7 +19,7 @@ from dit_accel.cli.common import options
 from dit_accel.cli.common.errors import BadInput, refused, unreadable
 from dit_accel.cli.common.options import INPUT, LAYOUT, AccelOptions, ClipOptions, argument, option
 from dit_accel.core.document import shown
-from dit_accel.core.generation import INPUT_FILES
+from dit_accel.core.generation import INPUT_FILES, LARGEST_SEED
 from dit_accel.models.families import SITES
 
 if TYPE_CHECKING:
@@ -36,7 +36,6 @@ RANGES: dict[str, tuple[float, float]] = {  # ranges of a clip's options
     "height": (1, 16_384), "width": (1, 16_384), "frames": (1, 100_000), "fps": (0.01, 1000.0),
     "strength": (0.001, 1.0),
 }  # fmt: skip
-LARGEST_SEED = 2**63 - 1
 _layout = functools.partial(option, panel=LAYOUT)
 
 

@@ -129,11 +129,11 @@ def _times(denoising: float, whole: float) -> str:
 
 
 def _report_rows(report: Report, shades: str) -> list[Row]:
-    computed, flops = f"{report.steps_computed:.1f}".removesuffix(".0"), report.flops_kept
-    rest = f"{report.steps - report.steps_computed:.1f}".removesuffix(".0")
+    computed, flops = round(report.steps_computed, 1), report.flops_kept
+    rest = round(report.steps - report.steps_computed, 1)
     rows: list[Row] = [
         ("cache", f"site {report.site}, {report.rule}"),
-        ("steps", f"{computed} computed, {rest} {_other_steps(report)} (mean over the sites)"),
+        ("steps", f"{computed:g} computed, {rest:g} {_other_steps(report)} (mean over the sites)"),
         *_strip_rows(report, shades),
         ("FLOPs", "not counted" if flops is None else f"{flops:.1%} of the uncached run's"),
         ("cached values", _cached(report)),
