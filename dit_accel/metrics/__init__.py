@@ -23,7 +23,7 @@ from dit_accel.metrics.mae import mae, mae_frames
 from dit_accel.metrics.mae import mean as _mean
 from dit_accel.metrics.psnr import psnr, psnr_frames, psnr_mean, psnr_pooled, psnr_pooled_mean
 from dit_accel.metrics.row import Metric
-from dit_accel.metrics.ssim import ssim, ssim_frames, ssim_mean
+from dit_accel.metrics.ssim import ssim, ssim_frames
 from dit_accel.metrics.st_lpips import st_lpips, st_lpips_frames, start_st_lpips
 from dit_accel.metrics.temporal import (
     SPAN,
@@ -56,7 +56,6 @@ __all__ = [
     "psnr_pooled",
     "ssim",
     "ssim_frames",
-    "ssim_mean",
     "st_lpips",
     "st_lpips_frames",
     "tdiff",
@@ -79,7 +78,7 @@ METRICS: dict[str, Metric] = {
                seconds=0.0001),
         Metric("ssim", "", (-1.0, 1.0), "higher",
                "gauss11-rgb, sigma 1.5, valid region, mean over frames",
-               ssim, frames=ssim_frames, mean=ssim_mean, per_frame=True, seconds=0.011),
+               ssim, frames=ssim_frames, mean=_mean, per_frame=True, seconds=0.011),
         Metric("mae", "levels", (0.0, math.inf), "lower",
                "rgb, mean over frames, in levels of 255",
                mae, frames=mae_frames, mean=_mean, per_frame=True, seconds=0.0001),

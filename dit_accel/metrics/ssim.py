@@ -22,6 +22,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from dit_accel.metrics.clips import Clip, Scores, check_pair
+from dit_accel.metrics.mae import mean
 
 WINDOW = 11
 SIGMA = 1.5
@@ -52,18 +53,13 @@ def ssim(reference: Clip, test: Clip, *, data_range: float) -> float:
         >>> ssim(ramp, ramp, data_range=1.0)
         1.0
     """
-    return ssim_mean(ssim_frames(reference, test, data_range=data_range))
+    return mean(ssim_frames(reference, test, data_range=data_range))
 
 
 def ssim_frames(reference: Clip, test: Clip, *, data_range: float) -> Scores:
     """SSIM of each frame `(T,)`. Arguments and errors: see `ssim`."""
     check_pair(reference, test, data_range=data_range, smallest=WINDOW)
     return windowed_frames(reference, test, data_range=data_range, kernel=gaussian())
-
-
-def ssim_mean(frames: Scores) -> float:
-    """Mean of frame scores `(T,)`."""
-    return float(frames.mean())
 
 
 def gaussian() -> Kernel:

@@ -100,8 +100,8 @@ class SceneAttention(Interceptor):
     def _wanted_prompts(self, count: int) -> list[tuple[int, int, str]]:
         """The prompts that a call for `count` clips needs: row, class, prompt."""
         self._check_rows(count)
-        rows = [*(self.prompts if self.config.text > 0 else ())]
-        own = [(i, s + 1, t) for i, many in enumerate(rows) for s, t in enumerate(many) if t]
+        shots = self.prompts if self.config.text > 0 else ()
+        own = [(i, s + 1, t) for i, many in enumerate(shots) for s, t in enumerate(many) if t]
         further = enumerate(self.clips.texts, start=len(self.prompts))
         return own + [(i, 1, text) for i, text in further if text]
 
@@ -258,8 +258,8 @@ class SceneAttention(Interceptor):
         return self._plans[key]
 
     def _texts_of_call(self, transformer: str) -> list[SubjectText]:
-        """The texts of the present call; None if another pipeline that shares the transformer made
-        the call."""
+        """The texts of the present call; no text if another pipeline that shares the transformer
+        made the call."""
         return self.subject_texts(transformer) if self.session.is_active() else []
 
     def subject_texts(self, transformer: str) -> list[SubjectText]:

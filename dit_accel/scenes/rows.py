@@ -271,7 +271,7 @@ def _source(
     made = ReferenceTokens(link.subject + 1, link.row, tokens, native, None)
     seen = bool((classes[row] == link.subject + 1).any())
     if not config.reposition or not len(tokens) or not seen:
-        return made  # reading is off, or no token reads or is read
+        return made  # reposition is off, or no token reads or is read
     source = reposition_maps.subject_boxes(rows[link.row].coverage[link.source])
     target = reposition_maps.subject_boxes(rows[row].coverage[link.subject])
     to_target = reposition_maps.box_map(source, target, config.alpha)
