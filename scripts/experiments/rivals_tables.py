@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from dit_accel.core.files import placed
 from dit_accel.evaluation.statistics import mean
 
 BOUND = "bns"  # the widest family of weighted sums, trained: what 500 iterations find of its best
@@ -38,6 +39,12 @@ def read(folder: Path) -> dict[str, dict[int, dict[str, Any]]]:
 
 def read_json(path: Path) -> Any:
     return json.loads(path.read_text(encoding="utf-8"))
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write JSON, whole or not at all."""
+    with placed(path) as scratch:
+        scratch.write_text(json.dumps(content) + "\n", encoding="utf-8")
 
 
 def place(folder: Path, method: str, k: int) -> Path:

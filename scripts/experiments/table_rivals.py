@@ -21,7 +21,6 @@ of an uncached clip's CPU-seconds: on a GPU that others use, seconds are meaning
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import statistics
 import subprocess
@@ -38,13 +37,13 @@ from typing import Any
 import numpy as np
 import rivals_tables
 import torch
-from rivals_tables import read_json
+from rivals_calibrations import Calibrations
+from rivals_tables import read_json, write_json
 
 from dit_accel.core import generation, video
-from dit_accel.core.files import placed
-from dit_accel.core.generation import ClipSpec, batch_arguments
-from dit_accel.evaluation.methods import METHODS, Method, MethodContext
-from dit_accel.evaluation.methods.row import FEWER_STEPS
+from dit_accel.core.generation import FALLBACK_FPS, ClipSpec, batch_arguments
+from dit_accel.evaluation.methods import METHODS, Method, MethodContext, trained
+from dit_accel.evaluation.methods.row import FEWER_STEPS, STEPS
 from dit_accel.evaluation.probe import Probe
 from dit_accel.evaluation.prompts import read_prompts
 from dit_accel.evaluation.runner import machine
@@ -54,7 +53,6 @@ from dit_accel.models import loading, miniature
 from dit_accel.models.folder import inspect_folder
 from dit_accel.planning.lookup import find_profile
 
-STEPS = (25, 20, 17, 13, 10, 8)
 CALIBRATION_SEED = 1_000_003
 CALIBRATION_CLIPS = 64
 SEARCHED = 8  # number of halvings of a threshold's range
@@ -110,12 +108,11 @@ class Table:
 
     def __init__(self, args: argparse.Namespace) -> None:
         self.args, self.started = args, time.monotonic()
-        self.used: set[str] = set()  # names of the method's calibrations
+        self.calibrations = Calibrations(args.folder / "calibration")
         self.steps_at: dict[tuple[str, float], float] = {}  # by method and threshold
         self.waiting: list[tuple[Path, dict[str, Any]]] = []  # results without scores so far
         self.rows = [METHODS[name] for name in args.methods or rivals()]
-        for name in ("calibration", "scratch"):
-            (args.folder / name).mkdir(exist_ok=True)
+        (args.folder / "scratch").mkdir(exist_ok=True)
 
     def run(self) -> None:
         wanted = self._untimed if self.args.cpu_seconds else self._missing
@@ -160,7 +157,7 @@ class Table:
             uncached = self._cpu_seconds({})
             with row.apply(self.pipe, result["number"], self.context) as handle:
                 own = self._cpu_seconds(handle.overrides)
-            write(path, result | {"cpu_seconds": own, "cpu_share": own / uncached})
+            write_json(path, result | {"cpu_seconds": own, "cpu_share": own / uncached})
             print(f"{path.stem}: {own:.2f} of {uncached:.2f} CPU-seconds", flush=True)
 
     def _cpu_seconds(self, overrides: dict[str, Any]) -> float:
@@ -208,55 +205,29 @@ class Table:
             self._generated({}, probe)
         self.full = sum(probe.flops or [0])
         self.counts = sum(map(sum, probe.computed.values()))
-        write(args.folder / "uncached.json", {
+        write_json(args.folder / "uncached.json", {
             "seconds": statistics.median(seconds), "flops": self.full, "steps": args.steps,
             "prompts": len(self.clips), "machine": machine(args.device),
             "torch": torch.__version__, "model": args.model.name,
         })  # fmt: skip
 
     def _calibrate(self, name: str, measure: Callable[[Callable[[], None]], Any]) -> Any:
-        path, begun = self._calibration(name), time.monotonic()
-        self.used.add(name)
-        if not path.exists():
-            value = measure(lambda: self._generated({}) and None)
-            write(path.with_suffix(".seconds"), time.monotonic() - begun)
-            write(path, value)
-        return read_json(path)
+        def run_uncached() -> None:
+            self._generated({})
 
-    def _spent(self) -> float:
-        """Seconds of all calibration that this method used, also if it was measured earlier."""
-        files = (self._calibration(name).with_suffix(".seconds") for name in self.used)
-        return sum(read_json(file) for file in files if file.exists())
+        return self.calibrations.measured(name, lambda: measure(run_uncached))
 
     def _train(self, names: set[str]) -> None:
-        """Train the samplers together, so that they share launches."""
-        from dit_accel.evaluation.methods import trained
-
         wanted = [(v, k) for v in trained.VARIANTS if v in names for k in self.args.computed]
-        wanted = [(v, k) for v, k in wanted if not self._known(trained.name_of(v, k))]
-        if wanted and not self._late():
-            begun = time.monotonic()
-            found = trained.train(self.pipe, self.context, wanted, seconds=self.args.train_seconds)
-            share = (time.monotonic() - begun) / len(wanted)
-            for variant, k in wanted:  # for a continued training, the seconds add up
-                path = self._calibration(trained.name_of(variant, k)).with_suffix(".seconds")
-                before = read_json(path) if path.exists() else 0.0
-                write(path, before + share)
-            for (variant, k), value in found.items():
-                write(self._calibration(trained.name_of(variant, k)), value)
-
-    def _known(self, name: str) -> bool:
-        return self._calibration(name).exists()
-
-    def _calibration(self, name: str) -> Path:
-        return self.args.folder / "calibration" / f"{name}.json"
+        if not self._late():
+            most = self.args.train_seconds
+            self.calibrations.train(self.pipe, self.context, wanted, seconds=most)
 
     # --- one method at one k ---
 
     def _one(self, row: Method, k: int) -> None:
-        from dit_accel.evaluation.methods import trained
-
-        untrained = row.name in trained.VARIANTS and not self._known(trained.name_of(row.name, k))
+        is_trained = row.name in trained.VARIANTS
+        untrained = is_trained and not self.calibrations.has(trained.name_of(row.name, k))
         if self._late() or untrained:
             return
         begun = time.monotonic()
@@ -278,7 +249,7 @@ class Table:
                 scores = [score.result() for score in content["scores"]]
                 names = (*self.args.metrics, *self.args.slow_metrics)
                 content["scores"] = {name: [s.get(name) for s in scores] for name in names}
-            write(path, content)
+            write_json(path, content)
             said = content.get("error") or _short(content)
             print(f"{path.stem}: {said}, {content['took_seconds']:.0f} s", flush=True)
 
@@ -287,7 +258,7 @@ class Table:
         return all(score.done() for score in content.get("scores", ()))
 
     def _result(self, row: Method, k: int) -> dict[str, Any]:
-        self.used = set()
+        self.calibrations.used = set()
         number, searched = self._number(row, k)
         alone = not _takes_batches(row)
         clips = self.clips[: self.args.single] if alone else self.clips
@@ -299,7 +270,7 @@ class Table:
         spent = None if calibration is None else calibration + searched
         return {
             "number": number, "calibration_runs": spent,
-            "calibration_seconds": self._spent(), "remarks": remarks, "alone": alone,
+            "calibration_seconds": self.calibrations.spent(), "remarks": remarks, "alone": alone,
             "seconds": statistics.median(seconds), "flops_kept": flops, "steps_computed": computed,
             "scores": self.score(made, self.frames[: len(made)]),
         }  # fmt: skip
@@ -316,7 +287,7 @@ class Table:
         """Find the threshold by bisection on a logarithmic scale, on two calibration clips."""
         key = f"threshold-{row.name.replace('/', '--')}-{k}"
 
-        def measure(_: Any) -> dict[str, float]:
+        def measure() -> dict[str, float]:
             low, high, spent = LOW, HIGH, 0.0
             best = (float("inf"), high)
             for _ in range(SEARCHED):
@@ -329,7 +300,7 @@ class Table:
                 low, high = (middle, high) if steps > k else (low, middle)
             return {"number": best[1], "runs": spent}
 
-        found = self._calibrate(key, measure)
+        found = self.calibrations.measured(key, measure)
         return found["number"], found["runs"]
 
     def _steps_at(self, row: Method, number: float) -> float:
@@ -377,7 +348,7 @@ class Table:
     @contextmanager
     def _scorer(self) -> Iterator[Callable[..., list[Future[dict[str, Any]]]]]:
         """Score in child processes, with one thread each."""
-        few, fps = tuple(self.args.metrics), self.clips[0].fps or 16.0
+        few, fps = tuple(self.args.metrics), self.clips[0].fps or FALLBACK_FPS
         every = few + tuple(self.args.slow_metrics)
         with ProcessPoolExecutor(self.args.workers, get_context("spawn"), _one_thread) as pool:
             yield lambda made, frames: [
@@ -432,12 +403,6 @@ def _short(result: dict[str, Any]) -> str:
     means = {name: rivals_tables.value(result, name) for name in result["scores"]}
     scores = ", ".join(f"{name} {value or 0:.3f}" for name, value in means.items())
     return f"{scores}, {result['steps_computed']:.1f} steps, {result['seconds']:.2f} s a clip"
-
-
-def write(path: Path, content: Any) -> None:
-    """Write JSON, whole or not at all."""
-    with placed(path) as scratch:
-        scratch.write_text(json.dumps(content) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import bound_subject
 import pytest
 import table_bound
 import tiny
@@ -54,7 +55,7 @@ def test_every_lever_begins_at_the_plan_and_is_made_once(tmp_path: Path, capsys:
 def test_splits_are_of_the_axes_of_each_family():
     value = torch.randn(2, 3, 4, 8, 8)  # frames before channels or behind them; and packed
     for axes, grid in (((-4, -2, -1), None), ((-3, -2, -1), None), ((-4, -3, -2), (3, 4, 8))):
-        layout = object.__new__(table_bound._Layout)
+        layout = object.__new__(bound_subject.Layout)
         layout.axes, layout.grid = axes, grid
         given = value if grid is None else value.flatten(1, 3)
         laid = value.movedim(axes[0], 0)
