@@ -10,35 +10,13 @@ import pytest
 import tiny
 import torch
 from diffusers import FirstBlockCacheConfig
+from learned_runs import STEPS, basis, files, only, run
 
 from dit_accel import SpeedupConfig, accelerate, recorded
 from dit_accel.caching import learning
 from dit_accel.caching.learning import FixedLearning, learning_of
 from dit_accel.planning import learned_file, selection
-from dit_accel.planning.learned import Learned
 from dit_accel.planning.profile_file import ProfileError
-
-STEPS = 10
-
-
-def run(pipe: Any, seed: int = 0, **more: Any) -> Any:
-    call = tiny.CALL | {"num_inference_steps": STEPS} | more
-    return pipe(**call, generator=torch.Generator().manual_seed(seed)).frames
-
-
-def files(folder: Any) -> list[Any]:
-    return sorted((folder / "learned").glob("*.safetensors"))
-
-
-def only(folder: Any) -> Learned:
-    (path,) = files(folder)
-    return learned_file.load(path)
-
-
-def basis(report: Any) -> str:
-    """What the plan rests on, by the report."""
-    (note,) = [note for note in report.notes if note.startswith("Planned from")]
-    return note.removeprefix("Planned from ").partition(";")[0]
 
 
 def whole_run(pipe: Any, seed: int = 9, **more: Any) -> Any:

@@ -8,30 +8,11 @@ import numpy as np
 import pytest
 import tiny
 import torch
+from learned_runs import STEPS, basis, only, run
 
 from dit_accel import accelerate
 from dit_accel.caching.reference import recorded
 from dit_accel.calibration.record import record
-from dit_accel.planning import learned_file
-from dit_accel.planning.learned import Learned
-
-STEPS = 10
-
-
-def run(pipe: Any, seed: int = 0, **more: Any) -> Any:
-    call = tiny.CALL | {"num_inference_steps": STEPS} | more
-    return pipe(**call, generator=torch.Generator().manual_seed(seed)).frames
-
-
-def only(folder: Any) -> Learned:
-    (path,) = sorted((folder / "learned").glob("*.safetensors"))
-    return learned_file.load(path)
-
-
-def basis(report: Any) -> str:
-    """What the plan rests on, by the report."""
-    (note,) = [note for note in report.notes if note.startswith("Planned from")]
-    return note.removeprefix("Planned from ").partition(";")[0]
 
 
 def test_worked_example(learns) -> None:

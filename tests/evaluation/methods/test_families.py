@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import small_denoisers
 import torch
+from calibrations import measured_once
 
 from dit_accel.core.generation import call_arguments
 from dit_accel.evaluation import speed
@@ -32,14 +33,7 @@ def family(request: Any, monkeypatch: Any) -> tuple[Any, MethodContext]:
     for module in (runs, denoiser):
         monkeypatch.setattr(module, "batch_arguments", arguments)
     clips = tuple(dataclasses.replace(case.clip, seed=seed) for seed in (1, 2))
-    known: dict[str, Any] = {}
-
-    def calibrate(name: str, measure: Any) -> Any:
-        if name not in known:
-            known[name] = measure(None)
-        return known[name]
-
-    return pipe, MethodContext(clips[0], calibrate, calibration_clips=clips)
+    return pipe, MethodContext(clips[0], measured_once(), calibration_clips=clips)
 
 
 def test_trajectories_and_the_guided_denoiser_are_those_of_the_run(family):

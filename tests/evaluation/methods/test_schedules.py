@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 import torch
+from calibrations import measured_once
 from tiny import tiny_clips
 
 from dit_accel.evaluation.methods import METHODS, MethodContext, runs, schedules
@@ -18,14 +17,7 @@ CLIPS = tiny_clips(STEPS, 2)
 
 @pytest.fixture(scope="module")
 def context() -> MethodContext:
-    known: dict[str, Any] = {}
-
-    def calibrate(name: str, measure: Any) -> Any:
-        if name not in known:
-            known[name] = measure(lambda: None)
-        return known[name]
-
-    return MethodContext(CLIPS[0], calibrate, calibration_clips=CLIPS, batch=2)
+    return MethodContext(CLIPS[0], measured_once(), calibration_clips=CLIPS, batch=2)
 
 
 def test_worked_example_of_oss():

@@ -10,6 +10,7 @@ import diffusers
 import pytest
 import small_denoisers
 import torch
+from calibrations import measured_once
 from tiny import tiny_clips
 
 from dit_accel.core.generation import ClipSpec, batch_arguments
@@ -29,14 +30,7 @@ DDIM = diffusers.CogVideoXDDIMScheduler(
 
 
 def context(clips: tuple[ClipSpec, ...] = (), **others: Any) -> MethodContext:
-    known: dict[str, Any] = {}
-
-    def calibrate(name: str, measure: Any) -> Any:
-        if name not in known:
-            known[name] = measure(lambda: None)
-        return known[name]
-
-    return MethodContext(CLIPS[0], calibrate, calibration_clips=clips, batch=2, **others)
+    return MethodContext(CLIPS[0], measured_once(), calibration_clips=clips, batch=2, **others)
 
 
 @pytest.mark.parametrize("kind", ["flow", "v"])
