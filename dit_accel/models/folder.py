@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dit_accel.models.config_limits import check_limits
 from dit_accel.models.families import EXPERTS, FAMILIES, Family
 from dit_accel.models.json_file import read_object
 
@@ -50,12 +51,14 @@ def inspect_folder(folder: Path, *, name: str, whole: bool = True) -> LoadableMo
     """Check that a folder has a supported pipeline, and if requested, a complete one.
 
     Raises:
-        ModelError: a part is missing or not supported; the message names it.
+        ModelError: a part is missing or not supported, or a configuration has a number that no
+            model has; the message names it.
     """
     index = read_index(folder / "model_index.json", name)
     family = check_family(index, name)
     with _as_model_error(name):
         missing = missing_parts(folder, index) if whole else missing_configs(folder)
+        check_limits(folder)
     if missing:
         raise ModelError(f"model is {name!r}, which is incomplete: {', '.join(missing)} missing")
     return LoadableModel(name, folder, index, family)
