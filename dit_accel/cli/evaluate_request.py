@@ -17,6 +17,8 @@ from dit_accel.cli.common import options
 from dit_accel.cli.common.errors import BadInput, as_option, refused, say
 from dit_accel.cli.common.files import read_prompts
 from dit_accel.cli.common.options import COMPARISON, WORK, ClipOptions, option
+from dit_accel.cli.common.verb import LARGEST
+from dit_accel.core.document import shown
 from dit_accel.core.files import reason_of
 
 if TYPE_CHECKING:
@@ -195,8 +197,11 @@ def _metrics(text: str) -> tuple[str, ...]:
 
 def _seeds(text: str) -> tuple[int, ...]:
     parts = options.listed(text)
-    if not parts or not all(part.isdigit() and int(part) < 2**63 for part in parts):
-        raise BadInput(f"--seeds is {text!r}; accepted: whole numbers from 0, with commas between")
+    digits = all(part.isascii() and part.isdigit() and len(part) < 20 for part in parts)
+    if not parts or not digits or max(map(int, parts)) >= LARGEST:
+        raise BadInput(
+            f"--seeds is {shown(text)}; accepted: whole numbers from 0, with commas between"
+        )
     return tuple(dict.fromkeys(map(int, parts)))
 
 

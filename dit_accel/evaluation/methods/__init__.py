@@ -54,7 +54,7 @@ def parse(text: str) -> Setting:
     Raises:
         ValueError: no row has the name, or the number is not accepted; the message names both.
     """
-    name, colon, number = text.strip().partition(":")
+    name, colon, number = (part.strip() for part in text.partition(":"))
     if name not in METHODS:
         raise ValueError(f"method is {name!r}; accepted: {', '.join(LISTED)}")
     return METHODS[name].at(number if colon else None)
@@ -74,15 +74,22 @@ def parse_list(text: str, steps: int | None = None) -> tuple[Setting, ...]:
         ValueError: see `parse`; or the list is empty, or a number of steps is not below `steps`.
     """
     settings: list[Setting] = []
+    swept = ""  # the last method whose sweep was asked for
     for part in filter(None, (part.strip() for part in text.split(","))):
-        name, _, number = part.partition(":")
+        name, _, number = (word.strip() for word in part.partition(":"))
         if settings and _is_number(part):
             name, number = settings[-1].method, part
             part = f"{name}:{number}"
         if number == "*" and name in METHODS:
+            swept = name
             settings += [s for s in METHODS[name].swept() if _fewer(s, steps)]
         else:
             settings.append(parse(part))
+    if not settings and swept:
+        raise ValueError(
+            f"methods is {text!r}, whose settings are all at least the {steps} steps of the clips; "
+            f"accepted: numbers below {steps}, such as {swept}:{(steps or 2) // 2}"
+        )
     if not settings:
         raise ValueError(f"methods is {text!r}; accepted: at least one of {', '.join(LISTED)}")
     for setting in settings:

@@ -100,8 +100,12 @@ class Setting:
 
     @property
     def label(self) -> str:
-        """The setting as it is written on the command line."""
-        return self.method if self.number is None else f"{self.method}:{self.number:g}"
+        """The setting as it is written on the command line. Other numbers have other labels, as
+        jobs are told apart by them."""
+        if self.number is None:
+            return self.method
+        short = f"{self.number:g}"
+        return f"{self.method}:{short if float(short) == self.number else repr(self.number)}"
 
     @property
     def is_rerun(self) -> bool:
@@ -176,7 +180,9 @@ class Method:
         if not self.number:
             raise ValueError(f"method {self.name!r} takes no number; it is given {number!r}")
         kind = "a whole number" if self.whole else "a number"
-        accepted = f"{self.number}: {kind} from {self.low:g} to {self.high:g}"
+        bounds = f" from {self.low:g} to {self.high:g}"
+        bounds = f", at least {self.low:g}" if math.isinf(self.high) else bounds
+        accepted = f"{self.number}: {kind}{bounds}"
         try:
             value = int(number) if self.whole else float(number)
         except ValueError:
