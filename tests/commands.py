@@ -8,7 +8,7 @@ from typing import Any
 
 from typer.testing import CliRunner, Result
 
-from dit_accel.cli import app
+from dit_accel.cli.app import app
 
 PROMPT = "a red circle moving right"
 

@@ -19,7 +19,7 @@ ORDER = [  # from the ground up; what stands on one floor does not know its neig
 FLOOR = {package: floor for floor, packages in enumerate(ORDER) for package in packages}
 WIDELY_USED = {"core", "metrics"}  # all others are imported by six packages at most
 MOST_IMPORTERS = 6
-MOST_FLOORS_INSIDE = {"cli": 9}  # of one package; of all others:
+MOST_FLOORS_INSIDE = {"cli": 10}  # of one package; of all others:
 MOST_FLOORS = 6
 
 

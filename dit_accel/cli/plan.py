@@ -17,7 +17,14 @@ from dit_accel.cli.common import options
 from dit_accel.cli.common.errors import BadInput, RunFailed, as_option, refused
 from dit_accel.cli.common.files import check_file, print_json
 from dit_accel.cli.common.options import bytes_of, option
-from dit_accel.cli.common.text import bytes_text, plain_console, print_aligned, shades_of, strip
+from dit_accel.cli.common.text import (
+    bytes_text,
+    plain_console,
+    print_aligned,
+    print_table,
+    shades_of,
+    strip,
+)
 from dit_accel.cli.common.verb import verb
 from dit_accel.cli.run.request import check_clip
 from dit_accel.core.files import reason_of
@@ -276,7 +283,7 @@ def _show(
     if not profile.candidates:
         problem = "it has no candidate plans; pass --quality or --speedup"
         raise BadInput(f"--profile is {str(path)!r}: {problem}")
-    console.print(candidate_table(profile))
+    print_table(candidate_table(profile))
     console.print(f"profile  {path}", soft_wrap=True)
 
 

@@ -579,7 +579,7 @@ def test_no_verb_shows_the_help() -> None:
 def test_what_needs_no_model_imports_no_torch(words: list[str]) -> None:
     program = f"""if True:
         import sys
-        from dit_accel.cli import app
+        from dit_accel.cli.app import app
         try:
             app({words!r})
         except SystemExit:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from dit_accel.cli import app
+from dit_accel.cli.app import app
 from dit_accel.cli.score import CONVENTION_NAMES as NAMED
 from dit_accel.core import video
 from dit_accel.evaluation import pairs
@@ -354,7 +354,7 @@ def test_the_help_imports_nothing_heavy():
     import sys
 
     code = (
-        "import sys\nfrom dit_accel.cli import app\n"
+        "import sys\nfrom dit_accel.cli.app import app\n"
         "try:\n    app(['score', '--help'])\nexcept SystemExit:\n    pass\n"
         "assert not {'torch', 'cv2', 'numpy'} & set(sys.modules)"
     )

@@ -37,7 +37,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from dit_accel import layout
-from dit_accel.cli import app
+from dit_accel.cli.app import app
 from dit_accel.evaluation.methods import METHODS, parse
 from dit_accel.models import memory
 

@@ -20,7 +20,7 @@ from typer.testing import CliRunner
 pytest.importorskip("jinja2")
 pytest.importorskip("matplotlib")
 
-from dit_accel.cli import app
+from dit_accel.cli.app import app
 from dit_accel.cli.common.tables import summary_table
 from dit_accel.evaluation import html as html_report
 from dit_accel.evaluation.html import clips, figures, labels, made, page

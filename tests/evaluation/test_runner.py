@@ -15,7 +15,7 @@ import pytest
 import tiny
 from typer.testing import CliRunner
 
-from dit_accel.cli import app
+from dit_accel.cli.app import app
 from dit_accel.evaluation import statistics
 from dit_accel.evaluation.methods import LISTED, METHODS, parse, parse_list
 from dit_accel.evaluation.prompts import read_prompts

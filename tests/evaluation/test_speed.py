@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from dit_accel import accelerate
 from dit_accel.caching.windows import EDCW
-from dit_accel.cli import app
+from dit_accel.cli.app import app
 from dit_accel.core.families import FAMILIES
 from dit_accel.evaluation import speed
 from dit_accel.evaluation.methods import Setting, parse_list

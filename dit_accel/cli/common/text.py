@@ -103,22 +103,29 @@ def print_table(table: Table) -> None:
 
 
 def _print_records(console: Console, table: Table) -> None:
-    """Print each row as its first cell, and a line for each other cell with its heading."""
-    from rich.text import Text
-
+    """Print each row as its first cell, and the other cells with their headings."""
     if table.title:
         console.print(table.title)
-    headings = [str(column.header).replace("\n", " ") for column in table.columns]
+    headings = [str(column.header).replace("\n", " ").strip() for column in table.columns]
     label = max(map(len, headings))
     for first, *rest in zip(*(column.cells for column in table.columns), strict=True):
         console.print(first, style="bold")
         for heading, cell in zip(headings[1:], rest, strict=True):
-            lines = str(cell).split("\n")
-            console.print(Text.assemble("  ", (f"{heading:<{label}}", "dim"), f"  {lines[0]}"))
-            for line in lines[1:]:
-                console.print(" " * (label + 4) + line)
+            _print_cell(console, f"  {heading:<{label}}", str(cell).split("\n"))
     if table.caption:
         console.print(table.caption)
+
+
+def _print_cell(console: Console, heading: str, lines: list[str]) -> None:
+    """Print a cell of one line beside its heading, if it fits there; else below it."""
+    from rich.text import Text
+
+    if len(lines) == 1 and len(heading) + 2 + len(lines[0]) <= console.width:
+        console.print(Text.assemble((heading, "dim"), f"  {lines[0]}"))
+        return
+    console.print(Text(heading.rstrip(), style="dim"))
+    for line in lines:
+        console.print(f"    {line}", soft_wrap=True)
 
 
 def _shade(share: float, count: int) -> int:

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Annotated, Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import typer
+from rich.console import Console
 from typer.core import TyperArgument, TyperCommand, TyperGroup
 from typer.models import ArgumentInfo
 
@@ -30,6 +31,7 @@ from dit_accel.core.document import is_printable, shown
 Options = TypeVar("Options")
 Body = Callable[[Options], None]
 LARGEST = 2**63  # whole numbers stay below it
+NARROW = 80  # columns; in fewer, typer's panels cut the names of options
 _CONFIG = inspect.Parameter(  # an option of every verb; its values are defaults of the others
     "config", inspect.Parameter.KEYWORD_ONLY, default=None,
     annotation=Annotated[
@@ -67,6 +69,12 @@ class Verb(TyperCommand):
     def get_help_option(self, ctx: Any) -> Any:
         """`-h`, `--help`: without a type."""
         return _plain(super().get_help_option(ctx))
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        """The help in panels; in a narrow terminal as a plain list, which cuts no name."""
+        if Console().width < NARROW:
+            self.rich_markup_mode = None
+        super().format_help(ctx, formatter)
 
     def collect_usage_pieces(self, ctx: Any) -> list[str]:
         """`[OPTIONS] RUN [PROMPT]`: brackets are around what may be left out, alone."""

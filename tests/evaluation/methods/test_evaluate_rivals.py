@@ -10,7 +10,7 @@ import pytest
 import tiny
 from typer.testing import CliRunner
 
-from dit_accel.cli import app
+from dit_accel.cli.app import app
 
 SIZE = "--height 16 --width 16 --frames 5 --steps 6 --guidance 4 --metrics psnr_db"
 
