@@ -92,7 +92,7 @@ def is_read(tokens: int, lengths: torch.Tensor) -> torch.Tensor:
 
 def with_text(
     near: Part, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor,
-    lengths: torch.Tensor | None = None,
+    lengths: torch.Tensor | None,
 ) -> torch.Tensor:  # fmt: skip
     """Attention over the whole sequence, `(B, N, H, D)`, from the attention of video over video.
 

@@ -176,7 +176,7 @@ class Linear:
     bias: torch.Tensor | None
 
 
-def linear_of(layer: torch.nn.Module, like: torch.Tensor | None = None) -> Linear | None:
+def linear_of(layer: torch.nn.Module, like: torch.Tensor | None) -> Linear | None:
     """The layer's present weights, wherever they are stored, on the device and in the dtype of
     `like`. None if it is not a plain linear layer, because it has a LoRA or quantized weights."""
     stored = dict(weights_of(layer))

@@ -184,7 +184,7 @@ class BlockSparseAttention:
         means = 1 / blocks.key if self.config.tail else 0.0
         return rank / tokens + scored * rank / (2 * width) + means
 
-    def skip_reason(self, query: torch.Tensor, text: JointText | None = None) -> str | None:
+    def skip_reason(self, query: torch.Tensor, text: JointText | None) -> str | None:
         """The reason why dense attention is faster for queries `(B, N, H, D)`, or None."""
         tokens = query.shape[1]
         reason = kernels.unsupported(query, self.config.blocks_of(tokens))
@@ -284,7 +284,7 @@ class LowRankAttention:
         share = pairs * (self.rank + values.shape[-1]) / (2 * width) + 1 - pairs
         return out[:, order.argsort()], share + self.rank / tokens
 
-    def skip_reason(self, query: torch.Tensor, text: JointText | None = None) -> str | None:
+    def skip_reason(self, query: torch.Tensor, text: JointText | None) -> str | None:
         """See `BlockSparseAttention.skip_reason`. Fused attention needs one width for queries, keys
         and values."""
         if text is not None:

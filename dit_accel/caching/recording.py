@@ -86,7 +86,7 @@ class RecordingPolicy(Policy):
 
     def __init__(
         self, run: RunInfo, sampler: SamplerCoefficients, scheduler: Any, key: ProfileKey,
-        branches: str, *, known: bool, remarks: tuple[str, ...] = (), by_threshold: bool = False,
+        branches: str, *, known: bool, remarks: tuple[str, ...], by_threshold: bool,
     ) -> None:  # fmt: skip
         self.remarks, self.by_threshold = remarks, by_threshold
         self.numbers = numbers_of(run)

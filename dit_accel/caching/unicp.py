@@ -365,9 +365,7 @@ class UniCPCache(SiteCache):
         for site in self.pruned_sites():
             site.finish_step()
 
-    def order(
-        self, transformer: str, query: torch.Tensor, text: JointText | None = None
-    ) -> torch.Tensor:
+    def order(self, transformer: str, query: torch.Tensor, text: JointText | None) -> torch.Tensor:
         """`(N,)` int64: the order of tokens that has them tile by tile, with the text last; if the
         grid is not known, their own order."""
         session, config, tokens = self.session, self.preset.pcas, query.shape[1]

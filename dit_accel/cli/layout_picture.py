@@ -55,7 +55,7 @@ class Drawn:
         return COLOURS[(self.known.index(id) if id in self.known else index) % len(COLOURS)]
 
 
-def sheet(shots: Sequence[Drawn], *, count: int = 5) -> Frames:
+def sheet(shots: Sequence[Drawn], *, count: int) -> Frames:
     """A picture of all shots below each other, with some frames of each: `(1, H, W, 3)` uint8."""
     parts = [_strip(drawn, _moments(drawn.grid, count)) for drawn in shots]
     width = max(part.width for part in parts)

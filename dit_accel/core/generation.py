@@ -283,7 +283,7 @@ def batch_arguments(pipe: Any, clips: Sequence[ClipSpec]) -> dict[str, Any]:
 
 
 def loop_timer(
-    pipe: Any, arguments: dict[str, Any], device: str, listeners: Sequence[StepListener] = (), *,
+    pipe: Any, arguments: dict[str, Any], device: str, listeners: Sequence[StepListener], *,
     each_step: bool = False,
 ) -> LoopTimer:  # fmt: skip
     """A timer for the denoising loop of one call with these arguments."""

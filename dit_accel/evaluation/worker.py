@@ -49,7 +49,7 @@ def work_with_ray(
     folder: str,
     groups: Sequence[tuple[Job, ...]],
     workers: int,
-    on_group: Callable[[int], None] = lambda jobs: None,
+    on_group: Callable[[int], None],
 ) -> None:
     """Run groups on a Ray cluster, with one actor for each worker. On CUDA, each actor has one GPU.
 

@@ -64,7 +64,7 @@ class Nodes:
         """`(k + 1,)`: factor of the noise in the latents."""
         return self.times if self.kind == "flow" else self.times.sin()
 
-    def solver_sigmas(self, first: float | None = None, last: float = 0.0) -> torch.Tensor:
+    def solver_sigmas(self, first: float | None, last: float) -> torch.Tensor:
         """`(k + 1,)` float32: sigmas as diffusers' multistep schedulers use them.
 
         They are sigma for a flow, else sigma / alpha. They are clamped to `first` and `last`,

@@ -70,7 +70,7 @@ class NoiseLevels:
         return self.sign * own, of_state
 
 
-def noise_levels(scheduler: Any, begin: int = 0, num_steps: int | None = None) -> list[NoiseLevels]:
+def noise_levels(scheduler: Any, begin: int, num_steps: int | None) -> list[NoiseLevels]:
     """The possible noise levels of a run: one entry, or two.
 
     For solvers over sigmas, the public attributes do not say whether the latents have constant
@@ -78,7 +78,7 @@ def noise_levels(scheduler: Any, begin: int = 0, num_steps: int | None = None) -
 
     Args:
         scheduler: the run's; it is not changed.
-        begin, num_steps: the run uses `num_steps` timesteps from index `begin` on; by default all.
+        begin, num_steps: the run uses `num_steps` timesteps from index `begin` on; None: all.
 
     Raises:
         NoLevelsError: no levels are known; the error names the scheduler and what is accepted.

@@ -231,7 +231,7 @@ def coefficients_before_run(
 
 def prior_before_run(
     scheduler: Any, num_steps: int, guidance: float, *, separate: bool,
-    sigmas: bool = False, boundary: float | None = None, guidance_2: float | None = None,
+    sigmas: bool, boundary: float | None, guidance_2: float | None,
 ) -> Profile | None:  # fmt: skip
     """The prior's profile for a run that has not begun.
 

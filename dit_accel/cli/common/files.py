@@ -69,12 +69,10 @@ def clips_of(
     return clips
 
 
-def check_file(
-    option: str, path: Path, *, suffixes: tuple[str, ...] = (), overwrite: bool = True
-) -> None:
+def check_file(option: str, path: Path, *, suffixes: tuple[str, ...], overwrite: bool) -> None:
     """Refuse a single file that could not be written after the work, before the work."""
     shown = f"{option} is {str(path)!r}"
-    if suffixes and path.suffix.lower() not in suffixes:
+    if path.suffix.lower() not in suffixes:
         raise BadInput(f"{shown}; accepted: a name that ends in {' or '.join(suffixes)}")
     if path.is_dir():
         raise BadInput(f"{shown}: it is a folder")

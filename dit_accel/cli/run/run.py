@@ -40,14 +40,13 @@ def run_uncached(
 
 
 def run_accelerated(
-    pipe: Any, settings: Settings, bar: StepBar, text: Text | None = None,
-    reference: ReferenceRun | None = None,
-) -> generation.Generation:  # fmt: skip
+    pipe: Any, settings: Settings, bar: StepBar, text: Text | None, reference: ReferenceRun | None
+) -> generation.Generation:
     """Make the clip of the accelerated pipeline, with its report.
 
     Args:
-        reference: the record of the uncached run of the same clip.
         text: the encoded prompt. If the run uses it, its seconds are added to the run's.
+        reference: the record of the uncached run of the same clip.
 
     Raises:
         RunFailed: the frames are not finite.

@@ -45,9 +45,7 @@ class NodeScheduler:
 
     order = 1
 
-    def __init__(
-        self, stock: Any, choose: Choose, stepper: MakeStepper, grid: int | None = None
-    ) -> None:
+    def __init__(self, stock: Any, choose: Choose, stepper: MakeStepper, grid: int | None) -> None:
         self._stock, self._choose, self._make, self._grid = stock, choose, stepper, grid
         self.config = stock.config
         # flow schedulers do not have it
@@ -145,7 +143,7 @@ class DiffusersSolver:
 
     def __init__(
         self, stock: Any, nodes: Nodes, name: str, *, first: float | None = None,
-        last: float = 0.0, **options: Any,
+        last: float, **options: Any,
     ) -> None:  # fmt: skip
         import diffusers
 
