@@ -7,7 +7,7 @@ Source: ours.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,7 @@ from dit_accel.evaluation.html.figures import NARROW, WIDE, end_at, shown_at
 from dit_accel.evaluation.html.svg import Look, Size
 from dit_accel.evaluation.methods.row import Setting
 from dit_accel.evaluation.results import FrameValues, Results
+from dit_accel.evaluation.statistics import Interval
 from dit_accel.evaluation.summary import Summary
 
 DOTS = 80
@@ -41,29 +42,17 @@ def prompts(results: Results, summary: Summary, metric: str) -> tuple[str, str] 
 def _prompts(
     results: Results, summary: Summary, metric: str, shown: list[Setting], size: Size
 ) -> str:
-    slots, rows = results.slots(), summary.by_setting
-    longest = max(len(setting.label) for setting in shown)
+    slots, longest = results.slots(), max(len(setting.label) for setting in shown)
     left = 12 if size.narrow else 24 + 0.56 * size.font * longest
     with svg.drawing(size) as figure:
         axes = figure.add_axes(figures.margins(size, left=left, bottom=44, top=8))
-        for place_, setting in enumerate(shown):
-            scores = results.scores(setting, metric).values()
-            values = [shown_at(metric, value) for value in scores]
-            style = svg.look(slots[setting.method])
-            axes.plot(
-                thinned(values), [place_] * len(thinned(values)), "o", markersize=6, alpha=0.6,
-                color=style.colour, markeredgewidth=0, zorder=2,
-            )  # fmt: skip
-            score = rows[setting].scores[metric]
-            if score is not None:
-                ends = [end_at(metric, end) for end in (score.low, score.high)]
-                if None not in ends:
-                    axes.plot(ends, (place_, place_), color=svg.CSS_INK, linewidth=1.6, zorder=3)
-                axes.plot([shown_at(metric, score.value)], [place_], "|", markersize=13,
-                          markeredgewidth=2.4, color=svg.CSS_INK, zorder=4)  # fmt: skip
+        for row, setting in enumerate(shown):
+            values = results.scores(setting, metric).values()
+            score = summary.by_setting[setting].scores[metric]
+            _dots(axes, row, values, score, svg.look(slots[setting.method]), metric)
             if size.narrow:
                 axes.annotate(
-                    setting.label, (0, place_), xycoords=("axes fraction", "data"),
+                    setting.label, (0, row), xycoords=("axes fraction", "data"),
                     xytext=(0, 7), textcoords="offset points", fontsize=size.font - 0.5,
                 )  # fmt: skip
         axes.set_ylim(len(shown) - 0.5, -0.75 if size.narrow else -0.5)
@@ -73,18 +62,40 @@ def _prompts(
         axes.tick_params(axis="y", length=0)
         axes.grid(visible=False, axis="y")
         axes.spines["left"].set_visible(False)
-        low, high = axes.get_xlim()
-        name, floor = summary.floor.get(metric, ("", math.nan))
-        if low <= floor <= high:
-            axes.axvline(floor, color=svg.CSS_FLOOR, linestyle=(0, (5, 3)), linewidth=1.3, zorder=1)
-            side = "right" if floor > (low + high) / 2 else "left"
-            axes.text(floor, len(shown) - 0.55, f" {name} ", color=svg.CSS_FLOOR, ha=side,
-                      va="bottom", fontsize=size.font - 2)  # fmt: skip
-        axes.set_xlabel(figures.title(metric))
-        figures.score_ticks(axes.xaxis, metric)
+        if metric in summary.floor:
+            _floor(axes, *summary.floor[metric], len(shown) - 0.55, size)
         name = figures.title(metric)
+        axes.set_xlabel(name)
+        figures.score_ticks(axes.xaxis, metric)
         alt = f"{name} of every prompt, one row a method; the means are in the table"
         return svg.to_svg(figure, f"p-{metric}-{figures.kind(size)}", alt)
+
+
+def _dots(
+    axes: Any, row: int, values: Iterable[float], score: Interval | None, style: Look, metric: str
+) -> None:
+    """The scores of a setting in its row, with their mean and its interval."""
+    dots = thinned([shown_at(metric, value) for value in values])
+    axes.plot(dots, [row] * len(dots), "o", markersize=6, alpha=0.6, color=style.colour,
+              markeredgewidth=0, zorder=2)  # fmt: skip
+    if score is None:
+        return
+    ends = [end_at(metric, end) for end in (score.low, score.high)]
+    if None not in ends:
+        axes.plot(ends, (row, row), color=svg.CSS_INK, linewidth=1.6, zorder=3)
+    axes.plot([shown_at(metric, score.value)], [row], "|", markersize=13, markeredgewidth=2.4,
+              color=svg.CSS_INK, zorder=4)  # fmt: skip
+
+
+def _floor(axes: Any, name: str, floor: float, bottom: float, size: Size) -> None:
+    """The noise floor, if it is among the scores."""
+    low, high = axes.get_xlim()
+    if not low <= floor <= high:
+        return
+    axes.axvline(floor, color=svg.CSS_FLOOR, linestyle=(0, (5, 3)), linewidth=1.3, zorder=1)
+    side = "right" if floor > (low + high) / 2 else "left"
+    axes.text(floor, bottom, f" {name} ", color=svg.CSS_FLOOR, ha=side, va="bottom",
+              fontsize=size.font - 2)  # fmt: skip
 
 
 def thinned(values: Sequence[float]) -> list[float]:
