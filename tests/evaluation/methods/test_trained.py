@@ -129,7 +129,7 @@ def _level(pipe: Any, memory: dict[str, Any]) -> float:
     ]["held_out_db"]
 
 
-def test_gradients_takefast_matmuls_on_cuda_alone():
+def test_gradients_take_fast_matmuls_on_cuda_alone():
     before = torch.get_float32_matmul_precision()
     for device, expected in (("cuda", "high"), ("cpu", before)):
         with trained.fast_matmuls(torch.device(device)):
