@@ -31,7 +31,7 @@ from dit_accel.attention.pcas import (
     FlopShare,
     LowRankAttention,
 )
-from dit_accel.attention.processor import JointAttnProcessor, StagedAttnProcessor
+from dit_accel.attention.processor import Heads, JointAttnProcessor, StagedAttnProcessor
 from dit_accel.caching.blend import DWS, Choice, Errors, cached_error, choose
 from dit_accel.caching.ranks import Ranks
 from dit_accel.caching.sites import ModuleForward, Site, SiteCache, as_output, as_value
@@ -45,6 +45,7 @@ _PLAIN = "projections are plain linear layers"
 COMPUTE_CHOICE = Choice("compute", 1.0, 0.0)
 PRUNE_CHOICE = Choice("prune", 1.0, 0.0)
 TRACE_LISTS = {"compute": "computed", "prune": "pruned", "blend": "blended"}
+Pruned = BlockSparseAttention | LowRankAttention
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,7 @@ class PrunedSite(Site):
 
     cache: UniCPCache
     staged: StagedAttnProcessor
-    pruned: BlockSparseAttention | LowRankAttention | None = None
+    pruned: Pruned | None = None
 
     def reset(self, num_steps: int | None) -> None:
         super().reset(num_steps)
@@ -212,10 +213,7 @@ class PrunedSite(Site):
         self._count_flops(share, 0.0)
         return mixed
 
-    def _learn(
-        self, pruned: BlockSparseAttention | LowRankAttention,
-        rows: tuple[torch.Tensor, torch.Tensor, torch.Tensor], text: JointText | None,
-    ) -> None:  # fmt: skip
+    def _learn(self, pruned: Pruned, rows: Heads, text: JointText | None) -> None:
         """Fit the pruning to a call that is computed in full. If the errors are due to be measured,
         also compute the pruned value."""
         step = self.cache.session.step
@@ -231,9 +229,8 @@ class PrunedSite(Site):
             self._count_flops(share, 1.0)
 
     def _skip_reason(
-        self, pruned: BlockSparseAttention | LowRankAttention, query: torch.Tensor,
-        text: JointText | None,
-    ) -> str | None:  # fmt: skip
+        self, pruned: Pruned, query: torch.Tensor, text: JointText | None
+    ) -> str | None:
         """Why this attention is never pruned in this run; None: it may be pruned."""
         config = pruned.config
         if self.off is None and config.neutral(query.shape[-1]):
