@@ -31,7 +31,7 @@ from dit_accel.core.document import is_printable, shown
 Options = TypeVar("Options")
 Body = Callable[[Options], None]
 LARGEST = 2**63  # whole numbers stay below it
-NARROW = 80  # columns; in fewer, typer's panels cut the names of options
+PANELS_WIDTH = 80  # columns; in fewer, the panels of the help cut the names of options
 _CONFIG = inspect.Parameter(  # an option of every verb; its values are defaults of the others
     "config", inspect.Parameter.KEYWORD_ONLY, default=None,
     annotation=Annotated[
@@ -72,7 +72,7 @@ class Verb(TyperCommand):
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
         """The help in panels; in a narrow terminal as a plain list, which cuts no name."""
-        if Console().width < NARROW:
+        if Console().width < PANELS_WIDTH:
             self.rich_markup_mode = None
         super().format_help(ctx, formatter)
 
